@@ -1,0 +1,44 @@
+"""Items that share all their codes, and the level that tells them apart. Exact, deterministic, on the host."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+
+class TieBroken(NamedTuple):
+    """Codes with the added level, and the size of that level: the number of items in the largest group."""
+
+    codes: Int[np.ndarray, "items level+1"]
+    level_size: int
+
+
+def collision_groups(codes: Int[np.ndarray, "items level"]) -> Int[np.ndarray, " items"]:
+    """A dense group number for every item, equal where all codes are equal, in the lexicographic order of the codes."""
+    order, starts = _sorted_groups(codes)
+    groups = np.empty(len(codes), np.int64)
+    groups[order] = np.cumsum(starts) - 1
+    return groups
+
+
+def tie_break(codes: Int[np.ndarray, "items level"]) -> TieBroken:
+    """Append a level that counts the items of a group in row order from 0, which makes every row unique."""
+    order, starts = _sorted_groups(codes)
+    positions = np.arange(len(codes))
+    first = np.maximum.accumulate(np.where(starts, positions, 0))
+    rank = np.empty(len(codes), np.int32)
+    rank[order] = positions - first  # the sort is stable: rows of a group stay in row order
+    return TieBroken(np.column_stack([codes, rank]), int(rank.max(initial=0)) + 1)
+
+
+def _sorted_groups(codes: Int[np.ndarray, "items level"]) -> tuple[Int[np.ndarray, " items"], np.ndarray]:
+    """Rows in lexicographic order of their codes, and a flag where a new group starts in that order."""
+    if codes.ndim != 2 or codes.shape[1] == 0 or not np.issubdtype(codes.dtype, np.integer):
+        raise ValueError(f"expected integer codes of shape [items, level >= 1], got {codes.dtype} {codes.shape}")
+    order = np.lexsort(codes.T[::-1])
+    ordered = codes[order]
+    starts = np.ones(len(codes), bool)
+    starts[1:] = (ordered[1:] != ordered[:-1]).any(1)
+    return order, starts

@@ -1,0 +1,211 @@
+"""Artifacts: directories that are complete or absent, verified on load, and that say how they were made.
+
+Every stage writes one: data in open formats beside a `manifest.json` with schema version, resolved config, the
+sha256 of every file, the digests of its parents, package versions, seed and devices.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from semid.config import difference
+from semid.errors import SemidError
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+_PACKAGES = ("semid", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pyarrow")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `manifest.json` holds. `digest` names the artifact's whole content; `fingerprint` the request for it."""
+
+    kind: str
+    config: dict
+    files: dict[str, str]
+    parents: dict[str, str] = field(default_factory=dict)
+    seed: int | None = None
+    schema_version: int = SCHEMA_VERSION
+    packages: dict[str, str] = field(default_factory=dict)
+    devices: str = ""
+    created: str = ""
+
+    @property
+    def digest(self) -> str:
+        """sha256 over kind, config, parents, seed and every file's sha256: equal content, equal digest."""
+        return _sha256_json([self.fingerprint, self.files])
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over what determines the artifact: kind, schema version, config, parents and seed."""
+        return _sha256_json([self.kind, self.schema_version, self.config, self.parents, self.seed])
+
+
+@contextlib.contextmanager
+def write_artifact(
+    path: str | Path,
+    *,
+    kind: str,
+    config: dict,
+    parents: Mapping[str, Manifest] | None = None,
+    seed: int | None = None,
+    devices: str = "",
+) -> Iterator[Path]:
+    """Yield a temporary directory beside `path`; on success seal it with a manifest and rename it to `path`.
+
+    An artifact that already stands at `path` is replaced; anything else there is refused (see `check_output`).
+    After an exception nothing is left behind.
+    """
+    path = Path(path)
+    wanted = _request(kind, config, parents, seed)
+    check_output(path, kind=kind)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.writing-{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        files = {str(p.relative_to(temporary)): sha256(p) for p in sorted(temporary.rglob("*")) if p.is_file()}
+        values = asdict(wanted) | {"files": files, "packages": _packages(), "devices": devices or platform.machine()}
+        write_json(temporary / MANIFEST, values | {"created": datetime.now(UTC).isoformat(timespec="seconds")})
+        _replace_directory(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read_artifact(path: str | Path, kind: str) -> Manifest:
+    """The manifest of the artifact at `path`, every file verified against its sha256.
+
+    Raises SemidError for: no artifact, one of another kind or of a newer schema, a missing or changed file.
+    """
+    path = Path(path)
+    manifest = _read_manifest(path)
+    if manifest.kind != kind:
+        raise SemidError(f"{path}: expected an artifact of kind {kind!r}, found {manifest.kind!r}; check the path")
+    for name, expected in manifest.files.items():
+        if not (path / name).is_file():
+            raise SemidError(f"{path / name}: listed in {MANIFEST} but missing; write the artifact again")
+        if sha256(path / name) != expected:
+            raise SemidError(f"{path / name}: content does not match its sha256 in {MANIFEST}; write the artifact again")
+    return manifest
+
+
+def is_current(path: str | Path, *, kind: str, config: dict, parents: Mapping[str, Manifest], seed: int | None) -> bool:
+    """Whether `path` already holds the artifact that this request would write (a stage may then be skipped).
+
+    Raises SemidError if it holds anything else, naming what differs: an output folder in use is never overwritten.
+    """
+    path = Path(path)
+    check_output(path, kind=kind)
+    if not path.exists():
+        return False
+    found, wanted = read_artifact(path, kind), _request(kind, config, parents, seed)
+    if found.fingerprint == wanted.fingerprint:
+        return True
+    change = difference(
+        found.config | {"seed": found.seed, "parents": found.parents},
+        wanted.config | {"seed": wanted.seed, "parents": wanted.parents},
+    )
+    raise SemidError(f"{path}: in use by a {kind} made with other settings ({change}); choose another --out or delete it")
+
+
+def check_output(path: Path, *, kind: str) -> None:
+    """Raise SemidError if something other than an artifact of this kind stands at `path`."""
+    if not path.exists():
+        return
+    if not path.is_dir() or ((not (path / MANIFEST).is_file()) and any(path.iterdir())):
+        raise SemidError(f"{path}: output folder in use by something that is no {kind} artifact; choose another --out")
+    if (path / MANIFEST).is_file() and (found := _read_manifest(path).kind) != kind:
+        raise SemidError(f"{path}: output folder in use by a {found} artifact; choose another --out for this {kind}")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON to a temporary name and rename it: a reader sees the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.writing-{os.getpid()}")
+    temporary.write_text(json.dumps(value, indent=1, sort_keys=False, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file. Raises SemidError naming the file if it is absent or not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SemidError(f"{path}: no such file") from None
+    except ValueError as error:
+        raise SemidError(f"{path}: not valid JSON ({error})") from None
+
+
+def save_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Write named arrays as one safetensors file."""
+    save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, path)
+
+
+def load_tensors(path: Path) -> dict[str, np.ndarray]:
+    """Read a safetensors file. Raises SemidError naming the file if it is absent or damaged."""
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise SemidError(f"{path}: no such file") from None
+    except SafetensorError as error:
+        raise SemidError(f"{path}: not a readable safetensors file ({error})") from None
+
+
+def sha256(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _request(kind: str, config: dict, parents: Mapping[str, Manifest] | None, seed: int | None) -> Manifest:
+    digests = {name: parent.digest for name, parent in (parents or {}).items()}
+    return Manifest(kind=kind, config=config, files={}, parents=digests, seed=seed)
+
+
+def _read_manifest(path: Path) -> Manifest:
+    if not path.exists():
+        raise SemidError(f"{path}: no such artifact; check the path")
+    data = read_json(path / MANIFEST)
+    if data.get("schema_version", 0) > SCHEMA_VERSION:
+        raise SemidError(
+            f"{path / MANIFEST}: schema version {data['schema_version']} is newer than {SCHEMA_VERSION}, which this "
+            "semid reads; upgrade semid"
+        )
+    names = {f.name for f in fields(Manifest)}
+    if set(data) != names:
+        raise SemidError(f"{path / MANIFEST}: not a manifest (keys {sorted(set(data) ^ names)} differ)")
+    return Manifest(**data)
+
+
+def _replace_directory(temporary: Path, path: Path) -> None:
+    """Rename over an older artifact: the old one steps aside first, since rename cannot replace a full directory."""
+    if path.exists():
+        aside = path.parent / f".{path.name}.replaced-{os.getpid()}"
+        os.replace(path, aside)
+        os.replace(temporary, path)
+        shutil.rmtree(aside)
+    else:
+        os.replace(temporary, path)
+
+
+def _packages() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in _PACKAGES}
+
+
+def _sha256_json(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,125 @@
+"""`SemanticCatalog`: external item ids and their codes, forever kept together."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from jaxtyping import Int
+
+from semid.errors import SemidError
+
+FILE = "catalog.parquet"
+
+
+@dataclass(frozen=True)
+class SemanticCatalog:
+    """Item `i` has the external id `item_ids[i]` and the codes `codes[i]`, level `l` below `level_sizes[l]`.
+
+    `tie_break` says that the last level carries no meaning: it only tells items apart that share the others.
+    Raises SemidError for duplicate ids, codes out of range, and arrays that do not fit each other.
+    """
+
+    item_ids: pa.Array
+    codes: Int[np.ndarray, "items level"]
+    level_sizes: tuple[int, ...]
+    tie_break: bool = False
+
+    def __post_init__(self) -> None:
+        if not len(self.item_ids):
+            raise SemidError("a catalogue needs at least one item; got none")
+        if self.codes.shape != (len(self.item_ids), len(self.level_sizes)):
+            expected = (len(self.item_ids), len(self.level_sizes))
+            raise SemidError(f"expected codes of shape {expected} (items, levels), got {self.codes.shape}")
+        wrong = np.argwhere((self.codes < 0) | (self.codes >= np.array(self.level_sizes)))
+        if len(wrong):
+            row, level = wrong[0]
+            raise SemidError(
+                f"item {self.item_ids[row]} (row {row}): code {self.codes[row, level]} at level {level} is outside "
+                f"0..{self.level_sizes[level] - 1}"
+            )
+        if len(pc.unique(self.item_ids)) != len(self.item_ids):
+            repeated = pc.value_counts(self.item_ids).to_pylist()
+            name = next(entry["values"] for entry in repeated if entry["counts"] > 1)
+            raise SemidError(f"item id {name!r} appears more than once in the catalogue; ids must be unique")
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
+
+    @property
+    def num_levels(self) -> int:
+        return len(self.level_sizes)
+
+    @functools.cached_property
+    def _by_codes(self) -> Mapping[tuple[int, ...], np.ndarray]:
+        order = np.lexsort(self.codes.T[::-1])
+        ordered = self.codes[order]
+        first = np.flatnonzero(np.r_[True, np.any(ordered[1:] != ordered[:-1], axis=1)])
+        groups = np.split(order, first[1:])
+        return {tuple(ordered[at].tolist()): np.sort(rows) for at, rows in zip(first, groups, strict=True)}
+
+    def rows(self, item_ids: Sequence[str] | pa.Array) -> Int[np.ndarray, " n"]:
+        """Item rows of external ids. Raises SemidError naming the first unknown id."""
+        rows, known = self.find_rows(item_ids)
+        if not known.all():
+            missing = int(np.flatnonzero(~known)[0])
+            raise SemidError(
+                f"item id {str(item_ids[missing])!r} (entry {missing}) is not among the catalogue's {len(self)} items"
+            )
+        return rows
+
+    def find_rows(self, item_ids: Sequence[str] | pa.Array) -> tuple[Int[np.ndarray, " n"], np.ndarray]:
+        """Item rows of external ids, -1 where unknown, and which are known."""
+        found = pc.index_in(pa.array(item_ids, pa.string()), self.item_ids)
+        rows = found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
+        return rows, rows >= 0
+
+    def lookup(self, item_ids: Sequence[str]) -> Int[np.ndarray, "n level"]:
+        """Codes of external ids. Raises SemidError naming the first unknown id."""
+        return self.codes[self.rows(item_ids)]
+
+    def find(self, codes: Sequence[int]) -> Int[np.ndarray, " n"]:
+        """Rows of the items with exactly these codes: none, one, or several that collide."""
+        return self._by_codes.get(tuple(int(code) for code in codes), np.empty(0, np.int64)).astype(np.int32)
+
+    def tokens(self) -> list[list[str]]:
+        """The codes as language models spell them: `<a_12>`, `<b_7>`, ... one letter a level (LC-Rec, MiniOneRec)."""
+        names = [[f"<{letter(level)}_{code}>" for code in range(size)] for level, size in enumerate(self.level_sizes)]
+        return [[names[level][code] for level, code in enumerate(row)] for row in self.codes.tolist()]
+
+    def write(self, folder: Path) -> None:
+        """Write `catalog.parquet`: item_id, codes (fixed-size list); level sizes and tie-break in its metadata."""
+        flat = pa.array(np.ascontiguousarray(self.codes, np.int32).reshape(-1))
+        codes = pa.FixedSizeListArray.from_arrays(flat, self.num_levels)
+        sizes = ",".join(map(str, self.level_sizes))
+        table = pa.table({"item_id": self.item_ids, "codes": codes})
+        table = table.replace_schema_metadata({"semid.level_sizes": sizes, "semid.tie_break": str(int(self.tie_break))})
+        pq.write_table(table, folder / FILE, compression="zstd", write_page_checksum=True)
+
+    @classmethod
+    def read(cls, file: Path) -> SemanticCatalog:
+        """Read a `catalog.parquet`. Raises SemidError naming the file and what it lacks."""
+        try:
+            table = pq.read_table(file, page_checksum_verification=True)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise SemidError(f"{file}: not a readable Parquet file ({error})") from None
+        metadata = table.schema.metadata or {}
+        if b"semid.level_sizes" not in metadata or not {"item_id", "codes"} <= set(table.column_names):
+            raise SemidError(f"{file}: not a catalogue of semid (columns item_id, codes and semid.level_sizes expected)")
+        sizes = tuple(int(size) for size in metadata[b"semid.level_sizes"].split(b","))
+        codes = table["codes"].combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
+        tie_break = metadata.get(b"semid.tie_break") == b"1"
+        return cls(table["item_id"].combine_chunks(), codes, sizes, tie_break)
+
+
+def letter(level: int) -> str:
+    """The letter that names a level in token strings: a, b, c, ..."""
+    if not 0 <= level < 26:
+        raise SemidError(f"token strings name levels a to z; level {level} has no letter")
+    return "abcdefghijklmnopqrstuvwxyz"[level]

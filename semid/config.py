@@ -1,0 +1,114 @@
+"""Frozen dataclasses as configuration: to JSON and back, with unknown keys refused by name.
+
+A config belongs to the component it configures and nests; a choice between alternatives is a union of dataclasses,
+written as `{"type": "ClassName", ...}`, or an enum, written as its value.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import enum
+import types
+import typing
+from typing import Any, TypeVar
+
+from semid.errors import SemidError
+
+T = TypeVar("T")
+
+
+def to_dict(config: Any) -> Any:
+    """The JSON form of a (nested) frozen dataclass. Raises SemidError for values that JSON cannot hold."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        fields = {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
+        return {"type": type(config).__name__, **fields}
+    if isinstance(config, enum.Enum):
+        return config.value
+    if isinstance(config, (tuple, list)):
+        return [to_dict(value) for value in config]
+    if isinstance(config, dict):
+        return {str(key): to_dict(value) for key, value in config.items()}
+    if config is None or isinstance(config, (bool, int, float, str)):
+        return config
+    raise SemidError(f"a config holds plain values and dataclasses; got {type(config).__name__}")
+
+
+def from_dict(cls: type[T], data: dict, *, where: str = "config") -> T:
+    """Build `cls` from `to_dict`'s form; missing keys take their defaults.
+
+    Raises SemidError for an unknown key (the nearest is suggested), a missing one without default, or a wrong type.
+    """
+    return typing.cast(T, _read(cls, data, where))
+
+
+def _read(kind: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return _read_dataclass(kind, value, where)
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return _read_union(args, value, where)
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise SemidError(f"{where}: expected a list, got {value!r}")
+        inner = args[:1] * len(value) if args[1:] == (Ellipsis,) else args
+        if len(inner) != len(value):
+            raise SemidError(f"{where}: expected {len(inner)} values, got {len(value)}")
+        return tuple(_read(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(inner, value, strict=True)))
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        return _read_enum(kind, value, where)
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind is not Any and origin is None and type(value) is not kind:
+        raise SemidError(f"{where}: expected {kind.__name__}, got {value!r}")
+    return value
+
+
+def _read_dataclass(cls: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise SemidError(f"{where}: expected the keys of {cls.__name__}, got {value!r}")
+    if value.get("type", cls.__name__) != cls.__name__:
+        raise SemidError(f"{where}: expected type {cls.__name__}, got {value['type']!r}")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    known = {}
+    for key in value.keys() - {"type"}:
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, n=1, cutoff=0.0)
+            raise SemidError(f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        known[key] = _read(hints[key], value[key], f"{where}.{key}")
+    for name, f in fields.items():
+        if name not in known and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise SemidError(f"{where}: key {name!r} is missing")
+    return cls(**known)
+
+
+def _read_union(kinds: tuple, value: Any, where: str) -> Any:
+    if value is None and type(None) in kinds:
+        return None
+    kinds = tuple(kind for kind in kinds if kind is not type(None))
+    if isinstance(value, dict) and len(kinds) > 1:
+        by_name = {kind.__name__: kind for kind in kinds}
+        if value.get("type") not in by_name:
+            raise SemidError(f"{where}.type: expected one of {', '.join(by_name)}, got {value.get('type')!r}")
+        return _read(by_name[value["type"]], value, where)
+    return _read(kinds[0], value, where)
+
+
+def _read_enum(kind: type[enum.Enum], value: Any, where: str) -> enum.Enum:
+    try:
+        return kind(value)
+    except ValueError:
+        raise SemidError(f"{where}: expected one of {', '.join(str(m.value) for m in kind)}, got {value!r}") from None
+
+
+def difference(old: dict, new: dict, *, prefix: str = "") -> str:
+    """The first entries in which two JSON configs differ, for a message: `epochs: 3 -> 4, ...`."""
+    changes = []
+    for key in sorted(old.keys() | new.keys()):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            changes.append(difference(a, b, prefix=f"{prefix}{key}."))
+        elif a != b:
+            changes.append(f"{prefix}{key}: {a!r} -> {b!r}")
+    return ", ".join([change for change in changes if change][:4])

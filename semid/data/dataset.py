@@ -1,0 +1,231 @@
+"""`Dataset`: items and interactions, external ids mapped to dense rows once, here."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from jaxtyping import Float, Int
+
+from semid import artifacts, config
+from semid.data.splits import LeaveOneOut, SplitRule, Splits, split
+from semid.data.validation import checked_items, checked_tables
+from semid.errors import SemidError
+
+KIND = "dataset"
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """What a dataset artifact records of its making: name, split rule, and the source that was read."""
+
+    name: str
+    split_rule: SplitRule
+    source: dict
+    time_unit: str
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Items and the interactions of users with them.
+
+    `items` is an Arrow table whose row number is the item row used everywhere: `item_id` (string, unique), text
+    columns, optionally `image` (encoded bytes) and vector columns (fixed-size lists of floats). `user`, `item` and
+    `time` hold one entry an interaction, sorted by user, then time, ties in source order. `time_unit` is "seconds"
+    or, where the source has no timestamps, "position".
+    """
+
+    items: pa.Table
+    users: pa.Array
+    user: Int[np.ndarray, " n"]
+    item: Int[np.ndarray, " n"]
+    time: Int[np.ndarray, " n"]
+    name: str
+    time_unit: str = "seconds"
+    event: pa.Array | None = None
+    weight: Float[np.ndarray, " n"] | None = None
+    split_rule: SplitRule = LeaveOneOut()
+    source: dict | None = None
+
+    @classmethod
+    def build(
+        cls,
+        items: pa.Table,
+        interactions: pa.Table,
+        *,
+        name: str,
+        split_rule: SplitRule = LeaveOneOut(),
+        source: dict | None = None,
+        item_file: str = "items",
+        interaction_file: str = "interactions",
+    ) -> Dataset:
+        """Check the tables, map ids to rows and sort.
+
+        `items` needs `item_id`; `interactions` needs `user_id`, `item_id` and `timestamp` (seconds) or `position`,
+        and may have `event` and `weight`. Raises SemidError listing every fault with file, row and column.
+        """
+        items, interactions = checked_tables(items, interactions, item_file, interaction_file)
+        columns = interactions.column_names
+        encoded = interactions["user_id"].combine_chunks().dictionary_encode()
+        user = encoded.indices.to_numpy().astype(np.int32)
+        item = pc.index_in(interactions["item_id"], items["item_id"]).to_numpy().astype(np.int32)
+        time_column = "timestamp" if "timestamp" in columns else "position"
+        time = interactions[time_column].to_numpy().astype(np.int64)
+        position = interactions["position"].to_numpy() if "position" in columns else np.arange(len(time))
+        order = np.lexsort((position, time, user))  # stable: what still ties stays in source order
+        return cls(
+            items=items,
+            users=encoded.dictionary,
+            user=user[order],
+            item=item[order],
+            time=time[order],
+            name=name,
+            time_unit="seconds" if time_column == "timestamp" else "position",
+            event=interactions["event"].combine_chunks().take(pa.array(order)) if "event" in columns else None,
+            weight=interactions["weight"].to_numpy().astype(np.float32)[order] if "weight" in columns else None,
+            split_rule=split_rule,
+            source=source or {},
+        )
+
+    @property
+    def num_items(self) -> int:
+        return self.items.num_rows
+
+    @property
+    def num_users(self) -> int:
+        return len(self.users)
+
+    @functools.cached_property
+    def item_ids(self) -> pa.Array:
+        """External ids, by item row."""
+        return self.items["item_id"].combine_chunks()
+
+    @functools.cached_property
+    def offsets(self) -> Int[np.ndarray, " users+1"]:
+        """The interactions of user `u` are `offsets[u]:offsets[u + 1]`."""
+        counts = np.bincount(self.user, minlength=self.num_users)
+        return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+    @functools.cached_property
+    def splits(self) -> Splits:
+        """Training histories, validation and test examples by the dataset's own rule."""
+        return split(self)
+
+    @property
+    def text_columns(self) -> list[str]:
+        """Names of the string and list-of-string columns other than the id."""
+        return [f.name for f in self.items.schema if f.name != "item_id" and _is_text(f.type)]
+
+    @property
+    def vector_columns(self) -> list[str]:
+        """Names of the columns of ready-made vectors."""
+        return [f.name for f in self.items.schema if _is_vector(f.type)]
+
+    def vectors(self, column: str) -> Float[np.ndarray, "items dim"]:
+        """A vector column in float32. Raises SemidError if there is none of that name."""
+        if column not in self.vector_columns:
+            raise SemidError(f"no vector column {column!r} in dataset {self.name!r}; it has {self.vector_columns}")
+        values = self.items[column].combine_chunks()
+        return values.flatten().to_numpy().reshape(self.num_items, -1).astype(np.float32)
+
+    def with_vectors(self, column: str, vectors: Float[np.ndarray, "items dim"]) -> Dataset:
+        """This dataset with one more vector column (a trained model's item vectors, say)."""
+        if vectors.shape[0] != self.num_items:
+            raise SemidError(f"expected {self.num_items} vectors for column {column!r}, got {vectors.shape[0]}")
+        flat = pa.array(np.ascontiguousarray(vectors, np.float32).reshape(-1))
+        column_values = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+        checked = checked_items(pa.table({"item_id": self.item_ids, column: column_values}), column)
+        items = self.items.drop_columns([column]) if column in self.items.column_names else self.items
+        return self.replace(items=items.append_column(column, checked[column]))
+
+    def replace(self, **changes: Any) -> Dataset:
+        """A copy with some fields changed."""
+        return Dataset(**{name: getattr(self, name) for name in self.__dataclass_fields__} | changes)
+
+    def texts(self) -> list[str]:
+        """One text an item: the `text` column if there is one, else all text columns joined."""
+        columns = ["text"] if "text" in self.text_columns else self.text_columns
+        if not columns:
+            raise SemidError(f"dataset {self.name!r} has neither vector nor text columns; add one to the items table")
+        parts = [self.items[c].to_pylist() for c in columns]
+        joined = zip(*parts, strict=True)
+        return [". ".join(_as_text(value) for value in row if value) for row in joined]
+
+    def statistics(self) -> dict[str, int | float | str]:
+        """Counts to print first: users, items, interactions, lengths, ties, repeats, split sizes."""
+        lengths = np.diff(self.offsets)
+        new_user = np.diff(self.user, prepend=-1) != 0
+        tied = ~new_user & (np.diff(self.time, prepend=0) == 0)
+        pairs = np.unique(self.user.astype(np.int64) * self.num_items + self.item)
+        return {
+            "users": self.num_users,
+            "items": self.num_items,
+            "items never interacted with": int(self.num_items - len(np.unique(self.item))),
+            "interactions": len(self.item),
+            "interactions a user (min / mean / max)": f"{lengths.min()} / {lengths.mean():.2f} / {lengths.max()}",
+            "same time as the one before": int(tied.sum()),
+            "repeated (user, item)": int(len(self.item) - len(pairs)),
+            "split": config.to_dict(self.split_rule)["type"],
+            "training interactions": int(self.splits.train.lengths.sum()),
+            "validation examples": len(self.splits.validation),
+            "test examples": len(self.splits.test),
+        }
+
+    def save(self, path: str | Path) -> artifacts.Manifest:
+        """Write the artifact: `items.parquet`, `users.parquet`, `interactions.parquet`."""
+        with artifacts.write_artifact(path, kind=KIND, config=self.config) as folder:
+            _write_parquet(self.items, folder / "items.parquet")
+            _write_parquet(pa.table({"user_id": self.users}), folder / "users.parquet")
+            columns = {"user": self.user, "item": self.item, "time": self.time}
+            columns |= {k: v for k, v in {"event": self.event, "weight": self.weight}.items() if v is not None}
+            _write_parquet(pa.table(columns), folder / "interactions.parquet")
+        return artifacts.read_artifact(path, KIND)
+
+    @property
+    def config(self) -> dict:
+        """What the artifact's manifest records."""
+        return config.to_dict(DatasetConfig(self.name, self.split_rule, self.source or {}, self.time_unit))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Dataset:
+        """Read what `save` wrote, every file verified. Raises SemidError naming what is wrong."""
+        path = Path(path)
+        made = config.from_dict(DatasetConfig, artifacts.read_artifact(path, KIND).config, where=str(path))
+        interactions = pq.read_table(path / "interactions.parquet")
+        has = interactions.column_names
+        return cls(
+            items=pq.read_table(path / "items.parquet"),
+            users=pq.read_table(path / "users.parquet")["user_id"].combine_chunks(),
+            user=interactions["user"].to_numpy(),
+            item=interactions["item"].to_numpy(),
+            time=interactions["time"].to_numpy(),
+            name=made.name,
+            time_unit=made.time_unit,
+            event=interactions["event"].combine_chunks() if "event" in has else None,
+            weight=interactions["weight"].to_numpy() if "weight" in has else None,
+            split_rule=made.split_rule,
+            source=made.source,
+        )
+
+
+def _write_parquet(table: pa.Table, path: Path) -> None:
+    pq.write_table(table, path, compression="zstd", write_page_checksum=True)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    is_string = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return is_string or (pa.types.is_list(kind) and _is_text(kind.value_type))
+
+
+def _is_vector(kind: pa.DataType) -> bool:
+    return pa.types.is_fixed_size_list(kind) and pa.types.is_floating(kind.value_type)
+
+
+def _as_text(value: str | list[str]) -> str:
+    return value if isinstance(value, str) else " > ".join(value)

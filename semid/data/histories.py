@@ -1,0 +1,67 @@
+"""Ragged item sequences as windows on one flat array."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from semid.errors import SemidError
+
+
+@dataclass(frozen=True)
+class Histories:
+    """Item rows of `n` histories, oldest first: history `i` is `items[starts[i]:ends[i]]`.
+
+    Windows may overlap, so that a user's training, validation and test histories share one array. `users` are dense
+    user indices, -1 where the history belongs to nobody in the dataset.
+    """
+
+    users: Int[np.ndarray, " n"]
+    items: Int[np.ndarray, " total"]
+    starts: Int[np.ndarray, " n"]
+    ends: Int[np.ndarray, " n"]
+
+    @classmethod
+    def from_lists(cls, lists: Sequence[Sequence[int]]) -> Histories:
+        """Histories of nobody in particular, from lists of item rows."""
+        ends = np.cumsum([len(rows) for rows in lists], dtype=np.int64)
+        items = np.array([row for rows in lists for row in rows], np.int32)
+        starts = np.concatenate([[0], ends[:-1]]).astype(np.int64) if lists else ends
+        return cls(users=np.full(len(lists), -1, np.int32), items=items, starts=starts, ends=ends)
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def __getitem__(self, index: int) -> Int[np.ndarray, " length"]:
+        """Item rows of one history."""
+        return self.items[self.starts[index] : self.ends[index]]
+
+    @property
+    def lengths(self) -> Int[np.ndarray, " n"]:
+        """Number of items of each history."""
+        return (self.ends - self.starts).astype(np.int32)
+
+    def take(self, index: Int[np.ndarray, " m"] | slice) -> Histories:
+        """The histories at `index`, in that order."""
+        return Histories(self.users[index], self.items, self.starts[index], self.ends[index])
+
+    def flat(self) -> tuple[Int[np.ndarray, " total"], Int[np.ndarray, " total"]]:
+        """All item rows, history after history, and the index of the history that each belongs to."""
+        lengths = self.ends - self.starts
+        owner = np.repeat(np.arange(len(self)), lengths)
+        before = np.cumsum(lengths) - lengths
+        return self.items[np.arange(len(owner)) + (self.starts - before)[owner]], owner
+
+    def padded(self, length: int) -> tuple[Int[np.ndarray, "n length"], Bool[np.ndarray, "n length"]]:
+        """The last `length` items of each history, right-padded with row 0, and where they are real."""
+        if length < 1:
+            raise SemidError(f"expected a length of at least 1 to pad to, got {length}")
+        starts = np.maximum(self.starts, self.ends - length)
+        source = starts[:, None] + np.arange(length)
+        real = source < self.ends[:, None]
+        rows = np.zeros(real.shape, np.int32)
+        rows[real] = self.items[source[real]]
+        return rows, real

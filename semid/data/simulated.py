@@ -1,0 +1,432 @@
+"""A simulated world that knows the true distribution of the next item: the embedded dataset, and the tests' world.
+
+Items sit in *cells*, the leaves of a latent taxonomy (department > category > kind, each kind in several styles), with
+Zipf popularity inside a cell. A user's next item comes from a mixture of four components:
+
+    taste        a cell from the user's favourite kinds in the user's style; favourites drift over the user's lifetime
+    transition   a cell that follows the last item's kind in a sparse transition matrix, in the last item's style
+    successor    one of the few items that follow the last item in particular
+    popularity   any cell, by its share of the whole
+
+and an item from the cell by its share. Items the user has had and items not yet released have probability zero, and
+the rest renormalises, so `p(next | user, step, history)` is explicit: `Oracle` computes it, rejection sampling draws
+from it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float, Int
+
+from semid.config import to_dict
+from semid.data.dataset import Dataset
+from semid.data.histories import Histories
+from semid.data.simulated_content import item_table, numbered_ids
+from semid.errors import SemidError
+
+START = 1_577_836_800  # 2020-01-01, in seconds
+DAY = 86_400
+HOME_SHARE = 0.7  # how often a favourite kind is from the user's home department
+USERS_AT_ONCE = 1 << 16
+DENSE_ENTRIES = 1 << 24  # bound on rows x items of one block of dense probabilities
+REJECTION_ROUNDS = 32  # whoever has no item after so many draws gets one from the dense distribution
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Weights of the four components; without a last item taste and popularity share the whole."""
+
+    taste: float = 0.3
+    transition: float = 0.35
+    successor: float = 0.3
+    popularity: float = 0.05
+
+
+@dataclass(frozen=True)
+class SimulatedConfig:
+    """A simulated world. Same config, same dataset, byte for byte."""
+
+    num_items: int = 2_000
+    num_users: int = 4_000
+    mean_length: float = 10.0
+    """Interactions of a user on average; none has fewer than `min_length` or more than `max_length`."""
+    min_length: int = 5
+    max_length: int = 50
+    taxonomy: tuple[int, int, int] = (6, 4, 4)
+    """Departments, categories in each, kinds in each category."""
+    styles: int = 2
+    favourites: int = 3
+    """Kinds a user has a taste for, at any time."""
+    drift: float = 0.5
+    """Chance that a favourite has been replaced by another at the end of the user's sequence."""
+    next_kinds: int = 3
+    """Kinds that may follow a kind by transition."""
+    successors: int = 2
+    """Items that may follow an item in particular."""
+    mixture: Mixture = Mixture()
+    zipf: float = 1.0
+    """Popularity of the r-th item of a cell is `r ** -zipf`."""
+    late_items: float = 0.2
+    """Share of items released after the start, evenly over the last four fifths of `days`."""
+    days: int = 1_000
+    content_dim: int = 32
+    content_noise: float = 0.7
+    """Deviation of the item's own noise in `content`, beside taxonomy parts of deviation 0.6 to 1."""
+    images: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_kinds < 2 or min(self.styles, self.favourites, self.next_kinds, self.successors) < 1:
+            raise SemidError("expected 2 kinds or more, and styles, favourites, next_kinds and successors of 1 or more")
+        if self.num_items < self.num_cells:
+            raise SemidError(f"{self.num_items} items cannot fill {self.num_cells} cells; shrink taxonomy or styles")
+        if not (1 <= self.min_length <= self.mean_length <= self.max_length and self.num_users > 0):
+            raise SemidError("expected num_users of 1 or more and 1 <= min_length <= mean_length <= max_length")
+        if self.num_items - self.num_late <= self.max_length:
+            raise SemidError(f"max_length {self.max_length} must stay below the items there at the start; lower it")
+        if not (
+            self.mixture.popularity > 0 <= min(self.mixture.taste, self.mixture.transition, self.mixture.successor)
+        ):
+            raise SemidError(f"expected mixture weights of 0 or more and popularity above 0, got {self.mixture}")
+
+    @property
+    def num_kinds(self) -> int:
+        return math.prod(self.taxonomy)
+
+    @property
+    def num_cells(self) -> int:
+        return self.num_kinds * self.styles
+
+    @property
+    def num_late(self) -> int:
+        return round(self.late_items * self.num_items)
+
+
+class Simulation(NamedTuple):
+    """A dataset and the oracle that knows how it came about."""
+
+    dataset: Dataset
+    oracle: Oracle
+
+
+def simulate(config: SimulatedConfig) -> Simulation:
+    """Make the world of `config`; `dataset.source["config"]` rebuilds it."""
+    # One stream per part: switching images off changes no interaction.
+    world_rng, people_rng, walk_rng, content_rng = (np.random.default_rng([config.seed, part]) for part in range(4))
+    world = make_world(config, world_rng)
+    people = make_people(config, world, people_rng)
+    item = _walk(world, people, walk_rng)
+    items = item_table(
+        world.cell,
+        np.log(world.share),
+        taxonomy=config.taxonomy,
+        styles=config.styles,
+        dim=config.content_dim,
+        noise=config.content_noise,
+        images=config.images,
+        rng=content_rng,
+    )
+    dataset = Dataset(
+        items=items,
+        users=numbered_ids("u", config.num_users),
+        user=np.repeat(np.arange(config.num_users, dtype=np.int32), people.lengths),
+        item=item,
+        time=people.time,
+        name="simulated",
+        source={"type": "simulated", "config": to_dict(config)},
+    )
+    return Simulation(dataset, Oracle(world, people, dataset.item_ids))
+
+
+@dataclass(frozen=True)
+class World:
+    """The items' latent side. A `slot` is a place in the order by cell and popularity; item rows are shuffled."""
+
+    config: SimulatedConfig
+    cell: Int[np.ndarray, " items"]
+    share: Float[np.ndarray, " items"]  # of the item in its cell
+    release: Int[np.ndarray, " items"]  # seconds
+    successors: Int[np.ndarray, "items s"]
+    next_kinds: Int[np.ndarray, "kinds m"]
+    cell_share: Float[np.ndarray, " cells"]
+    row_of_slot: Int[np.ndarray, " items"]
+    first_slot: Int[np.ndarray, " cells+1"]
+    cumulative: Float[np.ndarray, " items"]  # of `share` by slot: cell `c` spans (c, c + 1]
+
+    def draw_from_cells(self, cells: Int[np.ndarray, " n"], rng: np.random.Generator) -> Int[np.ndarray, " n"]:
+        """One item row from each cell, by share."""
+        slot = np.searchsorted(self.cumulative, cells + rng.random(len(cells)), side="right")
+        # The clip is for the last bit of the cumulative sum alone.
+        return self.row_of_slot[np.clip(slot, self.first_slot[cells], self.first_slot[cells + 1] - 1)]
+
+    def draw(self, choices: Choices, rng: np.random.Generator) -> Int[np.ndarray, " n"]:
+        """One item row from each mixture, seen or not, released or not."""
+        ends = np.cumsum(choices.weights, axis=1)
+        column = (ends <= rng.random(len(ends))[:, None] * ends[:, -1:]).sum(axis=1)
+        value = choices.values[np.arange(len(ends)), column]
+        popular = np.searchsorted(np.cumsum(self.cell_share)[:-1], rng.random(len(ends)), side="right")
+        is_item = (column >= choices.num_cells) & (column < ends.shape[1] - 1)
+        cells = np.where(column == ends.shape[1] - 1, popular, np.where(is_item, 0, value))
+        return np.where(is_item, value, self.draw_from_cells(cells, rng)).astype(np.int32)
+
+    def dense(
+        self,
+        choices: Choices,
+        time: Int[np.ndarray, " n"],
+        *,
+        seen: Int[np.ndarray, " total"],
+        owner: Int[np.ndarray, " total"],
+    ) -> Float[np.ndarray, "n items"]:
+        """Probabilities of the next item at `time`, where row `owner[i]` has had item `seen[i]`."""
+        row = np.arange(len(time))
+        cells = choices.weights[:, -1:] * self.cell_share[None]
+        for column in range(choices.num_cells):
+            cells[row, choices.values[:, column]] += choices.weights[:, column]
+        p = cells[:, self.cell]
+        p *= self.share
+        for column in range(choices.num_cells, choices.values.shape[1]):
+            p[row, choices.values[:, column]] += choices.weights[:, column]
+        p[self.release > time[:, None]] = 0
+        p[owner, seen] = 0
+        p /= np.maximum(p.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
+        return p
+
+
+class Choices(NamedTuple):
+    """Mixtures over what comes next: `num_cells` columns of cells, then columns of items; the last weight is popularity."""
+
+    values: Int[np.ndarray, "n choices-1"]
+    weights: Float[np.ndarray, "n choices"]
+    num_cells: int
+
+    def take(self, index: Int[np.ndarray, " m"]) -> Choices:
+        return Choices(self.values[index], self.weights[index], self.num_cells)
+
+
+@dataclass(frozen=True)
+class People:
+    """The users' latent side: favourite cells at the start and at the end, and when each interaction happens."""
+
+    early: Int[np.ndarray, "users f"]
+    late: Int[np.ndarray, "users f"]
+    offsets: Int[np.ndarray, " users+1"]
+    time: Int[np.ndarray, " n"]
+
+    @property
+    def lengths(self) -> Int[np.ndarray, " users"]:
+        return np.diff(self.offsets)
+
+    def time_of(self, users: Int[np.ndarray, " n"], steps: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+        """When the user's interaction number `steps` happens; the last one's time from there on."""
+        return self.time[np.minimum(self.offsets[users] + steps, self.offsets[users + 1] - 1)]
+
+
+def make_world(config: SimulatedConfig, rng: np.random.Generator) -> World:
+    """Cells and their items, releases, transitions, successors."""
+    num_items, num_cells = config.num_items, config.num_cells
+    cell_share = _normalized((1.0 + rng.permutation(num_cells)) ** -0.5)
+    counts = 1 + rng.multinomial(num_items - num_cells, cell_share)
+    first_slot = np.concatenate([[0], np.cumsum(counts)])
+    cell_of_slot = np.repeat(np.arange(num_cells), counts)
+    weight = (1.0 + np.arange(num_items) - first_slot[cell_of_slot]) ** -config.zipf
+    share_of_slot = weight / np.bincount(cell_of_slot, weight)[cell_of_slot]
+    row_of_slot = rng.permutation(num_items)
+    slot_of_row = np.argsort(row_of_slot)
+    cell = cell_of_slot[slot_of_row]
+    release = np.full(num_items, START)
+    late = rng.permutation(num_items)[: config.num_late]
+    release[late] += (rng.uniform(0.2, 1.0, len(late)) * config.days * DAY).astype(np.int64)
+    kinds = np.arange(config.num_kinds)[:, None]
+    step = rng.integers(1, config.num_kinds, (config.num_kinds, config.next_kinds))  # never to the same kind
+    next_kinds = (kinds + step) % config.num_kinds
+    follow = rng.integers(config.next_kinds, size=(num_items, config.successors))
+    next_cell = next_kinds[cell[:, None] // config.styles, follow] * config.styles + (cell % config.styles)[:, None]
+    successor_slot = first_slot[next_cell] + (rng.random(next_cell.shape) * counts[next_cell]).astype(np.int64)
+    return World(
+        config=config,
+        cell=cell.astype(np.int32),
+        share=share_of_slot[slot_of_row],
+        release=release,
+        successors=row_of_slot[successor_slot].astype(np.int32),
+        next_kinds=next_kinds,
+        cell_share=cell_share,
+        row_of_slot=row_of_slot,
+        first_slot=first_slot,
+        cumulative=np.cumsum(share_of_slot),
+    )
+
+
+def make_people(config: SimulatedConfig, world: World, rng: np.random.Generator) -> People:
+    """Favourites, lengths and a clock that all users share."""
+    num_users, horizon = config.num_users, config.days * DAY
+    home = _draw_kinds(world, rng, (num_users, 1)) // math.prod(config.taxonomy[1:])
+    style = rng.integers(config.styles, size=(num_users, 1))
+    early, other = (_draw_favourites(world, home, rng) * config.styles + style for _ in range(2))
+    late = np.where(rng.random(early.shape) < config.drift, other, early)
+    extra = rng.geometric(1 / (config.mean_length - config.min_length + 1), num_users) - 1
+    lengths = np.minimum(config.min_length + extra, config.max_length)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    # A lifetime takes about a quarter of the days; gaps of at least a second leave no ties.
+    passed = np.cumsum(1 + rng.exponential(horizon / (4 * config.mean_length), offsets[-1]).astype(np.int64))
+    start = START + (rng.random(num_users) * 0.75 * horizon).astype(np.int64)
+    return People(early, late, offsets, passed + np.repeat(start - passed[offsets[:-1]], lengths))
+
+
+def mixtures(
+    world: World,
+    people: People,
+    *,
+    users: Int[np.ndarray, " n"],
+    steps: Int[np.ndarray, " n"],
+    last: Int[np.ndarray, " n"],
+) -> Choices:
+    """What the next item is drawn from at a user's step, after item `last` (-1 for none)."""
+    config, weights = world.config, world.config.mixture
+    age = np.minimum(steps / np.maximum(people.lengths[users] - 1, 1), 1.0)[:, None]
+    has_last = (last >= 0)[:, None]
+    cell = world.cell[last]
+    following = world.next_kinds[cell // config.styles] * config.styles + (cell % config.styles)[:, None]
+    favourite, transition, successor = (
+        weight * _falling(count)[None]
+        for weight, count in (
+            (weights.taste, config.favourites),
+            (weights.transition, config.next_kinds),
+            (weights.successor, config.successors),
+        )
+    )
+    popularity = np.full((len(users), 1), weights.popularity)
+    columns = [(1 - age) * favourite, age * favourite, has_last * transition, has_last * successor, popularity]
+    values = [people.early[users], people.late[users], following, world.successors[last]]
+    return Choices(np.hstack(values), np.hstack(columns), 2 * config.favourites + config.next_kinds)
+
+
+def draw_next(
+    world: World,
+    people: People,
+    *,
+    users: Int[np.ndarray, " n"],
+    seen: Int[np.ndarray, "n step"],
+    rng: np.random.Generator,
+) -> Int[np.ndarray, " n"]:
+    """The next item row of users who have had `seen`, oldest first.
+
+    Redrawing what is seen or unreleased is drawing from the renormalised distribution. The rounds are bounded: what
+    is left after them is drawn from the same distribution in dense form.
+    """
+    steps = np.full(len(users), seen.shape[1])
+    last = seen[:, -1] if seen.shape[1] else np.full(len(users), -1)
+    choices = mixtures(world, people, users=users, steps=steps, last=last)
+    time = people.time_of(users, steps)
+    chosen = np.empty(len(users), np.int32)
+    left = np.arange(len(users))
+    for _ in range(REJECTION_ROUNDS):
+        drawn = world.draw(choices.take(left), rng)
+        refused = (world.release[drawn] > time[left]) | (seen[left] == drawn[:, None]).any(axis=1)
+        chosen[left] = drawn
+        left = left[refused]
+        if not len(left):
+            return chosen
+    for block in _blocks(left, world.config.num_items):
+        owner = np.repeat(np.arange(len(block)), seen.shape[1])
+        p = world.dense(choices.take(block), time[block], seen=seen[block].reshape(-1), owner=owner)
+        ends = np.cumsum(p, axis=1)
+        chosen[block] = (ends <= rng.random(len(block))[:, None] * ends[:, -1:]).sum(axis=1)
+    return chosen
+
+
+def _walk(world: World, people: People, rng: np.random.Generator) -> Int[np.ndarray, " n"]:
+    """Item rows of all interactions, user after user."""
+    item = np.empty(len(people.time), np.int32)
+    lengths = people.lengths
+    for first in range(0, len(lengths), USERS_AT_ONCE):
+        users = np.arange(first, min(first + USERS_AT_ONCE, len(lengths)))
+        users = users[np.argsort(-lengths[users], kind="stable")]  # those still walking are always the first ones
+        rows = np.empty((len(users), lengths[users[0]]), np.int32)
+        for step in range(rows.shape[1]):
+            walking = int((lengths[users] > step).sum())
+            rows[:walking, step] = draw_next(world, people, users=users[:walking], seen=rows[:walking, :step], rng=rng)
+            item[people.offsets[users[:walking]] + step] = rows[:walking, step]
+    return item
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """The ranker that knows each user's latent state: in expectation no model recommends better.
+
+    The length of a history is the user's step, its last item the one the next depends on. Histories from which items
+    are missing (held-out items) are ranked as they are, and the result is no ceiling.
+    """
+
+    world: World
+    people: People
+    item_ids: pa.Array
+    codes: None = None
+    tie_break: bool = False
+
+    def probabilities(self, histories: Histories) -> Float[np.ndarray, "n items"]:
+        """The true distribution of the next item; rows sum to 1. Raises SemidError for users or items of elsewhere."""
+        self._check(histories)
+        seen, owner = histories.flat()
+        last = np.full(len(histories), -1)
+        some = histories.lengths > 0
+        last[some] = histories.items[histories.ends[some] - 1]
+        users, steps = histories.users, histories.lengths
+        choices = mixtures(self.world, self.people, users=users, steps=steps, last=last)
+        return self.world.dense(choices, self.people.time_of(users, steps), seen=seen, owner=owner)
+
+    def rank(self, histories: Histories, *, k: int, exclude_seen: bool) -> Int[np.ndarray, "n k"]:
+        """The `k` likeliest item rows, best first; -1 where fewer can come. Seen items never can, `exclude_seen` or not."""
+        ranked = np.full((len(histories), k), -1, np.int32)
+        for block in _blocks(np.arange(len(histories)), self.world.config.num_items):
+            p = self.probabilities(histories.take(block))
+            best = np.argpartition(-p, min(k, p.shape[1]) - 1, axis=1)[:, :k]
+            value = np.take_along_axis(p, best, axis=1)
+            order = np.lexsort((best, -value))  # equal probabilities: the lower row first
+            best, value = (np.take_along_axis(a, order, axis=1) for a in (best, value))
+            ranked[block, : best.shape[1]] = np.where(value > 0, best, -1)
+        return ranked
+
+    def _check(self, histories: Histories) -> None:
+        users, (items, _) = histories.users, histories.flat()
+        num_users, num_items = len(self.people.early), self.world.config.num_items
+        if len(users) and not (users.min() >= 0 and users.max() < num_users):
+            raise SemidError(
+                f"the oracle knows users 0 to {num_users - 1} of its own world, got {users.min()} to {users.max()};"
+                " use the histories of the dataset it was simulated with"
+            )
+        if len(items) and not (items.min() >= 0 and items.max() < num_items):
+            raise SemidError(
+                f"the oracle knows item rows 0 to {num_items - 1}, got {items.min()} to {items.max()};"
+                " use the dataset it was simulated with"
+            )
+
+
+def _draw_kinds(world: World, rng: np.random.Generator, shape: tuple[int, ...]) -> Int[np.ndarray, "..."]:
+    return rng.choice(len(world.cell_share), size=shape, p=world.cell_share) // world.config.styles
+
+
+def _draw_favourites(world: World, home: Int[np.ndarray, "n 1"], rng: np.random.Generator) -> Int[np.ndarray, "n f"]:
+    """Favourite kinds, most from the home department."""
+    shape = (len(home), world.config.favourites)
+    kinds_each = math.prod(world.config.taxonomy[1:])
+    at_home = home * kinds_each + rng.integers(kinds_each, size=shape)
+    return np.where(rng.random(shape) < HOME_SHARE, at_home, _draw_kinds(world, rng, shape))
+
+
+def _falling(count: int) -> Float[np.ndarray, " count"]:
+    """Weights that halve from one to the next and sum to 1."""
+    return _normalized(0.5 ** np.arange(count))
+
+
+def _normalized(weights: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    return weights / weights.sum()
+
+
+def _blocks(index: Int[np.ndarray, " n"], num_items: int) -> list[Int[np.ndarray, " m"]]:
+    size = max(1, DENSE_ENTRIES // num_items)
+    return [index[i : i + size] for i in range(0, len(index), size)]

@@ -1,0 +1,149 @@
+"""Cutting interactions into training, validation and test by a declared rule.
+
+The order of a user's interactions is the dataset's: by time, ties by position in the source file. Everything that
+learns (tokenizer, collaborative signals, popularity, generator) sees `Splits.train` alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from semid.data.histories import Histories
+from semid.errors import SemidError
+
+if TYPE_CHECKING:
+    from semid.data.dataset import Dataset
+
+
+@dataclass(frozen=True)
+class LeaveOneOut:
+    """Each user's last interaction is test, the one before it validation; users with fewer than 3 only train."""
+
+
+@dataclass(frozen=True)
+class GlobalTime:
+    """Interactions after the `validation` and `test` quantiles of all timestamps are targets, what precedes trains.
+
+    An interaction at the very boundary goes to the later part. A target's history is all that its user did before.
+    """
+
+    validation: float = 0.8
+    test: float = 0.9
+
+
+@dataclass(frozen=True)
+class HeldOutItems:
+    """Cold start: a random `fraction` of the items never trains; half are validation targets, half test targets.
+
+    Histories hold the user's earlier warm items only.
+    """
+
+    fraction: float = 0.1
+    seed: int = 0
+
+
+SplitRule = LeaveOneOut | GlobalTime | HeldOutItems
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Histories and the item row that came next: what a model is asked in validation and test."""
+
+    histories: Histories
+    targets: Int[np.ndarray, " n"]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def take(self, index: Int[np.ndarray, " m"] | slice) -> Examples:
+        """The examples at `index`, in that order."""
+        return Examples(self.histories.take(index), self.targets[index])
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Training histories (one per user, may be empty), validation and test examples."""
+
+    train: Histories
+    validation: Examples
+    test: Examples
+
+    def examples(self, name: str) -> Examples:
+        """The examples of `validation` or `test`. Raises SemidError for another name or when there are none."""
+        if name not in ("validation", "test"):
+            raise SemidError(f"expected split 'validation' or 'test', got {name!r}")
+        examples: Examples = getattr(self, name)
+        if not len(examples):
+            raise SemidError(f"the {name} split has no examples: all users have too few interactions for the split")
+        return examples
+
+
+def split(dataset: Dataset) -> Splits:
+    """Cut `dataset` by its own rule. Raises SemidError where the rule needs timestamps that are not there."""
+    rule = dataset.split_rule
+    if isinstance(rule, LeaveOneOut):
+        return _leave_one_out(dataset)
+    if isinstance(rule, GlobalTime):
+        return _global_time(dataset, rule)
+    return _held_out_items(dataset, rule)
+
+
+def _leave_one_out(dataset: Dataset) -> Splits:
+    starts, ends = dataset.offsets[:-1], dataset.offsets[1:]
+    enough = np.flatnonzero(ends - starts >= 3)
+    train = Histories(_users(dataset), dataset.item, starts, np.where(ends - starts >= 3, ends - 2, ends))
+    return Splits(train, _before(dataset, ends[enough] - 2), _before(dataset, ends[enough] - 1))
+
+
+def _global_time(dataset: Dataset, rule: GlobalTime) -> Splits:
+    if dataset.time_unit != "seconds":
+        raise SemidError("the global-time split needs timestamps, this dataset has positions alone; use leave-one-out")
+    if not 0 < rule.validation < rule.test < 1:
+        raise SemidError(f"expected 0 < validation < test < 1, got {rule.validation} and {rule.test}")
+    cut = np.quantile(dataset.time, [rule.validation, rule.test])
+    early = np.bincount(dataset.user[dataset.time < cut[0]], minlength=dataset.num_users)
+    train = Histories(_users(dataset), dataset.item, dataset.offsets[:-1], dataset.offsets[:-1] + early)
+    has_history = np.arange(len(dataset.item)) > dataset.offsets[dataset.user]
+    in_test = dataset.time >= cut[1]
+    in_validation = (dataset.time >= cut[0]) & ~in_test
+    return Splits(
+        train,
+        _before(dataset, np.flatnonzero(in_validation & has_history)),
+        _before(dataset, np.flatnonzero(in_test & has_history)),
+    )
+
+
+def _held_out_items(dataset: Dataset, rule: HeldOutItems) -> Splits:
+    count = round(rule.fraction * dataset.num_items)
+    if not 2 <= count < dataset.num_items:
+        raise SemidError(f"fraction {rule.fraction} of {dataset.num_items} items holds out {count}; expected 2 or more")
+    cold = np.random.default_rng(rule.seed).permutation(dataset.num_items)[:count]
+    is_cold = np.zeros(dataset.num_items, bool)
+    is_cold[cold] = True
+    warm = ~is_cold[dataset.item]
+    # Positions on the array of warm interactions alone: a window there is a history without cold items.
+    position = np.concatenate([[0], np.cumsum(warm)])
+    warm_items, starts = dataset.item[warm], position[dataset.offsets[:-1]]
+    train = Histories(_users(dataset), warm_items, starts, position[dataset.offsets[1:]])
+
+    def examples(items: np.ndarray) -> Examples:
+        wanted: Bool[np.ndarray, " n"] = np.isin(dataset.item, items)
+        at = np.flatnonzero(wanted & (position[:-1] > starts[dataset.user]))
+        users = dataset.user[at]
+        return Examples(Histories(users, warm_items, starts[users], position[at]), dataset.item[at])
+
+    return Splits(train, examples(cold[: count // 2]), examples(cold[count // 2 :]))
+
+
+def _users(dataset: Dataset) -> Int[np.ndarray, " users"]:
+    return np.arange(dataset.num_users, dtype=np.int32)
+
+
+def _before(dataset: Dataset, at: Int[np.ndarray, " n"]) -> Examples:
+    """Examples whose targets stand at positions `at`, and whose histories are all that precedes them."""
+    users = dataset.user[at]
+    return Examples(Histories(users, dataset.item, dataset.offsets[users], at), dataset.item[at])

@@ -1,0 +1,306 @@
+"""Checking item and interaction tables: types normalized, every fault found before one error names them all."""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Bool
+from PIL import Image
+
+from semid.errors import SemidError
+
+MAX_PIXELS = 64_000_000
+_EXAMPLES = 5  # rows named for each kind of fault
+_YEAR_10000 = 253_402_300_800  # seconds since 1970; what lies beyond is milliseconds
+_TICKS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+
+
+@dataclass
+class Faults:
+    """What is wrong with one file, a line for each fault."""
+
+    file: str
+    lines: list[str] = field(default_factory=list)
+
+    def table(self, what: str) -> None:
+        """Note a fault of the whole table."""
+        self.lines.append(f"{self.file}: {what}")
+
+    def column(self, column: str, what: str) -> None:
+        """Note a fault of a whole column."""
+        self.table(f"column {column!r}: {what}")
+
+    def rows(self, column: str, bad: Bool[np.ndarray, " n"], what: str, values: pa.ChunkedArray | None = None) -> None:
+        """Note the rows where `bad`, the first few by number (from 1), with their value where `what` has braces."""
+        rows = np.flatnonzero(bad)
+        for row in rows[:_EXAMPLES].tolist():
+            shown = what if values is None else what.format(values[row].as_py())
+            self.table(f"row {row + 1}, column {column!r}: {shown}")
+        if len(rows) > _EXAMPLES:
+            self.column(column, f"... and {len(rows) - _EXAMPLES} more rows like these")
+
+
+def checked_tables(
+    items: pa.Table, interactions: pa.Table, item_file: str, interaction_file: str
+) -> tuple[pa.Table, pa.Table]:
+    """Both tables with types normalized and all-null columns dropped.
+
+    Ids become strings, `timestamp` int64 seconds, `position` int64, `weight` float32, lists of floats fixed-size
+    lists (float16 stays, anything else becomes float32). Where timestamps are finer than a second and there is no
+    `position`, they become it, so that cutting them to seconds does not lose their order.
+    Raises one SemidError that lists all faults of both tables, a line each: file, row, column, what to do.
+    """
+    item_faults, interaction_faults = Faults(item_file), Faults(interaction_file)
+    items = _items(items, item_faults)
+    interactions = _interactions(interactions, interaction_faults)
+    if all(_has_string_ids(table) for table in (items, interactions)):
+        _check_known(interactions["item_id"], items["item_id"], interaction_faults, item_file)
+    raise_faults(item_faults.lines + interaction_faults.lines)
+    return items, interactions
+
+
+def checked_items(items: pa.Table, item_file: str) -> pa.Table:
+    """The items half of `checked_tables`."""
+    faults = Faults(item_file)
+    items = _items(items, faults)
+    raise_faults(faults.lines)
+    return items
+
+
+def raise_faults(lines: list[str]) -> None:
+    """Raise one SemidError with a line for each fault, if there are any."""
+    if lines:
+        raise SemidError("\n".join(lines))
+
+
+_Reader = Callable[[str, pa.ChunkedArray, Faults], pa.ChunkedArray]
+
+
+def _items(table: pa.Table, faults: Faults) -> pa.Table:
+    table = _read_columns(table, {"item_id": _ids, "image": _images}, _content, ("item_id",), faults)
+    if _has_string_ids(table):
+        _check_unique(table["item_id"], faults)
+    return table
+
+
+def _interactions(table: pa.Table, faults: Faults) -> pa.Table:
+    readers: dict[str, _Reader] = {
+        "user_id": _ids,
+        "item_id": _ids,
+        "timestamp": _seconds,
+        "position": _whole_numbers,
+        "event": _strings,
+        "weight": _weights,
+    }
+    read = _read_columns(table, readers, lambda name, values, faults: values, ("user_id", "item_id"), faults)
+    if not read.num_rows:
+        return read
+    if not {"timestamp", "position"} & set(read.column_names):
+        found = ", ".join(read.column_names)
+        faults.table(f"neither column 'timestamp' (seconds) nor 'position' has values; found {found}; add one")
+    elif "position" not in read.column_names and _is_finer_than_seconds(table["timestamp"]):
+        read = read.append_column("position", _decoded(table["timestamp"]).cast(pa.int64()))
+    return read
+
+
+def _read_columns(
+    table: pa.Table, readers: dict[str, _Reader], default: _Reader, required: tuple[str, ...], faults: Faults
+) -> pa.Table:
+    """Every column through its reader; all-null columns that are not required go."""
+    names = table.column_names
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        faults.column(name, "occurs more than once; rename or drop one")
+    for name in (name for name in required if name not in names):
+        faults.column(name, f"is missing; found {', '.join(names)}; add or rename it")
+    if not table.num_rows:
+        faults.table("has no rows; expected at least one")
+    if not table.num_rows or len(set(names)) < len(names):
+        return pa.table({})
+    kept = [name for name in names if name in required or table[name].null_count < table.num_rows]
+    return pa.table({name: readers.get(name, default)(name, _decoded(table[name]), faults) for name in kept})
+
+
+def _decoded(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    return values.cast(values.type.value_type) if pa.types.is_dictionary(values.type) else values
+
+
+def is_string(kind: pa.DataType) -> bool:
+    """Whether an Arrow type is one of the string types."""
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def _has_string_ids(table: pa.Table) -> bool:
+    return table.num_rows > 0 and "item_id" in table.column_names and table["item_id"].type == pa.string()
+
+
+def _mask(condition: pa.ChunkedArray) -> Bool[np.ndarray, " n"]:
+    """An Arrow condition as a NumPy mask, unknown counted as false."""
+    return condition.fill_null(False).to_numpy()
+
+
+def _strings(name: str, values: pa.ChunkedArray, faults: Faults) -> pa.ChunkedArray:
+    if not (is_string(values.type) or pa.types.is_integer(values.type) or pa.types.is_null(values.type)):
+        faults.column(name, f"expected strings or integers, got {values.type}; convert it to strings")
+        return values
+    return values.cast(pa.string())
+
+
+def _ids(name: str, values: pa.ChunkedArray, faults: Faults) -> pa.ChunkedArray:
+    values = _strings(name, values, faults)
+    if values.type == pa.string():
+        _check_null(name, values, faults)
+        faults.rows(name, _mask(pc.equal(values, "")), "is empty; fill it in or drop the row")
+    return values
+
+
+def _check_null(name: str, values: pa.ChunkedArray, faults: Faults) -> None:
+    if values.null_count:
+        faults.rows(name, _mask(values.is_null()), "is null; fill it in or drop the row")
+
+
+def _check_unique(ids: pa.ChunkedArray, faults: Faults) -> None:
+    known = ids.filter(pc.and_(ids.is_valid(), pc.not_equal(ids, "")))
+    if pc.count_distinct(known).as_py() == len(known):
+        return
+    rows = np.flatnonzero(_mask(pc.not_equal(ids, "")))
+    codes = known.combine_chunks().dictionary_encode().indices.to_numpy()
+    first = np.unique(codes, return_index=True)[1]
+    repeated = np.zeros(len(ids), bool)
+    repeated[rows[first[codes] != np.arange(len(codes))]] = True
+    faults.rows("item_id", repeated, "{!r} occurs in an earlier row too; keep one row per item", ids)
+
+
+def _check_known(ids: pa.ChunkedArray, known: pa.ChunkedArray, faults: Faults, item_file: str) -> None:
+    unknown = _mask(pc.and_(pc.invert(pc.is_in(ids, known)), pc.not_equal(ids, "")))
+    faults.rows("item_id", unknown, "item {!r} is not in " + _braces(item_file) + "; add it or drop the row", ids)
+
+
+def _braces(text: str) -> str:
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+def _seconds(name: str, values: pa.ChunkedArray, faults: Faults) -> pa.ChunkedArray:
+    if pa.types.is_date(values.type):
+        values = values.cast(pa.timestamp("s"))
+    if pa.types.is_timestamp(values.type):
+        _check_null(name, values, faults)
+        ticks = values.cast(pa.int64()).fill_null(0).to_numpy()
+        return pa.chunked_array([ticks // _TICKS[values.type.unit]])
+    values = _whole_numbers(name, values, faults)
+    if values.type == pa.int64():
+        late = "{} lies beyond the year 9999; timestamps are in seconds: divide milliseconds by 1000"
+        faults.rows(name, _mask(pc.greater_equal(values, _YEAR_10000)), late, values)
+    return values
+
+
+def _is_finer_than_seconds(values: pa.ChunkedArray) -> bool:
+    kind = _decoded(values).type
+    if not pa.types.is_timestamp(kind) or kind.unit == "s":
+        return False
+    ticks = _decoded(values).cast(pa.int64()).fill_null(0).to_numpy()
+    return bool((ticks % _TICKS[kind.unit]).any())
+
+
+def _whole_numbers(name: str, values: pa.ChunkedArray, faults: Faults) -> pa.ChunkedArray:
+    if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
+        faults.column(name, f"expected whole numbers, got {values.type}; convert it to integers")
+        return values
+    _check_null(name, values, faults)
+    if pa.types.is_floating(values.type):
+        numbers = values.cast(pa.float64())
+        bad = _mask(pc.or_(pc.not_equal(pc.floor(numbers), numbers), pc.greater_equal(pc.abs(numbers), 2.0**63)))
+        faults.rows(name, bad, "{} is not a whole number; round it or drop the row", values)
+        if bad.any():
+            return values
+    return values.cast(pa.int64(), safe=False)
+
+
+def _weights(name: str, values: pa.ChunkedArray, faults: Faults) -> pa.ChunkedArray:
+    if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
+        faults.column(name, f"expected numbers, got {values.type}; convert it to numbers")
+        return values
+    _check_null(name, values, faults)
+    weights = values.cast(pa.float32(), safe=False)
+    faults.rows(
+        name, _mask(pc.invert(pc.is_finite(weights))), "{} is no finite float32; fix it or drop the row", values
+    )
+    return weights
+
+
+def _content(name: str, values: pa.ChunkedArray, faults: Faults) -> pa.ChunkedArray:
+    """Texts as strings (large ones beyond 2 GiB), lists of floats as vectors, anything else as it is."""
+    kind = values.type
+    if _is_list(kind) and pa.types.is_floating(kind.value_type):
+        return _vectors(name, values, faults)
+    if _is_list(kind) and is_string(kind.value_type):
+        return values.cast(pa.list_(pa.string()))
+    if is_string(kind):
+        return values.cast(pa.string() if values.nbytes < 2**31 else pa.large_string())
+    return values
+
+
+def _vectors(name: str, values: pa.ChunkedArray, faults: Faults) -> pa.ChunkedArray:
+    if values.null_count:
+        faults.rows(name, _mask(values.is_null()), "has no vector; give every item one")
+        return values
+    lengths = pc.list_value_length(values)
+    width = lengths[0].as_py()
+    ragged = _mask(pc.not_equal(lengths, width))
+    faults.rows(name, ragged, f"vector of {{}} numbers, expected {width} as in row 1; make all equal", lengths)
+    if not width:
+        faults.column(name, "vectors are empty; expected at least one number each")
+    if ragged.any() or not width:
+        return values
+    chunks = [_fixed_size(chunk, width) for chunk in values.chunks if len(chunk)]
+    finite = [np.isfinite(chunk.flatten().to_numpy(zero_copy_only=False)) for chunk in chunks]
+    bad = np.concatenate([~rows.reshape(-1, width).all(axis=1) for rows in finite])
+    faults.rows(name, bad, "vector holds a NaN, infinite or null number; fix it or drop the item")
+    return pa.chunked_array(chunks)
+
+
+def _fixed_size(vectors: pa.Array, width: int) -> pa.FixedSizeListArray:
+    numbers = vectors.flatten()
+    kind = pa.float16() if pa.types.is_float16(numbers.type) else pa.float32()
+    return pa.FixedSizeListArray.from_arrays(numbers.cast(kind), width)
+
+
+def _images(name: str, values: pa.ChunkedArray, faults: Faults) -> pa.ChunkedArray:
+    if not (pa.types.is_binary(values.type) or pa.types.is_large_binary(values.type)):
+        faults.column(name, f"expected the bytes of PNG or JPEG files, got {values.type}; store them as binary")
+        return values
+    problems = np.array([_image_problem(value.as_py()) for value in values], object)
+    for problem in sorted(set(problems) - {""}):
+        faults.rows(name, problems == problem, problem)
+    return values
+
+
+def _image_problem(data: bytes | None) -> str:
+    """What is wrong with an image, "" if nothing. The size in its header is judged before a pixel is decoded."""
+    if data is None:
+        return ""
+    large = f"image of more than {MAX_PIXELS:,} pixels; scale it down or set it to null"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
+        if image.width * image.height > MAX_PIXELS:
+            return large
+        image.draft("RGB", (1, 1))  # a JPEG is then decoded at an eighth of its size
+        image.load()
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        return large
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error):  # Pillow's for damaged files
+        return "not a readable PNG or JPEG image; replace it or set it to null"
+    return ""

@@ -1,0 +1,240 @@
+"""Ranking metrics over the full catalogue, at item level, with states that merge by addition.
+
+One target an example, so Recall@K and HitRate@K are the same number. Items that share a code tuple share a score:
+they form a group whose inner order is arbitrary, and a metric is the expectation over that order (arXiv 2605.25330
+gives the groups). With p = 1 + the number of items in all groups ranked before, and g the size of the target's group,
+the target stands at each of the ranks p..p+g-1 with probability 1/g, so for a gain per rank
+
+    metric@K = (1/g) sum_{j=p}^{min(K, p+g-1)} gain(j)
+
+    gain(j) = 1 (Recall), 1/log2(j+1) (NDCG), 1/j (reciprocal rank)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from semid.data.histories import Histories
+from semid.errors import SemidError
+
+
+class Places(NamedTuple):
+    """Where targets stand: `first` is p (1 = best; 0 = not in the list), `size` is g."""
+
+    first: Int[np.ndarray, " n"]
+    size: Int[np.ndarray, " n"]
+
+
+class Difference(NamedTuple):
+    """Mean of a - b, its 95% bootstrap interval, and the two-sided p-value of "no difference"."""
+
+    mean: float
+    low: float
+    high: float
+    p: float
+
+
+def group_ids(codes: Int[np.ndarray, "items level"]) -> Int[np.ndarray, " items"]:
+    """A dense group number for each item: equal code tuples, equal numbers."""
+    order = np.lexsort(codes.T[::-1])
+    changes = (np.diff(codes[order], axis=0) != 0).any(axis=1)
+    groups = np.zeros(len(codes), np.int64)
+    groups[order[1:]] = np.cumsum(changes)
+    return groups
+
+
+def item_places(
+    ranked: Int[np.ndarray, "n k"],
+    targets: Int[np.ndarray, " n"],
+    groups: Int[np.ndarray, " items"],
+    *,
+    seen: Histories | None = None,
+) -> Places:
+    """Places of `targets` among all items, given lists of item rows (best first, -1 for none).
+
+    A group stands where its first member is listed and counts with all its members, listed or not: a list may be cut
+    inside a group. With `seen`, the items of each history are no candidates: they count in no group, and a target
+    among them is not found.
+    """
+    sizes = np.bincount(groups)
+    listed = np.where(ranked >= 0, groups[ranked], -1)
+    weights, size = sizes[listed], sizes[groups[targets]]
+    if seen is None:
+        return _places(listed, groups[targets], weights, size)
+    owner, item = _distinct(seen, len(groups))
+    keys, counts = np.unique(owner * len(sizes) + groups[item], return_counts=True)
+    rows = np.arange(len(targets)) * len(sizes)
+    weights = weights - _lookup(keys, counts, rows[:, None] + listed)
+    size = size - _lookup(keys, counts, rows + groups[targets])
+    places = _places(listed, groups[targets], weights, size)
+    found = ~in_history(targets[:, None], seen)[:, 0]
+    return Places(np.where(found, places.first, 0), np.maximum(size, 1))
+
+
+def code_places(
+    ranked: Int[np.ndarray, "n k"], targets: Int[np.ndarray, " n"], groups: Int[np.ndarray, " items"]
+) -> Places:
+    """Places of the targets' codes among the distinct codes in the lists: any item of the group is a hit.
+
+    What most published tables score; never below the item level, and above it wherever items collide.
+    """
+    listed = np.where(ranked >= 0, groups[ranked], -1)
+    return _places(listed, groups[targets], np.ones_like(listed), np.ones_like(targets))
+
+
+def _places(
+    listed: Int[np.ndarray, "n k"],
+    wanted: Int[np.ndarray, " n"],
+    weights: Int[np.ndarray, "n k"],
+    size: Int[np.ndarray, " n"],
+) -> Places:
+    counted = np.where((listed >= 0) & ~repeated(listed), weights, 0)
+    before = np.cumsum(counted, axis=1) - counted
+    match = listed == wanted[:, None]
+    at = match.argmax(axis=1)[:, None]  # the group's first entry
+    first = 1 + np.take_along_axis(before, at, axis=1)[:, 0]
+    return Places(np.where(match.any(axis=1), first, 0), size)
+
+
+def accuracy(places: Places, ks: Sequence[int]) -> dict[str, Float[np.ndarray, " n"]]:
+    """Expected Recall@K and NDCG@K for each K, and the reciprocal rank (0 below rank max K) as `mrr`, per example."""
+    values = {f"recall@{k}": _expected(places, np.ones(k)) for k in ks}
+    values |= {f"ndcg@{k}": _expected(places, 1 / np.log2(np.arange(2, k + 2))) for k in ks}
+    return values | {"mrr": _expected(places, 1 / np.arange(1, max(ks) + 1))}
+
+
+def _expected(places: Places, gains: Float[np.ndarray, " k"]) -> Float[np.ndarray, " n"]:
+    total = np.concatenate([[0.0], np.cumsum(gains)])
+    start, end = np.clip([places.first - 1, places.first + places.size - 1], 0, len(gains))
+    return np.where(places.first > 0, (total[end] - total[start]) / places.size, 0.0)
+
+
+@dataclass(frozen=True)
+class MetricState:
+    """Sums, counts and a histogram of what was recommended: states of any parts of a test set add up to the whole's.
+
+    `totals[name]` is (sum, count) of a mean; `recommended[i]` how often item row `i` stands in a list of `k`.
+    """
+
+    totals: Mapping[str, tuple[float, int]]
+    recommended: Int[np.ndarray, " items"]
+    k: int
+
+    def __add__(self, other: MetricState) -> MetricState:
+        if self.k != other.k or len(self.recommended) != len(other.recommended):
+            raise SemidError(
+                f"expected metric states of one k and catalogue, got k {self.k} and {other.k} over "
+                f"{len(self.recommended)} and {len(other.recommended)} items; measure both parts alike"
+            )
+        totals = dict(self.totals)
+        for name, (value, count) in other.totals.items():
+            mine = totals.get(name, (0.0, 0))
+            totals[name] = (mine[0] + value, mine[1] + count)
+        return MetricState(totals, self.recommended + other.recommended, self.k)
+
+    def compute(self) -> dict[str, float]:
+        """Means by name (those of no example are left out), then `coverage@k` and `gini@k`."""
+        means = {name: value / count for name, (value, count) in self.totals.items() if count}
+        coverage = float((self.recommended > 0).mean())
+        return means | {f"coverage@{self.k}": coverage, f"gini@{self.k}": gini(self.recommended)}
+
+
+def measure(
+    values: Mapping[str, Float[np.ndarray, " _"]],
+    ranked: Int[np.ndarray, "n k"],
+    *,
+    available: Int[np.ndarray, " n"],
+    popularity: Float[np.ndarray, " items"],
+) -> MetricState:
+    """The state of one batch: named values to average, and what the lists hold.
+
+    `valid` is the share of real items among the entries asked for, min(k, `available`) each: candidates that do not
+    exist are not missed. `popularity_rank@k` averages `popularity` (1 = most popular) over the listed items.
+    """
+    k, items = ranked.shape[1], ranked[ranked >= 0]
+    totals = {name: (float(value.sum()), len(value)) for name, value in values.items()}
+    totals["valid"] = (float(len(items)), int(np.minimum(k, available).sum()))
+    totals[f"popularity_rank@{k}"] = (float(popularity[items].sum()), len(items))
+    return MetricState(totals, np.bincount(items, minlength=len(popularity)), k)
+
+
+def gini(counts: Int[np.ndarray, " items"]) -> float:
+    """Gini coefficient of `counts`: 0 where all are equal, 1 - 1/n where one of n has everything; 0 for no counts."""
+    if not counts.sum():
+        return 0.0
+    ranks = 2 * np.arange(1, len(counts) + 1) - len(counts) - 1
+    return float((ranks * np.sort(counts)).sum() / (len(counts) * counts.sum()))
+
+
+def popularity_ranks(counts: Int[np.ndarray, " items"]) -> Float[np.ndarray, " items"]:
+    """Rank of each item by descending count, 1 = most popular; equal counts share the mean of their ranks."""
+    _, inverse, ties = np.unique(-counts, return_inverse=True, return_counts=True)
+    return (np.cumsum(ties) - (ties - 1) / 2)[inverse]
+
+
+def terciles(values: Int[np.ndarray, " n"]) -> Int[np.ndarray, "2"]:
+    """The two bounds of the lower, middle and upper third: a value that equals a bound belongs below it."""
+    return np.quantile(values, [1 / 3, 2 / 3], method="inverted_cdf") if len(values) else np.zeros(2, np.int64)
+
+
+def in_history(rows: Int[np.ndarray, "n k"], histories: Histories) -> Bool[np.ndarray, "n k"]:
+    """Which entries of each list of item rows (-1 for none) stand in the history of the same index."""
+    items, owner = histories.flat()
+    width = 1 + max(rows.max(initial=0), items.max(initial=0))
+    keys = np.arange(len(rows))[:, None] * width + rows
+    return np.isin(keys, owner * width + items) & (rows >= 0)
+
+
+def repeated(rows: Int[np.ndarray, "n k"]) -> Bool[np.ndarray, "n k"]:
+    """Which entries of each list occur earlier in it."""
+    order = np.argsort(rows, axis=1, kind="stable")
+    ordered = np.take_along_axis(rows, order, axis=1)
+    again = np.zeros(rows.shape, bool)
+    np.put_along_axis(again, order[:, 1:], ordered[:, 1:] == ordered[:, :-1], axis=1)
+    return again
+
+
+def distinct_lengths(histories: Histories, num_items: int) -> Int[np.ndarray, " n"]:
+    """Number of different items in each history."""
+    return np.bincount(_distinct(histories, num_items)[0], minlength=len(histories))
+
+
+def _distinct(histories: Histories, num_items: int) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"]]:
+    items, owner = histories.flat()
+    keys = np.unique(owner * num_items + items)
+    return keys // num_items, keys % num_items
+
+
+def _lookup(
+    keys: Int[np.ndarray, " m"], values: Int[np.ndarray, " m"], wanted: Int[np.ndarray, "*b"]
+) -> Int[np.ndarray, "*b"]:
+    """`values` at `wanted` among sorted `keys`, 0 where absent."""
+    at = np.searchsorted(keys, wanted)
+    found = np.append(keys, -1)[at] == wanted
+    return np.where(found, np.append(values, 0)[at], 0)
+
+
+def paired_bootstrap(
+    a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"], *, samples: int = 10_000, seed: int = 0
+) -> Difference:
+    """Does A beat B? Per-example values of two models on the same examples, resampled together.
+
+    Drawing n examples with replacement is a multinomial draw over the distinct differences, of which ranking metrics
+    have few. The p-value is 2 min(P(mean* <= 0), P(mean* >= 0)), with one added to counts so that it is never 0.
+    Raises SemidError if the arrays are not of one length.
+    """
+    if a.shape != b.shape or not len(a):
+        raise SemidError(f"expected two equally long arrays of values per example, got {a.shape} and {b.shape}")
+    difference, counts = np.unique(a - b, return_counts=True)
+    rng = np.random.default_rng(seed)
+    chunks = np.array_split(np.arange(samples), 1 + samples * len(counts) // 2**22)  # bounds the memory of a draw
+    draws = [rng.multinomial(len(a), counts / len(a), size=len(chunk)) @ difference for chunk in chunks]
+    means = np.concatenate(draws) / len(a)
+    tail = min((means <= 0).sum(), (means >= 0).sum())
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Difference(float((a - b).mean()), float(low), float(high), min(1.0, 2 * float(tail + 1) / (samples + 1)))

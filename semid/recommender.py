@@ -1,0 +1,354 @@
+"""`Recommender`: a trained model and its catalogue, from external item ids to external item ids."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pyarrow as pa
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from semid import artifacts, config
+from semid.catalog import FILE as CATALOG_FILE
+from semid.catalog import SemanticCatalog
+from semid.data.histories import Histories
+from semid.errors import SemidError
+from semid.training.state import named_leaves, replace_leaves
+from seq_models import (
+    Beams,
+    CodeTrie,
+    DenseConfig,
+    DenseTransformer,
+    Inputs,
+    RQTransformer,
+    RQTransformerConfig,
+    beam_search,
+    item_log_probs,
+)
+
+KIND = "model"
+ModelConfig = RQTransformerConfig | DenseConfig
+
+# Users a search runs at once, at the default beam; wider beams take proportionally fewer.
+_BATCH, _BEAM = 512, 50
+# Exact scoring holds this many (history, item) pairs at once.
+_PAIRS = 1 << 16
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What it takes to build the model anew: its config, the catalogue's levels, the width of its dense input."""
+
+    model: ModelConfig
+    level_sizes: tuple[int, ...]
+    num_items: int
+    num_features: int
+    max_history: int
+
+
+class ItemTables(NamedTuple):
+    """Per item row, on the device: the codes, and the dense input if the model has one."""
+
+    codes: Int[Array, "items level"]
+    features: Float[Array, "items feature"] | None
+
+
+@dataclass(frozen=True)
+class Recommendations:
+    """Best first. `item_ids[i]` may be shorter than k; `scores` are log-probabilities, -inf where there is no item."""
+
+    item_ids: list[list[str]]
+    scores: Float[np.ndarray, "histories k"]
+
+
+def build_model(spec: ModelSpec, *, seed: int) -> RQTransformer | DenseTransformer:
+    """The model of `spec` with parameters drawn from `seed`."""
+    rngs = nnx.Rngs(seed)
+    if isinstance(spec.model, DenseConfig):
+        return DenseTransformer(spec.model, num_ids=spec.num_items, num_features=spec.num_features, rngs=rngs)
+    return RQTransformer(
+        spec.model, level_sizes=spec.level_sizes, num_features=spec.num_features, num_ids=spec.num_items, rngs=rngs
+    )
+
+
+def inputs_at(tables: ItemTables, rows: Int[Array, "b t"]) -> Inputs:
+    """What the generator reads at positions that hold these item rows."""
+    dense = None if tables.features is None else tables.features[rows]
+    return Inputs(tables.codes[rows], dense, rows)
+
+
+class Recommender:
+    """Recommends items of `catalog` to histories of its items.
+
+    `features` is the model's dense input, `train_counts` how often each item occurs in training: a history without
+    items is answered with the items most popular there, scored by the log of their smoothed share (the documented
+    cold start). It is a `Ranker` for `semid.evaluate`.
+    """
+
+    def __init__(
+        self,
+        model: RQTransformer | DenseTransformer,
+        catalog: SemanticCatalog,
+        *,
+        spec: ModelSpec,
+        features: Float[np.ndarray, "items feature"] | None,
+        train_counts: Int[np.ndarray, " items"],
+    ) -> None:
+        self.catalog, self.spec = catalog, spec
+        self._features, self._train_counts = features, train_counts
+        tables = ItemTables(jnp.asarray(catalog.codes), None if features is None else jnp.asarray(features))
+        self._scorer: _Scorer
+        if isinstance(model, DenseTransformer):
+            self._scorer = _DenseScorer(model, tables)
+        else:
+            self._scorer = _CodeScorer(model, tables, CodeTrie.from_codes(catalog.codes, catalog.level_sizes))
+
+    @property
+    def item_ids(self) -> pa.Array:
+        """External ids, by item row."""
+        return self.catalog.item_ids
+
+    @property
+    def codes(self) -> Int[np.ndarray, "items level"] | None:
+        """The catalogue's codes, None where the model does not speak in codes."""
+        return self.catalog.codes if isinstance(self._scorer, _CodeScorer) else None
+
+    @property
+    def tie_break(self) -> bool:
+        """Whether the last level of `codes` only tells colliding items apart."""
+        return self.catalog.tie_break
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> Recommender:
+        """Load what `semid train` wrote, every file verified. Raises SemidError naming what is wrong."""
+        path = Path(path)
+        manifest = artifacts.read_artifact(path, KIND)
+        spec = config.from_dict(ModelSpec, manifest.config["spec"], where=f"{path}: spec")
+        model = build_model(spec, seed=0)
+        graph, state = nnx.split(model)
+        file = path / "model.safetensors"
+        model = nnx.merge(graph, replace_leaves(state, artifacts.load_tensors(file), where=str(file)))
+        items = artifacts.load_tensors(path / "items.safetensors")
+        return cls(
+            model,
+            SemanticCatalog.read(path / CATALOG_FILE),
+            spec=spec,
+            features=items.get("features"),
+            train_counts=items["train_counts"],
+        )
+
+    def write(self, folder: Path) -> None:
+        """Write `model.safetensors`, `items.safetensors` and `catalog.parquet` into an artifact under construction."""
+        state = jax.device_get(nnx.state(self._scorer.model()))
+        artifacts.save_tensors(folder / "model.safetensors", named_leaves(state))
+        items = {"train_counts": self._train_counts}
+        artifacts.save_tensors(
+            folder / "items.safetensors", items if self._features is None else items | {"features": self._features}
+        )
+        self.catalog.write(folder)
+
+    def recommend(
+        self,
+        histories: Sequence[Sequence[str]],
+        *,
+        k: int = 10,
+        beam_size: int = _BEAM,
+        exclude_seen: bool = False,
+        skip_unknown: bool = False,
+    ) -> Recommendations:
+        """The k best items for each history of external ids, oldest first.
+
+        Raises SemidError for an unknown id, unless `skip_unknown` drops it.
+        """
+        rows = Histories.from_lists(self._history_rows(histories, skip_unknown))
+        ranked, scores = self._rank(rows, k=k, beam_size=beam_size, exclude_seen=exclude_seen)
+        ids = [self.item_ids.take(pa.array(row[row >= 0])).to_pylist() for row in ranked]
+        return Recommendations(ids, scores)
+
+    def score(
+        self, histories: Sequence[Sequence[str]], item_ids: Sequence[str], *, skip_unknown: bool = False
+    ) -> Float[np.ndarray, "histories items"]:
+        """Exact log-probabilities of the given items after each history.
+
+        Raises SemidError for an unknown id, in a history or among the items.
+        """
+        rows = Histories.from_lists(self._history_rows(histories, skip_unknown))
+        return self.log_probs(rows, self.catalog.rows(item_ids))
+
+    def rank(
+        self, histories: Histories, *, k: int, exclude_seen: bool, beam_size: int = _BEAM
+    ) -> Int[np.ndarray, "n k"]:
+        """Item rows best first, -1 where there are fewer than k."""
+        return self._rank(histories, k=k, beam_size=beam_size, exclude_seen=exclude_seen)[0]
+
+    def log_probs(self, histories: Histories, rows: Int[np.ndarray, " n"]) -> Float[np.ndarray, "histories n"]:
+        """Exact log-probabilities of item rows after each history (of popularity, after an empty one)."""
+        scores = np.empty((len(histories), len(rows)), np.float32)
+        width = min(len(rows), _PAIRS) or 1
+        for index, history, segments in _batches(histories, self.spec.max_history, max(_PAIRS // width, 1)):
+            for start in range(0, len(rows), width):
+                block = np.resize(rows[start : start + width], width)  # one shape; what repeats is cut off again
+                values = np.asarray(self._scorer.log_probs(history, segments, jnp.asarray(block)))
+                kept = slice(start, min(start + width, len(rows)))
+                scores[index, kept] = values[: len(index), : kept.stop - kept.start]
+        scores[histories.lengths == 0] = self._popularity()[rows]
+        return scores
+
+    def _rank(
+        self, histories: Histories, *, k: int, beam_size: int, exclude_seen: bool
+    ) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
+        if k < 1 or beam_size < 1:
+            raise SemidError(f"expected k and beam_size of at least 1, got {k} and {beam_size}")
+        ranked = np.full((len(histories), k), -1, np.int32)
+        scores = np.full((len(histories), k), -np.inf, np.float32)
+        order = np.argsort(histories.lengths, kind="stable")  # so that one long history widens few batches
+        for part in np.array_split(order, max(-(-len(order) // (_BATCH * 8)), 1)):
+            some = histories.take(part)
+            longest = int(some.lengths.max(initial=0)) if exclude_seen else 0
+            # Excluding can cost as many entries as the history has items: search that much wider, in few shapes.
+            width = max(beam_size, k if not longest else -(-(k + longest) // 32) * 32)
+            size = max(_BATCH * _BEAM // max(width, _BEAM), 1)
+            for index, history, segments in _batches(some, self.spec.max_history, size):
+                found = self._scorer.top(history, segments, width)
+                rows, values = np.array(found[0])[: len(index)], np.array(found[1])[: len(index)]
+                kept = self._kept(rows, values, some.take(index), exclude_seen, k)
+                ranked[part[index]], scores[part[index]] = kept
+        return ranked, scores
+
+    def _kept(
+        self, rows: np.ndarray, values: np.ndarray, histories: Histories, exclude_seen: bool, k: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The first k entries, without seen items if asked; popularity's where the history is empty."""
+        empty = histories.lengths == 0
+        if empty.any():
+            popularity = self._popularity()
+            best = np.argsort(-popularity, kind="stable")[: rows.shape[1]]
+            rows[empty, :], values[empty, :] = -1, -np.inf
+            rows[empty, : len(best)], values[empty, : len(best)] = best, popularity[best]
+        if exclude_seen:
+            items, owner = histories.flat()
+            seen = np.unique(owner * len(self.catalog) + items)
+            keys = np.arange(len(rows))[:, None] * len(self.catalog) + rows
+            rows = np.where(np.isin(keys, seen) & (rows >= 0), -1, rows)
+        first = np.argsort(rows < 0, axis=1, kind="stable")[:, :k]
+        rows, values = np.take_along_axis(rows, first, axis=1), np.take_along_axis(values, first, axis=1)
+        missing = ((0, 0), (0, k - rows.shape[1]))
+        values = np.where(rows >= 0, values, -np.inf)
+        return np.pad(rows, missing, constant_values=-1), np.pad(values, missing, constant_values=-np.inf)
+
+    def _popularity(self) -> Float[np.ndarray, " items"]:
+        counts = self._train_counts + 1.0
+        return np.log(counts / counts.sum()).astype(np.float32)
+
+    def _history_rows(self, histories: Sequence[Sequence[str]], skip_unknown: bool) -> list[list[int]]:
+        result = []
+        for index, history in enumerate(histories):
+            if isinstance(history, str):
+                raise SemidError(f"history {index} is the string {history!r}; expected a list of item ids")
+            rows, known = self.catalog.find_rows(list(history))
+            if not known.all() and not skip_unknown:
+                unknown = [history[at] for at in np.flatnonzero(~known)]
+                raise SemidError(
+                    f"history {index}: unknown item id {unknown[0]!r} ({len(unknown)} of {len(history)} unknown); "
+                    "correct it, or drop such items with skip_unknown=True (--skip-unknown)"
+                )
+            result.append(rows[known].tolist())
+        return result
+
+
+class _Scorer(Protocol):
+    """How a kind of model ranks: its best items, and the log-probabilities of given ones."""
+
+    def model(self) -> Any: ...
+    def top(self, history: Array, segments: Array, width: int) -> tuple[Array, Array]: ...
+    def log_probs(self, history: Array, segments: Array, rows: Array) -> Array: ...
+
+
+class _CodeScorer:
+    """A generator of codes, searched with beams over the catalogue's trie."""
+
+    def __init__(self, model: RQTransformer, tables: ItemTables, trie: CodeTrie) -> None:
+        self._graph, self._params = nnx.split(model)
+        self._tables, self._trie = tables, trie
+
+    def model(self) -> RQTransformer:
+        return nnx.merge(self._graph, self._params)
+
+    def top(self, history: Array, segments: Array, width: int) -> tuple[Array, Array]:
+        beams = _search(self._graph, self._params, self._tables, self._trie, history, segments, beam_size=width)
+        return beams.rows, beams.log_probs
+
+    def log_probs(self, history: Array, segments: Array, rows: Array) -> Array:
+        return _code_log_probs(self._graph, self._params, self._tables, history, segments, rows)
+
+
+class _DenseScorer:
+    """A model that scores every item at once."""
+
+    def __init__(self, model: DenseTransformer, tables: ItemTables) -> None:
+        self._graph, self._params = nnx.split(model)
+        self._features = tables.features
+
+    def model(self) -> DenseTransformer:
+        return nnx.merge(self._graph, self._params)
+
+    def top(self, history: Array, segments: Array, width: int) -> tuple[Array, Array]:
+        return _dense_top(self._graph, self._params, self._features, history, segments, width=width)
+
+    def log_probs(self, history: Array, segments: Array, rows: Array) -> Array:
+        return _dense_log_probs(self._graph, self._params, self._features, history, segments)[:, rows]
+
+
+# Jitted at module level with the graph as a static argument: a model with new parameters runs in the same program.
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames="beam_size")
+def _search(
+    graph: Any, params: Any, tables: ItemTables, trie: CodeTrie, history: Array, segments: Array, *, beam_size: int
+) -> Beams:
+    model = nnx.merge(graph, params)
+    states = model.read(inputs_at(tables, history), segments)
+    return beam_search(functools.partial(model.step, states), model.start(states), trie, beam_size=beam_size)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _code_log_probs(
+    graph: Any, params: Any, tables: ItemTables, history: Array, segments: Array, rows: Array
+) -> Float[Array, "b n"]:
+    model = nnx.merge(graph, params)
+    states = model.read(inputs_at(tables, history), segments)
+    codes = jnp.broadcast_to(tables.codes[rows][None], (len(history), *tables.codes[rows].shape))
+    return item_log_probs(functools.partial(model.step, states), model.start(states), codes)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _dense_log_probs(
+    graph: Any, params: Any, features: Array | None, history: Array, segments: Array
+) -> Float[Array, "b items"]:
+    model = nnx.merge(graph, params)
+    return jax.nn.log_softmax(model.scores(model.vectors(features), history, segments), axis=-1)
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames="width")
+def _dense_top(
+    graph: Any, params: Any, features: Array | None, history: Array, segments: Array, *, width: int
+) -> tuple[Array, Array]:
+    log_probs = _dense_log_probs(graph, params, features, history, segments)
+    values, rows = jax.lax.top_k(log_probs, min(width, log_probs.shape[-1]))
+    return rows, values
+
+
+def _batches(histories: Histories, max_history: int, size: int) -> Iterator[tuple[np.ndarray, Array, Array]]:
+    """Indices, and histories and segments padded to few shapes: `size` users, or a power of two for the last few."""
+    for start in range(0, len(histories), size):
+        index = np.arange(start, min(start + size, len(histories)))
+        rows, real = histories.take(index).padded(max_history)
+        missing = ((0, min(size, 1 << (len(index) - 1).bit_length()) - len(index)), (0, 0))
+        yield index, jnp.asarray(np.pad(rows, missing)), jnp.asarray(np.pad(real, missing).astype(np.int32))

@@ -1,0 +1,19 @@
+"""One training loop for every model: state, mesh, checkpoints, tracking. Knows no model and no dataset."""
+
+from semid.training.loop import StopTraining, TrainingConfig, fit, train
+from semid.training.mesh import make_mesh, put_batch
+from semid.training.state import OptimizerConfig, TrainState, named_leaves, replace_leaves, with_params
+
+__all__ = [
+    "OptimizerConfig",
+    "StopTraining",
+    "TrainState",
+    "TrainingConfig",
+    "fit",
+    "make_mesh",
+    "named_leaves",
+    "put_batch",
+    "replace_leaves",
+    "train",
+    "with_params",
+]

@@ -1,0 +1,175 @@
+"""The one training loop, and a run around it: checkpoints, validation, early stopping, progress, resume."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+
+from semid.errors import SemidError
+from semid.training.checkpoints import Checkpoints
+from semid.training.mesh import make_mesh, put_batch
+from semid.training.state import (
+    Loss,
+    OptimizerConfig,
+    Step,
+    TrainState,
+    create_state,
+    make_optimizer,
+    make_step,
+    with_params,
+)
+from semid.training.tracking import Tracker
+
+Hook = Callable[[int, TrainState, dict[str, Any]], TrainState]
+Validate = Callable[[Any], dict[str, float]]
+
+
+class StopTraining(Exception):
+    """Raised by a hook to end the loop; the state is the one the hook was given."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """How long, on what batches, with which optimizer, and how often to look."""
+
+    epochs: float = 30.0
+    """Passes over the training data."""
+    batch_size: int = 64
+    """Rows of a global batch."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    validate_every: float = 1.0
+    """Epochs between validations (and checkpoints)."""
+    patience: int = 10
+    """Validations without a better score before stopping."""
+    log_every: int = 20
+    """Steps between records of the loss."""
+    tensorboard: bool = False
+    """Write TensorBoard events beside history.jsonl (extra `tensorboard`)."""
+
+
+def fit(
+    state: TrainState, step: Step, batches: Iterator[Any], *, num_steps: int, hooks: Sequence[Hook] = ()
+) -> TrainState:
+    """Run `step` until the state has taken `num_steps`. After each, every hook is given (step, state, metrics) in
+    order and returns the state to go on with, or raises StopTraining."""
+    for at in range(int(state.step) + 1, num_steps + 1):
+        state, metrics = step(state, next(batches))
+        try:
+            for hook in hooks:
+                state = hook(at, state, metrics)
+        except StopTraining:
+            break
+    return state
+
+
+def train(
+    model: nnx.Module,
+    loss: Loss,
+    make_batches: Callable[[int], Any],
+    *,
+    tables: Any,
+    config: TrainingConfig,
+    steps_per_epoch: int,
+    seed: int,
+    folder: Path,
+    request: dict,
+    title: str,
+    validate: Validate,
+    select: str,
+    care: Sequence[Hook] = (),
+    mesh: Mesh | None = None,
+) -> Any:
+    """Train `model` and return one with the best validated parameters.
+
+    `make_batches(num_steps)` gives the Grain iterator; `validate(model)` scalars, of which `select` is maximized;
+    `care` are hooks that change the state (codebook care). Checkpoints, `history.jsonl` and the request are kept in
+    `folder`; a run of the same request goes on where the last checkpoint stands, to the same bits.
+    Raises SemidError when the loss is not finite, with the step and the last good checkpoint.
+    """
+    mesh = make_mesh() if mesh is None else mesh
+    num_steps = max(round(config.epochs * steps_per_epoch), 1)
+    every = max(min(round(config.validate_every * steps_per_epoch), num_steps), 1)
+    checkpoints = Checkpoints(folder, request=request, select=select)
+    try:
+        with jax.set_mesh(mesh):
+            optimizer = make_optimizer(config.optimizer, num_steps=num_steps)
+            state = create_state(model, optimizer, mesh)
+            iterator = make_batches(num_steps)
+            if checkpoints.last_step is not None:
+                state = checkpoints.restore(state, checkpoints.last_step, iterator)
+            step = make_step(model, optimizer, loss, tables=tables, seed=seed, mesh=mesh)
+            device_batches = (put_batch(batch, mesh) for batch in iterator)
+            first = int(state.step)
+            with Tracker(folder, title=title, num_steps=num_steps, first_step=first, tensorboard=config.tensorboard) as to:
+                hooks = [
+                    _log_hook(to, checkpoints, config.log_every),
+                    *care,
+                    _validation_hook(to, checkpoints, iterator, model, validate, select, every, num_steps, config.patience),
+                ]
+                if not _out_of_patience(checkpoints, first, every, config.patience):
+                    state = fit(state, step, device_batches, num_steps=num_steps, hooks=hooks)
+            best = checkpoints.restore(state, checkpoints.best_step or num_steps)
+            return with_params(model, jax.device_get(best.params))
+    finally:
+        checkpoints.close()
+
+
+def _log_hook(tracker: Tracker, checkpoints: Checkpoints, every: int) -> Hook:
+    def log(at: int, state: TrainState, metrics: dict[str, Any]) -> TrainState:
+        if at % every == 0:
+            values = {name: float(value) for name, value in metrics.items()}
+            _check_finite(at, values, checkpoints)
+            tracker.log(at, values)
+            tracker.advance(at, f"loss {values['loss']:.4f}")
+        return state
+
+    return log
+
+
+def _validation_hook(
+    tracker: Tracker,
+    checkpoints: Checkpoints,
+    iterator: Any,
+    model: nnx.Module,
+    validate: Validate,
+    select: str,
+    every: int,
+    num_steps: int,
+    patience: int,
+) -> Hook:
+    """Validate, save, and stop when the best score is `patience` validations old. All it knows is in the
+    checkpoints, so that a resumed run decides as the unbroken one would."""
+
+    def look(at: int, state: TrainState, metrics: dict[str, Any]) -> TrainState:
+        if at % every and at != num_steps:
+            return state
+        _check_finite(at, {name: float(value) for name, value in metrics.items()}, checkpoints)
+        scores = validate(with_params(model, state.params))
+        checkpoints.save(state, iterator, scores)
+        tracker.log(at, {f"validation/{name}": value for name, value in scores.items()})
+        tracker.advance(at, f"{select} {scores[select]:.4f}")
+        if _out_of_patience(checkpoints, at, every, patience):
+            raise StopTraining
+        return state
+
+    return look
+
+
+def _out_of_patience(checkpoints: Checkpoints, at: int, every: int, patience: int) -> bool:
+    best = checkpoints.best_step
+    return best is not None and at - best >= patience * every
+
+
+def _check_finite(at: int, values: dict[str, float], checkpoints: Checkpoints) -> None:
+    bad = [name for name, value in values.items() if not math.isfinite(value)]
+    if bad:
+        last = checkpoints.last_step
+        good = f"the last good checkpoint is {checkpoints.folder / str(last)}" if last else "no checkpoint was written"
+        raise SemidError(f"{bad[0]} is not finite at step {at}; {good}; lower the learning rate and run again")

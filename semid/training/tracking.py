@@ -1,0 +1,72 @@
+"""What a run says of itself: one JSON line a record, a progress bar, TensorBoard if asked for."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from semid.errors import SemidError
+
+HISTORY = "history.jsonl"
+
+
+class Tracker:
+    """Appends scalars to `history.jsonl` and shows progress; a resumed run drops records after its first step.
+
+    With `tensorboard`, the same scalars go to event files beside it (extra `tensorboard`).
+    """
+
+    def __init__(self, folder: Path, *, title: str, num_steps: int, first_step: int = 0, tensorboard: bool = False) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / HISTORY
+        kept = [r for r in read_history(self.path) if r["step"] <= first_step] if self.path.exists() else []
+        self.path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        self._file = self.path.open("a", encoding="utf-8")
+        self._events = _event_writer(folder) if tensorboard else None
+        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+        self._progress = Progress(TextColumn("{task.description}"), *columns, TextColumn("{task.fields[note]}"))
+        self._task = self._progress.add_task(title, total=num_steps, completed=first_step, note="")
+
+    def __enter__(self) -> Tracker:
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._progress.stop()
+        self._file.close()
+        if self._events is not None:
+            self._events.close()
+
+    def log(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Record scalars of one step; what is not finite is written as null."""
+        values = {name: float(value) for name, value in scalars.items()}
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._file.write(json.dumps({"step": step, **finite}) + "\n")
+        self._file.flush()
+        if self._events is not None:
+            for name, value in values.items():
+                self._events.add_scalar(name, value, step)
+
+    def advance(self, step: int, note: str | None = None) -> None:
+        """Move the progress bar to `step`."""
+        self._progress.update(self._task, completed=step, **({} if note is None else {"note": note}))
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """The records of a `history.jsonl`; a last line cut short by a kill is left out."""
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def _event_writer(folder: Path) -> Any:
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        raise SemidError("tensorboard output needs the extra: pip install 'semid[tensorboard]'") from None
+    return SummaryWriter(str(folder / "tensorboard"))

@@ -1,0 +1,47 @@
+"""Popularity and bigram against a plain recount in dictionaries."""
+
+import itertools
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from semid.data.histories import Histories
+from semid.evaluation import Bigram, Popularity
+
+ITEMS = 12
+IDS = pa.array([f"i{row}" for row in range(ITEMS)])
+
+
+def _lists(rng: np.random.Generator, n: int) -> list[list[int]]:
+    return [rng.integers(ITEMS - 2, size=rng.integers(0, 7)).tolist() for _ in range(n)]  # two items never occur
+
+
+def _recount(train: list[list[int]], history: list[int], *, use_bigrams: bool) -> list[int]:
+    popular = Counter(item for one in train for item in one)
+    after = Counter()
+    if use_bigrams and history:
+        after.update(b for one in train for a, b in itertools.pairwise(one) if a == history[-1])
+    return sorted(range(ITEMS), key=lambda item: (-after[item], -popular[item], item))
+
+
+@pytest.mark.parametrize("exclude_seen", [False, True])
+@pytest.mark.parametrize("k", [1, 4, ITEMS + 3])
+@pytest.mark.parametrize("model", [Popularity, Bigram])
+def test_ranking_equals_a_recount(model, k, exclude_seen):
+    rng = np.random.default_rng(k)
+    train, queries = _lists(rng, 15), [*_lists(rng, 40), [], [ITEMS - 1]]
+    ranked = model.fit(Histories.from_lists(train), IDS).rank(
+        Histories.from_lists(queries), k=k, exclude_seen=exclude_seen
+    )
+    for history, got in zip(queries, ranked.tolist(), strict=True):
+        order = _recount(train, history, use_bigrams=model is Bigram)
+        expected = [item for item in order if not (exclude_seen and item in history)][:k]
+        assert got == expected + [-1] * (k - len(expected)), history
+
+
+def test_bigrams_do_not_cross_from_one_history_into_the_next():
+    train = Histories.from_lists([[0, 1], [2, 3]])
+    ranked = Bigram.fit(train, IDS).rank(Histories.from_lists([[1], [0]]), k=1)
+    assert ranked.tolist() == [[0], [1]]  # nothing follows item 1 (so the most popular row); item 1 follows item 0
