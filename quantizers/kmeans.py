@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import NamedTuple
 
@@ -31,7 +32,7 @@ class _Assigned(NamedTuple):
 
 
 def kmeans(x: Float[Array, "n dim"], *, num_codes: int, iterations: int, key: PRNGKeyArray) -> KMeans:
-    """k-means++ (Arthur & Vassilvitskii, 2007) on a sample of 16 points a code, then Lloyd's iterations on all points.
+    """Greedy k-means++ (Arthur & Vassilvitskii, 2007) on a sample of 16 points a code, then Lloyd on all points.
 
     A cluster that empties moves to one of the points farthest from their centroids. With fewer distinct points than
     codes every distinct point becomes a centroid (given an iteration or two) and the codes left over duplicate others.
@@ -71,21 +72,24 @@ def _chunked(
 
 
 def _initialize(x: Float[Array, "n dim"], *, num_codes: int, key: PRNGKeyArray) -> Float[Array, "codes dim"]:
-    """k-means++: each next centroid is drawn with probability proportional to its squared distance to those before."""
+    """Each next centroid is the best of a few points drawn with probability proportional to their squared distance."""
     sample_key, first_key, key = jax.random.split(key, 3)
     size = min(len(x), _SAMPLES_PER_CODE * num_codes)
     x = x[jax.random.choice(sample_key, len(x), (size,), replace=False)]
+    num_candidates = 2 + int(math.log(num_codes))
 
-    def draw(
-        carry: tuple[Float[Array, " n"], Int[Array, ""]], step_key: PRNGKeyArray
-    ) -> tuple[tuple[Float[Array, " n"], Int[Array, ""]], Int[Array, ""]]:
-        distances, latest = carry
-        distances = jnp.minimum(distances, jnp.square(x - x[latest][None, :]).sum(-1))
-        return (distances, jax.random.categorical(step_key, jnp.log(distances))), latest
+    def distances_to(index: Int[Array, ""]) -> Float[Array, " n"]:
+        return jnp.square(x - x[index][None, :]).sum(-1)
 
-    start = (jnp.full(size, jnp.inf), jax.random.randint(first_key, (), 0, size))
-    _, chosen = jax.lax.scan(draw, start, jax.random.split(key, num_codes))
-    return x[chosen]
+    def draw(distances: Float[Array, " n"], step_key: PRNGKeyArray) -> tuple[Float[Array, " n"], Int[Array, ""]]:
+        drawn = jax.random.categorical(step_key, jnp.log(distances)[None, :], shape=(num_candidates,))
+        after = jax.lax.map(lambda index: jnp.minimum(distances, distances_to(index)), drawn)
+        best = after.sum(-1).argmin()
+        return after[best], drawn[best]
+
+    first = jax.random.randint(first_key, (), 0, size)
+    _, others = jax.lax.scan(draw, distances_to(first), jax.random.split(key, num_codes - 1))
+    return x[jnp.concatenate([first[None], others])]
 
 
 def _assign(

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rich
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
@@ -33,7 +34,7 @@ _PACKAGES = ("semid", "jax", "flax", "optax", "orbax-checkpoint", "grain", "nump
 
 @dataclass(frozen=True)
 class Manifest:
-    """What `manifest.json` holds. `digest` names the artifact's whole content; `fingerprint` the request for it."""
+    """What `manifest.json` holds, beside `digest`, which names the content; `fingerprint` names the request for it."""
 
     kind: str
     config: dict
@@ -82,7 +83,8 @@ def write_artifact(
         yield temporary
         files = {str(p.relative_to(temporary)): sha256(p) for p in sorted(temporary.rglob("*")) if p.is_file()}
         values = asdict(wanted) | {"files": files, "packages": _packages(), "devices": devices or platform.machine()}
-        write_json(temporary / MANIFEST, values | {"created": datetime.now(UTC).isoformat(timespec="seconds")})
+        values |= {"created": datetime.now(UTC).isoformat(timespec="seconds")}
+        write_json(temporary / MANIFEST, values | {"digest": Manifest(**values).digest})
         _replace_directory(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -101,31 +103,34 @@ def read_artifact(path: str | Path, kind: str) -> Manifest:
         if not (path / name).is_file():
             raise SemidError(f"{path / name}: listed in {MANIFEST} but missing; write the artifact again")
         if sha256(path / name) != expected:
-            raise SemidError(f"{path / name}: content does not match its sha256 in {MANIFEST}; write the artifact again")
+            raise SemidError(f"{path / name}: content does not match its sha256 in {MANIFEST}; write it again")
     return manifest
 
 
 def is_current(path: str | Path, *, kind: str, config: dict, parents: Mapping[str, Manifest], seed: int | None) -> bool:
-    """Whether `path` already holds the artifact that this request would write (a stage may then be skipped).
+    """Whether `path` already holds the artifact that this request would write; if so it says that the stage is skipped.
 
     Raises SemidError if it holds anything else, naming what differs: an output folder in use is never overwritten.
     """
     path = Path(path)
     check_output(path, kind=kind)
-    if not path.exists():
+    if not (path / MANIFEST).is_file():
         return False
     found, wanted = read_artifact(path, kind), _request(kind, config, parents, seed)
     if found.fingerprint == wanted.fingerprint:
+        rich.print(f"[green]{path}[/]: this {kind} exists, made with the same settings and inputs; skipped")
         return True
     change = difference(
         found.config | {"seed": found.seed, "parents": found.parents},
         wanted.config | {"seed": wanted.seed, "parents": wanted.parents},
     )
-    raise SemidError(f"{path}: in use by a {kind} made with other settings ({change}); choose another --out or delete it")
+    raise SemidError(f"{path}: in use by a {kind} of other settings ({change}); choose another --out or delete it")
 
 
 def check_output(path: Path, *, kind: str) -> None:
     """Raise SemidError if something other than an artifact of this kind stands at `path`."""
+    if above := next((p for p in path.absolute().parents if p.exists() and not p.is_dir()), None):
+        raise SemidError(f"{above}: is a file, and {path} should go below it; choose another --out")
     if not path.exists():
         return
     if not path.is_dir() or ((not (path / MANIFEST).is_file()) and any(path.iterdir())):
@@ -178,18 +183,20 @@ def _request(kind: str, config: dict, parents: Mapping[str, Manifest] | None, se
 
 
 def _read_manifest(path: Path) -> Manifest:
-    if not path.exists():
-        raise SemidError(f"{path}: no such artifact; check the path")
-    data = read_json(path / MANIFEST)
-    if data.get("schema_version", 0) > SCHEMA_VERSION:
-        raise SemidError(
-            f"{path / MANIFEST}: schema version {data['schema_version']} is newer than {SCHEMA_VERSION}, which this "
-            "semid reads; upgrade semid"
-        )
-    names = {f.name for f in fields(Manifest)}
-    if set(data) != names:
-        raise SemidError(f"{path / MANIFEST}: not a manifest (keys {sorted(set(data) ^ names)} differ)")
-    return Manifest(**data)
+    if not path.is_dir():
+        raise SemidError(f"{path}: no such artifact; expected a folder that semid wrote")
+    file = path / MANIFEST
+    data = read_json(file)
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise SemidError(f"{file}: schema version {version} is newer than {SCHEMA_VERSION}; upgrade semid to read it")
+    if version is None or set(data) != {f.name for f in fields(Manifest)} | {"digest"}:
+        raise SemidError(f"{file}: not a manifest of semid; write the artifact again")
+    digest = data.pop("digest")
+    manifest = Manifest(**data)
+    if manifest.digest != digest:
+        raise SemidError(f"{file}: content does not match its own digest (edited by hand?); write the artifact again")
+    return manifest
 
 
 def _replace_directory(temporary: Path, path: Path) -> None:

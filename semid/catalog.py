@@ -88,19 +88,19 @@ class SemanticCatalog:
         """Rows of the items with exactly these codes: none, one, or several that collide."""
         return self._by_codes.get(tuple(int(code) for code in codes), np.empty(0, np.int64)).astype(np.int32)
 
-    def tokens(self) -> list[list[str]]:
-        """The codes as language models spell them: `<a_12>`, `<b_7>`, ... one letter a level (LC-Rec, MiniOneRec)."""
+    def tokens_of(self, rows: Int[np.ndarray, " n"]) -> list[list[str]]:
+        """Codes of item rows as language models spell them, one letter a level: `<a_12>`, `<b_7>` (LC-Rec)."""
         names = [[f"<{letter(level)}_{code}>" for code in range(size)] for level, size in enumerate(self.level_sizes)]
-        return [[names[level][code] for level, code in enumerate(row)] for row in self.codes.tolist()]
+        return [[names[level][code] for level, code in enumerate(row)] for row in self.codes[rows].tolist()]
 
-    def write(self, folder: Path) -> None:
-        """Write `catalog.parquet`: item_id, codes (fixed-size list); level sizes and tie-break in its metadata."""
+    def write(self, file: Path) -> None:
+        """Write Parquet: item_id, codes (fixed-size list); level sizes and tie-break in its metadata."""
         flat = pa.array(np.ascontiguousarray(self.codes, np.int32).reshape(-1))
         codes = pa.FixedSizeListArray.from_arrays(flat, self.num_levels)
         sizes = ",".join(map(str, self.level_sizes))
         table = pa.table({"item_id": self.item_ids, "codes": codes})
         table = table.replace_schema_metadata({"semid.level_sizes": sizes, "semid.tie_break": str(int(self.tie_break))})
-        pq.write_table(table, folder / FILE, compression="zstd", write_page_checksum=True)
+        pq.write_table(table, file, compression="zstd", write_page_checksum=True)
 
     @classmethod
     def read(cls, file: Path) -> SemanticCatalog:
@@ -111,7 +111,7 @@ class SemanticCatalog:
             raise SemidError(f"{file}: not a readable Parquet file ({error})") from None
         metadata = table.schema.metadata or {}
         if b"semid.level_sizes" not in metadata or not {"item_id", "codes"} <= set(table.column_names):
-            raise SemidError(f"{file}: not a catalogue of semid (columns item_id, codes and semid.level_sizes expected)")
+            raise SemidError(f"{file}: not a catalogue of semid (item_id, codes and semid.level_sizes expected)")
         sizes = tuple(int(size) for size in metadata[b"semid.level_sizes"].split(b","))
         codes = table["codes"].combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
         tie_break = metadata.get(b"semid.tie_break") == b"1"

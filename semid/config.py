@@ -72,7 +72,7 @@ def _read_dataclass(cls: Any, value: Any, where: str) -> Any:
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}
     known = {}
-    for key in value.keys() - {"type"}:
+    for key in [name for name in value if name != "type"]:
         if key not in fields:
             near = difflib.get_close_matches(key, fields, n=1, cutoff=0.0)
             raise SemidError(f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))

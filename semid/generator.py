@@ -21,14 +21,15 @@ from semid.catalog import SemanticCatalog
 from semid.config import to_dict
 from semid.data.batches import PackedRows, batches, pack
 from semid.data.dataset import Dataset
+from semid.data.features import Standardizer, content_blocks
 from semid.data.splits import Examples
 from semid.errors import SemidError
 from semid.evaluation.metrics import accuracy, group_ids, item_places
 from semid.recommender import KIND, ItemTables, ModelConfig, ModelSpec, Recommender, build_model, inputs_at
 from semid.training import OptimizerConfig, TrainingConfig, train
-from semid.training.state import Loss
 from semid.training.tracking import HISTORY
 from seq_models import DenseConfig, DenseTransformer, RQTransformer, RQTransformerConfig
+from seq_models.losses import softmax_cross_entropy
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,12 @@ def train_generator(
     """Train on the dataset's training histories and write the model artifact `out`.
 
     Checkpoints live beside it in `<out>.checkpoints` until it is written; an interrupted run of the same request goes
-    on from there. Raises SemidError if catalogue and dataset have other items, or `out` is in use.
+    on from there, and one that was finished is read and not repeated. Raises SemidError if catalogue and dataset have
+    other items, or `out` is in use.
     """
+    settings = {"generator": to_dict(config)}
+    if artifacts.is_current(out, kind=KIND, config=settings, parents=parents, seed=seed):
+        return Recommender.from_pretrained(out)
     if not catalog.item_ids.equals(dataset.item_ids):
         raise SemidError(
             f"the catalogue's {len(catalog)} items are not the dataset's {dataset.num_items} in the same order; "
@@ -78,8 +83,6 @@ def train_generator(
         num_features=0 if features is None else features.shape[1],
         max_history=config.max_history,
     )
-    settings = {"generator": to_dict(config), "spec": to_dict(spec)}
-    artifacts.check_output(out, kind=KIND)
     packed = pack(dataset.splits.train, max_history=config.max_history, row_length=config.row_length)
     as_recommender = functools.partial(
         Recommender, catalog=catalog, spec=spec, features=features, train_counts=training_counts(dataset)
@@ -112,7 +115,9 @@ def train_generator(
     return recommender
 
 
-def code_loss(model: RQTransformer, batch: PackedRows, tables: ItemTables, key: Array) -> tuple[Array, dict[str, Array]]:
+def code_loss(
+    model: RQTransformer, batch: PackedRows, tables: ItemTables, key: Array
+) -> tuple[Array, dict[str, Array]]:
     """Cross-entropy of the next item's codes given the codes before, summed over levels, in nats per item."""
     backbone_key, depth_key = jax.random.split(key)
     states = model.states(inputs_at(tables, batch.history), batch.segments, key=backbone_key)
@@ -129,8 +134,9 @@ def dense_loss(
     """Full-softmax cross-entropy of the next item, in nats per item."""
     vectors = model.vectors(tables.features)
     states = model.states(vectors, batch.history, batch.segments, key=key)
-    logits = jnp.matmul(states.reshape(-1, states.shape[-1]), vectors.T)
-    return _mean_cross_entropy(logits, batch.targets.reshape(-1), batch.segments.reshape(-1) != 0), {}
+    real = (batch.segments.reshape(-1) != 0).astype(states.dtype)
+    total = softmax_cross_entropy(states.reshape(-1, states.shape[-1]), vectors, batch.targets.reshape(-1), real)
+    return total / jnp.maximum(jnp.sum(real), 1), {}
 
 
 def _mean_cross_entropy(logits: Float[Array, "n size"], codes: Int[Array, " n"], real: Array) -> Float[Array, ""]:
@@ -139,13 +145,9 @@ def _mean_cross_entropy(logits: Float[Array, "n size"], codes: Int[Array, " n"],
 
 
 def content_features(dataset: Dataset, columns: tuple[str, ...] | None) -> Float[np.ndarray, "items feature"] | None:
-    """The named vector columns side by side (None: all), each dimension with zero mean and unit variance."""
-    columns = tuple(dataset.vector_columns) if columns is None else columns
-    if not columns:
-        return None
-    vectors = np.concatenate([dataset.vectors(column) for column in columns], axis=1)
-    deviation = vectors.std(axis=0)
-    return (vectors - vectors.mean(axis=0)) / np.where(deviation > 0, deviation, 1)
+    """The named vector columns (None: all) side by side and standardized; None where there are none."""
+    blocks = content_blocks(dataset, columns)
+    return Standardizer.fit(blocks)(np.concatenate(blocks, axis=1)) if blocks else None
 
 
 def training_counts(dataset: Dataset) -> Int[np.ndarray, " items"]:

@@ -34,6 +34,7 @@ from seq_models import (
 )
 
 KIND = "model"
+SPEC_FILE = "config.json"
 ModelConfig = RQTransformerConfig | DenseConfig
 
 # Users a search runs at once, at the default beam; wider beams take proportionally fewer.
@@ -129,8 +130,8 @@ class Recommender:
     def from_pretrained(cls, path: str | Path) -> Recommender:
         """Load what `semid train` wrote, every file verified. Raises SemidError naming what is wrong."""
         path = Path(path)
-        manifest = artifacts.read_artifact(path, KIND)
-        spec = config.from_dict(ModelSpec, manifest.config["spec"], where=f"{path}: spec")
+        artifacts.read_artifact(path, KIND)
+        spec = config.from_dict(ModelSpec, artifacts.read_json(path / SPEC_FILE), where=str(path / SPEC_FILE))
         model = build_model(spec, seed=0)
         graph, state = nnx.split(model)
         file = path / "model.safetensors"
@@ -145,14 +146,15 @@ class Recommender:
         )
 
     def write(self, folder: Path) -> None:
-        """Write `model.safetensors`, `items.safetensors` and `catalog.parquet` into an artifact under construction."""
+        """Write config, parameters, item tables and catalogue into the folder of an artifact under construction."""
+        artifacts.write_json(folder / SPEC_FILE, config.to_dict(self.spec))
         state = jax.device_get(nnx.state(self._scorer.model()))
         artifacts.save_tensors(folder / "model.safetensors", named_leaves(state))
         items = {"train_counts": self._train_counts}
         artifacts.save_tensors(
             folder / "items.safetensors", items if self._features is None else items | {"features": self._features}
         )
-        self.catalog.write(folder)
+        self.catalog.write(folder / CATALOG_FILE)
 
     def recommend(
         self,

@@ -1,4 +1,4 @@
-"""SASRec (Kang & McAuley, ICDM 2018) with full-softmax cross-entropy: the backbone over item embeddings, tied output."""
+"""SASRec (Kang & McAuley, ICDM 2018) with full-softmax cross-entropy: the backbone over ids, tied output."""
 
 from __future__ import annotations
 

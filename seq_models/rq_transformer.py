@@ -119,7 +119,8 @@ class RQTransformer(nnx.Module):
         batch, dim = states.shape
         heads = self.depth[0].attention.heads if len(self.depth) else 1
         empty = jnp.zeros((batch, 1, 0, heads, dim // heads), states.dtype)
-        return DepthCache(jnp.zeros((batch, 1, dim), states.dtype), (empty,) * len(self.depth), (empty,) * len(self.depth))
+        none_yet = (empty,) * len(self.depth)
+        return DepthCache(jnp.zeros((batch, 1, dim), states.dtype), none_yet, none_yet)
 
     def step(
         self, states: Float[Array, "batch dim"], cache: DepthCache, codes: Int[Array, "batch beam"] | None, level: int
@@ -144,7 +145,7 @@ class RQTransformer(nnx.Module):
 def _attend(
     q: Float[Array, "*b heads width"], k: Float[Array, "*b level heads width"], v: Float[Array, "*b level heads width"]
 ) -> Float[Array, "*b dim"]:
-    """One query over at most a handful of levels: sums of products, which XLA fuses where a batched matmul would not."""
+    """One query over a handful of levels, by sums of products: XLA fuses them, and would not fuse tiny matmuls."""
     scores = jnp.sum(q[..., None, :, :] * k, axis=-1, keepdims=True) * (q.shape[-1] ** -0.5)
     mixed = jnp.sum(jax.nn.softmax(scores, axis=-3) * v, axis=-3)
     return mixed.reshape((*mixed.shape[:-2], -1))

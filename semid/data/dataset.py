@@ -31,7 +31,7 @@ class DatasetConfig:
     time_unit: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """Items and the interactions of users with them.
 

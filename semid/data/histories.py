@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int
 from semid.errors import SemidError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Histories:
     """Item rows of `n` histories, oldest first: history `i` is `items[starts[i]:ends[i]]`.
 

@@ -38,10 +38,11 @@ def import_tables(
     directory) is replaced by `image` with the content of the files; null or empty is an item without image.
     Raises SemidError that lists all faults of all tables, a line each.
     """
-    files: dict[str, str | Path] = {"items": items, "interactions": interactions, **(vectors or {})}
-    files = {key: path for key, path in files.items() if isinstance(path, (str, Path))}
+    tables = {"items": items, "interactions": interactions}
+    files = {key: Path(table) for key, table in tables.items() if isinstance(table, (str, Path))}
+    vector_files = {f"vectors.{column}": Path(path) for column, path in (vectors or {}).items()}
     faults = Faults(str(files.get("items", "items")))
-    folder = Path(files["items"]).parent if "items" in files else Path()
+    folder = files["items"].parent if "items" in files else Path()
     items = add_vector_files(_with_images(_as_table(items), folder, faults), vectors or {}, faults)
     try:
         dataset = Dataset.build(
@@ -55,7 +56,8 @@ def import_tables(
     except SemidError as error:
         raise SemidError("\n".join([*faults.lines, str(error)])) from None
     raise_faults(faults.lines)
-    return dataset.replace(source={"type": "tables", "sha256": {k: sha256(Path(path)) for k, path in files.items()}})
+    checksums = {key: sha256(path) for key, path in (files | vector_files).items()}
+    return dataset.replace(source={"type": "tables", "sha256": checksums})
 
 
 def read_table(path: str | Path) -> pa.Table:
@@ -84,7 +86,8 @@ def read_table(path: str | Path) -> pa.Table:
 def _vector_array(vectors: Float[np.ndarray, "n dim"]) -> pa.FixedSizeListArray:
     """Vectors as an Arrow column: float16 stays, anything else becomes float32."""
     kind = np.float16 if vectors.dtype == np.float16 else np.float32
-    flat = np.ascontiguousarray(vectors, kind).reshape(-1)
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, which validation names
+        flat = np.ascontiguousarray(vectors, kind).reshape(-1)
     return pa.FixedSizeListArray.from_arrays(pa.array(flat), vectors.shape[1])
 
 

@@ -1,4 +1,4 @@
-"""What one can see of simulated items: titles, attributes, category paths, vectors and images, in line with taxonomy."""
+"""What one can see of simulated items: titles, attributes, category paths, vectors, images."""
 
 from __future__ import annotations
 

@@ -106,14 +106,13 @@ def train(
                 state = checkpoints.restore(state, checkpoints.last_step, iterator)
             step = make_step(model, optimizer, loss, tables=tables, seed=seed, mesh=mesh)
             device_batches = (put_batch(batch, mesh) for batch in iterator)
-            first = int(state.step)
-            with Tracker(folder, title=title, num_steps=num_steps, first_step=first, tensorboard=config.tensorboard) as to:
-                hooks = [
-                    _log_hook(to, checkpoints, config.log_every),
-                    *care,
-                    _validation_hook(to, checkpoints, iterator, model, validate, select, every, num_steps, config.patience),
-                ]
-                if not _out_of_patience(checkpoints, first, every, config.patience):
+            first, patience = int(state.step), config.patience
+            with Tracker(
+                folder, title=title, num_steps=num_steps, first_step=first, tensorboard=config.tensorboard
+            ) as tracker:
+                look = _Look(tracker, checkpoints, iterator, model, validate, select, every, num_steps, patience)
+                hooks = [_log_hook(tracker, checkpoints, config.log_every), *care, look]
+                if not look.out_of_patience(first):
                     state = fit(state, step, device_batches, num_steps=num_steps, hooks=hooks)
             best = checkpoints.restore(state, checkpoints.best_step or num_steps)
             return with_params(model, jax.device_get(best.params))
@@ -133,38 +132,38 @@ def _log_hook(tracker: Tracker, checkpoints: Checkpoints, every: int) -> Hook:
     return log
 
 
-def _validation_hook(
-    tracker: Tracker,
-    checkpoints: Checkpoints,
-    iterator: Any,
-    model: nnx.Module,
-    validate: Validate,
-    select: str,
-    every: int,
-    num_steps: int,
-    patience: int,
-) -> Hook:
-    """Validate, save, and stop when the best score is `patience` validations old. All it knows is in the
-    checkpoints, so that a resumed run decides as the unbroken one would."""
+@dataclasses.dataclass(frozen=True)
+class _Look:
+    """The hook that validates, saves, and stops when the best score is `patience` validations old.
 
-    def look(at: int, state: TrainState, metrics: dict[str, Any]) -> TrainState:
-        if at % every and at != num_steps:
+    All that it decides by is in the checkpoints, so that a resumed run decides as the unbroken one would.
+    """
+
+    tracker: Tracker
+    checkpoints: Checkpoints
+    iterator: Any
+    model: nnx.Module
+    validate: Validate
+    select: str
+    every: int
+    num_steps: int
+    patience: int
+
+    def __call__(self, at: int, state: TrainState, metrics: dict[str, Any]) -> TrainState:
+        if at % self.every and at != self.num_steps:
             return state
-        _check_finite(at, {name: float(value) for name, value in metrics.items()}, checkpoints)
-        scores = validate(with_params(model, state.params))
-        checkpoints.save(state, iterator, scores)
-        tracker.log(at, {f"validation/{name}": value for name, value in scores.items()})
-        tracker.advance(at, f"{select} {scores[select]:.4f}")
-        if _out_of_patience(checkpoints, at, every, patience):
+        _check_finite(at, {name: float(value) for name, value in metrics.items()}, self.checkpoints)
+        scores = self.validate(with_params(self.model, state.params))
+        self.checkpoints.save(state, self.iterator, scores)
+        self.tracker.log(at, {f"validation/{name}": value for name, value in scores.items()})
+        self.tracker.advance(at, f"{self.select} {scores[self.select]:.4f}")
+        if self.out_of_patience(at):
             raise StopTraining
         return state
 
-    return look
-
-
-def _out_of_patience(checkpoints: Checkpoints, at: int, every: int, patience: int) -> bool:
-    best = checkpoints.best_step
-    return best is not None and at - best >= patience * every
+    def out_of_patience(self, at: int) -> bool:
+        best = self.checkpoints.best_step
+        return best is not None and at - best >= self.patience * self.every
 
 
 def _check_finite(at: int, values: dict[str, float], checkpoints: Checkpoints) -> None:

@@ -94,7 +94,8 @@ def make_step(
             return loss(nnx.merge(graph, params, rest), batch, tables, key)
 
         (value, metrics), gradients = jax.value_and_grad(compute, has_aux=True)(state.params)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        with jax.numpy_dtype_promotion("standard"):  # optax's bias correction multiplies an integer count
+            updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {"loss": value, "gradient_norm": optax.global_norm(gradients), **metrics}
         return TrainState(state.step + 1, params, opt_state), metrics

@@ -22,7 +22,9 @@ class Tracker:
     With `tensorboard`, the same scalars go to event files beside it (extra `tensorboard`).
     """
 
-    def __init__(self, folder: Path, *, title: str, num_steps: int, first_step: int = 0, tensorboard: bool = False) -> None:
+    def __init__(
+        self, folder: Path, *, title: str, num_steps: int, first_step: int = 0, tensorboard: bool = False
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / HISTORY
         kept = [r for r in read_history(self.path) if r["step"] <= first_step] if self.path.exists() else []
@@ -37,7 +39,9 @@ class Tracker:
         self._progress.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._progress.stop()
         self._file.close()
         if self._events is not None:

@@ -1,0 +1,443 @@
+"""The command line: `semid prepare | tokenize | train | evaluate | recommend | export | import-codes | report`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal, Union
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from semid import artifacts
+from semid.catalog import FILE as CATALOG_FILE
+from semid.catalog import SemanticCatalog
+from semid.data import dataset as dataset_module
+from semid.data.dataset import Dataset
+from semid.data.splits import LeaveOneOut, SplitRule
+from semid.errors import SemidError
+from semid.export import Format, export, read_tokens
+from semid.generator import GeneratorConfig, train_generator
+from semid.recommender import KIND as MODEL
+from semid.recommender import Recommender
+from semid.tokenizer import KIND as CATALOG
+from semid.tokenizer import TokenizerConfig, tokenize
+
+console = Console()
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where prepared data go, and how they are split."""
+
+    out: Path
+    """Dataset folder to write."""
+    split_rule: SplitRule = LeaveOneOut()
+    """How interactions are cut into training, validation and test."""
+    text_vectors: int = 128
+    """Dimensions of vectors made from the items' words (LSA) where the items bring no vectors."""
+
+    def read(self) -> Dataset:
+        """The dataset of this source."""
+        raise TypeError(f"{type(self).__name__} does not say how it is read")
+
+    def run(self) -> None:
+        """Read, print statistics, write."""
+        from semid.encoders.text import with_text_vectors
+
+        dataset = self.read()
+        _print_statistics(dataset)
+        if not dataset.vector_columns and dataset.text_columns:
+            dataset = with_text_vectors(dataset, dim=self.text_vectors)
+            console.print(f"made {dataset.vectors('text_lsa').shape[1]}-d vectors of the items' text (text_lsa)")
+        if not artifacts.is_current(self.out, kind=dataset_module.KIND, config=dataset.config, parents={}, seed=None):
+            dataset.save(self.out)
+            console.print(f"wrote {self.out}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tables(_Source):
+    items: Path
+    """Table with item_id; text columns, vector columns and image or image_path as there are."""
+    interactions: Path
+    """Table with user_id, item_id, and timestamp (seconds) or position; event and weight as there are."""
+    vectors: dict[str, Path] = field(default_factory=dict)
+    """Vector columns from .npy files: NAME FILE, row i for item row i."""
+    name: str = ""
+    """Name of the dataset; none given: the output folder's."""
+
+    def read(self) -> Dataset:
+        from semid.data.importing import import_tables
+
+        name = self.name or self.out.name
+        return import_tables(
+            self.items, self.interactions, name=name, split_rule=self.split_rule, vectors=self.vectors or None
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parquet(_Tables):
+    """Import items and interactions from two Parquet files."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Csv(_Tables):
+    """Import items and interactions from two CSV (or .tsv) files with a header line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Jsonl(_Tables):
+    """Import items and interactions from two files with one JSON object a line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout(_Source):
+    """Read a folder of items.parquet, interactions.parquet (dense ids, position) and *.npy vectors."""
+
+    folder: Path
+    """The folder to read."""
+
+    def read(self) -> Dataset:
+        from semid.data.layout import read_layout
+
+        return read_layout(self.folder, split_rule=self.split_rule)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AmazonReviews(_Source):
+    """Amazon reviews, 5-core, from the files you downloaded (or downloaded now where the host allows it)."""
+
+    year: Literal[2014, 2018, 2023]
+    """Release: 2014, 2018 or 2023."""
+    category: str
+    """Category as its files spell it, such as Beauty or All_Beauty."""
+    manual_dir: Path
+    """Folder with the raw files."""
+    data_dir: Path = Path("data/tfds")
+    """Folder for the prepared array_record files."""
+
+    def read(self) -> Dataset:
+        from semid.data.builders import read_amazon_reviews
+
+        return read_amazon_reviews(
+            self.year, self.category, manual_dir=self.manual_dir, data_dir=self.data_dir, split_rule=self.split_rule
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Movielens(_Source):
+    """MovieLens-1M from ml-1m.zip (or its folder) as you downloaded it."""
+
+    manual_dir: Path
+    """Folder with ml-1m.zip or ml-1m/."""
+    data_dir: Path = Path("data/tfds")
+    """Folder for the prepared array_record files."""
+
+    def read(self) -> Dataset:
+        from semid.data.builders import read_movielens
+
+        return read_movielens(manual_dir=self.manual_dir, data_dir=self.data_dir, split_rule=self.split_rule)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simulated(_Source):
+    """Generate the embedded simulated catalogue, whose true next-item distribution is known."""
+
+    num_items: int = 2_000
+    """Items."""
+    num_users: int = 4_000
+    """Users."""
+    seed: int = 0
+    """Seed of the world."""
+
+    def read(self) -> Dataset:
+        from semid.data.simulated import SimulatedConfig, simulate
+
+        world = SimulatedConfig(
+            num_items=self.num_items, num_users=self.num_users, seed=self.seed, images=self.num_items <= 10_000
+        )
+        return simulate(world).dataset.replace(split_rule=self.split_rule)
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Import a dataset: check it, print its statistics, write it as one verified folder."""
+
+    source: Union[  # noqa: UP007 - tyro names subcommands by annotation
+        Annotated[Parquet, tyro.conf.subcommand("parquet")],
+        Annotated[Csv, tyro.conf.subcommand("csv")],
+        Annotated[Jsonl, tyro.conf.subcommand("jsonl")],
+        Annotated[Layout, tyro.conf.subcommand("layout")],
+        Annotated[AmazonReviews, tyro.conf.subcommand("amazon-reviews")],
+        Annotated[Movielens, tyro.conf.subcommand("movielens")],
+        Annotated[Simulated, tyro.conf.subcommand("simulated")],
+    ]
+
+    def run(self) -> None:
+        self.source.run()
+
+
+@dataclass(frozen=True)
+class Tokenize:
+    """Train a tokenizer on the items' vectors and write the catalogue of their codes."""
+
+    dataset: Path
+    """Dataset folder."""
+    out: Path
+    """Catalogue folder to write."""
+    config: tyro.conf.OmitArgPrefixes[TokenizerConfig] = TokenizerConfig()
+    seed: int = 0
+    """Seed of initialization and shuffling."""
+
+    def run(self) -> None:
+        parents = {"dataset": artifacts.read_artifact(self.dataset, dataset_module.KIND)}
+        tokenize(Dataset.load(self.dataset), self.config, out=self.out, parents=parents, seed=self.seed)
+        _print_health(self.out)
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a generator (or, with model:dense-config, SASRec) on the dataset's training histories.
+
+    Interrupted runs go on from their last checkpoint when the same command is given again.
+    """
+
+    dataset: Path
+    """Dataset folder."""
+    catalog: Path
+    """Catalogue folder of the same dataset."""
+    out: Path
+    """Model folder to write."""
+    config: tyro.conf.OmitArgPrefixes[GeneratorConfig] = GeneratorConfig()
+    seed: int = 0
+    """Seed of parameters, shuffling and dropout."""
+
+    def run(self) -> None:
+        parents = {
+            "dataset": artifacts.read_artifact(self.dataset, dataset_module.KIND),
+            "catalog": artifacts.read_artifact(self.catalog, CATALOG),
+        }
+        dataset = Dataset.load(self.dataset)
+        _print_statistics(dataset)
+        catalog = SemanticCatalog.read(self.catalog / CATALOG_FILE)
+        train_generator(dataset, catalog, self.config, out=self.out, parents=parents, seed=self.seed)
+        console.print(f"model: {self.out}")
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure models beside popularity and bigram (and the oracle, where the dataset is simulated)."""
+
+    model: tuple[Path, ...]
+    """Model folders."""
+    dataset: Path
+    """Dataset folder."""
+    split: Literal["validation", "test"] = "test"
+    """Which examples. Choose by validation; read test once."""
+    ks: tuple[int, ...] = (5, 10)
+    """Cut-offs of the metrics."""
+    beam_size: int = 50
+    """Beams per user."""
+    exclude_seen: bool = False
+    """Never recommend an item of the history. Such figures must not be compared with the others."""
+    out: Path | None = None
+    """File to write; none given: metrics.json beside the first model's folder. examples.json goes beside it."""
+
+    def run(self) -> None:
+        from semid.evaluation import write_metrics
+        from semid.evaluation.comparison import baselines, compare, example_users
+
+        dataset = Dataset.load(self.dataset)
+        _print_statistics(dataset)
+        models = {_name(path, self.model): Recommender.from_pretrained(path) for path in self.model}
+        measured = compare(
+            {**models, **baselines(dataset)},
+            dataset,
+            split=self.split,
+            ks=self.ks,
+            beam_size=self.beam_size,
+            exclude_seen=self.exclude_seen,
+        )
+        seen = {"seen": "excluded"} if self.exclude_seen else {}
+        rows = [metrics.row(name) | seen for name, metrics in measured.items()]
+        first = next(iter(models))
+        digests = {str(path): artifacts.read_artifact(path, MODEL).digest for path in self.model}
+        out = self.out or self.model[0].parent / "metrics.json"
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_metrics(out, self.split, rows, measured[first].provenance | {"models": digests})
+        users = example_users(models[first], dataset, split=self.split)
+        artifacts.write_json(out.with_name("examples.json"), users)
+        console.print(metrics_table(rows, self.ks))
+        console.print(f"wrote {out}")
+
+
+@dataclass(frozen=True)
+class Recommend:
+    """Recommend items for one history."""
+
+    model: Path
+    """Model folder."""
+    history: str
+    """Item ids, oldest first, separated by commas. Empty: the most popular items of training."""
+    k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10
+    """How many items."""
+    beam_size: int = 50
+    """Beams of the search."""
+    exclude_seen: bool = False
+    """Leave out items of the history."""
+    skip_unknown: bool = False
+    """Drop unknown ids from the history, and say how many, instead of stopping."""
+
+    def run(self) -> None:
+        recommender = Recommender.from_pretrained(self.model)
+        history = [part.strip() for part in self.history.split(",") if part.strip()]
+        if self.skip_unknown:
+            unknown = int((~recommender.catalog.find_rows(history)[1]).sum()) if history else 0
+            if unknown:
+                console.print(f"dropped {unknown} unknown of {len(history)} items of the history")
+        top = recommender.recommend(
+            [history],
+            k=self.k,
+            beam_size=self.beam_size,
+            exclude_seen=self.exclude_seen,
+            skip_unknown=self.skip_unknown,
+        )
+        table = Table("rank", "item id", "log-probability", "codes")
+        tokens = recommender.catalog.tokens_of(recommender.catalog.rows(top.item_ids[0]))
+        for rank, (item_id, score, codes) in enumerate(zip(top.item_ids[0], top.scores[0], tokens, strict=False), 1):
+            table.add_row(str(rank), item_id, f"{score:.3f}", "".join(codes))
+        console.print(table)
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a catalogue in a format of others."""
+
+    catalog: Path
+    """Catalogue folder."""
+    format: Literal["parquet", "json", "hf-tokens"]
+    """parquet: codes as lists; json: index.json of LC-Rec and MiniOneRec; hf-tokens: token strings and added tokens."""
+    out: Path
+    """File to write."""
+
+    def run(self) -> None:
+        artifacts.read_artifact(self.catalog, CATALOG)
+        export(SemanticCatalog.read(self.catalog / CATALOG_FILE), Format(self.format), self.out)
+        console.print(f"wrote {self.out}")
+
+
+@dataclass(frozen=True)
+class ImportCodes:
+    """Make a catalogue of codes from elsewhere: an index.json of LC-Rec or MiniOneRec, by the dataset's item ids."""
+
+    codes: Path
+    """The index.json."""
+    dataset: Path
+    """Dataset folder whose items the codes are of."""
+    out: Path
+    """Catalogue folder to write."""
+    tie_break: bool = False
+    """The last level carries no meaning and only tells colliding items apart."""
+
+    def run(self) -> None:
+        parents = {"dataset": artifacts.read_artifact(self.dataset, dataset_module.KIND)}
+        dataset = Dataset.load(self.dataset)
+        found = read_tokens(self.codes, tie_break=self.tie_break)
+        codes = found.lookup(dataset.item_ids.to_pylist())
+        catalog = SemanticCatalog(dataset.item_ids, codes, found.level_sizes, self.tie_break)
+        settings = {"imported": artifacts.sha256(self.codes), "tie_break": self.tie_break}
+        if not artifacts.is_current(self.out, kind=CATALOG, config=settings, parents=parents, seed=None):
+            with artifacts.write_artifact(self.out, kind=CATALOG, config=settings, parents=parents) as folder:
+                catalog.write(folder / CATALOG_FILE)
+        console.print(f"catalogue: {self.out}")
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write one offline HTML page from the result files of runs."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders, each with a metrics.json."""
+    out: Path | None = None
+    """File to write; none given: report.html in the first run's folder."""
+
+    def run(self) -> None:
+        from semid.report import write_report
+
+        if not self.runs:
+            raise SemidError("report: expected at least one run folder; name folders that hold a metrics.json")
+        console.print(f"wrote {write_report(self.runs, self.out or self.runs[0] / 'report.html')}")
+
+
+Command = Union[  # noqa: UP007 - tyro names subcommands by annotation
+    Annotated[Prepare, tyro.conf.subcommand("prepare")],
+    Annotated[Tokenize, tyro.conf.subcommand("tokenize")],
+    Annotated[Train, tyro.conf.subcommand("train")],
+    Annotated[Evaluate, tyro.conf.subcommand("evaluate")],
+    Annotated[Recommend, tyro.conf.subcommand("recommend")],
+    Annotated[Export, tyro.conf.subcommand("export")],
+    Annotated[ImportCodes, tyro.conf.subcommand("import-codes")],
+    Annotated[Report, tyro.conf.subcommand("report")],
+]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Generative recommendation with semantic IDs: prepare, tokenize, train, evaluate, recommend, export, report."""
+    command = tyro.cli(
+        Command,  # type: ignore[arg-type]
+        args=arguments,
+        prog="semid",
+        description=main.__doc__,
+        config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
+    )
+    try:
+        command.run()
+    except SemidError as error:
+        print(f"semid: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def metrics_table(rows: Sequence[dict], ks: Sequence[int]) -> Table:
+    """Models as lines, the main metrics as columns."""
+    columns = [f"{name}@{k}" for k in ks for name in ("recall", "ndcg")] + ["mrr", f"coverage@{max(ks)}", "valid"]
+    table = Table("model", *columns)
+    for row in rows:
+        table.add_row(str(row["model"]), *(f"{row[column]:.4f}" for column in columns))
+    return table
+
+
+def _print_statistics(dataset: Dataset) -> None:
+    table = Table(title=f"dataset {dataset.name}", show_header=False)
+    for name, value in dataset.statistics().items():
+        table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
+    console.print(table)
+
+
+def _print_health(folder: Path) -> None:
+    health = artifacts.read_json(folder / "health.json")
+    table = Table("level", "codes", "used", "usage", "perplexity", "dead", title="codes")
+    for level in health["levels"]:
+        numbers = (level["size"], level["used"], f"{level['usage']:.1%}", f"{level['perplexity']:.1f}", level["dead"])
+        table.add_row(str(level["level"]), *map(str, numbers))
+    console.print(table)
+    console.print(
+        f"items sharing all codes: {health['collision_rate_before']:.1%} before the tie-break level (largest group "
+        f"{health['largest_group_before']}), {health['collision_rate_after']:.1%} after; variance explained "
+        f"{health['explained_variance']:.1%}"
+    )
+    console.print(f"catalogue: {folder}")
+
+
+def _name(path: Path, paths: tuple[Path, ...]) -> str:
+    """A model's name in tables: semid or sasrec by its kind, its folder's where that would not tell two apart."""
+    kinds = [artifacts.read_json(p / "config.json")["model"]["type"] for p in paths]
+    names = ["sasrec" if kind == "DenseConfig" else "semid" for kind in kinds]
+    own = names[paths.index(path)]
+    return own if names.count(own) == 1 else path.name
+
+
+if __name__ == "__main__":
+    main()

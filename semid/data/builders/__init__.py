@@ -1,0 +1,6 @@
+"""TFDS builders of public datasets, and functions that read them as a `Dataset`. TensorFlow is not needed."""
+
+from semid.data.builders.amazon_reviews import read_amazon_reviews
+from semid.data.builders.movielens import read_movielens
+
+__all__ = ["read_amazon_reviews", "read_movielens"]

@@ -1,0 +1,197 @@
+"""What the builders share: an items and a histories table in array_record files, and the way from there to a `Dataset`.
+
+Features belong to a TFDS config, so that each table is a config of its own (`...-items`, `...-histories`), as in TFDS'
+own MovieLens. A histories record is one user. Records keep the order in which they are generated
+(`disable_shuffling`): that order gives the item rows and decides ties.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import tensorflow_datasets as tfds
+
+from semid.artifacts import sha256
+from semid.data.builders.raw import Interactions
+from semid.data.dataset import Dataset
+from semid.data.splits import SplitRule
+from semid.errors import SemidError
+
+SPLIT = "full"
+
+
+@dataclass(frozen=True)
+class RawFile:
+    """A published file: its name, where it can be had, and the page that explains it."""
+
+    name: str
+    url: str
+    page: str
+
+
+class TableBuilder(tfds.core.GeneratorBasedBuilder):
+    """Two tables of one source. The name of a config ends in "-items" or "-histories".
+
+    `checksums` maps names of raw files to the sha256 that they must have; of any other file it is only recorded, in
+    the metadata of the prepared table.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    TEXTS: ClassVar[tuple[str, ...]]  # text columns of the items; beside them `item_id` and the list `categories`
+
+    def __init__(self, *, checksums: Mapping[str, str] | None = None, **kwargs: Any) -> None:
+        self.checksums = dict(checksums or {})
+        super().__init__(**{"file_format": "array_record"} | kwargs)
+
+    @abc.abstractmethod
+    def _located(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Path]:
+        """The raw files of this table by name, found or downloaded."""
+
+    @abc.abstractmethod
+    def _interactions(self, paths: Mapping[str, Path]) -> Interactions:
+        """All interactions, in file order."""
+
+    @abc.abstractmethod
+    def _items(self, paths: Mapping[str, Path], wanted: set[str]) -> dict[str, dict]:
+        """Texts and categories of the `wanted` items that have metadata."""
+
+    @property
+    def _holds_items(self) -> bool:
+        return self.builder_config.name.endswith("items")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        text = tfds.features.Text()
+        items = {"item_id": text, **dict.fromkeys(self.TEXTS, text), "categories": tfds.features.Sequence(text)}
+        histories = {
+            "user_id": text,
+            "item_id": tfds.features.Sequence(text),
+            "timestamp": tfds.features.Tensor(shape=(None,), dtype=np.int64),  # milliseconds since 1970
+            "rating": tfds.features.Tensor(shape=(None,), dtype=np.float32),
+        }
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=self.__doc__,
+            features=tfds.features.FeaturesDict(items if self._holds_items else histories),
+            metadata=tfds.core.MetadataDict(),
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
+        paths = self._located(dl_manager)
+        digests = {name: sha256(path) for name, path in paths.items()}
+        for name, path in paths.items():
+            _check_same(str(path), digests[name], self.checksums.get(name, digests[name]))
+        self.info.metadata["sha256"] = digests
+        return {SPLIT: self._generate_examples(paths)}
+
+    def _generate_examples(self, paths: Mapping[str, Path]) -> Iterator[tuple[int, dict]]:
+        interactions = self._interactions(paths)
+        yield from enumerate(self._item_records(paths, interactions) if self._holds_items else interactions.histories())
+
+    def _item_records(self, paths: Mapping[str, Path], interactions: Interactions) -> Iterator[dict]:
+        known = self._items(paths, set(interactions.item_ids))
+        blank: dict[str, Any] = {**dict.fromkeys(self.TEXTS, ""), "categories": []}
+        for item_id in sorted(interactions.item_ids, key=lambda each: (len(each), each)):  # so that numbers ascend
+            yield {"item_id": item_id} | known.get(item_id, blank)
+
+
+def locate(raw: RawFile, dl_manager: tfds.download.DownloadManager) -> tuple[str, Path]:
+    """Name and path of `raw`, or of its unpacked form, in the manual folder; else downloaded.
+
+    Raises SemidError saying which file belongs in which folder.
+    """
+    try:
+        folder = Path(dl_manager.manual_dir)
+        for name in (raw.name, raw.name.removesuffix(".gz")):
+            if (folder / name).is_file():
+                return name, folder / name
+        absent = f"no {raw.name} in {folder}"
+    except AssertionError as error:  # what TFDS raises for a folder that is absent or empty
+        absent = str(error).split(". ")[0]
+    try:
+        return raw.name, Path(dl_manager.download(raw.url))
+    except (OSError, tfds.download.DownloadError) as error:
+        reason = " ".join(str(error).split())[:200]
+        advice = f"download {raw.name} from {raw.page} and put it there"
+        raise SemidError(f"{absent}, and {raw.url} cannot be read ({reason}); {advice}") from None
+
+
+def read_dataset(
+    builders: Sequence[TableBuilder], *, manual_dir: str | Path, name: str, split_rule: SplitRule, source: dict
+) -> Dataset:
+    """The dataset of an items and a histories builder, prepared if they are not yet.
+
+    A line that repeats user, item and time of an earlier one is the same review once more and left out; a user's
+    interactions with an item at different times all stay. Ratings stay out too: what counts is that an item was rated.
+    """
+    items, histories = (_records(builder, Path(manual_dir)) for builder in builders)
+    interactions = _interaction_table(histories)
+    distinct = _without_repeats(interactions)
+    files = {file: digest for builder in builders for file, digest in builder.info.metadata["sha256"].items()}
+    dropped = interactions.num_rows - distinct.num_rows
+    return Dataset.build(
+        _item_table(items),
+        distinct,
+        name=name,
+        split_rule=split_rule,
+        source=source | {"sha256": files, "repeated lines left out": dropped},
+    )
+
+
+def _records(builder: TableBuilder, manual_dir: Path) -> list[dict]:
+    if builder.is_prepared():
+        _check_unchanged(builder, manual_dir)
+    else:
+        settings = tfds.download.DownloadConfig(manual_dir=manual_dir, try_download_gcs=False)
+        builder.download_and_prepare(download_config=settings)
+    source = builder.as_data_source(split=SPLIT)
+    return [source[row] for row in range(len(source))]
+
+
+def _check_unchanged(builder: TableBuilder, manual_dir: Path) -> None:
+    for name, digest in builder.info.metadata["sha256"].items():
+        prepared = f"{builder.data_path} (made from {name}; remove that folder to prepare it again)"
+        _check_same(prepared, digest, builder.checksums.get(name, digest))
+        if (manual_dir / name).is_file():
+            _check_same(prepared, digest, sha256(manual_dir / name))
+
+
+def _check_same(what: str, digest: str, expected: str) -> None:
+    if digest != expected:
+        raise SemidError(f"{what}: expected a file of sha256 {expected}, got {digest}; download it again")
+
+
+def _item_table(records: list[dict]) -> pa.Table:
+    return pa.table({column: pa.array([_value(record[column]) for record in records]) for column in records[0]})
+
+
+def _value(value: bytes | list[bytes]) -> str | list[str] | None:
+    """Text or texts; None, which is null in Arrow, where there are none."""
+    if isinstance(value, bytes):
+        return value.decode() or None
+    return [each.decode() for each in value] or None
+
+
+def _interaction_table(histories: list[dict]) -> pa.Table:
+    users = pa.array([record["user_id"].decode() for record in histories])
+    lengths = [len(record["item_id"]) for record in histories]
+    time = np.concatenate([record["timestamp"] for record in histories])
+    return pa.table(
+        {
+            "user_id": users.take(pa.array(np.repeat(np.arange(len(users)), lengths))),
+            "item_id": pa.array([item.decode() for record in histories for item in record["item_id"]]),
+            "timestamp": pa.array(time).cast(pa.timestamp("ms")),  # `Dataset.build` keeps the order within a second
+        }
+    )
+
+
+def _without_repeats(interactions: pa.Table) -> pa.Table:
+    rows = interactions.append_column("row", pa.array(np.arange(interactions.num_rows)))
+    first = rows.group_by(interactions.column_names).aggregate([("row", "min")])["row_min"]
+    return interactions.take(pa.array(np.sort(first.to_numpy())))

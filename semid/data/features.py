@@ -1,0 +1,45 @@
+"""Content vectors as models read them: standardized, every modality with the same total variance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from semid.data.dataset import Dataset
+from semid.errors import SemidError
+
+
+@dataclass(frozen=True)
+class Standardizer:
+    """`(x - mean) / scale` by dimension, frozen on the items it was fitted to."""
+
+    mean: Float[np.ndarray, " dim"]
+    scale: Float[np.ndarray, " dim"]
+
+    @classmethod
+    def fit(cls, blocks: Sequence[Float[np.ndarray, "items _"]]) -> Standardizer:
+        """From vectors of one or more modalities, to stand side by side.
+
+        Zero mean and unit variance by dimension; then each block is weighed so that a modality of few dimensions
+        counts as much as one of many. Constant dimensions become 0.
+        """
+        total = sum(block.shape[1] for block in blocks)
+        weights = [np.full(block.shape[1], np.sqrt(total / len(blocks) / block.shape[1])) for block in blocks]
+        joined = np.concatenate(blocks, axis=1, dtype=np.float64)
+        deviation = joined.std(axis=0)
+        scale = np.where(deviation > 1e-8, deviation, np.inf) / np.concatenate(weights)
+        return cls(joined.mean(axis=0).astype(np.float32), scale.astype(np.float32))
+
+    def __call__(self, vectors: Float[np.ndarray, "n dim"]) -> Float[np.ndarray, "n dim"]:
+        """Standardized float32. Raises SemidError for vectors of another width."""
+        if vectors.shape[1] != len(self.mean):
+            raise SemidError(f"expected content vectors of {len(self.mean)} dimensions, got {vectors.shape[1]}")
+        return ((vectors - self.mean) / self.scale).astype(np.float32)
+
+
+def content_blocks(dataset: Dataset, columns: tuple[str, ...] | None) -> list[Float[np.ndarray, "items _"]]:
+    """The named vector columns, None for all. Raises SemidError naming a column that is not there."""
+    return [dataset.vectors(column) for column in (dataset.vector_columns if columns is None else columns)]

@@ -1,0 +1,88 @@
+"""Several models on one split: the rows of `metrics.json`, and users to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float, Int
+
+from semid.config import from_dict
+from semid.data.dataset import Dataset
+from semid.data.histories import Histories
+from semid.data.simulated import SimulatedConfig, simulate
+from semid.evaluation.baselines import Bigram, Popularity
+from semid.evaluation.evaluator import Metrics, Ranker, evaluate
+
+
+def baselines(dataset: Dataset) -> dict[str, Ranker]:
+    """Popularity and item bigram, from training histories; for a simulated dataset also the oracle: the ceiling."""
+    train = dataset.splits.train
+    rankers: dict[str, Ranker] = {
+        "popularity": Popularity.fit(train, dataset.item_ids),
+        "bigram": Bigram.fit(train, dataset.item_ids),
+    }
+    source = dataset.source or {}
+    if source.get("type") == "simulated":
+        world = from_dict(SimulatedConfig, source["config"], where=f"dataset {dataset.name!r}: source.config")
+        rankers["oracle"] = simulate(world).oracle
+    return rankers
+
+
+def compare(
+    rankers: Mapping[str, Ranker],
+    dataset: Dataset,
+    *,
+    split: str = "test",
+    ks: tuple[int, ...] = (5, 10),
+    beam_size: int = 50,
+    exclude_seen: bool = False,
+) -> dict[str, Metrics]:
+    """Metrics of each ranker by name; `beam_size` is for those that search (they have codes)."""
+    return {
+        name: evaluate(
+            ranker,
+            dataset,
+            split=split,
+            ks=ks,
+            exclude_seen=exclude_seen,
+            **({} if ranker.codes is None else {"beam_size": beam_size}),
+        )
+        for name, ranker in rankers.items()
+    }
+
+
+class _Searchable(Ranker, Protocol):
+    def log_probs(self, histories: Histories, rows: Int[np.ndarray, " n"]) -> Float[np.ndarray, "histories n"]: ...
+
+
+def example_users(
+    ranker: _Searchable, dataset: Dataset, *, split: str = "test", count: int = 8, k: int = 10, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Users drawn by `seed`: history, target and the k best items with log-probability and codes, as external ids.
+
+    The dataset must have the ranker's items in the ranker's order.
+    """
+    examples = dataset.splits.examples(split)
+    drawn = np.random.default_rng(seed).permutation(len(examples))[:count]
+    examples = examples.take(np.sort(drawn))
+    ranked = ranker.rank(examples.histories, k=k, exclude_seen=False)
+
+    def ids(rows: Int[np.ndarray, " n"]) -> list[str]:
+        return dataset.item_ids.take(pa.array(rows)).to_pylist()
+
+    def one(index: int) -> dict[str, Any]:
+        rows = ranked[index][ranked[index] >= 0]
+        scores = ranker.log_probs(examples.histories.take(slice(index, index + 1)), rows)[0]
+        codes = np.empty((len(rows), 0), np.int32) if ranker.codes is None else ranker.codes[rows]
+        found = zip(ids(rows), scores.tolist(), codes.tolist(), strict=True)
+        return {
+            "user": dataset.users[int(examples.histories.users[index])].as_py(),
+            "history": ids(examples.histories[index][-20:]),
+            "target": ids(examples.targets[index : index + 1])[0],
+            "recommendations": [{"item_id": i, "score": s, "codes": c} for i, s, c in found],
+        }
+
+    return [one(index) for index in range(len(examples))]

@@ -1,0 +1,214 @@
+"""The report's view of a catalogue: items and codes as a run's files hold them, codebook usage, the tree of codes."""
+
+from __future__ import annotations
+
+import base64
+import html
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from jaxtyping import Int
+
+from semid import artifacts
+
+TILE_COLORS = 8
+MAJORITY = 0.4  # share of a tile's items that gives the tile its color
+_IMAGE_TYPES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
+
+
+@dataclass(frozen=True)
+class Items:
+    """Titles and categories in the dataset's row order; no rows for a run without a dataset."""
+
+    file: Path | None = None
+    item_ids: pa.Array = field(default_factory=lambda: pa.array([], pa.string()))
+    titles: pa.Array = field(default_factory=lambda: pa.array([], pa.string()))
+    categories: list[str | None] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, file: Path) -> Items:
+        if not file.is_file():
+            return cls()
+        schema = pq.read_schema(file)
+        texts = [f.name for f in schema if pa.types.is_string(f.type) and f.name != "item_id"]
+        title = next((name for name in ("title", "name", "text", *texts) if name in texts), "item_id")
+        category = next((name for name in schema.names if re.search("categor|genre", name, re.IGNORECASE)), None)
+        table = pq.read_table(file, columns=list({"item_id", title, category or title}))
+        categories = _dividing(table[category].to_pylist() if category else [None] * table.num_rows)
+        return cls(file, table["item_id"].combine_chunks(), table[title].combine_chunks(), categories)
+
+    def rows(self, item_ids: pa.Array) -> list[int | None]:
+        """The row of each item, None for unknown ones."""
+        return pc.index_in(item_ids, self.item_ids).to_pylist()
+
+    def title(self, row: int | None) -> str | None:
+        """The title, shortened."""
+        text = " ".join((self.titles[row].as_py() or "").split()) if row is not None else ""
+        return (text if len(text) <= 72 else text[:71].rstrip() + "…") or None
+
+    def images(self, item_ids: Sequence[str], limit: int) -> dict[str, str]:
+        """Data URIs of those items that have a PNG or JPEG, in the order given, until `limit` bytes are spent."""
+        if not item_ids or self.file is None or "image" not in pq.read_schema(self.file).names:
+            return {}
+        table = pq.read_table(self.file, columns=["item_id", "image"], filters=[("item_id", "in", item_ids)])
+        stored = dict(zip(table["item_id"].to_pylist(), table["image"].to_pylist(), strict=True))
+        images = {}
+        for item_id in item_ids:
+            data = stored.get(item_id) or b""
+            kind = next((kind for magic, kind in _IMAGE_TYPES.items() if data.startswith(magic)), None)
+            if kind and len(data) <= limit:
+                limit -= len(data)
+                images[item_id] = f"data:{kind};base64,{base64.b64encode(data).decode()}"
+        return images
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Item ids and their codes; `tie_break` says that the last level only tells colliding items apart."""
+
+    item_ids: pa.Array
+    codes: Int[np.ndarray, "items level"]
+    level_sizes: Sequence[int]
+    tie_break: bool
+
+    @classmethod
+    def read(cls, folder: Path) -> Codes | None:
+        """The codes in a catalogue's folder; None if it has none."""
+        if not (folder / "catalog.parquet").is_file():
+            return None
+        table = pq.read_table(folder / "catalog.parquet", columns=["item_id", "codes"])
+        codes = table["codes"].combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
+        manifest = folder / artifacts.MANIFEST
+        config = artifacts.read_json(manifest)["config"] if manifest.is_file() else {}
+        sizes = config.get("level_sizes") or (codes.max(axis=0, initial=0) + 1).tolist()
+        return cls(table["item_id"].combine_chunks(), codes, sizes, bool(config.get("tie_break")))
+
+    def find(self, item_ids: Sequence[str]) -> dict[str, list[int]]:
+        """Codes of those items that the catalogue has."""
+        rows = pc.index_in(pa.array(item_ids, pa.string()), self.item_ids).to_pylist()
+        return {i: self.codes[row].tolist() for i, row in zip(item_ids, rows, strict=True) if row is not None}
+
+    def usage(self) -> list[dict[str, Any]]:
+        """For each level: sorted item counts, codes in use, and perplexity, exp of the entropy of the counts."""
+        levels = []
+        for level, size in enumerate(self.level_sizes):
+            counts = np.sort(np.bincount(self.codes[:, level], minlength=size))[::-1]
+            shares = counts[counts > 0] / max(1, len(self.codes))
+            perplexity = float(np.exp(-(shares * np.log(shares)).sum()))
+            last = self.tie_break and level == len(self.level_sizes) - 1
+            name = f"Level {letter(level)}" + (" (tie-break)" if last else "")
+            figure = {"kind": "usage", "title": f"{name}: items per code", "size": size, "even": len(self.codes) / size}
+            numbers = {"size": size, "used": len(shares), "perplexity": perplexity}
+            levels.append({"name": name, "figure": figure | _steps(counts)} | numbers)
+        return levels
+
+
+def letter(level: int) -> str:
+    """The letter of a level in tokens such as <a_12><b_7>."""
+    return string.ascii_lowercase[level % 26]
+
+
+def tokens(codes: Sequence[int]) -> list[str]:
+    return [f"<{letter(level)}_{code}>" for level, code in enumerate(codes)]
+
+
+def safe(text: str) -> str:
+    """Text for plotly, which reads tags in labels."""
+    return html.escape(text, quote=False)
+
+
+def tree(catalog: Codes, items: Items, limit: int) -> dict[str, Any]:
+    """The first two levels of codes and items below them as the tiles of a treemap, `limit` at most."""
+    rows = items.rows(catalog.item_ids)
+    names, colors = _categories([items.categories[row] if row is not None else None for row in rows])
+    treemap = _Treemap(catalog, items, rows, names, colors)
+    treemap.tile("all", "", "All items", np.arange(len(rows)))
+    treemap.add("all", np.arange(len(rows)), level=0, quota=limit - 1)
+    columns = {key: [tile[key] for tile in treemap.tiles] for key in treemap.tiles[0]}
+    figure = {"kind": "tree", "title": "Tree of semantic IDs"} | columns
+    return {"figure": figure, "legend": names, "tiles": len(treemap.tiles), "cut": treemap.cut}
+
+
+@dataclass
+class _Treemap:
+    """Collects tiles. A subtree may have tiles in proportion to its items: the largest groups get one each, the others
+    share one, so that the page stays small for any catalogue."""
+
+    catalog: Codes
+    items: Items
+    rows: Sequence[int | None]
+    names: Sequence[str]
+    colors: Int[np.ndarray, " items"]
+    tiles: list[dict[str, Any]] = field(default_factory=list)
+    cut: bool = False
+
+    def add(self, parent: str, inside: Int[np.ndarray, " n"], *, level: int, quota: int) -> None:
+        """At most `quota` tiles below `parent` for the items `inside`, which share their first `level` codes."""
+        depth = min(2, self.catalog.codes.shape[1] - self.catalog.tie_break)
+        if level > depth:
+            return
+        key = self.catalog.codes[inside, level] if level < depth else inside
+        order = np.argsort(key, kind="stable")
+        groups = np.split(inside[order], np.flatnonzero(np.diff(key[order])) + 1)
+        groups.sort(key=len, reverse=True)
+        kept = len(groups) if len(groups) <= quota else max(0, quota - 1)
+        for group in groups[:kept]:
+            code = f"{letter(level)}_{self.catalog.codes[group[0], level]}" if level < depth else f"item-{group[0]}"
+            self.tile(f"{parent}/{code}", parent, code if level < depth else self.title(group[0]), group)
+            self.add(f"{parent}/{code}", group, level=level + 1, quota=(quota - kept) * len(group) // len(inside))
+        if kept < len(groups):
+            self.cut = True
+            if quota:
+                self.tile(f"{parent}/more", parent, f"{len(groups) - kept:,} more", np.concatenate(groups[kept:]))
+
+    def tile(self, name: str, parent: str, label: str, inside: Int[np.ndarray, " n"]) -> None:
+        counts = np.bincount(self.colors[inside], minlength=len(self.names) + 1)[: len(self.names)]
+        top = int(counts.argmax()) if counts.any() else -1
+        lines = [f"<b>{safe(label)}</b>", f"{len(inside):,} items"]
+        if len(inside) == 1:
+            lines[1] = safe("".join(tokens(self.catalog.codes[inside[0]].tolist())))
+        if top >= 0:
+            lines.append(f"{safe(self.names[top])}: {counts[top] / len(inside):.0%}")
+        if len(inside) > 1:
+            lines += [f"· {safe(self.title(row))}" for row in inside[:4]]
+        clear = top >= 0 and counts[top] >= MAJORITY * len(inside)
+        color = f"var(--tile-{top})" if clear else "var(--tile-mixed)" if self.names else "var(--tile-0)"
+        self.tiles.append(
+            {"ids": name, "parents": parent, "labels": safe(label), "values": len(inside)}
+            | {"colors": color if parent else "var(--panel)", "hovertext": "<br>".join(lines)}
+        )
+
+    def title(self, row: int) -> str:
+        return self.items.title(self.rows[row]) or self.catalog.item_ids[int(row)].as_py()
+
+
+def _categories(values: Sequence[str | None]) -> tuple[list[str], Int[np.ndarray, " items"]]:
+    """The most frequent categories, and for each item the number of its own; one past the last for all others."""
+    names = [name for name, _ in Counter(value for value in values if value).most_common(TILE_COLORS)]
+    number = {name: index for index, name in enumerate(names)}
+    return names, np.array([number.get(value or "", len(names)) for value in values], np.int64)
+
+
+def _dividing(values: list) -> list[str | None]:
+    """One category an item. Of paths such as Beauty > Hair Care > Shampoos: the first step that divides the items."""
+    paths = [value if isinstance(value, list) else [value] for value in values]
+    for step in range(max((len(path) for path in paths), default=0)):
+        column = [path[step] if len(path) > step else None for path in paths]
+        if Counter(column).most_common(1)[0][1] < 0.8 * len(column):
+            return column
+    return [path[-1] if path else None for path in paths]
+
+
+def _steps(counts: Int[np.ndarray, " codes"], most: int = 400) -> dict[str, list[int]]:
+    """Points of the step curve of sorted counts: rank of the code, items."""
+    kept = np.unique(np.linspace(0, len(counts) - 1, min(len(counts), most)).astype(int))
+    return {"x": [*kept.tolist(), len(counts)], "y": [*counts[kept].tolist(), int(counts[-1])]}

@@ -1,0 +1,126 @@
+import dataclasses
+import enum
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+from semid.config import difference, from_dict, to_dict
+from semid.errors import SemidError
+
+
+class Pooling(enum.Enum):
+    MEAN = "mean"
+    LAST = "last"
+
+
+@dataclass(frozen=True)
+class Adam:
+    rate: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+
+
+@dataclass(frozen=True)
+class Sgd:
+    rate: float
+    momentum: float | None = None
+
+
+@dataclass(frozen=True)
+class Train:
+    name: str
+    optimizer: Adam | Sgd = Adam()
+    epochs: int = 3
+    widths: tuple[int, ...] = (8, 4)
+    pooling: Pooling = Pooling.MEAN
+    resume: bool = False
+    source: dict = dataclasses.field(default_factory=dict)
+    teacher: Adam | None = None
+    stages: tuple[Adam | Sgd, ...] = ()
+    extra: Any = None
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Train("a"),
+        Train("a", Sgd(0.1, momentum=0.5), 7, (), Pooling.LAST, True, {"type": "x", "n": {"m": [1]}}, Adam(0.5)),
+        Train("a", stages=(Sgd(1.0), Adam(2.0, (0.0, 1.0)), Sgd(3.0, 4.0)), extra=[1, "x", None]),
+    ],
+)
+def test_round_trip_through_json(config):
+    assert from_dict(Train, json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_json_form_by_hand():
+    assert to_dict(Train("a", Sgd(0.1), widths=(2,), pooling=Pooling.LAST)) == {
+        "type": "Train",
+        "name": "a",
+        "optimizer": {"type": "Sgd", "rate": 0.1, "momentum": None},
+        "epochs": 3,
+        "widths": [2],
+        "pooling": "last",
+        "resume": False,
+        "source": {},
+        "teacher": None,
+        "stages": [],
+        "extra": None,
+    }
+
+
+def test_missing_keys_take_their_defaults_and_whole_floats_may_be_integers():
+    assert from_dict(Train, {"name": "a", "optimizer": {"type": "Sgd", "rate": 1}}) == Train("a", Sgd(1.0))
+    assert type(from_dict(Sgd, {"rate": 1}).rate) is float
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"epoch": 3}, "^run: unknown key 'epoch'; did you mean 'epochs'[?]$"),
+        ({"pooled": 3}, "^run: unknown key 'pooled'; did you mean 'pooling'[?]$"),
+        ({"optimizer": {"type": "Adam", "beta": []}}, "run.optimizer: unknown key 'beta'; did you mean 'betas'"),
+        ({"optimizer": {"type": "Adamw"}}, "^run.optimizer.type: expected one of Adam, Sgd, got 'Adamw'$"),
+        ({"optimizer": {"rate": 0.1}}, "run.optimizer.type: expected one of Adam, Sgd, got None"),
+        ({"optimizer": {"type": "Sgd"}}, "run.optimizer: key 'rate' is missing"),
+        ({"optimizer": {"type": "Adam", "betas": [0.5]}}, "run.optimizer.betas: expected 2 values, got 1"),
+        ({"optimizer": {"type": "Adam", "betas": ["x", 1]}}, r"run.optimizer.betas\[0\]: expected float, got 'x'"),
+        ({"optimizer": 3}, "run.optimizer: expected the keys of Adam, got 3"),
+        ({"type": "Other"}, "run: expected type Train, got 'Other'"),
+        ({"epochs": 3.5}, "run.epochs: expected int, got 3.5"),
+        ({"epochs": True}, "run.epochs: expected int, got True"),
+        ({"epochs": None}, "run.epochs: expected int, got None"),
+        ({"resume": 1}, "run.resume: expected bool, got 1"),
+        ({"name": None}, "run.name: expected str, got None"),
+        ({"widths": 8}, "run.widths: expected a list, got 8"),
+        ({"widths": [8, "x"]}, r"run.widths\[1\]: expected int, got 'x'"),
+        ({"pooling": "max"}, "run.pooling: expected one of mean, last, got 'max'"),
+        ({"stages": [{"type": "Sgd", "rate": "x"}]}, r"run.stages\[0\].rate: expected float, got 'x'"),
+    ],
+)
+def test_faults_are_named_with_their_place(change, expected):
+    good = to_dict(Train("a"))
+    assert from_dict(Train, good, where="run") == Train("a")
+    with pytest.raises(SemidError, match=expected) as caught:
+        from_dict(Train, good | change, where="run")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_key_without_default_is_named():
+    with pytest.raises(SemidError, match=r"^config: key 'name' is missing$"):
+        from_dict(Train, {})
+
+
+@pytest.mark.parametrize("value", [np.float32(1), np.zeros(2), {1, 2}, Adam, b"x"])
+def test_values_that_json_cannot_hold_are_refused(value):
+    with pytest.raises(SemidError, match=f"a config holds plain values and dataclasses; got {type(value).__name__}"):
+        to_dict(Train("a", extra=value))
+
+
+def test_difference_names_what_differs():
+    old = to_dict(Train("a"))
+    assert difference(old, old) == ""
+    assert difference(old, to_dict(Train("a", Adam(0.5), epochs=4))) == "epochs: 3 -> 4, optimizer.rate: 0.001 -> 0.5"
+    assert difference({"a": 1}, {"b": None, "c": 2}) == "a: 1 -> None, c: None -> 2"
+    assert difference(dict.fromkeys("abcdef", 1), {}).count("->") == 4

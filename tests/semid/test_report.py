@@ -1,0 +1,284 @@
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import plotly.offline
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from semid.artifacts import read_artifact, write_artifact
+from semid.errors import SemidError
+from semid.report import write_report
+from semid.report_catalog import Codes, Items, tree
+
+EVIL = "<script>alert('title')</script>"
+PNG = b"\x89PNG\r\n\x1a\nrest of a picture"
+CODES = np.array([[0, 0, 0], [0, 0, 1], [0, 1, 0], [1, 2, 0], [1, 0, 0]], np.int32)
+ROWS = [
+    {"model": "popularity", "recall@10": 0.01, "ndcg@10": 0.005, "coverage@10": 0.2},
+    {"model": "semid", "recall@10": 0.06, "ndcg@10": 0.03, "code_recall@10": 0.07},
+    {"model": "oracle", "recall@10": 0.10, "ndcg@10": 0.04},
+]
+
+
+@pytest.fixture
+def run(tmp_path):
+    return _make_run(tmp_path / "demo")
+
+
+def _make_run(run: Path, rows: list[dict] | None = None) -> Path:
+    run.mkdir()
+    provenance = {"dataset": "Tiny & Co", "beam size": 50, "minutes": {"generator": 1.5}}
+    _write_json(run / "metrics.json", {"split": "test", "rows": rows or ROWS, "provenance": provenance})
+    recommendations = [{"item_id": i, "score": -s, "codes": []} for i, s in [("i1", 1.25), ("i2", 2.5), ("gone", 3.0)]]
+    _write_json(
+        run / "examples.json",
+        [{"user": "u<7>", "history": ["i0", "i3"], "target": "i2", "recommendations": recommendations}],
+    )
+    titles = [EVIL, "Night cream", "Day cream", "Shampoo", None]
+    categories = [["All", "Skin"], ["All", "Skin"], ["All", "Skin"], ["All", "Hair"], ["All", "Hair"]]
+    items = {
+        "item_id": _ids(5),
+        "title": titles,
+        "categories": categories,
+        "image": [PNG, None, b"no image", None, None],
+    }
+    with write_artifact(run / "dataset", kind="dataset", config={"name": "tiny"}) as folder:
+        pq.write_table(pa.table(items), folder / "items.parquet")
+    with write_artifact(
+        run / "catalog", kind="catalog", config={"level_sizes": [2, 4, 2], "tie_break": True}
+    ) as folder:
+        flat = pa.FixedSizeListArray.from_arrays(pa.array(CODES.reshape(-1)), 3)
+        pq.write_table(pa.table({"item_id": _ids(5), "codes": flat}), folder / "catalog.parquet")
+        _write_json(folder / "health.json", {"levels": [], "collision_rate_before": 0.4, "largest_group_before": 2})
+    (run / "model").mkdir()
+    records = [{"step": 10 * n, "loss": 3.0 / n, "validation/ndcg@10": 0.01 * n} for n in range(1, 4)]
+    (run / "model" / "history.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return run
+
+
+def _ids(count: int) -> list[str]:
+    return [f"i{n}" for n in range(count)]
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value))
+
+
+def _page(*runs: Path) -> str:
+    """The page as written, less the library."""
+    text = write_report(runs, runs[0].parent / "report.html").read_text()
+    library = plotly.offline.get_plotlyjs()
+    assert text.count(library) == 1
+    return text.replace(library, "")
+
+
+def _figures(page: str) -> list[dict]:
+    return [json.loads(html.unescape(text)) for text in re.findall(r"data-figure='([^']*)'", page)]
+
+
+def _headings(page: str) -> list[str]:
+    return re.findall(r"<h2>([^<]*)</h2>", page)
+
+
+def _table_rows(page: str) -> list[list[str]]:
+    """Cells of the metric tables' rows, without tags."""
+    bodies = re.findall(r"<table>.*?<tbody>(.*?)</tbody>", page, re.DOTALL)
+    rows = [row for body in bodies for row in re.findall(r"<tr.*?</tr>", body, re.DOTALL)]
+    return [[re.sub("<[^>]*>", "", cell) for cell in re.findall(r"<t[hd].*?</t[hd]>", row, re.DOTALL)] for row in rows]
+
+
+def test_metrics_are_ranked_beside_their_share_of_the_oracle(run):
+    page = _page(run)
+    assert "<h1>Tiny &amp; Co</h1>" in page
+    assert "semid leads with NDCG@10 0.0300, 75% of what the oracle reaches, 500% above popularity." in page
+    dash = "\N{EN DASH}"
+    assert _table_rows(page) == [
+        ["semid", "0.0600", "0.0300", dash, "0.0700", "75%"],
+        ["popularity", "0.0100", "0.0050", "0.2000", dash, "12%"],
+        ["oracle", "0.1000", "0.0400", dash, dash, "100%"],
+    ]
+    assert page.count('<tr class="best">') == 1
+    assert re.search(r"beam size</dt><dd>50<.*minutes</dt><dd>generator 1.5<", page, re.DOTALL)
+    bars = [figure for figure in _figures(page) if figure["kind"] == "bars"]
+    assert [bar["title"] for bar in bars] == ["Recall@10", "NDCG@10"]
+    assert bars[0]["labels"] == ["oracle", "popularity", "semid"]
+
+
+def test_every_section_is_there_and_in_order(run):
+    page = _page(run)
+    expected = ["Metrics", "Training", "Codebook usage", "Semantic-ID tree", "Example users", "Artifacts"]
+    assert _headings(page) == expected
+    for kind in ("dataset", "catalog"):
+        assert read_artifact(run / kind, kind).digest in page
+    assert "collision rate before</dt><dd>40.0%" in page.lower()
+    curves = [figure for figure in _figures(page) if figure["kind"] == "curves"]
+    assert [(f["title"], f["curves"][0]["name"], f["curves"][0]["x"]) for f in curves] == [
+        ("Loss", "Loss", [10, 20, 30]),
+        ("Validation metrics", "NDCG@10", [10, 20, 30]),
+    ]
+
+
+def test_codebook_usage_is_counted_from_the_codes(run):
+    page = _page(run)
+    first = next(figure for figure in _figures(page) if figure["kind"] == "usage")
+    assert (first["x"], first["y"], first["even"]) == ([0, 1, 2], [3, 2, 2], 2.5)
+    perplexity = np.exp(-(0.6 * np.log(0.6) + 0.4 * np.log(0.4)))
+    assert f"2 of 2 used (100.0%), 0 dead, perplexity {perplexity:.1f}" in page
+    assert "3 of 4 used (75.0%), 1 dead" in page
+    assert "Level c (tie-break)" in page
+
+
+def test_an_example_marks_the_hit_and_the_shared_codes(run):
+    page = _page(run)
+    assert "target at rank 2" in page
+    hits = re.findall(r'class="item hit" title="(\w+)"', page)
+    assert hits == ["i2", "i2"]  # the target itself and its place among the recommendations
+    assert "<code><b>&lt;a_0&gt;</b>&lt;b_0&gt;&lt;c_1&gt;</code>" in page  # i1 shares the first code of i2
+    assert "\N{MINUS SIGN}2.50" in page
+    assert 'title="gone"' in page  # an item that neither catalogue nor dataset has is shown by its id
+
+
+def test_titles_cannot_inject_markup(run):
+    page = _page(run)
+    assert EVIL not in page
+    assert "&lt;script&gt;alert(&#39;title&#39;)&lt;/script&gt;" in page
+    assert "User u&lt;7&gt;" in page
+    labels = next(figure for figure in _figures(page) if figure["kind"] == "tree")["labels"]
+    assert html.escape(EVIL, quote=False) in labels  # plotly reads tags in labels
+
+
+class _Loads(HTMLParser):
+    """Collects what a browser would fetch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+
+
+def test_the_page_loads_nothing(run):
+    page = _page(run)
+    loads = _Loads()
+    loads.feed(page)
+    assert loads.addresses  # the one PNG; what is no image is left out
+    assert {address.partition(",")[0] for address in loads.addresses} == {"data:image/png;base64"}
+    assert not re.search(r"@import|url\(", page)
+    assert "default-src 'none'" in page
+
+
+@pytest.mark.parametrize(
+    ("missing", "headings"),
+    [
+        ("examples.json", {"Example users"}),
+        ("catalog", {"Codebook usage", "Semantic-ID tree"}),
+        ("model", {"Training"}),
+        ("dataset", set()),
+        ("catalog/health.json", set()),
+    ],
+)
+def test_a_missing_file_drops_its_section(run, missing, headings):
+    before = set(_headings(_page(run)))
+    path = run / missing
+    if path.parent != run:
+        (path.parent / "manifest.json").unlink()  # an artifact that lacks a file would be refused as damaged
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert before - set(_headings(_page(run))) == headings
+
+
+def test_metrics_alone_make_a_page(run):
+    for path in run.iterdir():
+        if path.name != "metrics.json":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert _headings(_page(run)) == ["Metrics"]
+
+
+def test_missing_metrics_name_the_file_and_its_command(run, tmp_path):
+    (run / "metrics.json").unlink()
+    with pytest.raises(SemidError, match=r"demo/metrics\.json: no such file; `semid evaluate .*` writes it") as error:
+        write_report([run], tmp_path / "report.html")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize("metrics", [[], {"rows": []}, {"rows": [{"recall@10": 0.1}]}])
+def test_metrics_of_another_form_are_refused(run, tmp_path, metrics):
+    _write_json(run / "metrics.json", metrics)
+    with pytest.raises(SemidError, match=r"metrics\.json: expected"):
+        write_report([run], tmp_path / "report.html")
+
+
+def test_an_example_without_a_target_is_refused(run, tmp_path):
+    _write_json(run / "examples.json", [{"user": "u1", "history": [], "recommendations": []}])
+    with pytest.raises(SemidError, match=r"examples\.json: an example lacks the key 'target'"):
+        write_report([run], tmp_path / "report.html")
+
+
+def test_runs_share_a_table_but_seen_and_unseen_do_not(run, tmp_path):
+    excluded = [row | {"seen": "excluded", "ndcg@10": 2 * row["ndcg@10"]} for row in ROWS]
+    other = _make_run(tmp_path / "other", [ROWS[0], ROWS[1] | {"ndcg@10": 0.035}, ROWS[2], *excluded])
+    page = _page(run, other)
+    assert re.findall(r"seen items (\w+)</h3>", page) == ["included", "excluded"]
+    models = [row[0] for row in _table_rows(page)]
+    assert models == ["semid (other)", "semid (demo)", "popularity", "oracle", "semid", "popularity", "oracle"]
+
+
+def test_a_history_cut_short_by_a_kill_is_read_and_a_broken_one_refused(run, tmp_path):
+    file = run / "model" / "history.jsonl"
+    whole = file.read_text()
+    file.write_text(whole + '{"step": 40, "lo')
+    losses = next(figure for figure in _figures(_page(run)) if figure["title"] == "Loss")
+    assert losses["curves"][0]["x"] == [10, 20, 30]
+    file.write_text('{"step": 1, "lo\n' + whole)
+    with pytest.raises(SemidError, match=r"history\.jsonl, line 1: not valid JSON"):
+        write_report([run], tmp_path / "report.html")
+
+
+def test_a_damaged_artifact_is_refused(run, tmp_path):
+    (run / "catalog" / "health.json").write_text("{}")
+    with pytest.raises(SemidError, match=r"health\.json: content does not match its sha256"):
+        write_report([run], tmp_path / "report.html")
+
+
+def test_no_runs_and_a_folder_as_output_are_refused(run, tmp_path):
+    with pytest.raises(SemidError, match="at least one run"):
+        write_report([], tmp_path / "report.html")
+    with pytest.raises(SemidError, match="is a folder"):
+        write_report([run], tmp_path)
+
+
+def test_the_report_replaces_an_older_one_and_leaves_nothing_else(run, tmp_path):
+    out = tmp_path / "new" / "report.html"
+    assert write_report([run], out) == write_report([run], out) == out
+    assert list(out.parent.iterdir()) == [out]
+
+
+@pytest.mark.parametrize(("num_items", "limit"), [(5, 100), (3_000, 300), (3_000, 20), (40, 1)])
+def test_the_tree_is_bounded_and_its_tiles_add_up(num_items, limit):
+    codes = np.random.default_rng(0).integers(0, 32, (num_items, 3)).astype(np.int32)
+    drawn = tree(Codes(pa.array(_ids(num_items), pa.string()), codes, (32, 32, 32), False), Items(), limit)
+    figure = drawn["figure"]
+    value = dict(zip(figure["ids"], figure["values"], strict=True))
+    assert len(value) == len(figure["ids"]) == drawn["tiles"] <= limit
+    assert value["all"] == num_items
+    below: dict[str, int] = {}
+    for parent, count in zip(figure["parents"], figure["values"], strict=True):
+        below[parent] = below.get(parent, 0) + count
+    assert all(below[parent] == value[parent] for parent in below if parent)
+    assert drawn["cut"] == (num_items > limit)
+
+
+def test_tiles_take_the_color_of_the_category_that_dominates(run):
+    figure = next(figure for figure in _figures(_page(run)) if figure["kind"] == "tree")
+    colors = dict(zip(figure["ids"], figure["colors"], strict=True))
+    assert colors["all/a_0"] == "var(--tile-0)"  # all Skin
+    assert colors["all/a_1"] == "var(--tile-1)"  # all Hair
