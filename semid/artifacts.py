@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rich
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
@@ -118,7 +117,7 @@ def is_current(path: str | Path, *, kind: str, config: dict, parents: Mapping[st
         return False
     found, wanted = read_artifact(path, kind), _request(kind, config, parents, seed)
     if found.fingerprint == wanted.fingerprint:
-        rich.print(f"[green]{path}[/]: this {kind} exists, made with the same settings and inputs; skipped")
+        print(f"{path}: this {kind} exists, made with the same settings and inputs; skipped")
         return True
     change = difference(
         found.config | {"seed": found.seed, "parents": found.parents},
@@ -156,8 +155,8 @@ def read_json(path: Path) -> Any:
         raise SemidError(f"{path}: not valid JSON ({error})") from None
 
 
-def save_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Write named arrays as one safetensors file."""
+def save_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
+    """Write named arrays (of numpy or a device) as one safetensors file."""
     save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, path)
 
 

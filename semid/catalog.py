@@ -75,8 +75,14 @@ class SemanticCatalog:
         return rows
 
     def find_rows(self, item_ids: Sequence[str] | pa.Array) -> tuple[Int[np.ndarray, " n"], np.ndarray]:
-        """Item rows of external ids, -1 where unknown, and which are known."""
-        found = pc.index_in(pa.array(item_ids, pa.string()), self.item_ids)
+        """Item rows of external ids, -1 where unknown, and which are known. Raises SemidError for what is no id."""
+        if isinstance(item_ids, str):
+            raise SemidError(f"expected a list of item ids, got the string {item_ids!r}; put it in a list")
+        try:
+            wanted = pa.array(item_ids, pa.string())
+        except (pa.ArrowTypeError, pa.ArrowInvalid) as error:
+            raise SemidError(f"item ids are strings ({error}); write them as strings") from None
+        found = pc.index_in(wanted, self.item_ids)
         rows = found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
         return rows, rows >= 0
 
@@ -113,7 +119,9 @@ class SemanticCatalog:
         if b"semid.level_sizes" not in metadata or not {"item_id", "codes"} <= set(table.column_names):
             raise SemidError(f"{file}: not a catalogue of semid (item_id, codes and semid.level_sizes expected)")
         sizes = tuple(int(size) for size in metadata[b"semid.level_sizes"].split(b","))
-        codes = table["codes"].combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
+        if not pa.types.is_fixed_size_list(kind := table.schema.field("codes").type):
+            raise SemidError(f"{file}: column 'codes': expected fixed-size lists of integers, got {kind}")
+        codes = table["codes"].combine_chunks().flatten().to_numpy().reshape(table.num_rows, kind.list_size)
         tie_break = metadata.get(b"semid.tie_break") == b"1"
         return cls(table["item_id"].combine_chunks(), codes, sizes, tie_break)
 

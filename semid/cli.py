@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Union
 
 import tyro
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -26,7 +27,8 @@ from semid.recommender import Recommender
 from semid.tokenizer import KIND as CATALOG
 from semid.tokenizer import TokenizerConfig, tokenize
 
-console = Console()
+# Ids and paths are printed as they are, brackets and colons included, and never broken into lines.
+console = Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -200,7 +202,7 @@ class Tokenize:
 
 @dataclass(frozen=True)
 class Train:
-    """Train a generator (or, with model:dense-config, SASRec) on the dataset's training histories.
+    """Train a generator (or, with the subcommand dense-config, SASRec) on the dataset's training histories.
 
     Interrupted runs go on from their last checkpoint when the same command is given again.
     """
@@ -250,6 +252,12 @@ class Evaluate:
         from semid.evaluation import write_metrics
         from semid.evaluation.comparison import baselines, compare, example_users
 
+        if not self.model:
+            raise SemidError("evaluate: expected at least one model folder after --model, got none")
+        out = self.out or self.model[0].parent / "metrics.json"
+        if out.is_dir():
+            raise SemidError(f"{out}: is a folder; name the file to write")
+        digests = {str(path): artifacts.read_artifact(path, MODEL).digest for path in self.model}
         dataset = Dataset.load(self.dataset)
         _print_statistics(dataset)
         models = {_name(path, self.model): Recommender.from_pretrained(path) for path in self.model}
@@ -262,13 +270,11 @@ class Evaluate:
             exclude_seen=self.exclude_seen,
         )
         seen = {"seen": "excluded"} if self.exclude_seen else {}
-        rows = [metrics.row(name) | seen for name, metrics in measured.items()]
+        rows = [{**metrics.row(name), **seen} for name, metrics in measured.items()]
         first = next(iter(models))
-        digests = {str(path): artifacts.read_artifact(path, MODEL).digest for path in self.model}
-        out = self.out or self.model[0].parent / "metrics.json"
+        users = example_users(models[first], dataset, split=self.split)
         out.parent.mkdir(parents=True, exist_ok=True)
         write_metrics(out, self.split, rows, measured[first].provenance | {"models": digests})
-        users = example_users(models[first], dataset, split=self.split)
         artifacts.write_json(out.with_name("examples.json"), users)
         console.print(metrics_table(rows, self.ks))
         console.print(f"wrote {out}")
@@ -347,6 +353,8 @@ class ImportCodes:
         dataset = Dataset.load(self.dataset)
         found = read_tokens(self.codes, tie_break=self.tie_break)
         codes = found.lookup(dataset.item_ids.to_pylist())
+        if len(found) > len(codes):
+            console.print(f"left out {len(found) - len(codes)} items of {self.codes} that the dataset does not have")
         catalog = SemanticCatalog(dataset.item_ids, codes, found.level_sizes, self.tie_break)
         settings = {"imported": artifacts.sha256(self.codes), "tie_break": self.tie_break}
         if not artifacts.is_current(self.out, kind=CATALOG, config=settings, parents=parents, seed=None):
@@ -387,7 +395,7 @@ Command = Union[  # noqa: UP007 - tyro names subcommands by annotation
 def main(arguments: Sequence[str] | None = None) -> None:
     """Generative recommendation with semantic IDs: prepare, tokenize, train, evaluate, recommend, export, report."""
     command = tyro.cli(
-        Command,  # type: ignore[arg-type]
+        Command,
         args=arguments,
         prog="semid",
         description=main.__doc__,
@@ -395,7 +403,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     try:
         command.run()
-    except SemidError as error:
+    except (SemidError, OSError) as error:
         print(f"semid: {error}", file=sys.stderr)
         raise SystemExit(1) from None
 
@@ -403,7 +411,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def metrics_table(rows: Sequence[dict], ks: Sequence[int]) -> Table:
     """Models as lines, the main metrics as columns."""
     columns = [f"{name}@{k}" for k in ks for name in ("recall", "ndcg")] + ["mrr", f"coverage@{max(ks)}", "valid"]
-    table = Table("model", *columns)
+    table = Table("model", *columns, box=box.SIMPLE)  # so that eight columns fit 80 characters
     for row in rows:
         table.add_row(str(row["model"]), *(f"{row[column]:.4f}" for column in columns))
     return table
@@ -432,11 +440,13 @@ def _print_health(folder: Path) -> None:
 
 
 def _name(path: Path, paths: tuple[Path, ...]) -> str:
-    """A model's name in tables: semid or sasrec by its kind, its folder's where that would not tell two apart."""
+    """A model's name in tables: semid or sasrec by its kind; where that is not one's own, its folder's; else its path."""
     kinds = [artifacts.read_json(p / "config.json")["model"]["type"] for p in paths]
     names = ["sasrec" if kind == "DenseConfig" else "semid" for kind in kinds]
-    own = names[paths.index(path)]
-    return own if names.count(own) == 1 else path.name
+    own, folders = names[paths.index(path)], [p.name for p in paths]
+    if names.count(own) == 1:
+        return own
+    return path.name if folders.count(path.name) == 1 else str(path)
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ def code_loss(
     """Cross-entropy of the next item's codes given the codes before, summed over levels, in nats per item."""
     backbone_key, depth_key = jax.random.split(key)
     states = model.states(inputs_at(tables, batch.history), batch.segments, key=backbone_key)
-    real = batch.segments.reshape(-1) != 0
+    real = (batch.segments.reshape(-1) != 0).astype(states.dtype)
     codes = tables.codes[batch.targets.reshape(-1)]
     logits = model.logits(states.reshape(-1, states.shape[-1]), codes, key=depth_key)
     levels = [_mean_cross_entropy(of_level, codes[:, level], real) for level, of_level in enumerate(logits)]
@@ -141,7 +141,7 @@ def dense_loss(
 
 def _mean_cross_entropy(logits: Float[Array, "n size"], codes: Int[Array, " n"], real: Array) -> Float[Array, ""]:
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, codes)
-    return jnp.sum(jnp.where(real, losses, 0.0)) / jnp.maximum(jnp.sum(real), 1)
+    return jnp.sum(losses * real) / jnp.maximum(jnp.sum(real), 1)
 
 
 def content_features(dataset: Dataset, columns: tuple[str, ...] | None) -> Float[np.ndarray, "items feature"] | None:

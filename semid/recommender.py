@@ -256,7 +256,7 @@ class Recommender:
                 raise SemidError(f"history {index} is the string {history!r}; expected a list of item ids")
             rows, known = self.catalog.find_rows(list(history))
             if not known.all() and not skip_unknown:
-                unknown = [history[at] for at in np.flatnonzero(~known)]
+                unknown = [history[at] for at in np.flatnonzero(~known).tolist()]
                 raise SemidError(
                     f"history {index}: unknown item id {unknown[0]!r} ({len(unknown)} of {len(history)} unknown); "
                     "correct it, or drop such items with skip_unknown=True (--skip-unknown)"

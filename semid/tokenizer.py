@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
 import shutil
 from dataclasses import asdict, dataclass, replace
@@ -61,6 +62,9 @@ class RQVAEConfig:
         epochs=100, batch_size=1024, validate_every=10, optimizer=OptimizerConfig(learning_rate=1e-3)
     )
 
+    def __post_init__(self) -> None:
+        _check_sizes(self.level_sizes, *self.hidden, self.latent)
+
 
 @dataclass(frozen=True)
 class RQKMeansConfig:
@@ -70,6 +74,9 @@ class RQKMeansConfig:
     """Codebook size of each level."""
     iterations: int = 25
     """Lloyd iterations a level."""
+
+    def __post_init__(self) -> None:
+        _check_sizes(self.level_sizes)
 
 
 @dataclass(frozen=True)
@@ -132,6 +139,8 @@ class SemanticTokenizer:
             )
         standardizer = Standardizer.fit(blocks)
         x = jnp.asarray(standardizer(np.concatenate(blocks, axis=1)))
+        if not np.any(x):
+            raise SemidError(f"dataset {dataset.name!r}: all items have the same vector; nothing tells them apart")
         method, key = config.method, jax.random.key(seed)
         if isinstance(method, RQKMeansConfig):
             fitted = ResidualKMeans.fit(x, level_sizes=method.level_sizes, iterations=method.iterations, key=key)
@@ -166,7 +175,10 @@ class SemanticTokenizer:
     def from_pretrained(cls, path: str | Path) -> SemanticTokenizer:
         """Load the tokenizer of a catalogue artifact, every file verified."""
         path = Path(path)
-        config = from_dict(TokenizerConfig, artifacts.read_artifact(path, KIND).config["tokenizer"], where=str(path))
+        made = artifacts.read_artifact(path, KIND).config
+        if "tokenizer" not in made:
+            raise SemidError(f"{path}: its codes were imported, there is no tokenizer; encode with what made them")
+        config = from_dict(TokenizerConfig, made["tokenizer"], where=str(path))
         file = path / "tokenizer.safetensors"
         tensors = artifacts.load_tensors(file)
         standardizer = Standardizer(tensors.pop("standardizer/mean"), tensors.pop("standardizer/scale"))
@@ -193,7 +205,7 @@ def tokenize(
     settings = {"tokenizer": to_dict(config)}
     if artifacts.is_current(out, kind=KIND, config=settings, parents=parents, seed=seed):
         return SemanticCatalog.read(out / CATALOG_FILE)
-    folder = out.with_name(f"{out.name}.checkpoints")
+    folder, trained = out.with_name(f"{out.name}.checkpoints"), isinstance(config.method, RQVAEConfig)
     tokenizer = SemanticTokenizer.fit(dataset, config, seed=seed, folder=folder)
     vectors = np.concatenate(content_blocks(dataset, config.columns), axis=1)
     codes = tokenizer.encode(vectors)
@@ -205,9 +217,10 @@ def tokenize(
         tokenizer.write(temporary)
         report = _health(codes, catalog, tokenizer.explained(vectors))
         artifacts.write_json(temporary / "health.json", report)
-        if (folder / HISTORY).exists():
+        if trained:
             shutil.copy(folder / HISTORY, temporary / HISTORY)
-    shutil.rmtree(folder, ignore_errors=True)
+    if trained:
+        shutil.rmtree(folder)
     return catalog
 
 
@@ -253,7 +266,7 @@ def _trained(
         steps_per_epoch=steps_per_epoch,
         seed=seed,
         folder=folder,
-        request={"config": to_dict(config), "seed": seed, "items": len(x), "dim": x.shape[1]},
+        request={"config": to_dict(config), "seed": seed, "vectors": hashlib.sha256(variance.tobytes()).hexdigest()},
         title="training the tokenizer",
         validate=validate,
         select="explained",
@@ -297,6 +310,11 @@ def _reseed_hook(model: RQVAE, x: Float[Array, "items dim"], *, every: int, seed
         return reseed(state, x) if at % every == 0 else state
 
     return hook
+
+
+def _check_sizes(level_sizes: tuple[int, ...], *widths: int) -> None:
+    if not level_sizes or min(*level_sizes, *widths, 1) < 1:
+        raise SemidError(f"expected at least one level, and sizes of at least 1, got {level_sizes} and {widths}")
 
 
 def _mlp(widths: tuple[int, ...], rngs: nnx.Rngs) -> nnx.List:

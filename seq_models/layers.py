@@ -34,12 +34,17 @@ def dropout(x: Float[Array, "*b dim"], rate: float, key: Key[Array, ""] | None) 
     The rate is rounded to 1/256, so that one 32-bit draw serves four values: the generator of random bits, not the
     arithmetic, is what dropout costs on a CPU.
     """
-    keep = round((1.0 - rate) * 256)
+    keep = max(round((1.0 - rate) * 256), 1)
     if key is None or keep == 256:
         return x
     words = jax.random.bits(key, (-(-x.size // 4),), jnp.uint32)
     bits = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(-1)[: x.size].reshape(x.shape)
     return jnp.where(bits < keep, x * (256 / keep), jnp.zeros_like(x))
+
+
+def split_key(key: Key[Array, ""] | None, n: int) -> list[Key[Array, ""] | None]:
+    """`n` keys for `n` dropouts; none of them a key without one."""
+    return [None] * n if key is None else list(jax.random.split(key, n))
 
 
 def rotate(x: Float[Array, "b t heads width"], positions: Int[Array, "b t"]) -> Float[Array, "b t heads width"]:
@@ -99,7 +104,7 @@ class Block(nnx.Module):
 
     def residual(self, x: Array, mixed: Array, key: Key[Array, ""] | None) -> Array:
         """What follows attention: both residual additions, the feed-forward layer between them."""
-        first, second = (None, None) if key is None else jax.random.split(key)
+        first, second = split_key(key, 2)
         x = x + dropout(mixed, self.rate, first)
         return x + dropout(self.feed(self.norm_feed(x)), self.rate, second)
 
@@ -119,10 +124,10 @@ class Backbone(nnx.Module):
         self, x: Float[Array, "b t dim"], segments: Int[Array, "b t"], *, key: Key[Array, ""] | None = None
     ) -> Float[Array, "b t dim"]:
         """States at every position. `segments` numbers the histories of a row from 1; 0 is padding."""
-        keys = [None] * (len(self.blocks) + 1) if key is None else list(jax.random.split(key, len(self.blocks) + 1))
-        x = dropout(x, self.rate, keys[0])
+        input_key, *block_keys = split_key(key, len(self.blocks) + 1)
+        x = dropout(x, self.rate, input_key)
         mask, positions = causal_mask(segments), segment_positions(segments)
-        for block, block_key in zip(self.blocks, keys[1:], strict=True):
+        for block, block_key in zip(self.blocks, block_keys, strict=True):
             x = block(x, mask, positions, block_key)
         return self.norm(x)
 

@@ -23,7 +23,7 @@ def softmax_cross_entropy(
     Blocks of states are taken one after another, and each block's gradient is computed along with its loss, as in
     fused linear cross-entropy kernels: three matrix products, and two passes over logits that stay in cache.
     """
-    block = max(_BLOCK // len(vectors), 1)
+    block = min(max(_BLOCK // len(vectors), 1), len(states))
     missing = -len(states) % block
     padded = jnp.pad(states, ((0, missing), (0, 0)))
     return _blocked(padded, vectors, jnp.pad(targets, (0, missing)), jnp.pad(weights, (0, missing)), block)

@@ -8,6 +8,7 @@ In search the backbone runs once per user and only the depth decoder once per be
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from seq_models.layers import Backbone, Block, TransformerConfig, dropout, last_state
+from seq_models.layers import Backbone, Block, TransformerConfig, dropout, last_state, split_key
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,18 @@ class Inputs(NamedTuple):
     ids: Int[Array, "b t"] | None = None
 
 
+class Past(NamedTuple):
+    """What one block of the depth decoder attends to: keys and values, one array for each level so far."""
+
+    keys: tuple[Float[Array, "*b heads width"], ...]
+    values: tuple[Float[Array, "*b heads width"], ...]
+
+
 class DepthCache(NamedTuple):
-    """A beam's own state: the sum of its code embeddings, and keys and values of its levels, one entry a layer."""
+    """A beam's own state: the sum of its code embeddings, and the past of every block."""
 
     summed: Float[Array, "batch beam dim"]
-    keys: tuple[Float[Array, "batch beam level heads width"], ...]
-    values: tuple[Float[Array, "batch beam level heads width"], ...]
+    past: tuple[Past, ...]
 
 
 class RQTransformer(nnx.Module):
@@ -87,7 +94,8 @@ class RQTransformer(nnx.Module):
         self, inputs: Inputs, segments: Int[Array, "b t"], *, key: Key[Array, ""] | None = None
     ) -> Float[Array, "b t dim"]:
         """Backbone states: entry `t` has read positions up to and including `t` of its segment."""
-        x = sum(table(inputs.codes[..., level]) for level, table in enumerate(self.tables))
+        embedded = [table(inputs.codes[..., level]) for level, table in enumerate(self.tables)]
+        x = functools.reduce(jnp.add, embedded)
         if self.project is not None and inputs.dense is not None:
             x = x + self.project(inputs.dense)
         if self.ids is not None and inputs.ids is not None:
@@ -101,51 +109,57 @@ class RQTransformer(nnx.Module):
     def logits(
         self, states: Float[Array, "n dim"], codes: Int[Array, "n level"], *, key: Key[Array, ""] | None = None
     ) -> tuple[Float[Array, "n size"], ...]:
-        """Teacher-forced logits of every level given the codes before it; one array a level."""
-        embedded = jnp.stack([table(codes[:, level]) for level, table in enumerate(self.tables)], axis=1)
-        before = jnp.cumsum(embedded, axis=1) - embedded
-        x = states[:, None, :] + before + self.levels.embedding[...][None]
-        keys = [None] * (len(self.depth) + 1) if key is None else list(jax.random.split(key, len(self.depth) + 1))
-        x = dropout(x, self.rate, keys[0])
-        for block, block_key in zip(self.depth, keys[1:], strict=True):
-            q, k, v = block.attention.project(block.norm_attention(x))
-            mixed = jnp.stack([_attend(q[:, at], k[:, : at + 1], v[:, : at + 1]) for at in range(x.shape[1])], axis=1)
-            x = block.residual(x, block.attention.out(mixed), block_key)
-        x = self.norm(x)
-        return tuple(self._head(x[:, level], level) for level in range(len(self.level_sizes)))
+        """Teacher-forced logits of every level given the codes before it; one array a level.
+
+        Level by level, as in search: on a CPU that is faster than one array of all levels, whose copies it saves.
+        """
+        summed, past, logits = states, self._no_past(), []
+        for level, level_key in enumerate(split_key(key, len(self.level_sizes))):
+            x, past = self._decode(summed, level, past, level_key)
+            logits.append(self._head(x, level))
+            summed = summed + self.tables[level](codes[:, level])
+        return tuple(logits)
 
     def start(self, states: Float[Array, "batch dim"]) -> DepthCache:
         """The cache of one empty beam per user."""
-        batch, dim = states.shape
-        heads = self.depth[0].attention.heads if len(self.depth) else 1
-        empty = jnp.zeros((batch, 1, 0, heads, dim // heads), states.dtype)
-        none_yet = (empty,) * len(self.depth)
-        return DepthCache(jnp.zeros((batch, 1, dim), states.dtype), none_yet, none_yet)
+        return DepthCache(jnp.zeros_like(states)[:, None, :], self._no_past())
 
     def step(
         self, states: Float[Array, "batch dim"], cache: DepthCache, codes: Int[Array, "batch beam"] | None, level: int
     ) -> tuple[Float[Array, "batch beam size"], DepthCache]:
         """Logits of `level` for every beam, whose code at the level before was `codes` (None at the first)."""
         summed = cache.summed if codes is None else cache.summed + self.tables[level - 1](codes)
-        x = states[:, None, :] + summed + self.levels.embedding[level][None, None, :]
-        keys, values = [], []
-        for index, block in enumerate(self.depth):
+        x, past = self._decode(states[:, None, :] + summed, level, cache.past, None)
+        return self._head(x, level), DepthCache(summed, past)
+
+    def _no_past(self) -> tuple[Past, ...]:
+        return (Past((), ()),) * len(self.depth)
+
+    def _decode(
+        self, x: Float[Array, "*b dim"], level: int, past: tuple[Past, ...], key: Key[Array, ""] | None
+    ) -> tuple[Float[Array, "*b dim"], tuple[Past, ...]]:
+        """The depth decoder's output at `level`, and the past with this level's keys and values added."""
+        input_key, *block_keys = split_key(key, len(self.depth) + 1)
+        x = dropout(x + _spread(self.levels.embedding[level], x.ndim), self.rate, input_key)
+        grown = []
+        for block, before, block_key in zip(self.depth, past, block_keys, strict=True):
             q, k, v = block.attention.project(block.norm_attention(x))
-            keys.append(jnp.concatenate([cache.keys[index], k[:, :, None]], axis=2))
-            values.append(jnp.concatenate([cache.values[index], v[:, :, None]], axis=2))
-            x = block.residual(x, block.attention.out(_attend(q, keys[-1], values[-1])), None)
-        return self._head(self.norm(x), level), DepthCache(summed, tuple(keys), tuple(values))
+            grown.append(Past((*before.keys, k), (*before.values, v)))
+            x = block.residual(x, block.attention.out(_attend(q, grown[-1])), block_key)
+        return self.norm(x), tuple(grown)
 
     def _head(self, x: Float[Array, "*b dim"], level: int) -> Float[Array, "*b size"]:
         table = self.tables[level] if self.heads is None else self.heads[level]
-        scores = table.attend(x)
-        return scores + self.biases[level][...].reshape((1,) * (scores.ndim - 1) + (-1,))
+        return table.attend(x) + _spread(self.biases[level][...], x.ndim)
 
 
-def _attend(
-    q: Float[Array, "*b heads width"], k: Float[Array, "*b level heads width"], v: Float[Array, "*b level heads width"]
-) -> Float[Array, "*b dim"]:
+def _spread(vector: Float[Array, " dim"], ndim: int) -> Float[Array, "*b dim"]:
+    return vector.reshape((1,) * (ndim - 1) + (-1,))
+
+
+def _attend(q: Float[Array, "*b heads width"], past: Past) -> Float[Array, "*b dim"]:
     """One query over a handful of levels, by sums of products: XLA fuses them, and would not fuse tiny matmuls."""
-    scores = jnp.sum(q[..., None, :, :] * k, axis=-1, keepdims=True) * (q.shape[-1] ** -0.5)
-    mixed = jnp.sum(jax.nn.softmax(scores, axis=-3) * v, axis=-3)
+    scores = jnp.stack([jnp.sum(q * k, axis=-1) for k in past.keys]) * (q.shape[-1] ** -0.5)
+    shares = jax.nn.softmax(scores, axis=0)
+    mixed = functools.reduce(jnp.add, [share[..., None] * v for share, v in zip(shares, past.values, strict=True)])
     return mixed.reshape((*mixed.shape[:-2], -1))

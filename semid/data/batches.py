@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import zlib
 from typing import Any, NamedTuple
 
 import grain
@@ -14,15 +15,16 @@ from semid.errors import SemidError
 
 
 class PackedRows(NamedTuple):
-    """Several histories side by side in each row. Codes are never in a batch: they are gathered on the device.
+    """Several histories side by side in each row: arrays of numpy on the host, of JAX in a step. Codes are never in it: they
+    are gathered on the device.
 
     `segments` numbers the histories of a row from 1 and is 0 on padding; `targets[t]` is the item that follows
     `history[t]`.
     """
 
-    history: Int[np.ndarray, "rows length"]
-    targets: Int[np.ndarray, "rows length"]
-    segments: Int[np.ndarray, "rows length"]
+    history: Int[Any, "rows length"]
+    targets: Int[Any, "rows length"]
+    segments: Int[Any, "rows length"]
 
 
 def pack(train: Histories, *, max_history: int, row_length: int) -> PackedRows:
@@ -31,8 +33,8 @@ def pack(train: Histories, *, max_history: int, row_length: int) -> PackedRows:
     Every item but a history's first is a target exactly once, seeing at most `max_history` items before it; longer
     histories are cut into windows from the end. Raises SemidError when no history has two items.
     """
-    if row_length < max_history:
-        raise SemidError(f"row_length {row_length} is below max_history {max_history}; raise row_length")
+    if not 1 <= max_history <= row_length:
+        raise SemidError(f"expected 1 <= max_history <= row_length, got {max_history} and {row_length}; change either")
     starts, sizes = _windows(train, max_history)
     if not len(sizes):
         raise SemidError("no training history has two items or more: there is nothing to learn from")
@@ -88,6 +90,7 @@ class _ShuffledBatches:
         self._data, self._batch_size, self._length = data, batch_size, num_batches
         self._rows, self._seed, self._process = len(data[0]), seed, process
         self._order = functools.lru_cache(maxsize=2)(self._shuffled)
+        self._checksum = functools.reduce(lambda seen, array: zlib.crc32(np.ascontiguousarray(array), seen), data, 0)
 
     def _shuffled(self, epoch: int) -> np.ndarray:
         return np.random.default_rng([self._seed, epoch]).permutation(self._rows)
@@ -105,21 +108,29 @@ class _ShuffledBatches:
         return type(self._data)(*(array[local] for array in self._data))
 
     def __repr__(self) -> str:
-        """Names the pipeline in Grain's state, so that a state of other data or another seed is refused."""
-        return f"ShuffledBatches(rows={self._rows}, batch_size={self._batch_size}, seed={self._seed})"
+        """Names the pipeline in Grain's state: Grain refuses a state of other data or another seed."""
+        data = f"rows={self._rows}, crc32={self._checksum:08x}"
+        return f"ShuffledBatches({data}, batch_size={self._batch_size}, seed={self._seed})"
 
 
 def batches(
     data: Any, *, batch_size: int, num_batches: int, seed: int, process: tuple[int, int] = (0, 1)
-) -> grain.DatasetIterator:
+) -> grain.DataLoaderIterator:
     """A Grain iterator over `num_batches` batches of a NamedTuple of arrays with equal first axes.
 
     Each epoch is a fresh permutation by `seed`; batches run on across epochs, so that all have one size. `process`
-    is (index, count): every process gets its slice of the global batch. The iterator's state is exact and small.
+    is (index, count): every process gets its slice of the global batch. The iterator's state is exact and small, and
+    no other pipeline's iterator takes it.
     Raises SemidError if the batch does not divide among the processes.
     """
     if batch_size < 1 or batch_size % process[1]:
         raise SemidError(f"batch size {batch_size} does not divide among {process[1]} processes")
     source = _ShuffledBatches(data, batch_size=batch_size, num_batches=num_batches, seed=seed, process=process)
-    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
-    return iter(grain.MapDataset.source(source).to_iter_dataset(options))
+    # A DataLoader, since its iterator's state names the source; that of a MapDataset is a bare position.
+    loader = grain.DataLoader(
+        data_source=source,
+        sampler=grain.samplers.SequentialSampler(num_batches, grain.sharding.NoSharding()),
+        worker_count=0,
+        read_options=grain.ReadOptions(num_threads=1, prefetch_buffer_size=4),
+    )
+    return iter(loader)

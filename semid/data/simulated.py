@@ -39,8 +39,8 @@ REJECTION_ROUNDS = 32  # whoever has no item after so many draws gets one from t
 class Mixture:
     """Weights of the four components; without a last item taste and popularity share the whole."""
 
-    taste: float = 0.55
-    transition: float = 0.35
+    taste: float = 0.6
+    transition: float = 0.3
     successor: float = 0.05
     popularity: float = 0.05
 
@@ -55,7 +55,7 @@ class SimulatedConfig:
     """Interactions of a user on average; none has fewer than `min_length` or more than `max_length`."""
     min_length: int = 5
     max_length: int = 50
-    taxonomy: tuple[int, int, int] = (6, 4, 4)
+    taxonomy: tuple[int, int, int] = (4, 3, 3)
     """Departments, categories in each, kinds in each category."""
     styles: int = 2
     favourites: int = 3
@@ -67,7 +67,7 @@ class SimulatedConfig:
     successors: int = 2
     """Items that may follow an item in particular."""
     mixture: Mixture = Mixture()
-    zipf: float = 0.8
+    zipf: float = 1.2
     """Popularity of the r-th item of a cell is `r ** -zipf`."""
     late_items: float = 0.2
     """Share of items released after the start, evenly over the last four fifths of `days`."""

@@ -19,11 +19,12 @@ _WORD = re.compile(r"\w\w+")
 
 
 def with_text_vectors(dataset: Dataset, *, dim: int = 128) -> Dataset:
-    """`dataset` with a vector column `text_lsa` made from its text columns.
+    """`dataset` with a vector column `text_lsa` made from its text columns, and `dim` noted in its source.
 
-    Raises SemidError if there are none, or no word stands in two items.
+    Raises SemidError if there are none, or too few words stand in two items.
     """
-    return dataset.with_vectors(COLUMN, latent_semantic_vectors(dataset.texts(), dim=dim))
+    made = dataset.with_vectors(COLUMN, latent_semantic_vectors(dataset.texts(), dim=dim))
+    return made.replace(source={**(dataset.source or {}), COLUMN: {"dim": dim}})
 
 
 def latent_semantic_vectors(texts: Sequence[str], *, dim: int, vocabulary: int = 50_000) -> Float[np.ndarray, "n dim"]:
@@ -32,6 +33,8 @@ def latent_semantic_vectors(texts: Sequence[str], *, dim: int, vocabulary: int =
     Words that stand in one text alone are left out, and of the others the `vocabulary` most frequent are kept. There
     are fewer than `dim` dimensions where texts or words are too few.
     """
+    if dim < 1:
+        raise SemidError(f"expected at least 1 dimension for text vectors, got {dim}")
     words = [_WORD.findall(text.lower()) for text in texts]
     frequency = Counter(word for of_text in words for word in set(of_text))
     kept = sorted((word for word, n in frequency.items() if n > 1), key=lambda w: (-frequency[w], w))[:vocabulary]

@@ -14,7 +14,7 @@ from semid.data.dataset import Dataset
 from semid.data.histories import Histories
 from semid.data.simulated import SimulatedConfig, simulate
 from semid.evaluation.baselines import Bigram, Popularity
-from semid.evaluation.evaluator import Metrics, Ranker, evaluate
+from semid.evaluation.evaluator import Metrics, Ranker, evaluate, in_rows_of
 
 
 def baselines(dataset: Dataset) -> dict[str, Ranker]:
@@ -41,15 +41,12 @@ def compare(
     exclude_seen: bool = False,
 ) -> dict[str, Metrics]:
     """Metrics of each ranker by name; `beam_size` is for those that search (they have codes)."""
+
+    def options(ranker: Ranker) -> dict[str, Any]:
+        return {} if ranker.codes is None else {"beam_size": beam_size}
+
     return {
-        name: evaluate(
-            ranker,
-            dataset,
-            split=split,
-            ks=ks,
-            exclude_seen=exclude_seen,
-            **({} if ranker.codes is None else {"beam_size": beam_size}),
-        )
+        name: evaluate(ranker, dataset, split=split, ks=ks, exclude_seen=exclude_seen, **options(ranker))
         for name, ranker in rankers.items()
     }
 
@@ -61,17 +58,14 @@ class _Searchable(Ranker, Protocol):
 def example_users(
     ranker: _Searchable, dataset: Dataset, *, split: str = "test", count: int = 8, k: int = 10, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """Users drawn by `seed`: history, target and the k best items with log-probability and codes, as external ids.
-
-    The dataset must have the ranker's items in the ranker's order.
-    """
-    examples = dataset.splits.examples(split)
+    """Users drawn by `seed`: history, target and the k best items with log-probability and codes, as external ids."""
+    examples, _ = in_rows_of(ranker, dataset, split)
     drawn = np.random.default_rng(seed).permutation(len(examples))[:count]
     examples = examples.take(np.sort(drawn))
     ranked = ranker.rank(examples.histories, k=k, exclude_seen=False)
 
     def ids(rows: Int[np.ndarray, " n"]) -> list[str]:
-        return dataset.item_ids.take(pa.array(rows)).to_pylist()
+        return ranker.item_ids.take(pa.array(rows)).to_pylist()
 
     def one(index: int) -> dict[str, Any]:
         rows = ranked[index][ranked[index] >= 0]

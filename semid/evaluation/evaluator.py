@@ -111,7 +111,7 @@ class _Task:
 
 
 def _task(ranker: Ranker, dataset: Dataset, split: str, ks: Sequence[int]) -> _Task:
-    examples, counts = _in_rows_of(ranker, dataset, split)
+    examples, counts = in_rows_of(ranker, dataset, split)
     codes = None if ranker.codes is None else np.asarray(ranker.codes)
     groups = np.arange(len(counts)) if codes is None else metrics.group_ids(codes)
     code_groups = groups if codes is not None else None
@@ -130,7 +130,7 @@ def _task(ranker: Ranker, dataset: Dataset, split: str, ks: Sequence[int]) -> _T
     return _Task(examples, groups, code_groups, metrics.popularity_ranks(counts), segments, bounds)
 
 
-def _in_rows_of(ranker: Ranker, dataset: Dataset, split: str) -> tuple[Examples, Int[np.ndarray, " items"]]:
+def in_rows_of(ranker: Ranker, dataset: Dataset, split: str) -> tuple[Examples, Int[np.ndarray, " items"]]:
     """The split's examples, and the training count of every item, in the ranker's rows."""
     examples, train = dataset.splits.examples(split), dataset.splits.train
     counts = np.bincount(train.flat()[0], minlength=dataset.num_items)

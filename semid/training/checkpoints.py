@@ -24,19 +24,25 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, *, request: dict, select: str) -> None:
-        self.folder, self._select = folder.absolute(), select
+        self.folder = folder.absolute()
+        if folder.exists() and not folder.is_dir():
+            raise SemidError(f"{folder}: is a file, and checkpoints should go below it; choose another --out")
         folder.mkdir(parents=True, exist_ok=True)
+        half_written = set(folder.glob(f".{REQUEST}.writing-*"))  # by a run killed in its first moments
         if (folder / REQUEST).exists():
             if change := config.difference(artifacts.read_json(folder / REQUEST), request):
                 raise SemidError(f"{folder}: checkpoints of another run ({change}); delete the folder or change --out")
-        elif any(folder.iterdir()):
+        elif set(folder.iterdir()) - half_written:
             raise SemidError(f"{folder}: holds files that are no checkpoints of semid; choose another --out")
         else:
             artifacts.write_json(folder / REQUEST, request)
-        best = BestN(get_metric_fn=lambda metrics: metrics[select], n=1)
+
+        def rank(metrics: dict[str, float]) -> tuple[float, float]:
+            return metrics[select], -metrics["step"]  # of equal scores the first: a plateau is no progress
+
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=AnyPreservationPolicy([LatestN(1), best]),
-            best_fn=lambda metrics: metrics[select],
+            preservation_policy=AnyPreservationPolicy([LatestN(1), BestN(get_metric_fn=rank, n=1)]),
+            best_fn=rank,
             enable_async_checkpointing=False,  # the state is small; a save is over when it returns
             cleanup_tmp_directories=True,
         )
@@ -52,14 +58,15 @@ class Checkpoints:
 
     def save(self, state: TrainState, iterator: Any, metrics: dict[str, float]) -> None:
         """Write a checkpoint at the state's step. `iterator` is the Grain iterator that feeds the run."""
+        step = int(state.step)
         self._manager.save(
-            int(state.step),
+            step,
             args=ocp.args.Composite(
                 params=ocp.args.StandardSave(named_leaves(state.params)),
                 optimizer=ocp.args.StandardSave(named_leaves(state.opt_state)),
-                input=ocp.args.JsonSave(json.loads(_text(iterator.get_state()))),
+                input=ocp.args.JsonSave(json.loads(iterator.get_state())),
             ),
-            metrics=metrics,
+            metrics={**metrics, "step": step},
         )
 
     def restore(self, like: TrainState, step: int, iterator: Any | None = None) -> TrainState:
@@ -74,7 +81,7 @@ class Checkpoints:
         )
         where = str(self.folder / str(step))
         if iterator is not None:
-            iterator.set_state(read.input)
+            _set_state(iterator, read.input, where=where)
         return dataclasses.replace(
             like,
             step=like.step * 0 + step,
@@ -86,5 +93,8 @@ class Checkpoints:
         self._manager.close()
 
 
-def _text(state: Any) -> str:
-    return state.decode() if isinstance(state, bytes) else json.dumps(state)
+def _set_state(iterator: Any, state: Any, *, where: str) -> None:
+    try:
+        iterator.set_state(json.dumps(state).encode())
+    except ValueError as error:  # Grain names both pipelines, over several lines
+        raise SemidError(f"{where}: saved while reading other data; {' '.join(str(error).split())}") from None

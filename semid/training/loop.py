@@ -53,6 +53,18 @@ class TrainingConfig:
     tensorboard: bool = False
     """Write TensorBoard events beside history.jsonl (extra `tensorboard`)."""
 
+    def __post_init__(self) -> None:
+        if min(self.epochs, self.validate_every) <= 0 or min(self.batch_size, self.patience, self.log_every) < 1:
+            raise SemidError(
+                f"expected epochs and validate_every above 0 and batch_size, patience and log_every of at least 1, got "
+                f"{self.epochs}, {self.validate_every}, {self.batch_size}, {self.patience} and {self.log_every}"
+            )
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "validate_every", "patience", "log_every"):
+            if not getattr(self, name) > 0:
+                raise SemidError(f"expected {name} above 0, got {getattr(self, name)}")
+
 
 def fit(
     state: TrainState, step: Step, batches: Iterator[Any], *, num_steps: int, hooks: Sequence[Hook] = ()
@@ -111,7 +123,7 @@ def train(
                 folder, title=title, num_steps=num_steps, first_step=first, tensorboard=config.tensorboard
             ) as tracker:
                 look = _Look(tracker, checkpoints, iterator, model, validate, select, every, num_steps, patience)
-                hooks = [_log_hook(tracker, checkpoints, config.log_every), *care, look]
+                hooks: list[Hook] = [_log_hook(tracker, look, config.log_every), *care, look]
                 if not look.out_of_patience(first):
                     state = fit(state, step, device_batches, num_steps=num_steps, hooks=hooks)
             best = checkpoints.restore(state, checkpoints.best_step or num_steps)
@@ -120,11 +132,18 @@ def train(
         checkpoints.close()
 
 
-def _log_hook(tracker: Tracker, checkpoints: Checkpoints, every: int) -> Hook:
+def _log_hook(tracker: Tracker, look: _Look, every: int) -> Hook:
+    """Metrics stay on the device, so that no step waits for them, until they are logged or a checkpoint is due."""
+    pending: list[tuple[int, dict[str, Any]]] = []
+
     def log(at: int, state: TrainState, metrics: dict[str, Any]) -> TrainState:
+        pending.append((at, metrics))
+        if at % every == 0 or look.due(at):
+            for step, of_step in jax.device_get(pending):
+                _check_finite(step, of_step, look.checkpoints)
+            pending.clear()
         if at % every == 0:
-            values = {name: float(value) for name, value in metrics.items()}
-            _check_finite(at, values, checkpoints)
+            values = jax.device_get(metrics)
             tracker.log(at, values)
             tracker.advance(at, f"loss {values['loss']:.4f}")
         return state
@@ -150,16 +169,20 @@ class _Look:
     patience: int
 
     def __call__(self, at: int, state: TrainState, metrics: dict[str, Any]) -> TrainState:
-        if at % self.every and at != self.num_steps:
+        if not self.due(at):
             return state
-        _check_finite(at, {name: float(value) for name, value in metrics.items()}, self.checkpoints)
         scores = self.validate(with_params(self.model, state.params))
-        self.checkpoints.save(state, self.iterator, scores)
+        _check_finite(at, scores, self.checkpoints)
+        # Logged before it is saved: a resumed run repeats the records after its checkpoint, and none before it.
         self.tracker.log(at, {f"validation/{name}": value for name, value in scores.items()})
+        self.checkpoints.save(state, self.iterator, scores)
         self.tracker.advance(at, f"{self.select} {scores[self.select]:.4f}")
         if self.out_of_patience(at):
             raise StopTraining
         return state
+
+    def due(self, at: int) -> bool:
+        return at % self.every == 0 or at == self.num_steps
 
     def out_of_patience(self, at: int) -> bool:
         best = self.checkpoints.best_step

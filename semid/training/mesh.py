@@ -33,6 +33,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:
-    """This process's rows of a batch as global arrays, their first axis split over `data` and `fsdp`."""
+    """This process's rows of a batch as global arrays, their first axis split over `data` and `fsdp`.
+
+    Raises SemidError if the rows do not divide among the devices.
+    """
     sharding = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    rows, parts = len(jax.tree.leaves(batch)[0]) * jax.process_count(), mesh.shape["data"] * mesh.shape["fsdp"]
+    if rows % parts:
+        raise SemidError(f"a batch of {rows} rows does not divide among {parts} devices; change the batch size")
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)

@@ -49,6 +49,12 @@ class OptimizerConfig:
     """Largest global norm of a gradient."""
     beta2: float = 0.98
 
+    def __post_init__(self) -> None:
+        if not self.learning_rate > 0:
+            raise SemidError(f"expected a learning_rate above 0, got {self.learning_rate}")
+        if not 0 <= self.warmup < 1:
+            raise SemidError(f"expected warmup, a share of all steps, in [0, 1), got {self.warmup}")
+
 
 def make_optimizer(config: OptimizerConfig, *, num_steps: int) -> optax.GradientTransformation:
     """The optax chain of `config` over `num_steps` steps."""
@@ -97,7 +103,7 @@ def make_step(
         with jax.numpy_dtype_promotion("standard"):  # optax's bias correction multiplies an integer count
             updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": value, "gradient_norm": optax.global_norm(gradients), **metrics}
+        metrics = {"loss": value, "gradient_norm": optax.tree.norm(gradients), **metrics}
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return lambda state, batch: step(state, batch, tables, rest)

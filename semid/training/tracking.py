@@ -28,9 +28,11 @@ class Tracker:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / HISTORY
         kept = [r for r in read_history(self.path) if r["step"] <= first_step] if self.path.exists() else []
-        self.path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        rewritten = self.path.with_suffix(".rewritten")  # renamed when complete: a kill here loses no record
+        rewritten.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        rewritten.replace(self.path)
+        self._events = _event_writer(folder, first_step) if tensorboard else None
         self._file = self.path.open("a", encoding="utf-8")
-        self._events = _event_writer(folder) if tensorboard else None
         columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
         self._progress = Progress(TextColumn("{task.description}"), *columns, TextColumn("{task.fields[note]}"))
         self._task = self._progress.add_task(title, total=num_steps, completed=first_step, note="")
@@ -57,9 +59,9 @@ class Tracker:
             for name, value in values.items():
                 self._events.add_scalar(name, value, step)
 
-    def advance(self, step: int, note: str | None = None) -> None:
-        """Move the progress bar to `step`."""
-        self._progress.update(self._task, completed=step, **({} if note is None else {"note": note}))
+    def advance(self, step: int, note: str) -> None:
+        """Move the progress bar to `step`, with a short note behind it."""
+        self._progress.update(self._task, completed=step, note=note)
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
@@ -68,9 +70,9 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines[:-1]]
 
 
-def _event_writer(folder: Path) -> Any:
+def _event_writer(folder: Path, first_step: int) -> Any:
     try:
         from tensorboardX import SummaryWriter
     except ImportError:
         raise SemidError("tensorboard output needs the extra: pip install 'semid[tensorboard]'") from None
-    return SummaryWriter(str(folder / "tensorboard"))
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1 if first_step else None)

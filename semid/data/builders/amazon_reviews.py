@@ -159,7 +159,7 @@ _PRICE = re.compile(r"\$?(\d[\d,]*(?:\.\d+)?)")
 
 def _metadata_2014(line: str, *, wanted: set[str]) -> _Found:
     asin = _ASIN.search(line)
-    if asin and asin[1] not in wanted:  # parsing a literal takes 20 times as long as this look, and most are unwanted
+    if asin and asin[1] not in wanted:  # most are not, and parsing a literal takes long: 0.4 ms
         return None
     record = ast.literal_eval(line)  # never eval: literals alone are data
     categories = [name for path in record.get("categories") or [] for name in path]

@@ -8,6 +8,7 @@ own MovieLens. A histories record is one user. Records keep the order in which t
 from __future__ import annotations
 
 import abc
+import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +87,7 @@ class TableBuilder(tfds.core.GeneratorBasedBuilder):
         paths = self._located(dl_manager)
         digests = {name: sha256(path) for name, path in paths.items()}
         for name, path in paths.items():
-            _check_same(str(path), digests[name], self.checksums.get(name, digests[name]))
+            _check_same(str(path), digests[name], self.checksums.get(name, digests[name]), "download it again")
         self.info.metadata["sha256"] = digests
         return {SPLIT: self._generate_examples(paths)}
 
@@ -115,6 +116,8 @@ def locate(raw: RawFile, dl_manager: tfds.download.DownloadManager) -> tuple[str
     except AssertionError as error:  # what TFDS raises for a folder that is absent or empty
         absent = str(error).split(". ")[0]
     try:
+        head = urllib.request.Request(raw.url, method="HEAD")
+        urllib.request.urlopen(head, timeout=20).close()  # TFDS tries a host that is not reachable for minutes
         return raw.name, Path(dl_manager.download(raw.url))
     except (OSError, tfds.download.DownloadError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -155,16 +158,17 @@ def _records(builder: TableBuilder, manual_dir: Path) -> list[dict]:
 
 
 def _check_unchanged(builder: TableBuilder, manual_dir: Path) -> None:
+    what = f"{builder.data_path}, prepared from"
+    fix = "remove that folder to prepare it again, or bring that file back"
     for name, digest in builder.info.metadata["sha256"].items():
-        prepared = f"{builder.data_path} (made from {name}; remove that folder to prepare it again)"
-        _check_same(prepared, digest, builder.checksums.get(name, digest))
+        _check_same(f"{what} {name}", digest, builder.checksums.get(name, digest), fix)
         if (manual_dir / name).is_file():
-            _check_same(prepared, digest, sha256(manual_dir / name))
+            _check_same(f"{what} {name}", digest, sha256(manual_dir / name), fix)
 
 
-def _check_same(what: str, digest: str, expected: str) -> None:
+def _check_same(what: str, digest: str, expected: str, fix: str) -> None:
     if digest != expected:
-        raise SemidError(f"{what}: expected a file of sha256 {expected}, got {digest}; download it again")
+        raise SemidError(f"{what}: expected a file of sha256 {expected}, got {digest}; {fix}")
 
 
 def _item_table(records: list[dict]) -> pa.Table:

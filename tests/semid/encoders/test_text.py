@@ -1,0 +1,105 @@
+"""Latent semantic vectors: deterministic, of unit length, and nearer for texts that share words."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from semid.data.dataset import Dataset
+from semid.encoders.text import latent_semantic_vectors, with_text_vectors
+from semid.errors import SemidError
+
+TOPICS = (
+    "lipstick gloss matte red lips makeup colour",
+    "engine oil motor gear wheel brake garage",
+    "novel author chapter poem story library ink",
+)
+
+
+def _texts(n: int = 30, *, seed: int = 0) -> list[str]:
+    """Text `i` is five words of topic `i % 3` and one common one."""
+    rng = np.random.default_rng(seed)
+    return [" ".join([*rng.choice(TOPICS[i % 3].split(), 5, replace=False), "new"]) for i in range(n)]
+
+
+def _dataset(texts: list[str] | None) -> Dataset:
+    columns = {"item_id": [f"i{row}" for row in range(30)]} | ({} if texts is None else {"title": texts})
+    interactions = pa.table({"user_id": ["u"] * 3, "item_id": ["i0", "i1", "i2"], "position": [0, 1, 2]})
+    return Dataset.build(pa.table(columns), interactions, name="words", source={"type": "test"})
+
+
+def test_texts_of_one_topic_are_nearer_than_of_two():
+    vectors = latent_semantic_vectors(_texts(), dim=4)
+    cosine, topic = vectors @ vectors.T, np.arange(30) % 3
+    same = topic[:, None] == topic
+    assert cosine[same].min() > cosine[~same].max()
+    # Control: with the topics shuffled away from the texts there is nothing to find.
+    shuffled = np.random.default_rng(1).permutation(topic)
+    same = (shuffled[:, None] == shuffled) & ~np.eye(30, dtype=bool)
+    assert abs(cosine[same].mean() - cosine[~same].mean()) < 0.2
+
+
+def test_the_singular_value_decomposition_is_that_of_a_dense_solver():
+    texts = _texts(12)
+    vocabulary = sorted({word for text in texts for word in text.split()})
+    counts = np.array([[text.split().count(word) for word in vocabulary] for text in texts], float)
+    counts = counts[:, (counts > 0).sum(axis=0) > 1]
+    weighted = counts * (np.log(len(texts) / (counts > 0).sum(axis=0)) + 1)  # each word at most once: 1 + log tf = 1
+    left, singular, _ = np.linalg.svd(weighted, full_matrices=False)
+    expected = (left * singular)[:, :5]
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    got = latent_semantic_vectors(texts, dim=5)
+    np.testing.assert_allclose(got @ got.T, expected @ expected.T, atol=1e-5)  # free of the signs of the axes
+
+
+def test_the_same_texts_give_the_same_bits():
+    first, second = (latent_semantic_vectors(_texts(), dim=6) for _ in range(2))
+    assert first.dtype == np.float32
+    np.testing.assert_array_equal(first, second)
+    assert not np.array_equal(first, latent_semantic_vectors(_texts(seed=1), dim=6))
+
+
+def test_vectors_have_unit_length_and_texts_without_known_words_are_zero():
+    vectors = latent_semantic_vectors([*_texts(), "", "unheardof"], dim=4)
+    np.testing.assert_allclose(np.linalg.norm(vectors[:30], axis=1), 1, atol=1e-5)
+    np.testing.assert_array_equal(vectors[30:], 0)
+
+
+def test_fewer_texts_than_dimensions_give_fewer_dimensions():
+    assert latent_semantic_vectors(_texts(6), dim=64).shape == (6, 5)
+    assert latent_semantic_vectors(_texts(), dim=64, vocabulary=8).shape == (30, 7)
+
+
+def test_case_and_punctuation_do_not_matter():
+    loud = [text.upper().replace(" ", " -- ") for text in _texts()]
+    np.testing.assert_array_equal(latent_semantic_vectors(loud, dim=4), latent_semantic_vectors(_texts(), dim=4))
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["alpha beta", "alpha beta"], "at least 3 texts that share 2 words, got 2 with 2 shared words"),
+        (["one", "two", "three"], "got 3 with 0 shared words; give the items a vector column instead"),
+        ([], "got 0 with 0 shared words"),
+    ],
+)
+def test_too_little_text_is_refused(texts, message):
+    with pytest.raises(SemidError, match=message):
+        latent_semantic_vectors(texts, dim=4)
+
+
+def test_no_dimension_is_refused():
+    with pytest.raises(SemidError, match="at least 1 dimension for text vectors, got 0"):
+        latent_semantic_vectors(_texts(), dim=0)
+
+
+def test_a_dataset_gets_a_vector_column_and_notes_it_in_its_source():
+    dataset = _dataset(_texts())
+    made = with_text_vectors(dataset, dim=4)
+    assert (dataset.vector_columns, made.vector_columns) == ([], ["text_lsa"])
+    np.testing.assert_array_equal(made.vectors("text_lsa"), latent_semantic_vectors(dataset.texts(), dim=4))
+    assert made.source == {"type": "test", "text_lsa": {"dim": 4}}
+
+
+def test_a_dataset_without_text_is_refused():
+    with pytest.raises(SemidError, match="dataset 'words' has neither vector nor text columns"):
+        with_text_vectors(_dataset(None))
