@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +17,7 @@ from semid import artifacts
 from semid.catalog import SemanticCatalog, letter
 from semid.errors import SemidError
 
-_TOKEN = re.compile(r"<([a-z])_(\d+)>")
+_TOKEN = re.compile(r"<([a-z])_([0-9]{1,7})>")
 
 
 class Format(enum.Enum):
@@ -65,8 +66,8 @@ def read_tokens(path: Path, *, level_sizes: Sequence[int] | None = None, tie_bre
     return SemanticCatalog(pa.array(list(items), pa.string()), array, sizes, tie_break)
 
 
-def _codes(path: Path, item: str, tokens: str | list[str]) -> list[int]:
-    text = tokens if isinstance(tokens, str) else "".join(map(str, tokens))
+def _codes(path: Path, item: str, tokens: Any) -> list[int]:
+    text = "".join(map(str, tokens)) if isinstance(tokens, list) else str(tokens)
     found = _TOKEN.findall(text)
     if not found or "".join(f"<{name}_{code}>" for name, code in found) != text:
         raise SemidError(f"{path}: item {item!r}: {text!r} is no sequence of code tokens such as <a_12><b_7>")

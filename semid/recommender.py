@@ -190,6 +190,13 @@ class Recommender:
         """Item rows best first, -1 where there are fewer than k."""
         return self._rank(histories, k=k, beam_size=beam_size, exclude_seen=exclude_seen)[0]
 
+    def item_vectors(self) -> Float[np.ndarray, "items dim"]:
+        """The vectors by which a dense model scores its items. Raises SemidError for a model that speaks in codes."""
+        model = self._scorer.model()
+        if not isinstance(model, DenseTransformer):
+            raise SemidError("item vectors are those of a dense model (SASRec); this one speaks in codes")
+        return np.asarray(model.vectors(None if self._features is None else jnp.asarray(self._features)))
+
     def log_probs(self, histories: Histories, rows: Int[np.ndarray, " n"]) -> Float[np.ndarray, "histories n"]:
         """Exact log-probabilities of item rows after each history (of popularity, after an empty one)."""
         scores = np.empty((len(histories), len(rows)), np.float32)

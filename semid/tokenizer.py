@@ -44,6 +44,11 @@ KIND = "catalog"
 _BLOCK = 8192
 
 
+def _check_sizes(level_sizes: tuple[int, ...], *widths: int) -> None:
+    if not level_sizes or min(*level_sizes, *widths, 1) < 1:
+        raise SemidError(f"expected at least one level, and sizes of at least 1, got {level_sizes} and {widths}")
+
+
 @dataclass(frozen=True)
 class RQVAEConfig:
     """Autoencoder with a residual quantizer in the middle (TIGER's tokenizer, arXiv 2305.05065)."""
@@ -310,11 +315,6 @@ def _reseed_hook(model: RQVAE, x: Float[Array, "items dim"], *, every: int, seed
         return reseed(state, x) if at % every == 0 else state
 
     return hook
-
-
-def _check_sizes(level_sizes: tuple[int, ...], *widths: int) -> None:
-    if not level_sizes or min(*level_sizes, *widths, 1) < 1:
-        raise SemidError(f"expected at least one level, and sizes of at least 1, got {level_sizes} and {widths}")
 
 
 def _mlp(widths: tuple[int, ...], rngs: nnx.Rngs) -> nnx.List:

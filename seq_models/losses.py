@@ -23,7 +23,7 @@ def softmax_cross_entropy(
     Blocks of states are taken one after another, and each block's gradient is computed along with its loss, as in
     fused linear cross-entropy kernels: three matrix products, and two passes over logits that stay in cache.
     """
-    block = min(max(_BLOCK // len(vectors), 1), len(states))
+    block = max(min(_BLOCK // len(vectors), len(states)), 1)
     missing = -len(states) % block
     padded = jnp.pad(states, ((0, missing), (0, 0)))
     return _blocked(padded, vectors, jnp.pad(targets, (0, missing)), jnp.pad(weights, (0, missing)), block)
@@ -42,20 +42,21 @@ def _forward(states: Array, vectors: Array, targets: Array, weights: Array, bloc
         powers = jnp.exp(logits - largest)
         total = jnp.sum(powers, axis=-1, keepdims=True)
         wanted = jnp.take_along_axis(logits, target[:, None], axis=-1)
-        loss = jnp.sum(weight * (jnp.log(total) + largest - wanted)[:, 0])
+        losses = (jnp.log(total) + largest - wanted)[:, 0]
         shares = powers * (weight[:, None] / total)
         by_state = jnp.matmul(shares, vectors) - weight[:, None] * vectors[target]
         by_vectors = by_vectors + jnp.matmul(shares.T, state)
-        return by_vectors.at[target].add(-weight[:, None] * state), (loss, by_state)
+        return by_vectors.at[target].add(-weight[:, None] * state), (losses, by_state)
 
     blocks = jax.tree.map(lambda x: x.reshape(-1, block, *x.shape[1:]), (states, targets, weights))
     by_vectors, (losses, by_states) = jax.lax.scan(one, jnp.zeros_like(vectors), blocks)
-    return jnp.sum(losses), (by_states.reshape(states.shape), by_vectors)
+    by_weights = losses.reshape(weights.shape)
+    return jnp.sum(weights * by_weights), (by_states.reshape(states.shape), by_vectors, by_weights)
 
 
 def _backward(block: int, gradients: tuple, scale: Array) -> tuple:
-    by_states, by_vectors = gradients
-    return by_states * scale, by_vectors * scale, None, None
+    by_states, by_vectors, by_weights = gradients
+    return by_states * scale, by_vectors * scale, None, by_weights * scale
 
 
 _blocked.defvjp(_forward, _backward)

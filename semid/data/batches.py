@@ -15,9 +15,9 @@ from semid.errors import SemidError
 
 
 class PackedRows(NamedTuple):
-    """Several histories side by side in each row: arrays of numpy on the host, of JAX in a step. Codes are never in it: they
-    are gathered on the device.
+    """Several histories side by side in each row: arrays of numpy on the host, of JAX in a step.
 
+    Codes are never in it: they are gathered on the device.
     `segments` numbers the histories of a row from 1 and is 0 on padding; `targets[t]` is the item that follows
     `history[t]`.
     """

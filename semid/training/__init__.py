@@ -2,15 +2,27 @@
 
 from semid.training.loop import StopTraining, TrainingConfig, fit, train
 from semid.training.mesh import make_mesh, put_batch
-from semid.training.state import OptimizerConfig, TrainState, named_leaves, replace_leaves, with_params
+from semid.training.state import (
+    OptimizerConfig,
+    TrainState,
+    create_state,
+    make_optimizer,
+    make_step,
+    named_leaves,
+    replace_leaves,
+    with_params,
+)
 
 __all__ = [
     "OptimizerConfig",
     "StopTraining",
     "TrainState",
     "TrainingConfig",
+    "create_state",
     "fit",
     "make_mesh",
+    "make_optimizer",
+    "make_step",
     "named_leaves",
     "put_batch",
     "replace_leaves",

@@ -70,18 +70,23 @@ class Checkpoints:
         )
 
     def restore(self, like: TrainState, step: int, iterator: Any | None = None) -> TrainState:
-        """The state saved at `step`, on the devices of `like`; the iterator, if given, is put back where it was."""
-        read = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(named_leaves(like.params)),
-                optimizer=ocp.args.StandardRestore(named_leaves(like.opt_state)),
-                input=ocp.args.JsonRestore(),
-            ),
-        )
+        """The state saved at `step`, on the devices of `like`; the iterator, if given, is put back where it was.
+
+        Raises SemidError if the checkpoint is damaged, or holds another model's state or a position in other data.
+        """
         where = str(self.folder / str(step))
-        if iterator is not None:
-            _set_state(iterator, read.input, where=where)
+        args = ocp.args.Composite(
+            params=ocp.args.StandardRestore(named_leaves(like.params)),
+            optimizer=ocp.args.StandardRestore(named_leaves(like.opt_state)),
+            input=ocp.args.JsonRestore(),
+        )
+        try:
+            read = self._manager.restore(step, args=args)
+            if iterator is not None:
+                iterator.set_state(json.dumps(read.input).encode())
+        except (ValueError, KeyError, OSError) as error:  # Orbax and Grain explain themselves over several lines
+            why = " ".join(str(error).split())[:300]
+            raise SemidError(f"{where}: cannot go on from here ({why}); delete this folder and run again") from None
         return dataclasses.replace(
             like,
             step=like.step * 0 + step,
@@ -91,10 +96,3 @@ class Checkpoints:
 
     def close(self) -> None:
         self._manager.close()
-
-
-def _set_state(iterator: Any, state: Any, *, where: str) -> None:
-    try:
-        iterator.set_state(json.dumps(state).encode())
-    except ValueError as error:  # Grain names both pipelines, over several lines
-        raise SemidError(f"{where}: saved while reading other data; {' '.join(str(error).split())}") from None

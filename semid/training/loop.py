@@ -54,13 +54,6 @@ class TrainingConfig:
     """Write TensorBoard events beside history.jsonl (extra `tensorboard`)."""
 
     def __post_init__(self) -> None:
-        if min(self.epochs, self.validate_every) <= 0 or min(self.batch_size, self.patience, self.log_every) < 1:
-            raise SemidError(
-                f"expected epochs and validate_every above 0 and batch_size, patience and log_every of at least 1, got "
-                f"{self.epochs}, {self.validate_every}, {self.batch_size}, {self.patience} and {self.log_every}"
-            )
-
-    def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "validate_every", "patience", "log_every"):
             if not getattr(self, name) > 0:
                 raise SemidError(f"expected {name} above 0, got {getattr(self, name)}")
@@ -194,4 +187,5 @@ def _check_finite(at: int, values: dict[str, float], checkpoints: Checkpoints) -
     if bad:
         last = checkpoints.last_step
         good = f"the last good checkpoint is {checkpoints.folder / str(last)}" if last else "no checkpoint was written"
-        raise SemidError(f"{bad[0]} is not finite at step {at}; {good}; lower the learning rate and run again")
+        name = "loss" if "loss" in bad else bad[0]
+        raise SemidError(f"{name} is not finite at step {at}; {good}; lower the learning rate and run again")

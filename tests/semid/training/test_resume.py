@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-ITEMS, USERS, STEPS = 40, 48, 60
+ITEMS, USERS, STEPS = 40, 48, 60  # 8 steps are an epoch
 
 
 def main(seed: int, *outs: str) -> None:
@@ -39,7 +39,7 @@ def main(seed: int, *outs: str) -> None:
         max_history=6,
         row_length=12,
         training=generator.TrainingConfig(
-            epochs=STEPS / 10, batch_size=4, validate_every=0.7, log_every=1, patience=STEPS
+            epochs=STEPS / 8, batch_size=4, validate_every=7 / 8, log_every=1, patience=STEPS
         ),
         validation_users=16,
         validation_beam=10,
@@ -54,7 +54,11 @@ def dataset():
     rng = np.random.default_rng(0)
     users = np.repeat(np.arange(USERS), 11)
     items = (np.cumsum(rng.integers(1, 4, users.shape)) + users) % ITEMS
-    columns = {"user_id": [f"u{u}" for u in users], "item_id": [f"i{i}" for i in items], "position": np.arange(len(users))}
+    columns = {
+        "user_id": [f"u{u}" for u in users],
+        "item_id": [f"i{i}" for i in items],
+        "position": np.arange(len(users)),
+    }
     catalogue = pa.table({"item_id": [f"i{i}" for i in range(ITEMS)], "title": ["a title"] * ITEMS})
     return Dataset.build(catalogue, pa.table(columns), name="tiny")
 

@@ -1,0 +1,216 @@
+"""Checkpoints: the best and the last, to the bit, of one request, whatever a kill left behind."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from semid.errors import SemidError
+from semid.training.checkpoints import Checkpoints
+from semid.training.mesh import make_mesh
+from semid.training.state import OptimizerConfig, TrainState, create_state, make_optimizer, named_leaves
+
+REQUEST = {"config": {"epochs": 3, "nested": {"rate": 0.1}}, "seed": 0}
+
+
+class Position:
+    """Stands for a Grain iterator: a position in the stream of some data."""
+
+    def __init__(self, at=0, data="these"):
+        self.at, self.data = at, data
+
+    def get_state(self):
+        return json.dumps({"at": self.at, "data": self.data}).encode()
+
+    def set_state(self, state):
+        read = json.loads(state)
+        if read["data"] != self.data:
+            raise ValueError(f"data in checkpoint:\n{read['data']}\ndata in loader:\n{self.data}")
+        self.at = read["at"]
+
+
+@pytest.fixture(scope="module")
+def state() -> TrainState:
+    model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    return create_state(model, make_optimizer(OptimizerConfig(), num_steps=9), make_mesh(jax.devices()[:2]))
+
+
+def at_step(state: TrainState, step: int) -> TrainState:
+    """A state that carries its step in every number."""
+    return jax.tree.map(lambda x: x + jnp.asarray(step, x.dtype), state)
+
+
+def save(checkpoints: Checkpoints, state: TrainState, scores: dict[int, float]) -> None:
+    for step, score in scores.items():
+        checkpoints.save(at_step(state, step), Position(step), {"score": score, "other": -score})
+
+
+def opened(folder, request=None) -> Checkpoints:
+    return Checkpoints(folder, request=request or REQUEST, select="score")
+
+
+def steps_on_disk(folder) -> list[int]:
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+
+
+def equal(a: TrainState, b: TrainState) -> bool:
+    pairs = zip(named_leaves(a).values(), named_leaves(b).values(), strict=True)
+    return all(x.dtype == y.dtype and (np.asarray(x) == np.asarray(y)).all() for x, y in pairs)
+
+
+def test_a_state_comes_back_to_the_bit_with_its_position(tmp_path, state):
+    odd = dataclasses.replace(at_step(state, 7), params=jax.tree.map(lambda x: x / 3, state.params))
+    checkpoints = opened(tmp_path)
+    checkpoints.save(odd, Position(11), {"score": 0.5})
+    checkpoints.close()
+    checkpoints, position = opened(tmp_path), Position()
+    found = checkpoints.restore(state, checkpoints.last_step, position)
+    checkpoints.close()
+    assert equal(found, odd)
+    assert not equal(found, state)
+    assert position.at == 11
+    assert jax.tree.leaves(found.params)[0].sharding == jax.tree.leaves(state.params)[0].sharding
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"),
+    [
+        ({1: 0.1, 2: 0.3, 3: 0.2}, 2),
+        ({1: 0.3, 2: 0.2, 3: 0.1}, 1),
+        ({1: 0.1, 2: 0.2, 3: 0.3}, 3),
+        ({1: 0.2, 2: 0.2, 3: 0.2}, 1),  # a plateau: the first
+        ({1: -5.0, 2: -2.0, 3: -4.0}, 2),
+    ],
+)
+def test_best_and_last_are_kept(tmp_path, state, scores, best):
+    checkpoints = opened(tmp_path)
+    assert (checkpoints.best_step, checkpoints.last_step) == (None, None)
+    save(checkpoints, state, scores)
+    assert (checkpoints.best_step, checkpoints.last_step) == (best, 3)
+    checkpoints.close()
+    assert steps_on_disk(tmp_path) == sorted({best, 3})
+    again = opened(tmp_path)
+    assert (again.best_step, again.last_step) == (best, 3)
+    assert equal(again.restore(state, best), at_step(state, best))
+    again.close()
+
+
+@pytest.mark.parametrize(
+    ("request_", "difference"),
+    [
+        ({"config": {"epochs": 4, "nested": {"rate": 0.1}}, "seed": 0}, "config.epochs: 3 -> 4"),
+        ({"config": {"epochs": 3, "nested": {"rate": 0.2}}, "seed": 0}, "config.nested.rate: 0.1 -> 0.2"),
+        (REQUEST | {"seed": 1}, "seed: 0 -> 1"),
+        (REQUEST | {"parents": {"dataset": "ab"}}, "parents: None -> "),
+    ],
+)
+def test_checkpoints_of_another_request_are_refused(tmp_path, request_, difference):
+    opened(tmp_path).close()
+    opened(tmp_path).close()
+    with pytest.raises(SemidError, match=rf"^{tmp_path}: checkpoints of another run \({difference}.*$"):
+        opened(tmp_path, request_)
+
+
+def test_a_folder_of_other_files_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(SemidError, match="holds files that are no checkpoints of semid"):
+        opened(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+    with pytest.raises(SemidError, match=r"thesis.txt: is a file, and checkpoints should go below it"):
+        opened(tmp_path / "thesis.txt")
+    opened(tmp_path / "new").close()
+
+
+def test_a_run_killed_while_it_wrote_its_request_can_start_again(tmp_path):
+    (tmp_path / ".request.json.writing-123").write_text('{"config"')
+    opened(tmp_path).close()
+    assert json.loads((tmp_path / "request.json").read_text()) == REQUEST
+
+
+def _unfinished_copy(folder):
+    shutil.copytree(folder / "2", folder / "3.orbax-checkpoint-tmp")
+    (folder / "3.orbax-checkpoint-tmp" / "_CHECKPOINT_METADATA").unlink()
+
+
+def _unfinished_item(folder):
+    _unfinished_copy(folder)
+    temporary = folder / "3.orbax-checkpoint-tmp"
+    (temporary / "params").rename(temporary / "params.orbax-checkpoint-tmp")
+
+
+def _bare_beginning(folder):
+    (folder / "3.orbax-checkpoint-tmp").mkdir()
+
+
+def _half_deleted(folder):
+    """A kill while step 0, neither best nor last, was being deleted."""
+    shutil.copytree(folder / "2", folder / "0")
+    shutil.rmtree(folder / "0" / "params")
+    (folder / "0" / "_CHECKPOINT_METADATA").unlink()
+
+
+def _half_deleted_metrics(folder):
+    shutil.copytree(folder / "2", folder / "0")
+    shutil.rmtree(folder / "0" / "metrics")
+
+
+@pytest.mark.parametrize(
+    "leave", [_bare_beginning, _unfinished_copy, _unfinished_item, _half_deleted, _half_deleted_metrics]
+)
+def test_what_a_kill_leaves_does_not_break_a_resumed_run(tmp_path, state, leave):
+    checkpoints = opened(tmp_path)
+    save(checkpoints, state, {1: 0.9, 2: 0.1})
+    checkpoints.close()
+    leave(tmp_path)
+    resumed, position = opened(tmp_path), Position()
+    assert (resumed.best_step, resumed.last_step) == (1, 2)
+    assert equal(resumed.restore(state, 2, position), at_step(state, 2))
+    assert position.at == 2
+    save(resumed, state, {3: 1.0})
+    assert (resumed.best_step, resumed.last_step) == (3, 3)
+    assert equal(resumed.restore(state, 3), at_step(state, 3))
+    resumed.close()
+    assert not list(tmp_path.glob("*tmp*"))
+
+
+def test_a_position_in_other_data_is_refused_in_one_line(tmp_path, state):
+    checkpoints = opened(tmp_path)
+    save(checkpoints, state, {1: 0.5})
+    with pytest.raises(
+        SemidError,
+        match=r"1: cannot go on from here \(data in checkpoint: these .*\); delete this folder and run again$",
+    ):
+        checkpoints.restore(state, 1, Position(data="others"))
+    checkpoints.close()
+
+
+def test_a_state_of_another_shape_is_refused(tmp_path, state):
+    checkpoints = opened(tmp_path)
+    save(checkpoints, state, {1: 0.5})
+    other = create_state(
+        nnx.Linear(3, 4, rngs=nnx.Rngs(0)), make_optimizer(OptimizerConfig(), num_steps=9), make_mesh()
+    )
+    with pytest.raises(SemidError, match=r"1: cannot go on from here .*shape"):
+        checkpoints.restore(other, 1)
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("part", ["params", "optimizer", "input"])
+def test_a_damaged_checkpoint_is_named(tmp_path, state, part):
+    checkpoints = opened(tmp_path)
+    save(checkpoints, state, {1: 0.5})
+    checkpoints.close()
+    for path in (tmp_path / "1" / part).rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    again = opened(tmp_path)
+    with pytest.raises(
+        SemidError, match=f"^{tmp_path}/1: cannot go on from here .*; delete this folder and run again$"
+    ):
+        again.restore(state, 1, Position())
+    again.close()

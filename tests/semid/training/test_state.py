@@ -1,0 +1,179 @@
+"""Optimizer, step and named leaves, each against what can be computed by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from semid.errors import SemidError
+from semid.training.mesh import make_mesh, put_batch
+from semid.training.state import (
+    OptimizerConfig,
+    create_state,
+    make_optimizer,
+    make_step,
+    named_leaves,
+    replace_leaves,
+    with_params,
+)
+
+NUM_STEPS = 20
+
+
+class Tiny(nnx.Module):
+    """One matrix, one vector, and something that no gradient changes."""
+
+    def __init__(self):
+        self.matrix = nnx.Param(jnp.full((2, 3), 2.0))
+        self.vector = nnx.Param(jnp.full((3,), 2.0))
+        self.fixed = nnx.Variable(jnp.arange(3.0))
+
+
+def updates(config: OptimizerConfig, gradient: float, *, steps: int = NUM_STEPS) -> list[dict]:
+    """The updates of every step under a constant gradient, parameters never moved."""
+    params = nnx.state(Tiny(), nnx.Param)
+    optimizer = make_optimizer(config, num_steps=NUM_STEPS)
+    gradients, state, found = jax.tree.map(lambda p: jnp.full_like(p, gradient), params), optimizer.init(params), []
+    for _ in range(steps):
+        with jax.numpy_dtype_promotion("standard"):
+            change, state = optimizer.update(gradients, state, params)
+        found.append({name: np.asarray(leaf) for name, leaf in named_leaves(change).items()})
+    return found
+
+
+def test_warm_up_to_the_peak_then_cosine():
+    config = OptimizerConfig(learning_rate=0.1, weight_decay=0.0, warmup=0.25, final=0.1)
+    # Adam's update under a constant gradient is the learning rate itself.
+    rates = [-float(change["vector"][0]) for change in updates(config, 0.01)]
+    rising = [0.1 * at / 5 for at in range(5)]
+    falling = [0.01 + 0.09 * (1 + np.cos(np.pi * at / 15)) / 2 for at in range(15)]
+    np.testing.assert_allclose(rates, rising + falling, rtol=1e-4, atol=1e-7)
+    assert max(rates) == pytest.approx(0.1, rel=1e-5)
+
+
+def test_without_warm_up_the_first_step_is_the_largest():
+    first, second, *_ = updates(OptimizerConfig(learning_rate=0.1, weight_decay=0.0, warmup=0.0), 0.01, steps=2)
+    assert -first["vector"][0] == pytest.approx(0.1, rel=1e-5)
+    assert -second["vector"][0] < 0.1
+
+
+def test_decay_is_decoupled_and_on_matrices_only():
+    config = OptimizerConfig(learning_rate=0.1, weight_decay=0.5, warmup=0.0)
+    change = updates(config, 0.0, steps=1)[0]
+    np.testing.assert_allclose(change["matrix"], -0.1 * 0.5 * 2.0, rtol=1e-6)
+    np.testing.assert_array_equal(change["vector"], 0)
+
+
+@pytest.mark.parametrize(("gradient", "seen"), [(100.0, 1 / 3), (0.1, 0.1)])
+def test_gradients_are_clipped_by_their_global_norm(gradient, seen):
+    params = nnx.state(Tiny(), nnx.Param)  # nine entries: a clipped constant gradient has entries 1 / sqrt(9)
+    optimizer = make_optimizer(OptimizerConfig(clip=1.0), num_steps=NUM_STEPS)
+    with jax.numpy_dtype_promotion("standard"):
+        _, state = optimizer.update(
+            jax.tree.map(lambda p: jnp.full_like(p, gradient), params), optimizer.init(params), params
+        )
+    moments = {name: leaf for name, leaf in named_leaves(state).items() if "/mu/" in name}
+    assert len(moments) == 2
+    for leaf in moments.values():
+        np.testing.assert_allclose(leaf, 0.1 * seen, rtol=1e-5)  # b1 = 0.9
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"warmup": 1.0}, r"warmup, a share of all steps, in \[0, 1\), got 1.0"),
+        ({"warmup": -0.1}, "warmup"),
+        ({"learning_rate": 0.0}, "learning_rate above 0, got 0.0"),
+        ({"learning_rate": float("nan")}, "learning_rate above 0, got nan"),
+    ],
+)
+def test_an_optimizer_that_cannot_work(bad, message):
+    with pytest.raises(SemidError, match=message):
+        OptimizerConfig(**bad)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2])
+def test_the_shortest_run_has_a_schedule(num_steps):
+    assert make_optimizer(OptimizerConfig(), num_steps=num_steps).init(nnx.state(Tiny(), nnx.Param))
+
+
+def noisy_loss(model, batch, tables, key):
+    noise = jax.random.normal(key, (3,))
+    loss = jnp.mean(batch @ model.matrix[...] * tables[None]) + jnp.sum(model.vector[...] * (noise + model.fixed[...]))
+    return loss, {"noise": noise[0]}
+
+
+def make(seed: int = 0):
+    model, mesh = Tiny(), make_mesh()
+    optimizer = make_optimizer(OptimizerConfig(), num_steps=NUM_STEPS)
+    step = make_step(model, optimizer, noisy_loss, tables=jnp.ones(3), seed=seed, mesh=mesh)
+    batch = put_batch(np.ones((8, 2), np.float32), mesh)
+    return model, create_state(model, optimizer, mesh), step, batch
+
+
+def test_a_step_counts_donates_and_leaves_the_callers_model_alone():
+    model, state, step, batch = make()
+    before = {name: np.array(leaf) for name, leaf in named_leaves(nnx.state(model)).items()}
+    new, metrics = step(state, batch)
+    assert (int(state.step.is_deleted()), int(new.step)) == (True, 1)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+    for name, leaf in named_leaves(nnx.state(model)).items():
+        np.testing.assert_array_equal(leaf, before[name])
+    newer, _ = step(new, batch)  # the first step has learning rate 0
+    assert set(metrics) == {"loss", "gradient_norm", "noise"}
+    changed = named_leaves(newer.params)
+    assert set(changed) == {"matrix", "vector"}
+    assert (np.asarray(changed["vector"]) != before["vector"]).all()
+    np.testing.assert_array_equal(with_params(model, newer.params).vector[...], changed["vector"])
+    np.testing.assert_array_equal(with_params(model, newer.params).fixed[...], before["fixed"])
+
+
+def test_gradient_norm_is_of_the_gradient_before_clipping():
+    _, state, step, batch = make()
+    _, metrics = step(state, batch)
+    key = jax.random.fold_in(jax.random.key(0, impl="rbg"), 0)
+    of_vector = jax.random.normal(key, (3,)) + jnp.arange(3.0)
+    of_matrix = np.full((2, 3), 1 / 3)  # a mean over 8 rows and 3 columns of ones
+    expected = np.sqrt(np.square(of_vector).sum() + np.square(of_matrix).sum())
+    assert float(metrics["gradient_norm"]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_noise_is_a_function_of_seed_and_step():
+    def noises(seed: int) -> list[float]:
+        _, state, step, batch = make(seed)
+        found = []
+        for _ in range(3):
+            state, metrics = step(state, batch)
+            found.append(float(metrics["noise"]))
+        return found
+
+    first = noises(0)
+    assert len(set(first)) == 3
+    assert noises(0) == first
+    assert not set(noises(1)) & set(first)
+
+
+def test_replace_leaves_is_the_inverse_of_named_leaves():
+    params = nnx.state(Tiny(), nnx.Param)
+    leaves = {name: np.asarray(leaf) + 1 for name, leaf in named_leaves(params).items()}
+    assert set(leaves) == {"matrix", "vector"}
+    replaced = replace_leaves(params, leaves, where="here")
+    assert jax.tree.structure(replaced) == jax.tree.structure(params)
+    np.testing.assert_array_equal(named_leaves(replaced)["matrix"], leaves["matrix"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vector": None}, "file: tensor 'vector' is missing"),
+        ({"odd": np.zeros(1)}, "file: tensor 'odd' is not one of the model"),
+        ({"vector": np.zeros(4)}, r"file: tensor 'vector' has shape \(4,\); the config asks for \(3,\)"),
+        ({"matrix": np.zeros((3, 2))}, r"file: tensor 'matrix' has shape \(3, 2\); the config asks for \(2, 3\)"),
+    ],
+)
+def test_leaves_that_do_not_fit_are_named(change, message):
+    params = nnx.state(Tiny(), nnx.Param)
+    leaves = {name: leaf for name, leaf in {**named_leaves(params), **change}.items() if leaf is not None}
+    with pytest.raises(SemidError, match=f"^{message}$"):
+        replace_leaves(params, leaves, where="file")

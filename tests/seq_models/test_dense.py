@@ -1,0 +1,86 @@
+"""SASRec: scores are inner products of states with the vectors that are its inputs too."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from seq_models import DenseConfig, DenseTransformer, TransformerConfig
+
+CONFIG = DenseConfig(TransformerConfig(dim=8, layers=1, heads=2, hidden=12))
+IDS, FEATURES = 11, 3
+HISTORY = jnp.asarray([[3, 1, 4, 1, 0], [5, 9, 2, 6, 10]])
+SEGMENTS = jnp.asarray([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]])
+
+
+@functools.cache
+def model(num_features):
+    return DenseTransformer(CONFIG, num_ids=IDS, num_features=num_features, rngs=nnx.Rngs(0))
+
+
+def features():
+    return jnp.asarray(np.random.default_rng(0).normal(size=(IDS, FEATURES)), jnp.float32)
+
+
+def test_vectors_are_the_table_plus_the_projected_features():
+    m = model(FEATURES)
+    table, kernel, bias = (np.asarray(x[...]) for x in (m.ids.embedding, m.project.kernel, m.project.bias))
+    np.testing.assert_allclose(m.vectors(features()), table + np.asarray(features()) @ kernel + bias, atol=1e-5)
+    np.testing.assert_array_equal(m.vectors(None), table)
+    assert model(0).project is None
+    np.testing.assert_array_equal(model(0).vectors(features()), model(0).ids.embedding[...])
+
+
+@pytest.mark.parametrize("num_features", [0, FEATURES])
+def test_scores_are_inner_products_with_the_last_state(num_features):
+    m = model(num_features)
+    vectors = m.vectors(features())
+    states = np.asarray(m.states(vectors, HISTORY, SEGMENTS))
+    scores = m.scores(vectors, HISTORY, SEGMENTS)
+    assert scores.shape == (2, IDS)
+    np.testing.assert_allclose(scores, np.stack([states[0, 3], states[1, 4]]) @ np.asarray(vectors).T, atol=1e-5)
+
+
+def test_output_is_tied_to_the_vectors():
+    """An id outside the histories has its own score doubled by doubling its vector, and no other's changed."""
+    vectors = model(0).vectors(None)
+    before = model(0).scores(vectors, HISTORY, SEGMENTS)
+    after = model(0).scores(vectors.at[7].multiply(2.0), HISTORY, SEGMENTS)
+    np.testing.assert_allclose(after, np.where(np.arange(IDS) == 7, 2.0, 1.0) * np.asarray(before), atol=1e-6)
+    inside = model(0).scores(vectors.at[3].multiply(2.0), HISTORY, SEGMENTS)
+    assert np.abs(inside[0, :3] - before[0, :3]).max() > 1e-4  # an id inside is an input as well
+
+
+def test_scores_ignore_padding_and_heed_order():
+    vectors = model(0).vectors(None)
+    scores = model(0).scores(vectors, HISTORY, SEGMENTS)
+    alone = model(0).scores(vectors, HISTORY[:1, :4], SEGMENTS[:1, :4])
+    np.testing.assert_allclose(scores[:1], alone, atol=1e-5)
+    np.testing.assert_array_equal(scores, model(0).scores(vectors, HISTORY.at[0, 4].set(8), SEGMENTS))
+    swapped = HISTORY[:, jnp.asarray([1, 0, 2, 3, 4])]
+    assert np.abs(model(0).scores(vectors, swapped, SEGMENTS) - scores).max() > 1e-4
+
+
+def test_dropout_is_used_with_a_key_alone():
+    vectors = model(0).vectors(None)
+    plain, again, dropped = (
+        model(0).states(vectors, HISTORY, SEGMENTS, key=key) for key in (None, None, jax.random.key(0))
+    )
+    np.testing.assert_array_equal(plain, again)
+    assert np.abs(dropped - plain).max() > 1e-2
+
+
+def test_the_gradient_reaches_every_parameter():
+    graph, params = nnx.split(model(FEATURES))
+
+    def loss(params):
+        m = nnx.merge(graph, params)
+        return jnp.sum(jax.nn.log_softmax(m.scores(m.vectors(features()), HISTORY, SEGMENTS))[:, 0])
+
+    gradients = jax.tree.leaves_with_path(jax.jit(jax.grad(loss))(params))
+    assert [jax.tree_util.keystr(path) for path, g in gradients if not g.any()] == []

@@ -1,0 +1,183 @@
+"""The backbone's pieces: what a state may depend on, rotary positions against complex numbers, dropout's statistics."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from seq_models.layers import (
+    Attention,
+    Backbone,
+    TransformerConfig,
+    causal_mask,
+    dropout,
+    last_state,
+    rotate,
+    segment_positions,
+    split_key,
+)
+
+CONFIG = TransformerConfig(dim=8, layers=2, heads=2, hidden=12, dropout=0.5)
+LENGTH = 6
+
+
+def normal(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+@functools.cache
+def backbone():
+    return nnx.split(Backbone(CONFIG, rngs=nnx.Rngs(0)))
+
+
+@jax.jit
+def _states(params, x, segments, key):
+    return nnx.merge(backbone()[0], params)(x, segments, key=key)
+
+
+def states(x, segments, key=None):
+    return np.asarray(_states(backbone()[1], x, jnp.asarray(segments), key))
+
+
+ONE_SEGMENT = [[1] * LENGTH]
+
+
+def test_no_state_depends_on_the_future():
+    x = normal(0, 1, LENGTH, 8)
+    before = states(x, ONE_SEGMENT)
+    for at in range(LENGTH):
+        changed = np.any(states(x.at[:, at].add(1.0), ONE_SEGMENT) != before, axis=-1)[0]
+        np.testing.assert_array_equal(changed, np.arange(LENGTH) >= at)  # the past and itself: they do change
+
+
+def test_a_history_in_a_packed_row_has_the_states_it_has_alone():
+    x = normal(1, 1, LENGTH, 8)
+    packed = states(x, [[1, 1, 2, 2, 2, 0]])
+    for begin, end in ((0, 2), (2, 5)):
+        alone = jnp.zeros_like(x).at[:, : end - begin].set(x[:, begin:end])
+        segments = [[1] * (end - begin) + [0] * (LENGTH - end + begin)]
+        np.testing.assert_allclose(packed[0, begin:end], states(alone, segments)[0, : end - begin], atol=1e-6)
+    assert np.abs(states(x, ONE_SEGMENT)[0, 2:5] - packed[0, 2:5]).max() > 1e-2  # one segment: they do see each other
+
+
+def test_padding_changes_no_real_state_and_is_finite():
+    x = normal(2, 1, LENGTH, 8)
+    segments = [[1, 1, 1, 1, 0, 0]]
+    padded, other = states(x, segments), states(x.at[:, 4:].add(100.0), segments)
+    np.testing.assert_array_equal(padded[:, :4], other[:, :4])
+    assert np.isfinite(states(x, [[0] * LENGTH])).all()
+
+
+def turned(x, positions):
+    """Rotary embedding in complex numbers: feature i and feature i + half are one number's parts."""
+    half = x.shape[-1] // 2
+    pairs = x[..., :half] + 1j * x[..., half:]
+    pairs = pairs * np.exp(1j * positions[..., None, None] * 10000.0 ** (-np.arange(half) / half))
+    return np.concatenate([pairs.real, pairs.imag], axis=-1)
+
+
+@pytest.mark.parametrize("positions", [[[0, 1, 2, 3]], [[0, 1, 0, 50]]])
+def test_attention_against_loops_in_float64(positions):
+    attention, x, positions = Attention(CONFIG, rngs=nnx.Rngs(1)), normal(3, 1, 4, 8), np.array(positions)
+    mask = np.tril(np.ones((1, 4, 4), bool))
+    weights, out = (np.asarray(layer.kernel[...], np.float64) for layer in (attention.qkv, attention.out))
+    q, k, v = np.split((np.asarray(x, np.float64) @ weights).reshape(1, 4, 6, 4), 3, axis=2)
+    q, k, mixed = turned(q, positions)[0], turned(k, positions)[0], np.zeros((4, 2, 4))
+    for at, head in np.ndindex(4, 2):
+        powers = np.exp(k[: at + 1, head] @ q[at, head] / 2.0)
+        mixed[at, head] = powers @ v[0, : at + 1, head] / powers.sum()
+    got = attention(x, jnp.asarray(mask), jnp.asarray(positions))
+    np.testing.assert_allclose(got[0], mixed.reshape(4, 8) @ out, atol=1e-5)
+
+
+def test_mask_and_positions_by_hand():
+    segments = jnp.asarray([[1, 1, 2, 0, 0]])
+    mask = np.array(
+        [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 1, 1]],
+        bool,
+    )
+    np.testing.assert_array_equal(causal_mask(segments)[0], mask)
+    rows = jnp.asarray([[1, 1, 2, 2, 2, 3], [4, 4, 4, 0, 0, 0], [0, 0, 0, 0, 0, 0]])
+    expected = [[0, 1, 0, 1, 2, 0], [0, 1, 2, 0, 1, 2], [0, 1, 2, 3, 4, 5]]
+    np.testing.assert_array_equal(segment_positions(rows), expected)
+
+
+def test_last_state_by_hand():
+    x = jnp.arange(12, dtype=jnp.float32).reshape(3, 4, 1)
+    segments = jnp.asarray([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]])
+    np.testing.assert_array_equal(last_state(x, segments), [[3.0], [5.0], [8.0]])
+
+
+def test_rotate_is_multiplication_by_a_complex_phase():
+    x, positions = normal(4, 2, 5, 3, 8), np.array([[0, 1, 2, 3, 4], [0, 1, 0, 7, 100]])
+    expected = turned(np.asarray(x, np.float64), positions)
+    np.testing.assert_allclose(rotate(x, jnp.asarray(positions)), expected, atol=1e-4)
+
+
+def test_rotated_products_depend_on_the_distance_alone():
+    q, k = normal(5, 1, 1, 1, 8), normal(6, 1, 1, 1, 8)
+
+    def product(at, other):
+        return float(jnp.sum(rotate(q, jnp.asarray([[at]])) * rotate(k, jnp.asarray([[other]]))))
+
+    assert product(9, 4) == pytest.approx(product(5, 0), abs=1e-5)
+    assert product(9, 4) != pytest.approx(product(9, 5), abs=1e-2)
+
+
+@pytest.mark.parametrize(("rate", "key"), [(0.5, None), (0.0, jax.random.key(0))])
+def test_dropout_is_the_identity_without_a_key_and_at_rate_zero(rate, key):
+    x = normal(7, 3, 5)
+    assert dropout(x, rate, key) is x
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.25, 0.5, 0.9])
+def test_dropout_keeps_and_rescales(rate):
+    x = jnp.ones((101, 499))  # a size that is no multiple of four
+    out = np.asarray(dropout(x, rate, jax.random.key(1)))
+    keep = round((1 - rate) * 256) / 256
+    np.testing.assert_allclose(out[out != 0], 1 / keep, rtol=1e-6)
+    deviation = (keep * (1 - keep) / x.size) ** 0.5
+    assert abs((out != 0).mean() - keep) < 5 * deviation
+    pairs = (out.ravel()[:-1] != 0) & (out.ravel()[1:] != 0)  # neighbours come out of one random word
+    assert abs(pairs.mean() - keep**2) < 10 * deviation
+
+
+def test_dropout_is_a_function_of_its_key():
+    x = jnp.ones((7, 9))
+    first, again, other = (dropout(x, 0.5, jax.random.key(seed)) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert np.any(np.asarray(first) != np.asarray(other))
+    assert np.isfinite(dropout(x, 0.9999, jax.random.key(0))).all()
+
+
+def test_split_key_gives_each_its_own():
+    assert split_key(None, 3) == [None] * 3
+    assert len({tuple(jax.random.key_data(key).tolist()) for key in split_key(jax.random.key(0), 3)}) == 3
+
+
+def test_the_backbone_drops_only_with_a_key():
+    x = normal(8, 1, LENGTH, 8)
+    plain, first, again = (states(x, ONE_SEGMENT, key) for key in (None, jax.random.key(0), jax.random.key(0)))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - plain).max() > 1e-2
+    assert np.abs(first - states(x, ONE_SEGMENT, jax.random.key(1))).max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dim": 10, "heads": 4}, "dim 10 must divide into 4 heads"),
+        ({"dim": 6, "heads": 2}, "dim 6 must divide into 2 heads of even width"),
+        ({"dropout": 1.0}, "dropout 1.0 must lie in"),
+        ({"dropout": -0.1}, "dropout -0.1 must lie in"),
+    ],
+)
+def test_config_names_what_is_wrong(change, message):
+    with pytest.raises(ValueError, match=message):
+        TransformerConfig(**change)
+    TransformerConfig(dim=12, heads=2, dropout=0.0)
