@@ -440,7 +440,7 @@ def _print_health(folder: Path) -> None:
 
 
 def _name(path: Path, paths: tuple[Path, ...]) -> str:
-    """A model's name in tables: semid or sasrec by its kind; where that is not one's own, its folder's; else its path."""
+    """A model's name in tables: semid or sasrec by its kind; where two share that, its folder's; else its path."""
     kinds = [artifacts.read_json(p / "config.json")["model"]["type"] for p in paths]
     names = ["sasrec" if kind == "DenseConfig" else "semid" for kind in kinds]
     own, folders = names[paths.index(path)], [p.name for p in paths]

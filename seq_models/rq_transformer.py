@@ -24,9 +24,9 @@ from seq_models.layers import Backbone, Block, TransformerConfig, dropout, last_
 class RQTransformerConfig:
     """The backbone's size, the depth decoder's, and whether output heads are the input tables."""
 
-    backbone: TransformerConfig = TransformerConfig()
+    backbone: TransformerConfig = TransformerConfig(dropout=0.1)
     depth_layers: int = 1
-    depth_dropout: float = 0.1
+    depth_dropout: float = 0.0
     tied_heads: bool = True
     id_embedding: bool = False
     """Add a learned embedding of the item's row to the input. A hybrid: it knows nothing of new items."""

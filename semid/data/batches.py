@@ -90,7 +90,7 @@ class _ShuffledBatches:
         self._data, self._batch_size, self._length = data, batch_size, num_batches
         self._rows, self._seed, self._process = len(data[0]), seed, process
         self._order = functools.lru_cache(maxsize=2)(self._shuffled)
-        self._checksum = functools.reduce(lambda seen, array: zlib.crc32(np.ascontiguousarray(array), seen), data, 0)
+        self._checksum = functools.reduce(lambda seen, array: zlib.crc32(array.tobytes(), seen), data, 0)
 
     def _shuffled(self, epoch: int) -> np.ndarray:
         return np.random.default_rng([self._seed, epoch]).permutation(self._rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import json
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ class Checkpoints:
         self.folder = folder.absolute()
         if folder.exists() and not folder.is_dir():
             raise SemidError(f"{folder}: is a file, and checkpoints should go below it; choose another --out")
+        if glob.has_magic(str(self.folder)):  # Orbax globs below it, and finds nothing of what it wrote
+            raise SemidError(f"{folder}: checkpoints cannot go below a path with *, ? or [; choose another --out")
         folder.mkdir(parents=True, exist_ok=True)
         half_written = set(folder.glob(f".{REQUEST}.writing-*"))  # by a run killed in its first moments
         if (folder / REQUEST).exists():

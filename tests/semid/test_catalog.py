@@ -98,17 +98,19 @@ def test_what_was_written_is_read(tmp_path, tie_break):
 
 
 def test_every_changed_byte_of_the_data_is_noticed_or_harmless(tmp_path):
-    """Page checksums catch what changes values; whatever still reads, reads the same (or is an error, never a crash)."""
+    """Page checksums catch what changes values: what can still be read is the same, and the rest a SemidError."""
     catalog, file = make(), tmp_path / "catalog.parquet"
     catalog.write(file)
     data, refused = file.read_bytes(), 0
     for at in range(4, len(data) // 3):  # the data pages come first
         file.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
         try:
-            SemanticCatalog.read(file)
-        except SemidError as error:
-            assert str(file) in str(error) or "item" in str(error)
+            read = SemanticCatalog.read(file)
+        except SemidError:
             refused += 1
+            continue
+        assert read.item_ids.equals(catalog.item_ids)
+        np.testing.assert_array_equal(read.codes, catalog.codes)
     assert refused > 0
     file.write_bytes(data)
     assert len(SemanticCatalog.read(file)) == 4

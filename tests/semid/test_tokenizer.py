@@ -1,4 +1,4 @@
-"""Tokenizers on a tiny catalogue: what they write, that they read back, that training and codebook care do their work."""
+"""Tokenizers on a tiny catalogue: what they write and read back, and that training and codebook care do their work."""
 
 import dataclasses
 import json
@@ -155,7 +155,9 @@ def test_explained_variance_is_that_of_the_reconstruction(tmp_path):
     x, books = tokenizer.standardizer(dataset.vectors("content")), [np.asarray(b) for b in tokenizer.model.codebooks]
     codes = tokenizer.encode(dataset.vectors("content"))
     rebuilt = books[0][codes[:, 0]] + books[1][codes[:, 1]]
-    assert tokenizer.explained(dataset.vectors("content")) == pytest.approx(1 - ((x - rebuilt) ** 2).sum() / (x**2).sum())
+    assert tokenizer.explained(dataset.vectors("content")) == pytest.approx(
+        1 - ((x - rebuilt) ** 2).sum() / (x**2).sum()
+    )
 
 
 def test_the_seed_decides_the_codes(tmp_path):
@@ -193,7 +195,9 @@ def test_dead_codes_are_revived_and_their_moments_zeroed():
     assert len(moments) == 2  # first and second moment
     for key in moments:
         expected = [0.0 if code in dead else 7.0 for code in range(4)]
-        np.testing.assert_array_equal(np.asarray(new[key]), np.repeat(np.array(expected, np.float32)[:, None], 4, axis=1))
+        np.testing.assert_array_equal(
+            np.asarray(new[key]), np.repeat(np.array(expected, np.float32)[:, None], 4, axis=1)
+        )
     codebooks = {key for key in old if "quantizer/codebooks" in key}
     for key in set(old) - codebooks:
         np.testing.assert_array_equal(np.asarray(old[key]), np.asarray(new[key]), err_msg=key)
@@ -251,7 +255,7 @@ def test_an_interrupted_run_is_not_continued_on_other_vectors(tmp_path):
     SemanticTokenizer.fit(_dataset(), config, seed=0, folder=tmp_path)  # its checkpoints stay: tokenize removes them
     SemanticTokenizer.fit(_dataset(), config, seed=0, folder=tmp_path)
     other = _dataset(np.random.default_rng(9).normal(size=(ITEMS, 6)))
-    with pytest.raises(SemidError, match="checkpoints of another run .vectors: "):
+    with pytest.raises(SemidError, match=r"checkpoints of another run \(vectors: "):
         SemanticTokenizer.fit(other, config, seed=0, folder=tmp_path)
 
 

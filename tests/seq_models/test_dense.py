@@ -52,7 +52,7 @@ def test_output_is_tied_to_the_vectors():
     before = model(0).scores(vectors, HISTORY, SEGMENTS)
     after = model(0).scores(vectors.at[7].multiply(2.0), HISTORY, SEGMENTS)
     np.testing.assert_allclose(after, np.where(np.arange(IDS) == 7, 2.0, 1.0) * np.asarray(before), atol=1e-6)
-    inside = model(0).scores(vectors.at[3].multiply(2.0), HISTORY, SEGMENTS)
+    inside = model(0).scores(vectors.at[3].add(jnp.arange(8.0)), HISTORY, SEGMENTS)
     assert np.abs(inside[0, :3] - before[0, :3]).max() > 1e-4  # an id inside is an input as well
 
 

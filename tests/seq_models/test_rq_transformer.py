@@ -107,14 +107,38 @@ def test_a_level_depends_on_the_codes_before_it_and_on_no_other(name):
         assert changed == [other > level for other in range(3)]
 
 
-def test_logits_without_depth_layers_by_hand():
-    """Equation 9 with no block at all: norm(state + sum of embeddings before + level) against the table, plus bias."""
-    m, codes, states = model("no depth"), random_codes(3, 4), np.asarray(normal(3, 4, 8), np.float64)
-    tables = [np.asarray(table.embedding[...], np.float64) for table in m.tables]
-    for level, logits in enumerate(m.logits(jnp.asarray(states, jnp.float32), codes)):
-        x = states + sum(tables[j][codes[:, j]] for j in range(level)) + np.asarray(m.levels.embedding[level])
-        x = x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + 1e-6) * np.asarray(m.norm.scale[...])
-        close(logits, x @ tables[level].T + np.asarray(m.biases[level][...]), 1e-4)
+def array(parameter):
+    return np.asarray(parameter[...], np.float64)
+
+
+def rms_norm(x, norm):
+    return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + 1e-6) * array(norm.scale)
+
+
+def reference_block(block, x):
+    """One block over `[n, level, dim]` in float64, with a causal mask over all levels at once."""
+    n, levels, dim = x.shape
+    qkv = (rms_norm(x, block.norm_attention) @ array(block.attention.qkv.kernel)).reshape(n, levels, 3, 2, dim // 2)
+    q, k, v = np.moveaxis(qkv, 2, 0)
+    powers = np.exp(np.einsum("nqhw,nkhw->nhqk", q, k) / (dim // 2) ** 0.5) * np.tri(levels)
+    mixed = np.einsum("nhqk,nkhw->nqhw", powers / powers.sum(axis=-1, keepdims=True), v).reshape(x.shape)
+    x = x + mixed @ array(block.attention.out.kernel)
+    gate, value = np.split(rms_norm(x, block.norm_feed) @ array(block.feed.up.kernel), 2, axis=-1)
+    return x + (gate / (1 + np.exp(-gate)) * value) @ array(block.feed.down.kernel)
+
+
+@every_config
+def test_logits_against_all_levels_at_once_in_float64(name):
+    """Equation 9 for every level, the blocks, and the head: training and search share their code, this does not."""
+    m, codes, states = model(name), random_codes(3, 4), normal(3, 4, 8)
+    embedded = np.stack([array(table.embedding)[codes[:, j]] for j, table in enumerate(m.tables)], axis=1)
+    before = np.cumsum(embedded, axis=1) - embedded
+    x = np.asarray(states, np.float64)[:, None] + before + array(m.levels.embedding)
+    for block in m.depth:
+        x = reference_block(block, x)
+    x, heads = rms_norm(x, m.norm), m.heads or m.tables
+    for level, logits in enumerate(forced_logits(name, states, codes)):
+        close(logits, x[:, level] @ array(heads[level].embedding).T + array(m.biases[level]), 1e-4)
 
 
 def test_tied_heads_are_the_input_tables():

@@ -189,17 +189,6 @@ def test_a_position_in_other_data_is_refused_in_one_line(tmp_path, state):
     checkpoints.close()
 
 
-def test_a_state_of_another_shape_is_refused(tmp_path, state):
-    checkpoints = opened(tmp_path)
-    save(checkpoints, state, {1: 0.5})
-    other = create_state(
-        nnx.Linear(3, 4, rngs=nnx.Rngs(0)), make_optimizer(OptimizerConfig(), num_steps=9), make_mesh()
-    )
-    with pytest.raises(SemidError, match=r"1: cannot go on from here .*shape"):
-        checkpoints.restore(other, 1)
-    checkpoints.close()
-
-
 @pytest.mark.parametrize("part", ["params", "optimizer", "input"])
 def test_a_damaged_checkpoint_is_named(tmp_path, state, part):
     checkpoints = opened(tmp_path)

@@ -1,0 +1,148 @@
+"""Several models on one split, the baselines that go with a dataset, and users to look at."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from semid.data.dataset import Dataset
+from semid.data.histories import Histories
+from semid.data.simulated import SimulatedConfig, simulate
+from semid.errors import SemidError
+from semid.evaluation import Popularity, evaluate
+from semid.evaluation.comparison import baselines, compare, example_users
+
+ITEMS = 12
+
+
+class Toy:
+    """Ranks item rows by a fixed score of each after the last item; notes what it was asked."""
+
+    tie_break = False
+
+    def __init__(self, item_ids: pa.Array, codes: np.ndarray | None = None) -> None:
+        self.item_ids, self.codes, self.asked = item_ids, codes, []
+
+    def log_probs(self, histories: Histories, rows: np.ndarray) -> np.ndarray:
+        last = np.array([histories[index][-1] for index in range(len(histories))])
+        return -np.abs(rows[None, :] - last[:, None] - 0.25)
+
+    def rank(self, histories: Histories, *, k: int, exclude_seen: bool, **options) -> np.ndarray:
+        self.asked.append({"k": k, "exclude_seen": exclude_seen, **options})
+        order = np.argsort(-self.log_probs(histories, np.arange(len(self.item_ids))), axis=1)
+        if exclude_seen:
+            seen = [np.isin(row, histories[index]) for index, row in enumerate(order)]
+            order = np.where(seen, -1, order)
+            order = np.take_along_axis(order, np.argsort(order < 0, axis=1, kind="stable"), axis=1)
+        return np.pad(order[:, :k].astype(np.int32), ((0, 0), (0, max(k - order.shape[1], 0))), constant_values=-1)
+
+
+@pytest.fixture(scope="module")
+def dataset() -> Dataset:
+    rng = np.random.default_rng(0)
+    rows = [(f"u{user}", f"i{item}", at) for user in range(9) for at, item in enumerate(rng.permutation(ITEMS)[:5])]
+    users, items, positions = zip(*rows, strict=True)
+    table = pa.table({"user_id": users, "item_id": items, "position": positions})
+    return Dataset.build(pa.table({"item_id": [f"i{row}" for row in range(ITEMS)]}), table, name="toy")
+
+
+def _codes() -> np.ndarray:
+    return np.stack(np.unravel_index(np.arange(ITEMS), (3, 4)), axis=1).astype(np.int32)
+
+
+def test_the_rows_are_those_of_evaluate_and_only_searchers_get_a_beam(dataset):
+    searcher, plain = Toy(dataset.item_ids, _codes()), Toy(dataset.item_ids)
+    measured = compare({"a": searcher, "b": plain}, dataset, split="validation", ks=(3,), beam_size=7)
+    assert list(measured) == ["a", "b"]
+    assert searcher.asked == [{"k": 3, "exclude_seen": False, "beam_size": 7}]
+    assert plain.asked == [{"k": 3, "exclude_seen": False}]
+    alone = evaluate(Toy(dataset.item_ids), dataset, split="validation", ks=(3,))
+    assert measured["b"].values == alone.values
+    assert measured["a"].provenance["options"] == {"beam_size": 7}
+
+
+def test_excluding_seen_items_reaches_every_ranker(dataset):
+    toys = {"a": Toy(dataset.item_ids, _codes()), "b": Toy(dataset.item_ids)}
+    measured = compare(toys, dataset, exclude_seen=True)
+    assert all(asked["exclude_seen"] for toy in toys.values() for asked in toy.asked)
+    assert all(metrics.provenance["exclude_seen"] for metrics in measured.values())
+
+
+def test_baselines_learn_from_training_alone(dataset):
+    found = baselines(dataset)
+    assert list(found) == ["popularity", "bigram"]  # no oracle: nobody knows this world
+    expected = Popularity.fit(dataset.splits.train, dataset.item_ids)
+    np.testing.assert_array_equal(found["popularity"].order, expected.order)
+    everything = np.bincount(dataset.item, minlength=ITEMS)
+    assert not np.array_equal(np.argsort(-everything, kind="stable"), expected.order)  # control: it would differ
+
+
+def test_a_simulated_dataset_brings_its_oracle(tmp_path):
+    config = SimulatedConfig(
+        num_items=60, num_users=80, taxonomy=(2, 2, 2), max_length=12, mean_length=7, images=False, seed=2
+    )
+    world = simulate(config)
+    world.dataset.save(tmp_path / "dataset")
+    loaded = Dataset.load(tmp_path / "dataset")
+    found = baselines(loaded)
+    assert list(found) == ["popularity", "bigram", "oracle"]
+    examples = loaded.splits.test
+    ranks = [oracle.rank(examples.histories, k=5, exclude_seen=False) for oracle in (world.oracle, found["oracle"])]
+    np.testing.assert_array_equal(*ranks)
+    measured = compare(found, loaded, ks=(10,))
+    best = measured["oracle"].values["recall@10"]
+    assert best > max(measured[name].values["recall@10"] for name in ("popularity", "bigram"))
+
+
+def test_a_simulated_source_with_an_unknown_key_is_named(dataset):
+    odd = dataset.replace(source={"type": "simulated", "config": {"num_item": 3}})
+    with pytest.raises(SemidError, match=r"'toy': source.config: unknown key 'num_item'; did you mean 'num_items'"):
+        baselines(odd)
+
+
+def test_example_users_say_what_the_ranker_says(dataset):
+    toy = Toy(dataset.item_ids, _codes())
+    users = example_users(toy, dataset, count=4, k=3)
+    examples = dataset.splits.test
+    assert len(users) == 4
+    for user in users:
+        index = dataset.users.to_pylist()[:].index(user["user"])
+        history, target = examples.histories[index].tolist(), int(examples.targets[index])
+        assert user["history"] == [f"i{row}" for row in history]
+        assert user["target"] == f"i{target}"
+        ranked = toy.rank(examples.histories.take(slice(index, index + 1)), k=3, exclude_seen=False)[0]
+        scores = toy.log_probs(examples.histories.take(slice(index, index + 1)), ranked)[0]
+        expected = [
+            {"item_id": f"i{row}", "score": score, "codes": _codes()[row].tolist()}
+            for row, score in zip(ranked.tolist(), scores.tolist(), strict=True)
+        ]
+        assert user["recommendations"] == expected
+
+
+def test_example_users_are_drawn_by_seed_and_fewer_where_there_are_fewer(dataset):
+    toy = Toy(dataset.item_ids)
+    names = [[user["user"] for user in example_users(toy, dataset, count=4, seed=seed)] for seed in (0, 0, 1)]
+    assert names[0] == names[1] != names[2]
+    everybody = example_users(toy, dataset, count=100, k=ITEMS + 5)
+    assert len(everybody) == 9
+    assert all(len(user["recommendations"]) == ITEMS for user in everybody)
+    assert everybody[0]["recommendations"][0]["codes"] == []  # no codes: none are invented
+
+
+def test_example_users_of_a_ranker_with_its_items_in_another_order(dataset):
+    """The ids must be those of the dataset, not what stands in the same row of the other table."""
+    order = np.random.default_rng(3).permutation(ITEMS)
+    other = Popularity(dataset.item_ids.take(pa.array(order)), np.arange(ITEMS, dtype=np.int32))
+
+    class Scored(Popularity):
+        def log_probs(self, histories, rows):
+            return np.zeros((len(histories), len(rows)))
+
+    users = example_users(Scored(other.item_ids, other.order), dataset, count=9, k=2)
+    straight = example_users(Toy(dataset.item_ids), dataset, count=9)
+    for user, expected in zip(users, straight, strict=True):
+        assert (user["user"], user["history"], user["target"]) == (
+            expected["user"],
+            expected["history"],
+            expected["target"],
+        )
+        assert [entry["item_id"] for entry in user["recommendations"]] == other.item_ids.to_pylist()[:2]
