@@ -75,8 +75,8 @@ def write_artifact(
     wanted = _request(kind, config, parents, seed)
     check_output(path, kind=kind)
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path)
     temporary = path.parent / f".{path.name}.writing-{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
         yield temporary
@@ -207,6 +207,14 @@ def _replace_directory(temporary: Path, path: Path) -> None:
         shutil.rmtree(aside)
     else:
         os.replace(temporary, path)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Delete what a killed process left of its attempt to write `path`; another live writer's is not touched."""
+    for leftover in path.parent.glob(f".{path.name}.writing-*"):
+        process = Path("/proc") / leftover.name.rpartition("-")[2]
+        if process.name == str(os.getpid()) or (process.parent.is_dir() and not process.exists()):
+            shutil.rmtree(leftover)
 
 
 def _packages() -> dict[str, str]:

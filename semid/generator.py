@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from semid.data.splits import Examples
 from semid.errors import SemidError
 from semid.evaluation.metrics import accuracy, group_ids, item_places
 from semid.recommender import KIND, ItemTables, ModelConfig, ModelSpec, Recommender, build_model, inputs_at
-from semid.training import OptimizerConfig, TrainingConfig, train
+from semid.training import OptimizerConfig, TrainingConfig, fitting_batch, make_mesh, train
 from semid.training.tracking import HISTORY
 from seq_models import DenseConfig, DenseTransformer, RQTransformer, RQTransformerConfig
 from seq_models.losses import softmax_cross_entropy
@@ -87,17 +87,16 @@ def train_generator(
     as_recommender = functools.partial(
         Recommender, catalog=catalog, spec=spec, features=features, train_counts=training_counts(dataset)
     )
-    training = config.training
-    if training.batch_size > len(packed.history):
-        training = replace(training, batch_size=max(len(packed.history) // 8 * 8, 1))
+    mesh = make_mesh() if mesh is None else mesh
+    size = fitting_batch(config.training.batch_size, rows=len(packed.history), mesh=mesh)
     folder = out.with_name(f"{out.name}.checkpoints")
     model = train(
         build_model(spec, seed=seed),
         dense_loss if isinstance(config.model, DenseConfig) else code_loss,
-        lambda num_steps: batches(packed, batch_size=training.batch_size, num_batches=num_steps, seed=seed),
+        lambda num_steps: batches(packed, batch_size=size, num_batches=num_steps, seed=seed),
         tables=ItemTables(jnp.asarray(catalog.codes), None if features is None else jnp.asarray(features)),
-        config=training,
-        steps_per_epoch=-(-len(packed.history) // training.batch_size),
+        config=config.training,
+        steps_per_epoch=-(-len(packed.history) // size),
         seed=seed,
         folder=folder,
         request={"config": settings, "seed": seed, "parents": {name: p.digest for name, p in parents.items()}},

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import itertools
 import shutil
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,7 +36,17 @@ from semid.data.batches import batches
 from semid.data.dataset import Dataset
 from semid.data.features import Standardizer, content_blocks
 from semid.errors import SemidError
-from semid.training import OptimizerConfig, TrainingConfig, TrainState, named_leaves, replace_leaves, train, with_params
+from semid.training import (
+    OptimizerConfig,
+    TrainingConfig,
+    TrainState,
+    fitting_batch,
+    make_mesh,
+    named_leaves,
+    replace_leaves,
+    train,
+    with_params,
+)
 from semid.training.tracking import HISTORY
 
 KIND = "catalog"
@@ -252,7 +262,8 @@ def _trained(
     model: RQVAE, x: Float[Array, "items dim"], config: RQVAEConfig, *, seed: int, folder: Path, mesh: Mesh | None
 ) -> RQVAE:
     rows = _ItemRows(np.arange(len(x), dtype=np.int32))
-    size = min(config.training.batch_size, max(len(x) // 8 * 8, 1))
+    mesh = make_mesh() if mesh is None else mesh
+    size = fitting_batch(config.training.batch_size, rows=len(x), mesh=mesh)
     steps_per_epoch = -(-len(x) // size)
     variance = np.asarray(x)
 
@@ -267,7 +278,7 @@ def _trained(
         functools.partial(_loss, commitment=config.commitment),
         lambda num_steps: batches(rows, batch_size=size, num_batches=num_steps, seed=seed),
         tables=x,
-        config=replace(config.training, batch_size=size),
+        config=config.training,
         steps_per_epoch=steps_per_epoch,
         seed=seed,
         folder=folder,

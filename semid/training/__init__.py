@@ -1,7 +1,7 @@
 """One training loop for every model: state, mesh, checkpoints, tracking. Knows no model and no dataset."""
 
 from semid.training.loop import StopTraining, TrainingConfig, fit, train
-from semid.training.mesh import make_mesh, put_batch
+from semid.training.mesh import fitting_batch, make_mesh, put_batch
 from semid.training.state import (
     OptimizerConfig,
     TrainState,
@@ -20,6 +20,7 @@ __all__ = [
     "TrainingConfig",
     "create_state",
     "fit",
+    "fitting_batch",
     "make_mesh",
     "make_optimizer",
     "make_step",

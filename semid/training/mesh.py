@@ -32,6 +32,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def fitting_batch(batch_size: int, *, rows: int, mesh: Mesh) -> int:
+    """The batch size to use on `rows` rows of data: no more than them, but a multiple of the devices all the same."""
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    return min(batch_size, max(rows // parts, 1) * parts)
+
+
 def put_batch(batch: Any, mesh: Mesh) -> Any:
     """This process's rows of a batch as global arrays, their first axis split over `data` and `fsdp`.
 

@@ -61,7 +61,9 @@ def test_the_loss_is_minus_the_mean_log_probability_of_what_came_next(dataset, c
     counts = training_counts(dataset)
     recommender = Recommender(model, catalog, spec=spec, features=features, train_counts=counts)
     train = dataset.splits.train
-    packed = pack(train, max_history=4, row_length=6)
+    packed = pack(train, max_history=4, row_length=7)
+    assert (packed.segments == 0).any()  # there is padding, which must not count
+    assert packed.segments.max() > 1  # and there are rows of several histories, which must not see each other
     tables = ItemTables(jnp.asarray(catalog.codes), jnp.asarray(features))
     loss = dense_loss if isinstance(config, DenseConfig) else code_loss
     batch = jax.tree.map(jnp.asarray, packed)
