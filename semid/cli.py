@@ -4,182 +4,27 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Union
 
 import tyro
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from semid import artifacts
 from semid.catalog import FILE as CATALOG_FILE
 from semid.catalog import SemanticCatalog
-from semid.data import dataset as dataset_module
+from semid.data.dataset import KIND as DATASET
 from semid.data.dataset import Dataset
-from semid.data.splits import LeaveOneOut, SplitRule
 from semid.errors import SemidError
 from semid.export import Format, export, read_tokens
 from semid.generator import GeneratorConfig, train_generator
+from semid.prepare import Prepare, console, print_statistics
 from semid.recommender import KIND as MODEL
 from semid.recommender import Recommender
 from semid.tokenizer import KIND as CATALOG
 from semid.tokenizer import TokenizerConfig, tokenize
-
-# Ids and paths are printed as they are, brackets and colons included, and never broken into lines.
-console = Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
-
-
-@dataclass(frozen=True)
-class _Source:
-    """Where prepared data go, and how they are split."""
-
-    out: Path
-    """Dataset folder to write."""
-    split_rule: SplitRule = LeaveOneOut()
-    """How interactions are cut into training, validation and test."""
-    text_vectors: int = 128
-    """Dimensions of vectors made from the items' words (LSA) where the items bring no vectors."""
-
-    def read(self) -> Dataset:
-        """The dataset of this source."""
-        raise TypeError(f"{type(self).__name__} does not say how it is read")
-
-    def run(self) -> None:
-        """Read, print statistics, write."""
-        from semid.encoders.text import with_text_vectors
-
-        dataset = self.read()
-        _print_statistics(dataset)
-        if not dataset.vector_columns and dataset.text_columns:
-            dataset = with_text_vectors(dataset, dim=self.text_vectors)
-            console.print(f"made {dataset.vectors('text_lsa').shape[1]}-d vectors of the items' text (text_lsa)")
-        if not artifacts.is_current(self.out, kind=dataset_module.KIND, config=dataset.config, parents={}, seed=None):
-            dataset.save(self.out)
-            console.print(f"wrote {self.out}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Tables(_Source):
-    items: Path
-    """Table with item_id; text columns, vector columns and image or image_path as there are."""
-    interactions: Path
-    """Table with user_id, item_id, and timestamp (seconds) or position; event and weight as there are."""
-    vectors: dict[str, Path] = field(default_factory=dict)
-    """Vector columns from .npy files: NAME FILE, row i for item row i."""
-    name: str = ""
-    """Name of the dataset; none given: the output folder's."""
-
-    def read(self) -> Dataset:
-        from semid.data.importing import import_tables
-
-        name = self.name or self.out.name
-        return import_tables(
-            self.items, self.interactions, name=name, split_rule=self.split_rule, vectors=self.vectors or None
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parquet(_Tables):
-    """Import items and interactions from two Parquet files."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Csv(_Tables):
-    """Import items and interactions from two CSV (or .tsv) files with a header line."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Jsonl(_Tables):
-    """Import items and interactions from two files with one JSON object a line."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layout(_Source):
-    """Read a folder of items.parquet, interactions.parquet (dense ids, position) and *.npy vectors."""
-
-    folder: Path
-    """The folder to read."""
-
-    def read(self) -> Dataset:
-        from semid.data.layout import read_layout
-
-        return read_layout(self.folder, split_rule=self.split_rule)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AmazonReviews(_Source):
-    """Amazon reviews, 5-core, from the files you downloaded (or downloaded now where the host allows it)."""
-
-    year: Literal[2014, 2018, 2023]
-    """Release: 2014, 2018 or 2023."""
-    category: str
-    """Category as its files spell it, such as Beauty or All_Beauty."""
-    manual_dir: Path
-    """Folder with the raw files."""
-    data_dir: Path = Path("data/tfds")
-    """Folder for the prepared array_record files."""
-
-    def read(self) -> Dataset:
-        from semid.data.builders import read_amazon_reviews
-
-        return read_amazon_reviews(
-            self.year, self.category, manual_dir=self.manual_dir, data_dir=self.data_dir, split_rule=self.split_rule
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Movielens(_Source):
-    """MovieLens-1M from ml-1m.zip (or its folder) as you downloaded it."""
-
-    manual_dir: Path
-    """Folder with ml-1m.zip or ml-1m/."""
-    data_dir: Path = Path("data/tfds")
-    """Folder for the prepared array_record files."""
-
-    def read(self) -> Dataset:
-        from semid.data.builders import read_movielens
-
-        return read_movielens(manual_dir=self.manual_dir, data_dir=self.data_dir, split_rule=self.split_rule)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Simulated(_Source):
-    """Generate the embedded simulated catalogue, whose true next-item distribution is known."""
-
-    num_items: int = 2_000
-    """Items."""
-    num_users: int = 4_000
-    """Users."""
-    seed: int = 0
-    """Seed of the world."""
-
-    def read(self) -> Dataset:
-        from semid.data.simulated import SimulatedConfig, simulate
-
-        world = SimulatedConfig(
-            num_items=self.num_items, num_users=self.num_users, seed=self.seed, images=self.num_items <= 10_000
-        )
-        return simulate(world).dataset.replace(split_rule=self.split_rule)
-
-
-@dataclass(frozen=True)
-class Prepare:
-    """Import a dataset: check it, print its statistics, write it as one verified folder."""
-
-    source: Union[  # noqa: UP007 - tyro names subcommands by annotation
-        Annotated[Parquet, tyro.conf.subcommand("parquet")],
-        Annotated[Csv, tyro.conf.subcommand("csv")],
-        Annotated[Jsonl, tyro.conf.subcommand("jsonl")],
-        Annotated[Layout, tyro.conf.subcommand("layout")],
-        Annotated[AmazonReviews, tyro.conf.subcommand("amazon-reviews")],
-        Annotated[Movielens, tyro.conf.subcommand("movielens")],
-        Annotated[Simulated, tyro.conf.subcommand("simulated")],
-    ]
-
-    def run(self) -> None:
-        self.source.run()
 
 
 @dataclass(frozen=True)
@@ -195,7 +40,7 @@ class Tokenize:
     """Seed of initialization and shuffling."""
 
     def run(self) -> None:
-        parents = {"dataset": artifacts.read_artifact(self.dataset, dataset_module.KIND)}
+        parents = {"dataset": artifacts.read_artifact(self.dataset, DATASET)}
         tokenize(Dataset.load(self.dataset), self.config, out=self.out, parents=parents, seed=self.seed)
         _print_health(self.out)
 
@@ -219,11 +64,11 @@ class Train:
 
     def run(self) -> None:
         parents = {
-            "dataset": artifacts.read_artifact(self.dataset, dataset_module.KIND),
+            "dataset": artifacts.read_artifact(self.dataset, DATASET),
             "catalog": artifacts.read_artifact(self.catalog, CATALOG),
         }
         dataset = Dataset.load(self.dataset)
-        _print_statistics(dataset)
+        print_statistics(dataset)
         catalog = SemanticCatalog.read(self.catalog / CATALOG_FILE)
         train_generator(dataset, catalog, self.config, out=self.out, parents=parents, seed=self.seed)
         console.print(f"model: {self.out}")
@@ -259,7 +104,7 @@ class Evaluate:
             raise SemidError(f"{out}: is a folder; name the file to write")
         digests = {str(path): artifacts.read_artifact(path, MODEL).digest for path in self.model}
         dataset = Dataset.load(self.dataset)
-        _print_statistics(dataset)
+        print_statistics(dataset)
         models = {_name(path, self.model): Recommender.from_pretrained(path) for path in self.model}
         measured = compare(
             {**models, **baselines(dataset)},
@@ -349,7 +194,7 @@ class ImportCodes:
     """The last level carries no meaning and only tells colliding items apart."""
 
     def run(self) -> None:
-        parents = {"dataset": artifacts.read_artifact(self.dataset, dataset_module.KIND)}
+        parents = {"dataset": artifacts.read_artifact(self.dataset, DATASET)}
         dataset = Dataset.load(self.dataset)
         found = read_tokens(self.codes, tie_break=self.tie_break)
         codes = found.lookup(dataset.item_ids.to_pylist())
@@ -415,13 +260,6 @@ def metrics_table(rows: Sequence[dict], ks: Sequence[int]) -> Table:
     for row in rows:
         table.add_row(str(row["model"]), *(f"{row[column]:.4f}" for column in columns))
     return table
-
-
-def _print_statistics(dataset: Dataset) -> None:
-    table = Table(title=f"dataset {dataset.name}", show_header=False)
-    for name, value in dataset.statistics().items():
-        table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
-    console.print(table)
 
 
 def _print_health(folder: Path) -> None:

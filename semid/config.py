@@ -110,5 +110,10 @@ def difference(old: dict, new: dict, *, prefix: str = "") -> str:
         if isinstance(a, dict) and isinstance(b, dict):
             changes.append(difference(a, b, prefix=f"{prefix}{key}."))
         elif a != b:
-            changes.append(f"{prefix}{key}: {a!r} -> {b!r}")
+            changes.append(f"{prefix}{key}: {_short(a)} -> {_short(b)}")
     return ", ".join([change for change in changes if change][:4])
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

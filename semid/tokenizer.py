@@ -60,7 +60,7 @@ def _check_sizes(level_sizes: tuple[int, ...], *widths: int) -> None:
 
 
 @dataclass(frozen=True)
-class RQVAEConfig:
+class RQVaeConfig:
     """Autoencoder with a residual quantizer in the middle (TIGER's tokenizer, arXiv 2305.05065)."""
 
     level_sizes: tuple[int, ...] = (256, 256, 256)
@@ -82,7 +82,7 @@ class RQVAEConfig:
 
 
 @dataclass(frozen=True)
-class RQKMeansConfig:
+class RQKmeansConfig:
     """Residual k-means on the content vectors: no training, nearly the same quality."""
 
     level_sizes: tuple[int, ...] = (256, 256, 256)
@@ -98,7 +98,7 @@ class RQKMeansConfig:
 class TokenizerConfig:
     """How content becomes codes."""
 
-    method: RQVAEConfig | RQKMeansConfig = RQVAEConfig()
+    method: RQVaeConfig | RQKmeansConfig = RQVaeConfig()
     """RQ-VAE, or its training-free sibling."""
     columns: tuple[str, ...] | None = None
     """Vector columns to tokenize; none given: all of the dataset's."""
@@ -107,7 +107,7 @@ class TokenizerConfig:
 class RQVAE(nnx.Module):
     """MLP encoder, residual quantizer, MLP decoder."""
 
-    def __init__(self, config: RQVAEConfig, *, dim: int, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: RQVaeConfig, *, dim: int, rngs: nnx.Rngs) -> None:
         widths = (dim, *config.hidden, config.latent)
         self.encoder = _mlp(widths, rngs)
         self.quantizer = ResidualQuantizer(config.level_sizes, dim=config.latent, rngs=rngs)
@@ -157,7 +157,7 @@ class SemanticTokenizer:
         if not np.any(x):
             raise SemidError(f"dataset {dataset.name!r}: all items have the same vector; nothing tells them apart")
         method, key = config.method, jax.random.key(seed)
-        if isinstance(method, RQKMeansConfig):
+        if isinstance(method, RQKmeansConfig):
             fitted = ResidualKMeans.fit(x, level_sizes=method.level_sizes, iterations=method.iterations, key=key)
             return cls(config, standardizer, fitted)
         model = RQVAE(method, dim=x.shape[1], rngs=nnx.Rngs(seed))
@@ -198,7 +198,7 @@ class SemanticTokenizer:
         tensors = artifacts.load_tensors(file)
         standardizer = Standardizer(tensors.pop("standardizer/mean"), tensors.pop("standardizer/scale"))
         named = {name.removeprefix("model/"): value for name, value in tensors.items()}
-        if isinstance(config.method, RQKMeansConfig):
+        if isinstance(config.method, RQKmeansConfig):
             codebooks = [jnp.asarray(named[str(level)]) for level in range(len(config.method.level_sizes))]
             return cls(config, standardizer, ResidualKMeans(tuple(codebooks)))
         model = RQVAE(config.method, dim=len(standardizer.mean), rngs=nnx.Rngs(0))
@@ -220,7 +220,7 @@ def tokenize(
     settings = {"tokenizer": to_dict(config)}
     if artifacts.is_current(out, kind=KIND, config=settings, parents=parents, seed=seed):
         return SemanticCatalog.read(out / CATALOG_FILE)
-    folder, trained = out.with_name(f"{out.name}.checkpoints"), isinstance(config.method, RQVAEConfig)
+    folder, trained = out.with_name(f"{out.name}.checkpoints"), isinstance(config.method, RQVaeConfig)
     tokenizer = SemanticTokenizer.fit(dataset, config, seed=seed, folder=folder)
     vectors = np.concatenate(content_blocks(dataset, config.columns), axis=1)
     codes = tokenizer.encode(vectors)
@@ -259,7 +259,7 @@ def _health(codes: Int[np.ndarray, "items level"], catalog: SemanticCatalog, exp
 
 
 def _trained(
-    model: RQVAE, x: Float[Array, "items dim"], config: RQVAEConfig, *, seed: int, folder: Path, mesh: Mesh | None
+    model: RQVAE, x: Float[Array, "items dim"], config: RQVaeConfig, *, seed: int, folder: Path, mesh: Mesh | None
 ) -> RQVAE:
     rows = _ItemRows(np.arange(len(x), dtype=np.int32))
     mesh = make_mesh() if mesh is None else mesh

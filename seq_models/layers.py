@@ -15,11 +15,15 @@ class TransformerConfig:
     """Width and depth of a stack of pre-norm blocks."""
 
     dim: int = 64
+    """Width of the states."""
     layers: int = 2
+    """Blocks."""
     heads: int = 2
+    """Attention heads; dim / heads must be even."""
     hidden: int = 128
     """Width inside the SwiGLU (three matrices of dim x hidden)."""
     dropout: float = 0.2
+    """Share of values dropped on the input and on each residual, in training."""
 
     def __post_init__(self) -> None:
         if self.dim % self.heads or (self.dim // self.heads) % 2:

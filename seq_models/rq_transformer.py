@@ -25,9 +25,13 @@ class RQTransformerConfig:
     """The backbone's size, the depth decoder's, and whether output heads are the input tables."""
 
     backbone: TransformerConfig = TransformerConfig(dropout=0.1)
+    """Reads the history."""
     depth_layers: int = 1
+    """Blocks of the depth decoder, which has the backbone's width."""
     depth_dropout: float = 0.0
+    """Dropout in the depth decoder."""
     tied_heads: bool = True
+    """Score a level's codes by the embeddings that the input uses; if not, by tables of their own."""
     id_embedding: bool = False
     """Add a learned embedding of the item's row to the input. A hybrid: it knows nothing of new items."""
 

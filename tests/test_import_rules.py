@@ -62,6 +62,7 @@ RULES = {
     # The top: `semid` re-exports; nothing imports the command line or an experiment.
     "semid": Rule({"semid"}, set()),
     "semid.cli": Rule(EVERYTHING),
+    "semid.prepare": Rule(BASE | {"semid.data", "semid.encoders"}),
     "experiments": Rule(EVERYTHING),
 }
 TOP = ("semid.cli", "experiments")

@@ -1,10 +1,10 @@
-"""The main job's speed and memory on one dataset: data to codes, an epoch of the generator, the search, peak memory.
+"""Speed and memory of the main job on one dataset: data to codes, a generator epoch, the search, peak memory.
 
     python -m experiments.benchmarks.spine --dataset ../shared/data/amazon14_beauty --out runs/spine.json
 
 Each stage is timed after a warm-up of the same shapes, so that compilation is reported apart. The budgets in brackets
-are for Beauty on 2 CPU cores. `matmul` is what the machine gave at that moment on a 1024-cubed float32 product: absolute
-times of two runs compare only where it does.
+are for Beauty on 2 CPU cores. `matmul` is what the machine gave at that moment on a 1024-cubed float32 product: times
+of two runs compare only where it does.
 """
 
 from __future__ import annotations

@@ -32,7 +32,9 @@ class GlobalTime:
     """
 
     validation: float = 0.8
+    """Quantile of time at which validation begins."""
     test: float = 0.9
+    """Quantile of time at which test begins."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,9 @@ class HeldOutItems:
     """
 
     fraction: float = 0.1
+    """Share of the items held out."""
     seed: int = 0
+    """Seed that draws them."""
 
 
 SplitRule = LeaveOneOut | GlobalTime | HeldOutItems

@@ -1,7 +1,7 @@
 """Evaluation: item-level metrics over the full catalogue, one evaluator for every model, baselines."""
 
 from semid.evaluation.baselines import Bigram, Popularity
-from semid.evaluation.evaluator import Metrics, Ranker, evaluate, format_table, write_metrics
+from semid.evaluation.evaluator import Metrics, Ranker, evaluate, write_metrics
 from semid.evaluation.metrics import MetricState, paired_bootstrap
 
 __all__ = [
@@ -11,7 +11,6 @@ __all__ = [
     "Popularity",
     "Ranker",
     "evaluate",
-    "format_table",
     "paired_bootstrap",
     "write_metrics",
 ]

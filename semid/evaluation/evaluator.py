@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Float, Int
-from rich.table import Table
 
 from semid.artifacts import write_json
 from semid.data.dataset import Dataset
@@ -229,20 +228,3 @@ def write_metrics(
 ) -> None:
     """Write `metrics.json`: the split, one row a model, and how they were measured."""
     write_json(Path(path), {"split": split, "rows": [dict(row) for row in rows], "provenance": dict(provenance)})
-
-
-def format_table(rows: Sequence[Mapping[str, str | float]]) -> Table:
-    """A table to print: a line for each metric, a column for each model."""
-    table = Table("metric")
-    for row in rows:
-        table.add_column(str(row["model"]), justify="right")
-    names = dict.fromkeys(name for row in rows for name in row if name != "model")
-    for name in names:
-        table.add_row(name, *(_shown(row.get(name)) for row in rows))
-    return table
-
-
-def _shown(value: str | float | None) -> str:
-    if not isinstance(value, float):
-        return "" if value is None else str(value)
-    return f"{value:.4f}" if value < 10 else f"{value:.1f}"

@@ -32,10 +32,10 @@ class Checkpoints:
             raise SemidError(f"{folder}: checkpoints cannot go below a path with *, ? or [; choose another --out")
         folder.mkdir(parents=True, exist_ok=True)
         half_written = set(folder.glob(f".{REQUEST}.writing-*"))  # by a run killed in its first moments
-        if (folder / REQUEST).exists():
+        if (folder / REQUEST).exists() and any(entry.name.isdecimal() for entry in folder.iterdir()):
             if change := config.difference(artifacts.read_json(folder / REQUEST), request):
                 raise SemidError(f"{folder}: checkpoints of another run ({change}); delete the folder or change --out")
-        elif set(folder.iterdir()) - half_written:
+        elif not (folder / REQUEST).exists() and set(folder.iterdir()) - half_written:
             raise SemidError(f"{folder}: holds files that are no checkpoints of semid; choose another --out")
         else:
             artifacts.write_json(folder / REQUEST, request)

@@ -48,6 +48,7 @@ class OptimizerConfig:
     clip: float = 1.0
     """Largest global norm of a gradient."""
     beta2: float = 0.98
+    """Decay of Adam's second moment."""
 
     def __post_init__(self) -> None:
         if not self.learning_rate > 0:

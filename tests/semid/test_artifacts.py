@@ -137,7 +137,7 @@ def test_current_is_the_same_kind_config_parents_and_seed(tmp_path):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"config": {"epochs": 4}}, r"in use by a model made with other settings \(epochs: 3 -> 4\)"),
+        ({"config": {"epochs": 4}}, r"in use by a model of other settings \(epochs: 3 -> 4\)"),
         ({"config": {"epochs": 3, "rate": {"x": 1}}}, r"\(rate: None -> \{'x': 1\}\)"),
         ({"seed": 1}, r"\(seed: 0 -> 1\)"),
         ({"kind": "catalog"}, "output folder in use by a model artifact"),

@@ -18,7 +18,7 @@ from semid.export import read_tokens
 from semid.recommender import Recommender
 
 ITEMS = 40
-TOKENIZER = "rqvae-config --level-sizes 6 4 --hidden 8 --latent 4 --epochs 2 --batch-size 16"
+TOKENIZER = "rq-vae-config --level-sizes 6 4 --hidden 8 --latent 4 --epochs 2 --batch-size 16"
 GENERATOR = "--max-history 6 --row-length 8 --epochs 2 --batch-size 8"
 BACKBONE = "--dim 8 --heads 2 --layers 1 --hidden 8"
 
@@ -183,7 +183,7 @@ def test_stages_that_are_current_are_skipped_and_say_so(home, capsys):
 
 def test_a_simulated_world_and_k_means_and_sasrec(tmp_path, capsys):
     run("prepare simulated --out {t}/d --num-items 120 --num-users 60 --seed 3", t=tmp_path)
-    run("tokenize --dataset {t}/d --out {t}/c rqk-means-config --level-sizes 6 5", t=tmp_path)
+    run("tokenize --dataset {t}/d --out {t}/c rq-kmeans-config --level-sizes 6 5", t=tmp_path)
     run(f"train --dataset {{t}}/d --catalog {{t}}/c --out {{t}}/sasrec {GENERATOR} dense-config {BACKBONE}", t=tmp_path)
     run("evaluate --model {t}/sasrec --dataset {t}/d", t=tmp_path)
     rows = {row["model"]: row for row in json.loads((tmp_path / "metrics.json").read_text())["rows"]}
@@ -317,9 +317,9 @@ def test_a_dataset_without_vectors_or_text(home, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("tokenize --dataset d --out o rqvae-config --latnt 4", "--latent"),
+        ("tokenize --dataset d --out o rq-vae-config --latnt 4", "--latent"),
         ("train --dataset d --catalog c --out o --epoch 3", "--epochs"),
-        ("tokenize --dataset d --out o rqvae-config --level-sizes 4 0", "expected at least one level"),
+        ("tokenize --dataset d --out o rq-vae-config --level-sizes 4 0", "expected at least one level"),
         ("train --dataset d --catalog c --out o --batch-size 0", "batch_size"),
         ("train --dataset d --catalog c --out o rq-transformer-config --dim 7", "dim 7 must divide"),
         ("export --catalog c --format csv --out o", "hf-tokens"),

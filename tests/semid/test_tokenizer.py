@@ -17,8 +17,8 @@ from semid.data.dataset import Dataset
 from semid.errors import SemidError
 from semid.tokenizer import (
     RQVAE,
-    RQKMeansConfig,
-    RQVAEConfig,
+    RQKmeansConfig,
+    RQVaeConfig,
     SemanticTokenizer,
     TokenizerConfig,
     _reseed_hook,
@@ -48,11 +48,11 @@ def _training(epochs: float) -> TrainingConfig:
     )
 
 
-def _rqvae(epochs: float = 30) -> RQVAEConfig:
-    return RQVAEConfig(level_sizes=(4, 4), hidden=(8,), latent=4, kmeans_iterations=5, training=_training(epochs))
+def _rqvae(epochs: float = 30) -> RQVaeConfig:
+    return RQVaeConfig(level_sizes=(4, 4), hidden=(8,), latent=4, kmeans_iterations=5, training=_training(epochs))
 
 
-CONFIGS = {"rq-vae": TokenizerConfig(_rqvae()), "rq-k-means": TokenizerConfig(RQKMeansConfig((4, 4), iterations=5))}
+CONFIGS = {"rq-vae": TokenizerConfig(_rqvae()), "rq-k-means": TokenizerConfig(RQKmeansConfig((4, 4), iterations=5))}
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
@@ -67,7 +67,7 @@ def made(request, tmp_path_factory):
 
 def test_the_artifact_holds_what_it_should(made):
     dataset, config, catalog, folder, parents = made
-    trained = isinstance(config.method, RQVAEConfig)
+    trained = isinstance(config.method, RQVaeConfig)
     files = {"catalog.parquet", "tokenizer.safetensors", "health.json"} | ({"history.jsonl"} if trained else set())
     manifest = artifacts.read_artifact(folder, "catalog")
     assert set(manifest.files) == files
@@ -237,7 +237,7 @@ def test_a_dataset_that_cannot_be_tokenized_leaves_nothing_behind(tmp_path, conf
 
 
 @pytest.mark.parametrize("sizes", [(), (0,), (4, -1)])
-@pytest.mark.parametrize("kind", [RQVAEConfig, RQKMeansConfig])
+@pytest.mark.parametrize("kind", [RQVaeConfig, RQKmeansConfig])
 def test_level_sizes_are_checked(kind, sizes):
     with pytest.raises(SemidError, match="expected at least one level, and sizes of at least 1"):
         kind(level_sizes=sizes)
@@ -270,7 +270,7 @@ def test_k_means_touches_no_checkpoints_of_another_method(tmp_path):
 
 def test_the_history_has_losses_and_health(made):
     _, config, _, folder, _ = made
-    if not isinstance(config.method, RQVAEConfig):
+    if not isinstance(config.method, RQVaeConfig):
         assert not (folder / "history.jsonl").exists()
         return
     records = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
