@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from semid.evaluation.comparison import baselines, compare, example_users
 from semid.recommender import KIND as MODEL
 from semid.recommender import Recommender
 from semid.tokenizer import KIND as CATALOG
+from semid.tokenizer import RQVaeConfig
 from semid.training import OptimizerConfig, TrainingConfig
 from seq_models import DenseConfig, RQTransformerConfig, TransformerConfig
 
@@ -78,7 +80,7 @@ def main(
         out: Folder for all results.
         seeds: One run each, of tokenizer and models.
         beam_size: Beams per user in evaluation.
-        budget: Factor on all numbers of epochs (20 for SASRec, 16 and 20 for the generators).
+        budget: Factor on all numbers of epochs (tokenizer 100, SASRec 20, generators 16 and 20).
     """
     if not (out / "dataset").exists():
         read_layout(dataset).save(out / "dataset")
@@ -120,7 +122,8 @@ def _train(data: Dataset, out: Path, *, seed: int, budget: float) -> tuple[dict[
         )
 
     def codes(name: str, of: Dataset, columns: tuple[str, ...], more: Mapping[str, Any]) -> SemanticCatalog:
-        config = TokenizerConfig(columns=columns)
+        training = replace(RQVaeConfig().training, epochs=RQVaeConfig().training.epochs * budget)
+        config = TokenizerConfig(RQVaeConfig(training=training), columns=columns)
         return timed(name, lambda path: tokenize(of, config, out=path, parents={**parents, **more}, seed=seed))
 
     catalogs = {"codes-text": codes("codes-text", data, (TEXT,), {})}

@@ -155,7 +155,7 @@ def test_a_parent_with_other_content_makes_a_difference(tmp_path):
     assert old.digest != new.digest
     write(tmp_path / "m", parents={"catalog": old})
     assert current(tmp_path / "m", parents={"catalog": old})
-    with pytest.raises(SemidError, match=rf"\(parents.catalog: '{old.digest}' -> '{new.digest}'\)"):
+    with pytest.raises(SemidError, match=rf"\(parents.catalog: '{old.digest[:36]}... -> '{new.digest[:36]}...\)"):
         current(tmp_path / "m", parents={"catalog": new})
 
 

@@ -300,7 +300,7 @@ def test_a_catalogue_of_another_dataset(home, tmp_path, capsys):
 
 
 def test_checkpoints_of_another_run(home, tmp_path, capsys):
-    (tmp_path / "m.checkpoints").mkdir()
+    (tmp_path / "m.checkpoints" / "20").mkdir(parents=True)  # step 20
     request = {"config": {"generator": {"max_history": 3}}, "seed": 1}
     (tmp_path / "m.checkpoints" / "request.json").write_text(json.dumps(request))
     line = f"{TRAIN}m {GENERATOR} rq-transformer-config {BACKBONE}"

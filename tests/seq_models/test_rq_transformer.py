@@ -17,7 +17,7 @@ from seq_models.search import beam_search, item_log_probs
 SIZES = (3, 5, 4)
 BACKBONE = TransformerConfig(dim=8, layers=1, heads=2, hidden=12, dropout=0.3)
 CONFIGS = {
-    "tied": RQTransformerConfig(BACKBONE, depth_layers=2),
+    "tied": RQTransformerConfig(BACKBONE, depth_layers=2, depth_dropout=0.1),
     "untied": RQTransformerConfig(BACKBONE, tied_heads=False),
     "no depth": RQTransformerConfig(BACKBONE, depth_layers=0),
 }

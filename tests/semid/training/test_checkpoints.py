@@ -109,8 +109,12 @@ def test_best_and_last_are_kept(tmp_path, state, scores, best):
         (REQUEST | {"parents": {"dataset": "ab"}}, "parents: None -> "),
     ],
 )
-def test_checkpoints_of_another_request_are_refused(tmp_path, request_, difference):
-    opened(tmp_path).close()
+def test_checkpoints_of_another_request_are_refused(tmp_path, state, request_, difference):
+    for request in (request_, REQUEST):  # nothing was saved for the first: it gives way
+        opened(tmp_path, request).close()
+    again = opened(tmp_path)
+    save(again, state, {1: 0.5})
+    again.close()
     opened(tmp_path).close()
     with pytest.raises(SemidError, match=rf"^{tmp_path}: checkpoints of another run \({difference}.*$"):
         opened(tmp_path, request_)
