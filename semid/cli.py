@@ -91,15 +91,17 @@ class Evaluate:
     exclude_seen: bool = False
     """Never recommend an item of the history. Such figures must not be compared with the others."""
     out: Path | None = None
-    """File to write; none given: metrics.json beside the first model's folder. examples.json goes beside it."""
+    """File to write; none given: metrics.json (metrics_seen_excluded.json) beside the first model's folder.
+    examples.json goes beside it."""
 
     def run(self) -> None:
         from semid.evaluation import write_metrics
-        from semid.evaluation.comparison import baselines, compare, example_users
+        from semid.evaluation.comparison import against_exact, baselines, compare, example_users
 
         if not self.model:
             raise SemidError("evaluate: expected at least one model folder after --model, got none")
-        out = self.out or self.model[0].parent / "metrics.json"
+        default = "metrics_seen_excluded.json" if self.exclude_seen else "metrics.json"
+        out = self.out or self.model[0].parent / default
         if out.is_dir():
             raise SemidError(f"{out}: is a folder; name the file to write")
         digests = {str(path): artifacts.read_artifact(path, MODEL).digest for path in self.model}
@@ -118,10 +120,19 @@ class Evaluate:
         rows = [{**metrics.row(name), **seen} for name, metrics in measured.items()]
         first = next(iter(models))
         users = example_users(models[first], dataset, split=self.split)
+        searched = {
+            name: against_exact(model, dataset, split=self.split, beam_size=self.beam_size)
+            for name, model in models.items()
+            if model.codes is not None
+        }
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_metrics(out, self.split, rows, measured[first].provenance | {"models": digests})
+        provenance = measured[first].provenance | {"models": digests, "beam_against_exact": searched}
+        write_metrics(out, self.split, rows, provenance)
         artifacts.write_json(out.with_name("examples.json"), users)
         console.print(metrics_table(rows, self.ks))
+        for name, search in searched.items():
+            share = f"{search['exact_top_10_found']:.2%} of the exact top 10 ({search['users']} users)"
+            console.print(f"{name}: a beam of {self.beam_size} finds {share}")
         console.print(f"wrote {out}")
 
 

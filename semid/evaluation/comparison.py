@@ -55,6 +55,23 @@ class _Searchable(Ranker, Protocol):
     def log_probs(self, histories: Histories, rows: Int[np.ndarray, " n"]) -> Float[np.ndarray, "histories n"]: ...
 
 
+def against_exact(
+    ranker: _Searchable, dataset: Dataset, *, split: str = "test", k: int = 10, beam_size: int = 50, seed: int = 0
+) -> dict[str, float]:
+    """What the beam loses: the share of the exact k best items, all items scored, that the search lists too.
+
+    Over users drawn by `seed`, as many as 2 million (user, item) pairs allow.
+    """
+    examples, _ = in_rows_of(ranker, dataset, split)
+    users = max(min(len(examples), (1 << 21) // len(ranker.item_ids)), 1)
+    histories = examples.histories.take(np.random.default_rng(seed).permutation(len(examples))[:users])
+    found = ranker.rank(histories, k=k, exclude_seen=False, beam_size=beam_size)
+    scores = ranker.log_probs(histories, np.arange(len(ranker.item_ids)))
+    exact = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    listed = (found[:, :, None] == exact[:, None, :]).any(axis=1)
+    return {"users": users, "beam_size": beam_size, f"exact_top_{k}_found": float(listed.mean())}
+
+
 def example_users(
     ranker: _Searchable, dataset: Dataset, *, split: str = "test", count: int = 8, k: int = 10, seed: int = 0
 ) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from semid.data.histories import Histories
 from semid.data.simulated import SimulatedConfig, simulate
 from semid.errors import SemidError
 from semid.evaluation import Popularity, evaluate
-from semid.evaluation.comparison import baselines, compare, example_users
+from semid.evaluation.comparison import against_exact, baselines, compare, example_users
 
 ITEMS = 12
 
@@ -146,3 +146,20 @@ def test_example_users_of_a_ranker_with_its_items_in_another_order(dataset):
             expected["target"],
         )
         assert [entry["item_id"] for entry in user["recommendations"]] == other.item_ids.to_pylist()[:2]
+
+
+class Narrow(Toy):
+    """A search that never leaves the first 4 rows."""
+
+    def rank(self, histories: Histories, *, k: int, exclude_seen: bool, **options) -> np.ndarray:
+        return np.tile(np.arange(4, dtype=np.int32), (len(histories), 1))
+
+
+def test_what_the_beam_loses(dataset):
+    wide = against_exact(Toy(dataset.item_ids), dataset, k=4, beam_size=7)
+    assert wide == {"users": 9, "beam_size": 7, "exact_top_4_found": 1.0}
+    histories = dataset.splits.test.histories
+    nearest = [np.argsort(np.abs(np.arange(ITEMS) - histories[i][-1] - 0.25))[:4] for i in range(len(histories))]
+    expected = np.mean([np.mean(rows < 4) for rows in nearest])
+    assert 0 < expected < 1
+    assert against_exact(Narrow(dataset.item_ids), dataset, k=4, beam_size=7)["exact_top_4_found"] == expected
