@@ -6,6 +6,7 @@ A run is a folder. It must hold `metrics.json`; `examples.json`, `dataset/`, `ca
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -20,8 +21,10 @@ import plotly.offline
 import pyarrow as pa
 
 from semid import artifacts
+from semid.catalog import FILE as CATALOG_FILE
+from semid.catalog import SemanticCatalog
 from semid.errors import SemidError
-from semid.report_catalog import Codes, Items, safe, tokens, tree
+from semid.report_catalog import Items, safe, tree, usage
 
 MAX_TILES = 3_000  # these two are of all runs together: they keep the page quick and the file below 6 MB
 MAX_IMAGE_BYTES = 3_000_000
@@ -29,6 +32,7 @@ MAX_CURVE_POINTS = 400
 MAX_EXAMPLES = 12
 MAX_HISTORY = 12
 _NO_CURVES = {"step", "epoch", "seconds", "time", "elapsed"}
+_IN_HEADINGS = {"dataset", "split", "exclude_seen"}  # of each table: a run may hold rows of both kinds
 _WORDS = {"ndcg": "NDCG", "mrr": "MRR", "code_recall": "Code-level recall", "code_ndcg": "Code-level NDCG"}
 
 
@@ -77,20 +81,21 @@ def _names(runs: Sequence[Path]) -> list[str]:
 def _section(name: str, run: Path, num_runs: int) -> dict[str, Any]:
     """All that the page shows of one run."""
     metrics = _metrics(run / "metrics.json")
-    provenance = {key: _plain(value) for key, value in (metrics.get("provenance") or {}).items()}
+    provenance = dict(metrics.get("provenance") or {})
     made = _artifacts(run)
     named = (entry["manifest"].config.get("name") for entry in made if entry["manifest"].kind == "dataset")
-    items, catalog = Items.read(run / "dataset" / "items.parquet"), Codes.read(run / "catalog")
+    items, codes = Items.read(run / "dataset" / "items.parquet"), run / "catalog" / CATALOG_FILE
+    catalog = SemanticCatalog.read(codes) if codes.is_file() else None
     return {
         "name": name,
-        "dataset": provenance.pop("dataset", None) or next(named, None) or name,
+        "dataset": _plain(provenance.get("dataset") or next(named, None) or name),
         "split": _plain(metrics.get("split", "")),
         "rows": metrics["rows"],
-        "provenance": provenance,
+        "provenance": {key.replace("_", " "): _plain(v) for key, v in provenance.items() if key not in _IN_HEADINGS},
         "curves": _curves(run),
-        "levels": catalog.usage() if catalog else [],
+        "levels": usage(catalog) if catalog else [],
         "health": _health(run / "catalog" / "health.json"),
-        "tree": tree(catalog, items, MAX_TILES // num_runs) if catalog and len(catalog.codes) else None,
+        "tree": tree(catalog, items, MAX_TILES // num_runs) if catalog else None,
         "examples": _examples(run / "examples.json", catalog, items, MAX_IMAGE_BYTES // num_runs),
         "artifacts": made,
     }
@@ -243,7 +248,7 @@ def _health(file: Path) -> dict[str, str]:
     return {_words(key): f"{value:.1%}" if "rate" in key else _format(value) for key, value in numbers.items()}
 
 
-def _examples(file: Path, catalog: Codes | None, items: Items, image_bytes: int) -> list[dict[str, Any]]:
+def _examples(file: Path, catalog: SemanticCatalog | None, items: Items, image_bytes: int) -> list[dict[str, Any]]:
     if not file.is_file():
         return []
     examples = artifacts.read_json(file)[:MAX_EXAMPLES]
@@ -259,16 +264,24 @@ def _shown(example: dict[str, Any]) -> list[str]:
     return [*recommended, example["target"], *example["history"][-MAX_HISTORY:]]
 
 
-def _cards(item_ids: Iterable[str], catalog: Codes | None, items: Items, image_bytes: int) -> dict[str, dict[str, Any]]:
+def _cards(
+    item_ids: Iterable[str], catalog: SemanticCatalog | None, items: Items, image_bytes: int
+) -> dict[str, dict[str, Any]]:
     """Title, image and codes of items, by id."""
     ids = sorted(item_ids)
-    codes = catalog.find(ids) if catalog else {}
+    tokens = _tokens(ids, catalog) if catalog else {}
     images = items.images(ids, image_bytes)
     rows = zip(ids, items.rows(pa.array(ids, pa.string())), strict=True)
     return {
-        i: {"id": i, "title": items.title(row) or i, "image": images.get(i), "tokens": tokens(codes.get(i, []))}
+        i: {"id": i, "title": items.title(row) or i, "image": images.get(i), "tokens": tokens.get(i, [])}
         for i, row in rows
     }
+
+
+def _tokens(item_ids: Sequence[str], catalog: SemanticCatalog) -> dict[str, list[str]]:
+    """Token strings of those items that the catalogue has."""
+    rows, known = catalog.find_rows(item_ids)
+    return dict(zip(itertools.compress(item_ids, known), catalog.tokens_of(rows[known]), strict=True))
 
 
 def _example(example: dict[str, Any], cards: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -311,12 +324,18 @@ def _words(key: str) -> str:
 
 
 def _plain(value: Any) -> str:
-    """Any value of a JSON file as text."""
+    """Any value of a JSON file as text; digests and floats are shortened."""
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_plain(inner)}" for key, inner in value.items())
+        return ", ".join(f"{key} ({_plain(v)})" if _nested(v) else f"{key} {_plain(v)}" for key, v in value.items())
     if isinstance(value, list):
-        return ", ".join(_plain(inner) for inner in value)
-    return f"{value:,}" if _number(value) is not None else str(value)
+        return ("; " if any(map(_nested, value)) else ", ").join(map(_plain, value))
+    if _number(value) is not None:
+        return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
+    return value[:16] if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) else str(value)
+
+
+def _nested(value: Any) -> bool:
+    return isinstance(value, dict | list)
 
 
 def _number(value: Any) -> float | None:

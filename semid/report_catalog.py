@@ -1,11 +1,10 @@
-"""The report's view of a catalogue: items and codes as a run's files hold them, codebook usage, the tree of codes."""
+"""The report's view of a catalogue: its items as the dataset's file holds them, codebook usage, the tree of codes."""
 
 from __future__ import annotations
 
 import base64
 import html
 import re
-import string
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Int
 
-from semid import artifacts
+from semid.catalog import SemanticCatalog, letter
 
 TILE_COLORS = 8
 MAJORITY = 0.4  # share of a tile's items that gives the tile its color
@@ -71,54 +70,19 @@ class Items:
         return images
 
 
-@dataclass(frozen=True)
-class Codes:
-    """Item ids and their codes; `tie_break` says that the last level only tells colliding items apart."""
-
-    item_ids: pa.Array
-    codes: Int[np.ndarray, "items level"]
-    level_sizes: Sequence[int]
-    tie_break: bool
-
-    @classmethod
-    def read(cls, folder: Path) -> Codes | None:
-        """The codes in a catalogue's folder; None if it has none."""
-        if not (folder / "catalog.parquet").is_file():
-            return None
-        table = pq.read_table(folder / "catalog.parquet", columns=["item_id", "codes"])
-        codes = table["codes"].combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
-        manifest = folder / artifacts.MANIFEST
-        config = artifacts.read_json(manifest)["config"] if manifest.is_file() else {}
-        sizes = config.get("level_sizes") or (codes.max(axis=0, initial=0) + 1).tolist()
-        return cls(table["item_id"].combine_chunks(), codes, sizes, bool(config.get("tie_break")))
-
-    def find(self, item_ids: Sequence[str]) -> dict[str, list[int]]:
-        """Codes of those items that the catalogue has."""
-        rows = pc.index_in(pa.array(item_ids, pa.string()), self.item_ids).to_pylist()
-        return {i: self.codes[row].tolist() for i, row in zip(item_ids, rows, strict=True) if row is not None}
-
-    def usage(self) -> list[dict[str, Any]]:
-        """For each level: sorted item counts, codes in use, and perplexity, exp of the entropy of the counts."""
-        levels = []
-        for level, size in enumerate(self.level_sizes):
-            counts = np.sort(np.bincount(self.codes[:, level], minlength=size))[::-1]
-            shares = counts[counts > 0] / max(1, len(self.codes))
-            perplexity = float(np.exp(-(shares * np.log(shares)).sum()))
-            last = self.tie_break and level == len(self.level_sizes) - 1
-            name = f"Level {letter(level)}" + (" (tie-break)" if last else "")
-            figure = {"kind": "usage", "title": f"{name}: items per code", "size": size, "even": len(self.codes) / size}
-            numbers = {"size": size, "used": len(shares), "perplexity": perplexity}
-            levels.append({"name": name, "figure": figure | _steps(counts)} | numbers)
-        return levels
-
-
-def letter(level: int) -> str:
-    """The letter of a level in tokens such as <a_12><b_7>."""
-    return string.ascii_lowercase[level % 26]
-
-
-def tokens(codes: Sequence[int]) -> list[str]:
-    return [f"<{letter(level)}_{code}>" for level, code in enumerate(codes)]
+def usage(catalog: SemanticCatalog) -> list[dict[str, Any]]:
+    """For each level: sorted item counts, codes in use, and perplexity, exp of the entropy of the counts."""
+    levels, items = [], len(catalog)
+    for level, size in enumerate(catalog.level_sizes):
+        counts = np.sort(np.bincount(catalog.codes[:, level], minlength=size))[::-1]
+        shares = counts[counts > 0] / items
+        perplexity = float(np.exp(-(shares * np.log(shares)).sum()))
+        last = catalog.tie_break and level == catalog.num_levels - 1
+        name = f"Level {letter(level)}" + (" (tie-break)" if last else "")
+        figure = {"kind": "usage", "title": f"{name}: items per code", "size": size, "even": items / size}
+        numbers = {"size": size, "used": len(shares), "perplexity": perplexity}
+        levels.append({"name": name, "figure": figure | _steps(counts)} | numbers)
+    return levels
 
 
 def safe(text: str) -> str:
@@ -126,7 +90,7 @@ def safe(text: str) -> str:
     return html.escape(text, quote=False)
 
 
-def tree(catalog: Codes, items: Items, limit: int) -> dict[str, Any]:
+def tree(catalog: SemanticCatalog, items: Items, limit: int) -> dict[str, Any]:
     """The first two levels of codes and items below them as the tiles of a treemap, `limit` at most."""
     rows = items.rows(catalog.item_ids)
     names, colors = _categories([items.categories[row] if row is not None else None for row in rows])
@@ -143,7 +107,7 @@ class _Treemap:
     """Collects tiles. A subtree may have tiles in proportion to its items: the largest groups get one each, the others
     share one, so that the page stays small for any catalogue."""
 
-    catalog: Codes
+    catalog: SemanticCatalog
     items: Items
     rows: Sequence[int | None]
     names: Sequence[str]
@@ -153,7 +117,7 @@ class _Treemap:
 
     def add(self, parent: str, inside: Int[np.ndarray, " n"], *, level: int, quota: int) -> None:
         """At most `quota` tiles below `parent` for the items `inside`, which share their first `level` codes."""
-        depth = min(2, self.catalog.codes.shape[1] - self.catalog.tie_break)
+        depth = min(2, self.catalog.num_levels - self.catalog.tie_break)
         if level > depth:
             return
         key = self.catalog.codes[inside, level] if level < depth else inside
@@ -175,7 +139,7 @@ class _Treemap:
         top = int(counts.argmax()) if counts.any() else -1
         lines = [f"<b>{safe(label)}</b>", f"{len(inside):,} items"]
         if len(inside) == 1:
-            lines[1] = safe("".join(tokens(self.catalog.codes[inside[0]].tolist())))
+            lines[1] = safe("".join(self.catalog.tokens_of(inside)[0]))
         if top >= 0:
             lines.append(f"{safe(self.names[top])}: {counts[top] / len(inside):.0%}")
         if len(inside) > 1:

@@ -6,6 +6,7 @@ import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import plotly.offline
@@ -14,14 +15,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from semid.artifacts import read_artifact, write_artifact
+from semid.catalog import SemanticCatalog
 from semid.errors import SemidError
 from semid.report import write_report
-from semid.report_catalog import Codes, Items, tree
+from semid.report_catalog import Items, tree
 
 EVIL = "<script>alert('title')</script>"
 PNG = b"\x89PNG\r\n\x1a\nrest of a picture"
 CODES = np.array([[0, 0, 0], [0, 0, 1], [0, 1, 0], [1, 2, 0], [1, 0, 0]], np.int32)
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {"model": "popularity", "recall@10": 0.01, "ndcg@10": 0.005, "coverage@10": 0.2},
     {"model": "semid", "recall@10": 0.06, "ndcg@10": 0.03, "code_recall@10": 0.07},
     {"model": "oracle", "recall@10": 0.10, "ndcg@10": 0.04},
@@ -52,11 +54,8 @@ def _make_run(run: Path, rows: list[dict] | None = None) -> Path:
     }
     with write_artifact(run / "dataset", kind="dataset", config={"name": "tiny"}) as folder:
         pq.write_table(pa.table(items), folder / "items.parquet")
-    with write_artifact(
-        run / "catalog", kind="catalog", config={"level_sizes": [2, 4, 2], "tie_break": True}
-    ) as folder:
-        flat = pa.FixedSizeListArray.from_arrays(pa.array(CODES.reshape(-1)), 3)
-        pq.write_table(pa.table({"item_id": _ids(5), "codes": flat}), folder / "catalog.parquet")
+    with write_artifact(run / "catalog", kind="catalog", config={"tokenizer": {}}) as folder:
+        SemanticCatalog(pa.array(_ids(5)), CODES, (2, 4, 2), tie_break=True).write(folder / "catalog.parquet")
         _write_json(folder / "health.json", {"levels": [], "collision_rate_before": 0.4, "largest_group_before": 2})
     (run / "model").mkdir()
     records = [{"step": 10 * n, "loss": 3.0 / n, "validation/ndcg@10": 0.01 * n} for n in range(1, 4)]
@@ -202,11 +201,44 @@ def test_metrics_alone_make_a_page(run):
     assert _headings(_page(run)) == ["Metrics"]
 
 
+def test_a_run_of_several_catalogues_under_other_names_shows_them_as_artifacts_only(run):
+    (run / "catalog").rename(run / "codes-text_0")
+    shutil.copytree(run / "codes-text_0", run / "codes-text_1")
+    page = _page(run)
+    assert _headings(page) == ["Metrics", "Training", "Example users", "Artifacts"]
+    assert re.findall(r"demo/([\w-]+)</th>", page) == ["codes-text_0", "codes-text_1", "dataset"]
+
+
+def test_nested_provenance_is_readable(run):
+    metrics = json.loads((run / "metrics.json").read_text())
+    metrics["provenance"] = {
+        "dataset": "Tiny",
+        "split": "test",
+        "exclude_seen": False,
+        "split_rule": {"type": "LeaveOneOut"},
+        "seeds": [0, 1],
+        "minutes": [{"codes-text": 1.23456, "sasrec": 0.5}, {"codes-text": 2.0, "sasrec": 1234.5}],
+        "tercile_bounds": {"activity": [3, 5], "popularity": [1, 2000]},
+        "models": {"runs/demo/model": "0123456789abcdef" * 4},
+    }
+    _write_json(run / "metrics.json", metrics)
+    facts = re.search(r'<dl class="facts">(.*?)</dl>', _page(run), re.DOTALL)
+    assert facts
+    assert dict(re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", facts[1])) == {
+        "split rule": "type LeaveOneOut",
+        "seeds": "0, 1",
+        "minutes": "codes-text 1.235, sasrec 0.5; codes-text 2, sasrec 1,234",
+        "tercile bounds": "activity (3, 5), popularity (1, 2,000)",
+        "models": "runs/demo/model 0123456789abcdef",
+    }
+
+
 def test_missing_metrics_name_the_file_and_its_command(run, tmp_path):
     (run / "metrics.json").unlink()
-    with pytest.raises(SemidError, match=r"demo/metrics\.json: no such file; `semid evaluate .*` writes it") as error:
+    command = f"semid evaluate --model {run}/model --dataset {run}/dataset --split test"
+    with pytest.raises(SemidError) as error:
         write_report([run], tmp_path / "report.html")
-    assert "\n" not in str(error.value)
+    assert str(error.value) == f"{run}/metrics.json: no such file; `{command}` writes it"
     assert not (tmp_path / "report.html").exists()
 
 
@@ -265,7 +297,7 @@ def test_the_report_replaces_an_older_one_and_leaves_nothing_else(run, tmp_path)
 @pytest.mark.parametrize(("num_items", "limit"), [(5, 100), (3_000, 300), (3_000, 20), (40, 1)])
 def test_the_tree_is_bounded_and_its_tiles_add_up(num_items, limit):
     codes = np.random.default_rng(0).integers(0, 32, (num_items, 3)).astype(np.int32)
-    drawn = tree(Codes(pa.array(_ids(num_items), pa.string()), codes, (32, 32, 32), False), Items(), limit)
+    drawn = tree(SemanticCatalog(pa.array(_ids(num_items)), codes, (32, 32, 32)), Items(), limit)
     figure = drawn["figure"]
     value = dict(zip(figure["ids"], figure["values"], strict=True))
     assert len(value) == len(figure["ids"]) == drawn["tiles"] <= limit
