@@ -1,0 +1,177 @@
+"""Packing against brute force, and the stream of batches: permutations, shards, exact positions."""
+
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from semid.data.batches import PackedRows, batches, pack
+from semid.data.histories import Histories
+from semid.errors import SemidError
+
+
+class Rows(NamedTuple):
+    rows: np.ndarray
+    twice: np.ndarray
+
+
+def numbered(n: int) -> Rows:
+    return Rows(np.arange(n), 2 * np.arange(n))
+
+
+def ragged(rng: np.random.Generator, *, users: int, longest: int) -> list[list[int]]:
+    """Histories whose items are all different, so that an item names its user and position."""
+    lengths = rng.integers(0, longest + 1, users)
+    return np.split(rng.permutation(lengths.sum()), np.cumsum(lengths)[:-1])
+
+
+def contexts(packed: PackedRows) -> dict[int, list[int]]:
+    """What the model may read before each target, by a walk over every row."""
+    found: dict[int, list[int]] = {}
+    for history, targets, segments in zip(*packed, strict=True):
+        for at in np.flatnonzero(segments):
+            first = np.flatnonzero(segments == segments[at])[0]
+            assert int(targets[at]) not in found, "a target twice"
+            found[int(targets[at])] = history[first : at + 1].tolist()
+    return found
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize(("max_history", "row_length"), [(1, 1), (3, 3), (5, 8), (20, 32)])
+def test_every_target_once_in_its_own_context(seed, max_history, row_length):
+    lists = ragged(np.random.default_rng(seed), users=60, longest=30)
+    expected = {}
+    for items in lists:
+        windows = range(len(items) - 1, 0, -max_history)  # the last targets of each window, from the end
+        for last in windows:
+            first = max(last - max_history, 0)
+            expected |= {int(items[at]): items[first:at].tolist() for at in range(first + 1, last + 1)}
+    packed = pack(Histories.from_lists(lists), max_history=max_history, row_length=row_length)
+    assert packed.history.shape[1] == row_length
+    assert {array.dtype for array in packed} == {np.dtype(np.int32)}
+    assert contexts(packed) == expected
+    assert sorted(expected) == sorted(int(i) for items in lists for i in items[1:])
+
+
+def test_segments_count_from_one_and_stand_together():
+    packed = pack(
+        Histories.from_lists(ragged(np.random.default_rng(1), users=80, longest=12)), max_history=6, row_length=16
+    )
+    for segments in packed.segments:
+        real = segments[segments != 0]
+        assert (segments[: len(real)] == real).all(), "padding before the end of a row"
+        steps = np.diff(real, prepend=0)
+        assert set(steps.tolist()) <= {0, 1}
+        assert real[0] == 1
+    padding = packed.segments == 0
+    assert padding.any()
+    assert not packed.history[padding].any()
+    assert not packed.targets[padding].any()
+
+
+def test_windows_on_a_shared_array_do_not_leak():
+    shared = np.arange(100, 110, dtype=np.int32)
+    train = Histories(np.array([0, 1], np.int32), shared, np.array([0, 5]), np.array([3, 9]))
+    assert contexts(pack(train, max_history=4, row_length=8)) == {
+        101: [100], 102: [100, 101], 106: [105], 107: [105, 106], 108: [105, 106, 107],
+    }  # fmt: skip
+
+
+def test_a_long_history_is_cut_from_the_end():
+    packed = pack(Histories.from_lists([list(range(8))]), max_history=3, row_length=3)
+    assert contexts(packed) == {
+        7: [4, 5, 6], 6: [4, 5], 5: [4],
+        4: [1, 2, 3], 3: [1, 2], 2: [1],
+        1: [0],
+    }  # fmt: skip
+
+
+def test_rows_are_full_on_lengths_like_those_of_shops():
+    rng = np.random.default_rng(0)
+    lengths = np.minimum(3 + rng.geometric(0.2, 5000), 200)  # 5-core data: many short histories, few long ones
+    packed = pack(Histories.from_lists([[0] * n for n in lengths]), max_history=20, row_length=32)
+    assert (packed.segments != 0).mean() >= 0.95
+    assert (packed.segments != 0).sum() == (lengths - 1).sum()
+
+
+def test_packing_is_best_fit():
+    # 5 and 4 open rows with room for 1 and 2; 2 goes to the second, 1 to the first: not one row more than needed.
+    packed = pack(Histories.from_lists([[0] * (n + 1) for n in (1, 4, 2, 5)]), max_history=6, row_length=6)
+    assert sorted((packed.segments != 0).sum(axis=1)) == [6, 6]
+
+
+@pytest.mark.parametrize("lists", [[], [[]], [[1]], [[1], [], [2]]])
+def test_nothing_to_learn_from(lists):
+    with pytest.raises(SemidError, match="no training history has two items"):
+        pack(Histories.from_lists(lists), max_history=4, row_length=4)
+    assert contexts(pack(Histories.from_lists([*lists, [8, 9]]), max_history=4, row_length=4)) == {9: [8]}
+
+
+@pytest.mark.parametrize(("max_history", "row_length"), [(5, 4), (0, 4), (-1, 4)])
+def test_lengths_that_do_not_fit(max_history, row_length):
+    with pytest.raises(
+        SemidError, match=f"expected 1 <= max_history <= row_length, got {max_history} and {row_length}"
+    ):
+        pack(Histories.from_lists([[1, 2]]), max_history=max_history, row_length=row_length)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 10, 23])
+def test_each_epoch_is_another_permutation(batch_size):
+    rows, epochs = 10, 6
+    stream = list(batches(numbered(rows), batch_size=batch_size, num_batches=-(-rows * epochs // batch_size), seed=3))
+    assert all(isinstance(batch, Rows) and len(batch.rows) == batch_size for batch in stream)
+    assert all((batch.twice == 2 * batch.rows).all() for batch in stream), "the arrays of a batch go together"
+    flat = np.concatenate([batch.rows for batch in stream])[: rows * epochs].reshape(epochs, rows)
+    assert (np.sort(flat, axis=1) == np.arange(rows)).all()
+    assert len({tuple(epoch) for epoch in flat}) == epochs
+
+
+def test_the_seed_decides_and_nothing_else():
+    def stream(seed: int) -> np.ndarray:
+        return np.stack([b.rows for b in batches(numbered(50), batch_size=8, num_batches=12, seed=seed)])
+
+    np.testing.assert_array_equal(stream(0), stream(0))
+    assert (stream(0) != stream(1)).any()
+    longer = next(iter(batches(numbered(50), batch_size=8, num_batches=99, seed=0))).rows
+    np.testing.assert_array_equal(longer, stream(0)[0])
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 6])
+def test_shards_of_all_processes_are_the_global_batch(count):
+    def stream(process: tuple[int, int]) -> list[np.ndarray]:
+        return [b.rows for b in batches(numbered(20), batch_size=6, num_batches=7, seed=0, process=process)]
+
+    parts = [stream((rank, count)) for rank in range(count)]
+    for whole, *shards in zip(stream((0, 1)), *parts, strict=True):
+        np.testing.assert_array_equal(whole, np.concatenate(shards))
+
+
+@pytest.mark.parametrize(("batch_size", "count"), [(6, 4), (0, 1), (-2, 1)])
+def test_batches_that_do_not_divide_are_refused(batch_size, count):
+    with pytest.raises(SemidError, match=f"batch size {batch_size} does not divide among {count} processes"):
+        batches(numbered(20), batch_size=batch_size, num_batches=1, seed=0, process=(0, count))
+
+
+def test_the_stream_goes_on_exactly_from_any_saved_state():
+    def fresh():
+        return batches(numbered(13), batch_size=4, num_batches=9, seed=5)
+
+    whole, iterator = [batch.rows for batch in fresh()], fresh()
+    for step in range(10):
+        resumed = fresh()
+        next(resumed)  # wherever the other stands
+        resumed.set_state(iterator.get_state())
+        rest = [batch.rows for batch in resumed]
+        np.testing.assert_array_equal(np.array(rest), np.array(whole[step:]))
+        next(iterator, None)
+
+
+@pytest.mark.parametrize("change", ["seed", "batch_size", "num_batches", "rows", "content"])
+def test_a_state_of_another_stream_is_refused(change):
+    settings = {"batch_size": 4, "num_batches": 9, "seed": 5}
+    state = batches(numbered(13), **settings).get_state()
+    batches(numbered(13), **settings).set_state(state)
+    data = {"rows": numbered(14), "content": Rows(np.arange(13)[::-1], np.arange(13))}.get(change, numbered(13))
+    other = batches(data, **{name: value + (name == change) for name, value in settings.items()})
+    with pytest.raises(ValueError, match="in checkpoint does not match"):
+        other.set_state(state)

@@ -1,0 +1,63 @@
+"""Standardized content vectors, worked by hand."""
+
+import numpy as np
+import pytest
+
+from semid.data.features import Standardizer, content_blocks
+from semid.errors import SemidError
+
+
+def test_one_block_by_hand():
+    block = np.array([[1.0, 10.0], [3.0, 30.0]], np.float32)
+    found = Standardizer.fit([block])
+    np.testing.assert_array_equal(found.mean, [2.0, 20.0])
+    np.testing.assert_array_equal(found.scale, [1.0, 10.0])
+    np.testing.assert_array_equal(found(np.array([[2.0, 20.0], [5.0, 0.0]], np.float32)), [[0.0, 0.0], [3.0, -2.0]])
+    assert found.mean.dtype == found.scale.dtype == found(block).dtype == np.float32
+
+
+def test_two_blocks_have_the_same_total_variance():
+    rng = np.random.default_rng(0)
+    blocks = [rng.normal(3, 5, (400, 1)), rng.normal(-1, 0.1, (400, 4))]
+    values = Standardizer.fit(blocks)(np.concatenate(blocks, axis=1))
+    np.testing.assert_allclose(values.mean(axis=0), 0, atol=1e-5)
+    # Five dimensions, two blocks: each block a variance of 2.5 in all, so the single dimension has all of its own.
+    np.testing.assert_allclose(values.var(axis=0), [2.5, 0.625, 0.625, 0.625, 0.625], rtol=1e-5)
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.1, -7.3e5, 1e8])
+def test_a_constant_dimension_becomes_zero(constant):
+    block = np.stack([np.full(1001, constant), np.arange(1001)], axis=1).astype(np.float32)
+    found = Standardizer.fit([block])
+    values = found(block)
+    assert not values[:, 0].any()
+    np.testing.assert_allclose(values[:, 1].std(), 1, rtol=1e-5)
+    assert found(block + 5)[0, 0] == 0  # an item met later may differ there: it was never seen to matter
+
+
+def test_float16_columns_do_not_overflow():
+    block = np.array([[60000.0], [0.0]] * 500, np.float16)
+    np.testing.assert_allclose(Standardizer.fit([block])(block)[:2, 0], [1, -1])
+
+
+def test_another_width_is_refused():
+    found = Standardizer.fit([np.eye(3, dtype=np.float32)])
+    assert found(np.ones((2, 3), np.float32)).shape == (2, 3)
+    with pytest.raises(SemidError, match="expected content vectors of 3 dimensions, got 2"):
+        found(np.ones((2, 2), np.float32))
+
+
+class _TwoColumns:
+    """The part of a dataset that `content_blocks` reads."""
+
+    vector_columns = ("text", "image")
+
+    def vectors(self, column):
+        return {"text": np.zeros((2, 3)), "image": np.ones((2, 1))}[column]
+
+
+@pytest.mark.parametrize(
+    ("columns", "widths"), [(None, [3, 1]), (("image",), [1]), (("image", "text"), [1, 3]), ((), [])]
+)
+def test_content_blocks_in_the_order_asked_for(columns, widths):
+    assert [block.shape[1] for block in content_blocks(_TwoColumns(), columns)] == widths

@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+
+from semid.data.histories import Histories
+from semid.errors import SemidError
+
+LISTS = [[3, 1, 4], [], [1, 5, 9, 2, 6], [5], []]
+
+
+def test_from_lists_gives_back_the_lists():
+    histories = Histories.from_lists(LISTS)
+    assert len(histories) == 5
+    assert [history.tolist() for history in (histories[i] for i in range(5))] == LISTS
+    assert histories.lengths.tolist() == [3, 0, 5, 1, 0]
+    assert histories.users.tolist() == [-1] * 5
+    assert (histories.items.dtype, histories.lengths.dtype, histories.starts.dtype) == (np.int32, np.int32, np.int64)
+
+
+def test_flat_lists_items_and_owners():
+    items, owner = Histories.from_lists(LISTS).flat()
+    assert items.tolist() == [3, 1, 4, 1, 5, 9, 2, 6, 5]
+    assert owner.tolist() == [0, 0, 0, 2, 2, 2, 2, 2, 3]
+
+
+def test_windows_may_overlap_and_leave_gaps():
+    items = np.arange(10, 20, dtype=np.int32)
+    windows = Histories(np.array([7, 7, 8], np.int32), items, np.array([2, 2, 8]), np.array([4, 6, 10]))
+    assert windows.flat()[0].tolist() == [12, 13, 12, 13, 14, 15, 18, 19]
+    assert windows[1].tolist() == [12, 13, 14, 15]
+    assert windows.padded(3)[0].tolist() == [[12, 13, 0], [13, 14, 15], [18, 19, 0]]
+
+
+@pytest.mark.parametrize("index", [np.array([2, 0, 2]), slice(1, 4), np.array([], np.int64)])
+def test_take_is_indexing_of_the_lists(index):
+    histories = Histories.from_lists(LISTS)
+    taken = histories.take(index)
+    chosen = np.arange(5)[index]
+    assert [taken[i].tolist() for i in range(len(taken))] == [LISTS[i] for i in chosen]
+    assert taken.flat()[0].tolist() == [row for i in chosen for row in LISTS[i]]
+
+
+@pytest.mark.parametrize("length", [1, 2, 4, 5, 9])
+def test_padded_holds_the_last_items_on_the_left(length):
+    rows, real = Histories.from_lists(LISTS).padded(length)
+    assert rows.dtype == np.int32
+    assert rows.tolist() == [(values[-length:] + [0] * length)[:length] for values in LISTS]
+    assert real.tolist() == [[i < len(values) for i in range(length)] for values in LISTS]
+
+
+def test_no_histories():
+    histories = Histories.from_lists([])
+    assert len(histories) == 0
+    assert histories.flat()[0].tolist() == []
+    assert histories.padded(3)[0].shape == (0, 3)
+
+
+def test_padding_to_nothing_is_refused():
+    assert Histories.from_lists(LISTS).padded(1)[0].shape == (5, 1)
+    with pytest.raises(SemidError, match="expected a length of at least 1 to pad to, got 0"):
+        Histories.from_lists(LISTS).padded(0)

@@ -1,0 +1,142 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from semid.data.dataset import Dataset
+from semid.data.splits import GlobalTime, HeldOutItems, LeaveOneOut
+from semid.errors import SemidError
+
+
+def build(rows, rule, *, items=10, order="timestamp"):
+    """A dataset of (user, item, time) rows; item ids are their rows."""
+    users, item_ids, times = zip(*rows, strict=True)
+    interactions = pa.table({"user_id": users, "item_id": pa.array(item_ids), order: times})
+    return Dataset.build(pa.table({"item_id": range(items)}), interactions, name="t", split_rule=rule)
+
+
+def random_rows(seed, users=30, items=12, n=300):
+    rng = np.random.default_rng(seed)
+    return list(
+        zip(rng.integers(0, users, n).tolist(), rng.integers(0, items, n).tolist(), rng.integers(0, 60, n).tolist())
+    )
+
+
+def examples_of(part, dataset):
+    """(user id, history, target) of every example."""
+    users = dataset.users.to_pylist()
+    owners = [users[user] for user in part.histories.users]
+    histories = [part.histories[i].tolist() for i in range(len(part))]
+    return list(zip(owners, histories, part.targets.tolist(), strict=True))
+
+
+def train_of(dataset):
+    train = dataset.splits.train
+    return {dataset.users[int(user)].as_py(): train[i].tolist() for i, user in enumerate(train.users)}
+
+
+def test_leave_one_out_by_hand():
+    rows = [("a", 1, 10), ("b", 7, 1), ("a", 2, 5), ("a", 3, 20), ("c", 4, 1), ("c", 5, 2), ("a", 4, 15)]
+    dataset = build(rows, LeaveOneOut())
+    assert train_of(dataset) == {"a": [2, 1], "b": [7], "c": [4, 5]}  # b and c have fewer than 3: they only train
+    assert examples_of(dataset.splits.validation, dataset) == [("a", [2, 1], 4)]
+    assert examples_of(dataset.splits.test, dataset) == [("a", [2, 1, 4], 3)]
+
+
+def test_ties_keep_the_order_of_the_source():
+    rows = [("a", 5, 1), ("a", 3, 1), ("a", 9, 0), ("a", 4, 1)]
+    dataset = build(rows, LeaveOneOut())
+    assert dataset.item.tolist() == [9, 5, 3, 4]
+    assert examples_of(dataset.splits.test, dataset) == [("a", [9, 5, 3], 4)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_leave_one_out_is_the_naive_cut(seed):
+    rows = random_rows(seed)
+    dataset = build(rows, LeaveOneOut(), items=12)
+    sequences = {}
+    for user, item, _ in sorted(rows, key=lambda row: row[2]):
+        sequences.setdefault(str(user), []).append(item)
+    long = {user: seq for user, seq in sequences.items() if len(seq) >= 3}
+    assert train_of(dataset) == sequences | {user: seq[:-2] for user, seq in long.items()}
+    for part, cut in ((dataset.splits.validation, -2), (dataset.splits.test, -1)):
+        expected = [(user, seq[:cut], seq[cut]) for user, seq in long.items()]
+        assert sorted(examples_of(part, dataset)) == sorted(expected)
+
+
+def test_global_time_by_hand_with_the_boundary_in_the_later_part():
+    # 11 interactions at times 0..10: the .8 and .9 quantiles are 8 and 9 exactly.
+    users = "aaabbaabacb"
+    rows = [(user, time, time) for time, user in enumerate(users)]
+    dataset = build(rows, GlobalTime(validation=0.8, test=0.9), items=11)
+    assert train_of(dataset) == {"a": [0, 1, 2, 5, 6], "b": [3, 4, 7], "c": []}
+    assert examples_of(dataset.splits.validation, dataset) == [("a", [0, 1, 2, 5, 6], 8)]
+    # c's only interaction, at time 9, has no history, so it is no example.
+    assert examples_of(dataset.splits.test, dataset) == [("b", [3, 4, 7], 10)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_global_time_trains_on_nothing_at_or_after_the_cut(seed):
+    rows = random_rows(seed)
+    dataset = build(rows, GlobalTime(0.6, 0.8), items=12)
+    first, second = np.quantile([time for _, _, time in rows], [0.6, 0.8])
+    counted = sorted(item for _, item, time in rows if time < first)
+    assert sorted(item for items in train_of(dataset).values() for item in items) == counted
+    for part, low, high in ((dataset.splits.validation, first, second), (dataset.splits.test, second, np.inf)):
+        ends = part.histories.ends  # a history ends where its target stands
+        continued = np.diff(dataset.user, prepend=-1) == 0
+        assert ends.tolist() == np.flatnonzero(continued & (dataset.time >= low) & (dataset.time < high)).tolist()
+        assert (dataset.item[ends] == part.targets).all()
+        assert (dataset.user[ends] == part.histories.users).all()
+
+
+def test_global_time_needs_timestamps_and_ordered_quantiles():
+    rows = [("a", i, i) for i in range(10)]
+    assert len(build(rows, GlobalTime()).splits.test) == 1
+    with pytest.raises(SemidError, match="needs timestamps"):
+        _ = build(rows, GlobalTime(), order="position").splits
+    with pytest.raises(SemidError, match=r"expected 0 < validation < test < 1, got 0.9 and 0.8"):
+        _ = build(rows, GlobalTime(0.9, 0.8)).splits
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_held_out_items_never_train_and_are_all_targets(seed):
+    rows = random_rows(seed)
+    dataset = build(rows, HeldOutItems(fraction=0.34, seed=seed), items=12)
+    splits = dataset.splits
+    held = [set(part.targets.tolist()) for part in (splits.validation, splits.test)]
+    warm = {item for items in train_of(dataset).values() for item in items}
+    assert len(held[0]) == len(held[1]) == 2
+    assert not held[0] & held[1]
+    assert warm == set(range(12)) - held[0] - held[1]
+    for part, cold in ((splits.validation, held[0]), (splits.test, held[1])):
+        expected = []
+        for user in range(dataset.num_users):
+            sequence = dataset.item[dataset.user == user].tolist()
+            for i, item in enumerate(sequence):
+                history = [earlier for earlier in sequence[:i] if earlier in warm]
+                if item in cold and history:
+                    expected.append((dataset.users[user].as_py(), history, item))
+        assert examples_of(part, dataset) == expected
+
+
+def test_held_out_items_depend_on_the_seed_alone():
+    rows = random_rows(0)
+    targets = [set(build(rows, HeldOutItems(0.5, seed), items=12).splits.test.targets.tolist()) for seed in (0, 0, 1)]
+    assert targets[0] == targets[1] != targets[2]
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.05, 1.0])
+def test_held_out_fraction_must_leave_items_on_both_sides(fraction):
+    rows = random_rows(0)
+    with pytest.raises(SemidError, match=f"fraction {fraction} of 12 items holds out"):
+        _ = build(rows, HeldOutItems(fraction), items=12).splits
+
+
+def test_examples_by_name():
+    splits = build([("a", i, i) for i in range(4)], LeaveOneOut()).splits
+    assert splits.examples("test").targets.tolist() == [3]
+    assert splits.examples("validation").take(slice(0, 0)).targets.tolist() == []
+    with pytest.raises(SemidError, match="expected split 'validation' or 'test', got 'train'"):
+        splits.examples("train")
+    with pytest.raises(SemidError, match="the test split has no examples"):
+        build([("a", 1, 1), ("b", 2, 2)], LeaveOneOut()).splits.examples("test")
