@@ -2,14 +2,15 @@
 
     python -m experiments.amazon --dataset ../shared/data/amazon14_beauty --out runs/beauty
 
-Any folder that `semid prepare layout` reads will do. Leave-one-out, 20-item histories, item level, full catalogue,
-beam 50; models are chosen by validation NDCG@10 and test is read once. For each seed (tokenizer and generator):
+Any folder that `semid prepare layout` reads will do if it has `text_minilm_f16.npy`. Leave-one-out, 20-item histories,
+item level, full catalogue, beam 50; models are chosen by validation NDCG@10 and test is read once. For each seed (of
+tokenizer and models):
 
     sasrec            full-softmax cross-entropy, ids alone
     sasrec-text       ... with the text vector projected into the item vectors
     semid-text        RQ-VAE codes of the text vectors; the generator reads codes and text vector
-    semid-hybrid      RQ-VAE codes of [text ; vectors of sasrec], the generator reads an item-id embedding too
-                      (so it knows no cold items)
+    semid-hybrid      residual k-means codes of [text ; vectors of sasrec-text], which the generator reads too, and an
+                      item-id embedding (so it knows no cold items)
 
 Expected on Beauty (test Recall@10, seen items included): .08, .08, .06, .07. See docs/results.md for the figures, the
 minutes and the machine. Finished models are skipped when the command is given again.
@@ -27,7 +28,7 @@ import numpy as np
 import tyro
 
 from semid import GeneratorConfig, SemanticCatalog, TokenizerConfig, tokenize, train_generator
-from semid.artifacts import read_artifact, read_json, write_json
+from semid.artifacts import Manifest, read_artifact, read_json, write_json
 from semid.data.dataset import KIND as DATASET
 from semid.data.dataset import Dataset
 from semid.data.layout import read_layout
@@ -36,7 +37,7 @@ from semid.evaluation.comparison import against_exact, baselines, compare, examp
 from semid.recommender import KIND as MODEL
 from semid.recommender import Recommender
 from semid.tokenizer import KIND as CATALOG
-from semid.tokenizer import RQVaeConfig
+from semid.tokenizer import RQKmeansConfig, RQVaeConfig
 from semid.training import OptimizerConfig, TrainingConfig
 from seq_models import DenseConfig, RQTransformerConfig, TransformerConfig
 
@@ -55,13 +56,13 @@ def sasrec(features: tuple[str, ...], *, epochs: float) -> GeneratorConfig:
     )
 
 
-def generator(*, epochs: float, id_embedding: bool) -> GeneratorConfig:
+def generator(features: tuple[str, ...], *, dropout: float, epochs: float, id_embedding: bool) -> GeneratorConfig:
     """The RQ-Transformer, of twice the default width: at width 64 it underfits these codes."""
-    backbone = TransformerConfig(dim=128, heads=4, hidden=256, dropout=0.15 if id_embedding else 0.1)
+    backbone = TransformerConfig(dim=128, heads=4, hidden=256, dropout=dropout)
     optimizer = OptimizerConfig(learning_rate=2e-3)
     return GeneratorConfig(
         model=RQTransformerConfig(backbone, id_embedding=id_embedding),
-        features=(TEXT,),
+        features=features,
         training=TrainingConfig(epochs=epochs, batch_size=32, validate_every=2, patience=4, optimizer=optimizer),
     )
 
@@ -80,7 +81,7 @@ def main(
         out: Folder for all results.
         seeds: One run each, of tokenizer and models.
         beam_size: Beams per user in evaluation.
-        budget: Factor on all numbers of epochs (tokenizer 100, SASRec 20, generators 16 and 20).
+        budget: Factor on all numbers of epochs (tokenizer 100, SASRec 20, generators 16 and 12).
     """
     if not (out / "dataset").exists():
         read_layout(dataset).save(out / "dataset")
@@ -113,32 +114,36 @@ def _train(data: Dataset, out: Path, *, seed: int, budget: float) -> tuple[dict[
         write_json(record, minutes)
         return result
 
-    def model(name: str, catalog: str, config: GeneratorConfig, of: Dataset) -> Recommender:
-        codes = read_artifact(out / f"{catalog}_{seed}", CATALOG)
-        return timed(
-            name,
-            lambda path: train_generator(
-                of, catalogs[catalog], config, out=path, parents={**parents, "catalog": codes}, seed=seed
-            ),
-        )
+    def codes(name: str, of: Dataset, config: TokenizerConfig, teacher: Mapping[str, Manifest]) -> SemanticCatalog:
+        return timed(name, lambda path: tokenize(of, config, out=path, parents={**parents, **teacher}, seed=seed))
 
-    def codes(name: str, of: Dataset, columns: tuple[str, ...], more: Mapping[str, Any]) -> SemanticCatalog:
-        training = replace(RQVaeConfig().training, epochs=RQVaeConfig().training.epochs * budget)
-        config = TokenizerConfig(RQVaeConfig(training=training), columns=columns)
-        return timed(name, lambda path: tokenize(of, config, out=path, parents={**parents, **more}, seed=seed))
+    def model(
+        name: str, of: Dataset, catalog: SemanticCatalog, config: GeneratorConfig, made_from: Mapping[str, Manifest]
+    ) -> Recommender:
+        known = {**parents, **made_from}
+        return timed(name, lambda path: train_generator(of, catalog, config, out=path, parents=known, seed=seed))
 
-    catalogs = {"codes-text": codes("codes-text", data, (TEXT,), {})}
+    def manifest(name: str, kind: str) -> Manifest:
+        return read_artifact(out / f"{name}_{seed}", kind)
+
+    training = replace(RQVaeConfig().training, epochs=RQVaeConfig().training.epochs * budget)
+    text_codes = codes("codes-text", data, TokenizerConfig(RQVaeConfig(training=training), columns=(TEXT,)), {})
+    by = {"catalog": manifest("codes-text", CATALOG)}
     models = {
-        "sasrec": model("sasrec", "codes-text", sasrec((), epochs=20 * budget), data),
-        "sasrec-text": model("sasrec-text", "codes-text", sasrec((TEXT,), epochs=20 * budget), data),
-        "semid-text": model("semid-text", "codes-text", generator(epochs=16 * budget, id_embedding=False), data),
+        "sasrec": model("sasrec", data, text_codes, sasrec((), epochs=20 * budget), by),
+        "sasrec-text": model("sasrec-text", data, text_codes, sasrec((TEXT,), epochs=20 * budget), by),
     }
-    collaborative = data.with_vectors(COLLABORATIVE, models["sasrec"].item_vectors())
-    teacher = {"sasrec": read_artifact(out / f"sasrec_{seed}", MODEL)}
-    catalogs["codes-hybrid"] = codes("codes-hybrid", collaborative, (TEXT, COLLABORATIVE), teacher)
-    models["semid-hybrid"] = model(
-        "semid-hybrid", "codes-hybrid", generator(epochs=20 * budget, id_embedding=True), data
+    plain = generator((TEXT,), dropout=0.1, epochs=16 * budget, id_embedding=False)
+    models["semid-text"] = model("semid-text", data, text_codes, plain, by)
+    teacher = {"sasrec-text": manifest("sasrec-text", MODEL)}
+    collaborative, columns = (
+        data.with_vectors(COLLABORATIVE, models["sasrec-text"].item_vectors()),
+        (TEXT, COLLABORATIVE),
     )
+    mixed_codes = codes("codes-hybrid", collaborative, TokenizerConfig(RQKmeansConfig(), columns=columns), teacher)
+    hybrid = generator(columns, dropout=0.15, epochs=12 * budget, id_embedding=True)
+    by = {**teacher, "catalog": manifest("codes-hybrid", CATALOG)}
+    models["semid-hybrid"] = model("semid-hybrid", collaborative, mixed_codes, hybrid, by)
     return models, minutes
 
 

@@ -7,11 +7,13 @@ sha256 of every file, the digests of its parents, package versions, seed and dev
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -69,14 +71,14 @@ def write_artifact(
     """Yield a temporary directory beside `path`; on success seal it with a manifest and rename it to `path`.
 
     An artifact that already stands at `path` is replaced; anything else there is refused (see `check_output`).
-    After an exception nothing is left behind.
+    After an exception nothing is left behind; what a kill leaves, the next call of this or `is_current` undoes.
     """
     path = Path(path)
     wanted = _request(kind, config, parents, seed)
+    _remove_leftovers(path)
     check_output(path, kind=kind)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(path)
-    temporary = path.parent / f".{path.name}.writing-{os.getpid()}"
+    temporary = path.parent / _temporary_name(path, "writing")
     temporary.mkdir()
     try:
         yield temporary
@@ -84,9 +86,11 @@ def write_artifact(
         values = asdict(wanted) | {"files": files, "packages": _packages(), "devices": devices or platform.machine()}
         values |= {"created": datetime.now(UTC).isoformat(timespec="seconds")}
         write_json(temporary / MANIFEST, values | {"digest": Manifest(**values).digest})
-        _replace_directory(temporary, path)
+        if path.exists():  # the old one steps aside first: a rename cannot replace a full directory
+            os.replace(path, path.parent / _temporary_name(path, "replaced"))
+        os.replace(temporary, path)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove_leftovers(path)
 
 
 def read_artifact(path: str | Path, kind: str) -> Manifest:
@@ -112,18 +116,18 @@ def is_current(path: str | Path, *, kind: str, config: dict, parents: Mapping[st
     Raises SemidError if it holds anything else, naming what differs: an output folder in use is never overwritten.
     """
     path = Path(path)
+    _remove_leftovers(path)
     check_output(path, kind=kind)
     if not (path / MANIFEST).is_file():
         return False
-    found, wanted = read_artifact(path, kind), _request(kind, config, parents, seed)
-    if found.fingerprint == wanted.fingerprint:
-        print(f"{path}: this {kind} exists, made with the same settings and inputs; skipped")
-        return True
-    change = difference(
-        found.config | {"seed": found.seed, "parents": found.parents},
-        wanted.config | {"seed": wanted.seed, "parents": wanted.parents},
-    )
-    raise SemidError(f"{path}: in use by a {kind} of other settings ({change}); choose another --out or delete it")
+    asked_for = [
+        made.config | {"schema_version": made.schema_version, "seed": made.seed, "parents": made.parents}
+        for made in (read_artifact(path, kind), _request(kind, config, parents, seed))
+    ]
+    if change := difference(*asked_for):
+        raise SemidError(f"{path}: in use by a {kind} of other settings ({change}); choose another --out or delete it")
+    print(f"{path}: this {kind} exists, made with the same settings and inputs; skipped")
+    return True
 
 
 def check_output(path: Path, *, kind: str) -> None:
@@ -140,7 +144,7 @@ def check_output(path: Path, *, kind: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON to a temporary name and rename it: a reader sees the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.writing-{os.getpid()}")
+    temporary = path.with_name(_temporary_name(path, "writing"))
     temporary.write_text(json.dumps(value, indent=1, sort_keys=False, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(temporary, path)
 
@@ -198,23 +202,26 @@ def _read_manifest(path: Path) -> Manifest:
     return manifest
 
 
-def _replace_directory(temporary: Path, path: Path) -> None:
-    """Rename over an older artifact: the old one steps aside first, since rename cannot replace a full directory."""
-    if path.exists():
-        aside = path.parent / f".{path.name}.replaced-{os.getpid()}"
-        os.replace(path, aside)
-        os.replace(temporary, path)
-        shutil.rmtree(aside)
-    else:
-        os.replace(temporary, path)
+def _temporary_name(path: Path, use: str, process: int | str | None = None) -> str:
+    """A hidden name that says which process of which host uses it: another host cannot tell whether that lives."""
+    host = re.sub(r"[^A-Za-z0-9.]", "_", platform.node())
+    return f".{path.name}.{use}-{host}-{os.getpid() if process is None else process}"
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Delete what a killed process left of its attempt to write `path`; another live writer's is not touched."""
-    for leftover in path.parent.glob(f".{path.name}.writing-*"):
-        process = Path("/proc") / leftover.name.rpartition("-")[2]
-        if process.name == str(os.getpid()) or (process.parent.is_dir() and not process.exists()):
-            shutil.rmtree(leftover)
+    """Undo what this process, or a killed one of this host, left of its attempt to write `path`.
+
+    An artifact that stepped aside for one that never came is put back. Another live writer's is not touched.
+    """
+    for use in ("replaced", "writing"):
+        for leftover in path.parent.glob(glob.escape(_temporary_name(path, use, "")) + "*"):
+            process = Path("/proc") / leftover.name.rpartition("-")[2]
+            if process.name != str(os.getpid()) and (process.exists() or not process.parent.is_dir()):
+                continue
+            if use == "replaced" and not path.exists():
+                os.replace(leftover, path)
+            else:
+                shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _packages() -> dict[str, str]:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Union
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich import box
@@ -24,32 +24,60 @@ from semid.prepare import Prepare, console, print_statistics
 from semid.recommender import KIND as MODEL
 from semid.recommender import Recommender
 from semid.tokenizer import KIND as CATALOG
-from semid.tokenizer import TokenizerConfig, tokenize
+from semid.tokenizer import RQKmeansConfig, RQVaeConfig, TokenizerConfig, tokenize
+from seq_models import DenseConfig, RQTransformerConfig
+
+
+@dataclass(frozen=True)
+class _Tokenizer(TokenizerConfig):
+    """A TokenizerConfig whose methods have their usual names as subcommands."""
+
+    method: (
+        Annotated[RQVaeConfig, tyro.conf.subcommand("rq-vae")]
+        | Annotated[RQKmeansConfig, tyro.conf.subcommand("rq-kmeans")]
+    ) = RQVaeConfig()
+    """RQ-VAE, or its training-free sibling."""
+
+
+@dataclass(frozen=True)
+class _Generator(GeneratorConfig):
+    """A GeneratorConfig whose models have their usual names as subcommands."""
+
+    model: (
+        Annotated[RQTransformerConfig, tyro.conf.subcommand("rq-transformer")]
+        | Annotated[DenseConfig, tyro.conf.subcommand("sasrec")]
+    ) = RQTransformerConfig()
+    """RQ-Transformer (semantic IDs), or SASRec with full-softmax cross-entropy."""
 
 
 @dataclass(frozen=True)
 class Tokenize:
-    """Train a tokenizer on the items' vectors and write the catalogue of their codes."""
+    """Train a tokenizer on the items' vectors and write the catalogue of their codes.
+
+    Options of a method follow its name, after all others; `semid tokenize rq-vae --help` lists them.
+    """
 
     dataset: Path
     """Dataset folder."""
     out: Path
     """Catalogue folder to write."""
-    config: tyro.conf.OmitArgPrefixes[TokenizerConfig] = TokenizerConfig()
+    config: tyro.conf.OmitArgPrefixes[_Tokenizer] = _Tokenizer()
     seed: int = 0
     """Seed of initialization and shuffling."""
 
     def run(self) -> None:
         parents = {"dataset": artifacts.read_artifact(self.dataset, DATASET)}
-        tokenize(Dataset.load(self.dataset), self.config, out=self.out, parents=parents, seed=self.seed)
+        config = TokenizerConfig(**vars(self.config))
+        tokenize(Dataset.load(self.dataset), config, out=self.out, parents=parents, seed=self.seed)
         _print_health(self.out)
 
 
 @dataclass(frozen=True)
 class Train:
-    """Train a generator (or, with the subcommand dense-config, SASRec) on the dataset's training histories.
+    """Train a generator (or, with the subcommand sasrec, SASRec) on the dataset's training histories.
 
-    Interrupted runs go on from their last checkpoint when the same command is given again.
+    Options of a model follow its name, after all others; `semid train sasrec --help` lists them. Interrupted runs go
+    on from their last checkpoint when the same command is given again.
     """
 
     dataset: Path
@@ -58,7 +86,7 @@ class Train:
     """Catalogue folder of the same dataset."""
     out: Path
     """Model folder to write."""
-    config: tyro.conf.OmitArgPrefixes[GeneratorConfig] = GeneratorConfig()
+    config: tyro.conf.OmitArgPrefixes[_Generator] = _Generator()
     seed: int = 0
     """Seed of parameters, shuffling and dropout."""
 
@@ -70,7 +98,8 @@ class Train:
         dataset = Dataset.load(self.dataset)
         print_statistics(dataset)
         catalog = SemanticCatalog.read(self.catalog / CATALOG_FILE)
-        train_generator(dataset, catalog, self.config, out=self.out, parents=parents, seed=self.seed)
+        config = GeneratorConfig(**vars(self.config))
+        train_generator(dataset, catalog, config, out=self.out, parents=parents, seed=self.seed)
         console.print(f"model: {self.out}")
 
 
@@ -90,9 +119,11 @@ class Evaluate:
     """Beams per user."""
     exclude_seen: bool = False
     """Never recommend an item of the history. Such figures must not be compared with the others."""
+    other_dataset: bool = False
+    """Measure on a dataset the model was not trained on; its test targets may have been trained on."""
     out: Path | None = None
-    """File to write; none given: metrics.json (metrics_seen_excluded.json) beside the first model's folder.
-    examples.json goes beside it."""
+    """File to write, with examples.json beside it. None given: metrics.json beside the first model's folder; the name
+    gains _validation and _seen_excluded with those options, and no examples are written then."""
 
     def run(self) -> None:
         from semid.evaluation import write_metrics
@@ -100,11 +131,10 @@ class Evaluate:
 
         if not self.model:
             raise SemidError("evaluate: expected at least one model folder after --model, got none")
-        default = "metrics_seen_excluded.json" if self.exclude_seen else "metrics.json"
-        out = self.out or self.model[0].parent / default
+        out = self.out or self.model[0].parent / f"metrics{self._suffix}.json"
         if out.is_dir():
             raise SemidError(f"{out}: is a folder; name the file to write")
-        digests = {str(path): artifacts.read_artifact(path, MODEL).digest for path in self.model}
+        provenance = self._provenance()
         dataset = Dataset.load(self.dataset)
         print_statistics(dataset)
         models = {_name(path, self.model): Recommender.from_pretrained(path) for path in self.model}
@@ -119,21 +149,44 @@ class Evaluate:
         seen = {"seen": "excluded"} if self.exclude_seen else {}
         rows = [{**metrics.row(name), **seen} for name, metrics in measured.items()]
         first = next(iter(models))
-        users = example_users(models[first], dataset, split=self.split)
         searched = {
             name: against_exact(model, dataset, split=self.split, beam_size=self.beam_size)
             for name, model in models.items()
             if model.codes is not None
         }
         out.parent.mkdir(parents=True, exist_ok=True)
-        provenance = measured[first].provenance | {"models": digests, "beam_against_exact": searched}
-        write_metrics(out, self.split, rows, provenance)
-        artifacts.write_json(out.with_name("examples.json"), users)
+        if self.out or not self._suffix:  # a folder's examples are those of its metrics.json
+            users = example_users(
+                models[first], dataset, split=self.split, beam_size=self.beam_size, exclude_seen=self.exclude_seen
+            )
+            artifacts.write_json(out.with_name("examples.json"), users)
+        provenance |= {"beam_against_exact": searched}
+        write_metrics(out, self.split, rows, measured[first].provenance | provenance)
         console.print(metrics_table(rows, self.ks))
         for name, search in searched.items():
             share = f"{search['exact_top_10_found']:.2%} of the exact top 10 ({search['users']} users)"
             console.print(f"{name}: a beam of {self.beam_size} finds {share}")
         console.print(f"wrote {out}")
+
+    @property
+    def _suffix(self) -> str:
+        """What sets the figures apart from those of test with seen items included."""
+        return "_validation" * (self.split == "validation") + "_seen_excluded" * self.exclude_seen
+
+    def _provenance(self) -> dict[str, Any]:
+        """The models' digests; raises SemidError for a model of another dataset, unless that is asked for."""
+        dataset = artifacts.read_artifact(self.dataset, DATASET)
+        models = {str(path): artifacts.read_artifact(path, MODEL) for path in self.model}
+        other = {path: m.parents.get("dataset", "unknown") for path, m in models.items()}
+        other = {path: digest for path, digest in other.items() if digest != dataset.digest}
+        if other and not self.other_dataset:
+            path, digest = next(iter(other.items()))
+            raise SemidError(
+                f"{path}: trained on dataset digest {digest[:16]}, not on {self.dataset} of {dataset.digest[:16]};"
+                " name the one that it was trained on, or measure on this one all the same with --other-dataset"
+            )
+        digests = {"models": {path: manifest.digest for path, manifest in models.items()}}
+        return digests | ({"trained_on_other_dataset": other} if other else {})
 
 
 @dataclass(frozen=True)
@@ -160,6 +213,8 @@ class Recommend:
             unknown = int((~recommender.catalog.find_rows(history)[1]).sum()) if history else 0
             if unknown:
                 console.print(f"dropped {unknown} unknown of {len(history)} items of the history")
+            if history and unknown == len(history):
+                console.print("no known item left: the most popular of training")
         top = recommender.recommend(
             [history],
             k=self.k,
@@ -236,16 +291,16 @@ class Report:
         console.print(f"wrote {write_report(self.runs, self.out or self.runs[0] / 'report.html')}")
 
 
-Command = Union[  # noqa: UP007 - tyro names subcommands by annotation
-    Annotated[Prepare, tyro.conf.subcommand("prepare")],
-    Annotated[Tokenize, tyro.conf.subcommand("tokenize")],
-    Annotated[Train, tyro.conf.subcommand("train")],
-    Annotated[Evaluate, tyro.conf.subcommand("evaluate")],
-    Annotated[Recommend, tyro.conf.subcommand("recommend")],
-    Annotated[Export, tyro.conf.subcommand("export")],
-    Annotated[ImportCodes, tyro.conf.subcommand("import-codes")],
-    Annotated[Report, tyro.conf.subcommand("report")],
-]
+Command = (
+    Annotated[Prepare, tyro.conf.subcommand("prepare")]
+    | Annotated[Tokenize, tyro.conf.subcommand("tokenize")]
+    | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Recommend, tyro.conf.subcommand("recommend")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
+    | Annotated[ImportCodes, tyro.conf.subcommand("import-codes")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -289,13 +344,20 @@ def _print_health(folder: Path) -> None:
 
 
 def _name(path: Path, paths: tuple[Path, ...]) -> str:
-    """A model's name in tables: semid or sasrec by its kind; where two share that, its folder's; else its path."""
-    kinds = [artifacts.read_json(p / "config.json")["model"]["type"] for p in paths]
-    names = ["sasrec" if kind == "DenseConfig" else "semid" for kind in kinds]
-    own, folders = names[paths.index(path)], [p.name for p in paths]
+    """A model's name in tables: its kind; where two share that, its folder's; else its path."""
+    names, folders = [_kind(p) for p in paths], [p.name for p in paths]
+    own = names[paths.index(path)]
     if names.count(own) == 1:
         return own
     return path.name if folders.count(path.name) == 1 else str(path)
+
+
+def _kind(path: Path) -> str:
+    """semid, sasrec, or sasrec-content: SASRec that reads content vectors beside its ids."""
+    spec = artifacts.read_json(path / "config.json")
+    if spec["model"]["type"] != "DenseConfig":
+        return "semid"
+    return "sasrec-content" if spec["num_features"] else "sasrec"
 
 
 if __name__ == "__main__":

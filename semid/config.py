@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import enum
+import functools
 import types
 import typing
 from typing import Any, TypeVar
@@ -19,10 +20,14 @@ T = TypeVar("T")
 
 
 def to_dict(config: Any) -> Any:
-    """The JSON form of a (nested) frozen dataclass. Raises SemidError for values that JSON cannot hold."""
+    """The JSON form of a (nested) frozen dataclass. Raises SemidError for values that JSON cannot hold.
+
+    An integer in a field of floats becomes a float: `epochs=36` and `epochs=36.0` have one form, hence one digest.
+    """
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        fields = {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
-        return {"type": type(config).__name__, **fields}
+        kinds = _hints(type(config))
+        values = {f.name: _with_floats(kinds[f.name], getattr(config, f.name)) for f in dataclasses.fields(config)}
+        return {"type": type(config).__name__, **{name: to_dict(value) for name, value in values.items()}}
     if isinstance(config, enum.Enum):
         return config.value
     if isinstance(config, (tuple, list)):
@@ -40,6 +45,24 @@ def from_dict(cls: type[T], data: dict, *, where: str = "config") -> T:
     Raises SemidError for an unknown key (the nearest is suggested), a missing one without default, or a wrong type.
     """
     return typing.cast(T, _read(cls, data, where))
+
+
+@functools.cache
+def _hints(cls: Any) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _with_floats(kind: Any, value: Any) -> Any:
+    """`value` with integers made floats where its declared type has floats and no integers."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if kind is float and type(value) is int:
+        return float(value)
+    if origin in (typing.Union, types.UnionType) and int not in args:
+        return functools.reduce(lambda found, one: _with_floats(one, found), args, value)
+    if origin is tuple and isinstance(value, (tuple, list)):
+        inner = args[:1] * len(value) if args[1:] == (Ellipsis,) else args
+        return tuple(_with_floats(one, item) for one, item in zip(inner, value, strict=True))
+    return value
 
 
 def _read(kind: Any, value: Any, where: str) -> Any:
@@ -69,7 +92,7 @@ def _read_dataclass(cls: Any, value: Any, where: str) -> Any:
         raise SemidError(f"{where}: expected the keys of {cls.__name__}, got {value!r}")
     if value.get("type", cls.__name__) != cls.__name__:
         raise SemidError(f"{where}: expected type {cls.__name__}, got {value['type']!r}")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}
     known = {}
     for key in [name for name in value if name != "type"]:
@@ -103,7 +126,10 @@ def _read_enum(kind: type[enum.Enum], value: Any, where: str) -> enum.Enum:
 
 
 def difference(old: dict, new: dict, *, prefix: str = "") -> str:
-    """The first entries in which two JSON configs differ, for a message: `epochs: 3 -> 4, ...`."""
+    """The first entries in which two JSON configs differ, for a message: `epochs: 3 -> 4, ...`; empty if none does.
+
+    An absent entry is None, and 36 is 36.0: what was written before a field was added or given as a float still reads.
+    """
     changes = []
     for key in sorted(old.keys() | new.keys()):
         a, b = old.get(key), new.get(key)

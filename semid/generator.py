@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,8 @@ from semid.data.splits import Examples
 from semid.errors import SemidError
 from semid.evaluation.metrics import accuracy, group_ids, item_places
 from semid.recommender import KIND, ItemTables, ModelConfig, ModelSpec, Recommender, build_model, inputs_at
-from semid.training import OptimizerConfig, TrainingConfig, fitting_batch, make_mesh, train
+from semid.training import OptimizerConfig, TrainingConfig, discard_checkpoints, fitting_batch, make_mesh, train
+from semid.training.loop import Validate
 from semid.training.tracking import HISTORY
 from seq_models import DenseConfig, DenseTransformer, RQTransformer, RQTransformerConfig
 from seq_models.losses import softmax_cross_entropy
@@ -50,6 +50,11 @@ class GeneratorConfig:
     validation_beam: int = 20
     """Beam size in validation."""
 
+    def __post_init__(self) -> None:
+        for name in ("max_history", "row_length", "validation_users", "validation_beam"):
+            if getattr(self, name) < 1:
+                raise SemidError(f"expected {name} of at least 1, got {getattr(self, name)}")
+
 
 def train_generator(
     dataset: Dataset,
@@ -67,8 +72,9 @@ def train_generator(
     on from there, and one that was finished is read and not repeated. Raises SemidError if catalogue and dataset have
     other items, or `out` is in use.
     """
-    settings = {"generator": to_dict(config)}
+    settings, folder = {"generator": to_dict(config)}, out.with_name(f"{out.name}.checkpoints")
     if artifacts.is_current(out, kind=KIND, config=settings, parents=parents, seed=seed):
+        discard_checkpoints(folder)  # a kill may have come between the artifact and this
         return Recommender.from_pretrained(out)
     if not catalog.item_ids.equals(dataset.item_ids):
         raise SemidError(
@@ -84,16 +90,15 @@ def train_generator(
         max_history=config.max_history,
     )
     packed = pack(dataset.splits.train, max_history=config.max_history, row_length=config.row_length)
-    as_recommender = functools.partial(
-        Recommender, catalog=catalog, spec=spec, features=features, train_counts=training_counts(dataset)
-    )
+    model = build_model(spec, seed=seed)
+    untrained = Recommender(model, catalog, spec=spec, features=features, train_counts=training_counts(dataset))
     mesh = make_mesh() if mesh is None else mesh
     size = fitting_batch(config.training.batch_size, rows=len(packed.history), mesh=mesh)
-    folder = out.with_name(f"{out.name}.checkpoints")
-    model = train(
-        build_model(spec, seed=seed),
+    process = (jax.process_index(), jax.process_count())
+    trained = train(
+        model,
         dense_loss if isinstance(config.model, DenseConfig) else code_loss,
-        lambda num_steps: batches(packed, batch_size=size, num_batches=num_steps, seed=seed),
+        lambda num_steps: batches(packed, batch_size=size, num_batches=num_steps, seed=seed, process=process),
         tables=ItemTables(jnp.asarray(catalog.codes), None if features is None else jnp.asarray(features)),
         config=config.training,
         steps_per_epoch=-(-len(packed.history) // size),
@@ -101,16 +106,16 @@ def train_generator(
         folder=folder,
         request={"config": settings, "seed": seed, "parents": {name: p.digest for name, p in parents.items()}},
         title=f"training {out.name}",
-        validate=_validation(as_recommender, dataset, config, seed),
+        validate=_validation(untrained, dataset, config, seed),
         select="ndcg@10",
         mesh=mesh,
     )
-    recommender = as_recommender(model)
+    recommender = untrained.with_model(trained)
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     with artifacts.write_artifact(out, kind=KIND, config=settings, parents=parents, seed=seed, devices=devices) as tmp:
         recommender.write(tmp)
         shutil.copy(folder / HISTORY, tmp / HISTORY)
-    shutil.rmtree(folder)
+    discard_checkpoints(folder)
     return recommender
 
 
@@ -154,16 +159,17 @@ def training_counts(dataset: Dataset) -> Int[np.ndarray, " items"]:
     return np.bincount(dataset.splits.train.flat()[0], minlength=dataset.num_items).astype(np.int32)
 
 
-def _validation(as_recommender: Any, dataset: Dataset, config: GeneratorConfig, seed: int) -> Any:
+def _validation(untrained: Recommender, dataset: Dataset, config: GeneratorConfig, seed: int) -> Validate:
     """A function from a model to its Recall@10 and NDCG@10 on a fixed sample of the validation split."""
     examples: Examples = dataset.splits.examples("validation")
     if len(examples) > config.validation_users:
         examples = examples.take(np.random.default_rng(seed).permutation(len(examples))[: config.validation_users])
 
+    groups = np.arange(dataset.num_items) if untrained.codes is None else group_ids(untrained.codes)
+
     def validate(model: Any) -> dict[str, float]:
-        recommender = as_recommender(model)
+        recommender = untrained.with_model(model)
         ranked = recommender.rank(examples.histories, k=10, exclude_seen=False, beam_size=config.validation_beam)
-        groups = np.arange(dataset.num_items) if recommender.codes is None else group_ids(recommender.codes)
         values = accuracy(item_places(ranked, examples.targets, groups), (10,))
         return {name: float(values[name].mean()) for name in ("ndcg@10", "recall@10")}
 

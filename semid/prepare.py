@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, Union
+from typing import Annotated, ClassVar, Literal, Union
 
 import tyro
 from rich.console import Console
@@ -13,6 +13,7 @@ from rich.table import Table
 from semid import artifacts
 from semid.data.dataset import KIND, Dataset
 from semid.data.splits import LeaveOneOut, SplitRule
+from semid.errors import SemidError
 
 # Ids and paths are printed as they are, brackets and colons included, and never broken into lines.
 console = Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
@@ -27,40 +28,60 @@ class _Source:
     split_rule: SplitRule = LeaveOneOut()
     """How interactions are cut into training, validation and test."""
     text_vectors: int = 128
-    """Dimensions of vectors made from the items' words (LSA) where the items bring no vectors."""
+    """Dimensions of vectors made from the items' words (LSA) where the items bring no vectors. 0: make none."""
 
     def read(self) -> Dataset:
         """The dataset of this source."""
         raise TypeError(f"{type(self).__name__} does not say how it is read")
 
     def run(self) -> None:
-        """Read, print statistics, write."""
-        from semid.encoders.text import with_text_vectors
-
+        """Read, print statistics, write. What forbids writing is found before anything is read."""
+        artifacts.check_output(self.out, kind=KIND)
+        if self.text_vectors < 0:
+            raise SemidError(f"expected text_vectors of 0 (make none) or more, got {self.text_vectors}")
         dataset = self.read()
         print_statistics(dataset)
-        if not dataset.vector_columns and dataset.text_columns:
-            dataset = with_text_vectors(dataset, dim=self.text_vectors)
-            console.print(f"made {dataset.vectors('text_lsa').shape[1]}-d vectors of the items' text (text_lsa)")
+        if self.text_vectors and not dataset.vector_columns:
+            dataset = _with_text_vectors(dataset, self.text_vectors)
         if not artifacts.is_current(self.out, kind=KIND, config=dataset.config, parents={}, seed=None):
             dataset.save(self.out)
             console.print(f"wrote {self.out}")
 
 
+def _with_text_vectors(dataset: Dataset, dim: int) -> Dataset:
+    """`dataset` with vectors of its texts; as it is, and a line that says why, where they do not suffice."""
+    from semid.encoders.text import with_text_vectors
+
+    try:
+        made = with_text_vectors(dataset, dim=dim)
+    except SemidError as error:
+        console.print(f"no text vectors: {error}")
+        return dataset
+    console.print(f"made {made.vectors('text_lsa').shape[1]}-d vectors of the items' text (text_lsa)")
+    return made
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Tables(_Source):
+    format: ClassVar[str]
     items: Path
     """Table with item_id; text columns, vector columns and image or image_path as there are."""
     interactions: Path
-    """Table with user_id, item_id, and timestamp (seconds) or position; event and weight as there are."""
+    """Table with user_id, item_id, and timestamp (seconds, ISO-8601 or datetimes) or position; event and weight if any.
+    """
     vectors: dict[str, Path] = field(default_factory=dict)
     """Vector columns from .npy files: NAME FILE, row i for item row i."""
     name: str = ""
     """Name of the dataset; none given: the output folder's."""
 
     def read(self) -> Dataset:
-        from semid.data.importing import import_tables
+        from semid.data.importing import SUFFIXES, import_tables
 
+        for path in (self.items, self.interactions):
+            found = next((name for name, suffixes in SUFFIXES.items() if path.suffix.lower() in suffixes), self.format)
+            if found != self.format:
+                wanted = " or ".join(SUFFIXES[self.format])
+                raise SemidError(f"{path}: expected {wanted}; use `semid prepare {found}`, both tables of its kind")
         name = self.name or self.out.name
         return import_tables(
             self.items, self.interactions, name=name, split_rule=self.split_rule, vectors=self.vectors or None
@@ -71,15 +92,21 @@ class _Tables(_Source):
 class Parquet(_Tables):
     """Import items and interactions from two Parquet files."""
 
+    format = "parquet"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Csv(_Tables):
     """Import items and interactions from two CSV (or .tsv) files with a header line."""
 
+    format = "csv"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Jsonl(_Tables):
     """Import items and interactions from two files with one JSON object a line."""
+
+    format = "jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,19 +178,23 @@ class Simulated(_Source):
         return simulate(world).dataset.replace(split_rule=self.split_rule)
 
 
+Source = Union[  # noqa: UP007 - tyro names subcommands by annotation
+    Annotated[Parquet, tyro.conf.subcommand("parquet")],
+    Annotated[Csv, tyro.conf.subcommand("csv")],
+    Annotated[Jsonl, tyro.conf.subcommand("jsonl")],
+    Annotated[Layout, tyro.conf.subcommand("layout")],
+    Annotated[AmazonReviews, tyro.conf.subcommand("amazon-reviews")],
+    Annotated[Movielens, tyro.conf.subcommand("movielens")],
+    Annotated[Simulated, tyro.conf.subcommand("simulated")],
+]
+
+
 @dataclass(frozen=True)
 class Prepare:
     """Import a dataset: check it, print its statistics, write it as one verified folder."""
 
-    source: Union[  # noqa: UP007 - tyro names subcommands by annotation
-        Annotated[Parquet, tyro.conf.subcommand("parquet")],
-        Annotated[Csv, tyro.conf.subcommand("csv")],
-        Annotated[Jsonl, tyro.conf.subcommand("jsonl")],
-        Annotated[Layout, tyro.conf.subcommand("layout")],
-        Annotated[AmazonReviews, tyro.conf.subcommand("amazon-reviews")],
-        Annotated[Movielens, tyro.conf.subcommand("movielens")],
-        Annotated[Simulated, tyro.conf.subcommand("simulated")],
-    ]
+    source: Source
+    """Where the data come from."""
 
     def run(self) -> None:
         self.source.run()

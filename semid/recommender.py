@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +42,8 @@ ModelConfig = RQTransformerConfig | DenseConfig
 _BATCH, _BEAM = 512, 50
 # Exact scoring holds this many (history, item) pairs at once.
 _PAIRS = 1 << 16
+# A dense model scores every item of the catalogue: this many scores (64 MiB) at once.
+_SCORES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -105,11 +108,12 @@ class Recommender:
         self.catalog, self.spec = catalog, spec
         self._features, self._train_counts = features, train_counts
         tables = ItemTables(jnp.asarray(catalog.codes), None if features is None else jnp.asarray(features))
-        self._scorer: _Scorer
+        self._scorer: _CodeScorer | _DenseScorer
         if isinstance(model, DenseTransformer):
-            self._scorer = _DenseScorer(model, tables)
+            self._scorer = _DenseScorer(*_split(model), tables.features)
         else:
-            self._scorer = _CodeScorer(model, tables, CodeTrie.from_codes(catalog.codes, catalog.level_sizes))
+            trie = CodeTrie.from_codes(catalog.codes, catalog.level_sizes)
+            self._scorer = _CodeScorer(*_split(model), tables, trie)
 
     @property
     def item_ids(self) -> pa.Array:
@@ -145,10 +149,17 @@ class Recommender:
             train_counts=items["train_counts"],
         )
 
+    def with_model(self, model: RQTransformer | DenseTransformer) -> Recommender:
+        """The same with another model of this `spec`; shares the item tables and the trie, which cost time to make."""
+        other = copy.copy(self)
+        graph, params = _split(model)
+        other._scorer = replace(self._scorer, graph=graph, params=params)
+        return other
+
     def write(self, folder: Path) -> None:
         """Write config, parameters, item tables and catalogue into the folder of an artifact under construction."""
         artifacts.write_json(folder / SPEC_FILE, config.to_dict(self.spec))
-        state = jax.device_get(nnx.state(self._scorer.model()))
+        state = jax.device_get(self._scorer.params)
         artifacts.save_tensors(folder / "model.safetensors", named_leaves(state))
         items = {"train_counts": self._train_counts}
         artifacts.save_tensors(
@@ -165,7 +176,7 @@ class Recommender:
         exclude_seen: bool = False,
         skip_unknown: bool = False,
     ) -> Recommendations:
-        """The k best items for each history of external ids, oldest first.
+        """The k best items for each history of external ids, oldest first. How wide each is searched: see `rank`.
 
         Raises SemidError for an unknown id, unless `skip_unknown` drops it.
         """
@@ -187,12 +198,17 @@ class Recommender:
     def rank(
         self, histories: Histories, *, k: int, exclude_seen: bool, beam_size: int = _BEAM
     ) -> Int[np.ndarray, "n k"]:
-        """Item rows best first, -1 where there are fewer than k."""
+        """Item rows best first, -1 where there are fewer than k.
+
+        The answer to a history depends (to rounding) on no other. Each is searched with `beam_size` beams if k plus,
+        with `exclude_seen`, the number of distinct items seen is at most `beam_size`; otherwise the beam is doubled
+        until it is wide enough, up to the size of the catalogue.
+        """
         return self._rank(histories, k=k, beam_size=beam_size, exclude_seen=exclude_seen)[0]
 
     def item_vectors(self) -> Float[np.ndarray, "items dim"]:
         """The vectors by which a dense model scores its items. Raises SemidError for a model that speaks in codes."""
-        model = self._scorer.model()
+        model = nnx.merge(self._scorer.graph, self._scorer.params)
         if not isinstance(model, DenseTransformer):
             raise SemidError("item vectors are those of a dense model (SASRec); this one speaks in codes")
         return np.asarray(model.vectors(None if self._features is None else jnp.asarray(self._features)))
@@ -201,7 +217,7 @@ class Recommender:
         """Exact log-probabilities of item rows after each history (of popularity, after an empty one)."""
         scores = np.empty((len(histories), len(rows)), np.float32)
         width = min(len(rows), _PAIRS) or 1
-        for index, history, segments in _batches(histories, self.spec.max_history, max(_PAIRS // width, 1)):
+        for index, history, segments in _batches(histories, self.spec.max_history, self._at_once(_PAIRS // width)):
             for start in range(0, len(rows), width):
                 block = np.resize(rows[start : start + width], width)  # one shape; what repeats is cut off again
                 values = np.asarray(self._scorer.log_probs(history, segments, jnp.asarray(block)))
@@ -217,13 +233,14 @@ class Recommender:
             raise SemidError(f"expected k and beam_size of at least 1, got {k} and {beam_size}")
         ranked = np.full((len(histories), k), -1, np.int32)
         scores = np.full((len(histories), k), -np.inf, np.float32)
-        order = np.argsort(histories.lengths, kind="stable")  # so that one long history widens few batches
-        for part in np.array_split(order, max(-(-len(order) // (_BATCH * 8)), 1)):
+        needed = np.full(len(histories), k, np.int64)
+        if exclude_seen:
+            needed += np.bincount(self._seen(histories) // len(self.catalog), minlength=len(histories))
+        widths = _widths(needed, beam_size, len(self.catalog))
+        for width in np.unique(widths).tolist():
+            part = np.flatnonzero(widths == width)
             some = histories.take(part)
-            longest = int(some.lengths.max(initial=0)) if exclude_seen else 0
-            # Excluding can cost as many entries as the history has items: search that much wider, in few shapes.
-            width = max(beam_size, k if not longest else -(-(k + longest) // 32) * 32)
-            size = max(_BATCH * _BEAM // max(width, _BEAM), 1)
+            size = self._at_once(_BATCH * _BEAM // max(width, _BEAM))
             for index, history, segments in _batches(some, self.spec.max_history, size):
                 found = self._scorer.top(history, segments, width)
                 rows, values = np.array(found[0])[: len(index)], np.array(found[1])[: len(index)]
@@ -242,15 +259,23 @@ class Recommender:
             rows[empty, :], values[empty, :] = -1, -np.inf
             rows[empty, : len(best)], values[empty, : len(best)] = best, popularity[best]
         if exclude_seen:
-            items, owner = histories.flat()
-            seen = np.unique(owner * len(self.catalog) + items)
             keys = np.arange(len(rows))[:, None] * len(self.catalog) + rows
-            rows = np.where(np.isin(keys, seen) & (rows >= 0), -1, rows)
+            rows = np.where(np.isin(keys, self._seen(histories)) & (rows >= 0), -1, rows)
         first = np.argsort(rows < 0, axis=1, kind="stable")[:, :k]
         rows, values = np.take_along_axis(rows, first, axis=1), np.take_along_axis(values, first, axis=1)
         missing = ((0, 0), (0, k - rows.shape[1]))
         values = np.where(rows >= 0, values, -np.inf)
         return np.pad(rows, missing, constant_values=-1), np.pad(values, missing, constant_values=-np.inf)
+
+    def _seen(self, histories: Histories) -> Int[np.ndarray, " pairs"]:
+        """The distinct pairs of history and item, each as index of the history * number of items + item row."""
+        items, owner = histories.flat()
+        return np.unique(owner * len(self.catalog) + items)
+
+    def _at_once(self, histories: int) -> int:
+        """So many histories, at least one, and no more than a dense model can score all items for."""
+        most = histories if isinstance(self._scorer, _CodeScorer) else min(histories, _SCORES // len(self.catalog))
+        return max(most, 1)
 
     def _popularity(self) -> Float[np.ndarray, " items"]:
         counts = self._train_counts + 1.0
@@ -272,47 +297,42 @@ class Recommender:
         return result
 
 
-class _Scorer(Protocol):
-    """How a kind of model ranks: its best items, and the log-probabilities of given ones."""
-
-    def model(self) -> Any: ...
-    def top(self, history: Array, segments: Array, width: int) -> tuple[Array, Array]: ...
-    def log_probs(self, history: Array, segments: Array, rows: Array) -> Array: ...
-
-
+@dataclass(frozen=True, eq=False)
 class _CodeScorer:
-    """A generator of codes, searched with beams over the catalogue's trie."""
+    """Ranks by a generator of codes, searched with beams over the catalogue's trie."""
 
-    def __init__(self, model: RQTransformer, tables: ItemTables, trie: CodeTrie) -> None:
-        self._graph, self._params = nnx.split(model)
-        self._tables, self._trie = tables, trie
-
-    def model(self) -> RQTransformer:
-        return nnx.merge(self._graph, self._params)
+    graph: Any
+    params: Any
+    tables: ItemTables
+    trie: CodeTrie
 
     def top(self, history: Array, segments: Array, width: int) -> tuple[Array, Array]:
-        beams = _search(self._graph, self._params, self._tables, self._trie, history, segments, beam_size=width)
+        beams = _search(self.graph, self.params, self.tables, self.trie, history, segments, beam_size=width)
         return beams.rows, beams.log_probs
 
     def log_probs(self, history: Array, segments: Array, rows: Array) -> Array:
-        return _code_log_probs(self._graph, self._params, self._tables, history, segments, rows)
+        return _code_log_probs(self.graph, self.params, self.tables, history, segments, rows)
 
 
+@dataclass(frozen=True, eq=False)
 class _DenseScorer:
-    """A model that scores every item at once."""
+    """Ranks by a model that scores every item at once."""
 
-    def __init__(self, model: DenseTransformer, tables: ItemTables) -> None:
-        self._graph, self._params = nnx.split(model)
-        self._features = tables.features
-
-    def model(self) -> DenseTransformer:
-        return nnx.merge(self._graph, self._params)
+    graph: Any
+    params: Any
+    features: Array | None
 
     def top(self, history: Array, segments: Array, width: int) -> tuple[Array, Array]:
-        return _dense_top(self._graph, self._params, self._features, history, segments, width=width)
+        return _dense_top(self.graph, self.params, self.features, history, segments, width=width)
 
     def log_probs(self, history: Array, segments: Array, rows: Array) -> Array:
-        return _dense_log_probs(self._graph, self._params, self._features, history, segments)[:, rows]
+        return _dense_log_probs(self.graph, self.params, self.features, history, segments)[:, rows]
+
+
+def _split(model: RQTransformer | DenseTransformer) -> tuple[Any, Any]:
+    """Graph and parameters, these on the device: training hands them over in host memory."""
+    graph, params = nnx.split(model)
+    return graph, jax.device_put(params)
 
 
 # Jitted at module level with the graph as a static argument: a model with new parameters runs in the same program.
@@ -352,6 +372,14 @@ def _dense_top(
     log_probs = _dense_log_probs(graph, params, features, history, segments)
     values, rows = jax.lax.top_k(log_probs, min(width, log_probs.shape[-1]))
     return rows, values
+
+
+def _widths(needed: Int[np.ndarray, " n"], beam_size: int, num_items: int) -> Int[np.ndarray, " n"]:
+    """`beam_size`, doubled until it covers what is needed, at most all items: few widths, so few programs."""
+    widths = np.full(len(needed), min(beam_size, num_items), np.int64)
+    while (narrow := widths < np.minimum(needed, num_items)).any():
+        widths[narrow] *= 2
+    return np.minimum(widths, num_items)
 
 
 def _batches(histories: Histories, max_history: int, size: int) -> Iterator[tuple[np.ndarray, Array, Array]]:

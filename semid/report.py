@@ -1,7 +1,8 @@
 """`write_report`: one self-contained HTML file from the result files of runs. No model is loaded, no network needed.
 
-A run is a folder. It must hold `metrics.json`; `examples.json`, `dataset/`, `catalog/` and every subfolder with a
-`history.jsonl` add their sections if they are there. The template says how things look, this module what is shown.
+A run is a folder. It must hold `metrics.json`; every `metrics_*.json` (validation, seen items excluded) adds its rows;
+`examples.json`, `dataset/`, `catalog/` and every subfolder with a `history.jsonl` add their sections if they are there.
+The template says how things look, this module what is shown.
 """
 
 from __future__ import annotations
@@ -80,24 +81,38 @@ def _names(runs: Sequence[Path]) -> list[str]:
 
 def _section(name: str, run: Path, num_runs: int) -> dict[str, Any]:
     """All that the page shows of one run."""
-    metrics = _metrics(run / "metrics.json")
-    provenance = dict(metrics.get("provenance") or {})
+    first = _result(run / "metrics.json")
+    others = [_result(file) for file in sorted(run.glob("metrics_*.json"))]
+    for other in others:  # what differs is all that is worth saying again
+        stated = other["provenance"].items()
+        other["provenance"] = {key: value for key, value in stated if first["provenance"].get(key) != value}
     made = _artifacts(run)
     named = (entry["manifest"].config.get("name") for entry in made if entry["manifest"].kind == "dataset")
     items, codes = Items.read(run / "dataset" / "items.parquet"), run / "catalog" / CATALOG_FILE
     catalog = SemanticCatalog.read(codes) if codes.is_file() else None
     return {
         "name": name,
-        "dataset": _plain(provenance.get("dataset") or next(named, None) or name),
-        "split": _plain(metrics.get("split", "")),
-        "rows": metrics["rows"],
-        "provenance": {key.replace("_", " "): _plain(v) for key, v in provenance.items() if key not in _IN_HEADINGS},
+        "dataset": first["dataset"] or _plain(next(named, None) or name),
+        "results": [first, *others],
         "curves": _curves(run),
         "levels": usage(catalog) if catalog else [],
         "health": _health(run / "catalog" / "health.json"),
         "tree": tree(catalog, items, MAX_TILES // num_runs) if catalog else None,
         "examples": _examples(run / "examples.json", catalog, items, MAX_IMAGE_BYTES // num_runs),
         "artifacts": made,
+    }
+
+
+def _result(file: Path) -> dict[str, Any]:
+    """The rows of one file, of what they are, and how they were measured."""
+    metrics = _metrics(file)
+    provenance = dict(metrics.get("provenance") or {})
+    return {
+        "file": file.name,
+        "dataset": _plain(provenance.get("dataset", "")),
+        "split": _plain(metrics.get("split", "")),
+        "rows": metrics["rows"],
+        "provenance": {key.replace("_", " "): _plain(v) for key, v in provenance.items() if key not in _IN_HEADINGS},
     }
 
 
@@ -115,15 +130,16 @@ def _metrics(file: Path) -> dict[str, Any]:
 def _tables(sections: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """One table for each dataset, split and treatment of seen items: figures of two kinds never meet in one column."""
     groups: dict[tuple[str, str, str], list[dict]] = {}
-    for section in sections:
-        for row in section["rows"]:
-            rows = groups.setdefault((section["dataset"], section["split"], str(row.get("seen", "included"))), [])
+    for section, result in ((run, result) for run in sections for result in run["results"]):
+        for row in result["rows"]:
+            dataset, seen = result["dataset"] or section["dataset"], str(row.get("seen", "included"))
+            rows = groups.setdefault((dataset, result["split"], seen), [])
             values = {key: value for key, value in row.items() if key not in ("model", "seen")}
             same = next((r for r in rows if (r["model"], r["values"]) == (row["model"], values)), None)
-            if same:  # a baseline that several runs share is shown once
-                same["runs"].append(section["name"])
-            else:
+            if same is None:
                 rows.append({"model": row["model"], "values": values, "runs": [section["name"]]})
+            elif section["name"] not in same["runs"]:  # a baseline that several runs share is shown once
+                same["runs"].append(section["name"])
     return [_table(*key, rows) for key, rows in groups.items()]
 
 

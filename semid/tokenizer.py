@@ -40,6 +40,7 @@ from semid.training import (
     OptimizerConfig,
     TrainingConfig,
     TrainState,
+    discard_checkpoints,
     fitting_batch,
     make_mesh,
     named_leaves,
@@ -146,6 +147,8 @@ class SemanticTokenizer:
         cls, dataset: Dataset, config: TokenizerConfig, *, seed: int, folder: Path, mesh: Mesh | None = None
     ) -> SemanticTokenizer:
         """Fit to all of the dataset's items. Checkpoints and `history.jsonl` of a trained method go to `folder`."""
+        if config.columns == ():
+            raise SemidError("no column was chosen; name some after --columns, or leave it out to take all")
         blocks = content_blocks(dataset, config.columns)
         if not blocks:
             raise SemidError(
@@ -217,10 +220,12 @@ def tokenize(
     It holds `catalog.parquet`, `tokenizer.safetensors`, `health.json` and, if it was trained, `history.jsonl`. Where
     the same request was answered before, that catalogue is read and nothing is done.
     """
-    settings = {"tokenizer": to_dict(config)}
+    settings, folder = {"tokenizer": to_dict(config)}, out.with_name(f"{out.name}.checkpoints")
+    trained = isinstance(config.method, RQVaeConfig)
     if artifacts.is_current(out, kind=KIND, config=settings, parents=parents, seed=seed):
+        if trained:  # a kill may have come between the artifact and this
+            discard_checkpoints(folder)
         return SemanticCatalog.read(out / CATALOG_FILE)
-    folder, trained = out.with_name(f"{out.name}.checkpoints"), isinstance(config.method, RQVaeConfig)
     tokenizer = SemanticTokenizer.fit(dataset, config, seed=seed, folder=folder)
     vectors = np.concatenate(content_blocks(dataset, config.columns), axis=1)
     codes = tokenizer.encode(vectors)
@@ -235,7 +240,7 @@ def tokenize(
         if trained:
             shutil.copy(folder / HISTORY, temporary / HISTORY)
     if trained:
-        shutil.rmtree(folder)
+        discard_checkpoints(folder)
     return catalog
 
 
@@ -264,7 +269,7 @@ def _trained(
     rows = _ItemRows(np.arange(len(x), dtype=np.int32))
     mesh = make_mesh() if mesh is None else mesh
     size = fitting_batch(config.training.batch_size, rows=len(x), mesh=mesh)
-    steps_per_epoch = -(-len(x) // size)
+    steps_per_epoch, process = -(-len(x) // size), (jax.process_index(), jax.process_count())
     variance = np.asarray(x)
 
     def validate(candidate: RQVAE) -> dict[str, float]:
@@ -276,7 +281,7 @@ def _trained(
     return train(
         model,
         functools.partial(_loss, commitment=config.commitment),
-        lambda num_steps: batches(rows, batch_size=size, num_batches=num_steps, seed=seed),
+        lambda num_steps: batches(rows, batch_size=size, num_batches=num_steps, seed=seed, process=process),
         tables=x,
         config=config.training,
         steps_per_epoch=steps_per_epoch,

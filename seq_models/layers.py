@@ -26,6 +26,9 @@ class TransformerConfig:
     """Share of values dropped on the input and on each residual, in training."""
 
     def __post_init__(self) -> None:
+        for name in ("dim", "layers", "heads", "hidden"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"expected {name} of at least 1, got {getattr(self, name)}")
         if self.dim % self.heads or (self.dim // self.heads) % 2:
             raise ValueError(f"dim {self.dim} must divide into {self.heads} heads of even width; change dim or heads")
         if not 0.0 <= self.dropout < 1.0:

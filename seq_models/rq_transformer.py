@@ -9,7 +9,7 @@ In search the backbone runs once per user and only the depth decoder once per be
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import jax
@@ -34,6 +34,12 @@ class RQTransformerConfig:
     """Score a level's codes by the embeddings that the input uses; if not, by tables of their own."""
     id_embedding: bool = False
     """Add a learned embedding of the item's row to the input. A hybrid: it knows nothing of new items."""
+
+    def __post_init__(self) -> None:
+        if self.depth_layers < 0:
+            raise ValueError(f"expected depth_layers of at least 0, got {self.depth_layers}")
+        if not 0.0 <= self.depth_dropout < 1.0:
+            raise ValueError(f"depth_dropout {self.depth_dropout} must lie in [0, 1)")
 
 
 class Inputs(NamedTuple):
@@ -81,9 +87,7 @@ class RQTransformer(nnx.Module):
         self.project = nnx.Linear(num_features, dim, rngs=rngs) if num_features else None
         self.ids = nnx.Embed(num_ids, dim, embedding_init=init, rngs=rngs) if config.id_embedding else None
         self.backbone = Backbone(config.backbone, rngs=rngs)
-        depth = TransformerConfig(
-            dim, config.depth_layers, config.backbone.heads, config.backbone.hidden, config.depth_dropout
-        )
+        depth = replace(config.backbone, dropout=config.depth_dropout)
         self.levels = nnx.Embed(len(level_sizes), dim, embedding_init=init, rngs=rngs)
         self.depth = nnx.List([Block(depth, rngs=rngs) for _ in range(config.depth_layers)])
         self.norm = nnx.RMSNorm(dim, rngs=rngs)

@@ -67,8 +67,9 @@ class Dataset:
     ) -> Dataset:
         """Check the tables, map ids to rows and sort.
 
-        `items` needs `item_id`; `interactions` needs `user_id`, `item_id` and `timestamp` (seconds) or `position`,
-        and may have `event` and `weight`. Raises SemidError listing every fault with file, row and column.
+        `items` needs `item_id`; `interactions` needs `user_id`, `item_id` and `timestamp` (seconds since 1970, ISO-8601
+        text or datetimes) or `position`, and may have `event` and `weight`. Raises SemidError listing every fault with
+        file, row and column.
         """
         items, interactions = checked_tables(items, interactions, item_file, interaction_file)
         columns = interactions.column_names

@@ -19,8 +19,10 @@ from semid.data.splits import LeaveOneOut, SplitRule
 from semid.data.validation import Faults, is_string, raise_faults
 from semid.errors import SemidError
 
+SUFFIXES = {"parquet": (".parquet", ".pq"), "csv": (".csv", ".tsv"), "jsonl": (".jsonl", ".ndjson")}
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
-_STRINGS = ("item_id", "user_id", "event", "image_path")  # never numbers: "007" keeps its zeros
+_TEXTS = ("title", "name", "text", "brand", "description", "category")
+_STRINGS = ("item_id", "user_id", "event", "image_path", *_TEXTS)  # never numbers: "007" keeps its zeros
 
 
 def import_tables(
@@ -61,21 +63,22 @@ def import_tables(
 
 
 def read_table(path: str | Path) -> pa.Table:
-    """Read a `.parquet`, `.csv`, `.tsv`, `.jsonl` or `.ndjson` file.
+    """Read a `.parquet` (`.pq`), `.csv`, `.tsv`, `.jsonl` or `.ndjson` file.
 
-    In CSV and TSV, ids are strings whatever they look like, and an empty field is null. Raises SemidError naming the
-    file if it is absent, not of its kind, or of a kind that is not known.
+    In CSV and TSV, ids and the usual text columns (title, name, text, brand, description, category) are strings
+    whatever they look like, and an empty field is null. Raises SemidError naming the file if it is absent, not of its
+    kind, or of a kind that is not known.
     """
     path = Path(path)
     if not path.is_file():
         raise SemidError(f"{path}: no such file; check the path")
     suffix = path.suffix.lower()
     try:
-        if suffix == ".parquet":
+        if suffix in SUFFIXES["parquet"]:
             return pa.parquet.read_table(path)
         if suffix in _SEPARATORS:
             return _read_separated(path, _SEPARATORS[suffix])
-        if suffix in (".jsonl", ".ndjson"):
+        if suffix in SUFFIXES["jsonl"]:
             return pa.json.read_json(path)
     except (pa.ArrowException, OSError) as error:
         problem = str(error).splitlines()[0]

@@ -1,9 +1,13 @@
 """Reader for dataset folders in the layout of the development data: Parquet tables, `.npy` vectors, `.npz` posters.
 
-interactions.parquet   user_id, item_id (integers from 0), position (order of a user's interactions)
+interactions.parquet   user_id, item_id (integers from 0), position (order of a user's interactions); optional
+                       timestamp (then the order is by time, ties by position), event, weight
 items.parquet          a row for each item_id, in that order; optional `asin` or `movie_id`: the external id
 <name>_f16.npy         vectors [items, dim], row i for item_id i: the vector column `<name>`
 posters_<size>.npz     item_id, offset, jpeg: image k of item item_id[k] is jpeg[offset[k]:offset[k + 1]]
+
+Other columns of the interactions are left out: `rel_time` counts from the user's own first interaction, so it is no
+time that users share, and the split by global time needs one.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from semid.data.validation import Faults, raise_faults
 from semid.errors import SemidError
 
 _EXTERNAL_IDS = ("asin", "movie_id")
+_KEPT = ("user_id", "position", "timestamp", "event", "weight")
 
 
 def read_layout(folder: str | Path, *, split_rule: SplitRule = LeaveOneOut()) -> Dataset:
@@ -72,8 +77,8 @@ def _with_external_ids(interactions: pa.Table, ids: pa.ChunkedArray, path: Path)
     if outside.any():
         row = int(np.flatnonzero(outside)[0])
         raise SemidError(f"{path}: row {row + 1}, column 'item_id': {rows[row]} is no row of the {len(ids)} items")
-    columns = {"user_id": interactions["user_id"], "item_id": pc.take(ids, pa.array(rows))}
-    return pa.table(columns | {"position": interactions["position"]})
+    kept = [name for name in _KEPT if name in interactions.column_names]
+    return interactions.select(kept).add_column(0, "item_id", pc.take(ids, pa.array(rows)))
 
 
 def _posters(path: Path, num_items: int) -> pa.Array:

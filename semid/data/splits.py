@@ -51,6 +51,11 @@ class HeldOutItems:
 
 
 SplitRule = LeaveOneOut | GlobalTime | HeldOutItems
+_WHY_EMPTY = {
+    LeaveOneOut: "no user has 3 interactions or more",
+    GlobalTime: "no interaction of that time follows an earlier one of its user; move the quantiles",
+    HeldOutItems: "no interaction with its held-out items follows one with another item; hold out more",
+}
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,7 @@ class Splits:
     train: Histories
     validation: Examples
     test: Examples
+    rule: SplitRule = LeaveOneOut()
 
     def examples(self, name: str) -> Examples:
         """The examples of `validation` or `test`. Raises SemidError for another name or when there are none."""
@@ -82,7 +88,7 @@ class Splits:
             raise SemidError(f"expected split 'validation' or 'test', got {name!r}")
         examples: Examples = getattr(self, name)
         if not len(examples):
-            raise SemidError(f"the {name} split has no examples: all users have too few interactions for the split")
+            raise SemidError(f"the {name} split has no examples: {_WHY_EMPTY[type(self.rule)]}")
         return examples
 
 
@@ -118,6 +124,7 @@ def _global_time(dataset: Dataset, rule: GlobalTime) -> Splits:
         train,
         _before(dataset, np.flatnonzero(in_validation & has_history)),
         _before(dataset, np.flatnonzero(in_test & has_history)),
+        rule,
     )
 
 
@@ -140,7 +147,7 @@ def _held_out_items(dataset: Dataset, rule: HeldOutItems) -> Splits:
         users = dataset.user[at]
         return Examples(Histories(users, warm_items, starts[users], position[at]), dataset.item[at])
 
-    return Splits(train, examples(cold[: count // 2]), examples(cold[count // 2 :]))
+    return Splits(train, examples(cold[: count // 2]), examples(cold[count // 2 :]), rule)
 
 
 def _users(dataset: Dataset) -> Int[np.ndarray, " users"]:

@@ -21,6 +21,9 @@ MAX_PIXELS = 64_000_000
 _EXAMPLES = 5  # rows named for each kind of fault
 _YEAR_10000 = 253_402_300_800  # seconds since 1970; what lies beyond is milliseconds
 _TICKS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+_TIME = "seconds since 1970, ISO-8601 text such as 2024-05-31T12:00:00Z, or datetimes"
+_ZONE = r"(Z|[+-]\d\d(:?\d\d)?)"
+_ISO_8601 = rf"^\d{{4}}-\d\d-\d\d([T ]\d\d(:\d\d(:\d\d(\.\d{{1,9}})?)?)?{_ZONE}?)?$"
 
 
 @dataclass
@@ -54,8 +57,9 @@ def checked_tables(
     """Both tables with types normalized and all-null columns dropped.
 
     Ids become strings, `timestamp` int64 seconds, `position` int64, `weight` float32, lists of floats fixed-size
-    lists (float16 stays, anything else becomes float32). Where timestamps are finer than a second and there is no
-    `position`, they become it, so that cutting them to seconds does not lose their order.
+    lists (float16 stays, anything else becomes float32). Times may be seconds since 1970, ISO-8601 text (without a zone
+    it is UTC), dates or datetimes. Where they are finer than a second and there is no `position`, they become it, so
+    that cutting them to seconds does not lose their order.
     Raises one SemidError that lists all faults of both tables, a line each: file, row, column, what to do.
     """
     item_faults, interaction_faults = Faults(item_file), Faults(interaction_file)
@@ -95,7 +99,7 @@ def _interactions(table: pa.Table, faults: Faults) -> pa.Table:
     readers: dict[str, _Reader] = {
         "user_id": _ids,
         "item_id": _ids,
-        "timestamp": _seconds,
+        "timestamp": _times,
         "position": _whole_numbers,
         "event": _strings,
         "weight": _weights,
@@ -106,9 +110,7 @@ def _interactions(table: pa.Table, faults: Faults) -> pa.Table:
     if not {"timestamp", "position"} & set(read.column_names):
         found = ", ".join(read.column_names)
         faults.table(f"neither column 'timestamp' (seconds) nor 'position' has values; found {found}; add one")
-    elif "position" not in read.column_names and _is_finer_than_seconds(table["timestamp"]):
-        read = read.append_column("position", _decoded(table["timestamp"]).cast(pa.int64()))
-    return read
+    return _in_seconds(read)
 
 
 def _read_columns(
@@ -191,26 +193,67 @@ def _braces(text: str) -> str:
     return text.replace("{", "{{").replace("}", "}}")
 
 
-def _seconds(name: str, values: pa.ChunkedArray, faults: Faults) -> pa.ChunkedArray:
-    if pa.types.is_date(values.type):
+def _times(name: str, values: pa.ChunkedArray, faults: Faults) -> pa.ChunkedArray:
+    """Whole seconds as int64, anything else as Arrow timestamps."""
+    if pa.types.is_integer(values.type) or pa.types.is_floating(values.type):
+        return _seconds(name, values, faults)
+    if is_string(values.type):
+        values = _parsed(name, values, faults)
+    elif pa.types.is_date(values.type):
         values = values.cast(pa.timestamp("s"))
-    if pa.types.is_timestamp(values.type):
-        _check_null(name, values, faults)
-        ticks = values.cast(pa.int64()).fill_null(0).to_numpy()
-        return pa.chunked_array([ticks // _TICKS[values.type.unit]])
-    values = _whole_numbers(name, values, faults)
-    if values.type == pa.int64():
-        late = "{} lies beyond the year 9999; timestamps are in seconds: divide milliseconds by 1000"
-        faults.rows(name, _mask(pc.greater_equal(values, _YEAR_10000)), late, values)
+    elif not pa.types.is_timestamp(values.type):
+        faults.column(name, f"expected {_TIME}, got {values.type}; convert it")
+    _check_null(name, values, faults)
     return values
 
 
-def _is_finer_than_seconds(values: pa.ChunkedArray) -> bool:
-    kind = _decoded(values).type
-    if not pa.types.is_timestamp(kind) or kind.unit == "s":
-        return False
-    ticks = _decoded(values).cast(pa.int64()).fill_null(0).to_numpy()
-    return bool((ticks % _TICKS[kind.unit]).any())
+def _parsed(name: str, texts: pa.ChunkedArray, faults: Faults) -> pa.ChunkedArray:
+    """ISO-8601 texts as timestamps; those without a zone are UTC."""
+    bad = _mask(pc.invert(pc.match_substring_regex(texts, _ISO_8601)))
+    faults.rows(name, bad, "{!r} is no time; expected " + _TIME, texts)
+    if bad.any():
+        return texts
+    zoned = pc.match_substring_regex(texts, rf":.*{_ZONE}$|[T ]\d\d{_ZONE}$")
+    nothing = pa.scalar(None, texts.type)
+    try:
+        local = pc.if_else(zoned, nothing, texts).cast(pa.timestamp("ns"))
+        return pc.coalesce(local, pc.if_else(zoned, texts, nothing).cast(pa.timestamp("ns", "UTC")).cast(local.type))
+    except pa.ArrowInvalid as error:  # such as a month 13
+        faults.column(name, f"{str(error).splitlines()[0]}; expected {_TIME}")
+        return texts
+
+
+def _seconds(name: str, values: pa.ChunkedArray, faults: Faults) -> pa.ChunkedArray:
+    """Numbers of seconds: int64 where all are whole, else timestamps in microseconds."""
+    if is_float := pa.types.is_floating(values.type):
+        values = values.cast(pa.float64())
+        values = pc.if_else(pc.is_nan(values), pa.scalar(None, pa.float64()), values)
+    else:
+        values = values.cast(pa.int64(), safe=False)
+    _check_null(name, values, faults)
+    late = _mask(pc.greater_equal(pc.abs(values), _YEAR_10000))
+    what = "{} lies beyond the year 9999; timestamps are in seconds: divide milliseconds by 1000"
+    faults.rows(name, late, what, values)
+    if not is_float or late.any():
+        return values
+    numbers = values.fill_null(0).to_numpy()
+    if (numbers % 1 == 0).all():
+        return values.cast(pa.int64())
+    return pa.chunked_array([np.floor(numbers * 1e6).astype(np.int64)]).cast(pa.timestamp("us"))
+
+
+def _in_seconds(interactions: pa.Table) -> pa.Table:
+    """Timestamps cut to seconds; what is finer becomes `position`, if there is none."""
+    names = interactions.column_names
+    if "timestamp" not in names or not pa.types.is_timestamp(interactions["timestamp"].type):
+        return interactions
+    ticks_a_second = _TICKS[interactions["timestamp"].type.unit]
+    ticks = interactions["timestamp"].cast(pa.int64()).fill_null(0).to_numpy()
+    seconds = pa.array(ticks // ticks_a_second)
+    interactions = interactions.set_column(names.index("timestamp"), "timestamp", seconds)
+    if "position" in names or not (ticks % ticks_a_second).any():
+        return interactions
+    return interactions.append_column("position", pa.array(ticks))
 
 
 def _whole_numbers(name: str, values: pa.ChunkedArray, faults: Faults) -> pa.ChunkedArray:

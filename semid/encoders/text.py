@@ -41,7 +41,7 @@ def latent_semantic_vectors(texts: Sequence[str], *, dim: int, vocabulary: int =
     if len(kept) < 2 or len(texts) < 3:
         raise SemidError(
             f"expected at least 3 texts that share 2 words, got {len(texts)} with {len(kept)} shared words; "
-            "give the items a vector column instead"
+            "give a vector column before tokenizing"
         )
     column = {word: index for index, word in enumerate(kept)}
     entries = [(row, column[word]) for row, of_text in enumerate(words) for word in of_text if word in column]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -13,21 +14,25 @@ from semid.config import from_dict
 from semid.data.dataset import Dataset
 from semid.data.histories import Histories
 from semid.data.simulated import SimulatedConfig, simulate
+from semid.data.splits import HeldOutItems
 from semid.evaluation.baselines import Bigram, Popularity
 from semid.evaluation.evaluator import Metrics, Ranker, evaluate, in_rows_of
 
 
 def baselines(dataset: Dataset) -> dict[str, Ranker]:
-    """Popularity and item bigram, from training histories; for a simulated dataset also the oracle: the ceiling."""
+    """Popularity and item bigram, from training histories; for a simulated dataset also the oracle: the ceiling.
+
+    Held-out items leave holes in the histories, for which the oracle is no ceiling: no oracle there.
+    """
     train = dataset.splits.train
     rankers: dict[str, Ranker] = {
         "popularity": Popularity.fit(train, dataset.item_ids),
         "bigram": Bigram.fit(train, dataset.item_ids),
     }
     source = dataset.source or {}
-    if source.get("type") == "simulated":
+    if source.get("type") == "simulated" and not isinstance(dataset.split_rule, HeldOutItems):
         world = from_dict(SimulatedConfig, source["config"], where=f"dataset {dataset.name!r}: source.config")
-        rankers["oracle"] = simulate(world).oracle
+        rankers["oracle"] = simulate(dataclasses.replace(world, images=False)).oracle  # pictures change no choice
     return rankers
 
 
@@ -42,13 +47,16 @@ def compare(
 ) -> dict[str, Metrics]:
     """Metrics of each ranker by name; `beam_size` is for those that search (they have codes)."""
 
-    def options(ranker: Ranker) -> dict[str, Any]:
-        return {} if ranker.codes is None else {"beam_size": beam_size}
-
     return {
-        name: evaluate(ranker, dataset, split=split, ks=ks, exclude_seen=exclude_seen, **options(ranker))
+        name: evaluate(
+            ranker, dataset, split=split, ks=ks, exclude_seen=exclude_seen, **_search_options(ranker, beam_size)
+        )
         for name, ranker in rankers.items()
     }
+
+
+def _search_options(ranker: Ranker, beam_size: int) -> dict[str, Any]:
+    return {} if ranker.codes is None else {"beam_size": beam_size}
 
 
 class _Searchable(Ranker, Protocol):
@@ -73,13 +81,22 @@ def against_exact(
 
 
 def example_users(
-    ranker: _Searchable, dataset: Dataset, *, split: str = "test", count: int = 8, k: int = 10, seed: int = 0
+    ranker: _Searchable,
+    dataset: Dataset,
+    *,
+    split: str = "test",
+    count: int = 8,
+    k: int = 10,
+    beam_size: int = 50,
+    exclude_seen: bool = False,
+    seed: int = 0,
 ) -> list[dict[str, Any]]:
     """Users drawn by `seed`: history, target and the k best items with log-probability and codes, as external ids."""
     examples, _ = in_rows_of(ranker, dataset, split)
     drawn = np.random.default_rng(seed).permutation(len(examples))[:count]
     examples = examples.take(np.sort(drawn))
-    ranked = ranker.rank(examples.histories, k=k, exclude_seen=False)
+    options = _search_options(ranker, beam_size)
+    ranked = ranker.rank(examples.histories, k=k, exclude_seen=exclude_seen, **options)
 
     def ids(rows: Int[np.ndarray, " n"]) -> list[str]:
         return ranker.item_ids.take(pa.array(rows)).to_pylist()

@@ -1,5 +1,6 @@
 """One training loop for every model: state, mesh, checkpoints, tracking. Knows no model and no dataset."""
 
+from semid.training.checkpoints import discard_checkpoints
 from semid.training.loop import StopTraining, TrainingConfig, fit, train
 from semid.training.mesh import fitting_batch, make_mesh, put_batch
 from semid.training.state import (
@@ -19,6 +20,7 @@ __all__ = [
     "TrainState",
     "TrainingConfig",
     "create_state",
+    "discard_checkpoints",
     "fit",
     "fitting_batch",
     "make_mesh",

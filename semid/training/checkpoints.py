@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import glob
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -99,3 +100,11 @@ class Checkpoints:
 
     def close(self) -> None:
         self._manager.close()
+
+
+def discard_checkpoints(folder: Path) -> None:
+    """Delete the folder of a run whose result is written; one that holds no checkpoints of semid is left alone."""
+    if (folder / REQUEST).is_file():
+        for step in filter(Path.is_dir, list(folder.iterdir())):  # the request last: a kill here can be made good
+            shutil.rmtree(step, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)

@@ -96,8 +96,11 @@ def train(
     `make_batches(num_steps)` gives the Grain iterator; `validate(model)` scalars, of which `select` is maximized;
     `care` are hooks that change the state (codebook care). Checkpoints, `history.jsonl` and the request are kept in
     `folder`; a run of the same request goes on where the last checkpoint stands, to the same bits.
-    Raises SemidError when the loss is not finite, with the step and the last good checkpoint.
+    Raises SemidError when the loss is not finite, with the step and the last good checkpoint, and where there are
+    several processes: nothing here says yet which of them writes.
     """
+    if (count := jax.process_count()) > 1:
+        raise SemidError(f"training on several hosts is not supported yet; expected 1 process, got {count}")
     mesh = make_mesh() if mesh is None else mesh
     num_steps = max(round(config.epochs * steps_per_epoch), 1)
     every = max(min(round(config.validate_every * steps_per_epoch), num_steps), 1)
@@ -185,7 +188,9 @@ class _Look:
 def _check_finite(at: int, values: dict[str, float], checkpoints: Checkpoints) -> None:
     bad = [name for name, value in values.items() if not math.isfinite(value)]
     if bad:
-        last = checkpoints.last_step
-        good = f"the last good checkpoint is {checkpoints.folder / str(last)}" if last else "no checkpoint was written"
+        folder, last = checkpoints.folder, checkpoints.last_step
+        good = "no checkpoint was written; "
+        if last:  # and no run of another learning rate goes on from it
+            good = f"the last good checkpoint is {folder / str(last)}; delete {folder} or choose another --out, "
         name = "loss" if "loss" in bad else bad[0]
-        raise SemidError(f"{name} is not finite at step {at}; {good}; lower the learning rate and run again")
+        raise SemidError(f"{name} is not finite at step {at}; {good}lower the learning rate and run again")

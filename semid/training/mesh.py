@@ -33,9 +33,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def fitting_batch(batch_size: int, *, rows: int, mesh: Mesh) -> int:
-    """The batch size to use on `rows` rows of data: no more than them, but a multiple of the devices all the same."""
+    """The batch size to use on `rows` rows of data: `batch_size`, at most all rows, in equal parts for the devices.
+
+    Rounded down to a multiple of the devices, but at least one row for each, though there be fewer.
+    """
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    return min(batch_size, max(rows // parts, 1) * parts)
+    return max(min(batch_size, rows) // parts, 1) * parts
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:

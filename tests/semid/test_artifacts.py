@@ -149,6 +149,13 @@ def test_a_differing_request_is_refused_and_the_difference_named(tmp_path, chang
         current(tmp_path / "m", **change)
 
 
+def test_a_setting_written_as_an_integer_is_the_float(tmp_path):
+    write(tmp_path / "m", config={"epochs": 36})
+    assert current(tmp_path / "m", config={"epochs": 36.0, "added": None})
+    with pytest.raises(SemidError, match=r"\(epochs: 36 -> 36.5\)"):
+        current(tmp_path / "m", config={"epochs": 36.5})
+
+
 def test_a_parent_with_other_content_makes_a_difference(tmp_path):
     old, new = (write(tmp_path / text, kind="catalog", text=text) for text in ("old", "new"))
     assert old.fingerprint == new.fingerprint
@@ -164,6 +171,68 @@ def test_a_damaged_artifact_is_not_current(tmp_path):
     (tmp_path / "m" / "a.txt").write_text("y")
     with pytest.raises(SemidError, match=r"a.txt: content does not match"):
         current(tmp_path / "m")
+
+
+DEAD, ALIVE = "999999999", "1"  # no process has the first number, every system the second
+
+
+def left(path, use, process=DEAD):
+    """Where a process of this host keeps what it has under way for `path`."""
+    return path.with_name(artifacts._temporary_name(path, use, process))
+
+
+@pytest.mark.parametrize("attempt", [write, current])
+def test_an_artifact_that_stepped_aside_before_a_kill_is_put_back(tmp_path, attempt):
+    before = write(tmp_path / "m[1]", text="old")
+    (tmp_path / "m[1]").rename(left(tmp_path / "m[1]", "replaced"))
+    left(tmp_path / "m[1]", "writing").mkdir()
+    assert current(tmp_path / "m[1]")
+    assert read_artifact(tmp_path / "m[1]", "model") == before
+    attempt(tmp_path / "m[1]")
+    assert os.listdir(tmp_path) == ["m[1]"]
+
+
+def test_an_artifact_that_was_replaced_before_a_kill_goes(tmp_path):
+    write(tmp_path / "m", text="old")
+    (tmp_path / "m").rename(left(tmp_path / "m", "replaced"))
+    write(tmp_path / "new", text="new")
+    (tmp_path / "new").rename(tmp_path / "m")
+    assert current(tmp_path / "m")
+    assert (tmp_path / "m" / "a.txt").read_text() == "new"
+    assert os.listdir(tmp_path) == ["m"]
+
+
+@pytest.mark.parametrize("use", ["writing", "replaced"])
+def test_what_may_still_be_in_use_is_left_alone(tmp_path, use):
+    alive, dead = (left(tmp_path / "m", use, process) for process in (ALIVE, DEAD))
+    on_another_host = tmp_path / f".m.{use}-elsewhere-{DEAD}"
+    for folder in (alive, dead, on_another_host):
+        folder.mkdir()
+    write(tmp_path / "m")
+    assert {path.name for path in tmp_path.iterdir()} == {"m", alive.name, on_another_host.name}
+
+
+def test_an_interrupt_between_the_renames_brings_the_older_artifact_back(tmp_path, monkeypatch):
+    before = write(tmp_path / "m", text="old")
+    rename = os.replace
+
+    def interrupted(source, target):
+        if ".writing-" in source.name and target == tmp_path / "m":
+            assert not target.exists()
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr(artifacts.os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "m", text="new")
+    assert read_artifact(tmp_path / "m", "model") == before
+    assert os.listdir(tmp_path) == ["m"]
+
+
+def test_names_of_files_under_way_are_safe_whatever_the_host(tmp_path, monkeypatch):
+    monkeypatch.setattr(artifacts.platform, "node", lambda: "my host-1/é.local")
+    assert artifacts._temporary_name(tmp_path / "m", "writing", 7) == ".m.writing-my_host_1__.local-7"
+    write(tmp_path / "m")
 
 
 def test_digests_ignore_the_order_of_keys_and_the_time(tmp_path):

@@ -18,7 +18,7 @@ from semid.export import read_tokens
 from semid.recommender import Recommender
 
 ITEMS = 40
-TOKENIZER = "rq-vae-config --level-sizes 6 4 --hidden 8 --latent 4 --epochs 2 --batch-size 16"
+TOKENIZER = "rq-vae --level-sizes 6 4 --hidden 8 --latent 4 --epochs 2 --batch-size 16"
 GENERATOR = "--max-history 6 --row-length 8 --epochs 2 --batch-size 8"
 BACKBONE = "--dim 8 --heads 2 --layers 1 --hidden 8"
 
@@ -46,7 +46,7 @@ def home(tmp_path_factory) -> Path:
     run("prepare parquet --items {h}/I.parquet --interactions {h}/X.parquet --out {h}/dataset --text-vectors 6", h=home)
     run(f"tokenize --dataset {{h}}/dataset --out {{h}}/catalog {TOKENIZER}", h=home)
     run(f"train --dataset {{h}}/dataset --catalog {{h}}/catalog --out {{h}}/model {GENERATOR} "
-        f"rq-transformer-config {BACKBONE}", h=home)  # fmt: skip
+        f"rq-transformer {BACKBONE}", h=home)  # fmt: skip
     run("evaluate --model {h}/model --dataset {h}/dataset --split test --beam-size 20", h=home)
     return home
 
@@ -88,10 +88,25 @@ def test_figures_without_seen_items_say_so(home, tmp_path, capsys):
     metrics = json.loads((tmp_path / "new" / "m.json").read_text())
     assert metrics["split"] == "validation"
     assert all(row["seen"] == "excluded" for row in metrics["rows"])
-    assert (tmp_path / "new" / "examples.json").is_file()
+    for user in json.loads((tmp_path / "new" / "examples.json").read_text()):
+        assert not {entry["item_id"] for entry in user["recommendations"]} & set(user["history"])
     printed = capsys.readouterr().out
     assert "recall@3" in printed  # not cut off at 80 characters
     assert "…" not in printed
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ("--split validation", "metrics_validation.json"),
+        ("--exclude-seen", "metrics_seen_excluded.json"),
+        ("--split validation --exclude-seen", "metrics_validation_seen_excluded.json"),
+    ],
+)
+def test_figures_of_other_kinds_have_files_of_their_own(home, tmp_path, options, name):
+    shutil.copytree(home / "model", tmp_path / "model")
+    run(f"evaluate --model {{t}}/model --dataset {{h}}/dataset --beam-size 20 {options}", h=home, t=tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"model", name}  # examples go with metrics.json
 
 
 def test_two_models_of_one_kind_are_told_apart(home, tmp_path):
@@ -153,6 +168,14 @@ def test_imported_codes_follow_the_items_of_the_dataset(home, tmp_path, capsys):
     np.testing.assert_array_equal(theirs.codes, ours.codes)
 
 
+def test_a_history_of_unknown_items_alone_is_answered_with_popularity(home, capsys):
+    run("recommend --model {h}/model --history zz,yy -k 2 --beam-size 20 --skip-unknown", h=home)
+    head, _, table = capsys.readouterr().out.partition("no known item left: the most popular of training\n")
+    assert head == "dropped 2 unknown of 2 items of the history\n"
+    run("recommend --model {h}/model --history= -k 2 --beam-size 20 --skip-unknown", h=home)
+    assert capsys.readouterr().out == table
+
+
 def test_parquet_export_is_the_catalogue(home, tmp_path, capsys):
     run("export --catalog {h}/catalog --format parquet --out {t}/[red]:x:.parquet", h=home, t=tmp_path)
     out = tmp_path / "[red]:x:.parquet"  # what rich would take for markup
@@ -174,7 +197,7 @@ def test_stages_that_are_current_are_skipped_and_say_so(home, capsys):
     run("prepare parquet --items {h}/I.parquet --interactions {h}/X.parquet --out {h}/dataset --text-vectors 6", h=home)
     run(f"tokenize --dataset {{h}}/dataset --out {{h}}/catalog {TOKENIZER}", h=home)
     run(f"train --dataset {{h}}/dataset --catalog {{h}}/catalog --out {{h}}/model {GENERATOR} "
-        f"rq-transformer-config {BACKBONE}", h=home)  # fmt: skip
+        f"rq-transformer {BACKBONE}", h=home)  # fmt: skip
     printed = capsys.readouterr().out
     for kind in ("dataset", "catalog", "model"):
         assert f"{home}/{kind}: this {kind} exists, made with the same settings and inputs; skipped" in printed
@@ -183,11 +206,13 @@ def test_stages_that_are_current_are_skipped_and_say_so(home, capsys):
 
 def test_a_simulated_world_and_k_means_and_sasrec(tmp_path, capsys):
     run("prepare simulated --out {t}/d --num-items 120 --num-users 60 --seed 3", t=tmp_path)
-    run("tokenize --dataset {t}/d --out {t}/c rq-kmeans-config --level-sizes 6 5", t=tmp_path)
-    run(f"train --dataset {{t}}/d --catalog {{t}}/c --out {{t}}/sasrec {GENERATOR} dense-config {BACKBONE}", t=tmp_path)
-    run("evaluate --model {t}/sasrec --dataset {t}/d", t=tmp_path)
+    run("tokenize --dataset {t}/d --out {t}/c rq-kmeans --level-sizes 6 5", t=tmp_path)
+    train = f"train --dataset {{t}}/d --catalog {{t}}/c {GENERATOR}"
+    run(f"{train} --out {{t}}/ids --features sasrec {BACKBONE}", t=tmp_path)
+    run(f"{train} --out {{t}}/content sasrec {BACKBONE}", t=tmp_path)
+    run("evaluate --model {t}/ids {t}/content --dataset {t}/d", t=tmp_path)
     rows = {row["model"]: row for row in json.loads((tmp_path / "metrics.json").read_text())["rows"]}
-    assert list(rows) == ["sasrec", "popularity", "bigram", "oracle"]
+    assert list(rows) == ["sasrec", "sasrec-content", "popularity", "bigram", "oracle"]
     assert rows["oracle"]["recall@10"] > rows["popularity"]["recall@10"]
     assert "dataset simulated" in capsys.readouterr().out
 
@@ -220,7 +245,7 @@ BAD = [
     (TOKENIZE + "{h}/I.parquet/c", "I.parquet: is a file, and .* should go below it"),
     (TOKENIZE + "{t}/c --columns nope", "no vector column 'nope' in dataset 'dataset'"),
     (TRAIN + "m --row-length 4", "row_length, got 20 and 4"),
-    (TRAIN + "a[0]/m dense-config --dim 8 --layers 1", "cannot go below a path with"),
+    (TRAIN + "a[0]/m sasrec --dim 8 --layers 1", "cannot go below a path with"),
     (TRAIN + "m --features nope", "no vector column 'nope'"),
     ("train --dataset {h}/dataset --catalog {h}/model --out {t}/m",
      "expected an artifact of kind 'catalog', found 'model'"),
@@ -237,7 +262,7 @@ BAD = [
     ("report {t}", "metrics.json: no such file; `semid evaluate"),
     ("prepare simulated --out {t}/d --num-items 3", "3 items cannot fill .* cells"),
     ("prepare layout --folder {t} --out {t}/d", "items.parquet: no such file"),
-    (PREPARE + "{t}/d --text-vectors 0", "at least 1 dimension"),
+    (PREPARE + "{t}/d --text-vectors -1", "expected text_vectors of 0 .* or more, got -1"),
     (PREPARE + "{h}/dataset --text-vectors 5",
      r"in use by a dataset of other settings \(source.text_lsa.dim: 6 -> 5\)"),
     (PREPARE + "{t}/d global-time --validation 0.9 --test 0.2",
@@ -295,15 +320,35 @@ def test_a_catalogue_of_another_dataset(home, tmp_path, capsys):
     capsys.readouterr()
     line = "train --dataset {t}/d --catalog {h}/catalog --out {t}/m"
     assert "the catalogue's 40 items are not the dataset's 120" in fails(capsys, line, h=home, t=tmp_path)
-    line = "evaluate --model {h}/model --dataset {t}/d --out {t}/m.json"
+    line = "evaluate --model {h}/model --dataset {t}/d --other-dataset --out {t}/m.json"
     assert "are not in the model's catalogue" in fails(capsys, line, h=home, t=tmp_path)
+
+
+def test_a_model_is_measured_on_another_dataset_only_when_asked(home, tmp_path, capsys):
+    """The same items and interactions, split otherwise: what is test here was trained on there."""
+    run("prepare parquet --items {h}/I.parquet --interactions {h}/X.parquet --out {t}/d --text-vectors 6 "
+        "global-time", h=home, t=tmp_path)  # fmt: skip
+    trained, other = (
+        artifacts.read_artifact(folder, "dataset").digest for folder in (home / "dataset", tmp_path / "d")
+    )
+    capsys.readouterr()
+    line = "evaluate --model {h}/model --dataset {t}/d --beam-size 20 --out {t}/m.json"
+    error = fails(capsys, line, h=home, t=tmp_path)
+    assert f"{home}/model: trained on dataset digest {trained[:16]}, not on {tmp_path}/d of {other[:16]}" in error
+    assert "--other-dataset" in error
+    run(line + " --other-dataset", h=home, t=tmp_path)
+    provenance = json.loads((tmp_path / "m.json").read_text())["provenance"]
+    assert provenance["trained_on_other_dataset"] == {str(home / "model"): trained}
+    run("evaluate --model {h}/model --dataset {h}/dataset --beam-size 20 --other-dataset --out {t}/own.json",
+        h=home, t=tmp_path)  # fmt: skip
+    assert "trained_on_other_dataset" not in json.loads((tmp_path / "own.json").read_text())["provenance"]
 
 
 def test_checkpoints_of_another_run(home, tmp_path, capsys):
     (tmp_path / "m.checkpoints" / "20").mkdir(parents=True)  # step 20
     request = {"config": {"generator": {"max_history": 3}}, "seed": 1}
     (tmp_path / "m.checkpoints" / "request.json").write_text(json.dumps(request))
-    line = f"{TRAIN}m {GENERATOR} rq-transformer-config {BACKBONE}"
+    line = f"{TRAIN}m {GENERATOR} rq-transformer {BACKBONE}"
     assert "m.checkpoints: checkpoints of another run" in fails(capsys, line, h=home, t=tmp_path)
 
 
@@ -317,11 +362,11 @@ def test_a_dataset_without_vectors_or_text(home, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("tokenize --dataset d --out o rq-vae-config --latnt 4", "--latent"),
+        ("tokenize --dataset d --out o rq-vae --latnt 4", "--latent"),
         ("train --dataset d --catalog c --out o --epoch 3", "--epochs"),
-        ("tokenize --dataset d --out o rq-vae-config --level-sizes 4 0", "expected at least one level"),
+        ("tokenize --dataset d --out o rq-vae --level-sizes 4 0", "expected at least one level"),
         ("train --dataset d --catalog c --out o --batch-size 0", "batch_size"),
-        ("train --dataset d --catalog c --out o rq-transformer-config --dim 7", "dim 7 must divide"),
+        ("train --dataset d --catalog c --out o rq-transformer --dim 7", "dim 7 must divide"),
         ("export --catalog c --format csv --out o", "hf-tokens"),
         ("tokenise", "tokenize"),
     ],
@@ -333,12 +378,29 @@ def test_options_that_do_not_exist_or_fit_are_answered_with_what_does(capsys, li
     assert message in " ".join(capsys.readouterr().err.split())
 
 
+SOURCES = ["parquet", "csv", "jsonl", "layout", "amazon-reviews", "movielens", "simulated"]
+
+
 @pytest.mark.parametrize(
     "command",
-    ["", "prepare", "tokenize", "train", "evaluate", "recommend", "export", "import-codes", "report"],
+    [
+        "",
+        "prepare",
+        *(f"prepare {source}" for source in SOURCES),
+        "tokenize",
+        "tokenize rq-vae",
+        "tokenize rq-kmeans",
+        "train",
+        "train rq-transformer",
+        "train sasrec",
+        *("evaluate", "recommend", "export", "import-codes", "report"),
+    ],
 )
 def test_every_command_explains_itself(capsys, command):
     with pytest.raises(SystemExit) as exit:
         run(f"{command} --help")
     assert exit.value.code == 0
-    assert "usage: semid" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"usage: semid {command}".rstrip() in printed
+    assert "noqa" not in printed
+    assert "tyro" not in printed

@@ -107,6 +107,31 @@ def test_faults_are_named_with_their_place(change, expected):
     assert "\n" not in str(caught.value)
 
 
+@dataclass(frozen=True)
+class Rates:
+    first: float = 36
+    optional: float | None = 1
+    pair: tuple[float, int] = (1, 2)
+    many: tuple[float, ...] | None = (3,)
+    either: int | float = 4
+    count: int = 5
+    flag: bool = True
+    untyped: Any = 6
+
+
+def test_a_float_given_as_an_integer_is_the_same_setting():
+    whole = Rates(36.0, 1.0, (1.0, 2), (3.0,))
+    assert json.dumps(to_dict(Rates())) == json.dumps(to_dict(whole))
+    assert json.dumps(to_dict(Rates(37))) != json.dumps(to_dict(whole))
+    kinds = {name: type(value) for name, value in to_dict(Rates()).items()}
+    assert kinds["first"] is kinds["optional"] is float
+    assert [type(value) for value in to_dict(Rates())["pair"]] == [float, int]
+    assert kinds["either"] is kinds["count"] is kinds["untyped"] is int
+    assert kinds["flag"] is bool
+    assert from_dict(Rates, to_dict(Rates())) == Rates() == whole
+    assert to_dict(Rates(optional=None, many=None))["many"] is None
+
+
 def test_a_missing_key_without_default_is_named():
     with pytest.raises(SemidError, match=r"^config: key 'name' is missing$"):
         from_dict(Train, {})

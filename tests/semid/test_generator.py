@@ -158,6 +158,22 @@ def test_the_same_request_is_not_trained_again(trained, dataset, catalog, capsys
         train_generator(dataset, catalog, config, out=home / "model", parents=parents, seed=3)
 
 
+def test_checkpoints_that_a_kill_left_beside_the_artifact_go(trained, dataset, catalog):
+    home, config, parents, _ = trained
+    left = home / "model.checkpoints"
+    (left / "7").mkdir(parents=True)
+    (left / "request.json").write_text("{}")
+    train_generator(dataset, catalog, config, out=home / "model", parents=parents, seed=2)
+    assert sorted(path.name for path in home.iterdir()) == ["dataset", "model"]
+
+
+@pytest.mark.parametrize("name", ["max_history", "row_length", "validation_users", "validation_beam"])
+def test_sizes_are_checked(name):
+    with pytest.raises(SemidError, match=f"^expected {name} of at least 1, got 0$"):
+        GeneratorConfig(**{name: 0})
+    GeneratorConfig(**{name: 1})
+
+
 def test_a_catalogue_of_other_items_or_another_order_is_refused(dataset, catalog, tmp_path):
     order = np.arange(ITEMS)[::-1]
     turned = SemanticCatalog(catalog.item_ids.take(pa.array(order)), catalog.codes[order], catalog.level_sizes)

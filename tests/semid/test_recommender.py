@@ -1,8 +1,10 @@
 """The recommender against brute force: search equals scoring every item, whatever the batch, the filter or the file."""
 
+import jax
 import numpy as np
 import pyarrow as pa
 import pytest
+from flax import nnx
 
 from semid import artifacts, recommender
 from semid.catalog import SemanticCatalog
@@ -98,6 +100,46 @@ def test_a_history_longer_than_the_beam_leaves_enough_unseen(model):
     assert sorted(top.item_ids[0]) == sorted(IDS[19:])
 
 
+def test_an_answer_depends_on_its_history_alone(model):
+    """Also where another one is searched wider, and the catalogue is larger than the beam."""
+    histories = [IDS[:14] * 2, *([a, b] for a in IDS[:12] for b in IDS[12:])]
+    mixed = model.recommend(histories, k=2, beam_size=2, exclude_seen=True)
+    wide = model.recommend(histories, k=2, beam_size=BEAM, exclude_seen=True)
+    by_width = [index for index in range(len(histories)) if mixed.item_ids[index] != wide.item_ids[index]]
+    assert len(by_width) >= (0 if model.codes is None else 3)  # control: the width of the search does change answers
+    for index in (0, 1, 2, *by_width[:4]):
+        alone = model.recommend([histories[index]], k=2, beam_size=2, exclude_seen=True)
+        assert alone.item_ids[0] == mixed.item_ids[index]
+        np.testing.assert_allclose(alone.scores[0], mixed.scores[index], atol=1e-5)
+    assert all(len(set(ids) - set(of)) == 2 for ids, of in zip(mixed.item_ids, histories, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "widths"),
+    [
+        ((0, 1, 40), [50]),
+        ((41, 90), [100]),
+        ((91, 190), [200]),
+        ((191, 230), [230]),  # no more than there are items
+        ((7, 100, 41, 3), [50, 100, 200]),
+    ],
+)
+def test_the_width_is_the_beam_doubled_until_k_items_are_left(lengths, widths, monkeypatch):
+    ids = [f"i{row}" for row in range(230)]
+    codes = np.stack(np.unravel_index(np.arange(230), (16, 16)), axis=1).astype(np.int32)
+    model = _make("dense", SemanticCatalog(pa.array(ids), codes, (16, 16)))
+    asked = {True: [], False: []}
+    for exclude_seen, of_kind in asked.items():
+
+        def top(scorer, history, segments, width, of_kind=of_kind):
+            of_kind.append(width)
+            return np.full((len(history), width), -1), np.zeros((len(history), width))
+
+        monkeypatch.setattr(type(model._scorer), "top", top)
+        model.recommend([ids[:length] * 2 for length in lengths], k=10, exclude_seen=exclude_seen)
+    assert asked == {True: widths, False: [50]}
+
+
 def test_rank_gives_the_rows_of_recommend(model):
     histories = _histories(5)
     rows = Histories.from_lists([[IDS.index(item) for item in history] for history in histories])
@@ -160,6 +202,27 @@ def test_batches_of_any_size_answer_alike(model, monkeypatch):
     np.testing.assert_allclose(model.score(histories, IDS[::-1]), scores, atol=1e-5)
 
 
+def test_a_dense_model_holds_a_bounded_number_of_scores(monkeypatch):
+    model, histories = _make("dense", _catalog()), _histories(11, seed=3)
+    whole, scores = model.recommend(histories, k=5), model.score(histories, IDS[:3])
+    held = []
+    for name in ("top", "log_probs"):
+
+        def recorded(scorer, history, *rest, call=getattr(type(model._scorer), name)):
+            held.append(len(history) * ITEMS)
+            return call(scorer, history, *rest)
+
+        monkeypatch.setattr(type(model._scorer), name, recorded)
+    monkeypatch.setattr(recommender, "_SCORES", 4 * ITEMS + 1)
+    cut = model.recommend(histories, k=5)
+    assert cut.item_ids == whole.item_ids
+    np.testing.assert_allclose(model.score(histories, IDS[:3]), scores, atol=1e-5)
+    assert held == [4 * ITEMS] * 6
+    monkeypatch.setattr(recommender, "_SCORES", 1)  # less than one history needs: one at a time
+    model.recommend(histories[:2], k=5)
+    assert held[6:] == [ITEMS] * 2
+
+
 def _in_groups_of(size: int, model: Recommender):
     rank = Recommender._rank
 
@@ -193,6 +256,28 @@ def test_a_model_that_was_loaded_answers_to_the_bit(model, tmp_path):
     np.testing.assert_array_equal(model.score(histories, IDS), loaded.score(histories, IDS))
     assert (loaded.spec, loaded.tie_break) == (model.spec, True)
     assert (loaded.codes is None) == (model.codes is None)
+
+
+def test_another_model_takes_the_same_tables(model, monkeypatch):
+    other = build_model(model.spec, seed=6)
+    fresh = Recommender(
+        other, model.catalog, spec=model.spec, features=model._features, train_counts=model._train_counts
+    )
+    before, wanted = (m.recommend(_histories(4), k=5, beam_size=BEAM) for m in (model, fresh))
+    monkeypatch.delattr(recommender, "ItemTables")  # neither tables nor trie are built again
+    monkeypatch.delattr(recommender, "CodeTrie")
+    found = model.with_model(other).recommend(_histories(4), k=5, beam_size=BEAM)
+    assert found.item_ids == wanted.item_ids != before.item_ids
+    np.testing.assert_array_equal(found.scores, wanted.scores)
+    assert model.recommend(_histories(4), k=5, beam_size=BEAM).item_ids == before.item_ids  # it keeps its own
+
+
+def test_parameters_from_the_host_are_uploaded_once(model):
+    on_host = nnx.merge(model._scorer.graph, jax.device_get(model._scorer.params))
+    assert any(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(nnx.state(on_host)))  # control
+    leaves = jax.tree.leaves(model.with_model(on_host)._scorer.params)
+    assert leaves
+    assert all(isinstance(leaf, jax.Array) for leaf in leaves)
 
 
 def test_every_file_of_a_model_is_verified(model, tmp_path):

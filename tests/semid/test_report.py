@@ -87,6 +87,10 @@ def _headings(page: str) -> list[str]:
     return re.findall(r"<h2>([^<]*)</h2>", page)
 
 
+def _facts(page: str) -> list[str]:
+    return re.findall(r'<dl class="facts">(.*?)</dl>', page, re.DOTALL)
+
+
 def _table_rows(page: str) -> list[list[str]]:
     """Cells of the metric tables' rows, without tags."""
     bodies = re.findall(r"<table>.*?<tbody>(.*?)</tbody>", page, re.DOTALL)
@@ -222,9 +226,7 @@ def test_nested_provenance_is_readable(run):
         "models": {"runs/demo/model": "0123456789abcdef" * 4},
     }
     _write_json(run / "metrics.json", metrics)
-    facts = re.search(r'<dl class="facts">(.*?)</dl>', _page(run), re.DOTALL)
-    assert facts
-    assert dict(re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", facts[1])) == {
+    assert dict(re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", _facts(_page(run))[0])) == {
         "split rule": "type LeaveOneOut",
         "seeds": "0, 1",
         "minutes": "codes-text 1.235, sasrec 0.5; codes-text 2, sasrec 1,234",
@@ -262,6 +264,38 @@ def test_runs_share_a_table_but_seen_and_unseen_do_not(run, tmp_path):
     assert re.findall(r"seen items (\w+)</h3>", page) == ["included", "excluded"]
     models = [row[0] for row in _table_rows(page)]
     assert models == ["semid (other)", "semid (demo)", "popularity", "oracle", "semid", "popularity", "oracle"]
+
+
+def test_files_of_other_kinds_join_the_page_in_tables_of_their_own(run):
+    provenance = {"dataset": "Tiny & Co", "beam size": 20, "minutes": {"generator": 1.5}, "split": "validation"}
+    rows = [row | {"ndcg@10": 0.5} for row in ROWS]
+    _write_json(run / "metrics_validation.json", {"split": "validation", "rows": rows, "provenance": provenance})
+    excluded = [row | {"seen": "excluded"} for row in ROWS]
+    _write_json(run / "metrics_seen_excluded.json", {"split": "test", "rows": excluded})
+    _write_json(run / "metrics.validation.json", {})  # no such file of ours
+    page = _page(run)
+    assert re.findall(r"<h3>(Tiny [^<]*)</h3>", page) == [
+        "Tiny &amp; Co, test split, seen items included",
+        "Tiny &amp; Co, test split, seen items excluded",
+        "Tiny &amp; Co, validation split, seen items included",
+    ]
+    assert [row[0] for row in _table_rows(page)[:9]].count("semid") == 3
+    facts = [re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", text) for text in _facts(page)]
+    assert facts[:2] == [
+        [("beam size", "50"), ("minutes", "generator 1.5")],
+        [("what differs in", "metrics_validation.json"), ("beam size", "20")],
+    ]
+
+
+def test_a_row_that_two_files_of_a_run_share_is_shown_once(run):
+    shutil.copy(run / "metrics.json", run / "metrics_again.json")
+    assert [row[0] for row in _table_rows(_page(run))] == ["semid", "popularity", "oracle"]
+
+
+def test_a_damaged_file_of_another_kind_is_refused(run, tmp_path):
+    _write_json(run / "metrics_validation.json", {"rows": []})
+    with pytest.raises(SemidError, match=r"metrics_validation\.json: expected"):
+        write_report([run], tmp_path / "report.html")
 
 
 def test_a_history_cut_short_by_a_kill_is_read_and_a_broken_one_refused(run, tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -127,6 +128,16 @@ def test_what_is_current_is_not_made_again(made, capsys):
     np.testing.assert_array_equal(again.codes, catalog.codes)
 
 
+def test_checkpoints_that_a_kill_left_beside_the_artifact_go(made):
+    dataset, config, _, folder, parents = made
+    left = folder.with_name("catalog.checkpoints")
+    left.mkdir()
+    (left / "request.json").write_text("{}")
+    tokenize(dataset, config, out=folder, parents=parents, seed=3)
+    assert left.exists() == isinstance(config.method, RQKmeansConfig)  # which writes none: they are another's
+    shutil.rmtree(left, ignore_errors=True)
+
+
 def test_a_folder_in_use_names_what_differs(made):
     dataset, config, _, folder, parents = made
     other = dataclasses.replace(config, method=dataclasses.replace(config.method, level_sizes=(4, 5)))
@@ -224,6 +235,8 @@ def test_columns_are_chosen_by_name(tmp_path):
     assert not np.array_equal(codes(both), codes(alone))
     with pytest.raises(SemidError, match="no vector column 'nope' in dataset 'tiny'"):
         SemanticTokenizer.fit(alone, TokenizerConfig(method, ("nope",)), seed=0, folder=tmp_path)
+    with pytest.raises(SemidError, match=r"^no column was chosen; name some after --columns, or leave it out"):
+        SemanticTokenizer.fit(alone, TokenizerConfig(method, ()), seed=0, folder=tmp_path)
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)

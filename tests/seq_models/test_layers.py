@@ -173,6 +173,8 @@ def test_the_backbone_drops_only_with_a_key():
     [
         ({"dim": 10, "heads": 4}, "dim 10 must divide into 4 heads"),
         ({"dim": 6, "heads": 2}, "dim 6 must divide into 2 heads of even width"),
+        *[({name: 0}, f"^expected {name} of at least 1, got 0$") for name in ("dim", "layers", "heads", "hidden")],
+        ({"heads": -2}, "^expected heads of at least 1, got -2$"),
         ({"dropout": 1.0}, "dropout 1.0 must lie in"),
         ({"dropout": -0.1}, "dropout -0.1 must lie in"),
     ],
@@ -180,4 +182,4 @@ def test_the_backbone_drops_only_with_a_key():
 def test_config_names_what_is_wrong(change, message):
     with pytest.raises(ValueError, match=message):
         TransformerConfig(**change)
-    TransformerConfig(dim=12, heads=2, dropout=0.0)
+    TransformerConfig(dim=2, layers=1, heads=1, hidden=1, dropout=0.0)

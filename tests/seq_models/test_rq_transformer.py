@@ -257,6 +257,15 @@ def test_probabilities_of_all_codes_sum_to_one():
     close(jnp.exp(scored).sum(axis=1), np.ones(2))
 
 
-def test_the_depth_dropout_is_checked():
-    with pytest.raises(ValueError, match=r"dropout 1\.5 must lie in"):
-        RQTransformer(RQTransformerConfig(BACKBONE, depth_dropout=1.5), level_sizes=SIZES, rngs=nnx.Rngs(0))
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"depth_dropout": 1.5}, r"^depth_dropout 1\.5 must lie in \[0, 1\)$"),
+        ({"depth_dropout": -0.1}, r"^depth_dropout -0\.1 must lie in"),
+        ({"depth_layers": -1}, "^expected depth_layers of at least 0, got -1$"),
+    ],
+)
+def test_the_depth_decoders_config_is_checked(change, message):
+    with pytest.raises(ValueError, match=message):
+        RQTransformerConfig(BACKBONE, **change)
+    RQTransformerConfig(BACKBONE, depth_layers=0, depth_dropout=0.0)

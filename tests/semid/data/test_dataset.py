@@ -108,7 +108,7 @@ def test_with_vectors_adds_and_replaces_a_checked_column():
     with pytest.raises(SemidError, match="expected 4 vectors for column 'model', got 3"):
         dataset.with_vectors("model", vectors[:3])
     vectors[2, 1] = np.nan
-    with pytest.raises(SemidError, match="^model: row 3, column 'model': vector holds a NaN"):
+    with pytest.raises(SemidError, match=r"^model: row 3, column 'model': vector holds a NaN"):
         dataset.with_vectors("model", vectors)
 
 

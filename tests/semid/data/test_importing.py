@@ -24,7 +24,7 @@ INTERACTIONS = {
 
 
 def write(table, path):
-    if path.suffix == ".parquet":
+    if path.suffix in (".parquet", ".pq"):
         pa.parquet.write_table(pa.table(table), path)
     elif path.suffix in (".csv", ".tsv"):
         separator = {".csv": ",", ".tsv": "\t"}[path.suffix]
@@ -40,7 +40,7 @@ def png():
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".tsv", ".jsonl", ".ndjson"])
+@pytest.mark.parametrize("suffix", [".parquet", ".pq", ".csv", ".tsv", ".jsonl", ".ndjson"])
 def test_every_format_gives_the_same_dataset(tmp_path, suffix):
     paths = [write(table, tmp_path / f"{name}{suffix}") for name, table in (("i", ITEMS), ("x", INTERACTIONS))]
     dataset = import_tables(*paths, name="shop")
@@ -68,8 +68,41 @@ def test_iso_times_in_csv_are_seconds(tmp_path):
     assert dataset.split_rule == GlobalTime()
 
 
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
+@pytest.mark.parametrize("fraction", ["", ".5"])
+def test_iso_times_are_the_same_in_every_format(tmp_path, suffix, fraction):
+    times = [f"2020-01-0{4 - day}T01:02:03{fraction}" for day in range(4)]
+    path = write(INTERACTIONS | {"timestamp": times}, tmp_path / f"x{suffix}")
+    dataset = import_tables(pa.table(ITEMS), path, name="t")
+    day = 86_400
+    first = 1_577_836_800 + 3_723  # 2020-01-01 01:02:03
+    assert dataset.time.tolist() == [first + day, first + 2 * day, first + 3 * day, first]
+
+
+def test_times_of_one_second_are_ordered_by_what_was_cut():
+    times = pd.DataFrame(INTERACTIONS | {"timestamp": [1.7e9 + 0.75, 1.7e9 + 0.25, 1.7e9 + 0.5, 1.7e9]})
+    dataset = import_tables(pd.DataFrame(ITEMS), times, name="t")
+    assert dataset.item.tolist() == [1, 2, 0, 1]
+    assert set(dataset.time.tolist()) == {1_700_000_000}
+
+
+@pytest.mark.parametrize("column", ["title", "name", "text", "brand", "description", "category"])
+def test_numbers_in_text_columns_of_csv_are_text(tmp_path, column):
+    path = tmp_path / "i.csv"
+    path.write_text(f"item_id,{column},year\n007,1984,1949\n08,300,\n9,,2007\n")
+    dataset = import_tables(path, pa.table(INTERACTIONS), name="t")
+    assert dataset.items.to_pydict() == {
+        "item_id": ["007", "08", "9"],
+        column: ["1984", "300", None],
+        "year": [1949, None, 2007],
+    }
+    assert dataset.text_columns == [column]
+
+
 def test_dataframes_and_arrow_tables_are_one_dataset():
-    frames = [pd.DataFrame(table, index=[5 * i for i in range(len(table["item_id"]))]) for table in (ITEMS, INTERACTIONS)]
+    frames = [
+        pd.DataFrame(table, index=[5 * i for i in range(len(table["item_id"]))]) for table in (ITEMS, INTERACTIONS)
+    ]
     frames[1]["timestamp"] = pd.to_datetime(frames[1]["timestamp"], unit="s")
     frames[0]["vector"] = [np.array([i, 1.0]) for i in range(3)]
     from_pandas = import_tables(*frames, name="shop")
@@ -88,7 +121,7 @@ def test_dataframes_and_arrow_tables_are_one_dataset():
         ("i.parquet", None, "no such file; check the path"),
         ("i.csv", b"", "not readable as csv .Empty CSV file.*check the file"),
         ("i.csv", b"item_id,title\na\n", "not readable as csv .*; check the file"),
-        ("i.csv", b"item_id,title\na,\xff\xfe\n", "column 'title' is not UTF-8; convert the file to UTF-8"),
+        ("i.csv", b"item_id,color\na,\xff\xfe\n", "column 'color' is not UTF-8; convert the file to UTF-8"),
         ("i.csv", b"item_id,title\n\xff,a\n", "not readable as csv .*invalid UTF8 data"),
         ("i.parquet", b"PAR1 not really", "not readable as parquet .*; check the file"),
         ("i.jsonl", b"{]", "not readable as jsonl .*; check the file"),

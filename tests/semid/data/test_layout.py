@@ -64,6 +64,18 @@ def test_a_small_folder_by_hand(tmp_path):
     ]
 
 
+def test_times_events_and_weights_are_kept(tmp_path):
+    more = {"timestamp": [50, 40, 7, 50], "event": ["buy", "view", None, "view"], "weight": [1.0, 0.5, 1.0, 2.0]}
+    dataset = read_layout(write_layout(tmp_path / "shop", interactions=more))
+    assert dataset.time_unit == "seconds"
+    assert dataset.item.tolist() == [1, 2, 0, 0]
+    assert dataset.time.tolist() == [40, 50, 50, 7]  # the tie at 50 by position
+    assert dataset.event.to_pylist() == ["view", "buy", "view", None]
+    assert dataset.weight.tolist() == [0.5, 1, 2, 1]
+    plain = read_layout(write_layout(tmp_path / "plain"))
+    assert (plain.event, plain.weight) == (None, None)
+
+
 def test_vectors_and_posters_are_optional_and_item_ids_are_the_last_resort(tmp_path):
     folder = write_layout(tmp_path / "shop")
     table = pa.parquet.read_table(folder / "items.parquet").drop_columns(["asin"])

@@ -16,9 +16,8 @@ def build(rows, rule, *, items=10, order="timestamp"):
 
 def random_rows(seed, users=30, items=12, n=300):
     rng = np.random.default_rng(seed)
-    return list(
-        zip(rng.integers(0, users, n).tolist(), rng.integers(0, items, n).tolist(), rng.integers(0, 60, n).tolist())
-    )
+    columns = [rng.integers(0, size, n).tolist() for size in (users, items, 60)]
+    return list(zip(*columns, strict=True))
 
 
 def examples_of(part, dataset):
@@ -138,5 +137,19 @@ def test_examples_by_name():
     assert splits.examples("validation").take(slice(0, 0)).targets.tolist() == []
     with pytest.raises(SemidError, match="expected split 'validation' or 'test', got 'train'"):
         splits.examples("train")
-    with pytest.raises(SemidError, match="the test split has no examples"):
-        build([("a", 1, 1), ("b", 2, 2)], LeaveOneOut()).splits.examples("test")
+
+
+@pytest.mark.parametrize(
+    ("rule", "why"),
+    [
+        (LeaveOneOut(), "no user has 3 interactions or more"),
+        (GlobalTime(), "no interaction of that time follows an earlier one of its user"),
+        (HeldOutItems(0.5), "no interaction with its held-out items follows one with another item"),
+    ],
+)
+def test_a_split_without_examples_says_why(rule, why):
+    once = [(user, row, row) for row, user in enumerate("abcdefgh")]
+    with pytest.raises(SemidError, match=f"the test split has no examples: {why}"):
+        build(once, rule).splits.examples("test")
+    often = [(user, row, row + 8 * n) for n, user in enumerate("abcd") for row in range(8)]
+    assert len(build(often, rule).splits.examples("test"))

@@ -36,7 +36,9 @@ def image_bytes(kind="PNG", size=(8, 6)):
 def png_header(width, height):
     """A PNG that says it is that large; the checksums are right, the pixels are not there."""
     head = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunks = [struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in (head, b"IDAT")]
+    chunks = [
+        struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in (head, b"IDAT")
+    ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
@@ -84,7 +86,7 @@ def test_all_faults_of_both_tables_are_in_one_error():
     interactions = {
         "user_id": ["u", None, "v", ""],
         "item_id": ["a", "zz", None, "a"],
-        "timestamp": [1.0, 2.5, None, 4.0],
+        "timestamp": [1.0, 1e12, None, 4.0],
         "weight": [1.0, np.nan, np.inf, 2.0],
     }
     assert faults_of(items, interactions) == [
@@ -96,7 +98,8 @@ def test_all_faults_of_both_tables_are_in_one_error():
         "X.csv: row 4, column 'user_id': is empty; fill it in or drop the row",
         "X.csv: row 3, column 'item_id': is null; fill it in or drop the row",
         "X.csv: row 3, column 'timestamp': is null; fill it in or drop the row",
-        "X.csv: row 2, column 'timestamp': 2.5 is not a whole number; round it or drop the row",
+        "X.csv: row 2, column 'timestamp': 1000000000000.0 lies beyond the year 9999; timestamps are in seconds: "
+        "divide milliseconds by 1000",
         "X.csv: row 2, column 'weight': nan is no finite float32; fix it or drop the row",
         "X.csv: row 3, column 'weight': inf is no finite float32; fix it or drop the row",
         "X.csv: row 2, column 'item_id': item 'zz' is not in I.csv; add it or drop the row",
@@ -134,9 +137,15 @@ def test_duplicates_are_the_rows_after_the_first(rows):
         (None, {k: pa.array([], pa.string()) for k in INTERACTIONS}, "X.csv: has no rows; expected at least one"),
         (ITEMS | {"item_id": [1.0, 2.0, 3.0]}, None, "column 'item_id': expected strings or integers, got double"),
         (None, INTERACTIONS | {"user_id": [True] * 3}, "column 'user_id': expected strings or integers, got bool"),
-        (None, INTERACTIONS | {"timestamp": ["x"] * 3}, "column 'timestamp': expected whole numbers, got string"),
+        (None, INTERACTIONS | {"timestamp": ["x"] * 3}, "row 1, .*: 'x' is no time; expected seconds .* ISO-8601 text"),
+        (None, INTERACTIONS | {"timestamp": ["2020-01-01", "", "1 May"]}, "row 2, column 'timestamp': '' is no time"),
+        (None, INTERACTIONS | {"timestamp": ["2020-01-01", "2020-13-01", None]}, "'2020-13-01'.* or datetimes$"),
+        (None, INTERACTIONS | {"timestamp": ["2020-01-01", None, "2020-01-02"]}, "row 2, column 'timestamp': is null"),
+        (None, INTERACTIONS | {"timestamp": [True] * 3}, "column 'timestamp': expected seconds since .* got bool"),
+        (None, INTERACTIONS | {"timestamp": [1.5, np.nan, 2.0]}, "row 2, column 'timestamp': is null"),
+        (None, INTERACTIONS | {"position": [1.0, 2.5, 3.0]}, "row 2, column 'position': 2.5 is not a whole number"),
         (None, INTERACTIONS | {"timestamp": [1, 2, 1_700_000_000_000]}, "row 3, .* divide milliseconds by 1000"),
-        (None, INTERACTIONS | {"timestamp": [1.0, 2.0, np.inf]}, "row 3, column 'timestamp': inf is not a whole"),
+        (None, INTERACTIONS | {"timestamp": [1.0, 2.0, np.inf]}, "row 3, column 'timestamp': inf lies beyond"),
         (None, INTERACTIONS | {"position": [0, None, 2]}, "row 2, column 'position': is null"),
         (None, INTERACTIONS | {"weight": ["1"] * 3}, "column 'weight': expected numbers, got string"),
         (None, INTERACTIONS | {"weight": [1.0, 1e300, None]}, "row 2, column 'weight': 1e.300 is no finite float32"),
@@ -198,6 +207,47 @@ def test_timestamps_finer_than_a_second_keep_their_order_as_position():
     assert own["position"].to_pylist() == [0, 1, 2]
 
 
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_iso_8601_text_is_read_with_and_without_zone(kind):
+    texts = [
+        "1970-01-02",
+        "1970-01-01T00:01",
+        "1970-01-01 00:00:02Z",
+        "1970-01-01T02:00:03+02:00",
+        "1969-12-31T23-0100",
+        "1970-01-01T00:00:06.000",
+    ]
+    columns = {"user_id": ["u"] * 6, "item_id": ["a"] * 6, "timestamp": pa.array(texts).cast(kind)}
+    interactions = check(interactions=columns)[1]
+    assert interactions["timestamp"].to_pylist() == [86400, 60, 2, 3, 0, 6]
+    assert "position" not in interactions.column_names
+
+
+@pytest.mark.parametrize("zone", ["", "Z"])
+def test_fractions_in_text_keep_their_order_as_position(zone):
+    texts = [f"1970-01-01T00:00:{second}{zone}" for second in ("01.7", "01.2", "00.000000001")]
+    interactions = check(interactions=INTERACTIONS | {"timestamp": texts})[1]
+    assert interactions["timestamp"].to_pylist() == [1, 1, 0]
+    assert interactions["position"].to_pylist() == [1_700_000_000, 1_200_000_000, 1]
+
+
+@pytest.mark.parametrize("base", [0, 1_700_000_000, -86_400])
+def test_fractions_of_seconds_are_cut_and_keep_their_order_as_position(base):
+    times = [base + 1.75, base + 1.25, base - 0.5]
+    interactions = check(interactions=INTERACTIONS | {"timestamp": times})[1]
+    assert interactions["timestamp"].to_pylist() == [base + 1, base + 1, base - 1]
+    assert interactions["position"].to_pylist() == [round(time * 1e6) for time in times]
+    own = check(interactions=INTERACTIONS | {"timestamp": times, "position": [0, 1, 2]})[1]
+    assert own["timestamp"].to_pylist() == [base + 1, base + 1, base - 1]
+    assert own["position"].to_pylist() == [0, 1, 2]
+
+
+def test_floats_just_below_a_second_stay_below_it():
+    whole = np.array([1.0, 5e6, 1.7e9])
+    interactions = check(interactions=INTERACTIONS | {"timestamp": np.nextafter(whole, 0)})[1]
+    assert interactions["timestamp"].to_pylist() == (whole - 1).tolist()
+
+
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 def test_images_that_decode_pass_and_null_is_no_image(kind):
     images = pa.array([image_bytes(kind), None, image_bytes(kind)], pa.binary())
@@ -206,7 +256,15 @@ def test_images_that_decode_pass_and_null_is_no_image(kind):
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"no image", png_header(8000, 8000), image_bytes("JPEG")[:-60], image_bytes("PNG")[:50], image_bytes("GIF"), b"\x89PNG\r\n\x1a\n"],
+    [
+        b"",
+        b"no image",
+        png_header(8000, 8000),
+        image_bytes("JPEG")[:-60],
+        image_bytes("PNG")[:50],
+        image_bytes("GIF"),
+        b"\x89PNG\r\n\x1a\n",
+    ],
     ids=["empty", "text", "header alone", "cut JPEG", "cut PNG", "other format", "signature alone"],
 )
 def test_undecodable_images_are_faults(data):

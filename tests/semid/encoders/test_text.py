@@ -78,7 +78,7 @@ def test_case_and_punctuation_do_not_matter():
     ("texts", "message"),
     [
         (["alpha beta", "alpha beta"], "at least 3 texts that share 2 words, got 2 with 2 shared words"),
-        (["one", "two", "three"], "got 3 with 0 shared words; give the items a vector column instead"),
+        (["one", "two", "three"], "got 3 with 0 shared words; give a vector column before tokenizing"),
         ([], "got 0 with 0 shared words"),
     ],
 )

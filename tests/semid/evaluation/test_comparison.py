@@ -7,6 +7,7 @@ import pytest
 from semid.data.dataset import Dataset
 from semid.data.histories import Histories
 from semid.data.simulated import SimulatedConfig, simulate
+from semid.data.splits import HeldOutItems
 from semid.errors import SemidError
 from semid.evaluation import Popularity, evaluate
 from semid.evaluation.comparison import against_exact, baselines, compare, example_users
@@ -93,6 +94,22 @@ def test_a_simulated_dataset_brings_its_oracle(tmp_path):
     assert best > max(measured[name].values["recall@10"] for name in ("popularity", "bigram"))
 
 
+def test_the_oracle_is_the_same_without_pictures():
+    small = SimulatedConfig(num_items=60, num_users=20, taxonomy=(2, 2, 2), max_length=12, mean_length=7, seed=2)
+    drawn = simulate(small)
+    assert "image" in drawn.dataset.items.column_names  # control: the world does have pictures
+    histories = drawn.dataset.splits.test.histories
+    p, q = (oracle.probabilities(histories) for oracle in (drawn.oracle, baselines(drawn.dataset)["oracle"]))
+    np.testing.assert_array_equal(p, q)
+
+
+def test_no_oracle_where_items_are_held_out():
+    config = SimulatedConfig(num_items=60, num_users=20, taxonomy=(2, 2, 2), max_length=12, mean_length=7, images=False)
+    dataset = simulate(config).dataset
+    assert list(baselines(dataset.replace(split_rule=HeldOutItems(0.2)))) == ["popularity", "bigram"]
+    assert "oracle" in baselines(dataset)
+
+
 def test_a_simulated_source_with_an_unknown_key_is_named(dataset):
     odd = dataset.replace(source={"type": "simulated", "config": {"num_item": 3}})
     with pytest.raises(SemidError, match=r"'toy': source.config: unknown key 'num_item'; did you mean 'num_items'"):
@@ -116,6 +133,15 @@ def test_example_users_say_what_the_ranker_says(dataset):
             for row, score in zip(ranked.tolist(), scores.tolist(), strict=True)
         ]
         assert user["recommendations"] == expected
+
+
+def test_example_users_are_ranked_as_the_command_asks(dataset):
+    searcher, plain = Toy(dataset.item_ids, _codes()), Toy(dataset.item_ids)
+    users = [example_users(toy, dataset, count=3, beam_size=7, exclude_seen=True) for toy in (searcher, plain)]
+    assert searcher.asked == [{"k": 10, "exclude_seen": True, "beam_size": 7}]
+    assert plain.asked == [{"k": 10, "exclude_seen": True}]
+    for user in [*users[0], *users[1]]:
+        assert not {entry["item_id"] for entry in user["recommendations"]} & set(user["history"])
 
 
 def test_example_users_are_drawn_by_seed_and_fewer_where_there_are_fewer(dataset):

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from semid.errors import SemidError
-from semid.training.checkpoints import Checkpoints
+from semid.training.checkpoints import Checkpoints, discard_checkpoints
 from semid.training.mesh import make_mesh
 from semid.training.state import OptimizerConfig, TrainState, create_state, make_optimizer, named_leaves
 
@@ -207,3 +207,15 @@ def test_a_damaged_checkpoint_is_named(tmp_path, state, part):
     ):
         again.restore(state, 1, Position())
     again.close()
+
+
+def test_checkpoints_are_discarded_and_nothing_else(tmp_path, state):
+    checkpoints = opened(tmp_path / "run")
+    save(checkpoints, state, {1: 0.5})
+    checkpoints.close()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "thesis.txt").write_text("years of work")
+    for name in ("run", "notes", "absent"):
+        discard_checkpoints(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes"]
+    assert (tmp_path / "notes" / "thesis.txt").exists()

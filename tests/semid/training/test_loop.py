@@ -1,6 +1,7 @@
 """The loop and the run around it, with a model whose path is known and a validation that is scripted."""
 
 import dataclasses
+import shutil
 from typing import NamedTuple
 
 import jax
@@ -207,11 +208,20 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_checkpoint(tmp_path, bad_
         step = jnp.round(-model.at[...][0] / RATE) + 1
         return jnp.where(step == bad_step, value, 1.0) * jnp.sum(model.at[...] - 1), {}
 
-    good = f"the last good checkpoint is {tmp_path}/{checkpoint}" if checkpoint else "no checkpoint was written"
-    with pytest.raises(SemidError, match=rf"^loss is not finite at step {bad_step}; {good}; lower the learning rate"):
+    good = "no checkpoint was written; "
+    if checkpoint:
+        good = f"the last good checkpoint is {tmp_path}/{checkpoint}; delete {tmp_path} or choose another --out, "
+    expected = f"^loss is not finite at step {bad_step}; {good}lower the learning rate and run again$"
+    with pytest.raises(SemidError, match=expected):
         run(tmp_path, Script(0.1, 0.2, 0.3, 0.4, 0.5, 0.6), loss=loss)
     kept = {int(path.name) for path in tmp_path.iterdir() if path.name.isdigit()}
     assert kept == ({checkpoint} if checkpoint else set())
+    changed = {"request": {"rate": "lower"}}  # as the message says: refused until the folder is deleted, if need be
+    if checkpoint:
+        with pytest.raises(SemidError, match="checkpoints of another run"):
+            run(tmp_path, Script(), **changed)
+        shutil.rmtree(tmp_path)
+    assert position(run(tmp_path, Script(0.1), steps=2, **changed)) == 2
 
 
 def test_a_score_that_is_not_finite_is_no_checkpoint(tmp_path):
@@ -224,6 +234,15 @@ def test_checkpoints_of_another_config_are_refused(tmp_path):
     run(tmp_path, Script(0.1), steps=2, request={"config": {"epochs": 1}})
     with pytest.raises(SemidError, match=r"checkpoints of another run \(config.epochs: 1 -> 2\)"):
         run(tmp_path, Script(), steps=2, request={"config": {"epochs": 2}})
+
+
+def test_several_processes_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(SemidError, match=r"several hosts is not supported yet; expected 1 process, got 2$"):
+        run(tmp_path / "run", Script())
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    run(tmp_path / "run", Script(0.1), steps=2)
 
 
 def test_the_callers_model_is_not_touched(tmp_path):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from semid.errors import SemidError
-from semid.training.mesh import make_mesh, put_batch, replicated
+from semid.training.mesh import fitting_batch, make_mesh, put_batch, replicated
 
 
 @pytest.mark.parametrize(("count", "fsdp", "tensor", "data"), [(1, 1, 1, 1), (8, 1, 1, 8), (8, 2, 2, 2), (6, 3, 1, 2)])
@@ -40,3 +40,17 @@ def test_a_batch_that_does_not_divide():
     assert put_batch(rows, make_mesh(jax.devices()[:4])).shape == (12, 3)
     with pytest.raises(SemidError, match="a batch of 12 rows does not divide among 8 devices"):
         put_batch(rows, make_mesh())
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 6, 8])
+@pytest.mark.parametrize(("batch_size", "rows"), [(64, 1000), (64, 64), (64, 50), (64, 5), (2, 1000), (1, 1)])
+def test_a_fitting_batch_is_the_largest_that_divides(count, batch_size, rows):
+    mesh = make_mesh(jax.devices()[:count])
+    size = fitting_batch(batch_size, rows=rows, mesh=mesh)
+    possible = [n for n in range(1, min(batch_size, rows) + 1) if n % count == 0]
+    assert size == max(possible, default=count)
+    assert put_batch(np.zeros((size, 2), np.float32), mesh).shape == (size, 2)
+
+
+def test_a_fitting_batch_divides_over_data_and_fsdp_alone():
+    assert fitting_batch(11, rows=100, mesh=make_mesh(fsdp=2, tensor=2)) == 8
