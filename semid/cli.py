@@ -322,7 +322,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def metrics_table(rows: Sequence[dict], ks: Sequence[int]) -> Table:
     """Models as lines, the main metrics as columns."""
     columns = [f"{name}@{k}" for k in ks for name in ("recall", "ndcg")] + ["mrr", f"coverage@{max(ks)}", "valid"]
-    table = Table("model", *columns, box=box.SIMPLE)  # so that eight columns fit 80 characters
+    short = [column.replace("recall", "R").replace("ndcg", "N").replace("mrr", "MRR") for column in columns]
+    table = Table("model", *short, box=box.SIMPLE)  # so that eight columns fit 80 characters
     for row in rows:
         table.add_row(str(row["model"]), *(f"{row[column]:.4f}" for column in columns))
     return table
