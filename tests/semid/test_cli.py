@@ -91,7 +91,7 @@ def test_figures_without_seen_items_say_so(home, tmp_path, capsys):
     for user in json.loads((tmp_path / "new" / "examples.json").read_text()):
         assert not {entry["item_id"] for entry in user["recommendations"]} & set(user["history"])
     printed = capsys.readouterr().out
-    assert "recall@3" in printed  # not cut off at 80 characters
+    assert "R@3" in printed  # not cut off at 80 characters
     assert "…" not in printed
 
 
