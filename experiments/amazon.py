@@ -3,7 +3,7 @@
     python -m experiments.amazon --dataset ../shared/data/amazon14_beauty --out runs/beauty
 
 Any folder that `semid prepare layout` reads will do if it has `text_minilm_f16.npy`. Leave-one-out, 20-item histories,
-item level, full catalogue, beam 50; models are chosen by validation NDCG@10 and test is read once. For each seed (of
+item level, full catalogue, beam 50; checkpoints are chosen by validation NDCG@10, test is read once. For each seed (of
 tokenizer and models):
 
     sasrec            full-softmax cross-entropy, ids alone
