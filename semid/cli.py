@@ -321,11 +321,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def metrics_table(rows: Sequence[dict], ks: Sequence[int]) -> Table:
     """Models as lines, the main metrics as columns."""
-    columns = [f"{name}@{k}" for k in ks for name in ("recall", "ndcg")] + ["mrr", f"coverage@{max(ks)}", "valid"]
-    short = [column.replace("recall", "R").replace("ndcg", "N").replace("mrr", "MRR") for column in columns]
-    table = Table("model", *short, box=box.SIMPLE)  # so that eight columns fit 80 characters
+    shown = {f"{label}@{k}": f"{name}@{k}" for k in ks for label, name in (("R", "recall"), ("N", "ndcg"))}
+    shown |= {"MRR": "mrr", f"cover@{max(ks)}": f"coverage@{max(ks)}", "valid": "valid"}
+    table = Table("model", *shown, box=box.SIMPLE)  # so that eight columns fit 80 characters
     for row in rows:
-        table.add_row(str(row["model"]), *(f"{row[column]:.4f}" for column in columns))
+        table.add_row(str(row["model"]), *(f"{row[name]:.4f}" for name in shown.values()))
     return table
 
 
