@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int, Real
 
 
 class TieBroken(NamedTuple):
@@ -23,9 +23,15 @@ def collision_groups(codes: Int[np.ndarray, "items level"]) -> Int[np.ndarray, "
     return groups
 
 
-def tie_break(codes: Int[np.ndarray, "items level"]) -> TieBroken:
-    """Append a level that counts the items of a group in row order from 0, which makes every row unique."""
-    order, starts = _sorted_groups(codes)
+def tie_break(
+    codes: Int[np.ndarray, "items level"], *, popularity: Real[np.ndarray, " items"] | None = None
+) -> TieBroken:
+    """Append a level that counts the items of a group from 0, which makes every row unique.
+
+    They are counted in row order (arrival) or, given popularities (say interaction counts of the training split), from
+    the most popular down, equals in row order: code 0 is then the group's most popular item (MMGRec, arXiv 2404.16555).
+    """
+    order, starts = _sorted_groups(codes, within=None if popularity is None else _descending(popularity, len(codes)))
     positions = np.arange(len(codes))
     first = np.maximum.accumulate(np.where(starts, positions, 0))
     rank = np.empty(len(codes), np.int32)
@@ -33,12 +39,27 @@ def tie_break(codes: Int[np.ndarray, "items level"]) -> TieBroken:
     return TieBroken(np.column_stack([codes, rank]), int(rank.max(initial=0)) + 1)
 
 
-def _sorted_groups(codes: Int[np.ndarray, "items level"]) -> tuple[Int[np.ndarray, " items"], np.ndarray]:
-    """Rows in lexicographic order of their codes, and a flag where a new group starts in that order."""
+def _sorted_groups(
+    codes: Int[np.ndarray, "items level"], *, within: Real[np.ndarray, " items"] | None = None
+) -> tuple[Int[np.ndarray, " items"], Bool[np.ndarray, " items"]]:
+    """Rows in lexicographic order of their codes, then of `within`, and a flag where a new group starts in that order.
+
+    Equals stay in row order.
+    """
     if codes.ndim != 2 or codes.shape[1] == 0 or not np.issubdtype(codes.dtype, np.integer):
         raise ValueError(f"expected integer codes of shape [items, level >= 1], got {codes.dtype} {codes.shape}")
-    order = np.lexsort(codes.T[::-1])
+    order = np.lexsort((*(() if within is None else (within,)), *codes.T[::-1]))
     ordered = codes[order]
     starts = np.ones(len(codes), bool)
     starts[1:] = (ordered[1:] != ordered[:-1]).any(1)
     return order, starts
+
+
+def _descending(popularity: Real[np.ndarray, " items"], items: int) -> Real[np.ndarray, " items"]:
+    """A key that sorts the most popular first."""
+    if popularity.shape != (items,):
+        raise ValueError(f"tie_break: expected one popularity an item, shape ({items},), got {popularity.shape}")
+    values = popularity.astype(np.float64)  # the negative of an unsigned count would wrap around
+    if np.isnan(values).any():
+        raise ValueError(f"tie_break: the popularity of row {np.isnan(values).argmax()} is NaN; give 0 for unknown")
+    return -values

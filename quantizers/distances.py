@@ -1,10 +1,28 @@
-"""Euclidean distances between vectors and the codes of one codebook."""
+"""Distances between vectors and the codes of one codebook."""
 
 from __future__ import annotations
+
+from enum import Enum
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+
+class Metric(Enum):
+    """How near a code is. Under `COSINE` only the choice of the code ignores lengths: vectors keep theirs."""
+
+    EUCLIDEAN = "euclidean"
+    COSINE = "cosine"
+
+
+def distances(
+    x: Float[Array, "*b dim"], codebook: Float[Array, "codes dim"], *, metric: Metric
+) -> Float[Array, "*b codes"]:
+    """Squared distances, of the vectors or of their directions (2 - 2 cos)."""
+    if metric is Metric.COSINE:
+        return squared_distances(directions(x), directions(codebook))
+    return squared_distances(x, codebook)
 
 
 def squared_distances(x: Float[Array, "*b dim"], codebook: Float[Array, "codes dim"]) -> Float[Array, "*b codes"]:
@@ -16,6 +34,13 @@ def squared_distances(x: Float[Array, "*b dim"], codebook: Float[Array, "codes d
     return jnp.maximum(squares, 0).reshape(*x.shape[:-1], len(codebook))
 
 
+def directions(x: Float[Array, "*b dim"]) -> Float[Array, "*b dim"]:
+    """Vectors of length one in float32. Below a length of 1e-12 there is no direction: such a vector stays as it is."""
+    x = x.astype(jnp.float32)
+    squares = jnp.square(x).sum(-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.where(squares > 1e-24, squares, 1))
+
+
 def code_logits(
     x: Float[Array, "*b dim"], codebook: Float[Array, "codes dim"], *, temperature: float
 ) -> Float[Array, "*b codes"]:
@@ -23,6 +48,8 @@ def code_logits(
     return -squared_distances(x, codebook) / temperature
 
 
-def nearest(x: Float[Array, "*b dim"], codebook: Float[Array, "codes dim"]) -> Int[Array, "*b"]:
+def nearest(
+    x: Float[Array, "*b dim"], codebook: Float[Array, "codes dim"], *, metric: Metric = Metric.EUCLIDEAN
+) -> Int[Array, "*b"]:
     """The nearest code; the lowest index wins a tie."""
-    return squared_distances(x, codebook).argmin(-1).astype(jnp.int32)
+    return distances(x, codebook, metric=metric).argmin(-1).astype(jnp.int32)

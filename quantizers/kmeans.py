@@ -1,34 +1,40 @@
-"""Lloyd's k-means, jitted, in memory that grows with the data alone."""
+"""k-means by Lloyd's algorithm: in memory, with clusters of equal size, and over blocks of data on disk."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from quantizers.distances import squared_distances
 
+Blocks = Callable[[], Iterable[Float[np.ndarray, "n dim"]]]  # the same rows in the same order, call after call
+
 _CHUNK_ENTRIES = 2**20  # entries of one block of the distance table: 4 MiB
 _SAMPLES_PER_CODE = 16
+_AUCTION_ENTRIES = 2**28  # table entries until an auction closes: small ones come to their end, large ones take seconds
+_FIRST_STEP, _LAST_STEP = 1.0, 0.02  # of the auctions of balanced k-means: coarse while centroids still move
 
 
 class KMeans(NamedTuple):
-    """`assignments` are the nearest centroids; `inertia` is the sum of squared distances to them."""
+    """`assignments` are the codes the points were given; `inertia` is the sum of squared distances to these."""
 
     centroids: Float[Array, "codes dim"]
     assignments: Int[Array, " n"]
     inertia: Float[Array, ""]
 
 
-class _Assigned(NamedTuple):
+class _Clusters(NamedTuple):
+    """Sum and number of the points of every code."""
+
     sums: Float[Array, "codes dim"]
-    counts: Float[Array, " codes"]
-    assignments: Int[Array, " n"]
-    distances: Float[Array, " n"]
+    counts: Int[Array, " codes"]
 
 
 def kmeans(x: Float[Array, "n dim"], *, num_codes: int, iterations: int, key: PRNGKeyArray) -> KMeans:
@@ -38,11 +44,147 @@ def kmeans(x: Float[Array, "n dim"], *, num_codes: int, iterations: int, key: PR
     codes every distinct point becomes a centroid (given an iteration or two) and the codes left over duplicate others.
     Deterministic by key on one machine. Raises ValueError for no points, no codes or a negative count of iterations.
     """
+    return _kmeans(_checked(x, num_codes=num_codes, iterations=iterations), iterations, key, num_codes=num_codes)
+
+
+def _checked(x: Float[Array, "n dim"], *, num_codes: int, iterations: int) -> Float[Array, "n dim"]:
     if x.ndim != 2 or 0 in x.shape:
         raise ValueError(f"kmeans: expected x of shape [n >= 1, dim >= 1], got {x.shape}; pass one vector a row")
     if num_codes < 1 or iterations < 0:
         raise ValueError(f"kmeans: expected num_codes >= 1 and iterations >= 0, got {num_codes} and {iterations}")
-    return _kmeans(jnp.asarray(x, jnp.float32), iterations, key, num_codes=num_codes)
+    return jnp.asarray(x, jnp.float32)
+
+
+def balanced_kmeans(
+    x: Float[Array, "n dim"], *, num_codes: int, iterations: int, key: PRNGKeyArray, slack: float = 0.0
+) -> KMeans:
+    """k-means whose clusters have equal sizes, as OneRec's tokenizer (arXiv 2502.18965) asks for.
+
+    In `assignments` no code has more than `ceil(n / codes) * (1 + slack)` points; without slack, sizes differ by at
+    most one. Each centroid is the mean of the points assigned to it, which need not be the nearest ones. Lloyd's
+    iterations with an auction for the seats, on the host: memory for a few tables of n x codes distances.
+    Raises ValueError as `kmeans`, and for a negative slack.
+    """
+    if not slack >= 0:
+        raise ValueError(f"balanced_kmeans: expected slack >= 0, got {slack}")
+    x = _checked(x, num_codes=num_codes, iterations=iterations)
+    center = x.mean(0, keepdims=True)
+    x, seats = x - center, _seats(len(x), num_codes=num_codes, slack=slack)
+    centroids = _initialize(x, num_codes=num_codes, key=key)
+    prices = np.zeros(num_codes, np.float32)
+    for iteration, step in enumerate(np.geomspace(_FIRST_STEP, _LAST_STEP, max(iterations, 1))):
+        codes, prices = _auction(np.asarray(squared_distances(x, centroids)), seats, prices, step=step)
+        if iteration < iterations:
+            centroids = _jitted_update(x, centroids, jnp.asarray(codes))
+    return KMeans(centroids + center, jnp.asarray(codes), _distances_to_own(x, centroids, jnp.asarray(codes)).sum())
+
+
+def _seats(n: int, *, num_codes: int, slack: float) -> Int[np.ndarray, " codes"]:
+    if slack:
+        return np.full(num_codes, math.floor(-(-n // num_codes) * (1 + slack)))
+    return n // num_codes + (np.arange(num_codes) < n % num_codes)
+
+
+def _auction(
+    costs: Float[np.ndarray, "n codes"],
+    seats: Int[np.ndarray, " codes"],
+    prices: Float[np.ndarray, " codes"],
+    *,
+    step: float,
+) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " codes"]]:
+    """Cheap assignment of all points to codes with seats, and the prices of these (an auction; Bertsekas, 1988).
+
+    All points that are out bid at once: each the price at which its next best code becomes as good, and a step more
+    (a multiple of the mean distance to the nearest code). A full code keeps its highest bids; the lowest of them is its
+    price. Who is still out when the work is spent takes a free seat; the next auction starts from these prices.
+    """
+    step = step * max(float(costs.min(1).mean()), float(costs.mean()) / 20) or 1.0
+    codes, bids = np.full(len(costs), -1), np.zeros(len(costs), np.float32)
+    prices = np.where(seats > 0, prices, np.inf).astype(np.float32)
+    work = max(_AUCTION_ENTRIES, 10 * costs.size)
+    while len(out := np.flatnonzero(codes < 0)) and work > 0:
+        work -= len(out) * len(seats) + 100 * len(costs)  # the second for the sort
+        choice, regret = _two_cheapest(costs[out] + prices)
+        codes[out], bids[out] = choice, prices[choice] + regret + step
+        members = np.flatnonzero(np.isin(codes, choice))
+        members = members[np.lexsort((-bids[members], codes[members]))]
+        of_member = codes[members]
+        rank = np.arange(len(members)) - np.searchsorted(of_member, of_member)
+        last = rank == seats[of_member] - 1
+        prices[of_member[last]] = bids[members[last]]
+        codes[members[rank >= seats[of_member]]] = -1
+    out = np.flatnonzero(codes < 0)
+    codes[out] = _fill(costs[out], seats - np.bincount(codes[codes >= 0], minlength=len(seats)))
+    full = np.bincount(codes, minlength=len(seats)) >= seats
+    return codes.astype(np.int32), np.where(full & (seats > 0), prices, 0)
+
+
+def _fill(costs: Float[np.ndarray, "n codes"], seats: Int[np.ndarray, " codes"]) -> Int[np.ndarray, " n"]:
+    """Wave after wave every point asks for its cheapest code with free seats; who would lose most is seated first.
+
+    A code that turns somebody down is full, so that there are at most as many waves as codes.
+    """
+    codes, left, free = np.full(len(costs), -1), np.arange(len(costs)), np.arange(len(seats))
+    while len(left):
+        still = seats[free] > 0
+        free, costs = free[still], costs[:, still]
+        choice, regret = _two_cheapest(costs)
+        order = np.lexsort((-regret, choice))
+        wanted = free[choice[order]]
+        rank = np.arange(len(wanted)) - np.searchsorted(wanted, wanted)
+        seated = rank < seats[wanted]
+        codes[left[order[seated]]] = wanted[seated]
+        seats = seats - np.bincount(wanted[seated], minlength=len(seats))
+        waiting = np.sort(order[~seated])
+        left, costs = left[waiting], costs[waiting]
+    return codes
+
+
+def _two_cheapest(costs: Float[np.ndarray, "n codes"]) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    """The cheapest column of each row, and how much more the next one costs."""
+    first = costs.argmin(1)[:, None]
+    others = costs.copy()
+    np.put_along_axis(others, first, np.inf, axis=1)
+    return first[:, 0], others.min(1) - np.take_along_axis(costs, first, axis=1)[:, 0]
+
+
+@jax.jit
+def _jitted_update(
+    x: Float[Array, "n dim"], centroids: Float[Array, "codes dim"], codes: Int[Array, " n"]
+) -> Float[Array, "codes dim"]:
+    return _update(x, centroids, codes, _clusters(x, codes, num_codes=len(centroids)))
+
+
+def lloyd_pass(
+    blocks: Iterable[Float[np.ndarray, "n dim"]], centroids: Float[Array, "codes dim"]
+) -> Float[Array, "codes dim"]:
+    """One iteration of Lloyd over all blocks: what `kmeans` does in memory, whatever the blocks' sizes.
+
+    Memory for one block and a few codebooks; sums over blocks are in float64.
+    """
+    num_codes, dim = centroids.shape
+    sums, counts = np.zeros((num_codes, dim)), np.zeros(num_codes, np.int64)
+    far, points = np.zeros(0, np.float32), np.zeros((0, dim), np.float32)
+    for chunk, keep in _padded(blocks, rows=max(1, _CHUNK_ENTRIES // num_codes)):
+        _, distances, clusters = jax.device_get(_jitted_nearest(chunk, keep, centroids))
+        sums, counts = sums + clusters.sums, counts + clusters.counts
+        far, points = np.append(far, distances[keep]), np.concatenate([points, chunk[keep]])
+        farthest = np.argsort(-far, kind="stable")[:num_codes]
+        far, points = far[farthest], points[farthest]
+    averages = jnp.asarray(sums / np.maximum(counts, 1)[:, None], jnp.float32)
+    averaged = _Clusters(averages, jnp.asarray(counts > 0, jnp.int32))
+    return _means(centroids, averaged, jnp.asarray(far), jnp.asarray(points))
+
+
+def _padded(
+    blocks: Iterable[Float[np.ndarray, "n dim"]], *, rows: int
+) -> Iterator[tuple[Float[np.ndarray, "row dim"], Bool[np.ndarray, " row"]]]:
+    """Chunks of at most `rows` rows, padded to a power of two, so that few shapes are compiled."""
+    for block in blocks:
+        for start in range(0, len(block), rows):
+            chunk = np.asarray(block[start : start + rows], np.float32)
+            size = min(rows, 1 << (len(chunk) - 1).bit_length())
+            yield np.pad(chunk, ((0, size - len(chunk)), (0, 0))), np.arange(size) < len(chunk)
 
 
 @partial(jax.jit, static_argnames="num_codes")
@@ -52,11 +194,12 @@ def _kmeans(x: Float[Array, "n dim"], iterations: int, key: PRNGKeyArray, *, num
     chunks, valid = _chunked(x, num_codes=num_codes)
 
     def iterate(_: int, centroids: Float[Array, "codes dim"]) -> Float[Array, "codes dim"]:
-        return _update(x, centroids, _assign(chunks, valid, centroids))
+        codes, clusters = _assign(chunks, valid, centroids)
+        return _update(x, centroids, codes[: len(x)], clusters)
 
     centroids = jax.lax.fori_loop(0, iterations, iterate, _initialize(x, num_codes=num_codes, key=key))
-    assigned = _assign(chunks, valid, centroids)
-    return KMeans(centroids + center, assigned.assignments[: len(x)], assigned.distances.sum())
+    codes = _assign(chunks, valid, centroids)[0][: len(x)]
+    return KMeans(centroids + center, codes, _distances_to_own(x, centroids, codes).sum())
 
 
 def _chunked(
@@ -76,53 +219,99 @@ def _initialize(x: Float[Array, "n dim"], *, num_codes: int, key: PRNGKeyArray) 
     sample_key, first_key, key = jax.random.split(key, 3)
     size = min(len(x), _SAMPLES_PER_CODE * num_codes)
     x = x[jax.random.choice(sample_key, len(x), (size,), replace=False)]
+    squares = jnp.square(x).sum(-1)
     num_candidates = 2 + int(math.log(num_codes))
 
-    def distances_to(index: Int[Array, ""]) -> Float[Array, " n"]:
-        return jnp.square(x - x[index][None, :]).sum(-1)
+    def distances_to(rows: Int[Array, " row"]) -> Float[Array, "row n"]:
+        products = jnp.matmul(x[rows], x.T, precision=jax.lax.Precision.HIGHEST)
+        scale = squares[rows][:, None] + squares[None, :]
+        distances = scale - 2 * products
+        return jnp.where(distances > 1e-6 * scale, distances, 0)  # below that, rounding: the same point
 
     def draw(distances: Float[Array, " n"], step_key: PRNGKeyArray) -> tuple[Float[Array, " n"], Int[Array, ""]]:
         drawn = jax.random.categorical(step_key, jnp.log(distances)[None, :], shape=(num_candidates,))
-        after = jax.lax.map(lambda index: jnp.minimum(distances, distances_to(index)), drawn)
+        after = jnp.minimum(distances[None, :], distances_to(drawn))
         best = after.sum(-1).argmin()
         return after[best], drawn[best]
 
     first = jax.random.randint(first_key, (), 0, size)
-    _, others = jax.lax.scan(draw, distances_to(first), jax.random.split(key, num_codes - 1))
+    _, others = jax.lax.scan(draw, distances_to(first[None])[0], jax.random.split(key, num_codes - 1))
     return x[jnp.concatenate([first[None], others])]
+
+
+def _nearest(
+    points: Float[Array, "row dim"], keep: Bool[Array, " row"], centroids: Float[Array, "codes dim"]
+) -> tuple[Int[Array, " row"], Float[Array, " row"], _Clusters]:
+    """Nearest centroids of one chunk, the squared distances to them, and the clusters of the points to keep."""
+    table = squared_distances(points, centroids)
+    smallest = table.min(-1)
+    indices = jnp.arange(len(centroids), dtype=jnp.int32)[None, :]
+    codes = jnp.where(table == smallest[:, None], indices, len(centroids) - 1).min(-1)  # argmin, vectorized on CPUs too
+    return codes, smallest, _clusters(points, jnp.where(keep, codes, len(centroids)), num_codes=len(centroids))
+
+
+@jax.jit
+def _jitted_nearest(
+    points: Float[Array, "row dim"], keep: Bool[Array, " row"], centroids: Float[Array, "codes dim"]
+) -> tuple[Int[Array, " row"], Float[Array, " row"], _Clusters]:
+    return _nearest(points, keep, centroids)
+
+
+def _clusters(points: Float[Array, "n dim"], codes: Int[Array, " n"], *, num_codes: int) -> _Clusters:
+    """Sums and counts, always added in the same order; a code of `num_codes` leaves its point out."""
+
+    def scattered(points: Float[Array, "n dim"], codes: Int[Array, " n"]) -> Float[Array, "codes dim"]:
+        return jnp.zeros((num_codes, points.shape[1])).at[codes].add(points, mode="drop")
+
+    def multiplied(points: Float[Array, "n dim"], codes: Int[Array, " n"]) -> Float[Array, "codes dim"]:
+        one_hot = (codes[:, None] == jnp.arange(num_codes)[None, :]).astype(jnp.float32)
+        return jnp.matmul(one_hot.T, points, precision=jax.lax.Precision.HIGHEST)
+
+    # A scatter is cheap and serial on a CPU; an accelerator's atomics would add in an order that varies.
+    sums = jax.lax.platform_dependent(points, codes, cpu=scattered, default=multiplied)
+    return _Clusters(sums, jnp.zeros(num_codes, jnp.int32).at[codes].add(1, mode="drop"))
 
 
 def _assign(
     chunks: Float[Array, "chunk row dim"], valid: Bool[Array, "chunk row"], centroids: Float[Array, "codes dim"]
-) -> _Assigned:
-    """Nearest centroids; sums by matrix product with one-hot codes, which, unlike a scatter, adds in a fixed order."""
-    indices = jnp.arange(len(centroids))[None, :]
+) -> tuple[Int[Array, " padded"], _Clusters]:
+    def one_chunk(total: _Clusters, chunk: tuple[Array, Array]) -> tuple[_Clusters, Int[Array, " row"]]:
+        codes, _, clusters = _nearest(*chunk, centroids)
+        return _Clusters(total.sums + clusters.sums, total.counts + clusters.counts), codes
 
-    def one_chunk(totals: _Totals, chunk: tuple[Array, Array]) -> tuple[_Totals, tuple[Array, Array]]:
-        points, keep = chunk
-        codes = squared_distances(points, centroids).argmin(-1).astype(jnp.int32)
-        one_hot = ((codes[:, None] == indices) & keep[:, None]).astype(jnp.float32)
-        sums = totals[0] + jnp.matmul(one_hot.T, points, precision=jax.lax.Precision.HIGHEST)
-        distances = jnp.where(keep, jnp.square(points - centroids[codes]).sum(-1), 0)
-        return (sums, totals[1] + one_hot.sum(0)), (codes, distances)
-
-    start = (jnp.zeros_like(centroids), jnp.zeros(len(centroids)))
-    (sums, counts), (codes, distances) = jax.lax.scan(one_chunk, start, (chunks, valid))
-    return _Assigned(sums, counts, codes.reshape(-1), distances.reshape(-1))
-
-
-_Totals = tuple[Float[Array, "codes dim"], Float[Array, " codes"]]
+    start = _Clusters(jnp.zeros_like(centroids), jnp.zeros(len(centroids), jnp.int32))
+    total, codes = jax.lax.scan(one_chunk, start, (chunks, valid))
+    return codes.reshape(-1), total
 
 
 def _update(
-    x: Float[Array, "n dim"], centroids: Float[Array, "codes dim"], assigned: _Assigned
+    x: Float[Array, "n dim"], centroids: Float[Array, "codes dim"], codes: Int[Array, " n"], clusters: _Clusters
 ) -> Float[Array, "codes dim"]:
     """Means of the clusters; the i-th empty cluster moves to the i-th farthest point, where one is off its centroid."""
-    empty = assigned.counts == 0
-    means = assigned.sums / jnp.maximum(assigned.counts, 1)[:, None]
-    far, points = jax.lax.top_k(assigned.distances, min(len(x), len(centroids)))
+
+    def farthest() -> Float[Array, "codes dim"]:
+        far, points = jax.lax.top_k(_distances_to_own(x, centroids, codes), min(len(x), len(centroids)))
+        return _means(centroids, clusters, far, x[points])
+
+    def none_empty() -> Float[Array, "codes dim"]:
+        return clusters.sums / clusters.counts.astype(jnp.float32)[:, None]
+
+    return jax.lax.cond((clusters.counts == 0).any(), farthest, none_empty)
+
+
+def _means(
+    centroids: Float[Array, "codes dim"], clusters: _Clusters, far: Float[Array, " m"], points: Float[Array, "m dim"]
+) -> Float[Array, "codes dim"]:
+    """Means of the clusters; the i-th empty one moves to `points[i]` where its distance `far[i]` is not zero."""
+    empty = clusters.counts == 0
+    averages = clusters.sums / jnp.maximum(clusters.counts, 1).astype(jnp.float32)[:, None]
     rank = jnp.cumsum(empty) - 1
     pick = jnp.clip(rank, 0, len(far) - 1)
     moved = (rank < len(far)) & (far[pick] > 0)
-    fallback = jnp.where(moved[:, None], x[points[pick]], centroids)
-    return jnp.where(empty[:, None], fallback, means)
+    return jnp.where(empty[:, None], jnp.where(moved[:, None], points[pick], centroids), averages)
+
+
+def _distances_to_own(
+    x: Float[Array, "n dim"], centroids: Float[Array, "codes dim"], codes: Int[Array, " n"]
+) -> Float[Array, " n"]:
+    return jnp.square(x - centroids[codes]).sum(-1)

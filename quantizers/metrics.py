@@ -1,4 +1,4 @@
-"""Health of a code assignment, on the host."""
+"""Of a code assignment: its health, what it keeps of the vectors, what it tells. Deterministic, on the host."""
 
 from __future__ import annotations
 
@@ -6,20 +6,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
+from scipy.sparse import csr_array, diags_array, eye_array
+from scipy.sparse.linalg import cg
 
 from quantizers.collisions import collision_groups
+
+_BLOCK_ENTRIES = 2**25  # distances in work at once: 128 MiB
+_TIE = 1e-5  # squared distances that differ by less than this share of the mean squared norm are equal in float32
+_FOLDS = 5
+_RIDGES = (1.0, 10.0, 100.0, 1000.0)
 
 
 @dataclass(frozen=True)
 class LevelHealth:
-    """`usage`: share of codes in use; `dead`: number of the others; `entropy` in nats; `perplexity` is its exp."""
+    """`usage`: share of codes in use; `dead`: number of the others; `entropy` in nats; `perplexity` is its exp.
+
+    `gini`: inequality of the item counts over all codes, dead too; from 0 (all equal) to 1 - 1 / size (one has all).
+    """
 
     size: int
     usage: float
     dead: int
     entropy: float
     perplexity: float
+    gini: float
 
 
 @dataclass(frozen=True)
@@ -34,7 +45,7 @@ class CodeHealth:
 
 def health(codes: Int[np.ndarray, "items level"], level_sizes: Sequence[int]) -> CodeHealth:
     """Raises ValueError for no items, a wrong number of levels, or a code outside its level."""
-    _check(codes, level_sizes)
+    _check(codes, level_sizes, where="health")
     group_sizes = np.bincount(collision_groups(codes))
     return CodeHealth(
         items=len(codes),
@@ -53,18 +64,137 @@ def reconstruction_error(x: Float[np.ndarray, "n dim"], reconstruction: Float[np
     return float(np.square(np.subtract(x, reconstruction, dtype=np.float64)).mean())
 
 
+def neighbor_preservation(
+    x: Float[np.ndarray, "items dim"], reconstruction: Float[np.ndarray, "items dim"], *, k: int, sample: int, seed: int
+) -> float:
+    """Share of an item's `k` nearest neighbours that are also its `k` nearest in the reconstruction.
+
+    The mean over `sample` random items (all, if there are fewer); neighbours are sought among all items. Those that tie
+    for the last places, of which colliding codes make many, take equal parts of them. Costs sample * items * dim.
+    """
+    if x.ndim != 2 or x.shape != reconstruction.shape or not 1 <= k < len(x) or sample < 1:
+        raise ValueError(
+            "neighbor_preservation: expected two equal shapes [items, dim], 1 <= k < items and sample >= 1, "
+            f"got {x.shape}, {reconstruction.shape}, {k} and {sample}"
+        )
+    spaces = [_centered(x), _centered(reconstruction)]
+    rows = np.random.default_rng(seed).permutation(len(x))[:sample]
+    kept = 0.0
+    for block in np.array_split(rows, -(-len(rows) * len(x) // _BLOCK_ENTRIES)):
+        kept += float(np.minimum(*(_among_nearest(space, block, k) for space in spaces)).sum(dtype=np.float64))
+    return kept / (k * len(rows))
+
+
+def prefix_sharing(
+    codes: Int[np.ndarray, "items level"], neighbors: Int[np.ndarray, "items k"]
+) -> Float[np.ndarray, " level"]:
+    """Share of the pairs of an item and its neighbours (rows; -1: none) that share the first 1, 2, ... codes."""
+    if codes.ndim != 2 or neighbors.ndim != 2 or len(codes) != len(neighbors):
+        raise ValueError(
+            f"prefix_sharing: expected codes [items, level] and neighbors [items, k], got {codes.shape} and "
+            f"{neighbors.shape}"
+        )
+    if neighbors.max(initial=-1) >= len(codes) or (neighbors < 0).all():
+        raise ValueError(f"prefix_sharing: expected neighbors below {len(codes)}, and at least one that is not -1")
+    same, shared = neighbors >= 0, []
+    pairs = same.sum()
+    for level in codes.T:
+        same = same & (level[neighbors] == level[:, None])
+        shared.append(same.sum() / pairs)
+    return np.array(shared)
+
+
+def explained_by_codes(
+    codes: Int[np.ndarray, "items level"], target: Float[np.ndarray, " items"], *, level_sizes: Sequence[int]
+) -> Float[np.ndarray, " level"]:
+    """Held-out R^2 of a linear probe of `target` (say log-popularity) from one-hot codes of levels 1..l, for each l.
+
+    Ridge regression in 5 fixed folds, against the mean of the other four, with one of 4 penalties, so that codes that
+    tell nothing come out at about 0 however many they are. Raises ValueError for a target that does not vary.
+    """
+    _check(codes, level_sizes, where="explained_by_codes")
+    if target.shape != (len(codes),) or len(codes) < _FOLDS or not np.isfinite(target).all() or np.ptp(target) == 0:
+        raise ValueError(
+            f"explained_by_codes: expected {len(codes)} (at least {_FOLDS}) finite values that vary, one an item, "
+            f"got {target.dtype} {target.shape}"
+        )
+    one_hot, target = _one_hot(codes, level_sizes), target.astype(np.float64)
+    fold = np.random.default_rng(0).permutation(len(codes)) % _FOLDS
+    ends = np.cumsum(level_sizes)
+    errors = np.stack([_probe_errors(one_hot, target, fold == held, ends) for held in range(_FOLDS)])
+    best = (errors.sum(0) - errors).argmin(-1, keepdims=True)  # a fold's penalty is chosen by the other folds' errors
+    missed = np.take_along_axis(errors, best, axis=-1)[..., 0].sum(0)
+    return 1 - missed[1:] / missed[0]
+
+
 def _level_health(codes: Int[np.ndarray, " items"], size: int) -> LevelHealth:
     counts = np.bincount(codes, minlength=size)
     shares = counts[counts > 0] / len(codes)
     entropy = float(-(shares * np.log(shares)).sum()) + 0.0  # no -0.0
-    return LevelHealth(size, len(shares) / size, size - len(shares), entropy, float(np.exp(entropy)))
+    return LevelHealth(size, len(shares) / size, size - len(shares), entropy, float(np.exp(entropy)), _gini(counts))
 
 
-def _check(codes: Int[np.ndarray, "items level"], level_sizes: Sequence[int]) -> None:
+def _gini(counts: Int[np.ndarray, " codes"]) -> float:
+    size, weights = len(counts), 2 * np.arange(len(counts)) + 1 - len(counts)
+    return float(weights @ np.sort(counts) / (size * counts.sum()))
+
+
+def _check(codes: Int[np.ndarray, "items level"], level_sizes: Sequence[int], *, where: str) -> None:
     if codes.ndim != 2 or codes.shape[1] != len(level_sizes) or len(codes) == 0:
-        raise ValueError(f"health: expected codes of shape [items >= 1, {len(level_sizes)}], got {codes.shape}")
+        raise ValueError(f"{where}: expected codes of shape [items >= 1, {len(level_sizes)}], got {codes.shape}")
     outside = np.argwhere((codes < 0) | (codes >= np.asarray(level_sizes)))
     if len(outside):
         row, level = outside[0]
         found = codes[row, level]
-        raise ValueError(f"health: code {found} of row {row}, level {level} lies outside 0..{level_sizes[level] - 1}")
+        raise ValueError(f"{where}: code {found} of row {row}, level {level} lies outside 0..{level_sizes[level] - 1}")
+
+
+def _centered(x: Float[np.ndarray, "items dim"]) -> Float[np.ndarray, "items dim"]:
+    """In float32; the expanded distance loses digits far from the origin."""
+    bad = ~np.isfinite(x).all(-1)
+    if bad.any():
+        raise ValueError(f"neighbor_preservation: expected finite vectors, got NaN or infinity in row {bad.argmax()}")
+    return x.astype(np.float32) - x.mean(0, dtype=np.float64).astype(np.float32)
+
+
+def _among_nearest(
+    x: Float[np.ndarray, "items dim"], rows: Int[np.ndarray, " n"], k: int
+) -> Float[np.ndarray, "n items"]:
+    """How much of each item is among a row's `k` nearest: 1, 0, or, of items that tie for the last places, a part."""
+    norms = np.square(x).sum(-1)
+    distances = norms - 2 * (x[rows] @ x.T)  # less the rows' own norms
+    distances[np.arange(len(rows)), rows] = np.inf
+    last = np.partition(distances, k - 1, axis=1)[:, k - 1 : k]
+    tie = _TIE * norms.mean()
+    inside, tied = distances < last - tie, np.abs(distances - last) <= tie
+    share = (k - inside.sum(1)) / tied.sum(1)
+    return inside + tied * share.astype(np.float32)[:, None]
+
+
+def _one_hot(codes: Int[np.ndarray, "items level"], level_sizes: Sequence[int]) -> csr_array:
+    items, levels = codes.shape
+    columns = codes + (np.cumsum(level_sizes) - level_sizes)
+    starts = np.arange(0, items * levels + 1, levels)
+    return csr_array((np.ones(codes.size), columns.reshape(-1), starts), shape=(items, sum(level_sizes)))
+
+
+def _probe_errors(
+    one_hot: csr_array,
+    target: Float[np.ndarray, " items"],
+    held: Bool[np.ndarray, " items"],
+    ends: Int[np.ndarray, " level"],
+) -> Float[np.ndarray, "level+1 ridge"]:
+    """Sums of squared errors on the held-out items without codes, then with the columns up to each of `ends`."""
+    train, test = one_hot[~held], one_hot[held]
+    mean = target[~held].mean()
+    centered, wanted = target[~held] - mean, target[held] - mean
+    gram, moment = train.T @ train, train.T @ centered
+    errors = [[wanted @ wanted] * len(_RIDGES)]
+    for end in ends:
+        weights = [_solve(gram[:end, :end] + ridge * eye_array(end), moment[:end]) for ridge in _RIDGES]
+        errors.append([float(np.square(wanted - test[:, :end] @ found).sum()) for found in weights])
+    return np.array(errors)
+
+
+def _solve(matrix: csr_array, right: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    return cg(matrix, right, rtol=1e-8, M=diags_array(1 / matrix.diagonal()))[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -10,66 +11,110 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from quantizers.distances import nearest
-from quantizers.kmeans import kmeans
+from quantizers.assignment import Assignment, Nearest
+from quantizers.care import cluster_means, code_counts, fit_codebooks, moved_codebook
+from quantizers.distances import Metric, distances
+from quantizers.gradients import GradientPath, rotate, soft_vectors, straight_through
 from quantizers.types import Quantized, QuantizerLosses
 
 Codebooks = Sequence[Float[Array, "codes dim"]]
 
+_USAGE_DECAY = 0.99  # of `ResidualQuantizer.usage` where codebooks are learned by gradient (DIGER's)
+
 
 class ResidualCodes(NamedTuple):
-    """`residuals[..., l, :]` is what level `l` quantizes, `chosen[..., l, :]` the code vector it takes, in float32."""
+    """`residuals[..., l, :]` is what level `l` quantizes, `chosen[..., l, :]` the code vector it takes, in float32.
+
+    `probabilities` are those of the assignment, one array a level; under jit they cost nothing where nobody reads them.
+    """
 
     codes: Int[Array, "*b level"]
     residuals: Float[Array, "*b level dim"]
     chosen: Float[Array, "*b level dim"]
+    probabilities: tuple[Float[Array, "*b codes"], ...]
 
 
-class Reseeded(NamedTuple):
-    """Codebooks after re-seeding, the codes replaced in each (whose optimizer moments are stale), and their number."""
-
-    codebooks: tuple[Float[Array, "codes dim"], ...]
-    replaced: tuple[Bool[Array, " codes"], ...]
-    num_replaced: Int[Array, " level"]
-
-
-@jax.jit
-def residual_codes(x: Float[Array, "*b dim"], codebooks: Codebooks) -> ResidualCodes:
-    """Greedy nearest codes, level by level.
+@partial(jax.jit, static_argnames=("assignments", "metric", "path"))
+def residual_codes(
+    x: Float[Array, "*b dim"],
+    codebooks: Codebooks,
+    *,
+    assignments: Assignment | tuple[Assignment, ...] = Nearest(),
+    usage: Sequence[Float[Array, " codes"]] | None = None,
+    mask: Bool[Array, "*b"] | None = None,
+    key: PRNGKeyArray | None = None,
+    progress: Float[Array, ""] | float = 1.0,
+    metric: Metric = Metric.EUCLIDEAN,
+    path: GradientPath = GradientPath.STRAIGHT_THROUGH,
+) -> ResidualCodes:
+    """Codes level by level, each level's by its assignment (one for all, or one a level); nearest by default.
 
     Residuals subtract the code without its gradient, `r_l = r_{l-1} - sg(e_l)`: each of them keeps the identity as its
     derivative by x. (Subtracting a straight-through code instead makes that derivative zero from the second level on.)
+    On the `SOFT` path they subtract the soft vector, gradient and all. Without `usage` all codes count as used alike.
     """
-    residual = x.astype(jnp.float32)
-    codes, residuals, chosen = [], [], []
-    for codebook in codebooks:
-        code = nearest(residual, codebook)
-        vector = codebook[code].astype(jnp.float32)
-        codes.append(code)
-        residuals.append(residual)
-        chosen.append(vector)
-        residual = residual - jax.lax.stop_gradient(vector)
-    return ResidualCodes(jnp.stack(codes, -1), jnp.stack(residuals, -2), jnp.stack(chosen, -2))
+    lead = x.shape[:-1]
+    residual = _unmasked(x.astype(jnp.float32), mask).reshape(-1, x.shape[-1])
+    keep = jnp.ones(len(residual), bool) if mask is None else mask.reshape(-1)
+    codes, residuals, chosen, probabilities = [], [], [], []
+    for level, assign in enumerate(per_level(assignments, len(codebooks))):
+        book = codebooks[level].astype(jnp.float32)
+        assigned = assign(
+            distances(residual, book, metric=metric),
+            mask=keep,
+            usage=jnp.full(len(book), 1 / len(book)) if usage is None else usage[level],
+            key=None if key is None else jax.random.fold_in(key, level),
+            progress=progress,
+        )
+        vector = book[assigned.codes]
+        codes.append(assigned.codes.reshape(lead))
+        residuals.append(residual.reshape(x.shape))
+        chosen.append(vector.reshape(x.shape))
+        probabilities.append(assigned.probabilities.reshape(*lead, len(book)))
+        soft = path is GradientPath.SOFT
+        residual = residual - (soft_vectors(assigned.probabilities, book) if soft else jax.lax.stop_gradient(vector))
+    return ResidualCodes(jnp.stack(codes, -1), jnp.stack(residuals, -2), jnp.stack(chosen, -2), tuple(probabilities))
+
+
+@partial(jax.jit, static_argnames="metric")
+def residual_encode(
+    x: Float[Array, "*b dim"], codebooks: Codebooks, *, metric: Metric = Metric.EUCLIDEAN
+) -> Int[Array, "*b level"]:
+    """Nearest codes and nothing else: what `residual_codes` computes beside them is never computed."""
+    return residual_codes(x, codebooks, metric=metric).codes
+
+
+@partial(jax.jit, static_argnames="path")
+def residual_quantized(
+    x: Float[Array, "*b dim"],
+    found: ResidualCodes,
+    codebooks: Codebooks,
+    *,
+    mask: Bool[Array, "*b"] | None = None,
+    path: GradientPath = GradientPath.STRAIGHT_THROUGH,
+) -> Quantized:
+    """Sum of the found codes' vectors, and losses summed over levels; see `level_errors` for `mask`."""
+    codebook_errors = level_errors(jax.lax.stop_gradient(found.residuals) - found.chosen, mask=mask)
+    commitment_errors = level_errors(found.residuals - jax.lax.stop_gradient(found.chosen), mask=mask)
+    losses = QuantizerLosses(codebook_errors.sum(), commitment_errors.sum())
+    hard = found.chosen.sum(-2)
+    if path is GradientPath.STRAIGHT_THROUGH:
+        vectors = straight_through(x, hard)
+    elif path is GradientPath.ROTATION:
+        vectors = rotate(_unmasked(x, mask), hard)
+    else:
+        levels = zip(found.probabilities, codebooks, strict=True)
+        soft = jnp.stack([soft_vectors(share, book) for share, book in levels], -2).sum(-2)
+        vectors = soft if path is GradientPath.SOFT else straight_through(soft, hard)
+    return Quantized(found.codes, vectors.astype(x.dtype), losses)
 
 
 @jax.jit
 def residual_quantize(
     x: Float[Array, "*b dim"], codebooks: Codebooks, *, mask: Bool[Array, "*b"] | None = None
 ) -> Quantized:
-    """Codes, straight-through sum of their vectors, and losses summed over levels; see `level_errors` for `mask`."""
-    codes, residuals, chosen = residual_codes(x, codebooks)
-    codebook_errors = level_errors(jax.lax.stop_gradient(residuals) - chosen, mask=mask)
-    commitment_errors = level_errors(residuals - jax.lax.stop_gradient(chosen), mask=mask)
-    losses = QuantizerLosses(codebook_errors.sum(), commitment_errors.sum())
-    return Quantized(codes, straight_through(x, chosen.sum(-2)), losses)
-
-
-def straight_through(x: Float[Array, "*b dim"], quantized: Float[Array, "*b dim"]) -> Float[Array, "*b dim"]:
-    """The value of `quantized` with the gradient of `x`, in the dtype of `x`.
-
-    It is `x + sg(quantized - x)`, arranged so that no digit of `quantized` is lost.
-    """
-    return jax.lax.stop_gradient(quantized).astype(x.dtype) + (x - jax.lax.stop_gradient(x))
+    """Nearest codes, straight-through sum of their vectors, and losses."""
+    return residual_quantized(x, residual_codes(x, codebooks), codebooks, mask=mask)
 
 
 def level_errors(
@@ -92,91 +137,117 @@ def residual_decode(codes: Int[Array, "*b level"], codebooks: Codebooks) -> Floa
     return jnp.stack(vectors, -2).sum(-2)
 
 
-def fit_codebooks(
-    x: Float[Array, "items dim"], *, level_sizes: Sequence[int], iterations: int, key: PRNGKeyArray
-) -> tuple[Float[Array, "codes dim"], ...]:
-    """k-means on the vectors, then on what each level leaves of them. Raises ValueError naming a row not finite."""
-    residuals = jnp.asarray(x, jnp.float32)
-    bad = jnp.flatnonzero(~jnp.isfinite(residuals).all(-1))
-    if len(bad):
-        raise ValueError(f"fit_codebooks: expected finite vectors, got NaN or infinity in row {bad[0]} of {len(x)}")
-    codebooks = []
-    for size, level_key in zip(level_sizes, jax.random.split(key, len(level_sizes)), strict=True):
-        clusters = kmeans(residuals, num_codes=size, iterations=iterations, key=level_key)
-        residuals = residuals - clusters.centroids[clusters.assignments]
-        codebooks.append(clusters.centroids)
-    return tuple(codebooks)
+def per_level(assignments: Assignment | tuple[Assignment, ...], num_levels: int) -> tuple[Assignment, ...]:
+    """One assignment a level. Raises ValueError for another number of them."""
+    listed = assignments if isinstance(assignments, tuple) else (assignments,) * num_levels
+    if len(listed) != num_levels:
+        raise ValueError(f"expected one assignment, or one for each of {num_levels} levels, got {len(listed)}")
+    return listed
 
 
-def code_counts(
-    codes: Int[Array, "*b level"], *, level_sizes: Sequence[int], mask: Bool[Array, "*b"] | None = None
-) -> tuple[Int[Array, " codes"], ...]:
-    """How often each code of each level occurs, masked items left out."""
-    weights = jnp.ones(codes.shape[:-1], jnp.int32) if mask is None else mask.astype(jnp.int32)
-    return tuple(
-        jnp.zeros(size, jnp.int32).at[codes[..., level]].add(weights) for level, size in enumerate(level_sizes)
-    )
+def _unmasked(x: Float[Array, "*b dim"], mask: Bool[Array, "*b"] | None) -> Float[Array, "*b dim"]:
+    """`x` where no gradient and no NaN of a masked row reaches what the rows share."""
+    if mask is None:
+        return x
+    return jnp.where(mask[..., None], x, jax.lax.stop_gradient(jnp.nan_to_num(x, nan=0, posinf=0, neginf=0)))
 
 
-@jax.jit
-def reseed_dead_codes(
-    codebooks: Codebooks,
-    counts: Sequence[Int[Array, " codes"]],
-    *,
-    residuals: Float[Array, "items level dim"],
-    key: PRNGKeyArray,
-) -> Reseeded:
-    """Replace every code with a zero count by a random residual of its level (as given by `residual_codes`).
-
-    Residuals are drawn without replacement; with more dead codes than items some are used again.
-    """
-    keys = jax.random.split(key, len(codebooks))
-    dead = tuple(count == 0 for count in counts)
-    levels = zip(codebooks, dead, keys, strict=True)
-    alive = tuple(_replace(book, rows, residuals[:, level], k) for level, (book, rows, k) in enumerate(levels))
-    return Reseeded(alive, dead, jnp.stack([rows.sum() for rows in dead]))
-
-
-def _replace(
-    codebook: Float[Array, "codes dim"],
-    dead: Bool[Array, " codes"],
-    residuals: Float[Array, "items dim"],
-    key: PRNGKeyArray,
-) -> Float[Array, "codes dim"]:
-    order = jax.random.permutation(key, len(residuals))
-    rank = jnp.maximum(jnp.cumsum(dead) - 1, 0)
-    fresh = residuals[order[rank % len(residuals)]].astype(codebook.dtype)
-    return jnp.where(dead[:, None], fresh, codebook)
+class Moving(nnx.Variable):
+    """A statistic that `ResidualQuantizer.observe` moves; gradients and optimizers leave it alone."""
 
 
 class ResidualQuantizer(nnx.Module):
-    """Codebooks learned by gradient: add `losses.codebook` and a multiple of `losses.commitment` (.25) to the loss."""
+    """Codebooks learned by gradient: add `losses.codebook` and a multiple of `losses.commitment` (.25) to the loss.
 
-    def __init__(self, level_sizes: Sequence[int], *, dim: int, rngs: nnx.Rngs):
+    With `decay` (.99) they are moving averages of their inputs instead: leave out `losses.codebook` and call `observe`
+    in every step. `usage` is the recent share of inputs on each code; `observe` keeps it.
+    """
+
+    def __init__(
+        self,
+        level_sizes: Sequence[int],
+        *,
+        dim: int,
+        rngs: nnx.Rngs,
+        assignment: Assignment | Sequence[Assignment] = Nearest(),
+        path: GradientPath = GradientPath.STRAIGHT_THROUGH,
+        metric: Metric = Metric.EUCLIDEAN,
+        decay: float | None = None,
+    ):
         if not level_sizes or min(level_sizes) < 1 or dim < 1:
             raise ValueError(
                 f"ResidualQuantizer: expected level_sizes and dim of 1 or more, got {level_sizes} and {dim}"
             )
+        if decay is not None and not 0 <= decay < 1:
+            raise ValueError(f"ResidualQuantizer: expected decay in [0, 1), or None for gradients, got {decay}")
         self.level_sizes = tuple(level_sizes)
-        scale = dim**-0.5
+        listed = tuple(assignment) if isinstance(assignment, Sequence) else assignment
+        self.assignments = per_level(listed, len(self.level_sizes))
+        self.path, self.metric, self.decay = path, metric, decay
+        scale, kind = dim**-0.5, nnx.Param if decay is None else Moving
         self.codebooks = nnx.List(
-            [nnx.Param(scale * jax.random.normal(rngs.params(), (size, dim))) for size in self.level_sizes]
+            [kind(scale * jax.random.normal(rngs.params(), (size, dim))) for size in self.level_sizes]
         )
+        self.usage = nnx.List([Moving(jnp.full(size, 1 / size)) for size in self.level_sizes])
 
-    def __call__(self, x: Float[Array, "*b dim"], *, mask: Bool[Array, "*b"] | None = None) -> Quantized:
-        return residual_quantize(x, self._arrays(), mask=mask)
+    def __call__(
+        self,
+        x: Float[Array, "*b dim"],
+        *,
+        mask: Bool[Array, "*b"] | None = None,
+        key: PRNGKeyArray | None = None,
+        progress: Float[Array, ""] | float = 1.0,
+    ) -> Quantized:
+        return self.quantized(x, self.search(x, mask=mask, key=key, progress=progress), mask=mask)
+
+    def search(
+        self,
+        x: Float[Array, "*b dim"],
+        *,
+        mask: Bool[Array, "*b"] | None = None,
+        key: PRNGKeyArray | None = None,
+        progress: Float[Array, ""] | float = 1.0,
+    ) -> ResidualCodes:
+        """The first half of a call; `progress` is the share of the training done, without `key` nothing is random."""
+        usage = tuple(share[...] for share in self.usage)
+        options = {"usage": usage, "mask": mask, "key": key, "progress": progress}
+        static = {"assignments": self.assignments, "metric": self.metric, "path": self.path}
+        return residual_codes(x, self._arrays(), **options, **static)
+
+    def quantized(
+        self, x: Float[Array, "*b dim"], found: ResidualCodes, *, mask: Bool[Array, "*b"] | None = None
+    ) -> Quantized:
+        """The second half of a call."""
+        return residual_quantized(x, found, self._arrays(), mask=mask, path=self.path)
+
+    def observe(self, found: ResidualCodes, *, mask: Bool[Array, "*b"] | None = None) -> None:
+        """Move `usage` (and, with `decay`, the codebooks) towards what was found; without rows that count, nothing."""
+        decay = _USAGE_DECAY if self.decay is None else self.decay
+        keep = jnp.ones(found.codes.shape[:-1], bool) if mask is None else mask
+        total = jnp.maximum(keep.sum(), 1).astype(jnp.float32)
+        counts = code_counts(found.codes, level_sizes=self.level_sizes, mask=keep)
+        for level, (book, usage) in enumerate(zip(self.codebooks, self.usage, strict=True)):
+            old, shares = usage[...], counts[level].astype(jnp.float32) / total
+            if self.decay is not None:
+                residuals = jax.lax.stop_gradient(found.residuals[..., level, :]).reshape(-1, book.shape[1])
+                flat = found.codes[..., level].reshape(-1)
+                means = cluster_means(residuals, flat, num_codes=len(old), mask=keep.reshape(-1))
+                book[...] = moved_codebook(book[...], old, means=means, shares=shares, decay=decay)
+            usage[...] = jnp.where(keep.any(), decay * old + (1 - decay) * shares, old)
 
     def encode(self, x: Float[Array, "*b dim"]) -> Int[Array, "*b level"]:
-        return residual_codes(x, self._arrays()).codes
+        """Nearest codes, whatever the assignment in training."""
+        return residual_encode(x, self._arrays(), metric=self.metric)
 
     def decode(self, codes: Int[Array, "*b level"]) -> Float[Array, "*b dim"]:
         return residual_decode(codes, self._arrays())
 
     def initialize(self, x: Float[Array, "items dim"], *, iterations: int, key: PRNGKeyArray) -> None:
-        """Set all codebooks by residual k-means on the latents of all items."""
-        fitted = fit_codebooks(x, level_sizes=self.level_sizes, iterations=iterations, key=key)
-        for codebook, centroids in zip(self.codebooks, fitted, strict=True):
+        """Set all codebooks by residual k-means on the latents of all items; usage starts anew."""
+        fitted = fit_codebooks(x, level_sizes=self.level_sizes, iterations=iterations, key=key, metric=self.metric)
+        for codebook, usage, centroids in zip(self.codebooks, self.usage, fitted, strict=True):
             codebook[...] = centroids
+            usage[...] = jnp.full_like(usage[...], 1 / len(centroids))
 
     def _arrays(self) -> tuple[Float[Array, "codes dim"], ...]:
         return tuple(codebook[...] for codebook in self.codebooks)

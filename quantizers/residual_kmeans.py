@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from quantizers.residual import fit_codebooks, residual_codes, residual_decode, residual_quantize
+from quantizers.distances import nearest
+from quantizers.kmeans import Blocks, KMeans, kmeans, lloyd_pass
+from quantizers.residual import residual_codes, residual_decode, residual_quantize
 from quantizers.types import Quantized
+
+_SAMPLES_PER_CODE = 128
+_SLICE = 4096  # rows
+
+
+class Cluster(Protocol):
+    """A way to cluster one level: `kmeans`, `balanced_kmeans`, or either with options bound by `functools.partial`."""
+
+    def __call__(self, x: Float[Array, "n dim"], *, num_codes: int, iterations: int, key: PRNGKeyArray) -> KMeans: ...
+
+
+class LevelClusters(NamedTuple):
+    """Codebooks, and the codes the items were given when these were fitted."""
+
+    codebooks: tuple[Float[Array, "codes dim"], ...]
+    codes: Int[Array, "items level"]
 
 
 @jax.tree_util.register_dataclass
@@ -21,9 +43,47 @@ class ResidualKMeans:
 
     @classmethod
     def fit(
-        cls, x: Float[Array, "items dim"], *, level_sizes: Sequence[int], iterations: int, key: PRNGKeyArray
+        cls,
+        x: Float[Array, "items dim"],
+        *,
+        level_sizes: Sequence[int],
+        iterations: int,
+        key: PRNGKeyArray,
+        cluster: Cluster = kmeans,
     ) -> ResidualKMeans:
-        return cls(fit_codebooks(x, level_sizes=level_sizes, iterations=iterations, key=key))
+        """See `cluster_levels`."""
+        found = cluster_levels(x, level_sizes=level_sizes, iterations=iterations, key=key, cluster=cluster)
+        return cls(found.codebooks)
+
+    @classmethod
+    def fit_blocks(
+        cls, blocks: Blocks, *, level_sizes: Sequence[int], iterations: int, passes: int, key: PRNGKeyArray
+    ) -> ResidualKMeans:
+        """Fit to vectors that need not fit in memory: `blocks()` gives them anew, in blocks of any sizes, each time.
+
+        Each level starts from `iterations` of k-means on a uniform sample of 128 rows a code, and is then refined by
+        `passes` exact iterations of Lloyd over all blocks, which are read `levels * (passes + 1) + 1` times at most.
+        Where the sample holds all rows this is `fit` with `iterations + passes`. Levels shrink, and errors are raised,
+        as in `cluster_levels`. Memory: the sample, one block and the codebooks.
+        """
+        _check_sizes(level_sizes)
+        rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
+        sample = _sample(blocks, size=_SAMPLES_PER_CODE * max(level_sizes), rng=rng)
+        codebooks: list[Float[Array, "codes dim"]] = []
+        for level, level_key in enumerate(jax.random.split(key, len(level_sizes))):
+            residuals = jnp.asarray(next(iter(_residuals([sample], codebooks))))
+            few = _few_rows(_residuals(blocks(), codebooks), at_most=level_sizes[level])
+            if few is not None:
+                codebooks.append(_shrunk(few, level=level, size=level_sizes[level]))
+                continue
+            # Distances lose digits far from the origin: passes see the vectors around the sample's mean.
+            center = residuals.mean(0, keepdims=True)
+            found = kmeans(residuals, num_codes=level_sizes[level], iterations=iterations, key=level_key)
+            centroids = found.centroids - center
+            for _ in range(passes):
+                centroids = lloyd_pass(_shifted(_residuals(blocks(), codebooks), -np.asarray(center)), centroids)
+            codebooks.append(centroids + center)
+        return cls(tuple(codebooks))
 
     @property
     def level_sizes(self) -> tuple[int, ...]:
@@ -37,3 +97,115 @@ class ResidualKMeans:
 
     def decode(self, codes: Int[Array, "*b level"]) -> Float[Array, "*b dim"]:
         return residual_decode(codes, self.codebooks)
+
+
+def cluster_levels(
+    x: Float[Array, "items dim"],
+    *,
+    level_sizes: Sequence[int],
+    iterations: int,
+    key: PRNGKeyArray,
+    cluster: Cluster = kmeans,
+) -> LevelClusters:
+    """Cluster the vectors, then what each level leaves of them.
+
+    A level with no more distinct vectors than codes has exactly one code for each of them, whatever `cluster` is, and
+    warns if that is fewer than asked for. Raises ValueError for no levels, no items, or naming a row not finite.
+    """
+    _check_sizes(level_sizes)
+    residuals = jnp.asarray(x, jnp.float32)
+    if not len(residuals):
+        raise ValueError("residual k-means: expected at least one vector, got none")
+    _check_finite(np.asarray(jnp.isfinite(residuals).all(-1)), first=0, what=f" of {len(residuals)}")
+    codebooks, codes = [], []
+    for level, level_key in enumerate(jax.random.split(key, len(level_sizes))):
+        size = level_sizes[level]
+        slices = (np.asarray(residuals[start : start + _SLICE]) for start in range(0, len(residuals), _SLICE))
+        few = _few_rows(slices, at_most=size)
+        if few is None:
+            centroids, assigned, _ = cluster(residuals, num_codes=size, iterations=iterations, key=level_key)
+        else:
+            centroids = _shrunk(few, level=level, size=size)
+            assigned = nearest(residuals, centroids)
+        residuals = residuals - centroids[assigned]
+        codebooks.append(centroids)
+        codes.append(assigned)
+    return LevelClusters(tuple(codebooks), jnp.stack(codes, -1))
+
+
+def _few_rows(
+    blocks: Iterable[Float[np.ndarray, "n dim"]], *, at_most: int
+) -> Float[np.ndarray, "distinct dim"] | None:
+    """The distinct rows in order of appearance; None, without reading on, as soon as there are too many."""
+    seen: dict[bytes, None] = {}
+    dim = 0
+    for block in blocks:
+        dim = block.shape[1]
+        for row in block + np.float32(0):  # -0 becomes 0
+            seen.setdefault(row.tobytes())
+            if len(seen) > at_most:
+                return None
+    if not seen:
+        raise ValueError("fit_blocks: blocks() gave no rows when called again; it must make a new iterable each time")
+    return np.frombuffer(b"".join(seen), np.float32).reshape(-1, dim)
+
+
+def _shrunk(few: Float[np.ndarray, "distinct dim"], *, level: int, size: int) -> Float[Array, "distinct dim"]:
+    if len(few) < size:
+        message = f"level {level} has {len(few)} codes, not {size}: no more distinct vectors are left to tell apart"
+        warnings.warn(message, stacklevel=4)
+    return jnp.asarray(few)
+
+
+def _sample(blocks: Blocks, *, size: int, rng: np.random.Generator) -> Float[np.ndarray, "sample dim"]:
+    """A uniform sample of rows in their order, the same however the rows are divided into blocks."""
+    draws, rows, count = np.zeros(0), np.zeros((0, 0), np.float32), 0
+    for block in blocks():
+        _check_finite(np.asarray(np.isfinite(block).all(-1)), first=count, what="")
+        draws = np.append(draws, rng.random(len(block)))
+        block = np.asarray(block, np.float32)
+        rows = np.concatenate([rows, block]) if count else block
+        count += len(block)
+        if len(rows) > size:
+            kept = np.sort(np.argpartition(draws, size)[:size])
+            draws, rows = draws[kept], rows[kept]
+    if not count:
+        raise ValueError("residual k-means: expected at least one vector, got none")
+    return rows
+
+
+def _residuals(
+    blocks: Iterable[Float[np.ndarray, "n dim"]], codebooks: Sequence[Float[Array, "codes dim"]]
+) -> Iterator[Float[np.ndarray, "n dim"]]:
+    """What the codebooks leave of each block."""
+    for block in blocks:
+        residual = np.asarray(block, np.float32)
+        for codebook in codebooks:
+            residual = residual - np.asarray(codebook)[_codes(residual, codebook)]
+        yield residual
+
+
+def _codes(x: Float[np.ndarray, "n dim"], codebook: Float[Array, "codes dim"]) -> Int[np.ndarray, " n"]:
+    """Nearest codes, in slices whose distance table is small; blocks of equal size compile once."""
+    slices = [np.asarray(_nearest(x[start : start + _SLICE], codebook)) for start in range(0, len(x), _SLICE)]
+    return np.concatenate(slices) if slices else np.zeros(0, np.int32)
+
+
+_nearest = jax.jit(nearest)
+
+
+def _shifted(
+    blocks: Iterable[Float[np.ndarray, "n dim"]], shift: Float[np.ndarray, "1 dim"]
+) -> Iterator[Float[np.ndarray, "n dim"]]:
+    return (block + shift for block in blocks)
+
+
+def _check_sizes(level_sizes: Sequence[int]) -> None:
+    if not level_sizes or min(level_sizes) < 1:
+        raise ValueError(f"residual k-means: expected one or more level_sizes, each 1 or more, got {level_sizes}")
+
+
+def _check_finite(finite: Bool[np.ndarray, " n"], *, first: int, what: str) -> None:
+    if not finite.all():
+        row = first + int(np.flatnonzero(~finite)[0])
+        raise ValueError(f"residual k-means: expected finite vectors, got NaN or infinity in row {row}{what}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,6 +13,15 @@ from rich import box
 from rich.table import Table
 
 from semid import artifacts
+from semid.alignment import (
+    AlignmentConfig,
+    CooccurrenceConfig,
+    DasConfig,
+    LetterConfig,
+    PpmiConfig,
+    Signal,
+    VectorColumn,
+)
 from semid.catalog import FILE as CATALOG_FILE
 from semid.catalog import SemanticCatalog
 from semid.data.dataset import KIND as DATASET
@@ -20,11 +29,12 @@ from semid.data.dataset import Dataset
 from semid.errors import SemidError
 from semid.export import Format, export, read_tokens
 from semid.generator import GeneratorConfig, train_generator
+from semid.lightgcn import LightGCNConfig
 from semid.prepare import Prepare, console, print_statistics
 from semid.recommender import KIND as MODEL
 from semid.recommender import Recommender
 from semid.tokenizer import KIND as CATALOG
-from semid.tokenizer import RQKmeansConfig, RQVaeConfig, TokenizerConfig, tokenize
+from semid.tokenizer import ProductConfig, RQKmeansConfig, RQVaeConfig, TokenizerConfig, tokenize
 from seq_models import DenseConfig, RQTransformerConfig
 
 
@@ -35,8 +45,44 @@ class _Tokenizer(TokenizerConfig):
     method: (
         Annotated[RQVaeConfig, tyro.conf.subcommand("rq-vae")]
         | Annotated[RQKmeansConfig, tyro.conf.subcommand("rq-kmeans")]
+        | Annotated[ProductConfig, tyro.conf.subcommand("opq")]
     ) = RQVaeConfig()
-    """RQ-VAE, or its training-free sibling."""
+    """RQ-VAE, or its training-free siblings."""
+    alignment: tyro.conf.Suppress[tuple[AlignmentConfig, ...]] = ()
+    signal: tyro.conf.Suppress[Signal] = PpmiConfig()
+
+
+@dataclass(frozen=True)
+class _Alignment:
+    """Which alignments, with what; each has its own options."""
+
+    alignment: tuple[Literal["letter", "cooccurrence", "das"], ...] = ()
+    """Collaborative losses of the RQ-VAE's training: items with their collaborative vectors (letter), with co-consumed
+    items (cooccurrence), or the dual views of users and items (das)."""
+    signal: Literal["ppmi", "lightgcn", "model"] = "ppmi"
+    """Collaborative vectors for letter and das: from co-occurrence, by LightGCN, or of the model after --teacher."""
+    teacher: Path | None = None
+    """Folder of a model that `semid train sasrec` wrote on this dataset."""
+    ppmi: PpmiConfig = PpmiConfig()
+    lightgcn: LightGCNConfig = LightGCNConfig()
+    letter: LetterConfig = LetterConfig()
+    cooccurrence: CooccurrenceConfig = CooccurrenceConfig()
+    das: DasConfig = DasConfig()
+
+    def blocks(self) -> tuple[AlignmentConfig, ...]:
+        """The config blocks of the chosen alignments."""
+        return tuple(getattr(self, name) for name in self.alignment)
+
+    def chosen_signal(self) -> Signal:
+        """The signal's config. Raises SemidError where a teacher is missing, or has no use."""
+        if (self.signal == "model") != (self.teacher is not None):
+            raise SemidError("--signal model and --teacher FOLDER go together; give both, or neither")
+        signals: dict[str, Signal] = {"ppmi": self.ppmi, "lightgcn": self.lightgcn, "model": VectorColumn(_TEACHER)}
+        return signals[self.signal]
+
+
+# The column of a teacher's item vectors; never tokenized.
+_TEACHER = "teacher"
 
 
 @dataclass(frozen=True)
@@ -52,7 +98,7 @@ class _Generator(GeneratorConfig):
 
 @dataclass(frozen=True)
 class Tokenize:
-    """Train a tokenizer on the items' vectors and write the catalogue of their codes.
+    """Train a tokenizer on the items' vectors (and, aligned, on interactions) and write the catalogue of their codes.
 
     Options of a method follow its name, after all others; `semid tokenize rq-vae --help` lists them.
     """
@@ -62,13 +108,22 @@ class Tokenize:
     out: Path
     """Catalogue folder to write."""
     config: tyro.conf.OmitArgPrefixes[_Tokenizer] = _Tokenizer()
+    alignment: Annotated[_Alignment, tyro.conf.arg(name="")] = _Alignment()
     seed: int = 0
     """Seed of initialization and shuffling."""
 
     def run(self) -> None:
+        signal, teacher = self.alignment.chosen_signal(), self.alignment.teacher
         parents = {"dataset": artifacts.read_artifact(self.dataset, DATASET)}
-        config = TokenizerConfig(**vars(self.config))
-        tokenize(Dataset.load(self.dataset), config, out=self.out, parents=parents, seed=self.seed)
+        dataset = Dataset.load(self.dataset)
+        config = TokenizerConfig(**{**vars(self.config), "alignment": self.alignment.blocks(), "signal": signal})
+        if teacher:
+            parents["teacher"] = artifacts.read_artifact(teacher, MODEL)
+            config = replace(config, columns=config.columns or tuple(dataset.vector_columns))
+            model = Recommender.from_pretrained(teacher)
+            rows = model.catalog.rows(dataset.item_ids)
+            dataset = dataset.with_vectors(_TEACHER, model.item_vectors()[rows])
+        tokenize(dataset, config, out=self.out, parents=parents, seed=self.seed)
         _print_health(self.out)
 
 
@@ -292,9 +347,9 @@ class Report:
 
 
 Command = (
-    Annotated[Prepare, tyro.conf.subcommand("prepare")]
+    Annotated[tyro.conf.OmitArgPrefixes[Prepare], tyro.conf.subcommand("prepare")]
     | Annotated[Tokenize, tyro.conf.subcommand("tokenize")]
-    | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[tyro.conf.OmitArgPrefixes[Train], tyro.conf.subcommand("train")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Recommend, tyro.conf.subcommand("recommend")]
     | Annotated[Export, tyro.conf.subcommand("export")]
@@ -310,7 +365,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         args=arguments,
         prog="semid",
         description=main.__doc__,
-        config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
+        config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.EnumChoicesFromValues),
     )
     try:
         command.run()

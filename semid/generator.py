@@ -25,7 +25,15 @@ from semid.data.splits import Examples
 from semid.errors import SemidError
 from semid.evaluation.metrics import accuracy, group_ids, item_places
 from semid.recommender import KIND, ItemTables, ModelConfig, ModelSpec, Recommender, build_model, inputs_at
-from semid.training import OptimizerConfig, TrainingConfig, discard_checkpoints, fitting_batch, make_mesh, train
+from semid.training import (
+    OptimizerConfig,
+    StepContext,
+    TrainingConfig,
+    discard_checkpoints,
+    fitting_batch,
+    make_mesh,
+    train,
+)
 from semid.training.loop import Validate
 from semid.training.tracking import HISTORY
 from seq_models import DenseConfig, DenseTransformer, RQTransformer, RQTransformerConfig
@@ -120,10 +128,10 @@ def train_generator(
 
 
 def code_loss(
-    model: RQTransformer, batch: PackedRows, tables: ItemTables, key: Array
+    model: RQTransformer, batch: PackedRows, tables: ItemTables, context: StepContext
 ) -> tuple[Array, dict[str, Array]]:
     """Cross-entropy of the next item's codes given the codes before, summed over levels, in nats per item."""
-    backbone_key, depth_key = jax.random.split(key)
+    backbone_key, depth_key = jax.random.split(context.key)
     states = model.states(inputs_at(tables, batch.history), batch.segments, key=backbone_key)
     real = (batch.segments.reshape(-1) != 0).astype(states.dtype)
     codes = tables.codes[batch.targets.reshape(-1)]
@@ -133,11 +141,11 @@ def code_loss(
 
 
 def dense_loss(
-    model: DenseTransformer, batch: PackedRows, tables: ItemTables, key: Array
+    model: DenseTransformer, batch: PackedRows, tables: ItemTables, context: StepContext
 ) -> tuple[Array, dict[str, Array]]:
     """Full-softmax cross-entropy of the next item, in nats per item."""
     vectors = model.vectors(tables.features)
-    states = model.states(vectors, batch.history, batch.segments, key=key)
+    states = model.states(vectors, batch.history, batch.segments, key=context.key)
     real = (batch.segments.reshape(-1) != 0).astype(states.dtype)
     total = softmax_cross_entropy(states.reshape(-1, states.shape[-1]), vectors, batch.targets.reshape(-1), real)
     return total / jnp.maximum(jnp.sum(real), 1), {}

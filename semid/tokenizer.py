@@ -2,84 +2,57 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import itertools
+import dataclasses
+import enum
 import shutil
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from quantizers import (
-    Quantized,
+    ProductKMeans,
     ResidualKMeans,
-    ResidualQuantizer,
+    balanced_kmeans,
     code_counts,
+    explained_by_codes,
     health,
-    reseed_dead_codes,
-    residual_codes,
+    kmeans,
+    min_cost_reassign,
+    prefix_sharing,
+    sinkhorn_reassign,
     tie_break,
 )
 from semid import artifacts
+from semid.alignment import (
+    AlignmentConfig,
+    PpmiConfig,
+    Signal,
+    VectorColumn,
+    co_consumed,
+    make_alignment,
+    make_signals,
+)
 from semid.artifacts import Manifest
+from semid.autoencoder import RQVAE, AlignedRQVAE, RQVaeConfig, check_sizes, explained, in_blocks, train_autoencoder
 from semid.catalog import FILE as CATALOG_FILE
 from semid.catalog import SemanticCatalog
 from semid.config import from_dict, to_dict
-from semid.data.batches import batches
 from semid.data.dataset import Dataset
 from semid.data.features import Standardizer, content_blocks
+from semid.data.splits import split
 from semid.errors import SemidError
-from semid.training import (
-    OptimizerConfig,
-    TrainingConfig,
-    TrainState,
-    discard_checkpoints,
-    fitting_batch,
-    make_mesh,
-    named_leaves,
-    replace_leaves,
-    train,
-    with_params,
-)
+from semid.training import discard_checkpoints, named_leaves, replace_leaves
 from semid.training.tracking import HISTORY
 
 KIND = "catalog"
-# Items encoded at once: bounds memory, and compiles one shape.
-_BLOCK = 8192
-
-
-def _check_sizes(level_sizes: tuple[int, ...], *widths: int) -> None:
-    if not level_sizes or min(*level_sizes, *widths, 1) < 1:
-        raise SemidError(f"expected at least one level, and sizes of at least 1, got {level_sizes} and {widths}")
-
-
-@dataclass(frozen=True)
-class RQVaeConfig:
-    """Autoencoder with a residual quantizer in the middle (TIGER's tokenizer, arXiv 2305.05065)."""
-
-    level_sizes: tuple[int, ...] = (256, 256, 256)
-    """Codebook size of each level."""
-    hidden: tuple[int, ...] = (512, 256, 128)
-    """Widths of the encoder's hidden layers; the decoder mirrors them."""
-    latent: int = 32
-    """Dimensions of the quantized vector."""
-    commitment: float = 0.25
-    """Weight of the commitment loss."""
-    kmeans_iterations: int = 25
-    """Lloyd iterations of the codebooks' initialization on all items."""
-    training: TrainingConfig = TrainingConfig(
-        epochs=100, batch_size=1024, validate_every=10, optimizer=OptimizerConfig(learning_rate=1e-3)
-    )
-
-    def __post_init__(self) -> None:
-        _check_sizes(self.level_sizes, *self.hidden, self.latent)
 
 
 @dataclass(frozen=True)
@@ -90,48 +63,72 @@ class RQKmeansConfig:
     """Codebook size of each level."""
     iterations: int = 25
     """Lloyd iterations a level."""
+    balanced: bool = False
+    """Clusters of equal size (OneRec)."""
 
     def __post_init__(self) -> None:
-        _check_sizes(self.level_sizes)
+        check_sizes(self.level_sizes)
+
+
+@dataclass(frozen=True)
+class ProductConfig:
+    """Optimized product quantization: many unordered codes, each of its own part of the rotated vector (RPG)."""
+
+    level_sizes: tuple[int, ...] = (256,) * 16
+    """Codebook size of each code; 4 to 64 codes are usual."""
+    iterations: int = 25
+    """Lloyd iterations."""
+    rotations: int = 8
+    """Rounds that learn the rotation; 0: plain product quantization."""
+
+    def __post_init__(self) -> None:
+        check_sizes(self.level_sizes)
+
+
+Method = RQVaeConfig | RQKmeansConfig | ProductConfig
+
+
+class Collisions(enum.Enum):
+    """What becomes of items that share all codes."""
+
+    TIE_BREAK = "tie-break"
+    """A last level counts the items of a group in row order."""
+    POPULARITY = "popularity"
+    """A last level ranks the items of a group by training popularity (MMGRec)."""
+    SINKHORN = "sinkhorn"
+    """The last code is re-assigned by Sinkhorn within groups (LC-Rec); what still collides stays so."""
+    MIN_COST = "min-cost"
+    """The last code is re-assigned at the least cost within groups of equal prefix, until every item is alone."""
+    ALLOWED = "allowed"
+    """Nothing: a tuple of codes may stand for several items."""
 
 
 @dataclass(frozen=True)
 class TokenizerConfig:
     """How content becomes codes."""
 
-    method: RQVaeConfig | RQKmeansConfig = RQVaeConfig()
-    """RQ-VAE, or its training-free sibling."""
+    method: Method = RQVaeConfig()
+    """RQ-VAE, or its training-free siblings."""
     columns: tuple[str, ...] | None = None
     """Vector columns to tokenize; none given: all of the dataset's."""
+    collisions: Collisions = Collisions.TIE_BREAK
+    """What becomes of items that share all codes."""
+    alignment: tuple[AlignmentConfig, ...] = ()
+    """Collaborative losses of the RQ-VAE's training."""
+    signal: Signal = PpmiConfig()
+    """Collaborative item vectors that LETTER and DAS align with."""
+
+    def __post_init__(self) -> None:
+        if self.alignment and not isinstance(self.method, RQVaeConfig):
+            raise SemidError(f"{type(self.method).__name__} trains nothing that could be aligned; take the RQ-VAE")
+        if self.collisions in _LAST_LEVEL and isinstance(self.method, ProductConfig):
+            raise SemidError(
+                f"collisions {self.collisions.value!r} moves the last residual code, and product codes have none; "
+                "take tie-break, popularity or allowed"
+            )
 
 
-class RQVAE(nnx.Module):
-    """MLP encoder, residual quantizer, MLP decoder."""
-
-    def __init__(self, config: RQVaeConfig, *, dim: int, rngs: nnx.Rngs) -> None:
-        widths = (dim, *config.hidden, config.latent)
-        self.encoder = _mlp(widths, rngs)
-        self.quantizer = ResidualQuantizer(config.level_sizes, dim=config.latent, rngs=rngs)
-        self.decoder = _mlp(widths[::-1], rngs)
-
-    def encode(self, x: Float[Array, "*b dim"]) -> Int[Array, "*b level"]:
-        """Codes of standardized vectors."""
-        return self.quantizer.encode(_through(self.encoder, x))
-
-    def decode(self, codes: Int[Array, "*b level"]) -> Float[Array, "*b dim"]:
-        """Standardized vectors reconstructed from codes."""
-        return _through(self.decoder, self.quantizer.decode(codes))
-
-    def __call__(self, x: Float[Array, "*b dim"]) -> tuple[Float[Array, "*b dim"], Quantized]:
-        """Reconstruction of `x`, and how its latent was quantized."""
-        quantized = self.quantizer(_through(self.encoder, x))
-        return _through(self.decoder, quantized.vectors), quantized
-
-
-class _ItemRows(NamedTuple):
-    """A tokenizer's batch: item rows, the vectors being gathered on the device."""
-
-    rows: Int[np.ndarray, " n"]
+_LAST_LEVEL = (Collisions.SINKHORN, Collisions.MIN_COST)
 
 
 @dataclass(frozen=True)
@@ -140,13 +137,16 @@ class SemanticTokenizer:
 
     config: TokenizerConfig
     standardizer: Standardizer
-    model: RQVAE | ResidualKMeans
+    model: RQVAE | ResidualKMeans | ProductKMeans
 
     @classmethod
     def fit(
         cls, dataset: Dataset, config: TokenizerConfig, *, seed: int, folder: Path, mesh: Mesh | None = None
     ) -> SemanticTokenizer:
-        """Fit to all of the dataset's items. Checkpoints and `history.jsonl` of a trained method go to `folder`."""
+        """Fit to all of the dataset's items. Checkpoints and `history.jsonl` of a trained method go to `folder`.
+
+        Codebooks larger than the number of items shrink to it, with a warning.
+        """
         if config.columns == ():
             raise SemidError("no column was chosen; name some after --columns, or leave it out to take all")
         blocks = content_blocks(dataset, config.columns)
@@ -156,17 +156,17 @@ class SemanticTokenizer:
                 "semid.encoders.text.with_text_vectors(dataset)"
             )
         standardizer = Standardizer.fit(blocks)
-        x = jnp.asarray(standardizer(np.concatenate(blocks, axis=1)))
+        x = standardizer(np.concatenate(blocks, axis=1))
         if not np.any(x):
             raise SemidError(f"dataset {dataset.name!r}: all items have the same vector; nothing tells them apart")
-        method, key = config.method, jax.random.key(seed)
+        config = dataclasses.replace(config, method=_shrunk(config.method, items=len(x)))
+        method = config.method
         if isinstance(method, RQKmeansConfig):
-            fitted = ResidualKMeans.fit(x, level_sizes=method.level_sizes, iterations=method.iterations, key=key)
-            return cls(config, standardizer, fitted)
-        model = RQVAE(method, dim=x.shape[1], rngs=nnx.Rngs(seed))
-        latents = _blocks(functools.partial(_through, model.encoder), x)
-        model.quantizer.initialize(jnp.asarray(latents), iterations=method.kmeans_iterations, key=key)
-        return cls(config, standardizer, _trained(model, x, method, seed=seed, folder=folder, mesh=mesh))
+            return cls(config, standardizer, _fit_kmeans(x, method, seed=seed))
+        if isinstance(method, ProductConfig):
+            return cls(config, standardizer, _fit_product(x, method, seed=seed))
+        model = _train_rqvae(dataset, x, config, method, seed=seed, folder=folder, mesh=mesh)
+        return cls(config, standardizer, model)
 
     @property
     def level_sizes(self) -> tuple[int, ...]:
@@ -174,19 +174,31 @@ class SemanticTokenizer:
         return self.config.method.level_sizes
 
     def encode(self, vectors: Float[np.ndarray, "n dim"]) -> Int[np.ndarray, "n level"]:
-        """Codes of raw content vectors (the fitted columns side by side). Raises SemidError for another width."""
-        return _blocks(self.model.encode, jnp.asarray(self.standardizer(vectors)))
+        """Codes of raw content vectors (the fitted columns side by side). Raises SemidError for another width, and
+        naming the first row that is not finite."""
+        bad = np.flatnonzero(~np.isfinite(vectors).all(axis=-1))
+        if len(bad):
+            raise SemidError(f"expected finite content vectors, got NaN or infinity in row {bad[0]} of {len(vectors)}")
+        return in_blocks(self.model.encode, self.standardizer(vectors))
 
     def explained(self, vectors: Float[np.ndarray, "n dim"]) -> float:
         """Share of the standardized vectors' variance that their codes reconstruct (1 - MSE / variance)."""
+        return explained(self.standardizer(vectors), in_blocks(self.model.decode, self.encode(vectors)))
+
+    def last_residuals(
+        self, vectors: Float[np.ndarray, "n dim"], codes: Int[np.ndarray, "n level"]
+    ) -> tuple[Float[np.ndarray, "n dim"], Float[np.ndarray, "codes dim"]]:
+        """What the last level quantizes, and its codebook: what collision policies re-assign by."""
         x = self.standardizer(vectors)
-        reconstructed = _blocks(self.model.decode, jnp.asarray(self.encode(vectors)))
-        return _explained(x, reconstructed)
+        quantizer = self.model.quantizer if isinstance(self.model, RQVAE) else self.model
+        latents = in_blocks(self.model.latents, x) if isinstance(self.model, RQVAE) else x
+        book = np.asarray(quantizer.codebooks[-1][...])
+        return latents - (in_blocks(quantizer.decode, codes) - book[codes[:, -1]]), book
 
     def write(self, folder: Path) -> None:
         """Write `tokenizer.safetensors` into an artifact under construction."""
         named = {f"standardizer/{name}": value for name, value in asdict(self.standardizer).items()}
-        named |= {f"model/{name}": value for name, value in jax.device_get(named_leaves(self._parameters())).items()}
+        named |= {f"model/{name}": value for name, value in jax.device_get(named_leaves(_arrays(self.model))).items()}
         artifacts.save_tensors(folder / "tokenizer.safetensors", named)
 
     @classmethod
@@ -201,21 +213,19 @@ class SemanticTokenizer:
         tensors = artifacts.load_tensors(file)
         standardizer = Standardizer(tensors.pop("standardizer/mean"), tensors.pop("standardizer/scale"))
         named = {name.removeprefix("model/"): value for name, value in tensors.items()}
-        if isinstance(config.method, RQKmeansConfig):
-            codebooks = [jnp.asarray(named[str(level)]) for level in range(len(config.method.level_sizes))]
-            return cls(config, standardizer, ResidualKMeans(tuple(codebooks)))
-        model = RQVAE(config.method, dim=len(standardizer.mean), rngs=nnx.Rngs(0))
-        params = replace_leaves(nnx.state(model, nnx.Param), named, where=str(file))
-        return cls(config, standardizer, with_params(model, params))
-
-    def _parameters(self) -> Any:
-        return self.model.codebooks if isinstance(self.model, ResidualKMeans) else nnx.state(self.model, nnx.Param)
+        sizes = SemanticCatalog.read(path / CATALOG_FILE).level_sizes[: len(config.method.level_sizes)]
+        config = dataclasses.replace(config, method=dataclasses.replace(config.method, level_sizes=sizes))
+        empty = _empty(config.method, dim=len(standardizer.mean))
+        if isinstance(empty, RQVAE):
+            graph, state = nnx.split(empty)
+            return cls(config, standardizer, nnx.merge(graph, replace_leaves(state, named, where=str(file))))
+        return cls(config, standardizer, replace_leaves(empty, named, where=str(file)))
 
 
 def tokenize(
     dataset: Dataset, config: TokenizerConfig, *, out: Path, parents: dict[str, Manifest], seed: int = 0
 ) -> SemanticCatalog:
-    """Fit a tokenizer, encode every item, tell colliding items apart, and write the catalogue artifact `out`.
+    """Fit a tokenizer, encode every item, resolve collisions, and write the catalogue artifact `out`.
 
     It holds `catalog.parquet`, `tokenizer.safetensors`, `health.json` and, if it was trained, `history.jsonl`. Where
     the same request was answered before, that catalogue is read and nothing is done.
@@ -229,13 +239,13 @@ def tokenize(
     tokenizer = SemanticTokenizer.fit(dataset, config, seed=seed, folder=folder)
     vectors = np.concatenate(content_blocks(dataset, config.columns), axis=1)
     codes = tokenizer.encode(vectors)
-    broken = tie_break(codes)
-    sizes = (*tokenizer.level_sizes, broken.level_size)
-    catalog = SemanticCatalog(dataset.item_ids, broken.codes.astype(np.int32), sizes, tie_break=True)
+    popularity = _popularity(dataset)
+    catalog = _resolved(dataset, tokenizer, vectors, codes, popularity)
+    report = _health(codes, catalog, tokenizer) | {"explained_variance": tokenizer.explained(vectors)}
+    report |= _learned_of_users(dataset, tokenizer, vectors, codes, popularity, seed=seed)
     with artifacts.write_artifact(out, kind=KIND, config=settings, parents=parents, seed=seed) as temporary:
         catalog.write(temporary / CATALOG_FILE)
         tokenizer.write(temporary)
-        report = _health(codes, catalog, tokenizer.explained(vectors))
         artifacts.write_json(temporary / "health.json", report)
         if trained:
             shutil.copy(folder / HISTORY, temporary / HISTORY)
@@ -244,9 +254,113 @@ def tokenize(
     return catalog
 
 
-def _health(codes: Int[np.ndarray, "items level"], catalog: SemanticCatalog, explained: float) -> dict[str, Any]:
+def _train_rqvae(
+    dataset: Dataset,
+    x: Float[np.ndarray, "items dim"],
+    config: TokenizerConfig,
+    method: RQVaeConfig,
+    *,
+    seed: int,
+    folder: Path,
+    mesh: Mesh | None,
+) -> RQVAE:
+    """Initialize on all items and train, with what the alignments read of the users."""
+    content = config.columns or tuple(dataset.vector_columns)
+    if isinstance(config.signal, VectorColumn) and config.alignment and config.signal.name in content:
+        raise SemidError(
+            f"column {config.signal.name!r} is tokenized and aligned with; leave it out of --columns, or new items "
+            "would need it"
+        )
+    model = RQVAE(method, dim=x.shape[1], rngs=nnx.Rngs(seed))
+    model.initialize(x, iterations=method.kmeans_iterations, seed=seed)
+    signals = make_signals(dataset, config.alignment, config.signal, x, seed=seed)
+    alignments = [make_alignment(one, method, dim=x.shape[1], signals=signals, seed=seed) for one in config.alignment]
+    return train_autoencoder(
+        AlignedRQVAE(model, alignments),
+        x,
+        method,
+        signals=signals,
+        request={"alignment": to_dict(config.alignment)},
+        seed=seed,
+        folder=folder,
+        mesh=mesh,
+    )
+
+
+def _shrunk(method: Method, *, items: int) -> Method:
+    """`method` with no codebook larger than the number of items."""
+    sizes = tuple(min(size, items) for size in method.level_sizes)
+    if sizes != method.level_sizes:
+        warnings.warn(f"{items} items cannot fill codebooks of {method.level_sizes} codes: made {sizes}", stacklevel=3)
+    return dataclasses.replace(method, level_sizes=sizes)
+
+
+def _fit_kmeans(x: Float[np.ndarray, "items dim"], method: RQKmeansConfig, *, seed: int) -> ResidualKMeans:
+    return ResidualKMeans.fit(
+        jnp.asarray(x),
+        level_sizes=method.level_sizes,
+        iterations=method.iterations,
+        cluster=balanced_kmeans if method.balanced else kmeans,
+        key=jax.random.key(seed),
+    )
+
+
+def _fit_product(x: Float[np.ndarray, "items dim"], method: ProductConfig, *, seed: int) -> ProductKMeans:
+    return ProductKMeans.fit(
+        jnp.asarray(x),
+        level_sizes=method.level_sizes,
+        iterations=method.iterations,
+        rotation_rounds=method.rotations,
+        key=jax.random.key(seed),
+    )
+
+
+def _arrays(model: RQVAE | ResidualKMeans | ProductKMeans) -> Any:
+    return nnx.state(model) if isinstance(model, RQVAE) else model
+
+
+def _empty(method: Method, *, dim: int) -> RQVAE | ResidualKMeans | ProductKMeans:
+    """A model of the right shapes, to be filled."""
+    if isinstance(method, RQVaeConfig):
+        return RQVAE(method, dim=dim, rngs=nnx.Rngs(0))
+    if isinstance(method, RQKmeansConfig):
+        return ResidualKMeans(tuple(jnp.zeros((size, dim)) for size in method.level_sizes))
+    parts, codes = len(method.level_sizes), method.level_sizes[0]
+    return ProductKMeans(jnp.zeros((parts, codes, dim // parts)), jnp.zeros((dim, dim)))
+
+
+def _resolved(
+    dataset: Dataset,
+    tokenizer: SemanticTokenizer,
+    vectors: Float[np.ndarray, "items dim"],
+    codes: Int[np.ndarray, "items level"],
+    popularity: Int[np.ndarray, " items"],
+) -> SemanticCatalog:
+    """The catalogue after the configured policy."""
+    policy, sizes = tokenizer.config.collisions, tokenizer.level_sizes
+    if policy in (Collisions.TIE_BREAK, Collisions.POPULARITY):
+        broken = tie_break(codes, popularity=popularity if policy is Collisions.POPULARITY else None)
+        return SemanticCatalog(dataset.item_ids, broken.codes.astype(np.int32), (*sizes, broken.level_size), True)
+    if policy in _LAST_LEVEL:
+        residuals, codebook = tokenizer.last_residuals(vectors, codes)
+        reassign = sinkhorn_reassign if policy is Collisions.SINKHORN else min_cost_reassign
+        try:
+            codes = reassign(codes, residuals=residuals, codebook=codebook).codes
+        except ValueError as error:
+            raise SemidError(f"{error}; or choose the collision policy tie-break") from None
+    return SemanticCatalog(dataset.item_ids, codes.astype(np.int32), sizes, False)
+
+
+def _popularity(dataset: Dataset) -> Int[np.ndarray, " items"]:
+    """Training interactions of each item."""
+    return np.bincount(split(dataset).train.flat()[0], minlength=dataset.num_items)
+
+
+def _health(
+    codes: Int[np.ndarray, "items level"], catalog: SemanticCatalog, tokenizer: SemanticTokenizer
+) -> dict[str, Any]:
     """Health per level and of collisions, before and after they are resolved, as `health.json` holds it."""
-    before = health(codes, catalog.level_sizes[:-1])
+    before = health(codes, tokenizer.level_sizes)
     after = health(catalog.codes, catalog.level_sizes)
     counts = code_counts(jnp.asarray(catalog.codes), level_sizes=catalog.level_sizes)
     levels = [
@@ -256,97 +370,43 @@ def _health(codes: Int[np.ndarray, "items level"], catalog: SemanticCatalog, exp
     return {
         "items": before.items,
         "levels": levels,
+        "collisions": tokenizer.config.collisions.value,
         "collision_rate_before": before.collision_rate,
         "largest_group_before": before.largest_group,
         "collision_rate_after": after.collision_rate,
-        "explained_variance": explained,
     }
 
 
-def _trained(
-    model: RQVAE, x: Float[Array, "items dim"], config: RQVaeConfig, *, seed: int, folder: Path, mesh: Mesh | None
-) -> RQVAE:
-    rows = _ItemRows(np.arange(len(x), dtype=np.int32))
-    mesh = make_mesh() if mesh is None else mesh
-    size = fitting_batch(config.training.batch_size, rows=len(x), mesh=mesh)
-    steps_per_epoch, process = -(-len(x) // size), (jax.process_index(), jax.process_count())
-    variance = np.asarray(x)
+def _learned_of_users(
+    dataset: Dataset,
+    tokenizer: SemanticTokenizer,
+    vectors: Float[np.ndarray, "items dim"],
+    codes: Int[np.ndarray, "items level"],
+    popularity: Int[np.ndarray, " items"],
+    *,
+    seed: int,
+) -> dict[str, Any]:
+    """What the codes know of the users, per prefix, and, for an aligned tokenizer, beside content alone: codes of
+    residual k-means of the same vectors and sizes. Empty for a dataset with too few interactions to say."""
+    if np.ptp(popularity) == 0 or len(codes) < 10:
+        return {}
+    try:
+        partners = co_consumed(split(dataset).train, num_items=len(codes), window=PpmiConfig().window, seed=seed)
+    except SemidError:
+        return {}
 
-    def validate(candidate: RQVAE) -> dict[str, float]:
-        codes = _blocks(candidate.encode, x)
-        explained = _explained(variance, _blocks(candidate.decode, jnp.asarray(codes)))
-        levels = health(codes, config.level_sizes).levels
-        return {"explained": explained} | {f"usage/level_{level}": found.usage for level, found in enumerate(levels)}
+    def measured(of: Int[np.ndarray, "items level"]) -> dict[str, Any]:
+        return {
+            "neighbors_sharing": prefix_sharing(of, partners).tolist(),
+            "popularity_explained": explained_by_codes(
+                of, np.log1p(popularity), level_sizes=tokenizer.level_sizes
+            ).tolist(),
+            "usage": [level.usage for level in health(of, tokenizer.level_sizes).levels],
+        }
 
-    return train(
-        model,
-        functools.partial(_loss, commitment=config.commitment),
-        lambda num_steps: batches(rows, batch_size=size, num_batches=num_steps, seed=seed, process=process),
-        tables=x,
-        config=config.training,
-        steps_per_epoch=steps_per_epoch,
-        seed=seed,
-        folder=folder,
-        request={"config": to_dict(config), "seed": seed, "vectors": hashlib.sha256(variance.tobytes()).hexdigest()},
-        title="training the tokenizer",
-        validate=validate,
-        select="explained",
-        care=[_reseed_hook(model, x, every=steps_per_epoch, seed=seed)],
-        mesh=mesh,
-    )
-
-
-def _loss(
-    model: RQVAE, batch: _ItemRows, x: Float[Array, "items dim"], key: Array, *, commitment: float
-) -> tuple[Array, dict[str, Array]]:
-    """Reconstruction + codebook + commitment (TIGER, eq. 1-2), means over items and dimensions."""
-    target = x[batch.rows]
-    reconstructed, quantized = model(target)
-    reconstruction = jnp.mean(jnp.square(reconstructed - target))
-    loss = reconstruction + quantized.losses.codebook + commitment * quantized.losses.commitment
-    terms = {"reconstruction": reconstruction, "codebook": quantized.losses.codebook}
-    return loss, {**terms, "commitment": quantized.losses.commitment}
-
-
-def _reseed_hook(model: RQVAE, x: Float[Array, "items dim"], *, every: int, seed: int) -> Any:
-    """Once an epoch, codes that no item uses take a random residual, and their optimizer moments start anew."""
-
-    @jax.jit
-    def reseed(state: TrainState, x: Float[Array, "items dim"]) -> TrainState:
-        current = with_params(model, state.params)
-        books = tuple(book[...] for book in current.quantizer.codebooks)
-        found = residual_codes(_through(current.encoder, x), books)
-        counts = code_counts(found.codes, level_sizes=current.quantizer.level_sizes)
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-        fresh = reseed_dead_codes(books, counts, residuals=found.residuals, key=key)
-        leaves = named_leaves(state)
-        for level, dead in enumerate(fresh.replaced):
-            for name, leaf in leaves.items():
-                if name.endswith(f"quantizer/codebooks/{level}"):
-                    replaced = fresh.codebooks[level] if name.startswith("params/") else jnp.zeros_like(leaf)
-                    leaves[name] = jnp.where(dead[:, None], replaced, leaf)
-        return replace_leaves(state, leaves, where="re-seeding")
-
-    def hook(at: int, state: TrainState, metrics: dict[str, Any]) -> TrainState:
-        return reseed(state, x) if at % every == 0 else state
-
-    return hook
-
-
-def _mlp(widths: tuple[int, ...], rngs: nnx.Rngs) -> nnx.List:
-    return nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in itertools.pairwise(widths)])
-
-
-def _through(layers: nnx.List, x: Float[Array, "*b dim"]) -> Float[Array, "*b out"]:
-    for layer in layers[:-1]:
-        x = jax.nn.relu(layer(x))
-    return layers[-1](x)
-
-
-def _blocks(function: Any, x: Array) -> np.ndarray:
-    """`function` over the rows of `x`, a block at a time, on the host."""
-    return np.concatenate([np.asarray(function(x[at : at + _BLOCK])) for at in range(0, len(x), _BLOCK)])
-
-
-def _explained(x: Float[np.ndarray, "n dim"], reconstructed: Float[np.ndarray, "n dim"]) -> float:
-    return float(1 - np.square(x - reconstructed).mean() / np.square(x).mean())
+    found = {"codes": measured(codes)}
+    if tokenizer.config.alignment:
+        x = tokenizer.standardizer(vectors)
+        content = _fit_kmeans(x, RQKmeansConfig(tokenizer.level_sizes), seed=seed)
+        found["content_only"] = measured(in_blocks(content.encode, x))
+    return {"collaborative": found}

@@ -73,7 +73,7 @@ def _epochs(
     with jax.set_mesh(mesh):
         optimizer = make_optimizer(config.training.optimizer, num_steps=steps * (epochs + 1))
         state = create_state(model, optimizer, mesh)
-        step = make_step(model, optimizer, code_loss, tables=tables, seed=0, mesh=mesh)
+        step = make_step(model, optimizer, code_loss, tables=tables, seed=0, num_steps=10, mesh=mesh)
         feed = batches(packed, batch_size=size, num_batches=steps * epochs + 1, seed=0)
         started = time.monotonic()
         state, metrics = step(state, put_batch(next(feed), mesh))

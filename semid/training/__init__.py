@@ -5,17 +5,19 @@ from semid.training.loop import StopTraining, TrainingConfig, fit, train
 from semid.training.mesh import fitting_batch, make_mesh, put_batch
 from semid.training.state import (
     OptimizerConfig,
+    StepContext,
     TrainState,
     create_state,
     make_optimizer,
     make_step,
     named_leaves,
     replace_leaves,
-    with_params,
+    with_variables,
 )
 
 __all__ = [
     "OptimizerConfig",
+    "StepContext",
     "StopTraining",
     "TrainState",
     "TrainingConfig",
@@ -30,5 +32,5 @@ __all__ = [
     "put_batch",
     "replace_leaves",
     "train",
-    "with_params",
+    "with_variables",
 ]

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
@@ -22,10 +23,11 @@ REQUEST = "request.json"
 class Checkpoints:
     """The checkpoints under one folder, which belongs to one request (config, seed, parents).
 
-    Raises SemidError when the folder holds checkpoints of another request, naming what differs.
+    The best has the highest score `select`; without one it is the last. Raises SemidError when the folder holds
+    checkpoints of another request, naming what differs.
     """
 
-    def __init__(self, folder: Path, *, request: dict, select: str) -> None:
+    def __init__(self, folder: Path, *, request: dict, select: str | None) -> None:
         self.folder = folder.absolute()
         if folder.exists() and not folder.is_dir():
             raise SemidError(f"{folder}: is a file, and checkpoints should go below it; choose another --out")
@@ -42,6 +44,8 @@ class Checkpoints:
             artifacts.write_json(folder / REQUEST, request)
 
         def rank(metrics: dict[str, float]) -> tuple[float, float]:
+            if select is None:
+                return metrics["step"], 0.0
             return metrics[select], -metrics["step"]  # of equal scores the first: a plateau is no progress
 
         options = ocp.CheckpointManagerOptions(
@@ -66,8 +70,7 @@ class Checkpoints:
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                params=ocp.args.StandardSave(named_leaves(state.params)),
-                optimizer=ocp.args.StandardSave(named_leaves(state.opt_state)),
+                **{name: ocp.args.StandardSave(named_leaves(part)) for name, part in _parts(state).items()},
                 input=ocp.args.JsonSave(json.loads(iterator.get_state())),
             ),
             metrics={**metrics, "step": step},
@@ -79,9 +82,9 @@ class Checkpoints:
         Raises SemidError if the checkpoint is damaged, or holds another model's state or a position in other data.
         """
         where = str(self.folder / str(step))
+        parts = _parts(like)
         args = ocp.args.Composite(
-            params=ocp.args.StandardRestore(named_leaves(like.params)),
-            optimizer=ocp.args.StandardRestore(named_leaves(like.opt_state)),
+            **{name: ocp.args.StandardRestore(named_leaves(part)) for name, part in parts.items()},
             input=ocp.args.JsonRestore(),
         )
         try:
@@ -91,15 +94,17 @@ class Checkpoints:
         except (ValueError, KeyError, OSError) as error:  # Orbax and Grain explain themselves over several lines
             why = " ".join(str(error).split())[:300]
             raise SemidError(f"{where}: cannot go on from here ({why}); delete this folder and run again") from None
-        return dataclasses.replace(
-            like,
-            step=like.step * 0 + step,
-            params=replace_leaves(like.params, read.params, where=where),
-            opt_state=replace_leaves(like.opt_state, read.optimizer, where=where),
-        )
+        found = {name: replace_leaves(part, read[name], where=where) for name, part in parts.items()}
+        return dataclasses.replace(like, step=like.step * 0 + step, **found)
 
     def close(self) -> None:
         self._manager.close()
+
+
+def _parts(state: TrainState) -> dict[str, Any]:
+    """What is saved each by itself: Orbax takes no empty tree, and many a model has no variables but parameters."""
+    parts = {"params": state.params, "rest": state.rest, "opt_state": state.opt_state}
+    return {name: part for name, part in parts.items() if jax.tree.leaves(part)}
 
 
 def discard_checkpoints(folder: Path) -> None:

@@ -23,7 +23,7 @@ from semid.training.state import (
     create_state,
     make_optimizer,
     make_step,
-    with_params,
+    with_variables,
 )
 from semid.training.tracking import Tracker
 
@@ -87,15 +87,16 @@ def train(
     request: dict,
     title: str,
     validate: Validate,
-    select: str,
+    select: str | None,
     care: Sequence[Hook] = (),
     mesh: Mesh | None = None,
 ) -> Any:
-    """Train `model` and return one with the best validated parameters.
+    """Train `model` and return one with the best validated variables.
 
-    `make_batches(num_steps)` gives the Grain iterator; `validate(model)` scalars, of which `select` is maximized;
-    `care` are hooks that change the state (codebook care). Checkpoints, `history.jsonl` and the request are kept in
-    `folder`; a run of the same request goes on where the last checkpoint stands, to the same bits.
+    `make_batches(num_steps)` gives the Grain iterator; `validate(model)` scalars, of which `select` is maximized (None:
+    the last variables are the best); `care` are hooks that change the state (codebook care). Checkpoints,
+    `history.jsonl` and the request are kept in `folder`; a run of the same request goes on where the last checkpoint
+    stands, to the same bits.
     Raises SemidError when the loss is not finite, with the step and the last good checkpoint, and where there are
     several processes: nothing here says yet which of them writes.
     """
@@ -112,7 +113,7 @@ def train(
             iterator = make_batches(num_steps)
             if checkpoints.last_step is not None:
                 state = checkpoints.restore(state, checkpoints.last_step, iterator)
-            step = make_step(model, optimizer, loss, tables=tables, seed=seed, mesh=mesh)
+            step = make_step(model, optimizer, loss, tables=tables, seed=seed, num_steps=num_steps, mesh=mesh)
             device_batches = (put_batch(batch, mesh) for batch in iterator)
             first, patience = int(state.step), config.patience
             with Tracker(
@@ -123,7 +124,7 @@ def train(
                 if not look.out_of_patience(first):
                     state = fit(state, step, device_batches, num_steps=num_steps, hooks=hooks)
             best = checkpoints.restore(state, checkpoints.best_step or num_steps)
-            return with_params(model, jax.device_get(best.params))
+            return with_variables(model, *jax.device_get((best.params, best.rest)))
     finally:
         checkpoints.close()
 
@@ -159,7 +160,7 @@ class _Look:
     iterator: Any
     model: nnx.Module
     validate: Validate
-    select: str
+    select: str | None
     every: int
     num_steps: int
     patience: int
@@ -167,12 +168,13 @@ class _Look:
     def __call__(self, at: int, state: TrainState, metrics: dict[str, Any]) -> TrainState:
         if not self.due(at):
             return state
-        scores = self.validate(with_params(self.model, state.params))
+        scores = self.validate(with_variables(self.model, state.params, state.rest))
         _check_finite(at, scores, self.checkpoints)
         # Logged before it is saved: a resumed run repeats the records after its checkpoint, and none before it.
         self.tracker.log(at, {f"validation/{name}": value for name, value in scores.items()})
         self.checkpoints.save(state, self.iterator, scores)
-        self.tracker.advance(at, f"{self.select} {scores[self.select]:.4f}")
+        shown = self.select or next(iter(scores))
+        self.tracker.advance(at, f"{shown} {scores[shown]:.4f}")
         if self.out_of_patience(at):
             raise StopTraining
         return state

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,23 +13,34 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from semid.errors import SemidError
 from semid.training.mesh import replicated
 
 Tree = TypeVar("Tree")
-Loss = Callable[[Any, Any, Any, Array], tuple[Array, dict[str, Array]]]
+Loss = Callable[[Any, Any, Any, "StepContext"], tuple[Array, dict[str, Array]]]
 Step = Callable[["TrainState", Any], tuple["TrainState", dict[str, Array]]]
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["step", "params", "opt_state"], meta_fields=[])
+class StepContext(NamedTuple):
+    """What a loss may depend on beside its inputs: a key of its own, and the share of training done, in [0, 1)."""
+
+    key: Array
+    progress: Float[Array, ""]
+
+
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """All that changes in training, and so all that a checkpoint holds beside the input's position."""
+    """All that changes in training, and so all that a checkpoint holds beside the input's position.
+
+    `rest` are the model's variables that no gradient moves; a loss may set them (moving averages of code usage).
+    """
 
     step: Int[Array, ""]
     params: nnx.State
+    rest: nnx.State
     opt_state: optax.OptState
 
 
@@ -74,45 +85,56 @@ def make_optimizer(config: OptimizerConfig, *, num_steps: int) -> optax.Gradient
 def create_state(model: nnx.Module, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """The state before the first step, its arrays on every device of the mesh.
 
-    Copies the model's parameters: training donates its state, and must not delete what the caller still holds.
+    Copies the model's variables: training donates its state, and must not delete what the caller still holds.
     """
-    params = jax.tree.map(jnp.copy, nnx.state(model, nnx.Param))
-    state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    _, *variables = nnx.split(model, nnx.Param, ...)
+    params, rest = jax.tree.map(jnp.copy, variables)
+    state = TrainState(jnp.zeros((), jnp.int32), params, rest, optimizer.init(params))
     return jax.device_put(state, replicated(mesh))
 
 
 def make_step(
-    model: nnx.Module, optimizer: optax.GradientTransformation, loss: Loss, *, tables: Any, seed: int, mesh: Mesh
+    model: nnx.Module,
+    optimizer: optax.GradientTransformation,
+    loss: Loss,
+    *,
+    tables: Any,
+    seed: int,
+    num_steps: int,
+    mesh: Mesh,
 ) -> Step:
-    """The jitted training step: `loss(model, batch, tables, key) -> (scalar, metrics)`, gradients, update.
+    """The jitted training step: `loss(model, batch, tables, context) -> (scalar, metrics)`, gradients, update.
 
     `tables` are device arrays that no step changes (codes, features): arguments, never constants of the program. The
-    key of step `n` is a fixed function of seed and `n`, so that a resumed run draws the same dropout.
+    context of step `n` of `num_steps` is a fixed function of seed and `n`: a resumed run draws the same dropout.
     """
-    graph, _, rest = nnx.split(model, nnx.Param, ...)
-    tables, rest = jax.device_put((tables, rest), replicated(mesh))
+    graph, *_ = nnx.split(model, nnx.Param, ...)
+    tables = jax.device_put(tables, replicated(mesh))
 
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=replicated(mesh))
-    def step(state: TrainState, batch: Any, tables: Any, rest: Any) -> tuple[TrainState, dict[str, Array]]:
+    def step(state: TrainState, batch: Any, tables: Any) -> tuple[TrainState, dict[str, Array]]:
         # The hardware generator costs a fraction of threefry; keys of different steps never meet.
         key = jax.random.fold_in(jax.random.key(seed, impl="rbg"), state.step)
+        context = StepContext(key, state.step.astype(jnp.float32) / num_steps)
 
-        def compute(params: nnx.State) -> tuple[Array, dict[str, Array]]:
-            return loss(nnx.merge(graph, params, rest), batch, tables, key)
+        def compute(params: nnx.State) -> tuple[Array, tuple[dict[str, Array], nnx.State]]:
+            current = nnx.merge(graph, params, state.rest, copy=True)  # a loss may set variables of its own
+            value, metrics = loss(current, batch, tables, context)
+            return value, (metrics, nnx.split(current, nnx.Param, ...)[2])
 
-        (value, metrics), gradients = jax.value_and_grad(compute, has_aux=True)(state.params)
+        (value, (metrics, rest)), gradients = jax.value_and_grad(compute, has_aux=True)(state.params)
         with jax.numpy_dtype_promotion("standard"):  # optax's bias correction multiplies an integer count
             updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {"loss": value, "gradient_norm": optax.tree.norm(gradients), **metrics}
-        return TrainState(state.step + 1, params, opt_state), metrics
+        return TrainState(state.step + 1, params, rest, opt_state), metrics
 
-    return lambda state, batch: step(state, batch, tables, rest)
+    return lambda state, batch: step(state, batch, tables)
 
 
-def with_params(model: nnx.Module, params: nnx.State) -> Any:
-    """A model of the same kind holding `params` (shared, not copied)."""
-    graph, _, rest = nnx.split(model, nnx.Param, ...)
+def with_variables(model: nnx.Module, params: nnx.State, rest: nnx.State) -> Any:
+    """A model of the same kind holding these variables (shared, not copied)."""
+    graph, *_ = nnx.split(model, nnx.Param, ...)
     return nnx.merge(graph, params, rest)
 
 

@@ -38,6 +38,28 @@ def test_a_hand_worked_tie_break():
     assert result.level_size == 3
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float32])
+def test_popularity_order_equals_sorting_each_group(dtype):
+    rng = np.random.default_rng(0)
+    codes, popularity = rng.integers(0, 4, size=(300, 2)), rng.integers(0, 6, 300).astype(dtype)
+    result = tie_break(codes, popularity=popularity)
+    for code in np.unique(codes, axis=0):
+        rows = np.flatnonzero((codes == code).all(1))
+        ranked = sorted(rows, key=lambda row: (-int(popularity[row]), row))
+        np.testing.assert_array_equal(result.codes[ranked, -1], np.arange(len(rows)))
+    assert result.level_size == tie_break(codes).level_size
+    np.testing.assert_array_equal(tie_break(codes, popularity=np.ones(300)).codes, tie_break(codes).codes)
+
+
+def test_a_bad_popularity():
+    codes = np.zeros((3, 2), np.int32)
+    assert tie_break(codes, popularity=np.array([0, 0, 1])).codes[:, -1].tolist() == [1, 2, 0]
+    with pytest.raises(ValueError, match=r"\(3,\), got \(2,\)"):
+        tie_break(codes, popularity=np.zeros(2))
+    with pytest.raises(ValueError, match="popularity of row 1 is NaN"):
+        tie_break(codes, popularity=np.array([0, np.nan, 1]))
+
+
 def test_a_group_larger_than_the_codes_dtype():
     result = tie_break(np.zeros((300, 2), np.uint8))
     np.testing.assert_array_equal(result.codes[:, -1], np.arange(300))

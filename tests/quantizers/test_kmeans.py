@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.optimize
 
-from quantizers import kmeans
+from quantizers.kmeans import balanced_kmeans, kmeans, lloyd_pass
 
 
 def _distances(x: np.ndarray, centroids: np.ndarray) -> np.ndarray:
@@ -107,3 +108,76 @@ def test_runs_under_vmap_as_alone():
 def test_bad_input(shape, num_codes, iterations, message):
     with pytest.raises(ValueError, match=message):
         kmeans(jnp.zeros(shape), num_codes=num_codes, iterations=iterations, key=jax.random.key(0))
+
+
+def _clusters_of_very_different_sizes(n: int) -> np.ndarray:
+    rng = np.random.default_rng(6)
+    truth = np.minimum(rng.geometric(0.6, size=n), 6)
+    return (8 * rng.normal(size=(7, 3))[truth] + rng.normal(size=(n, 3))).astype(np.float32)
+
+
+@pytest.mark.parametrize("n", [7, 60, 203, 500])
+def test_balanced_clusters_differ_by_at_most_one(n):
+    x = _clusters_of_very_different_sizes(n)
+    fitted = balanced_kmeans(x, num_codes=7, iterations=5, key=jax.random.key(0))
+    sizes = np.bincount(fitted.assignments, minlength=7)
+    assert sizes.max() - sizes.min() <= 1
+    assert sizes.sum() == n
+    means = np.stack([x[np.asarray(fitted.assignments) == code].mean(0) for code in range(7)])
+    np.testing.assert_allclose(fitted.centroids, means, atol=1e-5)
+    np.testing.assert_allclose(fitted.inertia, np.square(x - means[fitted.assignments]).sum(), rtol=1e-5, atol=1e-4)
+
+
+def test_slack_bounds_sizes_and_buys_smaller_errors():
+    x = _clusters_of_very_different_sizes(500)
+    plain = kmeans(x, num_codes=7, iterations=20, key=jax.random.key(0))
+    runs = [
+        balanced_kmeans(x, num_codes=7, iterations=20, key=jax.random.key(0), slack=slack) for slack in (0, 0.5, 100)
+    ]
+    assert np.bincount(plain.assignments).max() > 108  # control: ceil(500 / 7) = 72, and 108 with half as much again
+    assert np.bincount(runs[1].assignments).max() <= 108
+    assert runs[0].inertia > runs[1].inertia > runs[2].inertia
+    np.testing.assert_allclose(runs[2].inertia, plain.inertia, rtol=1e-5)
+
+
+def test_balanced_clusters_are_as_tight_as_with_the_best_assignments():
+    """The same iterations, each with a minimum-cost assignment."""
+    x = _clusters_of_very_different_sizes(210)
+    start = np.asarray(kmeans(x, num_codes=7, iterations=0, key=jax.random.key(0)).centroids)
+    centroids, inertia = start, 0.0
+    for _ in range(10):
+        seats = scipy.optimize.linear_sum_assignment(np.repeat(_distances(x, centroids), 30, axis=1))[1] // 30
+        centroids = np.stack([x[seats == code].mean(0) for code in range(7)])
+        inertia = np.square(x - centroids[seats]).sum()
+    fitted = balanced_kmeans(x, num_codes=7, iterations=10, key=jax.random.key(0))
+    np.testing.assert_allclose(fitted.inertia, inertia, rtol=0.1)
+
+
+def test_balance_splits_copies_and_survives_few_points():
+    copies = np.ones((20, 2), np.float32)
+    assert (
+        np.bincount(balanced_kmeans(copies, num_codes=4, iterations=2, key=jax.random.key(0)).assignments).tolist()
+        == [5] * 4
+    )
+    few = balanced_kmeans(np.eye(3, dtype=np.float32), num_codes=5, iterations=3, key=jax.random.key(0))
+    assert len(np.unique(few.assignments)) == 3
+    np.testing.assert_allclose(few.inertia, 0, atol=1e-6)
+    with pytest.raises(ValueError, match="slack >= 0, got -1"):
+        balanced_kmeans(copies, num_codes=4, iterations=2, key=jax.random.key(0), slack=-1)
+
+
+@pytest.mark.parametrize("sizes", [(300,), (1, 100, 0, 199), (50,) * 6])
+def test_a_pass_over_blocks_is_an_iteration_in_memory(sizes):
+    x = np.random.default_rng(7).normal(size=(300, 3)).astype(np.float32)
+    start = kmeans(x, num_codes=7, iterations=0, key=jax.random.key(0)).centroids
+    blocks = np.split(x, np.cumsum(sizes)[:-1])
+    centroids = start
+    for _ in range(3):
+        centroids = lloyd_pass(blocks, centroids)
+    np.testing.assert_allclose(centroids, _lloyd(x, np.asarray(start), 3)[0], atol=1e-5)
+
+
+def test_a_pass_moves_empty_clusters_to_the_farthest_points_of_all_blocks():
+    x = np.array([[0, 0], [9, 0], [0, 1], [0, 7], [0, 0]], np.float32)
+    centroids = lloyd_pass([x[:2], x[2:]], jnp.zeros((3, 2)))
+    np.testing.assert_allclose(centroids, [x.mean(0), [9, 0], [0, 7]], atol=1e-6)

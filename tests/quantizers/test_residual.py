@@ -9,7 +9,19 @@ import optax
 import pytest
 from flax import nnx
 
-from quantizers import ResidualQuantizer, code_counts, code_logits, reseed_dead_codes, residual_codes, residual_quantize
+from quantizers import (
+    GradientPath,
+    Gumbel,
+    Nearest,
+    ResidualQuantizer,
+    Sinkhorn,
+    code_counts,
+    code_logits,
+    reseed_dead_codes,
+    residual_codes,
+    residual_encode,
+    residual_quantize,
+)
 from quantizers.residual import level_errors
 
 DIM = 4
@@ -36,11 +48,11 @@ def test_every_level_commits_the_input(codebooks, x):
     """d/dx mean (r_l - sg(e_l))^2 = 2 (r_l - e_l) / size at every level, since dr_l/dx = 1."""
 
     def commitment(items: jax.Array) -> jax.Array:
-        _, residuals, chosen = residual_codes(items, codebooks)
+        _, residuals, chosen, _ = residual_codes(items, codebooks)
         return level_errors(residuals - jax.lax.stop_gradient(chosen))
 
     jacobian = jax.jacrev(commitment)(x)
-    _, residuals, chosen = residual_codes(x, codebooks)
+    _, residuals, chosen, _ = residual_codes(x, codebooks)
     np.testing.assert_allclose(jacobian, 2 * (residuals - chosen).swapaxes(0, 1) / x.size, rtol=1e-5)
     assert (jnp.linalg.norm(jacobian, axis=(1, 2)) > 0.01).all()
     np.testing.assert_allclose(commitment(x).sum(), residual_quantize(x, codebooks).losses.commitment, rtol=1e-6)
@@ -68,7 +80,7 @@ def test_each_loss_moves_its_own_side(codebooks, x):
     by_term = jax.jacrev(terms, argnums=(0, 1))(codebooks, x)
     moved = [tuple(any(jnp.any(leaf != 0) for leaf in jax.tree.leaves(side)) for side in term) for term in by_term]
     assert moved == [(True, False), (False, True), (False, True)]  # codebook loss, commitment loss, vectors
-    codes, residuals, chosen = residual_codes(x, codebooks)
+    codes, residuals, chosen, _ = residual_codes(x, codebooks)
     for level, gradient in enumerate(by_term[0][0]):  # 2 (e - r) / size, added up over the items that chose e
         expected = np.zeros(gradient.shape)
         np.add.at(expected, codes[:, level], 2 * (chosen - residuals)[:, level] / x.size)
@@ -76,7 +88,7 @@ def test_each_loss_moves_its_own_side(codebooks, x):
 
 
 def test_losses_are_mean_squares_summed_over_levels(codebooks, x):
-    _, residuals, chosen = residual_codes(x, codebooks)
+    _, residuals, chosen, _ = residual_codes(x, codebooks)
     expected = sum(np.square(np.asarray(residuals - chosen)[:, level]).mean() for level in range(3))
     np.testing.assert_allclose(residual_quantize(x, codebooks).losses, [expected, expected], rtol=1e-6)
 
@@ -122,7 +134,7 @@ def test_counts_are_those_of_bincount(codebooks, x):
 
 def test_reseeding_revives_dead_codes_and_leaves_the_living_alone(codebooks, x):
     books = [codebooks[0].at[jnp.array([1, 4])].set(1e3), codebooks[1].at[0].set(-1e3), codebooks[2]]
-    codes, residuals, _ = residual_codes(x, books)
+    codes, residuals, _, _ = residual_codes(x, books)
     counts = code_counts(codes, level_sizes=LEVEL_SIZES)
     result = reseed_dead_codes(books, counts, residuals=residuals, key=jax.random.key(2))
     np.testing.assert_array_equal(result.num_replaced, [np.sum(np.asarray(count) == 0) for count in counts])
@@ -155,3 +167,32 @@ def test_reseeding_more_dead_codes_than_items_uses_items_again(codebooks, x):
 def test_sizes_must_be_positive(level_sizes, dim):
     with pytest.raises(ValueError, match="1 or more"):
         ResidualQuantizer(level_sizes, dim=dim, rngs=nnx.Rngs(0))
+
+
+def test_plain_encoding_and_training_compute_no_probabilities(codebooks, x):
+    """Their softmax is dead code there: the compiled programs hold no exponential."""
+    graph, state = nnx.split(ResidualQuantizer(LEVEL_SIZES, dim=DIM, rngs=nnx.Rngs(0)))
+
+    def gradient(state: nnx.State, x: jax.Array) -> nnx.State:
+        return jax.grad(lambda state: sum(nnx.merge(graph, state)(x).losses))(state)
+
+    programs = (residual_encode.lower(x, codebooks), jax.jit(gradient).lower(state, x))
+    assert not any("exponential" in program.compile().as_text() for program in programs)
+    assert "exponential" in residual_codes.lower(x, codebooks).compile().as_text()  # control
+
+
+def test_the_halves_of_a_call_make_the_call(x):
+    options = {"assignment": [Nearest(), Gumbel(), Sinkhorn()], "path": GradientPath.ROTATION}
+    quantizer = ResidualQuantizer(LEVEL_SIZES, dim=DIM, rngs=nnx.Rngs(0), **options)
+    mask, key = jnp.arange(20) < 15, jax.random.key(1)
+    whole = quantizer(x, mask=mask, key=key, progress=0.3)
+    found = quantizer.search(x, mask=mask, key=key, progress=0.3)
+    jax.tree.map(np.testing.assert_array_equal, whole, quantizer.quantized(x, found, mask=mask))
+    assert [share.shape for share in found.probabilities] == [(20, size) for size in LEVEL_SIZES]
+    np.testing.assert_array_equal(found.codes[:, 0], quantizer.encode(x)[:, 0])
+    assert not np.array_equal(found.codes[:, 1], quantizer.search(x, mask=mask).codes[:, 1])
+
+
+def test_one_assignment_a_level():
+    with pytest.raises(ValueError, match="each of 3 levels, got 2"):
+        ResidualQuantizer(LEVEL_SIZES, dim=DIM, rngs=nnx.Rngs(0), assignment=[Nearest(), Sinkhorn()])

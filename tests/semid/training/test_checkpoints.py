@@ -193,7 +193,7 @@ def test_a_position_in_other_data_is_refused_in_one_line(tmp_path, state):
     checkpoints.close()
 
 
-@pytest.mark.parametrize("part", ["params", "optimizer", "input"])
+@pytest.mark.parametrize("part", ["params", "opt_state", "input"])
 def test_a_damaged_checkpoint_is_named(tmp_path, state, part):
     checkpoints = opened(tmp_path)
     save(checkpoints, state, {1: 0.5})

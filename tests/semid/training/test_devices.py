@@ -38,7 +38,7 @@ def losses(count: int, *, rate: float) -> tuple[np.ndarray, dict[str, np.ndarray
     with jax.set_mesh(mesh):
         optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2), num_steps=STEPS)
         state = create_state(model, optimizer, mesh)
-        step = make_step(model, optimizer, code_loss, tables=tables, seed=0, mesh=mesh)
+        step = make_step(model, optimizer, code_loss, tables=tables, seed=0, num_steps=10, mesh=mesh)
         found = []
         for batch in batches(packed, batch_size=16, num_batches=STEPS, seed=0):
             state, metrics = step(state, put_batch(batch, mesh))

@@ -15,7 +15,7 @@ from semid.training.state import (
     make_step,
     named_leaves,
     replace_leaves,
-    with_params,
+    with_variables,
 )
 
 NUM_STEPS = 20
@@ -107,7 +107,7 @@ def noisy_loss(model, batch, tables, key):
 def make(seed: int = 0):
     model, mesh = Tiny(), make_mesh()
     optimizer = make_optimizer(OptimizerConfig(), num_steps=NUM_STEPS)
-    step = make_step(model, optimizer, noisy_loss, tables=jnp.ones(3), seed=seed, mesh=mesh)
+    step = make_step(model, optimizer, noisy_loss, tables=jnp.ones(3), seed=seed, num_steps=10, mesh=mesh)
     batch = put_batch(np.ones((8, 2), np.float32), mesh)
     return model, create_state(model, optimizer, mesh), step, batch
 
@@ -125,8 +125,8 @@ def test_a_step_counts_donates_and_leaves_the_callers_model_alone():
     changed = named_leaves(newer.params)
     assert set(changed) == {"matrix", "vector"}
     assert (np.asarray(changed["vector"]) != before["vector"]).all()
-    np.testing.assert_array_equal(with_params(model, newer.params).vector[...], changed["vector"])
-    np.testing.assert_array_equal(with_params(model, newer.params).fixed[...], before["fixed"])
+    np.testing.assert_array_equal(with_variables(model, newer.params, newer.rest).vector[...], changed["vector"])
+    np.testing.assert_array_equal(with_variables(model, newer.params, newer.rest).fixed[...], before["fixed"])
 
 
 def test_gradient_norm_is_of_the_gradient_before_clipping():

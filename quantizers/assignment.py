@@ -1,0 +1,189 @@
+"""Which code an input takes, one level at a time.
+
+An assignment is a frozen dataclass: hashable, so that a compiled function can depend on it. Its logits are
+`-distance / temperature`, in training and everywhere: the nearer the code, the larger its logit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from quantizers.schedules import Schedule
+
+_ANNEALED = 0.3  # share of Sinkhorn's iterations in which epsilon falls to its value
+
+
+class Assigned(NamedTuple):
+    """`probabilities`: softmax of the code logits, differentiable; where they go unused they cost nothing under jit."""
+
+    codes: Int[Array, " n"]
+    probabilities: Float[Array, "n codes"]
+
+
+class Assignment(Protocol):
+    """`mask`: rows that count; `usage`: recent share of inputs on each code; no `key`: no noise."""
+
+    def __call__(
+        self,
+        distances: Float[Array, "n codes"],
+        *,
+        mask: Bool[Array, " n"],
+        usage: Float[Array, " codes"],
+        key: PRNGKeyArray | None,
+        progress: Float[Array, ""] | float,
+    ) -> Assigned: ...
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The nearest code; the lowest index wins a tie."""
+
+    temperature: Schedule = Schedule(1.0)
+
+    def __call__(
+        self,
+        distances: Float[Array, "n codes"],
+        *,
+        mask: Bool[Array, " n"],
+        usage: Float[Array, " codes"],
+        key: PRNGKeyArray | None,
+        progress: Float[Array, ""] | float,
+    ) -> Assigned:
+        return Assigned(_nearest(distances), _softmax(-distances, self.temperature(progress)))
+
+
+@dataclass(frozen=True)
+class Sinkhorn:
+    """The code with the largest share in the balanced plan of the whole batch (LC-Rec, arXiv 2311.09049)."""
+
+    epsilon: float = 0.003
+    iterations: int = 50
+    temperature: Schedule = Schedule(1.0)
+
+    def __post_init__(self) -> None:
+        if not self.epsilon > 0 or self.iterations < 1:
+            raise ValueError(f"Sinkhorn: expected epsilon > 0 and iterations >= 1, got {self}")
+
+    def __call__(
+        self,
+        distances: Float[Array, "n codes"],
+        *,
+        mask: Bool[Array, " n"],
+        usage: Float[Array, " codes"],
+        key: PRNGKeyArray | None,
+        progress: Float[Array, ""] | float,
+    ) -> Assigned:
+        costs = _scaled(distances, mask)
+        prices = _code_prices(costs, mask, epsilon=self.epsilon, iterations=self.iterations)
+        return Assigned(_nearest(costs - prices[None, :]), _softmax(-distances, self.temperature(progress)))
+
+
+@dataclass(frozen=True)
+class Gumbel:
+    """The largest of -distance + scale * Gumbel noise, which the probabilities see too (DIGER, arXiv 2601.19711)."""
+
+    scale: Schedule = Schedule(1.0)
+    temperature: Schedule = Schedule(1.0)
+
+    def __call__(
+        self,
+        distances: Float[Array, "n codes"],
+        *,
+        mask: Bool[Array, " n"],
+        usage: Float[Array, " codes"],
+        key: PRNGKeyArray | None,
+        progress: Float[Array, ""] | float,
+    ) -> Assigned:
+        noisy = distances - self.scale(progress) * _gumbel(key, distances)
+        return Assigned(_nearest(noisy), _softmax(-noisy, self.temperature(progress)))
+
+
+@dataclass(frozen=True)
+class OverusedGumbel:
+    """`Gumbel` for the inputs whose nearest code is over-used, `Nearest` for the others (DIGER's FrqUD).
+
+    Noise goes to all codes of such an input: on the over-used codes alone, its positive mean would favour them.
+    """
+
+    threshold: float = 1.5
+    """A code is over-used when its share of the inputs exceeds `threshold / codes`."""
+    scale: Schedule = Schedule(1.0)
+    temperature: Schedule = Schedule(1.0)
+
+    def __call__(
+        self,
+        distances: Float[Array, "n codes"],
+        *,
+        mask: Bool[Array, " n"],
+        usage: Float[Array, " codes"],
+        key: PRNGKeyArray | None,
+        progress: Float[Array, ""] | float,
+    ) -> Assigned:
+        overused = (usage > self.threshold / usage.size)[_nearest(distances)]
+        noise = jnp.where(overused[:, None], _gumbel(key, distances), 0)
+        noisy = distances - self.scale(progress) * noise
+        return Assigned(_nearest(noisy), _softmax(-noisy, self.temperature(progress)))
+
+
+@partial(jax.jit, static_argnames="iterations")
+def sinkhorn(
+    distances: Float[Array, "n codes"], *, epsilon: float, iterations: int, mask: Bool[Array, " n"] | None = None
+) -> Float[Array, "n codes"]:
+    """Entropic transport plan: rows where `mask` holds sum to 1 / their number, the others to 0, columns to 1 / codes.
+
+    `epsilon` is relative to half the range of the distances, as in LC-Rec. The logarithms of the plan are balanced
+    instead of the plan, so that float32 is enough; rows are exact, columns as near as the iterations brought them.
+    """
+    mask = jnp.ones(len(distances), bool) if mask is None else mask
+    costs = _scaled(distances, mask)
+    prices = _code_prices(costs, mask, epsilon=epsilon, iterations=iterations)
+    plan = jax.nn.softmax((prices[None, :] - costs) / epsilon, axis=-1) / jnp.maximum(mask.sum(), 1).astype(jnp.float32)
+    return jnp.where(mask[:, None], plan, 0)
+
+
+def _scaled(distances: Float[Array, "n codes"], mask: Bool[Array, " n"]) -> Float[Array, "n codes"]:
+    """Distances brought to [-1, 1], the largest and the smallest of the rows that count deciding; no gradient."""
+    costs = jax.lax.stop_gradient(distances)
+    real = mask[:, None] & jnp.isfinite(costs)
+    high = jnp.max(costs, where=real, initial=-jnp.inf)
+    low = jnp.min(costs, where=real, initial=jnp.inf)
+    middle = jnp.where(high >= low, (high + low) / 2, 0)
+    return (costs - middle) / (jnp.where(high >= low, high - middle, 0) + 1e-5)
+
+
+def _code_prices(
+    costs: Float[Array, "n codes"], mask: Bool[Array, " n"], *, epsilon: float, iterations: int
+) -> Float[Array, " codes"]:
+    """The dual variables of the codes. Epsilon falls from 1 to its value: from cold, small ones converge slowly."""
+    num_codes = costs.shape[1]
+    costs = jnp.where(mask[:, None], costs, 0)
+    log_rows = jnp.where(mask, -jnp.log(jnp.maximum(mask.sum(), 1).astype(jnp.float32)), -jnp.inf)
+    annealed = max(int(_ANNEALED * iterations), 1)
+
+    def balance(step: Int[Array, ""], prices: Float[Array, " codes"]) -> Float[Array, " codes"]:
+        share = jnp.minimum((step + 1).astype(jnp.float32) / annealed, 1)
+        eps = jnp.asarray(epsilon, jnp.float32) ** share
+        logits = (prices[None, :] - costs) / eps
+        log_plan = jax.nn.log_softmax(logits, axis=-1) + log_rows[:, None]
+        excess = jax.nn.logsumexp(log_plan, axis=0) + jnp.log(jnp.float32(num_codes))
+        return prices - eps * jnp.where(mask.any(), excess, 0)
+
+    return jax.lax.fori_loop(0, iterations, balance, jnp.zeros(num_codes, jnp.float32))
+
+
+def _nearest(distances: Float[Array, "n codes"]) -> Int[Array, " n"]:
+    return distances.argmin(-1).astype(jnp.int32)
+
+
+def _softmax(logits: Float[Array, "n codes"], temperature: Float[Array, ""]) -> Float[Array, "n codes"]:
+    return jax.nn.softmax(logits / temperature, axis=-1)
+
+
+def _gumbel(key: PRNGKeyArray | None, like: Float[Array, "n codes"]) -> Float[Array, "n codes"]:
+    return jnp.zeros_like(like) if key is None else jax.random.gumbel(key, like.shape, like.dtype)

@@ -1,0 +1,156 @@
+"""Keeping codebooks alive: k-means at the start, moving averages, re-seeding, losses that spread usage and codes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from quantizers.distances import Metric, directions, nearest
+from quantizers.kmeans import kmeans
+
+
+class Reseeded(NamedTuple):
+    """Codebooks after re-seeding, the codes replaced in each (whose optimizer moments are stale), and their number."""
+
+    codebooks: tuple[Float[Array, "codes dim"], ...]
+    replaced: tuple[Bool[Array, " codes"], ...]
+    num_replaced: Int[Array, " level"]
+
+
+def fit_codebooks(
+    x: Float[Array, "items dim"],
+    *,
+    level_sizes: Sequence[int],
+    iterations: int,
+    key: PRNGKeyArray,
+    metric: Metric = Metric.EUCLIDEAN,
+) -> tuple[Float[Array, "codes dim"], ...]:
+    """k-means on the vectors, then on what each level leaves of them. Raises ValueError naming a row not finite."""
+    residuals = jnp.asarray(x, jnp.float32)
+    bad = jnp.flatnonzero(~jnp.isfinite(residuals).all(-1))
+    if len(bad):
+        raise ValueError(f"fit_codebooks: expected finite vectors, got NaN or infinity in row {bad[0]} of {len(x)}")
+    codebooks = []
+    for size, level_key in zip(level_sizes, jax.random.split(key, len(level_sizes)), strict=True):
+        points = directions(residuals) if metric is Metric.COSINE else residuals
+        clusters = kmeans(points, num_codes=size, iterations=iterations, key=level_key)
+        codebook, codes = clusters.centroids, clusters.assignments
+        if metric is Metric.COSINE:  # clusters of directions, codes that keep their members' lengths
+            codebook = cluster_means(residuals, codes, num_codes=size)
+            codes = nearest(residuals, codebook, metric=metric)
+        residuals = residuals - codebook[codes]
+        codebooks.append(codebook)
+    return tuple(codebooks)
+
+
+def code_counts(
+    codes: Int[Array, "*b level"], *, level_sizes: Sequence[int], mask: Bool[Array, "*b"] | None = None
+) -> tuple[Int[Array, " codes"], ...]:
+    """How often each code of each level occurs, masked items left out."""
+    weights = jnp.ones(codes.shape[:-1], jnp.int32) if mask is None else mask.astype(jnp.int32)
+    return tuple(
+        jnp.zeros(size, jnp.int32).at[codes[..., level]].add(weights) for level, size in enumerate(level_sizes)
+    )
+
+
+def cluster_means(
+    x: Float[Array, "n dim"], codes: Int[Array, " n"], *, num_codes: int, mask: Bool[Array, " n"] | None = None
+) -> Float[Array, "codes dim"]:
+    """Mean of the vectors on each code, masked ones left out; zero for a code that has none."""
+    kept = jnp.ones(len(x), bool) if mask is None else mask
+    sums = jnp.zeros((num_codes, x.shape[1])).at[codes].add(jnp.where(kept[:, None], x, 0))
+    (counts,) = code_counts(codes[:, None], level_sizes=(num_codes,), mask=kept)
+    return sums / jnp.maximum(counts, 1)[:, None].astype(x.dtype)
+
+
+def moved_codebook(
+    codebook: Float[Array, "codes dim"],
+    usage: Float[Array, " codes"],
+    *,
+    means: Float[Array, "codes dim"],
+    shares: Float[Array, " codes"],
+    decay: float,
+) -> Float[Array, "codes dim"]:
+    """Each code becomes the moving average of its inputs (arXiv 1711.00937, appendix A.1); an unused one stays.
+
+    The moving sum that the paper stores is the code times its usage, so that these two are all there is to keep.
+    """
+    weights = decay * usage + (1 - decay) * shares
+    sums = decay * usage[:, None] * codebook + (1 - decay) * shares[:, None] * means
+    tiny = weights < 1e-30
+    return jnp.where(tiny[:, None], codebook, sums / jnp.where(tiny, 1, weights)[:, None])
+
+
+@jax.jit
+def reseed_dead_codes(
+    codebooks: Sequence[Float[Array, "codes dim"]],
+    counts: Sequence[Int[Array, " codes"]],
+    *,
+    residuals: Float[Array, "items level dim"],
+    key: PRNGKeyArray,
+) -> Reseeded:
+    """Replace every code with a zero count by a random residual of its level (as given by `residual_codes`).
+
+    Residuals are drawn without replacement; with more dead codes than items some are used again.
+    """
+    keys = jax.random.split(key, len(codebooks))
+    dead = tuple(count == 0 for count in counts)
+    levels = zip(codebooks, dead, keys, strict=True)
+    alive = tuple(_replace(book, rows, residuals[:, level], k) for level, (book, rows, k) in enumerate(levels))
+    return Reseeded(alive, dead, jnp.stack([rows.sum() for rows in dead]))
+
+
+def usage_entropy(
+    probabilities: Sequence[Float[Array, "*b codes"]], *, mask: Bool[Array, "*b"] | None = None
+) -> Float[Array, ""]:
+    """A loss: minus the entropy (nats) of the batch's mean probabilities, all levels (UniGRec, arXiv 2601.17438).
+
+    It lies between minus the sum of log(codes), all codes used alike, and 0, one code a level; 0 if no row counts.
+    """
+    total = jnp.zeros((), jnp.float32)
+    for of_level in probabilities:
+        kept = jnp.ones(of_level.shape[:-1], bool) if mask is None else mask
+        rows = jnp.where(kept[..., None], of_level, 0).reshape(-1, of_level.shape[-1])
+        mean = rows.sum(0) / jnp.maximum(kept.sum(), 1).astype(jnp.float32)
+        total = total + jax.scipy.special.xlogy(mean, jnp.maximum(mean, 1e-30)).sum()
+    return total
+
+
+def diversity(
+    codebook: Float[Array, "codes dim"],
+    clusters: Int[Array, " codes"],
+    *,
+    codes: Int[Array, "*b"],
+    mask: Bool[Array, "*b"] | None = None,
+) -> Float[Array, ""]:
+    """A loss for one level: codes of a cluster together, clusters apart (LETTER, arXiv 2405.07314, eq. 5).
+
+    For every chosen code the cross-entropy of finding a cluster mate among all other codes by inner product, in the
+    mean over its mates, of which LETTER draws one. A code without mates adds nothing. `clusters` labels the codes;
+    balanced clusters, renewed once an epoch, are what LETTER uses.
+    """
+    num_codes = len(codebook)
+    vectors = codebook.astype(jnp.float32)
+    own = jnp.eye(num_codes, dtype=bool)
+    logits = jnp.where(own, -jnp.inf, jnp.matmul(vectors, vectors.T, precision=jax.lax.Precision.HIGHEST))
+    mates = ((clusters[:, None] == clusters[None, :]) & ~own).astype(jnp.float32)
+    log_share = jnp.where(own, 0, jax.nn.log_softmax(logits, axis=-1)) if num_codes > 1 else jnp.zeros((1, 1))
+    of_code = -(mates * log_share).sum(-1) / jnp.maximum(mates.sum(-1), 1)
+    (counts,) = code_counts(codes[..., None], level_sizes=(num_codes,), mask=mask)
+    return (of_code * counts.astype(jnp.float32)).sum() / jnp.maximum(counts.sum(), 1).astype(jnp.float32)
+
+
+def _replace(
+    codebook: Float[Array, "codes dim"],
+    dead: Bool[Array, " codes"],
+    residuals: Float[Array, "items dim"],
+    key: PRNGKeyArray,
+) -> Float[Array, "codes dim"]:
+    order = jax.random.permutation(key, len(residuals))
+    rank = jnp.maximum(jnp.cumsum(dead) - 1, 0)
+    fresh = residuals[order[rank % len(residuals)]].astype(codebook.dtype)
+    return jnp.where(dead[:, None], fresh, codebook)

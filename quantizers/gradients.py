@@ -1,0 +1,63 @@
+"""How the gradient crosses a choice of codes that has none."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+class GradientPath(Enum):
+    """What stands for the gradient of the quantized vectors. The first three leave their value as decoded.
+
+    `STRAIGHT_THROUGH`: the identity. `ROTATION`: see `rotate`. `SOFT_BACKWARD`: the gradient of the soft vectors
+    (DIGER, arXiv 2601.19711; BLOGER, arXiv 2510.21242). `SOFT`: value and gradient are those of the soft vectors,
+    `sum_l p_l @ E_l`, and residuals subtract soft vectors too (UniGRec, arXiv 2601.17438).
+    """
+
+    STRAIGHT_THROUGH = "straight_through"
+    ROTATION = "rotation"
+    SOFT_BACKWARD = "soft_backward"
+    SOFT = "soft"
+
+
+def straight_through(x: Float[Array, "*b dim"], quantized: Float[Array, "*b dim"]) -> Float[Array, "*b dim"]:
+    """The value of `quantized` with the gradient of `x`, in the dtype of `x`.
+
+    It is `x + sg(quantized - x)`, arranged so that no digit of `quantized` is lost.
+    """
+    return jax.lax.stop_gradient(quantized).astype(x.dtype) + (x - jax.lax.stop_gradient(x))
+
+
+def rotate(x: Float[Array, "*b dim"], quantized: Float[Array, "*b dim"]) -> Float[Array, "*b dim"]:
+    """The value of `quantized`; its derivative by `x` is the scaled rotation that takes `x` there, held constant.
+
+    The rotation trick (Fifty et al., arXiv 2410.06424, section 4.2): `|q|/|x| (I - 2 s s' + 2 q x')`, where q and x
+    are directions and s that of their sum. Where `x` is zero there is no such rotation, and the identity serves.
+    """
+    start, end = jax.lax.stop_gradient(x).astype(jnp.float32), jax.lax.stop_gradient(quantized).astype(jnp.float32)
+    length = jnp.linalg.norm(start, axis=-1, keepdims=True)
+    source, target = _direction(start), _direction(end)
+    middle = _direction(source + target)
+    moving = x.astype(jnp.float32)
+    turned = moving - 2 * middle * _dot(middle, moving) + 2 * target * _dot(source, moving)
+    scale = jnp.linalg.norm(end, axis=-1, keepdims=True) / jnp.where(length > 0, length, 1)
+    return straight_through(jnp.where(length > 0, scale * turned, moving), quantized).astype(x.dtype)
+
+
+def soft_vectors(
+    probabilities: Float[Array, "*b codes"], codebook: Float[Array, "codes dim"]
+) -> Float[Array, "*b dim"]:
+    """The mean of the code vectors under `probabilities`, in float32."""
+    return jnp.matmul(probabilities, codebook.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
+
+
+def _direction(x: Float[Array, "*b dim"]) -> Float[Array, "*b dim"]:
+    length = jnp.linalg.norm(x, axis=-1, keepdims=True)
+    return x / jnp.where(length > 0, length, 1)
+
+
+def _dot(a: Float[Array, "*b dim"], b: Float[Array, "*b dim"]) -> Float[Array, "*b 1"]:
+    return (a * b).sum(-1, keepdims=True)

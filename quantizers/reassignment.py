@@ -1,0 +1,197 @@
+"""Collision policies that give colliding items other codes of the last level. Deterministic, on the host, in float64.
+
+Both change the last level only, and there only groups with a collision. All they know lies in the codes: running them
+again on their result continues where they stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from scipy.optimize import linear_sum_assignment
+
+from quantizers.collisions import collision_groups
+
+_BLOCK_ENTRIES = 2**16  # distances in work at once: half a MiB, which stays in the cache during the iterations
+_TIE = 1e-6  # shares of a code that differ by less, relatively, are equal: rounding must not choose codes
+_TINY = 1e-300
+
+
+class Reassigned(NamedTuple):
+    """`moved`: items whose last code changed; `colliding`: items that share all their codes with another one still."""
+
+    codes: Int[np.ndarray, "items level"]
+    moved: int
+    colliding: int
+
+
+def sinkhorn_reassign(
+    codes: Int[np.ndarray, "items level"],
+    *,
+    residuals: Float[np.ndarray, "items dim"],
+    codebook: Float[np.ndarray, "codes dim"],
+    rounds: int = 20,
+    epsilon: float = 0.003,
+    iterations: int = 50,
+) -> Reassigned:
+    """Spread each group of items with equal codes over the last level by Sinkhorn on its own distance table.
+
+    `residuals` are what the last level quantizes, `codebook` its code vectors. An item may move onto a code that
+    another one holds, hence the rounds; they end early when nothing collides. True duplicates never part. LC-Rec
+    (arXiv 2311.09049); where an item holds several codes equally, the nearest of them is taken.
+    """
+    residuals, codebook = _checked(codes, residuals, codebook)
+    if rounds < 0 or iterations < 1 or not epsilon > 0:
+        raise ValueError(
+            "sinkhorn_reassign: expected rounds >= 0, iterations >= 1 and epsilon > 0, "
+            f"got {rounds}, {iterations} and {epsilon}"
+        )
+
+    def spread(rows: Int[np.ndarray, "group item"]) -> Int[np.ndarray, "group item"]:
+        distances = _squared_distances(residuals[rows], codebook)
+        return _sinkhorn_codes(distances, epsilon=epsilon, iterations=iterations)
+
+    result, prefix = codes.copy(), _prefix_groups(codes)
+    for _ in range(rounds):
+        groups = _groups_within(prefix, result[:, -1])
+        collides = np.bincount(groups) > 1
+        if not collides.any():
+            break
+        _choose(result, _stacks(groups, collides, row_entries=len(codebook)), spread)
+    return _reassigned(codes, result, prefix)
+
+
+def min_cost_reassign(
+    codes: Int[np.ndarray, "items level"],
+    *,
+    residuals: Float[np.ndarray, "items dim"],
+    codebook: Float[np.ndarray, "codes dim"],
+) -> Reassigned:
+    """Make all rows unique at the least sum of squared distances between residuals and last codes.
+
+    Every group of items that share all codes but the last, if it contains a collision, is assigned anew, one item a
+    code (linear sum assignment). Raises ValueError for such a group with more items than the codebook has codes.
+    """
+    residuals, codebook = _checked(codes, residuals, codebook)
+    result, prefix = codes.copy(), _prefix_groups(codes)
+    groups = _groups_within(prefix, codes[:, -1])
+    collides = np.zeros(prefix.max(initial=-1) + 1, bool)
+    collides[prefix[(np.bincount(groups) > 1)[groups]]] = True
+    _check_capacity(prefix, collides, size=len(codebook))
+
+    def assign(rows: Int[np.ndarray, "group item"]) -> Int[np.ndarray, "group item"]:
+        return np.stack([linear_sum_assignment(table)[1] for table in _squared_distances(residuals[rows], codebook)])
+
+    _choose(result, _stacks(prefix, collides, row_entries=len(codebook)), assign)
+    return _reassigned(codes, result, prefix)
+
+
+def _prefix_groups(codes: Int[np.ndarray, "items level"]) -> Int[np.ndarray, " items"]:
+    """Dense numbers of the groups that share all codes but the last."""
+    return collision_groups(codes[:, :-1]) if codes.shape[1] > 1 else np.zeros(len(codes), np.int64)
+
+
+def _groups_within(prefix: Int[np.ndarray, " items"], last: Int[np.ndarray, " items"]) -> Int[np.ndarray, " items"]:
+    """Dense numbers of the groups that share all codes."""
+    return collision_groups(np.column_stack([prefix, last.astype(np.int64)]))
+
+
+def _stacks(
+    groups: Int[np.ndarray, " items"], chosen: Bool[np.ndarray, " groups"], *, row_entries: int
+) -> Iterator[Int[np.ndarray, "group item"]]:
+    """Rows of the chosen groups, those of equal size stacked, in blocks with a distance table of bounded size."""
+    sizes, order = np.bincount(groups), np.argsort(groups, kind="stable")
+    starts = np.cumsum(sizes) - sizes
+    for size in np.unique(sizes[chosen]):
+        of_size = starts[chosen & (sizes == size)]
+        step = max(1, _BLOCK_ENTRIES // (int(size) * row_entries))
+        for at in range(0, len(of_size), step):
+            yield order[of_size[at : at + step, None] + np.arange(size)]
+
+
+def _choose(
+    codes: Int[np.ndarray, "items level"],
+    stacks: Iterator[Int[np.ndarray, "group item"]],
+    last: Callable[[Int[np.ndarray, "group item"]], Int[np.ndarray, "group item"]],
+) -> None:
+    """Write the last codes that `last` gives for each stack of rows; the stacks are independent, hence the threads."""
+    every = list(stacks)
+    with ThreadPoolExecutor() as pool:
+        for rows, chosen in zip(every, pool.map(last, every), strict=True):
+            codes[rows, -1] = chosen
+
+
+def _squared_distances(
+    x: Float[np.ndarray, "group item dim"], codebook: Float[np.ndarray, "codes dim"]
+) -> Float[np.ndarray, "group item codes"]:
+    """One product a group, which keeps a group's table independent of the groups it is stacked with."""
+    x = x.astype(np.float64)
+    return np.square(x).sum(-1)[..., None] + np.square(codebook).sum(-1) - 2 * (x @ codebook.T)
+
+
+def _sinkhorn_codes(
+    distances: Float[np.ndarray, "group item codes"], *, epsilon: float, iterations: int
+) -> Int[np.ndarray, "group item"]:
+    """The code of which each item holds the most in its group's transport plan, the nearest of them if several.
+
+    The plan is `u * kernel * v`: every code holds 1, every item an equal part of their sum. The iteration ends, as
+    LC-Rec's, with `v`: what the items hold of a code adds up to exactly 1. Distances are scaled per group, to a range
+    of 2.
+    """
+    low, high = distances.min((1, 2), keepdims=True), distances.max((1, 2), keepdims=True)
+    scale = epsilon * np.maximum((high - low) / 2, _TINY)
+    # Rows start at 1: a factor that `u` takes up. The smallest entry at epsilon .003 is exp(-667), which float64 holds.
+    kernel = np.exp((distances.min(-1, keepdims=True) - distances) / scale)
+    groups, items, num_codes = distances.shape
+    v = np.ones((groups, num_codes))
+    for _ in range(iterations):
+        u = num_codes / items / np.vecdot(kernel, v[:, None, :])
+        v = 1 / np.maximum(np.einsum("gik,gi->gk", kernel, u), _TINY)
+    shares = kernel * u[..., None] * v[:, None, :]
+    most = shares >= shares.max(-1, keepdims=True) * (1 - _TIE)
+    return np.where(most, distances, np.inf).argmin(-1)
+
+
+def _reassigned(
+    before: Int[np.ndarray, "items level"], after: Int[np.ndarray, "items level"], prefix: Int[np.ndarray, " items"]
+) -> Reassigned:
+    sizes = np.bincount(_groups_within(prefix, after[:, -1]))
+    return Reassigned(after, int((before[:, -1] != after[:, -1]).sum()), int(sizes[sizes > 1].sum()))
+
+
+def _checked(
+    codes: Int[np.ndarray, "items level"],
+    residuals: Float[np.ndarray, "items dim"],
+    codebook: Float[np.ndarray, "codes dim"],
+) -> tuple[Float[np.ndarray, "items dim"], Float[np.ndarray, "codes dim"]]:
+    """Both as arrays on the host, the codebook in float64."""
+    residuals, codebook = np.asarray(residuals), np.asarray(codebook, np.float64)
+    collision_groups(codes[:1])  # its check of dtype and shape
+    if residuals.shape != (len(codes), *codebook.shape[1:]) or codebook.ndim != 2 or 0 in codebook.shape:
+        raise ValueError(
+            f"reassign: expected residuals [{len(codes)}, dim] and codebook [codes, dim] for codes {codes.shape}, "
+            f"got {residuals.shape} and {codebook.shape}"
+        )
+    for name, values in (("residuals", residuals), ("codebook", codebook)):
+        bad = ~np.isfinite(values).all(-1)
+        if bad.any():
+            raise ValueError(f"reassign: expected finite {name}, got NaN or infinity in row {bad.argmax()}")
+    outside = (codes[:, -1] < 0) | (codes[:, -1] >= len(codebook))
+    if outside.any():
+        row = outside.argmax()
+        raise ValueError(f"reassign: last code {codes[row, -1]} of row {row} lies outside 0..{len(codebook) - 1}")
+    return residuals, codebook
+
+
+def _check_capacity(prefix: Int[np.ndarray, " items"], collides: Bool[np.ndarray, " groups"], *, size: int) -> None:
+    sizes = np.bincount(prefix, minlength=len(collides)) * collides
+    if sizes.max(initial=0) > size:
+        row = (prefix == sizes.argmax()).argmax()
+        raise ValueError(
+            f"min_cost_reassign: {sizes.max()} items share all codes but the last (the first is row {row}), and the "
+            f"last level has {size} codes; give it at least {sizes.max()}, or add a level by tie_break"
+        )

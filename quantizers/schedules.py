@@ -1,0 +1,30 @@
+"""A number that changes in the course of training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """From `initial` at the start of training linearly to `value`; constant without `initial`."""
+
+    value: float
+    """The value at the end."""
+    initial: float | None = None
+    """The value at the start."""
+    until: float = 1.0
+    """Share of the training after which the value no longer changes."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.until <= 1:
+            raise ValueError(f"Schedule: expected until, a share of the training, in (0, 1], got {self.until}")
+
+    def __call__(self, progress: Float[Array, ""] | float) -> Float[Array, ""]:
+        """The value when the share `progress` (0 to 1) of the training is done."""
+        start = self.value if self.initial is None else self.initial
+        share = jnp.clip(jnp.asarray(progress, jnp.float32) / self.until, 0, 1)
+        return start + share * (self.value - start)
