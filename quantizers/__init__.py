@@ -21,8 +21,9 @@ from quantizers.care import (
 )
 from quantizers.collisions import TieBroken, collision_groups, tie_break
 from quantizers.distances import Metric, code_logits, directions, distances, nearest, squared_distances
+from quantizers.finite_scalar import FiniteScalarQuantizer
 from quantizers.gradients import GradientPath, rotate, soft_vectors, straight_through
-from quantizers.kmeans import KMeans, balanced_kmeans, kmeans
+from quantizers.kmeans import Blocks, KMeans, balanced_kmeans, kmeans, lloyd_pass
 from quantizers.metrics import (
     CodeHealth,
     LevelHealth,
@@ -44,19 +45,23 @@ from quantizers.residual import (
     residual_quantize,
     residual_quantized,
 )
-from quantizers.residual_kmeans import ResidualKMeans
+from quantizers.residual_kmeans import Cluster, LevelClusters, ResidualKMeans, cluster_levels
 from quantizers.schedules import Schedule
 from quantizers.types import Quantized, Quantizer, QuantizerLosses
 
 __all__ = [
     "Assigned",
     "Assignment",
+    "Blocks",
     "ClickLoss",
+    "Cluster",
     "CodeHealth",
     "DebiasLosses",
+    "FiniteScalarQuantizer",
     "GradientPath",
     "Gumbel",
     "KMeans",
+    "LevelClusters",
     "LevelHealth",
     "Metric",
     "Moving",
@@ -76,6 +81,7 @@ __all__ = [
     "Sinkhorn",
     "TieBroken",
     "balanced_kmeans",
+    "cluster_levels",
     "cluster_means",
     "code_counts",
     "code_logits",
@@ -90,6 +96,7 @@ __all__ = [
     "health",
     "info_nce",
     "kmeans",
+    "lloyd_pass",
     "min_cost_reassign",
     "moved_codebook",
     "nearest",

@@ -12,6 +12,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from quantizers.distances import nearest
@@ -20,7 +21,7 @@ from quantizers.kmeans import kmeans
 from quantizers.residual import level_errors
 from quantizers.types import Quantized, QuantizerLosses
 
-_CHUNK_ENTRIES = 2**20  # entries of one block of the distance tables: 4 MiB
+_CHUNK_ENTRIES = 2**20  # entries of one block of the distance table: 4 MiB
 
 
 @jax.tree_util.register_dataclass
@@ -48,13 +49,13 @@ class ProductKMeans:
         """
         x = jnp.asarray(x, jnp.float32)
         _check(x, level_sizes)
+        if rotation_rounds < 0:
+            raise ValueError(f"ProductKMeans.fit: expected rotation_rounds >= 0, got {rotation_rounds}")
         rotation_key, key = jax.random.split(key)
         rotation = jnp.eye(x.shape[1])
         shape = {"num_levels": len(level_sizes), "num_codes": level_sizes[0], "iterations": iterations}
         if rotation_rounds:
-            centered = x - x.mean(0, keepdims=True)  # a common offset would hold the rotation back
-            start = _fit_codebooks(centered, rotation, key=rotation_key, **shape)
-            rotation = _optimize_rotation(centered, start, rotation, rotation_rounds)
+            rotation = _best_rotation(x, rounds=rotation_rounds, key=rotation_key, **shape)
         return cls(_fit_codebooks(x, rotation, key=key, **shape), rotation)
 
     @property
@@ -118,7 +119,9 @@ def _parts(x: Float[Array, "*b dim"], rotation: Float[Array, "dim dim"], num_lev
 
 
 def _nearest(parts: Float[Array, "*b level part"], codebooks: Float[Array, "level codes part"]) -> Array:
-    return jax.vmap(nearest, in_axes=(-2, 0), out_axes=-1)(parts, codebooks)
+    """One level after the other: faster than a batched product on CPUs, in the memory of one table of distances."""
+    codes = jax.lax.map(lambda level: nearest(*level), (jnp.moveaxis(parts, -2, 0), codebooks))
+    return jnp.moveaxis(codes, 0, -1)
 
 
 def _chosen(codes: Int[Array, "*b level"], codebooks: Float[Array, "level codes part"]) -> Array:
@@ -156,48 +159,83 @@ def _fit_codebooks(
     return jax.lax.map(fit, (parts, jax.random.split(key, num_levels)))
 
 
+def _best_rotation(
+    x: Float[Array, "items dim"], *, num_levels: int, num_codes: int, iterations: int, rounds: int, key: PRNGKeyArray
+) -> Float[Array, "dim dim"]:
+    """The better of two starts: correlated coordinates want the principal one, parts that are clustered their own."""
+    x = x - x.mean(0, keepdims=True)  # a common offset would hold the rotation back
+    shape = {"num_levels": num_levels, "num_codes": num_codes, "iterations": iterations}
+    found = []
+    for start in (jnp.eye(x.shape[1]), _principal_rotation(x, num_levels=num_levels)):
+        found.append(_optimize_rotation(x, _fit_codebooks(x, start, key=key, **shape), start, rounds))
+    return min(found, key=lambda result: float(result[1]))[0]
+
+
+def _principal_rotation(x: Float[Array, "items dim"], *, num_levels: int) -> Float[Array, "dim dim"]:
+    """Principal axes, dealt out so that the parts' products of variances are alike (Ge et al., section 3.2)."""
+    variances, axes = np.linalg.eigh(np.asarray(_matmul(x.T, x), np.float64))
+    logs = np.log(np.maximum(variances, max(variances[-1], 1e-30) * 1e-9))
+    parts: list[list[int]] = [[] for _ in range(num_levels)]
+    for axis in np.argsort(-logs, kind="stable"):
+        open_parts = [part for part in parts if len(part) < len(logs) // num_levels]
+        min(open_parts, key=lambda part: (logs[part] - logs.min()).sum()).append(int(axis))
+    return jnp.asarray(axes[:, np.concatenate(parts)], jnp.float32)
+
+
 @jax.jit
 def _optimize_rotation(
     x: Float[Array, "items dim"],
     codebooks: Float[Array, "level codes part"],
     rotation: Float[Array, "dim dim"],
     rounds: int,
-) -> Float[Array, "dim dim"]:
-    """In turn: codes and their means under the rotation (one step of Lloyd's), the best rotation under the codes."""
+) -> tuple[Float[Array, "dim dim"], Float[Array, ""]]:
+    """In turn: codes and their means under the rotation (one step of Lloyd's), the best rotation under the codes.
 
-    def one_round(_: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
-        codebooks, rotation = state
+    Returns the rotation and the mean square error of the last codes.
+    """
+
+    def one_round(_: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        codebooks, rotation, _ = state
         parts = _parts(x, rotation, len(codebooks))
         codes, codebooks = _lloyd(parts, codebooks)
-        target = _chosen(codes, codebooks).reshape(x.shape)
-        left, _, right = jnp.linalg.svd(_matmul(x.T, target))  # orthogonal Procrustes: min ||x R - target||
-        return codebooks, _matmul(left, right)
+        chosen = _chosen(codes, codebooks)
+        # Orthogonal Procrustes: the rotation of the least |x R - chosen|^2.
+        left, _, right = jnp.linalg.svd(_matmul(x.T, chosen.reshape(x.shape)))
+        return codebooks, _matmul(left, right), jnp.square(parts - chosen).mean()
 
-    return jax.lax.fori_loop(0, rounds, one_round, (codebooks, rotation))[1]
+    start = (codebooks, rotation, jnp.zeros(()))
+    _, rotation, error = jax.lax.fori_loop(0, rounds, one_round, start)
+    return rotation, error
 
 
 def _lloyd(
     parts: Float[Array, "items level part"], codebooks: Float[Array, "level codes part"]
 ) -> tuple[Int[Array, "items level"], Float[Array, "level codes part"]]:
-    """Nearest codes and their means; a code of no item stays. Sums by matrix product, which adds in a fixed order."""
-    num_levels, num_codes, _ = codebooks.shape
-    rows = min(len(parts), max(1, _CHUNK_ENTRIES // (num_levels * num_codes)))
-    padding = -len(parts) % rows
-    chunks = jnp.pad(parts, ((0, padding), (0, 0), (0, 0))).reshape(-1, rows, *parts.shape[1:])
-    valid = (jnp.arange(len(parts) + padding) < len(parts)).reshape(-1, rows)
+    """Nearest codes and their means, level by level."""
+    codes, means = jax.lax.map(lambda level: _lloyd_level(*level), (parts.swapaxes(0, 1), codebooks))
+    return codes.T, means
+
+
+def _lloyd_level(
+    points: Float[Array, "items part"], codebook: Float[Array, "codes part"]
+) -> tuple[Int[Array, " items"], Float[Array, "codes part"]]:
+    """In chunks. A code of no item stays. Sums by matrix product, which adds in a fixed order."""
+    num_codes, dim = codebook.shape
+    rows = min(len(points), max(1, _CHUNK_ENTRIES // num_codes))
+    padding = -len(points) % rows
+    chunks = jnp.pad(points, ((0, padding), (0, 0))).reshape(-1, rows, dim)
+    valid = (jnp.arange(len(points) + padding) < len(points)).reshape(-1, rows)
 
     def one_chunk(totals: tuple[Array, Array], chunk: tuple[Array, Array]) -> tuple[tuple[Array, Array], Array]:
-        points, keep = chunk
-        codes = _nearest(points, codebooks)
-        one_hot = jnp.where(keep[:, None, None], jax.nn.one_hot(codes, num_codes), 0)
-        sums = jnp.einsum("rlk,rlp->lkp", one_hot, points, precision=jax.lax.Precision.HIGHEST)
-        return (totals[0] + sums, totals[1] + one_hot.sum(0)), codes
+        rows, keep = chunk
+        codes = nearest(rows, codebook)
+        one_hot = jnp.where(keep[:, None], jax.nn.one_hot(codes, num_codes), 0)
+        return (totals[0] + _matmul(one_hot.T, rows), totals[1] + one_hot.sum(0)), codes
 
-    start = (jnp.zeros_like(codebooks), jnp.zeros((num_levels, num_codes)))
+    start = (jnp.zeros_like(codebook), jnp.zeros(num_codes))
     (sums, counts), codes = jax.lax.scan(one_chunk, start, (chunks, valid))
-    means = sums / jnp.maximum(counts, 1)[..., None]
-    codes = codes.reshape(-1, num_levels)[: len(parts)]
-    return codes, jnp.where(counts[..., None] > 0, means, codebooks)
+    means = jnp.where(counts[:, None] > 0, sums / jnp.maximum(counts, 1)[:, None], codebook)
+    return codes.reshape(-1)[: len(points)], means
 
 
 def _check(x: Float[Array, "items dim"], level_sizes: Sequence[int]) -> None:

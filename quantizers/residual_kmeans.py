@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from quantizers.distances import nearest
 from quantizers.kmeans import Blocks, KMeans, kmeans, lloyd_pass
-from quantizers.residual import residual_codes, residual_decode, residual_quantize
+from quantizers.residual import residual_decode, residual_encode, residual_quantize
 from quantizers.types import Quantized
 
 _SAMPLES_PER_CODE = 128
@@ -93,7 +93,7 @@ class ResidualKMeans:
         return residual_quantize(x, self.codebooks, mask=mask)
 
     def encode(self, x: Float[Array, "*b dim"]) -> Int[Array, "*b level"]:
-        return residual_codes(x, self.codebooks).codes
+        return residual_encode(x, self.codebooks)
 
     def decode(self, codes: Int[Array, "*b level"]) -> Float[Array, "*b dim"]:
         return residual_decode(codes, self.codebooks)

@@ -6,6 +6,7 @@ it makes, with the heads and embeddings that are trained along and left behind.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -62,10 +63,18 @@ Signal = PpmiConfig | LightGCNConfig | VectorColumn
 class LetterConfig:
     """Item-to-item: each quantized vector, projected, finds its own collaborative vector (LETTER, arXiv 2405.07314)."""
 
-    weight: Schedule = Schedule(0.3)
+    weight: Schedule = Schedule(1.0)
     """Weight of the loss."""
-    temperature: float = 0.07
-    """Of the cosines."""
+    temperature: float = 0.5
+    """Of the cosines. Lower ones tell single items apart, which takes codes from what groups of items share."""
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """Item-to-item, by regression: each quantized vector, projected, is to equal its own collaborative vector."""
+
+    weight: Schedule = Schedule(1.0)
+    """Weight of the mean squared error, beside a weight of 1 of the content's."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +103,7 @@ class DasConfig:
     """Weight of keeping popularity and conformity apart from them."""
 
 
-AlignmentConfig = LetterConfig | CooccurrenceConfig | DasConfig
+AlignmentConfig = LetterConfig | DistillConfig | CooccurrenceConfig | DasConfig
 
 
 class Signals(NamedTuple):
@@ -133,8 +142,8 @@ def make_signals(
     kinds = {type(config) for config in alignments}
     if len(kinds) < len(alignments):
         raise SemidError("an alignment is named twice; name each once and set its weight")
-    if LetterConfig in kinds or DasConfig in kinds:
-        found["vectors"] = centered(item_vectors(dataset, train, signal, seed=seed), found["known"])
+    if kinds & {LetterConfig, DistillConfig, DasConfig}:
+        found["vectors"] = standardized(item_vectors(dataset, train, signal, seed=seed), found["known"])
     if DasConfig in kinds:
         found["consumers"] = sample_partners(clicks.T.tocsr(), samples=_SAMPLES, seed=seed)
         found["consumer_log_share"] = _log_share(found["consumers"], users)
@@ -165,11 +174,12 @@ def item_vectors(dataset: Dataset, train: Histories, signal: Signal, *, seed: in
     return train_lightgcn(train, num_items=dataset.num_items, num_users=users, config=signal, seed=seed).items
 
 
-def centered(vectors: Float[np.ndarray, "n dim"], known: Bool[np.ndarray, " n"]) -> Float[np.ndarray, "n dim"]:
-    """Directions from the mean of the known items (cosines around a common mean are all near 1); others zero."""
-    vectors = np.where(known[:, None], vectors - vectors[known].mean(0), 0)
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.where(lengths > 0, lengths, 1)
+def standardized(vectors: Float[np.ndarray, "n dim"], known: Bool[np.ndarray, " n"]) -> Float[np.ndarray, "n dim"]:
+    """Zero mean and unit variance by dimension over the known items (around a common mean all cosines are near 1); zero
+    for the others."""
+    deviation = vectors[known].std(0)
+    scaled = (vectors - vectors[known].mean(0)) / np.where(deviation > 1e-8, deviation, np.inf)
+    return np.where(known[:, None], scaled, 0)
 
 
 def co_consumed(train: Histories, *, num_items: int, window: int, seed: int) -> Int[np.ndarray, "items sample"]:
@@ -209,6 +219,23 @@ class Letter(Alignment):
         return self.config.weight(context.progress) * loss, {"alignment/letter": loss}
 
 
+class Distill(Alignment):
+    """See DistillConfig."""
+
+    def __init__(self, config: DistillConfig, *, latent: int, dim: int, rngs: nnx.Rngs) -> None:
+        self.config = config
+        self.head = nnx.Linear(latent, dim, rngs=rngs)
+
+    def __call__(
+        self, model: RQVAE, rows: Int[Array, " n"], items: Pass, tables: Tables, context: StepContext
+    ) -> tuple[Float[Array, ""], dict[str, Array]]:
+        signals: Signals = tables.signals
+        error = jnp.square(self.head(items.quantized.vectors) - signals.vectors[rows]).mean(-1)
+        known = signals.known[rows].astype(jnp.float32)
+        loss = jnp.sum(error * known) / jnp.maximum(jnp.sum(known), 1)
+        return self.config.weight(context.progress) * loss, {"alignment/distill": loss}
+
+
 class Cooccurrence(Alignment):
     """See CooccurrenceConfig."""
 
@@ -241,13 +268,15 @@ class Das(Alignment):
     def __init__(
         self, config: DasConfig, method: RQVaeConfig, *, dim: int, signals: Signals, seed: int, rngs: nnx.Rngs
     ) -> None:
-        self.config, self.method = config, method
+        self.config = config
+        self.method = dataclasses.replace(method, diversity=0.0)  # which is of codes clustered: the items' are
         self.users = RQVAE(method, dim=dim, rngs=rngs)
         self.users.initialize(np.asarray(signals.users), iterations=method.kmeans_iterations, seed=seed)
         width = signals.vectors.shape[1]
         self.item_head = nnx.Linear(method.latent, width, rngs=rngs)
         self.user_head = nnx.Linear(method.latent, width, rngs=rngs)
-        self.interest, self.property = nnx.Param(signals.user_vectors), nnx.Param(signals.vectors)
+        self.interest = nnx.Param(signals.user_vectors * width**-0.5)
+        self.property = nnx.Param(signals.vectors * width**-0.5)
         self.conformity = nnx.Param(0.1 * jax.random.normal(rngs.params(), self.interest.shape))
         self.popularity = nnx.Param(0.1 * jax.random.normal(rngs.params(), self.property.shape))
         self.from_popularity = nnx.Linear(1, width, rngs=rngs)
@@ -260,6 +289,7 @@ class Das(Alignment):
         user_key, other_key, partner_key, search_key = jax.random.split(context.key, 4)
         users, mask = _drawn(signals.consumers, rows, user_key)
         passed = self.users(signals.users[users], key=search_key, progress=context.progress)
+        self.users.quantizer.observe(passed.found, mask=mask)
         loss, _ = autoencoder_loss(self.users, self.method, passed)
         click, debias = self._click_model(rows, users, signals, mask)
         views = self._views(rows, users, items, passed, signals, mask, (other_key, partner_key))
@@ -316,7 +346,7 @@ class Das(Alignment):
                 properties[partners],
                 mask=has_partner,
                 ids=partners,
-                false_negatives=_among(signals.partners[rows], partners),
+                false_negatives=_among(signals.partners[rows], partners) | (rows[:, None] == partners[None, :]),
                 log_popularity=signals.partner_log_share[partners],
                 **options,
             ),
@@ -337,6 +367,8 @@ def make_alignment(config: AlignmentConfig, method: RQVaeConfig, *, dim: int, si
     rngs = nnx.Rngs(seed)
     if isinstance(config, LetterConfig):
         return Letter(config, latent=method.latent, dim=signals.vectors.shape[1], rngs=rngs)
+    if isinstance(config, DistillConfig):
+        return Distill(config, latent=method.latent, dim=signals.vectors.shape[1], rngs=rngs)
     if isinstance(config, CooccurrenceConfig):
         return Cooccurrence(config, latent=method.latent, rngs=rngs)
     return Das(config, method, dim=dim, signals=signals, seed=seed, rngs=rngs)

@@ -61,6 +61,12 @@ def check_sizes(level_sizes: tuple[int, ...], *widths: int) -> None:
         raise SemidError(f"expected at least one level, and sizes of at least 1, got {level_sizes} and {widths}")
 
 
+def check_iterations(*iterations: int) -> None:
+    """Raises SemidError for a negative number."""
+    if min(iterations) < 0:
+        raise SemidError(f"expected iterations of 0 or more, got {min(iterations)}")
+
+
 @dataclass(frozen=True)
 class RQVaeConfig:
     """Autoencoder with a residual quantizer in the middle (TIGER's tokenizer, arXiv 2305.05065)."""
@@ -79,6 +85,8 @@ class RQVaeConfig:
     """What makes a code the nearest."""
     decay: float | None = None
     """Codebooks as moving averages of their inputs with this decay; none given: learned by gradient."""
+    reconstruction: float = 1.0
+    """Weight of the content's reconstruction; less of it leaves an alignment more of the codes."""
     commitment: float = 0.25
     """Weight of the commitment loss."""
     entropy: float = 0.0
@@ -86,17 +94,20 @@ class RQVaeConfig:
     diversity: float = 0.0
     """Weight of the loss that spreads clusters of codes in space (LETTER: 1e-4)."""
     kmeans_iterations: int = 25
-    """Lloyd iterations of the codebooks' initialization on all items."""
+    """Lloyd iterations of the codebooks' initialization on all items; 0: random codebooks, which may collapse."""
     reseed: bool = True
     """Once an epoch, give codes that no item uses a random residual; without, codebooks may collapse."""
     training: TrainingConfig = TrainingConfig(
-        epochs=100, batch_size=1024, validate_every=10, optimizer=OptimizerConfig(learning_rate=1e-3)
+        epochs=50, batch_size=256, validate_every=10, optimizer=OptimizerConfig(learning_rate=1e-3)
     )
 
     def __post_init__(self) -> None:
         check_sizes(self.level_sizes, *self.hidden, self.latent)
         if len(self.assignments) not in (1, len(self.level_sizes)):
             raise SemidError(f"expected 1 or {len(self.level_sizes)} assignments, got {len(self.assignments)}")
+        check_iterations(self.kmeans_iterations)
+        if self.decay is not None and not 0 <= self.decay < 1:
+            raise SemidError(f"expected decay in [0, 1), got {self.decay}; leave it out to learn codebooks by gradient")
 
 
 class Pass(NamedTuple):
@@ -151,7 +162,9 @@ class RQVAE(nnx.Module):
         return Pass(x, latents, found, quantized, _through(self.decoder, quantized.vectors))
 
     def initialize(self, x: Float[np.ndarray, "items dim"], *, iterations: int, seed: int) -> None:
-        """Codebooks by residual k-means on the latents of all items."""
+        """Codebooks by residual k-means on the latents of all items; without iterations they stay random."""
+        if not iterations:
+            return
         latents = jnp.asarray(in_blocks(self.latents, x))
         self.quantizer.initialize(latents, iterations=iterations, key=jax.random.key(seed))
 
@@ -191,7 +204,7 @@ def autoencoder_loss(model: RQVAE, config: RQVaeConfig, passed: Pass) -> tuple[F
     """Reconstruction + codebook + commitment (TIGER, eq. 1-2), means over rows and dimensions, and codebook care."""
     reconstruction = jnp.mean(jnp.square(passed.reconstruction - passed.x))
     losses = passed.quantized.losses
-    loss = reconstruction + config.commitment * losses.commitment
+    loss = config.reconstruction * reconstruction + config.commitment * losses.commitment
     if config.decay is None:
         loss += losses.codebook
     if config.entropy:
@@ -234,6 +247,9 @@ def train_autoencoder(
     size = fitting_batch(config.training.batch_size, rows=len(x), mesh=mesh)
     steps_per_epoch, process = -(-len(x) // size), (jax.process_index(), jax.process_count())
     tables = Tables(jnp.asarray(x), signals)
+    if config.diversity:
+        for book, clusters in zip(model.autoencoder.quantizer.codebooks, model.autoencoder.clusters, strict=True):
+            clusters[...] = _code_clusters(book[...], seed=seed)
 
     def validate(candidate: AlignedRQVAE) -> dict[str, float]:
         codes = in_blocks(candidate.autoencoder.encode, x)
@@ -306,8 +322,23 @@ def explained(x: Float[np.ndarray, "n dim"], reconstructed: Float[np.ndarray, "n
 
 
 def in_blocks(function: Callable[[Array], Array], x: Array | np.ndarray) -> np.ndarray:
-    """`function` over the rows of `x`, a block at a time, on the host."""
-    return np.concatenate([np.asarray(function(jnp.asarray(x[at : at + BLOCK]))) for at in range(0, len(x), BLOCK)])
+    """`function`, which works row by row, over all rows of `x`, a block at a time, on the host.
+
+    A short block is padded to a power of two, so that few shapes are compiled.
+    """
+    blocks = [x[at : at + BLOCK] for at in range(0, len(x), BLOCK)]
+    sizes = [min(1 << (len(block) - 1).bit_length(), BLOCK) for block in blocks]
+    made = (function(jnp.asarray(padded(block, rows=size))) for block, size in zip(blocks, sizes, strict=True))
+    return np.concatenate([np.asarray(out)[: len(block)] for out, block in zip(made, blocks, strict=True)])
+
+
+def padded(x: Array | np.ndarray, *, rows: int) -> Array | np.ndarray:
+    """`x` with rows of zeros behind it, `rows` in all."""
+    if len(x) == rows:
+        return x
+    full = np.zeros((rows, *x.shape[1:]), x.dtype)
+    full[: len(x)] = x
+    return full
 
 
 def _code_clusters(codebook: Float[Array, "codes dim"], *, seed: int) -> Int[Array, " codes"]:

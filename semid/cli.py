@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from glob import glob
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 from rich import box
+from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
 from semid import artifacts
@@ -17,11 +20,13 @@ from semid.alignment import (
     AlignmentConfig,
     CooccurrenceConfig,
     DasConfig,
+    DistillConfig,
     LetterConfig,
     PpmiConfig,
     Signal,
     VectorColumn,
 )
+from semid.artifacts import Manifest
 from semid.catalog import FILE as CATALOG_FILE
 from semid.catalog import SemanticCatalog
 from semid.data.dataset import KIND as DATASET
@@ -34,7 +39,7 @@ from semid.prepare import Prepare, console, print_statistics
 from semid.recommender import KIND as MODEL
 from semid.recommender import Recommender
 from semid.tokenizer import KIND as CATALOG
-from semid.tokenizer import ProductConfig, RQKmeansConfig, RQVaeConfig, TokenizerConfig, tokenize
+from semid.tokenizer import ProductConfig, RQKmeansConfig, RQVaeConfig, SemanticTokenizer, TokenizerConfig, tokenize
 from seq_models import DenseConfig, RQTransformerConfig
 
 
@@ -56,16 +61,18 @@ class _Tokenizer(TokenizerConfig):
 class _Alignment:
     """Which alignments, with what; each has its own options."""
 
-    alignment: tuple[Literal["letter", "cooccurrence", "das"], ...] = ()
-    """Collaborative losses of the RQ-VAE's training: items with their collaborative vectors (letter), with co-consumed
-    items (cooccurrence), or the dual views of users and items (das)."""
+    alignment: tuple[Literal["letter", "distill", "cooccurrence", "das"], ...] = ()
+    """Collaborative losses of the RQ-VAE's training: items find their collaborative vectors (letter) or equal them
+    (distill), find co-consumed items (cooccurrence), or the dual views of users and items (das)."""
     signal: Literal["ppmi", "lightgcn", "model"] = "ppmi"
-    """Collaborative vectors for letter and das: from co-occurrence, by LightGCN, or of the model after --teacher."""
+    """Collaborative vectors for all but cooccurrence: from co-occurrence, by LightGCN, or of the model after
+    --teacher."""
     teacher: Path | None = None
     """Folder of a model that `semid train sasrec` wrote on this dataset."""
     ppmi: PpmiConfig = PpmiConfig()
     lightgcn: LightGCNConfig = LightGCNConfig()
     letter: LetterConfig = LetterConfig()
+    distill: DistillConfig = DistillConfig()
     cooccurrence: CooccurrenceConfig = CooccurrenceConfig()
     das: DasConfig = DasConfig()
 
@@ -118,13 +125,25 @@ class Tokenize:
         dataset = Dataset.load(self.dataset)
         config = TokenizerConfig(**{**vars(self.config), "alignment": self.alignment.blocks(), "signal": signal})
         if teacher:
-            parents["teacher"] = artifacts.read_artifact(teacher, MODEL)
+            parents["teacher"] = _taught_by(teacher, parents["dataset"])
             config = replace(config, columns=config.columns or tuple(dataset.vector_columns))
             model = Recommender.from_pretrained(teacher)
             rows = model.catalog.rows(dataset.item_ids)
             dataset = dataset.with_vectors(_TEACHER, model.item_vectors()[rows])
         tokenize(dataset, config, out=self.out, parents=parents, seed=self.seed)
         _print_health(self.out)
+
+
+def _taught_by(teacher: Path, dataset: Manifest) -> Manifest:
+    """The teacher's manifest. Raises SemidError for one of another dataset: it may know the test items of this one."""
+    manifest = artifacts.read_artifact(teacher, MODEL)
+    digest = manifest.parents.get("dataset", "unknown")
+    if digest != dataset.digest:
+        raise SemidError(
+            f"{teacher}: trained on dataset digest {digest[:16]}, not on this one of {dataset.digest[:16]}; what is "
+            "test here may have been training there; train a teacher on this dataset"
+        )
+    return manifest
 
 
 @dataclass(frozen=True)
@@ -302,6 +321,46 @@ class Export:
 
 
 @dataclass(frozen=True)
+class Encode:
+    """Encode the vectors of Parquet files, of any size, with a catalogue's tokenizer: item_id and codes for each file.
+
+    Items that share all codes stay so. Run again after a stop, it goes on with the files that are missing.
+    """
+
+    catalog: Path
+    """Catalogue folder that `semid tokenize` wrote."""
+    input: tuple[str, ...]
+    """Parquet files, or patterns such as 'items/*.parquet'."""
+    out: Path
+    """Folder to write a file of the same name to, for each."""
+    id_column: str = "item_id"
+    """Column of the ids."""
+    columns: tuple[str, ...] = ()
+    """Vector columns, side by side; none given: the tokenizer's, or else all of a file."""
+
+    def run(self) -> None:
+        from semid.bulk import count_items, encode_files
+
+        tokenizer = SemanticTokenizer.from_pretrained(self.catalog)
+        files = [Path(found) for pattern in self.input for found in sorted(glob(pattern)) or [pattern]]
+        started = time.monotonic()
+        with Progress(*Progress.get_default_columns(), MofNCompleteColumn()) as progress:
+            task = progress.add_task("encoding items", total=count_items(files))
+            done = encode_files(
+                tokenizer,
+                files,
+                self.out,
+                id_column=self.id_column,
+                columns=self.columns or None,
+                on_items=lambda items: progress.advance(task, items),
+            )
+        if done.skipped:
+            console.print(f"{len(done.skipped)} files were encoded before; skipped")
+        rate = done.items / (time.monotonic() - started)
+        console.print(f"{self.out}: {done.items:,} items, {rate:,.0f} items per second")
+
+
+@dataclass(frozen=True)
 class ImportCodes:
     """Make a catalogue of codes from elsewhere: an index.json of LC-Rec or MiniOneRec, by the dataset's item ids."""
 
@@ -353,6 +412,7 @@ Command = (
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Recommend, tyro.conf.subcommand("recommend")]
     | Annotated[Export, tyro.conf.subcommand("export")]
+    | Annotated[Encode, tyro.conf.subcommand("encode")]
     | Annotated[ImportCodes, tyro.conf.subcommand("import-codes")]
     | Annotated[Report, tyro.conf.subcommand("report")]
 )
@@ -392,9 +452,9 @@ def _print_health(folder: Path) -> None:
         table.add_row(str(level["level"]), *map(str, numbers))
     console.print(table)
     console.print(
-        f"items sharing all codes: {health['collision_rate_before']:.1%} before the tie-break level (largest group "
-        f"{health['largest_group_before']}), {health['collision_rate_after']:.1%} after; variance explained "
-        f"{health['explained_variance']:.1%}"
+        f"items sharing all codes: {health['collision_rate_before']:.1%} (largest group "
+        f"{health['largest_group_before']}), after {health['collisions']} {health['collision_rate_after']:.1%}; "
+        f"variance explained {health['explained_variance']:.1%}"
     )
     console.print(f"catalogue: {folder}")
 

@@ -25,7 +25,7 @@ from semid import artifacts
 from semid.catalog import FILE as CATALOG_FILE
 from semid.catalog import SemanticCatalog
 from semid.errors import SemidError
-from semid.report_catalog import Items, safe, tree, usage
+from semid.report_catalog import Items, comparison, learned, safe, tree, usage
 
 MAX_TILES = 3_000  # these two are of all runs together: they keep the page quick and the file below 6 MB
 MAX_IMAGE_BYTES = 3_000_000
@@ -51,6 +51,7 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
         title=", ".join(dict.fromkeys(section["dataset"] for section in sections)),
         runs=sections,
         tables=_tables(sections),
+        learned=_learned(sections),
         plotly_js=plotly.offline.get_plotlyjs(),
     )
     return _write(Path(out), page)
@@ -90,13 +91,16 @@ def _section(name: str, run: Path, num_runs: int) -> dict[str, Any]:
     named = (entry["manifest"].config.get("name") for entry in made if entry["manifest"].kind == "dataset")
     items, codes = Items.read(run / "dataset" / "items.parquet"), run / "catalog" / CATALOG_FILE
     catalog = SemanticCatalog.read(codes) if codes.is_file() else None
+    health_file = run / "catalog" / "health.json"
+    health = artifacts.read_json(health_file) if health_file.is_file() else {}
     return {
         "name": name,
         "dataset": first["dataset"] or _plain(next(named, None) or name),
         "results": [first, *others],
         "curves": _curves(run),
         "levels": usage(catalog) if catalog else [],
-        "health": _health(run / "catalog" / "health.json"),
+        "health": _health(health),
+        "learned": learned(health),
         "tree": tree(catalog, items, MAX_TILES // num_runs) if catalog else None,
         "examples": _examples(run / "examples.json", catalog, items, MAX_IMAGE_BYTES // num_runs),
         "artifacts": made,
@@ -257,11 +261,21 @@ def _read_history(file: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _health(file: Path) -> dict[str, str]:
+def _learned(sections: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What codes know of the users, the runs of one dataset beside each other."""
+    found = [section for section in sections if section["learned"]]
+    return [
+        {"dataset": name} | comparison({run["name"]: run["learned"] for run in found if run["dataset"] == name})
+        for name in dict.fromkeys(run["dataset"] for run in found)
+    ]
+
+
+def _health(health: dict[str, Any]) -> dict[str, str]:
     """The figures of a catalogue's health as a whole, as text."""
-    health = artifacts.read_json(file) if file.is_file() else {}
+    policy = {"Collision policy": health["collisions"]} if "collisions" in health else {}
     numbers = {key: value for key, value in health.items() if _number(value) is not None}
-    return {_words(key): f"{value:.1%}" if "rate" in key else _format(value) for key, value in numbers.items()}
+    texts = {_words(key): f"{value:.1%}" if "rate" in key else _format(value) for key, value in numbers.items()}
+    return policy | texts
 
 
 def _examples(file: Path, catalog: SemanticCatalog | None, items: Items, image_bytes: int) -> list[dict[str, Any]]:

@@ -1,4 +1,5 @@
-"""The report's view of a catalogue: its items as the dataset's file holds them, codebook usage, the tree of codes."""
+"""The report's view of a catalogue: its items as the dataset's file holds them, codebook usage, what the codes know of
+the users, the tree of codes."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import base64
 import html
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,15 @@ from semid.catalog import SemanticCatalog, letter
 
 TILE_COLORS = 8
 MAJORITY = 0.4  # share of a tile's items that gives the tile its color
+MAX_ROWS = 8  # levels of a run in the comparison of what codes know; of more: the first, second, fourth, ..., last
+_LEARNED = {  # of health.json: what the report calls it, and whether it is a share
+    "neighbors_sharing": ("Neighbours that share the codes", True),
+    "popularity_explained": ("Popularity explained", False),
+    "usage": ("Codes in use", True),
+    "gini": ("Gini", False),
+}
+_DASH, _MINUS, _TIMES = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
+Learned = Mapping[str, Mapping[str, list[float]]]  # "codes" and "content_only": values per level
 _IMAGE_TYPES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
 
 
@@ -83,6 +93,70 @@ def usage(catalog: SemanticCatalog) -> list[dict[str, Any]]:
         numbers = {"size": size, "used": len(shares), "perplexity": perplexity}
         levels.append({"name": name, "figure": figure | _steps(counts)} | numbers)
     return levels
+
+
+def learned(health: Mapping[str, Any]) -> Learned:
+    """Of `health.json`: what the run's "codes" know of the users, per level, and "content_only" codes beside them (none
+    unless aligned). Empty where the file says nothing of it."""
+    found = health.get("collaborative") or {}
+    if "codes" not in found:
+        return {}
+    gini = [level["gini"] for level in health["levels"][: len(found["codes"]["usage"])]]
+    return {"codes": found["codes"] | {"gini": gini}, "content_only": found.get("content_only") or {}}
+
+
+def comparison(runs: Mapping[str, Learned]) -> dict[str, Any]:
+    """A table and lines. Rows of one level, one for each run, stand together: unaligned runs beside aligned ones."""
+    depth = {name: len(run["codes"]["usage"]) for name, run in runs.items()}
+    rows = [
+        {"level": letter(level), "run": name, "cells": _cells(run, level)}
+        for level in range(max(depth.values()))
+        for name, run in runs.items()
+        if level in _shown(depth[name])
+    ]
+    return {
+        "rows": rows,
+        "columns": [name for name, _ in _LEARNED.values()],
+        "aligned": any(run["content_only"] for run in runs.values()),
+        "cut": max(depth.values()) > MAX_ROWS,
+        "figures": [_lines(runs, key) for key in ("neighbors_sharing", "popularity_explained")],
+    }
+
+
+def _shown(levels: int) -> set[int]:
+    every = range(levels)
+    return {n for n in every if levels <= MAX_ROWS or n == levels - 1 or (n + 1).bit_count() == 1}
+
+
+def _cells(run: Learned, level: int) -> list[tuple[str, str, str]]:
+    """For each quantity: of the codes, of content only, and the ratio of the two, as text."""
+    cells = []
+    for key, (_, is_share) in _LEARNED.items():
+        values = [run[side].get(key, ())[level : level + 1] for side in ("codes", "content_only")]
+        own, content = (value[0] if value else None for value in values)
+        ratio = own / content if own and content and min(own, content) > 0 else None
+        cells.append((_text(own, is_share), _text(content, is_share), f"{ratio:.2f}{_TIMES}" if ratio else _DASH))
+    return cells
+
+
+def _text(value: float | None, is_share: bool) -> str:
+    if value is None:
+        return _DASH
+    text = f"{100 * value:.3g}%" if is_share else f"{value:.3f}"
+    return text.replace("-", _MINUS)
+
+
+def _lines(runs: Mapping[str, Learned], key: str) -> dict[str, Any]:
+    """A line for each run over its levels, and one for each different content-only code."""
+    lines: list[dict[str, Any]] = []
+    for series, (name, run) in enumerate(runs.items()):
+        lines.append({"name": safe(name), "series": series, "y": run["codes"][key]})
+        content = run["content_only"].get(key)
+        if content and not any(line["series"] is None and line["y"] == content for line in lines):
+            lines.append({"name": safe(f"{name}: content only"), "series": None, "y": content})
+    title, is_share = _LEARNED[key]
+    labels = [letter(level) for level in range(max(len(line["y"]) for line in lines))]
+    return {"kind": "levels", "title": title, "is_share": is_share, "labels": labels, "lines": lines}
 
 
 def safe(text: str) -> str:

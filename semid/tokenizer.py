@@ -8,14 +8,14 @@ import shutil
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 
 from quantizers import (
     ProductKMeans,
@@ -35,13 +35,21 @@ from semid.alignment import (
     AlignmentConfig,
     PpmiConfig,
     Signal,
-    VectorColumn,
     co_consumed,
     make_alignment,
     make_signals,
 )
 from semid.artifacts import Manifest
-from semid.autoencoder import RQVAE, AlignedRQVAE, RQVaeConfig, check_sizes, explained, in_blocks, train_autoencoder
+from semid.autoencoder import (
+    RQVAE,
+    AlignedRQVAE,
+    RQVaeConfig,
+    check_iterations,
+    check_sizes,
+    explained,
+    in_blocks,
+    train_autoencoder,
+)
 from semid.catalog import FILE as CATALOG_FILE
 from semid.catalog import SemanticCatalog
 from semid.config import from_dict, to_dict
@@ -68,6 +76,7 @@ class RQKmeansConfig:
 
     def __post_init__(self) -> None:
         check_sizes(self.level_sizes)
+        check_iterations(self.iterations)
 
 
 @dataclass(frozen=True)
@@ -83,9 +92,13 @@ class ProductConfig:
 
     def __post_init__(self) -> None:
         check_sizes(self.level_sizes)
+        check_iterations(self.iterations, self.rotations)
+        if len(set(self.level_sizes)) > 1:
+            raise SemidError(f"product codes have one size, got {self.level_sizes}; make all level_sizes the same")
 
 
 Method = RQVaeConfig | RQKmeansConfig | ProductConfig
+_Sized = TypeVar("_Sized", RQVaeConfig, ProductConfig)
 
 
 class Collisions(enum.Enum):
@@ -116,7 +129,7 @@ class TokenizerConfig:
     alignment: tuple[AlignmentConfig, ...] = ()
     """Collaborative losses of the RQ-VAE's training."""
     signal: Signal = PpmiConfig()
-    """Collaborative item vectors that LETTER and DAS align with."""
+    """Collaborative item vectors that all but co-occurrence align with."""
 
     def __post_init__(self) -> None:
         if self.alignment and not isinstance(self.method, RQVaeConfig):
@@ -159,14 +172,14 @@ class SemanticTokenizer:
         x = standardizer(np.concatenate(blocks, axis=1))
         if not np.any(x):
             raise SemidError(f"dataset {dataset.name!r}: all items have the same vector; nothing tells them apart")
-        config = dataclasses.replace(config, method=_shrunk(config.method, items=len(x)))
         method = config.method
         if isinstance(method, RQKmeansConfig):
-            return cls(config, standardizer, _fit_kmeans(x, method, seed=seed))
+            return _of_size(config, standardizer, _fit_kmeans(x, method, seed=seed))
         if isinstance(method, ProductConfig):
-            return cls(config, standardizer, _fit_product(x, method, seed=seed))
+            return _of_size(config, standardizer, _fit_product(x, _shrunk(method, items=len(x)), seed=seed))
+        method = _shrunk(method, items=len(x))
         model = _train_rqvae(dataset, x, config, method, seed=seed, folder=folder, mesh=mesh)
-        return cls(config, standardizer, model)
+        return cls(dataclasses.replace(config, method=method), standardizer, model)
 
     @property
     def level_sizes(self) -> tuple[int, ...]:
@@ -176,10 +189,16 @@ class SemanticTokenizer:
     def encode(self, vectors: Float[np.ndarray, "n dim"]) -> Int[np.ndarray, "n level"]:
         """Codes of raw content vectors (the fitted columns side by side). Raises SemidError for another width, and
         naming the first row that is not finite."""
-        bad = np.flatnonzero(~np.isfinite(vectors).all(axis=-1))
+        codes = in_blocks(self.encode_block, vectors)
+        bad = np.flatnonzero(codes[:, 0] < 0)
         if len(bad):
             raise SemidError(f"expected finite content vectors, got NaN or infinity in row {bad[0]} of {len(vectors)}")
-        return in_blocks(self.model.encode, self.standardizer(vectors))
+        return codes
+
+    def encode_block(self, vectors: Float[np.ndarray, "n dim"] | Array) -> Int[Array, "n level"]:
+        """`encode` by one program, compiled once for each number of rows; rows that are not finite get codes -1."""
+        self.standardizer.check_width(vectors.shape[1])
+        return _encode(self.model, self.standardizer.mean, self.standardizer.scale, vectors)
 
     def explained(self, vectors: Float[np.ndarray, "n dim"]) -> float:
         """Share of the standardized vectors' variance that their codes reconstruct (1 - MSE / variance)."""
@@ -220,6 +239,17 @@ class SemanticTokenizer:
             graph, state = nnx.split(empty)
             return cls(config, standardizer, nnx.merge(graph, replace_leaves(state, named, where=str(file))))
         return cls(config, standardizer, replace_leaves(empty, named, where=str(file)))
+
+
+@jax.jit
+def _encode(
+    model: RQVAE | ResidualKMeans | ProductKMeans,
+    mean: Float[Array, " dim"],
+    scale: Float[Array, " dim"],
+    vectors: Float[Array, "n dim"],
+) -> Int[Array, "n level"]:
+    codes = model.encode((vectors.astype(jnp.float32) - mean[None]) / scale[None])
+    return jnp.where(jnp.isfinite(vectors).all(-1)[:, None], codes, -1)
 
 
 def tokenize(
@@ -265,12 +295,6 @@ def _train_rqvae(
     mesh: Mesh | None,
 ) -> RQVAE:
     """Initialize on all items and train, with what the alignments read of the users."""
-    content = config.columns or tuple(dataset.vector_columns)
-    if isinstance(config.signal, VectorColumn) and config.alignment and config.signal.name in content:
-        raise SemidError(
-            f"column {config.signal.name!r} is tokenized and aligned with; leave it out of --columns, or new items "
-            "would need it"
-        )
     model = RQVAE(method, dim=x.shape[1], rngs=nnx.Rngs(seed))
     model.initialize(x, iterations=method.kmeans_iterations, seed=seed)
     signals = make_signals(dataset, config.alignment, config.signal, x, seed=seed)
@@ -287,7 +311,15 @@ def _train_rqvae(
     )
 
 
-def _shrunk(method: Method, *, items: int) -> Method:
+def _of_size(
+    config: TokenizerConfig, standardizer: Standardizer, model: ResidualKMeans | ProductKMeans
+) -> SemanticTokenizer:
+    """The tokenizer of a fitted model, whose codebooks may have come out smaller than was asked for."""
+    method = dataclasses.replace(config.method, level_sizes=model.level_sizes)
+    return SemanticTokenizer(dataclasses.replace(config, method=method), standardizer, model)
+
+
+def _shrunk(method: _Sized, *, items: int) -> _Sized:
     """`method` with no codebook larger than the number of items."""
     sizes = tuple(min(size, items) for size in method.level_sizes)
     if sizes != method.level_sizes:
@@ -306,6 +338,11 @@ def _fit_kmeans(x: Float[np.ndarray, "items dim"], method: RQKmeansConfig, *, se
 
 
 def _fit_product(x: Float[np.ndarray, "items dim"], method: ProductConfig, *, seed: int) -> ProductKMeans:
+    if x.shape[1] % len(method.level_sizes):
+        raise SemidError(
+            f"{len(method.level_sizes)} product codes cannot share {x.shape[1]} content dimensions equally; "
+            "choose a number of level_sizes that divides them"
+        )
     return ProductKMeans.fit(
         jnp.asarray(x),
         level_sizes=method.level_sizes,

@@ -28,7 +28,7 @@ EVERYTHING = {"semid", "quantizers", "seq_models", "experiments"}
 
 RULES = {
     # The two libraries know neither each other nor semid.
-    "quantizers": Rule(set(), JAX | {"optax"}),
+    "quantizers": Rule(set(), JAX | {"optax", "scipy"}),
     "seq_models": Rule(set(), JAX),
     # The base.
     "semid.errors": Rule(set(), set()),
@@ -43,10 +43,26 @@ RULES = {
     "semid.encoders": Rule(BASE | {"semid.data"}, ARRAYS | JAX | {"scipy"}),
     "semid.training": Rule(BASE, JAX | {"optax", "orbax", "grain", "rich", "tensorboardX"}),
     "semid.evaluation": Rule(BASE | {"semid.data", "semid.catalog"}, ARRAYS | {"rich"}),
+    # Collaborative signals know no quantizer, the autoencoder no signal: alignment joins them.
+    "semid.collaborative": Rule({"semid.errors", "semid.data.histories"}, {"numpy", "jaxtyping", "scipy"}),
+    "semid.lightgcn": Rule(
+        {"semid.errors", "semid.collaborative", "semid.data.histories"}, JAX | {"optax", "scipy", "rich"}
+    ),
+    "semid.autoencoder": Rule(BASE | {"quantizers", "semid.data", "semid.training"}, JAX),
+    "semid.alignment": Rule(
+        BASE
+        | {"quantizers", "semid.data", "semid.training"}
+        | {"semid.autoencoder", "semid.collaborative", "semid.lightgcn"},
+        JAX,
+    ),
     # A tokenizer knows no generator, a generator no quantizer: they meet through the catalogue.
     "semid.tokenizer": Rule(
-        BASE | {"quantizers", "semid.encoders", "semid.data", "semid.training", "semid.catalog"}, ARRAYS | JAX
+        BASE
+        | {"quantizers", "semid.encoders", "semid.data", "semid.training", "semid.catalog"}
+        | {"semid.autoencoder", "semid.alignment"},
+        ARRAYS | JAX,
     ),
+    "semid.bulk": Rule(BASE | {"semid.autoencoder", "semid.tokenizer"}, ARRAYS | JAX),
     "semid.recommender": Rule(
         BASE | {"seq_models", "semid.catalog", "semid.data.histories", "semid.training.state"}, ARRAYS | JAX
     ),
@@ -139,6 +155,11 @@ def test_every_row_is_of_something_that_exists():
         ("quantizers.residual", "import semid.errors"),
         ("seq_models.search", "def f():\n    import quantizers.kmeans"),
         ("seq_models.search", "import optax"),
+        ("semid.collaborative", "import jax"),
+        ("semid.lightgcn", "from semid.alignment import Signals"),
+        ("semid.autoencoder", "from semid.alignment import Signals"),
+        ("semid.alignment", "from semid.tokenizer import TokenizerConfig"),
+        ("semid.generator", "from semid.autoencoder import RQVAE"),
         ("semid.config", "import numpy"),
         ("semid.data.dataset", "import jax.numpy as jnp"),
         ("semid.data.dataset", "from semid import catalog"),
@@ -164,6 +185,7 @@ def test_a_violation_is_caught(module, source):
         ("quantizers.residual", "import jax\nfrom quantizers.types import Quantized\nimport math"),
         ("semid.recommender", "from semid.data.histories import Histories\nfrom semid import artifacts"),
         ("semid.generator", "from semid.evaluation.metrics import accuracy"),
+        ("semid.alignment", "from semid.autoencoder import RQVAE\nfrom semid.collaborative import ppmi"),
         ("semid.cli", "def f():\n    from semid.data.builders import read_movielens"),
         ("experiments.demo", "from semid.cli import main"),
     ],

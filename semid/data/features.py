@@ -35,9 +35,13 @@ class Standardizer:
 
     def __call__(self, vectors: Float[np.ndarray, "n dim"]) -> Float[np.ndarray, "n dim"]:
         """Standardized float32. Raises SemidError for vectors of another width."""
-        if vectors.shape[1] != len(self.mean):
-            raise SemidError(f"expected content vectors of {len(self.mean)} dimensions, got {vectors.shape[1]}")
+        self.check_width(vectors.shape[1])
         return ((vectors - self.mean) / self.scale).astype(np.float32)
+
+    def check_width(self, width: int) -> None:
+        """Raises SemidError for vectors of another width."""
+        if width != len(self.mean):
+            raise SemidError(f"expected content vectors of {len(self.mean)} dimensions, got {width}")
 
 
 def content_blocks(dataset: Dataset, columns: tuple[str, ...] | None) -> list[Float[np.ndarray, "items _"]]:

@@ -10,12 +10,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from quantizers import Schedule
 from semid import artifacts
+from semid.alignment import CooccurrenceConfig, LetterConfig
 from semid.catalog import SemanticCatalog
 from semid.cli import main
 from semid.data.dataset import Dataset
 from semid.export import read_tokens
 from semid.recommender import Recommender
+from semid.tokenizer import SemanticTokenizer
 
 ITEMS = 40
 TOKENIZER = "rq-vae --level-sizes 6 4 --hidden 8 --latent 4 --epochs 2 --batch-size 16"
@@ -217,6 +220,42 @@ def test_a_simulated_world_and_k_means_and_sasrec(tmp_path, capsys):
     assert "dataset simulated" in capsys.readouterr().out
 
 
+def test_a_tokenizer_aligned_with_a_trained_model(home, tmp_path, capsys):
+    train = f"train --dataset {{h}}/dataset --catalog {{h}}/catalog {GENERATOR}"
+    run(f"{train} --out {{t}}/teacher sasrec {BACKBONE}", h=home, t=tmp_path)
+    line = (
+        "tokenize --dataset {h}/dataset --out {t}/c --collisions popularity --alignment letter cooccurrence "
+        "--signal model --teacher {t}/teacher --letter.weight.value 0.2 --letter.temperature 0.5 "
+        f"--cooccurrence.weight.value 0.4 --cooccurrence.weight.initial 0 {TOKENIZER}"
+    )
+    run(line, h=home, t=tmp_path)
+    assert "after popularity 0.0%" in " ".join(capsys.readouterr().out.split())
+    made = artifacts.read_artifact(tmp_path / "c", "catalog")
+    assert set(made.parents) == {"dataset", "teacher"}
+    assert made.parents["teacher"] == artifacts.read_artifact(tmp_path / "teacher", "model").digest
+    config = SemanticTokenizer.from_pretrained(tmp_path / "c").config
+    assert config.alignment == (
+        LetterConfig(Schedule(0.2), temperature=0.5),
+        CooccurrenceConfig(Schedule(0.4, initial=0.0)),
+    )
+    assert config.columns == ("text_lsa",)  # the teacher's vectors are no content
+    assert set(artifacts.read_json(tmp_path / "c" / "health.json")["collaborative"]) == {"codes", "content_only"}
+    records = (tmp_path / "c" / "history.jsonl").read_text()
+    assert "alignment/letter" in records
+    assert "alignment/cooccurrence" in records
+    run(line, h=home, t=tmp_path)
+    assert "this catalog exists, made with the same settings and inputs; skipped" in capsys.readouterr().out
+
+
+def test_a_teacher_of_another_split_is_refused(home, tmp_path, capsys):
+    """The same items and interactions, but what is test here was trained on there."""
+    run("prepare parquet --items {h}/I.parquet --interactions {h}/X.parquet --out {t}/d --text-vectors 6 "
+        "global-time", h=home, t=tmp_path)  # fmt: skip
+    capsys.readouterr()
+    line = "tokenize --dataset {t}/d --out {t}/c --alignment letter --signal model --teacher {h}/model"
+    assert f"{home}/model: trained on dataset digest" in fails(capsys, line, h=home, t=tmp_path)
+
+
 def fails(capsys, line: str, **paths: Path) -> str:
     """The one line on stderr of a command that exits with 1 and writes nothing under any of the paths."""
     before = [_tree(path) for path in paths.values()]
@@ -244,6 +283,18 @@ BAD = [
     (TOKENIZE + "{h}", "output folder in use by something that is no catalog artifact"),
     (TOKENIZE + "{h}/I.parquet/c", "I.parquet: is a file, and .* should go below it"),
     (TOKENIZE + "{t}/c --columns nope", "no vector column 'nope' in dataset 'dataset'"),
+    (TOKENIZE + "{t}/c --alignment letter --signal model", "--signal model and --teacher FOLDER go together"),
+    (TOKENIZE + "{t}/c --alignment letter --teacher {h}/model", "--signal model and --teacher FOLDER go together"),
+    (TOKENIZE + "{t}/c --alignment letter --signal model --teacher {h}/model",
+     r"item vectors are those of a dense model \(SASRec\); this one speaks in codes"),
+    (TOKENIZE + "{t}/c --alignment letter --signal model --teacher {h}/catalog",
+     "expected an artifact of kind 'model', found 'catalog'"),
+    (TOKENIZE + "{t}/c --alignment letter das letter", "an alignment is named twice"),
+    (TOKENIZE + "{t}/c --alignment letter", "expected dim of 1 to .*, got 64; lower dim or take more interactions"),
+    (TOKENIZE + "{t}/c --alignment letter rq-kmeans", "RQKmeansConfig trains nothing that could be aligned"),
+    (TOKENIZE + "{t}/c opq --level-sizes 4 4 4 4", "4 product codes cannot share 6 content dimensions equally"),
+    (TOKENIZE + "{t}/c --collisions min-cost rq-kmeans --level-sizes 2 4",
+     "items share all codes but the last .* or choose the collision policy tie-break"),
     (TRAIN + "m --row-length 4", "row_length, got 20 and 4"),
     (TRAIN + "a[0]/m sasrec --dim 8 --layers 1", "cannot go below a path with"),
     (TRAIN + "m --features nope", "no vector column 'nope'"),
@@ -365,6 +416,10 @@ def test_a_dataset_without_vectors_or_text(home, tmp_path, capsys):
         ("tokenize --dataset d --out o rq-vae --latnt 4", "--latent"),
         ("train --dataset d --catalog c --out o --epoch 3", "--epochs"),
         ("tokenize --dataset d --out o rq-vae --level-sizes 4 0", "expected at least one level"),
+        ("tokenize --dataset d --out o opq --level-sizes 4 5", "product codes have one size"),
+        ("tokenize --dataset d --out o --collisions sinkhorn opq", "product codes have none"),
+        ("tokenize --dataset d --out o rq-vae --decay 1.5", "expected decay in"),
+        ("tokenize --dataset d --out o --alignment leter", "letter"),
         ("train --dataset d --catalog c --out o --batch-size 0", "batch_size"),
         ("train --dataset d --catalog c --out o rq-transformer --dim 7", "dim 7 must divide"),
         ("export --catalog c --format csv --out o", "hf-tokens"),
@@ -390,6 +445,7 @@ SOURCES = ["parquet", "csv", "jsonl", "layout", "amazon-reviews", "movielens", "
         "tokenize",
         "tokenize rq-vae",
         "tokenize rq-kmeans",
+        "tokenize opq",
         "train",
         "train rq-transformer",
         "train sasrec",

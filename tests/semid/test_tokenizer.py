@@ -4,40 +4,49 @@ import dataclasses
 import json
 import shutil
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 import pytest
 from flax import nnx
 
-from quantizers import ResidualKMeans
+from quantizers import (
+    GradientPath,
+    Metric,
+    Nearest,
+    OverusedGumbel,
+    ProductKMeans,
+    ResidualKMeans,
+    Sinkhorn,
+)
 from semid import artifacts
+from semid.autoencoder import RQVAE
 from semid.catalog import SemanticCatalog
 from semid.data.dataset import Dataset
 from semid.errors import SemidError
 from semid.tokenizer import (
-    RQVAE,
+    Collisions,
+    ProductConfig,
     RQKmeansConfig,
     RQVaeConfig,
     SemanticTokenizer,
     TokenizerConfig,
-    _reseed_hook,
     tokenize,
 )
-from semid.training import OptimizerConfig, TrainingConfig, make_mesh, named_leaves, with_params
-from semid.training.state import create_state, make_optimizer
+from semid.training import OptimizerConfig, TrainingConfig
 
 ITEMS = 48
 
 
-def _dataset(vectors: np.ndarray | None = None, **more: np.ndarray) -> Dataset:
+def _dataset(
+    vectors: np.ndarray | None = None, users: tuple[tuple[int, ...], ...] = ((0, 1, 2),), **more: np.ndarray
+) -> Dataset:
     rng = np.random.default_rng(0)
     if vectors is None:  # 8 clusters, so that there is something to learn
         vectors = rng.normal(size=(8, 6))[np.arange(ITEMS) % 8] + 0.3 * rng.normal(size=(ITEMS, 6))
     items = pa.table({"item_id": [f"i{row}" for row in range(len(vectors))]})
-    interactions = pa.table({"user_id": ["u"] * 3, "item_id": ["i0", "i1", "i2"], "position": [0, 1, 2]})
-    dataset = Dataset.build(items, interactions, name="tiny")
+    rows = [(f"u{user}", f"i{row}", at) for user, had in enumerate(users) for at, row in enumerate(had)]
+    columns = dict(zip(("user_id", "item_id", "position"), map(list, zip(*rows, strict=True)), strict=True))
+    dataset = Dataset.build(items, pa.table(columns), name="tiny")
     for column, values in {"content": vectors, **more}.items():
         dataset = dataset.with_vectors(column, values.astype(np.float32))
     return dataset
@@ -53,7 +62,11 @@ def _rqvae(epochs: float = 30) -> RQVaeConfig:
     return RQVaeConfig(level_sizes=(4, 4), hidden=(8,), latent=4, kmeans_iterations=5, training=_training(epochs))
 
 
-CONFIGS = {"rq-vae": TokenizerConfig(_rqvae()), "rq-k-means": TokenizerConfig(RQKmeansConfig((4, 4), iterations=5))}
+CONFIGS = {
+    "rq-vae": TokenizerConfig(_rqvae()),
+    "rq-k-means": TokenizerConfig(RQKmeansConfig((4, 4), iterations=5)),
+    "opq": TokenizerConfig(ProductConfig((4, 4), iterations=5, rotations=3)),
+}
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
@@ -134,13 +147,13 @@ def test_checkpoints_that_a_kill_left_beside_the_artifact_go(made):
     left.mkdir()
     (left / "request.json").write_text("{}")
     tokenize(dataset, config, out=folder, parents=parents, seed=3)
-    assert left.exists() == isinstance(config.method, RQKmeansConfig)  # which writes none: they are another's
+    assert left.exists() != isinstance(config.method, RQVaeConfig)  # the others write none: they are another's
     shutil.rmtree(left, ignore_errors=True)
 
 
 def test_a_folder_in_use_names_what_differs(made):
     dataset, config, _, folder, parents = made
-    other = dataclasses.replace(config, method=dataclasses.replace(config.method, level_sizes=(4, 5)))
+    other = dataclasses.replace(config, method=dataclasses.replace(config.method, level_sizes=(5, 5)))
     with pytest.raises(SemidError, match=r"in use by a catalog of other settings \(tokenizer.method.level_sizes: "):
         tokenize(dataset, other, out=folder, parents=parents, seed=3)
     with pytest.raises(SemidError, match=r"\(seed: 3 -> 4\)"):
@@ -181,44 +194,6 @@ def test_the_seed_decides_the_codes(tmp_path):
     assert not np.array_equal(codes[0], codes[2])
 
 
-def _reseeded(step: int):
-    """A state whose code 1 of level 0 is out of reach and whose moments are 7, before and after the hook at `step`."""
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(ITEMS, 6)), jnp.float32)
-    model = RQVAE(_rqvae(), dim=6, rngs=nnx.Rngs(0))
-    model.quantizer.codebooks[0][...] = model.quantizer.codebooks[0][...].at[1].set(1e3)
-    state = create_state(model, make_optimizer(OptimizerConfig(), num_steps=10), make_mesh(jax.devices()[:1]))
-    moments = jax.tree.map(lambda m: jnp.full_like(m, 7) if m.ndim else m, state.opt_state)
-    state = dataclasses.replace(state, opt_state=moments)
-    return model, x, state, _reseed_hook(model, x, every=3, seed=0)(step, state, {})
-
-
-def test_dead_codes_are_revived_and_their_moments_zeroed():
-    model, x, before, after = _reseeded(step=3)
-    old, new = named_leaves(before), named_leaves(after)
-    used = [set(np.asarray(with_params(model, state.params).encode(x))[:, 0].tolist()) for state in (before, after)]
-    assert 1 not in used[0]
-    assert 1 in used[1]  # it now stands on an item's own latent, which no other code is nearer to
-    name = "params/quantizer/codebooks/0"
-    dead = [code for code in range(4) if code not in used[0]]
-    for code in range(4):
-        assert np.array_equal(old[name][code], new[name][code]) == (code not in dead)
-    moments = [key for key in old if key.startswith("opt_state") and key.endswith("quantizer/codebooks/0")]
-    assert len(moments) == 2  # first and second moment
-    for key in moments:
-        expected = [0.0 if code in dead else 7.0 for code in range(4)]
-        np.testing.assert_array_equal(
-            np.asarray(new[key]), np.repeat(np.array(expected, np.float32)[:, None], 4, axis=1)
-        )
-    codebooks = {key for key in old if "quantizer/codebooks" in key}
-    for key in set(old) - codebooks:
-        np.testing.assert_array_equal(np.asarray(old[key]), np.asarray(new[key]), err_msg=key)
-
-
-def test_between_epochs_nothing_is_reseeded():
-    _, _, before, after = _reseeded(step=2)
-    assert after is before
-
-
 def test_columns_are_chosen_by_name(tmp_path):
     """Three methods of saying the same: the only column, that column of two, and not the other one."""
     rng = np.random.default_rng(1)
@@ -250,10 +225,28 @@ def test_a_dataset_that_cannot_be_tokenized_leaves_nothing_behind(tmp_path, conf
 
 
 @pytest.mark.parametrize("sizes", [(), (0,), (4, -1)])
-@pytest.mark.parametrize("kind", [RQVaeConfig, RQKmeansConfig])
+@pytest.mark.parametrize("kind", [RQVaeConfig, RQKmeansConfig, ProductConfig])
 def test_level_sizes_are_checked(kind, sizes):
     with pytest.raises(SemidError, match="expected at least one level, and sizes of at least 1"):
         kind(level_sizes=sizes)
+    kind(level_sizes=(4, 4))
+
+
+@pytest.mark.parametrize("bad", [{"iterations": -1}, {"rotations": -1}])
+def test_iterations_are_checked(bad):
+    kinds = [ProductConfig] if "rotations" in bad else [ProductConfig, RQKmeansConfig]
+    for kind in kinds:
+        with pytest.raises(SemidError, match="expected iterations of 0 or more, got -1"):
+            kind(level_sizes=(4, 4), **bad)
+
+
+def test_product_codes_share_the_dimensions(tmp_path):
+    with pytest.raises(SemidError, match=r"product codes have one size, got \(4, 5\)"):
+        ProductConfig((4, 5))
+    for parts in (4, 5, 7):
+        with pytest.raises(SemidError, match=f"{parts} product codes cannot share 6 content dimensions equally"):
+            SemanticTokenizer.fit(_dataset(), TokenizerConfig(ProductConfig((4,) * parts)), seed=0, folder=tmp_path)
+    SemanticTokenizer.fit(_dataset(), TokenizerConfig(ProductConfig((4,) * 6)), seed=0, folder=tmp_path)
 
 
 def test_imported_codes_have_no_tokenizer(tmp_path):
@@ -268,7 +261,7 @@ def test_an_interrupted_run_is_not_continued_on_other_vectors(tmp_path):
     SemanticTokenizer.fit(_dataset(), config, seed=0, folder=tmp_path)  # its checkpoints stay: tokenize removes them
     SemanticTokenizer.fit(_dataset(), config, seed=0, folder=tmp_path)
     other = _dataset(np.random.default_rng(9).normal(size=(ITEMS, 6)))
-    with pytest.raises(SemidError, match=r"checkpoints of another run \(vectors: "):
+    with pytest.raises(SemidError, match=r"checkpoints of another run \(tables: "):
         SemanticTokenizer.fit(other, config, seed=0, folder=tmp_path)
 
 
@@ -290,3 +283,165 @@ def test_the_history_has_losses_and_health(made):
     names = set().union(*records)
     assert {"loss", "reconstruction", "codebook", "commitment", "validation/explained"} <= names
     assert {"validation/usage/level_0", "validation/usage/level_1"} <= names
+
+
+KINDS = {
+    "balanced": RQKmeansConfig((4, 3), iterations=5, balanced=True),
+    "product": ProductConfig((4, 4, 4), iterations=5, rotations=0),
+    "moving": dataclasses.replace(_rqvae(1), decay=0.99),
+    "cosine": dataclasses.replace(_rqvae(1), metric=Metric.COSINE, path=GradientPath.ROTATION),
+    "sinkhorn": dataclasses.replace(_rqvae(1), assignments=(Nearest(), Sinkhorn()), entropy=1e-2),
+    "over-used": dataclasses.replace(
+        _rqvae(1), assignments=(OverusedGumbel(),), path=GradientPath.SOFT_BACKWARD, diversity=1e-2
+    ),
+}
+
+
+@pytest.mark.parametrize("method", KINDS.values(), ids=KINDS)
+def test_every_kind_is_fitted_written_and_read_back(tmp_path, method):
+    dataset, config = _dataset(), TokenizerConfig(method)
+    catalog = tokenize(dataset, config, out=tmp_path / "catalog", parents={})
+    loaded = SemanticTokenizer.from_pretrained(tmp_path / "catalog")
+    assert loaded.config == config
+    np.testing.assert_array_equal(loaded.encode(dataset.vectors("content")), catalog.codes[:, :-1])
+    health = artifacts.read_json(tmp_path / "catalog" / "health.json")
+    assert loaded.explained(dataset.vectors("content")) == pytest.approx(health["explained_variance"], abs=1e-6)
+    if isinstance(method, ProductConfig):
+        assert isinstance(loaded.model, ProductKMeans)
+        np.testing.assert_array_equal(loaded.model.rotation, np.eye(6))
+    else:
+        assert health["explained_variance"] > (-0.5 if isinstance(method, RQVaeConfig) else 0.2)
+    if isinstance(method, RQKmeansConfig):
+        assert np.bincount(catalog.codes[:, 0]).tolist() == [ITEMS // 4] * 4
+
+
+def test_moving_codebooks_move_and_are_no_parameters(tmp_path):
+    """With a decay of all but 1 they stay where k-means put them."""
+    books, x = {}, SemanticTokenizer.fit(_dataset(), CONFIGS["rq-k-means"], seed=0, folder=tmp_path).standardizer
+    start = RQVAE(_rqvae(), dim=6, rngs=nnx.Rngs(0))
+    start.initialize(x(_dataset().vectors("content")), iterations=5, seed=0)
+    for decay in (0.5, 0.999999):
+        method = dataclasses.replace(_rqvae(1), decay=decay, reseed=False)
+        folder = tmp_path / str(decay)
+        made = SemanticTokenizer.fit(_dataset(), TokenizerConfig(method), seed=0, folder=folder)
+        books[decay] = np.asarray(made.model.quantizer.codebooks[0][...])
+        names = {path.name for path in (folder / sorted(p.name for p in folder.glob("[0-9]*"))[-1]).iterdir()}
+        assert {"params", "rest"} <= names
+    np.testing.assert_allclose(books[0.999999], start.quantizer.codebooks[0][...], atol=1e-3)
+    assert np.abs(books[0.5] - books[0.999999]).max() > 0.1
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_codebooks_larger_than_the_catalogue_shrink_and_say_so(tmp_path, config):
+    if isinstance(config.method, RQVaeConfig):
+        method = dataclasses.replace(_rqvae(1), level_sizes=(64, 4))
+    else:
+        method = dataclasses.replace(config.method, level_sizes=(64, 64))
+    dataset = _dataset()
+    with pytest.warns(UserWarning, match="48 (items|codes)|level 1 has 1 code"):
+        catalog = tokenize(dataset, TokenizerConfig(method), out=tmp_path / "catalog", parents={})
+    assert catalog.level_sizes[0] == ITEMS
+    loaded = SemanticTokenizer.from_pretrained(tmp_path / "catalog")
+    assert loaded.level_sizes == catalog.level_sizes[:2]
+    np.testing.assert_array_equal(loaded.encode(dataset.vectors("content")), catalog.codes[:, :2])
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_the_first_row_that_is_not_finite_is_named(tmp_path, config):
+    if isinstance(config.method, RQVaeConfig):
+        config = TokenizerConfig(_rqvae(0.1))
+    tokenizer = SemanticTokenizer.fit(_dataset(), config, seed=0, folder=tmp_path)
+    for odd in (np.nan, np.inf):
+        vectors = _dataset().vectors("content").copy()
+        vectors[[7, 30], [2, 0]] = odd
+        with pytest.raises(SemidError, match="expected finite content vectors, got NaN or infinity in row 7 of 48"):
+            tokenizer.encode(vectors)
+    assert tokenizer.encode(vectors[8:30]).shape == (22, 2)
+
+
+def _resolved(folder, policy: Collisions, *sizes: int, **data):
+    """Codes before a policy, the catalogue after it, and the health, of balanced residual k-means."""
+    dataset = _dataset(**data)
+    config = TokenizerConfig(RQKmeansConfig(sizes, iterations=5, balanced=True), collisions=policy)
+    catalog = tokenize(dataset, config, out=folder / policy.value, parents={})
+    before = SemanticTokenizer.from_pretrained(folder / policy.value).encode(dataset.vectors("content"))
+    return before, catalog, artifacts.read_json(folder / policy.value / "health.json")
+
+
+def _colliding(codes: np.ndarray) -> int:
+    counts = np.unique(codes, axis=0, return_counts=True)[1]
+    return int(counts[counts > 1].sum())
+
+
+def test_ties_are_broken_by_popularity_when_asked(tmp_path):
+    """Users of one or two interactions only train: item 47 is the most popular one, item 0 the least."""
+    users = tuple((row,) for row in range(ITEMS) for _ in range(1 + row // 12))
+    before, catalog, _ = _resolved(tmp_path, Collisions.POPULARITY, 2, 4, users=users)
+    plain = _resolved(tmp_path, Collisions.TIE_BREAK, 2, 4, users=users)[1]
+    np.testing.assert_array_equal(catalog.codes[:, :-1], before)
+    assert catalog.tie_break
+    assert catalog.level_sizes == plain.level_sizes
+    differ = 0
+    for group in np.unique(before, axis=0):
+        rows = np.flatnonzero((before == group).all(axis=1))
+        wanted = sorted(rows.tolist(), key=lambda row: (-(1 + row // 12), row))
+        assert catalog.codes[wanted, -1].tolist() == list(range(len(rows)))
+        assert plain.codes[rows, -1].tolist() == list(range(len(rows)))
+        differ += wanted != rows.tolist()
+    assert differ
+
+
+def test_the_last_level_is_reassigned_at_the_least_cost(tmp_path):
+    before, catalog, health = _resolved(tmp_path, Collisions.MIN_COST, 4, 16)
+    assert _colliding(before) > 0 == _colliding(catalog.codes)
+    assert (catalog.tie_break, catalog.level_sizes) == (False, (4, 16))
+    np.testing.assert_array_equal(catalog.codes[:, 0], before[:, 0])
+    assert health["collisions"] == "min-cost"
+    assert (health["collision_rate_before"], health["collision_rate_after"]) == (_colliding(before) / ITEMS, 0)
+    with pytest.raises(SemidError, match=r"12 items share all codes but the last .* the collision policy tie-break"):
+        _resolved(tmp_path / "small", Collisions.MIN_COST, 4, 8)
+    assert not (tmp_path / "small").exists()
+
+
+def test_sinkhorn_changes_the_last_level_only(tmp_path):
+    before, catalog, health = _resolved(tmp_path, Collisions.SINKHORN, 4, 16)
+    assert (catalog.tie_break, catalog.level_sizes) == (False, (4, 16))
+    np.testing.assert_array_equal(catalog.codes[:, 0], before[:, 0])
+    assert _colliding(catalog.codes) < _colliding(before)
+    assert health["collision_rate_after"] == _colliding(catalog.codes) / ITEMS
+
+
+def test_collisions_may_be_allowed(tmp_path):
+    before, catalog, health = _resolved(tmp_path, Collisions.ALLOWED, 4, 4)
+    np.testing.assert_array_equal(catalog.codes, before)
+    assert (catalog.tie_break, catalog.level_sizes) == (False, (4, 4))
+    assert health["collision_rate_before"] == health["collision_rate_after"] == _colliding(before) / ITEMS > 0
+
+
+@pytest.mark.parametrize("policy", [Collisions.SINKHORN, Collisions.MIN_COST])
+def test_product_codes_have_no_last_level_to_move(policy):
+    with pytest.raises(SemidError, match="moves the last residual code, and product codes have none"):
+        TokenizerConfig(ProductConfig((4, 4)), collisions=policy)
+    TokenizerConfig(RQKmeansConfig((4, 4)), collisions=policy)
+
+
+@pytest.mark.parametrize("config", [CONFIGS["rq-k-means"], TokenizerConfig(_rqvae(1))], ids=["k-means", "rq-vae"])
+def test_last_residuals_are_what_the_last_level_quantizes(tmp_path, config):
+    tokenizer = SemanticTokenizer.fit(_dataset(), config, seed=0, folder=tmp_path)
+    vectors = _dataset().vectors("content")
+    x = tokenizer.standardizer(vectors)
+    if isinstance(config.method, RQVaeConfig):
+        quantizer = tokenizer.model.quantizer
+        for layer in (0, 1):  # one hidden layer
+            linear = tokenizer.model.encoder[layer]
+            x = x @ np.asarray(linear.kernel[...]) + np.asarray(linear.bias[...])
+            x = np.maximum(x, 0) if layer == 0 else x
+    else:
+        quantizer = tokenizer.model
+    codes = tokenizer.encode(vectors)
+    first, last = (np.asarray(book[...]) for book in quantizer.codebooks)
+    residuals, book = tokenizer.last_residuals(vectors, codes)
+    np.testing.assert_allclose(residuals, x - first[codes[:, 0]], atol=1e-4)
+    np.testing.assert_array_equal(book, last)
+    nearest = ((residuals[:, None] - last[None]) ** 2).sum(-1).argmin(-1)
+    np.testing.assert_array_equal(nearest, codes[:, 1])

@@ -1,5 +1,7 @@
 """Optimizer, step and named leaves, each against what can be computed by hand."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from flax import nnx
 
 from semid.errors import SemidError
+from semid.training.checkpoints import Checkpoints
 from semid.training.mesh import make_mesh, put_batch
 from semid.training.state import (
     OptimizerConfig,
@@ -98,8 +101,8 @@ def test_the_shortest_run_has_a_schedule(num_steps):
     assert make_optimizer(OptimizerConfig(), num_steps=num_steps).init(nnx.state(Tiny(), nnx.Param))
 
 
-def noisy_loss(model, batch, tables, key):
-    noise = jax.random.normal(key, (3,))
+def noisy_loss(model, batch, tables, context):
+    noise = jax.random.normal(context.key, (3,))
     loss = jnp.mean(batch @ model.matrix[...] * tables[None]) + jnp.sum(model.vector[...] * (noise + model.fixed[...]))
     return loss, {"noise": noise[0]}
 
@@ -137,6 +140,68 @@ def test_gradient_norm_is_of_the_gradient_before_clipping():
     of_matrix = np.full((2, 3), 1 / 3)  # a mean over 8 rows and 3 columns of ones
     expected = np.sqrt(np.square(of_vector).sum() + np.square(of_matrix).sum())
     assert float(metrics["gradient_norm"]) == pytest.approx(expected, rel=1e-5)
+
+
+class Counting(nnx.Module):
+    """Counts its steps in a variable of its own, and says in what share of the training it is."""
+
+    def __init__(self):
+        self.weight = nnx.Param(jnp.ones((2, 1)))
+        self.seen = nnx.Variable(jnp.zeros((), jnp.int32))
+
+
+def counting_loss(model, batch, tables, context):
+    model.seen[...] = model.seen[...] + 1
+    return jnp.mean(batch @ model.weight[...]), {"progress": context.progress, "seen": model.seen[...]}
+
+
+def make_counting(num_steps: int):
+    model, mesh = Counting(), make_mesh()
+    optimizer = make_optimizer(OptimizerConfig(), num_steps=num_steps)
+    step = make_step(model, optimizer, counting_loss, tables=None, seed=0, num_steps=num_steps, mesh=mesh)
+    return model, create_state(model, optimizer, mesh), step, put_batch(np.ones((8, 2), np.float32), mesh)
+
+
+def test_variables_that_a_loss_sets_are_carried_on():
+    model, state, step, batch = make_counting(num_steps=4)
+    assert set(named_leaves(state.params)) == {"weight"}
+    assert set(named_leaves(state.rest)) == {"seen"}
+    for at in range(1, 4):
+        state, metrics = step(state, batch)
+        assert (int(metrics["seen"]), int(state.rest["seen"][...])) == (at, at)
+    assert int(with_variables(model, state.params, state.rest).seen[...]) == 3
+    assert int(model.seen[...]) == 0  # the caller's is left alone
+    assert set(named_leaves(state.params)) == {"weight"}
+
+
+def test_progress_is_the_share_of_the_steps_done():
+    _, state, step, batch = make_counting(num_steps=4)
+    found = []
+    for _ in range(4):
+        state, metrics = step(state, batch)
+        found.append(float(metrics["progress"]))
+    assert found == [0.0, 0.25, 0.5, 0.75]
+
+
+def test_a_checkpoint_restores_what_no_gradient_moves(tmp_path):
+    model, state, step, batch = make_counting(num_steps=4)
+    checkpoints = Checkpoints(tmp_path, request={}, select=None)
+    for _ in range(3):
+        state, _ = step(state, batch)
+        checkpoints.save(state, iter_of_nothing(), {"score": 0.0})
+    assert (checkpoints.best_step, checkpoints.last_step) == (3, 3)
+    fresh = create_state(model, make_optimizer(OptimizerConfig(), num_steps=4), make_mesh())
+    assert int(fresh.rest["seen"][...]) == 0
+    restored = checkpoints.restore(fresh, 3)
+    checkpoints.close()
+    assert (int(restored.step), int(restored.rest["seen"][...])) == (3, 3)
+    _, metrics = step(restored, batch)
+    assert (float(metrics["progress"]), int(metrics["seen"])) == (0.75, 4)
+
+
+def iter_of_nothing():
+    """Stands for the Grain iterator of a run."""
+    return SimpleNamespace(get_state=lambda: b"{}")
 
 
 def test_noise_is_a_function_of_seed_and_step():

@@ -1,0 +1,292 @@
+"""How fast: training the RQ-VAE beside vector-quantize-pytorch, encoding from Parquet, resolving collisions.
+
+    python -m experiments.benchmarks.quantizers train --out runs/train.json --peer-python peer/bin/python
+    python -m experiments.benchmarks.quantizers encode --out runs/encode.json
+    python -m experiments.benchmarks.quantizers collisions --out runs/collisions.json
+
+`peer/bin/python` is of an environment with the extra `bench` (torch and vector-quantize-pytorch). The floor is the time
+of the matrix products alone at the rate that the same framework reaches, in the same run, on the largest of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import multiprocessing
+import os
+import resource
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tyro
+from flax import nnx
+
+from quantizers import ResidualKMeans, min_cost_reassign, residual_codes, sinkhorn_reassign, tie_break
+from semid.artifacts import write_json
+from semid.autoencoder import BLOCK, RQVAE, AlignedRQVAE, ItemRows, RQVaeConfig, Tables, joint_loss
+from semid.bulk import VectorFile, encode_files
+from semid.data.features import Standardizer
+from semid.errors import SemidError
+from semid.tokenizer import SemanticTokenizer, TokenizerConfig
+from semid.training import create_state, make_mesh, make_optimizer, make_step, put_batch
+
+DIM, ITEMS, BATCH = 768, 65_536, 2048
+CONFIG = RQVaeConfig()
+
+
+def train(out: Path, peer_python: Path | None = None, rounds: int = 7, steps: int = 20) -> None:
+    """Training steps of both, alternating in rounds; medians over rounds of items per second.
+
+    Args:
+        out: File to write.
+        peer_python: Python with torch and vector-quantize-pytorch; none given: semid alone.
+        rounds: Rounds; each trains every contender.
+        steps: Steps of a contender in a round.
+    """
+    contenders = {"semid": _semid_steps()}
+    rates: dict[str, list[float]] = {"semid": [], "peer": []}
+    with contextlib.ExitStack() as stack:
+        if peer_python:
+            ask = stack.enter_context(_peer(peer_python))
+            for name in ("ema", "gradient"):
+                contenders[f"vector-quantize-pytorch, {name}"] = functools.partial(_peer_steps, ask, name)
+        for run in contenders.values():
+            run(3)
+        seconds: dict[str, list[float]] = {name: [] for name in contenders}
+        for _ in range(rounds):
+            for name, run in contenders.items():
+                seconds[name].append(run(steps) / steps)
+            rates["semid"].append(_matmul_rate())
+            if peer_python:
+                rates["peer"].append(ask(f"matmul {steps}")[0])
+    flops = step_flops()
+    figures: dict[str, Any] = {"batch": BATCH, "GFLOP of a step's products": flops / 1e9}
+    for name, times in seconds.items():
+        rate = float(np.median(rates["semid" if name == "semid" else "peer"]))
+        median = float(np.median(times))
+        figures[name] = {
+            "items per second": BATCH / median,
+            "slowest and fastest round": [BATCH / max(times), BATCH / min(times)],
+            "matmul, GFLOP/s": rate,
+            "items per second at the floor": BATCH * rate * 1e9 / flops,
+            "share of the floor's speed": flops / (rate * 1e9) / median,
+            "semid is faster by": median / float(np.median(seconds["semid"])),
+        }
+    _report(figures, out)
+
+
+def step_flops() -> float:
+    """Multiply-adds, counted twice, of a training step's products: forward, gradients of weights and of inputs."""
+    widths = (DIM, *CONFIG.hidden, CONFIG.latent)
+    one_way = 2 * BATCH * sum(a * b for a, b in itertools.pairwise(widths))
+    first = 2 * BATCH * widths[0] * widths[1]  # nothing asks for the gradient of the inputs
+    return 6 * one_way - first + encode_flops(BATCH) - one_way
+
+
+def encode_flops(items: int) -> float:
+    """The same of encoding: the encoder and a distance to every code."""
+    widths = (DIM, *CONFIG.hidden, CONFIG.latent)
+    return 2.0 * items * (sum(a * b for a, b in itertools.pairwise(widths)) + sum(CONFIG.level_sizes) * CONFIG.latent)
+
+
+def encode(
+    out: Path,
+    sizes: tuple[int, ...] = (10_000, 100_000, 1_000_000, 10_000_000),
+    rows: int = 100_000,
+    distinct: int = 4,
+    folder: Path | None = None,
+) -> None:
+    """Encode catalogues of growing size from Parquet, beside only reading them.
+
+    Files of float16 as pyarrow writes them by default; at a million items float32, and float16 without a dictionary,
+    are measured too. The sizes must grow: the peak memory is the process's so far.
+
+    Args:
+        out: File to write.
+        sizes: Items of the catalogues.
+        rows: Items of a file.
+        distinct: Files with vectors of their own; the others are hard links to them.
+        folder: Where to write the files (15 GB for ten million, if all are distinct); none given: a temporary folder.
+    """
+    tokenizer = _tokenizer()
+    rate = _matmul_rate()
+    figures: dict[str, Any] = {"floor, us/item": encode_flops(1) / rate / 1e3, "matmul, GFLOP/s": rate}
+    few = min(max(sizes), 1_000_000)
+    runs: list[tuple[int, str, str, dict[str, Any]]] = [(items, "float16", "float16", {}) for items in sizes]
+    runs += [(few, "float32", "float32", {}), (few, "float16 plain", "float16", {"use_dictionary": False})]
+    with tempfile.TemporaryDirectory(dir=folder) as home:
+        for items, kind, dtype, options in runs:
+            figures[f"{items} {kind}"] = _encode_once(tokenizer, Path(home), items, rows, distinct, dtype, options)
+    _report(figures, out)
+
+
+def _encode_once(
+    tokenizer: SemanticTokenizer, home: Path, items: int, rows: int, distinct: int, dtype: str, options: dict
+) -> dict[str, float]:
+    with tempfile.TemporaryDirectory(dir=home) as name:
+        folder = Path(name)
+        paths = _files(folder, items, min(rows, items), distinct, dtype, options)
+        size = paths[0].stat().st_size * len(paths)
+        files = [VectorFile.open(path, tokenizer, id_column="item_id", columns=None) for path in paths]
+        repeats = 3 if items <= 100_000 else 1
+        encode_files(tokenizer, paths[:1], folder / "warm")  # compiles
+        reading, encoding = [], []
+        for number in range(repeats):
+            reading.append(_timed(lambda: [None for file in files for _ in file.blocks(BLOCK)]))
+            codes = folder / f"codes{number}"
+            encoding.append(_timed(functools.partial(encode_files, tokenizer, paths, codes)))
+        read, both = float(np.median(reading)), float(np.median(encoding))
+        return {
+            "GB": size / 1e9,
+            "read only, us/item": read / items * 1e6,
+            "encode, us/item": both / items * 1e6,
+            "items per second": items / both,
+            "times as long as reading": both / read,
+            "peak memory so far, GiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        }
+
+
+def collisions(out: Path, items: int = 1_000_000) -> None:
+    """Every collision policy on the codes of clustered vectors, 3 x 256.
+
+    Args:
+        out: File to write.
+        items: Number of items.
+    """
+    rng = np.random.default_rng(0)
+    centers = rng.normal(size=(items // 2, 32)).astype(np.float32)
+    x = centers[rng.integers(len(centers), size=items)] + 0.25 * rng.normal(size=(items, 32)).astype(np.float32)
+    x[:, 8:] *= 0.4
+    model = ResidualKMeans.fit(jnp.asarray(x[:20_000]), level_sizes=(256,) * 3, iterations=10, key=jax.random.key(0))
+    blocks = [residual_codes(jnp.asarray(x[at : at + BLOCK]), model.codebooks) for at in range(0, items, BLOCK)]
+    codes = np.concatenate([np.asarray(block.codes) for block in blocks])
+    last: dict[str, Any] = {
+        "residuals": np.concatenate([np.asarray(block.residuals[:, -1]) for block in blocks]),
+        "codebook": np.asarray(model.codebooks[-1]),
+    }
+    _, counts = np.unique(codes, axis=0, return_counts=True)
+    figures: dict[str, Any] = {
+        "items": items,
+        "colliding": float(counts[counts > 1].sum() / items),
+        "largest group": int(counts.max()),
+        "tie-break, s": _timed(lambda: tie_break(codes)),
+        "popularity, s": _timed(lambda: tie_break(codes, popularity=rng.integers(1000, size=items))),
+        "sinkhorn, s": _timed(lambda: sinkhorn_reassign(codes, **last)),
+        "min-cost, s": _timed(lambda: min_cost_reassign(codes, **last)),
+    }
+    _report(figures, out)
+
+
+def _semid_steps() -> Callable[[int], float]:
+    """The step as `semid tokenize` runs it, on random rows of vectors that lie on the device."""
+    x = np.random.default_rng(0).standard_normal((ITEMS, DIM), dtype=np.float32)
+    model = RQVAE(CONFIG, dim=DIM, rngs=nnx.Rngs(0))
+    model.initialize(x[:4096], iterations=1, seed=0)
+    whole, mesh, tables = AlignedRQVAE(model, []), make_mesh(), Tables(jnp.asarray(x), None)
+    with jax.set_mesh(mesh):
+        optimizer = make_optimizer(CONFIG.training.optimizer, num_steps=10_000)
+        state = create_state(whole, optimizer, mesh)
+        loss = functools.partial(joint_loss, config=CONFIG)
+        step = make_step(whole, optimizer, loss, tables=tables, seed=0, num_steps=10_000, mesh=mesh)
+    rng = np.random.default_rng(0)
+
+    def run(steps: int) -> float:
+        nonlocal state
+        started = time.perf_counter()
+        with jax.set_mesh(mesh):
+            for _ in range(steps):
+                rows = ItemRows(rng.integers(ITEMS, size=BATCH).astype(np.int32))
+                state, _ = step(state, put_batch(rows, mesh))
+            jax.block_until_ready(state)
+        return time.perf_counter() - started
+
+    return run
+
+
+@contextlib.contextmanager
+def _peer(python: Path) -> Iterator[Callable[[str], list[float]]]:
+    """A process of `peer_rqvae.py`, asked a line at a time."""
+    script = Path(__file__).with_name("peer_rqvae.py")
+    with subprocess.Popen(
+        [python, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    ) as process:
+        questions, answers = process.stdin, process.stdout
+        if questions is None or answers is None:
+            raise SemidError(f"{script}: no pipes to it")
+
+        def ask(line: str) -> list[float]:
+            questions.write(line + "\n")
+            return [float(word) for word in answers.readline().split()]
+
+        yield ask
+        questions.close()
+
+
+def _peer_steps(ask: Callable[[str], list[float]], name: str, steps: int) -> float:
+    return ask(f"{name} {steps}")[0]
+
+
+def _matmul_rate(repeats: int = 20) -> float:
+    """GFLOP/s of the first layer's product."""
+    a, b = jnp.ones((BATCH, DIM)), jnp.ones((DIM, CONFIG.hidden[0]))
+    multiply = jax.jit(jnp.matmul)
+    jax.block_until_ready(multiply(a, b))
+    seconds = _timed(lambda: [jax.block_until_ready(multiply(a, b)) for _ in range(repeats)])
+    return repeats * 2 * BATCH * DIM * CONFIG.hidden[0] / seconds / 1e9
+
+
+def _tokenizer() -> SemanticTokenizer:
+    """One of the default size; what its weights are makes no difference here."""
+    x = np.random.default_rng(0).standard_normal((4096, DIM), dtype=np.float32)
+    model = RQVAE(CONFIG, dim=DIM, rngs=nnx.Rngs(0))
+    model.initialize(x, iterations=1, seed=0)
+    return SemanticTokenizer(TokenizerConfig(CONFIG), Standardizer.fit([x]), model)
+
+
+def _files(folder: Path, items: int, rows: int, distinct: int, dtype: str, options: dict) -> list[Path]:
+    """Files of random vectors, written by another process: its memory is not ours."""
+    paths = [folder / f"{number:05d}.parquet" for number in range(items // rows)]
+    writer = multiprocessing.get_context("spawn").Process(
+        target=_write_files, args=(paths[:distinct], rows, dtype, options)
+    )
+    writer.start()
+    writer.join()
+    for number, path in enumerate(paths[distinct:]):
+        os.link(paths[number % distinct], path)
+    return paths
+
+
+def _write_files(paths: list[Path], rows: int, dtype: str, options: dict) -> None:
+    for number, path in enumerate(paths):
+        x = np.random.default_rng(number).standard_normal((rows, DIM), dtype=np.float32).astype(dtype)
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(x.reshape(-1)), DIM)
+        ids = pa.array([f"{number}-{row}" for row in range(rows)])
+        pq.write_table(pa.table({"item_id": ids, "content": vectors}), path, **options)
+
+
+def _timed(work: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def _report(figures: dict[str, Any], out: Path) -> None:
+    shown = {"devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}", "jax": jax.__version__} | figures
+    for name, value in shown.items():
+        print(f"{name}: {value}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(out, shown)
+
+
+if __name__ == "__main__":
+    tyro.extras.subcommand_cli_from_dict({"train": train, "encode": encode, "collisions": collisions})
