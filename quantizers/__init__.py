@@ -33,7 +33,7 @@ from quantizers.metrics import (
     prefix_sharing,
     reconstruction_error,
 )
-from quantizers.product import ProductKMeans
+from quantizers.product import ProductKMeans, product_codes, product_decode, product_quantize
 from quantizers.reassignment import Reassigned, min_cost_reassign, sinkhorn_reassign
 from quantizers.residual import (
     Moving,
@@ -102,6 +102,9 @@ __all__ = [
     "nearest",
     "neighbor_preservation",
     "prefix_sharing",
+    "product_codes",
+    "product_decode",
+    "product_quantize",
     "reconstruction_error",
     "reseed_dead_codes",
     "residual_codes",

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from quantizers.distances import lowest
 from quantizers.schedules import Schedule
 
 _ANNEALED = 0.3  # share of Sinkhorn's iterations in which epsilon falls to its value
@@ -55,7 +56,7 @@ class Nearest:
         key: PRNGKeyArray | None,
         progress: Float[Array, ""] | float,
     ) -> Assigned:
-        return Assigned(_nearest(distances), _softmax(-distances, self.temperature(progress)))
+        return Assigned(lowest(distances), _softmax(-distances, self.temperature(progress)))
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Sinkhorn:
     ) -> Assigned:
         costs = _scaled(distances, mask)
         prices = _code_prices(costs, mask, epsilon=self.epsilon, iterations=self.iterations)
-        return Assigned(_nearest(costs - prices[None, :]), _softmax(-distances, self.temperature(progress)))
+        return Assigned(lowest(costs - prices[None, :]), _softmax(-distances, self.temperature(progress)))
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Gumbel:
         progress: Float[Array, ""] | float,
     ) -> Assigned:
         noisy = distances - self.scale(progress) * _gumbel(key, distances)
-        return Assigned(_nearest(noisy), _softmax(-noisy, self.temperature(progress)))
+        return Assigned(lowest(noisy), _softmax(-noisy, self.temperature(progress)))
 
 
 @dataclass(frozen=True)
@@ -125,10 +126,10 @@ class OverusedGumbel:
         key: PRNGKeyArray | None,
         progress: Float[Array, ""] | float,
     ) -> Assigned:
-        overused = (usage > self.threshold / usage.size)[_nearest(distances)]
+        overused = (usage > self.threshold / usage.size)[lowest(distances)]
         noise = jnp.where(overused[:, None], _gumbel(key, distances), 0)
         noisy = distances - self.scale(progress) * noise
-        return Assigned(_nearest(noisy), _softmax(-noisy, self.temperature(progress)))
+        return Assigned(lowest(noisy), _softmax(-noisy, self.temperature(progress)))
 
 
 @partial(jax.jit, static_argnames="iterations")
@@ -175,10 +176,6 @@ def _code_prices(
         return prices - eps * jnp.where(mask.any(), excess, 0)
 
     return jax.lax.fori_loop(0, iterations, balance, jnp.zeros(num_codes, jnp.float32))
-
-
-def _nearest(distances: Float[Array, "n codes"]) -> Int[Array, " n"]:
-    return distances.argmin(-1).astype(jnp.int32)
 
 
 def _softmax(logits: Float[Array, "n codes"], temperature: Float[Array, ""]) -> Float[Array, "n codes"]:

@@ -52,4 +52,11 @@ def nearest(
     x: Float[Array, "*b dim"], codebook: Float[Array, "codes dim"], *, metric: Metric = Metric.EUCLIDEAN
 ) -> Int[Array, "*b"]:
     """The nearest code; the lowest index wins a tie."""
-    return distances(x, codebook, metric=metric).argmin(-1).astype(jnp.int32)
+    return lowest(distances(x, codebook, metric=metric))
+
+
+def lowest(table: Float[Array, "*b codes"]) -> Int[Array, "*b"]:
+    """The first index of each row's smallest value: argmin, which XLA does not vectorize on CPUs."""
+    indices = jnp.arange(table.shape[-1], dtype=jnp.int32)
+    smallest = table == table.min(-1, keepdims=True)
+    return jnp.where(smallest, indices[(None,) * (table.ndim - 1)], table.shape[-1] - 1).min(-1)

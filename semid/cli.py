@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from glob import glob
@@ -428,10 +429,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.EnumChoicesFromValues),
     )
     try:
-        command.run()
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            command.run()
     except (SemidError, OSError) as error:
         print(f"semid: {error}", file=sys.stderr)
         raise SystemExit(1) from None
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"semid: {message}", file=sys.stderr)
 
 
 def metrics_table(rows: Sequence[dict], ks: Sequence[int]) -> Table:
@@ -456,6 +463,9 @@ def _print_health(folder: Path) -> None:
         f"{health['largest_group_before']}), after {health['collisions']} {health['collision_rate_after']:.1%}; "
         f"variance explained {health['explained_variance']:.1%}"
     )
+    if shared := {side: of["neighbors_sharing"][0] for side, of in health.get("collaborative", {}).items()}:
+        beside = f" ({shared['content_only']:.1%} with content only)" if "content_only" in shared else ""
+        console.print(f"co-consumed items sharing the first code: {shared['codes']:.1%}{beside}")
     console.print(f"catalogue: {folder}")
 
 

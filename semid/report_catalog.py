@@ -24,7 +24,7 @@ TILE_COLORS = 8
 MAJORITY = 0.4  # share of a tile's items that gives the tile its color
 MAX_ROWS = 8  # levels of a run in the comparison of what codes know; of more: the first, second, fourth, ..., last
 _LEARNED = {  # of health.json: what the report calls it, and whether it is a share
-    "neighbors_sharing": ("Neighbours that share the codes", True),
+    "neighbors_sharing": ("Neighbours sharing codes", True),
     "popularity_explained": ("Popularity explained", False),
     "usage": ("Codes in use", True),
     "gini": ("Gini", False),
@@ -101,7 +101,8 @@ def learned(health: Mapping[str, Any]) -> Learned:
     found = health.get("collaborative") or {}
     if "codes" not in found:
         return {}
-    gini = [level["gini"] for level in health["levels"][: len(found["codes"]["usage"])]]
+    levels = health["levels"][: len(found["codes"]["usage"])]
+    gini = [level["gini"] for level in levels if "gini" in level]
     return {"codes": found["codes"] | {"gini": gini}, "content_only": found.get("content_only") or {}}
 
 

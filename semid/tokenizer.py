@@ -444,6 +444,7 @@ def _learned_of_users(
     found = {"codes": measured(codes)}
     if tokenizer.config.alignment:
         x = tokenizer.standardizer(vectors)
-        content = _fit_kmeans(x, RQKmeansConfig(tokenizer.level_sizes), seed=seed)
+        with warnings.catch_warnings(action="ignore"):  # a reference may have fewer codes than the tokenizer
+            content = _fit_kmeans(x, RQKmeansConfig(tokenizer.level_sizes), seed=seed)
         found["content_only"] = measured(in_blocks(content.encode, x))
     return {"collaborative": found}

@@ -1,6 +1,7 @@
 """Streaming encoding: the codes of `encode`, whatever the files look like, and bad input named by file, column, row."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +15,19 @@ from quantizers import ProductKMeans, ResidualKMeans
 from semid.autoencoder import RQVAE
 from semid.bulk import count_items, encode_files
 from semid.catalog import SemanticCatalog
+from semid.cli import main
+from semid.data.dataset import Dataset
 from semid.data.features import Standardizer
 from semid.errors import SemidError
-from semid.tokenizer import ProductConfig, RQKmeansConfig, RQVaeConfig, SemanticTokenizer, TokenizerConfig
+from semid.tokenizer import (
+    ProductConfig,
+    RQKmeansConfig,
+    RQVaeConfig,
+    SemanticTokenizer,
+    TokenizerConfig,
+    _encode,
+    tokenize,
+)
 
 DIM, ROWS = 8, 100
 
@@ -235,3 +246,53 @@ def test_what_is_no_parquet_file_is_named(tokenizer, tmp_path):
         encode_files(tokenizer, [tmp_path / "text.parquet"], tmp_path / "codes")
     with pytest.raises(SemidError, match=r"none.parquet: no such file"):
         count_items([tmp_path / "none.parquet"])
+
+
+@pytest.fixture(scope="module")
+def catalog(tmp_path_factory):
+    """A catalogue folder, and the dataset's items as a Parquet file."""
+    home = tmp_path_factory.mktemp("catalog")
+    items = pa.table({"item_id": [f"i{row}" for row in range(ROWS)]})
+    interactions = pa.table({"user_id": ["u"] * 3, "item_id": ["i0", "i1", "i2"], "position": [0, 1, 2]})
+    dataset = Dataset.build(items, interactions, name="tiny").with_vectors("content", _vectors())
+    config = TokenizerConfig(RQKmeansConfig((4, 5), iterations=3))
+    codes = tokenize(dataset, config, out=home / "catalog", parents={}).codes
+    pq.write_table(dataset.items, home / "items.parquet")
+    return home, codes[:, :-1]
+
+
+def test_the_command_encodes_a_pattern_with_a_catalogues_tokenizer(catalog, tmp_path, capsys):
+    home, codes = catalog
+    line = ["encode", "--catalog", str(home / "catalog"), "--input", str(home / "*.parquet"), "--out", str(tmp_path)]
+    main(line)
+    assert pq.read_table(tmp_path / "items.parquet")["codes"].to_pylist() == codes.tolist()
+    said = capsys.readouterr().out
+    assert re.search(r": 100 items, [\d,]+ items per second", said)
+    assert "skipped" not in said
+    main(line)
+    assert "1 files were encoded before; skipped" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--input", "{home}/none*.parquet"], r"none\*.parquet: no such file"),
+        (["--input", "{home}/items.parquet", "--columns", "title"], "column 'title' is missing"),
+    ],
+)
+def test_the_command_answers_bad_input_with_one_line(catalog, tmp_path, capsys, options, message):
+    home, _ = catalog
+    words = ["encode", "--catalog", str(home / "catalog"), "--out", str(tmp_path / "codes")]
+    with pytest.raises(SystemExit):
+        main(words + [option.format(home=home) for option in options])
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "codes").exists()
+
+
+def test_blocks_of_all_files_share_one_program(tokenizer, tmp_path):
+    files = [tmp_path / f"{rows}.parquet" for rows in (5, 31, 64)]
+    for file in files:
+        _write(file, _vectors(int(file.stem)), row_group_size=9)
+    before = _encode._cache_size()
+    encode_files(tokenizer, files, tmp_path / "codes", block=24)
+    assert _encode._cache_size() == before + 1

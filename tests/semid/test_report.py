@@ -348,3 +348,86 @@ def test_tiles_take_the_color_of_the_category_that_dominates(run):
     colors = dict(zip(figure["ids"], figure["colors"], strict=True))
     assert colors["all/a_0"] == "var(--tile-0)"  # all Skin
     assert colors["all/a_1"] == "var(--tile-1)"  # all Hair
+
+
+def _learn(run: Path, levels: int, *, content_only: bool) -> None:
+    """Give the run's catalogue a health.json that says what its codes know of the users."""
+    ramp = [(n + 1) / 10 for n in range(levels)]
+    codes = {"neighbors_sharing": ramp[::-1], "popularity_explained": ramp, "usage": [0.5] * levels}
+    found: dict[str, Any] = {"codes": codes}
+    if content_only:
+        found["content_only"] = {
+            "neighbors_sharing": [value / 2 for value in ramp[::-1]],
+            "popularity_explained": [-0.1, *ramp[1:]],
+            "usage": [0.25] * levels,
+        }
+    stated = [{"level": n, "gini": 0.25} for n in range(levels + 1)]  # the last is the tie-break level
+    shutil.rmtree(run / "catalog")
+    with write_artifact(run / "catalog", kind="catalog", config={"tokenizer": {}}) as folder:
+        SemanticCatalog(pa.array(_ids(5)), CODES, (2, 4, 2), tie_break=True).write(folder / "catalog.parquet")
+        _write_json(folder / "health.json", {"levels": stated, "collisions": "min-cost", "collaborative": found})
+
+
+def _learned(page: str) -> list[list[str]]:
+    section = page.partition('<section id="learned">')[2].partition("</section>")[0]
+    return _table_rows(section.replace('<table class="levels">', "<table>"))
+
+
+def test_codes_stand_beside_content_only(run):
+    _learn(run, 2, content_only=True)
+    page = _page(run)
+    dash, times = "\N{EN DASH}", "\N{MULTIPLICATION SIGN}"
+    ratio = f"2.00{times}"
+    assert _learned(page) == [
+        ["a", "20%", "10%", ratio, "0.100", "\N{MINUS SIGN}0.100", dash, "50%", "25%", ratio, "0.250"],
+        ["b", "10%", "5%", ratio, "0.200", "0.200", f"1.00{times}", "50%", "25%", ratio, "0.250"],
+    ]
+    assert "Collision policy</dt><dd>min-cost<" in page
+    sharing, explained = (figure for figure in _figures(page) if figure["kind"] == "levels")
+    assert [(line["name"], line["y"]) for line in sharing["lines"]] == [
+        ("demo", [0.2, 0.1]),
+        ("demo: content only", [0.1, 0.05]),
+    ]
+    assert explained["labels"] == ["a", "b"]
+
+
+def test_an_unaligned_run_stands_beside_an_aligned_one_level_by_level(run, tmp_path):
+    aligned, older = _make_run(tmp_path / "aligned"), _make_run(tmp_path / "older")
+    _learn(run, 2, content_only=False)
+    _learn(aligned, 3, content_only=True)
+    rows = _learned(_page(run, aligned, older))
+    assert [row[0] for row in rows] == ["a · demo", "a · aligned", "b · demo", "b · aligned", "c · aligned"]
+    assert rows[0][1:4] == ["20%", "\N{EN DASH}", "\N{EN DASH}"]
+    assert rows[1][1:4] == ["30%", "15%", "2.00\N{MULTIPLICATION SIGN}"]
+
+
+def test_runs_that_share_their_content_only_codes_share_its_line(run, tmp_path):
+    other = _make_run(tmp_path / "other")
+    for one in (run, other):
+        _learn(one, 2, content_only=True)
+    sharing = next(figure for figure in _figures(_page(run, other)) if figure["kind"] == "levels")
+    assert [line["series"] for line in sharing["lines"]] == [0, None, 1]
+
+
+def test_without_content_only_there_are_no_columns_for_it(run):
+    assert "What the codes know of users" not in _headings(_page(run))
+    _learn(run, 2, content_only=False)
+    page = _page(run)
+    assert "What the codes know of users" in _headings(page)
+    assert _learned(page)[0] == ["a", "20%", "0.100", "50%", "0.250"]
+
+
+def test_of_many_levels_the_table_shows_some(run):
+    _learn(run, 20, content_only=False)
+    assert [row[0] for row in _learned(_page(run))] == ["a", "b", "d", "h", "p", "t"]
+
+
+def test_only_runs_of_one_dataset_are_compared(run, tmp_path):
+    other = _make_run(tmp_path / "other")
+    metrics = json.loads((other / "metrics.json").read_text())
+    _write_json(other / "metrics.json", metrics | {"provenance": {"dataset": "Another"}})
+    for one in (run, other):
+        _learn(one, 1, content_only=False)
+    page = _page(run, other)
+    assert re.findall("<h3>(Tiny &amp; Co|Another)</h3>", page) == ["Tiny &amp; Co", "Another"]
+    assert len([figure for figure in _figures(page) if figure["kind"] == "levels"]) == 4
