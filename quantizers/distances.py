@@ -57,6 +57,8 @@ def nearest(
 
 def lowest(table: Float[Array, "*b codes"]) -> Int[Array, "*b"]:
     """The first index of each row's smallest value: argmin, which XLA does not vectorize on CPUs."""
+    # Both reductions must see the same digits: fused apart, the table could be computed twice, and rounded differently.
+    table = jax.lax.optimization_barrier(jax.lax.stop_gradient(table))
     indices = jnp.arange(table.shape[-1], dtype=jnp.int32)
     smallest = table == table.min(-1, keepdims=True)
     return jnp.where(smallest, indices[(None,) * (table.ndim - 1)], table.shape[-1] - 1).min(-1)

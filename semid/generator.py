@@ -164,7 +164,7 @@ def content_features(dataset: Dataset, columns: tuple[str, ...] | None) -> Float
 
 def training_counts(dataset: Dataset) -> Int[np.ndarray, " items"]:
     """How often each item occurs in the training histories."""
-    return np.bincount(dataset.splits.train.flat()[0], minlength=dataset.num_items).astype(np.int32)
+    return dataset.splits.train.popularity(dataset.num_items).astype(np.int32)
 
 
 def _validation(untrained: Recommender, dataset: Dataset, config: GeneratorConfig, seed: int) -> Validate:

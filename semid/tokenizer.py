@@ -269,7 +269,7 @@ def tokenize(
     tokenizer = SemanticTokenizer.fit(dataset, config, seed=seed, folder=folder)
     vectors = np.concatenate(content_blocks(dataset, config.columns), axis=1)
     codes = tokenizer.encode(vectors)
-    popularity = _popularity(dataset)
+    popularity = split(dataset).train.popularity(dataset.num_items)
     catalog = _resolved(dataset, tokenizer, vectors, codes, popularity)
     report = _health(codes, catalog, tokenizer) | {"explained_variance": tokenizer.explained(vectors)}
     report |= _learned_of_users(dataset, tokenizer, vectors, codes, popularity, seed=seed)
@@ -386,11 +386,6 @@ def _resolved(
         except ValueError as error:
             raise SemidError(f"{error}; or choose the collision policy tie-break") from None
     return SemanticCatalog(dataset.item_ids, codes.astype(np.int32), sizes, False)
-
-
-def _popularity(dataset: Dataset) -> Int[np.ndarray, " items"]:
-    """Training interactions of each item."""
-    return np.bincount(split(dataset).train.flat()[0], minlength=dataset.num_items)
 
 
 def _health(

@@ -55,6 +55,10 @@ class Histories:
         before = np.cumsum(lengths) - lengths
         return self.items[np.arange(len(owner)) + (self.starts - before)[owner]], owner
 
+    def popularity(self, num_items: int) -> Int[np.ndarray, " items"]:
+        """How often each item row occurs."""
+        return np.bincount(self.flat()[0], minlength=num_items)
+
     def padded(self, length: int) -> tuple[Int[np.ndarray, "n length"], Bool[np.ndarray, "n length"]]:
         """The last `length` items of each history, right-padded with row 0, and where they are real."""
         if length < 1:

@@ -88,7 +88,7 @@ class Bigram:
 
 
 def _by_popularity(train: Histories, num_items: int) -> Int[np.ndarray, " items"]:
-    counts = np.bincount(train.flat()[0], minlength=num_items)
+    counts = train.popularity(num_items)
     return np.argsort(-counts, kind="stable").astype(np.int32)
 
 

@@ -132,7 +132,7 @@ def _task(ranker: Ranker, dataset: Dataset, split: str, ks: Sequence[int]) -> _T
 def in_rows_of(ranker: Ranker, dataset: Dataset, split: str) -> tuple[Examples, Int[np.ndarray, " items"]]:
     """The split's examples, and the training count of every item, in the ranker's rows."""
     examples, train = dataset.splits.examples(split), dataset.splits.train
-    counts = np.bincount(train.flat()[0], minlength=dataset.num_items)
+    counts = train.popularity(dataset.num_items)
     if dataset.item_ids.equals(ranker.item_ids):
         return examples, counts
     rows = pc.fill_null(pc.index_in(dataset.item_ids, ranker.item_ids), -1).to_numpy().astype(np.int32)

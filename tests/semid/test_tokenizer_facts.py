@@ -1,4 +1,4 @@
-"""What the tokenizer is for, on a small simulated catalogue: codes that live, few collisions, and users in the codes."""
+"""What the tokenizer is for, on a small simulated catalogue: codes that live and rarely collide, and know the users."""
 
 import dataclasses
 
