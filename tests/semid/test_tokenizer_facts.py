@@ -25,7 +25,7 @@ def _config(sizes: tuple[int, ...], *, epochs: int, batch_size: int, rate: float
 
 
 # Trained until reconstruction is good: collisions fall with it, usage is there from the start.
-OURS = _config((32, 32, 32), epochs=300, batch_size=200, rate=1e-2)
+OURS = _config((32, 32, 32), epochs=200, batch_size=200, rate=1e-2)
 # More codes, which random ones fill less.
 MANY = _config((128, 128, 128), epochs=40, batch_size=100, rate=3e-3)
 
