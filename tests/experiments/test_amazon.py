@@ -33,6 +33,7 @@ def layout(tmp_path):
     return folder
 
 
+@pytest.mark.filterwarnings("ignore:48 items cannot fill", "ignore:level . has . codes", "ignore:level . has .. codes")
 def test_two_steps_of_everything(layout, tmp_path, capsys):
     out = tmp_path / "run"
     amazon.main(layout, out, seeds=(0,), beam_size=5, budget=0.05)
