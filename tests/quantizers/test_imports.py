@@ -1,4 +1,4 @@
-"""`quantizers` stands alone: jax, flax, optax, numpy, jaxtyping and the standard library."""
+"""`quantizers` stands alone: jax, flax, optax, numpy, scipy, jaxtyping and the standard library."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 import quantizers
 
-ALLOWED = {"quantizers", "jax", "flax", "optax", "numpy", "jaxtyping"} | sys.stdlib_module_names
+ALLOWED = {"quantizers", "jax", "flax", "optax", "numpy", "scipy", "jaxtyping"} | sys.stdlib_module_names
 FILES = sorted(Path(quantizers.__file__).parent.glob("**/*.py"))
 
 
