@@ -24,7 +24,7 @@ from semid.generator import (
     training_counts,
 )
 from semid.recommender import ItemTables, ModelSpec, Recommender, build_model
-from semid.training import TrainingConfig
+from semid.training import StepContext, TrainingConfig
 from seq_models import DenseConfig, RQTransformerConfig
 from seq_models.layers import TransformerConfig
 
@@ -67,7 +67,7 @@ def test_the_loss_is_minus_the_mean_log_probability_of_what_came_next(dataset, c
     tables = ItemTables(jnp.asarray(catalog.codes), jnp.asarray(features))
     loss = dense_loss if isinstance(config, DenseConfig) else code_loss
     batch = jax.tree.map(jnp.asarray, packed)
-    value, terms = jax.jit(loss)(model, batch, tables, jax.random.key(0))
+    value, terms = jax.jit(loss)(model, batch, tables, StepContext(jax.random.key(0), jnp.zeros(())))
     names = dataset.item_ids.to_pylist()
     walks = [[names[row] for row in train[user]] for user in range(len(train))]
     pairs = [(walk[:at], walk[at]) for walk in walks for at in range(1, len(walk))]
