@@ -85,6 +85,8 @@ class _Alignment:
         """The signal's config. Raises SemidError where a teacher is missing, or has no use."""
         if (self.signal == "model") != (self.teacher is not None):
             raise SemidError("--signal model and --teacher FOLDER go together; give both, or neither")
+        if self.teacher and not set(self.alignment) - {"cooccurrence"}:
+            raise SemidError("--teacher is for letter, distill and das; name one of them after --alignment")
         signals: dict[str, Signal] = {"ppmi": self.ppmi, "lightgcn": self.lightgcn, "model": VectorColumn(_TEACHER)}
         return signals[self.signal]
 
