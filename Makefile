@@ -9,8 +9,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 demo: install
 	$(BIN)/python -m experiments.demo --out runs/demo
 
-test: install
-	$(BIN)/python -m pytest
+test: install  ## two workers, since compiling is most of the time
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: install  ## lint and types
 	$(BIN)/ruff check .
