@@ -203,12 +203,16 @@ def _log_share(drawn: Int[np.ndarray, "n sample"], size: int) -> Float[np.ndarra
     return np.log(np.maximum(counts, 1) / max(counts.sum(), 1))
 
 
-class Letter(Alignment):
-    """See LetterConfig."""
+class _Projected(Alignment):
+    """An alignment that sees quantized vectors through a linear head of `dim` outputs."""
 
-    def __init__(self, config: LetterConfig, *, latent: int, dim: int, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: Any, *, latent: int, dim: int, rngs: nnx.Rngs) -> None:
         self.config = config
         self.head = nnx.Linear(latent, dim, rngs=rngs)
+
+
+class Letter(_Projected):
+    """See LetterConfig."""
 
     def __call__(
         self, model: RQVAE, rows: Int[Array, " n"], items: Pass, tables: Tables, context: StepContext
@@ -219,12 +223,8 @@ class Letter(Alignment):
         return self.config.weight(context.progress) * loss, {"alignment/letter": loss}
 
 
-class Distill(Alignment):
+class Distill(_Projected):
     """See DistillConfig."""
-
-    def __init__(self, config: DistillConfig, *, latent: int, dim: int, rngs: nnx.Rngs) -> None:
-        self.config = config
-        self.head = nnx.Linear(latent, dim, rngs=rngs)
 
     def __call__(
         self, model: RQVAE, rows: Int[Array, " n"], items: Pass, tables: Tables, context: StepContext

@@ -78,6 +78,7 @@ RULES = {
     # The top: `semid` re-exports; nothing imports the command line or an experiment.
     "semid": Rule({"semid"}, set()),
     "semid.cli": Rule(EVERYTHING),
+    "semid.cli_tokenize": Rule(EVERYTHING - {"experiments"}),
     "semid.prepare": Rule(BASE | {"semid.data", "semid.encoders"}),
     "experiments": Rule(EVERYTHING),
 }
