@@ -82,7 +82,7 @@ RULES = {
     "semid.prepare": Rule(BASE | {"semid.data", "semid.encoders"}),
     "experiments": Rule(EVERYTHING),
 }
-TOP = ("semid.cli", "experiments")
+TOP = ("semid.cli", "semid.cli_tokenize", "experiments")
 
 
 def _module(path: Path) -> str:
