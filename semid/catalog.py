@@ -95,8 +95,10 @@ class SemanticCatalog:
         return self._by_codes.get(tuple(int(code) for code in codes), np.empty(0, np.int64)).astype(np.int32)
 
     def tokens_of(self, rows: Int[np.ndarray, " n"]) -> list[list[str]]:
-        """Codes of item rows as language models spell them, one letter a level: `<a_12>`, `<b_7>` (LC-Rec)."""
-        names = [[f"<{letter(level)}_{code}>" for code in range(size)] for level, size in enumerate(self.level_sizes)]
+        """Codes of item rows as language models spell them, the level's letter first: `<a_12>`, `<b_7>` (LC-Rec)."""
+        names = [
+            [f"<{level_name(level)}_{code}>" for code in range(size)] for level, size in enumerate(self.level_sizes)
+        ]
         return [[names[level][code] for level, code in enumerate(row)] for row in self.codes[rows].tolist()]
 
     def write(self, file: Path) -> None:
@@ -126,8 +128,7 @@ class SemanticCatalog:
         return cls(table["item_id"].combine_chunks(), codes, sizes, tie_break)
 
 
-def letter(level: int) -> str:
-    """The letter that names a level in token strings: a, b, c, ..."""
-    if not 0 <= level < 26:
-        raise SemidError(f"token strings name levels a to z; level {level} has no letter")
-    return "abcdefghijklmnopqrstuvwxyz"[level]
+def level_name(level: int) -> str:
+    """What names a level in token strings: a to z, then aa, ab, ... as the columns of a spreadsheet."""
+    before, last = divmod(level, 26)
+    return (level_name(before - 1) if before else "") + chr(ord("a") + last)

@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 
 from semid import artifacts
-from semid.catalog import SemanticCatalog, letter
+from semid.catalog import SemanticCatalog, level_name
 from semid.errors import SemidError
 
-_TOKEN = re.compile(r"<([a-z])_([0-9]{1,7})>")
+_TOKEN = re.compile(r"<([a-z]+)_([0-9]{1,7})>")
 
 
 class Format(enum.Enum):
@@ -42,7 +42,7 @@ def export(catalog: SemanticCatalog, format: Format, out: Path) -> None:
     if format is Format.JSON:
         artifacts.write_json(out, tokens)
         return
-    added = [f"<{letter(level)}_{code}>" for level, size in enumerate(catalog.level_sizes) for code in range(size)]
+    added = [f"<{level_name(level)}_{code}>" for level, size in enumerate(catalog.level_sizes) for code in range(size)]
     artifacts.write_json(out, {"added_tokens": added, "items": {key: "".join(row) for key, row in tokens.items()}})
 
 
@@ -72,6 +72,8 @@ def _codes(path: Path, item: str, tokens: Any) -> list[int]:
     if not found or "".join(f"<{name}_{code}>" for name, code in found) != text:
         raise SemidError(f"{path}: item {item!r}: {text!r} is no sequence of code tokens such as <a_12><b_7>")
     for level, (name, _) in enumerate(found):
-        if name != letter(level):
-            raise SemidError(f"{path}: item {item!r}: level {level} should be <{letter(level)}_...>, got <{name}_...>")
+        if name != level_name(level):
+            raise SemidError(
+                f"{path}: item {item!r}: level {level} should be <{level_name(level)}_...>, got <{name}_...>"
+            )
     return [int(code) for _, code in found]

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Int
 
-from semid.catalog import SemanticCatalog, letter
+from semid.catalog import SemanticCatalog, level_name
 
 TILE_COLORS = 8
 MAJORITY = 0.4  # share of a tile's items that gives the tile its color
@@ -88,7 +88,7 @@ def usage(catalog: SemanticCatalog) -> list[dict[str, Any]]:
         shares = counts[counts > 0] / items
         perplexity = float(np.exp(-(shares * np.log(shares)).sum()))
         last = catalog.tie_break and level == catalog.num_levels - 1
-        name = f"Level {letter(level)}" + (" (tie-break)" if last else "")
+        name = f"Level {level_name(level)}" + (" (tie-break)" if last else "")
         figure = {"kind": "usage", "title": f"{name}: items per code", "size": size, "even": items / size}
         numbers = {"size": size, "used": len(shares), "perplexity": perplexity}
         levels.append({"name": name, "figure": figure | _steps(counts)} | numbers)
@@ -110,7 +110,7 @@ def comparison(runs: Mapping[str, Learned]) -> dict[str, Any]:
     """A table and lines. Rows of one level, one for each run, stand together: unaligned runs beside aligned ones."""
     depth = {name: len(run["codes"]["usage"]) for name, run in runs.items()}
     rows = [
-        {"level": letter(level), "run": name, "cells": _cells(run, level)}
+        {"level": level_name(level), "run": name, "cells": _cells(run, level)}
         for level in range(max(depth.values()))
         for name, run in runs.items()
         if level in _shown(depth[name])
@@ -156,7 +156,7 @@ def _lines(runs: Mapping[str, Learned], key: str) -> dict[str, Any]:
         if content and not any(line["series"] is None and line["y"] == content for line in lines):
             lines.append({"name": safe(f"{name}: content only"), "series": None, "y": content})
     title, is_share = _LEARNED[key]
-    labels = [letter(level) for level in range(max(len(line["y"]) for line in lines))]
+    labels = [level_name(level) for level in range(max(len(line["y"]) for line in lines))]
     return {"kind": "levels", "title": title, "is_share": is_share, "labels": labels, "lines": lines}
 
 
@@ -201,7 +201,7 @@ class _Treemap:
         groups.sort(key=len, reverse=True)
         kept = len(groups) if len(groups) <= quota else max(0, quota - 1)
         for group in groups[:kept]:
-            code = f"{letter(level)}_{self.catalog.codes[group[0], level]}" if level < depth else f"item-{group[0]}"
+            code = f"{level_name(level)}_{self.catalog.codes[group[0], level]}" if level < depth else f"item-{group[0]}"
             self.tile(f"{parent}/{code}", parent, code if level < depth else self.title(group[0]), group)
             self.add(f"{parent}/{code}", group, level=level + 1, quota=(quota - kept) * len(group) // len(inside))
         if kept < len(groups):

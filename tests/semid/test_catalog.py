@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from semid.catalog import SemanticCatalog, letter
+from semid.catalog import SemanticCatalog, level_name
 from semid.errors import SemidError
 
 IDS = ["a", "b", "c", "d"]
@@ -82,9 +82,6 @@ def test_find_takes_what_lookup_gives():
 
 def test_tokens_name_levels_by_letter():
     assert make().tokens_of(np.array([1, 3])) == [["<a_2>", "<b_0>"], ["<a_1>", "<b_1>"]]
-    assert (letter(0), letter(25)) == ("a", "z")
-    with pytest.raises(SemidError, match="level 26 has no letter"):
-        letter(26)
 
 
 @pytest.mark.parametrize("tie_break", [False, True])
@@ -150,3 +147,7 @@ def test_a_file_that_is_absent_or_no_parquet_is_named(tmp_path):
     (tmp_path / "y.parquet").write_text("hello")
     with pytest.raises(SemidError, match=r"y\.parquet: not a readable Parquet file"):
         SemanticCatalog.read(tmp_path / "y.parquet")
+
+
+def test_levels_beyond_the_alphabet_have_two_letters():
+    assert [level_name(level) for level in (0, 25, 26, 51, 52, 701, 702)] == ["a", "z", "aa", "az", "ba", "zz", "aaa"]
