@@ -1,4 +1,4 @@
-"""What collaborative alignment is worth: one generator on the codes of five tokenizers, and their controls.
+"""What collaborative alignment is worth: one generator on the codes of seven tokenizers, and their controls.
 
     python -m experiments.alignment --dataset ../shared/data/amazon14_beauty --out runs/alignment
     python -m experiments.alignment --out runs/alignment_simulated --seeds 0 1 2 3 4    # the simulated catalogue
@@ -10,6 +10,7 @@ The teacher is SASRec with full-softmax cross-entropy over ids and content vecto
     distill          ... aligned with the teacher's item vectors by regression
     das              ... aligned in the dual views of users and items (experiments/das.py)
     concatenation    RQ-VAE codes of [content ; teacher's vectors], not aligned
+    joint            ... aligned: regression on the teacher's vectors, and co-consumed items find each other
     collaborative    RQ-VAE codes of the teacher's vectors alone
     random, shuffled controls of distill: its vectors are noise, or those of other items
 
@@ -27,7 +28,7 @@ import tyro
 from experiments import das, letter
 from experiments.arms import RANDOM, SHUFFLED, TEACHER, Arm, run
 from semid import TokenizerConfig
-from semid.alignment import DistillConfig, VectorColumn
+from semid.alignment import CooccurrenceConfig, DistillConfig, VectorColumn
 from semid.tokenizer import RQVaeConfig
 
 
@@ -37,12 +38,21 @@ def _distilled(content: tuple[str, ...], vectors: str) -> TokenizerConfig:
     return TokenizerConfig(method, content, alignment=(DistillConfig(),), signal=VectorColumn(vectors))
 
 
+def _joint(content: tuple[str, ...]) -> TokenizerConfig:
+    """What concatenation reads, aligned: the losses alone shape the codes, nothing is reconstructed."""
+    alignment = (DistillConfig(), CooccurrenceConfig())
+    return TokenizerConfig(
+        RQVaeConfig(reconstruction=0.0), (*content, TEACHER), alignment=alignment, signal=VectorColumn(TEACHER)
+    )
+
+
 ARMS: dict[str, Arm] = {
     "text": lambda content: TokenizerConfig(columns=content),
     "letter": letter.tokenizer,
     "distill": lambda content: _distilled(content, TEACHER),
     "das": das.tokenizer,
     "concatenation": lambda content: TokenizerConfig(columns=(*content, TEACHER)),
+    "joint": _joint,
     "collaborative": lambda content: TokenizerConfig(columns=(TEACHER,)),
     "random": lambda content: _distilled(content, RANDOM),
     "shuffled": lambda content: _distilled(content, SHUFFLED),

@@ -25,7 +25,7 @@ from semid.tokenizer import RQVaeConfig
 # Columns that every arm may use beside the content: the teacher's item vectors, noise, and other items' vectors.
 TEACHER, RANDOM, SHUFFLED = "teacher", "random", "shuffled"
 # Arms that are also compared with the one named concatenation.
-ALIGNED = ("letter", "distill", "das")
+ALIGNED = ("letter", "distill", "das", "joint")
 
 Arm = Callable[[tuple[str, ...]], TokenizerConfig]  # from the content columns
 
