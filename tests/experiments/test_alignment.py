@@ -56,11 +56,10 @@ def test_two_steps_of_letter_and_of_das_share_what_is_finished(layout, tmp_path,
 def test_arms_read_what_their_names_say():
     configs = {name: arm(("text",)) for name, arm in ARMS.items()}
     content = {name: config.columns for name, config in configs.items()}
-    assert content["concatenation"] == ("text", TEACHER)
-    assert content["collaborative"] == (TEACHER,)
-    assert {name for name, columns in content.items() if columns == ("text",)} == set(ARMS) - {
-        "concatenation",
-        "collaborative",
-    }
+    wide = {"concatenation": ("text", TEACHER), "joint": ("text", TEACHER), "collaborative": (TEACHER,)}
+    assert content == dict.fromkeys(ARMS, ("text",)) | wide
     signals = {name: config.signal.name for name, config in configs.items() if config.alignment}
-    assert signals == {"letter": TEACHER, "distill": TEACHER, "das": TEACHER, "random": RANDOM, "shuffled": SHUFFLED}
+    assert signals == dict.fromkeys(("letter", "distill", "das", "joint"), TEACHER) | {
+        "random": RANDOM,
+        "shuffled": SHUFFLED,
+    }
