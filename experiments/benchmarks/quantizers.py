@@ -42,6 +42,8 @@ from semid.training import create_state, make_mesh, make_optimizer, make_step, p
 
 DIM, ITEMS, BATCH = 768, 65_536, 2048
 CONFIG = RQVaeConfig()
+# OpenMP's threads go on spinning for .2 s after PyTorch's last product, and would take the cores from who is next.
+_PAUSE = 0.5
 
 
 def train(out: Path, peer_python: Path | None = None, rounds: int = 7, steps: int = 20) -> None:
@@ -65,7 +67,9 @@ def train(out: Path, peer_python: Path | None = None, rounds: int = 7, steps: in
         seconds: dict[str, list[float]] = {name: [] for name in contenders}
         for _ in range(rounds):
             for name, run in contenders.items():
+                time.sleep(_PAUSE)
                 seconds[name].append(run(steps) / steps)
+            time.sleep(_PAUSE)
             rates["semid"].append(_matmul_rate())
             if peer_python:
                 rates["peer"].append(ask(f"matmul {steps}")[0])
