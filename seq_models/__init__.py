@@ -1,23 +1,56 @@
 """Autoregressive transformers over discrete codes, the code trie, and beam search constrained to it."""
 
 from seq_models.dense import DenseConfig, DenseTransformer
-from seq_models.layers import TransformerConfig
-from seq_models.rq_transformer import DepthCache, Inputs, RQTransformer, RQTransformerConfig
-from seq_models.search import Beams, Normalization, beam_search, item_log_probs
-from seq_models.trie import Children, CodeTrie
+from seq_models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
+from seq_models.flat import FlatDecoder, FlatDecoderConfig
+from seq_models.hybrid import HybridConfig, HybridTransformer
+from seq_models.layers import Precision, TransformerConfig
+from seq_models.losses import (
+    code_cross_entropy,
+    constrained_cross_entropy,
+    cross_entropy,
+    distillation,
+    softmax_cross_entropy,
+    weighted_mean,
+)
+from seq_models.masks import ItemMask
+from seq_models.rq_transformer import RQTransformer, RQTransformerConfig
+from seq_models.scoring import LeafBlocks, catalog_log_probs, item_log_probs
+from seq_models.search import Beams, Normalization, beam_search
+from seq_models.trie import Capacity, Children, CodeTrie
+from seq_models.types import CodeModel, Inputs, Layout, Prefixes
 
 __all__ = [
     "Beams",
+    "Capacity",
     "Children",
+    "CodeModel",
     "CodeTrie",
     "DenseConfig",
     "DenseTransformer",
-    "DepthCache",
+    "EncoderDecoder",
+    "EncoderDecoderConfig",
+    "FlatDecoder",
+    "FlatDecoderConfig",
+    "HybridConfig",
+    "HybridTransformer",
     "Inputs",
+    "ItemMask",
+    "Layout",
+    "LeafBlocks",
     "Normalization",
+    "Precision",
+    "Prefixes",
     "RQTransformer",
     "RQTransformerConfig",
     "TransformerConfig",
     "beam_search",
+    "catalog_log_probs",
+    "code_cross_entropy",
+    "constrained_cross_entropy",
+    "cross_entropy",
+    "distillation",
     "item_log_probs",
+    "softmax_cross_entropy",
+    "weighted_mean",
 ]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from seq_models.layers import Backbone, TransformerConfig, last_state
+from seq_models.layers import Backbone, TransformerConfig, last_state, linear, products
 
 
 @dataclass(frozen=True)
@@ -25,15 +24,15 @@ class DenseTransformer(nnx.Module):
     """
 
     def __init__(self, config: DenseConfig, *, num_ids: int, num_features: int = 0, rngs: nnx.Rngs) -> None:
-        dim = config.backbone.dim
+        dim, self.dtype = config.backbone.dim, config.backbone.dtype
         self.ids = nnx.Embed(num_ids, dim, embedding_init=nnx.initializers.normal(dim**-0.5), rngs=rngs)
-        self.project = nnx.Linear(num_features, dim, rngs=rngs) if num_features else None
+        self.project = linear(config.backbone, num_features, dim, rngs, bias=True) if num_features else None
         self.backbone = Backbone(config.backbone, rngs=rngs)
 
     def vectors(self, features: Float[Array, "ids feature"] | None) -> Float[Array, "ids dim"]:
         """The vector of every id."""
         table = self.ids.embedding[...]
-        return table if self.project is None or features is None else table + self.project(features)
+        return table if self.project is None or features is None else table + self.project(features).astype(table.dtype)
 
     def states(
         self,
@@ -43,11 +42,12 @@ class DenseTransformer(nnx.Module):
         *,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "b t dim"]:
-        """Backbone states of histories of ids."""
-        return self.backbone(vectors[history] * (vectors.shape[-1] ** 0.5), segments, key=key)
+        """Backbone states of histories of ids, in the dtype in which they are to be multiplied with the vectors."""
+        states = self.backbone(vectors[history] * (vectors.shape[-1] ** 0.5), segments, key=key)
+        return states.astype(self.dtype.value)
 
     def scores(
         self, vectors: Float[Array, "ids dim"], history: Int[Array, "b t"], segments: Int[Array, "b t"]
     ) -> Float[Array, "b ids"]:
-        """Logits of every id after each right-padded history."""
-        return jnp.matmul(last_state(self.states(vectors, history, segments), segments), vectors.T)
+        """Logits of every id after the history of each row, padded on either side."""
+        return products(last_state(self.states(vectors, history, segments), segments), vectors, self.dtype)

@@ -1,13 +1,25 @@
-"""Transformer pieces that every model shares: attention with rotary positions, SwiGLU, dropout, the block stack."""
+"""Transformer pieces that every model shares: projections of attention, SwiGLU, dropout, the block and its stack."""
 
 from __future__ import annotations
 
+import enum
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key
+
+from seq_models.attention import KeyValue, attend_rows, rotate, segment_positions
+
+
+class Precision(enum.Enum):
+    """What matrices are multiplied in. Parameters, norms, softmax and logits are float32 in any case."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
 
 
 @dataclass(frozen=True)
@@ -20,10 +32,16 @@ class TransformerConfig:
     """Blocks."""
     heads: int = 2
     """Attention heads; dim / heads must be even."""
+    kv_heads: int | None = None
+    """Heads of keys and values, each shared by a group of query heads; by default as many as heads."""
     hidden: int = 128
     """Width inside the SwiGLU (three matrices of dim x hidden)."""
     dropout: float = 0.2
     """Share of values dropped on the input and on each residual, in training."""
+    dtype: Precision = Precision.FLOAT32
+    """What matrices are multiplied in."""
+    remat: bool = False
+    """Compute each block again in the backward pass instead of keeping what is inside it: less memory, more time."""
 
     def __post_init__(self) -> None:
         for name in ("dim", "layers", "heads", "hidden"):
@@ -31,6 +49,8 @@ class TransformerConfig:
                 raise ValueError(f"expected {name} of at least 1, got {getattr(self, name)}")
         if self.dim % self.heads or (self.dim // self.heads) % 2:
             raise ValueError(f"dim {self.dim} must divide into {self.heads} heads of even width; change dim or heads")
+        if self.kv_heads is not None and (self.kv_heads < 1 or self.heads % self.kv_heads):
+            raise ValueError(f"heads {self.heads} must divide among kv_heads {self.kv_heads}; change either")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout {self.dropout} must lie in [0, 1)")
 
@@ -54,49 +74,56 @@ def split_key(key: Key[Array, ""] | None, n: int) -> list[Key[Array, ""] | None]
     return [None] * n if key is None else list(jax.random.split(key, n))
 
 
-def rotate(x: Float[Array, "b t heads width"], positions: Int[Array, "b t"]) -> Float[Array, "b t heads width"]:
-    """Rotary position embedding (Su et al. 2021, RoFormer eq. 15), halves convention."""
-    half = x.shape[-1] // 2
-    rates = 10000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angles = positions[..., None, None].astype(jnp.float32) * rates[None, None, None, :]
-    sin, cos = jnp.sin(angles).astype(x.dtype), jnp.cos(angles).astype(x.dtype)
-    a, b = x[..., :half], x[..., half:]
-    return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
+def products(x: Float[Array, "*b dim"], table: Float[Array, "n dim"], dtype: Precision) -> Float[Array, "*b n"]:
+    """Inner products with every row of `table`, multiplied in `dtype`, summed in float32: logits."""
+    x, table = x.astype(dtype.value), table.astype(dtype.value)
+    return jnp.matmul(x, table.T, preferred_element_type=jnp.float32)
+
+
+def norm(config: TransformerConfig, rngs: nnx.Rngs) -> nnx.RMSNorm:
+    """A norm from and to float32, whatever comes in."""
+    return nnx.RMSNorm(config.dim, dtype=jnp.float32, rngs=rngs)
+
+
+def linear(config: TransformerConfig, inputs: int, outputs: int, rngs: nnx.Rngs, *, bias: bool = False) -> nnx.Linear:
+    """A matrix with float32 parameters, multiplied in the config's dtype."""
+    return nnx.Linear(inputs, outputs, use_bias=bias, dtype=config.dtype.value, rngs=rngs)
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention; with `positions`, queries and keys are rotated."""
+    """The projections of self-attention; what is seen, and from where, is its caller's."""
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs) -> None:
-        self.heads = config.heads
-        self.qkv = nnx.Linear(config.dim, 3 * config.dim, use_bias=False, rngs=rngs)
-        self.out = nnx.Linear(config.dim, config.dim, use_bias=False, rngs=rngs)
+        self.heads, self.kv_heads = config.heads, config.kv_heads or config.heads
+        width = config.dim // config.heads
+        self.qkv = linear(config, config.dim, (self.heads + 2 * self.kv_heads) * width, rngs)
+        self.out = linear(config, config.dim, config.dim, rngs)
 
-    def project(self, x: Float[Array, "*b dim"]) -> tuple[Array, Array, Array]:
-        """Queries, keys and values, each `[*b, heads, width]`."""
-        q, k, v = jnp.split(self.qkv(x), 3, axis=-1)
-        shape = (*x.shape[:-1], self.heads, -1)
-        return q.reshape(shape), k.reshape(shape), v.reshape(shape)
+    def project(self, x: Float[Array, "*b dim"]) -> tuple[Float[Array, "*b heads width"], KeyValue]:
+        """Queries, and keys and values."""
+        mixed = self.qkv(x).reshape((*x.shape[:-1], self.heads + 2 * self.kv_heads, -1))
+        q, k, v = jnp.split(mixed, [self.heads, self.heads + self.kv_heads], axis=-2)
+        return q, KeyValue(k, v)
 
-    def __call__(
-        self, x: Float[Array, "b t dim"], mask: Bool[Array, "b t t"], positions: Int[Array, "b t"]
-    ) -> Float[Array, "b t dim"]:
-        q, k, v = self.project(x)
-        q, k = rotate(q, positions), rotate(k, positions)
-        mixed = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
-        return self.out(mixed.reshape(x.shape))
+    def merge(self, heads: Float[Array, "*b heads width"]) -> Float[Array, "*b dim"]:
+        """What the heads have read, back at the width of the states."""
+        return self.out(heads.reshape((*heads.shape[:-2], -1)))
 
 
 class SwiGLU(nnx.Module):
     """Gated feed-forward layer (Shazeer 2020, eq. 6)."""
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs) -> None:
-        self.up = nnx.Linear(config.dim, 2 * config.hidden, use_bias=False, rngs=rngs)
-        self.down = nnx.Linear(config.hidden, config.dim, use_bias=False, rngs=rngs)
+        self.up = linear(config, config.dim, 2 * config.hidden, rngs)
+        self.down = linear(config, config.hidden, config.dim, rngs)
 
     def __call__(self, x: Float[Array, "*b dim"]) -> Float[Array, "*b dim"]:
         gate, value = jnp.split(self.up(x), 2, axis=-1)
         return self.down(jax.nn.silu(gate) * value)
+
+
+# From queries, keys and values to what the queries read, and the keys and values worth keeping.
+Attend = Callable[[Array, KeyValue], tuple[Array, KeyValue]]
 
 
 class Block(nnx.Module):
@@ -104,56 +131,67 @@ class Block(nnx.Module):
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs) -> None:
         self.rate = config.dropout
-        self.norm_attention = nnx.RMSNorm(config.dim, rngs=rngs)
+        self.norm_attention = norm(config, rngs)
         self.attention = Attention(config, rngs=rngs)
-        self.norm_feed = nnx.RMSNorm(config.dim, rngs=rngs)
+        self.norm_feed = norm(config, rngs)
         self.feed = SwiGLU(config, rngs=rngs)
 
-    def residual(self, x: Array, mixed: Array, key: Key[Array, ""] | None) -> Array:
-        """What follows attention: both residual additions, the feed-forward layer between them."""
-        first, second = split_key(key, 2)
-        x = x + dropout(mixed, self.rate, first)
-        return x + dropout(self.feed(self.norm_feed(x)), self.rate, second)
+    def mix(self, x: Array, attend: Attend, key: Key[Array, ""] | None) -> tuple[Array, KeyValue]:
+        """The first half: states with what they attended to, and the keys and values to keep."""
+        heads, kept = attend(*self.attention.project(self.norm_attention(x)))
+        return x + dropout(self.attention.merge(heads), self.rate, key), kept
 
-    def __call__(self, x: Array, mask: Array, positions: Array, key: Key[Array, ""] | None) -> Array:
-        return self.residual(x, self.attention(self.norm_attention(x), mask, positions), key)
+    def feed_forward(self, x: Array, key: Key[Array, ""] | None) -> Array:
+        """The second half."""
+        return x + dropout(self.feed(self.norm_feed(x)), self.rate, key)
+
+    def __call__(self, x: Array, attend: Attend, key: Key[Array, ""] | None) -> tuple[Array, KeyValue]:
+        first, second = split_key(key, 2)
+        x, kept = self.mix(x, attend, first)
+        return self.feed_forward(x, second), kept
+
+
+def attend_within(segments: Int[Array, "b t"], *, causal: bool) -> Attend:
+    """Attention of packed rows, with rotary positions within segments; keeps the rotated keys."""
+    positions = segment_positions(segments)
+
+    def attend(q: Array, kv: KeyValue) -> tuple[Array, KeyValue]:
+        kv = KeyValue(rotate(kv.keys, positions), kv.values)
+        return attend_rows(rotate(q, positions), kv, segments, causal=causal), kv
+
+    return attend
 
 
 class Backbone(nnx.Module):
-    """A causal stack over packed rows: position `t` sees the positions before it in its own segment."""
+    """A stack over packed rows: position `t` sees its own segment; causal: no later position of it."""
 
-    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs) -> None:
-        self.rate = config.dropout
+    def __init__(self, config: TransformerConfig, *, causal: bool = True, rngs: nnx.Rngs) -> None:
+        self.config, self.causal = config, causal
         self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.layers)])
-        self.norm = nnx.RMSNorm(config.dim, rngs=rngs)
+        self.norm = norm(config, rngs)
 
     def __call__(
         self, x: Float[Array, "b t dim"], segments: Int[Array, "b t"], *, key: Key[Array, ""] | None = None
     ) -> Float[Array, "b t dim"]:
         """States at every position. `segments` numbers the histories of a row from 1; 0 is padding."""
+        return self.read(x, segments, key=key)[0]
+
+    def read(
+        self, x: Float[Array, "b t dim"], segments: Int[Array, "b t"], *, key: Key[Array, ""] | None = None
+    ) -> tuple[Float[Array, "b t dim"], tuple[KeyValue, ...]]:
+        """The states, and what each block attended to."""
         input_key, *block_keys = split_key(key, len(self.blocks) + 1)
-        x = dropout(x, self.rate, input_key)
-        mask, positions = causal_mask(segments), segment_positions(segments)
+        x = dropout(x.astype(self.config.dtype.value), self.config.dropout, input_key)
+        attend, kept = attend_within(segments, causal=self.causal), []
         for block, block_key in zip(self.blocks, block_keys, strict=True):
-            x = block(x, mask, positions, block_key)
-        return self.norm(x)
-
-
-def causal_mask(segments: Int[Array, "b t"]) -> Bool[Array, "b t t"]:
-    """True where query `t` may look at key `s`: same segment, not later. Padding sees padding, so no row is empty."""
-    length = segments.shape[-1]
-    same = segments[:, :, None] == segments[:, None, :]
-    return same & jnp.tril(jnp.ones((length, length), bool))[None]
-
-
-def segment_positions(segments: Int[Array, "b t"]) -> Int[Array, "b t"]:
-    """Position of each entry within its segment, from 0."""
-    index = jnp.broadcast_to(jnp.arange(segments.shape[-1])[None], segments.shape)
-    begins = jnp.concatenate([jnp.ones_like(segments[:, :1], bool), segments[:, 1:] != segments[:, :-1]], axis=1)
-    return index - jax.lax.cummax(jnp.where(begins, index, 0), axis=1)
+            run = functools.partial(block, attend=attend, key=block_key)
+            x, kv = (jax.checkpoint(run) if self.config.remat else run)(x)
+            kept.append(kv)
+        return self.norm(x), tuple(kept)
 
 
 def last_state(states: Float[Array, "b t dim"], segments: Int[Array, "b t"]) -> Float[Array, "b dim"]:
-    """The state at the last real position of right-padded rows that hold one history each."""
-    last = jnp.maximum(jnp.sum(segments != 0, axis=1) - 1, 0)
+    """The state at the last real position of rows that hold one history each, padded on either side."""
+    index = jnp.arange(segments.shape[1])[None]
+    last = jnp.max(jnp.where(segments != 0, index, 0), axis=1)
     return jnp.take_along_axis(states, last[:, None, None], axis=1)[:, 0]

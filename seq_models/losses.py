@@ -1,15 +1,102 @@
-"""Losses that need more care than one line."""
+"""What models of codes, and of items, learn from: pure functions, to be weighted and added up by a training loss."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
 
 # Logits held at once: a block stays in the cache of a CPU core.
 _BLOCK = 1 << 21
+# A block holds all ids if it then has so many states; if not, many states, and the ids in blocks of their own.
+_FEW_STATES, _MANY_STATES = 64, 1024
+
+
+def code_cross_entropy(
+    logits: Sequence[Float[Array, "*n size"]],
+    codes: Int[Array, "*n level"],
+    weights: Float[Array, "*n"],
+    *,
+    smoothing: float = 0.0,
+) -> Float[Array, " level"]:
+    """Weighted mean of each level's cross-entropy, in nats; with `smoothing`, that share of the target is uniform."""
+    levels = [
+        weighted_mean(cross_entropy(of_level, codes[..., level], smoothing=smoothing), weights)
+        for level, of_level in enumerate(logits)
+    ]
+    return jnp.stack(levels)
+
+
+def cross_entropy(
+    logits: Float[Array, "*n size"], codes: Int[Array, "*n"], *, smoothing: float = 0.0
+) -> Float[Array, "*n"]:
+    """Cross-entropy of `codes`, in nats; label smoothing after Szegedy et al. 2016, section 7."""
+    logits = logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+    total = jnp.log(jnp.sum(jnp.exp(logits), axis=-1))
+    loss = total - _at(logits, codes)
+    return loss if smoothing == 0.0 else loss + smoothing * (_at(logits, codes) - jnp.mean(logits, axis=-1))
+
+
+def constrained_cross_entropy(
+    logits: Float[Array, "*n size"],
+    codes: Int[Array, "*n"],
+    children: Int[Array, "*n fan_out"],
+    valid: Bool[Array, "*n fan_out"],
+    *,
+    smoothing: float = 0.0,
+) -> Float[Array, "*n"]:
+    """Cross-entropy of `codes` among the children of their prefix in the trie (MSCGRec, arXiv 2602.03713).
+
+    `children` are the tokens that may follow, padded where not `valid`; the code itself must be one of them.
+    """
+    among = jnp.where(valid, jnp.take_along_axis(logits, children, axis=-1), -jnp.inf)
+    largest = jax.lax.stop_gradient(jnp.max(among, axis=-1, keepdims=True))
+    total = jnp.log(jnp.sum(jnp.exp(among - largest), axis=-1)) + largest[..., 0]
+    loss = total - _at(logits, codes)
+    if smoothing == 0.0:
+        return loss
+    mean = jnp.sum(jnp.where(valid, among, 0.0), axis=-1) / jnp.sum(valid, axis=-1, dtype=logits.dtype)
+    return loss + smoothing * (_at(logits, codes) - mean)
+
+
+def distillation(
+    logits: Sequence[Float[Array, "*n size"]],
+    codes: Int[Array, "*n level"],
+    weights: Float[Array, "*n"],
+    *,
+    teacher_codes: Int[Array, "*n k level"],
+    teacher_scores: Float[Array, "*n k"],
+) -> Float[Array, " level"]:
+    """Cross-entropy of each level to a teacher that scores items, given the target's codes before that level.
+
+    `teacher_codes` are those of k items, for instance its best; `teacher_scores` their logits, divided by a temperature
+    if wanted. What the teacher says of a level's codes is its probability of the items that share the target's prefix,
+    summed by code; where none of the k does, it says nothing, and the level has no loss. UniGRec (arXiv 2601.17438)
+    distils a teacher over items as well, by contrasting states: this needs no projection between their widths.
+    """
+    shares_prefix, losses = jnp.ones(teacher_scores.shape, bool), []
+    for level, of_level in enumerate(logits):
+        known = jnp.any(shares_prefix, axis=-1)
+        powers = jax.nn.softmax(jnp.where(shares_prefix, teacher_scores, jnp.finfo(jnp.float32).min), axis=-1)
+        students = jnp.take_along_axis(jax.nn.log_softmax(of_level), teacher_codes[..., level], axis=-1)
+        losses.append(weighted_mean(-jnp.sum(powers * students, axis=-1), weights * known.astype(weights.dtype)))
+        shares_prefix &= teacher_codes[..., level] == codes[..., None, level]
+    return jnp.stack(losses)
+
+
+def weighted_mean(losses: Float[Array, "*n"], weights: Float[Array, "*n"]) -> Float[Array, ""]:
+    """Mean by weight; 0 where all weights are."""
+    total = jnp.sum(weights)
+    return jnp.sum(losses * weights) / jnp.where(total == 0, 1.0, total)
+
+
+def _at(logits: Float[Array, "*n size"], codes: Int[Array, "*n"]) -> Float[Array, "*n"]:
+    return jnp.take_along_axis(logits, codes[..., None], axis=-1)[..., 0]
 
 
 def softmax_cross_entropy(
@@ -17,46 +104,131 @@ def softmax_cross_entropy(
     vectors: Float[Array, "ids dim"],
     targets: Int[Array, " n"],
     weights: Float[Array, " n"],
+    *,
+    row_axes: tuple[str, ...] = (),
+    id_axes: tuple[str, ...] = (),
 ) -> Float[Array, ""]:
     """Sum over n of `weight * -log softmax(vectors @ state)[target]`, never holding all n x ids logits.
 
     Blocks of states are taken one after another, and each block's gradient is computed along with its loss, as in
-    fused linear cross-entropy kernels: three matrix products, and two passes over logits that stay in cache.
+    fused linear cross-entropy kernels: three matrix products, and two passes over logits that stay in cache. Where the
+    ids are too many for that, they go by blocks as well, at the price of a fourth product.
+
+    Matrices are multiplied in the dtype of `states` and summed in float32. On a mesh that `jax.set_mesh` has set, the
+    states may lie over `row_axes` and the vectors over `id_axes`, whose sizes must divide n and ids: each device then
+    computes its part of the logits, and only sums travel.
     """
-    block = max(min(_BLOCK // len(vectors), len(states)), 1)
-    missing = -len(states) % block
-    padded = jnp.pad(states, ((0, missing), (0, 0)))
-    return _blocked(padded, vectors, jnp.pad(targets, (0, missing)), jnp.pad(weights, (0, missing)), block)
+    return _weighted_sum(states, vectors, targets, weights, (row_axes, id_axes))
+
+
+class _Gradients(NamedTuple):
+    """Arrays, or how they lie on a mesh."""
+
+    states: Any
+    vectors: Any
+    weights: Any
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _blocked(states: Array, vectors: Array, targets: Array, weights: Array, block: int) -> Array:
-    return _forward(states, vectors, targets, weights, block)[0]
+def _weighted_sum(states: Array, vectors: Array, targets: Array, weights: Array, axes: tuple) -> Array:
+    return _forward(states, vectors, targets, weights, axes)[0]
 
 
-def _forward(states: Array, vectors: Array, targets: Array, weights: Array, block: int) -> tuple[Array, tuple]:
-    def one(by_vectors: Array, inputs: tuple[Array, Array, Array]) -> tuple[Array, tuple[Array, Array]]:
-        state, target, weight = inputs
-        logits = jnp.matmul(state, vectors.T)
-        largest = jnp.max(logits, axis=-1, keepdims=True)
-        powers = jnp.exp(logits - largest)
-        total = jnp.sum(powers, axis=-1, keepdims=True)
-        wanted = jnp.take_along_axis(logits, target[:, None], axis=-1)
-        losses = (jnp.log(total) + largest - wanted)[:, 0]
-        shares = powers * (weight[:, None] / total)
-        by_state = jnp.matmul(shares, vectors) - weight[:, None] * vectors[target]
-        by_vectors = by_vectors + jnp.matmul(shares.T, state)
-        return by_vectors.at[target].add(-weight[:, None] * state), (losses, by_state)
-
-    blocks = jax.tree.map(lambda x: x.reshape(-1, block, *x.shape[1:]), (states, targets, weights))
-    by_vectors, (losses, by_states) = jax.lax.scan(one, jnp.zeros_like(vectors), blocks)
-    by_weights = losses.reshape(weights.shape)
-    return jnp.sum(weights * by_weights), (by_states.reshape(states.shape), by_vectors, by_weights)
+def _forward(
+    states: Array, vectors: Array, targets: Array, weights: Array, axes: tuple[tuple[str, ...], tuple[str, ...]]
+) -> tuple[Array, _Gradients]:
+    run = functools.partial(_shard, row_axes=axes[0], id_axes=axes[1])
+    if axes[0] or axes[1]:
+        rows, ids = (PartitionSpec(names or None) for names in axes)
+        specs = PartitionSpec(), _Gradients(rows, ids, rows)
+        run = jax.shard_map(run, in_specs=(rows, ids, rows, rows), out_specs=specs, check_vma=False)
+    return run(states, vectors, targets, weights)
 
 
-def _backward(block: int, gradients: tuple, scale: Array) -> tuple:
-    by_states, by_vectors, by_weights = gradients
-    return by_states * scale, by_vectors * scale, None, by_weights * scale
+def _backward(axes: tuple, gradients: _Gradients, scale: Array) -> tuple:
+    by_states, by_vectors, by_weights = (x * scale.astype(x.dtype) for x in gradients)
+    return by_states, by_vectors, None, by_weights
 
 
-_blocked.defvjp(_forward, _backward)
+_weighted_sum.defvjp(_forward, _backward)
+
+
+def _shard(
+    states: Array,
+    vectors: Array,
+    targets: Array,
+    weights: Array,
+    *,
+    row_axes: tuple[str, ...],
+    id_axes: tuple[str, ...],
+) -> tuple[Array, _Gradients]:
+    """One device's states over its own ids: the loss and all gradients, summed over the mesh where they must be."""
+    n, ids = len(states), len(vectors)
+    targets = targets - ids * jax.lax.axis_index(id_axes) if id_axes else targets
+    rows = min(_BLOCK // ids if _BLOCK // ids >= _FEW_STATES else _MANY_STATES, n)
+    width = min(max(_BLOCK // rows, 1), ids)
+    blocks = [_padded(x, rows) for x in (states, targets, weights)]
+    one = functools.partial(_block, of_ids=_padded(vectors.astype(states.dtype), width), num_ids=ids, id_axes=id_axes)
+    by_vectors, (losses, by_states) = jax.lax.scan(one, jnp.zeros(vectors.shape, jnp.float32), tuple(blocks))
+    by_weights, by_states = losses.reshape(-1)[:n], by_states.reshape(-1, states.shape[1])[:n]
+    total = jnp.sum(weights * by_weights)
+    if row_axes:
+        total, by_vectors = jax.lax.psum((total, by_vectors), row_axes)
+    return total, _Gradients(by_states.astype(states.dtype), by_vectors.astype(vectors.dtype), by_weights)
+
+
+def _block(
+    by_vectors: Float[Array, "ids dim"],
+    inputs: tuple[Float[Array, "rows dim"], Int[Array, " rows"], Float[Array, " rows"]],
+    *,
+    of_ids: Float[Array, "blocks width dim"],
+    num_ids: int,
+    id_axes: tuple[str, ...],
+) -> tuple[Array, tuple[Float[Array, " rows"], Float[Array, "rows dim"]]]:
+    """Loss and gradient of one block of states, those of the vectors added to what came before."""
+    state, target, weight = inputs
+    blocks, width = of_ids.shape[:2]
+    begins = width * jnp.arange(blocks)
+    over_ids = functools.partial(jax.lax.scan, xs=(of_ids, begins), unroll=blocks == 1)  # one block: no loop, and so
+    # the logits below are computed once
+
+    def logits_of(vectors: Array, begin: Array) -> Array:
+        logits = jnp.matmul(state, vectors.T, preferred_element_type=jnp.float32)
+        if num_ids % width == 0:
+            return logits
+        return jnp.where((begin + jnp.arange(width) < num_ids)[None], logits, -jnp.inf)
+
+    def measure(so_far: tuple[Array, Array], ids: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
+        logits = logits_of(*ids)
+        largest = jnp.maximum(so_far[0], jnp.max(logits, axis=-1, keepdims=True))
+        total = so_far[1] * jnp.exp(so_far[0] - largest) + jnp.sum(jnp.exp(logits - largest), axis=-1, keepdims=True)
+        return (largest, total), None
+
+    def differentiate(by_state: Array, ids: tuple[Array, Array]) -> tuple[Array, Array]:
+        shares = (jnp.exp(logits_of(*ids) - largest) * (weight[:, None] / total)).astype(state.dtype)
+        by_state += jnp.matmul(shares, ids[0], preferred_element_type=jnp.float32)
+        return by_state, jnp.matmul(shares.T, state, preferred_element_type=jnp.float32)
+
+    start = jnp.full((len(state), 1), -jnp.inf), jnp.zeros((len(state), 1))
+    (largest, total), _ = over_ids(measure, start)
+    if id_axes:
+        of_device, largest = largest, jax.lax.pmax(largest, id_axes)
+        total = jax.lax.psum(total * jnp.exp(of_device - largest), id_axes)
+    by_state, by_ids = over_ids(differentiate, jnp.zeros(state.shape, jnp.float32))
+    here = ((target >= 0) & (target < num_ids))[:, None]
+    own = jnp.where(here, of_ids.reshape(-1, state.shape[1])[jnp.where(here[:, 0], target, 0)], 0)
+    own, state32 = own.astype(jnp.float32), state.astype(jnp.float32)
+    wanted = jnp.sum(state32 * own, axis=-1)
+    by_state -= weight[:, None] * own
+    if id_axes:
+        wanted, by_state = jax.lax.psum((wanted, by_state), id_axes)
+    by_vectors += by_ids.reshape(-1, state.shape[1])[:num_ids]
+    at_target = jnp.where(here, -weight[:, None] * state32, 0.0)
+    by_vectors = by_vectors.at[jnp.where(here[:, 0], target, 0)].add(at_target)
+    return by_vectors, (jnp.log(total[:, 0]) + largest[:, 0] - wanted, by_state)
+
+
+def _padded(x: Array, size: int) -> Float[Array, "blocks size *rest"]:
+    """In blocks of `size` rows, the last one filled up with zeros."""
+    missing = -len(x) % size
+    return jnp.pad(x, ((0, missing), *[(0, 0)] * (x.ndim - 1))).reshape(-1, size, *x.shape[1:])

@@ -1,13 +1,8 @@
-"""Beam search over a code trie: every beam it returns is an item that exists.
+"""Beam search over a code trie: every beam it returns is an item that exists, and one that the request may return.
 
-A model takes part through one function, `step(cache, codes, level) -> (logits, cache)`:
-
-- `level` is a Python int (levels are unrolled, since their vocabularies differ);
-- `codes`, `Int[batch beam]`, are the codes chosen at the level before for each live beam; None at level 0, where each
-  user has a single beam;
-- `logits`, `Float[batch beam level_sizes[level]]`, are those of this level's codes;
-- `cache` is any pytree of arrays `[batch, beam, ...]`, the beams' own state, re-gathered by parent between levels.
-  What all beams of a user share is closed over by `step` and never repeated per beam.
+A model takes part through one function, `step(cache, prefixes) -> (logits, cache)` (`seq_models.types`), called once a
+level: levels are unrolled, since their vocabularies differ. At level 0 each user has a single beam. `logits`,
+`Float[batch beam level_sizes[level]]`, are those of the next code of each beam.
 """
 
 from __future__ import annotations
@@ -20,13 +15,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from seq_models.trie import CodeTrie
+from seq_models.masks import ItemMask
+from seq_models.trie import Children, CodeTrie
+from seq_models.types import Cache, Prefixes
 
-Cache = Any
-Step = Callable[
-    [Cache, Int[Array, "batch beam"] | None, int],
-    tuple[Float[Array, "batch beam size"], Cache],
-]
+Step = Callable[[Cache, Prefixes], tuple[Float[Array, "batch beam size"], Cache]]
+ItemScores = Callable[[Int[Array, "batch beam group"]], Float[Array, "batch beam group"]]
 
 
 class Normalization(enum.Enum):
@@ -46,10 +40,10 @@ class Beams(NamedTuple):
 
 
 class _Live(NamedTuple):
-    """Prefixes still in the search, best first; a log-probability of -inf only where the step forbids the rest."""
+    """Prefixes still in the search, best first; a log-probability of -inf where there is none."""
 
     nodes: Int[Array, "batch beam"]
-    codes: Int[Array, "batch beam level"]
+    prefixes: Prefixes
     log_probs: Float[Array, "batch beam"]
 
 
@@ -58,138 +52,153 @@ def beam_search(
     cache: Cache,
     trie: CodeTrie,
     *,
+    batch: int,
     beam_size: int,
+    num_results: int | None = None,
     normalization: Normalization = Normalization.VOCABULARY,
+    temperature: float = 1.0,
+    mask: ItemMask | None = None,
+    item_scores: ItemScores | None = None,
 ) -> Beams:
-    """The `beam_size` items that beam search finds most probable, per user; to be called inside jit, trie as argument.
+    """The items that beam search finds most probable, per user; to be called inside jit, trie and mask as arguments.
 
-    A level keeps min(beam_size, nodes of the level) prefixes; the first runs one beam, on a `cache` of beam axis 1.
-    Ties keep the order of their prefixes, then of their codes. Items that share their codes share their log-probability
-    too: each gets the leaf's, in row order. Fewer than `beam_size` items (of probability above zero) leave the last
-    beams not valid. Raises ValueError for a beam_size below 1 and for logits of another shape than the trie's levels.
+    A level keeps min(beam_size, nodes of the level) prefixes, of those that lead to an item the `mask` allows; the
+    mask changes no probability. `temperature` divides the logits. Ties keep the order of their prefixes, then of their
+    codes. Items that share their codes share their log-probability too: they come in order of falling `item_scores`,
+    a function of item rows, or else in the trie's order. `num_results` (beam_size unless given) items are returned; if
+    fewer are found (of probability above zero), the last are not valid. Raises ValueError for numbers out of range and
+    for logits of another shape than the trie's levels.
     """
-    if beam_size < 1:
-        raise ValueError(f"beam_size must be at least 1, got {beam_size}")
-    logits, cache = step(cache, None, 0)
-    live = _root(logits.shape[0])
+    num_results = beam_size if num_results is None else num_results
+    _check_numbers(beam_size, num_results, temperature)
+    start = jnp.zeros((batch, 1), jnp.int32)
+    live = _Live(start, no_prefixes(batch), start.astype(jnp.float32))
     for level, size in enumerate(trie.level_sizes):
-        if level > 0:
-            logits, cache = step(cache, live.codes[..., -1], level)
-        _check_logits(logits, (*live.nodes.shape, size), level)
-        live, parents = _extend(live, logits, trie, level, beam_size, normalization)
-        cache = _take_beams(cache, parents)
-    return _items(live, trie, beam_size)
+        logits, cache = step(cache, live.prefixes)
+        logits = checked_logits(logits, (*live.nodes.shape, size), level) / temperature
+        children = trie.children(live.nodes, level=level)
+        total = log_total(logits, children if normalization is Normalization.CHILDREN else None)
+        log_probs = normalized(at_tokens(logits, children.tokens), total[..., None])
+        scores = live.log_probs[..., None] + log_probs
+        open_ = children.valid & (live.log_probs != -jnp.inf)[..., None]
+        if mask is not None:
+            open_ &= _has_allowed(children, trie, mask, level)
+        # enough candidates: either beam_size parents with a child each, or all parents and so all nodes of the level
+        num_beams = min(beam_size, trie.tokens[level].shape[0])
+        live = _extend(live, children, jnp.where(open_, scores, -jnp.inf), num_beams)
+    return _items(live, trie, mask, item_scores, num_results)
 
 
-def item_log_probs(
-    step: Step,
-    cache: Cache,
-    codes: Int[Array, "batch n level"],
-    *,
-    trie: CodeTrie | None = None,
-    normalization: Normalization = Normalization.VOCABULARY,
-) -> Float[Array, "batch n"]:
-    """Exact log-probabilities of given codes, by the same `step` as in search; the trie is needed for CHILDREN only.
-
-    Codes outside a level's vocabulary (or, for CHILDREN, outside the trie) have log-probability -inf.
-    """
-    if normalization is Normalization.CHILDREN and trie is None:
-        raise ValueError("Normalization.CHILDREN needs the trie whose children are meant, got trie=None")
-    among = trie if normalization is Normalization.CHILDREN else None
-    total = jnp.zeros(codes.shape[:2], jnp.float32)
-    nodes = jnp.zeros(codes.shape[:2], jnp.int32)
-    previous = None
-    for level in range(codes.shape[-1]):
-        logits, cache = step(cache, previous, level)
-        if level == 0:  # from here on every item is a beam of its own
-            logits, cache = _take_beams((logits, cache), nodes)
-        target = codes[..., level]
-        if among is None:
-            log_probs = _log_probs(logits, target[..., None], None)[..., 0]
-        else:
-            log_probs, nodes = _follow(logits, among, nodes, target, level)
-        previous = jnp.clip(target, 0, logits.shape[-1] - 1)
-        total += jnp.where(previous == target, log_probs, -jnp.inf)
-    return total
+def no_prefixes(batch: int) -> Prefixes:
+    """The one empty prefix of each user that a search begins with."""
+    none = jnp.zeros((batch, 1, 0), jnp.int32)
+    return Prefixes(none, none)
 
 
-def _root(batch: int) -> _Live:
-    nodes = jnp.zeros((batch, 1), jnp.int32)
-    return _Live(nodes, jnp.zeros((batch, 1, 0), jnp.int32), nodes.astype(jnp.float32))
+def extend_prefixes(prefixes: Prefixes, places: Int[Array, "batch n"], tokens: Int[Array, "batch n"]) -> Prefixes:
+    """The prefixes at `places`, each with one of `tokens` added."""
+    codes, ancestors = take_beams(prefixes, places)
+    return Prefixes(
+        *(jnp.concatenate([old, new[..., None]], -1) for old, new in ((codes, tokens), (ancestors, places)))
+    )
 
 
-def _extend(
-    live: _Live, logits: Array, trie: CodeTrie, level: int, beam_size: int, normalization: Normalization
-) -> tuple[_Live, Int[Array, "batch beam"]]:
-    """The best children of the live prefixes, and which prefix each descends from."""
-    children = trie.children(live.nodes, level=level)
-    among = children.valid if normalization is Normalization.CHILDREN else None
-    scores = live.log_probs[..., None] + _log_probs(logits, children.tokens, among)
-    scores = _flat(jnp.where(children.valid, scores, -jnp.inf))
-    # enough real candidates: either beam_size parents with a child each, or all parents and so all nodes of the level
-    log_probs, best = jax.lax.top_k(scores, min(beam_size, trie.tokens[level].shape[0]))
-    parents = best // trie.fan_outs[level]
-    nodes, tokens = _take_beams((_flat(children.nodes), _flat(children.tokens)), best)
-    codes = jnp.concatenate([_take_beams(live.codes, parents), tokens[..., None]], axis=-1)
-    return _Live(nodes, codes, log_probs), parents
+def checked_logits(logits: Array, expected: tuple[int, ...], level: int) -> Float[Array, "batch beam size"]:
+    """Logits in float32; raises ValueError where they are not [batch, beam, level size]."""
+    if logits.shape != expected:
+        raise ValueError(
+            f"step must return logits [batch, beam, level size] = {expected} at level {level}, got {logits.shape}"
+        )
+    return logits.astype(jnp.float32)
 
 
-def _log_probs(
-    logits: Float[Array, "batch beam size"],
-    tokens: Int[Array, "batch beam n"],
-    among: Bool[Array, "batch beam n"] | None,
+def log_total(logits: Float[Array, "batch beam size"], children: Children | None = None) -> Float[Array, "batch beam"]:
+    """What log-probabilities are normalised by: over the vocabulary or, where given, over each beam's children."""
+    if children is None:
+        return jax.nn.logsumexp(logits, axis=-1)
+    return jax.nn.logsumexp(at_tokens(logits, children.tokens), axis=-1, where=children.valid)
+
+
+def at_tokens(
+    logits: Float[Array, "batch beam size"], tokens: Int[Array, "batch beam n"]
 ) -> Float[Array, "batch beam n"]:
-    """Log-probabilities of `tokens`, normalised over the vocabulary or, where `among` is given, over those tokens."""
-    logits = logits.astype(jnp.float32)
-    chosen = jnp.take_along_axis(logits, tokens, axis=-1, mode="clip")
-    if among is None:
-        total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-    else:
-        total = jax.nn.logsumexp(chosen, axis=-1, keepdims=True, where=among)
-    # a step may forbid codes by logits of -inf; where it forbids all of them, total is -inf as well
-    return jnp.where(chosen == -jnp.inf, -jnp.inf, chosen - total)
+    return jnp.take_along_axis(logits, tokens, axis=-1, mode="clip")
 
 
-def _follow(
-    logits: Float[Array, "batch n size"], trie: CodeTrie, nodes: Int[Array, "batch n"], codes: Array, level: int
-) -> tuple[Float[Array, "batch n"], Int[Array, "batch n"]]:
-    """Log-probability among the children of `nodes` of the one whose token is the code (-inf if none), and its node."""
-    children = trie.children(nodes, level=level)
-    is_code = children.valid & (children.tokens == codes[..., None])
-    log_probs = jnp.where(is_code, _log_probs(logits, children.tokens, children.valid), -jnp.inf)
-    found = jnp.argmax(is_code, axis=-1, keepdims=True)
-    return log_probs.max(axis=-1), jnp.take_along_axis(children.nodes, found, axis=-1)[..., 0]
+def normalized(logits: Float[Array, "*n"], total: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """Log-probabilities. A step may forbid codes by logits of -inf; where it forbids all, `total` is -inf as well."""
+    return jnp.where(logits == -jnp.inf, -jnp.inf, logits - total)
 
 
-def _items(live: _Live, trie: CodeTrie, beam_size: int) -> Beams:
-    """Leaves opened into their items, order kept, cut or padded to `beam_size`."""
-    rows, valid = trie.items(live.nodes)
-    log_probs = _flat(jnp.where(valid, live.log_probs[..., None], -jnp.inf))
+def take_beams(tree: Any, index: Int[Array, "batch n"]) -> Any:
+    """Entries `index` along axis 1 of every leaf, for each user their own."""
+    return jax.tree.map(lambda leaf: jax.vmap(lambda beams, i: beams[i])(leaf, index), tree)
+
+
+def _has_allowed(children: Children, trie: CodeTrie, mask: ItemMask, level: int) -> Bool[Array, "batch beam fan_out"]:
+    """Whether children lead to an item that is allowed. Siblings' items adjoin, so each end is the next one's start."""
+    offsets = jnp.arange(children.nodes.shape[-1] + 1).reshape((1,) * (children.nodes.ndim - 1) + (-1,))
+    ends = jnp.minimum(children.nodes[..., :1] + offsets, children.nodes[..., -1:] + 1)
+    before = mask.before(trie.first_item(ends, level=level))
+    return before[..., 1:] > before[..., :-1]
+
+
+def _extend(live: _Live, children: Children, scores: Float[Array, "batch beam fan_out"], num_beams: int) -> _Live:
+    """The best children of the live prefixes."""
+    log_probs, best = top_k(_flat(scores), num_beams)
+    parents = best // scores.shape[-1]
+    nodes, tokens = take_beams((_flat(children.nodes), _flat(children.tokens)), best)
+    return _Live(nodes, extend_prefixes(live.prefixes, parents, tokens), log_probs)
+
+
+def _items(
+    live: _Live, trie: CodeTrie, mask: ItemMask | None, item_scores: ItemScores | None, num_results: int
+) -> Beams:
+    """Leaves opened into their items, order kept, cut or padded to `num_results`."""
+    rows, positions, valid = trie.items(live.nodes)
+    if mask is not None:
+        valid &= mask.among(positions, positions + 1) > 0
+    if item_scores is not None:
+        order = jnp.argsort(jnp.where(valid, item_scores(rows), -jnp.inf), axis=-1, descending=True)
+        rows, valid = (jnp.take_along_axis(x, order, axis=-1) for x in (rows, valid))
     # top_k is stable, so it closes the gaps of padded leaves and changes no order
-    log_probs, best = jax.lax.top_k(log_probs, min(beam_size, trie.num_items))
-    rows = _take_beams(_flat(rows), best)
-    codes = _take_beams(live.codes, best // trie.max_leaf_items)
+    log_probs = _flat(jnp.where(valid, live.log_probs[..., None], -jnp.inf))
+    log_probs, best = top_k(log_probs, min(num_results, log_probs.shape[-1]))
+    codes = take_beams(live.prefixes.codes, best // trie.max_leaf_items)
     valid = log_probs != -jnp.inf
-    missing = ((0, 0), (0, beam_size - best.shape[-1]))
+    missing = ((0, 0), (0, num_results - best.shape[-1]))
     return Beams(
-        rows=jnp.pad(jnp.where(valid, rows, -1), missing, constant_values=-1),
+        rows=jnp.pad(jnp.where(valid, take_beams(_flat(rows), best), -1), missing, constant_values=-1),
         codes=jnp.pad(jnp.where(valid[..., None], codes, -1), (*missing, (0, 0)), constant_values=-1),
         log_probs=jnp.pad(log_probs, missing, constant_values=-jnp.inf),
         valid=jnp.pad(valid, missing),
     )
 
 
+def top_k(scores: Float[Array, "batch n"], k: int) -> tuple[Float[Array, "batch k"], Int[Array, "batch k"]]:
+    """`jax.lax.top_k`, for long rows in two stages: the k largest lie in the k blocks of the largest maxima."""
+    num_blocks = scores.shape[-1] // _BLOCK
+    if num_blocks < 4 * k:
+        return jax.lax.top_k(scores, k)
+    missing = -scores.shape[-1] % _BLOCK
+    padded = jnp.pad(scores, ((0, 0), (0, missing)), constant_values=-jnp.inf)
+    blocks = padded.reshape(len(scores), -1, _BLOCK)
+    chosen = jnp.sort(jax.lax.top_k(blocks.max(axis=-1), k)[1], axis=-1)  # in order, so that ties keep theirs
+    values, best = jax.lax.top_k(_flat(take_beams(blocks, chosen)), k)
+    return values, take_beams(chosen, best // _BLOCK) * _BLOCK + best % _BLOCK
+
+
+_BLOCK = 32
+
+
 def _flat(x: Array) -> Array:
     return x.reshape(x.shape[0], -1)
 
 
-def _take_beams(tree: Any, index: Int[Array, "batch n"]) -> Any:
-    """Entries `index` along axis 1 of every leaf, for each user their own."""
-    return jax.tree.map(lambda leaf: jax.vmap(lambda beams, i: beams[i])(leaf, index), tree)
-
-
-def _check_logits(logits: Array, expected: tuple[int, ...], level: int) -> None:
-    if logits.shape != expected:
-        raise ValueError(
-            f"step must return logits [batch, beam, level size] = {expected} at level {level}, got {logits.shape}"
-        )
+def _check_numbers(beam_size: int, num_results: int, temperature: float) -> None:
+    if beam_size < 1:
+        raise ValueError(f"beam_size must be at least 1, got {beam_size}")
+    if not 1 <= num_results <= beam_size:
+        raise ValueError(f"num_results must be from 1 to beam_size {beam_size}, got {num_results}")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0, got {temperature}")

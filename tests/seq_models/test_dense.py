@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import pytest
 from flax import nnx
 
 from seq_models import DenseConfig, DenseTransformer, TransformerConfig
+from seq_models.layers import Precision
 
 CONFIG = DenseConfig(TransformerConfig(dim=8, layers=1, heads=2, hidden=12))
 IDS, FEATURES = 11, 3
@@ -62,6 +64,8 @@ def test_scores_ignore_padding_and_heed_order():
     alone = model(0).scores(vectors, HISTORY[:1, :4], SEGMENTS[:1, :4])
     np.testing.assert_allclose(scores[:1], alone, atol=1e-5)
     np.testing.assert_array_equal(scores, model(0).scores(vectors, HISTORY.at[0, 4].set(8), SEGMENTS))
+    left = model(0).scores(vectors, jnp.roll(HISTORY[:1], 1, axis=1), jnp.roll(SEGMENTS[:1], 1, axis=1))
+    np.testing.assert_allclose(left, alone, atol=1e-5)
     swapped = HISTORY[:, jnp.asarray([1, 0, 2, 3, 4])]
     assert np.abs(model(0).scores(vectors, swapped, SEGMENTS) - scores).max() > 1e-4
 
@@ -73,6 +77,21 @@ def test_dropout_is_used_with_a_key_alone():
     )
     np.testing.assert_array_equal(plain, again)
     assert np.abs(dropped - plain).max() > 1e-2
+
+
+def test_bfloat16_scores_are_float32_and_close():
+    rough = DenseTransformer(
+        DenseConfig(replace(CONFIG.backbone, dtype=Precision.BFLOAT16)),
+        num_ids=IDS,
+        num_features=FEATURES,
+        rngs=nnx.Rngs(0),
+    )
+    with jax.numpy_dtype_promotion("standard"):  # dot_product_attention itself promotes
+        got, expected = (m.scores(m.vectors(features()), HISTORY, SEGMENTS) for m in (rough, model(FEATURES)))
+        states = rough.states(rough.vectors(None), HISTORY, SEGMENTS)
+    assert got.dtype == jnp.float32
+    assert 1e-4 < np.abs(got - expected).max() / np.abs(expected).max() < 0.05
+    assert states.dtype == jnp.bfloat16  # as the loss multiplies them
 
 
 def test_the_gradient_reaches_every_parameter():

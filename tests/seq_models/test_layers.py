@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -10,15 +11,24 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from seq_models import attention as attending
+from seq_models.attention import (
+    KeyValue,
+    attend_history,
+    attend_past,
+    attend_rows,
+    of_ancestors,
+    rotate,
+    segment_positions,
+)
 from seq_models.layers import (
     Attention,
     Backbone,
+    Precision,
     TransformerConfig,
-    causal_mask,
     dropout,
     last_state,
-    rotate,
-    segment_positions,
+    products,
     split_key,
 )
 
@@ -84,33 +94,119 @@ def turned(x, positions):
 @pytest.mark.parametrize("positions", [[[0, 1, 2, 3]], [[0, 1, 0, 50]]])
 def test_attention_against_loops_in_float64(positions):
     attention, x, positions = Attention(CONFIG, rngs=nnx.Rngs(1)), normal(3, 1, 4, 8), np.array(positions)
-    mask = np.tril(np.ones((1, 4, 4), bool))
     weights, out = (np.asarray(layer.kernel[...], np.float64) for layer in (attention.qkv, attention.out))
     q, k, v = np.split((np.asarray(x, np.float64) @ weights).reshape(1, 4, 6, 4), 3, axis=2)
     q, k, mixed = turned(q, positions)[0], turned(k, positions)[0], np.zeros((4, 2, 4))
     for at, head in np.ndindex(4, 2):
         powers = np.exp(k[: at + 1, head] @ q[at, head] / 2.0)
         mixed[at, head] = powers @ v[0, : at + 1, head] / powers.sum()
-    got = attention(x, jnp.asarray(mask), jnp.asarray(positions))
+    query, (keys, values) = attention.project(x)
+    query, keys = rotate(query, jnp.asarray(positions)), rotate(keys, jnp.asarray(positions))
+    got = attention.merge(attend_rows(query, KeyValue(keys, values), jnp.ones((1, 4), jnp.int32), causal=True))
     np.testing.assert_allclose(got[0], mixed.reshape(4, 8) @ out, atol=1e-5)
 
 
-def test_mask_and_positions_by_hand():
+def test_grouped_heads_are_full_heads_with_shared_keys_and_values():
+    full = TransformerConfig(dim=16, heads=4)
+    grouped, x = Attention(replace(full, kv_heads=2), rngs=nnx.Rngs(2)), normal(9, 1, 5, 16)
+    kernel = np.asarray(grouped.qkv.kernel[...]).reshape(16, 8, 4)
+    repeated = Attention(full, rngs=nnx.Rngs(3))
+    heads = [kernel[:, :4], np.repeat(kernel[:, 4:6], 2, axis=1), np.repeat(kernel[:, 6:], 2, axis=1)]
+    repeated.qkv.kernel[...] = jnp.asarray(np.concatenate(heads, axis=1).reshape(16, 48))
+    rows = jnp.ones((1, 5), jnp.int32)
+    got, expected = (attend_rows(*module.project(x), rows, causal=True) for module in (grouped, repeated))
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+    last = [module.project(x) for module in (grouped, repeated)]
+    steps = [tuple(KeyValue(kv.keys[:, at], kv.values[:, at]) for at in range(5)) for _, kv in last]
+    for (q, _), past in zip(last, steps, strict=True):  # the few levels of a prefix: the same sums, by another way
+        np.testing.assert_allclose(attend_past(q[:, 4], past), expected[:, 4], atol=1e-6)
+
+
+def test_what_is_seen_by_hand():
+    """Equal keys share attention evenly, so that values of one position each show who is seen."""
     segments = jnp.asarray([[1, 1, 2, 0, 0]])
-    mask = np.array(
-        [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 1, 1]],
-        bool,
-    )
-    np.testing.assert_array_equal(causal_mask(segments)[0], mask)
+    zeros, values = jnp.zeros((1, 5, 1, 5)), jnp.eye(5)[None, :, None]
+
+    def seen(causal):
+        shares = attend_rows(zeros, KeyValue(zeros, values), segments, causal=causal)[0, :, 0]
+        return (np.asarray(shares) * np.count_nonzero(shares, axis=1)[:, None]).round(5).tolist()
+
+    assert seen(True) == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 1, 1]]
+    assert seen(False) == [[1, 1, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 1, 1], [0, 0, 0, 1, 1]]
+
+
+def test_positions_by_hand():
     rows = jnp.asarray([[1, 1, 2, 2, 2, 3], [4, 4, 4, 0, 0, 0], [0, 0, 0, 0, 0, 0]])
     expected = [[0, 1, 0, 1, 2, 0], [0, 1, 2, 0, 1, 2], [0, 1, 2, 3, 4, 5]]
     np.testing.assert_array_equal(segment_positions(rows), expected)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_blocks_of_queries_give_the_values_and_gradients_of_one(causal, monkeypatch):
+    q, kv = normal(10, 2, 7, 4, 2), KeyValue(normal(11, 2, 7, 2, 2), normal(12, 2, 7, 2, 2))
+    segments = jnp.asarray([[1, 1, 1, 2, 2, 2, 0], [0, 0, 1, 1, 1, 1, 1]])
+
+    def attended(q, kv):
+        out = attend_rows(q, kv, segments, causal=causal)
+        return jnp.sum(jnp.sin(out)), out
+
+    whole = jax.value_and_grad(attended, (0, 1), has_aux=True)(q, kv)
+    monkeypatch.setattr(attending, "_QUERIES", 3)
+    for a, b in zip(
+        *map(jax.tree.leaves, (jax.value_and_grad(attended, (0, 1), has_aux=True)(q, kv), whole)), strict=True
+    ):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_long_rows_hold_no_scores_of_all_pairs(monkeypatch):
+    monkeypatch.setattr(attending, "_QUERIES", 4)
+    q, segments = normal(13, 1, 12, 1, 2), jnp.ones((1, 12), jnp.int32)
+
+    def program(length):
+        kv = KeyValue(q[:, :length], q[:, :length])
+        loss = jax.grad(lambda q: jnp.sum(attend_rows(q, kv, segments[:, :length], causal=False)))
+        return jax.jit(loss).lower(q[:, :length]).as_text()
+
+    assert "1x12x12x" not in program(12)
+    assert "4x12" in program(12)
+    assert "4x4" in program(4)
+
+
+def test_beams_read_a_shared_history_and_their_own_past():
+    """Against one softmax over the user's real positions and the beam's ancestors, in float64."""
+    q, history = normal(14, 2, 3, 4, 2), KeyValue(normal(15, 2, 5, 2, 2), normal(16, 2, 5, 2, 2))
+    real = np.array([[True, True, True, False, False], [False, True, True, True, True]])
+    steps = tuple(KeyValue(normal(20 + i, 2, n, 2, 2), normal(30 + i, 2, n, 2, 2)) for i, n in enumerate((2, 4)))
+    ancestors = np.array([[[0, 3], [1, 1], [1, 0]], [[1, 2], [0, 2], [0, 0]]])
+    past = of_ancestors(steps, jnp.asarray(ancestors))
+    got = attend_history(q, history, jnp.asarray(real), past)
+    for user, beam, head in np.ndindex(2, 3, 4):
+        own = [
+            [step[part][user, ancestors[user, beam, i], head // 2] for i, step in enumerate(steps)] for part in (0, 1)
+        ]
+        keys, values = (
+            np.concatenate([np.asarray(of_user[user, real[user], head // 2], np.float64), np.stack(of_beam)])
+            for of_user, of_beam in zip(history, own, strict=True)
+        )
+        powers = np.exp(keys @ np.asarray(q[user, beam, head], np.float64) / 2**0.5)
+        np.testing.assert_allclose(got[user, beam, head], powers @ values / powers.sum(), atol=1e-5)
+
+
+def test_products_are_summed_in_float32():
+    x, table = normal(17, 3, 512), normal(18, 5, 512)
+    exact, rough = (products(x, table, dtype) for dtype in (Precision.FLOAT32, Precision.BFLOAT16))
+    assert rough.dtype == exact.dtype == jnp.float32
+    rounded = (np.asarray(array.astype(jnp.bfloat16), np.float64) for array in (x, table))
+    np.testing.assert_allclose(rough, next(rounded) @ next(rounded).T, atol=1e-4)
+    assert np.abs(rough - exact).max() > 1e-2
 
 
 def test_last_state_by_hand():
     x = jnp.arange(12, dtype=jnp.float32).reshape(3, 4, 1)
     segments = jnp.asarray([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]])
     np.testing.assert_array_equal(last_state(x, segments), [[3.0], [5.0], [8.0]])
+    segments = jnp.asarray([[0, 0, 1, 1], [0, 1, 1, 0], [1, 0, 0, 0]])
+    np.testing.assert_array_equal(last_state(x, segments), [[3.0], [6.0], [8.0]])
 
 
 def test_rotate_is_multiplication_by_a_complex_phase():
@@ -174,6 +270,8 @@ def test_the_backbone_drops_only_with_a_key():
         ({"dim": 10, "heads": 4}, "dim 10 must divide into 4 heads"),
         ({"dim": 6, "heads": 2}, "dim 6 must divide into 2 heads of even width"),
         *[({name: 0}, f"^expected {name} of at least 1, got 0$") for name in ("dim", "layers", "heads", "hidden")],
+        ({"heads": 4, "kv_heads": 3}, "^heads 4 must divide among kv_heads 3; change either$"),
+        ({"kv_heads": 0}, "^heads 2 must divide among kv_heads 0; change either$"),
         ({"heads": -2}, "^expected heads of at least 1, got -2$"),
         ({"dropout": 1.0}, "dropout 1.0 must lie in"),
         ({"dropout": -0.1}, "dropout -0.1 must lie in"),

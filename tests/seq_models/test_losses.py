@@ -1,6 +1,8 @@
-"""Blocked softmax cross-entropy against optax: value and every gradient, over shapes, weights and devices."""
+"""Losses against optax and sums by hand; the blocked softmax over shapes, weights and devices."""
 
 from __future__ import annotations
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,13 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from seq_models import losses
-from seq_models.losses import softmax_cross_entropy
+from seq_models.losses import (
+    code_cross_entropy,
+    constrained_cross_entropy,
+    cross_entropy,
+    distillation,
+    softmax_cross_entropy,
+)
 
 FLOATS = (0, 1, 3)  # states, vectors, weights
 
@@ -27,8 +35,9 @@ def problem(n, ids, *, seed=0, scale=1.0):
     return states, vectors, jnp.asarray(rng.integers(0, ids, n)), weights
 
 
-def check(inputs, placed=None):
-    value, gradients = jax.jit(jax.value_and_grad(softmax_cross_entropy, FLOATS))(*(placed or inputs))
+def check(inputs, placed=None, **axes):
+    loss = functools.partial(softmax_cross_entropy, **axes)
+    value, gradients = jax.jit(jax.value_and_grad(loss, FLOATS))(*(placed or inputs))
     expected, wanted = jax.value_and_grad(reference, FLOATS)(*inputs)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     for got, want in zip(gradients, wanted, strict=True):
@@ -39,7 +48,17 @@ def check(inputs, placed=None):
 @pytest.mark.parametrize(("n", "ids"), [(4, 6), (8, 6), (7, 6), (5, 30), (2, 3), (1, 1)])
 def test_value_and_gradients_are_those_of_optax(n, ids, monkeypatch):
     monkeypatch.setattr(losses, "_BLOCK", 24)
+    monkeypatch.setattr(losses, "_FEW_STATES", 1)
     check(problem(n, ids))
+
+
+# 24 logits and 4 states a block, hence 6 ids: a whole number of blocks of either, and a rest of either or both.
+@pytest.mark.parametrize(("n", "ids"), [(8, 12), (7, 12), (8, 14), (7, 13), (2, 30)])
+def test_blocks_of_ids_change_nothing(n, ids, monkeypatch):
+    for name, value in {"_BLOCK": 24, "_FEW_STATES": 9, "_MANY_STATES": 4}.items():
+        monkeypatch.setattr(losses, name, value)
+    check(problem(n, ids))
+    check(problem(n, ids, scale=12.0))
 
 
 def test_one_block_holds_a_small_problem():
@@ -70,12 +89,22 @@ def test_repeated_targets_add_up():
     check((states, vectors, jnp.full(8, 2), jnp.ones_like(weights)))
 
 
-def test_a_batch_over_eight_devices_gives_the_same(monkeypatch):
-    monkeypatch.setattr(losses, "_BLOCK", 100)
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-    inputs = problem(48, 10)
-    whole, rows = (NamedSharding(mesh, spec) for spec in (PartitionSpec(), PartitionSpec("data")))
-    check(inputs, jax.device_put(inputs, (rows, whole, rows, rows)))
+@pytest.mark.parametrize("few_states", [1, 1000])
+@pytest.mark.parametrize(
+    ("shape", "row_axes", "id_axes"),
+    [((8, 1, 1), ("data",), ()), ((2, 2, 2), ("data", "fsdp"), ("tensor",)), ((2, 1, 4), (), ("data", "tensor"))],
+)
+def test_states_and_ids_over_eight_devices_give_the_same(shape, row_axes, id_axes, few_states, monkeypatch):
+    for name, value in {"_BLOCK": 24, "_FEW_STATES": few_states, "_MANY_STATES": 5}.items():
+        monkeypatch.setattr(losses, name, value)
+    mesh = jax.make_mesh(shape, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    inputs = problem(48, 24)
+    rows, ids = (NamedSharding(mesh, PartitionSpec(names or None)) for names in (row_axes, id_axes))
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(inputs, (rows, ids, rows, rows))
+        check(inputs, placed, row_axes=row_axes, id_axes=id_axes)
+        gradient = jax.jit(jax.grad(functools.partial(softmax_cross_entropy, row_axes=row_axes, id_axes=id_axes), 1))
+        assert gradient(*placed).sharding.is_equivalent_to(ids, 2)
 
 
 def test_no_array_of_all_logits_is_held(monkeypatch):
@@ -88,3 +117,110 @@ def test_no_array_of_all_logits_is_held(monkeypatch):
 
     assert not held(softmax_cross_entropy)
     assert held(reference)
+
+
+def memory(ids, n):
+    """Bytes that the compiled value and gradient takes beside its inputs and outputs."""
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((n, 64), (ids, 64), (n,))]
+    states, vectors, weights = shapes
+    loss = jax.jit(jax.value_and_grad(softmax_cross_entropy, FLOATS))
+    compiled = loss.lower(states, vectors, jax.ShapeDtypeStruct((n,), jnp.int32), weights).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def test_a_million_ids_take_the_memory_of_their_vectors():
+    """All logits would be 8 GiB; the vectors' own gradient is 256 MB, and a few copies of it are all there is."""
+    assert memory(1_000_000, 2048) < 4 * 256e6
+
+
+def test_bfloat16_states_are_multiplied_in_it_and_have_gradients_of_it():
+    states, *rest = problem(16, 12)
+    value, gradients = jax.value_and_grad(softmax_cross_entropy, FLOATS)(states.astype(jnp.bfloat16), *rest)
+    expected, wanted = jax.value_and_grad(reference, FLOATS)(states, *rest)
+    assert [g.dtype for g in gradients] == [jnp.bfloat16, jnp.float32, jnp.float32]
+    np.testing.assert_allclose(value, expected, rtol=0.02)
+    for got, want in zip(gradients, wanted, strict=True):
+        np.testing.assert_allclose(got.astype(jnp.float32), want, atol=0.05)
+
+
+SIZES = (3, 5)
+
+
+def code_problem(n=6):
+    rng = np.random.default_rng(1)
+    logits = [jnp.asarray(2 * rng.normal(size=(n, size)), jnp.float32) for size in SIZES]
+    return logits, jnp.asarray(rng.integers(0, SIZES, (n, 2))), jnp.asarray([1.0, 0.0, 2.0, 1.0, 0.5, 0.0])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_code_cross_entropy_is_the_weighted_mean_of_optax(smoothing):
+    logits, codes, weights = code_problem()
+    for level, size in enumerate(SIZES):
+        wanted = optax.smooth_labels(jax.nn.one_hot(codes[:, level], size), smoothing)
+        each = optax.softmax_cross_entropy(logits[level], wanted)
+        got = code_cross_entropy(logits, codes, weights, smoothing=smoothing)[level]
+        np.testing.assert_allclose(got, np.average(each, weights=weights), rtol=1e-5)
+        np.testing.assert_allclose(cross_entropy(logits[level], codes[:, level], smoothing=smoothing), each, rtol=1e-5)
+
+
+def test_targets_without_weight_count_for_nothing():
+    logits, codes, weights = code_problem()
+    other = codes.at[1].set((codes[1] + 1) % jnp.asarray(SIZES))
+    np.testing.assert_array_equal(
+        code_cross_entropy(logits, codes, weights), code_cross_entropy(logits, other, weights)
+    )
+    changed = code_cross_entropy(logits, codes.at[0].set((codes[0] + 1) % jnp.asarray(SIZES)), weights)
+    assert np.all(np.asarray(changed) != np.asarray(code_cross_entropy(logits, codes, weights)))
+    np.testing.assert_array_equal(code_cross_entropy(logits, codes, jnp.zeros(6)), [0.0, 0.0])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_constrained_softmax_is_the_softmax_of_the_children(smoothing):
+    logits = code_problem()[0][1]
+    children = [[4, 0], [2], [0, 1, 2, 3, 4], [3, 1, 4], [1], [2, 3]]
+    codes = jnp.asarray([0, 2, 3, 1, 1, 2])
+    padded = jnp.asarray([one + one[-1:] * (5 - len(one)) for one in children])  # as the trie pads: by the last
+    valid = jnp.asarray([[i < len(one) for i in range(5)] for one in children])
+    got = constrained_cross_entropy(logits, codes, padded, valid, smoothing=smoothing)
+    for row, among in enumerate(children):
+        log_probs = jax.nn.log_softmax(logits[row, jnp.asarray(among)])
+        expected = -(1 - smoothing) * log_probs[among.index(int(codes[row]))] - smoothing * log_probs.mean()
+        np.testing.assert_allclose(got[row], expected, atol=1e-5)
+    np.testing.assert_allclose(got[jnp.asarray([1, 4])], [0.0, 0.0], atol=1e-6)  # an only child is certain
+    np.testing.assert_allclose(got[2], cross_entropy(logits, codes, smoothing=smoothing)[2], rtol=1e-5)
+    gradient = jax.grad(lambda x: constrained_cross_entropy(x, codes, padded, valid, smoothing=smoothing).sum())(logits)
+    for row, among in enumerate(children):
+        outside = [code for code in range(5) if code not in among]
+        np.testing.assert_array_equal(gradient[row, jnp.asarray(outside, int)], np.zeros(len(outside)))
+    assert np.isfinite(gradient).all()
+
+
+def test_distillation_is_the_cross_entropy_to_the_teachers_codes():
+    """By enumeration: the teacher's probability of every code, given the target's codes before it."""
+    logits, codes, weights = code_problem()
+    items = np.array([[0, 1], [0, 4], [1, 1], [1, 1], [1, 3]])  # two share their codes; no item begins with 2
+    codes = codes.at[:, 0].set(jnp.asarray([0, 1, 1, 2, 0, 2]))
+    scores = jnp.asarray(np.random.default_rng(2).normal(size=(6, 5)), jnp.float32)
+    got = distillation(logits, codes, weights, teacher_codes=jnp.broadcast_to(items, (6, 5, 2)), teacher_scores=scores)
+    sums, totals = np.zeros(2), np.zeros(2)
+    for row, level in np.ndindex(6, 2):
+        alive = (items[:, :level] == np.asarray(codes)[row, :level]).all(axis=1)
+        if not alive.any():
+            continue
+        powers = np.exp(np.asarray(scores[row], np.float64)) * alive
+        wanted = np.bincount(items[:, level], powers / powers.sum(), minlength=SIZES[level])
+        log_probs = np.asarray(jax.nn.log_softmax(logits[level][row]), np.float64)
+        sums[level] -= weights[row] * (wanted @ log_probs)
+        totals[level] += weights[row]
+    assert totals[1] < totals[0]
+    np.testing.assert_allclose(got, sums / totals, rtol=1e-5)
+
+
+def test_distillation_pulls_towards_the_teacher_and_its_gradient_is_finite():
+    logits, codes, weights = code_problem()
+    teacher_codes = jnp.asarray(np.random.default_rng(3).integers(0, SIZES, (6, 4, 2)))
+    loss = functools.partial(distillation, teacher_codes=teacher_codes, teacher_scores=jnp.zeros((6, 4)))
+    gradient = jax.grad(lambda x: loss(x, codes, weights).sum())(logits)
+    assert all(np.isfinite(g).all() for g in gradient)
+    after = [x - 0.1 * g for x, g in zip(logits, gradient, strict=True)]
+    assert loss(after, codes, weights)[0] < loss(logits, codes, weights)[0]

@@ -1,9 +1,9 @@
-"""RQ-Transformer: teacher forcing against search's steps, causality over levels, and the real model in beam search."""
+"""RQ-Transformer: its equations in float64, tied heads, the state it reads. What every model does: test_models.py."""
 
 from __future__ import annotations
 
 import functools
-import itertools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from seq_models import CodeTrie, Inputs, RQTransformer, RQTransformerConfig, TransformerConfig
-from seq_models.search import beam_search, item_log_probs
+from seq_models import Inputs, RQTransformer, RQTransformerConfig, TransformerConfig
 
 SIZES = (3, 5, 4)
 BACKBONE = TransformerConfig(dim=8, layers=1, heads=2, hidden=12, dropout=0.3)
@@ -38,27 +37,13 @@ def model(name):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _logits(graph, params, states, codes, key):
-    return nnx.merge(graph, params).logits(states, codes, key=key)
+def _logits(graph, params, codes, targets):
+    m, segments = nnx.merge(graph, params), jnp.ones(codes.shape[:2], jnp.int32)
+    return m.states(Inputs(codes), segments), m.logits(Inputs(codes), segments, targets)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5))
-def _step(graph, params, states, cache, codes, level):
-    m = nnx.merge(graph, params)
-    return m.step(states, m.start(states) if cache is None else cache, codes, level)
-
-
-def forced_logits(name, states, codes, key=None):
-    return _logits(*nnx.split(model(name)), states, codes, key)
-
-
-def step(name, states, cache, codes, level):
-    """One step of search, from the start where there is no cache yet."""
-    return _step(*nnx.split(model(name)), states, cache, codes, level)
-
-
-def normal(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+def states_and_logits(name, codes, targets):
+    return _logits(*nnx.split(model(name)), codes, targets)
 
 
 def random_codes(seed, *shape):
@@ -67,44 +52,6 @@ def random_codes(seed, *shape):
 
 def close(got, expected, tolerance=1e-5):
     np.testing.assert_allclose(got, expected, rtol=tolerance, atol=tolerance)
-
-
-@every_config
-def test_steps_with_a_cache_give_the_teacher_forced_logits(name):
-    codes, states = random_codes(0, 2, 4), normal(0, 2, 8)
-    forced = forced_logits(name, jnp.repeat(states, 4, axis=0), codes.reshape(8, 3))
-    logits, cache = step(name, states, None, None, 0)
-    close(logits[:, 0], forced[0].reshape(2, 4, -1)[:, 0])
-    cache = jax.tree.map(lambda x: jnp.repeat(x, 4, axis=1), cache)  # four beams of each user
-    for level in (1, 2):
-        logits, cache = step(name, states, cache, codes[..., level - 1], level)
-        assert logits.shape == (2, 4, SIZES[level])
-        close(logits, forced[level].reshape(2, 4, -1))
-
-
-@every_config
-def test_regathered_beams_carry_their_own_past(name):
-    """As in search: beams are reordered, and one is dropped for a second child of another, between the levels."""
-    states, first = normal(1, 1, 8), jnp.asarray([[0, 1, 2]])
-    parents, second = jnp.asarray([2, 2, 0]), jnp.asarray([[4, 0, 3]])
-    _, cache = step(name, states, None, None, 0)
-    _, cache = step(name, states, jax.tree.map(lambda x: jnp.repeat(x, 3, axis=1), cache), first, 1)
-    logits, _ = step(name, states, jax.tree.map(lambda x: x[:, parents], cache), second, 2)
-    codes = jnp.stack([first[0, parents], second[0], jnp.zeros(3, jnp.int32)], axis=-1)
-    close(logits[0], forced_logits(name, jnp.repeat(states, 3, axis=0), codes)[2])
-    unmoved, _ = step(name, states, cache, second, 2)
-    assert np.abs(unmoved - logits).max() > 1e-3
-
-
-@every_config
-def test_a_level_depends_on_the_codes_before_it_and_on_no_other(name):
-    codes, states = random_codes(2, 5), normal(2, 5, 8)
-    before = forced_logits(name, states, codes)
-    assert [x.shape for x in before] == [(5, size) for size in SIZES]
-    for level, size in enumerate(SIZES):
-        after = forced_logits(name, states, codes.at[:, level].set((codes[:, level] + 1) % size))
-        changed = [bool(np.any(a != b)) for a, b in zip(after, before, strict=True)]
-        assert changed == [other > level for other in range(3)]
 
 
 def array(parameter):
@@ -130,27 +77,32 @@ def reference_block(block, x):
 @every_config
 def test_logits_against_all_levels_at_once_in_float64(name):
     """Equation 9 for every level, the blocks, and the head: training and search share their code, this does not."""
-    m, codes, states = model(name), random_codes(3, 4), normal(3, 4, 8)
-    embedded = np.stack([array(table.embedding)[codes[:, j]] for j, table in enumerate(m.tables)], axis=1)
-    before = np.cumsum(embedded, axis=1) - embedded
-    x = np.asarray(states, np.float64)[:, None] + before + array(m.levels.embedding)
+    m, codes = model(name), random_codes(3, 2, 4)
+    states, found = states_and_logits(name, random_codes(4, 2, 4), codes)
+    embedded = np.stack([array(table.embedding)[codes[..., j]] for j, table in enumerate(m.tables)], axis=2)
+    before = np.cumsum(embedded, axis=2) - embedded
+    x = np.asarray(states, np.float64)[:, :, None] + before + array(m.levels.embedding)
+    x = x.reshape(8, 3, -1)
     for block in m.depth:
         x = reference_block(block, x)
     x, heads = rms_norm(x, m.norm), m.heads or m.tables
-    for level, logits in enumerate(forced_logits(name, states, codes)):
-        close(logits, x[:, level] @ array(heads[level].embedding).T + array(m.biases[level]), 1e-4)
+    for level, logits in enumerate(found):
+        expected = x[:, level] @ array(heads[level].embedding).T + array(m.biases[level])
+        close(logits.reshape(expected.shape), expected, 1e-4)
 
 
 def test_tied_heads_are_the_input_tables():
-    """The table of the last level is read by no level, so the logits depend on it as a head or not at all."""
-    args = normal(4, 2, 8), random_codes(4, 2)
+    """The table of the last level is read by no level of one item's, so logits depend on it as a head or not at all."""
+    inputs, segments, targets = Inputs(random_codes(4, 1, 2)), jnp.ones((1, 2), jnp.int32), random_codes(5, 1, 2)
 
     def moved(name):
         changed = nnx.merge(*build(CONFIGS[name]))
-        before = changed.logits(*args)[2]
-        changed.tables[2].embedding[...] = changed.tables[2].embedding[...] + 1.0
-        return bool(np.any(changed.logits(*args)[2] != before))
+        before = changed.logits(inputs, segments, targets)[2]
+        unread = (inputs.codes[..., 2].max() + 1) % 4
+        changed.tables[2].embedding[...] = changed.tables[2].embedding[...].at[unread].add(1.0)
+        return bool(np.any(changed.logits(inputs, segments, targets)[2] != before))
 
+    assert set(np.asarray(inputs.codes[..., 2]).ravel()) != {0, 1, 2, 3}
     assert moved("no depth")
     assert not moved("untied")
 
@@ -161,100 +113,24 @@ def test_read_is_the_state_of_the_last_item_whatever_stands_behind_it():
     segments = jnp.asarray([[1, 1, 1, 1, 0, 0]])
     close(m.read(Inputs(codes), segments), short)
     close(m.read(Inputs(jnp.zeros_like(codes).at[:, :4].set(codes[:, :4])), segments), short)
+    close(m.read(Inputs(jnp.roll(codes, 2, axis=1)), jnp.asarray([[0, 0, 1, 1, 1, 1]])), short)
     packed = m.states(Inputs(jnp.roll(codes, 2, axis=1)), jnp.asarray([[1, 1, 2, 2, 2, 2]]))
     close(packed[:, 5], short)
     assert np.abs(m.read(Inputs(codes.at[:, 0].set((codes[:, 0] + 1) % 3)), segments) - short).max() > 1e-3
 
 
-def test_dense_and_id_inputs_are_used_where_given():
-    config = RQTransformerConfig(BACKBONE, id_embedding=True)
-    hybrid = nnx.merge(*build(config, num_features=3, num_ids=7))
-    codes, dense, ids = random_codes(6, 1, 4), normal(6, 1, 4, 3), jnp.asarray([[0, 3, 6, 2]])
-    segments = jnp.ones((1, 4), jnp.int32)
-    whole, no_dense, no_ids, other_dense, other_ids = (
-        hybrid.read(inputs, segments)
-        for inputs in (
-            Inputs(codes, dense, ids),
-            Inputs(codes, None, ids),
-            Inputs(codes, dense),
-            Inputs(codes, dense.at[:, 1].add(1.0), ids),
-            Inputs(codes, dense, ids.at[:, 1].set(4)),
-        )
-    )
-    for other in (no_dense, no_ids, other_dense, other_ids):
-        assert np.abs(whole - other).max() > 1e-3
-    plain = model("tied")
-    np.testing.assert_array_equal(plain.read(Inputs(codes, dense, ids), segments), plain.read(Inputs(codes), segments))
+def test_dropout_of_the_depth_decoder_is_its_own():
+    """With none in the backbone, a key changes nothing but through the depth decoder."""
+    still = replace(BACKBONE, dropout=0.0)
+    inputs, segments, targets = Inputs(random_codes(6, 1, 6)), jnp.ones((1, 6), jnp.int32), random_codes(7, 1, 6)
 
+    def moved(rate):
+        m = nnx.merge(*build(RQTransformerConfig(still, depth_dropout=rate)))
+        plain, dropped = (m.logits(inputs, segments, targets, key=key)[0] for key in (None, jax.random.key(0)))
+        return np.abs(dropped - plain).max() > 1e-3
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_the_gradient_reaches_every_parameter(tied):
-    config = RQTransformerConfig(BACKBONE, depth_layers=2, tied_heads=tied, id_embedding=True)
-    graph, params = build(config, num_features=3, num_ids=4)
-    codes = jnp.asarray(list(itertools.product(*map(range, SIZES))))  # every code at every level
-    ids, segments = jnp.arange(60)[None] % 4, jnp.ones((1, 60), jnp.int32)
-
-    @jax.jit
-    def loss(params):
-        m, keys = nnx.merge(graph, params), jax.random.split(jax.random.key(0))
-        states = m.states(Inputs(codes[None], normal(7, 1, 60, 3), ids), segments, key=keys[0])
-        logits = m.logits(states[0], codes, key=keys[1])
-        return sum(jnp.sum(jax.nn.log_softmax(x)[:, 0]) for x in logits)
-
-    zero = [jax.tree_util.keystr(path) for path, g in jax.tree.leaves_with_path(jax.grad(loss)(params)) if not g.any()]
-    assert zero == []
-
-
-def test_dropout_acts_on_the_depth_decoder_with_a_key_alone():
-    states, codes = normal(8, 6, 8), random_codes(8, 6)
-
-    def logits(key):
-        return np.concatenate(forced_logits("tied", states, codes, key), axis=-1)
-
-    first, again, other, plain = (logits(key) for key in (*map(jax.random.key, (0, 0, 1)), None))
-    np.testing.assert_array_equal(first, again)
-    assert np.abs(first - other).max() > 1e-3
-    assert np.abs(first - plain).max() > 1e-3
-    without = nnx.merge(*build(RQTransformerConfig(BACKBONE, depth_layers=2, depth_dropout=0.0)))
-    close(without.logits(states, codes, key=jax.random.key(0))[2], plain[:, -SIZES[2] :])
-
-
-@every_config
-def test_beam_search_of_the_whole_catalogue_is_enumeration(name):
-    rng = np.random.default_rng(9)
-    codes = rng.permutation(list(itertools.product(*map(range, SIZES))))[:20]
-    codes = np.concatenate([codes, codes[:2]])  # two pairs of items that share their codes
-    trie, states = CodeTrie.from_codes(codes, SIZES), normal(9, 3, 8)
-    graph, params = nnx.split(model(name))
-
-    @jax.jit
-    def search(params, trie):
-        m = nnx.merge(graph, params)
-        of_states, each = functools.partial(m.step, states), jnp.broadcast_to(codes[None], (3, *codes.shape))
-        found = beam_search(of_states, m.start(states), trie, beam_size=22)
-        return found, item_log_probs(of_states, m.start(states), each)
-
-    beams, scored = search(params, trie)
-    forced = forced_logits(name, jnp.repeat(states, 22, axis=0), jnp.tile(codes, (3, 1)))
-    expected = np.zeros((3, 22))
-    for level, logits in enumerate(forced):
-        logits = np.asarray(logits, np.float64).reshape(3, 22, -1)
-        log_probs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
-        expected += log_probs[:, np.arange(22), codes[:, level]]
-    close(scored, expected)
-    close(beams.log_probs, -np.sort(-expected))
-    assert bool(beams.valid.all())
-    np.testing.assert_array_equal(np.sort(beams.rows), np.tile(np.arange(22), (3, 1)))
-    close(np.take_along_axis(expected, np.asarray(beams.rows), axis=1), beams.log_probs)
-
-
-def test_probabilities_of_all_codes_sum_to_one():
-    codes = jnp.asarray(list(itertools.product(*map(range, SIZES))))
-    m, states = model("untied"), normal(10, 2, 8)
-    scored = item_log_probs(
-        functools.partial(m.step, states), m.start(states), jnp.broadcast_to(codes[None], (2, *codes.shape))
-    )
-    close(jnp.exp(scored).sum(axis=1), np.ones(2))
+    assert moved(0.1)
+    assert not moved(0.0)
 
 
 @pytest.mark.parametrize(

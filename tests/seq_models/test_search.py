@@ -1,4 +1,4 @@
-"""Beam search and item scoring against two float64 references: every item enumerated, and a beam search on tuples.
+"""Beam search against two float64 references: every item enumerated, and a beam search on tuples.
 
 The model has state: its logits depend on the whole prefix through the cache, and on a context that users' beams share.
 Catalogues of one shape are made from one base by renaming codes and shuffling rows, so that few programs are compiled.
@@ -15,8 +15,9 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy.special import logsumexp
 
-from seq_models.search import Beams, Normalization, beam_search, item_log_probs
-from seq_models.trie import CodeTrie
+from seq_models.masks import ItemMask
+from seq_models.search import Beams, Normalization, beam_search, top_k
+from seq_models.trie import Capacity, CodeTrie
 
 BATCH, DIM = 3, 4
 CATALOGUES = [((5, 7), 40), ((4, 3, 6), 50), ((3, 8, 2, 5), 40), ((2, 3, 2, 2, 3, 2, 2, 3), 30)]  # level sizes, items
@@ -51,35 +52,33 @@ def parameters(level_sizes, seed):
 
 
 def stateful_step(p):
-    def step(hidden, codes, level):
+    """The cache holds the hidden states of every step, each of the beams that were live then."""
+
+    def step(cache, prefixes):
+        hidden, level = p["context"][:, None, :], prefixes.level
         if level > 0:
-            hidden = jnp.tanh(hidden @ p["mix"] + p["embed"][level - 1][codes])
-        return hidden @ p["head"][level] + (p["context"] @ p["bias"][level])[:, None, :], hidden
+            before = jnp.take_along_axis(cache[-1], prefixes.ancestors[..., -1:], axis=1)
+            hidden = jnp.tanh(before @ p["mix"] + p["embed"][level - 1][prefixes.codes[..., -1]])
+        return hidden @ p["head"][level] + (p["context"] @ p["bias"][level])[:, None, :], (*cache, hidden)
 
     return step
 
 
-def start(p):
-    return p["context"][:, None, :]
+STATIC = ("beam_size", "num_results", "normalization", "temperature", "item_scores")
 
 
-@functools.partial(jax.jit, static_argnames=("beam_size", "normalization"))
-def search(p, trie, *, beam_size, normalization) -> Beams:
-    return beam_search(stateful_step(p), start(p), trie, beam_size=beam_size, normalization=normalization)
-
-
-@functools.partial(jax.jit, static_argnames="normalization")
-def score(p, codes, trie, *, normalization):
-    return item_log_probs(stateful_step(p), start(p), codes, trie=trie, normalization=normalization)
+@functools.partial(jax.jit, static_argnames=STATIC)
+def search(p, trie, mask=None, **options) -> Beams:
+    return beam_search(stateful_step(p), (), trie, batch=len(p["context"]), mask=mask, **options)
 
 
 class Reference:
     """The same model in float64, prefix by prefix, on tuples: no trie, no cache."""
 
-    def __init__(self, p, codes, normalization):
+    def __init__(self, p, codes, normalization, temperature=1.0):
         self.p = jax.tree.map(lambda x: np.asarray(x, np.float64), p)
         self.items = [tuple(row) for row in codes.tolist()]
-        self.normalization = normalization
+        self.normalization, self.temperature = normalization, temperature
         self.memo = {}
 
     def children(self, prefix):
@@ -91,7 +90,7 @@ class Reference:
             hidden, level = self.p["context"], len(prefix)
             for depth, code in enumerate(prefix):
                 hidden = np.tanh(hidden @ self.p["mix"] + self.p["embed"][depth][code])
-            logits = hidden @ self.p["head"][level] + self.p["context"] @ self.p["bias"][level]
+            logits = (hidden @ self.p["head"][level] + self.p["context"] @ self.p["bias"][level]) / self.temperature
             among = self.children(prefix) if self.normalization is Normalization.CHILDREN else slice(None)
             self.memo[prefix] = logits - logsumexp(logits[:, among], axis=-1, keepdims=True)
         return self.memo[prefix]
@@ -99,12 +98,15 @@ class Reference:
     def item_log_probs(self):
         return np.stack([sum(self.log_probs(i[:n])[:, i[n]] for n in range(len(i))) for i in self.items], axis=-1)
 
-    def beam_search(self, user, beam_size):
+    def beam_search(self, user, beam_size, allowed=None):
+        allowed = np.ones(len(self.items), bool) if allowed is None else allowed
+        alive = {item[:n] for item, a in zip(self.items, allowed, strict=True) if a for n in range(len(item) + 1)}
         live = [(0.0, ())]
         for _ in self.items[0]:
             grown = [(s + self.log_probs(p)[user, c], (*p, c)) for s, p in live for c in self.children(p)]
-            live = sorted(grown, key=lambda beam: -beam[0])[:beam_size]
-        found = [(s, row) for s, prefix in live for row, item in enumerate(self.items) if item == prefix]
+            live = sorted((beam for beam in grown if beam[1] in alive), key=lambda beam: -beam[0])[:beam_size]
+        rows = np.flatnonzero(allowed).tolist()
+        found = [(s, row) for s, prefix in live for row in rows if self.items[row] == prefix]
         return [row for _, row in found[:beam_size]], [s for s, _ in found[:beam_size]]
 
 
@@ -155,28 +157,6 @@ def test_a_narrow_beam_equals_a_beam_search_on_tuples(level_sizes, num_items, be
             np.testing.assert_allclose(np.asarray(beams.log_probs[user])[valid], log_probs, rtol=1e-5, atol=1e-5)
 
 
-@both_normalizations
-@every_catalogue
-def test_item_log_probs_equal_the_reference(level_sizes, num_items, normalization):
-    for seed in SEEDS[:5]:
-        codes, p = catalogue(level_sizes, num_items, seed), parameters(level_sizes, seed)
-        expected = Reference(p, codes, normalization).item_log_probs()
-        trie = CodeTrie.from_codes(codes, level_sizes)
-        scores = score(p, np.broadcast_to(codes, (BATCH, *codes.shape)), trie, normalization=normalization)
-        np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-5)
-
-
-def test_codes_of_no_item_score_minus_infinity():
-    p, trie = parameters((5, 7), 0), CodeTrie.from_codes(np.array([[0, 0], [4, 6]]), (5, 7))
-    codes = np.broadcast_to([[4, 6], [-1, -1], [0, 7], [0, 6]], (BATCH, 4, 2))
-    vocabulary = score(p, codes, trie, normalization=Normalization.VOCABULARY)
-    assert np.isfinite(vocabulary[0]).tolist() == [True, False, False, True]  # (0, 6) has a probability of its own
-    children = score(p, codes, trie, normalization=Normalization.CHILDREN)
-    assert np.isfinite(children[0]).tolist() == [True, False, False, False]
-    assert not np.isnan(vocabulary).any()
-    assert not np.isnan(children).any()
-
-
 def test_probabilities_over_children_sum_to_one_and_over_the_vocabulary_to_less():
     codes = np.unique(catalogue((4, 3, 6), 50, 0), axis=0)
     p, trie = parameters((4, 3, 6), 0), CodeTrie.from_codes(codes, (4, 3, 6))
@@ -185,29 +165,116 @@ def test_probabilities_over_children_sum_to_one_and_over_the_vocabulary_to_less(
     assert np.all(totals[Normalization.VOCABULARY] < 0.999)
 
 
-def test_the_cache_follows_its_beams():
+def test_ancestors_lead_to_what_each_step_left_in_the_cache():
+    level_sizes, num_items = CATALOGUES[2]
+    codes, p, wrong = catalogue(level_sizes, num_items, 0), parameters(level_sizes, 0), []
+
+    def step(cache, prefixes):
+        logits, hidden = stateful_step(p)(cache[0], prefixes)
+        for level, kept in enumerate(cache[1]):
+            found = jax.vmap(lambda beams, i: beams[i])(kept, prefixes.ancestors[..., level])
+            wrong.append((found != prefixes.codes[..., :level]).sum())
+            unmoved = jnp.arange(prefixes.codes.shape[1]) % kept.shape[1]
+            wrong.append((kept[:, unmoved] != prefixes.codes[..., :level]).sum())  # a control
+        return logits, (hidden, (*cache[1], prefixes.codes))
+
+    @jax.jit
+    def run(trie):
+        beam_search(step, ((), ()), trie, batch=BATCH, beam_size=6)
+        return wrong[::2], wrong[1::2]
+
+    followed, unmoved = run(CodeTrie.from_codes(codes, level_sizes))
+    assert len(followed) == 1 + 2 + 3
+    assert sum(followed) == 0
+    assert sum(unmoved) > 0
+
+
+def random_mask(num_items, seed):
+    """Few or many items allowed to each user, and a list of denied ones: repeated, not allowed anyway, or none."""
+    rng = np.random.default_rng([seed, 2])
+    allowed = rng.random((BATCH, num_items)) < rng.choice([0.05, 0.3, 0.9], size=(BATCH, 1))
+    denied = rng.integers(-1, num_items, size=(BATCH, 12)).astype(np.int32)
+    left = allowed.copy()
+    for user in range(BATCH):
+        left[user, denied[user][denied[user] >= 0]] = False
+    return allowed, denied, left
+
+
+@pytest.mark.parametrize(
+    ("beam_size", "normalization"),
+    [(1, Normalization.CHILDREN), (6, Normalization.VOCABULARY), (60, Normalization.CHILDREN)],
+)
+@every_catalogue
+def test_a_masked_search_equals_a_masked_beam_search_on_tuples(level_sizes, num_items, beam_size, normalization):
+    for seed in SEEDS[:8]:
+        codes, p = catalogue(level_sizes, num_items, seed), parameters(level_sizes, seed)
+        reference, trie = Reference(p, codes, normalization), CodeTrie.from_codes(codes, level_sizes)
+        allowed, denied, left = random_mask(num_items, seed)
+        mask = ItemMask.of(trie, allowed=allowed, denied=denied)
+        beams = search(p, trie, mask, beam_size=beam_size, normalization=normalization)
+        check_structure(beams, codes, beam_size)
+        for user in range(BATCH):
+            rows, log_probs = reference.beam_search(user, beam_size, left[user])
+            valid = np.asarray(beams.valid[user])
+            assert np.asarray(beams.rows[user])[valid].tolist() == rows
+            np.testing.assert_allclose(np.asarray(beams.log_probs[user])[valid], log_probs, rtol=1e-5, atol=1e-5)
+
+
+def test_the_one_allowed_item_is_found_by_a_single_beam_and_none_where_none_is_allowed():
+    level_sizes, num_items = CATALOGUES[2]
+    codes, p = catalogue(level_sizes, num_items, 0), parameters(level_sizes, 0)
+    trie, everything = CodeTrie.from_codes(codes, level_sizes), np.arange(num_items, dtype=np.int32)
+    for row in range(num_items):
+        allowed = np.arange(num_items)[None] == np.array([[row], [row], [-1]])  # nothing for the last user
+        denied = np.broadcast_to(np.where(everything == row, -1, everything), (BATCH, num_items)).copy()
+        denied[-1] = everything
+        for mask in (ItemMask.of(trie, allowed=allowed), ItemMask.of(trie, denied=denied)):
+            beams = search(p, trie, mask, beam_size=1, normalization=Normalization.VOCABULARY)
+            assert beams.rows[:, 0].tolist() == [row, row, -1]
+            check_structure(beams, codes, 1)
+
+
+def test_temperature_divides_the_logits():
     level_sizes, num_items = CATALOGUES[1]
     codes, p = catalogue(level_sizes, num_items, 0), parameters(level_sizes, 0)
-    expected = np.sort(Reference(p, codes, Normalization.VOCABULARY).item_log_probs())[:, ::-1]
+    trie, beam_size = CodeTrie.from_codes(codes, level_sizes), 6
+    for temperature in (0.5, 3.0):
+        reference = Reference(p, codes, Normalization.CHILDREN, temperature)
+        beams = search(p, trie, beam_size=beam_size, normalization=Normalization.CHILDREN, temperature=temperature)
+        for user in range(BATCH):
+            rows, log_probs = reference.beam_search(user, beam_size)
+            assert beams.rows[user].tolist() == rows
+            np.testing.assert_allclose(beams.log_probs[user], log_probs, rtol=1e-5, atol=1e-5)
 
-    def not_gathered(step):
-        """A control: each step goes on from the cache as the last one left it, beam for beam."""
-        kept = None
 
-        def forgetful(cache, codes, level):
-            nonlocal kept
-            cache = cache if kept is None else kept[:, np.arange(codes.shape[1]) % kept.shape[1]]
-            logits, kept = step(cache, codes, level)
-            return logits, kept
+def test_a_shorter_list_is_the_head_of_the_longer():
+    level_sizes, num_items = CATALOGUES[1]
+    p, trie = parameters(level_sizes, 0), CodeTrie.from_codes(catalogue(level_sizes, num_items, 0), level_sizes)
+    run = functools.partial(search, p, trie, beam_size=8, normalization=Normalization.VOCABULARY)
+    head, whole = run(num_results=3), run()
+    assert head.codes.shape == (BATCH, 3, 3)
+    assert all(np.array_equal(h, w[:, :3]) for h, w in zip(head, whole, strict=True))
 
-        return forgetful
 
-    def log_probs(step):
-        trie = CodeTrie.from_codes(codes, level_sizes)
-        return jax.jit(lambda t: beam_search(step, start(p), t, beam_size=num_items).log_probs)(trie)
+def by_last_digit(rows):
+    return -(rows % 10).astype(jnp.float32)
 
-    np.testing.assert_allclose(log_probs(stateful_step(p)), expected, rtol=1e-5, atol=1e-5)
-    assert np.abs(log_probs(not_gathered(stateful_step(p))) - expected).max() > 0.1
+
+def test_items_of_a_leaf_come_in_order_of_their_scores_or_of_popularity():
+    codes = np.array([[0, 0]] * 12 + [[1, 1]])
+    p, likes = parameters((5, 7), 0), np.arange(13) % 5
+    trie = CodeTrie.from_codes(codes, (5, 7), popularity=likes)
+    run = functools.partial(search, p, beam_size=13, normalization=Normalization.VOCABULARY)
+    popular, scored = run(trie), run(trie, item_scores=by_last_digit)
+    masked = run(trie, ItemMask.of(trie, denied=np.array([[10, 1]])), item_scores=by_last_digit)
+    for user in range(BATCH):
+        by_popularity = np.argsort(-likes[:12], kind="stable").tolist()
+        by_score = sorted(by_popularity, key=lambda row: row % 10)
+        assert [row for row in popular.rows[user].tolist() if row != 12] == by_popularity
+        assert [row for row in scored.rows[user].tolist() if row != 12] == by_score
+        left = [row for row in by_score if row not in (10, 1)]
+        assert [row for row in masked.rows[user].tolist() if row != 12] == [*left, -1, -1]
+        assert sorted(popular.log_probs[user].tolist()) == sorted(scored.log_probs[user].tolist())
 
 
 @pytest.mark.parametrize(("beam_size", "widths"), [(2, [1, 2, 2]), (4, [1, 3, 4]), (50, [1, 3, 6])])
@@ -215,11 +282,11 @@ def test_no_level_runs_more_beams_than_it_can_use(beam_size, widths):
     codes = np.array([[0, 0, 0], [0, 1, 0], [1, 0, 0], [1, 1, 1], [2, 2, 0], [2, 0, 0], [2, 0, 1]])
     seen = []
 
-    def step(cache, codes, level):
-        seen.append(1 if codes is None else codes.shape[1])
+    def step(cache, prefixes):
+        seen.append(prefixes.codes.shape[1])
         return jnp.zeros((BATCH, seen[-1], 3)), cache
 
-    run = jax.jit(lambda trie: beam_search(step, (), trie, beam_size=beam_size))
+    run = jax.jit(lambda trie: beam_search(step, (), trie, batch=BATCH, beam_size=beam_size))
     beams = run(CodeTrie.from_codes(codes, (3, 3, 3)))
     assert seen == widths
     assert np.asarray(beams.valid).sum(axis=-1).tolist() == [min(beam_size, len(codes))] * BATCH
@@ -231,14 +298,14 @@ def test_no_level_runs_more_beams_than_it_can_use(beam_size, widths):
 def test_codes_that_the_step_forbids_are_not_returned(normalization):
     codes = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
 
-    def forbid(cache, chosen, level):
-        if chosen is None:
+    def forbid(cache, prefixes):
+        if prefixes.level == 0:
             return jnp.zeros((BATCH, 1, 2)), cache
         # after code 0 nothing of the catalogue is allowed, after code 1 only code 1
         after = jnp.array([[-jnp.inf, -jnp.inf, 0.0], [-jnp.inf, 0.0, 0.0]])
-        return after[chosen], cache
+        return after[prefixes.codes[..., 0]], cache
 
-    run = jax.jit(lambda trie: beam_search(forbid, (), trie, beam_size=4, normalization=normalization))
+    run = jax.jit(lambda trie: beam_search(forbid, (), trie, batch=BATCH, beam_size=4, normalization=normalization))
     beams = run(CodeTrie.from_codes(codes, (2, 3)))
     assert beams.rows.tolist() == [[3, -1, -1, -1]] * BATCH
     assert beams.valid.tolist() == [[True, False, False, False]] * BATCH
@@ -253,38 +320,62 @@ def test_a_model_that_yields_nan_is_seen_and_returns_no_item_twice():
     assert all(sorted(rows) == list(range(40)) for rows in beams.rows.tolist())
 
 
-def test_another_catalogue_of_equal_shape_is_not_compiled_again():
-    level_sizes, num_items = CATALOGUES[0]
-    traces = []
+def test_catalogues_of_one_capacity_run_in_one_program_and_find_the_same():
+    level_sizes, rng = (4, 3, 6), np.random.default_rng(0)
+    p, capacity = parameters(level_sizes, 0), Capacity(items=60, fan_outs=level_sizes, leaf_items=60)
 
     @jax.jit
-    def counted(p, trie):
-        traces.append(1)
-        return beam_search(stateful_step(p), start(p), trie, beam_size=5)
+    def run(p, trie, mask):
+        return beam_search(stateful_step(p), (), trie, batch=BATCH, beam_size=20, mask=mask)
 
-    for seed in range(3):
-        trie = CodeTrie.from_codes(catalogue(level_sizes, num_items, seed), level_sizes)
-        counted(parameters(level_sizes, seed), trie)
-    assert len(traces) == 1
-    counted(parameters(level_sizes, 0), CodeTrie.from_codes(np.array([[4, 6]]), level_sizes))
-    assert len(traces) == 2  # other shapes do compile
+    for num_items in (1, 7, 45, 60):
+        codes = rng.integers(0, level_sizes, size=(num_items, 3))
+        reference = Reference(p, codes, Normalization.VOCABULARY)
+        trie = CodeTrie.from_codes(codes, level_sizes, capacity=capacity)
+        allowed = rng.random((1, 60)) < 0.7  # rows that no item has yet among them
+        beams = run(p, trie, ItemMask.of(trie, allowed=allowed, denied=np.array([[0, 59, -1]])))
+        check_structure(beams, codes, 20)
+        for user in range(BATCH):
+            left = allowed[0, :num_items] & (np.arange(num_items) != 0) & (np.arange(num_items) != 59)
+            assert [r for r in beams.rows[user].tolist() if r >= 0] == reference.beam_search(user, 20, left)[0]
+    assert run._cache_size() == 1
+    trie = CodeTrie.from_codes(codes, level_sizes)  # a control: a trie without that capacity
+    run(p, trie, ItemMask.of(trie, allowed=allowed, denied=np.array([[0, 59, -1]])))
+    assert run._cache_size() == 2
+
+
+@pytest.mark.parametrize("kind", ["floats", "ties", "minus infinity", "nan"])
+def test_the_best_of_long_rows_are_those_of_one_sort(kind):
+    scores = np.random.default_rng(0).normal(size=(4, 999)).astype(np.float32)
+    if kind == "ties":
+        scores = np.round(scores)
+    if kind in ("minus infinity", "nan"):
+        scores[:, 3:] = dict(zip(("minus infinity", "nan"), (-np.inf, np.nan), strict=True))[kind]
+    for k in (1, 5, 7):  # of 31 blocks; with the last of these in one stage
+        values, index = jax.jit(top_k, static_argnums=1)(scores, k)
+        expected = jax.lax.top_k(scores, k)
+        assert np.array_equal(index, expected[1])
+        assert np.array_equal(values, expected[0], equal_nan=True)
 
 
 def test_bfloat16_logits_are_scored_in_float32():
     p = parameters((5, 7), 0)
 
-    def low(cache, codes, level):
-        logits, cache = stateful_step(p)(cache, codes, level)
+    def low(cache, prefixes):
+        logits, cache = stateful_step(p)(cache, prefixes)
         return logits.astype(jnp.bfloat16), cache
 
-    @jax.jit
-    def search_and_score(trie):
-        beams = beam_search(low, start(p), trie, beam_size=40)
-        return beams.log_probs, item_log_probs(low, start(p), beams.codes)
+    def same_in_float32(cache, prefixes):
+        logits, cache = low(cache, prefixes)
+        return logits.astype(jnp.float32), cache
 
-    found, again = search_and_score(CodeTrie.from_codes(catalogue((5, 7), 40, 0), (5, 7)))
-    assert found.dtype == again.dtype == jnp.float32
-    np.testing.assert_allclose(again, found, rtol=1e-6)
+    trie = CodeTrie.from_codes(catalogue((5, 7), 40, 0), (5, 7))
+    found, expected = (
+        jax.jit(lambda t, s=step: beam_search(s, (), t, batch=BATCH, beam_size=40).log_probs)(trie)
+        for step in (low, same_in_float32)
+    )
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_users_sharded_over_devices_get_the_same_items():
@@ -303,12 +394,13 @@ def test_users_sharded_over_devices_get_the_same_items():
 
 def test_bad_arguments_are_refused():
     p, trie = parameters((5, 7), 0), CodeTrie.from_codes(np.array([[0, 0], [4, 6]]), (5, 7))
-    assert search(p, trie, beam_size=1, normalization=Normalization.CHILDREN).valid.all()
+    run = functools.partial(beam_search, stateful_step(p), (), batch=BATCH)
+    assert run(trie, beam_size=1).valid.all()
     with pytest.raises(ValueError, match="beam_size must be at least 1, got 0"):
-        beam_search(stateful_step(p), start(p), trie, beam_size=0)
+        run(trie, beam_size=0)
+    with pytest.raises(ValueError, match="num_results must be from 1 to beam_size 2, got 3"):
+        run(trie, beam_size=2, num_results=3)
+    with pytest.raises(ValueError, match="temperature must be above 0, got 0"):
+        run(trie, beam_size=1, temperature=0.0)
     with pytest.raises(ValueError, match=r"\(3, 1, 4\) at level 0, got \(3, 1, 5\)"):
-        beam_search(stateful_step(p), start(p), CodeTrie.from_codes(np.array([[0, 0]]), (4, 7)), beam_size=1)
-    with pytest.raises(ValueError, match="CHILDREN needs the trie"):
-        item_log_probs(
-            stateful_step(p), start(p), jnp.zeros((BATCH, 1, 2), jnp.int32), normalization=Normalization.CHILDREN
-        )
+        run(CodeTrie.from_codes(np.array([[0, 0]]), (4, 7)), beam_size=1)

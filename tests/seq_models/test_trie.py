@@ -7,18 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seq_models.trie import CodeTrie
+from seq_models.trie import Capacity, CodeTrie
 
 
 def prefixes_of(codes: np.ndarray, length: int) -> list[tuple[int, ...]]:
     return sorted({tuple(row[:length]) for row in codes.tolist()})
 
 
-@jax.jit
-def expand_all(trie: CodeTrie):
-    parents = [start.shape[0] - 1 for start in trie.child_start]
-    children = [trie.children(jnp.arange(n), level=level) for level, n in enumerate(parents)]
-    return children, trie.items(jnp.arange(trie.leaf_start.shape[0] - 1))
+def expand_all(trie: CodeTrie, codes: np.ndarray):
+    nodes = [jnp.arange(len(prefixes_of(codes, level))) for level in range(codes.shape[1] + 1)]
+    children = [trie.children(parents, level=level) for level, parents in enumerate(nodes[:-1])]
+    return jax.tree.map(np.asarray, (children, trie.items(nodes[-1])))
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -26,8 +25,9 @@ def expand_all(trie: CodeTrie):
 def test_nodes_children_and_items_are_those_of_the_prefixes(level_sizes, seed):
     rng = np.random.default_rng(seed)
     codes = rng.integers(0, level_sizes, size=(int(rng.integers(1, 60)), len(level_sizes)))
-    trie = CodeTrie.from_codes(codes, level_sizes)
-    all_children, (rows, valid_rows) = jax.tree.map(np.asarray, expand_all(trie))
+    capacity = Capacity(80, (*level_sizes[:-1], level_sizes[-1] + 1), 60) if seed % 2 else None
+    trie = CodeTrie.from_codes(codes, level_sizes, capacity=capacity)
+    all_children, (rows, positions, valid_rows) = expand_all(trie, codes)
     for level, children in enumerate(all_children):
         parents, nodes = prefixes_of(codes, level), prefixes_of(codes, level + 1)
         assert len(children.valid) == len(parents)
@@ -36,13 +36,48 @@ def test_nodes_children_and_items_are_those_of_the_prefixes(level_sizes, seed):
             valid = children.valid[n]
             assert children.nodes[n][valid].tolist() == expected
             assert children.tokens[n][valid].tolist() == [nodes[i][-1] for i in expected]
-        assert trie.fan_outs[level] == max(sum(node[:-1] == parent for node in nodes) for parent in parents)
+        most = max(sum(node[:-1] == parent for node in nodes) for parent in parents)
+        assert trie.fan_outs[level] == (most if capacity is None else capacity.fan_outs[level])
     leaves = prefixes_of(codes, len(level_sizes))
     assert len(rows) == len(leaves)
     for n, leaf in enumerate(leaves):
         assert rows[n][valid_rows[n]].tolist() == [
             row for row, code in enumerate(codes.tolist()) if tuple(code) == leaf
         ]
+    assert positions[valid_rows].tolist() == list(range(len(codes)))
+    assert np.array_equal(trie.item_positions[rows[valid_rows]], positions[valid_rows])
+
+
+@pytest.mark.parametrize("level_sizes", [(9,), (4, 300, 3), (2, 3, 2, 2, 3, 2, 2, 3)])
+def test_nodes_know_their_items_and_their_parents(level_sizes):
+    codes = np.random.default_rng(0).integers(0, level_sizes, size=(40, len(level_sizes)))
+    trie = CodeTrie.from_codes(codes, level_sizes)
+    ordered = sorted(map(tuple, codes.tolist()))
+    for level in range(len(level_sizes)):
+        parents, nodes = prefixes_of(codes, level), prefixes_of(codes, level + 1)
+        starts = trie.first_item(jnp.arange(len(nodes) + 1), level=level).tolist()
+        for node, start, end in zip(nodes, starts[:-1], starts[1:], strict=True):
+            assert [i for i, item in enumerate(ordered) if item[: level + 1] == node] == list(range(start, end))
+        found = trie.parents(jnp.arange(len(nodes)), level=level).tolist()
+        assert [parents[parent] for parent in found] == [node[:-1] for node in nodes]
+    assert trie.leaves(jnp.arange(40)).tolist() == [prefixes_of(codes, len(level_sizes)).index(i) for i in ordered]
+
+
+def test_items_of_a_leaf_lie_by_popularity_then_by_row():
+    codes = np.array([[1, 1], [0, 2], [1, 1], [1, 1], [0, 2]])
+    trie = CodeTrie.from_codes(codes, (2, 3), popularity=np.array([3, 0, 7, 3, 1], np.uint8))
+    assert trie.item_rows.tolist() == [4, 1, 2, 0, 3]
+    assert CodeTrie.from_codes(codes, (2, 3)).item_rows.tolist() == [1, 4, 0, 2, 3]
+
+
+@pytest.mark.parametrize("level_sizes", [(2048,) * 8, (1,) * 3, (2**31 - 1, 2**20, 1, 2**31 - 1), (3,) * 20])
+def test_rows_are_sorted_as_by_a_plain_sort_whatever_fits_a_key(level_sizes):
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, [min(size, 3) for size in level_sizes], size=(300, len(level_sizes)))
+    codes[:150] = np.array(level_sizes) - 1 - codes[:150] % np.array(level_sizes)  # both ends of every range
+    codes[250:] = codes[:50]
+    trie = CodeTrie.from_codes(codes, level_sizes)
+    assert trie.item_rows.tolist() == sorted(range(300), key=lambda row: (*codes[row].tolist(), row))
 
 
 def test_expanding_takes_any_leading_shape_and_pads_with_real_nodes():
@@ -53,14 +88,54 @@ def test_expanding_takes_any_leading_shape_and_pads_with_real_nodes():
     assert children.valid[0, :2].tolist() == [[True, False, False], [True, True, True]]
 
 
-def test_is_a_pytree_of_int32_arrays_with_static_sizes():
-    trie = CodeTrie.from_codes(np.array([[3, 0], [1, 1], [3, 0]], np.uint8), [4, 2])
+def test_is_a_pytree_of_small_arrays_with_static_sizes():
+    trie = CodeTrie.from_codes(np.array([[3, 0, 69999], [1, 1, 0], [3, 0, 69999], [3, 300, 5]]), [4, 301, 70000])
+    assert [tokens.dtype for tokens in trie.tokens] == [jnp.uint8, jnp.uint16, jnp.int32]
+    assert trie.children(jnp.array([0]), level=0).tokens.dtype == jnp.int32
     leaves, structure = jax.tree.flatten(trie)
-    assert all(leaf.dtype == jnp.int32 for leaf in leaves)
-    assert len(leaves) == 2 + 2 + 1 + 1
-    assert jax.tree.unflatten(structure, leaves).level_sizes == (4, 2)
-    assert (trie.num_items, trie.max_leaf_items) == (3, 2)
-    assert trie.item_rows.tolist() == [1, 0, 2]
+    assert all(leaf.dtype == jnp.int32 for leaf in leaves[3:])
+    assert jax.tree.unflatten(structure, leaves).level_sizes == (4, 301, 70000)
+    assert (trie.num_items, trie.fan_outs, trie.max_leaf_items) == (4, (2, 2, 1), 2)
+    assert trie.item_rows.tolist() == [1, 0, 2, 3]
+
+
+def test_ranges_of_one_member_each_are_not_stored():
+    trie = CodeTrie.from_codes(np.array([[0, 2], [0, 1], [1, 0]]), (2, 3))
+    assert [start is None for start in (*trie.child_start, trie.leaf_start)] == [False, False, True]
+    codes = np.random.default_rng(0).permutation(2000)[:, None] // np.array([100, 1]) % np.array([2048, 2048])
+    trie = CodeTrie.from_codes(np.concatenate([codes] * 4, axis=1), (2048,) * 8)
+    # of 2,000 items: 20 + 7 * 2,000 tokens of 2 bytes, 1 + 1 and 20 + 1 starts, item rows and positions
+    assert sum(leaf.nbytes for leaf in jax.tree.leaves(trie)) == 2 * (20 + 7 * 2000) + 4 * (2 + 21) + 4 * 2 * 2000
+
+
+def test_tries_of_one_capacity_have_equal_shapes():
+    rng, capacity = np.random.default_rng(0), Capacity(items=9, fan_outs=(3, 2), leaf_items=5)
+    assert capacity.nodes == (1, 3, 6)
+    shapes = set()
+    for num_items in (1, 4, 9):
+        codes = np.unique(rng.integers(0, (3, 2), size=(99, 2)), axis=0)[rng.integers(0, 6, num_items) % 6]
+        trie = CodeTrie.from_codes(codes, (3, 2), capacity=capacity)
+        leaves, structure = jax.tree.flatten(trie)
+        shapes.add((structure, *(leaf.shape for leaf in leaves)))
+    assert len(shapes) == 1
+    assert Capacity.around(CodeTrie.from_codes(codes[:4], (3, 2))).items == 6
+
+
+@pytest.mark.parametrize(
+    ("capacity", "message"),
+    [
+        (Capacity(3, (2, 3), 2), "4 items, its trie's capacity is 3: build with a larger Capacity"),
+        (Capacity(4, (1, 3), 2), "2 children of one parent at level 0, its trie's capacity is 1"),
+        (Capacity(4, (2, 1), 2), "2 children of one parent at level 1, its trie's capacity is 1"),
+        (Capacity(4, (2, 3), 1), "2 items of one leaf, its trie's capacity is 1"),
+        (Capacity(4, (2, 3, 1), 2), "2 levels but the capacity 3"),
+    ],
+)
+def test_a_catalogue_beyond_the_capacity_is_refused(capacity, message):
+    codes = np.array([[0, 1], [1, 2], [1, 0], [0, 1]])
+    assert CodeTrie.from_codes(codes, (2, 3), capacity=Capacity(4, (2, 2), 2)).num_items == 4
+    with pytest.raises(ValueError, match=message):
+        CodeTrie.from_codes(codes, (2, 3), capacity=capacity)
 
 
 @pytest.mark.parametrize(
@@ -79,3 +154,10 @@ def test_bad_codes_are_refused(codes, message):
     CodeTrie.from_codes(np.array([[0, 1], [1, 2]]), (2, 3))
     with pytest.raises(ValueError, match=message):
         CodeTrie.from_codes(np.array(codes), (2, 3))
+
+
+def test_popularity_of_another_number_of_items_is_refused():
+    codes = np.array([[0, 1], [1, 2]])
+    CodeTrie.from_codes(codes, (2, 3), popularity=np.ones(2))
+    with pytest.raises(ValueError, match=r"each of 2 items, got \(3,\)"):
+        CodeTrie.from_codes(codes, (2, 3), popularity=np.ones(3))

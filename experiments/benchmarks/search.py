@@ -1,0 +1,177 @@
+"""The code trie and the search over it: seconds and bytes to build, users per second, and what the constraint costs.
+
+    python -m experiments.benchmarks.search --out runs/search.json
+    python -m experiments.benchmarks.search --out runs/build.json --build-items 20000000
+
+Catalogues are random codes. The model is a table of logits by the code before, so that what is timed is the search. The
+control, `unconstrained`, is a beam search over all products of the vocabularies, whose results need not exist. Every
+contender runs once a round, in turn; given are users per second of its fastest round, and per second of processor time,
+which says more where other work shares the machine. Peak memory is that of the whole process so far, its libraries and
+the codes included.
+"""
+
+from __future__ import annotations
+
+import functools
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from jaxtyping import Array, Float, Int
+
+from semid.artifacts import write_json
+from seq_models.masks import ItemMask
+from seq_models.search import Beams, Step, beam_search, checked_logits, extend_prefixes, no_prefixes, top_k
+from seq_models.trie import CodeTrie
+from seq_models.types import Prefixes
+
+Tables = tuple[Float[Array, "before size"], ...]
+Contenders = dict[str, Callable[[], Any]]
+
+
+def main(
+    out: Path = Path("runs/search.json"),
+    items: tuple[int, ...] = (10_000, 100_000, 1_000_000, 10_000_000),
+    level_sizes: tuple[int, ...] = (256, 256, 256, 256),
+    users: int = 32,
+    beam_size: int = 50,
+    denied: int = 50,
+    rounds: int = 10,
+    build_items: int = 0,
+) -> None:
+    """Measure, print and write JSON.
+
+    Args:
+        out: File to write.
+        items: Items of each catalogue.
+        level_sizes: Codebook sizes, first level first.
+        users: Users searched at once.
+        beam_size: Beams per user.
+        denied: Items denied to each user where a mask is measured.
+        rounds: Times that each search runs.
+        build_items: Items of a catalogue of 8 levels of 2048 codes that is built, not searched; 0: none.
+    """
+    figures: dict[str, Any] = {
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "jax": jax.__version__,
+        "level sizes": level_sizes,
+        "users": users,
+        "beam size": beam_size,
+        "catalogues": [],
+    }
+    tables, rng = _tables(level_sizes, users), np.random.default_rng(0)
+    for num_items in items:
+        trie, row = _build(num_items, level_sizes, rng)
+        row |= _rates(_contenders(tables, trie, users, beam_size, denied, rng), users, rounds)
+        figures["catalogues"].append(row)
+        _show(row)
+    if build_items:
+        figures["build"] = _build(build_items, (2048,) * 8, rng)[1]
+        _show(figures["build"])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(out, figures)
+
+
+def _build(num_items: int, level_sizes: tuple[int, ...], rng: np.random.Generator) -> tuple[CodeTrie, dict[str, Any]]:
+    codes = np.empty((num_items, len(level_sizes)), np.int32)
+    for level, size in enumerate(level_sizes):
+        codes[:, level] = rng.integers(0, size, num_items, np.int32)
+    started, processor = time.monotonic(), time.process_time()
+    trie = jax.block_until_ready(CodeTrie.from_codes(codes, level_sizes))
+    seconds, processor = time.monotonic() - started, time.process_time() - processor
+    return trie, {
+        "items": num_items,
+        "build, s": seconds,
+        "build, s of processor time": processor,
+        "bytes an item": sum(leaf.nbytes for leaf in jax.tree.leaves(trie)) / num_items,
+        "peak memory, GiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+    }
+
+
+def _show(figures: dict[str, Any]) -> None:
+    for name, value in figures.items():
+        print(f"{name:70s} {value:,.2f}" if isinstance(value, float) else f"{name:70s} {value:,}")
+
+
+def _contenders(
+    tables: Tables, trie: CodeTrie, users: int, beam_size: int, denied: int, rng: np.random.Generator
+) -> Contenders:
+    """Searches that differ in what they may return, and in nothing else."""
+    lists = jnp.asarray(rng.integers(0, trie.num_items, (users, denied), np.int32))
+    shared = ItemMask.of(trie, allowed=rng.random((1, trie.num_items)) < 0.5)
+    constrained = functools.partial(_constrained, tables, trie, users=users, beam_size=beam_size)
+    return {
+        "unconstrained": functools.partial(_unconstrained, tables, users=users, beam_size=beam_size),
+        "constrained": constrained,
+        f"constrained, {denied} items denied to each user": functools.partial(constrained, denied=lists),
+        "constrained, half of the items allowed": functools.partial(constrained, shared),
+    }
+
+
+def _rates(contenders: Contenders, users: int, rounds: int) -> dict[str, float]:
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
+    for _ in range(rounds + 1):  # the first compiles
+        for name, run in contenders.items():
+            started, processor = time.monotonic(), time.process_time()
+            jax.block_until_ready(run())
+            seconds[name].append((time.monotonic() - started, time.process_time() - processor))
+    rates = {}
+    for name, measured in seconds.items():
+        wall, processor = (min(column) for column in zip(*measured[1:], strict=True))
+        rates[f"{name}: users/s"] = users / wall
+        rates[f"{name}: users/s of processor time"] = users / processor
+    return rates
+
+
+@functools.partial(jax.jit, static_argnames=("users", "beam_size"))
+def _constrained(
+    tables: Tables,
+    trie: CodeTrie,
+    mask: ItemMask | None = None,
+    denied: Int[Array, "users n"] | None = None,
+    *,
+    users: int,
+    beam_size: int,
+) -> Beams:
+    """With `denied`, the mask of a request is made in the time measured."""
+    if denied is not None:
+        mask = ItemMask.of(trie, denied=denied)
+    return beam_search(_step(tables), (), trie, batch=users, beam_size=beam_size, mask=mask)
+
+
+@functools.partial(jax.jit, static_argnames=("users", "beam_size"))
+def _unconstrained(tables: Tables, *, users: int, beam_size: int) -> tuple[Prefixes, Float[Array, "users beam"]]:
+    prefixes, scores = no_prefixes(users), jnp.zeros((users, 1))
+    for level, table in enumerate(tables):
+        logits, _ = _step(tables)((), prefixes)
+        logits = checked_logits(logits, (*scores.shape, table.shape[1]), level)
+        products = (scores[..., None] + jax.nn.log_softmax(logits)).reshape(users, -1)
+        scores, best = top_k(products, min(beam_size, products.shape[1]))
+        prefixes = extend_prefixes(prefixes, best // table.shape[1], best % table.shape[1])
+    return prefixes, scores
+
+
+def _tables(level_sizes: tuple[int, ...], users: int) -> Tables:
+    """Logits of each level's codes: at the first by user, then by the code before."""
+    keys = jax.random.split(jax.random.key(0), len(level_sizes))
+    before = (users, *level_sizes[:-1])
+    return tuple(jax.random.normal(k, (n, size)) for k, n, size in zip(keys, before, level_sizes, strict=True))
+
+
+def _step(tables: Tables) -> Step:
+    def step(cache: Any, prefixes: Prefixes) -> tuple[Array, Any]:
+        if prefixes.level == 0:
+            return tables[0][:, None, :], cache
+        return tables[prefixes.level][prefixes.codes[..., -1]], cache
+
+    return step
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

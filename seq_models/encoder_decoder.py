@@ -1,0 +1,182 @@
+"""Encoder-decoder over codes, as in TIGER (Rajput et al., NeurIPS 2023).
+
+The encoder reads the codes of a history in both directions, one token a code; the decoder writes the next item's codes.
+Keys and values of the cross-attention are computed once per user and shared by all beams. Unlike TIGER's T5 here:
+rotary positions for its position buckets, SwiGLU, an embedding table and a head for each level.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from seq_models.attention import KeyValue, Past, attend_past, grown, of_ancestors, rotate
+from seq_models.codes import CodeConfig, CodeLayers
+from seq_models.layers import (
+    Attend,
+    Backbone,
+    Block,
+    TransformerConfig,
+    attend_within,
+    dropout,
+    linear,
+    norm,
+    split_key,
+)
+from seq_models.types import Inputs, Layout, Prefixes
+
+
+@dataclass(frozen=True)
+class EncoderDecoderConfig(CodeConfig):
+    """The encoder's size (`backbone`) and the decoder's depth; its width is the encoder's."""
+
+    decoder_layers: int = 2
+    """Blocks of the decoder."""
+
+    def __post_init__(self) -> None:
+        if self.decoder_layers < 1:
+            raise ValueError(f"expected decoder_layers of at least 1, got {self.decoder_layers}")
+
+
+class Memory(NamedTuple):
+    """What cross-attention reads: keys and values for every block of the decoder, and which tokens are real."""
+
+    blocks: tuple[KeyValue, ...]
+    real: Bool[Array, "batch tokens"]
+
+
+class CrossAttention(nnx.Module):
+    """Attention from the decoder's states to the encoder's."""
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs) -> None:
+        self.heads, self.kv_heads = config.heads, config.kv_heads or config.heads
+        self.q = linear(config, config.dim, config.dim, rngs)
+        self.kv = linear(config, config.dim, 2 * self.kv_heads * (config.dim // config.heads), rngs)
+        self.out = linear(config, config.dim, config.dim, rngs)
+
+    def remember(self, states: Float[Array, "b t dim"]) -> KeyValue:
+        """Keys and values of the encoder's states."""
+        mixed = self.kv(states).reshape((*states.shape[:-1], 2 * self.kv_heads, -1))
+        return KeyValue(*jnp.split(mixed, 2, axis=-2))
+
+    def __call__(
+        self, x: Float[Array, "b n dim"], memory: KeyValue, real: Bool[Array, "b t"]
+    ) -> Float[Array, "b n dim"]:
+        q = self.q(x).reshape((*x.shape[:-1], self.heads, -1))
+        return self.out(jax.nn.dot_product_attention(q, *memory, mask=real[:, None, None, :]).reshape(x.shape))
+
+
+class DecoderBlock(nnx.Module):
+    """A pre-norm block with cross-attention between its halves."""
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs) -> None:
+        self.rate = config.dropout
+        self.block = Block(config, rngs=rngs)
+        self.norm_cross = norm(config, rngs)
+        self.cross = CrossAttention(config, rngs=rngs)
+
+    def __call__(
+        self, x: Array, attend: Attend, memory: KeyValue, real: Array, key: Key[Array, ""] | None
+    ) -> tuple[Array, KeyValue]:
+        first, second, third = split_key(key, 3)
+        x, kept = self.block.mix(x, attend, first)
+        x = x + dropout(self.cross(self.norm_cross(x), memory, real), self.rate, second)
+        return self.block.feed_forward(x, third), kept
+
+
+class EncoderDecoder(CodeLayers):
+    """Autoregressive model of the next item's codes given the codes of a history. See RQTransformer for arguments."""
+
+    layout = Layout.SINGLE
+
+    def __init__(
+        self,
+        config: EncoderDecoderConfig,
+        *,
+        level_sizes: tuple[int, ...],
+        num_features: int = 0,
+        num_ids: int = 0,
+        rngs: nnx.Rngs,
+    ) -> None:
+        super().__init__(config, level_sizes=level_sizes, num_features=num_features, num_ids=num_ids, rngs=rngs)
+        dim = config.backbone.dim
+        self.encoder = Backbone(config.backbone, causal=False, rngs=rngs)
+        self.begin = nnx.Param(nnx.initializers.normal(dim**-0.5)(rngs.params(), (dim,)))
+        self.decoder = nnx.List([DecoderBlock(config.backbone, rngs=rngs) for _ in range(config.decoder_layers)])
+        self.norm = norm(config.backbone, rngs)
+        self.add_heads(rngs)
+
+    def logits(
+        self,
+        inputs: Inputs,
+        segments: Int[Array, "b t"],
+        targets: Int[Array, "b level"],
+        *,
+        key: Key[Array, ""] | None = None,
+    ) -> tuple[Float[Array, "b size"], ...]:
+        """Teacher-forced logits of every level of the item behind each history."""
+        encoder_key, decoder_key = split_key(key, 2)
+        memory = self._memory(inputs, segments, encoder_key)
+        written = [self._written(targets[:, None], level) for level in range(len(self.level_sizes))]
+        x = jnp.concatenate(written, axis=1)
+        attend = attend_within(jnp.ones(x.shape[:2], jnp.int32), causal=True)
+        x, _ = self._decode(x, [attend] * len(self.decoder), memory, decoder_key)
+        return tuple(self.head(x[:, level], level) for level in range(len(self.level_sizes)))
+
+    def read(self, inputs: Inputs, segments: Int[Array, "b t"]) -> Memory:
+        """Encodes rows with one history each."""
+        return self._memory(inputs, segments, None)
+
+    def start(self, context: Memory) -> tuple[Past, ...]:
+        """Nothing computed yet."""
+        return ((),) * len(self.decoder)
+
+    def step(
+        self, context: Memory, cache: tuple[Past, ...], prefixes: Prefixes
+    ) -> tuple[Float[Array, "batch beam size"], tuple[Past, ...]]:
+        """Logits of the prefixes' next level; this step's keys and values are added to the cache."""
+        attends = [_attend_after(of_ancestors(past, prefixes.ancestors)) for past in cache]
+        x, new = self._decode(self._written(prefixes.codes, prefixes.level), attends, context, None)
+        return self.head(x, prefixes.level), grown(cache, new)
+
+    def _memory(self, inputs: Inputs, segments: Int[Array, "b t"], key: Key[Array, ""] | None) -> Memory:
+        of_tokens = jnp.repeat(segments, len(self.level_sizes), axis=1)
+        states = self.encoder(self.token_states(inputs), of_tokens, key=key)
+        return Memory(tuple(block.cross.remember(states) for block in self.decoder), of_tokens != 0)
+
+    def _written(self, codes: Int[Array, "b beam level"], level: int) -> Float[Array, "b beam dim"]:
+        """What the decoder reads before it writes `level`: the code before it."""
+        if level:
+            return self.tables[level - 1](codes[..., level - 1])
+        begin = self.begin[...]
+        return jnp.broadcast_to(begin[None, None], (*codes.shape[:2], len(begin)))
+
+    def _decode(
+        self, x: Float[Array, "b n dim"], attends: list[Attend], memory: Memory, key: Key[Array, ""] | None
+    ) -> tuple[Float[Array, "b n dim"], list[KeyValue]]:
+        """The decoder's states, and the keys and values of its self-attention."""
+        config, new = self.config.backbone, []
+        input_key, *block_keys = split_key(key, len(self.decoder) + 1)
+        x = dropout(x.astype(config.dtype.value), config.dropout, input_key)
+        for block, attend, kv, block_key in zip(self.decoder, attends, memory.blocks, block_keys, strict=True):
+            run = functools.partial(block, attend=attend, real=memory.real, key=block_key)
+            x, kept = (jax.checkpoint(run) if config.remat else run)(x, memory=kv)
+            new.append(kept)
+        return self.norm(x), new
+
+
+def _attend_after(past: Past) -> Attend:
+    """Self-attention of one query a beam, at the position behind its past."""
+
+    def attend(q: Array, kv: KeyValue) -> tuple[Array, KeyValue]:
+        position = jnp.full((1, 1), len(past))
+        kv = KeyValue(rotate(kv.keys, position), kv.values)
+        return attend_past(rotate(q, position), (*past, kv)), kv
+
+    return attend

@@ -1,0 +1,103 @@
+"""Flat decoder: one causal transformer over the codes of a history, item after item, level after level.
+
+Position `t` of a row holds an item, and so `levels` tokens of the stack. The first code of item `t + 1` is predicted
+from the last token of item `t`, its code at level `l` from its token at `l - 1`: in training the row itself must hold
+the target (`Layout.CLOSED`). In search the keys and values of the history are computed once per user and shared by all
+beams; a beam keeps those of its own codes alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from seq_models.attention import KeyValue, Past, attend_history, grown, of_ancestors, rotate
+from seq_models.codes import CodeConfig, CodeLayers
+from seq_models.layers import Attend, Backbone, last_state
+from seq_models.types import Inputs, Layout, Prefixes
+
+
+@dataclass(frozen=True)
+class FlatDecoderConfig(CodeConfig):
+    """The stack's size; its `kv_heads` is what a cached token costs."""
+
+
+class History(NamedTuple):
+    """A user's tokens as every block has read them, which of them are real, and the state after the last."""
+
+    blocks: tuple[KeyValue, ...]
+    real: Bool[Array, "batch tokens"]
+    last: Float[Array, "batch dim"]
+
+
+class FlatDecoder(CodeLayers):
+    """Autoregressive model of the next item's codes given the codes of a history. See RQTransformer for arguments."""
+
+    layout = Layout.CLOSED
+
+    def __init__(
+        self,
+        config: FlatDecoderConfig,
+        *,
+        level_sizes: tuple[int, ...],
+        num_features: int = 0,
+        num_ids: int = 0,
+        rngs: nnx.Rngs,
+    ) -> None:
+        super().__init__(config, level_sizes=level_sizes, num_features=num_features, num_ids=num_ids, rngs=rngs)
+        self.backbone = Backbone(config.backbone, rngs=rngs)
+        self.add_heads(rngs)
+
+    def logits(
+        self,
+        inputs: Inputs,
+        segments: Int[Array, "b t"],
+        targets: Int[Array, "b t level"],
+        *,
+        key: Key[Array, ""] | None = None,
+    ) -> tuple[Float[Array, "b t size"], ...]:
+        """Teacher-forced logits of the item at the position behind each, read from `inputs` and not from `targets`."""
+        states = self.backbone(self.token_states(inputs), self._token_segments(segments), key=key)
+        by_level = states.reshape(*segments.shape, len(self.level_sizes), -1)
+        before = [by_level[:, :, -1], *jnp.moveaxis(jnp.roll(by_level[:, :, :-1], -1, axis=1), 2, 0)]
+        return tuple(self.head(x, level) for level, x in enumerate(before))
+
+    def read(self, inputs: Inputs, segments: Int[Array, "b t"]) -> History:
+        """Keys and values of all tokens of rows with one history each."""
+        of_tokens = self._token_segments(segments)
+        states, blocks = self.backbone.read(self.token_states(inputs), of_tokens)
+        return History(blocks, of_tokens != 0, last_state(states, of_tokens))
+
+    def start(self, context: History) -> tuple[Past, ...]:
+        """Nothing computed yet."""
+        return ((),) * len(self.backbone.blocks)
+
+    def step(
+        self, context: History, cache: tuple[Past, ...], prefixes: Prefixes
+    ) -> tuple[Float[Array, "batch beam size"], tuple[Past, ...]]:
+        """Logits of the prefixes' next level; the last code's keys and values are added to the cache."""
+        if prefixes.level == 0:  # the history's last token has answered already
+            return self.head(context.last[:, None, :], 0), cache
+        level = prefixes.level - 1
+        x = self.tables[level](prefixes.codes[..., level]).astype(self.config.backbone.dtype.value)
+        position, new = jnp.sum(context.real, axis=1, keepdims=True) + level, []
+        for block, history, past in zip(self.backbone.blocks, context.blocks, cache, strict=True):
+            own = of_ancestors(past, prefixes.ancestors[..., 1:])  # the first step left nothing
+            x, kv = block(x, _attend_after(history, context.real, own, position), None)
+            new.append(kv)
+        return self.head(self.backbone.norm(x), prefixes.level), grown(cache, new)
+
+    def _token_segments(self, segments: Int[Array, "b t"]) -> Int[Array, "b tokens"]:
+        return jnp.repeat(segments, len(self.level_sizes), axis=1)
+
+
+def _attend_after(history: KeyValue, real: Array, past: Past, position: Int[Array, "batch 1"]) -> Attend:
+    def attend(q: Array, kv: KeyValue) -> tuple[Array, KeyValue]:
+        kv = KeyValue(rotate(kv.keys, position), kv.values)
+        return attend_history(rotate(q, position), history, real, (*past, kv)), kv
+
+    return attend

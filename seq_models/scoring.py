@@ -1,0 +1,144 @@
+"""Exact log-probabilities by the same steps as in search: of given items, or of the whole catalogue."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from seq_models.search import (
+    Normalization,
+    Step,
+    at_tokens,
+    checked_logits,
+    extend_prefixes,
+    log_total,
+    no_prefixes,
+    normalized,
+)
+from seq_models.trie import CodeTrie
+from seq_models.types import Cache
+
+
+def item_log_probs(
+    step: Step,
+    cache: Cache,
+    codes: Int[Array, "batch n level"],
+    *,
+    trie: CodeTrie | None = None,
+    normalization: Normalization = Normalization.VOCABULARY,
+) -> Float[Array, "batch n"]:
+    """Exact log-probabilities of given codes, by the same `step` as in search; the trie is needed for CHILDREN only.
+
+    Codes outside a level's vocabulary (or, for CHILDREN, outside the trie) have log-probability -inf.
+    """
+    if normalization is Normalization.CHILDREN and trie is None:
+        raise ValueError("Normalization.CHILDREN needs the trie whose children are meant, got trie=None")
+    among = trie if normalization is Normalization.CHILDREN else None
+    batch, n, num_levels = codes.shape
+    own = jnp.broadcast_to(jnp.arange(n, dtype=jnp.int32)[None], (batch, n))
+    total, nodes, prefixes = jnp.zeros((batch, n), jnp.float32), jnp.zeros_like(own), no_prefixes(batch)
+    for level in range(num_levels):
+        logits, cache = step(cache, prefixes)  # of one beam at first, then of one for each item
+        logits = jnp.broadcast_to(logits, (batch, n, logits.shape[-1])).astype(jnp.float32)
+        target = codes[..., level].astype(jnp.int32)
+        token = jnp.clip(target, 0, logits.shape[-1] - 1)
+        if among is None:
+            log_probs = normalized(at_tokens(logits, token[..., None])[..., 0], log_total(logits))
+        else:
+            log_probs, nodes = _follow(logits, among, nodes, target, level)
+        total += jnp.where(token == target, log_probs, -jnp.inf)
+        prefixes = extend_prefixes(prefixes, own if level else jnp.zeros_like(own), token)
+    return total
+
+
+class LeafBlocks(NamedTuple):
+    """The leaves of a trie cut into blocks of contiguous ones: plain integers, for jit a static argument."""
+
+    size: int
+    number: int
+    widths: tuple[int, ...]
+    """Per level: the most nodes of any one block."""
+
+    @classmethod
+    def of(cls, trie: CodeTrie, size: int) -> LeafBlocks:
+        """Blocks of at most `size` leaves; reads the trie's arrays, so to be called outside jit."""
+        if size < 1:
+            raise ValueError(f"a block must hold at least 1 leaf, got {size}")
+        leaves = 1
+        for start in trie.child_start:  # padding aside
+            leaves = leaves if start is None else int(start[leaves])
+        first = jnp.arange(0, leaves, size, dtype=jnp.int32)
+        last, widths = jnp.minimum(first + size, leaves) - 1, []
+        for level in reversed(range(len(trie.level_sizes))):
+            widths.append(int((last - first).max()) + 1)
+            first, last = (trie.parents(nodes, level=level) for nodes in (first, last))
+        return cls(size, len(first), tuple(reversed(widths)))
+
+
+def catalog_log_probs(
+    step: Step,
+    cache: Cache,
+    trie: CodeTrie,
+    *,
+    batch: int,
+    blocks: LeafBlocks,
+    normalization: Normalization = Normalization.VOCABULARY,
+) -> Float[Array, "batch items"]:
+    """Exact log-probability of every item, by row (-inf for rows that a capacity leaves free); to be called inside jit.
+
+    Block by block: the nodes above a block's leaves are contiguous at every level, so a prefix is computed once, or
+    once more where two blocks meet in it. Items that share their codes each have the leaf's log-probability.
+    """
+
+    def score(first_leaf: Int[Array, ""]) -> Float[Array, "batch size"]:
+        return _block_log_probs(step, cache, trie, first_leaf, batch, blocks.widths, normalization)
+
+    by_block = jax.lax.map(score, jnp.arange(blocks.number, dtype=jnp.int32) * blocks.size)
+    by_leaf = jnp.moveaxis(by_block, 0, 1).reshape(batch, -1)
+    held = trie.item_positions < trie.num_items
+    by_item = jnp.take(by_leaf, trie.leaves(trie.item_positions), axis=1, mode="clip")
+    return jnp.where(held[None], by_item, -jnp.inf)
+
+
+def _block_log_probs(
+    step: Step,
+    cache: Cache,
+    trie: CodeTrie,
+    first_leaf: Int[Array, ""],
+    batch: int,
+    widths: tuple[int, ...],
+    normalization: Normalization,
+) -> Float[Array, "batch size"]:
+    """Log-probabilities of the leaves from `first_leaf` on. A level's nodes behind those of the block stand unread."""
+    firsts = [first_leaf]
+    for level in reversed(range(len(widths))):
+        firsts.insert(0, trie.parents(firsts[0], level=level))
+    nodes = firsts[0][None]  # the root
+    total, prefixes = jnp.zeros((batch, 1), jnp.float32), no_prefixes(batch)
+    for level, width in enumerate(widths):
+        logits, cache = step(cache, prefixes)
+        logits = checked_logits(logits, (batch, len(nodes), trie.level_sizes[level]), level)
+        children = trie.children(nodes[None], level=level) if normalization is Normalization.CHILDREN else None
+        totals = log_total(logits, children)
+        nodes = jnp.minimum(firsts[level + 1] + jnp.arange(width), len(trie.tokens[level]) - 1)
+        places = jnp.clip(trie.parents(nodes, level=level) - firsts[level], 0, logits.shape[1] - 1)
+        tokens = trie.tokens[level][nodes].astype(jnp.int32)
+        total = total[:, places] + normalized(logits[:, places, tokens], totals[:, places])
+        places, tokens = (jnp.broadcast_to(x[None], (batch, width)) for x in (places, tokens))
+        prefixes = extend_prefixes(prefixes, places, tokens)
+    return total
+
+
+def _follow(
+    logits: Float[Array, "batch n size"], trie: CodeTrie, nodes: Int[Array, "batch n"], codes: Array, level: int
+) -> tuple[Float[Array, "batch n"], Int[Array, "batch n"]]:
+    """Log-probability among the children of `nodes` of the one whose token is the code (-inf if none), and its node."""
+    children = trie.children(nodes, level=level)
+    is_code = children.valid & (children.tokens == codes[..., None])
+    log_probs = normalized(at_tokens(logits, children.tokens), log_total(logits, children)[..., None])
+    found = jnp.argmax(is_code, axis=-1, keepdims=True)
+    node = jnp.take_along_axis(children.nodes, found, axis=-1)[..., 0]
+    return jnp.where(is_code, log_probs, -jnp.inf).max(axis=-1), node
