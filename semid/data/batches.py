@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import zlib
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import grain
 import numpy as np
@@ -13,42 +13,109 @@ from jaxtyping import Int
 from semid.data.histories import Histories
 from semid.errors import SemidError
 
+_NOTHING = "no training history has two items or more: there is nothing to learn from"
+
+
+class Rows(Protocol):
+    """Random access to the rows of training data."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Int[np.ndarray, " n"]) -> Any:
+        """A NamedTuple of arrays, their first axis that of `index`."""
+        ...
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """All that the rows are made of, by which the data is known again."""
+        ...
+
+
+class _Stored:
+    """The rows of a NamedTuple of arrays."""
+
+    def __init__(self, arrays: Any) -> None:
+        self.arrays = arrays
+
+    def __len__(self) -> int:
+        return len(self.arrays[0])
+
+    def __getitem__(self, index: Int[np.ndarray, " n"]) -> Any:
+        return type(self.arrays)(*(array[index] for array in self.arrays))
+
 
 class PackedRows(NamedTuple):
-    """Several histories side by side in each row: arrays of numpy on the host, of JAX in a step.
+    """Histories in rows, arrays of numpy on the host, of JAX in a step: several a row, or one and one target.
 
     Codes are never in it: they are gathered on the device.
     `segments` numbers the histories of a row from 1 and is 0 on padding; `targets[t]` is the item that follows
-    `history[t]`.
+    `history[t]`, -1 where there is none.
     """
 
     history: Int[Any, "rows length"]
-    targets: Int[Any, "rows length"]
+    targets: Int[Any, "rows length"] | Int[Any, " rows"]
     segments: Int[Any, "rows length"]
 
 
-def pack(train: Histories, *, max_history: int, row_length: int) -> PackedRows:
+def pack(train: Histories, *, max_history: int, row_length: int, closed: bool = False) -> PackedRows:
     """Pack training histories into rows of `row_length` positions, best fit, longest first.
 
     Every item but a history's first is a target exactly once, seeing at most `max_history` items before it; longer
-    histories are cut into windows from the end. Raises SemidError when no history has two items.
+    histories are cut into windows from the end. `closed`: behind each stands its last target, at a position of the same
+    segment that has no target, for models whose codes are predicted from the tokens before them.
+    Raises SemidError when no history has two items.
     """
-    if not 1 <= max_history <= row_length:
-        raise SemidError(f"expected 1 <= max_history <= row_length, got {max_history} and {row_length}; change either")
+    if not 1 <= max_history <= row_length - closed:
+        limit = "< row_length (behind each stands its last target)" if closed else "<= row_length"
+        raise SemidError(f"expected 1 <= max_history {limit}, got {max_history} and {row_length}; change either")
     starts, sizes = _windows(train, max_history)
     if not len(sizes):
-        raise SemidError("no training history has two items or more: there is nothing to learn from")
+        raise SemidError(_NOTHING)
     order = np.argsort(-sizes, kind="stable")
-    row_of, offset_of, segment_of, num_rows = _best_fit(sizes[order], row_length)
-    packed = PackedRows(*(np.zeros((num_rows, row_length), np.int32) for _ in PackedRows._fields))
-    sizes, starts = sizes[order], starts[order]
+    starts, sizes = starts[order], sizes[order] + closed  # from here on sizes are numbers of positions
+    row_of, offset_of, segment_of, num_rows = _best_fit(sizes, row_length)
+    empty = np.zeros((num_rows, row_length), np.int32)
+    packed = PackedRows(empty, np.full_like(empty, -1), np.zeros_like(empty))
     window = np.repeat(np.arange(len(sizes)), sizes)
     within = np.arange(len(window)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    at = (row_of[window], offset_of[window] + within)
-    packed.history[at] = train.items[starts[window] + within]
-    packed.targets[at] = train.items[starts[window] + within + 1]
+    at, source = (row_of[window], offset_of[window] + within), starts[window] + within
+    packed.history[at] = train.items[source]
     packed.segments[at] = segment_of[window]
+    followed = within < sizes[window] - closed
+    packed.targets[at[0][followed], at[1][followed]] = train.items[source[followed] + 1]
     return packed
+
+
+class SingleRows:
+    """One history and one target a row: every item of the training histories but their first, after at most
+    `max_history` items before it.
+
+    Rows are made when they are asked for, `rows[index] -> PackedRows` with targets [n]; what is kept is a number a
+    history. Raises SemidError when no history has two items.
+    """
+
+    def __init__(self, train: Histories, *, max_history: int) -> None:
+        if max_history < 1:
+            raise SemidError(f"expected max_history of at least 1, got {max_history}")
+        self._train, self._max_history = train, max_history
+        self._until = np.cumsum(np.maximum(train.ends - train.starts - 1, 0))  # targets up to and with each history
+        if not len(self):
+            raise SemidError(_NOTHING)
+
+    def __len__(self) -> int:
+        return int(self._until[-1]) if len(self._until) else 0
+
+    def __getitem__(self, index: Int[np.ndarray, " n"]) -> PackedRows:
+        train, owner = self._train, np.searchsorted(self._until, index, side="right")
+        target = train.ends[owner] - (self._until[owner] - index)
+        before = Histories(train.users[owner], train.items, train.starts[owner], target)
+        history, real = before.padded(self._max_history)
+        return PackedRows(history, train.items[target], real.astype(np.int32))
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """What the rows are made of."""
+        return self._train.items, self._train.starts, self._train.ends, np.array(self._max_history)
 
 
 def _windows(train: Histories, max_history: int) -> tuple[np.ndarray, np.ndarray]:
@@ -86,11 +153,11 @@ def _best_fit(sizes: np.ndarray, row_length: int) -> tuple[np.ndarray, np.ndarra
 class _ShuffledBatches:
     """Random access to training batches: batch `i` is a fixed function of the seed, whatever was read before."""
 
-    def __init__(self, data: Any, *, batch_size: int, num_batches: int, seed: int, process: tuple[int, int]) -> None:
+    def __init__(self, data: Rows, *, batch_size: int, num_batches: int, seed: int, process: tuple[int, int]) -> None:
         self._data, self._batch_size, self._length = data, batch_size, num_batches
-        self._rows, self._seed, self._process = len(data[0]), seed, process
+        self._rows, self._seed, self._process = len(data), seed, process
         self._order = functools.lru_cache(maxsize=2)(self._shuffled)
-        self._checksum = functools.reduce(lambda seen, array: zlib.crc32(array.tobytes(), seen), data, 0)
+        self._checksum = functools.reduce(lambda seen, array: zlib.crc32(array.tobytes(), seen), data.arrays, 0)
 
     def _shuffled(self, epoch: int) -> np.ndarray:
         return np.random.default_rng([self._seed, epoch]).permutation(self._rows)
@@ -105,7 +172,7 @@ class _ShuffledBatches:
         chosen = np.concatenate([self._order(int(e))[within[epoch == e]] for e in np.unique(epoch)])
         rank, count = self._process
         local = chosen[rank * (len(chosen) // count) : (rank + 1) * (len(chosen) // count)]
-        return type(self._data)(*(array[local] for array in self._data))
+        return self._data[local]
 
     def __repr__(self) -> str:
         """Names the pipeline in Grain's state: Grain refuses a state of other data or another seed."""
@@ -114,9 +181,9 @@ class _ShuffledBatches:
 
 
 def batches(
-    data: Any, *, batch_size: int, num_batches: int, seed: int, process: tuple[int, int] = (0, 1)
+    data: Any | Rows, *, batch_size: int, num_batches: int, seed: int, process: tuple[int, int] = (0, 1)
 ) -> grain.DataLoaderIterator:
-    """A Grain iterator over `num_batches` batches of a NamedTuple of arrays with equal first axes.
+    """A Grain iterator over `num_batches` batches of `data`: a NamedTuple of arrays with equal first axes, or Rows.
 
     Each epoch is a fresh permutation by `seed`; batches run on across epochs, so that all have one size. `process`
     is (index, count): every process gets its slice of the global batch. The iterator's state is exact and small, and
@@ -125,7 +192,8 @@ def batches(
     """
     if batch_size < 1 or batch_size % process[1]:
         raise SemidError(f"batch size {batch_size} does not divide among {process[1]} processes")
-    source = _ShuffledBatches(data, batch_size=batch_size, num_batches=num_batches, seed=seed, process=process)
+    rows = _Stored(data) if isinstance(data, tuple) else data
+    source = _ShuffledBatches(rows, batch_size=batch_size, num_batches=num_batches, seed=seed, process=process)
     # A DataLoader, since its iterator's state names the source; that of a MapDataset is a bare position.
     loader = grain.DataLoader(
         data_source=source,

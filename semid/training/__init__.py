@@ -2,7 +2,8 @@
 
 from semid.training.checkpoints import discard_checkpoints
 from semid.training.loop import StopTraining, TrainingConfig, fit, train
-from semid.training.mesh import fitting_batch, make_mesh, put_batch
+from semid.training.mesh import MeshConfig, fitting_batch, make_mesh, put_batch
+from semid.training.processes import join_processes, on_first
 from semid.training.state import (
     OptimizerConfig,
     StepContext,
@@ -16,6 +17,7 @@ from semid.training.state import (
 )
 
 __all__ = [
+    "MeshConfig",
     "OptimizerConfig",
     "StepContext",
     "StopTraining",
@@ -25,10 +27,12 @@ __all__ = [
     "discard_checkpoints",
     "fit",
     "fitting_batch",
+    "join_processes",
     "make_mesh",
     "make_optimizer",
     "make_step",
     "named_leaves",
+    "on_first",
     "put_batch",
     "replace_leaves",
     "train",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import glob
 import json
 import shutil
@@ -15,13 +16,14 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from semid import artifacts, config
 from semid.errors import SemidError
+from semid.training.processes import on_first
 from semid.training.state import TrainState, named_leaves, replace_leaves
 
 REQUEST = "request.json"
 
 
 class Checkpoints:
-    """The checkpoints under one folder, which belongs to one request (config, seed, parents).
+    """The checkpoints under one folder, which belongs to one request (config, seed, parents); every process has one.
 
     The best has the highest score `select`; without one it is the last. Raises SemidError when the folder holds
     checkpoints of another request, naming what differs.
@@ -29,19 +31,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, *, request: dict, select: str | None) -> None:
         self.folder = folder.absolute()
-        if folder.exists() and not folder.is_dir():
-            raise SemidError(f"{folder}: is a file, and checkpoints should go below it; choose another --out")
-        if glob.has_magic(str(self.folder)):  # Orbax globs below it, and finds nothing of what it wrote
-            raise SemidError(f"{folder}: checkpoints cannot go below a path with *, ? or [; choose another --out")
-        folder.mkdir(parents=True, exist_ok=True)
-        half_written = set(folder.glob(f".{REQUEST}.writing-*"))  # by a run killed in its first moments
-        if (folder / REQUEST).exists() and any(entry.name.isdecimal() for entry in folder.iterdir()):
-            if change := config.difference(artifacts.read_json(folder / REQUEST), request):
-                raise SemidError(f"{folder}: checkpoints of another run ({change}); delete the folder or change --out")
-        elif not (folder / REQUEST).exists() and set(folder.iterdir()) - half_written:
-            raise SemidError(f"{folder}: holds files that are no checkpoints of semid; choose another --out")
-        else:
-            artifacts.write_json(folder / REQUEST, request)
+        on_first(functools.partial(_claim, folder, request))
 
         def rank(metrics: dict[str, float]) -> tuple[float, float]:
             if select is None:
@@ -99,6 +89,23 @@ class Checkpoints:
 
     def close(self) -> None:
         self._manager.close()
+
+
+def _claim(folder: Path, request: dict) -> None:
+    """Make the folder that of `request`, or find that it is."""
+    if folder.exists() and not folder.is_dir():
+        raise SemidError(f"{folder}: is a file, and checkpoints should go below it; choose another --out")
+    if glob.has_magic(str(folder.absolute())):  # Orbax globs below it, and finds nothing of what it wrote
+        raise SemidError(f"{folder}: checkpoints cannot go below a path with *, ? or [; choose another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    half_written = set(folder.glob(f".{REQUEST}.writing-*"))  # by a run killed in its first moments
+    if (folder / REQUEST).exists() and any(entry.name.isdecimal() for entry in folder.iterdir()):
+        if change := config.difference(artifacts.read_json(folder / REQUEST), request):
+            raise SemidError(f"{folder}: checkpoints of another run ({change}); delete the folder or change --out")
+    elif not (folder / REQUEST).exists() and set(folder.iterdir()) - half_written:
+        raise SemidError(f"{folder}: holds files that are no checkpoints of semid; choose another --out")
+    else:
+        artifacts.write_json(folder / REQUEST, request)
 
 
 def _parts(state: TrainState) -> dict[str, Any]:

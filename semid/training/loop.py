@@ -14,7 +14,8 @@ from jax.sharding import Mesh
 
 from semid.errors import SemidError
 from semid.training.checkpoints import Checkpoints
-from semid.training.mesh import make_mesh, put_batch
+from semid.training.mesh import gathered, make_mesh, put_batch
+from semid.training.processes import from_first
 from semid.training.state import (
     Loss,
     OptimizerConfig,
@@ -25,7 +26,7 @@ from semid.training.state import (
     make_step,
     with_variables,
 )
-from semid.training.tracking import Tracker
+from semid.training.tracking import Quiet, Tracker
 
 Hook = Callable[[int, TrainState, dict[str, Any]], TrainState]
 Validate = Callable[[Any], dict[str, float]]
@@ -43,6 +44,8 @@ class TrainingConfig:
     """Passes over the training data."""
     batch_size: int = 64
     """Rows of a global batch."""
+    accumulate: int = 1
+    """Microbatches that a batch is computed in, one after the other: less memory, the same step."""
     optimizer: OptimizerConfig = OptimizerConfig()
     validate_every: float = 1.0
     """Epochs between validations (and checkpoints)."""
@@ -54,7 +57,7 @@ class TrainingConfig:
     """Write TensorBoard events beside history.jsonl (extra `tensorboard`)."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "validate_every", "patience", "log_every"):
+        for name in ("epochs", "batch_size", "accumulate", "validate_every", "patience", "log_every"):
             if not getattr(self, name) > 0:
                 raise SemidError(f"expected {name} above 0, got {getattr(self, name)}")
 
@@ -96,35 +99,45 @@ def train(
     `make_batches(num_steps)` gives the Grain iterator; `validate(model)` scalars, of which `select` is maximized (None:
     the last variables are the best); `care` are hooks that change the state (codebook care). Checkpoints,
     `history.jsonl` and the request are kept in `folder`; a run of the same request goes on where the last checkpoint
-    stands, to the same bits.
-    Raises SemidError when the loss is not finite, with the step and the last good checkpoint, and where there are
-    several processes: nothing here says yet which of them writes.
+    stands, to the same bits if the devices are as many.
+
+    Where there are several processes each calls this with the same arguments and gets the same model; `make_batches`
+    gives each its rows, all see one `folder`, and only the first writes the history. `validate` runs on each, on arrays
+    of its own; the scores of the first count.
+    Raises SemidError when the loss is not finite, with the step and the last good checkpoint.
     """
-    if (count := jax.process_count()) > 1:
-        raise SemidError(f"training on several hosts is not supported yet; expected 1 process, got {count}")
     mesh = make_mesh() if mesh is None else mesh
     num_steps = max(round(config.epochs * steps_per_epoch), 1)
     every = max(min(round(config.validate_every * steps_per_epoch), num_steps), 1)
     checkpoints = Checkpoints(folder, request=request, select=select)
     try:
-        with jax.set_mesh(mesh):
-            optimizer = make_optimizer(config.optimizer, num_steps=num_steps)
-            state = create_state(model, optimizer, mesh)
-            iterator = make_batches(num_steps)
-            if checkpoints.last_step is not None:
-                state = checkpoints.restore(state, checkpoints.last_step, iterator)
-            step = make_step(model, optimizer, loss, tables=tables, seed=seed, num_steps=num_steps, mesh=mesh)
-            device_batches = (put_batch(batch, mesh) for batch in iterator)
-            first, patience = int(state.step), config.patience
-            with Tracker(
-                folder, title=title, num_steps=num_steps, first_step=first, tensorboard=config.tensorboard
-            ) as tracker:
-                look = _Look(tracker, checkpoints, iterator, model, validate, select, every, num_steps, patience)
-                hooks: list[Hook] = [_log_hook(tracker, look, config.log_every), *care, look]
-                if not look.out_of_patience(first):
-                    state = fit(state, step, device_batches, num_steps=num_steps, hooks=hooks)
-            best = checkpoints.restore(state, checkpoints.best_step or num_steps)
-            return with_variables(model, *jax.device_get((best.params, best.rest)))
+        optimizer = make_optimizer(config.optimizer, num_steps=num_steps)
+        state = create_state(model, optimizer, mesh)
+        iterator = make_batches(num_steps)
+        if checkpoints.last_step is not None:
+            state = checkpoints.restore(state, checkpoints.last_step, iterator)
+        step = make_step(
+            model,
+            optimizer,
+            loss,
+            tables=tables,
+            seed=seed,
+            num_steps=num_steps,
+            mesh=mesh,
+            accumulate=config.accumulate,
+        )
+        device_batches = (put_batch(batch, mesh) for batch in iterator)
+        first, patience = int(state.step), config.patience
+        kind = Tracker if jax.process_index() == 0 else Quiet
+        with kind(
+            folder, title=title, num_steps=num_steps, first_step=first, tensorboard=config.tensorboard
+        ) as tracker:
+            look = _Look(tracker, checkpoints, iterator, model, mesh, validate, select, every, num_steps, patience)
+            hooks: list[Hook] = [_log_hook(tracker, look, config.log_every), *care, look]
+            if not look.out_of_patience(first):
+                state = fit(state, step, device_batches, num_steps=num_steps, hooks=hooks)
+        best = checkpoints.restore(state, checkpoints.best_step or num_steps)
+        return with_variables(model, *jax.device_get(gathered((best.params, best.rest), mesh)))
     finally:
         checkpoints.close()
 
@@ -159,6 +172,7 @@ class _Look:
     checkpoints: Checkpoints
     iterator: Any
     model: nnx.Module
+    mesh: Mesh
     validate: Validate
     select: str | None
     every: int
@@ -168,7 +182,8 @@ class _Look:
     def __call__(self, at: int, state: TrainState, metrics: dict[str, Any]) -> TrainState:
         if not self.due(at):
             return state
-        scores = self.validate(with_variables(self.model, state.params, state.rest))
+        whole = gathered((state.params, state.rest), self.mesh)
+        scores = from_first(self.validate(with_variables(self.model, *whole)))
         _check_finite(at, scores, self.checkpoints)
         # Logged before it is saved: a resumed run repeats the records after its checkpoint, and none before it.
         self.tracker.log(at, {f"validation/{name}": value for name, value in scores.items()})

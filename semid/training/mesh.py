@@ -1,8 +1,9 @@
-"""The mesh of devices: one named mesh for everything, a single device being 1x1x1."""
+"""The mesh of devices, and how parameters and batches lie on it: one named mesh, a single device being 1x1x1."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -12,16 +13,51 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from semid.errors import SemidError
 
 AXES = ("data", "fsdp", "tensor")
+ROWS = PartitionSpec(("data", "fsdp"))  # of a batch; the devices along `tensor` share theirs
+
+# How the last two axes of a matrix are split, by the end of its name; the first that matches decides, and whatever
+# matches none lies whole on every device. As in Megatron-LM (arXiv 1909.08053) a matrix that opens a block is split by
+# its outputs over `tensor` and the one that closes it by its inputs, so that a block needs one sum over devices.
+RULES = (
+    ("out/kernel", ("tensor", "fsdp")),
+    ("down/kernel", ("tensor", "fsdp")),
+    ("kernel", ("fsdp", "tensor")),
+    ("embedding", ("tensor", "fsdp")),
+)
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None, *, fsdp: int = 1, tensor: int = 1) -> Mesh:
+@dataclass(frozen=True)
+class MeshConfig:
+    """How a machine's devices share the work. Belongs to the machine, not to the experiment: a run that is resumed, or
+    repeated from its config, may have another one.
+
+    Every device has its own rows of a batch, unless `tensor` devices share them.
+    """
+
+    fsdp: int = 1
+    """Devices that hold a part of every matrix and of its optimizer moments; more of them hold a larger model."""
+    tensor: int = 1
+    """Devices that share the rows of a batch, each computing a part of every matrix product."""
+
+    def __post_init__(self) -> None:
+        if min(self.fsdp, self.tensor) < 1:
+            raise SemidError(f"expected fsdp and tensor of at least 1, got {self.fsdp} and {self.tensor}")
+
+
+def make_mesh(devices: Sequence[jax.Device] | None = None, config: MeshConfig = MeshConfig()) -> Mesh:
     """A mesh over `devices` (default: all), the `data` axis taking what `fsdp` and `tensor` leave.
 
-    Raises SemidError if the devices do not divide.
+    Raises SemidError if the devices do not divide, or those of a process do not among `tensor`: a process reads rows of
+    its own.
     """
     devices = jax.devices() if devices is None else list(devices)
+    fsdp, tensor = config.fsdp, config.tensor
     if len(devices) % (fsdp * tensor):
-        raise SemidError(f"{len(devices)} devices do not divide into fsdp {fsdp} x tensor {tensor}")
+        raise SemidError(f"{len(devices)} devices do not divide into fsdp {fsdp} x tensor {tensor}; change either")
+    if jax.process_count() > 1 and jax.local_device_count() % tensor:
+        raise SemidError(
+            f"a process's {jax.local_device_count()} devices do not divide among tensor {tensor}; choose less"
+        )
     shape = (len(devices) // (fsdp * tensor), fsdp, tensor)
     # Auto axes: with explicit ones (the default) a gather from a sharded embedding table is a type error.
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
@@ -32,13 +68,41 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def fitting_batch(batch_size: int, *, rows: int, mesh: Mesh) -> int:
-    """The batch size to use on `rows` rows of data: `batch_size`, at most all rows, in equal parts for the devices.
+def leaf_sharding(name: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+    """How the variable `name`, or the optimizer moment of one, lies on the mesh: by RULES, where its axes divide."""
+    axes = next((axes for end, axes in RULES if name.endswith(end)), None)
+    if axes is None or len(shape) < 2:
+        return replicated(mesh)
+    pairs = zip(axes, shape[-2:], strict=True)
+    split = [axis if size % mesh.shape[axis] == 0 else None for axis, size in pairs]
+    return NamedSharding(mesh, PartitionSpec(*(None,) * (len(shape) - 2), *split))
 
-    Rounded down to a multiple of the devices, but at least one row for each, though there be fewer.
+
+def gathered(tree: Any, mesh: Mesh) -> Any:
+    """Arrays of the mesh whole, on this process's first device: what code that knows of no mesh can work with."""
+    return jax.tree.map(lambda x: x.addressable_data(0), jax.device_put(tree, replicated(mesh)))
+
+
+def fitting_batch(batch_size: int, *, rows: int, mesh: Mesh, accumulate: int = 1) -> int:
+    """The batch size to use on `rows` rows of data: `batch_size`, or where there are fewer rows, as many as make
+    `accumulate` microbatches in equal parts for the devices (but at least one row for each part).
+
+    Raises SemidError if `batch_size` does not divide so, since rounding it would make another experiment.
     """
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    devices = row_parts(mesh)
+    parts = devices * accumulate
+    if batch_size % parts:
+        near = sorted({max(batch_size // parts, 1) * parts, -(-batch_size // parts) * parts})
+        raise SemidError(
+            f"batch_size {batch_size} does not divide into {accumulate} microbatches for {devices} devices; "
+            f"take {' or '.join(map(str, near))}, or fewer devices"
+        )
     return max(min(batch_size, rows) // parts, 1) * parts
+
+
+def row_parts(mesh: Mesh) -> int:
+    """Into how many parts the devices split the rows of a batch."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:
@@ -46,8 +110,8 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
 
     Raises SemidError if the rows do not divide among the devices.
     """
-    sharding = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
-    rows, parts = len(jax.tree.leaves(batch)[0]) * jax.process_count(), mesh.shape["data"] * mesh.shape["fsdp"]
+    rows, parts = len(jax.tree.leaves(batch)[0]) * jax.process_count(), row_parts(mesh)
     if rows % parts:
         raise SemidError(f"a batch of {rows} rows does not divide among {parts} devices; change the batch size")
+    sharding = NamedSharding(mesh, ROWS)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)

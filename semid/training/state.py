@@ -16,7 +16,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from semid.errors import SemidError
-from semid.training.mesh import replicated
+from semid.training.gradients import Gradients, accumulated
+from semid.training.mesh import leaf_sharding, replicated
 
 Tree = TypeVar("Tree")
 Loss = Callable[[Any, Any, Any, "StepContext"], tuple[Array, dict[str, Array]]]
@@ -83,14 +84,20 @@ def make_optimizer(config: OptimizerConfig, *, num_steps: int) -> optax.Gradient
 
 
 def create_state(model: nnx.Module, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """The state before the first step, its arrays on every device of the mesh.
+    """The state before the first step, its arrays laid out on the mesh by name (`mesh.RULES`), moments like parameters.
 
     Copies the model's variables: training donates its state, and must not delete what the caller still holds.
     """
     _, *variables = nnx.split(model, nnx.Param, ...)
-    params, rest = jax.tree.map(jnp.copy, variables)
-    state = TrainState(jnp.zeros((), jnp.int32), params, rest, optimizer.init(params))
-    return jax.device_put(state, replicated(mesh))
+    params, rest = (jax.device_put(jax.tree.map(jnp.copy, part), shardings(part, mesh)) for part in variables)
+    moments = shardings(jax.eval_shape(optimizer.init, params), mesh)
+    opt_state = jax.jit(optimizer.init, out_shardings=moments)(params)  # born in parts: one device may not hold it
+    return TrainState(jax.device_put(jnp.zeros((), jnp.int32), replicated(mesh)), params, rest, opt_state)
+
+
+def shardings(tree: Any, mesh: Mesh) -> Any:
+    """How each leaf lies on the mesh, by its name and shape."""
+    return jax.tree_util.tree_map_with_path(lambda path, x: leaf_sharding(_name(path), np.shape(x), mesh), tree)
 
 
 def make_step(
@@ -102,34 +109,59 @@ def make_step(
     seed: int,
     num_steps: int,
     mesh: Mesh,
+    accumulate: int = 1,
 ) -> Step:
     """The jitted training step: `loss(model, batch, tables, context) -> (scalar, metrics)`, gradients, update.
 
     `tables` are device arrays that no step changes (codes, features): arguments, never constants of the program. The
     context of step `n` of `num_steps` is a fixed function of seed and `n`: a resumed run draws the same dropout.
+
+    With `accumulate` above 1, gradients are those of so many microbatches, one after the other. They are the whole
+    batch's, to rounding, if the loss is a mean over rows, or a mean over targets whose number it gives as the metric
+    `targets`. Each microbatch draws its own dropout, and sees the variables that a loss set in the one before.
     """
     graph, *_ = nnx.split(model, nnx.Param, ...)
     tables = jax.device_put(tables, replicated(mesh))
 
-    @functools.partial(jax.jit, donate_argnums=0, out_shardings=replicated(mesh))
+    def of_rows(
+        params: nnx.State, rest: nnx.State, rows: Any, key: Array, *, tables: Any, progress: Array
+    ) -> Gradients:
+        def compute(params: nnx.State) -> tuple[Array, tuple[dict[str, Array], nnx.State]]:
+            current = nnx.merge(graph, params, rest, copy=True)  # a loss may set variables of its own
+            value, metrics = loss(current, rows, tables, StepContext(key, progress))
+            return value, ({"loss": value, **metrics}, nnx.split(current, nnx.Param, ...)[2])
+
+        (_, (metrics, after)), gradients = jax.value_and_grad(compute, has_aux=True)(params)
+        return Gradients(gradients, metrics, after)
+
+    # Inputs are taken as they lie: what a hook returns may lie otherwise than what the step returned.
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=(_layout(model, optimizer, mesh), replicated(mesh)))
     def step(state: TrainState, batch: Any, tables: Any) -> tuple[TrainState, dict[str, Array]]:
         # The hardware generator costs a fraction of threefry; keys of different steps never meet.
         key = jax.random.fold_in(jax.random.key(seed, impl="rbg"), state.step)
-        context = StepContext(key, state.step.astype(jnp.float32) / num_steps)
-
-        def compute(params: nnx.State) -> tuple[Array, tuple[dict[str, Array], nnx.State]]:
-            current = nnx.merge(graph, params, state.rest, copy=True)  # a loss may set variables of its own
-            value, metrics = loss(current, batch, tables, context)
-            return value, (metrics, nnx.split(current, nnx.Param, ...)[2])
-
-        (value, (metrics, rest)), gradients = jax.value_and_grad(compute, has_aux=True)(state.params)
+        of = functools.partial(of_rows, tables=tables, progress=state.step.astype(jnp.float32) / num_steps)
+        if accumulate == 1:
+            found = of(state.params, state.rest, batch, key)
+        else:
+            found = accumulated(of, state.params, state.rest, batch, key, parts=accumulate, mesh=mesh)
         with jax.numpy_dtype_promotion("standard"):  # optax's bias correction multiplies an integer count
-            updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+            updates, opt_state = optimizer.update(found.gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": value, "gradient_norm": optax.tree.norm(gradients), **metrics}
-        return TrainState(state.step + 1, params, rest, opt_state), metrics
+        metrics = {"gradient_norm": optax.tree.norm(found.gradients), **found.metrics}
+        return TrainState(state.step + 1, params, found.rest, opt_state), metrics
 
-    return lambda state, batch: step(state, batch, tables)
+    def on_mesh(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
+        with jax.set_mesh(mesh):
+            return step(state, batch, tables)
+
+    return on_mesh
+
+
+def _layout(model: nnx.Module, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """The shardings of `create_state`'s arrays."""
+    _, params, rest = nnx.split(model, nnx.Param, ...)
+    opt_state = jax.eval_shape(optimizer.init, params)
+    return shardings(TrainState(jnp.zeros((), jnp.int32), params, rest, opt_state), mesh)
 
 
 def with_variables(model: nnx.Module, params: nnx.State, rest: nnx.State) -> Any:

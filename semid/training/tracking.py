@@ -64,6 +64,25 @@ class Tracker:
         self._progress.update(self._task, completed=step, note=note)
 
 
+class Quiet(Tracker):
+    """Says nothing: the tracker of every process but the first."""
+
+    def __init__(self, folder: Path, **options: Any) -> None:
+        del folder, options
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        del error
+
+    def log(self, step: int, scalars: Mapping[str, float]) -> None:
+        del step, scalars
+
+    def advance(self, step: int, note: str) -> None:
+        del step, note
+
+
 def read_history(path: Path) -> list[dict[str, Any]]:
     """The records of a `history.jsonl`; a last line cut short by a kill is left out."""
     lines = path.read_text(encoding="utf-8").split("\n")

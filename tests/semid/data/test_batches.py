@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from semid.data.batches import PackedRows, batches, pack
+from semid.data.batches import PackedRows, SingleRows, batches, pack
 from semid.data.histories import Histories
 from semid.errors import SemidError
 
@@ -29,7 +29,8 @@ def contexts(packed: PackedRows) -> dict[int, list[int]]:
     """What the model may read before each target, by a walk over every row."""
     found: dict[int, list[int]] = {}
     for history, targets, segments in zip(*packed, strict=True):
-        for at in np.flatnonzero(segments):
+        for at in np.flatnonzero(targets >= 0):
+            assert segments[at] > 0
             first = np.flatnonzero(segments == segments[at])[0]
             assert int(targets[at]) not in found, "a target twice"
             found[int(targets[at])] = history[first : at + 1].tolist()
@@ -40,12 +41,7 @@ def contexts(packed: PackedRows) -> dict[int, list[int]]:
 @pytest.mark.parametrize(("max_history", "row_length"), [(1, 1), (3, 3), (5, 8), (20, 32)])
 def test_every_target_once_in_its_own_context(seed, max_history, row_length):
     lists = ragged(np.random.default_rng(seed), users=60, longest=30)
-    expected = {}
-    for items in lists:
-        windows = range(len(items) - 1, 0, -max_history)  # the last targets of each window, from the end
-        for last in windows:
-            first = max(last - max_history, 0)
-            expected |= {int(items[at]): items[first:at].tolist() for at in range(first + 1, last + 1)}
+    expected = expected_contexts(lists, max_history=max_history)
     packed = pack(Histories.from_lists(lists), max_history=max_history, row_length=row_length)
     assert packed.history.shape[1] == row_length
     assert {array.dtype for array in packed} == {np.dtype(np.int32)}
@@ -66,7 +62,8 @@ def test_segments_count_from_one_and_stand_together():
     padding = packed.segments == 0
     assert padding.any()
     assert not packed.history[padding].any()
-    assert not packed.targets[padding].any()
+    assert (packed.targets[padding] == -1).all()
+    assert (packed.targets[~padding] >= 0).all()
 
 
 def test_windows_on_a_shared_array_do_not_leak():
@@ -100,11 +97,98 @@ def test_packing_is_best_fit():
     assert sorted((packed.segments != 0).sum(axis=1)) == [6, 6]
 
 
+def expected_contexts(lists, *, max_history: int) -> dict[int, list[int]]:
+    """What may be read before each target when long histories are cut into windows from the end."""
+    found = {}
+    for items in lists:
+        for last in range(len(items) - 1, 0, -max_history):  # the last target of each window
+            first = max(last - max_history, 0)
+            found |= {int(items[at]): items[first:at].tolist() for at in range(first + 1, last + 1)}
+    return found
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("max_history", "row_length"), [(1, 2), (3, 4), (5, 8), (20, 32)])
+def test_closed_rows_hold_every_target_behind_its_history(seed, max_history, row_length):
+    lists = ragged(np.random.default_rng(seed), users=60, longest=30)
+    packed = pack(Histories.from_lists(lists), max_history=max_history, row_length=row_length, closed=True)
+    assert contexts(packed) == expected_contexts(lists, max_history=max_history)
+    at = np.nonzero(packed.targets >= 0)
+    behind = (at[0], at[1] + 1)
+    np.testing.assert_array_equal(packed.history[behind], packed.targets[at])
+    np.testing.assert_array_equal(packed.segments[behind], packed.segments[at])
+    closing = (packed.segments > 0) & (packed.targets < 0)
+    assert set(packed.targets[packed.targets < 0].tolist()) == {-1}
+    assert closing.sum() == packed.segments.max(axis=1).sum(), "one position a history"
+
+
+def test_closed_rows_are_one_longer():
+    whole = Histories.from_lists([[1, 2, 3, 4, 5]])
+    closed = pack(whole, max_history=4, row_length=5, closed=True)
+    assert [field.tolist() for field in closed] == [[[1, 2, 3, 4, 5]], [[2, 3, 4, 5, -1]], [[1] * 5]]
+    with pytest.raises(SemidError, match=r"expected 1 <= max_history < row_length \(behind .*\), got 4 and 4; change"):
+        pack(whole, max_history=4, row_length=4, closed=True)
+    assert pack(whole, max_history=4, row_length=4).history.tolist() == [[1, 2, 3, 4]]
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("max_history", [1, 3, 40])
+def test_single_rows_are_every_prefix(seed, max_history):
+    rng = np.random.default_rng(seed)
+    lists = ragged(rng, users=60, longest=30)
+    rows = SingleRows(Histories.from_lists(lists), max_history=max_history)
+    expected = [(items[max(at - max_history, 0) : at], items[at]) for items in lists for at in range(1, len(items))]
+    index = rng.permutation(len(rows))
+    found = rows[index]
+    assert (len(rows), found.history.shape) == (len(expected), (len(expected), max_history))
+    assert {array.dtype for array in found} == {np.dtype(np.int32)}
+    for history, target, segments, at in zip(*found, index, strict=True):
+        before, after = expected[at]
+        assert segments.tolist() == [1] * len(before) + [0] * (max_history - len(before))
+        assert history[: len(before)].tolist() == before.tolist()
+        assert target == after
+
+
+def test_single_rows_of_windows_on_a_shared_array():
+    shared = np.arange(100, 110, dtype=np.int32)
+    train = Histories(np.array([0, 1], np.int32), shared, np.array([0, 5]), np.array([3, 9]))
+    rows = SingleRows(train, max_history=2)
+    history, targets, segments = rows[np.arange(len(rows))]
+    assert targets.tolist() == [101, 102, 106, 107, 108]
+    assert history.tolist() == [[100, 0], [100, 101], [105, 0], [105, 106], [106, 107]]
+    assert segments.tolist() == [[1, 0], [1, 1], [1, 0], [1, 1], [1, 1]]
+
+
+def test_batches_of_single_rows_are_those_of_rows_kept_in_memory():
+    rows = SingleRows(Histories.from_lists(ragged(np.random.default_rng(0), users=20, longest=9)), max_history=4)
+    options = {"batch_size": 8, "num_batches": 30, "seed": 0}
+    lazy, kept = batches(rows, **options), batches(rows[np.arange(len(rows))], **options)
+    for ours, theirs in zip(lazy, kept, strict=True):
+        assert all((a == b).all() for a, b in zip(ours, theirs, strict=True))
+
+
+def test_a_state_of_other_single_rows_is_refused():
+    def stream(max_history: int, *lists: list[int]):
+        return batches(
+            SingleRows(Histories.from_lists(lists), max_history=max_history), batch_size=2, num_batches=4, seed=0
+        )
+
+    state = stream(3, [1, 2, 3], [4, 5]).get_state()
+    stream(3, [1, 2, 3], [4, 5]).set_state(state)
+    for other in (stream(2, [1, 2, 3], [4, 5]), stream(3, [1, 2, 3], [4, 6])):
+        with pytest.raises(ValueError, match="in checkpoint does not match"):
+            other.set_state(state)
+
+
 @pytest.mark.parametrize("lists", [[], [[]], [[1]], [[1], [], [2]]])
 def test_nothing_to_learn_from(lists):
     with pytest.raises(SemidError, match="no training history has two items"):
         pack(Histories.from_lists(lists), max_history=4, row_length=4)
-    assert contexts(pack(Histories.from_lists([*lists, [8, 9]]), max_history=4, row_length=4)) == {9: [8]}
+    with pytest.raises(SemidError, match="no training history has two items"):
+        SingleRows(Histories.from_lists(lists), max_history=4)
+    enough = Histories.from_lists([*lists, [8, 9]])
+    assert contexts(pack(enough, max_history=4, row_length=4)) == {9: [8]}
+    assert SingleRows(enough, max_history=4)[np.array([0])].targets.tolist() == [9]
 
 
 @pytest.mark.parametrize(("max_history", "row_length"), [(5, 4), (0, 4), (-1, 4)])
@@ -113,6 +197,11 @@ def test_lengths_that_do_not_fit(max_history, row_length):
         SemidError, match=f"expected 1 <= max_history <= row_length, got {max_history} and {row_length}"
     ):
         pack(Histories.from_lists([[1, 2]]), max_history=max_history, row_length=row_length)
+
+
+def test_no_history_at_all_cannot_be_read():
+    with pytest.raises(SemidError, match="expected max_history of at least 1, got 0"):
+        SingleRows(Histories.from_lists([[1, 2]]), max_history=0)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 10, 23])

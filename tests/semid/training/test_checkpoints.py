@@ -12,7 +12,7 @@ from flax import nnx
 
 from semid.errors import SemidError
 from semid.training.checkpoints import Checkpoints, discard_checkpoints
-from semid.training.mesh import make_mesh
+from semid.training.mesh import MeshConfig, make_mesh
 from semid.training.state import OptimizerConfig, TrainState, create_state, make_optimizer, named_leaves
 
 REQUEST = {"config": {"epochs": 3, "nested": {"rate": 0.1}}, "seed": 0}
@@ -75,6 +75,22 @@ def test_a_state_comes_back_to_the_bit_with_its_position(tmp_path, state):
     assert not equal(found, state)
     assert position.at == 11
     assert jax.tree.leaves(found.params)[0].sharding == jax.tree.leaves(state.params)[0].sharding
+
+
+@pytest.mark.parametrize(("written", "read"), [((8, 2, 2), (1, 1, 1)), ((1, 1, 1), (8, 2, 2)), ((8, 1, 1), (4, 2, 1))])
+def test_a_checkpoint_of_one_mesh_is_read_on_another_to_the_bit(tmp_path, written, read):
+    def on(count, fsdp, tensor, *, seed):
+        mesh = make_mesh(jax.devices()[:count], MeshConfig(fsdp, tensor))
+        return create_state(nnx.Linear(4, 6, rngs=nnx.Rngs(seed)), make_optimizer(OptimizerConfig(), num_steps=9), mesh)
+
+    saved, like = at_step(on(*written, seed=0), 7), on(*read, seed=1)
+    checkpoints = opened(tmp_path)
+    checkpoints.save(saved, Position(), {"score": 0.5})
+    found = checkpoints.restore(like, 7)
+    checkpoints.close()
+    assert equal(found, saved)
+    assert not equal(found, like)
+    assert [x.sharding for x in jax.tree.leaves(found)] == [x.sharding for x in jax.tree.leaves(like)]
 
 
 @pytest.mark.parametrize(

@@ -236,15 +236,6 @@ def test_checkpoints_of_another_config_are_refused(tmp_path):
         run(tmp_path, Script(), steps=2, request={"config": {"epochs": 2}})
 
 
-def test_several_processes_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(SemidError, match=r"several hosts is not supported yet; expected 1 process, got 2$"):
-        run(tmp_path / "run", Script())
-    assert list(tmp_path.iterdir()) == []
-    monkeypatch.undo()
-    run(tmp_path / "run", Script(0.1), steps=2)
-
-
 def test_the_callers_model_is_not_touched(tmp_path):
     kept = Walker()
     before = kept.at[...]
@@ -267,7 +258,7 @@ def test_the_callers_model_is_not_touched(tmp_path):
     assert float(kept.at[...][0]) == 0 != float(trained.at[...][0])
 
 
-@pytest.mark.parametrize("name", ["epochs", "batch_size", "validate_every", "patience", "log_every"])
+@pytest.mark.parametrize("name", ["epochs", "batch_size", "accumulate", "validate_every", "patience", "log_every"])
 @pytest.mark.parametrize("value", [0, -1, float("nan")])
 def test_a_config_that_cannot_train(name, value):
     with pytest.raises(SemidError, match=f"^expected {name} above 0, got {value}$"):

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 
 from semid.errors import SemidError
-from semid.training.mesh import fitting_batch, make_mesh, put_batch, replicated
+from semid.training.mesh import MeshConfig, fitting_batch, gathered, leaf_sharding, make_mesh, put_batch, replicated
 
 
 @pytest.mark.parametrize(("count", "fsdp", "tensor", "data"), [(1, 1, 1, 1), (8, 1, 1, 8), (8, 2, 2, 2), (6, 3, 1, 2)])
 def test_data_takes_what_the_others_leave(count, fsdp, tensor, data):
-    mesh = make_mesh(jax.devices()[:count], fsdp=fsdp, tensor=tensor)
+    mesh = make_mesh(jax.devices()[:count], MeshConfig(fsdp, tensor))
     assert dict(mesh.shape) == {"data": data, "fsdp": fsdp, "tensor": tensor}
 
 
@@ -21,15 +21,15 @@ def test_all_devices_by_default():
 @pytest.mark.parametrize(("count", "fsdp", "tensor"), [(8, 3, 1), (1, 1, 2), (6, 2, 2)])
 def test_devices_that_do_not_divide(count, fsdp, tensor):
     with pytest.raises(SemidError, match=f"{count} devices do not divide into fsdp {fsdp} x tensor {tensor}"):
-        make_mesh(jax.devices()[:count], fsdp=fsdp, tensor=tensor)
+        make_mesh(jax.devices()[:count], MeshConfig(fsdp, tensor))
 
 
 def test_rows_of_a_batch_are_split_over_data_and_fsdp():
     rows = np.arange(24, dtype=np.int32).reshape(8, 3)
-    placed = put_batch({"rows": rows}, make_mesh(fsdp=2))["rows"]
+    placed = put_batch({"rows": rows}, make_mesh(config=MeshConfig(fsdp=2)))["rows"]
     np.testing.assert_array_equal(placed, rows)
     assert {shard.data.shape for shard in placed.addressable_shards} == {(1, 3)}
-    along_tensor = put_batch({"rows": rows}, make_mesh(tensor=2))["rows"]
+    along_tensor = put_batch({"rows": rows}, make_mesh(config=MeshConfig(tensor=2)))["rows"]
     assert {shard.data.shape for shard in along_tensor.addressable_shards} == {(2, 3)}
     everywhere = jax.device_put(rows, replicated(make_mesh()))
     assert {shard.data.shape for shard in everywhere.addressable_shards} == {(8, 3)}
@@ -42,15 +42,76 @@ def test_a_batch_that_does_not_divide():
         put_batch(rows, make_mesh())
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 6, 8])
-@pytest.mark.parametrize(("batch_size", "rows"), [(64, 1000), (64, 64), (64, 50), (64, 5), (2, 1000), (1, 1)])
-def test_a_fitting_batch_is_the_largest_that_divides(count, batch_size, rows):
-    mesh = make_mesh(jax.devices()[:count])
-    size = fitting_batch(batch_size, rows=rows, mesh=mesh)
-    possible = [n for n in range(1, min(batch_size, rows) + 1) if n % count == 0]
-    assert size == max(possible, default=count)
+@pytest.mark.parametrize("count", [1, 2, 4, 8])
+@pytest.mark.parametrize("rows", [1000, 64, 50, 5, 1])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_fitting_batch_is_the_largest_that_divides(count, rows, accumulate):
+    mesh, parts = make_mesh(jax.devices()[:count]), count * accumulate
+    size = fitting_batch(64, rows=rows, mesh=mesh, accumulate=accumulate)
+    possible = [n for n in range(1, min(64, rows) + 1) if n % parts == 0]
+    assert size == max(possible, default=parts)
     assert put_batch(np.zeros((size, 2), np.float32), mesh).shape == (size, 2)
 
 
+@pytest.mark.parametrize(
+    ("batch_size", "count", "accumulate", "near"),
+    [(64, 6, 1, "60 or 66"), (4, 8, 1, "8"), (64, 8, 3, "48 or 72"), (1, 1, 2, "2")],
+)
+def test_a_batch_size_that_would_have_to_change_is_refused(batch_size, count, accumulate, near):
+    mesh = make_mesh(jax.devices()[:count])
+    message = f"batch_size {batch_size} does not divide into {accumulate} microbatches for {count} devices; take {near}"
+    with pytest.raises(SemidError, match=f"^{message}, or fewer devices$"):
+        fitting_batch(batch_size, rows=1000, mesh=mesh, accumulate=accumulate)
+    for size in map(int, near.split(" or ")):
+        assert fitting_batch(size, rows=1000, mesh=mesh, accumulate=accumulate) == size
+
+
 def test_a_fitting_batch_divides_over_data_and_fsdp_alone():
-    assert fitting_batch(11, rows=100, mesh=make_mesh(fsdp=2, tensor=2)) == 8
+    mesh = make_mesh(config=MeshConfig(2, 2))
+    assert fitting_batch(12, rows=11, mesh=mesh) == 8
+    assert fitting_batch(12, rows=100, mesh=mesh) == 12
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "spec"),
+    [
+        ("backbone/blocks/0/attention/qkv/kernel", (8, 24), ("fsdp", "tensor")),
+        ("backbone/blocks/0/attention/out/kernel", (8, 8), ("tensor", "fsdp")),
+        ("opt_state/1/0/mu/blocks/0/feed/down/kernel", (16, 8), ("tensor", "fsdp")),
+        ("tables/0/embedding", (40, 8), ("tensor", "fsdp")),
+        ("stacked/kernel", (3, 8, 24), (None, "fsdp", "tensor")),
+        ("odd/kernel", (7, 24), (None, "tensor")),
+        ("odd/out/kernel", (8, 7), ("tensor", None)),
+        ("norm/scale", (8,), ()),
+        ("one/kernel", (8,), ()),
+        ("quantizer/codebooks/0", (8, 8), ()),
+    ],
+)
+def test_matrices_are_split_by_name_where_they_divide(name, shape, spec):
+    sharding = leaf_sharding(name, shape, make_mesh(config=MeshConfig(2, 2)))
+    assert tuple(sharding.spec) == spec
+    placed = jax.device_put(np.zeros(shape, np.float32), sharding)
+    split = [(size // 2 if axis else size) for size, axis in zip(shape, spec or [None] * len(shape), strict=True)]
+    assert {shard.data.shape for shard in placed.addressable_shards} == {tuple(split)}
+
+
+def test_gathered_arrays_are_whole_on_one_device():
+    mesh, values = make_mesh(config=MeshConfig(2, 2)), np.arange(32, dtype=np.float32).reshape(4, 8)
+    split = jax.device_put({"x": values}, leaf_sharding("kernel", values.shape, mesh))
+    whole = gathered(split, mesh)["x"]
+    assert whole.devices() == {jax.devices()[0]}
+    np.testing.assert_array_equal(whole, values)
+
+
+@pytest.mark.parametrize("sizes", [(0, 1), (1, 0), (-2, 1)])
+def test_axes_of_no_devices(sizes):
+    with pytest.raises(SemidError, match=f"^expected fsdp and tensor of at least 1, got {sizes[0]} and {sizes[1]}$"):
+        MeshConfig(*sizes)
+
+
+def test_devices_of_a_process_that_do_not_divide_among_tensor(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "local_device_count", lambda: 4)
+    make_mesh(config=MeshConfig(tensor=4))
+    with pytest.raises(SemidError, match=r"^a process's 4 devices do not divide among tensor 8; choose less$"):
+        make_mesh(config=MeshConfig(tensor=8))

@@ -1,4 +1,5 @@
-"""Training killed with signal 9 at random moments and started again ends on the bits of an unbroken run."""
+"""Training killed with signal 9 at random moments and started again ends on the bits of an unbroken run; to rounding
+where it goes on with other devices."""
 
 import json
 import random
@@ -13,18 +14,20 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from semid import artifacts
 from semid.catalog import SemanticCatalog
 from semid.data.dataset import Dataset
 from semid.generator import GeneratorConfig, train_generator
-from semid.training import TrainingConfig, loop, make_mesh
+from semid.training import MeshConfig, TrainingConfig, loop, make_mesh
+from semid.training.tracking import read_history
 from seq_models import RQTransformerConfig
 from seq_models.layers import TransformerConfig
 
 ITEMS, USERS, STEPS = 40, 48, 60  # 8 steps are an epoch
 
 
-def run(out: Path, *, seed: int) -> None:
-    """Train a small generator, dropout on, on one device."""
+def run(out: Path, *, seed: int, count: int = 1, sharing: MeshConfig = MeshConfig()) -> None:
+    """Train a small generator, dropout on, on `count` devices."""
     data = dataset()
     codes = np.stack([np.arange(ITEMS) % 7, np.arange(ITEMS) // 7], axis=1).astype(np.int32)
     catalog = SemanticCatalog(data.item_ids, codes, (7, 6), tie_break=False)
@@ -37,7 +40,7 @@ def run(out: Path, *, seed: int) -> None:
         validation_users=16,
         validation_beam=10,
     )
-    mesh = make_mesh(jax.devices()[:1])
+    mesh = make_mesh(jax.devices()[:count], sharing)
     train_generator(data, catalog, config, out=out, parents={}, seed=seed, mesh=mesh)
 
 
@@ -54,9 +57,10 @@ def dataset() -> Dataset:
     return Dataset.build(catalogue, pa.table(columns), name="tiny")
 
 
-def start(out: Path) -> subprocess.Popen:
-    """The same training with seed 0 in a process of its own, each step drawn out so that kills land in the middle."""
-    command = [sys.executable, __file__, str(out)]
+def start(out: Path, *devices: int) -> subprocess.Popen:
+    """The same training with seed 0 in a process of its own, each step drawn out so that kills land in the middle; on
+    `devices`, which are their number, fsdp and tensor."""
+    command = [sys.executable, __file__, str(out), *map(str, devices)]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
@@ -106,6 +110,21 @@ def test_killed_runs_end_on_the_same_bits(unbroken, tmp_path):
         assert (out / name).read_bytes() == (unbroken[0] / name).read_bytes(), f"{name} after kills at {killed_at}"
 
 
+def test_a_killed_run_goes_on_with_other_devices(unbroken, tmp_path):
+    out = tmp_path / "model"
+    killed_at = [kill_at(start(out, 1), out, step=17, delay=0), kill_at(start(out, 4), out, step=32, delay=0)]
+    assert killed_at == sorted(killed_at)
+    assert killed_at[-1] < STEPS, "the last kill came too late to show anything"
+    run(out, seed=0, count=8, sharing=MeshConfig(2, 2))
+    expected, found = (read_history(folder / "history.jsonl") for folder in (unbroken[0], out))
+    assert [record["step"] for record in found] == [record["step"] for record in expected]
+    losses, expected_losses = ([r["loss"] for r in records if "loss" in r] for records in (found, expected))
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-4)
+    params, other = (artifacts.load_tensors(folder / "model.safetensors") for folder in (out, unbroken[0]))
+    for name, value in params.items():
+        np.testing.assert_allclose(value, other[name], atol=1e-3, err_msg=name)
+
+
 def test_another_seed_ends_elsewhere(unbroken):
     for name in ("model.safetensors", "history.jsonl"):
         assert (unbroken[0] / name).read_bytes() != (unbroken[1] / name).read_bytes()
@@ -123,4 +142,5 @@ def test_the_record_is_whole(unbroken):
 if __name__ == "__main__":
     put_batch = loop.put_batch
     loop.put_batch = lambda batch, mesh: (time.sleep(0.01), put_batch(batch, mesh))[1]
-    run(Path(sys.argv[1]), seed=0)
+    count, *sharing = map(int, sys.argv[2:] or [1])
+    run(Path(sys.argv[1]), seed=0, count=count, sharing=MeshConfig(*sharing))

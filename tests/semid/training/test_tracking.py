@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from semid.errors import SemidError
-from semid.training.tracking import HISTORY, Tracker, read_history
+from semid.training.tracking import HISTORY, Quiet, Tracker, read_history
 
 
 def track(folder, records, **options):
@@ -21,6 +21,13 @@ def test_one_line_a_record(tmp_path):
     lines = (tmp_path / "new" / HISTORY).read_text().splitlines()
     assert lines == ['{"step": 1, "loss": 2.5}', '{"step": 2, "loss": 2.0, "validation/ndcg@10": 0.25}']
     assert read_history(tmp_path / "new" / HISTORY) == [json.loads(line) for line in lines]
+
+
+def test_all_processes_but_the_first_are_quiet(tmp_path, capsys):
+    with Quiet(tmp_path / "new", title="a run", num_steps=10) as tracker:
+        tracker.log(1, {"loss": 2.5})
+        tracker.advance(1, "note")
+    assert (list(tmp_path.iterdir()), capsys.readouterr().out) == ([], "")
 
 
 def test_a_record_is_on_disk_at_once(tmp_path):

@@ -1,0 +1,69 @@
+"""Gradients of a batch as the weighted mean over its microbatches, so that a step needs the activations of one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Key
+
+from semid.errors import SemidError
+from semid.training.mesh import ROWS, row_parts
+
+TARGETS = "targets"
+"""The metric by which a loss says over how many targets it is a mean; without it, microbatches weigh the same."""
+
+
+class Gradients(NamedTuple):
+    """What one pass over rows gives: gradients, scalars to log (the loss among them), the variables the loss set."""
+
+    gradients: nnx.State
+    metrics: dict[str, Array]
+    rest: nnx.State
+
+
+OfRows = Callable[[nnx.State, nnx.State, Any, Key[Array, ""]], Gradients]  # of (params, rest, rows of a batch, key)
+
+
+def accumulated(
+    of_rows: OfRows, params: nnx.State, rest: nnx.State, batch: Any, key: Key[Array, ""], *, parts: int, mesh: Mesh
+) -> Gradients:
+    """`of_rows` of each of `parts` microbatches, one after the other, as means weighted by their number of targets."""
+
+    def add(carry: tuple[Any, nnx.State], of_one: tuple[Any, Array]) -> tuple[tuple[Any, nnx.State], Any]:
+        total, rest = carry
+        found = of_rows(params, rest, *of_one)
+        weight = found.metrics.get(TARGETS, jnp.ones(())).astype(jnp.float32)
+        total = jax.tree.map(lambda t, g: t + g * weight.astype(g.dtype), total, found.gradients)
+        return (total, found.rest), (weight, found.metrics)
+
+    steps = (microbatches(batch, parts, mesh), jax.random.split(key, parts))
+    (total, rest), (weights, metrics) = jax.lax.scan(add, (jax.tree.map(jnp.zeros_like, params), rest), steps)
+    count = jnp.maximum(jnp.sum(weights), 1)
+    means = {name: jnp.sum(values.astype(jnp.float32) * weights) / count for name, values in metrics.items()}
+    if TARGETS in metrics:
+        means[TARGETS] = count
+    return Gradients(jax.tree.map(lambda t: t / count.astype(t.dtype), total), means, rest)
+
+
+def microbatches(batch: Any, parts: int, mesh: Mesh) -> Any:
+    """Every `parts`-th row of the arrays makes a microbatch, so that each device splits the rows it has.
+
+    Raises SemidError if the rows do not divide.
+    """
+    rows, devices = len(jax.tree.leaves(batch)[0]), row_parts(mesh)
+    if rows % (parts * devices):
+        raise SemidError(
+            f"a batch of {rows} rows does not divide into {parts} microbatches for {devices} devices; change either"
+        )
+    sharding = NamedSharding(mesh, PartitionSpec(None, *ROWS))
+
+    def split(x: Array) -> Array:
+        x = jnp.moveaxis(x.reshape(rows // parts, parts, *x.shape[1:]), 1, 0)
+        return jax.lax.with_sharding_constraint(x, sharding)
+
+    return jax.tree.map(split, batch)

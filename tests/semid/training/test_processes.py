@@ -1,0 +1,215 @@
+"""Two processes that share four devices each train as one process with eight does."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from semid.data.batches import SingleRows, batches
+from semid.data.histories import Histories
+from semid.errors import SemidError
+from semid.training import (
+    MeshConfig,
+    OptimizerConfig,
+    TrainingConfig,
+    join_processes,
+    make_mesh,
+    named_leaves,
+    on_first,
+    train,
+)
+from semid.training.processes import from_first
+from semid.training.tracking import read_history
+
+ITEMS, STEPS = 40, 12
+VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "SLURM_STEP_NUM_TASKS")
+
+
+class Next(nnx.Module):
+    """The next item by a table, a matrix that opens and one that closes."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.table = nnx.Embed(ITEMS, 8, rngs=rngs)
+        self.up = nnx.Linear(8, 16, rngs=rngs)
+        self.out = nnx.Linear(16, ITEMS, rngs=rngs)
+
+    def __call__(self, history):
+        return self.out(jax.nn.relu(self.up(self.table(history).mean(axis=1))))
+
+
+def loss(model, batch, tables, context):
+    logits = model(batch.history) + tables[None]
+    return optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets).mean(), {}
+
+
+def run(folder: Path, *, epochs: float = 3.0) -> nnx.Module:
+    """Train `Next` on all devices of all processes, four steps an epoch."""
+    rng = np.random.default_rng(0)
+    rows = SingleRows(Histories.from_lists([rng.integers(0, ITEMS, 9).tolist() for _ in range(8)]), max_history=4)
+    examples, process = rows[np.arange(len(rows))], (jax.process_index(), jax.process_count())
+
+    def validate(model):
+        logits = model(jnp.asarray(examples.history))
+        return {"score": float(jnp.mean(logits.argmax(-1) == examples.targets))}
+
+    return train(
+        Next(nnx.Rngs(0)),
+        loss,
+        lambda num_steps: batches(rows, batch_size=16, num_batches=num_steps, seed=0, process=process),
+        tables=jnp.zeros(ITEMS),
+        config=TrainingConfig(epochs=epochs, optimizer=OptimizerConfig(learning_rate=0.03), log_every=1),
+        steps_per_epoch=4,
+        seed=0,
+        folder=folder,
+        request={"epochs": epochs},
+        title="next",
+        validate=validate,
+        select="score",
+        mesh=make_mesh(config=MeshConfig(fsdp=2, tensor=2)),
+    )
+
+
+def leaves(model: nnx.Module) -> dict[str, np.ndarray]:
+    return {name: np.asarray(leaf) for name, leaf in named_leaves(nnx.state(model)).items()}
+
+
+def worker(folder: Path) -> None:
+    """What each of two processes does: train, be refused with another config, and read the finished run."""
+    join_processes()
+    rank = jax.process_index()
+    assert (jax.process_count(), jax.device_count()) == (2, 8)
+    trained = leaves(run(folder / "run"))
+    np.savez(folder / f"{rank}.npz", **trained)
+    again = leaves(run(folder / "run"))
+    assert all((again[name] == value).all() for name, value in trained.items())
+    said = []
+    try:
+        run(folder / "run", epochs=1.0)
+    except SemidError as error:
+        said.append(str(error))
+    on_first(lambda: (folder / "first").write_text(str(rank)))
+    (folder / f"{rank}.json").write_text(
+        json.dumps([*said, from_first(f"from {rank}"), (folder / "first").read_text()])
+    )
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> Path:
+    """The folder where two processes did what `worker` does."""
+    folder = tmp_path_factory.mktemp("two")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    common = {**os.environ, "JAX_NUM_CPU_DEVICES": "4", "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(folder)],
+            env={**common, "JAX_PROCESS_ID": str(rank)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        said = [process.communicate(timeout=240)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0, 0], "\n".join(said)
+    return folder
+
+
+def test_two_processes_train_as_one(two, tmp_path):
+    alone = leaves(run(tmp_path / "run"))
+    first, second = (dict(np.load(two / f"{rank}.npz")) for rank in range(2))
+    for name, value in alone.items():
+        np.testing.assert_array_equal(first[name], second[name])
+        np.testing.assert_allclose(first[name], value, atol=1e-5, err_msg=name)
+    together, expected = (read_history(folder / "run" / "history.jsonl") for folder in (two, tmp_path))
+    assert [record["step"] for record in together] == [record["step"] for record in expected], "each record once"
+    for ours, theirs in zip(together, expected, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+    losses = [record["loss"] for record in together if "loss" in record]
+    assert len(losses) == STEPS
+    assert losses[-1] < losses[0] - 0.1
+
+
+def test_one_process_reads_what_two_wrote_to_the_bit(two):
+    first = dict(np.load(two / "0.npz"))
+    for name, value in leaves(run(two / "run")).items():
+        np.testing.assert_array_equal(value, first[name])
+
+
+def test_all_processes_are_told_the_same(two):
+    for rank in range(2):
+        refused, sent, wrote = json.loads((two / f"{rank}.json").read_text())
+        assert "checkpoints of another run (epochs: 3.0 -> 1.0)" in refused
+        assert (sent, wrote) == ("from 0", "0")
+
+
+@pytest.fixture
+def calls(monkeypatch) -> list:
+    """Calls of `jax.distributed.initialize`, in an environment that names no processes."""
+    for name in (*VARIABLES, "OMPI_COMM_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    made = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *given, **options: made.append((given, options)))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("values", "made"),
+    [
+        ({}, []),
+        ({"SLURM_STEP_NUM_TASKS": "1"}, []),
+        ({"SLURM_STEP_NUM_TASKS": "2"}, [((), {})]),
+        ({"OMPI_COMM_WORLD_SIZE": "4"}, [((), {})]),
+        (
+            {"JAX_COORDINATOR_ADDRESS": "host:1", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"},
+            [(("host:1", 4, 3), {"cluster_detection_method": "deactivate"})],
+        ),
+    ],
+)
+def test_processes_are_joined_if_the_environment_names_them(calls, monkeypatch, values, made):
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    join_processes()
+    assert calls == made
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (("host:1", "2", None), "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES set without JAX_PROCESS_ID; set all of .*"),
+        ((None, None, "1"), "JAX_PROCESS_ID set without JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES; .* or none"),
+        (("host:1", "2", "2"), "expected 0 <= JAX_PROCESS_ID < JAX_NUM_PROCESSES, got 2 and 2"),
+        (("host:1", "two", "0"), "expected 0 <= JAX_PROCESS_ID < JAX_NUM_PROCESSES, got 0 and two"),
+    ],
+)
+def test_variables_that_do_not_fit_together(calls, monkeypatch, values, message):
+    for name, value in zip(VARIABLES, values, strict=False):
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    with pytest.raises(SemidError, match=f"^{message}$"):
+        join_processes()
+    assert calls == []
+
+
+def test_one_process_is_the_first():
+    done = []
+    on_first(lambda: done.append(1))
+    assert (done, from_first({"a": [1.5]})) == ([1], {"a": [1.5]})
+
+
+if __name__ == "__main__":
+    worker(Path(sys.argv[1]))
