@@ -244,7 +244,8 @@ def train_autoencoder(
     """Train on all items from the initialized `model`, to the last step: no held-out score would choose another."""
     rows = ItemRows(np.arange(len(x), dtype=np.int32))
     mesh = make_mesh() if mesh is None else mesh
-    size = fitting_batch(config.training.batch_size, rows=len(x), mesh=mesh)
+    accumulate = config.training.accumulate
+    size = fitting_batch(config.training.batch_size, rows=len(x), mesh=mesh, accumulate=accumulate)
     steps_per_epoch, process = -(-len(x) // size), (jax.process_index(), jax.process_count())
     tables = Tables(jnp.asarray(x), signals)
     if config.diversity:

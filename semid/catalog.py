@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +57,13 @@ class SemanticCatalog:
     @property
     def num_levels(self) -> int:
         return len(self.level_sizes)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """sha256 of ids, codes and level sizes: equal catalogues, equal digests."""
+        total = hashlib.sha256(json.dumps([self.item_ids.to_pylist(), list(self.level_sizes)]).encode())
+        total.update(self.codes.astype(np.int32).tobytes())
+        return total.hexdigest()
 
     @functools.cached_property
     def _by_codes(self) -> Mapping[tuple[int, ...], np.ndarray]:

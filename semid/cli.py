@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import tyro
+from jaxtyping import Bool
 from rich import box
 from rich.table import Table
 
@@ -27,7 +29,8 @@ from semid.prepare import Prepare, console, print_statistics
 from semid.recommender import KIND as MODEL
 from semid.recommender import Recommender
 from semid.tokenizer import KIND as CATALOG
-from seq_models import DenseConfig, RQTransformerConfig
+from semid.training import MeshConfig, join_processes, make_mesh
+from seq_models import DenseConfig, EncoderDecoderConfig, FlatDecoderConfig, HybridConfig, RQTransformerConfig
 
 
 @dataclass(frozen=True)
@@ -36,9 +39,13 @@ class _Generator(GeneratorConfig):
 
     model: (
         Annotated[RQTransformerConfig, tyro.conf.subcommand("rq-transformer")]
+        | Annotated[EncoderDecoderConfig, tyro.conf.subcommand("encoder-decoder")]
+        | Annotated[FlatDecoderConfig, tyro.conf.subcommand("flat")]
+        | Annotated[HybridConfig, tyro.conf.subcommand("hybrid")]
         | Annotated[DenseConfig, tyro.conf.subcommand("sasrec")]
     ) = RQTransformerConfig()
-    """RQ-Transformer (semantic IDs), or SASRec with full-softmax cross-entropy."""
+    """Generators of codes: RQ-Transformer, encoder-decoder (TIGER), flat decoder, hybrid (LIGER: a dense head ranks,
+    cold items included); or SASRec with full-softmax cross-entropy."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,8 @@ class Train:
     """Train a generator (or, with the subcommand sasrec, SASRec) on the dataset's training histories.
 
     Options of a model follow its name, after all others; `semid train sasrec --help` lists them. Interrupted runs go
-    on from their last checkpoint when the same command is given again.
+    on from their last checkpoint when the same command is given again, on whatever devices there are. On several
+    hosts, give each the same command and JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
     """
 
     dataset: Path
@@ -58,6 +66,10 @@ class Train:
     config: tyro.conf.OmitArgPrefixes[_Generator] = _Generator()
     seed: int = 0
     """Seed of parameters, shuffling and dropout."""
+    teacher: Path | None = None
+    """Folder of a SASRec model of the same dataset, whose ranking the generator hears (see objective.distillation)."""
+    mesh: MeshConfig = MeshConfig()
+    """How devices share the work."""
 
     def run(self) -> None:
         parents = {
@@ -67,8 +79,14 @@ class Train:
         dataset = Dataset.load(self.dataset)
         print_statistics(dataset)
         catalog = SemanticCatalog.read(self.catalog / CATALOG_FILE)
-        config = GeneratorConfig(**vars(self.config))
-        train_generator(dataset, catalog, config, out=self.out, parents=parents, seed=self.seed)
+        teacher = None
+        if self.teacher is not None:
+            parents["teacher"] = artifacts.read_artifact(self.teacher, MODEL)
+            teacher = Recommender.from_pretrained(self.teacher)
+        config, mesh = GeneratorConfig(**vars(self.config)), make_mesh(config=self.mesh)
+        train_generator(
+            dataset, catalog, config, out=self.out, parents=parents, seed=self.seed, teacher=teacher, mesh=mesh
+        )
         console.print(f"model: {self.out}")
 
 
@@ -172,6 +190,10 @@ class Recommend:
     """Beams of the search."""
     exclude_seen: bool = False
     """Leave out items of the history."""
+    allow: Path | None = None
+    """File of item ids, one a line: no other is recommended (what is in stock, say)."""
+    deny: Path | None = None
+    """File of item ids, one a line, that are not recommended."""
     skip_unknown: bool = False
     """Drop unknown ids from the history, and say how many, instead of stopping."""
 
@@ -189,13 +211,28 @@ class Recommend:
             k=self.k,
             beam_size=self.beam_size,
             exclude_seen=self.exclude_seen,
+            allowed=self._allowed(recommender),
             skip_unknown=self.skip_unknown,
         )
+        if not top.item_ids[0]:
+            console.print("nothing that may be recommended is left: look at --allow, --deny and --exclude-seen")
+            return
         table = Table("rank", "item id", "log-probability", "codes")
         tokens = recommender.catalog.tokens_of(recommender.catalog.rows(top.item_ids[0]))
         for rank, (item_id, score, codes) in enumerate(zip(top.item_ids[0], top.scores[0], tokens, strict=False), 1):
             table.add_row(str(rank), item_id, f"{score:.3f}", "".join(codes))
         console.print(table)
+
+    def _allowed(self, recommender: Recommender) -> Bool[np.ndarray, " items"] | None:
+        """What the two files leave, None where neither is given."""
+        if self.allow is None and self.deny is None:
+            return None
+        allowed = np.ones(len(recommender.catalog), bool)
+        if self.allow is not None:
+            allowed &= recommender.allow(_item_ids(self.allow))
+        if self.deny is not None:
+            allowed &= ~recommender.allow(_item_ids(self.deny))
+        return allowed
 
 
 @dataclass(frozen=True)
@@ -285,10 +322,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
+            join_processes()
             command.run()
     except (SemidError, OSError) as error:
         print(f"semid: {error}", file=sys.stderr)
         raise SystemExit(1) from None
+
+
+def _item_ids(path: Path) -> list[str]:
+    """One a line; empty lines do not count."""
+    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -315,11 +358,14 @@ def _name(path: Path, paths: tuple[Path, ...]) -> str:
 
 
 def _kind(path: Path) -> str:
-    """semid, sasrec, or sasrec-content: SASRec that reads content vectors beside its ids."""
+    """semid, or the family; sasrec-content is SASRec that reads content vectors beside its ids."""
     spec = artifacts.read_json(path / "config.json")
     if spec["model"]["type"] != "DenseConfig":
-        return "semid"
+        return _KINDS.get(spec["model"]["type"], "semid")
     return "sasrec-content" if spec["num_features"] else "sasrec"
+
+
+_KINDS = {"EncoderDecoderConfig": "encoder-decoder", "FlatDecoderConfig": "flat", "HybridConfig": "hybrid"}
 
 
 if __name__ == "__main__":

@@ -2,42 +2,43 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from semid import artifacts
 from semid.artifacts import Manifest
 from semid.catalog import SemanticCatalog
 from semid.config import to_dict
-from semid.data.batches import PackedRows, batches, pack
+from semid.data.batches import PackedRows, SingleRows, batches, pack
 from semid.data.dataset import Dataset
 from semid.data.features import Standardizer, content_blocks
 from semid.data.splits import Examples
 from semid.errors import SemidError
 from semid.evaluation.metrics import accuracy, group_ids, item_places
-from semid.recommender import KIND, ItemTables, ModelConfig, ModelSpec, Recommender, build_model, inputs_at
+from semid.models import ItemTables, ModelConfig, ModelSpec, build_model
+from semid.objective import LossTables, ObjectiveConfig, code_loss, dense_loss, hybrid_loss, taught
+from semid.recommender import KIND, Recommender
 from semid.training import (
     OptimizerConfig,
-    StepContext,
     TrainingConfig,
     discard_checkpoints,
     fitting_batch,
     make_mesh,
+    on_first,
     train,
 )
 from semid.training.loop import Validate
+from semid.training.state import Loss
 from semid.training.tracking import HISTORY
-from seq_models import DenseConfig, DenseTransformer, RQTransformer, RQTransformerConfig
-from seq_models.losses import softmax_cross_entropy
+from seq_models import CodeTrie, DenseConfig, HybridConfig, Layout, Normalization, RQTransformerConfig
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,16 @@ class GeneratorConfig:
     """Which model learns from what, and how it is chosen."""
 
     model: ModelConfig = RQTransformerConfig()
-    """RQTransformerConfig (semantic IDs) or DenseConfig (SASRec with full-softmax cross-entropy)."""
+    """RQTransformerConfig, EncoderDecoderConfig or FlatDecoderConfig (generators of codes), HybridConfig (with a dense
+    head beside) or DenseConfig (SASRec with full-softmax cross-entropy)."""
     features: tuple[str, ...] | None = None
     """Vector columns that the model reads beside the codes; none given: all of them; empty: none."""
     max_history: int = 20
     """Items of a history that the model sees, the latest."""
     row_length: int = 32
     """Positions of a packed training row."""
+    objective: ObjectiveConfig = ObjectiveConfig()
+    """The losses."""
     training: TrainingConfig = TrainingConfig(epochs=36, optimizer=OptimizerConfig(learning_rate=3e-3))
     validation_users: int = 2048
     """Validation examples, drawn by the seed, on which NDCG@10 selects the model."""
@@ -72,13 +76,14 @@ def train_generator(
     out: Path,
     parents: dict[str, Manifest],
     seed: int = 0,
+    teacher: Recommender | None = None,
     mesh: Mesh | None = None,
 ) -> Recommender:
     """Train on the dataset's training histories and write the model artifact `out`.
 
     Checkpoints live beside it in `<out>.checkpoints` until it is written; an interrupted run of the same request goes
-    on from there, and one that was finished is read and not repeated. Raises SemidError if catalogue and dataset have
-    other items, or `out` is in use.
+    on from there, and one that was finished is read and not repeated. `teacher` is the dense model of a distillation.
+    Raises SemidError if catalogue, dataset and teacher have other items, or `out` is in use.
     """
     settings, folder = {"generator": to_dict(config)}, out.with_name(f"{out.name}.checkpoints")
     if artifacts.is_current(out, kind=KIND, config=settings, parents=parents, seed=seed):
@@ -89,27 +94,33 @@ def train_generator(
             f"the catalogue's {len(catalog)} items are not the dataset's {dataset.num_items} in the same order; "
             "tokenize this dataset"
         )
-    features = content_features(dataset, config.features)
+    check_teacher(teacher, dataset, config)
+    features, counts = content_features(dataset, config.features), training_counts(dataset)
     spec = ModelSpec(
         model=config.model,
         level_sizes=catalog.level_sizes,
         num_items=len(catalog),
         num_features=0 if features is None else features.shape[1],
         max_history=config.max_history,
+        normalization=config.objective.normalization,
+        catalog=catalog.digest,
     )
-    packed = pack(dataset.splits.train, max_history=config.max_history, row_length=config.row_length)
     model = build_model(spec, seed=seed)
-    untrained = Recommender(model, catalog, spec=spec, features=features, train_counts=training_counts(dataset))
+    untrained = Recommender(model, catalog, spec=spec, features=features, train_counts=counts)
+    rows: Any = training_rows(dataset, config, getattr(model, "layout", Layout.PACKED))
+    if teacher is not None:
+        rows = taught(rows, teacher, config.objective)
     mesh = make_mesh() if mesh is None else mesh
-    size = fitting_batch(config.training.batch_size, rows=len(packed.history), mesh=mesh)
+    num_rows = len(rows[0]) if isinstance(rows, tuple) else len(rows)
+    size = fitting_batch(config.training.batch_size, rows=num_rows, mesh=mesh, accumulate=config.training.accumulate)
     process = (jax.process_index(), jax.process_count())
     trained = train(
         model,
-        dense_loss if isinstance(config.model, DenseConfig) else code_loss,
-        lambda num_steps: batches(packed, batch_size=size, num_batches=num_steps, seed=seed, process=process),
-        tables=ItemTables(jnp.asarray(catalog.codes), None if features is None else jnp.asarray(features)),
+        loss_of(config),
+        lambda num_steps: batches(rows, batch_size=size, num_batches=num_steps, seed=seed, process=process),
+        tables=_tables(catalog, features, counts, config.objective),
         config=config.training,
-        steps_per_epoch=-(-len(packed.history) // size),
+        steps_per_epoch=-(-num_rows // size),
         seed=seed,
         folder=folder,
         request={"config": settings, "seed": seed, "parents": {name: p.digest for name, p in parents.items()}},
@@ -120,40 +131,52 @@ def train_generator(
     )
     recommender = untrained.with_model(trained)
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    with artifacts.write_artifact(out, kind=KIND, config=settings, parents=parents, seed=seed, devices=devices) as tmp:
-        recommender.write(tmp)
-        shutil.copy(folder / HISTORY, tmp / HISTORY)
-    discard_checkpoints(folder)
+
+    def write() -> None:
+        with artifacts.write_artifact(
+            out, kind=KIND, config=settings, parents=parents, seed=seed, devices=devices
+        ) as temporary:
+            recommender.write(temporary)
+            shutil.copy(folder / HISTORY, temporary / HISTORY)
+        discard_checkpoints(folder)
+
+    on_first(write)
     return recommender
 
 
-def code_loss(
-    model: RQTransformer, batch: PackedRows, tables: ItemTables, context: StepContext
-) -> tuple[Array, dict[str, Array]]:
-    """Cross-entropy of the next item's codes given the codes before, summed over levels, in nats per item."""
-    backbone_key, depth_key = jax.random.split(context.key)
-    states = model.states(inputs_at(tables, batch.history), batch.segments, key=backbone_key)
-    real = (batch.segments.reshape(-1) != 0).astype(states.dtype)
-    codes = tables.codes[batch.targets.reshape(-1)]
-    logits = model.logits(states.reshape(-1, states.shape[-1]), codes, key=depth_key)
-    levels = [_mean_cross_entropy(of_level, codes[:, level], real) for level, of_level in enumerate(logits)]
-    return sum(levels, jnp.zeros(())), {f"loss/level_{level}": value for level, value in enumerate(levels)}
+def check_teacher(teacher: Recommender | None, dataset: Dataset, config: GeneratorConfig) -> None:
+    """Raises SemidError unless there is a teacher where, and only where, one is heard, and it knows these items."""
+    if (teacher is not None) != (config.objective.distillation > 0):
+        raise SemidError("distillation needs a weight above 0 and a teacher: give both (--teacher), or neither")
+    if teacher is not None and isinstance(config.model, DenseConfig):
+        raise SemidError("distillation is for models of codes; SASRec has none")
+    if teacher is not None and not teacher.item_ids.equals(dataset.item_ids):
+        raise SemidError("the teacher's items are not the dataset's in the same order; train it on this dataset")
 
 
-def dense_loss(
-    model: DenseTransformer, batch: PackedRows, tables: ItemTables, context: StepContext
-) -> tuple[Array, dict[str, Array]]:
-    """Full-softmax cross-entropy of the next item, in nats per item."""
-    vectors = model.vectors(tables.features)
-    states = model.states(vectors, batch.history, batch.segments, key=context.key)
-    real = (batch.segments.reshape(-1) != 0).astype(states.dtype)
-    total = softmax_cross_entropy(states.reshape(-1, states.shape[-1]), vectors, batch.targets.reshape(-1), real)
-    return total / jnp.maximum(jnp.sum(real), 1), {}
+def training_rows(dataset: Dataset, config: GeneratorConfig, layout: Layout) -> PackedRows | SingleRows:
+    """The training histories, as the model's layout wants them."""
+    train, history = dataset.splits.train, config.max_history
+    if layout is Layout.SINGLE:
+        return SingleRows(train, max_history=history)
+    closed = layout is Layout.CLOSED
+    return pack(train, max_history=history, row_length=config.row_length, closed=closed)
 
 
-def _mean_cross_entropy(logits: Float[Array, "n size"], codes: Int[Array, " n"], real: Array) -> Float[Array, ""]:
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, codes)
-    return jnp.sum(losses * real) / jnp.maximum(jnp.sum(real), 1)
+def loss_of(config: GeneratorConfig) -> Loss:
+    """The training loss of the model's family."""
+    if isinstance(config.model, DenseConfig):
+        return dense_loss
+    loss = hybrid_loss if isinstance(config.model, HybridConfig) else code_loss
+    return functools.partial(loss, objective=config.objective)
+
+
+def _tables(
+    catalog: SemanticCatalog, features: np.ndarray | None, counts: np.ndarray, objective: ObjectiveConfig
+) -> LossTables:
+    constrained = objective.normalization is Normalization.CHILDREN
+    trie = CodeTrie.from_codes(catalog.codes, catalog.level_sizes) if constrained else None
+    return LossTables(ItemTables.of(catalog.codes, features, counts), trie)
 
 
 def content_features(dataset: Dataset, columns: tuple[str, ...] | None) -> Float[np.ndarray, "items feature"] | None:

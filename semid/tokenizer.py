@@ -57,7 +57,7 @@ from semid.data.dataset import Dataset
 from semid.data.features import Standardizer, content_blocks
 from semid.data.splits import split
 from semid.errors import SemidError
-from semid.training import discard_checkpoints, named_leaves, replace_leaves
+from semid.training import discard_checkpoints, named_leaves, on_first, replace_leaves
 from semid.training.tracking import HISTORY
 
 KIND = "catalog"
@@ -273,14 +273,18 @@ def tokenize(
     catalog = _resolved(dataset, tokenizer, vectors, codes, popularity)
     report = _health(codes, catalog, tokenizer) | {"explained_variance": tokenizer.explained(vectors)}
     report |= _learned_of_users(dataset, tokenizer, vectors, codes, popularity, seed=seed)
-    with artifacts.write_artifact(out, kind=KIND, config=settings, parents=parents, seed=seed) as temporary:
-        catalog.write(temporary / CATALOG_FILE)
-        tokenizer.write(temporary)
-        artifacts.write_json(temporary / "health.json", report)
+
+    def write() -> None:
+        with artifacts.write_artifact(out, kind=KIND, config=settings, parents=parents, seed=seed) as temporary:
+            catalog.write(temporary / CATALOG_FILE)
+            tokenizer.write(temporary)
+            artifacts.write_json(temporary / "health.json", report)
+            if trained:
+                shutil.copy(folder / HISTORY, temporary / HISTORY)
         if trained:
-            shutil.copy(folder / HISTORY, temporary / HISTORY)
-    if trained:
-        discard_checkpoints(folder)
+            discard_checkpoints(folder)
+
+    on_first(write)
     return catalog
 
 

@@ -24,8 +24,9 @@ from semid import GeneratorConfig, Recommender, TokenizerConfig, tokenize
 from semid.artifacts import write_json
 from semid.data.batches import batches, pack
 from semid.data.layout import read_layout
-from semid.generator import code_loss, content_features, training_counts
-from semid.recommender import ItemTables, ModelSpec, build_model
+from semid.generator import content_features, training_counts
+from semid.models import ItemTables, ModelSpec, build_model
+from semid.objective import LossTables, code_loss
 from semid.training import create_state, make_mesh, make_optimizer, make_step, put_batch
 
 
@@ -69,7 +70,7 @@ def _epochs(
     packed = pack(data.splits.train, max_history=config.max_history, row_length=config.row_length)
     size, mesh = config.training.batch_size, make_mesh()
     steps = -(-len(packed.history) // size)
-    tables = ItemTables(jnp.asarray(catalog.codes), None if features is None else jnp.asarray(features))
+    tables = LossTables(ItemTables.of(catalog.codes, features, training_counts(data)))
     with jax.set_mesh(mesh):
         optimizer = make_optimizer(config.training.optimizer, num_steps=steps * (epochs + 1))
         state = create_state(model, optimizer, mesh)

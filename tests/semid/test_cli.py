@@ -1,6 +1,7 @@
 """The command line from two Parquet files to a report, and what every kind of bad input is answered with."""
 
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -218,6 +219,32 @@ def test_a_simulated_world_and_k_means_and_sasrec(tmp_path, capsys):
     assert list(rows) == ["sasrec", "sasrec-content", "popularity", "bigram", "oracle"]
     assert rows["oracle"]["recall@10"] > rows["popularity"]["recall@10"]
     assert "dataset simulated" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("family", ["encoder-decoder --kv-heads 1", "flat --remat", "hybrid --temperature 0.1"])
+def test_other_families_and_a_teacher(home, tmp_path, family):
+    options = GENERATOR.replace("--row-length 8", "--row-length 9").replace("--batch-size 8", "--batch-size 16")
+    train = f"train --dataset {{h}}/dataset --catalog {{h}}/catalog {options}"
+    run(f"{train} --out {{t}}/teacher sasrec {BACKBONE}", h=home, t=tmp_path)
+    taught = "--normalization children --label-smoothing 0.1 --distillation 0.2 --accumulate 2 --fsdp 2"
+    run(f"{train} --out {{t}}/m --teacher {{t}}/teacher {taught} {family} {BACKBONE}", h=home, t=tmp_path)
+    records = [json.loads(line) for line in (tmp_path / "m" / "history.jsonl").read_text().splitlines()]
+    assert all(math.isfinite(r["loss/distillation"]) for r in records if "loss" in r)
+    run("evaluate --model {t}/m --dataset {h}/dataset --beam-size 20", h=home, t=tmp_path)
+    rows = json.loads((tmp_path / "metrics.json").read_text())["rows"]
+    assert rows[0]["model"] == family.split()[0]
+
+
+def test_only_what_the_files_leave_is_recommended(home, tmp_path, capsys):
+    (tmp_path / "stock.txt").write_text("i3\ni5\n\ni7\n")
+    (tmp_path / "sold.txt").write_text("i5\n")
+    line = "recommend --model {h}/model --history i1,i3 --allow {t}/stock.txt"
+    for options, expected in (("", {"i3", "i5", "i7"}), (" --deny {t}/sold.txt --exclude-seen", {"i7"})):
+        run(line + options, h=home, t=tmp_path)
+        assert set(re.findall(r"\bi\d+\b", capsys.readouterr().out)) == expected
+    (tmp_path / "sold.txt").write_text("i3\ni5\ni7\n")
+    run(line + " --deny {t}/sold.txt", h=home, t=tmp_path)
+    assert "nothing that may be recommended is left" in capsys.readouterr().out
 
 
 def test_a_tokenizer_aligned_with_a_trained_model(home, tmp_path, capsys):

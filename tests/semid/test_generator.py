@@ -11,22 +11,33 @@ import pytest
 
 from semid import artifacts
 from semid.catalog import SemanticCatalog
-from semid.data.batches import pack
+from semid.data.batches import SingleRows
 from semid.data.dataset import Dataset
 from semid.errors import SemidError
 from semid.evaluation import evaluate
 from semid.generator import (
     GeneratorConfig,
-    code_loss,
     content_features,
-    dense_loss,
+    loss_of,
     train_generator,
     training_counts,
+    training_rows,
 )
-from semid.recommender import ItemTables, ModelSpec, Recommender, build_model
-from semid.training import StepContext, TrainingConfig
-from seq_models import DenseConfig, RQTransformerConfig
-from seq_models.layers import TransformerConfig
+from semid.models import ItemTables, ModelSpec, build_model
+from semid.objective import LossTables, ObjectiveConfig, taught
+from semid.recommender import Recommender
+from semid.training import OptimizerConfig, StepContext, TrainingConfig
+from seq_models import (
+    CodeTrie,
+    DenseConfig,
+    EncoderDecoderConfig,
+    FlatDecoderConfig,
+    HybridConfig,
+    Layout,
+    Normalization,
+    RQTransformerConfig,
+    TransformerConfig,
+)
 
 ITEMS = 12
 BACKBONE = TransformerConfig(dim=8, layers=1, heads=2, hidden=8, dropout=0.0)
@@ -52,30 +63,113 @@ def catalog(dataset) -> SemanticCatalog:
     return SemanticCatalog(dataset.item_ids, codes, (3, 4))
 
 
-@pytest.mark.parametrize("config", [CODES, DenseConfig(backbone=BACKBONE)], ids=["codes", "dense"])
-def test_the_loss_is_minus_the_mean_log_probability_of_what_came_next(dataset, catalog, config):
-    """Packed rows, one pass: the same number as the recommender's exact scores, prefix after prefix."""
-    features = content_features(dataset, None)
-    spec = ModelSpec(config, catalog.level_sizes, ITEMS, features.shape[1], max_history=4)
+FAMILIES = {
+    "rq-transformer": CODES,
+    "encoder-decoder": EncoderDecoderConfig(backbone=BACKBONE, decoder_layers=1),
+    "flat": FlatDecoderConfig(backbone=BACKBONE),
+    "hybrid": HybridConfig(backbone=BACKBONE),
+    "sasrec": DenseConfig(backbone=BACKBONE),
+}
+CHILDREN = ObjectiveConfig(normalization=Normalization.CHILDREN)
+CASES = [(name, ObjectiveConfig()) for name in FAMILIES]
+CASES += [(name, CHILDREN) for name in ("rq-transformer", "encoder-decoder", "flat")]
+
+
+def _losses(config: GeneratorConfig, dataset, catalog, *, teacher: Recommender | None = None):
+    """Loss and terms of one batch of everything, and the untrained recommender."""
+    features, counts = content_features(dataset, None), training_counts(dataset)
+    spec = ModelSpec(
+        config.model, catalog.level_sizes, ITEMS, features.shape[1], 4, normalization=config.objective.normalization
+    )
     model = build_model(spec, seed=1)
-    counts = training_counts(dataset)
     recommender = Recommender(model, catalog, spec=spec, features=features, train_counts=counts)
-    train = dataset.splits.train
-    packed = pack(train, max_history=4, row_length=7)
-    assert (packed.segments == 0).any()  # there is padding, which must not count
-    assert packed.segments.max() > 1  # and there are rows of several histories, which must not see each other
-    tables = ItemTables(jnp.asarray(catalog.codes), jnp.asarray(features))
-    loss = dense_loss if isinstance(config, DenseConfig) else code_loss
-    batch = jax.tree.map(jnp.asarray, packed)
-    value, terms = jax.jit(loss)(model, batch, tables, StepContext(jax.random.key(0), jnp.zeros(())))
-    names = dataset.item_ids.to_pylist()
+    rows = training_rows(dataset, config, getattr(model, "layout", Layout.PACKED))
+    batch = rows[np.arange(len(rows))] if isinstance(rows, SingleRows) else rows
+    batch = batch if teacher is None else taught(batch, teacher, config.objective)
+    trie = CodeTrie.from_codes(catalog.codes, catalog.level_sizes)
+    tables = LossTables(ItemTables.of(catalog.codes, features, counts), trie)
+    context = StepContext(jax.random.key(0), jnp.zeros(()))
+    value, terms = jax.jit(loss_of(config))(model, jax.tree.map(jnp.asarray, batch), tables, context)
+    return batch, float(value), {name: float(term) for name, term in terms.items()}, recommender
+
+
+@pytest.mark.parametrize(("family", "objective"), CASES)
+def test_the_loss_is_minus_the_mean_log_probability_of_what_came_next(dataset, catalog, family, objective):
+    """All rows, one pass: the same number as the recommender's exact scores, prefix after prefix."""
+    config = GeneratorConfig(model=FAMILIES[family], max_history=4, row_length=10, objective=objective)
+    batch, value, terms, recommender = _losses(config, dataset, catalog)
+    assert (batch.segments == 0).any()  # there is padding, which must not count
+    if batch.targets.ndim > 1:
+        assert batch.segments.max() > 1  # and there are rows of several histories, which must not see each other
+    train, names = dataset.splits.train, dataset.item_ids.to_pylist()
     walks = [[names[row] for row in train[user]] for user in range(len(train))]
     pairs = [(walk[:at], walk[at]) for walk in walks for at in range(1, len(walk))]
+    assert terms.pop("targets") == len(pairs)
     scores = recommender.score([history for history, _ in pairs], names)
     expected = -np.mean([scores[index, names.index(target)] for index, (_, target) in enumerate(pairs)])
-    assert float(value) == pytest.approx(expected, abs=1e-5)
+    if family == "hybrid":  # its scores are the dense head's
+        assert terms["loss/dense"] == pytest.approx(expected, abs=1e-5)
+    else:
+        assert value == pytest.approx(expected, abs=1e-5)
     if terms:
-        assert float(sum(terms.values())) == pytest.approx(float(value), abs=1e-5)
+        assert sum(terms.values()) == pytest.approx(value, abs=1e-5)
+
+
+def test_probabilities_among_children_sum_to_one_over_the_catalogue(dataset, catalog):
+    """Control of the above: the two normalizations differ, and only one leaves nothing to codes without an item."""
+    some = SemanticCatalog(catalog.item_ids, catalog.codes + np.array([0, 1], np.int32), (3, 6))
+    for normalization, total in ((Normalization.CHILDREN, 1.0), (Normalization.VOCABULARY, None)):
+        config = GeneratorConfig(model=CODES, objective=ObjectiveConfig(normalization=normalization))
+        recommender = _losses(config, dataset, some)[-1]
+        found = np.exp(recommender.score([["i1"]], dataset.item_ids.to_pylist())).sum()
+        assert (found == pytest.approx(1, abs=1e-5)) == (total == 1.0)
+
+
+def test_a_teacher_that_is_sure_is_a_second_target(dataset, catalog):
+    """A dense teacher of one best item teaches that item's codes, where the target shares their prefix."""
+    dense = _losses(GeneratorConfig(model=FAMILIES["sasrec"]), dataset, catalog)[-1]
+    objective = ObjectiveConfig(distillation=0.5, teacher_items=3, teacher_temperature=1e-4)
+    config = GeneratorConfig(model=CODES, max_history=4, row_length=10, objective=objective)
+    batch, value, terms, _ = _losses(config, dataset, catalog, teacher=dense)
+    _, plain, plain_terms, _ = _losses(dataclasses.replace(config, objective=ObjectiveConfig()), dataset, catalog)
+    assert value == pytest.approx(plain + 0.5 * terms["loss/distillation"], abs=1e-5)
+    assert terms["loss/level_0"] == pytest.approx(plain_terms["loss/level_0"], abs=1e-6)
+    row, at = (int(index[0]) for index in np.nonzero(batch.segments == 1))
+    ids = dataset.item_ids.to_pylist()
+    best = dense.recommend([[ids[batch.history[row, at]]]], k=3)
+    assert [ids[item] for item in batch.teacher_items[row, at]] == best.item_ids[0]
+    gaps = -np.diff(batch.teacher_scores[row, at])
+    np.testing.assert_allclose(gaps * 1e-4, -np.diff(best.scores[0]), rtol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["encoder-decoder", "flat", "hybrid"])
+def test_every_family_learns_and_comes_back(dataset, catalog, family, tmp_path):
+    optimizer = OptimizerConfig(learning_rate=2e-2)
+    training = TrainingConfig(epochs=60, batch_size=16, validate_every=20, log_every=50, optimizer=optimizer)
+    wider = dataclasses.replace(FAMILIES[family], backbone=dataclasses.replace(BACKBONE, dim=16, hidden=32))
+    config = GeneratorConfig(model=wider, max_history=4, row_length=6, training=training)
+    trained = train_generator(dataset, catalog, config, out=tmp_path / "m", parents={})
+    assert evaluate(trained, dataset, split="test", ks=(1,)).values["recall@1"] > 0.4  # by chance: 1 of 12
+    again = Recommender.from_pretrained(tmp_path / "m")
+    assert again.recommend([["i3"]], k=3).item_ids == trained.recommend([["i3"]], k=3).item_ids
+
+
+@pytest.mark.parametrize(
+    ("model", "distillation", "with_teacher", "message"),
+    [
+        (CODES, 0.0, True, "distillation needs a weight above 0 and a teacher"),
+        (CODES, 0.5, False, "distillation needs a weight above 0 and a teacher"),
+        (FAMILIES["sasrec"], 0.5, True, "distillation is for models of codes"),
+    ],
+)
+def test_a_teacher_without_a_use_for_it_is_refused(
+    dataset, catalog, model, distillation, with_teacher, message, tmp_path
+):
+    teacher = _losses(GeneratorConfig(model=FAMILIES["sasrec"]), dataset, catalog)[-1] if with_teacher else None
+    config = dataclasses.replace(CONFIG, model=model, objective=ObjectiveConfig(distillation=distillation))
+    with pytest.raises(SemidError, match=message):
+        train_generator(dataset, catalog, config, out=tmp_path / "m", parents={}, teacher=teacher)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_features_are_standardized_chosen_and_absent(dataset):

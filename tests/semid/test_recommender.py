@@ -10,9 +10,16 @@ from semid import artifacts, recommender
 from semid.catalog import SemanticCatalog
 from semid.data.histories import Histories
 from semid.errors import SemidError
-from semid.recommender import ModelSpec, Recommender, build_model
-from seq_models import DenseConfig, RQTransformerConfig
-from seq_models.layers import TransformerConfig
+from semid.models import ModelSpec, build_model
+from semid.recommender import Recommender
+from seq_models import (
+    DenseConfig,
+    EncoderDecoderConfig,
+    FlatDecoderConfig,
+    HybridConfig,
+    RQTransformerConfig,
+    TransformerConfig,
+)
 
 ITEMS = 24
 BEAM = 32  # more than there are items, and one width for nearly all tests: one program
@@ -20,6 +27,9 @@ IDS = [f"i{row}" for row in range(ITEMS)]
 BACKBONE = TransformerConfig(dim=8, layers=1, heads=2, hidden=8, dropout=0.0)
 MODELS = {
     "codes": (RQTransformerConfig(backbone=BACKBONE, id_embedding=True), 3),
+    "encoder-decoder": (EncoderDecoderConfig(backbone=BACKBONE, decoder_layers=1), 0),
+    "flat": (FlatDecoderConfig(backbone=BACKBONE), 0),
+    "hybrid": (HybridConfig(backbone=BACKBONE), 3),
     "dense": (DenseConfig(backbone=BACKBONE), 0),
 }
 
@@ -49,6 +59,10 @@ def model(request) -> Recommender:
     return _make(request.param, _catalog())
 
 
+def _ranks_densely(model: Recommender) -> bool:
+    return isinstance(model.spec.model, (DenseConfig, HybridConfig))
+
+
 def _histories(n: int, *, seed: int = 0, shortest: int = 1) -> list[list[str]]:
     rng = np.random.default_rng(seed)
     return [rng.choice(IDS, rng.integers(shortest, 9)).tolist() for _ in range(n)]
@@ -63,7 +77,7 @@ def test_scores_are_log_probabilities(model):
     scores = model.score(_histories(5), IDS)
     assert scores.shape == (5, ITEMS)
     totals = np.exp(scores.astype(np.float64)).sum(axis=1)
-    if model.codes is None:
+    if _ranks_densely(model):
         np.testing.assert_allclose(totals, 1, atol=1e-5)  # every item has its share
     else:
         assert (totals < 1).all()  # code tuples that no item has keep some
@@ -106,7 +120,7 @@ def test_an_answer_depends_on_its_history_alone(model):
     mixed = model.recommend(histories, k=2, beam_size=2, exclude_seen=True)
     wide = model.recommend(histories, k=2, beam_size=BEAM, exclude_seen=True)
     by_width = [index for index in range(len(histories)) if mixed.item_ids[index] != wide.item_ids[index]]
-    assert len(by_width) >= (0 if model.codes is None else 3)  # control: the width of the search does change answers
+    assert len(by_width) >= (0 if _ranks_densely(model) else 3)  # control: the width of the search does change answers
     for index in (0, 1, 2, *by_width[:4]):
         alone = model.recommend([histories[index]], k=2, beam_size=2, exclude_seen=True)
         assert alone.item_ids[0] == mixed.item_ids[index]
@@ -114,30 +128,68 @@ def test_an_answer_depends_on_its_history_alone(model):
     assert all(len(set(ids) - set(of)) == 2 for ids, of in zip(mixed.item_ids, histories, strict=True))
 
 
-@pytest.mark.parametrize(
-    ("lengths", "widths"),
-    [
-        ((0, 1, 40), [50]),
-        ((41, 90), [100]),
-        ((91, 190), [200]),
-        ((191, 230), [230]),  # no more than there are items
-        ((7, 100, 41, 3), [50, 100, 200]),
-    ],
-)
-def test_the_width_is_the_beam_doubled_until_k_items_are_left(lengths, widths, monkeypatch):
-    ids = [f"i{row}" for row in range(230)]
-    codes = np.stack(np.unravel_index(np.arange(230), (16, 16)), axis=1).astype(np.int32)
-    model = _make("dense", SemanticCatalog(pa.array(ids), codes, (16, 16)))
-    asked = {True: [], False: []}
-    for exclude_seen, of_kind in asked.items():
+@pytest.mark.parametrize("shared", [True, False])
+def test_only_what_is_allowed_is_recommended_and_all_of_it_can_be(model, shared):
+    histories, rng = _histories(6), np.random.default_rng(7)
+    allowed = rng.random((1 if shared else 6, ITEMS)) < 0.2
+    allowed[:, 0] = True
+    scores = model.score(histories, IDS)
+    top = model.recommend(histories, k=8, beam_size=8, exclude_seen=True, allowed=allowed[0] if shared else allowed)
+    for index, history in enumerate(histories):
+        mask = allowed[0 if shared else index]
+        forbidden = {IDS[row] for row in np.flatnonzero(~mask)} | set(history)
+        ids, values = _brute_force(scores[index], ITEMS - len(forbidden), without=tuple(forbidden))
+        assert top.item_ids[index] == ids[:8]
+        np.testing.assert_allclose(top.scores[index][: len(ids)], values[:8], atol=1e-5)
 
-        def top(scorer, history, segments, width, of_kind=of_kind):
-            of_kind.append(width)
-            return np.full((len(history), width), -1), np.zeros((len(history), width))
 
-        monkeypatch.setattr(type(model._scorer), "top", top)
-        model.recommend([ids[:length] * 2 for length in lengths], k=10, exclude_seen=exclude_seen)
-    assert asked == {True: widths, False: [50]}
+def test_one_item_of_all_is_found_by_one_beam(model):
+    for item in IDS[:8]:
+        assert model.recommend([["i9"]], k=1, beam_size=1, allowed=model.allow([item])).item_ids == [[item]]
+
+
+def test_nothing_allowed_gives_empty_lists_that_are_marked(model):
+    top = model.recommend([["i1"], []], k=3, allowed=np.zeros(ITEMS, bool))
+    assert top.item_ids == [[], []]
+    assert np.isneginf(top.scores).all()
+
+
+def test_what_is_popular_is_masked_too(model):
+    allowed = model.allow(IDS[4:7])
+    popular = [IDS[row] for row in np.argsort(-model._train_counts, kind="stable") if allowed[row]]
+    assert model.recommend([[]], k=5, allowed=allowed).item_ids == [popular]
+
+
+@pytest.mark.parametrize("wrong", [np.ones(ITEMS - 1, bool), np.ones((2, ITEMS), bool), np.ones(ITEMS, int)])
+def test_a_mask_of_another_shape_or_kind_is_refused(model, wrong):
+    with pytest.raises(SemidError, match=r"expected allowed as booleans .*make it with allow\(item_ids\)"):
+        model.recommend([["i1"]] * 3, k=2, allowed=wrong)
+    with pytest.raises(SemidError, match="i99"):
+        model.allow(["i99"])
+    assert model.allow(["i3"]).sum() == 1  # control
+
+
+def test_a_hybrid_recommends_items_that_training_never_saw():
+    model = _make("hybrid", _catalog())
+    cold = [IDS[row] for row in np.flatnonzero(model._train_counts == 0)]
+    assert len(cold) == 1
+    scores = model.score([["i1"]], IDS)[0]
+    # one beam finds one item; beside it stands the cold one, wherever the beams are, in the dense head's order
+    top = model.recommend([["i1"]], k=ITEMS, beam_size=1)
+    assert len(top.item_ids[0]) == ITEMS  # k beams at least
+    two = model.recommend([["i1"]], k=1, beam_size=1, allowed=model.allow([*cold, IDS[3]]))
+    assert two.item_ids[0] == [max([*cold, IDS[3]], key=lambda item: scores[IDS.index(item)])]
+
+
+def test_the_catalogue_must_be_the_one_whose_codes_the_model_speaks():
+    catalog = _catalog()
+    spec = ModelSpec(*MODELS["codes"][:1], catalog.level_sizes, ITEMS, 3, 4, catalog=catalog.digest)
+    parts = {"spec": spec, "features": np.zeros((ITEMS, 3), np.float32), "train_counts": np.ones(ITEMS, np.int32)}
+    model = build_model(spec, seed=0)
+    Recommender(model, catalog, **parts)  # control
+    other = SemanticCatalog(catalog.item_ids, catalog.codes[::-1], catalog.level_sizes, tie_break=True)
+    with pytest.raises(SemidError, match="speaks the codes of another catalogue"):
+        Recommender(model, other, **parts)
 
 
 def test_rank_gives_the_rows_of_recommend(model):
@@ -208,9 +260,9 @@ def test_a_dense_model_holds_a_bounded_number_of_scores(monkeypatch):
     held = []
     for name in ("top", "log_probs"):
 
-        def recorded(scorer, history, *rest, call=getattr(type(model._scorer), name)):
-            held.append(len(history) * ITEMS)
-            return call(scorer, history, *rest)
+        def recorded(scorer, question, *rest, call=getattr(type(model._scorer), name), **options):
+            held.append(len(question.history) * ITEMS)
+            return call(scorer, question, *rest, **options)
 
         monkeypatch.setattr(type(model._scorer), name, recorded)
     monkeypatch.setattr(recommender, "_SCORES", 4 * ITEMS + 1)
@@ -264,8 +316,7 @@ def test_another_model_takes_the_same_tables(model, monkeypatch):
         other, model.catalog, spec=model.spec, features=model._features, train_counts=model._train_counts
     )
     before, wanted = (m.recommend(_histories(4), k=5, beam_size=BEAM) for m in (model, fresh))
-    monkeypatch.delattr(recommender, "ItemTables")  # neither tables nor trie are built again
-    monkeypatch.delattr(recommender, "CodeTrie")
+    monkeypatch.delattr(recommender, "make_scorer")  # neither tables nor trie are built again
     found = model.with_model(other).recommend(_histories(4), k=5, beam_size=BEAM)
     assert found.item_ids == wanted.item_ids != before.item_ids
     np.testing.assert_array_equal(found.scores, wanted.scores)
@@ -327,14 +378,15 @@ def test_nothing_to_recommend_is_refused(model, options):
         model.recommend([["i1"]], **options)
 
 
-def test_items_that_share_all_codes_share_their_score_and_come_in_row_order():
+def test_items_that_share_all_codes_share_their_score_and_come_by_popularity():
     codes = np.array([[0, 0], [1, 1], [0, 0], [2, 0], [0, 0]], np.int32)
     catalog = SemanticCatalog(pa.array(IDS[:5]), codes, (3, 2))
     model = _make("codes", catalog)
     scores = model.score([["i1"]], IDS[:5])[0]
     assert scores[0] == scores[2] == scores[4]
     top = model.recommend([["i1"]], k=5, beam_size=BEAM)
-    assert [item for item in top.item_ids[0] if item in ("i0", "i2", "i4")] == ["i0", "i2", "i4"]
+    alike = sorted(("i0", "i2", "i4"), key=lambda item: -model._train_counts[IDS.index(item)])
+    assert [item for item in top.item_ids[0] if item in alike] == alike != ["i0", "i2", "i4"]
     assert sorted(top.item_ids[0]) == IDS[:5]
 
 

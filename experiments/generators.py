@@ -1,0 +1,175 @@
+"""Families of generators on the same codes: how good, how soon, and how fast.
+
+    python -m experiments.generators --dataset ../shared/data/amazon14_beauty --out runs/generators
+
+Every family reads codes and content vectors of one catalogue (RQ-VAE codes of text, unless `--catalog` names another)
+and is trained with its own schedule. A training minute is steps times the median time of a step, measured on the spot
+without compilation and validation: what validation costs is a matter of how often one looks. Leave-one-out, 20-item
+histories, item level, full catalogue, beam 50; checkpoints are chosen by validation NDCG@10, test is read once.
+
+    rq-transformer    one position an item and a depth decoder (the default)
+    encoder-decoder   TIGER: every target is an example of its own
+    flat              one causal stack over all codes
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+
+from semid import Dataset, GeneratorConfig, Recommender, SemanticCatalog, TokenizerConfig, tokenize, train_generator
+from semid.artifacts import read_artifact, write_json
+from semid.catalog import FILE as CATALOG_FILE
+from semid.data.batches import batches
+from semid.data.dataset import KIND as DATASET
+from semid.data.layout import read_layout
+from semid.evaluation import evaluate
+from semid.generator import content_features, loss_of, training_counts, training_rows
+from semid.models import ItemTables, ModelSpec, build_model
+from semid.objective import LossTables
+from semid.tokenizer import KIND as CATALOG
+from semid.training import (
+    OptimizerConfig,
+    TrainingConfig,
+    create_state,
+    make_mesh,
+    make_optimizer,
+    make_step,
+    put_batch,
+)
+from seq_models import EncoderDecoderConfig, FlatDecoderConfig, Layout, RQTransformerConfig, TransformerConfig
+
+BACKBONE = TransformerConfig(dim=64, layers=2, heads=2, hidden=128, dropout=0.1)
+QUALITIES = (0.05, 0.06)
+
+
+def _training(epochs: float, batch_size: int, learning_rate: float) -> TrainingConfig:
+    optimizer = OptimizerConfig(learning_rate=learning_rate)
+    return TrainingConfig(epochs=epochs, batch_size=batch_size, validate_every=epochs / 12, optimizer=optimizer)
+
+
+# Batches of about 2,000 targets in a packed row's families, 256 where every row is one target.
+FAMILIES = {
+    "rq-transformer": GeneratorConfig(RQTransformerConfig(BACKBONE), training=_training(36, 64, 3e-3)),
+    "encoder-decoder": GeneratorConfig(EncoderDecoderConfig(BACKBONE), training=_training(6, 256, 3e-3)),
+    "flat": GeneratorConfig(FlatDecoderConfig(BACKBONE), training=_training(12, 64, 3e-3)),
+}
+
+
+def main(
+    dataset: Path,
+    out: Path = Path("runs/generators"),
+    catalog: Path | None = None,
+    families: tuple[str, ...] = tuple(FAMILIES),
+    seeds: tuple[int, ...] = (0,),
+    budget: float = 1.0,
+) -> None:
+    """Train and measure every family, print a table and write `generators.json`.
+
+    Args:
+        dataset: Folder that `semid prepare layout` reads.
+        out: Folder for all results; what is finished there is not made again.
+        catalog: Catalogue folder of that dataset.
+        families: Which.
+        seeds: One run each.
+        budget: Factor on all numbers of epochs.
+    """
+    data_path = out / "dataset"
+    if not data_path.exists():
+        read_layout(dataset).save(data_path)
+    data, known = Dataset.load(data_path), {"dataset": read_artifact(data_path, DATASET)}
+    if catalog is None:
+        catalog = out / "catalog"
+        tokenize(data, TokenizerConfig(), out=catalog, parents=known)
+    codes = SemanticCatalog.read(catalog / CATALOG_FILE)
+    parents = known | {"catalog": read_artifact(catalog, CATALOG)}
+    rows = []
+    for name in families:
+        config = FAMILIES[name]
+        config = replace(config, training=replace(config.training, epochs=config.training.epochs * budget))
+        speed = _speed(config, data, codes)
+        for seed in seeds:
+            path = out / f"{name}_{seed}"
+            model = train_generator(data, codes, config, out=path, parents=parents, seed=seed)
+            rows.append({"model": name, "seed": seed, **speed, **_quality(model, data, path, speed["seconds a step"])})
+            print(json.dumps(rows[-1]))
+    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    write_json(out / "generators.json", {"devices": devices, "jax": jax.__version__, "rows": rows})
+    print(_table(rows))
+
+
+def _speed(config: GeneratorConfig, data: Dataset, codes: SemanticCatalog, *, steps: int = 30) -> dict[str, float]:
+    """The median time of a training step after the first few, and targets a second."""
+    features, counts = content_features(data, config.features), training_counts(data)
+    width = 0 if features is None else features.shape[1]
+    model = build_model(ModelSpec(config.model, codes.level_sizes, len(codes), width, config.max_history), seed=0)
+    rows: Any = training_rows(data, config, getattr(model, "layout", Layout.PACKED))
+    size, mesh = config.training.batch_size, make_mesh()
+    optimizer = make_optimizer(config.training.optimizer, num_steps=steps)
+    tables = LossTables(ItemTables.of(codes.codes, features, counts))
+    step = make_step(
+        model,
+        optimizer,
+        loss_of(config),
+        tables=tables,
+        seed=0,
+        num_steps=steps,
+        mesh=mesh,
+        accumulate=config.training.accumulate,
+    )
+    state, seconds, targets = create_state(model, optimizer, mesh), [], 0
+    for batch in batches(rows, batch_size=size, num_batches=steps, seed=0):
+        targets += int((np.asarray(batch.targets) >= 0).sum())
+        started = time.perf_counter()
+        state, metrics = step(state, put_batch(batch, mesh))
+        jax.block_until_ready((state, metrics))
+        seconds.append(time.perf_counter() - started)
+    median = float(np.median(seconds[5:]))
+    return {"seconds a step": median, "targets a second": targets / steps / median}
+
+
+def _quality(model: Recommender, data: Dataset, path: Path, seconds: float) -> dict[str, Any]:
+    """Test figures, users searched a second, and the training minutes until validation Recall@10 passed each mark."""
+    records = [json.loads(line) for line in (path / "history.jsonl").read_text().splitlines()]
+    looks = [(r["step"], r["validation/recall@10"]) for r in records if "validation/recall@10" in r]
+    histories = data.splits.test.histories
+    model.rank(histories.take(slice(0, 1024)), k=10, exclude_seen=False)  # compiles
+    started = time.perf_counter()
+    model.rank(histories.take(slice(0, 4096)), k=10, exclude_seen=False)
+    users = min(len(histories), 4096) / (time.perf_counter() - started)
+    found = evaluate(model, data, split="test", ks=(5, 10), beam_size=50).values
+    reached = {
+        f"minutes to {mark}": next((step * seconds / 60 for step, value in looks if value > mark), None)
+        for mark in QUALITIES
+    }
+    figures = {name: found[name] for name in ("recall@5", "ndcg@5", "recall@10", "ndcg@10")}
+    best = max(value for _, value in looks)
+    minutes = looks[-1][0] * seconds / 60
+    return {
+        **figures,
+        "validation recall@10": best,
+        "training minutes": minutes,
+        "users a second": users,
+        **reached,
+    }
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    names = ("recall@10", "ndcg@10", "training minutes", *(f"minutes to {m}" for m in QUALITIES))
+    names += ("targets a second", "users a second")
+    lines = [f"| model | seed | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
+    for row in rows:
+        cells = ["-" if row[name] is None else f"{row[name]:.4g}" for name in names]
+        lines.append(f"| {row['model']} | {row['seed']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

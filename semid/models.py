@@ -1,0 +1,93 @@
+"""The models that `semid train` knows: a config each, what it takes to build one anew, and what it reads of an item."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from seq_models import (
+    DenseConfig,
+    DenseTransformer,
+    EncoderDecoder,
+    EncoderDecoderConfig,
+    FlatDecoder,
+    FlatDecoderConfig,
+    HybridConfig,
+    HybridTransformer,
+    Inputs,
+    Normalization,
+    RQTransformer,
+    RQTransformerConfig,
+)
+
+CodeModelConfig = RQTransformerConfig | FlatDecoderConfig | EncoderDecoderConfig | HybridConfig
+ModelConfig = CodeModelConfig | DenseConfig
+Model = RQTransformer | FlatDecoder | EncoderDecoder | HybridTransformer | DenseTransformer
+
+_CODE_MODELS = {
+    RQTransformerConfig: RQTransformer,
+    FlatDecoderConfig: FlatDecoder,
+    EncoderDecoderConfig: EncoderDecoder,
+    HybridConfig: HybridTransformer,
+}
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What it takes to build the model anew, and to search with it as it was trained."""
+
+    model: ModelConfig
+    """The family and its sizes."""
+    level_sizes: tuple[int, ...]
+    """Codebook sizes of the catalogue."""
+    num_items: int
+    """Items of the catalogue."""
+    num_features: int
+    """Width of the dense input; 0: none."""
+    max_history: int
+    """Items of a history that it reads, the latest."""
+    normalization: Normalization = Normalization.VOCABULARY
+    """What the probabilities of codes sum to one over, in training and in search."""
+    catalog: str = ""
+    """Digest of the catalogue whose codes it speaks; empty: not known."""
+
+
+class ItemTables(NamedTuple):
+    """Per item row, on the device: the codes, the dense input if there is one, and whether training has the item."""
+
+    codes: Int[Array, "items level"]
+    features: Float[Array, "items feature"] | None
+    known: Bool[Array, " items"]
+
+    @classmethod
+    def of(
+        cls,
+        codes: Int[np.ndarray, "items level"],
+        features: Float[np.ndarray, "items feature"] | None,
+        train_counts: Int[np.ndarray, " items"],
+    ) -> ItemTables:
+        """On the default device."""
+        return cls(
+            jnp.asarray(codes), None if features is None else jnp.asarray(features), jnp.asarray(train_counts > 0)
+        )
+
+
+def build_model(spec: ModelSpec, *, seed: int) -> Model:
+    """The model of `spec` with parameters drawn from `seed`."""
+    rngs = nnx.Rngs(seed)
+    if isinstance(spec.model, DenseConfig):
+        return DenseTransformer(spec.model, num_ids=spec.num_items, num_features=spec.num_features, rngs=rngs)
+    return _CODE_MODELS[type(spec.model)](
+        spec.model, level_sizes=spec.level_sizes, num_features=spec.num_features, num_ids=spec.num_items, rngs=rngs
+    )
+
+
+def inputs_at(tables: ItemTables, rows: Int[Array, "b t"]) -> Inputs:
+    """What the generator reads at positions that hold these item rows."""
+    dense = None if tables.features is None else tables.features[rows]
+    return Inputs(tables.codes[rows], dense, rows)
