@@ -2,9 +2,6 @@
 
 import json
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from experiments import das, letter
@@ -12,24 +9,6 @@ from experiments.alignment import ARMS
 from experiments.arms import RANDOM, SHUFFLED, TEACHER
 
 ITEMS, USERS, LENGTH = 48, 40, 6
-
-
-@pytest.fixture
-def layout(tmp_path):
-    folder = tmp_path / "tiny"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    items = {"item_id": pa.array(range(ITEMS), pa.int32()), "title": [f"thing {i}" for i in range(ITEMS)]}
-    pq.write_table(pa.table(items | {"text": items["title"]}), folder / "items.parquet")
-    rows = np.concatenate([rng.permutation(ITEMS)[:LENGTH] for _ in range(USERS)])
-    interactions = {
-        "user_id": pa.array(np.repeat(np.arange(USERS), LENGTH), pa.int32()),
-        "item_id": pa.array(rows, pa.int32()),
-        "position": pa.array(np.tile(np.arange(LENGTH), USERS), pa.int16()),
-    }
-    pq.write_table(pa.table(interactions), folder / "interactions.parquet")
-    np.save(folder / "text_minilm_f16.npy", rng.normal(size=(ITEMS, 8)).astype(np.float16))
-    return folder
 
 
 @pytest.mark.filterwarnings("ignore:48 items cannot fill codebooks")
