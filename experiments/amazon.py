@@ -13,7 +13,8 @@ tokenizer and models):
                       item-id embedding (so it knows no cold items)
 
 Expected on Beauty (test Recall@10, seen items included): .078, .085, .059, .073. See docs/results.md for all figures,
-the minutes and the machine. Finished models are skipped when the command is given again.
+the minutes and the machine. Finished models are skipped when the command is given again. On several hosts that share
+the folder, start it on each as `semid train`: they train together, each measures, and the first writes.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from semid.recommender import KIND as MODEL
 from semid.recommender import Recommender
 from semid.tokenizer import KIND as CATALOG
 from semid.tokenizer import RQKmeansConfig, RQVaeConfig
-from semid.training import OptimizerConfig, TrainingConfig
+from semid.training import OptimizerConfig, TrainingConfig, join_processes, on_first
 from seq_models import DenseConfig, RQTransformerConfig, TransformerConfig
 
 TEXT = "text_minilm"
@@ -83,8 +84,8 @@ def main(
         beam_size: Beams per user in evaluation.
         budget: Factor on all numbers of epochs (tokenizer 100, SASRec 20, generators 16 and 12).
     """
-    if not (out / "dataset").exists():
-        read_layout(dataset).save(out / "dataset")
+    join_processes()
+    on_first(lambda: saved_layout(dataset, out / "dataset"))
     data = Dataset.load(out / "dataset")
     runs = []
     for seed in seeds:
@@ -96,9 +97,15 @@ def main(
         }
         minutes["evaluation"] = (time.monotonic() - started) / 60
         runs.append({"seed": seed, "minutes": minutes, "measured": measured})
-    write_json(out / "examples.json", example_users(models["semid-hybrid"], data))
+    examples = example_users(models["semid-hybrid"], data)
     searched = {name: against_exact(models[name], data, beam_size=beam_size) for name in ("semid-text", "semid-hybrid")}
-    _report(runs, searched, out)
+    on_first(lambda: _report(runs, searched, examples, out))
+
+
+def saved_layout(source: Path, path: Path) -> None:
+    """Make the folder's dataset, unless it was made before."""
+    if not path.exists():
+        read_layout(source).save(path)
 
 
 def _train(data: Dataset, out: Path, *, seed: int, budget: float) -> tuple[dict[str, Recommender], dict[str, float]]:
@@ -111,7 +118,7 @@ def _train(data: Dataset, out: Path, *, seed: int, budget: float) -> tuple[dict[
         started = time.monotonic()
         result = make(out / f"{name}_{seed}")
         minutes.setdefault(name, (time.monotonic() - started) / 60)  # a skipped stage keeps its first time
-        write_json(record, minutes)
+        on_first(lambda: write_json(record, minutes))
         return result
 
     def codes(name: str, of: Dataset, config: TokenizerConfig, teacher: Mapping[str, Manifest]) -> SemanticCatalog:
@@ -147,8 +154,12 @@ def _train(data: Dataset, out: Path, *, seed: int, budget: float) -> tuple[dict[
     return models, minutes
 
 
-def _report(runs: Sequence[Mapping[str, Any]], searched: Mapping[str, Any], out: Path) -> None:
-    """Write metrics.json (means over seeds) and seeds.json (all values), print the table for docs/results.md."""
+def _report(
+    runs: Sequence[Mapping[str, Any]], searched: Mapping[str, Any], examples: list[dict[str, Any]], out: Path
+) -> None:
+    """Write examples.json, metrics.json (means over seeds) and seeds.json (all values), print the table for
+    docs/results.md."""
+    write_json(out / "examples.json", examples)
     rows, each = [], []
     for seen in ("included", "excluded"):
         for name in runs[0]["measured"][seen]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -10,17 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from experiments.amazon import COLUMNS, TEXT, sasrec
+from experiments.amazon import COLUMNS, TEXT, sasrec, saved_layout
 from semid import Dataset, GeneratorConfig, Recommender, SemanticCatalog, TokenizerConfig, tokenize, train_generator
 from semid.artifacts import Manifest, load_tensors, read_artifact, read_json, save_tensors, write_json
 from semid.data.dataset import KIND as DATASET
-from semid.data.layout import read_layout
 from semid.data.simulated import SimulatedConfig, simulate
 from semid.evaluation import paired_bootstrap, write_metrics
 from semid.evaluation.comparison import baselines, compare
 from semid.recommender import KIND as MODEL
 from semid.tokenizer import KIND as CATALOG
 from semid.tokenizer import RQVaeConfig
+from semid.training import join_processes, on_first
 
 # Columns that every arm may use beside the content: the teacher's item vectors, noise, and other items' vectors.
 TEACHER, RANDOM, SHUFFLED = "teacher", "random", "shuffled"
@@ -45,17 +46,25 @@ def run(
     Without a `dataset` every seed is a simulated world of its own, and the table has the oracle. `teachers` is a folder
     of experiments.amazon on the same dataset, whose sasrec-text models need not be trained again. What a seed measured
     is kept in `arms_SEED.json` and `.safetensors`, so that seeds may run side by side and be put together in the end.
+    Several processes train together (see `semid train`); each measures, and the first writes.
     """
+    join_processes()
     runs = []
     for seed in seeds:
         record = out / f"arms_{seed}.json"
-        if not record.exists() or set(read_json(record)["health"]) != set(arms):
-            data = _dataset(dataset, out, seed)
+        if not on_first(functools.partial(_measured, record, arms)):
+            data = out / ("dataset" if dataset else f"dataset_{seed}")
+            on_first(functools.partial(_make_dataset, dataset, data, seed))
             stage = _Stages(data, Dataset.load(data), out, seed, budget)
             teacher = None if teachers is None else teachers / f"sasrec-text_{seed}"
             _measure(stage, arms, teacher, beam_size, record)
         runs.append({**read_json(record), "recall": load_tensors(record.with_suffix(".safetensors"))})
-    _report(tuple(arms), runs, out)
+    on_first(lambda: _report(tuple(arms), runs, out))
+
+
+def _measured(record: Path, arms: Mapping[str, Arm]) -> bool:
+    """Whether a seed's record is of these arms."""
+    return record.exists() and set(read_json(record)["health"]) == set(arms)
 
 
 class _Stages:
@@ -76,7 +85,7 @@ class _Stages:
         started = time.monotonic()
         result = make(self.path(name))
         self.minutes.setdefault(name, (time.monotonic() - started) / 60)
-        write_json(self._record, self.minutes)
+        on_first(lambda: write_json(self._record, self.minutes))
         return result
 
     def teacher(self) -> Recommender:
@@ -110,12 +119,11 @@ class _Stages:
         return replace(config, training=replace(config.training, epochs=config.training.epochs * self.budget))
 
 
-def _dataset(source: Path | None, out: Path, seed: int) -> Path:
-    path = out / ("dataset" if source else f"dataset_{seed}")
-    if not path.exists():
-        data = read_layout(source) if source else simulate(SimulatedConfig(seed=seed)).dataset
-        data.save(path)
-    return path
+def _make_dataset(source: Path | None, path: Path, seed: int) -> None:
+    if source:
+        saved_layout(source, path)
+    elif not path.exists():
+        simulate(SimulatedConfig(seed=seed)).dataset.save(path)
 
 
 def _measure(stage: _Stages, arms: Mapping[str, Arm], trained: Path | None, beam_size: int, record: Path) -> None:
@@ -134,11 +142,15 @@ def _measure(stage: _Stages, arms: Mapping[str, Arm], trained: Path | None, beam
         for seen in ("included", "excluded")
     }
     recall = {name: measured["included"][name].per_example["recall@10"] for name in arms}
-    save_tensors(record.with_suffix(".safetensors"), recall)
     values = {seen: {name: found.values for name, found in of_all.items()} for seen, of_all in measured.items()}
     about = {"seed": stage.seed, "simulated": stage.simulated, "minutes": stage.minutes}
     about |= {"provenance": measured["included"]["teacher (SASRec)"].provenance}
-    write_json(record, {**about, "values": values, "health": health})
+
+    def write() -> None:
+        save_tensors(record.with_suffix(".safetensors"), recall)
+        write_json(record, {**about, "values": values, "health": health})
+
+    on_first(write)
 
 
 def _taught(data: Dataset, vectors: np.ndarray, *, seed: int) -> Dataset:

@@ -24,12 +24,12 @@ import jax
 import numpy as np
 import tyro
 
+from experiments.amazon import saved_layout
 from semid import Dataset, GeneratorConfig, Recommender, SemanticCatalog, TokenizerConfig, tokenize, train_generator
 from semid.artifacts import read_artifact, write_json
 from semid.catalog import FILE as CATALOG_FILE
 from semid.data.batches import batches
 from semid.data.dataset import KIND as DATASET
-from semid.data.layout import read_layout
 from semid.evaluation import evaluate
 from semid.generator import content_features, loss_of, training_counts, training_rows
 from semid.models import ItemTables, ModelSpec, build_model
@@ -39,9 +39,11 @@ from semid.training import (
     OptimizerConfig,
     TrainingConfig,
     create_state,
+    join_processes,
     make_mesh,
     make_optimizer,
     make_step,
+    on_first,
     put_batch,
 )
 from seq_models import EncoderDecoderConfig, FlatDecoderConfig, Layout, RQTransformerConfig, TransformerConfig
@@ -81,9 +83,9 @@ def main(
         seeds: One run each.
         budget: Factor on all numbers of epochs.
     """
+    join_processes()
     data_path = out / "dataset"
-    if not data_path.exists():
-        read_layout(dataset).save(data_path)
+    on_first(lambda: saved_layout(dataset, data_path))
     data, known = Dataset.load(data_path), {"dataset": read_artifact(data_path, DATASET)}
     if catalog is None:
         catalog = out / "catalog"
@@ -99,7 +101,11 @@ def main(
             path = out / f"{name}_{seed}"
             model = train_generator(data, codes, config, out=path, parents=parents, seed=seed)
             rows.append({"model": name, "seed": seed, **speed, **_quality(model, data, path, speed["seconds a step"])})
-            print(json.dumps(rows[-1]))
+            on_first(lambda: print(json.dumps(rows[-1])))
+    on_first(lambda: _report(rows, out))
+
+
+def _report(rows: list[dict[str, Any]], out: Path) -> None:
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     write_json(out / "generators.json", {"devices": devices, "jax": jax.__version__, "rows": rows})
     print(_table(rows))
@@ -125,12 +131,13 @@ def _speed(config: GeneratorConfig, data: Dataset, codes: SemanticCatalog, *, st
         accumulate=config.training.accumulate,
     )
     state, seconds, targets = create_state(model, optimizer, mesh), [], 0
-    for batch in batches(rows, batch_size=size, num_batches=steps, seed=0):
-        targets += int((np.asarray(batch.targets) >= 0).sum())
+    process = (jax.process_index(), jax.process_count())
+    for batch in batches(rows, batch_size=size, num_batches=steps, seed=0, process=process):
         started = time.perf_counter()
         state, metrics = step(state, put_batch(batch, mesh))
         jax.block_until_ready((state, metrics))
         seconds.append(time.perf_counter() - started)
+        targets += int(metrics["targets"])
     median = float(np.median(seconds[5:]))
     return {"seconds a step": median, "targets a second": targets / steps / median}
 

@@ -50,6 +50,7 @@ from semid.training import (
     train,
     with_variables,
 )
+from semid.training.mesh import replicated
 
 # Items encoded at once: bounds memory, and compiles one shape.
 BLOCK = 8192
@@ -247,7 +248,7 @@ def train_autoencoder(
     accumulate = config.training.accumulate
     size = fitting_batch(config.training.batch_size, rows=len(x), mesh=mesh, accumulate=accumulate)
     steps_per_epoch, process = -(-len(x) // size), (jax.process_index(), jax.process_count())
-    tables = Tables(jnp.asarray(x), signals)
+    tables = jax.device_put(Tables(jnp.asarray(x), signals), replicated(mesh))
     if config.diversity:
         for book, clusters in zip(model.autoencoder.quantizer.codebooks, model.autoencoder.clusters, strict=True):
             clusters[...] = _code_clusters(book[...], seed=seed)
@@ -306,7 +307,8 @@ def care_hook(
         leaves = named_leaves(state)
         books = with_variables(model, state.params, state.rest).autoencoder.quantizer.codebooks
         for level, book in enumerate(books):
-            leaves[f"rest/autoencoder/clusters/{level}"] = _code_clusters(book[...], seed=seed)
+            name = f"rest/autoencoder/clusters/{level}"
+            leaves[name] = jax.device_put(_code_clusters(book[...], seed=seed), leaves[name].sharding)
         return replace_leaves(state, leaves, where="clustering codes")
 
     def hook(at: int, state: TrainState, metrics: dict[str, Any]) -> TrainState:
@@ -345,7 +347,8 @@ def padded(x: Array | np.ndarray, *, rows: int) -> Array | np.ndarray:
 def _code_clusters(codebook: Float[Array, "codes dim"], *, seed: int) -> Int[Array, " codes"]:
     """LETTER's balanced clusters of codes: 10, or fewer where a cluster would have no two codes."""
     clusters = max(min(10, len(codebook) // 2), 1)
-    return balanced_kmeans(codebook, num_codes=clusters, iterations=10, key=jax.random.key(seed)).assignments
+    alone = jnp.asarray(np.asarray(codebook))  # not of a mesh, whose other processes would have to take part
+    return balanced_kmeans(alone, num_codes=clusters, iterations=10, key=jax.random.key(seed)).assignments
 
 
 def _digest(tree: Any) -> str:

@@ -32,6 +32,7 @@ from semid.prepare import console
 from semid.recommender import KIND as MODEL
 from semid.recommender import Recommender
 from semid.tokenizer import ProductConfig, RQKmeansConfig, RQVaeConfig, SemanticTokenizer, TokenizerConfig, tokenize
+from semid.training import MeshConfig, make_mesh
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,8 @@ _TEACHER = "teacher"
 class Tokenize:
     """Train a tokenizer on the items' vectors (and, aligned, on interactions) and write the catalogue of their codes.
 
-    Options of a method follow its name, after all others; `semid tokenize rq-vae --help` lists them.
+    Options of a method follow its name, after all others; `semid tokenize rq-vae --help` lists them. On several hosts,
+    start it as `semid train`.
     """
 
     dataset: Path
@@ -100,6 +102,8 @@ class Tokenize:
     alignment: Annotated[_Alignment, tyro.conf.arg(name="")] = _Alignment()
     seed: int = 0
     """Seed of initialization and shuffling."""
+    mesh: Annotated[MeshConfig, tyro.conf.arg(name="")] = MeshConfig()
+    """How devices share the training of the RQ-VAE."""
 
     def run(self) -> None:
         signal, teacher = self.alignment.chosen_signal(), self.alignment.teacher
@@ -112,7 +116,7 @@ class Tokenize:
             model = Recommender.from_pretrained(teacher)
             rows = model.catalog.rows(dataset.item_ids)
             dataset = dataset.with_vectors(_TEACHER, model.item_vectors()[rows])
-        tokenize(dataset, config, out=self.out, parents=parents, seed=self.seed)
+        tokenize(dataset, config, out=self.out, parents=parents, seed=self.seed, mesh=make_mesh(config=self.mesh))
         _print_health(self.out)
 
 

@@ -168,7 +168,7 @@ def _of_codes(
     objective: ObjectiveConfig,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     if objective.normalization is Normalization.CHILDREN:
-        levels = _among_children(logits, batch.targets, codes, weights, tables, objective.label_smoothing)
+        levels = _among_children(logits, codes, weights, tables, objective.label_smoothing)
     else:
         levels = code_cross_entropy(logits, codes, weights, smoothing=objective.label_smoothing)
     loss, metrics = jnp.sum(levels), {f"loss/level_{level}": value for level, value in enumerate(levels)}
@@ -183,7 +183,6 @@ def _of_codes(
 
 def _among_children(
     logits: tuple[Float[Array, "*n size"], ...],
-    targets: Int[Array, "*n"],
     codes: Int[Array, "*n level"],
     weights: Float[Array, "*n"],
     tables: LossTables,
@@ -193,15 +192,15 @@ def _among_children(
     trie = tables.trie
     if trie is None:
         raise TypeError("probabilities over the children of a prefix need the trie")
-    nodes = trie.leaves(trie.item_positions[jnp.maximum(targets, 0)])
+    path = trie.path(codes)
+    parents = (jnp.zeros_like(path[0]), *path[:-1])
     losses: list[Array] = []
-    for level in reversed(range(len(logits))):
-        nodes = trie.parents(nodes, level=level)
+    for level, nodes in enumerate(parents):
         children = trie.children(nodes, level=level)
         each = constrained_cross_entropy(
             logits[level], codes[..., level], children.tokens, children.valid, smoothing=smoothing
         )
-        losses.insert(0, weighted_mean(each, weights))
+        losses.append(weighted_mean(each, weights))
     return jnp.stack(losses)
 
 

@@ -31,6 +31,8 @@ SPEC_FILE = "config.json"
 _BATCH, _BEAM = 512, 50
 # Exact scoring holds this many (history, item) pairs at once.
 _PAIRS = 1 << 16
+# ... and scoring of the whole catalogue this many histories.
+_USERS = 8
 # A dense model scores every item of the catalogue: this many scores (64 MiB) at once.
 _SCORES = 1 << 24
 
@@ -205,6 +207,14 @@ class Recommender:
                 kept = slice(start, min(start + width, len(rows)))
                 scores[index, kept] = values[: len(index), : kept.stop - kept.start]
         scores[histories.lengths == 0] = self._popularity()[rows]
+        return scores
+
+    def catalog_log_probs(self, histories: Histories) -> Float[np.ndarray, "histories items"]:
+        """`log_probs` of all items, at the price of fewer: those that begin alike share the computation."""
+        scores = np.empty((len(histories), len(self.catalog)), np.float32)
+        for index, question in self._questions(histories, self._at_once(_USERS)):
+            scores[index] = np.asarray(self._scorer.catalog_log_probs(question))[: len(index)]
+        scores[histories.lengths == 0] = self._popularity()
         return scores
 
     def _rank(

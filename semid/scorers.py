@@ -17,10 +17,15 @@ from seq_models import (
     DenseTransformer,
     HybridTransformer,
     ItemMask,
+    LeafBlocks,
     Normalization,
     beam_search,
+    catalog_log_probs,
     item_log_probs,
 )
+
+# Items that are scored at once in a pass over all: their logits stay in cache.
+_LEAVES = 512
 
 
 class Question(NamedTuple):
@@ -62,6 +67,10 @@ class Scorer:
 
     def log_probs(self, question: Question, rows: Int[Array, " n"]) -> Float[Array, "b n"]:
         """Exact log-probabilities of item rows."""
+        return self.catalog_log_probs(question)[:, rows]
+
+    def catalog_log_probs(self, question: Question) -> Float[Array, "b items"]:
+        """Those of all items."""
         raise TypeError(f"{type(self).__name__} does not say how it scores")
 
 
@@ -100,6 +109,18 @@ class CodeScorer(Scorer):
             self.graph, self.params, self.tables, self.trie, question, rows, normalization=self.normalization
         )
 
+    def catalog_log_probs(self, question: Question) -> Float[Array, "b items"]:
+        """Each prefix of codes is computed once for all items behind it."""
+        return _catalog_log_probs(
+            self.graph,
+            self.params,
+            self.tables,
+            self.trie,
+            question,
+            blocks=LeafBlocks.of(self.trie, _LEAVES),
+            normalization=self.normalization,
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class DenseScorer(Scorer):
@@ -108,8 +129,8 @@ class DenseScorer(Scorer):
     def top(self, question: Question, *, k: int, beam_size: int) -> Answer:
         return _dense_top(self.graph, self.params, self.tables, question, k=k)
 
-    def log_probs(self, question: Question, rows: Int[Array, " n"]) -> Float[Array, "b n"]:
-        return _dense_log_probs(self.graph, self.params, self.tables, question)[:, rows]
+    def catalog_log_probs(self, question: Question) -> Float[Array, "b items"]:
+        return _dense_log_probs(self.graph, self.params, self.tables, question)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,8 +143,11 @@ class HybridScorer(CodeScorer):
         return _ranked_union(self.graph, self.params, self.tables, question, found.rows, k=k)
 
     def log_probs(self, question: Question, rows: Int[Array, " n"]) -> Float[Array, "b n"]:
+        return self.catalog_log_probs(question)[:, rows]
+
+    def catalog_log_probs(self, question: Question) -> Float[Array, "b items"]:
         """Those of the dense head, by which it ranks."""
-        return _dense_log_probs(self.graph, self.params, self.tables, question)[:, rows]
+        return _dense_log_probs(self.graph, self.params, self.tables, question)
 
 
 def _split(model: Model) -> tuple[Any, Any]:
@@ -149,7 +173,9 @@ def _search(
 ) -> Answer:
     model = nnx.merge(graph, params)
     context = model.read(inputs_at(tables, question.history), question.segments)
-    masked = question.allowed is not None or question.denied is not None
+    mask = None
+    if question.allowed is not None or question.denied is not None:
+        mask = ItemMask.of(trie, allowed=question.allowed, denied=question.denied, codes=tables.codes)
     beams = beam_search(
         functools.partial(model.step, context),
         model.start(context),
@@ -158,7 +184,7 @@ def _search(
         beam_size=beam_size,
         num_results=k,
         normalization=normalization,
-        mask=ItemMask.of(trie, allowed=question.allowed, denied=question.denied) if masked else None,
+        mask=mask,
     )
     return Answer(beams.rows, beams.log_probs)
 
@@ -179,6 +205,24 @@ def _code_log_probs(
     codes = jnp.broadcast_to(tables.codes[rows][None], (len(question.history), *tables.codes[rows].shape))
     step, start = functools.partial(model.step, context), model.start(context)
     return item_log_probs(step, start, codes, trie=trie, normalization=normalization)
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("blocks", "normalization"))
+def _catalog_log_probs(
+    graph: Any,
+    params: Any,
+    tables: ItemTables,
+    trie: CodeTrie,
+    question: Question,
+    *,
+    blocks: LeafBlocks,
+    normalization: Normalization,
+) -> Float[Array, "b items"]:
+    model = nnx.merge(graph, params)
+    context = model.read(inputs_at(tables, question.history), question.segments)
+    step, start = functools.partial(model.step, context), model.start(context)
+    batch = len(question.history)
+    return catalog_log_probs(step, start, trie, batch=batch, blocks=blocks, normalization=normalization)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import shutil
 import warnings
 from dataclasses import asdict, dataclass
@@ -253,20 +254,28 @@ def _encode(
 
 
 def tokenize(
-    dataset: Dataset, config: TokenizerConfig, *, out: Path, parents: dict[str, Manifest], seed: int = 0
+    dataset: Dataset,
+    config: TokenizerConfig,
+    *,
+    out: Path,
+    parents: dict[str, Manifest],
+    seed: int = 0,
+    mesh: Mesh | None = None,
 ) -> SemanticCatalog:
     """Fit a tokenizer, encode every item, resolve collisions, and write the catalogue artifact `out`.
 
     It holds `catalog.parquet`, `tokenizer.safetensors`, `health.json` and, if it was trained, `history.jsonl`. Where
-    the same request was answered before, that catalogue is read and nothing is done.
+    the same request was answered before, that catalogue is read and nothing is done. Of several processes each calls
+    this with the same arguments; a training is shared over `mesh` (all devices), all else is done by each.
     """
     settings, folder = {"tokenizer": to_dict(config)}, out.with_name(f"{out.name}.checkpoints")
     trained = isinstance(config.method, RQVaeConfig)
-    if artifacts.is_current(out, kind=KIND, config=settings, parents=parents, seed=seed):
+    made = functools.partial(artifacts.is_current, out, kind=KIND, config=settings, parents=parents, seed=seed)
+    if on_first(made):  # asked by each, the last might find what the first has just written
         if trained:  # a kill may have come between the artifact and this
-            discard_checkpoints(folder)
+            on_first(functools.partial(discard_checkpoints, folder))
         return SemanticCatalog.read(out / CATALOG_FILE)
-    tokenizer = SemanticTokenizer.fit(dataset, config, seed=seed, folder=folder)
+    tokenizer = SemanticTokenizer.fit(dataset, config, seed=seed, folder=folder, mesh=mesh)
     vectors = np.concatenate(content_blocks(dataset, config.columns), axis=1)
     codes = tokenizer.encode(vectors)
     popularity = split(dataset).train.popularity(dataset.num_items)

@@ -1,12 +1,12 @@
 """Which items a request may return: any subset, for each user their own, without another trie.
 
-Items lie sorted by their codes, so those below a node are a range, and how many of them are allowed is a difference of
-two prefix counts. A list of denied items is a handful of positions, counted by a binary search.
+What is allowed is known of every node, so that a search reads it beside the tokens. A list of denied items closes few
+nodes, those whose allowed items are all denied: they are found once, from the items upwards, and looked up among the
+parents that a search extends, so that a denied item costs about the same in any catalogue.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -14,16 +14,27 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from seq_models.trie import CodeTrie
+from seq_models.trie import CodeTrie, windows
+
+
+class Closed(NamedTuple):
+    """Members of one level, nodes or items, that are closed, and their parents (-1 for none)."""
+
+    members: Int[Array, "users n"]
+    parents: Int[Array, "users n"]
 
 
 class ItemMask(NamedTuple):
-    """Items allowed to each user, or to all users alike, of one trie: a pytree."""
+    """Items allowed to each user, or to all users alike, of one trie: a pytree.
 
-    counts: Int[Array, "users items_plus_1"] | None
-    """How many items before each position are allowed, if not all are; one row for all users, or one for each."""
-    denied: Int[Array, "users n"] | None
-    """Positions of allowed items that are denied after all, ascending, each once; at the end what counts for none."""
+    Both have an entry for each level, and one for the items by position. Where all nodes have one child each, they
+    share an array with their children.
+    """
+
+    allowed: tuple[Bool[Array, "users members"], ...] | None
+    """Whether any item of a member is allowed, if not all are."""
+    denied: tuple[Closed, ...] | None
+    """Allowed members of which all allowed items are denied."""
 
     @classmethod
     def of(
@@ -32,62 +43,107 @@ class ItemMask(NamedTuple):
         *,
         allowed: Bool[Array | np.ndarray, "users items"] | None = None,
         denied: Int[Array | np.ndarray, "users n"] | None = None,
+        codes: Int[Array | np.ndarray, "items level"] | None = None,
     ) -> ItemMask:
         """The items that are allowed (by row, all where not given) less those denied (rows, -1 for none).
 
         Either has one row for each user, or a single one for all. `allowed` takes time and memory in proportion to the
-        catalogue, so what many requests share (in stock, by country) is best made once; `denied`, to its own length.
-        Raises ValueError for `allowed` of another number of items than the trie has, or has capacity for, and for
-        denied rows outside the catalogue where these are a numpy array.
+        catalogue, so what many requests share (in stock, by country) is best made once; `denied`, to its own length,
+        and it needs the `codes` that the trie was built from. Raises ValueError for `allowed` of another number of
+        items than the trie has, or has capacity for, for codes of another shape than the trie's, and for denied rows
+        outside the catalogue where these are a numpy array.
         """
-        counts = None
+        open_ = None
         if allowed is not None:
             _check_allowed(allowed, trie)
-            taken = jnp.asarray(allowed)[:, trie.item_rows]
-            counts = jnp.pad(jnp.cumsum(taken, axis=-1, dtype=jnp.int32), ((0, 0), (1, 0)))
+            open_ = _allowed(trie, jnp.asarray(allowed))
         if denied is None:
-            return cls(counts, None)
-        _check_denied(denied, trie)
-        return cls(counts, _distinct(_positions(jnp.asarray(denied), trie, counts), trie.num_items))
+            return cls(open_, None)
+        return cls(open_, _denied(trie, _checked_denied(denied, trie), _checked_codes(codes, trie), open_))
 
-    def before(self, positions: Int[Array, "batch *n"]) -> Int[Array, "batch *n"]:
-        """How many of the items before each position are allowed to each user."""
-        allowed = positions if self.counts is None else _per_user(jnp.take, self.counts, positions)
-        return allowed if self.denied is None else allowed - _per_user(_smaller, self.denied, positions)
-
-    def among(self, start: Int[Array, "batch *n"], end: Int[Array, "batch *n"]) -> Int[Array, "batch *n"]:
-        """How many of the items at positions `start` to `end` (excluded) are allowed to each user."""
-        return self.before(end) - self.before(start)
-
-
-def _positions(rows: Int[Array, "users n"], trie: CodeTrie, counts: Array | None) -> Int[Array, "batch n"]:
-    """Positions of item rows, `num_items` for those that are no item's or not allowed anyway."""
-    nowhere = trie.num_items
-    positions = trie.item_positions.at[rows].get(mode="fill", fill_value=nowhere)
-    counted = rows >= 0  # a negative row would count from the end
-    if counts is not None:
-        positions = jnp.broadcast_to(positions, (max(len(rows), len(counts)), rows.shape[1]))
-        counted = counted & (_per_user(jnp.take, counts, positions + 1) > _per_user(jnp.take, counts, positions))
-    return jnp.where(counted, positions, nowhere)
+    def left(
+        self,
+        valid: Bool[Array, "batch beam n"],
+        parents: Int[Array, "batch beam"],
+        members: Int[Array, "batch beam n"],
+        *,
+        level: int,
+    ) -> Bool[Array, "batch beam n"]:
+        """Which of the valid members of parents lead to an item left to the user: children at `level`, or items."""
+        if self.allowed is not None:
+            valid &= _open(self.allowed[level], members)
+        return valid if self.denied is None else _without(valid, parents, members, self.denied[level])
 
 
-def _distinct(positions: Int[Array, "users n"], nowhere: int) -> Int[Array, "users n"]:
-    positions = jnp.sort(positions, axis=-1)
-    again = jnp.pad(positions[:, 1:] == positions[:, :-1], ((0, 0), (1, 0)))
-    return jnp.sort(jnp.where(again, nowhere, positions), axis=-1)
+def _without(valid: Array, parents: Array, members: Array, closed: Closed) -> Bool[Array, "batch beam n"]:
+    """Writes into the places of closed members, a handful; those whose parent is not there have none."""
+    here = closed.parents[:, :, None] == parents[:, None, :]
+    beam = jnp.argmax(here, axis=-1)
+    firsts = jnp.take_along_axis(members[..., 0], beam, axis=-1)
+    place = jnp.where(here.any(axis=-1), closed.members - firsts, valid.shape[-1])
+    return jax.vmap(lambda v, b, p: v.at[b, p].set(False, mode="drop"))(valid, beam, place)
 
 
-def _smaller(ascending: Int[Array, " n"], positions: Int[Array, "*m"]) -> Int[Array, "*m"]:
-    return jnp.searchsorted(ascending, positions, method="scan_unrolled").astype(jnp.int32)
+def _open(allowed: Bool[Array, "users members"], members: Int[Array, "batch *b n"]) -> Bool[Array, "batch *b n"]:
+    """Whether contiguous members are allowed to their user."""
+    if len(allowed) == 1:
+        return windows(allowed[0], members)
+    return jax.vmap(windows)(allowed, members)
 
 
-def _per_user(
-    function: Callable[[Array, Array], Array], table: Int[Array, "users n"], positions: Int[Array, "batch *m"]
-) -> Int[Array, "batch *m"]:
-    """`function(table of the user, positions of the user)`, where the table may have one row for all users."""
-    if len(table) == 1:
-        return function(table[0], positions)
-    return jax.vmap(function)(table, positions)
+def _allowed(trie: CodeTrie, allowed: Bool[Array, "users items"]) -> tuple[Bool[Array, "users members"], ...]:
+    levels = [allowed.at[:, trie.item_rows].get(mode="fill", fill_value=False)]
+    for start in (trie.leaf_start, *reversed(trie.child_start[1:])):
+        levels.insert(0, levels[0] if start is None else _any_of(levels[0], start))
+    return tuple(levels)
+
+
+def _any_of(members: Bool[Array, "users members"], start: Int[Array, "parents_plus_1"]) -> Bool[Array, "users parents"]:
+    before = jnp.pad(jnp.cumsum(members, axis=-1, dtype=jnp.int32), ((0, 0), (1, 0)))[:, start]
+    return before[:, 1:] > before[:, :-1]
+
+
+def _denied(
+    trie: CodeTrie, rows: Int[Array, "users n"], codes: Int[Array, "items level"], allowed: tuple[Array, ...] | None
+) -> tuple[Closed, ...]:
+    """From the items upwards, a node is closed if as many of its members are closed as it has that are allowed."""
+    if allowed is not None:
+        rows = jnp.broadcast_to(rows, (max(len(rows), len(allowed[0])), rows.shape[1]))
+    members, found = _places(trie, rows, codes)
+    closed = found & (members[-1] != jnp.pad(members[-1][:, :-1], ((0, 0), (1, 0)), constant_values=-1))
+    if allowed is not None:
+        closed &= _open(allowed[-1], members[-1][..., None])[..., 0]
+    levels: list[Closed] = []
+    for level in reversed(range(len(members))):
+        parents = members[level - 1] if level else jnp.zeros_like(members[0])
+        levels.insert(0, Closed(members[level], jnp.where(closed, parents, -1)))
+        sums, of_parent = _run_sums(closed, parents), trie.members(parents, level=level)
+        open_ = of_parent.valid if allowed is None else of_parent.valid & _open(allowed[level], of_parent.indices)
+        closed = (sums > 0) & (sums == open_.sum(axis=-1, dtype=jnp.int32))
+    return tuple(levels)
+
+
+def _places(
+    trie: CodeTrie, rows: Int[Array, "users n"], codes: Int[Array, "items level"]
+) -> tuple[tuple[Int[Array, "users n"], ...], Bool[Array, "users n"]]:
+    """Nodes at each level that lead to item rows, then positions, these ascending; and which of the rows are items'."""
+    path = trie.path(codes.at[rows].get(mode="fill", fill_value=0))
+    items = trie.items(path[-1])
+    same = items.valid & (items.rows == rows[..., None])
+    found = same.any(axis=-1)
+    positions = jnp.where(found, items.positions[..., 0] + jnp.argmax(same, axis=-1), trie.num_items)
+    order = jnp.argsort(positions, axis=-1)
+    *members, found = (jnp.take_along_axis(x, order, axis=-1) for x in (*path, positions, found))
+    return tuple(members), found
+
+
+def _run_sums(flags: Bool[Array, "users n"], keys: Int[Array, "users n"]) -> Int[Array, "users n"]:
+    """How many flags are set in each run of equal keys, at its last entry; elsewhere 0."""
+    sums = jnp.cumsum(flags, axis=-1, dtype=jnp.int32)
+    changes = keys[:, 1:] != keys[:, :-1]
+    first, last = (jnp.pad(changes, ((0, 0), pad), constant_values=True) for pad in ((1, 0), (0, 1)))
+    before = jax.lax.cummax(jnp.where(first, sums - flags.astype(jnp.int32), 0), axis=1)
+    return jnp.where(last, sums - before, 0)
 
 
 def _check_allowed(allowed: Array | np.ndarray, trie: CodeTrie) -> None:
@@ -98,9 +154,20 @@ def _check_allowed(allowed: Array | np.ndarray, trie: CodeTrie) -> None:
         )
 
 
-def _check_denied(denied: Array | np.ndarray, trie: CodeTrie) -> None:
+def _checked_denied(denied: Array | np.ndarray, trie: CodeTrie) -> Int[Array, "users n"]:
     if denied.ndim != 2 or not jnp.issubdtype(denied.dtype, jnp.integer):
         raise ValueError(f"denied must be item rows [users or 1, n], got {denied.dtype} {denied.shape}")
     if isinstance(denied, np.ndarray) and denied.size and not -1 <= denied.min() <= denied.max() < trie.num_items:
         wrong = denied[(denied < -1) | (denied >= trie.num_items)][0]
         raise ValueError(f"denied row {wrong} is outside the catalogue's 0..{trie.num_items - 1} (-1 for none)")
+    return jnp.asarray(denied, jnp.int32)
+
+
+def _checked_codes(codes: Array | np.ndarray | None, trie: CodeTrie) -> Int[Array, "items level"]:
+    levels = len(trie.level_sizes)
+    if codes is None or codes.ndim != 2 or codes.shape[1] != levels or len(codes) > trie.num_items:
+        got = None if codes is None else codes.shape
+        raise ValueError(
+            f"denied items need the codes [up to {trie.num_items} items, {levels} levels] of the trie, got {got}"
+        )
+    return jnp.asarray(codes)

@@ -98,9 +98,8 @@ def catalog_log_probs(
 
     by_block = jax.lax.map(score, jnp.arange(blocks.number, dtype=jnp.int32) * blocks.size)
     by_leaf = jnp.moveaxis(by_block, 0, 1).reshape(batch, -1)
-    held = trie.item_positions < trie.num_items
-    by_item = jnp.take(by_leaf, trie.leaves(trie.item_positions), axis=1, mode="clip")
-    return jnp.where(held[None], by_item, -jnp.inf)
+    by_position = by_leaf[:, trie.leaves(jnp.arange(trie.num_items, dtype=jnp.int32))]
+    return jnp.full_like(by_position, -jnp.inf).at[:, trie.item_rows].set(by_position, mode="drop")
 
 
 def _block_log_probs(

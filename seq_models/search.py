@@ -82,10 +82,10 @@ def beam_search(
         scores = live.log_probs[..., None] + log_probs
         open_ = children.valid & (live.log_probs != -jnp.inf)[..., None]
         if mask is not None:
-            open_ &= _has_allowed(children, trie, mask, level)
+            open_ = mask.left(open_, live.nodes, children.nodes, level=level)
         # enough candidates: either beam_size parents with a child each, or all parents and so all nodes of the level
         num_beams = min(beam_size, trie.tokens[level].shape[0])
-        live = _extend(live, children, jnp.where(open_, scores, -jnp.inf), num_beams)
+        live = _extend(live, trie, children, jnp.where(open_, scores, -jnp.inf), num_beams)
     return _items(live, trie, mask, item_scores, num_results)
 
 
@@ -135,20 +135,16 @@ def take_beams(tree: Any, index: Int[Array, "batch n"]) -> Any:
     return jax.tree.map(lambda leaf: jax.vmap(lambda beams, i: beams[i])(leaf, index), tree)
 
 
-def _has_allowed(children: Children, trie: CodeTrie, mask: ItemMask, level: int) -> Bool[Array, "batch beam fan_out"]:
-    """Whether children lead to an item that is allowed. Siblings' items adjoin, so each end is the next one's start."""
-    offsets = jnp.arange(children.nodes.shape[-1] + 1).reshape((1,) * (children.nodes.ndim - 1) + (-1,))
-    ends = jnp.minimum(children.nodes[..., :1] + offsets, children.nodes[..., -1:] + 1)
-    before = mask.before(trie.first_item(ends, level=level))
-    return before[..., 1:] > before[..., :-1]
-
-
-def _extend(live: _Live, children: Children, scores: Float[Array, "batch beam fan_out"], num_beams: int) -> _Live:
-    """The best children of the live prefixes."""
+def _extend(
+    live: _Live, trie: CodeTrie, children: Children, scores: Float[Array, "batch beam fan_out"], num_beams: int
+) -> _Live:
+    """The best children of the live prefixes, looked up again: cheaper than to keep the nodes of all that are not."""
+    level, token = live.prefixes.level, trie.tokens[live.prefixes.level]
     log_probs, best = top_k(_flat(scores), num_beams)
     parents = best // scores.shape[-1]
-    nodes, tokens = take_beams((_flat(children.nodes), _flat(children.tokens)), best)
-    return _Live(nodes, extend_prefixes(live.prefixes, parents, tokens), log_probs)
+    nodes = take_beams(children.nodes[..., 0], parents) + best % scores.shape[-1]
+    nodes = jnp.minimum(nodes, len(trie.tokens[level]) - 1)
+    return _Live(nodes, extend_prefixes(live.prefixes, parents, token[nodes].astype(jnp.int32)), log_probs)
 
 
 def _items(
@@ -157,7 +153,7 @@ def _items(
     """Leaves opened into their items, order kept, cut or padded to `num_results`."""
     rows, positions, valid = trie.items(live.nodes)
     if mask is not None:
-        valid &= mask.among(positions, positions + 1) > 0
+        valid = mask.left(valid, live.nodes, positions, level=len(trie.level_sizes))
     if item_scores is not None:
         order = jnp.argsort(jnp.where(valid, item_scores(rows), -jnp.inf), axis=-1, descending=True)
         rows, valid = (jnp.take_along_axis(x, order, axis=-1) for x in (rows, valid))
@@ -176,9 +172,12 @@ def _items(
 
 
 def top_k(scores: Float[Array, "batch n"], k: int) -> tuple[Float[Array, "batch k"], Int[Array, "batch k"]]:
-    """`jax.lax.top_k`, for long rows in two stages: the k largest lie in the k blocks of the largest maxima."""
+    """`jax.lax.top_k`, for long rows in two stages: the k largest lie in the k blocks of the largest maxima.
+
+    On a CPU each stage has a price of its own, so that a second one pays only where rows are very long.
+    """
     num_blocks = scores.shape[-1] // _BLOCK
-    if num_blocks < 4 * k:
+    if num_blocks < 8 * k:
         return jax.lax.top_k(scores, k)
     missing = -scores.shape[-1] % _BLOCK
     padded = jnp.pad(scores, ((0, 0), (0, missing)), constant_values=-jnp.inf)

@@ -18,8 +18,18 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, Shaped
 
 
+class Members(NamedTuple):
+    """Nodes or positions of items below nodes, padded to the most that any has (where not `valid`, with another).
+
+    Valid ones are as far from `indices[..., 0]` in the tree as they are in `indices`.
+    """
+
+    indices: Int[Array, "*b width"]
+    valid: Bool[Array, "*b width"]
+
+
 class Children(NamedTuple):
-    """Children of nodes, padded to the level's largest fan-out (where not `valid`, with a real node and its token)."""
+    """Members of nodes with their tokens (where not `valid`, any)."""
 
     nodes: Int[Array, "*b fan_out"]
     tokens: Int[Array, "*b fan_out"]
@@ -27,7 +37,7 @@ class Children(NamedTuple):
 
 
 class LeafItems(NamedTuple):
-    """Items of leaves, padded to the largest leaf: their rows, and their positions among the sorted items."""
+    """Members of leaves: the rows of their items (where not `valid`, 0), and their positions among the sorted items."""
 
     rows: Int[Array, "*b group"]
     positions: Int[Array, "*b group"]
@@ -78,8 +88,7 @@ class CodeTrie:
     tokens: tuple[Int[Array, "nodes"], ...]  # in the smallest type that holds the level's size
     child_start: tuple[Int[Array, "parents_plus_1"] | None, ...]
     leaf_start: Int[Array, "leaves_plus_1"] | None
-    item_rows: Int[Array, "items"]  # by position
-    item_positions: Int[Array, "items"]  # by row
+    item_rows: Int[Array, "items"]  # by position; `items` where a capacity leaves it free
     level_sizes: tuple[int, ...] = _static()
     fan_outs: tuple[int, ...] = _static()  # per level: most children of any one parent
     max_leaf_items: int = _static()
@@ -116,8 +125,7 @@ class CodeTrie:
             tokens=tuple(_padded(token, n, 0) for token, n in zip(tokens, nodes[1:], strict=True)),
             child_start=tuple(child_start),
             leaf_start=leaf_start,
-            item_rows=_padded(item_rows, room.items, 0),
-            item_positions=_padded(_inverse(item_rows), room.items, room.items),
+            item_rows=_padded(item_rows, room.items, room.items),
             level_sizes=level_sizes,
             fan_outs=room.fan_outs,
             max_leaf_items=room.leaf_items,
@@ -130,19 +138,38 @@ class CodeTrie:
 
     def children(self, nodes: Int[Array, "*b"], *, level: int) -> Children:
         """The children, at `level`, of nodes of the level before (of the root, node 0, for level 0)."""
-        index, valid = _expand(self.child_start[level], nodes, width=self.fan_outs[level])
-        return Children(index, self.tokens[level][index].astype(jnp.int32), valid)
+        index, valid = self.members(nodes, level=level)
+        return Children(index, windows(self.tokens[level], index).astype(jnp.int32), valid)
 
     def items(self, leaves: Int[Array, "*b"]) -> LeafItems:
         """The items of leaves."""
-        positions, valid = _expand(self.leaf_start, leaves, width=self.max_leaf_items)
-        return LeafItems(self.item_rows[positions], positions, valid)
+        index, valid = self.members(leaves, level=len(self.level_sizes))
+        return LeafItems(jnp.where(valid, windows(self.item_rows, index), 0), index, valid)
 
-    def first_item(self, nodes: Int[Array, "*b"], *, level: int) -> Int[Array, "*b"]:
-        """Positions of the first items of nodes of `level`; the items of node n end where those of node n + 1 begin."""
-        for start in (*self.child_start[level + 1 :], self.leaf_start):
-            nodes = nodes if start is None else start[nodes]
-        return nodes
+    def members(self, nodes: Int[Array, "*b"], *, level: int) -> Members:
+        """The children's nodes alone or, for the level after the last, the positions of leaves' items."""
+        start = (*self.child_start, self.leaf_start)[level]
+        if start is None:
+            return Members(nodes[..., None], jnp.ones((*nodes.shape, 1), bool))
+        length = (*(len(token) for token in self.tokens), self.num_items)[level]
+        width = min((*self.fan_outs, self.max_leaf_items)[level], length)
+        first, end = (x[..., None] for x in _range(start, nodes))
+        offsets = jax.lax.broadcasted_iota(jnp.int32, (*nodes.shape, width), nodes.ndim)
+        index = jnp.minimum(first, length - width) + offsets  # a window that never leaves the array
+        return Members(jnp.minimum(index, end - 1), (first <= index) & (index < end))
+
+    def path(self, codes: Int[Array, "*b level"]) -> tuple[Int[Array, "*b"], ...]:
+        """The node at each level that codes of items lead to; codes that no item has lead to some other."""
+        node, nodes = jnp.zeros(codes.shape[:-1], jnp.int32), []
+        for level, (token, most) in enumerate(zip(self.tokens, self.fan_outs, strict=True)):
+            first, end = _range(self.child_start[level], node)
+            for _ in range((most - 1).bit_length()):  # the last child whose token is not above the code
+                middle = (first + end) // 2
+                below = token[middle].astype(jnp.int32) <= codes[..., level].astype(jnp.int32)
+                first, end = jnp.where(below, middle, first), jnp.where(below, end, middle)
+            node = first
+            nodes.append(node)
+        return tuple(nodes)
 
     def parents(self, nodes: Int[Array, "*b"], *, level: int) -> Int[Array, "*b"]:
         """The nodes of the level before whose children the nodes of `level` are."""
@@ -153,14 +180,22 @@ class CodeTrie:
         return _holders(self.leaf_start, positions)
 
 
-def _expand(start: Int[Array, "n_plus_1"] | None, nodes: Int[Array, "*b"], *, width: int) -> tuple[Array, Array]:
-    """Positions `start[node]` to `start[node + 1]` of every node, padded to `width` by the last, and their validity."""
-    if start is None:
-        return nodes[..., None], jnp.ones((*nodes.shape, 1), bool)
-    offsets = jax.lax.broadcasted_iota(jnp.int32, (*nodes.shape, width), nodes.ndim)
-    last = start[nodes + 1][..., None] - 1
-    index = start[nodes][..., None] + offsets
-    return jnp.minimum(index, last), index <= last
+def windows(table: Shaped[Array, "n"], index: Int[Array, "*b width"]) -> Shaped[Array, "*b width"]:
+    """Entries `index[..., 0]` of the table and those behind it: what `table[index]` is where these are contiguous.
+
+    Reading ranges is a few times as fast on a CPU as reading entries one by one.
+    """
+
+    def read(first: Int[Array, ""]) -> Shaped[Array, "width"]:
+        return jax.lax.dynamic_slice_in_dim(table, first, index.shape[-1])
+
+    for _ in range(index.ndim - 1):
+        read = jax.vmap(read)
+    return read(index[..., 0])
+
+
+def _range(start: Int[Array, "n_plus_1"] | None, nodes: Int[Array, "*b"]) -> tuple[Array, Array]:
+    return (nodes, nodes + 1) if start is None else (start[nodes], start[nodes + 1])
 
 
 def _holders(start: Int[Array, "n_plus_1"] | None, members: Int[Array, "*b"]) -> Int[Array, "*b"]:
@@ -228,12 +263,6 @@ def _widest(start: np.ndarray) -> int:
 
 def _token_type(size: int) -> type[np.integer]:
     return np.uint8 if size <= 2**8 else np.uint16 if size <= 2**16 else np.int32
-
-
-def _inverse(order: np.ndarray) -> np.ndarray:
-    inverse = np.empty(len(order), np.int32)
-    inverse[order] = np.arange(len(order), dtype=np.int32)
-    return inverse
 
 
 def _padded(values: np.ndarray, length: int, fill: int) -> Int[Array, "length"]:

@@ -28,7 +28,7 @@ from jaxtyping import Array, Float, Int
 from semid.artifacts import write_json
 from seq_models.masks import ItemMask
 from seq_models.search import Beams, Step, beam_search, checked_logits, extend_prefixes, no_prefixes, top_k
-from seq_models.trie import CodeTrie
+from seq_models.trie import Capacity, CodeTrie
 from seq_models.types import Prefixes
 
 Tables = tuple[Float[Array, "before size"], ...]
@@ -42,7 +42,7 @@ def main(
     users: int = 32,
     beam_size: int = 50,
     denied: int = 50,
-    rounds: int = 10,
+    rounds: int = 30,
     build_items: int = 0,
 ) -> None:
     """Measure, print and write JSON.
@@ -67,31 +67,40 @@ def main(
     }
     tables, rng = _tables(level_sizes, users), np.random.default_rng(0)
     for num_items in items:
-        trie, row = _build(num_items, level_sizes, rng)
-        row |= _rates(_contenders(tables, trie, users, beam_size, denied, rng), users, rounds)
+        codes, trie, row = _build(num_items, level_sizes, rng)
+        row |= _rates(_contenders(tables, trie, codes, users, beam_size, denied, rng), users, rounds)
+        del codes, trie  # before the next are made
         figures["catalogues"].append(row)
         _show(row)
     if build_items:
-        figures["build"] = _build(build_items, (2048,) * 8, rng)[1]
+        figures["build"] = _build(build_items, (2048,) * 8, rng)[-1]
         _show(figures["build"])
     out.parent.mkdir(parents=True, exist_ok=True)
     write_json(out, figures)
 
 
-def _build(num_items: int, level_sizes: tuple[int, ...], rng: np.random.Generator) -> tuple[CodeTrie, dict[str, Any]]:
+def _build(
+    num_items: int, level_sizes: tuple[int, ...], rng: np.random.Generator
+) -> tuple[Int[np.ndarray, "items level"], CodeTrie, dict[str, Any]]:
     codes = np.empty((num_items, len(level_sizes)), np.int32)
     for level, size in enumerate(level_sizes):
         codes[:, level] = rng.integers(0, size, num_items, np.int32)
     started, processor = time.monotonic(), time.process_time()
     trie = jax.block_until_ready(CodeTrie.from_codes(codes, level_sizes))
     seconds, processor = time.monotonic() - started, time.process_time() - processor
-    return trie, {
+    figures = {
         "items": num_items,
         "build, s": seconds,
         "build, s of processor time": processor,
-        "bytes an item": sum(leaf.nbytes for leaf in jax.tree.leaves(trie)) / num_items,
         "peak memory, GiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "bytes an item": _bytes_an_item(trie),
     }
+    roomy = CodeTrie.from_codes(codes, level_sizes, capacity=Capacity.around(trie))
+    return codes, trie, figures | {"bytes an item of a capacity": _bytes_an_item(roomy)}
+
+
+def _bytes_an_item(trie: CodeTrie) -> float:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(trie)) / trie.num_items
 
 
 def _show(figures: dict[str, Any]) -> None:
@@ -100,10 +109,16 @@ def _show(figures: dict[str, Any]) -> None:
 
 
 def _contenders(
-    tables: Tables, trie: CodeTrie, users: int, beam_size: int, denied: int, rng: np.random.Generator
+    tables: Tables,
+    trie: CodeTrie,
+    codes: Int[np.ndarray, "items level"],
+    users: int,
+    beam_size: int,
+    denied: int,
+    rng: np.random.Generator,
 ) -> Contenders:
     """Searches that differ in what they may return, and in nothing else."""
-    lists = jnp.asarray(rng.integers(0, trie.num_items, (users, denied), np.int32))
+    lists = (jnp.asarray(rng.integers(0, trie.num_items, (users, denied), np.int32)), jnp.asarray(codes))
     shared = ItemMask.of(trie, allowed=rng.random((1, trie.num_items)) < 0.5)
     constrained = functools.partial(_constrained, tables, trie, users=users, beam_size=beam_size)
     return {
@@ -134,14 +149,14 @@ def _constrained(
     tables: Tables,
     trie: CodeTrie,
     mask: ItemMask | None = None,
-    denied: Int[Array, "users n"] | None = None,
+    denied: tuple[Int[Array, "users n"], Int[Array, "items level"]] | None = None,
     *,
     users: int,
     beam_size: int,
 ) -> Beams:
-    """With `denied`, the mask of a request is made in the time measured."""
+    """With denied rows and the catalogue's codes, the mask of a request is made in the time measured."""
     if denied is not None:
-        mask = ItemMask.of(trie, denied=denied)
+        mask = ItemMask.of(trie, denied=denied[0], codes=denied[1])
     return beam_search(_step(tables), (), trie, batch=users, beam_size=beam_size, mask=mask)
 
 

@@ -1,10 +1,12 @@
-"""What ways of training give: microbatches, input put on the device ahead of time, parameters shared by devices.
+"""What ways of training give, in time and in memory.
 
     python -m experiments.benchmarks.training --out runs/training.json
     JAX_NUM_CPU_DEVICES=8 python -m experiments.benchmarks.training --rounds 0 --out runs/training_devices.json
 
-Speed is compared within rounds, in which every way takes its turn: on a shared machine their ratio to the plain way,
-median over rounds, is steadier than any time. Histories are random; their lengths are those of Amazon's Beauty.
+Microbatches, bfloat16, rematerialisation, donated states, packed rows, long histories, the softmax over a million
+items, parameters shared by devices. Speed is compared within rounds, in which every way takes its turn: on a shared
+machine their ratio to the plain way, median over rounds, is steadier than any time. Memory is what the compiled step
+says that it needs. Histories are random; their lengths are those of Amazon's Beauty, or all the same.
 """
 
 from __future__ import annotations
@@ -12,180 +14,180 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import tyro
 from flax import nnx
 
 from semid.artifacts import write_json
 from semid.data.batches import PackedRows, batches, pack
 from semid.data.histories import Histories
-from semid.generator import GeneratorConfig
-from semid.models import ItemTables, ModelSpec, build_model
+from semid.models import CodeModelConfig, ItemTables, ModelSpec, build_model
 from semid.objective import LossTables, code_loss
 from semid.training import (
     MeshConfig,
     OptimizerConfig,
     StepContext,
+    TrainState,
     create_state,
     make_mesh,
     make_optimizer,
-    make_step,
     put_batch,
 )
 from semid.training.gradients import Gradients, accumulated
+from seq_models import FlatDecoderConfig, RQTransformerConfig, softmax_cross_entropy
+from seq_models.layers import Precision
 
 ITEMS, SIZES = 12_101, (256, 256, 256)
+HISTORY, ROW = 20, 32  # as GeneratorConfig has them
+POSITIONS = 2048  # items of a batch, however long its rows are
+FAMILIES: dict[str, CodeModelConfig] = {"rq-transformer": RQTransformerConfig(), "flat": FlatDecoderConfig()}
+IDS, STATES, DIM = 1_000_000, 1024, 64  # of the softmax over items
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to train."""
+
+    model: CodeModelConfig
+    rows: PackedRows
+    accumulate: int = 1
+    donate: bool = True
+    ahead: bool = False
+    """Put each batch on the device before the step of the one before it."""
+
+    def backbone(self, **options: Any) -> Way:
+        """The same with other options of the backbone."""
+        return replace(self, model=replace(self.model, backbone=replace(self.model.backbone, **options)))
 
 
 def main(
     out: Path = Path("runs/training.json"),
-    batch_size: int = 64,
-    microbatches: tuple[int, ...] = (2, 4, 8),
-    rounds: int = 9,
+    rounds: int = 7,
     steps: int = 10,
+    lengths: tuple[int, ...] = (20, 200, 2000),
 ) -> None:
-    """Measure, print and write JSON.
+    """Measure, print a table and write JSON.
 
     Args:
         out: File to write.
-        batch_size: Rows of a batch.
-        microbatches: Numbers of microbatches to compare with the batch at once.
-        rounds: Times that every way takes its turn; 0 leaves the speed out.
-        steps: Steps of a turn.
+        rounds: Times that every way takes its turn; 0: devices alone are compared.
+        steps: Steps of a turn; of long histories, of all turns together.
+        lengths: Items of the histories whose cost is compared.
     """
-    config = GeneratorConfig()
-    spec = ModelSpec(config.model, SIZES, ITEMS, num_features=0, max_history=config.max_history)
-    model, rows, tables = build_model(spec, seed=0), _rows(config), _tables()
     figures: dict[str, Any] = {
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "jax": jax.__version__,
-        "batch": batch_size,
+        "positions of a batch": POSITIONS,
+        "state on a device, MiB": {str(sharing): _state_on_a_device(sharing) for sharing in _meshes()},
+        f"softmax over {IDS:,} items, {STATES} states": _softmax(run=rounds > 0),
     }
-    for parts in (1, *microbatches):
-        name = f"memory of the gradients of {parts} microbatches, MiB"
-        figures[name] = _temporaries(model, rows, tables, batch_size, parts)
-    for sharing in _meshes():
-        figures[f"state on a device, {sharing}, MiB"] = _state_on_a_device(model, sharing)
     if rounds:
-        figures |= _speed(model, rows, tables, batch_size, microbatches, rounds, steps)
+        figures["ways"] = _compared(_ways(), rounds, steps)
+        figures["lengths"] = [_of_length(name, length, steps) for name in FAMILIES for length in lengths]
     for name, value in figures.items():
-        print(f"{name:75s} {value:,.3f}" if isinstance(value, float) else f"{name:75s} {value}")
+        print(_table(name, value) if isinstance(value, dict | list) else f"{name}: {value}")
     out.parent.mkdir(parents=True, exist_ok=True)
     write_json(out, figures)
 
 
-def _rows(config: GeneratorConfig) -> PackedRows:
+def _ways() -> dict[str, Way]:
+    """The plain way first."""
+    train = _histories(np.minimum(2 + np.random.default_rng(0).geometric(0.2, 22_363), 200))
+    plain = Way(RQTransformerConfig(), pack(train, max_history=HISTORY, row_length=ROW))
+    return {
+        "plain": plain,
+        "2 microbatches": replace(plain, accumulate=2),
+        "4 microbatches": replace(plain, accumulate=4),
+        "8 microbatches": replace(plain, accumulate=8),
+        "input put ahead": replace(plain, ahead=True),
+        "bfloat16": plain.backbone(dtype=Precision.BFLOAT16),
+        "rematerialised": plain.backbone(remat=True),
+        "state not donated": replace(plain, donate=False),
+        "one history a row": replace(plain, rows=_one_a_row(train)),
+    }
+
+
+def _histories(lengths: np.ndarray) -> Histories:
     rng = np.random.default_rng(0)
-    lengths = np.minimum(2 + rng.geometric(0.2, 22_363), 200)
     lists = np.split(rng.integers(0, ITEMS, lengths.sum()), np.cumsum(lengths)[:-1])
-    return pack(
-        Histories.from_lists([one.tolist() for one in lists]),
-        max_history=config.max_history,
-        row_length=config.row_length,
-    )
+    return Histories.from_lists([one.tolist() for one in lists])
+
+
+def _one_a_row(train: Histories) -> PackedRows:
+    """The latest items of each history, padded."""
+    items, real = replace(train, ends=train.ends - 1).padded(HISTORY)
+    following, _ = replace(train, starts=train.starts + 1).padded(HISTORY)
+    return PackedRows(items, np.where(real, following, -1), real.astype(np.int32))
+
+
+class _Training:
+    """A way's compiled step, its state, and a stream of batches on the device."""
+
+    def __init__(self, way: Way) -> None:
+        mesh, size = make_mesh(), POSITIONS // way.rows.history.shape[1]
+        size = max(size // way.accumulate, 1) * way.accumulate
+        model = build_model(ModelSpec(way.model, SIZES, ITEMS, num_features=0, max_history=HISTORY), seed=0)
+        optimizer = make_optimizer(OptimizerConfig(), num_steps=10_000)
+        stream = batches(way.rows, batch_size=size, num_batches=10_000, seed=0)
+        on_device = (put_batch(batch, mesh) for batch in stream)
+        self.batches: Iterator[Any] = _ahead(on_device) if way.ahead else on_device
+        self.state, self.tables = create_state(model, optimizer, mesh), _tables()
+        step = jax.jit(_step(model, optimizer, way, mesh), donate_argnums=0 if way.donate else ())
+        with jax.set_mesh(mesh):
+            self.program = step.lower(self.state, next(self.batches), self.tables).compile()
+
+    def take(self, steps: int) -> dict[str, float]:
+        """Take so many steps: the seconds, and the targets they had."""
+        found, started = [], time.monotonic()
+        for batch in itertools.islice(self.batches, steps):
+            self.state, targets = self.program(self.state, batch, self.tables)
+            found.append(targets)
+        jax.block_until_ready(found)
+        return {"seconds": time.monotonic() - started, "targets": float(sum(found))}
+
+    def memory(self) -> dict[str, float]:
+        """MiB beside the state and the batch, and in all."""
+        need: Any = self.program.memory_analysis()
+        whole = need.argument_size_in_bytes + need.output_size_in_bytes - need.alias_size_in_bytes
+        return {"temporaries": need.temp_size_in_bytes / MIB, "in all": (whole + need.temp_size_in_bytes) / MIB}
+
+
+def _step(model: Any, optimizer: optax.GradientTransformation, way: Way, mesh: Any) -> Callable[..., Any]:
+    """The step of `semid.training`, returning the number of targets; not jitted, so that memory can be asked for."""
+    graph, *_ = nnx.split(model, nnx.Param, ...)
+
+    def step(state: TrainState, batch: PackedRows, tables: LossTables) -> tuple[TrainState, Any]:
+        def of_rows(params: nnx.State, rest: nnx.State, rows: PackedRows, key: Any) -> Gradients:
+            def loss(params: nnx.State) -> Any:
+                current = nnx.merge(graph, params, rest, copy=True)
+                return code_loss(current, rows, tables, StepContext(key, jnp.zeros(())))
+
+            (_, metrics), found = jax.value_and_grad(loss, has_aux=True)(params)
+            return Gradients(found, metrics, rest)
+
+        key = jax.random.fold_in(jax.random.key(0, impl="rbg"), state.step)
+        if way.accumulate > 1:
+            found = accumulated(of_rows, state.params, state.rest, batch, key, parts=way.accumulate, mesh=mesh)
+        else:
+            found = of_rows(state.params, state.rest, batch, key)
+        updates, opt_state = optimizer.update(found.gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, found.rest, opt_state), found.metrics["targets"]
+
+    return step
 
 
 def _tables() -> LossTables:
     codes = np.random.default_rng(0).integers(0, SIZES, (ITEMS, len(SIZES))).astype(np.int32)
     return LossTables(ItemTables.of(codes, None, np.ones(ITEMS, np.int32)))
-
-
-def _meshes() -> list[MeshConfig]:
-    sizes = (MeshConfig(), MeshConfig(fsdp=2), MeshConfig(tensor=2), MeshConfig(2, 2), MeshConfig(fsdp=8))
-    return [mesh for mesh in sizes if jax.device_count() % (mesh.fsdp * mesh.tensor) == 0]
-
-
-def _state_on_a_device(model: nnx.Module, sharing: MeshConfig) -> float:
-    """Parameters and moments that the first device holds, MiB."""
-    state = create_state(model, make_optimizer(OptimizerConfig(), num_steps=10), make_mesh(config=sharing))
-    return sum(leaf.addressable_data(0).nbytes for leaf in jax.tree.leaves(state)) / 2**20
-
-
-def _temporaries(model: nnx.Module, rows: PackedRows, tables: LossTables, batch_size: int, parts: int) -> float | None:
-    """What the compiled gradients need beside their inputs and outputs, MiB."""
-    mesh = make_mesh()
-    graph, params, rest = nnx.split(model, nnx.Param, ...)
-
-    def of_rows(params: nnx.State, rest: nnx.State, rows: PackedRows, key: Any) -> Gradients:
-        def loss(params: nnx.State) -> Any:
-            context = StepContext(key, jnp.zeros(()))
-            return code_loss(nnx.merge(graph, params, rest, copy=True), rows, tables, context)
-
-        (value, _), found = jax.value_and_grad(loss, has_aux=True)(params)
-        return Gradients(found, {"loss": value}, rest)
-
-    def whole(params: nnx.State, rest: nnx.State, rows: PackedRows, key: Any) -> Gradients:
-        if parts == 1:
-            return of_rows(params, rest, rows, key)
-        return accumulated(of_rows, params, rest, rows, key, parts=parts, mesh=mesh)
-
-    batch = put_batch(PackedRows(*(array[:batch_size] for array in rows)), mesh)
-    program = jax.jit(whole).lower(params, rest, batch, jax.random.key(0, impl="rbg")).compile()
-    found = program.memory_analysis()
-    return found.temp_size_in_bytes / 2**20 if found else None  # not every backend tells
-
-
-def _speed(
-    model: nnx.Module,
-    rows: PackedRows,
-    tables: LossTables,
-    batch_size: int,
-    microbatches: tuple[int, ...],
-    rounds: int,
-    steps: int,
-) -> dict[str, float]:
-    """Steps a second of the plain way, and how many times that the others make."""
-    turn = {
-        "plain": _way(model, rows, tables, batch_size, steps),
-        **{
-            f"{parts} microbatches": _way(model, rows, tables, batch_size, steps, accumulate=parts)
-            for parts in microbatches
-        },
-        "input put ahead": _way(model, rows, tables, batch_size, steps, feed=_ahead),
-    }
-    seconds = [{name: take() for name, take in turn.items()} for _ in range(rounds + 1)][1:]  # the first compiles
-    figures = {"plain, steps/s, median": float(np.median([steps / one["plain"] for one in seconds]))}
-    for name in list(turn)[1:]:
-        ratios = [one["plain"] / one[name] for one in seconds]
-        figures[f"{name}, steps/s over plain, median"] = float(np.median(ratios))
-        figures[f"{name}, steps/s over plain, quartiles"] = np.quantile(ratios, (0.25, 0.75)).tolist()
-    return figures
-
-
-def _way(
-    model: nnx.Module,
-    rows: PackedRows,
-    tables: LossTables,
-    batch_size: int,
-    steps: int,
-    *,
-    accumulate: int = 1,
-    feed: Callable[[Iterator[Any]], Iterator[Any]] = iter,
-) -> Callable[[], float]:
-    """A function that takes `steps` more steps and returns the seconds."""
-    mesh = make_mesh()
-    optimizer = make_optimizer(OptimizerConfig(), num_steps=10_000)
-    state = create_state(model, optimizer, mesh)
-    step = make_step(
-        model, optimizer, code_loss, tables=tables, seed=0, num_steps=10_000, mesh=mesh, accumulate=accumulate
-    )
-    stream = batches(rows, batch_size=batch_size, num_batches=10_000, seed=0)
-    on_device = feed(put_batch(batch, mesh) for batch in stream)
-
-    def take() -> float:
-        nonlocal state
-        started = time.monotonic()
-        for batch in itertools.islice(on_device, steps):
-            state, metrics = step(state, batch)
-        jax.block_until_ready(metrics)
-        return time.monotonic() - started
-
-    return take
 
 
 def _ahead(stream: Iterator[Any]) -> Iterator[Any]:
@@ -194,6 +196,95 @@ def _ahead(stream: Iterator[Any]) -> Iterator[Any]:
     for batch in stream:
         yield before
         before = batch
+
+
+def _compared(ways: dict[str, Way], rounds: int, steps: int) -> list[dict[str, Any]]:
+    """Targets a second of every way, over those of the first in the same round, and memory."""
+    trained = {name: _Training(way) for name, way in ways.items()}
+    takes = [{name: one.take(steps) for name, one in trained.items()} for _ in range(rounds + 1)][1:]
+    rates = {name: np.array([take[name]["targets"] / take[name]["seconds"] for take in takes]) for name in ways}
+    plain, rows = next(iter(rates.values())), []
+    for name, one in trained.items():
+        low, middle, high = np.quantile(rates[name] / plain, (0.25, 0.5, 0.75))
+        rows.append(
+            {
+                "way": name,
+                "targets a second": float(np.median(rates[name])),
+                "over plain": float(middle),
+                "quartiles": f"{low:.2f} to {high:.2f}",
+                **{f"{what}, MiB": value for what, value in one.memory().items()},
+            }
+        )
+    return rows
+
+
+def _of_length(name: str, length: int, steps: int) -> dict[str, Any]:
+    """A step of as many positions in rows of one history of `length` items each."""
+    config = FAMILIES[name]
+    closed = name == "flat"
+    train = _histories(np.full(max(POSITIONS // length, 1) * 2, length + 1))
+    way = Way(config, pack(train, max_history=length, row_length=length + closed, closed=closed))
+    training, lean = _Training(way), _Training(way.backbone(remat=True))
+    training.take(1)
+    takes = [training.take(1) for _ in range(steps)]
+    return {
+        "model": name,
+        "items": length,
+        "ms a step": 1e3 * float(np.median([take["seconds"] for take in takes])),
+        "targets a second": float(np.median([take["targets"] / take["seconds"] for take in takes])),
+        "temporaries, MiB": training.memory()["temporaries"],
+        "rematerialised, MiB": lean.memory()["temporaries"],
+    }
+
+
+def _softmax(*, run: bool) -> list[dict[str, Any]]:
+    """Memory of the dense head's loss and gradients: all logits at once (not run), and by blocks of the devices."""
+
+    def at_once(states: Any, vectors: Any, targets: Any, weights: Any) -> Any:
+        losses = optax.softmax_cross_entropy_with_integer_labels(states @ vectors.T, targets)
+        return jnp.sum(losses * weights)
+
+    def blocked(*given: Any) -> Any:
+        return softmax_cross_entropy(*given, id_axes=("tensor",))
+
+    shapes = [((STATES, DIM), jnp.float32), ((IDS, DIM), jnp.float32), ((STATES,), jnp.int32), ((STATES,), jnp.float32)]
+    rows, devices = [], jax.device_count()
+    with jax.set_mesh(make_mesh(config=MeshConfig(tensor=devices))):
+        for name, loss in (("all logits at once", at_once), (f"in blocks, {devices} devices", blocked)):
+            gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+            program = gradients.lower(*(jax.ShapeDtypeStruct(*one) for one in shapes)).compile()
+            need: Any = program.memory_analysis()
+            rows.append({"loss": name, "temporaries, MiB": need.temp_size_in_bytes / MIB})
+        if run:
+            given = [jnp.ones(*one) for one in shapes]
+            jax.block_until_ready(program(*given))
+            started = time.monotonic()
+            jax.block_until_ready(program(*given))
+            rows[-1]["seconds"] = time.monotonic() - started
+    return rows
+
+
+def _meshes() -> list[MeshConfig]:
+    sizes = (MeshConfig(), MeshConfig(fsdp=2), MeshConfig(tensor=2), MeshConfig(2, 2), MeshConfig(fsdp=8))
+    return [mesh for mesh in sizes if jax.device_count() % (mesh.fsdp * mesh.tensor) == 0]
+
+
+def _state_on_a_device(sharing: MeshConfig) -> float:
+    """Parameters and moments that the first device holds, MiB."""
+    model = build_model(ModelSpec(RQTransformerConfig(), SIZES, ITEMS, num_features=0, max_history=HISTORY), seed=0)
+    state = create_state(model, make_optimizer(OptimizerConfig(), num_steps=10), make_mesh(config=sharing))
+    return sum(leaf.addressable_data(0).nbytes for leaf in jax.tree.leaves(state)) / MIB
+
+
+def _table(name: str, value: dict[str, float] | list[dict[str, Any]]) -> str:
+    """Markdown."""
+    rows = [{name: key, "": figure} for key, figure in value.items()] if isinstance(value, dict) else value
+    names = list(dict.fromkeys(key for row in rows for key in row))
+    lines = [f"\n{name}\n", f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+    for row in rows:
+        cells = [row.get(key, "-") for key in names]
+        lines.append(f"| {' | '.join(f'{c:,.4g}' if isinstance(c, float) else str(c) for c in cells)} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

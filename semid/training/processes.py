@@ -47,16 +47,18 @@ def from_first(value: Any) -> Any:
     return json.loads(sent.astype(np.uint8).tobytes())
 
 
-def on_first(function: Callable[[], object]) -> None:
-    """The first process runs `function`, the others wait for it; they go on, or raise its error, all together."""
+def on_first(function: Callable[[], Any]) -> Any:
+    """The first process runs `function`, the others wait for it; all get what it returns, of JSON's types, or raise its
+    error, together."""
     if jax.process_count() == 1:
-        function()
-        return
-    error = None
+        return function()
+    result, error = None, None
     if jax.process_index() == 0:
         try:
-            function()
+            result = function()
         except (SemidError, OSError) as caught:
             error = str(caught)
-    if error := from_first(error):
+    result, error = from_first([result, error])
+    if error:
         raise SemidError(error)
+    return result

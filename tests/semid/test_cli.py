@@ -251,7 +251,7 @@ def test_a_tokenizer_aligned_with_a_trained_model(home, tmp_path, capsys):
     train = f"train --dataset {{h}}/dataset --catalog {{h}}/catalog {GENERATOR}"
     run(f"{train} --out {{t}}/teacher sasrec {BACKBONE}", h=home, t=tmp_path)
     line = (
-        "tokenize --dataset {h}/dataset --out {t}/c --collisions popularity --alignment letter cooccurrence "
+        "tokenize --dataset {h}/dataset --out {t}/c --fsdp 2 --collisions popularity --alignment letter cooccurrence "
         "--signal model --teacher {t}/teacher --letter.weight.value 0.2 --letter.temperature 0.5 "
         f"--cooccurrence.weight.value 0.4 --cooccurrence.weight.initial 0 {TOKENIZER} --log-every 1"
     )

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 from flax import nnx
 
-from semid import artifacts, recommender
+from semid import artifacts, recommender, scorers
 from semid.catalog import SemanticCatalog
 from semid.data.histories import Histories
 from semid.errors import SemidError
@@ -82,6 +82,15 @@ def test_scores_are_log_probabilities(model):
     else:
         assert (totals < 1).all()  # code tuples that no item has keep some
     assert not np.allclose(scores[0], scores[1])  # histories matter
+
+
+def test_the_whole_catalogue_is_scored_as_its_items_are(model, monkeypatch):
+    histories = Histories.from_lists([[1, 2, 3], [], *([row] for row in range(5))])
+    monkeypatch.setattr(recommender, "_USERS", 4)
+    monkeypatch.setattr(scorers, "_LEAVES", 7)  # blocks of both, the last ones short
+    found = model.catalog_log_probs(histories)
+    np.testing.assert_allclose(found, model.log_probs(histories, np.arange(ITEMS)), atol=1e-5)
+    assert (found.argsort(axis=1) != found[0].argsort()).any()  # control
 
 
 @pytest.mark.parametrize("exclude_seen", [False, True])

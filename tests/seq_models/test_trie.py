@@ -45,22 +45,20 @@ def test_nodes_children_and_items_are_those_of_the_prefixes(level_sizes, seed):
             row for row, code in enumerate(codes.tolist()) if tuple(code) == leaf
         ]
     assert positions[valid_rows].tolist() == list(range(len(codes)))
-    assert np.array_equal(trie.item_positions[rows[valid_rows]], positions[valid_rows])
 
 
+@pytest.mark.parametrize("capacity", [False, True], ids=["exact", "padded"])
 @pytest.mark.parametrize("level_sizes", [(9,), (4, 300, 3), (2, 3, 2, 2, 3, 2, 2, 3)])
-def test_nodes_know_their_items_and_their_parents(level_sizes):
+def test_nodes_know_their_parents_and_codes_their_path(level_sizes, capacity):
     codes = np.random.default_rng(0).integers(0, level_sizes, size=(40, len(level_sizes)))
-    trie = CodeTrie.from_codes(codes, level_sizes)
-    ordered = sorted(map(tuple, codes.tolist()))
-    for level in range(len(level_sizes)):
+    trie = CodeTrie.from_codes(codes, level_sizes, capacity=Capacity(50, level_sizes, 20) if capacity else None)
+    paths, items = trie.path(jnp.asarray(codes)), sorted(map(tuple, codes.tolist()))
+    for level, path in enumerate(paths):
         parents, nodes = prefixes_of(codes, level), prefixes_of(codes, level + 1)
-        starts = trie.first_item(jnp.arange(len(nodes) + 1), level=level).tolist()
-        for node, start, end in zip(nodes, starts[:-1], starts[1:], strict=True):
-            assert [i for i, item in enumerate(ordered) if item[: level + 1] == node] == list(range(start, end))
         found = trie.parents(jnp.arange(len(nodes)), level=level).tolist()
         assert [parents[parent] for parent in found] == [node[:-1] for node in nodes]
-    assert trie.leaves(jnp.arange(40)).tolist() == [prefixes_of(codes, len(level_sizes)).index(i) for i in ordered]
+        assert [nodes[node] for node in path.tolist()] == [tuple(row[: level + 1]) for row in codes.tolist()]
+    assert trie.leaves(jnp.arange(40)).tolist() == [prefixes_of(codes, len(level_sizes)).index(i) for i in items]
 
 
 def test_items_of_a_leaf_lie_by_popularity_then_by_row():
@@ -104,8 +102,8 @@ def test_ranges_of_one_member_each_are_not_stored():
     assert [start is None for start in (*trie.child_start, trie.leaf_start)] == [False, False, True]
     codes = np.random.default_rng(0).permutation(2000)[:, None] // np.array([100, 1]) % np.array([2048, 2048])
     trie = CodeTrie.from_codes(np.concatenate([codes] * 4, axis=1), (2048,) * 8)
-    # of 2,000 items: 20 + 7 * 2,000 tokens of 2 bytes, 1 + 1 and 20 + 1 starts, item rows and positions
-    assert sum(leaf.nbytes for leaf in jax.tree.leaves(trie)) == 2 * (20 + 7 * 2000) + 4 * (2 + 21) + 4 * 2 * 2000
+    # of 2,000 items: 20 + 7 * 2,000 tokens of 2 bytes, 1 + 1 and 20 + 1 starts, item rows
+    assert sum(leaf.nbytes for leaf in jax.tree.leaves(trie)) == 2 * (20 + 7 * 2000) + 4 * (2 + 21) + 4 * 2000
 
 
 def test_tries_of_one_capacity_have_equal_shapes():

@@ -27,9 +27,12 @@ class Toy:
         last = np.array([histories[index][-1] for index in range(len(histories))])
         return -np.abs(rows[None, :] - last[:, None] - 0.25)
 
+    def catalog_log_probs(self, histories: Histories) -> np.ndarray:
+        return self.log_probs(histories, np.arange(len(self.item_ids)))
+
     def rank(self, histories: Histories, *, k: int, exclude_seen: bool, **options) -> np.ndarray:
         self.asked.append({"k": k, "exclude_seen": exclude_seen, **options})
-        order = np.argsort(-self.log_probs(histories, np.arange(len(self.item_ids))), axis=1)
+        order = np.argsort(-self.catalog_log_probs(histories), axis=1)
         if exclude_seen:
             seen = [np.isin(row, histories[index]) for index, row in enumerate(order)]
             order = np.where(seen, -1, order)

@@ -11,12 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pyarrow as pa
 import pytest
 from flax import nnx
 
+from semid.artifacts import load_tensors
+from semid.catalog import SemanticCatalog
 from semid.data.batches import SingleRows, batches
+from semid.data.dataset import Dataset
 from semid.data.histories import Histories
 from semid.errors import SemidError
+from semid.tokenizer import Collisions, RQKmeansConfig, RQVaeConfig, TokenizerConfig, tokenize
 from semid.training import (
     MeshConfig,
     OptimizerConfig,
@@ -82,8 +87,21 @@ def leaves(model: nnx.Module) -> dict[str, np.ndarray]:
     return {name: np.asarray(leaf) for name, leaf in named_leaves(nnx.state(model)).items()}
 
 
+def catalogs(folder: Path) -> None:
+    """Tokenize with a trained quantizer, whose codes are re-seeded and clustered every epoch, and with an untrained."""
+    vectors = np.random.default_rng(0).normal(size=(ITEMS, 6)).astype(np.float32)
+    ids, once = [f"i{row}" for row in range(ITEMS)], {"user_id": ["u"], "item_id": ["i0"], "position": [0]}
+    dataset = Dataset.build(pa.table({"item_id": ids}), pa.table(once), name="tiny").with_vectors("x", vectors)
+    training = TrainingConfig(epochs=2, batch_size=16, validate_every=1, log_every=1)
+    sizes = {"level_sizes": (16, 8), "kmeans_iterations": 0, "hidden": (8,), "latent": 4}
+    methods = {"vae": RQVaeConfig(**sizes, diversity=0.1, training=training), "kmeans": RQKmeansConfig((8, 4))}
+    for name, method in methods.items():
+        config = TokenizerConfig(method, collisions=Collisions.ALLOWED)
+        tokenize(dataset, config, out=folder / name, parents={}, mesh=make_mesh(config=MeshConfig(fsdp=2)))
+
+
 def worker(folder: Path) -> None:
-    """What each of two processes does: train, be refused with another config, and read the finished run."""
+    """What each of two processes does: train, be refused with another config, read the finished run, and tokenize."""
     join_processes()
     rank = jax.process_index()
     assert (jax.process_count(), jax.device_count()) == (2, 8)
@@ -97,6 +115,8 @@ def worker(folder: Path) -> None:
     except SemidError as error:
         said.append(str(error))
     on_first(lambda: (folder / "first").write_text(str(rank)))
+    for _ in range(2):  # the second time it is all there
+        catalogs(folder)
     (folder / f"{rank}.json").write_text(
         json.dumps([*said, from_first(f"from {rank}"), (folder / "first").read_text()])
     )
@@ -148,6 +168,19 @@ def test_one_process_reads_what_two_wrote_to_the_bit(two):
     first = dict(np.load(two / "0.npz"))
     for name, value in leaves(run(two / "run")).items():
         np.testing.assert_array_equal(value, first[name])
+
+
+@pytest.mark.parametrize("name", ["vae", "kmeans"])
+def test_two_processes_tokenize_as_one(two, tmp_path, name):
+    catalogs(tmp_path)
+    together, alone = (load_tensors(folder / name / "tokenizer.safetensors") for folder in (two, tmp_path))
+    for tensor in (tensor for tensor in alone if "/clusters/" not in tensor):  # where two are as good, rounding decides
+        np.testing.assert_allclose(together[tensor], alone[tensor], atol=1e-5, err_msg=tensor)
+    codes = [SemanticCatalog.read(folder / name / "catalog.parquet").codes for folder in (two, tmp_path)]
+    np.testing.assert_array_equal(*codes)
+    if name == "vae":  # control: codes were dead, so that the last epoch re-seeded some
+        looks = [r for r in read_history(two / name / "history.jsonl") if "validation/explained" in r]
+        assert looks[0]["validation/usage/level_0"] < 1
 
 
 def test_all_processes_are_told_the_same(two):

@@ -1,0 +1,198 @@
+"""Minutes of training until validation Recall@10 passes a mark: semid's families and T5 of the same codes."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from experiments.benchmarks.turns import Ask, Turn, give_examples, new_peer, peer, peer_steps, semid_steps, take_turns
+from experiments.generators import BACKBONE, FAMILIES, QUALITIES
+from semid import Dataset, GeneratorConfig, SemanticCatalog, train_generator
+from semid.artifacts import read_artifact, write_json
+from semid.catalog import FILE as CATALOG_FILE
+from semid.data.batches import SingleRows
+from semid.data.dataset import KIND as DATASET
+from semid.data.splits import Examples
+from semid.evaluation.metrics import accuracy, group_ids, item_places
+from semid.generator import content_features, training_counts, training_rows
+from semid.tokenizer import KIND as CATALOG
+from semid.training.tracking import HISTORY, read_history
+from seq_models import EncoderDecoderConfig, Layout
+
+PEER = EncoderDecoderConfig(BACKBONE)  # whose sizes T5 has
+
+
+def minutes(
+    out: Path,
+    generators: Path = Path("runs/generators"),
+    peer_python: Path | None = None,
+    learning_rates: tuple[float, ...] = (3e-3, 1e-3, 1e-2),
+    epochs: tuple[float, ...] = (6.0,),
+    looks: int = 12,
+    at_once: int = 64,
+    rounds: int = 7,
+    steps: int = 10,
+    families: tuple[str, ...] = ("rq-transformer", "encoder-decoder"),
+) -> None:
+    """Training minutes until validation Recall@10 passes each mark.
+
+    A training minute is steps times the median time of a step, measured in alternating rounds before anything is
+    trained: neither validation nor what else the machine does is counted. Ours are read from a finished run of
+    `experiments.generators` and trained once more on codes alone, which is all that T5 reads. The same users are
+    asked, with the beams of `GeneratorConfig.validation_beam`; T5's lists are those of `generate` under `mask`.
+
+    Args:
+        out: Folder for all results; training goes on from the last look there.
+        generators: Folder of `experiments.generators`: dataset, catalogue, histories of its families.
+        peer_python: Python with torch and transformers; none given: semid alone.
+        learning_rates: T5's peaks, one training each.
+        epochs: T5's schedules, one training each.
+        looks: At validation, in each of T5's trainings.
+        at_once: Users in one call of `generate`.
+        rounds: Rounds of measuring steps; 0: times are read from an earlier run.
+        steps: Steps of a contender in a round.
+        families: Which of ours.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    data, catalog = Dataset.load(generators / "dataset"), SemanticCatalog.read(generators / "catalog" / CATALOG_FILE)
+    parents = {
+        "dataset": read_artifact(generators / "dataset", DATASET),
+        "catalog": read_artifact(generators / "catalog", CATALOG),
+    }
+    theirs = FAMILIES["encoder-decoder"]
+    rows = SingleRows(data.splits.train, max_history=theirs.max_history)
+    ours, folders = {}, {}
+    for family in families:
+        ours[family], folders[family] = FAMILIES[family], generators / f"{family}_0"
+        name = f"{family}, codes alone"
+        ours[name], folders[name] = replace(FAMILIES[family], features=()), out / f"{family}-codes"
+    with peer(peer_python, catalog.codes, catalog.level_sizes, search=True) as ask:
+        if rounds:
+            write_json(out / "seconds.json", _step_seconds(ours, data, catalog, rows, ask, rounds, steps))
+        seconds = json.loads((out / "seconds.json").read_text())
+        found: list[dict[str, Any]] = []
+        for name, config in ours.items():
+            if folders[name].parent == out:
+                train_generator(data, catalog, config, out=folders[name], parents=parents)
+            found.append(_figures(name, read_history(folders[name] / HISTORY), seconds[name]))
+            _report(found, out)
+        if ask is None:
+            return
+        for peak, length in itertools.product(learning_rates, epochs):
+            total = round(length * -(-len(rows) // theirs.training.batch_size))
+            fit = _PeerFit(f"peer, rate {peak:g}, {length:g} epochs", peak, total, looks, at_once)
+            found.append(_figures(fit.name, fit.run(ask, data, catalog, rows, theirs, out), seconds["peer"]))
+            _report(found, out)
+
+
+@dataclass(frozen=True)
+class _PeerFit:
+    """One training of T5, looked at now and then; it goes on from the last look."""
+
+    name: str
+    learning_rate: float
+    num_steps: int
+    looks: int
+    at_once: int
+
+    def run(
+        self, ask: Ask, data: Dataset, catalog: SemanticCatalog, rows: SingleRows, config: GeneratorConfig, out: Path
+    ) -> list[dict[str, float]]:
+        """What each look found."""
+        home = out / self.name.replace(",", "").replace(" ", "-")
+        home.mkdir(exist_ok=True)
+        new_peer(ask, "fit", PEER, learning_rate=self.learning_rate, num_steps=self.num_steps)
+        give_examples(ask, rows, ["fit"])
+        examples = _validation_examples(data, config)
+        history, real = examples.histories.padded(config.max_history)
+        np.savez(home / "question.npz", history=history, real=real)
+        state, log = home / "state.pt", home / HISTORY
+        step = ask("restore", name="fit", file=str(state))["step"] if state.exists() else 0
+        done = [record for record in read_history(log) if record["step"] <= step] if step else []
+        for look in range(len(done) + 1, self.looks + 1):
+            until = round(self.num_steps * look / self.looks)
+            trained = ask("steps", name="fit", batch=config.training.batch_size, steps=until - step)
+            step = until
+            searched = self._search(ask, home, config.validation_beam)
+            places = item_places(np.load(home / "found.npy"), examples.targets, group_ids(catalog.codes))
+            values = {f"validation/{k}": float(v.mean()) for k, v in accuracy(places, (10,)).items()}
+            done.append({"step": step, **values, **trained, "validation seconds": searched})
+            print(self.name, done[-1], flush=True)
+            log.write_text("".join(json.dumps(record) + "\n" for record in done))
+            ask("save", name="fit", file=str(state))
+        return done
+
+    def _search(self, ask: Ask, home: Path, beam_size: int) -> float:
+        return ask(
+            "search",
+            name="fit",
+            file=str(home / "question.npz"),
+            out=str(home / "found.npy"),
+            beam_size=beam_size,
+            results=10,
+            at_once=self.at_once,
+            constraint="mask",
+        )["seconds"]
+
+
+def _validation_examples(data: Dataset, config: GeneratorConfig) -> Examples:
+    """Those that `train_generator` validates on with seed 0."""
+    examples = data.splits.examples("validation")
+    if len(examples) <= config.validation_users:
+        return examples
+    return examples.take(np.random.default_rng(0).permutation(len(examples))[: config.validation_users])
+
+
+def _step_seconds(
+    ours: dict[str, GeneratorConfig],
+    data: Dataset,
+    catalog: SemanticCatalog,
+    rows: SingleRows,
+    ask: Ask | None,
+    rounds: int,
+    steps: int,
+) -> dict[str, float]:
+    """The median time of a training step of everyone, on the real examples."""
+    turns: dict[str, Turn] = {}
+    for name, config in ours.items():
+        layout = Layout.SINGLE if isinstance(config.model, EncoderDecoderConfig) else Layout.PACKED
+        features, counts = content_features(data, config.features), training_counts(data)
+        of_family = training_rows(data, config, layout)
+        turns[name] = semid_steps(config, of_family, catalog.codes, catalog.level_sizes, features, counts)
+    if ask:
+        config = FAMILIES["encoder-decoder"]
+        new_peer(ask, "peer", PEER)
+        give_examples(ask, rows, ["peer"])
+        turns["peer"] = functools.partial(peer_steps, ask, "peer", config.training.batch_size)
+    seconds = take_turns({name: functools.partial(turn, steps) for name, turn in turns.items()}, rounds)
+    return {name: float(np.median(times)) / steps for name, times in seconds.items()}
+
+
+def _figures(name: str, records: list[dict[str, float]], seconds: float) -> dict[str, Any]:
+    """Looks as (training minutes, validation Recall@10), and the first minute beyond each mark."""
+    looks = [(r["step"] * seconds / 60, r["validation/recall@10"]) for r in records if "validation/recall@10" in r]
+    return {
+        "model": name,
+        "seconds a step": seconds,
+        "training minutes": looks[-1][0],
+        "validation recall@10": max(value for _, value in looks),
+        **{f"minutes to {mark}": next((at for at, value in looks if value > mark), None) for mark in QUALITIES},
+        "looks": looks,
+    }
+
+
+def _report(found: list[dict[str, Any]], out: Path) -> None:
+    write_json(out / "minutes.json", {"rows": found})
+    print({name: value for name, value in found[-1].items() if name != "looks"}, flush=True)
+    plot = go.Figure(
+        [go.Scatter(x=x, y=y, name=row["model"]) for row in found for x, y in [zip(*row["looks"], strict=True)]],
+        layout={"xaxis": {"title": "training minutes", "type": "log"}, "yaxis": {"title": "validation Recall@10"}},
+    )
+    plot.write_html(out / "minutes.html")
