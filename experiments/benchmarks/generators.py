@@ -13,7 +13,9 @@ clipping. They have the same width, depth, heads and a gated SiLU as feed-forwar
     dropout       ours is on the input and the residuals; T5 also drops shares of attention and what is inside the
                   feed-forward layer, so both are timed without dropout too
     vocabulary    ours has an embedding table and a head of each level; T5 scores the codes of all levels each time
-    padding       ours is to 20 items always; T5's to the longest history of a batch, which of 256 is 20 as well
+    padding       ours is to 5, 10 or 20 items, T5's to the longest history of a batch; both read the same batches, of
+                  histories of about one length, as semid makes them. `shuffled` ones, as the usual recipes make them,
+                  are of 20 items nearly always
     search        ours encodes a user once for all beams; `generate` repeats the encoder's states for every beam
 """
 
@@ -41,6 +43,7 @@ from experiments.benchmarks.turns import (
     new_peer,
     peer,
     peer_steps,
+    semid_order,
     semid_steps,
     take_turns,
     timed,
@@ -48,7 +51,7 @@ from experiments.benchmarks.turns import (
 from experiments.generators import BACKBONE, FAMILIES
 from semid import GeneratorConfig
 from semid.artifacts import write_json
-from semid.data.batches import SingleRows
+from semid.data.batches import SingleRows, batches
 from semid.data.histories import Histories
 from semid.models import ItemTables, ModelSpec, build_model, inputs_at
 from semid.scorers import CodeScorer, Question
@@ -64,6 +67,7 @@ SIZES = {
 USERS, ITEMS, LEVELS = 22_363, 12_101, (256, 256, 256, 9)  # as Amazon's Beauty
 SEARCH_LEVELS = (256, 256, 256, 256)
 HISTORY_ITEMS = 20
+MANY = 200  # batches, by which the work of one is known
 
 
 def train(
@@ -94,12 +98,14 @@ def train(
         figures |= ask("versions") if ask else {}
         for size, model in SIZES.items():
             few = steps if model.backbone.dim <= BACKBONE.dim else max(steps // 10, 1)
-            turns, parameters = _trainings(model, codes, rows, ask, batch, compiled)
+            turns, parameters = _trainings(model, codes, rows, ask, batch, compiled, (rounds + 1) * few)
             seconds = take_turns({name: functools.partial(turn, few) for name, turn in turns.items()}, rounds)
             each = {name: np.array(times) / few for name, times in seconds.items()}
             figures[size] = {"parameters": parameters}
+            lengths = [len(b.history[0]) for b in batches(rows, batch_size=batch, num_batches=MANY, seed=0)]
             for name in (name for name in each if "matmul" not in name):
-                figures[size][name] = _training_figures(name, each, model, batch)
+                items = [HISTORY_ITEMS] if "shuffled" in name else lengths
+                figures[size][name] = _training_figures(name, each, model, batch, items)
             _report(figures, out)
 
 
@@ -110,6 +116,7 @@ def _trainings(
     ask: Ask | None,
     batch: int,
     compiled: bool,
+    steps: int,
 ) -> tuple[dict[str, Turn], dict[str, int]]:
     """Everyone who trains, the largest product of each library, and numbers of parameters."""
     shape = _largest_product(model, batch)
@@ -118,17 +125,20 @@ def _trainings(
     turns: dict[str, Turn] = {"semid, matmul": functools.partial(_matmul, shape)}
     if ask:
         turns["peer, matmul"] = functools.partial(_peer_matmul, ask, shape)
-    for drop in ("", ", without dropout"):
-        of = replace(model, backbone=replace(model.backbone, dropout=0.0)) if drop else model
+    order = semid_order(rows, batch_size=batch, num_batches=steps)
+    for way in ("", ", without dropout", ", shuffled"):
+        of = replace(model, backbone=replace(model.backbone, dropout=0.0)) if "dropout" in way else model
         config = GeneratorConfig(of, features=())
         config = replace(config, training=replace(config.training, batch_size=batch))
-        turns["semid" + drop] = semid_steps(config, rows, codes, LEVELS)
+        turns["semid" + way] = semid_steps(
+            config, rows[np.arange(len(rows))] if "shuffled" in way else rows, codes, LEVELS
+        )
         if ask is None:
             continue
         for kind in ("", ", compiled") if compiled else ("",):
-            name = f"peer{kind}{drop}"
+            name = f"peer{kind}{way}"
             counts["peer"] = new_peer(ask, name, of, compiled=bool(kind))["parameters"]
-            give_examples(ask, rows, [name])
+            give_examples(ask, rows, [name], order=None if "shuffled" in way else order)
             turns[name] = functools.partial(peer_steps, ask, name, batch)
     return turns, counts
 
@@ -138,13 +148,14 @@ def _largest_product(model: EncoderDecoderConfig, batch: int) -> tuple[int, int,
 
 
 def _training_figures(
-    name: str, seconds: dict[str, np.ndarray], model: EncoderDecoderConfig, batch: int
+    name: str, seconds: dict[str, np.ndarray], model: EncoderDecoderConfig, batch: int, items: list[int]
 ) -> dict[str, float]:
-    """`seconds` of a step (of a product) in each round, by contender."""
-    library, _, kind = name.partition(",")
-    dropout = ", without dropout" if "without" in kind else ""
+    """`seconds` of a step (of a product) in each round, by contender; `items` are the lengths of batches."""
+    library = name.partition(",")[0]
+    rival = name.replace("peer", "semid").replace(", compiled", "")
     rate = 2.0 * np.prod(_largest_product(model, batch)) / np.median(seconds[f"{library}, matmul"])
-    flops = step_flops(model, batch, level_sizes=LEVELS, shared=library == "peer")
+    shared = library == "peer"
+    flops = float(np.mean([step_flops(model, batch, level_sizes=LEVELS, shared=shared, items=n) for n in items]))
     median = float(np.median(seconds[name]))
     return {
         "examples per second": batch / median,
@@ -154,17 +165,19 @@ def _training_figures(
         "matmul, GFLOP/s": float(rate) / 1e9,
         "examples per second at the floor": batch * float(rate) / flops,
         "share of the floor's speed": flops / float(rate) / median,
-        "semid is faster by, median of rounds": float(np.median(seconds[name] / seconds["semid" + dropout])),
+        "semid is faster by, median of rounds": float(np.median(seconds[name] / seconds[rival])),
     }
 
 
-def step_flops(model: EncoderDecoderConfig, batch: int, *, level_sizes: tuple[int, ...], shared: bool) -> float:
+def step_flops(
+    model: EncoderDecoderConfig, batch: int, *, level_sizes: tuple[int, ...], shared: bool, items: int = HISTORY_ITEMS
+) -> float:
     """Multiply-adds, counted twice, of a training step's products; the backward pass has twice the forward pass's.
 
     `shared`: all levels share one vocabulary, as in T5.
     """
     size, levels = model.backbone, len(level_sizes)
-    tokens, mixed = HISTORY_ITEMS * levels, size.dim * size.dim
+    tokens, mixed = items * levels, size.dim * size.dim
     block = 4 * mixed + 3 * size.dim * size.hidden  # of a token: projections, feed-forward layer
     encoder = size.layers * tokens * (block + 2 * tokens * size.dim)
     cross = levels * (2 * mixed + 2 * tokens * size.dim) + tokens * 2 * mixed

@@ -132,7 +132,8 @@ class Peer:
         return {"parameters": sum(p.numel() for p in self.models[name].model.parameters())}
 
     def examples(self, file: str, names: list[str]) -> dict[str, int]:
-        """Training examples for the models named: `history` [n, items] of item rows, `real` of it, `targets` [n]."""
+        """Training examples for the models named: `history` [n, items] of item rows, `real` of it, `targets` [n]; and,
+        if they are to be taken in another order than a fresh permutation each epoch, their numbers in that `order`."""
         with np.load(file) as arrays:
             data = {name: arrays[name] for name in arrays.files}
         for name in names:
@@ -272,7 +273,7 @@ class Training:
         return _FINAL + (1 - _FINAL) * (1 + math.cos(math.pi * done)) / 2
 
     def step(self, codes: np.ndarray, batch: int) -> torch.Tensor:
-        """A training step on the next examples, in an order that is a fresh permutation each epoch."""
+        """A training step on the next examples."""
         rows = self._rows(batch)
         tokens, mask = self.tokens(codes, self.data["history"][rows], self.data["real"][rows])
         labels = torch.from_numpy(codes[self.data["targets"][rows]] + self.offsets)
@@ -295,7 +296,10 @@ class Training:
 
     def _rows(self, batch: int) -> np.ndarray:
         """The batch that semid takes at this step: batches run on across epochs."""
-        epoch, within = np.divmod(np.arange(self.number * batch, (self.number + 1) * batch), len(self.data["targets"]))
+        numbers = np.arange(self.number * batch, (self.number + 1) * batch)
+        if "order" in self.data:
+            return self.data["order"][numbers]
+        epoch, within = np.divmod(numbers, len(self.data["targets"]))
         orders = {
             int(e): np.random.default_rng([0, e]).permutation(len(self.data["targets"])) for e in np.unique(epoch)
         }

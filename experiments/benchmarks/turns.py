@@ -70,12 +70,34 @@ def new_peer(ask: Ask, name: str, model: EncoderDecoderConfig, **options: Any) -
     return ask("model", name=name, backbone=backbone, decoder_layers=model.decoder_layers, **options)
 
 
-def give_examples(ask: Ask, rows: SingleRows, names: list[str]) -> None:
-    """Every training example of ours."""
+class _Numbers:
+    """The numbers of examples, batched as the examples are."""
+
+    def __init__(self, rows: SingleRows) -> None:
+        self.arrays, self.buckets, self._length = rows.arrays, rows.buckets, len(rows)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: np.ndarray) -> np.ndarray:
+        return index
+
+    def batch(self, index: np.ndarray, *, bucket: int) -> np.ndarray:
+        return index
+
+
+def semid_order(rows: SingleRows, *, batch_size: int, num_batches: int) -> np.ndarray:
+    """The numbers of the examples in the order in which semid takes them."""
+    return np.concatenate(list(batches(_Numbers(rows), batch_size=batch_size, num_batches=num_batches, seed=0)))
+
+
+def give_examples(ask: Ask, rows: SingleRows, names: list[str], *, order: np.ndarray | None = None) -> None:
+    """Every training example of ours, to be taken in that order, or else in a fresh permutation each epoch."""
     history, targets, segments = rows[np.arange(len(rows))]
+    arrays = {"history": history, "real": segments != 0, "targets": targets}
     with tempfile.TemporaryDirectory() as home:
         file = Path(home) / "examples.npz"
-        np.savez(file, history=history, real=segments != 0, targets=targets)
+        np.savez(file, **arrays if order is None else arrays | {"order": order})
         ask("examples", file=str(file), names=names)
 
 

@@ -13,6 +13,8 @@ from jaxtyping import Int
 from semid.data.histories import Histories
 from semid.errors import SemidError
 
+# Batches an epoch that make rows of one length worth a compiled program of their own.
+_WORTH = 100
 _NOTHING = "no training history has two items or more: there is nothing to learn from"
 
 
@@ -30,12 +32,26 @@ class Rows(Protocol):
         """All that the rows are made of, by which the data is known again."""
         ...
 
+    def buckets(self, batch_size: int) -> Int[np.ndarray, " rows"] | None:
+        """A number for each row: of batches, those of equal numbers are made together. None: all alike."""
+        ...
+
+    def batch(self, index: Int[np.ndarray, " n"], *, bucket: int) -> Any:
+        """The rows of `index`, none of them of a larger bucket than this (-1: the largest)."""
+        ...
+
 
 class _Stored:
     """The rows of a NamedTuple of arrays."""
 
     def __init__(self, arrays: Any) -> None:
         self.arrays = arrays
+
+    def buckets(self, batch_size: int) -> None:
+        return None
+
+    def batch(self, index: Int[np.ndarray, " n"], *, bucket: int) -> Any:
+        return self[index]
 
     def __len__(self) -> int:
         return len(self.arrays[0])
@@ -91,7 +107,8 @@ class SingleRows:
     `max_history` items before it.
 
     Rows are made when they are asked for, `rows[index] -> PackedRows` with targets [n]; what is kept is a number a
-    history. Raises SemidError when no history has two items.
+    history. Batches are of rows of about one length, if there are enough of them, and no longer than these: a quarter
+    of `max_history`, half of it, or all. Raises SemidError when no history has two items.
     """
 
     def __init__(self, train: Histories, *, max_history: int) -> None:
@@ -106,10 +123,34 @@ class SingleRows:
         return int(self._until[-1]) if len(self._until) else 0
 
     def __getitem__(self, index: Int[np.ndarray, " n"]) -> PackedRows:
-        train, owner = self._train, np.searchsorted(self._until, index, side="right")
-        target = train.ends[owner] - (self._until[owner] - index)
+        return self._padded(index, self._max_history)
+
+    def buckets(self, batch_size: int) -> Int[np.ndarray, " rows"] | None:
+        """The smallest of `_lengths` that holds the row's history, where enough rows share it."""
+        owner, target = self._targets(np.arange(len(self)))
+        found = np.searchsorted(self._lengths, np.minimum(target - self._train.starts[owner], self._max_history))
+        for bucket in range(len(self._lengths) - 1):
+            if np.count_nonzero(found == bucket) < _WORTH * batch_size:
+                found[found == bucket] += 1
+        return None if (found == found[0]).all() else found.astype(np.int8)
+
+    def batch(self, index: Int[np.ndarray, " n"], *, bucket: int) -> PackedRows:
+        """Padded to the length of the bucket."""
+        return self._padded(index, int(self._lengths[bucket]))
+
+    @property
+    def _lengths(self) -> Int[np.ndarray, " buckets"]:
+        return np.unique([-(-self._max_history // 4), -(-self._max_history // 2), self._max_history])
+
+    def _targets(self, index: Int[np.ndarray, " n"]) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+        """The history of each row, and where its target stands."""
+        owner = np.searchsorted(self._until, index, side="right")
+        return owner, self._train.ends[owner] - (self._until[owner] - index)
+
+    def _padded(self, index: Int[np.ndarray, " n"], length: int) -> PackedRows:
+        train, (owner, target) = self._train, self._targets(index)
         before = Histories(train.users[owner], train.items, train.starts[owner], target)
-        history, real = before.padded(self._max_history)
+        history, real = before.padded(length)
         return PackedRows(history, train.items[target], real.astype(np.int32))
 
     @property
@@ -156,11 +197,22 @@ class _ShuffledBatches:
     def __init__(self, data: Rows, *, batch_size: int, num_batches: int, seed: int, process: tuple[int, int]) -> None:
         self._data, self._batch_size, self._length = data, batch_size, num_batches
         self._rows, self._seed, self._process = len(data), seed, process
+        self._buckets = data.buckets(batch_size)
         self._order = functools.lru_cache(maxsize=2)(self._shuffled)
         self._checksum = functools.reduce(lambda seen, array: zlib.crc32(array.tobytes(), seen), data.arrays, 0)
 
     def _shuffled(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng([self._seed, epoch]).permutation(self._rows)
+        """The epoch's rows in their order. With buckets, whole batches are of one, but for few; the largest rows make
+        up what stands in a batch with another epoch's."""
+        rng = np.random.default_rng([self._seed, epoch])
+        order = rng.permutation(self._rows)
+        if self._buckets is None:
+            return order
+        order, size = order[np.argsort(self._buckets[order], kind="stable")], self._batch_size
+        begun = min(-epoch * self._rows % size, self._rows)  # what the last batch of the epoch before still takes
+        whole = (self._rows - begun) // size * size
+        batches, rest = rng.permutation(order[:whole].reshape(-1, size)), order[whole:]
+        return np.concatenate([rest[:begun], batches.reshape(-1), rest[begun:]])
 
     def __len__(self) -> int:
         return self._length
@@ -172,7 +224,7 @@ class _ShuffledBatches:
         chosen = np.concatenate([self._order(int(e))[within[epoch == e]] for e in np.unique(epoch)])
         rank, count = self._process
         local = chosen[rank * (len(chosen) // count) : (rank + 1) * (len(chosen) // count)]
-        return self._data[local]
+        return self._data.batch(local, bucket=-1 if self._buckets is None else int(self._buckets[chosen].max()))
 
     def __repr__(self) -> str:
         """Names the pipeline in Grain's state: Grain refuses a state of other data or another seed."""

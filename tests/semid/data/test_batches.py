@@ -1,5 +1,6 @@
 """Packing against brute force, and the stream of batches: permutations, shards, exact positions."""
 
+from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
@@ -165,6 +166,35 @@ def test_batches_of_single_rows_are_those_of_rows_kept_in_memory():
     lazy, kept = batches(rows, **options), batches(rows[np.arange(len(rows))], **options)
     for ours, theirs in zip(lazy, kept, strict=True):
         assert all((a == b).all() for a, b in zip(ours, theirs, strict=True))
+
+
+def test_batches_are_of_rows_of_about_one_length():
+    """Every example once an epoch, short ones together and padded to less; each process makes the same of it."""
+    lists = ragged(np.random.default_rng(0), users=300, longest=16)
+    rows, size = SingleRows(Histories.from_lists(lists), max_history=8), 4
+    assert set(rows.buckets(size)) == {0, 1, 2}
+    assert rows.buckets(64) is None  # too few of any length
+    epochs, options = 3, {"batch_size": size, "num_batches": 3 * len(rows) // size, "seed": 0}
+    found = list(batches(rows, **options))
+    real = [(batch.segments > 0).sum(axis=1) for batch in found]
+    assert {batch.history.shape[1] for batch in found} == {2, 4, 8}
+    assert all(lengths.max() <= batch.history.shape[1] for lengths, batch in zip(real, found, strict=True))
+    read = sum(lengths.sum() for lengths in real) / sum(batch.history.size for batch in found)
+    best = np.minimum(np.concatenate([np.arange(1, len(items)) for items in lists if len(items) > 1]), 8)
+    assert read > 0.9 * best.sum() / np.array([2, 4, 8])[np.searchsorted([2, 4, 8], best)].sum()
+    taken = Counter(
+        (tuple(history[segments > 0].tolist()), int(target))
+        for batch in found
+        for history, target, segments in zip(*batch, strict=True)
+    )
+    whole = rows[np.arange(len(rows))]
+    once = Counter((tuple(h[s > 0].tolist()), int(t)) for h, t, s in zip(*whole, strict=True))
+    left = epochs * len(rows) % size  # examples of the last epoch that no whole batch takes
+    assert sum((Counter({k: epochs * n for k, n in once.items()}) - taken).values()) == left
+    assert not taken - Counter({k: epochs * n for k, n in once.items()})
+    parts = [list(batches(rows, **options, process=(rank, 2))) for rank in range(2)]
+    for batch, *shares in zip(found, *parts, strict=True):
+        assert (np.concatenate([share.history for share in shares]) == batch.history).all()
 
 
 def test_a_state_of_other_single_rows_is_refused():
