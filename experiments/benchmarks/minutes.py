@@ -12,7 +12,17 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from experiments.benchmarks.turns import Ask, Turn, give_examples, new_peer, peer, peer_steps, semid_steps, take_turns
+from experiments.benchmarks.turns import (
+    Ask,
+    Turn,
+    give_examples,
+    new_peer,
+    peer,
+    peer_steps,
+    semid_order,
+    semid_steps,
+    take_turns,
+)
 from experiments.generators import BACKBONE, FAMILIES, QUALITIES
 from semid import Dataset, GeneratorConfig, SemanticCatalog, train_generator
 from semid.artifacts import read_artifact, write_json
@@ -38,7 +48,7 @@ def minutes(
     looks: int = 12,
     at_once: int = 64,
     rounds: int = 7,
-    steps: int = 10,
+    steps: int = 20,
     families: tuple[str, ...] = ("rq-transformer", "encoder-decoder"),
 ) -> None:
     """Training minutes until validation Recall@10 passes each mark.
@@ -108,8 +118,9 @@ class _PeerFit:
         """What each look found."""
         home = out / self.name.replace(",", "").replace(" ", "-")
         home.mkdir(exist_ok=True)
-        new_peer(ask, "fit", PEER, learning_rate=self.learning_rate, num_steps=self.num_steps)
-        give_examples(ask, rows, ["fit"])
+        batch, parts = config.training.batch_size, config.training.accumulate
+        new_peer(ask, "fit", PEER, learning_rate=self.learning_rate, num_steps=self.num_steps, accumulate=parts)
+        give_examples(ask, rows, ["fit"], order=semid_order(rows, batch_size=batch, num_batches=self.num_steps))
         examples = _validation_examples(data, config)
         history, real = examples.histories.padded(config.max_history)
         np.savez(home / "question.npz", history=history, real=real)
@@ -168,9 +179,11 @@ def _step_seconds(
         turns[name] = semid_steps(config, of_family, catalog.codes, catalog.level_sizes, features, counts)
     if ask:
         config = FAMILIES["encoder-decoder"]
-        new_peer(ask, "peer", PEER)
-        give_examples(ask, rows, ["peer"])
-        turns["peer"] = functools.partial(peer_steps, ask, "peer", config.training.batch_size)
+        batch = config.training.batch_size
+        new_peer(ask, "peer", PEER, accumulate=config.training.accumulate)
+        order = semid_order(rows, batch_size=batch, num_batches=(rounds + 1) * steps)
+        give_examples(ask, rows, ["peer"], order=order)
+        turns["peer"] = functools.partial(peer_steps, ask, "peer", batch)
     seconds = take_turns({name: functools.partial(turn, steps) for name, turn in turns.items()}, rounds)
     return {name: float(np.median(times)) / steps for name, times in seconds.items()}
 

@@ -238,7 +238,9 @@ class Training:
         compiled: bool,
         learning_rate: float = 3e-3,
         num_steps: int = 10_000,
+        accumulate: int = 1,
     ) -> None:
+        self.accumulate = accumulate
         self.offsets = np.cumsum([1, *level_sizes[:-1]])
         self.data: dict[str, np.ndarray] = {}
         self.number, self.num_steps = 0, num_steps
@@ -273,18 +275,20 @@ class Training:
         return _FINAL + (1 - _FINAL) * (1 + math.cos(math.pi * done)) / 2
 
     def step(self, codes: np.ndarray, batch: int) -> torch.Tensor:
-        """A training step on the next examples."""
-        rows = self._rows(batch)
-        tokens, mask = self.tokens(codes, self.data["history"][rows], self.data["real"][rows])
-        labels = torch.from_numpy(codes[self.data["targets"][rows]] + self.offsets)
-        loss = self.forward(input_ids=tokens, attention_mask=mask, labels=labels).loss
+        """A training step on the next examples, in microbatches."""
         self.optimizer.zero_grad()
-        loss.backward()
+        total = torch.zeros(())
+        for rows in np.array_split(self._rows(batch), self.accumulate):
+            tokens, mask = self.tokens(codes, self.data["history"][rows], self.data["real"][rows])
+            labels = torch.from_numpy(codes[self.data["targets"][rows]] + self.offsets)
+            loss = self.forward(input_ids=tokens, attention_mask=mask, labels=labels).loss * (len(rows) / batch)
+            loss.backward()
+            total += loss.detach()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), _CLIP)
         self.optimizer.step()
         self.schedule.step()
         self.number += 1
-        return loss.detach()
+        return total
 
     def tokens(self, codes: np.ndarray, history: np.ndarray, real: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens and attention mask [users, items x levels], cut to the longest history, as a collator does."""

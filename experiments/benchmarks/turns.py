@@ -137,7 +137,16 @@ def semid_steps(
     model = build_model(ModelSpec(config.model, level_sizes, len(codes), width, config.max_history), seed=0)
     optimizer = make_optimizer(config.training.optimizer, num_steps=num_steps)
     tables = LossTables(ItemTables.of(codes, features, np.ones(len(codes)) if counts is None else counts))
-    step = make_step(model, optimizer, loss_of(config), tables=tables, seed=0, num_steps=num_steps, mesh=mesh)
+    step = make_step(
+        model,
+        optimizer,
+        loss_of(config),
+        tables=tables,
+        seed=0,
+        num_steps=num_steps,
+        mesh=mesh,
+        accumulate=config.training.accumulate,
+    )
     state = create_state(model, optimizer, mesh)
     stream = batches(rows, batch_size=size, num_batches=num_steps, seed=0)
 

@@ -71,6 +71,7 @@ def tiny_sizes(monkeypatch):
     model = EncoderDecoderConfig(TINY, decoder_layers=1)
     monkeypatch.setattr(generators, "SIZES", {"width 64": model})
     monkeypatch.setattr(generators, "USERS", 20)
+    monkeypatch.setattr(generators, "MICROBATCHES", 1)  # a batch of 8 is one row for each device
 
 
 def test_training_is_timed_with_and_without_a_peer(fake_peer, tiny_sizes, tmp_path):
