@@ -62,8 +62,8 @@ def _training(epochs: float, batch_size: int, accumulate: int) -> TrainingConfig
 # CPU's caches like best.
 FAMILIES = {
     "rq-transformer": GeneratorConfig(RQTransformerConfig(BACKBONE), training=_training(36, 64, 4)),
-    "encoder-decoder": GeneratorConfig(EncoderDecoderConfig(BACKBONE), training=_training(9, 256, 8)),
-    "flat": GeneratorConfig(FlatDecoderConfig(BACKBONE), training=_training(24, 64, 4)),
+    "encoder-decoder": GeneratorConfig(EncoderDecoderConfig(BACKBONE), training=_training(6, 256, 8)),
+    "flat": GeneratorConfig(FlatDecoderConfig(BACKBONE), training=_training(12, 64, 4)),
 }
 
 
