@@ -58,7 +58,7 @@ def test_blocks_of_ids_change_nothing(n, ids, monkeypatch):
     for name, value in {"_BLOCK": 24, "_FEW_STATES": 9, "_MANY_STATES": 4}.items():
         monkeypatch.setattr(losses, name, value)
     check(problem(n, ids))
-    check(problem(n, ids, scale=12.0))
+    check(problem(n, ids, scale=5.0))
 
 
 def test_one_block_holds_a_small_problem():
@@ -66,7 +66,9 @@ def test_one_block_holds_a_small_problem():
 
 
 def test_large_logits_do_not_overflow():
-    check(problem(16, 9, scale=12.0))
+    states, vectors, *rest = problem(16, 9, scale=5.0)
+    assert jnp.isinf(jnp.exp(states @ vectors.T)).any()
+    check((states, vectors, *rest))
 
 
 def test_the_gradient_is_scaled_by_what_follows_and_needs_no_jit():
