@@ -329,21 +329,31 @@ def _images(name: str, values: pa.ChunkedArray, faults: Faults) -> pa.ChunkedArr
     return values
 
 
-def _image_problem(data: bytes | None) -> str:
-    """What is wrong with an image, "" if nothing. The size in its header is judged before a pixel is decoded."""
-    if data is None:
-        return ""
+def load_image(data: bytes, *, size: int) -> Image.Image:
+    """Decode a PNG or JPEG file; a large JPEG at a half, a quarter or an eighth, of sides not below `size`.
+
+    The size in the header is judged before a pixel is decoded. Raises SemidError, which names no item.
+    """
     large = f"image of more than {MAX_PIXELS:,} pixels; scale it down or set it to null"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
         if image.width * image.height > MAX_PIXELS:
-            return large
-        image.draft("RGB", (1, 1))  # a JPEG is then decoded at an eighth of its size
-        image.load()
+            raise Image.DecompressionBombError
+        image.draft("RGB", (size, size))
+        return image.convert("RGB")
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        return large
+        raise SemidError(large) from None
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error):  # Pillow's for damaged files
-        return "not a readable PNG or JPEG image; replace it or set it to null"
+        raise SemidError("not a readable PNG or JPEG image; replace it or set it to null") from None
+
+
+def _image_problem(data: bytes | None) -> str:
+    """What is wrong with an image, "" if nothing."""
+    try:
+        if data is not None:
+            load_image(data, size=1)
+    except SemidError as error:
+        return str(error)
     return ""

@@ -1,0 +1,241 @@
+"""One transformer stack for text and image encoders: from scratch, and in the layouts of BERT, ViT, CLIP and T5."""
+
+from __future__ import annotations
+
+import enum
+import functools
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from semid.errors import SemidError
+
+
+class Constant(nnx.Variable):
+    """A parameter that is not trained: training differentiates `nnx.Param` only."""
+
+
+class Activation(enum.Enum):
+    """What stands between the two matrices of a feed-forward layer."""
+
+    GELU = "gelu"
+    GELU_TANH = "gelu_tanh"
+    QUICK_GELU = "quick_gelu"
+    RELU = "relu"
+
+    def __call__(self, x: Float[Array, "*b hidden"]) -> Float[Array, "*b hidden"]:
+        match self:
+            case Activation.GELU:
+                return jax.nn.gelu(x, approximate=False)
+            case Activation.GELU_TANH:
+                return jax.nn.gelu(x, approximate=True)
+            case Activation.QUICK_GELU:
+                return x * jax.nn.sigmoid(1.702 * x)
+            case Activation.RELU:
+                return jax.nn.relu(x)
+
+
+class Precision(enum.Enum):
+    """What matrices are multiplied in. Parameters, and statistics of norms and attention, are float32 in any case."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+@dataclass(frozen=True)
+class RelativePositions:
+    """Biases of attention by distance, shared by all layers (T5: Raffel et al. 2020, section 2.1)."""
+
+    buckets: int = 32
+    """Half for what stands before, half for what follows."""
+    max_distance: int = 128
+    """From here on all distances share a bucket."""
+
+
+@dataclass(frozen=True)
+class BlocksConfig:
+    """A stack of bidirectional blocks. The defaults are a small pre-norm one, to be trained from scratch."""
+
+    dim: int = 64
+    """Width of the states."""
+    layers: int = 2
+    """Blocks."""
+    heads: int = 2
+    """Attention heads."""
+    hidden: int = 128
+    """Width inside the feed-forward layer."""
+    head_width: int | None = None
+    """Width of a head; by default dim / heads."""
+    dropout: float = 0.1
+    """Share of values dropped on the input and on each residual, in training."""
+    activation: Activation = Activation.GELU
+    """Of the feed-forward layer."""
+    gated: bool = False
+    """Multiply the activation with a second matrix's output (T5 1.1)."""
+    norm_first: bool = True
+    """Norms before attention and feed-forward and one at the end (ViT, T5), or after each residual (BERT)."""
+    rms: bool = False
+    """Norms without mean and bias (T5)."""
+    epsilon: float = 1e-6
+    """What norms add to the variance."""
+    bias: bool = True
+    """Biases of the matrices."""
+    scaled: bool = True
+    """Divide attention logits by the square root of a head's width."""
+    relative: RelativePositions | None = None
+    """Positions by distance, added to attention logits."""
+    layer_scale: bool = False
+    """A learned factor per dimension on each residual (DINOv2)."""
+    dtype: Precision = Precision.FLOAT32
+    """What matrices are multiplied in."""
+    remat: bool = False
+    """Compute each block again in the backward pass instead of keeping what is inside it."""
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "layers", "heads", "hidden"):
+            if getattr(self, name) < 1:
+                raise SemidError(f"expected {name} of at least 1, got {getattr(self, name)}")
+        if self.head_width is None and self.dim % self.heads:
+            raise SemidError(f"dim {self.dim} must divide into {self.heads} heads; change either or give head_width")
+        if not 0.0 <= self.dropout < 1.0:
+            raise SemidError(f"dropout {self.dropout} must lie in [0, 1)")
+
+
+def dropout(x: Float[Array, "*b dim"], rate: float, key: Key[Array, ""] | None) -> Float[Array, "*b dim"]:
+    """Zero a share `rate` of `x` and rescale the rest; the identity without a key (that is: in evaluation)."""
+    if key is None or rate == 0.0:
+        return x
+    return jnp.where(jax.random.bernoulli(key, 1.0 - rate, x.shape), x / (1.0 - rate), jnp.zeros_like(x))
+
+
+def norm(config: BlocksConfig, *, rngs: nnx.Rngs) -> nnx.LayerNorm | nnx.RMSNorm:
+    """The config's norm over the last axis, to float32 from whatever comes in."""
+    kind = nnx.RMSNorm if config.rms else nnx.LayerNorm
+    # The fast variance E[x^2] - E[x]^2 loses digits where the mean is large, as in trained models it is.
+    return kind(config.dim, epsilon=config.epsilon, dtype=jnp.float32, use_fast_variance=False, rngs=rngs)
+
+
+def _linear(config: BlocksConfig, inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
+    return nnx.Linear(inputs, outputs, use_bias=config.bias, dtype=config.dtype.value, rngs=rngs)
+
+
+class Attention(nnx.Module):
+    """Self-attention in which every position sees every real one."""
+
+    def __init__(self, config: BlocksConfig, *, rngs: nnx.Rngs) -> None:
+        self.heads, self.scale = config.heads, None if config.scaled else 1.0
+        width = config.heads * (config.head_width or config.dim // config.heads)
+        self.query = _linear(config, config.dim, width, rngs)
+        self.key = _linear(config, config.dim, width, rngs)
+        self.value = _linear(config, config.dim, width, rngs)
+        self.out = _linear(config, width, config.dim, rngs)
+
+    def __call__(
+        self, x: Float[Array, "n t dim"], mask: Bool[Array, "n t"] | None, bias: Float[Array, "1 heads t t"] | None
+    ) -> Float[Array, "n t dim"]:
+        n, t, _ = x.shape
+        q, k, v = (project(x).reshape(n, t, self.heads, -1) for project in (self.query, self.key, self.value))
+        seen = None if mask is None else mask[:, None, None, :]
+        with jax.numpy_dtype_promotion("standard"):  # of bfloat16 it takes the logits to float32 implicitly
+            read = jax.nn.dot_product_attention(q, k, v, bias=bias, mask=seen, scale=self.scale)
+        return self.out(read.reshape(n, t, -1))
+
+
+class FeedForward(nnx.Module):
+    """Two matrices with an activation between them, gated or not."""
+
+    def __init__(self, config: BlocksConfig, *, rngs: nnx.Rngs) -> None:
+        self.activation = config.activation
+        self.up = _linear(config, config.dim, config.hidden, rngs)
+        self.gate = _linear(config, config.dim, config.hidden, rngs) if config.gated else None
+        self.down = _linear(config, config.hidden, config.dim, rngs)
+
+    def __call__(self, x: Float[Array, "*b dim"]) -> Float[Array, "*b dim"]:
+        if self.gate is None:
+            return self.down(self.activation(self.up(x)))
+        return self.down(self.activation(self.gate(x)) * self.up(x))
+
+
+class Block(nnx.Module):
+    """Attention and feed-forward, each with a residual, a norm before or after it, and dropout."""
+
+    def __init__(self, config: BlocksConfig, *, rngs: nnx.Rngs) -> None:
+        self.config = config
+        self.norm_attention = norm(config, rngs=rngs)
+        self.attention = Attention(config, rngs=rngs)
+        self.norm_feed = norm(config, rngs=rngs)
+        self.feed = FeedForward(config, rngs=rngs)
+        if config.layer_scale:
+            self.scale_attention = nnx.Param(jnp.ones(config.dim))
+            self.scale_feed = nnx.Param(jnp.ones(config.dim))
+
+    def __call__(
+        self,
+        x: Float[Array, "n t dim"],
+        mask: Bool[Array, "n t"] | None,
+        bias: Float[Array, "1 heads t t"] | None,
+        keys: tuple[Key[Array, ""] | None, Key[Array, ""] | None],
+    ) -> Float[Array, "n t dim"]:
+        def residual(x, run, norm, scale, key):
+            change = run(norm(x) if self.config.norm_first else x)
+            if self.config.layer_scale:
+                change = change * scale.astype(change.dtype)[None, None]
+            x = x + dropout(change, self.config.dropout, key)
+            return x if self.config.norm_first else norm(x).astype(x.dtype)
+
+        scales = (self.scale_attention[...], self.scale_feed[...]) if self.config.layer_scale else (None, None)
+        attend = functools.partial(self.attention, mask=mask, bias=bias)
+        x = residual(x, attend, self.norm_attention, scales[0], keys[0])
+        return residual(x, self.feed, self.norm_feed, scales[1], keys[1])
+
+
+def distance_buckets(length: int, positions: RelativePositions) -> Int[np.ndarray, "t t"]:
+    """The bucket of key `j` seen from query `i`: small distances each their own, larger ones by their logarithm."""
+    distance = np.arange(length)[None, :] - np.arange(length)[:, None]
+    half = positions.buckets // 2
+    exact = half // 2
+    size = np.abs(distance)
+    fraction = np.log(np.maximum(size, 1) / exact) / np.log(positions.max_distance / exact)
+    large = np.minimum(exact + (fraction * (half - exact)).astype(np.int32), half - 1)
+    return np.where(distance > 0, half, 0) + np.where(size < exact, size, large)
+
+
+class Blocks(nnx.Module):
+    """The stack. `layers[i].attention.{query,key,value,out}` and `layers[i].feed.{up,down[,gate]}` are `nnx.Linear`."""
+
+    def __init__(self, config: BlocksConfig, *, rngs: nnx.Rngs) -> None:
+        self.config = config
+        self.layers = nnx.List([Block(config, rngs=rngs) for _ in range(config.layers)])
+        self.norm = norm(config, rngs=rngs) if config.norm_first else None
+        relative = config.relative
+        self.distances = nnx.Embed(relative.buckets, config.heads, rngs=rngs) if relative is not None else None
+
+    def __call__(
+        self, x: Float[Array, "n t dim"], mask: Bool[Array, "n t"] | None = None, *, key: Key[Array, ""] | None = None
+    ) -> Float[Array, "n t dim"]:
+        """States of all positions, normed; `mask` is False at padding, which nothing reads. Dropout needs a `key`."""
+        last = self.hidden(x, mask, key=key)[-1]
+        return last if self.norm is None else self.norm(last).astype(last.dtype)
+
+    def hidden(
+        self, x: Float[Array, "n t dim"], mask: Bool[Array, "n t"] | None = None, *, key: Key[Array, ""] | None = None
+    ) -> list[Float[Array, "n t dim"]]:
+        """`x` and what each block made of it, before the norm at the end."""
+        draws = 2 * len(self.layers) + 1
+        keys = [None] * draws if key is None else list(jax.random.split(key, draws))
+        x = dropout(x.astype(self.config.dtype.value), self.config.dropout, keys[-1])
+        bias, states = self._distance_bias(x.shape[1]), [x]
+        for layer, first, second in zip(self.layers, keys[0:-1:2], keys[1:-1:2], strict=True):
+            run = functools.partial(layer, mask=mask, bias=bias, keys=(first, second))
+            states.append((jax.checkpoint(run) if self.config.remat else run)(states[-1]))
+        return states
+
+    def _distance_bias(self, length: int) -> Float[Array, "1 heads t t"] | None:
+        if self.config.relative is None or self.distances is None:
+            return None
+        bias = self.distances(jnp.asarray(distance_buckets(length, self.config.relative)))
+        return jnp.moveaxis(bias, -1, 0)[None].astype(self.config.dtype.value)

@@ -1,0 +1,137 @@
+"""One vector an item from any subset of its text, pictures and ready-made vectors, of which any may be missing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Key
+
+from semid.encoders.adapters import CrossTower, Encoder, SideTower
+from semid.encoders.blocks import BlocksConfig, FeedForward
+from semid.encoders.content import FeatureRows, Rows, present_of
+from semid.errors import SemidError
+
+Content = Mapping[str, Rows]
+"""What is known of items, by the names of the encoders that read it."""
+
+
+@dataclass(frozen=True)
+class FusionConfig:
+    """How the vectors of an item's modalities become one."""
+
+    dim: int = 64
+    """Width of an item's vector."""
+    hidden: int = 128
+    """Width inside the layer that mixes the modalities."""
+    modality_dropout: float = 0.1
+    """Share of an item's modalities hidden in training, never all of them, so that no modality is relied on alone."""
+    cross: bool = False
+    """Add the tower between modalities that reads the states of all side towers (IISAN)."""
+
+    def __post_init__(self) -> None:
+        if min(self.dim, self.hidden) < 1 or not 0.0 <= self.modality_dropout < 1.0:
+            raise SemidError(
+                "expected dim and hidden of at least 1 and modality_dropout in [0, 1), "
+                f"got {self.dim}, {self.hidden} and {self.modality_dropout}"
+            )
+
+
+class FeatureEncoder(nnx.Module):
+    """Ready-made vectors, as they are."""
+
+    def __init__(self, dim: int) -> None:
+        self.dim = dim
+
+    def __call__(self, rows: FeatureRows, *, key: Key[Array, ""] | None = None) -> Float[Array, "n dim"]:
+        """There is no dropout: `key` is not used."""
+        return rows.vectors.astype(jnp.float32)
+
+
+def check_content(content: Content) -> None:
+    """Raises SemidError naming a modality that no item has, or one of another number of items."""
+    items = {name: len(present_of(rows)) for name, rows in content.items()}
+    if len(set(items.values())) > 1:
+        raise SemidError(f"expected content of the same items, got {items} rows; make all from one dataset")
+    for name, rows in content.items():
+        if not bool(present_of(rows).any()):
+            raise SemidError(f"expected items with {name!r}, got none among {items[name]}; leave that encoder out")
+
+
+def keep_modalities(
+    present: Bool[Array, "n modality"], rate: float, key: Key[Array, ""] | None
+) -> Bool[Array, "n modality"]:
+    """`present` with a share `rate` hidden, but never all of an item's; unchanged without a key."""
+    if key is None or rate == 0.0:
+        return present
+    kept = present & jax.random.bernoulli(key, 1.0 - rate, present.shape)
+    return jnp.where(kept.any(axis=1, keepdims=True), kept, present)
+
+
+class ItemEncoder(nnx.Module):
+    """Each modality projected to one width, a learned vector in place of what is missing; summed, mixed, normed."""
+
+    def __init__(self, encoders: Mapping[str, Encoder], config: FusionConfig, *, rngs: nnx.Rngs) -> None:
+        if not encoders:
+            raise SemidError("expected at least one encoder, got none; name what items are encoded from")
+        encoders = dict(sorted(encoders.items()))  # the order in which a module's state is put together again
+        self.config, self.dim = config, config.dim
+        self.encoders = nnx.Dict(**encoders)
+        self.cross = _cross_tower(encoders, rngs) if config.cross else None
+        widths = {name: encoder.dim for name, encoder in encoders.items()}
+        if self.cross is not None:
+            widths["cross"] = self.cross.dim
+        normal = nnx.initializers.normal(0.02)
+        self.projections = nnx.Dict(**{name: nnx.Linear(dim, self.dim, rngs=rngs) for name, dim in widths.items()})
+        self.absent = nnx.Dict(**{name: nnx.Param(normal(rngs.params(), (self.dim,))) for name in widths})
+        self.norm_feed = nnx.LayerNorm(self.dim, rngs=rngs)
+        self.feed = FeedForward(BlocksConfig(dim=self.dim, heads=1, hidden=config.hidden), rngs=rngs)
+        self.norm = nnx.LayerNorm(self.dim, rngs=rngs)
+
+    def __call__(self, content: Content, *, key: Key[Array, ""] | None = None) -> Float[Array, "n dim"]:
+        """Vectors of the items of `content`, which has the encoders' names. Dropouts need a `key`.
+
+        Raises SemidError if the names differ.
+        """
+        if set(content) != set(self.encoders):
+            raise SemidError(
+                f"expected content of {sorted(self.encoders)}, got {sorted(content)}; give what is encoded"
+            )
+        drop, *keys = [None] * (1 + len(content)) if key is None else list(jax.random.split(key, 1 + len(content)))
+        present = jnp.stack([present_of(content[name]) for name in self.encoders], axis=1)
+        present = keep_modalities(present, self.config.modality_dropout, drop)
+        vectors, states = {}, []
+        for (name, encoder), encoder_key in zip(self.encoders.items(), keys, strict=True):
+            if self.cross is None or not isinstance(encoder, SideTower):
+                vectors[name] = encoder(content[name], key=encoder_key)
+            else:
+                states.append(encoder.states(content[name]))
+                vectors[name] = encoder.climb(states[-1])
+        real = dict(zip(self.encoders, present.T, strict=True))
+        if self.cross is not None:
+            read = jnp.stack([real[name] for name in _towers(self.encoders)], axis=1)
+            vectors["cross"], real["cross"] = self.cross(states, read), read.any(axis=1)
+        return self._fused(vectors, real)
+
+    def _fused(self, vectors: dict[str, Array], present: dict[str, Array]) -> Float[Array, "n dim"]:
+        parts = [
+            jnp.where(present[name][:, None], self.projections[name](vector), self.absent[name][...][None])
+            for name, vector in vectors.items()
+        ]
+        x = jnp.sum(jnp.stack(parts), axis=0)
+        return self.norm(x + self.feed(self.norm_feed(x)))
+
+
+def _towers(encoders: Mapping[str, Encoder]) -> dict[str, SideTower]:
+    return {name: encoder for name, encoder in encoders.items() if isinstance(encoder, SideTower)}
+
+
+def _cross_tower(encoders: Mapping[str, Encoder], rngs: nnx.Rngs) -> CrossTower:
+    towers = _towers(encoders)
+    states = {name: tower.config.states for name, tower in towers.items()}
+    if len(towers) < 2 or len(set(states.values())) > 1:
+        raise SemidError(f"cross: expected side adapters of equal states on 2 encoders, got {states}; leave it out")
+    return CrossTower([t.dim for t in towers.values()], next(iter(towers.values())).config, rngs=rngs)

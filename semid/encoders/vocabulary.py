@@ -1,0 +1,135 @@
+"""From texts to rows of tokens: a SentencePiece model of the catalogue's own texts, or a pretrained tokenizer."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import jax.numpy as jnp
+import numpy as np
+import sentencepiece
+
+from semid.encoders.content import TextRows
+from semid.encoders.weights import read_json
+from semid.errors import SemidError
+
+
+class Tokenized(NamedTuple):
+    """Rows of tokens, and the number of texts that were longer than a row and lost their end."""
+
+    rows: TextRows
+    cut: int
+
+
+class Tokenizer(Protocol):
+    """What makes rows of texts."""
+
+    @property
+    def size(self) -> int:
+        """Tokens are less than this."""
+
+    def rows(self, texts: Sequence[str], *, max_length: int) -> Tokenized:
+        """One row a text, at most `max_length` tokens; a text without words is absent: its mask is all False."""
+
+
+class Vocabulary:
+    """A SentencePiece unigram model (Kudo 2018). `model` is the whole of it: bytes that belong into an artifact."""
+
+    PAD = 0
+
+    def __init__(self, model: bytes) -> None:
+        self.model = model
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+
+    @classmethod
+    def train(cls, texts: Iterable[str], *, size: int) -> Vocabulary:
+        """A vocabulary of at most `size` pieces; the same texts in the same order give the same bytes.
+
+        Raises SemidError if no text has words, or if `size` is less than the characters in use.
+        """
+        lines = [" ".join(text.split()) for text in texts if text.strip()]
+        if not lines:
+            raise SemidError("expected texts to train a vocabulary on, got none with words; give a text column")
+        written = io.BytesIO()
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(lines),
+                model_writer=written,
+                vocab_size=size,
+                hard_vocab_limit=False,  # few texts have fewer pieces than asked for
+                max_sentence_length=max(len(line.encode()) for line in lines),
+                pad_id=cls.PAD,
+                unk_id=1,
+                bos_id=-1,
+                eos_id=-1,
+                num_threads=1,  # sums of threads come in any order
+                minloglevel=2,
+            )
+        except RuntimeError as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise SemidError(f"no vocabulary of {size} pieces from {len(lines)} texts: {reason}; raise size") from None
+        return cls(written.getvalue())
+
+    @property
+    def size(self) -> int:
+        """Tokens are less than this."""
+        return self._processor.vocab_size()
+
+    def rows(self, texts: Sequence[str], *, max_length: int) -> Tokenized:
+        """See `Tokenizer`."""
+        tokens = self._processor.encode(list(texts), num_threads=1)
+        return _padded([of[:max_length] for of in tokens], sum(len(of) > max_length for of in tokens), max_length)
+
+
+class PretrainedTokenizer:
+    """The tokenizer of a folder in the Hugging Face layout."""
+
+    def __init__(self, folder: str | Path) -> None:
+        """Read tokenizer.json, or where it is missing a WordPiece vocab.txt. Raises SemidError if there is neither."""
+        self._tokenizer = _read_tokenizer(Path(folder))
+        self._tokenizer.no_padding()
+
+    @property
+    def size(self) -> int:
+        """Tokens are less than this."""
+        return self._tokenizer.get_vocab_size(with_added_tokens=True)
+
+    def rows(self, texts: Sequence[str], *, max_length: int) -> Tokenized:
+        """See `Tokenizer`. Special tokens count, and are kept where a text is cut."""
+        self._tokenizer.enable_truncation(max_length)
+        encodings = self._tokenizer.encode_batch(list(texts))
+        tokens = [of.ids if text.strip() else [] for of, text in zip(encodings, texts, strict=True)]
+        return _padded(tokens, sum(bool(of.overflowing) for of in encodings), max_length)
+
+
+def _read_tokenizer(folder: Path) -> Any:
+    try:
+        from tokenizers import Tokenizer as Loaded
+        from tokenizers.implementations import BertWordPieceTokenizer
+    except ImportError:
+        raise SemidError("pretrained tokenizers need the package tokenizers; pip install 'semid[text]'") from None
+    if (folder / "tokenizer.json").is_file():
+        return Loaded.from_str(json.dumps(read_json(folder / "tokenizer.json")))
+    if not (folder / "vocab.txt").is_file():
+        raise SemidError(
+            f"expected tokenizer.json or vocab.txt in {folder}, found neither; fetch the tokenizer's files"
+        )
+    settings = folder / "tokenizer_config.json"
+    lowercase = read_json(settings).get("do_lower_case", True) if settings.is_file() else True
+    return BertWordPieceTokenizer(str(folder / "vocab.txt"), lowercase=lowercase)
+
+
+def _padded(tokens: Sequence[Sequence[int]], cut: int, max_length: int) -> Tokenized:
+    """Rows as long as the longest text, rounded up to a power of two: catalogues that grow compile few programs."""
+    if max_length < 1:
+        raise SemidError(f"expected max_length of at least 1, got {max_length}")
+    longest = max(map(len, tokens), default=0)
+    length = min(max_length, max(8, 1 << (longest - 1).bit_length() if longest else 0))
+    lengths = np.array([len(of) for of in tokens], np.int32)
+    mask = np.arange(length)[None] < lengths[:, None]
+    padded = np.full(mask.shape, Vocabulary.PAD, np.int32)
+    padded[mask] = np.concatenate([np.zeros(0, np.int32), *(np.asarray(of, np.int32) for of in tokens)])
+    return Tokenized(TextRows(jnp.asarray(padded), jnp.asarray(mask)), cut)
