@@ -17,6 +17,7 @@ from semid.training.checkpoints import Checkpoints
 from semid.training.mesh import gathered, make_mesh, put_batch
 from semid.training.processes import from_first
 from semid.training.state import (
+    Combine,
     Loss,
     OptimizerConfig,
     Step,
@@ -93,11 +94,13 @@ def train(
     select: str | None,
     care: Sequence[Hook] = (),
     mesh: Mesh | None = None,
+    combine: Combine | None = None,
 ) -> Any:
     """Train `model` and return one with the best validated variables.
 
     `make_batches(num_steps)` gives the Grain iterator; `validate(model)` scalars, of which `select` is maximized (None:
-    the last variables are the best); `care` are hooks that change the state (codebook care). Checkpoints,
+    the last variables are the best); `care` are hooks that change the state (codebook care); `combine` is that of
+    `make_step`. Checkpoints,
     `history.jsonl` and the request are kept in `folder`; a run of the same request goes on where the last checkpoint
     stands, to the same bits if the devices are as many.
 
@@ -125,6 +128,7 @@ def train(
             num_steps=num_steps,
             mesh=mesh,
             accumulate=config.accumulate,
+            combine=combine,
         )
         device_batches = (put_batch(batch, mesh) for batch in iterator)
         first, patience = int(state.step), config.patience

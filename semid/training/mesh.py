@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +16,13 @@ from semid.errors import SemidError
 AXES = ("data", "fsdp", "tensor")
 ROWS = PartitionSpec(("data", "fsdp"))  # of a batch; the devices along `tensor` share theirs
 
-# How the last two axes of a matrix are split, by the end of its name; the first that matches decides, and whatever
+# How the last axes of a variable are split, by the end of its name; the first that matches decides, and whatever
 # matches none lies whole on every device. As in Megatron-LM (arXiv 1909.08053) a matrix that opens a block is split by
-# its outputs over `tensor` and the one that closes it by its inputs, so that a block needs one sum over devices.
-RULES = (
+# its outputs over `tensor` and the one that closes it by its inputs, so that a block needs one sum over devices. A
+# memory bank is the largest thing of all, and split by items over all devices.
+RULES: tuple[tuple[str, tuple[str | tuple[str, ...] | None, ...]], ...] = (
+    ("bank/vectors", (AXES, None)),
+    ("bank/written", (AXES,)),
     ("out/kernel", ("tensor", "fsdp")),
     ("down/kernel", ("tensor", "fsdp")),
     ("kernel", ("fsdp", "tensor")),
@@ -71,11 +75,16 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def leaf_sharding(name: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
     """How the variable `name`, or the optimizer moment of one, lies on the mesh: by RULES, where its axes divide."""
     axes = next((axes for end, axes in RULES if name.endswith(end)), None)
-    if axes is None or len(shape) < 2:
+    if axes is None or len(shape) < len(axes):
         return replicated(mesh)
-    pairs = zip(axes, shape[-2:], strict=True)
-    split = [axis if size % mesh.shape[axis] == 0 else None for axis, size in pairs]
-    return NamedSharding(mesh, PartitionSpec(*(None,) * (len(shape) - 2), *split))
+    pairs = zip(axes, shape[-len(axes) :], strict=True)
+    split = [axis if size % _devices(axis, mesh) == 0 else None for axis, size in pairs]
+    return NamedSharding(mesh, PartitionSpec(*(None,) * (len(shape) - len(axes)), *split))
+
+
+def _devices(axis: str | tuple[str, ...] | None, mesh: Mesh) -> int:
+    names = (axis,) if isinstance(axis, str) else axis or ()
+    return math.prod(mesh.shape[name] for name in names)
 
 
 def gathered(tree: Any, mesh: Mesh) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -21,6 +21,8 @@ from semid.training.mesh import leaf_sharding, replicated
 
 Tree = TypeVar("Tree")
 Loss = Callable[[Any, Any, Any, "StepContext"], tuple[Array, dict[str, Array]]]
+# What becomes of the gradients of several losses: one gradient, and scalars to log.
+Combine = Callable[[Sequence[nnx.State]], tuple[nnx.State, dict[str, Array]]]
 Step = Callable[["TrainState", Any], tuple["TrainState", dict[str, Array]]]
 
 
@@ -61,8 +63,13 @@ class OptimizerConfig:
     """Largest global norm of a gradient."""
     beta2: float = 0.98
     """Decay of Adam's second moment."""
+    rates: tuple[tuple[str, float], ...] = ()
+    """Parts of the model, by the beginning of their names, and the share of the learning rate they take; 0 freezes a
+    part. The first that matches counts, and parts without one take it all."""
 
     def __post_init__(self) -> None:
+        if any(share < 0 for _, share in self.rates):
+            raise SemidError(f"expected rates, shares of the learning rate, of at least 0, got {self.rates}")
         if not self.learning_rate > 0:
             raise SemidError(f"expected a learning_rate above 0, got {self.learning_rate}")
         if not 0 <= self.warmup < 1:
@@ -79,8 +86,20 @@ def make_optimizer(config: OptimizerConfig, *, num_steps: int) -> optax.Gradient
     def matrices(params: Any) -> Any:
         return jax.tree.map(lambda p: p.ndim > 1, params)
 
+    def at_rates(updates: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(lambda path, u: u * _rate(_name(path), config.rates), updates)
+
     adamw = optax.adamw(schedule, b2=config.beta2, weight_decay=config.weight_decay, mask=matrices)
-    return optax.chain(optax.clip_by_global_norm(config.clip), adamw)
+    chain = [optax.clip_by_global_norm(config.clip), adamw]
+    return (
+        optax.chain(*chain, optax.stateless(lambda updates, _: at_rates(updates)))
+        if config.rates
+        else optax.chain(*chain)
+    )
+
+
+def _rate(name: str, rates: tuple[tuple[str, float], ...]) -> float:
+    return next((share for start, share in rates if name.startswith(start)), 1.0)
 
 
 def create_state(model: nnx.Module, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
@@ -110,6 +129,7 @@ def make_step(
     num_steps: int,
     mesh: Mesh,
     accumulate: int = 1,
+    combine: Combine | None = None,
 ) -> Step:
     """The jitted training step: `loss(model, batch, tables, context) -> (scalar, metrics)`, gradients, update.
 
@@ -119,6 +139,8 @@ def make_step(
     With `accumulate` above 1, gradients are those of so many microbatches, one after the other. They are the whole
     batch's, to rounding, if the loss is a mean over rows, or a mean over targets whose number it gives as the metric
     `targets`. Each microbatch draws its own dropout, and sees the variables that a loss set in the one before.
+
+    With `combine` the loss is a vector, and the step follows what `combine` makes of its entries' gradients.
     """
     graph, *_ = nnx.split(model, nnx.Param, ...)
     tables = jax.device_put(tables, replicated(mesh))
@@ -129,10 +151,14 @@ def make_step(
         def compute(params: nnx.State) -> tuple[Array, tuple[dict[str, Array], nnx.State]]:
             current = nnx.merge(graph, params, rest, copy=True)  # a loss may set variables of its own
             value, metrics = loss(current, rows, tables, StepContext(key, progress))
-            return value, ({"loss": value, **metrics}, nnx.split(current, nnx.Param, ...)[2])
+            return value, ({"loss": jnp.sum(value), **metrics}, nnx.split(current, nnx.Param, ...)[2])
 
-        (_, (metrics, after)), gradients = jax.value_and_grad(compute, has_aux=True)(params)
-        return Gradients(gradients, metrics, after)
+        if combine is None:
+            (_, (metrics, after)), gradients = jax.value_and_grad(compute, has_aux=True)(params)
+            return Gradients(gradients, metrics, after)
+        values, pull, (metrics, after) = jax.vjp(compute, params, has_aux=True)
+        gradients, found = combine([pull(one)[0] for one in jnp.eye(len(values), dtype=values.dtype)])
+        return Gradients(gradients, metrics | found, after)
 
     # Inputs are taken as they lie: what a hook returns may lie otherwise than what the step returned.
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=(_layout(model, optimizer, mesh), replicated(mesh)))

@@ -7,6 +7,8 @@ import pytest
 from semid.errors import SemidError
 from semid.training.mesh import MeshConfig, fitting_batch, gathered, leaf_sharding, make_mesh, put_batch, replicated
 
+ALL = ("data", "fsdp", "tensor")
+
 
 @pytest.mark.parametrize(("count", "fsdp", "tensor", "data"), [(1, 1, 1, 1), (8, 1, 1, 8), (8, 2, 2, 2), (6, 3, 1, 2)])
 def test_data_takes_what_the_others_leave(count, fsdp, tensor, data):
@@ -85,13 +87,18 @@ def test_a_fitting_batch_divides_over_data_and_fsdp_alone():
         ("norm/scale", (8,), ()),
         ("one/kernel", (8,), ()),
         ("quantizer/codebooks/0", (8, 8), ()),
+        ("bank/vectors", (64, 3), (ALL, None)),
+        ("bank/vectors", (12, 3), (None, None)),
+        ("bank/written", (64,), (ALL,)),
+        ("bank/unknown", (8,), ()),
     ],
 )
-def test_matrices_are_split_by_name_where_they_divide(name, shape, spec):
+def test_variables_are_split_by_name_where_they_divide(name, shape, spec):
     sharding = leaf_sharding(name, shape, make_mesh(config=MeshConfig(2, 2)))
     assert tuple(sharding.spec) == spec
     placed = jax.device_put(np.zeros(shape, np.float32), sharding)
-    split = [(size // 2 if axis else size) for size, axis in zip(shape, spec or [None] * len(shape), strict=True)]
+    parts = [8 if axis == ALL else 2 if axis else 1 for axis in spec or [None] * len(shape)]
+    split = [size // count for size, count in zip(shape, parts, strict=True)]
     assert {shard.data.shape for shard in placed.addressable_shards} == {tuple(split)}
 
 

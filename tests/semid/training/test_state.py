@@ -242,3 +242,35 @@ def test_leaves_that_do_not_fit_are_named(change, message):
     leaves = {name: leaf for name, leaf in {**named_leaves(params), **change}.items() if leaf is not None}
     with pytest.raises(SemidError, match=f"^{message}$"):
         replace_leaves(params, leaves, where="file")
+
+
+def test_rates_scale_and_freeze_parts_by_name():
+    whole = updates(OptimizerConfig(), 0.01)[-1]
+    parts = updates(OptimizerConfig(rates=(("matrix", 0.5), ("vec", 0.0), ("vector", 2.0))), 0.01)[-1]
+    np.testing.assert_allclose(parts["matrix"], 0.5 * whole["matrix"], rtol=1e-6)
+    assert np.all(parts["vector"] == 0)
+    assert np.all(whole["vector"] != 0)
+    with pytest.raises(SemidError, match="of at least 0"):
+        OptimizerConfig(rates=(("matrix", -1.0),))
+
+
+def test_combined_gradients_of_a_vector_of_losses():
+    """Two losses pull the matrix apart; what `combine` makes of their gradients is what the step follows."""
+    model, mesh = Tiny(), make_mesh(jax.devices()[:1])
+    optimizer = make_optimizer(OptimizerConfig(warmup=0.0), num_steps=NUM_STEPS)
+
+    def losses(model, batch, tables, context):
+        return jnp.stack([jnp.sum(model.matrix[...]), -3 * jnp.sum(model.matrix[...])]), {"seen": jnp.sum(batch)}
+
+    def taken(combine):
+        step = make_step(model, optimizer, losses, tables=None, seed=0, num_steps=NUM_STEPS, mesh=mesh, combine=combine)
+        state, metrics = step(create_state(model, optimizer, mesh), put_batch(jnp.ones(2), mesh))
+        return np.asarray(named_leaves(state.params)["matrix"]) - 2.0, metrics
+
+    first, metrics = taken(lambda gradients: (gradients[0], {"count": jnp.float32(len(gradients))}))
+    assert np.all(first < 0)
+    assert float(metrics["count"]) == 2
+    assert float(metrics["loss"]) == pytest.approx(12 - 36)
+    assert float(metrics["seen"]) == 2
+    both, _ = taken(lambda gradients: (jax.tree.map(jnp.add, *gradients), {}))
+    assert np.all(both > 0)
