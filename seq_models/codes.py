@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -60,7 +61,12 @@ class CodeLayers(nnx.Module):
         return tokens.reshape(tokens.shape[0], -1, tokens.shape[-1])
 
     def _embedded(self, inputs: Inputs) -> list[Float[Array, "b t dim"]]:
-        return [table(inputs.codes[..., level]) for level, table in enumerate(self.tables)]
+        if inputs.mixtures is None:
+            return [table(inputs.codes[..., level]) for level, table in enumerate(self.tables)]
+        # At full precision, so that the mixture of one code is its row of the table.
+        mean = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+        levels = zip(inputs.mixtures, self.tables, strict=True)
+        return [mean(mixture, table.embedding[...]) for mixture, table in levels]
 
     def _with_others(self, x: Array, inputs: Inputs) -> Array:
         if self.project is not None and inputs.dense is not None:

@@ -14,11 +14,15 @@ Cache = Any
 
 
 class Inputs(NamedTuple):
-    """What stands at each position of a history. Absent inputs are None; a model adds up the others' embeddings."""
+    """What stands at each position of a history. Absent inputs are None; a model adds up the others' embeddings.
+
+    `mixtures`, one array a level, stand for the codes where given: a level's embedding is the mean under its mixture.
+    """
 
     codes: Int[Array, "b t level"]
     dense: Float[Array, "b t feature"] | None = None
     ids: Int[Array, "b t"] | None = None
+    mixtures: tuple[Float[Array, "b t size"], ...] | None = None
 
 
 class Prefixes(NamedTuple):

@@ -106,9 +106,10 @@ class SingleRows:
     """One history and one target a row: every item of the training histories but their first, after at most
     `max_history` items before it.
 
-    Rows are made when they are asked for, `rows[index] -> PackedRows` with targets [n]; what is kept is a number a
-    history. Batches are of rows of about one length, if there are enough of them, and no longer than these: a quarter
-    of `max_history`, half of it, or all. Raises SemidError when no history has two items.
+    Rows are made when they are asked for, `rows[index] -> PackedRows` with targets [n], segments numbering the training
+    histories from 1; what is kept is a number a history. Batches are of rows of about one length, if there are enough
+    of them, and no longer than these: a quarter of `max_history`, half of it, or all. Raises SemidError when no history
+    has two items.
     """
 
     def __init__(self, train: Histories, *, max_history: int) -> None:
@@ -151,7 +152,7 @@ class SingleRows:
         train, (owner, target) = self._train, self._targets(index)
         before = Histories(train.users[owner], train.items, train.starts[owner], target)
         history, real = before.padded(length)
-        return PackedRows(history, train.items[target], real.astype(np.int32))
+        return PackedRows(history, train.items[target], np.where(real, owner[:, None] + 1, 0).astype(np.int32))
 
     @property
     def arrays(self) -> tuple[np.ndarray, ...]:

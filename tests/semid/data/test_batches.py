@@ -139,13 +139,15 @@ def test_single_rows_are_every_prefix(seed, max_history):
     lists = ragged(rng, users=60, longest=30)
     rows = SingleRows(Histories.from_lists(lists), max_history=max_history)
     expected = [(items[max(at - max_history, 0) : at], items[at]) for items in lists for at in range(1, len(items))]
+    owners = [user for user, items in enumerate(lists) for _ in items[1:]]
     index = rng.permutation(len(rows))
     found = rows[index]
     assert (len(rows), found.history.shape) == (len(expected), (len(expected), max_history))
     assert {array.dtype for array in found} == {np.dtype(np.int32)}
     for history, target, segments, at in zip(*found, index, strict=True):
         before, after = expected[at]
-        assert segments.tolist() == [1] * len(before) + [0] * (max_history - len(before))
+        assert (segments != 0).tolist() == [True] * len(before) + [False] * (max_history - len(before))
+        assert set(segments) <= {0, 1 + owners[at]}
         assert history[: len(before)].tolist() == before.tolist()
         assert target == after
 
@@ -157,7 +159,7 @@ def test_single_rows_of_windows_on_a_shared_array():
     history, targets, segments = rows[np.arange(len(rows))]
     assert targets.tolist() == [101, 102, 106, 107, 108]
     assert history.tolist() == [[100, 0], [100, 101], [105, 0], [105, 106], [106, 107]]
-    assert segments.tolist() == [[1, 0], [1, 1], [1, 0], [1, 1], [1, 1]]
+    assert segments.tolist() == [[1, 0], [1, 1], [2, 0], [2, 2], [2, 2]]
 
 
 def test_batches_of_single_rows_are_those_of_rows_kept_in_memory():
