@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from semid.data.features import Standardizer, content_blocks
 from semid.data.splits import Examples
 from semid.errors import SemidError
 from semid.evaluation.metrics import accuracy, group_ids, item_places
-from semid.models import ItemTables, ModelConfig, ModelSpec, build_model
+from semid.models import ModelConfig, ModelSpec, build_model
 from semid.objective import LossTables, ObjectiveConfig, code_loss, dense_loss, hybrid_loss, taught
 from semid.recommender import KIND, Recommender
 from semid.training import (
@@ -35,7 +36,6 @@ from semid.training import (
     on_first,
     train,
 )
-from semid.training.loop import Validate
 from semid.training.state import Loss
 from semid.training.tracking import HISTORY
 from seq_models import CodeTrie, DenseConfig, HybridConfig, Layout, Normalization, RQTransformerConfig
@@ -107,29 +107,17 @@ def train_generator(
     )
     model = build_model(spec, seed=seed)
     untrained = Recommender(model, catalog, spec=spec, features=features, train_counts=counts)
-    rows: Any = training_rows(dataset, config, getattr(model, "layout", Layout.PACKED))
-    if teacher is not None:
-        rows = taught(rows, teacher, config.objective)
-    mesh = make_mesh() if mesh is None else mesh
-    num_rows = len(rows[0]) if isinstance(rows, tuple) else len(rows)
-    size = fitting_batch(config.training.batch_size, rows=num_rows, mesh=mesh, accumulate=config.training.accumulate)
-    process = (jax.process_index(), jax.process_count())
-    trained = train(
-        model,
-        loss_of(config),
-        lambda num_steps: batches(rows, batch_size=size, num_batches=num_steps, seed=seed, process=process),
-        tables=_tables(catalog, features, counts, config.objective),
-        config=config.training,
-        steps_per_epoch=-(-num_rows // size),
+    recommender = fit_generator(
+        untrained,
+        dataset,
+        config,
         seed=seed,
         folder=folder,
         request={"config": settings, "seed": seed, "parents": {name: p.digest for name, p in parents.items()}},
         title=f"training {out.name}",
-        validate=_validation(untrained, dataset, config, seed),
-        select="ndcg@10",
+        teacher=teacher,
         mesh=mesh,
     )
-    recommender = untrained.with_model(trained)
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
 
     def write() -> None:
@@ -142,6 +130,46 @@ def train_generator(
 
     on_first(write)
     return recommender
+
+
+def fit_generator(
+    recommender: Recommender,
+    dataset: Dataset,
+    config: GeneratorConfig,
+    *,
+    seed: int,
+    folder: Path,
+    request: dict[str, Any],
+    title: str,
+    teacher: Recommender | None = None,
+    mesh: Mesh | None = None,
+) -> Recommender:
+    """`recommender` with its model trained on, from the parameters it has; nothing is written but to `folder`."""
+    model = recommender.model
+    rows: Any = training_rows(dataset, config, getattr(model, "layout", Layout.PACKED))
+    if teacher is not None:
+        rows = taught(rows, teacher, config.objective)
+    mesh = make_mesh() if mesh is None else mesh
+    num_rows = len(rows[0]) if isinstance(rows, tuple) else len(rows)
+    size = fitting_batch(config.training.batch_size, rows=num_rows, mesh=mesh, accumulate=config.training.accumulate)
+    process = (jax.process_index(), jax.process_count())
+    score = validation(dataset, config, seed=seed)
+    trained = train(
+        model,
+        loss_of(config),
+        lambda num_steps: batches(rows, batch_size=size, num_batches=num_steps, seed=seed, process=process),
+        tables=_tables(recommender, config.objective),
+        config=config.training,
+        steps_per_epoch=-(-num_rows // size),
+        seed=seed,
+        folder=folder,
+        request=request,
+        title=title,
+        validate=lambda candidate: score(recommender.with_model(candidate)),
+        select="ndcg@10",
+        mesh=mesh,
+    )
+    return recommender.with_model(trained)
 
 
 def check_teacher(teacher: Recommender | None, dataset: Dataset, config: GeneratorConfig) -> None:
@@ -171,12 +199,10 @@ def loss_of(config: GeneratorConfig) -> Loss:
     return functools.partial(loss, objective=config.objective)
 
 
-def _tables(
-    catalog: SemanticCatalog, features: np.ndarray | None, counts: np.ndarray, objective: ObjectiveConfig
-) -> LossTables:
-    constrained = objective.normalization is Normalization.CHILDREN
+def _tables(recommender: Recommender, objective: ObjectiveConfig) -> LossTables:
+    catalog, constrained = recommender.catalog, objective.normalization is Normalization.CHILDREN
     trie = CodeTrie.from_codes(catalog.codes, catalog.level_sizes) if constrained else None
-    return LossTables(ItemTables.of(catalog.codes, features, counts), trie)
+    return LossTables(recommender.tables, trie)
 
 
 def content_features(dataset: Dataset, columns: tuple[str, ...] | None) -> Float[np.ndarray, "items feature"] | None:
@@ -190,18 +216,17 @@ def training_counts(dataset: Dataset) -> Int[np.ndarray, " items"]:
     return dataset.splits.train.popularity(dataset.num_items).astype(np.int32)
 
 
-def _validation(untrained: Recommender, dataset: Dataset, config: GeneratorConfig, seed: int) -> Validate:
-    """A function from a model to its Recall@10 and NDCG@10 on a fixed sample of the validation split."""
+def validation(dataset: Dataset, config: GeneratorConfig, *, seed: int) -> Callable[[Recommender], dict[str, float]]:
+    """A function from a recommender to its Recall@10 and NDCG@10 on a fixed sample of the validation split."""
     examples: Examples = dataset.splits.examples("validation")
     if len(examples) > config.validation_users:
         examples = examples.take(np.random.default_rng(seed).permutation(len(examples))[: config.validation_users])
 
-    groups = np.arange(dataset.num_items) if untrained.codes is None else group_ids(untrained.codes)
-
-    def validate(model: Any) -> dict[str, float]:
-        recommender = untrained.with_model(model)
+    def score(recommender: Recommender) -> dict[str, float]:
+        codes = recommender.codes
+        groups = np.arange(dataset.num_items) if codes is None else group_ids(codes)
         ranked = recommender.rank(examples.histories, k=10, exclude_seen=False, beam_size=config.validation_beam)
         values = accuracy(item_places(ranked, examples.targets, groups), (10,))
         return {name: float(values[name].mean()) for name in ("ndcg@10", "recall@10")}
 
-    return validate
+    return score

@@ -189,9 +189,14 @@ class Recommender:
         """The vectors by which a dense model scores its items. Raises SemidError for a model that speaks in codes."""
         return np.asarray(self.dense_model().vectors(self.tables.features))
 
+    @property
+    def model(self) -> Model:
+        """The model and its parameters, which it shares."""
+        return nnx.merge(self._scorer.graph, self._scorer.params)
+
     def dense_model(self) -> DenseTransformer:
         """The model, of a dense recommender. Raises SemidError for one that speaks in codes."""
-        model = nnx.merge(self._scorer.graph, self._scorer.params)
+        model = self.model
         if not isinstance(model, DenseTransformer):
             raise SemidError("item vectors are those of a dense model (SASRec); this one speaks in codes")
         return model
