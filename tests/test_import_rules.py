@@ -40,7 +40,9 @@ RULES = {
     "semid.catalog": Rule(BASE, ARRAYS),
     "semid.export": Rule(BASE | {"semid.catalog"}, ARRAYS),
     # Encoders, training, evaluation: none knows a model.
-    "semid.encoders": Rule(BASE | {"semid.data"}, ARRAYS | JAX | {"scipy"}),
+    "semid.encoders": Rule(
+        BASE | {"semid.data"}, ARRAYS | JAX | {"scipy", "PIL", "safetensors", "sentencepiece", "tokenizers"}
+    ),
     "semid.training": Rule(BASE, JAX | {"optax", "orbax", "grain", "rich", "tensorboardX"}),
     "semid.evaluation": Rule(BASE | {"semid.data", "semid.catalog"}, ARRAYS | {"rich"}),
     # Collaborative signals know no quantizer, the autoencoder no signal: alignment joins them.
@@ -82,6 +84,14 @@ RULES = {
         | {"semid.models", "semid.objective", "semid.recommender"}
         | {"semid.evaluation"},  # validated by the very search and metric that are reported
         ARRAYS | JAX,
+    ),
+    # Where a tokenizer and a generator do meet: end to end.
+    "semid.joint": Rule(
+        BASE
+        | {"quantizers", "seq_models", "semid.encoders", "semid.data", "semid.catalog", "semid.training"}
+        | {"semid.autoencoder", "semid.tokenizer", "semid.models", "semid.objective", "semid.generator"}
+        | {"semid.recommender"},
+        ARRAYS | JAX | {"optax"},
     ),
     # The report reads result files.
     "semid.report": Rule({"semid.artifacts", "semid.catalog", "semid.errors", "semid.report_catalog"}),
@@ -183,6 +193,8 @@ def test_every_row_is_of_something_that_exists():
         ("semid.report", "from semid.recommender import Recommender"),
         ("semid.tokenizer", "from semid.objective import code_loss"),
         ("semid.generator", "from semid.cli import main"),
+        ("semid.generator", "from semid.joint import MemoryBank"),
+        ("semid.joint.bank", "from semid.report import render"),
         ("semid", "from semid.cli import main"),
         ("semid.surprise", "import json"),
     ],
@@ -197,6 +209,7 @@ def test_a_violation_is_caught(module, source):
         ("quantizers.residual", "import jax\nfrom quantizers.types import Quantized\nimport math"),
         ("semid.recommender", "from semid.data.histories import Histories\nfrom semid import artifacts"),
         ("semid.generator", "from semid.evaluation.metrics import accuracy"),
+        ("semid.joint.codes", "from quantizers import Metric\nfrom seq_models import Inputs"),
         ("semid.alignment", "from semid.autoencoder import RQVAE\nfrom semid.collaborative import ppmi"),
         ("semid.cli", "def f():\n    from semid.data.builders import read_movielens"),
         ("experiments.demo", "from semid.cli import main"),

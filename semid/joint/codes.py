@@ -1,0 +1,49 @@
+"""Codes that a gradient passes: the generator reads them instead of integers, and its loss reaches the tokenizer."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+
+import jax
+from jaxtyping import Array, Float
+
+from quantizers import Metric, ResidualCodes, distances, straight_through
+
+
+class Relaxation(enum.Enum):
+    """What stands for a chosen code, a mixture of its level's codes. Temperature and noise are the assignment's."""
+
+    SOFT_BACKWARD = "soft_backward"
+    """The code itself; its gradient is that of softmax(-d / temperature). On `Nearest` with a falling temperature,
+    after UniGRec (arXiv 2601.17438); on `Gumbel`, DIGER's (arXiv 2601.19711)."""
+    SOFT = "soft"
+    """softmax(-d / temperature), value and gradient: UniGRec's own."""
+    STRAIGHT_THROUGH = "straight_through"
+    """The code itself; its gradient goes to -d as it is (Bengio et al., arXiv 1308.3432). A control: codes collapse."""
+
+
+def code_mixtures(
+    found: ResidualCodes,
+    codebooks: Sequence[Float[Array, "size dim"]],
+    *,
+    relaxation: Relaxation = Relaxation.SOFT_BACKWARD,
+    metric: Metric = Metric.EUCLIDEAN,
+) -> tuple[Float[Array, "*b size"], ...]:
+    """A mixture a level of what a quantizer found; the generator reads `mixture @ table` as a code's embedding."""
+    if relaxation is Relaxation.SOFT:
+        return found.probabilities
+    passing = found.probabilities
+    if relaxation is Relaxation.STRAIGHT_THROUGH:
+        passing = level_logits(found, codebooks, metric=metric)
+    sizes = (len(book) for book in codebooks)
+    chosen = (jax.nn.one_hot(found.codes[..., level], size) for level, size in enumerate(sizes))
+    return tuple(straight_through(soft, hard) for soft, hard in zip(passing, chosen, strict=True))
+
+
+def level_logits(
+    found: ResidualCodes, codebooks: Sequence[Float[Array, "size dim"]], *, metric: Metric = Metric.EUCLIDEAN
+) -> tuple[Float[Array, "*b size"], ...]:
+    """-d of every code of every level: the nearer the code, the larger."""
+    levels = enumerate(codebooks)
+    return tuple(-distances(found.residuals[..., level, :], book, metric=metric) for level, book in levels)

@@ -1,0 +1,277 @@
+"""The joint model, and the losses of a step in which encoders, tokenizer and generator learn together."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+from quantizers import Schedule, usage_entropy
+from semid.autoencoder import RQVAE, Pass
+from semid.data.batches import PackedRows
+from semid.encoders.content import Rows, take
+from semid.encoders.fusion import ItemEncoder
+from semid.errors import SemidError
+from semid.joint.bank import MemoryBank, bucket_sizes, encode_fresh, unique_rows
+from semid.joint.codes import Relaxation, code_mixtures
+from semid.joint.terms import code_agreement, mutual_info_nce, session_contrast
+from semid.training import StepContext
+from seq_models import Inputs, RQTransformer, code_cross_entropy
+from seq_models.layers import last_state
+
+Content = Mapping[str, Rows]
+Terms = dict[str, Float[Array, ""]]
+
+
+class Reach(enum.Enum):
+    """How far the gradient of the recommendation losses goes back."""
+
+    GENERATOR = "generator"
+    """The staged way: tokenizer and encoders are what they are."""
+    TOKENIZER = "tokenizer"
+    """Through the codes into codebooks and tokenizer."""
+    ENCODER = "encoder"
+    """End to end: on into the encoders of text and images."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The weight of each term in the joint step; a term without weight is not computed."""
+
+    generation: Schedule = Schedule(1.0)
+    """Cross-entropy of the next item's codes, in nats per item."""
+    reconstruction: Schedule = Schedule(1.0)
+    """Mean squared error of the target items' vectors."""
+    codebook: Schedule = Schedule(1.0)
+    """Pulls codes to what they quantize."""
+    commitment: Schedule = Schedule(0.25)
+    """Pulls what is quantized to its codes."""
+    entropy: Schedule = Schedule(1e-4)
+    """Spreads a batch over the codes (UniGRec, arXiv 2601.17438)."""
+    contrast: Schedule = Schedule(0.0)
+    """The item before and the target find each other among the batch's (LEMUR's SQDC, arXiv 2511.10962)."""
+    sequence_item: Schedule = Schedule(0.0)
+    """The history's codes and the target's agree (ETEGRec's SIA, arXiv 2409.05546)."""
+    preference: Schedule = Schedule(0.0)
+    """The generator's state and the target's reconstruction find each other (ETEGRec's PSA)."""
+    teacher_codes: Schedule = Schedule(0.0)
+    """Codes agree with those of a teacher's item vectors (UniGRec's distillation into the tokenizer)."""
+    teacher_states: Schedule = Schedule(0.0)
+    """The generator's state finds the teacher's vector of the target (UniGRec's into the generator)."""
+
+    def weights(self, progress: Float[Array, ""] | float) -> dict[str, Float[Array, ""]]:
+        """Those of the terms that count at any time."""
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: weight(progress) for name, weight in named.items() if weight.value or weight.initial}
+
+
+# The terms of the tokenizer alone, to which the others give way in gradient surgery (BLOGER, arXiv 2510.21242).
+TOKENIZER_TERMS = ("reconstruction", "codebook", "commitment", "entropy")
+
+
+@dataclass(frozen=True)
+class StepConfig:
+    """What one joint step does."""
+
+    objective: Objective = Objective()
+    """The terms and their weights."""
+    reach: Reach = Reach.ENCODER
+    """How far the recommendation losses reach."""
+    relaxation: Relaxation = Relaxation.SOFT_BACKWARD
+    """What carries the gradient through the codes that the generator reads."""
+    window: int = 2
+    """The last items of a history that are encoded afresh, and so carry the generation loss to the encoders."""
+    forward: float = 1.0
+    """Share of a step's targets and windows that is encoded; the others are read from the bank."""
+    backward: float = 1.0
+    """Share that is differentiated."""
+
+    def __post_init__(self) -> None:
+        if self.window < 0:
+            raise SemidError(f"expected a window of at least 0 items, got {self.window}")
+        bucket_sizes(1, forward=self.forward, backward=self.backward)  # says what is wrong with them
+
+
+class Codes(nnx.Variable):
+    """The catalogue's codes; no gradient moves them, a schedule refreshes them."""
+
+
+class Tables(NamedTuple):
+    """What no step changes: the items' content, and a teacher's item vectors if one is heard."""
+
+    content: Content
+    teacher: Float[Array, "items teacher"] | None = None
+
+
+class JointModel(nnx.Module):
+    """Encoders, tokenizer, generator, the bank between them, and the catalogue as the generator speaks it."""
+
+    def __init__(
+        self,
+        encoder: ItemEncoder,
+        autoencoder: RQVAE,
+        generator: RQTransformer,
+        *,
+        codes: Int[Array, "items level"],
+        num_teacher: int = 0,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.encoder, self.autoencoder, self.generator = encoder, autoencoder, generator
+        self.bank = MemoryBank(len(codes), dim=encoder.dim, rngs=rngs)
+        self.codes = Codes(jnp.asarray(codes))
+        self.churn = Codes(jnp.zeros(codes.shape[1]))  # share of items whose code changed when last refreshed
+        state, latent = generator.config.backbone.dim, autoencoder.quantizer.codebooks[0].shape[1]
+        self.to_latent = nnx.Linear(state, latent, rngs=rngs)
+        self.to_item = nnx.Linear(state, encoder.dim, rngs=rngs)
+        self.teacher_to_latent = nnx.Linear(num_teacher, latent, rngs=rngs) if num_teacher else None
+        self.to_teacher = nnx.Linear(state, num_teacher, rngs=rngs) if num_teacher else None
+
+
+class _Items(NamedTuple):
+    """Vectors of a batch's items: fresh ones with their gradient, the others from the bank."""
+
+    targets: Float[Array, "b dim"]
+    history: Float[Array, "b t dim"]
+    last: Float[Array, "b dim"]
+
+
+def joint_loss(
+    model: JointModel, batch: PackedRows, tables: Tables, context: StepContext, *, config: StepConfig
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """The weighted sum of all terms for rows of one history and one target each; every term is a metric."""
+    losses, metrics = joint_losses(model, batch, tables, context, config=config)
+    return jnp.sum(losses), metrics
+
+
+def joint_losses(
+    model: JointModel, batch: PackedRows, tables: Tables, context: StepContext, *, config: StepConfig
+) -> tuple[Float[Array, "2"], dict[str, Array]]:
+    """The tokenizer's own terms, and the others, as two losses: for gradient surgery."""
+    weights = config.objective.weights(context.progress)
+    terms, metrics = joint_terms(model, batch, tables, context, config=config)
+    weighted = {name: weights[name] * term for name, term in terms.items()}
+    own = [value for name, value in weighted.items() if name in TOKENIZER_TERMS]
+    others = [value for name, value in weighted.items() if name not in TOKENIZER_TERMS]
+    logged = {f"loss/{name}": term for name, term in terms.items()}
+    zero = jnp.zeros(())
+    return jnp.stack([sum(own, zero), sum(others, zero)]), {**metrics, **logged}
+
+
+def joint_terms(
+    model: JointModel, batch: PackedRows, tables: Tables, context: StepContext, *, config: StepConfig
+) -> tuple[Terms, dict[str, Array]]:
+    """The unweighted terms, by name. Writes what it encoded into the bank."""
+    wanted = set(config.objective.weights(context.progress))
+    encode_key, search_key, target_key, generate_key = jax.random.split(context.key, 4)
+    items, metrics = _items(model, batch, tables, encode_key, config)
+    passed = model.autoencoder(items.targets, key=target_key, progress=context.progress)
+    terms = _of_tokenizer(passed)
+    if wanted & {"generation", "sequence_item", "preference", "teacher_states"}:
+        state = _state(model, batch, items.history, context, (search_key, generate_key), config)
+        terms |= _of_generator(model, batch, tables, state, passed, generate_key)
+    if "contrast" in wanted:
+        terms["contrast"] = session_contrast(
+            items.last, items.targets, items=batch.targets, sessions=batch.segments.max(axis=1)
+        )
+    if "teacher_codes" in wanted:
+        terms["teacher_codes"] = _of_teacher(model, batch, tables, passed)
+    model.autoencoder.quantizer.observe(passed.found)
+    return {name: term for name, term in terms.items() if name in wanted}, metrics
+
+
+def _items(
+    model: JointModel, batch: PackedRows, tables: Tables, key: Key[Array, ""], config: StepConfig
+) -> tuple[_Items, dict[str, Array]]:
+    """Targets and the last items of the histories encoded and written, whatever else was read."""
+    real = batch.segments > 0
+    behind = real.sum(axis=1, keepdims=True) - 1 - jnp.arange(real.shape[1])[None]  # items between here and the end
+    windowed = real & (behind < config.window)
+    wanted = jnp.concatenate([batch.targets[:, None], jnp.where(windowed, batch.history, batch.targets[:, None])], 1)
+    most = len(wanted) * (1 + min(config.window, real.shape[1]))
+    forward, backward = bucket_sizes(most, forward=config.forward, backward=config.backward)
+    order_key, dropout_key = jax.random.split(key)
+    fresh = unique_rows(wanted, size=forward, key=order_key)
+
+    def encode(rows: Int[Array, " n"]) -> Float[Array, "n dim"]:
+        return model.encoder({name: take(of, rows) for name, of in tables.content.items()}, key=dropout_key)
+
+    encoded = encode_fresh(encode, fresh, backward=backward)
+    agreement = model.bank.write(fresh.rows, encoded, mask=fresh.real)
+    metrics = {"bank/agreement": agreement, "bank/coverage": model.bank.coverage(batch.history, mask=real)}
+    if config.reach is not Reach.ENCODER:
+        encoded = jax.lax.stop_gradient(encoded)
+    places = jnp.where(windowed, fresh.place[:, 1:], -1)
+    targets = model.bank.read_or(batch.targets, fresh.place[:, 0], encoded)
+    history = model.bank.read_or(batch.history, places, encoded)
+    return _Items(targets, history, last_state(history, batch.segments)), metrics
+
+
+def _state(
+    model: JointModel,
+    batch: PackedRows,
+    vectors: Float[Array, "b t dim"],
+    context: StepContext,
+    keys: tuple[Key[Array, ""], Key[Array, ""]],
+    config: StepConfig,
+) -> Float[Array, "b dim"]:
+    """The generator's state after each history, read through the codes that the tokenizer gives its vectors now."""
+    quantizer = model.autoencoder.quantizer
+    found = quantizer.search(model.autoencoder.latents(vectors), key=keys[0], progress=context.progress)
+    books = [book[...] for book in quantizer.codebooks]
+    mixtures = code_mixtures(found, books, relaxation=config.relaxation, metric=quantizer.metric)
+    if config.reach is Reach.GENERATOR:
+        mixtures = jax.lax.stop_gradient(mixtures)
+    codes, sizes = model.codes[...][batch.history], model.generator.level_sizes
+    # A level that tells colliding items apart is no quantizer's: it is as the catalogue has it.
+    others = (jax.nn.one_hot(codes[..., level], sizes[level]) for level in range(len(mixtures), len(sizes)))
+    inputs = Inputs(codes, vectors, mixtures=(*mixtures, *others))
+    return last_state(model.generator.states(inputs, batch.segments, key=keys[1]), batch.segments)
+
+
+def _of_tokenizer(passed: Pass) -> Terms:
+    """The vectors are what they are: reconstruction must not pull them to where they are easy to reconstruct."""
+    losses = passed.quantized.losses
+    return {
+        "reconstruction": jnp.mean(jnp.square(passed.reconstruction - jax.lax.stop_gradient(passed.x))),
+        "codebook": losses.codebook,
+        "commitment": losses.commitment,
+        "entropy": usage_entropy(passed.found.probabilities),
+    }
+
+
+def _of_generator(
+    model: JointModel,
+    batch: PackedRows,
+    tables: Tables,
+    state: Float[Array, "b dim"],
+    passed: Pass,
+    key: Key[Array, ""],
+) -> Terms:
+    codes, weights = model.codes[...][batch.targets], jnp.ones(len(batch.targets))
+    logits = model.generator.depth_logits(state, codes, key=jax.random.fold_in(key, 1))
+    books = [book[...] for book in model.autoencoder.quantizer.codebooks]
+    metric = model.autoencoder.quantizer.metric
+    terms = {
+        "generation": code_cross_entropy(logits, codes, weights).sum(),
+        "sequence_item": code_agreement(model.to_latent(state), passed.latents, books, metric=metric),
+        "preference": mutual_info_nce(model.to_item(state), passed.reconstruction, items=batch.targets),
+    }
+    if model.to_teacher is not None and tables.teacher is not None:
+        of_target = tables.teacher[batch.targets]
+        terms["teacher_states"] = mutual_info_nce(model.to_teacher(state), of_target, items=batch.targets)
+    return terms
+
+
+def _of_teacher(model: JointModel, batch: PackedRows, tables: Tables, passed: Pass) -> Float[Array, ""]:
+    if model.teacher_to_latent is None or tables.teacher is None:
+        raise TypeError("the term teacher_codes needs a teacher's item vectors")
+    quantizer = model.autoencoder.quantizer
+    latents = model.teacher_to_latent(tables.teacher[batch.targets])
+    books = [book[...] for book in quantizer.codebooks]
+    return code_agreement(passed.latents, latents, books, metric=quantizer.metric)

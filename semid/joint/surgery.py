@@ -1,0 +1,45 @@
+"""Gradient surgery: where two losses pull a parameter apart, one gives way (PCGrad, arXiv 2001.06782)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+class Projected(NamedTuple):
+    """A gradient that opposes another one nowhere, and in which share of the leaves that both reach it did."""
+
+    gradients: Any
+    conflicts: Float[Array, ""]
+
+
+def projected(gradients: Any, against: Any) -> Projected:
+    """Take from each leaf whose inner product with that of `against` is negative its component along it.
+
+    As BLOGER does per parameter (arXiv 2510.21242), `against` being the tokenizer's gradient, the other one the
+    recommendation's.
+    """
+    leaves, structure = jax.tree.flatten(gradients)
+    others = jax.tree.leaves(against)
+    found = [_leaf(leaf, other) for leaf, other in zip(leaves, others, strict=True)]
+    conflicts, shared = (jnp.stack(flags).sum().astype(jnp.float32) for flags in list(zip(*found, strict=True))[1:])
+    return Projected(jax.tree.unflatten(structure, [leaf for leaf, *_ in found]), conflicts / jnp.maximum(shared, 1.0))
+
+
+def sum_without_conflict(gradients: Sequence[Any]) -> tuple[Any, dict[str, Array]]:
+    """The gradients of two losses added up, the second giving way; and the share of leaves in conflict, to log."""
+    kept, yielding = gradients
+    found = projected(yielding, kept)
+    return jax.tree.map(jnp.add, kept, found.gradients), {"conflicts": found.conflicts}
+
+
+def _leaf(x: Array, other: Array) -> tuple[Array, Array, Array]:
+    """The leaf without what opposes `other`, whether it did, and whether both losses reach it."""
+    inner, square = (x * other).sum(), (other * other).sum()
+    conflict = inner < 0
+    share = jnp.where(conflict, inner / jnp.where(conflict, square, 1), 0)
+    return x - share * other, conflict, x.any() & other.any()

@@ -1,0 +1,358 @@
+"""Training end to end: encoders, tokenizer and generator one after the other, then together, then the generator alone.
+
+The staged way is the same without the middle: what the joint steps are worth is measured against it.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from quantizers import Schedule, health, tie_break
+from semid import artifacts
+from semid.artifacts import Manifest
+from semid.autoencoder import RQVAE, AlignedRQVAE, RQVaeConfig, in_blocks, train_autoencoder
+from semid.catalog import SemanticCatalog
+from semid.config import to_dict
+from semid.data.batches import SingleRows, batches
+from semid.data.dataset import Dataset
+from semid.encoders.content import take
+from semid.encoders.fusion import ItemEncoder
+from semid.errors import SemidError
+from semid.generator import GeneratorConfig, fit_generator, training_counts, validation
+from semid.joint.model import Content, JointModel, Objective, Reach, StepConfig, Tables, joint_loss, joint_losses
+from semid.joint.surgery import sum_without_conflict
+from semid.models import Model, ModelSpec, build_model
+from semid.recommender import KIND, Recommender
+from semid.training import (
+    OptimizerConfig,
+    TrainingConfig,
+    TrainState,
+    fitting_batch,
+    make_mesh,
+    named_leaves,
+    on_first,
+    replace_leaves,
+    train,
+    with_variables,
+)
+from semid.training.tracking import HISTORY
+from seq_models import RQTransformer, RQTransformerConfig
+
+STATE_FILE = "joint.safetensors"
+STAGES = ("encoder", "tokenizer", "generator", "joint", "finetune")
+_SHARED = STAGES[:3]
+
+
+class Surgery(enum.Enum):
+    """What becomes of a tokenizer's gradient and a recommendation's that oppose each other."""
+
+    NONE = "none"
+    """They are added up."""
+    PROJECT = "project"
+    """The recommendation's gives way, parameter by parameter (BLOGER, arXiv 2510.21242)."""
+
+
+def _training(epochs: float, batch_size: int, learning_rate: float, **rates: float) -> TrainingConfig:
+    optimizer = OptimizerConfig(learning_rate=learning_rate, rates=tuple(rates.items()))
+    return TrainingConfig(epochs=epochs, batch_size=batch_size, optimizer=optimizer)
+
+
+@dataclass(frozen=True)
+class JointConfig:
+    """The stages, in their order."""
+
+    encoder: TrainingConfig | None = _training(2, 256, 1e-3)
+    """Encoders learn to tell the next item from the others of a batch; None: they stay as they are given."""
+    tokenizer: RQVaeConfig = RQVaeConfig(hidden=(128,))
+    """The RQ-VAE, warmed up on the encoders' vectors."""
+    generator: GeneratorConfig = GeneratorConfig(training=_training(12, 64, 3e-3))
+    """The generator, warmed up on the first codes, and how candidates are validated."""
+    joint: TrainingConfig | None = _training(3, 256, 1e-3, autoencoder=0.1, encoder=0.3)
+    """All together; None: not at all, which is the staged way."""
+    step: StepConfig = StepConfig()
+    """What a joint step does."""
+    surgery: Surgery = Surgery.NONE
+    """What becomes of gradients in conflict."""
+    refresh: float = 1.0
+    """Epochs of joint steps after which the whole catalogue's codes are made anew, from the bank."""
+    finetune: TrainingConfig = _training(12, 64, 1e-3)
+    """The generator alone, on the codes that came out."""
+    tie_break: int = 64
+    """Size of the last level, which tells items apart that share their codes: how many may."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.generator.model, RQTransformerConfig):
+            raise SemidError(
+                f"end-to-end training is of the RQ-Transformer, not of {type(self.generator.model).__name__}"
+            )
+        if not self.refresh > 0 or self.tie_break < 1:
+            raise SemidError(
+                f"expected refresh above 0 and tie_break of at least 1, got {self.refresh} and {self.tie_break}"
+            )
+
+
+def train_joint(
+    dataset: Dataset,
+    content: Content,
+    encoder: ItemEncoder,
+    config: JointConfig,
+    *,
+    out: Path,
+    parents: dict[str, Manifest],
+    teacher: Float[np.ndarray, "items teacher"] | None = None,
+    seed: int = 0,
+    mesh: Mesh | None = None,
+    shared: Path | None = None,
+) -> Recommender:
+    """Train on the dataset's training histories and the items' `content`, and write the model artifact `out`.
+
+    `encoder` is what turns content into vectors; `teacher` are item vectors for the objective's distillation terms. The
+    artifact is a recommender like any other (its features are the item vectors), with all parameters and the bank in
+    `joint.safetensors` beside it. Each stage keeps its checkpoints and `history.jsonl` in a folder of `<out>.stages`,
+    and goes on from there after an interruption. With `shared` the first three stages keep theirs there, for runs that
+    differ in the later ones alone.
+    """
+    settings = {"joint": to_dict(config)}
+    if artifacts.is_current(out, kind=KIND, config=settings, parents=parents, seed=seed):
+        return Recommender.from_pretrained(out)
+    digests = {name: parent.digest for name, parent in parents.items()}
+    run = _Run(dataset, content, config, teacher, out, shared, digests, seed, mesh)
+    model = run.start(encoder)
+    model = run.together(model)
+    recommender = run.finetuned(model)
+
+    def write() -> None:
+        with artifacts.write_artifact(out, kind=KIND, config=settings, parents=parents, seed=seed) as temporary:
+            recommender.write(temporary)
+            artifacts.save_tensors(temporary / STATE_FILE, jax.device_get(named_leaves(nnx.state(model))))
+            for stage in STAGES:
+                if (history := run.folder(stage) / HISTORY).exists():
+                    shutil.copy(history, temporary / f"history.{stage}.jsonl")
+        shutil.rmtree(run.stages, ignore_errors=True)
+
+    on_first(write)
+    return recommender
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One run's inputs, and its stages."""
+
+    dataset: Dataset
+    content: Content
+    config: JointConfig
+    teacher: Float[np.ndarray, "items teacher"] | None
+    out: Path
+    shared: Path | None
+    parents: dict[str, str]
+    seed: int
+    mesh: Mesh | None
+
+    @property
+    def stages(self) -> Path:
+        """The folder of the stages' checkpoints."""
+        return self.out.with_name(f"{self.out.name}.stages")
+
+    def folder(self, stage: str) -> Path:
+        """Where a stage keeps its checkpoints."""
+        return (self.shared if self.shared is not None and stage in _SHARED else self.stages) / stage
+
+    def request(self, stage: str) -> dict[str, Any]:
+        """What a stage's result depends on: its settings, and those of the stages before it."""
+        settings = to_dict(self.config)
+        if stage in _SHARED:
+            settings = {name: settings[name] for name in (*_SHARED[: _SHARED.index(stage) + 1], "tie_break")}
+        return {"stage": stage, "config": settings, "parents": self.parents, "seed": self.seed}
+
+    @functools.cached_property
+    def tables(self) -> Tables:
+        """On the device."""
+        return Tables(dict(self.content), None if self.teacher is None else jnp.asarray(self.teacher))
+
+    def start(self, encoder: ItemEncoder) -> JointModel:
+        """Encoders, tokenizer and generator warmed up one after the other: the staged way."""
+        config, seed = self.config, self.seed
+        empty = np.zeros((self.dataset.num_items, len(config.tokenizer.level_sizes) + 1), np.int32)
+        autoencoder = RQVAE(config.tokenizer, dim=encoder.dim, rngs=nnx.Rngs(seed))
+        generator = _checked(build_model(self._spec(encoder.dim), seed=seed))
+        width = 0 if self.teacher is None else self.teacher.shape[1]
+        model = JointModel(
+            encoder, autoencoder, generator, codes=jnp.asarray(empty), num_teacher=width, rngs=nnx.Rngs(seed + 1)
+        )
+        if config.encoder is not None:
+            contrast = StepConfig(
+                Objective(*(Schedule(0.0),) * 5, contrast=Schedule(1.0)), window=1, relaxation=config.step.relaxation
+            )
+            model = self._steps("encoder", model, config.encoder, contrast, validate=self._bank_only, select=None)
+        self._fill_bank(model)
+        vectors = np.asarray(self._vectors(model))
+        model.autoencoder.initialize(vectors, iterations=config.tokenizer.kmeans_iterations, seed=seed)
+        model.autoencoder = train_autoencoder(
+            AlignedRQVAE(model.autoencoder, []),
+            vectors,
+            config.tokenizer,
+            signals=None,
+            request=self.request("tokenizer"),
+            seed=seed,
+            folder=self.folder("tokenizer"),
+            mesh=self.mesh,
+        )
+        model.codes[...] = jnp.asarray(self.fresh_codes(model))
+        model.generator = _checked(self._generator_stage("generator", model, config.generator).model)
+        return model
+
+    def together(self, model: JointModel) -> JointModel:
+        """The joint steps, and at their end the whole catalogue encoded and given its codes."""
+        config = self.config
+        if config.joint is not None:
+            score = validation(self.dataset, config.generator, seed=self.seed)
+
+            def validate(candidate: JointModel) -> dict[str, float]:
+                churn = {f"churn/level_{level}": float(x) for level, x in enumerate(candidate.churn[...])}
+                bank = {f"bank/{name}": float(x) for name, x in candidate.bank.health()._asdict().items()}
+                usage = health(np.asarray(candidate.codes[...])[:, :-1], config.tokenizer.level_sizes).levels
+                used = {f"usage/level_{level}": of.usage for level, of in enumerate(usage)}
+                return score(self.recommender(candidate)) | churn | bank | used
+
+            model = self._steps("joint", model, config.joint, config.step, validate=validate, select="ndcg@10")
+            self._fill_bank(model)
+            model.codes[...] = jnp.asarray(self.fresh_codes(model))
+        return model
+
+    def finetuned(self, model: JointModel) -> Recommender:
+        """The generator trained on with all else as it is."""
+        config = replace(self.config.generator, training=self.config.finetune)
+        recommender = self._generator_stage("finetune", model, config)
+        model.generator = _checked(recommender.model)
+        return recommender
+
+    def recommender(self, model: JointModel) -> Recommender:
+        """What the model is to its users: the generator, reading item vectors from the bank and codes as they are."""
+        catalog = self._catalog(np.asarray(model.codes[...]))
+        counts, spec = training_counts(self.dataset), replace(self._spec(model.encoder.dim), catalog=catalog.digest)
+        vectors = np.asarray(self._vectors(model))
+        return Recommender(model.generator, catalog, spec=spec, features=vectors, train_counts=counts)
+
+    def fresh_codes(self, model: JointModel) -> Int[np.ndarray, "items level"]:
+        """Codes of the bank's vectors, with a last level that tells items apart. Raises SemidError if it is too small,
+        as where codes collapse."""
+        broken = tie_break(in_blocks(model.autoencoder.encode, self._vectors(model)))
+        if broken.level_size > self.config.tie_break:
+            raise SemidError(
+                f"{broken.level_size} items share their codes, and tie_break leaves room for {self.config.tie_break}: "
+                "codes collapse; lower the tokenizer's rate, or give tie_break more"
+            )
+        return broken.codes.astype(np.int32)
+
+    def _spec(self, dim: int) -> ModelSpec:
+        sizes, generator = self.config.tokenizer.level_sizes, self.config.generator
+        level_sizes = (*sizes, self.config.tie_break)
+        return ModelSpec(generator.model, level_sizes, self.dataset.num_items, dim, generator.max_history)
+
+    def _catalog(self, codes: Int[np.ndarray, "items level"]) -> SemanticCatalog:
+        sizes = (*self.config.tokenizer.level_sizes, self.config.tie_break)
+        return SemanticCatalog(self.dataset.item_ids, codes, sizes, tie_break=True)
+
+    def _vectors(self, model: JointModel) -> Float[Array, "items dim"]:
+        return model.bank.read(jnp.arange(self.dataset.num_items))
+
+    def _fill_bank(self, model: JointModel) -> None:
+        """Encode every item, in one pass over the catalogue."""
+        vectors = encode_items(model.encoder, self.content)
+        rows = jnp.arange(len(vectors))
+        model.bank.write(rows, jnp.asarray(vectors), mask=jnp.ones(len(vectors), bool))
+
+    def _bank_only(self, model: JointModel) -> dict[str, float]:
+        return {"coverage": float(model.bank.health().coverage)}
+
+    def _generator_stage(self, name: str, model: JointModel, config: GeneratorConfig) -> Recommender:
+        return fit_generator(
+            self.recommender(model),
+            self.dataset,
+            config,
+            seed=self.seed,
+            folder=self.folder(name),
+            request=self.request(name),
+            title=f"{name} of {self.out.name}",
+            mesh=self.mesh,
+        )
+
+    def _steps(
+        self,
+        name: str,
+        model: JointModel,
+        training: TrainingConfig,
+        step: StepConfig,
+        *,
+        validate: Callable[[JointModel], dict[str, float]],
+        select: str | None,
+    ) -> JointModel:
+        rows = SingleRows(self.dataset.splits.train, max_history=self.config.generator.max_history)
+        mesh = make_mesh() if self.mesh is None else self.mesh
+        size = fitting_batch(training.batch_size, rows=len(rows), mesh=mesh, accumulate=training.accumulate)
+        steps_per_epoch, process = -(-len(rows) // size), (jax.process_index(), jax.process_count())
+        apart = self.config.surgery is Surgery.PROJECT
+        every = max(round(self.config.refresh * steps_per_epoch), 1)
+        trained = train(
+            model,
+            functools.partial(joint_losses if apart else joint_loss, config=step),
+            lambda num_steps: batches(rows, batch_size=size, num_batches=num_steps, seed=self.seed, process=process),
+            tables=self.tables,
+            config=training,
+            steps_per_epoch=steps_per_epoch,
+            seed=self.seed,
+            folder=self.folder(name),
+            request=self.request(name),
+            title=f"{name} steps of {self.out.name}",
+            validate=validate,
+            select=select,
+            care=[self._refresh_hook(model, every)] if step.reach is not Reach.GENERATOR and name == "joint" else [],
+            mesh=mesh,
+            combine=sum_without_conflict if apart else None,
+        )
+        graph, state = nnx.split(trained)
+        return nnx.merge(graph, jax.tree.map(jnp.asarray, state))  # the loop gives arrays of the host
+
+    def _refresh_hook(self, model: JointModel, every: int) -> Callable[[int, TrainState, dict[str, Any]], TrainState]:
+        """Now and then, codes of the whole catalogue from what the bank holds, and how many changed."""
+
+        def hook(at: int, state: TrainState, metrics: dict[str, Any]) -> TrainState:
+            if at % every:
+                return state
+            current = with_variables(model, state.params, state.rest)
+            codes, leaves = self.fresh_codes(current), named_leaves(state)
+            churn = (codes != np.asarray(current.codes[...])).mean(axis=0)
+            leaves |= {"rest/churn": jnp.asarray(churn, jnp.float32), "rest/codes": jnp.asarray(codes)}
+            return replace_leaves(state, leaves, where="refreshing codes")
+
+        return hook
+
+
+def encode_items(encoder: ItemEncoder, content: Content) -> Float[np.ndarray, "items dim"]:
+    """Vectors of all items, a block at a time."""
+    num_items = len(jax.tree.leaves(dict(content))[0])
+
+    @jax.jit
+    def encode(rows: Int[Array, " n"], content: Content) -> Float[Array, "n dim"]:
+        return encoder({name: take(of, rows) for name, of in content.items()})
+
+    return in_blocks(lambda rows: encode(rows, dict(content)), np.arange(num_items, dtype=np.int32))
+
+
+def _checked(model: Model) -> RQTransformer:
+    if not isinstance(model, RQTransformer):
+        raise TypeError(f"expected an RQ-Transformer, got {type(model).__name__}")
+    return model

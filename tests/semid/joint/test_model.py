@@ -1,0 +1,210 @@
+"""The joint step: who learns from which loss, what the bank hides, and that it equals the step that hides nothing."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from quantizers import Nearest, Schedule
+from semid.autoencoder import RQVAE, RQVaeConfig
+from semid.data.batches import PackedRows
+from semid.encoders.content import FeatureRows
+from semid.joint.codes import Relaxation
+from semid.joint.model import TOKENIZER_TERMS, JointModel, Objective, Reach, StepConfig, Tables, joint_loss, joint_terms
+from semid.training import StepContext, named_leaves
+from seq_models import Inputs, RQTransformer, RQTransformerConfig, TransformerConfig, code_cross_entropy
+from seq_models.layers import last_state
+
+ITEMS, DIM, SIZES, BATCH, LENGTH = 30, 6, (4, 4), 8, 5
+TERMS = [field.name for field in dataclasses.fields(Objective)]
+MODULES = ("encoder/text", "encoder/image", "encoder/fusion", "autoencoder/encoder", "autoencoder/decoder")
+MODULES += ("autoencoder/quantizer", "generator")
+
+
+class TwoTowers(nnx.Module):
+    """A linear text and image encoder, and a linear fusion."""
+
+    dim = DIM
+
+    def __init__(self, rngs):
+        self.text, self.image, self.fusion = (nnx.Linear(DIM, DIM, rngs=rngs) for _ in range(3))
+
+    def __call__(self, content, *, key=None):
+        return self.fusion(self.text(content["text"].vectors) + self.image(content["image"].vectors))
+
+
+def make(*, temperature=1.0):
+    rng = np.random.default_rng(0)
+    tokenizer = RQVaeConfig(level_sizes=SIZES, hidden=(8,), latent=4, assignments=(Nearest(Schedule(temperature)),))
+    backbone = TransformerConfig(dim=8, layers=1, heads=2, hidden=8, dropout=0.0)
+    generator = RQTransformer(
+        RQTransformerConfig(backbone), level_sizes=(*SIZES, 3), num_features=DIM, rngs=nnx.Rngs(1)
+    )
+    codes = np.column_stack([rng.integers(0, size, ITEMS) for size in (*SIZES, 3)]).astype(np.int32)
+    model = JointModel(
+        TwoTowers(nnx.Rngs(2)),
+        RQVAE(tokenizer, dim=DIM, rngs=nnx.Rngs(3)),
+        generator,
+        codes=codes,
+        num_teacher=5,
+        rngs=nnx.Rngs(4),
+    )
+    present = jnp.ones(ITEMS, bool)
+    vectors = rng.standard_normal((3, ITEMS, DIM)).astype(np.float32)
+    content = {
+        name: FeatureRows(jnp.asarray(of), present) for name, of in zip(("text", "image"), vectors, strict=False)
+    }
+    tables = Tables(content, jnp.asarray(rng.standard_normal((ITEMS, 5)), jnp.float32))
+    lengths = rng.integers(1, LENGTH + 1, BATCH)
+    segments = (np.arange(LENGTH)[None] < lengths[:, None]) * np.arange(1, BATCH + 1)[:, None]
+    batch = PackedRows(
+        jnp.asarray(rng.integers(0, ITEMS, (BATCH, LENGTH)) * (segments > 0), jnp.int32),
+        jnp.asarray(rng.integers(0, ITEMS, BATCH), jnp.int32),
+        jnp.asarray(segments, jnp.int32),
+    )
+    fill(model, tables)
+    return model, tables, batch
+
+
+def fill(model, tables):
+    rows = jnp.arange(ITEMS)
+    model.bank.write(rows, model.encoder(tables.content), mask=jnp.ones(ITEMS, bool))
+
+
+def only(*names):
+    return Objective(**{name: Schedule(float(name in names)) for name in TERMS})
+
+
+def context():
+    return StepContext(jax.random.key(0), jnp.float32(1.0))
+
+
+def gradients(model, batch, tables, config):
+    """Of every unweighted term, by name: its gradient by every parameter, by name."""
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+
+    def of(params):
+        return joint_terms(nnx.merge(graph, params, rest, copy=True), batch, tables, context(), config=config)[0]
+
+    found = jax.jit(jax.jacrev(of))(params)  # one program for all terms
+    return {term: {name: np.asarray(leaf) for name, leaf in named_leaves(of).items()} for term, of in found.items()}
+
+
+def reached(found):
+    return {module for module in MODULES if any(np.any(g) for name, g in found.items() if name.startswith(module))}
+
+
+ENCODER = set(MODULES[:3])
+TOKENIZER = {"autoencoder/encoder", "autoencoder/quantizer"}
+# What each loss moves beside the encoders, which it reaches in end-to-end mode alone: in joint mode, and end to end.
+OF_TERM = {
+    "generation": {"generator", *TOKENIZER},
+    "reconstruction": {"autoencoder/encoder", "autoencoder/decoder"},  # straight through, past the codebooks
+    "codebook": {"autoencoder/quantizer"},
+    "commitment": {"autoencoder/encoder"},
+    "entropy": TOKENIZER,
+    "contrast": set(),
+    "sequence_item": {"generator", *TOKENIZER},
+    "preference": {"generator", "autoencoder/decoder", *TOKENIZER},  # codebooks by the history's codes
+    "teacher_codes": TOKENIZER,
+    "teacher_states": {"generator", *TOKENIZER},
+}
+
+# Where the gradient does not pass the codes that the generator reads.
+OF_STATE_ALONE = {
+    "generation": {"generator"},
+    "teacher_states": {"generator"},
+    "sequence_item": {"generator", *TOKENIZER},  # by the target's side
+    "preference": {"generator", "autoencoder/encoder", "autoencoder/decoder"},
+}
+
+
+@pytest.mark.parametrize("reach", Reach)
+def test_every_loss_reaches_exactly_what_it_should(reach):
+    model, tables, batch = make()
+    found = gradients(model, batch, tables, StepConfig(objective=only(*TERMS), reach=reach))
+    assert set(found) == set(TERMS)
+    for term in TERMS:
+        expected = set(OF_TERM[term])
+        if reach is Reach.ENCODER and term != "codebook":  # which holds the latents still
+            expected |= ENCODER
+        if reach is Reach.GENERATOR and term in ("generation", "sequence_item", "preference", "teacher_states"):
+            expected = OF_STATE_ALONE[term]
+        assert reached(found[term]) == expected, term
+
+
+def test_without_window_and_target_terms_nothing_reaches_the_encoders():
+    model, tables, batch = make()
+    for window, expected in ((0, set()), (1, ENCODER)):
+        found = gradients(model, batch, tables, StepConfig(objective=only("generation"), window=window))
+        assert reached(found["generation"]) & ENCODER == expected
+
+
+def test_a_full_window_is_the_step_that_encodes_every_item():
+    """Generation loss, its value and all gradients, against an implementation without a bank."""
+    model, tables, batch = make()
+    config = StepConfig(objective=only("generation"), window=LENGTH)
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+
+    @jax.jit
+    def plain(params):
+        current = nnx.merge(graph, params, rest, copy=True)
+        vectors = current.encoder(tables.content)[batch.history]
+        quantizer = current.autoencoder.quantizer
+        residual, mixtures = current.autoencoder.latents(vectors), []
+        for book in quantizer.codebooks:
+            distance = jnp.square(residual[..., None, :] - book[...][None, None]).sum(-1)
+            soft, hard = jax.nn.softmax(-distance), jax.nn.one_hot(distance.argmin(-1), len(book[...]))
+            mixtures.append(soft + jax.lax.stop_gradient(hard - soft))
+            residual = residual - jax.lax.stop_gradient(book[...][distance.argmin(-1)])
+        codes = current.codes[...]
+        mixtures.append(jax.nn.one_hot(codes[batch.history][..., -1], 3))
+        inputs = Inputs(codes[batch.history], vectors, mixtures=tuple(mixtures))
+        state = last_state(current.generator.states(inputs, batch.segments), batch.segments)
+        logits = current.generator.depth_logits(state, codes[batch.targets])
+        return code_cross_entropy(logits, codes[batch.targets], jnp.ones(BATCH)).sum()
+
+    found = gradients(model, batch, tables, config)["generation"]
+    expected = {name: np.asarray(leaf) for name, leaf in named_leaves(jax.jit(jax.grad(plain))(params)).items()}
+    for name, gradient in expected.items():
+        np.testing.assert_allclose(found[name], gradient, rtol=1e-5, atol=1e-5, err_msg=name)
+    value, _ = jax.jit(functools.partial(joint_loss, config=config))(model, batch, tables, context())
+    assert float(value) == pytest.approx(float(plain(params)), rel=1e-5)
+
+
+def test_what_is_not_differentiated_is_still_written():
+    model, tables, batch = make()
+    before = np.asarray(model.bank.written[...])
+    config = StepConfig(objective=only("generation"), forward=0.5, backward=0.25)
+
+    def step(model, batch, tables, config):
+        joint_terms(model, batch, tables, context(), config=config)
+        return model.bank.written[...]
+
+    after = nnx.jit(functools.partial(step, config=config))(model, batch, tables)
+    assert int((np.asarray(after) != before).sum()) == BATCH * 3 // 2
+    assert np.any(gradients(model, batch, tables, config)["generation"]["encoder/text/kernel"])
+    still = StepConfig(objective=only("generation"), forward=0.5, backward=0.0)
+    assert not np.any(gradients(model, batch, tables, still)["generation"]["encoder/text/kernel"])
+
+
+def test_at_the_lowest_temperature_soft_inputs_are_the_hard_ones():
+    def generation(temperature, relaxation):
+        model, tables, batch = make(temperature=temperature)
+        config = StepConfig(objective=only("generation"), relaxation=relaxation)
+        return float(jax.jit(functools.partial(joint_loss, config=config))(model, batch, tables, context())[0])
+
+    for temperature, close in ((1e-5, True), (1.0, False)):
+        values = [generation(temperature, relaxation) for relaxation in (Relaxation.SOFT, Relaxation.SOFT_BACKWARD)]
+        assert np.allclose(*values, rtol=1e-5) == close
+
+
+def test_terms_without_weight_are_not_there():
+    assert set(only("contrast").weights(1.0)) == {"contrast"}
+    late = Objective(preference=Schedule(1.0, initial=0.0))
+    assert {*TOKENIZER_TERMS, "generation", "preference"} == set(late.weights(0.0))
+    assert float(late.weights(0.25)["preference"]) == 0.25
