@@ -1,0 +1,59 @@
+"""A pulse of `experiments.end_to_end`: two arms on a tiny world with texts and pictures, from scratch to the table."""
+
+import dataclasses
+import json
+
+import numpy as np
+
+from experiments import end_to_end
+from semid.artifacts import load_tensors
+from semid.autoencoder import RQVaeConfig
+from semid.data.simulated import SimulatedConfig
+from semid.encoders.blocks import BlocksConfig
+from semid.generator import GeneratorConfig
+from semid.joint.model import Reach
+from semid.joint.training import STATE_FILE
+from semid.training import TrainingConfig
+from seq_models import RQTransformerConfig, TransformerConfig
+
+BRIEF = TrainingConfig(epochs=1, batch_size=64)
+TINY = TransformerConfig(dim=8, layers=1, heads=2, hidden=8)
+
+
+def test_the_arms_differ_in_what_they_say():
+    made = end_to_end.arms()
+    assert made["staged"].joint is None
+    assert made["joint"].step.reach is Reach.TOKENIZER
+    assert dict(made["joint"].joint.optimizer.rates)["encoder"] == 0
+    assert (made["end-to-end"].step.reach, made["end-to-end"].step.window) == (Reach.ENCODER, 2)
+    assert made["no-window"].step.window == 0
+    given = {
+        name: config.finetune.epochs + (config.joint.epochs if config.joint else 0) for name, config in made.items()
+    }
+    assert len(set(given.values())) == 1
+
+
+def test_from_texts_and_pictures_to_a_table(tmp_path, monkeypatch, capsys):
+    world = SimulatedConfig(num_items=120, num_users=60, taxonomy=(2, 2, 2))
+    config = dataclasses.replace(
+        end_to_end.END_TO_END,
+        encoder=BRIEF,
+        tokenizer=RQVaeConfig(level_sizes=(8, 8), hidden=(8,), latent=4, training=BRIEF),
+        generator=GeneratorConfig(RQTransformerConfig(TINY), training=BRIEF),
+        joint=BRIEF,
+        finetune=BRIEF,
+        tie_break=120,
+    )
+    monkeypatch.setattr(end_to_end, "WORLD", world)
+    monkeypatch.setattr(end_to_end, "END_TO_END", config)
+    monkeypatch.setattr(end_to_end, "BLOCKS", BlocksConfig(dim=8, layers=1, heads=2, hidden=8))
+    monkeypatch.setattr(end_to_end, "VOCABULARY", 200)
+    end_to_end.main(out=tmp_path, chosen=("staged", "end-to-end"))
+    rows = json.loads((tmp_path / "end_to_end.json").read_text())["rows"]
+    assert [row["arm"] for row in rows] == ["staged", "end-to-end"]
+    assert "| end-to-end | 1 |" in capsys.readouterr().out
+    staged, together = (load_tensors(tmp_path / f"{name}_0" / STATE_FILE) for name in ("staged", "end-to-end"))
+    for tower in ("text", "image"):
+        names = [name for name in staged if name.startswith(f"encoder/encoders/{tower}/") and "kernel" in name]
+        assert names
+        assert any(np.any(staged[name] != together[name]) for name in names)
