@@ -19,35 +19,39 @@ test is read once.
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tyro
 from flax import nnx
 
 from quantizers import Schedule
-from semid import Dataset
+from semid import Dataset, SemanticCatalog
 from semid.artifacts import read_artifact, write_json
 from semid.autoencoder import RQVaeConfig
 from semid.data.dataset import KIND as DATASET
 from semid.data.layout import read_layout
 from semid.data.simulated import SimulatedConfig, simulate
+from semid.encoders.adapters import SideAdapters, SideTower, cached_states
 from semid.encoders.blocks import BlocksConfig
 from semid.encoders.fusion import FusionConfig, ItemEncoder
 from semid.encoders.image import ImageConfig, ImageEncoder, image_rows
-from semid.encoders.transformer import TextEncoder, TextEncoderConfig
+from semid.encoders.transformer import TextEncoder, TextEncoderConfig, load_text_encoder
 from semid.encoders.vocabulary import Vocabulary
 from semid.evaluation import evaluate
-from semid.generator import GeneratorConfig
-from semid.joint.model import Content, Objective, Reach, StepConfig
-from semid.joint.training import JointConfig, train_joint
+from semid.generator import GeneratorConfig, train_generator
+from semid.joint.codes import Relaxation
+from semid.joint.model import TEACHER_TERMS, Content, Objective, Reach, StepConfig
+from semid.joint.training import JointConfig, Phase, Surgery, train_joint
 from semid.training import OptimizerConfig, TrainingConfig
-from seq_models import RQTransformerConfig, TransformerConfig
+from seq_models import DenseConfig, RQTransformerConfig, TransformerConfig
 
 FIGURES = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
 WORLD = SimulatedConfig(num_items=1_000, num_users=4_000)
-VOCABULARY, MAX_LENGTH = 1000, 32
+VOCABULARY, MAX_LENGTH, PRETRAINED_LENGTH = 1000, 48, 64
 BLOCKS = BlocksConfig(dim=32, layers=1, heads=2, hidden=64)
 
 
@@ -58,44 +62,74 @@ def _training(epochs: float, batch_size: int, learning_rate: float, **rates: flo
 
 BACKBONE = TransformerConfig(dim=64, layers=2, heads=2, hidden=128, dropout=0.1)
 END_TO_END = JointConfig(
-    encoder=_training(1, 256, 1e-3),
+    encoder=_training(3, 256, 2e-3),
     tokenizer=RQVaeConfig(level_sizes=(64, 64, 64), hidden=(64,), latent=32),
-    generator=GeneratorConfig(RQTransformerConfig(BACKBONE), training=_training(8, 64, 3e-3)),
-    joint=_training(4, 256, 1e-3, autoencoder=0.1, encoder=0.3),
-    step=StepConfig(objective=Objective(contrast=Schedule(0.1))),
-    finetune=_training(8, 64, 1e-3),
+    generator=GeneratorConfig(RQTransformerConfig(BACKBONE), training=_training(24, 64, 3e-3)),
+    joint=(
+        Phase(_training(4, 256, 1e-3, autoencoder=0.03, encoder=0.1), StepConfig(Objective(contrast=Schedule(0.1)))),
+    ),
+    finetune=_training(16, 64, 1e-3),
     refresh=1.0,
+)
+
+# What a term weighs that is off by default.
+OFF = {"sequence_item": 1e-3, "preference": 1e-2, "teacher_codes": 1e-2, "teacher_states": 0.1}
+TEACHER = GeneratorConfig(
+    model=DenseConfig(TransformerConfig(dropout=0.4)), features=(), training=_training(30, 16, 2e-3)
 )
 
 
 def arms() -> dict[str, JointConfig]:
     """What is compared, with as many epochs in all."""
-    config, joint = END_TO_END, END_TO_END.joint
-    if joint is None:
-        raise ValueError("the arms are made of joint steps; give their epochs")
-    rates = tuple((name, 0.0 if name == "encoder" else share) for name, share in joint.optimizer.rates)
-    return {
-        "staged": replace(
-            config, joint=None, finetune=replace(config.finetune, epochs=config.finetune.epochs + joint.epochs)
-        ),
-        "joint": replace(
-            config,
-            joint=replace(joint, optimizer=replace(joint.optimizer, rates=rates)),
-            step=replace(config.step, reach=Reach.TOKENIZER),
-        ),
+    config, (phase,) = END_TO_END, END_TO_END.joint
+
+    def with_step(**changes: Any) -> JointConfig:
+        return replace(config, joint=(replace(phase, step=replace(phase.step, **changes)),))
+
+    def with_term(**weights: float) -> JointConfig:
+        terms = {name: Schedule(weight) for name, weight in weights.items()}
+        return with_step(objective=replace(phase.step.objective, **terms))
+
+    rates = {**dict(phase.training.optimizer.rates), "encoder": 0.0}
+    frozen = replace(phase.training, optimizer=replace(phase.training.optimizer, rates=tuple(rates.items())))
+    joint = replace(phase, training=frozen, step=replace(phase.step, reach=Reach.TOKENIZER))
+    epochs = config.finetune.epochs + phase.training.epochs
+    made = {
+        "staged": replace(config, joint=(), finetune=replace(config.finetune, epochs=epochs)),
+        "joint": replace(config, joint=(joint,)),
         "end-to-end": config,
-        "no-window": replace(config, step=replace(config.step, window=0)),
+        "no-window": with_step(window=0),
+        "sampled": with_step(forward=0.2, backward=0.2),
+        "surgery": replace(config, joint=(replace(phase, surgery=Surgery.PROJECT),)),
+        "straight-through": with_step(relaxation=Relaxation.STRAIGHT_THROUGH),
     }
+    made |= {f"without {term}": with_term(**{term: 0.0}) for term in ("generation", "entropy", "contrast")}
+    return made | {f"with {term}": with_term(**{term: weight}) for term, weight in OFF.items()}
 
 
-def read_content(dataset: Dataset, *, seed: int) -> tuple[Content, ItemEncoder]:
-    """The items' texts and pictures as arrays, and an encoder of both, to be trained from scratch."""
+def read_content(
+    dataset: Dataset, *, seed: int, weights: Path | None = None, cache: Path
+) -> tuple[Content, ItemEncoder]:
+    """The items' texts and pictures as arrays, and an encoder of both, to be trained from scratch.
+
+    With `weights`, the folder of a pretrained transformer, side adapters on its states are what is trained of it.
+    """
     rngs, texts = nnx.Rngs(seed), dataset.texts()
-    pieces = Vocabulary.train(texts, size=VOCABULARY)
-    content: dict[str, Any] = {"text": pieces.rows(texts, max_length=MAX_LENGTH).rows}
-    encoders: dict[str, Any] = {
-        "text": TextEncoder(TextEncoderConfig(BLOCKS, max_length=MAX_LENGTH), vocabulary=pieces.size, rngs=rngs)
-    }
+    content: dict[str, Any] = {}
+    encoders: dict[str, Any] = {}
+    if weights is None:
+        pieces = Vocabulary.train(texts, size=VOCABULARY)
+        read = pieces.rows(texts, max_length=MAX_LENGTH)
+        content["text"] = read.rows
+        text = TextEncoderConfig(BLOCKS, max_length=MAX_LENGTH)
+        encoders["text"] = TextEncoder(text, vocabulary=pieces.size, rngs=rngs)
+    else:
+        backbone, tokenizer = load_text_encoder(weights)
+        read = tokenizer.rows(texts, max_length=PRETRAINED_LENGTH)
+        content["text"] = cached_states(cache, backbone, read.rows, config=SideAdapters())
+        encoders["text"] = SideTower(backbone.dim, SideAdapters(), rngs=rngs)
+    if read.cut:
+        print(f"texts cut to the maximum length: {read.cut} of {len(texts)}")
     if "image" in dataset.items.column_names:
         images = ImageConfig(size=32, patch=8, blocks=BLOCKS)
         ids = dataset.item_ids.to_pylist()
@@ -107,18 +141,22 @@ def read_content(dataset: Dataset, *, seed: int) -> tuple[Content, ItemEncoder]:
 def main(
     dataset: Path | None = None,
     out: Path = Path("runs/end_to_end"),
-    chosen: tuple[str, ...] = ("staged", "joint", "end-to-end", "no-window"),
+    chosen: tuple[str, ...] = ("staged", "joint", "end-to-end"),
     seeds: tuple[int, ...] = (0,),
     budget: float = 1.0,
+    weights: Path | None = None,
+    warm: bool = True,
 ) -> None:
     """Train and evaluate every arm, print a table and write `end_to_end.json`.
 
     Args:
         dataset: Folder that `semid prepare layout` reads; none given: simulated worlds, one a seed.
         out: Folder for all results; what is finished there is not made again.
-        chosen: Which arms.
+        chosen: Which arms, of those that `arms()` makes.
         seeds: One run of each arm for each.
         budget: Factor on all numbers of epochs.
+        weights: Folder of a pretrained text encoder, as Hugging Face lays it out; side adapters read it.
+        warm: Train the encoders first, by contrast of consecutive items; else they start as they are.
     """
     rows = []
     for seed in seeds:
@@ -128,15 +166,29 @@ def main(
             made.save(path)
         data, parents = Dataset.load(path), {"dataset": read_artifact(path, DATASET)}
         for name in chosen:
-            content, encoder = read_content(data, seed=seed)
-            config, folder = _scaled(arms()[name], budget), out / f"{name}_{seed}"
-            shared = out / f"shared_{seed}"
-            model = train_joint(data, content, encoder, config, out=folder, parents=parents, seed=seed, shared=shared)
+            content, encoder = read_content(data, seed=seed, weights=weights, cache=out / "states")
+            config = _scaled(arms()[name], budget)
+            options: dict[str, Any] = {"shared": out / f"shared_{seed}"}
+            if _heard(config):
+                numbers = SemanticCatalog(data.item_ids, np.arange(data.num_items)[:, None], (data.num_items,))
+                sasrec = train_generator(
+                    data, numbers, TEACHER, out=out / f"teacher_{seed}", parents=parents, seed=seed
+                )
+                options = {"shared": out / f"shared_taught_{seed}", "teacher": sasrec.item_vectors()}
+            started, folder = time.perf_counter(), out / f"{name.replace(' ', '-')}_{seed}"
+            config = config if warm else replace(config, encoder=None)
+            model = train_joint(data, content, encoder, config, out=folder, parents=parents, seed=seed, **options)
+            minutes = (time.perf_counter() - started) / 60
             found = evaluate(model, data, split="test", ks=(5, 10), beam_size=50).values
             rows.append({"arm": name, "seed": seed, **{figure: found[figure] for figure in FIGURES}})
-            print(rows[-1])
-    write_json(out / "end_to_end.json", {"rows": rows})
+            print(rows[-1] | {"minutes": round(minutes, 1)}, flush=True)
+            write_json(out / "end_to_end.json", {"rows": rows})
     print(_table(rows))
+
+
+def _heard(config: JointConfig) -> set[str]:
+    """The terms that learn from a teacher."""
+    return TEACHER_TERMS & {term for phase in config.joint for term in phase.step.objective.weights(0.0)}
 
 
 def _scaled(config: JointConfig, budget: float) -> JointConfig:
@@ -148,17 +200,19 @@ def _scaled(config: JointConfig, budget: float) -> JointConfig:
         encoder=config.encoder and scale(config.encoder),
         tokenizer=replace(config.tokenizer, training=scale(config.tokenizer.training)),
         generator=replace(config.generator, training=scale(config.generator.training)),
-        joint=config.joint and scale(config.joint),
+        joint=tuple(replace(phase, training=scale(phase.training)) for phase in config.joint),
         finetune=scale(config.finetune),
     )
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
+    """Means, and standard deviations over seeds."""
     lines = [f"| arm | seeds | {' | '.join(FIGURES)} |", "|---" * (len(FIGURES) + 2) + "|"]
     for arm in dict.fromkeys(row["arm"] for row in rows):
         of_arm = [row for row in rows if row["arm"] == arm]
-        means = (sum(row[name] for row in of_arm) / len(of_arm) for name in FIGURES)
-        lines.append(f"| {arm} | {len(of_arm)} | {' | '.join(f'{mean:.4f}' for mean in means)} |")
+        values = ([row[name] for row in of_arm] for name in FIGURES)
+        cells = (f"{np.mean(x):.4f} ± {np.std(x, ddof=len(x) > 1):.4f}" for x in values)
+        lines.append(f"| {arm} | {len(of_arm)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

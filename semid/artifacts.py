@@ -161,7 +161,7 @@ def read_json(path: Path) -> Any:
 
 def save_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
     """Write named arrays (of numpy or a device) as one safetensors file."""
-    save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, path)
+    save_file({name: np.asarray(value, order="C") for name, value in tensors.items()}, path)
 
 
 def load_tensors(path: Path) -> dict[str, np.ndarray]:

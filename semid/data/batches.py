@@ -108,17 +108,22 @@ class SingleRows:
 
     Rows are made when they are asked for, `rows[index] -> PackedRows` with targets [n], segments numbering the training
     histories from 1; what is kept is a number a history. Batches are of rows of about one length, if there are enough
-    of them, and no longer than these: a quarter of `max_history`, half of it, or all. Raises SemidError when no history
-    has two items.
+    of them, and no longer than these: a quarter of `max_history`, half of it, or all. With `seen` the first so many
+    items of each history are no targets. Raises SemidError when there is no row.
     """
 
-    def __init__(self, train: Histories, *, max_history: int) -> None:
+    def __init__(
+        self, train: Histories, *, max_history: int, seen: Int[np.ndarray, " histories"] | None = None
+    ) -> None:
         if max_history < 1:
             raise SemidError(f"expected max_history of at least 1, got {max_history}")
         self._train, self._max_history = train, max_history
-        self._until = np.cumsum(np.maximum(train.ends - train.starts - 1, 0))  # targets up to and with each history
+        first = 1 if seen is None else np.maximum(seen, 1)
+        self._until = np.cumsum(np.maximum(train.ends - train.starts - first, 0))  # targets up to and with each history
         if not len(self):
-            raise SemidError(_NOTHING)
+            raise SemidError(
+                _NOTHING if seen is None else "no training history has an item that it did not have before"
+            )
 
     def __len__(self) -> int:
         return int(self._until[-1]) if len(self._until) else 0
@@ -157,7 +162,7 @@ class SingleRows:
     @property
     def arrays(self) -> tuple[np.ndarray, ...]:
         """What the rows are made of."""
-        return self._train.items, self._train.starts, self._train.ends, np.array(self._max_history)
+        return self._train.items, self._train.starts, self._train.ends, self._until, np.array(self._max_history)
 
 
 def _windows(train: Histories, max_history: int) -> tuple[np.ndarray, np.ndarray]:

@@ -116,6 +116,13 @@ class ItemEncoder(nnx.Module):
             vectors["cross"], real["cross"] = self.cross(states, read), read.any(axis=1)
         return self._fused(vectors, real)
 
+    def standardize(self, vectors: Float[Array, "items dim"]) -> None:
+        """Change the last scale and bias so that the catalogue, now encoded as `vectors`, has mean 0 and variance 1 in
+        every dimension: vectors that differ from a common mean by little leave a quantizer nothing to tell apart."""
+        mean, deviation = vectors.mean(0), jnp.maximum(vectors.std(0), 1e-6)
+        self.norm.scale[...] = self.norm.scale[...] / deviation
+        self.norm.bias[...] = (self.norm.bias[...] - mean) / deviation
+
     def _fused(self, vectors: dict[str, Array], present: dict[str, Array]) -> Float[Array, "n dim"]:
         parts = [
             jnp.where(present[name][:, None], self.projections[name](vector), self.absent[name][...][None])

@@ -72,7 +72,9 @@ class Objective:
 
 
 # The terms of the tokenizer alone, to which the others give way in gradient surgery (BLOGER, arXiv 2510.21242).
-TOKENIZER_TERMS = ("reconstruction", "codebook", "commitment", "entropy")
+TOKENIZER_TERMS = {"reconstruction", "codebook", "commitment", "entropy"}
+# Those that learn from a teacher's item vectors.
+TEACHER_TERMS = {"teacher_codes", "teacher_states"}
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,8 @@ class StepConfig:
     """Share of a step's targets and windows that is encoded; the others are read from the bank."""
     backward: float = 1.0
     """Share that is differentiated."""
+    dropout: bool = False
+    """Encode with the encoders' dropout; the bank then holds noisy vectors, of which no codes should be made."""
 
     def __post_init__(self) -> None:
         if self.window < 0:
@@ -197,9 +201,10 @@ def _items(
     forward, backward = bucket_sizes(most, forward=config.forward, backward=config.backward)
     order_key, dropout_key = jax.random.split(key)
     fresh = unique_rows(wanted, size=forward, key=order_key)
+    dropout = dropout_key if config.dropout else None
 
     def encode(rows: Int[Array, " n"]) -> Float[Array, "n dim"]:
-        return model.encoder({name: take(of, rows) for name, of in tables.content.items()}, key=dropout_key)
+        return model.encoder({name: take(of, rows) for name, of in tables.content.items()}, key=dropout)
 
     encoded = encode_fresh(encode, fresh, backward=backward)
     agreement = model.bank.write(fresh.rows, encoded, mask=fresh.real)

@@ -11,11 +11,12 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow.compute as pc
 from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
@@ -29,10 +30,19 @@ from semid.config import to_dict
 from semid.data.batches import SingleRows, batches
 from semid.data.dataset import Dataset
 from semid.encoders.content import take
-from semid.encoders.fusion import ItemEncoder
+from semid.encoders.fusion import ItemEncoder, check_content
 from semid.errors import SemidError
 from semid.generator import GeneratorConfig, fit_generator, training_counts, validation
-from semid.joint.model import Content, JointModel, Objective, Reach, StepConfig, Tables, joint_loss, joint_losses
+from semid.joint.model import (
+    TEACHER_TERMS,
+    Content,
+    JointModel,
+    Objective,
+    StepConfig,
+    Tables,
+    joint_loss,
+    joint_losses,
+)
 from semid.joint.surgery import sum_without_conflict
 from semid.models import Model, ModelSpec, build_model
 from semid.recommender import KIND, Recommender
@@ -54,6 +64,7 @@ from seq_models import RQTransformer, RQTransformerConfig
 STATE_FILE = "joint.safetensors"
 STAGES = ("encoder", "tokenizer", "generator", "joint", "finetune")
 _SHARED = STAGES[:3]
+_OF_ITEMS = {"bank/vectors", "bank/written", "codes"}
 
 
 class Surgery(enum.Enum):
@@ -71,6 +82,18 @@ def _training(epochs: float, batch_size: int, learning_rate: float, **rates: flo
 
 
 @dataclass(frozen=True)
+class Phase:
+    """Joint steps of one kind."""
+
+    training: TrainingConfig
+    """How many, at which rates; a rate of 0 for `encoder`, `autoencoder` or `generator` freezes it."""
+    step: StepConfig = StepConfig()
+    """What a step does."""
+    surgery: Surgery = Surgery.NONE
+    """What becomes of gradients in conflict."""
+
+
+@dataclass(frozen=True)
 class JointConfig:
     """The stages, in their order."""
 
@@ -80,12 +103,10 @@ class JointConfig:
     """The RQ-VAE, warmed up on the encoders' vectors."""
     generator: GeneratorConfig = GeneratorConfig(training=_training(12, 64, 3e-3))
     """The generator, warmed up on the first codes, and how candidates are validated."""
-    joint: TrainingConfig | None = _training(3, 256, 1e-3, autoencoder=0.1, encoder=0.3)
-    """All together; None: not at all, which is the staged way."""
-    step: StepConfig = StepConfig()
-    """What a joint step does."""
-    surgery: Surgery = Surgery.NONE
-    """What becomes of gradients in conflict."""
+    joint: tuple[Phase, ...] = (Phase(_training(3, 256, 1e-3, autoencoder=0.1, encoder=0.3)),)
+    """All together; several phases take turns; none is the staged way."""
+    cycles: int = 1
+    """How often the phases take their turns."""
     refresh: float = 1.0
     """Epochs of joint steps after which the whole catalogue's codes are made anew, from the bank."""
     finetune: TrainingConfig = _training(12, 64, 1e-3)
@@ -98,10 +119,18 @@ class JointConfig:
             raise SemidError(
                 f"end-to-end training is of the RQ-Transformer, not of {type(self.generator.model).__name__}"
             )
-        if not self.refresh > 0 or self.tie_break < 1:
+        if not self.refresh > 0 or min(self.tie_break, self.cycles) < 1:
             raise SemidError(
-                f"expected refresh above 0 and tie_break of at least 1, got {self.refresh} and {self.tie_break}"
+                "expected refresh above 0, tie_break and cycles of at least 1, "
+                f"got {self.refresh}, {self.tie_break} and {self.cycles}"
             )
+
+
+class Earlier(NamedTuple):
+    """A run to go on from: the artifact that `train_joint` wrote, and the dataset it was trained on."""
+
+    path: Path
+    dataset: Dataset
 
 
 def train_joint(
@@ -113,6 +142,7 @@ def train_joint(
     out: Path,
     parents: dict[str, Manifest],
     teacher: Float[np.ndarray, "items teacher"] | None = None,
+    earlier: Earlier | None = None,
     seed: int = 0,
     mesh: Mesh | None = None,
     shared: Path | None = None,
@@ -124,13 +154,23 @@ def train_joint(
     `joint.safetensors` beside it. Each stage keeps its checkpoints and `history.jsonl` in a folder of `<out>.stages`,
     and goes on from there after an interruption. With `shared` the first three stages keep theirs there, for runs that
     differ in the later ones alone.
+
+    With `earlier` all variables are that run's, and its bank: the first three stages are left out, joint steps have the
+    targets that it did not have, and an item that it did not know enters the bank when a step first encodes it. The
+    generator's last stage has all histories again, so that it forgets none.
+
+    Raises SemidError if content is missing or of other items, the objective wants a teacher that is not given,
+    `earlier` is of other settings, codes collapse, or `out` is in use.
     """
     settings = {"joint": to_dict(config)}
     if artifacts.is_current(out, kind=KIND, config=settings, parents=parents, seed=seed):
         return Recommender.from_pretrained(out)
+    _check(dataset, content, config, teacher)
     digests = {name: parent.digest for name, parent in parents.items()}
-    run = _Run(dataset, content, config, teacher, out, shared, digests, seed, mesh)
-    model = run.start(encoder)
+    if earlier is not None:
+        digests["earlier"] = artifacts.read_artifact(earlier.path, KIND).digest
+    run = _Run(dataset, content, config, teacher, earlier, out, shared, digests, seed, mesh)
+    model = run.start(encoder) if earlier is None else run.resumed(encoder, earlier)
     model = run.together(model)
     recommender = run.finetuned(model)
 
@@ -138,7 +178,7 @@ def train_joint(
         with artifacts.write_artifact(out, kind=KIND, config=settings, parents=parents, seed=seed) as temporary:
             recommender.write(temporary)
             artifacts.save_tensors(temporary / STATE_FILE, jax.device_get(named_leaves(nnx.state(model))))
-            for stage in STAGES:
+            for stage in [*_SHARED, *run.phases, STAGES[-1]]:
                 if (history := run.folder(stage) / HISTORY).exists():
                     shutil.copy(history, temporary / f"history.{stage}.jsonl")
         shutil.rmtree(run.stages, ignore_errors=True)
@@ -155,6 +195,7 @@ class _Run:
     content: Content
     config: JointConfig
     teacher: Float[np.ndarray, "items teacher"] | None
+    earlier: Earlier | None
     out: Path
     shared: Path | None
     parents: dict[str, str]
@@ -182,21 +223,29 @@ class _Run:
         """On the device."""
         return Tables(dict(self.content), None if self.teacher is None else jnp.asarray(self.teacher))
 
-    def start(self, encoder: ItemEncoder) -> JointModel:
-        """Encoders, tokenizer and generator warmed up one after the other: the staged way."""
+    @functools.cached_property
+    def phases(self) -> dict[str, Phase]:
+        """The phases of all cycles, by the names of their stages."""
+        turns = self.config.joint * self.config.cycles
+        return {f"joint.{turn}" if len(turns) > 1 else "joint": phase for turn, phase in enumerate(turns)}
+
+    def _untrained(self, encoder: ItemEncoder) -> JointModel:
         config, seed = self.config, self.seed
         empty = np.zeros((self.dataset.num_items, len(config.tokenizer.level_sizes) + 1), np.int32)
         autoencoder = RQVAE(config.tokenizer, dim=encoder.dim, rngs=nnx.Rngs(seed))
         generator = _checked(build_model(self._spec(encoder.dim), seed=seed))
         width = 0 if self.teacher is None else self.teacher.shape[1]
-        model = JointModel(
+        return JointModel(
             encoder, autoencoder, generator, codes=jnp.asarray(empty), num_teacher=width, rngs=nnx.Rngs(seed + 1)
         )
+
+    def start(self, encoder: ItemEncoder) -> JointModel:
+        """Encoders, tokenizer and generator warmed up one after the other: the staged way."""
+        config, seed, model = self.config, self.seed, self._untrained(encoder)
+        model.encoder.standardize(jnp.asarray(encode_items(model.encoder, self.content)))
         if config.encoder is not None:
-            contrast = StepConfig(
-                Objective(*(Schedule(0.0),) * 5, contrast=Schedule(1.0)), window=1, relaxation=config.step.relaxation
-            )
-            model = self._steps("encoder", model, config.encoder, contrast, validate=self._bank_only, select=None)
+            contrast = StepConfig(Objective(*(Schedule(0.0),) * 5, contrast=Schedule(1.0)), window=1, dropout=True)
+            model = self._steps("encoder", model, Phase(config.encoder, contrast), validate=self._bank_only)
         self._fill_bank(model)
         vectors = np.asarray(self._vectors(model))
         model.autoencoder.initialize(vectors, iterations=config.tokenizer.kmeans_iterations, seed=seed)
@@ -214,10 +263,28 @@ class _Run:
         model.generator = _checked(self._generator_stage("generator", model, config.generator).model)
         return model
 
+    def resumed(self, encoder: ItemEncoder, earlier: Earlier) -> JointModel:
+        """The earlier run's variables; items are known by their ids, and new ones get codes beside the others'."""
+        model = self._untrained(encoder)
+        leaves, fresh = artifacts.load_tensors(earlier.path / STATE_FILE), named_leaves(nnx.state(model))
+        before = pc.index_in(self.dataset.item_ids, earlier.dataset.item_ids).fill_null(-1).to_numpy()
+        (kept,) = np.nonzero(before >= 0)
+        for name in _OF_ITEMS & set(leaves):
+            rows = np.array(fresh[name])
+            rows[kept] = leaves[name][before[kept]]
+            leaves[name] = rows
+        graph, state = nnx.split(model)
+        model = nnx.merge(graph, replace_leaves(state, leaves, where=str(earlier.path / STATE_FILE)))
+        vectors = self._vectors(model)
+        if len(new := np.setdiff1d(np.arange(self.dataset.num_items), kept)):
+            vectors = vectors.at[new].set(encode_items(model.encoder, self.content, new))
+        model.codes[...] = jnp.asarray(self._apart(in_blocks(model.autoencoder.encode, vectors)))
+        return model
+
     def together(self, model: JointModel) -> JointModel:
         """The joint steps, and at their end the whole catalogue encoded and given its codes."""
-        config = self.config
-        if config.joint is not None:
+        config, phases = self.config, self.phases
+        if phases:
             score = validation(self.dataset, config.generator, seed=self.seed)
 
             def validate(candidate: JointModel) -> dict[str, float]:
@@ -227,7 +294,10 @@ class _Run:
                 used = {f"usage/level_{level}": of.usage for level, of in enumerate(usage)}
                 return score(self.recommender(candidate)) | churn | bank | used
 
-            model = self._steps("joint", model, config.joint, config.step, validate=validate, select="ndcg@10")
+            last = list(phases)[-1]
+            for name, phase in phases.items():  # a turn ends where it ends: only the last may step back to its best
+                model = self._steps(name, model, phase, validate=validate, select="ndcg@10" if name == last else None)
+                model.codes[...] = jnp.asarray(self.fresh_codes(model))
             self._fill_bank(model)
             model.codes[...] = jnp.asarray(self.fresh_codes(model))
         return model
@@ -247,9 +317,14 @@ class _Run:
         return Recommender(model.generator, catalog, spec=spec, features=vectors, train_counts=counts)
 
     def fresh_codes(self, model: JointModel) -> Int[np.ndarray, "items level"]:
-        """Codes of the bank's vectors, with a last level that tells items apart. Raises SemidError if it is too small,
-        as where codes collapse."""
-        broken = tie_break(in_blocks(model.autoencoder.encode, self._vectors(model)))
+        """Codes of the bank's vectors, and what they were of items that it does not hold."""
+        known = np.asarray(model.bank.knows(jnp.arange(self.dataset.num_items)))[:, None]
+        codes = in_blocks(model.autoencoder.encode, self._vectors(model))
+        return self._apart(np.where(known, codes, np.asarray(model.codes[...])[:, :-1]))
+
+    def _apart(self, codes: Int[np.ndarray, "items level-1"]) -> Int[np.ndarray, "items level"]:
+        """With a last level that tells items apart. Raises SemidError if it is too small, as where codes collapse."""
+        broken = tie_break(codes)
         if broken.level_size > self.config.tie_break:
             raise SemidError(
                 f"{broken.level_size} items share their codes, and tie_break leaves room for {self.config.tie_break}: "
@@ -294,17 +369,17 @@ class _Run:
         self,
         name: str,
         model: JointModel,
-        training: TrainingConfig,
-        step: StepConfig,
+        phase: Phase,
         *,
         validate: Callable[[JointModel], dict[str, float]],
-        select: str | None,
+        select: str | None = None,
     ) -> JointModel:
-        rows = SingleRows(self.dataset.splits.train, max_history=self.config.generator.max_history)
+        training, step = phase.training, phase.step
+        rows = SingleRows(self.dataset.splits.train, max_history=self.config.generator.max_history, seen=self._seen)
         mesh = make_mesh() if self.mesh is None else self.mesh
         size = fitting_batch(training.batch_size, rows=len(rows), mesh=mesh, accumulate=training.accumulate)
         steps_per_epoch, process = -(-len(rows) // size), (jax.process_index(), jax.process_count())
-        apart = self.config.surgery is Surgery.PROJECT
+        apart = phase.surgery is Surgery.PROJECT
         every = max(round(self.config.refresh * steps_per_epoch), 1)
         trained = train(
             model,
@@ -319,12 +394,21 @@ class _Run:
             title=f"{name} steps of {self.out.name}",
             validate=validate,
             select=select,
-            care=[self._refresh_hook(model, every)] if step.reach is not Reach.GENERATOR and name == "joint" else [],
+            care=[self._refresh_hook(model, every)] if name in self.phases else [],
             mesh=mesh,
             combine=sum_without_conflict if apart else None,
         )
         graph, state = nnx.split(trained)
         return nnx.merge(graph, jax.tree.map(jnp.asarray, state))  # the loop gives arrays of the host
+
+    @property
+    def _seen(self) -> Int[np.ndarray, " histories"] | None:
+        """How many items of each training history the earlier run had."""
+        if self.earlier is None:
+            return None
+        before = self.earlier.dataset
+        had = dict(zip(before.users.to_pylist(), before.splits.train.lengths, strict=True))
+        return np.array([had.get(user, 0) for user in self.dataset.users.to_pylist()])
 
     def _refresh_hook(self, model: JointModel, every: int) -> Callable[[int, TrainState, dict[str, Any]], TrainState]:
         """Now and then, codes of the whole catalogue from what the bank holds, and how many changed."""
@@ -341,15 +425,30 @@ class _Run:
         return hook
 
 
-def encode_items(encoder: ItemEncoder, content: Content) -> Float[np.ndarray, "items dim"]:
-    """Vectors of all items, a block at a time."""
-    num_items = len(jax.tree.leaves(dict(content))[0])
+def encode_items(
+    encoder: ItemEncoder, content: Content, rows: Int[np.ndarray, " items"] | None = None
+) -> Float[np.ndarray, "items dim"]:
+    """Vectors of all items, or of those in `rows`, a block at a time."""
+    rows = np.arange(len(jax.tree.leaves(dict(content))[0])) if rows is None else rows
 
     @jax.jit
     def encode(rows: Int[Array, " n"], content: Content) -> Float[Array, "n dim"]:
         return encoder({name: take(of, rows) for name, of in content.items()})
 
-    return in_blocks(lambda rows: encode(rows, dict(content)), np.arange(num_items, dtype=np.int32))
+    return in_blocks(lambda rows: encode(rows, dict(content)), rows.astype(np.int32))
+
+
+def _check(
+    dataset: Dataset, content: Content, config: JointConfig, teacher: Float[np.ndarray, "items teacher"] | None
+) -> None:
+    check_content(content)
+    if (rows := len(jax.tree.leaves(dict(content))[0])) != dataset.num_items:
+        raise SemidError(f"expected content of the dataset's {dataset.num_items} items, got {rows} rows; make it anew")
+    terms = {name for phase in config.joint for name in phase.step.objective.weights(0.0)}
+    if teacher is None and (deaf := sorted(terms & TEACHER_TERMS)):
+        raise SemidError(f"the term {deaf[0]} learns from a teacher: give its item vectors, or weight 0")
+    if teacher is not None and len(teacher) != dataset.num_items:
+        raise SemidError(f"expected a teacher's vectors of {dataset.num_items} items, got {len(teacher)}")
 
 
 def _checked(model: Model) -> RQTransformer:

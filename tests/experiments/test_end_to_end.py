@@ -12,7 +12,7 @@ from semid.data.simulated import SimulatedConfig
 from semid.encoders.blocks import BlocksConfig
 from semid.generator import GeneratorConfig
 from semid.joint.model import Reach
-from semid.joint.training import STATE_FILE
+from semid.joint.training import STATE_FILE, Phase
 from semid.training import TrainingConfig
 from seq_models import RQTransformerConfig, TransformerConfig
 
@@ -22,13 +22,16 @@ TINY = TransformerConfig(dim=8, layers=1, heads=2, hidden=8)
 
 def test_the_arms_differ_in_what_they_say():
     made = end_to_end.arms()
-    assert made["staged"].joint is None
-    assert made["joint"].step.reach is Reach.TOKENIZER
-    assert dict(made["joint"].joint.optimizer.rates)["encoder"] == 0
-    assert (made["end-to-end"].step.reach, made["end-to-end"].step.window) == (Reach.ENCODER, 2)
-    assert made["no-window"].step.window == 0
+    steps = {name: phase.step for name, config in made.items() for phase in config.joint}
+    assert set(made) - set(steps) == {"staged"}
+    assert steps["joint"].reach is Reach.TOKENIZER
+    assert dict(made["joint"].joint[0].training.optimizer.rates)["encoder"] == 0
+    assert (steps["end-to-end"].reach, steps["end-to-end"].window) == (Reach.ENCODER, 2)
+    assert steps["no-window"].window == 0
+    assert "entropy" not in steps["without entropy"].objective.weights(0.5)
     given = {
-        name: config.finetune.epochs + (config.joint.epochs if config.joint else 0) for name, config in made.items()
+        name: config.finetune.epochs + sum(phase.training.epochs for phase in config.joint)
+        for name, config in made.items()
     }
     assert len(set(given.values())) == 1
 
@@ -40,7 +43,7 @@ def test_from_texts_and_pictures_to_a_table(tmp_path, monkeypatch, capsys):
         encoder=BRIEF,
         tokenizer=RQVaeConfig(level_sizes=(8, 8), hidden=(8,), latent=4, training=BRIEF),
         generator=GeneratorConfig(RQTransformerConfig(TINY), training=BRIEF),
-        joint=BRIEF,
+        joint=(Phase(BRIEF),),
         finetune=BRIEF,
         tie_break=120,
     )

@@ -3,22 +3,26 @@
 import dataclasses
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
 import pytest
 from flax import nnx
 
 from quantizers import Schedule
-from semid import Recommender
+from semid import Dataset, Recommender
 from semid.artifacts import load_tensors
 from semid.autoencoder import RQVaeConfig
+from semid.data.batches import SingleRows
 from semid.data.simulated import SimulatedConfig, simulate
 from semid.encoders.content import FeatureRows
 from semid.encoders.fusion import FeatureEncoder, FusionConfig, ItemEncoder
 from semid.errors import SemidError
 from semid.generator import GeneratorConfig
 from semid.joint.model import Objective, Reach, StepConfig
-from semid.joint.training import STAGES, STATE_FILE, JointConfig, Surgery, train_joint
+from semid.joint.recipes import RECIPES
+from semid.joint.training import STAGES, STATE_FILE, Earlier, JointConfig, Phase, Surgery, train_joint
 from semid.training import OptimizerConfig, TrainingConfig
 from seq_models import FlatDecoderConfig, RQTransformerConfig, TransformerConfig
 
@@ -33,13 +37,11 @@ CONFIG = JointConfig(
     encoder=short(),
     tokenizer=RQVaeConfig(level_sizes=(8, 8), hidden=(8,), latent=4, training=short(4.0)),
     generator=GeneratorConfig(RQTransformerConfig(BACKBONE), training=short()),
-    joint=short(autoencoder=0.3),
-    step=StepConfig(objective=Objective(contrast=Schedule(0.1))),
-    surgery=Surgery.PROJECT,
+    joint=(Phase(short(autoencoder=0.3), StepConfig(Objective(contrast=Schedule(0.1))), Surgery.PROJECT),),
     refresh=0.5,
     finetune=short(),
 )
-STAGED = dataclasses.replace(CONFIG, joint=None)
+STAGED = dataclasses.replace(CONFIG, joint=())
 
 
 @pytest.fixture(scope="module")
@@ -106,9 +108,8 @@ def test_the_encoder_moves_in_joint_steps_alone(world, runs):
 
 def test_a_frozen_part_does_not_move(world, runs, tmp_path):
     home, _ = runs
-    frozen = dataclasses.replace(
-        CONFIG, joint=short(encoder=0.0, autoencoder=0.3), step=dataclasses.replace(CONFIG.step, reach=Reach.TOKENIZER)
-    )
+    phase = Phase(short(encoder=0.0, autoencoder=0.3), StepConfig(reach=Reach.TOKENIZER))
+    frozen = dataclasses.replace(CONFIG, joint=(phase,))
     run(world, frozen, tmp_path / "frozen", shared=home / "shared")
     found, staged = (load_tensors(path / STATE_FILE) for path in (tmp_path / "frozen", home / "staged"))
     assert all(np.array_equal(found[name], staged[name]) for name in staged if name.startswith("encoder/"))
@@ -128,6 +129,117 @@ def test_codes_that_collapse_are_an_error(world, tmp_path):
     with pytest.raises(SemidError, match=r"\d+ items share their codes, and tie_break leaves room for 1"):
         run(world, dataclasses.replace(STAGED, tie_break=1), tmp_path / "narrow")
     assert not (tmp_path / "narrow").exists()
+
+
+def test_phases_take_turns_and_each_moves_its_own(world, runs, tmp_path):
+    home, _ = runs
+    tokenizer = Phase(short(generator=0.0, encoder=0.0), StepConfig(Objective(generation=Schedule(0.0))))
+    generator = Phase(short(autoencoder=0.0, encoder=0.0), StepConfig(reach=Reach.GENERATOR))
+    config = dataclasses.replace(CONFIG, joint=(tokenizer, generator), cycles=2)
+    run(world, config, tmp_path / "turns", shared=home / "shared")
+    records = {
+        turn: [json.loads(line) for line in (tmp_path / f"turns/history.joint.{turn}.jsonl").read_text().splitlines()]
+        for turn in range(4)
+    }
+    has_generation = ["loss/generation" in of_turn[0] for of_turn in records.values()]
+    assert has_generation == [False, True, False, True]
+    churn = [of_turn[-1]["validation/churn/level_0"] for of_turn in records.values()]
+    assert churn[1] == churn[3] == 0.0  # the generator's turns change no codes
+
+
+@pytest.fixture(scope="module")
+def next_day(world):
+    """The same world with two more items, and an interaction with each of them at the end of two users' histories."""
+    new = [f"new {number}" for number in range(2)]
+    added = pa.Table.from_pylist(
+        [{**row, "item_id": item} for item, row in zip(new, world.items.slice(0, 2).to_pylist(), strict=True)],
+        schema=world.items.schema,
+    )
+    items = pa.concat_tables([world.items, added])
+    known, users = world.item_ids.take(pa.array(world.item)).to_pylist(), world.users.take(pa.array(world.user))
+    late = world.time.max() + np.arange(1, 9)
+    sold = [new[0], known[0], known[1], known[2]]
+    rows = {
+        "user_id": users.to_pylist() + [users[0].as_py()] * 4 + [users[-1].as_py()] * 4,
+        "item_id": known + sold + sold[::-1],
+        "timestamp": [*world.time, *late],
+    }
+    return Dataset.build(items, pa.table(rows), name="next day")
+
+
+def test_the_next_day_goes_on_from_the_artifact(world, next_day, runs, tmp_path):
+    home, made = runs
+    still = short(**{"": 0.0})
+    config = dataclasses.replace(CONFIG, joint=(Phase(still),), finetune=still)
+    earlier = Earlier(home / "end-to-end", world)
+    found = run(next_day, config, tmp_path / "next", earlier=earlier)
+    before, after = (load_tensors(path / STATE_FILE) for path in (home / "end-to-end", tmp_path / "next"))
+    kept = [name for name in before if not name.startswith(("bank/", "codes", "churn"))]
+    assert all(np.array_equal(before[name], after[name]) for name in kept if "usage" not in name)
+    old = slice(0, world.num_items)
+    np.testing.assert_array_equal(found.codes[old], made["end-to-end"].codes)
+    np.testing.assert_allclose(after["bank/vectors"][old], before["bank/vectors"][old], atol=1e-5)
+    records = [json.loads(line) for line in (tmp_path / "next/history.joint.jsonl").read_text().splitlines()]
+    looked = next(record for record in records if "validation/bank/coverage" in record)
+    assert looked["validation/bank/coverage"] == pytest.approx(1 - 1 / next_day.num_items)  # one was never a target
+
+
+def test_only_what_is_new_is_a_target_of_the_next_day(world, next_day):
+    had = {user: len(history) for user, history in zip(world.users.to_pylist(), world.splits.train, strict=True)}
+    seen = np.array([had[user] for user in next_day.users.to_pylist()])
+    rows = SingleRows(next_day.splits.train, max_history=4, seen=seen)
+    assert len(rows) == sum(len(history) for history in next_day.splits.train) - sum(had.values())
+    with pytest.raises(SemidError, match="no training history has an item that it did not have before"):
+        SingleRows(world.splits.train, max_history=4, seen=world.splits.train.lengths)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_two_steps_of_a_recipe(world, tmp_path, name):
+    recipe = RECIPES[name]
+    brief = TrainingConfig(epochs=1, batch_size=10_000)
+    phases = tuple(
+        dataclasses.replace(
+            phase, training=dataclasses.replace(phase.training, epochs=2, batch_size=10_000, log_every=1)
+        )
+        for phase in recipe.joint
+    )
+    config = dataclasses.replace(
+        recipe,
+        tokenizer=dataclasses.replace(
+            recipe.tokenizer,
+            level_sizes=(8,) * len(recipe.tokenizer.level_sizes),
+            hidden=(8,),
+            latent=4,
+            training=brief,
+        ),
+        generator=GeneratorConfig(RQTransformerConfig(BACKBONE), training=brief),
+        joint=phases,
+        cycles=1,
+        finetune=brief,
+        tie_break=120,
+    )
+    teacher = np.random.default_rng(0).normal(size=(world.num_items, 4)).astype(np.float32)
+    hears = name == "unigrec"
+    run(world, config, tmp_path / name, teacher=teacher if hears else None)
+    (first, *_) = sorted((tmp_path / name).glob("history.joint*.jsonl"))
+    steps = [json.loads(line) for line in first.read_text().splitlines() if "loss" in line]
+    terms = {key.removeprefix("loss/") for key in steps[0] if key.startswith("loss/")}
+    assert terms == {term for term, weight in recipe.joint[0].step.objective.weights(0.0).items() if weight}
+    assert ("conflicts" in steps[0]) == (recipe.joint[0].surgery is Surgery.PROJECT)
+    assert all(np.isfinite(step["loss"]) for step in steps if "loss" in step)
+    if hears:
+        with pytest.raises(SemidError, match="the term teacher_codes learns from a teacher: give its item vectors"):
+            run(world, config, tmp_path / "deaf")
+
+
+def test_content_of_other_items_is_refused(world, tmp_path):
+    content, encoder = item_encoder(world)
+    fewer = {"content": jax.tree.map(lambda x: x[:-1], content["content"])}
+    with pytest.raises(SemidError, match="expected content of the dataset's 120 items, got 119 rows"):
+        train_joint(world, fewer, encoder, CONFIG, out=tmp_path / "fewer", parents={})
+    none = {"content": content["content"]._replace(present=jnp.zeros(120, bool))}
+    with pytest.raises(SemidError, match="expected items with 'content', got none among 120"):
+        train_joint(world, none, encoder, CONFIG, out=tmp_path / "none", parents={})
 
 
 def test_other_families_are_refused():

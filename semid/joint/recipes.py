@@ -1,0 +1,102 @@
+"""Published ways to train tokenizer and generator together, as settings of the one objective and its stages.
+
+What is theirs: terms, weights, turns, relaxation, rates, surgery. What is ours in all of them: the RQ-Transformer, a
+level that tells colliding items apart, the minus in code logits (which two releases leave out), and numbers of epochs
+that a small machine bears. The encoders are not trained, as there: items come as vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from quantizers import GradientPath, Nearest, Schedule
+from semid.autoencoder import RQVaeConfig
+from semid.generator import GeneratorConfig
+from semid.joint.codes import Relaxation
+from semid.joint.model import Objective, Reach, StepConfig
+from semid.joint.training import JointConfig, Phase, Surgery
+from semid.training import OptimizerConfig, TrainingConfig
+
+
+def _training(epochs: float, batch_size: int, learning_rate: float, **rates: float) -> TrainingConfig:
+    optimizer = OptimizerConfig(learning_rate=learning_rate, weight_decay=0.05, rates=tuple(rates.items()))
+    return TrainingConfig(epochs=epochs, batch_size=batch_size, optimizer=optimizer)
+
+
+_NONE = Schedule(0.0)
+_GENERATOR = GeneratorConfig(training=_training(12, 64, 3e-3))
+
+UNIGREC = JointConfig(
+    encoder=None,
+    tokenizer=RQVaeConfig(
+        level_sizes=(256, 256, 256),
+        hidden=(512, 256, 128, 64),
+        assignments=(Nearest(temperature=Schedule(0.001, initial=0.01)),),
+        path=GradientPath.SOFT,
+        commitment=0.0,
+        entropy=1e-4,
+    ),
+    generator=_GENERATOR,
+    joint=(
+        Phase(
+            _training(3, 512, 3e-3, autoencoder=4e-5, encoder=0.0),
+            StepConfig(
+                Objective(
+                    reconstruction=Schedule(0.5),
+                    codebook=_NONE,
+                    commitment=_NONE,
+                    entropy=_NONE,
+                    teacher_codes=Schedule(0.01),
+                    teacher_states=Schedule(0.1),
+                ),
+                reach=Reach.TOKENIZER,
+                relaxation=Relaxation.SOFT,
+                window=0,
+            ),
+        ),
+    ),
+    finetune=_training(12, 64, 4e-4),
+)
+"""Soft codes of falling temperature, and distillation from SASRec into tokenizer and generator (arXiv 2601.17438)."""
+
+_ALIGNED = {"sequence_item": Schedule(1e-4), "preference": Schedule(3e-4)}
+
+ETEGREC = JointConfig(
+    encoder=None,
+    tokenizer=RQVaeConfig(level_sizes=(256, 256, 256), hidden=(512, 256), latent=128),
+    generator=_GENERATOR,
+    joint=(
+        Phase(
+            _training(1, 512, 1e-4, generator=0.0, encoder=0.0),
+            StepConfig(Objective(generation=_NONE, entropy=_NONE, **_ALIGNED), reach=Reach.TOKENIZER, window=0),
+        ),
+        Phase(
+            _training(1, 512, 3e-3, autoencoder=0.0, encoder=0.0),
+            StepConfig(Objective(Schedule(1.0), *(_NONE,) * 4, **_ALIGNED), reach=Reach.TOKENIZER, window=0),
+        ),
+    ),
+    cycles=2,
+    finetune=_training(12, 64, 5e-4),
+)
+"""Tokenizer and generator take turns, epoch by epoch, under two alignments (arXiv 2409.05546)."""
+
+BLOGER = JointConfig(
+    encoder=None,
+    tokenizer=RQVaeConfig(level_sizes=(256, 256, 256, 256)),
+    generator=_GENERATOR,
+    joint=(
+        Phase(
+            _training(3, 256, 5e-4, autoencoder=0.2, encoder=0.0),
+            StepConfig(Objective(entropy=_NONE), reach=Reach.TOKENIZER, window=0),
+            Surgery.PROJECT,
+        ),
+    ),
+    finetune=_training(12, 64, 5e-4),
+)
+"""The recommendation loss reaches the tokenizer where it does not oppose its own (arXiv 2510.21242).
+
+To first order: the published outer loss is taken after one more step of the generator, ours before it.
+"""
+
+RECIPES: Mapping[str, JointConfig] = MappingProxyType({"unigrec": UNIGREC, "etegrec": ETEGREC, "bloger": BLOGER})
