@@ -44,7 +44,7 @@ from semid.encoders.vocabulary import Vocabulary
 from semid.evaluation import evaluate
 from semid.generator import GeneratorConfig, train_generator
 from semid.joint.codes import Relaxation
-from semid.joint.model import TEACHER_TERMS, Content, Objective, Reach, StepConfig
+from semid.joint.model import TEACHER_TERMS, Content, Reach
 from semid.joint.training import JointConfig, Phase, Surgery, train_joint
 from semid.training import OptimizerConfig, TrainingConfig
 from seq_models import DenseConfig, RQTransformerConfig, TransformerConfig
@@ -65,23 +65,30 @@ END_TO_END = JointConfig(
     encoder=_training(3, 256, 2e-3),
     tokenizer=RQVaeConfig(level_sizes=(64, 64, 64), hidden=(64,), latent=32),
     generator=GeneratorConfig(RQTransformerConfig(BACKBONE), training=_training(24, 64, 3e-3)),
-    joint=(
-        Phase(_training(4, 256, 1e-3, autoencoder=0.03, encoder=0.1), StepConfig(Objective(contrast=Schedule(0.1)))),
-    ),
+    joint=(Phase(_training(4, 256, 1e-3, autoencoder=0.03, encoder=0.1)),),
     finetune=_training(16, 64, 1e-3),
     refresh=1.0,
 )
 
+# Real catalogues are larger, their histories more: larger codebooks, fewer passes.
+REAL = replace(
+    END_TO_END,
+    encoder=_training(1, 256, 2e-3),
+    tokenizer=RQVaeConfig(hidden=(256, 128)),
+    joint=(Phase(_training(2, 256, 1e-3, autoencoder=0.03, encoder=0.1)),),
+    tie_break=256,
+)
+
 # What a term weighs that is off by default.
-OFF = {"sequence_item": 1e-3, "preference": 1e-2, "teacher_codes": 1e-2, "teacher_states": 0.1}
+OFF = {"contrast": 0.1, "sequence_item": 1e-3, "preference": 1e-2, "teacher_codes": 1e-2, "teacher_states": 0.1}
 TEACHER = GeneratorConfig(
     model=DenseConfig(TransformerConfig(dropout=0.4)), features=(), training=_training(30, 16, 2e-3)
 )
 
 
-def arms() -> dict[str, JointConfig]:
-    """What is compared, with as many epochs in all."""
-    config, (phase,) = END_TO_END, END_TO_END.joint
+def arms(config: JointConfig) -> dict[str, JointConfig]:
+    """What is compared with the end-to-end `config`, with as many epochs in all."""
+    (phase,) = config.joint
 
     def with_step(**changes: Any) -> JointConfig:
         return replace(config, joint=(replace(phase, step=replace(phase.step, **changes)),))
@@ -103,20 +110,21 @@ def arms() -> dict[str, JointConfig]:
         "surgery": replace(config, joint=(replace(phase, surgery=Surgery.PROJECT),)),
         "straight-through": with_step(relaxation=Relaxation.STRAIGHT_THROUGH),
     }
-    made |= {f"without {term}": with_term(**{term: 0.0}) for term in ("generation", "entropy", "contrast")}
+    made |= {f"without {term}": with_term(**{term: 0.0}) for term in ("generation", "reconstruction", "entropy")}
     return made | {f"with {term}": with_term(**{term: weight}) for term, weight in OFF.items()}
 
 
 def read_content(
     dataset: Dataset, *, seed: int, weights: Path | None = None, cache: Path
-) -> tuple[Content, ItemEncoder]:
-    """The items' texts and pictures as arrays, and an encoder of both, to be trained from scratch.
+) -> tuple[Content, ItemEncoder, Vocabulary | None]:
+    """The items' texts and pictures as arrays, an encoder of both, to be trained from scratch, and the texts' pieces.
 
     With `weights`, the folder of a pretrained transformer, side adapters on its states are what is trained of it.
     """
     rngs, texts = nnx.Rngs(seed), dataset.texts()
     content: dict[str, Any] = {}
     encoders: dict[str, Any] = {}
+    pieces = None
     if weights is None:
         pieces = Vocabulary.train(texts, size=VOCABULARY)
         read = pieces.rows(texts, max_length=MAX_LENGTH)
@@ -135,7 +143,7 @@ def read_content(
         ids = dataset.item_ids.to_pylist()
         content["image"] = image_rows(dataset.items["image"].to_pylist(), item_ids=ids, config=images)
         encoders["image"] = ImageEncoder(images, rngs=rngs)
-    return content, ItemEncoder(encoders, FusionConfig(), rngs=rngs)
+    return content, ItemEncoder(encoders, FusionConfig(), rngs=rngs), pieces
 
 
 def main(
@@ -154,7 +162,7 @@ def main(
         out: Folder for all results; what is finished there is not made again.
         chosen: Which arms, of those that `arms()` makes.
         seeds: One run of each arm for each.
-        budget: Factor on all numbers of epochs.
+        budget: Factor on all numbers of epochs but those of the tokenizer alone.
         weights: Folder of a pretrained text encoder, as Hugging Face lays it out; side adapters read it.
         warm: Train the encoders first, by contrast of consecutive items; else they start as they are.
     """
@@ -166,15 +174,15 @@ def main(
             made.save(path)
         data, parents = Dataset.load(path), {"dataset": read_artifact(path, DATASET)}
         for name in chosen:
-            content, encoder = read_content(data, seed=seed, weights=weights, cache=out / "states")
-            config = _scaled(arms()[name], budget)
-            options: dict[str, Any] = {"shared": out / f"shared_{seed}"}
+            content, encoder, pieces = read_content(data, seed=seed, weights=weights, cache=out / "states")
+            config = _scaled(arms(REAL if dataset else END_TO_END)[name], budget)
+            options: dict[str, Any] = {"shared": out / f"shared_{seed}", "vocabulary": pieces}
             if _heard(config):
                 numbers = SemanticCatalog(data.item_ids, np.arange(data.num_items)[:, None], (data.num_items,))
                 sasrec = train_generator(
                     data, numbers, TEACHER, out=out / f"teacher_{seed}", parents=parents, seed=seed
                 )
-                options = {"shared": out / f"shared_taught_{seed}", "teacher": sasrec.item_vectors()}
+                options |= {"shared": out / f"shared_taught_{seed}", "teacher": sasrec.item_vectors()}
             started, folder = time.perf_counter(), out / f"{name.replace(' ', '-')}_{seed}"
             config = config if warm else replace(config, encoder=None)
             model = train_joint(data, content, encoder, config, out=folder, parents=parents, seed=seed, **options)
@@ -198,7 +206,6 @@ def _scaled(config: JointConfig, budget: float) -> JointConfig:
     return replace(
         config,
         encoder=config.encoder and scale(config.encoder),
-        tokenizer=replace(config.tokenizer, training=scale(config.tokenizer.training)),
         generator=replace(config.generator, training=scale(config.generator.training)),
         joint=tuple(replace(phase, training=scale(phase.training)) for phase in config.joint),
         finetune=scale(config.finetune),

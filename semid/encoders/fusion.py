@@ -89,7 +89,8 @@ class ItemEncoder(nnx.Module):
         self.absent = nnx.Dict(**{name: nnx.Param(normal(rngs.params(), (self.dim,))) for name in widths})
         self.norm_feed = nnx.LayerNorm(self.dim, rngs=rngs)
         self.feed = FeedForward(BlocksConfig(dim=self.dim, heads=1, hidden=config.hidden), rngs=rngs)
-        self.norm = nnx.LayerNorm(self.dim, rngs=rngs)
+        self.norm = nnx.LayerNorm(self.dim, use_scale=False, use_bias=False, rngs=rngs)
+        self.scale, self.bias = nnx.Param(jnp.ones(self.dim)), nnx.Param(jnp.zeros(self.dim))
 
     def __call__(self, content: Content, *, key: Key[Array, ""] | None = None) -> Float[Array, "n dim"]:
         """Vectors of the items of `content`, which has the encoders' names. Dropouts need a `key`.
@@ -120,8 +121,8 @@ class ItemEncoder(nnx.Module):
         """Change the last scale and bias so that the catalogue, now encoded as `vectors`, has mean 0 and variance 1 in
         every dimension: vectors that differ from a common mean by little leave a quantizer nothing to tell apart."""
         mean, deviation = vectors.mean(0), jnp.maximum(vectors.std(0), 1e-6)
-        self.norm.scale[...] = self.norm.scale[...] / deviation
-        self.norm.bias[...] = (self.norm.bias[...] - mean) / deviation
+        self.scale[...] = self.scale[...] / deviation
+        self.bias[...] = (self.bias[...] - mean) / deviation
 
     def _fused(self, vectors: dict[str, Array], present: dict[str, Array]) -> Float[Array, "n dim"]:
         parts = [
@@ -129,7 +130,7 @@ class ItemEncoder(nnx.Module):
             for name, vector in vectors.items()
         ]
         x = jnp.sum(jnp.stack(parts), axis=0)
-        return self.norm(x + self.feed(self.norm_feed(x)))
+        return self.norm(x + self.feed(self.norm_feed(x))) * self.scale[...][None] + self.bias[...][None]
 
 
 def _towers(encoders: Mapping[str, Encoder]) -> dict[str, SideTower]:

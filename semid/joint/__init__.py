@@ -1,17 +1,29 @@
-"""End-to-end mode: memory bank, differentiable codes, the losses of the joint step, gradient surgery."""
+"""End-to-end mode: memory bank, differentiable codes, the losses of the joint step, gradient surgery, the stages."""
 
 from semid.joint.bank import Bank, BankHealth, Fresh, MemoryBank, bucket_sizes, encode_fresh, unique_rows
 from semid.joint.codes import Relaxation, code_mixtures, level_logits
+from semid.joint.model import JointModel, Objective, Reach, StepConfig
+from semid.joint.recipes import RECIPES
 from semid.joint.surgery import Projected, projected, sum_without_conflict
 from semid.joint.terms import code_agreement, mutual_info_nce, session_contrast
+from semid.joint.training import Earlier, JointConfig, Phase, Surgery, train_joint
 
 __all__ = [
+    "RECIPES",
     "Bank",
     "BankHealth",
+    "Earlier",
     "Fresh",
+    "JointConfig",
+    "JointModel",
     "MemoryBank",
+    "Objective",
+    "Phase",
     "Projected",
+    "Reach",
     "Relaxation",
+    "StepConfig",
+    "Surgery",
     "bucket_sizes",
     "code_agreement",
     "code_mixtures",
@@ -21,5 +33,6 @@ __all__ = [
     "projected",
     "session_contrast",
     "sum_without_conflict",
+    "train_joint",
     "unique_rows",
 ]

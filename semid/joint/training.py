@@ -31,6 +31,7 @@ from semid.data.batches import SingleRows, batches
 from semid.data.dataset import Dataset
 from semid.encoders.content import take
 from semid.encoders.fusion import ItemEncoder, check_content
+from semid.encoders.vocabulary import Vocabulary
 from semid.errors import SemidError
 from semid.generator import GeneratorConfig, fit_generator, training_counts, validation
 from semid.joint.model import (
@@ -61,7 +62,7 @@ from semid.training import (
 from semid.training.tracking import HISTORY
 from seq_models import RQTransformer, RQTransformerConfig
 
-STATE_FILE = "joint.safetensors"
+STATE_FILE, VOCABULARY_FILE = "joint.safetensors", "vocabulary.model"
 STAGES = ("encoder", "tokenizer", "generator", "joint", "finetune")
 _SHARED = STAGES[:3]
 _OF_ITEMS = {"bank/vectors", "bank/written", "codes"}
@@ -143,6 +144,7 @@ def train_joint(
     parents: dict[str, Manifest],
     teacher: Float[np.ndarray, "items teacher"] | None = None,
     earlier: Earlier | None = None,
+    vocabulary: Vocabulary | None = None,
     seed: int = 0,
     mesh: Mesh | None = None,
     shared: Path | None = None,
@@ -151,9 +153,9 @@ def train_joint(
 
     `encoder` is what turns content into vectors; `teacher` are item vectors for the objective's distillation terms. The
     artifact is a recommender like any other (its features are the item vectors), with all parameters and the bank in
-    `joint.safetensors` beside it. Each stage keeps its checkpoints and `history.jsonl` in a folder of `<out>.stages`,
-    and goes on from there after an interruption. With `shared` the first three stages keep theirs there, for runs that
-    differ in the later ones alone.
+    `joint.safetensors` beside it, and the `vocabulary` of the texts, if one was made for them. Each stage keeps its
+    checkpoints and `history.jsonl` in a folder of `<out>.stages`, and goes on from there after an interruption. With
+    `shared` the first three stages keep theirs there, for runs that differ in the later ones alone.
 
     With `earlier` all variables are that run's, and its bank: the first three stages are left out, joint steps have the
     targets that it did not have, and an item that it did not know enters the bank when a step first encodes it. The
@@ -178,6 +180,8 @@ def train_joint(
         with artifacts.write_artifact(out, kind=KIND, config=settings, parents=parents, seed=seed) as temporary:
             recommender.write(temporary)
             artifacts.save_tensors(temporary / STATE_FILE, jax.device_get(named_leaves(nnx.state(model))))
+            if vocabulary is not None:
+                (temporary / VOCABULARY_FILE).write_bytes(vocabulary.model)
             for stage in [*_SHARED, *run.phases, STAGES[-1]]:
                 if (history := run.folder(stage) / HISTORY).exists():
                     shutil.copy(history, temporary / f"history.{stage}.jsonl")
@@ -246,6 +250,7 @@ class _Run:
         if config.encoder is not None:
             contrast = StepConfig(Objective(*(Schedule(0.0),) * 5, contrast=Schedule(1.0)), window=1, dropout=True)
             model = self._steps("encoder", model, Phase(config.encoder, contrast), validate=self._bank_only)
+            model.encoder.standardize(jnp.asarray(encode_items(model.encoder, self.content)))
         self._fill_bank(model)
         vectors = np.asarray(self._vectors(model))
         model.autoencoder.initialize(vectors, iterations=config.tokenizer.kmeans_iterations, seed=seed)

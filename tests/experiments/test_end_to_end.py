@@ -10,9 +10,10 @@ from semid.artifacts import load_tensors
 from semid.autoencoder import RQVaeConfig
 from semid.data.simulated import SimulatedConfig
 from semid.encoders.blocks import BlocksConfig
+from semid.encoders.vocabulary import Vocabulary
 from semid.generator import GeneratorConfig
 from semid.joint.model import Reach
-from semid.joint.training import STATE_FILE, Phase
+from semid.joint.training import STATE_FILE, VOCABULARY_FILE, Phase
 from semid.training import TrainingConfig
 from seq_models import RQTransformerConfig, TransformerConfig
 
@@ -21,7 +22,7 @@ TINY = TransformerConfig(dim=8, layers=1, heads=2, hidden=8)
 
 
 def test_the_arms_differ_in_what_they_say():
-    made = end_to_end.arms()
+    made = end_to_end.arms(end_to_end.END_TO_END)
     steps = {name: phase.step for name, config in made.items() for phase in config.joint}
     assert set(made) - set(steps) == {"staged"}
     assert steps["joint"].reach is Reach.TOKENIZER
@@ -55,6 +56,7 @@ def test_from_texts_and_pictures_to_a_table(tmp_path, monkeypatch, capsys):
     rows = json.loads((tmp_path / "end_to_end.json").read_text())["rows"]
     assert [row["arm"] for row in rows] == ["staged", "end-to-end"]
     assert "| end-to-end | 1 |" in capsys.readouterr().out
+    assert Vocabulary((tmp_path / "staged_0" / VOCABULARY_FILE).read_bytes()).size == 200
     staged, together = (load_tensors(tmp_path / f"{name}_0" / STATE_FILE) for name in ("staged", "end-to-end"))
     for tower in ("text", "image"):
         names = [name for name in staged if name.startswith(f"encoder/encoders/{tower}/") and "kernel" in name]

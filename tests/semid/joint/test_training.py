@@ -13,18 +13,21 @@ from flax import nnx
 from quantizers import Schedule
 from semid import Dataset, Recommender
 from semid.artifacts import load_tensors
-from semid.autoencoder import RQVaeConfig
+from semid.autoencoder import RQVAE, RQVaeConfig
 from semid.data.batches import SingleRows
 from semid.data.simulated import SimulatedConfig, simulate
 from semid.encoders.content import FeatureRows
 from semid.encoders.fusion import FeatureEncoder, FusionConfig, ItemEncoder
 from semid.errors import SemidError
 from semid.generator import GeneratorConfig
-from semid.joint.model import Objective, Reach, StepConfig
+from semid.joint.codes import Relaxation, code_mixtures, level_logits
+from semid.joint.model import JointModel, Objective, Reach, StepConfig
 from semid.joint.recipes import RECIPES
 from semid.joint.training import STAGES, STATE_FILE, Earlier, JointConfig, Phase, Surgery, train_joint
-from semid.training import OptimizerConfig, TrainingConfig
-from seq_models import FlatDecoderConfig, RQTransformerConfig, TransformerConfig
+from semid.models import ModelSpec, build_model
+from semid.training import OptimizerConfig, TrainingConfig, replace_leaves
+from seq_models import FlatDecoderConfig, Inputs, RQTransformerConfig, TransformerConfig
+from seq_models.layers import last_state
 
 
 def short(steps_of_an_epoch=1.0, **rates):
@@ -245,3 +248,47 @@ def test_content_of_other_items_is_refused(world, tmp_path):
 def test_other_families_are_refused():
     with pytest.raises(SemidError, match="end-to-end training is of the RQ-Transformer, not of FlatDecoderConfig"):
         JointConfig(generator=GeneratorConfig(FlatDecoderConfig(BACKBONE)))
+
+
+def trained_model(world, folder):
+    """The joint model of an artifact."""
+    _, encoder = item_encoder(world)
+    codes = Recommender.from_pretrained(folder).codes
+    autoencoder = RQVAE(CONFIG.tokenizer, dim=encoder.dim, rngs=nnx.Rngs(0))
+    spec = ModelSpec(CONFIG.generator.model, (8, 8, CONFIG.tie_break), world.num_items, encoder.dim, max_history=20)
+    model = JointModel(encoder, autoencoder, build_model(spec, seed=0), codes=jnp.asarray(codes), rngs=nnx.Rngs(1))
+    graph, state = nnx.split(model)
+    path = folder / STATE_FILE
+    return nnx.merge(graph, replace_leaves(state, load_tensors(path), where=str(path)))
+
+
+def ndcg(model, examples, relaxation, temperature):
+    """NDCG@10 of all items by their probability after histories read through mixtures of codes."""
+    history, real = examples.histories.padded(20)
+    vectors, codes = model.bank.read(history), model.codes[...]
+    quantizer = model.autoencoder.quantizer
+    found, books = quantizer.search(model.autoencoder.latents(vectors)), [book[...] for book in quantizer.codebooks]
+    soft = tuple(jax.nn.softmax(x / temperature) for x in level_logits(found, books))
+    mixtures = code_mixtures(found._replace(probabilities=soft), books, relaxation=relaxation)
+    last = jax.nn.one_hot(codes[history][..., -1], CONFIG.tie_break)
+    inputs = Inputs(codes[history], vectors, mixtures=(*mixtures, last))
+    segments = jnp.asarray(real, jnp.int32)
+    state = last_state(model.generator.states(inputs, segments), segments)
+    users, items = len(state), len(codes)
+    logits = model.generator.depth_logits(jnp.repeat(state, items, 0), jnp.tile(codes, (users, 1)))
+    each = [
+        jnp.take_along_axis(jax.nn.log_softmax(x), c[:, None], 1)[:, 0]
+        for x, c in zip(logits, jnp.tile(codes, (users, 1)).T, strict=True)
+    ]
+    scores = sum(each).reshape(users, items)
+    place = (scores > jnp.take_along_axis(scores, jnp.asarray(examples.targets)[:, None], 1)).sum(1)
+    return float(jnp.where(place < 10, 1 / jnp.log2(place.astype(jnp.float32) + 2), 0).mean())
+
+
+def test_at_the_lowest_temperature_soft_codes_rank_as_hard_ones_do(world, runs):
+    home, _ = runs
+    model, examples = trained_model(world, home / "end-to-end"), world.splits.test
+    hard = ndcg(model, examples, Relaxation.SOFT_BACKWARD, 1.0)
+    assert hard > 0
+    assert ndcg(model, examples, Relaxation.SOFT, 1e-3) == pytest.approx(hard, rel=0.01)
+    assert ndcg(model, examples, Relaxation.SOFT, 100.0) != pytest.approx(hard, rel=0.01)
