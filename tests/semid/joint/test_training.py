@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from flax import nnx
 
-from quantizers import Schedule
+from quantizers import Schedule, health
 from semid import Dataset, Recommender
 from semid.artifacts import load_tensors
 from semid.autoencoder import RQVAE, RQVaeConfig
@@ -292,3 +292,21 @@ def test_at_the_lowest_temperature_soft_codes_rank_as_hard_ones_do(world, runs):
     assert hard > 0
     assert ndcg(model, examples, Relaxation.SOFT, 1e-3) == pytest.approx(hard, rel=0.01)
     assert ndcg(model, examples, Relaxation.SOFT, 100.0) != pytest.approx(hard, rel=0.01)
+
+
+def test_naive_straight_through_codes_collapse_where_the_default_keeps_them(tmp_path):
+    world = simulate(SimulatedConfig(num_items=400, num_users=200, taxonomy=(4, 4, 2), images=False, content_dim=8))
+    tokenizer = dataclasses.replace(CONFIG.tokenizer, level_sizes=(16, 16), training=short(20.0))
+    longer = dataclasses.replace(short(10.0), validate_every=10.0)
+    naive = StepConfig(
+        Objective(Schedule(1.0), *(Schedule(0.0),) * 4), relaxation=Relaxation.STRAIGHT_THROUGH
+    )  # the generation loss alone, and the gradient of a chosen code taken for that of its distance
+    usage = {}
+    for name, step in {"naive": naive, "default": StepConfig()}.items():
+        config = dataclasses.replace(
+            STAGED, encoder=None, tokenizer=tokenizer, joint=(Phase(longer, step),), tie_break=400
+        )
+        made = run(world.dataset, config, tmp_path / name, shared=tmp_path / "shared")
+        usage[name] = [level.usage for level in health(made.codes[:, :-1], (16, 16)).levels]
+    assert max(usage["naive"]) < 0.5
+    assert min(usage["default"]) >= 0.9
