@@ -67,7 +67,7 @@ END_TO_END = JointConfig(
     generator=GeneratorConfig(RQTransformerConfig(BACKBONE), training=_training(24, 64, 3e-3)),
     joint=(Phase(_training(4, 256, 1e-3, autoencoder=0.03, encoder=0.1)),),
     finetune=_training(16, 64, 1e-3),
-    refresh=1.0,
+    refresh=0.25,
 )
 
 # Real catalogues are larger, their histories more: larger codebooks, fewer passes.
@@ -209,6 +209,7 @@ def _scaled(config: JointConfig, budget: float) -> JointConfig:
         generator=replace(config.generator, training=scale(config.generator.training)),
         joint=tuple(replace(phase, training=scale(phase.training)) for phase in config.joint),
         finetune=scale(config.finetune),
+        refresh=config.refresh * budget,
     )
 
 
