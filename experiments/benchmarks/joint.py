@@ -1,0 +1,431 @@
+"""What an end-to-end step costs: arithmetic, time and memory.
+
+    python -m experiments.benchmarks.joint --out runs/joint_cost.json
+    JAX_NUM_CPU_DEVICES=8 python -m experiments.benchmarks.joint --rounds 0 --bank 10000000 --out runs/joint_bank.json
+
+A joint step encodes a share p of what a batch asks for, its targets and the last w items of its histories, and
+differentiates a share q; it is compared with the staged step, in which the generator alone learns from the same rows,
+and with the step that encodes every item of the histories. Then an encoder of a pre-trained one's size, tuned in every
+way that there is; and the step with a bank too large for one device, which is compiled and not run.
+
+Everything is random, as no cost depends on it. Speed is compared within rounds, in which every way takes its turn, as
+in `training.py`. Memory is what the compiled step says that it needs, on one device. FLOPs are XLA's count of the
+program as it was written, before the compiler changes it: of the encoder, those of its forward pass for items that are
+encoded alone and those of value and gradient for the others.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+from flax import nnx
+from jax.sharding import NamedSharding
+
+from quantizers import Schedule, info_nce
+from semid.artifacts import write_json
+from semid.autoencoder import RQVAE, RQVaeConfig
+from semid.data.batches import PackedRows
+from semid.encoders.adapters import Frozen, Full, LowRank, SideAdapters, SideTower, Tuning, tuned
+from semid.encoders.blocks import BlocksConfig
+from semid.encoders.content import HiddenRows, ImageRows, TextRows
+from semid.encoders.fusion import FusionConfig, ItemEncoder
+from semid.encoders.image import ImageConfig, ImageEncoder
+from semid.encoders.transformer import TextEncoder, TextEncoderConfig
+from semid.joint.bank import bucket_sizes
+from semid.joint.model import Content, JointModel, Objective, StepConfig, Tables, joint_loss
+from semid.models import ItemTables, inputs_at
+from semid.objective import LossTables, code_loss
+from semid.training import OptimizerConfig, StepContext, TrainState, make_mesh, make_optimizer
+from semid.training.mesh import ROWS, replicated
+from semid.training.state import Loss, named_leaves, shardings
+from seq_models import RQTransformer, RQTransformerConfig, TransformerConfig, code_cross_entropy
+from seq_models.layers import last_state
+
+MIB, GIGA, PIXELS = 2**20, 1e9, 32
+STAGED, EVERY = "staged", "every history item"
+OBJECTIVE = Objective(contrast=Schedule(0.1))
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of the catalogue, a batch, and the models. Encoders are trained from scratch."""
+
+    items: int = 12_101
+    batch: int = 256
+    """Histories, each with one target."""
+    history: int = 20
+    pieces: int = 32
+    """Of an item's text."""
+    vocabulary: int = 1000
+    text: BlocksConfig = BlocksConfig()
+    image: BlocksConfig | None = None
+    """Of an encoder of pictures of 32 x 32 pixels in 16 patches; None: there are none."""
+    dim: int = 64
+    """Width of an item's vector."""
+    level_sizes: tuple[int, ...] = (256, 256, 256, 64)
+    """The last tells items apart that share the others."""
+    generator: TransformerConfig = TransformerConfig()
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """An encoder of MiniLM's size, and how many texts it reads at once."""
+
+    blocks: BlocksConfig = BlocksConfig(dim=384, layers=6, heads=12, hidden=1536, norm_first=False)
+    vocabulary: int = 30_522
+    items: int = 128
+    tokens: int = 32
+    side: SideAdapters = SideAdapters()
+    low_rank: LowRank = LowRank()
+
+
+@dataclass(frozen=True)
+class Way:
+    """A training step, and all it works on; nothing is made before it is asked for."""
+
+    model: Callable[[], nnx.Module]
+    loss: Loss
+    batch: Callable[[], Any]
+    tables: Callable[[], Any] = lambda: None
+
+
+def main(
+    out: Path = Path("runs/joint_cost.json"),
+    rounds: int = 7,
+    steps: int = 3,
+    windows: tuple[int, ...] = (0, 2, 5),
+    rates: tuple[tuple[float, float], ...] = ((1, 1), (1, 0.2), (0.5, 0.5), (0.2, 0.2)),
+    bank: int = 0,
+    sizes: Sizes = Sizes(),
+    pretrained: Pretrained = Pretrained(),
+) -> None:
+    """Measure, print tables and write JSON.
+
+    Args:
+        out: File to write.
+        rounds: Times that every way takes its turn; 0: the bank alone is looked at.
+        steps: Steps of a turn.
+        windows: Last items of a history that are encoded afresh, w.
+        rates: Shares that are encoded and differentiated, p and q.
+        bank: Items of a bank of width 256 on all devices; 0: none.
+        sizes: Of catalogue, batch and models.
+        pretrained: What is tuned.
+    """
+    figures: dict[str, Any] = {
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "jax": jax.__version__,
+    }
+    if rounds:
+        figures["steps"] = _joint_steps(sizes, windows, rates, rounds, steps)
+        figures["tunings"] = _tunings(pretrained, rounds, steps)
+    if bank:
+        figures["bank"] = [_bank(replace(sizes, items=bank, dim=256))]
+    for name, value in figures.items():
+        print(_table(name, value) if isinstance(value, list) else f"{name}: {value}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(out, figures)
+
+
+class _Program:
+    """A way's step, compiled. What it works on is made by `start`."""
+
+    def __init__(self, way: Way) -> None:
+        self.way, self.mesh, self.optimizer = way, make_mesh(), make_optimizer(OptimizerConfig(), num_steps=10_000)
+        graph, *_ = nnx.split(nnx.eval_shape(way.model), nnx.Param, ...)
+        of_state = shardings(jax.eval_shape(self._first), self.mesh)
+        rows, whole = NamedSharding(self.mesh, ROWS), replicated(self.mesh)
+        self.made = ((self._first, of_state), (way.batch, rows), (way.tables, whole))
+        self.state, *given = (_placed(jax.eval_shape(make), lay) for make, lay in self.made)
+        step = jax.jit(_step(graph, self.optimizer, way.loss), donate_argnums=0, out_shardings=(of_state, whole))
+        with jax.set_mesh(self.mesh):
+            lowered = step.lower(self.state, *given)
+        self.flops, self.program = _flops(lowered), lowered.compile()
+
+    def _first(self) -> TrainState:
+        """The state before the first step."""
+        _, params, rest = nnx.split(self.way.model(), nnx.Param, ...)
+        return TrainState(jnp.zeros((), jnp.int32), params, rest, self.optimizer.init(params))
+
+    def start(self) -> None:
+        """Make the state, the tables, and the batch that all steps are taken on."""
+        self.state, *self.given = (jax.jit(make, out_shardings=lay)() for make, lay in self.made)
+
+    def take(self, steps: int) -> float:
+        """Seconds of so many steps."""
+        started = time.perf_counter()
+        for _ in range(steps):
+            self.state, self.metrics = self.program(self.state, *self.given)
+        jax.block_until_ready(self.state)
+        return time.perf_counter() - started
+
+    def needs(self) -> dict[str, float]:
+        """MiB of a device: what is trained and its moments, what a step takes beside all that it is given, and both."""
+        need: Any = self.program.memory_analysis()
+        given = need.argument_size_in_bytes + need.output_size_in_bytes - need.alias_size_in_bytes
+        trained = jax.tree.leaves((self.state.params, self.state.opt_state))
+        return {
+            "trained, with moments, MiB": sum(map(_bytes, trained)) / MIB,
+            "temporaries, MiB": need.temp_size_in_bytes / MIB,
+            "in all, MiB": (given + need.temp_size_in_bytes) / MIB,
+        }
+
+
+def _bytes(leaf: Any) -> int:
+    """Those of the part of an array that a device holds."""
+    return int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
+
+
+def _placed(tree: Any, lay: Any) -> Any:
+    """Shapes that know where they lie, for a program that is compiled before there are arrays."""
+    of_leaves = jax.tree.broadcast(lay, tree)
+    return jax.tree.map(lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), tree, of_leaves)
+
+
+def _step(graph: Any, optimizer: optax.GradientTransformation, loss: Loss) -> Callable[..., Any]:
+    """The step of `semid.training.make_step`; not jitted, so that memory can be asked for."""
+
+    def step(state: TrainState, batch: Any, tables: Any) -> tuple[TrainState, dict[str, Any]]:
+        key = jax.random.fold_in(jax.random.key(0, impl="rbg"), state.step)
+
+        def compute(params: nnx.State) -> Any:
+            current = nnx.merge(graph, params, state.rest, copy=True)
+            value, metrics = loss(current, batch, tables, StepContext(key, jnp.zeros(())))
+            return value, ({"loss": value, **metrics}, nnx.split(current, nnx.Param, ...)[2])
+
+        (_, (metrics, rest)), gradients = jax.value_and_grad(compute, has_aux=True)(state.params)
+        with jax.numpy_dtype_promotion("standard"):  # optax's bias correction multiplies an integer count
+            updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), rest, opt_state), metrics
+
+    return step
+
+
+def _compared(ways: dict[str, Way], rounds: int, steps: int) -> dict[str, dict[str, Any]]:
+    """What the ways cost, and their time over that of the first in the same round."""
+    programs = {name: _Program(way) for name, way in ways.items()}
+    for program in programs.values():
+        program.start()
+    takes = [{name: one.take(steps) / steps for name, one in programs.items()} for _ in range(rounds + 1)][1:]
+    seconds = {name: np.array([take[name] for take in takes]) for name in programs}
+    first, rows = next(iter(programs)), {}
+    for name, program in programs.items():
+        low, middle, high = np.quantile(seconds[name] / seconds[first], (0.25, 0.5, 0.75))
+        rows[name] = {
+            "step, GFLOP": program.flops / GIGA,
+            "ms a step": 1e3 * float(np.median(seconds[name])),
+            f"time over {first}": float(middle),
+            "quartiles": f"{low:.3g} to {high:.3g}",
+            **program.needs(),
+        }
+    return rows
+
+
+def _joint_steps(
+    sizes: Sizes, windows: tuple[int, ...], rates: tuple[tuple[float, float], ...], rounds: int, steps: int
+) -> list[dict[str, Any]]:
+    """Joint steps by w, p and q, after the staged one."""
+    configs = {
+        f"w {w}, p {p:g}, q {q:g}": StepConfig(OBJECTIVE, window=w, forward=p, backward=q)
+        for w in windows
+        for p, q in rates
+    }
+    configs[EVERY] = StepConfig(OBJECTIVE, window=sizes.history)
+    ways = _staged(sizes) | {name: _joint(sizes, config) for name, config in configs.items()}
+    costs = _compared(ways, rounds, steps)
+    flops = _flops_of_an_item(sizes)
+    encoding = {name: _encoding(sizes, config, flops) for name, config in configs.items()}
+    return [{"step": name, **encoding.get(name, {}), **cost} for name, cost in costs.items()]
+
+
+def _encoding(sizes: Sizes, config: StepConfig, flops: tuple[float, float]) -> dict[str, float]:
+    """Of a step: as its program is fixed, it encodes as many items however often a batch repeats them."""
+    most = sizes.batch * (1 + min(config.window, sizes.history))
+    forward, backward = bucket_sizes(most, forward=config.forward, backward=config.backward)
+    still, learning = flops
+    taken = (forward - backward) * still + backward * learning
+    return {
+        "items encoded": forward,
+        "differentiated": backward,
+        "encoder, GFLOP": taken / GIGA,
+        "over p = q = 1": taken / (most * learning),
+    }
+
+
+def _flops_of_an_item(sizes: Sizes) -> tuple[float, float]:
+    """Of encoding it, and of encoding it with a gradient, in a batch of `sizes.batch` items."""
+    graph, params, rest = nnx.split(nnx.eval_shape(lambda: _encoder(sizes)), nnx.Param, ...)
+    content = jax.eval_shape(lambda: _content(replace(sizes, items=sizes.batch)))
+
+    def total(params: nnx.State, rest: nnx.State, content: Content) -> Any:
+        return jnp.sum(nnx.merge(graph, params, rest)(content, key=jax.random.key(0, impl="rbg")))
+
+    programs = (jax.jit(of).lower(params, rest, content) for of in (total, jax.value_and_grad(total)))
+    still, learning = (_flops(program) / sizes.batch for program in programs)
+    return still, learning
+
+
+def _flops(program: jax.stages.Lowered | jax.stages.Compiled) -> float:
+    counted: Any = program.cost_analysis()
+    return counted["flops"]
+
+
+def _staged(sizes: Sizes) -> dict[str, Way]:
+    """The generator alone on codes and vectors that are what they are: one target a row, and as it is trained in
+    truth, every item a target."""
+
+    def loss(model: RQTransformer, batch: PackedRows, tables: LossTables, context: StepContext) -> Any:
+        codes, (backbone, depth) = tables.items.codes[batch.targets], jax.random.split(context.key)
+        states = model.states(inputs_at(tables.items, batch.history), batch.segments, key=backbone)
+        logits = model.depth_logits(last_state(states, batch.segments), codes, key=depth)
+        return code_cross_entropy(logits, codes, jnp.ones(len(codes))).sum(), {}
+
+    def tables() -> LossTables:
+        vectors = jnp.zeros((sizes.items, sizes.dim))
+        return LossTables(ItemTables(_codes(sizes), vectors, jnp.ones(sizes.items, bool)))
+
+    def packed() -> PackedRows:
+        rows = _rows(sizes)
+        return rows._replace(targets=rows.history)
+
+    def model() -> RQTransformer:
+        return _generator(sizes)
+
+    return {
+        STAGED: Way(model, loss, lambda: _rows(sizes), tables),
+        "staged, every item a target": Way(model, code_loss, packed, tables),
+    }
+
+
+def _joint(sizes: Sizes, config: StepConfig) -> Way:
+    def model() -> JointModel:
+        tokenizer = RQVaeConfig(level_sizes=sizes.level_sizes[:-1], hidden=(128,))
+        autoencoder = RQVAE(tokenizer, dim=sizes.dim, rngs=nnx.Rngs(0))
+        return JointModel(_encoder(sizes), autoencoder, _generator(sizes), codes=_codes(sizes), rngs=nnx.Rngs(0))
+
+    loss = functools.partial(joint_loss, config=config)
+    return Way(model, loss, lambda: _rows(sizes), lambda: Tables(_content(sizes)))
+
+
+def _encoder(sizes: Sizes) -> ItemEncoder:
+    rngs = nnx.Rngs(0)
+    config = TextEncoderConfig(sizes.text, max_length=sizes.pieces)
+    encoders: dict[str, Any] = {"text": TextEncoder(config, vocabulary=sizes.vocabulary, rngs=rngs)}
+    if sizes.image is not None:
+        encoders["image"] = ImageEncoder(ImageConfig(size=PIXELS, patch=8, blocks=sizes.image), rngs=rngs)
+    return ItemEncoder(encoders, FusionConfig(dim=sizes.dim), rngs=rngs)
+
+
+def _generator(sizes: Sizes) -> RQTransformer:
+    config = RQTransformerConfig(sizes.generator)
+    return RQTransformer(config, level_sizes=sizes.level_sizes, num_features=sizes.dim, rngs=nnx.Rngs(0))
+
+
+def _content(sizes: Sizes) -> Content:
+    content: dict[str, Any] = {"text": _texts(sizes.items, sizes.pieces, sizes.vocabulary)}
+    if sizes.image is not None:
+        pixels = jax.random.bits(jax.random.key(1), (sizes.items, PIXELS, PIXELS, 3), jnp.uint8)
+        content["image"] = ImageRows(pixels, jnp.ones(sizes.items, bool))
+    return content
+
+
+def _texts(items: int, tokens: int, vocabulary: int) -> TextRows:
+    """All of full length: padding costs as much."""
+    return TextRows(
+        jax.random.randint(jax.random.key(0), (items, tokens), 0, vocabulary), jnp.ones((items, tokens), bool)
+    )
+
+
+def _codes(sizes: Sizes) -> Any:
+    return jax.random.randint(
+        jax.random.key(2), (sizes.items, len(sizes.level_sizes)), 0, jnp.asarray(sizes.level_sizes)[None]
+    )
+
+
+def _rows(sizes: Sizes) -> PackedRows:
+    """One full history and one target a row."""
+    items = jax.random.randint(jax.random.key(3), (sizes.batch, sizes.history + 1), 0, sizes.items)
+    segments = jnp.broadcast_to(jnp.arange(1, sizes.batch + 1)[:, None], (sizes.batch, sizes.history))
+    return PackedRows(items[:, :-1], items[:, -1], segments)
+
+
+def _tunings(sizes: Pretrained, rounds: int, steps: int) -> list[dict[str, Any]]:
+    """A step of the encoder and of the layers that fuse, in which items find each other two by two."""
+
+    def loss(model: ItemEncoder, batch: Content, tables: None, context: StepContext) -> Any:
+        vectors = model(batch, key=context.key)
+        return info_nce(vectors[::2], vectors[1::2]), {}
+
+    def texts() -> Content:
+        return {"text": _texts(sizes.items, sizes.tokens, sizes.vocabulary)}
+
+    def states() -> Content:
+        shape = (sizes.items, sizes.side.states, sizes.blocks.dim)
+        return {
+            "text": HiddenRows(jax.random.normal(jax.random.key(4), shape, jnp.float16), jnp.ones(sizes.items, bool))
+        }
+
+    def fused(encoder: Any) -> ItemEncoder:
+        return ItemEncoder({"text": encoder}, FusionConfig(), rngs=nnx.Rngs(1))
+
+    def model(tuning: Tuning) -> ItemEncoder:
+        config = TextEncoderConfig(sizes.blocks, max_length=512, segments=2)
+        backbone = TextEncoder(config, vocabulary=sizes.vocabulary, rngs=nnx.Rngs(0))
+        return fused(tuned(backbone, tuning, rngs=nnx.Rngs(2)))
+
+    def tower() -> ItemEncoder:
+        return fused(SideTower(sizes.blocks.dim, sizes.side, rngs=nnx.Rngs(2)))
+
+    tunings: dict[str, Tuning] = {
+        "full": Full(),
+        "low rank": sizes.low_rank,
+        "side adapters": sizes.side,
+        "frozen": Frozen(),
+    }
+    ways = {name: Way(functools.partial(model, tuning), loss, texts) for name, tuning in tunings.items()}
+    ways["side adapters, states cached"] = Way(tower, loss, states)
+    costs = _compared(ways, rounds, steps)
+    all_of = "in all, MiB"
+    return [
+        {"tuning": name, **cost, "in all over full": cost[all_of] / costs["full"][all_of]}
+        for name, cost in costs.items()
+    ]
+
+
+def _bank(sizes: Sizes) -> dict[str, Any]:
+    """The joint step on a bank that lies in parts on all devices: compiled, and nothing of it made."""
+    program = _Program(_joint(sizes, StepConfig(OBJECTIVE)))
+    bank = {name: leaf for name, leaf in named_leaves(program.state.rest).items() if name.startswith("bank/")}
+    whole = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in bank.values())
+    return {
+        "items": sizes.items,
+        "width": sizes.dim,
+        "bank, MiB": whole / MIB,
+        "of a device, MiB": sum(map(_bytes, bank.values())) / MIB,
+        "step, GFLOP": program.flops / GIGA,
+        "of a device, GFLOP": _flops(program.program) / GIGA,
+        **program.needs(),
+    }
+
+
+def _table(name: str, rows: list[dict[str, Any]]) -> str:
+    """Markdown."""
+    names = list(dict.fromkeys(key for row in rows for key in row))
+    lines = [f"\n{name}\n", f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+    for row in rows:
+        cells = [row.get(key, "-") for key in names]
+        lines.append(f"| {' | '.join(f'{c:,.4g}' if isinstance(c, float) else str(c) for c in cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
