@@ -279,11 +279,11 @@ def train_autoencoder(
     return trained.autoencoder
 
 
-def care_hook(
-    model: AlignedRQVAE, x: Float[Array, "items dim"], config: RQVaeConfig, *, every: int, seed: int
-) -> Callable[[int, TrainState, dict[str, Any]], TrainState]:
-    """Once an epoch, dead codes take a random residual, their optimizer moments starting anew, and codes are
-    clustered anew for the diversity loss."""
+def reseeding(
+    model: Any, config: RQVaeConfig, *, seed: int
+) -> Callable[[TrainState, Float[Array, "items dim"]], TrainState]:
+    """A function from the state of a model with an `autoencoder`, and all items' vectors, to a state in which dead
+    codes have taken a random residual, their optimizer moments starting anew."""
 
     @jax.jit
     def reseed(state: TrainState, x: Float[Array, "items dim"]) -> TrainState:
@@ -302,6 +302,15 @@ def care_hook(
                     replaced = jnp.zeros_like(leaf) if moments else fresh.codebooks[level]
                     leaves[name] = jnp.where(dead[:, None], replaced, leaf)
         return replace_leaves(state, leaves, where="re-seeding")
+
+    return reseed
+
+
+def care_hook(
+    model: AlignedRQVAE, x: Float[Array, "items dim"], config: RQVaeConfig, *, every: int, seed: int
+) -> Callable[[int, TrainState, dict[str, Any]], TrainState]:
+    """Once an epoch, dead codes are seeded anew, and codes clustered anew for the diversity loss."""
+    reseed = reseeding(model, config, seed=seed)
 
     def cluster(state: TrainState) -> TrainState:
         leaves = named_leaves(state)

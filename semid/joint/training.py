@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Int
 from quantizers import Schedule, health, tie_break
 from semid import artifacts
 from semid.artifacts import Manifest
-from semid.autoencoder import RQVAE, AlignedRQVAE, RQVaeConfig, in_blocks, train_autoencoder
+from semid.autoencoder import RQVAE, AlignedRQVAE, RQVaeConfig, in_blocks, reseeding, train_autoencoder
 from semid.catalog import SemanticCatalog
 from semid.config import to_dict
 from semid.data.batches import SingleRows, batches
@@ -104,11 +104,11 @@ class JointConfig:
     """The RQ-VAE, warmed up on the encoders' vectors."""
     generator: GeneratorConfig = GeneratorConfig(training=_training(12, 64, 3e-3))
     """The generator, warmed up on the first codes, and how candidates are validated."""
-    joint: tuple[Phase, ...] = (Phase(_training(3, 256, 1e-3, autoencoder=0.1, encoder=0.3)),)
+    joint: tuple[Phase, ...] = (Phase(_training(3, 256, 1e-3, autoencoder=0.03, encoder=0.1)),)
     """All together; several phases take turns; none is the staged way."""
     cycles: int = 1
     """How often the phases take their turns."""
-    refresh: float = 1.0
+    refresh: float = 0.25
     """Epochs of joint steps after which the whole catalogue's codes are made anew, from the bank."""
     finetune: TrainingConfig = _training(12, 64, 1e-3)
     """The generator alone, on the codes that came out."""
@@ -399,7 +399,7 @@ class _Run:
             title=f"{name} steps of {self.out.name}",
             validate=validate,
             select=select,
-            care=[self._refresh_hook(model, every)] if name in self.phases else [],
+            care=[self._refresh_hook(model, phase, every)] if name in self.phases else [],
             mesh=mesh,
             combine=sum_without_conflict if apart else None,
         )
@@ -415,13 +415,22 @@ class _Run:
         had = dict(zip(before.users.to_pylist(), before.splits.train.lengths, strict=True))
         return np.array([had.get(user, 0) for user in self.dataset.users.to_pylist()])
 
-    def _refresh_hook(self, model: JointModel, every: int) -> Callable[[int, TrainState, dict[str, Any]], TrainState]:
-        """Now and then, codes of the whole catalogue from what the bank holds, and how many changed."""
+    def _refresh_hook(
+        self, model: JointModel, phase: Phase, every: int
+    ) -> Callable[[int, TrainState, dict[str, Any]], TrainState]:
+        """Now and then, codes of the whole catalogue from what the bank holds, and how many changed. A tokenizer that
+        learns has its dead codes seeded anew."""
+        reseed = reseeding(model, self.config.tokenizer, seed=self.seed)
+        rates = phase.training.optimizer.rates
+        cared = self.config.tokenizer.reseed and all(share for part, share in rates if "autoencoder".startswith(part))
 
         def hook(at: int, state: TrainState, metrics: dict[str, Any]) -> TrainState:
             if at % every:
                 return state
             current = with_variables(model, state.params, state.rest)
+            if cared:
+                state = reseed(state, self._vectors(current))
+                current = with_variables(model, state.params, state.rest)
             codes, leaves = self.fresh_codes(current), named_leaves(state)
             churn = (codes != np.asarray(current.codes[...])).mean(axis=0)
             leaves |= {"rest/churn": jnp.asarray(churn, jnp.float32), "rest/codes": jnp.asarray(codes)}

@@ -298,15 +298,19 @@ def test_naive_straight_through_codes_collapse_where_the_default_keeps_them(tmp_
     world = simulate(SimulatedConfig(num_items=400, num_users=200, taxonomy=(4, 4, 2), images=False, content_dim=8))
     tokenizer = dataclasses.replace(CONFIG.tokenizer, level_sizes=(16, 16), training=short(20.0))
     longer = dataclasses.replace(short(10.0), validate_every=10.0)
-    naive = StepConfig(
-        Objective(Schedule(1.0), *(Schedule(0.0),) * 4), relaxation=Relaxation.STRAIGHT_THROUGH
-    )  # the generation loss alone, and the gradient of a chosen code taken for that of its distance
+    # The generation loss alone, the gradient of a chosen code taken for that of its distance, and no care.
+    alone = Objective(Schedule(1.0), *(Schedule(0.0),) * 4)
+    naive = StepConfig(alone, relaxation=Relaxation.STRAIGHT_THROUGH)
     usage = {}
-    for name, step in {"naive": naive, "default": StepConfig()}.items():
+    for step, cared in ((naive, False), (StepConfig(), True)):
         config = dataclasses.replace(
-            STAGED, encoder=None, tokenizer=tokenizer, joint=(Phase(longer, step),), tie_break=400
+            STAGED,
+            encoder=None,
+            tokenizer=dataclasses.replace(tokenizer, reseed=cared),
+            joint=(Phase(longer, step),),
+            tie_break=400,
         )
-        made = run(world.dataset, config, tmp_path / name, shared=tmp_path / "shared")
-        usage[name] = [level.usage for level in health(made.codes[:, :-1], (16, 16)).levels]
-    assert max(usage["naive"]) < 0.5
-    assert min(usage["default"]) >= 0.9
+        made = run(world.dataset, config, tmp_path / str(cared))
+        usage[cared] = [level.usage for level in health(made.codes[:, :-1], (16, 16)).levels]
+    assert max(usage[False]) < 0.5
+    assert min(usage[True]) >= 0.9
