@@ -22,6 +22,7 @@ from semid.joint.bank import MemoryBank, bucket_sizes, encode_fresh, unique_rows
 from semid.joint.codes import Relaxation, code_mixtures
 from semid.joint.terms import code_agreement, mutual_info_nce, session_contrast
 from semid.training import StepContext
+from semid.training.mesh import row_devices, share_rows
 from seq_models import Inputs, RQTransformer, code_cross_entropy
 from seq_models.layers import last_state
 
@@ -198,12 +199,13 @@ def _items(
     windowed = real & (behind < config.window)
     wanted = jnp.concatenate([batch.targets[:, None], jnp.where(windowed, batch.history, batch.targets[:, None])], 1)
     most = len(wanted) * (1 + min(config.window, real.shape[1]))
-    forward, backward = bucket_sizes(most, forward=config.forward, backward=config.backward)
+    forward, backward = bucket_sizes(most, forward=config.forward, backward=config.backward, parts=row_devices())
     order_key, dropout_key = jax.random.split(key)
     fresh = unique_rows(wanted, size=forward, key=order_key)
     dropout = dropout_key if config.dropout else None
 
     def encode(rows: Int[Array, " n"]) -> Float[Array, "n dim"]:
+        rows = share_rows(rows)  # else every device would encode all of them
         return model.encoder({name: take(of, rows) for name, of in tables.content.items()}, key=dropout)
 
     encoded = encode_fresh(encode, fresh, backward=backward)

@@ -9,7 +9,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
 
 from semid.errors import SemidError
 
@@ -109,9 +110,20 @@ def fitting_batch(batch_size: int, *, rows: int, mesh: Mesh, accumulate: int = 1
     return max(min(batch_size, rows) // parts, 1) * parts
 
 
-def row_parts(mesh: Mesh) -> int:
+def row_parts(mesh: Mesh | AbstractMesh) -> int:
     """Into how many parts the devices split the rows of a batch."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def row_devices() -> int:
+    """Among how many devices a batch's rows are shared out on the mesh that `jax.set_mesh` has set; 1 without one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else row_parts(mesh)
+
+
+def share_rows(x: Array) -> Array:
+    """`x` with its rows, a multiple of `row_devices()`, shared out among them: what is made of them is, too."""
+    return jax.lax.with_sharding_constraint(x, ROWS) if row_devices() > 1 else x
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:

@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -15,7 +16,7 @@ from semid.data.batches import PackedRows
 from semid.encoders.content import FeatureRows
 from semid.joint.codes import Relaxation
 from semid.joint.model import TOKENIZER_TERMS, JointModel, Objective, Reach, StepConfig, Tables, joint_loss, joint_terms
-from semid.training import StepContext, named_leaves
+from semid.training import StepContext, create_state, make_mesh, make_step, named_leaves, put_batch
 from seq_models import Inputs, RQTransformer, RQTransformerConfig, TransformerConfig, code_cross_entropy
 from seq_models.layers import last_state
 
@@ -201,6 +202,34 @@ def test_at_the_lowest_temperature_soft_inputs_are_the_hard_ones():
     for temperature, close in ((1e-5, True), (1.0, False)):
         values = [generation(temperature, relaxation) for relaxation in (Relaxation.SOFT, Relaxation.SOFT_BACKWARD)]
         assert np.allclose(*values, rtol=1e-5) == close
+
+
+class Watched(TwoTowers):
+    """Tells how many of the rows that it reads lie on a device."""
+
+    def __call__(self, content, *, key=None):
+        rows = content["text"].vectors
+        jax.debug.inspect_array_sharding(rows, callback=lambda found: SEEN.append(found.shard_shape(rows.shape)[0]))
+        return super().__call__(content, key=key)
+
+
+SEEN = []
+
+
+def test_devices_share_what_is_encoded_and_agree():
+    taken = {}
+    for devices in (1, 8):
+        model, tables, batch = make()
+        model.encoder = Watched(nnx.Rngs(2))
+        mesh, optimizer = make_mesh(jax.devices()[:devices]), optax.sgd(0.1)
+        loss = functools.partial(joint_loss, config=StepConfig())
+        step = make_step(model, optimizer, loss, tables=tables, seed=0, num_steps=1, mesh=mesh)
+        SEEN.clear()
+        state, metrics = step(create_state(model, optimizer, mesh), put_batch(batch, mesh))
+        assert set(SEEN) == {3 * BATCH // devices}
+        taken[devices] = jax.device_get((state.params, metrics["loss"]))
+    for one, eight in zip(*map(jax.tree.leaves, taken.values()), strict=True):
+        np.testing.assert_allclose(one, eight, rtol=1e-5, atol=1e-5)
 
 
 def test_terms_without_weight_are_not_there():
