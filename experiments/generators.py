@@ -74,6 +74,7 @@ def main(
     families: tuple[str, ...] = tuple(FAMILIES),
     seeds: tuple[int, ...] = (0,),
     budget: float = 1.0,
+    steps: int = 20,
 ) -> None:
     """Train and measure every family, print a table and write `generators.json`.
 
@@ -84,6 +85,7 @@ def main(
         families: Which.
         seeds: One run each.
         budget: Factor on all numbers of epochs.
+        steps: Training steps of each of the five runs that are timed.
     """
     join_processes()
     data_path = out / "dataset"
@@ -98,7 +100,7 @@ def main(
     for name in families:
         config = FAMILIES[name]
         config = replace(config, training=replace(config.training, epochs=config.training.epochs * budget))
-        speed = _speed(config, data, codes)
+        speed = _speed(config, data, codes, steps=steps)
         for seed in seeds:
             path = out / f"{name}_{seed}"
             model = train_generator(data, codes, config, out=path, parents=parents, seed=seed)
@@ -113,7 +115,7 @@ def _report(rows: list[dict[str, Any]], out: Path) -> None:
     print(_table(rows))
 
 
-def _speed(config: GeneratorConfig, data: Dataset, codes: SemanticCatalog, *, steps: int = 20) -> dict[str, float]:
+def _speed(config: GeneratorConfig, data: Dataset, codes: SemanticCatalog, *, steps: int) -> dict[str, float]:
     """The time of a training step, median over five runs of `steps`, and targets a second."""
     features, counts = content_features(data, config.features), training_counts(data)
     width = 0 if features is None else features.shape[1]

@@ -1,11 +1,17 @@
 """A tiny folder of the layout that the experiments read: random walks, so that nothing can be learned from it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from experiments import amazon, arms, generators
+from semid.tokenizer import RQVaeConfig
+
 ITEMS, USERS, LENGTH = 48, 40, 6
+TINY = {"dim": 8, "layers": 1, "heads": 2, "hidden": 8}
 
 
 @pytest.fixture
@@ -27,3 +33,36 @@ def layout(tmp_path):
     pq.write_table(pa.table(interactions), folder / "interactions.parquet")
     np.save(folder / "text_minilm_f16.npy", rng.normal(size=(ITEMS, 8)).astype(np.float16))
     return folder
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """The configurations of experiments that train, made tiny: compiling takes long, and longer the more layers, levels
+    and shapes there are."""
+    for module in (amazon, arms, generators):
+        monkeypatch.setattr(module, "train_generator", _with(_generator, module.train_generator))
+        monkeypatch.setattr(module, "tokenize", _with(_tokenizer, module.tokenize))
+    families = {name: _generator(config) for name, config in generators.FAMILIES.items()}
+    monkeypatch.setattr(generators, "FAMILIES", families)
+
+
+def _with(shrink, function):
+    """`function`, its last argument by position made smaller."""
+    return lambda *given, **options: function(*given[:-1], shrink(given[-1]), **options)
+
+
+def _generator(config):
+    """Histories of one padded length, and the beams of validation those of evaluation: one program for both."""
+    model = replace(config.model, backbone=replace(config.model.backbone, **TINY))
+    if hasattr(model, "decoder_layers"):
+        model = replace(model, decoder_layers=1)
+    training = replace(config.training, batch_size=16, accumulate=min(config.training.accumulate, 2))
+    return replace(config, model=model, training=training, max_history=5, row_length=10, validation_beam=50)
+
+
+def _tokenizer(config):
+    method = replace(config.method, level_sizes=(8, 8))
+    if isinstance(method, RQVaeConfig):
+        training = replace(method.training, epochs=min(method.training.epochs, 2), batch_size=16)
+        method = replace(method, hidden=(8,), latent=8, training=training)
+    return replace(config, method=method)

@@ -2,17 +2,12 @@
 
 import json
 
-import pytest
-
 from experiments import das, letter
 from experiments.alignment import ARMS
 from experiments.arms import RANDOM, SHUFFLED, TEACHER
 
-ITEMS, USERS, LENGTH = 48, 40, 6
 
-
-@pytest.mark.filterwarnings("ignore:48 items cannot fill codebooks")
-def test_two_steps_of_letter_and_of_das_share_what_is_finished(layout, tmp_path, capsys):
+def test_two_steps_of_letter_and_of_das_share_what_is_finished(layout, tiny, tmp_path, capsys):
     out = tmp_path / "run"
     letter.main(layout, out, seeds=(0,), budget=0.05)
     assert "| letter | 0." in capsys.readouterr().out

@@ -2,17 +2,12 @@
 
 import json
 
-import pytest
-
 from experiments import amazon
 
-ITEMS, USERS, LENGTH = 48, 40, 6
 
-
-@pytest.mark.filterwarnings("ignore:48 items cannot fill", "ignore:level . has . codes", "ignore:level . has .. codes")
-def test_two_steps_of_everything(layout, tmp_path, capsys):
+def test_two_steps_of_everything(layout, tiny, tmp_path, capsys):
     out = tmp_path / "run"
-    amazon.main(layout, out, seeds=(0,), beam_size=5, budget=0.05)
+    amazon.main(layout, out, seeds=(0,), beam_size=50, budget=0.05)
     written = json.loads((out / "metrics.json").read_text())
     models = [row["model"] for row in written["rows"]]
     trained = ["sasrec", "sasrec-text", "semid-text", "semid-hybrid"]

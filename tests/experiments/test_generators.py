@@ -2,14 +2,11 @@
 
 import json
 
-import pytest
-
 from experiments import generators
 
 
-@pytest.mark.filterwarnings("ignore:48 items cannot fill", "ignore:level . has . codes", "ignore:level . has .. codes")
-def test_every_family_has_its_row(layout, tmp_path, capsys):
-    generators.main(layout, tmp_path / "run", budget=0.1)
+def test_every_family_has_its_row(layout, tiny, tmp_path, capsys):
+    generators.main(layout, tmp_path / "run", budget=0.1, steps=2)
     written = json.loads((tmp_path / "run" / "generators.json").read_text())
     assert [row["model"] for row in written["rows"]] == list(generators.FAMILIES)
     for row in written["rows"]:
