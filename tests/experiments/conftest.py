@@ -8,6 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from experiments import amazon, arms, generators
+from experiments.benchmarks import generators as peers
+from experiments.benchmarks import minutes
+from semid import cli, cli_tokenize
 from semid.tokenizer import RQVaeConfig
 
 ITEMS, USERS, LENGTH = 48, 40, 6
@@ -39,11 +42,13 @@ def layout(tmp_path):
 def tiny(monkeypatch):
     """The configurations of experiments that train, made tiny: compiling takes long, and longer the more layers, levels
     and shapes there are."""
-    for module in (amazon, arms, generators):
+    for module in (amazon, arms, generators, cli):
         monkeypatch.setattr(module, "train_generator", _with(_generator, module.train_generator))
+    for module in (amazon, arms, generators, cli_tokenize):
         monkeypatch.setattr(module, "tokenize", _with(_tokenizer, module.tokenize))
     families = {name: _generator(config) for name, config in generators.FAMILIES.items()}
-    monkeypatch.setattr(generators, "FAMILIES", families)
+    for module in (generators, peers, minutes):
+        monkeypatch.setattr(module, "FAMILIES", families)
 
 
 def _with(shrink, function):
@@ -56,8 +61,7 @@ def _generator(config):
     model = replace(config.model, backbone=replace(config.model.backbone, **TINY))
     if hasattr(model, "decoder_layers"):
         model = replace(model, decoder_layers=1)
-    training = replace(config.training, batch_size=16, accumulate=min(config.training.accumulate, 2))
-    return replace(config, model=model, training=training, max_history=5, row_length=10, validation_beam=50)
+    return replace(config, model=model, max_history=5, row_length=10, validation_beam=50)
 
 
 def _tokenizer(config):

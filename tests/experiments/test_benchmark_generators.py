@@ -12,7 +12,6 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import generators as families
 from experiments.benchmarks import generators, minutes, turns
 from semid import SemanticCatalog
 from semid.artifacts import write_artifact
@@ -71,6 +70,9 @@ def tiny_sizes(monkeypatch):
     model = EncoderDecoderConfig(TINY, decoder_layers=1)
     monkeypatch.setattr(generators, "SIZES", {"width 64": model})
     monkeypatch.setattr(generators, "USERS", 20)
+    monkeypatch.setattr(generators, "HISTORY_ITEMS", 5)  # the shortest that are padded: batches of one shape
+    monkeypatch.setattr(generators, "LEVELS", (8, 4))
+    monkeypatch.setattr(generators, "SEARCH_LEVELS", (8, 8))
     monkeypatch.setattr(generators, "MICROBATCHES", 1)  # a batch of 8 is one row for each device
 
 
@@ -105,9 +107,7 @@ def test_flops_of_a_step_are_those_that_the_compiler_counts():
     assert generators.step_flops(model, 4, level_sizes=generators.LEVELS, shared=True) > ours
 
 
-def test_search_is_timed_at_every_size(fake_peer, tiny_sizes, tmp_path, monkeypatch):
-    few = {name: replace(config, model=replace(config.model, backbone=TINY)) for name, config in _two().items()}
-    monkeypatch.setattr(generators, "FAMILIES", few)
+def test_search_is_timed_at_every_size(fake_peer, tiny, tiny_sizes, tmp_path):
     options = {"users": 4, "peer_users": 2, "beam_size": 5, "results": 3, "rounds": 1}
     generators.search(tmp_path / "search.json", fake_peer, items=(60, 80), **options)
     small, large = json.loads((tmp_path / "search.json").read_text())["catalogues"]
@@ -116,10 +116,6 @@ def test_search_is_timed_at_every_size(fake_peer, tiny_sizes, tmp_path, monkeypa
     assert small["semid, rq-transformer: users/s"] > 0
     assert small["peer, lists equal to those of mask"] == 1.0
     assert (tmp_path / "search.html").stat().st_size
-
-
-def _two():
-    return {name: families.FAMILIES[name] for name in ("encoder-decoder", "rq-transformer")}
 
 
 @pytest.fixture
@@ -138,12 +134,11 @@ def finished_run(layout, tmp_path):
 
 
 def test_minutes_are_steps_times_their_seconds_and_go_on_from_the_last_look(
-    finished_run, fake_peer, tmp_path, monkeypatch, capsys
+    finished_run, fake_peer, tiny, tmp_path, monkeypatch, capsys
 ):
-    short = replace(families.FAMILIES["rq-transformer"], model=families.RQTransformerConfig(TINY))
+    short = minutes.FAMILIES["rq-transformer"]
     short = replace(short, training=replace(short.training, epochs=1.0, validate_every=1.0))
-    known = {"rq-transformer": short, "encoder-decoder": families.FAMILIES["encoder-decoder"]}
-    monkeypatch.setattr(minutes, "FAMILIES", known)
+    monkeypatch.setattr(minutes, "FAMILIES", {**minutes.FAMILIES, "rq-transformer": short})
 
     def run(**options):
         minutes.minutes(

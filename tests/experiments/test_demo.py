@@ -2,13 +2,10 @@
 
 import json
 
-import pytest
-
 from experiments import demo
 
 
-@pytest.mark.filterwarnings("ignore:200 items cannot fill")
-def test_every_stage_of_a_small_world(tmp_path, capsys):
+def test_every_stage_of_a_small_world(tiny, tmp_path, capsys):
     out = tmp_path / "my demo"
     demo.main(out, num_items=200, num_users=150, epochs=1)
     rows = {row["model"]: row for row in json.loads((out / "metrics.json").read_text())["rows"]}
