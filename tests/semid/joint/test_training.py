@@ -36,10 +36,11 @@ def short(steps_of_an_epoch=1.0, **rates):
 
 
 BACKBONE = TransformerConfig(dim=8, layers=1, heads=2, hidden=8, dropout=0.1)
+HISTORY = 5  # items, to which the shortest batches are padded: all are, and one program trains on all
 CONFIG = JointConfig(
     encoder=short(),
     tokenizer=RQVaeConfig(level_sizes=(8, 8), hidden=(8,), latent=4, training=short(4.0)),
-    generator=GeneratorConfig(RQTransformerConfig(BACKBONE), training=short()),
+    generator=GeneratorConfig(RQTransformerConfig(BACKBONE), max_history=HISTORY, training=short()),
     joint=(Phase(short(autoencoder=0.3), StepConfig(Objective(contrast=Schedule(0.1))), Surgery.PROJECT),),
     refresh=0.5,
     finetune=short(),
@@ -215,7 +216,7 @@ def test_two_steps_of_a_recipe(world, tmp_path, name):
             latent=4,
             training=brief,
         ),
-        generator=GeneratorConfig(RQTransformerConfig(BACKBONE), training=brief),
+        generator=GeneratorConfig(RQTransformerConfig(BACKBONE), max_history=HISTORY, training=brief),
         joint=phases,
         cycles=1,
         finetune=brief,
@@ -255,7 +256,9 @@ def trained_model(world, folder):
     _, encoder = item_encoder(world)
     codes = Recommender.from_pretrained(folder).codes
     autoencoder = RQVAE(CONFIG.tokenizer, dim=encoder.dim, rngs=nnx.Rngs(0))
-    spec = ModelSpec(CONFIG.generator.model, (8, 8, CONFIG.tie_break), world.num_items, encoder.dim, max_history=20)
+    spec = ModelSpec(
+        CONFIG.generator.model, (8, 8, CONFIG.tie_break), world.num_items, encoder.dim, max_history=HISTORY
+    )
     model = JointModel(encoder, autoencoder, build_model(spec, seed=0), codes=jnp.asarray(codes), rngs=nnx.Rngs(1))
     graph, state = nnx.split(model)
     path = folder / STATE_FILE
@@ -264,7 +267,7 @@ def trained_model(world, folder):
 
 def ndcg(model, examples, relaxation, temperature):
     """NDCG@10 of all items by their probability after histories read through mixtures of codes."""
-    history, real = examples.histories.padded(20)
+    history, real = examples.histories.padded(HISTORY)
     vectors, codes = model.bank.read(history), model.codes[...]
     quantizer = model.autoencoder.quantizer
     found, books = quantizer.search(model.autoencoder.latents(vectors)), [book[...] for book in quantizer.codebooks]
