@@ -46,6 +46,7 @@ from semid.generator import GeneratorConfig, train_generator
 from semid.joint.codes import Relaxation
 from semid.joint.model import TEACHER_TERMS, Content, Reach
 from semid.joint.training import JointConfig, Phase, Surgery, train_joint
+from semid.recommender import KIND as MODEL
 from semid.training import OptimizerConfig, TrainingConfig
 from seq_models import DenseConfig, RQTransformerConfig, TransformerConfig
 
@@ -176,16 +177,17 @@ def main(
         for name in chosen:
             content, encoder, pieces = read_content(data, seed=seed, weights=weights, cache=out / "states")
             config = _scaled(arms(REAL if dataset else END_TO_END)[name], budget)
-            options: dict[str, Any] = {"shared": out / f"shared_{seed}", "vocabulary": pieces}
+            options: dict[str, Any] = {"shared": out / f"shared_{seed}", "vocabulary": pieces, "parents": parents}
             if _heard(config):
                 numbers = SemanticCatalog(data.item_ids, np.arange(data.num_items)[:, None], (data.num_items,))
                 sasrec = train_generator(
                     data, numbers, TEACHER, out=out / f"teacher_{seed}", parents=parents, seed=seed
                 )
-                options |= {"shared": out / f"shared_taught_{seed}", "teacher": sasrec.item_vectors()}
+                heard = parents | {"teacher": read_artifact(out / f"teacher_{seed}", MODEL)}
+                options |= {"shared": out / f"shared_taught_{seed}", "teacher": sasrec.item_vectors(), "parents": heard}
             started, folder = time.perf_counter(), out / f"{name.replace(' ', '-')}_{seed}"
             config = config if warm else replace(config, encoder=None)
-            model = train_joint(data, content, encoder, config, out=folder, parents=parents, seed=seed, **options)
+            model = train_joint(data, content, encoder, config, out=folder, seed=seed, **options)
             minutes = (time.perf_counter() - started) / 60
             found = evaluate(model, data, split="test", ks=(5, 10), beam_size=50).values
             rows.append({"arm": name, "seed": seed, **{figure: found[figure] for figure in FIGURES}})

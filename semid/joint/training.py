@@ -99,7 +99,8 @@ class JointConfig:
     """The stages, in their order."""
 
     encoder: TrainingConfig | None = _training(2, 256, 1e-3)
-    """Encoders learn to tell the next item from the others of a batch; None: they stay as they are given."""
+    """Encoders learn to tell the next item from the others of a batch; None: they stay as they are given, but for the
+    scale and bias that standardize their vectors over the catalogue."""
     tokenizer: RQVaeConfig = RQVaeConfig(hidden=(128,))
     """The RQ-VAE, warmed up on the encoders' vectors."""
     generator: GeneratorConfig = GeneratorConfig(training=_training(12, 64, 3e-3))
@@ -155,7 +156,8 @@ def train_joint(
     artifact is a recommender like any other (its features are the item vectors), with all parameters and the bank in
     `joint.safetensors` beside it, and the `vocabulary` of the texts, if one was made for them. Each stage keeps its
     checkpoints and `history.jsonl` in a folder of `<out>.stages`, and goes on from there after an interruption. With
-    `shared` the first three stages keep theirs there, for runs that differ in the later ones alone.
+    `shared` the first three stages keep theirs there, for runs that differ in the later ones alone. `parents` are the
+    manifests of all that went in (the dataset, a teacher): a run of other parents is another run.
 
     With `earlier` all variables are that run's, and its bank: the first three stages are left out, joint steps have the
     targets that it did not have, and an item that it did not know enters the bank when a step first encodes it. The
@@ -165,12 +167,12 @@ def train_joint(
     `earlier` is of other settings, codes collapse, or `out` is in use.
     """
     settings = {"joint": to_dict(config)}
+    if earlier is not None:
+        parents = {**parents, "earlier": artifacts.read_artifact(earlier.path, KIND)}
     if artifacts.is_current(out, kind=KIND, config=settings, parents=parents, seed=seed):
         return Recommender.from_pretrained(out)
     _check(dataset, content, config, teacher)
     digests = {name: parent.digest for name, parent in parents.items()}
-    if earlier is not None:
-        digests["earlier"] = artifacts.read_artifact(earlier.path, KIND).digest
     run = _Run(dataset, content, config, teacher, earlier, out, shared, digests, seed, mesh)
     model = run.start(encoder) if earlier is None else run.resumed(encoder, earlier)
     model = run.together(model)

@@ -12,7 +12,7 @@ from flax import nnx
 
 from quantizers import Schedule, health
 from semid import Dataset, Recommender
-from semid.artifacts import load_tensors
+from semid.artifacts import load_tensors, read_artifact
 from semid.autoencoder import RQVAE, RQVaeConfig
 from semid.data.batches import SingleRows
 from semid.data.simulated import SimulatedConfig, simulate
@@ -25,6 +25,7 @@ from semid.joint.model import JointModel, Objective, Reach, StepConfig
 from semid.joint.recipes import RECIPES
 from semid.joint.training import STAGES, STATE_FILE, Earlier, JointConfig, Phase, Surgery, train_joint
 from semid.models import ModelSpec, build_model
+from semid.recommender import KIND
 from semid.training import OptimizerConfig, TrainingConfig, replace_leaves
 from seq_models import FlatDecoderConfig, Inputs, RQTransformerConfig, TransformerConfig
 from seq_models.layers import last_state
@@ -177,6 +178,7 @@ def test_the_next_day_goes_on_from_the_artifact(world, next_day, runs, tmp_path)
     config = dataclasses.replace(CONFIG, joint=(Phase(still),), finetune=still)
     earlier = Earlier(home / "end-to-end", world)
     found = run(next_day, config, tmp_path / "next", earlier=earlier)
+    assert read_artifact(tmp_path / "next", KIND).parents["earlier"] == read_artifact(home / "end-to-end", KIND).digest
     before, after = (load_tensors(path / STATE_FILE) for path in (home / "end-to-end", tmp_path / "next"))
     kept = [name for name in before if not name.startswith(("bank/", "codes", "churn"))]
     assert all(np.array_equal(before[name], after[name]) for name in kept if "usage" not in name)
@@ -197,43 +199,12 @@ def test_only_what_is_new_is_a_target_of_the_next_day(world, next_day):
         SingleRows(world.splits.train, max_history=4, seen=world.splits.train.lengths)
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_two_steps_of_a_recipe(world, tmp_path, name):
-    recipe = RECIPES[name]
-    brief = TrainingConfig(epochs=1, batch_size=10_000)
-    phases = tuple(
-        dataclasses.replace(
-            phase, training=dataclasses.replace(phase.training, epochs=2, batch_size=10_000, log_every=1)
-        )
-        for phase in recipe.joint
-    )
-    config = dataclasses.replace(
-        recipe,
-        tokenizer=dataclasses.replace(
-            recipe.tokenizer,
-            level_sizes=(8,) * len(recipe.tokenizer.level_sizes),
-            hidden=(8,),
-            latent=4,
-            training=brief,
-        ),
-        generator=GeneratorConfig(RQTransformerConfig(BACKBONE), max_history=HISTORY, training=brief),
-        joint=phases,
-        cycles=1,
-        finetune=brief,
-        tie_break=120,
-    )
-    teacher = np.random.default_rng(0).normal(size=(world.num_items, 4)).astype(np.float32)
-    hears = name == "unigrec"
-    run(world, config, tmp_path / name, teacher=teacher if hears else None)
-    (first, *_) = sorted((tmp_path / name).glob("history.joint*.jsonl"))
-    steps = [json.loads(line) for line in first.read_text().splitlines() if "loss" in line]
-    terms = {key.removeprefix("loss/") for key in steps[0] if key.startswith("loss/")}
-    assert terms == {term for term, weight in recipe.joint[0].step.objective.weights(0.0).items() if weight}
-    assert ("conflicts" in steps[0]) == (recipe.joint[0].surgery is Surgery.PROJECT)
-    assert all(np.isfinite(step["loss"]) for step in steps if "loss" in step)
-    if hears:
-        with pytest.raises(SemidError, match="the term teacher_codes learns from a teacher: give its item vectors"):
-            run(world, config, tmp_path / "deaf")
+def test_a_term_that_learns_from_a_teacher_wants_one(world, tmp_path):
+    with pytest.raises(SemidError, match="the term teacher_codes learns from a teacher: give its item vectors"):
+        run(world, RECIPES["unigrec"], tmp_path / "deaf")
+    few = np.zeros((3, 4), np.float32)
+    with pytest.raises(SemidError, match="expected a teacher's vectors of 120 items, got 3"):
+        run(world, RECIPES["unigrec"], tmp_path / "few", teacher=few)
 
 
 def test_content_of_other_items_is_refused(world, tmp_path):
