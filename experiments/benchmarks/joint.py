@@ -31,6 +31,7 @@ import tyro
 from flax import nnx
 from jax.sharding import NamedSharding
 
+from experiments.benchmarks.training import table
 from quantizers import Schedule, info_nce
 from semid.artifacts import write_json
 from semid.autoencoder import RQVAE, RQVaeConfig
@@ -131,7 +132,7 @@ def main(
     if bank:
         figures["bank"] = [_bank(replace(sizes, items=bank, dim=256))]
     for name, value in figures.items():
-        print(_table(name, value) if isinstance(value, list) else f"{name}: {value}")
+        print(table(name, value) if isinstance(value, list) else f"{name}: {value}")
     out.parent.mkdir(parents=True, exist_ok=True)
     write_json(out, figures)
 
@@ -415,16 +416,6 @@ def _bank(sizes: Sizes) -> dict[str, Any]:
         "of a device, GFLOP": _flops(program.program) / GIGA,
         **program.needs(),
     }
-
-
-def _table(name: str, rows: list[dict[str, Any]]) -> str:
-    """Markdown."""
-    names = list(dict.fromkeys(key for row in rows for key in row))
-    lines = [f"\n{name}\n", f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
-    for row in rows:
-        cells = [row.get(key, "-") for key in names]
-        lines.append(f"| {' | '.join(f'{c:,.4g}' if isinstance(c, float) else str(c) for c in cells)} |")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

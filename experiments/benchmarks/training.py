@@ -93,7 +93,7 @@ def main(
         figures["ways"] = _compared(_ways(), rounds, steps)
         figures["lengths"] = [_of_length(name, length, steps) for name in FAMILIES for length in lengths]
     for name, value in figures.items():
-        print(_table(name, value) if isinstance(value, dict | list) else f"{name}: {value}")
+        print(table(name, value) if isinstance(value, dict | list) else f"{name}: {value}")
     out.parent.mkdir(parents=True, exist_ok=True)
     write_json(out, figures)
 
@@ -276,7 +276,7 @@ def _state_on_a_device(sharing: MeshConfig) -> float:
     return sum(leaf.addressable_data(0).nbytes for leaf in jax.tree.leaves(state)) / MIB
 
 
-def _table(name: str, value: dict[str, float] | list[dict[str, Any]]) -> str:
+def table(name: str, value: dict[str, float] | list[dict[str, Any]]) -> str:
     """Markdown."""
     rows = [{name: key, "": figure} for key, figure in value.items()] if isinstance(value, dict) else value
     names = list(dict.fromkeys(key for row in rows for key in row))

@@ -66,6 +66,11 @@ class Objective:
     teacher_states: Schedule = Schedule(0.0)
     """The generator's state finds the teacher's vector of the target (UniGRec's into the generator)."""
 
+    @classmethod
+    def only(cls, **terms: Schedule) -> Objective:
+        """These terms, and none of those that are on by default."""
+        return cls(**{field.name: terms.get(field.name, Schedule(0.0)) for field in fields(cls)})
+
     def weights(self, progress: Float[Array, ""] | float) -> dict[str, Float[Array, ""]]:
         """Those of the terms that count at any time."""
         named = {field.name: getattr(self, field.name) for field in fields(self)}

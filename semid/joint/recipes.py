@@ -73,7 +73,7 @@ ETEGREC = JointConfig(
         ),
         Phase(
             _training(1, 512, 3e-3, autoencoder=0.0, encoder=0.0),
-            StepConfig(Objective(Schedule(1.0), *(_NONE,) * 4, **_ALIGNED), reach=Reach.TOKENIZER, window=0),
+            StepConfig(Objective.only(generation=Schedule(1.0), **_ALIGNED), reach=Reach.TOKENIZER, window=0),
         ),
     ),
     cycles=2,

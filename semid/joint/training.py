@@ -250,7 +250,7 @@ class _Run:
         config, seed, model = self.config, self.seed, self._untrained(encoder)
         model.encoder.standardize(jnp.asarray(encode_items(model.encoder, self.content)))
         if config.encoder is not None:
-            contrast = StepConfig(Objective(*(Schedule(0.0),) * 5, contrast=Schedule(1.0)), window=1, dropout=True)
+            contrast = StepConfig(Objective.only(contrast=Schedule(1.0)), window=1, dropout=True)
             model = self._steps("encoder", model, Phase(config.encoder, contrast), validate=self._bank_only)
             model.encoder.standardize(jnp.asarray(encode_items(model.encoder, self.content)))
         self._fill_bank(model)
@@ -274,6 +274,11 @@ class _Run:
         """The earlier run's variables; items are known by their ids, and new ones get codes beside the others'."""
         model = self._untrained(encoder)
         leaves, fresh = artifacts.load_tensors(earlier.path / STATE_FILE), named_leaves(nnx.state(model))
+        if len(leaves["codes"]) != earlier.dataset.num_items:
+            raise SemidError(
+                f"{earlier.path} was trained on {len(leaves['codes'])} items, not on the {earlier.dataset.num_items} "
+                "of the earlier dataset; give the dataset of that run"
+            )
         before = pc.index_in(self.dataset.item_ids, earlier.dataset.item_ids).fill_null(-1).to_numpy()
         (kept,) = np.nonzero(before >= 0)
         for name in _OF_ITEMS & set(leaves):

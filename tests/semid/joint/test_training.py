@@ -190,6 +190,12 @@ def test_the_next_day_goes_on_from_the_artifact(world, next_day, runs, tmp_path)
     assert looked["validation/bank/coverage"] == pytest.approx(1 - 1 / next_day.num_items)  # one was never a target
 
 
+def test_the_earlier_dataset_is_that_of_the_artifact(next_day, runs, tmp_path):
+    home, _ = runs
+    with pytest.raises(SemidError, match="was trained on 120 items, not on the 122 of the earlier dataset"):
+        run(next_day, CONFIG, tmp_path / "other", earlier=Earlier(home / "end-to-end", next_day))
+
+
 def test_only_what_is_new_is_a_target_of_the_next_day(world, next_day):
     had = {user: len(history) for user, history in zip(world.users.to_pylist(), world.splits.train, strict=True)}
     seen = np.array([had[user] for user in next_day.users.to_pylist()])
@@ -273,7 +279,7 @@ def test_naive_straight_through_codes_collapse_where_the_default_keeps_them(tmp_
     tokenizer = dataclasses.replace(CONFIG.tokenizer, level_sizes=(16, 16), training=short(20.0))
     longer = dataclasses.replace(short(10.0), validate_every=10.0)
     # The generation loss alone, the gradient of a chosen code taken for that of its distance, and no care.
-    alone = Objective(Schedule(1.0), *(Schedule(0.0),) * 4)
+    alone = Objective.only(generation=Schedule(1.0))
     naive = StepConfig(alone, relaxation=Relaxation.STRAIGHT_THROUGH)
     usage = {}
     for step, cared in ((naive, False), (StepConfig(), True)):
