@@ -6,12 +6,14 @@
 Items are encoded from what one can read and see of them: a SentencePiece vocabulary of the catalogue's own texts with a
 small transformer, and a small vision transformer on the pictures, if there are any. The arms share their first stages
 (encoders by contrast of consecutive items, RQ-VAE on their vectors, generator on its codes) and their last (the
-generator alone, as many epochs); between them come, for as many epochs,
+generator alone); between them come, the generator's epochs being as many in all,
 
-    staged        nothing: the last stage gets these epochs too
-    joint         joint steps whose recommendation loss reaches the tokenizer; the encoders are frozen
-    end-to-end    ... and reaches the encoders
-    no-window     ... through the target's side alone: no history is encoded afresh (LEMUR's way)
+    staged        nothing: the last stage gets these epochs
+    joint         joint steps whose recommendation loss reaches the tokenizer, codes refreshed; the encoders are frozen
+    end-to-end    joint steps whose recommendation loss reaches the encoders, codes held; then tokenizer and generator
+                  are fitted anew, to the vectors that these have come to
+    stopped       the same stages, gradients stopped at the encoders
+    no-window     end-to-end through the target's side alone: no history is encoded afresh (LEMUR's way)
 
 Leave-one-out, 20-item histories, item level, full catalogue, beam 50; checkpoints are chosen by validation NDCG@10,
 test is read once.
@@ -66,9 +68,8 @@ END_TO_END = JointConfig(
     encoder=_training(3, 256, 2e-3),
     tokenizer=RQVaeConfig(level_sizes=(64, 64, 64), hidden=(64,), latent=32),
     generator=GeneratorConfig(RQTransformerConfig(BACKBONE), training=_training(24, 64, 3e-3)),
-    joint=(Phase(_training(4, 256, 1e-3, autoencoder=0.03, encoder=0.1)),),
+    joint=(Phase(_training(4, 256, 1e-3, autoencoder=0.0, encoder=1.0)),),
     finetune=_training(16, 64, 1e-3),
-    refresh=0.25,
 )
 
 # Real catalogues are larger, their histories more: larger codebooks, fewer passes.
@@ -76,7 +77,7 @@ REAL = replace(
     END_TO_END,
     encoder=_training(1, 256, 2e-3),
     tokenizer=RQVaeConfig(hidden=(256, 128)),
-    joint=(Phase(_training(2, 256, 1e-3, autoencoder=0.03, encoder=0.1)),),
+    joint=(Phase(_training(2, 256, 1e-3, autoencoder=0.0, encoder=1.0)),),
     tie_break=256,
 )
 
@@ -98,13 +99,17 @@ def arms(config: JointConfig) -> dict[str, JointConfig]:
         terms = {name: Schedule(weight) for name, weight in weights.items()}
         return with_step(objective=replace(phase.step.objective, **terms))
 
-    rates = {**dict(phase.training.optimizer.rates), "encoder": 0.0}
-    frozen = replace(phase.training, optimizer=replace(phase.training.optimizer, rates=tuple(rates.items())))
-    joint = replace(phase, training=frozen, step=replace(phase.step, reach=Reach.TOKENIZER))
-    epochs = config.finetune.epochs + phase.training.epochs
+    def longer(epochs: float) -> TrainingConfig:
+        return replace(config.finetune, epochs=config.finetune.epochs + epochs)
+
+    rates = (("autoencoder", 0.03), ("encoder", 0.0))
+    tokenizer = replace(phase.training, optimizer=replace(phase.training.optimizer, rates=rates))
+    joint = replace(phase, training=tokenizer, step=replace(phase.step, reach=Reach.TOKENIZER))
+    again, together = config.generator.training.epochs, phase.training.epochs
     made = {
-        "staged": replace(config, joint=(), finetune=replace(config.finetune, epochs=epochs)),
-        "joint": replace(config, joint=(joint,)),
+        "staged": replace(config, joint=(), finetune=longer(again + together)),
+        "joint": replace(config, joint=(joint,), refresh=0.25, refit=False, finetune=longer(again)),
+        "stopped": with_step(reach=Reach.TOKENIZER),
         "end-to-end": config,
         "no-window": with_step(window=0),
         "sampled": with_step(forward=0.2, backward=0.2),
@@ -211,7 +216,7 @@ def _scaled(config: JointConfig, budget: float) -> JointConfig:
         generator=replace(config.generator, training=scale(config.generator.training)),
         joint=tuple(replace(phase, training=scale(phase.training)) for phase in config.joint),
         finetune=scale(config.finetune),
-        refresh=config.refresh * budget,
+        refresh=config.refresh and config.refresh * budget,
     )
 
 

@@ -56,6 +56,8 @@ UNIGREC = JointConfig(
             ),
         ),
     ),
+    refresh=0.25,
+    refit=False,
     finetune=_training(12, 64, 4e-4),
 )
 """Soft codes of falling temperature, and distillation from SASRec into tokenizer and generator (arXiv 2601.17438)."""
@@ -77,6 +79,8 @@ ETEGREC = JointConfig(
         ),
     ),
     cycles=2,
+    refresh=0.25,
+    refit=False,
     finetune=_training(12, 64, 5e-4),
 )
 """Tokenizer and generator take turns, epoch by epoch, under two alignments (arXiv 2409.05546)."""
@@ -92,6 +96,8 @@ BLOGER = JointConfig(
             Surgery.PROJECT,
         ),
     ),
+    refresh=0.25,
+    refit=False,
     finetune=_training(12, 64, 5e-4),
 )
 """The recommendation loss reaches the tokenizer where it does not oppose its own (arXiv 2510.21242).

@@ -109,8 +109,12 @@ class JointConfig:
     """All together; several phases take turns; none is the staged way."""
     cycles: int = 1
     """How often the phases take their turns."""
-    refresh: float = 0.25
-    """Epochs of joint steps after which the whole catalogue's codes are made anew, from the bank."""
+    refresh: float | None = None
+    """Epochs of joint steps after which the whole catalogue's codes are made anew, from the bank; None: joint steps
+    hold the codes."""
+    refit: bool = True
+    """After a cycle the tokenizer is fitted anew, to the vectors that the encoders have come to, and the generator
+    trained anew on its codes; else both go on as they are, with the codes that these vectors get."""
     finetune: TrainingConfig = _training(12, 64, 1e-3)
     """The generator alone, on the codes that came out."""
     tie_break: int = 64
@@ -121,9 +125,9 @@ class JointConfig:
             raise SemidError(
                 f"end-to-end training is of the RQ-Transformer, not of {type(self.generator.model).__name__}"
             )
-        if not self.refresh > 0 or min(self.tie_break, self.cycles) < 1:
+        if not (self.refresh is None or self.refresh > 0) or min(self.tie_break, self.cycles) < 1:
             raise SemidError(
-                "expected refresh above 0, tie_break and cycles of at least 1, "
+                "expected refresh above 0 or none, tie_break and cycles of at least 1, "
                 f"got {self.refresh}, {self.tie_break} and {self.cycles}"
             )
 
@@ -184,7 +188,7 @@ def train_joint(
             artifacts.save_tensors(temporary / STATE_FILE, jax.device_get(named_leaves(nnx.state(model))))
             if vocabulary is not None:
                 (temporary / VOCABULARY_FILE).write_bytes(vocabulary.model)
-            for stage in [*_SHARED, *run.phases, STAGES[-1]]:
+            for stage in run.folders():
                 if (history := run.folder(stage) / HISTORY).exists():
                     shutil.copy(history, temporary / f"history.{stage}.jsonl")
         shutil.rmtree(run.stages, ignore_errors=True)
@@ -235,6 +239,22 @@ class _Run:
         turns = self.config.joint * self.config.cycles
         return {f"joint.{turn}" if len(turns) > 1 else "joint": phase for turn, phase in enumerate(turns)}
 
+    @functools.cached_property
+    def refits(self) -> dict[str, int]:
+        """After which phases, by name, tokenizer and generator are fitted anew, for the how-manieth time."""
+        turns = len(self.config.joint)
+        ends = list(self.phases)[turns - 1 :: turns] if turns and self.config.refit else []
+        return {name: time for time, name in enumerate(ends, 1)}
+
+    def folders(self) -> list[str]:
+        """The names of all stages, in their order."""
+        middle = [
+            stage
+            for name in self.phases
+            for stage in (name, *(f"{of}.{self.refits[name]}" for of in _SHARED[1:] if name in self.refits))
+        ]
+        return [*_SHARED, *middle, STAGES[-1]]
+
     def _untrained(self, encoder: ItemEncoder) -> JointModel:
         config, seed = self.config, self.seed
         empty = np.zeros((self.dataset.num_items, len(config.tokenizer.level_sizes) + 1), np.int32)
@@ -247,27 +267,35 @@ class _Run:
 
     def start(self, encoder: ItemEncoder) -> JointModel:
         """Encoders, tokenizer and generator warmed up one after the other: the staged way."""
-        config, seed, model = self.config, self.seed, self._untrained(encoder)
+        config, model = self.config, self._untrained(encoder)
         model.encoder.standardize(jnp.asarray(encode_items(model.encoder, self.content)))
         if config.encoder is not None:
             contrast = StepConfig(Objective.only(contrast=Schedule(1.0)), window=1, dropout=True)
             model = self._steps("encoder", model, Phase(config.encoder, contrast), validate=self._bank_only)
             model.encoder.standardize(jnp.asarray(encode_items(model.encoder, self.content)))
+        return self._fitted(model)
+
+    def _fitted(self, model: JointModel, time: int = 0) -> JointModel:
+        """A new tokenizer of the vectors that the encoders give the items now, and a new generator of its codes."""
+        config, seed = self.config, self.seed
+        tokenizer, generator = (f"{stage}.{time}" if time else stage for stage in _SHARED[1:])
         self._fill_bank(model)
         vectors = np.asarray(self._vectors(model))
-        model.autoencoder.initialize(vectors, iterations=config.tokenizer.kmeans_iterations, seed=seed)
+        autoencoder = RQVAE(config.tokenizer, dim=model.encoder.dim, rngs=nnx.Rngs(seed))
+        autoencoder.initialize(vectors, iterations=config.tokenizer.kmeans_iterations, seed=seed)
         model.autoencoder = train_autoencoder(
-            AlignedRQVAE(model.autoencoder, []),
+            AlignedRQVAE(autoencoder, []),
             vectors,
             config.tokenizer,
             signals=None,
-            request=self.request("tokenizer"),
+            request=self.request(tokenizer),
             seed=seed,
-            folder=self.folder("tokenizer"),
+            folder=self.folder(tokenizer),
             mesh=self.mesh,
         )
         model.codes[...] = jnp.asarray(self.fresh_codes(model))
-        model.generator = _checked(self._generator_stage("generator", model, config.generator).model)
+        model.generator = _checked(build_model(self._spec(model.encoder.dim), seed=seed))
+        model.generator = _checked(self._generator_stage(generator, model, config.generator).model)
         return model
 
     def resumed(self, encoder: ItemEncoder, earlier: Earlier) -> JointModel:
@@ -308,10 +336,16 @@ class _Run:
 
             last = list(phases)[-1]
             for name, phase in phases.items():  # a turn ends where it ends: only the last may step back to its best
-                model = self._steps(name, model, phase, validate=validate, select="ndcg@10" if name == last else None)
+                best = "ndcg@10" if name == last and name not in self.refits else None
+                model = self._steps(name, model, phase, validate=validate, select=best)
+                if name in self.refits:
+                    model.encoder.standardize(jnp.asarray(encode_items(model.encoder, self.content)))
+                    model = self._fitted(model, self.refits[name])
+                elif config.refresh is not None:
+                    model.codes[...] = jnp.asarray(self.fresh_codes(model))
+            if not self.refits:
+                self._fill_bank(model)
                 model.codes[...] = jnp.asarray(self.fresh_codes(model))
-            self._fill_bank(model)
-            model.codes[...] = jnp.asarray(self.fresh_codes(model))
         return model
 
     def finetuned(self, model: JointModel) -> Recommender:
@@ -392,7 +426,6 @@ class _Run:
         size = fitting_batch(training.batch_size, rows=len(rows), mesh=mesh, accumulate=training.accumulate)
         steps_per_epoch, process = -(-len(rows) // size), (jax.process_index(), jax.process_count())
         apart = phase.surgery is Surgery.PROJECT
-        every = max(round(self.config.refresh * steps_per_epoch), 1)
         trained = train(
             model,
             functools.partial(joint_losses if apart else joint_loss, config=step),
@@ -406,7 +439,7 @@ class _Run:
             title=f"{name} steps of {self.out.name}",
             validate=validate,
             select=select,
-            care=[self._refresh_hook(model, phase, every)] if name in self.phases else [],
+            care=self._refreshing(model, phase, steps_per_epoch) if name in self.phases else [],
             mesh=mesh,
             combine=sum_without_conflict if apart else None,
         )
@@ -422,11 +455,14 @@ class _Run:
         had = dict(zip(before.users.to_pylist(), before.splits.train.lengths, strict=True))
         return np.array([had.get(user, 0) for user in self.dataset.users.to_pylist()])
 
-    def _refresh_hook(
-        self, model: JointModel, phase: Phase, every: int
-    ) -> Callable[[int, TrainState, dict[str, Any]], TrainState]:
+    def _refreshing(
+        self, model: JointModel, phase: Phase, steps_per_epoch: int
+    ) -> list[Callable[[int, TrainState, dict[str, Any]], TrainState]]:
         """Now and then, codes of the whole catalogue from what the bank holds, and how many changed. A tokenizer that
         learns has its dead codes seeded anew."""
+        if self.config.refresh is None:
+            return []
+        every = max(round(self.config.refresh * steps_per_epoch), 1)
         reseed = reseeding(model, self.config.tokenizer, seed=self.seed)
         rates = phase.training.optimizer.rates
         cared = self.config.tokenizer.reseed and all(share for part, share in rates if "autoencoder".startswith(part))
@@ -443,7 +479,7 @@ class _Run:
             leaves |= {"rest/churn": jnp.asarray(churn, jnp.float32), "rest/codes": jnp.asarray(codes)}
             return replace_leaves(state, leaves, where="refreshing codes")
 
-        return hook
+        return [hook]
 
 
 def encode_items(

@@ -44,6 +44,7 @@ CONFIG = JointConfig(
     generator=GeneratorConfig(RQTransformerConfig(BACKBONE), max_history=HISTORY, training=short()),
     joint=(Phase(short(autoencoder=0.3), StepConfig(Objective(contrast=Schedule(0.1))), Surgery.PROJECT),),
     refresh=0.5,
+    refit=False,
     finetune=short(),
 )
 STAGED = dataclasses.replace(CONFIG, joint=())
@@ -150,6 +151,26 @@ def test_phases_take_turns_and_each_moves_its_own(world, runs, tmp_path):
     assert has_generation == [False, True, False, True]
     churn = [of_turn[-1]["validation/churn/level_0"] for of_turn in records.values()]
     assert churn[1] == churn[3] == 0.0  # the generator's turns change no codes
+
+
+def test_a_cycle_holds_the_codes_and_ends_with_a_tokenizer_and_a_generator_fitted_anew(world, runs, tmp_path):
+    home, _ = runs
+    config = dataclasses.replace(CONFIG, refresh=None, refit=True)
+    made = run(world, config, tmp_path / "refit", shared=home / "shared")
+    refit, staged = (load_tensors(path / STATE_FILE) for path in (tmp_path / "refit", home / "staged"))
+    changed = {name for name in staged if np.any(refit[name] != staged[name])}
+    for part in ("encoder/", "autoencoder/encoder", "autoencoder/quantizer", "generator/", "bank/vectors"):
+        assert any(name.startswith(part) for name in changed), part
+    records = [json.loads(line) for line in (tmp_path / "refit/history.joint.jsonl").read_text().splitlines()]
+    assert records[-1]["validation/churn/level_0"] == 0.0
+    model = trained_model(world, tmp_path / "refit")
+    np.testing.assert_array_equal(made.codes[:, :-1], model.autoencoder.encode(model.bank.read(jnp.arange(120))))
+    paths = tmp_path / "refit/history.generator.1.jsonl", home / "staged/history.generator.jsonl"
+    anew, first = (
+        [json.loads(line)["loss"] for line in path.read_text().splitlines() if '"loss"' in line] for path in paths
+    )
+    assert anew[0] == pytest.approx(first[0], rel=0.1)  # untrained again
+    assert anew[0] > first[-1]
 
 
 @pytest.fixture(scope="module")
