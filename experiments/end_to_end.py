@@ -14,6 +14,8 @@ generator alone); between them come, the generator's epochs being as many in all
                   are fitted anew, to the vectors that these have come to
     stopped       the same stages, gradients stopped at the encoders
     no-window     end-to-end through the target's side alone: no history is encoded afresh (LEMUR's way)
+    sampled       end-to-end, a fifth of a step's items encoded
+    moving        the recommendation loss reaches tokenizer and encoders, codes refreshed, nothing fitted anew
 
 Leave-one-out, 20-item histories, item level, full catalogue, beam 50; checkpoints are chosen by validation NDCG@10,
 test is read once.
@@ -46,7 +48,7 @@ from semid.encoders.vocabulary import Vocabulary
 from semid.evaluation import evaluate
 from semid.generator import GeneratorConfig, train_generator
 from semid.joint.codes import Relaxation
-from semid.joint.model import TEACHER_TERMS, Content, Reach
+from semid.joint.model import TEACHER_TERMS, Content, Objective, Reach, StepConfig
 from semid.joint.training import JointConfig, Phase, Surgery, train_joint
 from semid.recommender import KIND as MODEL
 from semid.training import OptimizerConfig, TrainingConfig
@@ -63,12 +65,14 @@ def _training(epochs: float, batch_size: int, learning_rate: float, **rates: flo
     return TrainingConfig(epochs=epochs, batch_size=batch_size, validate_every=epochs / 4, optimizer=optimizer)
 
 
+# The tokenizer is held in joint steps, and fitted anew after them: what trains it would only hold the encoders back.
+TOGETHER = StepConfig(Objective.only(generation=Schedule(1.0)))
 BACKBONE = TransformerConfig(dim=64, layers=2, heads=2, hidden=128, dropout=0.1)
 END_TO_END = JointConfig(
     encoder=_training(3, 256, 2e-3),
     tokenizer=RQVaeConfig(level_sizes=(64, 64, 64), hidden=(64,), latent=32),
     generator=GeneratorConfig(RQTransformerConfig(BACKBONE), training=_training(24, 64, 3e-3)),
-    joint=(Phase(_training(4, 256, 1e-3, autoencoder=0.0, encoder=1.0)),),
+    joint=(Phase(_training(4, 256, 1e-3, autoencoder=0.0), TOGETHER),),
     finetune=_training(16, 64, 1e-3),
 )
 
@@ -77,12 +81,22 @@ REAL = replace(
     END_TO_END,
     encoder=_training(1, 256, 2e-3),
     tokenizer=RQVaeConfig(hidden=(256, 128)),
-    joint=(Phase(_training(2, 256, 1e-3, autoencoder=0.0, encoder=1.0)),),
+    joint=(Phase(_training(2, 256, 1e-3, autoencoder=0.0), TOGETHER),),
     tie_break=256,
 )
 
-# What a term weighs that is off by default.
-OFF = {"contrast": 0.1, "sequence_item": 1e-3, "preference": 1e-2, "teacher_codes": 1e-2, "teacher_states": 0.1}
+# What a term weighs that is off by default, where it is tried; the first four train a tokenizer.
+OFF = {
+    "reconstruction": 1.0,
+    "codebook": 1.0,
+    "commitment": 0.25,
+    "entropy": 1e-4,
+    "contrast": 0.1,
+    "sequence_item": 1e-3,
+    "preference": 1e-2,
+    "teacher_codes": 1e-2,
+    "teacher_states": 0.1,
+}
 TEACHER = GeneratorConfig(
     model=DenseConfig(TransformerConfig(dropout=0.4)), features=(), training=_training(30, 16, 2e-3)
 )
@@ -102,21 +116,25 @@ def arms(config: JointConfig) -> dict[str, JointConfig]:
     def longer(epochs: float) -> TrainingConfig:
         return replace(config.finetune, epochs=config.finetune.epochs + epochs)
 
-    rates = (("autoencoder", 0.03), ("encoder", 0.0))
-    tokenizer = replace(phase.training, optimizer=replace(phase.training.optimizer, rates=rates))
-    joint = replace(phase, training=tokenizer, step=replace(phase.step, reach=Reach.TOKENIZER))
+    def moving(encoder: float, reach: Reach, surgery: Surgery = Surgery.NONE) -> JointConfig:
+        """The tokenizer learns in joint steps too; codes are refreshed, and nothing is fitted anew."""
+        rates = (("autoencoder", 0.03), ("encoder", encoder))
+        training = replace(phase.training, optimizer=replace(phase.training.optimizer, rates=rates))
+        steps = Phase(training, StepConfig(reach=reach), surgery)
+        return replace(config, joint=(steps,), refresh=0.25, refit=False, finetune=longer(again))
+
     again, together = config.generator.training.epochs, phase.training.epochs
     made = {
         "staged": replace(config, joint=(), finetune=longer(again + together)),
-        "joint": replace(config, joint=(joint,), refresh=0.25, refit=False, finetune=longer(again)),
-        "stopped": with_step(reach=Reach.TOKENIZER),
+        "joint": moving(0.0, Reach.TOKENIZER),
         "end-to-end": config,
+        "stopped": with_step(reach=Reach.TOKENIZER),
         "no-window": with_step(window=0),
         "sampled": with_step(forward=0.2, backward=0.2),
-        "surgery": replace(config, joint=(replace(phase, surgery=Surgery.PROJECT),)),
         "straight-through": with_step(relaxation=Relaxation.STRAIGHT_THROUGH),
+        "moving": moving(0.1, Reach.ENCODER),
+        "surgery": moving(0.1, Reach.ENCODER, Surgery.PROJECT),
     }
-    made |= {f"without {term}": with_term(**{term: 0.0}) for term in ("generation", "reconstruction", "entropy")}
     return made | {f"with {term}": with_term(**{term: weight}) for term, weight in OFF.items()}
 
 

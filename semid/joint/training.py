@@ -105,8 +105,10 @@ class JointConfig:
     """The RQ-VAE, warmed up on the encoders' vectors."""
     generator: GeneratorConfig = GeneratorConfig(training=_training(12, 64, 3e-3))
     """The generator, warmed up on the first codes, and how candidates are validated."""
-    joint: tuple[Phase, ...] = (Phase(_training(3, 256, 1e-3, autoencoder=0.03, encoder=0.1)),)
-    """All together; several phases take turns; none is the staged way."""
+    joint: tuple[Phase, ...] = (
+        Phase(_training(3, 256, 1e-3, autoencoder=0.0), StepConfig(Objective.only(generation=Schedule(1.0)))),
+    )
+    """Encoders and generator together; several phases take turns; none is the staged way."""
     cycles: int = 1
     """How often the phases take their turns."""
     refresh: float | None = None

@@ -29,9 +29,12 @@ def test_the_arms_differ_in_what_they_say():
     assert dict(made["joint"].joint[0].training.optimizer.rates)["encoder"] == 0
     assert (steps["end-to-end"].reach, steps["end-to-end"].window) == (Reach.ENCODER, 2)
     assert steps["no-window"].window == 0
-    assert "entropy" not in steps["without entropy"].objective.weights(0.5)
+    assert set(steps["end-to-end"].objective.weights(0.5)) == {"generation"}
+    assert set(steps["with entropy"].objective.weights(0.5)) == {"generation", "entropy"}
     given = {
-        name: config.finetune.epochs + sum(phase.training.epochs for phase in config.joint)
+        name: config.finetune.epochs
+        + sum(phase.training.epochs for phase in config.joint)
+        + bool(config.refit and config.joint) * config.generator.training.epochs
         for name, config in made.items()
     }
     assert len(set(given.values())) == 1
