@@ -303,7 +303,7 @@ def test_codes_beyond_the_level_sizes_given_are_refused(tmp_path):
     export(CATALOG, Format.JSON, tmp_path / "index.json")
     with pytest.raises(SemidError, match=r"index.json: item x \(row 0\): code 3 at level 0 is outside 0..2"):
         read_tokens(tmp_path / "index.json", level_sizes=(3, 2))
-    with pytest.raises(SemidError, match=r"index.json: item 'x' has 2 codes where the level sizes ask 3"):
+    with pytest.raises(SemidError, match=r"index.json: item 'x' has 2 codes where there are 3 level sizes"):
         read_tokens(tmp_path / "index.json", level_sizes=(5, 2, 1))
 
 
