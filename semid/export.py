@@ -240,17 +240,16 @@ def read_tokens(path: Path, *, level_sizes: Sequence[int] | None = None, tie_bre
     Without `level_sizes` a level is as large as its largest code (plus one) says. Raises SemidError naming the file,
     the item (and line) and what is wrong with its tokens.
     """
-    items, codes = [], []
-    for where, item, tokens in _tsv_items(path) if path.suffix == ".tsv" else _json_items(path):
+    items, codes, levels = [], [], len(level_sizes or ())
+    for where, item, text in _tsv_items(path) if path.suffix == ".tsv" else _json_items(path):
+        row = _codes(where, text)
+        if len(row) != (levels or len(codes[0] if codes else row)):
+            asked = f"there are {levels} level sizes" if levels else f"the first item has {len(codes[0])}"
+            raise SemidError(f"{where} has {len(row)} codes where {asked}")
         items.append(item)
-        codes.append(_codes(where, tokens))
-        expected, by = (
-            (len(codes[0]), "first item has") if level_sizes is None else (len(level_sizes), "level sizes ask")
-        )
-        if len(codes[-1]) != expected:
-            raise SemidError(f"{where} has {len(codes[-1])} codes where the {by} {expected}")
+        codes.append(row)
     array = np.array(codes, np.int32)
-    sizes = tuple(level_sizes) if level_sizes is not None else tuple((array.max(axis=0) + 1).tolist())
+    sizes = tuple(level_sizes) if level_sizes else tuple((array.max(axis=0) + 1).tolist())
     try:
         return SemanticCatalog(pa.array(items, pa.string()), array, sizes, tie_break)
     except SemidError as error:

@@ -342,7 +342,7 @@ BAD = [
     ("evaluate --model {h}/model --dataset {h}/dataset --out {t}", "is a folder; name the file to write"),
     ("export --catalog {h}/catalog --format json --out {t}", "is a folder; name the file to write"),
     ("export --catalog {h}/catalog --format json --out {h}/I.parquet/x", "I.parquet"),
-    ("export --catalog {h}/catalog --format tsv --base {t}/b --out {t}/o", "is for the format hf-tokenizer, not for tsv"),
+    ("export --catalog {h}/catalog --format tsv --base {t}/b --out {t}/o", "is for .* hf-tokenizer, not for tsv"),
     ("export --catalog {h}/catalog --format hf-tokenizer --base {t}/b --out {t}/o", "b: no such file"),
     ("export-program --model {h}/catalog --out {t}/p", "expected an artifact of kind 'model', found 'catalog'"),
     ("export-program --model {h}/model --out {h}/model", "in use by a model artifact"),
