@@ -240,7 +240,9 @@ def read_tokens(path: Path, *, level_sizes: Sequence[int] | None = None, tie_bre
     Without `level_sizes` a level is as large as its largest code (plus one) says. Raises SemidError naming the file,
     the item (and line) and what is wrong with its tokens.
     """
-    items, codes, levels = [], [], len(level_sizes or ())
+    items: list[str] = []
+    codes: list[list[int]] = []
+    levels = len(level_sizes or ())
     for where, item, text in _tsv_items(path) if path.suffix == ".tsv" else _json_items(path):
         row = _codes(where, text)
         if len(row) != (levels or len(codes[0] if codes else row)):
