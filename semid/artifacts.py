@@ -159,9 +159,10 @@ def read_json(path: Path) -> Any:
         raise SemidError(f"{path}: not valid JSON ({error})") from None
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
-    """Write named arrays (of numpy or a device) as one safetensors file."""
-    save_file({name: np.asarray(value, order="C") for name, value in tensors.items()}, path)
+def save_tensors(path: Path, tensors: Mapping[str, Any], *, metadata: Mapping[str, str] | None = None) -> None:
+    """Write named arrays (of numpy or a device) as one safetensors file, `metadata` in its header."""
+    arrays = {name: np.asarray(value, order="C") for name, value in tensors.items()}
+    save_file(arrays, path, metadata=dict(metadata) if metadata else None)
 
 
 def load_tensors(path: Path) -> dict[str, np.ndarray]:

@@ -1,5 +1,5 @@
-"""The command line: `semid prepare | tokenize | train | evaluate | recommend | export | encode | import-codes |
-report`."""
+"""The command line: `semid prepare | tokenize | train | evaluate | recommend | export | export-program | encode |
+import-codes | report`."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from rich.table import Table
 from semid import artifacts
 from semid.catalog import FILE as CATALOG_FILE
 from semid.catalog import SemanticCatalog
+from semid.cli_export import Export, ExportProgram, ImportCodes
 from semid.cli_tokenize import Encode, Tokenize
 from semid.data.dataset import KIND as DATASET
 from semid.data.dataset import Dataset
 from semid.errors import SemidError
-from semid.export import Format, export, read_tokens
 from semid.generator import GeneratorConfig, train_generator
 from semid.prepare import Prepare, console, print_statistics
 from semid.recommender import KIND as MODEL
@@ -236,51 +236,6 @@ class Recommend:
 
 
 @dataclass(frozen=True)
-class Export:
-    """Write a catalogue in a format of others."""
-
-    catalog: Path
-    """Catalogue folder."""
-    format: Literal["parquet", "json", "hf-tokens"]
-    """parquet: codes as lists; json: index.json of LC-Rec and MiniOneRec; hf-tokens: token strings and added tokens."""
-    out: Path
-    """File to write."""
-
-    def run(self) -> None:
-        artifacts.read_artifact(self.catalog, CATALOG)
-        export(SemanticCatalog.read(self.catalog / CATALOG_FILE), Format(self.format), self.out)
-        console.print(f"wrote {self.out}")
-
-
-@dataclass(frozen=True)
-class ImportCodes:
-    """Make a catalogue of codes from elsewhere: an index.json of LC-Rec or MiniOneRec, by the dataset's item ids."""
-
-    codes: Path
-    """The index.json."""
-    dataset: Path
-    """Dataset folder whose items the codes are of."""
-    out: Path
-    """Catalogue folder to write."""
-    tie_break: bool = False
-    """The last level carries no meaning and only tells colliding items apart."""
-
-    def run(self) -> None:
-        parents = {"dataset": artifacts.read_artifact(self.dataset, DATASET)}
-        dataset = Dataset.load(self.dataset)
-        found = read_tokens(self.codes, tie_break=self.tie_break)
-        codes = found.lookup(dataset.item_ids.to_pylist())
-        if len(found) > len(codes):
-            console.print(f"left out {len(found) - len(codes)} items of {self.codes} that the dataset does not have")
-        catalog = SemanticCatalog(dataset.item_ids, codes, found.level_sizes, self.tie_break)
-        settings = {"imported": artifacts.sha256(self.codes), "tie_break": self.tie_break}
-        if not artifacts.is_current(self.out, kind=CATALOG, config=settings, parents=parents, seed=None):
-            with artifacts.write_artifact(self.out, kind=CATALOG, config=settings, parents=parents) as folder:
-                catalog.write(folder / CATALOG_FILE)
-        console.print(f"catalogue: {self.out}")
-
-
-@dataclass(frozen=True)
 class Report:
     """Write one offline HTML page from the result files of runs."""
 
@@ -304,6 +259,7 @@ Command = (
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Recommend, tyro.conf.subcommand("recommend")]
     | Annotated[Export, tyro.conf.subcommand("export")]
+    | Annotated[ExportProgram, tyro.conf.subcommand("export-program")]
     | Annotated[Encode, tyro.conf.subcommand("encode")]
     | Annotated[ImportCodes, tyro.conf.subcommand("import-codes")]
     | Annotated[Report, tyro.conf.subcommand("report")]

@@ -20,7 +20,7 @@ from semid.catalog import SemanticCatalog
 from semid.data.histories import Histories
 from semid.errors import SemidError
 from semid.models import ItemTables, Model, ModelSpec, build_model
-from semid.scorers import CodeScorer, Question, make_scorer
+from semid.scorers import CodeScorer, Question, Scorer, make_scorer
 from semid.training.state import named_leaves, replace_leaves
 from seq_models import CodeTrie, DenseTransformer
 
@@ -77,6 +77,11 @@ class Recommender:
     def item_ids(self) -> pa.Array:
         """External ids, by item row."""
         return self.catalog.item_ids
+
+    @property
+    def scorer(self) -> Scorer:
+        """How the model answers, with the arrays that it reads, on the device."""
+        return self._scorer
 
     @property
     def tables(self) -> ItemTables:
@@ -241,7 +246,7 @@ class Recommender:
             found = self._scorer.top(question, k=k, beam_size=beam_size)
             ranked[index], scores[index] = (np.asarray(part)[: len(index)] for part in found)
         if len(empty := np.flatnonzero(histories.lengths == 0)):
-            ranked[empty], scores[empty] = self._most_popular(len(empty), k, _rows_of(allowed, empty))
+            ranked[empty], scores[empty] = self.most_popular(len(empty), k, _rows_of(allowed, empty))
         return ranked, scores
 
     def _questions(
@@ -280,7 +285,7 @@ class Recommender:
             )
         return masks
 
-    def _most_popular(
+    def most_popular(
         self, n: int, k: int, allowed: Bool[np.ndarray, "masks items"] | None
     ) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
         """The items most popular in training, of those allowed: what is recommended to who has no history."""

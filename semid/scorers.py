@@ -180,7 +180,7 @@ def _search(
         functools.partial(model.step, context),
         model.start(context),
         trie,
-        batch=len(question.history),
+        batch=question.history.shape[0],
         beam_size=beam_size,
         num_results=k,
         normalization=normalization,
@@ -202,7 +202,7 @@ def _code_log_probs(
 ) -> Float[Array, "b n"]:
     model = nnx.merge(graph, params)
     context = model.read(inputs_at(tables, question.history), question.segments)
-    codes = jnp.broadcast_to(tables.codes[rows][None], (len(question.history), *tables.codes[rows].shape))
+    codes = jnp.broadcast_to(tables.codes[rows][None], (question.history.shape[0], *tables.codes[rows].shape))
     step, start = functools.partial(model.step, context), model.start(context)
     return item_log_probs(step, start, codes, trie=trie, normalization=normalization)
 
@@ -221,7 +221,7 @@ def _catalog_log_probs(
     model = nnx.merge(graph, params)
     context = model.read(inputs_at(tables, question.history), question.segments)
     step, start = functools.partial(model.step, context), model.start(context)
-    batch = len(question.history)
+    batch = question.history.shape[0]
     return catalog_log_probs(step, start, trie, batch=batch, blocks=blocks, normalization=normalization)
 
 
@@ -241,7 +241,7 @@ def _ranked_union(
     graph: Any, params: Any, tables: ItemTables, question: Question, found: Int[Array, "b beam"], *, k: int
 ) -> Answer:
     log_probs = jax.nn.log_softmax(_dense_scores(nnx.merge(graph, params), tables, question), axis=-1)
-    user = jnp.arange(len(found))[:, None]
+    user = jnp.arange(found.shape[0])[:, None]
     taken = jnp.broadcast_to(~tables.known[None], log_probs.shape)
     taken = taken.at[user, _or_none(found, len(tables.known))].set(True, mode="drop")
     return _best(_only_allowed(jnp.where(taken, log_probs, -jnp.inf), question), k)
@@ -258,7 +258,7 @@ def _only_allowed(scores: Float[Array, "b items"], question: Question) -> Float[
     if question.allowed is not None:
         scores = jnp.where(question.allowed, scores, -jnp.inf)
     if question.denied is not None:
-        user = jnp.arange(len(scores))[:, None]
+        user = jnp.arange(scores.shape[0])[:, None]
         scores = scores.at[user, _or_none(question.denied, scores.shape[1])].set(-jnp.inf, mode="drop")
     return scores
 

@@ -181,7 +181,7 @@ def top_k(scores: Float[Array, "batch n"], k: int) -> tuple[Float[Array, "batch 
         return jax.lax.top_k(scores, k)
     missing = -scores.shape[-1] % _BLOCK
     padded = jnp.pad(scores, ((0, 0), (0, missing)), constant_values=-jnp.inf)
-    blocks = padded.reshape(len(scores), -1, _BLOCK)
+    blocks = padded.reshape(scores.shape[0], -1, _BLOCK)
     chosen = jnp.sort(jax.lax.top_k(blocks.max(axis=-1), k)[1], axis=-1)  # in order, so that ties keep theirs
     values, best = jax.lax.top_k(_flat(take_beams(blocks, chosen)), k)
     return values, take_beams(chosen, best // _BLOCK) * _BLOCK + best % _BLOCK

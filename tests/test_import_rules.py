@@ -38,7 +38,7 @@ RULES = {
     "semid.data": Rule(BASE, ARRAYS | {"PIL", "grain"}),
     "semid.data.builders": Rule(BASE | {"semid.data"}, ARRAYS | {"tensorflow_datasets"}),
     "semid.catalog": Rule(BASE, ARRAYS),
-    "semid.export": Rule(BASE | {"semid.catalog"}, ARRAYS),
+    "semid.export": Rule(BASE | {"semid.catalog", "seq_models"}, ARRAYS | {"tokenizers"}),  # of seq_models the trie
     # Encoders, training, evaluation: none knows a model.
     "semid.encoders": Rule(
         BASE | {"semid.data"}, ARRAYS | JAX | {"scipy", "PIL", "safetensors", "sentencepiece", "tokenizers"}
@@ -74,6 +74,9 @@ RULES = {
         | {"semid.models", "semid.scorers"},
         ARRAYS | JAX,
     ),
+    "semid.program": Rule(
+        BASE | {"semid.recommender", "semid.scorers", "semid.training.state"}, ARRAYS | {"jax", "flatbuffers"}
+    ),
     "semid.objective": Rule(
         BASE | {"seq_models", "semid.data.batches", "semid.training", "semid.models", "semid.recommender"},
         ARRAYS | JAX,
@@ -100,10 +103,11 @@ RULES = {
     "semid": Rule({"semid"}, set()),
     "semid.cli": Rule(EVERYTHING),
     "semid.cli_tokenize": Rule(EVERYTHING - {"experiments"}),
+    "semid.cli_export": Rule(EVERYTHING - {"experiments"}),
     "semid.prepare": Rule(BASE | {"semid.data", "semid.encoders"}),
     "experiments": Rule(EVERYTHING),
 }
-TOP = ("semid.cli", "semid.cli_tokenize", "experiments")
+TOP = ("semid.cli", "semid.cli_tokenize", "semid.cli_export", "experiments")
 
 
 def _module(path: Path) -> str:
@@ -196,6 +200,8 @@ def test_every_row_is_of_something_that_exists():
         ("semid.generator", "from semid.joint import MemoryBank"),
         ("semid.joint.bank", "from semid.report import render"),
         ("semid", "from semid.cli import main"),
+        ("semid.export", "from semid.recommender import Recommender"),
+        ("semid.program", "import flax"),
         ("semid.surprise", "import json"),
     ],
 )

@@ -150,10 +150,10 @@ def test_unknown_items_are_counted_and_dropped_on_request(home, capsys):
     assert printed.endswith(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("format", ["json", "hf-tokens"])
-def test_exported_codes_come_back_as_a_catalogue(home, tmp_path, format):
-    run(f"export --catalog {{h}}/catalog --format {format} --out {{t}}/codes.json", h=home, t=tmp_path)
-    run("import-codes --codes {t}/codes.json --dataset {h}/dataset --out {t}/c --tie-break", h=home, t=tmp_path)
+@pytest.mark.parametrize(("format", "name"), [("json", "c.json"), ("hf-tokens", "c.json"), ("tsv", "c.tsv")])
+def test_exported_codes_come_back_as_a_catalogue(home, tmp_path, format, name):
+    run(f"export --catalog {{h}}/catalog --format {format} --out {{t}}/{name}", h=home, t=tmp_path)
+    run(f"import-codes --codes {{t}}/{name} --dataset {{h}}/dataset --out {{t}}/c --tie-break", h=home, t=tmp_path)
     ours, theirs = (SemanticCatalog.read(folder / "catalog.parquet") for folder in (home / "catalog", tmp_path / "c"))
     assert theirs.item_ids.equals(ours.item_ids)
     assert theirs.tie_break
@@ -188,6 +188,14 @@ def test_parquet_export_is_the_catalogue(home, tmp_path, capsys):
     np.testing.assert_array_equal(read.codes, made.codes)
     run("export --catalog {h}/catalog --format json --out {t}/c.json", h=home, t=tmp_path)
     assert read_tokens(tmp_path / "c.json").item_ids.equals(made.item_ids)
+
+
+def test_a_program_is_written(home, tmp_path, capsys):
+    run("export-program --model {h}/model --out {t}/program -k 3 --beam-size 20 --platforms cpu", h=home, t=tmp_path)
+    assert f"program: {tmp_path}/program" in capsys.readouterr().out
+    manifest = artifacts.read_artifact(tmp_path / "program", "program")
+    assert manifest.config == {"k": 3, "beam_size": 20, "platforms": ["cpu"]}
+    assert manifest.parents == {"model": artifacts.read_artifact(home / "model", "model").digest}
 
 
 def test_the_report_is_one_file(home, capsys):
@@ -334,6 +342,11 @@ BAD = [
     ("evaluate --model {h}/model --dataset {h}/dataset --out {t}", "is a folder; name the file to write"),
     ("export --catalog {h}/catalog --format json --out {t}", "is a folder; name the file to write"),
     ("export --catalog {h}/catalog --format json --out {h}/I.parquet/x", "I.parquet"),
+    ("export --catalog {h}/catalog --format tsv --base {t}/b --out {t}/o", "is for .* hf-tokenizer, not for tsv"),
+    ("export --catalog {h}/catalog --format hf-tokenizer --base {t}/b --out {t}/o", "b: no such file"),
+    ("export-program --model {h}/catalog --out {t}/p", "expected an artifact of kind 'model', found 'catalog'"),
+    ("export-program --model {h}/model --out {h}/model", "in use by a model artifact"),
+    ("export-program --model {h}/model --out {t}/p -k 0", "expected k and beam_size of at least 1, got 0 and 50"),
     ("import-codes --codes {h}/I.parquet --dataset {h}/dataset --out {t}/c", "I.parquet: not valid JSON"),
     ("import-codes --codes {h}/metrics.json --dataset {h}/dataset --out {t}/c",
      "metrics.json: item 'split': 'test' is no"),
@@ -477,7 +490,7 @@ SOURCES = ["parquet", "csv", "jsonl", "layout", "amazon-reviews", "movielens", "
         "train",
         "train rq-transformer",
         "train sasrec",
-        *("evaluate", "recommend", "export", "import-codes", "report"),
+        *("evaluate", "recommend", "export", "export-program", "import-codes", "report"),
     ],
 )
 def test_every_command_explains_itself(capsys, command):
