@@ -1,5 +1,5 @@
-"""The command line: `semid prepare | tokenize | train | evaluate | recommend | export | encode | import-codes |
-report`."""
+"""The command line: `semid prepare | tokenize | train | evaluate | recommend | catalog | export | encode |
+import-codes | report`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from jaxtyping import Bool
 from rich import box
 from rich.table import Table
 
-from semid import artifacts
+from semid import artifacts, catalog_log
 from semid.catalog import FILE as CATALOG_FILE
 from semid.catalog import SemanticCatalog
+from semid.cli_catalog import Catalog
 from semid.cli_tokenize import Encode, Tokenize
 from semid.data.dataset import KIND as DATASET
 from semid.data.dataset import Dataset
@@ -78,7 +79,7 @@ class Train:
         }
         dataset = Dataset.load(self.dataset)
         print_statistics(dataset)
-        catalog = SemanticCatalog.read(self.catalog / CATALOG_FILE)
+        catalog = catalog_log.of_items(self.catalog, dataset.item_ids)
         teacher = None
         if self.teacher is not None:
             parents["teacher"] = artifacts.read_artifact(self.teacher, MODEL)
@@ -196,9 +197,13 @@ class Recommend:
     """File of item ids, one a line, that are not recommended."""
     skip_unknown: bool = False
     """Drop unknown ids from the history, and say how many, instead of stopping."""
+    catalog: Path | None = None
+    """Catalogue folder whose current version is recommended from: with items appended, without items removed since."""
 
     def run(self) -> None:
         recommender = Recommender.from_pretrained(self.model)
+        if self.catalog is not None:
+            recommender = recommender.with_version(self.catalog)
         history = [part.strip() for part in self.history.split(",") if part.strip()]
         if self.skip_unknown:
             unknown = int((~recommender.catalog.find_rows(history)[1]).sum()) if history else 0
@@ -240,7 +245,7 @@ class Export:
     """Write a catalogue in a format of others."""
 
     catalog: Path
-    """Catalogue folder."""
+    """Catalogue folder: its current version is written, without removed items."""
     format: Literal["parquet", "json", "hf-tokens"]
     """parquet: codes as lists; json: index.json of LC-Rec and MiniOneRec; hf-tokens: token strings and added tokens."""
     out: Path
@@ -248,7 +253,7 @@ class Export:
 
     def run(self) -> None:
         artifacts.read_artifact(self.catalog, CATALOG)
-        export(SemanticCatalog.read(self.catalog / CATALOG_FILE), Format(self.format), self.out)
+        export(catalog_log.read(self.catalog).without_removed(), Format(self.format), self.out)
         console.print(f"wrote {self.out}")
 
 
@@ -303,6 +308,7 @@ Command = (
     | Annotated[tyro.conf.OmitArgPrefixes[Train], tyro.conf.subcommand("train")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Recommend, tyro.conf.subcommand("recommend")]
+    | Annotated[Catalog, tyro.conf.subcommand("catalog")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Encode, tyro.conf.subcommand("encode")]
     | Annotated[ImportCodes, tyro.conf.subcommand("import-codes")]
