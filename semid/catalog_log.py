@@ -310,9 +310,7 @@ def _header(file: Path, metadata: dict[bytes, bytes]) -> Header:
         data = json.loads(metadata[_HEADER])
         version = data["schema_version"]
     except (KeyError, ValueError, TypeError):
-        raise SemidError(
-            f"{file}: not a change of a catalogue, as semid catalog append and remove write them"
-        ) from None
+        raise SemidError(f"{file}: not a change of a catalogue, as semid catalog append or remove writes") from None
     if version > SCHEMA_VERSION:
         raise SemidError(f"{file}: schema version {version} is newer than {SCHEMA_VERSION}; upgrade semid to read it")
     digest = data.pop("digest", None)
@@ -364,10 +362,8 @@ def _replayed(base: SemanticCatalog, changes: Sequence[Change]) -> SemanticCatal
                 rows[item] = len(base) + len(rows)
                 fresh.append(own[place])
             elif row is None or removed[row] != appends:
-                is_ = "is not in the catalogue" if row is None or removed[row] else "is in the catalogue already"
-                raise SemidError(
-                    f"{change.file}: item {item!r} (row {place + 1}) {is_}; cannot {change.header.kind} it"
-                )
+                fault = "is not in the catalogue" if row is None or removed[row] else "is in the catalogue already"
+                raise SemidError(f"{change.file}: item {item!r} (row {place + 1}) {fault}: no {change.header.kind}")
             else:
                 before = base.codes[row] if row < len(base) else fresh[row - len(base)]
                 if own is not None and (own[place] != before).any():
