@@ -15,7 +15,6 @@ from semid.models import ModelSpec, build_model
 from semid.recommender import Recommender
 from seq_models import (
     DenseConfig,
-    FlatDecoderConfig,
     HybridConfig,
     Normalization,
     RQTransformerConfig,
@@ -30,10 +29,9 @@ CODES = np.stack(np.unravel_index(np.random.default_rng(0).permutation(48)[:LATE
 RAW = np.random.default_rng(1).normal(3, 2, size=(LATER, WIDTH)).astype(np.float32)
 COUNTS = np.random.default_rng(2).permutation(ITEMS).astype(np.int32) + 1
 GONE = [2, ITEMS + 1]
-HISTORIES = [["i1", "i2", "i3"], ["i7"], [], ["i17", "i5", "i16"], ["i2"]]
+HISTORIES = [["i1", "i2", "i3"], ["i7"], [], ["i2"]]
 MODELS = {
-    "rq": (RQTransformerConfig(backbone=BACKBONE), Normalization.VOCABULARY),
-    "children": (FlatDecoderConfig(backbone=BACKBONE), Normalization.CHILDREN),
+    "codes": (RQTransformerConfig(backbone=BACKBONE), Normalization.CHILDREN),
     "hybrid": (HybridConfig(backbone=BACKBONE), Normalization.VOCABULARY),
 }
 
@@ -71,8 +69,9 @@ def _plain(model: Recommender, catalog: SemanticCatalog) -> Recommender:
     return _make(model.spec.model, catalog, model=model.model, normalization=model.spec.normalization)
 
 
-def _answers(model: Recommender, k: int, **options):
-    return model.recommend(HISTORIES, k=k, beam_size=BEAM, **options)
+def _answers(model: Recommender, histories=HISTORIES, **options):
+    """All there are: of one shape, so in few programs."""
+    return model.recommend(histories, k=LATER, beam_size=BEAM, **options)
 
 
 def _agree(one, other) -> None:
@@ -81,34 +80,35 @@ def _agree(one, other) -> None:
 
 
 def test_a_later_version_is_answered_as_by_a_model_built_for_it(model):
-    later = _catalog(LATER, GONE)
+    later, new = _catalog(LATER, GONE), [["i17", "i5", "i16"], ["i1"], [], ["i19"]]
     grown, plain = model.with_catalog(later, vectors=RAW[ITEMS:]), _plain(model, later)
-    allowed = np.random.default_rng(0).random((len(HISTORIES), LATER)) < 0.5
-    for options in ({}, {"exclude_seen": True}, {"allowed": allowed}, {"allowed": allowed, "exclude_seen": True}):
-        _agree(_answers(grown, LATER, **options), _answers(plain, LATER, **options))
-    rows = Histories.from_lists([[1, 2], [17], []])
+    allowed = np.random.default_rng(0).random((len(new), LATER)) < 0.5
+    for options in ({}, {"allowed": allowed, "exclude_seen": True}):
+        _agree(_answers(grown, new, **options), _answers(plain, new, **options))
+    rows = Histories.from_lists([[1, 2], [17], [], [3]])
     np.testing.assert_allclose(grown.catalog_log_probs(rows), plain.catalog_log_probs(rows), atol=1e-5)
-    np.testing.assert_allclose(grown.score(HISTORIES, IDS), plain.score(HISTORIES, IDS), atol=1e-5)
-    assert (len(grown.spec.columns), grown.spec.num_items, grown.spec.catalog) == (1, LATER, later.digest)
-    known = [history for history in HISTORIES if "i17" not in history]  # and the old one goes on as it was
-    _agree(
-        model.recommend(known, k=ITEMS, beam_size=BEAM),
-        _plain(model, _catalog(ITEMS)).recommend(known, k=ITEMS, beam_size=BEAM),
-    )
+    assert (grown.spec.columns, grown.spec.num_items, grown.spec.catalog) == (("v",), LATER, later.digest)
+    assert model.spec.catalog == _catalog(ITEMS).digest  # the old one goes on as it was
+    assert [len(ids) for ids in _answers(model).item_ids] == [ITEMS] * len(HISTORIES)
 
 
 def test_what_is_removed_is_not_recommended_and_what_is_left_all_is(model):
     grown = model.with_catalog(_catalog(LATER, GONE), vectors=RAW[ITEMS:])
     left = sorted(set(IDS) - {"i2", "i17"})
-    for top in (_answers(grown, LATER), _answers(grown, LATER, allowed=grown.allow(IDS))):
+    for top in (_answers(grown), _answers(grown, allowed=grown.allow(IDS))):
         assert [sorted(ids) for ids in top.item_ids] == [left] * len(HISTORIES)
-    assert _answers(grown, 5, allowed=grown.allow(["i2", "i17"])).item_ids == [[]] * len(HISTORIES)
-    assert "i2" in _answers(model.with_catalog(_catalog(LATER), vectors=RAW[ITEMS:]), LATER).item_ids[0]  # control
-    # a history that holds a removed item is read: another one is answered otherwise
-    one, other = grown.score([["i5", "i2"], ["i5", "i4"]], left)
-    assert np.abs(one - other).max() > 1e-3
-    gone = grown.catalog_log_probs(Histories.from_lists([[1], []]))[:, GONE]
+    assert _answers(grown, allowed=grown.allow(["i2", "i17"])).item_ids == [[]] * len(HISTORIES)
+    assert "i2" in _answers(model.with_catalog(_catalog(LATER), vectors=RAW[ITEMS:])).item_ids[0]  # control
+    gone = grown.catalog_log_probs(Histories.from_lists([[1, 2], [17], [], [3]]))[:, GONE]
     np.testing.assert_array_equal(gone, -np.inf)
+
+
+def test_a_history_that_holds_a_removed_item_is_read(model):
+    grown = model.with_catalog(_catalog(LATER, GONE), vectors=RAW[ITEMS:])
+    histories = [["i5", "i2"], ["i5", "i4"], ["i5"], ["i4"]]
+    scores = _answers(grown, histories).scores[:, : LATER - len(GONE)]
+    assert np.isfinite(scores).all()
+    assert np.abs(scores[:1] - scores[1:]).max(axis=1).min() > 1e-4  # not as if it were not there, or another
 
 
 def _programs() -> int:
@@ -117,48 +117,60 @@ def _programs() -> int:
 
 
 def test_an_appended_item_is_reached_at_once_without_compiling(model):
-    cold = "i18"
-    for versions in range(2):  # the first time compiles what the shapes of these questions need
-        current_model = model
-        for items, gone in [(ITEMS, ()), (ITEMS + 1, (3,)), (LATER, (2, 3)), (LATER, ())]:
-            before = _programs()
-            current_model = current_model.with_catalog(
-                _catalog(items, gone), vectors=RAW[current_model.spec.num_items : items]
-            )
-            _answers(current_model, 4)
-            _answers(current_model, 4, allowed=np.ones(items, bool))
-            _answers(current_model, 4, exclude_seen=True, allowed=np.ones(items, bool))
-            current_model.score(HISTORIES[:2], ["i5"])
-            if versions or items > ITEMS:
-                assert _programs() == before
-        top = _answers(current_model, 4, allowed=current_model.allow([cold]))
-        assert top.item_ids == [[cold]] * len(HISTORIES)
+    def ask(recommender: Recommender, items: int) -> None:
+        _answers(recommender)
+        _answers(recommender, allowed=np.ones(items, bool))
+        _answers(recommender, exclude_seen=True, allowed=np.ones((len(HISTORIES), items), bool))
+
+    grown, at = model, ITEMS
+    ask(grown, ITEMS)
     before = _programs()
-    plain = _plain(model, _catalog(LATER))  # control: without room another number of items is another program
-    _answers(plain, 4)
+    for items, gone in [(ITEMS + 1, (3,)), (LATER, (2, 3)), (LATER, ())]:
+        grown, at = grown.with_catalog(_catalog(items, gone), vectors=RAW[at:items]), items
+        ask(grown, items)
+    top = _answers(grown, allowed=grown.allow(["i18"]))
+    assert top.item_ids == [["i18"]] * len(HISTORIES)
+    assert np.isfinite(top.scores[:, 0]).all()
+    assert _programs() == before
+    _answers(_plain(model, _catalog(LATER)))  # control: with no room, another number of items is another program
     assert _programs() > before
 
 
 def test_beyond_its_room_it_compiles_and_answers_all_the_same(model):
-    small = _make(
-        model.spec.model, _catalog(ITEMS), model=model.model, normalization=model.spec.normalization, room=1.0
-    )
+    parts = {"model": model.model, "normalization": model.spec.normalization}
+    small = _make(model.spec.model, _catalog(ITEMS), room=1.0, **parts)
     grown = small.with_catalog(_catalog(LATER), vectors=RAW[ITEMS:])
-    _agree(_answers(grown, 6), _answers(_plain(model, _catalog(LATER)), 6))
+    _agree(_answers(grown), _answers(model.with_catalog(_catalog(LATER), vectors=RAW[ITEMS:])))
     again = grown.with_catalog(_catalog(LATER, GONE))
     assert again._capacity == grown._capacity != small._capacity
     with pytest.raises(SemidError, match=r"expected room for at least 1 times the catalogue's items, got 0\.5"):
         _make(model.spec.model, _catalog(ITEMS), room=0.5)
 
 
+def _same(one: Recommender, other: Recommender) -> None:
+    """What two recommenders of one model answer from: catalogue, spec, tables and trie."""
+    assert (one.catalog.digest, one.spec) == (other.catalog.digest, other.spec)
+    for parts in zip(
+        *(jax.tree.leaves((m.tables, m._scorer.trie, m._scorer.params)) for m in (one, other)), strict=True
+    ):
+        np.testing.assert_array_equal(*parts)
+
+
 def test_a_grown_model_is_written_and_read(model, tmp_path):
-    grown = model.with_catalog(_catalog(ITEMS + 2, GONE), vectors=RAW[ITEMS : ITEMS + 2])
+    grown = model.with_catalog(_catalog(ITEMS + 2, GONE[:1]), vectors=RAW[ITEMS : ITEMS + 2])
     with artifacts.write_artifact(tmp_path / "model", kind="model", config={}) as folder:
         grown.write(folder)
-    loaded = Recommender.from_pretrained(tmp_path / "model", room=2.0)
-    _agree(_answers(loaded, 6), _answers(grown, 6))
+    loaded = Recommender.from_pretrained(tmp_path / "model")
+    _same(loaded, _as_it_is(grown))
+    assert loaded.catalog.alive.tolist() == [row != GONE[0] for row in range(ITEMS + 2)]
     later = _catalog(LATER, GONE)
-    _agree(*(_answers(m.with_catalog(later, vectors=RAW[ITEMS + 2 :]), 6) for m in (loaded, grown)))
+    _same(*(_as_it_is(m.with_catalog(later, vectors=RAW[ITEMS + 2 :])) for m in (loaded, grown)))
+
+
+def _as_it_is(model: Recommender) -> Recommender:
+    """The same with no room."""
+    own = {"features": model._features, "train_counts": model._train_counts, "standardizer": model._standardizer}
+    return Recommender(model.model, model.catalog, spec=model.spec, **own)
 
 
 def test_a_model_without_its_standardizer_loads_and_says_what_it_lacks(model, tmp_path):
@@ -168,8 +180,7 @@ def test_a_model_without_its_standardizer_loads_and_says_what_it_lacks(model, tm
         old = {name: value for name, value in tensors.items() if not name.startswith("standardizer")}
         artifacts.save_tensors(folder / "items.safetensors", old)
     loaded = Recommender.from_pretrained(tmp_path / "model")
-    known = [["i1"], ["i2", "i5"]]
-    _agree(*(m.recommend(known, k=4, beam_size=BEAM) for m in (loaded, model)))
+    _same(loaded, _as_it_is(model))
     loaded.with_catalog(_catalog(ITEMS, (2,)))  # removals need no vectors
     with pytest.raises(SemidError, match="without their standardizer, which the vectors of 4 appended items need"):
         loaded.with_catalog(_catalog(LATER), vectors=RAW[ITEMS:])
@@ -210,14 +221,18 @@ def test_a_catalogue_that_does_not_fit_is_refused(model, catalog, vectors, messa
 @pytest.mark.parametrize(
     "config", [DenseConfig(backbone=BACKBONE), RQTransformerConfig(backbone=BACKBONE, id_embedding=True)]
 )
-def test_a_model_that_knows_items_by_row_loses_but_does_not_gain(config):
+def test_a_model_that_knows_items_by_row_does_not_gain_any(config):
     model = _make(config, _catalog(ITEMS), width=0)
     with pytest.raises(SemidError, match="learned a vector of each of its 16 items and has none for the 4 appended"):
         model.with_catalog(_catalog(LATER))
-    before = model.recommend([["i2", "i1"], []], k=ITEMS, beam_size=BEAM)
-    after = model.with_catalog(_catalog(ITEMS, (2,))).recommend([["i2", "i1"], []], k=ITEMS, beam_size=BEAM)
-    assert [len(ids) for ids in before.item_ids] == [ITEMS] * 2
-    assert after.item_ids == [[item for item in ids if item != "i2"] for ids in before.item_ids]
+    model.with_catalog(_catalog(ITEMS, (2,)))  # control: it may lose some
+
+
+def test_a_dense_model_does_not_recommend_what_is_removed():
+    model = _make(DenseConfig(backbone=BACKBONE), _catalog(ITEMS), width=0)
+    before, after = (_answers(m).item_ids for m in (model, model.with_catalog(_catalog(ITEMS, (2,)))))
+    assert [len(ids) for ids in before] == [ITEMS] * len(HISTORIES)
+    assert after == [[item for item in ids if item != "i2"] for ids in before]
 
 
 def test_a_folder_has_all_that_a_model_needs(model, tmp_path):
@@ -230,10 +245,10 @@ def test_a_folder_has_all_that_a_model_needs(model, tmp_path):
         commit(folder, current(folder), Kind.APPEND, table)
     commit(folder, current(folder), Kind.REMOVE, pa.table({"item_id": [IDS[row] for row in GONE]}))
     wanted = model.with_catalog(_catalog(LATER, GONE), vectors=RAW[ITEMS:])
-    _agree(_answers(model.with_version(folder), 6), _answers(wanted, 6))
+    _same(model.with_version(folder), wanted)
     half = model.with_version(folder, 1)
     assert half.catalog.digest == catalog_log.read(folder, 1).digest
-    _agree(_answers(half.with_version(folder), 6), _answers(wanted, 6))  # on from there
+    _same(half.with_version(folder), wanted)  # on from there
     if model.codes is not None:
         assert len(half.codes) == ITEMS + 3
 
