@@ -83,13 +83,12 @@ class ItemTables(NamedTuple):
     ) -> ItemTables:
         """On the default device; with `rows`, so many in all, zeros (and False) behind the items'."""
 
-        def put(values: np.ndarray | None) -> Array | None:
-            if values is None or rows is None:
-                return None if values is None else jnp.asarray(values)
-            return jnp.asarray(np.pad(values, ((0, rows - len(values)), *((0, 0),) * (values.ndim - 1))))
+        def put(values: np.ndarray) -> Array:
+            free = 0 if rows is None else rows - len(values)
+            return jnp.asarray(np.pad(values, ((0, free), *((0, 0),) * (values.ndim - 1))) if free else values)
 
-        codes, features, known, alive = map(put, (codes, features, train_counts > 0, alive))
-        return cls(codes, features, known, alive)
+        dense = None if features is None else put(features)
+        return cls(put(codes), dense, put(train_counts > 0), None if alive is None else put(alive))
 
 
 def build_model(spec: ModelSpec, *, seed: int) -> Model:

@@ -81,7 +81,8 @@ class Recommender:
             raise SemidError(f"expected room for at least 1 times the catalogue's items, got {room}")
         self.catalog, self.spec = catalog, spec
         self._features, self._train_counts, self._standardizer = features, train_counts, standardizer
-        self._room, self._capacity = room, None
+        self._room = room
+        self._capacity: Capacity | None = None
         self._scorer = self._made_scorer(model)
 
     @property
