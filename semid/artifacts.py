@@ -15,6 +15,7 @@ import os
 import platform
 import re
 import shutil
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
@@ -149,6 +150,34 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(temporary, path)
 
 
+@contextlib.contextmanager
+def write_once(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path`; on success what was written there stands, on the disk, at `path`.
+
+    Raises FileExistsError where something stands there already, also where another process came first. After an
+    exception nothing is left behind; what a kill leaves, the next call undoes.
+    """
+    use = f"writing.{threading.get_ident()}"  # two threads may try at once
+    temporary = path.with_name(_temporary_name(path, use))
+    _remove_dead_files(path)
+    try:
+        yield temporary
+        flush(temporary)
+        os.link(temporary, path)  # a rename would replace what stands there
+    finally:
+        temporary.unlink(missing_ok=True)
+    flush(path.parent)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file. Raises SemidError naming the file if it is absent or not JSON."""
     try:
@@ -223,6 +252,15 @@ def _remove_leftovers(path: Path) -> None:
                 os.replace(leftover, path)
             else:
                 shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _remove_dead_files(path: Path) -> None:
+    """Remove what killed processes of this host left of `write_once`."""
+    names = glob.escape(_temporary_name(path, "writing.@", "")).replace("@", "*")
+    for leftover in path.parent.glob(f"{names}*"):
+        process = Path("/proc") / leftover.name.rpartition("-")[2]
+        if process.parent.is_dir() and not process.exists():
+            leftover.unlink(missing_ok=True)
 
 
 def _packages() -> dict[str, str]:

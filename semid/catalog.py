@@ -13,10 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from semid.errors import SemidError
 
+KIND = "catalog"
 FILE = "catalog.parquet"
 
 
@@ -25,17 +26,29 @@ class SemanticCatalog:
     """Item `i` has the external id `item_ids[i]` and the codes `codes[i]`, level `l` below `level_sizes[l]`.
 
     `tie_break` says that the last level carries no meaning: it only tells items apart that share the others.
-    Raises SemidError for duplicate ids, codes out of range, and arrays that do not fit each other.
+    `removed` marks tombstones, None where there are none: items that keep row and codes, so that histories which hold
+    them stay readable and nobody else gets these codes, but that are never found or recommended.
+    Raises SemidError for duplicate ids, codes out of range, arrays that do not fit each other, and where no item is
+    left.
     """
 
     item_ids: pa.Array
     codes: Int[np.ndarray, "items level"]
     level_sizes: tuple[int, ...]
     tie_break: bool = False
+    removed: Bool[np.ndarray, " items"] | None = None
 
     def __post_init__(self) -> None:
         if not len(self.item_ids):
             raise SemidError("a catalogue needs at least one item; got none")
+        if self.removed is not None:
+            if self.removed.shape != (len(self),) or self.removed.dtype != bool:
+                got = f"{self.removed.dtype} {self.removed.shape}"
+                raise SemidError(f"expected removed as booleans, one for each of {len(self)} items, got {got}")
+            if self.removed.all():
+                raise SemidError(f"a catalogue needs at least one item; all {len(self)} are removed")
+            if not self.removed.any():
+                object.__setattr__(self, "removed", None)  # equal catalogues are to look equal
         if self.codes.shape != (len(self.item_ids), len(self.level_sizes)):
             expected = (len(self.item_ids), len(self.level_sizes))
             raise SemidError(f"expected codes of shape {expected} (items, levels), got {self.codes.shape}")
@@ -58,20 +71,58 @@ class SemanticCatalog:
     def num_levels(self) -> int:
         return len(self.level_sizes)
 
+    @property
+    def alive(self) -> Bool[np.ndarray, " items"]:
+        """True at the rows of items that are not removed."""
+        return np.ones(len(self), bool) if self.removed is None else ~self.removed
+
+    @property
+    def num_alive(self) -> int:
+        """Items that are not removed."""
+        return len(self) - (0 if self.removed is None else int(self.removed.sum()))
+
+    def without_removed(self) -> SemanticCatalog:
+        """Only the items that are left, for other systems: their rows are others than here."""
+        if self.removed is None:
+            return self
+        rows = np.flatnonzero(self.alive)
+        return SemanticCatalog(self.item_ids.take(pa.array(rows)), self.codes[rows], self.level_sizes, self.tie_break)
+
     @functools.cached_property
     def digest(self) -> str:
-        """sha256 of ids, codes and level sizes: equal catalogues, equal digests."""
+        """sha256 of ids, codes, level sizes and tombstones: equal catalogues, equal digests."""
         total = hashlib.sha256(json.dumps([self.item_ids.to_pylist(), list(self.level_sizes)]).encode())
         total.update(self.codes.astype(np.int32).tobytes())
+        if self.removed is not None:
+            total.update(np.packbits(self.removed).tobytes())
         return total.hexdigest()
 
     @functools.cached_property
     def _by_codes(self) -> Mapping[tuple[int, ...], np.ndarray]:
         order = np.lexsort(self.codes.T[::-1])
+        order = order[self.alive[order]]
         ordered = self.codes[order]
         first = np.flatnonzero(np.r_[True, np.any(ordered[1:] != ordered[:-1], axis=1)])
         groups = np.split(order, first[1:])
         return {tuple(ordered[at].tolist()): np.sort(rows) for at, rows in zip(first, groups, strict=True)}
+
+    def continued_by(self, later: SemanticCatalog) -> str:
+        """What keeps `later` from being this with items appended or removed; empty where nothing does."""
+        if (self.level_sizes, self.tie_break) != (later.level_sizes, later.tie_break):
+            return f"levels of {self.level_sizes} codes became {later.level_sizes}"
+        if len(later) < len(self):
+            return f"its {len(self)} items became {len(later)}"
+        if not self.item_ids.equals(later.item_ids[: len(self)]):
+            row = pc.index(pc.equal(self.item_ids, later.item_ids[: len(self)]), False).as_py()
+            return f"item {self.item_ids[row]} (row {row}) became {later.item_ids[row]}"
+        moved = np.flatnonzero((self.codes != later.codes[: len(self)]).any(axis=1))
+        if not len(moved):
+            return ""
+        (before,), (after,) = self.tokens_of(moved[:1]), later.tokens_of(moved[:1])
+        return (
+            f"{len(moved)} of {len(self)} items have other codes, item {self.item_ids[int(moved[0])]} "
+            f"{''.join(after)} instead of {''.join(before)}"
+        )
 
     def rows(self, item_ids: Sequence[str] | pa.Array) -> Int[np.ndarray, " n"]:
         """Item rows of external ids. Raises SemidError naming the first unknown id."""
@@ -100,7 +151,7 @@ class SemanticCatalog:
         return self.codes[self.rows(item_ids)]
 
     def find(self, codes: Sequence[int]) -> Int[np.ndarray, " n"]:
-        """Rows of the items with exactly these codes: none, one, or several that collide."""
+        """Rows of the items with exactly these codes: none, one, or several that collide; never removed ones."""
         return self._by_codes.get(tuple(int(code) for code in codes), np.empty(0, np.int64)).astype(np.int32)
 
     def tokens_of(self, rows: Int[np.ndarray, " n"]) -> list[list[str]]:
@@ -111,11 +162,13 @@ class SemanticCatalog:
         return [[names[level][code] for level, code in enumerate(row)] for row in self.codes[rows].tolist()]
 
     def write(self, file: Path) -> None:
-        """Write Parquet: item_id, codes (fixed-size list); level sizes and tie-break in its metadata."""
+        """Write Parquet: item_id, codes (fixed-size list), removed (where any is); the rest is in its metadata."""
         flat = pa.array(np.ascontiguousarray(self.codes, np.int32).reshape(-1))
         codes = pa.FixedSizeListArray.from_arrays(flat, self.num_levels)
         sizes = ",".join(map(str, self.level_sizes))
         table = pa.table({"item_id": self.item_ids, "codes": codes})
+        if self.removed is not None:
+            table = table.append_column("removed", pa.array(self.removed))
         table = table.replace_schema_metadata({"semid.level_sizes": sizes, "semid.tie_break": str(int(self.tie_break))})
         pq.write_table(table, file, compression="zstd", write_page_checksum=True)
 
@@ -134,7 +187,10 @@ class SemanticCatalog:
             raise SemidError(f"{file}: column 'codes': expected fixed-size lists of integers, got {kind}")
         codes = table["codes"].combine_chunks().flatten().to_numpy().reshape(table.num_rows, kind.list_size)
         tie_break = metadata.get(b"semid.tie_break") == b"1"
-        return cls(table["item_id"].combine_chunks(), codes, sizes, tie_break)
+        removed = None
+        if "removed" in table.column_names:
+            removed = table["removed"].to_numpy()
+        return cls(table["item_id"].combine_chunks(), codes, sizes, tie_break, removed)
 
 
 def level_name(level: int) -> str:

@@ -1,5 +1,5 @@
-"""The command line: `semid prepare | tokenize | train | evaluate | recommend | export | export-program | encode |
-import-codes | report`."""
+"""The command line: `semid prepare | tokenize | train | evaluate | recommend | catalog | export | export-program |
+encode | import-codes | report`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from jaxtyping import Bool
 from rich import box
 from rich.table import Table
 
-from semid import artifacts
-from semid.catalog import FILE as CATALOG_FILE
-from semid.catalog import SemanticCatalog
+from semid import artifacts, catalog_log
+from semid.cli_catalog import Catalog
 from semid.cli_export import Export, ExportProgram, ImportCodes
 from semid.cli_tokenize import Encode, Tokenize
 from semid.data.dataset import KIND as DATASET
@@ -78,7 +77,7 @@ class Train:
         }
         dataset = Dataset.load(self.dataset)
         print_statistics(dataset)
-        catalog = SemanticCatalog.read(self.catalog / CATALOG_FILE)
+        catalog = catalog_log.of_items(self.catalog, dataset.item_ids)
         teacher = None
         if self.teacher is not None:
             parents["teacher"] = artifacts.read_artifact(self.teacher, MODEL)
@@ -196,9 +195,13 @@ class Recommend:
     """File of item ids, one a line, that are not recommended."""
     skip_unknown: bool = False
     """Drop unknown ids from the history, and say how many, instead of stopping."""
+    catalog: Path | None = None
+    """Catalogue folder whose current version is recommended from: with items appended, without items removed since."""
 
     def run(self) -> None:
         recommender = Recommender.from_pretrained(self.model)
+        if self.catalog is not None:
+            recommender = recommender.with_version(self.catalog)
         history = [part.strip() for part in self.history.split(",") if part.strip()]
         if self.skip_unknown:
             unknown = int((~recommender.catalog.find_rows(history)[1]).sum()) if history else 0
@@ -258,6 +261,7 @@ Command = (
     | Annotated[tyro.conf.OmitArgPrefixes[Train], tyro.conf.subcommand("train")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Recommend, tyro.conf.subcommand("recommend")]
+    | Annotated[Catalog, tyro.conf.subcommand("catalog")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[ExportProgram, tyro.conf.subcommand("export-program")]
     | Annotated[Encode, tyro.conf.subcommand("encode")]

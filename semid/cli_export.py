@@ -11,6 +11,7 @@ import tyro
 from semid import artifacts
 from semid.catalog import FILE as CATALOG_FILE
 from semid.catalog import SemanticCatalog
+from semid.catalog_log import current
 from semid.data.dataset import KIND as DATASET
 from semid.data.dataset import Dataset
 from semid.export import Format, export, read_tokens
@@ -25,7 +26,7 @@ class Export:
     """Write a catalogue in a format of others."""
 
     catalog: Path
-    """Catalogue folder."""
+    """Catalogue folder: its current version is written, without removed items."""
     format: Literal["parquet", "json", "tsv", "hf-tokens", "hf-tokenizer", "trie"]
     """parquet: codes as lists, and token strings; json: index.json of LC-Rec and MiniOneRec; tsv: item id and token
     string; hf-tokens: token strings and added tokens; hf-tokenizer: a Hugging Face tokenizer.json with the code tokens
@@ -37,10 +38,9 @@ class Export:
     alone, with <pad>, <bos>, <eos> and <unk>."""
 
     def run(self) -> None:
-        artifacts.read_artifact(self.catalog, CATALOG)
-        catalog = SemanticCatalog.read(self.catalog / CATALOG_FILE)
-        export(catalog, Format(self.format), self.out, base=self.base)
-        console.print(f"wrote {self.out}")
+        found = current(self.catalog)
+        export(found.catalog, Format(self.format), self.out, base=self.base, version=found.number)
+        console.print(f"wrote {self.out}: version {found.number}, {found.catalog.num_alive} items")
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,8 @@ class ExportProgram:
     """Model folder."""
     out: Path
     """Folder to write."""
+    catalog: Path | None = None
+    """Catalogue folder of the model: its current version is recommended, items appended since included."""
     k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10
     """How many items it recommends."""
     beam_size: int = 50
@@ -62,8 +64,9 @@ class ExportProgram:
         from semid.program import export_program
 
         parents = {"model": artifacts.read_artifact(self.model, MODEL)}
+        recommender = Recommender.from_pretrained(self.model)
         export_program(
-            Recommender.from_pretrained(self.model),
+            recommender if self.catalog is None else recommender.with_version(self.catalog),
             self.out,
             k=self.k,
             beam_size=self.beam_size,

@@ -45,8 +45,8 @@ class Format(enum.Enum):
     TRIE = "trie"  # the trie's arrays as safetensors; see `_write_trie`
 
 
-def export(catalog: SemanticCatalog, format: Format, out: Path, *, base: Path | None = None) -> None:
-    """Write `catalog` to the file `out`, to a temporary name first.
+def export(catalog: SemanticCatalog, format: Format, out: Path, *, base: Path | None = None, version: int = 0) -> None:
+    """Write `catalog`, the `version` of that number of its folder, to the file `out`, to a temporary name first.
 
     `base` is a `tokenizer.json`, or a folder with one, that HF_TOKENIZER adds the code tokens to; without one, the
     tokenizer knows nothing else. Raises SemidError if `out` is a folder, for a base of no use, and for item ids that
@@ -57,12 +57,12 @@ def export(catalog: SemanticCatalog, format: Format, out: Path, *, base: Path | 
     if base is not None and format is not Format.HF_TOKENIZER:
         raise SemidError(f"a base tokenizer is for the format hf-tokenizer, not for {format.value}; leave out the base")
     write: dict[Format, Callable[[SemanticCatalog, Path], None]] = {
-        Format.PARQUET: _write_parquet,
+        Format.PARQUET: lambda catalog, file: _write_parquet(catalog, file, version),
         Format.JSON: _write_json,
         Format.TSV: _write_tsv,
         Format.HF_TOKENS: _write_hf_tokens,
         Format.HF_TOKENIZER: lambda catalog, file: _write_tokenizer(catalog, file, base),
-        Format.TRIE: _write_trie,
+        Format.TRIE: lambda catalog, file: _write_trie(catalog, file, version),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     with _renamed_to(out) as temporary:
@@ -76,7 +76,7 @@ def code_tokens(level_sizes: Sequence[int]) -> list[list[str]]:
 
 def _living_rows(catalog: SemanticCatalog) -> Int[np.ndarray, " n"]:
     """The item rows that an export holds."""
-    return np.arange(len(catalog))
+    return np.flatnonzero(catalog.alive)
 
 
 def _blocks(catalog: SemanticCatalog) -> Iterator[tuple[pa.Array, Int[np.ndarray, "n level"], pa.Array]]:
@@ -90,16 +90,18 @@ def _blocks(catalog: SemanticCatalog) -> Iterator[tuple[pa.Array, Int[np.ndarray
         yield catalog.item_ids.take(pa.array(some)), codes, pc.binary_join_element_wise(*tokens, "")
 
 
-def _write_parquet(catalog: SemanticCatalog, file: Path) -> None:
+def _write_parquet(catalog: SemanticCatalog, file: Path, version: int) -> None:
     """Columns item_id, codes (fixed-size list of int32), tokens (string), pages with checksums.
 
     The metadata hold, as strings: semid.schema_version, semid.level_sizes (separated by commas), semid.tie_break (0 or
-    1) and semid.catalog, the catalogue's digest. `SemanticCatalog.read` reads it. Memory does not grow with the items.
+    1), semid.version, the catalogue version's number, and semid.catalog, its digest. `SemanticCatalog.read` reads it.
+    Memory does not grow with the items.
     """
     metadata = {
         "semid.schema_version": str(SCHEMA_VERSION),
         "semid.level_sizes": ",".join(map(str, catalog.level_sizes)),
         "semid.tie_break": str(int(catalog.tie_break)),
+        "semid.version": str(version),
         "semid.catalog": catalog.digest,
     }
     columns = {"item_id": catalog.item_ids.type, "codes": pa.list_(pa.int32(), catalog.num_levels)}
@@ -181,7 +183,7 @@ def _code_vocabulary() -> str:
     return json.dumps(parts)
 
 
-def _write_trie(catalog: SemanticCatalog, file: Path) -> None:
+def _write_trie(catalog: SemanticCatalog, file: Path, version: int) -> None:
     """The prefix tree of the codes (`seq_models.CodeTrie`) as safetensors, every range written out.
 
     Nodes are numbered per level, in order of their codes; the root is node 0 before level 0.
@@ -196,7 +198,7 @@ def _write_trie(catalog: SemanticCatalog, file: Path) -> None:
       `item_id_bytes[item_id_start[i]:item_id_start[i + 1]]`, in UTF-8; it is the i-th of the other formats.
 
     The header's metadata hold, as strings: format "semid.trie", schema_version, level_sizes (separated by commas),
-    tie_break (0 or 1), and catalog, the catalogue's digest.
+    tie_break (0 or 1), version, the catalogue version's number, and catalog, its digest.
     """
     rows = _living_rows(catalog)
     trie = CodeTrie.from_codes(catalog.codes[rows], catalog.level_sizes)
@@ -217,6 +219,7 @@ def _write_trie(catalog: SemanticCatalog, file: Path) -> None:
         "schema_version": str(SCHEMA_VERSION),
         "level_sizes": ",".join(map(str, catalog.level_sizes)),
         "tie_break": str(int(catalog.tie_break)),
+        "version": str(version),
         "catalog": catalog.digest,
     }
     artifacts.save_tensors(file, tensors, metadata=metadata)

@@ -95,7 +95,8 @@ def train_generator(
             "tokenize this dataset"
         )
     check_teacher(teacher, dataset, config)
-    features, counts = content_features(dataset, config.features), training_counts(dataset)
+    (features, standardizer), counts = _content(dataset, config.features), training_counts(dataset)
+    columns = dataset.vector_columns if config.features is None else config.features
     spec = ModelSpec(
         model=config.model,
         level_sizes=catalog.level_sizes,
@@ -104,9 +105,12 @@ def train_generator(
         max_history=config.max_history,
         normalization=config.objective.normalization,
         catalog=catalog.digest,
+        columns=tuple(columns),
     )
     model = build_model(spec, seed=seed)
-    untrained = Recommender(model, catalog, spec=spec, features=features, train_counts=counts)
+    untrained = Recommender(
+        model, catalog, spec=spec, features=features, train_counts=counts, standardizer=standardizer
+    )
     recommender = fit_generator(
         untrained,
         dataset,
@@ -207,8 +211,18 @@ def _tables(recommender: Recommender, objective: ObjectiveConfig) -> LossTables:
 
 def content_features(dataset: Dataset, columns: tuple[str, ...] | None) -> Float[np.ndarray, "items feature"] | None:
     """The named vector columns (None: all) side by side and standardized; None where there are none."""
+    return _content(dataset, columns)[0]
+
+
+def _content(
+    dataset: Dataset, columns: tuple[str, ...] | None
+) -> tuple[Float[np.ndarray, "items feature"] | None, Standardizer | None]:
+    """`content_features` and what standardized them, which appended items will need."""
     blocks = content_blocks(dataset, columns)
-    return Standardizer.fit(blocks)(np.concatenate(blocks, axis=1)) if blocks else None
+    if not blocks:
+        return None, None
+    standardizer = Standardizer.fit(blocks)
+    return standardizer(np.concatenate(blocks, axis=1)), standardizer
 
 
 def training_counts(dataset: Dataset) -> Int[np.ndarray, " items"]:

@@ -55,14 +55,21 @@ class ModelSpec:
     """What the probabilities of codes sum to one over, in training and in search."""
     catalog: str = ""
     """Digest of the catalogue whose codes it speaks; empty: not known."""
+    columns: tuple[str, ...] = ()
+    """Vector columns of the dense input, side by side; empty: none, or not known."""
 
 
 class ItemTables(NamedTuple):
-    """Per item row, on the device: the codes, the dense input if there is one, and whether training has the item."""
+    """Per item row, on the device: the codes, the dense input if there is one, and whether training has the item.
+
+    Rows behind the last item's are room for more. `alive` says which rows hold an item that may be recommended; None:
+    all.
+    """
 
     codes: Int[Array, "items level"]
     features: Float[Array, "items feature"] | None
     known: Bool[Array, " items"]
+    alive: Bool[Array, " items"] | None = None
 
     @classmethod
     def of(
@@ -70,11 +77,18 @@ class ItemTables(NamedTuple):
         codes: Int[np.ndarray, "items level"],
         features: Float[np.ndarray, "items feature"] | None,
         train_counts: Int[np.ndarray, " items"],
+        *,
+        alive: Bool[np.ndarray, " items"] | None = None,
+        rows: int | None = None,
     ) -> ItemTables:
-        """On the default device."""
-        return cls(
-            jnp.asarray(codes), None if features is None else jnp.asarray(features), jnp.asarray(train_counts > 0)
-        )
+        """On the default device; with `rows`, so many in all, zeros (and False) behind the items'."""
+
+        def put(values: np.ndarray) -> Array:
+            free = 0 if rows is None else rows - len(values)
+            return jnp.asarray(np.pad(values, ((0, free), *((0, 0),) * (values.ndim - 1))) if free else values)
+
+        dense = None if features is None else put(features)
+        return cls(put(codes), dense, put(train_counts > 0), None if alive is None else put(alive))
 
 
 def build_model(spec: ModelSpec, *, seed: int) -> Model:

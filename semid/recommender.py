@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +18,19 @@ from jaxtyping import Bool, Float, Int
 from semid import artifacts, config
 from semid.catalog import FILE as CATALOG_FILE
 from semid.catalog import SemanticCatalog
+from semid.catalog_log import read as read_version
+from semid.catalog_log import vectors as appended_vectors
+from semid.data.features import Standardizer
 from semid.data.histories import Histories
 from semid.errors import SemidError
 from semid.models import ItemTables, Model, ModelSpec, build_model
 from semid.scorers import CodeScorer, Question, Scorer, make_scorer
 from semid.training.state import named_leaves, replace_leaves
-from seq_models import CodeTrie, DenseTransformer
+from seq_models import Capacity, CodeTrie, DenseConfig, DenseTransformer
 
 KIND = "model"
 SPEC_FILE = "config.json"
+_MEAN, _SCALE = "standardizer/mean", "standardizer/scale"
 
 # Users a search runs at once, at the default beam; wider beams take proportionally fewer.
 _BATCH, _BEAM = 512, 50
@@ -51,6 +56,9 @@ class Recommender:
     `features` is the model's dense input, `train_counts` how often each item occurs in training: a history without
     items is answered with the items most popular there, scored by the log of their smoothed share (the documented
     cold start). It is a `Ranker` for `semid.evaluate`.
+
+    `standardizer` is what made the features from raw vectors; with it, and with `room` for so many times the items, the
+    same compiled programs serve later versions of the catalogue (`with_catalog`).
     """
 
     def __init__(
@@ -61,17 +69,21 @@ class Recommender:
         spec: ModelSpec,
         features: Float[np.ndarray, "items feature"] | None,
         train_counts: Int[np.ndarray, " items"],
+        standardizer: Standardizer | None = None,
+        room: float | None = None,
     ) -> None:
         if spec.catalog not in ("", catalog.digest):
             raise SemidError(
                 f"the model speaks the codes of another catalogue (digest {spec.catalog[:12]}) than the one given "
                 f"({catalog.digest[:12]}); give that one, or train on this one"
             )
+        if room is not None and room < 1:
+            raise SemidError(f"expected room for at least 1 times the catalogue's items, got {room}")
         self.catalog, self.spec = catalog, spec
-        self._features, self._train_counts = features, train_counts
-        speaks = not isinstance(model, DenseTransformer)
-        trie = CodeTrie.from_codes(catalog.codes, catalog.level_sizes, popularity=train_counts) if speaks else None
-        self._scorer = make_scorer(model, spec, ItemTables.of(catalog.codes, features, train_counts), trie)
+        self._features, self._train_counts, self._standardizer = features, train_counts, standardizer
+        self._room = room
+        self._capacity: Capacity | None = None
+        self._scorer = self._made_scorer(model)
 
     @property
     def item_ids(self) -> pa.Array:
@@ -99,8 +111,11 @@ class Recommender:
         return self.catalog.tie_break
 
     @classmethod
-    def from_pretrained(cls, path: str | Path) -> Recommender:
-        """Load what `semid train` wrote, every file verified. Raises SemidError naming what is wrong."""
+    def from_pretrained(cls, path: str | Path, *, room: float | None = None) -> Recommender:
+        """Load what `semid train` wrote, every file verified. Raises SemidError naming what is wrong.
+
+        With `room`, say 1.5, its tables have place for so many times the items: `with_catalog` then compiles nothing.
+        """
         path = Path(path)
         artifacts.read_artifact(path, KIND)
         spec = config.from_dict(ModelSpec, artifacts.read_json(path / SPEC_FILE), where=str(path / SPEC_FILE))
@@ -115,6 +130,8 @@ class Recommender:
             spec=spec,
             features=items.get("features"),
             train_counts=items["train_counts"],
+            standardizer=Standardizer(items[_MEAN], items[_SCALE]) if _MEAN in items else None,
+            room=room,
         )
 
     def with_model(self, model: Model) -> Recommender:
@@ -123,15 +140,119 @@ class Recommender:
         other._scorer = self._scorer.with_model(model)
         return other
 
+    def with_catalog(
+        self, catalog: SemanticCatalog, *, vectors: Float[np.ndarray, "new dim"] | None = None
+    ) -> Recommender:
+        """The same model on a later version of its catalogue: it recommends what was appended, not what was removed.
+
+        `vectors` are raw ones of the items appended since, the columns `spec.columns` side by side, for a model that
+        reads any. The same programs run as long as the version fits the `room` of this; else they are compiled anew.
+        Raises SemidError where items or codes that the model knows differ, where vectors are missing, and for a model
+        that learned something of each item (SASRec, id embeddings) if items were appended.
+        """
+        self._check_descendant(catalog)
+        new = len(catalog) - len(self.catalog)
+        other = copy.copy(self)
+        other.catalog = catalog
+        known = catalog.digest if self.spec.catalog else ""
+        other.spec = dataclasses.replace(self.spec, num_items=len(catalog), catalog=known)
+        other._train_counts = np.pad(self._train_counts, (0, new))
+        if new and self._features is not None:
+            other._features = np.concatenate([self._features, self._standardized(vectors, new)])
+        other._scorer = other._made_scorer(self.model)
+        return other
+
+    def with_version(self, folder: str | Path, version: int | None = None) -> Recommender:
+        """`with_catalog` of the current, or a given, version of a catalogue folder, which holds appended vectors."""
+        catalog, folder = read_version(folder, version), Path(folder)
+        self._check_descendant(catalog)
+        new = catalog.item_ids[len(self.catalog) :]
+        needed = len(new) > 0 and self._features is not None and bool(self.spec.columns)
+        return self.with_catalog(
+            catalog, vectors=appended_vectors(folder, self.spec.columns, new, version) if needed else None
+        )
+
+    def _made_scorer(self, model: Model) -> Scorer:
+        """The scorer on tables of the catalogue, and, for models that search it, on its trie."""
+        catalog, rows = self.catalog, None
+        alive, trie = None if catalog.removed is None else catalog.alive, None
+        if not isinstance(model, DenseTransformer):
+            trie = self._made_trie(alive)
+            rows = None if self._capacity is None else trie.num_items
+        if rows is not None and alive is None:
+            alive = catalog.alive  # the same programs with and without tombstones
+        tables = ItemTables.of(catalog.codes, self._features, self._train_counts, alive=alive, rows=rows)
+        return make_scorer(model, self.spec, tables, trie)
+
+    def _made_trie(self, alive: Bool[np.ndarray, " items"] | None) -> CodeTrie:
+        """The catalogue's trie, where there is to be room of the capacity that this has, or of a larger one."""
+
+        def build(capacity: Capacity | None) -> CodeTrie:
+            return CodeTrie.from_codes(
+                self.catalog.codes,
+                self.catalog.level_sizes,
+                popularity=self._train_counts,
+                alive=alive,
+                capacity=capacity,
+            )
+
+        if self._capacity is not None:
+            try:
+                return build(self._capacity)
+            except ValueError:  # beyond it
+                self._capacity = None
+        trie = build(None)
+        if self._room is None:
+            return trie
+        capacity = Capacity.around(trie, growth=self._room)
+        if trie.max_leaf_items == 1:  # a policy keeps items apart, and a search of one item a leaf is faster
+            capacity = dataclasses.replace(capacity, leaf_items=1)
+        self._capacity = capacity
+        return build(capacity)
+
+    def _check_descendant(self, catalog: SemanticCatalog) -> None:
+        """Raises SemidError unless all items of this have the same rows and codes there."""
+        if fault := self.catalog.continued_by(catalog):
+            raise SemidError(
+                f"the model does not fit this catalogue: {fault}; give a later version of its own, or train again"
+            )
+        by_row = isinstance(self.spec.model, DenseConfig) or self.spec.model.id_embedding
+        if by_row and len(catalog) > len(self.catalog):
+            raise SemidError(
+                f"the model learned a vector of each of its {len(self.catalog)} items and has none for the "
+                f"{len(catalog) - len(self.catalog)} appended; train it again, or use a generator of codes"
+            )
+
+    def _standardized(self, vectors: np.ndarray | None, new: int) -> Float[np.ndarray, "new feature"]:
+        """Features of appended items. Raises SemidError where they cannot be made."""
+        if self._standardizer is None:
+            raise SemidError(
+                "the model reads vectors, but it was written without their standardizer, which the vectors of "
+                f"{new} appended items need; train it again"
+            )
+        width, named = len(self._standardizer.mean), ", ".join(self.spec.columns)
+        if vectors is None or vectors.shape != (new, width):
+            got = "none" if vectors is None else list(vectors.shape)
+            raise SemidError(
+                f"the model reads {width} dimensions of vectors ({named}) of every item: expected [{new}, {width}] of "
+                f"the appended ones, got {got}"
+            )
+        if not np.isfinite(vectors).all():
+            row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
+            raise SemidError(f"expected finite vectors of appended items, got NaN or infinity in row {row} of {new}")
+        return self._standardizer(vectors)
+
     def write(self, folder: Path) -> None:
         """Write config, parameters, item tables and catalogue into the folder of an artifact under construction."""
         artifacts.write_json(folder / SPEC_FILE, config.to_dict(self.spec))
         state = jax.device_get(self._scorer.params)
         artifacts.save_tensors(folder / "model.safetensors", named_leaves(state))
         items = {"train_counts": self._train_counts}
-        artifacts.save_tensors(
-            folder / "items.safetensors", items if self._features is None else items | {"features": self._features}
-        )
+        if self._features is not None:
+            items["features"] = self._features
+        if self._standardizer is not None:
+            items |= {_MEAN: self._standardizer.mean, _SCALE: self._standardizer.scale}
+        artifacts.save_tensors(folder / "items.safetensors", items)
         self.catalog.write(folder / CATALOG_FILE)
 
     def recommend(
@@ -223,7 +344,8 @@ class Recommender:
         """`log_probs` of all items, at the price of fewer: those that begin alike share the computation."""
         scores = np.empty((len(histories), len(self.catalog)), np.float32)
         for index, question in self._questions(histories, self._at_once(_USERS)):
-            scores[index] = np.asarray(self._scorer.catalog_log_probs(question))[: len(index)]
+            found = np.asarray(self._scorer.catalog_log_probs(question))
+            scores[index] = found[: len(index), : len(self.catalog)]
         scores[histories.lengths == 0] = self._popularity()
         return scores
 
@@ -263,6 +385,8 @@ class Recommender:
             some, rows = histories.take(index), min(size, _power_of_two(len(index)))
             history, real = some.padded(self.spec.max_history)
             masks, denied = _rows_of(allowed, index), self._seen(some) if exclude_seen else None
+            if masks is not None and (free := self.tables.codes.shape[0] - masks.shape[1]):
+                masks = np.pad(masks, ((0, 0), (0, free)))
             if masks is not None and len(masks) > 1:
                 masks = _filled(masks, rows)
             question = Question(
@@ -310,8 +434,10 @@ class Recommender:
         return max(most, 1)
 
     def _popularity(self) -> Float[np.ndarray, " items"]:
-        counts = self._train_counts + 1.0
-        return np.log(counts / counts.sum()).astype(np.float32)
+        """Logs of the smoothed shares, -inf of removed items."""
+        counts = np.where(self.catalog.alive, self._train_counts + 1.0, 0)
+        with np.errstate(divide="ignore"):
+            return np.log(counts / counts.sum()).astype(np.float32)
 
     def _history_rows(self, histories: Sequence[Sequence[str]], skip_unknown: bool) -> list[list[int]]:
         result = []

@@ -248,10 +248,13 @@ def _ranked_union(
 
 
 def _dense_scores(model: Any, tables: ItemTables, question: Question) -> Float[Array, "b items"]:
+    """Logits of every row, -inf of those that hold no item."""
     if isinstance(model, DenseTransformer):
-        return model.scores(model.vectors(tables.features), question.history, question.segments)
-    states = model.read(inputs_at(tables, question.history), question.segments)
-    return model.scores(states, model.vectors(tables.features))
+        scores = model.scores(model.vectors(tables.features), question.history, question.segments)
+    else:
+        states = model.read(inputs_at(tables, question.history), question.segments)
+        scores = model.scores(states, model.vectors(tables.features))
+    return scores if tables.alive is None else jnp.where(tables.alive[None], scores, -jnp.inf)
 
 
 def _only_allowed(scores: Float[Array, "b items"], question: Question) -> Float[Array, "b items"]:

@@ -52,7 +52,7 @@ from semid.autoencoder import (
     train_autoencoder,
 )
 from semid.catalog import FILE as CATALOG_FILE
-from semid.catalog import SemanticCatalog
+from semid.catalog import KIND, SemanticCatalog
 from semid.config import from_dict, to_dict
 from semid.data.dataset import Dataset
 from semid.data.features import Standardizer, content_blocks
@@ -60,8 +60,6 @@ from semid.data.splits import split
 from semid.errors import SemidError
 from semid.training import discard_checkpoints, named_leaves, on_first, replace_leaves
 from semid.training.tracking import HISTORY
-
-KIND = "catalog"
 
 
 @dataclass(frozen=True)

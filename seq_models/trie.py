@@ -88,7 +88,7 @@ class CodeTrie:
     tokens: tuple[Int[Array, "nodes"], ...]  # in the smallest type that holds the level's size
     child_start: tuple[Int[Array, "parents_plus_1"] | None, ...]
     leaf_start: Int[Array, "leaves_plus_1"] | None
-    item_rows: Int[Array, "items"]  # by position; `items` where a capacity leaves it free
+    item_rows: Int[Array, "items"]  # by position; `items` behind the last, where a capacity or dead items leave it free
     level_sizes: tuple[int, ...] = _static()
     fan_outs: tuple[int, ...] = _static()  # per level: most children of any one parent
     max_leaf_items: int = _static()
@@ -100,18 +100,21 @@ class CodeTrie:
         level_sizes: Sequence[int],
         *,
         popularity: Shaped[np.ndarray, "items"] | None = None,
+        alive: Bool[np.ndarray, "items"] | None = None,
         capacity: Capacity | None = None,
     ) -> CodeTrie:
         """Build from codes whose row index is the item row.
 
-        Items of one leaf lie in order of falling popularity, where given, then of their rows. With a capacity, arrays
-        and widths are those of the fullest trie it allows. Raises ValueError for codes outside `level_sizes`, for
-        popularities of another number of items, and for a catalogue beyond the capacity.
+        Items of one leaf lie in order of falling popularity, where given, then of their rows. Items that are not
+        `alive` are not in the trie, though they count as rows. With a capacity, arrays and widths are those of the
+        fullest trie it allows. Raises ValueError for codes outside `level_sizes`, for popularities or `alive` of
+        another number of items, for none alive, and for a catalogue beyond the capacity.
         """
         codes = np.asarray(codes)
         level_sizes = tuple(int(size) for size in level_sizes)
-        _check(codes, level_sizes, popularity)
+        _check(codes, level_sizes, popularity, alive)
         item_rows = _sorted_rows(codes, level_sizes, popularity)
+        item_rows = item_rows if alive is None else item_rows[alive[item_rows]]
         tokens, starts = _ranges(codes, item_rows, level_sizes)
         held = Capacity(len(codes), tuple(_widest(start) for start in starts[:-1]), _widest(starts[-1]))
         room = capacity or held
@@ -133,7 +136,7 @@ class CodeTrie:
 
     @property
     def num_items(self) -> int:
-        """Items, or as many as the capacity has room for."""
+        """Item rows, or as many as the capacity has room for."""
         return self.item_rows.shape[0]
 
     def children(self, nodes: Int[Array, "*b"], *, level: int) -> Children:
@@ -242,7 +245,7 @@ def _ranges(
     codes: np.ndarray, item_rows: np.ndarray, level_sizes: tuple[int, ...]
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Tokens of the nodes, level by level, and the starts of nodes' children, from the root's to the leaves' items."""
-    opens = np.zeros(len(codes), bool)
+    opens = np.zeros(len(item_rows), bool)
     opens[0] = True
     tokens, starts = [], []
     for column, size in zip(codes.T, level_sizes, strict=True):
@@ -286,7 +289,9 @@ def _check_fits(held: Capacity, room: Capacity) -> None:
             )
 
 
-def _check(codes: np.ndarray, level_sizes: tuple[int, ...], popularity: np.ndarray | None) -> None:
+def _check(
+    codes: np.ndarray, level_sizes: tuple[int, ...], popularity: np.ndarray | None, alive: np.ndarray | None
+) -> None:
     if codes.ndim != 2 or not np.issubdtype(codes.dtype, np.integer):
         raise ValueError(f"codes must be integers [items, level], got {codes.dtype} {codes.shape}")
     if codes.shape[0] == 0 or codes.shape[1] == 0:
@@ -302,3 +307,6 @@ def _check(codes: np.ndarray, level_sizes: tuple[int, ...], popularity: np.ndarr
             )
     if popularity is not None and np.shape(popularity) != codes.shape[:1]:
         raise ValueError(f"popularity must have one number for each of {len(codes)} items, got {np.shape(popularity)}")
+    if alive is not None and (alive.shape != codes.shape[:1] or alive.dtype != bool or not alive.any()):
+        got = f"{alive.dtype} {alive.shape} with {np.count_nonzero(alive)} true"
+        raise ValueError(f"alive must be booleans, one for each of {len(codes)} items, some of them true; got {got}")

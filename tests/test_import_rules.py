@@ -38,6 +38,7 @@ RULES = {
     "semid.data": Rule(BASE, ARRAYS | {"PIL", "grain"}),
     "semid.data.builders": Rule(BASE | {"semid.data"}, ARRAYS | {"tensorflow_datasets"}),
     "semid.catalog": Rule(BASE, ARRAYS),
+    "semid.catalog_log": Rule(BASE | {"semid.catalog"}, ARRAYS),
     "semid.export": Rule(BASE | {"semid.catalog", "seq_models"}, ARRAYS | {"tokenizers"}),  # of seq_models the trie
     # Encoders, training, evaluation: none knows a model.
     "semid.encoders": Rule(
@@ -65,12 +66,14 @@ RULES = {
         ARRAYS | JAX,
     ),
     "semid.bulk": Rule(BASE | {"semid.autoencoder", "semid.tokenizer"}, ARRAYS | JAX),
+    "semid.growth": Rule(BASE | {"semid.catalog", "semid.catalog_log", "semid.bulk", "semid.tokenizer"}, ARRAYS),
     # What a model is, how it answers, what it learns; the recommender and its training are made of these.
     "semid.models": Rule(BASE | {"seq_models"}, ARRAYS | JAX),
     "semid.scorers": Rule(BASE | {"seq_models", "semid.models"}, ARRAYS | JAX),
     "semid.recommender": Rule(
         BASE
-        | {"seq_models", "semid.catalog", "semid.data.histories", "semid.training.state"}
+        | {"seq_models", "semid.catalog", "semid.catalog_log", "semid.training.state"}
+        | {"semid.data.histories", "semid.data.features"}
         | {"semid.models", "semid.scorers"},
         ARRAYS | JAX,
     ),
@@ -102,12 +105,13 @@ RULES = {
     # The top: `semid` re-exports; nothing imports the command line or an experiment.
     "semid": Rule({"semid"}, set()),
     "semid.cli": Rule(EVERYTHING),
+    "semid.cli_catalog": Rule(EVERYTHING - {"experiments"}),
     "semid.cli_tokenize": Rule(EVERYTHING - {"experiments"}),
     "semid.cli_export": Rule(EVERYTHING - {"experiments"}),
     "semid.prepare": Rule(BASE | {"semid.data", "semid.encoders"}),
     "experiments": Rule(EVERYTHING),
 }
-TOP = ("semid.cli", "semid.cli_tokenize", "semid.cli_export", "experiments")
+TOP = ("semid.cli", "semid.cli_catalog", "semid.cli_tokenize", "semid.cli_export", "experiments")
 
 
 def _module(path: Path) -> str:

@@ -501,3 +501,33 @@ def test_every_command_explains_itself(capsys, command):
     assert f"usage: semid {command}".rstrip() in printed
     assert "noqa" not in printed
     assert "tyro" not in printed
+
+
+def test_an_item_that_was_appended_is_recommended_and_one_that_was_removed_is_not(home, tmp_path, capsys):
+    """By a model that reads its vectors, from the catalogue's folder alone."""
+    catalog = shutil.copytree(home / "catalog", tmp_path / "catalog")
+    vectors = Dataset.load(home / "dataset").vectors("text_lsa")[:1] + np.float32(0.01)
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors[0]), 6)
+    pq.write_table(pa.table({"item_id": ["new"], "text_lsa": lists}), tmp_path / "new.parquet")
+    (tmp_path / "only.txt").write_text("new\ni3\n")
+    run("catalog append --catalog {c} --input {t}/new.parquet", c=catalog, t=tmp_path)
+    run("catalog remove --catalog {c} --items i3", c=catalog)
+    capsys.readouterr()
+    run(
+        "recommend --model {h}/model --catalog {c} --history new,i3,i1 --allow {t}/only.txt",
+        h=home,
+        c=catalog,
+        t=tmp_path,
+    )
+    rows = [line.split("│") for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    assert [[cell.strip() for cell in row[1:3]] for row in rows] == [["1", "new"]]
+    with pytest.raises(SystemExit):  # control: the model alone does not know it
+        run("recommend --model {h}/model --history new", h=home)
+    run("export --catalog {c} --format json --out {t}/index.json", c=catalog, t=tmp_path)
+    exported = json.loads((tmp_path / "index.json").read_text())
+    assert ("new" in exported, "i3" in exported, len(exported)) == (True, False, ITEMS)
+    before = artifacts.read_artifact(home / "model", "model").digest
+    run(f"train --dataset {{h}}/dataset --catalog {{c}} --out {{h}}/model {GENERATOR} rq-transformer {BACKBONE}",
+        h=home, c=catalog)  # fmt: skip
+    assert "this model exists" in " ".join(capsys.readouterr().out.split())  # its rows are those it was trained on
+    assert artifacts.read_artifact(home / "model", "model").digest == before
