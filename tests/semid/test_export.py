@@ -75,7 +75,13 @@ def test_parquet_is_read_by_others(tmp_path, monkeypatch):
         {"item_id": "ü/3", "codes": [2, 0], "tokens": "<a_2><b_0>"},
     ]
     metadata = {key: value for key, value in table.schema.metadata.items() if key.startswith(b"semid.")}
-    expected = {"schema_version": "1", "level_sizes": "5,2", "tie_break": "0", "catalog": CATALOG.digest}
+    expected = {
+        "schema_version": "1",
+        "version": "0",
+        "level_sizes": "5,2",
+        "tie_break": "0",
+        "catalog": CATALOG.digest,
+    }
     assert metadata == {f"semid.{key}".encode(): value.encode() for key, value in expected.items()}
     query = f"select item_id, tokens from '{file}' where codes[1] >= 2 order by codes[1]"
     assert duckdb.sql(query).fetchall() == [("ü/3", "<a_2><b_0>"), ("x", "<a_3><b_0>")]
@@ -185,6 +191,7 @@ def test_the_trie_is_walked_by_others(tmp_path, catalog):
     sizes = ",".join(map(str, catalog.level_sizes))
     assert metadata == {
         **{"format": "semid.trie", "schema_version": "1", "level_sizes": sizes, "tie_break": "0"},
+        "version": "0",
         "catalog": catalog.digest,
     }
 
