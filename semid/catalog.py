@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -94,6 +95,10 @@ class SemanticCatalog:
         found = pc.index_in(wanted, self.item_ids)
         rows = found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
         return rows, rows >= 0
+
+    def select(self, item_ids: pa.Array) -> SemanticCatalog:
+        """These items, in this order. Raises SemidError naming the first unknown id."""
+        return dataclasses.replace(self, item_ids=item_ids, codes=self.lookup(item_ids))
 
     def lookup(self, item_ids: Sequence[str]) -> Int[np.ndarray, "n level"]:
         """Codes of external ids. Raises SemidError naming the first unknown id."""

@@ -1,5 +1,4 @@
-"""The command line: `semid prepare | tokenize | train | evaluate | recommend | export | encode | import-codes |
-report`."""
+"""The command line: `semid prepare | tokenize | train | evaluate | recommend | export | import-codes | report`."""
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ from rich.table import Table
 from semid import artifacts
 from semid.catalog import FILE as CATALOG_FILE
 from semid.catalog import SemanticCatalog
-from semid.cli_tokenize import Encode, Tokenize
+from semid.cli_tokenize import Tokenize
 from semid.data.dataset import KIND as DATASET
 from semid.data.dataset import Dataset
 from semid.errors import SemidError
@@ -79,6 +78,8 @@ class Train:
         dataset = Dataset.load(self.dataset)
         print_statistics(dataset)
         catalog = SemanticCatalog.read(self.catalog / CATALOG_FILE)
+        if len(catalog) == dataset.num_items:  # one of many files has its items in the order of their ids
+            catalog = catalog.select(dataset.item_ids)
         teacher = None
         if self.teacher is not None:
             parents["teacher"] = artifacts.read_artifact(self.teacher, MODEL)
@@ -304,7 +305,6 @@ Command = (
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Recommend, tyro.conf.subcommand("recommend")]
     | Annotated[Export, tyro.conf.subcommand("export")]
-    | Annotated[Encode, tyro.conf.subcommand("encode")]
     | Annotated[ImportCodes, tyro.conf.subcommand("import-codes")]
     | Annotated[Report, tyro.conf.subcommand("report")]
 )

@@ -64,7 +64,10 @@ RULES = {
         | {"semid.autoencoder", "semid.alignment"},
         ARRAYS | JAX,
     ),
-    "semid.bulk": Rule(BASE | {"semid.autoencoder", "semid.tokenizer"}, ARRAYS | JAX),
+    "semid.bulk": Rule(
+        BASE | {"semid.autoencoder", "semid.tokenizer", "semid.catalog"},
+        ARRAYS | JAX | {"fsspec", "distributed", "duckdb"},
+    ),
     # What a model is, how it answers, what it learns; the recommender and its training are made of these.
     "semid.models": Rule(BASE | {"seq_models"}, ARRAYS | JAX),
     "semid.scorers": Rule(BASE | {"seq_models", "semid.models"}, ARRAYS | JAX),
