@@ -200,9 +200,8 @@ class Tokenize:
 
     def _check_no_training(self) -> None:
         """Raise SemidError for an option of training beside --catalog."""
-        of_both = {"columns": self.config.columns, "collisions": self.config.collisions}
-        plain = replace(Tokenize(out=self.out, files=self.files), config=replace(_Tokenizer(), **of_both))
-        if given := _changed(self, plain):
+        of_both = _Tokenizer(columns=self.config.columns, collisions=self.config.collisions)
+        if given := _changed(self, Tokenize(out=self.out, files=self.files, config=of_both)):
             names = {"config": "a method", "alignment": "an alignment", "mesh": "--fsdp or --tensor"}
             what = names.get(given, f"--{given}")
             raise SemidError(f"tokenize: {what} is for training; the tokenizer of --catalog is trained already")

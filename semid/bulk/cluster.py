@@ -5,14 +5,17 @@ Dask keeps the tasks, gives those of a worker that died to others, and repeats w
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
+from typing import cast
 
 from distributed import Client, Future, WorkerPlugin, as_completed, get_worker
+from distributed.comm import CommClosedError
 
 from semid.bulk.encoding import Done, Job, encode_file, failed
 from semid.config import from_dict, to_dict
@@ -47,23 +50,35 @@ def encode_on_cluster(
 ) -> Iterator[tuple[Job, Done]]:
     """What became of every job, in the order in which the workers of `scheduler` finish them.
 
-    Raises SemidError for an address that is none, and where no scheduler answers within `timeout` seconds.
+    Raises SemidError for an address that is none, where no scheduler answers within `timeout` seconds, and where it
+    goes away.
     """
-    carrier = Carrier(tokenizer)
     with _connect(scheduler, timeout) as client:
         _check_workers(client)
-        client.register_plugin(carrier)
         try:
-            futures = client.map(_encode, jobs, plugin=carrier.name, retries=retries, pure=False)
-            job_of = dict(zip(futures, jobs, strict=True))
-            del futures  # the cluster forgets a task as soon as nothing here knows it
-            for future in as_completed(list(job_of), loop=client.loop):
-                job = job_of.pop(future)
-                done = _done(job, future)
-                on_progress(done.items, 1)
-                yield job, done
-        finally:
-            client.unregister_worker_plugin(carrier.name)
+            with _carried(tokenizer, client) as name:
+                futures = client.map(_encode, jobs, plugin=name, retries=retries, pure=False)
+                job_of = dict(zip(futures, jobs, strict=True))
+                del futures  # the cluster forgets a task as soon as nothing here knows it
+                for future in as_completed(list(job_of), loop=client.loop):
+                    job = job_of.pop(future)
+                    done = _done(job, future)
+                    on_progress(done.items, 1)
+                    yield job, done
+        except CommClosedError:
+            message = f"the scheduler at {scheduler} went away; what was encoded is kept, run it again for the rest"
+            raise SemidError(message) from None
+
+
+@contextlib.contextmanager
+def _carried(tokenizer: SemanticTokenizer, client: Client) -> Iterator[str]:
+    """The name under which the workers have the tokenizer meanwhile."""
+    carrier = Carrier(tokenizer)
+    client.register_plugin(carrier)
+    try:
+        yield carrier.name
+    finally:
+        client.unregister_worker_plugin(carrier.name)
 
 
 def _connect(scheduler: str, timeout: float) -> Client:
@@ -87,7 +102,7 @@ def _check_workers(client: Client) -> None:
 
 
 def _encode(job: Job, *, plugin: str) -> Done:
-    return encode_file(get_worker().plugins[plugin].tokenizer, job)
+    return encode_file(cast(Carrier, get_worker().plugins[plugin]).tokenizer, job)
 
 
 def _done(job: Job, future: Future) -> Done:

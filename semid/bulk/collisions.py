@@ -89,8 +89,10 @@ def _database(codes: Sequence[str], scratch: Path, memory_limit: str) -> Any:
         import duckdb
     except ModuleNotFoundError as error:
         raise SemidError(f"joining files of codes needs DuckDB ({error}): pip install 'semid[distributed]'") from None
-    settings = {"memory_limit": memory_limit, "temp_directory": str(scratch), "preserve_insertion_order": "false"}
-    database = duckdb.connect(scratch / "items.duckdb", config=settings)
+    database = duckdb.connect(
+        scratch / "items.duckdb",
+        config={"memory_limit": memory_limit, "temp_directory": str(scratch), "preserve_insertion_order": False},
+    )
     for fs in {id(fs): fs for fs, _ in map(storage.locate, codes) if not storage.is_local(fs)}.values():
         database.register_filesystem(fs)
     return database
