@@ -146,6 +146,10 @@ class SemanticCatalog:
         rows = found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
         return rows, rows >= 0
 
+    def select(self, item_ids: pa.Array) -> SemanticCatalog:
+        """These items, in this order, removed ones as if they were not. Raises SemidError naming the first unknown."""
+        return SemanticCatalog(item_ids, self.lookup(item_ids), self.level_sizes, self.tie_break)
+
     def lookup(self, item_ids: Sequence[str]) -> Int[np.ndarray, "n level"]:
         """Codes of external ids. Raises SemidError naming the first unknown id."""
         return self.codes[self.rows(item_ids)]

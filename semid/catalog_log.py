@@ -117,12 +117,11 @@ def read(folder: str | Path, version: int | None = None) -> SemanticCatalog:
 
 
 def of_items(folder: str | Path, item_ids: pa.Array) -> SemanticCatalog:
-    """The catalogue's first rows, if these are `item_ids`: what a model of a dataset is trained on, whatever was
-    appended or removed since. Otherwise the current version."""
+    """The codes of `item_ids`, in this order, whatever was appended or removed since: what a model of a dataset is
+    trained on. The current version where these are neither its first items nor, in another order, all of them."""
     catalog, items = read(folder), len(item_ids)
-    if not catalog.item_ids[:items].equals(item_ids):
-        return catalog
-    return SemanticCatalog(item_ids, catalog.codes[:items], catalog.level_sizes, catalog.tie_break)
+    theirs = items == len(catalog) or catalog.item_ids[:items].equals(item_ids)
+    return catalog.select(item_ids) if theirs else catalog
 
 
 def current(folder: str | Path, version: int | None = None) -> Version:

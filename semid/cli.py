@@ -1,5 +1,5 @@
 """The command line: `semid prepare | tokenize | train | evaluate | recommend | catalog | export | export-program |
-encode | import-codes | report`."""
+import-codes | report`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rich.table import Table
 from semid import artifacts, catalog_log
 from semid.cli_catalog import Catalog
 from semid.cli_export import Export, ExportProgram, ImportCodes
-from semid.cli_tokenize import Encode, Tokenize
+from semid.cli_tokenize import Tokenize
 from semid.data.dataset import KIND as DATASET
 from semid.data.dataset import Dataset
 from semid.errors import SemidError
@@ -264,7 +264,6 @@ Command = (
     | Annotated[Catalog, tyro.conf.subcommand("catalog")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[ExportProgram, tyro.conf.subcommand("export-program")]
-    | Annotated[Encode, tyro.conf.subcommand("encode")]
     | Annotated[ImportCodes, tyro.conf.subcommand("import-codes")]
     | Annotated[Report, tyro.conf.subcommand("report")]
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from glob import glob
 from pathlib import Path
 from typing import Annotated
 
@@ -36,7 +35,7 @@ class Append:
     def run(self) -> None:
         from semid.growth import append
 
-        files = [found for pattern in self.input for found in sorted(glob(pattern)) or [pattern]]
+        files = [found for pattern in self.input for found in find(pattern)]
         made = append(self.catalog, files, id_column=self.id_column, columns=self.columns or None)
         beside = f", {made.restored:,} back with their old codes" if made.restored else ""
         beside += f", {made.moved:,} beside their nearest code, which was taken" if made.moved else ""

@@ -1,15 +1,14 @@
-"""The commands `semid tokenize` and `semid encode`."""
+"""The command `semid tokenize`: trains a tokenizer on a dataset, or encodes files with a trained one."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
-from glob import glob
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
-from rich.progress import MofNCompleteColumn, Progress
+from rich.progress import MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from semid import artifacts
@@ -31,7 +30,15 @@ from semid.lightgcn import LightGCNConfig
 from semid.prepare import console
 from semid.recommender import KIND as MODEL
 from semid.recommender import Recommender
-from semid.tokenizer import ProductConfig, RQKmeansConfig, RQVaeConfig, SemanticTokenizer, TokenizerConfig, tokenize
+from semid.tokenizer import (
+    Collisions,
+    ProductConfig,
+    RQKmeansConfig,
+    RQVaeConfig,
+    SemanticTokenizer,
+    TokenizerConfig,
+    tokenize,
+)
 from semid.training import MeshConfig, make_mesh
 
 
@@ -87,17 +94,85 @@ _TEACHER = "teacher"
 
 
 @dataclass(frozen=True)
+class _Files:
+    """Items in Parquet files, of any number and size, and who encodes them."""
+
+    catalog: Path | None = None
+    """Catalogue folder whose tokenizer encodes the files of --input; nothing is trained."""
+    input: tuple[str, ...] = ()
+    """Parquet files, or patterns such as 'items/*.parquet'; paths or URLs that fsspec knows (s3://...)."""
+    id_column: str = "item_id"
+    """Column of the ids."""
+    scheduler: str = "local"
+    """Who encodes: this process (local), or the workers of a Dask cluster, by its scheduler's tcp://HOST:PORT."""
+    retries: int = 2
+    """How often a file that cannot be read or written is tried again."""
+    new_catalog: Path | None = None
+    """Catalogue folder to write of all the items, in the order of their ids; collisions are resolved in DuckDB."""
+    memory_limit: str = "1GiB"
+    """Of DuckDB; what goes beyond is on disk."""
+
+    def encode(self, out: str, *, columns: tuple[str, ...] | None, collisions: Collisions) -> None:
+        """Write a file of codes to `out` for each, and the catalogue of them all where that is asked for."""
+        from semid.bulk import encode_files, write_catalog
+        from semid.bulk.storage import find
+
+        if self.catalog is None or not self.input:
+            raise SemidError("--catalog FOLDER and --input FILES go together: whose tokenizer, and what to encode")
+        if self.new_catalog and collisions not in (Collisions.TIE_BREAK, Collisions.ALLOWED):
+            raise SemidError(f"--collisions {collisions.value} needs all vectors at once; take tie-break or allowed")
+        tokenizer = SemanticTokenizer.from_pretrained(self.catalog)
+        files = [found for pattern in self.input for found in find(pattern)]
+        started, items = time.monotonic(), 0
+        with Progress(
+            *Progress.get_default_columns(), MofNCompleteColumn(), TextColumn("{task.fields[items]:,} items")
+        ) as progress:
+            task = progress.add_task("encoding files", total=len(files), items=0)
+
+            def advance(new: int, done: int) -> None:
+                nonlocal items
+                items += new
+                progress.update(task, advance=done, items=items)
+
+            encoded = encode_files(
+                tokenizer,
+                files,
+                out,
+                id_column=self.id_column,
+                columns=columns,
+                scheduler=self.scheduler,
+                retries=self.retries,
+                on_progress=advance,
+            )
+        if encoded.skipped:
+            console.print(f"{len(encoded.skipped)} files were encoded before; skipped")
+        rate = encoded.items / (time.monotonic() - started)
+        console.print(f"{out}: {encoded.items:,} items, {rate:,.0f} items per second")
+        if self.new_catalog:
+            write_catalog(
+                encoded.outputs,
+                self.new_catalog,
+                tokenizer=self.catalog,
+                collisions=collisions,
+                memory_limit=self.memory_limit,
+            )
+            console.print(f"catalogue: {self.new_catalog}")
+
+
+@dataclass(frozen=True)
 class Tokenize:
-    """Train a tokenizer on the items' vectors (and, aligned, on interactions) and write the catalogue of their codes.
+    """With --dataset: train a tokenizer on the items' vectors (and, aligned, on interactions) and write the catalogue
+    of their codes. With --catalog and --input: encode files with that catalogue's tokenizer, a file of codes for each.
 
     Options of a method follow its name, after all others; `semid tokenize rq-vae --help` lists them. On several hosts,
-    start it as `semid train`.
+    start training as `semid train`, and encode with --scheduler. What was stopped goes on when it is given again.
     """
 
-    dataset: Path
-    """Dataset folder."""
-    out: Path
-    """Catalogue folder to write."""
+    out: str
+    """Catalogue folder to write; of --input, the folder (or URL) for files of the same names."""
+    dataset: Path | None = None
+    """Dataset folder to train on."""
+    files: Annotated[_Files, tyro.conf.arg(name="")] = _Files()
     config: tyro.conf.OmitArgPrefixes[_Tokenizer] = _Tokenizer()
     alignment: Annotated[_Alignment, tyro.conf.arg(name="")] = _Alignment()
     seed: int = 0
@@ -106,9 +181,35 @@ class Tokenize:
     """How devices share the training of the RQ-VAE."""
 
     def run(self) -> None:
+        if (self.dataset is None) == (self.files.catalog is None):
+            raise SemidError(
+                "tokenize: expected either --dataset FOLDER to train on, or --catalog and --input to encode"
+            )
+        if self.dataset is None:
+            self._check_no_training()
+            self.files.encode(self.out, columns=self.config.columns, collisions=self.config.collisions)
+        else:
+            self._check_no_files()
+            self._train(self.dataset, Path(self.out))
+
+    def _check_no_files(self) -> None:
+        """Raise SemidError for an option of files beside --dataset."""
+        if given := _changed(self.files, _Files()):
+            option = f"--{given.replace('_', '-')}"
+            raise SemidError(f"tokenize: {option} is for encoding files with --catalog, not for training on --dataset")
+
+    def _check_no_training(self) -> None:
+        """Raise SemidError for an option of training beside --catalog."""
+        of_both = _Tokenizer(columns=self.config.columns, collisions=self.config.collisions)
+        if given := _changed(self, Tokenize(out=self.out, files=self.files, config=of_both)):
+            names = {"config": "a method", "alignment": "an alignment", "mesh": "--fsdp or --tensor"}
+            what = names.get(given, f"--{given}")
+            raise SemidError(f"tokenize: {what} is for training; the tokenizer of --catalog is trained already")
+
+    def _train(self, folder: Path, out: Path) -> None:
         signal, teacher = self.alignment.chosen_signal(), self.alignment.teacher
-        parents = {"dataset": artifacts.read_artifact(self.dataset, DATASET)}
-        dataset = Dataset.load(self.dataset)
+        parents = {"dataset": artifacts.read_artifact(folder, DATASET)}
+        dataset = Dataset.load(folder)
         config = TokenizerConfig(**{**vars(self.config), "alignment": self.alignment.blocks(), "signal": signal})
         if teacher:
             parents["teacher"] = _taught_by(teacher, parents["dataset"])
@@ -116,8 +217,13 @@ class Tokenize:
             model = Recommender.from_pretrained(teacher)
             rows = model.catalog.rows(dataset.item_ids)
             dataset = dataset.with_vectors(_TEACHER, model.item_vectors()[rows])
-        tokenize(dataset, config, out=self.out, parents=parents, seed=self.seed, mesh=make_mesh(config=self.mesh))
-        _print_health(self.out)
+        tokenize(dataset, config, out=out, parents=parents, seed=self.seed, mesh=make_mesh(config=self.mesh))
+        _print_health(out)
+
+
+def _changed(given: Any, default: Any) -> str:
+    """The first field that is not as in `default`; empty if there is none."""
+    return next((f.name for f in fields(given) if getattr(given, f.name) != getattr(default, f.name)), "")
 
 
 def _taught_by(teacher: Path, dataset: Manifest) -> Manifest:
@@ -130,46 +236,6 @@ def _taught_by(teacher: Path, dataset: Manifest) -> Manifest:
             "test here may have been training there; train a teacher on this dataset"
         )
     return manifest
-
-
-@dataclass(frozen=True)
-class Encode:
-    """Encode the vectors of Parquet files, of any size, with a catalogue's tokenizer: item_id and codes for each file.
-
-    Items that share all codes stay so. Run again after a stop, it goes on with the files that are missing.
-    """
-
-    catalog: Path
-    """Catalogue folder that `semid tokenize` wrote."""
-    input: tuple[str, ...]
-    """Parquet files, or patterns such as 'items/*.parquet'."""
-    out: Path
-    """Folder to write a file of the same name to, for each."""
-    id_column: str = "item_id"
-    """Column of the ids."""
-    columns: tuple[str, ...] = ()
-    """Vector columns, side by side; none given: the tokenizer's, or else all of a file."""
-
-    def run(self) -> None:
-        from semid.bulk import count_items, encode_files
-
-        tokenizer = SemanticTokenizer.from_pretrained(self.catalog)
-        files = [Path(found) for pattern in self.input for found in sorted(glob(pattern)) or [pattern]]
-        started = time.monotonic()
-        with Progress(*Progress.get_default_columns(), MofNCompleteColumn()) as progress:
-            task = progress.add_task("encoding items", total=count_items(files))
-            done = encode_files(
-                tokenizer,
-                files,
-                self.out,
-                id_column=self.id_column,
-                columns=self.columns or None,
-                on_items=lambda items: progress.advance(task, items),
-            )
-        if done.skipped:
-            console.print(f"{len(done.skipped)} files were encoded before; skipped")
-        rate = done.items / (time.monotonic() - started)
-        console.print(f"{self.out}: {done.items:,} items, {rate:,.0f} items per second")
 
 
 def _print_health(folder: Path) -> None:

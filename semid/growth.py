@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Float, Int
 
-from semid.bulk import Block, VectorFile
+from semid.bulk.encoding import Block, VectorFile
+from semid.bulk.storage import open_parquet
 from semid.catalog import SemanticCatalog
 from semid.catalog_log import Kind, Version, commit, current
 from semid.errors import SemidError
@@ -63,7 +63,7 @@ def append(
     """
     folder = Path(folder)
     before, tokenizer = current(folder), SemanticTokenizer.from_pretrained(folder)
-    given = _Given.read([Path(path) for path in inputs], tokenizer, id_column=id_column, columns=columns)
+    given = _Given.read([str(path) for path in inputs], tokenizer, id_column=id_column, columns=columns)
     rows, known = before.catalog.find_rows(given.item_ids)
     given.check_new(known & before.catalog.alive[rows])
     codes, moved = _placed(before.catalog, tokenizer, given, np.flatnonzero(~known))
@@ -107,7 +107,7 @@ class _Given:
 
     @classmethod
     def read(
-        cls, paths: Sequence[Path], tokenizer: SemanticTokenizer, *, id_column: str, columns: Sequence[str] | None
+        cls, paths: Sequence[str], tokenizer: SemanticTokenizer, *, id_column: str, columns: Sequence[str] | None
     ) -> _Given:
         """Raises SemidError naming file, column and row of what is wrong with it."""
         ids: list[pa.Array] = []
@@ -125,7 +125,7 @@ class _Given:
                 ids.append(block.item_ids)
                 found.append(_by_column(block))
         if not sum(map(len, ids)):
-            raise SemidError(f"{', '.join(map(str, paths)) or 'no file'}: no item to append")
+            raise SemidError(f"{', '.join(paths) or 'no file'}: no item to append")
         vectors = {name: np.concatenate([one[name] for one in found]) for name in found[0]}
         return cls(pa.concat_arrays(ids), inputs, vectors, files)
 
@@ -149,9 +149,10 @@ class _Given:
             raise SemidError(f"{self.at(item)} is given twice, before as {self.at(int(first[codes[item]]))}")
 
 
-def _others(path: Path, file: VectorFile) -> dict[str, int]:
+def _others(path: str, file: VectorFile) -> dict[str, int]:
     """Vector columns of fixed width that the tokenizer does not read."""
-    schema = pq.read_schema(path)
+    with open_parquet(path) as opened:
+        schema = opened.schema_arrow
     fixed = [field for field in schema if pa.types.is_fixed_size_list(field.type) and field.name not in file.widths]
     return {field.name: field.type.list_size for field in fixed if pa.types.is_floating(field.type.value_type)}
 

@@ -61,6 +61,8 @@ from semid.errors import SemidError
 from semid.training import discard_checkpoints, named_leaves, on_first, replace_leaves
 from semid.training.tracking import HISTORY
 
+FILE = "tokenizer.safetensors"
+
 
 @dataclass(frozen=True)
 class RQKmeansConfig:
@@ -215,9 +217,13 @@ class SemanticTokenizer:
 
     def write(self, folder: Path) -> None:
         """Write `tokenizer.safetensors` into an artifact under construction."""
-        named = {f"standardizer/{name}": value for name, value in asdict(self.standardizer).items()}
-        named |= {f"model/{name}": value for name, value in jax.device_get(named_leaves(_arrays(self.model))).items()}
-        artifacts.save_tensors(folder / "tokenizer.safetensors", named)
+        artifacts.save_tensors(folder / FILE, self.tensors())
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """All that was fitted, by name: with the config, the whole tokenizer."""
+        statistics = {f"standardizer/{name}": value for name, value in asdict(self.standardizer).items()}
+        arrays = jax.device_get(named_leaves(_arrays(self.model)))
+        return statistics | {f"model/{name}": np.asarray(value) for name, value in arrays.items()}
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> SemanticTokenizer:
@@ -227,17 +233,21 @@ class SemanticTokenizer:
         if "tokenizer" not in made:
             raise SemidError(f"{path}: its codes were imported, there is no tokenizer; encode with what made them")
         config = from_dict(TokenizerConfig, made["tokenizer"], where=str(path))
-        file = path / "tokenizer.safetensors"
-        tensors = artifacts.load_tensors(file)
-        standardizer = Standardizer(tensors.pop("standardizer/mean"), tensors.pop("standardizer/scale"))
-        named = {name.removeprefix("model/"): value for name, value in tensors.items()}
         sizes = SemanticCatalog.read(path / CATALOG_FILE).level_sizes[: len(config.method.level_sizes)]
         config = dataclasses.replace(config, method=dataclasses.replace(config.method, level_sizes=sizes))
+        return cls.from_tensors(config, artifacts.load_tensors(path / FILE), where=str(path / FILE))
+
+    @classmethod
+    def from_tensors(cls, config: TokenizerConfig, tensors: dict[str, np.ndarray], *, where: str) -> SemanticTokenizer:
+        """The tokenizer of `tensors()` and of its config. Raises SemidError naming `where` if they do not fit."""
+        tensors = dict(tensors)
+        standardizer = Standardizer(tensors.pop("standardizer/mean"), tensors.pop("standardizer/scale"))
+        named = {name.removeprefix("model/"): value for name, value in tensors.items()}
         empty = _empty(config.method, dim=len(standardizer.mean))
         if isinstance(empty, RQVAE):
             graph, state = nnx.split(empty)
-            return cls(config, standardizer, nnx.merge(graph, replace_leaves(state, named, where=str(file))))
-        return cls(config, standardizer, replace_leaves(empty, named, where=str(file)))
+            return cls(config, standardizer, nnx.merge(graph, replace_leaves(state, named, where=where)))
+        return cls(config, standardizer, replace_leaves(empty, named, where=where))
 
 
 @jax.jit

@@ -65,7 +65,10 @@ RULES = {
         | {"semid.autoencoder", "semid.alignment"},
         ARRAYS | JAX,
     ),
-    "semid.bulk": Rule(BASE | {"semid.autoencoder", "semid.tokenizer"}, ARRAYS | JAX),
+    "semid.bulk": Rule(
+        BASE | {"semid.autoencoder", "semid.tokenizer", "semid.catalog"},
+        ARRAYS | JAX | {"fsspec", "distributed", "duckdb"},
+    ),
     "semid.growth": Rule(BASE | {"semid.catalog", "semid.catalog_log", "semid.bulk", "semid.tokenizer"}, ARRAYS),
     # What a model is, how it answers, what it learns; the recommender and its training are made of these.
     "semid.models": Rule(BASE | {"seq_models"}, ARRAYS | JAX),

@@ -1,7 +1,6 @@
-"""How fast: training the RQ-VAE beside vector-quantize-pytorch, encoding from Parquet, resolving collisions.
+"""How fast: training the RQ-VAE beside vector-quantize-pytorch, resolving collisions.
 
     python -m experiments.benchmarks.quantizers train --out runs/train.json --peer-python peer/bin/python
-    python -m experiments.benchmarks.quantizers encode --out runs/encode.json
     python -m experiments.benchmarks.quantizers collisions --out runs/collisions.json
 
 `peer/bin/python` is of an environment with the extra `bench` (torch and vector-quantize-pytorch). The floor is the time
@@ -13,11 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import multiprocessing
-import os
-import resource
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,18 +21,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import tyro
 from flax import nnx
 
+from experiments.benchmarks.turns import timed
 from quantizers import ResidualKMeans, min_cost_reassign, residual_codes, sinkhorn_reassign, tie_break
 from semid.artifacts import write_json
 from semid.autoencoder import BLOCK, RQVAE, AlignedRQVAE, ItemRows, RQVaeConfig, Tables, joint_loss
-from semid.bulk import VectorFile, encode_files
-from semid.data.features import Standardizer
 from semid.errors import SemidError
-from semid.tokenizer import SemanticTokenizer, TokenizerConfig
 from semid.training import create_state, make_mesh, make_optimizer, make_step, put_batch
 
 DIM, ITEMS, BATCH = 768, 65_536, 2048
@@ -70,7 +61,7 @@ def train(out: Path, peer_python: Path | None = None, rounds: int = 7, steps: in
                 time.sleep(_PAUSE)
                 seconds[name].append(run(steps) / steps)
             time.sleep(_PAUSE)
-            rates["semid"].append(_matmul_rate())
+            rates["semid"].append(matmul_rate())
             if peer_python:
                 rates["peer"].append(ask(f"matmul {steps}")[0])
     flops = step_flops()
@@ -86,7 +77,7 @@ def train(out: Path, peer_python: Path | None = None, rounds: int = 7, steps: in
             "share of the floor's speed": flops / (rate * 1e9) / median,
             "semid is faster by": median / float(np.median(seconds["semid"])),
         }
-    _report(figures, out)
+    report(figures, out)
 
 
 def step_flops() -> float:
@@ -101,63 +92,6 @@ def encode_flops(items: int) -> float:
     """The same of encoding: the encoder and a distance to every code."""
     widths = (DIM, *CONFIG.hidden, CONFIG.latent)
     return 2.0 * items * (sum(a * b for a, b in itertools.pairwise(widths)) + sum(CONFIG.level_sizes) * CONFIG.latent)
-
-
-def encode(
-    out: Path,
-    sizes: tuple[int, ...] = (10_000, 100_000, 1_000_000, 10_000_000),
-    rows: int = 100_000,
-    distinct: int = 4,
-    folder: Path | None = None,
-) -> None:
-    """Encode catalogues of growing size from Parquet, beside only reading them.
-
-    Files of float16 as pyarrow writes them by default; at a million items float32, and float16 without a dictionary,
-    are measured too. The sizes must grow: the peak memory is the process's so far.
-
-    Args:
-        out: File to write.
-        sizes: Items of the catalogues.
-        rows: Items of a file.
-        distinct: Files with vectors of their own; the others are hard links to them.
-        folder: Where to write the files (15 GB for ten million, if all are distinct); none given: a temporary folder.
-    """
-    tokenizer = _tokenizer()
-    rate = _matmul_rate()
-    figures: dict[str, Any] = {"floor, us/item": encode_flops(1) / rate / 1e3, "matmul, GFLOP/s": rate}
-    few = min(max(sizes), 1_000_000)
-    runs: list[tuple[int, str, str, dict[str, Any]]] = [(items, "float16", "float16", {}) for items in sizes]
-    runs += [(few, "float32", "float32", {}), (few, "float16 plain", "float16", {"use_dictionary": False})]
-    with tempfile.TemporaryDirectory(dir=folder) as home:
-        for items, kind, dtype, options in runs:
-            figures[f"{items} {kind}"] = _encode_once(tokenizer, Path(home), items, rows, distinct, dtype, options)
-    _report(figures, out)
-
-
-def _encode_once(
-    tokenizer: SemanticTokenizer, home: Path, items: int, rows: int, distinct: int, dtype: str, options: dict
-) -> dict[str, float]:
-    with tempfile.TemporaryDirectory(dir=home) as name:
-        folder = Path(name)
-        paths = _files(folder, items, min(rows, items), distinct, dtype, options)
-        size = paths[0].stat().st_size * len(paths)
-        files = [VectorFile.open(path, tokenizer, id_column="item_id", columns=None) for path in paths]
-        repeats = 3 if items <= 100_000 else 1
-        encode_files(tokenizer, paths[:1], folder / "warm")  # compiles
-        reading, encoding = [], []
-        for number in range(repeats):
-            reading.append(_timed(lambda: [None for file in files for _ in file.blocks(BLOCK)]))
-            codes = folder / f"codes{number}"
-            encoding.append(_timed(functools.partial(encode_files, tokenizer, paths, codes)))
-        read, both = float(np.median(reading)), float(np.median(encoding))
-        return {
-            "GB": size / 1e9,
-            "read only, us/item": read / items * 1e6,
-            "encode, us/item": both / items * 1e6,
-            "items per second": items / both,
-            "times as long as reading": both / read,
-            "peak memory so far, GiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-        }
 
 
 def collisions(out: Path, items: int = 1_000_000) -> None:
@@ -183,12 +117,12 @@ def collisions(out: Path, items: int = 1_000_000) -> None:
         "items": items,
         "colliding": float(counts[counts > 1].sum() / items),
         "largest group": int(counts.max()),
-        "tie-break, s": _timed(lambda: tie_break(codes)),
-        "popularity, s": _timed(lambda: tie_break(codes, popularity=rng.integers(1000, size=items))),
-        "sinkhorn, s": _timed(lambda: sinkhorn_reassign(codes, **last)),
-        "min-cost, s": _timed(lambda: min_cost_reassign(codes, **last)),
+        "tie-break, s": timed(lambda: tie_break(codes)),
+        "popularity, s": timed(lambda: tie_break(codes, popularity=rng.integers(1000, size=items))),
+        "sinkhorn, s": timed(lambda: sinkhorn_reassign(codes, **last)),
+        "min-cost, s": timed(lambda: min_cost_reassign(codes, **last)),
     }
-    _report(figures, out)
+    report(figures, out)
 
 
 def _semid_steps() -> Callable[[int], float]:
@@ -240,51 +174,17 @@ def _peer_steps(ask: Callable[[str], list[float]], name: str, steps: int) -> flo
     return ask(f"{name} {steps}")[0]
 
 
-def _matmul_rate(repeats: int = 20) -> float:
+def matmul_rate(repeats: int = 20) -> float:
     """GFLOP/s of the first layer's product."""
     a, b = jnp.ones((BATCH, DIM)), jnp.ones((DIM, CONFIG.hidden[0]))
     multiply = jax.jit(jnp.matmul)
     jax.block_until_ready(multiply(a, b))
-    seconds = _timed(lambda: [jax.block_until_ready(multiply(a, b)) for _ in range(repeats)])
+    seconds = timed(lambda: [jax.block_until_ready(multiply(a, b)) for _ in range(repeats)])
     return repeats * 2 * BATCH * DIM * CONFIG.hidden[0] / seconds / 1e9
 
 
-def _tokenizer() -> SemanticTokenizer:
-    """One of the default size; what its weights are makes no difference here."""
-    x = np.random.default_rng(0).standard_normal((4096, DIM), dtype=np.float32)
-    model = RQVAE(CONFIG, dim=DIM, rngs=nnx.Rngs(0))
-    model.initialize(x, iterations=1, seed=0)
-    return SemanticTokenizer(TokenizerConfig(CONFIG), Standardizer.fit([x]), model)
-
-
-def _files(folder: Path, items: int, rows: int, distinct: int, dtype: str, options: dict) -> list[Path]:
-    """Files of random vectors, written by another process: its memory is not ours."""
-    paths = [folder / f"{number:05d}.parquet" for number in range(items // rows)]
-    writer = multiprocessing.get_context("spawn").Process(
-        target=_write_files, args=(paths[:distinct], rows, dtype, options)
-    )
-    writer.start()
-    writer.join()
-    for number, path in enumerate(paths[distinct:]):
-        os.link(paths[number % distinct], path)
-    return paths
-
-
-def _write_files(paths: list[Path], rows: int, dtype: str, options: dict) -> None:
-    for number, path in enumerate(paths):
-        x = np.random.default_rng(number).standard_normal((rows, DIM), dtype=np.float32).astype(dtype)
-        vectors = pa.FixedSizeListArray.from_arrays(pa.array(x.reshape(-1)), DIM)
-        ids = pa.array([f"{number}-{row}" for row in range(rows)])
-        pq.write_table(pa.table({"item_id": ids, "content": vectors}), path, **options)
-
-
-def _timed(work: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
-def _report(figures: dict[str, Any], out: Path) -> None:
+def report(figures: dict[str, Any], out: Path) -> None:
+    """Print, and write JSON with what the machine is."""
     shown = {"devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}", "jax": jax.__version__} | figures
     for name, value in shown.items():
         print(f"{name}: {value}")
@@ -293,4 +193,4 @@ def _report(figures: dict[str, Any], out: Path) -> None:
 
 
 if __name__ == "__main__":
-    tyro.extras.subcommand_cli_from_dict({"train": train, "encode": encode, "collisions": collisions})
+    tyro.extras.subcommand_cli_from_dict({"train": train, "collisions": collisions})

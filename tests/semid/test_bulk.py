@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +12,17 @@ import pyarrow.parquet as pq
 import pytest
 from flax import nnx
 
-from quantizers import ProductKMeans, ResidualKMeans
+from quantizers import ProductKMeans, ResidualKMeans, tie_break
+from semid import artifacts
 from semid.autoencoder import RQVAE
-from semid.bulk import count_items, encode_files
+from semid.bulk import encode_files, storage, write_catalog
 from semid.catalog import SemanticCatalog
 from semid.cli import main
 from semid.data.dataset import Dataset
 from semid.data.features import Standardizer
 from semid.errors import SemidError
 from semid.tokenizer import (
+    Collisions,
     ProductConfig,
     RQKmeansConfig,
     RQVaeConfig,
@@ -88,13 +91,19 @@ def test_files_of_any_length_get_the_codes_of_encode(any_tokenizer, tmp_path, ro
     x = _vectors(rows)
     _write(tmp_path / "part.parquet", x, row_group_size=row_group_size)
     seen = []
-    done = encode_files(any_tokenizer, [tmp_path / "part.parquet"], tmp_path / "codes", block=32, on_items=seen.append)
+    done = encode_files(
+        any_tokenizer,
+        [tmp_path / "part.parquet"],
+        tmp_path / "codes",
+        block=32,
+        on_progress=lambda items, files: seen.append((items, files)),
+    )
     table = pq.read_table(tmp_path / "codes/part.parquet", page_checksum_verification=True)
     assert table["item_id"].to_pylist() == [f"part-{row}" for row in range(rows)]
     expected = any_tokenizer.encode(x).tolist() if rows else []
     assert table["codes"].to_pylist() == expected
-    assert done == (rows, [])
-    assert sum(seen) == rows
+    assert done == ([str(tmp_path / "codes/part.parquet")], rows, [])
+    assert [sum(of) for of in zip(*seen, strict=True)] == [rows, 1]
 
 
 def test_an_output_reads_as_a_catalog(tokenizer, tmp_path):
@@ -141,7 +150,7 @@ def test_a_stopped_call_goes_on_with_the_files_it_lacks(tokenizer, tmp_path):
     for seed, file in enumerate(files):
         _write(file, _vectors(seed=seed))
 
-    def stop_in_b(items: int) -> None:
+    def stop_in_b(items: int, files: int) -> None:
         nonlocal left
         left -= items
         if left < 0:
@@ -149,22 +158,21 @@ def test_a_stopped_call_goes_on_with_the_files_it_lacks(tokenizer, tmp_path):
 
     left = ROWS + 50
     with pytest.raises(KeyboardInterrupt):
-        encode_files(tokenizer, files, tmp_path / "codes", block=32, on_items=stop_in_b)
+        encode_files(tokenizer, files, tmp_path / "codes", block=32, on_progress=stop_in_b)
     assert [path.name for path in (tmp_path / "codes").iterdir()] == ["a.parquet"]
     done = encode_files(tokenizer, files, tmp_path / "codes", block=32)
-    assert done == (2 * ROWS, files[:1])
+    assert done[1:] == (2 * ROWS, [str(files[0])])
     for seed, file in enumerate(files):
         codes = pq.read_table(tmp_path / "codes" / file.name)["codes"].to_pylist()
         assert codes == tokenizer.encode(_vectors(seed=seed)).tolist()
-    assert encode_files(tokenizer, files, tmp_path / "codes") == (0, files)
-    assert count_items(files) == 3 * ROWS
+    assert encode_files(tokenizer, files, tmp_path / "codes")[1:] == (0, [str(file) for file in files])
 
 
 def test_what_stands_already_is_never_overwritten(tokenizer, tmp_path):
     file = tmp_path / "a.parquet"
     _write(file, _vectors())
     encode_files(tokenizer, [file], tmp_path / "codes")
-    with pytest.raises(SemidError, match="not written by `semid encode`"):
+    with pytest.raises(SemidError, match="not written by `semid tokenize`"):
         encode_files(tokenizer, [file], tmp_path)  # into the folder of the inputs
     moved = dataclasses.replace(tokenizer.standardizer, mean=tokenizer.standardizer.mean + 1)
     with pytest.raises(SemidError, match="made by another tokenizer or of another input"):
@@ -245,7 +253,55 @@ def test_what_is_no_parquet_file_is_named(tokenizer, tmp_path):
     with pytest.raises(SemidError, match=r"text.parquet: not a readable Parquet file"):
         encode_files(tokenizer, [tmp_path / "text.parquet"], tmp_path / "codes")
     with pytest.raises(SemidError, match=r"none.parquet: no such file"):
-        count_items([tmp_path / "none.parquet"])
+        encode_files(tokenizer, [tmp_path / "none.parquet"], tmp_path / "codes")
+
+
+def test_an_unreadable_file_among_others_is_named_and_the_others_kept(tokenizer, tmp_path):
+    names = [f"{number}.parquet" for number in range(6)]
+    for number, name in enumerate(names):
+        _write(tmp_path / name, _vectors(seed=number))
+    (tmp_path / names[1]).write_text("no")
+    cut = (tmp_path / names[3]).read_bytes()
+    (tmp_path / names[3]).write_bytes(cut[: len(cut) // 2])
+    damaged = bytearray((tmp_path / names[4]).read_bytes())
+    damaged[100:2000] = bytes(1900)  # the footer still reads
+    (tmp_path / names[4]).write_bytes(damaged)
+    with pytest.raises(SemidError) as caught:
+        encode_files(tokenizer, [tmp_path / name for name in names], tmp_path / "codes")
+    first, *lines = str(caught.value).splitlines()
+    assert first == "3 of 6 files failed, the codes of the others are kept:"
+    assert [line.strip().partition(":")[0] for line in lines] == [str(tmp_path / names[n]) for n in (1, 3, 4)]
+    assert {path.name for path in (tmp_path / "codes").iterdir()} == {names[n] for n in (0, 2, 5)}
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+def test_a_file_that_cannot_be_read_just_now_is_tried_again(tokenizer, tmp_path, monkeypatch, retries):
+    _write(tmp_path / "a.parquet", _vectors())
+    open_parquet, calls = storage.open_parquet, []
+
+    def unsteady(path):
+        calls.append(path)
+        if len(calls) == 2:
+            raise OSError("connection reset")
+        return open_parquet(path)
+
+    monkeypatch.setattr(storage, "open_parquet", unsteady)
+    if retries:
+        assert encode_files(tokenizer, [tmp_path / "a.parquet"], tmp_path / "codes", retries=1).items == ROWS
+    else:
+        with pytest.raises(SemidError, match=r"a.parquet: not encoded to .*codes/a.parquet .*connection reset"):
+            encode_files(tokenizer, [tmp_path / "a.parquet"], tmp_path / "codes", retries=0)
+    assert [path.name for path in tmp_path.glob("codes/*")] == ["a.parquet"] * retries
+
+
+def test_what_a_killed_run_left_is_removed_and_nothing_else(tokenizer, tmp_path):
+    _write(tmp_path / "a.parquet", _vectors())
+    (tmp_path / "codes").mkdir()
+    for name in (".a.parquet.writing-0", ".b.parquet.writing-0", ".a.parquet"):
+        (tmp_path / "codes" / name).touch()
+    encode_files(tokenizer, [tmp_path / "a.parquet"], tmp_path / "codes")
+    left = {path.name for path in (tmp_path / "codes").iterdir()}
+    assert left == {"a.parquet", ".b.parquet.writing-0", ".a.parquet"}
 
 
 @pytest.fixture(scope="module")
@@ -261,31 +317,166 @@ def catalog(tmp_path_factory):
     return home, codes[:, :-1]
 
 
+def _encoded(home, folder) -> tuple[SemanticTokenizer, list[str]]:
+    """The tokenizer of `home`, and files of codes of three times as many items."""
+    tokenizer, inputs = SemanticTokenizer.from_pretrained(home / "catalog"), []
+    for seed, name in enumerate(("x", "B", "ä")):
+        inputs.append(f"{folder}/{name}.parquet")
+        fs, path = storage.locate(inputs[-1])
+        fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+        with fs.open(path, "wb") as file:
+            pq.write_table(
+                pa.table({"item_id": [f"{name}{n}" for n in range(ROWS)], "v": _lists(_vectors(seed=seed))}), file
+            )
+    return tokenizer, encode_files(tokenizer, inputs, f"{folder}/codes").outputs
+
+
+@pytest.mark.parametrize("collisions", [Collisions.TIE_BREAK, Collisions.ALLOWED])
+def test_the_catalog_of_many_files_is_in_order_of_ids_and_ties_are_broken_in_it(catalog, tmp_path, collisions):
+    home, _ = catalog
+    tokenizer, files = _encoded(home, tmp_path)
+    write_catalog(files, tmp_path / "all", tokenizer=home / "catalog", collisions=collisions)
+    table = pa.concat_tables([pq.read_table(file) for file in files])
+    order = sorted(range(len(table)), key=lambda row: table["item_id"][row].as_py().encode())
+    codes = np.array(table["codes"].to_pylist(), np.int32)[order]
+    found = SemanticCatalog.read(tmp_path / "all/catalog.parquet")
+    broken = tie_break(codes)
+    assert broken.level_size > 1
+    tied = collisions is Collisions.TIE_BREAK
+    np.testing.assert_array_equal(found.codes, broken.codes if tied else codes)
+    assert found.item_ids.to_pylist() == [table["item_id"][row].as_py() for row in order]
+    assert (found.level_sizes, found.tie_break) == ((4, 5, broken.level_size) if tied else (4, 5), tied)
+    again = SemanticTokenizer.from_pretrained(tmp_path / "all")
+    assert again.config.collisions is collisions
+    np.testing.assert_array_equal(again.encode(_vectors()), tokenizer.encode(_vectors()))
+    parents = artifacts.read_artifact(tmp_path / "all", "catalog").parents
+    assert parents == {"tokenizer": artifacts.read_artifact(home / "catalog", "catalog").digest}
+    assert {path.name for path in (tmp_path / "all").iterdir()} == {
+        "catalog.parquet",
+        "manifest.json",
+        "tokenizer.safetensors",
+    }
+
+
+def test_the_catalog_does_not_depend_on_the_order_of_the_files_and_is_written_once(catalog, tmp_path, capsys):
+    home, _ = catalog
+    _, files = _encoded(home, tmp_path)
+    write_catalog(files, tmp_path / "one", tokenizer=home / "catalog")
+    write_catalog(files[::-1], tmp_path / "two", tokenizer=home / "catalog")
+    one, two = (artifacts.read_artifact(tmp_path / name, "catalog") for name in ("one", "two"))
+    assert one.digest == two.digest
+    write_catalog(files, tmp_path / "two", tokenizer=home / "catalog")
+    assert "skipped" in capsys.readouterr().out
+    with pytest.raises(SemidError, match="in use by a catalog of other settings"):
+        write_catalog(files[:2], tmp_path / "two", tokenizer=home / "catalog")
+
+
+def test_paths_are_those_of_any_file_system(catalog, tmp_path):
+    home, _ = catalog
+    tokenizer, files = _encoded(home, "memory://bulk")
+    _, local = _encoded(home, tmp_path)
+    assert files == [f"memory:///bulk/codes/{name}.parquet" for name in ("x", "B", "ä")]
+    assert storage.find("memory://bulk/codes/*.parquet") == sorted(files)
+    write_catalog(files, tmp_path / "far", tokenizer=home / "catalog")
+    write_catalog(local, tmp_path / "near", tokenizer=home / "catalog")
+    far, near = (SemanticCatalog.read(tmp_path / name / "catalog.parquet") for name in ("far", "near"))
+    assert far.digest == near.digest
+    inputs = [f"memory://bulk/{name}.parquet" for name in ("x", "B", "ä")]
+    done = encode_files(tokenizer, inputs, "memory://bulk/codes")
+    assert done == (files, 0, [f"memory:///bulk/{name}.parquet" for name in ("x", "B", "ä")])
+    with pytest.raises(SemidError, match=r"far://a.parquet: Protocol not known: far"):
+        encode_files(tokenizer, ["far://a.parquet"], "memory://bulk/codes")
+
+
+def test_faults_of_many_files_are_named(catalog, tokenizer, tmp_path):
+    home, _ = catalog
+    _, files = _encoded(home, tmp_path)
+    pq.write_table(pq.read_table(tmp_path / "B.parquet").slice(7, 1), tmp_path / "more.parquet")
+    loaded = SemanticTokenizer.from_pretrained(home / "catalog")
+    more = encode_files(loaded, [tmp_path / "more.parquet"], tmp_path / "codes").outputs
+    with pytest.raises(SemidError, match=r"item id 'B7' appears 2 times, in .*codes/B.parquet, .*codes/more.parquet"):
+        write_catalog(files + more, tmp_path / "all", tokenizer=home / "catalog")
+    other = encode_files(tokenizer, [tmp_path / "more.parquet"], tmp_path / "other").outputs
+    with pytest.raises(SemidError, match=r"other/more.parquet: its codes are not of this catalogue's tokenizer"):
+        write_catalog(other, tmp_path / "all", tokenizer=home / "catalog")
+    with pytest.raises(SemidError, match="take tie-break or allowed"):
+        write_catalog(files, tmp_path / "all", tokenizer=home / "catalog", collisions=Collisions.MIN_COST)
+    assert not [path for path in tmp_path.iterdir() if "all" in path.name]
+    write_catalog(files, tmp_path / "all", tokenizer=home / "catalog")
+
+
+@pytest.mark.parametrize("package", ["distributed", "duckdb"])
+def test_a_missing_extra_is_named(catalog, tmp_path, monkeypatch, package):
+    home, _ = catalog
+    tokenizer, files = _encoded(home, tmp_path)
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(sys.modules, "semid.bulk.cluster", raising=False)
+    calls = {
+        "distributed": lambda: encode_files(tokenizer, files, tmp_path / "more", scheduler="tcp://127.0.0.1:1"),
+        "duckdb": lambda: write_catalog(files, tmp_path / "all", tokenizer=home / "catalog"),
+    }
+    with pytest.raises(SemidError, match=rf"{package}.* pip install 'semid\[distributed\]'"):
+        calls[package]()
+
+
 def test_the_command_encodes_a_pattern_with_a_catalogues_tokenizer(catalog, tmp_path, capsys):
     home, codes = catalog
-    line = ["encode", "--catalog", str(home / "catalog"), "--input", str(home / "*.parquet"), "--out", str(tmp_path)]
+    line = f"tokenize --catalog {home}/catalog --input {home}/*.parquet --out {tmp_path}/codes".split()
     main(line)
-    assert pq.read_table(tmp_path / "items.parquet")["codes"].to_pylist() == codes.tolist()
+    assert pq.read_table(tmp_path / "codes/items.parquet")["codes"].to_pylist() == codes.tolist()
     said = capsys.readouterr().out
     assert re.search(r": 100 items, [\d,]+ items per second", said)
     assert "skipped" not in said
-    main(line)
+    main([*line, "--new-catalog", str(tmp_path / "all"), "--collisions", "tie-break"])
     assert "1 files were encoded before; skipped" in capsys.readouterr().out
+    assert set(SemanticCatalog.read(tmp_path / "all/catalog.parquet").item_ids.to_pylist()) == {
+        f"i{n}" for n in range(ROWS)
+    }
+
+
+def test_a_generator_is_trained_on_the_catalog_of_many_files_in_the_datasets_order(catalog, tmp_path, monkeypatch):
+    home, _ = catalog
+    tokenizer = SemanticTokenizer.from_pretrained(home / "catalog")
+    files = encode_files(tokenizer, [home / "items.parquet"], tmp_path / "codes").outputs
+    write_catalog(files, tmp_path / "all", tokenizer=home / "catalog")
+    interactions = pa.table({"user_id": ["u"] * 3, "item_id": ["i0", "i1", "i2"], "position": [0, 1, 2]})
+    Dataset.build(pq.read_table(home / "items.parquet"), interactions, name="tiny").save(tmp_path / "dataset")
+    given = []
+    monkeypatch.setattr(
+        "semid.cli.train_generator", lambda dataset, catalog, *_, **__: given.append((dataset, catalog))
+    )
+    main(f"train --dataset {tmp_path}/dataset --catalog {tmp_path}/all --out {tmp_path}/model".split())
+    ((dataset, found),) = given
+    assert found.item_ids.equals(dataset.item_ids)
+    read = SemanticCatalog.read(tmp_path / "all/catalog.parquet")
+    assert not read.item_ids.equals(dataset.item_ids)
+    np.testing.assert_array_equal(found.codes, read.lookup(dataset.item_ids.to_pylist()))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--input", "{home}/none*.parquet"], r"none\*.parquet: no such file"),
-        (["--input", "{home}/items.parquet", "--columns", "title"], "column 'title' is missing"),
+        ("--catalog {home}/catalog --input {home}/none*.parquet", r"none\*.parquet: no such file"),
+        ("--catalog {home}/catalog --input {home}/items.parquet --columns title", "column 'title' is missing"),
+        ("--catalog {home}/catalog", "--catalog FOLDER and --input FILES go together"),
+        ("--input {home}/items.parquet", "expected either --dataset FOLDER to train on, or --catalog and --input"),
+        ("--dataset {home} --catalog {home}/catalog", "expected either --dataset FOLDER to train on, or --catalog"),
+        ("--dataset {home} --id-column asin", "--id-column is for encoding files with --catalog"),
+        ("--catalog {home}/catalog --input {home}/items.parquet --seed 1", "--seed is for training"),
+        ("--catalog {home}/catalog --input {home}/items.parquet rq-kmeans", "a method is for training"),
+        ("--catalog {home}/catalog --input {home}/items.parquet --scheduler 10.0.0.1", "expected local, or an address"),
+        (
+            "--catalog {home}/catalog --input {home}/items.parquet --new-catalog {home}/new --collisions sinkhorn",
+            "--collisions sinkhorn needs all vectors at once; take tie-break or allowed",
+        ),
     ],
 )
 def test_the_command_answers_bad_input_with_one_line(catalog, tmp_path, capsys, options, message):
     home, _ = catalog
-    words = ["encode", "--catalog", str(home / "catalog"), "--out", str(tmp_path / "codes")]
     with pytest.raises(SystemExit):
-        main(words + [option.format(home=home) for option in options])
-    assert re.search(message, capsys.readouterr().err)
+        main(["tokenize", "--out", str(tmp_path / "codes"), *options.format(home=home).split()])
+    (said,) = capsys.readouterr().err.splitlines()
+    assert re.search(message, said)
     assert not (tmp_path / "codes").exists()
 
 

@@ -1,0 +1,114 @@
+"""Encoding on a Dask cluster: a file is a task, and every worker process builds the tokenizer once.
+
+Dask keeps the tasks, gives those of a worker that died to others, and repeats what failed; nothing of it is on disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import re
+import uuid
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
+from typing import cast
+
+from distributed import Client, Future, WorkerPlugin, as_completed, get_worker
+from distributed.comm import CommClosedError
+
+from semid.bulk.encoding import Done, Job, encode_file, failed
+from semid.config import from_dict, to_dict
+from semid.errors import SemidError
+from semid.tokenizer import SemanticTokenizer, TokenizerConfig
+
+_ADDRESS = re.compile(r"(tcp|tls|ucx)://[^/\s]+:[0-9]+")
+
+
+class Carrier(WorkerPlugin):
+    """Takes a tokenizer, as its config and arrays, to every worker of a cluster, those that join later included."""
+
+    def __init__(self, tokenizer: SemanticTokenizer) -> None:
+        self.name = f"semid-tokenizer-{uuid.uuid4().hex}"
+        self._config, self._tensors = to_dict(tokenizer.config), tokenizer.tensors()
+
+    @functools.cached_property
+    def tokenizer(self) -> SemanticTokenizer:
+        """Built at its first use in a process."""
+        config = from_dict(TokenizerConfig, self._config)
+        return SemanticTokenizer.from_tensors(config, self._tensors, where=self.name)
+
+
+def encode_on_cluster(
+    tokenizer: SemanticTokenizer,
+    jobs: Sequence[Job],
+    *,
+    scheduler: str,
+    retries: int,
+    on_progress: Callable[[int, int], None],
+    timeout: float = 10.0,
+) -> Iterator[tuple[Job, Done]]:
+    """What became of every job, in the order in which the workers of `scheduler` finish them.
+
+    Raises SemidError for an address that is none, where no scheduler answers within `timeout` seconds, and where it
+    goes away.
+    """
+    with _connect(scheduler, timeout) as client:
+        _check_workers(client)
+        try:
+            with _carried(tokenizer, client) as name:
+                futures = client.map(_encode, jobs, plugin=name, retries=retries, pure=False)
+                job_of = dict(zip(futures, jobs, strict=True))
+                del futures  # the cluster forgets a task as soon as nothing here knows it
+                for future in as_completed(list(job_of), loop=client.loop):
+                    job = job_of.pop(future)
+                    done = _done(job, future)
+                    on_progress(done.items, 1)
+                    yield job, done
+        except CommClosedError:
+            message = f"the scheduler at {scheduler} went away; what was encoded is kept, run it again for the rest"
+            raise SemidError(message) from None
+
+
+@contextlib.contextmanager
+def _carried(tokenizer: SemanticTokenizer, client: Client) -> Iterator[str]:
+    """The name under which the workers have the tokenizer meanwhile."""
+    carrier = Carrier(tokenizer)
+    client.register_plugin(carrier)
+    try:
+        yield carrier.name
+    finally:
+        client.unregister_worker_plugin(carrier.name)
+
+
+def _connect(scheduler: str, timeout: float) -> Client:
+    if not _ADDRESS.fullmatch(scheduler):
+        raise SemidError(f"scheduler {scheduler!r}: expected local, or an address such as tcp://10.0.0.1:8786")
+    try:
+        return Client(scheduler, timeout=timeout, set_as_default=False)
+    except (OSError, TimeoutError):
+        message = f"no Dask scheduler answers at {scheduler} (waited {timeout:g} s); is `dask scheduler` running there?"
+        raise SemidError(message) from None
+
+
+def _check_workers(client: Client) -> None:
+    """Warn if there are none yet. Raises SemidError for one that has another semid: its codes might be others."""
+    own, found = version("semid"), client.run(version, "semid", on_error="return")
+    if not found:
+        warnings.warn("the scheduler has no workers yet; waiting for some", stacklevel=3)
+    for worker, there in found.items():
+        if there != own:
+            raise SemidError(f"worker {worker}: expected semid {own} as here, found {there!r}; install the same there")
+
+
+def _encode(job: Job, *, plugin: str) -> Done:
+    return encode_file(cast(Carrier, get_worker().plugins[plugin]).tokenizer, job)
+
+
+def _done(job: Job, future: Future) -> Done:
+    """The result of a finished task; a fault where all tries failed, their workers died, or the scheduler is gone."""
+    if future.status == "finished":
+        return future.result()
+    if future.status == "error":
+        return Done(fault=failed(job, future.exception()))
+    return Done(fault=f"{job.source}: not encoded to {job.output} (its task was {future.status}; run it again)")

@@ -1,0 +1,138 @@
+"""One catalogue of many files of codes, larger than memory: DuckDB sorts, counts and spills."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from semid import artifacts
+from semid.bulk import storage
+from semid.bulk.encoding import REQUEST, TOKENIZER, digest_of
+from semid.catalog import FILE as CATALOG_FILE
+from semid.config import to_dict
+from semid.errors import SemidError
+from semid.tokenizer import FILE as TOKENIZER_FILE
+from semid.tokenizer import KIND, Collisions, SemanticTokenizer
+
+_ROWS = 1 << 17  # of a row group
+# The number of an item among those of equal codes, in the order of the ids' bytes.
+_TABLE = """
+    CREATE TABLE items AS
+    SELECT item_id, codes, (row_number() OVER (PARTITION BY codes ORDER BY item_id) - 1)::INTEGER AS number
+    FROM read_parquet($files)
+"""
+
+
+def write_catalog(
+    codes: Sequence[str],
+    out: Path,
+    *,
+    tokenizer: Path,
+    collisions: Collisions = Collisions.TIE_BREAK,
+    memory_limit: str = "1GiB",
+    temp_directory: Path | None = None,
+) -> None:
+    """Write the catalogue artifact `out` of all items in the files that `encode_files` wrote.
+
+    Items are in the order of their ids (of the bytes in UTF-8), whatever file they come from. With `TIE_BREAK` a last
+    level counts the items of equal codes in that order, as `quantizers.tie_break` does; with `ALLOWED` collisions stay.
+    `tokenizer` is the catalogue folder whose tokenizer made the codes: it goes along, so that `out` can be used in its
+    place. DuckDB keeps to `memory_limit` and spills to `temp_directory` (a folder beside `out`).
+
+    Raises SemidError naming an id that is there twice, with its files, and codes of another tokenizer.
+    """
+    if collisions not in (Collisions.TIE_BREAK, Collisions.ALLOWED):
+        raise SemidError(
+            f"collisions {collisions.value!r} needs all vectors at once; for that of files take tie-break or allowed"
+        )
+    parent, loaded = artifacts.read_artifact(tokenizer, KIND), SemanticTokenizer.from_pretrained(tokenizer)
+    config = to_dict(dataclasses.replace(loaded.config, collisions=collisions))
+    made_of = {"tokenizer": config, "codes": _requests(codes, digest_of(loaded))}
+    parents = {"tokenizer": parent}
+    if artifacts.is_current(out, kind=KIND, config=made_of, parents=parents, seed=None):
+        return
+    with (
+        artifacts.write_artifact(out, kind=KIND, config=made_of, parents=parents) as folder,
+        tempfile.TemporaryDirectory(dir=temp_directory or folder) as scratch,
+        _database(codes, Path(scratch), memory_limit) as database,
+    ):
+        database.execute(_TABLE, {"files": list(codes)})
+        _write(database, folder / CATALOG_FILE, codes, loaded.level_sizes, collisions)
+        shutil.copy(tokenizer / TOKENIZER_FILE, folder / TOKENIZER_FILE)
+
+
+def _requests(codes: Sequence[str], tokenizer: str) -> str:
+    """What the files answer, hashed, in whatever order they come. Raises SemidError for one of another tokenizer."""
+    requests = []
+    for path in codes:
+        with storage.open_parquet(path) as file:
+            metadata = file.schema_arrow.metadata or {}
+        if metadata.get(TOKENIZER.encode()) != tokenizer.encode():
+            raise SemidError(f"{path}: its codes are not of this catalogue's tokenizer; encode its items with it")
+        requests.append(metadata[REQUEST.encode()].decode())
+    return hashlib.sha256(json.dumps(sorted(requests)).encode()).hexdigest()
+
+
+def _database(codes: Sequence[str], scratch: Path, memory_limit: str) -> Any:
+    """A database on disk that can read the files."""
+    try:
+        import duckdb
+    except ModuleNotFoundError as error:
+        raise SemidError(f"joining files of codes needs DuckDB ({error}): pip install 'semid[distributed]'") from None
+    database = duckdb.connect(
+        scratch / "items.duckdb",
+        config={"memory_limit": memory_limit, "temp_directory": str(scratch), "preserve_insertion_order": False},
+    )
+    for fs in {id(fs): fs for fs, _ in map(storage.locate, codes) if not storage.is_local(fs)}.values():
+        database.register_filesystem(fs)
+    return database
+
+
+def _write(
+    database: Any, file: Path, codes: Sequence[str], level_sizes: tuple[int, ...], collisions: Collisions
+) -> None:
+    tie_break = collisions is Collisions.TIE_BREAK
+    ((items, largest),) = database.sql("SELECT count(*), max(number) + 1 FROM items").fetchall()
+    if not items:
+        raise SemidError(f"{len(codes)} files of codes hold no item; a catalogue needs at least one")
+    sizes = (*level_sizes, largest) if tie_break else level_sizes
+    schema = pa.schema(
+        {"item_id": pa.string(), "codes": pa.list_(pa.int32(), len(sizes))},
+        metadata={"semid.level_sizes": ",".join(map(str, sizes)), "semid.tie_break": str(int(tie_break))},
+    )
+    chosen = "list_append(codes, number)" if tie_break else "codes"
+    query = database.sql(f"SELECT item_id, {chosen} AS codes FROM items ORDER BY item_id")
+    with pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer:
+        for batch in _distinct(query.to_arrow_reader(_ROWS), database, codes):
+            flat = batch["codes"].flatten()
+            columns = [batch["item_id"].cast(pa.string()), pa.FixedSizeListArray.from_arrays(flat, len(sizes))]
+            writer.write_batch(pa.record_batch(columns, schema=schema))
+
+
+def _distinct(batches: Iterator[pa.RecordBatch], database: Any, codes: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """The same batches, sorted by id. Raises SemidError for an id that is there twice, naming the files."""
+    last = pa.array([], pa.string())
+    for batch in batches:
+        item_ids = pa.concat_arrays([last, batch["item_id"].cast(pa.string())])
+        twice = item_ids[1:].filter(pc.equal(item_ids[1:], item_ids[:-1]))
+        if len(twice):
+            _raise_repeated(twice[0].as_py(), database, codes)
+        last = item_ids[-1:]
+        yield batch
+
+
+def _raise_repeated(item_id: str, database: Any, codes: Sequence[str]) -> None:
+    query = "SELECT filename FROM read_parquet($files, filename=true) WHERE item_id = $item ORDER BY filename"
+    found = database.cursor().execute(query, {"files": list(codes), "item": item_id}).fetchall()
+    where = ", ".join(name for (name,) in found[:4])
+    raise SemidError(f"item id {item_id!r} appears {len(found)} times, in {where}; keep one of its rows, encode again")

@@ -1,0 +1,109 @@
+"""Files by path or URL (`s3://bucket/items.parquet`), through fsspec: found, opened, written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import posixpath
+import uuid
+from collections.abc import Container, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec import AbstractFileSystem
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from semid.errors import SemidError
+
+_READ_BUFFER = 1 << 20
+_WRITING = ".writing-"
+
+
+def locate(path: str) -> tuple[AbstractFileSystem, str]:
+    """The file system of a path or URL, and its name there. Raises SemidError for one that is not known here."""
+    try:
+        return url_to_fs(path)
+    except (ValueError, ImportError) as error:  # an unknown protocol, or one whose package is not installed
+        raise SemidError(f"{path}: {error}") from None
+
+
+def absolute(path: str | Path) -> str:
+    """What means the same to another process: an absolute path, or a URL."""
+    fs, name = locate(str(path))
+    return name if is_local(fs) else fs.unstrip_protocol(name)
+
+
+def find(pattern: str) -> list[str]:
+    """The files of a pattern such as 'items/*.parquet', in order of name; the pattern itself where it finds none."""
+    fs, name = locate(pattern)
+    found = sorted(fs.glob(name)) or [name]
+    return found if is_local(fs) else [fs.unstrip_protocol(one) for one in found]
+
+
+def is_local(fs: AbstractFileSystem) -> bool:
+    """Whether names there are those of the operating system."""
+    return type(fs) is LocalFileSystem
+
+
+def exists(path: str) -> bool:
+    """Whether there is such a file."""
+    fs, name = locate(path)
+    return fs.exists(name)
+
+
+def names_in(folder: str) -> set[str]:
+    """The names of a folder's files; none if there is no such folder."""
+    fs, path = locate(folder)
+    fs.invalidate_cache()
+    return {posixpath.basename(name) for name in fs.find(path, maxdepth=1)}
+
+
+def version(path: str) -> list[str]:
+    """What changes with a file: its size and, where the file system knows it, when it was written."""
+    fs, name = locate(path)
+    try:
+        written = str(fs.modified(name))
+    except NotImplementedError:
+        written = ""
+    return [str(fs.size(name)), written]
+
+
+def open_parquet(path: str) -> pq.ParquetFile:
+    """A Parquet file that is read piece by piece: a row group may be larger than memory.
+
+    Raises SemidError where there is none, and OSError where it may be that it cannot be read just now.
+    """
+    fs, name = locate(path)
+    try:
+        return pq.ParquetFile(name, filesystem=fs, buffer_size=_READ_BUFFER, pre_buffer=False)
+    except FileNotFoundError:
+        raise SemidError(f"{path}: no such file") from None
+    except pa.ArrowInvalid as error:
+        raise SemidError(f"{path}: not a readable Parquet file ({error})") from None
+
+
+@contextlib.contextmanager
+def replacing(path: str) -> Iterator[tuple[AbstractFileSystem, str]]:
+    """A name of one's own to write to, which becomes `path` at the end: another writer of the same file, as there may
+    be after a failure of the network, cannot meddle. Left without an exception or not at all."""
+    fs, name = locate(path)
+    folder, file = posixpath.split(name)
+    temporary = f"{folder}/.{file}{_WRITING}{uuid.uuid4().hex}"
+    fs.makedirs(folder, exist_ok=True)
+    try:
+        yield fs, temporary
+        fs.mv(temporary, name)
+    finally:
+        if fs.exists(temporary):
+            fs.rm(temporary)
+
+
+def remove_leftovers(folder: str, names: Container[str]) -> None:
+    """Remove what killed writers of these files left in a folder; call it once the files stand."""
+    fs, path = locate(folder)
+    fs.invalidate_cache()
+    for leftover in fs.glob(f"{glob.escape(path)}/.*{_WRITING}*"):
+        if posixpath.basename(leftover)[1:].rpartition(_WRITING)[0] in names:
+            fs.rm(leftover)
