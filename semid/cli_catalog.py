@@ -33,6 +33,7 @@ class Append:
     """Vector columns that the tokenizer reads, side by side; none given: the tokenizer's, or else all of a file."""
 
     def run(self) -> None:
+        from semid.bulk.storage import find
         from semid.growth import append
 
         files = [found for pattern in self.input for found in find(pattern)]
