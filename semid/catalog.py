@@ -18,6 +18,9 @@ from jaxtyping import Int
 from semid.errors import SemidError
 
 FILE = "catalog.parquet"
+# Of the tokenizer that made the codes, beside them: its arrays and, in a model's folder, its config.
+TOKENIZER_FILE = "tokenizer.safetensors"
+TOKENIZER_CONFIG = "tokenizer.config.json"
 
 
 @dataclass(frozen=True)

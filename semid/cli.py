@@ -1,5 +1,5 @@
 """The command line: `semid prepare | tokenize | train | evaluate | recommend | export | encode | import-codes |
-report`."""
+package | report`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from rich.table import Table
 from semid import artifacts
 from semid.catalog import FILE as CATALOG_FILE
 from semid.catalog import SemanticCatalog
+from semid.cli_package import Package
 from semid.cli_tokenize import Encode, Tokenize
 from semid.data.dataset import KIND as DATASET
 from semid.data.dataset import Dataset
@@ -85,7 +86,15 @@ class Train:
             teacher = Recommender.from_pretrained(self.teacher)
         config, mesh = GeneratorConfig(**vars(self.config)), make_mesh(config=self.mesh)
         train_generator(
-            dataset, catalog, config, out=self.out, parents=parents, seed=self.seed, teacher=teacher, mesh=mesh
+            dataset,
+            catalog,
+            config,
+            out=self.out,
+            parents=parents,
+            seed=self.seed,
+            teacher=teacher,
+            mesh=mesh,
+            tokenizer=self.catalog,
         )
         console.print(f"model: {self.out}")
 
@@ -306,6 +315,7 @@ Command = (
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Encode, tyro.conf.subcommand("encode")]
     | Annotated[ImportCodes, tyro.conf.subcommand("import-codes")]
+    | Annotated[Package, tyro.conf.subcommand("package")]
     | Annotated[Report, tyro.conf.subcommand("report")]
 )
 

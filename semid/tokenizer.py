@@ -52,7 +52,7 @@ from semid.autoencoder import (
     train_autoencoder,
 )
 from semid.catalog import FILE as CATALOG_FILE
-from semid.catalog import SemanticCatalog
+from semid.catalog import TOKENIZER_CONFIG, TOKENIZER_FILE, SemanticCatalog
 from semid.config import from_dict, to_dict
 from semid.data.dataset import Dataset
 from semid.data.features import Standardizer, content_blocks
@@ -219,17 +219,19 @@ class SemanticTokenizer:
         """Write `tokenizer.safetensors` into an artifact under construction."""
         named = {f"standardizer/{name}": value for name, value in asdict(self.standardizer).items()}
         named |= {f"model/{name}": value for name, value in jax.device_get(named_leaves(_arrays(self.model))).items()}
-        artifacts.save_tensors(folder / "tokenizer.safetensors", named)
+        artifacts.save_tensors(folder / TOKENIZER_FILE, named)
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> SemanticTokenizer:
-        """Load the tokenizer of a catalogue artifact, every file verified."""
+        """Load the tokenizer of a catalogue artifact, or that which a model's carries, every file verified."""
         path = Path(path)
-        made = artifacts.read_artifact(path, KIND).config
-        if "tokenizer" not in made:
-            raise SemidError(f"{path}: its codes were imported, there is no tokenizer; encode with what made them")
-        config = from_dict(TokenizerConfig, made["tokenizer"], where=str(path))
-        file = path / "tokenizer.safetensors"
+        made = artifacts.read_artifact(path, KIND, "model")
+        if TOKENIZER_FILE not in made.files:
+            raise SemidError(f"{path}: there is no tokenizer, its codes were imported; encode with what made them")
+        carried = path / TOKENIZER_CONFIG
+        settings = made.config["tokenizer"] if made.kind == KIND else artifacts.read_json(carried)
+        config = from_dict(TokenizerConfig, settings, where=str(path))
+        file = path / TOKENIZER_FILE
         tensors = artifacts.load_tensors(file)
         standardizer = Standardizer(tensors.pop("standardizer/mean"), tensors.pop("standardizer/scale"))
         named = {name.removeprefix("model/"): value for name, value in tensors.items()}
