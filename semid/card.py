@@ -10,7 +10,6 @@ from typing import Any
 
 import jinja2
 
-from semid.artifacts import Manifest
 from semid.catalog import SemanticCatalog
 
 _FAMILIES = {
@@ -30,13 +29,13 @@ def model_card(
     spec: dict[str, Any],
     catalog: SemanticCatalog,
     parameters: int,
-    made: Manifest,
+    training: dict[str, Any] | None,
     dataset: dict[str, Any] | None,
     tokenizer: dict[str, Any] | None,
     metrics: dict[str, Any] | None,
     license: str | None,
 ) -> str:
-    """The card. `spec`, `dataset`, `tokenizer` and `metrics` are the JSON files of the folder that it goes into.
+    """The card. `spec`, `training`, `dataset`, `tokenizer` and `metrics` are JSON files of its folder.
 
     `metrics` has this model's row first. Names in them may hold anything: they break neither Markdown nor YAML.
     """
@@ -49,7 +48,7 @@ def model_card(
         speaks=spec["model"]["type"] != "DenseConfig",
         catalog=catalog,
         parameters=parameters,
-        made=made,
+        training=training,
         dataset=dataset,
         simulated=dataset is not None and dataset["source"] == "simulated",
         tokenizer=tokenizer,

@@ -18,6 +18,7 @@ KIND = "model"
 CARD = "README.md"
 METRICS = "metrics.json"
 DATASET = "dataset.json"
+TRAINING = "training.json"
 
 
 class Measured(Protocol):
@@ -94,18 +95,26 @@ def hand_over(
             artifacts.write_json(folder / METRICS, measured)
         if origin is not None:
             origin.carry(folder)
-        found = {name: _json(folder / name) for name in (METRICS, DATASET, TOKENIZER_CONFIG)}
+            if TRAINING not in origin.manifest.files:
+                artifacts.write_json(folder / TRAINING, _training(made))
+        found = {name: _json(folder / name) for name in (METRICS, DATASET, TOKENIZER_CONFIG, TRAINING)}
         card = model_card(
             spec=spec,
             catalog=catalog,
             parameters=parameters,
-            made=made,
+            training=found[TRAINING],
             dataset=found[DATASET],
             tokenizer=found[TOKENIZER_CONFIG],
             metrics=found[METRICS],
             license=license,
         )
         (folder / CARD).write_text(card, encoding="utf-8")
+
+
+def _training(made: Manifest) -> dict[str, Any]:
+    """What the manifest of a trained model says that the one of a folder handed over, made later, does not."""
+    about = {name: getattr(made, name) for name in ("created", "devices", "packages", "seed")}
+    return {"digest": made.digest, **about}
 
 
 def _json(file: Path) -> Any:

@@ -75,7 +75,7 @@ RULES = {
         ARRAYS | JAX,
     ),
     # What goes with a model is files: no module here knows a tokenizer, a dataset or an evaluation.
-    "semid.card": Rule({"semid.artifacts", "semid.catalog"}, {"jinja2"}),
+    "semid.card": Rule({"semid.catalog"}, {"jinja2"}),
     "semid.handover": Rule(BASE | {"semid.catalog", "semid.card"}, set()),
     "semid.hub": Rule({"semid.errors"}, {"huggingface_hub"}),
     "semid.objective": Rule(

@@ -31,7 +31,7 @@ ITEMS = 40
 HISTORIES = [["i1", "i2"], [], ["i30"]]
 FILES = {
     *("config.json", "model.safetensors", "items.safetensors", "catalog.parquet", "README.md", "manifest.json"),
-    *("tokenizer.safetensors", "tokenizer.config.json", "dataset.json"),
+    *("tokenizer.safetensors", "tokenizer.config.json", "dataset.json", "training.json"),
 }
 
 
@@ -77,6 +77,7 @@ def test_the_folder_holds_what_is_needed_and_no_state_of_training(home, folder):
     assert {str(path.relative_to(folder)) for path in folder.rglob("*")} == FILES | {"metrics.json"}
     manifest, trained = (artifacts.read_artifact(path, "model") for path in (folder, home / "model"))
     assert manifest.parents == {**trained.parents, "model": trained.digest}
+    assert json.loads((folder / "training.json").read_text())["digest"] == trained.digest
     assert (manifest.seed, manifest.config, manifest.devices) == (trained.seed, trained.config, trained.devices)
     assert str(home) not in "".join(path.read_text() for path in folder.iterdir() if path.suffix in (".json", ".md"))
 
@@ -122,6 +123,7 @@ def test_its_tokenizer_encodes_as_the_original(home, folder):
 def test_the_card_has_the_numbers_of_the_metrics_and_of_the_data(home, folder):
     card, metrics = (folder / "README.md").read_text(), json.loads((home / "metrics.json").read_text())
     front, own = _front(card), metrics["rows"][0]
+    trained = artifacts.read_artifact(home / "model", "model")
     assert (front["library_name"], front["license"]) == ("semid", "apache-2.0")
     assert "pipeline_tag" not in front  # the hub has none for recommendation
     (result,) = front["model-index"][0]["results"]
@@ -137,7 +139,8 @@ def test_the_card_has_the_numbers_of_the_metrics_and_of_the_data(home, folder):
         "against the whole catalogue of 40 items: no sampled negatives",
         "Items of the history are included.",
         "Search with 20 beams.",
-        "seed 0",
+        f"{trained.created[:10]} on {trained.devices}, seed 0, semid",
+        "One training, seed 0:",
         artifacts.read_artifact(home / "dataset", "dataset").digest,
         f"| interactions | {provenance['interactions']} |",
     ):
@@ -290,7 +293,7 @@ def test_a_recommender_made_in_memory_is_handed_over_too(recommender, tmp_path):
     card = (tmp_path / "out" / "README.md").read_text()
     assert "Not recorded." in card
     assert "this folder cannot encode new items" in card
-    assert "| seed | not recorded |" in card
+    assert "| trained |" not in card
     again = Recommender.from_pretrained(tmp_path / "out")
     assert again.recommend(HISTORIES).item_ids == recommender.recommend(HISTORIES).item_ids
     with pytest.raises(SemidError, match="there is no tokenizer"):
@@ -308,14 +311,14 @@ def test_names_break_neither_markdown_nor_yaml(folder):
     dataset["statistics"][NASTY] = NASTY
     metrics["rows"][1]["model"] = NASTY
     catalog = SemanticCatalog(pa.array([NASTY, "i1"]), np.array([[0], [1]], np.int32), (2,))
-    made = artifacts.read_artifact(folder, "model")
+    training = {"created": NASTY, "devices": NASTY, "packages": {"semid": "1", "jax": "2"}, "seed": 3}
     tokenizer = {"method": {"type": NASTY}, "columns": [NASTY]}
-    options = {"spec": read["config.json"], "catalog": catalog, "parameters": 1, "made": made}
+    options = {"spec": read["config.json"], "catalog": catalog, "parameters": 1, "training": training}
     card = model_card(**options, dataset=dataset, metrics=metrics, tokenizer=tokenizer, license=NASTY)
     front = _front(card)
     assert front["license"] == front["model-index"][0]["results"][0]["dataset"]["name"] == plain(NASTY)
     assert plain(NASTY) == 'a|b`*_[x](y)<script> --- # "q": \\ {{ evil }} \U0001f600'
-    assert card.count(markdown(NASTY)) == 7
+    assert card.count(markdown(NASTY)) == 8
     assert "<script>" not in card.split("\n---\n", 1)[1]
     tables = [line for line in card.splitlines() if line.startswith("| a")]
     assert all(len(re.findall(r"(?<!\\)\|", line)) == 3 for line in tables[:1])
