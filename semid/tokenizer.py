@@ -227,7 +227,8 @@ class SemanticTokenizer:
         path = Path(path)
         made = artifacts.read_artifact(path, KIND, "model")
         if TOKENIZER_FILE not in made.files:
-            raise SemidError(f"{path}: there is no tokenizer, its codes were imported; encode with what made them")
+            why = "its codes were imported, there is no tokenizer" if made.kind == KIND else "no tokenizer came with it"
+            raise SemidError(f"{path}: {why}; encode with what made the codes")
         carried = path / TOKENIZER_CONFIG
         settings = made.config["tokenizer"] if made.kind == KIND else artifacts.read_json(carried)
         config = from_dict(TokenizerConfig, settings, where=str(path))
