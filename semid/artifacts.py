@@ -65,13 +65,14 @@ def write_artifact(
     *,
     kind: str,
     config: dict,
-    parents: Mapping[str, Manifest] | None = None,
+    parents: Mapping[str, Manifest | str] | None = None,
     seed: int | None = None,
     devices: str = "",
 ) -> Iterator[Path]:
     """Yield a temporary directory beside `path`; on success seal it with a manifest and rename it to `path`.
 
     An artifact that already stands at `path` is replaced; anything else there is refused (see `check_output`).
+    `parents` are manifests, or digests alone.
     After an exception nothing is left behind; what a kill leaves, the next call of this or `is_current` undoes.
     """
     path = Path(path)
@@ -94,14 +95,14 @@ def write_artifact(
         _remove_leftovers(path)
 
 
-def read_artifact(path: str | Path, kind: str) -> Manifest:
-    """The manifest of the artifact at `path`, every file verified against its sha256.
+def read_artifact(path: str | Path, kind: str, *others: str) -> Manifest:
+    """The manifest of the artifact at `path`, of one of these kinds, every file verified against its sha256.
 
     Raises SemidError for: no artifact, one of another kind or of a newer schema, a missing or changed file.
     """
     path = Path(path)
     manifest = _read_manifest(path)
-    if manifest.kind != kind:
+    if manifest.kind not in (kind, *others):
         raise SemidError(f"{path}: expected an artifact of kind {kind!r}, found {manifest.kind!r}; check the path")
     for name, expected in manifest.files.items():
         if not (path / name).is_file():
@@ -210,8 +211,8 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _request(kind: str, config: dict, parents: Mapping[str, Manifest] | None, seed: int | None) -> Manifest:
-    digests = {name: parent.digest for name, parent in (parents or {}).items()}
+def _request(kind: str, config: dict, parents: Mapping[str, Manifest | str] | None, seed: int | None) -> Manifest:
+    digests = {name: p if isinstance(p, str) else p.digest for name, p in (parents or {}).items()}
     return Manifest(kind=kind, config=config, files={}, parents=digests, seed=seed)
 
 

@@ -19,6 +19,9 @@ from semid.errors import SemidError
 
 KIND = "catalog"
 FILE = "catalog.parquet"
+# Of the tokenizer that made the codes, beside them: its arrays and, in a model's folder, its config.
+TOKENIZER_FILE = "tokenizer.safetensors"
+TOKENIZER_CONFIG = "tokenizer.config.json"
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float
 
 from semid import artifacts
-from semid.catalog import FILE, KIND, SemanticCatalog
+from semid.catalog import FILE, KIND, TOKENIZER_FILE, SemanticCatalog
 from semid.errors import SemidError
 
 SCHEMA_VERSION = 1
@@ -255,7 +255,7 @@ def diff(old: SemanticCatalog, new: SemanticCatalog) -> Difference:
 def _origin(folder: Path) -> Version:
     """Version 0: the artifact, every file verified."""
     manifest = artifacts.read_artifact(folder, KIND)
-    tokenizer = manifest.files.get("tokenizer.safetensors", "")
+    tokenizer = manifest.files.get(TOKENIZER_FILE, "")
     return Version(0, manifest.digest, SemanticCatalog.read(folder / FILE), tokenizer)
 
 

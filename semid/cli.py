@@ -1,5 +1,5 @@
 """The command line: `semid prepare | tokenize | train | evaluate | recommend | catalog | export | export-program |
-import-codes | report`."""
+import-codes | package | report`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from rich.table import Table
 from semid import artifacts, catalog_log
 from semid.cli_catalog import Catalog
 from semid.cli_export import Export, ExportProgram, ImportCodes
+from semid.cli_package import Package
 from semid.cli_tokenize import Tokenize
 from semid.data.dataset import KIND as DATASET
 from semid.data.dataset import Dataset
@@ -84,7 +85,15 @@ class Train:
             teacher = Recommender.from_pretrained(self.teacher)
         config, mesh = GeneratorConfig(**vars(self.config)), make_mesh(config=self.mesh)
         train_generator(
-            dataset, catalog, config, out=self.out, parents=parents, seed=self.seed, teacher=teacher, mesh=mesh
+            dataset,
+            catalog,
+            config,
+            out=self.out,
+            parents=parents,
+            seed=self.seed,
+            teacher=teacher,
+            mesh=mesh,
+            tokenizer=self.catalog,
         )
         console.print(f"model: {self.out}")
 
@@ -265,6 +274,7 @@ Command = (
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[ExportProgram, tyro.conf.subcommand("export-program")]
     | Annotated[ImportCodes, tyro.conf.subcommand("import-codes")]
+    | Annotated[Package, tyro.conf.subcommand("package")]
     | Annotated[Report, tyro.conf.subcommand("report")]
 )
 

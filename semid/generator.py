@@ -24,6 +24,8 @@ from semid.data.features import Standardizer, content_blocks
 from semid.data.splits import Examples
 from semid.errors import SemidError
 from semid.evaluation.metrics import accuracy, group_ids, item_places
+from semid.handover import DATASET as DATASET_FILE
+from semid.handover import Origin, carry_tokenizer
 from semid.models import ModelConfig, ModelSpec, build_model
 from semid.objective import LossTables, ObjectiveConfig, code_loss, dense_loss, hybrid_loss, taught
 from semid.recommender import KIND, Recommender
@@ -78,11 +80,13 @@ def train_generator(
     seed: int = 0,
     teacher: Recommender | None = None,
     mesh: Mesh | None = None,
+    tokenizer: Path | None = None,
 ) -> Recommender:
     """Train on the dataset's training histories and write the model artifact `out`.
 
     Checkpoints live beside it in `<out>.checkpoints` until it is written; an interrupted run of the same request goes
-    on from there, and one that was finished is read and not repeated. `teacher` is the dense model of a distillation.
+    on from there, and one that was finished is read and not repeated. `teacher` is the dense model of a distillation,
+    `tokenizer` the folder of the catalogue (among the `parents`) whose tokenizer goes with the model.
     Raises SemidError if catalogue, dataset and teacher have other items, or `out` is in use.
     """
     settings, folder = {"generator": to_dict(config)}, out.with_name(f"{out.name}.checkpoints")
@@ -129,11 +133,23 @@ def train_generator(
             out, kind=KIND, config=settings, parents=parents, seed=seed, devices=devices
         ) as temporary:
             recommender.write(temporary)
+            write_statistics(dataset, temporary, parents=parents)
+            if tokenizer is not None:
+                carry_tokenizer(tokenizer, parents["catalog"], temporary)
             shutil.copy(folder / HISTORY, temporary / HISTORY)
+        recommender.origin = Origin(out, artifacts.read_artifact(out, KIND))
         discard_checkpoints(folder)
 
     on_first(write)
     return recommender
+
+
+def write_statistics(dataset: Dataset, folder: Path, *, parents: dict[str, Manifest]) -> None:
+    """Write what a model's artifact says of its data: `dataset.json`."""
+    about = {name: value for name, value in dataset.config.items() if name in ("name", "split_rule", "time_unit")}
+    about["source"] = (dataset.source or {}).get("type", "")  # its settings may name local paths
+    about["digest"] = parents["dataset"].digest if "dataset" in parents else ""
+    artifacts.write_json(folder / DATASET_FILE, about | {"statistics": dataset.statistics()})
 
 
 def fit_generator(

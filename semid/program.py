@@ -58,7 +58,7 @@ def export_program(
         raise SemidError(f"expected k and beam_size of at least 1, got {k} and {beam_size}")
     artifacts.check_output(Path(out), kind=KIND)
     if importlib.util.find_spec("flatbuffers") is None:  # jax.export writes and reads with it
-        raise SemidError("a program is written with the package flatbuffers; pip install flatbuffers")
+        raise SemidError("a program is written with the package flatbuffers: pip install 'semid[stablehlo]'")
     arrays, program = as_program(recommender, k=k, beam_size=beam_size)
     exported = _exported(program, arrays, recommender.spec.max_history, platforms)
     settings = {"k": k, "beam_size": beam_size, "platforms": list(platforms)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +24,13 @@ from semid.catalog_log import vectors as appended_vectors
 from semid.data.features import Standardizer
 from semid.data.histories import Histories
 from semid.errors import SemidError
+from semid.handover import KIND, Measured, Origin, hand_over
+from semid.hub import local_folder, upload
 from semid.models import ItemTables, Model, ModelSpec, build_model
 from semid.scorers import CodeScorer, Question, Scorer, make_scorer
 from semid.training.state import named_leaves, replace_leaves
 from seq_models import Capacity, CodeTrie, DenseConfig, DenseTransformer
 
-KIND = "model"
 SPEC_FILE = "config.json"
 _MEAN, _SCALE = "standardizer/mean", "standardizer/scale"
 
@@ -83,6 +85,7 @@ class Recommender:
         self._features, self._train_counts, self._standardizer = features, train_counts, standardizer
         self._room = room
         self._capacity: Capacity | None = None
+        self.origin: Origin | None = None  # the artifact of this very model, if there is one
         self._scorer = self._made_scorer(model)
 
     @property
@@ -110,21 +113,30 @@ class Recommender:
         """Whether the last level of `codes` only tells colliding items apart."""
         return self.catalog.tie_break
 
+    @property
+    def train_counts(self) -> Int[np.ndarray, " items"]:
+        """How often training had each item."""
+        return self._train_counts
+
     @classmethod
-    def from_pretrained(cls, path: str | Path, *, room: float | None = None) -> Recommender:
-        """Load what `semid train` wrote, every file verified. Raises SemidError naming what is wrong.
+    def from_pretrained(
+        cls, path: str | Path, *, room: float | None = None, revision: str | None = None
+    ) -> Recommender:
+        """Load what `semid train` or `save_pretrained` wrote, every file verified.
 
         With `room`, say 1.5, its tables have place for so many times the items: `with_catalog` then compiles nothing.
+        A string `org/name` that is no path is a repository of the Hugging Face hub (extra `hub`), at its `revision`.
+        Raises SemidError naming what is wrong.
         """
-        path = Path(path)
-        artifacts.read_artifact(path, KIND)
+        path = local_folder(path, revision=revision)
+        manifest = artifacts.read_artifact(path, KIND)
         spec = config.from_dict(ModelSpec, artifacts.read_json(path / SPEC_FILE), where=str(path / SPEC_FILE))
         model = build_model(spec, seed=0)
         graph, state = nnx.split(model)
         file = path / "model.safetensors"
         model = nnx.merge(graph, replace_leaves(state, artifacts.load_tensors(file), where=str(file)))
         items = artifacts.load_tensors(path / "items.safetensors")
-        return cls(
+        found = cls(
             model,
             SemanticCatalog.read(path / CATALOG_FILE),
             spec=spec,
@@ -133,10 +145,53 @@ class Recommender:
             standardizer=Standardizer(items[_MEAN], items[_SCALE]) if _MEAN in items else None,
             room=room,
         )
+        found.origin = Origin(path, manifest)
+        return found
+
+    def save_pretrained(
+        self, folder: str | Path, *, metrics: str | Path | Measured | None = None, license: str | None = None
+    ) -> None:
+        """Write a folder to hand over: the model, its catalogue and tokenizer, and a card; no state of training.
+
+        `metrics` (a `metrics.json` of `semid evaluate`, or what `semid.evaluate` gives) go into the card with their
+        protocol, `license` into its head. A folder handed over before is replaced.
+        Raises SemidError for metrics of another model, and if `folder` holds anything else.
+        """
+        hand_over(
+            Path(folder),
+            write=self.write,
+            spec=config.to_dict(self.spec),
+            catalog=self.catalog,
+            parameters=sum(leaf.size for leaf in jax.tree.leaves(self._scorer.params)),
+            origin=self.origin,
+            metrics=metrics,
+            license=license,
+        )
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        metrics: str | Path | Measured | None = None,
+        license: str | None = None,
+        message: str = "Upload a recommender",
+        private: bool | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+    ) -> str:
+        """Upload what `save_pretrained` writes to `org/name` on the Hugging Face hub (extra `hub`), in one commit.
+
+        Gives the commit's address. Raises SemidError if the extra is missing or the hub refuses.
+        """
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "model"
+            self.save_pretrained(folder, metrics=metrics, license=license)
+            return upload(folder, repo_id, message=message, private=private, revision=revision, token=token)
 
     def with_model(self, model: Model) -> Recommender:
         """The same with another model of this `spec`; shares the item tables and the trie, which cost time to make."""
         other = copy.copy(self)
+        other.origin = None
         other._scorer = self._scorer.with_model(model)
         return other
 

@@ -52,7 +52,7 @@ from semid.autoencoder import (
     train_autoencoder,
 )
 from semid.catalog import FILE as CATALOG_FILE
-from semid.catalog import KIND, SemanticCatalog
+from semid.catalog import KIND, TOKENIZER_CONFIG, TOKENIZER_FILE, SemanticCatalog
 from semid.config import from_dict, to_dict
 from semid.data.dataset import Dataset
 from semid.data.features import Standardizer, content_blocks
@@ -60,8 +60,6 @@ from semid.data.splits import split
 from semid.errors import SemidError
 from semid.training import discard_checkpoints, named_leaves, on_first, replace_leaves
 from semid.training.tracking import HISTORY
-
-FILE = "tokenizer.safetensors"
 
 
 @dataclass(frozen=True)
@@ -217,7 +215,7 @@ class SemanticTokenizer:
 
     def write(self, folder: Path) -> None:
         """Write `tokenizer.safetensors` into an artifact under construction."""
-        artifacts.save_tensors(folder / FILE, self.tensors())
+        artifacts.save_tensors(folder / TOKENIZER_FILE, self.tensors())
 
     def tensors(self) -> dict[str, np.ndarray]:
         """All that was fitted, by name: with the config, the whole tokenizer."""
@@ -227,15 +225,18 @@ class SemanticTokenizer:
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> SemanticTokenizer:
-        """Load the tokenizer of a catalogue artifact, every file verified."""
+        """Load the tokenizer of a catalogue artifact, or that which a model's carries, every file verified."""
         path = Path(path)
-        made = artifacts.read_artifact(path, KIND).config
-        if "tokenizer" not in made:
-            raise SemidError(f"{path}: its codes were imported, there is no tokenizer; encode with what made them")
-        config = from_dict(TokenizerConfig, made["tokenizer"], where=str(path))
+        made = artifacts.read_artifact(path, KIND, "model")
+        if TOKENIZER_FILE not in made.files:
+            why = "its codes were imported, there is no tokenizer" if made.kind == KIND else "no tokenizer came with it"
+            raise SemidError(f"{path}: {why}; encode with what made the codes")
+        carried = path / TOKENIZER_CONFIG
+        settings = made.config["tokenizer"] if made.kind == KIND else artifacts.read_json(carried)
+        config = from_dict(TokenizerConfig, settings, where=str(path))
         sizes = SemanticCatalog.read(path / CATALOG_FILE).level_sizes[: len(config.method.level_sizes)]
         config = dataclasses.replace(config, method=dataclasses.replace(config.method, level_sizes=sizes))
-        return cls.from_tensors(config, artifacts.load_tensors(path / FILE), where=str(path / FILE))
+        return cls.from_tensors(config, artifacts.load_tensors(path / TOKENIZER_FILE), where=str(path / TOKENIZER_FILE))
 
     @classmethod
     def from_tensors(cls, config: TokenizerConfig, tensors: dict[str, np.ndarray], *, where: str) -> SemanticTokenizer:

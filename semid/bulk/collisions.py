@@ -19,9 +19,9 @@ from semid import artifacts
 from semid.bulk import storage
 from semid.bulk.encoding import REQUEST, TOKENIZER, digest_of
 from semid.catalog import FILE as CATALOG_FILE
+from semid.catalog import TOKENIZER_FILE
 from semid.config import to_dict
 from semid.errors import SemidError
-from semid.tokenizer import FILE as TOKENIZER_FILE
 from semid.tokenizer import KIND, Collisions, SemanticTokenizer
 
 _ROWS = 1 << 17  # of a row group

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +45,11 @@ def import_tables(
     vector_files = {f"vectors.{column}": Path(path) for column, path in (vectors or {}).items()}
     faults = Faults(str(files.get("items", "items")))
     folder = files["items"].parent if "items" in files else Path()
-    items = add_vector_files(_with_images(_as_table(items), folder, faults), vectors or {}, faults)
+    items = add_vector_files(_with_images(as_table(items), folder, faults), vectors or {}, faults)
     try:
         dataset = Dataset.build(
             items,
-            _as_table(interactions),
+            as_table(interactions),
             name=name,
             split_rule=split_rule,
             item_file=faults.file,
@@ -62,12 +62,12 @@ def import_tables(
     return dataset.replace(source={"type": "tables", "sha256": checksums})
 
 
-def read_table(path: str | Path) -> pa.Table:
+def read_table(path: str | Path, *, strings: Sequence[str] = _STRINGS) -> pa.Table:
     """Read a `.parquet` (`.pq`), `.csv`, `.tsv`, `.jsonl` or `.ndjson` file.
 
-    In CSV and TSV, ids and the usual text columns (title, name, text, brand, description, category) are strings
-    whatever they look like, and an empty field is null. Raises SemidError naming the file if it is absent, not of its
-    kind, or of a kind that is not known.
+    In CSV and TSV, the columns `strings` (else ids and the usual text columns: title, name, text, brand, description,
+    category) are strings whatever they look like, and an empty field is null. Raises SemidError naming the file if it
+    is absent, not of its kind, or of a kind that is not known.
     """
     path = Path(path)
     if not path.is_file():
@@ -77,7 +77,7 @@ def read_table(path: str | Path) -> pa.Table:
         if suffix in SUFFIXES["parquet"]:
             return pa.parquet.read_table(path)
         if suffix in _SEPARATORS:
-            return _read_separated(path, _SEPARATORS[suffix])
+            return _read_separated(path, _SEPARATORS[suffix], strings)
         if suffix in SUFFIXES["jsonl"]:
             return pa.json.read_json(path)
     except (pa.ArrowException, OSError) as error:
@@ -118,12 +118,12 @@ def _load_vectors(path: str | Path, num_items: int, faults: Faults) -> pa.FixedS
     return _vector_array(vectors)
 
 
-def _read_separated(path: Path, separator: str) -> pa.Table:
+def _read_separated(path: Path, separator: str, strings: Sequence[str]) -> pa.Table:
     table = pa.csv.read_csv(
         path,
         parse_options=pa.csv.ParseOptions(delimiter=separator, newlines_in_values=True),
         convert_options=pa.csv.ConvertOptions(
-            column_types=dict.fromkeys(_STRINGS, pa.string()), null_values=[""], strings_can_be_null=True
+            column_types=dict.fromkeys(strings, pa.string()), null_values=[""], strings_can_be_null=True
         ),
     )
     for field in table.schema:
@@ -132,11 +132,14 @@ def _read_separated(path: Path, separator: str) -> pa.Table:
     return table
 
 
-def _as_table(table: Any) -> pa.Table:
+def as_table(table: str | Path | pa.Table | Any, *, strings: Sequence[str] = _STRINGS) -> pa.Table:
+    """An Arrow table of a file (see `read_table`), a pandas DataFrame, or what else has Arrow's stream interface."""
     if isinstance(table, (str, Path)):
-        return read_table(table)
+        return read_table(table, strings=strings)
     if isinstance(table, pa.Table):
         return table
+    if hasattr(table, "__arrow_c_stream__") and not hasattr(table, "iloc"):  # pandas: below, without its index
+        return pa.table(table)
     if not hasattr(table, "columns"):
         raise SemidError(f"expected a path, a pandas DataFrame or an Arrow table, got {type(table).__name__}")
     try:

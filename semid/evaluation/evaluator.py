@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from semid.data.histories import Histories
 from semid.data.splits import Examples
 from semid.errors import SemidError
 from semid.evaluation import metrics
+from semid.evaluation.held_out import Questions, of_table
 from semid.evaluation.metrics import MetricState
 
 TIE_RULE = "interactions of equal time in source order; items of equal code tuple in expectation over their order"
@@ -62,30 +64,41 @@ class Metrics:
 
 def evaluate(
     ranker: Ranker,
-    dataset: Dataset,
+    data: Dataset | str | Path | pa.Table | Any,
     *,
     split: str = "test",
     ks: Sequence[int] = (5, 10),
     exclude_seen: bool = False,
+    allowed: Bool[np.ndarray, "items"] | Bool[np.ndarray, "n items"] | None = None,
+    drop_unknown: bool = False,
     batch_size: int = 1024,
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> Metrics:
-    """Measure `ranker` on every example of the split, against its full catalogue.
+    """Measure `ranker` on every example of a dataset's split, or of a table, against its full catalogue.
 
-    `options` go to `ranker.rank` (a Recommender takes `beam_size`); `progress(done, total)` is called after each
-    batch. Raises SemidError if the ranker does not know an item of the split, or lists an item twice, one that does
-    not exist or, under `exclude_seen`, one of the history.
+    A table has the columns `history` (item ids, oldest first) and `target`; see `held_out.of_table` for the files and
+    frames that it may be, and for `drop_unknown`:
+
+        recommender = Recommender.from_pretrained("handed_over")
+        in_stock = recommender.allow(["i1", "i2", "i5"])
+        found = evaluate(recommender, "held_out.parquet", ks=(5, 10), beam_size=100, allowed=in_stock)
+        print(found.values["recall@10"], found.provenance["targets_out_of_reach"])
+
+    `allowed` says by the ranker's item row what may be recommended, to all or to each example. A target that is not
+    allowed, or under `exclude_seen` stands in its history, is a miss whatever the ranker does: such are counted.
+    `options` go to `ranker.rank` (a Recommender takes `beam_size`); `progress(done, total)` is called after each batch.
+    Raises SemidError if the ranker does not know an item of the data, or lists an item twice, one that does not exist
+    or one that it may not.
     """
     _check_arguments(ranker, ks, batch_size)
-    task = _task(ranker, dataset, split, ks)
+    task = _task(ranker, _questions(ranker, data, split, drop_unknown), ks, allowed, exclude_seen)
     state, per_example = MetricState({}, np.zeros(len(task.groups), np.int64), max(ks)), []
     for start in range(0, len(task.examples), batch_size):
-        window = slice(start, start + batch_size)
-        histories = task.examples.histories.take(window)
-        ranked = np.asarray(ranker.rank(histories, k=max(ks), exclude_seen=exclude_seen, **options))
-        _check_lists(ranked, histories, max(ks), ranker, exclude_seen)
-        batch, values = _measure(task, window, ranked, ks, exclude_seen)
+        part = task.part(slice(start, start + batch_size))
+        ranked = np.asarray(ranker.rank(part.histories, k=max(ks), exclude_seen=exclude_seen, **part.mask, **options))
+        _check_lists(ranked, part, max(ks), ranker)
+        batch, values = _measure(task, part, ranked, ks)
         state += batch
         per_example.append(values)
         if progress:
@@ -93,24 +106,76 @@ def evaluate(
     return Metrics(
         values=state.compute(),
         per_example={name: np.concatenate([part[name] for part in per_example]) for name in per_example[0]},
-        provenance=_provenance(dataset, task, split, ks, exclude_seen, options),
+        provenance=_provenance(task, ks, exclude_seen, options),
     )
 
 
 @dataclass(frozen=True)
 class _Task:
-    """A split in the ranker's item rows, and all that does not depend on what the ranker answers."""
+    """Examples in the ranker's item rows, and all that does not depend on what the ranker answers."""
 
     examples: Examples
+    source: dict[str, Any]
     groups: Int[np.ndarray, " items"]
     code_groups: Int[np.ndarray, " items"] | None
     popularity: Float[np.ndarray, " items"]
     segments: dict[str, Bool[np.ndarray, " n"]]
     bounds: dict[str, list[int]]
+    allowed: Bool[np.ndarray, "masks items"] | None
+    exclude_seen: bool
+
+    def part(self, window: slice) -> _Part:
+        """Some of the examples."""
+        masks = self.allowed
+        if masks is not None and len(masks) > 1:
+            masks = masks[window]
+        some = self.examples.take(window)
+        return _Part(window, some.histories, some.targets, masks, some.histories if self.exclude_seen else None)
 
 
-def _task(ranker: Ranker, dataset: Dataset, split: str, ks: Sequence[int]) -> _Task:
-    examples, counts = in_rows_of(ranker, dataset, split)
+@dataclass(frozen=True)
+class _Part:
+    """Examples that are asked at once, and what may be recommended to them."""
+
+    window: slice
+    histories: Histories
+    targets: Int[np.ndarray, " n"]
+    allowed: Bool[np.ndarray, "masks items"] | None
+    seen: Histories | None
+
+    @property
+    def mask(self) -> dict[str, Any]:
+        """The ranker's option; rankers that know no masks are asked without."""
+        return {} if self.allowed is None else {"allowed": self.allowed[0] if len(self.allowed) == 1 else self.allowed}
+
+
+def _questions(ranker: Ranker, data: Any, split: str, drop_unknown: bool) -> Questions:
+    if not isinstance(data, Dataset):
+        if split != "test":
+            raise SemidError(f"a table has no split {split!r}; leave it out, all its rows are examples")
+        return of_table(ranker, data, drop_unknown=drop_unknown)
+    if drop_unknown:
+        raise SemidError("drop_unknown is for tables; a dataset's items are those that its catalogue was made from")
+    examples, counts = in_rows_of(ranker, data, split)
+    provenance = {
+        "dataset": data.name,
+        "users": data.num_users,
+        "items": data.num_items,
+        "interactions": len(data.item),
+        "split": split,
+        "split_rule": data.config["split_rule"],
+    }
+    return Questions(examples, counts, provenance, np.arange(len(examples)), len(examples))
+
+
+def _task(
+    ranker: Ranker,
+    questions: Questions,
+    ks: Sequence[int],
+    allowed: Bool[np.ndarray, "..."] | None,
+    exclude_seen: bool,
+) -> _Task:
+    examples, counts = questions.examples, questions.counts
     codes = None if ranker.codes is None else np.asarray(ranker.codes)
     groups = np.arange(len(counts)) if codes is None else metrics.group_ids(codes)
     code_groups = groups if codes is not None else None
@@ -126,7 +191,27 @@ def _task(ranker: Ranker, dataset: Dataset, split: str, ks: Sequence[int]) -> _T
     }
     segments[f"ndcg@{k}/popularity_cold"] = wanted == 0
     bounds = {"activity": activity.tolist(), "popularity": warm.tolist()}
-    return _Task(examples, groups, code_groups, metrics.popularity_ranks(counts), segments, bounds)
+    masks = _masks(allowed, questions, len(counts))
+    popularity = metrics.popularity_ranks(counts)
+    source = questions.provenance
+    return _Task(examples, source, groups, code_groups, popularity, segments, bounds, masks, exclude_seen)
+
+
+def _masks(allowed: np.ndarray | None, questions: Questions, num_items: int) -> Bool[np.ndarray, "masks items"] | None:
+    """One mask for all examples, or one for each that is asked; warns of targets that no list may hold."""
+    if allowed is None:
+        return None
+    masks = np.atleast_2d(allowed)
+    if masks.dtype != bool or masks.shape[1:] != (num_items,) or len(masks) not in (1, questions.asked):
+        raise SemidError(
+            f"expected allowed as booleans [{num_items} items] or [{questions.asked} examples, {num_items} items], got "
+            f"{masks.dtype} {list(np.shape(allowed))}; a Recommender makes it with allow(item_ids)"
+        )
+    masks = masks if len(masks) == 1 else masks[questions.rows]
+    targets = questions.examples.targets
+    if missed := int((~metrics.reachable(targets, seen=None, allowed=masks)).sum()):
+        warnings.warn(f"{missed} of {len(targets)} targets are not allowed: each counts as a miss", stacklevel=4)
+    return masks
 
 
 def in_rows_of(ranker: Ranker, dataset: Dataset, split: str) -> tuple[Examples, Int[np.ndarray, " items"]]:
@@ -158,20 +243,17 @@ def _check_known(rows: Int[np.ndarray, " items"], examples: Examples, dataset: D
 
 
 def _measure(
-    task: _Task, window: slice, ranked: Int[np.ndarray, "n k"], ks: Sequence[int], exclude_seen: bool
+    task: _Task, part: _Part, ranked: Int[np.ndarray, "n k"], ks: Sequence[int]
 ) -> tuple[MetricState, dict[str, Float[np.ndarray, " n"]]]:
-    histories, targets = task.examples.histories.take(window), task.examples.targets[window]
-    places = metrics.item_places(ranked, targets, task.groups, seen=histories if exclude_seen else None)
+    places = metrics.item_places(ranked, part.targets, task.groups, seen=part.seen, allowed=part.allowed)
     per_example = metrics.accuracy(places, ks)
     values = dict(per_example)
     if task.code_groups is not None:
-        by_code = metrics.accuracy(metrics.code_places(ranked, targets, task.code_groups), ks)
+        by_code = metrics.accuracy(metrics.code_places(ranked, part.targets, task.code_groups), ks)
         values |= {f"code_{name}": value for name, value in by_code.items() if name != "mrr"}
     for name, members in task.segments.items():
-        values[name] = per_example[name.split("/")[0]][members[window]]
-    available = np.full(len(targets), len(task.groups))
-    if exclude_seen:
-        available -= metrics.distinct_lengths(histories, len(task.groups))
+        values[name] = per_example[name.split("/")[0]][members[part.window]]
+    available = metrics.num_candidates(len(part.targets), len(task.groups), seen=part.seen, allowed=part.allowed)
     return metrics.measure(values, ranked, available=available, popularity=task.popularity), per_example
 
 
@@ -182,40 +264,38 @@ def _check_arguments(ranker: Ranker, ks: Sequence[int], batch_size: int) -> None
         raise SemidError(f"expected ks and batch_size of at least 1, got ks {tuple(ks)} and batch_size {batch_size}")
 
 
-def _check_lists(
-    ranked: Int[np.ndarray, "n k"], histories: Histories, k: int, ranker: Ranker, exclude_seen: bool
-) -> None:
+def _check_lists(ranked: Int[np.ndarray, "n k"], part: _Part, k: int, ranker: Ranker) -> None:
     model, num_items = type(ranker).__name__, len(ranker.item_ids)
-    if ranked.shape != (len(histories), k) or not np.issubdtype(ranked.dtype, np.integer):
+    if ranked.shape != (len(part.targets), k) or not np.issubdtype(ranked.dtype, np.integer):
         raise SemidError(
-            f"expected integers [{len(histories)}, {k}] from {model}.rank, got {ranked.dtype} {ranked.shape}"
+            f"expected integers [{len(part.targets)}, {k}] from {model}.rank, got {ranked.dtype} {ranked.shape}"
         )
     if ranked.min(initial=0) < -1 or ranked.max(initial=0) >= num_items:
         raise SemidError(f"{model}.rank listed rows {ranked.min()} to {ranked.max()}; expected -1 to {num_items - 1}")
     faults = {"twice in one list": metrics.repeated(ranked) & (ranked >= 0)}
-    if exclude_seen:
-        faults["of the history despite exclude_seen"] = metrics.in_history(ranked, histories)
+    if part.seen is not None:
+        faults["of the history despite exclude_seen"] = metrics.in_history(ranked, part.seen)
+    if part.allowed is not None:
+        faults["that are not allowed"] = ~np.take_along_axis(part.allowed, ranked, axis=1) & (ranked >= 0)
     for what, wrong in faults.items():
         if wrong.any():
             first = ranker.item_ids[int(ranked[wrong][0])].as_py()
             raise SemidError(f"{model}.rank listed items {what}: {wrong.sum()} entries of a batch, the first {first!r}")
 
 
-def _provenance(
-    dataset: Dataset, task: _Task, split: str, ks: Sequence[int], exclude_seen: bool, options: Mapping[str, Any]
-) -> dict[str, Any]:
+def _provenance(task: _Task, ks: Sequence[int], exclude_seen: bool, options: Mapping[str, Any]) -> dict[str, Any]:
     plain = (bool, int, float, str, type(None))
+    whole = task.part(slice(None))
+    reached = metrics.reachable(whole.targets, seen=whole.seen, allowed=whole.allowed)
+    masked = {} if whole.allowed is None else {"allowed_items": float(whole.allowed.sum(axis=1).mean())}
     return {
-        "dataset": dataset.name,
-        "users": dataset.num_users,
-        "items": dataset.num_items,
-        "interactions": len(dataset.item),
+        **task.source,
         "catalogue_items": len(task.groups),
-        "split": split,
-        "split_rule": dataset.config["split_rule"],
         "tie_rule": TIE_RULE,
         "examples": len(task.examples),
         "exclude_seen": exclude_seen,
+        **masked,
+        "targets_out_of_reach": int((~reached).sum()),
         "ks": list(ks),
         "options": {name: value if isinstance(value, plain) else str(value) for name, value in options.items()},
         "tercile_bounds": task.bounds,

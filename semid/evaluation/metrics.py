@@ -54,26 +54,70 @@ def item_places(
     groups: Int[np.ndarray, " items"],
     *,
     seen: Histories | None = None,
+    allowed: Bool[np.ndarray, "masks items"] | None = None,
 ) -> Places:
     """Places of `targets` among all items, given lists of item rows (best first, -1 for none).
 
     A group stands where its first member is listed and counts with all its members, listed or not: a list may be cut
-    inside a group. With `seen`, the items of each history are no candidates: they count in no group, and a target
-    among them is not found.
+    inside a group. With `seen`, the items of each history are no candidates; with `allowed` (one mask for all, or one
+    each), nor are others than these: they count in no group, and a target among them is not found.
     """
     sizes = np.bincount(groups)
-    listed = np.where(ranked >= 0, groups[ranked], -1)
-    weights, size = sizes[listed], sizes[groups[targets]]
-    if seen is None:
-        return _places(listed, groups[targets], weights, size)
-    owner, item = _distinct(seen, len(groups))
-    keys, counts = np.unique(owner * len(sizes) + groups[item], return_counts=True)
-    rows = np.arange(len(targets)) * len(sizes)
-    weights = weights - _lookup(keys, counts, rows[:, None] + listed)
-    size = size - _lookup(keys, counts, rows + groups[targets])
-    places = _places(listed, groups[targets], weights, size)
-    found = ~in_history(targets[:, None], seen)[:, 0]
-    return Places(np.where(found, places.first, 0), np.maximum(size, 1))
+    listed, wanted = np.where(ranked >= 0, groups[ranked], -1), groups[targets]
+    if seen is None and allowed is None:
+        return _places(listed, wanted, sizes[listed], sizes[wanted])
+    counts = _candidates(np.column_stack([listed, wanted]), groups, seen=seen, allowed=allowed)
+    places = _places(listed, wanted, counts[:, :-1], counts[:, -1])
+    found = reachable(targets, seen=seen, allowed=allowed)
+    return Places(np.where(found, places.first, 0), np.maximum(places.size, 1))
+
+
+def reachable(
+    targets: Int[np.ndarray, " n"], *, seen: Histories | None, allowed: Bool[np.ndarray, "masks items"] | None
+) -> Bool[np.ndarray, " n"]:
+    """Which targets may be recommended at all."""
+    found = np.ones(len(targets), bool) if allowed is None else allowed[_mask_rows(allowed, len(targets)), targets]
+    return found if seen is None else found & ~in_history(targets[:, None], seen)[:, 0]
+
+
+def num_candidates(
+    n: int, num_items: int, *, seen: Histories | None, allowed: Bool[np.ndarray, "masks items"] | None
+) -> Int[np.ndarray, " n"]:
+    """How many items may be recommended to each of `n` histories."""
+    counts = np.full(n, num_items)
+    if allowed is not None:
+        counts = np.broadcast_to(allowed.sum(axis=1), n)
+    if seen is not None:
+        counts = counts - np.bincount(_distinct(seen, num_items, allowed)[0], minlength=n)
+    return counts
+
+
+def _candidates(
+    wanted: Int[np.ndarray, "n m"],
+    groups: Int[np.ndarray, " items"],
+    *,
+    seen: Histories | None,
+    allowed: Bool[np.ndarray, "masks items"] | None,
+) -> Int[np.ndarray, "n m"]:
+    """How many members of each wanted group may be recommended; entries of group -1 mean nothing."""
+    sizes = np.bincount(groups)
+    counts = sizes[wanted]
+    if allowed is not None:
+        order, starts = np.argsort(groups, kind="stable"), np.cumsum(sizes) - sizes
+        mask, of_size, counts = _mask_rows(allowed, len(wanted))[:, None], counts, np.zeros_like(counts)
+        for member in range(of_size.max(initial=0)):
+            inside = member < of_size
+            counts += inside & allowed[mask, order[np.where(inside, starts[wanted] + member, 0)]]
+    if seen is not None:
+        owner, item = _distinct(seen, len(groups), allowed)
+        keys, gone = np.unique(owner * len(sizes) + groups[item], return_counts=True)
+        counts = counts - _lookup(keys, gone, np.arange(len(wanted))[:, None] * len(sizes) + wanted)
+    return counts
+
+
+def _mask_rows(allowed: Bool[np.ndarray, "masks items"], n: int) -> Int[np.ndarray, " n"]:
+    """Which mask is each example's."""
+    return np.arange(n) if len(allowed) > 1 else np.zeros(n, np.int64)
 
 
 def code_places(
@@ -199,15 +243,17 @@ def repeated(rows: Int[np.ndarray, "n k"]) -> Bool[np.ndarray, "n k"]:
     return again
 
 
-def distinct_lengths(histories: Histories, num_items: int) -> Int[np.ndarray, " n"]:
-    """Number of different items in each history."""
-    return np.bincount(_distinct(histories, num_items)[0], minlength=len(histories))
-
-
-def _distinct(histories: Histories, num_items: int) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"]]:
+def _distinct(
+    histories: Histories, num_items: int, allowed: Bool[np.ndarray, "masks items"] | None = None
+) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"]]:
+    """Indices of histories, and the different items of each (those allowed)."""
     items, owner = histories.flat()
     keys = np.unique(owner * num_items + items)
-    return keys // num_items, keys % num_items
+    owner, items = keys // num_items, keys % num_items
+    if allowed is None:
+        return owner, items
+    kept = allowed[_mask_rows(allowed, len(histories))[owner], items]
+    return owner[kept], items[kept]
 
 
 def _lookup(

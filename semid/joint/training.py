@@ -25,15 +25,17 @@ from quantizers import Schedule, health, tie_break
 from semid import artifacts
 from semid.artifacts import Manifest
 from semid.autoencoder import RQVAE, AlignedRQVAE, RQVaeConfig, in_blocks, reseeding, train_autoencoder
-from semid.catalog import SemanticCatalog
+from semid.catalog import TOKENIZER_CONFIG, SemanticCatalog
 from semid.config import to_dict
 from semid.data.batches import SingleRows, batches
 from semid.data.dataset import Dataset
+from semid.data.features import Standardizer
 from semid.encoders.content import take
 from semid.encoders.fusion import ItemEncoder, check_content
 from semid.encoders.vocabulary import Vocabulary
 from semid.errors import SemidError
-from semid.generator import GeneratorConfig, fit_generator, training_counts, validation
+from semid.generator import GeneratorConfig, fit_generator, training_counts, validation, write_statistics
+from semid.handover import Origin
 from semid.joint.model import (
     TEACHER_TERMS,
     Content,
@@ -47,6 +49,7 @@ from semid.joint.model import (
 from semid.joint.surgery import sum_without_conflict
 from semid.models import Model, ModelSpec, build_model
 from semid.recommender import KIND, Recommender
+from semid.tokenizer import SemanticTokenizer, TokenizerConfig
 from semid.training import (
     OptimizerConfig,
     TrainingConfig,
@@ -187,16 +190,27 @@ def train_joint(
     def write() -> None:
         with artifacts.write_artifact(out, kind=KIND, config=settings, parents=parents, seed=seed) as temporary:
             recommender.write(temporary)
+            write_statistics(dataset, temporary, parents=parents)
+            _write_tokenizer(model, config, temporary)
             artifacts.save_tensors(temporary / STATE_FILE, jax.device_get(named_leaves(nnx.state(model))))
             if vocabulary is not None:
                 (temporary / VOCABULARY_FILE).write_bytes(vocabulary.model)
             for stage in run.folders():
                 if (history := run.folder(stage) / HISTORY).exists():
                     shutil.copy(history, temporary / f"history.{stage}.jsonl")
+        recommender.origin = Origin(out, artifacts.read_artifact(out, KIND))
         shutil.rmtree(run.stages, ignore_errors=True)
 
     on_first(write)
     return recommender
+
+
+def _write_tokenizer(model: JointModel, config: JointConfig, folder: Path) -> None:
+    """Write what turns item vectors, as the encoders make them, into codes."""
+    as_they_are = Standardizer(np.zeros(model.encoder.dim, np.float32), np.ones(model.encoder.dim, np.float32))
+    settings = TokenizerConfig(method=config.tokenizer)
+    SemanticTokenizer(settings, as_they_are, model.autoencoder).write(folder)
+    artifacts.write_json(folder / TOKENIZER_CONFIG, to_dict(settings))
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,7 @@ def test_history_membership_and_repeats():
     histories = Histories.from_lists([[2, 2], []])
     assert metrics.in_history(rows, histories).tolist() == [[True, False, False, True], [False] * 4]
     assert metrics.repeated(rows).tolist() == [[False, False, False, True], [False, True, False, False]]
-    assert metrics.distinct_lengths(histories, 3).tolist() == [1, 0]
+    assert metrics.num_candidates(2, 3, seen=histories, allowed=None).tolist() == [2, 3]
 
 
 def test_bootstrap_finds_a_real_difference_and_none_where_there_is_none():

@@ -26,6 +26,7 @@ from semid.joint.recipes import RECIPES
 from semid.joint.training import STAGES, STATE_FILE, Earlier, JointConfig, Phase, Surgery, train_joint
 from semid.models import ModelSpec, build_model
 from semid.recommender import KIND
+from semid.tokenizer import SemanticTokenizer
 from semid.training import OptimizerConfig, TrainingConfig, replace_leaves
 from seq_models import FlatDecoderConfig, Inputs, RQTransformerConfig, TransformerConfig
 from seq_models.layers import last_state
@@ -86,6 +87,15 @@ def test_what_is_written_recommends(world, runs):
     assert (ranked >= 0).all()
     assert not list(home.glob("*.stages"))
     assert {path.name for path in (home / "shared").iterdir()} == set(STAGES[:3])
+
+
+def test_it_is_handed_over_with_what_encodes_item_vectors(runs, tmp_path):
+    loaded = Recommender.from_pretrained(runs[0] / "end-to-end")
+    loaded.save_pretrained(tmp_path / "out")
+    assert "It is simulated" in (tmp_path / "out" / "README.md").read_text()
+    codes = SemanticTokenizer.from_pretrained(tmp_path / "out").encode(np.asarray(loaded.tables.features))
+    np.testing.assert_array_equal(codes, loaded.codes[:, :-1])
+    assert len(np.unique(codes, axis=0)) > 5
 
 
 def test_every_term_and_the_health_of_bank_and_codes_are_logged(runs):

@@ -1,0 +1,152 @@
+"""What an evaluation asks a ranker: the examples of a dataset's split, or of a user's own table."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Bool, Int
+
+from semid.data.histories import Histories
+from semid.data.importing import as_table
+from semid.data.splits import Examples
+from semid.data.validation import Faults, is_string, raise_faults
+from semid.errors import SemidError
+
+_COLUMNS = {"history": "a list of item ids, oldest first", "target": "the id of the item that came next"}
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Examples in a ranker's item rows, how often training has each item, and where both come from.
+
+    `rows` are the numbers of the examples in what was read, of which there were `asked`: some may have been dropped.
+    """
+
+    examples: Examples
+    counts: Int[np.ndarray, " items"]
+    provenance: dict[str, Any]
+    rows: Int[np.ndarray, " n"]
+    asked: int
+
+
+class Named(Protocol):
+    """A ranker's items; one that says how often training had each has `train_counts` too."""
+
+    @property
+    def item_ids(self) -> pa.Array: ...
+
+
+def of_table(ranker: Named, table: str | Path | pa.Table | Any, *, drop_unknown: bool) -> Questions:
+    """The examples of a table with a column `history` (lists of item ids, oldest first) and `target` (item ids).
+
+    `table` is an Arrow table, anything with Arrow's interface (a pandas or polars DataFrame), or the path of a Parquet,
+    CSV, TSV or JSONL file. A history that is text, as in CSV, is ids separated by commas. `drop_unknown` leaves out
+    ids of histories that the ranker does not know, and rows whose target it does not know, and counts both.
+    Raises SemidError listing every fault with row and column.
+    """
+    name = str(table) if isinstance(table, (str, Path)) else "table"
+    faults = Faults(name)
+    read = as_table(table, strings=tuple(_COLUMNS))
+    for column, what in _COLUMNS.items():
+        if column not in read.column_names:
+            faults.column(column, f"missing; expected {what}; there are {read.column_names}")
+    raise_faults(faults.lines)
+    if not read.num_rows:
+        raise SemidError(f"{name}: no rows; expected one for each example")
+    histories, targets = _histories(read["history"], faults), _targets(read["target"], faults)
+    raise_faults(faults.lines)
+    lengths = pc.list_value_length(histories).to_numpy().astype(np.int64)
+    owner = np.repeat(np.arange(len(lengths)), lengths)
+    items, wanted = _rows(histories.flatten(), ranker), _rows(targets, ranker)
+    if not drop_unknown:
+        _check_known(faults, histories.flatten(), owner, items < 0, "history", len(lengths))
+        _check_known(faults, targets, np.arange(len(wanted)), wanted < 0, "target", len(lengths))
+        raise_faults(faults.lines)
+    rows = np.flatnonzero(wanted >= 0)
+    if not len(rows):
+        raise SemidError(f"{name}: column 'target': none of the {len(wanted)} targets is in the model's catalogue")
+    kept = (items >= 0) & (wanted >= 0)[owner]
+    ends = np.cumsum(np.bincount(owner[kept], minlength=len(lengths))[rows])
+    starts = np.concatenate([[0], ends[:-1]])
+    found = Examples(Histories(np.full(len(rows), -1, np.int32), items[kept], starts, ends), wanted[rows])
+    provenance = {
+        "dataset": Path(name).name,
+        "split": "held-out table",
+        "table_sha256": _digest(histories, targets),
+        "table_rows": len(wanted),
+        "dropped": {"unknown_history_items": int((items < 0).sum()), "rows_of_unknown_target": len(wanted) - len(rows)},
+    }
+    known = getattr(ranker, "train_counts", None)
+    counts = found.histories.popularity(len(ranker.item_ids)) if known is None else np.asarray(known)
+    provenance["popularity_of"] = "histories of the table" if known is None else "training"
+    return Questions(found, counts, provenance, rows, len(wanted))
+
+
+def _histories(values: pa.ChunkedArray, faults: Faults) -> pa.ListArray:
+    """Lists of strings; what is no such list joins the faults."""
+    if is_string(values.type):
+        texts = values.to_pylist()
+        lists = [None if t is None else [part.strip() for part in t.split(",") if part.strip()] for t in texts]
+        read = pa.array(lists, pa.list_(pa.string()))
+    elif _is_list_of_strings(values.type):
+        read = values.cast(pa.list_(pa.string())).combine_chunks()
+    else:
+        faults.column("history", f"expected lists of strings, got {values.type}; write item ids as strings")
+        return pa.array([], pa.list_(pa.string()))
+    null = read.is_null().to_numpy(zero_copy_only=False)
+    faults.rows("history", null, "null; expected a list of item ids, empty for who has none (in CSV a comma alone)")
+    entries = pc.list_parent_indices(read).to_numpy()[read.flatten().is_null().to_numpy(zero_copy_only=False)]
+    holed = np.isin(np.arange(len(read)), entries)
+    faults.rows("history", holed, "a null among the item ids; leave it out, or write the id")
+    return read
+
+
+def _targets(values: pa.ChunkedArray, faults: Faults) -> pa.Array:
+    if not is_string(values.type):
+        faults.column("target", f"expected strings, got {values.type}; write item ids as strings")
+        return pa.array([], pa.string())
+    null = values.is_null().to_numpy()
+    faults.rows("target", null, "null; expected the id of the item that came next")
+    return values.cast(pa.string()).combine_chunks()
+
+
+def _is_list_of_strings(kind: pa.DataType) -> bool:
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return is_list and (is_string(kind.value_type) or pa.types.is_null(kind.value_type))
+
+
+def _rows(item_ids: pa.Array, ranker: Named) -> Int[np.ndarray, " n"]:
+    found = pc.index_in(item_ids, value_set=ranker.item_ids)
+    return found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
+
+
+def _check_known(
+    faults: Faults,
+    item_ids: pa.Array,
+    owner: Int[np.ndarray, " n"],
+    unknown: Bool[np.ndarray, " n"],
+    column: str,
+    num_rows: int,
+) -> None:
+    """Name the rows that hold an unknown id, with the first of each."""
+    where, first = np.unique(owner[unknown], return_index=True)
+    if not len(where):
+        return
+    named = np.full(num_rows, None, object)
+    named[where] = np.array(item_ids.filter(pa.array(unknown)).to_pylist(), object)[first]
+    what = "item id {!r} is not in the model's catalogue; correct it, or drop such with drop_unknown=True"
+    faults.rows(column, named != None, what, pa.chunked_array([pa.array(named, pa.string())]))  # noqa: E711 - by element
+
+
+def _digest(histories: pa.ListArray, targets: pa.Array) -> str:
+    """sha256 of the examples, whatever file or frame they came in."""
+    table, sink = pa.table({"history": histories, "target": targets}), pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    return hashlib.sha256(sink.getvalue()).hexdigest()
