@@ -193,6 +193,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Any], *, metadata: Mapping[st
     """Write named arrays (of numpy or a device) as one safetensors file, `metadata` in its header."""
     arrays = {name: np.asarray(value, order="C") for name, value in tensors.items()}
     save_file(arrays, path, metadata=dict(metadata) if metadata else None)
+    path.chmod(path.parent.stat().st_mode & 0o666)  # the library makes files that nobody else can read
 
 
 def load_tensors(path: Path) -> dict[str, np.ndarray]:

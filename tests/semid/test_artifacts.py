@@ -250,7 +250,9 @@ def test_tensors_round_trip(tmp_path):
         "empty": np.zeros((0, 3), np.float16),
         "flag": np.array([True, False]),
     }
+    tmp_path.chmod(0o755)
     save_tensors(tmp_path / "t.safetensors", tensors)
+    assert (tmp_path / "t.safetensors").stat().st_mode & 0o777 == 0o644  # who may read the folder may read the file
     loaded = load_tensors(tmp_path / "t.safetensors")
     assert set(loaded) == set(tensors)
     for name, value in tensors.items():
