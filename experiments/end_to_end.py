@@ -48,8 +48,9 @@ from semid.encoders.vocabulary import Vocabulary
 from semid.evaluation import evaluate
 from semid.generator import GeneratorConfig, train_generator
 from semid.joint.codes import Relaxation
+from semid.joint.config import JointConfig, Phase, Surgery
 from semid.joint.model import TEACHER_TERMS, Content, Objective, Reach, StepConfig
-from semid.joint.training import JointConfig, Phase, Surgery, train_joint
+from semid.joint.training import train_joint
 from semid.recommender import KIND as MODEL
 from semid.training import OptimizerConfig, TrainingConfig
 from seq_models import DenseConfig, RQTransformerConfig, TransformerConfig

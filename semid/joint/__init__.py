@@ -2,11 +2,12 @@
 
 from semid.joint.bank import Bank, BankHealth, Fresh, MemoryBank, bucket_sizes, encode_fresh, unique_rows
 from semid.joint.codes import Relaxation, code_mixtures, level_logits
+from semid.joint.config import JointConfig, Phase, Surgery
 from semid.joint.model import JointModel, Objective, Reach, StepConfig
 from semid.joint.recipes import RECIPES
 from semid.joint.surgery import Projected, projected, sum_without_conflict
 from semid.joint.terms import code_agreement, mutual_info_nce, session_contrast
-from semid.joint.training import Earlier, JointConfig, Phase, Surgery, train_joint
+from semid.joint.training import Earlier, train_joint
 
 __all__ = [
     "RECIPES",

@@ -14,8 +14,8 @@ from quantizers import GradientPath, Nearest, Schedule
 from semid.autoencoder import RQVaeConfig
 from semid.generator import GeneratorConfig
 from semid.joint.codes import Relaxation
+from semid.joint.config import JointConfig, Phase, Surgery
 from semid.joint.model import Objective, Reach, StepConfig
-from semid.joint.training import JointConfig, Phase, Surgery
 from semid.training import OptimizerConfig, TrainingConfig
 
 

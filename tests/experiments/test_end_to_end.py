@@ -12,8 +12,9 @@ from semid.data.simulated import SimulatedConfig
 from semid.encoders.blocks import BlocksConfig
 from semid.encoders.vocabulary import Vocabulary
 from semid.generator import GeneratorConfig
+from semid.joint.config import Phase
 from semid.joint.model import Reach
-from semid.joint.training import STATE_FILE, VOCABULARY_FILE, Phase
+from semid.joint.training import STATE_FILE, VOCABULARY_FILE
 from semid.training import TrainingConfig
 from seq_models import RQTransformerConfig, TransformerConfig
 

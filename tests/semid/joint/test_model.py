@@ -15,6 +15,7 @@ from semid.autoencoder import RQVAE, RQVaeConfig
 from semid.data.batches import PackedRows
 from semid.encoders.content import FeatureRows
 from semid.joint.codes import Relaxation
+from semid.joint.config import Surgery
 from semid.joint.model import (
     TOKENIZER_TERMS,
     JointModel,
@@ -28,7 +29,6 @@ from semid.joint.model import (
 )
 from semid.joint.recipes import RECIPES
 from semid.joint.surgery import sum_without_conflict
-from semid.joint.training import Surgery
 from semid.training import StepContext, create_state, make_mesh, make_optimizer, make_step, named_leaves, put_batch
 from seq_models import Inputs, RQTransformer, RQTransformerConfig, TransformerConfig, code_cross_entropy
 from seq_models.layers import last_state

@@ -21,9 +21,10 @@ from semid.encoders.fusion import FeatureEncoder, FusionConfig, ItemEncoder
 from semid.errors import SemidError
 from semid.generator import GeneratorConfig
 from semid.joint.codes import Relaxation, code_mixtures, level_logits
+from semid.joint.config import JointConfig, Phase, Surgery
 from semid.joint.model import JointModel, Objective, Reach, StepConfig
 from semid.joint.recipes import RECIPES
-from semid.joint.training import STAGES, STATE_FILE, Earlier, JointConfig, Phase, Surgery, train_joint
+from semid.joint.training import STAGES, STATE_FILE, Earlier, train_joint
 from semid.models import ModelSpec, build_model
 from semid.recommender import KIND
 from semid.tokenizer import SemanticTokenizer
