@@ -228,7 +228,7 @@ class SemanticTokenizer:
         """Load the tokenizer of a catalogue artifact, or that which a model's carries, every file verified."""
         path = Path(path)
         made = artifacts.read_artifact(path, KIND, "model")
-        if TOKENIZER_FILE not in made.files:
+        if TOKENIZER_FILE not in made.files or (made.kind == KIND and "tokenizer" not in made.config):
             why = "its codes were imported, there is no tokenizer" if made.kind == KIND else "no tokenizer came with it"
             raise SemidError(f"{path}: {why}; encode with what made the codes")
         carried = path / TOKENIZER_CONFIG
