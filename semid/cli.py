@@ -114,6 +114,8 @@ class Evaluate:
     """Beams per user."""
     exclude_seen: bool = False
     """Never recommend an item of the history. Such figures must not be compared with the others."""
+    catalog: Path | None = None
+    """Catalogue folder of the models: its current version is measured, without what was removed."""
     other_dataset: bool = False
     """Measure on a dataset the model was not trained on; its test targets may have been trained on."""
     out: Path | None = None
@@ -132,7 +134,11 @@ class Evaluate:
         provenance = self._provenance()
         dataset = Dataset.load(self.dataset)
         print_statistics(dataset)
-        models = {_name(path, self.model): Recommender.from_pretrained(path) for path in self.model}
+        models = {
+            _name(path, self.model): Recommender.from_pretrained(path, catalog=self.catalog) for path in self.model
+        }
+        if self.catalog is not None:
+            provenance["catalog"] = next(iter(models.values())).catalog.digest
         measured = compare(
             {**models, **baselines(dataset)},
             dataset,
@@ -208,9 +214,7 @@ class Recommend:
     """Catalogue folder whose current version is recommended from: with items appended, without items removed since."""
 
     def run(self) -> None:
-        recommender = Recommender.from_pretrained(self.model)
-        if self.catalog is not None:
-            recommender = recommender.with_version(self.catalog)
+        recommender = Recommender.from_pretrained(self.model, catalog=self.catalog)
         history = [part.strip() for part in self.history.split(",") if part.strip()]
         if self.skip_unknown:
             unknown = int((~recommender.catalog.find_rows(history)[1]).sum()) if history else 0

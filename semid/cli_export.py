@@ -16,7 +16,6 @@ from semid.data.dataset import KIND as DATASET
 from semid.data.dataset import Dataset
 from semid.export import Format, export, read_tokens
 from semid.prepare import console
-from semid.recommender import KIND as MODEL
 from semid.recommender import Recommender
 from semid.tokenizer import KIND as CATALOG
 
@@ -39,7 +38,7 @@ class Export:
 
     def run(self) -> None:
         found = current(self.catalog)
-        export(found.catalog, Format(self.format), self.out, base=self.base, version=found.number)
+        export(found.catalog, Format(self.format), self.out, base=self.base, version=found.number, digest=found.digest)
         console.print(f"wrote {self.out}: version {found.number}, {found.catalog.num_alive} items")
 
 
@@ -63,15 +62,12 @@ class ExportProgram:
     def run(self) -> None:
         from semid.program import export_program
 
-        parents = {"model": artifacts.read_artifact(self.model, MODEL)}
-        recommender = Recommender.from_pretrained(self.model)
         export_program(
-            recommender if self.catalog is None else recommender.with_version(self.catalog),
+            Recommender.from_pretrained(self.model, catalog=self.catalog),
             self.out,
             k=self.k,
             beam_size=self.beam_size,
             platforms=self.platforms,
-            parents=parents,
         )
         console.print(f"program: {self.out}")
 

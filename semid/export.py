@@ -45,9 +45,19 @@ class Format(enum.Enum):
     TRIE = "trie"  # the trie's arrays as safetensors; see `_write_trie`
 
 
-def export(catalog: SemanticCatalog, format: Format, out: Path, *, base: Path | None = None, version: int = 0) -> None:
-    """Write `catalog`, the `version` of that number of its folder, to the file `out`, to a temporary name first.
+def export(
+    catalog: SemanticCatalog,
+    format: Format,
+    out: Path,
+    *,
+    base: Path | None = None,
+    version: int = 0,
+    digest: str | None = None,
+) -> None:
+    """Write `catalog` to the file `out`, to a temporary name first.
 
+    `version` and `digest` are those of its folder's version, as `semid catalog history` shows them; by default 0, and
+    the digest of ids and codes.
     `base` is a `tokenizer.json`, or a folder with one, that HF_TOKENIZER adds the code tokens to; without one, the
     tokenizer knows nothing else. Raises SemidError if `out` is a folder, for a base of no use, and for item ids that
     the format cannot hold.
@@ -57,12 +67,12 @@ def export(catalog: SemanticCatalog, format: Format, out: Path, *, base: Path | 
     if base is not None and format is not Format.HF_TOKENIZER:
         raise SemidError(f"a base tokenizer is for the format hf-tokenizer, not for {format.value}; leave out the base")
     write: dict[Format, Callable[[SemanticCatalog, Path], None]] = {
-        Format.PARQUET: lambda catalog, file: _write_parquet(catalog, file, version),
+        Format.PARQUET: lambda catalog, file: _write_parquet(catalog, file, version, digest or catalog.digest),
         Format.JSON: _write_json,
         Format.TSV: _write_tsv,
         Format.HF_TOKENS: _write_hf_tokens,
         Format.HF_TOKENIZER: lambda catalog, file: _write_tokenizer(catalog, file, base),
-        Format.TRIE: lambda catalog, file: _write_trie(catalog, file, version),
+        Format.TRIE: lambda catalog, file: _write_trie(catalog, file, version, digest or catalog.digest),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     with _renamed_to(out) as temporary:
@@ -90,7 +100,7 @@ def _blocks(catalog: SemanticCatalog) -> Iterator[tuple[pa.Array, Int[np.ndarray
         yield catalog.item_ids.take(pa.array(some)), codes, pc.binary_join_element_wise(*tokens, "")
 
 
-def _write_parquet(catalog: SemanticCatalog, file: Path, version: int) -> None:
+def _write_parquet(catalog: SemanticCatalog, file: Path, version: int, digest: str) -> None:
     """Columns item_id, codes (fixed-size list of int32), tokens (string), pages with checksums.
 
     The metadata hold, as strings: semid.schema_version, semid.level_sizes (separated by commas), semid.tie_break (0 or
@@ -102,7 +112,7 @@ def _write_parquet(catalog: SemanticCatalog, file: Path, version: int) -> None:
         "semid.level_sizes": ",".join(map(str, catalog.level_sizes)),
         "semid.tie_break": str(int(catalog.tie_break)),
         "semid.version": str(version),
-        "semid.catalog": catalog.digest,
+        "semid.catalog": digest,
     }
     columns = {"item_id": catalog.item_ids.type, "codes": pa.list_(pa.int32(), catalog.num_levels)}
     schema = pa.schema({**columns, "tokens": pa.string()}, metadata)
@@ -183,7 +193,7 @@ def _code_vocabulary() -> str:
     return json.dumps(parts)
 
 
-def _write_trie(catalog: SemanticCatalog, file: Path, version: int) -> None:
+def _write_trie(catalog: SemanticCatalog, file: Path, version: int, digest: str) -> None:
     """The prefix tree of the codes (`seq_models.CodeTrie`) as safetensors, every range written out.
 
     Nodes are numbered per level, in order of their codes; the root is node 0 before level 0.
@@ -220,7 +230,7 @@ def _write_trie(catalog: SemanticCatalog, file: Path, version: int) -> None:
         "level_sizes": ",".join(map(str, catalog.level_sizes)),
         "tie_break": str(int(catalog.tie_break)),
         "version": str(version),
-        "catalog": catalog.digest,
+        "catalog": digest,
     }
     artifacts.save_tensors(file, tensors, metadata=metadata)
 

@@ -35,6 +35,8 @@ class Origin:
 
     folder: Path
     manifest: Manifest
+    later: bool = False
+    """The recommender has come to a later version of its catalogue: what was measured there is not of this one."""
 
     @property
     def trained(self) -> str:
@@ -53,6 +55,8 @@ class Origin:
         for name, digest in self.manifest.files.items():
             if (into / name).exists() or name == CARD or Path(name).suffix == ".jsonl":  # logs of training stay behind
                 continue
+            if self.later and name == METRICS:
+                continue
             (into / name).parent.mkdir(parents=True, exist_ok=True)
             try:
                 shutil.copyfile(self.folder / name, into / name)
@@ -68,6 +72,8 @@ def carry_tokenizer(catalog: Path, manifest: Manifest, into: Path) -> None:
     """Copy the tokenizer of a catalogue artifact, config and all; a catalogue of imported codes has none."""
     if "tokenizer" in manifest.config:
         shutil.copyfile(catalog / TOKENIZER_FILE, into / TOKENIZER_FILE)
+        if artifacts.sha256(into / TOKENIZER_FILE) != manifest.files[TOKENIZER_FILE]:
+            raise SemidError(f"{catalog / TOKENIZER_FILE}: changed since training began; train on the catalogue anew")
         artifacts.write_json(into / TOKENIZER_CONFIG, manifest.config["tokenizer"])
 
 
@@ -86,7 +92,7 @@ def hand_over(
     _check_place(path, origin)
     made = Manifest(KIND, {"spec": spec}, {}) if origin is None else origin.manifest
     parents = made.parents if origin is None else {"model": origin.manifest.digest, **made.parents}
-    measured = None if metrics is None else _read_metrics(metrics, origin)
+    measured = None if metrics is None else _read_metrics(metrics, origin, catalog)
     with artifacts.write_artifact(
         path, kind=KIND, config=made.config, parents=parents, seed=made.seed, devices=made.devices
     ) as folder:
@@ -130,7 +136,7 @@ def _check_place(path: Path, origin: Origin | None) -> None:
         raise SemidError(f"{path}: in use by a model that `semid train` wrote; choose another folder")
 
 
-def _read_metrics(metrics: str | Path | Measured, origin: Origin | None) -> dict[str, Any]:
+def _read_metrics(metrics: str | Path | Measured, origin: Origin | None, catalog: SemanticCatalog) -> dict[str, Any]:
     """The rows of this model and of the control baselines, as `metrics.json` has them: the model's first."""
     if not isinstance(metrics, (str, Path)):
         split = metrics.provenance["split"]
@@ -147,6 +153,12 @@ def _read_metrics(metrics: str | Path | Measured, origin: Origin | None) -> dict
         raise SemidError(
             f"{file}: measures {found}, not this model ({known[0][:12] if known else 'never saved'}); "
             "run `semid evaluate --model` on it"
+        )
+    version = read["provenance"].get("catalog")
+    if version != catalog.digest and (version is not None or (origin is not None and origin.later)):
+        raise SemidError(
+            f"{file}: measures another version of the catalogue; run `semid evaluate` on this one (--catalog), or "
+            "leave the metrics out"
         )
     row, path = read["rows"][own[0]], list(measured)[own[0]]
     controls = [row for row in read["rows"][len(measured) :] if row["model"] in ("popularity", "bigram", "oracle")]

@@ -19,7 +19,6 @@ from jax import export
 from jaxtyping import Array, Float, Int
 
 from semid import artifacts
-from semid.artifacts import Manifest
 from semid.errors import SemidError
 from semid.recommender import Recommender
 from semid.scorers import Question, Scorer
@@ -41,7 +40,6 @@ def export_program(
     k: int = 10,
     beam_size: int = 50,
     platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
-    parents: Mapping[str, Manifest] | None = None,
 ) -> None:
     """Write the folder `out`: what `recommender.recommend(histories, k=k, beam_size=beam_size)` computes, as a program.
 
@@ -62,6 +60,7 @@ def export_program(
     arrays, program = as_program(recommender, k=k, beam_size=beam_size)
     exported = _exported(program, arrays, recommender.spec.max_history, platforms)
     settings = {"k": k, "beam_size": beam_size, "platforms": list(platforms)}
+    parents = {} if recommender.origin is None else {"model": recommender.origin.manifest}
     with artifacts.write_artifact(out, kind=KIND, config=settings, parents=parents) as folder:
         (folder / "program.stablehlo").write_bytes(exported.serialize())
         artifacts.save_tensors(folder / "arrays.safetensors", arrays)

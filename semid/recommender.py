@@ -94,6 +94,11 @@ class Recommender:
         return self.catalog.item_ids
 
     @property
+    def alive(self) -> Bool[np.ndarray, " items"]:
+        """True at the item rows that may be recommended at all: not removed from the catalogue."""
+        return self.catalog.alive
+
+    @property
     def scorer(self) -> Scorer:
         """How the model answers, with the arrays that it reads, on the device."""
         return self._scorer
@@ -120,10 +125,16 @@ class Recommender:
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, *, room: float | None = None, revision: str | None = None
+        cls,
+        path: str | Path,
+        *,
+        catalog: str | Path | None = None,
+        room: float | None = None,
+        revision: str | None = None,
     ) -> Recommender:
         """Load what `semid train` or `save_pretrained` wrote, every file verified.
 
+        With `catalog`, the folder of its catalogue, it recommends that one's current version (`with_version`).
         With `room`, say 1.5, its tables have place for so many times the items: `with_catalog` then compiles nothing.
         A string `org/name` that is no path is a repository of the Hugging Face hub (extra `hub`), at its `revision`.
         Raises SemidError naming what is wrong.
@@ -146,7 +157,7 @@ class Recommender:
             room=room,
         )
         found.origin = Origin(path, manifest)
-        return found
+        return found if catalog is None else found.with_version(catalog)
 
     def save_pretrained(
         self, folder: str | Path, *, metrics: str | Path | Measured | None = None, license: str | None = None
@@ -209,6 +220,8 @@ class Recommender:
         new = len(catalog) - len(self.catalog)
         other = copy.copy(self)
         other.catalog = catalog
+        if self.origin is not None and catalog.digest != self.catalog.digest:
+            other.origin = dataclasses.replace(self.origin, later=True)
         known = catalog.digest if self.spec.catalog else ""
         other.spec = dataclasses.replace(self.spec, num_items=len(catalog), catalog=known)
         other._train_counts = np.pad(self._train_counts, (0, new))

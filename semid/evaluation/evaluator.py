@@ -31,7 +31,8 @@ class Ranker(Protocol):
 
     `item_ids` gives the model's own row order; `codes` is None for a model without codes; `tie_break` says that the
     last level only tells colliding items apart. `rank(histories, *, k, exclude_seen, **options)` gives the `k` best of
-    its item rows for each history, Int [n, k], best first, -1 where there are fewer.
+    its item rows for each history, Int [n, k], best first, -1 where there are fewer. A ranker that has `alive`,
+    booleans by item row, never recommends the others: they are no part of the catalogue that it is measured on.
     """
 
     @property
@@ -103,8 +104,9 @@ def evaluate(
         per_example.append(values)
         if progress:
             progress(min(start + batch_size, len(task.examples)), len(task.examples))
+    living = MetricState(state.totals, state.recommended[task.alive], state.k)
     return Metrics(
-        values=state.compute(),
+        values=living.compute(),
         per_example={name: np.concatenate([part[name] for part in per_example]) for name in per_example[0]},
         provenance=_provenance(task, ks, exclude_seen, options),
     )
@@ -121,6 +123,7 @@ class _Task:
     popularity: Float[np.ndarray, " items"]
     segments: dict[str, Bool[np.ndarray, " n"]]
     bounds: dict[str, list[int]]
+    alive: Bool[np.ndarray, " items"]
     allowed: Bool[np.ndarray, "masks items"] | None
     exclude_seen: bool
 
@@ -181,8 +184,9 @@ def _task(
     code_groups = groups if codes is not None else None
     if codes is not None and ranker.tie_break:
         code_groups = metrics.group_ids(codes[:, :-1])
+    alive = getattr(ranker, "alive", np.ones(len(counts), bool))
     lengths, wanted = examples.histories.lengths, counts[examples.targets]
-    activity, warm = metrics.terciles(lengths), metrics.terciles(counts[counts > 0])
+    activity, warm = metrics.terciles(lengths), metrics.terciles(counts[alive & (counts > 0)])
     thirds = ("low", "mid", "high")
     k = 10 if 10 in ks else max(ks)
     segments = {f"ndcg@{k}/activity_{n}": np.searchsorted(activity, lengths) == i for i, n in enumerate(thirds)}
@@ -191,10 +195,13 @@ def _task(
     }
     segments[f"ndcg@{k}/popularity_cold"] = wanted == 0
     bounds = {"activity": activity.tolist(), "popularity": warm.tolist()}
+    if not alive.all():
+        allowed = alive if allowed is None else allowed & alive
     masks = _masks(allowed, questions, len(counts))
-    popularity = metrics.popularity_ranks(counts)
+    popularity = np.zeros(len(counts))
+    popularity[alive] = metrics.popularity_ranks(counts[alive])
     source = questions.provenance
-    return _Task(examples, source, groups, code_groups, popularity, segments, bounds, masks, exclude_seen)
+    return _Task(examples, source, groups, code_groups, popularity, segments, bounds, alive, masks, exclude_seen)
 
 
 def _masks(allowed: np.ndarray | None, questions: Questions, num_items: int) -> Bool[np.ndarray, "masks items"] | None:
@@ -210,7 +217,8 @@ def _masks(allowed: np.ndarray | None, questions: Questions, num_items: int) -> 
     masks = masks if len(masks) == 1 else masks[questions.rows]
     targets = questions.examples.targets
     if missed := int((~metrics.reachable(targets, seen=None, allowed=masks)).sum()):
-        warnings.warn(f"{missed} of {len(targets)} targets are not allowed: each counts as a miss", stacklevel=4)
+        what = "not allowed, or removed from the catalogue"
+        warnings.warn(f"{missed} of {len(targets)} targets are {what}: each counts as a miss", stacklevel=4)
     return masks
 
 
@@ -287,10 +295,12 @@ def _provenance(task: _Task, ks: Sequence[int], exclude_seen: bool, options: Map
     plain = (bool, int, float, str, type(None))
     whole = task.part(slice(None))
     reached = metrics.reachable(whole.targets, seen=whole.seen, allowed=whole.allowed)
-    masked = {} if whole.allowed is None else {"allowed_items": float(whole.allowed.sum(axis=1).mean())}
+    alive = int(task.alive.sum())
+    allowed = alive if whole.allowed is None else float(whole.allowed.sum(axis=1).mean())
+    masked = {} if allowed == alive else {"allowed_items": allowed}
     return {
         **task.source,
-        "catalogue_items": len(task.groups),
+        "catalogue_items": alive,
         "tie_rule": TIE_RULE,
         "examples": len(task.examples),
         "exclude_seen": exclude_seen,

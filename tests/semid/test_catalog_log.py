@@ -502,7 +502,10 @@ def test_models_that_no_longer_fit_are_named(folder, tmp_path, capsys):
         ("catalog remove --catalog {c} --items a a", "item id 'a' (entry 1) is given twice"),
         ("catalog remove --catalog {c} --items q", "item id 'q' (entry 0) is not among the catalogue's 6 items"),
         ("catalog history --catalog {c}/none", "no such artifact"),
-        ("catalog append --catalog {c} --input {c}/catalog.parquet", "there is no tokenizer; encode with what made the codes"),
+        (
+            "catalog append --catalog {c} --input {c}/catalog.parquet",
+            "there is no tokenizer; encode with what made the codes",
+        ),
     ],
 )
 def test_bad_commands_get_one_line(folder, capsys, line, message):

@@ -210,6 +210,29 @@ def test_of_two_models_measured_together_each_gets_its_own(home, recommender, tm
     assert list(written["provenance"]["beam_against_exact"]) == ["semid"]
 
 
+def test_a_later_version_is_handed_over_with_its_own_metrics_or_none(home, tmp_path):
+    catalog = shutil.copytree(home / "catalog", tmp_path / "catalog")
+    run("catalog remove --catalog {c} --items i3", c=catalog)
+    run("package --model {h}/handed_over --catalog {c} --out {o}", h=home, c=catalog, o=tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert not (tmp_path / "out" / "metrics.json").exists()
+    assert "recommends the 39 items of its catalogue" in card
+    later = Recommender.from_pretrained(tmp_path / "out")
+    assert "i3" not in later.recommend([["i1"]], k=ITEMS).item_ids[0]
+    grown = Recommender.from_pretrained(home / "model", catalog=catalog)
+    with pytest.raises(SemidError, match="measures another version of the catalogue"):
+        grown.save_pretrained(tmp_path / "refused", metrics=home / "metrics.json")
+    metrics = json.loads((home / "metrics.json").read_text())
+    metrics["provenance"]["catalog"] = grown.catalog.digest  # as `semid evaluate --catalog` writes it
+    artifacts.write_json(tmp_path / "metrics.json", metrics)
+    grown.save_pretrained(tmp_path / "out", metrics=tmp_path / "metrics.json")
+    assert (tmp_path / "out" / "metrics.json").exists()
+    with pytest.raises(SemidError, match="measures another version of the catalogue"):
+        Recommender.from_pretrained(home / "model").save_pretrained(
+            tmp_path / "refused", metrics=tmp_path / "metrics.json"
+        )
+
+
 def test_a_failure_in_the_middle_leaves_nothing_or_the_old_folder(recommender, tmp_path, monkeypatch):
     recommender.save_pretrained(tmp_path / "old")
     before = artifacts.read_artifact(tmp_path / "old", "model")

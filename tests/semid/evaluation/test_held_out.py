@@ -221,3 +221,34 @@ def test_options_that_do_not_fit_a_table(ranker, options, says):
 def test_a_frame_with_an_index_of_its_own_and_empty_histories(ranker):
     frame = pd.DataFrame({"history": [[], []], "target": ["i3", "i0"]}, index=["x", "y"])
     assert evaluate(ranker, frame, ks=(1,)).values["recall@1"] == 0.5
+
+
+class Fixed:
+    """Ranks its items in one order for everybody."""
+
+    tie_break = False
+
+    def __init__(self, order: list[str], ids: list[str], codes: dict[str, list[int]]) -> None:
+        self.item_ids, self.codes = pa.array(ids), np.array([codes[name] for name in ids])
+        self.rows = np.array([ids.index(name) for name in order], np.int32)
+
+    def rank(self, histories: Histories, *, k: int, exclude_seen: bool, allowed: np.ndarray | None = None):
+        kept = self.rows if allowed is None else self.rows[allowed[self.rows]]
+        return np.tile(np.pad(kept[:k], (0, max(k - len(kept), 0)), constant_values=-1), (len(histories), 1))
+
+
+def test_removed_items_are_no_part_of_the_catalogue():
+    codes = {"a": [0], "b": [0], "c": [1], "d": [2]}  # a, which shares its codes with b, is removed
+    whole, rest = Fixed(["b", "d"], ["a", "b", "c", "d"], codes), Fixed(["b", "d"], ["b", "c", "d"], codes)
+    whole.alive = np.array([False, True, True, True])
+    table = pa.table({"history": [["c"], ["d"]], "target": ["b", "c"]})
+    found, expected = (evaluate(of, table, ks=(1, 3)) for of in (whole, rest))
+    assert found.values == expected.values
+    assert found.values["recall@1"] == 0.5
+    assert found.provenance["catalogue_items"] == 3
+    del whole.alive
+    assert evaluate(whole, table, ks=(1, 3)).values != expected.values
+    whole.alive = np.array([False, True, True, True])
+    with pytest.warns(UserWarning, match="1 of 1 targets are not allowed, or removed from the catalogue"):
+        gone = evaluate(whole, pa.table({"history": [["c"]], "target": ["a"]}), ks=(1,))
+    assert (gone.values["recall@1"], gone.provenance["targets_out_of_reach"]) == (0.0, 1)
