@@ -3,7 +3,9 @@
     python -m experiments.benchmarks.bulk --out runs/bulk.json --plot docs/bulk.svg --folder /data/scratch
 
 Every size is measured in a process of its own, so that its peak memory is of that size. The files are of random float16
-vectors, as pyarrow writes them by default: 1.5 GB a million items, deleted after their size is done.
+vectors, as pyarrow writes them by default: 1.5 GB a million items, deleted after their size is done. Beyond ten files
+they are hard links to the first ten: making ten million vectors takes longer than encoding them. Such items cannot be
+joined, since their ids repeat.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from semid.config import to_dict
 from semid.data.features import Standardizer
 from semid.tokenizer import KIND, SemanticTokenizer, TokenizerConfig
 
+DISTINCT = 10  # files
 LINES = {"read": "#888888", "encode": "#1f77b4", "encode on the cluster": "#2ca02c", "catalogue": "#d62728"}
 _OPTIONS: dict[str, dict[str, Any]] = {"float16 plain": {"use_dictionary": False}}
 
@@ -91,9 +94,10 @@ def measure(catalog: Path, paths: Sequence[Path], work: Path, workers: int) -> d
             seconds["encode on the cluster"], found["peak memory of a worker, GiB"] = _on_cluster(
                 tokenizer, paths, folder / "cluster", workers
             )
-        codes = [str(folder / "codes" / path.name) for path in paths]
-        seconds["catalogue"] = timed(write_catalog, codes, folder / "catalog", tokenizer=catalog)
-        found["peak memory with the catalogue, GiB"] = _peak()
+        if len(paths) <= DISTINCT:
+            codes = [str(folder / "codes" / path.name) for path in paths]
+            seconds["catalogue"] = timed(write_catalog, codes, folder / "catalog", tokenizer=catalog)
+            found["peak memory with the catalogue, GiB"] = _peak()
     found["GB"] = sum(path.stat().st_size for path in paths) / 1e9
     found |= {f"{what}, us/item": time / items * 1e6 for what, time in seconds.items()}
     return found | {
@@ -136,6 +140,9 @@ def write_files(folder: Path, items: int, rows: int, kind: str) -> list[Path]:
     for number, path in enumerate(paths):
         if path.exists():
             continue
+        if number >= DISTINCT:
+            path.hardlink_to(paths[number % DISTINCT])
+            continue
         here = min(rows, items - number * rows)
         x = np.random.default_rng(number).standard_normal((here, DIM), dtype=np.float32).astype(kind.split()[0])
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(x.reshape(-1)), DIM)
@@ -149,8 +156,11 @@ def write_files(folder: Path, items: int, rows: int, kind: str) -> list[Path]:
 def draw(figures: dict[int, dict[str, float]], out: Path) -> None:
     """Microseconds an item over the number of items, which is on a logarithmic scale, as an SVG."""
     width, height, left, bottom = 560, 300, 60, 40
-    shown = [line for line in LINES if f"{line}, us/item" in next(iter(figures.values()))]
-    top = 1.1 * max(of[f"{line}, us/item"] for of in figures.values() for line in shown)
+    shown = {
+        line: {n: of[name] for n, of in figures.items() if name in of} for line in LINES if (name := f"{line}, us/item")
+    }
+    shown = {line: values for line, values in shown.items() if values}
+    top = 1.1 * max(max(values.values()) for values in shown.values())
     low, high = np.log10(min(figures)), np.log10(max(figures))
 
     def at(items: int, value: float) -> tuple[float, float]:
@@ -161,10 +171,10 @@ def draw(figures: dict[int, dict[str, float]], out: Path) -> None:
     parts += [_text(at(items, 0)[0], height - bottom + 18, f"{items:,}", "middle") for items in figures]
     parts += [_text(left - 6, at(min(figures), tick)[1] + 4, f"{tick:g}", "end") for tick in _ticks(top)]
     parts += [_text(left, height - 4, "items"), _text(8, 10, "us an item")]
-    ends = sorted((at(max(figures), figures[max(figures)][f"{line}, us/item"])[1], line) for line in shown)
+    ends = sorted((at(max(values), values[max(values)])[1], line) for line, values in shown.items())
     label = -np.inf
     for end, line in ends:
-        points = " ".join("{:.1f},{:.1f}".format(*at(items, of[f"{line}, us/item"])) for items, of in figures.items())
+        points = " ".join("{:.1f},{:.1f}".format(*at(*point)) for point in shown[line].items())
         parts.append(f'<polyline points="{points}" fill="none" stroke="{LINES[line]}" stroke-width="2"/>')
         label = max(end, label + 14)  # labels of lines that meet stand below each other
         parts.append(_text(width - 145, label + 4, line, color=LINES[line]))
