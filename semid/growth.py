@@ -157,11 +157,13 @@ def _others(path: str, file: VectorFile) -> dict[str, int]:
         others = [field for field in opened.schema_arrow if is_vector(field.type) and field.name not in file.widths]
         free = [field.name for field in others if not pa.types.is_fixed_size_list(field.type)]
         first = next(opened.iter_batches(1, columns=free), None) if free else None
-    rows = {name: first.column(name)[0].as_py() if first else None for name in free}
-    for name, vector in rows.items():
+    widths = {field.name: field.type.list_size for field in others if field.name not in free}
+    for name in free:
+        vector = first.column(name)[0].as_py() if first else None
         if not vector:
             raise SemidError(f"{file.at(name, 0)}: expected a vector, got nothing; leave the item or the column out")
-    return {field.name: len(rows[field.name]) if field.name in rows else field.type.list_size for field in others}
+        widths[name] = len(vector)
+    return {field.name: widths[field.name] for field in others}
 
 
 def _by_column(block: Block) -> dict[str, Float[np.ndarray, "n _"]]:
