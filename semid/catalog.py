@@ -84,13 +84,6 @@ class SemanticCatalog:
         """Items that are not removed."""
         return len(self) - (0 if self.removed is None else int(self.removed.sum()))
 
-    def without_removed(self) -> SemanticCatalog:
-        """Only the items that are left, for other systems: their rows are others than here."""
-        if self.removed is None:
-            return self
-        rows = np.flatnonzero(self.alive)
-        return SemanticCatalog(self.item_ids.take(pa.array(rows)), self.codes[rows], self.level_sizes, self.tie_break)
-
     @functools.cached_property
     def digest(self) -> str:
         """sha256 of ids, codes, level sizes and tombstones: equal catalogues, equal digests."""
@@ -110,18 +103,16 @@ class SemanticCatalog:
         return {tuple(ordered[at].tolist()): np.sort(rows) for at, rows in zip(first, groups, strict=True)}
 
     def continued_by(self, later: SemanticCatalog) -> str:
-        """What keeps `later` from being this with items appended or removed; empty where nothing does."""
+        """What keeps `later` from being this, in whatever order, with items appended or removed; empty: nothing."""
         if (self.level_sizes, self.tie_break) != (later.level_sizes, later.tie_break):
             return f"levels of {self.level_sizes} codes became {later.level_sizes}"
-        if len(later) < len(self):
-            return f"its {len(self)} items became {len(later)}"
-        if not self.item_ids.equals(later.item_ids[: len(self)]):
-            row = pc.index(pc.equal(self.item_ids, later.item_ids[: len(self)]), False).as_py()
-            return f"item {self.item_ids[row]} (row {row}) became {later.item_ids[row]}"
-        moved = np.flatnonzero((self.codes != later.codes[: len(self)]).any(axis=1))
+        rows, known = later.find_rows(self.item_ids)
+        if len(missing := np.flatnonzero(~known)):
+            return f"{len(missing)} of {len(self)} items are not in it, such as item {self.item_ids[int(missing[0])]}"
+        moved = np.flatnonzero((self.codes != later.codes[rows]).any(axis=1))
         if not len(moved):
             return ""
-        (before,), (after,) = self.tokens_of(moved[:1]), later.tokens_of(moved[:1])
+        (before,), (after,) = self.tokens_of(moved[:1]), later.tokens_of(rows[moved[:1]])
         return (
             f"{len(moved)} of {len(self)} items have other codes, item {self.item_ids[int(moved[0])]} "
             f"{''.join(after)} instead of {''.join(before)}"
@@ -152,6 +143,18 @@ class SemanticCatalog:
     def select(self, item_ids: pa.Array) -> SemanticCatalog:
         """These items, in this order, removed ones as if they were not. Raises SemidError naming the first unknown."""
         return SemanticCatalog(item_ids, self.lookup(item_ids), self.level_sizes, self.tie_break)
+
+    def arranged(self, item_ids: pa.Array, *, others: bool = True) -> SemanticCatalog:
+        """These items first, in this order, and the `others` behind them in theirs; tombstones stay tombstones.
+
+        Raises SemidError naming the first unknown."""
+        first = self.rows(item_ids)
+        rows = np.concatenate([first, np.setdiff1d(np.arange(len(self)), first)]) if others else first
+        if np.array_equal(rows, np.arange(len(self))):
+            return self
+        removed = None if self.removed is None else self.removed[rows]
+        ids = self.item_ids.take(pa.array(rows))
+        return SemanticCatalog(ids, self.codes[rows], self.level_sizes, self.tie_break, removed)
 
     def lookup(self, item_ids: Sequence[str]) -> Int[np.ndarray, "n level"]:
         """Codes of external ids. Raises SemidError naming the first unknown id."""

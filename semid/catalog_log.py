@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from semid import artifacts
 from semid.catalog import FILE, KIND, TOKENIZER_FILE, SemanticCatalog
@@ -118,10 +118,9 @@ def read(folder: str | Path, version: int | None = None) -> SemanticCatalog:
 
 def of_items(folder: str | Path, item_ids: pa.Array) -> SemanticCatalog:
     """The codes of `item_ids`, in this order, whatever was appended or removed since: what a model of a dataset is
-    trained on. The current version where these are neither its first items nor, in another order, all of them."""
-    catalog, items = read(folder), len(item_ids)
-    theirs = items == len(catalog) or catalog.item_ids[:items].equals(item_ids)
-    return catalog.select(item_ids) if theirs else catalog
+    trained on. The current version where one of these is unknown."""
+    catalog = read(folder)
+    return catalog.select(item_ids) if catalog.find_rows(item_ids)[1].all() else catalog
 
 
 def current(folder: str | Path, version: int | None = None) -> Version:
@@ -206,31 +205,58 @@ def apply(folder: str | Path, file: str | Path) -> Version:
 
 
 def vectors(
-    folder: str | Path, columns: Sequence[str], item_ids: pa.Array, version: int | None = None
+    folder: str | Path,
+    columns: Sequence[str],
+    item_ids: pa.Array,
+    version: int | None = None,
+    *,
+    removed: Bool[np.ndarray, " n"] | None = None,
 ) -> Float[np.ndarray, "n dim"]:
-    """Raw vectors of appended items, `columns` side by side, as they were first given.
+    """Raw vectors of appended items, `columns` side by side, as last given: by the latest change with all `columns`.
 
-    Raises SemidError naming a change that lacks a column, and an item that no change appended.
+    `removed` items may lack vectors: theirs are then zeros, of dim 0 if no item has any.
+    Raises SemidError naming a change that lacks a column and has an item that no other gives it, vectors of another
+    width, and an item that no change appended.
     """
     folder = Path(folder)
-    found: list[pa.Table] = []
+    places, found, lacking = [np.zeros(0, int)], list[np.ndarray](), list[tuple[Change, str]]()
     wanted = pa.table({"item_id": item_ids, "place": np.arange(len(item_ids))})
-    for change in _changes(folder, _origin(folder), version, ("item_id",)):
+    for change in reversed(list(_changes(folder, _origin(folder), version, ("item_id",)))):
         rows = pc.index_in(wanted["item_id"], change.items["item_id"].combine_chunks())
         here = pc.is_valid(rows)
         if change.header.kind != Kind.APPEND.value or not pc.any(here).as_py():
             continue
         if missing := [name for name in columns if name not in change.header.columns]:
-            raise SemidError(
-                f"{change.file}: has no vectors {missing[0]!r}, which the model reads; append items with that column"
-            )
+            lacking.append((change, missing[0]))
+            continue
         items = _read_change(change.file, columns).items.take(rows.filter(here))
-        found.append(items.append_column("place", wanted["place"].filter(here)))
+        found.append(np.concatenate([_matrix(items[name]).astype(np.float32) for name in columns], axis=1))
+        if (width := found[-1].shape[1]) != (other := found[0].shape[1]):
+            raise SemidError(f"{change.file}: has vectors of {width} dimensions, later changes of {other}; remove its "
+                             "items and append them with vectors as wide")  # fmt: skip
+        places.append(wanted["place"].filter(here).to_numpy())
         wanted = wanted.filter(pc.invert(here))
-    if wanted.num_rows:
-        raise SemidError(f"{folder}: no change appended item {wanted['item_id'][0]}; its vectors are not known")
-    table = pa.concat_tables(found).sort_by("place")
-    return np.concatenate([_matrix(table[name]).astype(np.float32) for name in columns], axis=1)
+    left = wanted["place"].to_numpy()
+    for place in (left if removed is None else left[~removed[left]])[:1].tolist():
+        raise _no_vectors(folder, item_ids[place], lacking)
+    result = np.zeros((len(item_ids), found[0].shape[1] if found else 0), np.float32)
+    if found:
+        result[np.concatenate(places)] = np.concatenate(found)
+    return result
+
+
+def _no_vectors(folder: Path, item: pa.Scalar, lacking: Sequence[tuple[Change, str]]) -> SemidError:
+    """Names the latest of the changes that append the item without a column."""
+    for change, column in lacking:
+        if pc.index(change.items["item_id"], item).as_py() >= 0:
+            return SemidError(
+                f"{change.file}: item {item} has no vectors {column!r}, which the model reads; remove it, and append "
+                "it with that column"
+            )
+    return SemidError(
+        f"{folder}: no change appended item {item}; its vectors are not known; remove it, or train on a dataset "
+        "that has it"
+    )
 
 
 def diff(old: SemanticCatalog, new: SemanticCatalog) -> Difference:

@@ -17,7 +17,7 @@ from rich import box
 from rich.table import Table
 
 from semid import artifacts, catalog_log
-from semid.cli_catalog import Catalog
+from semid.cli_catalog import Catalog, read_item_ids
 from semid.cli_export import Export, ExportProgram, ImportCodes
 from semid.cli_package import Package
 from semid.cli_tokenize import Tokenize
@@ -245,9 +245,9 @@ class Recommend:
             return None
         allowed = np.ones(len(recommender.catalog), bool)
         if self.allow is not None:
-            allowed &= recommender.allow(_item_ids(self.allow))
+            allowed &= recommender.allow(read_item_ids(self.allow))
         if self.deny is not None:
-            allowed &= ~recommender.allow(_item_ids(self.deny))
+            allowed &= ~recommender.allow(read_item_ids(self.deny))
         return allowed
 
 
@@ -300,11 +300,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (SemidError, OSError) as error:
         print(f"semid: {error}", file=sys.stderr)
         raise SystemExit(1) from None
-
-
-def _item_ids(path: Path) -> list[str]:
-    """One a line; empty lines do not count."""
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -14,6 +14,7 @@ from semid.catalog import FILE, SemanticCatalog, level_name
 from semid.errors import SemidError
 from semid.prepare import console
 from semid.recommender import KIND as MODEL
+from semid.recommender import misfit, read_spec
 
 # Ids that are printed of a difference.
 _SHOWN = 5
@@ -59,8 +60,7 @@ class Remove:
 
         ids = list(self.items)
         if self.file is not None:
-            lines = self.file.read_text(encoding="utf-8").splitlines()
-            ids += [line.strip() for line in lines if line.strip()]
+            ids += read_item_ids(self.file)
         console.print(f"{_name(self.catalog, remove(self.catalog, ids))}: {len(ids):,} items removed")
 
 
@@ -180,6 +180,11 @@ def _version(name: str) -> SemanticCatalog:
 
 
 def _misfit(model: Path, catalog: SemanticCatalog) -> str:
-    """Why a model folder's model cannot speak this catalogue's codes; empty if it can."""
+    """Why a model folder's model cannot recommend from this catalogue; empty if it can."""
     artifacts.read_artifact(model, MODEL)
-    return SemanticCatalog.read(model / FILE).continued_by(catalog)
+    return misfit(read_spec(model), SemanticCatalog.read(model / FILE), catalog)
+
+
+def read_item_ids(file: Path) -> list[str]:
+    """One a line; empty lines do not count."""
+    return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]

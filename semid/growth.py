@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float, Int
 
-from semid.bulk.encoding import Block, VectorFile
+from semid.bulk.encoding import Block, VectorFile, is_vector
 from semid.bulk.storage import open_parquet
 from semid.catalog import SemanticCatalog
 from semid.catalog_log import Kind, Version, commit, current
@@ -54,10 +54,10 @@ def append(
 ) -> Appended:
     """Append the items of Parquet files of vectors to a catalogue, as its next version.
 
-    `columns` are the vectors that the tokenizer reads, as in `encode_files`; all others of fixed width are kept beside
-    them, for models that read them. Codes are those of the frozen tokenizer; where another item, or a tombstone, has
-    them, the catalogue's own collision policy finds others for the newcomer, in the order of the input. An item that
-    was removed comes back with its old codes.
+    `columns` are the vectors that the tokenizer reads, as in `encode_files`; all other lists of floats, each column of
+    one width, are kept beside them, for models that read them. Codes are those of the frozen tokenizer; where another
+    item, or a tombstone, has them, the catalogue's own collision policy finds others for the newcomer, in the order of
+    the input. An item that was removed comes back with its old codes.
     Raises SemidError naming file, column and row of what cannot be read or encoded, of an id that is given twice or is
     in the catalogue, and of an item for which no codes are left.
     """
@@ -118,8 +118,8 @@ class _Given:
             file = VectorFile.open(path, tokenizer, id_column=id_column, columns=columns)
             inputs = inputs or list(file.widths)
             whole = replace(file, widths=file.widths | _others(path, file))
-            if found and list(found[0]) != list(whole.widths):
-                raise SemidError(f"{path}: has vectors {list(whole.widths)}, but {paths[0]} has {list(found[0])}")
+            if files and whole.widths != files[0][1].widths:
+                raise SemidError(f"{path}: has vectors {whole.widths}, but {paths[0]} has {files[0][1].widths}")
             files.append((sum(map(len, ids)), whole))
             for block in whole.blocks(_ROWS):
                 ids.append(block.item_ids)
@@ -150,11 +150,20 @@ class _Given:
 
 
 def _others(path: str, file: VectorFile) -> dict[str, int]:
-    """Vector columns of fixed width that the tokenizer does not read."""
+    """Vector columns that the tokenizer does not read; where the type has no width, that of the first row counts.
+
+    Raises SemidError where the first row has none."""
     with open_parquet(path) as opened:
-        schema = opened.schema_arrow
-    fixed = [field for field in schema if pa.types.is_fixed_size_list(field.type) and field.name not in file.widths]
-    return {field.name: field.type.list_size for field in fixed if pa.types.is_floating(field.type.value_type)}
+        others = [field for field in opened.schema_arrow if is_vector(field.type) and field.name not in file.widths]
+        free = [field.name for field in others if not pa.types.is_fixed_size_list(field.type)]
+        first = next(opened.iter_batches(1, columns=free), None) if free else None
+    widths = {field.name: field.type.list_size for field in others if field.name not in free}
+    for name in free:
+        vector = first.column(name)[0].as_py() if first else None
+        if not vector:
+            raise SemidError(f"{file.at(name, 0)}: expected a vector, got nothing; leave the item or the column out")
+        widths[name] = len(vector)
+    return {field.name: widths[field.name] for field in others}
 
 
 def _by_column(block: Block) -> dict[str, Float[np.ndarray, "n _"]]:

@@ -141,7 +141,7 @@ class Recommender:
         """
         path = local_folder(path, revision=revision)
         manifest = artifacts.read_artifact(path, KIND)
-        spec = config.from_dict(ModelSpec, artifacts.read_json(path / SPEC_FILE), where=str(path / SPEC_FILE))
+        spec = read_spec(path)
         model = build_model(spec, seed=0)
         graph, state = nnx.split(model)
         file = path / "model.safetensors"
@@ -211,12 +211,14 @@ class Recommender:
     ) -> Recommender:
         """The same model on a later version of its catalogue: it recommends what was appended, not what was removed.
 
-        `vectors` are raw ones of the items appended since, the columns `spec.columns` side by side, for a model that
-        reads any. The same programs run as long as the version fits the `room` of this; else they are compiled anew.
+        Rows of the items that the model knows stay, those of all others follow in the order that they have there.
+        `vectors` are raw ones of the others, the columns `spec.columns` side by side, for a model that reads any. A
+        model that learned something of each item (SASRec, id embeddings) leaves the others out, where all are removed.
+        The same programs run as long as the version fits the `room` of this; else they are compiled anew.
         Raises SemidError where items or codes that the model knows differ, where vectors are missing, and for a model
-        that learned something of each item (SASRec, id embeddings) if items were appended.
+        that learned something of each item if items were appended.
         """
-        self._check_descendant(catalog)
+        catalog = self._arranged(catalog)
         new = len(catalog) - len(self.catalog)
         other = copy.copy(self)
         other.catalog = catalog
@@ -232,13 +234,14 @@ class Recommender:
 
     def with_version(self, folder: str | Path, version: int | None = None) -> Recommender:
         """`with_catalog` of the current, or a given, version of a catalogue folder, which holds appended vectors."""
-        catalog, folder = read_version(folder, version), Path(folder)
-        self._check_descendant(catalog)
-        new = catalog.item_ids[len(self.catalog) :]
-        needed = len(new) > 0 and self._features is not None and bool(self.spec.columns)
-        return self.with_catalog(
-            catalog, vectors=appended_vectors(folder, self.spec.columns, new, version) if needed else None
-        )
+        catalog = self._arranged(read_version(folder, version))
+        new, removed = catalog.item_ids[len(self.catalog) :], ~catalog.alive[len(self.catalog) :]
+        vectors = None
+        if len(new) and self._features is not None and self.spec.columns:
+            vectors = appended_vectors(folder, self.spec.columns, new, version, removed=removed)
+            if not vectors.shape[1]:  # all are removed, and of none there are any
+                vectors = np.zeros((len(new), self._features.shape[1]), np.float32)
+        return self.with_catalog(catalog, vectors=vectors)
 
     def _made_scorer(self, model: Model) -> Scorer:
         """The scorer on tables of the catalogue, and, for models that search it, on its trie."""
@@ -278,18 +281,13 @@ class Recommender:
         self._capacity = capacity
         return build(capacity)
 
-    def _check_descendant(self, catalog: SemanticCatalog) -> None:
-        """Raises SemidError unless all items of this have the same rows and codes there."""
-        if fault := self.catalog.continued_by(catalog):
+    def _arranged(self, catalog: SemanticCatalog) -> SemanticCatalog:
+        """A later version with the rows of this first. Raises SemidError where the model does not fit it."""
+        if fault := misfit(self.spec, self.catalog, catalog):
             raise SemidError(
                 f"the model does not fit this catalogue: {fault}; give a later version of its own, or train again"
             )
-        by_row = isinstance(self.spec.model, DenseConfig) or self.spec.model.id_embedding
-        if by_row and len(catalog) > len(self.catalog):
-            raise SemidError(
-                f"the model learned a vector of each of its {len(self.catalog)} items and has none for the "
-                f"{len(catalog) - len(self.catalog)} appended; train it again, or use a generator of codes"
-            )
+        return catalog.arranged(self.item_ids, others=not _knows_rows(self.spec))
 
     def _standardized(self, vectors: np.ndarray | None, new: int) -> Float[np.ndarray, "new feature"]:
         """Features of appended items. Raises SemidError where they cannot be made."""
@@ -521,6 +519,26 @@ class Recommender:
                 )
             result.append(rows[known].tolist())
         return result
+
+
+def misfit(spec: ModelSpec, own: SemanticCatalog, later: SemanticCatalog) -> str:
+    """What keeps a model of the catalogue `own` from recommending from `later`; empty where nothing does."""
+    if fault := own.continued_by(later):
+        return fault
+    new = later.num_alive - int(later.alive[later.rows(own.item_ids)].sum())
+    if new and _knows_rows(spec):
+        return f"it learned a vector of each of its {len(own)} items and has none for the {new} appended"
+    return ""
+
+
+def _knows_rows(spec: ModelSpec) -> bool:
+    """Whether the model has a table by item row."""
+    return isinstance(spec.model, DenseConfig) or spec.model.id_embedding
+
+
+def read_spec(folder: Path) -> ModelSpec:
+    """Of a model's folder."""
+    return config.from_dict(ModelSpec, artifacts.read_json(folder / SPEC_FILE), where=str(folder / SPEC_FILE))
 
 
 def _power_of_two(n: int) -> int:

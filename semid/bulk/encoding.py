@@ -207,12 +207,12 @@ class VectorFile:
         do not add up to the tokenizer's."""
         with storage.open_parquet(path) as file:
             schema, dim = file.schema_arrow, len(tokenizer.standardizer.mean)
-        wanted = columns or tokenizer.config.columns or [f.name for f in schema if _is_vector(f.type)]
+        wanted = columns or tokenizer.config.columns or [f.name for f in schema if is_vector(f.type)]
         for name in (id_column, *wanted):
             if name not in schema.names:
                 raise SemidError(f"{path}: column {name!r} is missing; found {', '.join(schema.names)}")
         for name in wanted:
-            if not _is_vector(kind := schema.field(name).type):
+            if not is_vector(kind := schema.field(name).type):
                 raise SemidError(f"{path}: column {name!r}: expected lists of floats, got {kind}")
         free = [name for name in wanted if not pa.types.is_fixed_size_list(schema.field(name).type)]
         if len(free) > 1:
@@ -344,6 +344,6 @@ def _one_ahead(values: Iterator[T]) -> Iterator[T]:
             yield cast(T, value)
 
 
-def _is_vector(kind: pa.DataType) -> bool:
+def is_vector(kind: pa.DataType) -> bool:
     lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     return lists and pa.types.is_floating(kind.value_type)

@@ -164,7 +164,7 @@ def test_who_was_removed_comes_back_with_the_old_codes(folder, tmp_path):
     assert after.removed is None
     np.testing.assert_array_equal(after.codes[:9], before.codes)
     assert after.item_ids[9].as_py() == "m"
-    np.testing.assert_array_equal(vectors(folder, ["v"], pa.array(["n1", "m"])), [points[1], elsewhere[1]])
+    np.testing.assert_array_equal(vectors(folder, ["v"], pa.array(["n0", "n1"])), [points[0], elsewhere[2]])
 
 
 def test_vectors_that_only_models_read_are_kept(tmp_path):
@@ -173,6 +173,20 @@ def test_vectors_that_only_models_read_are_kept(tmp_path):
     append(folder, [_file(tmp_path / "1.parquet", ["x", "y"], points, w=other)])
     np.testing.assert_array_equal(vectors(folder, ["w", "v"], pa.array(["y"])), [[*other[1], *points[1]]])
     assert pq.read_table(folder / "changes/000001.parquet").column_names == ["item_id", "codes", "v", "w"]
+
+
+def test_vectors_of_lists_without_a_width_are_kept(tmp_path):
+    """As pandas writes them; the first row says how wide the others must be."""
+    folder, file = _make(tmp_path / "catalog", columns=("v",)), tmp_path / "1.parquet"
+    points, more = _points(2, seed=5), {"w": [[1.0, 2, 3], [4.0, 5, 6]]}
+    for bad, message in (([[1.0, 2], [3.0]], "row 2: expected a vector of 2 dimensions, got 1"),
+                         ([None, [3.0]], "row 1: expected a vector, got nothing; leave the item or")):  # fmt: skip
+        pq.write_table(pa.table({"item_id": ["x", "y"], "v": points.tolist(), "w": bad}), file)
+        with pytest.raises(SemidError, match=rf"1\.parquet: column 'w', {message}"):
+            append(folder, [file])
+    pq.write_table(pa.table({"item_id": ["x", "y"], "v": points.tolist(), **more}), file)
+    append(folder, [file])
+    np.testing.assert_array_equal(vectors(folder, ["w", "v"], pa.array(["y"])), [[4, 5, 6, *points[1]]])
 
 
 def _bad(values: np.ndarray, row: int, value: float) -> np.ndarray:
@@ -212,7 +226,9 @@ def test_faults_of_a_second_file_are_found_there(folder, tmp_path):
         append(folder, [])
     tabled = _make(tmp_path / "tabled", columns=("v",))
     wide = _file(tmp_path / "wide.parquet", ["z"], _points(1, 0), w=np.ones((1, 1), np.float32))
-    with pytest.raises(SemidError, match=r"wide\.parquet: has vectors \['v', 'w'\], but .*good\.parquet has \['v'\]"):
+    with pytest.raises(
+        SemidError, match=r"wide\.parquet: has vectors \{'v': 2, 'w': 1\}, but .*good\.parquet has \{'v': 2\}"
+    ):
         append(tabled, [good, wide])
 
 
