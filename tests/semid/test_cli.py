@@ -183,7 +183,7 @@ def test_a_history_of_unknown_items_alone_is_answered_with_popularity(home, caps
 def test_parquet_export_is_the_catalogue(home, tmp_path, capsys):
     run("export --catalog {h}/catalog --format parquet --out {t}/[red]:x:.parquet", h=home, t=tmp_path)
     out = tmp_path / "[red]:x:.parquet"  # what rich would take for markup
-    assert capsys.readouterr().out == f"wrote {out}\n"  # on one line, however long
+    assert capsys.readouterr().out == f"wrote {out}: version 0, 40 items\n"  # on one line, however long
     read, made = (SemanticCatalog.read(f) for f in (out, home / "catalog" / "catalog.parquet"))
     np.testing.assert_array_equal(read.codes, made.codes)
     run("export --catalog {h}/catalog --format json --out {t}/c.json", h=home, t=tmp_path)
