@@ -333,9 +333,8 @@ def test_what_killed_writers_of_files_left_goes_with_the_next_write(tmp_path):
     dead, alive, other = left(file, "writing.5"), left(file, "writing.5", ALIVE), left(tmp_path / "w.json", "writing.5")
     for leftover in (dead, alive, other):
         leftover.touch()
-    with pytest.raises(KeyboardInterrupt), replacing(file) as temporary:
-        temporary.write_text("half")
-        raise KeyboardInterrupt
+    with pytest.raises(RuntimeError, match="while it was written"), replacing(file) as temporary:
+        _interrupted(temporary)
     write_json(file, 1)
     assert {path.name for path in tmp_path.iterdir()} == {"v.json", alive.name, other.name}
 

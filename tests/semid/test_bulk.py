@@ -201,7 +201,7 @@ def test_what_stands_already_is_never_overwritten(tokenizer, tmp_path):
     encode_files(tokenizer, [file], tmp_path / "codes")
     _write(tmp_path / "b.parquet", _vectors())
     _write(tmp_path / "codes/b.parquet", _vectors())
-    with pytest.raises(SemidError, match="codes/b.parquet: exists, and was not written by `semid tokenize`"):
+    with pytest.raises(SemidError, match=r"codes/b.parquet: exists, and was not written by `semid tokenize`"):
         encode_files(tokenizer, [tmp_path / "b.parquet"], tmp_path / "codes")
     with pytest.raises(SemidError, match=r"a.parquet: its codes would be written to this very file"):
         encode_files(tokenizer, [file], tmp_path / "codes/..")
