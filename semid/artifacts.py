@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from semid.config import difference
@@ -145,10 +145,20 @@ def check_output(path: Path, *, kind: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON to a temporary name and rename it: a reader sees the old file or the new one."""
-    temporary = path.with_name(_temporary_name(path, "writing"))
-    temporary.write_text(json.dumps(value, indent=1, sort_keys=False, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    """Write JSON whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, sort_keys=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path`, which is renamed to it at the end: a reader sees the old file or the new.
+
+    After an exception nothing is left behind; what a kill leaves, the next call undoes.
+    """
+    with _temporary_file(path) as temporary:
+        yield temporary
+        os.replace(temporary, path)
 
 
 @contextlib.contextmanager
@@ -158,15 +168,10 @@ def write_once(path: Path) -> Iterator[Path]:
     Raises FileExistsError where something stands there already, also where another process came first. After an
     exception nothing is left behind; what a kill leaves, the next call undoes.
     """
-    use = f"writing.{threading.get_ident()}"  # two threads may try at once
-    temporary = path.with_name(_temporary_name(path, use))
-    _remove_dead_files(path)
-    try:
+    with _temporary_file(path) as temporary:
         yield temporary
         flush(temporary)
         os.link(temporary, path)  # a rename would replace what stands there
-    finally:
-        temporary.unlink(missing_ok=True)
     flush(path.parent)
 
 
@@ -190,10 +195,17 @@ def read_json(path: Path) -> Any:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Any], *, metadata: Mapping[str, str] | None = None) -> None:
-    """Write named arrays (of numpy or a device) as one safetensors file, `metadata` in its header."""
+    """Write named arrays (of numpy or a device) as one safetensors file, whole or not at all, `metadata` in its header.
+
+    Raises SemidError naming the file if it cannot be written.
+    """
     arrays = {name: np.asarray(value, order="C") for name, value in tensors.items()}
-    save_file(arrays, path, metadata=dict(metadata) if metadata else None)
-    path.chmod(path.parent.stat().st_mode & 0o666)  # the library makes files that nobody else can read
+    with replacing(path) as temporary:
+        try:
+            save_file(arrays, temporary, metadata=dict(metadata) if metadata else None)
+        except SafetensorError as error:  # the library's, also for a full disk
+            raise SemidError(f"{path}: cannot be written ({error})") from None
+        temporary.chmod(path.parent.stat().st_mode & 0o666)  # the library makes files that nobody else can read
 
 
 def load_tensors(path: Path) -> dict[str, np.ndarray]:
@@ -204,6 +216,12 @@ def load_tensors(path: Path) -> dict[str, np.ndarray]:
         raise SemidError(f"{path}: no such file") from None
     except SafetensorError as error:
         raise SemidError(f"{path}: not a readable safetensors file ({error})") from None
+
+
+def load_metadata(path: Path) -> dict[str, str]:
+    """The `metadata` that `save_tensors` was given."""
+    with safe_open(path, framework="numpy") as file:
+        return file.metadata() or {}
 
 
 def sha256(path: Path) -> str:
@@ -256,8 +274,19 @@ def _remove_leftovers(path: Path) -> None:
                 shutil.rmtree(leftover, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def _temporary_file(path: Path) -> Iterator[Path]:
+    """A name beside `path` of this thread's own; what stands there at the end is removed, and what the dead left."""
+    temporary = path.with_name(_temporary_name(path, f"writing.{threading.get_ident()}"))
+    _remove_dead_files(path)
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def _remove_dead_files(path: Path) -> None:
-    """Remove what killed processes of this host left of `write_once`."""
+    """Remove what killed processes of this host left of `_temporary_file`."""
     names = glob.escape(_temporary_name(path, "writing.@", "")).replace("@", "*")
     for leftover in path.parent.glob(f"{names}*"):
         process = Path("/proc") / leftover.name.rpartition("-")[2]

@@ -31,7 +31,7 @@ class Append:
     id_column: str = "item_id"
     """Column of the ids."""
     columns: tuple[str, ...] = ()
-    """Vector columns that the tokenizer reads, side by side; none given: the tokenizer's, or else all of a file."""
+    """Vector columns that the tokenizer reads, side by side; none given: those it was fitted to."""
 
     def run(self) -> None:
         from semid.bulk.storage import find

@@ -106,21 +106,27 @@ class _Files:
     scheduler: str = "local"
     """Who encodes: this process (local), or the workers of a Dask cluster, by its scheduler's tcp://HOST:PORT."""
     retries: int = 2
-    """How often a file that cannot be read or written is tried again."""
+    """How often a file is tried again that a disk or a network fails to read or write."""
     new_catalog: Path | None = None
-    """Catalogue folder to write of all the items, in the order of their ids; collisions are resolved in DuckDB."""
+    """Catalogue folder to write of all the items, in the order of their ids; collisions are resolved in DuckDB. Items
+    of equal codes get new last numbers: it is one to train on. One in use grows by `semid catalog append`."""
     memory_limit: str = "1GiB"
     """Of DuckDB; what goes beyond is on disk."""
 
     def encode(self, out: str, *, columns: tuple[str, ...] | None, collisions: Collisions) -> None:
         """Write a file of codes to `out` for each, and the catalogue of them all where that is asked for."""
-        from semid.bulk import encode_files, write_catalog
+        from semid.bulk import check_catalog, encode_files, write_catalog
         from semid.bulk.storage import find
 
         if self.catalog is None or not self.input:
             raise SemidError("--catalog FOLDER and --input FILES go together: whose tokenizer, and what to encode")
-        if self.new_catalog and collisions not in (Collisions.TIE_BREAK, Collisions.ALLOWED):
-            raise SemidError(f"--collisions {collisions.value} needs all vectors at once; take tie-break or allowed")
+        resolved: dict[str, Any] = {
+            "tokenizer": self.catalog,
+            "collisions": collisions,
+            "memory_limit": self.memory_limit,
+        }
+        if self.new_catalog:  # before hours of encoding
+            check_catalog(self.new_catalog, **resolved)
         tokenizer = SemanticTokenizer.from_pretrained(self.catalog)
         files = [found for pattern in self.input for found in find(pattern)]
         started, items = time.monotonic(), 0
@@ -149,13 +155,7 @@ class _Files:
         rate = encoded.items / (time.monotonic() - started)
         console.print(f"{out}: {encoded.items:,} items, {rate:,.0f} items per second")
         if self.new_catalog:
-            write_catalog(
-                encoded.outputs,
-                self.new_catalog,
-                tokenizer=self.catalog,
-                collisions=collisions,
-                memory_limit=self.memory_limit,
-            )
+            write_catalog(encoded.outputs, self.new_catalog, **resolved)
             console.print(f"catalogue: {self.new_catalog}")
 
 

@@ -5,10 +5,8 @@ Every export holds the living items alone, in the order of their rows, and is wr
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import json
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -75,7 +73,7 @@ def export(
         Format.TRIE: lambda catalog, file: _write_trie(catalog, file, version, digest or catalog.digest),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
-    with _renamed_to(out) as temporary:
+    with artifacts.replacing(out) as temporary:
         write[format](catalog, temporary)
 
 
@@ -233,17 +231,6 @@ def _write_trie(catalog: SemanticCatalog, file: Path, version: int, digest: str)
         "catalog": digest,
     }
     artifacts.save_tensors(file, tensors, metadata=metadata)
-
-
-@contextlib.contextmanager
-def _renamed_to(out: Path) -> Iterator[Path]:
-    """A temporary name beside `out`, renamed to it at the end; after an error nothing is left of it."""
-    temporary = out.with_name(f".{out.name}.writing-{os.getpid()}")
-    try:
-        yield temporary
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_tokens(path: Path, *, level_sizes: Sequence[int] | None = None, tie_break: bool = False) -> SemanticCatalog:

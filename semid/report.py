@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -68,9 +67,8 @@ def _template() -> jinja2.Template:
 
 def _write(out: Path, page: str) -> Path:
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.writing-{os.getpid()}")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, out)
+    with artifacts.replacing(out) as temporary:
+        temporary.write_text(page, encoding="utf-8")
     return out
 
 

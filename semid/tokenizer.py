@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
+import json
 import shutil
 import warnings
 from dataclasses import asdict, dataclass
@@ -141,6 +142,7 @@ class TokenizerConfig:
 
 
 _LAST_LEVEL = (Collisions.SINKHORN, Collisions.MIN_COST)
+_COLUMNS = "columns"  # of tokenizer.safetensors' metadata: a config without columns does not say which a dataset had
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,8 @@ class SemanticTokenizer:
     config: TokenizerConfig
     standardizer: Standardizer
     model: RQVAE | ResidualKMeans | ProductKMeans
+    columns: tuple[str, ...] = ()
+    """The vector columns it was fitted to, in their order; empty where they are not known."""
 
     @classmethod
     def fit(
@@ -161,7 +165,8 @@ class SemanticTokenizer:
         """
         if config.columns == ():
             raise SemidError("no column was chosen; name some after --columns, or leave it out to take all")
-        blocks = content_blocks(dataset, config.columns)
+        columns = tuple(dataset.vector_columns if config.columns is None else config.columns)
+        blocks = content_blocks(dataset, columns)
         if not blocks:
             raise SemidError(
                 f"dataset {dataset.name!r} has no vector columns to tokenize; add one, or make text vectors with "
@@ -173,12 +178,12 @@ class SemanticTokenizer:
             raise SemidError(f"dataset {dataset.name!r}: all items have the same vector; nothing tells them apart")
         method = config.method
         if isinstance(method, RQKmeansConfig):
-            return _of_size(config, standardizer, _fit_kmeans(x, method, seed=seed))
+            return _of_size(config, standardizer, _fit_kmeans(x, method, seed=seed), columns)
         if isinstance(method, ProductConfig):
-            return _of_size(config, standardizer, _fit_product(x, _shrunk(method, items=len(x)), seed=seed))
+            return _of_size(config, standardizer, _fit_product(x, _shrunk(method, items=len(x)), seed=seed), columns)
         method = _shrunk(method, items=len(x))
         model = _train_rqvae(dataset, x, config, method, seed=seed, folder=folder, mesh=mesh)
-        return cls(dataclasses.replace(config, method=method), standardizer, model)
+        return cls(dataclasses.replace(config, method=method), standardizer, model, columns)
 
     @property
     def level_sizes(self) -> tuple[int, ...]:
@@ -215,10 +220,11 @@ class SemanticTokenizer:
 
     def write(self, folder: Path) -> None:
         """Write `tokenizer.safetensors` into an artifact under construction."""
-        artifacts.save_tensors(folder / TOKENIZER_FILE, self.tensors())
+        metadata = {_COLUMNS: json.dumps(self.columns)} if self.columns else None
+        artifacts.save_tensors(folder / TOKENIZER_FILE, self.tensors(), metadata=metadata)
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """All that was fitted, by name: with the config, the whole tokenizer."""
+        """All that was fitted, by name: with the config and `columns`, the whole tokenizer."""
         statistics = {f"standardizer/{name}": value for name, value in asdict(self.standardizer).items()}
         arrays = jax.device_get(named_leaves(_arrays(self.model)))
         return statistics | {f"model/{name}": np.asarray(value) for name, value in arrays.items()}
@@ -236,19 +242,23 @@ class SemanticTokenizer:
         config = from_dict(TokenizerConfig, settings, where=str(path))
         sizes = SemanticCatalog.read(path / CATALOG_FILE).level_sizes[: len(config.method.level_sizes)]
         config = dataclasses.replace(config, method=dataclasses.replace(config.method, level_sizes=sizes))
-        return cls.from_tensors(config, artifacts.load_tensors(path / TOKENIZER_FILE), where=str(path / TOKENIZER_FILE))
+        file = path / TOKENIZER_FILE
+        tensors, columns = artifacts.load_tensors(file), json.loads(artifacts.load_metadata(file).get(_COLUMNS, "[]"))
+        return cls.from_tensors(config, tensors, columns=tuple(columns), where=str(file))
 
     @classmethod
-    def from_tensors(cls, config: TokenizerConfig, tensors: dict[str, np.ndarray], *, where: str) -> SemanticTokenizer:
-        """The tokenizer of `tensors()` and of its config. Raises SemidError naming `where` if they do not fit."""
+    def from_tensors(
+        cls, config: TokenizerConfig, tensors: dict[str, np.ndarray], *, columns: tuple[str, ...], where: str
+    ) -> SemanticTokenizer:
+        """The tokenizer of `tensors()`, its config and columns. Raises SemidError naming `where` if they do not fit."""
         tensors = dict(tensors)
         standardizer = Standardizer(tensors.pop("standardizer/mean"), tensors.pop("standardizer/scale"))
         named = {name.removeprefix("model/"): value for name, value in tensors.items()}
         empty = _empty(config.method, dim=len(standardizer.mean))
         if isinstance(empty, RQVAE):
             graph, state = nnx.split(empty)
-            return cls(config, standardizer, nnx.merge(graph, replace_leaves(state, named, where=where)))
-        return cls(config, standardizer, replace_leaves(empty, named, where=where))
+            return cls(config, standardizer, nnx.merge(graph, replace_leaves(state, named, where=where)), columns)
+        return cls(config, standardizer, replace_leaves(empty, named, where=where), columns)
 
 
 @jax.jit
@@ -334,11 +344,14 @@ def _train_rqvae(
 
 
 def _of_size(
-    config: TokenizerConfig, standardizer: Standardizer, model: ResidualKMeans | ProductKMeans
+    config: TokenizerConfig,
+    standardizer: Standardizer,
+    model: ResidualKMeans | ProductKMeans,
+    columns: tuple[str, ...],
 ) -> SemanticTokenizer:
     """The tokenizer of a fitted model, whose codebooks may have come out smaller than was asked for."""
     method = dataclasses.replace(config.method, level_sizes=model.level_sizes)
-    return SemanticTokenizer(dataclasses.replace(config, method=method), standardizer, model)
+    return SemanticTokenizer(dataclasses.replace(config, method=method), standardizer, model, columns)
 
 
 def _shrunk(method: _Sized, *, items: int) -> _Sized:

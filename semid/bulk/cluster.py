@@ -26,17 +26,18 @@ _ADDRESS = re.compile(r"(tcp|tls|ucx)://[^/\s]+:[0-9]+")
 
 
 class Carrier(WorkerPlugin):
-    """Takes a tokenizer, as its config and arrays, to every worker of a cluster, those that join later included."""
+    """Takes a tokenizer, in plain values, to every worker of a cluster, those that join later included."""
 
     def __init__(self, tokenizer: SemanticTokenizer) -> None:
         self.name = f"semid-tokenizer-{uuid.uuid4().hex}"
         self._config, self._tensors = to_dict(tokenizer.config), tokenizer.tensors()
+        self._columns = tokenizer.columns
 
     @functools.cached_property
     def tokenizer(self) -> SemanticTokenizer:
         """Built at its first use in a process."""
         config = from_dict(TokenizerConfig, self._config)
-        return SemanticTokenizer.from_tensors(config, self._tensors, where=self.name)
+        return SemanticTokenizer.from_tensors(config, self._tensors, columns=self._columns, where=self.name)
 
 
 def encode_on_cluster(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -16,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from semid import artifacts
+from semid.artifacts import Manifest
 from semid.bulk import storage
 from semid.bulk.encoding import REQUEST, TOKENIZER, digest_of
 from semid.catalog import FILE as CATALOG_FILE
@@ -49,13 +51,13 @@ def write_catalog(
     `tokenizer` is the catalogue folder whose tokenizer made the codes: it goes along, so that `out` can be used in its
     place. DuckDB keeps to `memory_limit` and spills to `temp_directory` (a folder beside `out`).
 
-    Raises SemidError naming an id that is there twice, with its files, and codes of another tokenizer.
+    Items of equal codes get new last numbers, whatever they have in `tokenizer`'s catalogue: this one is to train on.
+
+    Raises SemidError for what `check_catalog` refuses, naming an id that is there twice, with its files, codes of
+    another tokenizer, and where the disk or the memory is too small.
     """
-    if collisions not in (Collisions.TIE_BREAK, Collisions.ALLOWED):
-        raise SemidError(
-            f"collisions {collisions.value!r} needs all vectors at once; for that of files take tie-break or allowed"
-        )
-    parent, loaded = artifacts.read_artifact(tokenizer, KIND), SemanticTokenizer.from_pretrained(tokenizer)
+    parent = check_catalog(out, tokenizer=tokenizer, collisions=collisions, memory_limit=memory_limit)
+    loaded = SemanticTokenizer.from_pretrained(tokenizer)
     config = to_dict(dataclasses.replace(loaded.config, collisions=collisions))
     made_of = {"tokenizer": config, "codes": _requests(codes, digest_of(loaded))}
     parents = {"tokenizer": parent}
@@ -64,11 +66,35 @@ def write_catalog(
     with (
         artifacts.write_artifact(out, kind=KIND, config=made_of, parents=parents) as folder,
         tempfile.TemporaryDirectory(dir=temp_directory or folder) as scratch,
-        _database(codes, Path(scratch), memory_limit) as database,
+        _database(codes, Path(scratch), memory_limit, out) as database,
     ):
         database.execute(_TABLE, {"files": list(codes)})
         _write(database, folder / CATALOG_FILE, codes, loaded.level_sizes, collisions)
         shutil.copy(tokenizer / TOKENIZER_FILE, folder / TOKENIZER_FILE)
+
+
+def check_catalog(out: Path, *, tokenizer: Path, collisions: Collisions, memory_limit: str) -> Manifest:
+    """The manifest of the catalogue `tokenizer`, if `write_catalog` may go on: what it can know without files of codes.
+
+    Raises SemidError for a policy that needs all vectors, a `tokenizer` that is no catalogue, an `out` that is in use,
+    a memory limit that is none, and where there is no DuckDB.
+    """
+    if collisions not in (Collisions.TIE_BREAK, Collisions.ALLOWED):
+        raise SemidError(
+            f"collisions {collisions.value!r} needs all vectors at once; for that of files take tie-break or allowed"
+        )
+    parent = artifacts.read_artifact(tokenizer, KIND)
+    artifacts.check_output(out, kind=KIND)
+    if (out / artifacts.MANIFEST).is_file():
+        made = artifacts.read_artifact(out, KIND)
+        if "codes" not in made.config or made.parents != {"tokenizer": parent.digest}:
+            raise SemidError(f"{out}: in use by another catalogue; choose another folder, or delete it")
+    duckdb = _duckdb()
+    try:
+        duckdb.connect(config={"memory_limit": memory_limit}).close()
+    except duckdb.Error as error:
+        raise SemidError(f"--memory-limit {memory_limit!r}: expected one such as 4GiB ({_line(error)})") from None
+    return parent
 
 
 def _requests(codes: Sequence[str], tokenizer: str) -> str:
@@ -83,19 +109,32 @@ def _requests(codes: Sequence[str], tokenizer: str) -> str:
     return hashlib.sha256(json.dumps(sorted(requests)).encode()).hexdigest()
 
 
-def _database(codes: Sequence[str], scratch: Path, memory_limit: str) -> Any:
-    """A database on disk that can read the files."""
+def _duckdb() -> Any:
     try:
         import duckdb
     except ModuleNotFoundError as error:
         raise SemidError(f"joining files of codes needs DuckDB ({error}): pip install 'semid[distributed]'") from None
-    database = duckdb.connect(
-        scratch / "items.duckdb",
-        config={"memory_limit": memory_limit, "temp_directory": str(scratch), "preserve_insertion_order": False},
-    )
-    for fs in {id(fs): fs for fs, _ in map(storage.locate, codes) if not storage.is_local(fs)}.values():
-        database.register_filesystem(fs)
-    return database
+    return duckdb
+
+
+@contextlib.contextmanager
+def _database(codes: Sequence[str], scratch: Path, memory_limit: str, out: Path) -> Iterator[Any]:
+    """A database on disk that can read the files. Its errors meanwhile become SemidErrors that name `out`."""
+    duckdb = _duckdb()
+    config = {"memory_limit": memory_limit, "temp_directory": str(scratch), "preserve_insertion_order": False}
+    try:
+        with duckdb.connect(scratch / "items.duckdb", config=config) as database:
+            for fs in {id(fs): fs for fs, _ in map(storage.locate, codes) if not storage.is_local(fs)}.values():
+                database.register_filesystem(fs)
+            yield database
+    except (duckdb.Error, pa.ArrowException) as error:  # Arrow's where the rows are read
+        raise SemidError(
+            f"{out}: not written; DuckDB, spilling to {scratch} beyond --memory-limit {memory_limit}: {_line(error)}"
+        ) from None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _write(

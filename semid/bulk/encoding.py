@@ -85,10 +85,11 @@ def encode_files(
     Codes are those of `tokenizer.encode`; collisions stay (see `write_catalog`). Paths may be URLs of file systems
     that fsspec knows. With a `scheduler`, `tcp://HOST:PORT`, the workers of that Dask cluster take a file each;
     otherwise this process takes one after the other. A file is streamed: while one block is encoded the next is read,
-    and no more than that is in memory, with the codes of half a million rows. `columns` are those of the tokenizer's
-    config; where it names none, all float lists of a file in its order. An output is complete or absent: run again,
-    a stopped call goes on with the files that it lacks. A file that cannot be read or written is tried `retries` more
-    times. `on_progress` gets the items and files that were done since it was called last.
+    and no more than that is in memory, with the codes of half a million rows. `columns` are those that the tokenizer
+    was fitted to, in their order; where it does not know them, the only list of floats of a file. An output is complete
+    or absent: run again, a stopped call goes on with the files that it lacks. A file that a disk or a network fails to
+    read or write is tried `retries` more times, one that is no Parquet file is not. `on_progress` gets the items and
+    files that were done since it was called last.
 
     Raises SemidError when all others are done, naming the files that failed, each with its reason: column and row of a
     missing column or id, of a vector that is not finite or of another width, or an output made from something else.
@@ -123,7 +124,8 @@ def encode_here(
         yield job, done
 
 
-# What may go well the next time: a network, a disk, an object store. They raise whatever they like for a cut file.
+# What may go well the next time: a network, a disk, an object store. Damaged pages of a file that opens look the same.
+# One that opens and is no Parquet file does not: `open_parquet` makes a SemidError of that, and it is not tried again.
 UNSTEADY = (OSError, pa.ArrowException)
 
 
@@ -165,12 +167,14 @@ def _jobs(
     columns: Sequence[str] | None,
     block: int,
 ) -> list[Job]:
-    """One a file. Raises SemidError where two inputs would have the same output."""
+    """One a file. Raises SemidError where two inputs would have the same output, or one would be its own."""
     folder, made = storage.absolute(out), dict[str, str]()
     for source in map(storage.absolute, inputs):
         name = posixpath.basename(source)
         if (other := made.setdefault(name, source)) != source:
             raise SemidError(f"{other} and {source} would both be written to {folder}/{name}; encode them apart")
+        if storage.is_same(source, f"{folder}/{name}"):
+            raise SemidError(f"{source}: its codes would be written to this very file; choose another folder for --out")
     digest, chosen = digest_of(tokenizer), tuple(columns or ())
     return [Job(source, f"{folder}/{name}", digest, id_column, chosen, block) for name, source in made.items()]
 
@@ -203,11 +207,19 @@ class VectorFile:
     def open(
         cls, path: str, tokenizer: SemanticTokenizer, *, id_column: str, columns: Sequence[str] | None
     ) -> VectorFile:
-        """Check the schema. Raises SemidError naming the column that is missing or no list of floats, and widths that
-        do not add up to the tokenizer's."""
+        """Check the schema. Raises SemidError naming the column that is missing or no list of floats, several of which
+        none is known to be the tokenizer's, and widths that do not add up to the tokenizer's."""
         with storage.open_parquet(path) as file:
             schema, dim = file.schema_arrow, len(tokenizer.standardizer.mean)
-        wanted = columns or tokenizer.config.columns or [f.name for f in schema if is_vector(f.type)]
+        wanted = columns or tokenizer.columns or tokenizer.config.columns
+        if not wanted:
+            wanted = [f.name for f in schema if is_vector(f.type)]
+            if len(wanted) > 1:  # their order would be a guess, and wrong codes look like any others
+                shown = ", ".join(wanted)
+                raise SemidError(
+                    f"{path}: has vector columns {shown}, and the tokenizer does not say which it was fitted to; name "
+                    "them after --columns, in the order of its dataset"
+                )
         for name in (id_column, *wanted):
             if name not in schema.names:
                 raise SemidError(f"{path}: column {name!r} is missing; found {', '.join(schema.names)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import os
 import posixpath
 import uuid
 from collections.abc import Container, Iterator
@@ -45,6 +46,13 @@ def find(pattern: str) -> list[str]:
 def is_local(fs: AbstractFileSystem) -> bool:
     """Whether names there are those of the operating system."""
     return type(fs) is LocalFileSystem
+
+
+def is_same(path: str, other: str) -> bool:
+    """Whether two paths are one file's; links and `..` count where names are the operating system's."""
+    (fs, name), (other_fs, other_name) = locate(path), locate(other)
+    local = is_local(fs) and is_local(other_fs)
+    return os.path.realpath(name) == os.path.realpath(other_name) if local else path == other
 
 
 def exists(path: str) -> bool:

@@ -1,11 +1,23 @@
 import json
 import os
+import resource
+import signal
 
 import numpy as np
 import pytest
 
 from semid import artifacts
-from semid.artifacts import is_current, load_tensors, read_artifact, read_json, save_tensors, write_artifact, write_json
+from semid.artifacts import (
+    is_current,
+    load_metadata,
+    load_tensors,
+    read_artifact,
+    read_json,
+    replacing,
+    save_tensors,
+    write_artifact,
+    write_json,
+)
 from semid.errors import SemidError
 
 
@@ -309,3 +321,35 @@ def test_output_below_a_file(tmp_path):
     (tmp_path / "f").write_text("x")
     with pytest.raises(SemidError):
         write(tmp_path / "f" / "m")
+
+
+def _interrupted(path):
+    path.write_text("half")
+    raise RuntimeError("while it was written")
+
+
+def test_what_killed_writers_of_files_left_goes_with_the_next_write(tmp_path):
+    file = tmp_path / "v.json"
+    dead, alive, other = left(file, "writing.5"), left(file, "writing.5", ALIVE), left(tmp_path / "w.json", "writing.5")
+    for leftover in (dead, alive, other):
+        leftover.touch()
+    with pytest.raises(RuntimeError, match="while it was written"), replacing(file) as temporary:
+        _interrupted(temporary)
+    write_json(file, 1)
+    assert {path.name for path in tmp_path.iterdir()} == {"v.json", alive.name, other.name}
+
+
+def test_tensors_that_do_not_fit_the_disk_are_named_and_the_older_file_stays(tmp_path):
+    file, small = tmp_path / "t.safetensors", {"a": np.zeros(1)}
+    save_tensors(file, small, metadata={"x": "y"})
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # as a full disk
+    try:
+        with pytest.raises(SemidError, match=r"t\.safetensors: cannot be written \(.*too large"):
+            save_tensors(file, {"a": np.zeros(1000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert os.listdir(tmp_path) == ["t.safetensors"]
+    assert load_tensors(file) == small
+    assert load_metadata(file) == {"x": "y"}

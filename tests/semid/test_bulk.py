@@ -127,7 +127,8 @@ def test_columns_of_other_types_get_the_same_codes(tokenizer, tmp_path, kind):
     }[kind]
     file = tmp_path / "part.parquet"
     pq.write_table(pa.table({"item_id": [str(row) for row in range(ROWS)], "title": ["t"] * ROWS, **columns}), file)
-    encode_files(tokenizer, [file], tmp_path / "codes", block=32)
+    fitted = dataclasses.replace(tokenizer, columns=("v", "w") if "w" in columns else ("v",))
+    encode_files(fitted, [file], tmp_path / "codes", block=32)
     table = pq.read_table(tmp_path / "codes/part.parquet")
     assert table["codes"].to_pylist() == tokenizer.encode(x).tolist()
     assert table["item_id"].type == pa.string()
@@ -142,7 +143,33 @@ def test_the_tokenizers_columns_are_taken_unless_others_are_named(tokenizer, tmp
     codes = [pq.read_table(tmp_path / name / "part.parquet")["codes"].to_pylist() for name in ("codes", "other")]
     assert codes == [tokenizer.encode(x).tolist(), tokenizer.encode(other).tolist()]
     with pytest.raises(SemidError, match=r"8 dimensions in all, got other: 8, v: 8"):
-        encode_files(tokenizer, [tmp_path / "part.parquet"], tmp_path / "all")
+        encode_files(tokenizer, [tmp_path / "part.parquet"], tmp_path / "all", columns=["other", "v"])
+
+
+def test_columns_of_another_order_get_the_codes_of_the_order_that_was_fitted(tmp_path):
+    x, file = _vectors(), tmp_path / "swapped.parquet"
+    items = pa.table({"item_id": [f"i{row}" for row in range(ROWS)]})
+    interactions = pa.table({"user_id": ["u"] * 3, "item_id": ["i0", "i1", "i2"], "position": [0, 1, 2]})
+    dataset = Dataset.build(items, interactions, name="two").with_vectors("v", x[:, :4]).with_vectors("w", x[:, 4:])
+    config = TokenizerConfig(RQKmeansConfig((4, 5), iterations=3))
+    codes = tokenize(dataset, config, out=tmp_path / "catalog", parents={}).codes[:, :-1]
+    _write(file, x, w=_lists(x[:, 4:]), v=_lists(x[:, :4]))
+    loaded = SemanticTokenizer.from_pretrained(tmp_path / "catalog")
+    assert loaded.columns == ("v", "w")
+    found = pq.read_table(encode_files(loaded, [file], tmp_path / "codes").outputs[0])["codes"].to_pylist()
+    assert found == codes.tolist()
+    wrong = encode_files(loaded, [file], tmp_path / "wrong", columns=["w", "v"]).outputs[0]
+    assert pq.read_table(wrong)["codes"].to_pylist() != found  # control: the order matters
+    older = dataclasses.replace(loaded, columns=())  # as an artifact without the record loads
+    with pytest.raises(SemidError, match=r"swapped.parquet: has vector columns w, v, and .* name them after --columns"):
+        encode_files(older, [file], tmp_path / "older")
+    encode_files(older, [file], tmp_path / "older", columns=["v", "w"])
+    assert pq.read_table(tmp_path / "older/swapped.parquet")["codes"].to_pylist() == found
+    _write(tmp_path / "alone.parquet", x, v=_lists(x))  # of the right width in all
+    with pytest.raises(SemidError, match=r"alone.parquet: column 'w' is missing; found item_id, v"):
+        encode_files(loaded, [tmp_path / "alone.parquet"], tmp_path / "alone")
+    write_catalog([wrong], tmp_path / "all", tokenizer=tmp_path / "catalog")
+    assert SemanticTokenizer.from_pretrained(tmp_path / "all").columns == ("v", "w")
 
 
 def test_a_stopped_call_goes_on_with_the_files_it_lacks(tokenizer, tmp_path):
@@ -172,8 +199,12 @@ def test_what_stands_already_is_never_overwritten(tokenizer, tmp_path):
     file = tmp_path / "a.parquet"
     _write(file, _vectors())
     encode_files(tokenizer, [file], tmp_path / "codes")
-    with pytest.raises(SemidError, match="not written by `semid tokenize`"):
-        encode_files(tokenizer, [file], tmp_path)  # into the folder of the inputs
+    _write(tmp_path / "b.parquet", _vectors())
+    _write(tmp_path / "codes/b.parquet", _vectors())
+    with pytest.raises(SemidError, match=r"codes/b.parquet: exists, and was not written by `semid tokenize`"):
+        encode_files(tokenizer, [tmp_path / "b.parquet"], tmp_path / "codes")
+    with pytest.raises(SemidError, match=r"a.parquet: its codes would be written to this very file"):
+        encode_files(tokenizer, [file], tmp_path / "codes/..")
     moved = dataclasses.replace(tokenizer.standardizer, mean=tokenizer.standardizer.mean + 1)
     with pytest.raises(SemidError, match="made by another tokenizer or of another input"):
         encode_files(dataclasses.replace(tokenizer, standardizer=moved), [file], tmp_path / "codes")
@@ -229,8 +260,9 @@ BAD = {
 def test_bad_input_is_named(tokenizer, tmp_path, fault):
     columns, message = BAD[fault]
     _write(tmp_path / "bad.parquet", _vectors(), **columns)
+    fitted = dataclasses.replace(tokenizer, columns=tuple(name for name in columns if name in "vw"))
     with pytest.raises(SemidError, match=message):
-        encode_files(tokenizer, [tmp_path / "bad.parquet"], tmp_path / "codes", block=32)
+        encode_files(fitted, [tmp_path / "bad.parquet"], tmp_path / "codes", block=32)
     assert not list(tmp_path.glob("codes/*"))
 
 
@@ -288,6 +320,11 @@ def test_a_file_that_cannot_be_read_just_now_is_tried_again(tokenizer, tmp_path,
     monkeypatch.setattr(storage, "open_parquet", unsteady)
     if retries:
         assert encode_files(tokenizer, [tmp_path / "a.parquet"], tmp_path / "codes", retries=1).items == ROWS
+        (tmp_path / "text.parquet").write_text("no")
+        calls[:] = [""] * 2
+        with pytest.raises(SemidError, match="not a readable Parquet file"):
+            encode_files(tokenizer, [tmp_path / "text.parquet"], tmp_path / "codes", retries=1)
+        assert len(calls) == 3  # what it holds is the same the next time
     else:
         with pytest.raises(SemidError, match=r"a.parquet: not encoded to .*codes/a.parquet .*connection reset"):
             encode_files(tokenizer, [tmp_path / "a.parquet"], tmp_path / "codes", retries=0)
@@ -314,6 +351,8 @@ def catalog(tmp_path_factory):
     config = TokenizerConfig(RQKmeansConfig((4, 5), iterations=3))
     codes = tokenize(dataset, config, out=home / "catalog", parents={}).codes
     pq.write_table(dataset.items, home / "items.parquet")
+    with artifacts.write_artifact(home / "model", kind="model", config={}):
+        pass
     return home, codes[:, :-1]
 
 
@@ -326,7 +365,7 @@ def _encoded(home, folder) -> tuple[SemanticTokenizer, list[str]]:
         fs.makedirs(path.rpartition("/")[0], exist_ok=True)
         with fs.open(path, "wb") as file:
             pq.write_table(
-                pa.table({"item_id": [f"{name}{n}" for n in range(ROWS)], "v": _lists(_vectors(seed=seed))}), file
+                pa.table({"item_id": [f"{name}{n}" for n in range(ROWS)], "content": _lists(_vectors(seed=seed))}), file
             )
     return tokenizer, encode_files(tokenizer, inputs, f"{folder}/codes").outputs
 
@@ -402,6 +441,9 @@ def test_faults_of_many_files_are_named(catalog, tokenizer, tmp_path):
     with pytest.raises(SemidError, match="take tie-break or allowed"):
         write_catalog(files, tmp_path / "all", tokenizer=home / "catalog", collisions=Collisions.MIN_COST)
     assert not [path for path in tmp_path.iterdir() if "all" in path.name]
+    with pytest.raises(SemidError, match=r"all: not written; DuckDB, .* beyond --memory-limit 1KB: .*[Mm]emory"):
+        write_catalog(files, tmp_path / "all", tokenizer=home / "catalog", memory_limit="1KB")
+    assert not [path for path in tmp_path.iterdir() if "all" in path.name]
     write_catalog(files, tmp_path / "all", tokenizer=home / "catalog")
 
 
@@ -453,6 +495,9 @@ def test_a_generator_is_trained_on_the_catalog_of_many_files_in_the_datasets_ord
     np.testing.assert_array_equal(found.codes, read.lookup(dataset.item_ids.to_pylist()))
 
 
+_JOIN = "--catalog {home}/catalog --input {home}/items.parquet --collisions tie-break --new-catalog"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -467,7 +512,14 @@ def test_a_generator_is_trained_on_the_catalog_of_many_files_in_the_datasets_ord
         ("--catalog {home}/catalog --input {home}/items.parquet --scheduler 10.0.0.1", "expected local, or an address"),
         (
             "--catalog {home}/catalog --input {home}/items.parquet --new-catalog {home}/new --collisions sinkhorn",
-            "--collisions sinkhorn needs all vectors at once; take tie-break or allowed",
+            "collisions 'sinkhorn' needs all vectors at once; for that of files take tie-break or allowed",
+        ),
+        (f"{_JOIN} {{home}}/new --memory-limit lots", "--memory-limit 'lots': expected one such as 4GiB .*Memory"),
+        (f"{_JOIN} {{home}}", "output folder in use by something that is no catalog artifact"),
+        (f"{_JOIN} {{home}}/catalog", "catalog: in use by another catalogue"),
+        (
+            f"{_JOIN.replace('/catalog', '/model')} {{home}}/new",
+            "expected an artifact of kind 'catalog', found 'model'",
         ),
     ],
 )

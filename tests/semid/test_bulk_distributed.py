@@ -52,12 +52,14 @@ fsspec.register_implementation("stalling", Stalling, clobber=True)
 
 
 def _items(seed: int) -> pa.Table:
-    """Items of a few clusters, so that codes collide; ids that do not come in order."""
+    """Items of a few clusters, so that codes collide; ids that do not come in order; vectors of no use before those
+    that the tokenizer is fitted to."""
     rng = np.random.default_rng(seed)
     x = rng.integers(4, size=(ROWS, 1)) + rng.normal(scale=0.01, size=(ROWS, DIM))
     flat = pa.array(x.astype(np.float32).reshape(-1))
     ids = [f"{number * 7919 % 1000:03d}-{seed}" for number in range(ROWS)]
-    return pa.table({"item_id": ids, "content": pa.FixedSizeListArray.from_arrays(flat, DIM)})
+    vectors = pa.FixedSizeListArray.from_arrays(flat, DIM)
+    return pa.table({"item_id": ids, "other": vectors, "content": vectors})
 
 
 @pytest.fixture(scope="module")

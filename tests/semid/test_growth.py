@@ -1,6 +1,7 @@
 """Items appended to a catalogue against a search of every free code, and bad input named by file, column and row."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -165,6 +166,24 @@ def test_who_was_removed_comes_back_with_the_old_codes(folder, tmp_path):
     np.testing.assert_array_equal(after.codes[:9], before.codes)
     assert after.item_ids[9].as_py() == "m"
     np.testing.assert_array_equal(vectors(folder, ["v"], pa.array(["n0", "n1"])), [points[0], elsewhere[2]])
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_the_columns_of_an_artifact_are_read_and_none_are_guessed(tmp_path, recorded):
+    tokenizer = replace(_tokenizer(Collisions.ALLOWED), columns=("v", "w") if recorded else ())
+    config = {"tokenizer": to_dict(tokenizer.config)}
+    with artifacts.write_artifact(tmp_path / "c", kind="catalog", config=config) as folder:
+        _start(Collisions.ALLOWED)[0].write(folder / FILE)
+        tokenizer.write(folder)
+    points = _points(3, seed=5)
+    columns = {"w": _lists(points[:, 1:]), "v": _lists(points[:, :1])}  # in another order
+    pq.write_table(pa.table({"item_id": ["x", "y", "z"], **columns}), tmp_path / "1.parquet")
+    if recorded:
+        append(tmp_path / "c", [tmp_path / "1.parquet"])
+        np.testing.assert_array_equal(read(tmp_path / "c").codes[6:], tokenizer.encode(points))
+    else:
+        with pytest.raises(SemidError, match=r"1.parquet: has vector columns w, v, and .* name them after --columns"):
+            append(tmp_path / "c", [tmp_path / "1.parquet"])
 
 
 def test_vectors_that_only_models_read_are_kept(tmp_path):

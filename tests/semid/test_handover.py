@@ -114,6 +114,7 @@ def test_it_loads_elsewhere_on_another_number_of_devices(folder, recommender, tm
 def test_its_tokenizer_encodes_as_the_original(home, folder):
     vectors = np.random.default_rng(1).normal(size=(30, 6)).astype(np.float32)
     codes = SemanticTokenizer.from_pretrained(folder).encode(vectors)
+    assert SemanticTokenizer.from_pretrained(folder).columns == ("text_lsa",)
     np.testing.assert_array_equal(codes, SemanticTokenizer.from_pretrained(home / "catalog").encode(vectors))
     known = SemanticTokenizer.from_pretrained(folder).encode(Dataset.load(home / "dataset").vectors("text_lsa"))
     np.testing.assert_array_equal(known, SemanticCatalog.read(folder / "catalog.parquet").codes[:, :2])
