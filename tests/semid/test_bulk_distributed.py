@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -15,8 +16,9 @@ import pytest
 from distributed import Client
 
 from quantizers import tie_break
-from semid.bulk import encode_files, write_catalog
+from semid.bulk import cluster, encode_files, write_catalog
 from semid.bulk.cluster import encode_on_cluster
+from semid.bulk.encoding import Done, Job
 from semid.catalog import SemanticCatalog
 from semid.cli import main
 from semid.data.dataset import Dataset
@@ -102,7 +104,7 @@ def scheduler(home):
         options = ["--no-dashboard", "--host", "127.0.0.1", "--preload", str(home / "stalling.py")]
         started += [subprocess.Popen([*worker, *options], stderr=subprocess.DEVNULL, **quiet) for _ in range(2)]
         with Client(address, set_as_default=False) as client:
-            client.wait_for_workers(2, timeout=60)
+            client.wait_for_workers(2, timeout=300)
         yield address
     finally:
         for process in started:
@@ -173,6 +175,15 @@ def test_a_failure_that_is_not_the_files_is_told_after_all_tries(home, scheduler
     tokenizer = SemanticTokenizer.from_pretrained(home / "catalog")
     with pytest.raises(SemidError, match=r"part0.parquet: not encoded to .*codes/part0.parquet \(\w+Error: .*codes"):
         encode_files(tokenizer, [home / "items/part0.parquet"], tmp_path / "codes", scheduler=scheduler, retries=1)
+
+
+def test_a_result_that_died_with_its_worker_is_waited_for(monkeypatch):
+    job = Job("items/a.parquet", "codes/a.parquet", "digest", "item_id", (), 8)
+    future = SimpleNamespace(status="lost", result=lambda: Done(items=3))
+    monkeypatch.setattr(cluster, "wait", lambda future: setattr(future, "status", "finished"))
+    assert cluster._done(job, future) == Done(items=3)
+    future.status = "cancelled"
+    assert "its task was cancelled" in cluster._done(job, future).fault
 
 
 def test_a_scheduler_that_is_not_there_is_named(home):
