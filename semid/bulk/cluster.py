@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from typing import cast
 
-from distributed import CancelledError, Client, Future, WorkerPlugin, as_completed, get_worker, wait
+from distributed import Client, Future, WorkerPlugin, as_completed, get_worker
 from distributed.comm import CommClosedError
 
 from semid.bulk.encoding import Done, Job, encode_file, failed
@@ -108,9 +108,8 @@ def _encode(job: Job, *, plugin: str) -> Done:
 
 def _done(job: Job, future: Future) -> Done:
     """The result of a finished task; a fault where all tries failed, their workers died, or the scheduler is gone."""
-    with contextlib.suppress(CancelledError):
-        while future.status == "lost":  # the worker that held the result died: the scheduler repeats the task
-            wait(future)
+    while future.status == "lost":  # the worker that held the result died, and the scheduler repeats the task:
+        future.exception()  # waits for that
     if future.status == "finished":
         return future.result()
     if future.status == "error":
