@@ -166,9 +166,7 @@ class SemanticCatalog:
 
     def tokens_of(self, rows: Int[np.ndarray, " n"]) -> list[list[str]]:
         """Codes of item rows as language models spell them, the level's letter first: `<a_12>`, `<b_7>` (LC-Rec)."""
-        names = [
-            [f"<{level_name(level)}_{code}>" for code in range(size)] for level, size in enumerate(self.level_sizes)
-        ]
+        names = code_tokens(self.level_sizes)
         return [[names[level][code] for level, code in enumerate(row)] for row in self.codes[rows].tolist()]
 
     def write(self, file: Path) -> None:
@@ -201,6 +199,11 @@ class SemanticCatalog:
         if "removed" in table.column_names:
             removed = table["removed"].to_numpy()
         return cls(table["item_id"].combine_chunks(), codes, sizes, tie_break, removed)
+
+
+def code_tokens(level_sizes: Sequence[int]) -> list[list[str]]:
+    """The tokens of every level, in order of its codes: `<a_0>`, `<a_1>`, ..."""
+    return [[f"<{level_name(level)}_{code}>" for code in range(size)] for level, size in enumerate(level_sizes)]
 
 
 def level_name(level: int) -> str:

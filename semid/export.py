@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Int
 
 from semid import artifacts
-from semid.catalog import SemanticCatalog, level_name
+from semid.catalog import SemanticCatalog, code_tokens, level_name
 from semid.errors import SemidError
 from seq_models import CodeTrie
 
@@ -75,11 +75,6 @@ def export(
     out.parent.mkdir(parents=True, exist_ok=True)
     with artifacts.replacing(out) as temporary:
         write[format](catalog, temporary)
-
-
-def code_tokens(level_sizes: Sequence[int]) -> list[list[str]]:
-    """The tokens of every level, in order of its codes: `<a_0>`, `<a_1>`, ..."""
-    return [[f"<{level_name(level)}_{code}>" for code in range(size)] for level, size in enumerate(level_sizes)]
 
 
 def _living_rows(catalog: SemanticCatalog) -> Int[np.ndarray, " n"]:
