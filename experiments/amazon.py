@@ -30,6 +30,7 @@ import tyro
 
 from semid import GeneratorConfig, SemanticCatalog, TokenizerConfig, tokenize, train_generator
 from semid.artifacts import Manifest, read_artifact, read_json, write_json
+from semid.catalog import KIND as CATALOG
 from semid.data.dataset import KIND as DATASET
 from semid.data.dataset import Dataset
 from semid.data.layout import read_layout
@@ -37,7 +38,6 @@ from semid.evaluation import paired_bootstrap, write_metrics
 from semid.evaluation.comparison import against_exact, baselines, compare, example_users
 from semid.recommender import KIND as MODEL
 from semid.recommender import Recommender
-from semid.tokenizer import KIND as CATALOG
 from semid.tokenizer import RQKmeansConfig, RQVaeConfig
 from semid.training import OptimizerConfig, TrainingConfig, join_processes, on_first
 from seq_models import DenseConfig, RQTransformerConfig, TransformerConfig

@@ -14,12 +14,12 @@ import numpy as np
 from experiments.amazon import COLUMNS, TEXT, sasrec, saved_layout
 from semid import Dataset, GeneratorConfig, Recommender, SemanticCatalog, TokenizerConfig, tokenize, train_generator
 from semid.artifacts import Manifest, load_tensors, read_artifact, read_json, save_tensors, write_json
+from semid.catalog import KIND as CATALOG
 from semid.data.dataset import KIND as DATASET
 from semid.data.simulated import SimulatedConfig, simulate
 from semid.evaluation import paired_bootstrap, write_metrics
 from semid.evaluation.comparison import baselines, compare
 from semid.recommender import KIND as MODEL
-from semid.tokenizer import KIND as CATALOG
 from semid.tokenizer import RQVaeConfig
 from semid.training import join_processes, on_first
 

@@ -29,13 +29,13 @@ from experiments.amazon import saved_layout
 from semid import Dataset, GeneratorConfig, Recommender, SemanticCatalog, TokenizerConfig, tokenize, train_generator
 from semid.artifacts import read_artifact, write_json
 from semid.catalog import FILE as CATALOG_FILE
+from semid.catalog import KIND as CATALOG
 from semid.data.batches import batches
 from semid.data.dataset import KIND as DATASET
 from semid.evaluation import evaluate
 from semid.generator import content_features, loss_of, training_counts, training_rows
 from semid.models import ItemTables, ModelSpec, build_model
 from semid.objective import LossTables
-from semid.tokenizer import KIND as CATALOG
 from semid.training import (
     OptimizerConfig,
     TrainingConfig,

@@ -6,7 +6,8 @@ from semid.errors import SemidError
 from semid.evaluation import evaluate
 from semid.generator import GeneratorConfig, train_generator
 from semid.recommender import Recommendations, Recommender
-from semid.tokenizer import SemanticTokenizer, TokenizerConfig, tokenize
+from semid.tokenization import tokenize
+from semid.tokenizer import SemanticTokenizer, TokenizerConfig
 
 __all__ = [
     "Dataset",

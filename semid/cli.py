@@ -17,6 +17,7 @@ from rich import box
 from rich.table import Table
 
 from semid import artifacts, catalog_log
+from semid.catalog import KIND as CATALOG
 from semid.cli_catalog import Catalog, read_item_ids
 from semid.cli_export import Export, ExportProgram, ImportCodes
 from semid.cli_package import Package
@@ -28,7 +29,6 @@ from semid.generator import GeneratorConfig, train_generator
 from semid.prepare import Prepare, console, print_statistics
 from semid.recommender import KIND as MODEL
 from semid.recommender import Recommender
-from semid.tokenizer import KIND as CATALOG
 from semid.training import MeshConfig, join_processes, make_mesh
 from seq_models import DenseConfig, EncoderDecoderConfig, FlatDecoderConfig, HybridConfig, RQTransformerConfig
 

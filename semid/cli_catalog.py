@@ -12,9 +12,9 @@ from rich.table import Table
 from semid import artifacts, catalog_log
 from semid.catalog import FILE, SemanticCatalog, level_name
 from semid.errors import SemidError
+from semid.models import misfit, read_spec
 from semid.prepare import console
 from semid.recommender import KIND as MODEL
-from semid.recommender import misfit, read_spec
 
 # Ids that are printed of a difference.
 _SHOWN = 5

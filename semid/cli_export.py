@@ -10,6 +10,7 @@ import tyro
 
 from semid import artifacts
 from semid.catalog import FILE as CATALOG_FILE
+from semid.catalog import KIND as CATALOG
 from semid.catalog import SemanticCatalog
 from semid.catalog_log import current
 from semid.data.dataset import KIND as DATASET
@@ -17,7 +18,6 @@ from semid.data.dataset import Dataset
 from semid.export import Format, export, read_tokens
 from semid.prepare import console
 from semid.recommender import Recommender
-from semid.tokenizer import KIND as CATALOG
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from semid.lightgcn import LightGCNConfig
 from semid.prepare import console
 from semid.recommender import KIND as MODEL
 from semid.recommender import Recommender
+from semid.tokenization import tokenize
 from semid.tokenizer import (
     Collisions,
     ProductConfig,
@@ -37,7 +38,6 @@ from semid.tokenizer import (
     RQVaeConfig,
     SemanticTokenizer,
     TokenizerConfig,
-    tokenize,
 )
 from semid.training import MeshConfig, make_mesh
 

@@ -21,7 +21,6 @@ from semid.tokenizer import Collisions, ProductConfig, SemanticTokenizer
 
 # Rows that are read at once.
 _ROWS = 8192
-_TIE_BREAK = (Collisions.TIE_BREAK, Collisions.POPULARITY)
 
 
 class Appended(NamedTuple):
@@ -219,7 +218,7 @@ def place(
     """
     if policy is Collisions.ALLOWED:
         return nearest
-    breaks, levels = policy in _TIE_BREAK, nearest.shape[1]
+    breaks, levels = policy.adds_level, nearest.shape[1]
     taken: dict[tuple[int, ...], set[int]] = {}
     for codes in catalog.codes[_sharing(catalog.codes, nearest, levels - 1)].tolist():
         taken.setdefault(tuple(codes[:-1]), set()).add(codes[-1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -10,6 +11,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from semid import artifacts, config
+from semid.catalog import SemanticCatalog
 from seq_models import (
     DenseConfig,
     DenseTransformer,
@@ -24,6 +27,8 @@ from seq_models import (
     RQTransformer,
     RQTransformerConfig,
 )
+
+SPEC_FILE = "config.json"
 
 CodeModelConfig = RQTransformerConfig | FlatDecoderConfig | EncoderDecoderConfig | HybridConfig
 ModelConfig = CodeModelConfig | DenseConfig
@@ -57,6 +62,11 @@ class ModelSpec:
     """Digest of the catalogue whose codes it speaks; empty: not known."""
     columns: tuple[str, ...] = ()
     """Vector columns of the dense input, side by side; empty: none, or not known."""
+
+    @property
+    def knows_rows(self) -> bool:
+        """Whether the model has a table by item row."""
+        return isinstance(self.model, DenseConfig) or self.model.id_embedding
 
 
 class ItemTables(NamedTuple):
@@ -99,6 +109,21 @@ def build_model(spec: ModelSpec, *, seed: int) -> Model:
     return _CODE_MODELS[type(spec.model)](
         spec.model, level_sizes=spec.level_sizes, num_features=spec.num_features, num_ids=spec.num_items, rngs=rngs
     )
+
+
+def read_spec(folder: Path) -> ModelSpec:
+    """Of a model's folder."""
+    return config.from_dict(ModelSpec, artifacts.read_json(folder / SPEC_FILE), where=str(folder / SPEC_FILE))
+
+
+def misfit(spec: ModelSpec, own: SemanticCatalog, later: SemanticCatalog) -> str:
+    """What keeps a model of the catalogue `own` from recommending from `later`; empty where nothing does."""
+    if fault := own.continued_by(later):
+        return fault
+    new = later.num_alive - int(later.alive[later.rows(own.item_ids)].sum())
+    if new and spec.knows_rows:
+        return f"it learned a vector of each of its {len(own)} items and has none for the {new} appended"
+    return ""
 
 
 def inputs_at(tables: ItemTables, rows: Int[Array, "b t"]) -> Inputs:

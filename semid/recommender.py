@@ -26,12 +26,12 @@ from semid.data.histories import Histories
 from semid.errors import SemidError
 from semid.handover import KIND, Measured, Origin, hand_over
 from semid.hub import local_folder, upload
-from semid.models import ItemTables, Model, ModelSpec, build_model
+from semid.models import SPEC_FILE, ItemTables, Model, ModelSpec, build_model, misfit, read_spec
+from semid.questions import checked_masks, masks_of, questions
 from semid.scorers import CodeScorer, Question, Scorer, make_scorer
 from semid.training.state import named_leaves, replace_leaves
-from seq_models import Capacity, CodeTrie, DenseConfig, DenseTransformer
+from seq_models import Capacity, CodeTrie, DenseTransformer
 
-SPEC_FILE = "config.json"
 _MEAN, _SCALE = "standardizer/mean", "standardizer/scale"
 
 # Users a search runs at once, at the default beam; wider beams take proportionally fewer.
@@ -287,7 +287,7 @@ class Recommender:
             raise SemidError(
                 f"the model does not fit this catalogue: {fault}; give a later version of its own, or train again"
             )
-        return catalog.arranged(self.item_ids, others=not _knows_rows(self.spec))
+        return catalog.arranged(self.item_ids, others=not self.spec.knows_rows)
 
     def _standardized(self, vectors: np.ndarray | None, new: int) -> Float[np.ndarray, "new feature"]:
         """Features of appended items. Raises SemidError where they cannot be made."""
@@ -426,7 +426,7 @@ class Recommender:
     ) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
         if k < 1 or beam_size < 1:
             raise SemidError(f"expected k and beam_size of at least 1, got {k} and {beam_size}")
-        allowed = self._checked(allowed, len(histories))
+        allowed = checked_masks(allowed, num_histories=len(histories), num_items=len(self.catalog))
         ranked = np.full((len(histories), k), -1, np.int32)
         scores = np.full((len(histories), k), -np.inf, np.float32)
         size = self._at_once(_BATCH * _BEAM // max(beam_size, k, _BEAM))
@@ -434,7 +434,7 @@ class Recommender:
             found = self._scorer.top(question, k=k, beam_size=beam_size)
             ranked[index], scores[index] = (np.asarray(part)[: len(index)] for part in found)
         if len(empty := np.flatnonzero(histories.lengths == 0)):
-            ranked[empty], scores[empty] = self.most_popular(len(empty), k, _rows_of(allowed, empty))
+            ranked[empty], scores[empty] = self.most_popular(len(empty), k, masks_of(allowed, empty))
         return ranked, scores
 
     def _questions(
@@ -444,36 +444,9 @@ class Recommender:
         *,
         allowed: Bool[np.ndarray, "masks items"] | None = None,
         exclude_seen: bool = False,
-    ) -> Iterator[tuple[np.ndarray, Question]]:
-        """Indices and questions, of few shapes: `size` histories, or a power of two for the last few."""
-        for start in range(0, len(histories), size):
-            index = np.arange(start, min(start + size, len(histories)))
-            some, rows = histories.take(index), min(size, _power_of_two(len(index)))
-            history, real = some.padded(self.spec.max_history)
-            masks, denied = _rows_of(allowed, index), self._seen(some) if exclude_seen else None
-            if masks is not None and (free := self.tables.codes.shape[0] - masks.shape[1]):
-                masks = np.pad(masks, ((0, 0), (0, free)))
-            if masks is not None and len(masks) > 1:
-                masks = _filled(masks, rows)
-            question = Question(
-                jnp.asarray(_filled(history, rows)),
-                jnp.asarray(_filled(real.astype(np.int32), rows)),
-                None if masks is None else jnp.asarray(masks),
-                None if denied is None else jnp.asarray(_filled(denied, rows)),
-            )
-            yield index, question
-
-    def _checked(self, allowed: np.ndarray | None, num_histories: int) -> Bool[np.ndarray, "masks items"] | None:
-        """One mask for all histories, or one for each."""
-        if allowed is None:
-            return None
-        masks, items = np.atleast_2d(allowed), len(self.catalog)
-        if masks.dtype != bool or masks.shape[1:] != (items,) or len(masks) not in (1, num_histories):
-            raise SemidError(
-                f"expected allowed as booleans [{items} items] or [{num_histories} histories, {items} items], "
-                f"got {allowed.dtype} {list(allowed.shape)}; make it with allow(item_ids)"
-            )
-        return masks
+    ) -> Iterator[tuple[Int[np.ndarray, " n"], Question]]:
+        length, slots = self.spec.max_history, len(self.tables.codes)
+        return questions(histories, size, max_history=length, slots=slots, allowed=allowed, exclude_seen=exclude_seen)
 
     def most_popular(
         self, n: int, k: int, allowed: Bool[np.ndarray, "masks items"] | None
@@ -487,12 +460,6 @@ class Recommender:
         missing = ((0, 0), (0, k - best.shape[1]))
         rows = np.pad(np.where(values == -np.inf, -1, best), missing, constant_values=-1)
         return rows, np.pad(values, missing, constant_values=-np.inf)
-
-    def _seen(self, histories: Histories) -> Int[np.ndarray, "histories n"]:
-        """The items of each history, -1 behind them."""
-        length = _power_of_two(max(int(histories.lengths.max(initial=0)), 1))
-        rows, real = histories.padded(length)
-        return np.where(real, rows, -1)
 
     def _at_once(self, histories: int) -> int:
         """So many histories, at least one, and no more than a dense model can score all items for."""
@@ -519,38 +486,3 @@ class Recommender:
                 )
             result.append(rows[known].tolist())
         return result
-
-
-def misfit(spec: ModelSpec, own: SemanticCatalog, later: SemanticCatalog) -> str:
-    """What keeps a model of the catalogue `own` from recommending from `later`; empty where nothing does."""
-    if fault := own.continued_by(later):
-        return fault
-    new = later.num_alive - int(later.alive[later.rows(own.item_ids)].sum())
-    if new and _knows_rows(spec):
-        return f"it learned a vector of each of its {len(own)} items and has none for the {new} appended"
-    return ""
-
-
-def _knows_rows(spec: ModelSpec) -> bool:
-    """Whether the model has a table by item row."""
-    return isinstance(spec.model, DenseConfig) or spec.model.id_embedding
-
-
-def read_spec(folder: Path) -> ModelSpec:
-    """Of a model's folder."""
-    return config.from_dict(ModelSpec, artifacts.read_json(folder / SPEC_FILE), where=str(folder / SPEC_FILE))
-
-
-def _power_of_two(n: int) -> int:
-    """The least one that is not below n."""
-    return 1 << (n - 1).bit_length()
-
-
-def _filled(x: np.ndarray, rows: int) -> np.ndarray:
-    """`x` with rows of zeros behind it, `rows` in all."""
-    return np.pad(x, ((0, rows - len(x)), (0, 0)))
-
-
-def _rows_of(masks: Bool[np.ndarray, "masks items"] | None, index: Int[np.ndarray, " n"]) -> np.ndarray | None:
-    """The masks of the histories at `index`; the one that is for all stays one."""
-    return masks if masks is None or len(masks) == 1 else masks[index]

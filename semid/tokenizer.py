@@ -1,12 +1,10 @@
-"""`SemanticTokenizer`: content vectors to codes; and `tokenize`, which makes a dataset's catalogue."""
+"""`SemanticTokenizer`: content vectors to codes."""
 
 from __future__ import annotations
 
 import dataclasses
 import enum
-import functools
 import json
-import shutil
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,25 +21,16 @@ from quantizers import (
     ProductKMeans,
     ResidualKMeans,
     balanced_kmeans,
-    code_counts,
-    explained_by_codes,
-    health,
     kmeans,
-    min_cost_reassign,
-    prefix_sharing,
-    sinkhorn_reassign,
-    tie_break,
 )
 from semid import artifacts
 from semid.alignment import (
     AlignmentConfig,
     PpmiConfig,
     Signal,
-    co_consumed,
     make_alignment,
     make_signals,
 )
-from semid.artifacts import Manifest
 from semid.autoencoder import (
     RQVAE,
     AlignedRQVAE,
@@ -57,10 +46,8 @@ from semid.catalog import KIND, TOKENIZER_CONFIG, TOKENIZER_FILE, SemanticCatalo
 from semid.config import from_dict, to_dict
 from semid.data.dataset import Dataset
 from semid.data.features import Standardizer, content_blocks
-from semid.data.splits import split
 from semid.errors import SemidError
-from semid.training import discard_checkpoints, named_leaves, on_first, replace_leaves
-from semid.training.tracking import HISTORY
+from semid.training import named_leaves, replace_leaves
 
 
 @dataclass(frozen=True)
@@ -115,6 +102,16 @@ class Collisions(enum.Enum):
     ALLOWED = "allowed"
     """Nothing: a tuple of codes may stand for several items."""
 
+    @property
+    def adds_level(self) -> bool:
+        """Whether a last level tells such items apart."""
+        return self in (Collisions.TIE_BREAK, Collisions.POPULARITY)
+
+    @property
+    def moves_last_code(self) -> bool:
+        """Whether the last code is re-assigned, by what its level quantizes."""
+        return self in (Collisions.SINKHORN, Collisions.MIN_COST)
+
 
 @dataclass(frozen=True)
 class TokenizerConfig:
@@ -134,14 +131,13 @@ class TokenizerConfig:
     def __post_init__(self) -> None:
         if self.alignment and not isinstance(self.method, RQVaeConfig):
             raise SemidError(f"{type(self.method).__name__} trains nothing that could be aligned; take the RQ-VAE")
-        if self.collisions in _LAST_LEVEL and isinstance(self.method, ProductConfig):
+        if self.collisions.moves_last_code and isinstance(self.method, ProductConfig):
             raise SemidError(
                 f"collisions {self.collisions.value!r} moves the last residual code, and product codes have none; "
                 "take tie-break, popularity or allowed"
             )
 
 
-_LAST_LEVEL = (Collisions.SINKHORN, Collisions.MIN_COST)
 _COLUMNS = "columns"  # of tokenizer.safetensors' metadata: a config without columns does not say which a dataset had
 
 
@@ -178,7 +174,7 @@ class SemanticTokenizer:
             raise SemidError(f"dataset {dataset.name!r}: all items have the same vector; nothing tells them apart")
         method = config.method
         if isinstance(method, RQKmeansConfig):
-            return _of_size(config, standardizer, _fit_kmeans(x, method, seed=seed), columns)
+            return _of_size(config, standardizer, fit_kmeans(x, method, seed=seed), columns)
         if isinstance(method, ProductConfig):
             return _of_size(config, standardizer, _fit_product(x, _shrunk(method, items=len(x)), seed=seed), columns)
         method = _shrunk(method, items=len(x))
@@ -272,50 +268,6 @@ def _encode(
     return jnp.where(jnp.isfinite(vectors).all(-1)[:, None], codes, -1)
 
 
-def tokenize(
-    dataset: Dataset,
-    config: TokenizerConfig,
-    *,
-    out: Path,
-    parents: dict[str, Manifest],
-    seed: int = 0,
-    mesh: Mesh | None = None,
-) -> SemanticCatalog:
-    """Fit a tokenizer, encode every item, resolve collisions, and write the catalogue artifact `out`.
-
-    It holds `catalog.parquet`, `tokenizer.safetensors`, `health.json` and, if it was trained, `history.jsonl`. Where
-    the same request was answered before, that catalogue is read and nothing is done. Of several processes each calls
-    this with the same arguments; a training is shared over `mesh` (all devices), all else is done by each.
-    """
-    settings, folder = {"tokenizer": to_dict(config)}, out.with_name(f"{out.name}.checkpoints")
-    trained = isinstance(config.method, RQVaeConfig)
-    made = functools.partial(artifacts.is_current, out, kind=KIND, config=settings, parents=parents, seed=seed)
-    if on_first(made):  # asked by each, the last might find what the first has just written
-        if trained:  # a kill may have come between the artifact and this
-            on_first(functools.partial(discard_checkpoints, folder))
-        return SemanticCatalog.read(out / CATALOG_FILE)
-    tokenizer = SemanticTokenizer.fit(dataset, config, seed=seed, folder=folder, mesh=mesh)
-    vectors = np.concatenate(content_blocks(dataset, config.columns), axis=1)
-    codes = tokenizer.encode(vectors)
-    popularity = split(dataset).train.popularity(dataset.num_items)
-    catalog = _resolved(dataset, tokenizer, vectors, codes, popularity)
-    report = _health(codes, catalog, tokenizer) | {"explained_variance": tokenizer.explained(vectors)}
-    report |= _learned_of_users(dataset, tokenizer, vectors, codes, popularity, seed=seed)
-
-    def write() -> None:
-        with artifacts.write_artifact(out, kind=KIND, config=settings, parents=parents, seed=seed) as temporary:
-            catalog.write(temporary / CATALOG_FILE)
-            tokenizer.write(temporary)
-            artifacts.write_json(temporary / "health.json", report)
-            if trained:
-                shutil.copy(folder / HISTORY, temporary / HISTORY)
-        if trained:
-            discard_checkpoints(folder)
-
-    on_first(write)
-    return catalog
-
-
 def _train_rqvae(
     dataset: Dataset,
     x: Float[np.ndarray, "items dim"],
@@ -362,7 +314,7 @@ def _shrunk(method: _Sized, *, items: int) -> _Sized:
     return dataclasses.replace(method, level_sizes=sizes)
 
 
-def _fit_kmeans(x: Float[np.ndarray, "items dim"], method: RQKmeansConfig, *, seed: int) -> ResidualKMeans:
+def fit_kmeans(x: Float[np.ndarray, "items dim"], method: RQKmeansConfig, *, seed: int) -> ResidualKMeans:
     return ResidualKMeans.fit(
         jnp.asarray(x),
         level_sizes=method.level_sizes,
@@ -399,82 +351,3 @@ def _empty(method: Method, *, dim: int) -> RQVAE | ResidualKMeans | ProductKMean
         return ResidualKMeans(tuple(jnp.zeros((size, dim)) for size in method.level_sizes))
     parts, codes = len(method.level_sizes), method.level_sizes[0]
     return ProductKMeans(jnp.zeros((parts, codes, dim // parts)), jnp.zeros((dim, dim)))
-
-
-def _resolved(
-    dataset: Dataset,
-    tokenizer: SemanticTokenizer,
-    vectors: Float[np.ndarray, "items dim"],
-    codes: Int[np.ndarray, "items level"],
-    popularity: Int[np.ndarray, " items"],
-) -> SemanticCatalog:
-    """The catalogue after the configured policy."""
-    policy, sizes = tokenizer.config.collisions, tokenizer.level_sizes
-    if policy in (Collisions.TIE_BREAK, Collisions.POPULARITY):
-        broken = tie_break(codes, popularity=popularity if policy is Collisions.POPULARITY else None)
-        return SemanticCatalog(dataset.item_ids, broken.codes.astype(np.int32), (*sizes, broken.level_size), True)
-    if policy in _LAST_LEVEL:
-        residuals, codebook = tokenizer.last_residuals(vectors, codes)
-        reassign = sinkhorn_reassign if policy is Collisions.SINKHORN else min_cost_reassign
-        try:
-            codes = reassign(codes, residuals=residuals, codebook=codebook).codes
-        except ValueError as error:
-            raise SemidError(f"{error}; or choose the collision policy tie-break") from None
-    return SemanticCatalog(dataset.item_ids, codes.astype(np.int32), sizes, False)
-
-
-def _health(
-    codes: Int[np.ndarray, "items level"], catalog: SemanticCatalog, tokenizer: SemanticTokenizer
-) -> dict[str, Any]:
-    """Health per level and of collisions, before and after they are resolved, as `health.json` holds it."""
-    before = health(codes, tokenizer.level_sizes)
-    after = health(catalog.codes, catalog.level_sizes)
-    counts = code_counts(jnp.asarray(catalog.codes), level_sizes=catalog.level_sizes)
-    levels = [
-        {"level": level, **asdict(of_level), "used": of_level.size - of_level.dead, "counts": counts[level].tolist()}
-        for level, of_level in enumerate(after.levels)
-    ]
-    return {
-        "items": before.items,
-        "levels": levels,
-        "collisions": tokenizer.config.collisions.value,
-        "collision_rate_before": before.collision_rate,
-        "largest_group_before": before.largest_group,
-        "collision_rate_after": after.collision_rate,
-    }
-
-
-def _learned_of_users(
-    dataset: Dataset,
-    tokenizer: SemanticTokenizer,
-    vectors: Float[np.ndarray, "items dim"],
-    codes: Int[np.ndarray, "items level"],
-    popularity: Int[np.ndarray, " items"],
-    *,
-    seed: int,
-) -> dict[str, Any]:
-    """What the codes know of the users, per prefix, and, for an aligned tokenizer, beside content alone: codes of
-    residual k-means of the same vectors and sizes. Empty for a dataset with too few interactions to say."""
-    if np.ptp(popularity) == 0 or len(codes) < 10:
-        return {}
-    try:
-        partners = co_consumed(split(dataset).train, num_items=len(codes), window=PpmiConfig().window, seed=seed)
-    except SemidError:
-        return {}
-
-    def measured(of: Int[np.ndarray, "items level"]) -> dict[str, Any]:
-        return {
-            "neighbors_sharing": prefix_sharing(of, partners).tolist(),
-            "popularity_explained": explained_by_codes(
-                of, np.log1p(popularity), level_sizes=tokenizer.level_sizes
-            ).tolist(),
-            "usage": [level.usage for level in health(of, tokenizer.level_sizes).levels],
-        }
-
-    found = {"codes": measured(codes)}
-    if tokenizer.config.alignment:
-        x = tokenizer.standardizer(vectors)
-        with warnings.catch_warnings(action="ignore"):  # a reference may have fewer codes than the tokenizer
-            content = _fit_kmeans(x, RQKmeansConfig(tokenizer.level_sizes), seed=seed)
-        found["content_only"] = measured(in_blocks(content.encode, x))
-    return {"collaborative": found}

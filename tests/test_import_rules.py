@@ -61,8 +61,14 @@ RULES = {
     # A tokenizer knows no generator, a generator no quantizer: they meet through the catalogue.
     "semid.tokenizer": Rule(
         BASE
-        | {"quantizers", "semid.encoders", "semid.data", "semid.training", "semid.catalog"}
+        | {"quantizers", "semid.data", "semid.training", "semid.catalog"}
         | {"semid.autoencoder", "semid.alignment"},
+        ARRAYS | JAX,
+    ),
+    "semid.tokenization": Rule(
+        BASE
+        | {"quantizers", "semid.data", "semid.training", "semid.catalog"}
+        | {"semid.autoencoder", "semid.alignment", "semid.tokenizer"},
         ARRAYS | JAX,
     ),
     "semid.bulk": Rule(
@@ -71,13 +77,14 @@ RULES = {
     ),
     "semid.growth": Rule(BASE | {"semid.catalog", "semid.catalog_log", "semid.bulk", "semid.tokenizer"}, ARRAYS),
     # What a model is, how it answers, what it learns; the recommender and its training are made of these.
-    "semid.models": Rule(BASE | {"seq_models"}, ARRAYS | JAX),
+    "semid.models": Rule(BASE | {"seq_models", "semid.catalog"}, ARRAYS | JAX),
     "semid.scorers": Rule(BASE | {"seq_models", "semid.models"}, ARRAYS | JAX),
+    "semid.questions": Rule({"semid.errors", "semid.data.histories", "semid.scorers"}, ARRAYS | JAX),
     "semid.recommender": Rule(
         BASE
         | {"seq_models", "semid.catalog", "semid.catalog_log", "semid.training.state"}
         | {"semid.data.histories", "semid.data.features"}
-        | {"semid.models", "semid.scorers", "semid.handover", "semid.hub"},
+        | {"semid.models", "semid.scorers", "semid.questions", "semid.handover", "semid.hub"},
         ARRAYS | JAX,
     ),
     "semid.program": Rule(

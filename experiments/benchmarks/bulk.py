@@ -31,10 +31,10 @@ from semid.autoencoder import BLOCK, RQVAE
 from semid.bulk import encode_files, write_catalog
 from semid.bulk.encoding import VectorFile
 from semid.catalog import FILE as CATALOG_FILE
-from semid.catalog import SemanticCatalog
+from semid.catalog import KIND, SemanticCatalog
 from semid.config import to_dict
 from semid.data.features import Standardizer
-from semid.tokenizer import KIND, SemanticTokenizer, TokenizerConfig
+from semid.tokenizer import SemanticTokenizer, TokenizerConfig
 
 DISTINCT = 10  # files
 LINES = {"read": "#888888", "encode": "#1f77b4", "encode on the cluster": "#2ca02c", "catalogue": "#d62728"}

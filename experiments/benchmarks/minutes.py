@@ -27,12 +27,12 @@ from experiments.generators import BACKBONE, FAMILIES, QUALITIES
 from semid import Dataset, GeneratorConfig, SemanticCatalog, train_generator
 from semid.artifacts import read_artifact, write_json
 from semid.catalog import FILE as CATALOG_FILE
+from semid.catalog import KIND as CATALOG
 from semid.data.batches import SingleRows
 from semid.data.dataset import KIND as DATASET
 from semid.data.splits import Examples
 from semid.evaluation.metrics import accuracy, group_ids, item_places
 from semid.generator import content_features, training_counts, training_rows
-from semid.tokenizer import KIND as CATALOG
 from semid.training.tracking import HISTORY, read_history
 from seq_models import EncoderDecoderConfig, Layout
 

@@ -21,10 +21,10 @@ from semid.artifacts import Manifest
 from semid.bulk import storage
 from semid.bulk.encoding import REQUEST, TOKENIZER, digest_of
 from semid.catalog import FILE as CATALOG_FILE
-from semid.catalog import TOKENIZER_FILE
+from semid.catalog import KIND, TOKENIZER_FILE
 from semid.config import to_dict
 from semid.errors import SemidError
-from semid.tokenizer import KIND, Collisions, SemanticTokenizer
+from semid.tokenizer import Collisions, SemanticTokenizer
 
 _ROWS = 1 << 17  # of a row group
 # The number of an item among those of equal codes, in the order of the ids' bytes.

@@ -16,9 +16,9 @@ from experiments.benchmarks import generators, minutes, turns
 from semid import SemanticCatalog
 from semid.artifacts import write_artifact
 from semid.catalog import FILE as CATALOG_FILE
+from semid.catalog import KIND as CATALOG
 from semid.data.layout import read_layout
 from semid.errors import SemidError
-from semid.tokenizer import KIND as CATALOG
 from seq_models import EncoderDecoderConfig, TransformerConfig
 
 FAKE = """

@@ -27,7 +27,8 @@ from semid.data.dataset import Dataset
 from semid.data.splits import GlobalTime
 from semid.errors import SemidError
 from semid.lightgcn import LightGCNConfig
-from semid.tokenizer import ProductConfig, RQKmeansConfig, SemanticTokenizer, TokenizerConfig, tokenize
+from semid.tokenization import tokenize
+from semid.tokenizer import ProductConfig, RQKmeansConfig, SemanticTokenizer, TokenizerConfig
 from semid.training import OptimizerConfig, StepContext, TrainingConfig, loop, make_mesh, named_leaves
 
 ITEMS, USERS, DIM = 30, 24, 6

@@ -23,7 +23,8 @@ from semid.catalog import SemanticCatalog
 from semid.cli import main
 from semid.data.dataset import Dataset
 from semid.errors import SemidError
-from semid.tokenizer import RQKmeansConfig, SemanticTokenizer, TokenizerConfig, tokenize
+from semid.tokenization import tokenize
+from semid.tokenizer import RQKmeansConfig, SemanticTokenizer, TokenizerConfig
 
 DIM, ROWS, FILES = 8, 60, 6
 

@@ -23,6 +23,7 @@ from semid.autoencoder import RQVAE
 from semid.catalog import SemanticCatalog
 from semid.data.dataset import Dataset
 from semid.errors import SemidError
+from semid.tokenization import tokenize
 from semid.tokenizer import (
     Collisions,
     ProductConfig,
@@ -30,7 +31,6 @@ from semid.tokenizer import (
     RQVaeConfig,
     SemanticTokenizer,
     TokenizerConfig,
-    tokenize,
 )
 from semid.training import OptimizerConfig, TrainingConfig
 

@@ -21,7 +21,8 @@ from semid.data.batches import SingleRows, batches
 from semid.data.dataset import Dataset
 from semid.data.histories import Histories
 from semid.errors import SemidError
-from semid.tokenizer import Collisions, RQKmeansConfig, RQVaeConfig, TokenizerConfig, tokenize
+from semid.tokenization import tokenize
+from semid.tokenizer import Collisions, RQKmeansConfig, RQVaeConfig, TokenizerConfig
 from semid.training import (
     MeshConfig,
     OptimizerConfig,
