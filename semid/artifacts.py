@@ -31,6 +31,8 @@ from semid.errors import SemidError
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+# The page that says what a folder is, which its readers may edit: no code reads it, and no load verifies it.
+PAGE = "README.md"
 _PACKAGES = ("semid", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pyarrow")
 
 
@@ -96,7 +98,7 @@ def write_artifact(
 
 
 def read_artifact(path: str | Path, kind: str, *others: str) -> Manifest:
-    """The manifest of the artifact at `path`, of one of these kinds, every file verified against its sha256.
+    """The manifest of the artifact at `path`, of one of these kinds, every file but its `PAGE` verified.
 
     Raises SemidError for: no artifact, one of another kind or of a newer schema, a missing or changed file.
     """
@@ -105,6 +107,8 @@ def read_artifact(path: str | Path, kind: str, *others: str) -> Manifest:
     if manifest.kind not in (kind, *others):
         raise SemidError(f"{path}: expected an artifact of kind {kind!r}, found {manifest.kind!r}; check the path")
     for name, expected in manifest.files.items():
+        if name == PAGE:
+            continue
         if not (path / name).is_file():
             raise SemidError(f"{path / name}: listed in {MANIFEST} but missing; write the artifact again")
         if sha256(path / name) != expected:

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from semid import artifacts
-from semid.artifacts import MANIFEST, Manifest
+from semid.artifacts import MANIFEST, PAGE, Manifest
 from semid.card import model_card
 from semid.catalog import TOKENIZER_CONFIG, TOKENIZER_FILE, SemanticCatalog
 from semid.errors import SemidError
 
 KIND = "model"
-CARD = "README.md"
 METRICS = "metrics.json"
 DATASET = "dataset.json"
 TRAINING = "training.json"
@@ -53,7 +52,7 @@ class Origin:
         Raises SemidError if it is no longer what it was when the recommender was loaded.
         """
         for name, digest in self.manifest.files.items():
-            if (into / name).exists() or name == CARD or Path(name).suffix == ".jsonl":  # logs of training stay behind
+            if (into / name).exists() or name == PAGE or Path(name).suffix == ".jsonl":  # logs of training stay behind
                 continue
             if self.later and name == METRICS:
                 continue
@@ -114,7 +113,7 @@ def hand_over(
             metrics=found[METRICS],
             license=license,
         )
-        (folder / CARD).write_text(card, encoding="utf-8")
+        (folder / PAGE).write_text(card, encoding="utf-8")
 
 
 def _training(made: Manifest) -> dict[str, Any]:
@@ -132,7 +131,7 @@ def _check_place(path: Path, origin: Origin | None) -> None:
     if origin is not None and path.resolve() == origin.folder.resolve():
         raise SemidError(f"{path}: the recommender was loaded from here; choose another folder")
     artifacts.check_output(path, kind=KIND)
-    if (path / MANIFEST).is_file() and CARD not in artifacts.read_json(path / MANIFEST)["files"]:
+    if (path / MANIFEST).is_file() and PAGE not in artifacts.read_json(path / MANIFEST)["files"]:
         raise SemidError(f"{path}: in use by a model that `semid train` wrote; choose another folder")
 
 

@@ -67,7 +67,7 @@ def export_program(
         ids = pa.table({"item_id": recommender.item_ids})
         pq.write_table(ids, folder / "item_ids.parquet", compression="zstd", write_page_checksum=True)
         artifacts.write_json(folder / "program.json", settings | _facts(recommender, exported, folder))
-        (folder / "README.md").write_text(_README, encoding="utf-8")
+        (folder / artifacts.PAGE).write_text(_README, encoding="utf-8")
 
 
 def as_program(recommender: Recommender, *, k: int, beam_size: int) -> tuple[dict[str, Array], Program]:

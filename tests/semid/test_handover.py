@@ -269,7 +269,7 @@ def test_what_else_stands_there_is_never_replaced(home, recommender, tmp_path):
 
 def _break(folder: Path, how: str, home: Path) -> None:
     if how == "edited":
-        (folder / "README.md").write_text("# Best model ever\n")
+        (folder / "metrics.json").write_text('{"rows": []}')
     elif how == "missing":
         (folder / "items.safetensors").unlink()
     else:  # sealed again by somebody who knows how
@@ -285,7 +285,7 @@ def _break(folder: Path, how: str, home: Path) -> None:
 @pytest.mark.parametrize(
     ("how", "says"),
     [
-        ("edited", "README.md: content does not match its sha256"),
+        ("edited", "metrics.json: content does not match its sha256"),
         ("missing", "items.safetensors: listed in manifest.json but missing"),
         ("other level sizes", "the model speaks the codes of another catalogue"),
     ],
@@ -298,6 +298,13 @@ def test_a_broken_folder_gets_one_clear_line(home, folder, tmp_path, how, says, 
     printed = capsys.readouterr().err.strip()
     assert says in printed
     assert "\n" not in printed
+
+
+def test_the_card_may_be_edited_and_is_written_anew(folder, tmp_path):
+    edited = shutil.copytree(folder, tmp_path / "edited")
+    (edited / "README.md").write_text("# Best model ever\n")
+    Recommender.from_pretrained(edited).save_pretrained(tmp_path / "on", license="apache-2.0")
+    assert (tmp_path / "on" / "README.md").read_text() == (folder / "README.md").read_text()
 
 
 def test_what_changed_after_loading_is_not_handed_over(home, tmp_path):
