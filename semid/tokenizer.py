@@ -17,20 +17,9 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from quantizers import (
-    ProductKMeans,
-    ResidualKMeans,
-    balanced_kmeans,
-    kmeans,
-)
+from quantizers import ProductKMeans, ResidualKMeans, balanced_kmeans, kmeans
 from semid import artifacts
-from semid.alignment import (
-    AlignmentConfig,
-    PpmiConfig,
-    Signal,
-    make_alignment,
-    make_signals,
-)
+from semid.alignment import AlignmentConfig, PpmiConfig, Signal, make_alignment, make_signals
 from semid.autoencoder import (
     RQVAE,
     AlignedRQVAE,

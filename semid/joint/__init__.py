@@ -5,9 +5,10 @@ from semid.joint.codes import Relaxation, code_mixtures, level_logits
 from semid.joint.config import JointConfig, Phase, Surgery
 from semid.joint.model import JointModel, Objective, Reach, StepConfig
 from semid.joint.recipes import RECIPES
+from semid.joint.stages import Earlier
 from semid.joint.surgery import Projected, projected, sum_without_conflict
 from semid.joint.terms import code_agreement, mutual_info_nce, session_contrast
-from semid.joint.training import Earlier, train_joint
+from semid.joint.training import train_joint
 
 __all__ = [
     "RECIPES",

@@ -14,7 +14,8 @@ from semid.encoders.vocabulary import Vocabulary
 from semid.generator import GeneratorConfig
 from semid.joint.config import Phase
 from semid.joint.model import Reach
-from semid.joint.training import STATE_FILE, VOCABULARY_FILE
+from semid.joint.stages import STATE_FILE
+from semid.joint.training import VOCABULARY_FILE
 from semid.training import TrainingConfig
 from seq_models import RQTransformerConfig, TransformerConfig
 

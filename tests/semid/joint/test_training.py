@@ -24,7 +24,8 @@ from semid.joint.codes import Relaxation, code_mixtures, level_logits
 from semid.joint.config import JointConfig, Phase, Surgery
 from semid.joint.model import JointModel, Objective, Reach, StepConfig
 from semid.joint.recipes import RECIPES
-from semid.joint.training import STAGES, STATE_FILE, Earlier, train_joint
+from semid.joint.stages import STAGES, STATE_FILE, Earlier
+from semid.joint.training import train_joint
 from semid.models import ModelSpec, build_model
 from semid.recommender import KIND
 from semid.tokenizer import SemanticTokenizer
