@@ -29,14 +29,14 @@ from semid.joint.training import train_joint
 from semid.models import ModelSpec, build_model
 from semid.recommender import KIND
 from semid.tokenizer import SemanticTokenizer
-from semid.training import OptimizerConfig, TrainingConfig, replace_leaves
+from semid.training import OptimizerConfig, TrainingConfig, make_mesh, replace_leaves
 from seq_models import FlatDecoderConfig, Inputs, RQTransformerConfig, TransformerConfig
 from seq_models.layers import last_state
 
 
-def short(steps_of_an_epoch=1.0, **rates):
+def short(epochs=1.0, **rates):
     optimizer = OptimizerConfig(learning_rate=3e-3, rates=tuple(rates.items()))
-    return TrainingConfig(epochs=steps_of_an_epoch, batch_size=64, log_every=1, optimizer=optimizer)
+    return TrainingConfig(epochs=epochs, batch_size=64, log_every=1, validate_every=epochs, optimizer=optimizer)
 
 
 BACKBONE = TransformerConfig(dim=8, layers=1, heads=2, hidden=8, dropout=0.1)
@@ -310,7 +310,6 @@ def test_at_the_lowest_temperature_soft_codes_rank_as_hard_ones_do(world, runs):
 def test_naive_straight_through_codes_collapse_where_the_default_keeps_them(tmp_path):
     world = simulate(SimulatedConfig(num_items=400, num_users=200, taxonomy=(4, 4, 2), images=False, content_dim=8))
     tokenizer = dataclasses.replace(CONFIG.tokenizer, level_sizes=(16, 16), training=short(20.0))
-    longer = dataclasses.replace(short(10.0), validate_every=10.0)
     # The generation loss alone, the gradient of a chosen code taken for that of its distance, and no care.
     alone = Objective.only(generation=Schedule(1.0))
     naive = StepConfig(alone, relaxation=Relaxation.STRAIGHT_THROUGH)
@@ -320,10 +319,10 @@ def test_naive_straight_through_codes_collapse_where_the_default_keeps_them(tmp_
             STAGED,
             encoder=None,
             tokenizer=dataclasses.replace(tokenizer, reseed=cared),
-            joint=(Phase(longer, step),),
+            joint=(Phase(short(10.0), step),),
             tie_break=400,
         )
-        made = run(world.dataset, config, tmp_path / str(cared))
+        made = run(world.dataset, config, tmp_path / str(cared), mesh=make_mesh(jax.devices()[:1]))
         usage[cared] = [level.usage for level in health(made.codes[:, :-1], (16, 16)).levels]
     assert max(usage[False]) < 0.5
     assert min(usage[True]) >= 0.9
