@@ -16,7 +16,8 @@ from semid import Dataset, GeneratorConfig, Recommender, SemanticCatalog, Tokeni
 from semid.artifacts import Manifest, load_tensors, read_artifact, read_json, save_tensors, write_json
 from semid.catalog import KIND as CATALOG
 from semid.data.dataset import KIND as DATASET
-from semid.data.simulated import SimulatedConfig, simulate
+from semid.data.simulated import simulate
+from semid.data.simulated_config import SimulatedConfig
 from semid.evaluation import paired_bootstrap, write_metrics
 from semid.evaluation.comparison import baselines, compare
 from semid.recommender import KIND as MODEL

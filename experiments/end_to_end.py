@@ -38,7 +38,8 @@ from semid.artifacts import read_artifact, write_json
 from semid.autoencoder import RQVaeConfig
 from semid.data.dataset import KIND as DATASET
 from semid.data.layout import read_layout
-from semid.data.simulated import SimulatedConfig, simulate
+from semid.data.simulated import simulate
+from semid.data.simulated_config import SimulatedConfig
 from semid.encoders.adapters import SideAdapters, SideTower, cached_states
 from semid.encoders.blocks import BlocksConfig
 from semid.encoders.fusion import FusionConfig, ItemEncoder

@@ -29,7 +29,6 @@ from semid.collaborative import (
 )
 from semid.data.dataset import Dataset
 from semid.data.histories import Histories
-from semid.data.splits import split
 from semid.errors import SemidError
 from semid.lightgcn import LightGCNConfig, train_lightgcn
 from semid.training import StepContext
@@ -135,7 +134,7 @@ def make_signals(
     """
     if not alignments:
         return Signals()
-    train, items, users = split(dataset).train, dataset.num_items, dataset.num_users
+    train, items, users = dataset.splits.train, dataset.num_items, dataset.num_users
     clicks = interactions_matrix(train, num_items=items, num_users=users)
     popularity, activity = np.diff(clicks.tocsc().indptr), np.diff(clicks.indptr)
     found: dict[str, np.ndarray] = {"known": popularity > 0}

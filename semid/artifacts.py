@@ -53,12 +53,12 @@ class Manifest:
     @property
     def digest(self) -> str:
         """sha256 over kind, config, parents, seed and every file's sha256: equal content, equal digest."""
-        return _sha256_json([self.fingerprint, self.files])
+        return sha256_json([self.fingerprint, self.files])
 
     @property
     def fingerprint(self) -> str:
         """sha256 over what determines the artifact: kind, schema version, config, parents and seed."""
-        return _sha256_json([self.kind, self.schema_version, self.config, self.parents, self.seed])
+        return sha256_json([self.kind, self.schema_version, self.config, self.parents, self.seed])
 
 
 @contextlib.contextmanager
@@ -302,5 +302,6 @@ def _packages() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
-def _sha256_json(value: Any) -> str:
+def sha256_json(value: Any) -> str:
+    """sha256 of a JSON value, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

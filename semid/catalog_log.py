@@ -64,7 +64,7 @@ class Header:
     @property
     def digest(self) -> str:
         """Of the version that it makes: of all that is said here, so of every version before as well."""
-        return _sha256(asdict(self))
+        return artifacts.sha256_json(asdict(self))
 
 
 class Change(NamedTuple):
@@ -426,8 +426,4 @@ def _column_digest(column: pa.ChunkedArray) -> str:
         total = hashlib.sha256(str([str(column.type.value_type), column.type.list_size]).encode())
         total.update(np.ascontiguousarray(_matrix(column)).tobytes())
         return total.hexdigest()
-    return _sha256(column.to_pylist())
-
-
-def _sha256(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    return artifacts.sha256_json(column.to_pylist())

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float, Int
 
-from semid.bulk.encoding import Block, VectorFile, is_vector
 from semid.bulk.storage import open_parquet
+from semid.bulk.vectors import Block, VectorFile, is_vector
 from semid.catalog import SemanticCatalog
 from semid.catalog_log import Kind, Version, commit, current
 from semid.errors import SemidError

@@ -170,7 +170,8 @@ class Simulated(_Source):
     """Seed of the world."""
 
     def read(self) -> Dataset:
-        from semid.data.simulated import SimulatedConfig, simulate
+        from semid.data.simulated import simulate
+        from semid.data.simulated_config import SimulatedConfig
 
         world = SimulatedConfig(
             num_items=self.num_items, num_users=self.num_users, seed=self.seed, images=self.num_items <= 10_000

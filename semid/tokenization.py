@@ -32,7 +32,6 @@ from semid.catalog import KIND, SemanticCatalog
 from semid.config import to_dict
 from semid.data.dataset import Dataset
 from semid.data.features import content_blocks
-from semid.data.splits import split
 from semid.errors import SemidError
 from semid.tokenizer import Collisions, RQKmeansConfig, SemanticTokenizer, TokenizerConfig, fit_kmeans
 from semid.training import discard_checkpoints, on_first
@@ -64,7 +63,7 @@ def tokenize(
     tokenizer = SemanticTokenizer.fit(dataset, config, seed=seed, folder=folder, mesh=mesh)
     vectors = np.concatenate(content_blocks(dataset, config.columns), axis=1)
     codes = tokenizer.encode(vectors)
-    popularity = split(dataset).train.popularity(dataset.num_items)
+    popularity = dataset.splits.train.popularity(dataset.num_items)
     catalog = _resolved(dataset, tokenizer, vectors, codes, popularity)
     report = _health(codes, catalog, tokenizer) | {"explained_variance": tokenizer.explained(vectors)}
     report |= _learned_of_users(dataset, tokenizer, vectors, codes, popularity, seed=seed)
@@ -140,7 +139,7 @@ def _learned_of_users(
     if np.ptp(popularity) == 0 or len(codes) < 10:
         return {}
     try:
-        partners = co_consumed(split(dataset).train, num_items=len(codes), window=PpmiConfig().window, seed=seed)
+        partners = co_consumed(dataset.splits.train, num_items=len(codes), window=PpmiConfig().window, seed=seed)
     except SemidError:
         return {}
 

@@ -29,7 +29,7 @@ from experiments.benchmarks.turns import timed
 from semid.artifacts import write_artifact
 from semid.autoencoder import BLOCK, RQVAE
 from semid.bulk import encode_files, write_catalog
-from semid.bulk.encoding import VectorFile
+from semid.bulk.vectors import VectorFile
 from semid.catalog import FILE as CATALOG_FILE
 from semid.catalog import KIND, SemanticCatalog
 from semid.config import to_dict

@@ -15,7 +15,8 @@ from typing import Any
 import tyro
 
 from semid.artifacts import write_json
-from semid.data.simulated import SimulatedConfig, simulate
+from semid.data.simulated import simulate
+from semid.data.simulated_config import SimulatedConfig
 
 
 def main(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -106,7 +104,7 @@ def _requests(codes: Sequence[str], tokenizer: str) -> str:
         if metadata.get(TOKENIZER.encode()) != tokenizer.encode():
             raise SemidError(f"{path}: its codes are not of this catalogue's tokenizer; encode its items with it")
         requests.append(metadata[REQUEST.encode()].decode())
-    return hashlib.sha256(json.dumps(sorted(requests)).encode()).hexdigest()
+    return artifacts.sha256_json(sorted(requests))
 
 
 def _duckdb() -> Any:

@@ -116,7 +116,7 @@ class Dataset:
     @functools.cached_property
     def splits(self) -> Splits:
         """Training histories, validation and test examples by the dataset's own rule."""
-        return split(self)
+        return split(self, self.split_rule)
 
     @property
     def text_columns(self) -> list[str]:

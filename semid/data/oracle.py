@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float, Int
 
 from semid.data.histories import Histories
+from semid.data.simulated_config import SimulatedConfig
 from semid.errors import SemidError
-
-if TYPE_CHECKING:
-    from semid.data.simulated import SimulatedConfig
 
 DENSE_ENTRIES = 1 << 24  # bound on rows x items of one block of dense probabilities
 

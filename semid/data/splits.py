@@ -7,16 +7,13 @@ learns (tokenizer, collaborative signals, popularity, generator) sees `Splits.tr
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import Bool, Int
 
 from semid.data.histories import Histories
 from semid.errors import SemidError
-
-if TYPE_CHECKING:
-    from semid.data.dataset import Dataset
 
 
 @dataclass(frozen=True)
@@ -92,9 +89,27 @@ class Splits:
         return examples
 
 
-def split(dataset: Dataset) -> Splits:
-    """Cut `dataset` by its own rule. Raises SemidError where the rule needs timestamps that are not there."""
-    rule = dataset.split_rule
+class Interactions(Protocol):
+    """What is cut: a dataset's interactions, those of a user one after the other, by time."""
+
+    @property
+    def user(self) -> Int[np.ndarray, " interactions"]: ...
+    @property
+    def item(self) -> Int[np.ndarray, " interactions"]: ...
+    @property
+    def time(self) -> Int[np.ndarray, " interactions"]: ...
+    @property
+    def time_unit(self) -> str: ...
+    @property
+    def offsets(self) -> Int[np.ndarray, " users+1"]: ...
+    @property
+    def num_users(self) -> int: ...
+    @property
+    def num_items(self) -> int: ...
+
+
+def split(dataset: Interactions, rule: SplitRule) -> Splits:
+    """Cut the interactions by `rule`. Raises SemidError where it needs timestamps that are not there."""
     if isinstance(rule, LeaveOneOut):
         return _leave_one_out(dataset)
     if isinstance(rule, GlobalTime):
@@ -102,14 +117,14 @@ def split(dataset: Dataset) -> Splits:
     return _held_out_items(dataset, rule)
 
 
-def _leave_one_out(dataset: Dataset) -> Splits:
+def _leave_one_out(dataset: Interactions) -> Splits:
     starts, ends = dataset.offsets[:-1], dataset.offsets[1:]
     enough = np.flatnonzero(ends - starts >= 3)
     train = Histories(_users(dataset), dataset.item, starts, np.where(ends - starts >= 3, ends - 2, ends))
     return Splits(train, _before(dataset, ends[enough] - 2), _before(dataset, ends[enough] - 1))
 
 
-def _global_time(dataset: Dataset, rule: GlobalTime) -> Splits:
+def _global_time(dataset: Interactions, rule: GlobalTime) -> Splits:
     if dataset.time_unit != "seconds":
         raise SemidError("the global-time split needs timestamps, this dataset has positions alone; use leave-one-out")
     if not 0 < rule.validation < rule.test < 1:
@@ -128,7 +143,7 @@ def _global_time(dataset: Dataset, rule: GlobalTime) -> Splits:
     )
 
 
-def _held_out_items(dataset: Dataset, rule: HeldOutItems) -> Splits:
+def _held_out_items(dataset: Interactions, rule: HeldOutItems) -> Splits:
     count = round(rule.fraction * dataset.num_items)
     if not 2 <= count < dataset.num_items:
         raise SemidError(f"fraction {rule.fraction} of {dataset.num_items} items holds out {count}; expected 2 or more")
@@ -150,11 +165,11 @@ def _held_out_items(dataset: Dataset, rule: HeldOutItems) -> Splits:
     return Splits(train, examples(cold[: count // 2]), examples(cold[count // 2 :]), rule)
 
 
-def _users(dataset: Dataset) -> Int[np.ndarray, " users"]:
+def _users(dataset: Interactions) -> Int[np.ndarray, " users"]:
     return np.arange(dataset.num_users, dtype=np.int32)
 
 
-def _before(dataset: Dataset, at: Int[np.ndarray, " n"]) -> Examples:
+def _before(dataset: Interactions, at: Int[np.ndarray, " n"]) -> Examples:
     """Examples whose targets stand at positions `at`, and whose histories are all that precedes them."""
     users = dataset.user[at]
     return Examples(Histories(users, dataset.item, dataset.offsets[users], at), dataset.item[at])

@@ -8,7 +8,7 @@ import numpy as np
 from experiments import end_to_end
 from semid.artifacts import load_tensors
 from semid.autoencoder import RQVaeConfig
-from semid.data.simulated import SimulatedConfig
+from semid.data.simulated_config import SimulatedConfig
 from semid.encoders.blocks import BlocksConfig
 from semid.encoders.vocabulary import Vocabulary
 from semid.generator import GeneratorConfig

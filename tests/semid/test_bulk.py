@@ -21,6 +21,7 @@ from semid.cli import main
 from semid.data.dataset import Dataset
 from semid.data.features import Standardizer
 from semid.errors import SemidError
+from semid.tokenization import tokenize
 from semid.tokenizer import (
     Collisions,
     ProductConfig,
@@ -29,7 +30,6 @@ from semid.tokenizer import (
     SemanticTokenizer,
     TokenizerConfig,
     _encode,
-    tokenize,
 )
 
 DIM, ROWS = 8, 100

@@ -10,8 +10,8 @@ from quantizers import CodeHealth, Schedule, health, prefix_sharing
 from semid.alignment import LetterConfig, VectorColumn, co_consumed
 from semid.collaborative import ppmi_vectors
 from semid.data.dataset import Dataset
-from semid.data.simulated import SimulatedConfig, simulate
-from semid.data.splits import split
+from semid.data.simulated import simulate
+from semid.data.simulated_config import SimulatedConfig
 from semid.tokenizer import RQKmeansConfig, RQVaeConfig, SemanticTokenizer, TokenizerConfig
 from semid.training import OptimizerConfig, TrainingConfig, make_mesh
 
@@ -79,8 +79,8 @@ def test_alignment_gains_by_what_users_do_and_by_nothing_else(tmp_path):
     """Content is noisy, half of the users align, and the other half say which items are consumed together."""
     world = simulate(SimulatedConfig(num_items=400, num_users=4000, images=False, content_noise=1.5)).dataset
     seen, held_back = _half(world, slice(0, 2000)), _half(world, slice(2000, None))
-    neighbors = co_consumed(split(held_back).train, num_items=400, window=5, seed=0)
-    true = ppmi_vectors(split(seen).train, num_items=400, dim=32, window=5, seed=0)
+    neighbors = co_consumed(held_back.splits.train, num_items=400, window=5, seed=0)
+    true = ppmi_vectors(seen.splits.train, num_items=400, dim=32, window=5, seed=0)
     rng = np.random.default_rng(0)
     arms = {
         "none": None,

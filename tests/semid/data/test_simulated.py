@@ -12,7 +12,8 @@ from semid import config as configs
 from semid.data import simulated
 from semid.data.dataset import Dataset
 from semid.data.histories import Histories
-from semid.data.simulated import Mixture, SimulatedConfig, draw_next, simulate
+from semid.data.simulated import draw_next, simulate
+from semid.data.simulated_config import Mixture, SimulatedConfig
 from semid.data.splits import Examples, GlobalTime, HeldOutItems
 from semid.errors import SemidError
 

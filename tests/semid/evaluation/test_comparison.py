@@ -6,7 +6,8 @@ import pytest
 
 from semid.data.dataset import Dataset
 from semid.data.histories import Histories
-from semid.data.simulated import SimulatedConfig, simulate
+from semid.data.simulated import simulate
+from semid.data.simulated_config import SimulatedConfig
 from semid.data.splits import HeldOutItems
 from semid.errors import SemidError
 from semid.evaluation import Popularity, evaluate

@@ -15,7 +15,8 @@ from semid import Dataset, Recommender
 from semid.artifacts import load_tensors, read_artifact
 from semid.autoencoder import RQVAE, RQVaeConfig
 from semid.data.batches import SingleRows
-from semid.data.simulated import SimulatedConfig, simulate
+from semid.data.simulated import simulate
+from semid.data.simulated_config import SimulatedConfig
 from semid.encoders.content import FeatureRows
 from semid.encoders.fusion import FeatureEncoder, FusionConfig, ItemEncoder
 from semid.errors import SemidError

@@ -1,0 +1,117 @@
+"""Many files of vectors to as many of codes: one after the other here, or side by side on a cluster."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from semid.autoencoder import BLOCK
+from semid.bulk import storage
+from semid.bulk.encoding import UNSTEADY, Done, Job, digest_of, encode_file, failed
+from semid.errors import SemidError
+from semid.tokenizer import SemanticTokenizer
+
+LOCAL = "local"
+
+
+class Encoded(NamedTuple):
+    """The files of codes, one an input; how many items were encoded; which inputs' outputs stood already."""
+
+    outputs: list[str]
+    items: int
+    skipped: list[str]
+
+
+def encode_files(
+    tokenizer: SemanticTokenizer,
+    inputs: Sequence[str | Path],
+    out: str | Path,
+    *,
+    id_column: str = "item_id",
+    columns: Sequence[str] | None = None,
+    scheduler: str = LOCAL,
+    retries: int = 2,
+    block: int = BLOCK,
+    on_progress: Callable[[int, int], None] = lambda items, files: None,
+) -> Encoded:
+    """Write `out/NAME` for every Parquet file NAME of `inputs`: `item_id` and `codes` as a catalogue's columns.
+
+    Codes are those of `tokenizer.encode`; collisions stay (see `write_catalog`). Paths may be URLs of file systems
+    that fsspec knows. With a `scheduler`, `tcp://HOST:PORT`, the workers of that Dask cluster take a file each;
+    otherwise this process takes one after the other. A file is streamed: while one block is encoded the next is read,
+    and no more than that is in memory, with the codes of half a million rows. `columns` are those that the tokenizer
+    was fitted to, in their order; where it does not know them, the only list of floats of a file. An output is complete
+    or absent: run again, a stopped call goes on with the files that it lacks. A file that a disk or a network fails to
+    read or write is tried `retries` more times, one that is no Parquet file is not. `on_progress` gets the items and
+    files that were done since it was called last.
+
+    Raises SemidError when all others are done, naming the files that failed, each with its reason: column and row of a
+    missing column or id, of a vector that is not finite or of another width, or an output made from something else.
+    """
+    jobs = _jobs(tokenizer, inputs, out, id_column=id_column, columns=columns, block=block)
+    folder = storage.absolute(out)
+    before = storage.names_in(folder)  # a task that is repeated finds the output of its first run
+    if scheduler == LOCAL:
+        results = encode_here(tokenizer, jobs, retries=retries, on_progress=on_progress)
+    else:
+        results = _on_cluster(tokenizer, jobs, scheduler=scheduler, retries=retries, on_progress=on_progress)
+    done = dict(results)
+    storage.remove_leftovers(folder, {posixpath.basename(job.output) for job in jobs})
+    _raise_faults([done[job].fault for job in jobs if done[job].fault], files=len(jobs))
+    skipped = [job for job in jobs if posixpath.basename(job.output) in before]
+    total = sum(done[job].items for job in set(jobs).difference(skipped))
+    return Encoded([job.output for job in jobs], total, [job.source for job in skipped])
+
+
+def encode_here(
+    tokenizer: SemanticTokenizer, jobs: Sequence[Job], *, retries: int, on_progress: Callable[[int, int], None]
+) -> Iterator[tuple[Job, Done]]:
+    """One file after the other in this process."""
+    for job in jobs:
+        for _ in range(retries + 1):
+            try:
+                done = encode_file(tokenizer, job, on_items=lambda items: on_progress(items, 0))
+                break
+            except UNSTEADY as error:
+                done = Done(fault=failed(job, error))
+        on_progress(0, 1)
+        yield job, done
+
+
+def _jobs(
+    tokenizer: SemanticTokenizer,
+    inputs: Sequence[str | Path],
+    out: str | Path,
+    *,
+    id_column: str,
+    columns: Sequence[str] | None,
+    block: int,
+) -> list[Job]:
+    """One a file. Raises SemidError where two inputs would have the same output, or one would be its own."""
+    folder, made = storage.absolute(out), dict[str, str]()
+    for source in map(storage.absolute, inputs):
+        name = posixpath.basename(source)
+        if (other := made.setdefault(name, source)) != source:
+            raise SemidError(f"{other} and {source} would both be written to {folder}/{name}; encode them apart")
+        if storage.is_same(source, f"{folder}/{name}"):
+            raise SemidError(f"{source}: its codes would be written to this very file; choose another folder for --out")
+    digest, chosen = digest_of(tokenizer), tuple(columns or ())
+    return [Job(source, f"{folder}/{name}", digest, id_column, chosen, block) for name, source in made.items()]
+
+
+def _on_cluster(tokenizer: SemanticTokenizer, jobs: Sequence[Job], **options: Any) -> Iterator[tuple[Job, Done]]:
+    try:
+        from semid.bulk.cluster import encode_on_cluster
+    except ModuleNotFoundError as error:
+        raise SemidError(f"a scheduler needs Dask ({error}): pip install 'semid[distributed]'") from None
+    return encode_on_cluster(tokenizer, jobs, **options)
+
+
+def _raise_faults(faults: Sequence[str], *, files: int) -> None:
+    if files == 1 and faults:
+        raise SemidError(faults[0])
+    if faults:
+        lines = "\n  ".join(faults)
+        raise SemidError(f"{len(faults)} of {files} files failed, the codes of the others are kept:\n  {lines}")
