@@ -31,7 +31,7 @@ MAX_IMAGE_BYTES = 3_000_000
 MAX_CURVE_POINTS = 400
 MAX_EXAMPLES = 12
 MAX_HISTORY = 12
-_NO_CURVES = {"step", "epoch", "seconds", "time", "elapsed"}
+_NO_CURVES = {"stage", "step", "epoch", "seconds", "time", "elapsed"}
 _IN_HEADINGS = {"dataset", "split", "exclude_seen"}  # of each table: a run may hold rows of both kinds
 _WORDS = {"ndcg": "NDCG", "mrr": "MRR", "code_recall": "Code-level recall", "code_ndcg": "Code-level NDCG"}
 
@@ -206,9 +206,16 @@ def _bars(rows: Sequence[dict], column: str) -> dict[str, Any]:
 
 
 def _curves(run: Path) -> list[dict[str, Any]]:
-    """The panels of each subfolder that has a `history.jsonl`."""
-    files = sorted(run.glob("*/history.jsonl"))
-    return [{"folder": file.parent.name, "figures": _panels(_read_history(file))} for file in files]
+    """The panels of each subfolder that has a `history.jsonl`, and of each stage that its records name."""
+    found = []
+    for file in sorted(run.glob("*/history.jsonl")):
+        stages: dict[str, list[dict[str, Any]]] = {}
+        for record in _read_history(file):
+            stages.setdefault(record.get("stage", ""), []).append(record)
+        for stage, records in stages.items():
+            title = f"{file.parent.name}: {stage}" if stage else file.parent.name
+            found.append({"title": title, "figures": _panels(records)})
+    return found
 
 
 def _panels(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -228,9 +235,10 @@ def _panels(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def _panel(key: str) -> str:
     if "loss" in key:
         return "Loss"
-    if key.startswith("validation/"):
+    quantity = key.removeprefix("validation/")
+    if quantity != key and "/" not in quantity:
         return "Validation metrics"
-    return _words(re.sub(r"[/_]?(level)?[/_]?\d+$", "", key))
+    return _words(re.sub(r"[/_]?(level)?[/_]?\d+$", "", quantity))
 
 
 def _curve(key: str, points: Sequence[tuple[float, float]]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ The staged way is the same without the middle: what the joint steps are worth is
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from semid.joint.stages import STATE_FILE, Earlier, Run
 from semid.recommender import KIND, Recommender
 from semid.tokenizer import SemanticTokenizer, TokenizerConfig
 from semid.training import named_leaves, on_first
-from semid.training.tracking import HISTORY
+from semid.training.tracking import HISTORY, read_history
 
 VOCABULARY_FILE = "vocabulary.model"
 
@@ -55,10 +56,11 @@ def train_joint(
 
     `encoder` is what turns content into vectors; `teacher` are item vectors for the objective's distillation terms. The
     artifact is a recommender like any other (its features are the item vectors), with all parameters and the bank in
-    `joint.safetensors` beside it, and the `vocabulary` of the texts, if one was made for them. Each stage keeps its
-    checkpoints and `history.jsonl` in a folder of `<out>.stages`, and goes on from there after an interruption. With
-    `shared` the first three stages keep theirs there, for runs that differ in the later ones alone. `parents` are the
-    manifests of all that went in (the dataset, a teacher): a run of other parents is another run.
+    `joint.safetensors` beside it, the `vocabulary` of the texts, if one was made for them, and the records of all
+    stages in `history.jsonl`. Each stage keeps its checkpoints in a folder of `<out>.stages`, and goes on from there
+    after an interruption. With `shared` the first three stages keep theirs there, for runs that differ in the later
+    ones alone. `parents` are the manifests of all that went in (the dataset, a teacher): a run of other parents is
+    another run.
 
     With `earlier` all variables are that run's, and its bank: the first three stages are left out, joint steps have the
     targets that it did not have, and an item that it did not know enters the bank when a step first encodes it. The
@@ -87,14 +89,21 @@ def train_joint(
             artifacts.save_tensors(temporary / STATE_FILE, jax.device_get(named_leaves(nnx.state(model))))
             if vocabulary is not None:
                 (temporary / VOCABULARY_FILE).write_bytes(vocabulary.model)
-            for stage in run.folders():
-                if (history := run.folder(stage) / HISTORY).exists():
-                    shutil.copy(history, temporary / f"history.{stage}.jsonl")
+            _write_history(run, temporary / HISTORY)
         recommender.origin = Origin(out, artifacts.read_artifact(out, KIND))
         shutil.rmtree(run.stages, ignore_errors=True)
 
     on_first(write)
     return recommender
+
+
+def _write_history(run: Run, file: Path) -> None:
+    """Write the records of all stages, in their order, each with the name of its stage."""
+    paths = {stage: run.folder(stage) / HISTORY for stage in run.folders()}
+    records = [
+        {"stage": stage, **record} for stage, path in paths.items() if path.exists() for record in read_history(path)
+    ]
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
 def _write_tokenizer(model: JointModel, config: JointConfig, folder: Path) -> None:

@@ -129,6 +129,20 @@ def test_every_section_is_there_and_in_order(run):
     ]
 
 
+def test_each_stage_of_an_end_to_end_run_has_its_curves(run):
+    records = [
+        {"stage": "joint", "step": 10, "loss/generation": 6.0, "bank/agreement": 0.9},
+        {"stage": "joint", "step": 10, "validation/ndcg@10": 0.1, "validation/churn/level_0": 0.2},
+        {"stage": "generator.1", "step": 5, "loss": 7.0},
+    ]
+    (run / "model" / "history.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    page = _page(run)
+    assert re.findall("<h3>(Model.*?)</h3>", page) == ["Model: joint", "Model: generator.1"]
+    curves = [figure for figure in _figures(page) if figure["kind"] == "curves"]
+    titles = ["Loss", "Validation metrics", "Bank agreement", "Churn", "Loss"]
+    assert [figure["title"] for figure in curves] == titles
+
+
 def test_codebook_usage_is_counted_from_the_codes(run):
     page = _page(run)
     first = next(figure for figure in _figures(page) if figure["kind"] == "usage")

@@ -1,7 +1,6 @@
 """A whole run of the stages on a tiny world: what comes out, what moved, and what may be shared and resumed."""
 
 import dataclasses
-import json
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +30,7 @@ from semid.models import ModelSpec, build_model
 from semid.recommender import KIND
 from semid.tokenizer import SemanticTokenizer
 from semid.training import OptimizerConfig, TrainingConfig, make_mesh, replace_leaves
+from semid.training.tracking import read_history
 from seq_models import FlatDecoderConfig, Inputs, RQTransformerConfig, TransformerConfig
 from seq_models.layers import last_state
 
@@ -64,6 +64,11 @@ def item_encoder(world):
     vectors = np.stack(world.items["content"].to_numpy(zero_copy_only=False)).astype(np.float32)
     content = {"content": FeatureRows(jnp.asarray(vectors), jnp.ones(len(vectors), bool))}
     return content, ItemEncoder({"content": FeatureEncoder(8)}, FusionConfig(dim=8, hidden=8), rngs=nnx.Rngs(0))
+
+
+def records(folder, stage):
+    """What the history has of a stage."""
+    return [record for record in read_history(folder / "history.jsonl") if record["stage"] == stage]
 
 
 def run(world, config, out, **options):
@@ -103,13 +108,13 @@ def test_it_is_handed_over_with_what_encodes_item_vectors(runs, tmp_path):
 
 def test_every_term_and_the_health_of_bank_and_codes_are_logged(runs):
     home, _ = runs
-    records = [json.loads(line) for line in (home / "end-to-end/history.joint.jsonl").read_text().splitlines()]
-    steps = [record for record in records if "loss" in record]
+    found = records(home / "end-to-end", "joint")
+    steps = [record for record in found if "loss" in record]
     terms = {"generation", "reconstruction", "codebook", "commitment", "entropy", "contrast"}
     assert all({f"loss/{term}" for term in terms} <= set(record) for record in steps)
     assert all(0 <= record["conflicts"] <= 1 for record in steps)
     assert all(record["bank/agreement"] > 0.9 for record in steps)
-    looked = next(record for record in records if "validation/recall@10" in record)
+    looked = next(record for record in found if "validation/recall@10" in record)
     assert looked["validation/bank/coverage"] == 1.0
     assert {f"validation/{name}/level_1" for name in ("churn", "usage")} <= set(looked)
 
@@ -156,13 +161,10 @@ def test_phases_take_turns_and_each_moves_its_own(world, runs, tmp_path):
     generator = Phase(short(autoencoder=0.0, encoder=0.0), StepConfig(reach=Reach.GENERATOR))
     config = dataclasses.replace(CONFIG, joint=(tokenizer, generator), cycles=2)
     run(world, config, tmp_path / "turns", shared=home / "shared")
-    records = {
-        turn: [json.loads(line) for line in (tmp_path / f"turns/history.joint.{turn}.jsonl").read_text().splitlines()]
-        for turn in range(4)
-    }
-    has_generation = ["loss/generation" in of_turn[0] for of_turn in records.values()]
+    turns = [records(tmp_path / "turns", f"joint.{turn}") for turn in range(4)]
+    has_generation = ["loss/generation" in of_turn[0] for of_turn in turns]
     assert has_generation == [False, True, False, True]
-    churn = [of_turn[-1]["validation/churn/level_0"] for of_turn in records.values()]
+    churn = [of_turn[-1]["validation/churn/level_0"] for of_turn in turns]
     assert churn[1] == churn[3] == 0.0  # the generator's turns change no codes
 
 
@@ -174,14 +176,12 @@ def test_a_cycle_holds_the_codes_and_ends_with_a_tokenizer_and_a_generator_fitte
     changed = {name for name in staged if np.any(refit[name] != staged[name])}
     for part in ("encoder/", "autoencoder/encoder", "autoencoder/quantizer", "generator/", "bank/vectors"):
         assert any(name.startswith(part) for name in changed), part
-    records = [json.loads(line) for line in (tmp_path / "refit/history.joint.jsonl").read_text().splitlines()]
-    assert records[-1]["validation/churn/level_0"] == 0.0
+    found = records(tmp_path / "refit", "joint")
+    assert found[-1]["validation/churn/level_0"] == 0.0
     model = trained_model(world, tmp_path / "refit")
     np.testing.assert_array_equal(made.codes[:, :-1], model.autoencoder.encode(model.bank.read(jnp.arange(120))))
-    paths = tmp_path / "refit/history.generator.1.jsonl", home / "staged/history.generator.jsonl"
-    anew, first = (
-        [json.loads(line)["loss"] for line in path.read_text().splitlines() if '"loss"' in line] for path in paths
-    )
+    stages = (tmp_path / "refit", "generator.1"), (home / "staged", "generator")
+    anew, first = ([record["loss"] for record in records(*stage) if "loss" in record] for stage in stages)
     assert anew[0] == pytest.approx(first[0], rel=0.1)  # untrained again
     assert anew[0] > first[-1]
 
@@ -219,8 +219,8 @@ def test_the_next_day_goes_on_from_the_artifact(world, next_day, runs, tmp_path)
     old = slice(0, world.num_items)
     np.testing.assert_array_equal(found.codes[old], made["end-to-end"].codes)
     np.testing.assert_allclose(after["bank/vectors"][old], before["bank/vectors"][old], atol=1e-5)
-    records = [json.loads(line) for line in (tmp_path / "next/history.joint.jsonl").read_text().splitlines()]
-    looked = next(record for record in records if "validation/bank/coverage" in record)
+    found = records(tmp_path / "next", "joint")
+    looked = next(record for record in found if "validation/bank/coverage" in record)
     assert looked["validation/bank/coverage"] == pytest.approx(1 - 1 / next_day.num_items)  # one was never a target
 
 
