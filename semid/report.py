@@ -226,7 +226,12 @@ def _panels(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         if points := [(r.get("step", n), r[key]) for n, r in enumerate(records) if _number(r.get(key)) is not None]:
             panels.setdefault(_panel(key), []).append(_curve(key, points))
     return [
-        {"kind": "curves", "title": title, "log": title == "Loss" and _spread(curves) > 20, "curves": curves}
+        {
+            "kind": "curves",
+            "title": title if len(curves) > 1 else curves[0]["name"],
+            "log": title == "Loss" and _spread(curves) > 20,
+            "curves": curves,
+        }
         for title, curves in panels.items()
         if curves
     ]

@@ -215,7 +215,7 @@ def _items(
 
     encoded = encode_fresh(encode, fresh, backward=backward)
     agreement = model.bank.write(fresh.rows, encoded, mask=fresh.real)
-    metrics = {"bank/agreement": agreement, "bank/coverage": model.bank.coverage(batch.history, mask=real)}
+    metrics = {"bank/agreement": agreement, "bank/history_coverage": model.bank.coverage(batch.history, mask=real)}
     if config.reach is not Reach.ENCODER:
         encoded = jax.lax.stop_gradient(encoded)
     places = jnp.where(windowed, fresh.place[:, 1:], -1)

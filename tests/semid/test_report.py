@@ -125,7 +125,7 @@ def test_every_section_is_there_and_in_order(run):
     curves = [figure for figure in _figures(page) if figure["kind"] == "curves"]
     assert [(f["title"], f["curves"][0]["name"], f["curves"][0]["x"]) for f in curves] == [
         ("Loss", "Loss", [10, 20, 30]),
-        ("Validation metrics", "NDCG@10", [10, 20, 30]),
+        ("NDCG@10", "NDCG@10", [10, 20, 30]),
     ]
 
 
@@ -139,7 +139,7 @@ def test_each_stage_of_an_end_to_end_run_has_its_curves(run):
     page = _page(run)
     assert re.findall("<h3>(Model.*?)</h3>", page) == ["Model: joint", "Model: generator.1"]
     curves = [figure for figure in _figures(page) if figure["kind"] == "curves"]
-    titles = ["Loss", "Validation metrics", "Bank agreement", "Churn", "Loss"]
+    titles = ["Loss generation", "NDCG@10", "Bank agreement", "Churn level 0", "Loss"]
     assert [figure["title"] for figure in curves] == titles
 
 
