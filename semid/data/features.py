@@ -33,6 +33,11 @@ class Standardizer:
         scale = np.where(deviation > 1e-8, deviation, np.inf) / np.concatenate(weights)
         return cls(joined.mean(axis=0).astype(np.float32), scale.astype(np.float32))
 
+    @classmethod
+    def identity(cls, dim: int) -> Standardizer:
+        """Of vectors that are read as they are, such as those of trained encoders."""
+        return cls(np.zeros(dim, np.float32), np.ones(dim, np.float32))
+
     def __call__(self, vectors: Float[np.ndarray, "n dim"]) -> Float[np.ndarray, "n dim"]:
         """Standardized float32. Raises SemidError for vectors of another width."""
         self.check_width(vectors.shape[1])

@@ -5,10 +5,10 @@ from semid.joint.codes import Relaxation, code_mixtures, level_logits
 from semid.joint.config import JointConfig, Phase, Surgery
 from semid.joint.model import JointModel, Objective, Reach, StepConfig
 from semid.joint.recipes import RECIPES
-from semid.joint.stages import Earlier
+from semid.joint.stages import Earlier, encode_items
 from semid.joint.surgery import Projected, projected, sum_without_conflict
 from semid.joint.terms import code_agreement, mutual_info_nce, session_contrast
-from semid.joint.training import train_joint
+from semid.joint.training import train_joint, trained_encoder
 
 __all__ = [
     "RECIPES",
@@ -30,11 +30,13 @@ __all__ = [
     "code_agreement",
     "code_mixtures",
     "encode_fresh",
+    "encode_items",
     "level_logits",
     "mutual_info_nce",
     "projected",
     "session_contrast",
     "sum_without_conflict",
     "train_joint",
+    "trained_encoder",
     "unique_rows",
 ]

@@ -23,6 +23,7 @@ from semid.catalog import SemanticCatalog
 from semid.config import to_dict
 from semid.data.batches import SingleRows, batches
 from semid.data.dataset import Dataset
+from semid.data.features import Standardizer
 from semid.encoders.content import take
 from semid.encoders.fusion import ItemEncoder
 from semid.errors import SemidError
@@ -210,8 +211,10 @@ class Run:
         """What the model is to its users: the generator, reading item vectors from the bank and codes as they are."""
         catalog = self._catalog(np.asarray(model.codes[...]))
         counts, spec = training_counts(self.dataset), replace(self._spec(model.encoder.dim), catalog=catalog.digest)
-        vectors = np.asarray(self._vectors(model))
-        return Recommender(model.generator, catalog, spec=spec, features=vectors, train_counts=counts)
+        vectors, as_they_are = np.asarray(self._vectors(model)), Standardizer.identity(model.encoder.dim)
+        return Recommender(
+            model.generator, catalog, spec=spec, features=vectors, train_counts=counts, standardizer=as_they_are
+        )
 
     def fresh_codes(self, model: JointModel) -> Int[np.ndarray, "items level"]:
         """Codes of the bank's vectors, and what they were of items that it does not hold."""

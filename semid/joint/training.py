@@ -31,7 +31,7 @@ from semid.joint.model import TEACHER_TERMS, Content, JointModel
 from semid.joint.stages import STATE_FILE, Earlier, Run
 from semid.recommender import KIND, Recommender
 from semid.tokenizer import SemanticTokenizer, TokenizerConfig
-from semid.training import named_leaves, on_first
+from semid.training import named_leaves, on_first, replace_leaves
 from semid.training.tracking import HISTORY, read_history
 
 VOCABULARY_FILE = "vocabulary.model"
@@ -97,6 +97,20 @@ def train_joint(
     return recommender
 
 
+def trained_encoder(path: str | Path, encoder: ItemEncoder) -> ItemEncoder:
+    """The encoders as a run left them, to encode other items (`encode_items`): the artifact's `SemanticTokenizer` gives
+    these vectors codes, and `Recommender.with_catalog` recommends them.
+
+    `encoder` is built as the one given to `train_joint` was. Raises SemidError naming a tensor that does not fit it.
+    """
+    artifacts.read_artifact(path, KIND)
+    file, prefix = Path(path) / STATE_FILE, "encoder/"
+    leaves = artifacts.load_tensors(file)
+    own = {name.removeprefix(prefix): leaf for name, leaf in leaves.items() if name.startswith(prefix)}
+    graph, state = nnx.split(encoder)
+    return nnx.merge(graph, replace_leaves(state, own, where=str(file)))
+
+
 def _write_history(run: Run, file: Path) -> None:
     """Write the records of all stages, in their order, each with the name of its stage."""
     paths = {stage: run.folder(stage) / HISTORY for stage in run.folders()}
@@ -108,8 +122,7 @@ def _write_history(run: Run, file: Path) -> None:
 
 def _write_tokenizer(model: JointModel, config: JointConfig, folder: Path) -> None:
     """Write what turns item vectors, as the encoders make them, into codes."""
-    as_they_are = Standardizer(np.zeros(model.encoder.dim, np.float32), np.ones(model.encoder.dim, np.float32))
-    settings = TokenizerConfig(method=config.tokenizer)
+    settings, as_they_are = TokenizerConfig(method=config.tokenizer), Standardizer.identity(model.encoder.dim)
     SemanticTokenizer(settings, as_they_are, model.autoencoder).write(folder)
     artifacts.write_json(folder / TOKENIZER_CONFIG, to_dict(settings))
 

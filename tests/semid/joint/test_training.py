@@ -13,6 +13,7 @@ from quantizers import Schedule, health
 from semid import Dataset, Recommender
 from semid.artifacts import load_tensors, read_artifact
 from semid.autoencoder import RQVAE, RQVaeConfig
+from semid.catalog import SemanticCatalog
 from semid.data.batches import SingleRows
 from semid.data.simulated import simulate
 from semid.data.simulated_config import SimulatedConfig
@@ -24,8 +25,8 @@ from semid.joint.codes import Relaxation, code_mixtures, level_logits
 from semid.joint.config import JointConfig, Phase, Surgery
 from semid.joint.model import JointModel, Objective, Reach, StepConfig
 from semid.joint.recipes import RECIPES
-from semid.joint.stages import STAGES, STATE_FILE, Earlier
-from semid.joint.training import train_joint
+from semid.joint.stages import STAGES, STATE_FILE, Earlier, encode_items
+from semid.joint.training import train_joint, trained_encoder
 from semid.models import ModelSpec, build_model
 from semid.recommender import KIND
 from semid.tokenizer import SemanticTokenizer
@@ -104,6 +105,26 @@ def test_it_is_handed_over_with_what_encodes_item_vectors(runs, tmp_path):
     codes = SemanticTokenizer.from_pretrained(tmp_path / "out").encode(np.asarray(loaded.tables.features))
     np.testing.assert_array_equal(codes, loaded.codes[:, :-1])
     assert len(np.unique(codes, axis=0)) > 5
+
+
+def test_other_items_are_encoded_and_recommended_without_training(world, runs):
+    path = runs[0] / "end-to-end"
+    loaded, encoder = Recommender.from_pretrained(path), trained_encoder(path, item_encoder(world)[1])
+    content, _ = item_encoder(world)
+    vectors = encode_items(encoder, {"content": jax.tree.map(lambda x: x[:2], content["content"])})
+    np.testing.assert_allclose(vectors, np.asarray(loaded.tables.features)[:2], atol=1e-5)
+    codes = np.pad(SemanticTokenizer.from_pretrained(path).encode(vectors), ((0, 0), (0, 1)))
+    np.testing.assert_array_equal(codes[:, :-1], loaded.codes[:2, :-1])
+    for row in codes:  # the same content as items 0 and 1: the next numbers among those of their codes
+        row[-1] = loaded.codes[(loaded.codes[:, :-1] == row[:-1]).all(axis=1), -1].max() + 1
+    ids = pa.concat_arrays([loaded.item_ids, pa.array(["new 0", "new 1"])])
+    later = SemanticCatalog(ids, np.concatenate([loaded.codes, codes]), loaded.spec.level_sizes, tie_break=True)
+    grown = loaded.with_catalog(later, vectors=vectors)
+    history = [loaded.item_ids[0].as_py()]
+    only = grown.recommend([history], k=2, allowed=grown.allow(["new 0", "new 1"]))
+    assert sorted(only.item_ids[0]) == ["new 0", "new 1"]
+    known = loaded.item_ids.to_pylist()
+    np.testing.assert_allclose(grown.score([history], known), loaded.score([history], known), atol=1e-5)
 
 
 def test_every_term_and_the_health_of_bank_and_codes_are_logged(runs):
