@@ -14,7 +14,8 @@ generator alone); between them come, the generator's epochs being as many in all
                   are fitted anew, to the vectors that these have come to
     stopped       the same stages, gradients stopped at the encoders
     no-window     end-to-end through the target's side alone: no history is encoded afresh (LEMUR's way)
-    sampled       end-to-end, a fifth of a step's items encoded
+    half          end-to-end, half of a step's items encoded
+    sampled       end-to-end, a fifth of them
     moving        the recommendation loss reaches tokenizer and encoders, codes refreshed, nothing fitted anew
 
 Leave-one-out, 20-item histories, item level, full catalogue, beam 50; checkpoints are chosen by validation NDCG@10,
@@ -132,6 +133,7 @@ def arms(config: JointConfig) -> dict[str, JointConfig]:
         "end-to-end": config,
         "stopped": with_step(reach=Reach.TOKENIZER),
         "no-window": with_step(window=0),
+        "half": with_step(forward=0.5, backward=0.5),
         "sampled": with_step(forward=0.2, backward=0.2),
         "straight-through": with_step(relaxation=Relaxation.STRAIGHT_THROUGH),
         "moving": moving(0.1, Reach.ENCODER),
