@@ -296,11 +296,11 @@ class Recommender:
                 "the model reads vectors, but it was written without their standardizer, which the vectors of "
                 f"{new} appended items need; train it again"
             )
-        width, named = len(self._standardizer.mean), ", ".join(self.spec.columns)
+        width, columns = len(self._standardizer.mean), ", ".join(self.spec.columns) or "as its encoders give them"
         if vectors is None or vectors.shape != (new, width):
             got = "none" if vectors is None else list(vectors.shape)
             raise SemidError(
-                f"the model reads {width} dimensions of vectors ({named}) of every item: expected [{new}, {width}] of "
+                f"the model reads {width} dimensions of vectors ({columns}) of every item: expected [{new}, {width}] of "
                 f"the appended ones, got {got}"
             )
         if not np.isfinite(vectors).all():
