@@ -300,8 +300,8 @@ class Recommender:
         if vectors is None or vectors.shape != (new, width):
             got = "none" if vectors is None else list(vectors.shape)
             raise SemidError(
-                f"the model reads {width} dimensions of vectors ({columns}) of every item: expected [{new}, {width}] of "
-                f"the appended ones, got {got}"
+                f"the model reads {width} dimensions of vectors ({columns}) of every item: expected "
+                f"[{new}, {width}] of the appended ones, got {got}"
             )
         if not np.isfinite(vectors).all():
             row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
