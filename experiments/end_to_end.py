@@ -13,7 +13,7 @@ generator alone); between them come, the generator's epochs being as many in all
     end-to-end    joint steps whose recommendation loss reaches the encoders, codes held; then tokenizer and generator
                   are fitted anew, to the vectors that these have come to
     stopped       the same stages, gradients stopped at the encoders
-    no-window     end-to-end through the target's side alone: no history is encoded afresh (LEMUR's way)
+    no-window     end-to-end by a contrastive term on the target's side: no history is encoded afresh (LEMUR's way)
     half          end-to-end, half of a step's items encoded
     sampled       end-to-end, a fifth of them
     moving        the recommendation loss reaches tokenizer and encoders, codes refreshed, nothing fitted anew
@@ -132,7 +132,7 @@ def arms(config: JointConfig) -> dict[str, JointConfig]:
         "joint": moving(0.0, Reach.TOKENIZER),
         "end-to-end": config,
         "stopped": with_step(reach=Reach.TOKENIZER),
-        "no-window": with_step(window=0),
+        "no-window": with_step(window=0, objective=replace(phase.step.objective, contrast=Schedule(OFF["contrast"]))),
         "half": with_step(forward=0.5, backward=0.5),
         "sampled": with_step(forward=0.2, backward=0.2),
         "straight-through": with_step(relaxation=Relaxation.STRAIGHT_THROUGH),
