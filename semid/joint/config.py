@@ -9,7 +9,7 @@ from quantizers import Schedule
 from semid.autoencoder import RQVaeConfig
 from semid.errors import SemidError
 from semid.generator import GeneratorConfig
-from semid.joint.model import Objective, StepConfig
+from semid.joint.model import HISTORY_TERMS, Objective, Reach, StepConfig
 from semid.training import OptimizerConfig, TrainingConfig
 from seq_models import RQTransformerConfig
 
@@ -38,6 +38,14 @@ class Phase:
     """What a step does."""
     surgery: Surgery = Surgery.NONE
     """What becomes of gradients in conflict."""
+
+    def __post_init__(self) -> None:
+        step = self.step
+        if step.reach is Reach.ENCODER and not step.window and set(step.objective.weights(0.0)) <= HISTORY_TERMS:
+            raise SemidError(
+                "no loss reaches the encoders: without a window only terms of the target's side do; give a window of "
+                "at least 1, or weight to contrast, or choose Reach.TOKENIZER"
+            )
 
 
 @dataclass(frozen=True)

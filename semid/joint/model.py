@@ -79,6 +79,8 @@ class Objective:
 
 # The terms of the tokenizer alone, to which the others give way in gradient surgery (BLOGER, arXiv 2510.21242).
 TOKENIZER_TERMS = {"reconstruction", "codebook", "commitment", "entropy"}
+# Those whose gradient reaches the encoders, if at all, through what is read of the history.
+HISTORY_TERMS = {"generation", "codebook", "teacher_states"}
 # Those that learn from a teacher's item vectors.
 TEACHER_TERMS = {"teacher_codes", "teacher_states"}
 

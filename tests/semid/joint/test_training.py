@@ -278,6 +278,14 @@ def test_content_of_other_items_is_refused(world, tmp_path):
         train_joint(world, none, encoder, CONFIG, out=tmp_path / "none", parents={})
 
 
+def test_a_phase_that_leaves_the_encoders_without_a_gradient_is_refused():
+    alone = Objective.only(generation=Schedule(1.0))
+    with pytest.raises(SemidError, match=r"no loss reaches the encoders: .* give a window of at least 1"):
+        Phase(short(), StepConfig(alone, window=0))
+    Phase(short(), StepConfig(dataclasses.replace(alone, contrast=Schedule(0.1)), window=0))
+    Phase(short(), StepConfig(alone, window=0, reach=Reach.TOKENIZER))
+
+
 def test_other_families_are_refused():
     with pytest.raises(SemidError, match="end-to-end training is of the RQ-Transformer, not of FlatDecoderConfig"):
         JointConfig(generator=GeneratorConfig(FlatDecoderConfig(BACKBONE)))
