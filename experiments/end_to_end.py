@@ -35,7 +35,7 @@ from flax import nnx
 
 from quantizers import Schedule
 from semid import Dataset, SemanticCatalog
-from semid.artifacts import read_artifact, write_json
+from semid.artifacts import read_artifact, read_json, write_json
 from semid.autoencoder import RQVaeConfig
 from semid.data.dataset import KIND as DATASET
 from semid.data.layout import read_layout
@@ -183,7 +183,7 @@ def main(
     weights: Path | None = None,
     warm: bool = True,
 ) -> None:
-    """Train and evaluate every arm, print a table and write `end_to_end.json`.
+    """Train and evaluate every arm, print a table and write `end_to_end.json`, beside what earlier calls wrote there.
 
     Args:
         dataset: Folder that `semid prepare layout` reads; none given: simulated worlds, one a seed.
@@ -194,7 +194,8 @@ def main(
         weights: Folder of a pretrained text encoder, as Hugging Face lays it out; side adapters read it.
         warm: Train the encoders first, by contrast of consecutive items; else they start as they are.
     """
-    rows = []
+    results = out / "end_to_end.json"
+    rows = read_json(results)["rows"] if results.exists() else []
     for seed in seeds:
         path = out / ("dataset" if dataset else f"dataset_{seed}")
         if not path.exists():
@@ -217,9 +218,10 @@ def main(
             model = train_joint(data, content, encoder, config, out=folder, seed=seed, **options)
             minutes = (time.perf_counter() - started) / 60
             found = evaluate(model, data, split="test", ks=(5, 10), beam_size=50).values
+            rows = [row for row in rows if (row["arm"], row["seed"]) != (name, seed)]
             rows.append({"arm": name, "seed": seed, **{figure: found[figure] for figure in FIGURES}})
             print(rows[-1] | {"minutes": round(minutes, 1)}, flush=True)
-            write_json(out / "end_to_end.json", {"rows": rows})
+            write_json(results, {"rows": rows})
     print(_table(rows))
 
 

@@ -58,7 +58,8 @@ def test_from_texts_and_pictures_to_a_table(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(end_to_end, "END_TO_END", config)
     monkeypatch.setattr(end_to_end, "BLOCKS", BlocksConfig(dim=8, layers=1, heads=2, hidden=8))
     monkeypatch.setattr(end_to_end, "VOCABULARY", 200)
-    end_to_end.main(out=tmp_path, chosen=("staged", "end-to-end"))
+    for arm in ("staged", "end-to-end"):  # one after the other: the rows stand beside each other
+        end_to_end.main(out=tmp_path, chosen=(arm,))
     rows = json.loads((tmp_path / "end_to_end.json").read_text())["rows"]
     assert [row["arm"] for row in rows] == ["staged", "end-to-end"]
     assert "| end-to-end | 1 |" in capsys.readouterr().out
