@@ -28,8 +28,7 @@ import tyro
 from experiments import das, letter
 from experiments.arms import RANDOM, SHUFFLED, TEACHER, Arm, run
 from semid import TokenizerConfig
-from semid.alignment import CooccurrenceConfig, DistillConfig, VectorColumn
-from semid.tokenizer import RQVaeConfig
+from semid.tokenizers import CooccurrenceConfig, DistillConfig, RQVaeConfig, VectorColumn
 
 
 def _distilled(content: tuple[str, ...], vectors: str) -> TokenizerConfig:

@@ -28,17 +28,13 @@ from typing import Any
 import numpy as np
 import tyro
 
+from experiments.layout import read_layout
 from semid import GeneratorConfig, SemanticCatalog, TokenizerConfig, tokenize, train_generator
-from semid.artifacts import Manifest, read_artifact, read_json, write_json
-from semid.catalog import KIND as CATALOG
-from semid.data.dataset import KIND as DATASET
-from semid.data.dataset import Dataset
-from semid.data.layout import read_layout
-from semid.evaluation import paired_bootstrap, write_metrics
-from semid.evaluation.comparison import against_exact, baselines, compare, example_users
-from semid.recommender import KIND as MODEL
+from semid.artifacts import Kind, Manifest, read_artifact, read_json, write_json
+from semid.data import Dataset
+from semid.evaluation import against_exact, baselines, compare, example_users, paired_bootstrap, write_metrics
 from semid.recommender import Recommender
-from semid.tokenizer import RQKmeansConfig, RQVaeConfig
+from semid.tokenizers import RQKmeansConfig, RQVaeConfig
 from semid.training import OptimizerConfig, TrainingConfig, join_processes, on_first
 from seq_models import DenseConfig, RQTransformerConfig, TransformerConfig
 
@@ -110,7 +106,7 @@ def saved_layout(source: Path, path: Path) -> None:
 
 def _train(data: Dataset, out: Path, *, seed: int, budget: float) -> tuple[dict[str, Recommender], dict[str, float]]:
     """All models of one seed, and the minutes that each stage took when it ran."""
-    parents = {"dataset": read_artifact(out / "dataset", DATASET)}
+    parents = {"dataset": read_artifact(out / "dataset", Kind.DATASET)}
     record = out / f"minutes_{seed}.json"
     minutes: dict[str, float] = read_json(record) if record.exists() else {}
 
@@ -135,21 +131,21 @@ def _train(data: Dataset, out: Path, *, seed: int, budget: float) -> tuple[dict[
 
     training = replace(RQVaeConfig().training, epochs=RQVaeConfig().training.epochs * budget)
     text_codes = codes("codes-text", data, TokenizerConfig(RQVaeConfig(training=training), columns=(TEXT,)), {})
-    by = {"catalog": manifest("codes-text", CATALOG)}
+    by = {"catalog": manifest("codes-text", Kind.CATALOG)}
     models = {
         "sasrec": model("sasrec", data, text_codes, sasrec((), epochs=20 * budget), by),
         "sasrec-text": model("sasrec-text", data, text_codes, sasrec((TEXT,), epochs=20 * budget), by),
     }
     plain = generator((TEXT,), dropout=0.1, epochs=16 * budget, id_embedding=False)
     models["semid-text"] = model("semid-text", data, text_codes, plain, by)
-    teacher = {"sasrec-text": manifest("sasrec-text", MODEL)}
+    teacher = {"sasrec-text": manifest("sasrec-text", Kind.MODEL)}
     collaborative, columns = (
         data.with_vectors(COLLABORATIVE, models["sasrec-text"].item_vectors()),
         (TEXT, COLLABORATIVE),
     )
     mixed_codes = codes("codes-hybrid", collaborative, TokenizerConfig(RQKmeansConfig(), columns=columns), teacher)
     hybrid = generator(columns, dropout=0.15, epochs=12 * budget, id_embedding=True)
-    by = {**teacher, "catalog": manifest("codes-hybrid", CATALOG)}
+    by = {**teacher, "catalog": manifest("codes-hybrid", Kind.CATALOG)}
     models["semid-hybrid"] = model("semid-hybrid", collaborative, mixed_codes, hybrid, by)
     return models, minutes
 

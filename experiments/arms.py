@@ -13,15 +13,10 @@ import numpy as np
 
 from experiments.amazon import COLUMNS, TEXT, sasrec, saved_layout
 from semid import Dataset, GeneratorConfig, Recommender, SemanticCatalog, TokenizerConfig, tokenize, train_generator
-from semid.artifacts import Manifest, load_tensors, read_artifact, read_json, save_tensors, write_json
-from semid.catalog import KIND as CATALOG
-from semid.data.dataset import KIND as DATASET
-from semid.data.simulated import simulate
-from semid.data.simulated_config import SimulatedConfig
-from semid.evaluation import paired_bootstrap, write_metrics
-from semid.evaluation.comparison import baselines, compare
-from semid.recommender import KIND as MODEL
-from semid.tokenizer import RQVaeConfig
+from semid.artifacts import Kind, Manifest, load_tensors, read_artifact, read_json, save_tensors, write_json
+from semid.data.simulated import SimulatedConfig, simulate
+from semid.evaluation import baselines, compare, paired_bootstrap, write_metrics
+from semid.tokenizers import RQVaeConfig
 from semid.training import join_processes, on_first
 
 # Columns that every arm may use beside the content: the teacher's item vectors, noise, and other items' vectors.
@@ -73,7 +68,7 @@ class _Stages:
 
     def __init__(self, path: Path, data: Dataset, out: Path, seed: int, budget: float) -> None:
         self.data, self.out, self.seed, self.budget = data, out, seed, budget
-        self.parents = {"dataset": read_artifact(path, DATASET)}
+        self.parents = {"dataset": read_artifact(path, Kind.DATASET)}
         self.simulated = TEXT not in data.vector_columns
         self.content = tuple(data.vector_columns) if self.simulated else (TEXT,)
         self._record = out / f"minutes_{seed}.json"
@@ -106,7 +101,7 @@ class _Stages:
         return self.timed(f"codes-{name}", lambda to: tokenize(taught, config, out=to, parents=known, seed=self.seed))
 
     def generator(self, name: str, codes: SemanticCatalog) -> Recommender:
-        known = {**self.parents, "catalog": read_artifact(self.path(f"codes-{name}"), CATALOG)}
+        known = {**self.parents, "catalog": read_artifact(self.path(f"codes-{name}"), Kind.CATALOG)}
         config = GeneratorConfig(features=self.content)
         if not self.simulated:
             config = replace(config, training=replace(config.training, epochs=10, validate_every=5))
@@ -130,7 +125,7 @@ def _make_dataset(source: Path | None, path: Path, seed: int) -> None:
 def _measure(stage: _Stages, arms: Mapping[str, Arm], trained: Path | None, beam_size: int, record: Path) -> None:
     """One seed: what every arm measures, each user's Recall@10, and the health of the codes."""
     teacher = Recommender.from_pretrained(trained) if trained else stage.teacher()
-    manifest = read_artifact(trained or stage.path(TEACHER), MODEL)
+    manifest = read_artifact(trained or stage.path(TEACHER), Kind.MODEL)
     models, health = {"teacher (SASRec)": teacher}, {}
     taught = _taught(stage.data, teacher.item_vectors(), seed=stage.seed)
     for name, arm in arms.items():

@@ -33,27 +33,41 @@ import numpy as np
 import tyro
 from flax import nnx
 
+from experiments.layout import read_layout
 from quantizers import Schedule
 from semid import Dataset, SemanticCatalog
-from semid.artifacts import read_artifact, read_json, write_json
-from semid.autoencoder import RQVaeConfig
-from semid.data.dataset import KIND as DATASET
-from semid.data.layout import read_layout
-from semid.data.simulated import simulate
-from semid.data.simulated_config import SimulatedConfig
-from semid.encoders.adapters import SideAdapters, SideTower, cached_states
-from semid.encoders.blocks import BlocksConfig
-from semid.encoders.fusion import FusionConfig, ItemEncoder
-from semid.encoders.image import ImageConfig, ImageEncoder, image_rows
-from semid.encoders.transformer import TextEncoder, TextEncoderConfig, load_text_encoder
-from semid.encoders.vocabulary import Vocabulary
+from semid.artifacts import Kind, read_artifact, read_json, write_json
+from semid.data.simulated import SimulatedConfig, simulate
+from semid.encoders import (
+    BlocksConfig,
+    FusionConfig,
+    ImageConfig,
+    ImageEncoder,
+    ItemEncoder,
+    SideAdapters,
+    SideTower,
+    TextEncoder,
+    TextEncoderConfig,
+    Vocabulary,
+    cached_states,
+    image_rows,
+    load_text_encoder,
+)
 from semid.evaluation import evaluate
-from semid.generator import GeneratorConfig, train_generator
-from semid.joint.codes import Relaxation
-from semid.joint.config import JointConfig, Phase, Surgery
-from semid.joint.model import TEACHER_TERMS, Content, Objective, Reach, StepConfig
-from semid.joint.training import train_joint
-from semid.recommender import KIND as MODEL
+from semid.generators import GeneratorConfig, train_generator
+from semid.joint import (
+    TEACHER_TERMS,
+    Content,
+    JointConfig,
+    Objective,
+    Phase,
+    Reach,
+    Relaxation,
+    StepConfig,
+    Surgery,
+    train_joint,
+)
+from semid.tokenizers import RQVaeConfig
 from semid.training import OptimizerConfig, TrainingConfig
 from seq_models import DenseConfig, RQTransformerConfig, TransformerConfig
 
@@ -201,7 +215,7 @@ def main(
         if not path.exists():
             made = read_layout(dataset) if dataset else simulate(replace(WORLD, seed=seed)).dataset
             made.save(path)
-        data, parents = Dataset.load(path), {"dataset": read_artifact(path, DATASET)}
+        data, parents = Dataset.load(path), {"dataset": read_artifact(path, Kind.DATASET)}
         for name in chosen:
             content, encoder, pieces = read_content(data, seed=seed, weights=weights, cache=out / "states")
             config = _scaled(arms(REAL if dataset else END_TO_END)[name], budget)
@@ -211,7 +225,7 @@ def main(
                 sasrec = train_generator(
                     data, numbers, TEACHER, out=out / f"teacher_{seed}", parents=parents, seed=seed
                 )
-                heard = parents | {"teacher": read_artifact(out / f"teacher_{seed}", MODEL)}
+                heard = parents | {"teacher": read_artifact(out / f"teacher_{seed}", Kind.MODEL)}
                 options |= {"shared": out / f"shared_taught_{seed}", "teacher": sasrec.item_vectors(), "parents": heard}
             started, folder = time.perf_counter(), out / f"{name.replace(' ', '-')}_{seed}"
             config = config if warm else replace(config, encoder=None)

@@ -27,18 +27,15 @@ import tyro
 
 from experiments.amazon import saved_layout
 from semid import Dataset, GeneratorConfig, Recommender, SemanticCatalog, TokenizerConfig, tokenize, train_generator
-from semid.artifacts import read_artifact, write_json
-from semid.catalog import FILE as CATALOG_FILE
-from semid.catalog import KIND as CATALOG
-from semid.data.batches import batches
-from semid.data.dataset import KIND as DATASET
+from semid.artifacts import Kind, read_artifact, write_json
+from semid.catalog import CATALOG_FILE
 from semid.evaluation import evaluate
-from semid.generator import content_features, loss_of, training_counts, training_rows
-from semid.models import ItemTables, ModelSpec, build_model
-from semid.objective import LossTables
+from semid.generators import LossTables, content_features, loss_of, training_counts, training_rows
+from semid.recommender import ItemTables, ModelSpec, build_model
 from semid.training import (
     OptimizerConfig,
     TrainingConfig,
+    batches,
     create_state,
     join_processes,
     make_mesh,
@@ -90,12 +87,12 @@ def main(
     join_processes()
     data_path = out / "dataset"
     on_first(lambda: saved_layout(dataset, data_path))
-    data, known = Dataset.load(data_path), {"dataset": read_artifact(data_path, DATASET)}
+    data, known = Dataset.load(data_path), {"dataset": read_artifact(data_path, Kind.DATASET)}
     if catalog is None:
         catalog = out / "catalog"
         tokenize(data, TokenizerConfig(), out=catalog, parents=known)
     codes = SemanticCatalog.read(catalog / CATALOG_FILE)
-    parents = known | {"catalog": read_artifact(catalog, CATALOG)}
+    parents = known | {"catalog": read_artifact(catalog, Kind.CATALOG)}
     rows = []
     for name in families:
         config = FAMILIES[name]

@@ -17,8 +17,7 @@ import tyro
 
 from experiments.arms import TEACHER, run
 from semid import TokenizerConfig
-from semid.alignment import LetterConfig, VectorColumn
-from semid.tokenizer import RQVaeConfig
+from semid.tokenizers import LetterConfig, RQVaeConfig, VectorColumn
 
 
 def tokenizer(columns: tuple[str, ...], *, teacher: str = TEACHER) -> TokenizerConfig:

@@ -1,24 +1,48 @@
-"""semid: generative recommendation with semantic IDs in JAX."""
+"""semid: generative recommendation with semantic IDs in JAX.
 
-from semid.catalog import SemanticCatalog
-from semid.data.dataset import Dataset
-from semid.errors import SemidError
-from semid.evaluation import evaluate
-from semid.generator import GeneratorConfig, train_generator
-from semid.recommender import Recommendations, Recommender
-from semid.tokenization import tokenize
-from semid.tokenizer import SemanticTokenizer, TokenizerConfig
+The names below are loaded when they are first used, so that `import semid` costs little.
+"""
 
-__all__ = [
-    "Dataset",
-    "GeneratorConfig",
-    "Recommendations",
-    "Recommender",
-    "SemanticCatalog",
-    "SemanticTokenizer",
-    "SemidError",
-    "TokenizerConfig",
-    "evaluate",
-    "tokenize",
-    "train_generator",
-]
+import importlib as _importlib
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Dataset": "semid.data",
+    "GeneratorConfig": "semid.generators",
+    "Recommendations": "semid.recommender",
+    "Recommender": "semid.recommender",
+    "SemanticCatalog": "semid.catalog",
+    "SemanticTokenizer": "semid.tokenizers",
+    "SemidError": "semid.errors",
+    "TokenizerConfig": "semid.tokenizers",
+    "evaluate": "semid.evaluation",
+    "tokenize": "semid.tokenizers",
+    "train_generator": "semid.generators",
+}
+__all__ = sorted([*_HOMES, "__version__"])
+
+if _TYPE_CHECKING:
+    from semid.catalog import SemanticCatalog as SemanticCatalog
+    from semid.data import Dataset as Dataset
+    from semid.errors import SemidError as SemidError
+    from semid.evaluation import evaluate as evaluate
+    from semid.generators import GeneratorConfig as GeneratorConfig
+    from semid.generators import train_generator as train_generator
+    from semid.recommender import Recommendations as Recommendations
+    from semid.recommender import Recommender as Recommender
+    from semid.tokenizers import SemanticTokenizer as SemanticTokenizer
+    from semid.tokenizers import TokenizerConfig as TokenizerConfig
+    from semid.tokenizers import tokenize as tokenize
+
+
+def __getattr__(name: str) -> _Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'semid' has no attribute {name!r}")
+    return getattr(_importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

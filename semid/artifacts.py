@@ -7,6 +7,7 @@ sha256 of every file, the digests of its parents, package versions, seed and dev
 from __future__ import annotations
 
 import contextlib
+import enum
 import glob
 import hashlib
 import importlib.metadata
@@ -28,6 +29,16 @@ from safetensors.numpy import load_file, save_file
 
 from semid.config import difference
 from semid.errors import SemidError
+
+
+class Kind(enum.StrEnum):
+    """Kinds of artifacts, as `manifest.json` names them."""
+
+    DATASET = "dataset"
+    CATALOG = "catalog"
+    MODEL = "model"
+    PROGRAM = "program"
+
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"

@@ -21,11 +21,12 @@ class Rule(NamedTuple):
     outside: set[str] | None = ANYTHING
 
 
-BASE = {"semid.artifacts", "semid.config", "semid.errors"}
+BASE = {"semid.errors", "semid.config", "semid.artifacts", "semid.arrow"}
 ARRAYS = {"numpy", "pyarrow", "jaxtyping"}
 JAX = {"jax", "flax", "numpy", "jaxtyping"}
 EVERYTHING = {"semid", "quantizers", "seq_models", "experiments"}
 
+# One row a package, in the order in which they build on each other: nothing imports what stands below it.
 RULES = {
     # The two libraries know neither each other nor semid.
     "quantizers": Rule(set(), JAX | {"optax", "scipy"}),
@@ -33,107 +34,52 @@ RULES = {
     # The base.
     "semid.errors": Rule(set(), set()),
     "semid.config": Rule({"semid.errors"}, set()),
+    "semid.arrow": Rule({"semid.errors"}, {"numpy", "pyarrow", "jaxtyping"}),
     "semid.artifacts": Rule({"semid.errors", "semid.config"}, {"numpy", "safetensors"}),
-    # Data and catalogue: no JAX. The builders alone know TFDS.
-    "semid.data": Rule(BASE, ARRAYS | {"PIL", "grain"}),
+    # Data: no JAX. The builders alone know TFDS.
+    "semid.data": Rule(BASE, ARRAYS | {"PIL", "fsspec"}),
     "semid.data.builders": Rule(BASE | {"semid.data"}, ARRAYS | {"tensorflow_datasets"}),
-    "semid.catalog": Rule(BASE, ARRAYS),
-    "semid.catalog_log": Rule(BASE | {"semid.catalog"}, ARRAYS),
-    "semid.export": Rule(BASE | {"semid.catalog", "seq_models"}, ARRAYS | {"tokenizers"}),  # of seq_models the trie
-    # Encoders, training, evaluation: none knows a model.
+    # What stands on data alone: none of these knows a tokenizer or a recommender.
+    "semid.training": Rule(BASE | {"semid.data"}, JAX | {"optax", "orbax", "grain", "rich", "tensorboardX"}),
     "semid.encoders": Rule(
-        BASE | {"semid.data"}, ARRAYS | JAX | {"scipy", "PIL", "safetensors", "sentencepiece", "tokenizers"}
+        BASE | {"semid.data", "seq_models"},
+        ARRAYS | JAX | {"scipy", "PIL", "safetensors", "sentencepiece", "tokenizers"},
     ),
-    "semid.training": Rule(BASE, JAX | {"optax", "orbax", "grain", "rich", "tensorboardX"}),
-    "semid.evaluation": Rule(BASE | {"semid.data", "semid.catalog"}, ARRAYS | {"rich"}),
-    # Collaborative signals know no quantizer, the autoencoder no signal: alignment joins them.
-    "semid.collaborative": Rule({"semid.errors", "semid.data.histories"}, {"numpy", "jaxtyping", "scipy"}),
-    "semid.lightgcn": Rule(
-        {"semid.errors", "semid.collaborative", "semid.data.histories"}, JAX | {"optax", "scipy", "rich"}
-    ),
-    "semid.autoencoder": Rule(BASE | {"quantizers", "semid.data", "semid.training"}, JAX),
-    "semid.alignment": Rule(
-        BASE
-        | {"quantizers", "semid.data", "semid.training"}
-        | {"semid.autoencoder", "semid.collaborative", "semid.lightgcn"},
-        JAX,
+    "semid.graphs": Rule(BASE | {"semid.data"}, JAX | {"optax", "scipy", "rich"}),
+    "semid.catalog": Rule(BASE | {"semid.data", "seq_models"}, ARRAYS | {"tokenizers"}),  # of seq_models the trie
+    "semid.evaluation": Rule(BASE | {"semid.data"}, ARRAYS),
+    "semid.recommender": Rule(
+        BASE | {"seq_models", "semid.data", "semid.catalog", "semid.training"},
+        ARRAYS | JAX | {"jinja2", "huggingface_hub", "flatbuffers"},
     ),
     # A tokenizer knows no generator, a generator no quantizer: they meet through the catalogue.
-    "semid.tokenizer": Rule(
-        BASE
-        | {"quantizers", "semid.data", "semid.training", "semid.catalog"}
-        | {"semid.autoencoder", "semid.alignment"},
-        ARRAYS | JAX,
+    "semid.tokenizers": Rule(
+        BASE | {"quantizers", "semid.data", "semid.training", "semid.graphs", "semid.catalog"}, ARRAYS | JAX
     ),
-    "semid.tokenization": Rule(
+    "semid.generators": Rule(
         BASE
-        | {"quantizers", "semid.data", "semid.training", "semid.catalog"}
-        | {"semid.autoencoder", "semid.alignment", "semid.tokenizer"},
+        | {"seq_models", "semid.data", "semid.training", "semid.catalog", "semid.recommender"}
+        | {"semid.evaluation"},  # validated by the very search and metric that are reported
         ARRAYS | JAX,
     ),
     "semid.bulk": Rule(
-        BASE | {"semid.autoencoder", "semid.tokenizer", "semid.catalog"},
-        ARRAYS | JAX | {"fsspec", "distributed", "duckdb"},
-    ),
-    "semid.growth": Rule(BASE | {"semid.catalog", "semid.catalog_log", "semid.bulk", "semid.tokenizer"}, ARRAYS),
-    # What a model is, how it answers, what it learns; the recommender and its training are made of these.
-    "semid.models": Rule(BASE | {"seq_models", "semid.catalog"}, ARRAYS | JAX),
-    "semid.scorers": Rule(BASE | {"seq_models", "semid.models"}, ARRAYS | JAX),
-    "semid.questions": Rule({"semid.errors", "semid.data.histories", "semid.scorers"}, ARRAYS | JAX),
-    "semid.recommender": Rule(
-        BASE
-        | {"seq_models", "semid.catalog", "semid.catalog_log", "semid.training.state"}
-        | {"semid.data.histories", "semid.data.features"}
-        | {"semid.models", "semid.scorers", "semid.questions", "semid.handover", "semid.hub"},
-        ARRAYS | JAX,
-    ),
-    "semid.program": Rule(
-        BASE | {"semid.recommender", "semid.scorers", "semid.training.state"}, ARRAYS | {"jax", "flatbuffers"}
-    ),
-    # What goes with a model is files: no module here knows a tokenizer, a dataset or an evaluation.
-    "semid.card": Rule({"semid.catalog"}, {"jinja2"}),
-    "semid.handover": Rule(BASE | {"semid.catalog", "semid.card"}, set()),
-    "semid.hub": Rule({"semid.errors"}, {"huggingface_hub"}),
-    "semid.objective": Rule(
-        BASE | {"seq_models", "semid.data.batches", "semid.training", "semid.models", "semid.recommender"},
-        ARRAYS | JAX,
-    ),
-    "semid.generator": Rule(
-        BASE
-        | {"seq_models", "semid.data", "semid.catalog", "semid.training"}
-        | {"semid.models", "semid.objective", "semid.recommender", "semid.handover"}
-        | {"semid.evaluation"},  # validated by the very search and metric that are reported
-        ARRAYS | JAX,
+        BASE | {"semid.data", "semid.catalog", "semid.tokenizers"}, ARRAYS | JAX | {"distributed", "duckdb"}
     ),
     # Where a tokenizer and a generator do meet: end to end.
     "semid.joint": Rule(
         BASE
-        | {"quantizers", "seq_models", "semid.encoders", "semid.data", "semid.catalog", "semid.training"}
-        | {"semid.autoencoder", "semid.tokenizer", "semid.models", "semid.objective", "semid.generator"}
-        | {"semid.recommender", "semid.handover"},
+        | {"quantizers", "seq_models", "semid.data", "semid.training", "semid.encoders", "semid.catalog"}
+        | {"semid.recommender", "semid.tokenizers", "semid.generators"},
         ARRAYS | JAX | {"optax"},
     ),
     # The report reads result files.
-    "semid.report": Rule({"semid.artifacts", "semid.catalog", "semid.errors", "semid.report_catalog"}),
-    "semid.report_catalog": Rule({"semid.artifacts", "semid.catalog", "semid.errors"}),
-    # The top: `semid` re-exports; nothing imports the command line or an experiment.
+    "semid.report": Rule(BASE | {"semid.catalog"}, {"numpy", "pyarrow", "jinja2", "plotly"}),
+    # The top: `semid` names where its public names are; nothing imports the command line or an experiment.
     "semid": Rule({"semid"}, set()),
-    "semid.cli": Rule(EVERYTHING),
-    "semid.cli_catalog": Rule(EVERYTHING - {"experiments"}),
-    "semid.cli_package": Rule({"semid.prepare", "semid.recommender"}, set()),
-    "semid.cli_tokenize": Rule(EVERYTHING - {"experiments"}),
-    "semid.cli_export": Rule(EVERYTHING - {"experiments"}),
-    "semid.prepare": Rule(BASE | {"semid.data", "semid.encoders"}),
+    "semid.cli": Rule(EVERYTHING - {"experiments"}),
     "experiments": Rule(EVERYTHING),
 }
-TOP = (
-    "semid.cli",
-    "semid.cli_catalog",
-    "semid.cli_tokenize",
-    "semid.cli_export",
-    "semid.cli_package",
-    "experiments",
-)
+TOP = ("semid.cli", "experiments")
 
 
 def _module(path: Path) -> str:
@@ -207,28 +153,24 @@ def test_every_row_is_of_something_that_exists():
         ("quantizers.residual", "import semid.errors"),
         ("seq_models.search", "def f():\n    import quantizers.kmeans"),
         ("seq_models.search", "import optax"),
-        ("semid.collaborative", "import jax"),
-        ("semid.lightgcn", "from semid.alignment import Signals"),
-        ("semid.autoencoder", "from semid.alignment import Signals"),
-        ("semid.alignment", "from semid.tokenizer import TokenizerConfig"),
-        ("semid.generator", "from semid.autoencoder import RQVAE"),
         ("semid.config", "import numpy"),
         ("semid.data.dataset", "import jax.numpy as jnp"),
         ("semid.data.dataset", "from semid import catalog"),
         ("semid.data.dataset", "from semid.data import builders\nimport tensorflow_datasets"),
-        ("semid.training.loop", "from semid.data.dataset import Dataset"),
-        ("semid.generator", "from quantizers import health"),
-        ("semid.recommender", "from semid.data.dataset import Dataset"),
+        ("semid.graphs.lightgcn", "from semid.tokenizers import Signals"),
+        ("semid.training.loop", "from semid.recommender import Recommender"),
+        ("semid.catalog.updates", "from semid.tokenizers import SemanticTokenizer"),
+        ("semid.tokenizers.tokenizer", "from semid.generators import code_loss"),
+        ("semid.generators.training", "from semid.tokenizers import RQVAE"),
+        ("semid.generators.training", "from quantizers import health"),
+        ("semid.generators.training", "from semid.cli import main"),
+        ("semid.generators.training", "from semid.joint import MemoryBank"),
+        ("semid.recommender.packaging", "from semid.tokenizers import SemanticTokenizer"),
+        ("semid.recommender.stablehlo", "import optax"),
         ("semid.evaluation.evaluator", "if TYPE_CHECKING:\n    from semid.recommender import Recommender"),
-        ("semid.report", "from semid.recommender import Recommender"),
-        ("semid.handover", "from semid.tokenizer import SemanticTokenizer"),
-        ("semid.tokenizer", "from semid.objective import code_loss"),
-        ("semid.generator", "from semid.cli import main"),
-        ("semid.generator", "from semid.joint import MemoryBank"),
+        ("semid.report.page", "from semid.recommender import Recommender"),
         ("semid.joint.bank", "from semid.report import render"),
         ("semid", "from semid.cli import main"),
-        ("semid.export", "from semid.recommender import Recommender"),
-        ("semid.program", "import flax"),
         ("semid.surprise", "import json"),
     ],
 )
@@ -240,11 +182,11 @@ def test_a_violation_is_caught(module, source):
     ("module", "source"),
     [
         ("quantizers.residual", "import jax\nfrom quantizers.types import Quantized\nimport math"),
-        ("semid.recommender", "from semid.data.histories import Histories\nfrom semid import artifacts"),
-        ("semid.generator", "from semid.evaluation.metrics import accuracy"),
+        ("semid.recommender.recommender", "from semid.data import Histories\nfrom semid import artifacts"),
+        ("semid.generators.training", "from semid.evaluation import accuracy"),
         ("semid.joint.codes", "from quantizers import Metric\nfrom seq_models import Inputs"),
-        ("semid.alignment", "from semid.autoencoder import RQVAE\nfrom semid.collaborative import ppmi"),
-        ("semid.cli", "def f():\n    from semid.data.builders import read_movielens"),
+        ("semid.tokenizers.alignment", "from semid.graphs import ppmi"),
+        ("semid.cli.app", "def f():\n    from semid.data.builders import read_movielens"),
         ("experiments.demo", "from semid.cli import main"),
     ],
 )

@@ -26,15 +26,12 @@ from flax import nnx
 
 from experiments.benchmarks.quantizers import CONFIG, DIM, encode_flops, matmul_rate, report
 from experiments.benchmarks.turns import timed
-from semid.artifacts import write_artifact
-from semid.autoencoder import BLOCK, RQVAE
+from semid.artifacts import Kind, write_artifact
 from semid.bulk import encode_files, write_catalog
-from semid.bulk.vectors import VectorFile
-from semid.catalog import FILE as CATALOG_FILE
-from semid.catalog import KIND, SemanticCatalog
+from semid.catalog import CATALOG_FILE, SemanticCatalog
 from semid.config import to_dict
-from semid.data.features import Standardizer
-from semid.tokenizer import SemanticTokenizer, TokenizerConfig
+from semid.data import Standardizer, VectorFile
+from semid.tokenizers import BLOCK, RQVAE, SemanticTokenizer, TokenizerConfig
 
 DISTINCT = 10  # files
 LINES = {"read": "#888888", "encode": "#1f77b4", "encode on the cluster": "#2ca02c", "catalogue": "#d62728"}
@@ -126,7 +123,7 @@ def write_tokenizer(folder: Path) -> Path:
     model = RQVAE(CONFIG, dim=DIM, rngs=nnx.Rngs(0))
     model.initialize(x, iterations=1, seed=0)
     tokenizer = SemanticTokenizer(TokenizerConfig(CONFIG), Standardizer.fit([x]), model)
-    with write_artifact(folder, kind=KIND, config={"tokenizer": to_dict(tokenizer.config)}) as made:
+    with write_artifact(folder, kind=Kind.CATALOG, config={"tokenizer": to_dict(tokenizer.config)}) as made:
         codes = tokenizer.encode(x[:1])
         SemanticCatalog(pa.array(["0"]), codes, tokenizer.level_sizes).write(made / CATALOG_FILE)
         tokenizer.write(made)

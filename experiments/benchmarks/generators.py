@@ -52,10 +52,9 @@ from experiments.benchmarks.turns import (
 from experiments.generators import BACKBONE, FAMILIES
 from semid import GeneratorConfig
 from semid.artifacts import write_json
-from semid.data.batches import SingleRows, batches
-from semid.data.histories import Histories
-from semid.models import ItemTables, ModelSpec, build_model, inputs_at
-from semid.scorers import CodeScorer, Question
+from semid.data import Histories
+from semid.recommender import CodeScorer, ItemTables, ModelSpec, Question, build_model, inputs_at
+from semid.training import SingleRows, batches
 from seq_models import CodeTrie, EncoderDecoderConfig, TransformerConfig
 from seq_models.search import extend_prefixes, no_prefixes, top_k
 

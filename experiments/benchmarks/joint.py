@@ -34,21 +34,43 @@ from jax.sharding import NamedSharding
 from experiments.benchmarks.training import table
 from quantizers import Schedule, info_nce
 from semid.artifacts import write_json
-from semid.autoencoder import RQVAE, RQVaeConfig
-from semid.data.batches import PackedRows
-from semid.encoders.adapters import Frozen, Full, LowRank, SideAdapters, SideTower, Tuning, tuned
-from semid.encoders.blocks import BlocksConfig
-from semid.encoders.content import HiddenRows, ImageRows, TextRows
-from semid.encoders.fusion import FusionConfig, ItemEncoder
-from semid.encoders.image import ImageConfig, ImageEncoder
-from semid.encoders.transformer import TextEncoder, TextEncoderConfig
-from semid.joint.bank import bucket_sizes
-from semid.joint.model import Content, JointModel, Objective, StepConfig, Tables, joint_loss
-from semid.models import ItemTables, inputs_at
-from semid.objective import LossTables, code_loss
-from semid.training import OptimizerConfig, StepContext, TrainState, make_mesh, make_optimizer
-from semid.training.mesh import ROWS, replicated
-from semid.training.state import Loss, named_leaves, shardings
+from semid.encoders import (
+    BlocksConfig,
+    Frozen,
+    Full,
+    FusionConfig,
+    HiddenRows,
+    ImageConfig,
+    ImageEncoder,
+    ImageRows,
+    ItemEncoder,
+    LowRank,
+    SideAdapters,
+    SideTower,
+    TextEncoder,
+    TextEncoderConfig,
+    TextRows,
+    Tuning,
+    tuned,
+)
+from semid.generators import LossTables, code_loss
+from semid.joint import Content, JointModel, Objective, StepConfig, bucket_sizes
+from semid.joint.model import Tables, joint_loss
+from semid.recommender import ItemTables, inputs_at
+from semid.tokenizers import RQVAE, RQVaeConfig
+from semid.training import (
+    ROWS,
+    Loss,
+    OptimizerConfig,
+    PackedRows,
+    StepContext,
+    TrainState,
+    make_mesh,
+    make_optimizer,
+    named_leaves,
+    replicated,
+    shardings,
+)
 from seq_models import RQTransformer, RQTransformerConfig, TransformerConfig, code_cross_entropy
 from seq_models.layers import last_state
 

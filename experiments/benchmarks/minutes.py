@@ -25,15 +25,12 @@ from experiments.benchmarks.turns import (
 )
 from experiments.generators import BACKBONE, FAMILIES, QUALITIES
 from semid import Dataset, GeneratorConfig, SemanticCatalog, train_generator
-from semid.artifacts import read_artifact, write_json
-from semid.catalog import FILE as CATALOG_FILE
-from semid.catalog import KIND as CATALOG
-from semid.data.batches import SingleRows
-from semid.data.dataset import KIND as DATASET
-from semid.data.splits import Examples
-from semid.evaluation.metrics import accuracy, group_ids, item_places
-from semid.generator import content_features, training_counts, training_rows
-from semid.training.tracking import HISTORY, read_history
+from semid.artifacts import Kind, read_artifact, write_json
+from semid.catalog import CATALOG_FILE
+from semid.data import Examples
+from semid.evaluation import accuracy, group_ids, item_places
+from semid.generators import content_features, training_counts, training_rows
+from semid.training import HISTORY, SingleRows, read_history
 from seq_models import EncoderDecoderConfig, Layout
 
 PEER = EncoderDecoderConfig(BACKBONE)  # whose sizes T5 has
@@ -73,8 +70,8 @@ def minutes(
     out.mkdir(parents=True, exist_ok=True)
     data, catalog = Dataset.load(generators / "dataset"), SemanticCatalog.read(generators / "catalog" / CATALOG_FILE)
     parents = {
-        "dataset": read_artifact(generators / "dataset", DATASET),
-        "catalog": read_artifact(generators / "catalog", CATALOG),
+        "dataset": read_artifact(generators / "dataset", Kind.DATASET),
+        "catalog": read_artifact(generators / "catalog", Kind.CATALOG),
     }
     theirs = FAMILIES["encoder-decoder"]
     rows = SingleRows(data.splits.train, max_history=theirs.max_history)

@@ -27,8 +27,9 @@ from flax import nnx
 from experiments.benchmarks.turns import timed
 from quantizers import ResidualKMeans, min_cost_reassign, residual_codes, sinkhorn_reassign, tie_break
 from semid.artifacts import write_json
-from semid.autoencoder import BLOCK, RQVAE, AlignedRQVAE, ItemRows, RQVaeConfig, Tables, joint_loss
 from semid.errors import SemidError
+from semid.tokenizers import BLOCK, RQVAE, AlignedRQVAE, ItemRows, RQVaeConfig
+from semid.tokenizers.rqvae import Tables, joint_loss
 from semid.training import create_state, make_mesh, make_optimizer, make_step, put_batch
 
 DIM, ITEMS, BATCH = 768, 65_536, 2048

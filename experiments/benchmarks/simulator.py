@@ -15,8 +15,7 @@ from typing import Any
 import tyro
 
 from semid.artifacts import write_json
-from semid.data.simulated import simulate
-from semid.data.simulated_config import SimulatedConfig
+from semid.data.simulated import SimulatedConfig, simulate
 
 
 def main(

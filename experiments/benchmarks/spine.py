@@ -20,14 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
+from experiments.layout import read_layout
 from semid import GeneratorConfig, Recommender, TokenizerConfig, tokenize
 from semid.artifacts import write_json
-from semid.data.batches import batches, pack
-from semid.data.layout import read_layout
-from semid.generator import content_features, training_counts
-from semid.models import ItemTables, ModelSpec, build_model
-from semid.objective import LossTables, code_loss
-from semid.training import create_state, make_mesh, make_optimizer, make_step, put_batch
+from semid.generators import LossTables, code_loss, content_features, training_counts
+from semid.recommender import ItemTables, ModelSpec, build_model
+from semid.training import batches, create_state, make_mesh, make_optimizer, make_step, pack, put_batch
 
 
 def main(dataset: Path, out: Path = Path("runs/spine.json"), beam_size: int = 50, epochs: int = 3) -> None:

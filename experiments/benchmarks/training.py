@@ -26,21 +26,24 @@ import tyro
 from flax import nnx
 
 from semid.artifacts import write_json
-from semid.data.batches import PackedRows, batches, pack
-from semid.data.histories import Histories
-from semid.models import CodeModelConfig, ItemTables, ModelSpec, build_model
-from semid.objective import LossTables, code_loss
+from semid.data import Histories
+from semid.generators import LossTables, code_loss
+from semid.recommender import CodeModelConfig, ItemTables, ModelSpec, build_model
 from semid.training import (
+    Gradients,
     MeshConfig,
     OptimizerConfig,
+    PackedRows,
     StepContext,
     TrainState,
+    accumulated,
+    batches,
     create_state,
     make_mesh,
     make_optimizer,
+    pack,
     put_batch,
 )
-from semid.training.gradients import Gradients, accumulated
 from seq_models import FlatDecoderConfig, RQTransformerConfig, softmax_cross_entropy
 from seq_models.layers import Precision
 

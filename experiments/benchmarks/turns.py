@@ -16,12 +16,10 @@ import jax
 import numpy as np
 
 from semid import GeneratorConfig
-from semid.data.batches import SingleRows, batches
 from semid.errors import SemidError
-from semid.generator import loss_of
-from semid.models import ItemTables, ModelSpec, build_model
-from semid.objective import LossTables
-from semid.training import create_state, make_mesh, make_optimizer, make_step, put_batch
+from semid.generators import LossTables, loss_of
+from semid.recommender import ItemTables, ModelSpec, build_model
+from semid.training import SingleRows, batches, create_state, make_mesh, make_optimizer, make_step, put_batch
 from seq_models import EncoderDecoderConfig
 
 SCRIPT = Path(__file__).with_name("peer_generator.py")

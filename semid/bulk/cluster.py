@@ -20,7 +20,7 @@ from distributed.comm import CommClosedError
 from semid.bulk.encoding import Done, Job, encode_file, failed
 from semid.config import from_dict, to_dict
 from semid.errors import SemidError
-from semid.tokenizer import SemanticTokenizer, TokenizerConfig
+from semid.tokenizers import SemanticTokenizer, TokenizerConfig
 
 _ADDRESS = re.compile(r"(tcp|tls|ucx)://[^/\s]+:[0-9]+")
 

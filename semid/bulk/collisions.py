@@ -15,14 +15,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from semid import artifacts
-from semid.artifacts import Manifest
-from semid.bulk import storage
+from semid.artifacts import Kind, Manifest
 from semid.bulk.encoding import REQUEST, TOKENIZER, digest_of
-from semid.catalog import FILE as CATALOG_FILE
-from semid.catalog import KIND, TOKENIZER_FILE
+from semid.catalog import CATALOG_FILE, TOKENIZER_FILE, Collisions
 from semid.config import to_dict
+from semid.data import storage
 from semid.errors import SemidError
-from semid.tokenizer import Collisions, SemanticTokenizer
+from semid.tokenizers import SemanticTokenizer
 
 _ROWS = 1 << 17  # of a row group
 # The number of an item among those of equal codes, in the order of the ids' bytes.
@@ -59,10 +58,10 @@ def write_catalog(
     config = to_dict(dataclasses.replace(loaded.config, collisions=collisions))
     made_of = {"tokenizer": config, "codes": _requests(codes, digest_of(loaded))}
     parents = {"tokenizer": parent}
-    if artifacts.is_current(out, kind=KIND, config=made_of, parents=parents, seed=None):
+    if artifacts.is_current(out, kind=Kind.CATALOG, config=made_of, parents=parents, seed=None):
         return
     with (
-        artifacts.write_artifact(out, kind=KIND, config=made_of, parents=parents) as folder,
+        artifacts.write_artifact(out, kind=Kind.CATALOG, config=made_of, parents=parents) as folder,
         tempfile.TemporaryDirectory(dir=temp_directory or folder) as scratch,
         _database(codes, Path(scratch), memory_limit, out) as database,
     ):
@@ -81,10 +80,10 @@ def check_catalog(out: Path, *, tokenizer: Path, collisions: Collisions, memory_
         raise SemidError(
             f"collisions {collisions.value!r} needs all vectors at once; for that of files take tie-break or allowed"
         )
-    parent = artifacts.read_artifact(tokenizer, KIND)
-    artifacts.check_output(out, kind=KIND)
+    parent = artifacts.read_artifact(tokenizer, Kind.CATALOG)
+    artifacts.check_output(out, kind=Kind.CATALOG)
     if (out / artifacts.MANIFEST).is_file():
-        made = artifacts.read_artifact(out, KIND)
+        made = artifacts.read_artifact(out, Kind.CATALOG)
         if "codes" not in made.config or made.parents != {"tokenizer": parent.digest}:
             raise SemidError(f"{out}: in use by another catalogue; choose another folder, or delete it")
     duckdb = _duckdb()

@@ -14,12 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Int
 
+from semid.arrow import to_lists
 from semid.artifacts import sha256_json
-from semid.autoencoder import padded
-from semid.bulk import storage
-from semid.bulk.vectors import Block, VectorFile
+from semid.data import Block, VectorFile, storage
 from semid.errors import SemidError
-from semid.tokenizer import SemanticTokenizer
+from semid.tokenizers import SemanticTokenizer, padded
 
 T = TypeVar("T")
 
@@ -63,7 +62,12 @@ def encode_file(
     """Encode one file to its output, unless that stands. Faults of the content are returned: another try finds them
     again. Raises `UNSTEADY` errors."""
     try:
-        file = VectorFile.open(job.source, tokenizer, id_column=job.id_column, columns=job.columns)
+        file = VectorFile.open(
+            job.source,
+            dim=tokenizer.dim,
+            id_column=job.id_column,
+            columns=job.columns or tokenizer.input_columns,
+        )
         request = file.request(job.tokenizer)
         if (standing := _items_of(job.output, request)) is not None:
             return Done(standing)
@@ -108,8 +112,7 @@ def _writing(
         held.clear()
 
     def write(item_ids: pa.Array, codes: Int[np.ndarray, "n level"]) -> None:
-        flat = pa.array(np.ascontiguousarray(codes, np.int32).reshape(-1))
-        held.append(pa.record_batch([item_ids, pa.FixedSizeListArray.from_arrays(flat, codes.shape[1])], schema=schema))
+        held.append(pa.record_batch([item_ids, to_lists(codes.astype(np.int32))], schema=schema))
         if sum(len(batch) for batch in held) >= _ROW_GROUP:
             flush()
 

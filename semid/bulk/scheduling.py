@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from semid.autoencoder import BLOCK
-from semid.bulk import storage
 from semid.bulk.encoding import UNSTEADY, Done, Job, digest_of, encode_file, failed
+from semid.data import storage
 from semid.errors import SemidError
-from semid.tokenizer import SemanticTokenizer
+from semid.tokenizers import BLOCK, SemanticTokenizer
 
 LOCAL = "local"
 

@@ -10,15 +10,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from jaxtyping import Float, Int
 
 from semid import artifacts, config
+from semid.arrow import read_parquet, to_lists, to_matrix, write_parquet
+from semid.artifacts import Kind
 from semid.data.splits import LeaveOneOut, SplitRule, Splits, split
 from semid.data.validation import checked_items, checked_tables
 from semid.errors import SemidError
-
-KIND = "dataset"
 
 
 @dataclass(frozen=True)
@@ -132,16 +131,14 @@ class Dataset:
         """A vector column in float32. Raises SemidError if there is none of that name."""
         if column not in self.vector_columns:
             raise SemidError(f"no vector column {column!r} in dataset {self.name!r}; it has {self.vector_columns}")
-        values = self.items[column].combine_chunks()
-        return values.flatten().to_numpy().reshape(self.num_items, -1).astype(np.float32)
+        return to_matrix(self.items[column]).astype(np.float32)
 
     def with_vectors(self, column: str, vectors: Float[np.ndarray, "items dim"]) -> Dataset:
         """This dataset with one more vector column (a trained model's item vectors, say)."""
         if vectors.shape[0] != self.num_items:
             raise SemidError(f"expected {self.num_items} vectors for column {column!r}, got {vectors.shape[0]}")
-        flat = pa.array(np.ascontiguousarray(vectors, np.float32).reshape(-1))
-        column_values = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
-        checked = checked_items(pa.table({"item_id": self.item_ids, column: column_values}), column)
+        lists = to_lists(vectors.astype(np.float32))
+        checked = checked_items(pa.table({"item_id": self.item_ids, column: lists}), column)
         items = self.items.drop_columns([column]) if column in self.items.column_names else self.items
         return self.replace(items=items.append_column(column, checked[column]))
 
@@ -180,13 +177,13 @@ class Dataset:
 
     def save(self, path: str | Path) -> artifacts.Manifest:
         """Write the artifact: `items.parquet`, `users.parquet`, `interactions.parquet`."""
-        with artifacts.write_artifact(path, kind=KIND, config=self.config) as folder:
-            _write_parquet(self.items, folder / "items.parquet")
-            _write_parquet(pa.table({"user_id": self.users}), folder / "users.parquet")
+        with artifacts.write_artifact(path, kind=Kind.DATASET, config=self.config) as folder:
+            write_parquet(self.items, folder / "items.parquet")
+            write_parquet(pa.table({"user_id": self.users}), folder / "users.parquet")
             columns = {"user": self.user, "item": self.item, "time": self.time}
             columns |= {k: v for k, v in {"event": self.event, "weight": self.weight}.items() if v is not None}
-            _write_parquet(pa.table(columns), folder / "interactions.parquet")
-        return artifacts.read_artifact(path, KIND)
+            write_parquet(pa.table(columns), folder / "interactions.parquet")
+        return artifacts.read_artifact(path, Kind.DATASET)
 
     @property
     def config(self) -> dict:
@@ -197,12 +194,12 @@ class Dataset:
     def load(cls, path: str | Path) -> Dataset:
         """Read what `save` wrote, every file verified. Raises SemidError naming what is wrong."""
         path = Path(path)
-        made = config.from_dict(DatasetConfig, artifacts.read_artifact(path, KIND).config, where=str(path))
-        interactions = pq.read_table(path / "interactions.parquet")
+        made = config.from_dict(DatasetConfig, artifacts.read_artifact(path, Kind.DATASET).config, where=str(path))
+        interactions = read_parquet(path / "interactions.parquet")
         has = interactions.column_names
         return cls(
-            items=pq.read_table(path / "items.parquet"),
-            users=pq.read_table(path / "users.parquet")["user_id"].combine_chunks(),
+            items=read_parquet(path / "items.parquet"),
+            users=read_parquet(path / "users.parquet")["user_id"].combine_chunks(),
             user=interactions["user"].to_numpy(),
             item=interactions["item"].to_numpy(),
             time=interactions["time"].to_numpy(),
@@ -213,10 +210,6 @@ class Dataset:
             split_rule=made.split_rule,
             source=made.source,
         )
-
-
-def _write_parquet(table: pa.Table, path: Path) -> None:
-    pq.write_table(table, path, compression="zstd", write_page_checksum=True)
 
 
 def _is_text(kind: pa.DataType) -> bool:

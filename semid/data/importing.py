@@ -13,6 +13,7 @@ import pyarrow.json
 import pyarrow.parquet
 from jaxtyping import Float
 
+from semid.arrow import to_lists
 from semid.artifacts import sha256
 from semid.data.dataset import Dataset
 from semid.data.splits import LeaveOneOut, SplitRule
@@ -90,8 +91,7 @@ def _vector_array(vectors: Float[np.ndarray, "n dim"]) -> pa.FixedSizeListArray:
     """Vectors as an Arrow column: float16 stays, anything else becomes float32."""
     kind = np.float16 if vectors.dtype == np.float16 else np.float32
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, which validation names
-        flat = np.ascontiguousarray(vectors, kind).reshape(-1)
-    return pa.FixedSizeListArray.from_arrays(pa.array(flat), vectors.shape[1])
+        return to_lists(vectors.astype(kind))
 
 
 def add_vector_files(items: pa.Table, files: Mapping[str, str | Path], faults: Faults) -> pa.Table:

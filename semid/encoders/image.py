@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key, UInt8
 from PIL import Image
 
-from semid.data.validation import load_image
+from semid.data import load_image
 from semid.encoders.blocks import Blocks, BlocksConfig, Precision, norm
 from semid.encoders.content import ImageRows
 from semid.encoders.weights import load_weights, read_activation, read_config, read_json

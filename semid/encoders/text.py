@@ -11,7 +11,7 @@ import scipy.sparse
 import scipy.sparse.linalg
 from jaxtyping import Float
 
-from semid.data.dataset import Dataset
+from semid.data import Dataset
 from semid.errors import SemidError
 
 COLUMN = "text_lsa"

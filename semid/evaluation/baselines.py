@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Int
 
-from semid.data.histories import Histories
+from semid.data import Histories
 from semid.evaluation.metrics import in_history, repeated
 
 

@@ -11,11 +11,8 @@ import pyarrow as pa
 from jaxtyping import Float, Int
 
 from semid.config import from_dict
-from semid.data.dataset import Dataset
-from semid.data.histories import Histories
-from semid.data.simulated import simulate
-from semid.data.simulated_config import SimulatedConfig
-from semid.data.splits import HeldOutItems
+from semid.data import Dataset, HeldOutItems, Histories
+from semid.data.simulated import SimulatedConfig, simulate
 from semid.evaluation.baselines import Bigram, Popularity
 from semid.evaluation.evaluator import Metrics, Ranker, evaluate, in_rows_of
 

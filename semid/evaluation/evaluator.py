@@ -14,9 +14,7 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Float, Int
 
 from semid.artifacts import write_json
-from semid.data.dataset import Dataset
-from semid.data.histories import Histories
-from semid.data.splits import Examples
+from semid.data import Dataset, Examples, Histories
 from semid.errors import SemidError
 from semid.evaluation import metrics
 from semid.evaluation.held_out import Questions, of_table

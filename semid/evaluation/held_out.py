@@ -12,10 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Int
 
-from semid.data.histories import Histories
-from semid.data.importing import as_table
-from semid.data.splits import Examples
-from semid.data.validation import Faults, is_string, raise_faults
+from semid.data import Examples, Faults, Histories, as_table, is_string, raise_faults
 from semid.errors import SemidError
 
 _COLUMNS = {"history": "a list of item ids, oldest first", "target": "the id of the item that came next"}

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from semid.data.histories import Histories
+from semid.data import Histories
 from semid.errors import SemidError
 
 

@@ -6,10 +6,10 @@ import enum
 from dataclasses import dataclass
 
 from quantizers import Schedule
-from semid.autoencoder import RQVaeConfig
 from semid.errors import SemidError
-from semid.generator import GeneratorConfig
+from semid.generators import GeneratorConfig
 from semid.joint.model import HISTORY_TERMS, Objective, Reach, StepConfig
+from semid.tokenizers import RQVaeConfig
 from semid.training import OptimizerConfig, TrainingConfig
 from seq_models import RQTransformerConfig
 

@@ -13,16 +13,13 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from quantizers import Schedule, usage_entropy
-from semid.autoencoder import RQVAE, Pass
-from semid.data.batches import PackedRows
-from semid.encoders.content import Rows, take
-from semid.encoders.fusion import ItemEncoder
+from semid.encoders import ItemEncoder, Rows, take
 from semid.errors import SemidError
 from semid.joint.bank import MemoryBank, bucket_sizes, encode_fresh, unique_rows
 from semid.joint.codes import Relaxation, code_mixtures
 from semid.joint.terms import code_agreement, mutual_info_nce, session_contrast
-from semid.training import StepContext
-from semid.training.mesh import row_devices, share_rows
+from semid.tokenizers import RQVAE, Pass
+from semid.training import PackedRows, StepContext, row_devices, share_rows
 from seq_models import Inputs, RQTransformer, code_cross_entropy
 from seq_models.layers import last_state
 

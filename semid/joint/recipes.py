@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from quantizers import GradientPath, Nearest, Schedule
-from semid.autoencoder import RQVaeConfig
-from semid.generator import GeneratorConfig
+from semid.generators import GeneratorConfig
 from semid.joint.codes import Relaxation
 from semid.joint.config import JointConfig, Phase, Surgery
 from semid.joint.model import Objective, Reach, StepConfig
+from semid.tokenizers import RQVaeConfig
 from semid.training import OptimizerConfig, TrainingConfig
 
 

@@ -18,22 +18,28 @@ from jaxtyping import Array, Float, Int
 
 from quantizers import Schedule, health, tie_break
 from semid import artifacts
-from semid.autoencoder import RQVAE, AlignedRQVAE, in_blocks, reseeding, train_autoencoder
 from semid.catalog import SemanticCatalog
 from semid.config import to_dict
-from semid.data.batches import SingleRows, batches
-from semid.data.dataset import Dataset
-from semid.data.features import Standardizer
-from semid.encoders.content import take
-from semid.encoders.fusion import ItemEncoder
+from semid.data import Dataset, Standardizer
+from semid.encoders import ItemEncoder, take
 from semid.errors import SemidError
-from semid.generator import GeneratorConfig, fit_generator, training_counts, validation
+from semid.generators import GeneratorConfig, fit_generator, training_counts, validation
 from semid.joint.config import JointConfig, Phase, Surgery
 from semid.joint.model import Content, JointModel, Objective, StepConfig, Tables, joint_loss, joint_losses
 from semid.joint.surgery import sum_without_conflict
-from semid.models import Model, ModelSpec, build_model
-from semid.recommender import Recommender
-from semid.training import TrainState, fitting_batch, make_mesh, named_leaves, replace_leaves, train, with_variables
+from semid.recommender import Model, ModelSpec, Recommender, build_model
+from semid.tokenizers import RQVAE, AlignedRQVAE, in_blocks, reseeding, train_autoencoder
+from semid.training import (
+    SingleRows,
+    TrainState,
+    batches,
+    fitting_batch,
+    make_mesh,
+    named_leaves,
+    replace_leaves,
+    train,
+    with_variables,
+)
 from seq_models import RQTransformer
 
 STATE_FILE = "joint.safetensors"

@@ -16,23 +16,19 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from semid import artifacts
-from semid.artifacts import Manifest
+from semid.artifacts import Kind, Manifest
 from semid.catalog import TOKENIZER_CONFIG
 from semid.config import to_dict
-from semid.data.dataset import Dataset
-from semid.data.features import Standardizer
-from semid.encoders.fusion import ItemEncoder, check_content
-from semid.encoders.vocabulary import Vocabulary
+from semid.data import Dataset, Standardizer
+from semid.encoders import ItemEncoder, Vocabulary, check_content
 from semid.errors import SemidError
-from semid.generator import write_statistics
-from semid.handover import Origin
+from semid.generators import write_statistics
 from semid.joint.config import JointConfig
 from semid.joint.model import TEACHER_TERMS, Content, JointModel
 from semid.joint.stages import STATE_FILE, Earlier, Run
-from semid.recommender import KIND, Recommender
-from semid.tokenizer import SemanticTokenizer, TokenizerConfig
-from semid.training import named_leaves, on_first, replace_leaves
-from semid.training.tracking import HISTORY, read_history
+from semid.recommender import Origin, Recommender
+from semid.tokenizers import SemanticTokenizer, TokenizerConfig
+from semid.training import HISTORY, named_leaves, on_first, read_history, replace_leaves
 
 VOCABULARY_FILE = "vocabulary.model"
 
@@ -71,8 +67,8 @@ def train_joint(
     """
     settings = {"joint": to_dict(config)}
     if earlier is not None:
-        parents = {**parents, "earlier": artifacts.read_artifact(earlier.path, KIND)}
-    if artifacts.is_current(out, kind=KIND, config=settings, parents=parents, seed=seed):
+        parents = {**parents, "earlier": artifacts.read_artifact(earlier.path, Kind.MODEL)}
+    if artifacts.is_current(out, kind=Kind.MODEL, config=settings, parents=parents, seed=seed):
         return Recommender.from_pretrained(out)
     _check(dataset, content, config, teacher)
     digests = {name: parent.digest for name, parent in parents.items()}
@@ -82,7 +78,7 @@ def train_joint(
     recommender = run.finetuned(model)
 
     def write() -> None:
-        with artifacts.write_artifact(out, kind=KIND, config=settings, parents=parents, seed=seed) as temporary:
+        with artifacts.write_artifact(out, kind=Kind.MODEL, config=settings, parents=parents, seed=seed) as temporary:
             recommender.write(temporary)
             write_statistics(dataset, temporary, parents=parents)
             _write_tokenizer(model, config, temporary)
@@ -90,7 +86,7 @@ def train_joint(
             if vocabulary is not None:
                 (temporary / VOCABULARY_FILE).write_bytes(vocabulary.model)
             _write_history(run, temporary / HISTORY)
-        recommender.origin = Origin(out, artifacts.read_artifact(out, KIND))
+        recommender.origin = Origin(out, artifacts.read_artifact(out, Kind.MODEL))
         shutil.rmtree(run.stages, ignore_errors=True)
 
     on_first(write)
@@ -103,7 +99,7 @@ def trained_encoder(path: str | Path, encoder: ItemEncoder) -> ItemEncoder:
 
     `encoder` is built as the one given to `train_joint` was. Raises SemidError naming a tensor that does not fit it.
     """
-    artifacts.read_artifact(path, KIND)
+    artifacts.read_artifact(path, Kind.MODEL)
     file, prefix = Path(path) / STATE_FILE, "encoder/"
     leaves = artifacts.load_tensors(file)
     own = {name.removeprefix(prefix): leaf for name, leaf in leaves.items() if name.startswith(prefix)}

@@ -1,10 +1,40 @@
-"""One training loop for every model: state, mesh, checkpoints, tracking. Knows no model and no dataset."""
+"""One training loop for every model: state, mesh, checkpoints, input batches, tracking. Knows no model."""
 
-from semid.training.checkpoints import discard_checkpoints
-from semid.training.loop import StopTraining, TrainingConfig, fit, train
-from semid.training.mesh import MeshConfig, fitting_batch, make_mesh, put_batch
-from semid.training.processes import join_processes, on_first
+from semid.training.batches import (
+    PackedRows,
+    SingleRows,
+    batches,
+    pack,
+)
+from semid.training.checkpoints import (
+    discard_checkpoints,
+)
+from semid.training.gradients import (
+    Gradients,
+    accumulated,
+)
+from semid.training.loop import (
+    StopTraining,
+    TrainingConfig,
+    fit,
+    train,
+)
+from semid.training.mesh import (
+    ROWS,
+    MeshConfig,
+    fitting_batch,
+    make_mesh,
+    put_batch,
+    replicated,
+    row_devices,
+    share_rows,
+)
+from semid.training.processes import (
+    join_processes,
+    on_first,
+)
 from semid.training.state import (
+    Loss,
     OptimizerConfig,
     StepContext,
     TrainState,
@@ -13,16 +43,29 @@ from semid.training.state import (
     make_step,
     named_leaves,
     replace_leaves,
+    shardings,
     with_variables,
+)
+from semid.training.tracking import (
+    HISTORY,
+    read_history,
 )
 
 __all__ = [
+    "HISTORY",
+    "ROWS",
+    "Gradients",
+    "Loss",
     "MeshConfig",
     "OptimizerConfig",
+    "PackedRows",
+    "SingleRows",
     "StepContext",
     "StopTraining",
     "TrainState",
     "TrainingConfig",
+    "accumulated",
+    "batches",
     "create_state",
     "discard_checkpoints",
     "fit",
@@ -33,8 +76,14 @@ __all__ = [
     "make_step",
     "named_leaves",
     "on_first",
+    "pack",
     "put_batch",
+    "read_history",
     "replace_leaves",
+    "replicated",
+    "row_devices",
+    "shardings",
+    "share_rows",
     "train",
     "with_variables",
 ]

@@ -10,8 +10,9 @@ import pytest
 from experiments import amazon, arms, generators
 from experiments.benchmarks import generators as peers
 from experiments.benchmarks import minutes
-from semid import cli, cli_tokenize
-from semid.tokenizer import RQVaeConfig
+from semid.cli import tokenize as cli_tokenize
+from semid.cli import train as cli
+from semid.tokenizers import RQVaeConfig
 
 ITEMS, USERS, LENGTH = 48, 40, 6
 TINY = {"dim": 8, "layers": 1, "heads": 2, "hidden": 8}

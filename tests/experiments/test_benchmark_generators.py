@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks import generators, minutes, turns
+from experiments.layout import read_layout
 from semid import SemanticCatalog
-from semid.artifacts import write_artifact
-from semid.catalog import FILE as CATALOG_FILE
-from semid.catalog import KIND as CATALOG
-from semid.data.layout import read_layout
+from semid.artifacts import Kind, write_artifact
+from semid.catalog import CATALOG_FILE
 from semid.errors import SemidError
 from seq_models import EncoderDecoderConfig, TransformerConfig
 
@@ -125,7 +124,7 @@ def finished_run(layout, tmp_path):
     data = read_layout(layout)
     data.save(folder / "dataset")
     codes = np.random.default_rng(0).integers(0, 4, (data.num_items, 3)).astype(np.int32)
-    with write_artifact(folder / "catalog", kind=CATALOG, config={}, parents={}, seed=0) as temporary:
+    with write_artifact(folder / "catalog", kind=Kind.CATALOG, config={}, parents={}, seed=0) as temporary:
         SemanticCatalog(data.item_ids, codes, (4, 4, 4)).write(temporary / CATALOG_FILE)
     (folder / "rq-transformer_0").mkdir()
     look = {"step": 12, "validation/recall@10": 0.055, "validation/ndcg@10": 0.03}

@@ -10,8 +10,7 @@ from flax import nnx
 
 from experiments.benchmarks import joint
 from experiments.benchmarks.joint import Pretrained, Sizes, Way
-from semid.encoders.adapters import LowRank, SideAdapters
-from semid.encoders.blocks import BlocksConfig
+from semid.encoders import BlocksConfig, LowRank, SideAdapters
 from semid.training import make_step
 from seq_models import TransformerConfig
 

@@ -7,15 +7,13 @@ import numpy as np
 
 from experiments import end_to_end
 from semid.artifacts import load_tensors
-from semid.autoencoder import RQVaeConfig
-from semid.data.simulated_config import SimulatedConfig
-from semid.encoders.blocks import BlocksConfig
-from semid.encoders.vocabulary import Vocabulary
-from semid.generator import GeneratorConfig
-from semid.joint.config import Phase
-from semid.joint.model import Reach
+from semid.data.simulated import SimulatedConfig
+from semid.encoders import BlocksConfig, Vocabulary
+from semid.generators import GeneratorConfig
+from semid.joint import Phase, Reach
 from semid.joint.stages import STATE_FILE
 from semid.joint.training import VOCABULARY_FILE
+from semid.tokenizers import RQVaeConfig
 from semid.training import TrainingConfig
 from seq_models import RQTransformerConfig, TransformerConfig
 

@@ -13,7 +13,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 from semid.artifacts import sha256
-from semid.data.builders import amazon_reviews, movielens, read_amazon_reviews, read_movielens
+from semid.data import read_amazon_reviews, read_movielens
+from semid.data.builders import amazon_reviews, movielens
 from semid.data.builders.raw import clean
 from semid.errors import SemidError
 

@@ -7,9 +7,7 @@ import pytest
 from PIL import Image
 
 from semid.artifacts import read_artifact
-from semid.data.dataset import Dataset
-from semid.data.importing import import_tables
-from semid.data.splits import GlobalTime, HeldOutItems, LeaveOneOut
+from semid.data import Dataset, GlobalTime, HeldOutItems, LeaveOneOut, import_tables
 from semid.errors import SemidError
 
 

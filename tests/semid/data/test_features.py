@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from semid.data.features import Standardizer, content_blocks
+from semid.data import Standardizer, content_blocks
 from semid.errors import SemidError
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from semid.data.histories import Histories
+from semid.data import Histories
 from semid.errors import SemidError
 
 LISTS = [[3, 1, 4], [], [1, 5, 9, 2, 6], [5], []]

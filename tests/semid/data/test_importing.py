@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 
 from semid.artifacts import sha256
-from semid.data.importing import import_tables, read_table
-from semid.data.splits import GlobalTime, LeaveOneOut
+from semid.data import GlobalTime, LeaveOneOut, import_tables, read_table
 from semid.errors import SemidError
 
 ITEMS = {"item_id": ["007", "08", "9"], "title": ["x, y", 'say "z"', "two\nlines"], "price": [1.5, None, 3.0]}

@@ -2,8 +2,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from semid.data.dataset import Dataset
-from semid.data.splits import GlobalTime, HeldOutItems, LeaveOneOut
+from semid.data import Dataset, GlobalTime, HeldOutItems, LeaveOneOut
 from semid.errors import SemidError
 
 

@@ -7,20 +7,23 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from semid.encoders.adapters import (
-    CrossTower,
+from semid.encoders import (
+    BlocksConfig,
+    FeatureRows,
     Frozen,
     Full,
+    HiddenRows,
+    ImageConfig,
+    ImageEncoder,
+    ImageRows,
     LowRank,
     SideAdapters,
     SideTower,
     cached_states,
-    read_states,
     tuned,
 )
-from semid.encoders.blocks import BlocksConfig, Constant
-from semid.encoders.content import FeatureRows, HiddenRows, ImageRows
-from semid.encoders.image import ImageConfig, ImageEncoder
+from semid.encoders.adapters import CrossTower, read_states
+from semid.encoders.blocks import Constant
 from semid.errors import SemidError
 
 HIDDEN = 24  # a width that nothing else has: products of this width are the backbone's

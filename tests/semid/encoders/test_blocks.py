@@ -10,15 +10,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from semid.encoders.blocks import (
-    Activation,
-    Blocks,
-    BlocksConfig,
-    Precision,
-    RelativePositions,
-    distance_buckets,
-    dropout,
-)
+from semid.encoders import BlocksConfig
+from semid.encoders.blocks import Activation, Blocks, Precision, RelativePositions, distance_buckets, dropout
 from semid.errors import SemidError
 
 SMALL = {"dim": 8, "hidden": 12, "heads": 2, "layers": 2}

@@ -6,9 +6,17 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from semid.encoders.adapters import SideAdapters, SideTower
-from semid.encoders.content import FeatureRows, HiddenRows
-from semid.encoders.fusion import FeatureEncoder, FusionConfig, ItemEncoder, check_content, keep_modalities
+from semid.encoders import (
+    FeatureEncoder,
+    FeatureRows,
+    FusionConfig,
+    HiddenRows,
+    ItemEncoder,
+    SideAdapters,
+    SideTower,
+    check_content,
+)
+from semid.encoders.fusion import keep_modalities
 from semid.errors import SemidError
 
 CONFIG = FusionConfig(dim=4, hidden=6, modality_dropout=0.5)

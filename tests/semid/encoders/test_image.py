@@ -15,9 +15,8 @@ from flax import nnx
 from PIL import Image
 
 from semid.artifacts import load_tensors, save_tensors
-from semid.encoders.blocks import BlocksConfig, Precision
-from semid.encoders.content import ImageRows
-from semid.encoders.image import ImageConfig, ImageEncoder, image_rows, load_image_encoder
+from semid.encoders import BlocksConfig, ImageConfig, ImageEncoder, ImageRows, image_rows, load_image_encoder
+from semid.encoders.blocks import Precision
 from semid.errors import SemidError
 
 GOLDEN = Path(__file__).parent / "golden"

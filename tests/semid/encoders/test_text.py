@@ -4,8 +4,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from semid.data.dataset import Dataset
-from semid.encoders.text import latent_semantic_vectors, with_text_vectors
+from semid.data import Dataset
+from semid.encoders import with_text_vectors
+from semid.encoders.text import latent_semantic_vectors
 from semid.errors import SemidError
 
 TOPICS = (

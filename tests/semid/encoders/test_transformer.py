@@ -13,15 +13,10 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from semid.encoders.blocks import BlocksConfig, Precision
-from semid.encoders.content import TextRows, present_of, take
-from semid.encoders.transformer import (
-    Pooling,
-    TextEncoder,
-    TextEncoderConfig,
-    load_text_encoder,
-    load_transformer,
-)
+from semid.encoders import BlocksConfig, Pooling, TextEncoder, TextEncoderConfig, TextRows, load_text_encoder, take
+from semid.encoders.blocks import Precision
+from semid.encoders.content import present_of
+from semid.encoders.transformer import load_transformer
 from semid.errors import SemidError
 
 GOLDEN = Path(__file__).parent / "golden"

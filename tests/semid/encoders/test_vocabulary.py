@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from semid.encoders.vocabulary import PretrainedTokenizer, Vocabulary
+from semid.encoders import PretrainedTokenizer, Vocabulary
 from semid.errors import SemidError
 
 GOLDEN = Path(__file__).parent / "golden" / "bert"

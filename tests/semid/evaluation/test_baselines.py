@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from semid.data.histories import Histories
+from semid.data import Histories
 from semid.evaluation import Bigram, Popularity
 
 ITEMS = 12

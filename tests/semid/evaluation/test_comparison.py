@@ -4,14 +4,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from semid.data.dataset import Dataset
-from semid.data.histories import Histories
-from semid.data.simulated import simulate
-from semid.data.simulated_config import SimulatedConfig
-from semid.data.splits import HeldOutItems
+from semid.data import Dataset, HeldOutItems, Histories
+from semid.data.simulated import SimulatedConfig, simulate
 from semid.errors import SemidError
-from semid.evaluation import Popularity, evaluate
-from semid.evaluation.comparison import against_exact, baselines, compare, example_users
+from semid.evaluation import Popularity, against_exact, baselines, compare, evaluate, example_users
 
 ITEMS = 12
 

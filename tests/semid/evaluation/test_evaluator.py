@@ -8,8 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from semid.data.dataset import Dataset
-from semid.data.histories import Histories
+from semid.data import Dataset, Histories
 from semid.errors import SemidError
 from semid.evaluation import Bigram, Popularity, evaluate, write_metrics
 

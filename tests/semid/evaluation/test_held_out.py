@@ -9,8 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from semid.data.dataset import Dataset
-from semid.data.histories import Histories
+from semid.data import Dataset, Histories
 from semid.errors import SemidError
 from semid.evaluation import Popularity, evaluate, metrics
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from ir_measures import RR, Qrel, R, ScoredDoc, nDCG
 
-from semid.data.histories import Histories
+from semid.data import Histories
 from semid.errors import SemidError
-from semid.evaluation import metrics
-from semid.evaluation.metrics import MetricState, Places
+from semid.evaluation import MetricState, metrics
+from semid.evaluation.metrics import Places
 
 
 def test_hand_worked_expectation_for_a_target_in_a_group_of_three_at_rank_two():

@@ -13,8 +13,7 @@ from jax.sharding import NamedSharding
 
 from semid.errors import SemidError
 from semid.joint import MemoryBank, bucket_sizes, encode_fresh, unique_rows
-from semid.training.mesh import ROWS, MeshConfig, make_mesh
-from semid.training.state import shardings
+from semid.training import ROWS, MeshConfig, make_mesh, shardings
 
 ITEMS, DIM = 100, 3
 

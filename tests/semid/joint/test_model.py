@@ -11,26 +11,20 @@ import pytest
 from flax import nnx
 
 from quantizers import Nearest, Schedule
-from semid.autoencoder import RQVAE, RQVaeConfig
-from semid.data.batches import PackedRows
-from semid.encoders.content import FeatureRows
-from semid.joint.codes import Relaxation
-from semid.joint.config import Surgery
-from semid.joint.model import (
-    HISTORY_TERMS,
-    TOKENIZER_TERMS,
-    JointModel,
-    Objective,
-    Reach,
-    StepConfig,
-    Tables,
-    joint_loss,
-    joint_losses,
-    joint_terms,
+from semid.encoders import FeatureRows
+from semid.joint import RECIPES, JointModel, Objective, Reach, Relaxation, StepConfig, Surgery, sum_without_conflict
+from semid.joint.model import HISTORY_TERMS, TOKENIZER_TERMS, Tables, joint_loss, joint_losses, joint_terms
+from semid.tokenizers import RQVAE, RQVaeConfig
+from semid.training import (
+    PackedRows,
+    StepContext,
+    create_state,
+    make_mesh,
+    make_optimizer,
+    make_step,
+    named_leaves,
+    put_batch,
 )
-from semid.joint.recipes import RECIPES
-from semid.joint.surgery import sum_without_conflict
-from semid.training import StepContext, create_state, make_mesh, make_optimizer, make_step, named_leaves, put_batch
 from seq_models import Inputs, RQTransformer, RQTransformerConfig, TransformerConfig, code_cross_entropy
 from seq_models.layers import last_state
 

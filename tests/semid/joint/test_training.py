@@ -11,27 +11,33 @@ from flax import nnx
 
 from quantizers import Schedule, health
 from semid import Dataset, Recommender
-from semid.artifacts import load_tensors, read_artifact
-from semid.autoencoder import RQVAE, RQVaeConfig
+from semid.artifacts import Kind, load_tensors, read_artifact
 from semid.catalog import SemanticCatalog
-from semid.data.batches import SingleRows
-from semid.data.simulated import simulate
-from semid.data.simulated_config import SimulatedConfig
-from semid.encoders.content import FeatureRows
-from semid.encoders.fusion import FeatureEncoder, FusionConfig, ItemEncoder
+from semid.data.simulated import SimulatedConfig, simulate
+from semid.encoders import FeatureEncoder, FeatureRows, FusionConfig, ItemEncoder
 from semid.errors import SemidError
-from semid.generator import GeneratorConfig
-from semid.joint.codes import Relaxation, code_mixtures, level_logits
-from semid.joint.config import JointConfig, Phase, Surgery
-from semid.joint.model import JointModel, Objective, Reach, StepConfig
-from semid.joint.recipes import RECIPES
-from semid.joint.stages import STAGES, STATE_FILE, Earlier, encode_items
-from semid.joint.training import train_joint, trained_encoder
-from semid.models import ModelSpec, build_model
-from semid.recommender import KIND
-from semid.tokenizer import SemanticTokenizer
-from semid.training import OptimizerConfig, TrainingConfig, make_mesh, replace_leaves
-from semid.training.tracking import read_history
+from semid.generators import GeneratorConfig
+from semid.joint import (
+    RECIPES,
+    Earlier,
+    JointConfig,
+    JointModel,
+    Objective,
+    Phase,
+    Reach,
+    Relaxation,
+    StepConfig,
+    Surgery,
+    code_mixtures,
+    encode_items,
+    level_logits,
+    train_joint,
+    trained_encoder,
+)
+from semid.joint.stages import STAGES, STATE_FILE
+from semid.recommender import ModelSpec, build_model
+from semid.tokenizers import RQVAE, RQVaeConfig, SemanticTokenizer
+from semid.training import OptimizerConfig, SingleRows, TrainingConfig, make_mesh, read_history, replace_leaves
 from seq_models import FlatDecoderConfig, Inputs, RQTransformerConfig, TransformerConfig
 from seq_models.layers import last_state
 
@@ -233,7 +239,10 @@ def test_the_next_day_goes_on_from_the_artifact(world, next_day, runs, tmp_path)
     config = dataclasses.replace(CONFIG, joint=(Phase(still),), finetune=still)
     earlier = Earlier(home / "end-to-end", world)
     found = run(next_day, config, tmp_path / "next", earlier=earlier)
-    assert read_artifact(tmp_path / "next", KIND).parents["earlier"] == read_artifact(home / "end-to-end", KIND).digest
+    assert (
+        read_artifact(tmp_path / "next", Kind.MODEL).parents["earlier"]
+        == read_artifact(home / "end-to-end", Kind.MODEL).digest
+    )
     before, after = (load_tensors(path / STATE_FILE) for path in (home / "end-to-end", tmp_path / "next"))
     kept = [name for name in before if not name.startswith(("bank/", "codes", "churn"))]
     assert all(np.array_equal(before[name], after[name]) for name in kept if "usage" not in name)

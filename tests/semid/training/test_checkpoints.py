@@ -11,9 +11,17 @@ import pytest
 from flax import nnx
 
 from semid.errors import SemidError
-from semid.training.checkpoints import Checkpoints, discard_checkpoints
-from semid.training.mesh import MeshConfig, make_mesh
-from semid.training.state import OptimizerConfig, TrainState, create_state, make_optimizer, named_leaves
+from semid.training import (
+    MeshConfig,
+    OptimizerConfig,
+    TrainState,
+    create_state,
+    discard_checkpoints,
+    make_mesh,
+    make_optimizer,
+    named_leaves,
+)
+from semid.training.checkpoints import Checkpoints
 
 REQUEST = {"config": {"epochs": 3, "nested": {"rate": 0.1}}, "seed": 0}
 

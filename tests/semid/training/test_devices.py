@@ -11,12 +11,21 @@ import jax
 import numpy as np
 import pytest
 
-from semid.data.batches import batches, pack
-from semid.data.histories import Histories
-from semid.models import ItemTables, ModelSpec, build_model
-from semid.objective import LossTables, code_loss
-from semid.training.mesh import MeshConfig, make_mesh, put_batch
-from semid.training.state import OptimizerConfig, create_state, make_optimizer, make_step, named_leaves
+from semid.data import Histories
+from semid.generators import LossTables, code_loss
+from semid.recommender import ItemTables, ModelSpec, build_model
+from semid.training import (
+    MeshConfig,
+    OptimizerConfig,
+    batches,
+    create_state,
+    make_mesh,
+    make_optimizer,
+    make_step,
+    named_leaves,
+    pack,
+    put_batch,
+)
 from seq_models import RQTransformerConfig
 from seq_models.layers import TransformerConfig, dropout
 

@@ -10,11 +10,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from semid.data.batches import batches
 from semid.errors import SemidError
-from semid.training import OptimizerConfig, StopTraining, TrainingConfig, fit, train
-from semid.training.mesh import make_mesh
-from semid.training.tracking import read_history
+from semid.training import OptimizerConfig, StopTraining, TrainingConfig, batches, fit, make_mesh, read_history, train
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from semid.errors import SemidError
-from semid.training.mesh import MeshConfig, fitting_batch, gathered, leaf_sharding, make_mesh, put_batch, replicated
+from semid.training import MeshConfig, fitting_batch, make_mesh, put_batch, replicated
+from semid.training.mesh import gathered, leaf_sharding
 
 ALL = ("data", "fsdp", "tensor")
 

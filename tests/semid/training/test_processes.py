@@ -16,25 +16,24 @@ import pytest
 from flax import nnx
 
 from semid.artifacts import load_tensors
-from semid.catalog import SemanticCatalog
-from semid.data.batches import SingleRows, batches
-from semid.data.dataset import Dataset
-from semid.data.histories import Histories
+from semid.catalog import Collisions, SemanticCatalog
+from semid.data import Dataset, Histories
 from semid.errors import SemidError
-from semid.tokenization import tokenize
-from semid.tokenizer import Collisions, RQKmeansConfig, RQVaeConfig, TokenizerConfig
+from semid.tokenizers import RQKmeansConfig, RQVaeConfig, TokenizerConfig, tokenize
 from semid.training import (
     MeshConfig,
     OptimizerConfig,
+    SingleRows,
     TrainingConfig,
+    batches,
     join_processes,
     make_mesh,
     named_leaves,
     on_first,
+    read_history,
     train,
 )
 from semid.training.processes import from_first
-from semid.training.tracking import read_history
 
 ITEMS, STEPS = 40, 12
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "SLURM_STEP_NUM_TASKS")

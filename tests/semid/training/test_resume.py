@@ -16,10 +16,9 @@ import pytest
 
 from semid import artifacts
 from semid.catalog import SemanticCatalog
-from semid.data.dataset import Dataset
-from semid.generator import GeneratorConfig, train_generator
-from semid.training import MeshConfig, TrainingConfig, loop, make_mesh
-from semid.training.tracking import read_history
+from semid.data import Dataset
+from semid.generators import GeneratorConfig, train_generator
+from semid.training import MeshConfig, TrainingConfig, loop, make_mesh, read_history
 from seq_models import RQTransformerConfig
 from seq_models.layers import TransformerConfig
 

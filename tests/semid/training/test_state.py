@@ -9,17 +9,18 @@ import pytest
 from flax import nnx
 
 from semid.errors import SemidError
-from semid.training.checkpoints import Checkpoints
-from semid.training.mesh import make_mesh, put_batch
-from semid.training.state import (
+from semid.training import (
     OptimizerConfig,
     create_state,
+    make_mesh,
     make_optimizer,
     make_step,
     named_leaves,
+    put_batch,
     replace_leaves,
     with_variables,
 )
+from semid.training.checkpoints import Checkpoints
 
 NUM_STEPS = 20
 

@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from semid.errors import SemidError
-from semid.training.tracking import HISTORY, Quiet, Tracker, read_history
+from semid.training import HISTORY, read_history
+from semid.training.tracking import Quiet, Tracker
 
 
 def track(folder, records, **options):

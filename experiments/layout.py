@@ -1,0 +1,90 @@
+"""Reader for dataset folders in the layout of the development data: Parquet tables, `.npy` vectors, `.npz` posters.
+
+interactions.parquet   user_id, item_id (integers from 0), position (order of a user's interactions); optional
+                       timestamp (then the order is by time, ties by position), event, weight
+items.parquet          a row for each item_id, in that order; optional `asin` or `movie_id`: the external id
+<name>_f16.npy         vectors [items, dim], row i for item_id i: the vector column `<name>`
+posters_<size>.npz     item_id, offset, jpeg: image k of item item_id[k] is jpeg[offset[k]:offset[k + 1]]
+
+Other columns of the interactions are left out: `rel_time` counts from the user's own first interaction, so it is no
+time that users share, and the split by global time needs one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from semid.artifacts import sha256
+from semid.data import Dataset, Faults, LeaveOneOut, SplitRule, add_vector_files, raise_faults, read_table
+from semid.errors import SemidError
+
+_EXTERNAL_IDS = ("asin", "movie_id")
+_KEPT = ("user_id", "position", "timestamp", "event", "weight")
+
+
+def read_layout(folder: str | Path, *, split_rule: SplitRule = LeaveOneOut()) -> Dataset:
+    """The dataset in `folder`, named after it; all columns of `items.parquet` that hold anything are kept.
+
+    Raises SemidError naming the file for whatever is absent or is not as the layout says.
+    """
+    folder = Path(folder)
+    items = read_table(folder / "items.parquet")
+    interactions = read_table(folder / "interactions.parquet")
+    external = next((name for name in _EXTERNAL_IDS if name in items.column_names), "item_id")
+    _check_rows(items, folder / "items.parquet")
+    ids = items[external]
+    interactions = _with_external_ids(interactions, ids, folder / "interactions.parquet")
+    items = items.drop_columns(list({"item_id", external})).add_column(0, "item_id", ids)
+    faults = Faults(str(folder))
+    vectors, posters = sorted(folder.glob("*_f16.npy")), sorted(folder.glob("posters_*.npz"))
+    items = add_vector_files(items, {path.stem.removesuffix("_f16"): path for path in vectors}, faults)
+    raise_faults(faults.lines)
+    for path in posters[:1]:
+        items = items.append_column("image", _posters(path, len(ids)))
+    files = [folder / "items.parquet", folder / "interactions.parquet", *vectors, *posters[:1]]
+    return Dataset.build(
+        items,
+        interactions,
+        name=folder.resolve().name,
+        split_rule=split_rule,
+        source={"type": "layout", "sha256": {path.name: sha256(path) for path in files}},
+        item_file=str(folder / "items.parquet"),
+        interaction_file=str(folder / "interactions.parquet"),
+    )
+
+
+def _check_rows(items: pa.Table, path: Path) -> None:
+    if "item_id" not in items.column_names or not np.array_equal(items["item_id"], np.arange(items.num_rows)):
+        raise SemidError(f"{path}: expected column 'item_id' with 0, 1, 2, ... in row order; sort and number the items")
+
+
+def _with_external_ids(interactions: pa.Table, ids: pa.ChunkedArray, path: Path) -> pa.Table:
+    for column in ("user_id", "item_id", "position"):
+        if column not in interactions.column_names:
+            raise SemidError(f"{path}: column {column!r} is missing; found {', '.join(interactions.column_names)}")
+    kind, nulls = interactions["item_id"].type, interactions["item_id"].null_count
+    if not pa.types.is_integer(kind) or nulls:
+        raise SemidError(f"{path}: column 'item_id': expected integers, got {kind} with {nulls} nulls; number them")
+    rows = interactions["item_id"].to_numpy()
+    outside = (rows < 0) | (rows >= len(ids))
+    if outside.any():
+        row = int(np.flatnonzero(outside)[0])
+        raise SemidError(f"{path}: row {row + 1}, column 'item_id': {rows[row]} is no row of the {len(ids)} items")
+    kept = [name for name in _KEPT if name in interactions.column_names]
+    return interactions.select(kept).add_column(0, "item_id", pc.take(ids, pa.array(rows)))
+
+
+def _posters(path: Path, num_items: int) -> pa.Array:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            rows, offset, data = (archive[name] for name in ("item_id", "offset", "jpeg"))
+        images: list[bytes | None] = [None] * num_items
+        for row, start, end in zip(rows.tolist(), offset[:-1], offset[1:], strict=True):
+            images[row] = data[start:end].tobytes()
+    except (OSError, ValueError, EOFError, KeyError, IndexError) as error:
+        raise SemidError(f"{path}: expected arrays item_id, offset and jpeg ({error}); check the file") from None
+    return pa.array(images, pa.binary())

@@ -1,0 +1,207 @@
+"""`SemanticCatalog`: external item ids and their codes, forever kept together."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Bool, Int
+
+from semid.arrow import read_parquet, to_lists, to_matrix, write_parquet
+from semid.errors import SemidError
+
+CATALOG_FILE = "catalog.parquet"
+# Of the tokenizer that made the codes, beside them: its arrays and, in a model's folder, its config.
+TOKENIZER_FILE = "tokenizer.safetensors"
+TOKENIZER_CONFIG = "tokenizer.config.json"
+
+
+@dataclass(frozen=True)
+class SemanticCatalog:
+    """Item `i` has the external id `item_ids[i]` and the codes `codes[i]`, level `l` below `level_sizes[l]`.
+
+    `tie_break` says that the last level carries no meaning: it only tells items apart that share the others.
+    `removed` marks tombstones, None where there are none: items that keep row and codes, so that histories which hold
+    them stay readable and nobody else gets these codes, but that are never found or recommended.
+    Raises SemidError for duplicate ids, codes out of range, arrays that do not fit each other, and where no item is
+    left.
+    """
+
+    item_ids: pa.Array
+    codes: Int[np.ndarray, "items level"]
+    level_sizes: tuple[int, ...]
+    tie_break: bool = False
+    removed: Bool[np.ndarray, " items"] | None = None
+
+    def __post_init__(self) -> None:
+        if not len(self.item_ids):
+            raise SemidError("a catalogue needs at least one item; got none")
+        if self.removed is not None:
+            if self.removed.shape != (len(self),) or self.removed.dtype != bool:
+                got = f"{self.removed.dtype} {self.removed.shape}"
+                raise SemidError(f"expected removed as booleans, one for each of {len(self)} items, got {got}")
+            if self.removed.all():
+                raise SemidError(f"a catalogue needs at least one item; all {len(self)} are removed")
+            if not self.removed.any():
+                object.__setattr__(self, "removed", None)  # equal catalogues are to look equal
+        if self.codes.shape != (len(self.item_ids), len(self.level_sizes)):
+            expected = (len(self.item_ids), len(self.level_sizes))
+            raise SemidError(f"expected codes of shape {expected} (items, levels), got {self.codes.shape}")
+        wrong = np.argwhere((self.codes < 0) | (self.codes >= np.array(self.level_sizes)))
+        if len(wrong):
+            row, level = wrong[0]
+            raise SemidError(
+                f"item {self.item_ids[row]} (row {row}): code {self.codes[row, level]} at level {level} is outside "
+                f"0..{self.level_sizes[level] - 1}"
+            )
+        if len(pc.unique(self.item_ids)) != len(self.item_ids):
+            repeated = pc.value_counts(self.item_ids).to_pylist()
+            name = next(entry["values"] for entry in repeated if entry["counts"] > 1)
+            raise SemidError(f"item id {name!r} appears more than once in the catalogue; ids must be unique")
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
+
+    @property
+    def num_levels(self) -> int:
+        return len(self.level_sizes)
+
+    @property
+    def alive(self) -> Bool[np.ndarray, " items"]:
+        """True at the rows of items that are not removed."""
+        return np.ones(len(self), bool) if self.removed is None else ~self.removed
+
+    @property
+    def num_alive(self) -> int:
+        """Items that are not removed."""
+        return len(self) - (0 if self.removed is None else int(self.removed.sum()))
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """sha256 of ids, codes, level sizes and tombstones: equal catalogues, equal digests."""
+        total = hashlib.sha256(json.dumps([self.item_ids.to_pylist(), list(self.level_sizes)]).encode())
+        total.update(self.codes.astype(np.int32).tobytes())
+        if self.removed is not None:
+            total.update(np.packbits(self.removed).tobytes())
+        return total.hexdigest()
+
+    @functools.cached_property
+    def _by_codes(self) -> Mapping[tuple[int, ...], np.ndarray]:
+        order = np.lexsort(self.codes.T[::-1])
+        order = order[self.alive[order]]
+        ordered = self.codes[order]
+        first = np.flatnonzero(np.r_[True, np.any(ordered[1:] != ordered[:-1], axis=1)])
+        groups = np.split(order, first[1:])
+        return {tuple(ordered[at].tolist()): np.sort(rows) for at, rows in zip(first, groups, strict=True)}
+
+    def continued_by(self, later: SemanticCatalog) -> str:
+        """What keeps `later` from being this, in whatever order, with items appended or removed; empty: nothing."""
+        if (self.level_sizes, self.tie_break) != (later.level_sizes, later.tie_break):
+            return f"levels of {self.level_sizes} codes became {later.level_sizes}"
+        rows, known = later.find_rows(self.item_ids)
+        if len(missing := np.flatnonzero(~known)):
+            return f"{len(missing)} of {len(self)} items are not in it, such as item {self.item_ids[int(missing[0])]}"
+        moved = np.flatnonzero((self.codes != later.codes[rows]).any(axis=1))
+        if not len(moved):
+            return ""
+        (before,), (after,) = self.tokens_of(moved[:1]), later.tokens_of(rows[moved[:1]])
+        return (
+            f"{len(moved)} of {len(self)} items have other codes, item {self.item_ids[int(moved[0])]} "
+            f"{''.join(after)} instead of {''.join(before)}"
+        )
+
+    def rows(self, item_ids: Sequence[str] | pa.Array) -> Int[np.ndarray, " n"]:
+        """Item rows of external ids. Raises SemidError naming the first unknown id."""
+        rows, known = self.find_rows(item_ids)
+        if not known.all():
+            missing = int(np.flatnonzero(~known)[0])
+            raise SemidError(
+                f"item id {str(item_ids[missing])!r} (entry {missing}) is not among the catalogue's {len(self)} items"
+            )
+        return rows
+
+    def find_rows(self, item_ids: Sequence[str] | pa.Array) -> tuple[Int[np.ndarray, " n"], np.ndarray]:
+        """Item rows of external ids, -1 where unknown, and which are known. Raises SemidError for what is no id."""
+        if isinstance(item_ids, str):
+            raise SemidError(f"expected a list of item ids, got the string {item_ids!r}; put it in a list")
+        try:
+            wanted = pa.array(item_ids, pa.string())
+        except (pa.ArrowTypeError, pa.ArrowInvalid) as error:
+            raise SemidError(f"item ids are strings ({error}); write them as strings") from None
+        found = pc.index_in(wanted, self.item_ids)
+        rows = found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
+        return rows, rows >= 0
+
+    def select(self, item_ids: pa.Array) -> SemanticCatalog:
+        """These items, in this order, removed ones as if they were not. Raises SemidError naming the first unknown."""
+        return SemanticCatalog(item_ids, self.lookup(item_ids), self.level_sizes, self.tie_break)
+
+    def arranged(self, item_ids: pa.Array, *, others: bool = True) -> SemanticCatalog:
+        """These items first, in this order, and the `others` behind them in theirs; tombstones stay tombstones.
+
+        Raises SemidError naming the first unknown."""
+        first = self.rows(item_ids)
+        rows = np.concatenate([first, np.setdiff1d(np.arange(len(self)), first)]) if others else first
+        if np.array_equal(rows, np.arange(len(self))):
+            return self
+        removed = None if self.removed is None else self.removed[rows]
+        ids = self.item_ids.take(pa.array(rows))
+        return SemanticCatalog(ids, self.codes[rows], self.level_sizes, self.tie_break, removed)
+
+    def lookup(self, item_ids: Sequence[str]) -> Int[np.ndarray, "n level"]:
+        """Codes of external ids. Raises SemidError naming the first unknown id."""
+        return self.codes[self.rows(item_ids)]
+
+    def find(self, codes: Sequence[int]) -> Int[np.ndarray, " n"]:
+        """Rows of the items with exactly these codes: none, one, or several that collide; never removed ones."""
+        return self._by_codes.get(tuple(int(code) for code in codes), np.empty(0, np.int64)).astype(np.int32)
+
+    def tokens_of(self, rows: Int[np.ndarray, " n"]) -> list[list[str]]:
+        """Codes of item rows as language models spell them, the level's letter first: `<a_12>`, `<b_7>` (LC-Rec)."""
+        names = code_tokens(self.level_sizes)
+        return [[names[level][code] for level, code in enumerate(row)] for row in self.codes[rows].tolist()]
+
+    def write(self, file: Path) -> None:
+        """Write Parquet: item_id, codes (fixed-size list), removed (where any is); the rest is in its metadata."""
+        codes = to_lists(self.codes.astype(np.int32))
+        sizes = ",".join(map(str, self.level_sizes))
+        table = pa.table({"item_id": self.item_ids, "codes": codes})
+        if self.removed is not None:
+            table = table.append_column("removed", pa.array(self.removed))
+        table = table.replace_schema_metadata({"semid.level_sizes": sizes, "semid.tie_break": str(int(self.tie_break))})
+        write_parquet(table, file)
+
+    @classmethod
+    def read(cls, file: Path) -> SemanticCatalog:
+        """Read a `catalog.parquet`. Raises SemidError naming the file and what it lacks."""
+        table = read_parquet(file)
+        metadata = table.schema.metadata or {}
+        if b"semid.level_sizes" not in metadata or not {"item_id", "codes"} <= set(table.column_names):
+            raise SemidError(f"{file}: not a catalogue of semid (item_id, codes and semid.level_sizes expected)")
+        sizes = tuple(int(size) for size in metadata[b"semid.level_sizes"].split(b","))
+        if not pa.types.is_fixed_size_list(kind := table.schema.field("codes").type):
+            raise SemidError(f"{file}: column 'codes': expected fixed-size lists of integers, got {kind}")
+        codes = to_matrix(table["codes"])
+        tie_break = metadata.get(b"semid.tie_break") == b"1"
+        removed = None
+        if "removed" in table.column_names:
+            removed = table["removed"].to_numpy()
+        return cls(table["item_id"].combine_chunks(), codes, sizes, tie_break, removed)
+
+
+def code_tokens(level_sizes: Sequence[int]) -> list[list[str]]:
+    """The tokens of every level, in order of its codes: `<a_0>`, `<a_1>`, ..."""
+    return [[f"<{level_name(level)}_{code}>" for code in range(size)] for level, size in enumerate(level_sizes)]
+
+
+def level_name(level: int) -> str:
+    """What names a level in token strings: a to z, then aa, ab, ... as the columns of a spreadsheet."""
+    before, last = divmod(level, 26)
+    return (level_name(before - 1) if before else "") + chr(ord("a") + last)

@@ -1,0 +1,209 @@
+"""Items that come and go after a tokenizer was fitted: encoded by it as it is, with codes that move nobody else's."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float, Int
+
+from semid.arrow import is_vector, to_lists
+from semid.catalog.catalog import SemanticCatalog
+from semid.catalog.collisions import Collisions, Residuals, place
+from semid.catalog.versions import ChangeKind, Version, commit, current
+from semid.data import Block, VectorFile
+from semid.data.storage import open_parquet
+from semid.errors import SemidError
+
+# Rows that are read at once.
+_ROWS = 8192
+
+
+class Encoder(Protocol):
+    """A fitted tokenizer: what `append` needs of one."""
+
+    @property
+    def dim(self) -> int: ...
+    @property
+    def input_columns(self) -> tuple[str, ...]: ...
+    @property
+    def level_sizes(self) -> tuple[int, ...]: ...
+    @property
+    def collisions(self) -> Collisions: ...
+    @property
+    def is_residual(self) -> bool: ...
+    def encode(self, vectors: Float[np.ndarray, "n dim"]) -> Int[np.ndarray, "n level"]: ...
+    def last_residuals(
+        self, vectors: Float[np.ndarray, "n dim"], codes: Int[np.ndarray, "n level"]
+    ) -> tuple[Float[np.ndarray, "n dim"], Float[np.ndarray, "codes dim"]]: ...
+
+
+class Appended(NamedTuple):
+    """The version that came of it, and how many items are new, came back, and did not get their nearest codes."""
+
+    version: Version
+    new: int
+    restored: int
+    moved: int
+
+
+def append(
+    folder: str | Path,
+    inputs: Sequence[str | Path],
+    *,
+    tokenizer: Encoder,
+    id_column: str = "item_id",
+    columns: Sequence[str] | None = None,
+) -> Appended:
+    """Append the items of Parquet files of vectors to a catalogue, as its next version.
+
+    `tokenizer` is the one that made the catalogue's codes. `columns` are the vectors that it reads, as in
+    `encode_files`; all other lists of floats, each column of one width, are kept beside them, for models that read
+    them. Codes are those of the frozen tokenizer; where another item, or a tombstone, has them, the catalogue's own
+    collision policy finds others for the newcomer, in the order of the input. An item that was removed comes back with
+    its old codes.
+    Raises SemidError naming file, column and row of what cannot be read or encoded, of an id that is given twice or is
+    in the catalogue, and of an item for which no codes are left.
+    """
+    folder = Path(folder)
+    before = current(folder)
+    given = _Given.read([str(path) for path in inputs], tokenizer, id_column=id_column, columns=columns)
+    rows, known = before.catalog.find_rows(given.item_ids)
+    given.check_new(known & before.catalog.alive[rows])
+    codes, moved = _placed(before.catalog, tokenizer, given, np.flatnonzero(~known))
+    codes[known] = before.catalog.codes[rows[known]]
+    table = pa.table({"item_id": given.item_ids, "codes": to_lists(codes)})
+    for name, vectors in given.vectors.items():
+        table = table.append_column(name, to_lists(vectors))
+    after = commit(folder, before, ChangeKind.APPEND, table)
+    return Appended(after, int((~known).sum()), int(known.sum()), moved)
+
+
+def remove(folder: str | Path, item_ids: Sequence[str]) -> Version:
+    """Remove items, as the catalogue's next version: tombstones that keep rows and codes.
+
+    Raises SemidError for an id that is unknown, removed already or given twice, and where no item would be left.
+    """
+    before = current(folder)
+    if not len(item_ids):
+        raise SemidError("expected at least one item to remove, got none")
+    rows = before.catalog.rows(item_ids)
+    for at in np.flatnonzero(~before.catalog.alive[rows])[:1]:
+        raise SemidError(f"item id {item_ids[at]!r} (entry {at}) was removed before")
+    seen = np.unique(rows, return_index=True)[1]
+    for at in np.setdiff1d(np.arange(len(rows)), seen)[:1]:
+        raise SemidError(f"item id {item_ids[at]!r} (entry {at}) is given twice")
+    return commit(folder, before, ChangeKind.REMOVE, pa.table({"item_id": pa.array(item_ids, pa.string())}))
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What the input files hold, and which row of which file an item is."""
+
+    item_ids: pa.Array
+    inputs: list[str]
+    """Columns that the tokenizer reads."""
+    vectors: dict[str, Float[np.ndarray, "n _"]]
+    files: list[tuple[int, VectorFile]]
+    """Each file with the place of its first item."""
+
+    @classmethod
+    def read(cls, paths: Sequence[str], tokenizer: Encoder, *, id_column: str, columns: Sequence[str] | None) -> _Given:
+        """Raises SemidError naming file, column and row of what is wrong with it."""
+        ids: list[pa.Array] = []
+        found: list[dict[str, np.ndarray]] = []
+        files: list[tuple[int, VectorFile]] = []
+        inputs: list[str] = []
+        for path in paths:
+            file = VectorFile.open(
+                path, dim=tokenizer.dim, id_column=id_column, columns=columns or tokenizer.input_columns
+            )
+            inputs = inputs or list(file.widths)
+            whole = replace(file, widths=file.widths | _others(path, file))
+            if files and whole.widths != files[0][1].widths:
+                raise SemidError(f"{path}: has vectors {whole.widths}, but {paths[0]} has {files[0][1].widths}")
+            files.append((sum(map(len, ids)), whole))
+            for block in whole.blocks(_ROWS):
+                ids.append(block.item_ids)
+                found.append(_by_column(block))
+        if not sum(map(len, ids)):
+            raise SemidError(f"{', '.join(paths) or 'no file'}: no item to append")
+        vectors = {name: np.concatenate([one[name] for one in found]) for name in found[0]}
+        return cls(pa.concat_arrays(ids), inputs, vectors, files)
+
+    @property
+    def encoded(self) -> Float[np.ndarray, "n dim"]:
+        """The vectors that the tokenizer reads, side by side."""
+        return np.concatenate([self.vectors[name] for name in self.inputs], axis=1)
+
+    def at(self, item: int) -> str:
+        """File, column, row and id of an item, for messages."""
+        first, file = next((first, file) for first, file in reversed(self.files) if first <= item)
+        return f"{file.at(file.id_column, item - first)}: item {self.item_ids[item].as_py()!r}"
+
+    def check_new(self, alive: np.ndarray) -> None:
+        """Raises SemidError for items that are in the catalogue, or twice in the input."""
+        for item in np.flatnonzero(alive)[:1].tolist():
+            raise SemidError(f"{self.at(item)} is in the catalogue already; its codes never change, leave it out")
+        codes = self.item_ids.dictionary_encode().indices.to_numpy()
+        first = np.unique(codes, return_index=True)[1]
+        for item in np.setdiff1d(np.arange(len(codes)), first)[:1].tolist():
+            raise SemidError(f"{self.at(item)} is given twice, before as {self.at(int(first[codes[item]]))}")
+
+
+def _others(path: str, file: VectorFile) -> dict[str, int]:
+    """Vector columns that the tokenizer does not read; where the type has no width, that of the first row counts.
+
+    Raises SemidError where the first row has none."""
+    with open_parquet(path) as opened:
+        others = [field for field in opened.schema_arrow if is_vector(field.type) and field.name not in file.widths]
+        free = [field.name for field in others if not pa.types.is_fixed_size_list(field.type)]
+        first = next(opened.iter_batches(1, columns=free), None) if free else None
+    widths = {field.name: field.type.list_size for field in others if field.name not in free}
+    for name in free:
+        vector = first.column(name)[0].as_py() if first else None
+        if not vector:
+            raise SemidError(f"{file.at(name, 0)}: expected a vector, got nothing; leave the item or the column out")
+        widths[name] = len(vector)
+    return {field.name: widths[field.name] for field in others}
+
+
+def _by_column(block: Block) -> dict[str, Float[np.ndarray, "n _"]]:
+    """The block's vectors by column. Raises SemidError for one that is not finite."""
+    parts = np.split(block.vectors, np.cumsum(list(block.file.widths.values()))[:-1], axis=1)
+    named = dict(zip(block.file.widths, parts, strict=True))
+    for name, values in named.items():
+        for row in np.flatnonzero(~np.isfinite(values).all(axis=1))[:1].tolist():
+            where = block.file.at(name, block.first + row)
+            raise SemidError(f"{where}: expected a finite vector, got NaN or infinity; leave the item out")
+    return named
+
+
+def _placed(
+    catalog: SemanticCatalog, tokenizer: Encoder, given: _Given, new: Int[np.ndarray, " new"]
+) -> tuple[Int[np.ndarray, "n level"], int]:
+    """Codes for the `new` items (of the others, any), and how many of them got others than their nearest."""
+    vectors = given.encoded[new]
+    nearest = tokenizer.encode(vectors).astype(np.int32) if len(new) else np.zeros((0, len(tokenizer.level_sizes)), int)
+    policy = tokenizer.collisions
+    residuals = None
+    if tokenizer.is_residual:
+        residuals = functools.cache(lambda: Residuals(*tokenizer.last_residuals(vectors, nearest)))
+    fault = functools.partial(_full, given, new, catalog)
+    own = place(catalog, nearest, policy=policy, residuals=residuals, full=fault)
+    codes = np.zeros((len(given.item_ids), catalog.num_levels), np.int32)
+    codes[new] = own
+    return codes, int((own[:, : nearest.shape[1]] != nearest).any(axis=1).sum())
+
+
+def _full(given: _Given, new: np.ndarray, catalog: SemanticCatalog, item: int) -> SemidError:
+    where = given.at(int(new[item]))
+    return SemidError(
+        f"{where}: no codes are left beside those of the items like it (level sizes {catalog.level_sizes}, tombstones "
+        "keep theirs); fit a tokenizer anew (semid tokenize) with larger levels"
+    )

@@ -1,0 +1,193 @@
+"""The command `semid catalog`: append, remove, apply, diff, verify, history."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.table import Table
+
+from semid import artifacts
+from semid.artifacts import Kind
+from semid.catalog import CATALOG_FILE, SemanticCatalog, level_name
+from semid.catalog import versions as catalog_log
+from semid.cli.console import console
+from semid.errors import SemidError
+from semid.recommender import misfit, read_spec
+
+# Ids that are printed of a difference.
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Append:
+    """Append the items of Parquet files of vectors: encoded by the catalogue's tokenizer, nobody else's codes move."""
+
+    catalog: Path
+    """Catalogue folder that `semid tokenize` wrote."""
+    input: tuple[str, ...]
+    """Parquet files, or patterns such as 'new/*.parquet'."""
+    id_column: str = "item_id"
+    """Column of the ids."""
+    columns: tuple[str, ...] = ()
+    """Vector columns that the tokenizer reads, side by side; none given: those it was fitted to."""
+
+    def run(self) -> None:
+        from semid.catalog import append
+        from semid.data.storage import find
+        from semid.tokenizers import SemanticTokenizer
+
+        files = [found for pattern in self.input for found in find(pattern)]
+        tokenizer = SemanticTokenizer.from_pretrained(self.catalog)
+        made = append(self.catalog, files, tokenizer=tokenizer, id_column=self.id_column, columns=self.columns or None)
+        beside = f", {made.restored:,} back with their old codes" if made.restored else ""
+        beside += f", {made.moved:,} beside their nearest code, which was taken" if made.moved else ""
+        console.print(f"{_name(self.catalog, made.version)}: {made.new:,} items appended{beside}")
+
+
+@dataclass(frozen=True)
+class Remove:
+    """Remove items: they are recommended no more, histories that hold them stay readable, nobody gets their codes."""
+
+    catalog: Path
+    """Catalogue folder."""
+    items: tuple[str, ...] = ()
+    """Item ids."""
+    file: Path | None = None
+    """File of item ids, one a line."""
+
+    def run(self) -> None:
+        from semid.catalog import remove
+
+        ids = list(self.items)
+        if self.file is not None:
+            ids += read_item_ids(self.file)
+        console.print(f"{_name(self.catalog, remove(self.catalog, ids))}: {len(ids):,} items removed")
+
+
+@dataclass(frozen=True)
+class Apply:
+    """Bring a copy of a catalogue forward by the files of its changes (CATALOG/changes/000001.parquet, ...)."""
+
+    catalog: Path
+    """Catalogue folder, a copy of the one that the changes were made in."""
+    change: tuple[Path, ...]
+    """Files of changes, in order."""
+
+    def run(self) -> None:
+        if not self.change:
+            raise SemidError("catalog apply: expected at least one file after --change, got none")
+        for file in self.change:
+            made = catalog_log.apply(self.catalog, file)
+            console.print(f"{_name(self.catalog, made)}: applied {file}")
+
+
+@dataclass(frozen=True)
+class Diff:
+    """What became of a catalogue: items that came and went, codes that changed, models that no longer fit.
+
+    After a tokenizer was fitted anew, all codes are others, and models of the old ones must be trained again. Between
+    versions of one catalogue no code ever changes.
+    """
+
+    old: tyro.conf.Positional[str]
+    """Catalogue folder; FOLDER@3 is its version 3."""
+    new: tyro.conf.Positional[str]
+    """Catalogue folder; FOLDER@3 is its version 3."""
+    model: tuple[Path, ...] = ()
+    """Model folders: does each fit the new catalogue?"""
+
+    def run(self) -> None:
+        old, new = _version(self.old), _version(self.new)
+        found = catalog_log.diff(old, new)
+        for what, items in (("appended", found.appended), ("removed", found.removed)):
+            shown = ": " + ", ".join(items[:_SHOWN]) + (", ..." if len(items) > _SHOWN else "") if items else ""
+            console.print(f"{what} {len(items):,} items{shown}")
+        table = Table("level", "items with another code", title=f"codes of the {found.common:,} items of both")
+        for level, share in enumerate(found.changed_by_level):
+            table.add_row(level_name(level), f"{share:.1%}")
+        table.add_row("any", f"{found.changed:.1%}")
+        console.print(table)
+        faults = {path: _misfit(path, new) for path in self.model}
+        for path, fault in faults.items():
+            console.print(f"{path}: {f'no longer fits: {fault}; train it again' if fault else 'fits'}")
+        unfit = f"; {sum(map(bool, faults.values()))} of {len(faults)} models no longer fit" if faults else ""
+        console.print(f"{found.changed:.1%} of {found.common:,} items changed codes{unfit}")
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Check every byte of every version: digests, order, codes within their sizes, no item twice, none moved."""
+
+    catalog: Path
+    """Catalogue folder."""
+
+    def run(self) -> None:
+        found = catalog_log.verify(self.catalog)
+        dead = len(found.catalog) - found.catalog.num_alive
+        console.print(
+            f"{_name(self.catalog, found)}: whole; {found.catalog.num_alive:,} items and {dead:,} tombstones, digest "
+            f"{found.digest[:16]}"
+        )
+
+
+@dataclass(frozen=True)
+class History:
+    """List the versions of a catalogue."""
+
+    catalog: Path
+    """Catalogue folder."""
+
+    def run(self) -> None:
+        entries = catalog_log.history(self.catalog)
+        table = Table("version", "change", "items", "total", "created (UTC)", "digest")
+        for entry in entries:
+            created = entry.created.removesuffix("+00:00")
+            numbers = (str(entry.version), entry.kind, f"{entry.items:,}", f"{entry.alive:,}")
+            table.add_row(*numbers, created, entry.digest[:12])
+        console.print(table)
+        console.print(f"{self.catalog}: version {entries[-1].version}, {entries[-1].alive:,} items")
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """The life of a catalogue: items come and go, each change is a version, nobody's codes ever move."""
+
+    command: (
+        Annotated[Append, tyro.conf.subcommand("append")]
+        | Annotated[Remove, tyro.conf.subcommand("remove")]
+        | Annotated[Apply, tyro.conf.subcommand("apply")]
+        | Annotated[Diff, tyro.conf.subcommand("diff")]
+        | Annotated[Verify, tyro.conf.subcommand("verify")]
+        | Annotated[History, tyro.conf.subcommand("history")]
+    )
+
+    def run(self) -> None:
+        self.command.run()
+
+
+def _name(folder: Path, version: catalog_log.Version) -> str:
+    return f"{folder}: version {version.number}"
+
+
+def _version(name: str) -> SemanticCatalog:
+    """The catalogue FOLDER, or FOLDER@VERSION."""
+    folder, at, number = name.rpartition("@")
+    if not at or Path(name).exists():
+        return catalog_log.read(name)
+    if not number.isdecimal():
+        raise SemidError(f"{name}: expected FOLDER or FOLDER@VERSION, such as catalog@3")
+    return catalog_log.read(folder, int(number))
+
+
+def _misfit(model: Path, catalog: SemanticCatalog) -> str:
+    """Why a model folder's model cannot recommend from this catalogue; empty if it can."""
+    artifacts.read_artifact(model, Kind.MODEL)
+    return misfit(read_spec(model), SemanticCatalog.read(model / CATALOG_FILE), catalog)
+
+
+def read_item_ids(file: Path) -> list[str]:
+    """One a line; empty lines do not count."""
+    return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]

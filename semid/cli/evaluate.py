@@ -1,0 +1,139 @@
+"""The command `semid evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rich import box
+from rich.table import Table
+
+from semid import artifacts
+from semid.artifacts import Kind
+from semid.cli.console import console, print_statistics
+from semid.data import Dataset
+from semid.errors import SemidError
+from semid.recommender import Recommender
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure models beside popularity and bigram (and the oracle, where the dataset is simulated)."""
+
+    model: tuple[Path, ...]
+    """Model folders."""
+    dataset: Path
+    """Dataset folder."""
+    split: Literal["validation", "test"] = "test"
+    """Which examples. Choose by validation; read test once."""
+    ks: tuple[int, ...] = (5, 10)
+    """Cut-offs of the metrics."""
+    beam_size: int = 50
+    """Beams per user."""
+    exclude_seen: bool = False
+    """Never recommend an item of the history. Such figures must not be compared with the others."""
+    catalog: Path | None = None
+    """Catalogue folder of the models: its current version is measured, without what was removed."""
+    other_dataset: bool = False
+    """Measure on a dataset the model was not trained on; its test targets may have been trained on."""
+    out: Path | None = None
+    """File to write, with examples.json beside it. None given: metrics.json beside the first model's folder; the name
+    gains _validation and _seen_excluded with those options, and no examples are written then."""
+
+    def run(self) -> None:
+        from semid.evaluation import against_exact, baselines, compare, example_users, write_metrics
+
+        if not self.model:
+            raise SemidError("evaluate: expected at least one model folder after --model, got none")
+        out = self.out or self.model[0].parent / f"metrics{self._suffix}.json"
+        if out.is_dir():
+            raise SemidError(f"{out}: is a folder; name the file to write")
+        provenance = self._provenance()
+        dataset = Dataset.load(self.dataset)
+        print_statistics(dataset)
+        models = {
+            _name(path, self.model): Recommender.from_pretrained(path, catalog=self.catalog) for path in self.model
+        }
+        if self.catalog is not None:
+            provenance["catalog"] = next(iter(models.values())).catalog.digest
+        measured = compare(
+            {**models, **baselines(dataset)},
+            dataset,
+            split=self.split,
+            ks=self.ks,
+            beam_size=self.beam_size,
+            exclude_seen=self.exclude_seen,
+        )
+        seen = {"seen": "excluded"} if self.exclude_seen else {}
+        rows = [{**metrics.row(name), **seen} for name, metrics in measured.items()]
+        first = next(iter(models))
+        searched = {
+            name: against_exact(model, dataset, split=self.split, beam_size=self.beam_size)
+            for name, model in models.items()
+            if model.codes is not None
+        }
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if self.out or not self._suffix:  # a folder's examples are those of its metrics.json
+            users = example_users(
+                models[first], dataset, split=self.split, beam_size=self.beam_size, exclude_seen=self.exclude_seen
+            )
+            artifacts.write_json(out.with_name("examples.json"), users)
+        provenance |= {"beam_against_exact": searched}
+        write_metrics(out, self.split, rows, measured[first].provenance | provenance)
+        console.print(metrics_table(rows, self.ks))
+        for name, search in searched.items():
+            share = f"{search['exact_top_10_found']:.2%} of the exact top 10 ({search['users']} users)"
+            console.print(f"{name}: a beam of {self.beam_size} finds {share}")
+        console.print(f"wrote {out}")
+
+    @property
+    def _suffix(self) -> str:
+        """What sets the figures apart from those of test with seen items included."""
+        return "_validation" * (self.split == "validation") + "_seen_excluded" * self.exclude_seen
+
+    def _provenance(self) -> dict[str, Any]:
+        """The models' digests; raises SemidError for a model of another dataset, unless that is asked for."""
+        dataset = artifacts.read_artifact(self.dataset, Kind.DATASET)
+        models = {str(path): artifacts.read_artifact(path, Kind.MODEL) for path in self.model}
+        other = {path: m.parents.get("dataset", "unknown") for path, m in models.items()}
+        other = {path: digest for path, digest in other.items() if digest != dataset.digest}
+        if other and not self.other_dataset:
+            path, digest = next(iter(other.items()))
+            raise SemidError(
+                f"{path}: trained on dataset digest {digest[:16]}, not on {self.dataset} of {dataset.digest[:16]};"
+                " name the one that it was trained on, or measure on this one all the same with --other-dataset"
+            )
+        digests = {"models": {path: manifest.digest for path, manifest in models.items()}}
+        return digests | ({"trained_on_other_dataset": other} if other else {})
+
+
+def metrics_table(rows: Sequence[dict], ks: Sequence[int]) -> Table:
+    """Models as lines, the main metrics as columns."""
+    shown = {f"{label}@{k}": f"{name}@{k}" for k in ks for label, name in (("R", "recall"), ("N", "ndcg"))}
+    shown |= {"MRR": "mrr", f"cover@{max(ks)}": f"coverage@{max(ks)}", "valid": "valid"}
+    table = Table("model", *shown, box=box.SIMPLE)  # so that eight columns fit 80 characters
+    for row in rows:
+        table.add_row(str(row["model"]), *(f"{row[name]:.4f}" for name in shown.values()))
+    return table
+
+
+def _name(path: Path, paths: tuple[Path, ...]) -> str:
+    """A model's name in tables: its kind; where two share that, its folder's; else its path."""
+    names, folders = [_kind(p) for p in paths], [p.name for p in paths]
+    own = names[paths.index(path)]
+    if names.count(own) == 1:
+        return own
+    return path.name if folders.count(path.name) == 1 else str(path)
+
+
+def _kind(path: Path) -> str:
+    """semid, or the family; sasrec-content is SASRec that reads content vectors beside its ids."""
+    spec = artifacts.read_json(path / "config.json")
+    if spec["model"]["type"] != "DenseConfig":
+        return _KINDS.get(spec["model"]["type"], "semid")
+    return "sasrec-content" if spec["num_features"] else "sasrec"
+
+
+_KINDS = {"EncoderDecoderConfig": "encoder-decoder", "FlatDecoderConfig": "flat", "HybridConfig": "hybrid"}

@@ -1,0 +1,100 @@
+"""The commands `semid export`, `semid export-program` and `semid import-codes`: to others' formats, and from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from semid import artifacts
+from semid.artifacts import Kind
+from semid.catalog import CATALOG_FILE, Format, SemanticCatalog, export, read_tokens
+from semid.catalog.versions import current
+from semid.cli.console import console
+from semid.data import Dataset
+from semid.recommender import Recommender
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a catalogue in a format of others."""
+
+    catalog: Path
+    """Catalogue folder: its current version is written, without removed items."""
+    format: Literal["parquet", "json", "tsv", "hf-tokens", "hf-tokenizer", "trie"]
+    """parquet: codes as lists, and token strings; json: index.json of LC-Rec and MiniOneRec; tsv: item id and token
+    string; hf-tokens: token strings and added tokens; hf-tokenizer: a Hugging Face tokenizer.json with the code tokens
+    added; trie: the prefix tree's arrays as safetensors."""
+    out: Path
+    """File to write."""
+    base: Path | None = None
+    """hf-tokenizer: the tokenizer.json (or a folder with one) to add the code tokens to. None given: code tokens
+    alone, with <pad>, <bos>, <eos> and <unk>."""
+
+    def run(self) -> None:
+        found = current(self.catalog)
+        export(found.catalog, Format(self.format), self.out, base=self.base, version=found.number, digest=found.digest)
+        console.print(f"wrote {self.out}: version {found.number}, {found.catalog.num_alive} items")
+
+
+@dataclass(frozen=True)
+class ExportProgram:
+    """Write a trained recommender as StableHLO with its arrays, to be loaded by JAX without semid."""
+
+    model: Path
+    """Model folder."""
+    out: Path
+    """Folder to write."""
+    catalog: Path | None = None
+    """Catalogue folder of the model: its current version is recommended, items appended since included."""
+    k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10
+    """How many items it recommends."""
+    beam_size: int = 50
+    """Beams of the search."""
+    platforms: tuple[Literal["cpu", "cuda", "rocm", "tpu"], ...] = ("cpu", "cuda", "tpu")
+    """Where it will run."""
+
+    def run(self) -> None:
+        from semid.recommender import export_program
+
+        export_program(
+            Recommender.from_pretrained(self.model, catalog=self.catalog),
+            self.out,
+            k=self.k,
+            beam_size=self.beam_size,
+            platforms=self.platforms,
+        )
+        console.print(f"program: {self.out}")
+
+
+@dataclass(frozen=True)
+class ImportCodes:
+    """Make a catalogue of codes from elsewhere: an index.json of LC-Rec or MiniOneRec, by the dataset's item ids."""
+
+    codes: Path
+    """The index.json; or a file .tsv of item id, tab and token string."""
+    dataset: Path
+    """Dataset folder whose items the codes are of."""
+    out: Path
+    """Catalogue folder to write."""
+    tie_break: bool = False
+    """The last level carries no meaning and only tells colliding items apart."""
+    level_sizes: tuple[int, ...] = ()
+    """Codebook sizes. None given: the largest code of each level is its last."""
+
+    def run(self) -> None:
+        parents = {"dataset": artifacts.read_artifact(self.dataset, Kind.DATASET)}
+        dataset = Dataset.load(self.dataset)
+        found = read_tokens(self.codes, level_sizes=self.level_sizes or None, tie_break=self.tie_break)
+        codes = found.lookup(dataset.item_ids.to_pylist())
+        if len(found) > len(codes):
+            console.print(f"left out {len(found) - len(codes)} items of {self.codes} that the dataset does not have")
+        catalog = SemanticCatalog(dataset.item_ids, codes, found.level_sizes, self.tie_break)
+        settings = {"imported": artifacts.sha256(self.codes), "tie_break": self.tie_break}
+        settings |= {"level_sizes": list(self.level_sizes)} if self.level_sizes else {}
+        if not artifacts.is_current(self.out, kind=Kind.CATALOG, config=settings, parents=parents, seed=None):
+            with artifacts.write_artifact(self.out, kind=Kind.CATALOG, config=settings, parents=parents) as folder:
+                catalog.write(folder / CATALOG_FILE)
+        console.print(f"catalogue: {self.out}")

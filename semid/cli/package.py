@@ -1,0 +1,30 @@
+"""The command `semid package`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from semid.cli.console import console
+from semid.recommender import Recommender
+
+
+@dataclass(frozen=True)
+class Package:
+    """Write a folder to hand over: a model, its catalogue and tokenizer, and a card; without the state of training."""
+
+    model: Path
+    """Model folder."""
+    out: Path
+    """Folder to write; one handed over before is replaced."""
+    catalog: Path | None = None
+    """Catalogue folder of the model: its current version is handed over, items appended since included."""
+    metrics: Path | None = None
+    """A metrics.json of `semid evaluate` on this model, for the card."""
+    license: str | None = None
+    """License of the model as the Hugging Face hub names it, such as apache-2.0. None given: the card names none."""
+
+    def run(self) -> None:
+        recommender = Recommender.from_pretrained(self.model, catalog=self.catalog)
+        recommender.save_pretrained(self.out, metrics=self.metrics, license=self.license)
+        console.print(f"wrote {self.out}: README.md says what it is and how to load it")

@@ -1,0 +1,182 @@
+"""`semid prepare`: one dataclass a source, each a subcommand that reads a dataset, shows it and writes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal, Union
+
+import tyro
+
+from semid import artifacts
+from semid.artifacts import Kind
+from semid.cli.console import console, print_statistics
+from semid.data import Dataset, LeaveOneOut, SplitRule
+from semid.errors import SemidError
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where prepared data go, and how they are split."""
+
+    out: Path
+    """Dataset folder to write."""
+    split_rule: SplitRule = LeaveOneOut()
+    """How interactions are cut into training, validation and test."""
+    text_vectors: int = 128
+    """Dimensions of vectors made from the items' words (LSA) where the items bring no vectors. 0: make none."""
+
+    def read(self) -> Dataset:
+        """The dataset of this source."""
+        raise TypeError(f"{type(self).__name__} does not say how it is read")
+
+    def run(self) -> None:
+        """Read, print statistics, write. What forbids writing is found before anything is read."""
+        artifacts.check_output(self.out, kind=Kind.DATASET)
+        if self.text_vectors < 0:
+            raise SemidError(f"expected text_vectors of 0 (make none) or more, got {self.text_vectors}")
+        dataset = self.read()
+        print_statistics(dataset)
+        if self.text_vectors and not dataset.vector_columns:
+            dataset = _with_text_vectors(dataset, self.text_vectors)
+        if not artifacts.is_current(self.out, kind=Kind.DATASET, config=dataset.config, parents={}, seed=None):
+            dataset.save(self.out)
+            console.print(f"wrote {self.out}")
+
+
+def _with_text_vectors(dataset: Dataset, dim: int) -> Dataset:
+    """`dataset` with vectors of its texts; as it is, and a line that says why, where they do not suffice."""
+    from semid.encoders import with_text_vectors
+
+    try:
+        made = with_text_vectors(dataset, dim=dim)
+    except SemidError as error:
+        console.print(f"no text vectors: {error}")
+        return dataset
+    console.print(f"made {made.vectors('text_lsa').shape[1]}-d vectors of the items' text (text_lsa)")
+    return made
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tables(_Source):
+    format: ClassVar[str]
+    items: Path
+    """Table with item_id; text columns, vector columns and image or image_path as there are."""
+    interactions: Path
+    """Table with user_id, item_id, and timestamp (seconds, ISO-8601 or datetimes) or position; event and weight if any.
+    """
+    vectors: dict[str, Path] = field(default_factory=dict)
+    """Vector columns from .npy files: NAME FILE, row i for item row i."""
+    name: str = ""
+    """Name of the dataset; none given: the output folder's."""
+
+    def read(self) -> Dataset:
+        from semid.data import SUFFIXES, import_tables
+
+        for path in (self.items, self.interactions):
+            found = next((name for name, suffixes in SUFFIXES.items() if path.suffix.lower() in suffixes), self.format)
+            if found != self.format:
+                wanted = " or ".join(SUFFIXES[self.format])
+                raise SemidError(f"{path}: expected {wanted}; use `semid prepare {found}`, both tables of its kind")
+        name = self.name or self.out.name
+        return import_tables(
+            self.items, self.interactions, name=name, split_rule=self.split_rule, vectors=self.vectors or None
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parquet(_Tables):
+    """Import items and interactions from two Parquet files."""
+
+    format = "parquet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Csv(_Tables):
+    """Import items and interactions from two CSV (or .tsv) files with a header line."""
+
+    format = "csv"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Jsonl(_Tables):
+    """Import items and interactions from two files with one JSON object a line."""
+
+    format = "jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AmazonReviews(_Source):
+    """Amazon reviews, 5-core, from the files you downloaded (or downloaded now where the host allows it)."""
+
+    year: Literal[2014, 2018, 2023]
+    """Release: 2014, 2018 or 2023."""
+    category: str
+    """Category as its files spell it, such as Beauty or All_Beauty."""
+    manual_dir: Path
+    """Folder with the raw files."""
+    data_dir: Path = Path("data/tfds")
+    """Folder for the prepared array_record files."""
+
+    def read(self) -> Dataset:
+        from semid.data import read_amazon_reviews
+
+        return read_amazon_reviews(
+            self.year, self.category, manual_dir=self.manual_dir, data_dir=self.data_dir, split_rule=self.split_rule
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Movielens(_Source):
+    """MovieLens-1M from ml-1m.zip (or its folder) as you downloaded it."""
+
+    manual_dir: Path
+    """Folder with ml-1m.zip or ml-1m/."""
+    data_dir: Path = Path("data/tfds")
+    """Folder for the prepared array_record files."""
+
+    def read(self) -> Dataset:
+        from semid.data import read_movielens
+
+        return read_movielens(manual_dir=self.manual_dir, data_dir=self.data_dir, split_rule=self.split_rule)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simulated(_Source):
+    """Generate the embedded simulated catalogue, whose true next-item distribution is known."""
+
+    num_items: int = 2_000
+    """Items."""
+    num_users: int = 4_000
+    """Users."""
+    seed: int = 0
+    """Seed of the world."""
+
+    def read(self) -> Dataset:
+        from semid.data.simulated import SimulatedConfig, simulate
+
+        world = SimulatedConfig(
+            num_items=self.num_items, num_users=self.num_users, seed=self.seed, images=self.num_items <= 10_000
+        )
+        return simulate(world).dataset.replace(split_rule=self.split_rule)
+
+
+Source = Union[  # noqa: UP007 - tyro names subcommands by annotation
+    Annotated[Parquet, tyro.conf.subcommand("parquet")],
+    Annotated[Csv, tyro.conf.subcommand("csv")],
+    Annotated[Jsonl, tyro.conf.subcommand("jsonl")],
+    Annotated[AmazonReviews, tyro.conf.subcommand("amazon-reviews")],
+    Annotated[Movielens, tyro.conf.subcommand("movielens")],
+    Annotated[Simulated, tyro.conf.subcommand("simulated")],
+]
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Import a dataset: check it, print its statistics, write it as one verified folder."""
+
+    source: Source
+    """Where the data come from."""
+
+    def run(self) -> None:
+        self.source.run()

@@ -1,0 +1,77 @@
+"""The command `semid recommend`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+from jaxtyping import Bool
+from rich.table import Table
+
+from semid.cli.catalog import read_item_ids
+from semid.cli.console import console
+from semid.recommender import Recommender
+
+
+@dataclass(frozen=True)
+class Recommend:
+    """Recommend items for one history."""
+
+    model: Path
+    """Model folder."""
+    history: str
+    """Item ids, oldest first, separated by commas. Empty: the most popular items of training."""
+    k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10
+    """How many items."""
+    beam_size: int = 50
+    """Beams of the search."""
+    exclude_seen: bool = False
+    """Leave out items of the history."""
+    allow: Path | None = None
+    """File of item ids, one a line: no other is recommended (what is in stock, say)."""
+    deny: Path | None = None
+    """File of item ids, one a line, that are not recommended."""
+    skip_unknown: bool = False
+    """Drop unknown ids from the history, and say how many, instead of stopping."""
+    catalog: Path | None = None
+    """Catalogue folder whose current version is recommended from: with items appended, without items removed since."""
+
+    def run(self) -> None:
+        recommender = Recommender.from_pretrained(self.model, catalog=self.catalog)
+        history = [part.strip() for part in self.history.split(",") if part.strip()]
+        if self.skip_unknown:
+            unknown = int((~recommender.catalog.find_rows(history)[1]).sum()) if history else 0
+            if unknown:
+                console.print(f"dropped {unknown} unknown of {len(history)} items of the history")
+            if history and unknown == len(history):
+                console.print("no known item left: the most popular of training")
+        top = recommender.recommend(
+            [history],
+            k=self.k,
+            beam_size=self.beam_size,
+            exclude_seen=self.exclude_seen,
+            allowed=self._allowed(recommender),
+            skip_unknown=self.skip_unknown,
+        )
+        if not top.item_ids[0]:
+            console.print("nothing that may be recommended is left: look at --allow, --deny and --exclude-seen")
+            return
+        table = Table("rank", "item id", "log-probability", "codes")
+        tokens = recommender.catalog.tokens_of(recommender.catalog.rows(top.item_ids[0]))
+        for rank, (item_id, score, codes) in enumerate(zip(top.item_ids[0], top.scores[0], tokens, strict=False), 1):
+            table.add_row(str(rank), item_id, f"{score:.3f}", "".join(codes))
+        console.print(table)
+
+    def _allowed(self, recommender: Recommender) -> Bool[np.ndarray, " items"] | None:
+        """What the two files leave, None where neither is given."""
+        if self.allow is None and self.deny is None:
+            return None
+        allowed = np.ones(len(recommender.catalog), bool)
+        if self.allow is not None:
+            allowed &= recommender.allow(read_item_ids(self.allow))
+        if self.deny is not None:
+            allowed &= ~recommender.allow(read_item_ids(self.deny))
+        return allowed

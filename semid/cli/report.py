@@ -1,0 +1,28 @@
+"""The command `semid report`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from semid.cli.console import console
+from semid.errors import SemidError
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write one offline HTML page from the result files of runs."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders, each with a metrics.json."""
+    out: Path | None = None
+    """File to write; none given: report.html in the first run's folder."""
+
+    def run(self) -> None:
+        from semid.report import write_report
+
+        if not self.runs:
+            raise SemidError("report: expected at least one run folder; name folders that hold a metrics.json")
+        console.print(f"wrote {write_report(self.runs, self.out or self.runs[0] / 'report.html')}")

@@ -1,0 +1,252 @@
+"""The command `semid tokenize`: trains a tokenizer on a dataset, or encodes files with a trained one."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.progress import MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from semid import artifacts
+from semid.artifacts import Kind, Manifest
+from semid.catalog import Collisions
+from semid.cli.console import console
+from semid.data import Dataset
+from semid.errors import SemidError
+from semid.graphs import LightGCNConfig
+from semid.recommender import Recommender
+from semid.tokenizers import (
+    AlignmentConfig,
+    CooccurrenceConfig,
+    DasConfig,
+    DistillConfig,
+    LetterConfig,
+    PpmiConfig,
+    ProductConfig,
+    RQKmeansConfig,
+    RQVaeConfig,
+    SemanticTokenizer,
+    Signal,
+    TokenizerConfig,
+    VectorColumn,
+    tokenize,
+)
+from semid.training import MeshConfig, make_mesh
+
+
+@dataclass(frozen=True)
+class _Tokenizer(TokenizerConfig):
+    """A TokenizerConfig whose methods have their usual names as subcommands."""
+
+    method: (
+        Annotated[RQVaeConfig, tyro.conf.subcommand("rq-vae")]
+        | Annotated[RQKmeansConfig, tyro.conf.subcommand("rq-kmeans")]
+        | Annotated[ProductConfig, tyro.conf.subcommand("opq")]
+    ) = RQVaeConfig()
+    """RQ-VAE, or its training-free siblings."""
+    alignment: tyro.conf.Suppress[tuple[AlignmentConfig, ...]] = ()
+    signal: tyro.conf.Suppress[Signal] = PpmiConfig()
+
+
+@dataclass(frozen=True)
+class _Alignment:
+    """Which alignments, with what; each has its own options."""
+
+    alignment: tuple[Literal["letter", "distill", "cooccurrence", "das"], ...] = ()
+    """Collaborative losses of the RQ-VAE's training: items find their collaborative vectors (letter) or equal them
+    (distill), find co-consumed items (cooccurrence), or the dual views of users and items (das)."""
+    signal: Literal["ppmi", "lightgcn", "model"] = "ppmi"
+    """Collaborative vectors for all but cooccurrence: from co-occurrence, by LightGCN, or of the model after
+    --teacher."""
+    teacher: Path | None = None
+    """Folder of a model that `semid train sasrec` wrote on this dataset."""
+    ppmi: PpmiConfig = PpmiConfig()
+    lightgcn: LightGCNConfig = LightGCNConfig()
+    letter: LetterConfig = LetterConfig()
+    distill: DistillConfig = DistillConfig()
+    cooccurrence: CooccurrenceConfig = CooccurrenceConfig()
+    das: DasConfig = DasConfig()
+
+    def blocks(self) -> tuple[AlignmentConfig, ...]:
+        """The config blocks of the chosen alignments."""
+        return tuple(getattr(self, name) for name in self.alignment)
+
+    def chosen_signal(self) -> Signal:
+        """The signal's config. Raises SemidError where a teacher is missing, or has no use."""
+        if (self.signal == "model") != (self.teacher is not None):
+            raise SemidError("--signal model and --teacher FOLDER go together; give both, or neither")
+        if self.teacher and not set(self.alignment) - {"cooccurrence"}:
+            raise SemidError("--teacher is for letter, distill and das; name one of them after --alignment")
+        signals: dict[str, Signal] = {"ppmi": self.ppmi, "lightgcn": self.lightgcn, "model": VectorColumn(_TEACHER)}
+        return signals[self.signal]
+
+
+# The column of a teacher's item vectors; never tokenized.
+_TEACHER = "teacher"
+
+
+@dataclass(frozen=True)
+class _Files:
+    """Items in Parquet files, of any number and size, and who encodes them."""
+
+    catalog: Path | None = None
+    """Catalogue folder whose tokenizer encodes the files of --input; nothing is trained."""
+    input: tuple[str, ...] = ()
+    """Parquet files, or patterns such as 'items/*.parquet'; paths or URLs that fsspec knows (s3://...)."""
+    id_column: str = "item_id"
+    """Column of the ids."""
+    scheduler: str = "local"
+    """Who encodes: this process (local), or the workers of a Dask cluster, by its scheduler's tcp://HOST:PORT."""
+    retries: int = 2
+    """How often a file is tried again that a disk or a network fails to read or write."""
+    new_catalog: Path | None = None
+    """Catalogue folder to write of all the items, in the order of their ids; collisions are resolved in DuckDB. Items
+    of equal codes get new last numbers: it is one to train on. One in use grows by `semid catalog append`."""
+    memory_limit: str = "1GiB"
+    """Of DuckDB; what goes beyond is on disk."""
+
+    def encode(self, out: str, *, columns: tuple[str, ...] | None, collisions: Collisions) -> None:
+        """Write a file of codes to `out` for each, and the catalogue of them all where that is asked for."""
+        from semid.bulk import check_catalog, encode_files, write_catalog
+        from semid.data.storage import find
+
+        if self.catalog is None or not self.input:
+            raise SemidError("--catalog FOLDER and --input FILES go together: whose tokenizer, and what to encode")
+        resolved: dict[str, Any] = {
+            "tokenizer": self.catalog,
+            "collisions": collisions,
+            "memory_limit": self.memory_limit,
+        }
+        if self.new_catalog:  # before hours of encoding
+            check_catalog(self.new_catalog, **resolved)
+        tokenizer = SemanticTokenizer.from_pretrained(self.catalog)
+        files = [found for pattern in self.input for found in find(pattern)]
+        started, items = time.monotonic(), 0
+        with Progress(
+            *Progress.get_default_columns(), MofNCompleteColumn(), TextColumn("{task.fields[items]:,} items")
+        ) as progress:
+            task = progress.add_task("encoding files", total=len(files), items=0)
+
+            def advance(new: int, done: int) -> None:
+                nonlocal items
+                items += new
+                progress.update(task, advance=done, items=items)
+
+            encoded = encode_files(
+                tokenizer,
+                files,
+                out,
+                id_column=self.id_column,
+                columns=columns,
+                scheduler=self.scheduler,
+                retries=self.retries,
+                on_progress=advance,
+            )
+        if encoded.skipped:
+            console.print(f"{len(encoded.skipped)} files were encoded before; skipped")
+        rate = encoded.items / (time.monotonic() - started)
+        console.print(f"{out}: {encoded.items:,} items, {rate:,.0f} items per second")
+        if self.new_catalog:
+            write_catalog(encoded.outputs, self.new_catalog, **resolved)
+            console.print(f"catalogue: {self.new_catalog}")
+
+
+@dataclass(frozen=True)
+class Tokenize:
+    """With --dataset: train a tokenizer on the items' vectors (and, aligned, on interactions) and write the catalogue
+    of their codes. With --catalog and --input: encode files with that catalogue's tokenizer, a file of codes for each.
+
+    Options of a method follow its name, after all others; `semid tokenize rq-vae --help` lists them. On several hosts,
+    start training as `semid train`, and encode with --scheduler. What was stopped goes on when it is given again.
+    """
+
+    out: str
+    """Catalogue folder to write; of --input, the folder (or URL) for files of the same names."""
+    dataset: Path | None = None
+    """Dataset folder to train on."""
+    files: Annotated[_Files, tyro.conf.arg(name="")] = _Files()
+    config: tyro.conf.OmitArgPrefixes[_Tokenizer] = _Tokenizer()
+    alignment: Annotated[_Alignment, tyro.conf.arg(name="")] = _Alignment()
+    seed: int = 0
+    """Seed of initialization and shuffling."""
+    mesh: Annotated[MeshConfig, tyro.conf.arg(name="")] = MeshConfig()
+    """How devices share the training of the RQ-VAE."""
+
+    def run(self) -> None:
+        if (self.dataset is None) == (self.files.catalog is None):
+            raise SemidError(
+                "tokenize: expected either --dataset FOLDER to train on, or --catalog and --input to encode"
+            )
+        if self.dataset is None:
+            self._check_no_training()
+            self.files.encode(self.out, columns=self.config.columns, collisions=self.config.collisions)
+        else:
+            self._check_no_files()
+            self._train(self.dataset, Path(self.out))
+
+    def _check_no_files(self) -> None:
+        """Raise SemidError for an option of files beside --dataset."""
+        if given := _changed(self.files, _Files()):
+            option = f"--{given.replace('_', '-')}"
+            raise SemidError(f"tokenize: {option} is for encoding files with --catalog, not for training on --dataset")
+
+    def _check_no_training(self) -> None:
+        """Raise SemidError for an option of training beside --catalog."""
+        of_both = _Tokenizer(columns=self.config.columns, collisions=self.config.collisions)
+        if given := _changed(self, Tokenize(out=self.out, files=self.files, config=of_both)):
+            names = {"config": "a method", "alignment": "an alignment", "mesh": "--fsdp or --tensor"}
+            what = names.get(given, f"--{given}")
+            raise SemidError(f"tokenize: {what} is for training; the tokenizer of --catalog is trained already")
+
+    def _train(self, folder: Path, out: Path) -> None:
+        signal, teacher = self.alignment.chosen_signal(), self.alignment.teacher
+        parents = {"dataset": artifacts.read_artifact(folder, Kind.DATASET)}
+        dataset = Dataset.load(folder)
+        config = TokenizerConfig(**{**vars(self.config), "alignment": self.alignment.blocks(), "signal": signal})
+        if teacher:
+            parents["teacher"] = _taught_by(teacher, parents["dataset"])
+            config = replace(config, columns=config.columns or tuple(dataset.vector_columns))
+            model = Recommender.from_pretrained(teacher)
+            rows = model.catalog.rows(dataset.item_ids)
+            dataset = dataset.with_vectors(_TEACHER, model.item_vectors()[rows])
+        tokenize(dataset, config, out=out, parents=parents, seed=self.seed, mesh=make_mesh(config=self.mesh))
+        _print_health(out)
+
+
+def _changed(given: Any, default: Any) -> str:
+    """The first field that is not as in `default`; empty if there is none."""
+    return next((f.name for f in fields(given) if getattr(given, f.name) != getattr(default, f.name)), "")
+
+
+def _taught_by(teacher: Path, dataset: Manifest) -> Manifest:
+    """The teacher's manifest. Raises SemidError for one of another dataset: it may know the test items of this one."""
+    manifest = artifacts.read_artifact(teacher, Kind.MODEL)
+    digest = manifest.parents.get("dataset", "unknown")
+    if digest != dataset.digest:
+        raise SemidError(
+            f"{teacher}: trained on dataset digest {digest[:16]}, not on this one of {dataset.digest[:16]}; what is "
+            "test here may have been training there; train a teacher on this dataset"
+        )
+    return manifest
+
+
+def _print_health(folder: Path) -> None:
+    health = artifacts.read_json(folder / "health.json")
+    table = Table("level", "codes", "used", "usage", "perplexity", "dead", title="codes")
+    for level in health["levels"]:
+        numbers = (level["size"], level["used"], f"{level['usage']:.1%}", f"{level['perplexity']:.1f}", level["dead"])
+        table.add_row(str(level["level"]), *map(str, numbers))
+    console.print(table)
+    console.print(
+        f"items sharing all codes: {health['collision_rate_before']:.1%} (largest group "
+        f"{health['largest_group_before']}), after {health['collisions']} {health['collision_rate_after']:.1%}; "
+        f"variance explained {health['explained_variance']:.1%}"
+    )
+    if shared := {side: of["neighbors_sharing"][0] for side, of in health.get("collaborative", {}).items()}:
+        beside = f" ({shared['content_only']:.1%} with content only)" if "content_only" in shared else ""
+        console.print(f"co-consumed items sharing the first code: {shared['codes']:.1%}{beside}")
+    console.print(f"catalogue: {folder}")

@@ -1,0 +1,215 @@
+"""What one can see of simulated items: titles, attributes, category paths, vectors, images."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Float, Int, UInt8
+from PIL import Image
+
+from semid.arrow import to_lists
+
+TAXONOMY = {
+    "Kitchen": {
+        "Cookware": ("saucepan", "skillet", "wok", "casserole"),
+        "Tableware": ("plate", "bowl", "mug", "pitcher"),
+        "Storage": ("jar", "tin", "bread box", "spice rack"),
+        "Tools": ("whisk", "ladle", "grater", "peeler"),
+    },
+    "Garden": {
+        "Plant care": ("watering can", "flower pot", "trellis", "mister"),
+        "Hand tools": ("trowel", "pruner", "rake", "hoe"),
+        "Outdoor living": ("lantern", "hammock", "bench", "parasol"),
+        "Wildlife": ("bird feeder", "nest box", "bee house", "bird bath"),
+    },
+    "Office": {
+        "Writing": ("fountain pen", "pencil", "marker", "notebook"),
+        "Desk": ("desk lamp", "letter tray", "pen holder", "desk mat"),
+        "Filing": ("folder", "binder", "index box", "clipboard"),
+        "Seating": ("office chair", "stool", "footrest", "back cushion"),
+    },
+    "Sports": {
+        "Climbing": ("harness", "chalk bag", "rope", "carabiner"),
+        "Cycling": ("saddle", "bicycle bell", "pannier", "bottle cage"),
+        "Water": ("paddle", "goggles", "dry bag", "float"),
+        "Fitness": ("kettlebell", "yoga mat", "jump rope", "foam roller"),
+    },
+    "Music": {
+        "Strings": ("ukulele", "guitar strap", "violin bow", "capo"),
+        "Percussion": ("tambourine", "cajon", "drumstick", "shaker"),
+        "Keys": ("keyboard stand", "piano lamp", "pedal", "melodica"),
+        "Practice": ("metronome", "music stand", "tuner", "ear plugs"),
+    },
+    "Beauty": {
+        "Skin": ("face cream", "cleanser", "serum", "soap"),
+        "Hair": ("shampoo", "hair brush", "comb", "hair oil"),
+        "Bath": ("bath salt", "sponge", "towel", "bath robe"),
+        "Nails": ("nail file", "nail polish", "nail clipper", "cuticle oil"),
+    },
+}
+MATERIALS = (
+    "oak",
+    "steel",
+    "linen",
+    "bamboo",
+    "ceramic",
+    "leather",
+    "glass",
+    "cork",
+    "copper",
+    "wool",
+    "stone",
+    "cotton",
+)
+COLORS = ("green", "white", "blue", "black", "red", "grey", "yellow", "brown", "orange", "violet", "pink", "silver")
+ADJECTIVES = (
+    "rustic",
+    "classic",
+    "sturdy",
+    "modern",
+    "slim",
+    "bold",
+    "gentle",
+    "playful",
+    "compact",
+    "fine",
+    "quiet",
+    "light",
+)
+BRANDS = tuple(
+    start + end
+    for end in ("wick", "orn", "usk", "ado", "imble", "ath", "eld", "ovane")
+    for start in ("Brun", "Quil", "Tarv", "Osk", "Fenn", "Mirr", "Dalv", "Yost", "Plem", "Skar")
+)
+FAVOURITES = 3  # words of a pool that a taxonomy node prefers
+WORD_NOISE = 0.2  # chance of any other word of the pool
+
+
+def item_table(
+    cell: Int[np.ndarray, " items"],
+    appeal: Float[np.ndarray, " items"],
+    *,
+    taxonomy: tuple[int, int, int],
+    styles: int,
+    dim: int,
+    noise: float,
+    images: bool,
+    rng: np.random.Generator,
+) -> pa.Table:
+    """The items table of cells (kind x style) and appeal (log popularity, of which content shows a part)."""
+    words_rng, vector_rng, image_rng = rng.spawn(3)
+    levels = _levels(cell, taxonomy, styles)
+    columns = {"item_id": numbered_ids("i", len(cell)), **_words(levels, taxonomy, words_rng)}
+    vectors = _vectors(levels, appeal, dim=dim, noise=noise, rng=vector_rng)
+    columns["content"] = to_lists(vectors)
+    if images:
+        columns["image"] = pa.array(_images(levels, image_rng), pa.binary())
+    return pa.table(columns)
+
+
+def numbered_ids(prefix: str, count: int) -> pa.Array:
+    """External ids: the prefix and a number of at least 7 digits."""
+    return pc.binary_join_element_wise(prefix, pc.utf8_lpad(pa.array(np.arange(count)).cast(pa.string()), 7, "0"), "")
+
+
+def _levels(cell: np.ndarray, taxonomy: tuple[int, int, int], styles: int) -> dict[str, Int[np.ndarray, " items"]]:
+    """Each item's node on every level of the taxonomy, numbered across the level."""
+    kind = cell // styles
+    category = kind // taxonomy[2]
+    return {"department": category // taxonomy[1], "category": category, "kind": kind, "style": cell % styles}
+
+
+def _words(
+    levels: dict[str, np.ndarray], taxonomy: tuple[int, int, int], rng: np.random.Generator
+) -> dict[str, pa.Array]:
+    paths = _paths(taxonomy)
+    kind = pa.array([path[-1] for path in paths]).take(pa.array(levels["kind"]))
+    category = pa.array([" > ".join(path) for path in paths]).take(pa.array(levels["kind"]))
+    num_styles = int(levels["style"].max()) + 1
+    brand = _pick(BRANDS, levels["department"] * num_styles + levels["style"], rng)
+    adjective = _pick(ADJECTIVES, levels["style"], rng)
+    material = _pick(MATERIALS, levels["category"], rng)
+    color = _pick(COLORS, levels["style"], rng)
+    model = pa.array(rng.integers(100, 1000, len(kind))).cast(pa.string())
+    title = pc.binary_join_element_wise(brand, adjective, material, kind, model, " ")
+    description = pc.binary_join_element_wise("A", adjective, kind, "made of", material, "in", color, "by", brand, " ")
+    return {
+        "title": title,
+        "brand": brand,
+        "color": color,
+        "material": material,
+        "category": category,
+        "text": pc.binary_join_element_wise(title, category, description, ". "),
+    }
+
+
+def _paths(taxonomy: tuple[int, int, int]) -> list[tuple[str, str, str]]:
+    """Names of department, category and kind, for every kind."""
+    departments, categories, kinds = taxonomy
+    paths = []
+    for d in range(departments):
+        department = list(TAXONOMY.values())[d % len(TAXONOMY)]
+        for c in range(categories):
+            nouns = list(department.values())[c % len(department)]
+            names = _name(tuple(TAXONOMY), d), _name(tuple(department), c)
+            paths += [(*names, _name(nouns, k)) for k in range(kinds)]
+    return paths
+
+
+def _name(words: tuple[str, ...], index: int) -> str:
+    """The word at `index`; once through, they start over with a number."""
+    series = index // len(words)
+    return words[index % len(words)] + (f" {series + 1}" if series else "")
+
+
+def _pick(pool: tuple[str, ...], group: Int[np.ndarray, " n"], rng: np.random.Generator) -> pa.Array:
+    """A word an item, mostly one of the few that its group prefers."""
+    index = group * FAVOURITES + rng.integers(FAVOURITES, size=len(group))
+    noisy = rng.random(len(group)) < WORD_NOISE
+    index[noisy] = rng.integers(len(pool), size=noisy.sum())
+    return pa.array(pool).take(pa.array(index % len(pool)))
+
+
+def _vectors(
+    levels: dict[str, np.ndarray], appeal: np.ndarray, *, dim: int, noise: float, rng: np.random.Generator
+) -> Float[np.ndarray, "items dim"]:
+    """What a text encoder might give: a part for each taxonomy node, one for appeal, and the item's own noise."""
+    vectors = rng.standard_normal((len(appeal), dim), np.float32) * np.float32(noise)
+    for name, scale in (("department", 1.0), ("category", 0.8), ("kind", 0.8), ("style", 0.6)):
+        parts = rng.standard_normal((int(levels[name].max()) + 1, dim), np.float32) * np.float32(scale)
+        vectors += parts[levels[name]]
+    centered = (appeal - appeal.mean()) / max(appeal.std(), 1e-9)
+    direction = rng.standard_normal(dim, np.float32) * np.float32(0.4)
+    vectors += centered.astype(np.float32)[:, None] * direction[None]
+    return vectors
+
+
+def _images(levels: dict[str, np.ndarray], rng: np.random.Generator, size: int = 32) -> list[bytes]:
+    """PNGs: lobes by department, color by category, stripes by kind, background by style; place and turn at random."""
+    noise = rng.uniform(-1, 1, (len(levels["kind"]), 3))
+    rows = zip(*(levels[name].tolist() for name in ("department", "category", "kind", "style")), noise, strict=True)
+    return [_png(_pixels(*row, size=size)) for row in rows]
+
+
+def _pixels(
+    department: int, category: int, kind: int, style: int, noise: np.ndarray, *, size: int
+) -> UInt8[np.ndarray, "size size 3"]:
+    y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
+    x, y = x + 0.15 * noise[0], y + 0.15 * noise[1]
+    radius, angle = np.hypot(x, y), np.arctan2(y, x)
+    inside = radius < 0.6 + 0.2 * np.cos((department + 2) * angle + 0.5 * noise[2])
+    stripes = 0.75 + 0.25 * np.sign(np.sin((3 + 3 * (kind % 4)) * x))
+    # Hues a golden section apart stay distinct however many categories there are.
+    hue = 2 * np.pi * (0.618034 * category + np.array([0, 1 / 3, 2 / 3]))
+    color = 140 + 100 * np.cos(hue)
+    background = 245 - 200 * (style % 2) - 25 * (style // 2 % 4)
+    return np.where(inside[..., None], stripes[..., None] * color, background).astype(np.uint8)
+
+
+def _png(pixels: UInt8[np.ndarray, "h w 3"]) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()

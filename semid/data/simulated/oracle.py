@@ -1,0 +1,194 @@
+"""The latent side of a simulated world, the true distribution of the next item, and the ranker that knows it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float, Int
+
+from semid.data.histories import Histories
+from semid.data.simulated.config import SimulatedConfig
+from semid.errors import SemidError
+
+DENSE_ENTRIES = 1 << 24  # bound on rows x items of one block of dense probabilities
+
+
+@dataclass(frozen=True)
+class World:
+    """The items' latent side. A `slot` is a place in the order by cell and popularity; item rows are shuffled."""
+
+    config: SimulatedConfig
+    cell: Int[np.ndarray, " items"]
+    share: Float[np.ndarray, " items"]  # of the item in its cell
+    release: Int[np.ndarray, " items"]  # seconds
+    successors: Int[np.ndarray, "items s"]
+    next_kinds: Int[np.ndarray, "kinds m"]
+    cell_share: Float[np.ndarray, " cells"]
+    row_of_slot: Int[np.ndarray, " items"]
+    first_slot: Int[np.ndarray, " cells+1"]
+    cumulative: Float[np.ndarray, " items"]  # of `share` by slot: cell `c` spans (c, c + 1]
+
+    def draw_from_cells(self, cells: Int[np.ndarray, " n"], rng: np.random.Generator) -> Int[np.ndarray, " n"]:
+        """One item row from each cell, by share."""
+        slot = np.searchsorted(self.cumulative, cells + rng.random(len(cells)), side="right")
+        # The clip is for the last bit of the cumulative sum alone.
+        return self.row_of_slot[np.clip(slot, self.first_slot[cells], self.first_slot[cells + 1] - 1)]
+
+    def draw(self, choices: Choices, rng: np.random.Generator) -> Int[np.ndarray, " n"]:
+        """One item row from each mixture, seen or not, released or not."""
+        ends = np.cumsum(choices.weights, axis=1)
+        column = (ends <= rng.random(len(ends))[:, None] * ends[:, -1:]).sum(axis=1)
+        last = choices.values.shape[1]  # the column of popularity, which has a weight and no value
+        value = choices.values[np.arange(len(ends)), np.minimum(column, last - 1)]
+        popular = np.searchsorted(np.cumsum(self.cell_share)[:-1], rng.random(len(ends)), side="right")
+        is_item = (column >= choices.num_cells) & (column < last)
+        cells = np.where(column >= last, popular, np.where(is_item, 0, value))
+        return np.where(is_item, value, self.draw_from_cells(cells, rng)).astype(np.int32)
+
+    def dense(
+        self,
+        choices: Choices,
+        time: Int[np.ndarray, " n"],
+        *,
+        seen: Int[np.ndarray, " total"],
+        owner: Int[np.ndarray, " total"],
+    ) -> Float[np.ndarray, "n items"]:
+        """Probabilities of the next item at `time`, where row `owner[i]` has had item `seen[i]`."""
+        row = np.arange(len(time))
+        cells = choices.weights[:, -1:] * self.cell_share[None]
+        for column in range(choices.num_cells):
+            cells[row, choices.values[:, column]] += choices.weights[:, column]
+        p = cells[:, self.cell]
+        p *= self.share
+        for column in range(choices.num_cells, choices.values.shape[1]):
+            p[row, choices.values[:, column]] += choices.weights[:, column]
+        p[self.release > time[:, None]] = 0
+        p[owner, seen] = 0
+        p /= np.maximum(p.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
+        return p
+
+
+class Choices(NamedTuple):
+    """Mixtures over what comes next: `num_cells` columns of cells, then items; the last weight is popularity's."""
+
+    values: Int[np.ndarray, "n choices-1"]
+    weights: Float[np.ndarray, "n choices"]
+    num_cells: int
+
+    def take(self, index: Int[np.ndarray, " m"]) -> Choices:
+        return Choices(self.values[index], self.weights[index], self.num_cells)
+
+
+@dataclass(frozen=True)
+class People:
+    """The users' latent side: favourite cells at the start and at the end, and when each interaction happens."""
+
+    early: Int[np.ndarray, "users f"]
+    late: Int[np.ndarray, "users f"]
+    offsets: Int[np.ndarray, " users+1"]
+    time: Int[np.ndarray, " n"]
+
+    @property
+    def lengths(self) -> Int[np.ndarray, " users"]:
+        return np.diff(self.offsets)
+
+    def time_of(self, users: Int[np.ndarray, " n"], steps: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+        """When the user's interaction number `steps` happens; the last one's time from there on."""
+        return self.time[np.minimum(self.offsets[users] + steps, self.offsets[users + 1] - 1)]
+
+
+def mixtures(
+    world: World,
+    people: People,
+    *,
+    users: Int[np.ndarray, " n"],
+    steps: Int[np.ndarray, " n"],
+    last: Int[np.ndarray, " n"],
+) -> Choices:
+    """What the next item is drawn from at a user's step, after item `last` (-1 for none)."""
+    config, weights = world.config, world.config.mixture
+    age = np.minimum(steps / np.maximum(people.lengths[users] - 1, 1), 1.0)[:, None]
+    has_last = (last >= 0)[:, None]
+    cell = world.cell[last]
+    following = world.next_kinds[cell // config.styles] * config.styles + (cell % config.styles)[:, None]
+    favourite, transition, successor = (
+        weight * _falling(count)[None]
+        for weight, count in (
+            (weights.taste, config.favourites),
+            (weights.transition, config.next_kinds),
+            (weights.successor, config.successors),
+        )
+    )
+    popularity = np.full((len(users), 1), weights.popularity)
+    columns = [(1 - age) * favourite, age * favourite, has_last * transition, has_last * successor, popularity]
+    values = [people.early[users], people.late[users], following, world.successors[last]]
+    return Choices(np.hstack(values), np.hstack(columns), 2 * config.favourites + config.next_kinds)
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """The ranker that knows each user's latent state: in expectation no model recommends better.
+
+    The length of a history is the user's step, its last item the one the next depends on. Histories from which items
+    are missing (held-out items) are ranked as they are, and the result is no ceiling.
+    """
+
+    world: World
+    people: People
+    item_ids: pa.Array
+    codes: ClassVar[None] = None
+    tie_break: ClassVar[bool] = False
+
+    def probabilities(self, histories: Histories) -> Float[np.ndarray, "n items"]:
+        """The true distribution of the next item; rows sum to 1. Raises SemidError for users or items of elsewhere."""
+        self._check(histories)
+        seen, owner = histories.flat()
+        last = np.full(len(histories), -1)
+        some = histories.lengths > 0
+        last[some] = histories.items[histories.ends[some] - 1]
+        users, steps = histories.users, histories.lengths
+        choices = mixtures(self.world, self.people, users=users, steps=steps, last=last)
+        return self.world.dense(choices, self.people.time_of(users, steps), seen=seen, owner=owner)
+
+    def rank(self, histories: Histories, *, k: int, exclude_seen: bool = False) -> Int[np.ndarray, "n k"]:
+        """The `k` likeliest item rows, best first, -1 where fewer can come; no seen item ever can."""
+        ranked = np.full((len(histories), k), -1, np.int32)
+        for block in blocks(np.arange(len(histories)), self.world.config.num_items):
+            p = self.probabilities(histories.take(block))
+            best = np.argpartition(-p, min(k, p.shape[1]) - 1, axis=1)[:, :k]
+            value = np.take_along_axis(p, best, axis=1)
+            order = np.lexsort((best, -value))  # equal probabilities: the lower row first
+            best, value = (np.take_along_axis(a, order, axis=1) for a in (best, value))
+            ranked[block, : best.shape[1]] = np.where(value > 0, best, -1)
+        return ranked
+
+    def _check(self, histories: Histories) -> None:
+        users, (items, _) = histories.users, histories.flat()
+        num_users, num_items = len(self.people.early), self.world.config.num_items
+        if len(users) and not (users.min() >= 0 and users.max() < num_users):
+            raise SemidError(
+                f"the oracle knows users 0 to {num_users - 1} of its own world, got {users.min()} to {users.max()};"
+                " use the histories of the dataset it was simulated with"
+            )
+        if len(items) and not (items.min() >= 0 and items.max() < num_items):
+            raise SemidError(
+                f"the oracle knows item rows 0 to {num_items - 1}, got {items.min()} to {items.max()};"
+                " use the dataset it was simulated with"
+            )
+
+
+def _falling(count: int) -> Float[np.ndarray, " count"]:
+    """Weights that halve from one to the next and sum to 1."""
+    return normalized(0.5 ** np.arange(count))
+
+
+def normalized(weights: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    return weights / weights.sum()
+
+
+def blocks(index: Int[np.ndarray, " n"], num_items: int) -> list[Int[np.ndarray, " m"]]:
+    size = max(1, DENSE_ENTRIES // num_items)
+    return [index[i : i + size] for i in range(0, len(index), size)]

@@ -1,0 +1,182 @@
+"""A simulated world that knows the true distribution of the next item: the embedded dataset, and the tests' world.
+
+Items sit in *cells*, the leaves of a latent taxonomy (department > category > kind, each kind in several styles), with
+Zipf popularity inside a cell. A user's next item comes from a mixture of four components:
+
+    taste        a cell from the user's favourite kinds in the user's style; favourites drift over the user's lifetime
+    transition   a cell that follows the last item's kind in a sparse transition matrix, in the last item's style
+    successor    one of the few items that follow the last item in particular
+    popularity   any cell, by its share of the whole
+
+and an item from the cell by its share. Items the user has had and items not yet released have probability zero, and
+the rest renormalises, so `p(next | user, step, history)` is explicit: `Oracle` computes it, rejection sampling draws
+from it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from semid.config import to_dict
+from semid.data.dataset import Dataset
+from semid.data.simulated.config import SimulatedConfig
+from semid.data.simulated.content import item_table, numbered_ids
+from semid.data.simulated.oracle import Oracle, People, World, blocks, mixtures, normalized
+
+START = 1_577_836_800  # 2020-01-01, in seconds
+DAY = 86_400
+HOME_SHARE = 0.7  # how often a favourite kind is from the user's home department
+USERS_AT_ONCE = 1 << 16
+REJECTION_ROUNDS = 32  # whoever has no item after so many draws gets one from the dense distribution
+
+
+class Simulation(NamedTuple):
+    """A dataset and the oracle that knows how it came about."""
+
+    dataset: Dataset
+    oracle: Oracle
+
+
+def simulate(config: SimulatedConfig) -> Simulation:
+    """Make the world of `config`; `dataset.source["config"]` rebuilds it."""
+    # One stream per part: switching images off changes no interaction.
+    world_rng, people_rng, walk_rng, content_rng = (np.random.default_rng([config.seed, part]) for part in range(4))
+    world = make_world(config, world_rng)
+    people = make_people(config, world, people_rng)
+    item = _walk(world, people, walk_rng)
+    items = item_table(
+        world.cell,
+        np.log(world.share),
+        taxonomy=config.taxonomy,
+        styles=config.styles,
+        dim=config.content_dim,
+        noise=config.content_noise,
+        images=config.images,
+        rng=content_rng,
+    )
+    dataset = Dataset(
+        items=items,
+        users=numbered_ids("u", config.num_users),
+        user=np.repeat(np.arange(config.num_users, dtype=np.int32), people.lengths),
+        item=item,
+        time=people.time,
+        name="simulated",
+        source={"type": "simulated", "config": to_dict(config)},
+    )
+    return Simulation(dataset, Oracle(world, people, dataset.item_ids))
+
+
+def make_world(config: SimulatedConfig, rng: np.random.Generator) -> World:
+    """Cells and their items, releases, transitions, successors."""
+    num_items, num_cells = config.num_items, config.num_cells
+    cell_share = normalized((1.0 + rng.permutation(num_cells)) ** -0.5)
+    counts = 1 + rng.multinomial(num_items - num_cells, cell_share)
+    first_slot = np.concatenate([[0], np.cumsum(counts)])
+    cell_of_slot = np.repeat(np.arange(num_cells), counts)
+    weight = (1.0 + np.arange(num_items) - first_slot[cell_of_slot]) ** -config.zipf
+    share_of_slot = weight / np.bincount(cell_of_slot, weight)[cell_of_slot]
+    row_of_slot = rng.permutation(num_items)
+    slot_of_row = np.argsort(row_of_slot)
+    cell = cell_of_slot[slot_of_row]
+    release = np.full(num_items, START)
+    late = rng.permutation(num_items)[: config.num_late]
+    release[late] += (rng.uniform(0.2, 1.0, len(late)) * config.days * DAY).astype(np.int64)
+    kinds = np.arange(config.num_kinds)[:, None]
+    step = rng.integers(1, config.num_kinds, (config.num_kinds, config.next_kinds))  # never to the same kind
+    next_kinds = (kinds + step) % config.num_kinds
+    follow = rng.integers(config.next_kinds, size=(num_items, config.successors))
+    next_cell = next_kinds[cell[:, None] // config.styles, follow] * config.styles + (cell % config.styles)[:, None]
+    successor_slot = first_slot[next_cell] + (rng.random(next_cell.shape) * counts[next_cell]).astype(np.int64)
+    return World(
+        config=config,
+        cell=cell.astype(np.int32),
+        share=share_of_slot[slot_of_row],
+        release=release,
+        successors=row_of_slot[successor_slot].astype(np.int32),
+        next_kinds=next_kinds,
+        cell_share=cell_share,
+        row_of_slot=row_of_slot,
+        first_slot=first_slot,
+        cumulative=np.cumsum(share_of_slot),
+    )
+
+
+def make_people(config: SimulatedConfig, world: World, rng: np.random.Generator) -> People:
+    """Favourites, lengths and a clock that all users share."""
+    num_users, horizon = config.num_users, config.days * DAY
+    home = _draw_kinds(world, rng, (num_users, 1)) // math.prod(config.taxonomy[1:])
+    style = rng.integers(config.styles, size=(num_users, 1))
+    early, other = (_draw_favourites(world, home, rng) * config.styles + style for _ in range(2))
+    late = np.where(rng.random(early.shape) < config.drift, other, early)
+    extra = rng.geometric(1 / (config.mean_length - config.min_length + 1), num_users) - 1
+    lengths = np.minimum(config.min_length + extra, config.max_length)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    # A lifetime takes about a quarter of the days; gaps of at least a second leave no ties.
+    passed = np.cumsum(1 + rng.exponential(horizon / (4 * config.mean_length), offsets[-1]).astype(np.int64))
+    start = START + (rng.random(num_users) * 0.75 * horizon).astype(np.int64)
+    return People(early, late, offsets, passed + np.repeat(start - passed[offsets[:-1]], lengths))
+
+
+def draw_next(
+    world: World,
+    people: People,
+    *,
+    users: Int[np.ndarray, " n"],
+    seen: Int[np.ndarray, "n step"],
+    rng: np.random.Generator,
+) -> Int[np.ndarray, " n"]:
+    """The next item row of users who have had `seen`, oldest first.
+
+    Redrawing what is seen or unreleased is drawing from the renormalised distribution. The rounds are bounded: what
+    is left after them is drawn from the same distribution in dense form.
+    """
+    steps = np.full(len(users), seen.shape[1])
+    last = seen[:, -1] if seen.shape[1] else np.full(len(users), -1)
+    choices = mixtures(world, people, users=users, steps=steps, last=last)
+    time = people.time_of(users, steps)
+    chosen = np.empty(len(users), np.int32)
+    left = np.arange(len(users))
+    for _ in range(REJECTION_ROUNDS):
+        drawn = world.draw(choices.take(left), rng)
+        refused = (world.release[drawn] > time[left]) | (seen[left] == drawn[:, None]).any(axis=1)
+        chosen[left] = drawn
+        left = left[refused]
+        if not len(left):
+            return chosen
+    for block in blocks(left, world.config.num_items):
+        owner = np.repeat(np.arange(len(block)), seen.shape[1])
+        p = world.dense(choices.take(block), time[block], seen=seen[block].reshape(-1), owner=owner)
+        ends = np.cumsum(p, axis=1)
+        chosen[block] = (ends <= rng.random(len(block))[:, None] * ends[:, -1:]).sum(axis=1)
+    return chosen
+
+
+def _walk(world: World, people: People, rng: np.random.Generator) -> Int[np.ndarray, " n"]:
+    """Item rows of all interactions, user after user."""
+    item = np.empty(len(people.time), np.int32)
+    lengths = people.lengths
+    for first in range(0, len(lengths), USERS_AT_ONCE):
+        users = np.arange(first, min(first + USERS_AT_ONCE, len(lengths)))
+        users = users[np.argsort(-lengths[users], kind="stable")]  # those still walking are always the first ones
+        rows = np.empty((len(users), lengths[users[0]]), np.int32)
+        for step in range(rows.shape[1]):
+            walking = int((lengths[users] > step).sum())
+            rows[:walking, step] = draw_next(world, people, users=users[:walking], seen=rows[:walking, :step], rng=rng)
+            item[people.offsets[users[:walking]] + step] = rows[:walking, step]
+    return item
+
+
+def _draw_kinds(world: World, rng: np.random.Generator, shape: tuple[int, ...]) -> Int[np.ndarray, "..."]:
+    return rng.choice(len(world.cell_share), size=shape, p=world.cell_share) // world.config.styles
+
+
+def _draw_favourites(world: World, home: Int[np.ndarray, "n 1"], rng: np.random.Generator) -> Int[np.ndarray, "n f"]:
+    """Favourite kinds, most from the home department."""
+    shape = (len(home), world.config.favourites)
+    kinds_each = math.prod(world.config.taxonomy[1:])
+    at_home = home * kinds_each + rng.integers(kinds_each, size=shape)
+    return np.where(rng.random(shape) < HOME_SHARE, at_home, _draw_kinds(world, rng, shape))

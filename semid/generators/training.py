@@ -1,0 +1,260 @@
+"""Training a `seq_models` model on a dataset and its catalogue: what a step learns, how a run is validated."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float, Int
+
+from semid import artifacts
+from semid.artifacts import Kind, Manifest
+from semid.catalog import SemanticCatalog
+from semid.config import to_dict
+from semid.data import Dataset, Examples, Standardizer, content_blocks
+from semid.errors import SemidError
+from semid.evaluation import accuracy, group_ids, item_places
+from semid.generators.objective import LossTables, ObjectiveConfig, code_loss, dense_loss, hybrid_loss, taught
+from semid.recommender import DATASET_FILE, ModelConfig, ModelSpec, Origin, Recommender, build_model, carry_tokenizer
+from semid.training import (
+    HISTORY,
+    Loss,
+    OptimizerConfig,
+    PackedRows,
+    SingleRows,
+    TrainingConfig,
+    batches,
+    discard_checkpoints,
+    fitting_batch,
+    make_mesh,
+    on_first,
+    pack,
+    train,
+)
+from seq_models import CodeTrie, DenseConfig, HybridConfig, Layout, Normalization, RQTransformerConfig
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """Which model learns from what, and how it is chosen."""
+
+    model: ModelConfig = RQTransformerConfig()
+    """RQTransformerConfig, EncoderDecoderConfig or FlatDecoderConfig (generators of codes), HybridConfig (with a dense
+    head beside) or DenseConfig (SASRec with full-softmax cross-entropy)."""
+    features: tuple[str, ...] | None = None
+    """Vector columns that the model reads beside the codes; none given: all of them; empty: none."""
+    max_history: int = 20
+    """Items of a history that the model sees, the latest."""
+    row_length: int = 32
+    """Positions of a packed training row."""
+    objective: ObjectiveConfig = ObjectiveConfig()
+    """The losses."""
+    training: TrainingConfig = TrainingConfig(epochs=36, optimizer=OptimizerConfig(learning_rate=3e-3))
+    validation_users: int = 2048
+    """Validation examples, drawn by the seed, on which NDCG@10 selects the model."""
+    validation_beam: int = 20
+    """Beam size in validation."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_history", "row_length", "validation_users", "validation_beam"):
+            if getattr(self, name) < 1:
+                raise SemidError(f"expected {name} of at least 1, got {getattr(self, name)}")
+
+
+def train_generator(
+    dataset: Dataset,
+    catalog: SemanticCatalog,
+    config: GeneratorConfig,
+    *,
+    out: Path,
+    parents: dict[str, Manifest],
+    seed: int = 0,
+    teacher: Recommender | None = None,
+    mesh: Mesh | None = None,
+    tokenizer: Path | None = None,
+) -> Recommender:
+    """Train on the dataset's training histories and write the model artifact `out`.
+
+    Checkpoints live beside it in `<out>.checkpoints` until it is written; an interrupted run of the same request goes
+    on from there, and one that was finished is read and not repeated. `teacher` is the dense model of a distillation,
+    `tokenizer` the folder of the catalogue (among the `parents`) whose tokenizer goes with the model.
+    Raises SemidError if catalogue, dataset and teacher have other items, or `out` is in use.
+    """
+    settings, folder = {"generator": to_dict(config)}, out.with_name(f"{out.name}.checkpoints")
+    if artifacts.is_current(out, kind=Kind.MODEL, config=settings, parents=parents, seed=seed):
+        discard_checkpoints(folder)  # a kill may have come between the artifact and this
+        return Recommender.from_pretrained(out)
+    if not catalog.item_ids.equals(dataset.item_ids):
+        raise SemidError(
+            f"the catalogue's {len(catalog)} items are not the dataset's {dataset.num_items} in the same order; "
+            "tokenize this dataset"
+        )
+    check_teacher(teacher, dataset, config)
+    (features, standardizer), counts = _content(dataset, config.features), training_counts(dataset)
+    columns = dataset.vector_columns if config.features is None else config.features
+    spec = ModelSpec(
+        model=config.model,
+        level_sizes=catalog.level_sizes,
+        num_items=len(catalog),
+        num_features=0 if features is None else features.shape[1],
+        max_history=config.max_history,
+        normalization=config.objective.normalization,
+        catalog=catalog.digest,
+        columns=tuple(columns),
+    )
+    model = build_model(spec, seed=seed)
+    untrained = Recommender(
+        model, catalog, spec=spec, features=features, train_counts=counts, standardizer=standardizer
+    )
+    recommender = fit_generator(
+        untrained,
+        dataset,
+        config,
+        seed=seed,
+        folder=folder,
+        request={"config": settings, "seed": seed, "parents": {name: p.digest for name, p in parents.items()}},
+        title=f"training {out.name}",
+        teacher=teacher,
+        mesh=mesh,
+    )
+    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+
+    def write() -> None:
+        with artifacts.write_artifact(
+            out, kind=Kind.MODEL, config=settings, parents=parents, seed=seed, devices=devices
+        ) as temporary:
+            recommender.write(temporary)
+            write_statistics(dataset, temporary, parents=parents)
+            if tokenizer is not None:
+                carry_tokenizer(tokenizer, parents["catalog"], temporary)
+            shutil.copy(folder / HISTORY, temporary / HISTORY)
+        recommender.origin = Origin(out, artifacts.read_artifact(out, Kind.MODEL))
+        discard_checkpoints(folder)
+
+    on_first(write)
+    return recommender
+
+
+def write_statistics(dataset: Dataset, folder: Path, *, parents: dict[str, Manifest]) -> None:
+    """Write what a model's artifact says of its data: `dataset.json`."""
+    about = {name: value for name, value in dataset.config.items() if name in ("name", "split_rule", "time_unit")}
+    about["source"] = (dataset.source or {}).get("type", "")  # its settings may name local paths
+    about["digest"] = parents["dataset"].digest if "dataset" in parents else ""
+    artifacts.write_json(folder / DATASET_FILE, about | {"statistics": dataset.statistics()})
+
+
+def fit_generator(
+    recommender: Recommender,
+    dataset: Dataset,
+    config: GeneratorConfig,
+    *,
+    seed: int,
+    folder: Path,
+    request: dict[str, Any],
+    title: str,
+    teacher: Recommender | None = None,
+    mesh: Mesh | None = None,
+) -> Recommender:
+    """`recommender` with its model trained on, from the parameters it has; nothing is written but to `folder`."""
+    model = recommender.model
+    rows: Any = training_rows(dataset, config, getattr(model, "layout", Layout.PACKED))
+    if teacher is not None:
+        rows = taught(rows, teacher, config.objective)
+    mesh = make_mesh() if mesh is None else mesh
+    num_rows = len(rows[0]) if isinstance(rows, tuple) else len(rows)
+    size = fitting_batch(config.training.batch_size, rows=num_rows, mesh=mesh, accumulate=config.training.accumulate)
+    process = (jax.process_index(), jax.process_count())
+    score = validation(dataset, config, seed=seed)
+    trained = train(
+        model,
+        loss_of(config),
+        lambda num_steps: batches(rows, batch_size=size, num_batches=num_steps, seed=seed, process=process),
+        tables=_tables(recommender, config.objective),
+        config=config.training,
+        steps_per_epoch=-(-num_rows // size),
+        seed=seed,
+        folder=folder,
+        request=request,
+        title=title,
+        validate=lambda candidate: score(recommender.with_model(candidate)),
+        select="ndcg@10",
+        mesh=mesh,
+    )
+    return recommender.with_model(trained)
+
+
+def check_teacher(teacher: Recommender | None, dataset: Dataset, config: GeneratorConfig) -> None:
+    """Raises SemidError unless there is a teacher where, and only where, one is heard, and it knows these items."""
+    if (teacher is not None) != (config.objective.distillation > 0):
+        raise SemidError("distillation needs a weight above 0 and a teacher: give both (--teacher), or neither")
+    if teacher is not None and isinstance(config.model, DenseConfig):
+        raise SemidError("distillation is for models of codes; SASRec has none")
+    if teacher is not None and not teacher.item_ids.equals(dataset.item_ids):
+        raise SemidError("the teacher's items are not the dataset's in the same order; train it on this dataset")
+
+
+def training_rows(dataset: Dataset, config: GeneratorConfig, layout: Layout) -> PackedRows | SingleRows:
+    """The training histories, as the model's layout wants them."""
+    train, history = dataset.splits.train, config.max_history
+    if layout is Layout.SINGLE:
+        return SingleRows(train, max_history=history)
+    closed = layout is Layout.CLOSED
+    return pack(train, max_history=history, row_length=config.row_length, closed=closed)
+
+
+def loss_of(config: GeneratorConfig) -> Loss:
+    """The training loss of the model's family."""
+    if isinstance(config.model, DenseConfig):
+        return dense_loss
+    loss = hybrid_loss if isinstance(config.model, HybridConfig) else code_loss
+    return functools.partial(loss, objective=config.objective)
+
+
+def _tables(recommender: Recommender, objective: ObjectiveConfig) -> LossTables:
+    catalog, constrained = recommender.catalog, objective.normalization is Normalization.CHILDREN
+    trie = CodeTrie.from_codes(catalog.codes, catalog.level_sizes) if constrained else None
+    return LossTables(recommender.tables, trie)
+
+
+def content_features(dataset: Dataset, columns: tuple[str, ...] | None) -> Float[np.ndarray, "items feature"] | None:
+    """The named vector columns (None: all) side by side and standardized; None where there are none."""
+    return _content(dataset, columns)[0]
+
+
+def _content(
+    dataset: Dataset, columns: tuple[str, ...] | None
+) -> tuple[Float[np.ndarray, "items feature"] | None, Standardizer | None]:
+    """`content_features` and what standardized them, which appended items will need."""
+    blocks = content_blocks(dataset, columns)
+    if not blocks:
+        return None, None
+    standardizer = Standardizer.fit(blocks)
+    return standardizer(np.concatenate(blocks, axis=1)), standardizer
+
+
+def training_counts(dataset: Dataset) -> Int[np.ndarray, " items"]:
+    """How often each item occurs in the training histories."""
+    return dataset.splits.train.popularity(dataset.num_items).astype(np.int32)
+
+
+def validation(dataset: Dataset, config: GeneratorConfig, *, seed: int) -> Callable[[Recommender], dict[str, float]]:
+    """A function from a recommender to its Recall@10 and NDCG@10 on a fixed sample of the validation split."""
+    examples: Examples = dataset.splits.examples("validation")
+    if len(examples) > config.validation_users:
+        examples = examples.take(np.random.default_rng(seed).permutation(len(examples))[: config.validation_users])
+
+    def score(recommender: Recommender) -> dict[str, float]:
+        codes = recommender.codes
+        groups = np.arange(dataset.num_items) if codes is None else group_ids(codes)
+        ranked = recommender.rank(examples.histories, k=10, exclude_seen=False, beam_size=config.validation_beam)
+        values = accuracy(item_places(ranked, examples.targets, groups), (10,))
+        return {name: float(values[name].mean()) for name in ("ndcg@10", "recall@10")}
+
+    return score

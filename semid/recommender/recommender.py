@@ -1,0 +1,487 @@
+"""`Recommender`: a trained model and its catalogue, from external item ids to external item ids."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pyarrow as pa
+from flax import nnx
+from jaxtyping import Bool, Float, Int
+
+from semid import artifacts, config
+from semid.artifacts import Kind
+from semid.catalog import CATALOG_FILE, SemanticCatalog
+from semid.catalog.versions import read as read_version
+from semid.catalog.versions import vectors as appended_vectors
+from semid.data import Histories, Standardizer
+from semid.errors import SemidError
+from semid.recommender.hub import local_folder, upload
+from semid.recommender.packaging import Measured, Origin, hand_over
+from semid.recommender.requests import checked_masks, masks_of, questions
+from semid.recommender.scorers import CodeScorer, Question, Scorer, make_scorer
+from semid.recommender.spec import SPEC_FILE, ItemTables, Model, ModelSpec, build_model, misfit, read_spec
+from semid.training import named_leaves, replace_leaves
+from seq_models import Capacity, CodeTrie, DenseTransformer
+
+_MEAN, _SCALE = "standardizer/mean", "standardizer/scale"
+
+# Users a search runs at once, at the default beam; wider beams take proportionally fewer.
+_BATCH, _BEAM = 512, 50
+# Exact scoring holds this many (history, item) pairs at once.
+_PAIRS = 1 << 16
+# ... and scoring of the whole catalogue this many histories.
+_USERS = 8
+# A dense model scores every item of the catalogue: this many scores (64 MiB) at once.
+_SCORES = 1 << 24
+
+
+@dataclass(frozen=True)
+class Recommendations:
+    """Best first. `item_ids[i]` may be shorter than k; `scores` are log-probabilities, -inf where there is no item."""
+
+    item_ids: list[list[str]]
+    scores: Float[np.ndarray, "histories k"]
+
+
+class Recommender:
+    """Recommends items of `catalog` to histories of its items.
+
+    `features` is the model's dense input, `train_counts` how often each item occurs in training: a history without
+    items is answered with the items most popular there, scored by the log of their smoothed share (the documented
+    cold start). It is a `Ranker` for `semid.evaluate`.
+
+    `standardizer` is what made the features from raw vectors; with it, and with `room` for so many times the items, the
+    same compiled programs serve later versions of the catalogue (`with_catalog`).
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        catalog: SemanticCatalog,
+        *,
+        spec: ModelSpec,
+        features: Float[np.ndarray, "items feature"] | None,
+        train_counts: Int[np.ndarray, " items"],
+        standardizer: Standardizer | None = None,
+        room: float | None = None,
+    ) -> None:
+        if spec.catalog not in ("", catalog.digest):
+            raise SemidError(
+                f"the model speaks the codes of another catalogue (digest {spec.catalog[:12]}) than the one given "
+                f"({catalog.digest[:12]}); give that one, or train on this one"
+            )
+        if room is not None and room < 1:
+            raise SemidError(f"expected room for at least 1 times the catalogue's items, got {room}")
+        self.catalog, self.spec = catalog, spec
+        self._features, self._train_counts, self._standardizer = features, train_counts, standardizer
+        self._room = room
+        self._capacity: Capacity | None = None
+        self.origin: Origin | None = None  # the artifact of this very model, if there is one
+        self._scorer = self._made_scorer(model)
+
+    @property
+    def item_ids(self) -> pa.Array:
+        """External ids, by item row."""
+        return self.catalog.item_ids
+
+    @property
+    def alive(self) -> Bool[np.ndarray, " items"]:
+        """True at the item rows that may be recommended at all: not removed from the catalogue."""
+        return self.catalog.alive
+
+    @property
+    def scorer(self) -> Scorer:
+        """How the model answers, with the arrays that it reads, on the device."""
+        return self._scorer
+
+    @property
+    def tables(self) -> ItemTables:
+        """What the model reads of the items, on the device."""
+        return self._scorer.tables
+
+    @property
+    def codes(self) -> Int[np.ndarray, "items level"] | None:
+        """The catalogue's codes, None where the model does not speak in codes."""
+        return self.catalog.codes if isinstance(self._scorer, CodeScorer) else None
+
+    @property
+    def tie_break(self) -> bool:
+        """Whether the last level of `codes` only tells colliding items apart."""
+        return self.catalog.tie_break
+
+    @property
+    def train_counts(self) -> Int[np.ndarray, " items"]:
+        """How often training had each item."""
+        return self._train_counts
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        catalog: str | Path | None = None,
+        room: float | None = None,
+        revision: str | None = None,
+    ) -> Recommender:
+        """Load what `semid train` or `save_pretrained` wrote, every file verified.
+
+        With `catalog`, the folder of its catalogue, it recommends that one's current version (`with_version`).
+        With `room`, say 1.5, its tables have place for so many times the items: `with_catalog` then compiles nothing.
+        A string `org/name` that is no path is a repository of the Hugging Face hub (extra `hub`), at its `revision`.
+        Raises SemidError naming what is wrong.
+        """
+        path = local_folder(path, revision=revision)
+        manifest = artifacts.read_artifact(path, Kind.MODEL)
+        spec = read_spec(path)
+        model = build_model(spec, seed=0)
+        graph, state = nnx.split(model)
+        file = path / "model.safetensors"
+        model = nnx.merge(graph, replace_leaves(state, artifacts.load_tensors(file), where=str(file)))
+        items = artifacts.load_tensors(path / "items.safetensors")
+        found = cls(
+            model,
+            SemanticCatalog.read(path / CATALOG_FILE),
+            spec=spec,
+            features=items.get("features"),
+            train_counts=items["train_counts"],
+            standardizer=Standardizer(items[_MEAN], items[_SCALE]) if _MEAN in items else None,
+            room=room,
+        )
+        found.origin = Origin(path, manifest)
+        return found if catalog is None else found.with_version(catalog)
+
+    def save_pretrained(
+        self, folder: str | Path, *, metrics: str | Path | Measured | None = None, license: str | None = None
+    ) -> None:
+        """Write a folder to hand over: the model, its catalogue and tokenizer, and a card; no state of training.
+
+        `metrics` (a `metrics.json` of `semid evaluate`, or what `semid.evaluate` gives) go into the card with their
+        protocol, `license` into its head. A folder handed over before is replaced.
+        Raises SemidError for metrics of another model, and if `folder` holds anything else.
+        """
+        hand_over(
+            Path(folder),
+            write=self.write,
+            spec=config.to_dict(self.spec),
+            catalog=self.catalog,
+            parameters=sum(leaf.size for leaf in jax.tree.leaves(self._scorer.params)),
+            origin=self.origin,
+            metrics=metrics,
+            license=license,
+        )
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        metrics: str | Path | Measured | None = None,
+        license: str | None = None,
+        message: str = "Upload a recommender",
+        private: bool | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+    ) -> str:
+        """Upload what `save_pretrained` writes to `org/name` on the Hugging Face hub (extra `hub`), in one commit.
+
+        Gives the commit's address. Raises SemidError if the extra is missing or the hub refuses.
+        """
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "model"
+            self.save_pretrained(folder, metrics=metrics, license=license)
+            return upload(folder, repo_id, message=message, private=private, revision=revision, token=token)
+
+    def with_model(self, model: Model) -> Recommender:
+        """The same with another model of this `spec`; shares the item tables and the trie, which cost time to make."""
+        other = copy.copy(self)
+        other.origin = None
+        other._scorer = self._scorer.with_model(model)
+        return other
+
+    def with_catalog(
+        self, catalog: SemanticCatalog, *, vectors: Float[np.ndarray, "new dim"] | None = None
+    ) -> Recommender:
+        """The same model on a later version of its catalogue: it recommends what was appended, not what was removed.
+
+        Rows of the items that the model knows stay, those of all others follow in the order that they have there.
+        `vectors` are raw ones of the others, the columns `spec.columns` side by side, for a model that reads any. A
+        model that learned something of each item (SASRec, id embeddings) leaves the others out, where all are removed.
+        The same programs run as long as the version fits the `room` of this; else they are compiled anew.
+        Raises SemidError where items or codes that the model knows differ, where vectors are missing, and for a model
+        that learned something of each item if items were appended.
+        """
+        catalog = self._arranged(catalog)
+        new = len(catalog) - len(self.catalog)
+        other = copy.copy(self)
+        other.catalog = catalog
+        if self.origin is not None and catalog.digest != self.catalog.digest:
+            other.origin = dataclasses.replace(self.origin, later=True)
+        known = catalog.digest if self.spec.catalog else ""
+        other.spec = dataclasses.replace(self.spec, num_items=len(catalog), catalog=known)
+        other._train_counts = np.pad(self._train_counts, (0, new))
+        if new and self._features is not None:
+            other._features = np.concatenate([self._features, self._standardized(vectors, new)])
+        other._scorer = other._made_scorer(self.model)
+        return other
+
+    def with_version(self, folder: str | Path, version: int | None = None) -> Recommender:
+        """`with_catalog` of the current, or a given, version of a catalogue folder, which holds appended vectors."""
+        catalog = self._arranged(read_version(folder, version))
+        new, removed = catalog.item_ids[len(self.catalog) :], ~catalog.alive[len(self.catalog) :]
+        vectors = None
+        if len(new) and self._features is not None and self.spec.columns:
+            vectors = appended_vectors(folder, self.spec.columns, new, version, removed=removed)
+            if not vectors.shape[1]:  # all are removed, and of none there are any
+                vectors = np.zeros((len(new), self._features.shape[1]), np.float32)
+        return self.with_catalog(catalog, vectors=vectors)
+
+    def _made_scorer(self, model: Model) -> Scorer:
+        """The scorer on tables of the catalogue, and, for models that search it, on its trie."""
+        catalog, rows = self.catalog, None
+        alive, trie = None if catalog.removed is None else catalog.alive, None
+        if not isinstance(model, DenseTransformer):
+            trie = self._made_trie(alive)
+            rows = None if self._capacity is None else trie.num_items
+        if rows is not None and alive is None:
+            alive = catalog.alive  # the same programs with and without tombstones
+        tables = ItemTables.of(catalog.codes, self._features, self._train_counts, alive=alive, rows=rows)
+        return make_scorer(model, self.spec, tables, trie)
+
+    def _made_trie(self, alive: Bool[np.ndarray, " items"] | None) -> CodeTrie:
+        """The catalogue's trie, where there is to be room of the capacity that this has, or of a larger one."""
+
+        def build(capacity: Capacity | None) -> CodeTrie:
+            return CodeTrie.from_codes(
+                self.catalog.codes,
+                self.catalog.level_sizes,
+                popularity=self._train_counts,
+                alive=alive,
+                capacity=capacity,
+            )
+
+        if self._capacity is not None:
+            try:
+                return build(self._capacity)
+            except ValueError:  # beyond it
+                self._capacity = None
+        trie = build(None)
+        if self._room is None:
+            return trie
+        capacity = Capacity.around(trie, growth=self._room)
+        if trie.max_leaf_items == 1:  # a policy keeps items apart, and a search of one item a leaf is faster
+            capacity = dataclasses.replace(capacity, leaf_items=1)
+        self._capacity = capacity
+        return build(capacity)
+
+    def _arranged(self, catalog: SemanticCatalog) -> SemanticCatalog:
+        """A later version with the rows of this first. Raises SemidError where the model does not fit it."""
+        if fault := misfit(self.spec, self.catalog, catalog):
+            raise SemidError(
+                f"the model does not fit this catalogue: {fault}; give a later version of its own, or train again"
+            )
+        return catalog.arranged(self.item_ids, others=not self.spec.knows_rows)
+
+    def _standardized(self, vectors: np.ndarray | None, new: int) -> Float[np.ndarray, "new feature"]:
+        """Features of appended items. Raises SemidError where they cannot be made."""
+        if self._standardizer is None:
+            raise SemidError(
+                "the model reads vectors, but it was written without their standardizer, which the vectors of "
+                f"{new} appended items need; train it again"
+            )
+        width, columns = len(self._standardizer.mean), ", ".join(self.spec.columns) or "as its encoders give them"
+        if vectors is None or vectors.shape != (new, width):
+            got = "none" if vectors is None else list(vectors.shape)
+            raise SemidError(
+                f"the model reads {width} dimensions of vectors ({columns}) of every item: expected "
+                f"[{new}, {width}] of the appended ones, got {got}"
+            )
+        if not np.isfinite(vectors).all():
+            row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
+            raise SemidError(f"expected finite vectors of appended items, got NaN or infinity in row {row} of {new}")
+        return self._standardizer(vectors)
+
+    def write(self, folder: Path) -> None:
+        """Write config, parameters, item tables and catalogue into the folder of an artifact under construction."""
+        artifacts.write_json(folder / SPEC_FILE, config.to_dict(self.spec))
+        state = jax.device_get(self._scorer.params)
+        artifacts.save_tensors(folder / "model.safetensors", named_leaves(state))
+        items = {"train_counts": self._train_counts}
+        if self._features is not None:
+            items["features"] = self._features
+        if self._standardizer is not None:
+            items |= {_MEAN: self._standardizer.mean, _SCALE: self._standardizer.scale}
+        artifacts.save_tensors(folder / "items.safetensors", items)
+        self.catalog.write(folder / CATALOG_FILE)
+
+    def recommend(
+        self,
+        histories: Sequence[Sequence[str]],
+        *,
+        k: int = 10,
+        beam_size: int = _BEAM,
+        exclude_seen: bool = False,
+        allowed: Bool[np.ndarray, "items"] | Bool[np.ndarray, "histories items"] | None = None,
+        skip_unknown: bool = False,
+    ) -> Recommendations:
+        """The k best items for each history of external ids, oldest first.
+
+        The search keeps `beam_size` beams, or k if that is more. `allowed` says by item row (`allow` makes it of ids)
+        what may be recommended, to all or to each history; with `exclude_seen`, what a history holds may not. Both are
+        part of the search: whatever is allowed can be found, and where less than k is, the list is shorter.
+        Raises SemidError for an unknown id, unless `skip_unknown` drops it.
+        """
+        rows = Histories.from_lists(self._history_rows(histories, skip_unknown))
+        ranked, scores = self._rank(rows, k=k, beam_size=beam_size, exclude_seen=exclude_seen, allowed=allowed)
+        ids = [self.item_ids.take(pa.array(row[row >= 0])).to_pylist() for row in ranked]
+        return Recommendations(ids, scores)
+
+    def allow(self, item_ids: Sequence[str]) -> Bool[np.ndarray, " items"]:
+        """True at the rows of these items: what is in stock, say; masks combine by `&`, `|` and `~`.
+
+        Raises SemidError for an unknown id.
+        """
+        allowed = np.zeros(len(self.catalog), bool)
+        allowed[self.catalog.rows(item_ids)] = True
+        return allowed
+
+    def score(
+        self, histories: Sequence[Sequence[str]], item_ids: Sequence[str], *, skip_unknown: bool = False
+    ) -> Float[np.ndarray, "histories items"]:
+        """Exact log-probabilities of the given items after each history.
+
+        Raises SemidError for an unknown id, in a history or among the items.
+        """
+        rows = Histories.from_lists(self._history_rows(histories, skip_unknown))
+        return self.log_probs(rows, self.catalog.rows(item_ids))
+
+    def rank(
+        self,
+        histories: Histories,
+        *,
+        k: int,
+        exclude_seen: bool,
+        beam_size: int = _BEAM,
+        allowed: Bool[np.ndarray, "items"] | Bool[np.ndarray, "n items"] | None = None,
+    ) -> Int[np.ndarray, "n k"]:
+        """Item rows best first, -1 where there are fewer than k; see `recommend`.
+
+        The answer to a history depends (to rounding) on no other.
+        """
+        return self._rank(histories, k=k, beam_size=beam_size, exclude_seen=exclude_seen, allowed=allowed)[0]
+
+    def item_vectors(self) -> Float[np.ndarray, "items dim"]:
+        """The vectors by which a dense model scores its items. Raises SemidError for a model that speaks in codes."""
+        return np.asarray(self.dense_model().vectors(self.tables.features))
+
+    @property
+    def model(self) -> Model:
+        """The model and its parameters, which it shares."""
+        return nnx.merge(self._scorer.graph, self._scorer.params)
+
+    def dense_model(self) -> DenseTransformer:
+        """The model, of a dense recommender. Raises SemidError for one that speaks in codes."""
+        model = self.model
+        if not isinstance(model, DenseTransformer):
+            raise SemidError("item vectors are those of a dense model (SASRec); this one speaks in codes")
+        return model
+
+    def log_probs(self, histories: Histories, rows: Int[np.ndarray, " n"]) -> Float[np.ndarray, "histories n"]:
+        """Exact log-probabilities of item rows after each history (of popularity, after an empty one)."""
+        scores = np.empty((len(histories), len(rows)), np.float32)
+        width = min(len(rows), _PAIRS) or 1
+        for index, question in self._questions(histories, self._at_once(_PAIRS // width)):
+            for start in range(0, len(rows), width):
+                block = np.resize(rows[start : start + width], width)  # one shape; what repeats is cut off again
+                values = np.asarray(self._scorer.log_probs(question, jnp.asarray(block)))
+                kept = slice(start, min(start + width, len(rows)))
+                scores[index, kept] = values[: len(index), : kept.stop - kept.start]
+        scores[histories.lengths == 0] = self._popularity()[rows]
+        return scores
+
+    def catalog_log_probs(self, histories: Histories) -> Float[np.ndarray, "histories items"]:
+        """`log_probs` of all items, at the price of fewer: those that begin alike share the computation."""
+        scores = np.empty((len(histories), len(self.catalog)), np.float32)
+        for index, question in self._questions(histories, self._at_once(_USERS)):
+            found = np.asarray(self._scorer.catalog_log_probs(question))
+            scores[index] = found[: len(index), : len(self.catalog)]
+        scores[histories.lengths == 0] = self._popularity()
+        return scores
+
+    def _rank(
+        self,
+        histories: Histories,
+        *,
+        k: int,
+        beam_size: int,
+        exclude_seen: bool,
+        allowed: Bool[np.ndarray, "items"] | Bool[np.ndarray, "n items"] | None,
+    ) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
+        if k < 1 or beam_size < 1:
+            raise SemidError(f"expected k and beam_size of at least 1, got {k} and {beam_size}")
+        allowed = checked_masks(allowed, num_histories=len(histories), num_items=len(self.catalog))
+        ranked = np.full((len(histories), k), -1, np.int32)
+        scores = np.full((len(histories), k), -np.inf, np.float32)
+        size = self._at_once(_BATCH * _BEAM // max(beam_size, k, _BEAM))
+        for index, question in self._questions(histories, size, allowed=allowed, exclude_seen=exclude_seen):
+            found = self._scorer.top(question, k=k, beam_size=beam_size)
+            ranked[index], scores[index] = (np.asarray(part)[: len(index)] for part in found)
+        if len(empty := np.flatnonzero(histories.lengths == 0)):
+            ranked[empty], scores[empty] = self.most_popular(len(empty), k, masks_of(allowed, empty))
+        return ranked, scores
+
+    def _questions(
+        self,
+        histories: Histories,
+        size: int,
+        *,
+        allowed: Bool[np.ndarray, "masks items"] | None = None,
+        exclude_seen: bool = False,
+    ) -> Iterator[tuple[Int[np.ndarray, " n"], Question]]:
+        length, slots = self.spec.max_history, len(self.tables.codes)
+        return questions(histories, size, max_history=length, slots=slots, allowed=allowed, exclude_seen=exclude_seen)
+
+    def most_popular(
+        self, n: int, k: int, allowed: Bool[np.ndarray, "masks items"] | None
+    ) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
+        """The items most popular in training, of those allowed: what is recommended to who has no history."""
+        popularity = np.broadcast_to(self._popularity(), (n, len(self.catalog)))
+        if allowed is not None:
+            popularity = np.where(allowed, popularity, -np.inf)
+        best = np.argsort(-popularity, axis=1, kind="stable")[:, :k]
+        values = np.take_along_axis(popularity, best, axis=1)
+        missing = ((0, 0), (0, k - best.shape[1]))
+        rows = np.pad(np.where(values == -np.inf, -1, best), missing, constant_values=-1)
+        return rows, np.pad(values, missing, constant_values=-np.inf)
+
+    def _at_once(self, histories: int) -> int:
+        """So many histories, at least one, and no more than a dense model can score all items for."""
+        most = histories if isinstance(self._scorer, CodeScorer) else min(histories, _SCORES // len(self.catalog))
+        return max(most, 1)
+
+    def _popularity(self) -> Float[np.ndarray, " items"]:
+        """Logs of the smoothed shares, -inf of removed items."""
+        counts = np.where(self.catalog.alive, self._train_counts + 1.0, 0)
+        with np.errstate(divide="ignore"):
+            return np.log(counts / counts.sum()).astype(np.float32)
+
+    def _history_rows(self, histories: Sequence[Sequence[str]], skip_unknown: bool) -> list[list[int]]:
+        result = []
+        for index, history in enumerate(histories):
+            if isinstance(history, str):
+                raise SemidError(f"history {index} is the string {history!r}; expected a list of item ids")
+            rows, known = self.catalog.find_rows(list(history))
+            if not known.all() and not skip_unknown:
+                unknown = [history[at] for at in np.flatnonzero(~known).tolist()]
+                raise SemidError(
+                    f"history {index}: unknown item id {unknown[0]!r} ({len(unknown)} of {len(history)} unknown); "
+                    "correct it, or drop such items with skip_unknown=True (--skip-unknown)"
+                )
+            result.append(rows[known].tolist())
+        return result

@@ -1,0 +1,80 @@
+"""Any number of histories as questions of few shapes, so that few programs are compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Int
+
+from semid.data import Histories
+from semid.errors import SemidError
+from semid.recommender.scorers import Question
+
+
+def questions(
+    histories: Histories,
+    size: int,
+    *,
+    max_history: int,
+    slots: int,
+    allowed: Bool[np.ndarray, "masks items"] | None = None,
+    exclude_seen: bool = False,
+) -> Iterator[tuple[Int[np.ndarray, " n"], Question]]:
+    """Indices of histories and the question that they make: `size` of them, or a power of two for the last few.
+
+    A question has the last `max_history` items of each history, and masks of `slots` item rows, as the tables have.
+    """
+    for start in range(0, len(histories), size):
+        index = np.arange(start, min(start + size, len(histories)))
+        some, rows = histories.take(index), min(size, _power_of_two(len(index)))
+        history, real = some.padded(max_history)
+        masks, denied = masks_of(allowed, index), _seen(some) if exclude_seen else None
+        if masks is not None and (free := slots - masks.shape[1]):
+            masks = np.pad(masks, ((0, 0), (0, free)))
+        if masks is not None and len(masks) > 1:
+            masks = _filled(masks, rows)
+        question = Question(
+            jnp.asarray(_filled(history, rows)),
+            jnp.asarray(_filled(real.astype(np.int32), rows)),
+            None if masks is None else jnp.asarray(masks),
+            None if denied is None else jnp.asarray(_filled(denied, rows)),
+        )
+        yield index, question
+
+
+def checked_masks(
+    allowed: np.ndarray | None, *, num_histories: int, num_items: int
+) -> Bool[np.ndarray, "masks items"] | None:
+    """One mask for all histories, or one for each. Raises SemidError for anything else."""
+    if allowed is None:
+        return None
+    masks = np.atleast_2d(allowed)
+    if masks.dtype != bool or masks.shape[1:] != (num_items,) or len(masks) not in (1, num_histories):
+        raise SemidError(
+            f"expected allowed as booleans [{num_items} items] or [{num_histories} histories, {num_items} items], "
+            f"got {allowed.dtype} {list(allowed.shape)}; make it with allow(item_ids)"
+        )
+    return masks
+
+
+def masks_of(masks: Bool[np.ndarray, "masks items"] | None, index: Int[np.ndarray, " n"]) -> np.ndarray | None:
+    """The masks of the histories at `index`; the one that is for all stays one."""
+    return masks if masks is None or len(masks) == 1 else masks[index]
+
+
+def _seen(histories: Histories) -> Int[np.ndarray, "histories n"]:
+    """The items of each history, -1 behind them."""
+    rows, real = histories.padded(_power_of_two(max(int(histories.lengths.max(initial=0)), 1)))
+    return np.where(real, rows, -1)
+
+
+def _power_of_two(n: int) -> int:
+    """The least one that is not below n."""
+    return 1 << (n - 1).bit_length()
+
+
+def _filled(x: np.ndarray, rows: int) -> np.ndarray:
+    """`x` with rows of zeros behind it, `rows` in all."""
+    return np.pad(x, ((0, rows - len(x)), (0, 0)))

@@ -1,0 +1,188 @@
+"""The recommender as a program for JAX alone: StableHLO, and every array that it reads in a file beside it.
+
+Who loads it needs jax, flatbuffers, numpy, safetensors and pyarrow, and neither semid nor flax: see docs/stablehlo.md.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pyarrow as pa
+from jax import export
+from jaxtyping import Array, Float, Int
+
+from semid import artifacts
+from semid.arrow import write_parquet
+from semid.artifacts import Kind
+from semid.errors import SemidError
+from semid.recommender.recommender import Recommender
+from semid.recommender.scorers import Question, Scorer
+from semid.training import named_leaves
+
+SCHEMA_VERSION = 1
+
+Program = Callable[
+    [dict[str, Array], Int[Array, "batch max_history"], Int[Array, " batch"]],
+    tuple[Int[Array, "batch k"], Float[Array, "batch k"]],
+]
+
+
+def export_program(
+    recommender: Recommender,
+    out: str | Path,
+    *,
+    k: int = 10,
+    beam_size: int = 50,
+    platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
+) -> None:
+    """Write the folder `out`: what `recommender.recommend(histories, k=k, beam_size=beam_size)` computes, as a program.
+
+    - `program.stablehlo`: a serialized `jax.export` of `program(arrays, history, lengths) -> (rows, scores)`, for any
+      batch: `history` int32 [batch, max_history] holds item rows, oldest first, the latest `max_history` of them, from
+      the left on; `lengths` int32 [batch] says how many. Rows int32 [batch, k] are best first, -1 where there are
+      fewer, scores float32 [batch, k] their log-probabilities (-inf). For length 0: the most popular of training;
+    - `arrays.safetensors`: parameters, item tables, trie and popularity, the dict `arrays`;
+    - `item_ids.parquet`: item_id by item row; `program.json`: the settings; `README.md`: how to load it.
+
+    Raises SemidError for numbers out of range, platforms that JAX does not know, and where flatbuffers is missing.
+    """
+    if k < 1 or beam_size < 1:
+        raise SemidError(f"expected k and beam_size of at least 1, got {k} and {beam_size}")
+    artifacts.check_output(Path(out), kind=Kind.PROGRAM)
+    if importlib.util.find_spec("flatbuffers") is None:  # jax.export writes and reads with it
+        raise SemidError("a program is written with the package flatbuffers: pip install 'semid[stablehlo]'")
+    arrays, program = as_program(recommender, k=k, beam_size=beam_size)
+    exported = _exported(program, arrays, recommender.spec.max_history, platforms)
+    settings = {"k": k, "beam_size": beam_size, "platforms": list(platforms)}
+    parents = {} if recommender.origin is None else {"model": recommender.origin.manifest}
+    with artifacts.write_artifact(out, kind=Kind.PROGRAM, config=settings, parents=parents) as folder:
+        (folder / "program.stablehlo").write_bytes(exported.serialize())
+        artifacts.save_tensors(folder / "arrays.safetensors", arrays)
+        write_parquet(pa.table({"item_id": recommender.item_ids}), folder / "item_ids.parquet")
+        artifacts.write_json(folder / "program.json", settings | _facts(recommender, exported, folder))
+        (folder / artifacts.PAGE).write_text(_README, encoding="utf-8")
+
+
+def as_program(recommender: Recommender, *, k: int, beam_size: int) -> tuple[dict[str, Array], Program]:
+    """The arrays that the recommender reads, by name, and the function of them and of histories that answers."""
+    scorer = recommender.scorer
+    held = _held(scorer)
+    names, structure = list(named_leaves(held)), jax.tree.structure(held)
+    rows, scores = (jnp.asarray(values[0]) for values in recommender.most_popular(1, k, None))
+    popular = {"popular/rows": rows.astype(jnp.int32), "popular/scores": scores}
+
+    def program(
+        arrays: dict[str, Array], history: Int[Array, "batch max_history"], lengths: Int[Array, " batch"]
+    ) -> tuple[Int[Array, "batch k"], Float[Array, "batch k"]]:
+        own = jax.tree.unflatten(structure, [arrays[name] for name in names])
+        segments = (jnp.arange(history.shape[1], dtype=jnp.int32)[None] < lengths[:, None]).astype(jnp.int32)
+        found = replace(scorer, **own).top(Question(history, segments), k=k, beam_size=beam_size)
+        some = (lengths > 0)[:, None]
+        return (
+            jnp.where(some, found.rows, arrays["popular/rows"][None]),
+            jnp.where(some, found.scores, arrays["popular/scores"][None]),
+        )
+
+    return named_leaves(held) | popular, program
+
+
+def _held(scorer: Scorer) -> dict[str, Any]:
+    """The scorer's fields that are arrays."""
+    return {name: getattr(scorer, name) for name in ("params", "tables", "trie") if hasattr(scorer, name)}
+
+
+def _exported(
+    program: Program, arrays: Mapping[str, Array], max_history: int, platforms: Sequence[str]
+) -> export.Exported:
+    (batch,) = export.symbolic_shape("batch")
+    shapes = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in arrays.items()}
+    history = jax.ShapeDtypeStruct((batch, max_history), jnp.int32)
+    lengths = jax.ShapeDtypeStruct((batch,), jnp.int32)
+    _check_platforms(platforms)
+    return export.export(jax.jit(program), platforms=tuple(platforms))(shapes, history, lengths)
+
+
+def _check_platforms(platforms: Sequence[str]) -> None:
+    known = ("cpu", "cuda", "rocm", "tpu")
+    if not platforms or set(platforms) - set(known):
+        raise SemidError(f"expected one or more platforms of {', '.join(known)}, got {list(platforms)}")
+
+
+def _facts(recommender: Recommender, exported: export.Exported, folder: Path) -> dict[str, Any]:
+    """What `program.json` says beside the settings."""
+    spec, files = recommender.spec, ("program.stablehlo", "arrays.safetensors", "item_ids.parquet")
+    k = exported.out_avals[0].shape[1]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "model": type(recommender.model).__name__,
+        "items": len(recommender.item_ids),
+        "max_history": spec.max_history,
+        "inputs": {
+            "arrays": "arrays.safetensors",
+            "history": {"dtype": "int32", "shape": ["batch", spec.max_history]},
+            "lengths": {"dtype": "int32", "shape": ["batch"]},
+        },
+        "outputs": {
+            "rows": {"dtype": "int32", "shape": ["batch", k]},
+            "scores": {"dtype": "float32", "shape": ["batch", k]},
+        },
+        "catalog": recommender.catalog.digest,
+        "sha256": {name: artifacts.sha256(folder / name) for name in files},
+        "jax": jax.__version__,
+        "calling_convention_version": exported.calling_convention_version,
+    }
+
+
+LOADER = """\
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pyarrow.parquet as pq
+from jax import export
+from safetensors.numpy import load_file
+
+folder = Path("program")
+settings = json.loads((folder / "program.json").read_text())
+program = jax.jit(export.deserialize((folder / "program.stablehlo").read_bytes()).call)
+arrays = jax.device_put(load_file(folder / "arrays.safetensors"))
+item_ids = pq.read_table(folder / "item_ids.parquet")["item_id"].to_pylist()
+"""
+
+USE = '''\
+row_of = {item_id: row for row, item_id in enumerate(item_ids)}
+
+
+def recommend(histories):
+    """The best item ids for each history of item ids, oldest first, and their log-probabilities."""
+    history = np.zeros((len(histories), settings["max_history"]), np.int32)
+    lengths = np.zeros(len(histories), np.int32)
+    for user, items in enumerate(histories):
+        latest = [row_of[item_id] for item_id in items][-settings["max_history"] :]
+        history[user, : len(latest)], lengths[user] = latest, len(latest)
+    rows, scores = program(arrays, history, lengths)
+    return [[item_ids[row] for row in best if row >= 0] for best in np.asarray(rows)], np.asarray(scores)
+'''
+
+_README = f"""# A recommender as a StableHLO program
+
+Written by semid; loaded without it, by `pip install jax flatbuffers numpy safetensors pyarrow`:
+
+```python
+{LOADER}```
+
+`program(arrays, history, lengths)` gives item rows and log-probabilities:
+
+```python
+{USE}```
+
+The program is compiled once for every batch size that it meets: fill batches up to a few sizes. `program.json` has the
+shapes, `item_ids.parquet` the item of each row, `manifest.json` the sha256 of every file.
+"""

@@ -1,0 +1,262 @@
+"""Batches of item rows: histories packed into rows, shuffled and sharded by a Grain pipeline over flat arrays."""
+
+from __future__ import annotations
+
+import functools
+import zlib
+from typing import Any, NamedTuple, Protocol
+
+import grain
+import numpy as np
+from jaxtyping import Int
+
+from semid.data import Histories
+from semid.errors import SemidError
+
+# Batches an epoch that make rows of one length worth a compiled program of their own.
+_WORTH = 100
+_NOTHING = "no training history has two items or more: there is nothing to learn from"
+
+
+class Rows(Protocol):
+    """Random access to the rows of training data."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Int[np.ndarray, " n"]) -> Any:
+        """A NamedTuple of arrays, their first axis that of `index`."""
+        ...
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """All that the rows are made of, by which the data is known again."""
+        ...
+
+    def buckets(self, batch_size: int) -> Int[np.ndarray, " rows"] | None:
+        """A number for each row: of batches, those of equal numbers are made together. None: all alike."""
+        ...
+
+    def batch(self, index: Int[np.ndarray, " n"], *, bucket: int) -> Any:
+        """The rows of `index`, none of them of a larger bucket than this (-1: the largest)."""
+        ...
+
+
+class _Stored:
+    """The rows of a NamedTuple of arrays."""
+
+    def __init__(self, arrays: Any) -> None:
+        self.arrays = arrays
+
+    def buckets(self, batch_size: int) -> None:
+        return None
+
+    def batch(self, index: Int[np.ndarray, " n"], *, bucket: int) -> Any:
+        return self[index]
+
+    def __len__(self) -> int:
+        return len(self.arrays[0])
+
+    def __getitem__(self, index: Int[np.ndarray, " n"]) -> Any:
+        return type(self.arrays)(*(array[index] for array in self.arrays))
+
+
+class PackedRows(NamedTuple):
+    """Histories in rows, arrays of numpy on the host, of JAX in a step: several a row, or one and one target.
+
+    Codes are never in it: they are gathered on the device.
+    `segments` numbers the histories of a row from 1 and is 0 on padding; `targets[t]` is the item that follows
+    `history[t]`, -1 where there is none.
+    """
+
+    history: Int[Any, "rows length"]
+    targets: Int[Any, "rows length"] | Int[Any, " rows"]
+    segments: Int[Any, "rows length"]
+
+
+def pack(train: Histories, *, max_history: int, row_length: int, closed: bool = False) -> PackedRows:
+    """Pack training histories into rows of `row_length` positions, best fit, longest first.
+
+    Every item but a history's first is a target exactly once, seeing at most `max_history` items before it; longer
+    histories are cut into windows from the end. `closed`: behind each stands its last target, at a position of the same
+    segment that has no target, for models whose codes are predicted from the tokens before them.
+    Raises SemidError when no history has two items.
+    """
+    if not 1 <= max_history <= row_length - closed:
+        limit = "< row_length (behind each stands its last target)" if closed else "<= row_length"
+        raise SemidError(f"expected 1 <= max_history {limit}, got {max_history} and {row_length}; change either")
+    starts, sizes = _windows(train, max_history)
+    if not len(sizes):
+        raise SemidError(_NOTHING)
+    order = np.argsort(-sizes, kind="stable")
+    starts, sizes = starts[order], sizes[order] + closed  # from here on sizes are numbers of positions
+    row_of, offset_of, segment_of, num_rows = _best_fit(sizes, row_length)
+    empty = np.zeros((num_rows, row_length), np.int32)
+    packed = PackedRows(empty, np.full_like(empty, -1), np.zeros_like(empty))
+    window = np.repeat(np.arange(len(sizes)), sizes)
+    within = np.arange(len(window)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    at, source = (row_of[window], offset_of[window] + within), starts[window] + within
+    packed.history[at] = train.items[source]
+    packed.segments[at] = segment_of[window]
+    followed = within < sizes[window] - closed
+    packed.targets[at[0][followed], at[1][followed]] = train.items[source[followed] + 1]
+    return packed
+
+
+class SingleRows:
+    """One history and one target a row: every item of the training histories but their first, after at most
+    `max_history` items before it.
+
+    Rows are made when they are asked for, `rows[index] -> PackedRows` with targets [n], segments numbering the training
+    histories from 1; what is kept is a number a history. Batches are of rows of about one length, if there are enough
+    of them, and no longer than these: a quarter of `max_history`, half of it, or all. With `seen` the first so many
+    items of each history are no targets. Raises SemidError when there is no row.
+    """
+
+    def __init__(
+        self, train: Histories, *, max_history: int, seen: Int[np.ndarray, " histories"] | None = None
+    ) -> None:
+        if max_history < 1:
+            raise SemidError(f"expected max_history of at least 1, got {max_history}")
+        self._train, self._max_history = train, max_history
+        first = 1 if seen is None else np.maximum(seen, 1)
+        self._until = np.cumsum(np.maximum(train.ends - train.starts - first, 0))  # targets up to and with each history
+        if not len(self):
+            raise SemidError(
+                _NOTHING if seen is None else "no training history has an item that it did not have before"
+            )
+
+    def __len__(self) -> int:
+        return int(self._until[-1]) if len(self._until) else 0
+
+    def __getitem__(self, index: Int[np.ndarray, " n"]) -> PackedRows:
+        return self._padded(index, self._max_history)
+
+    def buckets(self, batch_size: int) -> Int[np.ndarray, " rows"] | None:
+        """The smallest of `_lengths` that holds the row's history, where enough rows share it."""
+        owner, target = self._targets(np.arange(len(self)))
+        found = np.searchsorted(self._lengths, np.minimum(target - self._train.starts[owner], self._max_history))
+        for bucket in range(len(self._lengths) - 1):
+            if np.count_nonzero(found == bucket) < _WORTH * batch_size:
+                found[found == bucket] += 1
+        return None if (found == found[0]).all() else found.astype(np.int8)
+
+    def batch(self, index: Int[np.ndarray, " n"], *, bucket: int) -> PackedRows:
+        """Padded to the length of the bucket."""
+        return self._padded(index, int(self._lengths[bucket]))
+
+    @property
+    def _lengths(self) -> Int[np.ndarray, " buckets"]:
+        return np.unique([-(-self._max_history // 4), -(-self._max_history // 2), self._max_history])
+
+    def _targets(self, index: Int[np.ndarray, " n"]) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+        """The history of each row, and where its target stands."""
+        owner = np.searchsorted(self._until, index, side="right")
+        return owner, self._train.ends[owner] - (self._until[owner] - index)
+
+    def _padded(self, index: Int[np.ndarray, " n"], length: int) -> PackedRows:
+        train, (owner, target) = self._train, self._targets(index)
+        before = Histories(train.users[owner], train.items, train.starts[owner], target)
+        history, real = before.padded(length)
+        return PackedRows(history, train.items[target], np.where(real, owner[:, None] + 1, 0).astype(np.int32))
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """What the rows are made of."""
+        return self._train.items, self._train.starts, self._train.ends, self._until, np.array(self._max_history)
+
+
+def _windows(train: Histories, max_history: int) -> tuple[np.ndarray, np.ndarray]:
+    """Start on the flat array and number of targets of each window of at most `max_history` inputs."""
+    targets = np.maximum(train.lengths.astype(np.int64) - 1, 0)
+    count = -(-targets // max_history)
+    owner = np.repeat(np.arange(len(train)), count)
+    nth_from_end = np.arange(len(owner)) - np.repeat(np.cumsum(count) - count, count)
+    end = train.ends[owner] - 1 - nth_from_end * max_history
+    start = np.maximum(train.starts[owner], end - max_history)
+    return start, end - start
+
+
+def _best_fit(sizes: np.ndarray, row_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """Row, offset and segment number for sizes in descending order, each into the fullest row that has room."""
+    by_room: list[list[int]] = [[] for _ in range(row_length + 1)]
+    filled: list[int] = []
+    segments: list[int] = []
+    placed = np.empty((3, len(sizes)), np.int64)
+    for index, size in enumerate(sizes.tolist()):
+        room = next((r for r in range(size, row_length + 1) if by_room[r]), None)
+        if room is None:
+            filled.append(0)
+            segments.append(0)
+            row, room = len(filled) - 1, row_length
+        else:
+            row = by_room[room].pop()
+        segments[row] += 1
+        placed[:, index] = row, filled[row], segments[row]
+        filled[row] += size
+        by_room[room - size].append(row)
+    return placed[0], placed[1], placed[2], len(filled)
+
+
+class _ShuffledBatches:
+    """Random access to training batches: batch `i` is a fixed function of the seed, whatever was read before."""
+
+    def __init__(self, data: Rows, *, batch_size: int, num_batches: int, seed: int, process: tuple[int, int]) -> None:
+        self._data, self._batch_size, self._length = data, batch_size, num_batches
+        self._rows, self._seed, self._process = len(data), seed, process
+        self._buckets = data.buckets(batch_size)
+        self._order = functools.lru_cache(maxsize=2)(self._shuffled)
+        self._checksum = functools.reduce(lambda seen, array: zlib.crc32(array.tobytes(), seen), data.arrays, 0)
+
+    def _shuffled(self, epoch: int) -> np.ndarray:
+        """The epoch's rows in their order. With buckets, whole batches are of one, but for few; the largest rows make
+        up what stands in a batch with another epoch's."""
+        rng = np.random.default_rng([self._seed, epoch])
+        order = rng.permutation(self._rows)
+        if self._buckets is None:
+            return order
+        order, size = order[np.argsort(self._buckets[order], kind="stable")], self._batch_size
+        begun = min(-epoch * self._rows % size, self._rows)  # what the last batch of the epoch before still takes
+        whole = (self._rows - begun) // size * size
+        batches, rest = rng.permutation(order[:whole].reshape(-1, size)), order[whole:]
+        return np.concatenate([rest[:begun], batches.reshape(-1), rest[begun:]])
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Any:
+        index = int(index)
+        global_index = np.arange(index * self._batch_size, (index + 1) * self._batch_size)
+        epoch, within = np.divmod(global_index, self._rows)
+        chosen = np.concatenate([self._order(int(e))[within[epoch == e]] for e in np.unique(epoch)])
+        rank, count = self._process
+        local = chosen[rank * (len(chosen) // count) : (rank + 1) * (len(chosen) // count)]
+        return self._data.batch(local, bucket=-1 if self._buckets is None else int(self._buckets[chosen].max()))
+
+    def __repr__(self) -> str:
+        """Names the pipeline in Grain's state: Grain refuses a state of other data or another seed."""
+        data = f"rows={self._rows}, crc32={self._checksum:08x}"
+        return f"ShuffledBatches({data}, batch_size={self._batch_size}, seed={self._seed})"
+
+
+def batches(
+    data: Any | Rows, *, batch_size: int, num_batches: int, seed: int, process: tuple[int, int] = (0, 1)
+) -> grain.DataLoaderIterator:
+    """A Grain iterator over `num_batches` batches of `data`: a NamedTuple of arrays with equal first axes, or Rows.
+
+    Each epoch is a fresh permutation by `seed`; batches run on across epochs, so that all have one size. `process`
+    is (index, count): every process gets its slice of the global batch. The iterator's state is exact and small, and
+    no other pipeline's iterator takes it.
+    Raises SemidError if the batch does not divide among the processes.
+    """
+    if batch_size < 1 or batch_size % process[1]:
+        raise SemidError(f"batch size {batch_size} does not divide among {process[1]} processes")
+    rows = _Stored(data) if isinstance(data, tuple) else data
+    source = _ShuffledBatches(rows, batch_size=batch_size, num_batches=num_batches, seed=seed, process=process)
+    # A DataLoader, since its iterator's state names the source; that of a MapDataset is a bare position.
+    loader = grain.DataLoader(
+        data_source=source,
+        sampler=grain.samplers.SequentialSampler(num_batches, grain.sharding.NoSharding()),
+        worker_count=0,
+        read_options=grain.ReadOptions(num_threads=1, prefetch_buffer_size=4),
+    )
+    return iter(loader)

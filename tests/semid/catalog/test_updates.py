@@ -1,0 +1,289 @@
+"""Items appended to a catalogue against a search of every free code, and bad input named by file, column and row."""
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from quantizers import ProductKMeans, ResidualKMeans
+from semid import artifacts
+from semid.catalog import CATALOG_FILE, Collisions, SemanticCatalog, remove, updates
+from semid.catalog.versions import current, read, vectors, verify
+from semid.cli import main
+from semid.config import to_dict
+from semid.data import Standardizer
+from semid.errors import SemidError
+from semid.tokenizers import ProductConfig, RQKmeansConfig, SemanticTokenizer, TokenizerConfig
+
+SIZES, DIM, NUMBERS = (3, 4), 2, 2
+TIE_BREAK = (Collisions.TIE_BREAK, Collisions.POPULARITY)
+UNIQUE = (*TIE_BREAK, Collisions.MIN_COST)
+
+
+def append(folder: Path, inputs: list) -> updates.Appended:
+    return updates.append(folder, inputs, tokenizer=SemanticTokenizer.from_pretrained(folder))
+
+
+def _books() -> list[np.ndarray]:
+    rng = np.random.default_rng(1)
+    return [
+        rng.normal(scale=scale, size=(size, DIM)).astype(np.float32) for scale, size in zip((4, 1), SIZES, strict=True)
+    ]
+
+
+def _points(n: int, seed: int) -> np.ndarray:
+    """Crowded round two of the first codes."""
+    rng = np.random.default_rng(seed)
+    return (_books()[0][rng.integers(2, size=n)] + rng.normal(size=(n, DIM))).astype(np.float32)
+
+
+def _names(prefix: str, n: int) -> list[str]:
+    return [f"{prefix}{row}" for row in range(n)]
+
+
+def _by_brute_force(codes: list, x: np.ndarray, policy: Collisions) -> tuple | None:
+    """The first free codes of a newcomer among all that there are: own first, then by distance, then by number."""
+    first, second = (book.astype(np.float64) for book in _books())
+    own = int(((x - first) ** 2).sum(1).argmin())
+    costs = ((x - first[own] - second) ** 2).sum(1)
+    last = np.argsort(costs, kind="stable").tolist()
+    if policy is Collisions.ALLOWED:
+        return (own, last[0])
+    numbers = [(number,) for number in range(NUMBERS)] if policy in TIE_BREAK else [()]
+    free = [(own, code, *number) for code, number in itertools.product(last, numbers)]
+    free = [one for one in free if one not in codes]
+    return free[0] if free else (own, last[0]) if policy is Collisions.SINKHORN else None
+
+
+def _start(policy: Collisions) -> tuple[SemanticCatalog, np.ndarray]:
+    """Six items that this policy has placed one by one."""
+    points, codes = _points(6, seed=0), []
+    for x in points:
+        codes.append(_by_brute_force(codes, x, policy))
+    sizes = (*SIZES, NUMBERS) if policy in TIE_BREAK else SIZES
+    return SemanticCatalog(pa.array(_names("i", 6)), np.array(codes, np.int32), sizes, policy in TIE_BREAK), points
+
+
+def _tokenizer(policy: Collisions, columns=None) -> SemanticTokenizer:
+    model = ResidualKMeans(tuple(map(jnp.asarray, _books())))
+    config = TokenizerConfig(RQKmeansConfig(SIZES), columns=columns, collisions=policy)
+    return SemanticTokenizer(config, Standardizer(np.zeros(DIM, np.float32), np.ones(DIM, np.float32)), model)
+
+
+def _make(path: Path, policy: Collisions = Collisions.TIE_BREAK, columns=None) -> Path:
+    tokenizer = _tokenizer(policy, columns)
+    with artifacts.write_artifact(path, kind="catalog", config={"tokenizer": to_dict(tokenizer.config)}) as folder:
+        _start(policy)[0].write(folder / CATALOG_FILE)
+        tokenizer.write(folder)
+    return path
+
+
+def _lists(values: np.ndarray) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ravel(values)), values.shape[1])
+
+
+def _file(path: Path, ids: list[str], points: np.ndarray, **more: np.ndarray) -> Path:
+    pq.write_table(pa.table({"item_id": ids, "v": _lists(points), **{k: _lists(v) for k, v in more.items()}}), path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return _make(tmp_path / "catalog")
+
+
+@pytest.mark.parametrize("policy", Collisions)
+def test_each_policy_takes_the_best_free_codes_and_moves_nobody(tmp_path, policy):
+    """Appended in three batches with removals between, until there is no room: every row equals the brute force."""
+    folder, points = _make(tmp_path / "catalog", policy), _points(40, seed=2)
+    before = read(folder)
+    codes = [tuple(row) for row in before.codes.tolist()]
+    sizes, full, at = [5, 3, 2, 30], False, 0
+    for batch, size in enumerate(sizes):
+        names, own = _names(f"b{batch}-", size), points[at : at + size]
+        at += size
+        expected = list(codes)
+        for x in own:
+            expected.append(_by_brute_force(expected, x, policy))
+        file = _file(tmp_path / f"{batch}.parquet", names, own)
+        if None in expected:
+            item = expected.index(None) - len(codes)
+            message = rf"{batch}\.parquet: column 'item_id', row {item + 1}: item 'b{batch}-{item}': no codes are left"
+            with pytest.raises(SemidError, match=message):
+                append(folder, [file])
+            full = True
+            break
+        moved = sum(
+            tuple(e[:2]) != _by_brute_force([], x, policy)[:2] for e, x in zip(expected[len(codes) :], own, strict=True)
+        )
+        made = append(folder, [file])
+        assert (made.new, made.restored, made.moved, made.version.number) == (size, 0, moved, 2 * batch + 1)
+        codes = expected
+        assert list(map(tuple, read(folder).codes.tolist())) == codes
+        remove(folder, [names[0], f"i{batch}"])  # their codes stay taken
+    assert full == (policy in UNIQUE)  # control: the crowd was large enough
+    found = verify(folder).catalog
+    np.testing.assert_array_equal(found.codes[: len(before)], before.codes)
+    assert (len(set(codes)) == len(codes)) == (policy in UNIQUE)
+
+
+def test_product_codes_have_no_last_residual_to_move(tmp_path):
+    model = ProductKMeans(jnp.asarray([[[0.0], [9.0]], [[0.0], [9.0]]]), jnp.eye(2))
+    config = TokenizerConfig(ProductConfig((2, 2)), collisions=Collisions.TIE_BREAK)
+    tokenizer = SemanticTokenizer(config, Standardizer(np.zeros(2, np.float32), np.ones(2, np.float32)), model)
+    with artifacts.write_artifact(tmp_path / "c", kind="catalog", config={"tokenizer": to_dict(config)}) as folder:
+        SemanticCatalog(pa.array(["a", "b"]), np.array([[0, 0, 0], [1, 1, 0]], np.int32), (2, 2, 2), True).write(
+            folder / CATALOG_FILE
+        )
+        tokenizer.write(folder)
+    x = np.zeros((2, 2), np.float32)
+    append(tmp_path / "c", [_file(tmp_path / "1.parquet", ["c"], x[:1])])
+    assert read(tmp_path / "c").lookup(["c"]).tolist() == [[0, 0, 1]]
+    with pytest.raises(SemidError, match=r"item 'd': no codes are left beside .*fit a tokenizer anew"):
+        append(tmp_path / "c", [_file(tmp_path / "2.parquet", ["d"], x[:1])])
+
+
+def test_codes_depend_on_the_order_of_rows_and_not_on_files(tmp_path):
+    points, names = _points(9, seed=3), _names("n", 9)
+    one, two = (_make(tmp_path / name) for name in ("one", "two"))
+    append(one, [_file(tmp_path / "all.parquet", names, points)])
+    append(two, [_file(tmp_path / f"{at}.parquet", names[at : at + 3], points[at : at + 3]) for at in (0, 3, 6)])
+    assert read(one).digest == read(two).digest
+
+
+def test_who_was_removed_comes_back_with_the_old_codes(folder, tmp_path):
+    points = _points(3, seed=4)
+    append(folder, [_file(tmp_path / "1.parquet", _names("n", 3), points)])
+    before = read(folder)
+    remove(folder, ["n1", "i2"])
+    elsewhere = _books()[0][[2, 2, 2]]  # other vectors, whose codes would be others
+    made = append(folder, [_file(tmp_path / "2.parquet", ["i2", "m", "n1"], elsewhere)])
+    assert (made.new, made.restored) == (1, 2)
+    after = verify(folder).catalog
+    assert after.removed is None
+    np.testing.assert_array_equal(after.codes[:9], before.codes)
+    assert after.item_ids[9].as_py() == "m"
+    np.testing.assert_array_equal(vectors(folder, ["v"], pa.array(["n0", "n1"])), [points[0], elsewhere[2]])
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_the_columns_of_an_artifact_are_read_and_none_are_guessed(tmp_path, recorded):
+    tokenizer = replace(_tokenizer(Collisions.ALLOWED), columns=("v", "w") if recorded else ())
+    config = {"tokenizer": to_dict(tokenizer.config)}
+    with artifacts.write_artifact(tmp_path / "c", kind="catalog", config=config) as folder:
+        _start(Collisions.ALLOWED)[0].write(folder / CATALOG_FILE)
+        tokenizer.write(folder)
+    points = _points(3, seed=5)
+    columns = {"w": _lists(points[:, 1:]), "v": _lists(points[:, :1])}  # in another order
+    pq.write_table(pa.table({"item_id": ["x", "y", "z"], **columns}), tmp_path / "1.parquet")
+    if recorded:
+        append(tmp_path / "c", [tmp_path / "1.parquet"])
+        np.testing.assert_array_equal(read(tmp_path / "c").codes[6:], tokenizer.encode(points))
+    else:
+        with pytest.raises(SemidError, match=r"1.parquet: has vector columns w, v, and .* name them after --columns"):
+            append(tmp_path / "c", [tmp_path / "1.parquet"])
+
+
+def test_vectors_that_only_models_read_are_kept(tmp_path):
+    folder = _make(tmp_path / "catalog", columns=("v",))
+    points, other = _points(2, seed=5), np.arange(6, dtype=np.float16).reshape(2, 3)
+    append(folder, [_file(tmp_path / "1.parquet", ["x", "y"], points, w=other)])
+    np.testing.assert_array_equal(vectors(folder, ["w", "v"], pa.array(["y"])), [[*other[1], *points[1]]])
+    assert pq.read_table(folder / "changes/000001.parquet").column_names == ["item_id", "codes", "v", "w"]
+
+
+def test_vectors_of_lists_without_a_width_are_kept(tmp_path):
+    """As pandas writes them; the first row says how wide the others must be."""
+    folder, file = _make(tmp_path / "catalog", columns=("v",)), tmp_path / "1.parquet"
+    points, more = _points(2, seed=5), {"w": [[1.0, 2, 3], [4.0, 5, 6]]}
+    for bad, message in (([[1.0, 2], [3.0]], "row 2: expected a vector of 2 dimensions, got 1"),
+                         ([None, [3.0]], "row 1: expected a vector, got nothing; leave the item or")):  # fmt: skip
+        pq.write_table(pa.table({"item_id": ["x", "y"], "v": points.tolist(), "w": bad}), file)
+        with pytest.raises(SemidError, match=rf"1\.parquet: column 'w', {message}"):
+            append(folder, [file])
+    pq.write_table(pa.table({"item_id": ["x", "y"], "v": points.tolist(), **more}), file)
+    append(folder, [file])
+    np.testing.assert_array_equal(vectors(folder, ["w", "v"], pa.array(["y"])), [[4, 5, 6, *points[1]]])
+
+
+def _bad(values: np.ndarray, row: int, value: float) -> np.ndarray:
+    values = values.copy()
+    values[row, 1] = value
+    return values
+
+
+@pytest.mark.parametrize(
+    ("ids", "points", "message"),
+    [
+        (["x", "i3"], _points(2, 0), r"f\.parquet: column 'item_id', row 2: item 'i3' is in the catalogue already"),
+        (["x", "y", "x"], _points(3, 0), r"row 3: item 'x' is given twice, before as .*f\.parquet: .*row 1: item 'x'"),
+        (["x"], np.ones((1, 3), np.float32), r"f\.parquet: expected vector columns of 2 dimensions in all, got v: 3"),
+        (["x", "y"], _bad(_points(2, 0), 1, np.nan), r"f\.parquet: column 'v', row 2: expected a finite vector"),
+        (["x", "y"], _bad(_points(2, 0), 0, np.inf), r"f\.parquet: column 'v', row 1: expected a finite vector"),
+        (["x", None], _points(2, 0), r"f\.parquet: column 'item_id', row 2: the id is missing"),
+        ([], _points(0, 0), r"f\.parquet: no item to append"),
+    ],
+)
+def test_bad_items_are_named_and_nothing_is_written(folder, tmp_path, ids, points, message):
+    with pytest.raises(SemidError, match=message):
+        append(folder, [_file(tmp_path / "f.parquet", ids, points)])
+    assert not (folder / "changes").exists()
+    append(folder, [_file(tmp_path / "f.parquet", ["x", "y"], _points(2, 0))])  # control
+
+
+def test_faults_of_a_second_file_are_found_there(folder, tmp_path):
+    good = _file(tmp_path / "good.parquet", ["x", "y"], _points(2, 0))
+    with pytest.raises(
+        SemidError, match=r"bad\.parquet: column 'item_id', row 1: item 'y' is given twice, .*good\.parq"
+    ):
+        append(folder, [good, _file(tmp_path / "bad.parquet", ["y"], _points(1, 0))])
+    with pytest.raises(SemidError, match=r"none\.parquet: no such file"):
+        append(folder, [good, tmp_path / "none.parquet"])
+    with pytest.raises(SemidError, match="no file: no item to append"):
+        append(folder, [])
+    tabled = _make(tmp_path / "tabled", columns=("v",))
+    wide = _file(tmp_path / "wide.parquet", ["z"], _points(1, 0), w=np.ones((1, 1), np.float32))
+    with pytest.raises(
+        SemidError, match=r"wide\.parquet: has vectors \{'v': 2, 'w': 1\}, but .*good\.parquet has \{'v': 2\}"
+    ):
+        append(tabled, [good, wide])
+
+
+def test_a_catalogue_without_tokenizer_takes_nothing(tmp_path):
+    with artifacts.write_artifact(tmp_path / "c", kind="catalog", config={"imported": "x"}) as folder:
+        _start(Collisions.ALLOWED)[0].write(folder / CATALOG_FILE)
+    with pytest.raises(SemidError, match="its codes were imported, there is no tokenizer"):
+        append(tmp_path / "c", [_file(tmp_path / "f.parquet", ["x"], _points(1, 0))])
+    assert remove(tmp_path / "c", ["i0"]).number == 1  # which needs none
+
+
+def test_what_cannot_be_removed_is_named(folder):
+    remove(folder, ["i1"])
+    for ids, message in [
+        (["i0", "i1"], r"item id 'i1' \(entry 1\) was removed before"),
+        (["i0", "i2", "i0"], r"item id 'i0' \(entry 2\) is given twice"),
+        (["q"], r"item id 'q' \(entry 0\) is not among"),
+        ([], "expected at least one item to remove, got none"),
+        ([f"i{row}" for row in (0, 2, 3, 4, 5)], "needs at least one item; all 6 are removed"),
+    ]:
+        with pytest.raises(SemidError, match=message):
+            remove(folder, ids)
+    assert current(folder).number == 1
+
+
+def test_the_command_appends_what_a_pattern_finds(folder, tmp_path, capsys):
+    for at in (0, 1):
+        _file(tmp_path / f"new-{at}.parquet", [f"n{at}"], _points(1, seed=at))
+    main(["catalog", "append", "--catalog", str(folder), "--input", f"{tmp_path}/new-*.parquet"])
+    assert "version 1: 2 items appended" in " ".join(capsys.readouterr().out.split())
+    assert read(folder).item_ids[6:].to_pylist() == ["n0", "n1"]
+    with pytest.raises(SystemExit):
+        main(["catalog", "append", "--catalog", str(folder), "--input", f"{tmp_path}/new-*.parquet"])
+    printed = capsys.readouterr().err
+    assert "item 'n0' is in the catalogue already" in printed
+    assert printed.count("\n") == 1

@@ -1,0 +1,530 @@
+"""The command line from two Parquet files to a report, and what every kind of bad input is answered with."""
+
+import json
+import math
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from quantizers import Schedule
+from semid import artifacts
+from semid.catalog import SemanticCatalog, read_tokens
+from semid.cli import main
+from semid.data import Dataset
+from semid.recommender import Recommender
+from semid.tokenizers import CooccurrenceConfig, LetterConfig, SemanticTokenizer
+
+ITEMS = 40
+TOKENIZER = "rq-vae --level-sizes 6 4 --hidden 8 --latent 4 --epochs 2 --batch-size 16"
+GENERATOR = "--max-history 6 --row-length 8 --epochs 2 --batch-size 8"
+BACKBONE = "--dim 8 --heads 2 --layers 1 --hidden 8"
+
+
+def run(line: str, **paths: Path) -> None:
+    """`semid` with these words; `{name}` stands for a path, whatever it is made of."""
+    main([word.format(**paths) for word in line.split()])
+
+
+def _write_tables(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    titles = [f"word{row % 5} thing{row % 3} plain" for row in range(ITEMS)]
+    pq.write_table(pa.table({"item_id": [f"i{row}" for row in range(ITEMS)], "title": titles}), folder / "I.parquet")
+    rows = [(f"u{u}", f"i{rng.integers(ITEMS)}", at) for u in range(24) for at in range(rng.integers(4, 9))]
+    users, items, times = zip(*rows, strict=True)
+    interactions = pa.table({"user_id": users, "item_id": items, "timestamp": times})
+    pq.write_table(interactions, folder / "X.parquet")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """A folder with dataset, catalogue, model and metrics."""
+    home = tmp_path_factory.mktemp("run")
+    _write_tables(home)
+    run("prepare parquet --items {h}/I.parquet --interactions {h}/X.parquet --out {h}/dataset --text-vectors 6", h=home)
+    run(f"tokenize --dataset {{h}}/dataset --out {{h}}/catalog {TOKENIZER}", h=home)
+    run(f"train --dataset {{h}}/dataset --catalog {{h}}/catalog --out {{h}}/model {GENERATOR} "
+        f"rq-transformer {BACKBONE}", h=home)  # fmt: skip
+    run("evaluate --model {h}/model --dataset {h}/dataset --split test --beam-size 20", h=home)
+    return home
+
+
+def _tree(folder: Path) -> dict[str, int]:
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_every_stage_leaves_its_artifact_and_no_other_file(home):
+    kinds = {"dataset": "dataset", "catalog": "catalog", "model": "model"}
+    made = {name: artifacts.read_artifact(home / name, kind) for name, kind in kinds.items()}
+    assert made["catalog"].parents == {"dataset": made["dataset"].digest}
+    assert made["model"].parents == {name: made[name].digest for name in ("dataset", "catalog")}
+    files = {"I.parquet", "X.parquet", "dataset", "catalog", "model", "metrics.json", "examples.json"}
+    assert {path.name for path in home.iterdir()} - {"report.html"} == files
+    dataset = Dataset.load(home / "dataset")
+    assert dataset.vectors("text_lsa").shape == (ITEMS, 6)
+    assert SemanticCatalog.read(home / "catalog" / "catalog.parquet").item_ids.equals(dataset.item_ids)
+
+
+def test_metrics_have_the_form_that_the_report_reads(home):
+    metrics = json.loads((home / "metrics.json").read_text())
+    assert metrics["split"] == "test"
+    assert [row["model"] for row in metrics["rows"]] == ["semid", "popularity", "bigram"]
+    for row in metrics["rows"]:
+        assert {"recall@5", "ndcg@5", "recall@10", "ndcg@10", "mrr", "coverage@10", "valid"} <= set(row)
+        assert 0 <= row["recall@5"] <= row["recall@10"] <= 1
+        assert "seen" not in row
+    assert metrics["provenance"]["models"] == {
+        str(home / "model"): artifacts.read_artifact(home / "model", "model").digest
+    }
+    users = json.loads((home / "examples.json").read_text())
+    assert {"user", "history", "target", "recommendations"} == set(users[0])
+
+
+def test_figures_without_seen_items_say_so(home, tmp_path, capsys):
+    run("evaluate --model {h}/model --dataset {h}/dataset --split validation --ks 3 --exclude-seen --beam-size 20 "
+        "--out {t}/new/m.json", h=home, t=tmp_path)  # fmt: skip
+    metrics = json.loads((tmp_path / "new" / "m.json").read_text())
+    assert metrics["split"] == "validation"
+    assert all(row["seen"] == "excluded" for row in metrics["rows"])
+    for user in json.loads((tmp_path / "new" / "examples.json").read_text()):
+        assert not {entry["item_id"] for entry in user["recommendations"]} & set(user["history"])
+    printed = capsys.readouterr().out
+    assert "R@3" in printed  # not cut off at 80 characters
+    assert "…" not in printed
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ("--split validation", "metrics_validation.json"),
+        ("--exclude-seen", "metrics_seen_excluded.json"),
+        ("--split validation --exclude-seen", "metrics_validation_seen_excluded.json"),
+    ],
+)
+def test_figures_of_other_kinds_have_files_of_their_own(home, tmp_path, options, name):
+    shutil.copytree(home / "model", tmp_path / "model")
+    run(f"evaluate --model {{t}}/model --dataset {{h}}/dataset --beam-size 20 {options}", h=home, t=tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"model", name}  # examples go with metrics.json
+
+
+def test_two_models_of_one_kind_are_told_apart(home, tmp_path):
+    for name in ("a/model", "b/model"):
+        shutil.copytree(home / "model", tmp_path / name)
+    run(
+        "evaluate --model {t}/a/model {t}/b/model --dataset {h}/dataset --beam-size 20 --out {t}/m.json",
+        h=home,
+        t=tmp_path,
+    )
+    rows = json.loads((tmp_path / "m.json").read_text())["rows"]
+    assert [row["model"] for row in rows[:2]] == [str(tmp_path / "a/model"), str(tmp_path / "b/model")]
+    assert {**rows[0], "model": ""} == {**rows[1], "model": ""}
+
+
+def test_recommend_prints_what_the_library_recommends(home, capsys):
+    top = Recommender.from_pretrained(home / "model").recommend([["i1", "i2"]], k=3, beam_size=20, exclude_seen=True)
+    run("recommend --model {h}/model --history i1,i2 -k 3 --beam-size 20 --exclude-seen", h=home)
+    printed = capsys.readouterr().out
+    lines = [line for line in printed.splitlines() if "<a_" in line]
+    assert len(lines) == 3
+    for line, item_id, score in zip(lines, top.item_ids[0], top.scores[0], strict=True):
+        assert f" {item_id} " in line
+        assert f"{score:.3f}" in line
+
+
+def test_an_empty_history_is_answered(home, capsys):
+    run("recommend --model {h}/model --history= -k 4 --beam-size 20", h=home)
+    assert capsys.readouterr().out.count("<a_") == 4
+
+
+def test_unknown_items_are_counted_and_dropped_on_request(home, capsys):
+    run("recommend --model {h}/model --history i1,zz,yy -k 2 --beam-size 20 --skip-unknown", h=home)
+    printed = capsys.readouterr().out
+    assert "dropped 2 unknown of 3 items of the history" in printed
+    run("recommend --model {h}/model --history i1 -k 2 --beam-size 20", h=home)
+    assert printed.endswith(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(("format", "name"), [("json", "c.json"), ("hf-tokens", "c.json"), ("tsv", "c.tsv")])
+def test_exported_codes_come_back_as_a_catalogue(home, tmp_path, format, name):
+    run(f"export --catalog {{h}}/catalog --format {format} --out {{t}}/{name}", h=home, t=tmp_path)
+    run(f"import-codes --codes {{t}}/{name} --dataset {{h}}/dataset --out {{t}}/c --tie-break", h=home, t=tmp_path)
+    ours, theirs = (SemanticCatalog.read(folder / "catalog.parquet") for folder in (home / "catalog", tmp_path / "c"))
+    assert theirs.item_ids.equals(ours.item_ids)
+    assert theirs.tie_break
+    np.testing.assert_array_equal(theirs.codes, ours.codes)
+
+
+def test_imported_codes_follow_the_items_of_the_dataset(home, tmp_path, capsys):
+    """The index is in another order, and knows an item more: the rows are the dataset's."""
+    run("export --catalog {h}/catalog --format json --out {t}/codes.json", h=home, t=tmp_path)
+    index = json.loads((tmp_path / "codes.json").read_text())
+    shuffled = {"more": index["i0"]} | {key: index[key] for key in sorted(index, reverse=True)}
+    (tmp_path / "codes.json").write_text(json.dumps(shuffled))
+    run("import-codes --codes {t}/codes.json --dataset {h}/dataset --out {t}/c", h=home, t=tmp_path)
+    assert f"left out 1 items of {tmp_path}/codes.json that the dataset does not have" in capsys.readouterr().out
+    ours, theirs = (SemanticCatalog.read(folder / "catalog.parquet") for folder in (home / "catalog", tmp_path / "c"))
+    np.testing.assert_array_equal(theirs.codes, ours.codes)
+
+
+def test_a_history_of_unknown_items_alone_is_answered_with_popularity(home, capsys):
+    run("recommend --model {h}/model --history zz,yy -k 2 --beam-size 20 --skip-unknown", h=home)
+    head, _, table = capsys.readouterr().out.partition("no known item left: the most popular of training\n")
+    assert head == "dropped 2 unknown of 2 items of the history\n"
+    run("recommend --model {h}/model --history= -k 2 --beam-size 20 --skip-unknown", h=home)
+    assert capsys.readouterr().out == table
+
+
+def test_parquet_export_is_the_catalogue(home, tmp_path, capsys):
+    run("export --catalog {h}/catalog --format parquet --out {t}/[red]:x:.parquet", h=home, t=tmp_path)
+    out = tmp_path / "[red]:x:.parquet"  # what rich would take for markup
+    assert capsys.readouterr().out == f"wrote {out}: version 0, 40 items\n"  # on one line, however long
+    read, made = (SemanticCatalog.read(f) for f in (out, home / "catalog" / "catalog.parquet"))
+    np.testing.assert_array_equal(read.codes, made.codes)
+    run("export --catalog {h}/catalog --format json --out {t}/c.json", h=home, t=tmp_path)
+    assert read_tokens(tmp_path / "c.json").item_ids.equals(made.item_ids)
+
+
+def test_a_program_is_written(home, tmp_path, capsys):
+    run("export-program --model {h}/model --out {t}/program -k 3 --beam-size 20 --platforms cpu", h=home, t=tmp_path)
+    assert f"program: {tmp_path}/program" in capsys.readouterr().out
+    manifest = artifacts.read_artifact(tmp_path / "program", "program")
+    assert manifest.config == {"k": 3, "beam_size": 20, "platforms": ["cpu"]}
+    assert manifest.parents == {"model": artifacts.read_artifact(home / "model", "model").digest}
+
+
+def test_the_report_is_one_file(home, capsys):
+    run("report {h}", h=home)
+    assert f"wrote {home}/report.html" in capsys.readouterr().out
+    assert "popularity" in (home / "report.html").read_text()
+
+
+def test_stages_that_are_current_are_skipped_and_say_so(home, capsys):
+    before = _tree(home)
+    run("prepare parquet --items {h}/I.parquet --interactions {h}/X.parquet --out {h}/dataset --text-vectors 6", h=home)
+    run(f"tokenize --dataset {{h}}/dataset --out {{h}}/catalog {TOKENIZER}", h=home)
+    run(f"train --dataset {{h}}/dataset --catalog {{h}}/catalog --out {{h}}/model {GENERATOR} "
+        f"rq-transformer {BACKBONE}", h=home)  # fmt: skip
+    printed = capsys.readouterr().out
+    for kind in ("dataset", "catalog", "model"):
+        assert f"{home}/{kind}: this {kind} exists, made with the same settings and inputs; skipped" in printed
+    assert _tree(home) == before
+
+
+def test_a_simulated_world_and_k_means_and_sasrec(tmp_path, capsys):
+    run("prepare simulated --out {t}/d --num-items 120 --num-users 60 --seed 3", t=tmp_path)
+    run("tokenize --dataset {t}/d --out {t}/c rq-kmeans --level-sizes 6 5", t=tmp_path)
+    train = f"train --dataset {{t}}/d --catalog {{t}}/c {GENERATOR}"
+    run(f"{train} --out {{t}}/ids --features sasrec {BACKBONE}", t=tmp_path)
+    run(f"{train} --out {{t}}/content sasrec {BACKBONE}", t=tmp_path)
+    run("evaluate --model {t}/ids {t}/content --dataset {t}/d", t=tmp_path)
+    rows = {row["model"]: row for row in json.loads((tmp_path / "metrics.json").read_text())["rows"]}
+    assert list(rows) == ["sasrec", "sasrec-content", "popularity", "bigram", "oracle"]
+    assert rows["oracle"]["recall@10"] > rows["popularity"]["recall@10"]
+    assert "dataset simulated" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("family", ["encoder-decoder --kv-heads 1", "flat --remat", "hybrid --temperature 0.1"])
+def test_other_families_and_a_teacher(home, tmp_path, family):
+    options = GENERATOR.replace("--row-length 8", "--row-length 9").replace("--batch-size 8", "--batch-size 16")
+    train = f"train --dataset {{h}}/dataset --catalog {{h}}/catalog {options}"
+    run(f"{train} --out {{t}}/teacher sasrec {BACKBONE}", h=home, t=tmp_path)
+    taught = "--normalization children --label-smoothing 0.1 --distillation 0.2 --accumulate 2 --fsdp 2"
+    run(f"{train} --out {{t}}/m --teacher {{t}}/teacher {taught} {family} {BACKBONE}", h=home, t=tmp_path)
+    records = [json.loads(line) for line in (tmp_path / "m" / "history.jsonl").read_text().splitlines()]
+    assert all(math.isfinite(r["loss/distillation"]) for r in records if "loss" in r)
+    run("evaluate --model {t}/m --dataset {h}/dataset --beam-size 20", h=home, t=tmp_path)
+    rows = json.loads((tmp_path / "metrics.json").read_text())["rows"]
+    assert rows[0]["model"] == family.split()[0]
+
+
+def test_only_what_the_files_leave_is_recommended(home, tmp_path, capsys):
+    (tmp_path / "stock.txt").write_text("i3\ni5\n\ni7\n")
+    (tmp_path / "sold.txt").write_text("i5\n")
+    line = "recommend --model {h}/model --history i1,i3 --allow {t}/stock.txt"
+    for options, expected in (("", {"i3", "i5", "i7"}), (" --deny {t}/sold.txt --exclude-seen", {"i7"})):
+        run(line + options, h=home, t=tmp_path)
+        assert set(re.findall(r"\bi\d+\b", capsys.readouterr().out)) == expected
+    (tmp_path / "sold.txt").write_text("i3\ni5\ni7\n")
+    run(line + " --deny {t}/sold.txt", h=home, t=tmp_path)
+    assert "nothing that may be recommended is left" in capsys.readouterr().out
+
+
+def test_a_tokenizer_aligned_with_a_trained_model(home, tmp_path, capsys):
+    train = f"train --dataset {{h}}/dataset --catalog {{h}}/catalog {GENERATOR}"
+    run(f"{train} --out {{t}}/teacher sasrec {BACKBONE}", h=home, t=tmp_path)
+    line = (
+        "tokenize --dataset {h}/dataset --out {t}/c --fsdp 2 --collisions popularity --alignment letter cooccurrence "
+        "--signal model --teacher {t}/teacher --letter.weight.value 0.2 --letter.temperature 0.5 "
+        f"--cooccurrence.weight.value 0.4 --cooccurrence.weight.initial 0 {TOKENIZER} --log-every 1"
+    )
+    run(line, h=home, t=tmp_path)
+    assert "after popularity 0.0%" in " ".join(capsys.readouterr().out.split())
+    made = artifacts.read_artifact(tmp_path / "c", "catalog")
+    assert set(made.parents) == {"dataset", "teacher"}
+    assert made.parents["teacher"] == artifacts.read_artifact(tmp_path / "teacher", "model").digest
+    config = SemanticTokenizer.from_pretrained(tmp_path / "c").config
+    assert config.alignment == (
+        LetterConfig(Schedule(0.2), temperature=0.5),
+        CooccurrenceConfig(Schedule(0.4, initial=0.0)),
+    )
+    assert config.columns == ("text_lsa",)  # the teacher's vectors are no content
+    assert set(artifacts.read_json(tmp_path / "c" / "health.json")["collaborative"]) == {"codes", "content_only"}
+    records = (tmp_path / "c" / "history.jsonl").read_text()
+    assert "alignment/letter" in records
+    assert "alignment/cooccurrence" in records
+    run(line, h=home, t=tmp_path)
+    assert "this catalog exists, made with the same settings and inputs; skipped" in capsys.readouterr().out
+
+
+def test_a_teacher_of_another_split_is_refused(home, tmp_path, capsys):
+    """The same items and interactions, but what is test here was trained on there."""
+    run("prepare parquet --items {h}/I.parquet --interactions {h}/X.parquet --out {t}/d --text-vectors 6 "
+        "global-time", h=home, t=tmp_path)  # fmt: skip
+    capsys.readouterr()
+    line = "tokenize --dataset {t}/d --out {t}/c --alignment letter --signal model --teacher {h}/model"
+    assert f"{home}/model: trained on dataset digest" in fails(capsys, line, h=home, t=tmp_path)
+
+
+def fails(capsys, line: str, **paths: Path) -> str:
+    """The one line on stderr of a command that exits with 1 and writes nothing under any of the paths."""
+    before = [_tree(path) for path in paths.values()]
+    with pytest.raises(SystemExit) as exit:
+        run(line, **paths)
+    error = capsys.readouterr().err
+    assert exit.value.code == 1, error
+    assert error.startswith("semid: ")
+    assert error.count("\n") == 1, error
+    assert [_tree(path) for path in paths.values()] == before
+    return error
+
+
+TRAIN = "train --dataset {h}/dataset --catalog {h}/catalog --out {t}/"
+TOKENIZE = "tokenize --dataset {h}/dataset --out "
+PREPARE = "prepare parquet --items {h}/I.parquet --interactions {h}/X.parquet --out "
+BAD = [
+    ("recommend --model {h}/model --history i1,zz", r"unknown item id 'zz' \(1 of 2 unknown\).*--skip-unknown"),
+    ("recommend --model {h}/model --history i1 -k 0", "expected k and beam_size of at least 1, got 0 and 50"),
+    ("recommend --model {h}/catalog --history i1", "expected an artifact of kind 'model', found 'catalog'"),
+    ("recommend --model {h}/nowhere --history i1", "nowhere: no such artifact"),
+    ("tokenize --dataset {h}/nowhere --out {t}/c", "nowhere: no such artifact"),
+    (TOKENIZE + "{h}/catalog --seed 9", r"in use by a catalog of other settings \(seed: 0 -> 9"),
+    (TOKENIZE + "{h}/model", "output folder in use by a model artifact; choose another --out"),
+    (TOKENIZE + "{h}", "output folder in use by something that is no catalog artifact"),
+    (TOKENIZE + "{h}/I.parquet/c", "I.parquet: is a file, and .* should go below it"),
+    (TOKENIZE + "{t}/c --columns nope", "no vector column 'nope' in dataset 'dataset'"),
+    (TOKENIZE + "{t}/c --alignment letter --signal model", "--signal model and --teacher FOLDER go together"),
+    (TOKENIZE + "{t}/c --alignment letter --teacher {h}/model", "--signal model and --teacher FOLDER go together"),
+    (TOKENIZE + "{t}/c --signal model --teacher {h}/model", "--teacher is for letter, distill and das; name one"),
+    (TOKENIZE + "{t}/c --alignment letter --signal model --teacher {h}/model",
+     r"item vectors are those of a dense model \(SASRec\); this one speaks in codes"),
+    (TOKENIZE + "{t}/c --alignment letter --signal model --teacher {h}/catalog",
+     "expected an artifact of kind 'model', found 'catalog'"),
+    (TOKENIZE + "{t}/c --alignment letter das letter " + TOKENIZER, "an alignment is named twice"),
+    (TOKENIZE + "{t}/c --alignment letter " + TOKENIZER, "expected dim of 1 to .*, got 64; lower dim or take"),
+    (TOKENIZE + "{t}/c --alignment letter rq-kmeans", "RQKmeansConfig trains nothing that could be aligned"),
+    (TOKENIZE + "{t}/c opq --level-sizes 4 4 4 4", "4 product codes cannot share 6 content dimensions equally"),
+    (TOKENIZE + "{t}/c --collisions min-cost rq-kmeans --level-sizes 2 4",
+     "items share all codes but the last .* or choose the collision policy tie-break"),
+    (TRAIN + "m --row-length 4", "row_length, got 20 and 4"),
+    (TRAIN + "a[0]/m sasrec --dim 8 --layers 1", "cannot go below a path with"),
+    (TRAIN + "m --features nope", "no vector column 'nope'"),
+    ("train --dataset {h}/dataset --catalog {h}/model --out {t}/m",
+     "expected an artifact of kind 'catalog', found 'model'"),
+    ("evaluate --model --dataset {h}/dataset", "expected at least one model folder after --model, got none"),
+    ("evaluate --model {h}/nowhere --dataset {h}/dataset", "nowhere: no such artifact"),
+    ("evaluate --model {h}/model --dataset {h}/dataset --ks 0 --out {t}/new/m.json", "expected ks and batch_size"),
+    ("evaluate --model {h}/model --dataset {h}/dataset --out {t}", "is a folder; name the file to write"),
+    ("export --catalog {h}/catalog --format json --out {t}", "is a folder; name the file to write"),
+    ("export --catalog {h}/catalog --format json --out {h}/I.parquet/x", "I.parquet"),
+    ("export --catalog {h}/catalog --format tsv --base {t}/b --out {t}/o", "is for .* hf-tokenizer, not for tsv"),
+    ("export --catalog {h}/catalog --format hf-tokenizer --base {t}/b --out {t}/o", "b: no such file"),
+    ("export-program --model {h}/catalog --out {t}/p", "expected an artifact of kind 'model', found 'catalog'"),
+    ("export-program --model {h}/model --out {h}/model", "in use by a model artifact"),
+    ("export-program --model {h}/model --out {t}/p -k 0", "expected k and beam_size of at least 1, got 0 and 50"),
+    ("import-codes --codes {h}/I.parquet --dataset {h}/dataset --out {t}/c", "I.parquet: not valid JSON"),
+    ("import-codes --codes {h}/metrics.json --dataset {h}/dataset --out {t}/c",
+     "metrics.json: item 'split': 'test' is no"),
+    ("report", "expected at least one run folder"),
+    ("report {t}", "metrics.json: no such file; `semid evaluate"),
+    ("prepare simulated --out {t}/d --num-items 3", "3 items cannot fill .* cells"),
+    (PREPARE + "{t}/d --text-vectors -1", "expected text_vectors of 0 .* or more, got -1"),
+    (PREPARE + "{h}/dataset --text-vectors 5",
+     r"in use by a dataset of other settings \(source.text_lsa.dim: 6 -> 5\)"),
+    (PREPARE + "{t}/d global-time --validation 0.9 --test 0.2",
+     "expected 0 < validation < test < 1, got 0.9 and 0.2"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "message"), BAD, ids=[f"{line.split()[0]}-{n}" for n, (line, _) in enumerate(BAD)])
+def test_bad_input_is_one_line_and_writes_nothing(home, tmp_path, capsys, line, message):
+    assert re.search(message, fails(capsys, line, h=home, t=tmp_path))
+
+
+def test_an_empty_dataset(home, tmp_path, capsys):
+    pq.write_table(pq.read_table(home / "X.parquet")[:0], tmp_path / "X.parquet")
+    line = "prepare parquet --items {h}/I.parquet --interactions {t}/X.parquet --out {t}/d"
+    assert "X.parquet: has no rows; expected at least one" in fails(capsys, line, h=home, t=tmp_path)
+
+
+def test_an_empty_catalogue(home, tmp_path, capsys):
+    (tmp_path / "codes.json").write_text("{}")
+    line = "import-codes --codes {t}/codes.json --dataset {h}/dataset --out {t}/c"
+    assert "codes.json: expected an object from item ids to code tokens, got {}" in fails(
+        capsys, line, h=home, t=tmp_path
+    )
+
+
+def test_codes_that_lack_an_item(home, tmp_path, capsys):
+    (tmp_path / "codes.json").write_text(json.dumps({f"i{row}": "<a_1>" for row in range(ITEMS - 1)}))
+    line = "import-codes --codes {t}/codes.json --dataset {h}/dataset --out {t}/c"
+    assert f"item id 'i{ITEMS - 1}'" in fails(capsys, line, h=home, t=tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["dataset", "catalog", "model"])
+def test_a_changed_byte_and_a_newer_schema(home, tmp_path, capsys, kind):
+    commands = {
+        "dataset": "tokenize --dataset {t}/x --out {t}/out",
+        "catalog": "train --dataset {h}/dataset --catalog {t}/x --out {t}/out",
+        "model": "recommend --model {t}/x --history i1",
+    }
+    shutil.copytree(home / kind, tmp_path / "x")
+    for file in sorted(path for path in (tmp_path / "x").iterdir() if path.name != "manifest.json"):
+        content = file.read_bytes()
+        middle = len(content) // 2
+        file.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+        error = fails(capsys, commands[kind], h=home, t=tmp_path)
+        assert f"{file.name}: content does not match its sha256 in manifest.json" in error
+        file.write_bytes(content)
+    manifest = tmp_path / "x" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"schema_version": 99}))
+    assert "schema version 99 is newer than" in fails(capsys, commands[kind], h=home, t=tmp_path)
+
+
+def test_a_catalogue_of_another_dataset(home, tmp_path, capsys):
+    run("prepare simulated --out {t}/d --num-items 120 --num-users 60", t=tmp_path)
+    capsys.readouterr()
+    line = "train --dataset {t}/d --catalog {h}/catalog --out {t}/m"
+    assert "the catalogue's 40 items are not the dataset's 120" in fails(capsys, line, h=home, t=tmp_path)
+    line = "evaluate --model {h}/model --dataset {t}/d --other-dataset --out {t}/m.json"
+    assert "are not in the model's catalogue" in fails(capsys, line, h=home, t=tmp_path)
+
+
+def test_a_model_is_measured_on_another_dataset_only_when_asked(home, tmp_path, capsys):
+    """The same items and interactions, split otherwise: what is test here was trained on there."""
+    run("prepare parquet --items {h}/I.parquet --interactions {h}/X.parquet --out {t}/d --text-vectors 6 "
+        "global-time", h=home, t=tmp_path)  # fmt: skip
+    trained, other = (
+        artifacts.read_artifact(folder, "dataset").digest for folder in (home / "dataset", tmp_path / "d")
+    )
+    capsys.readouterr()
+    line = "evaluate --model {h}/model --dataset {t}/d --beam-size 20 --out {t}/m.json"
+    error = fails(capsys, line, h=home, t=tmp_path)
+    assert f"{home}/model: trained on dataset digest {trained[:16]}, not on {tmp_path}/d of {other[:16]}" in error
+    assert "--other-dataset" in error
+    run(line + " --other-dataset", h=home, t=tmp_path)
+    provenance = json.loads((tmp_path / "m.json").read_text())["provenance"]
+    assert provenance["trained_on_other_dataset"] == {str(home / "model"): trained}
+    run("evaluate --model {h}/model --dataset {h}/dataset --beam-size 20 --other-dataset --out {t}/own.json",
+        h=home, t=tmp_path)  # fmt: skip
+    assert "trained_on_other_dataset" not in json.loads((tmp_path / "own.json").read_text())["provenance"]
+
+
+def test_checkpoints_of_another_run(home, tmp_path, capsys):
+    (tmp_path / "m.checkpoints" / "20").mkdir(parents=True)  # step 20
+    request = {"config": {"generator": {"max_history": 3}}, "seed": 1}
+    (tmp_path / "m.checkpoints" / "request.json").write_text(json.dumps(request))
+    line = f"{TRAIN}m {GENERATOR} rq-transformer {BACKBONE}"
+    assert "m.checkpoints: checkpoints of another run" in fails(capsys, line, h=home, t=tmp_path)
+
+
+def test_a_dataset_without_vectors_or_text(home, tmp_path, capsys):
+    pq.write_table(pq.read_table(home / "I.parquet").select(["item_id"]), tmp_path / "I.parquet")
+    run("prepare parquet --items {t}/I.parquet --interactions {h}/X.parquet --out {t}/d", h=home, t=tmp_path)
+    capsys.readouterr()
+    assert "has no vector columns to tokenize" in fails(capsys, "tokenize --dataset {t}/d --out {t}/c", t=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("tokenize --dataset d --out o rq-vae --latnt 4", "--latent"),
+        ("train --dataset d --catalog c --out o --epoch 3", "--epochs"),
+        ("tokenize --dataset d --out o rq-vae --level-sizes 4 0", "expected at least one level"),
+        ("tokenize --dataset d --out o opq --level-sizes 4 5", "product codes have one size"),
+        ("tokenize --dataset d --out o --collisions sinkhorn opq", "product codes have none"),
+        ("tokenize --dataset d --out o rq-vae --decay 1.5", "expected decay in"),
+        ("tokenize --dataset d --out o --alignment leter", "letter"),
+        ("train --dataset d --catalog c --out o --batch-size 0", "batch_size"),
+        ("train --dataset d --catalog c --out o rq-transformer --dim 7", "dim 7 must divide"),
+        ("export --catalog c --format csv --out o", "hf-tokens"),
+        ("tokenise", "tokenize"),
+    ],
+)
+def test_options_that_do_not_exist_or_fit_are_answered_with_what_does(capsys, line, message):
+    with pytest.raises(SystemExit) as exit:
+        run(line)
+    assert exit.value.code == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+SOURCES = ["parquet", "csv", "jsonl", "amazon-reviews", "movielens", "simulated"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "",
+        "prepare",
+        *(f"prepare {source}" for source in SOURCES),
+        "tokenize",
+        "tokenize rq-vae",
+        "tokenize rq-kmeans",
+        "tokenize opq",
+        "train",
+        "train rq-transformer",
+        "train sasrec",
+        *("evaluate", "recommend", "export", "export-program", "import-codes", "report"),
+    ],
+)
+def test_every_command_explains_itself(capsys, command):
+    with pytest.raises(SystemExit) as exit:
+        run(f"{command} --help")
+    assert exit.value.code == 0
+    printed = capsys.readouterr().out
+    assert f"usage: semid {command}".rstrip() in printed
+    assert "noqa" not in printed
+    assert "tyro" not in printed
+
+
+def test_an_item_that_was_appended_is_recommended_and_one_that_was_removed_is_not(home, tmp_path, capsys):
+    """By a model that reads its vectors, from the catalogue's folder alone."""
+    catalog = shutil.copytree(home / "catalog", tmp_path / "catalog")
+    vectors = Dataset.load(home / "dataset").vectors("text_lsa")[:1] + np.float32(0.01)
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors[0]), 6)
+    pq.write_table(pa.table({"item_id": ["new"], "text_lsa": lists}), tmp_path / "new.parquet")
+    (tmp_path / "only.txt").write_text("new\ni3\n")
+    run("catalog append --catalog {c} --input {t}/new.parquet", c=catalog, t=tmp_path)
+    run("catalog remove --catalog {c} --items i3", c=catalog)
+    capsys.readouterr()
+    run(
+        "recommend --model {h}/model --catalog {c} --history new,i3,i1 --allow {t}/only.txt",
+        h=home,
+        c=catalog,
+        t=tmp_path,
+    )
+    rows = [line.split("│") for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    assert [[cell.strip() for cell in row[1:3]] for row in rows] == [["1", "new"]]
+    with pytest.raises(SystemExit):  # control: the model alone does not know it
+        run("recommend --model {h}/model --history new", h=home)
+    run("export --catalog {c} --format json --out {t}/index.json", c=catalog, t=tmp_path)
+    exported = json.loads((tmp_path / "index.json").read_text())
+    assert ("new" in exported, "i3" in exported, len(exported)) == (True, False, ITEMS)
+    before = artifacts.read_artifact(home / "model", "model").digest
+    run(f"train --dataset {{h}}/dataset --catalog {{c}} --out {{h}}/model {GENERATOR} rq-transformer {BACKBONE}",
+        h=home, c=catalog)  # fmt: skip
+    assert "this model exists" in " ".join(capsys.readouterr().out.split())  # its rows are those it was trained on
+    assert artifacts.read_artifact(home / "model", "model").digest == before

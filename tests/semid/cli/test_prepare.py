@@ -1,0 +1,108 @@
+"""`semid prepare`: what it refuses before it reads, vectors of text made or not, suffixes, help."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+import pytest
+
+from semid.cli import main
+from semid.cli.prepare import Csv, Jsonl, Parquet
+from semid.data import Dataset
+from semid.errors import SemidError
+
+ITEMS = {"item_id": ["a", "b", "c"], "title": ["red wine", "red wine glass", "wine glass"]}
+INTERACTIONS = {"user_id": ["u"] * 3, "item_id": ["a", "b", "c"], "timestamp": [1, 2, 3]}
+
+
+def tables(folder, *, items=ITEMS, suffix=".parquet"):
+    """Both tables as files, by the names of the options."""
+    paths = {"items": folder / f"i{suffix}", "interactions": folder / f"x{suffix}"}
+    write = pa.parquet.write_table if suffix == ".parquet" else pa.csv.write_csv
+    for path, table in zip(paths.values(), (items, INTERACTIONS), strict=True):
+        write(pa.table(table), path)
+    return paths
+
+
+def test_vectors_of_text_are_made_where_there_are_none(tmp_path, capsys):
+    Parquet(out=tmp_path / "d", text_vectors=5, **tables(tmp_path)).run()
+    assert Dataset.load(tmp_path / "d").vectors("text_lsa").shape == (3, 2)
+    assert "made 2-d vectors of the items' text (text_lsa)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("titles", "why"),
+    [
+        (["red", "green", "blue"], "expected at least 3 texts that share 2 words, got 3 with 0 shared words; "),
+        (None, "has neither vector nor text columns; add one to the items table"),
+    ],
+)
+def test_text_that_does_not_suffice_is_a_dataset_without_vectors(tmp_path, capsys, titles, why):
+    items = {"item_id": ["a", "b", "c"]} | ({"title": titles} if titles else {})
+    source = Parquet(out=tmp_path / "d", **tables(tmp_path, items=items))
+    source.run()
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("no text vectors: ")]
+    assert len(lines) == 1
+    assert why in lines[0]
+    dataset = Dataset.load(tmp_path / "d")
+    assert dataset.vector_columns == []
+    assert "text_lsa" not in dataset.config["source"]
+    source.run()
+    assert "skipped" in capsys.readouterr().out
+
+
+def test_no_vectors_on_request(tmp_path, capsys):
+    Parquet(out=tmp_path / "d", text_vectors=0, **tables(tmp_path)).run()
+    assert Dataset.load(tmp_path / "d").vector_columns == []
+    assert "text vectors" not in capsys.readouterr().out
+    with pytest.raises(SemidError, match=r"expected text_vectors of 0 \(make none\) or more, got -1"):
+        Parquet(out=tmp_path / "e", text_vectors=-1, **tables(tmp_path)).run()
+
+
+def test_the_items_own_vectors_are_enough(tmp_path):
+    paths = tables(tmp_path)
+    np.save(tmp_path / "v.npy", np.eye(3, dtype=np.float32))
+    Parquet(out=tmp_path / "d", vectors={"v": tmp_path / "v.npy"}, **paths).run()
+    assert Dataset.load(tmp_path / "d").vector_columns == ["v"]
+
+
+def test_an_output_folder_in_use_is_found_before_anything_is_read(tmp_path):
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "notes.txt").touch()
+    absent = {"items": tmp_path / "no.parquet", "interactions": tmp_path / "no.parquet"}
+    with pytest.raises(SemidError, match="used: output folder in use by something that is no dataset artifact"):
+        Parquet(out=tmp_path / "used", **absent).run()
+    with pytest.raises(SemidError, match=r"no.parquet: no such file"):
+        Parquet(out=tmp_path / "free", **absent).run()
+
+
+@pytest.mark.parametrize(
+    ("source", "suffix", "line"),
+    [
+        (Csv, ".parquet", "expected .csv or .tsv; use `semid prepare parquet`, both tables of its kind"),
+        (Jsonl, ".parquet", "expected .jsonl or .ndjson; use `semid prepare parquet`"),
+        (Parquet, ".csv", "expected .parquet or .pq; use `semid prepare csv`"),
+    ],
+)
+def test_files_of_another_subcommand_are_refused_by_their_suffix(tmp_path, source, suffix, line):
+    paths = tables(tmp_path, suffix=suffix)
+    with pytest.raises(SemidError, match=line) as caught:
+        source(out=tmp_path / "d", **paths).run()
+    assert str(caught.value).startswith(f"{paths['items']}: ")
+    {".parquet": Parquet, ".csv": Csv}[suffix](out=tmp_path / "d", **paths).run()
+    assert Dataset.load(tmp_path / "d").num_items == 3
+
+
+def test_unknown_suffixes_are_named_with_the_known_ones(tmp_path):
+    paths = tables(tmp_path)
+    paths["items"] = paths["items"].rename(tmp_path / "i.xlsx")
+    with pytest.raises(SemidError, match=r"i.xlsx: unknown suffix '.xlsx'; expected .parquet, .csv"):
+        Parquet(out=tmp_path / "d", **paths).run()
+
+
+def test_help_says_what_a_source_is(capsys):
+    with pytest.raises(SystemExit):
+        main(["prepare", "--help"])
+    printed = capsys.readouterr().out
+    assert "Where the data come from." in printed
+    assert "noqa" not in printed

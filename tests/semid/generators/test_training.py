@@ -1,0 +1,294 @@
+"""Training a generator: its losses against plain arithmetic, what it writes, and what it refuses."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from semid import artifacts
+from semid.catalog import SemanticCatalog
+from semid.data import Dataset
+from semid.errors import SemidError
+from semid.evaluation import evaluate
+from semid.generators import (
+    GeneratorConfig,
+    LossTables,
+    ObjectiveConfig,
+    content_features,
+    loss_of,
+    train_generator,
+    training_counts,
+    training_rows,
+)
+from semid.generators.objective import taught
+from semid.recommender import ItemTables, ModelSpec, Recommender, build_model
+from semid.training import OptimizerConfig, SingleRows, StepContext, TrainingConfig
+from seq_models import (
+    CodeTrie,
+    DenseConfig,
+    EncoderDecoderConfig,
+    FlatDecoderConfig,
+    HybridConfig,
+    Layout,
+    Normalization,
+    RQTransformerConfig,
+    TransformerConfig,
+)
+
+ITEMS = 12
+BACKBONE = TransformerConfig(dim=8, layers=1, heads=2, hidden=8, dropout=0.0)
+CODES = RQTransformerConfig(backbone=BACKBONE, depth_dropout=0.0)
+CONFIG = GeneratorConfig(
+    model=CODES, max_history=4, row_length=6, training=TrainingConfig(epochs=2, batch_size=8, log_every=1)
+)
+
+
+@pytest.fixture(scope="module")
+def dataset() -> Dataset:
+    """Everybody walks round the circle of items, so that the next item can be learned."""
+    rows = [(f"u{user}", f"i{(user + at) % ITEMS}", at) for user in range(24) for at in range(6)]
+    users, items, positions = zip(*rows, strict=True)
+    table = pa.table({"user_id": users, "item_id": items, "position": positions})
+    made = Dataset.build(pa.table({"item_id": [f"i{row}" for row in range(ITEMS)]}), table, name="circle")
+    return made.with_vectors("v", np.random.default_rng(0).normal(size=(ITEMS, 3)).astype(np.float32))
+
+
+@pytest.fixture(scope="module")
+def catalog(dataset) -> SemanticCatalog:
+    codes = np.stack(np.unravel_index(np.arange(ITEMS), (3, 4)), axis=1).astype(np.int32)
+    return SemanticCatalog(dataset.item_ids, codes, (3, 4))
+
+
+FAMILIES = {
+    "rq-transformer": CODES,
+    "encoder-decoder": EncoderDecoderConfig(backbone=BACKBONE, decoder_layers=1),
+    "flat": FlatDecoderConfig(backbone=BACKBONE),
+    "hybrid": HybridConfig(backbone=BACKBONE),
+    "sasrec": DenseConfig(backbone=BACKBONE),
+}
+CHILDREN = ObjectiveConfig(normalization=Normalization.CHILDREN)
+CASES = [(name, ObjectiveConfig()) for name in FAMILIES]
+CASES += [(name, CHILDREN) for name in ("rq-transformer", "encoder-decoder", "flat")]
+
+
+def _losses(config: GeneratorConfig, dataset, catalog, *, teacher: Recommender | None = None):
+    """Loss and terms of one batch of everything, and the untrained recommender."""
+    features, counts = content_features(dataset, None), training_counts(dataset)
+    spec = ModelSpec(
+        config.model, catalog.level_sizes, ITEMS, features.shape[1], 4, normalization=config.objective.normalization
+    )
+    model = build_model(spec, seed=1)
+    recommender = Recommender(model, catalog, spec=spec, features=features, train_counts=counts)
+    rows = training_rows(dataset, config, getattr(model, "layout", Layout.PACKED))
+    batch = rows[np.arange(len(rows))] if isinstance(rows, SingleRows) else rows
+    batch = batch if teacher is None else taught(batch, teacher, config.objective)
+    trie = CodeTrie.from_codes(catalog.codes, catalog.level_sizes)
+    tables = LossTables(ItemTables.of(catalog.codes, features, counts), trie)
+    context = StepContext(jax.random.key(0), jnp.zeros(()))
+    value, terms = jax.jit(loss_of(config))(model, jax.tree.map(jnp.asarray, batch), tables, context)
+    return batch, float(value), {name: float(term) for name, term in terms.items()}, recommender
+
+
+@pytest.mark.parametrize(("family", "objective"), CASES)
+def test_the_loss_is_minus_the_mean_log_probability_of_what_came_next(dataset, catalog, family, objective):
+    """All rows, one pass: the same number as the recommender's exact scores, prefix after prefix."""
+    config = GeneratorConfig(model=FAMILIES[family], max_history=4, row_length=10, objective=objective)
+    batch, value, terms, recommender = _losses(config, dataset, catalog)
+    assert (batch.segments == 0).any()  # there is padding, which must not count
+    if batch.targets.ndim > 1:
+        assert batch.segments.max() > 1  # and there are rows of several histories, which must not see each other
+    train, names = dataset.splits.train, dataset.item_ids.to_pylist()
+    walks = [[names[row] for row in train[user]] for user in range(len(train))]
+    pairs = [(walk[:at], walk[at]) for walk in walks for at in range(1, len(walk))]
+    assert terms.pop("targets") == len(pairs)
+    scores = recommender.score([history for history, _ in pairs], names)
+    expected = -np.mean([scores[index, names.index(target)] for index, (_, target) in enumerate(pairs)])
+    if family == "hybrid":  # its scores are the dense head's
+        assert terms["loss/dense"] == pytest.approx(expected, abs=1e-5)
+    else:
+        assert value == pytest.approx(expected, abs=1e-5)
+    if terms:
+        assert sum(terms.values()) == pytest.approx(value, abs=1e-5)
+
+
+def test_probabilities_among_children_sum_to_one_over_the_catalogue(dataset, catalog):
+    """Control of the above: the two normalizations differ, and only one leaves nothing to codes without an item."""
+    some = SemanticCatalog(catalog.item_ids, catalog.codes + np.array([0, 1], np.int32), (3, 6))
+    for normalization, total in ((Normalization.CHILDREN, 1.0), (Normalization.VOCABULARY, None)):
+        config = GeneratorConfig(model=CODES, objective=ObjectiveConfig(normalization=normalization))
+        recommender = _losses(config, dataset, some)[-1]
+        found = np.exp(recommender.score([["i1"]], dataset.item_ids.to_pylist())).sum()
+        assert (found == pytest.approx(1, abs=1e-5)) == (total == 1.0)
+
+
+def test_a_teacher_that_is_sure_is_a_second_target(dataset, catalog):
+    """A dense teacher of one best item teaches that item's codes, where the target shares their prefix."""
+    dense = _losses(GeneratorConfig(model=FAMILIES["sasrec"]), dataset, catalog)[-1]
+    objective = ObjectiveConfig(distillation=0.5, teacher_items=3, teacher_temperature=1e-4)
+    config = GeneratorConfig(model=CODES, max_history=4, row_length=10, objective=objective)
+    batch, value, terms, _ = _losses(config, dataset, catalog, teacher=dense)
+    _, plain, plain_terms, _ = _losses(dataclasses.replace(config, objective=ObjectiveConfig()), dataset, catalog)
+    assert value == pytest.approx(plain + 0.5 * terms["loss/distillation"], abs=1e-5)
+    assert terms["loss/level_0"] == pytest.approx(plain_terms["loss/level_0"], abs=1e-6)
+    row, at = (int(index[0]) for index in np.nonzero(batch.segments == 1))
+    ids = dataset.item_ids.to_pylist()
+    best = dense.recommend([[ids[batch.history[row, at]]]], k=3)
+    assert [ids[item] for item in batch.teacher_items[row, at]] == best.item_ids[0]
+    gaps = -np.diff(batch.teacher_scores[row, at])
+    np.testing.assert_allclose(gaps * 1e-4, -np.diff(best.scores[0]), rtol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["encoder-decoder", "flat", "hybrid"])
+def test_every_family_learns_and_comes_back(dataset, catalog, family, tmp_path):
+    optimizer = OptimizerConfig(learning_rate=2e-2)
+    training = TrainingConfig(epochs=60, batch_size=16, validate_every=20, log_every=50, optimizer=optimizer)
+    wider = dataclasses.replace(FAMILIES[family], backbone=dataclasses.replace(BACKBONE, dim=16, hidden=32))
+    config = GeneratorConfig(model=wider, max_history=4, row_length=6, training=training)
+    trained = train_generator(dataset, catalog, config, out=tmp_path / "m", parents={})
+    assert evaluate(trained, dataset, split="test", ks=(1,)).values["recall@1"] > 0.4  # by chance: 1 of 12
+    again = Recommender.from_pretrained(tmp_path / "m")
+    assert again.recommend([["i3"]], k=3).item_ids == trained.recommend([["i3"]], k=3).item_ids
+
+
+@pytest.mark.parametrize(
+    ("model", "distillation", "with_teacher", "message"),
+    [
+        (CODES, 0.0, True, "distillation needs a weight above 0 and a teacher"),
+        (CODES, 0.5, False, "distillation needs a weight above 0 and a teacher"),
+        (FAMILIES["sasrec"], 0.5, True, "distillation is for models of codes"),
+    ],
+)
+def test_a_teacher_without_a_use_for_it_is_refused(
+    dataset, catalog, model, distillation, with_teacher, message, tmp_path
+):
+    teacher = _losses(GeneratorConfig(model=FAMILIES["sasrec"]), dataset, catalog)[-1] if with_teacher else None
+    config = dataclasses.replace(CONFIG, model=model, objective=ObjectiveConfig(distillation=distillation))
+    with pytest.raises(SemidError, match=message):
+        train_generator(dataset, catalog, config, out=tmp_path / "m", parents={}, teacher=teacher)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_features_are_standardized_chosen_and_absent(dataset):
+    assert content_features(dataset, ()) is None
+    features = content_features(dataset, ("v",))
+    np.testing.assert_allclose(features.mean(axis=0), 0, atol=1e-6)
+    np.testing.assert_allclose(features.std(axis=0), 1, atol=1e-5)
+    np.testing.assert_array_equal(features, content_features(dataset, None))
+    with pytest.raises(SemidError, match="no vector column 'w' in dataset 'circle'"):
+        content_features(dataset, ("w",))
+
+
+def test_counts_are_of_training_alone(dataset):
+    train = dataset.splits.train
+    expected = np.zeros(ITEMS, int)
+    for user in range(len(train)):
+        for row in train[user]:
+            expected[row] += 1
+    np.testing.assert_array_equal(training_counts(dataset), expected)
+    assert expected.sum() == len(dataset.item) - 2 * dataset.num_users
+
+
+@pytest.fixture(scope="module")
+def trained(dataset, catalog, tmp_path_factory):
+    home = tmp_path_factory.mktemp("generator")
+    parents = {"dataset": dataset.save(home / "dataset")}
+    config = dataclasses.replace(
+        CONFIG, training=TrainingConfig(epochs=60, batch_size=8, validate_every=10, log_every=5)
+    )
+    return home, config, parents, train_generator(dataset, catalog, config, out=home / "model", parents=parents, seed=2)
+
+
+def test_it_learns_the_circle(trained, dataset, catalog):
+    _, _, _, recommender = trained
+    after = evaluate(recommender, dataset, ks=(1,), beam_size=ITEMS).values["recall@1"]
+    spec = recommender.spec
+    untrained = Recommender(
+        build_model(spec, seed=2),
+        catalog,
+        spec=spec,
+        features=content_features(dataset, None),
+        train_counts=training_counts(dataset),
+    )
+    before = evaluate(untrained, dataset, ks=(1,), beam_size=ITEMS).values["recall@1"]
+    assert after > max(before, 0.5) + 0.2
+
+
+def test_what_is_returned_is_what_was_written(trained):
+    home, _, parents, recommender = trained
+    assert sorted(path.name for path in home.iterdir()) == ["dataset", "model"]  # checkpoints are gone
+    manifest = artifacts.read_artifact(home / "model", "model")
+    assert (manifest.seed, manifest.parents) == (2, {"dataset": parents["dataset"].digest})
+    assert manifest.devices == f"{jax.device_count()} x cpu"
+    loaded = Recommender.from_pretrained(home / "model")
+    histories = [["i1", "i2"], ["i7"], []]
+    first, second = (m.recommend(histories, k=4) for m in (recommender, loaded))
+    assert first.item_ids == second.item_ids
+    np.testing.assert_array_equal(first.scores, second.scores)
+
+
+def test_the_history_and_its_best_score(trained, dataset):
+    """The best validation in the history is what the returned model scores: it, not the last one, was kept."""
+    home, _, _, recommender = trained
+    records = [json.loads(line) for line in (home / "model" / "history.jsonl").read_text().splitlines()]
+    assert {"loss", "gradient_norm", "loss/level_0", "loss/level_1"} <= set().union(*records)
+    scores = [record["validation/ndcg@10"] for record in records if "validation/ndcg@10" in record]
+    assert len(scores) > 1
+    found = evaluate(recommender, dataset, split="validation", ks=(10,), beam_size=20).values["ndcg@10"]
+    assert found == pytest.approx(max(scores), abs=1e-6)
+
+
+def test_the_same_request_is_not_trained_again(trained, dataset, catalog, capsys):
+    home, config, parents, recommender = trained
+    before = (home / "model" / "manifest.json").stat().st_mtime_ns
+    again = train_generator(dataset, catalog, config, out=home / "model", parents=parents, seed=2)
+    assert "this model exists, made with the same settings and inputs; skipped" in capsys.readouterr().out
+    assert (home / "model" / "manifest.json").stat().st_mtime_ns == before
+    assert again.recommend([["i1"]], k=3).item_ids == recommender.recommend([["i1"]], k=3).item_ids
+    with pytest.raises(SemidError, match=r"in use by a model of other settings \(seed: 2 -> 3\)"):
+        train_generator(dataset, catalog, config, out=home / "model", parents=parents, seed=3)
+
+
+def test_checkpoints_that_a_kill_left_beside_the_artifact_go(trained, dataset, catalog):
+    home, config, parents, _ = trained
+    left = home / "model.checkpoints"
+    (left / "7").mkdir(parents=True)
+    (left / "request.json").write_text("{}")
+    train_generator(dataset, catalog, config, out=home / "model", parents=parents, seed=2)
+    assert sorted(path.name for path in home.iterdir()) == ["dataset", "model"]
+
+
+@pytest.mark.parametrize("name", ["max_history", "row_length", "validation_users", "validation_beam"])
+def test_sizes_are_checked(name):
+    with pytest.raises(SemidError, match=f"^expected {name} of at least 1, got 0$"):
+        GeneratorConfig(**{name: 0})
+    GeneratorConfig(**{name: 1})
+
+
+def test_a_catalogue_of_other_items_or_another_order_is_refused(dataset, catalog, tmp_path):
+    order = np.arange(ITEMS)[::-1]
+    turned = SemanticCatalog(catalog.item_ids.take(pa.array(order)), catalog.codes[order], catalog.level_sizes)
+    fewer = SemanticCatalog(catalog.item_ids[:5], catalog.codes[:5], catalog.level_sizes)
+    for other in (turned, fewer):
+        with pytest.raises(
+            SemidError, match=f"the catalogue's {len(other)} items are not the dataset's 12 in the same"
+        ):
+            train_generator(dataset, other, CONFIG, out=tmp_path / "m", parents={})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dataset_too_small_to_learn_from_or_to_validate_is_refused(catalog, tmp_path):
+    def of_lengths(*lengths: int) -> Dataset:
+        rows = [(f"u{user}", f"i{at}", at) for user, length in enumerate(lengths) for at in range(length)]
+        users, items, positions = zip(*rows, strict=True)
+        table = pa.table({"user_id": users, "item_id": items, "position": positions})
+        return Dataset.build(pa.table({"item_id": catalog.item_ids}), table, name="small")
+
+    with pytest.raises(SemidError, match="no training history has two items or more"):
+        train_generator(of_lengths(3, 3), catalog, CONFIG, out=tmp_path / "m", parents={})
+    with pytest.raises(SemidError, match="the validation split has no examples"):
+        train_generator(of_lengths(2, 2), catalog, CONFIG, out=tmp_path / "m", parents={})
+    assert list(tmp_path.iterdir()) == []

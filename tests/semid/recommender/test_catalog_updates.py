@@ -1,0 +1,319 @@
+"""A trained model on later versions of its catalogue: as if it were built for them, in the programs that it has."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from semid import artifacts
+from semid.catalog import CATALOG_FILE, SemanticCatalog
+from semid.catalog import versions as catalog_log
+from semid.catalog.versions import Kind, commit, current
+from semid.data import Histories, Standardizer
+from semid.errors import SemidError
+from semid.recommender import ModelSpec, Recommender, build_model, scorers
+from seq_models import (
+    DenseConfig,
+    HybridConfig,
+    Normalization,
+    RQTransformerConfig,
+    TransformerConfig,
+)
+
+ITEMS, LATER, WIDTH, SIZES = 16, 20, 3, (4, 4, 3)
+BEAM = 32
+IDS = [f"i{row}" for row in range(LATER)]
+BACKBONE = TransformerConfig(dim=8, layers=1, heads=2, hidden=8, dropout=0.0)
+CODES = np.stack(np.unravel_index(np.random.default_rng(0).permutation(48)[:LATER], SIZES), axis=1).astype(np.int32)
+RAW = np.random.default_rng(1).normal(3, 2, size=(LATER, WIDTH)).astype(np.float32)
+COUNTS = np.random.default_rng(2).permutation(ITEMS).astype(np.int32) + 1
+GONE = [2, ITEMS + 1]
+HISTORIES = [["i1", "i2", "i3"], ["i7"], [], ["i2"]]
+MODELS = {
+    "codes": (RQTransformerConfig(backbone=BACKBONE), Normalization.CHILDREN),
+    "hybrid": (HybridConfig(backbone=BACKBONE), Normalization.VOCABULARY),
+}
+
+
+def _catalog(items: int, removed=()) -> SemanticCatalog:
+    marks = np.isin(np.arange(items), removed)
+    return SemanticCatalog(pa.array(IDS[:items]), CODES[:items], SIZES, True, marks)
+
+
+def _make(
+    config, catalog: SemanticCatalog, *, width: int = WIDTH, model=None, digest: str = "", **options
+) -> Recommender:
+    """A recommender of a catalogue whose first 16 items training has seen."""
+    spec = ModelSpec(config, SIZES, len(catalog), width, max_history=4, catalog=digest, columns=("v",) if width else ())
+    spec = ModelSpec(**vars(spec) | {"normalization": options.pop("normalization", Normalization.VOCABULARY)})
+    standardizer = Standardizer.fit([RAW[:ITEMS]]) if width else None
+    return Recommender(
+        build_model(spec, seed=5) if model is None else model,
+        catalog,
+        spec=spec,
+        features=standardizer(RAW[: len(catalog)]) if width else None,
+        train_counts=np.pad(COUNTS, (0, len(catalog) - ITEMS)),
+        **{"standardizer": standardizer} | options,
+    )
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model(request) -> Recommender:
+    config, normalization = MODELS[request.param]
+    return _make(config, _catalog(ITEMS), room=2.0, normalization=normalization, digest=_catalog(ITEMS).digest)
+
+
+def _plain(model: Recommender, catalog: SemanticCatalog) -> Recommender:
+    """The same model built for that catalogue, with no room."""
+    return _make(model.spec.model, catalog, model=model.model, normalization=model.spec.normalization)
+
+
+def _answers(model: Recommender, histories=HISTORIES, **options):
+    """All there are: of one shape, so in few programs."""
+    return model.recommend(histories, k=LATER, beam_size=BEAM, **options)
+
+
+def _agree(one, other) -> None:
+    assert one.item_ids == other.item_ids
+    np.testing.assert_allclose(one.scores, other.scores, atol=1e-5)
+
+
+def test_a_later_version_is_answered_as_by_a_model_built_for_it(model):
+    later, new = _catalog(LATER, GONE), [["i17", "i5", "i16"], ["i1"], [], ["i19"]]
+    grown, plain = model.with_catalog(later, vectors=RAW[ITEMS:]), _plain(model, later)
+    allowed = np.random.default_rng(0).random((len(new), LATER)) < 0.5
+    for options in ({}, {"allowed": allowed, "exclude_seen": True}):
+        _agree(_answers(grown, new, **options), _answers(plain, new, **options))
+    rows = Histories.from_lists([[1, 2], [17], [], [3]])
+    np.testing.assert_allclose(grown.catalog_log_probs(rows), plain.catalog_log_probs(rows), atol=1e-5)
+    assert (grown.spec.columns, grown.spec.num_items, grown.spec.catalog) == (("v",), LATER, later.digest)
+    assert model.spec.catalog == _catalog(ITEMS).digest  # the old one goes on as it was
+    assert [len(ids) for ids in _answers(model).item_ids] == [ITEMS] * len(HISTORIES)
+
+
+def test_what_is_removed_is_not_recommended_and_what_is_left_all_is(model):
+    grown = model.with_catalog(_catalog(LATER, GONE), vectors=RAW[ITEMS:])
+    left = sorted(set(IDS) - {"i2", "i17"})
+    for top in (_answers(grown), _answers(grown, allowed=grown.allow(IDS))):
+        assert [sorted(ids) for ids in top.item_ids] == [left] * len(HISTORIES)
+    assert _answers(grown, allowed=grown.allow(["i2", "i17"])).item_ids == [[]] * len(HISTORIES)
+    assert "i2" in _answers(model.with_catalog(_catalog(LATER), vectors=RAW[ITEMS:])).item_ids[0]  # control
+    gone = grown.catalog_log_probs(Histories.from_lists([[1, 2], [17], [], [3]]))[:, GONE]
+    np.testing.assert_array_equal(gone, -np.inf)
+
+
+def test_a_history_that_holds_a_removed_item_is_read(model):
+    grown = model.with_catalog(_catalog(LATER, GONE), vectors=RAW[ITEMS:])
+    histories = [["i5", "i2"], ["i5", "i4"], ["i5"], ["i4"]]
+    scores = _answers(grown, histories).scores[:, : LATER - len(GONE)]
+    assert np.isfinite(scores).all()
+    assert np.abs(scores[:1] - scores[1:]).max(axis=1).min() > 1e-4  # not as if it were not there, or another
+
+
+def _programs() -> int:
+    jitted = (scorers._search, scorers._code_log_probs, scorers._ranked_union, scorers._dense_log_probs)
+    return sum(one._cache_size() for one in jitted)
+
+
+def test_an_appended_item_is_reached_at_once_without_compiling(model):
+    def ask(recommender: Recommender, items: int) -> None:
+        _answers(recommender)
+        _answers(recommender, allowed=np.ones(items, bool))
+        _answers(recommender, exclude_seen=True, allowed=np.ones((len(HISTORIES), items), bool))
+
+    grown, at = model, ITEMS
+    ask(grown, ITEMS)
+    before = _programs()
+    for items, gone in [(ITEMS + 1, (3,)), (LATER, (2, 3)), (LATER, ())]:
+        grown, at = grown.with_catalog(_catalog(items, gone), vectors=RAW[at:items]), items
+        ask(grown, items)
+    top = _answers(grown, allowed=grown.allow(["i18"]))
+    assert top.item_ids == [["i18"]] * len(HISTORIES)
+    assert np.isfinite(top.scores[:, 0]).all()
+    assert _programs() == before
+    _answers(_plain(model, _catalog(LATER)))  # control: with no room, another number of items is another program
+    assert _programs() > before
+
+
+def test_beyond_its_room_it_compiles_and_answers_all_the_same(model):
+    parts = {"model": model.model, "normalization": model.spec.normalization}
+    small = _make(model.spec.model, _catalog(ITEMS), room=1.0, **parts)
+    grown = small.with_catalog(_catalog(LATER), vectors=RAW[ITEMS:])
+    _agree(_answers(grown), _answers(model.with_catalog(_catalog(LATER), vectors=RAW[ITEMS:])))
+    again = grown.with_catalog(_catalog(LATER, GONE))
+    assert again._capacity == grown._capacity != small._capacity
+    with pytest.raises(SemidError, match=r"expected room for at least 1 times the catalogue's items, got 0\.5"):
+        _make(model.spec.model, _catalog(ITEMS), room=0.5)
+
+
+def _same(one: Recommender, other: Recommender) -> None:
+    """What two recommenders of one model answer from: catalogue, spec, tables and trie."""
+    assert (one.catalog.digest, one.spec) == (other.catalog.digest, other.spec)
+    for parts in zip(
+        *(jax.tree.leaves((m.tables, m._scorer.trie, m._scorer.params)) for m in (one, other)), strict=True
+    ):
+        np.testing.assert_array_equal(*parts)
+
+
+def test_a_grown_model_is_written_and_read(model, tmp_path):
+    grown = model.with_catalog(_catalog(ITEMS + 2, GONE[:1]), vectors=RAW[ITEMS : ITEMS + 2])
+    with artifacts.write_artifact(tmp_path / "model", kind="model", config={}) as folder:
+        grown.write(folder)
+    loaded = Recommender.from_pretrained(tmp_path / "model")
+    _same(loaded, _as_it_is(grown))
+    assert loaded.catalog.alive.tolist() == [row != GONE[0] for row in range(ITEMS + 2)]
+    later = _catalog(LATER, GONE)
+    _same(*(_as_it_is(m.with_catalog(later, vectors=RAW[ITEMS + 2 :])) for m in (loaded, grown)))
+
+
+def _as_it_is(model: Recommender) -> Recommender:
+    """The same with no room."""
+    own = {"features": model._features, "train_counts": model._train_counts, "standardizer": model._standardizer}
+    return Recommender(model.model, model.catalog, spec=model.spec, **own)
+
+
+def test_a_model_without_its_standardizer_loads_and_says_what_it_lacks(model, tmp_path):
+    with artifacts.write_artifact(tmp_path / "model", kind="model", config={}) as folder:
+        model.write(folder)
+        tensors = artifacts.load_tensors(folder / "items.safetensors")
+        old = {name: value for name, value in tensors.items() if not name.startswith("standardizer")}
+        artifacts.save_tensors(folder / "items.safetensors", old)
+    loaded = Recommender.from_pretrained(tmp_path / "model")
+    _same(loaded, _as_it_is(model))
+    loaded.with_catalog(_catalog(ITEMS, (2,)))  # removals need no vectors
+    with pytest.raises(SemidError, match="without their standardizer, which the vectors of 4 appended items need"):
+        loaded.with_catalog(_catalog(LATER), vectors=RAW[ITEMS:])
+
+
+def _moved(row: int) -> SemanticCatalog:
+    codes = CODES.copy()
+    codes[row, 2] = (codes[row, 2] + 1) % 3
+    return SemanticCatalog(pa.array(IDS), codes, SIZES, True)
+
+
+@pytest.mark.parametrize(
+    ("catalog", "vectors", "message"),
+    [
+        (
+            _catalog(LATER),
+            None,
+            r"reads 3 dimensions of vectors \(v\) .*expected \[4, 3\] of the appended ones, got none",
+        ),
+        (_catalog(LATER), RAW, r"expected \[4, 3\] of the appended ones, got \[20, 3\]"),
+        (_catalog(LATER), np.full((4, 3), np.nan), "expected finite vectors .*got NaN or infinity in row 0 of 4"),
+        (_moved(5), RAW[ITEMS:], r"1 of 16 items have other codes, item i5 <a_\d><b_\d><c_\d> instead of <a_\d>"),
+        (
+            _catalog(ITEMS - 1),
+            None,
+            "1 of 16 items are not in it, such as item i15; give a later version of its own, or",
+        ),
+        (SemanticCatalog(pa.array(IDS[::-1]), CODES, SIZES, True), None, "16 of 16 items have other codes, item i0 "),
+        (
+            SemanticCatalog(pa.array(IDS), CODES, (5, 4, 3), True),
+            None,
+            r"levels of \(4, 4, 3\) codes became \(5, 4, 3\)",
+        ),
+    ],
+)
+def test_a_catalogue_that_does_not_fit_is_refused(model, catalog, vectors, message):
+    with pytest.raises(SemidError, match=message):
+        model.with_catalog(catalog, vectors=vectors)
+    model.with_catalog(_moved(ITEMS), vectors=RAW[ITEMS:])  # control: a row that it does not know
+
+
+@pytest.mark.parametrize(
+    "config", [DenseConfig(backbone=BACKBONE), RQTransformerConfig(backbone=BACKBONE, id_embedding=True)]
+)
+def test_a_model_that_knows_items_by_row_does_not_gain_any(config):
+    model = _make(config, _catalog(ITEMS), width=0)
+    with pytest.raises(SemidError, match="learned a vector of each of its 16 items and has none for the 4 appended"):
+        model.with_catalog(_catalog(LATER))
+    model.with_catalog(_catalog(ITEMS, (2,)))  # control: it may lose some
+    grown = model.with_catalog(_catalog(LATER, (2, *range(ITEMS, LATER))))  # what it does not know is gone again
+    assert grown.catalog.digest == _catalog(ITEMS, (2,)).digest
+
+
+def test_a_dense_model_does_not_recommend_what_is_removed():
+    model = _make(DenseConfig(backbone=BACKBONE), _catalog(ITEMS), width=0)
+    before, after = (_answers(m).item_ids for m in (model, model.with_catalog(_catalog(ITEMS, (2,)))))
+    assert [len(ids) for ids in before] == [ITEMS] * len(HISTORIES)
+    assert after == [[item for item in ids if item != "i2"] for ids in before]
+
+
+def test_a_folder_has_all_that_a_model_needs(model, tmp_path):
+    with artifacts.write_artifact(tmp_path / "catalog", kind="catalog", config={}) as folder:
+        _catalog(ITEMS).write(folder / CATALOG_FILE)
+    folder = tmp_path / "catalog"
+    for first, end in ((ITEMS, ITEMS + 3), (ITEMS + 3, LATER)):
+        lists = (pa.FixedSizeListArray.from_arrays(pa.array(np.ravel(x[first:end])), 3) for x in (CODES, RAW))
+        table = pa.table(dict(zip(("item_id", "codes", "v"), (pa.array(IDS[first:end]), *lists), strict=True)))
+        commit(folder, current(folder), Kind.APPEND, table)
+    commit(folder, current(folder), Kind.REMOVE, pa.table({"item_id": [IDS[row] for row in GONE]}))
+    wanted = model.with_catalog(_catalog(LATER, GONE), vectors=RAW[ITEMS:])
+    _same(model.with_version(folder), wanted)
+    half = model.with_version(folder, 1)
+    assert half.catalog.digest == catalog_log.read(folder, 1).digest
+    _same(half.with_version(folder), wanted)  # on from there
+    if model.codes is not None:
+        assert len(half.codes) == ITEMS + 3
+
+
+def _append(folder, first: int, **columns) -> None:
+    """One item, with codes and these vectors."""
+    lists = {"codes": CODES, **columns}.items()
+    table = {name: pa.FixedSizeListArray.from_arrays(pa.array(x[first]), 3) for name, x in lists}
+    commit(folder, current(folder), Kind.APPEND, pa.table({"item_id": IDS[first : first + 1], **table}))
+
+
+@pytest.mark.parametrize("left_out", [(), (9,)])
+def test_a_catalogue_in_another_order_is_followed(model, tmp_path, left_out):
+    """The artifact is in another order than the dataset, which may lack an item that was removed since."""
+    order = np.random.default_rng(3).permutation(ITEMS)
+    with artifacts.write_artifact(tmp_path / "catalog", kind="catalog", config={}) as folder:
+        SemanticCatalog(pa.array(IDS[:ITEMS]).take(pa.array(order)), CODES[order], SIZES, True).write(
+            folder / CATALOG_FILE
+        )
+    folder, kept = tmp_path / "catalog", np.delete(np.arange(ITEMS), left_out)
+    own = catalog_log.of_items(folder, pa.array(IDS[:ITEMS]).take(pa.array(kept)))
+    counts, features, standardizer = COUNTS[kept], model._features[kept], model._standardizer
+    spec = dataclasses.replace(model.spec, num_items=len(kept), catalog=own.digest)
+    tables = {"features": features, "train_counts": counts, "standardizer": standardizer}
+    theirs = Recommender(model.model, own, spec=spec, **tables)
+    if left_out:
+        commit(folder, current(folder), Kind.REMOVE, pa.table({"item_id": [IDS[9]]}))
+    else:
+        _same(theirs.with_version(folder), theirs)
+    _append(folder, ITEMS, v=RAW)
+    commit(folder, current(folder), Kind.REMOVE, pa.table({"item_id": ["i2"]}))
+    assert catalog_log.of_items(folder, own.item_ids).digest == own.digest  # training again finds what it found
+    grown = theirs.with_version(folder)
+    gone, (new,) = grown.catalog.rows(["i2", *(IDS[row] for row in left_out)]), grown.catalog.rows([IDS[ITEMS]])
+    assert grown.item_ids[: len(kept)].equals(own.item_ids)
+    np.testing.assert_array_equal(np.flatnonzero(~grown.catalog.alive), np.sort(gone))
+    np.testing.assert_array_equal(grown.codes, CODES[[int(name[1:]) for name in grown.item_ids.to_pylist()]])
+    np.testing.assert_array_equal(grown._features[: len(kept)], features)
+    np.testing.assert_array_equal(grown._features[new], standardizer(RAW[ITEMS : ITEMS + 1])[0])
+    assert grown._made_trie(grown.catalog.alive).num_items == ITEMS + 1
+    half = catalog_log.read(folder, 0).arranged(own.item_ids)
+    assert half.arranged(half.item_ids) is half
+
+
+def test_an_item_without_the_vectors_that_a_model_reads_can_be_mended(model, tmp_path):
+    with artifacts.write_artifact(tmp_path / "catalog", kind="catalog", config={}) as folder:
+        _catalog(ITEMS).write(folder / CATALOG_FILE)
+    folder = tmp_path / "catalog"
+    _append(folder, ITEMS, w=RAW)
+    with pytest.raises(SemidError, match="item i16 has no vectors 'v', which the model reads; remove it, and append"):
+        model.with_version(folder)
+    commit(folder, current(folder), Kind.REMOVE, pa.table({"item_id": [IDS[ITEMS]]}))
+    gone = model.with_catalog(_catalog(ITEMS + 1, (ITEMS,)), vectors=np.zeros((1, WIDTH), np.float32))
+    _same(model.with_version(folder), gone)
+    _append(folder, ITEMS, v=RAW)
+    _same(model.with_version(folder), model.with_catalog(_catalog(ITEMS + 1), vectors=RAW[ITEMS : ITEMS + 1]))
+
+
+def test_tables_on_the_device_have_room(model):
+    rows = jax.tree.map(len, model.tables)
+    assert set(jax.tree.leaves(rows)) == {2 * ITEMS}

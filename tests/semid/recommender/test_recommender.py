@@ -1,0 +1,406 @@
+"""The recommender against brute force: search equals scoring every item, whatever the batch, the filter or the file."""
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pytest
+from flax import nnx
+
+from semid import artifacts
+from semid.catalog import SemanticCatalog
+from semid.data import Histories
+from semid.errors import SemidError
+from semid.recommender import ModelSpec, Recommender, build_model, recommender, scorers
+from seq_models import (
+    DenseConfig,
+    EncoderDecoderConfig,
+    FlatDecoderConfig,
+    HybridConfig,
+    RQTransformerConfig,
+    TransformerConfig,
+)
+
+ITEMS = 24
+BEAM = 32  # more than there are items, and one width for nearly all tests: one program
+IDS = [f"i{row}" for row in range(ITEMS)]
+BACKBONE = TransformerConfig(dim=8, layers=1, heads=2, hidden=8, dropout=0.0)
+MODELS = {
+    "codes": (RQTransformerConfig(backbone=BACKBONE, id_embedding=True), 3),
+    "encoder-decoder": (EncoderDecoderConfig(backbone=BACKBONE, decoder_layers=1), 0),
+    "flat": (FlatDecoderConfig(backbone=BACKBONE), 0),
+    "hybrid": (HybridConfig(backbone=BACKBONE), 3),
+    "dense": (DenseConfig(backbone=BACKBONE), 0),
+}
+
+
+def _catalog() -> SemanticCatalog:
+    """24 of the 48 code tuples of three levels: no two items collide, and the first level has an unused code."""
+    chosen = np.random.default_rng(0).permutation(48)[:ITEMS]
+    codes = np.stack(np.unravel_index(chosen, (4, 4, 3)), axis=1).astype(np.int32)
+    return SemanticCatalog(pa.array(IDS), codes, (5, 4, 3), tie_break=True)
+
+
+def _make(name: str, catalog: SemanticCatalog) -> Recommender:
+    config, width = MODELS[name]
+    spec = ModelSpec(config, catalog.level_sizes, num_items=len(catalog), num_features=width, max_history=4)
+    rng = np.random.default_rng(1)
+    return Recommender(
+        build_model(spec, seed=5),
+        catalog,
+        spec=spec,
+        features=rng.normal(size=(len(catalog), width)).astype(np.float32) if width else None,
+        train_counts=rng.permutation(len(catalog)).astype(np.int32),
+    )
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model(request) -> Recommender:
+    return _make(request.param, _catalog())
+
+
+def _ranks_densely(model: Recommender) -> bool:
+    return isinstance(model.spec.model, (DenseConfig, HybridConfig))
+
+
+def _histories(n: int, *, seed: int = 0, shortest: int = 1) -> list[list[str]]:
+    rng = np.random.default_rng(seed)
+    return [rng.choice(IDS, rng.integers(shortest, 9)).tolist() for _ in range(n)]
+
+
+def _brute_force(scores: np.ndarray, k: int, *, without: tuple[str, ...] = ()) -> tuple[list[str], list[float]]:
+    order = [row for row in np.argsort(-scores, kind="stable") if IDS[row] not in without][:k]
+    return [IDS[row] for row in order], [float(scores[row]) for row in order]
+
+
+def test_scores_are_log_probabilities(model):
+    scores = model.score(_histories(5), IDS)
+    assert scores.shape == (5, ITEMS)
+    totals = np.exp(scores.astype(np.float64)).sum(axis=1)
+    if _ranks_densely(model):
+        np.testing.assert_allclose(totals, 1, atol=1e-5)  # every item has its share
+    else:
+        assert (totals < 1).all()  # code tuples that no item has keep some
+    assert not np.allclose(scores[0], scores[1])  # histories matter
+
+
+def test_the_whole_catalogue_is_scored_as_its_items_are(model, monkeypatch):
+    histories = Histories.from_lists([[1, 2, 3], [], *([row] for row in range(5))])
+    monkeypatch.setattr(recommender, "_USERS", 4)
+    monkeypatch.setattr(scorers, "_LEAVES", 7)  # blocks of both, the last ones short
+    found = model.catalog_log_probs(histories)
+    np.testing.assert_allclose(found, model.log_probs(histories, np.arange(ITEMS)), atol=1e-5)
+    assert (found.argsort(axis=1) != found[0].argsort()).any()  # control
+
+
+@pytest.mark.parametrize("exclude_seen", [False, True])
+def test_recommendations_equal_scoring_every_item(model, exclude_seen):
+    histories = _histories(7)
+    scores = model.score(histories, IDS)
+    top = model.recommend(histories, k=6, beam_size=BEAM, exclude_seen=exclude_seen)
+    for index, history in enumerate(histories):
+        ids, values = _brute_force(scores[index], 6, without=tuple(history) if exclude_seen else ())
+        assert top.item_ids[index] == ids
+        np.testing.assert_allclose(top.scores[index], values, atol=1e-5)
+
+
+def test_seen_items_are_recommended_unless_excluded(model):
+    """Control for the test above: without the option some lists do hold items of their history."""
+    histories = _histories(7)
+    lists = {
+        seen: model.recommend(histories, k=10, beam_size=BEAM, exclude_seen=seen).item_ids for seen in (False, True)
+    }
+    overlap = {
+        seen: sum(len(set(a) & set(h)) for a, h in zip(ids, histories, strict=True)) for seen, ids in lists.items()
+    }
+    assert overlap[False] > 0
+    assert overlap[True] == 0
+
+
+def test_a_history_longer_than_the_beam_leaves_enough_unseen(model):
+    longest = [IDS[:19]]
+    top = model.recommend(longest, k=5, beam_size=2, exclude_seen=True)
+    assert sorted(top.item_ids[0]) == sorted(IDS[19:])
+
+
+def test_an_answer_depends_on_its_history_alone(model):
+    """Also where another one is searched wider, and the catalogue is larger than the beam."""
+    histories = [IDS[:14] * 2, *([a, b] for a in IDS[:12] for b in IDS[12:])]
+    mixed = model.recommend(histories, k=2, beam_size=2, exclude_seen=True)
+    wide = model.recommend(histories, k=2, beam_size=BEAM, exclude_seen=True)
+    by_width = [index for index in range(len(histories)) if mixed.item_ids[index] != wide.item_ids[index]]
+    assert len(by_width) >= (0 if _ranks_densely(model) else 3)  # control: the width of the search does change answers
+    for index in (0, 1, 2, *by_width[:4]):
+        alone = model.recommend([histories[index]], k=2, beam_size=2, exclude_seen=True)
+        assert alone.item_ids[0] == mixed.item_ids[index]
+        np.testing.assert_allclose(alone.scores[0], mixed.scores[index], atol=1e-5)
+    assert all(len(set(ids) - set(of)) == 2 for ids, of in zip(mixed.item_ids, histories, strict=True))
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_only_what_is_allowed_is_recommended_and_all_of_it_can_be(model, shared):
+    histories, rng = _histories(6), np.random.default_rng(7)
+    allowed = rng.random((1 if shared else 6, ITEMS)) < 0.2
+    allowed[:, 0] = True
+    scores = model.score(histories, IDS)
+    top = model.recommend(histories, k=8, beam_size=8, exclude_seen=True, allowed=allowed[0] if shared else allowed)
+    for index, history in enumerate(histories):
+        mask = allowed[0 if shared else index]
+        forbidden = {IDS[row] for row in np.flatnonzero(~mask)} | set(history)
+        ids, values = _brute_force(scores[index], ITEMS - len(forbidden), without=tuple(forbidden))
+        assert top.item_ids[index] == ids[:8]
+        np.testing.assert_allclose(top.scores[index][: len(ids)], values[:8], atol=1e-5)
+
+
+def test_one_item_of_all_is_found_by_one_beam(model):
+    for item in IDS[:8]:
+        assert model.recommend([["i9"]], k=1, beam_size=1, allowed=model.allow([item])).item_ids == [[item]]
+
+
+def test_nothing_allowed_gives_empty_lists_that_are_marked(model):
+    top = model.recommend([["i1"], []], k=3, allowed=np.zeros(ITEMS, bool))
+    assert top.item_ids == [[], []]
+    assert np.isneginf(top.scores).all()
+
+
+def test_what_is_popular_is_masked_too(model):
+    allowed = model.allow(IDS[4:7])
+    popular = [IDS[row] for row in np.argsort(-model._train_counts, kind="stable") if allowed[row]]
+    assert model.recommend([[]], k=5, allowed=allowed).item_ids == [popular]
+
+
+@pytest.mark.parametrize("wrong", [np.ones(ITEMS - 1, bool), np.ones((2, ITEMS), bool), np.ones(ITEMS, int)])
+def test_a_mask_of_another_shape_or_kind_is_refused(model, wrong):
+    with pytest.raises(SemidError, match=r"expected allowed as booleans .*make it with allow\(item_ids\)"):
+        model.recommend([["i1"]] * 3, k=2, allowed=wrong)
+    with pytest.raises(SemidError, match="i99"):
+        model.allow(["i99"])
+    assert model.allow(["i3"]).sum() == 1  # control
+
+
+def test_a_hybrid_recommends_items_that_training_never_saw():
+    model = _make("hybrid", _catalog())
+    cold = [IDS[row] for row in np.flatnonzero(model._train_counts == 0)]
+    assert len(cold) == 1
+    scores = model.score([["i1"]], IDS)[0]
+    # one beam finds one item; beside it stands the cold one, wherever the beams are, in the dense head's order
+    top = model.recommend([["i1"]], k=ITEMS, beam_size=1)
+    assert len(top.item_ids[0]) == ITEMS  # k beams at least
+    two = model.recommend([["i1"]], k=1, beam_size=1, allowed=model.allow([*cold, IDS[3]]))
+    assert two.item_ids[0] == [max([*cold, IDS[3]], key=lambda item: scores[IDS.index(item)])]
+
+
+def test_the_catalogue_must_be_the_one_whose_codes_the_model_speaks():
+    catalog = _catalog()
+    spec = ModelSpec(*MODELS["codes"][:1], catalog.level_sizes, ITEMS, 3, 4, catalog=catalog.digest)
+    parts = {"spec": spec, "features": np.zeros((ITEMS, 3), np.float32), "train_counts": np.ones(ITEMS, np.int32)}
+    model = build_model(spec, seed=0)
+    Recommender(model, catalog, **parts)  # control
+    other = SemanticCatalog(catalog.item_ids, catalog.codes[::-1], catalog.level_sizes, tie_break=True)
+    with pytest.raises(SemidError, match="speaks the codes of another catalogue"):
+        Recommender(model, other, **parts)
+
+
+def test_rank_gives_the_rows_of_recommend(model):
+    histories = _histories(5)
+    rows = Histories.from_lists([[IDS.index(item) for item in history] for history in histories])
+    ranked = model.rank(rows, k=4, exclude_seen=False, beam_size=BEAM)
+    top = model.recommend(histories, k=4, beam_size=BEAM)
+    assert (ranked.shape, ranked.dtype) == ((5, 4), np.int32)
+    assert [[IDS[row] for row in one] for one in ranked] == top.item_ids
+
+
+@pytest.mark.parametrize("exclude_seen", [False, True])
+def test_more_than_there_is_comes_marked(model, exclude_seen):
+    history = IDS[3:5]
+    left = ITEMS - 2 * exclude_seen
+    top = model.recommend([history, []], k=ITEMS + 4, beam_size=BEAM, exclude_seen=exclude_seen)
+    assert len(top.item_ids[0]) == len(set(top.item_ids[0])) == left
+    assert len(top.item_ids[1]) == ITEMS
+    assert top.scores.shape == (2, ITEMS + 4)
+    assert np.isneginf(top.scores[0, left:]).all()
+    assert np.isfinite(top.scores[0, :left]).all()
+    ranked = model.rank(Histories.from_lists([[3, 4]]), k=ITEMS + 4, beam_size=BEAM, exclude_seen=exclude_seen)
+    assert (ranked[0, left:] == -1).all()
+
+
+def test_an_empty_history_gets_what_is_popular(model):
+    popular = np.argsort(-model._train_counts, kind="stable")
+    top = model.recommend([["i1"], [], ["i2"]], k=5, beam_size=BEAM, exclude_seen=True)
+    assert top.item_ids[1] == [IDS[row] for row in popular[:5]]
+    share = (model._train_counts + 1) / (model._train_counts + 1).sum()
+    np.testing.assert_allclose(top.scores[1], np.log(np.sort(share)[::-1][:5]), rtol=1e-5)
+    np.testing.assert_allclose(model.score([[]], IDS)[0], np.log(share), rtol=1e-5)
+    for index, history in ((0, "i1"), (2, "i2")):  # the neighbours are answered as when asked alone
+        assert top.item_ids[index] == model.recommend([[history]], k=5, beam_size=BEAM, exclude_seen=True).item_ids[0]
+
+
+def test_only_the_latest_items_are_read_but_all_are_excluded(model):
+    old, recent = IDS[10:14], IDS[:4]
+    np.testing.assert_allclose(model.score([old + recent], IDS), model.score([recent], IDS), atol=1e-6)
+    assert not np.allclose(model.score([recent[::-1]], IDS), model.score([recent], IDS))  # control: order is read
+    top = model.recommend([old + recent], k=ITEMS, beam_size=BEAM, exclude_seen=True)
+    assert sorted(top.item_ids[0]) == sorted(set(IDS) - {*old, *recent})
+
+
+def test_no_histories_and_no_items_give_empty_answers(model):
+    top = model.recommend([], k=3)
+    assert (top.item_ids, top.scores.shape) == ([], (0, 3))
+    assert model.score([], IDS).shape == (0, ITEMS)
+    assert model.score([["i1"]], []).shape == (1, 0)
+
+
+def test_batches_of_any_size_answer_alike(model, monkeypatch):
+    histories = [*_histories(9, seed=3), [], *_histories(4, seed=4)]
+    whole = model.recommend(histories, k=5, beam_size=BEAM, exclude_seen=True)
+    scores = model.score(histories, IDS[::-1])
+    monkeypatch.setattr(recommender, "_BATCH", 4)  # several groups by length, and batches of 4, 2 and 1
+    monkeypatch.setattr(recommender, "_PAIRS", 16)  # items in blocks too, the last one short
+    monkeypatch.setattr(recommender.Recommender, "_rank", _in_groups_of(5, model))
+    cut = model.recommend(histories, k=5, beam_size=BEAM, exclude_seen=True)
+    assert cut.item_ids == whole.item_ids
+    np.testing.assert_allclose(cut.scores, whole.scores, atol=1e-5)
+    np.testing.assert_allclose(model.score(histories, IDS[::-1]), scores, atol=1e-5)
+
+
+def test_a_dense_model_holds_a_bounded_number_of_scores(monkeypatch):
+    model, histories = _make("dense", _catalog()), _histories(11, seed=3)
+    whole, scores = model.recommend(histories, k=5), model.score(histories, IDS[:3])
+    held = []
+    for name in ("top", "log_probs"):
+
+        def recorded(scorer, question, *rest, call=getattr(type(model._scorer), name), **options):
+            held.append(len(question.history) * ITEMS)
+            return call(scorer, question, *rest, **options)
+
+        monkeypatch.setattr(type(model._scorer), name, recorded)
+    monkeypatch.setattr(recommender, "_SCORES", 4 * ITEMS + 1)
+    cut = model.recommend(histories, k=5)
+    assert cut.item_ids == whole.item_ids
+    np.testing.assert_allclose(model.score(histories, IDS[:3]), scores, atol=1e-5)
+    assert held == [4 * ITEMS] * 6
+    monkeypatch.setattr(recommender, "_SCORES", 1)  # less than one history needs: one at a time
+    model.recommend(histories[:2], k=5)
+    assert held[6:] == [ITEMS] * 2
+
+
+def _in_groups_of(size: int, model: Recommender):
+    rank = Recommender._rank
+
+    def grouped(self, histories, **options):
+        parts = [rank(self, histories.take(slice(at, at + size)), **options) for at in range(0, len(histories), size)]
+        return tuple(np.concatenate(side) for side in zip(*parts, strict=True))
+
+    return grouped
+
+
+def test_one_by_one_equals_all_at_once(model):
+    histories = _histories(5, seed=8)
+    top = model.recommend(histories, k=4, beam_size=BEAM)
+    for index, history in enumerate(histories):
+        alone = model.recommend([history], k=4, beam_size=BEAM)
+        assert alone.item_ids[0] == top.item_ids[index]
+        np.testing.assert_allclose(alone.scores[0], top.scores[index], atol=1e-5)
+
+
+def test_a_model_that_was_loaded_answers_to_the_bit(model, tmp_path):
+    with artifacts.write_artifact(tmp_path / "model", kind="model", config={}) as folder:
+        model.write(folder)
+    loaded = Recommender.from_pretrained(tmp_path / "model")
+    histories = [*_histories(4), []]
+    for exclude_seen in (False, True):
+        before, after = (
+            m.recommend(histories, k=5, beam_size=BEAM, exclude_seen=exclude_seen) for m in (model, loaded)
+        )
+        assert before.item_ids == after.item_ids
+        np.testing.assert_array_equal(before.scores, after.scores)
+    np.testing.assert_array_equal(model.score(histories, IDS), loaded.score(histories, IDS))
+    assert (loaded.spec, loaded.tie_break) == (model.spec, True)
+    assert (loaded.codes is None) == (model.codes is None)
+
+
+def test_another_model_takes_the_same_tables(model, monkeypatch):
+    other = build_model(model.spec, seed=6)
+    fresh = Recommender(
+        other, model.catalog, spec=model.spec, features=model._features, train_counts=model._train_counts
+    )
+    before, wanted = (m.recommend(_histories(4), k=5, beam_size=BEAM) for m in (model, fresh))
+    monkeypatch.delattr(recommender, "make_scorer")  # neither tables nor trie are built again
+    found = model.with_model(other).recommend(_histories(4), k=5, beam_size=BEAM)
+    assert found.item_ids == wanted.item_ids != before.item_ids
+    np.testing.assert_array_equal(found.scores, wanted.scores)
+    assert model.recommend(_histories(4), k=5, beam_size=BEAM).item_ids == before.item_ids  # it keeps its own
+
+
+def test_parameters_from_the_host_are_uploaded_once(model):
+    on_host = nnx.merge(model._scorer.graph, jax.device_get(model._scorer.params))
+    assert any(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(nnx.state(on_host)))  # control
+    leaves = jax.tree.leaves(model.with_model(on_host)._scorer.params)
+    assert leaves
+    assert all(isinstance(leaf, jax.Array) for leaf in leaves)
+
+
+def test_every_file_of_a_model_is_verified(model, tmp_path):
+    with artifacts.write_artifact(tmp_path / "model", kind="model", config={}) as folder:
+        model.write(folder)
+    for file in sorted((tmp_path / "model").iterdir()):
+        content = file.read_bytes()
+        file.write_bytes(content[:-2] + bytes([content[-2] ^ 1]) + content[-1:])
+        with pytest.raises(SemidError, match=file.name):
+            Recommender.from_pretrained(tmp_path / "model")
+        file.write_bytes(content)
+    Recommender.from_pretrained(tmp_path / "model")
+
+
+def test_unknown_ids_stop_or_are_dropped(model):
+    with pytest.raises(SemidError, match=r"history 1: unknown item id 'x' \(2 of 3 unknown\).*--skip-unknown"):
+        model.recommend([["i1"], ["x", "i1", "y"]])
+    with pytest.raises(SemidError, match="history 0: unknown item id 'x'"):
+        model.score([["x"]], ["i1"])
+    with pytest.raises(SemidError, match="item id 'x'"):
+        model.score([["i1"]], ["x"])
+    kept = model.recommend([["x", "i1", "y"], ["x"]], k=4, beam_size=BEAM, skip_unknown=True)
+    wanted = model.recommend([["i1"], []], k=4, beam_size=BEAM)
+    assert kept.item_ids == wanted.item_ids
+    np.testing.assert_array_equal(kept.scores, wanted.scores)
+    np.testing.assert_array_equal(
+        model.score([["x", "i1"]], IDS, skip_unknown=True), model.score([["i1"]], IDS, skip_unknown=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("histories", "message"),
+    [
+        (["i1", "i2"], "history 0 is the string 'i1'; expected a list of item ids"),
+        ("i1", "history 0 is the string 'i'; expected a list of item ids"),
+        ([["i1"], [3]], "item ids are strings"),
+    ],
+)
+def test_what_is_no_list_of_histories_is_refused(model, histories, message):
+    with pytest.raises(SemidError, match=message):
+        model.recommend(histories)
+
+
+@pytest.mark.parametrize("options", [{"k": 0}, {"beam_size": 0}, {"k": -1}])
+def test_nothing_to_recommend_is_refused(model, options):
+    with pytest.raises(SemidError, match="expected k and beam_size of at least 1, got"):
+        model.recommend([["i1"]], **options)
+
+
+def test_items_that_share_all_codes_share_their_score_and_come_by_popularity():
+    codes = np.array([[0, 0], [1, 1], [0, 0], [2, 0], [0, 0]], np.int32)
+    catalog = SemanticCatalog(pa.array(IDS[:5]), codes, (3, 2))
+    model = _make("codes", catalog)
+    scores = model.score([["i1"]], IDS[:5])[0]
+    assert scores[0] == scores[2] == scores[4]
+    top = model.recommend([["i1"]], k=5, beam_size=BEAM)
+    alike = sorted(("i0", "i2", "i4"), key=lambda item: -model._train_counts[IDS.index(item)])
+    assert [item for item in top.item_ids[0] if item in alike] == alike != ["i0", "i2", "i4"]
+    assert sorted(top.item_ids[0]) == IDS[:5]
+
+
+def test_a_narrow_beam_gives_k_items_nevertheless(model):
+    """The search is as wide as k at least; each entry has its exact score."""
+    top = model.recommend([["i1", "i2"]], k=8, beam_size=1)
+    assert len(top.item_ids[0]) == 8
+    np.testing.assert_allclose(top.scores[0], model.score([["i1", "i2"]], top.item_ids[0])[0], atol=1e-5)
+    assert (np.diff(top.scores[0]) <= 0).all()

@@ -1,0 +1,447 @@
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import plotly.offline
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from semid.artifacts import read_artifact, write_artifact
+from semid.catalog import SemanticCatalog
+from semid.errors import SemidError
+from semid.report import write_report
+from semid.report.catalog import Items, tree
+
+EVIL = "<script>alert('title')</script>"
+PNG = b"\x89PNG\r\n\x1a\nrest of a picture"
+CODES = np.array([[0, 0, 0], [0, 0, 1], [0, 1, 0], [1, 2, 0], [1, 0, 0]], np.int32)
+ROWS: list[dict[str, Any]] = [
+    {"model": "popularity", "recall@10": 0.01, "ndcg@10": 0.005, "coverage@10": 0.2},
+    {"model": "semid", "recall@10": 0.06, "ndcg@10": 0.03, "code_recall@10": 0.07},
+    {"model": "oracle", "recall@10": 0.10, "ndcg@10": 0.04},
+]
+
+
+@pytest.fixture
+def run(tmp_path):
+    return _make_run(tmp_path / "demo")
+
+
+def _make_run(run: Path, rows: list[dict] | None = None) -> Path:
+    run.mkdir()
+    provenance = {"dataset": "Tiny & Co", "beam size": 50, "minutes": {"generator": 1.5}}
+    _write_json(run / "metrics.json", {"split": "test", "rows": rows or ROWS, "provenance": provenance})
+    recommendations = [{"item_id": i, "score": -s, "codes": []} for i, s in [("i1", 1.25), ("i2", 2.5), ("gone", 3.0)]]
+    _write_json(
+        run / "examples.json",
+        [{"user": "u<7>", "history": ["i0", "i3"], "target": "i2", "recommendations": recommendations}],
+    )
+    titles = [EVIL, "Night cream", "Day cream", "Shampoo", None]
+    categories = [["All", "Skin"], ["All", "Skin"], ["All", "Skin"], ["All", "Hair"], ["All", "Hair"]]
+    items = {
+        "item_id": _ids(5),
+        "title": titles,
+        "categories": categories,
+        "image": [PNG, None, b"no image", None, None],
+    }
+    with write_artifact(run / "dataset", kind="dataset", config={"name": "tiny"}) as folder:
+        pq.write_table(pa.table(items), folder / "items.parquet")
+    with write_artifact(run / "catalog", kind="catalog", config={"tokenizer": {}}) as folder:
+        SemanticCatalog(pa.array(_ids(5)), CODES, (2, 4, 2), tie_break=True).write(folder / "catalog.parquet")
+        _write_json(folder / "health.json", {"levels": [], "collision_rate_before": 0.4, "largest_group_before": 2})
+    (run / "model").mkdir()
+    records = [{"step": 10 * n, "loss": 3.0 / n, "validation/ndcg@10": 0.01 * n} for n in range(1, 4)]
+    (run / "model" / "history.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return run
+
+
+def _ids(count: int) -> list[str]:
+    return [f"i{n}" for n in range(count)]
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value))
+
+
+def _page(*runs: Path) -> str:
+    """The page as written, less the library."""
+    text = write_report(runs, runs[0].parent / "report.html").read_text()
+    library = plotly.offline.get_plotlyjs()
+    assert text.count(library) == 1
+    return text.replace(library, "")
+
+
+def _figures(page: str) -> list[dict]:
+    return [json.loads(html.unescape(text)) for text in re.findall(r"data-figure='([^']*)'", page)]
+
+
+def _headings(page: str) -> list[str]:
+    return re.findall(r"<h2>([^<]*)</h2>", page)
+
+
+def _facts(page: str) -> list[str]:
+    return re.findall(r'<dl class="facts">(.*?)</dl>', page, re.DOTALL)
+
+
+def _table_rows(page: str) -> list[list[str]]:
+    """Cells of the metric tables' rows, without tags."""
+    bodies = re.findall(r"<table>.*?<tbody>(.*?)</tbody>", page, re.DOTALL)
+    rows = [row for body in bodies for row in re.findall(r"<tr.*?</tr>", body, re.DOTALL)]
+    return [[re.sub("<[^>]*>", "", cell) for cell in re.findall(r"<t[hd].*?</t[hd]>", row, re.DOTALL)] for row in rows]
+
+
+def test_metrics_are_ranked_beside_their_share_of_the_oracle(run):
+    page = _page(run)
+    assert "<h1>Tiny &amp; Co</h1>" in page
+    assert "semid leads with NDCG@10 0.0300, 75% of what the oracle reaches, 500% above popularity." in page
+    dash = "\N{EN DASH}"
+    assert _table_rows(page) == [
+        ["semid", "0.0600", "0.0300", dash, "0.0700", "75%"],
+        ["popularity", "0.0100", "0.0050", "0.2000", dash, "12%"],
+        ["oracle", "0.1000", "0.0400", dash, dash, "100%"],
+    ]
+    assert page.count('<tr class="best">') == 1
+    assert re.search(r"beam size</dt><dd>50<.*minutes</dt><dd>generator 1.5<", page, re.DOTALL)
+    bars = [figure for figure in _figures(page) if figure["kind"] == "bars"]
+    assert [bar["title"] for bar in bars] == ["Recall@10", "NDCG@10"]
+    assert bars[0]["labels"] == ["oracle", "popularity", "semid"]
+
+
+def test_every_section_is_there_and_in_order(run):
+    page = _page(run)
+    expected = ["Metrics", "Training", "Codebook usage", "Semantic-ID tree", "Example users", "Artifacts"]
+    assert _headings(page) == expected
+    for kind in ("dataset", "catalog"):
+        assert read_artifact(run / kind, kind).digest in page
+    assert "collision rate before</dt><dd>40.0%" in page.lower()
+    curves = [figure for figure in _figures(page) if figure["kind"] == "curves"]
+    assert [(f["title"], f["curves"][0]["name"], f["curves"][0]["x"]) for f in curves] == [
+        ("Loss", "Loss", [10, 20, 30]),
+        ("NDCG@10", "NDCG@10", [10, 20, 30]),
+    ]
+
+
+def test_each_stage_of_an_end_to_end_run_has_its_curves(run):
+    records = [
+        {"stage": "joint", "step": 10, "loss/generation": 6.0, "bank/agreement": 0.9},
+        {"stage": "joint", "step": 10, "validation/ndcg@10": 0.1, "validation/churn/level_0": 0.2},
+        {"stage": "generator.1", "step": 5, "loss": 7.0},
+    ]
+    (run / "model" / "history.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    page = _page(run)
+    assert re.findall("<h3>(Model.*?)</h3>", page) == ["Model: joint", "Model: generator.1"]
+    curves = [figure for figure in _figures(page) if figure["kind"] == "curves"]
+    titles = ["Loss generation", "NDCG@10", "Bank agreement", "Churn level 0", "Loss"]
+    assert [figure["title"] for figure in curves] == titles
+
+
+def test_codebook_usage_is_counted_from_the_codes(run):
+    page = _page(run)
+    first = next(figure for figure in _figures(page) if figure["kind"] == "usage")
+    assert (first["x"], first["y"], first["even"]) == ([0, 1, 2], [3, 2, 2], 2.5)
+    perplexity = np.exp(-(0.6 * np.log(0.6) + 0.4 * np.log(0.4)))
+    assert f"2 of 2 used (100.0%), 0 dead, perplexity {perplexity:.1f}" in page
+    assert "3 of 4 used (75.0%), 1 dead" in page
+    assert "Level c (tie-break)" in page
+
+
+def test_an_example_marks_the_hit_and_the_shared_codes(run):
+    page = _page(run)
+    assert "target at rank 2" in page
+    hits = re.findall(r'class="item hit" title="(\w+)"', page)
+    assert hits == ["i2", "i2"]  # the target itself and its place among the recommendations
+    assert "<code><b>&lt;a_0&gt;</b>&lt;b_0&gt;&lt;c_1&gt;</code>" in page  # i1 shares the first code of i2
+    assert "\N{MINUS SIGN}2.50" in page
+    assert 'title="gone"' in page  # an item that neither catalogue nor dataset has is shown by its id
+
+
+def test_titles_cannot_inject_markup(run):
+    page = _page(run)
+    assert EVIL not in page
+    assert "&lt;script&gt;alert(&#39;title&#39;)&lt;/script&gt;" in page
+    assert "User u&lt;7&gt;" in page
+    labels = next(figure for figure in _figures(page) if figure["kind"] == "tree")["labels"]
+    assert html.escape(EVIL, quote=False) in labels  # plotly reads tags in labels
+
+
+class _Loads(HTMLParser):
+    """Collects what a browser would fetch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+
+
+def test_the_page_loads_nothing(run):
+    page = _page(run)
+    loads = _Loads()
+    loads.feed(page)
+    assert loads.addresses  # the one PNG; what is no image is left out
+    assert {address.partition(",")[0] for address in loads.addresses} == {"data:image/png;base64"}
+    assert not re.search(r"@import|url\(", page)
+    assert "default-src 'none'" in page
+
+
+@pytest.mark.parametrize(
+    ("missing", "headings"),
+    [
+        ("examples.json", {"Example users"}),
+        ("catalog", {"Codebook usage", "Semantic-ID tree"}),
+        ("model", {"Training"}),
+        ("dataset", set()),
+        ("catalog/health.json", set()),
+    ],
+)
+def test_a_missing_file_drops_its_section(run, missing, headings):
+    before = set(_headings(_page(run)))
+    path = run / missing
+    if path.parent != run:
+        (path.parent / "manifest.json").unlink()  # an artifact that lacks a file would be refused as damaged
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert before - set(_headings(_page(run))) == headings
+
+
+def test_metrics_alone_make_a_page(run):
+    for path in run.iterdir():
+        if path.name != "metrics.json":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert _headings(_page(run)) == ["Metrics"]
+
+
+def test_a_run_of_several_catalogues_under_other_names_shows_them_as_artifacts_only(run):
+    (run / "catalog").rename(run / "codes-text_0")
+    shutil.copytree(run / "codes-text_0", run / "codes-text_1")
+    page = _page(run)
+    assert _headings(page) == ["Metrics", "Training", "Example users", "Artifacts"]
+    assert re.findall(r"demo/([\w-]+)</th>", page) == ["codes-text_0", "codes-text_1", "dataset"]
+
+
+def test_nested_provenance_is_readable(run):
+    metrics = json.loads((run / "metrics.json").read_text())
+    metrics["provenance"] = {
+        "dataset": "Tiny",
+        "split": "test",
+        "exclude_seen": False,
+        "split_rule": {"type": "LeaveOneOut"},
+        "seeds": [0, 1],
+        "minutes": [{"codes-text": 1.23456, "sasrec": 0.5}, {"codes-text": 2.0, "sasrec": 1234.5}],
+        "tercile_bounds": {"activity": [3, 5], "popularity": [1, 2000]},
+        "models": {"runs/demo/model": "0123456789abcdef" * 4},
+    }
+    _write_json(run / "metrics.json", metrics)
+    assert dict(re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", _facts(_page(run))[0])) == {
+        "split rule": "type LeaveOneOut",
+        "seeds": "0, 1",
+        "minutes": "codes-text 1.235, sasrec 0.5; codes-text 2, sasrec 1,234",
+        "tercile bounds": "activity (3, 5), popularity (1, 2,000)",
+        "models": "runs/demo/model 0123456789abcdef",
+    }
+
+
+def test_missing_metrics_name_the_file_and_its_command(run, tmp_path):
+    (run / "metrics.json").unlink()
+    command = f"semid evaluate --model {run}/model --dataset {run}/dataset --split test"
+    with pytest.raises(SemidError) as error:
+        write_report([run], tmp_path / "report.html")
+    assert str(error.value) == f"{run}/metrics.json: no such file; `{command}` writes it"
+    assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize("metrics", [[], {"rows": []}, {"rows": [{"recall@10": 0.1}]}])
+def test_metrics_of_another_form_are_refused(run, tmp_path, metrics):
+    _write_json(run / "metrics.json", metrics)
+    with pytest.raises(SemidError, match=r"metrics\.json: expected"):
+        write_report([run], tmp_path / "report.html")
+
+
+def test_an_example_without_a_target_is_refused(run, tmp_path):
+    _write_json(run / "examples.json", [{"user": "u1", "history": [], "recommendations": []}])
+    with pytest.raises(SemidError, match=r"examples\.json: an example lacks the key 'target'"):
+        write_report([run], tmp_path / "report.html")
+
+
+def test_runs_share_a_table_but_seen_and_unseen_do_not(run, tmp_path):
+    excluded = [row | {"seen": "excluded", "ndcg@10": 2 * row["ndcg@10"]} for row in ROWS]
+    other = _make_run(tmp_path / "other", [ROWS[0], ROWS[1] | {"ndcg@10": 0.035}, ROWS[2], *excluded])
+    page = _page(run, other)
+    assert re.findall(r"seen items (\w+)</h3>", page) == ["included", "excluded"]
+    models = [row[0] for row in _table_rows(page)]
+    assert models == ["semid (other)", "semid (demo)", "popularity", "oracle", "semid", "popularity", "oracle"]
+
+
+def test_files_of_other_kinds_join_the_page_in_tables_of_their_own(run):
+    provenance = {"dataset": "Tiny & Co", "beam size": 20, "minutes": {"generator": 1.5}, "split": "validation"}
+    rows = [row | {"ndcg@10": 0.5} for row in ROWS]
+    _write_json(run / "metrics_validation.json", {"split": "validation", "rows": rows, "provenance": provenance})
+    excluded = [row | {"seen": "excluded"} for row in ROWS]
+    _write_json(run / "metrics_seen_excluded.json", {"split": "test", "rows": excluded})
+    _write_json(run / "metrics.validation.json", {})  # no such file of ours
+    page = _page(run)
+    assert re.findall(r"<h3>(Tiny [^<]*)</h3>", page) == [
+        "Tiny &amp; Co, test split, seen items included",
+        "Tiny &amp; Co, test split, seen items excluded",
+        "Tiny &amp; Co, validation split, seen items included",
+    ]
+    assert [row[0] for row in _table_rows(page)[:9]].count("semid") == 3
+    facts = [re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", text) for text in _facts(page)]
+    assert facts[:2] == [
+        [("beam size", "50"), ("minutes", "generator 1.5")],
+        [("what differs in", "metrics_validation.json"), ("beam size", "20")],
+    ]
+
+
+def test_a_row_that_two_files_of_a_run_share_is_shown_once(run):
+    shutil.copy(run / "metrics.json", run / "metrics_again.json")
+    assert [row[0] for row in _table_rows(_page(run))] == ["semid", "popularity", "oracle"]
+
+
+def test_a_damaged_file_of_another_kind_is_refused(run, tmp_path):
+    _write_json(run / "metrics_validation.json", {"rows": []})
+    with pytest.raises(SemidError, match=r"metrics_validation\.json: expected"):
+        write_report([run], tmp_path / "report.html")
+
+
+def test_a_history_cut_short_by_a_kill_is_read_and_a_broken_one_refused(run, tmp_path):
+    file = run / "model" / "history.jsonl"
+    whole = file.read_text()
+    file.write_text(whole + '{"step": 40, "lo')
+    losses = next(figure for figure in _figures(_page(run)) if figure["title"] == "Loss")
+    assert losses["curves"][0]["x"] == [10, 20, 30]
+    file.write_text('{"step": 1, "lo\n' + whole)
+    with pytest.raises(SemidError, match=r"history\.jsonl, line 1: not valid JSON"):
+        write_report([run], tmp_path / "report.html")
+
+
+def test_a_damaged_artifact_is_refused(run, tmp_path):
+    (run / "catalog" / "health.json").write_text("{}")
+    with pytest.raises(SemidError, match=r"health\.json: content does not match its sha256"):
+        write_report([run], tmp_path / "report.html")
+
+
+def test_no_runs_and_a_folder_as_output_are_refused(run, tmp_path):
+    with pytest.raises(SemidError, match="at least one run"):
+        write_report([], tmp_path / "report.html")
+    with pytest.raises(SemidError, match="is a folder"):
+        write_report([run], tmp_path)
+
+
+def test_the_report_replaces_an_older_one_and_leaves_nothing_else(run, tmp_path):
+    out = tmp_path / "new" / "report.html"
+    assert write_report([run], out) == write_report([run], out) == out
+    assert list(out.parent.iterdir()) == [out]
+
+
+@pytest.mark.parametrize(("num_items", "limit"), [(5, 100), (3_000, 300), (3_000, 20), (40, 1)])
+def test_the_tree_is_bounded_and_its_tiles_add_up(num_items, limit):
+    codes = np.random.default_rng(0).integers(0, 32, (num_items, 3)).astype(np.int32)
+    drawn = tree(SemanticCatalog(pa.array(_ids(num_items)), codes, (32, 32, 32)), Items(), limit)
+    figure = drawn["figure"]
+    value = dict(zip(figure["ids"], figure["values"], strict=True))
+    assert len(value) == len(figure["ids"]) == drawn["tiles"] <= limit
+    assert value["all"] == num_items
+    below: dict[str, int] = {}
+    for parent, count in zip(figure["parents"], figure["values"], strict=True):
+        below[parent] = below.get(parent, 0) + count
+    assert all(below[parent] == value[parent] for parent in below if parent)
+    assert drawn["cut"] == (num_items > limit)
+
+
+def test_tiles_take_the_color_of_the_category_that_dominates(run):
+    figure = next(figure for figure in _figures(_page(run)) if figure["kind"] == "tree")
+    colors = dict(zip(figure["ids"], figure["colors"], strict=True))
+    assert colors["all/a_0"] == "var(--tile-0)"  # all Skin
+    assert colors["all/a_1"] == "var(--tile-1)"  # all Hair
+
+
+def _learn(run: Path, levels: int, *, content_only: bool) -> None:
+    """Give the run's catalogue a health.json that says what its codes know of the users."""
+    ramp = [(n + 1) / 10 for n in range(levels)]
+    codes = {"neighbors_sharing": ramp[::-1], "popularity_explained": ramp, "usage": [0.5] * levels}
+    found: dict[str, Any] = {"codes": codes}
+    if content_only:
+        found["content_only"] = {
+            "neighbors_sharing": [value / 2 for value in ramp[::-1]],
+            "popularity_explained": [-0.1, *ramp[1:]],
+            "usage": [0.25] * levels,
+        }
+    stated = [{"level": n, "gini": 0.25} for n in range(levels + 1)]  # the last is the tie-break level
+    shutil.rmtree(run / "catalog")
+    with write_artifact(run / "catalog", kind="catalog", config={"tokenizer": {}}) as folder:
+        SemanticCatalog(pa.array(_ids(5)), CODES, (2, 4, 2), tie_break=True).write(folder / "catalog.parquet")
+        _write_json(folder / "health.json", {"levels": stated, "collisions": "min-cost", "collaborative": found})
+
+
+def _learned(page: str) -> list[list[str]]:
+    section = page.partition('<section id="learned">')[2].partition("</section>")[0]
+    return _table_rows(section.replace('<table class="levels">', "<table>"))
+
+
+def test_codes_stand_beside_content_only(run):
+    _learn(run, 2, content_only=True)
+    page = _page(run)
+    dash, times = "\N{EN DASH}", "\N{MULTIPLICATION SIGN}"
+    ratio = f"2.00{times}"
+    assert _learned(page) == [
+        ["a", "20%", "10%", ratio, "0.100", "\N{MINUS SIGN}0.100", dash, "50%", "25%", ratio, "0.250"],
+        ["b", "10%", "5%", ratio, "0.200", "0.200", f"1.00{times}", "50%", "25%", ratio, "0.250"],
+    ]
+    assert "Collision policy</dt><dd>min-cost<" in page
+    sharing, explained = (figure for figure in _figures(page) if figure["kind"] == "levels")
+    assert [(line["name"], line["y"]) for line in sharing["lines"]] == [
+        ("demo", [0.2, 0.1]),
+        ("demo: content only", [0.1, 0.05]),
+    ]
+    assert explained["labels"] == ["a", "b"]
+
+
+def test_an_unaligned_run_stands_beside_an_aligned_one_level_by_level(run, tmp_path):
+    aligned, older = _make_run(tmp_path / "aligned"), _make_run(tmp_path / "older")
+    _learn(run, 2, content_only=False)
+    _learn(aligned, 3, content_only=True)
+    rows = _learned(_page(run, aligned, older))
+    assert [row[0] for row in rows] == ["a · demo", "a · aligned", "b · demo", "b · aligned", "c · aligned"]
+    assert rows[0][1:4] == ["20%", "\N{EN DASH}", "\N{EN DASH}"]
+    assert rows[1][1:4] == ["30%", "15%", "2.00\N{MULTIPLICATION SIGN}"]
+
+
+def test_runs_that_share_their_content_only_codes_share_its_line(run, tmp_path):
+    other = _make_run(tmp_path / "other")
+    for one in (run, other):
+        _learn(one, 2, content_only=True)
+    sharing = next(figure for figure in _figures(_page(run, other)) if figure["kind"] == "levels")
+    assert [line["series"] for line in sharing["lines"]] == [0, None, 1]
+
+
+def test_without_content_only_there_are_no_columns_for_it(run):
+    assert "What the codes know of users" not in _headings(_page(run))
+    _learn(run, 2, content_only=False)
+    page = _page(run)
+    assert "What the codes know of users" in _headings(page)
+    assert _learned(page)[0] == ["a", "20%", "0.100", "50%", "0.250"]
+
+
+def test_of_many_levels_the_table_shows_some(run):
+    _learn(run, 20, content_only=False)
+    assert [row[0] for row in _learned(_page(run))] == ["a", "b", "d", "h", "p", "t"]
+
+
+def test_only_runs_of_one_dataset_are_compared(run, tmp_path):
+    other = _make_run(tmp_path / "other")
+    metrics = json.loads((other / "metrics.json").read_text())
+    _write_json(other / "metrics.json", metrics | {"provenance": {"dataset": "Another"}})
+    for one in (run, other):
+        _learn(one, 1, content_only=False)
+    page = _page(run, other)
+    assert re.findall("<h3>(Tiny &amp; Co|Another)</h3>", page) == ["Tiny &amp; Co", "Another"]
+    assert len([figure for figure in _figures(page) if figure["kind"] == "levels"]) == 4
