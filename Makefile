@@ -4,9 +4,10 @@ BIN := .venv/bin
 unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test check install lock clean
+.PHONY: demo test check install install-core lock clean
+.NOTPARALLEL:
 
-demo: install
+demo: install-core
 	$(BIN)/python -m experiments.demo --out runs/demo
 
 test: install  ## two workers, since compiling is most of the time
@@ -17,18 +18,31 @@ check: install  ## lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-install: .venv/installed
+install: .venv/dev  ## everything: core, extras, tools for tests and checks
 
-.venv/installed: requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "semid needs Python 3.11 or newer; set PYTHON=/path/to/it"; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@echo "installing the locked requirements into .venv (about a minute) ..."
-	@$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
-	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+install-core: .venv/core  ## what `make demo` needs: core and the extra `report`
+
+define install_lock
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "semid needs Python 3.11 or newer; set PYTHON=/path/to/it"; exit 1; }
+@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+@echo "installing $< into .venv (about a minute) ..."
+@$(BIN)/python -m pip install --quiet --require-hashes -r $<
+@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+endef
+
+.venv/core: requirements.lock pyproject.toml
+	$(install_lock)
 	@touch $@
 
-lock:  ## needs uv: pip install uv
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --extra dev pyproject.toml -o requirements.lock
+# The development lock contains the core lock at equal versions, hence both stamps.
+.venv/dev: requirements-dev.lock pyproject.toml
+	$(install_lock)
+	@touch .venv/core $@
+
+COMPILE = uv pip compile --quiet $(UPGRADE) --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml
+lock:  ## needs uv: pip install uv; newer versions: UPGRADE=--upgrade
+	$(COMPILE) --extra dev -o requirements-dev.lock
+	$(COMPILE) --extra report --group build --constraint requirements-dev.lock -o requirements.lock
 
 clean:
-	rm -rf .venv runs .pytest_cache .mypy_cache .ruff_cache .jax_cache *.egg-info
+	rm -rf .venv runs .pytest_cache .mypy_cache .ruff_cache .jax_cache build dist *.egg-info
