@@ -4,7 +4,7 @@ from seq_models.dense import DenseConfig, DenseTransformer
 from seq_models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from seq_models.flat import FlatDecoder, FlatDecoderConfig
 from seq_models.hybrid import HybridConfig, HybridTransformer
-from seq_models.layers import Precision, TransformerConfig
+from seq_models.layers import Precision, TransformerConfig, dropout, last_state, linear, split_key
 from seq_models.losses import (
     code_cross_entropy,
     constrained_cross_entropy,
@@ -50,7 +50,11 @@ __all__ = [
     "constrained_cross_entropy",
     "cross_entropy",
     "distillation",
+    "dropout",
     "item_log_probs",
+    "last_state",
+    "linear",
     "softmax_cross_entropy",
+    "split_key",
     "weighted_mean",
 ]

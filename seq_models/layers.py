@@ -6,6 +6,7 @@ import enum
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -85,7 +86,14 @@ def norm(config: TransformerConfig, rngs: nnx.Rngs) -> nnx.RMSNorm:
     return nnx.RMSNorm(config.dim, dtype=jnp.float32, rngs=rngs)
 
 
-def linear(config: TransformerConfig, inputs: int, outputs: int, rngs: nnx.Rngs, *, bias: bool = False) -> nnx.Linear:
+class HasPrecision(Protocol):
+    """A config that states the precision of matrix products."""
+
+    @property
+    def dtype(self) -> Precision: ...
+
+
+def linear(config: HasPrecision, inputs: int, outputs: int, rngs: nnx.Rngs, *, bias: bool = False) -> nnx.Linear:
     """A matrix with float32 parameters, multiplied in the config's dtype."""
     return nnx.Linear(inputs, outputs, use_bias=bias, dtype=config.dtype.value, rngs=rngs)
 

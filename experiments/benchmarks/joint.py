@@ -45,6 +45,7 @@ from semid.encoders import (
     ImageRows,
     ItemEncoder,
     LowRank,
+    PostNorm,
     SideAdapters,
     SideTower,
     TextEncoder,
@@ -71,8 +72,7 @@ from semid.training import (
     replicated,
     shardings,
 )
-from seq_models import RQTransformer, RQTransformerConfig, TransformerConfig, code_cross_entropy
-from seq_models.layers import last_state
+from seq_models import RQTransformer, RQTransformerConfig, TransformerConfig, code_cross_entropy, last_state
 
 MIB, GIGA, PIXELS = 2**20, 1e9, 32
 STAGED, EVERY = "staged", "every history item"
@@ -104,7 +104,7 @@ class Sizes:
 class Pretrained:
     """An encoder of MiniLM's size, and how many texts it reads at once."""
 
-    blocks: BlocksConfig = BlocksConfig(dim=384, layers=6, heads=12, hidden=1536, norm_first=False)
+    blocks: BlocksConfig = BlocksConfig(dim=384, layers=6, heads=12, hidden=1536, architecture=PostNorm())
     vocabulary: int = 30_522
     items: int = 128
     tokens: int = 32

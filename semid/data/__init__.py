@@ -14,6 +14,9 @@ from semid.data.features import (
 from semid.data.histories import (
     Histories,
 )
+from semid.data.images import (
+    load_image,
+)
 from semid.data.importing import (
     SUFFIXES,
     add_vector_files,
@@ -32,7 +35,6 @@ from semid.data.splits import (
 from semid.data.validation import (
     Faults,
     is_string,
-    load_image,
     raise_faults,
 )
 from semid.data.vector_files import (

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import struct
-import warnings
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -13,11 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool
-from PIL import Image
 
+from semid.data.images import image_problem
 from semid.errors import SemidError
 
-MAX_PIXELS = 64_000_000
 _EXAMPLES = 5  # rows named for each kind of fault
 _YEAR_10000 = 253_402_300_800  # seconds since 1970; what lies beyond is milliseconds
 _TICKS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
@@ -323,37 +318,7 @@ def _images(name: str, values: pa.ChunkedArray, faults: Faults) -> pa.ChunkedArr
     if not (pa.types.is_binary(values.type) or pa.types.is_large_binary(values.type)):
         faults.column(name, f"expected the bytes of PNG or JPEG files, got {values.type}; store them as binary")
         return values
-    problems = np.array([_image_problem(value.as_py()) for value in values], object)
+    problems = np.array([image_problem(value.as_py()) for value in values], object)
     for problem in sorted(set(problems) - {""}):
         faults.rows(name, problems == problem, problem)
     return values
-
-
-def load_image(data: bytes, *, size: int) -> Image.Image:
-    """Decode a PNG or JPEG file; a large JPEG at a half, a quarter or an eighth, of sides not below `size`.
-
-    The size in the header is judged before a pixel is decoded. Raises SemidError, which names no item.
-    """
-    large = f"image of more than {MAX_PIXELS:,} pixels; scale it down or set it to null"
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
-        if image.width * image.height > MAX_PIXELS:
-            raise Image.DecompressionBombError
-        image.draft("RGB", (size, size))
-        return image.convert("RGB")
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise SemidError(large) from None
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error):  # Pillow's for damaged files
-        raise SemidError("not a readable PNG or JPEG image; replace it or set it to null") from None
-
-
-def _image_problem(data: bytes | None) -> str:
-    """What is wrong with an image, "" if nothing."""
-    try:
-        if data is not None:
-            load_image(data, size=1)
-    except SemidError as error:
-        return str(error)
-    return ""

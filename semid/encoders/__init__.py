@@ -11,7 +11,12 @@ from semid.encoders.adapters import (
     tuned,
 )
 from semid.encoders.blocks import (
+    T5,
+    Architecture,
     BlocksConfig,
+    LayerScale,
+    PostNorm,
+    PreNorm,
 )
 from semid.encoders.content import (
     FeatureRows,
@@ -49,6 +54,8 @@ from semid.encoders.vocabulary import (
 )
 
 __all__ = [
+    "T5",
+    "Architecture",
     "BlocksConfig",
     "Content",
     "FeatureEncoder",
@@ -61,8 +68,11 @@ __all__ = [
     "ImageEncoder",
     "ImageRows",
     "ItemEncoder",
+    "LayerScale",
     "LowRank",
     "Pooling",
+    "PostNorm",
+    "PreNorm",
     "PretrainedTokenizer",
     "Rows",
     "SideAdapters",

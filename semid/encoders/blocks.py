@@ -1,10 +1,11 @@
-"""One transformer stack for text and image encoders: from scratch, and in the layouts of BERT, ViT, CLIP and T5."""
+"""Bidirectional transformer stack of text and image encoders: from scratch, or as in BERT, ViT, CLIP, DINOv2 and T5."""
 
 from __future__ import annotations
 
 import enum
 import functools
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from semid.errors import SemidError
+from seq_models import Precision, dropout, linear, split_key
 
 
 class Constant(nnx.Variable):
@@ -20,7 +22,7 @@ class Constant(nnx.Variable):
 
 
 class Activation(enum.Enum):
-    """What stands between the two matrices of a feed-forward layer."""
+    """Function between the two matrices of a feed-forward layer."""
 
     GELU = "gelu"
     GELU_TANH = "gelu_tanh"
@@ -39,21 +41,62 @@ class Activation(enum.Enum):
                 return jax.nn.relu(x)
 
 
-class Precision(enum.Enum):
-    """What matrices are multiplied in. Parameters, and statistics of norms and attention, are float32 in any case."""
+class _Block:
+    """Arrangement of a block, here of a pre-norm one; an architecture overrides the facts in which it differs."""
 
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
+    norm_first: ClassVar[bool] = True
+    """Norms before attention and feed-forward and one at the end, or after each residual."""
+    norm: ClassVar[type[nnx.LayerNorm] | type[nnx.RMSNorm]] = nnx.LayerNorm
+    bias: ClassVar[bool] = True
+    """Biases of the matrices."""
+    scale_logits: ClassVar[bool] = True
+    """Divide attention logits by the square root of a head's width."""
+    layer_scale: ClassVar[bool] = False
+    """A learned factor per dimension on each residual."""
+    gated: bool = False
+    """Multiply the activation with a second matrix's output."""
+    buckets: int = 0
+    """Distances told apart by biases of attention; 0: positions are added to the input instead."""
+    max_distance: int = 0
+    """Distances from here on share a bucket."""
 
 
 @dataclass(frozen=True)
-class RelativePositions:
-    """Biases of attention by distance, shared by all layers (T5: Raffel et al. 2020, section 2.1)."""
+class PreNorm(_Block):
+    """Norms before attention and feed-forward and one at the end: encoders from scratch, ViT, CLIP."""
 
+
+@dataclass(frozen=True)
+class PostNorm(_Block):
+    """A norm after each residual (BERT)."""
+
+    norm_first = False
+
+
+@dataclass(frozen=True)
+class LayerScale(_Block):
+    """Pre-norm with a learned factor per dimension on each residual (DINOv2)."""
+
+    layer_scale = True
+
+
+@dataclass(frozen=True)
+class T5(_Block):
+    """Pre-norm without means, biases and scaled logits; biases of attention by distance, shared by all layers
+    (Raffel et al. 2020, section 2.1)."""
+
+    norm = nnx.RMSNorm
+    bias = False
+    scale_logits = False
+    gated: bool = False
+    """Multiply the activation with a second matrix's output (T5 1.1)."""
     buckets: int = 32
-    """Half for what stands before, half for what follows."""
+    """Distances told apart: half for earlier positions, half for later ones."""
     max_distance: int = 128
-    """From here on all distances share a bucket."""
+    """Distances from here on share a bucket."""
+
+
+Architecture = PreNorm | PostNorm | LayerScale | T5
 
 
 @dataclass(frozen=True)
@@ -74,24 +117,12 @@ class BlocksConfig:
     """Share of values dropped on the input and on each residual, in training."""
     activation: Activation = Activation.GELU
     """Of the feed-forward layer."""
-    gated: bool = False
-    """Multiply the activation with a second matrix's output (T5 1.1)."""
-    norm_first: bool = True
-    """Norms before attention and feed-forward and one at the end (ViT, T5), or after each residual (BERT)."""
-    rms: bool = False
-    """Norms without mean and bias (T5)."""
+    architecture: Architecture = PreNorm()
+    """Where norms stand and which parameters a block has."""
     epsilon: float = 1e-6
-    """What norms add to the variance."""
-    bias: bool = True
-    """Biases of the matrices."""
-    scaled: bool = True
-    """Divide attention logits by the square root of a head's width."""
-    relative: RelativePositions | None = None
-    """Positions by distance, added to attention logits."""
-    layer_scale: bool = False
-    """A learned factor per dimension on each residual (DINOv2)."""
+    """Added to the variance in norms."""
     dtype: Precision = Precision.FLOAT32
-    """What matrices are multiplied in."""
+    """Precision of matrix products."""
     remat: bool = False
     """Compute each block again in the backward pass instead of keeping what is inside it."""
 
@@ -105,29 +136,23 @@ class BlocksConfig:
             raise SemidError(f"dropout {self.dropout} must lie in [0, 1)")
 
 
-def dropout(x: Float[Array, "*b dim"], rate: float, key: Key[Array, ""] | None) -> Float[Array, "*b dim"]:
-    """Zero a share `rate` of `x` and rescale the rest; the identity without a key (that is: in evaluation)."""
-    if key is None or rate == 0.0:
-        return x
-    return jnp.where(jax.random.bernoulli(key, 1.0 - rate, x.shape), x / (1.0 - rate), jnp.zeros_like(x))
-
-
 def norm(config: BlocksConfig, *, rngs: nnx.Rngs) -> nnx.LayerNorm | nnx.RMSNorm:
     """The config's norm over the last axis, to float32 from whatever comes in."""
-    kind = nnx.RMSNorm if config.rms else nnx.LayerNorm
     # The fast variance E[x^2] - E[x]^2 loses digits where the mean is large, as in trained models it is.
-    return kind(config.dim, epsilon=config.epsilon, dtype=jnp.float32, use_fast_variance=False, rngs=rngs)
+    return config.architecture.norm(
+        config.dim, epsilon=config.epsilon, dtype=jnp.float32, use_fast_variance=False, rngs=rngs
+    )
 
 
 def _linear(config: BlocksConfig, inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
-    return nnx.Linear(inputs, outputs, use_bias=config.bias, dtype=config.dtype.value, rngs=rngs)
+    return linear(config, inputs, outputs, rngs, bias=config.architecture.bias)
 
 
 class Attention(nnx.Module):
     """Self-attention in which every position sees every real one."""
 
     def __init__(self, config: BlocksConfig, *, rngs: nnx.Rngs) -> None:
-        self.heads, self.scale = config.heads, None if config.scaled else 1.0
+        self.heads, self.scale = config.heads, None if config.architecture.scale_logits else 1.0
         width = config.heads * (config.head_width or config.dim // config.heads)
         self.query = _linear(config, config.dim, width, rngs)
         self.key = _linear(config, config.dim, width, rngs)
@@ -151,7 +176,7 @@ class FeedForward(nnx.Module):
     def __init__(self, config: BlocksConfig, *, rngs: nnx.Rngs) -> None:
         self.activation = config.activation
         self.up = _linear(config, config.dim, config.hidden, rngs)
-        self.gate = _linear(config, config.dim, config.hidden, rngs) if config.gated else None
+        self.gate = _linear(config, config.dim, config.hidden, rngs) if config.architecture.gated else None
         self.down = _linear(config, config.hidden, config.dim, rngs)
 
     def __call__(self, x: Float[Array, "*b dim"]) -> Float[Array, "*b dim"]:
@@ -169,7 +194,7 @@ class Block(nnx.Module):
         self.attention = Attention(config, rngs=rngs)
         self.norm_feed = norm(config, rngs=rngs)
         self.feed = FeedForward(config, rngs=rngs)
-        if config.layer_scale:
+        if config.architecture.layer_scale:
             self.scale_attention = nnx.Param(jnp.ones(config.dim))
             self.scale_feed = nnx.Param(jnp.ones(config.dim))
 
@@ -181,25 +206,26 @@ class Block(nnx.Module):
         keys: tuple[Key[Array, ""] | None, Key[Array, ""] | None],
     ) -> Float[Array, "n t dim"]:
         def residual(x, run, norm, scale, key):
-            change = run(norm(x) if self.config.norm_first else x)
-            if self.config.layer_scale:
+            change = run(norm(x) if architecture.norm_first else x)
+            if architecture.layer_scale:
                 change = change * scale.astype(change.dtype)[None, None]
             x = x + dropout(change, self.config.dropout, key)
-            return x if self.config.norm_first else norm(x).astype(x.dtype)
+            return x if architecture.norm_first else norm(x).astype(x.dtype)
 
-        scales = (self.scale_attention[...], self.scale_feed[...]) if self.config.layer_scale else (None, None)
+        architecture = self.config.architecture
+        scales = (self.scale_attention[...], self.scale_feed[...]) if architecture.layer_scale else (None, None)
         attend = functools.partial(self.attention, mask=mask, bias=bias)
         x = residual(x, attend, self.norm_attention, scales[0], keys[0])
         return residual(x, self.feed, self.norm_feed, scales[1], keys[1])
 
 
-def distance_buckets(length: int, positions: RelativePositions) -> Int[np.ndarray, "t t"]:
+def distance_buckets(length: int, architecture: Architecture) -> Int[np.ndarray, "t t"]:
     """The bucket of key `j` seen from query `i`: small distances each their own, larger ones by their logarithm."""
     distance = np.arange(length)[None, :] - np.arange(length)[:, None]
-    half = positions.buckets // 2
+    half = architecture.buckets // 2
     exact = half // 2
     size = np.abs(distance)
-    fraction = np.log(np.maximum(size, 1) / exact) / np.log(positions.max_distance / exact)
+    fraction = np.log(np.maximum(size, 1) / exact) / np.log(architecture.max_distance / exact)
     large = np.minimum(exact + (fraction * (half - exact)).astype(np.int32), half - 1)
     return np.where(distance > 0, half, 0) + np.where(size < exact, size, large)
 
@@ -210,9 +236,9 @@ class Blocks(nnx.Module):
     def __init__(self, config: BlocksConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
         self.layers = nnx.List([Block(config, rngs=rngs) for _ in range(config.layers)])
-        self.norm = norm(config, rngs=rngs) if config.norm_first else None
-        relative = config.relative
-        self.distances = nnx.Embed(relative.buckets, config.heads, rngs=rngs) if relative is not None else None
+        self.norm = norm(config, rngs=rngs) if config.architecture.norm_first else None
+        buckets = config.architecture.buckets
+        self.distances = nnx.Embed(buckets, config.heads, rngs=rngs) if buckets else None
 
     def __call__(
         self, x: Float[Array, "n t dim"], mask: Bool[Array, "n t"] | None = None, *, key: Key[Array, ""] | None = None
@@ -224,9 +250,8 @@ class Blocks(nnx.Module):
     def hidden(
         self, x: Float[Array, "n t dim"], mask: Bool[Array, "n t"] | None = None, *, key: Key[Array, ""] | None = None
     ) -> list[Float[Array, "n t dim"]]:
-        """`x` and what each block made of it, before the norm at the end."""
-        draws = 2 * len(self.layers) + 1
-        keys = [None] * draws if key is None else list(jax.random.split(key, draws))
+        """`x` and each block's output, before the norm at the end."""
+        keys = split_key(key, 2 * len(self.layers) + 1)
         x = dropout(x.astype(self.config.dtype.value), self.config.dropout, keys[-1])
         bias, states = self._distance_bias(x.shape[1]), [x]
         for layer, first, second in zip(self.layers, keys[0:-1:2], keys[1:-1:2], strict=True):
@@ -235,7 +260,7 @@ class Blocks(nnx.Module):
         return states
 
     def _distance_bias(self, length: int) -> Float[Array, "1 heads t t"] | None:
-        if self.config.relative is None or self.distances is None:
+        if self.distances is None:
             return None
-        bias = self.distances(jnp.asarray(distance_buckets(length, self.config.relative)))
+        bias = self.distances(jnp.asarray(distance_buckets(length, self.config.architecture)))
         return jnp.moveaxis(bias, -1, 0)[None].astype(self.config.dtype.value)

@@ -14,6 +14,7 @@ from semid.encoders.adapters import CrossTower, Encoder, SideTower
 from semid.encoders.blocks import BlocksConfig, FeedForward
 from semid.encoders.content import FeatureRows, Rows, present_of
 from semid.errors import SemidError
+from seq_models import split_key
 
 Content = Mapping[str, Rows]
 """What is known of items, by the names of the encoders that read it."""
@@ -101,7 +102,7 @@ class ItemEncoder(nnx.Module):
             raise SemidError(
                 f"expected content of {sorted(self.encoders)}, got {sorted(content)}; give what is encoded"
             )
-        drop, *keys = [None] * (1 + len(content)) if key is None else list(jax.random.split(key, 1 + len(content)))
+        drop, *keys = split_key(key, 1 + len(content))
         present = jnp.stack([present_of(content[name]) for name in self.encoders], axis=1)
         present = keep_modalities(present, self.config.modality_dropout, drop)
         vectors, states = {}, []

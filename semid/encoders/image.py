@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key, UInt8
-from PIL import Image
 
 from semid.data import load_image
-from semid.encoders.blocks import Blocks, BlocksConfig, Precision, norm
+from semid.encoders.blocks import Architecture, Blocks, BlocksConfig, LayerScale, PreNorm, norm
 from semid.encoders.content import ImageRows
 from semid.encoders.weights import load_weights, read_activation, read_config, read_json
 from semid.errors import SemidError
+from seq_models import Precision
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class ImageConfig:
     """Subtracted from red, green and blue in [0, 1] ..."""
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     """... which are then divided by this."""
-    resampling: int = Image.Resampling.BICUBIC.value
-    """Pillow's number of the filter that scales."""
+    resampling: int = 3
+    """Pillow's number of the filter that scales; 3: bicubic."""
 
     def __post_init__(self) -> None:
         if min(self.size, self.patch) < 1 or self.size % self.patch:
@@ -67,7 +67,7 @@ def image_rows(images: Sequence[bytes | None], *, item_ids: Sequence[str], confi
             image = load_image(data, size=2 * config.size)  # half of what is scaled away may go before the filter
         except SemidError as error:
             raise SemidError(f"item {item_id!r}: {error}") from None
-        pixels[row] = np.asarray(image.resize((config.size, config.size), Image.Resampling(config.resampling)))
+        pixels[row] = np.asarray(image.resize((config.size, config.size), config.resampling))
     return ImageRows(jnp.asarray(pixels), jnp.asarray([data is not None for data in images], bool))
 
 
@@ -152,7 +152,7 @@ def load_image_encoder(
         dropout=0.0,
         activation=read_activation(raw["hidden_act"], folder=folder),
         epsilon=raw["layer_norm_eps"],
-        layer_scale="scale_attention" in family.layers,
+        architecture=family.architecture,
         dtype=precision,
         remat=remat,
     )
@@ -173,12 +173,13 @@ def load_image_encoder(
 
 
 class _Family(NamedTuple):
-    """What the files of an architecture call things, and what its config.json may leave out."""
+    """Tensor names of an architecture's files, and the defaults of its config.json."""
 
     names: dict[str, str]
     layers: dict[str, str]
     prefixes: tuple[str, ...]
     defaults: dict[str, Any]
+    architecture: Architecture = PreNorm()
 
 
 _DEFAULTS = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "hidden_act": "gelu"}
@@ -219,6 +220,7 @@ _DINO = _Family(
     },
     prefixes=("", "dinov2."),
     defaults=_DEFAULTS | {"mlp_ratio": 4, "layer_norm_eps": 1e-6, "image_size": 224, "patch_size": 14},
+    architecture=LayerScale(),
 )
 _CLIP = _Family(
     names={

@@ -7,8 +7,6 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-import scipy.sparse
-import scipy.sparse.linalg
 from jaxtyping import Float
 
 from semid.data import Dataset
@@ -33,6 +31,9 @@ def latent_semantic_vectors(texts: Sequence[str], *, dim: int, vocabulary: int =
     Words that stand in one text alone are left out, and of the others the `vocabulary` most frequent are kept. There
     are fewer than `dim` dimensions where texts or words are too few.
     """
+    import scipy.sparse
+    import scipy.sparse.linalg
+
     if dim < 1:
         raise SemidError(f"expected at least 1 dimension for text vectors, got {dim}")
     words = [_WORD.findall(text.lower()) for text in texts]

@@ -13,11 +13,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from semid.encoders.blocks import Activation, Blocks, BlocksConfig, Precision, RelativePositions, norm
+from semid.encoders.blocks import T5, Activation, Blocks, BlocksConfig, PostNorm, norm
 from semid.encoders.content import TextRows
 from semid.encoders.vocabulary import PretrainedTokenizer
 from semid.encoders.weights import load_weights, read_activation, read_config, read_json
 from semid.errors import SemidError
+from seq_models import Precision
 
 
 class Pooling(enum.Enum):
@@ -32,7 +33,7 @@ class TextEncoderConfig:
     """A transformer over tokens. The defaults are small, to be trained from scratch."""
 
     blocks: BlocksConfig = field(default_factory=BlocksConfig)
-    """The stack; one with relative positions (T5) has no others."""
+    """The stack; T5's has its own positions."""
     max_length: int = 64
     """Tokens of a text at most."""
     pooling: Pooling = Pooling.MEAN
@@ -49,11 +50,11 @@ class TextEncoder(nnx.Module):
     def __init__(self, config: TextEncoderConfig, *, vocabulary: int, rngs: nnx.Rngs) -> None:
         self.config, self.dim = config, config.blocks.dim
         self.tokens = nnx.Embed(vocabulary, self.dim, rngs=rngs)
-        absolute = config.blocks.relative is None
-        self.positions = nnx.Embed(config.max_length, self.dim, rngs=rngs) if absolute else None
+        architecture = config.blocks.architecture
+        self.positions = None if architecture.buckets else nnx.Embed(config.max_length, self.dim, rngs=rngs)
         self.segments = nnx.Embed(config.segments, self.dim, rngs=rngs) if config.segments else None
         # A stack of norms after residuals expects a norm before the first block too.
-        self.norm = None if config.blocks.norm_first else norm(config.blocks, rngs=rngs)
+        self.norm = None if architecture.norm_first else norm(config.blocks, rngs=rngs)
         self.blocks = Blocks(config.blocks, rngs=rngs)
 
     def __call__(self, rows: TextRows, *, key: Key[Array, ""] | None = None) -> Float[Array, "n dim"]:
@@ -106,7 +107,7 @@ def _bert_config(raw: dict[str, Any], folder: Path) -> TextEncoderConfig:
         hidden=raw["intermediate_size"],
         dropout=raw["hidden_dropout_prob"],
         activation=read_activation(raw["hidden_act"], folder=folder),
-        norm_first=False,
+        architecture=PostNorm(),
         epsilon=raw["layer_norm_eps"],
     )
     return TextEncoderConfig(blocks, max_length=raw["max_position_embeddings"], segments=raw["type_vocab_size"])
@@ -142,14 +143,12 @@ def _t5_config(raw: dict[str, Any], folder: Path) -> TextEncoderConfig:
         head_width=raw["d_kv"],
         dropout=raw["dropout_rate"],
         activation=activation,
-        gated=bool(gated),
-        rms=True,
-        epsilon=raw["layer_norm_epsilon"],
-        bias=False,
-        scaled=False,
-        relative=RelativePositions(
-            raw["relative_attention_num_buckets"], raw.get("relative_attention_max_distance", 128)
+        architecture=T5(
+            gated=bool(gated),
+            buckets=raw["relative_attention_num_buckets"],
+            max_distance=raw.get("relative_attention_max_distance", 128),
         ),
+        epsilon=raw["layer_norm_epsilon"],
     )
     return TextEncoderConfig(blocks, max_length=raw.get("n_positions", 512))
 
@@ -166,7 +165,9 @@ def _t5_names(config: TextEncoderConfig) -> dict[str, str]:
         f"{layer}.attention.out": f"{block}.0.SelfAttention.o",
         f"{layer}.norm_feed": f"{block}.1.layer_norm",
         f"{layer}.feed.gate": f"{block}.1.DenseReluDense.wi_0",
-        f"{layer}.feed.up": f"{block}.1.DenseReluDense.wi_1" if config.blocks.gated else f"{block}.1.DenseReluDense.wi",
+        f"{layer}.feed.up": f"{block}.1.DenseReluDense.wi_1"
+        if config.blocks.architecture.gated
+        else f"{block}.1.DenseReluDense.wi",
         f"{layer}.feed.down": f"{block}.1.DenseReluDense.wo",
         "blocks.norm": "encoder.final_layer_norm",
     }

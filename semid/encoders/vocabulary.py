@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, Protocol
 
 import jax.numpy as jnp
 import numpy as np
-import sentencepiece
 
 from semid.encoders.content import TextRows
 from semid.encoders.weights import read_json
@@ -41,6 +40,8 @@ class Vocabulary:
     PAD = 0
 
     def __init__(self, model: bytes) -> None:
+        import sentencepiece
+
         self.model = model
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
 
@@ -50,6 +51,8 @@ class Vocabulary:
 
         Raises SemidError if no text has words, or if `size` is less than the characters in use.
         """
+        import sentencepiece
+
         lines = [" ".join(text.split()) for text in texts if text.strip()]
         if not lines:
             raise SemidError("expected texts to train a vocabulary on, got none with words; give a text column")

@@ -20,8 +20,7 @@ from semid.joint.codes import Relaxation, code_mixtures
 from semid.joint.terms import code_agreement, mutual_info_nce, session_contrast
 from semid.tokenizers import RQVAE, Pass
 from semid.training import PackedRows, StepContext, row_devices, share_rows
-from seq_models import Inputs, RQTransformer, code_cross_entropy
-from seq_models.layers import last_state
+from seq_models import Inputs, RQTransformer, code_cross_entropy, last_state
 
 Content = Mapping[str, Rows]
 Terms = dict[str, Float[Array, ""]]

@@ -10,7 +10,7 @@ from flax import nnx
 
 from experiments.benchmarks import joint
 from experiments.benchmarks.joint import Pretrained, Sizes, Way
-from semid.encoders import BlocksConfig, LowRank, SideAdapters
+from semid.encoders import BlocksConfig, LowRank, PostNorm, SideAdapters
 from semid.training import make_step
 from seq_models import TransformerConfig
 
@@ -27,7 +27,7 @@ SIZES = Sizes(
     generator=TransformerConfig(dim=8, layers=1, heads=2, hidden=8),
 )
 BACKBONE = Pretrained(
-    BlocksConfig(dim=32, layers=1, heads=2, hidden=128, norm_first=False),
+    BlocksConfig(dim=32, layers=1, heads=2, hidden=128, architecture=PostNorm()),
     vocabulary=40,
     items=16,
     tokens=16,

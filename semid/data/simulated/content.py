@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Float, Int, UInt8
-from PIL import Image
 
 from semid.arrow import to_lists
 
@@ -210,6 +209,8 @@ def _pixels(
 
 
 def _png(pixels: UInt8[np.ndarray, "h w 3"]) -> bytes:
+    from PIL import Image
+
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "PNG")
     return stream.getvalue()

@@ -11,16 +11,15 @@ import pytest
 from flax import nnx
 
 from semid.encoders import BlocksConfig
-from semid.encoders.blocks import Activation, Blocks, Precision, RelativePositions, distance_buckets, dropout
+from semid.encoders.blocks import T5, Activation, Blocks, LayerScale, PostNorm, distance_buckets
 from semid.errors import SemidError
+from seq_models import Precision, dropout
 
 SMALL = {"dim": 8, "hidden": 12, "heads": 2, "layers": 2}
-BERT = BlocksConfig(**SMALL, norm_first=False)
-DINO = BlocksConfig(**SMALL, layer_scale=True, activation=Activation.QUICK_GELU)
-T5 = BlocksConfig(
-    **SMALL, rms=True, bias=False, scaled=False, gated=True, head_width=5, relative=RelativePositions(8, 12)
-)
-KINDS = pytest.mark.parametrize("config", [BERT, DINO, T5], ids=["bert", "dino", "t5"])
+BERT = BlocksConfig(**SMALL, architecture=PostNorm())
+DINO = BlocksConfig(**SMALL, architecture=LayerScale(), activation=Activation.QUICK_GELU)
+GATED_T5 = BlocksConfig(**SMALL, architecture=T5(gated=True, buckets=8, max_distance=12), head_width=5)
+KINDS = pytest.mark.parametrize("config", [BERT, DINO, GATED_T5], ids=["bert", "dino", "t5"])
 
 
 @functools.cache
@@ -75,7 +74,7 @@ def test_hidden_states_are_the_input_and_every_layers(config):
 
 
 def test_matrices_are_found_by_name():
-    blocks = _built(T5)
+    blocks = _built(GATED_T5)
     for layer in blocks.layers:
         for name in ("query", "key", "value", "out"):
             assert isinstance(getattr(layer.attention, name), nnx.Linear)
@@ -90,7 +89,7 @@ def test_every_parameter_has_a_gradient(config):
     # A bias of the keys adds the same to all logits of a query: softmax does not see it.
     sizes = {path: np.abs(leaf[...]).max() for path, leaf in nnx.to_flat_state(gradient)}
     dead = {path for path, size in sizes.items() if size < 1e-6 * max(sizes.values())}
-    expected = {("layers", i, "attention", "key", "bias") for i in range(2)} if config.bias else set()
+    expected = {("layers", i, "attention", "key", "bias") for i in range(2)} if config.architecture.bias else set()
     assert dead == expected
 
 
@@ -107,7 +106,7 @@ def test_dropout_is_drawn_from_the_key_and_off_without_one():
 
 def test_recomputing_changes_no_gradient():
     def gradient(remat):
-        graph, state = nnx.split(_built(replace(T5, remat=remat)))
+        graph, state = nnx.split(_built(replace(GATED_T5, remat=remat)))
         return jax.jit(jax.grad(lambda s: jnp.sum(nnx.merge(graph, s)(_states(), key=jax.random.key(3)) ** 2)))(state)
 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), gradient(False), gradient(True))
@@ -128,7 +127,7 @@ def test_distances_fall_into_the_buckets_of_t5():
     """Where torch's transformers 5.23 begin a bucket, for 32 of them up to a distance of 128."""
     begins = [0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 23, 32, 46, 64, 91]
     expected = np.searchsorted(begins, np.arange(300), side="right") - 1
-    buckets = distance_buckets(300, RelativePositions())
+    buckets = distance_buckets(300, T5())
     np.testing.assert_array_equal(buckets[:, 0], expected)  # keys before
     np.testing.assert_array_equal(buckets[0, 1:], expected[1:] + 16)  # keys after
 

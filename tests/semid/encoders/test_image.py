@@ -16,8 +16,8 @@ from PIL import Image
 
 from semid.artifacts import load_tensors, save_tensors
 from semid.encoders import BlocksConfig, ImageConfig, ImageEncoder, ImageRows, image_rows, load_image_encoder
-from semid.encoders.blocks import Precision
 from semid.errors import SemidError
+from seq_models import Precision
 
 GOLDEN = Path(__file__).parent / "golden"
 SMALL = ImageConfig(size=4, patch=2, blocks=BlocksConfig(dim=8, layers=1, heads=2, hidden=8))

@@ -14,10 +14,10 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from semid.encoders import BlocksConfig, Pooling, TextEncoder, TextEncoderConfig, TextRows, load_text_encoder, take
-from semid.encoders.blocks import Precision
 from semid.encoders.content import present_of
 from semid.encoders.transformer import load_transformer
 from semid.errors import SemidError
+from seq_models import Precision
 
 GOLDEN = Path(__file__).parent / "golden"
 MODELS = pytest.mark.parametrize("name", ["bert", "t5", "t5_gated"])

@@ -25,8 +25,7 @@ from semid.training import (
     named_leaves,
     put_batch,
 )
-from seq_models import Inputs, RQTransformer, RQTransformerConfig, TransformerConfig, code_cross_entropy
-from seq_models.layers import last_state
+from seq_models import Inputs, RQTransformer, RQTransformerConfig, TransformerConfig, code_cross_entropy, last_state
 
 ITEMS, DIM, SIZES, BATCH, LENGTH = 30, 6, (4, 4), 8, 5
 TERMS = [field.name for field in dataclasses.fields(Objective)]

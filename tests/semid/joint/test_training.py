@@ -38,8 +38,7 @@ from semid.joint.stages import STAGES, STATE_FILE
 from semid.recommender import ModelSpec, build_model
 from semid.tokenizers import RQVAE, RQVaeConfig, SemanticTokenizer
 from semid.training import OptimizerConfig, SingleRows, TrainingConfig, make_mesh, read_history, replace_leaves
-from seq_models import FlatDecoderConfig, Inputs, RQTransformerConfig, TransformerConfig
-from seq_models.layers import last_state
+from seq_models import FlatDecoderConfig, Inputs, RQTransformerConfig, TransformerConfig, last_state
 
 
 def short(epochs=1.0, **rates):
