@@ -1,7 +1,7 @@
 """Frozen dataclasses as configuration: to JSON and back, with unknown keys refused by name.
 
-A config belongs to the component it configures and nests; a choice between alternatives is a union of dataclasses,
-written as `{"type": "ClassName", ...}`, or an enum, written as its value.
+A config belongs to the component it configures and nests. A choice between alternatives is a union of dataclasses, or
+an abstract base of theirs, written as `{"type": "ClassName", ...}`; or it is an enum, written as its value.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import enum
 import functools
+import inspect
 import types
 import typing
 from typing import Any, TypeVar
@@ -47,6 +48,21 @@ def from_dict(cls: type[T], data: dict, *, where: str = "config") -> T:
     return typing.cast(T, _read(cls, data, where))
 
 
+def choices(base: type[T]) -> dict[str, type[T]]:
+    """The alternatives below an abstract config base, by their `name`: its concrete dataclasses, in order of names.
+
+    A class is an alternative if it says `name` itself; one that inherits it is not. Those of a module appear once it is
+    imported.
+    """
+    below = _subclasses(base)
+    named = {vars(cls)["name"]: cls for cls in below if dataclasses.is_dataclass(cls) and "name" in vars(cls)}
+    return dict(sorted(named.items()))
+
+
+def _subclasses(base: type[T]) -> list[type[T]]:
+    return [cls for child in base.__subclasses__() for cls in (child, *_subclasses(child))]
+
+
 @functools.cache
 def _hints(cls: Any) -> dict[str, Any]:
     return typing.get_type_hints(cls)
@@ -66,6 +82,8 @@ def _with_floats(kind: Any, value: Any) -> Any:
 
 
 def _read(kind: Any, value: Any, where: str) -> Any:
+    if inspect.isabstract(kind):
+        return _read_choice(kind, value, where)
     if dataclasses.is_dataclass(kind):
         return _read_dataclass(kind, value, where)
     origin, args = typing.get_origin(kind), typing.get_args(kind)
@@ -104,6 +122,18 @@ def _read_dataclass(cls: Any, value: Any, where: str) -> Any:
         if name not in known and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
             raise SemidError(f"{where}: key {name!r} is missing")
     return cls(**known)
+
+
+def _read_choice(base: Any, value: Any, where: str) -> Any:
+    """A config of the class that `type` names among those below the base."""
+    if not isinstance(value, dict):
+        raise SemidError(f"{where}: expected the keys of a {base.__name__}, got {value!r}")
+    by_type = {cls.__name__: cls for cls in choices(base).values()}
+    if (name := value.get("type")) not in by_type:
+        near = difflib.get_close_matches(str(name), by_type, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise SemidError(f"{where}.type: expected one of {', '.join(by_type)}, got {name!r}{hint}")
+    return _read_dataclass(by_type[name], value, where)
 
 
 def _read_union(kinds: tuple, value: Any, where: str) -> Any:

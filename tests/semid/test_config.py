@@ -1,13 +1,14 @@
+import abc
 import dataclasses
 import enum
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
-from semid.config import difference, from_dict, to_dict
+from semid.config import choices, difference, from_dict, to_dict
 from semid.errors import SemidError
 
 
@@ -130,6 +131,79 @@ def test_a_float_given_as_an_integer_is_the_same_setting():
     assert kinds["flag"] is bool
     assert from_dict(Rates, to_dict(Rates())) == Rates() == whole
     assert to_dict(Rates(optional=None, many=None))["many"] is None
+
+
+class Shape(abc.ABC):
+    name: ClassVar[str]
+
+    @abc.abstractmethod
+    def area(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class Rectangle(Shape, abc.ABC):  # what some shapes share: no choice, for it has no name
+    width: float = 1.0
+
+
+@dataclass(frozen=True)
+class Square(Rectangle):
+    name = "square"
+
+    def area(self) -> float:
+        return self.width**2
+
+
+@dataclass(frozen=True)
+class Disc(Shape):
+    radius: float
+    name = "disc"
+
+    def area(self) -> float:
+        return 3 * self.radius**2
+
+
+@dataclass(frozen=True)
+class FramedSquare(Square):
+    name = "framed square"
+    frame: int = 1
+
+
+@dataclass(frozen=True)
+class Nameless(Disc):  # inherits its name, so it is no choice either
+    pass
+
+
+@dataclass(frozen=True)
+class Drawing:
+    shape: Shape = Square()
+    frame: Shape | None = None
+
+
+def test_the_choices_of_an_abstract_base_are_its_named_dataclasses():
+    assert choices(Shape) == {"disc": Disc, "framed square": FramedSquare, "square": Square}
+    assert choices(Rectangle) == {"framed square": FramedSquare, "square": Square}
+
+
+@pytest.mark.parametrize("drawing", [Drawing(), Drawing(Disc(2.0), FramedSquare(3.0, 4)), Drawing(FramedSquare())])
+def test_a_field_of_an_abstract_base_is_read_by_its_type(drawing):
+    assert from_dict(Drawing, json.loads(json.dumps(to_dict(drawing)))) == drawing
+    assert to_dict(Drawing(Disc(2)))["shape"] == {"type": "Disc", "radius": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ({"type": "Disk"}, "^config.shape.type: expected one of Disc, FramedSquare, Square, got 'Disk'; did you mean"),
+        ({"type": "Nameless", "radius": 1}, "^config.shape.type: expected one of Disc, FramedSquare, Square, got 'Nam"),
+        ({"radius": 1}, "^config.shape.type: expected one of Disc, FramedSquare, Square, got None$"),
+        ({"type": "Disc"}, "^config.shape: key 'radius' is missing$"),
+        ({"type": "Square", "witdh": 1}, "^config.shape: unknown key 'witdh'; did you mean 'width'[?]$"),
+        ("Disc", "^config.shape: expected the keys of a Shape, got 'Disc'$"),
+    ],
+)
+def test_an_unknown_choice_is_named_with_its_place(shape, expected):
+    with pytest.raises(SemidError, match=expected):
+        from_dict(Drawing, {"shape": shape})
 
 
 def test_a_missing_key_without_default_is_named():
