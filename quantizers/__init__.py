@@ -8,78 +8,78 @@ from quantizers.alignment import (
     debiased_click_loss,
     info_nce,
 )
-from quantizers.assignment import Assigned, Assignment, Gumbel, Nearest, OverusedGumbel, Sinkhorn, sinkhorn
-from quantizers.care import (
-    Reseeded,
-    cluster_means,
-    code_counts,
-    diversity,
-    fit_codebooks,
-    moved_codebook,
-    reseed_dead_codes,
-    usage_entropy,
-)
-from quantizers.collisions import TieBroken, collision_groups, tie_break
-from quantizers.distances import Metric, code_logits, directions, distances, nearest, squared_distances
+from quantizers.assignment import AssignedCodes, Assignment, Gumbel, Nearest, OverusedGumbel, Sinkhorn, sinkhorn
+from quantizers.collisions import TieBreak, collision_groups, tie_break
+from quantizers.distances import Distance, code_logits, distances, nearest, squared_distances, unit_vectors
 from quantizers.finite_scalar import FiniteScalarQuantizer
 from quantizers.gradients import GradientPath, rotate, soft_vectors, straight_through
 from quantizers.kmeans import Blocks, KMeans, balanced_kmeans, kmeans, lloyd_pass
+from quantizers.maintenance import (
+    ReseededCodebooks,
+    cluster_means,
+    code_counts,
+    diversity_loss,
+    ema_codebook,
+    fit_codebooks,
+    reseed_dead_codes,
+    usage_entropy_loss,
+)
 from quantizers.metrics import (
     CodeHealth,
     LevelHealth,
-    explained_by_codes,
     health,
+    linear_probe_r2,
+    neighbor_prefix_overlap,
     neighbor_preservation,
-    prefix_sharing,
     reconstruction_error,
 )
 from quantizers.product import ProductKMeans, product_codes, product_decode, product_quantize
-from quantizers.reassignment import Reassigned, min_cost_reassign, sinkhorn_reassign
+from quantizers.reassignment import Reassignment, min_cost_reassign, sinkhorn_reassign
 from quantizers.residual import (
-    Moving,
     ResidualCodes,
     ResidualQuantizer,
+    RunningStatistic,
+    quantize_found,
     residual_codes,
     residual_decode,
     residual_encode,
     residual_quantize,
-    residual_quantized,
 )
-from quantizers.residual_kmeans import Cluster, LevelClusters, ResidualKMeans, cluster_levels
+from quantizers.residual_kmeans import ClusterFunction, LevelClusters, ResidualKMeans, cluster_levels
 from quantizers.schedules import Schedule
 from quantizers.types import Quantized, Quantizer, QuantizerLosses
 
 __all__ = [
-    "Assigned",
+    "AssignedCodes",
     "Assignment",
     "Blocks",
     "ClickLoss",
-    "Cluster",
+    "ClusterFunction",
     "CodeHealth",
     "DebiasLosses",
+    "Distance",
     "FiniteScalarQuantizer",
     "GradientPath",
     "Gumbel",
     "KMeans",
     "LevelClusters",
     "LevelHealth",
-    "Metric",
-    "Moving",
     "Nearest",
     "OverusedGumbel",
     "ProductKMeans",
     "Quantized",
     "Quantizer",
     "QuantizerLosses",
-    "Reassigned",
-    "Reseeded",
+    "Reassignment",
+    "ReseededCodebooks",
     "ResidualCodes",
     "ResidualKMeans",
     "ResidualQuantizer",
+    "RunningStatistic",
     "Schedule",
     "Similarity",
     "Sinkhorn",
-    "TieBroken",
+    "TieBreak",
     "balanced_kmeans",
     "cluster_levels",
     "cluster_means",
@@ -88,30 +88,29 @@ __all__ = [
     "collision_groups",
     "debias_loss",
     "debiased_click_loss",
-    "directions",
     "distances",
-    "diversity",
-    "explained_by_codes",
+    "diversity_loss",
+    "ema_codebook",
     "fit_codebooks",
     "health",
     "info_nce",
     "kmeans",
+    "linear_probe_r2",
     "lloyd_pass",
     "min_cost_reassign",
-    "moved_codebook",
     "nearest",
+    "neighbor_prefix_overlap",
     "neighbor_preservation",
-    "prefix_sharing",
     "product_codes",
     "product_decode",
     "product_quantize",
+    "quantize_found",
     "reconstruction_error",
     "reseed_dead_codes",
     "residual_codes",
     "residual_decode",
     "residual_encode",
     "residual_quantize",
-    "residual_quantized",
     "rotate",
     "sinkhorn",
     "sinkhorn_reassign",
@@ -119,5 +118,6 @@ __all__ = [
     "squared_distances",
     "straight_through",
     "tie_break",
-    "usage_entropy",
+    "unit_vectors",
+    "usage_entropy_loss",
 ]

@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from quantizers.distances import lowest
+from quantizers.distances import first_argmin
 from quantizers.schedules import Schedule
 
 _ANNEALED = 0.3  # share of Sinkhorn's iterations in which epsilon falls to its value
 
 
-class Assigned(NamedTuple):
+class AssignedCodes(NamedTuple):
     """`probabilities`: softmax of the code logits, differentiable; where they go unused they cost nothing under jit."""
 
     codes: Int[Array, " n"]
@@ -38,7 +38,7 @@ class Assignment(Protocol):
         usage: Float[Array, " codes"],
         key: PRNGKeyArray | None,
         progress: Float[Array, ""] | float,
-    ) -> Assigned: ...
+    ) -> AssignedCodes: ...
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class Nearest:
         usage: Float[Array, " codes"],
         key: PRNGKeyArray | None,
         progress: Float[Array, ""] | float,
-    ) -> Assigned:
-        return Assigned(lowest(distances), _softmax(-distances, self.temperature(progress)))
+    ) -> AssignedCodes:
+        return AssignedCodes(first_argmin(distances), _softmax(-distances, self.temperature(progress)))
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,10 @@ class Sinkhorn:
         usage: Float[Array, " codes"],
         key: PRNGKeyArray | None,
         progress: Float[Array, ""] | float,
-    ) -> Assigned:
+    ) -> AssignedCodes:
         costs = _scaled(distances, mask)
         prices = _code_prices(costs, mask, epsilon=self.epsilon, iterations=self.iterations)
-        return Assigned(lowest(costs - prices[None, :]), _softmax(-distances, self.temperature(progress)))
+        return AssignedCodes(first_argmin(costs - prices[None, :]), _softmax(-distances, self.temperature(progress)))
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,9 @@ class Gumbel:
         usage: Float[Array, " codes"],
         key: PRNGKeyArray | None,
         progress: Float[Array, ""] | float,
-    ) -> Assigned:
+    ) -> AssignedCodes:
         noisy = distances - self.scale(progress) * _gumbel(key, distances)
-        return Assigned(lowest(noisy), _softmax(-noisy, self.temperature(progress)))
+        return AssignedCodes(first_argmin(noisy), _softmax(-noisy, self.temperature(progress)))
 
 
 @dataclass(frozen=True)
@@ -125,11 +125,11 @@ class OverusedGumbel:
         usage: Float[Array, " codes"],
         key: PRNGKeyArray | None,
         progress: Float[Array, ""] | float,
-    ) -> Assigned:
-        overused = (usage > self.threshold / usage.size)[lowest(distances)]
+    ) -> AssignedCodes:
+        overused = (usage > self.threshold / usage.size)[first_argmin(distances)]
         noise = jnp.where(overused[:, None], _gumbel(key, distances), 0)
         noisy = distances - self.scale(progress) * noise
-        return Assigned(lowest(noisy), _softmax(-noisy, self.temperature(progress)))
+        return AssignedCodes(first_argmin(noisy), _softmax(-noisy, self.temperature(progress)))
 
 
 @partial(jax.jit, static_argnames="iterations")

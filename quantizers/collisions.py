@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Int, Real
 
 
-class TieBroken(NamedTuple):
+class TieBreak(NamedTuple):
     """Codes with the added level, and the size of that level: the number of items in the largest group."""
 
     codes: Int[np.ndarray, "items level+1"]
@@ -25,7 +25,7 @@ def collision_groups(codes: Int[np.ndarray, "items level"]) -> Int[np.ndarray, "
 
 def tie_break(
     codes: Int[np.ndarray, "items level"], *, popularity: Real[np.ndarray, " items"] | None = None
-) -> TieBroken:
+) -> TieBreak:
     """Append a level that counts the items of a group from 0, which makes every row unique.
 
     They are counted in row order (arrival) or, given popularities (say interaction counts of the training split), from
@@ -36,7 +36,7 @@ def tie_break(
     first = np.maximum.accumulate(np.where(starts, positions, 0))
     rank = np.empty(len(codes), np.int32)
     rank[order] = positions - first  # the sort is stable: rows of a group stay in row order
-    return TieBroken(np.column_stack([codes, rank]), int(rank.max(initial=0)) + 1)
+    return TieBreak(np.column_stack([codes, rank]), int(rank.max(initial=0)) + 1)
 
 
 def _sorted_groups(

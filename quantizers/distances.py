@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 
-class Metric(Enum):
+class Distance(Enum):
     """How near a code is. Under `COSINE` only the choice of the code ignores lengths: vectors keep theirs."""
 
     EUCLIDEAN = "euclidean"
@@ -17,11 +17,11 @@ class Metric(Enum):
 
 
 def distances(
-    x: Float[Array, "*b dim"], codebook: Float[Array, "codes dim"], *, metric: Metric
+    x: Float[Array, "*b dim"], codebook: Float[Array, "codes dim"], *, distance: Distance
 ) -> Float[Array, "*b codes"]:
     """Squared distances, of the vectors or of their directions (2 - 2 cos)."""
-    if metric is Metric.COSINE:
-        return squared_distances(directions(x), directions(codebook))
+    if distance is Distance.COSINE:
+        return squared_distances(unit_vectors(x), unit_vectors(codebook))
     return squared_distances(x, codebook)
 
 
@@ -34,7 +34,7 @@ def squared_distances(x: Float[Array, "*b dim"], codebook: Float[Array, "codes d
     return jnp.maximum(squares, 0).reshape(*x.shape[:-1], len(codebook))
 
 
-def directions(x: Float[Array, "*b dim"]) -> Float[Array, "*b dim"]:
+def unit_vectors(x: Float[Array, "*b dim"]) -> Float[Array, "*b dim"]:
     """Vectors of length one in float32. Below a length of 1e-12 there is no direction: such a vector stays as it is."""
     x = x.astype(jnp.float32)
     squares = jnp.square(x).sum(-1, keepdims=True)
@@ -49,13 +49,13 @@ def code_logits(
 
 
 def nearest(
-    x: Float[Array, "*b dim"], codebook: Float[Array, "codes dim"], *, metric: Metric = Metric.EUCLIDEAN
+    x: Float[Array, "*b dim"], codebook: Float[Array, "codes dim"], *, distance: Distance = Distance.EUCLIDEAN
 ) -> Int[Array, "*b"]:
     """The nearest code; the lowest index wins a tie."""
-    return lowest(distances(x, codebook, metric=metric))
+    return first_argmin(distances(x, codebook, distance=distance))
 
 
-def lowest(table: Float[Array, "*b codes"]) -> Int[Array, "*b"]:
+def first_argmin(table: Float[Array, "*b codes"]) -> Int[Array, "*b"]:
     """The first index of each row's smallest value: argmin, which XLA does not vectorize on CPUs."""
     # Both reductions must see the same digits: fused apart, the table could be computed twice, and rounded differently.
     table = jax.lax.optimization_barrier(jax.lax.stop_gradient(table))

@@ -26,15 +26,15 @@ class FiniteScalarQuantizer:
         object.__setattr__(self, "level_sizes", tuple(self.level_sizes))  # hashable: part of the pytree's structure
 
     def __call__(self, x: Float[Array, "*b level"], *, mask: Bool[Array, "*b"] | None = None) -> Quantized:
-        """Vectors on the grid with the gradient of `bounded`; both losses are 0, so `mask` changes nothing."""
+        """Vectors on the grid with the gradient of `bound`; both losses are 0, so `mask` changes nothing."""
         zero = jnp.zeros((), jnp.float32)
-        bounded_x = bounded(x, self.level_sizes)
+        bounded_x = bound(x, self.level_sizes)
         codes = _rounded(bounded_x, self.level_sizes)
         vectors = straight_through(bounded_x, self.decode(codes)).astype(x.dtype)
         return Quantized(codes, vectors, QuantizerLosses(zero, zero))
 
     def encode(self, x: Float[Array, "*b level"]) -> Int[Array, "*b level"]:
-        return _rounded(bounded(x, self.level_sizes), self.level_sizes)
+        return _rounded(bound(x, self.level_sizes), self.level_sizes)
 
     def decode(self, codes: Int[Array, "*b level"]) -> Float[Array, "*b level"]:
         """Code `c` of `n` is `(2 c - (n - 1)) / (n - 1)`; an item with a code that does not exist is NaN."""
@@ -49,7 +49,7 @@ class FiniteScalarQuantizer:
         return jnp.where(exists, values, jnp.nan)
 
 
-def bounded(x: Float[Array, "*b level"], level_sizes: Sequence[int]) -> Float[Array, "*b level"]:
+def bound(x: Float[Array, "*b level"], level_sizes: Sequence[int]) -> Float[Array, "*b level"]:
     """`z / (1 + |z|^n)^(1/n)` for a level of `n` codes: a smooth map onto (-1, 1), in float32.
 
     The paper leaves the map open and takes tanh as its example. This one moves no point of the grid by more than half

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from quantizers.distances import lowest, squared_distances
+from quantizers.distances import first_argmin, squared_distances
 
 Blocks = Callable[[], Iterable[Float[np.ndarray, "n dim"]]]  # the same rows in the same order, call after call
 
@@ -244,7 +244,7 @@ def _nearest(
 ) -> tuple[Int[Array, " row"], Float[Array, " row"], _Clusters]:
     """Nearest centroids of one chunk, the squared distances to them, and the clusters of the points to keep."""
     table = squared_distances(points, centroids)
-    codes = lowest(table)
+    codes = first_argmin(table)
     return codes, table.min(-1), _clusters(points, jnp.where(keep, codes, len(centroids)), num_codes=len(centroids))
 
 

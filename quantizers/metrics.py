@@ -85,17 +85,19 @@ def neighbor_preservation(
     return kept / (k * len(rows))
 
 
-def prefix_sharing(
+def neighbor_prefix_overlap(
     codes: Int[np.ndarray, "items level"], neighbors: Int[np.ndarray, "items k"]
 ) -> Float[np.ndarray, " level"]:
     """Share of the pairs of an item and its neighbours (rows; -1: none) that share the first 1, 2, ... codes."""
     if codes.ndim != 2 or neighbors.ndim != 2 or len(codes) != len(neighbors):
         raise ValueError(
-            f"prefix_sharing: expected codes [items, level] and neighbors [items, k], got {codes.shape} and "
+            f"neighbor_prefix_overlap: expected codes [items, level] and neighbors [items, k], got {codes.shape} and "
             f"{neighbors.shape}"
         )
     if neighbors.max(initial=-1) >= len(codes) or (neighbors < 0).all():
-        raise ValueError(f"prefix_sharing: expected neighbors below {len(codes)}, and at least one that is not -1")
+        raise ValueError(
+            f"neighbor_prefix_overlap: expected neighbors below {len(codes)}, and at least one that is not -1"
+        )
     same, shared = neighbors >= 0, []
     pairs = same.sum()
     for level in codes.T:
@@ -104,7 +106,7 @@ def prefix_sharing(
     return np.array(shared)
 
 
-def explained_by_codes(
+def linear_probe_r2(
     codes: Int[np.ndarray, "items level"], target: Float[np.ndarray, " items"], *, level_sizes: Sequence[int]
 ) -> Float[np.ndarray, " level"]:
     """Held-out R^2 of a linear probe of `target` (say log-popularity) from one-hot codes of levels 1..l, for each l.
@@ -112,10 +114,10 @@ def explained_by_codes(
     Ridge regression in 5 fixed folds, against the mean of the other four, with one of 4 penalties, so that codes that
     tell nothing come out at about 0 however many they are. Raises ValueError for a target that does not vary.
     """
-    _check(codes, level_sizes, where="explained_by_codes")
+    _check(codes, level_sizes, where="linear_probe_r2")
     if target.shape != (len(codes),) or len(codes) < _FOLDS or not np.isfinite(target).all() or np.ptp(target) == 0:
         raise ValueError(
-            f"explained_by_codes: expected {len(codes)} (at least {_FOLDS}) finite values that vary, one an item, "
+            f"linear_probe_r2: expected {len(codes)} (at least {_FOLDS}) finite values that vary, one an item, "
             f"got {target.dtype} {target.shape}"
         )
     one_hot, target = _one_hot(codes, level_sizes), target.astype(np.float64)

@@ -21,7 +21,7 @@ _TIE = 1e-6  # shares of a code that differ by less, relatively, are equal: roun
 _TINY = 1e-300
 
 
-class Reassigned(NamedTuple):
+class Reassignment(NamedTuple):
     """`moved`: items whose last code changed; `colliding`: items that share all their codes with another one still."""
 
     codes: Int[np.ndarray, "items level"]
@@ -37,7 +37,7 @@ def sinkhorn_reassign(
     rounds: int = 20,
     epsilon: float = 0.003,
     iterations: int = 50,
-) -> Reassigned:
+) -> Reassignment:
     """Spread each group of items with equal codes over the last level by Sinkhorn on its own distance table.
 
     `residuals` are what the last level quantizes, `codebook` its code vectors. An item may move onto a code that
@@ -70,7 +70,7 @@ def min_cost_reassign(
     *,
     residuals: Float[np.ndarray, "items dim"],
     codebook: Float[np.ndarray, "codes dim"],
-) -> Reassigned:
+) -> Reassignment:
     """Make all rows unique at the least sum of squared distances between residuals and last codes.
 
     Every group of items that share all codes but the last, if it contains a collision, is assigned anew, one item a
@@ -158,9 +158,9 @@ def _sinkhorn_codes(
 
 def _reassigned(
     before: Int[np.ndarray, "items level"], after: Int[np.ndarray, "items level"], prefix: Int[np.ndarray, " items"]
-) -> Reassigned:
+) -> Reassignment:
     sizes = np.bincount(_groups_within(prefix, after[:, -1]))
-    return Reassigned(after, int((before[:, -1] != after[:, -1]).sum()), int(sizes[sizes > 1].sum()))
+    return Reassignment(after, int((before[:, -1] != after[:, -1]).sum()), int(sizes[sizes > 1].sum()))
 
 
 def _checked(

@@ -12,9 +12,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from quantizers.assignment import Assignment, Nearest
-from quantizers.care import cluster_means, code_counts, fit_codebooks, moved_codebook
-from quantizers.distances import Metric, distances
+from quantizers.distances import Distance, distances
 from quantizers.gradients import GradientPath, rotate, soft_vectors, straight_through
+from quantizers.maintenance import cluster_means, code_counts, ema_codebook, fit_codebooks
 from quantizers.types import Quantized, QuantizerLosses
 
 Codebooks = Sequence[Float[Array, "codes dim"]]
@@ -34,7 +34,7 @@ class ResidualCodes(NamedTuple):
     probabilities: tuple[Float[Array, "*b codes"], ...]
 
 
-@partial(jax.jit, static_argnames=("assignments", "metric", "path"))
+@partial(jax.jit, static_argnames=("assignments", "distance", "path"))
 def residual_codes(
     x: Float[Array, "*b dim"],
     codebooks: Codebooks,
@@ -44,7 +44,7 @@ def residual_codes(
     mask: Bool[Array, "*b"] | None = None,
     key: PRNGKeyArray | None = None,
     progress: Float[Array, ""] | float = 1.0,
-    metric: Metric = Metric.EUCLIDEAN,
+    distance: Distance = Distance.EUCLIDEAN,
     path: GradientPath = GradientPath.STRAIGHT_THROUGH,
 ) -> ResidualCodes:
     """Codes level by level, each level's by its assignment (one for all, or one a level); nearest by default.
@@ -57,10 +57,10 @@ def residual_codes(
     residual = _unmasked(x.astype(jnp.float32), mask).reshape(-1, x.shape[-1])
     keep = jnp.ones(len(residual), bool) if mask is None else mask.reshape(-1)
     codes, residuals, chosen, probabilities = [], [], [], []
-    for level, assign in enumerate(per_level(assignments, len(codebooks))):
+    for level, assign in enumerate(assignments_per_level(assignments, len(codebooks))):
         book = codebooks[level].astype(jnp.float32)
         assigned = assign(
-            distances(residual, book, metric=metric),
+            distances(residual, book, distance=distance),
             mask=keep,
             usage=jnp.full(len(book), 1 / len(book)) if usage is None else usage[level],
             key=None if key is None else jax.random.fold_in(key, level),
@@ -76,16 +76,16 @@ def residual_codes(
     return ResidualCodes(jnp.stack(codes, -1), jnp.stack(residuals, -2), jnp.stack(chosen, -2), tuple(probabilities))
 
 
-@partial(jax.jit, static_argnames="metric")
+@partial(jax.jit, static_argnames="distance")
 def residual_encode(
-    x: Float[Array, "*b dim"], codebooks: Codebooks, *, metric: Metric = Metric.EUCLIDEAN
+    x: Float[Array, "*b dim"], codebooks: Codebooks, *, distance: Distance = Distance.EUCLIDEAN
 ) -> Int[Array, "*b level"]:
     """Nearest codes and nothing else: what `residual_codes` computes beside them is never computed."""
-    return residual_codes(x, codebooks, metric=metric).codes
+    return residual_codes(x, codebooks, distance=distance).codes
 
 
 @partial(jax.jit, static_argnames="path")
-def residual_quantized(
+def quantize_found(
     x: Float[Array, "*b dim"],
     found: ResidualCodes,
     codebooks: Codebooks,
@@ -114,7 +114,7 @@ def residual_quantize(
     x: Float[Array, "*b dim"], codebooks: Codebooks, *, mask: Bool[Array, "*b"] | None = None
 ) -> Quantized:
     """Nearest codes, straight-through sum of their vectors, and losses."""
-    return residual_quantized(x, residual_codes(x, codebooks), codebooks, mask=mask)
+    return quantize_found(x, residual_codes(x, codebooks), codebooks, mask=mask)
 
 
 def level_errors(
@@ -137,7 +137,7 @@ def residual_decode(codes: Int[Array, "*b level"], codebooks: Codebooks) -> Floa
     return jnp.stack(vectors, -2).sum(-2)
 
 
-def per_level(assignments: Assignment | tuple[Assignment, ...], num_levels: int) -> tuple[Assignment, ...]:
+def assignments_per_level(assignments: Assignment | tuple[Assignment, ...], num_levels: int) -> tuple[Assignment, ...]:
     """One assignment a level. Raises ValueError for another number of them."""
     listed = assignments if isinstance(assignments, tuple) else (assignments,) * num_levels
     if len(listed) != num_levels:
@@ -152,15 +152,15 @@ def _unmasked(x: Float[Array, "*b dim"], mask: Bool[Array, "*b"] | None) -> Floa
     return jnp.where(mask[..., None], x, jax.lax.stop_gradient(jnp.nan_to_num(x, nan=0, posinf=0, neginf=0)))
 
 
-class Moving(nnx.Variable):
-    """A statistic that `ResidualQuantizer.observe` moves; gradients and optimizers leave it alone."""
+class RunningStatistic(nnx.Variable):
+    """A statistic that `ResidualQuantizer.update_statistics` moves; gradients and optimizers leave it alone."""
 
 
 class ResidualQuantizer(nnx.Module):
     """Codebooks learned by gradient: add `losses.codebook` and a multiple of `losses.commitment` (.25) to the loss.
 
-    With `decay` (.99) they are moving averages of their inputs instead: leave out `losses.codebook` and call `observe`
-    in every step. `usage` is the recent share of inputs on each code; `observe` keeps it.
+    With `decay` (.99) they are moving averages of their inputs instead: leave out `losses.codebook` and call
+    `update_statistics` in every step. `usage` is the recent share of inputs on each code; `update_statistics` keeps it.
     """
 
     def __init__(
@@ -171,7 +171,7 @@ class ResidualQuantizer(nnx.Module):
         rngs: nnx.Rngs,
         assignment: Assignment | Sequence[Assignment] = Nearest(),
         path: GradientPath = GradientPath.STRAIGHT_THROUGH,
-        metric: Metric = Metric.EUCLIDEAN,
+        distance: Distance = Distance.EUCLIDEAN,
         decay: float | None = None,
     ):
         if not level_sizes or min(level_sizes) < 1 or dim < 1:
@@ -182,13 +182,13 @@ class ResidualQuantizer(nnx.Module):
             raise ValueError(f"ResidualQuantizer: expected decay in [0, 1), or None for gradients, got {decay}")
         self.level_sizes = tuple(level_sizes)
         listed = tuple(assignment) if isinstance(assignment, Sequence) else assignment
-        self.assignments = per_level(listed, len(self.level_sizes))
-        self.path, self.metric, self.decay = path, metric, decay
-        scale, kind = dim**-0.5, nnx.Param if decay is None else Moving
+        self.assignments = assignments_per_level(listed, len(self.level_sizes))
+        self.path, self.distance, self.decay = path, distance, decay
+        scale, kind = dim**-0.5, nnx.Param if decay is None else RunningStatistic
         self.codebooks = nnx.List(
             [kind(scale * jax.random.normal(rngs.params(), (size, dim))) for size in self.level_sizes]
         )
-        self.usage = nnx.List([Moving(jnp.full(size, 1 / size)) for size in self.level_sizes])
+        self.usage = nnx.List([RunningStatistic(jnp.full(size, 1 / size)) for size in self.level_sizes])
 
     def __call__(
         self,
@@ -198,7 +198,7 @@ class ResidualQuantizer(nnx.Module):
         key: PRNGKeyArray | None = None,
         progress: Float[Array, ""] | float = 1.0,
     ) -> Quantized:
-        return self.quantized(x, self.search(x, mask=mask, key=key, progress=progress), mask=mask)
+        return self.quantize_found(x, self.search(x, mask=mask, key=key, progress=progress), mask=mask)
 
     def search(
         self,
@@ -211,16 +211,16 @@ class ResidualQuantizer(nnx.Module):
         """The first half of a call; `progress` is the share of the training done, without `key` nothing is random."""
         usage = tuple(share[...] for share in self.usage)
         options = {"usage": usage, "mask": mask, "key": key, "progress": progress}
-        static = {"assignments": self.assignments, "metric": self.metric, "path": self.path}
+        static = {"assignments": self.assignments, "distance": self.distance, "path": self.path}
         return residual_codes(x, self._arrays(), **options, **static)
 
-    def quantized(
+    def quantize_found(
         self, x: Float[Array, "*b dim"], found: ResidualCodes, *, mask: Bool[Array, "*b"] | None = None
     ) -> Quantized:
         """The second half of a call."""
-        return residual_quantized(x, found, self._arrays(), mask=mask, path=self.path)
+        return quantize_found(x, found, self._arrays(), mask=mask, path=self.path)
 
-    def observe(self, found: ResidualCodes, *, mask: Bool[Array, "*b"] | None = None) -> None:
+    def update_statistics(self, found: ResidualCodes, *, mask: Bool[Array, "*b"] | None = None) -> None:
         """Move `usage` (and, with `decay`, the codebooks) towards what was found; without rows that count, nothing."""
         decay = _USAGE_DECAY if self.decay is None else self.decay
         keep = jnp.ones(found.codes.shape[:-1], bool) if mask is None else mask
@@ -232,19 +232,19 @@ class ResidualQuantizer(nnx.Module):
                 residuals = jax.lax.stop_gradient(found.residuals[..., level, :]).reshape(-1, book.shape[1])
                 flat = found.codes[..., level].reshape(-1)
                 means = cluster_means(residuals, flat, num_codes=len(old), mask=keep.reshape(-1))
-                book[...] = moved_codebook(book[...], old, means=means, shares=shares, decay=decay)
+                book[...] = ema_codebook(book[...], old, means=means, shares=shares, decay=decay)
             usage[...] = jnp.where(keep.any(), decay * old + (1 - decay) * shares, old)
 
     def encode(self, x: Float[Array, "*b dim"]) -> Int[Array, "*b level"]:
         """Nearest codes, whatever the assignment in training."""
-        return residual_encode(x, self._arrays(), metric=self.metric)
+        return residual_encode(x, self._arrays(), distance=self.distance)
 
     def decode(self, codes: Int[Array, "*b level"]) -> Float[Array, "*b dim"]:
         return residual_decode(codes, self._arrays())
 
     def initialize(self, x: Float[Array, "items dim"], *, iterations: int, key: PRNGKeyArray) -> None:
         """Set all codebooks by residual k-means on the latents of all items; usage starts anew."""
-        fitted = fit_codebooks(x, level_sizes=self.level_sizes, iterations=iterations, key=key, metric=self.metric)
+        fitted = fit_codebooks(x, level_sizes=self.level_sizes, iterations=iterations, key=key, distance=self.distance)
         for codebook, usage, centroids in zip(self.codebooks, self.usage, fitted, strict=True):
             codebook[...] = centroids
             usage[...] = jnp.full_like(usage[...], 1 / len(centroids))

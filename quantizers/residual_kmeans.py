@@ -21,7 +21,7 @@ _SAMPLES_PER_CODE = 128
 _SLICE = 4096  # rows
 
 
-class Cluster(Protocol):
+class ClusterFunction(Protocol):
     """A way to cluster one level: `kmeans`, `balanced_kmeans`, or either with options bound by `functools.partial`."""
 
     def __call__(self, x: Float[Array, "n dim"], *, num_codes: int, iterations: int, key: PRNGKeyArray) -> KMeans: ...
@@ -49,7 +49,7 @@ class ResidualKMeans:
         level_sizes: Sequence[int],
         iterations: int,
         key: PRNGKeyArray,
-        cluster: Cluster = kmeans,
+        cluster: ClusterFunction = kmeans,
     ) -> ResidualKMeans:
         """See `cluster_levels`."""
         found = cluster_levels(x, level_sizes=level_sizes, iterations=iterations, key=key, cluster=cluster)
@@ -105,9 +105,9 @@ def cluster_levels(
     level_sizes: Sequence[int],
     iterations: int,
     key: PRNGKeyArray,
-    cluster: Cluster = kmeans,
+    cluster: ClusterFunction = kmeans,
 ) -> LevelClusters:
-    """Cluster the vectors, then what each level leaves of them.
+    """ClusterFunction the vectors, then what each level leaves of them.
 
     A level with no more distinct vectors than codes has exactly one code for each of them, whatever `cluster` is, and
     warns if that is fewer than asked for. Raises ValueError for no levels, no items, or naming a row not finite.

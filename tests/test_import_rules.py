@@ -184,7 +184,7 @@ def test_a_violation_is_caught(module, source):
         ("quantizers.residual", "import jax\nfrom quantizers.types import Quantized\nimport math"),
         ("semid.recommender.recommender", "from semid.data import Histories\nfrom semid import artifacts"),
         ("semid.generators.training", "from semid.evaluation import accuracy"),
-        ("semid.joint.codes", "from quantizers import Metric\nfrom seq_models import Inputs"),
+        ("semid.joint.codes", "from quantizers import Distance\nfrom seq_models import Inputs"),
         ("semid.tokenizers.alignment", "from semid.graphs import ppmi"),
         ("semid.cli.app", "def f():\n    from semid.data.builders import read_movielens"),
         ("experiments.demo", "from semid.cli import main"),

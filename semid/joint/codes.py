@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import jax
 from jaxtyping import Array, Float
 
-from quantizers import Metric, ResidualCodes, distances, straight_through
+from quantizers import Distance, ResidualCodes, distances, straight_through
 
 
 class Relaxation(enum.Enum):
@@ -28,22 +28,22 @@ def code_mixtures(
     codebooks: Sequence[Float[Array, "size dim"]],
     *,
     relaxation: Relaxation = Relaxation.SOFT_BACKWARD,
-    metric: Metric = Metric.EUCLIDEAN,
+    distance: Distance = Distance.EUCLIDEAN,
 ) -> tuple[Float[Array, "*b size"], ...]:
     """A mixture a level of what a quantizer found; the generator reads `mixture @ table` as a code's embedding."""
     if relaxation is Relaxation.SOFT:
         return found.probabilities
     passing = found.probabilities
     if relaxation is Relaxation.STRAIGHT_THROUGH:
-        passing = level_logits(found, codebooks, metric=metric)
+        passing = level_logits(found, codebooks, distance=distance)
     sizes = (len(book) for book in codebooks)
     chosen = (jax.nn.one_hot(found.codes[..., level], size) for level, size in enumerate(sizes))
     return tuple(straight_through(soft, hard) for soft, hard in zip(passing, chosen, strict=True))
 
 
 def level_logits(
-    found: ResidualCodes, codebooks: Sequence[Float[Array, "size dim"]], *, metric: Metric = Metric.EUCLIDEAN
+    found: ResidualCodes, codebooks: Sequence[Float[Array, "size dim"]], *, distance: Distance = Distance.EUCLIDEAN
 ) -> tuple[Float[Array, "*b size"], ...]:
     """-d of every code of every level: the nearer the code, the larger."""
     levels = enumerate(codebooks)
-    return tuple(-distances(found.residuals[..., level, :], book, metric=metric) for level, book in levels)
+    return tuple(-distances(found.residuals[..., level, :], book, distance=distance) for level, book in levels)

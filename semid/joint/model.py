@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from quantizers import Schedule, usage_entropy
+from quantizers import Schedule, usage_entropy_loss
 from semid.encoders import ItemEncoder, Rows, take
 from semid.errors import SemidError
 from semid.joint.bank import MemoryBank, bucket_sizes, encode_fresh, unique_rows
@@ -189,7 +189,7 @@ def joint_terms(
         )
     if "teacher_codes" in wanted:
         terms["teacher_codes"] = _of_teacher(model, batch, tables, passed)
-    model.autoencoder.quantizer.observe(passed.found)
+    model.autoencoder.quantizer.update_statistics(passed.found)
     return {name: term for name, term in terms.items() if name in wanted}, metrics
 
 
@@ -234,7 +234,7 @@ def _state(
     quantizer = model.autoencoder.quantizer
     found = quantizer.search(model.autoencoder.latents(vectors), key=keys[0], progress=context.progress)
     books = [book[...] for book in quantizer.codebooks]
-    mixtures = code_mixtures(found, books, relaxation=config.relaxation, metric=quantizer.metric)
+    mixtures = code_mixtures(found, books, relaxation=config.relaxation, distance=quantizer.distance)
     if config.reach is Reach.GENERATOR:
         mixtures = jax.lax.stop_gradient(mixtures)
     codes, sizes = model.codes[...][batch.history], model.generator.level_sizes
@@ -251,7 +251,7 @@ def _of_tokenizer(passed: Pass) -> Terms:
         "reconstruction": jnp.mean(jnp.square(passed.reconstruction - jax.lax.stop_gradient(passed.x))),
         "codebook": losses.codebook,
         "commitment": losses.commitment,
-        "entropy": usage_entropy(passed.found.probabilities),
+        "entropy": usage_entropy_loss(passed.found.probabilities),
     }
 
 
@@ -266,10 +266,10 @@ def _of_generator(
     codes, weights = model.codes[...][batch.targets], jnp.ones(len(batch.targets))
     logits = model.generator.depth_logits(state, codes, key=jax.random.fold_in(key, 1))
     books = [book[...] for book in model.autoencoder.quantizer.codebooks]
-    metric = model.autoencoder.quantizer.metric
+    distance = model.autoencoder.quantizer.distance
     terms = {
         "generation": code_cross_entropy(logits, codes, weights).sum(),
-        "sequence_item": code_agreement(model.to_latent(state), passed.latents, books, metric=metric),
+        "sequence_item": code_agreement(model.to_latent(state), passed.latents, books, distance=distance),
         "preference": mutual_info_nce(model.to_item(state), passed.reconstruction, items=batch.targets),
     }
     if model.to_teacher is not None and tables.teacher is not None:
@@ -284,4 +284,4 @@ def _of_teacher(model: JointModel, batch: PackedRows, tables: Tables, passed: Pa
     quantizer = model.autoencoder.quantizer
     latents = model.teacher_to_latent(tables.teacher[batch.targets])
     books = [book[...] for book in quantizer.codebooks]
-    return code_agreement(passed.latents, latents, books, metric=quantizer.metric)
+    return code_agreement(passed.latents, latents, books, distance=quantizer.distance)

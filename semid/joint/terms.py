@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from quantizers import Metric, info_nce, residual_codes
+from quantizers import Distance, info_nce, residual_codes
 from semid.joint.codes import level_logits
 
 
@@ -18,7 +18,7 @@ def code_agreement(
     codebooks: Sequence[Float[Array, "size latent"]],
     *,
     temperature: float | Float[Array, ""] = 1.0,
-    metric: Metric = Metric.EUCLIDEAN,
+    distance: Distance = Distance.EUCLIDEAN,
     mask: Bool[Array, " n"] | None = None,
 ) -> Float[Array, ""]:
     """KL(A || B) + KL(B || A) of the codes that two latents of a row take, summed over levels, mean over rows.
@@ -28,7 +28,9 @@ def code_agreement(
     distillation into the tokenizer (arXiv 2601.17438). (Both releases leave out the minus.) 0 if no row counts.
     """
     each = jnp.zeros(len(a))
-    for of_a, of_b in zip(*(_log_shares(_kept(x, mask), codebooks, temperature, metric) for x in (a, b)), strict=True):
+    for of_a, of_b in zip(
+        *(_log_shares(_kept(x, mask), codebooks, temperature, distance) for x in (a, b)), strict=True
+    ):
         each = each + ((jnp.exp(of_a) - jnp.exp(of_b)) * (of_a - of_b)).sum(-1)
     if mask is None:
         return each.mean()
@@ -74,10 +76,10 @@ def _log_shares(
     x: Float[Array, "n latent"],
     codebooks: Sequence[Float[Array, "size latent"]],
     temperature: float | Float[Array, ""],
-    metric: Metric,
+    distance: Distance,
 ) -> list[Float[Array, "n size"]]:
     """Logarithms of the probabilities of a latent's codes, one array a level."""
-    logits = level_logits(residual_codes(x, codebooks, metric=metric), codebooks, metric=metric)
+    logits = level_logits(residual_codes(x, codebooks, distance=distance), codebooks, distance=distance)
     return [jax.nn.log_softmax(of_level / temperature) for of_level in logits]
 
 

@@ -288,7 +288,7 @@ class Das(Alignment):
         user_key, other_key, partner_key, search_key = jax.random.split(context.key, 4)
         users, mask = _drawn(signals.consumers, rows, user_key)
         passed = self.users(signals.users[users], key=search_key, progress=context.progress)
-        self.users.quantizer.observe(passed.found, mask=mask)
+        self.users.quantizer.update_statistics(passed.found, mask=mask)
         loss, _ = autoencoder_loss(self.users, self.method, passed)
         click, debias = self._click_model(rows, users, signals, mask)
         views = self._views(rows, users, items, passed, signals, mask, (other_key, partner_key))

@@ -18,9 +18,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from quantizers import (
+    Distance,
     GradientPath,
     Gumbel,
-    Metric,
     Nearest,
     OverusedGumbel,
     Quantized,
@@ -29,11 +29,11 @@ from quantizers import (
     Sinkhorn,
     balanced_kmeans,
     code_counts,
-    diversity,
+    diversity_loss,
     health,
     reseed_dead_codes,
     residual_codes,
-    usage_entropy,
+    usage_entropy_loss,
 )
 from semid.config import to_dict
 from semid.errors import SemidError
@@ -82,7 +82,7 @@ class RQVaeConfig:
     """How codes are chosen in training, one for all levels or one a level; the catalogue's are the nearest."""
     path: GradientPath = GradientPath.STRAIGHT_THROUGH
     """How gradients pass the quantizer."""
-    metric: Metric = Metric.EUCLIDEAN
+    metric: Distance = Distance.EUCLIDEAN
     """What makes a code the nearest."""
     decay: float | None = None
     """Codebooks as moving averages of their inputs with this decay; none given: learned by gradient."""
@@ -134,7 +134,7 @@ class RQVAE(nnx.Module):
             rngs=rngs,
             assignment=each,
             path=config.path,
-            metric=config.metric,
+            distance=config.metric,
             decay=config.decay,
         )
         self.decoder = _mlp(widths[::-1], rngs)
@@ -159,7 +159,7 @@ class RQVAE(nnx.Module):
         """One pass; `key` and `progress` are the assignment's (see ResidualQuantizer)."""
         latents = self.latents(x)
         found = self.quantizer.search(latents, key=key, progress=progress)
-        quantized = self.quantizer.quantized(latents, found)
+        quantized = self.quantizer.quantize_found(latents, found)
         return Pass(x, latents, found, quantized, _through(self.decoder, quantized.vectors))
 
     def initialize(self, x: Float[np.ndarray, "items dim"], *, iterations: int, seed: int) -> None:
@@ -209,11 +209,11 @@ def autoencoder_loss(model: RQVAE, config: RQVaeConfig, passed: Pass) -> tuple[F
     if config.decay is None:
         loss += losses.codebook
     if config.entropy:
-        loss += config.entropy * usage_entropy(passed.found.probabilities)
+        loss += config.entropy * usage_entropy_loss(passed.found.probabilities)
     if config.diversity:
         levels = zip(model.quantizer.codebooks, model.clusters, strict=True)
         for level, (book, clusters) in enumerate(levels):
-            loss += config.diversity * diversity(book[...], clusters[...], codes=passed.found.codes[..., level])
+            loss += config.diversity * diversity_loss(book[...], clusters[...], codes=passed.found.codes[..., level])
     return loss, {"reconstruction": reconstruction, **losses._asdict()}
 
 
@@ -227,7 +227,7 @@ def joint_loss(
     for align, key in zip(model.alignments, keys, strict=True):
         term, found = align(model.autoencoder, batch.rows, passed, tables, context._replace(key=key))
         loss, metrics = loss + term, metrics | found
-    model.autoencoder.quantizer.observe(passed.found)
+    model.autoencoder.quantizer.update_statistics(passed.found)
     return loss, metrics
 
 
@@ -290,7 +290,7 @@ def reseeding(
         current = with_variables(model, state.params, state.rest).autoencoder
         books = tuple(book[...] for book in current.quantizer.codebooks)
         latents = jax.lax.map(current.latents, x, batch_size=BLOCK)
-        found = residual_codes(latents, books, metric=config.metric)
+        found = residual_codes(latents, books, distance=config.metric)
         counts = code_counts(found.codes, level_sizes=current.quantizer.level_sizes)
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         fresh = reseed_dead_codes(books, counts, residuals=found.residuals, key=key)

@@ -16,10 +16,10 @@ from jaxtyping import Float, Int
 
 from quantizers import (
     code_counts,
-    explained_by_codes,
     health,
+    linear_probe_r2,
     min_cost_reassign,
-    prefix_sharing,
+    neighbor_prefix_overlap,
     sinkhorn_reassign,
     tie_break,
 )
@@ -142,8 +142,8 @@ def _learned_of_users(
 
     def measured(of: Int[np.ndarray, "items level"]) -> dict[str, Any]:
         return {
-            "neighbors_sharing": prefix_sharing(of, partners).tolist(),
-            "popularity_explained": explained_by_codes(
+            "neighbors_sharing": neighbor_prefix_overlap(of, partners).tolist(),
+            "popularity_explained": linear_probe_r2(
                 of, np.log1p(popularity), level_sizes=tokenizer.level_sizes
             ).tolist(),
             "usage": [level.usage for level in health(of, tokenizer.level_sizes).levels],

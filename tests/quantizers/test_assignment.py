@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from quantizers import Assigned, Assignment, Gumbel, Nearest, OverusedGumbel, Schedule, Sinkhorn, sinkhorn
+from quantizers import AssignedCodes, Assignment, Gumbel, Nearest, OverusedGumbel, Schedule, Sinkhorn, sinkhorn
 from quantizers.distances import squared_distances
 
 N, CODES = 96, 8
@@ -23,7 +23,7 @@ def table() -> jax.Array:
     return squared_distances(x, codebook)
 
 
-def _assign(assignment: Assignment, distances: jax.Array, **options: object) -> Assigned:
+def _assign(assignment: Assignment, distances: jax.Array, **options: object) -> AssignedCodes:
     plain = {"mask": jnp.ones(len(distances), bool), "usage": jnp.full(CODES, 1 / CODES), "key": None, "progress": 1.0}
     return assignment(distances, **(plain | options))
 

@@ -13,9 +13,9 @@ import pytest
 from flax import nnx
 
 from quantizers import (
+    Distance,
     GradientPath,
     Gumbel,
-    Metric,
     Nearest,
     ProductKMeans,
     Quantizer,
@@ -144,7 +144,7 @@ _COLD = Nearest(temperature=Schedule(1e-3))
 MEMBERS = {
     "residual": _residual(),
     "residual_moving_averages": _residual(decay=0.99),
-    "residual_cosine": _residual(_cosine_oracle, metric=Metric.COSINE),
+    "residual_cosine": _residual(_cosine_oracle, distance=Distance.COSINE),
     "residual_gumbel": _residual(assignment=Gumbel()),
     "residual_rotation": _residual(path=GradientPath.ROTATION),
     "residual_soft_backward": _residual(path=GradientPath.SOFT_BACKWARD),

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from quantizers.finite_scalar import FiniteScalarQuantizer, bounded
+from quantizers.finite_scalar import FiniteScalarQuantizer, bound
 
 SIZES = (8, 5, 5, 5)
 
@@ -83,7 +83,7 @@ def test_far_points_are_bounded_and_pull_nowhere():
     x = jnp.array([[1e30, -1e30, 0.0, 1e-30]])
     quantizer = FiniteScalarQuantizer(SIZES)
     np.testing.assert_array_equal(quantizer.encode(x), [[7, 0, 2, 2]])
-    np.testing.assert_array_equal(bounded(x, SIZES)[0, :3], [1, -1, 0])
+    np.testing.assert_array_equal(bound(x, SIZES)[0, :3], [1, -1, 0])
     gradient = jax.grad(lambda items: quantizer(items).vectors.sum())(x)
     np.testing.assert_allclose(gradient, [[0, 0, 1, 1]], atol=1e-6)
 

@@ -14,9 +14,9 @@ from quantizers import (
     Nearest,
     Quantized,
     Schedule,
+    quantize_found,
     residual_codes,
     residual_decode,
-    residual_quantized,
     rotate,
 )
 
@@ -37,7 +37,7 @@ def x() -> jax.Array:
 
 def _quantize(x: jax.Array, books: tuple[jax.Array, ...], path: GradientPath) -> Quantized:
     found = residual_codes(x, books, assignments=WARM, path=path)
-    return residual_quantized(x, found, books, path=path)
+    return quantize_found(x, found, books, path=path)
 
 
 def _soft_in_float64(x: np.ndarray, books: list[np.ndarray], *, temperature: float, hard_residuals: bool) -> np.ndarray:
@@ -73,7 +73,7 @@ def test_soft_values_are_means_under_the_probabilities(codebooks, x):
 def test_cold_soft_values_approach_the_hard_ones(codebooks, x):
     cold = Nearest(temperature=Schedule(1e-3, initial=1.0))
     found = residual_codes(x, codebooks, assignments=cold, path=GradientPath.SOFT)
-    soft = residual_quantized(x, found, codebooks, path=GradientPath.SOFT).vectors
+    soft = quantize_found(x, found, codebooks, path=GradientPath.SOFT).vectors
     np.testing.assert_allclose(soft, found.chosen.sum(-2), atol=1e-2)
 
 
@@ -161,7 +161,7 @@ def test_masked_rows_reach_neither_gradients_nor_codebooks(codebooks, x, path):
     def total(items: jax.Array, books: tuple[jax.Array, ...], mask: jax.Array) -> jax.Array:
         found = residual_codes(items, books, assignments=WARM, mask=mask, path=path)
         rows = mask[:, None]
-        vectors = residual_quantized(items, found, books, mask=mask, path=path).vectors
+        vectors = quantize_found(items, found, books, mask=mask, path=path).vectors
         sharpness = sum(jnp.where(rows, jnp.square(p), 0).sum() for p in found.probabilities)
         return jnp.where(rows, vectors, 0).sum() + sharpness
 

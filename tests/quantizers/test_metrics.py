@@ -11,10 +11,10 @@ import pytest
 from quantizers.metrics import (
     CodeHealth,
     LevelHealth,
-    explained_by_codes,
     health,
+    linear_probe_r2,
+    neighbor_prefix_overlap,
     neighbor_preservation,
-    prefix_sharing,
     reconstruction_error,
 )
 
@@ -103,18 +103,18 @@ def test_prefix_sharing_equals_counting_pairs():
     expected = [
         np.mean([(codes[row, :level] == codes[other, :level]).all() for row, other in pairs]) for level in (1, 2, 3)
     ]
-    np.testing.assert_allclose(prefix_sharing(codes, neighbors), expected)
+    np.testing.assert_allclose(neighbor_prefix_overlap(codes, neighbors), expected)
 
 
 def test_prefix_sharing_names_bad_input():
     codes = np.array([[0, 0], [0, 1]])
-    np.testing.assert_array_equal(prefix_sharing(codes, np.array([[1], [-1]])), [1, 0])
+    np.testing.assert_array_equal(neighbor_prefix_overlap(codes, np.array([[1], [-1]])), [1, 0])
     with pytest.raises(ValueError, match="below 2"):
-        prefix_sharing(codes, np.array([[2], [0]]))
+        neighbor_prefix_overlap(codes, np.array([[2], [0]]))
     with pytest.raises(ValueError, match="at least one"):
-        prefix_sharing(codes, np.array([[-1], [-1]]))
+        neighbor_prefix_overlap(codes, np.array([[-1], [-1]]))
     with pytest.raises(ValueError, match=r"\(2, 2\) and \(3, 1\)"):
-        prefix_sharing(codes, np.zeros((3, 1), int))
+        neighbor_prefix_overlap(codes, np.zeros((3, 1), int))
 
 
 def _dense_probe(codes, target, level_sizes):
@@ -140,10 +140,10 @@ def test_explained_by_codes_equals_the_dense_probe_and_finds_what_is_there():
     sizes = (8, 5, 6)
     codes = rng.integers(0, sizes, size=(600, 3))
     target = rng.normal(size=8)[codes[:, 0]] + rng.normal(size=6)[codes[:, 2]] + 0.1 * rng.normal(size=600) + 7
-    found = explained_by_codes(codes, target, level_sizes=sizes)
+    found = linear_probe_r2(codes, target, level_sizes=sizes)
     np.testing.assert_allclose(found, _dense_probe(codes, target, sizes), rtol=1e-6)
     assert found[2] > 0.95 > 0.8 > found[0] > 0.3
-    np.testing.assert_array_equal(found, explained_by_codes(codes, target, level_sizes=sizes))
+    np.testing.assert_array_equal(found, linear_probe_r2(codes, target, level_sizes=sizes))
 
 
 @pytest.mark.parametrize("items", [400, 4000])
@@ -153,10 +153,10 @@ def test_random_codes_explain_nothing(items):
     for seed in range(12):
         rng = np.random.default_rng(seed)
         codes, target = rng.integers(0, 256, size=(items, 3)), rng.exponential(size=items)
-        found.append(explained_by_codes(codes, target, level_sizes=sizes))
+        found.append(linear_probe_r2(codes, target, level_sizes=sizes))
     np.testing.assert_allclose(np.mean(found, axis=0), 0, atol=0.01)
     planted = np.random.default_rng(0).normal(size=256)[codes[:, 0]]
-    assert (explained_by_codes(codes, planted, level_sizes=sizes) > 0.1).all()
+    assert (linear_probe_r2(codes, planted, level_sizes=sizes) > 0.1).all()
 
 
 @pytest.mark.parametrize(
@@ -164,11 +164,11 @@ def test_random_codes_explain_nothing(items):
 )
 def test_explained_by_codes_names_bad_input(target):
     codes = np.array([[0], [1]] * 3)
-    assert explained_by_codes(codes, np.array([0, 1.0] * 3), level_sizes=(2,))[0] > 0.5
+    assert linear_probe_r2(codes, np.array([0, 1.0] * 3), level_sizes=(2,))[0] > 0.5
     with pytest.raises(ValueError, match=r"6 .* finite values that vary"):
-        explained_by_codes(codes, target, level_sizes=(2,))
-    with pytest.raises(ValueError, match="explained_by_codes: code 1 of row 1"):
-        explained_by_codes(codes, np.arange(6.0), level_sizes=(1,))
+        linear_probe_r2(codes, target, level_sizes=(2,))
+    with pytest.raises(ValueError, match="linear_probe_r2: code 1 of row 1"):
+        linear_probe_r2(codes, np.arange(6.0), level_sizes=(1,))
 
 
 @pytest.mark.parametrize(

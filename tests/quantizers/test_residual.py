@@ -187,7 +187,7 @@ def test_the_halves_of_a_call_make_the_call(x):
     mask, key = jnp.arange(20) < 15, jax.random.key(1)
     whole = quantizer(x, mask=mask, key=key, progress=0.3)
     found = quantizer.search(x, mask=mask, key=key, progress=0.3)
-    jax.tree.map(np.testing.assert_array_equal, whole, quantizer.quantized(x, found, mask=mask))
+    jax.tree.map(np.testing.assert_array_equal, whole, quantizer.quantize_found(x, found, mask=mask))
     assert [share.shape for share in found.probabilities] == [(20, size) for size in LEVEL_SIZES]
     np.testing.assert_array_equal(found.codes[:, 0], quantizer.encode(x)[:, 0])
     assert not np.array_equal(found.codes[:, 1], quantizer.search(x, mask=mask).codes[:, 1])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from quantizers import GradientPath, Gumbel, Metric, Nearest, Schedule, Sinkhorn
+from quantizers import Distance, GradientPath, Gumbel, Nearest, Schedule, Sinkhorn
 from semid.errors import SemidError
 from semid.tokenizers import RQVAE, AlignedRQVAE, ItemRows, RQVaeConfig, in_blocks, train_autoencoder
 from semid.tokenizers.rqvae import Alignment, Tables, autoencoder_loss, care_hook, explained, joint_loss
@@ -218,7 +218,7 @@ def _codes(model: AlignedRQVAE, state) -> np.ndarray:
     return np.asarray(with_variables(model, state.params, state.rest).autoencoder.encode(jnp.asarray(X)))
 
 
-@pytest.mark.parametrize("changes", [{}, {"metric": Metric.COSINE}, {"decay": 0.99}], ids=["", "cosine", "moving"])
+@pytest.mark.parametrize("changes", [{}, {"metric": Distance.COSINE}, {"decay": 0.99}], ids=["", "cosine", "moving"])
 def test_dead_codes_are_revived_and_their_moments_zeroed(changes):
     model, before, after = _cared(_config(**changes), step=3)
     used = set(_codes(model, before)[:, 0].tolist())

@@ -10,8 +10,8 @@ import pytest
 from flax import nnx
 
 from quantizers import (
+    Distance,
     GradientPath,
-    Metric,
     Nearest,
     OverusedGumbel,
     ProductKMeans,
@@ -288,7 +288,7 @@ KINDS = {
     "balanced": RQKmeansConfig((4, 3), iterations=5, balanced=True),
     "product": ProductConfig((4, 4, 4), iterations=5, rotations=0),
     "moving": dataclasses.replace(_rqvae(1), decay=0.99),
-    "cosine": dataclasses.replace(_rqvae(1), metric=Metric.COSINE, path=GradientPath.ROTATION),
+    "cosine": dataclasses.replace(_rqvae(1), metric=Distance.COSINE, path=GradientPath.ROTATION),
     "sinkhorn": dataclasses.replace(_rqvae(1), assignments=(Nearest(), Sinkhorn()), entropy=1e-2),
     "over-used": dataclasses.replace(
         _rqvae(1), assignments=(OverusedGumbel(),), path=GradientPath.SOFT_BACKWARD, diversity=1e-2

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from quantizers import CodeHealth, Schedule, health, prefix_sharing
+from quantizers import CodeHealth, Schedule, health, neighbor_prefix_overlap
 from semid.data import Dataset
 from semid.data.simulated import SimulatedConfig, simulate
 from semid.graphs import ppmi_vectors
@@ -99,6 +99,6 @@ def test_alignment_gains_by_what_users_do_and_by_nothing_else(tmp_path):
                 "signal": VectorColumn("signal"),
             }
         codes = [_codes(tmp_path / name, dataset, method, seed=seed, **options) for seed in (0, 1)]
-        sharing[name] = np.mean([prefix_sharing(of, neighbors)[0] for of in codes])
+        sharing[name] = np.mean([neighbor_prefix_overlap(of, neighbors)[0] for of in codes])
     assert sharing["true"] > 1.2 * sharing["none"], sharing
     assert max(sharing["random"], sharing["shuffled"]) <= sharing["none"], sharing

@@ -9,14 +9,14 @@ import pytest
 from flax import nnx
 
 from quantizers import (
-    Metric,
+    Distance,
     ResidualQuantizer,
     cluster_means,
-    diversity,
+    diversity_loss,
+    ema_codebook,
     fit_codebooks,
-    moved_codebook,
     residual_codes,
-    usage_entropy,
+    usage_entropy_loss,
 )
 
 DIM = 4
@@ -40,7 +40,7 @@ def test_moving_averages_equal_a_second_implementation_with_sums():
     sums = [number[:, None] * book for number, book in zip(numbers, books, strict=True)]
     for _ in range(10):
         x = rng.normal(size=(3, 10, DIM)).astype(np.float32)
-        quantizer.observe(quantizer.search(jnp.asarray(x)))
+        quantizer.update_statistics(quantizer.search(jnp.asarray(x)))
         residual = x.reshape(-1, DIM).astype(np.float64)
         for level, old in enumerate([book.copy() for book in books]):
             codes = np.square(residual[:, None] - old).sum(-1).argmin(-1)
@@ -59,7 +59,7 @@ def test_a_code_that_is_never_used_stays_where_it_is():
     usage, moved = jnp.array([0.5, 0.5]), book
     for _ in range(2000):
         shares = jnp.array([1.0, 0.0])
-        moved = moved_codebook(moved, usage, means=jnp.array([[1.0, 1.0], [0.0, 0.0]]), shares=shares, decay=0.9)
+        moved = ema_codebook(moved, usage, means=jnp.array([[1.0, 1.0], [0.0, 0.0]]), shares=shares, decay=0.9)
         usage = 0.9 * usage + 0.1 * shares
     np.testing.assert_allclose(moved, [[1.0, 1.0], [50.0, 50.0]], rtol=1e-4)
 
@@ -69,7 +69,7 @@ def test_moving_averages_reach_the_error_of_kmeans():
     quantizer = ResidualQuantizer((16,), dim=DIM, rngs=nnx.Rngs(0), decay=0.8)
     before = float(jnp.square(quantizer(x).vectors - x).mean())
     for _ in range(30):
-        quantizer.observe(quantizer.search(x))
+        quantizer.update_statistics(quantizer.search(x))
     (centroids,) = fit_codebooks(x, level_sizes=(16,), iterations=30, key=jax.random.key(0))
     best = float(jnp.square(residual_codes(x, (centroids,)).chosen[:, 0] - x).mean())
     after = float(jnp.square(quantizer(x).vectors - x).mean())
@@ -81,9 +81,9 @@ def test_only_observe_moves_and_masked_rows_count_for_nothing():
     mask = jnp.arange(20) < 12
     kept, whole, part, none = (ResidualQuantizer((6, 5), dim=DIM, rngs=nnx.Rngs(0), decay=0.9) for _ in range(4))
     kept(x), kept.encode(x)
-    part.observe(part.search(jnp.where(mask[:, None], x, jnp.nan), mask=mask), mask=mask)
-    whole.observe(whole.search(x[:12]))
-    none.observe(none.search(x), mask=jnp.zeros(20, bool))
+    part.update_statistics(part.search(jnp.where(mask[:, None], x, jnp.nan), mask=mask), mask=mask)
+    whole.update_statistics(whole.search(x[:12]))
+    none.update_statistics(none.search(x), mask=jnp.zeros(20, bool))
     for level in range(2):
         np.testing.assert_allclose(part.codebooks[level][...], whole.codebooks[level][...], atol=1e-6)
         np.testing.assert_allclose(part.usage[level][...], whole.usage[level][...], atol=1e-6)
@@ -106,13 +106,13 @@ def test_statistics_are_no_parameters_and_move_in_a_jitted_step():
         def loss(params: nnx.State) -> tuple[jax.Array, nnx.State]:
             quantizer = nnx.merge(graph, params, rest, copy=True)
             found = quantizer.search(x)
-            quantizer.observe(found)
-            return quantizer.quantized(x, found).losses.codebook, nnx.split(quantizer, nnx.Param, ...)[2]
+            quantizer.update_statistics(found)
+            return quantizer.quantize_found(x, found).losses.codebook, nnx.split(quantizer, nnx.Param, ...)[2]
 
         return jax.grad(loss, has_aux=True)(params)
 
     gradient, after = step(params, rest)
-    by_gradient.observe(by_gradient.search(x))
+    by_gradient.update_statistics(by_gradient.search(x))
     expected = nnx.split(by_gradient, nnx.Param, ...)[2]
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient))
     assert len(jax.tree.leaves(after)) == 2
@@ -126,12 +126,12 @@ def test_entropy_is_that_of_the_mean_row():
     means = [level[mask].mean(0) for level in levels]
     expected = sum((mean * np.log(mean)).sum() for mean in means)
     poisoned = tuple(jnp.where(mask[..., None], level, jnp.nan) for level in levels)
-    np.testing.assert_allclose(usage_entropy(poisoned, mask=jnp.asarray(mask)), expected, rtol=1e-5)
+    np.testing.assert_allclose(usage_entropy_loss(poisoned, mask=jnp.asarray(mask)), expected, rtol=1e-5)
     uniform, one = jnp.full((5, 8), 1 / 8), jnp.eye(8)[jnp.zeros(5, jnp.int32)]
-    np.testing.assert_allclose(usage_entropy((uniform, uniform)), -2 * np.log(8), rtol=1e-6)
-    np.testing.assert_allclose(usage_entropy((one,)), 0, atol=1e-6)
-    np.testing.assert_array_equal(usage_entropy((uniform,), mask=jnp.zeros(5, bool)), 0)
-    gradient = jax.grad(lambda p: usage_entropy((p,)))(one)
+    np.testing.assert_allclose(usage_entropy_loss((uniform, uniform)), -2 * np.log(8), rtol=1e-6)
+    np.testing.assert_allclose(usage_entropy_loss((one,)), 0, atol=1e-6)
+    np.testing.assert_array_equal(usage_entropy_loss((uniform,), mask=jnp.zeros(5, bool)), 0)
+    gradient = jax.grad(lambda p: usage_entropy_loss((p,)))(one)
     assert np.isfinite(gradient).all()
     assert (gradient[:, 0] > gradient[:, 1]).all()
 
@@ -152,20 +152,22 @@ def test_diversity_equals_loops_over_items_and_mates():
     book = rng.normal(size=(9, DIM)).astype(np.float32)
     clusters, codes = np.array([0, 0, 0, 1, 1, 2, 2, 2, 3]), rng.integers(0, 9, size=(6, 5))
     codes[0] = 8  # without mates
-    found = diversity(jnp.asarray(book), jnp.asarray(clusters), codes=jnp.asarray(codes))
+    found = diversity_loss(jnp.asarray(book), jnp.asarray(clusters), codes=jnp.asarray(codes))
     np.testing.assert_allclose(found, _diversity_in_loops(book, clusters, codes.ravel()), rtol=1e-5)
     mask = rng.random((6, 5)) < 0.5
-    masked = diversity(jnp.asarray(book), jnp.asarray(clusters), codes=jnp.asarray(codes), mask=jnp.asarray(mask))
+    masked = diversity_loss(jnp.asarray(book), jnp.asarray(clusters), codes=jnp.asarray(codes), mask=jnp.asarray(mask))
     np.testing.assert_allclose(masked, _diversity_in_loops(book, clusters, codes[mask]), rtol=1e-5)
-    assert np.isfinite(jax.grad(diversity)(jnp.asarray(book), jnp.asarray(clusters), codes=jnp.asarray(codes))).all()
-    alone = jax.grad(diversity)(jnp.ones((1, DIM)), jnp.zeros(1, jnp.int32), codes=jnp.zeros(5, jnp.int32))
+    assert np.isfinite(
+        jax.grad(diversity_loss)(jnp.asarray(book), jnp.asarray(clusters), codes=jnp.asarray(codes))
+    ).all()
+    alone = jax.grad(diversity_loss)(jnp.ones((1, DIM)), jnp.zeros(1, jnp.int32), codes=jnp.zeros(5, jnp.int32))
     np.testing.assert_array_equal(alone, 0)
 
 
 def test_a_step_on_diversity_draws_mates_together_and_clusters_apart():
     book = jax.random.normal(jax.random.key(0), (8, DIM))
     clusters = jnp.arange(8) // 4
-    step = book - 0.5 * jax.grad(diversity)(book, clusters, codes=jnp.arange(8))
+    step = book - 0.5 * jax.grad(diversity_loss)(book, clusters, codes=jnp.arange(8))
 
     def gap(vectors: jax.Array) -> float:
         products, same = np.asarray(vectors @ vectors.T), np.asarray(clusters[:, None] == clusters[None, :])
@@ -178,8 +180,8 @@ def test_cosine_codebooks_are_means_of_what_shares_a_direction():
     rng = np.random.default_rng(0)
     truth, lengths = np.arange(300) % 5, rng.uniform(0.5, 8, size=300)
     x = (lengths[:, None] * (np.eye(5)[truth] + 0.02 * rng.normal(size=(300, 5)))).astype(np.float32)
-    (book,) = fit_codebooks(x, level_sizes=(5,), iterations=10, key=jax.random.key(0), metric=Metric.COSINE)
-    codes = np.asarray(residual_codes(jnp.asarray(x), (book,), metric=Metric.COSINE).codes)[:, 0]
+    (book,) = fit_codebooks(x, level_sizes=(5,), iterations=10, key=jax.random.key(0), distance=Distance.COSINE)
+    codes = np.asarray(residual_codes(jnp.asarray(x), (book,), distance=Distance.COSINE).codes)[:, 0]
     assert len(set(zip(truth.tolist(), codes.tolist(), strict=True))) == 5
     for code in range(5):
         np.testing.assert_allclose(book[code], x[codes == code].mean(0), rtol=1e-4, atol=1e-4)

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from quantizers.distances import Metric, directions, nearest
+from quantizers.distances import Distance, nearest, unit_vectors
 from quantizers.kmeans import kmeans
 
 
-class Reseeded(NamedTuple):
+class ReseededCodebooks(NamedTuple):
     """Codebooks after re-seeding, the codes replaced in each (whose optimizer moments are stale), and their number."""
 
     codebooks: tuple[Float[Array, "codes dim"], ...]
@@ -27,7 +27,7 @@ def fit_codebooks(
     level_sizes: Sequence[int],
     iterations: int,
     key: PRNGKeyArray,
-    metric: Metric = Metric.EUCLIDEAN,
+    distance: Distance = Distance.EUCLIDEAN,
 ) -> tuple[Float[Array, "codes dim"], ...]:
     """k-means on the vectors, then on what each level leaves of them. Raises ValueError naming a row not finite."""
     residuals = jnp.asarray(x, jnp.float32)
@@ -36,12 +36,12 @@ def fit_codebooks(
         raise ValueError(f"fit_codebooks: expected finite vectors, got NaN or infinity in row {bad[0]} of {len(x)}")
     codebooks = []
     for size, level_key in zip(level_sizes, jax.random.split(key, len(level_sizes)), strict=True):
-        points = directions(residuals) if metric is Metric.COSINE else residuals
+        points = unit_vectors(residuals) if distance is Distance.COSINE else residuals
         clusters = kmeans(points, num_codes=size, iterations=iterations, key=level_key)
         codebook, codes = clusters.centroids, clusters.assignments
-        if metric is Metric.COSINE:  # clusters of directions, codes that keep their members' lengths
+        if distance is Distance.COSINE:  # clusters of unit_vectors, codes that keep their members' lengths
             codebook = cluster_means(residuals, codes, num_codes=size)
-            codes = nearest(residuals, codebook, metric=metric)
+            codes = nearest(residuals, codebook, distance=distance)
         residuals = residuals - codebook[codes]
         codebooks.append(codebook)
     return tuple(codebooks)
@@ -67,7 +67,7 @@ def cluster_means(
     return sums / jnp.maximum(counts, 1)[:, None].astype(x.dtype)
 
 
-def moved_codebook(
+def ema_codebook(
     codebook: Float[Array, "codes dim"],
     usage: Float[Array, " codes"],
     *,
@@ -92,7 +92,7 @@ def reseed_dead_codes(
     *,
     residuals: Float[Array, "items level dim"],
     key: PRNGKeyArray,
-) -> Reseeded:
+) -> ReseededCodebooks:
     """Replace every code with a zero count by a random residual of its level (as given by `residual_codes`).
 
     Residuals are drawn without replacement; with more dead codes than items some are used again.
@@ -101,10 +101,10 @@ def reseed_dead_codes(
     dead = tuple(count == 0 for count in counts)
     levels = zip(codebooks, dead, keys, strict=True)
     alive = tuple(_replace(book, rows, residuals[:, level], k) for level, (book, rows, k) in enumerate(levels))
-    return Reseeded(alive, dead, jnp.stack([rows.sum() for rows in dead]))
+    return ReseededCodebooks(alive, dead, jnp.stack([rows.sum() for rows in dead]))
 
 
-def usage_entropy(
+def usage_entropy_loss(
     probabilities: Sequence[Float[Array, "*b codes"]], *, mask: Bool[Array, "*b"] | None = None
 ) -> Float[Array, ""]:
     """A loss: minus the entropy (nats) of the batch's mean probabilities, all levels (UniGRec, arXiv 2601.17438).
@@ -120,7 +120,7 @@ def usage_entropy(
     return total
 
 
-def diversity(
+def diversity_loss(
     codebook: Float[Array, "codes dim"],
     clusters: Int[Array, " codes"],
     *,
