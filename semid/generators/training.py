@@ -28,12 +28,11 @@ from semid.training import (
     Loss,
     OptimizerConfig,
     PackedRows,
+    RunFolder,
     SingleRows,
+    Task,
     TrainingConfig,
-    batches,
     discard_checkpoints,
-    fitting_batch,
-    make_mesh,
     on_first,
     pack,
     train,
@@ -113,17 +112,9 @@ def train_generator(
     untrained = Recommender(
         model, catalog, spec=spec, features=features, train_counts=counts, standardizer=standardizer
     )
-    recommender = fit_generator(
-        untrained,
-        dataset,
-        config,
-        seed=seed,
-        folder=folder,
-        request={"config": settings, "seed": seed, "parents": {name: p.digest for name, p in parents.items()}},
-        title=f"training {out.name}",
-        teacher=teacher,
-        mesh=mesh,
-    )
+    request = {"config": settings, "seed": seed, "parents": {name: p.digest for name, p in parents.items()}}
+    run = RunFolder(folder, request, title=f"training {out.name}")
+    recommender = fit_generator(untrained, dataset, config, run=run, seed=seed, teacher=teacher, mesh=mesh)
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
 
     def write() -> None:
@@ -155,39 +146,26 @@ def fit_generator(
     dataset: Dataset,
     config: GeneratorConfig,
     *,
+    run: RunFolder,
     seed: int,
-    folder: Path,
-    request: dict[str, Any],
-    title: str,
     teacher: Recommender | None = None,
     mesh: Mesh | None = None,
 ) -> Recommender:
-    """`recommender` with its model trained on, from the parameters it has; nothing is written but to `folder`."""
+    """Train the recommender's model on from the parameters it has; nothing is written but to the run's folder."""
     model = recommender.model
     rows: Any = training_rows(dataset, config, getattr(model, "layout", Layout.PACKED))
     if teacher is not None:
         rows = taught(rows, teacher, config.objective)
-    mesh = make_mesh() if mesh is None else mesh
-    num_rows = len(rows[0]) if isinstance(rows, tuple) else len(rows)
-    size = fitting_batch(config.training.batch_size, rows=num_rows, mesh=mesh, accumulate=config.training.accumulate)
-    process = (jax.process_index(), jax.process_count())
     score = validation(dataset, config, seed=seed)
-    trained = train(
+    task = Task(
         model,
         loss_of(config),
-        lambda num_steps: batches(rows, batch_size=size, num_batches=num_steps, seed=seed, process=process),
+        rows,
         tables=_tables(recommender, config.objective),
-        config=config.training,
-        steps_per_epoch=-(-num_rows // size),
-        seed=seed,
-        folder=folder,
-        request=request,
-        title=title,
         validate=lambda candidate: score(recommender.with_model(candidate)),
         select="ndcg@10",
-        mesh=mesh,
     )
-    return recommender.with_model(trained)
+    return recommender.with_model(train(task, config.training, run=run, seed=seed, mesh=mesh))
 
 
 def check_teacher(teacher: Recommender | None, dataset: Dataset, config: GeneratorConfig) -> None:

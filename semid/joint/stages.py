@@ -30,11 +30,10 @@ from semid.joint.surgery import sum_without_conflict
 from semid.recommender import Model, ModelSpec, Recommender, build_model
 from semid.tokenizers import RQVAE, AlignedRQVAE, in_blocks, reseeding, train_autoencoder
 from semid.training import (
+    RunFolder,
     SingleRows,
+    Task,
     TrainState,
-    batches,
-    fitting_batch,
-    make_mesh,
     named_leaves,
     replace_leaves,
     train,
@@ -264,10 +263,8 @@ class Run:
             self.recommender(model),
             self.dataset,
             config,
+            run=RunFolder(self.folder(name), self.request(name), title=f"{name} of {self.out.name}"),
             seed=self.seed,
-            folder=self.folder(name),
-            request=self.request(name),
-            title=f"{name} of {self.out.name}",
             mesh=self.mesh,
         )
 
@@ -280,29 +277,20 @@ class Run:
         validate: Callable[[JointModel], dict[str, float]],
         select: str | None = None,
     ) -> JointModel:
-        training, step = phase.training, phase.step
         rows = SingleRows(self.dataset.splits.train, max_history=self.config.generator.max_history, seen=self._seen)
-        mesh = make_mesh() if self.mesh is None else self.mesh
-        size = fitting_batch(training.batch_size, rows=len(rows), mesh=mesh, accumulate=training.accumulate)
-        steps_per_epoch, process = -(-len(rows) // size), (jax.process_index(), jax.process_count())
         apart = phase.surgery is Surgery.PROJECT
-        trained = train(
+        task = Task(
             model,
-            functools.partial(joint_losses if apart else joint_loss, config=step),
-            lambda num_steps: batches(rows, batch_size=size, num_batches=num_steps, seed=self.seed, process=process),
+            functools.partial(joint_losses if apart else joint_loss, config=phase.step),
+            rows,
             tables=self.tables,
-            config=training,
-            steps_per_epoch=steps_per_epoch,
-            seed=self.seed,
-            folder=self.folder(name),
-            request=self.request(name),
-            title=f"{name} steps of {self.out.name}",
             validate=validate,
             select=select,
-            care=self._refreshing(model, phase, steps_per_epoch) if name in self.phases else [],
-            mesh=mesh,
+            hooks=lambda steps: self._refreshing(model, phase, steps) if name in self.phases else [],
             combine=sum_without_conflict if apart else None,
         )
+        run = RunFolder(self.folder(name), self.request(name), title=f"{name} steps of {self.out.name}")
+        trained = train(task, phase.training, run=run, seed=self.seed, mesh=self.mesh)
         graph, state = nnx.split(trained)
         return nnx.merge(graph, jax.tree.map(jnp.asarray, state))  # the loop gives arrays of the host
 

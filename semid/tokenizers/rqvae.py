@@ -39,15 +39,13 @@ from semid.config import to_dict
 from semid.errors import SemidError
 from semid.training import (
     OptimizerConfig,
+    RunFolder,
     StepContext,
+    Task,
     TrainingConfig,
     TrainState,
-    batches,
-    fitting_batch,
-    make_mesh,
     named_leaves,
     replace_leaves,
-    replicated,
     train,
     with_variables,
 )
@@ -244,11 +242,7 @@ def train_autoencoder(
 ) -> RQVAE:
     """Train on all items from the initialized `model`, to the last step: no held-out score would choose another."""
     rows = ItemRows(np.arange(len(x), dtype=np.int32))
-    mesh = make_mesh() if mesh is None else mesh
-    accumulate = config.training.accumulate
-    size = fitting_batch(config.training.batch_size, rows=len(x), mesh=mesh, accumulate=accumulate)
-    steps_per_epoch, process = -(-len(x) // size), (jax.process_index(), jax.process_count())
-    tables = jax.device_put(Tables(jnp.asarray(x), signals), replicated(mesh))
+    tables = Tables(jnp.asarray(x), signals)
     if config.diversity:
         for book, clusters in zip(model.autoencoder.quantizer.codebooks, model.autoencoder.clusters, strict=True):
             clusters[...] = _code_clusters(book[...], seed=seed)
@@ -260,23 +254,17 @@ def train_autoencoder(
         usage = {f"usage/level_{level}": found.usage for level, found in enumerate(levels)}
         return {"explained": explained(x, reconstructed), **usage}
 
-    trained = train(
+    task = Task(
         model,
         functools.partial(joint_loss, config=config),
-        lambda num_steps: batches(rows, batch_size=size, num_batches=num_steps, seed=seed, process=process),
+        rows,
         tables=tables,
-        config=config.training,
-        steps_per_epoch=steps_per_epoch,
-        seed=seed,
-        folder=folder,
-        request={**request, "config": to_dict(config), "seed": seed, "tables": _digest(tables)},
-        title="training the tokenizer",
         validate=validate,
-        select=None,
-        care=[care_hook(model, tables.x, config, every=steps_per_epoch, seed=seed)],
-        mesh=mesh,
+        hooks=lambda steps_per_epoch: [maintain_codebooks(model, tables.x, config, every=steps_per_epoch, seed=seed)],
     )
-    return trained.autoencoder
+    owner = {**request, "config": to_dict(config), "seed": seed, "tables": _digest(tables)}
+    run = RunFolder(folder, owner, title="training the tokenizer")
+    return train(task, config.training, run=run, seed=seed, mesh=mesh).autoencoder
 
 
 def reseeding(
@@ -306,10 +294,10 @@ def reseeding(
     return reseed
 
 
-def care_hook(
+def maintain_codebooks(
     model: AlignedRQVAE, x: Float[Array, "items dim"], config: RQVaeConfig, *, every: int, seed: int
 ) -> Callable[[int, TrainState, dict[str, Any]], TrainState]:
-    """Once an epoch, dead codes are seeded anew, and codes clustered anew for the diversity loss."""
+    """A hook that every `every` steps re-seeds dead codes, and clusters codes again for the diversity loss."""
     reseed = reseeding(model, config, seed=seed)
 
     def cluster(state: TrainState) -> TrainState:

@@ -238,6 +238,11 @@ class _ShuffledBatches:
         return f"ShuffledBatches({data}, batch_size={self._batch_size}, seed={self._seed})"
 
 
+def as_rows(data: Any | Rows) -> Rows:
+    """`data`, a NamedTuple of arrays with equal first axes or Rows already, as Rows."""
+    return _Stored(data) if isinstance(data, tuple) else data
+
+
 def batches(
     data: Any | Rows, *, batch_size: int, num_batches: int, seed: int, process: tuple[int, int] = (0, 1)
 ) -> grain.DataLoaderIterator:
@@ -250,8 +255,7 @@ def batches(
     """
     if batch_size < 1 or batch_size % process[1]:
         raise SemidError(f"batch size {batch_size} does not divide among {process[1]} processes")
-    rows = _Stored(data) if isinstance(data, tuple) else data
-    source = _ShuffledBatches(rows, batch_size=batch_size, num_batches=num_batches, seed=seed, process=process)
+    source = _ShuffledBatches(as_rows(data), batch_size=batch_size, num_batches=num_batches, seed=seed, process=process)
     # A DataLoader, since its iterator's state names the source; that of a MapDataset is a bare position.
     loader = grain.DataLoader(
         data_source=source,

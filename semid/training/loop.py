@@ -13,8 +13,9 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from semid.errors import SemidError
+from semid.training.batches import as_rows, batches
 from semid.training.checkpoints import Checkpoints
-from semid.training.mesh import gathered, make_mesh, put_batch
+from semid.training.mesh import divisible_batch_size, gathered, make_mesh, put_batch
 from semid.training.processes import from_first
 from semid.training.state import (
     Combine,
@@ -27,7 +28,7 @@ from semid.training.state import (
     make_step,
     with_variables,
 )
-from semid.training.tracking import Quiet, Tracker
+from semid.training.tracking import NullTracker, Tracker
 
 Hook = Callable[[int, TrainState, dict[str, Any]], TrainState]
 Validate = Callable[[Any], dict[str, float]]
@@ -78,83 +79,100 @@ def fit(
     return state
 
 
-def train(
-    model: nnx.Module,
-    loss: Loss,
-    make_batches: Callable[[int], Any],
-    *,
-    tables: Any,
-    config: TrainingConfig,
-    steps_per_epoch: int,
-    seed: int,
-    folder: Path,
-    request: dict,
-    title: str,
-    validate: Validate,
-    select: str | None,
-    care: Sequence[Hook] = (),
-    mesh: Mesh | None = None,
-    combine: Combine | None = None,
-) -> Any:
-    """Train `model` and return one with the best validated variables.
+def _no_hooks(steps_per_epoch: int) -> Sequence[Hook]:
+    del steps_per_epoch
+    return ()
 
-    `make_batches(num_steps)` gives the Grain iterator; `validate(model)` scalars, of which `select` is maximized (None:
-    the last variables are the best); `care` are hooks that change the state (codebook care); `combine` is that of
-    `make_step`. Checkpoints,
-    `history.jsonl` and the request are kept in `folder`; a run of the same request goes on where the last checkpoint
-    stands, to the same bits if the devices are as many.
 
-    Where there are several processes each calls this with the same arguments and gets the same model; `make_batches`
-    gives each its rows, all see one `folder`, and only the first writes the history. `validate` runs on each, on arrays
-    of its own; the scores of the first count.
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A training problem: the model, its loss and data, and the scores by which its checkpoints are compared."""
+
+    model: nnx.Module
+    loss: Loss
+    rows: Any
+    """Training data, a NamedTuple of arrays or Rows; the loss is given batches of it."""
+    tables: Any
+    """Device arrays that no step changes (codes, features)."""
+    validate: Validate
+    """A function from a model to its scores."""
+    select: str | None = None
+    """The score to maximize; None: the last checkpoint is the best."""
+    hooks: Callable[[int], Sequence[Hook]] = _no_hooks
+    """A function from the steps of an epoch to hooks that change the state (codebook maintenance)."""
+    combine: Combine | None = None
+    """How the gradients of a vector of losses become one (see `make_step`)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+    """A folder for checkpoints and `history.jsonl`, the request that owns it, and the progress bar's title."""
+
+    folder: Path
+    request: dict[str, Any]
+    title: str
+
+
+def train(task: Task, config: TrainingConfig, *, run: RunFolder, seed: int, mesh: Mesh | None = None) -> Any:
+    """Train `task.model` and return one with the best validated variables.
+
+    Checkpoints, `history.jsonl` and the request are kept in the run's folder; a run of the same request goes on where
+    the last checkpoint stands, to the same bits if the devices are as many.
+
+    Where there are several processes each calls this with the same arguments and gets the same model; each reads its
+    own rows, all see one folder, and only the first writes the history. `task.validate` runs on each, on arrays of its
+    own; the scores of the first count.
     Raises SemidError when the loss is not finite, with the step and the last good checkpoint.
     """
-    mesh = make_mesh() if mesh is None else mesh
+    mesh, rows = make_mesh() if mesh is None else mesh, as_rows(task.rows)
+    size = divisible_batch_size(config.batch_size, rows=len(rows), mesh=mesh, accumulate=config.accumulate)
+    steps_per_epoch = -(-len(rows) // size)
     num_steps = max(round(config.epochs * steps_per_epoch), 1)
     every = max(min(round(config.validate_every * steps_per_epoch), num_steps), 1)
-    checkpoints = Checkpoints(folder, request=request, select=select)
+    checkpoints = Checkpoints(run.folder, request=run.request, select=task.select)
     try:
         optimizer = make_optimizer(config.optimizer, num_steps=num_steps)
-        state = create_state(model, optimizer, mesh)
-        iterator = make_batches(num_steps)
+        state = create_state(task.model, optimizer, mesh)
+        process = (jax.process_index(), jax.process_count())
+        iterator = batches(rows, batch_size=size, num_batches=num_steps, seed=seed, process=process)
         if checkpoints.last_step is not None:
             state = checkpoints.restore(state, checkpoints.last_step, iterator)
         step = make_step(
-            model,
+            task.model,
             optimizer,
-            loss,
-            tables=tables,
+            task.loss,
+            tables=task.tables,
             seed=seed,
             num_steps=num_steps,
             mesh=mesh,
             accumulate=config.accumulate,
-            combine=combine,
+            combine=task.combine,
         )
-        device_batches = (put_batch(batch, mesh) for batch in iterator)
-        first, patience = int(state.step), config.patience
-        kind = Tracker if jax.process_index() == 0 else Quiet
-        with kind(
-            folder, title=title, num_steps=num_steps, first_step=first, tensorboard=config.tensorboard
+        device_batches, first = (put_batch(batch, mesh) for batch in iterator), int(state.step)
+        open_tracker = Tracker if jax.process_index() == 0 else NullTracker
+        with open_tracker(
+            run.folder, title=run.title, num_steps=num_steps, first_step=first, tensorboard=config.tensorboard
         ) as tracker:
-            look = _Look(tracker, checkpoints, iterator, model, mesh, validate, select, every, num_steps, patience)
-            hooks: list[Hook] = [_log_hook(tracker, look, config.log_every), *care, look]
-            if not look.out_of_patience(first):
+            validation = _Validation(task, mesh, tracker, checkpoints, iterator, every, num_steps, config.patience)
+            log = _log_hook(tracker, validation, config.log_every)
+            hooks: list[Hook] = [log, *task.hooks(steps_per_epoch), validation]
+            if not validation.out_of_patience(first):
                 state = fit(state, step, device_batches, num_steps=num_steps, hooks=hooks)
         best = checkpoints.restore(state, checkpoints.best_step or num_steps)
-        return with_variables(model, *jax.device_get(gathered((best.params, best.rest), mesh)))
+        return with_variables(task.model, *jax.device_get(gathered((best.params, best.rest), mesh)))
     finally:
         checkpoints.close()
 
 
-def _log_hook(tracker: Tracker, look: _Look, every: int) -> Hook:
+def _log_hook(tracker: Tracker, validation: _Validation, every: int) -> Hook:
     """Metrics stay on the device, so that no step waits for them, until they are logged or a checkpoint is due."""
     pending: list[tuple[int, dict[str, Any]]] = []
 
     def log(at: int, state: TrainState, metrics: dict[str, Any]) -> TrainState:
         pending.append((at, metrics))
-        if at % every == 0 or look.due(at):
+        if at % every == 0 or validation.due(at):
             for step, of_step in jax.device_get(pending):
-                _check_finite(step, of_step, look.checkpoints)
+                _check_finite(step, of_step, validation.checkpoints)
             pending.clear()
         if at % every == 0:
             values = jax.device_get(metrics)
@@ -166,19 +184,17 @@ def _log_hook(tracker: Tracker, look: _Look, every: int) -> Hook:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Look:
+class _Validation:
     """The hook that validates, saves, and stops when the best score is `patience` validations old.
 
     All that it decides by is in the checkpoints, so that a resumed run decides as the unbroken one would.
     """
 
+    task: Task
+    mesh: Mesh
     tracker: Tracker
     checkpoints: Checkpoints
     iterator: Any
-    model: nnx.Module
-    mesh: Mesh
-    validate: Validate
-    select: str | None
     every: int
     num_steps: int
     patience: int
@@ -187,12 +203,12 @@ class _Look:
         if not self.due(at):
             return state
         whole = gathered((state.params, state.rest), self.mesh)
-        scores = from_first(self.validate(with_variables(self.model, *whole)))
+        scores = from_first(self.task.validate(with_variables(self.task.model, *whole)))
         _check_finite(at, scores, self.checkpoints)
         # Logged before it is saved: a resumed run repeats the records after its checkpoint, and none before it.
         self.tracker.log(at, {f"validation/{name}": value for name, value in scores.items()})
         self.checkpoints.save(state, self.iterator, scores)
-        shown = self.select or next(iter(scores))
+        shown = self.task.select or next(iter(scores))
         self.tracker.advance(at, f"{shown} {scores[shown]:.4f}")
         if self.out_of_patience(at):
             raise StopTraining

@@ -93,7 +93,7 @@ def gathered(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda x: x.addressable_data(0), jax.device_put(tree, replicated(mesh)))
 
 
-def fitting_batch(batch_size: int, *, rows: int, mesh: Mesh, accumulate: int = 1) -> int:
+def divisible_batch_size(batch_size: int, *, rows: int, mesh: Mesh, accumulate: int = 1) -> int:
     """The batch size to use on `rows` rows of data: `batch_size`, or where there are fewer rows, as many as make
     `accumulate` microbatches in equal parts for the devices (but at least one row for each part).
 

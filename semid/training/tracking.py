@@ -64,8 +64,8 @@ class Tracker:
         self._progress.update(self._task, completed=step, note=note)
 
 
-class Quiet(Tracker):
-    """Says nothing: the tracker of every process but the first."""
+class NullTracker(Tracker):
+    """A tracker that records nothing, for every process but the first."""
 
     def __init__(self, folder: Path, **options: Any) -> None:
         del folder, options

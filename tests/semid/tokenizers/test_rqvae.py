@@ -11,7 +11,7 @@ from flax import nnx
 from quantizers import Distance, GradientPath, Gumbel, Nearest, Schedule, Sinkhorn
 from semid.errors import SemidError
 from semid.tokenizers import RQVAE, AlignedRQVAE, ItemRows, RQVaeConfig, in_blocks, train_autoencoder
-from semid.tokenizers.rqvae import Alignment, Tables, autoencoder_loss, care_hook, explained, joint_loss
+from semid.tokenizers.rqvae import Alignment, Tables, autoencoder_loss, explained, joint_loss, maintain_codebooks
 from semid.training import (
     OptimizerConfig,
     StepContext,
@@ -210,7 +210,7 @@ def _cared(config: RQVaeConfig, *, step: int):
     state = create_state(model, make_optimizer(OptimizerConfig(), num_steps=10), make_mesh(jax.devices()[:1]))
     moments = jax.tree.map(lambda m: jnp.full_like(m, 7) if m.ndim else m, state.opt_state)
     state = dataclasses.replace(state, opt_state=moments)
-    after = care_hook(model, jnp.asarray(X), config, every=3, seed=0)(step, state, {})
+    after = maintain_codebooks(model, jnp.asarray(X), config, every=3, seed=0)(step, state, {})
     return model, state, after
 
 

@@ -11,7 +11,17 @@ import pytest
 from flax import nnx
 
 from semid.errors import SemidError
-from semid.training import OptimizerConfig, StopTraining, TrainingConfig, batches, fit, make_mesh, read_history, train
+from semid.training import (
+    OptimizerConfig,
+    RunFolder,
+    StopTraining,
+    Task,
+    TrainingConfig,
+    fit,
+    make_mesh,
+    read_history,
+    train,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,26 +111,26 @@ class Script:
         return {"score": self.scores[len(self.seen) - 1], "other": 0.0}
 
 
-def run(folder, validate, *, loss=walk, steps=12, every=2, patience=100, request=None, care=(), **changes):
+def run(folder, validate, *, loss=walk, steps=12, every=2, patience=100, request=None, hooks=(), **changes):
     """Two steps an epoch, no warm-up, (nearly) constant rate."""
     optimizer = OptimizerConfig(learning_rate=RATE, warmup=0.0, final=1.0, weight_decay=0.0)
     config = TrainingConfig(
         epochs=steps / 2, batch_size=8, optimizer=optimizer, validate_every=every / 2, patience=patience, log_every=3
     )
-    return train(
+    task = Task(
         Walker(),
         loss,
-        lambda num_steps: batches(Rows(np.arange(16)), batch_size=8, num_batches=num_steps, seed=0),
+        Rows(np.arange(16)),
         tables=jnp.zeros(()),
-        config=dataclasses.replace(config, **changes),
-        steps_per_epoch=2,
-        seed=0,
-        folder=folder,
-        request=request or {"seed": 0},
-        title="a walk",
         validate=validate,
         select="score",
-        care=care,
+        hooks=lambda steps_per_epoch: hooks,
+    )
+    return train(
+        task,
+        dataclasses.replace(config, **changes),
+        run=RunFolder(folder, request or {"seed": 0}, title="a walk"),
+        seed=0,
         mesh=make_mesh(jax.devices()[:1]),
     )
 
@@ -172,7 +182,7 @@ def test_care_changes_the_state_before_it_is_validated(tmp_path):
         return dataclasses.replace(state, params=jax.tree.map(lambda p: p + 1, state.params)) if at == 2 else state
 
     script = Script(0.1, 0.2)
-    run(tmp_path, script, steps=4, care=[jump])
+    run(tmp_path, script, steps=4, hooks=[jump])
     np.testing.assert_allclose(script.seen, [1 - 2 * RATE, 1 - 4 * RATE], rtol=1e-5)
 
 
@@ -187,7 +197,7 @@ def test_a_run_that_broke_goes_on_from_its_last_checkpoint(tmp_path):
         return state
 
     with pytest.raises(Broken):
-        run(tmp_path / "a", Script(0.1, 0.2, 0.9), care=[break_at_7])
+        run(tmp_path / "a", Script(0.1, 0.2, 0.9), hooks=[break_at_7])
     rest = Script(0.3, 0.4, 0.5)
     resumed = run(tmp_path / "a", rest)
     assert [round(-at / RATE) for at in rest.seen] == [8, 10, 12]
@@ -237,20 +247,16 @@ def test_the_callers_model_is_not_touched(tmp_path):
     kept = Walker()
     before = kept.at[...]
     optimizer = OptimizerConfig(learning_rate=RATE, warmup=0.0)
-    trained = train(
+    task = Task(
         kept,
         walk,
-        lambda num_steps: batches(Rows(np.arange(16)), batch_size=8, num_batches=num_steps, seed=0),
+        Rows(np.arange(16)),
         tables=jnp.zeros(()),
-        config=TrainingConfig(epochs=1, batch_size=8, optimizer=optimizer),
-        steps_per_epoch=2,
-        seed=0,
-        folder=tmp_path / "run",
-        request={},
-        title="a walk",
         validate=lambda model: {"score": 1.0},
         select="score",
-    )  # on all devices
+    )
+    config = TrainingConfig(epochs=1, batch_size=8, optimizer=optimizer)
+    trained = train(task, config, run=RunFolder(tmp_path / "run", {}, title="a walk"), seed=0)  # on all devices
     assert kept.at[...] is before
     assert float(kept.at[...][0]) == 0 != float(trained.at[...][0])
 

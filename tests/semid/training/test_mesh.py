@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from semid.errors import SemidError
-from semid.training import MeshConfig, fitting_batch, make_mesh, put_batch, replicated
+from semid.training import MeshConfig, divisible_batch_size, make_mesh, put_batch, replicated
 from semid.training.mesh import gathered, leaf_sharding
 
 ALL = ("data", "fsdp", "tensor")
@@ -48,9 +48,9 @@ def test_a_batch_that_does_not_divide():
 @pytest.mark.parametrize("count", [1, 2, 4, 8])
 @pytest.mark.parametrize("rows", [1000, 64, 50, 5, 1])
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_fitting_batch_is_the_largest_that_divides(count, rows, accumulate):
+def test_a_divisible_batch_size_is_the_largest_that_divides(count, rows, accumulate):
     mesh, parts = make_mesh(jax.devices()[:count]), count * accumulate
-    size = fitting_batch(64, rows=rows, mesh=mesh, accumulate=accumulate)
+    size = divisible_batch_size(64, rows=rows, mesh=mesh, accumulate=accumulate)
     possible = [n for n in range(1, min(64, rows) + 1) if n % parts == 0]
     assert size == max(possible, default=parts)
     assert put_batch(np.zeros((size, 2), np.float32), mesh).shape == (size, 2)
@@ -64,15 +64,15 @@ def test_a_batch_size_that_would_have_to_change_is_refused(batch_size, count, ac
     mesh = make_mesh(jax.devices()[:count])
     message = f"batch_size {batch_size} does not divide into {accumulate} microbatches for {count} devices; take {near}"
     with pytest.raises(SemidError, match=f"^{message}, or fewer devices$"):
-        fitting_batch(batch_size, rows=1000, mesh=mesh, accumulate=accumulate)
+        divisible_batch_size(batch_size, rows=1000, mesh=mesh, accumulate=accumulate)
     for size in map(int, near.split(" or ")):
-        assert fitting_batch(size, rows=1000, mesh=mesh, accumulate=accumulate) == size
+        assert divisible_batch_size(size, rows=1000, mesh=mesh, accumulate=accumulate) == size
 
 
-def test_a_fitting_batch_divides_over_data_and_fsdp_alone():
+def test_a_divisible_batch_size_divides_over_data_and_fsdp_alone():
     mesh = make_mesh(config=MeshConfig(2, 2))
-    assert fitting_batch(12, rows=11, mesh=mesh) == 8
-    assert fitting_batch(12, rows=100, mesh=mesh) == 12
+    assert divisible_batch_size(12, rows=11, mesh=mesh) == 8
+    assert divisible_batch_size(12, rows=100, mesh=mesh) == 12
 
 
 @pytest.mark.parametrize(

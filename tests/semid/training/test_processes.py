@@ -23,9 +23,10 @@ from semid.tokenizers import RQKmeansConfig, RQVaeConfig, TokenizerConfig, token
 from semid.training import (
     MeshConfig,
     OptimizerConfig,
+    RunFolder,
     SingleRows,
+    Task,
     TrainingConfig,
-    batches,
     join_processes,
     make_mesh,
     named_leaves,
@@ -60,25 +61,18 @@ def run(folder: Path, *, epochs: float = 3.0) -> nnx.Module:
     """Train `Next` on all devices of all processes, four steps an epoch."""
     rng = np.random.default_rng(0)
     rows = SingleRows(Histories.from_lists([rng.integers(0, ITEMS, 9).tolist() for _ in range(8)]), max_history=4)
-    examples, process = rows[np.arange(len(rows))], (jax.process_index(), jax.process_count())
+    examples = rows[np.arange(len(rows))]
 
     def validate(model):
         logits = model(jnp.asarray(examples.history))
         return {"score": float(jnp.mean(logits.argmax(-1) == examples.targets))}
 
+    task = Task(Next(nnx.Rngs(0)), loss, rows, tables=jnp.zeros(ITEMS), validate=validate, select="score")
     return train(
-        Next(nnx.Rngs(0)),
-        loss,
-        lambda num_steps: batches(rows, batch_size=16, num_batches=num_steps, seed=0, process=process),
-        tables=jnp.zeros(ITEMS),
-        config=TrainingConfig(epochs=epochs, optimizer=OptimizerConfig(learning_rate=0.03), log_every=1),
-        steps_per_epoch=4,
+        task,
+        TrainingConfig(epochs=epochs, batch_size=16, optimizer=OptimizerConfig(learning_rate=0.03), log_every=1),
+        run=RunFolder(folder, {"epochs": epochs}, title="next"),
         seed=0,
-        folder=folder,
-        request={"epochs": epochs},
-        title="next",
-        validate=validate,
-        select="score",
         mesh=make_mesh(config=MeshConfig(fsdp=2, tensor=2)),
     )
 

@@ -7,7 +7,7 @@ import pytest
 
 from semid.errors import SemidError
 from semid.training import HISTORY, read_history
-from semid.training.tracking import Quiet, Tracker
+from semid.training.tracking import NullTracker, Tracker
 
 
 def track(folder, records, **options):
@@ -25,7 +25,7 @@ def test_one_line_a_record(tmp_path):
 
 
 def test_all_processes_but_the_first_are_quiet(tmp_path, capsys):
-    with Quiet(tmp_path / "new", title="a run", num_steps=10) as tracker:
+    with NullTracker(tmp_path / "new", title="a run", num_steps=10) as tracker:
         tracker.log(1, {"loss": 2.5})
         tracker.advance(1, "note")
     assert (list(tmp_path.iterdir()), capsys.readouterr().out) == ([], "")
