@@ -36,6 +36,7 @@ from quantizers.metrics import (
 from quantizers.product import ProductKMeans, product_codes, product_decode, product_quantize
 from quantizers.reassignment import Reassignment, min_cost_reassign, sinkhorn_reassign
 from quantizers.residual import (
+    Codebook,
     ResidualCodes,
     ResidualQuantizer,
     RunningStatistic,
@@ -56,6 +57,7 @@ __all__ = [
     "ClickLoss",
     "ClusterFunction",
     "CodeHealth",
+    "Codebook",
     "DebiasLosses",
     "Distance",
     "FiniteScalarQuantizer",

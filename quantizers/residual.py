@@ -152,6 +152,10 @@ def _unmasked(x: Float[Array, "*b dim"], mask: Bool[Array, "*b"] | None) -> Floa
     return jnp.where(mask[..., None], x, jax.lax.stop_gradient(jnp.nan_to_num(x, nan=0, posinf=0, neginf=0)))
 
 
+class Codebook(nnx.Param):
+    """Code vectors `Float[codes, dim]` learned by gradient: the variable type by which training finds them."""
+
+
 class RunningStatistic(nnx.Variable):
     """A statistic that `ResidualQuantizer.update_statistics` moves; gradients and optimizers leave it alone."""
 
@@ -184,7 +188,7 @@ class ResidualQuantizer(nnx.Module):
         listed = tuple(assignment) if isinstance(assignment, Sequence) else assignment
         self.assignments = assignments_per_level(listed, len(self.level_sizes))
         self.path, self.distance, self.decay = path, distance, decay
-        scale, kind = dim**-0.5, nnx.Param if decay is None else RunningStatistic
+        scale, kind = dim**-0.5, Codebook if decay is None else RunningStatistic
         self.codebooks = nnx.List(
             [kind(scale * jax.random.normal(rngs.params(), (size, dim))) for size in self.level_sizes]
         )

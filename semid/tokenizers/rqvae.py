@@ -44,8 +44,8 @@ from semid.training import (
     Task,
     TrainingConfig,
     TrainState,
-    named_leaves,
-    replace_leaves,
+    edit_moments,
+    edit_variables,
     train,
     with_variables,
 )
@@ -282,14 +282,18 @@ def reseeding(
         counts = code_counts(found.codes, level_sizes=current.quantizer.level_sizes)
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         fresh = reseed_dead_codes(books, counts, residuals=found.residuals, key=key)
-        leaves = named_leaves(state)
-        for level, dead in enumerate(fresh.replaced):
-            for name, leaf in leaves.items():
-                if name.endswith(f"autoencoder/quantizer/codebooks/{level}"):
-                    moments = name.startswith("opt_state/")
-                    replaced = jnp.zeros_like(leaf) if moments else fresh.codebooks[level]
-                    leaves[name] = jnp.where(dead[:, None], replaced, leaf)
-        return replace_leaves(state, leaves, where="re-seeding")
+
+        def replace(current: Any) -> None:
+            for book, vectors in zip(current.autoencoder.quantizer.codebooks, fresh.codebooks, strict=True):
+                book[...] = vectors
+
+        def forget(moments: Any) -> None:
+            levels = zip(moments.autoencoder.quantizer.codebooks, fresh.codebooks, fresh.replaced, strict=True)
+            for moment, book, dead in levels:
+                if np.shape(moment.get_value()) == book.shape:  # an optimizer may keep less: factors, or nothing
+                    moment[...] = jnp.where(dead[:, None], 0, moment[...])
+
+        return edit_variables(model, edit_moments(model, state, forget), replace)
 
     return reseed
 
@@ -301,12 +305,12 @@ def maintain_codebooks(
     reseed = reseeding(model, config, seed=seed)
 
     def cluster(state: TrainState) -> TrainState:
-        leaves = named_leaves(state)
-        books = with_variables(model, state.params, state.rest).autoencoder.quantizer.codebooks
-        for level, book in enumerate(books):
-            name = f"rest/autoencoder/clusters/{level}"
-            leaves[name] = jax.device_put(_code_clusters(book[...], seed=seed), leaves[name].sharding)
-        return replace_leaves(state, leaves, where="clustering codes")
+        def refresh(current: AlignedRQVAE) -> None:
+            autoencoder = current.autoencoder
+            for book, clusters in zip(autoencoder.quantizer.codebooks, autoencoder.clusters, strict=True):
+                clusters[...] = jax.device_put(_code_clusters(book[...], seed=seed), clusters[...].sharding)
+
+        return edit_variables(model, state, refresh)
 
     def hook(at: int, state: TrainState, metrics: dict[str, Any]) -> TrainState:
         if at % every == 0 and config.reseed:

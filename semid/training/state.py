@@ -196,6 +196,31 @@ def with_variables(model: nnx.Module, params: nnx.State, rest: nnx.State) -> Any
     return nnx.merge(graph, params, rest)
 
 
+def edit_variables(model: nnx.Module, state: TrainState, edit: Callable[[Any], None]) -> TrainState:
+    """`state` after `edit` has set variables of a model that holds copies of all of them."""
+    graph, *_ = nnx.split(model, nnx.Param, ...)
+    current = nnx.merge(graph, state.params, state.rest, copy=True)
+    edit(current)
+    _, params, rest = nnx.split(current, nnx.Param, ...)
+    return dataclasses.replace(state, params=params, rest=rest)
+
+
+def edit_moments(model: nnx.Module, state: TrainState, edit: Callable[[Any], None]) -> TrainState:
+    """`state` after `edit` has set the optimizer's moments, one of them at a time (Adam has two).
+
+    It is given a model that holds, in place of each parameter, its moment: of the same shape or, with optimizers that
+    factor or mask moments, of another one, or none.
+    """
+
+    def edited(part: Any) -> Any:
+        if not isinstance(part, nnx.State):  # counts of steps
+            return part
+        return edit_variables(model, dataclasses.replace(state, params=part), edit).params
+
+    opt_state = jax.tree.map(edited, state.opt_state, is_leaf=lambda part: isinstance(part, nnx.State))
+    return dataclasses.replace(state, opt_state=opt_state)
+
+
 def named_leaves(tree: Any) -> dict[str, Array]:
     """The arrays of a pytree by path (`backbone/blocks/0/feed/up/kernel`), as files and checkpoints name them."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)

@@ -5,12 +5,13 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
-from quantizers import Distance, GradientPath, Gumbel, Nearest, Schedule, Sinkhorn
+from quantizers import Codebook, Distance, GradientPath, Gumbel, Nearest, Schedule, Sinkhorn
 from semid.errors import SemidError
-from semid.tokenizers import RQVAE, AlignedRQVAE, ItemRows, RQVaeConfig, in_blocks, train_autoencoder
+from semid.tokenizers import RQVAE, AlignedRQVAE, ItemRows, RQVaeConfig, in_blocks, reseeding, train_autoencoder
 from semid.tokenizers.rqvae import Alignment, Tables, autoencoder_loss, explained, joint_loss, maintain_codebooks
 from semid.training import (
     OptimizerConfig,
@@ -237,6 +238,33 @@ def test_dead_codes_are_revived_and_their_moments_zeroed(changes):
         np.testing.assert_array_equal(new[key], np.repeat(expected[:, None], 4, axis=1))
     for key in set(old) - {key for key in old if "quantizer/codebooks" in key}:
         np.testing.assert_array_equal(old[key], new[key], err_msg=key)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "zeroed"),
+    [(optax.lion(1e-3), 1), (optax.adafactor(min_dim_size_to_factor=2), 0), (optax.contrib.muon(1e-3), 1)],
+    ids=["lion", "adafactor", "muon"],
+)
+def test_codes_are_revived_under_any_optimizer(optimizer, zeroed):
+    autoencoder = _model(SMALL)
+    book = autoencoder.quantizer.codebooks[0]
+    book[...] = book[...].at[1].set(book[...][0])
+    model = AlignedRQVAE(autoencoder, [])
+    state = create_state(model, optimizer, make_mesh(jax.devices()[:1]))
+    state = dataclasses.replace(state, opt_state=jax.tree.map(lambda m: jnp.full_like(m, 7), state.opt_state))
+    after = reseeding(model, SMALL, seed=0)(state, jnp.asarray(X))
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    old, new = named_leaves(state.opt_state), named_leaves(after.opt_state)
+    changed = [name for name in old if not np.array_equal(old[name], new[name])]
+    assert len([name for name in changed if name.endswith("autoencoder/quantizer/codebooks/0")]) == zeroed
+    assert all("autoencoder/quantizer/codebooks" in name for name in changed)
+
+
+def test_codebooks_are_found_by_their_type():
+    model = _model(SMALL)
+    found = named_leaves(nnx.state(model, Codebook))
+    assert set(found) == {"quantizer/codebooks/0", "quantizer/codebooks/1"}
+    assert not named_leaves(nnx.state(_model(_config(decay=0.9)), Codebook))  # moving averages learn by no gradient
 
 
 def test_between_epochs_and_without_care_nothing_changes():
