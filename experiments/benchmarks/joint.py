@@ -26,7 +26,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import tyro
 from flax import nnx
 from jax.sharding import NamedSharding
@@ -68,6 +67,7 @@ from semid.training import (
     TrainState,
     make_mesh,
     make_optimizer,
+    make_step,
     named_leaves,
     replicated,
     shardings,
@@ -164,14 +164,13 @@ class _Program:
 
     def __init__(self, way: Way) -> None:
         self.way, self.mesh, self.optimizer = way, make_mesh(), make_optimizer(OptimizerConfig(), num_steps=10_000)
-        graph, *_ = nnx.split(nnx.eval_shape(way.model), nnx.Param, ...)
         of_state = shardings(jax.eval_shape(self._first), self.mesh)
         rows, whole = NamedSharding(self.mesh, ROWS), replicated(self.mesh)
         self.made = ((self._first, of_state), (way.batch, rows), (way.tables, whole))
-        self.state, *given = (_placed(jax.eval_shape(make), lay) for make, lay in self.made)
-        step = jax.jit(_step(graph, self.optimizer, way.loss), donate_argnums=0, out_shardings=(of_state, whole))
-        with jax.set_mesh(self.mesh):
-            lowered = step.lower(self.state, *given)
+        self.state, batch, tables = (_placed(jax.eval_shape(make), lay) for make, lay in self.made)
+        options: dict[str, Any] = {"tables": None, "seed": 0, "num_steps": 10_000, "mesh": self.mesh}
+        step = make_step(nnx.eval_shape(way.model), self.optimizer, way.loss, **options)
+        lowered = replace(step, tables=tables).lower(self.state, batch)
         self.flops, self.program = _flops(lowered), lowered.compile()
 
     def _first(self) -> TrainState:
@@ -212,25 +211,6 @@ def _placed(tree: Any, lay: Any) -> Any:
     """Shapes that know where they lie, for a program that is compiled before there are arrays."""
     of_leaves = jax.tree.broadcast(lay, tree)
     return jax.tree.map(lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), tree, of_leaves)
-
-
-def _step(graph: Any, optimizer: optax.GradientTransformation, loss: Loss) -> Callable[..., Any]:
-    """The step of `semid.training.make_step`; not jitted, so that memory can be asked for."""
-
-    def step(state: TrainState, batch: Any, tables: Any) -> tuple[TrainState, dict[str, Any]]:
-        key = jax.random.fold_in(jax.random.key(0, impl="rbg"), state.step)
-
-        def compute(params: nnx.State) -> Any:
-            current = nnx.merge(graph, params, state.rest, copy=True)
-            value, metrics = loss(current, batch, tables, StepContext(key, jnp.zeros(())))
-            return value, ({"loss": value, **metrics}, nnx.split(current, nnx.Param, ...)[2])
-
-        (_, (metrics, rest)), gradients = jax.value_and_grad(compute, has_aux=True)(state.params)
-        with jax.numpy_dtype_promotion("standard"):  # optax's bias correction multiplies an integer count
-            updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), rest, opt_state), metrics
-
-    return step
 
 
 def _compared(ways: dict[str, Way], rounds: int, steps: int) -> dict[str, dict[str, Any]]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,24 +23,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
-from flax import nnx
 
 from semid.artifacts import write_json
 from semid.data import Histories
 from semid.generators import LossTables, code_loss
 from semid.recommender import CodeModelConfig, ItemTables, ModelSpec, build_model
 from semid.training import (
-    Gradients,
     MeshConfig,
     OptimizerConfig,
     PackedRows,
-    StepContext,
-    TrainState,
-    accumulated,
     batches,
     create_state,
     make_mesh,
     make_optimizer,
+    make_step,
     pack,
     put_batch,
 )
@@ -142,17 +138,19 @@ class _Training:
         stream = batches(way.rows, batch_size=size, num_batches=10_000, seed=0)
         on_device = (put_batch(batch, mesh) for batch in stream)
         self.batches: Iterator[Any] = _ahead(on_device) if way.ahead else on_device
-        self.state, self.tables = create_state(model, optimizer, mesh), _tables()
-        step = jax.jit(_step(model, optimizer, way, mesh), donate_argnums=0 if way.donate else ())
-        with jax.set_mesh(mesh):
-            self.program = step.lower(self.state, next(self.batches), self.tables).compile()
+        self.state = create_state(model, optimizer, mesh)
+        options: dict[str, Any] = {"tables": _tables(), "seed": 0, "num_steps": 10_000, "mesh": mesh}
+        step = make_step(model, optimizer, code_loss, **options, accumulate=way.accumulate)
+        if not way.donate:
+            step = replace(step, program=jax.jit(step.program.__wrapped__))
+        self.tables, self.program = step.tables, step.lower(self.state, next(self.batches)).compile()
 
     def take(self, steps: int) -> dict[str, float]:
         """Take so many steps: the seconds, and the targets they had."""
         found, started = [], time.monotonic()
         for batch in itertools.islice(self.batches, steps):
-            self.state, targets = self.program(self.state, batch, self.tables)
-            found.append(targets)
+            self.state, metrics = self.program(self.state, batch, self.tables)
+            found.append(metrics["targets"])
         jax.block_until_ready(found)
         return {"seconds": time.monotonic() - started, "targets": float(sum(found))}
 
@@ -161,31 +159,6 @@ class _Training:
         need: Any = self.program.memory_analysis()
         whole = need.argument_size_in_bytes + need.output_size_in_bytes - need.alias_size_in_bytes
         return {"temporaries": need.temp_size_in_bytes / MIB, "in all": (whole + need.temp_size_in_bytes) / MIB}
-
-
-def _step(model: Any, optimizer: optax.GradientTransformation, way: Way, mesh: Any) -> Callable[..., Any]:
-    """The step of `semid.training`, returning the number of targets; not jitted, so that memory can be asked for."""
-    graph, *_ = nnx.split(model, nnx.Param, ...)
-
-    def step(state: TrainState, batch: PackedRows, tables: LossTables) -> tuple[TrainState, Any]:
-        def of_rows(params: nnx.State, rest: nnx.State, rows: PackedRows, key: Any) -> Gradients:
-            def loss(params: nnx.State) -> Any:
-                current = nnx.merge(graph, params, rest, copy=True)
-                return code_loss(current, rows, tables, StepContext(key, jnp.zeros(())))
-
-            (_, metrics), found = jax.value_and_grad(loss, has_aux=True)(params)
-            return Gradients(found, metrics, rest)
-
-        key = jax.random.fold_in(jax.random.key(0, impl="rbg"), state.step)
-        if way.accumulate > 1:
-            found = accumulated(of_rows, state.params, state.rest, batch, key, parts=way.accumulate, mesh=mesh)
-        else:
-            found = of_rows(state.params, state.rest, batch, key)
-        updates, opt_state = optimizer.update(found.gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, found.rest, opt_state), found.metrics["targets"]
-
-    return step
 
 
 def _tables() -> LossTables:

@@ -9,10 +9,6 @@ from semid.training.batches import (
 from semid.training.checkpoints import (
     discard_checkpoints,
 )
-from semid.training.gradients import (
-    Gradients,
-    accumulated,
-)
 from semid.training.loop import (
     RunFolder,
     StopTraining,
@@ -40,6 +36,7 @@ from semid.training.state import (
     OptimizerConfig,
     StepContext,
     TrainState,
+    TrainStep,
     create_state,
     edit_moments,
     edit_variables,
@@ -58,7 +55,6 @@ from semid.training.tracking import (
 __all__ = [
     "HISTORY",
     "ROWS",
-    "Gradients",
     "Loss",
     "MeshConfig",
     "OptimizerConfig",
@@ -69,8 +65,8 @@ __all__ = [
     "StopTraining",
     "Task",
     "TrainState",
+    "TrainStep",
     "TrainingConfig",
-    "accumulated",
     "batches",
     "create_state",
     "discard_checkpoints",

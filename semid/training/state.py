@@ -48,6 +48,26 @@ class TrainState:
 
 
 @dataclasses.dataclass(frozen=True)
+class TrainStep:
+    """A jitted training step on its mesh, with the tables that it reads."""
+
+    program: Any
+    """The jitted function of (state, batch, tables)."""
+    tables: Any
+    mesh: Mesh
+
+    def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
+        """The state after the step, and its metrics; the state before is donated."""
+        with jax.set_mesh(self.mesh):
+            return self.program(state, batch, self.tables)
+
+    def lower(self, state: TrainState, batch: Any) -> jax.stages.Lowered:
+        """The program for these arguments, arrays or shapes; it has a `cost_analysis`, compiled a `memory_analysis`."""
+        with jax.set_mesh(self.mesh):
+            return self.program.lower(state, batch, self.tables)
+
+
+@dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW with linear warm-up, cosine decay and gradient clipping."""
 
@@ -130,7 +150,7 @@ def make_step(
     mesh: Mesh,
     accumulate: int = 1,
     combine: Combine | None = None,
-) -> Step:
+) -> TrainStep:
     """The jitted training step: `loss(model, batch, tables, context) -> (scalar, metrics)`, gradients, update.
 
     `tables` are device arrays that no step changes (codes, features): arguments, never constants of the program. The
@@ -143,7 +163,6 @@ def make_step(
     With `combine` the loss is a vector, and the step follows what `combine` makes of its entries' gradients.
     """
     graph, *_ = nnx.split(model, nnx.Param, ...)
-    tables = jax.device_put(tables, replicated(mesh))
 
     def of_rows(
         params: nnx.State, rest: nnx.State, rows: Any, key: Array, *, tables: Any, progress: Array
@@ -176,11 +195,7 @@ def make_step(
         metrics = {"gradient_norm": optax.tree.norm(found.gradients), **found.metrics}
         return TrainState(state.step + 1, params, found.rest, opt_state), metrics
 
-    def on_mesh(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
-        with jax.set_mesh(mesh):
-            return step(state, batch, tables)
-
-    return on_mesh
+    return TrainStep(step, jax.device_put(tables, replicated(mesh)), mesh)
 
 
 def _layout(model: nnx.Module, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:

@@ -143,6 +143,19 @@ def test_gradient_norm_is_of_the_gradient_before_clipping():
     assert float(metrics["gradient_norm"]) == pytest.approx(expected, rel=1e-5)
 
 
+def test_the_cost_of_a_step_is_known_before_it_is_taken():
+    _, state, step, batch = make()
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), (state, batch))
+    for given in ((state, batch), shapes):
+        lowered = step.lower(*given)
+        # A product of 8 x 2 and 2 x 3 and the gradient of the matrix: 2 x (8 x 2 x 3) each.
+        assert lowered.cost_analysis()["flops"] > 2 * 2 * 48
+        assert lowered.compile().memory_analysis().argument_size_in_bytes > 0
+    assert not state.step.is_deleted()
+    new, _ = step(state, batch)
+    assert int(new.step) == 1
+
+
 class Counting(nnx.Module):
     """Counts its steps in a variable of its own, and says in what share of the training it is."""
 
