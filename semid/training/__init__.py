@@ -27,20 +27,23 @@ from semid.training.mesh import (
     row_devices,
     share_rows,
 )
+from semid.training.optimizers import (
+    OptimizerConfig,
+    RateSchedule,
+    make_optimizer,
+)
 from semid.training.processes import (
     join_processes,
     on_first,
 )
 from semid.training.state import (
     Loss,
-    OptimizerConfig,
     StepContext,
     TrainState,
     TrainStep,
     create_state,
     edit_moments,
     edit_variables,
-    make_optimizer,
     make_step,
     named_leaves,
     replace_leaves,
@@ -59,6 +62,7 @@ __all__ = [
     "MeshConfig",
     "OptimizerConfig",
     "PackedRows",
+    "RateSchedule",
     "RunFolder",
     "SingleRows",
     "StepContext",

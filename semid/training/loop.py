@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import optax
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -16,15 +17,14 @@ from semid.errors import SemidError
 from semid.training.batches import as_rows, batches
 from semid.training.checkpoints import Checkpoints
 from semid.training.mesh import divisible_batch_size, gathered, make_mesh, put_batch
+from semid.training.optimizers import OptimizerConfig, make_optimizer
 from semid.training.processes import from_first
 from semid.training.state import (
     Combine,
     Loss,
-    OptimizerConfig,
     Step,
     TrainState,
     create_state,
-    make_optimizer,
     make_step,
     with_variables,
 )
@@ -102,6 +102,8 @@ class Task:
     """A function from the steps of an epoch to hooks that change the state (codebook maintenance)."""
     combine: Combine | None = None
     """How the gradients of a vector of losses become one (see `make_step`)."""
+    optimizer: Callable[[int], optax.GradientTransformation] | None = None
+    """A function from the number of steps to an optimizer of your own, in place of the config's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +133,8 @@ def train(task: Task, config: TrainingConfig, *, run: RunFolder, seed: int, mesh
     every = max(min(round(config.validate_every * steps_per_epoch), num_steps), 1)
     checkpoints = Checkpoints(run.folder, request=run.request, select=task.select)
     try:
-        optimizer = make_optimizer(config.optimizer, num_steps=num_steps)
+        own = task.optimizer
+        optimizer = own(num_steps) if own else make_optimizer(config.optimizer, num_steps=num_steps)
         state = create_state(task.model, optimizer, mesh)
         process = (jax.process_index(), jax.process_count())
         iterator = batches(rows, batch_size=size, num_batches=num_steps, seed=seed, process=process)

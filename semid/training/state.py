@@ -67,61 +67,6 @@ class TrainStep:
             return self.program.lower(state, batch, self.tables)
 
 
-@dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW with linear warm-up, cosine decay and gradient clipping."""
-
-    learning_rate: float = 3e-3
-    """Peak learning rate."""
-    weight_decay: float = 0.01
-    """Decoupled decay, on matrices only."""
-    warmup: float = 0.05
-    """Share of all steps in which the rate rises linearly from 0."""
-    final: float = 0.02
-    """Last learning rate as a share of the peak."""
-    clip: float = 1.0
-    """Largest global norm of a gradient."""
-    beta2: float = 0.98
-    """Decay of Adam's second moment."""
-    rates: tuple[tuple[str, float], ...] = ()
-    """Parts of the model, by the beginning of their names, and the share of the learning rate they take; 0 freezes a
-    part. The first that matches counts, and parts without one take it all."""
-
-    def __post_init__(self) -> None:
-        if any(share < 0 for _, share in self.rates):
-            raise SemidError(f"expected rates, shares of the learning rate, of at least 0, got {self.rates}")
-        if not self.learning_rate > 0:
-            raise SemidError(f"expected a learning_rate above 0, got {self.learning_rate}")
-        if not 0 <= self.warmup < 1:
-            raise SemidError(f"expected warmup, a share of all steps, in [0, 1), got {self.warmup}")
-
-
-def make_optimizer(config: OptimizerConfig, *, num_steps: int) -> optax.GradientTransformation:
-    """The optax chain of `config` over `num_steps` steps."""
-    peak = config.learning_rate
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, peak, round(config.warmup * num_steps), max(num_steps, 1), end_value=config.final * peak
-    )
-
-    def matrices(params: Any) -> Any:
-        return jax.tree.map(lambda p: p.ndim > 1, params)
-
-    def at_rates(updates: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(lambda path, u: u * _rate(_name(path), config.rates), updates)
-
-    adamw = optax.adamw(schedule, b2=config.beta2, weight_decay=config.weight_decay, mask=matrices)
-    chain = [optax.clip_by_global_norm(config.clip), adamw]
-    return (
-        optax.chain(*chain, optax.stateless(lambda updates, _: at_rates(updates)))
-        if config.rates
-        else optax.chain(*chain)
-    )
-
-
-def _rate(name: str, rates: tuple[tuple[str, float], ...]) -> float:
-    return next((share for start, share in rates if name.startswith(start)), 1.0)
-
-
 def create_state(model: nnx.Module, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """The state before the first step, its arrays laid out on the mesh by name (`mesh.RULES`), moments like parameters.
 
@@ -136,7 +81,7 @@ def create_state(model: nnx.Module, optimizer: optax.GradientTransformation, mes
 
 def shardings(tree: Any, mesh: Mesh) -> Any:
     """How each leaf lies on the mesh, by its name and shape."""
-    return jax.tree_util.tree_map_with_path(lambda path, x: leaf_sharding(_name(path), np.shape(x), mesh), tree)
+    return jax.tree_util.tree_map_with_path(lambda path, x: leaf_sharding(leaf_name(path), np.shape(x), mesh), tree)
 
 
 def make_step(
@@ -239,13 +184,13 @@ def edit_moments(model: nnx.Module, state: TrainState, edit: Callable[[Any], Non
 def named_leaves(tree: Any) -> dict[str, Array]:
     """The arrays of a pytree by path (`backbone/blocks/0/feed/up/kernel`), as files and checkpoints name them."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {_name(path): leaf for path, leaf in leaves}
+    return {leaf_name(path): leaf for path, leaf in leaves}
 
 
 def replace_leaves(tree: Tree, leaves: Mapping[str, Any], *, where: str) -> Tree:
     """`tree` with the arrays of `leaves`. Raises SemidError naming the tensor that is missing, extra or misshapen."""
     paths, structure = jax.tree_util.tree_flatten_with_path(tree)
-    names = [_name(path) for path, _ in paths]
+    names = [leaf_name(path) for path, _ in paths]
     if set(names) != set(leaves):
         odd = sorted(set(names) ^ set(leaves))[0]
         raise SemidError(f"{where}: tensor {odd!r} is {'missing' if odd in names else 'not one of the model'}")
@@ -257,5 +202,6 @@ def replace_leaves(tree: Tree, leaves: Mapping[str, Any], *, where: str) -> Tree
     return jax.tree_util.tree_unflatten(structure, [jnp.asarray(leaves[name]) for name in names])
 
 
-def _name(path: Any) -> str:
+def leaf_name(path: Any) -> str:
+    """The name of a leaf by its key path, as files and checkpoints have it."""
     return jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -111,7 +112,7 @@ class Script:
         return {"score": self.scores[len(self.seen) - 1], "other": 0.0}
 
 
-def run(folder, validate, *, loss=walk, steps=12, every=2, patience=100, request=None, hooks=(), **changes):
+def run(folder, validate, *, loss=walk, steps=12, every=2, patience=100, request=None, hooks=(), own=None, **changes):
     """Two steps an epoch, no warm-up, (nearly) constant rate."""
     optimizer = OptimizerConfig(learning_rate=RATE, warmup=0.0, final=1.0, weight_decay=0.0)
     config = TrainingConfig(
@@ -125,6 +126,7 @@ def run(folder, validate, *, loss=walk, steps=12, every=2, patience=100, request
         validate=validate,
         select="score",
         hooks=lambda steps_per_epoch: hooks,
+        optimizer=own,
     )
     return train(
         task,
@@ -150,6 +152,11 @@ def test_the_best_is_returned_not_the_last(tmp_path):
     assert [r["step"] for r in records if "loss" in r] == [3, 6, 9, 12]
     assert [r["validation/score"] for r in records if "validation/score" in r] == script.scores
     assert all({"gradient_norm", "loss"} <= set(r) for r in records if "loss" in r)
+
+
+def test_an_optimizer_of_ones_own_is_given_the_number_of_steps(tmp_path):
+    walked = run(tmp_path, Script(0.1, 0.2), steps=4, own=lambda num_steps: optax.sgd(num_steps * RATE))
+    assert position(walked) == 4 * 4
 
 
 def test_the_last_step_is_validated_whatever_the_rhythm(tmp_path):
