@@ -27,6 +27,7 @@ import tyro
 
 from experiments import das, letter
 from experiments.arms import RANDOM, SHUFFLED, TEACHER, Arm, run
+from experiments.results import folder_of
 from semid import TokenizerConfig
 from semid.tokenizers import CooccurrenceConfig, DistillConfig, RQVaeConfig, VectorColumn
 
@@ -60,7 +61,7 @@ ARMS: dict[str, Arm] = {
 
 def main(
     dataset: Path | None = None,
-    out: Path = Path("runs/alignment"),
+    out: Path | None = None,
     seeds: tuple[int, ...] = (0, 1, 2),
     arms: tuple[str, ...] = tuple(ARMS),
     teachers: Path | None = None,
@@ -70,12 +71,13 @@ def main(
 
     Args:
         dataset: Folder that `semid prepare layout` reads, with text_minilm; none given: the simulated catalogue.
-        out: Folder for all results.
+        out: Folder for all results; none given: runs/alignment/ and the dataset's name.
         seeds: One run each, of teacher, tokenizers and generators (and of the simulated world).
         arms: Which, the first being what the others are compared with.
         teachers: Folder of experiments.amazon on the same dataset: its sasrec-text models are the teachers.
         budget: Factor on all numbers of epochs.
     """
+    out = folder_of("alignment", out, dataset)
     run({name: ARMS[name] for name in arms}, dataset, out, seeds=seeds, teachers=teachers, budget=budget)
 
 

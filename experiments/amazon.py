@@ -1,6 +1,6 @@
 """Beauty and its like, all models, three seeds: the table of docs/results.md.
 
-    python -m experiments.amazon --dataset ../shared/data/amazon14_beauty --out runs/beauty
+    python -m experiments.amazon --dataset ../shared/data/amazon14_beauty --out runs/amazon/beauty
 
 Any folder that `semid prepare layout` reads will do if it has `text_minilm_f16.npy`. Leave-one-out, 20-item histories,
 item level, full catalogue, beam 50; checkpoints are chosen by validation NDCG@10, test is read once. For each seed (of
@@ -28,11 +28,20 @@ from typing import Any
 import numpy as np
 import tyro
 
-from experiments.layout import read_layout
-from semid import GeneratorConfig, SemanticCatalog, TokenizerConfig, tokenize, train_generator
-from semid.artifacts import Kind, Manifest, read_artifact, read_json, write_json
+from experiments.results import (
+    Minutes,
+    folder_of,
+    measure,
+    metrics_rows,
+    print_tables,
+    stored_dataset,
+    summarize,
+)
+from semid import GeneratorConfig, SemanticCatalog, TokenizerConfig, tokenize, train
+from semid.artifacts import write_json
 from semid.data import Dataset
-from semid.evaluation import against_exact, baselines, compare, example_users, paired_bootstrap, write_metrics
+from semid.data.simulated import SimulatedConfig
+from semid.evaluation import against_exact, example_users, paired_bootstrap, write_metrics
 from semid.recommender import Recommender
 from semid.tokenizers import RQKmeansConfig, RQVaeConfig
 from semid.training import OptimizerConfig, TrainingConfig, join_processes, on_first
@@ -40,7 +49,6 @@ from seq_models import DenseConfig, RQTransformerConfig, TransformerConfig
 
 TEXT = "text_minilm"
 COLLABORATIVE = "sasrec"
-COLUMNS = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
 
 
 def sasrec(features: tuple[str, ...], *, epochs: float) -> GeneratorConfig:
@@ -66,7 +74,7 @@ def generator(features: tuple[str, ...], *, dropout: float, epochs: float, id_em
 
 def main(
     dataset: Path,
-    out: Path = Path("runs/beauty"),
+    out: Path | None = None,
     seeds: tuple[int, ...] = (0, 1, 2),
     beam_size: int = 50,
     budget: float = 1.0,
@@ -75,108 +83,69 @@ def main(
 
     Args:
         dataset: Folder with items.parquet, interactions.parquet and text_minilm_f16.npy.
-        out: Folder for all results.
+        out: Folder for all results; none given: runs/amazon/ and the dataset's name.
         seeds: One run each, of tokenizer and models.
         beam_size: Beams per user in evaluation.
         budget: Factor on all numbers of epochs (tokenizer 100, SASRec 20, generators 16 and 12).
     """
     join_processes()
-    on_first(lambda: saved_layout(dataset, out / "dataset"))
-    data = Dataset.load(out / "dataset")
-    runs = []
+    out = folder_of("amazon", out, dataset)
+    data = stored_dataset(dataset, out / "dataset", SimulatedConfig())
+    runs, minutes = [], []
     for seed in seeds:
-        models, minutes = _train(data, out, seed=seed, budget=budget)
+        models, of_stages = _train(data, out, seed=seed, budget=budget)
         started = time.monotonic()
-        measured = {
-            seen: compare(models | baselines(data), data, beam_size=beam_size, exclude_seen=seen == "excluded")
-            for seen in ("included", "excluded")
-        }
-        minutes["evaluation"] = (time.monotonic() - started) / 60
-        runs.append({"seed": seed, "minutes": minutes, "measured": measured})
+        runs.append(measure(models, data, out, seed=seed, beam_size=beam_size))
+        minutes.append(of_stages | {"evaluation": (time.monotonic() - started) / 60})
     examples = example_users(models["semid-hybrid"], data)
     searched = {name: against_exact(models[name], data, beam_size=beam_size) for name in ("semid-text", "semid-hybrid")}
-    on_first(lambda: _report(runs, searched, examples, out))
-
-
-def saved_layout(source: Path, path: Path) -> None:
-    """Make the folder's dataset, unless it was made before."""
-    if not path.exists():
-        read_layout(source).save(path)
+    on_first(lambda: _report(runs, seeds, minutes, searched, examples, out))
 
 
 def _train(data: Dataset, out: Path, *, seed: int, budget: float) -> tuple[dict[str, Recommender], dict[str, float]]:
     """All models of one seed, and the minutes that each stage took when it ran."""
-    parents = {"dataset": read_artifact(out / "dataset", Kind.DATASET)}
-    record = out / f"minutes_{seed}.json"
-    minutes: dict[str, float] = read_json(record) if record.exists() else {}
-
-    def timed(name: str, make: Any) -> Any:
-        started = time.monotonic()
-        result = make(out / f"{name}_{seed}")
-        minutes.setdefault(name, (time.monotonic() - started) / 60)  # a skipped stage keeps its first time
-        on_first(lambda: write_json(record, minutes))
-        return result
-
-    def codes(name: str, of: Dataset, config: TokenizerConfig, teacher: Mapping[str, Manifest]) -> SemanticCatalog:
-        return timed(name, lambda path: tokenize(of, config, out=path, parents={**parents, **teacher}, seed=seed))
-
-    def model(
-        name: str, of: Dataset, catalog: SemanticCatalog, config: GeneratorConfig, made_from: Mapping[str, Manifest]
-    ) -> Recommender:
-        known = {**parents, **made_from}
-        return timed(name, lambda path: train_generator(of, catalog, config, out=path, parents=known, seed=seed))
-
-    def manifest(name: str, kind: str) -> Manifest:
-        return read_artifact(out / f"{name}_{seed}", kind)
-
+    timed = Minutes(out, seed)
     training = replace(RQVaeConfig().training, epochs=RQVaeConfig().training.epochs * budget)
-    text_codes = codes("codes-text", data, TokenizerConfig(RQVaeConfig(training=training), columns=(TEXT,)), {})
-    by = {"catalog": manifest("codes-text", Kind.CATALOG)}
+    text = TokenizerConfig(RQVaeConfig(training=training), columns=(TEXT,))
+    codes = timed("codes-text", lambda path: tokenize(data, text, out=path, seed=seed))
+
+    def model(name: str, of: Dataset, catalog: SemanticCatalog, config: GeneratorConfig) -> Recommender:
+        return timed(name, lambda path: train(of, catalog, config, out=path, seed=seed))
+
     models = {
-        "sasrec": model("sasrec", data, text_codes, sasrec((), epochs=20 * budget), by),
-        "sasrec-text": model("sasrec-text", data, text_codes, sasrec((TEXT,), epochs=20 * budget), by),
+        "sasrec": model("sasrec", data, codes, sasrec((), epochs=20 * budget)),
+        "sasrec-text": model("sasrec-text", data, codes, sasrec((TEXT,), epochs=20 * budget)),
     }
     plain = generator((TEXT,), dropout=0.1, epochs=16 * budget, id_embedding=False)
-    models["semid-text"] = model("semid-text", data, text_codes, plain, by)
-    teacher = {"sasrec-text": manifest("sasrec-text", Kind.MODEL)}
-    collaborative, columns = (
-        data.with_vectors(COLLABORATIVE, models["sasrec-text"].item_vectors()),
-        (TEXT, COLLABORATIVE),
-    )
-    mixed_codes = codes("codes-hybrid", collaborative, TokenizerConfig(RQKmeansConfig(), columns=columns), teacher)
+    models["semid-text"] = model("semid-text", data, codes, plain)
+    teacher, columns = models["sasrec-text"], (TEXT, COLLABORATIVE)
+    taught = data.with_vectors(COLLABORATIVE, teacher.item_vectors(), origin=teacher.origin)
+    mixed = TokenizerConfig(RQKmeansConfig(), columns=columns)
+    mixed_codes = timed("codes-hybrid", lambda path: tokenize(taught, mixed, out=path, seed=seed))
     hybrid = generator(columns, dropout=0.15, epochs=12 * budget, id_embedding=True)
-    by = {**teacher, "catalog": manifest("codes-hybrid", Kind.CATALOG)}
-    models["semid-hybrid"] = model("semid-hybrid", collaborative, mixed_codes, hybrid, by)
-    return models, minutes
+    models["semid-hybrid"] = model("semid-hybrid", taught, mixed_codes, hybrid)
+    return models, timed.minutes
 
 
 def _report(
-    runs: Sequence[Mapping[str, Any]], searched: Mapping[str, Any], examples: list[dict[str, Any]], out: Path
+    runs: Sequence[Mapping[str, Any]],
+    seeds: Sequence[int],
+    minutes: Sequence[Mapping[str, float]],
+    searched: Mapping[str, Any],
+    examples: list[dict[str, Any]],
+    out: Path,
 ) -> None:
     """Write examples.json, metrics.json (means over seeds) and seeds.json (all values), print the table for
     docs/results.md."""
     write_json(out / "examples.json", examples)
-    rows, each = [], []
-    for seen in ("included", "excluded"):
-        for name in runs[0]["measured"][seen]:
-            values = [run["measured"][seen][name].values for run in runs]
-            mean = {key: float(np.mean([value[key] for value in values])) for key in values[0]}
-            deviation = {key: float(np.std([value[key] for value in values])) for key in values[0]}
-            rows.append({"model": name, **mean, **({"seen": seen} if seen == "excluded" else {})})
-            each.append({"model": name, "seen": seen, "mean": mean, "std": deviation, "seeds": values})
-    first = runs[0]["measured"]["included"]["semid-text"].provenance
-    provenance = {**first, "seeds": [run["seed"] for run in runs], "minutes": [run["minutes"] for run in runs]}
+    entries = summarize(runs)
+    provenance = {**runs[0]["semid-text"]["provenance"], "seeds": list(seeds), "minutes": list(minutes)}
     provenance |= {"beam_against_exact": searched}
-    write_metrics(out / "metrics.json", "test", rows, provenance)
-    write_json(out / "seeds.json", {"models": each, "comparisons": _comparisons(runs), "provenance": provenance})
-    for seen in ("included", "excluded"):
-        print(f"\nseen items {seen}, mean and standard deviation over {len(runs)} seeds\n")
-        print("| model | R@5 | N@5 | R@10 | N@10 |\n|---|---|---|---|---|")
-        for entry in (entry for entry in each if entry["seen"] == seen):
-            cells = [f"{entry['mean'][key]:.4f} ± {entry['std'][key]:.4f}" for key in COLUMNS]
-            print(f"| {entry['model']} | {' | '.join(cells)} |")
-    for run in runs:
-        print(f"seed {run['seed']} minutes: " + ", ".join(f"{name} {m:.1f}" for name, m in run["minutes"].items()))
+    write_metrics(out / "metrics.json", "test", metrics_rows(entries), provenance)
+    write_json(out / "seeds.json", {"models": entries, "comparisons": _comparisons(runs), "provenance": provenance})
+    print_tables(entries, head="model", seeds=len(runs))
+    for seed, of_stages in zip(seeds, minutes, strict=True):
+        print(f"seed {seed} minutes: " + ", ".join(f"{name} {m:.1f}" for name, m in of_stages.items()))
     for name, search in searched.items():
         print(f"{name}: beam {search['beam_size']} finds {search['exact_top_10_found']:.2%} of the exact top 10")
 
@@ -185,7 +154,7 @@ def _comparisons(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Paired bootstrap of Recall@10 over users, each user's value averaged over seeds (seen items included)."""
 
     def recall(name: str) -> np.ndarray:
-        return np.mean([run["measured"]["included"][name].per_example["recall@10"] for run in runs], axis=0)
+        return np.mean([run[name]["recall"] for run in runs], axis=0)
 
     pairs = [("semid-hybrid", "semid-text"), ("semid-hybrid", "sasrec-text"), ("sasrec-text", "sasrec")]
     return {f"{a} - {b}": paired_bootstrap(recall(a), recall(b))._asdict() for a, b in pairs}

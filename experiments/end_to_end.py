@@ -24,7 +24,6 @@ test is read once.
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,11 +32,11 @@ import numpy as np
 import tyro
 from flax import nnx
 
-from experiments.layout import read_layout
+from experiments.results import folder_of, stored_dataset
 from quantizers import Schedule
 from semid import Dataset, SemanticCatalog
-from semid.artifacts import Kind, read_artifact, read_json, write_json
-from semid.data.simulated import SimulatedConfig, simulate
+from semid.artifacts import read_json, write_json
+from semid.data.simulated import SimulatedConfig
 from semid.encoders import (
     BlocksConfig,
     FusionConfig,
@@ -54,7 +53,7 @@ from semid.encoders import (
     load_text_encoder,
 )
 from semid.evaluation import evaluate
-from semid.generators import GeneratorConfig, train_generator
+from semid.generators import GeneratorConfig, train
 from semid.joint import (
     TEACHER_TERMS,
     Content,
@@ -67,6 +66,8 @@ from semid.joint import (
     Surgery,
     train_joint,
 )
+from semid.recommender import Recommender
+from semid.stage import run_recorded
 from semid.tokenizers import RQVaeConfig
 from semid.training import OptimizerConfig, TrainingConfig
 from seq_models import DenseConfig, RQTransformerConfig, TransformerConfig
@@ -190,53 +191,65 @@ def read_content(
 
 def main(
     dataset: Path | None = None,
-    out: Path = Path("runs/end_to_end"),
+    out: Path | None = None,
     chosen: tuple[str, ...] = ("staged", "joint", "end-to-end"),
     seeds: tuple[int, ...] = (0,),
     budget: float = 1.0,
     weights: Path | None = None,
     warm: bool = True,
 ) -> None:
-    """Train and evaluate every arm, print a table and write `end_to_end.json`, beside what earlier calls wrote there.
+    """Train and evaluate every arm, print a table and write `end_to_end.json`.
 
     Args:
-        dataset: Folder that `semid prepare layout` reads; none given: simulated worlds, one a seed.
-        out: Folder for all results; what is finished there is not made again.
+        dataset: Folder that `experiments.layout` reads; none given: simulated worlds, one per seed.
+        out: Folder for all results, where what is finished is skipped; none given: runs/end_to_end/ and the dataset's
+            name.
         chosen: Which arms, of those that `arms()` makes.
         seeds: One run of each arm for each.
         budget: Factor on all numbers of epochs but those of the tokenizer alone.
         weights: Folder of a pretrained text encoder, as Hugging Face lays it out; side adapters read it.
         warm: Train the encoders first, by contrast of consecutive items; else they start as they are.
     """
-    results = out / "end_to_end.json"
-    rows = read_json(results)["rows"] if results.exists() else []
+    out = folder_of("end_to_end", out, dataset)
     for seed in seeds:
-        path = out / ("dataset" if dataset else f"dataset_{seed}")
-        if not path.exists():
-            made = read_layout(dataset) if dataset else simulate(replace(WORLD, seed=seed)).dataset
-            made.save(path)
-        data, parents = Dataset.load(path), {"dataset": read_artifact(path, Kind.DATASET)}
+        world = replace(WORLD, seed=seed)
+        data = stored_dataset(dataset, out / ("dataset" if dataset else f"dataset_{seed}"), world)
         for name in chosen:
-            content, encoder, pieces = read_content(data, seed=seed, weights=weights, cache=out / "states")
             config = _scaled(arms(REAL if dataset else END_TO_END)[name], budget)
-            options: dict[str, Any] = {"shared": out / f"shared_{seed}", "vocabulary": pieces, "parents": parents}
-            if _heard(config):
-                numbers = SemanticCatalog(data.item_ids, np.arange(data.num_items)[:, None], (data.num_items,))
-                sasrec = train_generator(
-                    data, numbers, TEACHER, out=out / f"teacher_{seed}", parents=parents, seed=seed
-                )
-                heard = parents | {"teacher": read_artifact(out / f"teacher_{seed}", Kind.MODEL)}
-                options |= {"shared": out / f"shared_taught_{seed}", "teacher": sasrec.item_vectors(), "parents": heard}
-            started, folder = time.perf_counter(), out / f"{name.replace(' ', '-')}_{seed}"
             config = config if warm else replace(config, encoder=None)
-            model = train_joint(data, content, encoder, config, out=folder, seed=seed, **options)
-            minutes = (time.perf_counter() - started) / 60
-            found = evaluate(model, data, split="test", ks=(5, 10), beam_size=50).values
-            rows = [row for row in rows if (row["arm"], row["seed"]) != (name, seed)]
-            rows.append({"arm": name, "seed": seed, **{figure: found[figure] for figure in FIGURES}})
-            print(rows[-1] | {"minutes": round(minutes, 1)}, flush=True)
-            write_json(results, {"rows": rows})
+            model = _trained(name, config, data, out, seed=seed, weights=weights)
+            request = {"arm": name, "seed": seed, "model": model.digest, "dataset": data.digest}
+            file = out / "measured" / f"{_file(name)}_{seed}.json"
+            row = run_recorded(request, file, lambda m=model, d=data: _row(m, d))
+            print({"arm": name, "seed": seed, **row}, flush=True)
+    records = [read_json(file) for file in sorted((out / "measured").glob("*.json"))]
+    rows = [{name: record["request"][name] for name in ("arm", "seed")} | record["result"] for record in records]
+    order = list(arms(END_TO_END))
+    rows.sort(key=lambda row: (order.index(row["arm"]), row["seed"]))
+    write_json(out / "end_to_end.json", {"rows": rows})
     print(_table(rows))
+
+
+def _file(arm: str) -> str:
+    return arm.replace(" ", "-")
+
+
+def _row(model: Recommender, data: Dataset) -> dict[str, float]:
+    found = evaluate(model, data, split="test", ks=(5, 10), beam_size=50).values
+    return {figure: found[figure] for figure in FIGURES}
+
+
+def _trained(
+    name: str, config: JointConfig, data: Dataset, out: Path, *, seed: int, weights: Path | None
+) -> Recommender:
+    """The model of one arm; arms of one seed share their first stages."""
+    content, encoder, pieces = read_content(data, seed=seed, weights=weights, cache=out / "states")
+    options: dict[str, Any] = {"shared": out / f"shared_{seed}", "vocabulary": pieces}
+    if _heard(config):
+        numbers = SemanticCatalog(data.item_ids, np.arange(data.num_items)[:, None], (data.num_items,))
+        sasrec = train(data, numbers, TEACHER, out=out / f"teacher_{seed}", seed=seed)
+        options |= {"shared": out / f"shared_taught_{seed}", "teacher": sasrec.item_vectors()}
+    return train_joint(data, content, encoder, config, out=out / f"{_file(name)}_{seed}", seed=seed, **options)
 
 
 def _heard(config: JointConfig) -> set[str]:

@@ -25,10 +25,10 @@ import jax
 import numpy as np
 import tyro
 
-from experiments.amazon import saved_layout
-from semid import Dataset, GeneratorConfig, Recommender, SemanticCatalog, TokenizerConfig, tokenize, train_generator
-from semid.artifacts import Kind, read_artifact, write_json
-from semid.catalog import CATALOG_FILE
+from experiments.results import folder_of, stored_dataset
+from semid import Dataset, GeneratorConfig, Recommender, SemanticCatalog, TokenizerConfig, tokenize, train
+from semid.artifacts import write_json
+from semid.data.simulated import SimulatedConfig
 from semid.evaluation import evaluate
 from semid.generators import LossTables, content_features, loss_of, training_counts, training_rows
 from semid.recommender import ItemTables, ModelSpec, build_model
@@ -66,7 +66,7 @@ FAMILIES = {
 
 def main(
     dataset: Path,
-    out: Path = Path("runs/generators"),
+    out: Path | None = None,
     catalog: Path | None = None,
     families: tuple[str, ...] = tuple(FAMILIES),
     seeds: tuple[int, ...] = (0,),
@@ -77,7 +77,8 @@ def main(
 
     Args:
         dataset: Folder that `semid prepare layout` reads.
-        out: Folder for all results; what is finished there is not made again.
+        out: Folder for all results, where what is finished is skipped; none given: runs/generators/ and the dataset's
+            name.
         catalog: Catalogue folder of that dataset.
         families: Which.
         seeds: One run each.
@@ -85,14 +86,9 @@ def main(
         steps: Training steps of each of the five runs that are timed.
     """
     join_processes()
-    data_path = out / "dataset"
-    on_first(lambda: saved_layout(dataset, data_path))
-    data, known = Dataset.load(data_path), {"dataset": read_artifact(data_path, Kind.DATASET)}
-    if catalog is None:
-        catalog = out / "catalog"
-        tokenize(data, TokenizerConfig(), out=catalog, parents=known)
-    codes = SemanticCatalog.read(catalog / CATALOG_FILE)
-    parents = known | {"catalog": read_artifact(catalog, Kind.CATALOG)}
+    out = folder_of("generators", out, dataset)
+    data = stored_dataset(dataset, out / "dataset", SimulatedConfig())
+    codes = SemanticCatalog.load(catalog) if catalog else tokenize(data, TokenizerConfig(), out=out / "catalog")
     rows = []
     for name in families:
         config = FAMILIES[name]
@@ -100,7 +96,7 @@ def main(
         speed = _speed(config, data, codes, steps=steps)
         for seed in seeds:
             path = out / f"{name}_{seed}"
-            model = train_generator(data, codes, config, out=path, parents=parents, seed=seed)
+            model = train(data, codes, config, out=path, seed=seed)
             rows.append({"model": name, "seed": seed, **speed, **_quality(model, data, path, speed["seconds a step"])})
             on_first(lambda: print(json.dumps(rows[-1])))
     on_first(lambda: _report(rows, out))

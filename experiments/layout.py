@@ -1,5 +1,7 @@
 """Reader for dataset folders in the layout of the development data: Parquet tables, `.npy` vectors, `.npz` posters.
 
+    python -m experiments.layout --folder ../shared/data/amazon14_beauty --out data/beauty
+
 interactions.parquet   user_id, item_id (integers from 0), position (order of a user's interactions); optional
                        timestamp (then the order is by time, ties by position), event, weight
 items.parquet          a row for each item_id, in that order; optional `asin` or `movie_id`: the external id
@@ -17,10 +19,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import tyro
 
 from semid.artifacts import sha256
 from semid.data import Dataset, Faults, LeaveOneOut, SplitRule, add_vector_files, raise_faults, read_table
 from semid.errors import SemidError
+from semid.stage import store_dataset
 
 _EXTERNAL_IDS = ("asin", "movie_id")
 _KEPT = ("user_id", "position", "timestamp", "event", "weight")
@@ -88,3 +92,19 @@ def _posters(path: Path, num_items: int) -> pa.Array:
     except (OSError, ValueError, EOFError, KeyError, IndexError) as error:
         raise SemidError(f"{path}: expected arrays item_id, offset and jpeg ({error}); check the file") from None
     return pa.array(images, pa.binary())
+
+
+def main(folder: Path, out: Path, split_rule: SplitRule = LeaveOneOut()) -> None:
+    """Write the dataset artifact of a layout folder.
+
+    Args:
+        folder: Folder to read.
+        out: Dataset folder to write.
+        split_rule: Cut into training, validation and test.
+    """
+    store_dataset(read_layout(folder, split_rule=split_rule), out)
+    print(f"dataset: {out}")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

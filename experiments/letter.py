@@ -16,6 +16,7 @@ from pathlib import Path
 import tyro
 
 from experiments.arms import TEACHER, run
+from experiments.results import folder_of
 from semid import TokenizerConfig
 from semid.tokenizers import LetterConfig, RQVaeConfig, VectorColumn
 
@@ -31,18 +32,18 @@ def tokenizer(columns: tuple[str, ...], *, teacher: str = TEACHER) -> TokenizerC
 
 
 def main(
-    dataset: Path | None = None, out: Path = Path("runs/letter"), seeds: tuple[int, ...] = (0,), budget: float = 1.0
+    dataset: Path | None = None, out: Path | None = None, seeds: tuple[int, ...] = (0,), budget: float = 1.0
 ) -> None:
     """Train and measure the tokenizer with and without alignment.
 
     Args:
         dataset: Folder that `semid prepare layout` reads; none given: the simulated catalogue.
-        out: Folder for all results.
+        out: Folder for all results; none given: runs/letter/ and the dataset's name.
         seeds: One run each, of teacher, tokenizers and generators.
         budget: Factor on all numbers of epochs.
     """
     arms = {"text": lambda columns: TokenizerConfig(columns=columns), "letter": tokenizer}
-    run(arms, dataset, out, seeds=seeds, budget=budget)
+    run(arms, dataset, folder_of("letter", out, dataset), seeds=seeds, budget=budget)
 
 
 if __name__ == "__main__":

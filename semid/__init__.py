@@ -20,7 +20,7 @@ _HOMES = {
     "TokenizerConfig": "semid.tokenizers",
     "evaluate": "semid.evaluation",
     "tokenize": "semid.tokenizers",
-    "train_generator": "semid.generators",
+    "train": "semid.generators",
 }
 __all__ = sorted([*_HOMES, "__version__"])
 
@@ -30,7 +30,7 @@ if _TYPE_CHECKING:
     from semid.errors import SemidError as SemidError
     from semid.evaluation import evaluate as evaluate
     from semid.generators import GeneratorConfig as GeneratorConfig
-    from semid.generators import train_generator as train_generator
+    from semid.generators import train as train
     from semid.recommender import Recommendations as Recommendations
     from semid.recommender import Recommender as Recommender
     from semid.tokenizers import SemanticTokenizer as SemanticTokenizer

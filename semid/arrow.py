@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,8 +23,6 @@ def read_parquet(path: str | Path, *, columns: Sequence[str] | None = None) -> p
     """Read a Parquet file, checksums verified. Raises SemidError naming the file if it is absent or damaged."""
     try:
         return pq.read_table(path, columns=columns, page_checksum_verification=True)
-    except FileNotFoundError:
-        raise SemidError(f"{path}: no such file") from None
     except (OSError, pa.ArrowException) as error:
         raise SemidError(f"{path}: not a readable Parquet file ({error})") from None
 
@@ -37,6 +36,14 @@ def to_matrix(column: pa.ChunkedArray | pa.FixedSizeListArray) -> Shaped[np.ndar
     """A column of fixed-size lists as a matrix."""
     values = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     return values.flatten().to_numpy(zero_copy_only=False).reshape(len(values), column.type.list_size)
+
+
+def digest(table: pa.Table) -> str:
+    """sha256 of a table's schema and values."""
+    table, sink = table.combine_chunks(), pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    return hashlib.sha256(sink.getvalue()).hexdigest()
 
 
 def is_vector(kind: pa.DataType) -> bool:

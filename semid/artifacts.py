@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import functools
 import glob
 import hashlib
 import importlib.metadata
@@ -49,7 +50,7 @@ _PACKAGES = ("semid", "jax", "flax", "optax", "orbax-checkpoint", "grain", "nump
 
 @dataclass(frozen=True)
 class Manifest:
-    """What `manifest.json` holds, beside `digest`, which names the content; `fingerprint` names the request for it."""
+    """Record of an artifact: `manifest.json`. `digest` names the content, `fingerprint` the request for it."""
 
     kind: str
     config: dict
@@ -72,20 +73,50 @@ class Manifest:
         return sha256_json([self.kind, self.schema_version, self.config, self.parents, self.seed])
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Artifact that an object was loaded from, or written to."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def digest(self) -> str:
+        """Digest of the artifact."""
+        return self.manifest.digest
+
+    def read(self, name: str) -> Any:
+        """Read a JSON file of the artifact; None where it has none of that name."""
+        return read_json(self.folder / name) if name in self.manifest.files else None
+
+    def copy_file(self, name: str, into: Path) -> None:
+        """Copy a file of the artifact into a folder.
+
+        Raises SemidError if it is no longer what it was when the artifact was read.
+        """
+        (into / name).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            shutil.copyfile(self.folder / name, into / name)
+        except FileNotFoundError:
+            raise SemidError(f"{self.folder / name}: gone since {self.folder} was loaded; load it again") from None
+        if sha256(into / name) != self.manifest.files[name]:
+            raise SemidError(f"{self.folder / name}: changed since {self.folder} was loaded; load it again")
+
+
 @contextlib.contextmanager
 def write_artifact(
     path: str | Path,
     *,
     kind: str,
     config: dict,
-    parents: Mapping[str, Manifest | str] | None = None,
+    parents: Mapping[str, str] | None = None,
     seed: int | None = None,
     devices: str = "",
 ) -> Iterator[Path]:
     """Yield a temporary directory beside `path`; on success seal it with a manifest and rename it to `path`.
 
     An artifact that already stands at `path` is replaced; anything else there is refused (see `check_output`).
-    `parents` are manifests, or digests alone.
+    `parents` are digests of the artifacts that it is made from, by their roles.
     After an exception nothing is left behind; what a kill leaves, the next call of this or `is_current` undoes.
     """
     path = Path(path)
@@ -109,12 +140,12 @@ def write_artifact(
 
 
 def read_artifact(path: str | Path, kind: str, *others: str) -> Manifest:
-    """The manifest of the artifact at `path`, of one of these kinds, every file but its `PAGE` verified.
+    """Read the manifest of the artifact at `path`, of one of these kinds, every file but its `PAGE` verified.
 
     Raises SemidError for: no artifact, one of another kind or of a newer schema, a missing or changed file.
     """
     path = Path(path)
-    manifest = _read_manifest(path)
+    manifest = read_manifest(path)
     if manifest.kind not in (kind, *others):
         raise SemidError(f"{path}: expected an artifact of kind {kind!r}, found {manifest.kind!r}; check the path")
     for name, expected in manifest.files.items():
@@ -127,8 +158,8 @@ def read_artifact(path: str | Path, kind: str, *others: str) -> Manifest:
     return manifest
 
 
-def is_current(path: str | Path, *, kind: str, config: dict, parents: Mapping[str, Manifest], seed: int | None) -> bool:
-    """Whether `path` already holds the artifact that this request would write; if so it says that the stage is skipped.
+def is_current(path: str | Path, *, kind: str, config: dict, parents: Mapping[str, str], seed: int | None) -> bool:
+    """Tell whether `path` holds the artifact that this request would write, and print that the stage is skipped.
 
     Raises SemidError if it holds anything else, naming what differs: an output folder in use is never overwritten.
     """
@@ -155,7 +186,7 @@ def check_output(path: Path, *, kind: str) -> None:
         return
     if not path.is_dir() or ((not (path / MANIFEST).is_file()) and any(path.iterdir())):
         raise SemidError(f"{path}: output folder in use by something that is no {kind} artifact; choose another --out")
-    if (path / MANIFEST).is_file() and (found := _read_manifest(path).kind) != kind:
+    if (path / MANIFEST).is_file() and (found := read_manifest(path).kind) != kind:
         raise SemidError(f"{path}: output folder in use by a {found} artifact; choose another --out for this {kind}")
 
 
@@ -234,23 +265,29 @@ def load_tensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def load_metadata(path: Path) -> dict[str, str]:
-    """The `metadata` that `save_tensors` was given."""
+    """Read the `metadata` of a safetensors file, as `save_tensors` wrote it."""
     with safe_open(path, framework="numpy") as file:
         return file.metadata() or {}
 
 
 def sha256(path: Path) -> str:
-    """Hex sha256 of a file's bytes."""
+    """Hex sha256 of a file's bytes, computed once per process while the file stays as it is."""
+    found = path.stat()
+    return _sha256(path.resolve(), found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns)
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _sha256(path: Path, *identity: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _request(kind: str, config: dict, parents: Mapping[str, Manifest | str] | None, seed: int | None) -> Manifest:
-    digests = {name: p if isinstance(p, str) else p.digest for name, p in (parents or {}).items()}
-    return Manifest(kind=kind, config=config, files={}, parents=digests, seed=seed)
+def _request(kind: str, config: dict, parents: Mapping[str, str] | None, seed: int | None) -> Manifest:
+    return Manifest(kind=kind, config=config, files={}, parents=dict(parents or {}), seed=seed)
 
 
-def _read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Path) -> Manifest:
+    """Read an artifact's manifest; its files are not verified (see `read_artifact`)."""
     if not path.is_dir():
         raise SemidError(f"{path}: no such artifact; expected a folder that semid wrote")
     file = path / MANIFEST
@@ -268,7 +305,7 @@ def _read_manifest(path: Path) -> Manifest:
 
 
 def _temporary_name(path: Path, use: str, process: int | str | None = None) -> str:
-    """A hidden name that says which process of which host uses it: another host cannot tell whether that lives."""
+    """Hidden name with the host and process that use it: another host cannot tell whether that process lives."""
     host = re.sub(r"[^A-Za-z0-9.]", "_", platform.node())
     return f".{path.name}.{use}-{host}-{os.getpid() if process is None else process}"
 

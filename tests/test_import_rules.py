@@ -47,6 +47,7 @@ RULES = {
     ),
     "semid.graphs": Rule(BASE | {"semid.data"}, JAX | {"optax", "scipy", "rich"}),
     "semid.catalog": Rule(BASE | {"semid.data", "seq_models"}, ARRAYS | {"tokenizers"}),  # of seq_models the trie
+    "semid.stage": Rule(BASE | {"semid.data", "semid.training"}, {"jax"}),
     "semid.evaluation": Rule(BASE | {"semid.data"}, ARRAYS),
     "semid.recommender": Rule(
         BASE | {"seq_models", "semid.data", "semid.catalog", "semid.training"},
@@ -54,11 +55,12 @@ RULES = {
     ),
     # A tokenizer knows no generator, a generator no quantizer: they meet through the catalogue.
     "semid.tokenizers": Rule(
-        BASE | {"quantizers", "semid.data", "semid.training", "semid.graphs", "semid.catalog"}, ARRAYS | JAX
+        BASE | {"quantizers", "semid.data", "semid.training", "semid.graphs", "semid.catalog", "semid.stage"},
+        ARRAYS | JAX,
     ),
     "semid.generators": Rule(
         BASE
-        | {"seq_models", "semid.data", "semid.training", "semid.catalog", "semid.recommender"}
+        | {"seq_models", "semid.data", "semid.training", "semid.catalog", "semid.stage", "semid.recommender"}
         | {"semid.evaluation"},  # validated by the very search and metric that are reported
         ARRAYS | JAX,
     ),
@@ -69,11 +71,11 @@ RULES = {
     "semid.joint": Rule(
         BASE
         | {"quantizers", "seq_models", "semid.data", "semid.training", "semid.encoders", "semid.catalog"}
-        | {"semid.recommender", "semid.tokenizers", "semid.generators"},
+        | {"semid.stage", "semid.recommender", "semid.tokenizers", "semid.generators"},
         ARRAYS | JAX | {"optax"},
     ),
     # The report reads result files.
-    "semid.report": Rule(BASE | {"semid.catalog"}, {"numpy", "pyarrow", "jinja2", "plotly"}),
+    "semid.report": Rule(BASE | {"semid.catalog"}, ARRAYS | {"jinja2", "plotly"}),
     # The top: `semid` names where its public names are; nothing imports the command line or an experiment.
     "semid": Rule({"semid"}, set()),
     "semid.cli": Rule(EVERYTHING - {"experiments"}),

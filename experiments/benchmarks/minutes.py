@@ -24,9 +24,8 @@ from experiments.benchmarks.turns import (
     take_turns,
 )
 from experiments.generators import BACKBONE, FAMILIES, QUALITIES
-from semid import Dataset, GeneratorConfig, SemanticCatalog, train_generator
-from semid.artifacts import Kind, read_artifact, write_json
-from semid.catalog import CATALOG_FILE
+from semid import Dataset, GeneratorConfig, SemanticCatalog, train
+from semid.artifacts import write_json
 from semid.data import Examples
 from semid.evaluation import accuracy, group_ids, item_places
 from semid.generators import content_features, training_counts, training_rows
@@ -68,11 +67,7 @@ def minutes(
         families: Which of ours.
     """
     out.mkdir(parents=True, exist_ok=True)
-    data, catalog = Dataset.load(generators / "dataset"), SemanticCatalog.read(generators / "catalog" / CATALOG_FILE)
-    parents = {
-        "dataset": read_artifact(generators / "dataset", Kind.DATASET),
-        "catalog": read_artifact(generators / "catalog", Kind.CATALOG),
-    }
+    data, catalog = Dataset.load(generators / "dataset"), SemanticCatalog.load(generators / "catalog")
     theirs = FAMILIES["encoder-decoder"]
     rows = SingleRows(data.splits.train, max_history=theirs.max_history)
     ours, folders = {}, {}
@@ -87,7 +82,7 @@ def minutes(
         found: list[dict[str, Any]] = []
         for name, config in ours.items():
             if folders[name].parent == out:
-                train_generator(data, catalog, config, out=folders[name], parents=parents)
+                train(data, catalog, config, out=folders[name])
             found.append(_figures(name, read_history(folders[name] / HISTORY), seconds[name]))
             _report(found, out)
         if ask is None:
@@ -151,7 +146,7 @@ class _PeerFit:
 
 
 def _validation_examples(data: Dataset, config: GeneratorConfig) -> Examples:
-    """Those that `train_generator` validates on with seed 0."""
+    """Those that `train` validates on with seed 0."""
     examples = data.splits.examples("validation")
     if len(examples) <= config.validation_users:
         return examples

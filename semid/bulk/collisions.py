@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from semid import artifacts
-from semid.artifacts import Kind, Manifest
+from semid.artifacts import Kind, Manifest, Origin
 from semid.bulk.encoding import REQUEST, TOKENIZER, digest_of
 from semid.catalog import CATALOG_FILE, TOKENIZER_FILE, Collisions
 from semid.config import to_dict
@@ -57,7 +56,7 @@ def write_catalog(
     loaded = SemanticTokenizer.from_pretrained(tokenizer)
     config = to_dict(dataclasses.replace(loaded.config, collisions=collisions))
     made_of = {"tokenizer": config, "codes": _requests(codes, digest_of(loaded))}
-    parents = {"tokenizer": parent}
+    parents = {"tokenizer": parent.digest}
     if artifacts.is_current(out, kind=Kind.CATALOG, config=made_of, parents=parents, seed=None):
         return
     with (
@@ -67,7 +66,7 @@ def write_catalog(
     ):
         database.execute(_TABLE, {"files": list(codes)})
         _write(database, folder / CATALOG_FILE, codes, loaded.level_sizes, collisions)
-        shutil.copy(tokenizer / TOKENIZER_FILE, folder / TOKENIZER_FILE)
+        Origin(tokenizer, parent).copy_file(TOKENIZER_FILE, folder)
 
 
 def check_catalog(out: Path, *, tokenizer: Path, collisions: Collisions, memory_limit: str) -> Manifest:

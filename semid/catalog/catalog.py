@@ -1,4 +1,4 @@
-"""`SemanticCatalog`: external item ids and their codes, forever kept together."""
+"""`SemanticCatalog`: external item ids and their codes, kept together."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Int
 
 from semid.arrow import read_parquet, to_lists, to_matrix, write_parquet
+from semid.artifacts import Origin
 from semid.errors import SemidError
 
 CATALOG_FILE = "catalog.parquet"
@@ -39,6 +40,27 @@ class SemanticCatalog:
     level_sizes: tuple[int, ...]
     tie_break: bool = False
     removed: Bool[np.ndarray, " items"] | None = None
+    origin: Origin | None = field(default=None, compare=False, repr=False)
+    """The catalogue artifact that it is a version of."""
+
+    @classmethod
+    def load(cls, folder: str | Path, version: int | None = None) -> SemanticCatalog:
+        """Read the current, or a given, version of a catalogue folder, every file verified.
+
+        Raises SemidError naming a file that does not fit.
+        """
+        from semid.catalog import versions
+
+        return versions.current(folder, version).catalog
+
+    def with_origin(self, origin: Origin) -> SemanticCatalog:
+        """Name the artifact that this is a version of."""
+        return replace(self, origin=origin)
+
+    @property
+    def provenance(self) -> str:
+        """Digest of the artifact that it is a version of, or of its own content where there is none."""
+        return self.digest if self.origin is None else self.origin.digest
 
     def __post_init__(self) -> None:
         if not len(self.item_ids):
@@ -141,7 +163,7 @@ class SemanticCatalog:
 
     def select(self, item_ids: pa.Array) -> SemanticCatalog:
         """These items, in this order, removed ones as if they were not. Raises SemidError naming the first unknown."""
-        return SemanticCatalog(item_ids, self.lookup(item_ids), self.level_sizes, self.tie_break)
+        return SemanticCatalog(item_ids, self.lookup(item_ids), self.level_sizes, self.tie_break, origin=self.origin)
 
     def arranged(self, item_ids: pa.Array, *, others: bool = True) -> SemanticCatalog:
         """These items first, in this order, and the `others` behind them in theirs; tombstones stay tombstones.

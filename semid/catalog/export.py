@@ -22,7 +22,6 @@ from semid import artifacts
 from semid.arrow import to_lists
 from semid.catalog.catalog import SemanticCatalog, code_tokens, level_name
 from semid.errors import SemidError
-from seq_models import CodeTrie
 
 SCHEMA_VERSION = 1
 
@@ -149,7 +148,9 @@ def _write_tokenizer(catalog: SemanticCatalog, file: Path, base: Path | None) ->
     try:
         from tokenizers import AddedToken, Tokenizer
     except ImportError:
-        raise SemidError("the format hf-tokenizer needs the package tokenizers; pip install 'semid[text]'") from None
+        raise SemidError(
+            "the format hf-tokenizer needs the package tokenizers; pip install 'semid[encoders]'"
+        ) from None
     tokenizer = Tokenizer.from_str(_code_vocabulary()) if base is None else _base_tokenizer(base, Tokenizer.from_str)
     tokens = [token for level in code_tokens(catalog.level_sizes) for token in level]
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in tokens])
@@ -205,6 +206,8 @@ def _write_trie(catalog: SemanticCatalog, file: Path, version: int, digest: str)
     tie_break (0 or 1), version, the catalogue version's number, and catalog, its digest.
     """
     rows = _living_rows(catalog)
+    from seq_models import CodeTrie  # here, so that catalogues are read without JAX
+
     trie = CodeTrie.from_codes(catalog.codes[rows], catalog.level_sizes)
     tensors: dict[str, Any] = {"leaf_start": trie.leaf_start, "item_rows": trie.item_rows}
     for level, (tokens, start) in enumerate(zip(trie.tokens, trie.child_start, strict=True)):

@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float
 
 from semid import artifacts
 from semid.arrow import to_matrix, write_parquet
-from semid.artifacts import Kind
+from semid.artifacts import Kind, Origin
 from semid.catalog.catalog import CATALOG_FILE, TOKENIZER_FILE, SemanticCatalog
 from semid.errors import SemidError
 
@@ -113,22 +113,13 @@ class Difference:
     """Share of these whose code at a level is another; 1 at levels that only one of the two has."""
 
 
-def read(folder: str | Path, version: int | None = None) -> SemanticCatalog:
-    """The current, or a given, version of a catalogue folder. Raises SemidError naming a file that does not fit."""
-    return current(folder, version).catalog
-
-
-def of_items(folder: str | Path, item_ids: pa.Array) -> SemanticCatalog:
-    """The codes of `item_ids`, in this order, whatever was appended or removed since: what a model of a dataset is
-    trained on. The current version where one of these is unknown."""
-    catalog = read(folder)
-    return catalog.select(item_ids) if catalog.find_rows(item_ids)[1].all() else catalog
-
-
 def current(folder: str | Path, version: int | None = None) -> Version:
-    """`read` with number and digest: what a next change starts from."""
+    """Read the current, or a given, version of a catalogue folder, with number and digest.
+
+    Raises SemidError naming a file that does not fit.
+    """
     folder = Path(folder)
-    base = _origin(folder)
+    base = _base(folder)
     changes = list(_changes(folder, base, version, ("item_id", "codes")))
     last = changes[-1].header if changes else None
     catalog = _replayed(base.catalog, changes)
@@ -138,7 +129,8 @@ def current(folder: str | Path, version: int | None = None) -> Version:
 def history(folder: str | Path) -> list[Entry]:
     """All versions, the artifact itself first. Reads no items."""
     folder = Path(folder)
-    base, made = _origin(folder), artifacts.read_artifact(folder, Kind.CATALOG)
+    base = _base(folder)
+    made = artifacts.read_manifest(folder)
     alive = base.catalog.num_alive
     entries = [Entry(0, "tokenize" if base.tokenizer else "import-codes", alive, alive, base.digest, made.created)]
     for change in _changes(folder, base, None, ()):
@@ -152,7 +144,7 @@ def verify(folder: str | Path) -> Version:
     """Read every byte of every version. Raises SemidError naming the first file that does not fit: edited, missing, of
     another catalogue or tokenizer, with codes out of range, an item twice or moved, or codes of two items."""
     folder = Path(folder)
-    base = _origin(folder)
+    base = _base(folder)
     for _ in _changes(folder, base, None, None):
         pass
     found = current(folder)
@@ -223,7 +215,7 @@ def vectors(
     folder = Path(folder)
     places, found, lacking = [np.zeros(0, int)], list[np.ndarray](), list[tuple[Change, str]]()
     wanted = pa.table({"item_id": item_ids, "place": np.arange(len(item_ids))})
-    for change in reversed(list(_changes(folder, _origin(folder), version, ("item_id",)))):
+    for change in reversed(list(_changes(folder, _base(folder), version, ("item_id",)))):
         rows = pc.index_in(wanted["item_id"], change.items["item_id"].combine_chunks())
         here = pc.is_valid(rows)
         if change.header.kind != ChangeKind.APPEND.value or not pc.any(here).as_py():
@@ -280,11 +272,12 @@ def diff(old: SemanticCatalog, new: SemanticCatalog) -> Difference:
     )
 
 
-def _origin(folder: Path) -> Version:
+def _base(folder: Path) -> Version:
     """Version 0: the artifact, every file verified."""
     manifest = artifacts.read_artifact(folder, Kind.CATALOG)
     tokenizer = manifest.files.get(TOKENIZER_FILE, "")
-    return Version(0, manifest.digest, SemanticCatalog.read(folder / CATALOG_FILE), tokenizer)
+    catalog = SemanticCatalog.read(folder / CATALOG_FILE).with_origin(Origin(folder, manifest))
+    return Version(0, manifest.digest, catalog, tokenizer)
 
 
 def _changes(folder: Path, base: Version, version: int | None, columns: Sequence[str] | None) -> Iterator[Change]:
@@ -398,7 +391,8 @@ def _replayed(base: SemanticCatalog, changes: Sequence[Change]) -> SemanticCatal
                 removed[row] = not appends
     ids = pa.concat_arrays([base.item_ids, pa.array(list(rows), pa.string())])
     codes = np.concatenate([base.codes, np.reshape(fresh, (-1, base.num_levels)).astype(np.int32)])
-    return SemanticCatalog(ids, codes, base.level_sizes, base.tie_break, removed[: len(codes)])
+    removed = removed[: len(codes)]
+    return SemanticCatalog(ids, codes, base.level_sizes, base.tie_break, removed, origin=base.origin)
 
 
 def _checked_codes(change: Change, base: SemanticCatalog) -> np.ndarray:

@@ -176,10 +176,10 @@ def _version(name: str) -> SemanticCatalog:
     """The catalogue FOLDER, or FOLDER@VERSION."""
     folder, at, number = name.rpartition("@")
     if not at or Path(name).exists():
-        return catalog_log.read(name)
+        return SemanticCatalog.load(name)
     if not number.isdecimal():
         raise SemidError(f"{name}: expected FOLDER or FOLDER@VERSION, such as catalog@3")
-    return catalog_log.read(folder, int(number))
+    return SemanticCatalog.load(folder, int(number))
 
 
 def _misfit(model: Path, catalog: SemanticCatalog) -> str:

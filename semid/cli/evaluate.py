@@ -11,7 +11,6 @@ from rich import box
 from rich.table import Table
 
 from semid import artifacts
-from semid.artifacts import Kind
 from semid.cli.console import console, print_statistics
 from semid.data import Dataset
 from semid.errors import SemidError
@@ -50,12 +49,11 @@ class Evaluate:
         out = self.out or self.model[0].parent / f"metrics{self._suffix}.json"
         if out.is_dir():
             raise SemidError(f"{out}: is a folder; name the file to write")
-        provenance = self._provenance()
         dataset = Dataset.load(self.dataset)
         print_statistics(dataset)
-        models = {
-            _name(path, self.model): Recommender.from_pretrained(path, catalog=self.catalog) for path in self.model
-        }
+        loaded = {path: Recommender.from_pretrained(path, catalog=self.catalog) for path in self.model}
+        provenance = self._provenance(dataset, loaded)
+        models = {_name(path, self.model): model for path, model in loaded.items()}
         if self.catalog is not None:
             provenance["catalog"] = next(iter(models.values())).catalog.digest
         measured = compare(
@@ -93,11 +91,10 @@ class Evaluate:
         """What sets the figures apart from those of test with seen items included."""
         return "_validation" * (self.split == "validation") + "_seen_excluded" * self.exclude_seen
 
-    def _provenance(self) -> dict[str, Any]:
+    def _provenance(self, dataset: Dataset, models: dict[Path, Recommender]) -> dict[str, Any]:
         """The models' digests; raises SemidError for a model of another dataset, unless that is asked for."""
-        dataset = artifacts.read_artifact(self.dataset, Kind.DATASET)
-        models = {str(path): artifacts.read_artifact(path, Kind.MODEL) for path in self.model}
-        other = {path: m.parents.get("dataset", "unknown") for path, m in models.items()}
+        origins = {str(path): model.origin for path, model in models.items() if model.origin is not None}
+        other = {path: origin.manifest.parents.get("dataset", "unknown") for path, origin in origins.items()}
         other = {path: digest for path, digest in other.items() if digest != dataset.digest}
         if other and not self.other_dataset:
             path, digest = next(iter(other.items()))
@@ -105,7 +102,7 @@ class Evaluate:
                 f"{path}: trained on dataset digest {digest[:16]}, not on {self.dataset} of {dataset.digest[:16]};"
                 " name the one that it was trained on, or measure on this one all the same with --other-dataset"
             )
-        digests = {"models": {path: manifest.digest for path, manifest in models.items()}}
+        digests = {"models": {path: origin.digest for path, origin in origins.items()}}
         return digests | ({"trained_on_other_dataset": other} if other else {})
 
 

@@ -15,6 +15,7 @@ from semid.catalog.versions import current
 from semid.cli.console import console
 from semid.data import Dataset
 from semid.recommender import Recommender
+from semid.stage import Request, run_stage
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,6 @@ class ImportCodes:
     """Codebook sizes. None given: the largest code of each level is its last."""
 
     def run(self) -> None:
-        parents = {"dataset": artifacts.read_artifact(self.dataset, Kind.DATASET)}
         dataset = Dataset.load(self.dataset)
         found = read_tokens(self.codes, level_sizes=self.level_sizes or None, tie_break=self.tie_break)
         codes = found.lookup(dataset.item_ids.to_pylist())
@@ -94,7 +94,11 @@ class ImportCodes:
         catalog = SemanticCatalog(dataset.item_ids, codes, found.level_sizes, self.tie_break)
         settings = {"imported": artifacts.sha256(self.codes), "tie_break": self.tie_break}
         settings |= {"level_sizes": list(self.level_sizes)} if self.level_sizes else {}
-        if not artifacts.is_current(self.out, kind=Kind.CATALOG, config=settings, parents=parents, seed=None):
-            with artifacts.write_artifact(self.out, kind=Kind.CATALOG, config=settings, parents=parents) as folder:
-                catalog.write(folder / CATALOG_FILE)
+        run_stage(
+            Request(Kind.CATALOG, settings, dataset.parents),
+            self.out,
+            load=SemanticCatalog.load,
+            work=lambda _: catalog,
+            write=lambda made, folder: made.write(folder / CATALOG_FILE),
+        )
         console.print(f"catalogue: {self.out}")

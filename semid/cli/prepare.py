@@ -13,6 +13,7 @@ from semid.artifacts import Kind
 from semid.cli.console import console, print_statistics
 from semid.data import Dataset, LeaveOneOut, SplitRule
 from semid.errors import SemidError
+from semid.stage import store_dataset
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,8 @@ class _Source:
         print_statistics(dataset)
         if self.text_vectors and not dataset.vector_columns:
             dataset = _with_text_vectors(dataset, self.text_vectors)
-        if not artifacts.is_current(self.out, kind=Kind.DATASET, config=dataset.config, parents={}, seed=None):
-            dataset.save(self.out)
-            console.print(f"wrote {self.out}")
+        store_dataset(dataset, self.out)
+        console.print(f"dataset: {self.out}")
 
 
 def _with_text_vectors(dataset: Dataset, dim: int) -> Dataset:

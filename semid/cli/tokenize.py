@@ -12,7 +12,6 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from semid import artifacts
-from semid.artifacts import Kind, Manifest
 from semid.catalog import Collisions
 from semid.cli.console import console
 from semid.data import Dataset
@@ -204,16 +203,14 @@ class Tokenize:
 
     def _train(self, folder: Path, out: Path) -> None:
         signal, teacher = self.alignment.chosen_signal(), self.alignment.teacher
-        parents = {"dataset": artifacts.read_artifact(folder, Kind.DATASET)}
         dataset = Dataset.load(folder)
         config = TokenizerConfig(**{**vars(self.config), "alignment": self.alignment.blocks(), "signal": signal})
         if teacher:
-            parents["teacher"] = _taught_by(teacher, parents["dataset"])
             config = replace(config, columns=config.columns or tuple(dataset.vector_columns))
-            model = Recommender.from_pretrained(teacher)
+            model = _trained_on(dataset, Recommender.from_pretrained(teacher))
             rows = model.catalog.rows(dataset.item_ids)
-            dataset = dataset.with_vectors(_TEACHER, model.item_vectors()[rows])
-        tokenize(dataset, config, out=out, parents=parents, seed=self.seed, mesh=make_mesh(config=self.mesh))
+            dataset = dataset.with_vectors(_TEACHER, model.item_vectors()[rows], origin=model.origin)
+        tokenize(dataset, config, out=out, seed=self.seed, mesh=make_mesh(config=self.mesh))
         _print_health(out)
 
 
@@ -222,16 +219,16 @@ def _changed(given: Any, default: Any) -> str:
     return next((f.name for f in fields(given) if getattr(given, f.name) != getattr(default, f.name)), "")
 
 
-def _taught_by(teacher: Path, dataset: Manifest) -> Manifest:
-    """The teacher's manifest. Raises SemidError for one of another dataset: it may know the test items of this one."""
-    manifest = artifacts.read_artifact(teacher, Kind.MODEL)
-    digest = manifest.parents.get("dataset", "unknown")
-    if digest != dataset.digest:
+def _trained_on(dataset: Dataset, teacher: Recommender) -> Recommender:
+    """The teacher. Raises SemidError for one of another dataset: it may know the test items of this one."""
+    origin = teacher.origin
+    digest = "unknown" if origin is None else origin.manifest.parents.get("dataset", "unknown")
+    if origin is not None and digest != dataset.digest:
         raise SemidError(
-            f"{teacher}: trained on dataset digest {digest[:16]}, not on this one of {dataset.digest[:16]}; what is "
-            "test here may have been training there; train a teacher on this dataset"
+            f"{origin.folder}: trained on dataset digest {digest[:16]}, not on this one of {dataset.digest[:16]}; what "
+            "is test here may have been training there; train a teacher on this dataset"
         )
-    return manifest
+    return teacher
 
 
 def _print_health(folder: Path) -> None:

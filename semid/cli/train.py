@@ -8,12 +8,9 @@ from typing import Annotated
 
 import tyro
 
-from semid import artifacts
-from semid.artifacts import Kind
-from semid.catalog import versions as catalog_log
 from semid.cli.console import console, print_statistics
 from semid.data import Dataset
-from semid.generators import GeneratorConfig, train_generator
+from semid.generators import GeneratorConfig, train
 from semid.recommender import Recommender
 from semid.training import MeshConfig, make_mesh
 from seq_models import DenseConfig, EncoderDecoderConfig, FlatDecoderConfig, HybridConfig, RQTransformerConfig
@@ -58,27 +55,15 @@ class Train:
     """How devices share the work."""
 
     def run(self) -> None:
-        parents = {
-            "dataset": artifacts.read_artifact(self.dataset, Kind.DATASET),
-            "catalog": artifacts.read_artifact(self.catalog, Kind.CATALOG),
-        }
         dataset = Dataset.load(self.dataset)
         print_statistics(dataset)
-        catalog = catalog_log.of_items(self.catalog, dataset.item_ids)
-        teacher = None
-        if self.teacher is not None:
-            parents["teacher"] = artifacts.read_artifact(self.teacher, Kind.MODEL)
-            teacher = Recommender.from_pretrained(self.teacher)
-        config, mesh = GeneratorConfig(**vars(self.config)), make_mesh(config=self.mesh)
-        train_generator(
+        train(
             dataset,
-            catalog,
-            config,
+            SemanticCatalog.load(self.catalog),
+            GeneratorConfig(**vars(self.config)),
             out=self.out,
-            parents=parents,
             seed=self.seed,
-            teacher=teacher,
-            mesh=mesh,
-            tokenizer=self.catalog,
+            teacher=None if self.teacher is None else Recommender.from_pretrained(self.teacher),
+            mesh=make_mesh(config=self.mesh),
         )
         console.print(f"model: {self.out}")

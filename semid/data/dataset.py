@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Float, Int
 
-from semid import artifacts, config
+from semid import arrow, artifacts, config
 from semid.arrow import read_parquet, to_lists, to_matrix, write_parquet
-from semid.artifacts import Kind
+from semid.artifacts import Kind, Origin
 from semid.data.splits import LeaveOneOut, SplitRule, Splits, split
 from semid.data.validation import checked_items, checked_tables
 from semid.errors import SemidError
@@ -22,7 +23,7 @@ from semid.errors import SemidError
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    """What a dataset artifact records of its making: name, split rule, and the source that was read."""
+    """Name, split rule and source of a dataset, as its artifact records them."""
 
     name: str
     split_rule: SplitRule
@@ -37,7 +38,8 @@ class Dataset:
     `items` is an Arrow table whose row number is the item row used everywhere: `item_id` (string, unique), text
     columns, optionally `image` (encoded bytes) and vector columns (fixed-size lists of floats). `user`, `item` and
     `time` hold one entry an interaction, sorted by user, then time, ties in source order. `time_unit` is "seconds"
-    or, where the source has no timestamps, "position".
+    or, where the source has no timestamps, "position". `origin` is the artifact that it was read from, and `added` has
+    the digests of what vector columns added since were made from, by column.
     """
 
     items: pa.Table
@@ -51,6 +53,23 @@ class Dataset:
     weight: Float[np.ndarray, " n"] | None = None
     split_rule: SplitRule = LeaveOneOut()
     source: dict | None = None
+    origin: Origin | None = field(default=None, repr=False)
+    added: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_tables(
+        cls,
+        items: Any,
+        interactions: Any,
+        *,
+        name: str,
+        split_rule: SplitRule = LeaveOneOut(),
+        vectors: Mapping[str, str | Path] | None = None,
+    ) -> Dataset:
+        """Import items and interactions from files or tables of pandas, polars or Arrow; see `import_tables`."""
+        from semid.data.importing import import_tables
+
+        return import_tables(items, interactions, name=name, split_rule=split_rule, vectors=vectors)
 
     @classmethod
     def build(
@@ -133,21 +152,42 @@ class Dataset:
             raise SemidError(f"no vector column {column!r} in dataset {self.name!r}; it has {self.vector_columns}")
         return to_matrix(self.items[column]).astype(np.float32)
 
-    def with_vectors(self, column: str, vectors: Float[np.ndarray, "items dim"]) -> Dataset:
-        """This dataset with one more vector column (a trained model's item vectors, say)."""
+    def with_vectors(
+        self, column: str, vectors: Float[np.ndarray, "items dim"], *, origin: Origin | None = None
+    ) -> Dataset:
+        """Add a vector column (a trained model's item vectors, say); `origin` is the artifact that they are from."""
         if vectors.shape[0] != self.num_items:
             raise SemidError(f"expected {self.num_items} vectors for column {column!r}, got {vectors.shape[0]}")
         lists = to_lists(vectors.astype(np.float32))
         checked = checked_items(pa.table({"item_id": self.item_ids, column: lists}), column)
         items = self.items.drop_columns([column]) if column in self.items.column_names else self.items
-        return self.replace(items=items.append_column(column, checked[column]))
+        made_from = arrow.digest(pa.table({column: lists})) if origin is None else origin.digest
+        return self.replace(
+            items=items.append_column(column, checked[column]),
+            origin=self.origin,
+            added={**self.added, column: made_from},
+        )
 
     def replace(self, **changes: Any) -> Dataset:
-        """A copy with some fields changed."""
-        return Dataset(**{name: getattr(self, name) for name in self.__dataclass_fields__} | changes)
+        """Copy with some fields changed: another dataset, which no artifact holds unless `origin` names it."""
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return Dataset(**fields | {"origin": None, "added": {}} | changes)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Digest of the artifact that it was read from, or of its content where there is none."""
+        if self.origin is not None:
+            return self.origin.digest
+        tables = (self.items, pa.table({"user_id": self.users}), self._interactions)
+        return artifacts.sha256_json([self.config, *map(arrow.digest, tables)])
+
+    @property
+    def parents(self) -> dict[str, str]:
+        """Digests of what an artifact made from this dataset is made from, by their roles."""
+        return {"dataset": self.digest, **self.added}
 
     def texts(self) -> list[str]:
-        """One text an item: the `text` column if there is one, else all text columns joined."""
+        """Texts of the items: the `text` column if there is one, else all text columns joined."""
         columns = ["text"] if "text" in self.text_columns else self.text_columns
         if not columns:
             raise SemidError(f"dataset {self.name!r} has neither vector nor text columns; add one to the items table")
@@ -175,26 +215,40 @@ class Dataset:
             "test examples": len(self.splits.test),
         }
 
-    def save(self, path: str | Path) -> artifacts.Manifest:
-        """Write the artifact: `items.parquet`, `users.parquet`, `interactions.parquet`."""
+    def save(self, path: str | Path) -> Dataset:
+        """Write the artifact and return the dataset with its origin; one that stands there is replaced."""
         with artifacts.write_artifact(path, kind=Kind.DATASET, config=self.config) as folder:
-            write_parquet(self.items, folder / "items.parquet")
-            write_parquet(pa.table({"user_id": self.users}), folder / "users.parquet")
-            columns = {"user": self.user, "item": self.item, "time": self.time}
-            columns |= {k: v for k, v in {"event": self.event, "weight": self.weight}.items() if v is not None}
-            write_parquet(pa.table(columns), folder / "interactions.parquet")
-        return artifacts.read_artifact(path, Kind.DATASET)
+            self.write(folder)
+        return self.with_origin(Origin(Path(path), artifacts.read_manifest(Path(path))))
+
+    def write(self, folder: Path) -> None:
+        """Write `items.parquet`, `users.parquet` and `interactions.parquet` into an artifact under construction."""
+        write_parquet(self.items, folder / "items.parquet")
+        write_parquet(pa.table({"user_id": self.users}), folder / "users.parquet")
+        write_parquet(self._interactions, folder / "interactions.parquet")
+
+    def with_origin(self, origin: Origin) -> Dataset:
+        """Name the artifact that holds this very dataset."""
+        return self.replace(origin=origin)
+
+    @property
+    def _interactions(self) -> pa.Table:
+        columns = {"user": self.user, "item": self.item, "time": self.time}
+        return pa.table(
+            columns | {k: v for k, v in {"event": self.event, "weight": self.weight}.items() if v is not None}
+        )
 
     @property
     def config(self) -> dict:
-        """What the artifact's manifest records."""
+        """Name, split rule, source and time unit, as the artifact's manifest records them."""
         return config.to_dict(DatasetConfig(self.name, self.split_rule, self.source or {}, self.time_unit))
 
     @classmethod
     def load(cls, path: str | Path) -> Dataset:
         """Read what `save` wrote, every file verified. Raises SemidError naming what is wrong."""
         path = Path(path)
-        made = config.from_dict(DatasetConfig, artifacts.read_artifact(path, Kind.DATASET).config, where=str(path))
+        origin = Origin(path, artifacts.read_artifact(path, Kind.DATASET))
+        made = config.from_dict(DatasetConfig, origin.manifest.config, where=str(path))
         interactions = read_parquet(path / "interactions.parquet")
         has = interactions.column_names
         return cls(
@@ -209,6 +263,7 @@ class Dataset:
             weight=interactions["weight"].to_numpy() if "weight" in has else None,
             split_rule=made.split_rule,
             source=made.source,
+            origin=origin,
         )
 
 

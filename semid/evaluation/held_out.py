@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Int
 
+from semid import arrow
 from semid.data import Examples, Faults, Histories, as_table, is_string, raise_faults
 from semid.errors import SemidError
 
@@ -143,7 +143,4 @@ def _check_known(
 
 def _digest(histories: pa.ListArray, targets: pa.Array) -> str:
     """sha256 of the examples, whatever file or frame they came in."""
-    table, sink = pa.table({"history": histories, "target": targets}), pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as stream:
-        stream.write_table(table)
-    return hashlib.sha256(sink.getvalue()).hexdigest()
+    return arrow.digest(pa.table({"history": histories, "target": targets}))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +14,16 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
 from semid import artifacts
-from semid.artifacts import Kind, Manifest
+from semid.artifacts import Kind
 from semid.catalog import SemanticCatalog
 from semid.config import to_dict
 from semid.data import Dataset, Examples, Standardizer, content_blocks
 from semid.errors import SemidError
 from semid.evaluation import accuracy, group_ids, item_places
 from semid.generators.objective import LossTables, ObjectiveConfig, code_loss, dense_loss, hybrid_loss, taught
-from semid.recommender import DATASET_FILE, ModelConfig, ModelSpec, Origin, Recommender, build_model, carry_tokenizer
+from semid.recommender import DATASET_FILE, ModelConfig, ModelSpec, Recommender, build_model, copy_tokenizer
+from semid.stage import Request, run_stage
 from semid.training import (
-    HISTORY,
     Loss,
     OptimizerConfig,
     PackedRows,
@@ -32,12 +31,13 @@ from semid.training import (
     SingleRows,
     Task,
     TrainingConfig,
-    discard_checkpoints,
-    on_first,
     pack,
-    train,
 )
+from semid.training import train as run_training
 from seq_models import CodeTrie, DenseConfig, HybridConfig, Layout, Normalization, RQTransformerConfig
+
+# Version of what `train` does with the same settings.
+_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -67,35 +67,56 @@ class GeneratorConfig:
                 raise SemidError(f"expected {name} of at least 1, got {getattr(self, name)}")
 
 
-def train_generator(
+def train(
     dataset: Dataset,
     catalog: SemanticCatalog,
-    config: GeneratorConfig,
+    config: GeneratorConfig = GeneratorConfig(),
     *,
-    out: Path,
-    parents: dict[str, Manifest],
+    out: str | Path | None = None,
     seed: int = 0,
     teacher: Recommender | None = None,
     mesh: Mesh | None = None,
-    tokenizer: Path | None = None,
 ) -> Recommender:
-    """Train on the dataset's training histories and write the model artifact `out`.
+    """Train a model on the dataset's training histories and write the model artifact `out`.
 
-    Checkpoints live beside it in `<out>.checkpoints` until it is written; an interrupted run of the same request goes
-    on from there, and one that was finished is read and not repeated. `teacher` is the dense model of a distillation,
-    `tokenizer` the folder of the catalogue (among the `parents`) whose tokenizer goes with the model.
+    A stage (see `run_stage`): an interrupted run of the same request goes on from its checkpoints, a finished one is
+    read, and without `out` nothing is written. `teacher` is the dense model of a distillation. The catalogue's
+    tokenizer goes with the model, so that items appended later can be encoded.
     Raises SemidError if catalogue, dataset and teacher have other items, or `out` is in use.
     """
-    settings, folder = {"generator": to_dict(config)}, out.with_name(f"{out.name}.checkpoints")
-    if artifacts.is_current(out, kind=Kind.MODEL, config=settings, parents=parents, seed=seed):
-        discard_checkpoints(folder)  # a kill may have come between the artifact and this
-        return Recommender.from_pretrained(out)
-    if not catalog.item_ids.equals(dataset.item_ids):
+    parents = {**dataset.parents, "catalog": catalog.provenance}
+    if teacher is not None:
+        parents["teacher"] = teacher.digest
+    request = Request(Kind.MODEL, {"generator": to_dict(config)}, parents, seed, _VERSION)
+
+    def work(folder: Path) -> Recommender:
+        check_teacher(teacher, dataset, config)
+        untrained = _untrained(dataset, _codes_of(catalog, dataset), config, seed=seed)
+        title = "training" if out is None else f"training {Path(out).name}"
+        run = RunFolder(folder, request.checkpoints, title=title)
+        return fit_generator(untrained, dataset, config, run=run, seed=seed, teacher=teacher, mesh=mesh)
+
+    def write(recommender: Recommender, folder: Path) -> None:
+        recommender.write(folder)
+        write_statistics(dataset, folder)
+        if catalog.origin is not None:
+            copy_tokenizer(catalog.origin, folder)
+
+    return run_stage(request, out, load=Recommender.from_pretrained, work=work, write=write)
+
+
+def _codes_of(catalog: SemanticCatalog, dataset: Dataset) -> SemanticCatalog:
+    """The codes of the dataset's items, in its order, whatever was appended or removed since."""
+    if not catalog.find_rows(dataset.item_ids)[1].all():
         raise SemidError(
-            f"the catalogue's {len(catalog)} items are not the dataset's {dataset.num_items} in the same order; "
+            f"the catalogue's {len(catalog)} items are not all of the dataset's {dataset.num_items}; "
             "tokenize this dataset"
         )
-    check_teacher(teacher, dataset, config)
+    return catalog.select(dataset.item_ids)
+
+
+def _untrained(dataset: Dataset, catalog: SemanticCatalog, config: GeneratorConfig, *, seed: int) -> Recommender:
+    """The recommender before its first step."""
     (features, standardizer), counts = _content(dataset, config.features), training_counts(dataset)
     columns = dataset.vector_columns if config.features is None else config.features
     spec = ModelSpec(
@@ -109,35 +130,14 @@ def train_generator(
         columns=tuple(columns),
     )
     model = build_model(spec, seed=seed)
-    untrained = Recommender(
-        model, catalog, spec=spec, features=features, train_counts=counts, standardizer=standardizer
-    )
-    request = {"config": settings, "seed": seed, "parents": {name: p.digest for name, p in parents.items()}}
-    run = RunFolder(folder, request, title=f"training {out.name}")
-    recommender = fit_generator(untrained, dataset, config, run=run, seed=seed, teacher=teacher, mesh=mesh)
-    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-
-    def write() -> None:
-        with artifacts.write_artifact(
-            out, kind=Kind.MODEL, config=settings, parents=parents, seed=seed, devices=devices
-        ) as temporary:
-            recommender.write(temporary)
-            write_statistics(dataset, temporary, parents=parents)
-            if tokenizer is not None:
-                carry_tokenizer(tokenizer, parents["catalog"], temporary)
-            shutil.copy(folder / HISTORY, temporary / HISTORY)
-        recommender.origin = Origin(out, artifacts.read_artifact(out, Kind.MODEL))
-        discard_checkpoints(folder)
-
-    on_first(write)
-    return recommender
+    return Recommender(model, catalog, spec=spec, features=features, train_counts=counts, standardizer=standardizer)
 
 
-def write_statistics(dataset: Dataset, folder: Path, *, parents: dict[str, Manifest]) -> None:
-    """Write what a model's artifact says of its data: `dataset.json`."""
+def write_statistics(dataset: Dataset, folder: Path) -> None:
+    """Write the training data's name, rules and counts into a model's artifact: `dataset.json`."""
     about = {name: value for name, value in dataset.config.items() if name in ("name", "split_rule", "time_unit")}
     about["source"] = (dataset.source or {}).get("type", "")  # its settings may name local paths
-    about["digest"] = parents["dataset"].digest if "dataset" in parents else ""
+    about["digest"] = dataset.digest
     artifacts.write_json(folder / DATASET_FILE, about | {"statistics": dataset.statistics()})
 
 
@@ -165,7 +165,7 @@ def fit_generator(
         validate=lambda candidate: score(recommender.with_model(candidate)),
         select="ndcg@10",
     )
-    return recommender.with_model(train(task, config.training, run=run, seed=seed, mesh=mesh))
+    return recommender.with_model(run_training(task, config.training, run=run, seed=seed, mesh=mesh))
 
 
 def check_teacher(teacher: Recommender | None, dataset: Dataset, config: GeneratorConfig) -> None:

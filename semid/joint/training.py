@@ -5,6 +5,7 @@ The staged way is the same without the middle: what the joint steps are worth is
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -16,7 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from semid import artifacts
-from semid.artifacts import Kind, Manifest
+from semid.artifacts import Kind, Origin
 from semid.catalog import TOKENIZER_CONFIG
 from semid.config import to_dict
 from semid.data import Dataset, Standardizer
@@ -26,7 +27,7 @@ from semid.generators import write_statistics
 from semid.joint.config import JointConfig
 from semid.joint.model import TEACHER_TERMS, Content, JointModel
 from semid.joint.stages import STATE_FILE, Earlier, Run
-from semid.recommender import Origin, Recommender
+from semid.recommender import Recommender
 from semid.tokenizers import SemanticTokenizer, TokenizerConfig
 from semid.training import HISTORY, named_leaves, on_first, read_history, replace_leaves
 
@@ -40,7 +41,6 @@ def train_joint(
     config: JointConfig,
     *,
     out: Path,
-    parents: dict[str, Manifest],
     teacher: Float[np.ndarray, "items teacher"] | None = None,
     earlier: Earlier | None = None,
     vocabulary: Vocabulary | None = None,
@@ -55,8 +55,7 @@ def train_joint(
     `joint.safetensors` beside it, the `vocabulary` of the texts, if one was made for them, and the records of all
     stages in `history.jsonl`. Each stage keeps its checkpoints in a folder of `<out>.stages`, and goes on from there
     after an interruption. With `shared` the first three stages keep theirs there, for runs that differ in the later
-    ones alone. `parents` are the manifests of all that went in (the dataset, a teacher): a run of other parents is
-    another run.
+    ones alone.
 
     With `earlier` all variables are that run's, and its bank: the first three stages are left out, joint steps have the
     targets that it did not have, and an item that it did not know enters the bank when a step first encodes it. The
@@ -65,14 +64,15 @@ def train_joint(
     Raises SemidError if content is missing or of other items, the objective wants a teacher that is not given,
     `earlier` is of other settings, codes collapse, or `out` is in use.
     """
-    settings = {"joint": to_dict(config)}
+    settings, parents = {"joint": to_dict(config)}, dataset.parents
+    if teacher is not None:
+        parents["teacher"] = hashlib.sha256(np.ascontiguousarray(teacher).tobytes()).hexdigest()
     if earlier is not None:
-        parents = {**parents, "earlier": artifacts.read_artifact(earlier.path, Kind.MODEL)}
+        parents["earlier"] = artifacts.read_artifact(earlier.path, Kind.MODEL).digest
     if artifacts.is_current(out, kind=Kind.MODEL, config=settings, parents=parents, seed=seed):
         return Recommender.from_pretrained(out)
     _check(dataset, content, config, teacher)
-    digests = {name: parent.digest for name, parent in parents.items()}
-    run = Run(dataset, content, config, teacher, earlier, out, shared, digests, seed, mesh)
+    run = Run(dataset, content, config, teacher, earlier, out, shared, parents, seed, mesh)
     model = run.start(encoder) if earlier is None else run.resumed(encoder, earlier)
     model = run.together(model)
     recommender = run.finetuned(model)
@@ -80,13 +80,13 @@ def train_joint(
     def write() -> None:
         with artifacts.write_artifact(out, kind=Kind.MODEL, config=settings, parents=parents, seed=seed) as temporary:
             recommender.write(temporary)
-            write_statistics(dataset, temporary, parents=parents)
+            write_statistics(dataset, temporary)
             _write_tokenizer(model, config, temporary)
             artifacts.save_tensors(temporary / STATE_FILE, jax.device_get(named_leaves(nnx.state(model))))
             if vocabulary is not None:
                 (temporary / VOCABULARY_FILE).write_bytes(vocabulary.model)
             _write_history(run, temporary / HISTORY)
-        recommender.origin = Origin(out, artifacts.read_artifact(out, Kind.MODEL))
+        recommender.origin = Origin(out, artifacts.read_manifest(out))
         shutil.rmtree(run.stages, ignore_errors=True)
 
     on_first(write)

@@ -2,8 +2,7 @@
 
 from semid.recommender.packaging import (
     DATASET_FILE,
-    Origin,
-    carry_tokenizer,
+    copy_tokenizer,
 )
 from semid.recommender.recommender import (
     Recommendations,
@@ -36,12 +35,11 @@ __all__ = [
     "Model",
     "ModelConfig",
     "ModelSpec",
-    "Origin",
     "Question",
     "Recommendations",
     "Recommender",
     "build_model",
-    "carry_tokenizer",
+    "copy_tokenizer",
     "export_program",
     "inputs_at",
     "misfit",

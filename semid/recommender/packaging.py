@@ -1,15 +1,13 @@
-"""The folder that a recommender is handed over as: what goes with the model, and the card that says what it is."""
+"""Packages: a recommender as one folder, with everything that goes with the model and a model card."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from semid import artifacts
-from semid.artifacts import MANIFEST, PAGE, Kind, Manifest
+from semid.artifacts import MANIFEST, PAGE, Kind, Manifest, Origin
 from semid.catalog import TOKENIZER_CONFIG, TOKENIZER_FILE, SemanticCatalog
 from semid.errors import SemidError
 from semid.recommender.card import model_card
@@ -20,62 +18,38 @@ TRAINING = "training.json"
 
 
 class Measured(Protocol):
-    """What `semid.evaluate` gives."""
+    """Result of `semid.evaluate`."""
 
     @property
     def provenance(self) -> dict[str, Any]: ...
     def row(self, model: str) -> dict[str, str | float]: ...
 
 
-@dataclass(frozen=True)
-class Origin:
-    """The artifact that a recommender was loaded from."""
-
-    folder: Path
-    manifest: Manifest
-    later: bool = False
-    """The recommender has come to a later version of its catalogue: what was measured there is not of this one."""
-
-    @property
-    def trained(self) -> str:
-        """Digest of the artifact that training wrote: this one's, or that which this one was handed over from."""
-        return self.manifest.parents.get("model", self.manifest.digest)
-
-    def read(self, name: str) -> Any:
-        """A JSON file of the artifact, None where it has none of that name."""
-        return artifacts.read_json(self.folder / name) if name in self.manifest.files else None
-
-    def carry(self, into: Path) -> None:
-        """Copy what goes with the model (tokenizer, data statistics, metrics) and is not written anew.
-
-        Raises SemidError if it is no longer what it was when the recommender was loaded.
-        """
-        for name, digest in self.manifest.files.items():
-            if (into / name).exists() or name == PAGE or Path(name).suffix == ".jsonl":  # logs of training stay behind
-                continue
-            if self.later and name == METRICS:
-                continue
-            (into / name).parent.mkdir(parents=True, exist_ok=True)
-            try:
-                shutil.copyfile(self.folder / name, into / name)
-            except FileNotFoundError:
-                raise SemidError(
-                    f"{self.folder / name}: gone since the recommender was loaded; load it again"
-                ) from None
-            if artifacts.sha256(into / name) != digest:
-                raise SemidError(f"{self.folder / name}: changed since the recommender was loaded; load it again")
+def trained_digest(origin: Origin) -> str:
+    """Digest of the artifact that training wrote: this one's, or that of the model which was packaged as this one."""
+    return origin.manifest.parents.get("model", origin.digest)
 
 
-def carry_tokenizer(catalog: Path, manifest: Manifest, into: Path) -> None:
+def copy_files_to(folder: Path, origin: Origin, *, metrics: bool) -> None:
+    """Copy what goes with a model (tokenizer, data statistics, metrics) and is not in `folder` yet.
+
+    Logs of training stay behind, and metrics unless they are asked for.
+    Raises SemidError for a file that is no longer what it was when the recommender was loaded.
+    """
+    for name in origin.manifest.files:
+        written, log = (folder / name).exists(), Path(name).suffix == ".jsonl"
+        if not (written or log or name == PAGE or (name == METRICS and not metrics)):
+            origin.copy_file(name, folder)
+
+
+def copy_tokenizer(catalog: Origin, folder: Path) -> None:
     """Copy the tokenizer of a catalogue artifact, config and all; a catalogue of imported codes has none."""
-    if "tokenizer" in manifest.config:
-        shutil.copyfile(catalog / TOKENIZER_FILE, into / TOKENIZER_FILE)
-        if artifacts.sha256(into / TOKENIZER_FILE) != manifest.files[TOKENIZER_FILE]:
-            raise SemidError(f"{catalog / TOKENIZER_FILE}: changed since training began; train on the catalogue anew")
-        artifacts.write_json(into / TOKENIZER_CONFIG, manifest.config["tokenizer"])
+    if "tokenizer" in catalog.manifest.config:
+        catalog.copy_file(TOKENIZER_FILE, folder)
+        artifacts.write_json(folder / TOKENIZER_CONFIG, catalog.manifest.config["tokenizer"])
 
 
-def hand_over(
+def write_package(
     path: Path,
     *,
     write: Callable[[Path], None],
@@ -83,14 +57,18 @@ def hand_over(
     catalog: SemanticCatalog,
     parameters: int,
     origin: Origin | None,
+    catalog_updated: bool,
     metrics: str | Path | Measured | None,
     license: str | None,
 ) -> None:
-    """Write the artifact `path`: what `write` puts there, what goes with it, and its card."""
+    """Write the artifact `path`: the files of `write`, those that go with the model, and its card.
+
+    `catalog_updated` says that the catalogue is a later version than the one that the model was measured on.
+    """
     _check_place(path, origin)
     made = Manifest(Kind.MODEL, {"spec": spec}, {}) if origin is None else origin.manifest
-    parents = made.parents if origin is None else {"model": origin.manifest.digest, **made.parents}
-    measured = None if metrics is None else _read_metrics(metrics, origin, catalog)
+    parents = made.parents if origin is None else {"model": origin.digest, **made.parents}
+    measured = None if metrics is None else _read_metrics(metrics, origin, catalog, catalog_updated=catalog_updated)
     with artifacts.write_artifact(
         path, kind=Kind.MODEL, config=made.config, parents=parents, seed=made.seed, devices=made.devices
     ) as folder:
@@ -98,7 +76,7 @@ def hand_over(
         if measured is not None:
             artifacts.write_json(folder / METRICS, measured)
         if origin is not None:
-            origin.carry(folder)
+            copy_files_to(folder, origin, metrics=not catalog_updated)
             if TRAINING not in origin.manifest.files:
                 artifacts.write_json(folder / TRAINING, _training(made))
         found = {name: _json(folder / name) for name in (METRICS, DATASET_FILE, TOKENIZER_CONFIG, TRAINING)}
@@ -116,7 +94,7 @@ def hand_over(
 
 
 def _training(made: Manifest) -> dict[str, Any]:
-    """What the manifest of a trained model says that the one of a folder handed over, made later, does not."""
+    """Time, devices, packages and seed of a training, which the manifest of its package does not hold."""
     about = {name: getattr(made, name) for name in ("created", "devices", "packages", "seed")}
     return {"digest": made.digest, **about}
 
@@ -126,7 +104,7 @@ def _json(file: Path) -> Any:
 
 
 def _check_place(path: Path, origin: Origin | None) -> None:
-    """Only a folder that was handed over is replaced, and never the one that is read."""
+    """Raise SemidError unless `path` is free or a package, which may be replaced, and not the folder that is read."""
     if origin is not None and path.resolve() == origin.folder.resolve():
         raise SemidError(f"{path}: the recommender was loaded from here; choose another folder")
     artifacts.check_output(path, kind=Kind.MODEL)
@@ -134,7 +112,9 @@ def _check_place(path: Path, origin: Origin | None) -> None:
         raise SemidError(f"{path}: in use by a model that `semid train` wrote; choose another folder")
 
 
-def _read_metrics(metrics: str | Path | Measured, origin: Origin | None, catalog: SemanticCatalog) -> dict[str, Any]:
+def _read_metrics(
+    metrics: str | Path | Measured, origin: Origin | None, catalog: SemanticCatalog, *, catalog_updated: bool
+) -> dict[str, Any]:
     """The rows of this model and of the control baselines, as `metrics.json` has them: the model's first."""
     if not isinstance(metrics, (str, Path)):
         split = metrics.provenance["split"]
@@ -144,7 +124,7 @@ def _read_metrics(metrics: str | Path | Measured, origin: Origin | None, catalog
     if not isinstance(read, dict) or not {"split", "rows", "provenance"} <= set(read):
         raise SemidError(f"{file}: expected split, rows and provenance, as `semid evaluate` writes them")
     measured: Mapping[str, str] = read["provenance"].get("models", {})
-    known = () if origin is None else (origin.manifest.digest, origin.trained)
+    known = () if origin is None else (origin.digest, trained_digest(origin))
     own = [index for index, digest in enumerate(measured.values()) if digest in known]
     if not own or len(read["rows"]) < len(measured):
         found = ", ".join(f"{path} ({digest[:12]})" for path, digest in measured.items()) or "no model"
@@ -153,7 +133,7 @@ def _read_metrics(metrics: str | Path | Measured, origin: Origin | None, catalog
             "run `semid evaluate --model` on it"
         )
     version = read["provenance"].get("catalog")
-    if version != catalog.digest and (version is not None or (origin is not None and origin.later)):
+    if version != catalog.digest and (version is not None or catalog_updated):
         raise SemidError(
             f"{file}: measures another version of the catalogue; run `semid evaluate` on this one (--catalog), or "
             "leave the metrics out"

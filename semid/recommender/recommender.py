@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
+import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,14 +19,13 @@ from flax import nnx
 from jaxtyping import Bool, Float, Int
 
 from semid import artifacts, config
-from semid.artifacts import Kind
+from semid.artifacts import Kind, Origin
 from semid.catalog import CATALOG_FILE, SemanticCatalog
-from semid.catalog.versions import read as read_version
 from semid.catalog.versions import vectors as appended_vectors
 from semid.data import Histories, Standardizer
 from semid.errors import SemidError
 from semid.recommender.hub import local_folder, upload
-from semid.recommender.packaging import Measured, Origin, hand_over
+from semid.recommender.packaging import Measured, write_package
 from semid.recommender.requests import checked_masks, masks_of, questions
 from semid.recommender.scorers import CodeScorer, Question, Scorer, make_scorer
 from semid.recommender.spec import SPEC_FILE, ItemTables, Model, ModelSpec, build_model, misfit, read_spec
@@ -85,12 +86,30 @@ class Recommender:
         self._room = room
         self._capacity: Capacity | None = None
         self.origin: Origin | None = None  # the artifact of this very model, if there is one
+        self.catalog_updated = False  # it recommends from a later version of its catalogue than the origin holds
         self._scorer = self._made_scorer(model)
 
     @property
     def item_ids(self) -> pa.Array:
         """External ids, by item row."""
         return self.catalog.item_ids
+
+    @property
+    def digest(self) -> str:
+        """Digest of the artifact that it was loaded from, or of its parameters and catalogue where there is none."""
+        if self.origin is not None:
+            return self.origin.digest
+        leaves = named_leaves(jax.device_get(self._scorer.params))
+        total = hashlib.sha256(json.dumps([config.to_dict(self.spec), self.catalog.digest]).encode())
+        for name, leaf in leaves.items():
+            total.update(name.encode() + np.asarray(leaf).tobytes())
+        return total.hexdigest()
+
+    def with_origin(self, origin: Origin) -> Recommender:
+        """Name the artifact that holds this very recommender."""
+        other = copy.copy(self)
+        other.origin = origin
+        return other
 
     @property
     def alive(self) -> Bool[np.ndarray, " items"]:
@@ -167,13 +186,14 @@ class Recommender:
         protocol, `license` into its head. A folder handed over before is replaced.
         Raises SemidError for metrics of another model, and if `folder` holds anything else.
         """
-        hand_over(
+        write_package(
             Path(folder),
             write=self.write,
             spec=config.to_dict(self.spec),
             catalog=self.catalog,
             parameters=sum(leaf.size for leaf in jax.tree.leaves(self._scorer.params)),
             origin=self.origin,
+            catalog_updated=self.catalog_updated,
             metrics=metrics,
             license=license,
         )
@@ -201,7 +221,7 @@ class Recommender:
     def with_model(self, model: Model) -> Recommender:
         """The same with another model of this `spec`; shares the item tables and the trie, which cost time to make."""
         other = copy.copy(self)
-        other.origin = None
+        other.origin, other.catalog_updated = None, False
         other._scorer = self._scorer.with_model(model)
         return other
 
@@ -221,8 +241,7 @@ class Recommender:
         new = len(catalog) - len(self.catalog)
         other = copy.copy(self)
         other.catalog = catalog
-        if self.origin is not None and catalog.digest != self.catalog.digest:
-            other.origin = dataclasses.replace(self.origin, later=True)
+        other.catalog_updated = self.catalog_updated or catalog.digest != self.catalog.digest
         known = catalog.digest if self.spec.catalog else ""
         other.spec = dataclasses.replace(self.spec, num_items=len(catalog), catalog=known)
         other._train_counts = np.pad(self._train_counts, (0, new))
@@ -233,7 +252,7 @@ class Recommender:
 
     def with_version(self, folder: str | Path, version: int | None = None) -> Recommender:
         """`with_catalog` of the current, or a given, version of a catalogue folder, which holds appended vectors."""
-        catalog = self._arranged(read_version(folder, version))
+        catalog = self._arranged(SemanticCatalog.load(folder, version))
         new, removed = catalog.item_ids[len(self.catalog) :], ~catalog.alive[len(self.catalog) :]
         vectors = None
         if len(new) and self._features is not None and self.spec.columns:

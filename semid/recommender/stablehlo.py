@@ -60,7 +60,7 @@ def export_program(
     arrays, program = as_program(recommender, k=k, beam_size=beam_size)
     exported = _exported(program, arrays, recommender.spec.max_history, platforms)
     settings = {"k": k, "beam_size": beam_size, "platforms": list(platforms)}
-    parents = {} if recommender.origin is None else {"model": recommender.origin.manifest}
+    parents = {} if recommender.origin is None else {"model": recommender.origin.digest}
     with artifacts.write_artifact(out, kind=Kind.PROGRAM, config=settings, parents=parents) as folder:
         (folder / "program.stablehlo").write_bytes(exported.serialize())
         artifacts.save_tensors(folder / "arrays.safetensors", arrays)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-import shutil
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,39 +23,65 @@ from quantizers import (
     tie_break,
 )
 from semid import artifacts
-from semid.artifacts import Kind, Manifest
+from semid.artifacts import Kind, Origin
 from semid.catalog import CATALOG_FILE, SemanticCatalog
 from semid.config import to_dict
 from semid.data import Dataset, content_blocks
 from semid.errors import SemidError
+from semid.stage import Request, run_stage
 from semid.tokenizers.alignment import PpmiConfig, co_consumed
-from semid.tokenizers.rqvae import RQVaeConfig, in_blocks
+from semid.tokenizers.rqvae import in_blocks
 from semid.tokenizers.tokenizer import Collisions, RQKmeansConfig, SemanticTokenizer, TokenizerConfig, fit_kmeans
-from semid.training import HISTORY, discard_checkpoints, on_first
+
+HEALTH_FILE = "health.json"
+# Version of what `tokenize` does with the same settings.
+_VERSION = 1
 
 
 def tokenize(
     dataset: Dataset,
-    config: TokenizerConfig,
+    config: TokenizerConfig = TokenizerConfig(),
     *,
-    out: Path,
-    parents: dict[str, Manifest],
+    out: str | Path | None = None,
     seed: int = 0,
     mesh: Mesh | None = None,
 ) -> SemanticCatalog:
     """Fit a tokenizer, encode every item, resolve collisions, and write the catalogue artifact `out`.
 
-    It holds `catalog.parquet`, `tokenizer.safetensors`, `health.json` and, if it was trained, `history.jsonl`. Where
-    the same request was answered before, that catalogue is read and nothing is done. Of several processes each calls
-    this with the same arguments; a training is shared over `mesh` (all devices), all else is done by each.
+    It holds `catalog.parquet`, `tokenizer.safetensors`, `health.json` and, if it was trained, `history.jsonl`. A stage
+    (see `run_stage`): without `out` nothing is written. Training is shared over `mesh` (all devices); of several
+    processes each calls this with the same arguments.
     """
-    settings, folder = {"tokenizer": to_dict(config)}, out.with_name(f"{out.name}.checkpoints")
-    trained = isinstance(config.method, RQVaeConfig)
-    made = functools.partial(artifacts.is_current, out, kind=Kind.CATALOG, config=settings, parents=parents, seed=seed)
-    if on_first(made):  # asked by each, the last might find what the first has just written
-        if trained:  # a kill may have come between the artifact and this
-            on_first(functools.partial(discard_checkpoints, folder))
-        return SemanticCatalog.read(out / CATALOG_FILE)
+    request = Request(Kind.CATALOG, {"tokenizer": to_dict(config)}, dataset.parents, seed, _VERSION)
+    made = run_stage(
+        request,
+        out,
+        load=lambda path: _Tokenized(SemanticCatalog.load(path, version=0)),
+        work=functools.partial(_tokenized, dataset, config, seed=seed, mesh=mesh),
+        write=_Tokenized.write,
+    )
+    return made.catalog
+
+
+@dataclass(frozen=True)
+class _Tokenized:
+    """A catalogue, the tokenizer that made it and the health of its codes; these two None where they were not asked."""
+
+    catalog: SemanticCatalog
+    tokenizer: SemanticTokenizer | None = None
+    health: dict[str, Any] | None = None
+
+    def with_origin(self, origin: Origin) -> _Tokenized:
+        return replace(self, catalog=self.catalog.with_origin(origin))
+
+    def write(self, folder: Path) -> None:
+        self.catalog.write(folder / CATALOG_FILE)
+        if self.tokenizer is not None:
+            self.tokenizer.write(folder)
+        artifacts.write_json(folder / HEALTH_FILE, self.health)
+
+
+def _tokenized(dataset: Dataset, config: TokenizerConfig, folder: Path, *, seed: int, mesh: Mesh | None) -> _Tokenized:
     tokenizer = SemanticTokenizer.fit(dataset, config, seed=seed, folder=folder, mesh=mesh)
     vectors = np.concatenate(content_blocks(dataset, config.columns), axis=1)
     codes = tokenizer.encode(vectors)
@@ -64,19 +89,7 @@ def tokenize(
     catalog = _resolved(dataset, tokenizer, vectors, codes, popularity)
     report = _health(codes, catalog, tokenizer) | {"explained_variance": tokenizer.explained(vectors)}
     report |= _learned_of_users(dataset, tokenizer, vectors, codes, popularity, seed=seed)
-
-    def write() -> None:
-        with artifacts.write_artifact(out, kind=Kind.CATALOG, config=settings, parents=parents, seed=seed) as temporary:
-            catalog.write(temporary / CATALOG_FILE)
-            tokenizer.write(temporary)
-            artifacts.write_json(temporary / "health.json", report)
-            if trained:
-                shutil.copy(folder / HISTORY, temporary / HISTORY)
-        if trained:
-            discard_checkpoints(folder)
-
-    on_first(write)
-    return catalog
+    return _Tokenized(catalog, tokenizer, report)
 
 
 def _resolved(

@@ -44,7 +44,7 @@ def tiny(monkeypatch):
     """The configurations of experiments that train, made tiny: compiling takes long, and longer the more layers, levels
     and shapes there are."""
     for module in (amazon, arms, generators, cli):
-        monkeypatch.setattr(module, "train_generator", _with(_generator, module.train_generator))
+        monkeypatch.setattr(module, "train", _with(_generator, module.train))
     for module in (amazon, arms, generators, cli_tokenize):
         monkeypatch.setattr(module, "tokenize", _with(_tokenizer, module.tokenize))
     families = {name: _generator(config) for name, config in generators.FAMILIES.items()}

@@ -40,7 +40,7 @@ def change_manifest(path, **changes):
 
 def test_what_is_written_is_read(tmp_path):
     parent = write(tmp_path / "parent", kind="catalog")
-    manifest = write(tmp_path / "deep" / "model", parents={"catalog": parent}, seed=7)
+    manifest = write(tmp_path / "deep" / "model", parents={"catalog": parent.digest}, seed=7)
     assert (manifest.kind, manifest.config, manifest.seed) == ("model", {"epochs": 3}, 7)
     assert manifest.parents == {"catalog": parent.digest}
     assert sorted(manifest.files) == ["a.txt", "sub/b.txt"]
@@ -172,10 +172,10 @@ def test_a_parent_with_other_content_makes_a_difference(tmp_path):
     old, new = (write(tmp_path / text, kind="catalog", text=text) for text in ("old", "new"))
     assert old.fingerprint == new.fingerprint
     assert old.digest != new.digest
-    write(tmp_path / "m", parents={"catalog": old})
-    assert current(tmp_path / "m", parents={"catalog": old})
+    write(tmp_path / "m", parents={"catalog": old.digest})
+    assert current(tmp_path / "m", parents={"catalog": old.digest})
     with pytest.raises(SemidError, match=rf"\(parents.catalog: '{old.digest[:36]}... -> '{new.digest[:36]}...\)"):
-        current(tmp_path / "m", parents={"catalog": new})
+        current(tmp_path / "m", parents={"catalog": new.digest})
 
 
 def test_a_damaged_artifact_is_not_current(tmp_path):

@@ -150,7 +150,7 @@ def test_columns_of_another_order_get_the_codes_of_the_order_that_was_fitted(tmp
     interactions = pa.table({"user_id": ["u"] * 3, "item_id": ["i0", "i1", "i2"], "position": [0, 1, 2]})
     dataset = Dataset.build(items, interactions, name="two").with_vectors("v", x[:, :4]).with_vectors("w", x[:, 4:])
     config = TokenizerConfig(RQKmeansConfig((4, 5), iterations=3))
-    codes = tokenize(dataset, config, out=tmp_path / "catalog", parents={}).codes[:, :-1]
+    codes = tokenize(dataset, config, out=tmp_path / "catalog").codes[:, :-1]
     _write(file, x, w=_lists(x[:, 4:]), v=_lists(x[:, :4]))
     loaded = SemanticTokenizer.from_pretrained(tmp_path / "catalog")
     assert loaded.columns == ("v", "w")
@@ -347,7 +347,7 @@ def catalog(tmp_path_factory):
     interactions = pa.table({"user_id": ["u"] * 3, "item_id": ["i0", "i1", "i2"], "position": [0, 1, 2]})
     dataset = Dataset.build(items, interactions, name="tiny").with_vectors("content", _vectors())
     config = TokenizerConfig(RQKmeansConfig((4, 5), iterations=3))
-    codes = tokenize(dataset, config, out=home / "catalog", parents={}).codes
+    codes = tokenize(dataset, config, out=home / "catalog").codes
     pq.write_table(dataset.items, home / "items.parquet")
     with artifacts.write_artifact(home / "model", kind="model", config={}):
         pass
@@ -482,9 +482,7 @@ def test_a_generator_is_trained_on_the_catalog_of_many_files_in_the_datasets_ord
     interactions = pa.table({"user_id": ["u"] * 3, "item_id": ["i0", "i1", "i2"], "position": [0, 1, 2]})
     Dataset.build(pq.read_table(home / "items.parquet"), interactions, name="tiny").save(tmp_path / "dataset")
     given = []
-    monkeypatch.setattr(
-        "semid.cli.train.train_generator", lambda dataset, catalog, *_, **__: given.append((dataset, catalog))
-    )
+    monkeypatch.setattr("semid.cli.train.train", lambda dataset, catalog, *_, **__: given.append((dataset, catalog)))
     main(f"train --dataset {tmp_path}/dataset --catalog {tmp_path}/all --out {tmp_path}/model".split())
     ((dataset, found),) = given
     assert found.item_ids.equals(dataset.item_ids)

@@ -73,7 +73,7 @@ def home(tmp_path_factory) -> Path:
     dataset = Dataset.build(items.select(["item_id"]), interactions, name="tiny")
     vectors = items["content"].combine_chunks().flatten().to_numpy().reshape(ROWS, DIM)
     config = TokenizerConfig(RQKmeansConfig((3, 2), iterations=3))
-    tokenize(dataset.with_vectors("content", vectors), config, out=home / "catalog", parents={})
+    tokenize(dataset.with_vectors("content", vectors), config, out=home / "catalog")
     (home / "items").mkdir()
     for number in range(FILES):
         name = "stalls" if number == 2 else f"part{number}"

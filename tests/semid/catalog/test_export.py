@@ -13,7 +13,6 @@ import pytest
 import safetensors.numpy
 import tokenizers
 
-import semid.catalog.export as export_module
 from semid.catalog import Format, SemanticCatalog, export, read_tokens
 from semid.errors import SemidError
 
@@ -62,7 +61,7 @@ def test_parquet_comes_back_whole(tmp_path):
 
 def test_parquet_is_read_by_others(tmp_path, monkeypatch):
     """In row groups of two items: by pyarrow, checksums verified, and by SQL."""
-    monkeypatch.setattr(export_module, "_BLOCK", 2)
+    monkeypatch.setattr(sys.modules[export.__module__], "_BLOCK", 2)
     file = tmp_path / "catalog.parquet"
     export(CATALOG, Format.PARQUET, file)
     table = pq.read_table(file, page_checksum_verification=True)

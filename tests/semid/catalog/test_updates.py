@@ -13,7 +13,7 @@ import pytest
 from quantizers import ProductKMeans, ResidualKMeans
 from semid import artifacts
 from semid.catalog import CATALOG_FILE, Collisions, SemanticCatalog, remove, updates
-from semid.catalog.versions import current, read, vectors, verify
+from semid.catalog.versions import current, vectors, verify
 from semid.cli import main
 from semid.config import to_dict
 from semid.data import Standardizer
@@ -101,7 +101,7 @@ def folder(tmp_path) -> Path:
 def test_each_policy_takes_the_best_free_codes_and_moves_nobody(tmp_path, policy):
     """Appended in three batches with removals between, until there is no room: every row equals the brute force."""
     folder, points = _make(tmp_path / "catalog", policy), _points(40, seed=2)
-    before = read(folder)
+    before = SemanticCatalog.load(folder)
     codes = [tuple(row) for row in before.codes.tolist()]
     sizes, full, at = [5, 3, 2, 30], False, 0
     for batch, size in enumerate(sizes):
@@ -124,7 +124,7 @@ def test_each_policy_takes_the_best_free_codes_and_moves_nobody(tmp_path, policy
         made = append(folder, [file])
         assert (made.new, made.restored, made.moved, made.version.number) == (size, 0, moved, 2 * batch + 1)
         codes = expected
-        assert list(map(tuple, read(folder).codes.tolist())) == codes
+        assert list(map(tuple, SemanticCatalog.load(folder).codes.tolist())) == codes
         remove(folder, [names[0], f"i{batch}"])  # their codes stay taken
     assert full == (policy in UNIQUE)  # control: the crowd was large enough
     found = verify(folder).catalog
@@ -143,7 +143,7 @@ def test_product_codes_have_no_last_residual_to_move(tmp_path):
         tokenizer.write(folder)
     x = np.zeros((2, 2), np.float32)
     append(tmp_path / "c", [_file(tmp_path / "1.parquet", ["c"], x[:1])])
-    assert read(tmp_path / "c").lookup(["c"]).tolist() == [[0, 0, 1]]
+    assert SemanticCatalog.load(tmp_path / "c").lookup(["c"]).tolist() == [[0, 0, 1]]
     with pytest.raises(SemidError, match=r"item 'd': no codes are left beside .*fit a tokenizer anew"):
         append(tmp_path / "c", [_file(tmp_path / "2.parquet", ["d"], x[:1])])
 
@@ -153,13 +153,13 @@ def test_codes_depend_on_the_order_of_rows_and_not_on_files(tmp_path):
     one, two = (_make(tmp_path / name) for name in ("one", "two"))
     append(one, [_file(tmp_path / "all.parquet", names, points)])
     append(two, [_file(tmp_path / f"{at}.parquet", names[at : at + 3], points[at : at + 3]) for at in (0, 3, 6)])
-    assert read(one).digest == read(two).digest
+    assert SemanticCatalog.load(one).digest == SemanticCatalog.load(two).digest
 
 
 def test_who_was_removed_comes_back_with_the_old_codes(folder, tmp_path):
     points = _points(3, seed=4)
     append(folder, [_file(tmp_path / "1.parquet", _names("n", 3), points)])
-    before = read(folder)
+    before = SemanticCatalog.load(folder)
     remove(folder, ["n1", "i2"])
     elsewhere = _books()[0][[2, 2, 2]]  # other vectors, whose codes would be others
     made = append(folder, [_file(tmp_path / "2.parquet", ["i2", "m", "n1"], elsewhere)])
@@ -183,7 +183,7 @@ def test_the_columns_of_an_artifact_are_read_and_none_are_guessed(tmp_path, reco
     pq.write_table(pa.table({"item_id": ["x", "y", "z"], **columns}), tmp_path / "1.parquet")
     if recorded:
         append(tmp_path / "c", [tmp_path / "1.parquet"])
-        np.testing.assert_array_equal(read(tmp_path / "c").codes[6:], tokenizer.encode(points))
+        np.testing.assert_array_equal(SemanticCatalog.load(tmp_path / "c").codes[6:], tokenizer.encode(points))
     else:
         with pytest.raises(SemidError, match=r"1.parquet: has vector columns w, v, and .* name them after --columns"):
             append(tmp_path / "c", [tmp_path / "1.parquet"])
@@ -281,7 +281,7 @@ def test_the_command_appends_what_a_pattern_finds(folder, tmp_path, capsys):
         _file(tmp_path / f"new-{at}.parquet", [f"n{at}"], _points(1, seed=at))
     main(["catalog", "append", "--catalog", str(folder), "--input", f"{tmp_path}/new-*.parquet"])
     assert "version 1: 2 items appended" in " ".join(capsys.readouterr().out.split())
-    assert read(folder).item_ids[6:].to_pylist() == ["n0", "n1"]
+    assert SemanticCatalog.load(folder).item_ids[6:].to_pylist() == ["n0", "n1"]
     with pytest.raises(SystemExit):
         main(["catalog", "append", "--catalog", str(folder), "--input", f"{tmp_path}/new-*.parquet"])
     printed = capsys.readouterr().err

@@ -18,7 +18,7 @@ import pytest
 from semid import artifacts
 from semid.catalog import CATALOG_FILE, SemanticCatalog
 from semid.catalog import versions as catalog_log
-from semid.catalog.versions import ChangeKind, apply, commit, current, diff, history, of_items, read, vectors, verify
+from semid.catalog.versions import ChangeKind, apply, commit, current, diff, history, vectors, verify
 from semid.cli import main
 from semid.config import to_dict
 from semid.errors import SemidError
@@ -79,27 +79,27 @@ def _same(one: SemanticCatalog, other: SemanticCatalog) -> bool:
 
 
 def test_every_version_is_what_its_changes_say(folder):
-    base = read(folder)
+    base = SemanticCatalog.load(folder)
     _grown(folder)
     alive = ["abcdef", "abcdefgh", "abcdefghij", "acdefgij", "abcdefgijk", "abcdefgij"]
     for version, names in enumerate(alive):
-        found = read(folder, version)
+        found = SemanticCatalog.load(folder, version)
         assert sorted(found.item_ids.filter(pa.array(found.alive)).to_pylist()) == sorted(names)
         np.testing.assert_array_equal(found.codes, ALL[: len(found)])  # nobody's codes moved, whoever came and went
         assert found.item_ids.to_pylist() == list("abcdefghijk")[: len(found)]
         assert (found.level_sizes, found.tie_break) == (SIZES, True)
-    assert _same(read(folder), read(folder, 5))
-    assert not _same(read(folder), read(folder, 4))
-    assert _same(read(folder, 0), base)
+    assert _same(SemanticCatalog.load(folder), SemanticCatalog.load(folder, 5))
+    assert not _same(SemanticCatalog.load(folder), SemanticCatalog.load(folder, 4))
+    assert _same(SemanticCatalog.load(folder, 0), base)
     assert verify(folder).number == 5
     artifacts.read_artifact(folder, "catalog")  # sealed as it was
 
 
 def test_a_tombstone_is_found_by_its_id_alone(folder, tmp_path):
     _remove(folder, "b")
-    found = read(folder)
+    found = SemanticCatalog.load(folder)
     assert found.find(ALL[1]).tolist() == []
-    assert read(folder, 0).find(ALL[1]).tolist() == [1]  # control
+    assert SemanticCatalog.load(folder, 0).find(ALL[1]).tolist() == [1]  # control
     assert found.lookup(["b"]).tolist() == [ALL[1].tolist()]
     found.write(tmp_path / "x.parquet")
     again = SemanticCatalog.read(tmp_path / "x.parquet")
@@ -125,7 +125,11 @@ def test_the_history_is_a_chain(folder):
     kinds = ["tokenize", "append", "append", "remove", "append", "remove"]
     assert [entry.kind for entry in entries] == kinds
     assert [entry.items for entry in entries] == [6, 2, 2, 2, 2, 1]
-    assert [entry.alive for entry in entries] == [6, 8, 10, 8, 10, 9] == [read(folder, v).num_alive for v in range(6)]
+    assert (
+        [entry.alive for entry in entries]
+        == [6, 8, 10, 8, 10, 9]
+        == [SemanticCatalog.load(folder, v).num_alive for v in range(6)]
+    )
     digests = [entry.digest for entry in entries]
     assert len(set(digests)) == 6
     assert digests[0] == artifacts.read_artifact(folder, "catalog").digest
@@ -176,7 +180,7 @@ def test_of_two_at_once_one_is_told_to_run_again(folder):
     commit(folder, before, ChangeKind.REMOVE, pa.table({"item_id": ["a"]}))
     with pytest.raises(SemidError, match=r"000001\.parquet: another process made this version in the meantime; run"):
         commit(folder, before, ChangeKind.REMOVE, pa.table({"item_id": ["b"]}))
-    assert read(folder).alive.tolist() == [False, *[True] * 5]
+    assert SemanticCatalog.load(folder).alive.tolist() == [False, *[True] * 5]
     assert os.listdir(folder / "changes") == ["000001.parquet"]
 
 
@@ -187,7 +191,7 @@ def test_a_replica_follows(folder, tmp_path):
     for version, file in enumerate(files, 1):
         assert apply(replica, file).number == version
     assert verify(replica).digest == verify(folder).digest
-    assert _same(read(replica), read(folder))
+    assert _same(SemanticCatalog.load(replica), SemanticCatalog.load(folder))
 
 
 def test_a_change_that_is_not_the_next_one_is_refused(folder, tmp_path):
@@ -248,7 +252,7 @@ def test_an_edited_change_is_found(folder, edit, message):
     file = folder / "changes/000001.parquet"
     content = file.read_bytes()
     _rewrite(file, edit)
-    for use in (read, verify):
+    for use in (SemanticCatalog.load, verify):
         with pytest.raises(SemidError, match=rf"000001\.parquet: {message}"):
             use(folder)
     file.write_bytes(content)
@@ -270,18 +274,18 @@ def test_damage_and_gaps_are_found(folder):
             assert pq.read_table(first).to_pydict()["v"][1][199] == 399
     first.write_bytes(content[:100])
     with pytest.raises(SemidError, match=r"000001\.parquet: not a readable Parquet file"):
-        read(folder)
+        SemanticCatalog.load(folder)
     first.unlink()
     with pytest.raises(SemidError, match=r"000001\.parquet: is missing; restore it from a copy"):
-        read(folder)
+        SemanticCatalog.load(folder)
     first.write_bytes(second.read_bytes())
     with pytest.raises(SemidError, match=r"000001\.parquet: makes version 2 of \w+, expected version 1 of \w+"):
         history(folder)
     first.write_bytes(content)
     assert verify(folder).number == 2
-    assert read(folder, 1).num_alive == 8
+    assert SemanticCatalog.load(folder, 1).num_alive == 8
     with pytest.raises(SemidError, match="has versions 0 to 2, and not 3"):
-        read(folder, 3)
+        SemanticCatalog.load(folder, 3)
 
 
 def test_codes_of_two_items_are_found_where_a_level_tells_them_apart(folder, tmp_path):
@@ -326,11 +330,12 @@ def test_vectors_are_those_last_given(folder):
 def test_a_dataset_is_given_the_rows_that_it_has(folder):
     _grown(folder)
     for names in ("abcdef", "abcdefgh"):
-        found = of_items(folder, pa.array(list(names)))
+        found = SemanticCatalog.load(folder).select(pa.array(list(names)))
         assert _same(found, _catalog(names))
-    mixed = of_items(folder, pa.array(list("gca")))  # in another order, and without all others
+    mixed = SemanticCatalog.load(folder).select(pa.array(list("gca")))  # in another order, and without all others
     assert (mixed.item_ids.to_pylist(), mixed.codes.tolist()) == (list("gca"), ALL[[6, 2, 0]].tolist())
-    assert _same(of_items(folder, pa.array(list("abX"))), read(folder))  # which says that these are others
+    with pytest.raises(SemidError, match="item id 'X' \\(entry 2\\) is not among the catalogue's"):
+        SemanticCatalog.load(folder).select(pa.array(list("abX")))
 
 
 def test_differences_are_those_counted_by_hand():
@@ -374,7 +379,7 @@ def test_a_step_that_fails_leaves_the_old_version(folder, monkeypatch, module, n
         message = r"000001\.parquet: .*No space left on device.*: version 1 is not written; nothing changed$"
         with pytest.raises(SemidError, match=message):
             _remove(folder, "a")
-    assert read(folder).num_alive == 6
+    assert SemanticCatalog.load(folder).num_alive == 6
     assert not [*folder.glob("changes/*")]
     assert _remove(folder, "a").number == 1  # with room again
 
@@ -396,11 +401,10 @@ def test_a_version_that_is_whole_but_not_flushed_says_so(folder, monkeypatch):
 
 # Imports the base modules alone, as `semid` itself would import JAX; each child works on a copy of its own.
 CHILDREN = """
-import os, resource, signal, sys, types
-package = types.ModuleType("semid"); package.__path__ = [sys.argv[1]]; sys.modules["semid"] = package
+import os, resource, signal, sys
 import pyarrow as pa, pyarrow.parquet as pq
 from pathlib import Path
-from semid import catalog_log
+from semid.catalog import versions as catalog_log
 assert "jax" not in sys.modules
 STEPS = [(os, "mkdir"), (pq, "write_table"), (os, "fsync"), (os, "link"), (os, "unlink")]
 
@@ -428,7 +432,7 @@ def change(folder):
     catalog_log.commit(folder, catalog_log.current(folder), catalog_log.ChangeKind.APPEND, items)
 
 CODES = pa.FixedSizeListArray.from_arrays(pa.array([0, 1, 0] * 200, pa.int32()), 3)
-for folder in sorted(Path(sys.argv[2]).iterdir()):
+for folder in sorted(Path(sys.argv[1]).iterdir()):
     what, _, value = folder.name.partition("-")
     child = os.fork()
     if not child:
@@ -451,9 +455,7 @@ def test_a_process_killed_at_every_step_or_out_of_disk_leaves_a_whole_version(tm
     names = [f"kill-{point}" for point in range(1, 9)] + [f"limit-{size}" for size in (*limits, 1_000_000)]
     for name in names:
         shutil.copytree(folder, home / name)
-    done = subprocess.run(
-        [sys.executable, "-c", CHILDREN, str(ROOT / "semid"), str(home)], capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-c", CHILDREN, str(home)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     told = dict(line.split(" ", 1) for line in done.stdout.splitlines())
     # mkdir, fsync of its parent, write, fsync, link: killed before each; then before unlink and the folder's fsync
@@ -501,11 +503,10 @@ def test_the_command_line_tells_the_catalogues_life(folder, tmp_path, capsys):
 def test_models_that_no_longer_fit_are_named(folder, tmp_path, capsys):
     refit = _artifact(tmp_path / "refit", _catalog(first=8))
     _append(folder, "gh")
-    backwards = read(folder, 0).arranged(pa.array(list("fedcba")))
-    dense, codes = DenseConfig(), RQTransformerConfig()
-    for name, catalog, kind in (
-        ("before", backwards, codes), ("after", read(folder), codes), ("dense", read(folder, 0), dense)
-    ):  # fmt: skip
+    backwards = SemanticCatalog.load(folder, 0).arranged(pa.array(list("fedcba")))
+    first, last, codes = SemanticCatalog.load(folder, 0), SemanticCatalog.load(folder), RQTransformerConfig()
+    models = (("before", backwards, codes), ("after", last, codes), ("dense", first, DenseConfig()))
+    for name, catalog, kind in models:
         with artifacts.write_artifact(tmp_path / name, kind="model", config={}) as model:
             catalog.write(model / CATALOG_FILE)
             spec = ModelSpec(kind, SIZES, len(catalog), 0, max_history=4)

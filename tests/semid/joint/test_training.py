@@ -79,7 +79,7 @@ def records(folder, stage):
 
 def run(world, config, out, **options):
     content, encoder = item_encoder(world)
-    return train_joint(world, content, encoder, config, out=out, parents={}, **options)
+    return train_joint(world, content, encoder, config, out=out, **options)
 
 
 @pytest.fixture(scope="module")
@@ -280,10 +280,10 @@ def test_content_of_other_items_is_refused(world, tmp_path):
     content, encoder = item_encoder(world)
     fewer = {"content": jax.tree.map(lambda x: x[:-1], content["content"])}
     with pytest.raises(SemidError, match="expected content of the dataset's 120 items, got 119 rows"):
-        train_joint(world, fewer, encoder, CONFIG, out=tmp_path / "fewer", parents={})
+        train_joint(world, fewer, encoder, CONFIG, out=tmp_path / "fewer")
     none = {"content": content["content"]._replace(present=jnp.zeros(120, bool))}
     with pytest.raises(SemidError, match="expected items with 'content', got none among 120"):
-        train_joint(world, none, encoder, CONFIG, out=tmp_path / "none", parents={})
+        train_joint(world, none, encoder, CONFIG, out=tmp_path / "none")
 
 
 def test_a_phase_that_leaves_the_encoders_without_a_gradient_is_refused():

@@ -9,8 +9,7 @@ import pytest
 
 from semid import artifacts
 from semid.catalog import CATALOG_FILE, SemanticCatalog
-from semid.catalog import versions as catalog_log
-from semid.catalog.versions import Kind, commit, current
+from semid.catalog.versions import ChangeKind, commit, current
 from semid.data import Histories, Standardizer
 from semid.errors import SemidError
 from semid.recommender import ModelSpec, Recommender, build_model, scorers
@@ -249,12 +248,12 @@ def test_a_folder_has_all_that_a_model_needs(model, tmp_path):
     for first, end in ((ITEMS, ITEMS + 3), (ITEMS + 3, LATER)):
         lists = (pa.FixedSizeListArray.from_arrays(pa.array(np.ravel(x[first:end])), 3) for x in (CODES, RAW))
         table = pa.table(dict(zip(("item_id", "codes", "v"), (pa.array(IDS[first:end]), *lists), strict=True)))
-        commit(folder, current(folder), Kind.APPEND, table)
-    commit(folder, current(folder), Kind.REMOVE, pa.table({"item_id": [IDS[row] for row in GONE]}))
+        commit(folder, current(folder), ChangeKind.APPEND, table)
+    commit(folder, current(folder), ChangeKind.REMOVE, pa.table({"item_id": [IDS[row] for row in GONE]}))
     wanted = model.with_catalog(_catalog(LATER, GONE), vectors=RAW[ITEMS:])
     _same(model.with_version(folder), wanted)
     half = model.with_version(folder, 1)
-    assert half.catalog.digest == catalog_log.read(folder, 1).digest
+    assert half.catalog.digest == SemanticCatalog.load(folder, 1).digest
     _same(half.with_version(folder), wanted)  # on from there
     if model.codes is not None:
         assert len(half.codes) == ITEMS + 3
@@ -264,7 +263,7 @@ def _append(folder, first: int, **columns) -> None:
     """One item, with codes and these vectors."""
     lists = {"codes": CODES, **columns}.items()
     table = {name: pa.FixedSizeListArray.from_arrays(pa.array(x[first]), 3) for name, x in lists}
-    commit(folder, current(folder), Kind.APPEND, pa.table({"item_id": IDS[first : first + 1], **table}))
+    commit(folder, current(folder), ChangeKind.APPEND, pa.table({"item_id": IDS[first : first + 1], **table}))
 
 
 @pytest.mark.parametrize("left_out", [(), (9,)])
@@ -276,18 +275,18 @@ def test_a_catalogue_in_another_order_is_followed(model, tmp_path, left_out):
             folder / CATALOG_FILE
         )
     folder, kept = tmp_path / "catalog", np.delete(np.arange(ITEMS), left_out)
-    own = catalog_log.of_items(folder, pa.array(IDS[:ITEMS]).take(pa.array(kept)))
+    own = SemanticCatalog.load(folder).select(pa.array(IDS[:ITEMS]).take(pa.array(kept)))
     counts, features, standardizer = COUNTS[kept], model._features[kept], model._standardizer
     spec = dataclasses.replace(model.spec, num_items=len(kept), catalog=own.digest)
     tables = {"features": features, "train_counts": counts, "standardizer": standardizer}
     theirs = Recommender(model.model, own, spec=spec, **tables)
     if left_out:
-        commit(folder, current(folder), Kind.REMOVE, pa.table({"item_id": [IDS[9]]}))
+        commit(folder, current(folder), ChangeKind.REMOVE, pa.table({"item_id": [IDS[9]]}))
     else:
         _same(theirs.with_version(folder), theirs)
     _append(folder, ITEMS, v=RAW)
-    commit(folder, current(folder), Kind.REMOVE, pa.table({"item_id": ["i2"]}))
-    assert catalog_log.of_items(folder, own.item_ids).digest == own.digest  # training again finds what it found
+    commit(folder, current(folder), ChangeKind.REMOVE, pa.table({"item_id": ["i2"]}))
+    assert SemanticCatalog.load(folder).select(own.item_ids).digest == own.digest  # training again finds what it found
     grown = theirs.with_version(folder)
     gone, (new,) = grown.catalog.rows(["i2", *(IDS[row] for row in left_out)]), grown.catalog.rows([IDS[ITEMS]])
     assert grown.item_ids[: len(kept)].equals(own.item_ids)
@@ -296,7 +295,7 @@ def test_a_catalogue_in_another_order_is_followed(model, tmp_path, left_out):
     np.testing.assert_array_equal(grown._features[: len(kept)], features)
     np.testing.assert_array_equal(grown._features[new], standardizer(RAW[ITEMS : ITEMS + 1])[0])
     assert grown._made_trie(grown.catalog.alive).num_items == ITEMS + 1
-    half = catalog_log.read(folder, 0).arranged(own.item_ids)
+    half = SemanticCatalog.load(folder, 0).arranged(own.item_ids)
     assert half.arranged(half.item_ids) is half
 
 
@@ -307,7 +306,7 @@ def test_an_item_without_the_vectors_that_a_model_reads_can_be_mended(model, tmp
     _append(folder, ITEMS, w=RAW)
     with pytest.raises(SemidError, match="item i16 has no vectors 'v', which the model reads; remove it, and append"):
         model.with_version(folder)
-    commit(folder, current(folder), Kind.REMOVE, pa.table({"item_id": [IDS[ITEMS]]}))
+    commit(folder, current(folder), ChangeKind.REMOVE, pa.table({"item_id": [IDS[ITEMS]]}))
     gone = model.with_catalog(_catalog(ITEMS + 1, (ITEMS,)), vectors=np.zeros((1, WIDTH), np.float32))
     _same(model.with_version(folder), gone)
     _append(folder, ITEMS, v=RAW)

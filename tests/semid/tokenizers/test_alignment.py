@@ -349,7 +349,7 @@ def test_entries_are_drawn_alike_from_each_rows_own():
 def test_an_aligned_tokenizer_leaves_the_alignments_behind_and_reports(tmp_path):
     config = TokenizerConfig(METHOD, ("content",), alignment=(LetterConfig(),), signal=SIGNALS["ppmi"])
     dataset = _dataset()
-    catalog = tokenize(dataset, config, out=tmp_path / "catalog", parents={}, seed=0)
+    catalog = tokenize(dataset, config, out=tmp_path / "catalog", seed=0)
     tensors = artifacts.load_tensors(tmp_path / "catalog" / "tokenizer.safetensors")
     assert not [name for name in tensors if "alignments" in name or "head" in name]
     loaded = SemanticTokenizer.from_pretrained(tmp_path / "catalog")

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -73,18 +72,18 @@ def made(request, tmp_path_factory):
     """Dataset, config, catalogue and its folder, for each method."""
     dataset, config = _dataset(), CONFIGS[request.param]
     folder = tmp_path_factory.mktemp(request.param)
-    parents = {"dataset": dataset.save(folder / "dataset")}
-    catalog = tokenize(dataset, config, out=folder / "catalog", parents=parents, seed=3)
-    return dataset, config, catalog, folder / "catalog", parents
+    dataset = dataset.save(folder / "dataset")
+    catalog = tokenize(dataset, config, out=folder / "catalog", seed=3)
+    return dataset, config, catalog, folder / "catalog"
 
 
 def test_the_artifact_holds_what_it_should(made):
-    dataset, config, catalog, folder, parents = made
+    dataset, config, catalog, folder = made
     trained = isinstance(config.method, RQVaeConfig)
     files = {"catalog.parquet", "tokenizer.safetensors", "health.json"} | ({"history.jsonl"} if trained else set())
     manifest = artifacts.read_artifact(folder, "catalog")
     assert set(manifest.files) == files
-    assert (manifest.seed, manifest.parents) == (3, {"dataset": parents["dataset"].digest})
+    assert (manifest.seed, manifest.parents) == (3, {"dataset": dataset.digest})
     assert sorted(path.name for path in folder.parent.iterdir()) == ["catalog", "dataset"]  # no checkpoints left
     read = SemanticCatalog.read(folder / "catalog.parquet")
     assert read.item_ids.equals(dataset.item_ids)
@@ -101,7 +100,7 @@ def test_codes_are_unique_and_the_last_level_only_breaks_ties(made):
 
 
 def test_a_tokenizer_that_was_loaded_encodes_as_before(made):
-    dataset, config, catalog, folder, _ = made
+    dataset, config, catalog, folder = made
     loaded = SemanticTokenizer.from_pretrained(folder)
     assert loaded.config == config
     assert loaded.level_sizes == catalog.level_sizes[:-1]
@@ -114,7 +113,7 @@ def test_a_tokenizer_that_was_loaded_encodes_as_before(made):
 
 
 def test_health_is_a_recount_of_the_codes(made):
-    dataset, _, catalog, folder, _ = made
+    dataset, _, catalog, folder = made
     health = artifacts.read_json(folder / "health.json")
     assert health["items"] == ITEMS
     for level, entry in enumerate(health["levels"]):
@@ -132,31 +131,30 @@ def test_health_is_a_recount_of_the_codes(made):
 
 
 def test_what_is_current_is_not_made_again(made, capsys):
-    dataset, config, catalog, folder, parents = made
+    dataset, config, catalog, folder = made
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    again = tokenize(dataset, config, out=folder, parents=parents, seed=3)
+    again = tokenize(dataset, config, out=folder, seed=3)
     assert "this catalog exists, made with the same settings and inputs; skipped" in capsys.readouterr().out
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
     np.testing.assert_array_equal(again.codes, catalog.codes)
 
 
 def test_checkpoints_that_a_kill_left_beside_the_artifact_go(made):
-    dataset, config, _, folder, parents = made
+    dataset, config, _, folder = made
     left = folder.with_name("catalog.checkpoints")
     left.mkdir()
     (left / "request.json").write_text("{}")
-    tokenize(dataset, config, out=folder, parents=parents, seed=3)
-    assert left.exists() != isinstance(config.method, RQVaeConfig)  # the others write none: they are another's
-    shutil.rmtree(left, ignore_errors=True)
+    tokenize(dataset, config, out=folder, seed=3)
+    assert not left.exists()
 
 
 def test_a_folder_in_use_names_what_differs(made):
-    dataset, config, _, folder, parents = made
+    dataset, config, _, folder = made
     other = dataclasses.replace(config, method=dataclasses.replace(config.method, level_sizes=(5, 5)))
     with pytest.raises(SemidError, match=r"in use by a catalog of other settings \(tokenizer.method.level_sizes: "):
-        tokenize(dataset, other, out=folder, parents=parents, seed=3)
+        tokenize(dataset, other, out=folder, seed=3)
     with pytest.raises(SemidError, match=r"\(seed: 3 -> 4\)"):
-        tokenize(dataset, config, out=folder, parents=parents, seed=4)
+        tokenize(dataset, config, out=folder, seed=4)
     assert sorted(path.name for path in folder.parent.iterdir()) == ["catalog", "dataset"]
 
 
@@ -219,7 +217,7 @@ def test_a_dataset_that_cannot_be_tokenized_leaves_nothing_behind(tmp_path, conf
     same = _dataset(np.ones((ITEMS, 6)))
     for dataset, message in ((bare, "has no vector columns to tokenize"), (same, "all items have the same vector")):
         with pytest.raises(SemidError, match=message):
-            tokenize(dataset, config, out=tmp_path / "catalog", parents={})
+            tokenize(dataset, config, out=tmp_path / "catalog")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -268,7 +266,7 @@ def test_k_means_touches_no_checkpoints_of_another_method(tmp_path):
     mine = tmp_path / "catalog.checkpoints"
     mine.mkdir()
     (mine / "history.jsonl").write_text("{}\n")
-    tokenize(_dataset(), CONFIGS["rq-k-means"], out=tmp_path / "catalog", parents={})
+    tokenize(_dataset(), CONFIGS["rq-k-means"], out=tmp_path / "catalog")
     assert (mine / "history.jsonl").exists()
     assert not (tmp_path / "catalog" / "history.jsonl").exists()
 
@@ -299,7 +297,7 @@ KINDS = {
 @pytest.mark.parametrize("method", KINDS.values(), ids=KINDS)
 def test_every_kind_is_fitted_written_and_read_back(tmp_path, method):
     dataset, config = _dataset(), TokenizerConfig(method)
-    catalog = tokenize(dataset, config, out=tmp_path / "catalog", parents={})
+    catalog = tokenize(dataset, config, out=tmp_path / "catalog")
     loaded = SemanticTokenizer.from_pretrained(tmp_path / "catalog")
     assert loaded.config == config
     np.testing.assert_array_equal(loaded.encode(dataset.vectors("content")), catalog.codes[:, :-1])
@@ -338,7 +336,7 @@ def test_codebooks_larger_than_the_catalogue_shrink_and_say_so(tmp_path, config)
         method = dataclasses.replace(config.method, level_sizes=(64, 64))
     dataset = _dataset()
     with pytest.warns(UserWarning, match="48 (items|codes)|level 1 has 1 code"):
-        catalog = tokenize(dataset, TokenizerConfig(method), out=tmp_path / "catalog", parents={})
+        catalog = tokenize(dataset, TokenizerConfig(method), out=tmp_path / "catalog")
     assert catalog.level_sizes[0] == ITEMS
     loaded = SemanticTokenizer.from_pretrained(tmp_path / "catalog")
     assert loaded.level_sizes == catalog.level_sizes[:2]
@@ -362,7 +360,7 @@ def _resolved(folder, policy: Collisions, *sizes: int, **data):
     """Codes before a policy, the catalogue after it, and the health, of balanced residual k-means."""
     dataset = _dataset(**data)
     config = TokenizerConfig(RQKmeansConfig(sizes, iterations=5, balanced=True), collisions=policy)
-    catalog = tokenize(dataset, config, out=folder / policy.value, parents={})
+    catalog = tokenize(dataset, config, out=folder / policy.value)
     before = SemanticTokenizer.from_pretrained(folder / policy.value).encode(dataset.vectors("content"))
     return before, catalog, artifacts.read_json(folder / policy.value / "health.json")
 

@@ -91,7 +91,7 @@ def catalogs(folder: Path) -> None:
     methods = {"vae": RQVaeConfig(**sizes, diversity=0.1, training=training), "kmeans": RQKmeansConfig((8, 4))}
     for name, method in methods.items():
         config = TokenizerConfig(method, collisions=Collisions.ALLOWED)
-        tokenize(dataset, config, out=folder / name, parents={}, mesh=make_mesh(config=MeshConfig(fsdp=2)))
+        tokenize(dataset, config, out=folder / name, mesh=make_mesh(config=MeshConfig(fsdp=2)))
 
 
 def worker(folder: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 from semid import artifacts
 from semid.catalog import SemanticCatalog
 from semid.data import Dataset
-from semid.generators import GeneratorConfig, train_generator
+from semid.generators import GeneratorConfig, train
 from semid.training import MeshConfig, TrainingConfig, loop, make_mesh, read_history
 from seq_models import RQTransformerConfig
 from seq_models.layers import TransformerConfig
@@ -40,7 +40,7 @@ def run(out: Path, *, seed: int, count: int = 1, sharing: MeshConfig = MeshConfi
         validation_beam=10,
     )
     mesh = make_mesh(jax.devices()[:count], sharing)
-    train_generator(data, catalog, config, out=out, parents={}, seed=seed, mesh=mesh)
+    train(data, catalog, config, out=out, seed=seed, mesh=mesh)
 
 
 def dataset() -> Dataset:

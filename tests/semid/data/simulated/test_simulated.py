@@ -191,7 +191,7 @@ def test_rank_orders_by_probability_and_marks_what_cannot_come(tiny, monkeypatch
         assert (row[len(possible) :] == -1).all()
     np.testing.assert_array_equal(tiny.oracle.rank(histories, k=5, exclude_seen=True), ranked[:, :5])
     np.testing.assert_array_equal(tiny.oracle.rank(histories, k=70, exclude_seen=True)[:, :60], ranked)
-    monkeypatch.setattr("semid.data.oracle.DENSE_ENTRIES", 60)  # a row at a time
+    monkeypatch.setattr("semid.data.simulated.oracle.DENSE_ENTRIES", 60)  # a row at a time
     np.testing.assert_array_equal(tiny.oracle.rank(histories, k=60, exclude_seen=True), ranked)
 
 
