@@ -44,7 +44,7 @@ def main(dataset: Path, out: Path = Path("runs/spine.json"), beam_size: int = 50
     started = time.monotonic()
     data = read_layout(dataset)
     with tempfile.TemporaryDirectory() as folder:
-        catalog = tokenize(data, TokenizerConfig(), out=Path(folder) / "catalog", parents={})
+        catalog = tokenize(data, TokenizerConfig(), out=Path(folder) / "catalog")
     figures["data to codes, s (120)"] = time.monotonic() - started
 
     config, features = GeneratorConfig(), content_features(data, None)

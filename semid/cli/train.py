@@ -8,6 +8,7 @@ from typing import Annotated
 
 import tyro
 
+from semid.catalog import SemanticCatalog
 from semid.cli.console import console, print_statistics
 from semid.data import Dataset
 from semid.generators import GeneratorConfig, train

@@ -113,7 +113,7 @@ def _read_tokenizer(folder: Path) -> Any:
         from tokenizers import Tokenizer as Loaded
         from tokenizers.implementations import BertWordPieceTokenizer
     except ImportError:
-        raise SemidError("pretrained tokenizers need the package tokenizers; pip install 'semid[text]'") from None
+        raise SemidError("pretrained tokenizers need the package tokenizers; pip install 'semid[encoders]'") from None
     if (folder / "tokenizer.json").is_file():
         return Loaded.from_str(json.dumps(read_json(folder / "tokenizer.json")))
     if not (folder / "vocab.txt").is_file():

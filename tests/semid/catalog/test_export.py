@@ -149,7 +149,7 @@ def test_a_base_is_for_a_tokenizer(tmp_path):
 
 def test_without_tokenizers_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(SemidError, match=r"pip install 'semid\[text\]'"):
+    with pytest.raises(SemidError, match=r"pip install 'semid\[encoders\]'"):
         export(CATALOG, Format.HF_TOKENIZER, tmp_path / "tokenizer.json")
     assert list(tmp_path.iterdir()) == []
 

@@ -124,5 +124,5 @@ def test_a_folder_without_tokenizer_files_is_refused(tmp_path):
 
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(SemidError, match=r"need the package tokenizers; pip install 'semid\[text\]'"):
+    with pytest.raises(SemidError, match=r"need the package tokenizers; pip install 'semid\[encoders\]'"):
         PretrainedTokenizer(GOLDEN)
