@@ -311,10 +311,10 @@ def test_the_card_may_be_edited_and_is_written_anew(folder, tmp_path):
 def test_what_changed_after_loading_is_not_handed_over(home, tmp_path):
     model = Recommender.from_pretrained(shutil.copytree(home / "model", tmp_path / "model"))
     (tmp_path / "model" / "dataset.json").write_text("{}")
-    with pytest.raises(SemidError, match=r"dataset\.json: changed since the recommender was loaded"):
+    with pytest.raises(SemidError, match=r"dataset\.json: changed since .* was loaded"):
         model.save_pretrained(tmp_path / "out")
     (tmp_path / "model" / "dataset.json").unlink()
-    with pytest.raises(SemidError, match=r"dataset\.json: gone since the recommender was loaded"):
+    with pytest.raises(SemidError, match=r"dataset\.json: gone since .* was loaded"):
         model.save_pretrained(tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} == {"model"}
 
