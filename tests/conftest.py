@@ -1,5 +1,6 @@
 """Settings of every test: 8 simulated devices, no silent promotion, compiled programs cached between runs."""
 
+import gc
 import os
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +25,13 @@ os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 
 import jax  # noqa: E402  (it reads the settings above)
 import pytest  # noqa: E402
+
+
+def pytest_collection_finish():
+    """Collect garbage rarely: compiling makes and drops so many objects that looking for circles was a tenth of it."""
+    gc.collect()
+    gc.freeze()  # modules and tests stay to the end
+    gc.set_threshold(50_000, 20, 50)
 
 
 @pytest.fixture(scope="module", autouse=True)
