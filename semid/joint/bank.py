@@ -15,14 +15,15 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from semid.errors import SemidError
+from semid.training import ShardedByRows
 
 # A bank has room for a multiple of so many items, and so divides among the devices.
 _ROWS = 64
 _PERCENTILES = (50, 90, 99)
 
 
-class Bank(nnx.Variable):
-    """What a step writes and no gradient moves; lies in parts on the devices (`training.mesh.RULES`)."""
+class Bank(ShardedByRows):
+    """A variable that a step writes and no gradient moves, split by items over the devices."""
 
 
 class Fresh(NamedTuple):
@@ -46,10 +47,7 @@ class BankHealth(NamedTuple):
 
 
 class MemoryBank(nnx.Module):
-    """A vector an item, when it was written (counting writes from 1; -1: never), and a learned one for the unknown.
-
-    `model.bank` is the name by which a mesh knows it.
-    """
+    """A vector an item, when it was written (counting writes from 1; -1: never), and a learned one for the unknown."""
 
     def __init__(self, num_items: int, *, dim: int, rngs: nnx.Rngs) -> None:
         if num_items < 1 or dim < 1:

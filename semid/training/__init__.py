@@ -20,6 +20,7 @@ from semid.training.loop import (
 from semid.training.mesh import (
     ROWS,
     MeshConfig,
+    ShardedByRows,
     divisible_batch_size,
     make_mesh,
     put_batch,
@@ -64,6 +65,7 @@ __all__ = [
     "PackedRows",
     "RateSchedule",
     "RunFolder",
+    "ShardedByRows",
     "SingleRows",
     "StepContext",
     "StopTraining",

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 import zlib
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-import grain
 import numpy as np
 from jaxtyping import Int
 
 from semid.data import Histories
 from semid.errors import SemidError
+
+if TYPE_CHECKING:
+    import grain
 
 # Batches an epoch that make rows of one length worth a compiled program of their own.
 _WORTH = 100
@@ -253,6 +255,8 @@ def batches(
     no other pipeline's iterator takes it.
     Raises SemidError if the batch does not divide among the processes.
     """
+    import grain
+
     if batch_size < 1 or batch_size % process[1]:
         raise SemidError(f"batch size {batch_size} does not divide among {process[1]} processes")
     source = _ShuffledBatches(as_rows(data), batch_size=batch_size, num_batches=num_batches, seed=seed, process=process)

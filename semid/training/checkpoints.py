@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from semid import artifacts, config
 from semid.errors import SemidError
@@ -30,6 +28,9 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, *, request: dict, select: str | None) -> None:
+        import orbax.checkpoint as ocp
+        from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
         self.folder = folder.absolute()
         on_first(functools.partial(_claim, folder, request))
 
@@ -56,6 +57,8 @@ class Checkpoints:
 
     def save(self, state: TrainState, iterator: Any, metrics: dict[str, float]) -> None:
         """Write a checkpoint at the state's step. `iterator` is the Grain iterator that feeds the run."""
+        import orbax.checkpoint as ocp
+
         step = int(state.step)
         self._manager.save(
             step,
@@ -71,6 +74,8 @@ class Checkpoints:
 
         Raises SemidError if the checkpoint is damaged, or holds another model's state or a position in other data.
         """
+        import orbax.checkpoint as ocp
+
         where = str(self.folder / str(step))
         parts = _parts(like)
         args = ocp.args.Composite(

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
@@ -17,18 +18,21 @@ from semid.errors import SemidError
 AXES = ("data", "fsdp", "tensor")
 ROWS = PartitionSpec(("data", "fsdp"))  # of a batch; the devices along `tensor` share theirs
 
+Axis = str | tuple[str, ...] | None
+
 # How the last axes of a variable are split, by the end of its name; the first that matches decides, and whatever
 # matches none lies whole on every device. As in Megatron-LM (arXiv 1909.08053) a matrix that opens a block is split by
-# its outputs over `tensor` and the one that closes it by its inputs, so that a block needs one sum over devices. A
-# memory bank is the largest thing of all, and split by items over all devices.
-RULES: tuple[tuple[str, tuple[str | tuple[str, ...] | None, ...]], ...] = (
-    ("bank/vectors", (AXES, None)),
-    ("bank/written", (AXES,)),
+# its outputs over `tensor` and the one that closes it by its inputs, so that a block needs one sum over devices.
+RULES: tuple[tuple[str, tuple[Axis, ...]], ...] = (
     ("out/kernel", ("tensor", "fsdp")),
     ("down/kernel", ("tensor", "fsdp")),
     ("kernel", ("fsdp", "tensor")),
     ("embedding", ("tensor", "fsdp")),
 )
+
+
+class ShardedByRows(nnx.Variable):
+    """A variable whose first axis is split over all devices, because no device should hold it whole (a memory bank)."""
 
 
 @dataclass(frozen=True)
@@ -74,16 +78,25 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def leaf_sharding(name: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
-    """How the variable `name`, or the optimizer moment of one, lies on the mesh: by RULES, where its axes divide."""
-    axes = next((axes for end, axes in RULES if name.endswith(end)), None)
-    if axes is None or len(shape) < len(axes):
+    """The layout of the variable `name`, or of its optimizer moment: by RULES, where its axes divide."""
+    return _split(shape, next((axes for end, axes in RULES if name.endswith(end)), ()), mesh)
+
+
+def row_sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+    """The layout of a variable `ShardedByRows`, where its first axis divides."""
+    return _split(shape, (AXES, *(None,) * (len(shape) - 1)), mesh)
+
+
+def _split(shape: tuple[int, ...], axes: tuple[Axis, ...], mesh: Mesh) -> NamedSharding:
+    """The last axes of `shape` split over those of the mesh that divide them."""
+    if not axes or len(shape) < len(axes):
         return replicated(mesh)
     pairs = zip(axes, shape[-len(axes) :], strict=True)
     split = [axis if size % _devices(axis, mesh) == 0 else None for axis, size in pairs]
     return NamedSharding(mesh, PartitionSpec(*(None,) * (len(shape) - len(axes)), *split))
 
 
-def _devices(axis: str | tuple[str, ...] | None, mesh: Mesh) -> int:
+def _devices(axis: Axis, mesh: Mesh) -> int:
     names = (axis,) if isinstance(axis, str) else axis or ()
     return math.prod(mesh.shape[name] for name in names)
 

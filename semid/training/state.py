@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from semid.errors import SemidError
 from semid.training.gradients import Gradients, accumulated
-from semid.training.mesh import leaf_sharding, replicated
+from semid.training.mesh import ShardedByRows, leaf_sharding, replicated, row_sharding
 
 Tree = TypeVar("Tree")
 Loss = Callable[[Any, Any, Any, "StepContext"], tuple[Array, dict[str, Array]]]
@@ -80,8 +80,14 @@ def create_state(model: nnx.Module, optimizer: optax.GradientTransformation, mes
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:
-    """How each leaf lies on the mesh, by its name and shape."""
-    return jax.tree_util.tree_map_with_path(lambda path, x: leaf_sharding(leaf_name(path), np.shape(x), mesh), tree)
+    """The layout of each leaf on the mesh: by rows if its variable is `ShardedByRows`, else by its name and shape."""
+
+    def layout(path: Any, node: Any) -> Any:
+        if isinstance(node, ShardedByRows):
+            return jax.tree.map(lambda x: row_sharding(np.shape(x), mesh), node)
+        return leaf_sharding(leaf_name(path), np.shape(node), mesh)
+
+    return jax.tree_util.tree_map_with_path(layout, tree, is_leaf=lambda node: isinstance(node, ShardedByRows))
 
 
 def make_step(

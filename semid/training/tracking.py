@@ -7,11 +7,12 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
-
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from typing import TYPE_CHECKING, Any
 
 from semid.errors import SemidError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 HISTORY = "history.jsonl"
 
@@ -33,8 +34,7 @@ class Tracker:
         rewritten.replace(self.path)
         self._events = _event_writer(folder, first_step) if tensorboard else None
         self._file = self.path.open("a", encoding="utf-8")
-        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-        self._progress = Progress(TextColumn("{task.description}"), *columns, TextColumn("{task.fields[note]}"))
+        self._progress = _progress_bar()
         self._task = self._progress.add_task(title, total=num_steps, completed=first_step, note="")
 
     def __enter__(self) -> Tracker:
@@ -87,6 +87,20 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     """The records of a `history.jsonl`; a last line cut short by a kill is left out."""
     lines = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines[:-1]]
+
+
+def _progress_bar() -> Progress:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    return Progress(TextColumn("{task.description}"), *columns, TextColumn("{task.fields[note]}"))
 
 
 def _event_writer(folder: Path, first_step: int) -> Any:

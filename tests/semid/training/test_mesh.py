@@ -3,9 +3,10 @@
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from semid.errors import SemidError
-from semid.training import MeshConfig, divisible_batch_size, make_mesh, put_batch, replicated
+from semid.training import MeshConfig, ShardedByRows, divisible_batch_size, make_mesh, put_batch, replicated, shardings
 from semid.training.mesh import gathered, leaf_sharding
 
 ALL = ("data", "fsdp", "tensor")
@@ -88,14 +89,24 @@ def test_a_divisible_batch_size_divides_over_data_and_fsdp_alone():
         ("norm/scale", (8,), ()),
         ("one/kernel", (8,), ()),
         ("quantizer/codebooks/0", (8, 8), ()),
-        ("bank/vectors", (64, 3), (ALL, None)),
-        ("bank/vectors", (12, 3), (None, None)),
-        ("bank/written", (64,), (ALL,)),
         ("bank/unknown", (8,), ()),
     ],
 )
 def test_variables_are_split_by_name_where_they_divide(name, shape, spec):
-    sharding = leaf_sharding(name, shape, make_mesh(config=MeshConfig(2, 2)))
+    check_layout(leaf_sharding(name, shape, make_mesh(config=MeshConfig(2, 2))), shape, spec)
+
+
+@pytest.mark.parametrize(
+    ("shape", "spec"), [((64, 3), (ALL, None)), ((12, 3), (None, None)), ((64,), (ALL,)), ((), ())]
+)
+def test_variables_are_split_by_rows_if_their_type_says_so(shape, spec):
+    tree = {"by rows": ShardedByRows(np.zeros(shape)), "kernel": nnx.Param(np.zeros((8, 24)))}
+    layout = shardings(tree, make_mesh(config=MeshConfig(2, 2)))
+    check_layout(layout["by rows"].get_raw_value(), shape, spec)
+    assert tuple(layout["kernel"].get_raw_value().spec) == ("fsdp", "tensor")
+
+
+def check_layout(sharding, shape, spec):
     assert tuple(sharding.spec) == spec
     placed = jax.device_put(np.zeros(shape, np.float32), sharding)
     parts = [8 if axis == ALL else 2 if axis else 1 for axis in spec or [None] * len(shape)]
