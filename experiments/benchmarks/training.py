@@ -197,9 +197,9 @@ def _compared(ways: dict[str, Way], rounds: int, steps: int) -> list[dict[str, A
 def _of_length(name: str, length: int, steps: int) -> dict[str, Any]:
     """A step of as many positions in rows of one history of `length` items each."""
     config = FAMILIES[name]
-    closed = name == "flat"
+    append_last = name == "flat"
     train = _histories(np.full(max(POSITIONS // length, 1) * 2, length + 1))
-    way = Way(config, pack(train, max_history=length, row_length=length + closed, closed=closed))
+    way = Way(config, pack(train, max_history=length, row_length=length + append_last, append_last=append_last))
     training, lean = _Training(way), _Training(way.backbone(remat=True))
     training.take(1)
     takes = [training.take(1) for _ in range(steps)]

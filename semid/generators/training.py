@@ -182,8 +182,8 @@ def training_rows(dataset: Dataset, config: GeneratorConfig, layout: Layout) -> 
     train, history = dataset.splits.train, config.max_history
     if layout is Layout.SINGLE:
         return SingleRows(train, max_history=history)
-    closed = layout is Layout.CLOSED
-    return pack(train, max_history=history, row_length=config.row_length, closed=closed)
+    append_last = layout is Layout.CLOSED
+    return pack(train, max_history=history, row_length=config.row_length, append_last=append_last)
 
 
 def loss_of(config: GeneratorConfig) -> Loss:

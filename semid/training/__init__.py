@@ -1,7 +1,8 @@
-"""One training loop for every model: state, mesh, checkpoints, input batches, tracking. Knows no model."""
+"""The training loop of every model: batches, device mesh, optimizer, train state, checkpoints, training log."""
 
 from semid.training.batches import (
     PackedRows,
+    Rows,
     SingleRows,
     batches,
     pack,
@@ -64,6 +65,7 @@ __all__ = [
     "OptimizerConfig",
     "PackedRows",
     "RateSchedule",
+    "Rows",
     "RunFolder",
     "ShardedByRows",
     "SingleRows",

@@ -1,10 +1,11 @@
-"""Batches of item rows: histories packed into rows, shuffled and sharded by a Grain pipeline over flat arrays."""
+"""Training batches: histories packed into rows, shuffled and split over processes by a Grain pipeline."""
 
 from __future__ import annotations
 
+import abc
 import functools
 import zlib
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -15,55 +16,56 @@ from semid.errors import SemidError
 if TYPE_CHECKING:
     import grain
 
-# Batches an epoch that make rows of one length worth a compiled program of their own.
-_WORTH = 100
-_NOTHING = "no training history has two items or more: there is nothing to learn from"
+# Batches of an epoch that make rows of one length worth a compiled program of their own.
+_MIN_BATCHES = 100
+_NO_TARGETS = "no training history has two items or more: there is nothing to learn from"
 
 
-class Rows(Protocol):
+class Rows(abc.ABC):
     """Random access to the rows of training data."""
 
+    @abc.abstractmethod
     def __len__(self) -> int: ...
 
+    @abc.abstractmethod
     def __getitem__(self, index: Int[np.ndarray, " n"]) -> Any:
-        """A NamedTuple of arrays, their first axis that of `index`."""
-        ...
+        """Rows by number, a NamedTuple of arrays whose first axis is that of `index`."""
 
     @property
+    @abc.abstractmethod
     def arrays(self) -> tuple[np.ndarray, ...]:
-        """All that the rows are made of, by which the data is known again."""
-        ...
+        """The arrays that determine the rows; a resumed run checks that they are the same."""
 
     def buckets(self, batch_size: int) -> Int[np.ndarray, " rows"] | None:
-        """A number for each row: of batches, those of equal numbers are made together. None: all alike."""
-        ...
-
-    def batch(self, index: Int[np.ndarray, " n"], *, bucket: int) -> Any:
-        """The rows of `index`, none of them of a larger bucket than this (-1: the largest)."""
-        ...
-
-
-class _Stored:
-    """The rows of a NamedTuple of arrays."""
-
-    def __init__(self, arrays: Any) -> None:
-        self.arrays = arrays
-
-    def buckets(self, batch_size: int) -> None:
+        """The bucket of each row, as a batch is of one bucket where possible; None: all rows are alike."""
+        del batch_size
         return None
 
     def batch(self, index: Int[np.ndarray, " n"], *, bucket: int) -> Any:
+        """Rows by number, none of them of a larger bucket than `bucket` (-1: the largest)."""
+        del bucket
         return self[index]
 
+
+class _StoredRows(Rows):
+    """Rows of a NamedTuple of arrays."""
+
+    def __init__(self, stored: Any) -> None:
+        self._stored = stored
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        return self._stored
+
     def __len__(self) -> int:
-        return len(self.arrays[0])
+        return len(self._stored[0])
 
     def __getitem__(self, index: Int[np.ndarray, " n"]) -> Any:
-        return type(self.arrays)(*(array[index] for array in self.arrays))
+        return type(self._stored)(*(array[index] for array in self._stored))
 
 
 class PackedRows(NamedTuple):
-    """Histories in rows, arrays of numpy on the host, of JAX in a step: several a row, or one and one target.
+    """Rows of several histories, or of one history and one target; numpy arrays on the host, JAX arrays in a step.
 
     Codes are never in it: they are gathered on the device.
     `segments` numbers the histories of a row from 1 and is 0 on padding; `targets[t]` is the item that follows
@@ -75,22 +77,22 @@ class PackedRows(NamedTuple):
     segments: Int[Any, "rows length"]
 
 
-def pack(train: Histories, *, max_history: int, row_length: int, closed: bool = False) -> PackedRows:
+def pack(train: Histories, *, max_history: int, row_length: int, append_last: bool = False) -> PackedRows:
     """Pack training histories into rows of `row_length` positions, best fit, longest first.
 
     Every item but a history's first is a target exactly once, seeing at most `max_history` items before it; longer
-    histories are cut into windows from the end. `closed`: behind each stands its last target, at a position of the same
-    segment that has no target, for models whose codes are predicted from the tokens before them.
+    histories are cut into windows from the end. `append_last` puts behind each its last target, at a position of the
+    same segment without a target, for models whose codes are predicted from the tokens before them.
     Raises SemidError when no history has two items.
     """
-    if not 1 <= max_history <= row_length - closed:
-        limit = "< row_length (behind each stands its last target)" if closed else "<= row_length"
+    if not 1 <= max_history <= row_length - append_last:
+        limit = "< row_length (behind each stands its last target)" if append_last else "<= row_length"
         raise SemidError(f"expected 1 <= max_history {limit}, got {max_history} and {row_length}; change either")
     starts, sizes = _windows(train, max_history)
     if not len(sizes):
-        raise SemidError(_NOTHING)
+        raise SemidError(_NO_TARGETS)
     order = np.argsort(-sizes, kind="stable")
-    starts, sizes = starts[order], sizes[order] + closed  # from here on sizes are numbers of positions
+    starts, sizes = starts[order], sizes[order] + append_last  # from here on sizes are numbers of positions
     row_of, offset_of, segment_of, num_rows = _best_fit(sizes, row_length)
     empty = np.zeros((num_rows, row_length), np.int32)
     packed = PackedRows(empty, np.full_like(empty, -1), np.zeros_like(empty))
@@ -99,19 +101,19 @@ def pack(train: Histories, *, max_history: int, row_length: int, closed: bool = 
     at, source = (row_of[window], offset_of[window] + within), starts[window] + within
     packed.history[at] = train.items[source]
     packed.segments[at] = segment_of[window]
-    followed = within < sizes[window] - closed
+    followed = within < sizes[window] - append_last
     packed.targets[at[0][followed], at[1][followed]] = train.items[source[followed] + 1]
     return packed
 
 
-class SingleRows:
-    """One history and one target a row: every item of the training histories but their first, after at most
+class SingleRows(Rows):
+    """Rows of one history and one target: every item of the training histories but their first, after at most
     `max_history` items before it.
 
-    Rows are made when they are asked for, `rows[index] -> PackedRows` with targets [n], segments numbering the training
-    histories from 1; what is kept is a number a history. Batches are of rows of about one length, if there are enough
-    of them, and no longer than these: a quarter of `max_history`, half of it, or all. With `seen` the first so many
-    items of each history are no targets. Raises SemidError when there is no row.
+    Rows are built on demand, `rows[index] -> PackedRows` with targets [n], segments numbering the training histories
+    from 1; memory holds one number per history. Batches are of rows of about one length, if there are enough of them,
+    padded to a quarter of `max_history`, half of it, or all. `seen` counts the first items of each history that are no
+    targets. Raises SemidError when there is no row.
     """
 
     def __init__(
@@ -124,7 +126,7 @@ class SingleRows:
         self._until = np.cumsum(np.maximum(train.ends - train.starts - first, 0))  # targets up to and with each history
         if not len(self):
             raise SemidError(
-                _NOTHING if seen is None else "no training history has an item that it did not have before"
+                _NO_TARGETS if seen is None else "no training history has an item that it did not have before"
             )
 
     def __len__(self) -> int:
@@ -134,16 +136,16 @@ class SingleRows:
         return self._padded(index, self._max_history)
 
     def buckets(self, batch_size: int) -> Int[np.ndarray, " rows"] | None:
-        """The smallest of `_lengths` that holds the row's history, where enough rows share it."""
+        """The bucket of each row: the smallest of `_lengths` that holds its history, if enough rows share it."""
         owner, target = self._targets(np.arange(len(self)))
         found = np.searchsorted(self._lengths, np.minimum(target - self._train.starts[owner], self._max_history))
         for bucket in range(len(self._lengths) - 1):
-            if np.count_nonzero(found == bucket) < _WORTH * batch_size:
+            if np.count_nonzero(found == bucket) < _MIN_BATCHES * batch_size:
                 found[found == bucket] += 1
         return None if (found == found[0]).all() else found.astype(np.int8)
 
     def batch(self, index: Int[np.ndarray, " n"], *, bucket: int) -> PackedRows:
-        """Padded to the length of the bucket."""
+        """Rows by number, padded to the length of the bucket."""
         return self._padded(index, int(self._lengths[bucket]))
 
     @property
@@ -151,7 +153,7 @@ class SingleRows:
         return np.unique([-(-self._max_history // 4), -(-self._max_history // 2), self._max_history])
 
     def _targets(self, index: Int[np.ndarray, " n"]) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
-        """The history of each row, and where its target stands."""
+        """The history of each row, and the place of its target."""
         owner = np.searchsorted(self._until, index, side="right")
         return owner, self._train.ends[owner] - (self._until[owner] - index)
 
@@ -163,7 +165,6 @@ class SingleRows:
 
     @property
     def arrays(self) -> tuple[np.ndarray, ...]:
-        """What the rows are made of."""
         return self._train.items, self._train.starts, self._train.ends, self._until, np.array(self._max_history)
 
 
@@ -210,8 +211,8 @@ class _ShuffledBatches:
         self._checksum = functools.reduce(lambda seen, array: zlib.crc32(array.tobytes(), seen), data.arrays, 0)
 
     def _shuffled(self, epoch: int) -> np.ndarray:
-        """The epoch's rows in their order. With buckets, whole batches are of one, but for few; the largest rows make
-        up what stands in a batch with another epoch's."""
+        """The order of the epoch's rows. With buckets, nearly all batches are of one bucket; the largest rows fill the
+        batches that two epochs share."""
         rng = np.random.default_rng([self._seed, epoch])
         order = rng.permutation(self._rows)
         if self._buckets is None:
@@ -235,20 +236,20 @@ class _ShuffledBatches:
         return self._data.batch(local, bucket=-1 if self._buckets is None else int(self._buckets[chosen].max()))
 
     def __repr__(self) -> str:
-        """Names the pipeline in Grain's state: Grain refuses a state of other data or another seed."""
+        """The name of the pipeline in Grain's state, by which Grain refuses a state of other data or another seed."""
         data = f"rows={self._rows}, crc32={self._checksum:08x}"
         return f"ShuffledBatches({data}, batch_size={self._batch_size}, seed={self._seed})"
 
 
 def as_rows(data: Any | Rows) -> Rows:
-    """`data`, a NamedTuple of arrays with equal first axes or Rows already, as Rows."""
-    return _Stored(data) if isinstance(data, tuple) else data
+    """`data` as Rows; it may be a NamedTuple of arrays with equal first axes."""
+    return _StoredRows(data) if isinstance(data, tuple) else data
 
 
 def batches(
     data: Any | Rows, *, batch_size: int, num_batches: int, seed: int, process: tuple[int, int] = (0, 1)
 ) -> grain.DataLoaderIterator:
-    """A Grain iterator over `num_batches` batches of `data`: a NamedTuple of arrays with equal first axes, or Rows.
+    """A Grain iterator over `num_batches` batches of `data`, Rows or a NamedTuple of arrays with equal first axes.
 
     Each epoch is a fresh permutation by `seed`; batches run on across epochs, so that all have one size. `process`
     is (index, count): every process gets its slice of the global batch. The iterator's state is exact and small, and

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: parameters, optimizer, input position and step, the best and the last kept."""
+"""Checkpoints of a run: the train state and the position in the data, of the best and of the last step."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REQUEST = "request.json"
 
 
 class Checkpoints:
-    """The checkpoints under one folder, which belongs to one request (config, seed, parents); every process has one.
+    """The checkpoints in a folder that belongs to one request (config, seed, parents); every process opens it.
 
     The best has the highest score `select`; without one it is the last. Raises SemidError when the folder holds
     checkpoints of another request, naming what differs.
@@ -97,7 +97,7 @@ class Checkpoints:
 
 
 def _claim(folder: Path, request: dict) -> None:
-    """Make the folder that of `request`, or find that it is."""
+    """Write `request` into the folder, or check that the folder belongs to it."""
     if folder.exists() and not folder.is_dir():
         raise SemidError(f"{folder}: is a file, and checkpoints should go below it; choose another --out")
     if glob.has_magic(str(folder.absolute())):  # Orbax globs below it, and finds nothing of what it wrote
@@ -114,7 +114,7 @@ def _claim(folder: Path, request: dict) -> None:
 
 
 def _parts(state: TrainState) -> dict[str, Any]:
-    """What is saved each by itself: Orbax takes no empty tree, and many a model has no variables but parameters."""
+    """The parts of the state that are saved one by one; Orbax takes no empty tree, and `rest` is often empty."""
     parts = {"params": state.params, "rest": state.rest, "opt_state": state.opt_state}
     return {name: part for name, part in parts.items() if jax.tree.leaves(part)}
 

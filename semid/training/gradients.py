@@ -1,4 +1,4 @@
-"""Gradients of a batch as the weighted mean over its microbatches, so that a step needs the activations of one."""
+"""Gradient accumulation: a batch's gradients as the weighted mean over microbatches, to save memory."""
 
 from __future__ import annotations
 
@@ -15,28 +15,29 @@ from semid.errors import SemidError
 from semid.training.mesh import ROWS, row_parts
 
 TARGETS = "targets"
-"""The metric by which a loss says over how many targets it is a mean; without it, microbatches weigh the same."""
+"""The metric with the number of targets that a loss is a mean over; without it, microbatches weigh the same."""
 
 
 class Gradients(NamedTuple):
-    """What one pass over rows gives: gradients, scalars to log (the loss among them), the variables the loss set."""
+    """Gradients, scalars to log (the loss among them), and the variables that the loss set, of one pass over rows."""
 
     gradients: nnx.State
     metrics: dict[str, Array]
     rest: nnx.State
 
 
-OfRows = Callable[[nnx.State, nnx.State, Any, Key[Array, ""]], Gradients]  # of (params, rest, rows of a batch, key)
+# A function of (params, rest, rows of a batch, key).
+GradFn = Callable[[nnx.State, nnx.State, Any, Key[Array, ""]], Gradients]
 
 
 def accumulated(
-    of_rows: OfRows, params: nnx.State, rest: nnx.State, batch: Any, key: Key[Array, ""], *, parts: int, mesh: Mesh
+    grad_fn: GradFn, params: nnx.State, rest: nnx.State, batch: Any, key: Key[Array, ""], *, parts: int, mesh: Mesh
 ) -> Gradients:
-    """`of_rows` of each of `parts` microbatches, one after the other, as means weighted by their number of targets."""
+    """Gradients over `parts` microbatches, one after the other, as means weighted by their number of targets."""
 
-    def add(carry: tuple[Any, nnx.State], of_one: tuple[Any, Array]) -> tuple[tuple[Any, nnx.State], Any]:
+    def add(carry: tuple[Any, nnx.State], one: tuple[Any, Array]) -> tuple[tuple[Any, nnx.State], Any]:
         total, rest = carry
-        found = of_rows(params, rest, *of_one)
+        found = grad_fn(params, rest, *one)
         weight = found.metrics.get(TARGETS, jnp.ones(())).astype(jnp.float32)
         total = jax.tree.map(lambda t, g: t + g * weight.astype(g.dtype), total, found.gradients)
         return (total, found.rest), (weight, found.metrics)
@@ -51,7 +52,7 @@ def accumulated(
 
 
 def microbatches(batch: Any, parts: int, mesh: Mesh) -> Any:
-    """Every `parts`-th row of the arrays makes a microbatch, so that each device splits the rows it has.
+    """The arrays as `parts` microbatches of every `parts`-th row, so that each device splits the rows it has.
 
     Raises SemidError if the rows do not divide.
     """

@@ -1,4 +1,4 @@
-"""The one training loop, and a run around it: checkpoints, validation, early stopping, progress, resume."""
+"""The training loop, and a run with checkpoints, validation, early stopping, a log and resumption."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ Validate = Callable[[Any], dict[str, float]]
 
 
 class StopTraining(Exception):
-    """Raised by a hook to end the loop; the state is the one the hook was given."""
+    """Signal of a hook to end the loop with the state that it was given."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
-    """How long, on what batches, with which optimizer, and how often to look."""
+    """Length, batches and optimizer of a training run, and how often it validates."""
 
     epochs: float = 30.0
     """Passes over the training data."""
@@ -56,7 +56,7 @@ class TrainingConfig:
     log_every: int = 20
     """Steps between records of the loss."""
     tensorboard: bool = False
-    """Write TensorBoard events beside history.jsonl (extra `tensorboard`)."""
+    """Write TensorBoard events next to history.jsonl (extra `tensorboard`)."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "validate_every", "patience", "log_every"):
@@ -67,8 +67,8 @@ class TrainingConfig:
 def fit(
     state: TrainState, step: Step, batches: Iterator[Any], *, num_steps: int, hooks: Sequence[Hook] = ()
 ) -> TrainState:
-    """Run `step` until the state has taken `num_steps`. After each, every hook is given (step, state, metrics) in
-    order and returns the state to go on with, or raises StopTraining."""
+    """Run `step` until the state has taken `num_steps`. After each step the hooks are called in order with (step,
+    state, metrics); each returns the state to continue with, or raises StopTraining."""
     for at in range(int(state.step) + 1, num_steps + 1):
         state, metrics = step(state, next(batches))
         try:
@@ -168,7 +168,7 @@ def train(task: Task, config: TrainingConfig, *, run: RunFolder, seed: int, mesh
 
 
 def _log_hook(tracker: Tracker, validation: _Validation, every: int) -> Hook:
-    """Metrics stay on the device, so that no step waits for them, until they are logged or a checkpoint is due."""
+    """A hook that logs metrics; they stay on the device until then, so that no step waits for them."""
     pending: list[tuple[int, dict[str, Any]]] = []
 
     def log(at: int, state: TrainState, metrics: dict[str, Any]) -> TrainState:
@@ -188,9 +188,9 @@ def _log_hook(tracker: Tracker, validation: _Validation, every: int) -> Hook:
 
 @dataclasses.dataclass(frozen=True)
 class _Validation:
-    """The hook that validates, saves, and stops when the best score is `patience` validations old.
+    """A hook that validates, saves, and stops when the best score is `patience` validations old.
 
-    All that it decides by is in the checkpoints, so that a resumed run decides as the unbroken one would.
+    It decides by the checkpoints alone, so that a resumed run decides as the unbroken one would.
     """
 
     task: Task

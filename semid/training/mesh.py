@@ -1,4 +1,4 @@
-"""The mesh of devices, and how parameters and batches lie on it: one named mesh, a single device being 1x1x1."""
+"""The device mesh and the layout of parameters and batches on it; a single device is a mesh of 1x1x1."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class ShardedByRows(nnx.Variable):
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """How a machine's devices share the work. Belongs to the machine, not to the experiment: a run that is resumed, or
-    repeated from its config, may have another one.
+    """Shape of the device mesh. It belongs to the machine, not to the experiment: a run that is resumed, or repeated
+    from its config, may have another one.
 
     Every device has its own rows of a batch, unless `tensor` devices share them.
     """
@@ -73,7 +73,7 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, config: MeshConfig = 
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Every device holds the whole array."""
+    """The layout in which every device holds the whole array."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -102,7 +102,7 @@ def _devices(axis: Axis, mesh: Mesh) -> int:
 
 
 def gathered(tree: Any, mesh: Mesh) -> Any:
-    """Arrays of the mesh whole, on this process's first device: what code that knows of no mesh can work with."""
+    """Whole arrays on this process's first device, for code that knows of no mesh."""
     return jax.tree.map(lambda x: x.addressable_data(0), jax.device_put(tree, replicated(mesh)))
 
 
@@ -124,18 +124,18 @@ def divisible_batch_size(batch_size: int, *, rows: int, mesh: Mesh, accumulate: 
 
 
 def row_parts(mesh: Mesh | AbstractMesh) -> int:
-    """Into how many parts the devices split the rows of a batch."""
+    """The number of parts into which the devices split the rows of a batch."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def row_devices() -> int:
-    """Among how many devices a batch's rows are shared out on the mesh that `jax.set_mesh` has set; 1 without one."""
+    """The number of parts of a batch's rows on the mesh that `jax.set_mesh` has set; 1 without one."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else row_parts(mesh)
 
 
 def share_rows(x: Array) -> Array:
-    """`x` with its rows, a multiple of `row_devices()`, shared out among them: what is made of them is, too."""
+    """`x` with its rows, a multiple of `row_devices()`, split over the devices; results derived from them are, too."""
     return jax.lax.with_sharding_constraint(x, ROWS) if row_devices() > 1 else x
 
 

@@ -1,4 +1,4 @@
-"""Several processes, one a host or one a device: how they meet, and what only the first of them does."""
+"""Multi-process runs, with one process per host or per device: joining, broadcasting, work of the first process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LAUNCHERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")  # how many proces
 
 
 def join_processes() -> None:
-    """Meet the other processes of this run, if the environment names any; call it before anything touches a device.
+    """Join the other processes of this run, if the environment names any; call it before anything touches a device.
 
     Either JAX_COORDINATOR_ADDRESS (host:port of the first), JAX_NUM_PROCESSES and JAX_PROCESS_ID are all set, or Slurm
     or Open MPI started several. Raises SemidError if the three do not fit together.
@@ -37,7 +37,7 @@ def join_processes() -> None:
 
 
 def from_first(value: Any) -> Any:
-    """What the first process has for `value`, of JSON's types, on every process."""
+    """The first process's `value`, of JSON's types, on every process."""
     if jax.process_count() == 1:
         return value
     text = json.dumps(value).encode()
@@ -48,8 +48,8 @@ def from_first(value: Any) -> Any:
 
 
 def on_first(function: Callable[[], Any]) -> Any:
-    """The first process runs `function`, the others wait for it; all get what it returns, of JSON's types, or raise its
-    error, together."""
+    """Run `function` in the first process while the others wait; all return its result, of JSON's types, or raise its
+    error."""
     if jax.process_count() == 1:
         return function()
     result, error = None, None

@@ -1,4 +1,4 @@
-"""The train state, the jitted step over it, and named leaves for files."""
+"""The train state, the jitted training step, and the names of a state's arrays in files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Step = Callable[["TrainState", Any], tuple["TrainState", dict[str, Array]]]
 
 
 class StepContext(NamedTuple):
-    """What a loss may depend on beside its inputs: a key of its own, and the share of training done, in [0, 1)."""
+    """Further inputs of a loss: a PRNG key, and the share of training done, in [0, 1)."""
 
     key: Array
     progress: Float[Array, ""]
@@ -36,7 +36,7 @@ class StepContext(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """All that changes in training, and so all that a checkpoint holds beside the input's position.
+    """The variables that change in training; a checkpoint holds them and the position in the data.
 
     `rest` are the model's variables that no gradient moves; a loss may set them (moving averages of code usage).
     """
@@ -68,7 +68,7 @@ class TrainStep:
 
 
 def create_state(model: nnx.Module, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """The state before the first step, its arrays laid out on the mesh by name (`mesh.RULES`), moments like parameters.
+    """The state before the first step, its arrays laid out on the mesh (`shardings`), moments like parameters.
 
     Copies the model's variables: training donates its state, and must not delete what the caller still holds.
     """
@@ -115,7 +115,7 @@ def make_step(
     """
     graph, *_ = nnx.split(model, nnx.Param, ...)
 
-    def of_rows(
+    def row_gradients(
         params: nnx.State, rest: nnx.State, rows: Any, key: Array, *, tables: Any, progress: Array
     ) -> Gradients:
         def compute(params: nnx.State) -> tuple[Array, tuple[dict[str, Array], nnx.State]]:
@@ -135,7 +135,7 @@ def make_step(
     def step(state: TrainState, batch: Any, tables: Any) -> tuple[TrainState, dict[str, Array]]:
         # The hardware generator costs a fraction of threefry; keys of different steps never meet.
         key = jax.random.fold_in(jax.random.key(seed, impl="rbg"), state.step)
-        of = functools.partial(of_rows, tables=tables, progress=state.step.astype(jnp.float32) / num_steps)
+        of = functools.partial(row_gradients, tables=tables, progress=state.step.astype(jnp.float32) / num_steps)
         if accumulate == 1:
             found = of(state.params, state.rest, batch, key)
         else:

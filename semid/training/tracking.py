@@ -1,4 +1,4 @@
-"""What a run says of itself: one JSON line a record, a progress bar, TensorBoard if asked for."""
+"""Training log: one JSON line per record, a progress bar, and TensorBoard events on request."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ HISTORY = "history.jsonl"
 
 
 class Tracker:
-    """Appends scalars to `history.jsonl` and shows progress; a resumed run drops records after its first step.
+    """A log of scalars in `history.jsonl` with a progress bar; a resumed run drops the records after its first step.
 
-    With `tensorboard`, the same scalars go to event files beside it (extra `tensorboard`).
+    With `tensorboard`, the same scalars go to event files next to it (extra `tensorboard`).
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Tracker:
             self._events.close()
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Record scalars of one step; what is not finite is written as null."""
+        """Record the scalars of one step; a value that is not finite becomes null."""
         values = {name: float(value) for name, value in scalars.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._file.write(json.dumps({"step": step, **finite}) + "\n")
@@ -60,7 +60,7 @@ class Tracker:
                 self._events.add_scalar(name, value, step)
 
     def advance(self, step: int, note: str) -> None:
-        """Move the progress bar to `step`, with a short note behind it."""
+        """Move the progress bar to `step`, followed by a short note."""
         self._progress.update(self._task, completed=step, note=note)
 
 

@@ -112,7 +112,7 @@ def expected_contexts(lists, *, max_history: int) -> dict[int, list[int]]:
 @pytest.mark.parametrize(("max_history", "row_length"), [(1, 2), (3, 4), (5, 8), (20, 32)])
 def test_closed_rows_hold_every_target_behind_its_history(seed, max_history, row_length):
     lists = ragged(np.random.default_rng(seed), users=60, longest=30)
-    packed = pack(Histories.from_lists(lists), max_history=max_history, row_length=row_length, closed=True)
+    packed = pack(Histories.from_lists(lists), max_history=max_history, row_length=row_length, append_last=True)
     assert contexts(packed) == expected_contexts(lists, max_history=max_history)
     at = np.nonzero(packed.targets >= 0)
     behind = (at[0], at[1] + 1)
@@ -125,10 +125,10 @@ def test_closed_rows_hold_every_target_behind_its_history(seed, max_history, row
 
 def test_closed_rows_are_one_longer():
     whole = Histories.from_lists([[1, 2, 3, 4, 5]])
-    closed = pack(whole, max_history=4, row_length=5, closed=True)
+    closed = pack(whole, max_history=4, row_length=5, append_last=True)
     assert [field.tolist() for field in closed] == [[[1, 2, 3, 4, 5]], [[2, 3, 4, 5, -1]], [[1] * 5]]
     with pytest.raises(SemidError, match=r"expected 1 <= max_history < row_length \(behind .*\), got 4 and 4; change"):
-        pack(whole, max_history=4, row_length=4, closed=True)
+        pack(whole, max_history=4, row_length=4, append_last=True)
     assert pack(whole, max_history=4, row_length=4).history.tolist() == [[1, 2, 3, 4]]
 
 
