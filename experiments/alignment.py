@@ -29,7 +29,8 @@ from experiments import das, letter
 from experiments.arms import RANDOM, SHUFFLED, TEACHER, Arm, run
 from experiments.results import folder_of
 from semid import TokenizerConfig
-from semid.tokenizers import CooccurrenceConfig, DistillConfig, RQVaeConfig, VectorColumn
+from semid.graphs import VectorColumn
+from semid.tokenizers import CooccurrenceConfig, DistillConfig, RQVaeConfig
 
 
 def _distilled(content: tuple[str, ...], vectors: str) -> TokenizerConfig:

@@ -18,7 +18,8 @@ import tyro
 from experiments.arms import TEACHER, run
 from experiments.results import folder_of
 from semid import TokenizerConfig
-from semid.tokenizers import DasConfig, RQVaeConfig, VectorColumn
+from semid.graphs import VectorColumn
+from semid.tokenizers import DasConfig, RQVaeConfig
 
 
 def tokenizer(columns: tuple[str, ...], *, teacher: str = TEACHER) -> TokenizerConfig:

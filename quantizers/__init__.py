@@ -1,13 +1,6 @@
 """Vector quantizers in JAX: from vectors to short tuples of discrete codes and back."""
 
-from quantizers.alignment import (
-    ClickLoss,
-    DebiasLosses,
-    Similarity,
-    debias_loss,
-    debiased_click_loss,
-    info_nce,
-)
+from quantizers.alignment import AxisName, Similarity, in_batch_bce, info_nce, masked_mean, unit_rows
 from quantizers.assignment import AssignedCodes, Assignment, Gumbel, Nearest, OverusedGumbel, Sinkhorn, sinkhorn
 from quantizers.collisions import TieBreak, collision_groups, tie_break
 from quantizers.distances import Distance, code_logits, distances, nearest, squared_distances, unit_vectors
@@ -53,12 +46,11 @@ from quantizers.types import Quantized, Quantizer, QuantizerLosses
 __all__ = [
     "AssignedCodes",
     "Assignment",
+    "AxisName",
     "Blocks",
-    "ClickLoss",
     "ClusterFunction",
     "CodeHealth",
     "Codebook",
-    "DebiasLosses",
     "Distance",
     "FiniteScalarQuantizer",
     "GradientPath",
@@ -88,17 +80,17 @@ __all__ = [
     "code_counts",
     "code_logits",
     "collision_groups",
-    "debias_loss",
-    "debiased_click_loss",
     "distances",
     "diversity_loss",
     "ema_codebook",
     "fit_codebooks",
     "health",
+    "in_batch_bce",
     "info_nce",
     "kmeans",
     "linear_probe_r2",
     "lloyd_pass",
+    "masked_mean",
     "min_cost_reassign",
     "nearest",
     "neighbor_prefix_overlap",
@@ -120,6 +112,7 @@ __all__ = [
     "squared_distances",
     "straight_through",
     "tie_break",
+    "unit_rows",
     "unit_vectors",
     "usage_entropy_loss",
 ]

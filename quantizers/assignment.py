@@ -1,4 +1,4 @@
-"""Which code an input takes, one level at a time.
+"""Assignment of inputs to the codes of one level.
 
 An assignment is a frozen dataclass: hashable, so that a compiled function can depend on it. Its logits are
 `-distance / temperature`, in training and everywhere: the nearer the code, the larger its logit.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -21,14 +21,18 @@ _ANNEALED = 0.3  # share of Sinkhorn's iterations in which epsilon falls to its 
 
 
 class AssignedCodes(NamedTuple):
-    """`probabilities`: softmax of the code logits, differentiable; where they go unused they cost nothing under jit."""
+    """Codes, and the softmax of the code logits: differentiable, and free under jit where it is not used."""
 
     codes: Int[Array, " n"]
     probabilities: Float[Array, "n codes"]
 
 
+@runtime_checkable
 class Assignment(Protocol):
-    """`mask`: rows that count; `usage`: recent share of inputs on each code; no `key`: no noise."""
+    """A rule that assigns inputs to codes.
+
+    `mask`: rows that count; `usage`: recent share of inputs on each code; without `key` there is no noise.
+    """
 
     def __call__(
         self,
@@ -43,7 +47,7 @@ class Assignment(Protocol):
 
 @dataclass(frozen=True)
 class Nearest:
-    """The nearest code; the lowest index wins a tie."""
+    """Assign the nearest code; the lowest index wins a tie."""
 
     temperature: Schedule = Schedule(1.0)
 
@@ -61,7 +65,7 @@ class Nearest:
 
 @dataclass(frozen=True)
 class Sinkhorn:
-    """The code with the largest share in the balanced plan of the whole batch (LC-Rec, arXiv 2311.09049)."""
+    """Assign the code with the largest share in the balanced plan of the whole batch (LC-Rec, arXiv 2311.09049)."""
 
     epsilon: float = 0.003
     iterations: int = 50
@@ -87,7 +91,7 @@ class Sinkhorn:
 
 @dataclass(frozen=True)
 class Gumbel:
-    """The largest of -distance + scale * Gumbel noise, which the probabilities see too (DIGER, arXiv 2601.19711)."""
+    """Assign the largest of -distance + scale * Gumbel noise, also in the probabilities (DIGER, arXiv 2601.19711)."""
 
     scale: Schedule = Schedule(1.0)
     temperature: Schedule = Schedule(1.0)
@@ -107,7 +111,7 @@ class Gumbel:
 
 @dataclass(frozen=True)
 class OverusedGumbel:
-    """`Gumbel` for the inputs whose nearest code is over-used, `Nearest` for the others (DIGER's FrqUD).
+    """Assign by `Gumbel` where the nearest code is over-used, by `Nearest` elsewhere (DIGER's FrqUD).
 
     Noise goes to all codes of such an input: on the over-used codes alone, its positive mean would favour them.
     """
@@ -161,7 +165,7 @@ def _scaled(distances: Float[Array, "n codes"], mask: Bool[Array, " n"]) -> Floa
 def _code_prices(
     costs: Float[Array, "n codes"], mask: Bool[Array, " n"], *, epsilon: float, iterations: int
 ) -> Float[Array, " codes"]:
-    """The dual variables of the codes. Epsilon falls from 1 to its value: from cold, small ones converge slowly."""
+    """Dual variables of the codes. Epsilon falls from 1 to its value, since a small one converges slowly at first."""
     num_codes = costs.shape[1]
     costs = jnp.where(mask[:, None], costs, 0)
     log_rows = jnp.where(mask, -jnp.log(jnp.maximum(mask.sum(), 1).astype(jnp.float32)), -jnp.inf)

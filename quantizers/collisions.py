@@ -1,22 +1,22 @@
-"""Items that share all their codes, and the level that tells them apart. Exact, deterministic, on the host."""
+"""Groups of items that share all codes, and a level that tells them apart. Exact, deterministic, on the host."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int, Real
+from jaxtyping import Bool, Int, Integer, Real
 
 
 class TieBreak(NamedTuple):
     """Codes with the added level, and the size of that level: the number of items in the largest group."""
 
-    codes: Int[np.ndarray, "items level+1"]
+    codes: Integer[np.ndarray, "items level+1"]
     level_size: int
 
 
-def collision_groups(codes: Int[np.ndarray, "items level"]) -> Int[np.ndarray, " items"]:
-    """A dense group number for every item, equal where all codes are equal, in the lexicographic order of the codes."""
+def collision_groups(codes: Integer[np.ndarray, "items level"]) -> Int[np.ndarray, " items"]:
+    """Dense group numbers of the items, equal where all codes are equal, in the lexicographic order of the codes."""
     order, starts = _sorted_groups(codes)
     groups = np.empty(len(codes), np.int64)
     groups[order] = np.cumsum(starts) - 1
@@ -24,7 +24,7 @@ def collision_groups(codes: Int[np.ndarray, "items level"]) -> Int[np.ndarray, "
 
 
 def tie_break(
-    codes: Int[np.ndarray, "items level"], *, popularity: Real[np.ndarray, " items"] | None = None
+    codes: Integer[np.ndarray, "items level"], *, popularity: Real[np.ndarray, " items"] | None = None
 ) -> TieBreak:
     """Append a level that counts the items of a group from 0, which makes every row unique.
 
@@ -40,7 +40,7 @@ def tie_break(
 
 
 def _sorted_groups(
-    codes: Int[np.ndarray, "items level"], *, within: Real[np.ndarray, " items"] | None = None
+    codes: Integer[np.ndarray, "items level"], *, within: Real[np.ndarray, " items"] | None = None
 ) -> tuple[Int[np.ndarray, " items"], Bool[np.ndarray, " items"]]:
     """Rows in lexicographic order of their codes, then of `within`, and a flag where a new group starts in that order.
 
@@ -58,7 +58,7 @@ def _sorted_groups(
 def _descending(popularity: Real[np.ndarray, " items"], items: int) -> Real[np.ndarray, " items"]:
     """A key that sorts the most popular first."""
     if popularity.shape != (items,):
-        raise ValueError(f"tie_break: expected one popularity an item, shape ({items},), got {popularity.shape}")
+        raise ValueError(f"tie_break: expected one popularity per item, shape ({items},), got {popularity.shape}")
     values = popularity.astype(np.float64)  # the negative of an unsigned count would wrap around
     if np.isnan(values).any():
         raise ValueError(f"tie_break: the popularity of row {np.isnan(values).argmax()} is NaN; give 0 for unknown")

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 
 class Distance(Enum):
-    """How near a code is. Under `COSINE` only the choice of the code ignores lengths: vectors keep theirs."""
+    """Distance by which the nearest code is chosen. `COSINE` ignores lengths in this; code vectors keep theirs."""
 
     EUCLIDEAN = "euclidean"
     COSINE = "cosine"
@@ -19,7 +19,7 @@ class Distance(Enum):
 def distances(
     x: Float[Array, "*b dim"], codebook: Float[Array, "codes dim"], *, distance: Distance
 ) -> Float[Array, "*b codes"]:
-    """Squared distances, of the vectors or of their directions (2 - 2 cos)."""
+    """Squared distances, of the vectors or (`COSINE`: 2 - 2 cos) of their directions."""
     if distance is Distance.COSINE:
         return squared_distances(unit_vectors(x), unit_vectors(codebook))
     return squared_distances(x, codebook)
@@ -35,7 +35,7 @@ def squared_distances(x: Float[Array, "*b dim"], codebook: Float[Array, "codes d
 
 
 def unit_vectors(x: Float[Array, "*b dim"]) -> Float[Array, "*b dim"]:
-    """Vectors of length one in float32. Below a length of 1e-12 there is no direction: such a vector stays as it is."""
+    """Vectors scaled to length one, in float32; one shorter than 1e-12 has no direction and stays as it is."""
     x = x.astype(jnp.float32)
     squares = jnp.square(x).sum(-1, keepdims=True)
     return x * jax.lax.rsqrt(jnp.where(squares > 1e-24, squares, 1))
@@ -51,7 +51,7 @@ def code_logits(
 def nearest(
     x: Float[Array, "*b dim"], codebook: Float[Array, "codes dim"], *, distance: Distance = Distance.EUCLIDEAN
 ) -> Int[Array, "*b"]:
-    """The nearest code; the lowest index wins a tie."""
+    """Nearest code of each vector; the lowest index wins a tie."""
     return first_argmin(distances(x, codebook, distance=distance))
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Integer
 
 from quantizers.gradients import straight_through
 from quantizers.types import Quantized, QuantizerLosses
@@ -16,7 +16,7 @@ from quantizers.types import Quantized, QuantizerLosses
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class FiniteScalarQuantizer:
-    """One code a dimension, as in (8, 5, 5, 5): nothing to fit and no loss to add; a pytree without leaves."""
+    """Quantizer of one code per dimension, as in (8, 5, 5, 5): nothing to fit, no loss; a pytree without leaves."""
 
     level_sizes: tuple[int, ...] = field(metadata={"static": True})
 
@@ -36,11 +36,11 @@ class FiniteScalarQuantizer:
     def encode(self, x: Float[Array, "*b level"]) -> Int[Array, "*b level"]:
         return _rounded(bound(x, self.level_sizes), self.level_sizes)
 
-    def decode(self, codes: Int[Array, "*b level"]) -> Float[Array, "*b level"]:
+    def decode(self, codes: Integer[Array, "*b level"]) -> Float[Array, "*b level"]:
         """Code `c` of `n` is `(2 c - (n - 1)) / (n - 1)`; an item with a code that does not exist is NaN."""
         if codes.shape[-1] != len(self.level_sizes):
             raise ValueError(
-                f"decode: expected codes of shape [..., {len(self.level_sizes)}], one a level, got {codes.shape}"
+                f"decode: expected codes of shape [..., {len(self.level_sizes)}], one per level, got {codes.shape}"
             )
         sizes = _row(self.level_sizes, codes.ndim)
         steps = sizes - 1
@@ -58,7 +58,7 @@ def bound(x: Float[Array, "*b level"], level_sizes: Sequence[int]) -> Float[Arra
     """
     if x.shape[-1] != len(level_sizes):
         raise ValueError(
-            f"FiniteScalarQuantizer: expected vectors of shape [..., {len(level_sizes)}], one dimension a level, "
+            f"FiniteScalarQuantizer: expected vectors of shape [..., {len(level_sizes)}], one dimension per level, "
             f"got {x.shape}"
         )
     x = x.astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""How the gradient crosses a choice of codes that has none."""
+"""Gradient estimators for the choice of codes, which has no gradient of its own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 
 class GradientPath(Enum):
-    """What stands for the gradient of the quantized vectors. The first three leave their value as decoded.
+    """Estimator of the gradient of the quantized vectors. The first three leave their value as decoded.
 
     `STRAIGHT_THROUGH`: the identity. `ROTATION`: see `rotate`. `SOFT_BACKWARD`: the gradient of the soft vectors
     (DIGER, arXiv 2601.19711; BLOGER, arXiv 2510.21242). `SOFT`: value and gradient are those of the soft vectors,
@@ -24,7 +24,7 @@ class GradientPath(Enum):
 
 
 def straight_through(x: Float[Array, "*b dim"], quantized: Float[Array, "*b dim"]) -> Float[Array, "*b dim"]:
-    """The value of `quantized` with the gradient of `x`, in the dtype of `x`.
+    """Value of `quantized` with the gradient of `x`, in the dtype of `x`.
 
     It is `x + sg(quantized - x)`, arranged so that no digit of `quantized` is lost.
     """
@@ -32,7 +32,7 @@ def straight_through(x: Float[Array, "*b dim"], quantized: Float[Array, "*b dim"
 
 
 def rotate(x: Float[Array, "*b dim"], quantized: Float[Array, "*b dim"]) -> Float[Array, "*b dim"]:
-    """The value of `quantized`; its derivative by `x` is the scaled rotation that takes `x` there, held constant.
+    """Value of `quantized`, with the scaled rotation that takes `x` there, held constant, as its derivative by `x`.
 
     The rotation trick (Fifty et al., arXiv 2410.06424, section 4.2): `|q|/|x| (I - 2 s s' + 2 q x')`, where q and x
     are directions and s that of their sum. Where `x` is zero there is no such rotation, and the identity serves.
@@ -50,7 +50,7 @@ def rotate(x: Float[Array, "*b dim"], quantized: Float[Array, "*b dim"]) -> Floa
 def soft_vectors(
     probabilities: Float[Array, "*b codes"], codebook: Float[Array, "codes dim"]
 ) -> Float[Array, "*b dim"]:
-    """The mean of the code vectors under `probabilities`, in float32."""
+    """Mean of the code vectors under `probabilities`, in float32."""
     return jnp.matmul(probabilities, codebook.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
 
 

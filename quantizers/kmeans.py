@@ -23,7 +23,7 @@ _FIRST_STEP, _LAST_STEP = 1.0, 0.02  # of the auctions of balanced k-means: coar
 
 
 class KMeans(NamedTuple):
-    """`assignments` are the codes the points were given; `inertia` is the sum of squared distances to these."""
+    """Centroids, the codes assigned to the points, and the sum of squared distances to them."""
 
     centroids: Float[Array, "codes dim"]
     assignments: Int[Array, " n"]
@@ -37,8 +37,8 @@ class _Clusters(NamedTuple):
     counts: Int[Array, " codes"]
 
 
-def kmeans(x: Float[Array, "n dim"], *, num_codes: int, iterations: int, key: PRNGKeyArray) -> KMeans:
-    """Greedy k-means++ (Arthur & Vassilvitskii, 2007) on a sample of 16 points a code, then Lloyd on all points.
+def kmeans(x: Float[Array | np.ndarray, "n dim"], *, num_codes: int, iterations: int, key: PRNGKeyArray) -> KMeans:
+    """Greedy k-means++ (Arthur & Vassilvitskii, 2007) on a sample of 16 points per code, then Lloyd on all points.
 
     A cluster that empties moves to one of the points farthest from their centroids. With fewer distinct points than
     codes every distinct point becomes a centroid (given an iteration or two) and the codes left over duplicate others.
@@ -47,16 +47,16 @@ def kmeans(x: Float[Array, "n dim"], *, num_codes: int, iterations: int, key: PR
     return _kmeans(_checked(x, num_codes=num_codes, iterations=iterations), iterations, key, num_codes=num_codes)
 
 
-def _checked(x: Float[Array, "n dim"], *, num_codes: int, iterations: int) -> Float[Array, "n dim"]:
+def _checked(x: Float[Array | np.ndarray, "n dim"], *, num_codes: int, iterations: int) -> Float[Array, "n dim"]:
     if x.ndim != 2 or 0 in x.shape:
-        raise ValueError(f"kmeans: expected x of shape [n >= 1, dim >= 1], got {x.shape}; pass one vector a row")
+        raise ValueError(f"kmeans: expected x of shape [n >= 1, dim >= 1], got {x.shape}; pass one vector per row")
     if num_codes < 1 or iterations < 0:
         raise ValueError(f"kmeans: expected num_codes >= 1 and iterations >= 0, got {num_codes} and {iterations}")
     return jnp.asarray(x, jnp.float32)
 
 
 def balanced_kmeans(
-    x: Float[Array, "n dim"], *, num_codes: int, iterations: int, key: PRNGKeyArray, slack: float = 0.0
+    x: Float[Array | np.ndarray, "n dim"], *, num_codes: int, iterations: int, key: PRNGKeyArray, slack: float = 0.0
 ) -> KMeans:
     """k-means whose clusters have equal sizes, as OneRec's tokenizer (arXiv 2502.18965) asks for.
 
@@ -158,7 +158,7 @@ def _jitted_update(
 def lloyd_pass(
     blocks: Iterable[Float[np.ndarray, "n dim"]], centroids: Float[Array, "codes dim"]
 ) -> Float[Array, "codes dim"]:
-    """One iteration of Lloyd over all blocks: what `kmeans` does in memory, whatever the blocks' sizes.
+    """One iteration of Lloyd over all blocks, as `kmeans` does it in memory, whatever the blocks' sizes.
 
     Memory for one block and a few codebooks; sums over blocks are in float64.
     """
@@ -188,12 +188,12 @@ def _padded(
 
 
 @partial(jax.jit, static_argnames="num_codes")
-def _kmeans(x: Float[Array, "n dim"], iterations: int, key: PRNGKeyArray, *, num_codes: int) -> KMeans:
+def _kmeans(x: Float[Array, "n dim"], iterations: int | Int[Array, ""], key: PRNGKeyArray, *, num_codes: int) -> KMeans:
     center = x.mean(0, keepdims=True)  # the expanded distance loses digits far from the origin
     x = x - center
     chunks, valid = _chunked(x, num_codes=num_codes)
 
-    def iterate(_: int, centroids: Float[Array, "codes dim"]) -> Float[Array, "codes dim"]:
+    def iterate(_: Int[Array, ""], centroids: Float[Array, "codes dim"]) -> Float[Array, "codes dim"]:
         codes, clusters = _assign(chunks, valid, centroids)
         return _update(x, centroids, codes[: len(x)], clusters)
 

@@ -1,4 +1,4 @@
-"""Keeping codebooks alive: k-means at the start, moving averages, re-seeding, losses that spread usage and codes."""
+"""Codebook maintenance: k-means initialization, moving averages, re-seeding, losses that spread usage and codes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Integer, PRNGKeyArray
 
 from quantizers.distances import Distance, nearest, unit_vectors
 from quantizers.kmeans import kmeans
@@ -16,20 +17,23 @@ from quantizers.kmeans import kmeans
 class ReseededCodebooks(NamedTuple):
     """Codebooks after re-seeding, the codes replaced in each (whose optimizer moments are stale), and their number."""
 
-    codebooks: tuple[Float[Array, "codes dim"], ...]
-    replaced: tuple[Bool[Array, " codes"], ...]
+    codebooks: tuple[Float[Array, "_ dim"], ...]
+    replaced: tuple[Bool[Array, " _"], ...]
     num_replaced: Int[Array, " level"]
 
 
 def fit_codebooks(
-    x: Float[Array, "items dim"],
+    x: Float[Array | np.ndarray, "items dim"],
     *,
     level_sizes: Sequence[int],
     iterations: int,
     key: PRNGKeyArray,
     distance: Distance = Distance.EUCLIDEAN,
-) -> tuple[Float[Array, "codes dim"], ...]:
-    """k-means on the vectors, then on what each level leaves of them. Raises ValueError naming a row not finite."""
+) -> tuple[Float[Array, "_ dim"], ...]:
+    """Codebooks by k-means on the vectors, then on the residuals of each level.
+
+    Raises ValueError naming a row that is not finite.
+    """
     residuals = jnp.asarray(x, jnp.float32)
     bad = jnp.flatnonzero(~jnp.isfinite(residuals).all(-1))
     if len(bad):
@@ -48,9 +52,9 @@ def fit_codebooks(
 
 
 def code_counts(
-    codes: Int[Array, "*b level"], *, level_sizes: Sequence[int], mask: Bool[Array, "*b"] | None = None
-) -> tuple[Int[Array, " codes"], ...]:
-    """How often each code of each level occurs, masked items left out."""
+    codes: Integer[Array, "*b level"], *, level_sizes: Sequence[int], mask: Bool[Array, "*b"] | None = None
+) -> tuple[Int[Array, " _"], ...]:
+    """Occurrences of each code of each level, masked items left out."""
     weights = jnp.ones(codes.shape[:-1], jnp.int32) if mask is None else mask.astype(jnp.int32)
     return tuple(
         jnp.zeros(size, jnp.int32).at[codes[..., level]].add(weights) for level, size in enumerate(level_sizes)
@@ -58,7 +62,7 @@ def code_counts(
 
 
 def cluster_means(
-    x: Float[Array, "n dim"], codes: Int[Array, " n"], *, num_codes: int, mask: Bool[Array, " n"] | None = None
+    x: Float[Array, "n dim"], codes: Integer[Array, " n"], *, num_codes: int, mask: Bool[Array, " n"] | None = None
 ) -> Float[Array, "codes dim"]:
     """Mean of the vectors on each code, masked ones left out; zero for a code that has none."""
     kept = jnp.ones(len(x), bool) if mask is None else mask
@@ -75,7 +79,7 @@ def ema_codebook(
     shares: Float[Array, " codes"],
     decay: float,
 ) -> Float[Array, "codes dim"]:
-    """Each code becomes the moving average of its inputs (arXiv 1711.00937, appendix A.1); an unused one stays.
+    """Codebook of moving averages of each code's inputs (arXiv 1711.00937, appendix A.1); an unused code stays.
 
     The moving sum that the paper stores is the code times its usage, so that these two are all there is to keep.
     """
@@ -87,8 +91,8 @@ def ema_codebook(
 
 @jax.jit
 def reseed_dead_codes(
-    codebooks: Sequence[Float[Array, "codes dim"]],
-    counts: Sequence[Int[Array, " codes"]],
+    codebooks: Sequence[Float[Array, "_ dim"]],
+    counts: Sequence[Int[Array, " _"]],
     *,
     residuals: Float[Array, "items level dim"],
     key: PRNGKeyArray,
@@ -105,16 +109,16 @@ def reseed_dead_codes(
 
 
 def usage_entropy_loss(
-    probabilities: Sequence[Float[Array, "*b codes"]], *, mask: Bool[Array, "*b"] | None = None
+    probabilities: Sequence[Float[Array, "*b _"]], *, mask: Bool[Array, "*b"] | None = None
 ) -> Float[Array, ""]:
-    """A loss: minus the entropy (nats) of the batch's mean probabilities, all levels (UniGRec, arXiv 2601.17438).
+    """Minus the entropy (nats) of the batch's mean probabilities, summed over levels (UniGRec, arXiv 2601.17438).
 
-    It lies between minus the sum of log(codes), all codes used alike, and 0, one code a level; 0 if no row counts.
+    It lies between minus the sum of log(codes), all codes used alike, and 0, one code per level; 0 if no row counts.
     """
     total = jnp.zeros((), jnp.float32)
-    for of_level in probabilities:
-        kept = jnp.ones(of_level.shape[:-1], bool) if mask is None else mask
-        rows = jnp.where(kept[..., None], of_level, 0).reshape(-1, of_level.shape[-1])
+    for level in probabilities:
+        kept = jnp.ones(level.shape[:-1], bool) if mask is None else mask
+        rows = jnp.where(kept[..., None], level, 0).reshape(-1, level.shape[-1])
         mean = rows.sum(0) / jnp.maximum(kept.sum(), 1).astype(jnp.float32)
         total = total + jax.scipy.special.xlogy(mean, jnp.maximum(mean, 1e-30)).sum()
     return total
@@ -122,12 +126,12 @@ def usage_entropy_loss(
 
 def diversity_loss(
     codebook: Float[Array, "codes dim"],
-    clusters: Int[Array, " codes"],
+    clusters: Integer[Array, " codes"],
     *,
-    codes: Int[Array, "*b"],
+    codes: Integer[Array, "*b"],
     mask: Bool[Array, "*b"] | None = None,
 ) -> Float[Array, ""]:
-    """A loss for one level: codes of a cluster together, clusters apart (LETTER, arXiv 2405.07314, eq. 5).
+    """Loss of one level that draws codes of a cluster together and clusters apart (LETTER, arXiv 2405.07314, eq. 5).
 
     For every chosen code the cross-entropy of finding a cluster mate among all other codes by inner product, in the
     mean over its mates, of which LETTER draws one. A code without mates adds nothing. `clusters` labels the codes;

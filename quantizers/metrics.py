@@ -1,4 +1,4 @@
-"""Of a code assignment: its health, what it keeps of the vectors, what it tells. Deterministic, on the host."""
+"""Metrics of a code assignment: health, fidelity to the vectors, information on targets. Deterministic, on the host."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
-from scipy.sparse import csr_array, diags_array, eye_array
+from jaxtyping import Bool, Float, Int, Integer
+from scipy.sparse import csr_array, diags_array, eye_array, sparray
 from scipy.sparse.linalg import cg
 
 from quantizers.collisions import collision_groups
@@ -20,7 +20,9 @@ _RIDGES = (1.0, 10.0, 100.0, 1000.0)
 
 @dataclass(frozen=True)
 class LevelHealth:
-    """`usage`: share of codes in use; `dead`: number of the others; `entropy` in nats; `perplexity` is its exp.
+    """Usage of the codes of one level.
+
+    `usage`: share of codes in use; `dead`: number of the others; `entropy` in nats; `perplexity` is its exp.
 
     `gini`: inequality of the item counts over all codes, dead too; from 0 (all equal) to 1 - 1 / size (one has all).
     """
@@ -35,7 +37,10 @@ class LevelHealth:
 
 @dataclass(frozen=True)
 class CodeHealth:
-    """`collision_rate`: share of items whose codes another item has too. `dataclasses.asdict` gives JSON types."""
+    """Usage of all levels, and collisions. `dataclasses.asdict` gives JSON types.
+
+    `collision_rate`: share of items whose codes another item has too.
+    """
 
     items: int
     levels: tuple[LevelHealth, ...]
@@ -43,8 +48,11 @@ class CodeHealth:
     largest_group: int
 
 
-def health(codes: Int[np.ndarray, "items level"], level_sizes: Sequence[int]) -> CodeHealth:
-    """Raises ValueError for no items, a wrong number of levels, or a code outside its level."""
+def health(codes: Integer[np.ndarray, "items level"], level_sizes: Sequence[int]) -> CodeHealth:
+    """Usage and collisions of a code assignment.
+
+    Raises ValueError for no items, a wrong number of levels, or a code outside its level.
+    """
     _check(codes, level_sizes, where="health")
     group_sizes = np.bincount(collision_groups(codes))
     return CodeHealth(
@@ -67,9 +75,9 @@ def reconstruction_error(x: Float[np.ndarray, "n dim"], reconstruction: Float[np
 def neighbor_preservation(
     x: Float[np.ndarray, "items dim"], reconstruction: Float[np.ndarray, "items dim"], *, k: int, sample: int, seed: int
 ) -> float:
-    """Share of an item's `k` nearest neighbours that are also its `k` nearest in the reconstruction.
+    """Share of an item's `k` nearest neighbors that are also its `k` nearest in the reconstruction.
 
-    The mean over `sample` random items (all, if there are fewer); neighbours are sought among all items. Those that tie
+    The mean over `sample` random items (all, if there are fewer); neighbors are sought among all items. Those that tie
     for the last places, of which colliding codes make many, take equal parts of them. Costs sample * items * dim.
     """
     if x.ndim != 2 or x.shape != reconstruction.shape or not 1 <= k < len(x) or sample < 1:
@@ -86,9 +94,9 @@ def neighbor_preservation(
 
 
 def neighbor_prefix_overlap(
-    codes: Int[np.ndarray, "items level"], neighbors: Int[np.ndarray, "items k"]
+    codes: Integer[np.ndarray, "items level"], neighbors: Integer[np.ndarray, "items k"]
 ) -> Float[np.ndarray, " level"]:
-    """Share of the pairs of an item and its neighbours (rows; -1: none) that share the first 1, 2, ... codes."""
+    """Share of the pairs of an item and its neighbors (rows; -1: none) with the same first 1, 2, ... codes."""
     if codes.ndim != 2 or neighbors.ndim != 2 or len(codes) != len(neighbors):
         raise ValueError(
             f"neighbor_prefix_overlap: expected codes [items, level] and neighbors [items, k], got {codes.shape} and "
@@ -107,7 +115,7 @@ def neighbor_prefix_overlap(
 
 
 def linear_probe_r2(
-    codes: Int[np.ndarray, "items level"], target: Float[np.ndarray, " items"], *, level_sizes: Sequence[int]
+    codes: Integer[np.ndarray, "items level"], target: Float[np.ndarray, " items"], *, level_sizes: Sequence[int]
 ) -> Float[np.ndarray, " level"]:
     """Held-out R^2 of a linear probe of `target` (say log-popularity) from one-hot codes of levels 1..l, for each l.
 
@@ -117,7 +125,7 @@ def linear_probe_r2(
     _check(codes, level_sizes, where="linear_probe_r2")
     if target.shape != (len(codes),) or len(codes) < _FOLDS or not np.isfinite(target).all() or np.ptp(target) == 0:
         raise ValueError(
-            f"linear_probe_r2: expected {len(codes)} (at least {_FOLDS}) finite values that vary, one an item, "
+            f"linear_probe_r2: expected {len(codes)} (at least {_FOLDS}) finite values that vary, one per item, "
             f"got {target.dtype} {target.shape}"
         )
     one_hot, target = _one_hot(codes, level_sizes), target.astype(np.float64)
@@ -129,7 +137,7 @@ def linear_probe_r2(
     return 1 - missed[1:] / missed[0]
 
 
-def _level_health(codes: Int[np.ndarray, " items"], size: int) -> LevelHealth:
+def _level_health(codes: Integer[np.ndarray, " items"], size: int) -> LevelHealth:
     counts = np.bincount(codes, minlength=size)
     shares = counts[counts > 0] / len(codes)
     entropy = float(-(shares * np.log(shares)).sum()) + 0.0  # no -0.0
@@ -141,7 +149,7 @@ def _gini(counts: Int[np.ndarray, " codes"]) -> float:
     return float(weights @ np.sort(counts) / (size * counts.sum()))
 
 
-def _check(codes: Int[np.ndarray, "items level"], level_sizes: Sequence[int], *, where: str) -> None:
+def _check(codes: Integer[np.ndarray, "items level"], level_sizes: Sequence[int], *, where: str) -> None:
     if codes.ndim != 2 or codes.shape[1] != len(level_sizes) or len(codes) == 0:
         raise ValueError(f"{where}: expected codes of shape [items >= 1, {len(level_sizes)}], got {codes.shape}")
     outside = np.argwhere((codes < 0) | (codes >= np.asarray(level_sizes)))
@@ -162,7 +170,7 @@ def _centered(x: Float[np.ndarray, "items dim"]) -> Float[np.ndarray, "items dim
 def _among_nearest(
     x: Float[np.ndarray, "items dim"], rows: Int[np.ndarray, " n"], k: int
 ) -> Float[np.ndarray, "n items"]:
-    """How much of each item is among a row's `k` nearest: 1, 0, or, of items that tie for the last places, a part."""
+    """Part of each item that is among a row's `k` nearest: 1, 0, or a share where items tie for the last places."""
     norms = np.square(x).sum(-1)
     distances = norms - 2 * (x[rows] @ x.T)  # less the rows' own norms
     distances[np.arange(len(rows)), rows] = np.inf
@@ -173,7 +181,7 @@ def _among_nearest(
     return inside + tied * share.astype(np.float32)[:, None]
 
 
-def _one_hot(codes: Int[np.ndarray, "items level"], level_sizes: Sequence[int]) -> csr_array:
+def _one_hot(codes: Integer[np.ndarray, "items level"], level_sizes: Sequence[int]) -> csr_array:
     items, levels = codes.shape
     columns = codes + (np.cumsum(level_sizes) - level_sizes)
     starts = np.arange(0, items * levels + 1, levels)
@@ -198,5 +206,5 @@ def _probe_errors(
     return np.array(errors)
 
 
-def _solve(matrix: csr_array, right: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+def _solve(matrix: sparray, right: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     return cg(matrix, right, rtol=1e-8, M=diags_array(1 / matrix.diagonal()))[0]

@@ -13,7 +13,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Integer, PRNGKeyArray
 
 from quantizers.distances import nearest
 from quantizers.gradients import straight_through
@@ -27,7 +27,7 @@ _CHUNK_ENTRIES = 2**20  # entries of one block of the distance table: 4 MiB
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ProductKMeans:
-    """Fixed codebooks, one a part; a pytree. `rotation` is the identity unless it was optimized."""
+    """Product quantizer of fixed codebooks, one per part; a pytree. `rotation` is the identity unless optimized."""
 
     codebooks: Float[Array, "level codes part"]
     rotation: Float[Array, "dim dim"]
@@ -35,14 +35,14 @@ class ProductKMeans:
     @classmethod
     def fit(
         cls,
-        x: Float[Array, "items dim"],
+        x: Float[Array | np.ndarray, "items dim"],
         *,
         level_sizes: Sequence[int],
         iterations: int,
         key: PRNGKeyArray,
         rotation_rounds: int = 0,
     ) -> ProductKMeans:
-        """Plain product quantization with no `rotation_rounds`, the optimized one with some (faiss takes 50).
+        """Fit plain product quantization without `rotation_rounds`, optimized with some (faiss takes 50).
 
         `level_sizes` are all the same, and as many as divide `dim`. Raises ValueError otherwise, or for a row that is
         not finite.
@@ -69,7 +69,7 @@ class ProductKMeans:
     def encode(self, x: Float[Array, "*b dim"]) -> Int[Array, "*b level"]:
         return product_codes(x, self.codebooks, self.rotation)
 
-    def decode(self, codes: Int[Array, "*b level"]) -> Float[Array, "*b dim"]:
+    def decode(self, codes: Integer[Array, "*b level"]) -> Float[Array, "*b dim"]:
         return product_decode(codes, self.codebooks, self.rotation)
 
 
@@ -77,7 +77,7 @@ class ProductKMeans:
 def product_codes(
     x: Float[Array, "*b dim"], codebooks: Float[Array, "level codes part"], rotation: Float[Array, "dim dim"]
 ) -> Int[Array, "*b level"]:
-    """The nearest code of every part of `x @ rotation`."""
+    """Nearest code of every part of `x @ rotation`."""
     return _nearest(_parts(x, rotation, len(codebooks)), codebooks)
 
 
@@ -105,11 +105,11 @@ def product_quantize(
 
 @jax.jit
 def product_decode(
-    codes: Int[Array, "*b level"], codebooks: Float[Array, "level codes part"], rotation: Float[Array, "dim dim"]
+    codes: Integer[Array, "*b level"], codebooks: Float[Array, "level codes part"], rotation: Float[Array, "dim dim"]
 ) -> Float[Array, "*b dim"]:
-    """The code vectors side by side, rotated back; a code outside its codebook gives NaN."""
+    """Code vectors side by side, rotated back; a code outside its codebook gives NaN."""
     if codes.shape[-1] != len(codebooks):
-        raise ValueError(f"decode: expected codes of shape [..., {len(codebooks)}], one a level, got {codes.shape}")
+        raise ValueError(f"decode: expected codes of shape [..., {len(codebooks)}], one per level, got {codes.shape}")
     return _joined(_chosen(codes, codebooks), rotation)
 
 
@@ -124,7 +124,7 @@ def _nearest(parts: Float[Array, "*b level part"], codebooks: Float[Array, "leve
     return jnp.moveaxis(codes, 0, -1)
 
 
-def _chosen(codes: Int[Array, "*b level"], codebooks: Float[Array, "level codes part"]) -> Array:
+def _chosen(codes: Integer[Array, "*b level"], codebooks: Float[Array, "level codes part"]) -> Array:
     def take(codebook: Array, code: Array) -> Array:
         return jnp.take(codebook, code, axis=0).astype(jnp.float32)
 

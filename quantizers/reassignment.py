@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Integer
 from scipy.optimize import linear_sum_assignment
 
 from quantizers.collisions import collision_groups
@@ -22,15 +22,15 @@ _TINY = 1e-300
 
 
 class Reassignment(NamedTuple):
-    """`moved`: items whose last code changed; `colliding`: items that share all their codes with another one still."""
+    """Codes after a policy. `moved`: items whose last code changed; `colliding`: items that still share all codes."""
 
-    codes: Int[np.ndarray, "items level"]
+    codes: Integer[np.ndarray, "items level"]
     moved: int
     colliding: int
 
 
 def sinkhorn_reassign(
-    codes: Int[np.ndarray, "items level"],
+    codes: Integer[np.ndarray, "items level"],
     *,
     residuals: Float[np.ndarray, "items dim"],
     codebook: Float[np.ndarray, "codes dim"],
@@ -66,14 +66,14 @@ def sinkhorn_reassign(
 
 
 def min_cost_reassign(
-    codes: Int[np.ndarray, "items level"],
+    codes: Integer[np.ndarray, "items level"],
     *,
     residuals: Float[np.ndarray, "items dim"],
     codebook: Float[np.ndarray, "codes dim"],
 ) -> Reassignment:
     """Make all rows unique at the least sum of squared distances between residuals and last codes.
 
-    Every group of items that share all codes but the last, if it contains a collision, is assigned anew, one item a
+    Every group of items that share all codes but the last, if it contains a collision, is assigned again, one item per
     code (linear sum assignment). Raises ValueError for such a group with more items than the codebook has codes.
     """
     residuals, codebook = _checked(codes, residuals, codebook)
@@ -90,7 +90,7 @@ def min_cost_reassign(
     return _reassigned(codes, result, prefix)
 
 
-def _prefix_groups(codes: Int[np.ndarray, "items level"]) -> Int[np.ndarray, " items"]:
+def _prefix_groups(codes: Integer[np.ndarray, "items level"]) -> Int[np.ndarray, " items"]:
     """Dense numbers of the groups that share all codes but the last."""
     return collision_groups(codes[:, :-1]) if codes.shape[1] > 1 else np.zeros(len(codes), np.int64)
 
@@ -114,7 +114,7 @@ def _stacks(
 
 
 def _choose(
-    codes: Int[np.ndarray, "items level"],
+    codes: Integer[np.ndarray, "items level"],
     stacks: Iterator[Int[np.ndarray, "group item"]],
     last: Callable[[Int[np.ndarray, "group item"]], Int[np.ndarray, "group item"]],
 ) -> None:
@@ -128,7 +128,7 @@ def _choose(
 def _squared_distances(
     x: Float[np.ndarray, "group item dim"], codebook: Float[np.ndarray, "codes dim"]
 ) -> Float[np.ndarray, "group item codes"]:
-    """One product a group, which keeps a group's table independent of the groups it is stacked with."""
+    """One product per group, which keeps a group's table independent of the groups it is stacked with."""
     x = x.astype(np.float64)
     return np.square(x).sum(-1)[..., None] + np.square(codebook).sum(-1) - 2 * (x @ codebook.T)
 
@@ -164,7 +164,7 @@ def _reassigned(
 
 
 def _checked(
-    codes: Int[np.ndarray, "items level"],
+    codes: Integer[np.ndarray, "items level"],
     residuals: Float[np.ndarray, "items dim"],
     codebook: Float[np.ndarray, "codes dim"],
 ) -> tuple[Float[np.ndarray, "items dim"], Float[np.ndarray, "codes dim"]]:

@@ -1,4 +1,4 @@
-"""Residual quantization: each level quantizes what the levels before it left (RQ-VAE: Lee et al., arXiv 2203.01941)."""
+"""Residual quantization: each level quantizes the residual of those before (RQ-VAE: Lee et al., arXiv 2203.01941)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Integer, PRNGKeyArray
 
 from quantizers.assignment import Assignment, Nearest
 from quantizers.distances import Distance, distances
@@ -17,21 +17,21 @@ from quantizers.gradients import GradientPath, rotate, soft_vectors, straight_th
 from quantizers.maintenance import cluster_means, code_counts, ema_codebook, fit_codebooks
 from quantizers.types import Quantized, QuantizerLosses
 
-Codebooks = Sequence[Float[Array, "codes dim"]]
+Codebooks = Sequence[Float[Array, "_ dim"]]
 
 _USAGE_DECAY = 0.99  # of `ResidualQuantizer.usage` where codebooks are learned by gradient (DIGER's)
 
 
 class ResidualCodes(NamedTuple):
-    """`residuals[..., l, :]` is what level `l` quantizes, `chosen[..., l, :]` the code vector it takes, in float32.
+    """Codes of a residual search, with the residual that each level quantizes and the code vector chosen, in float32.
 
-    `probabilities` are those of the assignment, one array a level; under jit they cost nothing where nobody reads them.
+    `probabilities` are those of the assignment, one array per level; under jit they are free where they are not used.
     """
 
     codes: Int[Array, "*b level"]
     residuals: Float[Array, "*b level dim"]
     chosen: Float[Array, "*b level dim"]
-    probabilities: tuple[Float[Array, "*b codes"], ...]
+    probabilities: tuple[Float[Array, "*b _"], ...]
 
 
 @partial(jax.jit, static_argnames=("assignments", "distance", "path"))
@@ -40,14 +40,14 @@ def residual_codes(
     codebooks: Codebooks,
     *,
     assignments: Assignment | tuple[Assignment, ...] = Nearest(),
-    usage: Sequence[Float[Array, " codes"]] | None = None,
+    usage: Sequence[Float[Array, " _"]] | None = None,
     mask: Bool[Array, "*b"] | None = None,
     key: PRNGKeyArray | None = None,
     progress: Float[Array, ""] | float = 1.0,
     distance: Distance = Distance.EUCLIDEAN,
     path: GradientPath = GradientPath.STRAIGHT_THROUGH,
 ) -> ResidualCodes:
-    """Codes level by level, each level's by its assignment (one for all, or one a level); nearest by default.
+    """Codes level by level, each level's by its assignment (one for all, or one per level); nearest by default.
 
     Residuals subtract the code without its gradient, `r_l = r_{l-1} - sg(e_l)`: each of them keeps the identity as its
     derivative by x. (Subtracting a straight-through code instead makes that derivative zero from the second level on.)
@@ -80,7 +80,7 @@ def residual_codes(
 def residual_encode(
     x: Float[Array, "*b dim"], codebooks: Codebooks, *, distance: Distance = Distance.EUCLIDEAN
 ) -> Int[Array, "*b level"]:
-    """Nearest codes and nothing else: what `residual_codes` computes beside them is never computed."""
+    """Nearest codes alone: the other results of `residual_codes` are never computed."""
     return residual_codes(x, codebooks, distance=distance).codes
 
 
@@ -93,7 +93,10 @@ def quantize_found(
     mask: Bool[Array, "*b"] | None = None,
     path: GradientPath = GradientPath.STRAIGHT_THROUGH,
 ) -> Quantized:
-    """Sum of the found codes' vectors, and losses summed over levels; see `level_errors` for `mask`."""
+    """Quantized vectors of codes found before (by `residual_codes`), and losses summed over levels.
+
+    See `level_errors` for `mask`.
+    """
     codebook_errors = level_errors(jax.lax.stop_gradient(found.residuals) - found.chosen, mask=mask)
     commitment_errors = level_errors(found.residuals - jax.lax.stop_gradient(found.chosen), mask=mask)
     losses = QuantizerLosses(codebook_errors.sum(), commitment_errors.sum())
@@ -129,16 +132,16 @@ def level_errors(
 
 
 @jax.jit
-def residual_decode(codes: Int[Array, "*b level"], codebooks: Codebooks) -> Float[Array, "*b dim"]:
+def residual_decode(codes: Integer[Array, "*b level"], codebooks: Codebooks) -> Float[Array, "*b dim"]:
     """Sum of the code vectors; a code outside its codebook gives NaN."""
     if codes.shape[-1] != len(codebooks):
-        raise ValueError(f"decode: expected codes of shape [..., {len(codebooks)}], one a level, got {codes.shape}")
+        raise ValueError(f"decode: expected codes of shape [..., {len(codebooks)}], one per level, got {codes.shape}")
     vectors = [jnp.take(codebook, codes[..., level], axis=0) for level, codebook in enumerate(codebooks)]
     return jnp.stack(vectors, -2).sum(-2)
 
 
 def assignments_per_level(assignments: Assignment | tuple[Assignment, ...], num_levels: int) -> tuple[Assignment, ...]:
-    """One assignment a level. Raises ValueError for another number of them."""
+    """One assignment per level. Raises ValueError for another number of them."""
     listed = assignments if isinstance(assignments, tuple) else (assignments,) * num_levels
     if len(listed) != num_levels:
         raise ValueError(f"expected one assignment, or one for each of {num_levels} levels, got {len(listed)}")
@@ -146,7 +149,7 @@ def assignments_per_level(assignments: Assignment | tuple[Assignment, ...], num_
 
 
 def _unmasked(x: Float[Array, "*b dim"], mask: Bool[Array, "*b"] | None) -> Float[Array, "*b dim"]:
-    """`x` where no gradient and no NaN of a masked row reaches what the rows share."""
+    """`x`, with no gradient and no NaN of a masked row, which would reach what the rows share."""
     if mask is None:
         return x
     return jnp.where(mask[..., None], x, jax.lax.stop_gradient(jnp.nan_to_num(x, nan=0, posinf=0, neginf=0)))
@@ -157,13 +160,13 @@ class Codebook(nnx.Param):
 
 
 class RunningStatistic(nnx.Variable):
-    """A statistic that `ResidualQuantizer.update_statistics` moves; gradients and optimizers leave it alone."""
+    """A variable that `ResidualQuantizer.update_statistics` sets; no gradient and no optimizer changes it."""
 
 
 class ResidualQuantizer(nnx.Module):
-    """Codebooks learned by gradient: add `losses.codebook` and a multiple of `losses.commitment` (.25) to the loss.
+    """Residual quantizer learned by gradient: add `losses.codebook` and .25 `losses.commitment`, or so, to the loss.
 
-    With `decay` (.99) they are moving averages of their inputs instead: leave out `losses.codebook` and call
+    With `decay` (.99) codebooks are moving averages of their inputs instead: leave out `losses.codebook` and call
     `update_statistics` in every step. `usage` is the recent share of inputs on each code; `update_statistics` keeps it.
     """
 
@@ -212,7 +215,7 @@ class ResidualQuantizer(nnx.Module):
         key: PRNGKeyArray | None = None,
         progress: Float[Array, ""] | float = 1.0,
     ) -> ResidualCodes:
-        """The first half of a call; `progress` is the share of the training done, without `key` nothing is random."""
+        """Search codes, the first half of a call; `progress` is the share of training done, no `key` means no noise."""
         usage = tuple(share[...] for share in self.usage)
         options = {"usage": usage, "mask": mask, "key": key, "progress": progress}
         static = {"assignments": self.assignments, "distance": self.distance, "path": self.path}
@@ -221,11 +224,11 @@ class ResidualQuantizer(nnx.Module):
     def quantize_found(
         self, x: Float[Array, "*b dim"], found: ResidualCodes, *, mask: Bool[Array, "*b"] | None = None
     ) -> Quantized:
-        """The second half of a call."""
+        """Quantize with codes found by `search`, the second half of a call."""
         return quantize_found(x, found, self._arrays(), mask=mask, path=self.path)
 
     def update_statistics(self, found: ResidualCodes, *, mask: Bool[Array, "*b"] | None = None) -> None:
-        """Move `usage` (and, with `decay`, the codebooks) towards what was found; without rows that count, nothing."""
+        """Move `usage` (and, with `decay`, the codebooks) towards the codes found; unchanged if no row counts."""
         decay = _USAGE_DECAY if self.decay is None else self.decay
         keep = jnp.ones(found.codes.shape[:-1], bool) if mask is None else mask
         total = jnp.maximum(keep.sum(), 1).astype(jnp.float32)
@@ -243,15 +246,15 @@ class ResidualQuantizer(nnx.Module):
         """Nearest codes, whatever the assignment in training."""
         return residual_encode(x, self._arrays(), distance=self.distance)
 
-    def decode(self, codes: Int[Array, "*b level"]) -> Float[Array, "*b dim"]:
+    def decode(self, codes: Integer[Array, "*b level"]) -> Float[Array, "*b dim"]:
         return residual_decode(codes, self._arrays())
 
     def initialize(self, x: Float[Array, "items dim"], *, iterations: int, key: PRNGKeyArray) -> None:
-        """Set all codebooks by residual k-means on the latents of all items; usage starts anew."""
+        """Set all codebooks by residual k-means on the latents of all items, and reset `usage`."""
         fitted = fit_codebooks(x, level_sizes=self.level_sizes, iterations=iterations, key=key, distance=self.distance)
         for codebook, usage, centroids in zip(self.codebooks, self.usage, fitted, strict=True):
             codebook[...] = centroids
             usage[...] = jnp.full_like(usage[...], 1 / len(centroids))
 
-    def _arrays(self) -> tuple[Float[Array, "codes dim"], ...]:
+    def _arrays(self) -> tuple[Float[Array, "_ dim"], ...]:
         return tuple(codebook[...] for codebook in self.codebooks)

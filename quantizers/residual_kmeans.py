@@ -5,12 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Integer, PRNGKeyArray
 
 from quantizers.distances import nearest
 from quantizers.kmeans import Blocks, KMeans, kmeans, lloyd_pass
@@ -21,37 +21,38 @@ _SAMPLES_PER_CODE = 128
 _SLICE = 4096  # rows
 
 
+@runtime_checkable
 class ClusterFunction(Protocol):
-    """A way to cluster one level: `kmeans`, `balanced_kmeans`, or either with options bound by `functools.partial`."""
+    """Clustering of one level: `kmeans`, `balanced_kmeans`, or either with options bound by `functools.partial`."""
 
     def __call__(self, x: Float[Array, "n dim"], *, num_codes: int, iterations: int, key: PRNGKeyArray) -> KMeans: ...
 
 
 class LevelClusters(NamedTuple):
-    """Codebooks, and the codes the items were given when these were fitted."""
+    """Codebooks, and the codes assigned to the items when these were fitted."""
 
-    codebooks: tuple[Float[Array, "codes dim"], ...]
+    codebooks: tuple[Float[Array, "_ dim"], ...]
     codes: Int[Array, "items level"]
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ResidualKMeans:
-    """Fixed codebooks, one a level; a pytree."""
+    """Residual quantizer of fixed codebooks, one per level; a pytree."""
 
-    codebooks: tuple[Float[Array, "codes dim"], ...]
+    codebooks: tuple[Float[Array, "_ dim"], ...]
 
     @classmethod
     def fit(
         cls,
-        x: Float[Array, "items dim"],
+        x: Float[Array | np.ndarray, "items dim"],
         *,
         level_sizes: Sequence[int],
         iterations: int,
         key: PRNGKeyArray,
         cluster: ClusterFunction = kmeans,
     ) -> ResidualKMeans:
-        """See `cluster_levels`."""
+        """Fit to vectors in memory (see `cluster_levels`)."""
         found = cluster_levels(x, level_sizes=level_sizes, iterations=iterations, key=key, cluster=cluster)
         return cls(found.codebooks)
 
@@ -59,9 +60,9 @@ class ResidualKMeans:
     def fit_blocks(
         cls, blocks: Blocks, *, level_sizes: Sequence[int], iterations: int, passes: int, key: PRNGKeyArray
     ) -> ResidualKMeans:
-        """Fit to vectors that need not fit in memory: `blocks()` gives them anew, in blocks of any sizes, each time.
+        """Fit to vectors that need not fit in memory: each call of `blocks()` gives them, in blocks of any sizes.
 
-        Each level starts from `iterations` of k-means on a uniform sample of 128 rows a code, and is then refined by
+        Each level starts from `iterations` of k-means on a uniform sample of 128 rows per code, and is then refined by
         `passes` exact iterations of Lloyd over all blocks, which are read `levels * (passes + 1) + 1` times at most.
         Where the sample holds all rows this is `fit` with `iterations + passes`. Levels shrink, and errors are raised,
         as in `cluster_levels`. Memory: the sample, one block and the codebooks.
@@ -95,12 +96,12 @@ class ResidualKMeans:
     def encode(self, x: Float[Array, "*b dim"]) -> Int[Array, "*b level"]:
         return residual_encode(x, self.codebooks)
 
-    def decode(self, codes: Int[Array, "*b level"]) -> Float[Array, "*b dim"]:
+    def decode(self, codes: Integer[Array, "*b level"]) -> Float[Array, "*b dim"]:
         return residual_decode(codes, self.codebooks)
 
 
 def cluster_levels(
-    x: Float[Array, "items dim"],
+    x: Float[Array | np.ndarray, "items dim"],
     *,
     level_sizes: Sequence[int],
     iterations: int,
@@ -136,7 +137,7 @@ def cluster_levels(
 def _few_rows(
     blocks: Iterable[Float[np.ndarray, "n dim"]], *, at_most: int
 ) -> Float[np.ndarray, "distinct dim"] | None:
-    """The distinct rows in order of appearance; None, without reading on, as soon as there are too many."""
+    """Distinct rows in order of appearance; None, without reading on, as soon as there are too many."""
     seen: dict[bytes, None] = {}
     dim = 0
     for block in blocks:
@@ -175,9 +176,9 @@ def _sample(blocks: Blocks, *, size: int, rng: np.random.Generator) -> Float[np.
 
 
 def _residuals(
-    blocks: Iterable[Float[np.ndarray, "n dim"]], codebooks: Sequence[Float[Array, "codes dim"]]
+    blocks: Iterable[Float[np.ndarray, "n dim"]], codebooks: Sequence[Float[Array, "_ dim"]]
 ) -> Iterator[Float[np.ndarray, "n dim"]]:
-    """What the codebooks leave of each block."""
+    """Residuals of each block after all codebooks."""
     for block in blocks:
         residual = np.asarray(block, np.float32)
         for codebook in codebooks:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 @dataclass(frozen=True)
 class Schedule:
-    """From `initial` at the start of training linearly to `value`; constant without `initial`."""
+    """A number that goes linearly from `initial`, at the start of training, to `value`; constant without `initial`."""
 
     value: float
     """The value at the end."""
@@ -24,7 +24,7 @@ class Schedule:
             raise ValueError(f"Schedule: expected until, a share of the training, in (0, 1], got {self.until}")
 
     def __call__(self, progress: Float[Array, ""] | float) -> Float[Array, ""]:
-        """The value when the share `progress` (0 to 1) of the training is done."""
+        """Value when the share `progress` (0 to 1) of the training is done."""
         start = self.value if self.initial is None else self.initial
         share = jnp.clip(jnp.asarray(progress, jnp.float32) / self.until, 0, 1)
         return start + share * (self.value - start)

@@ -1,27 +1,28 @@
-"""What every quantizer takes and gives."""
+"""The interface of all quantizers, and their results."""
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Integer
 
 
 class QuantizerLosses(NamedTuple):
-    """Unweighted: `codebook` moves codes to vectors, `commitment` vectors to codes (arXiv 1711.00937, eq. 3)."""
+    """Unweighted losses: `codebook` moves codes to vectors, `commitment` vectors to codes (arXiv 1711.00937, eq. 3)."""
 
     codebook: Float[Array, ""]
     commitment: Float[Array, ""]
 
 
 class Quantized(NamedTuple):
-    """Codes, the vectors they stand for (in the input's dtype, differentiable), and losses in float32."""
+    """Codes, the vectors that they decode to (in the input's dtype, differentiable), and losses in float32."""
 
     codes: Int[Array, "*b level"]
     vectors: Float[Array, "*b dim"]
     losses: QuantizerLosses
 
 
+@runtime_checkable
 class Quantizer(Protocol):
     """A map from vectors to short tuples of codes and back; code `l` lies in `0 .. level_sizes[l] - 1`."""
 
@@ -32,4 +33,4 @@ class Quantizer(Protocol):
 
     def encode(self, x: Float[Array, "*b dim"]) -> Int[Array, "*b level"]: ...
 
-    def decode(self, codes: Int[Array, "*b level"]) -> Float[Array, "*b dim"]: ...
+    def decode(self, codes: Integer[Array, "*b level"]) -> Float[Array, "*b dim"]: ...

@@ -48,19 +48,20 @@ def from_dict(cls: type[T], data: dict, *, where: str = "config") -> T:
     return typing.cast(T, _read(cls, data, where))
 
 
-def choices(base: type[T]) -> dict[str, type[T]]:
+def choices(base: type) -> dict[str, type[Any]]:
     """The alternatives below an abstract config base, by their `name`: its concrete dataclasses, in order of names.
 
-    A class is an alternative if it says `name` itself; one that inherits it is not. Those of a module appear once it is
-    imported.
+    A class is an alternative if it says `name` itself; one that inherits it is not. Where `name` is a field, the class
+    goes by its own. Those of a module appear once it is imported.
     """
-    below = _subclasses(base)
-    named = {vars(cls)["name"]: cls for cls in below if dataclasses.is_dataclass(cls) and "name" in vars(cls)}
-    return dict(sorted(named.items()))
+    below = [cls for cls in _subclasses(base) if dataclasses.is_dataclass(cls)]
+    own = [cls for cls in below if "name" in vars(cls) or "name" in inspect.get_annotations(cls)]
+    return dict(sorted((vars(cls).get("name", cls.__name__), cls) for cls in own))
 
 
-def _subclasses(base: type[T]) -> list[type[T]]:
-    return [cls for child in base.__subclasses__() for cls in (child, *_subclasses(child))]
+def _subclasses(base: type) -> list[type]:
+    children: list[type] = base.__subclasses__()
+    return [cls for child in children for cls in (child, *_subclasses(child))]
 
 
 @functools.cache

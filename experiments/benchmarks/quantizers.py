@@ -29,7 +29,8 @@ from quantizers import ResidualKMeans, min_cost_reassign, residual_codes, sinkho
 from semid.artifacts import write_json
 from semid.errors import SemidError
 from semid.tokenizers import BLOCK, RQVAE, AlignedRQVAE, ItemRows, RQVaeConfig
-from semid.tokenizers.rqvae import Tables, joint_loss
+from semid.tokenizers.autoencoder import Tables
+from semid.tokenizers.rqvae import joint_loss
 from semid.training import create_state, make_mesh, make_optimizer, make_step, put_batch
 
 DIM, ITEMS, BATCH = 768, 65_536, 2048

@@ -16,9 +16,10 @@ from jaxtyping import Int
 
 from semid.arrow import to_lists
 from semid.artifacts import sha256_json
+from semid.config import to_dict
 from semid.data import Block, VectorFile, storage
 from semid.errors import SemidError
-from semid.tokenizers import SemanticTokenizer, padded
+from semid.tokenizers import SemanticTokenizer, pad_rows
 
 T = TypeVar("T")
 
@@ -75,7 +76,7 @@ def encode_file(
         metadata = {REQUEST: request, TOKENIZER: job.tokenizer}
         with _writing(job.output, tokenizer.level_sizes, metadata) as write:
             for one in _one_ahead(file.blocks(job.block)):
-                codes = np.asarray(tokenizer.encode_block(padded(one.vectors, rows=job.block)))[: len(one.vectors)]
+                codes = np.asarray(tokenizer.encode_block(pad_rows(one.vectors, rows=job.block)))[: len(one.vectors)]
                 _check_finite(one, codes)
                 write(one.item_ids, codes)
                 on_items(len(codes))
@@ -140,7 +141,7 @@ def _items_of(output: str, request: str) -> int | None:
 def digest_of(tokenizer: SemanticTokenizer) -> str:
     """sha256 of all that a tokenizer's codes depend on."""
     arrays = [tokenizer.standardizer.mean, tokenizer.standardizer.scale, *jax.tree.leaves(tokenizer.model)]
-    return sha256_json([repr(tokenizer.config.method), *(np.asarray(array).tobytes().hex() for array in arrays)])
+    return sha256_json([to_dict(tokenizer.config.method), *(np.asarray(array).tobytes().hex() for array in arrays)])
 
 
 def _one_ahead(values: Iterator[T]) -> Iterator[T]:

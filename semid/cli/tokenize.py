@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,25 +13,19 @@ from rich.table import Table
 
 from semid import artifacts
 from semid.catalog import Collisions
+from semid.cli.choices import subcommands
 from semid.cli.console import console
+from semid.config import choices
 from semid.data import Dataset
 from semid.errors import SemidError
-from semid.graphs import LightGCNConfig
+from semid.graphs import PpmiConfig, Signal, VectorColumn
 from semid.recommender import Recommender
 from semid.tokenizers import (
     AlignmentConfig,
-    CooccurrenceConfig,
-    DasConfig,
-    DistillConfig,
-    LetterConfig,
-    PpmiConfig,
-    ProductConfig,
-    RQKmeansConfig,
     RQVaeConfig,
     SemanticTokenizer,
-    Signal,
     TokenizerConfig,
-    VectorColumn,
+    TokenizerMethod,
     tokenize,
 )
 from semid.training import MeshConfig, make_mesh
@@ -41,51 +35,47 @@ from semid.training import MeshConfig, make_mesh
 class _Tokenizer(TokenizerConfig):
     """A TokenizerConfig whose methods have their usual names as subcommands."""
 
-    method: (
-        Annotated[RQVaeConfig, tyro.conf.subcommand("rq-vae")]
-        | Annotated[RQKmeansConfig, tyro.conf.subcommand("rq-kmeans")]
-        | Annotated[ProductConfig, tyro.conf.subcommand("opq")]
-    ) = RQVaeConfig()
+    method: Annotated[TokenizerMethod, subcommands(TokenizerMethod, first="rq-vae")] = RQVaeConfig()
     """RQ-VAE, or its training-free siblings."""
     alignment: tyro.conf.Suppress[tuple[AlignmentConfig, ...]] = ()
     signal: tyro.conf.Suppress[Signal] = PpmiConfig()
 
 
-@dataclass(frozen=True)
-class _Alignment:
-    """Which alignments, with what; each has its own options."""
+# The column of a teacher's item vectors; never tokenized.
+_TEACHER = "teacher"
+_ALIGNMENTS = choices(AlignmentConfig)
+_SIGNALS = {name: cls for name, cls in choices(Signal).items() if cls is not VectorColumn}
+# A field for the options of each signal and alignment, by its name.
+_Options = make_dataclass(
+    "_Options", [(name, cls, cls()) for name, cls in (_SIGNALS | _ALIGNMENTS).items()], frozen=True
+)
 
-    alignment: tuple[Literal["letter", "distill", "cooccurrence", "das"], ...] = ()
+
+@dataclass(frozen=True)
+class _Alignment(_Options):
+    """Alignments of the training, and the signal they read; each has its own options."""
+
+    alignment: tuple[Literal[tuple(_ALIGNMENTS)], ...] = ()
     """Collaborative losses of the RQ-VAE's training: items find their collaborative vectors (letter) or equal them
     (distill), find co-consumed items (cooccurrence), or the dual views of users and items (das)."""
-    signal: Literal["ppmi", "lightgcn", "model"] = "ppmi"
+    signal: Literal[(*_SIGNALS, "model")] = PpmiConfig.name
     """Collaborative vectors for all but cooccurrence: from co-occurrence, by LightGCN, or of the model after
     --teacher."""
     teacher: Path | None = None
     """Folder of a model that `semid train sasrec` wrote on this dataset."""
-    ppmi: PpmiConfig = PpmiConfig()
-    lightgcn: LightGCNConfig = LightGCNConfig()
-    letter: LetterConfig = LetterConfig()
-    distill: DistillConfig = DistillConfig()
-    cooccurrence: CooccurrenceConfig = CooccurrenceConfig()
-    das: DasConfig = DasConfig()
 
     def blocks(self) -> tuple[AlignmentConfig, ...]:
-        """The config blocks of the chosen alignments."""
+        """Config blocks of the chosen alignments."""
         return tuple(getattr(self, name) for name in self.alignment)
 
     def chosen_signal(self) -> Signal:
         """The signal's config. Raises SemidError where a teacher is missing, or has no use."""
         if (self.signal == "model") != (self.teacher is not None):
             raise SemidError("--signal model and --teacher FOLDER go together; give both, or neither")
-        if self.teacher and not set(self.alignment) - {"cooccurrence"}:
-            raise SemidError("--teacher is for letter, distill and das; name one of them after --alignment")
-        signals: dict[str, Signal] = {"ppmi": self.ppmi, "lightgcn": self.lightgcn, "model": VectorColumn(_TEACHER)}
-        return signals[self.signal]
-
-
-# The column of a teacher's item vectors; never tokenized.
-_TEACHER = "teacher"
+        if self.teacher and not any("vectors" in block.needs for block in self.blocks()):
+            users = ", ".join(name for name, cls in _ALIGNMENTS.items() if "vectors" in cls.needs)
+            raise SemidError(f"--teacher is for {users}; name one of them after --alignment")
+        return VectorColumn(_TEACHER) if self.signal == "model" else getattr(self, self.signal)
 
 
 @dataclass(frozen=True)

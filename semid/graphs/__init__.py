@@ -1,6 +1,7 @@
-"""What users do with items: co-occurrence and LightGCN."""
+"""Graphs of users and items: co-occurrence, LightGCN, and the collaborative item vectors that they give."""
 
 from semid.graphs.cooccurrence import (
+    co_consumed,
     cooccurrence,
     interactions_matrix,
     ppmi,
@@ -12,9 +13,18 @@ from semid.graphs.lightgcn import (
     LightGCNConfig,
     train_lightgcn,
 )
+from semid.graphs.signals import (
+    PpmiConfig,
+    Signal,
+    VectorColumn,
+)
 
 __all__ = [
     "LightGCNConfig",
+    "PpmiConfig",
+    "Signal",
+    "VectorColumn",
+    "co_consumed",
     "cooccurrence",
     "interactions_matrix",
     "ppmi",

@@ -1,6 +1,6 @@
-"""What users do with items, as sparse counts and as vectors, from training histories alone.
+"""Co-occurrence of items in training histories, as sparse counts and as vectors.
 
-Pass `splits.train` and nothing else: what is computed here reaches the tokenizer. Sparse matrices carry nothing but
+Pass `splits.train` and nothing else, since the results reach the tokenizer. Sparse matrices carry nothing but
 their entries; rows and columns are item rows, or dense user indices where the name says users.
 """
 
@@ -51,7 +51,7 @@ def cooccurrence(histories: Histories, *, num_items: int, window: int) -> sparse
     return (counts + counts.T).tocsr()
 
 
-def ppmi(counts: sparse.csr_array, *, smoothing: float = 0.75, shift: float = 0.0) -> sparse.csr_array:
+def ppmi(counts: sparse.sparray, *, smoothing: float = 0.75, shift: float = 0.0) -> sparse.csr_array:
     """Float64[items, contexts]: positive pointwise mutual information `max(log p(i, j) / (p(i) p'(j)) - shift, 0)`.
 
     `p'` is the contexts' distribution to the power `smoothing`, normalized, so that rare contexts do not win by their
@@ -93,7 +93,7 @@ def ppmi_vectors(
     return vectors
 
 
-def sample_partners(weights: sparse.csr_array, *, samples: int, seed: int) -> Int[np.ndarray, "rows samples"]:
+def sample_partners(weights: sparse.sparray, *, samples: int = 32, seed: int) -> Int[np.ndarray, "rows samples"]:
     """Columns drawn for each row with replacement, with probability proportional to the row's weights.
 
     With PPMI weights these are co-occurring items; with `interactions_matrix` items of a user, and with its transpose
@@ -113,17 +113,31 @@ def sample_partners(weights: sparse.csr_array, *, samples: int, seed: int) -> In
     return partners
 
 
+def co_consumed(histories: Histories, *, num_items: int, window: int, seed: int) -> Int[np.ndarray, "items sample"]:
+    """Items within `window` positions of each item in a history, drawn with PPMI weights; -1 for items without any.
+
+    Raises SemidError when no item has one.
+    """
+    information = ppmi(cooccurrence(histories, num_items=num_items, window=window))
+    partners = sample_partners(information, seed=seed)
+    if (partners < 0).all():
+        raise SemidError(
+            "no training history holds two different items, so no items are co-consumed; align with another signal"
+        )
+    return partners
+
+
 def user_vectors(
     histories: Histories, item_vectors: Float[np.ndarray, "items dim"], *, num_users: int
 ) -> Float[np.ndarray, "users dim"]:
-    """Mean vector of the different items that each user has had, in float32; zeros for users without any."""
+    """Mean vector of the different items of each user, in float32; zeros for users without any."""
     matrix = interactions_matrix(histories, num_items=len(item_vectors), num_users=num_users)
     counts = np.maximum(np.diff(matrix.indptr), 1).astype(np.float32)
     return (matrix @ item_vectors.astype(np.float32)) / counts[:, None]
 
 
 def neighbors(vectors: Float[np.ndarray, "n dim"], *, k: int, block: int = 1024) -> Int[np.ndarray, "n k"]:
-    """The `k` other rows of highest cosine, best first, -1 where there are fewer; ties in no particular order.
+    """`k` other rows of highest cosine, best first, -1 where there are fewer; ties in no particular order.
 
     Zero vectors have no neighbors and are nobody's. Memory is `block` rows of the similarity table at a time.
     """
@@ -132,7 +146,7 @@ def neighbors(vectors: Float[np.ndarray, "n dim"], *, k: int, block: int = 1024)
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit = (vectors / np.where(norms > 0, norms, 1)).astype(np.float32)
     zero, width = norms[:, 0] == 0, min(k, len(unit))
-    found = np.full((len(unit), k), -1, np.int32)
+    nearest = np.full((len(unit), k), -1, np.int32)
     for first in range(0, len(unit), block):
         similarity = unit[first : first + block] @ unit.T
         rows = np.arange(len(similarity))
@@ -143,12 +157,12 @@ def neighbors(vectors: Float[np.ndarray, "n dim"], *, k: int, block: int = 1024)
         values = np.take_along_axis(similarity, best, axis=1)
         order = np.argsort(-values, axis=1, kind="stable")
         best = np.where(np.isneginf(values), -1, best)
-        found[first : first + block, :width] = np.take_along_axis(best, order, axis=1)
-    return found
+        nearest[first : first + block, :width] = np.take_along_axis(best, order, axis=1)
+    return nearest
 
 
 def _interactions(histories: Histories, num_items: int) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
-    """Item rows and index of the history of every interaction, checked."""
+    """Item row and index of the history of every interaction, checked."""
     items, owner = histories.flat()
     if not len(items):
         raise SemidError(

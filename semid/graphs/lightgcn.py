@@ -1,4 +1,4 @@
-"""LightGCN: item and user vectors from training histories by propagation on the graph of who had what.
+"""LightGCN: item and user vectors from training histories by propagation on the graph of users and their items.
 
 He et al., "LightGCN: Simplifying and Powering Graph Convolution Network for Recommendation", arXiv 2002.02126. Nodes
 are the users, then the items. Propagation is linear and symmetric, so it is its own transpose: the gradient with
@@ -16,29 +16,30 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
-from rich.progress import track
 from scipy import sparse
 
-from semid.data import Histories
+from semid.data import Dataset, Histories
 from semid.errors import SemidError
 from semid.graphs.cooccurrence import interactions_matrix
+from semid.graphs.signals import Signal
 
-_WIDTH = 8  # neighbors a row of the graph; summing gathered columns is several times faster than one scatter an edge
+_WIDTH = 8  # neighbors per row of the graph: summing gathered columns is several times faster than a scatter of edges
 
 
 @dataclass(frozen=True)
-class LightGCNConfig:
-    """Sizes and optimization."""
+class LightGCNConfig(Signal):
+    """Item vectors of LightGCN: sizes and optimization."""
 
     dim: int = 64
     layers: int = 3
     """Rounds of propagation; the final vectors are the mean over 0 to `layers` rounds."""
     epochs: int = 10
     batch_size: int = 4096
-    """Interactions a step, each with one random item as negative; fewer where there are fewer interactions."""
+    """Interactions per step, each with one random item as negative; fewer where there are fewer interactions."""
     learning_rate: float = 1e-2
     weight_decay: float = 1e-4
     """Weight of half the squared norm of a batch's ego embeddings, a mean over its interactions."""
+    name = "lightgcn"
 
     def __post_init__(self) -> None:
         for name in ("dim", "epochs", "batch_size"):
@@ -50,16 +51,20 @@ class LightGCNConfig:
                 f"got {self.layers}, {self.learning_rate} and {self.weight_decay}"
             )
 
+    def item_vectors(self, dataset: Dataset, *, seed: int) -> Float[np.ndarray, "items signal"]:
+        histories, items, users = dataset.splits.train, dataset.num_items, dataset.num_users
+        return train_lightgcn(histories, num_items=items, num_users=users, config=self, seed=seed).items
+
 
 class LightGCN(NamedTuple):
-    """Final vectors; the score of an item for a user is their inner product."""
+    """Final item and user vectors; the score of an item for a user is their inner product."""
 
     items: Float[np.ndarray, "items dim"]
     users: Float[np.ndarray, "users dim"]
 
 
 class Graph(NamedTuple):
-    """The normalized adjacency `D^-1/2 A D^-1/2`: row `r` adds up to 8 weighted neighbors into node `nodes[r]`."""
+    """Normalized adjacency `D^-1/2 A D^-1/2`: row `r` adds up to 8 weighted neighbors into node `nodes[r]`."""
 
     nodes: Int[Array, " rows"]
     neighbors: Int[Array, "rows width"]
@@ -69,10 +74,12 @@ class Graph(NamedTuple):
 def train_lightgcn(
     histories: Histories, *, num_items: int, num_users: int, config: LightGCNConfig = LightGCNConfig(), seed: int
 ) -> LightGCN:
-    """Train on the different (user, item) pairs of the training histories; nodes without any keep zero vectors.
+    """Train LightGCN on the different (user, item) pairs of the training histories.
 
-    Deterministic by seed on one machine. Raises SemidError without any interaction.
+    Nodes without any get zero vectors. Deterministic by seed on one machine. Raises SemidError without any interaction.
     """
+    from rich.progress import track
+
     matrix = interactions_matrix(histories, num_items=num_items, num_users=num_users)
     graph = make_graph(matrix)
     users, items = (jnp.asarray(index, jnp.int32) for index in matrix.tocoo().coords)
@@ -90,7 +97,7 @@ def train_lightgcn(
 
 
 def make_graph(interactions: sparse.csr_array) -> Graph:
-    """The graph of a binary [users, items] matrix: nodes are the users, then the items."""
+    """Graph of a binary [users, items] matrix: nodes are the users, then the items."""
     adjacency = sparse.block_array([[None, interactions], [interactions.T, None]], format="csr")
     degrees = np.diff(adjacency.indptr)
     scale = 1 / np.sqrt(np.maximum(degrees, 1)).astype(np.float32)

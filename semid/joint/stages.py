@@ -28,7 +28,7 @@ from semid.joint.config import JointConfig, Phase, Surgery
 from semid.joint.model import Content, JointModel, Objective, StepConfig, Tables, joint_loss, joint_losses
 from semid.joint.surgery import sum_without_conflict
 from semid.recommender import Model, ModelSpec, Recommender, build_model
-from semid.tokenizers import RQVAE, AlignedRQVAE, in_blocks, reseeding, train_autoencoder
+from semid.tokenizers import RQVAE, AlignedRQVAE, map_blocks, reseeding, train_autoencoder
 from semid.training import (
     RunFolder,
     SingleRows,
@@ -175,7 +175,7 @@ class Run:
         vectors = self._vectors(model)
         if len(new := np.setdiff1d(np.arange(self.dataset.num_items), kept)):
             vectors = vectors.at[new].set(encode_items(model.encoder, self.content, new))
-        model.codes[...] = jnp.asarray(self._apart(in_blocks(model.autoencoder.encode, vectors)))
+        model.codes[...] = jnp.asarray(self._apart(map_blocks(model.autoencoder.encode, vectors)))
         return model
 
     def together(self, model: JointModel) -> JointModel:
@@ -224,7 +224,7 @@ class Run:
     def fresh_codes(self, model: JointModel) -> Int[np.ndarray, "items level"]:
         """Codes of the bank's vectors, and what they were of items that it does not hold."""
         known = np.asarray(model.bank.knows(jnp.arange(self.dataset.num_items)))[:, None]
-        codes = in_blocks(model.autoencoder.encode, self._vectors(model))
+        codes = map_blocks(model.autoencoder.encode, self._vectors(model))
         return self._apart(np.where(known, codes, np.asarray(model.codes[...])[:, :-1]))
 
     def _apart(self, codes: Int[np.ndarray, "items level-1"]) -> Int[np.ndarray, "items level"]:
@@ -340,7 +340,7 @@ def encode_items(
     def encode(rows: Int[Array, " n"], content: Content) -> Float[Array, "n dim"]:
         return encoder({name: take(of, rows) for name, of in content.items()})
 
-    return in_blocks(lambda rows: encode(rows, dict(content)), rows.astype(np.int32))
+    return map_blocks(lambda rows: encode(rows, dict(content)), rows.astype(np.int32))
 
 
 def _checked(model: Model) -> RQTransformer:

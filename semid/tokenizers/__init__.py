@@ -6,19 +6,29 @@ from semid.tokenizers.alignment import (
     DasConfig,
     DistillConfig,
     LetterConfig,
-    PpmiConfig,
-    Signal,
-    VectorColumn,
+)
+from semid.tokenizers.autoencoder import (
+    RQVAE,
+    Pass,
+)
+from semid.tokenizers.blocks import (
+    BLOCK,
+    map_blocks,
+    pad_rows,
+)
+from semid.tokenizers.kmeans import (
+    RQKmeansConfig,
+)
+from semid.tokenizers.method import (
+    TokenizerMethod,
+)
+from semid.tokenizers.product import (
+    ProductConfig,
 )
 from semid.tokenizers.rqvae import (
-    BLOCK,
-    RQVAE,
     AlignedRQVAE,
     ItemRows,
-    Pass,
     RQVaeConfig,
-    in_blocks,
-    padded,
     reseeding,
     train_autoencoder,
 )
@@ -26,8 +36,6 @@ from semid.tokenizers.tokenization import (
     tokenize,
 )
 from semid.tokenizers.tokenizer import (
-    ProductConfig,
-    RQKmeansConfig,
     SemanticTokenizer,
     TokenizerConfig,
 )
@@ -43,16 +51,14 @@ __all__ = [
     "ItemRows",
     "LetterConfig",
     "Pass",
-    "PpmiConfig",
     "ProductConfig",
     "RQKmeansConfig",
     "RQVaeConfig",
     "SemanticTokenizer",
-    "Signal",
     "TokenizerConfig",
-    "VectorColumn",
-    "in_blocks",
-    "padded",
+    "TokenizerMethod",
+    "map_blocks",
+    "pad_rows",
     "reseeding",
     "tokenize",
     "train_autoencoder",

@@ -1,10 +1,9 @@
-"""The RQ-VAE: MLP encoder, residual quantizer, MLP decoder, and the step that trains them, aligned or not."""
+"""The RQ-VAE: an autoencoder trained with its residual quantizer, aligned or not."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,28 +14,24 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int
 
-from quantizers import (
-    Distance,
-    GradientPath,
-    Gumbel,
-    Nearest,
-    OverusedGumbel,
-    Quantized,
-    ResidualCodes,
-    ResidualQuantizer,
-    Sinkhorn,
-    balanced_kmeans,
-    code_counts,
-    diversity_loss,
-    health,
-    reseed_dead_codes,
-    residual_codes,
-    usage_entropy_loss,
-)
+from quantizers import balanced_kmeans, code_counts, health, reseed_dead_codes, residual_codes
 from semid.config import to_dict
 from semid.errors import SemidError
+from semid.tokenizers.alignment import Alignment, read_signals
+from semid.tokenizers.autoencoder import RQVAE, AutoencoderConfig, Tables, autoencoder_loss
+from semid.tokenizers.blocks import BLOCK, map_blocks
+from semid.tokenizers.method import (
+    FitContext,
+    LastResiduals,
+    TokenizerMethod,
+    check_iterations,
+    check_sizes,
+    explained_variance,
+    last_residuals,
+    shrunk_to,
+)
 from semid.training import (
     OptimizerConfig,
     RunFolder,
@@ -50,55 +45,19 @@ from semid.training import (
     with_variables,
 )
 
-# Items encoded at once: bounds memory, and compiles one shape.
-BLOCK = 8192
-
-
-def check_sizes(level_sizes: tuple[int, ...], *widths: int) -> None:
-    """Raises SemidError unless there is a level, and every size is at least 1."""
-    if not level_sizes or min(*level_sizes, *widths, 1) < 1:
-        raise SemidError(f"expected at least one level, and sizes of at least 1, got {level_sizes} and {widths}")
-
-
-def check_iterations(*iterations: int) -> None:
-    """Raises SemidError for a negative number."""
-    if min(iterations) < 0:
-        raise SemidError(f"expected iterations of 0 or more, got {min(iterations)}")
-
 
 @dataclass(frozen=True)
-class RQVaeConfig:
+class RQVaeConfig(AutoencoderConfig, TokenizerMethod):
     """Autoencoder with a residual quantizer in the middle (TIGER's tokenizer, arXiv 2305.05065)."""
 
-    level_sizes: tuple[int, ...] = (256, 256, 256)
-    """Codebook size of each level."""
-    hidden: tuple[int, ...] = (512, 256, 128)
-    """Widths of the encoder's hidden layers; the decoder mirrors them."""
-    latent: int = 32
-    """Dimensions of the quantized vector."""
-    assignments: tuple[Nearest | Sinkhorn | Gumbel | OverusedGumbel, ...] = (Nearest(),)
-    """How codes are chosen in training, one for all levels or one a level; the catalogue's are the nearest."""
-    path: GradientPath = GradientPath.STRAIGHT_THROUGH
-    """How gradients pass the quantizer."""
-    metric: Distance = Distance.EUCLIDEAN
-    """What makes a code the nearest."""
-    decay: float | None = None
-    """Codebooks as moving averages of their inputs with this decay; none given: learned by gradient."""
-    reconstruction: float = 1.0
-    """Weight of the content's reconstruction; less of it leaves an alignment more of the codes."""
-    commitment: float = 0.25
-    """Weight of the commitment loss."""
-    entropy: float = 0.0
-    """Weight of the loss that spreads each batch over the codes (UniGRec: 1e-4)."""
-    diversity: float = 0.0
-    """Weight of the loss that spreads clusters of codes in space (LETTER: 1e-4)."""
-    kmeans_iterations: int = 25
-    """Lloyd iterations of the codebooks' initialization on all items; 0: random codebooks, which may collapse."""
     reseed: bool = True
-    """Once an epoch, give codes that no item uses a random residual; without, codebooks may collapse."""
+    """Once per epoch, give codes that no item uses a random residual; without, codebooks may collapse."""
     training: TrainingConfig = TrainingConfig(
         epochs=50, batch_size=256, validate_every=10, optimizer=OptimizerConfig(learning_rate=1e-3)
     )
+    name = "rq-vae"
+    is_residual = True
+    can_align = True
 
     def __post_init__(self) -> None:
         check_sizes(self.level_sizes, *self.hidden, self.latent)
@@ -108,85 +67,35 @@ class RQVaeConfig:
         if self.decay is not None and not 0 <= self.decay < 1:
             raise SemidError(f"expected decay in [0, 1), got {self.decay}; leave it out to learn codebooks by gradient")
 
-
-class Pass(NamedTuple):
-    """What the autoencoder makes of `x`: latents, what the search found for them, quantized and reconstructed."""
-
-    x: Float[Array, "n dim"]
-    latents: Float[Array, "n latent"]
-    found: ResidualCodes
-    quantized: Quantized
-    reconstruction: Float[Array, "n dim"]
-
-
-class RQVAE(nnx.Module):
-    """MLP encoder, residual quantizer, MLP decoder; all vectors standardized."""
-
-    def __init__(self, config: RQVaeConfig, *, dim: int, rngs: nnx.Rngs) -> None:
-        widths = (dim, *config.hidden, config.latent)
-        each = config.assignments if len(config.assignments) > 1 else config.assignments[0]
-        self.encoder = _mlp(widths, rngs)
-        self.quantizer = ResidualQuantizer(
-            config.level_sizes,
-            dim=config.latent,
-            rngs=rngs,
-            assignment=each,
-            path=config.path,
-            distance=config.metric,
-            decay=config.decay,
+    def fit(self, x: Float[np.ndarray, "items dim"], context: FitContext) -> RQVAE:
+        """Initialize on all items and train, with the signals that the alignments read."""
+        config, seed, dim = shrunk_to(len(x), self), context.seed, x.shape[1]
+        model = RQVAE(config, dim=dim, rngs=nnx.Rngs(seed))
+        model.initialize(x, iterations=config.kmeans_iterations, seed=seed)
+        signals = read_signals(context.dataset, context.alignment, context.signal, x, seed=seed)
+        alignments = [one.build(config, dim=dim, signals=signals, seed=seed) for one in context.alignment]
+        return train_autoencoder(
+            AlignedRQVAE(model, alignments),
+            x,
+            config,
+            signals=signals,
+            request={"alignment": to_dict(tuple(context.alignment))},
+            seed=seed,
+            folder=context.folder,
+            mesh=context.mesh,
         )
-        self.decoder = _mlp(widths[::-1], rngs)
-        # Cluster of each code, for the diversity loss.
-        self.clusters = nnx.List([nnx.Variable(jnp.zeros(size, jnp.int32)) for size in config.level_sizes])
 
-    def latents(self, x: Float[Array, "*b dim"]) -> Float[Array, "*b latent"]:
-        """What the quantizer is given."""
-        return _through(self.encoder, x)
+    def build(self, dim: int) -> RQVAE:
+        return RQVAE(self, dim=dim, rngs=nnx.Rngs(0))
 
-    def encode(self, x: Float[Array, "*b dim"]) -> Int[Array, "*b level"]:
-        """Codes of standardized vectors."""
-        return self.quantizer.encode(self.latents(x))
-
-    def decode(self, codes: Int[Array, "*b level"]) -> Float[Array, "*b dim"]:
-        """Standardized vectors reconstructed from codes."""
-        return _through(self.decoder, self.quantizer.decode(codes))
-
-    def __call__(
-        self, x: Float[Array, "n dim"], *, key: PRNGKeyArray | None = None, progress: Float[Array, ""] | float = 1.0
-    ) -> Pass:
-        """One pass; `key` and `progress` are the assignment's (see ResidualQuantizer)."""
-        latents = self.latents(x)
-        found = self.quantizer.search(latents, key=key, progress=progress)
-        quantized = self.quantizer.quantize_found(latents, found)
-        return Pass(x, latents, found, quantized, _through(self.decoder, quantized.vectors))
-
-    def initialize(self, x: Float[np.ndarray, "items dim"], *, iterations: int, seed: int) -> None:
-        """Codebooks by residual k-means on the latents of all items; without iterations they stay random."""
-        if not iterations:
-            return
-        latents = jnp.asarray(in_blocks(self.latents, x))
-        self.quantizer.initialize(latents, iterations=iterations, key=jax.random.key(seed))
-
-
-class Tables(NamedTuple):
-    """What no step changes: standardized content of all items, and what the alignments read."""
-
-    x: Float[Array, "items dim"]
-    signals: Any
-
-
-class Alignment(nnx.Module):
-    """A loss that joins reconstruction and quantization in the same step, and what it trains along."""
-
-    def __call__(
-        self, model: RQVAE, rows: Int[Array, " n"], items: Pass, tables: Tables, context: StepContext
-    ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """The weighted loss for the items `rows`, which `model` passed as `items`, and metrics to log."""
-        raise TypeError(f"{type(self).__name__} does not say how it aligns")
+    def last_residuals(
+        self, model: Any, x: Float[np.ndarray, "n dim"], codes: Int[np.ndarray, "n level"]
+    ) -> LastResiduals:
+        return last_residuals(model.quantizer, map_blocks(model.latents, x), codes)
 
 
 class AlignedRQVAE(nnx.Module):
-    """An RQ-VAE and the alignments that are trained with it, and left behind."""
+    """An RQ-VAE and the alignments that are trained with it, then dropped."""
 
     def __init__(self, autoencoder: RQVAE, alignments: Sequence[Alignment]) -> None:
         self.autoencoder = autoencoder
@@ -194,31 +103,15 @@ class AlignedRQVAE(nnx.Module):
 
 
 class ItemRows(NamedTuple):
-    """A tokenizer's batch: item rows, the vectors being gathered on the device."""
+    """A batch of item rows, whose vectors are gathered on the device."""
 
     rows: Int[Any, " n"]
-
-
-def autoencoder_loss(model: RQVAE, config: RQVaeConfig, passed: Pass) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """Reconstruction + codebook + commitment (TIGER, eq. 1-2), means over rows and dimensions, and codebook care."""
-    reconstruction = jnp.mean(jnp.square(passed.reconstruction - passed.x))
-    losses = passed.quantized.losses
-    loss = config.reconstruction * reconstruction + config.commitment * losses.commitment
-    if config.decay is None:
-        loss += losses.codebook
-    if config.entropy:
-        loss += config.entropy * usage_entropy_loss(passed.found.probabilities)
-    if config.diversity:
-        levels = zip(model.quantizer.codebooks, model.clusters, strict=True)
-        for level, (book, clusters) in enumerate(levels):
-            loss += config.diversity * diversity_loss(book[...], clusters[...], codes=passed.found.codes[..., level])
-    return loss, {"reconstruction": reconstruction, **losses._asdict()}
 
 
 def joint_loss(
     model: AlignedRQVAE, batch: ItemRows, tables: Tables, context: StepContext, *, config: RQVaeConfig
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """The autoencoder's loss and all alignments', in one step."""
+    """Sum of the autoencoder's loss and the alignments'."""
     search_key, *keys = jax.random.split(context.key, 1 + len(model.alignments))
     passed = model.autoencoder(tables.x[batch.rows], key=search_key, progress=context.progress)
     loss, metrics = autoencoder_loss(model.autoencoder, config, passed)
@@ -240,7 +133,7 @@ def train_autoencoder(
     folder: Path,
     mesh: Mesh | None,
 ) -> RQVAE:
-    """Train on all items from the initialized `model`, to the last step: no held-out score would choose another."""
+    """Train an initialized `model` on all items, to the last step: no held-out score would choose another."""
     rows = ItemRows(np.arange(len(x), dtype=np.int32))
     tables = Tables(jnp.asarray(x), signals)
     if config.diversity:
@@ -248,11 +141,11 @@ def train_autoencoder(
             clusters[...] = _code_clusters(book[...], seed=seed)
 
     def validate(candidate: AlignedRQVAE) -> dict[str, float]:
-        codes = in_blocks(candidate.autoencoder.encode, x)
-        reconstructed = in_blocks(candidate.autoencoder.decode, codes)
+        codes = map_blocks(candidate.autoencoder.encode, x)
+        reconstructed = map_blocks(candidate.autoencoder.decode, codes)
         levels = health(codes, config.level_sizes).levels
         usage = {f"usage/level_{level}": found.usage for level, found in enumerate(levels)}
-        return {"explained": explained(x, reconstructed), **usage}
+        return {"explained": explained_variance(x, reconstructed), **usage}
 
     task = Task(
         model,
@@ -270,8 +163,10 @@ def train_autoencoder(
 def reseeding(
     model: Any, config: RQVaeConfig, *, seed: int
 ) -> Callable[[TrainState, Float[Array, "items dim"]], TrainState]:
-    """A function from the state of a model with an `autoencoder`, and all items' vectors, to a state in which dead
-    codes have taken a random residual, their optimizer moments starting anew."""
+    """A function that re-seeds dead codes of the state of a model with an `autoencoder`, given all items' vectors.
+
+    A dead code becomes a random residual, and its optimizer moments zero.
+    """
 
     @jax.jit
     def reseed(state: TrainState, x: Float[Array, "items dim"]) -> TrainState:
@@ -320,31 +215,6 @@ def maintain_codebooks(
     return hook
 
 
-def explained(x: Float[np.ndarray, "n dim"], reconstructed: Float[np.ndarray, "n dim"]) -> float:
-    """1 - MSE / variance; `x` is standardized."""
-    return float(1 - np.mean(np.square(reconstructed - x)) / max(np.mean(np.square(x)), 1e-12))
-
-
-def in_blocks(function: Callable[[Array], Array], x: Array | np.ndarray) -> np.ndarray:
-    """`function`, which works row by row, over all rows of `x`, a block at a time, on the host.
-
-    A short block is padded to a power of two, so that few shapes are compiled.
-    """
-    blocks = [x[at : at + BLOCK] for at in range(0, len(x), BLOCK)]
-    sizes = [min(1 << (len(block) - 1).bit_length(), BLOCK) for block in blocks]
-    made = (function(jnp.asarray(padded(block, rows=size))) for block, size in zip(blocks, sizes, strict=True))
-    return np.concatenate([np.asarray(out)[: len(block)] for out, block in zip(made, blocks, strict=True)])
-
-
-def padded(x: Array | np.ndarray, *, rows: int) -> Array | np.ndarray:
-    """`x` with rows of zeros behind it, `rows` in all."""
-    if len(x) == rows:
-        return x
-    full = np.zeros((rows, *x.shape[1:]), x.dtype)
-    full[: len(x)] = x
-    return full
-
-
 def _code_clusters(codebook: Float[Array, "codes dim"], *, seed: int) -> Int[Array, " codes"]:
     """LETTER's balanced clusters of codes: 10, or fewer where a cluster would have no two codes."""
     clusters = max(min(10, len(codebook) // 2), 1)
@@ -357,13 +227,3 @@ def _digest(tree: Any) -> str:
     for leaf in jax.tree.leaves(tree):
         total.update(np.asarray(leaf).tobytes())
     return total.hexdigest()
-
-
-def _mlp(widths: tuple[int, ...], rngs: nnx.Rngs) -> nnx.List:
-    return nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in itertools.pairwise(widths)])
-
-
-def _through(layers: nnx.List, x: Float[Array, "*b dim"]) -> Float[Array, "*b out"]:
-    for layer in layers[:-1]:
-        x = jax.nn.relu(layer(x))
-    return layers[-1](x)

@@ -24,14 +24,15 @@ from quantizers import (
 )
 from semid import artifacts
 from semid.artifacts import Kind, Origin
-from semid.catalog import CATALOG_FILE, SemanticCatalog
+from semid.catalog import CATALOG_FILE, Collisions, SemanticCatalog
 from semid.config import to_dict
 from semid.data import Dataset, content_blocks
 from semid.errors import SemidError
+from semid.graphs import PpmiConfig, co_consumed
 from semid.stage import Request, run_stage
-from semid.tokenizers.alignment import PpmiConfig, co_consumed
-from semid.tokenizers.rqvae import in_blocks
-from semid.tokenizers.tokenizer import Collisions, RQKmeansConfig, SemanticTokenizer, TokenizerConfig, fit_kmeans
+from semid.tokenizers.blocks import map_blocks
+from semid.tokenizers.kmeans import RQKmeansConfig, fit_kmeans
+from semid.tokenizers.tokenizer import SemanticTokenizer, TokenizerConfig
 
 HEALTH_FILE = "health.json"
 # Version of what `tokenize` does with the same settings.
@@ -167,5 +168,5 @@ def _learned_of_users(
         x = tokenizer.standardizer(vectors)
         with warnings.catch_warnings(action="ignore"):  # a reference may have fewer codes than the tokenizer
             content = fit_kmeans(x, RQKmeansConfig(tokenizer.level_sizes), seed=seed)
-        found["content_only"] = measured(in_blocks(content.encode, x))
+        found["content_only"] = measured(map_blocks(content.encode, x))
     return {"collaborative": found}

@@ -179,6 +179,29 @@ class Drawing:
     frame: Shape | None = None
 
 
+class Source(abc.ABC):
+    @abc.abstractmethod
+    def read(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Column(Source):
+    name: str  # a field, so that the choice goes by the class
+
+    def read(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class Reading:
+    source: Source
+
+
+def test_a_choice_whose_name_is_a_field_goes_by_its_class():
+    assert choices(Source) == {"Column": Column}
+    assert from_dict(Reading, to_dict(Reading(Column("age")))) == Reading(Column("age"))
+
+
 def test_the_choices_of_an_abstract_base_are_its_named_dataclasses():
     assert choices(Shape) == {"disc": Disc, "framed square": FramedSquare, "square": Square}
     assert choices(Rectangle) == {"framed square": FramedSquare, "square": Square}

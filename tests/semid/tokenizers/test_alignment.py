@@ -13,25 +13,22 @@ from quantizers import Gumbel, Nearest, Schedule
 from semid import artifacts
 from semid.data import Dataset, GlobalTime
 from semid.errors import SemidError
-from semid.graphs import LightGCNConfig
+from semid.graphs import LightGCNConfig, PpmiConfig, VectorColumn
 from semid.tokenizers import (
     RQVAE,
     CooccurrenceConfig,
     DasConfig,
     DistillConfig,
     LetterConfig,
-    PpmiConfig,
     ProductConfig,
     RQKmeansConfig,
     RQVaeConfig,
     SemanticTokenizer,
     TokenizerConfig,
-    VectorColumn,
-    alignment,
     tokenize,
 )
-from semid.tokenizers.alignment import Signals, make_alignment, make_signals
-from semid.tokenizers.rqvae import Tables, autoencoder_loss
+from semid.tokenizers.alignment import Signals, base, cooccurrence, das, read_signals
+from semid.tokenizers.autoencoder import Tables, autoencoder_loss
 from semid.training import OptimizerConfig, StepContext, TrainingConfig, loop, make_mesh, named_leaves
 
 ITEMS, USERS, DIM = 30, 24, 6
@@ -76,7 +73,7 @@ def _x() -> np.ndarray:
 
 
 def _made(lists: list[list[int]], signal) -> dict[str, np.ndarray]:
-    found = make_signals(_dataset(lists), ALL, signal, _x(), seed=0)
+    found = read_signals(_dataset(lists), ALL, signal, _x(), seed=0)
     return {name: np.asarray(value) for name, value in found._asdict().items()}
 
 
@@ -124,7 +121,7 @@ def test_signals_are_what_their_names_say():
 
 def test_each_alignment_has_what_it_reads_and_no_more():
     def given(*configs) -> set[str]:
-        found = make_signals(_dataset(), configs, SIGNALS["ppmi"], _x(), seed=0)
+        found = read_signals(_dataset(), configs, SIGNALS["ppmi"], _x(), seed=0)
         return {name for name, value in found._asdict().items() if value is not None}
 
     assert given() == set()
@@ -138,7 +135,7 @@ ROWS = np.array([0, 3, 3, 5, 7, 11, 2])
 
 
 def _tables() -> Tables:
-    """12 items and 8 users; three entries an item, of which `_drawn` takes the column it is told."""
+    """12 items and 8 users; three entries an item, of which `draw_entries` takes the column it is told."""
     rng = np.random.default_rng(4)
     partners = rng.integers(0, 11, (12, 3)).astype(np.int32)
     partners[2], partners[3], partners[5], partners[7] = [5, 4, 1], [4, 6, 1], [3, 4, 4], [0, 9, 10]
@@ -169,10 +166,11 @@ def _batch(config, monkeypatch, *, progress: float = 0.5, method: RQVaeConfig = 
         column = table[rows, next(columns)]
         return jnp.maximum(column, 0), column >= 0
 
-    monkeypatch.setattr(alignment, "_drawn", drawn)
+    for module in (cooccurrence, das):
+        monkeypatch.setattr(module, "draw_entries", drawn)
     model = RQVAE(method, dim=DIM, rngs=nnx.Rngs(0))
     model.initialize(np.asarray(tables.x), iterations=3, seed=0)
-    module = make_alignment(config, method, dim=DIM, signals=tables.signals, seed=1)
+    module = config.build(method, dim=DIM, signals=tables.signals, seed=1)
     for name in ("interest", "property"):  # not just where they start
         if hasattr(module, name):
             parameter = getattr(module, name)
@@ -329,7 +327,7 @@ def test_das_is_six_views_a_click_model_and_the_users_own_quantizer(monkeypatch)
 
 def test_das_moves_the_users_codebooks_where_they_are_moving_averages(monkeypatch):
     moving = dataclasses.replace(METHOD, decay=0.9)
-    start = make_alignment(DasConfig(), moving, dim=DIM, signals=_tables().signals, seed=1)
+    start = DasConfig().build(moving, dim=DIM, signals=_tables().signals, seed=1)
     module = _batch(DasConfig(), monkeypatch, method=moving)[3]
     for before, after in zip(start.users.quantizer.codebooks, module.users.quantizer.codebooks, strict=True):
         assert not np.allclose(before[...], after[...])
@@ -338,7 +336,7 @@ def test_das_moves_the_users_codebooks_where_they_are_moving_averages(monkeypatc
 def test_entries_are_drawn_alike_from_each_rows_own():
     table = jnp.asarray([[1, 1, 3], [-1, -1, -1], [2, 0, 2]])
     rows = jnp.asarray(np.repeat([0, 1, 2], 3000))
-    drawn, there = alignment._drawn(table, rows, jax.random.key(0))
+    drawn, there = base.draw_entries(table, rows, jax.random.key(0))
     drawn = np.asarray(drawn).reshape(3, 3000)
     np.testing.assert_array_equal(np.asarray(there), np.asarray(rows) != 1)
     assert (drawn[1] == 0).all()
@@ -406,7 +404,7 @@ def test_what_the_dataset_cannot_give_is_named():
 
     def fails(message: str, *configs, signal=SIGNALS["ppmi"], of: Dataset = dataset) -> None:
         with pytest.raises(SemidError, match=message):
-            make_signals(of, configs, signal, x, seed=0)
+            read_signals(of, configs, signal, x, seed=0)
 
     fails(
         r"'tiny' has no vector column 'nope' to align with \(it has content, teacher\)",
@@ -421,7 +419,7 @@ def test_what_the_dataset_cannot_give_is_named():
     alone = _dataset([[user] for user in range(ITEMS)])
     fails("no training history holds two different items", CooccurrenceConfig(), of=alone)
     fails("no two different items are within 5 positions", LetterConfig(), of=alone)
-    make_signals(alone, (LetterConfig(),), VectorColumn("teacher"), x, seed=0)  # which needs no two items
+    read_signals(alone, (LetterConfig(),), VectorColumn("teacher"), x, seed=0)  # which needs no two items
 
 
 def test_what_trains_nothing_cannot_be_aligned():

@@ -11,8 +11,11 @@ from flax import nnx
 
 from quantizers import Codebook, Distance, GradientPath, Gumbel, Nearest, Schedule, Sinkhorn
 from semid.errors import SemidError
-from semid.tokenizers import RQVAE, AlignedRQVAE, ItemRows, RQVaeConfig, in_blocks, reseeding, train_autoencoder
-from semid.tokenizers.rqvae import Alignment, Tables, autoencoder_loss, explained, joint_loss, maintain_codebooks
+from semid.tokenizers import RQVAE, AlignedRQVAE, ItemRows, RQVaeConfig, map_blocks, reseeding, train_autoencoder
+from semid.tokenizers.alignment import Alignment
+from semid.tokenizers.autoencoder import Tables, autoencoder_loss
+from semid.tokenizers.method import explained_variance
+from semid.tokenizers.rqvae import joint_loss, maintain_codebooks
 from semid.training import (
     OptimizerConfig,
     StepContext,
@@ -193,13 +196,13 @@ def test_without_iterations_codebooks_stay_random():
 
 def test_the_reconstruction_of_codes_and_blocks_of_rows():
     model = _model()
-    codes = in_blocks(model.encode, X)
+    codes = map_blocks(model.encode, X)
     np.testing.assert_array_equal(codes, np.stack(_by_hand(model, X)["codes"], 1))
-    rebuilt = in_blocks(model.decode, codes)
+    rebuilt = map_blocks(model.decode, codes)
     total = sum(np.asarray(b[...])[codes[:, level]] for level, b in enumerate(model.quantizer.codebooks))
     np.testing.assert_allclose(rebuilt, _mlp(model.decoder, total), rtol=1e-4, atol=1e-5)
-    assert explained(X, X) == 1
-    assert explained(X, np.zeros_like(X)) == pytest.approx(0)
+    assert explained_variance(X, X) == 1
+    assert explained_variance(X, np.zeros_like(X)) == pytest.approx(0)
 
 
 def _cared(config: RQVaeConfig, *, step: int):

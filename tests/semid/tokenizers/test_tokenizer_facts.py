@@ -9,9 +9,8 @@ import pytest
 from quantizers import CodeHealth, Schedule, health, neighbor_prefix_overlap
 from semid.data import Dataset
 from semid.data.simulated import SimulatedConfig, simulate
-from semid.graphs import ppmi_vectors
-from semid.tokenizers import LetterConfig, RQKmeansConfig, RQVaeConfig, SemanticTokenizer, TokenizerConfig, VectorColumn
-from semid.tokenizers.alignment import co_consumed
+from semid.graphs import VectorColumn, co_consumed, ppmi_vectors
+from semid.tokenizers import LetterConfig, RQKmeansConfig, RQVaeConfig, SemanticTokenizer, TokenizerConfig
 from semid.training import OptimizerConfig, TrainingConfig, make_mesh
 
 SEEDS = (0, 1, 2)

@@ -1,0 +1,53 @@
+"""Signals: sources of collaborative item vectors, which tokenizers are aligned with."""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from semid.data import Dataset
+from semid.errors import SemidError
+from semid.graphs.cooccurrence import ppmi_vectors
+
+
+class Signal(abc.ABC):
+    """A source of collaborative item vectors, as a config block."""
+
+    @abc.abstractmethod
+    def item_vectors(self, dataset: Dataset, *, seed: int) -> Float[np.ndarray, "items signal"]:
+        """Item vectors from training interactions alone. Raises SemidError naming what the dataset lacks."""
+
+
+@dataclass(frozen=True)
+class PpmiConfig(Signal):
+    """Item vectors from co-occurrence: PPMI and truncated SVD (Levy, Goldberg & Dagan, 2015)."""
+
+    dim: int = 64
+    """Dimensions of the vectors."""
+    window: int = 5
+    """Positions of a history within which two items co-occur."""
+    name = "ppmi"
+
+    def item_vectors(self, dataset: Dataset, *, seed: int) -> Float[np.ndarray, "items signal"]:
+        histories, items = dataset.splits.train, dataset.num_items
+        return ppmi_vectors(histories, num_items=items, dim=self.dim, window=self.window, seed=seed)
+
+
+@dataclass(frozen=True)
+class VectorColumn(Signal):
+    """Item vectors that the dataset has as a column, such as those of a trained SASRec."""
+
+    name: str
+    """The column."""
+
+    def item_vectors(self, dataset: Dataset, *, seed: int) -> Float[np.ndarray, "items signal"]:
+        del seed
+        if self.name not in dataset.vector_columns:
+            raise SemidError(
+                f"dataset {dataset.name!r} has no vector column {self.name!r} to align with (it has "
+                f"{', '.join(dataset.vector_columns) or 'none'}); name one of them, or another signal"
+            )
+        return dataset.vectors(self.name)

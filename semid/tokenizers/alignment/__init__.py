@@ -1,0 +1,19 @@
+"""Alignments: collaborative losses that train the tokenizer in the steps of its reconstruction, one file each."""
+
+from semid.tokenizers.alignment.base import Alignment, AlignmentConfig, Signals
+from semid.tokenizers.alignment.cooccurrence import CooccurrenceConfig
+from semid.tokenizers.alignment.das import DasConfig
+from semid.tokenizers.alignment.distill import DistillConfig
+from semid.tokenizers.alignment.letter import LetterConfig
+from semid.tokenizers.alignment.signals import read_signals
+
+__all__ = [
+    "Alignment",
+    "AlignmentConfig",
+    "CooccurrenceConfig",
+    "DasConfig",
+    "DistillConfig",
+    "LetterConfig",
+    "Signals",
+    "read_signals",
+]

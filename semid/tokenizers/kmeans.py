@@ -1,0 +1,61 @@
+"""Residual k-means: the tokenization method without training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from quantizers import ResidualKMeans, balanced_kmeans, kmeans
+from semid.tokenizers.method import (
+    FitContext,
+    LastResiduals,
+    TokenizerMethod,
+    check_iterations,
+    check_sizes,
+    last_residuals,
+)
+
+
+@dataclass(frozen=True)
+class RQKmeansConfig(TokenizerMethod):
+    """Residual k-means on the content vectors: no training, nearly the same quality."""
+
+    level_sizes: tuple[int, ...] = (256, 256, 256)
+    """Codebook size of each level."""
+    iterations: int = 25
+    """Lloyd iterations per level."""
+    balanced: bool = False
+    """Clusters of equal size (OneRec)."""
+    name = "rq-kmeans"
+    is_residual = True
+
+    def __post_init__(self) -> None:
+        check_sizes(self.level_sizes)
+        check_iterations(self.iterations)
+
+    def fit(self, x: Float[np.ndarray, "items dim"], context: FitContext) -> ResidualKMeans:
+        return fit_kmeans(x, self, seed=context.seed)
+
+    def build(self, dim: int) -> ResidualKMeans:
+        return ResidualKMeans(tuple(jnp.zeros((size, dim)) for size in self.level_sizes))
+
+    def last_residuals(
+        self, model: Any, x: Float[np.ndarray, "n dim"], codes: Int[np.ndarray, "n level"]
+    ) -> LastResiduals:
+        return last_residuals(model, x, codes)
+
+
+def fit_kmeans(x: Float[np.ndarray, "items dim"], config: RQKmeansConfig, *, seed: int) -> ResidualKMeans:
+    """Fit residual k-means to vectors in memory."""
+    return ResidualKMeans.fit(
+        jnp.asarray(x),
+        level_sizes=config.level_sizes,
+        iterations=config.iterations,
+        cluster=balanced_kmeans if config.balanced else kmeans,
+        key=jax.random.key(seed),
+    )

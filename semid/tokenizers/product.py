@@ -1,0 +1,51 @@
+"""Optimized product quantization: unordered codes, one per part of the rotated vector."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from quantizers import ProductKMeans
+from semid.errors import SemidError
+from semid.tokenizers.method import FitContext, TokenizerMethod, check_iterations, check_sizes, shrunk_to
+
+
+@dataclass(frozen=True)
+class ProductConfig(TokenizerMethod):
+    """Optimized product quantization: many unordered codes, each of its own part of the rotated vector (RPG)."""
+
+    level_sizes: tuple[int, ...] = (256,) * 16
+    """Codebook size of each code; 4 to 64 codes are usual."""
+    iterations: int = 25
+    """Lloyd iterations."""
+    rotations: int = 8
+    """Rounds that learn the rotation; 0: plain product quantization."""
+    name = "opq"
+
+    def __post_init__(self) -> None:
+        check_sizes(self.level_sizes)
+        check_iterations(self.iterations, self.rotations)
+        if len(set(self.level_sizes)) > 1:
+            raise SemidError(f"product codes have one size, got {self.level_sizes}; make all level_sizes the same")
+
+    def fit(self, x: Float[np.ndarray, "items dim"], context: FitContext) -> ProductKMeans:
+        if x.shape[1] % len(self.level_sizes):
+            raise SemidError(
+                f"{len(self.level_sizes)} product codes cannot share {x.shape[1]} content dimensions equally; "
+                "choose a number of level_sizes that divides them"
+            )
+        return ProductKMeans.fit(
+            jnp.asarray(x),
+            level_sizes=shrunk_to(len(x), self).level_sizes,
+            iterations=self.iterations,
+            rotation_rounds=self.rotations,
+            key=jax.random.key(context.seed),
+        )
+
+    def build(self, dim: int) -> ProductKMeans:
+        parts, codes = len(self.level_sizes), self.level_sizes[0]
+        return ProductKMeans(jnp.zeros((parts, codes, dim // parts)), jnp.zeros((dim, dim)))

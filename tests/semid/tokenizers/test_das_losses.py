@@ -1,0 +1,208 @@
+"""The losses of DAS's click model: a loop in numpy as the oracle, masks, and the same losses on eight devices."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from semid.tokenizers.alignment.das import ClickLoss, debias_loss, debiased_click_loss
+
+N, DIM = 16, 4
+OPTIONS = ("mask", "ids", "false_negatives", "log_popularity")
+CHOICES = [combo for size in range(5) for combo in itertools.combinations(OPTIONS, size)]
+
+
+def vectors(count: int, *, seed: int = 0) -> list[np.ndarray]:
+    return list(np.random.default_rng(seed).normal(size=(count, N, DIM)).astype(np.float32))
+
+
+@pytest.fixture
+def options() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(7)
+    return {
+        "mask": rng.random(N) < 0.7,
+        "ids": rng.integers(0, 9, N).astype(np.int32),
+        "false_negatives": rng.random((N, N)) < 0.2,
+        "log_popularity": rng.normal(size=N).astype(np.float32),
+    }
+
+
+def naive_rows(logits: np.ndarray, options: dict[str, np.ndarray]) -> list[tuple[float, list[float]]]:
+    """Logit of the own candidate and those of the negatives, of each unmasked anchor."""
+    mask, ids, false = (options.get(name) for name in ("mask", "ids", "false_negatives"))
+    logits = logits.astype(np.float64) - options.get("log_popularity", np.zeros(N))
+    rows = []
+    for r in range(N):
+        negatives = []
+        for c in range(N):
+            same = ids is not None and ids[r] == ids[c]
+            if c != r and not same and (mask is None or mask[c]) and not (false is not None and false[r, c]):
+                negatives.append(logits[r, c])
+        if mask is None or mask[r]:
+            rows.append((logits[r, r], negatives))
+    return rows
+
+
+def cross_entropy(own: float, negatives: list[float]) -> float:
+    return np.log(np.exp([own, *negatives]).sum()) - own
+
+
+def binary_cross_entropy(own: float, negatives: list[float]) -> float:
+    return np.log1p(np.exp(-own)) + (np.log1p(np.exp(negatives)).mean() if negatives else 0)
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize("loss", ClickLoss)
+@pytest.mark.parametrize("chosen", CHOICES, ids="+".join)
+def test_click_loss_equals_a_double_loop(options, chosen, loss):
+    of_row = {ClickLoss.SOFTMAX: cross_entropy, ClickLoss.BCE: binary_cross_entropy}[loss]
+    chosen = {name: options[name] for name in chosen}
+    interest, conformity, quality, popularity = vectors(4)
+    found = debiased_click_loss(interest, conformity, quality, popularity, loss=loss, **chosen)
+    scores = interest @ quality.T + conformity @ popularity.T
+    np.testing.assert_allclose(found, np.mean([of_row(*row) for row in naive_rows(scores, chosen)]), rtol=1e-5)
+
+
+def test_debias_losses_are_cosines(options):
+    interest, bias, observed = vectors(3)
+    kept = options["mask"]
+    tied, apart = debias_loss(interest, bias, observed, mask=kept)
+    np.testing.assert_allclose(tied, 1 - (unit(bias) * unit(observed)).sum(-1)[kept].mean(), rtol=1e-5)
+    np.testing.assert_allclose(apart, np.square((unit(interest) * unit(bias)).sum(-1))[kept].mean(), rtol=1e-5)
+    orthogonal = bias[:, [1, 0, 3, 2]] * np.float32([1, -1, 1, -1])
+    np.testing.assert_allclose(debias_loss(orthogonal, bias, 3 * bias), [0, 0], atol=1e-6)
+    np.testing.assert_allclose(debias_loss(-bias, bias, -bias), [2, 1], rtol=1e-6)
+
+
+def all_losses(x: list[Any], *, with_rows: dict[str, Any], pairs: dict[str, Any]) -> jax.Array:
+    """Every loss of this file on four arrays of rows."""
+    click = partial(debiased_click_loss, *x, **with_rows, **pairs)
+    axis = {name: with_rows[name] for name in ("mask", "axis_name") if name in with_rows}
+    return jnp.stack([click(), click(loss=ClickLoss.BCE), *debias_loss(*x[:3], **axis)])
+
+
+@jax.jit
+def values_and_gradients(x: list[Any], options: dict[str, Any]) -> tuple[Any, Any]:
+    pairs = {name: options[name] for name in ("false_negatives",) if name in options}
+    rows = {name: value for name, value in options.items() if name not in pairs}
+    loss = partial(all_losses, with_rows=rows, pairs=pairs)
+    return loss(x), jax.jacrev(loss)(x)
+
+
+def test_masked_rows_reach_neither_values_nor_gradients(options):
+    x, mask = [jnp.asarray(v) for v in vectors(4)], options["mask"]
+    spoiled = [jnp.where(mask[:, None], v, jnp.nan) for v in x]
+    unlike = {**options, "log_popularity": jnp.where(mask, options["log_popularity"], -jnp.inf)}
+    values, gradients = values_and_gradients(spoiled, unlike)
+    small = {name: value[mask] for name, value in options.items() if name != "mask"}
+    small["false_negatives"] = small["false_negatives"][:, mask]
+    expected, expected_gradients = values_and_gradients([v[mask] for v in x], small)
+    np.testing.assert_allclose(values, expected, rtol=1e-5)
+    for gradient, wanted in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_array_equal(gradient[:, ~mask], 0)
+        np.testing.assert_allclose(gradient[:, mask], wanted, rtol=1e-4, atol=1e-6)
+    assert np.isnan(values_and_gradients(spoiled, {})[0]).all()  # control
+
+
+@pytest.mark.parametrize("rows", [N, 0])
+def test_no_rows_cost_nothing(rows):
+    values, gradients = values_and_gradients([jnp.ones((rows, DIM))] * 4, {"mask": np.zeros(rows, bool)})
+    np.testing.assert_array_equal(values, 0)
+    assert not any(np.any(gradient) for gradient in gradients)
+
+
+def test_one_row_has_no_negatives():
+    values, _ = values_and_gradients([jnp.ones((1, DIM))] * 4, {})
+    np.testing.assert_allclose(values, [0, np.log1p(np.exp(-2 * DIM)), 0, 1], atol=1e-6)
+
+
+def test_a_vector_of_zeros_has_no_direction_and_no_gradient():
+    x = [jnp.asarray(v).at[3].set(0) for v in vectors(4)]
+    values, gradients = values_and_gradients(x, {})
+    assert np.isfinite(values).all()
+    cosines = [gradients[0][2:], gradients[1][2:], gradients[2][2:]]
+    for gradient in cosines:
+        assert np.isfinite(gradient).all()
+        np.testing.assert_array_equal(gradient[:, 3], 0)
+        assert np.any(gradient[:, 4] != 0)
+
+
+def test_half_precision_is_computed_in_float32(options):
+    x = [jnp.asarray(v, jnp.bfloat16) for v in vectors(4)]
+    values, gradients = values_and_gradients(x, options)
+    expected, expected_gradients = values_and_gradients([v.astype(jnp.float32) for v in x], options)
+    assert values.dtype == jnp.float32
+    np.testing.assert_allclose(values, expected, rtol=1e-6)
+    for gradient, wanted in zip(gradients, expected_gradients, strict=True):
+        assert gradient.dtype == jnp.bfloat16
+        np.testing.assert_allclose(gradient.astype(jnp.float32), wanted, rtol=1e-2, atol=1e-6)
+
+
+MESH_AXES = ("data", "fsdp")
+
+
+def mesh_of_eight() -> jax.sharding.Mesh:
+    return jax.make_mesh((4, 2), MESH_AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+@pytest.mark.parametrize("chosen", [(), OPTIONS], ids=["plain", "all options"])
+@pytest.mark.parametrize("inside", [False, True], ids=["gradient of shard_map", "shard_map of gradient"])
+def test_shard_map_gives_the_loss_of_the_whole_batch(options, chosen, inside):
+    chosen, x = {name: jnp.asarray(options[name]) for name in chosen}, [jnp.asarray(v) for v in vectors(4)]
+    expected, expected_gradients = values_and_gradients(x, chosen)
+    weights = jnp.arange(1.0, 5)  # one number to differentiate, the terms told apart
+
+    def local(x: list[jax.Array], chosen: dict[str, jax.Array], axis: Any = MESH_AXES) -> jax.Array:
+        pairs = {name: chosen[name] for name in chosen if name == "false_negatives"}
+        rows = {name: chosen[name] for name in chosen if name not in pairs}
+        return all_losses(x, with_rows={**rows, "axis_name": axis}, pairs=pairs)
+
+    def total(*args: Any) -> jax.Array:
+        return (local(*args) * weights).sum()
+
+    sharded = partial(jax.shard_map, mesh=mesh_of_eight(), in_specs=P(MESH_AXES))
+    values = jax.jit(sharded(local, out_specs=P()))(x, chosen)
+    np.testing.assert_allclose(values, expected, rtol=1e-5)
+    if inside:
+        gradients = jax.jit(sharded(jax.grad(total), out_specs=P(MESH_AXES)))(x, chosen)
+    else:
+        gradients = jax.jit(jax.grad(sharded(total, out_specs=P())))(x, chosen)
+    for gradient, wanted in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(gradient, jnp.tensordot(weights, wanted, 1), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("chosen", [(), OPTIONS], ids=["plain", "all options"])
+def test_jit_over_sharded_rows_needs_nothing_more(options, chosen):
+    chosen, x = {name: options[name] for name in chosen}, vectors(4)
+    expected, expected_gradients = values_and_gradients([jnp.asarray(v) for v in x], chosen)
+    spread = jax.device_put((x, chosen), NamedSharding(mesh_of_eight(), P(MESH_AXES)))
+    values, gradients = values_and_gradients(*spread)
+    assert len(spread[0][0].sharding.device_set) == 8
+    np.testing.assert_allclose(values, expected, rtol=1e-5)
+    for gradient, wanted in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(gradient, wanted, rtol=1e-4, atol=1e-6)
+
+
+BAD_INPUTS: list[tuple[Callable[..., Any], str]] = [
+    (lambda a: debiased_click_loss(a, a[:, :2], a[:, :3], a[:, :3]), r"\(16, 2\) and \(16, 3\)"),
+    (lambda a: debias_loss(a, a, a[:, :3]), r"\(16, 4\) and \(16, 3\)"),
+    (lambda a: debias_loss(a, a, a, mask=np.ones(3, bool)), "mask of shape"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), BAD_INPUTS)
+def test_shapes_that_do_not_agree_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(vectors(1)[0])
