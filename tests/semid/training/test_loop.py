@@ -2,6 +2,8 @@
 
 import dataclasses
 import shutil
+import subprocess
+import sys
 from typing import NamedTuple
 
 import jax
@@ -274,3 +276,9 @@ def test_a_config_that_cannot_train(name, value):
     with pytest.raises(SemidError, match=f"^expected {name} above 0, got {value}$"):
         TrainingConfig(**{name: value})
     TrainingConfig(**{name: 1})
+
+
+def test_heavy_libraries_are_imported_where_they_are_used():
+    heavy = {"orbax", "grain", "tensorboardX", "rich.progress"}
+    script = f"import sys, semid.training; print({heavy!r} & sys.modules.keys())"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "set()\n"
