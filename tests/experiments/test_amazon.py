@@ -1,8 +1,13 @@
 """A pulse: the real main, on a tiny folder of the layout it reads, for a couple of steps."""
 
 import json
+import shutil
+
+import numpy as np
+import pytest
 
 from experiments import amazon
+from semid.errors import SemidError
 
 
 def test_two_steps_of_everything(layout, tiny, tmp_path, capsys):
@@ -17,3 +22,27 @@ def test_two_steps_of_everything(layout, tiny, tmp_path, capsys):
     assert set(json.loads((out / "minutes_0.json").read_text())) == {"codes-text", "codes-hybrid", *trained}
     assert "semid-hybrid - semid-text" in json.loads((out / "seeds.json").read_text())["comparisons"]
     assert "| semid-hybrid | 0." in capsys.readouterr().out
+
+
+def test_another_dataset_or_budget_in_the_same_folder_is_refused(layout, tiny, tmp_path, capsys):
+    out = tmp_path / "run"
+    amazon.main(layout, out, seeds=(0,), beam_size=50, budget=0.05)
+    first = (out / "metrics.json").read_text()
+    capsys.readouterr()
+    amazon.main(layout, out, seeds=(0,), beam_size=50, budget=0.05)  # control: nothing is made or measured again
+    assert capsys.readouterr().out.count("skipped") == 7  # the dataset, two catalogues and four models
+    assert json.loads((out / "metrics.json").read_text())["rows"] == json.loads(first)["rows"]
+    other = shutil.copytree(layout, tmp_path / "other" / layout.name)
+    vectors = np.load(other / "text_minilm_f16.npy")
+    np.save(other / "text_minilm_f16.npy", vectors[::-1])
+    with pytest.raises(SemidError, match=r"in use by a dataset of other settings \(source.sha256.text_minilm_f16.npy"):
+        amazon.main(other, out, seeds=(0,), beam_size=50, budget=0.05)
+    with pytest.raises(SemidError, match=r"in use by a model of other settings \(generator.training.epochs"):
+        amazon.main(layout, out, seeds=(0,), beam_size=50, budget=0.1)
+    with pytest.raises(SemidError, match=r"the result of another request \(beam_size: 50 -> 49\)"):
+        amazon.main(layout, out, seeds=(0,), beam_size=49, budget=0.05)
+
+
+def test_results_are_named_after_the_dataset(layout):
+    assert amazon.folder_of("amazon", None, layout).parts == ("runs", "amazon", "tiny")
+    assert amazon.folder_of("amazon", tmp := layout / "elsewhere", layout) == tmp

@@ -1,0 +1,136 @@
+"""The stage protocol: made once, read again, refused for another request, and nothing left without a folder."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from semid import artifacts
+from semid.artifacts import Kind, Origin
+from semid.data import Dataset
+from semid.errors import SemidError
+from semid.stage import Request, run_recorded, run_stage
+
+REQUEST = Request(Kind.MODEL, {"size": 3}, {"dataset": "d" * 64}, seed=1, version=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Note:
+    text: str
+    origin: Origin | None = None
+
+    def with_origin(self, origin: Origin) -> "Note":
+        return dataclasses.replace(self, origin=origin)
+
+    def write(self, folder) -> None:
+        (folder / "note.txt").write_text(self.text)
+
+    @classmethod
+    def load(cls, path) -> "Note":
+        return cls((path / "note.txt").read_text(), Origin(path, artifacts.read_artifact(path, Kind.MODEL)))
+
+
+def stage(out, request: Request = REQUEST, *, text: str = "first", log: bool = False) -> Note:
+    def work(folder) -> Note:
+        if log:
+            folder.mkdir(parents=True)
+            (folder / "request.json").write_text("{}")
+            (folder / "history.jsonl").write_text('{"step": 1}\n')
+        return Note(text)
+
+    return run_stage(request, out, load=Note.load, work=work, write=Note.write)
+
+
+def test_it_is_made_once_and_read_again(tmp_path, capsys):
+    first = stage(tmp_path / "a")
+    again = stage(tmp_path / "a", text="never made")
+    assert (first.text, again.text) == ("first", "first")
+    assert "skipped" in capsys.readouterr().out
+    assert first.origin.digest == again.origin.digest == artifacts.read_artifact(tmp_path / "a", "model").digest
+    manifest = first.origin.manifest
+    assert (manifest.config, manifest.parents, manifest.seed) == ({"size": 3, "stage_version": 1}, REQUEST.parents, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"settings": {"size": 4}}, "size: 3 -> 4"),
+        ({"parents": {"dataset": "e" * 64}}, "parents.dataset: 'ddd"),
+        ({"seed": 2}, "seed: 1 -> 2"),
+        ({"version": 2}, "stage_version: 1 -> 2"),
+    ],
+)
+def test_another_request_is_refused_and_says_what_differs(tmp_path, change, message):
+    stage(tmp_path / "a")
+    with pytest.raises(SemidError, match=message):
+        stage(tmp_path / "a", dataclasses.replace(REQUEST, **change))
+    assert stage(tmp_path / "a").text == "first"
+
+
+def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert stage(None, log=True) == Note("first")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_history_goes_with_the_artifact_and_the_checkpoints_go(tmp_path):
+    stage(tmp_path / "a", log=True)
+    assert (tmp_path / "a" / "history.jsonl").read_text() == '{"step": 1}\n'
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_result_is_worked_out_once_per_request(tmp_path):
+    file, calls = tmp_path / "deep" / "r.json", []
+
+    def work() -> dict[str, int]:
+        calls.append(1)
+        return {"answer": 42}
+
+    assert [run_recorded({"seed": 1}, file, work) for _ in range(2)] == [{"answer": 42}] * 2
+    assert len(calls) == 1
+    with pytest.raises(SemidError, match=r"the result of another request \(seed: 1 -> 2\)"):
+        run_recorded({"seed": 2}, file, work)
+    file.write_text(json.dumps({"rows": []}))
+    with pytest.raises(SemidError, match="holds no result of a request"):
+        run_recorded({"seed": 1}, file, work)
+
+
+def test_a_file_is_hashed_once_per_process_while_it_stays_as_it_is(tmp_path):
+    stage(tmp_path / "a")
+    before = artifacts._sha256.cache_info().misses
+    for _ in range(3):
+        Note.load(tmp_path / "a")
+    assert artifacts._sha256.cache_info().misses <= before + 1
+    (tmp_path / "a" / "note.txt").write_text("FIRST")
+    with pytest.raises(SemidError, match=r"note\.txt: content does not match its sha256"):
+        Note.load(tmp_path / "a")
+
+
+def test_a_changed_file_is_not_copied(tmp_path):
+    origin = stage(tmp_path / "a").origin
+    origin.copy_file("note.txt", tmp_path / "b")
+    assert (tmp_path / "b" / "note.txt").read_text() == "first"
+    (tmp_path / "a" / "note.txt").write_text("other")
+    with pytest.raises(SemidError, match=r"note\.txt: changed since .* was loaded; load it again"):
+        origin.copy_file("note.txt", tmp_path / "c")
+    (tmp_path / "a" / "note.txt").unlink()
+    with pytest.raises(SemidError, match=r"note\.txt: gone since"):
+        origin.copy_file("note.txt", tmp_path / "d")
+
+
+def test_a_dataset_knows_what_its_added_columns_are_from(tmp_path):
+    items = pa.table({"item_id": [f"i{row}" for row in range(24)], "title": ["a title"] * 24})
+    interactions = pa.table({"user_id": ["u"] * 5, "item_id": [f"i{row}" for row in range(5)], "position": range(5)})
+    world = Dataset.build(items, interactions, name="world")
+    stored = world.save(tmp_path / "dataset")
+    assert stored.parents == {"dataset": artifacts.read_artifact(tmp_path / "dataset", "dataset").digest}
+    vectors, origin = np.ones((24, 2), np.float32), stage(tmp_path / "a").origin
+    taught = stored.with_vectors("teacher", vectors, origin=origin)
+    assert taught.parents == stored.parents | {"teacher": origin.digest}
+    plain = [stored.with_vectors("v", value * vectors).parents["v"] for value in (1, 1, 2)]
+    assert plain[0] == plain[1] != plain[2]
+    in_memory = [world.digest, world.replace(name=world.name).digest, world.replace(name="other").digest]
+    assert in_memory[0] == in_memory[1] != in_memory[2]
+    assert stored.replace(name="other").origin is None
