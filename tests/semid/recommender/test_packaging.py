@@ -361,9 +361,9 @@ def test_names_break_neither_markdown_nor_yaml(folder):
 
 def test_the_page_tells_the_truth(folder, tmp_path, monkeypatch, capsys):
     """Its code runs as it stands, its files are those there are, and its command is one."""
-    page = (ROOT / "docs" / "handover.md").read_text()
+    page = (ROOT / "docs" / "packaging.md").read_text()
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(folder, tmp_path / "handed_over")
+    shutil.copytree(folder, tmp_path / "package")
     pq.write_table(pa.table({"history": [["i1"], ["i9"]], "target": ["i2", "i7"]}), tmp_path / "held_out.parquet")
     names = {"vectors": np.zeros((2, 6), np.float32)}
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)

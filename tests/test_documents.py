@@ -1,0 +1,185 @@
+"""README and the pages of docs: links, paths, commands and Python of every page are true of this code."""
+
+import ast
+import functools
+import importlib
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tyro
+
+import semid
+from semid.cli.app import Command
+from semid.generators import GeneratorConfig
+from semid.tokenizers import RQKmeansConfig, TokenizerConfig
+from semid.training import TrainingConfig
+from seq_models import RQTransformerConfig, TransformerConfig
+
+ROOT = Path(__file__).parents[1]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+OWN = ("semid", "quantizers", "seq_models", "experiments")
+FOLDERS = (*OWN, "tests", "docs")
+OUTSIDE = re.compile(r"https?:|mailto:|#")
+DIALECT = re.compile(
+    r"\b(?:anew|beside|afresh|heard|handed over|hand(?:ing)? over|tombstones?|nobody|goes on|what is made of"
+    r"|(?:one|a second|tokens|users|bytes) an item|one a (?:line|row|level|user))\b",
+    re.IGNORECASE,
+)
+# Tables of old names, and the manifest's contributors, may speak as they like.
+FREE = {"CHANGELOG.md"}
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+def _links(text: str) -> list[str]:
+    """Targets of links and images, outside of code."""
+    targets = re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`]*`", "", _prose(text)))
+    return [target for target in targets if not OUTSIDE.match(target)]
+
+
+def _prose(text: str) -> str:
+    """A page without its blocks of code."""
+    return re.sub(r"^(?: {4}[^\n]*|```.*?^```)$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def _anchors(text: str) -> set[str]:
+    """Names of a page's headings as links spell them."""
+    headings = re.findall(r"^#+ (.*)$", _prose(text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def _broken(links: list[str], folder: Path) -> list[str]:
+    """Links without a file, or without the heading that they name."""
+    broken = []
+    for link in links:
+        path, _, anchor = link.partition("#")
+        file = folder / path
+        if not file.exists() or (anchor and anchor not in _anchors(file.read_text())):
+            broken.append(link)
+    return broken
+
+
+def _python(text: str) -> list[str]:
+    """Blocks of Python of a page."""
+    return re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def _commands(text: str, program: str) -> list[list[str]]:
+    """Words of the command lines of `program` in blocks of code."""
+    blocks = re.findall(r"^(?: {4}|\$ )(.*)$", text.replace("\\\n", " "), re.MULTILINE)
+    lines = [shlex.split(line, comments=True) for line in blocks if line.startswith(f"{program} ")]
+    return [line[len(shlex.split(program)) :] for line in lines]
+
+
+def _unknown_names(code: str) -> list[str]:
+    """Modules that are not there, and names that their modules do not have; methods are not looked up."""
+    tree, unknown = ast.parse(code), []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in OWN:
+            module = importlib.import_module(node.module)
+            unknown += [f"{node.module}.{name.name}" for name in node.names if not hasattr(module, name.name)]
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in OWN:
+            known = hasattr(importlib.import_module(node.value.id), node.attr)
+            unknown += [] if known else [f"{node.value.id}.{node.attr}"]
+    return unknown
+
+
+def _parse(arguments: list[str]) -> object:
+    """The command object of an argument list of `semid`, which is not run."""
+    config = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.EnumChoicesFromValues)
+    return tyro.cli(Command, args=arguments, prog="semid", config=config)
+
+
+@each_page
+def test_links_lead_to_files_and_headings(page):
+    text = page.read_text()
+    assert _broken(_links(text), page.parent) == []
+
+
+def test_a_broken_link_would_be_found(tmp_path):
+    (tmp_path / "there.md").write_text("# One heading: here\n")
+    text = "[a](there.md#one-heading-here) [b](gone.md) [c](there.md#gone) `[d](e)`\n\n    [code](f)\n"
+    assert _broken(_links(text), tmp_path) == ["gone.md", "there.md#gone"]
+
+
+@each_page
+def test_paths_in_backquotes_exist(page):
+    paths = re.findall(rf"`((?:{'|'.join(FOLDERS)})/[\w./-]+)`", _prose(page.read_text()))
+    assert page.name in FREE or [path for path in paths if not (ROOT / path).exists()] == []
+
+
+@each_page
+def test_commands_parse(page):
+    for arguments in _commands(page.read_text(), "semid"):
+        assert _parse(arguments)
+
+
+def test_a_wrong_option_would_be_found(capsys):
+    (arguments,) = _commands("    semid evaluate --models runs/a \\\n        --dataset data/a    # comment", "semid")
+    assert arguments == ["evaluate", "--models", "runs/a", "--dataset", "data/a"]
+    with pytest.raises(SystemExit):
+        _parse(arguments)
+    assert "--models" in capsys.readouterr().err
+
+
+@each_page
+def test_modules_that_are_run_exist(page):
+    modules = re.findall(r"python -m (experiments[\w.]*)", page.read_text())
+    assert [module for module in modules if importlib.util.find_spec(module) is None] == []
+
+
+@each_page
+def test_python_compiles_and_its_names_exist(page):
+    for number, code in enumerate(_python(page.read_text())):
+        compile(code, f"{page.name}, block {number}", "exec")
+        assert _unknown_names(code) == []
+
+
+def test_an_unknown_name_would_be_found():
+    code = "import semid\nfrom semid.data import Dataset, Gone\nsemid.train(semid.tokenise(x.anything))\n"
+    assert sorted(_unknown_names(code)) == ["semid.data.Gone", "semid.tokenise"]
+
+
+@each_page
+def test_plain_english(page):
+    assert page.name in FREE or DIALECT.findall(_prose(page.read_text())) == []
+
+
+def test_dialect_would_be_found():
+    text = "Codes are made anew, one an item, beside those that nobody has heard of and that were handed over."
+    assert DIALECT.findall(text) == ["anew", "one an item", "beside", "nobody", "heard", "handed over"]
+
+
+def test_readme_is_one_screen_and_runs(monkeypatch, capsys):
+    """Its Python as it stands, but for the sizes of what is trained."""
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 85
+    small = TokenizerConfig(method=RQKmeansConfig(level_sizes=(8, 8), iterations=2))
+    tiny = GeneratorConfig(
+        model=RQTransformerConfig(backbone=TransformerConfig(dim=16, layers=1, hidden=16)),
+        training=TrainingConfig(epochs=0.1),
+        validation_users=8,
+    )
+    monkeypatch.setattr(semid, "tokenize", functools.partial(semid.tokenize, config=small), raising=False)
+    monkeypatch.setattr(semid, "train", functools.partial(semid.train, config=tiny), raising=False)
+    (code,) = _python(text)
+    names: dict = {}
+    exec(compile(code, "README.md", "exec"), names)
+    top, printed = names["top"], capsys.readouterr().out
+    assert len(top.item_ids[0]) == 5
+    assert np.all(np.diff(top.scores) <= 0)
+    assert str(top.item_ids) in printed
+
+
+def _versions(lock: str) -> set[str]:
+    return set(re.findall(r"^[\w.-]+==[^\s;\\]+", (ROOT / lock).read_text(), re.MULTILINE))
+
+
+def test_the_core_lock_is_part_of_the_development_lock():
+    core, everything = _versions("requirements.lock"), _versions("requirements-dev.lock")
+    assert core
+    assert core < everything
