@@ -61,6 +61,7 @@ from semid.joint import (
     Objective,
     Phase,
     Reach,
+    Refresh,
     Relaxation,
     StepConfig,
     Surgery,
@@ -139,7 +140,7 @@ def arms(config: JointConfig) -> dict[str, JointConfig]:
         rates = (("autoencoder", 0.03), ("encoder", encoder))
         training = replace(phase.training, optimizer=replace(phase.training.optimizer, rates=rates))
         steps = Phase(training, StepConfig(reach=reach), surgery)
-        return replace(config, joint=(steps,), refresh=0.25, refit=False, finetune=longer(again))
+        return replace(config, joint=(steps,), codes=Refresh(0.25), finetune=longer(again))
 
     again, together = config.generator.training.epochs, phase.training.epochs
     made = {
@@ -267,7 +268,7 @@ def _scaled(config: JointConfig, budget: float) -> JointConfig:
         generator=replace(config.generator, training=scale(config.generator.training)),
         joint=tuple(replace(phase, training=scale(phase.training)) for phase in config.joint),
         finetune=scale(config.finetune),
-        refresh=config.refresh and config.refresh * budget,
+        codes=Refresh(every * budget) if (every := config.codes.refresh_every) else config.codes,
     )
 
 

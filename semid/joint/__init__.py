@@ -15,8 +15,11 @@ from semid.joint.codes import (
     level_logits,
 )
 from semid.joint.config import (
+    CodeSchedule,
+    HoldThenRefit,
     JointConfig,
     Phase,
+    Refresh,
     Surgery,
 )
 from semid.joint.model import (
@@ -26,9 +29,6 @@ from semid.joint.model import (
     Objective,
     Reach,
     StepConfig,
-)
-from semid.joint.recipes import (
-    RECIPES,
 )
 from semid.joint.stages import (
     Earlier,
@@ -41,8 +41,8 @@ from semid.joint.surgery import (
 )
 from semid.joint.terms import (
     code_agreement,
-    mutual_info_nce,
     session_contrast,
+    symmetric_info_nce,
 )
 from semid.joint.training import (
     train_joint,
@@ -50,13 +50,14 @@ from semid.joint.training import (
 )
 
 __all__ = [
-    "RECIPES",
     "TEACHER_TERMS",
     "Bank",
     "BankHealth",
+    "CodeSchedule",
     "Content",
     "Earlier",
     "Fresh",
+    "HoldThenRefit",
     "JointConfig",
     "JointModel",
     "MemoryBank",
@@ -64,6 +65,7 @@ __all__ = [
     "Phase",
     "Projected",
     "Reach",
+    "Refresh",
     "Relaxation",
     "StepConfig",
     "Surgery",
@@ -73,10 +75,10 @@ __all__ = [
     "encode_fresh",
     "encode_items",
     "level_logits",
-    "mutual_info_nce",
     "projected",
     "session_contrast",
     "sum_without_conflict",
+    "symmetric_info_nce",
     "train_joint",
     "trained_encoder",
     "unique_rows",

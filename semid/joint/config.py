@@ -1,9 +1,11 @@
-"""What a run of end-to-end training is told: its stages, the phases of its joint steps, and how codes follow."""
+"""Configuration of end-to-end training: its stages, the phases of its joint steps, and when codes change."""
 
 from __future__ import annotations
 
+import abc
 import enum
 from dataclasses import dataclass
+from typing import ClassVar
 
 from quantizers import Schedule
 from semid.errors import SemidError
@@ -15,7 +17,7 @@ from seq_models import RQTransformerConfig
 
 
 class Surgery(enum.Enum):
-    """What becomes of a tokenizer's gradient and a recommendation's that oppose each other."""
+    """Treatment of a tokenizer's gradient and a recommendation's that oppose each other."""
 
     NONE = "none"
     """They are added up."""
@@ -33,11 +35,11 @@ class Phase:
     """Joint steps of one kind."""
 
     training: TrainingConfig
-    """How many, at which rates; a rate of 0 for `encoder`, `autoencoder` or `generator` freezes it."""
+    """Their number and rates; a rate of 0 for `encoder`, `autoencoder` or `generator` freezes that part."""
     step: StepConfig = StepConfig()
-    """What a step does."""
+    """Losses of a step, and the modules that they reach."""
     surgery: Surgery = Surgery.NONE
-    """What becomes of gradients in conflict."""
+    """Treatment of gradients in conflict."""
 
     def __post_init__(self) -> None:
         step = self.step
@@ -48,9 +50,55 @@ class Phase:
             )
 
 
+class CodeSchedule(abc.ABC):
+    """When the catalogue's codes change in end-to-end training."""
+
+    @property
+    @abc.abstractmethod
+    def refits(self) -> bool:
+        """After each cycle of joint steps, tokenizer and generator are trained again from the start."""
+
+    @property
+    @abc.abstractmethod
+    def refresh_every(self) -> float | None:
+        """Epochs of joint steps between refreshes of all codes; None: joint steps hold the codes."""
+
+
+@dataclass(frozen=True)
+class HoldThenRefit(CodeSchedule):
+    """Codes stay fixed during the joint steps. Then the tokenizer is refitted to the updated vectors and the generator
+    retrained on the new codes."""
+
+    name: ClassVar[str] = "hold-then-refit"
+
+    refits = True
+    refresh_every = None
+
+
+@dataclass(frozen=True)
+class Refresh(CodeSchedule):
+    """All codes are recomputed from the memory bank during the joint steps, with the tokenizer as it is by then."""
+
+    name: ClassVar[str] = "refresh"
+
+    every: float = 0.25
+    """Epochs of joint steps between refreshes."""
+
+    refits = False
+
+    def __post_init__(self) -> None:
+        if not self.every > 0:
+            raise SemidError(f"expected codes refreshed every so many epochs, above 0, got {self.every}")
+
+    @property
+    def refresh_every(self) -> float:
+        """Epochs of joint steps between refreshes of all codes."""
+        return self.every
+
+
 @dataclass(frozen=True)
 class JointConfig:
-    """The stages, in their order."""
+    """Settings of the stages, in their order."""
 
     encoder: TrainingConfig | None = _training(2, 256, 1e-3)
     """Encoders learn to tell the next item from the others of a batch; None: they stay as they are given, but for the
@@ -62,15 +110,11 @@ class JointConfig:
     joint: tuple[Phase, ...] = (
         Phase(_training(3, 256, 1e-3, autoencoder=0.0), StepConfig(Objective.only(generation=Schedule(1.0)))),
     )
-    """Encoders and generator together; several phases take turns; none is the staged way."""
+    """Encoders and generator together; several phases alternate; without any, training is staged."""
     cycles: int = 1
-    """How often the phases take their turns."""
-    refresh: float | None = None
-    """Epochs of joint steps after which the whole catalogue's codes are made anew, from the bank; None: joint steps
-    hold the codes."""
-    refit: bool = True
-    """After a cycle the tokenizer is fitted anew, to the vectors that the encoders have come to, and the generator
-    trained anew on its codes; else both go on as they are, with the codes that these vectors get."""
+    """Repetitions of the sequence of phases."""
+    codes: CodeSchedule = HoldThenRefit()
+    """When the catalogue's codes change."""
     finetune: TrainingConfig = _training(12, 64, 1e-3)
     """The generator alone, on the codes that came out."""
     tie_break: int = 64
@@ -81,8 +125,5 @@ class JointConfig:
             raise SemidError(
                 f"end-to-end training is of the RQ-Transformer, not of {type(self.generator.model).__name__}"
             )
-        if not (self.refresh is None or self.refresh > 0) or min(self.tie_break, self.cycles) < 1:
-            raise SemidError(
-                "expected refresh above 0 or none, tie_break and cycles of at least 1, "
-                f"got {self.refresh}, {self.tie_break} and {self.cycles}"
-            )
+        if min(self.tie_break, self.cycles) < 1:
+            raise SemidError(f"expected tie_break and cycles of at least 1, got {self.tie_break} and {self.cycles}")

@@ -17,7 +17,7 @@ from semid.encoders import ItemEncoder, Rows, take
 from semid.errors import SemidError
 from semid.joint.bank import MemoryBank, bucket_sizes, encode_fresh, unique_rows
 from semid.joint.codes import Relaxation, code_mixtures
-from semid.joint.terms import code_agreement, mutual_info_nce, session_contrast
+from semid.joint.terms import code_agreement, session_contrast, symmetric_info_nce
 from semid.tokenizers import RQVAE, Pass
 from semid.training import PackedRows, StepContext, row_devices, share_rows
 from seq_models import Inputs, RQTransformer, code_cross_entropy, last_state
@@ -270,11 +270,11 @@ def _of_generator(
     terms = {
         "generation": code_cross_entropy(logits, codes, weights).sum(),
         "sequence_item": code_agreement(model.to_latent(state), passed.latents, books, distance=distance),
-        "preference": mutual_info_nce(model.to_item(state), passed.reconstruction, items=batch.targets),
+        "preference": symmetric_info_nce(model.to_item(state), passed.reconstruction, items=batch.targets),
     }
     if model.to_teacher is not None and tables.teacher is not None:
         of_target = tables.teacher[batch.targets]
-        terms["teacher_states"] = mutual_info_nce(model.to_teacher(state), of_target, items=batch.targets)
+        terms["teacher_states"] = symmetric_info_nce(model.to_teacher(state), of_target, items=batch.targets)
     return terms
 
 

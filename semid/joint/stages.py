@@ -100,7 +100,7 @@ class Run:
     def refits(self) -> dict[str, int]:
         """After which phases, by name, tokenizer and generator are fitted anew, for the how-manieth time."""
         turns = len(self.config.joint)
-        ends = list(self.phases)[turns - 1 :: turns] if turns and self.config.refit else []
+        ends = list(self.phases)[turns - 1 :: turns] if turns and self.config.codes.refits else []
         return {name: time for time, name in enumerate(ends, 1)}
 
     def folders(self) -> list[str]:
@@ -198,7 +198,7 @@ class Run:
                 if name in self.refits:
                     model.encoder.standardize(jnp.asarray(encode_items(model.encoder, self.content)))
                     model = self._fitted(model, self.refits[name])
-                elif config.refresh is not None:
+                elif config.codes.refresh_every is not None:
                     model.codes[...] = jnp.asarray(self.fresh_codes(model))
             if not self.refits:
                 self._fill_bank(model)
@@ -308,9 +308,9 @@ class Run:
     ) -> list[Callable[[int, TrainState, dict[str, Any]], TrainState]]:
         """Now and then, codes of the whole catalogue from what the bank holds, and how many changed. A tokenizer that
         learns has its dead codes seeded anew."""
-        if self.config.refresh is None:
+        if self.config.codes.refresh_every is None:
             return []
-        every = max(round(self.config.refresh * steps_per_epoch), 1)
+        every = max(round(self.config.codes.refresh_every * steps_per_epoch), 1)
         reseed = reseeding(model, self.config.tokenizer, seed=self.seed)
         rates = phase.training.optimizer.rates
         cared = self.config.tokenizer.reseed and all(share for part, share in rates if "autoencoder".startswith(part))

@@ -37,7 +37,7 @@ def code_agreement(
     return jnp.where(mask, each, 0).sum() / jnp.maximum(mask.sum(), 1).astype(jnp.float32)
 
 
-def mutual_info_nce(
+def symmetric_info_nce(
     a: Float[Array, "n dim"],
     b: Float[Array, "n dim"],
     *,

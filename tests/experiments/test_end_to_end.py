@@ -35,7 +35,7 @@ def test_the_arms_differ_in_what_they_say():
     given = {
         name: config.finetune.epochs
         + sum(phase.training.epochs for phase in config.joint)
-        + bool(config.refit and config.joint) * config.generator.training.epochs
+        + bool(config.codes.refits and config.joint) * config.generator.training.epochs
         for name, config in made.items()
     }
     assert len(set(given.values())) == 1

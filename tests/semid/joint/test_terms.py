@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from semid.joint import code_agreement, mutual_info_nce, session_contrast
+from semid.joint import code_agreement, session_contrast, symmetric_info_nce
 
 N, DIM, SIZES = 6, 4, (5, 3)
 
@@ -73,14 +73,14 @@ def test_code_agreement_is_finite_far_from_all_codes():
 
 
 @pytest.mark.parametrize("mask", [None, MASK])
-def test_mutual_info_nce_in_both_directions(mask):
+def test_symmetric_info_nce_in_both_directions(mask):
     usable = (ITEMS[:, None] != ITEMS[None]) & (True if mask is None else mask[None])
     each = (info_nce(A, B, usable, 0.3) + info_nce(B, A, usable, 0.3)) / 2
     kept = None if mask is None else jnp.asarray(mask)
     items = jnp.asarray(ITEMS)
-    found = mutual_info_nce(jnp.asarray(A), jnp.asarray(B), items=items, temperature=0.3, mask=kept)
+    found = symmetric_info_nce(jnp.asarray(A), jnp.asarray(B), items=items, temperature=0.3, mask=kept)
     assert float(found) == pytest.approx(each[slice(None) if mask is None else mask].mean(), rel=1e-4)
-    swapped = mutual_info_nce(jnp.asarray(B), jnp.asarray(A), items=items, temperature=0.3, mask=kept)
+    swapped = symmetric_info_nce(jnp.asarray(B), jnp.asarray(A), items=items, temperature=0.3, mask=kept)
     assert float(swapped) == pytest.approx(float(found), rel=1e-6)
 
 
@@ -103,7 +103,7 @@ def test_masked_rows_of_nan_reach_no_gradient():
     items, mask = jnp.asarray(ITEMS), jnp.asarray(MASK)
     losses = (
         lambda x: code_agreement(x, jnp.asarray(B), BOOKS, mask=mask),
-        lambda x: mutual_info_nce(x, jnp.asarray(B), items=items, mask=mask),
+        lambda x: symmetric_info_nce(x, jnp.asarray(B), items=items, mask=mask),
         lambda x: session_contrast(x, jnp.asarray(B), items=items, sessions=jnp.asarray(SESSIONS), mask=mask),
     )
     for loss in losses:

@@ -18,13 +18,14 @@ from semid.encoders import FeatureEncoder, FeatureRows, FusionConfig, ItemEncode
 from semid.errors import SemidError
 from semid.generators import GeneratorConfig
 from semid.joint import (
-    RECIPES,
     Earlier,
+    HoldThenRefit,
     JointConfig,
     JointModel,
     Objective,
     Phase,
     Reach,
+    Refresh,
     Relaxation,
     StepConfig,
     Surgery,
@@ -53,8 +54,7 @@ CONFIG = JointConfig(
     tokenizer=RQVaeConfig(level_sizes=(8, 8), hidden=(8,), latent=4, training=short(4.0)),
     generator=GeneratorConfig(RQTransformerConfig(BACKBONE), max_history=HISTORY, training=short()),
     joint=(Phase(short(autoencoder=0.3), StepConfig(Objective(contrast=Schedule(0.1))), Surgery.PROJECT),),
-    refresh=0.5,
-    refit=False,
+    codes=Refresh(0.5),
     finetune=short(),
 )
 STAGED = dataclasses.replace(CONFIG, joint=())
@@ -196,7 +196,7 @@ def test_phases_take_turns_and_each_moves_its_own(world, runs, tmp_path):
 
 def test_a_cycle_holds_the_codes_and_ends_with_a_tokenizer_and_a_generator_fitted_anew(world, runs, tmp_path):
     home, _ = runs
-    config = dataclasses.replace(CONFIG, refresh=None, refit=True)
+    config = dataclasses.replace(CONFIG, codes=HoldThenRefit())
     made = run(world, config, tmp_path / "refit", shared=home / "shared")
     refit, staged = (load_tensors(path / STATE_FILE) for path in (tmp_path / "refit", home / "staged"))
     changed = {name for name in staged if np.any(refit[name] != staged[name])}
@@ -269,11 +269,13 @@ def test_only_what_is_new_is_a_target_of_the_next_day(world, next_day):
 
 
 def test_a_term_that_learns_from_a_teacher_wants_one(world, tmp_path):
+    step = StepConfig(Objective(teacher_codes=Schedule(0.01)), reach=Reach.TOKENIZER)
+    taught = dataclasses.replace(CONFIG, joint=(Phase(short(), step),))
     with pytest.raises(SemidError, match="the term teacher_codes learns from a teacher: give its item vectors"):
-        run(world, RECIPES["unigrec"], tmp_path / "deaf")
+        run(world, taught, tmp_path / "deaf")
     few = np.zeros((3, 4), np.float32)
     with pytest.raises(SemidError, match="expected a teacher's vectors of 120 items, got 3"):
-        run(world, RECIPES["unigrec"], tmp_path / "few", teacher=few)
+        run(world, taught, tmp_path / "few", teacher=few)
 
 
 def test_content_of_other_items_is_refused(world, tmp_path):

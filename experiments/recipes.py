@@ -1,8 +1,8 @@
-"""Published ways to train tokenizer and generator together, as settings of the one objective and its stages.
+"""Published recipes for training tokenizer and generator together: UniGRec, ETEGRec and BLOGER as joint configs.
 
-What is theirs: terms, weights, turns, relaxation, rates, surgery. What is ours in all of them: the RQ-Transformer, a
+Terms, weights, alternation, relaxation, rates and surgery are theirs. Ours in all of them are the RQ-Transformer, a
 level that tells colliding items apart, the minus in code logits (which two releases leave out), and numbers of epochs
-that a small machine bears. The encoders are not trained, as there: items come as vectors.
+that a small machine bears. The encoders are not trained, as in the papers: items come as vectors.
 """
 
 from __future__ import annotations
@@ -12,9 +12,7 @@ from types import MappingProxyType
 
 from quantizers import GradientPath, Nearest, Schedule
 from semid.generators import GeneratorConfig
-from semid.joint.codes import Relaxation
-from semid.joint.config import JointConfig, Phase, Surgery
-from semid.joint.model import Objective, Reach, StepConfig
+from semid.joint import JointConfig, Objective, Phase, Reach, Refresh, Relaxation, StepConfig, Surgery
 from semid.tokenizers import RQVaeConfig
 from semid.training import OptimizerConfig, TrainingConfig
 
@@ -56,8 +54,7 @@ UNIGREC = JointConfig(
             ),
         ),
     ),
-    refresh=0.25,
-    refit=False,
+    codes=Refresh(0.25),
     finetune=_training(12, 64, 4e-4),
 )
 """Soft codes of falling temperature, and distillation from SASRec into tokenizer and generator (arXiv 2601.17438)."""
@@ -79,11 +76,10 @@ ETEGREC = JointConfig(
         ),
     ),
     cycles=2,
-    refresh=0.25,
-    refit=False,
+    codes=Refresh(0.25),
     finetune=_training(12, 64, 5e-4),
 )
-"""Tokenizer and generator take turns, epoch by epoch, under two alignments (arXiv 2409.05546)."""
+"""Tokenizer and generator alternate, epoch by epoch, under two alignments (arXiv 2409.05546)."""
 
 BLOGER = JointConfig(
     encoder=None,
@@ -96,8 +92,7 @@ BLOGER = JointConfig(
             Surgery.PROJECT,
         ),
     ),
-    refresh=0.25,
-    refit=False,
+    codes=Refresh(0.25),
     finetune=_training(12, 64, 5e-4),
 )
 """The recommendation loss reaches the tokenizer where it does not oppose its own (arXiv 2510.21242).
