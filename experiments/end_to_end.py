@@ -1,4 +1,4 @@
-"""What end-to-end training is worth: the recommendation loss reaches the tokenizer, and the encoders, or neither.
+"""The value of end-to-end training: the recommendation loss reaches the tokenizer, and the encoders, or neither.
 
     python -m experiments.end_to_end --out runs/end_to_end --seeds 0 1 2 3 4                  # the simulated catalogue
     python -m experiments.end_to_end --dataset ../shared/data/ml1m --out runs/end_to_end_ml1m
@@ -11,12 +11,12 @@ generator alone); between them come, the generator's epochs being as many in all
     staged        nothing: the last stage gets these epochs
     joint         joint steps whose recommendation loss reaches the tokenizer, codes refreshed; the encoders are frozen
     end-to-end    joint steps whose recommendation loss reaches the encoders, codes held; then tokenizer and generator
-                  are fitted anew, to the vectors that these have come to
+                  are trained again on the updated vectors
     stopped       the same stages, gradients stopped at the encoders
-    no-window     end-to-end by a contrastive term on the target's side: no history is encoded afresh (LEMUR's way)
+    no-window     end-to-end by a contrastive term on the target's side: no history is encoded in the step (as in LEMUR)
     half          end-to-end, half of a step's items encoded
     sampled       end-to-end, a fifth of them
-    moving        the recommendation loss reaches tokenizer and encoders, codes refreshed, nothing fitted anew
+    moving        the recommendation loss reaches tokenizer and encoders, codes refreshed, nothing trained again
 
 Leave-one-out, 20-item histories, item level, full catalogue, beam 50; checkpoints are chosen by validation NDCG@10,
 test is read once.
@@ -30,7 +30,6 @@ from typing import Any
 
 import numpy as np
 import tyro
-from flax import nnx
 
 from experiments.results import folder_of, stored_dataset
 from quantizers import Schedule
@@ -39,24 +38,16 @@ from semid.artifacts import read_json, write_json
 from semid.data.simulated import SimulatedConfig
 from semid.encoders import (
     BlocksConfig,
-    FusionConfig,
     ImageConfig,
-    ImageEncoder,
-    ItemEncoder,
-    SideAdapters,
-    SideTower,
-    TextEncoder,
+    ImageFromScratch,
+    PretrainedText,
     TextEncoderConfig,
-    Vocabulary,
-    cached_states,
-    image_rows,
-    load_text_encoder,
+    TextFromScratch,
 )
 from semid.evaluation import evaluate
 from semid.generators import GeneratorConfig, train
 from semid.joint import (
     TEACHER_TERMS,
-    Content,
     JointConfig,
     Objective,
     Phase,
@@ -65,7 +56,7 @@ from semid.joint import (
     Relaxation,
     StepConfig,
     Surgery,
-    train_joint,
+    train_end_to_end,
 )
 from semid.recommender import Recommender
 from semid.stage import run_recorded
@@ -84,7 +75,7 @@ def _training(epochs: float, batch_size: int, learning_rate: float, **rates: flo
     return TrainingConfig(epochs=epochs, batch_size=batch_size, validate_every=epochs / 4, optimizer=optimizer)
 
 
-# The tokenizer is held in joint steps, and fitted anew after them: what trains it would only hold the encoders back.
+# The tokenizer is held in joint steps and trained again after them: its own losses would only hold the encoders back.
 TOGETHER = StepConfig(Objective.only(generation=Schedule(1.0)))
 BACKBONE = TransformerConfig(dim=64, layers=2, heads=2, hidden=128, dropout=0.1)
 END_TO_END = JointConfig(
@@ -122,7 +113,7 @@ TEACHER = GeneratorConfig(
 
 
 def arms(config: JointConfig) -> dict[str, JointConfig]:
-    """What is compared with the end-to-end `config`, with as many epochs in all."""
+    """Arms to compare with the end-to-end `config`, with as many epochs in all."""
     (phase,) = config.joint
 
     def with_step(**changes: Any) -> JointConfig:
@@ -136,7 +127,7 @@ def arms(config: JointConfig) -> dict[str, JointConfig]:
         return replace(config.finetune, epochs=config.finetune.epochs + epochs)
 
     def moving(encoder: float, reach: Reach, surgery: Surgery = Surgery.NONE) -> JointConfig:
-        """The tokenizer learns in joint steps too; codes are refreshed, and nothing is fitted anew."""
+        """The tokenizer learns in joint steps too; codes are refreshed, and nothing is trained again."""
         rates = (("autoencoder", 0.03), ("encoder", encoder))
         training = replace(phase.training, optimizer=replace(phase.training.optimizer, rates=rates))
         steps = Phase(training, StepConfig(reach=reach), surgery)
@@ -158,36 +149,13 @@ def arms(config: JointConfig) -> dict[str, JointConfig]:
     return made | {f"with {term}": with_term(**{term: weight}) for term, weight in OFF.items()}
 
 
-def read_content(
-    dataset: Dataset, *, seed: int, weights: Path | None = None, cache: Path
-) -> tuple[Content, ItemEncoder, Vocabulary | None]:
-    """The items' texts and pictures as arrays, an encoder of both, to be trained from scratch, and the texts' pieces.
-
-    With `weights`, the folder of a pretrained transformer, side adapters on its states are what is trained of it.
-    """
-    rngs, texts = nnx.Rngs(seed), dataset.texts()
-    content: dict[str, Any] = {}
-    encoders: dict[str, Any] = {}
-    pieces = None
-    if weights is None:
-        pieces = Vocabulary.train(texts, size=VOCABULARY)
-        read = pieces.rows(texts, max_length=MAX_LENGTH)
-        content["text"] = read.rows
-        text = TextEncoderConfig(BLOCKS, max_length=MAX_LENGTH)
-        encoders["text"] = TextEncoder(text, vocabulary=pieces.size, rngs=rngs)
-    else:
-        backbone, tokenizer = load_text_encoder(weights)
-        read = tokenizer.rows(texts, max_length=PRETRAINED_LENGTH)
-        content["text"] = cached_states(cache, backbone, read.rows, config=SideAdapters())
-        encoders["text"] = SideTower(backbone.dim, SideAdapters(), rngs=rngs)
-    if read.cut:
-        print(f"texts cut to the maximum length: {read.cut} of {len(texts)}")
-    if "image" in dataset.items.column_names:
-        images = ImageConfig(size=32, patch=8, blocks=BLOCKS)
-        ids = dataset.item_ids.to_pylist()
-        content["image"] = image_rows(dataset.items["image"].to_pylist(), item_ids=ids, config=images)
-        encoders["image"] = ImageEncoder(images, rngs=rngs)
-    return content, ItemEncoder(encoders, FusionConfig(), rngs=rngs), pieces
+def encoders(dataset: Dataset, *, weights: Path | None = None) -> dict[str, Any]:
+    """Encoders of the items' texts and pictures, from scratch; with `weights`, the folder of a pretrained transformer,
+    side adapters read its states of the texts."""
+    scratch = TextFromScratch(TextEncoderConfig(BLOCKS, max_length=MAX_LENGTH), vocabulary=VOCABULARY)
+    text = PretrainedText(str(weights), max_length=PRETRAINED_LENGTH) if weights else scratch
+    image = ImageFromScratch(ImageConfig(size=32, patch=8, blocks=BLOCKS))
+    return {"text": text, "image": image if "image" in dataset.items.column_names else None}
 
 
 def main(
@@ -244,16 +212,15 @@ def _trained(
     name: str, config: JointConfig, data: Dataset, out: Path, *, seed: int, weights: Path | None
 ) -> Recommender:
     """The model of one arm; arms of one seed share their first stages."""
-    content, encoder, pieces = read_content(data, seed=seed, weights=weights, cache=out / "states")
-    options: dict[str, Any] = {"shared": out / f"shared_{seed}", "vocabulary": pieces}
-    if _heard(config):
+    options: dict[str, Any] = encoders(data, weights=weights) | {"shared": out / f"shared_{seed}"}
+    if _teacher_terms(config):
         numbers = SemanticCatalog(data.item_ids, np.arange(data.num_items)[:, None], (data.num_items,))
         sasrec = train(data, numbers, TEACHER, out=out / f"teacher_{seed}", seed=seed)
         options |= {"shared": out / f"shared_taught_{seed}", "teacher": sasrec.item_vectors()}
-    return train_joint(data, content, encoder, config, out=out / f"{_file(name)}_{seed}", seed=seed, **options)
+    return train_end_to_end(data, config=config, out=out / f"{_file(name)}_{seed}", seed=seed, **options)
 
 
-def _heard(config: JointConfig) -> set[str]:
+def _teacher_terms(config: JointConfig) -> set[str]:
     """The terms that learn from a teacher."""
     return TEACHER_TERMS & {term for phase in config.joint for term in phase.step.objective.weights(0.0)}
 

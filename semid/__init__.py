@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Dataset": "semid.data",
     "GeneratorConfig": "semid.generators",
+    "JointConfig": "semid.joint",
     "Recommendations": "semid.recommender",
     "Recommender": "semid.recommender",
     "SemanticCatalog": "semid.catalog",
@@ -21,6 +22,7 @@ _HOMES = {
     "evaluate": "semid.evaluation",
     "tokenize": "semid.tokenizers",
     "train": "semid.generators",
+    "train_end_to_end": "semid.joint",
 }
 __all__ = sorted([*_HOMES, "__version__"])
 
@@ -31,6 +33,8 @@ if _TYPE_CHECKING:
     from semid.evaluation import evaluate as evaluate
     from semid.generators import GeneratorConfig as GeneratorConfig
     from semid.generators import train as train
+    from semid.joint import JointConfig as JointConfig
+    from semid.joint import train_end_to_end as train_end_to_end
     from semid.recommender import Recommendations as Recommendations
     from semid.recommender import Recommender as Recommender
     from semid.tokenizers import SemanticTokenizer as SemanticTokenizer

@@ -35,6 +35,7 @@ from quantizers import Schedule, info_nce
 from semid.artifacts import write_json
 from semid.encoders import (
     BlocksConfig,
+    Content,
     Frozen,
     Full,
     FusionConfig,
@@ -54,8 +55,8 @@ from semid.encoders import (
     tuned,
 )
 from semid.generators import LossTables, code_loss
-from semid.joint import Content, JointModel, Objective, StepConfig, bucket_sizes
-from semid.joint.model import Tables, joint_loss
+from semid.joint import JointModel, Objective, StepConfig, bucket_sizes
+from semid.joint.model import ContentTables, joint_loss
 from semid.recommender import ItemTables, inputs_at
 from semid.tokenizers import RQVAE, RQVaeConfig
 from semid.training import (
@@ -316,7 +317,7 @@ def _joint(sizes: Sizes, config: StepConfig) -> Way:
         return JointModel(_encoder(sizes), autoencoder, _generator(sizes), codes=_codes(sizes), rngs=nnx.Rngs(0))
 
     loss = functools.partial(joint_loss, config=config)
-    return Way(model, loss, lambda: _rows(sizes), lambda: Tables(_content(sizes)))
+    return Way(model, loss, lambda: _rows(sizes), lambda: ContentTables(_content(sizes)))
 
 
 def _encoder(sizes: Sizes) -> ItemEncoder:

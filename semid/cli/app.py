@@ -1,5 +1,5 @@
-"""The command line: `semid prepare | tokenize | train | evaluate | recommend | catalog | export | export-program |
-import-codes | package | report`."""
+"""The command line: `semid prepare | tokenize | train | train-end-to-end | evaluate | recommend | catalog | export |
+export-program | import-codes | package | report`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from semid.cli.recommend import Recommend
 from semid.cli.report import Report
 from semid.cli.tokenize import Tokenize
 from semid.cli.train import Train
+from semid.cli.train_end_to_end import TrainEndToEnd
 from semid.errors import SemidError
 from semid.training import join_processes
 
@@ -26,6 +27,7 @@ Command = (
     Annotated[tyro.conf.OmitArgPrefixes[Prepare], tyro.conf.subcommand("prepare")]
     | Annotated[Tokenize, tyro.conf.subcommand("tokenize")]
     | Annotated[tyro.conf.OmitArgPrefixes[Train], tyro.conf.subcommand("train")]
+    | Annotated[TrainEndToEnd, tyro.conf.subcommand("train-end-to-end")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Recommend, tyro.conf.subcommand("recommend")]
     | Annotated[Catalog, tyro.conf.subcommand("catalog")]

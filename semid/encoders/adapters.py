@@ -1,9 +1,7 @@
-"""What of an encoder is trained: nothing, all, low-rank changes of its matrices, or a small tower beside it."""
+"""Tuning of pretrained encoders: frozen, whole, by low-rank changes of their matrices, or by side adapters."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Float16, Key
 
 from semid.config import to_dict
 from semid.encoders.blocks import Constant
-from semid.encoders.content import HiddenRows, Rows, present_of
+from semid.encoders.content import HiddenRows, Rows, arrays_digest, named_variables, present_of
 from semid.errors import SemidError
 
 _TEMPERATURE = 0.1  # of the gates (IISAN)
@@ -55,7 +53,7 @@ class SideAdapters:
     """A tower of small adapters reads the frozen encoder's states, through which no gradient flows (IISAN)."""
 
     states: int = 7
-    """How many states are read, at equal distances from the embeddings to the last block: 7 of BERT's or ViT's 13."""
+    """States that are read, at equal distances from the embeddings to the last block: 7 of BERT's or ViT's 13."""
     hidden: int = 64
     """Width inside an adapter."""
 
@@ -68,7 +66,7 @@ Tuning = Frozen | SideAdapters | LowRank | Full
 
 
 class Encoder(Protocol):
-    """Content to vectors; what it says of absent items is finite and means nothing."""
+    """Maps content to vectors; those of absent items are finite and without meaning."""
 
     dim: int
 
@@ -84,7 +82,7 @@ class Backbone(Encoder, Protocol):
 
 
 def tuned(backbone: Backbone, tuning: Tuning, *, rngs: nnx.Rngs) -> Encoder:
-    """An encoder of which only what `tuning` says is trained. Changes `backbone`, which it holds, in place.
+    """Wrap `backbone` so that only the parameters selected by `tuning` are trained; it is changed in place.
 
     Raises SemidError if `tuning` names a matrix that the backbone does not have.
     """
@@ -182,7 +180,7 @@ class SideTower(nnx.Module):
         return self.climb(self.states(rows))
 
     def states(self, rows: Rows) -> Float[Array, "n state dim"]:
-        """What the adapters read, the same from content and from the cache."""
+        """The states that the adapters read, the same from content and from the cache."""
         if isinstance(rows, HiddenRows):
             states = rows.states
             if states.shape[1:] != (self.config.states, self.dim):
@@ -197,7 +195,7 @@ class SideTower(nnx.Module):
         return states.astype(jnp.float32)
 
     def climb(self, states: Float[Array, "n state dim"]) -> Float[Array, "n dim"]:
-        """From the states to the tower's last."""
+        """The tower's last state, from the backbone's states."""
         x = self.adapters[0](states[:, 0])
         gates = jax.nn.sigmoid(self.gates[...] / _TEMPERATURE)
         for k, adapter in enumerate(self.adapters[1:], start=1):
@@ -237,10 +235,10 @@ class CrossTower(nnx.Module):
 def cached_states(
     folder: str | Path, backbone: Backbone, rows: Rows, *, config: SideAdapters, batch_size: int = 256
 ) -> HiddenRows:
-    """The states that side adapters read of all items, computed once and kept in `folder` as float16.
+    """Compute the states that side adapters read, of all items, once, and keep them in `folder` as float16.
 
     The file is named by a digest of weights, config and content, and appears when it is complete. It holds
-    `items x states x dim` halves: 11 kB an item for BERT or ViT.
+    `items x states x dim` halves: 11 kB per item for BERT or ViT.
     """
     path = Path(folder) / f"{_digest(backbone, rows, config)}.npy"
     if not path.is_file():
@@ -274,11 +272,6 @@ def _write_states(path: Path, backbone: Backbone, rows: Rows, *, states: int, ba
 
 
 def _digest(backbone: Backbone, rows: Rows, config: SideAdapters) -> str:
-    """sha256 of all that determines the states: the encoder's config and weights, the content, which are read."""
-    hashed = hashlib.sha256(json.dumps([to_dict(backbone.config), config.states, type(rows).__name__]).encode())
-    variables = nnx.to_flat_state(nnx.state(backbone))
-    named = [(".".join(map(str, path)), variable[...]) for path, variable in variables]
-    for name, array in [*named, *rows._asdict().items()]:
-        hashed.update(f"{name} {array.dtype} {array.shape}".encode())
-        hashed.update(np.ascontiguousarray(array).data)
-    return hashed.hexdigest()[:32]
+    """Digest of all that determines the states: the encoder's config and weights, the content, and the states read."""
+    header = [to_dict(backbone.config), config.states, type(rows).__name__]
+    return arrays_digest(header, [*named_variables(backbone), *rows._asdict().items()])[:32]

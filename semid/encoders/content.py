@@ -1,11 +1,15 @@
-"""The items' content as arrays, one row an item: what lies on the device and is gathered by item rows inside a step."""
+"""The items' content as arrays, a row per item: it lies on the device and is gathered by item rows inside a step."""
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeVar
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
+from flax import nnx
 from jaxtyping import Array, Bool, Float, Float16, Int, UInt8
 
 
@@ -47,5 +51,19 @@ def take(rows: _R, indices: Int[Array, "n"] | Int[np.ndarray, "n"]) -> _R:
 
 
 def present_of(rows: Rows) -> Bool[Array, "items"]:
-    """Which items have this content at all."""
+    """True for items that have this content at all."""
     return rows.mask.any(axis=-1) if isinstance(rows, TextRows) else rows.present
+
+
+def arrays_digest(header: Any, named: Iterable[tuple[str, Any]]) -> str:
+    """sha256 of arrays, by their names, types and shapes, and of a JSON value."""
+    hashed = hashlib.sha256(json.dumps(header).encode())
+    for name, array in named:
+        hashed.update(f"{name} {array.dtype} {array.shape}".encode())
+        hashed.update(np.ascontiguousarray(array).data)
+    return hashed.hexdigest()
+
+
+def named_variables(module: Any) -> list[tuple[str, Any]]:
+    """The arrays of a module by their paths."""
+    return [(".".join(map(str, path)), variable[...]) for path, variable in nnx.to_flat_state(nnx.state(module))]

@@ -1,4 +1,4 @@
-"""One vector an item from any subset of its text, pictures and ready-made vectors, of which any may be missing."""
+"""Fusion: one vector per item from its text, pictures and ready-made vectors, any of which may be missing."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from semid.errors import SemidError
 from seq_models import split_key
 
 Content = Mapping[str, Rows]
-"""What is known of items, by the names of the encoders that read it."""
+"""Content of items, by the names of the encoders that read it."""
 
 
 @dataclass(frozen=True)
 class FusionConfig:
-    """How the vectors of an item's modalities become one."""
+    """Configuration of the layer that makes one vector of those of an item's modalities."""
 
     dim: int = 64
     """Width of an item's vector."""

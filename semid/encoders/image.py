@@ -22,7 +22,7 @@ from seq_models import Precision
 
 @dataclass(frozen=True)
 class ImageConfig:
-    """A vision transformer (Dosovitskiy et al. 2021), and how pictures are made ready for it."""
+    """A vision transformer (Dosovitskiy et al. 2021), and the preparation of its pictures."""
 
     size: int = 64
     """Pictures are scaled to `size` x `size` pixels, whatever their proportions: nothing is cut off."""
@@ -54,7 +54,7 @@ class ImageConfig:
 
 
 def image_rows(images: Sequence[bytes | None], *, item_ids: Sequence[str], config: ImageConfig) -> ImageRows:
-    """PNG or JPEG files, one an item, decoded and scaled; None is an item without a picture.
+    """Decode and scale PNG or JPEG files, one per item; None is an item without a picture.
 
     Raises SemidError naming the item whose picture cannot be decoded or has more than 64 million pixels, which its
     header tells before anything is decoded.

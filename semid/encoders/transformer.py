@@ -22,7 +22,7 @@ from seq_models import Precision
 
 
 class Pooling(enum.Enum):
-    """How the states of a text become one vector."""
+    """Reduction of a text's states to one vector."""
 
     MEAN = "mean"
     CLS = "cls"
@@ -58,7 +58,7 @@ class TextEncoder(nnx.Module):
         self.blocks = Blocks(config.blocks, rngs=rngs)
 
     def __call__(self, rows: TextRows, *, key: Key[Array, ""] | None = None) -> Float[Array, "n dim"]:
-        """One float32 vector a text. Dropout needs a `key`."""
+        """One float32 vector per text. Dropout needs a `key`."""
         vectors = self._pooled(self.blocks(self._embedded(rows), rows.mask, key=key), rows)
         if not self.config.normalize:
             return vectors
@@ -89,7 +89,7 @@ class TextEncoder(nnx.Module):
 
 
 class _Layout(NamedTuple):
-    """How an architecture says its sizes, and what it calls its tensors."""
+    """Readers of an architecture's config.json, and its tensors' names."""
 
     config: Callable[[dict[str, Any], Path], TextEncoderConfig]
     names: Callable[[TextEncoderConfig], dict[str, str]]
@@ -180,7 +180,7 @@ _LAYOUTS: Mapping[str, _Layout] = {
 
 
 def _read_pooling(folder: Path) -> Pooling:
-    """What sentence-transformers' file says. Raises SemidError if there is none, or it is none of ours."""
+    """Pooling by sentence-transformers' file. Raises SemidError if it is missing or of another kind."""
     path = folder / "1_Pooling" / "config.json"
     if not path.is_file():
         raise SemidError(f"{folder} does not say how states are pooled: give pooling=Pooling.MEAN (E5) or Pooling.CLS")
@@ -196,7 +196,7 @@ def _normalizes(folder: Path) -> bool:
     return path.is_file() and any(module["type"].endswith(".Normalize") for module in read_json(path))
 
 
-class PretrainedText(NamedTuple):
+class LoadedText(NamedTuple):
     """An encoder with its weights, and what makes its rows."""
 
     encoder: TextEncoder
@@ -205,7 +205,7 @@ class PretrainedText(NamedTuple):
 
 def load_text_encoder(
     folder: str | Path, *, pooling: Pooling | None = None, precision: Precision = Precision.FLOAT32, remat: bool = False
-) -> PretrainedText:
+) -> LoadedText:
     """The encoder of `load_transformer` and the tokenizer of the same folder.
 
     Raises SemidError for what either does not read, and for a tokenizer of more tokens than the encoder knows.
@@ -217,7 +217,7 @@ def load_text_encoder(
         raise SemidError(
             f"{folder}: expected a tokenizer of at most {known} tokens, got {tokenizer.size}; mixed models?"
         )
-    return PretrainedText(encoder, tokenizer)
+    return LoadedText(encoder, tokenizer)
 
 
 def load_transformer(

@@ -1,4 +1,4 @@
-"""From texts to rows of tokens: a SentencePiece model of the catalogue's own texts, or a pretrained tokenizer."""
+"""Tokenizers of texts: a SentencePiece model of the catalogue's own texts, or a pretrained one."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class Tokenized(NamedTuple):
 
 
 class Tokenizer(Protocol):
-    """What makes rows of texts."""
+    """Turns texts into rows of tokens."""
 
     @property
     def size(self) -> int:
         """Tokens are less than this."""
 
     def rows(self, texts: Sequence[str], *, max_length: int) -> Tokenized:
-        """One row a text, at most `max_length` tokens; a text without words is absent: its mask is all False."""
+        """One row per text, of at most `max_length` tokens; a text without words is absent: its mask is all False."""
 
 
 class Vocabulary:

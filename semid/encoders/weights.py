@@ -14,6 +14,7 @@ from flax import nnx
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 
+from semid import artifacts
 from semid.encoders.blocks import Activation
 from semid.errors import SemidError
 
@@ -35,7 +36,7 @@ _M = TypeVar("_M", bound=nnx.Module)
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds. Raises SemidError if it is missing or broken."""
+    """Read a JSON file. Raises SemidError if it is missing or broken."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError:
@@ -76,10 +77,10 @@ def read_activation(name: str, *, folder: str | Path) -> Activation:
 def load_weights(
     build: Callable[[], _M], folder: str | Path, *, names: Mapping[str, str], prefixes: tuple[str, ...] = ("",)
 ) -> _M:
-    """The module that `build` makes, with every parameter read from the folder's safetensors, as float32.
+    """Build a module and read its parameters from the folder's safetensors, as float32.
 
-    `names` says for each layer of the module ("layers.{}.attention.query") what it is called in the files; numbers are
-    put in for braces, in order. A name may stand for one parameter too. A task's checkpoint calls the same tensors by a
+    `names` maps each layer of the module ("layers.{}.attention.query") to its name in the files; numbers are put in for
+    braces, in order. A name may stand for one parameter too. A task's checkpoint calls the same tensors by a
     prefix ("bert."): the first of `prefixes` that fits is taken. Tensors that the module has no place for are ignored.
 
     Raises SemidError for a tensor that is missing or of another shape, and names it.
@@ -97,7 +98,7 @@ def load_weights(
 
 
 def _candidates(path: tuple[Any, ...], names: Mapping[str, str]) -> list[str]:
-    """What the parameter at `path` may be called in the files."""
+    """Names that the parameter at `path` may have in the files."""
     text = ".".join(str(part) for part in path)
     numbers, pattern = re.findall(r"\d+", text), re.sub(r"\d+", "{}", text)
     if pattern in names:
@@ -144,3 +145,12 @@ def _opened(path: Path) -> Any:
         return safe_open(path, framework="numpy")
     except (OSError, SafetensorError) as error:
         raise SemidError(f"{path} cannot be read as safetensors ({error}); fetch the folder again") from None
+
+
+def folder_digest(folder: str | Path) -> str:
+    """sha256 of a model's files by their names: settings, tokenizer, safetensors. Raises SemidError without any."""
+    folder = Path(folder)
+    files = sorted(path for suffix in (".json", ".txt", ".safetensors") for path in folder.rglob(f"*{suffix}"))
+    if not files:
+        raise SemidError(f"expected a model's files in {folder}, found none; give a folder in the Hugging Face layout")
+    return artifacts.sha256_json({str(path.relative_to(folder)): artifacts.sha256(path) for path in files})

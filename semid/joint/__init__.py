@@ -22,17 +22,16 @@ from semid.joint.config import (
     Refresh,
     Surgery,
 )
+from semid.joint.context import (
+    PreviousRun,
+    encode_items,
+)
 from semid.joint.model import (
     TEACHER_TERMS,
-    Content,
     JointModel,
     Objective,
     Reach,
     StepConfig,
-)
-from semid.joint.stages import (
-    Earlier,
-    encode_items,
 )
 from semid.joint.surgery import (
     Projected,
@@ -45,7 +44,7 @@ from semid.joint.terms import (
     symmetric_info_nce,
 )
 from semid.joint.training import (
-    train_joint,
+    train_end_to_end,
     trained_encoder,
 )
 
@@ -54,8 +53,6 @@ __all__ = [
     "Bank",
     "BankHealth",
     "CodeSchedule",
-    "Content",
-    "Earlier",
     "Fresh",
     "HoldThenRefit",
     "JointConfig",
@@ -63,6 +60,7 @@ __all__ = [
     "MemoryBank",
     "Objective",
     "Phase",
+    "PreviousRun",
     "Projected",
     "Reach",
     "Refresh",
@@ -79,7 +77,7 @@ __all__ = [
     "session_contrast",
     "sum_without_conflict",
     "symmetric_info_nce",
-    "train_joint",
+    "train_end_to_end",
     "trained_encoder",
     "unique_rows",
 ]

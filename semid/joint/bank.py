@@ -1,4 +1,4 @@
-"""The memory bank: what the encoders last said of every item, so that a step encodes a few items and reads the others.
+"""The memory bank: the latest vector of every item, so that a step encodes a few items and reads the others.
 
 After LEMUR (arXiv 2511.10962): items encoded in a step are written, all others read as constants.
 """
@@ -11,25 +11,26 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from semid.errors import SemidError
 from semid.training import ShardedByRows
 
-# A bank has room for a multiple of so many items, and so divides among the devices.
+# A bank's capacity is a multiple of this, and so divides among the devices.
 _ROWS = 64
 _PERCENTILES = (50, 90, 99)
 
 
 class Bank(ShardedByRows):
-    """A variable that a step writes and no gradient moves, split by items over the devices."""
+    """Variable that steps write and no gradient moves, split by items over the devices."""
 
 
 class Fresh(NamedTuple):
-    """Items to encode: each once, at `place` the places among them of the rows they come from, -1 of one left out.
+    """Items to encode, each once; where not `real`, a row is padding.
 
-    Where not `real`, a row is padding.
+    `place` has the position among them of each item of the rows that they were drawn from, -1 for one left out.
     """
 
     rows: Int[Array, " size"]
@@ -47,19 +48,19 @@ class BankHealth(NamedTuple):
 
 
 class MemoryBank(nnx.Module):
-    """A vector an item, when it was written (counting writes from 1; -1: never), and a learned one for the unknown."""
+    """A vector per item, the number of the write that stored it (from 1; -1: none), and a vector for unknown items."""
 
     def __init__(self, num_items: int, *, dim: int, rngs: nnx.Rngs) -> None:
         if num_items < 1 or dim < 1:
             raise SemidError(f"expected num_items and dim of at least 1, got {num_items} and {dim}")
-        self.num_items, room = num_items, -(-num_items // _ROWS) * _ROWS
-        self.vectors = Bank(jnp.zeros((room, dim)))
-        self.written = Bank(jnp.full((room,), -1, jnp.int32))
+        self.num_items, capacity = num_items, _capacity(num_items)
+        self.vectors = Bank(jnp.zeros((capacity, dim)))
+        self.written = Bank(jnp.full((capacity,), -1, jnp.int32))
         self.writes = Bank(jnp.zeros((), jnp.int32))
         self.unknown = nnx.Param(dim**-0.5 * jax.random.normal(rngs.params(), (dim,)))
 
     def knows(self, rows: Int[Array, "*b"]) -> Bool[Array, "*b"]:
-        """Whether the items were ever written."""
+        """True for items that were ever written."""
         return self.written[...][rows] >= 0
 
     def read(self, rows: Int[Array, "*b"]) -> Float[Array, "*b dim"]:
@@ -90,6 +91,14 @@ class MemoryBank(nnx.Module):
         self.writes[...] = writes
         return agreement(kept, stored, mask=mask & (written >= 0))
 
+    def select_items(self, rows: Int[np.ndarray, " items"]) -> None:
+        """Hold the items that were in these rows, in this order; -1 is an item never written."""
+        padded = np.pad(rows, (0, _capacity(len(rows)) - len(rows)), constant_values=-1)
+        held, source = jnp.asarray(padded >= 0), jnp.asarray(np.maximum(padded, 0))
+        self.num_items = len(rows)
+        self.vectors = Bank(jnp.where(held[:, None], self.vectors[...][source], 0.0))
+        self.written = Bank(jnp.where(held, self.written[...][source], -1))
+
     def health(self) -> BankHealth:
         """Coverage of the catalogue, and percentiles of the ages of what was written (0 if nothing was).
 
@@ -106,6 +115,10 @@ class MemoryBank(nnx.Module):
         return _mean(self.knows(rows).astype(jnp.float32), mask)
 
 
+def _capacity(num_items: int) -> int:
+    return -(-num_items // _ROWS) * _ROWS
+
+
 def agreement(
     fresh: Float[Array, "n dim"], stored: Float[Array, "n dim"], *, mask: Bool[Array, " n"]
 ) -> Float[Array, ""]:
@@ -115,8 +128,8 @@ def agreement(
 
 
 def bucket_sizes(n: int, *, forward: float, backward: float, parts: int = 1) -> tuple[int, int]:
-    """How many of at most `n` items a step encodes, and how many of these it differentiates: static, multiples of
-    `parts` (the devices that share them).
+    """Numbers of items, of at most `n`, that a step encodes and that it differentiates: static, multiples of `parts`
+    (the devices that share them).
 
     Raises SemidError unless 0 <= backward <= forward <= 1 and something is encoded.
     """

@@ -1,4 +1,4 @@
-"""Codes that a gradient passes: the generator reads them instead of integers, and its loss reaches the tokenizer."""
+"""Differentiable codes: the generator reads them instead of integers, so that its loss reaches the tokenizer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from quantizers import Distance, ResidualCodes, distances, straight_through
 
 
 class Relaxation(enum.Enum):
-    """What stands for a chosen code, a mixture of its level's codes. Temperature and noise are the assignment's."""
+    """Relaxation of a chosen code to a mixture of its level's codes. Temperature and noise are the assignment's."""
 
     SOFT_BACKWARD = "soft_backward"
     """The code itself; its gradient is that of softmax(-d / temperature). On `Nearest` with a falling temperature,
@@ -30,7 +30,7 @@ def code_mixtures(
     relaxation: Relaxation = Relaxation.SOFT_BACKWARD,
     distance: Distance = Distance.EUCLIDEAN,
 ) -> tuple[Float[Array, "*b size"], ...]:
-    """A mixture a level of what a quantizer found; the generator reads `mixture @ table` as a code's embedding."""
+    """Mixtures of codes, one per level, of a quantizer's search; the generator reads `mixture @ table` as embedding."""
     if relaxation is Relaxation.SOFT:
         return found.probabilities
     passing = found.probabilities

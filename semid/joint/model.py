@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from quantizers import Schedule, usage_entropy_loss
-from semid.encoders import ItemEncoder, Rows, take
+from semid.encoders import Content, ItemEncoder, take
 from semid.errors import SemidError
 from semid.joint.bank import MemoryBank, bucket_sizes, encode_fresh, unique_rows
 from semid.joint.codes import Relaxation, code_mixtures
@@ -22,15 +22,14 @@ from semid.tokenizers import RQVAE, Pass
 from semid.training import PackedRows, StepContext, row_devices, share_rows
 from seq_models import Inputs, RQTransformer, code_cross_entropy, last_state
 
-Content = Mapping[str, Rows]
 Terms = dict[str, Float[Array, ""]]
 
 
 class Reach(enum.Enum):
-    """How far the gradient of the recommendation losses goes back."""
+    """Depth to which the gradient of the recommendation losses goes back."""
 
     GENERATOR = "generator"
-    """The staged way: tokenizer and encoders are what they are."""
+    """As in staged training: tokenizer and encoders do not learn from it."""
     TOKENIZER = "tokenizer"
     """Through the codes into codebooks and tokenizer."""
     ENCODER = "encoder"
@@ -39,7 +38,7 @@ class Reach(enum.Enum):
 
 @dataclass(frozen=True)
 class Objective:
-    """The weight of each term in the joint step; a term without weight is not computed."""
+    """Weights of the terms of the joint step; a term without weight is not computed."""
 
     generation: Schedule = Schedule(1.0)
     """Cross-entropy of the next item's codes, in nats per item."""
@@ -68,7 +67,7 @@ class Objective:
         return cls(**{field.name: terms.get(field.name, Schedule(0.0)) for field in fields(cls)})
 
     def weights(self, progress: Float[Array, ""] | float) -> dict[str, Float[Array, ""]]:
-        """Those of the terms that count at any time."""
+        """Weights of the terms that count at any time."""
         named = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: weight(progress) for name, weight in named.items() if weight.value or weight.initial}
 
@@ -83,14 +82,14 @@ TEACHER_TERMS = {"teacher_codes", "teacher_states"}
 
 @dataclass(frozen=True)
 class StepConfig:
-    """What one joint step does."""
+    """Losses of one joint step, and the items that it encodes."""
 
     objective: Objective = Objective()
     """The terms and their weights."""
     reach: Reach = Reach.ENCODER
-    """How far the recommendation losses reach."""
+    """Depth of the recommendation losses' gradient."""
     relaxation: Relaxation = Relaxation.SOFT_BACKWARD
-    """What carries the gradient through the codes that the generator reads."""
+    """Path of the gradient through the codes that the generator reads."""
     window: int = 2
     """The last items of a history that are encoded afresh, and so carry the generation loss to the encoders."""
     forward: float = 1.0
@@ -103,22 +102,22 @@ class StepConfig:
     def __post_init__(self) -> None:
         if self.window < 0:
             raise SemidError(f"expected a window of at least 0 items, got {self.window}")
-        bucket_sizes(1, forward=self.forward, backward=self.backward)  # says what is wrong with them
+        bucket_sizes(1, forward=self.forward, backward=self.backward)  # raises for rates that do not fit
 
 
 class Codes(nnx.Variable):
-    """The catalogue's codes; no gradient moves them, a schedule refreshes them."""
+    """Variable of the catalogue's codes, which no gradient moves and a schedule refreshes."""
 
 
-class Tables(NamedTuple):
-    """What no step changes: the items' content, and a teacher's item vectors if one is heard."""
+class ContentTables(NamedTuple):
+    """Device arrays that no step changes: the items' content, and a teacher's item vectors if there is one."""
 
     content: Content
     teacher: Float[Array, "items teacher"] | None = None
 
 
 class JointModel(nnx.Module):
-    """Encoders, tokenizer, generator, the bank between them, and the catalogue as the generator speaks it."""
+    """Encoders, tokenizer, generator, the bank between them, and the catalogue's codes."""
 
     def __init__(
         self,
@@ -140,8 +139,14 @@ class JointModel(nnx.Module):
         self.teacher_to_latent = nnx.Linear(num_teacher, latent, rngs=rngs) if num_teacher else None
         self.to_teacher = nnx.Linear(state, num_teacher, rngs=rngs) if num_teacher else None
 
+    def select_items(self, rows: Int[np.ndarray, " items"]) -> None:
+        """Hold the items that were in these rows, in this order; -1 is a new item, without a vector and with code 0."""
+        codes = jnp.where(jnp.asarray(rows >= 0)[:, None], self.codes[...][np.maximum(rows, 0)], 0)
+        self.codes = Codes(codes)
+        self.bank.select_items(rows)
 
-class _Items(NamedTuple):
+
+class _BatchItems(NamedTuple):
     """Vectors of a batch's items: fresh ones with their gradient, the others from the bank."""
 
     targets: Float[Array, "b dim"]
@@ -150,7 +155,7 @@ class _Items(NamedTuple):
 
 
 def joint_loss(
-    model: JointModel, batch: PackedRows, tables: Tables, context: StepContext, *, config: StepConfig
+    model: JointModel, batch: PackedRows, tables: ContentTables, context: StepContext, *, config: StepConfig
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """The weighted sum of all terms for rows of one history and one target each; every term is a metric."""
     losses, metrics = joint_losses(model, batch, tables, context, config=config)
@@ -158,7 +163,7 @@ def joint_loss(
 
 
 def joint_losses(
-    model: JointModel, batch: PackedRows, tables: Tables, context: StepContext, *, config: StepConfig
+    model: JointModel, batch: PackedRows, tables: ContentTables, context: StepContext, *, config: StepConfig
 ) -> tuple[Float[Array, "2"], dict[str, Array]]:
     """The tokenizer's own terms, and the others, as two losses: for gradient surgery."""
     weights = config.objective.weights(context.progress)
@@ -172,31 +177,31 @@ def joint_losses(
 
 
 def joint_terms(
-    model: JointModel, batch: PackedRows, tables: Tables, context: StepContext, *, config: StepConfig
+    model: JointModel, batch: PackedRows, tables: ContentTables, context: StepContext, *, config: StepConfig
 ) -> tuple[Terms, dict[str, Array]]:
     """The unweighted terms, by name. Writes what it encoded into the bank."""
     wanted = set(config.objective.weights(context.progress))
     encode_key, search_key, target_key, generate_key = jax.random.split(context.key, 4)
-    items, metrics = _items(model, batch, tables, encode_key, config)
+    items, metrics = _encode_batch(model, batch, tables, encode_key, config)
     passed = model.autoencoder(items.targets, key=target_key, progress=context.progress)
-    terms = _of_tokenizer(passed)
+    terms = _tokenizer_terms(passed)
     if wanted & {"generation", "sequence_item", "preference", "teacher_states"}:
         state = _state(model, batch, items.history, context, (search_key, generate_key), config)
-        terms |= _of_generator(model, batch, tables, state, passed, generate_key)
+        terms |= _generator_terms(model, batch, tables, state, passed, generate_key)
     if "contrast" in wanted:
         terms["contrast"] = session_contrast(
             items.last, items.targets, items=batch.targets, sessions=batch.segments.max(axis=1)
         )
     if "teacher_codes" in wanted:
-        terms["teacher_codes"] = _of_teacher(model, batch, tables, passed)
+        terms["teacher_codes"] = _teacher_code_term(model, batch, tables, passed)
     model.autoencoder.quantizer.update_statistics(passed.found)
     return {name: term for name, term in terms.items() if name in wanted}, metrics
 
 
-def _items(
-    model: JointModel, batch: PackedRows, tables: Tables, key: Key[Array, ""], config: StepConfig
-) -> tuple[_Items, dict[str, Array]]:
-    """Targets and the last items of the histories encoded and written, whatever else was read."""
+def _encode_batch(
+    model: JointModel, batch: PackedRows, tables: ContentTables, key: Key[Array, ""], config: StepConfig
+) -> tuple[_BatchItems, dict[str, Array]]:
+    """Encode targets and the last items of the histories, write them into the bank, and read all others from it."""
     real = batch.segments > 0
     behind = real.sum(axis=1, keepdims=True) - 1 - jnp.arange(real.shape[1])[None]  # items between here and the end
     windowed = real & (behind < config.window)
@@ -219,7 +224,7 @@ def _items(
     places = jnp.where(windowed, fresh.place[:, 1:], -1)
     targets = model.bank.read_or(batch.targets, fresh.place[:, 0], encoded)
     history = model.bank.read_or(batch.history, places, encoded)
-    return _Items(targets, history, last_state(history, batch.segments)), metrics
+    return _BatchItems(targets, history, last_state(history, batch.segments)), metrics
 
 
 def _state(
@@ -244,7 +249,7 @@ def _state(
     return last_state(model.generator.states(inputs, batch.segments, key=keys[1]), batch.segments)
 
 
-def _of_tokenizer(passed: Pass) -> Terms:
+def _tokenizer_terms(passed: Pass) -> Terms:
     """The vectors are what they are: reconstruction must not pull them to where they are easy to reconstruct."""
     losses = passed.quantized.losses
     return {
@@ -255,10 +260,10 @@ def _of_tokenizer(passed: Pass) -> Terms:
     }
 
 
-def _of_generator(
+def _generator_terms(
     model: JointModel,
     batch: PackedRows,
-    tables: Tables,
+    tables: ContentTables,
     state: Float[Array, "b dim"],
     passed: Pass,
     key: Key[Array, ""],
@@ -278,7 +283,7 @@ def _of_generator(
     return terms
 
 
-def _of_teacher(model: JointModel, batch: PackedRows, tables: Tables, passed: Pass) -> Float[Array, ""]:
+def _teacher_code_term(model: JointModel, batch: PackedRows, tables: ContentTables, passed: Pass) -> Float[Array, ""]:
     if model.teacher_to_latent is None or tables.teacher is None:
         raise TypeError("the term teacher_codes needs a teacher's item vectors")
     quantizer = model.autoencoder.quantizer

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 
 class Projected(NamedTuple):
-    """A gradient that opposes another one nowhere, and in which share of the leaves that both reach it did."""
+    """A gradient without its conflicts with another one, and the share of their common leaves that had one."""
 
     gradients: Any
     conflicts: Float[Array, ""]

@@ -1,4 +1,4 @@
-"""Losses by which tokenizer and generator learn of each other, beside the generation loss."""
+"""Losses between tokenizer and generator, next to the generation loss."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _log_shares(
     temperature: float | Float[Array, ""],
     distance: Distance,
 ) -> list[Float[Array, "n size"]]:
-    """Logarithms of the probabilities of a latent's codes, one array a level."""
+    """Logarithms of the probabilities of a latent's codes, one array per level."""
     logits = level_logits(residual_codes(x, codebooks, distance=distance), codebooks, distance=distance)
     return [jax.nn.log_softmax(of_level / temperature) for of_level in logits]
 

@@ -1,17 +1,21 @@
 """Training end to end: encoders, tokenizer and generator one after the other, then together, then the generator alone.
 
-The staged way is the same without the middle: what the joint steps are worth is measured against it.
+Staged training is the same without the joint steps, which is what they are measured against.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import pyarrow.compute as pc
 from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Float
@@ -21,85 +25,146 @@ from semid.artifacts import Kind, Origin
 from semid.catalog import TOKENIZER_CONFIG
 from semid.config import to_dict
 from semid.data import Dataset, Standardizer
-from semid.encoders import ItemEncoder, Vocabulary, check_content
+from semid.encoders import (
+    ContentConfig,
+    ContentReader,
+    ImageFromScratch,
+    ImageSource,
+    ItemContent,
+    ItemEncoder,
+    PretrainedImage,
+    PretrainedText,
+    TextFromScratch,
+    TextSource,
+    check_content,
+    read_content,
+)
 from semid.errors import SemidError
 from semid.generators import write_statistics
 from semid.joint.config import JointConfig
-from semid.joint.model import TEACHER_TERMS, Content, JointModel
-from semid.joint.stages import STATE_FILE, Earlier, Run
-from semid.recommender import Recommender
-from semid.tokenizers import SemanticTokenizer, TokenizerConfig
-from semid.training import HISTORY, named_leaves, on_first, read_history, replace_leaves
+from semid.joint.context import Context, PreviousRun, encode_items
+from semid.joint.model import TEACHER_TERMS, JointModel
+from semid.joint.stages import Stage, plan
+from semid.recommender import Recommender, build_model
+from semid.stage import Request, run_stage
+from semid.tokenizers import RQVAE, SemanticTokenizer, TokenizerConfig, map_blocks
+from semid.training import HISTORY, REQUEST, named_leaves, on_first, read_history, replace_leaves
+from seq_models import RQTransformer
 
-VOCABULARY_FILE = "vocabulary.model"
+STATE_FILE = "joint.safetensors"
+
+# Version of what `train_end_to_end` does with the same settings.
+_VERSION = 1
+
+_SCRATCH = "scratch"
 
 
-def train_joint(
+def train_end_to_end(
     dataset: Dataset,
-    content: Content,
-    encoder: ItemEncoder,
-    config: JointConfig,
     *,
-    out: Path,
-    teacher: Float[np.ndarray, "items teacher"] | None = None,
-    earlier: Earlier | None = None,
-    vocabulary: Vocabulary | None = None,
+    text: TextSource | str | None = _SCRATCH,
+    image: ImageSource | str | None = None,
+    content: ItemContent | None = None,
+    config: JointConfig = JointConfig(),
+    out: str | Path | None = None,
     seed: int = 0,
+    teacher: Float[np.ndarray, "items teacher"] | None = None,
+    previous: PreviousRun | None = None,
+    shared: str | Path | None = None,
     mesh: Mesh | None = None,
-    shared: Path | None = None,
 ) -> Recommender:
-    """Train on the dataset's training histories and the items' `content`, and write the model artifact `out`.
+    """Train encoders, tokenizer and generator on the dataset's training histories, and write the model artifact `out`.
 
-    `encoder` is what turns content into vectors; `teacher` are item vectors for the objective's distillation terms. The
-    artifact is a recommender like any other (its features are the item vectors), with all parameters and the bank in
-    `joint.safetensors` beside it, the `vocabulary` of the texts, if one was made for them, and the records of all
-    stages in `history.jsonl`. Each stage keeps its checkpoints in a folder of `<out>.stages`, and goes on from there
-    after an interruption. With `shared` the first three stages keep theirs there, for runs that differ in the later
-    ones alone.
+    `text` and `image` say how items are encoded: "scratch", the folder of a pretrained model (its states read by side
+    adapters), or a config such as `PretrainedText(folder, tuning=LowRank())`; None leaves the modality out. `content`
+    is for all else: content and encoder that `read_content` or the caller has made. `teacher` are item vectors for the
+    objective's distillation terms.
 
-    With `earlier` all variables are that run's, and its bank: the first three stages are left out, joint steps have the
-    targets that it did not have, and an item that it did not know enters the bank when a step first encodes it. The
-    generator's last stage has all histories again, so that it forgets none.
+    A stage (see `run_stage`): an interrupted run of the same request goes on from its checkpoints, a finished one is
+    read, and without `out` nothing is written. The artifact is a recommender like any other (its features are the item
+    vectors), with all parameters and the bank in `joint.safetensors`, what encodes other items (`trained_encoder`,
+    `ContentReader.load`), and the records of all stages in `history.jsonl`. With `shared` the first three stages keep
+    their checkpoints there, for runs that differ in the later ones alone.
+
+    With `previous` all variables are that run's, and its bank: the first three stages are left out, joint steps have
+    the targets that it did not have, and an item unknown to it enters the bank when a step first encodes it. The last
+    stage has all histories again, so that the generator forgets none.
 
     Raises SemidError if content is missing or of other items, the objective wants a teacher that is not given,
-    `earlier` is of other settings, codes collapse, or `out` is in use.
+    `previous` is of other settings, codes collapse, or `out` is in use.
     """
-    settings, parents = {"joint": to_dict(config)}, dataset.parents
-    if teacher is not None:
-        parents["teacher"] = hashlib.sha256(np.ascontiguousarray(teacher).tobytes()).hexdigest()
-    if earlier is not None:
-        parents["earlier"] = artifacts.read_artifact(earlier.path, Kind.MODEL).digest
-    if artifacts.is_current(out, kind=Kind.MODEL, config=settings, parents=parents, seed=seed):
-        return Recommender.from_pretrained(out)
-    _check(dataset, content, config, teacher)
-    run = Run(dataset, content, config, teacher, earlier, out, shared, parents, seed, mesh)
-    model = run.start(encoder) if earlier is None else run.resumed(encoder, earlier)
-    model = run.together(model)
-    recommender = run.finetuned(model)
+    source = _content_config(text, image, content)
+    request = _request(dataset, config, source, content, teacher, previous, seed)
 
-    def write() -> None:
-        with artifacts.write_artifact(out, kind=Kind.MODEL, config=settings, parents=parents, seed=seed) as temporary:
-            recommender.write(temporary)
-            write_statistics(dataset, temporary)
-            _write_tokenizer(model, config, temporary)
-            artifacts.save_tensors(temporary / STATE_FILE, jax.device_get(named_leaves(nnx.state(model))))
-            if vocabulary is not None:
-                (temporary / VOCABULARY_FILE).write_bytes(vocabulary.model)
-            _write_history(run, temporary / HISTORY)
-        recommender.origin = Origin(out, artifacts.read_manifest(out))
-        shutil.rmtree(run.stages, ignore_errors=True)
+    def work(folder: Path) -> _Trained:
+        home = folder if shared is None else Path(shared)
+        given = content if content is not None else read_content(dataset, source, seed=seed, cache=home / "states")
+        _check(dataset, given, config, teacher)
+        context = Context(
+            dataset=dataset,
+            content=given.rows,
+            config=config,
+            teacher=teacher,
+            previous=previous,
+            request={"seed": seed, "parents": dict(request.parents), "content": request.config.get("content")},
+            folder=folder,
+            shared=None if shared is None else Path(shared),
+            title="memory" if out is None else Path(out).name,
+            seed=seed,
+            mesh=mesh,
+        )
+        on_first(lambda: _own(folder, request))
+        stages = plan(config, warm_up=previous is None)
+        model = _first_model(nnx.clone(given.encoder), context)
+        for stage in stages:
+            model = stage(model, context)
+        on_first(lambda: _write_history(stages, context))
+        return _Trained(context.recommender(model), model, given.reader)
 
-    on_first(write)
-    return recommender
+    def write(trained: _Trained, folder: Path) -> None:
+        trained.recommender.write(folder)
+        write_statistics(dataset, folder)
+        trained.write(folder, config)
+
+    return run_stage(request, out, load=_Trained.load, work=work, write=write).recommender
 
 
-def trained_encoder(path: str | Path, encoder: ItemEncoder) -> ItemEncoder:
-    """The encoders as a run left them, to encode other items (`encode_items`): the artifact's `SemanticTokenizer` gives
-    these vectors codes, and `Recommender.with_catalog` recommends them.
+@dataclasses.dataclass(frozen=True)
+class _Trained:
+    """A recommender, and the joint model that it is part of, if that was trained just now."""
 
-    `encoder` is built as the one given to `train_joint` was. Raises SemidError naming a tensor that does not fit it.
+    recommender: Recommender
+    model: JointModel | None = None
+    reader: ContentReader | None = None
+
+    @classmethod
+    def load(cls, path: Path) -> _Trained:
+        return cls(Recommender.from_pretrained(path))
+
+    def with_origin(self, origin: Origin) -> _Trained:
+        return dataclasses.replace(self, recommender=self.recommender.with_origin(origin))
+
+    def write(self, folder: Path, config: JointConfig) -> None:
+        """Write the joint model's variables, the tokenizer of its item vectors, and the reader of content."""
+        if self.model is None:
+            raise TypeError("a model that was read is not written again")
+        artifacts.save_tensors(folder / STATE_FILE, jax.device_get(named_leaves(nnx.state(self.model))))
+        settings, unchanged = TokenizerConfig(method=config.tokenizer), Standardizer.identity(self.model.encoder.dim)
+        SemanticTokenizer(settings, unchanged, self.model.autoencoder).write(folder)
+        artifacts.write_json(folder / TOKENIZER_CONFIG, to_dict(settings))
+        if self.reader is not None:
+            self.reader.write(folder)
+
+
+def trained_encoder(path: str | Path, encoder: ItemEncoder | None = None) -> ItemEncoder:
+    """Load the encoders of an end-to-end model, to encode other items (`encode_items`): the artifact's
+    `SemanticTokenizer` gives these vectors codes, and `Recommender.with_catalog` recommends them.
+
+    `encoder`, which is changed in place of a new one, is built as the one given in `content` was; without it the
+    artifact tells how. Raises SemidError naming a tensor that does not fit.
     """
     artifacts.read_artifact(path, Kind.MODEL)
+    encoder = ContentReader.load(path).encoder() if encoder is None else encoder
     file, prefix = Path(path) / STATE_FILE, "encoder/"
     leaves = artifacts.load_tensors(file)
     own = {name.removeprefix(prefix): leaf for name, leaf in leaves.items() if name.startswith(prefix)}
@@ -107,30 +172,106 @@ def trained_encoder(path: str | Path, encoder: ItemEncoder) -> ItemEncoder:
     return nnx.merge(graph, replace_leaves(state, own, where=str(file)))
 
 
-def _write_history(run: Run, file: Path) -> None:
+def _content_config(
+    text: TextSource | str | None, image: ImageSource | str | None, content: ItemContent | None
+) -> ContentConfig | None:
+    """Config of the content to read; None where it is given."""
+    if content is not None:
+        if (text, image) != (_SCRATCH, None):
+            raise SemidError("expected text and image, or content, got both; content has its own encoders")
+        return None
+    if isinstance(text, str):
+        text = TextFromScratch() if text == _SCRATCH else PretrainedText(text)
+    if isinstance(image, str):
+        image = ImageFromScratch() if image == _SCRATCH else PretrainedImage(image)
+    return ContentConfig(text, image)
+
+
+def _request(
+    dataset: Dataset,
+    config: JointConfig,
+    source: ContentConfig | None,
+    content: ItemContent | None,
+    teacher: Float[np.ndarray, "items teacher"] | None,
+    previous: PreviousRun | None,
+    seed: int,
+) -> Request:
+    settings: dict[str, Any] = {"joint": to_dict(config)}
+    parents = dict(dataset.parents)
+    if source is not None:
+        settings["content"] = to_dict(source)
+        parents |= source.weights_digests()
+    if content is not None:
+        parents["content"] = content.digest()
+    if teacher is not None:
+        parents["teacher"] = hashlib.sha256(np.ascontiguousarray(teacher).tobytes()).hexdigest()
+    if previous is not None:
+        parents["previous"] = artifacts.read_artifact(previous.path, Kind.MODEL).digest
+    return Request(Kind.MODEL, settings, parents, seed, _VERSION)
+
+
+def _own(folder: Path, request: Request) -> None:
+    """Mark the folder of the stages' folders as this run's, to be discarded with it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / REQUEST).exists():
+        artifacts.write_json(folder / REQUEST, request.checkpoints)
+
+
+def _first_model(encoder: ItemEncoder, context: Context) -> JointModel:
+    """The model before the first stage: untrained, or that of the previous run."""
+    if context.previous is None:
+        return _untrained(encoder, context, num_items=context.dataset.num_items)
+    return _continued(encoder, context, context.previous)
+
+
+def _untrained(encoder: ItemEncoder, context: Context, *, num_items: int) -> JointModel:
+    config, seed = context.config, context.seed
+    autoencoder = RQVAE(config.tokenizer, dim=encoder.dim, rngs=nnx.Rngs(seed))
+    generator = build_model(context.spec(encoder.dim), seed=seed)
+    if not isinstance(generator, RQTransformer):
+        raise TypeError(f"expected an RQ-Transformer, got {type(generator).__name__}")
+    codes = jnp.zeros((num_items, len(context.level_sizes)), jnp.int32)
+    width = 0 if context.teacher is None else context.teacher.shape[1]
+    return JointModel(encoder, autoencoder, generator, codes=codes, num_teacher=width, rngs=nnx.Rngs(seed + 1))
+
+
+def _continued(encoder: ItemEncoder, context: Context, previous: PreviousRun) -> JointModel:
+    """The previous run's model on the dataset's items, known by their ids; new ones get codes of their own vectors."""
+    file, before = Path(previous.path) / STATE_FILE, previous.dataset
+    leaves = artifacts.load_tensors(file)
+    if len(leaves["codes"]) != before.num_items:
+        raise SemidError(
+            f"{previous.path} was trained on {len(leaves['codes'])} items, not on the {before.num_items} of the "
+            "previous dataset; give the dataset of that run"
+        )
+    graph, state = nnx.split(_untrained(encoder, context, num_items=before.num_items))
+    model = nnx.merge(graph, replace_leaves(state, leaves, where=str(file)))
+    rows = pc.index_in(context.dataset.item_ids, before.item_ids).fill_null(-1).to_numpy()
+    model.select_items(rows)
+    vectors = context.item_vectors(model)
+    if len(new := np.flatnonzero(rows < 0)):
+        vectors = vectors.at[new].set(encode_items(model.encoder, context.content, new))
+    model.codes[...] = jnp.asarray(context.with_tie_break(map_blocks(model.autoencoder.encode, vectors)))
+    return model
+
+
+def _write_history(stages: Sequence[Stage], context: Context) -> None:
     """Write the records of all stages, in their order, each with the name of its stage."""
-    paths = {stage: run.folder(stage) / HISTORY for stage in run.folders()}
+    paths = {stage.name: context.run_folder(stage.name).folder / HISTORY for stage in stages}
     records = [
         {"stage": stage, **record} for stage, path in paths.items() if path.exists() for record in read_history(path)
     ]
-    file.write_text("".join(json.dumps(record) + "\n" for record in records))
-
-
-def _write_tokenizer(model: JointModel, config: JointConfig, folder: Path) -> None:
-    """Write what turns item vectors, as the encoders make them, into codes."""
-    settings, as_they_are = TokenizerConfig(method=config.tokenizer), Standardizer.identity(model.encoder.dim)
-    SemanticTokenizer(settings, as_they_are, model.autoencoder).write(folder)
-    artifacts.write_json(folder / TOKENIZER_CONFIG, to_dict(settings))
+    (context.folder / HISTORY).write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
 def _check(
-    dataset: Dataset, content: Content, config: JointConfig, teacher: Float[np.ndarray, "items teacher"] | None
+    dataset: Dataset, content: ItemContent, config: JointConfig, teacher: Float[np.ndarray, "items teacher"] | None
 ) -> None:
-    check_content(content)
-    if (rows := len(jax.tree.leaves(dict(content))[0])) != dataset.num_items:
+    check_content(content.rows)
+    if (rows := len(jax.tree.leaves(dict(content.rows))[0])) != dataset.num_items:
         raise SemidError(f"expected content of the dataset's {dataset.num_items} items, got {rows} rows; make it anew")
     terms = {name for phase in config.joint for name in phase.step.objective.weights(0.0)}
-    if teacher is None and (deaf := sorted(terms & TEACHER_TERMS)):
-        raise SemidError(f"the term {deaf[0]} learns from a teacher: give its item vectors, or weight 0")
+    if teacher is None and (unheard := sorted(terms & TEACHER_TERMS)):
+        raise SemidError(f"the term {unheard[0]} learns from a teacher: give its item vectors, or weight 0")
     if teacher is not None and len(teacher) != dataset.num_items:
         raise SemidError(f"expected a teacher's vectors of {dataset.num_items} items, got {len(teacher)}")

@@ -8,6 +8,7 @@ from semid.training.batches import (
     pack,
 )
 from semid.training.checkpoints import (
+    REQUEST,
     discard_checkpoints,
 )
 from semid.training.loop import (
@@ -59,6 +60,7 @@ from semid.training.tracking import (
 
 __all__ = [
     "HISTORY",
+    "REQUEST",
     "ROWS",
     "Loss",
     "MeshConfig",

@@ -4,15 +4,16 @@ import dataclasses
 import json
 
 import numpy as np
+import pytest
 
 from experiments import end_to_end
 from semid.artifacts import load_tensors
 from semid.data.simulated import SimulatedConfig
 from semid.encoders import BlocksConfig, Vocabulary
+from semid.encoders.reader import VOCABULARY_FILE
 from semid.generators import GeneratorConfig
 from semid.joint import Phase, Reach
-from semid.joint.stages import STATE_FILE
-from semid.joint.training import VOCABULARY_FILE
+from semid.joint.training import STATE_FILE
 from semid.tokenizers import RQVaeConfig
 from semid.training import TrainingConfig
 from seq_models import RQTransformerConfig, TransformerConfig
@@ -41,6 +42,7 @@ def test_the_arms_differ_in_what_they_say():
     assert len(set(given.values())) == 1
 
 
+@pytest.mark.filterwarnings("ignore:.* texts are cut to 48 tokens")
 def test_from_texts_and_pictures_to_a_table(tmp_path, monkeypatch, capsys):
     world = SimulatedConfig(num_items=120, num_users=60, taxonomy=(2, 2, 2))
     config = dataclasses.replace(

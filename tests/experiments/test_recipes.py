@@ -12,7 +12,7 @@ from flax import nnx
 from experiments.recipes import RECIPES
 from semid.encoders import FeatureRows
 from semid.joint import JointModel, Surgery, sum_without_conflict
-from semid.joint.model import Tables, joint_loss, joint_losses
+from semid.joint.model import ContentTables, joint_loss, joint_losses
 from semid.tokenizers import RQVAE
 from semid.training import (
     PackedRows,
@@ -58,7 +58,7 @@ def make(tokenizer):
         jnp.asarray(segments, jnp.int32),
     )
     model.bank.write(jnp.arange(ITEMS), model.encoder(content), mask=jnp.ones(ITEMS, bool))
-    return model, Tables(content, jnp.asarray(rng.standard_normal((ITEMS, 5)), jnp.float32)), batch
+    return model, ContentTables(content, jnp.asarray(rng.standard_normal((ITEMS, 5)), jnp.float32)), batch
 
 
 @pytest.mark.parametrize(

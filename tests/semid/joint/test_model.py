@@ -13,7 +13,7 @@ from flax import nnx
 from quantizers import Nearest, Schedule
 from semid.encoders import FeatureRows
 from semid.joint import JointModel, Objective, Reach, Relaxation, StepConfig
-from semid.joint.model import HISTORY_TERMS, TOKENIZER_TERMS, Tables, joint_loss, joint_terms
+from semid.joint.model import HISTORY_TERMS, TOKENIZER_TERMS, ContentTables, joint_loss, joint_terms
 from semid.tokenizers import RQVAE, RQVaeConfig
 from semid.training import (
     PackedRows,
@@ -66,7 +66,7 @@ def make(*, temperature=1.0):
     content = {
         name: FeatureRows(jnp.asarray(of), present) for name, of in zip(("text", "image"), vectors, strict=False)
     }
-    tables = Tables(content, jnp.asarray(rng.standard_normal((ITEMS, 5)), jnp.float32))
+    tables = ContentTables(content, jnp.asarray(rng.standard_normal((ITEMS, 5)), jnp.float32))
     lengths = rng.integers(1, LENGTH + 1, BATCH)
     segments = (np.arange(LENGTH)[None] < lengths[:, None]) * np.arange(1, BATCH + 1)[:, None]
     batch = PackedRows(

@@ -14,16 +14,16 @@ from semid import Dataset, Recommender
 from semid.artifacts import Kind, load_tensors, read_artifact
 from semid.catalog import SemanticCatalog
 from semid.data.simulated import SimulatedConfig, simulate
-from semid.encoders import FeatureEncoder, FeatureRows, FusionConfig, ItemEncoder
+from semid.encoders import FeatureEncoder, FeatureRows, FusionConfig, ItemContent, ItemEncoder
 from semid.errors import SemidError
 from semid.generators import GeneratorConfig
 from semid.joint import (
-    Earlier,
     HoldThenRefit,
     JointConfig,
     JointModel,
     Objective,
     Phase,
+    PreviousRun,
     Reach,
     Refresh,
     Relaxation,
@@ -32,10 +32,11 @@ from semid.joint import (
     code_mixtures,
     encode_items,
     level_logits,
-    train_joint,
+    train_end_to_end,
     trained_encoder,
 )
-from semid.joint.stages import STAGES, STATE_FILE
+from semid.joint.context import WARM_UP
+from semid.joint.training import STATE_FILE
 from semid.recommender import ModelSpec, build_model
 from semid.tokenizers import RQVAE, RQVaeConfig, SemanticTokenizer
 from semid.training import OptimizerConfig, SingleRows, TrainingConfig, make_mesh, read_history, replace_leaves
@@ -69,7 +70,8 @@ def world():
 def item_encoder(world):
     vectors = np.stack(world.items["content"].to_numpy(zero_copy_only=False)).astype(np.float32)
     content = {"content": FeatureRows(jnp.asarray(vectors), jnp.ones(len(vectors), bool))}
-    return content, ItemEncoder({"content": FeatureEncoder(8)}, FusionConfig(dim=8, hidden=8), rngs=nnx.Rngs(0))
+    encoder = ItemEncoder({"content": FeatureEncoder(8)}, FusionConfig(dim=8, hidden=8), rngs=nnx.Rngs(0))
+    return ItemContent(content, encoder)
 
 
 def records(folder, stage):
@@ -78,8 +80,7 @@ def records(folder, stage):
 
 
 def run(world, config, out, **options):
-    content, encoder = item_encoder(world)
-    return train_joint(world, content, encoder, config, out=out, **options)
+    return train_end_to_end(world, content=item_encoder(world), config=config, out=out, **options)
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +100,8 @@ def test_what_is_written_recommends(world, runs):
     ranked = loaded.rank(histories, k=5, exclude_seen=False)
     np.testing.assert_array_equal(ranked, made["end-to-end"].rank(histories, k=5, exclude_seen=False))
     assert (ranked >= 0).all()
-    assert not list(home.glob("*.stages"))
-    assert {path.name for path in (home / "shared").iterdir()} == set(STAGES[:3])
+    assert not list(home.glob("*.checkpoints"))
+    assert {path.name for path in (home / "shared").iterdir()} == set(WARM_UP)
 
 
 def test_it_is_handed_over_with_what_encodes_item_vectors(runs, tmp_path):
@@ -114,9 +115,9 @@ def test_it_is_handed_over_with_what_encodes_item_vectors(runs, tmp_path):
 
 def test_other_items_are_encoded_and_recommended_without_training(world, runs):
     path = runs[0] / "end-to-end"
-    loaded, encoder = Recommender.from_pretrained(path), trained_encoder(path, item_encoder(world)[1])
-    content, _ = item_encoder(world)
-    vectors = encode_items(encoder, {"content": jax.tree.map(lambda x: x[:2], content["content"])})
+    given = item_encoder(world)
+    loaded, encoder = Recommender.from_pretrained(path), trained_encoder(path, given.encoder)
+    vectors = encode_items(encoder, {"content": jax.tree.map(lambda x: x[:2], given.rows["content"])})
     np.testing.assert_allclose(vectors, np.asarray(loaded.tables.features)[:2], atol=1e-5)
     codes = np.pad(SemanticTokenizer.from_pretrained(path).encode(vectors), ((0, 0), (0, 1)))
     np.testing.assert_array_equal(codes[:, :-1], loaded.codes[:2, :-1])
@@ -151,8 +152,7 @@ def test_the_encoder_moves_in_joint_steps_alone(world, runs):
     names = [name for name in staged if name.startswith("encoder/") and "kernel" in name]
     assert names
     assert all(np.any(together[name] != staged[name]) for name in names)
-    _, encoder = item_encoder(world)
-    fresh = encoder.projections["content"].kernel[...]
+    fresh = item_encoder(world).encoder.projections["content"].kernel[...]
     assert np.any(staged["encoder/projections/content/kernel"] != np.asarray(fresh))
 
 
@@ -236,10 +236,9 @@ def test_the_next_day_goes_on_from_the_artifact(world, next_day, runs, tmp_path)
     home, made = runs
     still = short(**{"": 0.0})
     config = dataclasses.replace(CONFIG, joint=(Phase(still),), finetune=still)
-    earlier = Earlier(home / "end-to-end", world)
-    found = run(next_day, config, tmp_path / "next", earlier=earlier)
+    found = run(next_day, config, tmp_path / "next", previous=PreviousRun(home / "end-to-end", world))
     assert (
-        read_artifact(tmp_path / "next", Kind.MODEL).parents["earlier"]
+        read_artifact(tmp_path / "next", Kind.MODEL).parents["previous"]
         == read_artifact(home / "end-to-end", Kind.MODEL).digest
     )
     before, after = (load_tensors(path / STATE_FILE) for path in (home / "end-to-end", tmp_path / "next"))
@@ -255,8 +254,8 @@ def test_the_next_day_goes_on_from_the_artifact(world, next_day, runs, tmp_path)
 
 def test_the_earlier_dataset_is_that_of_the_artifact(next_day, runs, tmp_path):
     home, _ = runs
-    with pytest.raises(SemidError, match="was trained on 120 items, not on the 122 of the earlier dataset"):
-        run(next_day, CONFIG, tmp_path / "other", earlier=Earlier(home / "end-to-end", next_day))
+    with pytest.raises(SemidError, match="was trained on 120 items, not on the 122 of the previous dataset"):
+        run(next_day, CONFIG, tmp_path / "other", previous=PreviousRun(home / "end-to-end", next_day))
 
 
 def test_only_what_is_new_is_a_target_of_the_next_day(world, next_day):
@@ -279,13 +278,13 @@ def test_a_term_that_learns_from_a_teacher_wants_one(world, tmp_path):
 
 
 def test_content_of_other_items_is_refused(world, tmp_path):
-    content, encoder = item_encoder(world)
+    content, encoder, _ = item_encoder(world)
     fewer = {"content": jax.tree.map(lambda x: x[:-1], content["content"])}
     with pytest.raises(SemidError, match="expected content of the dataset's 120 items, got 119 rows"):
-        train_joint(world, fewer, encoder, CONFIG, out=tmp_path / "fewer")
+        train_end_to_end(world, content=ItemContent(fewer, encoder), config=CONFIG, out=tmp_path / "fewer")
     none = {"content": content["content"]._replace(present=jnp.zeros(120, bool))}
     with pytest.raises(SemidError, match="expected items with 'content', got none among 120"):
-        train_joint(world, none, encoder, CONFIG, out=tmp_path / "none")
+        train_end_to_end(world, content=ItemContent(none, encoder), config=CONFIG, out=tmp_path / "none")
 
 
 def test_a_phase_that_leaves_the_encoders_without_a_gradient_is_refused():
@@ -303,7 +302,7 @@ def test_other_families_are_refused():
 
 def trained_model(world, folder):
     """The joint model of an artifact."""
-    _, encoder = item_encoder(world)
+    encoder = item_encoder(world).encoder
     codes = Recommender.from_pretrained(folder).codes
     autoencoder = RQVAE(CONFIG.tokenizer, dim=encoder.dim, rngs=nnx.Rngs(0))
     spec = ModelSpec(

@@ -1,0 +1,104 @@
+"""The command `semid train-end-to-end`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from semid.artifacts import read_json
+from semid.cli.console import console, print_statistics
+from semid.config import from_dict
+from semid.data import Dataset
+from semid.encoders import (
+    Frozen,
+    Full,
+    ImageFromScratch,
+    ImageSource,
+    LowRank,
+    PretrainedImage,
+    PretrainedText,
+    SideAdapters,
+    TextFromScratch,
+    TextSource,
+    Tuning,
+)
+from semid.errors import SemidError
+from semid.joint import JointConfig, train_end_to_end
+from semid.training import MeshConfig, make_mesh
+
+_SCRATCH, _NONE = "scratch", "none"
+_TUNINGS: dict[str, Tuning] = {
+    "side-adapters": SideAdapters(),
+    "low-rank": LowRank(),
+    "full": Full(),
+    "frozen": Frozen(),
+}
+
+
+@dataclass(frozen=True)
+class TrainEndToEnd:
+    """Train encoders, tokenizer and generator on the dataset's training histories: one after the other first, then
+    together, so that the recommendation loss reaches the encoders of texts and pictures.
+
+    The model folder is one like any other for `semid evaluate`, `recommend`, `package` and `export-program`. An
+    interrupted run goes on from its last checkpoint when the same command is given again.
+    """
+
+    dataset: Path
+    """Dataset folder with text columns, or a column `image` of pictures."""
+    out: Path
+    """Model folder to write."""
+    text: str = _SCRATCH
+    """Encoder of the texts: scratch (a small transformer and a vocabulary of the dataset's own texts), none, or the
+    folder of a pretrained BERT, MiniLM, E5 or sentence-T5 model in the Hugging Face layout."""
+    image: str = _NONE
+    """Encoder of the pictures: none, scratch (a small vision transformer), or the folder of a pretrained ViT, CLIP or
+    DINOv2 model."""
+    tuning: Literal["side-adapters", "low-rank", "full", "frozen"] = "side-adapters"
+    """Parameters of pretrained encoders that are trained: of small adapters that read their states (computed once, the
+    cheapest), of low-rank changes of their matrices, all, or none."""
+    config: Path | None = None
+    """JSON file of the stages' settings: a `JointConfig` by `semid.config.to_dict`, or a part of one; none given: the
+    defaults."""
+    seed: int = 0
+    """Seed of parameters, shuffling and dropout."""
+    mesh: Annotated[MeshConfig, tyro.conf.arg(name="")] = MeshConfig()
+    """How devices share the work."""
+
+    def run(self) -> None:
+        dataset = Dataset.load(self.dataset)
+        print_statistics(dataset)
+        train_end_to_end(
+            dataset,
+            text=self._text(),
+            image=self._image(),
+            config=self._config(),
+            out=self.out,
+            seed=self.seed,
+            mesh=make_mesh(config=self.mesh),
+        )
+        console.print(f"model: {self.out}")
+
+    def _text(self) -> TextSource | None:
+        if self.text in (_SCRATCH, _NONE):
+            return TextFromScratch() if self.text == _SCRATCH else None
+        return PretrainedText(_folder(self.text, "--text"), tuning=_TUNINGS[self.tuning])
+
+    def _image(self) -> ImageSource | None:
+        if self.image in (_SCRATCH, _NONE):
+            return ImageFromScratch() if self.image == _SCRATCH else None
+        return PretrainedImage(_folder(self.image, "--image"), tuning=_TUNINGS[self.tuning])
+
+    def _config(self) -> JointConfig:
+        if self.config is None:
+            return JointConfig()
+        return from_dict(JointConfig, read_json(self.config), where=str(self.config))
+
+
+def _folder(value: str, option: str) -> str:
+    if not Path(value).is_dir():
+        raise SemidError(f"{option} {value}: expected {_SCRATCH}, {_NONE} or the folder of a pretrained model; no such")
+    return value

@@ -1,0 +1,353 @@
+"""Texts, pictures and vectors of a dataset's items as arrays, and the encoders that read them, chosen by one config."""
+
+from __future__ import annotations
+
+import abc
+import tempfile
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import jax.numpy as jnp
+from flax import nnx
+
+from semid import artifacts
+from semid.config import from_dict, to_dict
+from semid.data import Dataset
+from semid.encoders.adapters import Backbone, Encoder, SideAdapters, SideTower, Tuning, cached_states, tuned
+from semid.encoders.content import FeatureRows, ImageRows, Rows, TextRows, arrays_digest, named_variables
+from semid.encoders.fusion import Content, FeatureEncoder, FusionConfig, ItemEncoder
+from semid.encoders.image import ImageConfig, ImageEncoder, image_rows, load_image_encoder
+from semid.encoders.transformer import TextEncoder, TextEncoderConfig, load_text_encoder
+from semid.encoders.vocabulary import Tokenizer, Vocabulary
+from semid.encoders.weights import folder_digest
+from semid.errors import SemidError
+
+CONFIG_FILE, VOCABULARY_FILE = "content.json", "vocabulary.model"
+
+
+class Modality(abc.ABC):
+    """One modality of items: its rows, read from a dataset, and an encoder of them."""
+
+    @abc.abstractmethod
+    def rows(self, dataset: Dataset, *, cache: Path) -> Rows:
+        """Content of the dataset's items; states of a frozen encoder are kept in `cache`."""
+
+    @abc.abstractmethod
+    def encoder(self, rngs: nnx.Rngs) -> Encoder:
+        """A new encoder of the rows."""
+
+    def write(self, folder: Path) -> dict[str, Any]:
+        """Write what the config does not tell: files into `folder`; what is JSON is returned."""
+        return {}
+
+
+class Source(abc.ABC):
+    """Config of a modality, which builds it."""
+
+    @abc.abstractmethod
+    def fit(self, dataset: Dataset) -> Modality:
+        """Build the modality, fitted to this dataset."""
+
+    @abc.abstractmethod
+    def load(self, folder: Path, written: dict[str, Any]) -> Modality:
+        """Read the modality that `Modality.write` wrote."""
+
+    def weights_digest(self) -> str | None:
+        """Digest of the pretrained weights, if there are any."""
+        return None
+
+
+class TextSource(Source):
+    """Config of an encoder of texts."""
+
+
+class ImageSource(Source):
+    """Config of an encoder of pictures."""
+
+
+@dataclass(frozen=True)
+class TextFromScratch(TextSource):
+    """Train a small transformer, over a vocabulary of pieces of words of the dataset's own texts."""
+
+    name: ClassVar[str] = "scratch"
+
+    encoder: TextEncoderConfig = field(default_factory=TextEncoderConfig)
+    """The transformer."""
+    vocabulary: int = 4000
+    """Pieces of the vocabulary at most."""
+
+    def fit(self, dataset: Dataset) -> Modality:
+        return _ScratchText(self.encoder, Vocabulary.train(dataset.texts(), size=self.vocabulary))
+
+    def load(self, folder: Path, written: dict[str, Any]) -> Modality:
+        return _ScratchText(self.encoder, Vocabulary((folder / VOCABULARY_FILE).read_bytes()))
+
+
+@dataclass(frozen=True)
+class PretrainedText(TextSource):
+    """Start from a BERT, MiniLM, E5 or sentence-T5 model in a folder of the Hugging Face layout."""
+
+    name: ClassVar[str] = "pretrained"
+
+    folder: str
+    """config.json, safetensors and the tokenizer's files."""
+    tuning: Tuning = SideAdapters()
+    """Parameters that are trained."""
+    max_length: int = 64
+    """Tokens of a text at most; fewer where the model reads fewer."""
+
+    def fit(self, dataset: Dataset) -> Modality:
+        return _PretrainedText(self)
+
+    def load(self, folder: Path, written: dict[str, Any]) -> Modality:
+        return _PretrainedText(self)
+
+    def weights_digest(self) -> str:
+        return folder_digest(self.folder)
+
+
+@dataclass(frozen=True)
+class ImageFromScratch(ImageSource):
+    """Train a small vision transformer."""
+
+    name: ClassVar[str] = "scratch"
+
+    encoder: ImageConfig = ImageConfig()
+    """The transformer, and the size of its pictures."""
+
+    def fit(self, dataset: Dataset) -> Modality:
+        return _ScratchImage(self.encoder)
+
+    def load(self, folder: Path, written: dict[str, Any]) -> Modality:
+        return _ScratchImage(self.encoder)
+
+
+@dataclass(frozen=True)
+class PretrainedImage(ImageSource):
+    """Start from a ViT, CLIP or DINOv2 model in a folder of the Hugging Face layout."""
+
+    name: ClassVar[str] = "pretrained"
+
+    folder: str
+    """config.json, preprocessor_config.json and safetensors."""
+    tuning: Tuning = SideAdapters()
+    """Parameters that are trained."""
+
+    def fit(self, dataset: Dataset) -> Modality:
+        return _PretrainedImage(self)
+
+    def load(self, folder: Path, written: dict[str, Any]) -> Modality:
+        return _PretrainedImage(self)
+
+    def weights_digest(self) -> str:
+        return folder_digest(self.folder)
+
+
+@dataclass(frozen=True)
+class _VectorSource(Source):
+    column: str
+
+    def fit(self, dataset: Dataset) -> Modality:
+        return _Vectors(self.column, dataset.vectors(self.column).shape[1])
+
+    def load(self, folder: Path, written: dict[str, Any]) -> Modality:
+        return _Vectors(self.column, written["dim"])
+
+
+@dataclass(frozen=True)
+class ContentConfig:
+    """The content that items are encoded from, by which encoders."""
+
+    text: TextSource | None = TextFromScratch()
+    """Encoder of the texts; None: texts are not read."""
+    image: ImageSource | None = None
+    """Encoder of the pictures in the column `image`; None: pictures are not read."""
+    vectors: tuple[str, ...] = ()
+    """Columns of ready-made vectors, read as they are."""
+    fusion: FusionConfig = FusionConfig()
+    """The layer that makes one vector of those of an item's modalities."""
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise SemidError("expected text, image or vectors to encode items from, got none of them")
+        if clash := {"text", "image"} & set(self.vectors):
+            raise SemidError(f"a vector column named {clash.pop()!r} cannot be told from that modality; rename it")
+
+    @property
+    def sources(self) -> dict[str, Source]:
+        """Configs of the modalities by name."""
+        named = {"text": self.text, "image": self.image} | {column: _VectorSource(column) for column in self.vectors}
+        return {name: source for name, source in named.items() if source is not None}
+
+    def weights_digests(self) -> dict[str, str]:
+        """Digests of the pretrained weights, as parents of what is trained from them."""
+        digests = {f"{name}_weights": source.weights_digest() for name, source in self.sources.items()}
+        return {name: digest for name, digest in digests.items() if digest is not None}
+
+
+class ContentReader:
+    """Reads the content of a dataset's items, and builds the encoder of it."""
+
+    def __init__(self, config: ContentConfig, modalities: dict[str, Modality]) -> None:
+        self.config, self.modalities = config, modalities
+
+    @classmethod
+    def fit(cls, config: ContentConfig, dataset: Dataset) -> ContentReader:
+        """Fit vocabularies to the dataset's texts, and load what is pretrained."""
+        return cls(config, {name: source.fit(dataset) for name, source in config.sources.items()})
+
+    @classmethod
+    def load(cls, folder: str | Path) -> ContentReader:
+        """Read what `write` wrote: the reader of an end-to-end model, for the content of other items.
+
+        Raises SemidError if there is none, or pretrained weights have changed since.
+        """
+        file = Path(folder) / CONFIG_FILE
+        if not file.is_file():
+            raise SemidError(f"{folder}: expected {CONFIG_FILE}, found none; its encoders were built by the caller")
+        record = artifacts.read_json(file)
+        config = from_dict(ContentConfig, record["config"], where=str(file))
+        if (digests := config.weights_digests()) != record["weights"]:
+            changed = next(name for name in digests if digests[name] != record["weights"].get(name))
+            raise SemidError(f"{file}: {changed} are no longer those of training; put the folder's files back")
+        written = record["modalities"]
+        return cls(config, {name: of.load(Path(folder), written[name]) for name, of in config.sources.items()})
+
+    def write(self, folder: Path) -> None:
+        """Write config and vocabularies into an artifact under construction. Pretrained weights stay where they are."""
+        written = {name: modality.write(folder) for name, modality in self.modalities.items()}
+        record = {"config": to_dict(self.config), "weights": self.config.weights_digests(), "modalities": written}
+        artifacts.write_json(folder / CONFIG_FILE, record)
+
+    def read(self, dataset: Dataset, *, cache: str | Path | None = None) -> Content:
+        """The content of the dataset's items.
+
+        States that side adapters read of a frozen encoder are computed once and kept in `cache`, if it is given.
+        """
+        if cache is None:
+            with tempfile.TemporaryDirectory() as temporary:
+                return self.read(dataset, cache=temporary)
+        return {name: of.rows(dataset, cache=Path(cache)) for name, of in self.modalities.items()}
+
+    def encoder(self, *, seed: int = 0) -> ItemEncoder:
+        """A new encoder of the content, untrained but for what is pretrained."""
+        rngs = nnx.Rngs(seed)
+        encoders = {name: modality.encoder(rngs) for name, modality in self.modalities.items()}
+        return ItemEncoder(encoders, self.config.fusion, rngs=rngs)
+
+
+class ItemContent(NamedTuple):
+    """Content of all items, the encoder that reads it, and the reader of both where they were read from a dataset."""
+
+    rows: Content
+    encoder: ItemEncoder
+    reader: ContentReader | None = None
+
+    def digest(self) -> str:
+        """Digest of the content and of the encoder's variables."""
+        arrays = [(f"{name}.{part}", x) for name, of in self.rows.items() for part, x in of._asdict().items()]
+        return arrays_digest("content", [*arrays, *named_variables(self.encoder)])
+
+
+def read_content(
+    dataset: Dataset, config: ContentConfig | None = None, *, seed: int = 0, cache: str | Path | None = None
+) -> ItemContent:
+    """Read the items' content and build its encoder, as `config` says.
+
+    `seed` draws the encoder's parameters; see `ContentReader.read` for `cache`.
+    """
+    reader = ContentReader.fit(ContentConfig() if config is None else config, dataset)
+    return ItemContent(reader.read(dataset, cache=cache), reader.encoder(seed=seed), reader)
+
+
+class _ScratchText(Modality):
+    def __init__(self, config: TextEncoderConfig, vocabulary: Vocabulary) -> None:
+        self.config, self.vocabulary = config, vocabulary
+
+    def rows(self, dataset: Dataset, *, cache: Path) -> Rows:
+        return _text_rows(dataset, self.vocabulary, self.config.max_length)
+
+    def encoder(self, rngs: nnx.Rngs) -> Encoder:
+        return TextEncoder(self.config, vocabulary=self.vocabulary.size, rngs=rngs)
+
+    def write(self, folder: Path) -> dict[str, Any]:
+        (folder / VOCABULARY_FILE).write_bytes(self.vocabulary.model)
+        return {}
+
+
+class _PretrainedText(Modality):
+    def __init__(self, config: PretrainedText) -> None:
+        self.config = config
+        self.backbone, self.tokenizer = load_text_encoder(config.folder)
+
+    def rows(self, dataset: Dataset, *, cache: Path) -> Rows:
+        longest = min(self.config.max_length, self.backbone.config.max_length)
+        rows = _text_rows(dataset, self.tokenizer, longest)
+        return _tuned_rows(self.backbone, rows, self.config.tuning, cache)
+
+    def encoder(self, rngs: nnx.Rngs) -> Encoder:
+        return _tuned_encoder(self.backbone, self.config.tuning, rngs)
+
+
+class _ScratchImage(Modality):
+    def __init__(self, config: ImageConfig) -> None:
+        self.config = config
+
+    def rows(self, dataset: Dataset, *, cache: Path) -> Rows:
+        return _image_rows(dataset, self.config)
+
+    def encoder(self, rngs: nnx.Rngs) -> Encoder:
+        return ImageEncoder(self.config, rngs=rngs)
+
+
+class _PretrainedImage(Modality):
+    def __init__(self, config: PretrainedImage) -> None:
+        self.config, self.backbone = config, load_image_encoder(config.folder)
+
+    def rows(self, dataset: Dataset, *, cache: Path) -> Rows:
+        return _tuned_rows(self.backbone, _image_rows(dataset, self.backbone.config), self.config.tuning, cache)
+
+    def encoder(self, rngs: nnx.Rngs) -> Encoder:
+        return _tuned_encoder(self.backbone, self.config.tuning, rngs)
+
+
+class _Vectors(Modality):
+    def __init__(self, column: str, dim: int) -> None:
+        self.column, self.dim = column, dim
+
+    def rows(self, dataset: Dataset, *, cache: Path) -> Rows:
+        vectors = dataset.vectors(self.column)
+        return FeatureRows(jnp.asarray(vectors), jnp.ones(len(vectors), bool))
+
+    def encoder(self, rngs: nnx.Rngs) -> Encoder:
+        return FeatureEncoder(self.dim)
+
+    def write(self, folder: Path) -> dict[str, Any]:
+        return {"dim": self.dim}
+
+
+def _text_rows(dataset: Dataset, tokenizer: Tokenizer, max_length: int) -> TextRows:
+    texts = dataset.texts()
+    rows, cut = tokenizer.rows(texts, max_length=max_length)
+    if cut:
+        warnings.warn(f"{cut} of {len(texts)} texts are cut to {max_length} tokens", stacklevel=2)
+    return rows
+
+
+def _image_rows(dataset: Dataset, config: ImageConfig) -> ImageRows:
+    if "image" not in dataset.items.column_names:
+        raise SemidError(f"dataset {dataset.name!r} has no column 'image' of pictures; leave the image encoder out")
+    return image_rows(dataset.items["image"].to_pylist(), item_ids=dataset.item_ids.to_pylist(), config=config)
+
+
+def _tuned_rows(backbone: Backbone, rows: Rows, tuning: Tuning, cache: Path) -> Rows:
+    """The states that side adapters read, which never change; else the content itself."""
+    return cached_states(cache, backbone, rows, config=tuning) if isinstance(tuning, SideAdapters) else rows
+
+
+def _tuned_encoder(backbone: Backbone, tuning: Tuning, rngs: nnx.Rngs) -> Encoder:
+    if isinstance(tuning, SideAdapters):
+        return SideTower(backbone.dim, tuning, rngs=rngs)
+    return tuned(nnx.clone(backbone), tuning, rngs=rngs)

@@ -1,0 +1,115 @@
+"""Content read from a dataset: by encoders from scratch, from pretrained folders and from vectors, and again later."""
+
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from semid.config import from_dict, to_dict
+from semid.data.simulated import SimulatedConfig, simulate
+from semid.encoders import (
+    BlocksConfig,
+    ContentConfig,
+    ContentReader,
+    FusionConfig,
+    ImageConfig,
+    ImageFromScratch,
+    ItemContent,
+    LowRank,
+    PretrainedImage,
+    PretrainedText,
+    SideAdapters,
+    TextEncoderConfig,
+    TextFromScratch,
+    read_content,
+)
+from semid.errors import SemidError
+
+pytestmark = pytest.mark.filterwarnings("ignore:.* texts are cut to 16 tokens")  # all that the golden BERT reads
+GOLDEN = Path(__file__).parent / "golden"
+BLOCKS = BlocksConfig(dim=8, layers=1, heads=2, hidden=8)
+SCRATCH = ContentConfig(
+    TextFromScratch(TextEncoderConfig(BLOCKS, max_length=16), vocabulary=200),
+    ImageFromScratch(ImageConfig(size=8, patch=4, blocks=BLOCKS)),
+    vectors=("content",),
+    fusion=FusionConfig(dim=8, hidden=8),
+)
+
+
+@pytest.fixture(scope="module")
+def world():
+    config = SimulatedConfig(
+        num_items=30, num_users=20, max_length=10, mean_length=6.0, taxonomy=(2, 2, 2), content_dim=8
+    )
+    return simulate(config).dataset
+
+
+@pytest.fixture
+def pretrained(tmp_path):
+    """The golden BERT with a pooling, and the golden ViT."""
+    text = Path(shutil.copytree(GOLDEN / "bert", tmp_path / "bert"))
+    (text / "1_Pooling").mkdir()
+    (text / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    return text, Path(shutil.copytree(GOLDEN / "vit", tmp_path / "vit"))
+
+
+def encoded(content: ItemContent):
+    return np.asarray(jax.jit(lambda rows: content.encoder(rows))(content.rows))
+
+
+def test_what_is_written_reads_the_same_content_and_builds_the_same_encoder(world, tmp_path):
+    content = read_content(world, SCRATCH, seed=3)
+    assert set(content.rows) == {"text", "image", "content"}
+    content.reader.write(tmp_path)
+    again = ContentReader.load(tmp_path)
+    assert again.config == SCRATCH
+    later = ItemContent(again.read(world), again.encoder(seed=3), again)
+    assert later.digest() == content.digest()
+    np.testing.assert_array_equal(encoded(later), encoded(content))
+    assert read_content(world, SCRATCH, seed=4).digest() != content.digest()  # other parameters
+
+
+def test_a_config_survives_json():
+    tuned = PretrainedText("bert", tuning=LowRank(rank=2))
+    for config in (SCRATCH, ContentConfig(tuned, PretrainedImage("vit"))):
+        assert from_dict(ContentConfig, to_dict(config)) == config
+
+
+@pytest.mark.parametrize("tuning", [SideAdapters(states=2, hidden=4), LowRank(rank=2)])
+def test_pretrained_encoders_are_tuned_and_read_again_from_their_folders(world, pretrained, tuning, tmp_path):
+    text, image = pretrained
+    config = ContentConfig(PretrainedText(str(text), tuning=tuning), PretrainedImage(str(image), tuning=tuning))
+    content = read_content(world, config, cache=tmp_path / "states")
+    cached = isinstance(tuning, SideAdapters)
+    assert (tmp_path / "states").exists() == cached
+    assert [hasattr(rows, "states") for rows in content.rows.values()] == [cached, cached]
+    content.reader.write(tmp_path)
+    again = ContentReader.load(tmp_path)
+    later = ItemContent(again.read(world), again.encoder())
+    np.testing.assert_array_equal(encoded(later), encoded(content))
+    assert np.abs(encoded(content)).max() > 0.1
+
+
+def test_other_weights_than_those_of_training_are_refused(world, pretrained, tmp_path):
+    text, _ = pretrained
+    read_content(world, ContentConfig(PretrainedText(str(text), tuning=LowRank(rank=2)))).reader.write(tmp_path)
+    with (text / "model.safetensors").open("ab") as file:
+        file.write(b" ")
+    with pytest.raises(SemidError, match="text_weights are no longer those of training; put the folder's files back"):
+        ContentReader.load(tmp_path)
+
+
+def test_what_does_not_fit_is_refused(world, tmp_path):
+    with pytest.raises(SemidError, match="expected text, image or vectors to encode items from, got none"):
+        ContentConfig(text=None)
+    with pytest.raises(SemidError, match="a vector column named 'image' cannot be told from that modality"):
+        ContentConfig(vectors=("image",))
+    with pytest.raises(SemidError, match="no vector column 'absent'"):
+        read_content(world, ContentConfig(text=None, vectors=("absent",)))
+    blind = world.replace(items=world.items.drop_columns(["image"]))
+    with pytest.raises(SemidError, match="has no column 'image' of pictures; leave the image encoder out"):
+        read_content(blind, SCRATCH)
+    with pytest.raises(SemidError, match=r"expected content.json, found none; its encoders were built by the caller"):
+        ContentReader.load(tmp_path)
