@@ -22,7 +22,7 @@ from semid.artifacts import Kind, Origin
 from semid.config import difference
 from semid.data import Dataset
 from semid.errors import SemidError
-from semid.training import HISTORY, discard_checkpoints, on_first
+from semid.training import HISTORY, REQUEST, discard_checkpoints, on_first
 
 STAGE_VERSION = "stage_version"
 
@@ -98,7 +98,7 @@ def _write(request: Request, out: Path, write: Callable[[Path], None], folder: P
         out, kind=request.kind, config=request.config, parents=request.parents, seed=request.seed, devices=devices
     ) as temporary:
         write(temporary)
-        if (folder / HISTORY).exists():
+        if (folder / REQUEST).exists() and (folder / HISTORY).exists():  # else the folder is another's
             shutil.copy(folder / HISTORY, temporary / HISTORY)
     discard_checkpoints(folder)
 

@@ -1,6 +1,7 @@
 """Graphs of users and items: co-occurrence, LightGCN, and the collaborative item vectors that they give."""
 
 from semid.graphs.cooccurrence import (
+    CoConsumption,
     co_consumed,
     cooccurrence,
     interactions_matrix,
@@ -20,6 +21,7 @@ from semid.graphs.signals import (
 )
 
 __all__ = [
+    "CoConsumption",
     "LightGCNConfig",
     "PpmiConfig",
     "Signal",

@@ -6,6 +6,8 @@ their entries; rows and columns are item rows, or dense user indices where the n
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 from jaxtyping import Float, Int
 from scipy import sparse
@@ -125,6 +127,20 @@ def co_consumed(histories: Histories, *, num_items: int, window: int, seed: int)
             "no training history holds two different items, so no items are co-consumed; align with another signal"
         )
     return partners
+
+
+class CoConsumption:
+    """Co-consumed items of training histories, drawn once per window (see `co_consumed`)."""
+
+    def __init__(self, histories: Histories, *, num_items: int, seed: int) -> None:
+        self._draw = functools.partial(co_consumed, histories, num_items=num_items, seed=seed)
+        self._partners: dict[int, Int[np.ndarray, "items sample"]] = {}
+
+    def partners(self, window: int) -> Int[np.ndarray, "items sample"]:
+        """Partners of every item, -1 for items without any. Raises SemidError when no item has one."""
+        if window not in self._partners:
+            self._partners[window] = self._draw(window=window)
+        return self._partners[window]
 
 
 def user_vectors(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from jaxtyping import Array, Float, Int, Integer
 
 from semid.data import Dataset
 from semid.errors import SemidError
-from semid.graphs import Signal
+from semid.graphs import CoConsumption, Signal
 from semid.tokenizers.alignment import AlignmentConfig
 from semid.tokenizers.blocks import map_blocks
 
@@ -33,7 +34,8 @@ class CodeModel(Protocol):
     def decode(self, codes: Integer[Array, "*b level"]) -> Float[Array, "*b dim"]: ...
 
 
-class FitContext(NamedTuple):
+@dataclass(frozen=True)
+class FitContext:
     """Inputs of a fit next to the vectors. Methods that train nothing need the seed alone."""
 
     dataset: Dataset
@@ -43,6 +45,11 @@ class FitContext(NamedTuple):
     alignment: Sequence[AlignmentConfig]
     signal: Signal
     mesh: Mesh | None
+
+    @functools.cached_property
+    def co_consumption(self) -> CoConsumption:
+        """Draws of co-consumed items, which alignments and the health of codes share."""
+        return CoConsumption(self.dataset.splits.train, num_items=self.dataset.num_items, seed=self.seed)
 
 
 @dataclass(frozen=True)

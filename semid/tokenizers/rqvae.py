@@ -72,7 +72,8 @@ class RQVaeConfig(AutoencoderConfig, TokenizerMethod):
         config, seed, dim = shrunk_to(len(x), self), context.seed, x.shape[1]
         model = RQVAE(config, dim=dim, rngs=nnx.Rngs(seed))
         model.initialize(x, iterations=config.kmeans_iterations, seed=seed)
-        signals = read_signals(context.dataset, context.alignment, context.signal, x, seed=seed)
+        shared = {"seed": seed, "co_consumption": context.co_consumption}
+        signals = read_signals(context.dataset, context.alignment, context.signal, x, **shared)
         alignments = [one.build(config, dim=dim, signals=signals, seed=seed) for one in context.alignment]
         return train_autoencoder(
             AlignedRQVAE(model, alignments),

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
 from quantizers import (
+    CodeHealth,
     code_counts,
     health,
     linear_probe_r2,
@@ -26,13 +27,14 @@ from semid import artifacts
 from semid.artifacts import Kind, Origin
 from semid.catalog import CATALOG_FILE, Collisions, SemanticCatalog
 from semid.config import to_dict
-from semid.data import Dataset, content_blocks
+from semid.data import Dataset
 from semid.errors import SemidError
-from semid.graphs import PpmiConfig, co_consumed
+from semid.graphs import PpmiConfig
 from semid.stage import Request, run_stage
 from semid.tokenizers.blocks import map_blocks
 from semid.tokenizers.kmeans import RQKmeansConfig, fit_kmeans
-from semid.tokenizers.tokenizer import SemanticTokenizer, TokenizerConfig
+from semid.tokenizers.method import FitContext
+from semid.tokenizers.tokenizer import ContentColumns, SemanticTokenizer, TokenizerConfig
 
 HEALTH_FILE = "health.json"
 # Version of what `tokenize` does with the same settings.
@@ -83,13 +85,16 @@ class _Tokenized:
 
 
 def _tokenized(dataset: Dataset, config: TokenizerConfig, folder: Path, *, seed: int, mesh: Mesh | None) -> _Tokenized:
-    tokenizer = SemanticTokenizer.fit(dataset, config, seed=seed, folder=folder, mesh=mesh)
-    vectors = np.concatenate(content_blocks(dataset, config.columns), axis=1)
+    content = ContentColumns.read(dataset, config.columns)
+    context = FitContext(dataset, seed, folder, config.alignment, config.signal, mesh)
+    tokenizer = SemanticTokenizer.fit_columns(content, config, context)
+    vectors = content.vectors
     codes = tokenizer.encode(vectors)
     popularity = dataset.splits.train.popularity(dataset.num_items)
     catalog = _resolved(dataset, tokenizer, vectors, codes, popularity)
-    report = _health(codes, catalog, tokenizer) | {"explained_variance": tokenizer.explained(vectors)}
-    report |= _learned_of_users(dataset, tokenizer, vectors, codes, popularity, seed=seed)
+    before = health(codes, tokenizer.level_sizes)
+    report = _health(before, catalog, tokenizer) | {"explained_variance": tokenizer.explained(vectors, codes=codes)}
+    report |= _collaborative_health(before, tokenizer, vectors, codes, popularity, context)
     return _Tokenized(catalog, tokenizer, report)
 
 
@@ -115,11 +120,8 @@ def _resolved(
     return SemanticCatalog(dataset.item_ids, codes.astype(np.int32), sizes, False)
 
 
-def _health(
-    codes: Int[np.ndarray, "items level"], catalog: SemanticCatalog, tokenizer: SemanticTokenizer
-) -> dict[str, Any]:
+def _health(before: CodeHealth, catalog: SemanticCatalog, tokenizer: SemanticTokenizer) -> dict[str, Any]:
     """Health per level and of collisions, before and after they are resolved, as `health.json` holds it."""
-    before = health(codes, tokenizer.level_sizes)
     after = health(catalog.codes, catalog.level_sizes)
     counts = code_counts(jnp.asarray(catalog.codes), level_sizes=catalog.level_sizes)
     levels = [
@@ -136,37 +138,36 @@ def _health(
     }
 
 
-def _learned_of_users(
-    dataset: Dataset,
+def _collaborative_health(
+    before: CodeHealth,
     tokenizer: SemanticTokenizer,
     vectors: Float[np.ndarray, "items dim"],
     codes: Int[np.ndarray, "items level"],
     popularity: Int[np.ndarray, " items"],
-    *,
-    seed: int,
+    context: FitContext,
 ) -> dict[str, Any]:
-    """What the codes know of the users, per prefix, and, for an aligned tokenizer, beside content alone: codes of
-    residual k-means of the same vectors and sizes. Empty for a dataset with too few interactions to say."""
+    """Collaborative information in the codes, per prefix, and for an aligned tokenizer also in those of content alone:
+    residual k-means of the same vectors and sizes. Empty for a dataset with too few interactions."""
     if np.ptp(popularity) == 0 or len(codes) < 10:
         return {}
     try:
-        partners = co_consumed(dataset.splits.train, num_items=len(codes), window=PpmiConfig().window, seed=seed)
+        partners = context.co_consumption.partners(PpmiConfig().window)
     except SemidError:
         return {}
 
-    def measured(of: Int[np.ndarray, "items level"]) -> dict[str, Any]:
+    def measured(codes: Int[np.ndarray, "items level"], found: CodeHealth) -> dict[str, Any]:
+        explained = linear_probe_r2(codes, np.log1p(popularity), level_sizes=tokenizer.level_sizes)
         return {
-            "neighbors_sharing": neighbor_prefix_overlap(of, partners).tolist(),
-            "popularity_explained": linear_probe_r2(
-                of, np.log1p(popularity), level_sizes=tokenizer.level_sizes
-            ).tolist(),
-            "usage": [level.usage for level in health(of, tokenizer.level_sizes).levels],
+            "neighbors_sharing": neighbor_prefix_overlap(codes, partners).tolist(),
+            "popularity_explained": explained.tolist(),
+            "usage": [level.usage for level in found.levels],
         }
 
-    found = {"codes": measured(codes)}
+    result = {"codes": measured(codes, before)}
     if tokenizer.config.alignment:
         x = tokenizer.standardizer(vectors)
         with warnings.catch_warnings(action="ignore"):  # a reference may have fewer codes than the tokenizer
-            content = fit_kmeans(x, RQKmeansConfig(tokenizer.level_sizes), seed=seed)
-        found["content_only"] = measured(map_blocks(content.encode, x))
-    return {"collaborative": found}
+            content = fit_kmeans(x, RQKmeansConfig(tokenizer.level_sizes), seed=context.seed)
+        reference = map_blocks(content.encode, x)
+        result["content_only"] = measured(reference, health(reference, tokenizer.level_sizes))
+    return {"collaborative": result}

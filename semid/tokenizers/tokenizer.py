@@ -54,6 +54,34 @@ class TokenizerConfig:
             )
 
 
+@dataclass(frozen=True)
+class ContentColumns:
+    """Vector columns of a dataset, read and joined once."""
+
+    names: tuple[str, ...]
+    widths: tuple[int, ...]
+    vectors: Float[np.ndarray, "items dim"]
+
+    @classmethod
+    def read(cls, dataset: Dataset, columns: tuple[str, ...] | None) -> ContentColumns:
+        """Read the named columns, None for all. Raises SemidError where there are none."""
+        if columns == ():
+            raise SemidError("no column was chosen; name some after --columns, or leave it out to take all")
+        names = tuple(dataset.vector_columns if columns is None else columns)
+        blocks = content_blocks(dataset, names)
+        if not blocks:
+            raise SemidError(
+                f"dataset {dataset.name!r} has no vector columns to tokenize; add one, or make text vectors with "
+                "semid.encoders.with_text_vectors(dataset)"
+            )
+        return cls(names, tuple(block.shape[1] for block in blocks), np.concatenate(blocks, axis=1))
+
+    @property
+    def blocks(self) -> list[Float[np.ndarray, "items _"]]:
+        """The columns apart."""
+        return np.split(self.vectors, np.cumsum(self.widths)[:-1], axis=1)
+
+
 _COLUMNS = "columns"  # of tokenizer.safetensors' metadata: a config without columns does not say which a dataset had
 
 
@@ -75,20 +103,17 @@ class SemanticTokenizer:
 
         Codebooks larger than the number of items shrink to it, with a warning.
         """
-        if config.columns == ():
-            raise SemidError("no column was chosen; name some after --columns, or leave it out to take all")
-        columns = tuple(dataset.vector_columns if config.columns is None else config.columns)
-        blocks = content_blocks(dataset, columns)
-        if not blocks:
-            raise SemidError(
-                f"dataset {dataset.name!r} has no vector columns to tokenize; add one, or make text vectors with "
-                "semid.encoders.text.with_text_vectors(dataset)"
-            )
-        standardizer = Standardizer.fit(blocks)
-        x = standardizer(np.concatenate(blocks, axis=1))
-        if not np.any(x):
-            raise SemidError(f"dataset {dataset.name!r}: all items have the same vector; nothing tells them apart")
         context = FitContext(dataset, seed, folder, config.alignment, config.signal, mesh)
+        return cls.fit_columns(ContentColumns.read(dataset, config.columns), config, context)
+
+    @classmethod
+    def fit_columns(cls, content: ContentColumns, config: TokenizerConfig, context: FitContext) -> SemanticTokenizer:
+        """Fit to columns that were read before; see `fit`."""
+        standardizer, columns = Standardizer.fit(content.blocks), content.names
+        x = standardizer(content.vectors)
+        if not np.any(x):
+            name = context.dataset.name
+            raise SemidError(f"dataset {name!r}: all items have the same vector; nothing tells them apart")
         model = config.method.fit(x, context)
         # A codebook may have come out smaller than was asked for.
         method = dataclasses.replace(config.method, level_sizes=model.level_sizes)
@@ -133,9 +158,12 @@ class SemanticTokenizer:
         self.standardizer.check_width(vectors.shape[1])
         return _encode(self.model, self.standardizer.mean, self.standardizer.scale, vectors)
 
-    def explained(self, vectors: Float[np.ndarray, "n dim"]) -> float:
+    def explained(
+        self, vectors: Float[np.ndarray, "n dim"], *, codes: Int[np.ndarray, "n level"] | None = None
+    ) -> float:
         """Share of the standardized vectors' variance that their codes reconstruct (1 - MSE / variance)."""
-        return explained_variance(self.standardizer(vectors), map_blocks(self.model.decode, self.encode(vectors)))
+        codes = self.encode(vectors) if codes is None else codes
+        return explained_variance(self.standardizer(vectors), map_blocks(self.model.decode, codes))
 
     def last_residuals(self, vectors: Float[np.ndarray, "n dim"], codes: Int[np.ndarray, "n level"]) -> LastResiduals:
         """Vectors that the last level quantizes, and its codebook, by which collision policies re-assign codes."""

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 
 from semid.data import Dataset
 from semid.errors import SemidError
-from semid.graphs import PpmiConfig, Signal, co_consumed, interactions_matrix, sample_partners, user_vectors
+from semid.graphs import CoConsumption, PpmiConfig, Signal, interactions_matrix, sample_partners, user_vectors
 from semid.tokenizers.alignment.base import AlignmentConfig, Signals
 
 
@@ -23,10 +23,12 @@ def read_signals(
     x: Float[np.ndarray, "items dim"],
     *,
     seed: int,
+    co_consumption: CoConsumption | None = None,
 ) -> Signals:
     """Tables that the alignments need, from training interactions (and a vector column) alone.
 
-    Nothing is read for no alignments. Raises SemidError naming the signal that the dataset cannot give.
+    `co_consumption` has the draws to share with others of the same seed. Nothing is read for no alignments.
+    Raises SemidError naming the signal that the dataset cannot give.
     """
     if not alignments:
         return Signals()
@@ -34,7 +36,8 @@ def read_signals(
         raise SemidError("an alignment is named twice; name each once and set its weight")
     windows = [config.co_consumption_window for config in alignments if config.co_consumption_window is not None]
     window = windows[0] if windows else PpmiConfig().window
-    reader = _Reader(dataset, signal, x, window=window, seed=seed)
+    drawn = co_consumption or CoConsumption(dataset.splits.train, num_items=dataset.num_items, seed=seed)
+    reader = _Reader(dataset, signal, x, drawn, window=window, seed=seed)
     needed = {"known"}.union(*(config.needs for config in alignments))
     tables = {name: getattr(reader, name) for name in Signals._fields if name in needed}
     floats = {name: value.astype(np.float32) for name, value in tables.items() if value.dtype.kind == "f"}
@@ -45,8 +48,16 @@ class _Reader:
     """The tables of `Signals`, each computed when it is read first."""
 
     def __init__(
-        self, dataset: Dataset, signal: Signal, x: Float[np.ndarray, "items dim"], *, window: int, seed: int
+        self,
+        dataset: Dataset,
+        signal: Signal,
+        x: Float[np.ndarray, "items dim"],
+        drawn: CoConsumption,
+        *,
+        window: int,
+        seed: int,
     ) -> None:
+        self.drawn = drawn
         self.dataset, self.signal, self.x, self.window, self.seed = dataset, signal, x, window, seed
         self.train, self.num_items, self.num_users = dataset.splits.train, dataset.num_items, dataset.num_users
 
@@ -68,7 +79,7 @@ class _Reader:
 
     @functools.cached_property
     def partners(self) -> Int[np.ndarray, "items sample"]:
-        return co_consumed(self.train, num_items=self.num_items, window=self.window, seed=self.seed)
+        return self.drawn.partners(self.window)
 
     @property
     def partner_log_share(self) -> Float[np.ndarray, " items"]:

@@ -272,7 +272,7 @@ def test_k_means_touches_no_checkpoints_of_another_method(tmp_path):
 
 
 def test_the_history_has_losses_and_health(made):
-    _, config, _, folder, _ = made
+    _, config, _, folder = made
     if not isinstance(config.method, RQVaeConfig):
         assert not (folder / "history.jsonl").exists()
         return
