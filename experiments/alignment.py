@@ -1,4 +1,4 @@
-"""What collaborative alignment is worth: one generator on the codes of seven tokenizers, and their controls.
+"""Value of collaborative alignment: one generator on the codes of seven tokenizers, and their controls.
 
     python -m experiments.alignment --dataset ../shared/data/amazon14_beauty --out runs/alignment
     python -m experiments.alignment --out runs/alignment_simulated --seeds 0 1 2 3 4    # the simulated catalogue
@@ -34,13 +34,13 @@ from semid.tokenizers import CooccurrenceConfig, DistillConfig, RQVaeConfig
 
 
 def _distilled(content: tuple[str, ...], vectors: str) -> TokenizerConfig:
-    """Of content and collaborative vectors, which share few codes, the collaborative are the more useful."""
+    """RQ-VAE aligned by regression: collaborative vectors count more than content, since both share few codes."""
     method = RQVaeConfig(reconstruction=0.2)
     return TokenizerConfig(method, content, alignment=(DistillConfig(),), signal=VectorColumn(vectors))
 
 
 def _joint(content: tuple[str, ...]) -> TokenizerConfig:
-    """What concatenation reads, aligned: the losses alone shape the codes, nothing is reconstructed."""
+    """Aligned RQ-VAE on the inputs of concatenation: the losses alone shape the codes, nothing is reconstructed."""
     alignment = (DistillConfig(), CooccurrenceConfig())
     return TokenizerConfig(
         RQVaeConfig(reconstruction=0.0), (*content, TEACHER), alignment=alignment, signal=VectorColumn(TEACHER)

@@ -134,7 +134,7 @@ def _report(arms: Sequence[str], runs: Sequence[_Run], out: Path) -> None:
 
 
 def _print_health(arms: Sequence[str], runs: Sequence[_Run]) -> None:
-    """What the codes are like, in the mean over seeds."""
+    """Print the health of the codes, means over seeds."""
     print(
         "\n| codes | usage | perplexity | colliding | neighbors sharing 1, 2 codes | popularity explained by 1 code |"
     )

@@ -1,4 +1,4 @@
-"""How fast files of vectors become files of codes, beside only reading them; and those one catalogue.
+"""Speed of encoding files of vectors into files of codes, against reading alone, and of joining them into a catalogue.
 
     python -m experiments.benchmarks.bulk --out runs/bulk.json --plot docs/bulk.svg --folder /data/scratch
 
@@ -193,7 +193,7 @@ def _text(x: float, y: float, text: str, anchor: str = "start", color: str = "bl
 
 
 def _alone(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What it returns in a new process."""
+    """Run a function in a new process and return its result."""
     with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 

@@ -1,4 +1,4 @@
-"""How fast: generators beside the same encoder-decoder in PyTorch and Hugging Face transformers, in the same run.
+"""Speed of generators against the same encoder-decoder in PyTorch and Hugging Face transformers, in the same run.
 
     python -m experiments.benchmarks.generators train --out runs/train.json --peer-python peer/bin/python
     python -m experiments.benchmarks.generators search --out runs/search.json --peer-python peer/bin/python

@@ -1,4 +1,4 @@
-"""What an end-to-end step costs: arithmetic, time and memory.
+"""Cost of an end-to-end step: arithmetic, time and memory.
 
     python -m experiments.benchmarks.joint --out runs/joint_cost.json
     JAX_NUM_CPU_DEVICES=8 python -m experiments.benchmarks.joint --rounds 0 --bank 10000000 --out runs/joint_bank.json
@@ -82,7 +82,7 @@ OBJECTIVE = Objective(contrast=Schedule(0.1))
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of the catalogue, a batch, and the models. Encoders are trained from scratch."""
+    """Sizes of the catalogue, a batch, and the models. Encoders are trained from scratch."""
 
     items: int = 12_101
     batch: int = 256
@@ -252,7 +252,7 @@ def _joint_steps(
 
 
 def _encoding(sizes: Sizes, config: StepConfig, flops: tuple[float, float]) -> dict[str, float]:
-    """Of a step: as its program is fixed, it encodes as many items however often a batch repeats them."""
+    """Items that a step encodes: its program is fixed, so as many however often a batch repeats them."""
     most = sizes.batch * (1 + min(config.window, sizes.history))
     forward, backward = bucket_sizes(most, forward=config.forward, backward=config.backward)
     still, learning = flops
@@ -266,7 +266,7 @@ def _encoding(sizes: Sizes, config: StepConfig, flops: tuple[float, float]) -> d
 
 
 def _flops_of_an_item(sizes: Sizes) -> tuple[float, float]:
-    """Of encoding it, and of encoding it with a gradient, in a batch of `sizes.batch` items."""
+    """FLOPs of encoding an item, without and with a gradient, in a batch of `sizes.batch` items."""
     graph, params, rest = nnx.split(nnx.eval_shape(lambda: _encoder(sizes)), nnx.Param, ...)
     content = jax.eval_shape(lambda: _content(replace(sizes, items=sizes.batch)))
 

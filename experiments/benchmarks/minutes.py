@@ -107,7 +107,7 @@ class _PeerFit:
     def run(
         self, ask: Ask, data: Dataset, catalog: SemanticCatalog, rows: SingleRows, config: GeneratorConfig, out: Path
     ) -> list[dict[str, float]]:
-        """What each look found."""
+        """Metrics of each validation."""
         home = out / self.name.replace(",", "").replace(" ", "-")
         home.mkdir(exist_ok=True)
         batch, parts = config.training.batch_size, config.training.accumulate

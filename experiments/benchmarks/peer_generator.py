@@ -94,7 +94,7 @@ def trie(codes: np.ndarray, offsets: np.ndarray) -> dict[int, dict]:
 
 
 class Mask(LogitsProcessor):
-    """What `prefix_allowed_tokens_fn` does beam by beam in Python, for all beams at once."""
+    """Allowed next tokens of all beams at once, which `prefix_allowed_tokens_fn` finds beam by beam in Python."""
 
     def __init__(self, prefixes: Prefixes) -> None:
         self.prefixes = prefixes
@@ -104,7 +104,7 @@ class Mask(LogitsProcessor):
 
 
 class Peer:
-    """What the benchmark may ask for. There is one model at a time of each name, and one catalogue."""
+    """Commands of the benchmark. There is one model at a time of each name, and one catalogue."""
 
     def __init__(self) -> None:
         self.models: dict[str, Training] = {}

@@ -1,4 +1,4 @@
-"""How fast: training the RQ-VAE beside vector-quantize-pytorch, resolving collisions.
+"""Speed of training the RQ-VAE, against vector-quantize-pytorch, and of resolving collisions.
 
     python -m experiments.benchmarks.quantizers train --out runs/train.json --peer-python peer/bin/python
     python -m experiments.benchmarks.quantizers collisions --out runs/collisions.json
@@ -160,16 +160,16 @@ def _peer(python: Path) -> Iterator[Callable[[str], list[float]]]:
     with subprocess.Popen(
         [python, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
     ) as process:
-        questions, answers = process.stdin, process.stdout
-        if questions is None or answers is None:
+        examples_set, answers = process.stdin, process.stdout
+        if examples_set is None or answers is None:
             raise SemidError(f"{script}: no pipes to it")
 
         def ask(line: str) -> list[float]:
-            questions.write(line + "\n")
+            examples_set.write(line + "\n")
             return [float(word) for word in answers.readline().split()]
 
         yield ask
-        questions.close()
+        examples_set.close()
 
 
 def _peer_steps(ask: Callable[[str], list[float]], name: str, steps: int) -> float:

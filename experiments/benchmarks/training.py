@@ -1,4 +1,4 @@
-"""What ways of training give, in time and in memory.
+"""Time and memory of training variants.
 
     python -m experiments.benchmarks.training --out runs/training.json
     JAX_NUM_CPU_DEVICES=8 python -m experiments.benchmarks.training --rounds 0 --out runs/training_devices.json

@@ -49,7 +49,7 @@ def encode_on_cluster(
     on_progress: Callable[[int, int], None],
     timeout: float = 10.0,
 ) -> Iterator[tuple[Job, Done]]:
-    """What became of every job, in the order in which the workers of `scheduler` finish them.
+    """Encode on a cluster: yield the outcome of every job in the order in which the workers of `scheduler` finish them.
 
     Raises SemidError for an address that is none, where no scheduler answers within `timeout` seconds, and where it
     goes away.

@@ -45,7 +45,7 @@ def write_catalog(
     Items are in the order of their ids (of the bytes in UTF-8), whatever file they come from. With `TIE_BREAK` a last
     level counts the items of equal codes in that order, as `quantizers.tie_break` does; with `ALLOWED` collisions stay.
     `tokenizer` is the catalogue folder whose tokenizer made the codes: it goes along, so that `out` can be used in its
-    place. DuckDB keeps to `memory_limit` and spills to `temp_directory` (a folder beside `out`).
+    place. DuckDB keeps to `memory_limit` and spills to `temp_directory` (a folder next to `out`).
 
     Items of equal codes get new last numbers, whatever they have in `tokenizer`'s catalogue: this one is to train on.
 
@@ -94,7 +94,7 @@ def check_catalog(out: Path, *, tokenizer: Path, collisions: Collisions, memory_
 
 
 def _requests(codes: Sequence[str], tokenizer: str) -> str:
-    """What the files answer, hashed, in whatever order they come. Raises SemidError for one of another tokenizer."""
+    """Hash of the requests that files of codes answer, in any order. Raises SemidError for one of another tokenizer."""
     requests = []
     for path in codes:
         with storage.open_parquet(path) as file:

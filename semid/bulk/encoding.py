@@ -29,7 +29,7 @@ REQUEST, TOKENIZER = "semid.request", "semid.tokenizer"
 
 
 class Done(NamedTuple):
-    """What became of one file: how many items its output has, or the fault for which there is none."""
+    """Outcome for one file: the number of items of its output, or the fault for which there is none."""
 
     items: int = 0
     fault: str = ""
@@ -53,7 +53,7 @@ UNSTEADY = (OSError, pa.ArrowException)
 
 
 def failed(job: Job, error: BaseException) -> str:
-    """What to say of a file that could not be encoded for a reason that is not its content."""
+    """Message for a file that could not be encoded for a reason that is not its content."""
     return f"{job.source}: not encoded to {job.output} ({type(error).__name__}: {error})"
 
 
@@ -126,7 +126,7 @@ def _writing(
 
 
 def _items_of(output: str, request: str) -> int | None:
-    """How many items `output` has, if it was written for this request; None if nothing stands there. Raises SemidError
+    """Number of items of `output`, if it was written for this request; None if there is no such file. Raises SemidError
     for anything else."""
     if not storage.exists(output):
         return None

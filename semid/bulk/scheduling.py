@@ -16,7 +16,7 @@ LOCAL = "local"
 
 
 class Encoded(NamedTuple):
-    """The files of codes, one an input; how many items were encoded; which inputs' outputs stood already."""
+    """Files of codes per input, number of encoded items, and inputs whose outputs existed already."""
 
     outputs: list[str]
     items: int

@@ -19,7 +19,7 @@ from semid.artifacts import Origin
 from semid.errors import SemidError
 
 CATALOG_FILE = "catalog.parquet"
-# Of the tokenizer that made the codes, beside them: its arrays and, in a model's folder, its config.
+# Files of the tokenizer that made the codes: its arrays and, in a model's folder, its config.
 TOKENIZER_FILE = "tokenizer.safetensors"
 TOKENIZER_CONFIG = "tokenizer.config.json"
 
@@ -224,6 +224,6 @@ def code_tokens(level_sizes: Sequence[int]) -> list[list[str]]:
 
 
 def level_name(level: int) -> str:
-    """What names a level in token strings: a to z, then aa, ab, ... as the columns of a spreadsheet."""
+    """Name of a level in token strings: a to z, then aa, ab, ... as the columns of a spreadsheet."""
     before, last = divmod(level, 26)
     return (level_name(before - 1) if before else "") + chr(ord("a") + last)

@@ -13,7 +13,7 @@ from semid.catalog.catalog import SemanticCatalog
 
 
 class Collisions(enum.Enum):
-    """What becomes of items that share all codes."""
+    """Policy for items that share all codes."""
 
     TIE_BREAK = "tie-break"
     """A last level counts the items of a group in row order."""
@@ -28,17 +28,17 @@ class Collisions(enum.Enum):
 
     @property
     def adds_level(self) -> bool:
-        """Whether a last level tells such items apart."""
+        """A last level tells such items apart."""
         return self in (Collisions.TIE_BREAK, Collisions.POPULARITY)
 
     @property
     def moves_last_code(self) -> bool:
-        """Whether the last code is re-assigned, by what its level quantizes."""
+        """The last code is re-assigned, by the vectors that its level quantizes."""
         return self in (Collisions.SINKHORN, Collisions.MIN_COST)
 
 
 class Residuals(NamedTuple):
-    """What the last level quantizes of items, and its codebook: what another last code costs."""
+    """Vectors that the last level quantizes, and its codebook: the costs of other last codes."""
 
     vectors: Float[np.ndarray, "n dim"]
     codebook: Float[np.ndarray, "codes dim"]
@@ -57,7 +57,7 @@ def place(
     residuals: Callable[[], Residuals] | None,
     full: Callable[[int], Exception],
 ) -> Int[np.ndarray, "n level"]:
-    """Codes of newcomers, one after the other, beside those of all rows of a catalogue, which stay.
+    """Codes of newcomers, one after the other, next to those of all rows of a catalogue, which stay.
 
     With a last level that tells items apart, the first free number of the group of equal codes or, where the group is
     full, that of the nearest last code whose group is not. Where the last code itself moves, the nearest that is free

@@ -33,7 +33,7 @@ _SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 
 
 class Format(enum.Enum):
-    """What `semid export` writes."""
+    """Formats of `semid export`."""
 
     PARQUET = "parquet"  # item_id, codes as a fixed-size list of int32, tokens as one string; see `_write_parquet`
     JSON = "json"  # {"item id": ["<a_12>", "<b_7>", ...]}: the index.json of LC-Rec and MiniOneRec
@@ -258,7 +258,7 @@ def read_tokens(path: Path, *, level_sizes: Sequence[int] | None = None, tie_bre
 
 
 def _json_items(path: Path) -> Iterator[tuple[str, str, str]]:
-    """Where it stands, item id and token string of every item."""
+    """Place, item id and token string of every item."""
     data = artifacts.read_json(path)
     items = data.get("items", data) if isinstance(data, dict) else data
     if not isinstance(items, dict) or not items:

@@ -1,4 +1,4 @@
-"""Items that come and go after a tokenizer was fitted: encoded by it as it is, with codes that move nobody else's."""
+"""Updates of a catalogue after its tokenizer was fitted: adding items never changes existing codes."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def append(
     """Append the items of Parquet files of vectors to a catalogue, as its next version.
 
     `tokenizer` is the one that made the catalogue's codes. `columns` are the vectors that it reads, as in
-    `encode_files`; all other lists of floats, each column of one width, are kept beside them, for models that read
+    `encode_files`; all other lists of floats, each column of one width, are kept with them, for models that read
     them. Codes are those of the frozen tokenizer; where another item, or a tombstone, has them, the catalogue's own
     collision policy finds others for the newcomer, in the order of the input. An item that was removed comes back with
     its old codes.
@@ -103,7 +103,7 @@ def remove(folder: str | Path, item_ids: Sequence[str]) -> Version:
 
 @dataclass(frozen=True)
 class _Given:
-    """What the input files hold, and which row of which file an item is."""
+    """Content of the input files, with the file and row of every item."""
 
     item_ids: pa.Array
     inputs: list[str]
@@ -204,6 +204,6 @@ def _placed(
 def _full(given: _Given, new: np.ndarray, catalog: SemanticCatalog, item: int) -> SemidError:
     where = given.at(int(new[item]))
     return SemidError(
-        f"{where}: no codes are left beside those of the items like it (level sizes {catalog.level_sizes}, tombstones "
-        "keep theirs); fit a tokenizer anew (semid tokenize) with larger levels"
+        f"{where}: no codes are left next to those of similar items (level sizes {catalog.level_sizes}, tombstones "
+        "keep theirs); fit a new tokenizer (semid tokenize) with larger levels"
     )

@@ -1,4 +1,4 @@
-"""The life of a catalogue: its artifact is never changed, `changes/000001.parquet` and so on make later versions of it.
+"""Versions of a catalogue: its artifact never changes, `changes/000001.parquet` and so on make later versions of it.
 
 Each change is one small file that says which version it makes of which (by digest, as commits do), so that a replica
 that applies the files in order has the same catalogue, and a file that was edited, lost or brought twice is found. An
@@ -36,7 +36,7 @@ _NAME = re.compile(r"[0-9]{6,}\.parquet")
 
 
 class ChangeKind(enum.Enum):
-    """What a change does."""
+    """Kinds of changes."""
 
     APPEND = "append"
     REMOVE = "remove"
@@ -44,10 +44,10 @@ class ChangeKind(enum.Enum):
 
 @dataclass(frozen=True)
 class Header:
-    """What a change's file says of itself."""
+    """Header of a change's file."""
 
     version: int
-    """Which version it makes."""
+    """Version that it makes."""
     kind: str
     """A `ChangeKind`."""
     parent: str
@@ -56,7 +56,7 @@ class Header:
     tokenizer: str
     """sha256 of the tokenizer's file; empty: codes were imported."""
     items: int
-    """How many."""
+    """Number of items."""
     columns: dict[str, str]
     """sha256 of each column: item_id, and of an append codes and vectors."""
     created: str
@@ -65,7 +65,7 @@ class Header:
 
     @property
     def digest(self) -> str:
-        """Of the version that it makes: of all that is said here, so of every version before as well."""
+        """Digest of the version that it makes: of this header, and through its parent of every version before."""
         return artifacts.sha256_json(asdict(self))
 
 
@@ -101,7 +101,7 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Difference:
-    """What became of a catalogue: items that came and went, and what those of both had to change."""
+    """Difference of two catalogues: items that came and went, and codes of the others that changed."""
 
     appended: list[str]
     removed: list[str]
@@ -154,7 +154,7 @@ def verify(folder: str | Path) -> Version:
         same = np.flatnonzero((codes[order][1:] == codes[order][:-1]).all(axis=1))
         if len(same):
             one, other = (found.catalog.item_ids[int(row)] for row in order[same[0] : same[0] + 2])
-            raise SemidError(f"{folder}: items {one} and {other} have the same codes; tokenize anew")
+            raise SemidError(f"{folder}: items {one} and {other} have the same codes; tokenize again")
     return found
 
 
@@ -254,7 +254,7 @@ def _no_vectors(folder: Path, item: pa.Scalar, lacking: Sequence[tuple[Change, s
 
 
 def diff(old: SemanticCatalog, new: SemanticCatalog) -> Difference:
-    """What became of `old`: versions of one catalogue, or those of two tokenizers."""
+    """Compare two catalogues: versions of one, or those of two tokenizers."""
     before, after = (catalog.item_ids.filter(pa.array(catalog.alive)) for catalog in (old, new))
     common = before.filter(pc.is_in(before, after))
     rows, others = old.rows(common), new.rows(common)

@@ -23,7 +23,7 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class Append:
-    """Append the items of Parquet files of vectors: encoded by the catalogue's tokenizer, nobody else's codes move."""
+    """Append items of Parquet files of vectors, encoded by the catalogue's tokenizer; existing codes never change."""
 
     catalog: Path
     """Catalogue folder that `semid tokenize` wrote."""
@@ -42,9 +42,9 @@ class Append:
         files = [found for pattern in self.input for found in find(pattern)]
         tokenizer = SemanticTokenizer.from_pretrained(self.catalog)
         made = append(self.catalog, files, tokenizer=tokenizer, id_column=self.id_column, columns=self.columns or None)
-        beside = f", {made.restored:,} back with their old codes" if made.restored else ""
-        beside += f", {made.moved:,} beside their nearest code, which was taken" if made.moved else ""
-        console.print(f"{_name(self.catalog, made.version)}: {made.new:,} items appended{beside}")
+        note = f", {made.restored:,} back with their old codes" if made.restored else ""
+        note += f", {made.moved:,} with other codes than their nearest, which were taken" if made.moved else ""
+        console.print(f"{_name(self.catalog, made.version)}: {made.new:,} items appended{note}")
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,9 @@ class Apply:
 
 @dataclass(frozen=True)
 class Diff:
-    """What became of a catalogue: items that came and went, codes that changed, models that no longer fit.
+    """Compare two catalogues: items that came and went, codes that changed, models that no longer fit.
 
-    After a tokenizer was fitted anew, all codes are others, and models of the old ones must be trained again. Between
+    A new tokenizer changes all codes, and models of the old ones must be trained again. Between
     versions of one catalogue no code ever changes.
     """
 
@@ -153,7 +153,7 @@ class History:
 
 @dataclass(frozen=True)
 class Catalog:
-    """The life of a catalogue: items come and go, each change is a version, nobody's codes ever move."""
+    """Versions of a catalogue: items are added and removed, and existing codes never change."""
 
     command: (
         Annotated[Append, tyro.conf.subcommand("append")]

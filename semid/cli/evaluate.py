@@ -19,14 +19,14 @@ from semid.recommender import Recommender
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure models beside popularity and bigram (and the oracle, where the dataset is simulated)."""
+    """Measure models, popularity and bigram (and the oracle, where the dataset is simulated)."""
 
     model: tuple[Path, ...]
     """Model folders."""
     dataset: Path
     """Dataset folder."""
     split: Literal["validation", "test"] = "test"
-    """Which examples. Choose by validation; read test once."""
+    """Split to measure on. Choose by validation; read test once."""
     ks: tuple[int, ...] = (5, 10)
     """Cut-offs of the metrics."""
     beam_size: int = 50
@@ -38,7 +38,7 @@ class Evaluate:
     other_dataset: bool = False
     """Measure on a dataset the model was not trained on; its test targets may have been trained on."""
     out: Path | None = None
-    """File to write, with examples.json beside it. None given: metrics.json beside the first model's folder; the name
+    """File to write, with examples.json next to it. None given: metrics.json next to the first model's folder; the name
     gains _validation and _seen_excluded with those options, and no examples are written then."""
 
     def run(self) -> None:
@@ -88,7 +88,7 @@ class Evaluate:
 
     @property
     def _suffix(self) -> str:
-        """What sets the figures apart from those of test with seen items included."""
+        """Suffix of the file's name for figures other than those of test with seen items included."""
         return "_validation" * (self.split == "validation") + "_seen_excluded" * self.exclude_seen
 
     def _provenance(self, dataset: Dataset, models: dict[Path, Recommender]) -> dict[str, Any]:

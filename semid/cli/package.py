@@ -11,14 +11,14 @@ from semid.recommender import Recommender
 
 @dataclass(frozen=True)
 class Package:
-    """Write a folder to hand over: a model, its catalogue and tokenizer, and a card; without the state of training."""
+    """Package a model: a folder with its catalogue, tokenizer and card, without the state of training."""
 
     model: Path
     """Model folder."""
     out: Path
-    """Folder to write; one handed over before is replaced."""
+    """Folder to write; a package that stands there is replaced."""
     catalog: Path | None = None
-    """Catalogue folder of the model: its current version is handed over, items appended since included."""
+    """Catalogue folder of the model: its current version is packaged, items appended since included."""
     metrics: Path | None = None
     """A metrics.json of `semid evaluate` on this model, for the card."""
     license: str | None = None

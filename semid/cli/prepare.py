@@ -18,7 +18,7 @@ from semid.stage import store_dataset
 
 @dataclass(frozen=True)
 class _Source:
-    """Where prepared data go, and how they are split."""
+    """Output folder and split of prepared data."""
 
     out: Path
     """Dataset folder to write."""

@@ -66,7 +66,7 @@ class Recommend:
         console.print(table)
 
     def _allowed(self, recommender: Recommender) -> Bool[np.ndarray, " items"] | None:
-        """What the two files leave, None where neither is given."""
+        """Items that the two files leave, None where neither is given."""
         if self.allow is None and self.deny is None:
             return None
         allowed = np.ones(len(recommender.catalog), bool)

@@ -178,13 +178,13 @@ class Tokenize:
             self._train(self.dataset, Path(self.out))
 
     def _check_no_files(self) -> None:
-        """Raise SemidError for an option of files beside --dataset."""
+        """Raise SemidError for an option of files given with --dataset."""
         if given := _changed(self.files, _Files()):
             option = f"--{given.replace('_', '-')}"
             raise SemidError(f"tokenize: {option} is for encoding files with --catalog, not for training on --dataset")
 
     def _check_no_training(self) -> None:
-        """Raise SemidError for an option of training beside --catalog."""
+        """Raise SemidError for an option of training given with --catalog."""
         of_both = _Tokenizer(columns=self.config.columns, collisions=self.config.collisions)
         if given := _changed(self, Tokenize(out=self.out, files=self.files, config=of_both)):
             names = {"config": "a method", "alignment": "an alignment", "mesh": "--fsdp or --tensor"}
@@ -234,6 +234,6 @@ def _print_health(folder: Path) -> None:
         f"variance explained {health['explained_variance']:.1%}"
     )
     if shared := {side: of["neighbors_sharing"][0] for side, of in health.get("collaborative", {}).items()}:
-        beside = f" ({shared['content_only']:.1%} with content only)" if "content_only" in shared else ""
-        console.print(f"co-consumed items sharing the first code: {shared['codes']:.1%}{beside}")
+        content = f" ({shared['content_only']:.1%} with content only)" if "content_only" in shared else ""
+        console.print(f"co-consumed items sharing the first code: {shared['codes']:.1%}{content}")
     console.print(f"catalogue: {folder}")

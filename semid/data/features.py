@@ -35,7 +35,7 @@ class Standardizer:
 
     @classmethod
     def identity(cls, dim: int) -> Standardizer:
-        """Of vectors that are read as they are, such as those of trained encoders."""
+        """Standardizer that changes nothing, for vectors such as those of trained encoders."""
         return cls(np.zeros(dim, np.float32), np.ones(dim, np.float32))
 
     def __call__(self, vectors: Float[np.ndarray, "n dim"]) -> Float[np.ndarray, "n dim"]:

@@ -56,7 +56,7 @@ class Histories:
         return self.items[np.arange(len(owner)) + (self.starts - before)[owner]], owner
 
     def popularity(self, num_items: int) -> Int[np.ndarray, " items"]:
-        """How often each item row occurs."""
+        """Number of occurrences of each item row."""
         return np.bincount(self.flat()[0], minlength=num_items)
 
     def padded(self, length: int) -> tuple[Int[np.ndarray, "n length"], Bool[np.ndarray, "n length"]]:

@@ -90,7 +90,7 @@ class Splits:
 
 
 class Interactions(Protocol):
-    """What is cut: a dataset's interactions, those of a user one after the other, by time."""
+    """Interactions of a dataset to be split, those of a user consecutive, by time."""
 
     @property
     def user(self) -> Int[np.ndarray, " interactions"]: ...

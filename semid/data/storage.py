@@ -31,7 +31,7 @@ def locate(path: str) -> tuple[AbstractFileSystem, str]:
 
 
 def absolute(path: str | Path) -> str:
-    """What means the same to another process: an absolute path, or a URL."""
+    """Absolute path or URL, which means the same to another process."""
     fs, name = locate(str(path))
     return name if is_local(fs) else fs.unstrip_protocol(name)
 
@@ -44,19 +44,19 @@ def find(pattern: str) -> list[str]:
 
 
 def is_local(fs: AbstractFileSystem) -> bool:
-    """Whether names there are those of the operating system."""
+    """Tell whether names there are those of the operating system."""
     return type(fs) is LocalFileSystem
 
 
 def is_same(path: str, other: str) -> bool:
-    """Whether two paths are one file's; links and `..` count where names are the operating system's."""
+    """Tell whether two paths are one file's; links and `..` count where names are the operating system's."""
     (fs, name), (other_fs, other_name) = locate(path), locate(other)
     local = is_local(fs) and is_local(other_fs)
     return os.path.realpath(name) == os.path.realpath(other_name) if local else path == other
 
 
 def exists(path: str) -> bool:
-    """Whether there is such a file."""
+    """Tell whether there is such a file."""
     fs, name = locate(path)
     return fs.exists(name)
 
@@ -69,7 +69,7 @@ def names_in(folder: str) -> set[str]:
 
 
 def version(path: str) -> list[str]:
-    """What changes with a file: its size and, where the file system knows it, when it was written."""
+    """Version of a file: its size and, where the file system knows it, the time of writing."""
     fs, name = locate(path)
     try:
         written = str(fs.modified(name))

@@ -23,7 +23,7 @@ _ISO_8601 = rf"^\d{{4}}-\d\d-\d\d([T ]\d\d(:\d\d(:\d\d(\.\d{{1,9}})?)?)?{_ZONE}?
 
 @dataclass
 class Faults:
-    """What is wrong with one file, a line for each fault."""
+    """Faults of one file, a line for each."""
 
     file: str
     lines: list[str] = field(default_factory=list)
@@ -130,7 +130,7 @@ def _decoded(values: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def is_string(kind: pa.DataType) -> bool:
-    """Whether an Arrow type is one of the string types."""
+    """Tell whether an Arrow type is one of the string types."""
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 

@@ -83,12 +83,12 @@ class VectorFile:
             yield Block(self, 0, pa.array([], pa.string()), empty)
 
     def request(self, tokenizer: str) -> str:
-        """What the output depends on, hashed: the tokenizer's digest, the columns, and which file this is."""
+        """Hash of all that the output depends on: the tokenizer's digest, the columns, and the file's version."""
         name = posixpath.basename(self.path)
         return sha256_json([tokenizer, self.id_column, list(self.widths.items()), name, *storage.version(self.path)])
 
     def at(self, column: str, row: int) -> str:
-        """Where a fault is; rows are counted from 1, as elsewhere in files."""
+        """Place of a fault, for messages; rows are counted from 1, as elsewhere in files."""
         return f"{self.path}: column {column!r}, row {row + 1}"
 
     def _vectors(self, values: pa.Array, name: str, first: int) -> Float[np.ndarray, "n width"]:

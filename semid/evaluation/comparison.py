@@ -14,7 +14,7 @@ from semid.config import from_dict
 from semid.data import Dataset, HeldOutItems, Histories
 from semid.data.simulated import SimulatedConfig, simulate
 from semid.evaluation.baselines import Bigram, Popularity
-from semid.evaluation.evaluator import Metrics, Ranker, evaluate, in_rows_of
+from semid.evaluation.evaluator import Metrics, Ranker, evaluate, examples_for_ranker
 
 
 def baselines(dataset: Dataset) -> dict[str, Ranker]:
@@ -65,11 +65,11 @@ class _Searchable(Ranker, Protocol):
 def against_exact(
     ranker: _Searchable, dataset: Dataset, *, split: str = "test", k: int = 10, beam_size: int = 50, seed: int = 0
 ) -> dict[str, float]:
-    """What the beam loses: the share of the exact k best items, all items scored, that the search lists too.
+    """Beam search against exact scoring: the share of the exact k best items that the search lists too.
 
     Over users drawn by `seed`, as many as 2 million (user, item) pairs allow.
     """
-    examples, _ = in_rows_of(ranker, dataset, split)
+    examples, _ = examples_for_ranker(ranker, dataset, split)
     users = max(min(len(examples), (1 << 21) // len(ranker.item_ids)), 1)
     histories = examples.histories.take(np.random.default_rng(seed).permutation(len(examples))[:users])
     found = ranker.rank(histories, k=k, exclude_seen=False, beam_size=beam_size)
@@ -90,7 +90,7 @@ def example_users(
     seed: int = 0,
 ) -> list[dict[str, Any]]:
     """Users drawn by `seed`: history, target and the k best items with log-probability and codes, as external ids."""
-    examples, _ = in_rows_of(ranker, dataset, split)
+    examples, _ = examples_for_ranker(ranker, dataset, split)
     drawn = np.random.default_rng(seed).permutation(len(examples))[:count]
     examples = examples.take(np.sort(drawn))
     options = _search_options(ranker, beam_size)

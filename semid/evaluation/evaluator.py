@@ -17,7 +17,7 @@ from semid.artifacts import write_json
 from semid.data import Dataset, Examples, Histories
 from semid.errors import SemidError
 from semid.evaluation import metrics
-from semid.evaluation.held_out import Questions, of_table
+from semid.evaluation.held_out import EvaluationSet, examples_from_table
 from semid.evaluation.metrics import MetricState
 
 TIE_RULE = "interactions of equal time in source order; items of equal code tuple in expectation over their order"
@@ -25,7 +25,7 @@ TIE_RULE = "interactions of equal time in source order; items of equal code tupl
 
 @runtime_checkable
 class Ranker(Protocol):
-    """What `evaluate` measures.
+    """Anything that `evaluate` can measure.
 
     `item_ids` gives the model's own row order; `codes` is None for a model without codes; `tie_break` says that the
     last level only tells colliding items apart. `rank(histories, *, k, exclude_seen, **options)` gives the `k` best of
@@ -76,8 +76,8 @@ def evaluate(
 ) -> Metrics:
     """Measure `ranker` on every example of a dataset's split, or of a table, against its full catalogue.
 
-    A table has the columns `history` (item ids, oldest first) and `target`; see `held_out.of_table` for the files and
-    frames that it may be, and for `drop_unknown`:
+    A table has the columns `history` (item ids, oldest first) and `target`; see `examples_from_table` for the files and frames
+    that it may be, and for `drop_unknown`:
 
         recommender = Recommender.from_pretrained("handed_over")
         in_stock = recommender.allow(["i1", "i2", "i5"])
@@ -91,7 +91,7 @@ def evaluate(
     or one that it may not.
     """
     _check_arguments(ranker, ks, batch_size)
-    task = _task(ranker, _questions(ranker, data, split, drop_unknown), ks, allowed, exclude_seen)
+    task = _task(ranker, _evaluation_set(ranker, data, split, drop_unknown), ks, allowed, exclude_seen)
     state, per_example = MetricState({}, np.zeros(len(task.groups), np.int64), max(ks)), []
     for start in range(0, len(task.examples), batch_size):
         part = task.part(slice(start, start + batch_size))
@@ -150,14 +150,14 @@ class _Part:
         return {} if self.allowed is None else {"allowed": self.allowed[0] if len(self.allowed) == 1 else self.allowed}
 
 
-def _questions(ranker: Ranker, data: Any, split: str, drop_unknown: bool) -> Questions:
+def _evaluation_set(ranker: Ranker, data: Any, split: str, drop_unknown: bool) -> EvaluationSet:
     if not isinstance(data, Dataset):
         if split != "test":
             raise SemidError(f"a table has no split {split!r}; leave it out, all its rows are examples")
-        return of_table(ranker, data, drop_unknown=drop_unknown)
+        return examples_from_table(ranker, data, drop_unknown=drop_unknown)
     if drop_unknown:
         raise SemidError("drop_unknown is for tables; a dataset's items are those that its catalogue was made from")
-    examples, counts = in_rows_of(ranker, data, split)
+    examples, counts = examples_for_ranker(ranker, data, split)
     provenance = {
         "dataset": data.name,
         "users": data.num_users,
@@ -166,17 +166,17 @@ def _questions(ranker: Ranker, data: Any, split: str, drop_unknown: bool) -> Que
         "split": split,
         "split_rule": data.config["split_rule"],
     }
-    return Questions(examples, counts, provenance, np.arange(len(examples)), len(examples))
+    return EvaluationSet(examples, counts, provenance, np.arange(len(examples)), len(examples))
 
 
 def _task(
     ranker: Ranker,
-    questions: Questions,
+    evaluation_set: EvaluationSet,
     ks: Sequence[int],
     allowed: Bool[np.ndarray, "..."] | None,
     exclude_seen: bool,
 ) -> _Task:
-    examples, counts = questions.examples, questions.counts
+    examples, counts = evaluation_set.examples, evaluation_set.counts
     codes = None if ranker.codes is None else np.asarray(ranker.codes)
     groups = np.arange(len(counts)) if codes is None else metrics.group_ids(codes)
     code_groups = groups if codes is not None else None
@@ -195,32 +195,34 @@ def _task(
     bounds = {"activity": activity.tolist(), "popularity": warm.tolist()}
     if not alive.all():
         allowed = alive if allowed is None else allowed & alive
-    masks = _masks(allowed, questions, len(counts))
+    masks = _masks(allowed, evaluation_set, len(counts))
     popularity = np.zeros(len(counts))
     popularity[alive] = metrics.popularity_ranks(counts[alive])
-    source = questions.provenance
+    source = evaluation_set.provenance
     return _Task(examples, source, groups, code_groups, popularity, segments, bounds, alive, masks, exclude_seen)
 
 
-def _masks(allowed: np.ndarray | None, questions: Questions, num_items: int) -> Bool[np.ndarray, "masks items"] | None:
+def _masks(
+    allowed: np.ndarray | None, evaluation_set: EvaluationSet, num_items: int
+) -> Bool[np.ndarray, "masks items"] | None:
     """One mask for all examples, or one for each that is asked; warns of targets that no list may hold."""
     if allowed is None:
         return None
     masks = np.atleast_2d(allowed)
-    if masks.dtype != bool or masks.shape[1:] != (num_items,) or len(masks) not in (1, questions.asked):
+    if masks.dtype != bool or masks.shape[1:] != (num_items,) or len(masks) not in (1, evaluation_set.asked):
         raise SemidError(
-            f"expected allowed as booleans [{num_items} items] or [{questions.asked} examples, {num_items} items], got "
-            f"{masks.dtype} {list(np.shape(allowed))}; a Recommender makes it with allow(item_ids)"
+            f"expected allowed as booleans [{num_items} items] or [{evaluation_set.asked} examples, {num_items} items], "
+            f"got {masks.dtype} {list(np.shape(allowed))}; a Recommender makes it with allow(item_ids)"
         )
-    masks = masks if len(masks) == 1 else masks[questions.rows]
-    targets = questions.examples.targets
+    masks = masks if len(masks) == 1 else masks[evaluation_set.rows]
+    targets = evaluation_set.examples.targets
     if missed := int((~metrics.reachable(targets, seen=None, allowed=masks)).sum()):
         what = "not allowed, or removed from the catalogue"
         warnings.warn(f"{missed} of {len(targets)} targets are {what}: each counts as a miss", stacklevel=4)
     return masks
 
 
-def in_rows_of(ranker: Ranker, dataset: Dataset, split: str) -> tuple[Examples, Int[np.ndarray, " items"]]:
+def examples_for_ranker(ranker: Ranker, dataset: Dataset, split: str) -> tuple[Examples, Int[np.ndarray, " items"]]:
     """The split's examples, and the training count of every item, in the ranker's rows."""
     examples, train = dataset.splits.examples(split), dataset.splits.train
     counts = train.popularity(dataset.num_items)

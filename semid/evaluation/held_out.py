@@ -1,4 +1,4 @@
-"""What an evaluation asks a ranker: the examples of a dataset's split, or of a user's own table."""
+"""Evaluation sets: the examples of a dataset's split, or of a user's own table."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _COLUMNS = {"history": "a list of item ids, oldest first", "target": "the id of 
 
 
 @dataclass(frozen=True)
-class Questions:
+class EvaluationSet:
     """Examples in a ranker's item rows, how often training has each item, and where both come from.
 
     `rows` are the numbers of the examples in what was read, of which there were `asked`: some may have been dropped.
@@ -39,7 +39,7 @@ class Named(Protocol):
     def item_ids(self) -> pa.Array: ...
 
 
-def of_table(ranker: Named, table: str | Path | pa.Table | Any, *, drop_unknown: bool) -> Questions:
+def examples_from_table(ranker: Named, table: str | Path | pa.Table | Any, *, drop_unknown: bool) -> EvaluationSet:
     """The examples of a table with a column `history` (lists of item ids, oldest first) and `target` (item ids).
 
     `table` is an Arrow table, anything with Arrow's interface (a pandas or polars DataFrame), or the path of a Parquet,
@@ -82,7 +82,7 @@ def of_table(ranker: Named, table: str | Path | pa.Table | Any, *, drop_unknown:
     known = getattr(ranker, "train_counts", None)
     counts = found.histories.popularity(len(ranker.item_ids)) if known is None else np.asarray(known)
     provenance["popularity_of"] = "histories of the table" if known is None else "training"
-    return Questions(found, counts, provenance, rows, len(wanted))
+    return EvaluationSet(found, counts, provenance, rows, len(wanted))
 
 
 def _histories(values: pa.ChunkedArray, faults: Faults) -> pa.ListArray:

@@ -24,7 +24,7 @@ from semid.errors import SemidError
 
 
 class Places(NamedTuple):
-    """Where targets stand: `first` is p (1 = best; 0 = not in the list), `size` is g."""
+    """Places of targets: `first` is p (1 = best; 0 = not in the list), `size` is g."""
 
     first: Int[np.ndarray, " n"]
     size: Int[np.ndarray, " n"]
@@ -75,7 +75,7 @@ def item_places(
 def reachable(
     targets: Int[np.ndarray, " n"], *, seen: Histories | None, allowed: Bool[np.ndarray, "masks items"] | None
 ) -> Bool[np.ndarray, " n"]:
-    """Which targets may be recommended at all."""
+    """Mask of the targets that may be recommended at all."""
     found = np.ones(len(targets), bool) if allowed is None else allowed[_mask_rows(allowed, len(targets)), targets]
     return found if seen is None else found & ~in_history(targets[:, None], seen)[:, 0]
 
@@ -83,7 +83,7 @@ def reachable(
 def num_candidates(
     n: int, num_items: int, *, seen: Histories | None, allowed: Bool[np.ndarray, "masks items"] | None
 ) -> Int[np.ndarray, " n"]:
-    """How many items may be recommended to each of `n` histories."""
+    """Number of items that may be recommended to each of `n` histories."""
     counts = np.full(n, num_items)
     if allowed is not None:
         counts = np.broadcast_to(allowed.sum(axis=1), n)
@@ -99,7 +99,7 @@ def _candidates(
     seen: Histories | None,
     allowed: Bool[np.ndarray, "masks items"] | None,
 ) -> Int[np.ndarray, "n m"]:
-    """How many members of each wanted group may be recommended; entries of group -1 mean nothing."""
+    """Number of members of each wanted group that may be recommended; entries of group -1 mean nothing."""
     sizes = np.bincount(groups)
     counts = sizes[wanted]
     if allowed is not None:
@@ -116,7 +116,7 @@ def _candidates(
 
 
 def _mask_rows(allowed: Bool[np.ndarray, "masks items"], n: int) -> Int[np.ndarray, " n"]:
-    """Which mask is each example's."""
+    """Row of the mask of each example."""
     return np.arange(n) if len(allowed) > 1 else np.zeros(n, np.int64)
 
 
@@ -227,7 +227,7 @@ def terciles(values: Int[np.ndarray, " n"]) -> Int[np.ndarray, "2"]:
 
 
 def in_history(rows: Int[np.ndarray, "n k"], histories: Histories) -> Bool[np.ndarray, "n k"]:
-    """Which entries of each list of item rows (-1 for none) stand in the history of the same index."""
+    """Mask of the entries of each list of item rows (-1 for none) that stand in the history of the same index."""
     items, owner = histories.flat()
     width = 1 + max(rows.max(initial=0), items.max(initial=0))
     keys = np.arange(len(rows))[:, None] * width + rows
@@ -235,7 +235,7 @@ def in_history(rows: Int[np.ndarray, "n k"], histories: Histories) -> Bool[np.nd
 
 
 def repeated(rows: Int[np.ndarray, "n k"]) -> Bool[np.ndarray, "n k"]:
-    """Which entries of each list occur earlier in it."""
+    """Mask of the entries of each list that occur earlier in it."""
     order = np.argsort(rows, axis=1, kind="stable")
     ordered = np.take_along_axis(rows, order, axis=1)
     again = np.zeros(rows.shape, bool)

@@ -96,7 +96,7 @@ def usage(catalog: SemanticCatalog) -> list[dict[str, Any]]:
 
 
 def learned(health: Mapping[str, Any]) -> Learned:
-    """Of `health.json`: what the run's "codes" know of the users, per level, and "content_only" codes beside them (none
+    """Collaborative part of `health.json`: of the run's "codes", per level, and of "content_only" codes (none
     unless aligned). Empty where the file says nothing of it."""
     found = health.get("collaborative") or {}
     if "codes" not in found:
@@ -107,7 +107,7 @@ def learned(health: Mapping[str, Any]) -> Learned:
 
 
 def comparison(runs: Mapping[str, Learned]) -> dict[str, Any]:
-    """A table and lines. Rows of one level, one for each run, stand together: unaligned runs beside aligned ones."""
+    """Compare runs in a table and lines. Rows of one level, one per run, stand together."""
     depth = {name: len(run["codes"]["usage"]) for name, run in runs.items()}
     rows = [
         {"level": level_name(level), "run": name, "cells": _cells(run, level)}

@@ -272,7 +272,7 @@ def _read_history(file: Path) -> list[dict[str, Any]]:
 
 
 def _learned(sections: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What codes know of the users, the runs of one dataset beside each other."""
+    """Collaborative information in the codes, all runs of one dataset together."""
     found = [section for section in sections if section["learned"]]
     return [
         {"dataset": name} | comparison({run["name"]: run["learned"] for run in found if run["dataset"] == name})
@@ -342,7 +342,7 @@ def _example(example: dict[str, Any], cards: dict[str, dict[str, Any]]) -> dict[
 
 
 def _shared(tokens: Sequence[str], target: Sequence[str]) -> int:
-    """How many tokens, from the first on, are those of the target."""
+    """Number of tokens, from the first on, that are those of the target."""
     pairs = zip(tokens, target, strict=False)
     return next((n for n, (own, wanted) in enumerate(pairs) if own != wanted), min(len(tokens), len(target)))
 

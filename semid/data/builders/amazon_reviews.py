@@ -29,7 +29,7 @@ _UCSD = "https://mcauleylab.ucsd.edu/public_datasets/data"
 
 @dataclass(frozen=True)
 class Release:
-    """Where the files of a year are; `{}` stands for the category."""
+    """Files of a release; `{}` stands for the category."""
 
     page: str
     reviews: str

@@ -1,4 +1,4 @@
-"""What the builders share: an items and a histories table in array_record files, and the way from there to a `Dataset`.
+"""Common parts of the builders: tables of items and histories in array_record files, and the way to a `Dataset`.
 
 Features belong to a TFDS config, so that each table is a config of its own (`...-items`, `...-histories`), as in TFDS'
 own MovieLens. A histories record is one user. Records keep the order in which they are generated
@@ -44,7 +44,7 @@ class TableBuilder(tfds.core.GeneratorBasedBuilder):
     """
 
     VERSION = tfds.core.Version("1.0.0")
-    TEXTS: ClassVar[tuple[str, ...]]  # text columns of the items; beside them `item_id` and the list `categories`
+    TEXTS: ClassVar[tuple[str, ...]]  # text columns of the items, next to `item_id` and the list `categories`
 
     def __init__(self, *, checksums: Mapping[str, str] | None = None, **kwargs: Any) -> None:
         self.checksums = dict(checksums or {})

@@ -1,4 +1,4 @@
-"""What a simulated world is told: its sizes, tastes and noise."""
+"""Settings of a simulated world: sizes, tastes and noise."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class SimulatedConfig:
     days: int = 1_000
     content_dim: int = 32
     content_noise: float = 0.7
-    """Deviation of the item's own noise in `content`, beside taxonomy parts of deviation 0.6 to 1."""
+    """Deviation of the item's own noise in `content`, next to taxonomy parts of deviation 0.6 to 1."""
     images: bool = True
     seed: int = 0
 

@@ -1,4 +1,4 @@
-"""What one can see of simulated items: titles, attributes, category paths, vectors, images."""
+"""Content of simulated items: titles, attributes, category paths, vectors, images."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def _pick(pool: tuple[str, ...], group: Int[np.ndarray, " n"], rng: np.random.Ge
 def _vectors(
     levels: dict[str, np.ndarray], appeal: np.ndarray, *, dim: int, noise: float, rng: np.random.Generator
 ) -> Float[np.ndarray, "items dim"]:
-    """What a text encoder might give: a part for each taxonomy node, one for appeal, and the item's own noise."""
+    """Vectors as of a text encoder: a part for each taxonomy node, one for appeal, and the item's own noise."""
     vectors = rng.standard_normal((len(appeal), dim), np.float32) * np.float32(noise)
     for name, scale in (("department", 1.0), ("category", 0.8), ("kind", 0.8), ("style", 0.6)):
         parts = rng.standard_normal((int(levels[name].max()) + 1, dim), np.float32) * np.float32(scale)

@@ -96,7 +96,7 @@ class People:
         return np.diff(self.offsets)
 
     def time_of(self, users: Int[np.ndarray, " n"], steps: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-        """When the user's interaction number `steps` happens; the last one's time from there on."""
+        """Time of the user's interaction number `steps`; the last one's time from there on."""
         return self.time[np.minimum(self.offsets[users] + steps, self.offsets[users + 1] - 1)]
 
 
@@ -108,7 +108,7 @@ def mixtures(
     steps: Int[np.ndarray, " n"],
     last: Int[np.ndarray, " n"],
 ) -> Choices:
-    """What the next item is drawn from at a user's step, after item `last` (-1 for none)."""
+    """Mixture from which the next item is drawn at a user's step, after item `last` (-1 for none)."""
     config, weights = world.config, world.config.mixture
     age = np.minimum(steps / np.maximum(people.lengths[users] - 1, 1), 1.0)[:, None]
     has_last = (last >= 0)[:, None]

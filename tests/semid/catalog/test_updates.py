@@ -144,7 +144,7 @@ def test_product_codes_have_no_last_residual_to_move(tmp_path):
     x = np.zeros((2, 2), np.float32)
     append(tmp_path / "c", [_file(tmp_path / "1.parquet", ["c"], x[:1])])
     assert SemanticCatalog.load(tmp_path / "c").lookup(["c"]).tolist() == [[0, 0, 1]]
-    with pytest.raises(SemidError, match=r"item 'd': no codes are left beside .*fit a tokenizer anew"):
+    with pytest.raises(SemidError, match=r"item 'd': no codes are left next to .*fit a new tokenizer"):
         append(tmp_path / "c", [_file(tmp_path / "2.parquet", ["d"], x[:1])])
 
 
