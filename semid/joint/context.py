@@ -47,12 +47,13 @@ class Context:
     teacher: Float[np.ndarray, "items teacher"] | None
     previous: PreviousRun | None
     request: dict[str, Any]
-    """The run's request beside `config`: parents, seed, and the like."""
+    """The run's request but for `config`: parents, seed and encoders."""
     folder: Path
     """Folder of the stages' checkpoints."""
     shared: Path | None
     """Folder of those of the warm-up, if other runs share them."""
     title: str
+    """Ending of the stages' titles on progress bars."""
     seed: int
     mesh: Mesh | None
 
@@ -64,7 +65,7 @@ class Context:
             settings = {name: settings[name] for name in (*WARM_UP[: WARM_UP.index(stage) + 1], "tie_break")}
             folder = self.folder if self.shared is None else self.shared
         request = {**self.request, "stage": stage, "config": settings}
-        return RunFolder(folder / stage, request, title=f"{stage} of {self.title}")
+        return RunFolder(folder / stage, request, title=f"{stage}{self.title}")
 
     @functools.cached_property
     def tables(self) -> ContentTables:

@@ -109,7 +109,7 @@ def train_end_to_end(
             request={"seed": seed, "parents": dict(request.parents), "content": request.config.get("content")},
             folder=folder,
             shared=None if shared is None else Path(shared),
-            title="memory" if out is None else Path(out).name,
+            title="" if out is None else f" of {Path(out).name}",
             seed=seed,
             mesh=mesh,
         )

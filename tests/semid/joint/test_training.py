@@ -175,6 +175,25 @@ def test_what_is_finished_is_not_made_again(world, runs):
     np.testing.assert_array_equal(again.codes, made["staged"].codes)
 
 
+def test_without_a_folder_the_model_is_in_memory(world, runs, tmp_path, monkeypatch):
+    home, made = runs
+    monkeypatch.chdir(tmp_path)
+    model = run(world, STAGED, None, shared=home / "shared")
+    assert model.origin is None
+    assert not list(tmp_path.iterdir())
+    np.testing.assert_array_equal(model.codes, made["staged"].codes)
+
+
+def test_other_encoders_are_another_request(world, runs):
+    home, _ = runs
+    content = item_encoder(world)
+    content.encoder.scale[...] = content.encoder.scale[...] * 2
+    with pytest.raises(SemidError, match="staged"):
+        train_end_to_end(world, content=content, config=STAGED, out=home / "staged", shared=home / "shared")
+    with pytest.raises(SemidError, match="expected text and image, or content, got both"):
+        train_end_to_end(world, image="scratch", content=content, config=STAGED)
+
+
 def test_codes_that_collapse_are_an_error(world, tmp_path):
     with pytest.raises(SemidError, match=r"\d+ items share their codes, and tie_break leaves room for 1"):
         run(world, dataclasses.replace(STAGED, tie_break=1), tmp_path / "narrow")
