@@ -16,6 +16,7 @@ from semid.cli.console import console
 from semid.data import Dataset
 from semid.recommender import Recommender
 from semid.stage import Request, run_stage
+from semid.tokenizers import HEALTH_FILE, level_health
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,11 @@ class ImportCodes:
             self.out,
             load=SemanticCatalog.load,
             work=lambda _: catalog,
-            write=lambda made, folder: made.write(folder / CATALOG_FILE),
+            write=_write_imported,
         )
         console.print(f"catalogue: {self.out}")
+
+
+def _write_imported(catalog: SemanticCatalog, folder: Path) -> None:
+    catalog.write(folder / CATALOG_FILE)
+    artifacts.write_json(folder / HEALTH_FILE, level_health(catalog))

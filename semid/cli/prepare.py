@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Union
@@ -17,7 +18,7 @@ from semid.stage import store_dataset
 
 
 @dataclass(frozen=True)
-class _Source:
+class _Source(abc.ABC):
     """Output folder and split of prepared data."""
 
     out: Path
@@ -27,9 +28,9 @@ class _Source:
     text_vectors: int = 128
     """Dimensions of vectors made from the items' words (LSA) where the items bring no vectors. 0: make none."""
 
+    @abc.abstractmethod
     def read(self) -> Dataset:
-        """The dataset of this source."""
-        raise TypeError(f"{type(self).__name__} does not say how it is read")
+        """Read the dataset of this source."""
 
     def run(self) -> None:
         """Read, print statistics, write. What forbids writing is found before anything is read."""

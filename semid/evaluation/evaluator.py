@@ -76,8 +76,8 @@ def evaluate(
 ) -> Metrics:
     """Measure `ranker` on every example of a dataset's split, or of a table, against its full catalogue.
 
-    A table has the columns `history` (item ids, oldest first) and `target`; see `examples_from_table` for the files and frames
-    that it may be, and for `drop_unknown`:
+    A table has the columns `history` (item ids, oldest first) and `target`; see `examples_from_table` for the files
+    and frames that it may be, and for `drop_unknown`:
 
         recommender = Recommender.from_pretrained("handed_over")
         in_stock = recommender.allow(["i1", "i2", "i5"])
@@ -211,8 +211,8 @@ def _masks(
     masks = np.atleast_2d(allowed)
     if masks.dtype != bool or masks.shape[1:] != (num_items,) or len(masks) not in (1, evaluation_set.asked):
         raise SemidError(
-            f"expected allowed as booleans [{num_items} items] or [{evaluation_set.asked} examples, {num_items} items], "
-            f"got {masks.dtype} {list(np.shape(allowed))}; a Recommender makes it with allow(item_ids)"
+            f"expected allowed as booleans [{num_items} items] or [{evaluation_set.asked} examples, {num_items} items]"
+            f", got {masks.dtype} {list(np.shape(allowed))}; a Recommender makes it with allow(item_ids)"
         )
     masks = masks if len(masks) == 1 else masks[evaluation_set.rows]
     targets = evaluation_set.examples.targets

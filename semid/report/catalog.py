@@ -80,18 +80,15 @@ class Items:
         return images
 
 
-def usage(catalog: SemanticCatalog) -> list[dict[str, Any]]:
-    """For each level: sorted item counts, codes in use, and perplexity, exp of the entropy of the counts."""
-    levels, items = [], len(catalog)
-    for level, size in enumerate(catalog.level_sizes):
-        counts = np.sort(np.bincount(catalog.codes[:, level], minlength=size))[::-1]
-        shares = counts[counts > 0] / items
-        perplexity = float(np.exp(-(shares * np.log(shares)).sum()))
-        last = catalog.tie_break and level == catalog.num_levels - 1
+def usage(health: Mapping[str, Any], *, tie_break: bool) -> list[dict[str, Any]]:
+    """Sorted item counts, codes in use and perplexity of each level, as `health.json` has them."""
+    levels, found = [], health.get("levels", [])
+    for level, entry in enumerate(found):
+        size, last = entry["size"], tie_break and level == len(found) - 1
         name = f"Level {level_name(level)}" + (" (tie-break)" if last else "")
-        figure = {"kind": "usage", "title": f"{name}: items per code", "size": size, "even": items / size}
-        numbers = {"size": size, "used": len(shares), "perplexity": perplexity}
-        levels.append({"name": name, "figure": figure | _steps(counts)} | numbers)
+        figure = {"kind": "usage", "title": f"{name}: items per code", "size": size, "even": health["items"] / size}
+        numbers = {key: entry[key] for key in ("size", "used", "perplexity")}
+        levels.append({"name": name, "figure": figure | _steps(np.sort(entry["counts"])[::-1])} | numbers)
     return levels
 
 

@@ -95,7 +95,7 @@ def _section(name: str, run: Path, num_runs: int) -> dict[str, Any]:
         "dataset": first["dataset"] or _plain(next(named, None) or name),
         "results": [first, *others],
         "curves": _curves(run),
-        "levels": usage(catalog) if catalog else [],
+        "levels": usage(health, tie_break=catalog.tie_break) if catalog else [],
         "health": _health(health),
         "learned": learned(health),
         "tree": tree(catalog, items, MAX_TILES // num_runs) if catalog else None,

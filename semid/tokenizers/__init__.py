@@ -32,9 +32,7 @@ from semid.tokenizers.rqvae import (
     reseeding,
     train_autoencoder,
 )
-from semid.tokenizers.tokenization import (
-    tokenize,
-)
+from semid.tokenizers.tokenization import HEALTH_FILE, level_health, tokenize
 from semid.tokenizers.tokenizer import (
     SemanticTokenizer,
     TokenizerConfig,
@@ -42,6 +40,7 @@ from semid.tokenizers.tokenizer import (
 
 __all__ = [
     "BLOCK",
+    "HEALTH_FILE",
     "RQVAE",
     "AlignedRQVAE",
     "AlignmentConfig",
@@ -57,6 +56,7 @@ __all__ = [
     "SemanticTokenizer",
     "TokenizerConfig",
     "TokenizerMethod",
+    "level_health",
     "map_blocks",
     "pad_rows",
     "reseeding",

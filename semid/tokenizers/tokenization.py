@@ -122,20 +122,26 @@ def _resolved(
 
 def _health(before: CodeHealth, catalog: SemanticCatalog, tokenizer: SemanticTokenizer) -> dict[str, Any]:
     """Health per level and of collisions, before and after they are resolved, as `health.json` holds it."""
-    after = health(catalog.codes, catalog.level_sizes)
-    counts = code_counts(jnp.asarray(catalog.codes), level_sizes=catalog.level_sizes)
-    levels = [
-        {"level": level, **asdict(of_level), "used": of_level.size - of_level.dead, "counts": counts[level].tolist()}
-        for level, of_level in enumerate(after.levels)
-    ]
+    after = level_health(catalog)
     return {
-        "items": before.items,
-        "levels": levels,
+        "items": after["items"],
+        "levels": after["levels"],
         "collisions": tokenizer.config.collisions.value,
         "collision_rate_before": before.collision_rate,
         "largest_group_before": before.largest_group,
-        "collision_rate_after": after.collision_rate,
+        "collision_rate_after": after["collision_rate_after"],
     }
+
+
+def level_health(catalog: SemanticCatalog) -> dict[str, Any]:
+    """Health of a catalogue's codes per level, and of the collisions in it: all of `health.json` for imported codes."""
+    found = health(catalog.codes, catalog.level_sizes)
+    counts = code_counts(jnp.asarray(catalog.codes), level_sizes=catalog.level_sizes)
+    levels = [
+        {"level": level, **asdict(of_level), "used": of_level.size - of_level.dead, "counts": counts[level].tolist()}
+        for level, of_level in enumerate(found.levels)
+    ]
+    return {"items": found.items, "levels": levels, "collision_rate_after": found.collision_rate}
 
 
 def _collaborative_health(

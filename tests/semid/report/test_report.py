@@ -19,6 +19,7 @@ from semid.catalog import SemanticCatalog
 from semid.errors import SemidError
 from semid.report import write_report
 from semid.report.catalog import Items, tree
+from semid.tokenizers import level_health
 
 EVIL = "<script>alert('title')</script>"
 PNG = b"\x89PNG\r\n\x1a\nrest of a picture"
@@ -55,8 +56,10 @@ def _make_run(run: Path, rows: list[dict] | None = None) -> Path:
     with write_artifact(run / "dataset", kind="dataset", config={"name": "tiny"}) as folder:
         pq.write_table(pa.table(items), folder / "items.parquet")
     with write_artifact(run / "catalog", kind="catalog", config={"tokenizer": {}}) as folder:
-        SemanticCatalog(pa.array(_ids(5)), CODES, (2, 4, 2), tie_break=True).write(folder / "catalog.parquet")
-        _write_json(folder / "health.json", {"levels": [], "collision_rate_before": 0.4, "largest_group_before": 2})
+        catalog = SemanticCatalog(pa.array(_ids(5)), CODES, (2, 4, 2), tie_break=True)
+        catalog.write(folder / "catalog.parquet")
+        stated = level_health(catalog) | {"collision_rate_before": 0.4, "largest_group_before": 2}
+        _write_json(folder / "health.json", stated)
     (run / "model").mkdir()
     records = [{"step": 10 * n, "loss": 3.0 / n, "validation/ndcg@10": 0.01 * n} for n in range(1, 4)]
     (run / "model" / "history.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -200,7 +203,7 @@ def test_the_page_loads_nothing(run):
         ("catalog", {"Codebook usage", "Semantic-ID tree"}),
         ("model", {"Training"}),
         ("dataset", set()),
-        ("catalog/health.json", set()),
+        ("catalog/health.json", {"Codebook usage"}),
     ],
 )
 def test_a_missing_file_drops_its_section(run, missing, headings):
@@ -375,11 +378,14 @@ def _learn(run: Path, levels: int, *, content_only: bool) -> None:
             "popularity_explained": [-0.1, *ramp[1:]],
             "usage": [0.25] * levels,
         }
-    stated = [{"level": n, "gini": 0.25} for n in range(levels + 1)]  # the last is the tie-break level
+    level = {"size": 2, "counts": [3, 2], "used": 2, "perplexity": 2.0, "gini": 0.25}
+    stated = [{"level": n, **level} for n in range(levels + 1)]  # the last is the tie-break level
     shutil.rmtree(run / "catalog")
     with write_artifact(run / "catalog", kind="catalog", config={"tokenizer": {}}) as folder:
         SemanticCatalog(pa.array(_ids(5)), CODES, (2, 4, 2), tie_break=True).write(folder / "catalog.parquet")
-        _write_json(folder / "health.json", {"levels": stated, "collisions": "min-cost", "collaborative": found})
+        _write_json(
+            folder / "health.json", {"items": 5, "levels": stated, "collisions": "min-cost", "collaborative": found}
+        )
 
 
 def _learned(page: str) -> list[list[str]]:
