@@ -9,6 +9,7 @@ from semid.catalog.catalog import (
 )
 from semid.catalog.collisions import (
     Collisions,
+    Residuals,
 )
 from semid.catalog.export import (
     Format,
@@ -29,6 +30,7 @@ __all__ = [
     "TOKENIZER_FILE",
     "Collisions",
     "Format",
+    "Residuals",
     "SemanticCatalog",
     "Version",
     "append",

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,7 @@ from semid.errors import SemidError
 _ROWS = 8192
 
 
+@runtime_checkable
 class Encoder(Protocol):
     """A fitted tokenizer: what `append` needs of one."""
 
@@ -38,9 +39,7 @@ class Encoder(Protocol):
     @property
     def is_residual(self) -> bool: ...
     def encode(self, vectors: Float[np.ndarray, "n dim"]) -> Int[np.ndarray, "n level"]: ...
-    def last_residuals(
-        self, vectors: Float[np.ndarray, "n dim"], codes: Int[np.ndarray, "n level"]
-    ) -> tuple[Float[np.ndarray, "n dim"], Float[np.ndarray, "codes dim"]]: ...
+    def last_residuals(self, vectors: Float[np.ndarray, "n dim"], codes: Int[np.ndarray, "n level"]) -> Residuals: ...
 
 
 class Appended(NamedTuple):
@@ -193,7 +192,7 @@ def _placed(
     policy = tokenizer.collisions
     residuals = None
     if tokenizer.is_residual:
-        residuals = functools.cache(lambda: Residuals(*tokenizer.last_residuals(vectors, nearest)))
+        residuals = functools.cache(lambda: tokenizer.last_residuals(vectors, nearest))
     fault = functools.partial(_full, given, new, catalog)
     own = place(catalog, nearest, policy=policy, residuals=residuals, full=fault)
     codes = np.zeros((len(given.item_ids), catalog.num_levels), np.int32)

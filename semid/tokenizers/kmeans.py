@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from quantizers import ResidualKMeans, balanced_kmeans, kmeans
+from semid.catalog import Residuals
 from semid.tokenizers.method import (
     FitContext,
-    LastResiduals,
     TokenizerMethod,
     check_iterations,
     check_sizes,
@@ -44,9 +44,7 @@ class RQKmeansConfig(TokenizerMethod):
     def build(self, dim: int) -> ResidualKMeans:
         return ResidualKMeans(tuple(jnp.zeros((size, dim)) for size in self.level_sizes))
 
-    def last_residuals(
-        self, model: Any, x: Float[np.ndarray, "n dim"], codes: Int[np.ndarray, "n level"]
-    ) -> LastResiduals:
+    def last_residuals(self, model: Any, x: Float[np.ndarray, "n dim"], codes: Int[np.ndarray, "n level"]) -> Residuals:
         return last_residuals(model, x, codes)
 
 

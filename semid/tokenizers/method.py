@@ -9,12 +9,13 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Integer
 
+from semid.catalog import Residuals
 from semid.data import Dataset
 from semid.errors import SemidError
 from semid.graphs import CoConsumption, Signal
@@ -76,27 +77,16 @@ class TokenizerMethod(abc.ABC):
     def build(self, dim: int) -> CodeModel:
         """A model of the right shapes for vectors of `dim` dimensions, its arrays to be loaded."""
 
-    def last_residuals(
-        self, model: Any, x: Float[np.ndarray, "n dim"], codes: Int[np.ndarray, "n level"]
-    ) -> LastResiduals:
+    def last_residuals(self, model: Any, x: Float[np.ndarray, "n dim"], codes: Int[np.ndarray, "n level"]) -> Residuals:
         """Inputs of the last level, for a residual method. Raises SemidError for others."""
         del model, x, codes
         raise SemidError(f"the codes of {self.name} are no residual codes, so that none of them has a last residual")
 
 
-class LastResiduals(NamedTuple):
-    """Vectors that the last level quantizes, and its codebook."""
-
-    vectors: Float[np.ndarray, "n dim"]
-    codebook: Float[np.ndarray, "codes dim"]
-
-
-def last_residuals(
-    quantizer: Any, latents: Float[np.ndarray, "n dim"], codes: Int[np.ndarray, "n level"]
-) -> LastResiduals:
+def last_residuals(quantizer: Any, latents: Float[np.ndarray, "n dim"], codes: Int[np.ndarray, "n level"]) -> Residuals:
     """Inputs of a residual quantizer's last level for vectors of the given codes."""
     book = np.asarray(quantizer.codebooks[-1][...])
-    return LastResiduals(latents - (map_blocks(quantizer.decode, codes) - book[codes[:, -1]]), book)
+    return Residuals(latents - (map_blocks(quantizer.decode, codes) - book[codes[:, -1]]), book)
 
 
 _Method = TypeVar("_Method", bound=TokenizerMethod)

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from quantizers import balanced_kmeans, code_counts, health, reseed_dead_codes, residual_codes
+from semid.catalog import Residuals
 from semid.config import to_dict
 from semid.errors import SemidError
 from semid.tokenizers.alignment import Alignment, read_signals
@@ -24,7 +25,6 @@ from semid.tokenizers.autoencoder import RQVAE, AutoencoderConfig, Tables, autoe
 from semid.tokenizers.blocks import BLOCK, map_blocks
 from semid.tokenizers.method import (
     FitContext,
-    LastResiduals,
     TokenizerMethod,
     check_iterations,
     check_sizes,
@@ -72,8 +72,8 @@ class RQVaeConfig(AutoencoderConfig, TokenizerMethod):
         config, seed, dim = shrunk_to(len(x), self), context.seed, x.shape[1]
         model = RQVAE(config, dim=dim, rngs=nnx.Rngs(seed))
         model.initialize(x, iterations=config.kmeans_iterations, seed=seed)
-        shared = {"seed": seed, "co_consumption": context.co_consumption}
-        signals = read_signals(context.dataset, context.alignment, context.signal, x, **shared)
+        drawn = context.co_consumption
+        signals = read_signals(context.dataset, context.alignment, context.signal, x, seed=seed, co_consumption=drawn)
         alignments = [one.build(config, dim=dim, signals=signals, seed=seed) for one in context.alignment]
         return train_autoencoder(
             AlignedRQVAE(model, alignments),
@@ -89,9 +89,7 @@ class RQVaeConfig(AutoencoderConfig, TokenizerMethod):
     def build(self, dim: int) -> RQVAE:
         return RQVAE(self, dim=dim, rngs=nnx.Rngs(0))
 
-    def last_residuals(
-        self, model: Any, x: Float[np.ndarray, "n dim"], codes: Int[np.ndarray, "n level"]
-    ) -> LastResiduals:
+    def last_residuals(self, model: Any, x: Float[np.ndarray, "n dim"], codes: Int[np.ndarray, "n level"]) -> Residuals:
         return last_residuals(model.quantizer, map_blocks(model.latents, x), codes)
 
 

@@ -17,14 +17,14 @@ from jaxtyping import Array, Float, Int
 
 from semid import artifacts
 from semid.artifacts import Kind
-from semid.catalog import CATALOG_FILE, TOKENIZER_CONFIG, TOKENIZER_FILE, Collisions, SemanticCatalog
+from semid.catalog import CATALOG_FILE, TOKENIZER_CONFIG, TOKENIZER_FILE, Collisions, Residuals, SemanticCatalog
 from semid.config import from_dict
 from semid.data import Dataset, Standardizer, content_blocks
 from semid.errors import SemidError
 from semid.graphs import PpmiConfig, Signal
 from semid.tokenizers.alignment import AlignmentConfig
 from semid.tokenizers.blocks import map_blocks
-from semid.tokenizers.method import CodeModel, FitContext, LastResiduals, TokenizerMethod, explained_variance
+from semid.tokenizers.method import CodeModel, FitContext, TokenizerMethod, explained_variance
 from semid.tokenizers.rqvae import RQVaeConfig
 from semid.training import named_leaves, replace_leaves
 
@@ -165,7 +165,7 @@ class SemanticTokenizer:
         codes = self.encode(vectors) if codes is None else codes
         return explained_variance(self.standardizer(vectors), map_blocks(self.model.decode, codes))
 
-    def last_residuals(self, vectors: Float[np.ndarray, "n dim"], codes: Int[np.ndarray, "n level"]) -> LastResiduals:
+    def last_residuals(self, vectors: Float[np.ndarray, "n dim"], codes: Int[np.ndarray, "n level"]) -> Residuals:
         """Vectors that the last level quantizes, and its codebook, by which collision policies re-assign codes."""
         return self.config.method.last_residuals(self.model, self.standardizer(vectors), codes)
 
