@@ -12,7 +12,7 @@ import tyro
 from semid import artifacts
 from semid.artifacts import Kind
 from semid.cli.console import console, print_statistics
-from semid.data import Dataset, LeaveOneOut, SplitRule
+from semid.data import SUFFIXES, Dataset, LeaveOneOut, SplitRule
 from semid.errors import SemidError
 from semid.stage import store_dataset
 
@@ -72,16 +72,14 @@ class _Tables(_Source):
     """Name of the dataset; none given: the output folder's."""
 
     def read(self) -> Dataset:
-        from semid.data import SUFFIXES, import_tables
-
         for path in (self.items, self.interactions):
             found = next((name for name, suffixes in SUFFIXES.items() if path.suffix.lower() in suffixes), self.format)
             if found != self.format:
                 wanted = " or ".join(SUFFIXES[self.format])
                 raise SemidError(f"{path}: expected {wanted}; use `semid prepare {found}`, both tables of its kind")
         name = self.name or self.out.name
-        return import_tables(
-            self.items, self.interactions, name=name, split_rule=self.split_rule, vectors=self.vectors or None
+        return Dataset.from_tables(
+            self.items, self.interactions, name=name, split_rule=self.split_rule, vectors=self.vectors
         )
 
 

@@ -21,7 +21,6 @@ from semid.data.importing import (
     SUFFIXES,
     add_vector_files,
     as_table,
-    import_tables,
     read_table,
 )
 from semid.data.splits import (
@@ -59,7 +58,6 @@ __all__ = [
     "add_vector_files",
     "as_table",
     "content_blocks",
-    "import_tables",
     "is_string",
     "load_image",
     "raise_faults",

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from semid import arrow, artifacts, config
 from semid.arrow import read_parquet, to_lists, to_matrix, write_parquet
 from semid.artifacts import Kind, Origin
+from semid.data.importing import read_import
 from semid.data.splits import LeaveOneOut, SplitRule, Splits, split
 from semid.data.validation import checked_items, checked_tables
 from semid.errors import SemidError
@@ -66,10 +67,17 @@ class Dataset:
         split_rule: SplitRule = LeaveOneOut(),
         vectors: Mapping[str, str | Path] | None = None,
     ) -> Dataset:
-        """Import items and interactions from files or tables of pandas, polars or Arrow; see `import_tables`."""
-        from semid.data.importing import import_tables
+        """Import two tables, each a file that `read_table` knows, a pandas or polars DataFrame or an Arrow table.
 
-        return import_tables(items, interactions, name=name, split_rule=split_rule, vectors=vectors)
+        Columns are those of `build`. `vectors` names `.npy` files of floats [items, dim], row `i` for item row `i`, one
+        for each vector column to add. A string column `image_path` (relative to the items file, or to the working
+        directory) is replaced by `image` with the content of the files; null or empty is an item without image.
+        Raises SemidError that lists all faults of all tables, a line each.
+        """
+        tables = read_import(items, interactions, vectors=vectors or {})
+        return cls._from_checked(
+            tables.items, tables.interactions, name=name, split_rule=split_rule, source=tables.source
+        )
 
     @classmethod
     def build(
@@ -90,6 +98,13 @@ class Dataset:
         file, row and column.
         """
         items, interactions = checked_tables(items, interactions, item_file, interaction_file)
+        return cls._from_checked(items, interactions, name=name, split_rule=split_rule, source=source or {})
+
+    @classmethod
+    def _from_checked(
+        cls, items: pa.Table, interactions: pa.Table, *, name: str, split_rule: SplitRule, source: dict
+    ) -> Dataset:
+        """Map the ids of checked tables to rows and sort."""
         columns = interactions.column_names
         encoded = interactions["user_id"].combine_chunks().dictionary_encode()
         user = encoded.indices.to_numpy().astype(np.int32)
@@ -109,7 +124,7 @@ class Dataset:
             event=interactions["event"].combine_chunks().take(pa.array(order)) if "event" in columns else None,
             weight=interactions["weight"].to_numpy().astype(np.float32)[order] if "weight" in columns else None,
             split_rule=split_rule,
-            source=source or {},
+            source=source,
         )
 
     @property

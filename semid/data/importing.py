@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -15,9 +15,7 @@ from jaxtyping import Float
 
 from semid.arrow import to_lists
 from semid.artifacts import sha256
-from semid.data.dataset import Dataset
-from semid.data.splits import LeaveOneOut, SplitRule
-from semid.data.validation import Faults, is_string, raise_faults
+from semid.data.validation import Faults, checked_tables, is_string, raise_faults
 from semid.errors import SemidError
 
 SUFFIXES = {"parquet": (".parquet", ".pq"), "csv": (".csv", ".tsv"), "jsonl": (".jsonl", ".ndjson")}
@@ -26,41 +24,35 @@ _TEXTS = ("title", "name", "text", "brand", "description", "category")
 _STRINGS = ("item_id", "user_id", "event", "image_path", *_TEXTS)  # never numbers: "007" keeps its zeros
 
 
-def import_tables(
+class ImportedTables(NamedTuple):
+    """Checked items and interactions, and the checksums of the files that they are from."""
+
+    items: pa.Table
+    interactions: pa.Table
+    source: dict
+
+
+def read_import(
     items: str | Path | pa.Table | Any,
     interactions: str | Path | pa.Table | Any,
     *,
-    name: str,
-    split_rule: SplitRule = LeaveOneOut(),
-    vectors: Mapping[str, str | Path] | None = None,
-) -> Dataset:
-    """A dataset from two tables, each the path of a file that `read_table` knows, a pandas DataFrame or an Arrow table.
-
-    Columns are those of `Dataset.build`. `vectors` names `.npy` files of floats [items, dim], row `i` for item row `i`,
-    one for each vector column to add. A string column `image_path` (relative to the items file, or to the working
-    directory) is replaced by `image` with the content of the files; null or empty is an item without image.
-    Raises SemidError that lists all faults of all tables, a line each.
-    """
+    vectors: Mapping[str, str | Path],
+) -> ImportedTables:
+    """Read and check the tables of `Dataset.from_tables`. Raises SemidError that lists all faults, a line each."""
     tables = {"items": items, "interactions": interactions}
     files = {key: Path(table) for key, table in tables.items() if isinstance(table, (str, Path))}
-    vector_files = {f"vectors.{column}": Path(path) for column, path in (vectors or {}).items()}
+    vector_files = {f"vectors.{column}": Path(path) for column, path in vectors.items()}
     faults = Faults(str(files.get("items", "items")))
     folder = files["items"].parent if "items" in files else Path()
-    items = add_vector_files(_with_images(as_table(items), folder, faults), vectors or {}, faults)
+    items = add_vector_files(_with_images(as_table(items), folder, faults), vectors, faults)
+    interactions, interaction_file = as_table(interactions), str(files.get("interactions", "interactions"))
     try:
-        dataset = Dataset.build(
-            items,
-            as_table(interactions),
-            name=name,
-            split_rule=split_rule,
-            item_file=faults.file,
-            interaction_file=str(files.get("interactions", "interactions")),
-        )
+        items, interactions = checked_tables(items, interactions, faults.file, interaction_file)
     except SemidError as error:
         raise SemidError("\n".join([*faults.lines, str(error)])) from None
     raise_faults(faults.lines)
     checksums = {key: sha256(path) for key, path in (files | vector_files).items()}
-    return dataset.replace(source={"type": "tables", "sha256": checksums})
+    return ImportedTables(items, interactions, {"type": "tables", "sha256": checksums})
 
 
 def read_table(path: str | Path, *, strings: Sequence[str] = _STRINGS) -> pa.Table:

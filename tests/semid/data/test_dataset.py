@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from semid.artifacts import read_artifact
-from semid.data import Dataset, GlobalTime, HeldOutItems, LeaveOneOut, import_tables
+from semid.data import Dataset, GlobalTime, HeldOutItems, LeaveOneOut
 from semid.errors import SemidError
 
 
@@ -140,7 +140,7 @@ def test_save_and_load_give_the_same_dataset(tmp_path, rule):
 
 def test_save_and_load_without_options_from_pandas(tmp_path):
     frames = pd.DataFrame({"item_id": [1, 2]}), pd.DataFrame({"user_id": [7], "item_id": [2], "position": [0]})
-    dataset = import_tables(*frames, name="small")
+    dataset = Dataset.from_tables(*frames, name="small")
     dataset.save(str(tmp_path / "d"))
     loaded = Dataset.load(str(tmp_path / "d"))
     assert (loaded.event, loaded.weight, loaded.time_unit) == (None, None, "position")

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from semid.artifacts import sha256
-from semid.data import GlobalTime, LeaveOneOut, import_tables, read_table
+from semid.data import Dataset, GlobalTime, LeaveOneOut, read_table
 from semid.errors import SemidError
 
 ITEMS = {"item_id": ["007", "08", "9"], "title": ["x, y", 'say "z"', "two\nlines"], "price": [1.5, None, 3.0]}
@@ -42,7 +42,7 @@ def png():
 @pytest.mark.parametrize("suffix", [".parquet", ".pq", ".csv", ".tsv", ".jsonl", ".ndjson"])
 def test_every_format_gives_the_same_dataset(tmp_path, suffix):
     paths = [write(table, tmp_path / f"{name}{suffix}") for name, table in (("i", ITEMS), ("x", INTERACTIONS))]
-    dataset = import_tables(*paths, name="shop")
+    dataset = Dataset.from_tables(*paths, name="shop")
     assert dataset.items.to_pydict() == ITEMS
     assert dataset.users.to_pylist() == ["01", "2"]
     assert dataset.user.tolist() == [0, 0, 0, 1]
@@ -62,7 +62,7 @@ def test_csv_ids_are_strings_and_empty_fields_null(tmp_path):
 def test_iso_times_in_csv_are_seconds(tmp_path):
     path = tmp_path / "x.csv"
     path.write_text("user_id,item_id,timestamp\nu,007,1970-01-02 00:00:00\nu,08,1970-01-01 00:00:01\n")
-    dataset = import_tables(pa.table(ITEMS), path, name="t", split_rule=GlobalTime())
+    dataset = Dataset.from_tables(pa.table(ITEMS), path, name="t", split_rule=GlobalTime())
     assert dataset.time.tolist() == [1, 86400]
     assert dataset.split_rule == GlobalTime()
 
@@ -72,7 +72,7 @@ def test_iso_times_in_csv_are_seconds(tmp_path):
 def test_iso_times_are_the_same_in_every_format(tmp_path, suffix, fraction):
     times = [f"2020-01-0{4 - day}T01:02:03{fraction}" for day in range(4)]
     path = write(INTERACTIONS | {"timestamp": times}, tmp_path / f"x{suffix}")
-    dataset = import_tables(pa.table(ITEMS), path, name="t")
+    dataset = Dataset.from_tables(pa.table(ITEMS), path, name="t")
     day = 86_400
     first = 1_577_836_800 + 3_723  # 2020-01-01 01:02:03
     assert dataset.time.tolist() == [first + day, first + 2 * day, first + 3 * day, first]
@@ -80,7 +80,7 @@ def test_iso_times_are_the_same_in_every_format(tmp_path, suffix, fraction):
 
 def test_times_of_one_second_are_ordered_by_what_was_cut():
     times = pd.DataFrame(INTERACTIONS | {"timestamp": [1.7e9 + 0.75, 1.7e9 + 0.25, 1.7e9 + 0.5, 1.7e9]})
-    dataset = import_tables(pd.DataFrame(ITEMS), times, name="t")
+    dataset = Dataset.from_tables(pd.DataFrame(ITEMS), times, name="t")
     assert dataset.item.tolist() == [1, 2, 0, 1]
     assert set(dataset.time.tolist()) == {1_700_000_000}
 
@@ -89,7 +89,7 @@ def test_times_of_one_second_are_ordered_by_what_was_cut():
 def test_numbers_in_text_columns_of_csv_are_text(tmp_path, column):
     path = tmp_path / "i.csv"
     path.write_text(f"item_id,{column},year\n007,1984,1949\n08,300,\n9,,2007\n")
-    dataset = import_tables(path, pa.table(INTERACTIONS), name="t")
+    dataset = Dataset.from_tables(path, pa.table(INTERACTIONS), name="t")
     assert dataset.items.to_pydict() == {
         "item_id": ["007", "08", "9"],
         column: ["1984", "300", None],
@@ -104,9 +104,9 @@ def test_dataframes_and_arrow_tables_are_one_dataset():
     ]
     frames[1]["timestamp"] = pd.to_datetime(frames[1]["timestamp"], unit="s")
     frames[0]["vector"] = [np.array([i, 1.0]) for i in range(3)]
-    from_pandas = import_tables(*frames, name="shop")
+    from_pandas = Dataset.from_tables(*frames, name="shop")
     vector = pa.array([[i, 1.0] for i in range(3)])
-    from_arrow = import_tables(pa.table(ITEMS | {"vector": vector}), pa.table(INTERACTIONS), name="shop")
+    from_arrow = Dataset.from_tables(pa.table(ITEMS | {"vector": vector}), pa.table(INTERACTIONS), name="shop")
     assert from_pandas.items.equals(from_arrow.items)
     assert from_pandas.items.column_names == ["item_id", "title", "price", "vector"]
     for field in ("user", "item", "time"):
@@ -132,7 +132,7 @@ def test_unreadable_files_are_named_in_one_line(tmp_path, name, content, expecte
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(SemidError, match=expected) as caught:
-        import_tables(path, pa.table(INTERACTIONS), name="t")
+        Dataset.from_tables(path, pa.table(INTERACTIONS), name="t")
     assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
 
@@ -140,7 +140,7 @@ def test_unreadable_files_are_named_in_one_line(tmp_path, name, content, expecte
 def test_faults_name_the_files_given(tmp_path):
     paths = [write({"item_id": ["a", "a"]}, tmp_path / "i.csv"), write(INTERACTIONS, tmp_path / "x.csv")]
     with pytest.raises(SemidError) as caught:
-        import_tables(*paths, name="t")
+        Dataset.from_tables(*paths, name="t")
     lines = str(caught.value).splitlines()
     assert lines[0].startswith(f"{paths[0]}: row 2, column 'item_id': 'a' occurs")
     assert lines[1] == f"{paths[1]}: row 1, column 'item_id': item '007' is not in {paths[0]}; add it or drop the row"
@@ -150,7 +150,9 @@ def test_faults_name_the_files_given(tmp_path):
 def test_vectors_from_npy(tmp_path, kind):
     vectors = np.arange(12, dtype=kind).reshape(3, 4)
     np.save(tmp_path / "v.npy", vectors)
-    dataset = import_tables(pa.table(ITEMS), pa.table(INTERACTIONS), name="t", vectors={"text": tmp_path / "v.npy"})
+    dataset = Dataset.from_tables(
+        pa.table(ITEMS), pa.table(INTERACTIONS), name="t", vectors={"text": tmp_path / "v.npy"}
+    )
     np.testing.assert_array_equal(dataset.vectors("text"), vectors)
     assert dataset.items.schema.field("text").type.value_type == (pa.float16() if kind == np.float16 else pa.float32())
     assert dataset.source["sha256"] == {"vectors.text": sha256(tmp_path / "v.npy")}
@@ -173,14 +175,16 @@ def test_bad_vector_files_are_faults_among_the_others(tmp_path, vectors, expecte
     if vectors is not None:
         np.save(path, vectors)
     with pytest.raises(SemidError, match=expected) as caught:
-        import_tables(pa.table(ITEMS), pa.table(INTERACTIONS | {"user_id": [""] * 4}), name="t", vectors={"v": path})
+        Dataset.from_tables(
+            pa.table(ITEMS), pa.table(INTERACTIONS | {"user_id": [""] * 4}), name="t", vectors={"v": path}
+        )
     assert "row 4, column 'user_id': is empty" in str(caught.value)
 
 
 def test_image_paths_become_images(tmp_path):
     (tmp_path / "a.png").write_bytes(png())
     path = write(ITEMS | {"image_path": ["a.png", None, str(tmp_path / "a.png")]}, tmp_path / "i.csv")
-    dataset = import_tables(path, pa.table(INTERACTIONS), name="t")
+    dataset = Dataset.from_tables(path, pa.table(INTERACTIONS), name="t")
     assert dataset.items["image"].to_pylist() == [png(), None, png()]
     assert dataset.text_columns == ["title"]
 
@@ -190,7 +194,7 @@ def test_missing_images_are_faults_among_the_others(tmp_path):
     table = ITEMS | {"image_path": ["a.png", "b.png", None]}
     path = write(table | {"item_id": ["007", "08", "08"]}, tmp_path / "i.parquet")
     with pytest.raises(SemidError) as caught:
-        import_tables(path, pa.table(INTERACTIONS | {"item_id": ["007"] * 4}), name="t")
+        Dataset.from_tables(path, pa.table(INTERACTIONS | {"item_id": ["007"] * 4}), name="t")
     assert [line.removeprefix(f"{path}: row ").split(";")[0] for line in str(caught.value).splitlines()] == [
         "2, column 'image_path': no such file: b.png",
         "1, column 'image': not a readable PNG or JPEG image",
@@ -200,7 +204,7 @@ def test_missing_images_are_faults_among_the_others(tmp_path):
 
 def test_other_objects_are_refused():
     with pytest.raises(SemidError, match="expected a path, a pandas DataFrame or an Arrow table, got list"):
-        import_tables([1, 2], pa.table(INTERACTIONS), name="t")
+        Dataset.from_tables([1, 2], pa.table(INTERACTIONS), name="t")
     mixed = pd.DataFrame({"item_id": ["a", 1, 2.5]})
     with pytest.raises(SemidError, match="DataFrame that Arrow cannot hold"):
-        import_tables(mixed, pa.table(INTERACTIONS), name="t")
+        Dataset.from_tables(mixed, pa.table(INTERACTIONS), name="t")
