@@ -114,11 +114,7 @@ def train_end_to_end(
             mesh=mesh,
         )
         on_first(lambda: _own(folder, request))
-        stages = plan(config, warm_up=previous is None)
-        model = _first_model(nnx.clone(given.encoder), context)
-        for stage in stages:
-            model = stage(model, context)
-        on_first(lambda: _write_history(stages, context))
+        model = _run_stages(nnx.clone(given.encoder), context)
         return _Trained(context.recommender(model), model, given.reader)
 
     def write(trained: _Trained, folder: Path) -> None:
@@ -217,11 +213,17 @@ def _own(folder: Path, request: Request) -> None:
         artifacts.write_json(folder / REQUEST, request.checkpoints)
 
 
-def _first_model(encoder: ItemEncoder, context: Context) -> JointModel:
-    """The model before the first stage: untrained, or that of the previous run."""
+def _run_stages(encoder: ItemEncoder, context: Context) -> JointModel:
+    """Run all stages, from an untrained model or from that of the previous run, and write their history."""
+    stages = plan(context.config, warm_up=context.previous is None)
     if context.previous is None:
-        return _untrained(encoder, context, num_items=context.dataset.num_items)
-    return _continued(encoder, context, context.previous)
+        model = _untrained(encoder, context, num_items=context.dataset.num_items)
+    else:
+        model = _continued(encoder, context, context.previous)
+    for stage in stages:
+        model = stage(model, context)
+    on_first(lambda: _write_history(stages, context))
+    return model
 
 
 def _untrained(encoder: ItemEncoder, context: Context, *, num_items: int) -> JointModel:
