@@ -66,7 +66,7 @@ class TrainEndToEnd:
     seed: int = 0
     """Seed of parameters, shuffling and dropout."""
     mesh: Annotated[MeshConfig, tyro.conf.arg(name="")] = MeshConfig()
-    """How devices share the work."""
+    """Distribution of the work over devices."""
 
     def run(self) -> None:
         dataset = Dataset.load(self.dataset)
