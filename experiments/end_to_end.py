@@ -24,6 +24,7 @@ test is read once.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -189,7 +190,7 @@ def main(
             model = _trained(name, config, data, out, seed=seed, weights=weights)
             request = {"arm": name, "seed": seed, "model": model.digest, "dataset": data.digest}
             file = out / "measured" / f"{_file(name)}_{seed}.json"
-            row = run_recorded(request, file, lambda m=model, d=data: _row(m, d))
+            row = run_recorded(request, file, functools.partial(_row, model, data))
             print({"arm": name, "seed": seed, **row}, flush=True)
     records = [read_json(file) for file in sorted((out / "measured").glob("*.json"))]
     rows = [{name: record["request"][name] for name in ("arm", "seed")} | record["result"] for record in records]

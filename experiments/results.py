@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -67,7 +68,7 @@ def measure(
         request = {"dataset": data.digest, "seed": seed, "beam_size": beam_size}
         request["model"] = ranker.digest if isinstance(ranker, Recommender) else name
         file = out / "measured" / f"{name.replace(' ', '-')}_{seed}.json"
-        measured[name] = run_recorded(request, file, lambda r=ranker: _metrics(r, data, beam_size))
+        measured[name] = run_recorded(request, file, functools.partial(_metrics, ranker, data, beam_size))
     return measured
 
 

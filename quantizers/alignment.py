@@ -160,7 +160,7 @@ def _binary_cross_entropy(pairs: _Pairs) -> Float[Array, " n"]:
     return clicked + others / jnp.maximum(pairs.negative.sum(-1), 1).astype(jnp.float32)
 
 
-def _zero_masked(x: Float[Array, "n *rest"], mask: Bool[Array, " n"] | None) -> Float[Array, "n *rest"]:
+def _zero_masked(x: Float[Array, " n *rest"], mask: Bool[Array, " n"] | None) -> Float[Array, " n *rest"]:
     """`x` in float32, masked rows zero: before any arithmetic, so that a NaN there reaches no gradient."""
     x = x.astype(jnp.float32)
     return x if mask is None else jnp.where(jnp.expand_dims(mask, range(1, x.ndim)), x, 0)

@@ -98,7 +98,9 @@ def _allowed(trie: CodeTrie, allowed: Bool[Array, "users items"]) -> tuple[Bool[
     return tuple(levels)
 
 
-def _any_of(members: Bool[Array, "users members"], start: Int[Array, "parents_plus_1"]) -> Bool[Array, "users parents"]:
+def _any_of(
+    members: Bool[Array, "users members"], start: Int[Array, " parents_plus_1"]
+) -> Bool[Array, "users parents"]:
     before = jnp.pad(jnp.cumsum(members, axis=-1, dtype=jnp.int32), ((0, 0), (1, 0)))[:, start]
     return before[:, 1:] > before[:, :-1]
 

@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +68,7 @@ class Capacity:
         return tuple(itertools.accumulate((1, *self.fan_outs), lambda parents, most: min(self.items, parents * most)))
 
 
-def _static():
+def _static() -> Any:
     return dataclasses.field(metadata={"static": True})
 
 
@@ -85,9 +85,9 @@ class CodeTrie:
     Two tries of equal static fields and equal array shapes, as those of one capacity, run in the same compiled program.
     """
 
-    tokens: tuple[Int[Array, "nodes"], ...]  # in the smallest type that holds the level's size
-    child_start: tuple[Int[Array, "parents_plus_1"] | None, ...]
-    leaf_start: Int[Array, "leaves_plus_1"] | None
+    tokens: tuple[Int[Array, " nodes"], ...]  # in the smallest type that holds the level's size
+    child_start: tuple[Int[Array, " parents_plus_1"] | None, ...]
+    leaf_start: Int[Array, " leaves_plus_1"] | None
     item_rows: Int[Array, "items"]  # by position; `items` behind the last, where a capacity or dead items leave it free
     level_sizes: tuple[int, ...] = _static()
     fan_outs: tuple[int, ...] = _static()  # per level: most children of any one parent
@@ -183,13 +183,13 @@ class CodeTrie:
         return _holders(self.leaf_start, positions)
 
 
-def windows(table: Shaped[Array, "n"], index: Int[Array, "*b width"]) -> Shaped[Array, "*b width"]:
+def windows(table: Shaped[Array, " n"], index: Int[Array, "*b width"]) -> Shaped[Array, "*b width"]:
     """Entries `index[..., 0]` of the table and those behind it: what `table[index]` is where these are contiguous.
 
     Reading ranges is a few times as fast on a CPU as reading entries one by one.
     """
 
-    def read(first: Int[Array, ""]) -> Shaped[Array, "width"]:
+    def read(first: Int[Array, ""]) -> Shaped[Array, " width"]:
         return jax.lax.dynamic_slice_in_dim(table, first, index.shape[-1])
 
     for _ in range(index.ndim - 1):
@@ -197,11 +197,11 @@ def windows(table: Shaped[Array, "n"], index: Int[Array, "*b width"]) -> Shaped[
     return read(index[..., 0])
 
 
-def _range(start: Int[Array, "n_plus_1"] | None, nodes: Int[Array, "*b"]) -> tuple[Array, Array]:
+def _range(start: Int[Array, " n_plus_1"] | None, nodes: Int[Array, "*b"]) -> tuple[Array, Array]:
     return (nodes, nodes + 1) if start is None else (start[nodes], start[nodes + 1])
 
 
-def _holders(start: Int[Array, "n_plus_1"] | None, members: Int[Array, "*b"]) -> Int[Array, "*b"]:
+def _holders(start: Int[Array, " n_plus_1"] | None, members: Int[Array, "*b"]) -> Int[Array, "*b"]:
     return members if start is None else jnp.searchsorted(start, members, side="right").astype(jnp.int32) - 1
 
 
@@ -210,7 +210,7 @@ def _holders(start: Int[Array, "n_plus_1"] | None, members: Int[Array, "*b"]) ->
 
 def _sorted_rows(
     codes: Int[np.ndarray, "items level"], level_sizes: tuple[int, ...], popularity: np.ndarray | None
-) -> Int[np.ndarray, "items"]:
+) -> Int[np.ndarray, " items"]:
     """Rows in order of their codes, then of falling popularity, then of the row.
 
     Columns are packed into 64-bit keys, for numpy sorts those with vector instructions: 50 times as fast as a lexsort
@@ -256,7 +256,7 @@ def _ranges(
     return tokens, [*starts, _starts(opens)]
 
 
-def _starts(opens: Bool[np.ndarray, "n"]) -> Int[np.ndarray, "ranges_plus_1"]:
+def _starts(opens: Bool[np.ndarray, " n"]) -> Int[np.ndarray, " ranges_plus_1"]:
     return np.append(np.flatnonzero(opens), len(opens)).astype(np.int32)
 
 
@@ -268,7 +268,7 @@ def _token_type(size: int) -> type[np.integer]:
     return np.uint8 if size <= 2**8 else np.uint16 if size <= 2**16 else np.int32
 
 
-def _padded(values: np.ndarray, length: int, fill: int) -> Int[Array, "length"]:
+def _padded(values: np.ndarray, length: int, fill: int) -> Int[Array, " length"]:
     kind = values.dtype if values.dtype.itemsize <= 2 else np.int32
     padded = np.full(length, fill, kind)
     padded[: len(values)] = values

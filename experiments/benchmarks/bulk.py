@@ -79,7 +79,8 @@ def main(
 def measure(catalog: Path, paths: Sequence[Path], work: Path, workers: int) -> dict[str, float]:
     """Microseconds an item of reading, encoding and joining the files; peak memory of this process (of a worker)."""
     tokenizer = SemanticTokenizer.from_pretrained(catalog)
-    files = [VectorFile.open(str(path), tokenizer, id_column="item_id", columns=None) for path in paths]
+    options: dict[str, Any] = {"dim": tokenizer.dim, "id_column": "item_id", "columns": tokenizer.input_columns}
+    files = [VectorFile.open(str(path), **options) for path in paths]
     items = sum(pq.read_metadata(path).num_rows for path in paths)
     with tempfile.TemporaryDirectory(prefix=work.name, dir=work.parent) as name:
         folder = Path(name)

@@ -72,6 +72,7 @@ from semid.training import (
     named_leaves,
     replicated,
     shardings,
+    split_variables,
 )
 from seq_models import RQTransformer, RQTransformerConfig, TransformerConfig, code_cross_entropy, last_state
 
@@ -176,7 +177,7 @@ class _Program:
 
     def _first(self) -> TrainState:
         """The state before the first step."""
-        _, params, rest = nnx.split(self.way.model(), nnx.Param, ...)
+        _, params, rest = split_variables(self.way.model())
         return TrainState(jnp.zeros((), jnp.int32), params, rest, self.optimizer.init(params))
 
     def start(self) -> None:
@@ -267,7 +268,7 @@ def _encoding(sizes: Sizes, config: StepConfig, flops: tuple[float, float]) -> d
 
 def _flops_of_an_item(sizes: Sizes) -> tuple[float, float]:
     """FLOPs of encoding an item, without and with a gradient, in a batch of `sizes.batch` items."""
-    graph, params, rest = nnx.split(nnx.eval_shape(lambda: _encoder(sizes)), nnx.Param, ...)
+    graph, params, rest = split_variables(nnx.eval_shape(lambda: _encoder(sizes)))
     content = jax.eval_shape(lambda: _content(replace(sizes, items=sizes.batch)))
 
     def total(params: nnx.State, rest: nnx.State, content: Content) -> Any:

@@ -15,7 +15,7 @@ from importlib.metadata import version
 from typing import cast
 
 from distributed import Client, Future, WorkerPlugin, as_completed, get_worker
-from distributed.comm import CommClosedError
+from distributed.comm.core import CommClosedError
 
 from semid.bulk.encoding import Done, Job, encode_file, failed
 from semid.config import from_dict, to_dict

@@ -46,7 +46,7 @@ _TEACHER = "teacher"
 _ALIGNMENTS = choices(AlignmentConfig)
 _SIGNALS = {name: cls for name, cls in choices(Signal).items() if cls is not VectorColumn}
 # A field for the options of each signal and alignment, by its name.
-_Options = make_dataclass(
+_Options: Any = make_dataclass(
     "_Options", [(name, cls, cls()) for name, cls in (_SIGNALS | _ALIGNMENTS).items()], frozen=True
 )
 
@@ -55,10 +55,10 @@ _Options = make_dataclass(
 class _Alignment(_Options):
     """Alignments of the training, and the signal they read; each has its own options."""
 
-    alignment: tuple[Literal[tuple(_ALIGNMENTS)], ...] = ()
+    alignment: tuple[Literal[tuple(_ALIGNMENTS)], ...] = ()  # type: ignore[valid-type]  # all subclasses there are
     """Collaborative losses of the RQ-VAE's training: items find their collaborative vectors (letter) or equal them
     (distill), find co-consumed items (cooccurrence), or the dual views of users and items (das)."""
-    signal: Literal[(*_SIGNALS, "model")] = PpmiConfig.name
+    signal: Literal[(*_SIGNALS, "model")] = PpmiConfig.name  # type: ignore[valid-type]
     """Collaborative vectors for all but cooccurrence: from co-occurrence, by LightGCN, or of the model after
     --teacher."""
     teacher: Path | None = None

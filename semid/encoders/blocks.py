@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import enum
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -205,7 +206,13 @@ class Block(nnx.Module):
         bias: Float[Array, "1 heads t t"] | None,
         keys: tuple[Key[Array, ""] | None, Key[Array, ""] | None],
     ) -> Float[Array, "n t dim"]:
-        def residual(x, run, norm, scale, key):
+        def residual(
+            x: Float[Array, "n t dim"],
+            run: Callable[[Array], Array],
+            norm: Callable[[Array], Array],
+            scale: Any,
+            key: Key[Array, ""] | None,
+        ) -> Float[Array, "n t dim"]:
             change = run(norm(x) if architecture.norm_first else x)
             if architecture.layer_scale:
                 change = change * scale.astype(change.dtype)[None, None]

@@ -68,7 +68,7 @@ def evaluate(
     split: str = "test",
     ks: Sequence[int] = (5, 10),
     exclude_seen: bool = False,
-    allowed: Bool[np.ndarray, "items"] | Bool[np.ndarray, "n items"] | None = None,
+    allowed: Bool[np.ndarray, " items"] | Bool[np.ndarray, "n items"] | None = None,
     drop_unknown: bool = False,
     batch_size: int = 1024,
     progress: Callable[[int, int], None] | None = None,

@@ -62,7 +62,7 @@ class TaughtRows(NamedTuple):
     """PackedRows, and of every position with a target the teacher's best items and their scores."""
 
     history: Int[Any, "rows length"]
-    targets: Int[Any, "rows *length"]
+    targets: Int[Any, " rows *length"]
     segments: Int[Any, "rows length"]
     teacher_items: Int[Any, "rows *length k"]
     teacher_scores: Float[Any, "rows *length k"]

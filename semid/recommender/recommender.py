@@ -346,7 +346,7 @@ class Recommender:
         k: int = 10,
         beam_size: int = _BEAM,
         exclude_seen: bool = False,
-        allowed: Bool[np.ndarray, "items"] | Bool[np.ndarray, "histories items"] | None = None,
+        allowed: Bool[np.ndarray, " items"] | Bool[np.ndarray, "histories items"] | None = None,
         skip_unknown: bool = False,
     ) -> Recommendations:
         """The k best items for each history of external ids, oldest first.
@@ -387,7 +387,7 @@ class Recommender:
         k: int,
         exclude_seen: bool,
         beam_size: int = _BEAM,
-        allowed: Bool[np.ndarray, "items"] | Bool[np.ndarray, "n items"] | None = None,
+        allowed: Bool[np.ndarray, " items"] | Bool[np.ndarray, "n items"] | None = None,
     ) -> Int[np.ndarray, "n k"]:
         """Item rows best first, -1 where there are fewer than k; see `recommend`.
 
@@ -440,7 +440,7 @@ class Recommender:
         k: int,
         beam_size: int,
         exclude_seen: bool,
-        allowed: Bool[np.ndarray, "items"] | Bool[np.ndarray, "n items"] | None,
+        allowed: Bool[np.ndarray, " items"] | Bool[np.ndarray, "n items"] | None,
     ) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
         if k < 1 or beam_size < 1:
             raise SemidError(f"expected k and beam_size of at least 1, got {k} and {beam_size}")

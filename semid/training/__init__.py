@@ -51,6 +51,7 @@ from semid.training.state import (
     named_leaves,
     replace_leaves,
     shardings,
+    split_variables,
     with_variables,
 )
 from semid.training.tracking import (
@@ -98,6 +99,7 @@ __all__ = [
     "row_devices",
     "shardings",
     "share_rows",
+    "split_variables",
     "train",
     "with_variables",
 ]

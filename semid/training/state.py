@@ -67,12 +67,18 @@ class TrainStep:
             return self.program.lower(state, batch, self.tables)
 
 
+def split_variables(model: nnx.Module) -> tuple[nnx.GraphDef[Any], nnx.State, nnx.State]:
+    """Graph of a model, its parameters, and its other variables."""
+    graph, params, *rest = nnx.split(model, nnx.Param, ...)
+    return graph, params, rest[0]
+
+
 def create_state(model: nnx.Module, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """The state before the first step, its arrays laid out on the mesh (`shardings`), moments like parameters.
 
     Copies the model's variables: training donates its state, and must not delete what the caller still holds.
     """
-    _, *variables = nnx.split(model, nnx.Param, ...)
+    _, *variables = split_variables(model)
     params, rest = (jax.device_put(jax.tree.map(jnp.copy, part), shardings(part, mesh)) for part in variables)
     moments = shardings(jax.eval_shape(optimizer.init, params), mesh)
     opt_state = jax.jit(optimizer.init, out_shardings=moments)(params)  # born in parts: one device may not hold it
@@ -113,7 +119,7 @@ def make_step(
 
     With `combine` the loss is a vector, and the step follows what `combine` makes of its entries' gradients.
     """
-    graph, *_ = nnx.split(model, nnx.Param, ...)
+    graph, *_ = split_variables(model)
 
     def row_gradients(
         params: nnx.State, rest: nnx.State, rows: Any, key: Array, *, tables: Any, progress: Array
@@ -121,7 +127,7 @@ def make_step(
         def compute(params: nnx.State) -> tuple[Array, tuple[dict[str, Array], nnx.State]]:
             current = nnx.merge(graph, params, rest, copy=True)  # a loss may set variables of its own
             value, metrics = loss(current, rows, tables, StepContext(key, progress))
-            return value, ({"loss": jnp.sum(value), **metrics}, nnx.split(current, nnx.Param, ...)[2])
+            return value, ({"loss": jnp.sum(value), **metrics}, split_variables(current)[2])
 
         if combine is None:
             (_, (metrics, after)), gradients = jax.value_and_grad(compute, has_aux=True)(params)
@@ -151,23 +157,23 @@ def make_step(
 
 def _layout(model: nnx.Module, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """The shardings of `create_state`'s arrays."""
-    _, params, rest = nnx.split(model, nnx.Param, ...)
+    _, params, rest = split_variables(model)
     opt_state = jax.eval_shape(optimizer.init, params)
     return shardings(TrainState(jnp.zeros((), jnp.int32), params, rest, opt_state), mesh)
 
 
 def with_variables(model: nnx.Module, params: nnx.State, rest: nnx.State) -> Any:
     """A model of the same kind holding these variables (shared, not copied)."""
-    graph, *_ = nnx.split(model, nnx.Param, ...)
+    graph, *_ = split_variables(model)
     return nnx.merge(graph, params, rest)
 
 
 def edit_variables(model: nnx.Module, state: TrainState, edit: Callable[[Any], None]) -> TrainState:
     """`state` after `edit` has set variables of a model that holds copies of all of them."""
-    graph, *_ = nnx.split(model, nnx.Param, ...)
+    graph, *_ = split_variables(model)
     current = nnx.merge(graph, state.params, state.rest, copy=True)
     edit(current)
-    _, params, rest = nnx.split(current, nnx.Param, ...)
+    _, params, rest = split_variables(current)
     return dataclasses.replace(state, params=params, rest=rest)
 
 
