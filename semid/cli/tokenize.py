@@ -80,7 +80,7 @@ class _Alignment(_Options):
 
 @dataclass(frozen=True)
 class _Files:
-    """Items in Parquet files, of any number and size, and who encodes them."""
+    """Items in Parquet files, of any number and size, and the processes that encode them."""
 
     catalog: Path | None = None
     """Catalogue folder whose tokenizer encodes the files of --input; nothing is trained."""
@@ -89,14 +89,14 @@ class _Files:
     id_column: str = "item_id"
     """Column of the ids."""
     scheduler: str = "local"
-    """Who encodes: this process (local), or the workers of a Dask cluster, by its scheduler's tcp://HOST:PORT."""
+    """Encoding processes: this one (local), or the workers of a Dask cluster, by its scheduler's tcp://HOST:PORT."""
     retries: int = 2
-    """How often a file is tried again that a disk or a network fails to read or write."""
+    """Further attempts at a file that a disk or a network fails to read or write."""
     new_catalog: Path | None = None
     """Catalogue folder to write of all the items, in the order of their ids; collisions are resolved in DuckDB. Items
     of equal codes get new last numbers: it is one to train on. One in use grows by `semid catalog append`."""
     memory_limit: str = "1GiB"
-    """Of DuckDB; what goes beyond is on disk."""
+    """Memory of DuckDB, which spills the rest to disk."""
 
     def encode(self, out: str, *, columns: tuple[str, ...] | None, collisions: Collisions) -> None:
         """Write a file of codes to `out` for each, and the catalogue of them all where that is asked for."""
@@ -163,7 +163,7 @@ class Tokenize:
     seed: int = 0
     """Seed of initialization and shuffling."""
     mesh: Annotated[MeshConfig, tyro.conf.arg(name="")] = MeshConfig()
-    """How devices share the training of the RQ-VAE."""
+    """Mesh of devices that share the training of the RQ-VAE."""
 
     def run(self) -> None:
         if (self.dataset is None) == (self.files.catalog is None):
@@ -204,9 +204,9 @@ class Tokenize:
         _print_health(out)
 
 
-def _changed(given: Any, default: Any) -> str:
-    """The first field that is not as in `default`; empty if there is none."""
-    return next((f.name for f in fields(given) if getattr(given, f.name) != getattr(default, f.name)), "")
+def _changed(given: Any, default: Any) -> str | None:
+    """The first field that differs from `default`'s."""
+    return next((f.name for f in fields(given) if getattr(given, f.name) != getattr(default, f.name)), None)
 
 
 def _trained_on(dataset: Dataset, teacher: Recommender) -> Recommender:

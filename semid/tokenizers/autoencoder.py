@@ -39,9 +39,9 @@ class AutoencoderConfig:
     latent: int = 32
     """Dimensions of the quantized vector."""
     assignments: tuple[Nearest | Sinkhorn | Gumbel | OverusedGumbel, ...] = (Nearest(),)
-    """How codes are chosen in training, one for all levels or one per level; the catalogue's are the nearest."""
+    """Choice of codes in training, one for all levels or one per level; the catalogue's codes are the nearest."""
     path: GradientPath = GradientPath.STRAIGHT_THROUGH
-    """How gradients pass the quantizer."""
+    """Gradient estimator of the quantizer."""
     metric: Distance = Distance.EUCLIDEAN
     """Distance by which a code is the nearest."""
     decay: float | None = None

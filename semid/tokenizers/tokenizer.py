@@ -31,7 +31,7 @@ from semid.training import named_leaves, replace_leaves
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """How content becomes codes."""
+    """Settings of a tokenizer: method, columns, collisions, alignment."""
 
     method: TokenizerMethod = RQVaeConfig()
     """RQ-VAE, or its training-free siblings."""

@@ -95,7 +95,7 @@ def test_unit_rows_and_their_mean(options):
 
 
 def touched(**options: np.ndarray) -> np.ndarray:
-    """Whether the loss of anchor `r` has a gradient by candidate `c`: d2 loss / d anchor_r d candidate_c is not 0."""
+    """Mask: the loss of anchor `r` has a gradient by candidate `c`: d2 loss / d anchor_r d candidate_c is not 0."""
     a, b = vectors(2)
     blocks = jax.jacfwd(jax.grad(partial(info_nce, **options)), argnums=1)(jnp.asarray(a), jnp.asarray(b))
     return (np.asarray(blocks) != 0).any((1, 3))

@@ -1,4 +1,4 @@
-"""What every quantizer must do. A new family adds one member."""
+"""Conformance of every quantizer. A new family adds one member."""
 
 from __future__ import annotations
 

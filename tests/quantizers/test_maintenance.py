@@ -1,4 +1,4 @@
-"""Codebook care against numpy: moving averages, entropy, diversity, k-means initialization by direction."""
+"""Codebook maintenance against numpy: moving averages, entropy, diversity, k-means initialization by direction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gradients and codebook care of the residual quantizer."""
+"""Gradients and codebook maintenance of the residual quantizer."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def _random_histories(seed, *, num_items, num_users):
 
 
 def _communities(seed, *, shuffled):
-    """200 users, each with 8 of the 20 items of one of two communities; `shuffled` deals all items out anew."""
+    """200 users, each with 8 of the 20 items of one of two communities; `shuffled` deals all items out again."""
     rng = np.random.default_rng(seed)
     lists = np.stack([20 * (user % 2) + rng.permutation(20)[:8] for user in range(200)])
     return _histories((rng.permutation(lists.reshape(-1)).reshape(lists.shape) if shuffled else lists).tolist())

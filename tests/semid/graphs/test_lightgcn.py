@@ -24,7 +24,7 @@ def _histories(lists):
 
 
 def _communities(seed, *, shuffled):
-    """200 users, each with 8 of the 20 items of one of two communities; `shuffled` deals all items out anew."""
+    """200 users, each with 8 of the 20 items of one of two communities; `shuffled` deals all items out again."""
     rng = np.random.default_rng(seed)
     lists = np.stack([20 * (user % 2) + rng.permutation(20)[:8] for user in range(200)])
     return _histories((rng.permutation(lists.reshape(-1)).reshape(lists.shape) if shuffled else lists).tolist())
@@ -71,7 +71,7 @@ def test_propagation_is_the_mean_of_matrix_powers(world, layers):
 
 
 def test_the_gradient_is_propagated_as_the_vectors_are(world):
-    """What a training step relies on: differentiating through the propagation gives the propagated gradient."""
+    """Assumption of a training step: differentiating through the propagation gives the propagated gradient."""
     graph, dense = world
     ego = jax.random.normal(jax.random.key(0), (len(dense), 5))
     triples = jax.random.randint(jax.random.key(1), (9, 3), 0, len(dense))
@@ -126,7 +126,7 @@ def test_the_seed_decides(planted, trained):
 
 
 def test_only_the_windows_of_the_histories_are_read(planted, trained):
-    """What stands on the flat array between the histories (validation and test interactions) changes nothing."""
+    """Whatever stands on the flat array between the histories (validation and test interactions) changes nothing."""
     rows = planted.items.reshape(200, 8)
     for filler in (0, 39):
         items = np.concatenate([rows, np.full((200, 2), filler, np.int32)], axis=1).reshape(-1)

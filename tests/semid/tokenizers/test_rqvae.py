@@ -1,4 +1,4 @@
-"""The RQ-VAE's losses against numpy, what of an alignment reaches whom, and the care that codebooks are given."""
+"""The RQ-VAE's losses against numpy, the reach of an alignment's gradients, and codebook maintenance."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Tokenizers on a tiny catalogue: what they write and read back, and that training and codebook care do their work."""
+"""Tokenizers on a tiny catalogue: what they write and read back, and that training and codebook maintenance work."""
 
 import dataclasses
 import json

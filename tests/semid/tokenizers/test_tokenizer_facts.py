@@ -1,4 +1,4 @@
-"""What the tokenizer is for, on a small simulated catalogue: codes that live and rarely collide, and know the users."""
+"""The purpose of the tokenizer, on a small simulated catalogue: codes in use that rarely collide, and know users."""
 
 import dataclasses
 
