@@ -14,6 +14,7 @@ histories, item level, full catalogue, beam 50; checkpoints are chosen by valida
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import time
@@ -30,8 +31,8 @@ from semid import Dataset, GeneratorConfig, Recommender, SemanticCatalog, Tokeni
 from semid.artifacts import write_json
 from semid.data.simulated import SimulatedConfig
 from semid.evaluation import evaluate
-from semid.generators import LossTables, content_features, loss_of, training_counts, training_rows
-from semid.recommender import ItemTables, ModelSpec, build_model
+from semid.generators import LossTables, content_features, generator_loss, training_counts, training_rows
+from semid.recommender import ModelSpec
 from semid.training import (
     OptimizerConfig,
     TrainingConfig,
@@ -44,7 +45,7 @@ from semid.training import (
     on_first,
     put_batch,
 )
-from seq_models import EncoderDecoderConfig, FlatDecoderConfig, Layout, RQTransformerConfig, TransformerConfig
+from seq_models import EncoderDecoderConfig, FlatDecoderConfig, ItemTables, RQTransformerConfig, TransformerConfig
 
 BACKBONE = TransformerConfig(dim=64, layers=2, heads=2, hidden=128, dropout=0.1)
 QUALITIES = (0.05, 0.06)
@@ -112,15 +113,15 @@ def _speed(config: GeneratorConfig, data: Dataset, codes: SemanticCatalog, *, st
     """The time of a training step, median over five runs of `steps`, and targets a second."""
     features, counts = content_features(data, config.features), training_counts(data)
     width = 0 if features is None else features.shape[1]
-    model = build_model(ModelSpec(config.model, codes.level_sizes, len(codes), width, config.max_history), seed=0)
-    rows: Any = training_rows(data, config, getattr(model, "layout", Layout.PACKED))
+    model = ModelSpec(config.model, codes.level_sizes, len(codes), width, config.max_history).build(seed=0)
+    rows: Any = training_rows(data, config, model.layout)
     size, mesh = config.training.batch_size, make_mesh()
     optimizer = make_optimizer(config.training.optimizer, num_steps=6 * steps)
-    tables = LossTables(ItemTables.of(codes.codes, features, counts))
+    tables = LossTables(ItemTables.from_arrays(codes.codes, features, counts))
     step = make_step(
         model,
         optimizer,
-        loss_of(config),
+        functools.partial(generator_loss, objective=config.objective),
         tables=tables,
         seed=0,
         num_steps=6 * steps,

@@ -1,5 +1,6 @@
 """Autoregressive transformers over discrete codes, the code trie, and beam search constrained to it."""
 
+from seq_models.codes import CodeConfig, CodeModel
 from seq_models.dense import DenseConfig, DenseTransformer
 from seq_models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from seq_models.flat import FlatDecoder, FlatDecoderConfig
@@ -14,16 +15,28 @@ from seq_models.losses import (
     weighted_mean,
 )
 from seq_models.masks import ItemMask
+from seq_models.models import ItemModel, ModelConfig
 from seq_models.rq_transformer import RQTransformer, RQTransformerConfig
 from seq_models.scoring import LeafBlocks, catalog_log_probs, item_log_probs
-from seq_models.search import Beams, Normalization, beam_search
+from seq_models.search import Beams, beam_search
 from seq_models.trie import Capacity, Children, CodeTrie
-from seq_models.types import CodeModel, Inputs, Layout, Prefixes
+from seq_models.types import (
+    Inputs,
+    ItemTables,
+    Layout,
+    Prefixes,
+    RequestBatch,
+    SoftmaxOver,
+    TeacherItems,
+    TopK,
+    TrainingBatch,
+)
 
 __all__ = [
     "Beams",
     "Capacity",
     "Children",
+    "CodeConfig",
     "CodeModel",
     "CodeTrie",
     "DenseConfig",
@@ -36,13 +49,20 @@ __all__ = [
     "HybridTransformer",
     "Inputs",
     "ItemMask",
+    "ItemModel",
+    "ItemTables",
     "Layout",
     "LeafBlocks",
-    "Normalization",
+    "ModelConfig",
     "Precision",
     "Prefixes",
     "RQTransformer",
     "RQTransformerConfig",
+    "RequestBatch",
+    "SoftmaxOver",
+    "TeacherItems",
+    "TopK",
+    "TrainingBatch",
     "TransformerConfig",
     "beam_search",
     "catalog_log_probs",

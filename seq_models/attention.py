@@ -15,13 +15,13 @@ _QUERIES = 512
 
 
 class KeyValue(NamedTuple):
-    """What queries attend to; each group of `heads / kv_heads` query heads shares one head of these."""
+    """Keys and values of attention; each group of `heads / kv_heads` query heads shares one head of these."""
 
     keys: Float[Array, "*b kv_heads width"]
     values: Float[Array, "*b kv_heads width"]
 
 
-Past = tuple[KeyValue, ...]  # one a level so far
+Past = tuple[KeyValue, ...]  # one per level so far
 
 
 def rotate(x: Float[Array, "b t heads width"], positions: Int[Array, "b t"]) -> Float[Array, "b t heads width"]:
@@ -82,8 +82,8 @@ def attend_history(
 ) -> Float[Array, "b beam heads width"]:
     """Each beam's query over the history of its user, held once for all beams, and over the beam's own past.
 
-    All that is read from the history stands beside the levels of the past as one more value, and the logarithm of its
-    summed powers as that value's score.
+    The result of attention over the history joins the levels of the past as one more value, scored by the logarithm
+    of its summed powers.
     """
     read, score = jax.nn.dot_product_attention(q, *history, mask=real[:, None, None, :], return_residual=True)
     past = _for_every_head(past, q)
@@ -107,14 +107,14 @@ def _mix(scores: Float[Array, "n *b heads"], values: list[Array]) -> Float[Array
     return functools.reduce(jnp.add, [share[..., None] * value for share, value in zip(shares, values, strict=True)])
 
 
-def of_ancestors(past: Past, ancestors: Int[Array, "b beam level"]) -> Past:
-    """Each live beam's own past, out of what every step computed for the beams that were live then."""
+def gather_ancestors(past: Past, ancestors: Int[Array, "b beam level"]) -> Past:
+    """Gather each live beam's own past from the results of every step, which are of the beams that were live then."""
     return tuple(
         jax.tree.map(lambda kept, at=ancestors[..., step]: jax.vmap(lambda beams, i: beams[i])(kept, at), kv)
         for step, kv in enumerate(past)
     )
 
 
-def grown(pasts: Sequence[Past], new: Sequence[KeyValue]) -> tuple[Past, ...]:
-    """The past of every block, with a further level's keys and values."""
+def append_level(pasts: Sequence[Past], new: Sequence[KeyValue]) -> tuple[Past, ...]:
+    """Append a level's keys and values to the past of every block."""
     return tuple((*past, kv) for past, kv in zip(pasts, new, strict=True))

@@ -1,22 +1,45 @@
-"""What every model of codes begins and ends with: items embedded by their codes, logits of a level's codes."""
+"""Generators of codes: items embedded by their codes, logits of a level's codes, and losses and search from these."""
 
 from __future__ import annotations
 
+import abc
 import functools
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, Key
 
 from seq_models.layers import TransformerConfig, linear, products
-from seq_models.types import Inputs
+from seq_models.losses import child_cross_entropy, code_cross_entropy, distillation
+from seq_models.masks import ItemMask
+from seq_models.models import ItemModel, ModelConfig
+from seq_models.scoring import LeafBlocks, catalog_log_probs, item_log_probs
+from seq_models.search import Step, beam_search
+from seq_models.trie import CodeTrie
+from seq_models.types import (
+    Cache,
+    Context,
+    Inputs,
+    ItemTables,
+    Prefixes,
+    RequestBatch,
+    SoftmaxOver,
+    TopK,
+    TrainingBatch,
+)
+
+# Leaves that a pass over the whole catalogue scores at once: their logits stay in cache.
+_LEAVES = 512
 
 
 @dataclass(frozen=True)
-class CodeConfig:
-    """What the configs of all models of codes share."""
+class CodeConfig(ModelConfig):
+    """Settings that all generators of codes share."""
+
+    has_codes: ClassVar[bool] = True
 
     backbone: TransformerConfig = TransformerConfig(dropout=0.1)
     """Reads the history."""
@@ -25,37 +48,156 @@ class CodeConfig:
     id_embedding: bool = False
     """Add a learned embedding of the item's row to the input. A hybrid: it knows nothing of new items."""
 
+    @property
+    def has_item_embeddings(self) -> bool:
+        """True with `id_embedding`."""
+        return self.id_embedding
 
-class CodeLayers(nnx.Module):
-    """The embedding table and output head of every level, and the other inputs of a position."""
+
+class CodeModel(ItemModel):
+    """A model of the next item's codes, level by level, given a history of items.
+
+    A family adds its layers and three ways to compute logits: all levels at once, given the target (`logits`), and one
+    level at a time for the beams of a search (`encode_history`, `init_cache`, `decode_step`). Losses, search and exact
+    scores follow from these.
+    """
 
     def __init__(
-        self, config: CodeConfig, *, level_sizes: tuple[int, ...], num_features: int, num_ids: int, rngs: nnx.Rngs
+        self, config: CodeConfig, *, level_sizes: tuple[int, ...], num_features: int, num_items: int, rngs: nnx.Rngs
     ) -> None:
         self.config, self.level_sizes, dim = config, tuple(level_sizes), config.backbone.dim
         if not self.level_sizes or min(self.level_sizes) < 1:
             raise ValueError(f"expected level_sizes of at least 1, one or more of them, got {self.level_sizes}")
-        if config.id_embedding and num_ids < 1:
-            raise ValueError(f"id_embedding needs num_ids of at least 1, got {num_ids}")
+        if config.id_embedding and num_items < 1:
+            raise ValueError(f"id_embedding needs num_items of at least 1, got {num_items}")
         self.tables = self._new_tables(rngs)
         self.project = linear(config.backbone, num_features, dim, rngs, bias=True) if num_features else None
-        self.ids = embedding(num_ids, dim, rngs) if config.id_embedding else None
+        self.ids = embedding(num_items, dim, rngs) if config.id_embedding else None
 
     def add_heads(self, rngs: nnx.Rngs) -> None:
-        """The output side; apart from the input side, so that a model's own layers may be drawn between them."""
+        """Add the output side; apart from the input side, so that a model's own layers may be drawn between them."""
         self.heads = None if self.config.tied_heads else self._new_tables(rngs)
         self.biases = nnx.List([nnx.Param(jnp.zeros((size,))) for size in self.level_sizes])
 
     def _new_tables(self, rngs: nnx.Rngs) -> nnx.List:
         return nnx.List([embedding(size, self.config.backbone.dim, rngs) for size in self.level_sizes])
 
+    @abc.abstractmethod
+    def logits(
+        self,
+        inputs: Inputs,
+        segments: Int[Array, "b t"],
+        targets: Int[Array, "*n level"],
+        *,
+        key: Key[Array, ""] | None = None,
+    ) -> tuple[Float[Array, "*n size"], ...]:
+        """Logits of every level given the codes before it, one array per level; `*n` is `b t`, or `b` for SINGLE.
+
+        With a key, as in training: with dropout. Logits at positions without a target are undefined.
+        """
+
+    @abc.abstractmethod
+    def encode_history(self, inputs: Inputs, segments: Int[Array, "b t"]) -> Context:
+        """The context of a search, of rows with one history each."""
+
+    @abc.abstractmethod
+    def init_cache(self, context: Context) -> Cache:
+        """The cache before the first step."""
+
+    @abc.abstractmethod
+    def decode_step(
+        self, context: Context, cache: Cache, prefixes: Prefixes
+    ) -> tuple[Float[Array, "batch beam size"], Cache]:
+        """Logits of the next level for every live beam, and the cache with the results of this step added."""
+
+    def loss_terms(
+        self,
+        tables: ItemTables,
+        batch: TrainingBatch,
+        *,
+        trie: CodeTrie | None = None,
+        smoothing: float = 0.0,
+        key: Key[Array, ""] | None = None,
+    ) -> dict[str, Float[Array, "*terms"]]:
+        """Cross-entropy of each level's code (`loss/level`) and of a teacher's codes (`loss/distillation`, summed)."""
+        inputs, codes = tables.inputs(batch.history), batch.target_codes(tables)
+        logits = self.logits(inputs, batch.segments, codes, key=key)
+        return code_loss_terms(logits, tables, batch, trie=trie, smoothing=smoothing)
+
+    def top(
+        self,
+        tables: ItemTables,
+        trie: CodeTrie | None,
+        requests: RequestBatch,
+        *,
+        k: int,
+        beam_size: int,
+        softmax_over: SoftmaxOver,
+    ) -> TopK:
+        """The k best items that a beam search finds."""
+        trie, mask = _required(trie), None
+        step, cache = self._steps(tables, requests)
+        if requests.allowed is not None or requests.denied is not None:
+            mask = ItemMask.from_items(trie, allowed=requests.allowed, denied=requests.denied, codes=tables.codes)
+        beams = beam_search(
+            step,
+            cache,
+            trie,
+            batch=requests.history.shape[0],
+            beam_size=beam_size,
+            num_results=k,
+            softmax_over=softmax_over,
+            mask=mask,
+        )
+        return TopK(beams.rows, beams.log_probs)
+
+    def log_probs(
+        self,
+        tables: ItemTables,
+        trie: CodeTrie | None,
+        requests: RequestBatch,
+        rows: Int[Array, " n"],
+        *,
+        softmax_over: SoftmaxOver,
+    ) -> Float[Array, "b n"]:
+        """Exact log-probabilities of the items' codes."""
+        step, cache = self._steps(tables, requests)
+        codes = jnp.broadcast_to(tables.codes[rows][None], (requests.history.shape[0], *tables.codes[rows].shape))
+        return item_log_probs(step, cache, codes, trie=trie, softmax_over=softmax_over)
+
+    def catalog_log_probs(
+        self,
+        tables: ItemTables,
+        trie: CodeTrie | None,
+        requests: RequestBatch,
+        *,
+        blocks: LeafBlocks | None,
+        softmax_over: SoftmaxOver,
+    ) -> Float[Array, "b items"]:
+        """Exact log-probabilities of all items: each prefix of codes is computed once for all items behind it."""
+        trie = _required(trie)
+        if blocks is None:
+            raise ValueError("a pass over all items needs the blocks of the trie: pass leaf_blocks(trie)")
+        step, cache = self._steps(tables, requests)
+        batch = requests.history.shape[0]
+        return catalog_log_probs(step, cache, trie, batch=batch, blocks=blocks, softmax_over=softmax_over)
+
+    def leaf_blocks(self, trie: CodeTrie | None) -> LeafBlocks | None:
+        """Blocks whose logits stay in cache."""
+        return LeafBlocks.from_trie(_required(trie), _LEAVES)
+
+    def _steps(self, tables: ItemTables, requests: RequestBatch) -> tuple[Step, Cache]:
+        """The step function of a search over these histories, and its first cache."""
+        context = self.encode_history(tables.inputs(requests.history), requests.segments)
+        return functools.partial(self.decode_step, context), self.init_cache(context)
+
     def item_states(self, inputs: Inputs) -> Float[Array, "b t dim"]:
-        """One position an item: the sum of everything known of it."""
+        """One position per item: the sum of the embeddings of all its inputs."""
         return self._with_others(functools.reduce(jnp.add, self._embedded(inputs)), inputs)
 
     def token_states(self, inputs: Inputs) -> Float[Array, "b tokens dim"]:
-        """One position a code, `t * levels` of them. What else is known of an item stands at its last code alone:
-        the codes before it are what its own later codes are predicted from."""
+        """One position per code, `t * levels` of them. An item's other inputs are added at its last code alone: the
+        codes before it are what its own later codes are predicted from."""
         *first, last = self._embedded(inputs)
         tokens = jnp.stack([*first, self._with_others(last, inputs)], axis=2)
         return tokens.reshape(tokens.shape[0], -1, tokens.shape[-1])
@@ -81,10 +223,37 @@ class CodeLayers(nnx.Module):
         return products(x, table.embedding[...], self.config.backbone.dtype) + spread(self.biases[level][...], x.ndim)
 
 
+def code_loss_terms(
+    logits: tuple[Float[Array, "*n size"], ...],
+    tables: ItemTables,
+    batch: TrainingBatch,
+    *,
+    trie: CodeTrie | None,
+    smoothing: float,
+) -> dict[str, Float[Array, "*terms"]]:
+    """The terms of teacher-forced logits: `loss/level` and, with a teacher, `loss/distillation`."""
+    codes, weights = batch.target_codes(tables), batch.weights
+    if trie is None:
+        levels = code_cross_entropy(logits, codes, weights, smoothing=smoothing)
+    else:
+        levels = child_cross_entropy(logits, codes, weights, trie=trie, smoothing=smoothing)
+    if batch.teacher is None:
+        return {"loss/level": levels}
+    rows, scores = batch.teacher
+    of_teacher = distillation(logits, codes, weights, teacher_codes=tables.codes[rows], teacher_scores=scores)
+    return {"loss/level": levels, "loss/distillation": of_teacher.sum()}
+
+
+def _required(trie: CodeTrie | None) -> CodeTrie:
+    if trie is None:
+        raise ValueError("a model of codes ranks items by a search over the catalogue's trie; got trie=None")
+    return trie
+
+
 def embedding(size: int, dim: int, rngs: nnx.Rngs) -> nnx.Embed:
     return nnx.Embed(size, dim, embedding_init=nnx.initializers.normal(dim**-0.5), rngs=rngs)
 
 
 def spread(vector: Float[Array, " dim"], ndim: int) -> Float[Array, "*b dim"]:
-    """With leading axes of one, to be added to an array of `ndim` axes."""
+    """A vector with leading axes of one, to be added to an array of `ndim` axes."""
     return vector.reshape((1,) * (ndim - 1) + (-1,))

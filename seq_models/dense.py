@@ -3,51 +3,134 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from seq_models.layers import Backbone, TransformerConfig, last_state, linear, products
+from seq_models.losses import item_cross_entropy
+from seq_models.models import ItemModel, ModelConfig
+from seq_models.ranking import active_log_probs, best_allowed
+from seq_models.scoring import LeafBlocks
+from seq_models.trie import CodeTrie
+from seq_models.types import ItemTables, Layout, RequestBatch, SoftmaxOver, TopK, TrainingBatch
 
 
 @dataclass(frozen=True)
-class DenseConfig:
+class DenseConfig(ModelConfig):
     """The backbone's size. The item vectors are learned by id, and are the output matrix as well."""
+
+    name: ClassVar[str] = "sasrec"
+    title: ClassVar[str] = "SASRec"
+    has_codes: ClassVar[bool] = False
 
     backbone: TransformerConfig = TransformerConfig(dropout=0.3)
 
+    @property
+    def has_item_embeddings(self) -> bool:
+        """True: a vector per item is all it has."""
+        return True
 
-class DenseTransformer(nnx.Module):
-    """Scores every id as the next one by the inner product of its vector with the history's state.
+    def build(
+        self, *, level_sizes: tuple[int, ...], num_items: int, num_features: int, rngs: nnx.Rngs
+    ) -> DenseTransformer:
+        """A DenseTransformer, which reads no codes."""
+        return DenseTransformer(self, num_items=num_items, num_features=num_features, rngs=rngs)
 
-    An id's vector is a learned embedding, plus a projection of its dense feature where there is one.
+    def label(self, *, num_features: int) -> str:
+        """Set apart where content vectors are added to the ids."""
+        return f"{self.name}-content" if num_features else self.name
+
+
+class DenseTransformer(ItemModel):
+    """Scores every item as the next one by the inner product of its vector with the history's state.
+
+    An item's vector is a learned embedding, plus a projection of its dense input where there is one.
     """
 
-    def __init__(self, config: DenseConfig, *, num_ids: int, num_features: int = 0, rngs: nnx.Rngs) -> None:
+    layout = Layout.PACKED
+
+    def __init__(self, config: DenseConfig, *, num_items: int, num_features: int = 0, rngs: nnx.Rngs) -> None:
         dim, self.dtype = config.backbone.dim, config.backbone.dtype
-        self.ids = nnx.Embed(num_ids, dim, embedding_init=nnx.initializers.normal(dim**-0.5), rngs=rngs)
+        self.ids = nnx.Embed(num_items, dim, embedding_init=nnx.initializers.normal(dim**-0.5), rngs=rngs)
         self.project = linear(config.backbone, num_features, dim, rngs, bias=True) if num_features else None
         self.backbone = Backbone(config.backbone, rngs=rngs)
 
-    def vectors(self, features: Float[Array, "ids feature"] | None) -> Float[Array, "ids dim"]:
-        """The vector of every id."""
+    def vectors(self, features: Float[Array, "items feature"] | None) -> Float[Array, "items dim"]:
+        """The vector of every item."""
         table = self.ids.embedding[...]
         return table if self.project is None or features is None else table + self.project(features).astype(table.dtype)
 
     def states(
         self,
-        vectors: Float[Array, "ids dim"],
+        vectors: Float[Array, "items dim"],
         history: Int[Array, "b t"],
         segments: Int[Array, "b t"],
         *,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "b t dim"]:
-        """Backbone states of histories of ids, in the dtype in which they are to be multiplied with the vectors."""
+        """Backbone states of histories of item rows, in the dtype in which they are multiplied with the vectors."""
         states = self.backbone(vectors[history] * (vectors.shape[-1] ** 0.5), segments, key=key)
         return states.astype(self.dtype.value)
 
     def scores(
-        self, vectors: Float[Array, "ids dim"], history: Int[Array, "b t"], segments: Int[Array, "b t"]
-    ) -> Float[Array, "b ids"]:
-        """Logits of every id after the history of each row, padded on either side."""
+        self, vectors: Float[Array, "items dim"], history: Int[Array, "b t"], segments: Int[Array, "b t"]
+    ) -> Float[Array, "b items"]:
+        """Logits of every item after the history of each row, padded on either side."""
         return products(last_state(self.states(vectors, history, segments), segments), vectors, self.dtype)
+
+    def loss_terms(
+        self,
+        tables: ItemTables,
+        batch: TrainingBatch,
+        *,
+        trie: CodeTrie | None = None,
+        smoothing: float = 0.0,
+        key: Key[Array, ""] | None = None,
+    ) -> dict[str, Float[Array, "*terms"]]:
+        """Full-softmax cross-entropy of the next item: the whole loss, and so named."""
+        vectors = self.vectors(tables.features)
+        states = self.states(vectors, batch.history, batch.segments, key=key)
+        return {"loss": item_cross_entropy(states, vectors, batch.targets, batch.weights)}
+
+    def top(
+        self,
+        tables: ItemTables,
+        trie: CodeTrie | None,
+        requests: RequestBatch,
+        *,
+        k: int,
+        beam_size: int,
+        softmax_over: SoftmaxOver,
+    ) -> TopK:
+        """The k items of the highest scores; nothing is searched."""
+        return best_allowed(self._log_probs(tables, requests), requests, k)
+
+    def log_probs(
+        self,
+        tables: ItemTables,
+        trie: CodeTrie | None,
+        requests: RequestBatch,
+        rows: Int[Array, " n"],
+        *,
+        softmax_over: SoftmaxOver,
+    ) -> Float[Array, "b n"]:
+        """Log-probabilities of the items among all."""
+        return self._log_probs(tables, requests)[:, rows]
+
+    def catalog_log_probs(
+        self,
+        tables: ItemTables,
+        trie: CodeTrie | None,
+        requests: RequestBatch,
+        *,
+        blocks: LeafBlocks | None,
+        softmax_over: SoftmaxOver,
+    ) -> Float[Array, "b items"]:
+        """Log-probabilities of all items."""
+        return self._log_probs(tables, requests)
+
+    def _log_probs(self, tables: ItemTables, requests: RequestBatch) -> Float[Array, "b items"]:
+        scores = self.scores(self.vectors(tables.features), requests.history, requests.segments)
+        return active_log_probs(scores, tables)

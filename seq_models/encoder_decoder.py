@@ -1,6 +1,6 @@
 """Encoder-decoder over codes, as in TIGER (Rajput et al., NeurIPS 2023).
 
-The encoder reads the codes of a history in both directions, one token a code; the decoder writes the next item's codes.
+The encoder reads the codes of a history in both directions, one token per code; the decoder writes the next item's.
 Keys and values of the cross-attention are computed once per user and shared by all beams. Unlike TIGER's T5 here:
 rotary positions for its position buckets, SwiGLU, an embedding table and a head for each level.
 """
@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from seq_models.attention import KeyValue, Past, attend_past, grown, of_ancestors, rotate
-from seq_models.codes import CodeConfig, CodeLayers
+from seq_models.attention import KeyValue, Past, append_level, attend_past, gather_ancestors, rotate
+from seq_models.codes import CodeConfig, CodeModel
 from seq_models.layers import (
     Attend,
     Backbone,
@@ -36,6 +36,9 @@ from seq_models.types import Inputs, Layout, Prefixes
 class EncoderDecoderConfig(CodeConfig):
     """The encoder's size (`backbone`) and the decoder's depth; its width is the encoder's."""
 
+    name: ClassVar[str] = "encoder-decoder"
+    title: ClassVar[str] = "encoder-decoder (TIGER)"
+
     decoder_layers: int = 2
     """Blocks of the decoder."""
 
@@ -43,9 +46,15 @@ class EncoderDecoderConfig(CodeConfig):
         if self.decoder_layers < 1:
             raise ValueError(f"expected decoder_layers of at least 1, got {self.decoder_layers}")
 
+    def build(
+        self, *, level_sizes: tuple[int, ...], num_items: int, num_features: int, rngs: nnx.Rngs
+    ) -> EncoderDecoder:
+        """An EncoderDecoder with fresh parameters."""
+        return EncoderDecoder(self, level_sizes=level_sizes, num_features=num_features, num_items=num_items, rngs=rngs)
+
 
 class Memory(NamedTuple):
-    """What cross-attention reads: keys and values for every block of the decoder, and which tokens are real."""
+    """Inputs of cross-attention: keys and values for every block of the decoder, and a mask of the real tokens."""
 
     blocks: tuple[KeyValue, ...]
     real: Bool[Array, "batch tokens"]
@@ -90,7 +99,7 @@ class DecoderBlock(nnx.Module):
         return self.block.feed_forward(x, third), kept
 
 
-class EncoderDecoder(CodeLayers):
+class EncoderDecoder(CodeModel):
     """Autoregressive model of the next item's codes given the codes of a history. See RQTransformer for arguments."""
 
     layout = Layout.SINGLE
@@ -101,10 +110,10 @@ class EncoderDecoder(CodeLayers):
         *,
         level_sizes: tuple[int, ...],
         num_features: int = 0,
-        num_ids: int = 0,
+        num_items: int = 0,
         rngs: nnx.Rngs,
     ) -> None:
-        super().__init__(config, level_sizes=level_sizes, num_features=num_features, num_ids=num_ids, rngs=rngs)
+        super().__init__(config, level_sizes=level_sizes, num_features=num_features, num_items=num_items, rngs=rngs)
         dim = config.backbone.dim
         self.encoder = Backbone(config.backbone, causal=False, rngs=rngs)
         self.begin = nnx.Param(nnx.initializers.normal(dim**-0.5)(rngs.params(), (dim,)))
@@ -129,21 +138,21 @@ class EncoderDecoder(CodeLayers):
         x, _ = self._decode(x, [attend] * len(self.decoder), memory, decoder_key)
         return tuple(self.head(x[:, level], level) for level in range(len(self.level_sizes)))
 
-    def read(self, inputs: Inputs, segments: Int[Array, "b t"]) -> Memory:
-        """Encodes rows with one history each."""
+    def encode_history(self, inputs: Inputs, segments: Int[Array, "b t"]) -> Memory:
+        """Encode rows with one history each."""
         return self._memory(inputs, segments, None)
 
-    def start(self, context: Memory) -> tuple[Past, ...]:
+    def init_cache(self, context: Memory) -> tuple[Past, ...]:
         """Nothing computed yet."""
         return ((),) * len(self.decoder)
 
-    def step(
+    def decode_step(
         self, context: Memory, cache: tuple[Past, ...], prefixes: Prefixes
     ) -> tuple[Float[Array, "batch beam size"], tuple[Past, ...]]:
         """Logits of the prefixes' next level; this step's keys and values are added to the cache."""
-        attends = [_attend_after(of_ancestors(past, prefixes.ancestors)) for past in cache]
+        attends = [_attend_after(gather_ancestors(past, prefixes.ancestors)) for past in cache]
         x, new = self._decode(self._written(prefixes.codes, prefixes.level), attends, context, None)
-        return self.head(x, prefixes.level), grown(cache, new)
+        return self.head(x, prefixes.level), append_level(cache, new)
 
     def _memory(self, inputs: Inputs, segments: Int[Array, "b t"], key: Key[Array, ""] | None) -> Memory:
         of_tokens = jnp.repeat(segments, len(self.level_sizes), axis=1)
@@ -151,7 +160,7 @@ class EncoderDecoder(CodeLayers):
         return Memory(tuple(block.cross.remember(states) for block in self.decoder), of_tokens != 0)
 
     def _written(self, codes: Int[Array, "b beam level"], level: int) -> Float[Array, "b beam dim"]:
-        """What the decoder reads before it writes `level`: the code before it."""
+        """Input of the decoder at `level`: the code before it."""
         if level:
             return self.tables[level - 1](codes[..., level - 1])
         begin = self.begin[...]
@@ -172,7 +181,7 @@ class EncoderDecoder(CodeLayers):
 
 
 def _attend_after(past: Past) -> Attend:
-    """Self-attention of one query a beam, at the position behind its past."""
+    """Self-attention of one query per beam, at the position behind its past."""
 
     def attend(q: Array, kv: KeyValue) -> tuple[Array, KeyValue]:
         position = jnp.full((1, 1), len(past))

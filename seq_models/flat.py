@@ -9,14 +9,14 @@ beams; a beam keeps those of its own codes alone.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from seq_models.attention import KeyValue, Past, attend_history, grown, of_ancestors, rotate
-from seq_models.codes import CodeConfig, CodeLayers
+from seq_models.attention import KeyValue, Past, append_level, attend_history, gather_ancestors, rotate
+from seq_models.codes import CodeConfig, CodeModel
 from seq_models.layers import Attend, Backbone, last_state
 from seq_models.types import Inputs, Layout, Prefixes
 
@@ -25,16 +25,23 @@ from seq_models.types import Inputs, Layout, Prefixes
 class FlatDecoderConfig(CodeConfig):
     """The stack's size; its `kv_heads` is what a cached token costs."""
 
+    name: ClassVar[str] = "flat"
+    title: ClassVar[str] = "flat decoder"
+
+    def build(self, *, level_sizes: tuple[int, ...], num_items: int, num_features: int, rngs: nnx.Rngs) -> FlatDecoder:
+        """A FlatDecoder with fresh parameters."""
+        return FlatDecoder(self, level_sizes=level_sizes, num_features=num_features, num_items=num_items, rngs=rngs)
+
 
 class History(NamedTuple):
-    """A user's tokens as every block has read them, which of them are real, and the state after the last."""
+    """Keys and values of a user's tokens in every block, a mask of the real ones, and the state after the last."""
 
     blocks: tuple[KeyValue, ...]
     real: Bool[Array, "batch tokens"]
     last: Float[Array, "batch dim"]
 
 
-class FlatDecoder(CodeLayers):
+class FlatDecoder(CodeModel):
     """Autoregressive model of the next item's codes given the codes of a history. See RQTransformer for arguments."""
 
     layout = Layout.CLOSED
@@ -45,10 +52,10 @@ class FlatDecoder(CodeLayers):
         *,
         level_sizes: tuple[int, ...],
         num_features: int = 0,
-        num_ids: int = 0,
+        num_items: int = 0,
         rngs: nnx.Rngs,
     ) -> None:
-        super().__init__(config, level_sizes=level_sizes, num_features=num_features, num_ids=num_ids, rngs=rngs)
+        super().__init__(config, level_sizes=level_sizes, num_features=num_features, num_items=num_items, rngs=rngs)
         self.backbone = Backbone(config.backbone, rngs=rngs)
         self.add_heads(rngs)
 
@@ -66,17 +73,17 @@ class FlatDecoder(CodeLayers):
         before = [by_level[:, :, -1], *jnp.moveaxis(jnp.roll(by_level[:, :, :-1], -1, axis=1), 2, 0)]
         return tuple(self.head(x, level) for level, x in enumerate(before))
 
-    def read(self, inputs: Inputs, segments: Int[Array, "b t"]) -> History:
+    def encode_history(self, inputs: Inputs, segments: Int[Array, "b t"]) -> History:
         """Keys and values of all tokens of rows with one history each."""
         of_tokens = self._token_segments(segments)
         states, blocks = self.backbone.read(self.token_states(inputs), of_tokens)
         return History(blocks, of_tokens != 0, last_state(states, of_tokens))
 
-    def start(self, context: History) -> tuple[Past, ...]:
+    def init_cache(self, context: History) -> tuple[Past, ...]:
         """Nothing computed yet."""
         return ((),) * len(self.backbone.blocks)
 
-    def step(
+    def decode_step(
         self, context: History, cache: tuple[Past, ...], prefixes: Prefixes
     ) -> tuple[Float[Array, "batch beam size"], tuple[Past, ...]]:
         """Logits of the prefixes' next level; the last code's keys and values are added to the cache."""
@@ -86,10 +93,10 @@ class FlatDecoder(CodeLayers):
         x = self.tables[level](prefixes.codes[..., level]).astype(self.config.backbone.dtype.value)
         position, new = jnp.sum(context.real, axis=1, keepdims=True) + level, []
         for block, history, past in zip(self.backbone.blocks, context.blocks, cache, strict=True):
-            own = of_ancestors(past, prefixes.ancestors[..., 1:])  # the first step left nothing
+            own = gather_ancestors(past, prefixes.ancestors[..., 1:])  # the first step left nothing
             x, kv = block(x, _attend_after(history, context.real, own, position), None)
             new.append(kv)
-        return self.head(self.backbone.norm(x), prefixes.level), grown(cache, new)
+        return self.head(self.backbone.norm(x), prefixes.level), append_level(cache, new)
 
     def _token_segments(self, segments: Int[Array, "b t"]) -> Int[Array, "b tokens"]:
         return jnp.repeat(segments, len(self.level_sizes), axis=1)

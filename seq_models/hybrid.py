@@ -1,34 +1,51 @@
 """A generator of codes with a dense head over item vectors (LIGER, arXiv 2411.18814).
 
-Beams of codes propose items, the dense head ranks them beside the items whose codes nobody has learned: it knows an
-item by its content alone. Unlike there, the backbone is that of the RQ-Transformer, every position is a query, and
+Beams of codes propose items; the dense head ranks them together with the items whose codes nobody has learned: it knows
+an item by its content alone. Unlike there, the backbone is that of the RQ-Transformer, every position is a query, and
 items are known to the head by two layers over their dense input.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, Key
 
-from seq_models.layers import linear, products
+from seq_models.codes import code_loss_terms
+from seq_models.layers import linear, products, split_key
+from seq_models.losses import item_cross_entropy
+from seq_models.ranking import active_log_probs, best_allowed, scatter_rows
 from seq_models.rq_transformer import RQTransformer, RQTransformerConfig
+from seq_models.scoring import LeafBlocks
+from seq_models.trie import CodeTrie
+from seq_models.types import ItemTables, RequestBatch, SoftmaxOver, TopK, TrainingBatch
 
 
 @dataclass(frozen=True)
 class HybridConfig(RQTransformerConfig):
-    """The generator's, and the dense head's temperature."""
+    """Settings of the generator, and the dense head's temperature."""
+
+    name: ClassVar[str] = "hybrid"
+    title: ClassVar[str] = "hybrid (LIGER)"
 
     temperature: float = 0.07
-    """Of the cosines between states and item vectors."""
+    """Divides the cosines between states and item vectors."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.temperature > 0:
             raise ValueError(f"expected a temperature above 0, got {self.temperature}")
+
+    def build(
+        self, *, level_sizes: tuple[int, ...], num_items: int, num_features: int, rngs: nnx.Rngs
+    ) -> HybridTransformer:
+        """A HybridTransformer with fresh parameters. Raises ValueError without a dense input."""
+        sizes = {"num_features": num_features, "num_items": num_items}
+        return HybridTransformer(self, level_sizes=level_sizes, **sizes, rngs=rngs)
 
 
 class HybridTransformer(RQTransformer):
@@ -43,12 +60,12 @@ class HybridTransformer(RQTransformer):
         *,
         level_sizes: tuple[int, ...],
         num_features: int = 0,
-        num_ids: int = 0,
+        num_items: int = 0,
         rngs: nnx.Rngs,
     ) -> None:
         if num_features < 1:
             raise ValueError("the dense head knows items by their dense input; give it vector columns as features")
-        super().__init__(config, level_sizes=level_sizes, num_features=num_features, num_ids=num_ids, rngs=rngs)
+        super().__init__(config, level_sizes=level_sizes, num_features=num_features, num_items=num_items, rngs=rngs)
         self.temperature, dim = config.temperature, config.backbone.dim
         self.item_hidden = linear(config.backbone, num_features, 2 * dim, rngs, bias=True)
         self.item_out = linear(config.backbone, 2 * dim, dim, rngs)
@@ -64,6 +81,79 @@ class HybridTransformer(RQTransformer):
     def scores(self, states: Float[Array, "b dim"], vectors: Float[Array, "items dim"]) -> Float[Array, "b items"]:
         """Logits of every item."""
         return products(self.queries(states), vectors, self.config.backbone.dtype)
+
+    def loss_terms(
+        self,
+        tables: ItemTables,
+        batch: TrainingBatch,
+        *,
+        trie: CodeTrie | None = None,
+        smoothing: float = 0.0,
+        key: Key[Array, ""] | None = None,
+    ) -> dict[str, Float[Array, "*terms"]]:
+        """The terms of codes, and the dense head's over all training items (LIGER, section 3): one pass of states."""
+        backbone_key, depth_key = split_key(key, 2)
+        states = self.states(tables.inputs(batch.history), batch.segments, key=backbone_key)
+        logits = self.depth_logits(states, batch.target_codes(tables), key=depth_key)
+        terms = code_loss_terms(logits, tables, batch, trie=trie, smoothing=smoothing)
+        # An unknown item is no negative: of a zero vector it adds the same to every sum.
+        vectors = jnp.where(tables.known[:, None], self.vectors(_required(tables.features)), 0.0)
+        return terms | {"loss/dense": item_cross_entropy(self.queries(states), vectors, batch.targets, batch.weights)}
+
+    def top(
+        self,
+        tables: ItemTables,
+        trie: CodeTrie | None,
+        requests: RequestBatch,
+        *,
+        k: int,
+        beam_size: int,
+        softmax_over: SoftmaxOver,
+    ) -> TopK:
+        """The best by the dense head of all items that the beams find or that training never saw."""
+        beams = super().top(tables, trie, requests, k=beam_size, beam_size=beam_size, softmax_over=softmax_over).rows
+        log_probs = self._log_probs(tables, requests)
+        user = jnp.arange(beams.shape[0])[:, None]
+        candidates = jnp.broadcast_to(~tables.known[None], log_probs.shape)
+        candidates = candidates.at[user, scatter_rows(beams, len(tables.known))].set(True, mode="drop")
+        return best_allowed(jnp.where(candidates, log_probs, -jnp.inf), requests, k)
+
+    def log_probs(
+        self,
+        tables: ItemTables,
+        trie: CodeTrie | None,
+        requests: RequestBatch,
+        rows: Int[Array, " n"],
+        *,
+        softmax_over: SoftmaxOver,
+    ) -> Float[Array, "b n"]:
+        """Log-probabilities of the dense head, by which it ranks."""
+        return self._log_probs(tables, requests)[:, rows]
+
+    def catalog_log_probs(
+        self,
+        tables: ItemTables,
+        trie: CodeTrie | None,
+        requests: RequestBatch,
+        *,
+        blocks: LeafBlocks | None,
+        softmax_over: SoftmaxOver,
+    ) -> Float[Array, "b items"]:
+        """Log-probabilities of the dense head, by which it ranks, of all items."""
+        return self._log_probs(tables, requests)
+
+    def leaf_blocks(self, trie: CodeTrie | None) -> None:
+        """None: the dense head reads no trie."""
+
+    def _log_probs(self, tables: ItemTables, requests: RequestBatch) -> Float[Array, "b items"]:
+        states = self.encode_history(tables.inputs(requests.history), requests.segments)
+        return active_log_probs(self.scores(states, self.vectors(_required(tables.features))), tables)
+
+
+def _required(features: Float[Array, "items feature"] | None) -> Float[Array, "items feature"]:
+    if features is None:
+        raise ValueError("the dense head reads the items' dense input, and the tables have none")
+    return features
 
 
 def _unit(x: Float[Array, "*b dim"]) -> Float[Array, "*b dim"]:

@@ -17,7 +17,7 @@ from seq_models.attention import KeyValue, attend_rows, rotate, segment_position
 
 
 class Precision(enum.Enum):
-    """What matrices are multiplied in. Parameters, norms, softmax and logits are float32 in any case."""
+    """Number format in which matrices are multiplied. Parameters, norms, softmax and logits are float32 in any case."""
 
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
@@ -40,7 +40,7 @@ class TransformerConfig:
     dropout: float = 0.2
     """Share of values dropped on the input and on each residual, in training."""
     dtype: Precision = Precision.FLOAT32
-    """What matrices are multiplied in."""
+    """Number format in which matrices are multiplied."""
     remat: bool = False
     """Compute each block again in the backward pass instead of keeping what is inside it: less memory, more time."""
 
@@ -71,7 +71,7 @@ def dropout(x: Float[Array, "*b dim"], rate: float, key: Key[Array, ""] | None) 
 
 
 def split_key(key: Key[Array, ""] | None, n: int) -> list[Key[Array, ""] | None]:
-    """`n` keys for `n` dropouts; none of them a key without one."""
+    """Split a key for `n` dropouts; without a key, `n` times None."""
     return [None] * n if key is None else list(jax.random.split(key, n))
 
 
@@ -82,7 +82,7 @@ def products(x: Float[Array, "*b dim"], table: Float[Array, "n dim"], dtype: Pre
 
 
 def norm(config: TransformerConfig, rngs: nnx.Rngs) -> nnx.RMSNorm:
-    """A norm from and to float32, whatever comes in."""
+    """Root-mean-square norm, computed in float32."""
     return nnx.RMSNorm(config.dim, dtype=jnp.float32, rngs=rngs)
 
 
@@ -99,7 +99,7 @@ def linear(config: HasPrecision, inputs: int, outputs: int, rngs: nnx.Rngs, *, b
 
 
 class Attention(nnx.Module):
-    """The projections of self-attention; what is seen, and from where, is its caller's."""
+    """Projections of self-attention; the caller attends."""
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs) -> None:
         self.heads, self.kv_heads = config.heads, config.kv_heads or config.heads
@@ -114,7 +114,7 @@ class Attention(nnx.Module):
         return q, KeyValue(k, v)
 
     def merge(self, heads: Float[Array, "*b heads width"]) -> Float[Array, "*b dim"]:
-        """What the heads have read, back at the width of the states."""
+        """The heads' outputs, projected to the width of the states."""
         return self.out(heads.reshape((*heads.shape[:-2], -1)))
 
 
@@ -130,7 +130,7 @@ class SwiGLU(nnx.Module):
         return self.down(jax.nn.silu(gate) * value)
 
 
-# From queries, keys and values to what the queries read, and the keys and values worth keeping.
+# From queries, keys and values to the attended values, and the keys and values to keep.
 Attend = Callable[[Array, KeyValue], tuple[Array, KeyValue]]
 
 
@@ -171,7 +171,7 @@ def attend_within(segments: Int[Array, "b t"], *, causal: bool) -> Attend:
 
 
 class Backbone(nnx.Module):
-    """A stack over packed rows: position `t` sees its own segment; causal: no later position of it."""
+    """Stack of blocks over packed rows: position `t` sees its own segment; causal: no later position of it."""
 
     def __init__(self, config: TransformerConfig, *, causal: bool = True, rngs: nnx.Rngs) -> None:
         self.config, self.causal = config, causal
@@ -187,7 +187,7 @@ class Backbone(nnx.Module):
     def read(
         self, x: Float[Array, "b t dim"], segments: Int[Array, "b t"], *, key: Key[Array, ""] | None = None
     ) -> tuple[Float[Array, "b t dim"], tuple[KeyValue, ...]]:
-        """The states, and what each block attended to."""
+        """The states, and the keys and values of each block."""
         input_key, *block_keys = split_key(key, len(self.blocks) + 1)
         x = dropout(x.astype(self.config.dtype.value), self.config.dropout, input_key)
         attend, kept = attend_within(segments, causal=self.causal), []

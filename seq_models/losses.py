@@ -1,4 +1,4 @@
-"""What models of codes, and of items, learn from: pure functions, to be weighted and added up by a training loss."""
+"""Losses of models of codes, and of items: pure functions, to be weighted and added up by a training loss."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
+
+from seq_models.trie import CodeTrie
 
 # Logits held at once: a block stays in the cache of a CPU core.
 _BLOCK = 1 << 21
@@ -64,6 +66,38 @@ def constrained_cross_entropy(
     return loss + smoothing * (_at(logits, codes) - mean)
 
 
+def child_cross_entropy(
+    logits: Sequence[Float[Array, "*n size"]],
+    codes: Int[Array, "*n level"],
+    weights: Float[Array, "*n"],
+    *,
+    trie: CodeTrie,
+    smoothing: float = 0.0,
+) -> Float[Array, " level"]:
+    """Weighted mean of each level's `constrained_cross_entropy` among the children of the target's prefix."""
+    path = trie.path(codes)
+    parents = (jnp.zeros_like(path[0]), *path[:-1])
+    losses: list[Array] = []
+    for level, nodes in enumerate(parents):
+        children = trie.children(nodes, level=level)
+        each = constrained_cross_entropy(
+            logits[level], codes[..., level], children.tokens, children.valid, smoothing=smoothing
+        )
+        losses.append(weighted_mean(each, weights))
+    return jnp.stack(losses)
+
+
+def item_cross_entropy(
+    states: Float[Array, "*n dim"],
+    vectors: Float[Array, "items dim"],
+    targets: Int[Array, "*n"],
+    weights: Float[Array, "*n"],
+) -> Float[Array, ""]:
+    """Weighted mean of the full-softmax cross-entropy of the next item among all, in nats."""
+    flat = (states.reshape(-1, states.shape[-1]), vectors, jnp.maximum(targets, 0).reshape(-1), weights.reshape(-1))
+    return softmax_cross_entropy(*flat) / jnp.maximum(jnp.sum(weights), 1)
+
+
 def distillation(
     logits: Sequence[Float[Array, "*n size"]],
     codes: Int[Array, "*n level"],
@@ -75,9 +109,9 @@ def distillation(
     """Cross-entropy of each level to a teacher that scores items, given the target's codes before that level.
 
     `teacher_codes` are those of k items, for instance its best; `teacher_scores` their logits, divided by a temperature
-    if wanted. What the teacher says of a level's codes is its probability of the items that share the target's prefix,
-    summed by code; where none of the k does, it says nothing, and the level has no loss. UniGRec (arXiv 2601.17438)
-    distils a teacher over items as well, by contrasting states: this needs no projection between their widths.
+    if desired. The teacher's probability of a code is that of the items that share the target's prefix, summed by code;
+    where none of the k items shares it, the level has no loss. UniGRec (arXiv 2601.17438) distils a teacher over items
+    as well, by contrasting states: this needs no projection between their widths.
     """
     shares_prefix, losses = jnp.ones(teacher_scores.shape, bool), []
     for level, of_level in enumerate(logits):
@@ -218,14 +252,14 @@ def _block(
     here = ((target >= 0) & (target < num_ids))[:, None]
     own = jnp.where(here, of_ids.reshape(-1, state.shape[1])[jnp.where(here[:, 0], target, 0)], 0)
     own, state32 = own.astype(jnp.float32), state.astype(jnp.float32)
-    wanted = jnp.sum(state32 * own, axis=-1)
+    target_logit = jnp.sum(state32 * own, axis=-1)
     by_state -= weight[:, None] * own
     if id_axes:
-        wanted, by_state = jax.lax.psum((wanted, by_state), id_axes)
+        target_logit, by_state = jax.lax.psum((target_logit, by_state), id_axes)
     by_vectors += by_ids.reshape(-1, state.shape[1])[:num_ids]
     at_target = jnp.where(here, -weight[:, None] * state32, 0.0)
     by_vectors = by_vectors.at[jnp.where(here[:, 0], target, 0)].add(at_target)
-    return by_vectors, (jnp.log(total[:, 0]) + largest[:, 0] - wanted, by_state)
+    return by_vectors, (jnp.log(total[:, 0]) + largest[:, 0] - target_logit, by_state)
 
 
 def _padded(x: Array, size: int) -> Float[Array, "blocks size *rest"]:

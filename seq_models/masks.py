@@ -1,8 +1,8 @@
-"""Which items a request may return: any subset, for each user their own, without another trie.
+"""Masks of the items that a request may return: any subset, per user, over the same trie.
 
-What is allowed is known of every node, so that a search reads it beside the tokens. A list of denied items closes few
-nodes, those whose allowed items are all denied: they are found once, from the items upwards, and looked up among the
-parents that a search extends, so that a denied item costs about the same in any catalogue.
+Allowed items are marked at every node, so that a search reads the marks next to the tokens. A list of denied items
+closes few nodes, those whose allowed items are all denied: they are computed once, from the items upwards, and looked
+up among the parents that a search extends, so that a denied item costs about the same in any catalogue.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class ItemMask(NamedTuple):
     """
 
     allowed: tuple[Bool[Array, "users members"], ...] | None
-    """Whether any item of a member is allowed, if not all are."""
+    """True at members with an allowed item; None: all are allowed."""
     denied: tuple[Closed, ...] | None
     """Allowed members of which all allowed items are denied."""
 
     @classmethod
-    def of(
+    def from_items(
         cls,
         trie: CodeTrie,
         *,
@@ -48,7 +48,7 @@ class ItemMask(NamedTuple):
         """The items that are allowed (by row, all where not given) less those denied (rows, -1 for none).
 
         Either has one row for each user, or a single one for all. `allowed` takes time and memory in proportion to the
-        catalogue, so what many requests share (in stock, by country) is best made once; `denied`, to its own length,
+        catalogue, so a mask that many requests share (in stock, by country) is best made once; `denied`, to its length,
         and it needs the `codes` that the trie was built from. Raises ValueError for `allowed` of another number of
         items than the trie has, or has capacity for, for codes of another shape than the trie's, and for denied rows
         outside the catalogue where these are a numpy array.
@@ -69,14 +69,14 @@ class ItemMask(NamedTuple):
         *,
         level: int,
     ) -> Bool[Array, "batch beam n"]:
-        """Which of the valid members of parents lead to an item left to the user: children at `level`, or items."""
+        """Valid members of parents (children at `level`, or items) that lead to an item left to the user, as a mask."""
         if self.allowed is not None:
             valid &= _open(self.allowed[level], members)
         return valid if self.denied is None else _without(valid, parents, members, self.denied[level])
 
 
 def _without(valid: Array, parents: Array, members: Array, closed: Closed) -> Bool[Array, "batch beam n"]:
-    """Writes into the places of closed members, a handful; those whose parent is not there have none."""
+    """Clear the places of closed members, a handful; those whose parent is not there have none."""
     here = closed.parents[:, :, None] == parents[:, None, :]
     beam = jnp.argmax(here, axis=-1)
     firsts = jnp.take_along_axis(members[..., 0], beam, axis=-1)
@@ -85,7 +85,7 @@ def _without(valid: Array, parents: Array, members: Array, closed: Closed) -> Bo
 
 
 def _open(allowed: Bool[Array, "users members"], members: Int[Array, "batch *b n"]) -> Bool[Array, "batch *b n"]:
-    """Whether contiguous members are allowed to their user."""
+    """Mask of the contiguous members that are allowed to their user."""
     if len(allowed) == 1:
         return windows(allowed[0], members)
     return jax.vmap(windows)(allowed, members)
@@ -140,7 +140,7 @@ def _places(
 
 
 def _run_sums(flags: Bool[Array, "users n"], keys: Int[Array, "users n"]) -> Int[Array, "users n"]:
-    """How many flags are set in each run of equal keys, at its last entry; elsewhere 0."""
+    """Number of flags set in each run of equal keys, at its last entry; elsewhere 0."""
     sums = jnp.cumsum(flags, axis=-1, dtype=jnp.int32)
     changes = keys[:, 1:] != keys[:, :-1]
     first, last = (jnp.pad(changes, ((0, 0), pad), constant_values=True) for pad in ((1, 0), (0, 1)))

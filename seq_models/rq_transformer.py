@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from seq_models.attention import KeyValue, Past, attend_past, grown, of_ancestors
-from seq_models.codes import CodeConfig, CodeLayers, embedding, spread
+from seq_models.attention import KeyValue, Past, append_level, attend_past, gather_ancestors
+from seq_models.codes import CodeConfig, CodeModel, embedding, spread
 from seq_models.layers import Attend, Backbone, Block, dropout, last_state, norm, split_key
 from seq_models.types import Inputs, Layout, Prefixes
 
@@ -25,6 +26,10 @@ from seq_models.types import Inputs, Layout, Prefixes
 @dataclass(frozen=True)
 class RQTransformerConfig(CodeConfig):
     """The backbone's size, the depth decoder's, and whether output heads are the input tables."""
+
+    name: ClassVar[str] = "rq-transformer"
+    title: ClassVar[str] = "RQ-Transformer"
+    decodes_from_state: ClassVar[bool] = True
 
     depth_layers: int = 1
     """Blocks of the depth decoder, which has the backbone's width."""
@@ -37,15 +42,21 @@ class RQTransformerConfig(CodeConfig):
         if not 0.0 <= self.depth_dropout < 1.0:
             raise ValueError(f"depth_dropout {self.depth_dropout} must lie in [0, 1)")
 
+    def build(
+        self, *, level_sizes: tuple[int, ...], num_items: int, num_features: int, rngs: nnx.Rngs
+    ) -> RQTransformer:
+        """An RQTransformer with fresh parameters."""
+        return RQTransformer(self, level_sizes=level_sizes, num_features=num_features, num_items=num_items, rngs=rngs)
 
-DepthCache = tuple[Past, ...]  # of every block of the depth decoder
+
+DepthCache = tuple[Past, ...]  # one per block of the depth decoder
 
 
-class RQTransformer(CodeLayers):
+class RQTransformer(CodeModel):
     """Autoregressive model of the next item's codes given a history of items.
 
-    `level_sizes` are the codebook sizes; `num_features` is the width of the dense input (0: none); `num_ids` the
-    number of ids when the config asks for an id embedding.
+    `level_sizes` are the codebook sizes; `num_features` is the width of the dense input (0: none); `num_items` the
+    number of items, read when the config asks for an id embedding.
     """
 
     layout = Layout.PACKED
@@ -56,10 +67,10 @@ class RQTransformer(CodeLayers):
         *,
         level_sizes: tuple[int, ...],
         num_features: int = 0,
-        num_ids: int = 0,
+        num_items: int = 0,
         rngs: nnx.Rngs,
     ) -> None:
-        super().__init__(config, level_sizes=level_sizes, num_features=num_features, num_ids=num_ids, rngs=rngs)
+        super().__init__(config, level_sizes=level_sizes, num_features=num_features, num_items=num_items, rngs=rngs)
         self.backbone = Backbone(config.backbone, rngs=rngs)
         self.depth_config = replace(config.backbone, dropout=config.depth_dropout)
         self.levels = embedding(len(level_sizes), config.backbone.dim, rngs)
@@ -81,14 +92,14 @@ class RQTransformer(CodeLayers):
         *,
         key: Key[Array, ""] | None = None,
     ) -> tuple[Float[Array, "b t size"], ...]:
-        """Teacher-forced logits of every level given the codes before it; one array a level."""
+        """Teacher-forced logits of every level given the codes before it; one array per level."""
         backbone_key, depth_key = split_key(key, 2)
         return self.depth_logits(self.states(inputs, segments, key=backbone_key), targets, key=depth_key)
 
     def depth_logits(
         self, states: Float[Array, "*n dim"], targets: Int[Array, "*n level"], *, key: Key[Array, ""] | None = None
     ) -> tuple[Float[Array, "*n size"], ...]:
-        """Those that follow given states.
+        """Teacher-forced logits of the item after each of the given states.
 
         Level by level, as in search: on a CPU that is faster than one array of all levels, whose copies it saves.
         """
@@ -96,27 +107,27 @@ class RQTransformer(CodeLayers):
         codes = targets.reshape(len(summed), -1)
         for level, level_key in enumerate(split_key(key, len(self.level_sizes))):
             x, new = self._decode(summed, level, past, level_key)
-            past = grown(past, new)
+            past = append_level(past, new)
             logits.append(self.head(x, level).reshape(*states.shape[:-1], -1))
             summed = summed + self.tables[level](codes[:, level])
         return tuple(logits)
 
-    def read(self, inputs: Inputs, segments: Int[Array, "b t"]) -> Float[Array, "b dim"]:
+    def encode_history(self, inputs: Inputs, segments: Int[Array, "b t"]) -> Float[Array, "b dim"]:
         """The state after each history, for rows with one history each."""
         return last_state(self.states(inputs, segments), segments)
 
-    def start(self, context: Float[Array, "batch dim"]) -> DepthCache:
+    def init_cache(self, context: Float[Array, "batch dim"]) -> DepthCache:
         """Nothing computed yet."""
         return self._no_past()
 
-    def step(
+    def decode_step(
         self, context: Float[Array, "batch dim"], cache: DepthCache, prefixes: Prefixes
     ) -> tuple[Float[Array, "batch beam size"], DepthCache]:
         """Logits of the prefixes' next level, and the cache with this level's keys and values as they are."""
         embedded = [self.tables[level](prefixes.codes[..., level]) for level in range(prefixes.level)]
         x = functools.reduce(jnp.add, embedded, context[:, None, :])
-        x, new = self._decode(x, prefixes.level, [of_ancestors(past, prefixes.ancestors) for past in cache], None)
-        return self.head(x, prefixes.level), grown(cache, new)
+        x, new = self._decode(x, prefixes.level, [gather_ancestors(past, prefixes.ancestors) for past in cache], None)
+        return self.head(x, prefixes.level), append_level(cache, new)
 
     def _no_past(self) -> DepthCache:
         return ((),) * len(self.depth)

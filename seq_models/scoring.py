@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from seq_models.search import (
-    Normalization,
     Step,
     at_tokens,
     checked_logits,
@@ -19,7 +18,7 @@ from seq_models.search import (
     normalized,
 )
 from seq_models.trie import CodeTrie
-from seq_models.types import Cache
+from seq_models.types import Cache, SoftmaxOver
 
 
 def item_log_probs(
@@ -28,15 +27,15 @@ def item_log_probs(
     codes: Int[Array, "batch n level"],
     *,
     trie: CodeTrie | None = None,
-    normalization: Normalization = Normalization.VOCABULARY,
+    softmax_over: SoftmaxOver = SoftmaxOver.VOCABULARY,
 ) -> Float[Array, "batch n"]:
     """Exact log-probabilities of given codes, by the same `step` as in search; the trie is needed for CHILDREN only.
 
     Codes outside a level's vocabulary (or, for CHILDREN, outside the trie) have log-probability -inf.
     """
-    if normalization is Normalization.CHILDREN and trie is None:
-        raise ValueError("Normalization.CHILDREN needs the trie whose children are meant, got trie=None")
-    among = trie if normalization is Normalization.CHILDREN else None
+    if softmax_over is SoftmaxOver.CHILDREN and trie is None:
+        raise ValueError("SoftmaxOver.CHILDREN needs the trie whose children are meant, got trie=None")
+    among = trie if softmax_over is SoftmaxOver.CHILDREN else None
     batch, n, num_levels = codes.shape
     own = jnp.broadcast_to(jnp.arange(n, dtype=jnp.int32)[None], (batch, n))
     total, nodes, prefixes = jnp.zeros((batch, n), jnp.float32), jnp.zeros_like(own), no_prefixes(batch)
@@ -55,7 +54,7 @@ def item_log_probs(
 
 
 class LeafBlocks(NamedTuple):
-    """The leaves of a trie cut into blocks of contiguous ones: plain integers, for jit a static argument."""
+    """Blocks of contiguous leaves of a trie: plain integers, for jit a static argument."""
 
     size: int
     number: int
@@ -63,7 +62,7 @@ class LeafBlocks(NamedTuple):
     """Per level: the most nodes of any one block."""
 
     @classmethod
-    def of(cls, trie: CodeTrie, size: int) -> LeafBlocks:
+    def from_trie(cls, trie: CodeTrie, size: int) -> LeafBlocks:
         """Blocks of at most `size` leaves; reads the trie's arrays, so to be called outside jit."""
         if size < 1:
             raise ValueError(f"a block must hold at least 1 leaf, got {size}")
@@ -85,16 +84,16 @@ def catalog_log_probs(
     *,
     batch: int,
     blocks: LeafBlocks,
-    normalization: Normalization = Normalization.VOCABULARY,
+    softmax_over: SoftmaxOver = SoftmaxOver.VOCABULARY,
 ) -> Float[Array, "batch items"]:
     """Exact log-probability of every item, by row (-inf for rows that a capacity leaves free); to be called inside jit.
 
     Block by block: the nodes above a block's leaves are contiguous at every level, so a prefix is computed once, or
-    once more where two blocks meet in it. Items that share their codes each have the leaf's log-probability.
+    once more where two blocks meet in it. Items that share their codes each get the leaf's log-probability.
     """
 
     def score(first_leaf: Int[Array, ""]) -> Float[Array, "batch size"]:
-        return _block_log_probs(step, cache, trie, first_leaf, batch, blocks.widths, normalization)
+        return _block_log_probs(step, cache, trie, first_leaf, batch, blocks.widths, softmax_over)
 
     by_block = jax.lax.map(score, jnp.arange(blocks.number, dtype=jnp.int32) * blocks.size)
     by_leaf = jnp.moveaxis(by_block, 0, 1).reshape(batch, -1)
@@ -109,9 +108,9 @@ def _block_log_probs(
     first_leaf: Int[Array, ""],
     batch: int,
     widths: tuple[int, ...],
-    normalization: Normalization,
+    softmax_over: SoftmaxOver,
 ) -> Float[Array, "batch size"]:
-    """Log-probabilities of the leaves from `first_leaf` on. A level's nodes behind those of the block stand unread."""
+    """Log-probabilities of the leaves from `first_leaf` on. A level's nodes behind those of the block are not read."""
     firsts = [first_leaf]
     for level in reversed(range(len(widths))):
         firsts.insert(0, trie.parents(firsts[0], level=level))
@@ -120,7 +119,7 @@ def _block_log_probs(
     for level, width in enumerate(widths):
         logits, cache = step(cache, prefixes)
         logits = checked_logits(logits, (batch, len(nodes), trie.level_sizes[level]), level)
-        children = trie.children(nodes[None], level=level) if normalization is Normalization.CHILDREN else None
+        children = trie.children(nodes[None], level=level) if softmax_over is SoftmaxOver.CHILDREN else None
         totals = log_total(logits, children)
         nodes = jnp.minimum(firsts[level + 1] + jnp.arange(width), len(trie.tokens[level]) - 1)
         places = jnp.clip(trie.parents(nodes, level=level) - firsts[level], 0, logits.shape[1] - 1)

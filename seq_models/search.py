@@ -1,13 +1,12 @@
 """Beam search over a code trie: every beam it returns is an item that exists, and one that the request may return.
 
-A model takes part through one function, `step(cache, prefixes) -> (logits, cache)` (`seq_models.types`), called once a
-level: levels are unrolled, since their vocabularies differ. At level 0 each user has a single beam. `logits`,
+A model takes part through one function, `step(cache, prefixes) -> (logits, cache)` (`seq_models.codes`), called once
+per level: levels are unrolled, since their vocabularies differ. At level 0 each user has a single beam. `logits`,
 `Float[batch beam level_sizes[level]]`, are those of the next code of each beam.
 """
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,17 +16,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from seq_models.masks import ItemMask
 from seq_models.trie import Children, CodeTrie
-from seq_models.types import Cache, Prefixes
+from seq_models.types import Cache, Prefixes, SoftmaxOver
 
 Step = Callable[[Cache, Prefixes], tuple[Float[Array, "batch beam size"], Cache]]
 ItemScores = Callable[[Int[Array, "batch beam group"]], Float[Array, "batch beam group"]]
-
-
-class Normalization(enum.Enum):
-    """What the log-probabilities of a level sum to one over; it should be the same in training and in search."""
-
-    VOCABULARY = "vocabulary"  # the level's whole vocabulary: the model's own probability
-    CHILDREN = "children"  # the children of the prefix in the trie: the probability given that the item exists
 
 
 class Beams(NamedTuple):
@@ -55,7 +47,7 @@ def beam_search(
     batch: int,
     beam_size: int,
     num_results: int | None = None,
-    normalization: Normalization = Normalization.VOCABULARY,
+    softmax_over: SoftmaxOver = SoftmaxOver.VOCABULARY,
     temperature: float = 1.0,
     mask: ItemMask | None = None,
     item_scores: ItemScores | None = None,
@@ -77,7 +69,7 @@ def beam_search(
         logits, cache = step(cache, live.prefixes)
         logits = checked_logits(logits, (*live.nodes.shape, size), level) / temperature
         children = trie.children(live.nodes, level=level)
-        total = log_total(logits, children if normalization is Normalization.CHILDREN else None)
+        total = log_total(logits, children if softmax_over is SoftmaxOver.CHILDREN else None)
         log_probs = normalized(at_tokens(logits, children.tokens), total[..., None])
         scores = live.log_probs[..., None] + log_probs
         open_ = children.valid & (live.log_probs != -jnp.inf)[..., None]
@@ -90,7 +82,7 @@ def beam_search(
 
 
 def no_prefixes(batch: int) -> Prefixes:
-    """The one empty prefix of each user that a search begins with."""
+    """The single empty prefix with which each user's search begins."""
     none = jnp.zeros((batch, 1, 0), jnp.int32)
     return Prefixes(none, none)
 
@@ -113,7 +105,7 @@ def checked_logits(logits: Array, expected: tuple[int, ...], level: int) -> Floa
 
 
 def log_total(logits: Float[Array, "batch beam size"], children: Children | None = None) -> Float[Array, "batch beam"]:
-    """What log-probabilities are normalised by: over the vocabulary or, where given, over each beam's children."""
+    """The logarithm of the softmax's sum: over the vocabulary or, where given, over each beam's children."""
     if children is None:
         return jax.nn.logsumexp(logits, axis=-1)
     return jax.nn.logsumexp(at_tokens(logits, children.tokens), axis=-1, where=children.valid)

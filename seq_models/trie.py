@@ -56,7 +56,7 @@ class Capacity:
 
     @classmethod
     def around(cls, trie: CodeTrie, *, growth: float = 1.5) -> Capacity:
-        """Room for `growth` times what the trie holds, in every count."""
+        """A capacity of `growth` times every count of the trie."""
         fan_outs = tuple(
             min(math.ceil(growth * most), size) for most, size in zip(trie.fan_outs, trie.level_sizes, strict=True)
         )
@@ -88,7 +88,7 @@ class CodeTrie:
     tokens: tuple[Int[Array, " nodes"], ...]  # in the smallest type that holds the level's size
     child_start: tuple[Int[Array, " parents_plus_1"] | None, ...]
     leaf_start: Int[Array, " leaves_plus_1"] | None
-    item_rows: Int[Array, "items"]  # by position; `items` behind the last, where a capacity or dead items leave it free
+    item_rows: Int[Array, " items"]  # by position; `items` behind the last, where a capacity or removals leave it free
     level_sizes: tuple[int, ...] = _static()
     fan_outs: tuple[int, ...] = _static()  # per level: most children of any one parent
     max_leaf_items: int = _static()
@@ -100,43 +100,43 @@ class CodeTrie:
         level_sizes: Sequence[int],
         *,
         popularity: Shaped[np.ndarray, "items"] | None = None,
-        alive: Bool[np.ndarray, "items"] | None = None,
+        active: Bool[np.ndarray, "items"] | None = None,
         capacity: Capacity | None = None,
     ) -> CodeTrie:
         """Build from codes whose row index is the item row.
 
         Items of one leaf lie in order of falling popularity, where given, then of their rows. Items that are not
-        `alive` are not in the trie, though they count as rows. With a capacity, arrays and widths are those of the
-        fullest trie it allows. Raises ValueError for codes outside `level_sizes`, for popularities or `alive` of
-        another number of items, for none alive, and for a catalogue beyond the capacity.
+        `active` are not in the trie, though they count as rows. With a capacity, arrays and widths are those of the
+        fullest trie it allows. Raises ValueError for codes outside `level_sizes`, for popularities or `active` of
+        another number of items, for none active, and for a catalogue beyond the capacity.
         """
         codes = np.asarray(codes)
         level_sizes = tuple(int(size) for size in level_sizes)
-        _check(codes, level_sizes, popularity, alive)
+        _check(codes, level_sizes, popularity, active)
         item_rows = _sorted_rows(codes, level_sizes, popularity)
-        item_rows = item_rows if alive is None else item_rows[alive[item_rows]]
+        item_rows = item_rows if active is None else item_rows[active[item_rows]]
         tokens, starts = _ranges(codes, item_rows, level_sizes)
-        held = Capacity(len(codes), tuple(_widest(start) for start in starts[:-1]), _widest(starts[-1]))
-        room = capacity or held
-        _check_fits(held, room)
+        counts = Capacity(len(codes), tuple(_widest(start) for start in starts[:-1]), _widest(starts[-1]))
+        limit = capacity or counts
+        _check_fits(counts, limit)
         nodes = tuple(len(start) - 1 for start in starts) if capacity is None else capacity.nodes
         *child_start, leaf_start = (
             _padded(start, n + 1, start[-1]) if most > 1 else None
-            for start, n, most in zip(starts, nodes, (*room.fan_outs, room.leaf_items), strict=True)
+            for start, n, most in zip(starts, nodes, (*limit.fan_outs, limit.leaf_items), strict=True)
         )
         return cls(
             tokens=tuple(_padded(token, n, 0) for token, n in zip(tokens, nodes[1:], strict=True)),
             child_start=tuple(child_start),
             leaf_start=leaf_start,
-            item_rows=_padded(item_rows, room.items, room.items),
+            item_rows=_padded(item_rows, limit.items, limit.items),
             level_sizes=level_sizes,
-            fan_outs=room.fan_outs,
-            max_leaf_items=room.leaf_items,
+            fan_outs=limit.fan_outs,
+            max_leaf_items=limit.leaf_items,
         )
 
     @property
     def num_items(self) -> int:
-        """Item rows, or as many as the capacity has room for."""
+        """Item rows, or as many as the capacity allows."""
         return self.item_rows.shape[0]
 
     def children(self, nodes: Int[Array, "*b"], *, level: int) -> Children:
@@ -275,22 +275,22 @@ def _padded(values: np.ndarray, length: int, fill: int) -> Int[Array, " length"]
     return jnp.asarray(padded)
 
 
-def _check_fits(held: Capacity, room: Capacity) -> None:
-    if len(room.fan_outs) != len(held.fan_outs):
-        raise ValueError(f"codes have {len(held.fan_outs)} levels but the capacity {len(room.fan_outs)}")
-    counts = [("items", held.items, room.items), ("items of one leaf", held.leaf_items, room.leaf_items)]
-    for level, (most, limit) in enumerate(zip(held.fan_outs, room.fan_outs, strict=True)):
-        counts.append((f"children of one parent at level {level}", most, limit))
-    for what, count, limit in counts:
+def _check_fits(counts: Capacity, limits: Capacity) -> None:
+    if len(limits.fan_outs) != len(counts.fan_outs):
+        raise ValueError(f"codes have {len(counts.fan_outs)} levels but the capacity {len(limits.fan_outs)}")
+    rows = [("items", counts.items, limits.items), ("items of one leaf", counts.leaf_items, limits.leaf_items)]
+    for level, (count, limit) in enumerate(zip(counts.fan_outs, limits.fan_outs, strict=True)):
+        rows.append((f"children of one parent at level {level}", count, limit))
+    for what, count, limit in rows:
         if count > limit:
             raise ValueError(
                 f"the catalogue has {count} {what}, its trie's capacity is {limit}: build with a larger Capacity"
-                " (what runs is then compiled anew)"
+                " (programs are then compiled again)"
             )
 
 
 def _check(
-    codes: np.ndarray, level_sizes: tuple[int, ...], popularity: np.ndarray | None, alive: np.ndarray | None
+    codes: np.ndarray, level_sizes: tuple[int, ...], popularity: np.ndarray | None, active: np.ndarray | None
 ) -> None:
     if codes.ndim != 2 or not np.issubdtype(codes.dtype, np.integer):
         raise ValueError(f"codes must be integers [items, level], got {codes.dtype} {codes.shape}")
@@ -307,6 +307,6 @@ def _check(
             )
     if popularity is not None and np.shape(popularity) != codes.shape[:1]:
         raise ValueError(f"popularity must have one number for each of {len(codes)} items, got {np.shape(popularity)}")
-    if alive is not None and (alive.shape != codes.shape[:1] or alive.dtype != bool or not alive.any()):
-        got = f"{alive.dtype} {alive.shape} with {np.count_nonzero(alive)} true"
-        raise ValueError(f"alive must be booleans, one for each of {len(codes)} items, some of them true; got {got}")
+    if active is not None and (active.shape != codes.shape[:1] or active.dtype != bool or not active.any()):
+        got = f"{active.dtype} {active.shape} with {np.count_nonzero(active)} true"
+        raise ValueError(f"active must be booleans, one for each of {len(codes)} items, some of them true; got {got}")

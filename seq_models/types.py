@@ -1,22 +1,24 @@
-"""What every generator of codes offers: to training, teacher-forced logits; to search, one step at a time."""
+"""Integers in, integers out: the inputs of a model's positions, tables of items, requests, and the items found."""
 
 from __future__ import annotations
 
 import enum
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-from jaxtyping import Array, Float, Int, Key
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
-# What all beams of a user share, a pytree of arrays [batch, ...]; never repeated per beam.
+# All that the beams of a user share, a pytree of arrays [batch, ...]; never repeated per beam.
 Context = Any
-# What beams computed in earlier steps, a pytree of arrays [batch, beam of that step, ...]; never re-gathered.
+# Results of earlier search steps, a pytree of arrays [batch, beam of that step, ...]; never re-gathered.
 Cache = Any
 
 
 class Inputs(NamedTuple):
-    """What stands at each position of a history. Absent inputs are None; a model adds up the others' embeddings.
+    """Inputs of the positions of a history. Absent ones are None; a model adds up the embeddings of the others.
 
-    `mixtures`, one array a level, stand for the codes where given: a level's embedding is the mean under its mixture.
+    `mixtures`, one array per level, replace the codes where given: a level's embedding is the mean under its mixture.
     """
 
     codes: Int[Array, "b t level"]
@@ -26,10 +28,10 @@ class Inputs(NamedTuple):
 
 
 class Prefixes(NamedTuple):
-    """The live beams of a search before `level` codes are chosen, best first.
+    """Live beams of a search before `level` codes are chosen, best first.
 
-    `ancestors[..., l]` is the place, among the beams that were live at step `l`, of the one this beam descends from:
-    what step `l` left in the cache for a beam is found there.
+    `ancestors[..., l]` is the index, among the beams that were live at step `l`, of the beam this one descends from:
+    the cache entry that step `l` wrote for it is found there.
     """
 
     codes: Int[Array, "batch beam level"]
@@ -42,45 +44,98 @@ class Prefixes(NamedTuple):
 
 
 class Layout(enum.Enum):
-    """How training histories lie in rows, and so what a model's teacher-forced logits are of."""
+    """Arrangement of training histories in rows, which decides the positions that teacher-forced logits are of."""
 
-    PACKED = "packed"  # several histories a row; every position predicts the item after it
+    PACKED = "packed"  # several histories per row; every position predicts the item after it
     CLOSED = "closed"  # packed, and behind each history its last target, which predicts nothing
-    SINGLE = "single"  # one history a row, and one target
+    SINGLE = "single"  # one history and one target per row
 
 
-class CodeModel(Protocol):
-    """A model of the next item's codes, level by level, given a history of items.
+class SoftmaxOver(enum.Enum):
+    """Set over which a level's probabilities sum to one; it should be the same in training and in search."""
 
-    Rows hold histories numbered by `segments` from 1, 0 being padding; no history sees another, and where padding
-    stands changes nothing.
+    VOCABULARY = "vocabulary"  # the level's whole vocabulary: the model's own probability
+    CHILDREN = "children"  # the children of the prefix in the trie: the probability given that the item exists
+
+
+class ItemTables(NamedTuple):
+    """Per item row, on the device: codes, dense input (None: there is none), and membership in the training set.
+
+    Rows behind the last item's are spare capacity. `active` marks rows whose item may be recommended; None: all.
     """
 
-    level_sizes: tuple[int, ...]
-    layout: Layout
+    codes: Int[Array, "items level"]
+    features: Float[Array, "items feature"] | None
+    known: Bool[Array, " items"]
+    active: Bool[Array, " items"] | None = None
 
-    def logits(
-        self,
-        inputs: Inputs,
-        segments: Int[Array, "b t"],
-        targets: Int[Array, "*n level"],
+    @classmethod
+    def from_arrays(
+        cls,
+        codes: Int[np.ndarray, "items level"],
+        features: Float[np.ndarray, "items feature"] | None,
+        train_counts: Int[np.ndarray, " items"],
         *,
-        key: Key[Array, ""] | None = None,
-    ) -> tuple[Float[Array, "*n size"], ...]:
-        """Logits of every level given the codes before it, one array a level; `*n` is `b t`, or `b` for SINGLE.
+        active: Bool[np.ndarray, " items"] | None = None,
+        rows: int | None = None,
+    ) -> ItemTables:
+        """Tables on the default device; with `rows`, so many in all, zeros (and False) behind the items'."""
 
-        With a key, as in training: with dropout. What stands at positions without a target is undefined.
-        """
-        ...
+        def put(values: np.ndarray) -> Array:
+            spare = 0 if rows is None else rows - len(values)
+            return jnp.asarray(np.pad(values, ((0, spare), *((0, 0),) * (values.ndim - 1))) if spare else values)
 
-    def read(self, inputs: Inputs, segments: Int[Array, "b t"]) -> Context:
-        """What a search needs of rows of one history each."""
-        ...
+        dense = None if features is None else put(features)
+        return cls(put(codes), dense, put(train_counts > 0), None if active is None else put(active))
 
-    def start(self, context: Context) -> Cache:
-        """The cache before the first step."""
-        ...
+    def inputs(self, rows: Int[Array, "b t"]) -> Inputs:
+        """Inputs of positions that hold these item rows."""
+        return Inputs(self.codes[rows], None if self.features is None else self.features[rows], rows)
 
-    def step(self, context: Context, cache: Cache, prefixes: Prefixes) -> tuple[Float[Array, "batch beam size"], Cache]:
-        """Logits of the next level for every live beam, and the cache with what this step computed added to it."""
-        ...
+
+class TeacherItems(NamedTuple):
+    """A teacher's best items per target position, and their scores: logits, divided by a temperature if desired."""
+
+    rows: Int[Array, "*n k"]
+    scores: Float[Array, "*n k"]
+
+
+class TrainingBatch(NamedTuple):
+    """Histories of item rows and the items that followed, in the model's layout.
+
+    `segments` numbers the histories of a row from 1, 0 being padding; `targets` is -1 where there is none.
+    """
+
+    history: Int[Array, "b t"]
+    segments: Int[Array, "b t"]
+    targets: Int[Array, "*n"]
+    teacher: TeacherItems | None = None
+
+    @property
+    def weights(self) -> Float[Array, "*n"]:
+        """1 at positions with a target, 0 elsewhere."""
+        return (self.targets >= 0).astype(jnp.float32)
+
+    def target_codes(self, tables: ItemTables) -> Int[Array, "*n level"]:
+        """Codes of the targets; of some item where there is none."""
+        return tables.codes[jnp.maximum(self.targets, 0)]
+
+
+class RequestBatch(NamedTuple):
+    """Histories of item rows, one per row, and the items that may be returned.
+
+    `segments` is 1 where `history` holds an item. `allowed` (None: all) has one row for all histories, or one for each;
+    `denied` are item rows, -1 for none.
+    """
+
+    history: Int[Array, "b t"]
+    segments: Int[Array, "b t"]
+    allowed: Bool[Array, "b items"] | None = None
+    denied: Int[Array, "b n"] | None = None
+
+
+class TopK(NamedTuple):
+    """Item rows, best first, and their log-probabilities; -1 and -inf where there are fewer than k."""
+
+    rows: Int[Array, "b k"]
+    scores: Float[Array, "b k"]

@@ -162,7 +162,7 @@ def test_every_row_is_of_something_that_exists():
         ("semid.graphs.lightgcn", "from semid.tokenizers import Signals"),
         ("semid.training.loop", "from semid.recommender import Recommender"),
         ("semid.catalog.updates", "from semid.tokenizers import SemanticTokenizer"),
-        ("semid.tokenizers.tokenizer", "from semid.generators import code_loss"),
+        ("semid.tokenizers.tokenizer", "from semid.generators import generator_loss"),
         ("semid.generators.training", "from semid.tokenizers import RQVAE"),
         ("semid.generators.training", "from quantizers import health"),
         ("semid.generators.training", "from semid.cli import main"),

@@ -53,9 +53,9 @@ from experiments.generators import BACKBONE, FAMILIES
 from semid import GeneratorConfig
 from semid.artifacts import write_json
 from semid.data import Histories
-from semid.recommender import CodeScorer, ItemTables, ModelSpec, Question, build_model, inputs_at
+from semid.recommender import ModelSpec, Scorer
 from semid.training import SingleRows, batches
-from seq_models import CodeTrie, EncoderDecoderConfig, TransformerConfig
+from seq_models import CodeTrie, EncoderDecoderConfig, ItemTables, RequestBatch, TransformerConfig
 from seq_models.search import extend_prefixes, no_prefixes, top_k
 
 SIZES = {
@@ -121,7 +121,7 @@ def _trainings(
 ) -> tuple[dict[str, Turn], dict[str, int]]:
     """Everyone who trains, the largest product of each library, and numbers of parameters."""
     shape = _largest_product(model, batch)
-    own = nnx.state(build_model(ModelSpec(model, LEVELS, ITEMS, 0, HISTORY_ITEMS), seed=0), nnx.Param)
+    own = nnx.state(ModelSpec(model, LEVELS, ITEMS, 0, HISTORY_ITEMS).build(seed=0), nnx.Param)
     counts = {"semid": sum(leaf.size for leaf in jax.tree.leaves(own))}
     turns: dict[str, Turn] = {"semid, matmul": functools.partial(_matmul, shape)}
     if ask:
@@ -257,21 +257,21 @@ def _semid_searches(
     codes: np.ndarray, history: np.ndarray, real: np.ndarray, *, beam_size: int, results: int
 ) -> dict[str, Callable[[], Any]]:
     """Both of our families, constrained as `Recommender` does it, and not at all."""
-    question = Question(jnp.asarray(history), jnp.asarray(real.astype(np.int32)))
+    requests = RequestBatch(jnp.asarray(history), jnp.asarray(real.astype(np.int32)))
     trie = CodeTrie.from_codes(codes, SEARCH_LEVELS)
-    tables = ItemTables.of(codes, None, np.ones(len(codes)))
+    tables = ItemTables.from_arrays(codes, None, np.ones(len(codes)))
     turns: dict[str, Callable[[], Any]] = {}
     for name in ("encoder-decoder", "rq-transformer"):
         spec = ModelSpec(FAMILIES[name].model, SEARCH_LEVELS, len(codes), 0, HISTORY_ITEMS)
-        scorer = CodeScorer(*nnx.split(build_model(spec, seed=0)), tables, trie, spec.normalization)
-        turns[f"semid, {name}"] = functools.partial(timed, scorer.top, question, k=results, beam_size=beam_size)
+        scorer = Scorer.from_model(spec.build(seed=0), tables=tables, trie=trie, softmax_over=spec.normalization)
+        turns[f"semid, {name}"] = functools.partial(timed, scorer.top, requests, k=results, beam_size=beam_size)
         turns[f"semid, {name}, unconstrained"] = functools.partial(
             timed,
             _unconstrained,
             scorer.graph,
             scorer.params,
             tables,
-            question,
+            requests,
             level_sizes=SEARCH_LEVELS,
             k=results,
             beam_size=beam_size,
@@ -284,7 +284,7 @@ def _unconstrained(
     graph: Any,
     params: Any,
     tables: ItemTables,
-    question: Question,
+    requests: RequestBatch,
     *,
     level_sizes: tuple[int, ...],
     k: int,
@@ -292,11 +292,11 @@ def _unconstrained(
 ) -> Any:
     """A beam search over all products of the vocabularies: its results need not exist."""
     model = nnx.merge(graph, params)
-    context = model.read(inputs_at(tables, question.history), question.segments)
-    cache, users = model.start(context), len(question.history)
+    context = model.encode_history(tables.inputs(requests.history), requests.segments)
+    cache, users = model.init_cache(context), len(requests.history)
     prefixes, scores = no_prefixes(users), jnp.zeros((users, 1))
     for size in level_sizes:
-        logits, cache = model.step(context, cache, prefixes)
+        logits, cache = model.decode_step(context, cache, prefixes)
         products = (scores[..., None] + jax.nn.log_softmax(logits)).reshape(users, -1)
         scores, best = top_k(products, min(beam_size, products.shape[1]))
         prefixes = extend_prefixes(prefixes, best // size, best % size)

@@ -54,10 +54,9 @@ from semid.encoders import (
     Tuning,
     tuned,
 )
-from semid.generators import LossTables, code_loss
+from semid.generators import LossTables, generator_loss
 from semid.joint import JointModel, Objective, StepConfig, bucket_sizes
 from semid.joint.model import ContentTables, joint_loss
-from semid.recommender import ItemTables, inputs_at
 from semid.tokenizers import RQVAE, RQVaeConfig
 from semid.training import (
     ROWS,
@@ -74,7 +73,7 @@ from semid.training import (
     shardings,
     split_variables,
 )
-from seq_models import RQTransformer, RQTransformerConfig, TransformerConfig, code_cross_entropy, last_state
+from seq_models import ItemTables, RQTransformer, RQTransformerConfig, TransformerConfig, code_cross_entropy, last_state
 
 MIB, GIGA, PIXELS = 2**20, 1e9, 32
 STAGED, EVERY = "staged", "every history item"
@@ -290,7 +289,7 @@ def _staged(sizes: Sizes) -> dict[str, Way]:
 
     def loss(model: RQTransformer, batch: PackedRows, tables: LossTables, context: StepContext) -> Any:
         codes, (backbone, depth) = tables.items.codes[batch.targets], jax.random.split(context.key)
-        states = model.states(inputs_at(tables.items, batch.history), batch.segments, key=backbone)
+        states = model.states(tables.items.inputs(batch.history), batch.segments, key=backbone)
         logits = model.depth_logits(last_state(states, batch.segments), codes, key=depth)
         return code_cross_entropy(logits, codes, jnp.ones(len(codes))).sum(), {}
 
@@ -307,7 +306,7 @@ def _staged(sizes: Sizes) -> dict[str, Way]:
 
     return {
         STAGED: Way(model, loss, lambda: _rows(sizes), tables),
-        "staged, every item a target": Way(model, code_loss, packed, tables),
+        "staged, every item a target": Way(model, generator_loss, packed, tables),
     }
 
 

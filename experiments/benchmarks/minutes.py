@@ -29,8 +29,9 @@ from semid.artifacts import write_json
 from semid.data import Examples
 from semid.evaluation import accuracy, group_ids, item_places
 from semid.generators import content_features, training_counts, training_rows
+from semid.recommender import ModelSpec
 from semid.training import HISTORY, SingleRows, read_history
-from seq_models import EncoderDecoderConfig, Layout
+from seq_models import EncoderDecoderConfig
 
 PEER = EncoderDecoderConfig(BACKBONE)  # whose sizes T5 has
 
@@ -165,9 +166,10 @@ def _step_seconds(
     """The median time of a training step of everyone, on the real examples."""
     turns: dict[str, Turn] = {}
     for name, config in ours.items():
-        layout = Layout.SINGLE if isinstance(config.model, EncoderDecoderConfig) else Layout.PACKED
         features, counts = content_features(data, config.features), training_counts(data)
-        of_family = training_rows(data, config, layout)
+        width = 0 if features is None else features.shape[1]
+        spec = ModelSpec(config.model, catalog.level_sizes, len(catalog), width, config.max_history)
+        of_family = training_rows(data, config, spec.build(seed=0).layout)
         turns[name] = semid_steps(config, of_family, catalog.codes, catalog.level_sizes, features, counts)
     if ask:
         config = FAMILIES["encoder-decoder"]

@@ -119,7 +119,7 @@ def _contenders(
 ) -> Contenders:
     """Searches that differ in what they may return, and in nothing else."""
     lists = (jnp.asarray(rng.integers(0, trie.num_items, (users, denied), np.int32)), jnp.asarray(codes))
-    shared = ItemMask.of(trie, allowed=rng.random((1, trie.num_items)) < 0.5)
+    shared = ItemMask.from_items(trie, allowed=rng.random((1, trie.num_items)) < 0.5)
     constrained = functools.partial(_constrained, tables, trie, users=users, beam_size=beam_size)
     return {
         "unconstrained": functools.partial(_unconstrained, tables, users=users, beam_size=beam_size),
@@ -156,7 +156,7 @@ def _constrained(
 ) -> Beams:
     """With denied rows and the catalogue's codes, the mask of a request is made in the time measured."""
     if denied is not None:
-        mask = ItemMask.of(trie, denied=denied[0], codes=denied[1])
+        mask = ItemMask.from_items(trie, denied=denied[0], codes=denied[1])
     return beam_search(_step(tables), (), trie, batch=users, beam_size=beam_size, mask=mask)
 
 

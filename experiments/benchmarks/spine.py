@@ -23,9 +23,10 @@ import tyro
 from experiments.layout import read_layout
 from semid import GeneratorConfig, Recommender, TokenizerConfig, tokenize
 from semid.artifacts import write_json
-from semid.generators import LossTables, code_loss, content_features, training_counts
-from semid.recommender import ItemTables, ModelSpec, build_model
+from semid.generators import LossTables, content_features, generator_loss, training_counts
+from semid.recommender import ModelSpec
 from semid.training import batches, create_state, make_mesh, make_optimizer, make_step, pack, put_batch
+from seq_models import ItemTables
 
 
 def main(dataset: Path, out: Path = Path("runs/spine.json"), beam_size: int = 50, epochs: int = 3) -> None:
@@ -50,7 +51,7 @@ def main(dataset: Path, out: Path = Path("runs/spine.json"), beam_size: int = 50
     config, features = GeneratorConfig(), content_features(data, None)
     width = 0 if features is None else features.shape[1]
     spec = ModelSpec(config.model, catalog.level_sizes, len(catalog), width, config.max_history)
-    model = build_model(spec, seed=0)
+    model = spec.build(seed=0)
     figures |= _epochs(model, data, catalog, features, config, epochs)
     recommender = Recommender(model, catalog, spec=spec, features=features, train_counts=training_counts(data))
     figures |= _search(recommender, data.splits.test.histories, beam_size)
@@ -68,11 +69,11 @@ def _epochs(
     packed = pack(data.splits.train, max_history=config.max_history, row_length=config.row_length)
     size, mesh = config.training.batch_size, make_mesh()
     steps = -(-len(packed.history) // size)
-    tables = LossTables(ItemTables.of(catalog.codes, features, training_counts(data)))
+    tables = LossTables(ItemTables.from_arrays(catalog.codes, features, training_counts(data)))
     with jax.set_mesh(mesh):
         optimizer = make_optimizer(config.training.optimizer, num_steps=steps * (epochs + 1))
         state = create_state(model, optimizer, mesh)
-        step = make_step(model, optimizer, code_loss, tables=tables, seed=0, num_steps=10, mesh=mesh)
+        step = make_step(model, optimizer, generator_loss, tables=tables, seed=0, num_steps=10, mesh=mesh)
         feed = batches(packed, batch_size=size, num_batches=steps * epochs + 1, seed=0)
         started = time.monotonic()
         state, metrics = step(state, put_batch(next(feed), mesh))

@@ -26,8 +26,8 @@ import tyro
 
 from semid.artifacts import write_json
 from semid.data import Histories
-from semid.generators import LossTables, code_loss
-from semid.recommender import CodeModelConfig, ItemTables, ModelSpec, build_model
+from semid.generators import LossTables, generator_loss
+from semid.recommender import ModelSpec
 from semid.training import (
     MeshConfig,
     OptimizerConfig,
@@ -40,13 +40,13 @@ from semid.training import (
     pack,
     put_batch,
 )
-from seq_models import FlatDecoderConfig, RQTransformerConfig, softmax_cross_entropy
+from seq_models import CodeConfig, FlatDecoderConfig, ItemTables, RQTransformerConfig, softmax_cross_entropy
 from seq_models.layers import Precision
 
 ITEMS, SIZES = 12_101, (256, 256, 256)
 HISTORY, ROW = 20, 32  # as GeneratorConfig has them
 POSITIONS = 2048  # items of a batch, however long its rows are
-FAMILIES: dict[str, CodeModelConfig] = {"rq-transformer": RQTransformerConfig(), "flat": FlatDecoderConfig()}
+FAMILIES: dict[str, CodeConfig] = {"rq-transformer": RQTransformerConfig(), "flat": FlatDecoderConfig()}
 IDS, STATES, DIM = 1_000_000, 1024, 64  # of the softmax over items
 MIB = 2**20
 
@@ -55,7 +55,7 @@ MIB = 2**20
 class Way:
     """A way to train."""
 
-    model: CodeModelConfig
+    model: CodeConfig
     rows: PackedRows
     accumulate: int = 1
     donate: bool = True
@@ -133,14 +133,14 @@ class _Training:
     def __init__(self, way: Way) -> None:
         mesh, size = make_mesh(), POSITIONS // way.rows.history.shape[1]
         size = max(size // way.accumulate, 1) * way.accumulate
-        model = build_model(ModelSpec(way.model, SIZES, ITEMS, num_features=0, max_history=HISTORY), seed=0)
+        model = ModelSpec(way.model, SIZES, ITEMS, num_features=0, max_history=HISTORY).build(seed=0)
         optimizer = make_optimizer(OptimizerConfig(), num_steps=10_000)
         stream = batches(way.rows, batch_size=size, num_batches=10_000, seed=0)
         on_device = (put_batch(batch, mesh) for batch in stream)
         self.batches: Iterator[Any] = _ahead(on_device) if way.ahead else on_device
         self.state = create_state(model, optimizer, mesh)
         options: dict[str, Any] = {"tables": _tables(), "seed": 0, "num_steps": 10_000, "mesh": mesh}
-        step = make_step(model, optimizer, code_loss, **options, accumulate=way.accumulate)
+        step = make_step(model, optimizer, generator_loss, **options, accumulate=way.accumulate)
         if not way.donate:
             step = replace(step, program=jax.jit(step.program.__wrapped__))
         self.tables, self.program = step.tables, step.lower(self.state, next(self.batches)).compile()
@@ -163,7 +163,7 @@ class _Training:
 
 def _tables() -> LossTables:
     codes = np.random.default_rng(0).integers(0, SIZES, (ITEMS, len(SIZES))).astype(np.int32)
-    return LossTables(ItemTables.of(codes, None, np.ones(ITEMS, np.int32)))
+    return LossTables(ItemTables.from_arrays(codes, None, np.ones(ITEMS, np.int32)))
 
 
 def _ahead(stream: Iterator[Any]) -> Iterator[Any]:
@@ -247,7 +247,7 @@ def _meshes() -> list[MeshConfig]:
 
 def _state_on_a_device(sharing: MeshConfig) -> float:
     """Parameters and moments that the first device holds, MiB."""
-    model = build_model(ModelSpec(RQTransformerConfig(), SIZES, ITEMS, num_features=0, max_history=HISTORY), seed=0)
+    model = ModelSpec(RQTransformerConfig(), SIZES, ITEMS, num_features=0, max_history=HISTORY).build(seed=0)
     state = create_state(model, make_optimizer(OptimizerConfig(), num_steps=10), make_mesh(config=sharing))
     return sum(leaf.addressable_data(0).nbytes for leaf in jax.tree.leaves(state)) / MIB
 

@@ -17,10 +17,10 @@ import numpy as np
 
 from semid import GeneratorConfig
 from semid.errors import SemidError
-from semid.generators import LossTables, loss_of
-from semid.recommender import ItemTables, ModelSpec, build_model
+from semid.generators import LossTables, generator_loss
+from semid.recommender import ModelSpec
 from semid.training import SingleRows, batches, create_state, make_mesh, make_optimizer, make_step, put_batch
-from seq_models import EncoderDecoderConfig
+from seq_models import EncoderDecoderConfig, ItemTables
 
 SCRIPT = Path(__file__).with_name("peer_generator.py")
 # OpenMP's threads go on spinning for .2 s after PyTorch's last product, and would take the cores from who is next.
@@ -132,13 +132,13 @@ def semid_steps(
     """Takes so many more steps and returns the seconds."""
     mesh, num_steps, size = make_mesh(), 10_000, config.training.batch_size
     width = 0 if features is None else features.shape[1]
-    model = build_model(ModelSpec(config.model, level_sizes, len(codes), width, config.max_history), seed=0)
+    model = ModelSpec(config.model, level_sizes, len(codes), width, config.max_history).build(seed=0)
     optimizer = make_optimizer(config.training.optimizer, num_steps=num_steps)
-    tables = LossTables(ItemTables.of(codes, features, np.ones(len(codes)) if counts is None else counts))
+    tables = LossTables(ItemTables.from_arrays(codes, features, np.ones(len(codes)) if counts is None else counts))
     step = make_step(
         model,
         optimizer,
-        loss_of(config),
+        functools.partial(generator_loss, objective=config.objective),
         tables=tables,
         seed=0,
         num_steps=num_steps,

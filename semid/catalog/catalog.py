@@ -123,8 +123,8 @@ class SemanticCatalog:
         groups = np.split(order, first[1:])
         return {tuple(ordered[at].tolist()): np.sort(rows) for at, rows in zip(first, groups, strict=True)}
 
-    def continued_by(self, later: SemanticCatalog) -> str:
-        """What keeps `later` from being this, in whatever order, with items appended or removed; empty: nothing."""
+    def incompatibility_with(self, later: SemanticCatalog) -> str | None:
+        """The reason why `later` is not this catalogue, in any order, with items appended or removed; None: it is."""
         if (self.level_sizes, self.tie_break) != (later.level_sizes, later.tie_break):
             return f"levels of {self.level_sizes} codes became {later.level_sizes}"
         rows, known = later.find_rows(self.item_ids)
@@ -132,7 +132,7 @@ class SemanticCatalog:
             return f"{len(missing)} of {len(self)} items are not in it, such as item {self.item_ids[int(missing[0])]}"
         moved = np.flatnonzero((self.codes != later.codes[rows]).any(axis=1))
         if not len(moved):
-            return ""
+            return None
         (before,), (after,) = self.tokens_of(moved[:1]), later.tokens_of(rows[moved[:1]])
         return (
             f"{len(moved)} of {len(self)} items have other codes, item {self.item_ids[int(moved[0])]} "

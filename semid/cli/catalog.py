@@ -15,7 +15,7 @@ from semid.catalog import CATALOG_FILE, SemanticCatalog, level_name
 from semid.catalog import versions as catalog_log
 from semid.cli.console import console
 from semid.errors import SemidError
-from semid.recommender import misfit, read_spec
+from semid.recommender import read_spec
 
 # Ids that are printed of a difference.
 _SHOWN = 5
@@ -110,10 +110,10 @@ class Diff:
             table.add_row(level_name(level), f"{share:.1%}")
         table.add_row("any", f"{found.changed:.1%}")
         console.print(table)
-        faults = {path: _misfit(path, new) for path in self.model}
-        for path, fault in faults.items():
-            console.print(f"{path}: {f'no longer fits: {fault}; train it again' if fault else 'fits'}")
-        unfit = f"; {sum(map(bool, faults.values()))} of {len(faults)} models no longer fit" if faults else ""
+        reasons = {path: _incompatibility(path, new) for path in self.model}
+        for path, reason in reasons.items():
+            console.print(f"{path}: {f'no longer fits: {reason}; train it again' if reason else 'fits'}")
+        unfit = f"; {sum(map(bool, reasons.values()))} of {len(reasons)} models no longer fit" if reasons else ""
         console.print(f"{found.changed:.1%} of {found.common:,} items changed codes{unfit}")
 
 
@@ -182,10 +182,10 @@ def _version(name: str) -> SemanticCatalog:
     return SemanticCatalog.load(folder, int(number))
 
 
-def _misfit(model: Path, catalog: SemanticCatalog) -> str:
-    """Why a model folder's model cannot recommend from this catalogue; empty if it can."""
+def _incompatibility(model: Path, catalog: SemanticCatalog) -> str | None:
+    """The reason why a model folder's model cannot recommend from this catalogue; None: it can."""
     artifacts.read_artifact(model, Kind.MODEL)
-    return misfit(read_spec(model), SemanticCatalog.read(model / CATALOG_FILE), catalog)
+    return read_spec(model).incompatibility(SemanticCatalog.read(model / CATALOG_FILE), catalog)
 
 
 def read_item_ids(file: Path) -> list[str]:

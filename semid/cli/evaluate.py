@@ -14,7 +14,11 @@ from semid import artifacts
 from semid.cli.console import console, print_statistics
 from semid.data import Dataset
 from semid.errors import SemidError
-from semid.recommender import Recommender
+from semid.recommender import Recommender, read_spec
+from seq_models import RQTransformerConfig
+
+# The family that `semid train` trains unless another is named.
+_DEFAULT_FAMILY = RQTransformerConfig.name
 
 
 @dataclass(frozen=True)
@@ -118,19 +122,14 @@ def metrics_table(rows: Sequence[dict], ks: Sequence[int]) -> Table:
 
 def _name(path: Path, paths: tuple[Path, ...]) -> str:
     """A model's name in tables: its kind; where two share that, its folder's; else its path."""
-    names, folders = [_kind(p) for p in paths], [p.name for p in paths]
+    names, folders = [_label(p) for p in paths], [p.name for p in paths]
     own = names[paths.index(path)]
     if names.count(own) == 1:
         return own
     return path.name if folders.count(path.name) == 1 else str(path)
 
 
-def _kind(path: Path) -> str:
-    """semid, or the family; sasrec-content is SASRec that reads content vectors beside its ids."""
-    spec = artifacts.read_json(path / "config.json")
-    if spec["model"]["type"] != "DenseConfig":
-        return _KINDS.get(spec["model"]["type"], "semid")
-    return "sasrec-content" if spec["num_features"] else "sasrec"
-
-
-_KINDS = {"EncoderDecoderConfig": "encoder-decoder", "FlatDecoderConfig": "flat", "HybridConfig": "hybrid"}
+def _label(path: Path) -> str:
+    """`semid` for the default family, the family's name for others; sasrec-content is SASRec with content vectors."""
+    spec = read_spec(path)
+    return "semid" if spec.model.name == _DEFAULT_FAMILY else spec.model.label(num_features=spec.num_features)

@@ -9,25 +9,20 @@ from typing import Annotated
 import tyro
 
 from semid.catalog import SemanticCatalog
+from semid.cli.choices import subcommands
 from semid.cli.console import console, print_statistics
 from semid.data import Dataset
 from semid.generators import GeneratorConfig, train
 from semid.recommender import Recommender
 from semid.training import MeshConfig, make_mesh
-from seq_models import DenseConfig, EncoderDecoderConfig, FlatDecoderConfig, HybridConfig, RQTransformerConfig
+from seq_models import ModelConfig, RQTransformerConfig
 
 
 @dataclass(frozen=True)
 class _Generator(GeneratorConfig):
-    """A GeneratorConfig whose models have their usual names as subcommands."""
+    """A GeneratorConfig whose models are subcommands, by their names."""
 
-    model: (
-        Annotated[RQTransformerConfig, tyro.conf.subcommand("rq-transformer")]
-        | Annotated[EncoderDecoderConfig, tyro.conf.subcommand("encoder-decoder")]
-        | Annotated[FlatDecoderConfig, tyro.conf.subcommand("flat")]
-        | Annotated[HybridConfig, tyro.conf.subcommand("hybrid")]
-        | Annotated[DenseConfig, tyro.conf.subcommand("sasrec")]
-    ) = RQTransformerConfig()
+    model: Annotated[ModelConfig, subcommands(ModelConfig, first=RQTransformerConfig.name)] = RQTransformerConfig()
     """Generators of codes: RQ-Transformer, encoder-decoder (TIGER), flat decoder, hybrid (LIGER: a dense head ranks,
     cold items included); or SASRec with full-softmax cross-entropy."""
 
@@ -51,9 +46,9 @@ class Train:
     seed: int = 0
     """Seed of parameters, shuffling and dropout."""
     teacher: Path | None = None
-    """Folder of a SASRec model of the same dataset, whose ranking the generator hears (see objective.distillation)."""
+    """Folder of a SASRec model of the same dataset; the generator learns its ranking too (objective.distillation)."""
     mesh: MeshConfig = MeshConfig()
-    """How devices share the work."""
+    """Division of the work among devices."""
 
     def run(self) -> None:
         dataset = Dataset.load(self.dataset)

@@ -1,15 +1,18 @@
 """Training of generators: objective, distillation, validation."""
 
+from semid.generators.distillation import (
+    TaughtRows,
+    taught,
+)
 from semid.generators.objective import (
     LossTables,
     ObjectiveConfig,
-    code_loss,
+    generator_loss,
 )
 from semid.generators.training import (
     GeneratorConfig,
     content_features,
     fit_generator,
-    loss_of,
     train,
     training_counts,
     training_rows,
@@ -21,10 +24,11 @@ __all__ = [
     "GeneratorConfig",
     "LossTables",
     "ObjectiveConfig",
-    "code_loss",
+    "TaughtRows",
     "content_features",
     "fit_generator",
-    "loss_of",
+    "generator_loss",
+    "taught",
     "train",
     "training_counts",
     "training_rows",

@@ -19,11 +19,11 @@ from semid.config import to_dict
 from semid.data import Dataset, Examples, Standardizer, content_blocks
 from semid.errors import SemidError
 from semid.evaluation import accuracy, group_ids, item_places
-from semid.generators.objective import LossTables, ObjectiveConfig, code_loss, dense_loss, hybrid_loss, taught
-from semid.recommender import DATASET_FILE, ModelConfig, ModelSpec, Recommender, build_model, copy_tokenizer
+from semid.generators.distillation import taught
+from semid.generators.objective import LossTables, ObjectiveConfig, generator_loss
+from semid.recommender import DATASET_FILE, ModelSpec, Recommender, copy_tokenizer
 from semid.stage import Request, run_stage
 from semid.training import (
-    Loss,
     OptimizerConfig,
     PackedRows,
     RunFolder,
@@ -33,7 +33,7 @@ from semid.training import (
     pack,
 )
 from semid.training import train as run_training
-from seq_models import CodeTrie, DenseConfig, HybridConfig, Layout, Normalization, RQTransformerConfig
+from seq_models import CodeTrie, Layout, ModelConfig, RQTransformerConfig, SoftmaxOver
 
 # Version of what `train` does with the same settings.
 _VERSION = 1
@@ -44,8 +44,8 @@ class GeneratorConfig:
     """Which model learns from what, and how it is chosen."""
 
     model: ModelConfig = RQTransformerConfig()
-    """RQTransformerConfig, EncoderDecoderConfig or FlatDecoderConfig (generators of codes), HybridConfig (with a dense
-    head beside) or DenseConfig (SASRec with full-softmax cross-entropy)."""
+    """A generator of codes, such as RQTransformerConfig; HybridConfig (with a dense head too); or DenseConfig (SASRec
+    with full-softmax cross-entropy)."""
     features: tuple[str, ...] | None = None
     """Vector columns that the model reads beside the codes; none given: all of them; empty: none."""
     max_history: int = 20
@@ -128,7 +128,7 @@ def _untrained(dataset: Dataset, catalog: SemanticCatalog, config: GeneratorConf
         catalog=catalog.digest,
         columns=tuple(columns),
     )
-    model = build_model(spec, seed=seed)
+    model = spec.build(seed=seed)
     return Recommender(model, catalog, spec=spec, features=features, train_counts=counts, standardizer=standardizer)
 
 
@@ -152,13 +152,13 @@ def fit_generator(
 ) -> Recommender:
     """Train the recommender's model on from the parameters it has; nothing is written but to the run's folder."""
     model = recommender.model
-    rows: Any = training_rows(dataset, config, getattr(model, "layout", Layout.PACKED))
+    rows: Any = training_rows(dataset, config, model.layout)
     if teacher is not None:
         rows = taught(rows, teacher, config.objective)
     score = validation(dataset, config, seed=seed)
     task = Task(
         model,
-        loss_of(config),
+        functools.partial(generator_loss, objective=config.objective),
         rows,
         tables=_tables(recommender, config.objective),
         validate=lambda candidate: score(recommender.with_model(candidate)),
@@ -171,8 +171,8 @@ def check_teacher(teacher: Recommender | None, dataset: Dataset, config: Generat
     """Raises SemidError unless there is a teacher where, and only where, one is heard, and it knows these items."""
     if (teacher is not None) != (config.objective.distillation > 0):
         raise SemidError("distillation needs a weight above 0 and a teacher: give both (--teacher), or neither")
-    if teacher is not None and isinstance(config.model, DenseConfig):
-        raise SemidError("distillation is for models of codes; SASRec has none")
+    if teacher is not None and not config.model.has_codes:
+        raise SemidError(f"distillation is for models of codes; {config.model.title} has none")
     if teacher is not None and not teacher.item_ids.equals(dataset.item_ids):
         raise SemidError("the teacher's items are not the dataset's in the same order; train it on this dataset")
 
@@ -186,16 +186,8 @@ def training_rows(dataset: Dataset, config: GeneratorConfig, layout: Layout) -> 
     return pack(train, max_history=history, row_length=config.row_length, append_last=append_last)
 
 
-def loss_of(config: GeneratorConfig) -> Loss:
-    """The training loss of the model's family."""
-    if isinstance(config.model, DenseConfig):
-        return dense_loss
-    loss = hybrid_loss if isinstance(config.model, HybridConfig) else code_loss
-    return functools.partial(loss, objective=config.objective)
-
-
 def _tables(recommender: Recommender, objective: ObjectiveConfig) -> LossTables:
-    catalog, constrained = recommender.catalog, objective.normalization is Normalization.CHILDREN
+    catalog, constrained = recommender.catalog, objective.normalization is SoftmaxOver.CHILDREN
     trie = CodeTrie.from_codes(catalog.codes, catalog.level_sizes) if constrained else None
     return LossTables(recommender.tables, trie)
 

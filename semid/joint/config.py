@@ -13,7 +13,6 @@ from semid.generators import GeneratorConfig
 from semid.joint.model import HISTORY_TERMS, Objective, Reach, StepConfig
 from semid.tokenizers import RQVaeConfig
 from semid.training import OptimizerConfig, TrainingConfig
-from seq_models import RQTransformerConfig
 
 
 class Surgery(enum.Enum):
@@ -121,7 +120,7 @@ class JointConfig:
     """Size of the last level, which tells items apart that share their codes: how many may."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.generator.model, RQTransformerConfig):
+        if not self.generator.model.decodes_from_state:
             raise SemidError(
                 f"end-to-end training is of the RQ-Transformer, not of {type(self.generator.model).__name__}"
             )

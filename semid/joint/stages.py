@@ -6,7 +6,7 @@ import abc
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,6 @@ from semid.joint.config import JointConfig, Phase, Surgery
 from semid.joint.context import WARM_UP, Context
 from semid.joint.model import JointModel, Objective, StepConfig, joint_loss, joint_losses
 from semid.joint.surgery import sum_without_conflict
-from semid.recommender import Model, build_model
 from semid.tokenizers import RQVAE, AlignedRQVAE, reseeding, train_autoencoder
 from semid.training import SingleRows, Task, TrainState, edit_variables, train, with_variables
 from seq_models import RQTransformer
@@ -105,7 +104,7 @@ class FitGenerator(Stage):
     """Train a new generator on the codes as they are."""
 
     def __call__(self, model: JointModel, context: Context) -> JointModel:
-        model.generator = _checked(build_model(context.spec(model.encoder.dim), seed=context.seed))
+        model.generator = cast(RQTransformer, context.spec(model.encoder.dim).build(seed=context.seed))
         return _train_generator(self.name, model, context.config.generator, context)
 
 
@@ -149,7 +148,7 @@ def _train_generator(name: str, model: JointModel, config: GeneratorConfig, cont
         seed=context.seed,
         mesh=context.mesh,
     )
-    model.generator = _checked(trained.model)
+    model.generator = cast(RQTransformer, trained.model)
     return model
 
 
@@ -231,9 +230,3 @@ def _refresh_hooks(model: JointModel, phase: Phase, context: Context, steps_per_
         return edit_variables(model, state, refresh)
 
     return [hook]
-
-
-def _checked(model: Model) -> RQTransformer:
-    if not isinstance(model, RQTransformer):
-        raise TypeError(f"expected an RQ-Transformer, got {type(model).__name__}")
-    return model

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +45,7 @@ from semid.joint.config import JointConfig
 from semid.joint.context import Context, PreviousRun, encode_items
 from semid.joint.model import TEACHER_TERMS, JointModel
 from semid.joint.stages import Stage, plan
-from semid.recommender import Recommender, build_model
+from semid.recommender import Recommender
 from semid.stage import Request, run_stage
 from semid.tokenizers import RQVAE, SemanticTokenizer, TokenizerConfig, map_blocks
 from semid.training import HISTORY, REQUEST, named_leaves, on_first, read_history, replace_leaves
@@ -229,9 +229,7 @@ def _run_stages(encoder: ItemEncoder, context: Context) -> JointModel:
 def _untrained(encoder: ItemEncoder, context: Context, *, num_items: int) -> JointModel:
     config, seed = context.config, context.seed
     autoencoder = RQVAE(config.tokenizer, dim=encoder.dim, rngs=nnx.Rngs(seed))
-    generator = build_model(context.spec(encoder.dim), seed=seed)
-    if not isinstance(generator, RQTransformer):
-        raise TypeError(f"expected an RQ-Transformer, got {type(generator).__name__}")
+    generator = cast(RQTransformer, context.spec(encoder.dim).build(seed=seed))
     codes = jnp.zeros((num_items, len(context.level_sizes)), jnp.int32)
     width = 0 if context.teacher is None else context.teacher.shape[1]
     return JointModel(encoder, autoencoder, generator, codes=codes, num_teacher=width, rngs=nnx.Rngs(seed + 1))

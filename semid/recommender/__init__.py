@@ -9,18 +9,10 @@ from semid.recommender.recommender import (
     Recommender,
 )
 from semid.recommender.scorers import (
-    CodeScorer,
-    Question,
+    Scorer,
 )
 from semid.recommender.spec import (
-    CodeModelConfig,
-    ItemTables,
-    Model,
-    ModelConfig,
     ModelSpec,
-    build_model,
-    inputs_at,
-    misfit,
     read_spec,
 )
 from semid.recommender.stablehlo import (
@@ -29,19 +21,11 @@ from semid.recommender.stablehlo import (
 
 __all__ = [
     "DATASET_FILE",
-    "CodeModelConfig",
-    "CodeScorer",
-    "ItemTables",
-    "Model",
-    "ModelConfig",
     "ModelSpec",
-    "Question",
     "Recommendations",
     "Recommender",
-    "build_model",
+    "Scorer",
     "copy_tokenizer",
     "export_program",
-    "inputs_at",
-    "misfit",
     "read_spec",
 ]

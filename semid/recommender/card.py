@@ -1,4 +1,4 @@
-"""The model card: a README.md as the Hugging Face hub reads it, from what an artifact says of its making."""
+"""The model card: a README.md as the Hugging Face hub reads it, from the records of how an artifact was made."""
 
 from __future__ import annotations
 
@@ -10,15 +10,10 @@ from typing import Any
 
 import jinja2
 
+from semid import config
 from semid.catalog import SemanticCatalog
+from semid.recommender.spec import ModelSpec
 
-_FAMILIES = {
-    "RQTransformerConfig": "RQ-Transformer",
-    "EncoderDecoderConfig": "encoder-decoder (TIGER)",
-    "FlatDecoderConfig": "flat decoder",
-    "HybridConfig": "hybrid (LIGER)",
-    "DenseConfig": "SASRec",
-}
 _TAGS = ["semid", "jax", "recommendation", "sequential-recommendation"]
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>&|~#$])")
 _SIMPLE_ID = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -39,13 +34,13 @@ def model_card(
 
     `metrics` has this model's row first. Names in them may hold anything: they break neither Markdown nor YAML.
     """
-    family = _FAMILIES.get(spec["model"]["type"], spec["model"]["type"])
+    model = config.from_dict(ModelSpec, spec, where="the model's config").model
     return _template().render(
-        front=front_matter(family, metrics, license),
-        family=family,
+        front=front_matter(model.title, metrics, license),
+        family=model.title,
         spec=spec,
         sizes=_sizes(spec["model"]),
-        speaks=spec["model"]["type"] != "DenseConfig",
+        has_codes=model.has_codes,
         catalog=catalog,
         parameters=parameters,
         training=training,
@@ -59,7 +54,7 @@ def model_card(
 
 
 def front_matter(family: str, metrics: dict[str, Any] | None, license: str | None) -> str:
-    """The card's YAML, a key a line: JSON values, which are YAML."""
+    """The card's YAML, one key per line: JSON values, which are YAML."""
     entries: dict[str, Any] = {"library_name": "semid", "tags": _TAGS}
     if license is not None:
         entries["license"] = plain(license)
@@ -76,7 +71,7 @@ def front_matter(family: str, metrics: dict[str, Any] | None, license: str | Non
 
 
 def plain(text: Any) -> str:
-    """On one line, without what cannot be printed."""
+    """Text on one line, without letters that cannot be printed."""
     return " ".join("".join(letter if letter.isprintable() else " " for letter in str(text)).split())
 
 
@@ -100,8 +95,8 @@ def _sizes(model: dict[str, Any]) -> str:
 
 def _simple_ids(catalog: SemanticCatalog) -> list[str]:
     """Two ids to show the calls with: ids that need no quotes on a command line."""
-    found = [name for name in catalog.item_ids[:1000].to_pylist() if _SIMPLE_ID.fullmatch(name)]
-    return found[:2]
+    ids = [name for name in catalog.item_ids[:1000].to_pylist() if _SIMPLE_ID.fullmatch(name)]
+    return ids[:2]
 
 
 def _template() -> jinja2.Template:

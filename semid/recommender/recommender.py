@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import tempfile
+import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +27,11 @@ from semid.data import Histories, Standardizer
 from semid.errors import SemidError
 from semid.recommender.hub import local_folder, upload
 from semid.recommender.packaging import Measured, write_package
-from semid.recommender.requests import checked_masks, masks_of, questions
-from semid.recommender.scorers import CodeScorer, Question, Scorer, make_scorer
-from semid.recommender.spec import SPEC_FILE, ItemTables, Model, ModelSpec, build_model, misfit, read_spec
+from semid.recommender.requests import as_masks, request_batches, select_masks
+from semid.recommender.scorers import Scorer
+from semid.recommender.spec import SPEC_FILE, ModelSpec, read_spec
 from semid.training import named_leaves, replace_leaves
-from seq_models import Capacity, CodeTrie, DenseTransformer
+from seq_models import Capacity, CodeTrie, DenseTransformer, ItemModel, ItemTables, RequestBatch
 
 _MEAN, _SCALE = "standardizer/mean", "standardizer/scale"
 
@@ -65,7 +66,7 @@ class Recommender:
 
     def __init__(
         self,
-        model: Model,
+        model: ItemModel,
         catalog: SemanticCatalog,
         *,
         spec: ModelSpec,
@@ -129,7 +130,7 @@ class Recommender:
     @property
     def codes(self) -> Int[np.ndarray, "items level"] | None:
         """The catalogue's codes, None where the model does not speak in codes."""
-        return self.catalog.codes if isinstance(self._scorer, CodeScorer) else None
+        return self.catalog.codes if self.spec.model.has_codes else None
 
     @property
     def tie_break(self) -> bool:
@@ -160,7 +161,7 @@ class Recommender:
         path = local_folder(path, revision=revision)
         manifest = artifacts.read_artifact(path, Kind.MODEL)
         spec = read_spec(path)
-        model = build_model(spec, seed=0)
+        model = spec.build(seed=0)
         graph, state = nnx.split(model)
         file = path / "model.safetensors"
         model = nnx.merge(graph, replace_leaves(state, artifacts.load_tensors(file), where=str(file)))
@@ -218,7 +219,7 @@ class Recommender:
             self.save_pretrained(folder, metrics=metrics, license=license)
             return upload(folder, repo_id, message=message, private=private, revision=revision, token=token)
 
-    def with_model(self, model: Model) -> Recommender:
+    def with_model(self, model: ItemModel) -> Recommender:
         """The same with another model of this `spec`; shares the item tables and the trie, which cost time to make."""
         other = copy.copy(self)
         other.origin, other.catalog_updated = None, False
@@ -261,17 +262,17 @@ class Recommender:
                 vectors = np.zeros((len(new), self._features.shape[1]), np.float32)
         return self.with_catalog(catalog, vectors=vectors)
 
-    def _made_scorer(self, model: Model) -> Scorer:
+    def _made_scorer(self, model: ItemModel) -> Scorer:
         """The scorer on tables of the catalogue, and, for models that search it, on its trie."""
         catalog, rows = self.catalog, None
         alive, trie = None if catalog.removed is None else catalog.alive, None
-        if not isinstance(model, DenseTransformer):
+        if self.spec.model.has_codes:
             trie = self._made_trie(alive)
             rows = None if self._capacity is None else trie.num_items
         if rows is not None and alive is None:
             alive = catalog.alive  # the same programs with and without tombstones
-        tables = ItemTables.of(catalog.codes, self._features, self._train_counts, alive=alive, rows=rows)
-        return make_scorer(model, self.spec, tables, trie)
+        tables = ItemTables.from_arrays(catalog.codes, self._features, self._train_counts, active=alive, rows=rows)
+        return Scorer.from_model(model, tables=tables, trie=trie, softmax_over=self.spec.normalization)
 
     def _made_trie(self, alive: Bool[np.ndarray, " items"] | None) -> CodeTrie:
         """The catalogue's trie, where there is to be room of the capacity that this has, or of a larger one."""
@@ -281,7 +282,7 @@ class Recommender:
                 self.catalog.codes,
                 self.catalog.level_sizes,
                 popularity=self._train_counts,
-                alive=alive,
+                active=alive,
                 capacity=capacity,
             )
 
@@ -301,11 +302,11 @@ class Recommender:
 
     def _arranged(self, catalog: SemanticCatalog) -> SemanticCatalog:
         """A later version with the rows of this first. Raises SemidError where the model does not fit it."""
-        if fault := misfit(self.spec, self.catalog, catalog):
+        if reason := self.spec.incompatibility(self.catalog, catalog):
             raise SemidError(
-                f"the model does not fit this catalogue: {fault}; give a later version of its own, or train again"
+                f"the model does not fit this catalogue: {reason}; give a later version of its own, or train again"
             )
-        return catalog.arranged(self.item_ids, others=not self.spec.knows_rows)
+        return catalog.arranged(self.item_ids, others=not self.spec.model.has_item_embeddings)
 
     def _standardized(self, vectors: np.ndarray | None, new: int) -> Float[np.ndarray, "new feature"]:
         """Features of appended items. Raises SemidError where they cannot be made."""
@@ -400,25 +401,24 @@ class Recommender:
         return np.asarray(self.dense_model().vectors(self.tables.features))
 
     @property
-    def model(self) -> Model:
+    def model(self) -> ItemModel:
         """The model and its parameters, which it shares."""
-        return nnx.merge(self._scorer.graph, self._scorer.params)
+        return self._scorer.model
 
     def dense_model(self) -> DenseTransformer:
         """The model, of a dense recommender. Raises SemidError for one that speaks in codes."""
-        model = self.model
-        if not isinstance(model, DenseTransformer):
+        if self.spec.model.has_codes:
             raise SemidError("item vectors are those of a dense model (SASRec); this one speaks in codes")
-        return model
+        return typing.cast(DenseTransformer, self.model)
 
     def log_probs(self, histories: Histories, rows: Int[np.ndarray, " n"]) -> Float[np.ndarray, "histories n"]:
         """Exact log-probabilities of item rows after each history (of popularity, after an empty one)."""
         scores = np.empty((len(histories), len(rows)), np.float32)
         width = min(len(rows), _PAIRS) or 1
-        for index, question in self._questions(histories, self._at_once(_PAIRS // width)):
+        for index, requests in self._requests(histories, self._at_once(_PAIRS // width)):
             for start in range(0, len(rows), width):
                 block = np.resize(rows[start : start + width], width)  # one shape; what repeats is cut off again
-                values = np.asarray(self._scorer.log_probs(question, jnp.asarray(block)))
+                values = np.asarray(self._scorer.log_probs(requests, jnp.asarray(block)))
                 kept = slice(start, min(start + width, len(rows)))
                 scores[index, kept] = values[: len(index), : kept.stop - kept.start]
         scores[histories.lengths == 0] = self._popularity()[rows]
@@ -427,8 +427,8 @@ class Recommender:
     def catalog_log_probs(self, histories: Histories) -> Float[np.ndarray, "histories items"]:
         """`log_probs` of all items, at the price of fewer: those that begin alike share the computation."""
         scores = np.empty((len(histories), len(self.catalog)), np.float32)
-        for index, question in self._questions(histories, self._at_once(_USERS)):
-            found = np.asarray(self._scorer.catalog_log_probs(question))
+        for index, requests in self._requests(histories, self._at_once(_USERS)):
+            found = np.asarray(self._scorer.catalog_log_probs(requests))
             scores[index] = found[: len(index), : len(self.catalog)]
         scores[histories.lengths == 0] = self._popularity()
         return scores
@@ -444,27 +444,29 @@ class Recommender:
     ) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
         if k < 1 or beam_size < 1:
             raise SemidError(f"expected k and beam_size of at least 1, got {k} and {beam_size}")
-        allowed = checked_masks(allowed, num_histories=len(histories), num_items=len(self.catalog))
+        allowed = as_masks(allowed, num_histories=len(histories), num_items=len(self.catalog))
         ranked = np.full((len(histories), k), -1, np.int32)
         scores = np.full((len(histories), k), -np.inf, np.float32)
         size = self._at_once(_BATCH * _BEAM // max(beam_size, k, _BEAM))
-        for index, question in self._questions(histories, size, allowed=allowed, exclude_seen=exclude_seen):
-            found = self._scorer.top(question, k=k, beam_size=beam_size)
+        for index, requests in self._requests(histories, size, allowed=allowed, exclude_seen=exclude_seen):
+            found = self._scorer.top(requests, k=k, beam_size=beam_size)
             ranked[index], scores[index] = (np.asarray(part)[: len(index)] for part in found)
         if len(empty := np.flatnonzero(histories.lengths == 0)):
-            ranked[empty], scores[empty] = self.most_popular(len(empty), k, masks_of(allowed, empty))
+            ranked[empty], scores[empty] = self.most_popular(len(empty), k, select_masks(allowed, empty))
         return ranked, scores
 
-    def _questions(
+    def _requests(
         self,
         histories: Histories,
         size: int,
         *,
         allowed: Bool[np.ndarray, "masks items"] | None = None,
         exclude_seen: bool = False,
-    ) -> Iterator[tuple[Int[np.ndarray, " n"], Question]]:
+    ) -> Iterator[tuple[Int[np.ndarray, " n"], RequestBatch]]:
         length, slots = self.spec.max_history, len(self.tables.codes)
-        return questions(histories, size, max_history=length, slots=slots, allowed=allowed, exclude_seen=exclude_seen)
+        return request_batches(
+            histories, size, max_history=length, slots=slots, allowed=allowed, exclude_seen=exclude_seen
+        )
 
     def most_popular(
         self, n: int, k: int, allowed: Bool[np.ndarray, "masks items"] | None
@@ -481,7 +483,7 @@ class Recommender:
 
     def _at_once(self, histories: int) -> int:
         """So many histories, at least one, and no more than a dense model can score all items for."""
-        most = histories if isinstance(self._scorer, CodeScorer) else min(histories, _SCORES // len(self.catalog))
+        most = histories if self.spec.model.has_codes else min(histories, _SCORES // len(self.catalog))
         return max(most, 1)
 
     def _popularity(self) -> Float[np.ndarray, " items"]:

@@ -1,4 +1,4 @@
-"""Any number of histories as questions of few shapes, so that few programs are compiled."""
+"""Histories as request batches of few shapes, so that few programs are compiled."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from jaxtyping import Bool, Int
 
 from semid.data import Histories
 from semid.errors import SemidError
-from semid.recommender.scorers import Question
+from seq_models import RequestBatch
 
 
-def questions(
+def request_batches(
     histories: Histories,
     size: int,
     *,
@@ -21,30 +21,30 @@ def questions(
     slots: int,
     allowed: Bool[np.ndarray, "masks items"] | None = None,
     exclude_seen: bool = False,
-) -> Iterator[tuple[Int[np.ndarray, " n"], Question]]:
-    """Indices of histories and the question that they make: `size` of them, or a power of two for the last few.
+) -> Iterator[tuple[Int[np.ndarray, " n"], RequestBatch]]:
+    """Batches of requests with the indices of their histories: `size` each, or a power of two for the last few.
 
-    A question has the last `max_history` items of each history, and masks of `slots` item rows, as the tables have.
+    A batch holds the last `max_history` items of each history, and masks of `slots` item rows, as the tables have.
     """
     for start in range(0, len(histories), size):
         index = np.arange(start, min(start + size, len(histories)))
-        some, rows = histories.take(index), min(size, _power_of_two(len(index)))
-        history, real = some.padded(max_history)
-        masks, denied = masks_of(allowed, index), _seen(some) if exclude_seen else None
-        if masks is not None and (free := slots - masks.shape[1]):
-            masks = np.pad(masks, ((0, 0), (0, free)))
+        batch, rows = histories.take(index), min(size, _power_of_two(len(index)))
+        history, real = batch.padded(max_history)
+        masks, denied = select_masks(allowed, index), _seen_items(batch) if exclude_seen else None
+        if masks is not None and (spare := slots - masks.shape[1]):
+            masks = np.pad(masks, ((0, 0), (0, spare)))
         if masks is not None and len(masks) > 1:
-            masks = _filled(masks, rows)
-        question = Question(
-            jnp.asarray(_filled(history, rows)),
-            jnp.asarray(_filled(real.astype(np.int32), rows)),
+            masks = _pad_rows(masks, rows)
+        requests = RequestBatch(
+            jnp.asarray(_pad_rows(history, rows)),
+            jnp.asarray(_pad_rows(real.astype(np.int32), rows)),
             None if masks is None else jnp.asarray(masks),
-            None if denied is None else jnp.asarray(_filled(denied, rows)),
+            None if denied is None else jnp.asarray(_pad_rows(denied, rows)),
         )
-        yield index, question
+        yield index, requests
 
 
-def checked_masks(
+def as_masks(
     allowed: np.ndarray | None, *, num_histories: int, num_items: int
 ) -> Bool[np.ndarray, "masks items"] | None:
     """One mask for all histories, or one for each. Raises SemidError for anything else."""
@@ -59,22 +59,22 @@ def checked_masks(
     return masks
 
 
-def masks_of(masks: Bool[np.ndarray, "masks items"] | None, index: Int[np.ndarray, " n"]) -> np.ndarray | None:
-    """The masks of the histories at `index`; the one that is for all stays one."""
+def select_masks(masks: Bool[np.ndarray, "masks items"] | None, index: Int[np.ndarray, " n"]) -> np.ndarray | None:
+    """Select the masks of the histories at `index`; a single one is for all and stays."""
     return masks if masks is None or len(masks) == 1 else masks[index]
 
 
-def _seen(histories: Histories) -> Int[np.ndarray, "histories n"]:
+def _seen_items(histories: Histories) -> Int[np.ndarray, "histories n"]:
     """The items of each history, -1 behind them."""
     rows, real = histories.padded(_power_of_two(max(int(histories.lengths.max(initial=0)), 1)))
     return np.where(real, rows, -1)
 
 
 def _power_of_two(n: int) -> int:
-    """The least one that is not below n."""
+    """The least power of two that is not below n."""
     return 1 << (n - 1).bit_length()
 
 
-def _filled(x: np.ndarray, rows: int) -> np.ndarray:
-    """`x` with rows of zeros behind it, `rows` in all."""
+def _pad_rows(x: np.ndarray, rows: int) -> np.ndarray:
+    """Append rows of zeros to `x`, up to `rows` in all."""
     return np.pad(x, ((0, rows - len(x)), (0, 0)))

@@ -1,4 +1,4 @@
-"""The recommender as a program for JAX alone: StableHLO, and every array that it reads in a file beside it.
+"""The recommender as a program for JAX alone: StableHLO, with every array that it reads in a file next to it.
 
 Who loads it needs jax, flatbuffers, numpy, safetensors and pyarrow, and neither semid nor flax: see docs/stablehlo.md.
 """
@@ -22,8 +22,9 @@ from semid.arrow import write_parquet
 from semid.artifacts import Kind
 from semid.errors import SemidError
 from semid.recommender.recommender import Recommender
-from semid.recommender.scorers import Question, Scorer
+from semid.recommender.scorers import Scorer
 from semid.training import named_leaves
+from seq_models import RequestBatch
 
 SCHEMA_VERSION = 1
 
@@ -70,10 +71,10 @@ def export_program(
 
 
 def as_program(recommender: Recommender, *, k: int, beam_size: int) -> tuple[dict[str, Array], Program]:
-    """The arrays that the recommender reads, by name, and the function of them and of histories that answers."""
+    """The arrays that the recommender reads, by name, and the function of them and of histories that ranks items."""
     scorer = recommender.scorer
-    held = _held(scorer)
-    names, structure = list(named_leaves(held)), jax.tree.structure(held)
+    fields = _arrays(scorer)
+    names, structure = list(named_leaves(fields)), jax.tree.structure(fields)
     rows, scores = (jnp.asarray(values[0]) for values in recommender.most_popular(1, k, None))
     popular = {"popular/rows": rows.astype(jnp.int32), "popular/scores": scores}
 
@@ -82,19 +83,19 @@ def as_program(recommender: Recommender, *, k: int, beam_size: int) -> tuple[dic
     ) -> tuple[Int[Array, "batch k"], Float[Array, "batch k"]]:
         own = jax.tree.unflatten(structure, [arrays[name] for name in names])
         segments = (jnp.arange(history.shape[1], dtype=jnp.int32)[None] < lengths[:, None]).astype(jnp.int32)
-        found = replace(scorer, **own).top(Question(history, segments), k=k, beam_size=beam_size)
+        top = replace(scorer, **own).top(RequestBatch(history, segments), k=k, beam_size=beam_size)
         some = (lengths > 0)[:, None]
         return (
-            jnp.where(some, found.rows, arrays["popular/rows"][None]),
-            jnp.where(some, found.scores, arrays["popular/scores"][None]),
+            jnp.where(some, top.rows, arrays["popular/rows"][None]),
+            jnp.where(some, top.scores, arrays["popular/scores"][None]),
         )
 
-    return named_leaves(held) | popular, program
+    return named_leaves(fields) | popular, program
 
 
-def _held(scorer: Scorer) -> dict[str, Any]:
-    """The scorer's fields that are arrays."""
-    return {name: getattr(scorer, name) for name in ("params", "tables", "trie") if hasattr(scorer, name)}
+def _arrays(scorer: Scorer) -> dict[str, Any]:
+    """The scorer's fields that hold arrays."""
+    return {name: getattr(scorer, name) for name in ("params", "tables", "trie")}
 
 
 def _exported(
@@ -115,7 +116,7 @@ def _check_platforms(platforms: Sequence[str]) -> None:
 
 
 def _facts(recommender: Recommender, exported: export.Exported, folder: Path) -> dict[str, Any]:
-    """What `program.json` says beside the settings."""
+    """Contents of `program.json` besides the settings."""
     spec, files = recommender.spec, ("program.stablehlo", "arrays.safetensors", "item_ids.parquet")
     k = exported.out_avals[0].shape[1]
     return {

@@ -89,16 +89,16 @@ def test_flops_of_a_step_are_those_that_the_compiler_counts():
     """Without attention's masks, norms and the like, which are no products: a little less than the compiler's."""
     model = EncoderDecoderConfig(replace(TINY, dim=64, hidden=256, dropout=0.0), decoder_layers=1)
     config = generators.GeneratorConfig(model, features=())
-    built = generators.build_model(generators.ModelSpec(model, generators.LEVELS, 50, 0, 20), seed=0)
+    built = generators.ModelSpec(model, generators.LEVELS, 50, 0, 20).build(seed=0)
     codes = generators._random_codes(50, generators.LEVELS)
 
     def loss(params):
         whole = generators.nnx.merge(graph, params)
-        logits = whole.logits(generators.inputs_at(tables, history), jax.numpy.ones_like(history), tables.codes[:4])
+        logits = whole.logits(tables.inputs(history), jax.numpy.ones_like(history), tables.codes[:4])
         return sum(jax.nn.logsumexp(one, axis=-1).sum() for one in logits)
 
     graph, params = generators.nnx.split(built)
-    tables = generators.ItemTables.of(codes, None, np.ones(50))
+    tables = generators.ItemTables.from_arrays(codes, None, np.ones(50))
     history = jax.numpy.zeros((4, config.max_history), int)
     counted = jax.jit(jax.grad(loss)).lower(params).compile().cost_analysis()["flops"]
     ours = generators.step_flops(model, 4, level_sizes=generators.LEVELS, shared=False)

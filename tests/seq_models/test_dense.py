@@ -22,7 +22,7 @@ SEGMENTS = jnp.asarray([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]])
 
 @functools.cache
 def model(num_features):
-    return DenseTransformer(CONFIG, num_ids=IDS, num_features=num_features, rngs=nnx.Rngs(0))
+    return DenseTransformer(CONFIG, num_items=IDS, num_features=num_features, rngs=nnx.Rngs(0))
 
 
 def features():
@@ -82,7 +82,7 @@ def test_dropout_is_used_with_a_key_alone():
 def test_bfloat16_scores_are_float32_and_close():
     rough = DenseTransformer(
         DenseConfig(replace(CONFIG.backbone, dtype=Precision.BFLOAT16)),
-        num_ids=IDS,
+        num_items=IDS,
         num_features=FEATURES,
         rngs=nnx.Rngs(0),
     )

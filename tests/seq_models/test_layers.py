@@ -17,7 +17,7 @@ from seq_models.attention import (
     attend_history,
     attend_past,
     attend_rows,
-    of_ancestors,
+    gather_ancestors,
     rotate,
     segment_positions,
 )
@@ -178,7 +178,7 @@ def test_beams_read_a_shared_history_and_their_own_past():
     real = np.array([[True, True, True, False, False], [False, True, True, True, True]])
     steps = tuple(KeyValue(normal(20 + i, 2, n, 2, 2), normal(30 + i, 2, n, 2, 2)) for i, n in enumerate((2, 4)))
     ancestors = np.array([[[0, 3], [1, 1], [1, 0]], [[1, 2], [0, 2], [0, 0]]])
-    past = of_ancestors(steps, jnp.asarray(ancestors))
+    past = gather_ancestors(steps, jnp.asarray(ancestors))
     got = attend_history(q, history, jnp.asarray(real), past)
     for user, beam, head in np.ndindex(2, 3, 4):
         own = [

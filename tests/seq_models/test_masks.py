@@ -63,9 +63,9 @@ def test_what_is_left_is_what_leads_to_items_allowed_and_not_denied(allowed_user
                 rows = denied[user % denied_users]
                 left[user, rows[rows >= 0]] = False
             lists |= {"denied": denied, "codes": CODES}
-        mask = ItemMask.of(trie, **lists)
+        mask = ItemMask.from_items(trie, **lists)
         check(trie, mask, left[:, :ITEMS])
-        inside = jax.jit(lambda trie, lists: ItemMask.of(trie, **lists))(trie, lists)
+        inside = jax.jit(lambda trie, lists: ItemMask.from_items(trie, **lists))(trie, lists)
         assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(mask), jax.tree.leaves(inside), strict=True))
 
 
@@ -81,11 +81,11 @@ def test_whole_leaves_branches_and_catalogues_are_denied(capacity):
     denied[2, 3 : 3 + len(mates)], denied[3, : len(mates) - 1] = mates, mates[1:]
     left = np.stack([~np.isin(np.arange(ITEMS), rows) for rows in denied])
     assert left.sum(axis=-1).tolist() == [0, 1, ITEMS - len(mates), ITEMS - len(mates) + 1]
-    check(trie, ItemMask.of(trie, denied=denied, codes=CODES), left)
+    check(trie, ItemMask.from_items(trie, denied=denied, codes=CODES), left)
     for row in (0, *mates):
         allowed = np.zeros((1, trie.num_items), bool)
         allowed[0, [row, 5]] = True
-        check(trie, ItemMask.of(trie, allowed=allowed, denied=denied, codes=CODES), left & allowed[:, :ITEMS])
+        check(trie, ItemMask.from_items(trie, allowed=allowed, denied=denied, codes=CODES), left & allowed[:, :ITEMS])
 
 
 def test_rows_that_no_item_has_deny_nothing():
@@ -93,11 +93,11 @@ def test_rows_that_no_item_has_deny_nothing():
     padded = np.concatenate([CODES, np.zeros((7, 3), int)])
     for codes in (CODES, padded):
         no_rows = jnp.array([[-1, -7, ITEMS, 29, 30, 999]])
-        check(trie, ItemMask.of(trie, denied=no_rows, codes=codes), everything)
-        check(trie, ItemMask.of(trie, denied=np.zeros((1, 0), np.int32), codes=codes), everything)
-    check(trie, ItemMask.of(trie), everything)
+        check(trie, ItemMask.from_items(trie, denied=no_rows, codes=codes), everything)
+        check(trie, ItemMask.from_items(trie, denied=np.zeros((1, 0), np.int32), codes=codes), everything)
+    check(trie, ItemMask.from_items(trie), everything)
     with pytest.raises(AssertionError):  # a control
-        check(trie, ItemMask.of(trie, denied=np.array([[-1, 3]]), codes=CODES), everything)
+        check(trie, ItemMask.from_items(trie, denied=np.array([[-1, 3]]), codes=CODES), everything)
 
 
 @pytest.mark.parametrize(
@@ -117,6 +117,6 @@ def test_rows_that_no_item_has_deny_nothing():
 )
 def test_bad_masks_are_refused(lists, message):
     trie = CodeTrie.from_codes(CODES, (3, 3, 3))
-    ItemMask.of(trie, allowed=np.ones((1, ITEMS), bool), denied=np.array([[-1, ITEMS - 1]]), codes=CODES)
+    ItemMask.from_items(trie, allowed=np.ones((1, ITEMS), bool), denied=np.array([[-1, ITEMS - 1]]), codes=CODES)
     with pytest.raises(ValueError, match=message):
-        ItemMask.of(trie, **({"codes": CODES} | lists))
+        ItemMask.from_items(trie, **({"codes": CODES} | lists))

@@ -1,11 +1,10 @@
-"""What every model of codes must do, whatever its family. A new family adds members and, if need be, a layout."""
+"""Conformance battery of all model families: a new one adds a row to FAMILIES and, if it has codes, to MEMBERS."""
 
 from __future__ import annotations
 
 import functools
 import itertools
 from dataclasses import replace
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +12,26 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from seq_models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
-from seq_models.flat import FlatDecoder, FlatDecoderConfig
-from seq_models.layers import Precision, TransformerConfig
-from seq_models.rq_transformer import RQTransformer, RQTransformerConfig
-from seq_models.types import Inputs, Layout, Prefixes
+from semid.config import choices
+from seq_models import (
+    CodeTrie,
+    DenseConfig,
+    EncoderDecoderConfig,
+    FlatDecoderConfig,
+    HybridConfig,
+    Inputs,
+    ItemTables,
+    Layout,
+    ModelConfig,
+    Precision,
+    Prefixes,
+    RequestBatch,
+    RQTransformerConfig,
+    SoftmaxOver,
+    TeacherItems,
+    TrainingBatch,
+    TransformerConfig,
+)
 
 SIZES = (3, 5, 4)
 LEVELS = len(SIZES)
@@ -25,37 +39,35 @@ STACK = TransformerConfig(dim=16, layers=2, heads=4, hidden=12, dropout=0.3)
 GROUPED = replace(STACK, kv_heads=2)
 
 
-class Member(NamedTuple):
-    build: type
-    config: Any
-
-
 MEMBERS = {
-    "rq": Member(RQTransformer, RQTransformerConfig(STACK, depth_layers=2, depth_dropout=0.1)),
-    "rq untied, grouped": Member(RQTransformer, RQTransformerConfig(GROUPED, tied_heads=False)),
-    "flat": Member(FlatDecoder, FlatDecoderConfig(GROUPED)),
-    "flat untied, not grouped": Member(FlatDecoder, FlatDecoderConfig(STACK, tied_heads=False)),
-    "encoder-decoder": Member(EncoderDecoder, EncoderDecoderConfig(GROUPED)),
-    "encoder-decoder untied": Member(EncoderDecoder, EncoderDecoderConfig(STACK, tied_heads=False, decoder_layers=1)),
+    "rq": RQTransformerConfig(STACK, depth_layers=2, depth_dropout=0.1),
+    "rq untied, grouped": RQTransformerConfig(GROUPED, tied_heads=False),
+    "flat": FlatDecoderConfig(GROUPED),
+    "flat untied, not grouped": FlatDecoderConfig(STACK, tied_heads=False),
+    "encoder-decoder": EncoderDecoderConfig(GROUPED),
+    "encoder-decoder untied": EncoderDecoderConfig(STACK, tied_heads=False, decoder_layers=1),
 }
-FAMILIES = ("rq", "flat", "encoder-decoder")
+CODE_FAMILIES = ("rq", "flat", "encoder-decoder")
 every_member = pytest.mark.parametrize("name", MEMBERS)
-every_family = pytest.mark.parametrize("name", FAMILIES)
+every_family = pytest.mark.parametrize("name", CODE_FAMILIES)
 
 
-def build(member, sizes=SIZES, **inputs):
+def new(config, sizes=SIZES, *, num_items=0, num_features=0):
+    return config.build(level_sizes=sizes, num_items=num_items, num_features=num_features, rngs=nnx.Rngs(0))
+
+
+def build(config, sizes=SIZES, **inputs):
     """A model far from its initialisation: every parameter random, the biases too."""
-    graph, params = nnx.split(member.build(member.config, level_sizes=sizes, rngs=nnx.Rngs(0), **inputs))
+    graph, params = nnx.split(new(config, sizes, **inputs))
     rng = np.random.default_rng(0)
     return graph, jax.tree.map(lambda x: x + jnp.asarray(0.3 * rng.normal(size=x.shape), x.dtype), params)
 
 
 @functools.cache
 def built(name, sizes=SIZES, changes=(), stack=()):
-    member = MEMBERS[name]
-    config = replace(member.config, backbone=replace(member.config.backbone, **dict(stack)))
-    num = {"num_features": 3, "num_ids": 9} if "id_embedding" in dict(changes) else {}
-    return build(member._replace(config=replace(config, **dict(changes))), sizes, **num)
+    config = replace(MEMBERS[name], backbone=replace(MEMBERS[name].backbone, **dict(stack)))
+    num = {"num_features": 3, "num_items": 9} if "id_embedding" in dict(changes) else {}
+    return build(replace(config, **dict(changes)), sizes, **num)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -65,12 +77,12 @@ def _logits(graph, params, inputs, segments, targets, key):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _read(graph, params, inputs, segments):
-    return nnx.merge(graph, params).read(inputs, segments)
+    return nnx.merge(graph, params).encode_history(inputs, segments)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _step(graph, params, context, cache, prefixes):
-    return nnx.merge(graph, params).step(context, cache, prefixes)
+    return nnx.merge(graph, params).decode_step(context, cache, prefixes)
 
 
 def logits(model, inputs, segments, targets, key=None):
@@ -126,7 +138,7 @@ def test_padding_changes_nothing_wherever_it_stands(name, padding):
     close(of_targets(model, [items], before=padding[0], after=padding[1]), of_targets(model, [items]))
 
 
-@pytest.mark.parametrize("name", [name for name, member in MEMBERS.items() if member.build is not EncoderDecoder])
+@pytest.mark.parametrize("name", [name for name in MEMBERS if not name.startswith("encoder-decoder")])
 def test_histories_packed_into_a_row_have_the_logits_they_have_alone(name):
     model, items = built(name), [random_codes(seed, length) for seed, length in enumerate((4, 2, 3))]
     alone = np.concatenate([of_targets(model, [one]) for one in items])
@@ -146,7 +158,7 @@ def test_steps_over_shuffled_beams_give_the_teacher_forced_logits(name, left):
         np.stack([np.pad(np.ones(len(h), int), pad[0]) for h, pad in zip(histories, pads, strict=True)])
     )
     context, rng = _read(*model, Inputs(codes), segments), np.random.default_rng(0)
-    cache = nnx.merge(*model).start(context)
+    cache = nnx.merge(*model).init_cache(context)
     live, ancestors, steps = np.zeros((3, 1, 0), int), np.zeros((3, 1, 0), int), []
     for size in SIZES:
         found, cache = _step(*model, context, cache, Prefixes(jnp.asarray(live), jnp.asarray(ancestors)))
@@ -295,7 +307,7 @@ def test_bfloat16_multiplies_in_it_and_keeps_float32_parameters_and_logits(name)
         )
         context = _read(*rough, args[0], jnp.ones((2, 16), jnp.int32))
         root = Prefixes(*[jnp.zeros((2, 1, 0), jnp.int32)] * 2)
-        step, _ = _step(*rough, context, nnx.merge(*rough).start(context), root)
+        step, _ = _step(*rough, context, nnx.merge(*rough).init_cache(context), root)
     assert {x.dtype for x in (*found, step)} == {np.dtype("float32")}
     for got, sure in zip(found, expected, strict=True):
         assert 1e-3 < np.linalg.norm(got - sure) / np.linalg.norm(sure) < 0.1
@@ -330,7 +342,7 @@ def test_one_level_two_levels_and_a_history_of_one_item(name, sizes):
     forced = of_targets(model, [history])
     assert forced.shape == (1, sum(sizes))
     context = _read(*model, Inputs(jnp.asarray(history[None, :1])), jnp.ones((1, 1), jnp.int32))
-    cache, begin = nnx.merge(*model).start(context), 0
+    cache, begin = nnx.merge(*model).init_cache(context), 0
     for level, size in enumerate(sizes):
         prefixes = Prefixes(jnp.asarray(history[None, 1:, :level]), jnp.zeros((1, 1, level), jnp.int32))
         found, cache = _step(*model, context, cache, prefixes)
@@ -346,8 +358,8 @@ def test_new_values_run_in_the_same_program(name):
     def run(params, inputs, segments, targets):
         traces.append(1)
         m = nnx.merge(model[0], params)
-        context, root = m.read(inputs, segments), jnp.zeros((1, 1, 0), jnp.int32)
-        return m.logits(inputs, segments, targets), m.step(context, m.start(context), Prefixes(root, root))
+        context, root = m.encode_history(inputs, segments), jnp.zeros((1, 1, 0), jnp.int32)
+        return m.logits(inputs, segments, targets), m.decode_step(context, m.init_cache(context), Prefixes(root, root))
 
     for seed in (9, 10):
         codes, segments, targets, _ = map(jnp.asarray, row(model, [random_codes(seed, 5)]))
@@ -366,15 +378,100 @@ def test_rows_of_padding_alone_are_finite(name):
 @every_family
 @pytest.mark.parametrize("sizes", [(), (3, 0)])
 def test_level_sizes_are_checked(name, sizes):
-    member = MEMBERS[name]
+    config = MEMBERS[name]
     with pytest.raises(ValueError, match=r"^expected level_sizes of at least 1, one or more of them, got \(.*\)$"):
-        member.build(member.config, level_sizes=sizes, rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match=r"^id_embedding needs num_ids of at least 1, got 0$"):
-        member.build(replace(member.config, id_embedding=True), level_sizes=SIZES, rngs=nnx.Rngs(0))
-    member.build(member.config, level_sizes=(1,), rngs=nnx.Rngs(0))
+        new(config, sizes)
+    with pytest.raises(ValueError, match=r"^id_embedding needs num_items of at least 1, got 0$"):
+        new(replace(config, id_embedding=True))
+    new(config, (1,))
 
 
 def test_the_decoders_depth_is_checked():
     with pytest.raises(ValueError, match=r"^expected decoder_layers of at least 1, got 0$"):
         EncoderDecoderConfig(STACK, decoder_layers=0)
     EncoderDecoderConfig(STACK, decoder_layers=1)
+
+
+# Every family, whether it has codes or not, on a catalogue of 17 items of which training has not seen the last.
+SMALL = replace(STACK, dim=8, layers=1, heads=2, hidden=8, dropout=0.0)
+FAMILIES = {
+    "rq-transformer": RQTransformerConfig(SMALL),
+    "encoder-decoder": EncoderDecoderConfig(SMALL, decoder_layers=1),
+    "flat": FlatDecoderConfig(SMALL),
+    "hybrid": HybridConfig(SMALL),
+    "sasrec": DenseConfig(SMALL),
+}
+ITEMS, WIDTH = 17, 3
+
+
+def test_every_family_has_a_row():
+    assert {name: type(config) for name, config in FAMILIES.items()} == choices(ModelConfig)
+    assert len({config.title for config in FAMILIES.values()}) == len(FAMILIES)
+
+
+@functools.cache
+def catalogue():
+    codes = np.stack(np.unravel_index(np.random.default_rng(0).permutation(60)[:ITEMS], SIZES), axis=-1)
+    features = np.random.default_rng(1).normal(size=(ITEMS, WIDTH)).astype(np.float32)
+    return ItemTables.from_arrays(codes, features, np.arange(ITEMS)[::-1]), CodeTrie.from_codes(codes, SIZES)
+
+
+@functools.cache
+def family(name):
+    return build(FAMILIES[name], num_items=ITEMS, num_features=WIDTH)
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "blocks"))
+def rank_and_score(graph, params, tables, trie, requests, *, blocks):
+    model, options = nnx.merge(graph, params), {"softmax_over": SoftmaxOver.CHILDREN}
+    top = model.top(tables, trie, requests, k=ITEMS + 1, beam_size=ITEMS + 1, **options)
+    some = model.log_probs(tables, trie, requests, jnp.asarray([3, 0, 3]), **options)
+    return top, some, model.catalog_log_probs(tables, trie, requests, blocks=blocks, **options)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_ranking_is_that_of_the_scores_of_all_items(name):
+    """Of those allowed and not denied; and the probabilities of all items add up to one."""
+    (tables, trie), (graph, params) = catalogue(), family(name)
+    allowed, denied = np.ones((1, ITEMS), bool), np.asarray([[5, -1], [-1, -1]])
+    allowed[0, 2] = False
+    history, segments = jnp.asarray([[1, 16, 0], [4, 5, 6]]), jnp.asarray([[1, 1, 0], [1, 1, 1]])
+    requests = RequestBatch(history, segments, jnp.asarray(allowed), jnp.asarray(denied))
+    blocks = nnx.merge(graph, params).leaf_blocks(trie)
+    top, some, every = rank_and_score(graph, params, tables, trie, requests, blocks=blocks)
+    np.testing.assert_allclose(np.exp(every).sum(axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(some, every[:, [3, 0, 3]], atol=1e-5)
+    for user, gone in enumerate(([2, 5], [2])):
+        left = np.delete(np.argsort(-every[user]), np.flatnonzero(np.isin(np.argsort(-every[user]), gone)))
+        assert top.rows[user].tolist() == [*left, *[-1] * (1 + len(gone))]
+        np.testing.assert_allclose(top.scores[user, : len(left)], every[user, left], atol=1e-5)
+        assert (top.scores[user, len(left) :] == -jnp.inf).all()
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def terms_and_gradient(graph, params, tables, batch, trie, key):
+    def loss(params):
+        terms = nnx.merge(graph, params).loss_terms(tables, batch, trie=trie, smoothing=0.1, key=key)
+        return sum(jnp.sum(term) for term in terms.values()), terms
+
+    return jax.value_and_grad(loss, has_aux=True)(params)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_gradient_of_the_loss_terms_reaches_every_parameter(name):
+    """With and without a teacher, whose term alone is added."""
+    (tables, trie), (graph, params) = catalogue(), family(name)
+    history = jnp.asarray(np.random.default_rng(2).integers(0, ITEMS, (8, 6)))
+    targets = jnp.roll(history, -1, axis=1).at[:, -1].set(-1)
+    targets = targets[:, 0] if nnx.merge(graph, params).layout is Layout.SINGLE else targets
+    batch = TrainingBatch(history, jnp.ones_like(history), targets)
+    items = jnp.maximum(targets, 0)[..., None]
+    teacher = TeacherItems(items, jnp.zeros(items.shape))
+    (_, plain), gradient = terms_and_gradient(graph, params, tables, batch, trie, jax.random.key(0))
+    (_, terms), _ = terms_and_gradient(graph, params, tables, batch._replace(teacher=teacher), trie, jax.random.key(0))
+    leaves = jax.tree.leaves_with_path(gradient)
+    unreached = [jax.tree_util.keystr(path) for path, g in leaves if not (np.isfinite(g).all() and g.any())]
+    assert unreached == []
+    assert set(terms) - set(plain) == ({"loss/distillation"} if FAMILIES[name].has_codes else set())
+    for term in plain:
+        np.testing.assert_allclose(terms[term], plain[term], rtol=1e-5)

@@ -109,14 +109,14 @@ def test_tied_heads_are_the_input_tables():
 
 def test_read_is_the_state_of_the_last_item_whatever_stands_behind_it():
     m, codes = model("tied"), random_codes(5, 1, 6)
-    short = m.read(Inputs(codes[:, :4]), jnp.ones((1, 4), jnp.int32))
+    short = m.encode_history(Inputs(codes[:, :4]), jnp.ones((1, 4), jnp.int32))
     segments = jnp.asarray([[1, 1, 1, 1, 0, 0]])
-    close(m.read(Inputs(codes), segments), short)
-    close(m.read(Inputs(jnp.zeros_like(codes).at[:, :4].set(codes[:, :4])), segments), short)
-    close(m.read(Inputs(jnp.roll(codes, 2, axis=1)), jnp.asarray([[0, 0, 1, 1, 1, 1]])), short)
+    close(m.encode_history(Inputs(codes), segments), short)
+    close(m.encode_history(Inputs(jnp.zeros_like(codes).at[:, :4].set(codes[:, :4])), segments), short)
+    close(m.encode_history(Inputs(jnp.roll(codes, 2, axis=1)), jnp.asarray([[0, 0, 1, 1, 1, 1]])), short)
     packed = m.states(Inputs(jnp.roll(codes, 2, axis=1)), jnp.asarray([[1, 1, 2, 2, 2, 2]]))
     close(packed[:, 5], short)
-    assert np.abs(m.read(Inputs(codes.at[:, 0].set((codes[:, 0] + 1) % 3)), segments) - short).max() > 1e-3
+    assert np.abs(m.encode_history(Inputs(codes.at[:, 0].set((codes[:, 0] + 1) % 3)), segments) - short).max() > 1e-3
 
 
 def test_dropout_of_the_depth_decoder_is_its_own():

@@ -16,13 +16,13 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy.special import logsumexp
 
 from seq_models.masks import ItemMask
-from seq_models.search import Beams, Normalization, beam_search, top_k
+from seq_models.search import Beams, SoftmaxOver, beam_search, top_k
 from seq_models.trie import Capacity, CodeTrie
 
 BATCH, DIM = 3, 4
 CATALOGUES = [((5, 7), 40), ((4, 3, 6), 50), ((3, 8, 2, 5), 40), ((2, 3, 2, 2, 3, 2, 2, 3), 30)]  # level sizes, items
 SEEDS = range(25)  # per catalogue shape: 100 catalogues in all
-both_normalizations = pytest.mark.parametrize("normalization", list(Normalization), ids=lambda n: n.value)
+either_softmax = pytest.mark.parametrize("softmax_over", list(SoftmaxOver), ids=lambda n: n.value)
 every_catalogue = pytest.mark.parametrize(("level_sizes", "num_items"), CATALOGUES, ids=lambda v: str(v))
 
 
@@ -64,7 +64,7 @@ def stateful_step(p):
     return step
 
 
-STATIC = ("beam_size", "num_results", "normalization", "temperature", "item_scores")
+STATIC = ("beam_size", "num_results", "softmax_over", "temperature", "item_scores")
 
 
 @functools.partial(jax.jit, static_argnames=STATIC)
@@ -75,10 +75,10 @@ def search(p, trie, mask=None, **options) -> Beams:
 class Reference:
     """The same model in float64, prefix by prefix, on tuples: no trie, no cache."""
 
-    def __init__(self, p, codes, normalization, temperature=1.0):
+    def __init__(self, p, codes, softmax_over, temperature=1.0):
         self.p = jax.tree.map(lambda x: np.asarray(x, np.float64), p)
         self.items = [tuple(row) for row in codes.tolist()]
-        self.normalization, self.temperature = normalization, temperature
+        self.softmax_over, self.temperature = softmax_over, temperature
         self.memo = {}
 
     def children(self, prefix):
@@ -91,7 +91,7 @@ class Reference:
             for depth, code in enumerate(prefix):
                 hidden = np.tanh(hidden @ self.p["mix"] + self.p["embed"][depth][code])
             logits = (hidden @ self.p["head"][level] + self.p["context"] @ self.p["bias"][level]) / self.temperature
-            among = self.children(prefix) if self.normalization is Normalization.CHILDREN else slice(None)
+            among = self.children(prefix) if self.softmax_over is SoftmaxOver.CHILDREN else slice(None)
             self.memo[prefix] = logits - logsumexp(logits[:, among], axis=-1, keepdims=True)
         return self.memo[prefix]
 
@@ -123,14 +123,14 @@ def check_structure(beams, codes, beam_size):
     assert np.all(log_probs[~valid] == -np.inf)
 
 
-@both_normalizations
+@either_softmax
 @every_catalogue
-def test_a_wide_beam_equals_the_enumeration_of_all_items(level_sizes, num_items, normalization):
+def test_a_wide_beam_equals_the_enumeration_of_all_items(level_sizes, num_items, softmax_over):
     for seed in SEEDS:
         codes, p = catalogue(level_sizes, num_items, seed), parameters(level_sizes, seed)
-        expected = Reference(p, codes, normalization).item_log_probs()
+        expected = Reference(p, codes, softmax_over).item_log_probs()
         trie, beam_size = CodeTrie.from_codes(codes, level_sizes), num_items + 7 * (seed % 2)
-        beams = search(p, trie, beam_size=beam_size, normalization=normalization)
+        beams = search(p, trie, beam_size=beam_size, softmax_over=softmax_over)
         check_structure(beams, codes, beam_size)
         rows = np.argsort(-expected, axis=-1, kind="stable")  # colliding items tie exactly: row order
         assert np.array_equal(beams.rows[:, :num_items], rows)
@@ -140,15 +140,15 @@ def test_a_wide_beam_equals_the_enumeration_of_all_items(level_sizes, num_items,
         )
 
 
-@both_normalizations
+@either_softmax
 @pytest.mark.parametrize("beam_size", [1, 6])
 @every_catalogue
-def test_a_narrow_beam_equals_a_beam_search_on_tuples(level_sizes, num_items, beam_size, normalization):
+def test_a_narrow_beam_equals_a_beam_search_on_tuples(level_sizes, num_items, beam_size, softmax_over):
     for seed in SEEDS:
         codes, p = catalogue(level_sizes, num_items, seed), parameters(level_sizes, seed)
-        reference = Reference(p, codes, normalization)
+        reference = Reference(p, codes, softmax_over)
         trie = CodeTrie.from_codes(codes, level_sizes)
-        beams = search(p, trie, beam_size=beam_size, normalization=normalization)
+        beams = search(p, trie, beam_size=beam_size, softmax_over=softmax_over)
         check_structure(beams, codes, beam_size)
         for user in range(BATCH):
             rows, log_probs = reference.beam_search(user, beam_size)
@@ -160,9 +160,9 @@ def test_a_narrow_beam_equals_a_beam_search_on_tuples(level_sizes, num_items, be
 def test_probabilities_over_children_sum_to_one_and_over_the_vocabulary_to_less():
     codes = np.unique(catalogue((4, 3, 6), 50, 0), axis=0)
     p, trie = parameters((4, 3, 6), 0), CodeTrie.from_codes(codes, (4, 3, 6))
-    totals = {n: np.exp(search(p, trie, beam_size=50, normalization=n).log_probs).sum(-1) for n in Normalization}
-    np.testing.assert_allclose(totals[Normalization.CHILDREN], np.ones(BATCH), rtol=1e-5)
-    assert np.all(totals[Normalization.VOCABULARY] < 0.999)
+    totals = {n: np.exp(search(p, trie, beam_size=50, softmax_over=n).log_probs).sum(-1) for n in SoftmaxOver}
+    np.testing.assert_allclose(totals[SoftmaxOver.CHILDREN], np.ones(BATCH), rtol=1e-5)
+    assert np.all(totals[SoftmaxOver.VOCABULARY] < 0.999)
 
 
 def test_ancestors_lead_to_what_each_step_left_in_the_cache():
@@ -201,17 +201,17 @@ def random_mask(num_items, seed):
 
 
 @pytest.mark.parametrize(
-    ("beam_size", "normalization"),
-    [(1, Normalization.CHILDREN), (6, Normalization.VOCABULARY), (60, Normalization.CHILDREN)],
+    ("beam_size", "softmax_over"),
+    [(1, SoftmaxOver.CHILDREN), (6, SoftmaxOver.VOCABULARY), (60, SoftmaxOver.CHILDREN)],
 )
 @every_catalogue
-def test_a_masked_search_equals_a_masked_beam_search_on_tuples(level_sizes, num_items, beam_size, normalization):
+def test_a_masked_search_equals_a_masked_beam_search_on_tuples(level_sizes, num_items, beam_size, softmax_over):
     for seed in SEEDS[:8]:
         codes, p = catalogue(level_sizes, num_items, seed), parameters(level_sizes, seed)
-        reference, trie = Reference(p, codes, normalization), CodeTrie.from_codes(codes, level_sizes)
+        reference, trie = Reference(p, codes, softmax_over), CodeTrie.from_codes(codes, level_sizes)
         allowed, denied, left = random_mask(num_items, seed)
-        mask = ItemMask.of(trie, allowed=allowed, denied=denied, codes=codes)
-        beams = search(p, trie, mask, beam_size=beam_size, normalization=normalization)
+        mask = ItemMask.from_items(trie, allowed=allowed, denied=denied, codes=codes)
+        beams = search(p, trie, mask, beam_size=beam_size, softmax_over=softmax_over)
         check_structure(beams, codes, beam_size)
         for user in range(BATCH):
             rows, log_probs = reference.beam_search(user, beam_size, left[user])
@@ -228,8 +228,8 @@ def test_the_one_allowed_item_is_found_by_a_single_beam_and_none_where_none_is_a
         allowed = np.arange(num_items)[None] == np.array([[row], [row], [-1]])  # nothing for the last user
         denied = np.broadcast_to(np.where(everything == row, -1, everything), (BATCH, num_items)).copy()
         denied[-1] = everything
-        for mask in (ItemMask.of(trie, allowed=allowed), ItemMask.of(trie, denied=denied, codes=codes)):
-            beams = search(p, trie, mask, beam_size=1, normalization=Normalization.VOCABULARY)
+        for mask in (ItemMask.from_items(trie, allowed=allowed), ItemMask.from_items(trie, denied=denied, codes=codes)):
+            beams = search(p, trie, mask, beam_size=1, softmax_over=SoftmaxOver.VOCABULARY)
             assert beams.rows[:, 0].tolist() == [row, row, -1]
             check_structure(beams, codes, 1)
 
@@ -239,8 +239,8 @@ def test_temperature_divides_the_logits():
     codes, p = catalogue(level_sizes, num_items, 0), parameters(level_sizes, 0)
     trie, beam_size = CodeTrie.from_codes(codes, level_sizes), 6
     for temperature in (0.5, 3.0):
-        reference = Reference(p, codes, Normalization.CHILDREN, temperature)
-        beams = search(p, trie, beam_size=beam_size, normalization=Normalization.CHILDREN, temperature=temperature)
+        reference = Reference(p, codes, SoftmaxOver.CHILDREN, temperature)
+        beams = search(p, trie, beam_size=beam_size, softmax_over=SoftmaxOver.CHILDREN, temperature=temperature)
         for user in range(BATCH):
             rows, log_probs = reference.beam_search(user, beam_size)
             assert beams.rows[user].tolist() == rows
@@ -250,7 +250,7 @@ def test_temperature_divides_the_logits():
 def test_a_shorter_list_is_the_head_of_the_longer():
     level_sizes, num_items = CATALOGUES[1]
     p, trie = parameters(level_sizes, 0), CodeTrie.from_codes(catalogue(level_sizes, num_items, 0), level_sizes)
-    run = functools.partial(search, p, trie, beam_size=8, normalization=Normalization.VOCABULARY)
+    run = functools.partial(search, p, trie, beam_size=8, softmax_over=SoftmaxOver.VOCABULARY)
     head, whole = run(num_results=3), run()
     assert head.codes.shape == (BATCH, 3, 3)
     assert all(np.array_equal(h, w[:, :3]) for h, w in zip(head, whole, strict=True))
@@ -264,9 +264,9 @@ def test_items_of_a_leaf_come_in_order_of_their_scores_or_of_popularity():
     codes = np.array([[0, 0]] * 12 + [[1, 1]])
     p, likes = parameters((5, 7), 0), np.arange(13) % 5
     trie = CodeTrie.from_codes(codes, (5, 7), popularity=likes)
-    run = functools.partial(search, p, beam_size=13, normalization=Normalization.VOCABULARY)
+    run = functools.partial(search, p, beam_size=13, softmax_over=SoftmaxOver.VOCABULARY)
     popular, scored = run(trie), run(trie, item_scores=by_last_digit)
-    masked = run(trie, ItemMask.of(trie, denied=np.array([[10, 1]]), codes=codes), item_scores=by_last_digit)
+    masked = run(trie, ItemMask.from_items(trie, denied=np.array([[10, 1]]), codes=codes), item_scores=by_last_digit)
     for user in range(BATCH):
         by_popularity = np.argsort(-likes[:12], kind="stable").tolist()
         by_score = sorted(by_popularity, key=lambda row: row % 10)
@@ -294,8 +294,8 @@ def test_no_level_runs_more_beams_than_it_can_use(beam_size, widths):
     assert beams.rows[0, : len(codes)].tolist() == lexicographic[:beam_size].tolist()
 
 
-@both_normalizations
-def test_codes_that_the_step_forbids_are_not_returned(normalization):
+@either_softmax
+def test_codes_that_the_step_forbids_are_not_returned(softmax_over):
     codes = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
 
     def forbid(cache, prefixes):
@@ -305,7 +305,7 @@ def test_codes_that_the_step_forbids_are_not_returned(normalization):
         after = jnp.array([[-jnp.inf, -jnp.inf, 0.0], [-jnp.inf, 0.0, 0.0]])
         return after[prefixes.codes[..., 0]], cache
 
-    run = jax.jit(lambda trie: beam_search(forbid, (), trie, batch=BATCH, beam_size=4, normalization=normalization))
+    run = jax.jit(lambda trie: beam_search(forbid, (), trie, batch=BATCH, beam_size=4, softmax_over=softmax_over))
     beams = run(CodeTrie.from_codes(codes, (2, 3)))
     assert beams.rows.tolist() == [[3, -1, -1, -1]] * BATCH
     assert beams.valid.tolist() == [[True, False, False, False]] * BATCH
@@ -315,7 +315,7 @@ def test_codes_that_the_step_forbids_are_not_returned(normalization):
 def test_a_model_that_yields_nan_is_seen_and_returns_no_item_twice():
     codes = catalogue((5, 7), 40, 0)
     p = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), parameters((5, 7), 0))
-    beams = search(p, CodeTrie.from_codes(codes, (5, 7)), beam_size=40, normalization=Normalization.VOCABULARY)
+    beams = search(p, CodeTrie.from_codes(codes, (5, 7)), beam_size=40, softmax_over=SoftmaxOver.VOCABULARY)
     assert np.isnan(beams.log_probs).all()
     assert all(sorted(rows) == list(range(40)) for rows in beams.rows.tolist())
 
@@ -330,17 +330,17 @@ def test_catalogues_of_one_capacity_run_in_one_program_and_find_the_same():
 
     for num_items in (1, 7, 45, 60):
         codes = rng.integers(0, level_sizes, size=(num_items, 3))
-        reference = Reference(p, codes, Normalization.VOCABULARY)
+        reference = Reference(p, codes, SoftmaxOver.VOCABULARY)
         trie = CodeTrie.from_codes(codes, level_sizes, capacity=capacity)
         allowed = rng.random((1, 60)) < 0.7  # rows that no item has yet among them
-        beams = run(p, trie, ItemMask.of(trie, allowed=allowed, denied=np.array([[0, 59, -1]]), codes=codes))
+        beams = run(p, trie, ItemMask.from_items(trie, allowed=allowed, denied=np.array([[0, 59, -1]]), codes=codes))
         check_structure(beams, codes, 20)
         for user in range(BATCH):
             left = allowed[0, :num_items] & (np.arange(num_items) != 0) & (np.arange(num_items) != 59)
             assert [r for r in beams.rows[user].tolist() if r >= 0] == reference.beam_search(user, 20, left)[0]
     assert run._cache_size() == 1
     trie = CodeTrie.from_codes(codes, level_sizes)  # a control: a trie without that capacity
-    run(p, trie, ItemMask.of(trie, allowed=allowed, denied=np.array([[0, 59, -1]]), codes=codes))
+    run(p, trie, ItemMask.from_items(trie, allowed=allowed, denied=np.array([[0, 59, -1]]), codes=codes))
     assert run._cache_size() == 2
 
 
@@ -383,7 +383,7 @@ def test_users_sharded_over_devices_get_the_same_items():
     trie = CodeTrie.from_codes(catalogue(level_sizes, num_items, 0), level_sizes)
     p = parameters(level_sizes, 0)
     p = {**p, "context": np.random.default_rng(0).normal(size=(16, DIM)).astype(np.float32)}
-    run = functools.partial(search, trie=trie, beam_size=6, normalization=Normalization.VOCABULARY)
+    run = functools.partial(search, trie=trie, beam_size=6, softmax_over=SoftmaxOver.VOCABULARY)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     by_user = NamedSharding(mesh, PartitionSpec("data"))
     sharded, alone = run({**p, "context": jax.device_put(p["context"], by_user)}), run(p)

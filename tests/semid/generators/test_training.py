@@ -1,6 +1,7 @@
 """Training a generator: its losses against plain arithmetic, what it writes, and what it refuses."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -19,13 +20,13 @@ from semid.generators import (
     LossTables,
     ObjectiveConfig,
     content_features,
-    loss_of,
+    generator_loss,
+    taught,
     train,
     training_counts,
     training_rows,
 )
-from semid.generators.objective import taught
-from semid.recommender import ItemTables, ModelSpec, Recommender, build_model
+from semid.recommender import ModelSpec, Recommender
 from semid.training import OptimizerConfig, SingleRows, StepContext, TrainingConfig
 from seq_models import (
     CodeTrie,
@@ -33,9 +34,9 @@ from seq_models import (
     EncoderDecoderConfig,
     FlatDecoderConfig,
     HybridConfig,
-    Layout,
-    Normalization,
+    ItemTables,
     RQTransformerConfig,
+    SoftmaxOver,
     TransformerConfig,
 )
 
@@ -70,7 +71,7 @@ FAMILIES = {
     "hybrid": HybridConfig(backbone=BACKBONE),
     "sasrec": DenseConfig(backbone=BACKBONE),
 }
-CHILDREN = ObjectiveConfig(normalization=Normalization.CHILDREN)
+CHILDREN = ObjectiveConfig(normalization=SoftmaxOver.CHILDREN)
 CASES = [(name, ObjectiveConfig()) for name in FAMILIES]
 CASES += [(name, CHILDREN) for name in ("rq-transformer", "encoder-decoder", "flat")]
 
@@ -81,15 +82,17 @@ def _losses(config: GeneratorConfig, dataset, catalog, *, teacher: Recommender |
     spec = ModelSpec(
         config.model, catalog.level_sizes, ITEMS, features.shape[1], 4, normalization=config.objective.normalization
     )
-    model = build_model(spec, seed=1)
+    model = spec.build(seed=1)
     recommender = Recommender(model, catalog, spec=spec, features=features, train_counts=counts)
-    rows = training_rows(dataset, config, getattr(model, "layout", Layout.PACKED))
+    rows = training_rows(dataset, config, model.layout)
     batch = rows[np.arange(len(rows))] if isinstance(rows, SingleRows) else rows
     batch = batch if teacher is None else taught(batch, teacher, config.objective)
     trie = CodeTrie.from_codes(catalog.codes, catalog.level_sizes)
-    tables = LossTables(ItemTables.of(catalog.codes, features, counts), trie)
+    tables = LossTables(ItemTables.from_arrays(catalog.codes, features, counts), trie)
     context = StepContext(jax.random.key(0), jnp.zeros(()))
-    value, terms = jax.jit(loss_of(config))(model, jax.tree.map(jnp.asarray, batch), tables, context)
+    value, terms = jax.jit(functools.partial(generator_loss, objective=config.objective))(
+        model, jax.tree.map(jnp.asarray, batch), tables, context
+    )
     return batch, float(value), {name: float(term) for name, term in terms.items()}, recommender
 
 
@@ -118,7 +121,7 @@ def test_the_loss_is_minus_the_mean_log_probability_of_what_came_next(dataset, c
 def test_probabilities_among_children_sum_to_one_over_the_catalogue(dataset, catalog):
     """Control of the above: the two normalizations differ, and only one leaves nothing to codes without an item."""
     some = SemanticCatalog(catalog.item_ids, catalog.codes + np.array([0, 1], np.int32), (3, 6))
-    for normalization, total in ((Normalization.CHILDREN, 1.0), (Normalization.VOCABULARY, None)):
+    for normalization, total in ((SoftmaxOver.CHILDREN, 1.0), (SoftmaxOver.VOCABULARY, None)):
         config = GeneratorConfig(model=CODES, objective=ObjectiveConfig(normalization=normalization))
         recommender = _losses(config, dataset, some)[-1]
         found = np.exp(recommender.score([["i1"]], dataset.item_ids.to_pylist())).sum()
@@ -207,7 +210,7 @@ def test_it_learns_the_circle(trained, dataset, catalog):
     after = evaluate(recommender, dataset, ks=(1,), beam_size=ITEMS).values["recall@1"]
     spec = recommender.spec
     untrained = Recommender(
-        build_model(spec, seed=2),
+        spec.build(seed=2),
         catalog,
         spec=spec,
         features=content_features(dataset, None),

@@ -37,7 +37,7 @@ from semid.joint import (
 )
 from semid.joint.context import WARM_UP
 from semid.joint.training import STATE_FILE
-from semid.recommender import ModelSpec, build_model
+from semid.recommender import ModelSpec
 from semid.tokenizers import RQVAE, RQVaeConfig, SemanticTokenizer
 from semid.training import OptimizerConfig, SingleRows, TrainingConfig, make_mesh, read_history, replace_leaves
 from seq_models import FlatDecoderConfig, Inputs, RQTransformerConfig, TransformerConfig, last_state
@@ -327,7 +327,7 @@ def trained_model(world, folder):
     spec = ModelSpec(
         CONFIG.generator.model, (8, 8, CONFIG.tie_break), world.num_items, encoder.dim, max_history=HISTORY
     )
-    model = JointModel(encoder, autoencoder, build_model(spec, seed=0), codes=jnp.asarray(codes), rngs=nnx.Rngs(1))
+    model = JointModel(encoder, autoencoder, spec.build(seed=0), codes=jnp.asarray(codes), rngs=nnx.Rngs(1))
     graph, state = nnx.split(model)
     path = folder / STATE_FILE
     return nnx.merge(graph, replace_leaves(state, load_tensors(path), where=str(path)))

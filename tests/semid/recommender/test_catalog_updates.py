@@ -12,12 +12,12 @@ from semid.catalog import CATALOG_FILE, SemanticCatalog
 from semid.catalog.versions import ChangeKind, commit, current
 from semid.data import Histories, Standardizer
 from semid.errors import SemidError
-from semid.recommender import ModelSpec, Recommender, build_model, scorers
+from semid.recommender import ModelSpec, Recommender, scorers
 from seq_models import (
     DenseConfig,
     HybridConfig,
-    Normalization,
     RQTransformerConfig,
+    SoftmaxOver,
     TransformerConfig,
 )
 
@@ -31,8 +31,8 @@ COUNTS = np.random.default_rng(2).permutation(ITEMS).astype(np.int32) + 1
 GONE = [2, ITEMS + 1]
 HISTORIES = [["i1", "i2", "i3"], ["i7"], [], ["i2"]]
 MODELS = {
-    "codes": (RQTransformerConfig(backbone=BACKBONE), Normalization.CHILDREN),
-    "hybrid": (HybridConfig(backbone=BACKBONE), Normalization.VOCABULARY),
+    "codes": (RQTransformerConfig(backbone=BACKBONE), SoftmaxOver.CHILDREN),
+    "hybrid": (HybridConfig(backbone=BACKBONE), SoftmaxOver.VOCABULARY),
 }
 
 
@@ -46,10 +46,10 @@ def _make(
 ) -> Recommender:
     """A recommender of a catalogue whose first 16 items training has seen."""
     spec = ModelSpec(config, SIZES, len(catalog), width, max_history=4, catalog=digest, columns=("v",) if width else ())
-    spec = ModelSpec(**vars(spec) | {"normalization": options.pop("normalization", Normalization.VOCABULARY)})
+    spec = ModelSpec(**vars(spec) | {"normalization": options.pop("normalization", SoftmaxOver.VOCABULARY)})
     standardizer = Standardizer.fit([RAW[:ITEMS]]) if width else None
     return Recommender(
-        build_model(spec, seed=5) if model is None else model,
+        spec.build(seed=5) if model is None else model,
         catalog,
         spec=spec,
         features=standardizer(RAW[: len(catalog)]) if width else None,
@@ -112,7 +112,7 @@ def test_a_history_that_holds_a_removed_item_is_read(model):
 
 
 def _programs() -> int:
-    jitted = (scorers._search, scorers._code_log_probs, scorers._ranked_union, scorers._dense_log_probs)
+    jitted = (scorers._top, scorers._log_probs, scorers._catalog_log_probs)
     return sum(one._cache_size() for one in jitted)
 
 

@@ -10,7 +10,7 @@ from semid import artifacts
 from semid.catalog import SemanticCatalog
 from semid.data import Histories
 from semid.errors import SemidError
-from semid.recommender import ModelSpec, Recommender, build_model, recommender, scorers
+from semid.recommender import ModelSpec, Recommender, Scorer, recommender
 from seq_models import (
     DenseConfig,
     EncoderDecoderConfig,
@@ -18,6 +18,7 @@ from seq_models import (
     HybridConfig,
     RQTransformerConfig,
     TransformerConfig,
+    codes,
 )
 
 ITEMS = 24
@@ -45,7 +46,7 @@ def _make(name: str, catalog: SemanticCatalog) -> Recommender:
     spec = ModelSpec(config, catalog.level_sizes, num_items=len(catalog), num_features=width, max_history=4)
     rng = np.random.default_rng(1)
     return Recommender(
-        build_model(spec, seed=5),
+        spec.build(seed=5),
         catalog,
         spec=spec,
         features=rng.normal(size=(len(catalog), width)).astype(np.float32) if width else None,
@@ -86,7 +87,7 @@ def test_scores_are_log_probabilities(model):
 def test_the_whole_catalogue_is_scored_as_its_items_are(model, monkeypatch):
     histories = Histories.from_lists([[1, 2, 3], [], *([row] for row in range(5))])
     monkeypatch.setattr(recommender, "_USERS", 4)
-    monkeypatch.setattr(scorers, "_LEAVES", 7)  # blocks of both, the last ones short
+    monkeypatch.setattr(codes, "_LEAVES", 7)  # blocks of both, the last ones short
     found = model.catalog_log_probs(histories)
     np.testing.assert_allclose(found, model.log_probs(histories, np.arange(ITEMS)), atol=1e-5)
     assert (found.argsort(axis=1) != found[0].argsort()).any()  # control
@@ -193,7 +194,7 @@ def test_the_catalogue_must_be_the_one_whose_codes_the_model_speaks():
     catalog = _catalog()
     spec = ModelSpec(*MODELS["codes"][:1], catalog.level_sizes, ITEMS, 3, 4, catalog=catalog.digest)
     parts = {"spec": spec, "features": np.zeros((ITEMS, 3), np.float32), "train_counts": np.ones(ITEMS, np.int32)}
-    model = build_model(spec, seed=0)
+    model = spec.build(seed=0)
     Recommender(model, catalog, **parts)  # control
     other = SemanticCatalog(catalog.item_ids, catalog.codes[::-1], catalog.level_sizes, tie_break=True)
     with pytest.raises(SemidError, match="speaks the codes of another catalogue"):
@@ -319,12 +320,12 @@ def test_a_model_that_was_loaded_answers_to_the_bit(model, tmp_path):
 
 
 def test_another_model_takes_the_same_tables(model, monkeypatch):
-    other = build_model(model.spec, seed=6)
+    other = model.spec.build(seed=6)
     fresh = Recommender(
         other, model.catalog, spec=model.spec, features=model._features, train_counts=model._train_counts
     )
     before, wanted = (m.recommend(_histories(4), k=5, beam_size=BEAM) for m in (model, fresh))
-    monkeypatch.delattr(recommender, "make_scorer")  # neither tables nor trie are built again
+    monkeypatch.delattr(Scorer, "from_model")  # neither tables nor trie are built again
     found = model.with_model(other).recommend(_histories(4), k=5, beam_size=BEAM)
     assert found.item_ids == wanted.item_ids != before.item_ids
     np.testing.assert_array_equal(found.scores, wanted.scores)

@@ -21,7 +21,7 @@ from semid.artifacts import Kind
 from semid.catalog import SemanticCatalog
 from semid.data import Histories
 from semid.errors import SemidError
-from semid.recommender import ModelSpec, Recommender, build_model, export_program
+from semid.recommender import ModelSpec, Recommender, export_program
 from semid.training import named_leaves
 from seq_models import (
     DenseConfig,
@@ -55,7 +55,7 @@ def _recommender(name: str) -> Recommender:
     config, width = MODELS[name]
     spec = ModelSpec(config, catalog.level_sizes, num_items=ITEMS, num_features=width, max_history=LENGTH)
     return Recommender(
-        build_model(spec, seed=5),
+        spec.build(seed=5),
         catalog,
         spec=spec,
         features=rng.normal(size=(ITEMS, width)).astype(np.float32) if width else None,
@@ -127,7 +127,7 @@ def test_the_program_holds_no_parameters(codes):
     """With another model's arrays it answers as that one."""
     recommender, folder = codes
     program, arrays = _load(folder)
-    other = recommender.with_model(build_model(recommender.spec, seed=6))
+    other = recommender.with_model(recommender.spec.build(seed=6))
     leaves = named_leaves(other.scorer.params)
     assert {f"params/{name}" for name in leaves} == {name for name in arrays if name.startswith("params/")}
     theirs = arrays | {f"params/{name}": np.asarray(leaf) for name, leaf in leaves.items()}

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from semid.data import Histories
-from semid.generators import LossTables, code_loss
-from semid.recommender import ItemTables, ModelSpec, build_model
+from semid.generators import LossTables, generator_loss
+from semid.recommender import ModelSpec
 from semid.training import (
     MeshConfig,
     OptimizerConfig,
@@ -26,7 +26,7 @@ from semid.training import (
     pack,
     put_batch,
 )
-from seq_models import RQTransformerConfig
+from seq_models import ItemTables, RQTransformerConfig
 from seq_models.layers import TransformerConfig, dropout
 
 ITEMS, STEPS = 40, 10
@@ -41,15 +41,17 @@ def losses(
     lists = [rng.integers(0, ITEMS, rng.integers(2, 14)) for _ in range(60)]
     packed = pack(Histories.from_lists(lists), max_history=8, row_length=16)
     codes = rng.integers(0, 8, (ITEMS, 3)).astype(np.int32)
-    tables = LossTables(ItemTables.of(codes, None, np.ones(ITEMS, np.int32)))
+    tables = LossTables(ItemTables.from_arrays(codes, None, np.ones(ITEMS, np.int32)))
     backbone = TransformerConfig(8, layers=1, heads=2, hidden=16, dropout=rate)
     config = RQTransformerConfig(backbone, depth_dropout=rate / 2)
-    model = build_model(ModelSpec(config, (8, 8, 8), ITEMS, num_features=0, max_history=8), seed=0)
+    model = ModelSpec(config, (8, 8, 8), ITEMS, num_features=0, max_history=8).build(seed=0)
     mesh = make_mesh(jax.devices()[:count], sharing)
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2), num_steps=STEPS)
     state = create_state(model, optimizer, mesh)
     laid_out = jax.tree.map(lambda x: x.sharding, state)
-    step = make_step(model, optimizer, code_loss, tables=tables, seed=0, num_steps=10, mesh=mesh, accumulate=accumulate)
+    step = make_step(
+        model, optimizer, generator_loss, tables=tables, seed=0, num_steps=10, mesh=mesh, accumulate=accumulate
+    )
     found = []
     for batch in batches(packed, batch_size=16, num_batches=STEPS, seed=0):
         state, metrics = step(state, put_batch(batch, mesh))

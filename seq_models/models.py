@@ -1,0 +1,110 @@
+"""Interface of all model families: a config that builds its model; a model that states its losses and ranks items.
+
+A family is one file: its config, named for the command line, and its model. `seq_models.codes` has what generators of
+codes share, `seq_models.dense` a model that scores every item at once.
+"""
+
+from __future__ import annotations
+
+import abc
+from typing import ClassVar
+
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+from seq_models.scoring import LeafBlocks
+from seq_models.trie import CodeTrie
+from seq_models.types import ItemTables, Layout, RequestBatch, SoftmaxOver, TopK, TrainingBatch
+
+
+class ModelConfig(abc.ABC):
+    """Architecture and sizes of a model; a frozen dataclass per family."""
+
+    name: ClassVar[str]
+    """The family on the command line."""
+    title: ClassVar[str]
+    """The family in a text."""
+    has_codes: ClassVar[bool]
+    """The model reads and generates codes, so that it ranks items by a search over the catalogue's trie."""
+    decodes_from_state: ClassVar[bool] = False
+    """An item's codes are decoded from one state per history, as end-to-end training needs."""
+
+    @property
+    @abc.abstractmethod
+    def has_item_embeddings(self) -> bool:
+        """True where the model has a learned vector per item row, and so none for items added later."""
+
+    @abc.abstractmethod
+    def build(self, *, level_sizes: tuple[int, ...], num_items: int, num_features: int, rngs: nnx.Rngs) -> ItemModel:
+        """A model with fresh parameters for a catalogue of these sizes; `num_features`: width of the dense input."""
+
+    def label(self, *, num_features: int) -> str:
+        """Name of such a model in a table of results, where the dense input may set it apart."""
+        return self.name
+
+
+class ItemModel(nnx.Module):
+    """A model of the next item of a history. Item rows alone go in and out; all else is read from `tables`.
+
+    Rows of a batch hold histories numbered by `segments` from 1, 0 being padding; no history sees another, and the
+    place of padding changes nothing.
+    """
+
+    layout: ClassVar[Layout]
+
+    @abc.abstractmethod
+    def loss_terms(
+        self,
+        tables: ItemTables,
+        batch: TrainingBatch,
+        *,
+        trie: CodeTrie | None = None,
+        smoothing: float = 0.0,
+        key: Key[Array, ""] | None = None,
+    ) -> dict[str, Float[Array, "*terms"]]:
+        """Losses by name, unweighted means over the targets, in nats; a vector has one entry per level.
+
+        With a `trie`, a level's softmax is over the children of the target's prefix. `smoothing` is the share of each
+        code's target that is uniform. With a key: with dropout.
+        """
+
+    @abc.abstractmethod
+    def top(
+        self,
+        tables: ItemTables,
+        trie: CodeTrie | None,
+        requests: RequestBatch,
+        *,
+        k: int,
+        beam_size: int,
+        softmax_over: SoftmaxOver,
+    ) -> TopK:
+        """The k best items per history; a search keeps `beam_size` beams, at least k. To be called inside jit."""
+
+    @abc.abstractmethod
+    def log_probs(
+        self,
+        tables: ItemTables,
+        trie: CodeTrie | None,
+        requests: RequestBatch,
+        rows: Int[Array, " n"],
+        *,
+        softmax_over: SoftmaxOver,
+    ) -> Float[Array, "b n"]:
+        """Exact log-probabilities of item rows. To be called inside jit."""
+
+    @abc.abstractmethod
+    def catalog_log_probs(
+        self,
+        tables: ItemTables,
+        trie: CodeTrie | None,
+        requests: RequestBatch,
+        *,
+        blocks: LeafBlocks | None,
+        softmax_over: SoftmaxOver,
+    ) -> Float[Array, "b items"]:
+        """Exact log-probabilities of all items. To be called inside jit, `blocks` (`leaf_blocks`) as a static."""
+
+    def leaf_blocks(self, trie: CodeTrie | None) -> LeafBlocks | None:
+        """The blocks in which `catalog_log_probs` goes through the trie; None: it does not read the trie."""
+        return None
