@@ -1,4 +1,4 @@
-"""README and the pages of docs: links, paths, commands and Python of every page are true of this code."""
+"""README and pages of docs: links, paths, commands and Python of every page fit this code."""
 
 import ast
 import functools
@@ -29,7 +29,7 @@ DIALECT = re.compile(
     r"|(?:one|a second|tokens|users|bytes) an item|one a (?:line|row|level|user))\b",
     re.IGNORECASE,
 )
-# Tables of old names, and the manifest's contributors, may speak as they like.
+# Its tables have old names.
 FREE = {"CHANGELOG.md"}
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
