@@ -147,7 +147,7 @@ def read_artifact(path: str | Path, kind: str, *others: str) -> Manifest:
     path = Path(path)
     manifest = read_manifest(path)
     if manifest.kind not in (kind, *others):
-        raise SemidError(f"{path}: expected an artifact of kind {kind!r}, found {manifest.kind!r}; check the path")
+        raise SemidError(f"{path}: expected an artifact of kind {str(kind)!r}, found {manifest.kind!r}; check the path")
     for name, expected in manifest.files.items():
         if name == PAGE:
             continue

@@ -191,7 +191,7 @@ class SemanticTokenizer:
                 if made.kind == Kind.CATALOG
                 else "no tokenizer came with it"
             )
-            raise SemidError(f"{path}: {why}; encode with the program that made the codes")
+            raise SemidError(f"{path}: {why}; encode with what made the codes")
         carried = path / TOKENIZER_CONFIG
         settings = made.config["tokenizer"] if made.kind == Kind.CATALOG else artifacts.read_json(carried)
         config = from_dict(TokenizerConfig, settings, where=str(path))
