@@ -5,6 +5,7 @@ packages of others; the standard library is open to all, and a package may impor
 """
 
 import ast
+import graphlib
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -142,6 +143,27 @@ FILES = sorted(path for folder in OWN for path in (ROOT / folder).rglob("*.py"))
 def test_no_source_file_breaks_the_rules():
     assert len(FILES) > 40  # the walk finds the tree
     assert not [line for path in FILES for line in violations(_module(path), path.read_text(encoding="utf-8"))]
+
+
+def _cycle(sources: dict[str, str]) -> list[str]:
+    """Modules that import each other in a ring, if any do."""
+    imports = {module: {name for name in _imports(source) if name in sources} for module, source in sources.items()}
+    try:
+        graphlib.TopologicalSorter(imports).prepare()
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return []
+
+
+def test_no_files_import_each_other():
+    assert _cycle({_module(path): path.read_text(encoding="utf-8") for path in FILES}) == []
+
+
+def test_a_cycle_is_caught():
+    lazy = "def f():\n    from semid.catalog import catalog"
+    sources = {"semid.catalog.catalog": "import semid.catalog.changes", "semid.catalog.changes": lazy}
+    assert _cycle(sources)
+    assert not _cycle(sources | {"semid.catalog.changes": "import json"})  # control
 
 
 def test_every_row_is_of_something_that_exists():

@@ -14,8 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Int
 
+from semid import artifacts
 from semid.arrow import read_parquet, to_lists, to_matrix, write_parquet
-from semid.artifacts import Origin
+from semid.artifacts import Kind, Origin
+from semid.catalog.changes import BaseVersion, Change, ItemCodes, read_changes, replay
 from semid.errors import SemidError
 
 CATALOG_FILE = "catalog.parquet"
@@ -49,9 +51,21 @@ class SemanticCatalog:
 
         Raises SemidError naming a file that does not fit.
         """
-        from semid.catalog import versions
+        folder = Path(folder)
+        manifest = artifacts.read_artifact(folder, Kind.CATALOG)
+        catalog = cls.read(folder / CATALOG_FILE).with_origin(Origin(folder, manifest))
+        tokenizer = manifest.files.get(TOKENIZER_FILE, "")
+        base = BaseVersion(folder, manifest.digest, tokenizer, catalog.level_sizes)
+        return catalog.after(list(read_changes(base, version, columns=("item_id", "codes"))))
 
-        return versions.current(folder, version).catalog
+    def after(self, changes: Sequence[Change]) -> SemanticCatalog:
+        """Catalogue after these changes. Raises SemidError naming the file and the item that does not fit."""
+        if not changes:
+            return self
+        items = replay(ItemCodes(self.item_ids, self.codes, ~self.alive), changes, level_sizes=self.level_sizes)
+        return SemanticCatalog(
+            items.item_ids, items.codes, self.level_sizes, self.tie_break, items.removed, origin=self.origin
+        )
 
     def with_origin(self, origin: Origin) -> SemanticCatalog:
         """Name the artifact that this is a version of."""

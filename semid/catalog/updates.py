@@ -14,8 +14,9 @@ from jaxtyping import Float, Int
 
 from semid.arrow import is_vector, to_lists
 from semid.catalog.catalog import SemanticCatalog
+from semid.catalog.changes import ChangeKind
 from semid.catalog.collisions import Collisions, Residuals, place
-from semid.catalog.versions import ChangeKind, Version, commit, current
+from semid.catalog.versions import Version, commit, current
 from semid.data import Block, VectorFile
 from semid.data.storage import open_parquet
 from semid.errors import SemidError

@@ -11,8 +11,7 @@ from rich.table import Table
 
 from semid import artifacts
 from semid.artifacts import Kind
-from semid.catalog import CATALOG_FILE, SemanticCatalog, level_name
-from semid.catalog import versions as catalog_log
+from semid.catalog import CATALOG_FILE, SemanticCatalog, level_name, versions
 from semid.cli.console import console
 from semid.errors import SemidError
 from semid.recommender import read_spec
@@ -80,7 +79,7 @@ class Apply:
         if not self.change:
             raise SemidError("catalog apply: expected at least one file after --change, got none")
         for file in self.change:
-            made = catalog_log.apply(self.catalog, file)
+            made = versions.apply(self.catalog, file)
             console.print(f"{_name(self.catalog, made)}: applied {file}")
 
 
@@ -101,7 +100,7 @@ class Diff:
 
     def run(self) -> None:
         old, new = _version(self.old), _version(self.new)
-        found = catalog_log.diff(old, new)
+        found = versions.diff(old, new)
         for what, items in (("appended", found.appended), ("removed", found.removed)):
             shown = ": " + ", ".join(items[:_SHOWN]) + (", ..." if len(items) > _SHOWN else "") if items else ""
             console.print(f"{what} {len(items):,} items{shown}")
@@ -125,7 +124,7 @@ class Verify:
     """Catalogue folder."""
 
     def run(self) -> None:
-        found = catalog_log.verify(self.catalog)
+        found = versions.verify(self.catalog)
         dead = len(found.catalog) - found.catalog.num_alive
         console.print(
             f"{_name(self.catalog, found)}: whole; {found.catalog.num_alive:,} items and {dead:,} tombstones, digest "
@@ -141,7 +140,7 @@ class History:
     """Catalogue folder."""
 
     def run(self) -> None:
-        entries = catalog_log.history(self.catalog)
+        entries = versions.history(self.catalog)
         table = Table("version", "change", "items", "total", "created (UTC)", "digest")
         for entry in entries:
             created = entry.created.removesuffix("+00:00")
@@ -168,7 +167,7 @@ class Catalog:
         self.command.run()
 
 
-def _name(folder: Path, version: catalog_log.Version) -> str:
+def _name(folder: Path, version: versions.Version) -> str:
     return f"{folder}: version {version.number}"
 
 

@@ -17,8 +17,8 @@ import pytest
 
 from semid import artifacts
 from semid.catalog import CATALOG_FILE, SemanticCatalog
-from semid.catalog import versions as catalog_log
-from semid.catalog.versions import ChangeKind, apply, commit, current, diff, history, vectors, verify
+from semid.catalog.changes import ChangeKind
+from semid.catalog.versions import Difference, Version, apply, commit, current, diff, history, vectors, verify
 from semid.cli import main
 from semid.config import to_dict
 from semid.errors import SemidError
@@ -54,13 +54,13 @@ def _table(names, codes, **columns) -> pa.Table:
     return pa.table({"item_id": list(names), "codes": _lists(np.asarray(codes, np.int32)), **columns})
 
 
-def _append(folder, names, codes=None, **columns) -> catalog_log.Version:
+def _append(folder, names, codes=None, **columns) -> Version:
     before = current(folder)
     codes = ALL[len(before.catalog) :][: len(names)] if codes is None else codes
     return commit(folder, before, ChangeKind.APPEND, _table(names, codes, **columns))
 
 
-def _remove(folder, names) -> catalog_log.Version:
+def _remove(folder, names) -> Version:
     return commit(folder, current(folder), ChangeKind.REMOVE, pa.table({"item_id": list(names)}))
 
 
@@ -348,7 +348,7 @@ def test_differences_are_those_counted_by_hand():
     # a stays, d changes its first code alone, c was ALL[2] = 0,1,0 and is ALL[3] = 0,1,1: its last
     assert found.changed_by_level == pytest.approx((1 / 3, 0, 1 / 3))
     assert found.changed == pytest.approx(2 / 3)
-    assert diff(old, old) == catalog_log.Difference([], [], 4, 0.0, (0.0, 0.0, 0.0))
+    assert diff(old, old) == Difference([], [], 4, 0.0, (0.0, 0.0, 0.0))
     shorter = diff(old, SemanticCatalog(old.item_ids, ALL[:5, :2], SIZES[:2], False))
     assert (shorter.appended, shorter.changed, shorter.changed_by_level) == (["e"], 1.0, (0.0, 0.0, 1.0))
     apart = diff(old, SemanticCatalog(pa.array(["z"]), ALL[:1], SIZES, False))
@@ -404,7 +404,8 @@ CHILDREN = """
 import os, resource, signal, sys
 import pyarrow as pa, pyarrow.parquet as pq
 from pathlib import Path
-from semid.catalog import versions as catalog_log
+from semid.catalog.changes import ChangeKind
+from semid.catalog.versions import commit, current
 assert "jax" not in sys.modules
 STEPS = [(os, "mkdir"), (pq, "write_table"), (os, "fsync"), (os, "link"), (os, "unlink")]
 
@@ -429,7 +430,7 @@ def limited_to(size):
 
 def change(folder):
     items = pa.table({"item_id": [f"x{row}" for row in range(200)], "codes": CODES})
-    catalog_log.commit(folder, catalog_log.current(folder), catalog_log.ChangeKind.APPEND, items)
+    commit(folder, current(folder), ChangeKind.APPEND, items)
 
 CODES = pa.FixedSizeListArray.from_arrays(pa.array([0, 1, 0] * 200, pa.int32()), 3)
 for folder in sorted(Path(sys.argv[1]).iterdir()):

@@ -9,7 +9,8 @@ import pytest
 
 from semid import artifacts
 from semid.catalog import CATALOG_FILE, SemanticCatalog
-from semid.catalog.versions import ChangeKind, commit, current
+from semid.catalog.changes import ChangeKind
+from semid.catalog.versions import commit, current
 from semid.data import Histories, Standardizer
 from semid.errors import SemidError
 from semid.recommender import ModelSpec, Recommender, scorers
