@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from semid import __version__
 from semid.cli.catalog import Catalog
 from semid.cli.evaluate import Evaluate
 from semid.cli.export import Export, ExportProgram, ImportCodes
@@ -40,7 +41,13 @@ Command = (
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Generative recommendation with semantic IDs: prepare, tokenize, train, evaluate, recommend, export, report."""
+    """Generative recommendation with semantic IDs: prepare, tokenize, train, evaluate, recommend, export, report.
+
+    `semid --version` prints the version.
+    """
+    if list(sys.argv[1:] if arguments is None else arguments) == ["--version"]:
+        print(__version__)
+        return
     command = tyro.cli(
         Command,
         args=arguments,

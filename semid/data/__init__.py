@@ -1,9 +1,12 @@
-"""Datasets: items and interactions, histories, splits, content vectors, importing and validation."""
+"""Datasets: items and interactions, histories, splits, content vectors, importing and validation.
 
-from semid.data.builders import (
-    read_amazon_reviews,
-    read_movielens,
-)
+The readers of public datasets are loaded when they are first used: their builders need TFDS, which is slow to import.
+"""
+
+import importlib as _importlib
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
+
 from semid.data.dataset import (
     Dataset,
 )
@@ -65,3 +68,13 @@ __all__ = [
     "read_movielens",
     "read_table",
 ]
+
+if _TYPE_CHECKING:
+    from semid.data.builders import read_amazon_reviews as read_amazon_reviews
+    from semid.data.builders import read_movielens as read_movielens
+
+
+def __getattr__(name: str) -> _Any:
+    if name not in ("read_amazon_reviews", "read_movielens"):
+        raise AttributeError(f"module 'semid.data' has no attribute {name!r}")
+    return getattr(_importlib.import_module("semid.data.builders"), name)

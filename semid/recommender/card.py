@@ -6,13 +6,14 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import jinja2
+from typing import TYPE_CHECKING, Any
 
 from semid import config
 from semid.catalog import SemanticCatalog
 from semid.recommender.spec import ModelSpec
+
+if TYPE_CHECKING:
+    import jinja2
 
 _TAGS = ["semid", "jax", "recommendation", "sequential-recommendation"]
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>&|~#$])")
@@ -100,6 +101,8 @@ def _simple_ids(catalog: SemanticCatalog) -> list[str]:
 
 
 def _template() -> jinja2.Template:
+    import jinja2
+
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
         loader=loader, autoescape=False, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True

@@ -13,17 +13,18 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jinja2
 import numpy as np
-import plotly.offline
 import pyarrow as pa
 
 from semid import artifacts
 from semid.catalog import CATALOG_FILE, SemanticCatalog
 from semid.errors import SemidError
 from semid.report.catalog import Items, comparison, learned, safe, tree, usage
+
+if TYPE_CHECKING:
+    import jinja2
 
 MAX_TILES = 3_000  # these two are of all runs together: they keep the page quick and the file below 6 MB
 MAX_IMAGE_BYTES = 3_000_000
@@ -44,18 +45,30 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
         raise SemidError("report: expected at least one run folder, got none; name folders that hold metrics.json")
     if Path(out).is_dir():
         raise SemidError(f"{out}: is a folder; name the HTML file to write, such as {Path(out) / 'report.html'}")
+    plotly_js = _plotly()
     sections = [_section(name, Path(run), len(runs)) for name, run in zip(_names(runs), runs, strict=True)]
     page = _template().render(
         title=", ".join(dict.fromkeys(section["dataset"] for section in sections)),
         runs=sections,
         tables=_tables(sections),
         learned=_learned(sections),
-        plotly_js=plotly.offline.get_plotlyjs(),
+        plotly_js=plotly_js,
     )
     return _write(Path(out), page)
 
 
+def _plotly() -> str:
+    """Source of plotly.js. Raises SemidError where plotly is not installed."""
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError as error:
+        raise SemidError(f"the report's charts need plotly ({error}): pip install 'semid[report]'") from None
+    return get_plotlyjs()
+
+
 def _template() -> jinja2.Template:
+    import jinja2
+
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     # Titles come from anywhere: everything is escaped, and a name that the template misspells is an error.
     environment = jinja2.Environment(
