@@ -1,28 +1,10 @@
 """Semantic catalogues: item ids and codes, versions, updates, export."""
 
-from semid.catalog.catalog import (
-    CATALOG_FILE,
-    TOKENIZER_CONFIG,
-    TOKENIZER_FILE,
-    SemanticCatalog,
-    level_name,
-)
-from semid.catalog.collisions import (
-    Collisions,
-    Residuals,
-)
-from semid.catalog.export import (
-    Format,
-    export,
-    read_tokens,
-)
-from semid.catalog.updates import (
-    append,
-    remove,
-)
-from semid.catalog.versions import (
-    Version,
-)
+from semid.catalog.catalog import CATALOG_FILE, TOKENIZER_CONFIG, TOKENIZER_FILE, SemanticCatalog, level_name
+from semid.catalog.collisions import Collisions, Residuals
+from semid.catalog.export import Format, export, read_tokens
+from semid.catalog.updates import append, remove
+from semid.catalog.versions import Version
 
 __all__ = [
     "CATALOG_FILE",

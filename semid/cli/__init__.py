@@ -1,8 +1,6 @@
 """The command line."""
 
-from semid.cli.app import (
-    main,
-)
+from semid.cli.app import main
 
 __all__ = [
     "main",

@@ -7,42 +7,14 @@ import importlib as _importlib
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
-from semid.data.dataset import (
-    Dataset,
-)
-from semid.data.features import (
-    Standardizer,
-    content_blocks,
-)
-from semid.data.histories import (
-    Histories,
-)
-from semid.data.images import (
-    load_image,
-)
-from semid.data.importing import (
-    SUFFIXES,
-    add_vector_files,
-    as_table,
-    read_table,
-)
-from semid.data.splits import (
-    Examples,
-    GlobalTime,
-    HeldOutItems,
-    LeaveOneOut,
-    SplitRule,
-    Splits,
-)
-from semid.data.validation import (
-    Faults,
-    is_string,
-    raise_faults,
-)
-from semid.data.vector_files import (
-    Block,
-    VectorFile,
-)
+from semid.data.dataset import Dataset
+from semid.data.features import Standardizer, content_blocks
+from semid.data.histories import Histories
+from semid.data.images import load_image
+from semid.data.importing import SUFFIXES, add_vector_files, as_table, read_table
+from semid.data.splits import Examples, GlobalTime, HeldOutItems, LeaveOneOut, SplitRule, Splits
+from semid.data.validation import Faults, is_string, raise_faults
+from semid.data.vector_files import Block, VectorFile
 
 __all__ = [
     "SUFFIXES",

@@ -1,44 +1,10 @@
 """Encoders of text, images and ready-made vectors; fusion, adapters, pretrained weights."""
 
-from semid.encoders.adapters import (
-    Frozen,
-    Full,
-    LowRank,
-    SideAdapters,
-    SideTower,
-    Tuning,
-    cached_states,
-    tuned,
-)
-from semid.encoders.blocks import (
-    T5,
-    Architecture,
-    BlocksConfig,
-    LayerScale,
-    PostNorm,
-    PreNorm,
-)
-from semid.encoders.content import (
-    FeatureRows,
-    HiddenRows,
-    ImageRows,
-    Rows,
-    TextRows,
-    take,
-)
-from semid.encoders.fusion import (
-    Content,
-    FeatureEncoder,
-    FusionConfig,
-    ItemEncoder,
-    check_content,
-)
-from semid.encoders.image import (
-    ImageConfig,
-    ImageEncoder,
-    image_rows,
-    load_image_encoder,
-)
+from semid.encoders.adapters import Frozen, Full, LowRank, SideAdapters, SideTower, Tuning, cached_states, tuned
+from semid.encoders.blocks import T5, Architecture, BlocksConfig, LayerScale, PostNorm, PreNorm
+from semid.encoders.content import FeatureRows, HiddenRows, ImageRows, Rows, TextRows, take
+from semid.encoders.fusion import Content, FeatureEncoder, FusionConfig, ItemEncoder, check_content
+from semid.encoders.image import ImageConfig, ImageEncoder, image_rows, load_image_encoder
 from semid.encoders.reader import (
     ContentConfig,
     ContentReader,
@@ -51,19 +17,9 @@ from semid.encoders.reader import (
     TextSource,
     read_content,
 )
-from semid.encoders.text import (
-    with_text_vectors,
-)
-from semid.encoders.transformer import (
-    Pooling,
-    TextEncoder,
-    TextEncoderConfig,
-    load_text_encoder,
-)
-from semid.encoders.vocabulary import (
-    PretrainedTokenizer,
-    Vocabulary,
-)
+from semid.encoders.text import with_text_vectors
+from semid.encoders.transformer import Pooling, TextEncoder, TextEncoderConfig, load_text_encoder
+from semid.encoders.vocabulary import PretrainedTokenizer, Vocabulary
 
 __all__ = [
     "T5",

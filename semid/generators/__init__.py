@@ -1,14 +1,7 @@
 """Training of generators: objective, distillation, validation."""
 
-from semid.generators.distillation import (
-    TaughtRows,
-    taught,
-)
-from semid.generators.objective import (
-    LossTables,
-    ObjectiveConfig,
-    generator_loss,
-)
+from semid.generators.distillation import TaughtRows, taught
+from semid.generators.objective import LossTables, ObjectiveConfig, generator_loss
 from semid.generators.training import (
     GeneratorConfig,
     content_features,

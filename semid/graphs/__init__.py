@@ -10,15 +10,8 @@ from semid.graphs.cooccurrence import (
     sample_partners,
     user_vectors,
 )
-from semid.graphs.lightgcn import (
-    LightGCNConfig,
-    train_lightgcn,
-)
-from semid.graphs.signals import (
-    PpmiConfig,
-    Signal,
-    VectorColumn,
-)
+from semid.graphs.lightgcn import LightGCNConfig, train_lightgcn
+from semid.graphs.signals import PpmiConfig, Signal, VectorColumn
 
 __all__ = [
     "CoConsumption",

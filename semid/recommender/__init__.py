@@ -1,23 +1,10 @@
 """Recommenders: a trained model and its catalogue, from item ids to item ids."""
 
-from semid.recommender.packaging import (
-    DATASET_FILE,
-    copy_tokenizer,
-)
-from semid.recommender.recommender import (
-    Recommendations,
-    Recommender,
-)
-from semid.recommender.scorers import (
-    Scorer,
-)
-from semid.recommender.spec import (
-    ModelSpec,
-    read_spec,
-)
-from semid.recommender.stablehlo import (
-    export_program,
-)
+from semid.recommender.packaging import DATASET_FILE, copy_tokenizer
+from semid.recommender.recommender import Recommendations, Recommender
+from semid.recommender.scorers import Scorer
+from semid.recommender.spec import ModelSpec, read_spec
+from semid.recommender.stablehlo import export_program
 
 __all__ = [
     "DATASET_FILE",

@@ -1,42 +1,14 @@
 """Tokenizers: content vectors to semantic IDs."""
 
-from semid.tokenizers.alignment import (
-    AlignmentConfig,
-    CooccurrenceConfig,
-    DasConfig,
-    DistillConfig,
-    LetterConfig,
-)
-from semid.tokenizers.autoencoder import (
-    RQVAE,
-    Pass,
-)
-from semid.tokenizers.blocks import (
-    BLOCK,
-    map_blocks,
-    pad_rows,
-)
-from semid.tokenizers.kmeans import (
-    RQKmeansConfig,
-)
-from semid.tokenizers.method import (
-    TokenizerMethod,
-)
-from semid.tokenizers.product import (
-    ProductConfig,
-)
-from semid.tokenizers.rqvae import (
-    AlignedRQVAE,
-    ItemRows,
-    RQVaeConfig,
-    reseeding,
-    train_autoencoder,
-)
+from semid.tokenizers.alignment import AlignmentConfig, CooccurrenceConfig, DasConfig, DistillConfig, LetterConfig
+from semid.tokenizers.autoencoder import RQVAE, Pass
+from semid.tokenizers.blocks import BLOCK, map_blocks, pad_rows
+from semid.tokenizers.kmeans import RQKmeansConfig
+from semid.tokenizers.method import TokenizerMethod
+from semid.tokenizers.product import ProductConfig
+from semid.tokenizers.rqvae import AlignedRQVAE, ItemRows, RQVaeConfig, reseeding, train_autoencoder
 from semid.tokenizers.tokenization import HEALTH_FILE, level_health, tokenize
-from semid.tokenizers.tokenizer import (
-    SemanticTokenizer,
-    TokenizerConfig,
-)
+from semid.tokenizers.tokenizer import SemanticTokenizer, TokenizerConfig
 
 __all__ = [
     "BLOCK",

@@ -1,24 +1,8 @@
 """The training loop of every model: batches, device mesh, optimizer, train state, checkpoints, training log."""
 
-from semid.training.batches import (
-    PackedRows,
-    Rows,
-    SingleRows,
-    batches,
-    pack,
-)
-from semid.training.checkpoints import (
-    REQUEST,
-    discard_checkpoints,
-)
-from semid.training.loop import (
-    RunFolder,
-    StopTraining,
-    Task,
-    TrainingConfig,
-    fit,
-    train,
-)
+from semid.training.batches import PackedRows, Rows, SingleRows, batches, pack
+from semid.training.checkpoints import REQUEST, discard_checkpoints
+from semid.training.loop import RunFolder, StopTraining, Task, TrainingConfig, fit, train
 from semid.training.mesh import (
     ROWS,
     MeshConfig,
@@ -30,15 +14,8 @@ from semid.training.mesh import (
     row_devices,
     share_rows,
 )
-from semid.training.optimizers import (
-    OptimizerConfig,
-    RateSchedule,
-    make_optimizer,
-)
-from semid.training.processes import (
-    join_processes,
-    on_first,
-)
+from semid.training.optimizers import OptimizerConfig, RateSchedule, make_optimizer
+from semid.training.processes import join_processes, on_first
 from semid.training.state import (
     Loss,
     StepContext,
@@ -54,10 +31,7 @@ from semid.training.state import (
     split_variables,
     with_variables,
 )
-from semid.training.tracking import (
-    HISTORY,
-    read_history,
-)
+from semid.training.tracking import HISTORY, read_history
 
 __all__ = [
     "HISTORY",
