@@ -91,6 +91,7 @@ def _open(allowed: Bool[Array, "users members"], members: Int[Array, "batch *b n
     return jax.vmap(windows)(allowed, members)
 
 
+@jax.jit
 def _allowed(trie: CodeTrie, allowed: Bool[Array, "users items"]) -> tuple[Bool[Array, "users members"], ...]:
     levels = [allowed.at[:, trie.item_rows].get(mode="fill", fill_value=False)]
     for start in (trie.leaf_start, *reversed(trie.child_start[1:])):
@@ -105,6 +106,7 @@ def _any_of(
     return before[:, 1:] > before[:, :-1]
 
 
+@jax.jit
 def _denied(
     trie: CodeTrie, rows: Int[Array, "users n"], codes: Int[Array, "items level"], allowed: tuple[Array, ...] | None
 ) -> tuple[Closed, ...]:

@@ -272,7 +272,7 @@ def _padded(values: np.ndarray, length: int, fill: int) -> Int[Array, " length"]
     kind = values.dtype if values.dtype.itemsize <= 2 else np.int32
     padded = np.full(length, fill, kind)
     padded[: len(values)] = values
-    return jnp.asarray(padded)
+    return jax.device_put(padded)
 
 
 def _check_fits(counts: Capacity, limits: Capacity) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -83,7 +84,7 @@ class ItemTables(NamedTuple):
 
         def put(values: np.ndarray) -> Array:
             spare = 0 if rows is None else rows - len(values)
-            return jnp.asarray(np.pad(values, ((0, spare), *((0, 0),) * (values.ndim - 1))) if spare else values)
+            return jax.device_put(np.pad(values, ((0, spare), *((0, 0),) * (values.ndim - 1))) if spare else values)
 
         dense = None if features is None else put(features)
         return cls(put(codes), dense, put(train_counts > 0), None if active is None else put(active))

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 from flax import nnx
@@ -418,7 +417,7 @@ class Recommender:
         for index, requests in self._requests(histories, self._at_once(_PAIRS // width)):
             for start in range(0, len(rows), width):
                 block = np.resize(rows[start : start + width], width)  # one shape; what repeats is cut off again
-                values = np.asarray(self._scorer.log_probs(requests, jnp.asarray(block)))
+                values = np.asarray(self._scorer.log_probs(requests, jax.device_put(block)))
                 kept = slice(start, min(start + width, len(rows)))
                 scores[index, kept] = values[: len(index), : kept.stop - kept.start]
         scores[histories.lengths == 0] = self._popularity()[rows]

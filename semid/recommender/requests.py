@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from jaxtyping import Bool, Int
 
@@ -36,10 +36,10 @@ def request_batches(
         if masks is not None and len(masks) > 1:
             masks = _pad_rows(masks, rows)
         requests = RequestBatch(
-            jnp.asarray(_pad_rows(history, rows)),
-            jnp.asarray(_pad_rows(real.astype(np.int32), rows)),
-            None if masks is None else jnp.asarray(masks),
-            None if denied is None else jnp.asarray(_pad_rows(denied, rows)),
+            jax.device_put(_pad_rows(history, rows)),
+            jax.device_put(_pad_rows(real.astype(np.int32), rows)),
+            None if masks is None else jax.device_put(masks),
+            None if denied is None else jax.device_put(_pad_rows(denied, rows)),
         )
         yield index, requests
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jaxtyping import Array
 
 from semid import artifacts, config
 from semid.errors import SemidError
@@ -18,6 +20,7 @@ from semid.training.processes import on_first
 from semid.training.state import TrainState, named_leaves, replace_leaves
 
 REQUEST = "request.json"
+_PARTS = ("params", "rest", "opt_state")
 
 
 class Checkpoints:
@@ -45,7 +48,7 @@ class Checkpoints:
             enable_async_checkpointing=False,  # the state is small; a save is over when it returns
             cleanup_tmp_directories=True,
         )
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=_handlers())
 
     @property
     def last_step(self) -> int | None:
@@ -63,7 +66,7 @@ class Checkpoints:
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                **{name: ocp.args.StandardSave(named_leaves(part)) for name, part in _parts(state).items()},
+                **{name: ocp.args.PyTreeSave(_plain_arrays(part)) for name, part in _parts(state).items()},
                 input=ocp.args.JsonSave(json.loads(iterator.get_state())),
             ),
             metrics={**metrics, "step": step},
@@ -79,8 +82,7 @@ class Checkpoints:
         where = str(self.folder / str(step))
         parts = _parts(like)
         args = ocp.args.Composite(
-            **{name: ocp.args.StandardRestore(named_leaves(part)) for name, part in parts.items()},
-            input=ocp.args.JsonRestore(),
+            **{name: _restore_args(_plain_arrays(part)) for name, part in parts.items()}, input=ocp.args.JsonRestore()
         )
         try:
             read = self._manager.restore(step, args=args)
@@ -89,7 +91,7 @@ class Checkpoints:
         except (ValueError, KeyError, OSError) as error:  # Orbax and Grain explain themselves over several lines
             why = " ".join(str(error).split())[:300]
             raise SemidError(f"{where}: cannot go on from here ({why}); delete this folder and run again") from None
-        found = {name: replace_leaves(part, read[name], where=where) for name, part in parts.items()}
+        found = {name: replace_leaves(part, _with_keys(part, read[name]), where=where) for name, part in parts.items()}
         return dataclasses.replace(like, step=like.step * 0 + step, **found)
 
     def close(self) -> None:
@@ -113,9 +115,45 @@ def _claim(folder: Path, request: dict) -> None:
         artifacts.write_json(folder / REQUEST, request)
 
 
+def _handlers() -> dict[str, Any]:
+    """Orbax's readers and writers of the parts of a checkpoint.
+
+    Of an array that all devices hold, each would write a slice, cut by a program per device and shape: compiling these
+    costs more than writing, unless slices are large.
+    """
+    import orbax.checkpoint as ocp
+
+    arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**20)
+    registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
+    handlers = {name: ocp.PyTreeCheckpointHandler(type_handler_registry=registry) for name in _PARTS}
+    return {**handlers, "input": ocp.JsonCheckpointHandler()}
+
+
+def _plain_arrays(part: Any) -> dict[str, Array]:
+    """Arrays by name, keys as their numbers: these handlers of Orbax keep no other record of what a key is."""
+    return {name: jax.random.key_data(leaf) if _is_key(leaf) else leaf for name, leaf in named_leaves(part).items()}
+
+
+def _with_keys(like: Any, read: dict[str, Array]) -> dict[str, Array]:
+    keys = {name: leaf for name, leaf in named_leaves(like).items() if _is_key(leaf) and name in read}
+    return read | {
+        name: jax.random.wrap_key_data(read[name], impl=jax.random.key_impl(key)) for name, key in keys.items()
+    }
+
+
+def _is_key(leaf: Array) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _restore_args(leaves: dict[str, Any]) -> Any:
+    import orbax.checkpoint as ocp
+
+    return ocp.args.PyTreeRestore(leaves, restore_args=ocp.checkpoint_utils.construct_restore_args(leaves))
+
+
 def _parts(state: TrainState) -> dict[str, Any]:
     """The parts of the state that are saved one by one; Orbax takes no empty tree, and `rest` is often empty."""
-    parts = {"params": state.params, "rest": state.rest, "opt_state": state.opt_state}
+    parts = {name: getattr(state, name) for name in _PARTS}
     return {name: part for name, part in parts.items() if jax.tree.leaves(part)}
 
 

@@ -79,10 +79,15 @@ def create_state(model: nnx.Module, optimizer: optax.GradientTransformation, mes
     Copies the model's variables: training donates its state, and must not delete what the caller still holds.
     """
     _, *variables = split_variables(model)
-    params, rest = (jax.device_put(jax.tree.map(jnp.copy, part), shardings(part, mesh)) for part in variables)
+    params, rest = (jax.device_put(part, shardings(part, mesh)) for part in _copy(variables))
     moments = shardings(jax.eval_shape(optimizer.init, params), mesh)
     opt_state = jax.jit(optimizer.init, out_shardings=moments)(params)  # born in parts: one device may not hold it
     return TrainState(jax.device_put(jnp.zeros((), jnp.int32), replicated(mesh)), params, rest, opt_state)
+
+
+@jax.jit
+def _copy(tree: Tree) -> Tree:
+    return jax.tree.map(jnp.copy, tree)
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:
@@ -211,7 +216,9 @@ def replace_leaves(tree: Tree, leaves: Mapping[str, Any], *, where: str) -> Tree
             raise SemidError(
                 f"{where}: tensor {name!r} has shape {np.shape(leaves[name])}; the config asks for {np.shape(old)}"
             )
-    return jax.tree_util.tree_unflatten(structure, [jnp.asarray(leaves[name]) for name in names])
+    # A global array cannot be put on a device; `jnp.asarray` compiles a program for each shape of host arrays.
+    arrays = [leaf if isinstance(leaf, Array) else jax.device_put(leaf) for leaf in map(leaves.get, names)]
+    return jax.tree_util.tree_unflatten(structure, arrays)
 
 
 def leaf_name(path: Any) -> str:

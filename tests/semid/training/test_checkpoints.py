@@ -71,6 +71,22 @@ def equal(a: TrainState, b: TrainState) -> bool:
     return all(x.dtype == y.dtype and (np.asarray(x) == np.asarray(y)).all() for x, y in pairs)
 
 
+def test_keys_of_a_model_come_back(tmp_path):
+    def made(seed):
+        model = nnx.Sequential(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), nnx.Dropout(0.5, rngs=nnx.Rngs(seed)))
+        return create_state(model, make_optimizer(OptimizerConfig(), num_steps=9), make_mesh(jax.devices()[:2]))
+
+    def key_of(state):
+        (key,) = (x for x in jax.tree.leaves(state.rest) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key))
+        return key
+
+    checkpoints, saved, other = opened(tmp_path / "run"), made(1), made(2)
+    checkpoints.save(saved, Position(), {"score": 0.0})
+    assert key_of(other) != key_of(saved)
+    assert key_of(checkpoints.restore(other, 0)) == key_of(saved)
+    checkpoints.close()
+
+
 def test_a_state_comes_back_to_the_bit_with_its_position(tmp_path, state):
     odd = dataclasses.replace(at_step(state, 7), params=jax.tree.map(lambda x: x / 3, state.params))
     checkpoints = opened(tmp_path)
