@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from scipy import special
 
 from seq_models import losses
 from seq_models.losses import (
@@ -23,22 +24,26 @@ from seq_models.losses import (
 FLOATS = (0, 1, 3)  # states, vectors, weights
 
 
+@jax.jit
 def reference(states, vectors, targets, weights):
     logits = jnp.matmul(states, vectors.T, precision="highest")
     return jnp.sum(weights * optax.softmax_cross_entropy_with_integer_labels(logits, targets))
 
 
+reference_and_gradients = jax.jit(jax.value_and_grad(reference, FLOATS))
+
+
 def problem(n, ids, *, seed=0, scale=1.0):
     rng = np.random.default_rng(seed)
-    states, vectors = (jnp.asarray(scale * rng.normal(size=(rows, 4)), jnp.float32) for rows in (n, ids))
-    weights = jnp.asarray(rng.uniform(size=n) * rng.integers(0, 2, n), jnp.float32)  # some are zero
-    return states, vectors, jnp.asarray(rng.integers(0, ids, n)), weights
+    states, vectors = ((scale * rng.normal(size=(rows, 4))).astype(np.float32) for rows in (n, ids))
+    weights = (rng.uniform(size=n) * rng.integers(0, 2, n)).astype(np.float32)  # some are zero
+    return jax.device_put((states, vectors, rng.integers(0, ids, n), weights))
 
 
 def check(inputs, placed=None, **axes):
     loss = functools.partial(softmax_cross_entropy, **axes)
     value, gradients = jax.jit(jax.value_and_grad(loss, FLOATS))(*(placed or inputs))
-    expected, wanted = jax.value_and_grad(reference, FLOATS)(*inputs)
+    expected, wanted = reference_and_gradients(*inputs)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     for got, want in zip(gradients, wanted, strict=True):  # small entries are what is left of terms like the largest
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * max(1.0, np.abs(want).max()))
@@ -79,9 +84,10 @@ def test_the_gradient_is_scaled_by_what_follows_and_needs_no_jit():
 
 def test_rows_of_weight_zero_count_for_nothing():
     states, vectors, targets, weights = problem(9, 5)
-    other = jnp.where(weights[:, None] == 0, 1e3, states)
+    other = np.where(weights[:, None] == 0, np.float32(1e3), states)
     assert np.any(np.asarray(weights) == 0)
-    whole, again = (jax.grad(softmax_cross_entropy, 1)(s, vectors, targets, weights) for s in (states, other))
+    gradient = jax.jit(jax.grad(softmax_cross_entropy, 1))
+    whole, again = (gradient(s, vectors, targets, weights) for s in (states, other))
     np.testing.assert_allclose(whole, again, atol=1e-6)
     assert softmax_cross_entropy(states, vectors, targets, jnp.zeros_like(weights)) == 0
 
@@ -137,8 +143,8 @@ def test_a_million_ids_take_the_memory_of_their_vectors():
 
 def test_bfloat16_states_are_multiplied_in_it_and_have_gradients_of_it():
     states, *rest = problem(16, 12)
-    value, gradients = jax.value_and_grad(softmax_cross_entropy, FLOATS)(states.astype(jnp.bfloat16), *rest)
-    expected, wanted = jax.value_and_grad(reference, FLOATS)(states, *rest)
+    value, gradients = jax.jit(jax.value_and_grad(softmax_cross_entropy, FLOATS))(states.astype(jnp.bfloat16), *rest)
+    expected, wanted = reference_and_gradients(states, *rest)
     assert [g.dtype for g in gradients] == [jnp.bfloat16, jnp.float32, jnp.float32]
     np.testing.assert_allclose(value, expected, rtol=0.02)
     for got, want in zip(gradients, wanted, strict=True):
@@ -150,50 +156,61 @@ SIZES = (3, 5)
 
 def code_problem(n=6):
     rng = np.random.default_rng(1)
-    logits = [jnp.asarray(2 * rng.normal(size=(n, size)), jnp.float32) for size in SIZES]
-    return logits, jnp.asarray(rng.integers(0, SIZES, (n, 2))), jnp.asarray([1.0, 0.0, 2.0, 1.0, 0.5, 0.0])
+    logits = [(2 * rng.normal(size=(n, size))).astype(np.float32) for size in SIZES]
+    return jax.device_put((logits, rng.integers(0, SIZES, (n, 2)), np.array([1, 0, 2, 1, 0.5, 0], np.float32)))
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_code_cross_entropy_is_the_weighted_mean_of_optax(smoothing):
     logits, codes, weights = code_problem()
-    for level, size in enumerate(SIZES):
-        wanted = optax.smooth_labels(jax.nn.one_hot(codes[:, level], size), smoothing)
-        each = optax.softmax_cross_entropy(logits[level], wanted)
-        got = code_cross_entropy(logits, codes, weights, smoothing=smoothing)[level]
-        np.testing.assert_allclose(got, np.average(each, weights=weights), rtol=1e-5)
-        np.testing.assert_allclose(cross_entropy(logits[level], codes[:, level], smoothing=smoothing), each, rtol=1e-5)
+    means = jax.jit(functools.partial(code_cross_entropy, smoothing=smoothing))(logits, codes, weights)
+
+    @jax.jit
+    def each_twice(logits, codes):
+        wanted = optax.smooth_labels(jax.nn.one_hot(codes, logits.shape[-1]), smoothing)
+        return optax.softmax_cross_entropy(logits, wanted), cross_entropy(logits, codes, smoothing=smoothing)
+
+    for level in range(len(SIZES)):
+        each, own = each_twice(logits[level], np.asarray(codes)[:, level])
+        np.testing.assert_allclose(means[level], np.average(each, weights=weights), rtol=1e-5)
+        np.testing.assert_allclose(own, each, rtol=1e-5)
 
 
 def test_targets_without_weight_count_for_nothing():
     logits, codes, weights = code_problem()
-    other = codes.at[1].set((codes[1] + 1) % jnp.asarray(SIZES))
-    np.testing.assert_array_equal(
-        code_cross_entropy(logits, codes, weights), code_cross_entropy(logits, other, weights)
-    )
-    changed = code_cross_entropy(logits, codes.at[0].set((codes[0] + 1) % jnp.asarray(SIZES)), weights)
-    assert np.all(np.asarray(changed) != np.asarray(code_cross_entropy(logits, codes, weights)))
-    np.testing.assert_array_equal(code_cross_entropy(logits, codes, jnp.zeros(6)), [0.0, 0.0])
+    loss = jax.jit(code_cross_entropy)
+    other, counted = np.array(codes), np.array(codes)
+    other[1], counted[0] = (other[1] + 1) % SIZES, (counted[0] + 1) % SIZES
+    np.testing.assert_array_equal(loss(logits, codes, weights), loss(logits, other, weights))
+    changed = loss(logits, counted, weights)
+    assert np.all(np.asarray(changed) != np.asarray(loss(logits, codes, weights)))
+    np.testing.assert_array_equal(loss(logits, codes, np.zeros(6, np.float32)), [0.0, 0.0])
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_the_constrained_softmax_is_the_softmax_of_the_children(smoothing):
     logits = code_problem()[0][1]
     children = [[4, 0], [2], [0, 1, 2, 3, 4], [3, 1, 4], [1], [2, 3]]
-    codes = jnp.asarray([0, 2, 3, 1, 1, 2])
-    padded = jnp.asarray([one + one[-1:] * (5 - len(one)) for one in children])  # as the trie pads: by the last
-    valid = jnp.asarray([[i < len(one) for i in range(5)] for one in children])
-    got = constrained_cross_entropy(logits, codes, padded, valid, smoothing=smoothing)
+    codes = np.array([0, 2, 3, 1, 1, 2], np.int32)
+    padded = np.array([one + one[-1:] * (5 - len(one)) for one in children])  # as the trie pads: by the last
+    valid = np.array([[i < len(one) for i in range(5)] for one in children])
+
+    @jax.jit
+    def each(logits):
+        return constrained_cross_entropy(logits, codes, padded, valid, smoothing=smoothing)
+
+    got = np.asarray(each(logits))
     for row, among in enumerate(children):
-        log_probs = jax.nn.log_softmax(logits[row, jnp.asarray(among)])
+        log_probs = special.log_softmax(np.asarray(logits)[row, among])
         expected = -(1 - smoothing) * log_probs[among.index(int(codes[row]))] - smoothing * log_probs.mean()
         np.testing.assert_allclose(got[row], expected, atol=1e-5)
-    np.testing.assert_allclose(got[jnp.asarray([1, 4])], [0.0, 0.0], atol=1e-6)  # an only child is certain
-    np.testing.assert_allclose(got[2], cross_entropy(logits, codes, smoothing=smoothing)[2], rtol=1e-5)
-    gradient = jax.grad(lambda x: constrained_cross_entropy(x, codes, padded, valid, smoothing=smoothing).sum())(logits)
+    np.testing.assert_allclose(got[[1, 4]], [0.0, 0.0], atol=1e-6)  # an only child is certain
+    every = jax.jit(functools.partial(cross_entropy, smoothing=smoothing))(logits, codes)
+    np.testing.assert_allclose(got[2], every[2], rtol=1e-5)
+    gradient = np.asarray(jax.jit(jax.grad(lambda x: each(x).sum()))(logits))
     for row, among in enumerate(children):
         outside = [code for code in range(5) if code not in among]
-        np.testing.assert_array_equal(gradient[row, jnp.asarray(outside, int)], np.zeros(len(outside)))
+        np.testing.assert_array_equal(gradient[row, np.array(outside, int)], np.zeros(len(outside)))
     assert np.isfinite(gradient).all()
 
 
@@ -201,17 +218,20 @@ def test_distillation_is_the_cross_entropy_to_the_teachers_codes():
     """By enumeration: the teacher's probability of every code, given the target's codes before it."""
     logits, codes, weights = code_problem()
     items = np.array([[0, 1], [0, 4], [1, 1], [1, 1], [1, 3]])  # two share their codes; no item begins with 2
-    codes = codes.at[:, 0].set(jnp.asarray([0, 1, 1, 2, 0, 2]))
-    scores = jnp.asarray(np.random.default_rng(2).normal(size=(6, 5)), jnp.float32)
-    got = distillation(logits, codes, weights, teacher_codes=jnp.broadcast_to(items, (6, 5, 2)), teacher_scores=scores)
+    codes, weights = np.array(codes), np.asarray(weights)
+    codes[:, 0] = [0, 1, 1, 2, 0, 2]
+    scores = np.random.default_rng(2).normal(size=(6, 5)).astype(np.float32)
+    taught = {"teacher_codes": np.broadcast_to(items, (6, 5, 2)), "teacher_scores": scores}
+    got = jax.jit(distillation)(logits, codes, weights, **taught)
+    every = jax.device_get(jax.jit(lambda x: jax.tree.map(jax.nn.log_softmax, x))(logits))
     sums, totals = np.zeros(2), np.zeros(2)
     for row, level in np.ndindex(6, 2):
-        alive = (items[:, :level] == np.asarray(codes)[row, :level]).all(axis=1)
+        alive = (items[:, :level] == codes[row, :level]).all(axis=1)
         if not alive.any():
             continue
-        powers = np.exp(np.asarray(scores[row], np.float64)) * alive
+        powers = np.exp(scores[row].astype(np.float64)) * alive
         wanted = np.bincount(items[:, level], powers / powers.sum(), minlength=SIZES[level])
-        log_probs = np.asarray(jax.nn.log_softmax(logits[level][row]), np.float64)
+        log_probs = every[level][row].astype(np.float64)
         sums[level] -= weights[row] * (wanted @ log_probs)
         totals[level] += weights[row]
     assert totals[1] < totals[0]
@@ -220,9 +240,10 @@ def test_distillation_is_the_cross_entropy_to_the_teachers_codes():
 
 def test_distillation_pulls_towards_the_teacher_and_its_gradient_is_finite():
     logits, codes, weights = code_problem()
-    teacher_codes = jnp.asarray(np.random.default_rng(3).integers(0, SIZES, (6, 4, 2)))
-    loss = functools.partial(distillation, teacher_codes=teacher_codes, teacher_scores=jnp.zeros((6, 4)))
-    gradient = jax.grad(lambda x: loss(x, codes, weights).sum())(logits)
+    teacher_codes = np.random.default_rng(3).integers(0, SIZES, (6, 4, 2))
+    scores = np.zeros((6, 4), np.float32)
+    loss = jax.jit(functools.partial(distillation, teacher_codes=teacher_codes, teacher_scores=scores))
+    gradient = jax.device_get(jax.jit(jax.grad(lambda x: loss(x, codes, weights).sum()))(logits))
     assert all(np.isfinite(g).all() for g in gradient)
     after = [x - 0.1 * g for x, g in zip(logits, gradient, strict=True)]
     assert loss(after, codes, weights)[0] < loss(logits, codes, weights)[0]

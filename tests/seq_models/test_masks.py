@@ -34,16 +34,21 @@ def left_of_all(trie: CodeTrie, mask: ItemMask) -> list[jax.Array]:
     return left
 
 
+@jax.jit
+def members_of_all(trie: CodeTrie) -> list[jax.Array]:
+    return [trie.members(jnp.arange(len(members_of(level)[0])), level=level).indices for level in range(4)]
+
+
 def check(trie: CodeTrie, mask: ItemMask, left: np.ndarray) -> None:
     """Against prefixes of the items left: [users, items]."""
-    for level, found in enumerate(left_of_all(trie, mask)):
+    everything = jax.device_get((left_of_all(trie, mask), members_of_all(trie)))
+    for level, (found, index) in enumerate(zip(*everything, strict=True)):
         parents, members = members_of(level)
-        index = np.asarray(trie.members(jnp.arange(len(parents)), level=level).indices)
         for user in range(USERS):
             alive = {(*CODES[row].tolist(), row)[: level + 1] for row in np.flatnonzero(left[user])}
             for n, parent in enumerate(parents):
                 expected = {member for member in members if member[:-1] == parent} & alive
-                assert {members[i] for i in index[n][np.asarray(found[user, n])]} == expected
+                assert {members[i] for i in index[n][found[user, n]]} == expected
 
 
 @pytest.mark.parametrize("capacity", [None, LARGER], ids=["exact", "padded"])
@@ -92,7 +97,7 @@ def test_rows_that_no_item_has_deny_nothing():
     trie, everything = CodeTrie.from_codes(CODES, SIZES, capacity=LARGER), np.ones((USERS, ITEMS), bool)
     padded = np.concatenate([CODES, np.zeros((7, 3), int)])
     for codes in (CODES, padded):
-        no_rows = jnp.array([[-1, -7, ITEMS, 29, 30, 999]])
+        no_rows = jax.device_put(np.array([[-1, -7, ITEMS, 29, 30, 999]]))
         check(trie, ItemMask.from_items(trie, denied=no_rows, codes=codes), everything)
         check(trie, ItemMask.from_items(trie, denied=np.zeros((1, 0), np.int32), codes=codes), everything)
     check(trie, ItemMask.from_items(trie), everything)

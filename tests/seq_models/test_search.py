@@ -40,15 +40,16 @@ def parameters(level_sizes, seed):
     rng = np.random.default_rng([seed, 1])
 
     def normal(*shape):
-        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+        return rng.normal(size=shape).astype(np.float32)
 
-    return {
+    made = {
         "context": normal(BATCH, DIM),
         "mix": normal(DIM, DIM),
         "embed": [normal(size, DIM) for size in level_sizes],
         "head": [2 * normal(DIM, size) for size in level_sizes],
         "bias": [normal(DIM, size) for size in level_sizes],
     }
+    return jax.device_put(made)
 
 
 def stateful_step(p):
@@ -68,8 +69,13 @@ STATIC = ("beam_size", "num_results", "softmax_over", "temperature", "item_score
 
 
 @functools.partial(jax.jit, static_argnames=STATIC)
-def search(p, trie, mask=None, **options) -> Beams:
+def search_on_device(p, trie, mask=None, **options) -> Beams:
     return beam_search(stateful_step(p), (), trie, batch=len(p["context"]), mask=mask, **options)
+
+
+def search(*inputs, **options) -> Beams:
+    """As numpy arrays: a slice of one on the device is a program of its own."""
+    return jax.device_get(search_on_device(*inputs, **options))
 
 
 class Reference:
@@ -287,7 +293,7 @@ def test_no_level_runs_more_beams_than_it_can_use(beam_size, widths):
         return jnp.zeros((BATCH, seen[-1], 3)), cache
 
     run = jax.jit(lambda trie: beam_search(step, (), trie, batch=BATCH, beam_size=beam_size))
-    beams = run(CodeTrie.from_codes(codes, (3, 3, 3)))
+    beams = jax.device_get(run(CodeTrie.from_codes(codes, (3, 3, 3))))
     assert seen == widths
     assert np.asarray(beams.valid).sum(axis=-1).tolist() == [min(beam_size, len(codes))] * BATCH
     lexicographic = np.lexsort(codes.T[::-1])  # all scores tie
@@ -306,7 +312,7 @@ def test_codes_that_the_step_forbids_are_not_returned(softmax_over):
         return after[prefixes.codes[..., 0]], cache
 
     run = jax.jit(lambda trie: beam_search(forbid, (), trie, batch=BATCH, beam_size=4, softmax_over=softmax_over))
-    beams = run(CodeTrie.from_codes(codes, (2, 3)))
+    beams = jax.device_get(run(CodeTrie.from_codes(codes, (2, 3))))
     assert beams.rows.tolist() == [[3, -1, -1, -1]] * BATCH
     assert beams.valid.tolist() == [[True, False, False, False]] * BATCH
     assert np.isfinite(beams.log_probs[:, 0]).all()
@@ -314,7 +320,7 @@ def test_codes_that_the_step_forbids_are_not_returned(softmax_over):
 
 def test_a_model_that_yields_nan_is_seen_and_returns_no_item_twice():
     codes = catalogue((5, 7), 40, 0)
-    p = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), parameters((5, 7), 0))
+    p = jax.tree.map(lambda x: np.full_like(x, np.nan), parameters((5, 7), 0))
     beams = search(p, CodeTrie.from_codes(codes, (5, 7)), beam_size=40, softmax_over=SoftmaxOver.VOCABULARY)
     assert np.isnan(beams.log_probs).all()
     assert all(sorted(rows) == list(range(40)) for rows in beams.rows.tolist())
@@ -335,6 +341,7 @@ def test_catalogues_of_one_capacity_run_in_one_program_and_find_the_same():
         allowed = rng.random((1, 60)) < 0.7  # rows that no item has yet among them
         beams = run(p, trie, ItemMask.from_items(trie, allowed=allowed, denied=np.array([[0, 59, -1]]), codes=codes))
         check_structure(beams, codes, 20)
+        beams = jax.device_get(beams)
         for user in range(BATCH):
             left = allowed[0, :num_items] & (np.arange(num_items) != 0) & (np.arange(num_items) != 59)
             assert [r for r in beams.rows[user].tolist() if r >= 0] == reference.beam_search(user, 20, left)[0]
@@ -383,7 +390,7 @@ def test_users_sharded_over_devices_get_the_same_items():
     trie = CodeTrie.from_codes(catalogue(level_sizes, num_items, 0), level_sizes)
     p = parameters(level_sizes, 0)
     p = {**p, "context": np.random.default_rng(0).normal(size=(16, DIM)).astype(np.float32)}
-    run = functools.partial(search, trie=trie, beam_size=6, softmax_over=SoftmaxOver.VOCABULARY)
+    run = functools.partial(search_on_device, trie=trie, beam_size=6, softmax_over=SoftmaxOver.VOCABULARY)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     by_user = NamedSharding(mesh, PartitionSpec("data"))
     sharded, alone = run({**p, "context": jax.device_put(p["context"], by_user)}), run(p)

@@ -14,10 +14,22 @@ def prefixes_of(codes: np.ndarray, length: int) -> list[tuple[int, ...]]:
     return sorted({tuple(row[:length]) for row in codes.tolist()})
 
 
-def expand_all(trie: CodeTrie, codes: np.ndarray):
-    nodes = [jnp.arange(len(prefixes_of(codes, level))) for level in range(codes.shape[1] + 1)]
+@jax.jit
+def expand(trie: CodeTrie, nodes: list[jax.Array]):
     children = [trie.children(parents, level=level) for level, parents in enumerate(nodes[:-1])]
-    return jax.tree.map(np.asarray, (children, trie.items(nodes[-1])))
+    return children, trie.items(nodes[-1])
+
+
+def expand_all(trie: CodeTrie, codes: np.ndarray):
+    nodes = [np.arange(len(prefixes_of(codes, level)), dtype=np.int32) for level in range(codes.shape[1] + 1)]
+    return jax.device_get(expand(trie, nodes))
+
+
+@jax.jit
+def upwards(trie: CodeTrie, codes: jax.Array, nodes: list[jax.Array], positions: jax.Array):
+    """Paths of codes, parents of nodes and leaves of positions."""
+    parents = [trie.parents(members, level=level) for level, members in enumerate(nodes)]
+    return trie.path(codes), parents, trie.leaves(positions)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -52,13 +64,14 @@ def test_nodes_children_and_items_are_those_of_the_prefixes(level_sizes, seed):
 def test_nodes_know_their_parents_and_codes_their_path(level_sizes, capacity):
     codes = np.random.default_rng(0).integers(0, level_sizes, size=(40, len(level_sizes)))
     trie = CodeTrie.from_codes(codes, level_sizes, capacity=Capacity(50, level_sizes, 20) if capacity else None)
-    paths, items = trie.path(jnp.asarray(codes)), sorted(map(tuple, codes.tolist()))
-    for level, path in enumerate(paths):
+    every = [np.arange(len(prefixes_of(codes, level + 1)), dtype=np.int32) for level in range(len(level_sizes))]
+    paths, above, leaves = jax.device_get(upwards(trie, codes, every, np.arange(40, dtype=np.int32)))
+    items = sorted(map(tuple, codes.tolist()))
+    for level, (path, found) in enumerate(zip(paths, above, strict=True)):
         parents, nodes = prefixes_of(codes, level), prefixes_of(codes, level + 1)
-        found = trie.parents(jnp.arange(len(nodes)), level=level).tolist()
         assert [parents[parent] for parent in found] == [node[:-1] for node in nodes]
         assert [nodes[node] for node in path.tolist()] == [tuple(row[: level + 1]) for row in codes.tolist()]
-    assert trie.leaves(jnp.arange(40)).tolist() == [prefixes_of(codes, len(level_sizes)).index(i) for i in items]
+    assert leaves.tolist() == [prefixes_of(codes, len(level_sizes)).index(i) for i in items]
 
 
 def test_items_of_a_leaf_lie_by_popularity_then_by_row():
@@ -80,7 +93,7 @@ def test_rows_are_sorted_as_by_a_plain_sort_whatever_fits_a_key(level_sizes):
 
 def test_expanding_takes_any_leading_shape_and_pads_with_real_nodes():
     trie = CodeTrie.from_codes(np.array([[0, 0], [1, 0], [1, 1], [1, 2]]), (2, 3))
-    children = trie.children(jnp.array([[0, 1, 1], [1, 0, 0]]), level=1)
+    children = jax.device_get(trie.children(jnp.array([[0, 1, 1], [1, 0, 0]]), level=1))
     assert children.nodes.shape == (2, 3, 3)
     assert children.nodes[0, :2].tolist() == [[0, 0, 0], [1, 2, 3]]
     assert children.valid[0, :2].tolist() == [[True, False, False], [True, True, True]]
