@@ -179,9 +179,9 @@ def test_dead_items_are_not_in_the_trie(capacity):
     """It is the trie of the others, whose rows stay as they are."""
     rng = np.random.default_rng(0)
     codes = np.stack([rng.integers(size, size=40) for size in (3, 4, 5)], axis=1)
-    popularity, alive = rng.integers(5, size=40), rng.random(40) < 0.6
-    rows = np.flatnonzero(alive)
-    trie = CodeTrie.from_codes(codes, (3, 4, 5), popularity=popularity, alive=alive, capacity=capacity)
+    popularity, active = rng.integers(5, size=40), rng.random(40) < 0.6
+    rows = np.flatnonzero(active)
+    trie = CodeTrie.from_codes(codes, (3, 4, 5), popularity=popularity, active=active, capacity=capacity)
     few = CodeTrie.from_codes(codes[rows], (3, 4, 5), popularity=popularity[rows])
     order = [*rows[np.asarray(few.item_rows)].tolist(), *[trie.num_items] * (trie.num_items - len(rows))]
     assert trie.item_rows.tolist() == order
@@ -191,6 +191,6 @@ def test_dead_items_are_not_in_the_trie(capacity):
     found, (few_rows, _, valid) = (expand_all(one, codes[rows])[1] for one in (trie, few))
     for own, own_valid, other, other_valid in zip(found.rows, found.valid, few_rows, valid, strict=True):
         assert own[own_valid].tolist() == rows[other[other_valid]].tolist()
-    for wrong in (alive[1:], np.zeros(40, bool), alive.astype(np.int32)):
-        with pytest.raises(ValueError, match="alive must be booleans, one for each of 40 items, some of them true"):
-            CodeTrie.from_codes(codes, (3, 4, 5), alive=wrong)
+    for wrong in (active[1:], np.zeros(40, bool), active.astype(np.int32)):
+        with pytest.raises(ValueError, match="active must be booleans, one for each of 40 items, some of them true"):
+            CodeTrie.from_codes(codes, (3, 4, 5), active=wrong)
