@@ -15,7 +15,6 @@ from semid import Dataset, GeneratorConfig, Recommender, SemanticCatalog, Tokeni
 from semid.artifacts import read_json, write_json
 from semid.data.simulated import SimulatedConfig
 from semid.evaluation import paired_bootstrap, write_metrics
-from semid.tokenizers import RQVaeConfig
 from semid.training import join_processes, on_first
 
 # Columns that every arm may use beside the content: the teacher's item vectors, noise, and other items' vectors.
@@ -95,7 +94,7 @@ class _Stages:
         return self._timed(TEACHER, lambda to: train(self.data, numbers, config, out=to, seed=self.seed))
 
     def codes(self, name: str, taught: Dataset, config: TokenizerConfig) -> SemanticCatalog:
-        if isinstance(config.method, RQVaeConfig):
+        if config.method.can_align:
             config = replace(config, method=self._budgeted(config.method))
         return self._timed(f"codes-{name}", lambda to: tokenize(taught, config, out=to, seed=self.seed))
 

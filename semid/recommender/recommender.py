@@ -15,7 +15,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pyarrow as pa
-from flax import nnx
 from jaxtyping import Bool, Float, Int
 
 from semid import artifacts, config
@@ -26,13 +25,13 @@ from semid.data import Histories, Standardizer
 from semid.errors import SemidError
 from semid.recommender.hub import local_folder, upload
 from semid.recommender.packaging import Measured, write_package
+from semid.recommender.persistence import ItemData, read_model, write_model
 from semid.recommender.requests import as_masks, request_batches, select_masks
 from semid.recommender.scorers import Scorer
-from semid.recommender.spec import SPEC_FILE, ModelSpec, read_spec
-from semid.training import named_leaves, replace_leaves
-from seq_models import Capacity, CodeTrie, DenseTransformer, ItemModel, ItemTables, RequestBatch
-
-_MEAN, _SCALE = "standardizer/mean", "standardizer/scale"
+from semid.recommender.spec import ModelSpec
+from semid.recommender.versions import build_trie, standardize_appended
+from semid.training import named_leaves
+from seq_models import Capacity, DenseTransformer, ItemModel, ItemTables, RequestBatch
 
 # Users a search runs at once, at the default beam; wider beams take proportionally fewer.
 _BATCH, _BEAM = 512, 50
@@ -46,14 +45,17 @@ _SCORES = 1 << 24
 
 @dataclass(frozen=True)
 class Recommendations:
-    """Best first. `item_ids[i]` may be shorter than k; `scores` are log-probabilities, -inf where there is no item."""
+    """Recommended items per history, best first.
+
+    `item_ids[i]` may be shorter than k; `scores` are log-probabilities, -inf where there is no item.
+    """
 
     item_ids: list[list[str]]
     scores: Float[np.ndarray, "histories k"]
 
 
 class Recommender:
-    """Recommends items of `catalog` to histories of its items.
+    """A trained model and its catalogue: recommends items to histories of items.
 
     `features` is the model's dense input, `train_counts` how often each item occurs in training: a history without
     items is answered with the items most popular there, scored by the log of their smoothed share (the documented
@@ -87,7 +89,7 @@ class Recommender:
         self._capacity: Capacity | None = None
         self.origin: Origin | None = None  # the artifact of this very model, if there is one
         self.catalog_updated = False  # it recommends from a later version of its catalogue than the origin holds
-        self._scorer = self._made_scorer(model)
+        self._scorer = self._build_scorer(model)
 
     @property
     def item_ids(self) -> pa.Array:
@@ -118,12 +120,12 @@ class Recommender:
 
     @property
     def scorer(self) -> Scorer:
-        """How the model answers, with the arrays that it reads, on the device."""
+        """Rankings and exact scores of the model, with the arrays that it reads, on the device."""
         return self._scorer
 
     @property
     def tables(self) -> ItemTables:
-        """What the model reads of the items, on the device."""
+        """Item tables that the model reads, on the device."""
         return self._scorer.tables
 
     @property
@@ -133,12 +135,12 @@ class Recommender:
 
     @property
     def tie_break(self) -> bool:
-        """Whether the last level of `codes` only tells colliding items apart."""
+        """The last level of `codes` only tells colliding items apart."""
         return self.catalog.tie_break
 
     @property
     def train_counts(self) -> Int[np.ndarray, " items"]:
-        """How often training had each item."""
+        """Number of training interactions per item row."""
         return self._train_counts
 
     @classmethod
@@ -158,32 +160,26 @@ class Recommender:
         Raises SemidError naming what is wrong.
         """
         path = local_folder(path, revision=revision)
-        manifest = artifacts.read_artifact(path, Kind.MODEL)
-        spec = read_spec(path)
-        model = spec.build(seed=0)
-        graph, state = nnx.split(model)
-        file = path / "model.safetensors"
-        model = nnx.merge(graph, replace_leaves(state, artifacts.load_tensors(file), where=str(file)))
-        items = artifacts.load_tensors(path / "items.safetensors")
-        found = cls(
+        origin = Origin(path, artifacts.read_artifact(path, Kind.MODEL))
+        spec, model, items = read_model(path)
+        loaded = cls(
             model,
             SemanticCatalog.read(path / CATALOG_FILE),
             spec=spec,
-            features=items.get("features"),
-            train_counts=items["train_counts"],
-            standardizer=Standardizer(items[_MEAN], items[_SCALE]) if _MEAN in items else None,
+            features=items.features,
+            train_counts=items.train_counts,
+            standardizer=items.standardizer,
             room=room,
-        )
-        found.origin = Origin(path, manifest)
-        return found if catalog is None else found.with_version(catalog)
+        ).with_origin(origin)
+        return loaded if catalog is None else loaded.with_version(catalog)
 
     def save_pretrained(
         self, folder: str | Path, *, metrics: str | Path | Measured | None = None, license: str | None = None
     ) -> None:
-        """Write a folder to hand over: the model, its catalogue and tokenizer, and a card; no state of training.
+        """Package the model: a folder with its catalogue, tokenizer and card, without the state of training.
 
         `metrics` (a `metrics.json` of `semid evaluate`, or what `semid.evaluate` gives) go into the card with their
-        protocol, `license` into its head. A folder handed over before is replaced.
+        protocol, `license` into its head. A package that stands there is replaced.
         Raises SemidError for metrics of another model, and if `folder` holds anything else.
         """
         write_package(
@@ -237,7 +233,7 @@ class Recommender:
         Raises SemidError where items or codes that the model knows differ, where vectors are missing, and for a model
         that learned something of each item if items were appended.
         """
-        catalog = self._arranged(catalog)
+        catalog = self._reordered(catalog)
         new = len(catalog) - len(self.catalog)
         other = copy.copy(self)
         other.catalog = catalog
@@ -246,13 +242,14 @@ class Recommender:
         other.spec = dataclasses.replace(self.spec, num_items=len(catalog), catalog=known)
         other._train_counts = np.pad(self._train_counts, (0, new))
         if new and self._features is not None:
-            other._features = np.concatenate([self._features, self._standardized(vectors, new)])
-        other._scorer = other._made_scorer(self.model)
+            appended = standardize_appended(self._standardizer, vectors, new=new, columns=self.spec.columns)
+            other._features = np.concatenate([self._features, appended])
+        other._scorer = other._build_scorer(self.model)
         return other
 
     def with_version(self, folder: str | Path, version: int | None = None) -> Recommender:
         """`with_catalog` of the current, or a given, version of a catalogue folder, which holds appended vectors."""
-        catalog = self._arranged(SemanticCatalog.load(folder, version))
+        catalog = self._reordered(SemanticCatalog.load(folder, version))
         new, removed = catalog.item_ids[len(self.catalog) :], ~catalog.alive[len(self.catalog) :]
         vectors = None
         if len(new) and self._features is not None and self.spec.columns:
@@ -261,45 +258,22 @@ class Recommender:
                 vectors = np.zeros((len(new), self._features.shape[1]), np.float32)
         return self.with_catalog(catalog, vectors=vectors)
 
-    def _made_scorer(self, model: ItemModel) -> Scorer:
+    def _build_scorer(self, model: ItemModel) -> Scorer:
         """The scorer on tables of the catalogue, and, for models that search it, on its trie."""
         catalog, rows = self.catalog, None
         alive, trie = None if catalog.removed is None else catalog.alive, None
         if self.spec.model.has_codes:
-            trie = self._made_trie(alive)
+            popularity = self._train_counts
+            trie, self._capacity = build_trie(
+                catalog, active=alive, popularity=popularity, capacity=self._capacity, growth=self._room
+            )
             rows = None if self._capacity is None else trie.num_items
         if rows is not None and alive is None:
             alive = catalog.alive  # the same programs with and without tombstones
         tables = ItemTables.from_arrays(catalog.codes, self._features, self._train_counts, active=alive, rows=rows)
         return Scorer.from_model(model, tables=tables, trie=trie, softmax_over=self.spec.normalization)
 
-    def _made_trie(self, alive: Bool[np.ndarray, " items"] | None) -> CodeTrie:
-        """The catalogue's trie, where there is to be room of the capacity that this has, or of a larger one."""
-
-        def build(capacity: Capacity | None) -> CodeTrie:
-            return CodeTrie.from_codes(
-                self.catalog.codes,
-                self.catalog.level_sizes,
-                popularity=self._train_counts,
-                active=alive,
-                capacity=capacity,
-            )
-
-        if self._capacity is not None:
-            try:
-                return build(self._capacity)
-            except ValueError:  # beyond it
-                self._capacity = None
-        trie = build(None)
-        if self._room is None:
-            return trie
-        capacity = Capacity.around(trie, growth=self._room)
-        if trie.max_leaf_items == 1:  # a policy keeps items apart, and a search of one item a leaf is faster
-            capacity = dataclasses.replace(capacity, leaf_items=1)
-        self._capacity = capacity
-        return build(capacity)
-
-    def _arranged(self, catalog: SemanticCatalog) -> SemanticCatalog:
+    def _reordered(self, catalog: SemanticCatalog) -> SemanticCatalog:
         """A later version with the rows of this first. Raises SemidError where the model does not fit it."""
         if reason := self.spec.incompatibility(self.catalog, catalog):
             raise SemidError(
@@ -307,36 +281,10 @@ class Recommender:
             )
         return catalog.arranged(self.item_ids, others=not self.spec.model.has_item_embeddings)
 
-    def _standardized(self, vectors: np.ndarray | None, new: int) -> Float[np.ndarray, "new feature"]:
-        """Features of appended items. Raises SemidError where they cannot be made."""
-        if self._standardizer is None:
-            raise SemidError(
-                "the model reads vectors, but it was written without their standardizer, which the vectors of "
-                f"{new} appended items need; train it again"
-            )
-        width, columns = len(self._standardizer.mean), ", ".join(self.spec.columns) or "as its encoders give them"
-        if vectors is None or vectors.shape != (new, width):
-            got = "none" if vectors is None else list(vectors.shape)
-            raise SemidError(
-                f"the model reads {width} dimensions of vectors ({columns}) of every item: expected "
-                f"[{new}, {width}] of the appended ones, got {got}"
-            )
-        if not np.isfinite(vectors).all():
-            row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
-            raise SemidError(f"expected finite vectors of appended items, got NaN or infinity in row {row} of {new}")
-        return self._standardizer(vectors)
-
     def write(self, folder: Path) -> None:
         """Write config, parameters, item tables and catalogue into the folder of an artifact under construction."""
-        artifacts.write_json(folder / SPEC_FILE, config.to_dict(self.spec))
-        state = jax.device_get(self._scorer.params)
-        artifacts.save_tensors(folder / "model.safetensors", named_leaves(state))
-        items = {"train_counts": self._train_counts}
-        if self._features is not None:
-            items["features"] = self._features
-        if self._standardizer is not None:
-            items |= {_MEAN: self._standardizer.mean, _SCALE: self._standardizer.scale}
-        artifacts.save_tensors(folder / "items.safetensors", items)
+        items = ItemData(self._features, self._train_counts, self._standardizer)
+        write_model(folder, self.spec, self._scorer.params, items)
         self.catalog.write(folder / CATALOG_FILE)
 
     def recommend(
@@ -414,7 +362,7 @@ class Recommender:
         """Exact log-probabilities of item rows after each history (of popularity, after an empty one)."""
         scores = np.empty((len(histories), len(rows)), np.float32)
         width = min(len(rows), _PAIRS) or 1
-        for index, requests in self._requests(histories, self._at_once(_PAIRS // width)):
+        for index, requests in self._requests(histories, self._batch_size(_PAIRS // width)):
             for start in range(0, len(rows), width):
                 block = np.resize(rows[start : start + width], width)  # one shape; what repeats is cut off again
                 values = np.asarray(self._scorer.log_probs(requests, jax.device_put(block)))
@@ -426,7 +374,7 @@ class Recommender:
     def catalog_log_probs(self, histories: Histories) -> Float[np.ndarray, "histories items"]:
         """`log_probs` of all items, at the price of fewer: those that begin alike share the computation."""
         scores = np.empty((len(histories), len(self.catalog)), np.float32)
-        for index, requests in self._requests(histories, self._at_once(_USERS)):
+        for index, requests in self._requests(histories, self._batch_size(_USERS)):
             found = np.asarray(self._scorer.catalog_log_probs(requests))
             scores[index] = found[: len(index), : len(self.catalog)]
         scores[histories.lengths == 0] = self._popularity()
@@ -446,7 +394,7 @@ class Recommender:
         allowed = as_masks(allowed, num_histories=len(histories), num_items=len(self.catalog))
         ranked = np.full((len(histories), k), -1, np.int32)
         scores = np.full((len(histories), k), -np.inf, np.float32)
-        size = self._at_once(_BATCH * _BEAM // max(beam_size, k, _BEAM))
+        size = self._batch_size(_BATCH * _BEAM // max(beam_size, k, _BEAM))
         for index, requests in self._requests(histories, size, allowed=allowed, exclude_seen=exclude_seen):
             found = self._scorer.top(requests, k=k, beam_size=beam_size)
             ranked[index], scores[index] = (np.asarray(part)[: len(index)] for part in found)
@@ -480,7 +428,7 @@ class Recommender:
         rows = np.pad(np.where(values == -np.inf, -1, best), missing, constant_values=-1)
         return rows, np.pad(values, missing, constant_values=-np.inf)
 
-    def _at_once(self, histories: int) -> int:
+    def _batch_size(self, histories: int) -> int:
         """So many histories, at least one, and no more than a dense model can score all items for."""
         most = histories if self.spec.model.has_codes else min(histories, _SCORES // len(self.catalog))
         return max(most, 1)

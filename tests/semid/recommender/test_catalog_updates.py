@@ -295,7 +295,7 @@ def test_a_catalogue_in_another_order_is_followed(model, tmp_path, left_out):
     np.testing.assert_array_equal(grown.codes, CODES[[int(name[1:]) for name in grown.item_ids.to_pylist()]])
     np.testing.assert_array_equal(grown._features[: len(kept)], features)
     np.testing.assert_array_equal(grown._features[new], standardizer(RAW[ITEMS : ITEMS + 1])[0])
-    assert grown._made_trie(grown.catalog.alive).num_items == ITEMS + 1
+    assert grown.scorer.trie.num_items == ITEMS + 1
     half = SemanticCatalog.load(folder, 0).arranged(own.item_ids)
     assert half.arranged(half.item_ids) is half
 

@@ -1,0 +1,50 @@
+"""Files of a model's artifact: its spec, its parameters, and the data of the items that it was trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Float, Int
+
+from semid import artifacts, config
+from semid.data import Standardizer
+from semid.recommender.spec import SPEC_FILE, ModelSpec, read_spec
+from semid.training import named_leaves, replace_leaves
+from seq_models import ItemModel
+
+_PARAMETERS, _ITEMS = "model.safetensors", "items.safetensors"
+_MEAN, _SCALE = "standardizer/mean", "standardizer/scale"
+
+
+class ItemData(NamedTuple):
+    """Dense input of the items, if the model reads any, their training counts, and what standardized raw vectors."""
+
+    features: Float[np.ndarray, "items feature"] | None
+    train_counts: Int[np.ndarray, " items"]
+    standardizer: Standardizer | None
+
+
+def write_model(folder: Path, spec: ModelSpec, params: Any, items: ItemData) -> None:
+    """Write config, parameters and item data into the folder of an artifact under construction."""
+    artifacts.write_json(folder / SPEC_FILE, config.to_dict(spec))
+    artifacts.save_tensors(folder / _PARAMETERS, named_leaves(jax.device_get(params)))
+    tensors = {"train_counts": items.train_counts}
+    if items.features is not None:
+        tensors["features"] = items.features
+    if items.standardizer is not None:
+        tensors |= {_MEAN: items.standardizer.mean, _SCALE: items.standardizer.scale}
+    artifacts.save_tensors(folder / _ITEMS, tensors)
+
+
+def read_model(folder: Path) -> tuple[ModelSpec, ItemModel, ItemData]:
+    """Read what `write_model` wrote. Raises SemidError naming the file and tensor that does not fit."""
+    spec, file = read_spec(folder), folder / _PARAMETERS
+    graph, state = nnx.split(spec.build(seed=0))
+    model = nnx.merge(graph, replace_leaves(state, artifacts.load_tensors(file), where=str(file)))
+    tensors = artifacts.load_tensors(folder / _ITEMS)
+    standardizer = Standardizer(tensors[_MEAN], tensors[_SCALE]) if _MEAN in tensors else None
+    return spec, model, ItemData(tensors.get("features"), tensors["train_counts"], standardizer)
