@@ -55,12 +55,12 @@ class Capacity:
     """Items of any one leaf."""
 
     @classmethod
-    def around(cls, trie: CodeTrie, *, growth: float = 1.5) -> Capacity:
-        """A capacity of `growth` times every count of the trie."""
+    def around(cls, trie: CodeTrie, *, factor: float = 1.5) -> Capacity:
+        """A capacity of `factor` times every count of the trie."""
         fan_outs = tuple(
-            min(math.ceil(growth * most), size) for most, size in zip(trie.fan_outs, trie.level_sizes, strict=True)
+            min(math.ceil(factor * most), size) for most, size in zip(trie.fan_outs, trie.level_sizes, strict=True)
         )
-        return cls(math.ceil(growth * trie.num_items), fan_outs, math.ceil(growth * trie.max_leaf_items))
+        return cls(math.ceil(factor * trie.num_items), fan_outs, math.ceil(factor * trie.max_leaf_items))
 
     @property
     def nodes(self) -> tuple[int, ...]:

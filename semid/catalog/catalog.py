@@ -31,8 +31,8 @@ class SemanticCatalog:
     """Item `i` has the external id `item_ids[i]` and the codes `codes[i]`, level `l` below `level_sizes[l]`.
 
     `tie_break` says that the last level carries no meaning: it only tells items apart that share the others.
-    `removed` marks tombstones, None where there are none: items that keep row and codes, so that histories which hold
-    them stay readable and nobody else gets these codes, but that are never found or recommended.
+    `removed` marks removed items, None where there are none: they keep row and codes, so that histories which hold them
+    stay readable and no other item gets these codes, but they are never found or recommended.
     Raises SemidError for duplicate ids, codes out of range, arrays that do not fit each other, and where no item is
     left.
     """
@@ -62,7 +62,7 @@ class SemanticCatalog:
         """Catalogue after these changes. Raises SemidError naming the file and the item that does not fit."""
         if not changes:
             return self
-        items = replay(ItemCodes(self.item_ids, self.codes, ~self.alive), changes, level_sizes=self.level_sizes)
+        items = replay(ItemCodes(self.item_ids, self.codes, ~self.active), changes, level_sizes=self.level_sizes)
         return SemanticCatalog(
             items.item_ids, items.codes, self.level_sizes, self.tie_break, items.removed, origin=self.origin
         )
@@ -110,18 +110,18 @@ class SemanticCatalog:
         return len(self.level_sizes)
 
     @property
-    def alive(self) -> Bool[np.ndarray, " items"]:
+    def active(self) -> Bool[np.ndarray, " items"]:
         """True at the rows of items that are not removed."""
         return np.ones(len(self), bool) if self.removed is None else ~self.removed
 
     @property
-    def num_alive(self) -> int:
+    def num_active(self) -> int:
         """Items that are not removed."""
         return len(self) - (0 if self.removed is None else int(self.removed.sum()))
 
     @functools.cached_property
     def digest(self) -> str:
-        """sha256 of ids, codes, level sizes and tombstones: equal catalogues, equal digests."""
+        """sha256 of ids, codes, level sizes and removed items: equal catalogues, equal digests."""
         total = hashlib.sha256(json.dumps([self.item_ids.to_pylist(), list(self.level_sizes)]).encode())
         total.update(self.codes.astype(np.int32).tobytes())
         if self.removed is not None:
@@ -131,7 +131,7 @@ class SemanticCatalog:
     @functools.cached_property
     def _by_codes(self) -> Mapping[tuple[int, ...], np.ndarray]:
         order = np.lexsort(self.codes.T[::-1])
-        order = order[self.alive[order]]
+        order = order[self.active[order]]
         ordered = self.codes[order]
         first = np.flatnonzero(np.r_[True, np.any(ordered[1:] != ordered[:-1], axis=1)])
         groups = np.split(order, first[1:])
@@ -180,7 +180,7 @@ class SemanticCatalog:
         return SemanticCatalog(item_ids, self.lookup(item_ids), self.level_sizes, self.tie_break, origin=self.origin)
 
     def arranged(self, item_ids: pa.Array, *, others: bool = True) -> SemanticCatalog:
-        """These items first, in this order, and the `others` behind them in theirs; tombstones stay tombstones.
+        """These items first, in this order, and the `others` behind them in theirs; removed items stay removed.
 
         Raises SemidError naming the first unknown."""
         first = self.rows(item_ids)

@@ -2,7 +2,7 @@
 
 Each is one small file that says which version it makes of which (by digest, as commits do), so that a replica that
 applies the files in order has the same catalogue, and a file that was edited, lost or brought twice is found. An item's
-codes never change: what is removed keeps row and codes as a tombstone, and gets them back if it returns.
+codes never change: a removed item keeps its row and codes, and is active again if it returns.
 """
 
 from __future__ import annotations

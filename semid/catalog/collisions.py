@@ -70,14 +70,14 @@ def place(
     taken: dict[tuple[int, ...], set[int]] = {}
     for codes in catalog.codes[_sharing(catalog.codes, nearest, levels - 1)].tolist():
         taken.setdefault(tuple(codes[:-1]), set()).add(codes[-1])
-    room = catalog.level_sizes[-1] if breaks else 1
+    largest_group = catalog.level_sizes[-1] if breaks else 1
     placed = np.empty((len(nearest), catalog.num_levels), np.int32)
     for item, codes in enumerate(nearest.tolist()):
         prefix, last = tuple(codes[:-1]), codes[-1]
 
         def free(code: int, prefix: tuple[int, ...] = prefix) -> bool:
             if breaks:
-                return len(taken.get((*prefix, code), ())) < room
+                return len(taken.get((*prefix, code), ())) < largest_group
             return code not in taken.get(prefix, ())
 
         found = last if free(last) else None
@@ -88,7 +88,7 @@ def place(
         group = (*prefix, last if found is None else found)
         if breaks:
             numbers = taken.setdefault(group, set())
-            group = (*group, next(number for number in range(room) if number not in numbers))
+            group = (*group, next(number for number in range(largest_group) if number not in numbers))
         taken.setdefault(group[:-1], set()).add(group[-1])
         placed[item] = group
     return placed

@@ -1,6 +1,6 @@
 """The catalogue in others' formats, and others' codes as a catalogue.
 
-Every export holds the living items alone, in the order of their rows, and is written whole or not at all.
+Every export holds the active items alone, in the order of their rows, and is written whole or not at all.
 """
 
 from __future__ import annotations
@@ -79,11 +79,11 @@ def export(
 
 def _living_rows(catalog: SemanticCatalog) -> Int[np.ndarray, " n"]:
     """The item rows that an export holds."""
-    return np.flatnonzero(catalog.alive)
+    return np.flatnonzero(catalog.active)
 
 
 def _blocks(catalog: SemanticCatalog) -> Iterator[tuple[pa.Array, Int[np.ndarray, "n level"], pa.Array]]:
-    """Item ids, codes and token strings of the living items, some at a time."""
+    """Item ids, codes and token strings of the active items, some at a time."""
     rows = _living_rows(catalog)
     names = [pa.array(tokens) for tokens in code_tokens(catalog.level_sizes)]
     for start in range(0, len(rows), _BLOCK):

@@ -64,7 +64,7 @@ def append(
 
     `tokenizer` is the one that made the catalogue's codes. `columns` are the vectors that it reads, as in
     `encode_files`; all other lists of floats, each column of one width, are kept with them, for models that read
-    them. Codes are those of the frozen tokenizer; where another item, or a tombstone, has them, the catalogue's own
+    them. Codes are those of the frozen tokenizer; where another item, or a removed one, has them, the catalogue's own
     collision policy finds others for the newcomer, in the order of the input. An item that was removed comes back with
     its old codes.
     Raises SemidError naming file, column and row of what cannot be read or encoded, of an id that is given twice or is
@@ -74,7 +74,7 @@ def append(
     before = current(folder)
     given = _Given.read([str(path) for path in inputs], tokenizer, id_column=id_column, columns=columns)
     rows, known = before.catalog.find_rows(given.item_ids)
-    given.check_new(known & before.catalog.alive[rows])
+    given.check_new(known & before.catalog.active[rows])
     codes, moved = _placed(before.catalog, tokenizer, given, np.flatnonzero(~known))
     codes[known] = before.catalog.codes[rows[known]]
     table = pa.table({"item_id": given.item_ids, "codes": to_lists(codes)})
@@ -85,7 +85,7 @@ def append(
 
 
 def remove(folder: str | Path, item_ids: Sequence[str]) -> Version:
-    """Remove items, as the catalogue's next version: tombstones that keep rows and codes.
+    """Remove items, as the catalogue's next version: they keep rows and codes.
 
     Raises SemidError for an id that is unknown, removed already or given twice, and where no item would be left.
     """
@@ -93,7 +93,7 @@ def remove(folder: str | Path, item_ids: Sequence[str]) -> Version:
     if not len(item_ids):
         raise SemidError("expected at least one item to remove, got none")
     rows = before.catalog.rows(item_ids)
-    for at in np.flatnonzero(~before.catalog.alive[rows])[:1]:
+    for at in np.flatnonzero(~before.catalog.active[rows])[:1]:
         raise SemidError(f"item id {item_ids[at]!r} (entry {at}) was removed before")
     seen = np.unique(rows, return_index=True)[1]
     for at in np.setdiff1d(np.arange(len(rows)), seen)[:1]:
@@ -146,9 +146,9 @@ class _Given:
         first, file = next((first, file) for first, file in reversed(self.files) if first <= item)
         return f"{file.at(file.id_column, item - first)}: item {self.item_ids[item].as_py()!r}"
 
-    def check_new(self, alive: np.ndarray) -> None:
+    def check_new(self, active: np.ndarray) -> None:
         """Raises SemidError for items that are in the catalogue, or twice in the input."""
-        for item in np.flatnonzero(alive)[:1].tolist():
+        for item in np.flatnonzero(active)[:1].tolist():
             raise SemidError(f"{self.at(item)} is in the catalogue already; its codes never change, leave it out")
         codes = self.item_ids.dictionary_encode().indices.to_numpy()
         first = np.unique(codes, return_index=True)[1]
@@ -204,6 +204,6 @@ def _placed(
 def _full(given: _Given, new: np.ndarray, catalog: SemanticCatalog, item: int) -> SemidError:
     where = given.at(int(new[item]))
     return SemidError(
-        f"{where}: no codes are left next to those of similar items (level sizes {catalog.level_sizes}, tombstones "
-        "keep theirs); fit a new tokenizer (semid tokenize) with larger levels"
+        f"{where}: no codes are left next to those of similar items (level sizes {catalog.level_sizes}, removed "
+        "items keep theirs); fit a new tokenizer (semid tokenize) with larger levels"
     )

@@ -42,12 +42,12 @@ class Version:
 
 
 class Entry(NamedTuple):
-    """A line of the history; `items` is how many a change appended or removed, `alive` how many the version has."""
+    """A line of the history; `items` is how many a change appended or removed, `active` how many the version has."""
 
     version: int
     kind: str
     items: int
-    alive: int
+    active: int
     digest: str
     created: str
 
@@ -84,12 +84,12 @@ def history(folder: str | Path) -> list[Entry]:
     folder = Path(folder)
     base = _base(folder)
     made = artifacts.read_manifest(folder)
-    alive = base.catalog.num_alive
-    entries = [Entry(0, "tokenize" if base.tokenizer else "import-codes", alive, alive, base.digest, made.created)]
+    active = base.catalog.num_active
+    entries = [Entry(0, "tokenize" if base.tokenizer else "import-codes", active, active, base.digest, made.created)]
     for change in _changes(folder, base, None, ()):
         header = change.header
-        alive += header.items if header.kind == ChangeKind.APPEND.value else -header.items
-        entries.append(Entry(header.version, header.kind, header.items, alive, header.digest, header.created))
+        active += header.items if header.kind == ChangeKind.APPEND.value else -header.items
+        entries.append(Entry(header.version, header.kind, header.items, active, header.digest, header.created))
     return entries
 
 
@@ -208,7 +208,7 @@ def _no_vectors(folder: Path, item: pa.Scalar, lacking: Sequence[tuple[Change, s
 
 def diff(old: SemanticCatalog, new: SemanticCatalog) -> Difference:
     """Compare two catalogues: versions of one, or those of two tokenizers."""
-    before, after = (catalog.item_ids.filter(pa.array(catalog.alive)) for catalog in (old, new))
+    before, after = (catalog.item_ids.filter(pa.array(catalog.active)) for catalog in (old, new))
     common = before.filter(pc.is_in(before, after))
     rows, others = old.rows(common), new.rows(common)
     shared = min(old.num_levels, new.num_levels)

@@ -48,7 +48,7 @@ class Append:
 
 @dataclass(frozen=True)
 class Remove:
-    """Remove items: they are recommended no more, histories that hold them stay readable, nobody gets their codes."""
+    """Remove items: not recommended, still readable in histories, and no other item gets their codes."""
 
     catalog: Path
     """Catalogue folder."""
@@ -125,9 +125,9 @@ class Verify:
 
     def run(self) -> None:
         found = versions.verify(self.catalog)
-        dead = len(found.catalog) - found.catalog.num_alive
+        removed = len(found.catalog) - found.catalog.num_active
         console.print(
-            f"{_name(self.catalog, found)}: whole; {found.catalog.num_alive:,} items and {dead:,} tombstones, digest "
+            f"{_name(self.catalog, found)}: whole; {found.catalog.num_active:,} items, {removed:,} removed, digest "
             f"{found.digest[:16]}"
         )
 
@@ -144,10 +144,10 @@ class History:
         table = Table("version", "change", "items", "total", "created (UTC)", "digest")
         for entry in entries:
             created = entry.created.removesuffix("+00:00")
-            numbers = (str(entry.version), entry.kind, f"{entry.items:,}", f"{entry.alive:,}")
+            numbers = (str(entry.version), entry.kind, f"{entry.items:,}", f"{entry.active:,}")
             table.add_row(*numbers, created, entry.digest[:12])
         console.print(table)
-        console.print(f"{self.catalog}: version {entries[-1].version}, {entries[-1].alive:,} items")
+        console.print(f"{self.catalog}: version {entries[-1].version}, {entries[-1].active:,} items")
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ class Export:
     def run(self) -> None:
         found = current(self.catalog)
         export(found.catalog, Format(self.format), self.out, base=self.base, version=found.number, digest=found.digest)
-        console.print(f"wrote {self.out}: version {found.number}, {found.catalog.num_alive} items")
+        console.print(f"wrote {self.out}: version {found.number}, {found.catalog.num_active} items")
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ class Ranker(Protocol):
 
     `item_ids` gives the model's own row order; `codes` is None for a model without codes; `tie_break` says that the
     last level only tells colliding items apart. `rank(histories, *, k, exclude_seen, **options)` gives the `k` best of
-    its item rows for each history, Int [n, k], best first, -1 where there are fewer. A ranker that has `alive`,
+    its item rows for each history, Int [n, k], best first, -1 where there are fewer. A ranker that has `active`,
     booleans by item row, never recommends the others: they are no part of the catalogue that it is measured on.
     """
 
@@ -102,9 +102,9 @@ def evaluate(
         per_example.append(values)
         if progress:
             progress(min(start + batch_size, len(task.examples)), len(task.examples))
-    living = MetricState(state.totals, state.recommended[task.alive], state.k)
+    active_state = MetricState(state.totals, state.recommended[task.active], state.k)
     return Metrics(
-        values=living.compute(),
+        values=active_state.compute(),
         per_example={name: np.concatenate([part[name] for part in per_example]) for name in per_example[0]},
         provenance=_provenance(task, ks, exclude_seen, options),
     )
@@ -121,7 +121,7 @@ class _Task:
     popularity: Float[np.ndarray, " items"]
     segments: dict[str, Bool[np.ndarray, " n"]]
     bounds: dict[str, list[int]]
-    alive: Bool[np.ndarray, " items"]
+    active: Bool[np.ndarray, " items"]
     allowed: Bool[np.ndarray, "masks items"] | None
     exclude_seen: bool
 
@@ -182,9 +182,9 @@ def _task(
     code_groups = groups if codes is not None else None
     if codes is not None and ranker.tie_break:
         code_groups = metrics.group_ids(codes[:, :-1])
-    alive = getattr(ranker, "alive", np.ones(len(counts), bool))
+    active = getattr(ranker, "active", np.ones(len(counts), bool))
     lengths, wanted = examples.histories.lengths, counts[examples.targets]
-    activity, warm = metrics.terciles(lengths), metrics.terciles(counts[alive & (counts > 0)])
+    activity, warm = metrics.terciles(lengths), metrics.terciles(counts[active & (counts > 0)])
     thirds = ("low", "mid", "high")
     k = 10 if 10 in ks else max(ks)
     segments = {f"ndcg@{k}/activity_{n}": np.searchsorted(activity, lengths) == i for i, n in enumerate(thirds)}
@@ -193,13 +193,13 @@ def _task(
     }
     segments[f"ndcg@{k}/popularity_cold"] = wanted == 0
     bounds = {"activity": activity.tolist(), "popularity": warm.tolist()}
-    if not alive.all():
-        allowed = alive if allowed is None else allowed & alive
+    if not active.all():
+        allowed = active if allowed is None else allowed & active
     masks = _masks(allowed, evaluation_set, len(counts))
     popularity = np.zeros(len(counts))
-    popularity[alive] = metrics.popularity_ranks(counts[alive])
+    popularity[active] = metrics.popularity_ranks(counts[active])
     source = evaluation_set.provenance
-    return _Task(examples, source, groups, code_groups, popularity, segments, bounds, alive, masks, exclude_seen)
+    return _Task(examples, source, groups, code_groups, popularity, segments, bounds, active, masks, exclude_seen)
 
 
 def _masks(
@@ -295,12 +295,12 @@ def _provenance(task: _Task, ks: Sequence[int], exclude_seen: bool, options: Map
     plain = (bool, int, float, str, type(None))
     whole = task.part(slice(None))
     reached = metrics.reachable(whole.targets, seen=whole.seen, allowed=whole.allowed)
-    alive = int(task.alive.sum())
-    allowed = alive if whole.allowed is None else float(whole.allowed.sum(axis=1).mean())
-    masked = {} if allowed == alive else {"allowed_items": allowed}
+    active = int(task.active.sum())
+    allowed = active if whole.allowed is None else float(whole.allowed.sum(axis=1).mean())
+    masked = {} if allowed == active else {"allowed_items": allowed}
     return {
         **task.source,
-        "catalogue_items": alive,
+        "catalogue_items": active,
         "tie_rule": TIE_RULE,
         "examples": len(task.examples),
         "exclude_seen": exclude_seen,

@@ -61,8 +61,8 @@ class Recommender:
     items is answered with the items most popular there, scored by the log of their smoothed share (the documented
     cold start). It is a `Ranker` for `semid.evaluate`.
 
-    `standardizer` is what made the features from raw vectors; with it, and with `room` for so many times the items, the
-    same compiled programs serve later versions of the catalogue (`with_catalog`).
+    `standardizer` is what made the features from raw vectors; with it, and with tables for `capacity_factor` times the
+    items, the same compiled programs serve later versions of the catalogue (`with_catalog`).
     """
 
     def __init__(
@@ -74,18 +74,18 @@ class Recommender:
         features: Float[np.ndarray, "items feature"] | None,
         train_counts: Int[np.ndarray, " items"],
         standardizer: Standardizer | None = None,
-        room: float | None = None,
+        capacity_factor: float | None = None,
     ) -> None:
         if spec.catalog not in ("", catalog.digest):
             raise SemidError(
                 f"the model speaks the codes of another catalogue (digest {spec.catalog[:12]}) than the one given "
                 f"({catalog.digest[:12]}); give that one, or train on this one"
             )
-        if room is not None and room < 1:
-            raise SemidError(f"expected room for at least 1 times the catalogue's items, got {room}")
+        if capacity_factor is not None and capacity_factor < 1:
+            raise SemidError(f"expected a capacity_factor of 1 or more, got {capacity_factor}")
         self.catalog, self.spec = catalog, spec
         self._features, self._train_counts, self._standardizer = features, train_counts, standardizer
-        self._room = room
+        self._capacity_factor = capacity_factor
         self._capacity: Capacity | None = None
         self.origin: Origin | None = None  # the artifact of this very model, if there is one
         self.catalog_updated = False  # it recommends from a later version of its catalogue than the origin holds
@@ -114,9 +114,9 @@ class Recommender:
         return other
 
     @property
-    def alive(self) -> Bool[np.ndarray, " items"]:
+    def active(self) -> Bool[np.ndarray, " items"]:
         """True at the item rows that may be recommended at all: not removed from the catalogue."""
-        return self.catalog.alive
+        return self.catalog.active
 
     @property
     def scorer(self) -> Scorer:
@@ -149,13 +149,13 @@ class Recommender:
         path: str | Path,
         *,
         catalog: str | Path | None = None,
-        room: float | None = None,
+        capacity_factor: float | None = None,
         revision: str | None = None,
     ) -> Recommender:
         """Load what `semid train` or `save_pretrained` wrote, every file verified.
 
         With `catalog`, the folder of its catalogue, it recommends that one's current version (`with_version`).
-        With `room`, say 1.5, its tables have place for so many times the items: `with_catalog` then compiles nothing.
+        With `capacity_factor`, say 1.5, its tables hold so many times the items: `with_catalog` then compiles nothing.
         A string `org/name` that is no path is a repository of the Hugging Face hub (extra `hub`), at its `revision`.
         Raises SemidError naming what is wrong.
         """
@@ -169,7 +169,7 @@ class Recommender:
             features=items.features,
             train_counts=items.train_counts,
             standardizer=items.standardizer,
-            room=room,
+            capacity_factor=capacity_factor,
         ).with_origin(origin)
         return loaded if catalog is None else loaded.with_version(catalog)
 
@@ -229,7 +229,7 @@ class Recommender:
         Rows of the items that the model knows stay, those of all others follow in the order that they have there.
         `vectors` are raw ones of the others, the columns `spec.columns` side by side, for a model that reads any. A
         model that learned something of each item (SASRec, id embeddings) leaves the others out, where all are removed.
-        The same programs run as long as the version fits the `room` of this; else they are compiled anew.
+        The same programs run as long as the version fits the capacity of this; else they are compiled again.
         Raises SemidError where items or codes that the model knows differ, where vectors are missing, and for a model
         that learned something of each item if items were appended.
         """
@@ -250,7 +250,7 @@ class Recommender:
     def with_version(self, folder: str | Path, version: int | None = None) -> Recommender:
         """`with_catalog` of the current, or a given, version of a catalogue folder, which holds appended vectors."""
         catalog = self._reordered(SemanticCatalog.load(folder, version))
-        new, removed = catalog.item_ids[len(self.catalog) :], ~catalog.alive[len(self.catalog) :]
+        new, removed = catalog.item_ids[len(self.catalog) :], ~catalog.active[len(self.catalog) :]
         vectors = None
         if len(new) and self._features is not None and self.spec.columns:
             vectors = appended_vectors(folder, self.spec.columns, new, version, removed=removed)
@@ -261,16 +261,20 @@ class Recommender:
     def _build_scorer(self, model: ItemModel) -> Scorer:
         """The scorer on tables of the catalogue, and, for models that search it, on its trie."""
         catalog, rows = self.catalog, None
-        alive, trie = None if catalog.removed is None else catalog.alive, None
+        active, trie = None if catalog.removed is None else catalog.active, None
         if self.spec.model.has_codes:
             popularity = self._train_counts
             trie, self._capacity = build_trie(
-                catalog, active=alive, popularity=popularity, capacity=self._capacity, growth=self._room
+                catalog,
+                active=active,
+                popularity=popularity,
+                capacity=self._capacity,
+                capacity_factor=self._capacity_factor,
             )
             rows = None if self._capacity is None else trie.num_items
-        if rows is not None and alive is None:
-            alive = catalog.alive  # the same programs with and without tombstones
-        tables = ItemTables.from_arrays(catalog.codes, self._features, self._train_counts, active=alive, rows=rows)
+        if rows is not None and active is None:
+            active = catalog.active  # the same programs with and without removed items
+        tables = ItemTables.from_arrays(catalog.codes, self._features, self._train_counts, active=active, rows=rows)
         return Scorer.from_model(model, tables=tables, trie=trie, softmax_over=self.spec.normalization)
 
     def _reordered(self, catalog: SemanticCatalog) -> SemanticCatalog:
@@ -435,7 +439,7 @@ class Recommender:
 
     def _popularity(self) -> Float[np.ndarray, " items"]:
         """Logs of the smoothed shares, -inf of removed items."""
-        counts = np.where(self.catalog.alive, self._train_counts + 1.0, 0)
+        counts = np.where(self.catalog.active, self._train_counts + 1.0, 0)
         with np.errstate(divide="ignore"):
             return np.log(counts / counts.sum()).astype(np.float32)
 

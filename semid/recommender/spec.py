@@ -48,7 +48,7 @@ class ModelSpec:
         """The reason why a model of the catalogue `own` cannot recommend from `later`; None: it can."""
         if reason := own.incompatibility_with(later):
             return reason
-        new = later.num_alive - int(later.alive[later.rows(own.item_ids)].sum())
+        new = later.num_active - int(later.active[later.rows(own.item_ids)].sum())
         if new and self.model.has_item_embeddings:
             return f"it learned a vector of each of its {len(own)} items and has none for the {new} appended"
         return None

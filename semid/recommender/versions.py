@@ -19,12 +19,12 @@ def build_trie(
     active: Bool[np.ndarray, " items"] | None,
     popularity: Int[np.ndarray, " items"],
     capacity: Capacity | None,
-    growth: float | None,
+    capacity_factor: float | None,
 ) -> tuple[CodeTrie, Capacity | None]:
     """Build the catalogue's trie, and return it with the capacity that its arrays have.
 
-    That is `capacity`, so that programs compiled for it go on, or if the catalogue exceeds it a new one with room for
-    `growth` times the items; None where neither is asked for.
+    That is `capacity`, so that programs compiled for it serve on, or if the catalogue exceeds it a new one for
+    `capacity_factor` times the items; None where neither is asked for.
     """
 
     def build(capacity: Capacity | None) -> CodeTrie:
@@ -37,9 +37,9 @@ def build_trie(
         except ValueError:  # the catalogue exceeds it
             pass
     trie = build(None)
-    if growth is None:
+    if capacity_factor is None:
         return trie, None
-    capacity = Capacity.around(trie, growth=growth)
+    capacity = Capacity.around(trie, factor=capacity_factor)
     if trie.max_leaf_items == 1:  # a policy keeps items apart, and a search of one item per leaf is faster
         capacity = dataclasses.replace(capacity, leaf_items=1)
     return build(capacity), capacity

@@ -212,14 +212,14 @@ def test_what_no_longer_lives_is_in_no_export(tmp_path, format):
     export(rest, format, tmp_path / "expected")
     export(CATALOG, format, tmp_path / "whole")
     gone = dataclasses.replace(CATALOG, removed=~np.isin(np.arange(len(CATALOG)), rows))
-    export(gone, format, tmp_path / "living")
-    expected, whole, living = ((tmp_path / name).read_bytes() for name in ("expected", "whole", "living"))
+    export(gone, format, tmp_path / "active")
+    expected, whole, active = ((tmp_path / name).read_bytes() for name in ("expected", "whole", "active"))
     if format is Format.PARQUET:
-        expected, whole, living = (pq.read_table(tmp_path / name) for name in ("expected", "whole", "living"))
+        expected, whole, active = (pq.read_table(tmp_path / name) for name in ("expected", "whole", "active"))
     if format is Format.TRIE:
-        expected, whole, living = (_walk(tmp_path / name) for name in ("expected", "whole", "living"))
-    assert living == expected
-    assert (living != whole) or format is Format.HF_TOKENIZER  # which knows codes alone
+        expected, whole, active = (_walk(tmp_path / name) for name in ("expected", "whole", "active"))
+    assert active == expected
+    assert (active != whole) or format is Format.HF_TOKENIZER  # which knows codes alone
 
 
 @pytest.mark.parametrize("format", Format)

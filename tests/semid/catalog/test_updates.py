@@ -99,7 +99,7 @@ def folder(tmp_path) -> Path:
 
 @pytest.mark.parametrize("policy", Collisions)
 def test_each_policy_takes_the_best_free_codes_and_moves_nobody(tmp_path, policy):
-    """Appended in three batches with removals between, until there is no room: every row equals the brute force."""
+    """Appended in three batches with removals between, until no codes are left: every row equals the brute force."""
     folder, points = _make(tmp_path / "catalog", policy), _points(40, seed=2)
     before = SemanticCatalog.load(folder)
     codes = [tuple(row) for row in before.codes.tolist()]

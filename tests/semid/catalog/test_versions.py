@@ -64,7 +64,7 @@ def _remove(folder, names) -> Version:
     return commit(folder, current(folder), ChangeKind.REMOVE, pa.table({"item_id": list(names)}))
 
 
-def _grown(folder) -> Path:
+def _five_changes(folder) -> Path:
     """Five versions: two appends, a removal of old and new, a return, another removal."""
     _append(folder, "gh")
     _append(folder, "ij")
@@ -75,16 +75,16 @@ def _grown(folder) -> Path:
 
 
 def _same(one: SemanticCatalog, other: SemanticCatalog) -> bool:
-    return one.digest == other.digest and (one.tie_break, one.num_alive) == (other.tie_break, other.num_alive)
+    return one.digest == other.digest and (one.tie_break, one.num_active) == (other.tie_break, other.num_active)
 
 
 def test_every_version_is_what_its_changes_say(folder):
     base = SemanticCatalog.load(folder)
-    _grown(folder)
-    alive = ["abcdef", "abcdefgh", "abcdefghij", "acdefgij", "abcdefgijk", "abcdefgij"]
-    for version, names in enumerate(alive):
+    _five_changes(folder)
+    active = ["abcdef", "abcdefgh", "abcdefghij", "acdefgij", "abcdefgijk", "abcdefgij"]
+    for version, names in enumerate(active):
         found = SemanticCatalog.load(folder, version)
-        assert sorted(found.item_ids.filter(pa.array(found.alive)).to_pylist()) == sorted(names)
+        assert sorted(found.item_ids.filter(pa.array(found.active)).to_pylist()) == sorted(names)
         np.testing.assert_array_equal(found.codes, ALL[: len(found)])  # nobody's codes moved, whoever came and went
         assert found.item_ids.to_pylist() == list("abcdefghijk")[: len(found)]
         assert (found.level_sizes, found.tie_break) == (SIZES, True)
@@ -95,7 +95,7 @@ def test_every_version_is_what_its_changes_say(folder):
     artifacts.read_artifact(folder, "catalog")  # sealed as it was
 
 
-def test_a_tombstone_is_found_by_its_id_alone(folder, tmp_path):
+def test_a_removed_item_is_found_by_its_id_alone(folder, tmp_path):
     _remove(folder, "b")
     found = SemanticCatalog.load(folder)
     assert found.find(ALL[1]).tolist() == []
@@ -107,7 +107,7 @@ def test_a_tombstone_is_found_by_its_id_alone(folder, tmp_path):
     np.testing.assert_array_equal(again.removed, found.removed)
 
 
-def test_tombstones_count_in_the_digest_only_where_there_are_any():
+def test_removed_items_count_in_the_digest_only_where_there_are_any():
     plain = _catalog()
     none = SemanticCatalog(plain.item_ids, plain.codes, SIZES, True, np.zeros(6, bool))
     some = SemanticCatalog(plain.item_ids, plain.codes, SIZES, True, np.arange(6) == 2)
@@ -120,15 +120,15 @@ def test_tombstones_count_in_the_digest_only_where_there_are_any():
 
 
 def test_the_history_is_a_chain(folder):
-    _grown(folder)
+    _five_changes(folder)
     entries = history(folder)
     kinds = ["tokenize", "append", "append", "remove", "append", "remove"]
     assert [entry.kind for entry in entries] == kinds
     assert [entry.items for entry in entries] == [6, 2, 2, 2, 2, 1]
     assert (
-        [entry.alive for entry in entries]
+        [entry.active for entry in entries]
         == [6, 8, 10, 8, 10, 9]
-        == [SemanticCatalog.load(folder, v).num_alive for v in range(6)]
+        == [SemanticCatalog.load(folder, v).num_active for v in range(6)]
     )
     digests = [entry.digest for entry in entries]
     assert len(set(digests)) == 6
@@ -180,13 +180,13 @@ def test_of_two_at_once_one_is_told_to_run_again(folder):
     commit(folder, before, ChangeKind.REMOVE, pa.table({"item_id": ["a"]}))
     with pytest.raises(SemidError, match=r"000001\.parquet: another process made this version in the meantime; run"):
         commit(folder, before, ChangeKind.REMOVE, pa.table({"item_id": ["b"]}))
-    assert SemanticCatalog.load(folder).alive.tolist() == [False, *[True] * 5]
+    assert SemanticCatalog.load(folder).active.tolist() == [False, *[True] * 5]
     assert os.listdir(folder / "changes") == ["000001.parquet"]
 
 
 def test_a_replica_follows(folder, tmp_path):
     replica = Path(shutil.copytree(folder, tmp_path / "replica"))
-    _grown(folder)
+    _five_changes(folder)
     files = sorted((folder / "changes").iterdir())
     for version, file in enumerate(files, 1):
         assert apply(replica, file).number == version
@@ -199,7 +199,7 @@ def test_a_change_that_is_not_the_next_one_is_refused(folder, tmp_path):
     parted = Path(shutil.copytree(folder, tmp_path / "parted"))
     tokenizer = _artifact(tmp_path / "tokenizer", tokenizer=b"another")
     other = _artifact(tmp_path / "other", _catalog("abcdeX"))
-    _grown(folder)
+    _five_changes(folder)
     file = "changes/00000{}.parquet".format
     apply(replica, folder / file(1))
     expects = f"{replica} is at version 1 and expects version 2"
@@ -283,7 +283,7 @@ def test_damage_and_gaps_are_found(folder):
         history(folder)
     first.write_bytes(content)
     assert verify(folder).number == 2
-    assert SemanticCatalog.load(folder, 1).num_alive == 8
+    assert SemanticCatalog.load(folder, 1).num_active == 8
     with pytest.raises(SemidError, match="has versions 0 to 2, and not 3"):
         SemanticCatalog.load(folder, 3)
 
@@ -328,7 +328,7 @@ def test_vectors_are_those_last_given(folder):
 
 
 def test_a_dataset_is_given_the_rows_that_it_has(folder):
-    _grown(folder)
+    _five_changes(folder)
     for names in ("abcdef", "abcdefgh"):
         found = SemanticCatalog.load(folder).select(pa.array(list(names)))
         assert _same(found, _catalog(names))
@@ -379,9 +379,9 @@ def test_a_step_that_fails_leaves_the_old_version(folder, monkeypatch, module, n
         message = r"000001\.parquet: .*No space left on device.*: version 1 is not written; nothing changed$"
         with pytest.raises(SemidError, match=message):
             _remove(folder, "a")
-    assert SemanticCatalog.load(folder).num_alive == 6
+    assert SemanticCatalog.load(folder).num_active == 6
     assert not [*folder.glob("changes/*")]
-    assert _remove(folder, "a").number == 1  # with room again
+    assert _remove(folder, "a").number == 1  # with space on the disk again
 
 
 def test_a_version_that_is_whole_but_not_flushed_says_so(folder, monkeypatch):
@@ -396,7 +396,7 @@ def test_a_version_that_is_whole_but_not_flushed_says_so(folder, monkeypatch):
     monkeypatch.setattr(os, "fsync", fails)
     with pytest.raises(SemidError, match="version 1 stands, but may not outlive a power failure"):
         _remove(folder, "a")
-    assert verify(folder).catalog.num_alive == 5
+    assert verify(folder).catalog.num_active == 5
 
 
 # Imports the base modules alone, as `semid` itself would import JAX; each child works on a copy of its own.
@@ -491,7 +491,7 @@ def test_the_command_line_tells_the_catalogues_life(folder, tmp_path, capsys):
     )
     _append(folder, "gh")
     assert "version 2, 5 items" in _run("catalog history --catalog {c}", capsys, c=folder)
-    assert "version 2: whole; 5 items and 3 tombstones" in _run("catalog verify --catalog {c}", capsys, c=folder)
+    assert "version 2: whole; 5 items, 3 removed" in _run("catalog verify --catalog {c}", capsys, c=folder)
     printed = _run("catalog apply --catalog {r} --change {c}/1.parquet {c}/2.parquet".replace("{c}/", "{c}/00000"),
                    capsys, r=replica, c=folder / "changes")  # fmt: skip
     assert "version 2: applied" in printed

@@ -239,15 +239,15 @@ class Fixed:
 def test_removed_items_are_no_part_of_the_catalogue():
     codes = {"a": [0], "b": [0], "c": [1], "d": [2]}  # a, which shares its codes with b, is removed
     whole, rest = Fixed(["b", "d"], ["a", "b", "c", "d"], codes), Fixed(["b", "d"], ["b", "c", "d"], codes)
-    whole.alive = np.array([False, True, True, True])
+    whole.active = np.array([False, True, True, True])
     table = pa.table({"history": [["c"], ["d"]], "target": ["b", "c"]})
     found, expected = (evaluate(of, table, ks=(1, 3)) for of in (whole, rest))
     assert found.values == expected.values
     assert found.values["recall@1"] == 0.5
     assert found.provenance["catalogue_items"] == 3
-    del whole.alive
+    del whole.active
     assert evaluate(whole, table, ks=(1, 3)).values != expected.values
-    whole.alive = np.array([False, True, True, True])
+    whole.active = np.array([False, True, True, True])
     with pytest.warns(UserWarning, match="1 of 1 targets are not allowed, or removed from the catalogue"):
         gone = evaluate(whole, pa.table({"history": [["c"]], "target": ["a"]}), ks=(1,))
     assert (gone.values["recall@1"], gone.provenance["targets_out_of_reach"]) == (0.0, 1)

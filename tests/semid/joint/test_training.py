@@ -125,12 +125,12 @@ def test_other_items_are_encoded_and_recommended_without_training(world, runs):
         row[-1] = loaded.codes[(loaded.codes[:, :-1] == row[:-1]).all(axis=1), -1].max() + 1
     ids = pa.concat_arrays([loaded.item_ids, pa.array(["new 0", "new 1"])])
     later = SemanticCatalog(ids, np.concatenate([loaded.codes, codes]), loaded.spec.level_sizes, tie_break=True)
-    grown = loaded.with_catalog(later, vectors=vectors)
+    updated = loaded.with_catalog(later, vectors=vectors)
     history = [loaded.item_ids[0].as_py()]
-    only = grown.recommend([history], k=2, allowed=grown.allow(["new 0", "new 1"]))
+    only = updated.recommend([history], k=2, allowed=updated.allow(["new 0", "new 1"]))
     assert sorted(only.item_ids[0]) == ["new 0", "new 1"]
     known = loaded.item_ids.to_pylist()
-    np.testing.assert_allclose(grown.score([history], known), loaded.score([history], known), atol=1e-5)
+    np.testing.assert_allclose(updated.score([history], known), loaded.score([history], known), atol=1e-5)
 
 
 def test_every_term_and_the_health_of_bank_and_codes_are_logged(runs):

@@ -62,11 +62,12 @@ def _make(
 @pytest.fixture(scope="module", params=MODELS)
 def model(request) -> Recommender:
     config, normalization = MODELS[request.param]
-    return _make(config, _catalog(ITEMS), room=2.0, normalization=normalization, digest=_catalog(ITEMS).digest)
+    catalog = _catalog(ITEMS)
+    return _make(config, catalog, capacity_factor=2.0, normalization=normalization, digest=catalog.digest)
 
 
 def _plain(model: Recommender, catalog: SemanticCatalog) -> Recommender:
-    """The same model built for that catalogue, with no room."""
+    """The same model built for that catalogue, with no spare capacity."""
     return _make(model.spec.model, catalog, model=model.model, normalization=model.spec.normalization)
 
 
@@ -82,32 +83,32 @@ def _agree(one, other) -> None:
 
 def test_a_later_version_is_answered_as_by_a_model_built_for_it(model):
     later, new = _catalog(LATER, GONE), [["i17", "i5", "i16"], ["i1"], [], ["i19"]]
-    grown, plain = model.with_catalog(later, vectors=RAW[ITEMS:]), _plain(model, later)
+    updated, plain = model.with_catalog(later, vectors=RAW[ITEMS:]), _plain(model, later)
     allowed = np.random.default_rng(0).random((len(new), LATER)) < 0.5
     for options in ({}, {"allowed": allowed, "exclude_seen": True}):
-        _agree(_answers(grown, new, **options), _answers(plain, new, **options))
+        _agree(_answers(updated, new, **options), _answers(plain, new, **options))
     rows = Histories.from_lists([[1, 2], [17], [], [3]])
-    np.testing.assert_allclose(grown.catalog_log_probs(rows), plain.catalog_log_probs(rows), atol=1e-5)
-    assert (grown.spec.columns, grown.spec.num_items, grown.spec.catalog) == (("v",), LATER, later.digest)
+    np.testing.assert_allclose(updated.catalog_log_probs(rows), plain.catalog_log_probs(rows), atol=1e-5)
+    assert (updated.spec.columns, updated.spec.num_items, updated.spec.catalog) == (("v",), LATER, later.digest)
     assert model.spec.catalog == _catalog(ITEMS).digest  # the old one goes on as it was
     assert [len(ids) for ids in _answers(model).item_ids] == [ITEMS] * len(HISTORIES)
 
 
 def test_what_is_removed_is_not_recommended_and_what_is_left_all_is(model):
-    grown = model.with_catalog(_catalog(LATER, GONE), vectors=RAW[ITEMS:])
+    updated = model.with_catalog(_catalog(LATER, GONE), vectors=RAW[ITEMS:])
     left = sorted(set(IDS) - {"i2", "i17"})
-    for top in (_answers(grown), _answers(grown, allowed=grown.allow(IDS))):
+    for top in (_answers(updated), _answers(updated, allowed=updated.allow(IDS))):
         assert [sorted(ids) for ids in top.item_ids] == [left] * len(HISTORIES)
-    assert _answers(grown, allowed=grown.allow(["i2", "i17"])).item_ids == [[]] * len(HISTORIES)
+    assert _answers(updated, allowed=updated.allow(["i2", "i17"])).item_ids == [[]] * len(HISTORIES)
     assert "i2" in _answers(model.with_catalog(_catalog(LATER), vectors=RAW[ITEMS:])).item_ids[0]  # control
-    gone = grown.catalog_log_probs(Histories.from_lists([[1, 2], [17], [], [3]]))[:, GONE]
+    gone = updated.catalog_log_probs(Histories.from_lists([[1, 2], [17], [], [3]]))[:, GONE]
     np.testing.assert_array_equal(gone, -np.inf)
 
 
 def test_a_history_that_holds_a_removed_item_is_read(model):
-    grown = model.with_catalog(_catalog(LATER, GONE), vectors=RAW[ITEMS:])
+    updated = model.with_catalog(_catalog(LATER, GONE), vectors=RAW[ITEMS:])
     histories = [["i5", "i2"], ["i5", "i4"], ["i5"], ["i4"]]
-    scores = _answers(grown, histories).scores[:, : LATER - len(GONE)]
+    scores = _answers(updated, histories).scores[:, : LATER - len(GONE)]
     assert np.isfinite(scores).all()
     assert np.abs(scores[:1] - scores[1:]).max(axis=1).min() > 1e-4  # not as if it were not there, or another
 
@@ -123,29 +124,29 @@ def test_an_appended_item_is_reached_at_once_without_compiling(model):
         _answers(recommender, allowed=np.ones(items, bool))
         _answers(recommender, exclude_seen=True, allowed=np.ones((len(HISTORIES), items), bool))
 
-    grown, at = model, ITEMS
-    ask(grown, ITEMS)
+    updated, at = model, ITEMS
+    ask(updated, ITEMS)
     before = _programs()
     for items, gone in [(ITEMS + 1, (3,)), (LATER, (2, 3)), (LATER, ())]:
-        grown, at = grown.with_catalog(_catalog(items, gone), vectors=RAW[at:items]), items
-        ask(grown, items)
-    top = _answers(grown, allowed=grown.allow(["i18"]))
+        updated, at = updated.with_catalog(_catalog(items, gone), vectors=RAW[at:items]), items
+        ask(updated, items)
+    top = _answers(updated, allowed=updated.allow(["i18"]))
     assert top.item_ids == [["i18"]] * len(HISTORIES)
     assert np.isfinite(top.scores[:, 0]).all()
     assert _programs() == before
-    _answers(_plain(model, _catalog(LATER)))  # control: with no room, another number of items is another program
+    _answers(_plain(model, _catalog(LATER)))  # control: without it, another number of items is another program
     assert _programs() > before
 
 
 def test_beyond_its_room_it_compiles_and_answers_all_the_same(model):
     parts = {"model": model.model, "normalization": model.spec.normalization}
-    small = _make(model.spec.model, _catalog(ITEMS), room=1.0, **parts)
-    grown = small.with_catalog(_catalog(LATER), vectors=RAW[ITEMS:])
-    _agree(_answers(grown), _answers(model.with_catalog(_catalog(LATER), vectors=RAW[ITEMS:])))
-    again = grown.with_catalog(_catalog(LATER, GONE))
-    assert again._capacity == grown._capacity != small._capacity
-    with pytest.raises(SemidError, match=r"expected room for at least 1 times the catalogue's items, got 0\.5"):
-        _make(model.spec.model, _catalog(ITEMS), room=0.5)
+    small = _make(model.spec.model, _catalog(ITEMS), capacity_factor=1.0, **parts)
+    updated = small.with_catalog(_catalog(LATER), vectors=RAW[ITEMS:])
+    _agree(_answers(updated), _answers(model.with_catalog(_catalog(LATER), vectors=RAW[ITEMS:])))
+    again = updated.with_catalog(_catalog(LATER, GONE))
+    assert again._capacity == updated._capacity != small._capacity
+    with pytest.raises(SemidError, match=r"expected a capacity_factor of 1 or more, got 0\.5"):
+        _make(model.spec.model, _catalog(ITEMS), capacity_factor=0.5)
 
 
 def _same(one: Recommender, other: Recommender) -> None:
@@ -157,19 +158,19 @@ def _same(one: Recommender, other: Recommender) -> None:
         np.testing.assert_array_equal(*parts)
 
 
-def test_a_grown_model_is_written_and_read(model, tmp_path):
-    grown = model.with_catalog(_catalog(ITEMS + 2, GONE[:1]), vectors=RAW[ITEMS : ITEMS + 2])
+def test_an_updated_model_is_written_and_read(model, tmp_path):
+    updated = model.with_catalog(_catalog(ITEMS + 2, GONE[:1]), vectors=RAW[ITEMS : ITEMS + 2])
     with artifacts.write_artifact(tmp_path / "model", kind="model", config={}) as folder:
-        grown.write(folder)
+        updated.write(folder)
     loaded = Recommender.from_pretrained(tmp_path / "model")
-    _same(loaded, _as_it_is(grown))
-    assert loaded.catalog.alive.tolist() == [row != GONE[0] for row in range(ITEMS + 2)]
+    _same(loaded, _as_it_is(updated))
+    assert loaded.catalog.active.tolist() == [row != GONE[0] for row in range(ITEMS + 2)]
     later = _catalog(LATER, GONE)
-    _same(*(_as_it_is(m.with_catalog(later, vectors=RAW[ITEMS + 2 :])) for m in (loaded, grown)))
+    _same(*(_as_it_is(m.with_catalog(later, vectors=RAW[ITEMS + 2 :])) for m in (loaded, updated)))
 
 
 def _as_it_is(model: Recommender) -> Recommender:
-    """The same with no room."""
+    """The same with no spare capacity."""
     own = {"features": model._features, "train_counts": model._train_counts, "standardizer": model._standardizer}
     return Recommender(model.model, model.catalog, spec=model.spec, **own)
 
@@ -231,8 +232,8 @@ def test_a_model_that_knows_items_by_row_does_not_gain_any(config):
     with pytest.raises(SemidError, match="learned a vector of each of its 16 items and has none for the 4 appended"):
         model.with_catalog(_catalog(LATER))
     model.with_catalog(_catalog(ITEMS, (2,)))  # control: it may lose some
-    grown = model.with_catalog(_catalog(LATER, (2, *range(ITEMS, LATER))))  # what it does not know is gone again
-    assert grown.catalog.digest == _catalog(ITEMS, (2,)).digest
+    updated = model.with_catalog(_catalog(LATER, (2, *range(ITEMS, LATER))))  # what it does not know is gone again
+    assert updated.catalog.digest == _catalog(ITEMS, (2,)).digest
 
 
 def test_a_dense_model_does_not_recommend_what_is_removed():
@@ -288,14 +289,14 @@ def test_a_catalogue_in_another_order_is_followed(model, tmp_path, left_out):
     _append(folder, ITEMS, v=RAW)
     commit(folder, current(folder), ChangeKind.REMOVE, pa.table({"item_id": ["i2"]}))
     assert SemanticCatalog.load(folder).select(own.item_ids).digest == own.digest  # training again finds what it found
-    grown = theirs.with_version(folder)
-    gone, (new,) = grown.catalog.rows(["i2", *(IDS[row] for row in left_out)]), grown.catalog.rows([IDS[ITEMS]])
-    assert grown.item_ids[: len(kept)].equals(own.item_ids)
-    np.testing.assert_array_equal(np.flatnonzero(~grown.catalog.alive), np.sort(gone))
-    np.testing.assert_array_equal(grown.codes, CODES[[int(name[1:]) for name in grown.item_ids.to_pylist()]])
-    np.testing.assert_array_equal(grown._features[: len(kept)], features)
-    np.testing.assert_array_equal(grown._features[new], standardizer(RAW[ITEMS : ITEMS + 1])[0])
-    assert grown.scorer.trie.num_items == ITEMS + 1
+    updated = theirs.with_version(folder)
+    gone, (new,) = updated.catalog.rows(["i2", *(IDS[row] for row in left_out)]), updated.catalog.rows([IDS[ITEMS]])
+    assert updated.item_ids[: len(kept)].equals(own.item_ids)
+    np.testing.assert_array_equal(np.flatnonzero(~updated.catalog.active), np.sort(gone))
+    np.testing.assert_array_equal(updated.codes, CODES[[int(name[1:]) for name in updated.item_ids.to_pylist()]])
+    np.testing.assert_array_equal(updated._features[: len(kept)], features)
+    np.testing.assert_array_equal(updated._features[new], standardizer(RAW[ITEMS : ITEMS + 1])[0])
+    assert updated.scorer.trie.num_items == ITEMS + 1
     half = SemanticCatalog.load(folder, 0).arranged(own.item_ids)
     assert half.arranged(half.item_ids) is half
 

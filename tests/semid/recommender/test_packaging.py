@@ -221,13 +221,13 @@ def test_a_later_version_is_handed_over_with_its_own_metrics_or_none(home, tmp_p
     assert "recommends the 39 items of its catalogue" in card
     later = Recommender.from_pretrained(tmp_path / "out")
     assert "i3" not in later.recommend([["i1"]], k=ITEMS).item_ids[0]
-    grown = Recommender.from_pretrained(home / "model", catalog=catalog)
+    updated = Recommender.from_pretrained(home / "model", catalog=catalog)
     with pytest.raises(SemidError, match="measures another version of the catalogue"):
-        grown.save_pretrained(tmp_path / "refused", metrics=home / "metrics.json")
+        updated.save_pretrained(tmp_path / "refused", metrics=home / "metrics.json")
     metrics = json.loads((home / "metrics.json").read_text())
-    metrics["provenance"]["catalog"] = grown.catalog.digest  # as `semid evaluate --catalog` writes it
+    metrics["provenance"]["catalog"] = updated.catalog.digest  # as `semid evaluate --catalog` writes it
     artifacts.write_json(tmp_path / "metrics.json", metrics)
-    grown.save_pretrained(tmp_path / "out", metrics=tmp_path / "metrics.json")
+    updated.save_pretrained(tmp_path / "out", metrics=tmp_path / "metrics.json")
     assert (tmp_path / "out" / "metrics.json").exists()
     with pytest.raises(SemidError, match="measures another version of the catalogue"):
         Recommender.from_pretrained(home / "model").save_pretrained(
