@@ -1,6 +1,6 @@
 """Artifacts: directories that are complete or absent, verified on load, and that say how they were made.
 
-Every stage writes one: data in open formats beside a `manifest.json` with schema version, resolved config, the
+Every stage writes one: data in open formats with a `manifest.json` with schema version, resolved config, the
 sha256 of every file, the digests of its parents, package versions, seed and devices.
 """
 
@@ -113,7 +113,7 @@ def write_artifact(
     seed: int | None = None,
     devices: str = "",
 ) -> Iterator[Path]:
-    """Yield a temporary directory beside `path`; on success seal it with a manifest and rename it to `path`.
+    """Yield a temporary directory next to `path`; on success seal it with a manifest and rename it to `path`.
 
     An artifact that already stands at `path` is replaced; anything else there is refused (see `check_output`).
     `parents` are digests of the artifacts that it is made from, by their roles.
@@ -198,7 +198,7 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path`, which is renamed to it at the end: a reader sees the old file or the new.
+    """Yield a temporary name next to `path`, which is renamed to it at the end: a reader sees the old file or the new.
 
     After an exception nothing is left behind; what a kill leaves, the next call undoes.
     """
@@ -209,7 +209,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def write_once(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; on success what was written there stands, on the disk, at `path`.
+    """Yield a temporary name next to `path`; on success what was written there stands, on the disk, at `path`.
 
     Raises FileExistsError where something stands there already, also where another process came first. After an
     exception nothing is left behind; what a kill leaves, the next call undoes.
@@ -328,7 +328,7 @@ def _remove_leftovers(path: Path) -> None:
 
 @contextlib.contextmanager
 def _temporary_file(path: Path) -> Iterator[Path]:
-    """A name beside `path` of this thread's own; what stands there at the end is removed, and what the dead left."""
+    """Yield a name next to `path` for this thread; remove it at the end, and what killed processes left."""
     temporary = path.with_name(_temporary_name(path, f"writing.{threading.get_ident()}"))
     _remove_dead_files(path)
     try:

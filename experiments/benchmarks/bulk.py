@@ -24,8 +24,8 @@ import pyarrow.parquet as pq
 import tyro
 from flax import nnx
 
+from experiments.benchmarks.paired_timing import timed
 from experiments.benchmarks.quantizers import CONFIG, DIM, encode_flops, matmul_rate, report
-from experiments.benchmarks.turns import timed
 from semid.artifacts import Kind, write_artifact
 from semid.bulk import encode_files, write_catalog
 from semid.catalog import CATALOG_FILE, SemanticCatalog

@@ -37,7 +37,7 @@ import tyro
 from flax import nnx
 
 from experiments.benchmarks.minutes import minutes
-from experiments.benchmarks.turns import (
+from experiments.benchmarks.paired_timing import (
     Ask,
     Turn,
     give_examples,

@@ -215,7 +215,7 @@ def _placed(tree: Any, lay: Any) -> Any:
 
 
 def _compared(ways: dict[str, Way], rounds: int, steps: int) -> dict[str, dict[str, Any]]:
-    """What the ways cost, and their time over that of the first in the same round."""
+    """Costs of the variants, and their times relative to the first in the same round."""
     programs = {name: _Program(way) for name, way in ways.items()}
     for program in programs.values():
         program.start()

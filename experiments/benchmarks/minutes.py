@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from experiments.benchmarks.turns import (
+from experiments.benchmarks.paired_timing import (
     Ask,
     Turn,
     give_examples,

@@ -24,7 +24,7 @@ import numpy as np
 import tyro
 from flax import nnx
 
-from experiments.benchmarks.turns import timed
+from experiments.benchmarks.paired_timing import timed
 from quantizers import ResidualKMeans, min_cost_reassign, residual_codes, sinkhorn_reassign, tie_break
 from semid.artifacts import write_json
 from semid.errors import SemidError

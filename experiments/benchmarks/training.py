@@ -4,8 +4,8 @@
     JAX_NUM_CPU_DEVICES=8 python -m experiments.benchmarks.training --rounds 0 --out runs/training_devices.json
 
 Microbatches, bfloat16, rematerialisation, donated states, packed rows, long histories, the softmax over a million
-items, parameters shared by devices. Speed is compared within rounds, in which every way takes its turn: on a shared
-machine their ratio to the plain way, median over rounds, is steadier than any time. Memory is what the compiled step
+items, parameters shared by devices. Speed is compared within rounds, in which every variant takes its turn: on a
+shared machine their ratio to the plain variant, median over rounds, is steadier than any time. Memory is what the compiled step
 says that it needs. Histories are random; their lengths are those of Amazon's Beauty, or all the same.
 """
 
@@ -52,8 +52,8 @@ MIB = 2**20
 
 
 @dataclass(frozen=True)
-class Way:
-    """A way to train."""
+class Variant:
+    """A variant to train."""
 
     model: CodeConfig
     rows: PackedRows
@@ -62,7 +62,7 @@ class Way:
     ahead: bool = False
     """Put each batch on the device before the step of the one before it."""
 
-    def backbone(self, **options: Any) -> Way:
+    def backbone(self, **options: Any) -> Variant:
         """The same with other options of the backbone."""
         return replace(self, model=replace(self.model, backbone=replace(self.model.backbone, **options)))
 
@@ -77,7 +77,7 @@ def main(
 
     Args:
         out: File to write.
-        rounds: Times that every way takes its turn; 0: devices alone are compared.
+        rounds: Times that every variant takes its turn; 0: devices alone are compared.
         steps: Steps of a turn; of long histories, of all turns together.
         lengths: Items of the histories whose cost is compared.
     """
@@ -89,7 +89,7 @@ def main(
         f"softmax over {IDS:,} items, {STATES} states": _softmax(run=rounds > 0),
     }
     if rounds:
-        figures["ways"] = _compared(_ways(), rounds, steps)
+        figures["variants"] = _compared(_variants(), rounds, steps)
         figures["lengths"] = [_of_length(name, length, steps) for name in FAMILIES for length in lengths]
     for name, value in figures.items():
         print(table(name, value) if isinstance(value, dict | list) else f"{name}: {value}")
@@ -97,10 +97,10 @@ def main(
     write_json(out, figures)
 
 
-def _ways() -> dict[str, Way]:
-    """The plain way first."""
+def _variants() -> dict[str, Variant]:
+    """The plain variant first."""
     train = _histories(np.minimum(2 + np.random.default_rng(0).geometric(0.2, 22_363), 200))
-    plain = Way(RQTransformerConfig(), pack(train, max_history=HISTORY, row_length=ROW))
+    plain = Variant(RQTransformerConfig(), pack(train, max_history=HISTORY, row_length=ROW))
     return {
         "plain": plain,
         "2 microbatches": replace(plain, accumulate=2),
@@ -128,20 +128,20 @@ def _one_a_row(train: Histories) -> PackedRows:
 
 
 class _Training:
-    """A way's compiled step, its state, and a stream of batches on the device."""
+    """A variant's compiled step, its state, and a stream of batches on the device."""
 
-    def __init__(self, way: Way) -> None:
-        mesh, size = make_mesh(), POSITIONS // way.rows.history.shape[1]
-        size = max(size // way.accumulate, 1) * way.accumulate
-        model = ModelSpec(way.model, SIZES, ITEMS, num_features=0, max_history=HISTORY).build(seed=0)
+    def __init__(self, variant: Variant) -> None:
+        mesh, size = make_mesh(), POSITIONS // variant.rows.history.shape[1]
+        size = max(size // variant.accumulate, 1) * variant.accumulate
+        model = ModelSpec(variant.model, SIZES, ITEMS, num_features=0, max_history=HISTORY).build(seed=0)
         optimizer = make_optimizer(OptimizerConfig(), num_steps=10_000)
-        stream = batches(way.rows, batch_size=size, num_batches=10_000, seed=0)
+        stream = batches(variant.rows, batch_size=size, num_batches=10_000, seed=0)
         on_device = (put_batch(batch, mesh) for batch in stream)
-        self.batches: Iterator[Any] = _ahead(on_device) if way.ahead else on_device
+        self.batches: Iterator[Any] = _ahead(on_device) if variant.ahead else on_device
         self.state = create_state(model, optimizer, mesh)
         options: dict[str, Any] = {"tables": _tables(), "seed": 0, "num_steps": 10_000, "mesh": mesh}
-        step = make_step(model, optimizer, generator_loss, **options, accumulate=way.accumulate)
-        if not way.donate:
+        step = make_step(model, optimizer, generator_loss, **options, accumulate=variant.accumulate)
+        if not variant.donate:
             step = replace(step, program=jax.jit(step.program.__wrapped__))
         self.tables, self.program = step.tables, step.lower(self.state, next(self.batches)).compile()
 
@@ -174,17 +174,17 @@ def _ahead(stream: Iterator[Any]) -> Iterator[Any]:
         before = batch
 
 
-def _compared(ways: dict[str, Way], rounds: int, steps: int) -> list[dict[str, Any]]:
-    """Targets a second of every way, over those of the first in the same round, and memory."""
-    trained = {name: _Training(way) for name, way in ways.items()}
+def _compared(variants: dict[str, Variant], rounds: int, steps: int) -> list[dict[str, Any]]:
+    """Targets a second of every variant, over those of the first in the same round, and memory."""
+    trained = {name: _Training(variant) for name, variant in variants.items()}
     takes = [{name: one.take(steps) for name, one in trained.items()} for _ in range(rounds + 1)][1:]
-    rates = {name: np.array([take[name]["targets"] / take[name]["seconds"] for take in takes]) for name in ways}
+    rates = {name: np.array([take[name]["targets"] / take[name]["seconds"] for take in takes]) for name in variants}
     plain, rows = next(iter(rates.values())), []
     for name, one in trained.items():
         low, middle, high = np.quantile(rates[name] / plain, (0.25, 0.5, 0.75))
         rows.append(
             {
-                "way": name,
+                "variant": name,
                 "targets a second": float(np.median(rates[name])),
                 "over plain": float(middle),
                 "quartiles": f"{low:.2f} to {high:.2f}",
@@ -199,8 +199,8 @@ def _of_length(name: str, length: int, steps: int) -> dict[str, Any]:
     config = FAMILIES[name]
     append_last = name == "flat"
     train = _histories(np.full(max(POSITIONS // length, 1) * 2, length + 1))
-    way = Way(config, pack(train, max_history=length, row_length=length + append_last, append_last=append_last))
-    training, lean = _Training(way), _Training(way.backbone(remat=True))
+    variant = Variant(config, pack(train, max_history=length, row_length=length + append_last, append_last=append_last))
+    training, lean = _Training(variant), _Training(variant.backbone(remat=True))
     training.take(1)
     takes = [training.take(1) for _ in range(steps)]
     return {

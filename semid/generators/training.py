@@ -1,4 +1,4 @@
-"""Training a `seq_models` model on a dataset and its catalogue: what a step learns, how a run is validated."""
+"""Training of a `seq_models` model on a dataset and its catalogue: loss, rows, validation."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    """Which model learns from what, and how it is chosen."""
+    """A generator and its training: model, inputs, objective, schedule and validation."""
 
     model: ModelConfig = RQTransformerConfig()
     """A generator of codes, such as RQTransformerConfig; HybridConfig (with a dense head too); or DenseConfig (SASRec
     with full-softmax cross-entropy)."""
     features: tuple[str, ...] | None = None
-    """Vector columns that the model reads beside the codes; none given: all of them; empty: none."""
+    """Vector columns that the model reads next to the codes; none given: all of them; empty: none."""
     max_history: int = 20
     """Items of a history that the model sees, the latest."""
     row_length: int = 32
@@ -168,7 +168,7 @@ def fit_generator(
 
 
 def check_teacher(teacher: Recommender | None, dataset: Dataset, config: GeneratorConfig) -> None:
-    """Raises SemidError unless there is a teacher where, and only where, one is heard, and it knows these items."""
+    """Raise SemidError unless there is a teacher just where the objective distills, and it knows these items."""
     if (teacher is not None) != (config.objective.distillation > 0):
         raise SemidError("distillation needs a weight above 0 and a teacher: give both (--teacher), or neither")
     if teacher is not None and not config.model.has_codes:
@@ -209,7 +209,7 @@ def _content(
 
 
 def training_counts(dataset: Dataset) -> Int[np.ndarray, " items"]:
-    """How often each item occurs in the training histories."""
+    """Number of training interactions of each item."""
     return dataset.splits.train.popularity(dataset.num_items).astype(np.int32)
 
 

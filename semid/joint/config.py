@@ -50,7 +50,7 @@ class Phase:
 
 
 class CodeSchedule(abc.ABC):
-    """When the catalogue's codes change in end-to-end training."""
+    """Schedule by which the catalogue's codes change in end-to-end training."""
 
     @property
     @abc.abstractmethod

@@ -116,7 +116,7 @@ def _check_platforms(platforms: Sequence[str]) -> None:
 
 
 def _facts(recommender: Recommender, exported: export.Exported, folder: Path) -> dict[str, Any]:
-    """Contents of `program.json` besides the settings."""
+    """Contents of `program.json` next to the settings."""
     spec, files = recommender.spec, ("program.stablehlo", "arrays.safetensors", "item_ids.parquet")
     k = exported.out_avals[0].shape[1]
     return {

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.benchmarks import generators, minutes, turns
+from experiments.benchmarks import generators, minutes
 from experiments.layout import read_layout
 from semid import SemanticCatalog
 from semid.artifacts import Kind, write_artifact
@@ -59,8 +59,8 @@ TINY = TransformerConfig(dim=8, layers=1, heads=2, hidden=8, dropout=0.1)
 def fake_peer(tmp_path, monkeypatch):
     script = tmp_path / "fake.py"
     script.write_text(FAKE)
-    monkeypatch.setattr(turns, "SCRIPT", script)
-    monkeypatch.setattr(turns, "_PAUSE", 0)
+    monkeypatch.setattr(paired_timing, "SCRIPT", script)
+    monkeypatch.setattr(paired_timing, "_PAUSE", 0)
     return Path(sys.executable)
 
 
@@ -172,7 +172,7 @@ def test_minutes_are_steps_times_their_seconds_and_go_on_from_the_last_look(
 
 def test_a_peer_that_ends_is_named(fake_peer):
     codes = np.zeros((1, 1), int)
-    with turns.peer(fake_peer, codes, (1,), search=False) as ask:
+    with paired_timing.peer(fake_peer, codes, (1,), search=False) as ask:
         assert ask is not None
         assert ask("model")["parameters"] == 7
         with pytest.raises(SemidError, match="the peer ended at 'dance'"):

@@ -1,6 +1,6 @@
 """Speed and memory of the main job on one dataset: data to codes, a generator epoch, the search, peak memory.
 
-    python -m experiments.benchmarks.spine --dataset ../shared/data/amazon14_beauty --out runs/spine.json
+    python -m experiments.benchmarks.pipeline --dataset ../shared/data/amazon14_beauty --out runs/spine.json
 
 Each stage is timed after a warm-up of the same shapes, so that compilation is reported apart. The budgets in brackets
 are for Beauty on 2 CPU cores. `matmul` is what the machine gave at that moment on a 1024-cubed float32 product: times
