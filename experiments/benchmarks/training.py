@@ -5,8 +5,8 @@
 
 Microbatches, bfloat16, rematerialisation, donated states, packed rows, long histories, the softmax over a million
 items, parameters shared by devices. Speed is compared within rounds, in which every variant takes its turn: on a
-shared machine their ratio to the plain variant, median over rounds, is steadier than any time. Memory is what the compiled step
-says that it needs. Histories are random; their lengths are those of Amazon's Beauty, or all the same.
+shared machine their ratio to the plain variant, median over rounds, is steadier than any time. Memory is the need that
+the compiled step states. Histories are random; their lengths are those of Amazon's Beauty, or all the same.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.benchmarks import generators, minutes
+from experiments.benchmarks import generators, minutes, paired_timing
 from experiments.layout import read_layout
 from semid import SemanticCatalog
 from semid.artifacts import Kind, write_artifact
