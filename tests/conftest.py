@@ -12,6 +12,7 @@ MAPS = Path("/proc/self/maps")
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 if version("jaxlib").startswith("0.10."):  # later ones end the process at a flag that they no longer know
     QUICK += " --xla_cpu_use_fusion_emitters=false"
+    QUICK += " --xla_cpu_parallel_codegen_split_count=1"  # dividing a program's code costs a fifth of compiling it
 
 # Read when jax is imported, here and in the processes that tests start.
 os.environ.setdefault("XLA_FLAGS", QUICK)
