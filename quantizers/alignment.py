@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Integer
 
 AxisName = str | tuple[str, ...]
@@ -100,13 +101,18 @@ def in_batch_bce(
     return masked_mean(_binary_cross_entropy(pairs), mask=mask, axis_name=axis_name)
 
 
-def unit_rows(x: Float[Array, "n dim"], *, mask: Bool[Array, " n"] | None = None) -> Float[Array, "n dim"]:
+def unit_rows(
+    x: Float[Array | np.ndarray, "n dim"], *, mask: Bool[Array | np.ndarray, " n"] | None = None
+) -> Float[Array, "n dim"]:
     """Rows of length 1 in float32; a row that is zero or masked, NaN or not, becomes zero and gets no gradient."""
     return _unit(_zero_masked(x, mask))
 
 
 def masked_mean(
-    x: Float[Array, " n"], *, mask: Bool[Array, " n"] | None = None, axis_name: AxisName | None = None
+    x: Float[Array | np.ndarray, " n"],
+    *,
+    mask: Bool[Array | np.ndarray, " n"] | None = None,
+    axis_name: AxisName | None = None,
 ) -> Float[Array, ""]:
     """Mean over the rows of all devices where `mask` is true; 0 if there are none."""
     counted = jnp.ones(x.shape, bool) if mask is None else mask
@@ -160,9 +166,11 @@ def _binary_cross_entropy(pairs: _Pairs) -> Float[Array, " n"]:
     return clicked + others / jnp.maximum(pairs.negative.sum(-1), 1).astype(jnp.float32)
 
 
-def _zero_masked(x: Float[Array, " n *rest"], mask: Bool[Array, " n"] | None) -> Float[Array, " n *rest"]:
+def _zero_masked(
+    x: Float[Array | np.ndarray, " n *rest"], mask: Bool[Array | np.ndarray, " n"] | None
+) -> Float[Array, " n *rest"]:
     """`x` in float32, masked rows zero: before any arithmetic, so that a NaN there reaches no gradient."""
-    x = x.astype(jnp.float32)
+    x = jnp.asarray(x, jnp.float32)
     return x if mask is None else jnp.where(jnp.expand_dims(mask, range(1, x.ndim)), x, 0)
 
 

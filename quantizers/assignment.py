@@ -138,7 +138,11 @@ class OverusedGumbel:
 
 @partial(jax.jit, static_argnames="iterations")
 def sinkhorn(
-    distances: Float[Array, "n codes"], *, epsilon: float, iterations: int, mask: Bool[Array, " n"] | None = None
+    distances: Float[Array, "n codes"],
+    *,
+    epsilon: float | Float[Array, ""],
+    iterations: int,
+    mask: Bool[Array, " n"] | None = None,
 ) -> Float[Array, "n codes"]:
     """Entropic transport plan: rows where `mask` holds sum to 1 / their number, the others to 0, columns to 1 / codes.
 
@@ -163,7 +167,7 @@ def _scaled(distances: Float[Array, "n codes"], mask: Bool[Array, " n"]) -> Floa
 
 
 def _code_prices(
-    costs: Float[Array, "n codes"], mask: Bool[Array, " n"], *, epsilon: float, iterations: int
+    costs: Float[Array, "n codes"], mask: Bool[Array, " n"], *, epsilon: float | Float[Array, ""], iterations: int
 ) -> Float[Array, " codes"]:
     """Dual variables of the codes. Epsilon falls from 1 to its value, since a small one converges slowly at first."""
     num_codes = costs.shape[1]

@@ -6,6 +6,7 @@ from enum import Enum
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 
@@ -17,7 +18,7 @@ class Distance(Enum):
 
 
 def distances(
-    x: Float[Array, "*b dim"], codebook: Float[Array, "codes dim"], *, distance: Distance
+    x: Float[Array | np.ndarray, "*b dim"], codebook: Float[Array | np.ndarray, "codes dim"], *, distance: Distance
 ) -> Float[Array, "*b codes"]:
     """Squared distances, of the vectors or (`COSINE`: 2 - 2 cos) of their directions."""
     if distance is Distance.COSINE:
@@ -25,18 +26,20 @@ def distances(
     return squared_distances(x, codebook)
 
 
-def squared_distances(x: Float[Array, "*b dim"], codebook: Float[Array, "codes dim"]) -> Float[Array, "*b codes"]:
+def squared_distances(
+    x: Float[Array | np.ndarray, "*b dim"], codebook: Float[Array | np.ndarray, "codes dim"]
+) -> Float[Array, "*b codes"]:
     """||x||^2 - 2 x.e + ||e||^2 in float32: one matrix product, at full precision on every device."""
-    rows = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
-    codes = codebook.astype(jnp.float32)
+    rows = jnp.asarray(x, jnp.float32).reshape(-1, x.shape[-1])
+    codes = jnp.asarray(codebook, jnp.float32)
     products = jnp.matmul(rows, codes.T, precision=jax.lax.Precision.HIGHEST)
     squares = jnp.square(rows).sum(-1)[:, None] - 2 * products + jnp.square(codes).sum(-1)[None, :]
     return jnp.maximum(squares, 0).reshape(*x.shape[:-1], len(codebook))
 
 
-def unit_vectors(x: Float[Array, "*b dim"]) -> Float[Array, "*b dim"]:
+def unit_vectors(x: Float[Array | np.ndarray, "*b dim"]) -> Float[Array, "*b dim"]:
     """Vectors scaled to length one, in float32; one shorter than 1e-12 has no direction and stays as it is."""
-    x = x.astype(jnp.float32)
+    x = jnp.asarray(x, jnp.float32)
     squares = jnp.square(x).sum(-1, keepdims=True)
     return x * jax.lax.rsqrt(jnp.where(squares > 1e-24, squares, 1))
 
@@ -49,7 +52,10 @@ def code_logits(
 
 
 def nearest(
-    x: Float[Array, "*b dim"], codebook: Float[Array, "codes dim"], *, distance: Distance = Distance.EUCLIDEAN
+    x: Float[Array | np.ndarray, "*b dim"],
+    codebook: Float[Array | np.ndarray, "codes dim"],
+    *,
+    distance: Distance = Distance.EUCLIDEAN,
 ) -> Int[Array, "*b"]:
     """Nearest code of each vector; the lowest index wins a tie."""
     return first_argmin(distances(x, codebook, distance=distance))

@@ -18,7 +18,7 @@ from quantizers.types import Quantized, QuantizerLosses
 class FiniteScalarQuantizer:
     """Quantizer of one code per dimension, as in (8, 5, 5, 5): nothing to fit, no loss; a pytree without leaves."""
 
-    level_sizes: tuple[int, ...] = field(metadata={"static": True})
+    level_sizes: Sequence[int] = field(metadata={"static": True})
 
     def __post_init__(self) -> None:
         if not self.level_sizes or min(self.level_sizes) < 1:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from quantizers.distances import first_argmin, squared_distances
 
-Blocks = Callable[[], Iterable[Float[np.ndarray, "n dim"]]]  # the same rows in the same order, call after call
+Blocks = Callable[[], Iterable[Float[np.ndarray, "_ dim"]]]  # the same rows in the same order, call after call
 
 _CHUNK_ENTRIES = 2**20  # entries of one block of the distance table: 4 MiB
 _SAMPLES_PER_CODE = 16
@@ -156,7 +156,7 @@ def _jitted_update(
 
 
 def lloyd_pass(
-    blocks: Iterable[Float[np.ndarray, "n dim"]], centroids: Float[Array, "codes dim"]
+    blocks: Iterable[Float[np.ndarray, "_ dim"]], centroids: Float[Array, "codes dim"]
 ) -> Float[Array, "codes dim"]:
     """One iteration of Lloyd over all blocks, as `kmeans` does it in memory, whatever the blocks' sizes.
 
@@ -177,7 +177,7 @@ def lloyd_pass(
 
 
 def _padded(
-    blocks: Iterable[Float[np.ndarray, "n dim"]], *, rows: int
+    blocks: Iterable[Float[np.ndarray, "_ dim"]], *, rows: int
 ) -> Iterator[tuple[Float[np.ndarray, "row dim"], Bool[np.ndarray, " row"]]]:
     """Chunks of at most `rows` rows, padded to a power of two, so that few shapes are compiled."""
     for block in blocks:

@@ -187,7 +187,7 @@ def _optimize_rotation(
     x: Float[Array, "items dim"],
     codebooks: Float[Array, "level codes part"],
     rotation: Float[Array, "dim dim"],
-    rounds: int,
+    rounds: int | Int[Array, ""],
 ) -> tuple[Float[Array, "dim dim"], Float[Array, ""]]:
     """In turn: codes and their means under the rotation (one step of Lloyd's), the best rotation under the codes.
 

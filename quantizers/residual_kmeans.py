@@ -135,7 +135,7 @@ def cluster_levels(
 
 
 def _few_rows(
-    blocks: Iterable[Float[np.ndarray, "n dim"]], *, at_most: int
+    blocks: Iterable[Float[np.ndarray, "_ dim"]], *, at_most: int
 ) -> Float[np.ndarray, "distinct dim"] | None:
     """Distinct rows in order of appearance; None, without reading on, as soon as there are too many."""
     seen: dict[bytes, None] = {}
@@ -176,8 +176,8 @@ def _sample(blocks: Blocks, *, size: int, rng: np.random.Generator) -> Float[np.
 
 
 def _residuals(
-    blocks: Iterable[Float[np.ndarray, "n dim"]], codebooks: Sequence[Float[Array, "_ dim"]]
-) -> Iterator[Float[np.ndarray, "n dim"]]:
+    blocks: Iterable[Float[np.ndarray, "_ dim"]], codebooks: Sequence[Float[Array, "_ dim"]]
+) -> Iterator[Float[np.ndarray, "_ dim"]]:
     """Residuals of each block after all codebooks."""
     for block in blocks:
         residual = np.asarray(block, np.float32)
@@ -196,8 +196,8 @@ _nearest = jax.jit(nearest)
 
 
 def _shifted(
-    blocks: Iterable[Float[np.ndarray, "n dim"]], shift: Float[np.ndarray, "1 dim"]
-) -> Iterator[Float[np.ndarray, "n dim"]]:
+    blocks: Iterable[Float[np.ndarray, "_ dim"]], shift: Float[np.ndarray, "1 dim"]
+) -> Iterator[Float[np.ndarray, "_ dim"]]:
     return (block + shift for block in blocks)
 
 

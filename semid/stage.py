@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar, runtime_checkable
 
 import jax
 
@@ -27,6 +27,7 @@ from semid.training import HISTORY, REQUEST, discard_checkpoints, on_first
 STAGE_VERSION = "stage_version"
 
 
+@runtime_checkable
 class Stored(Protocol):
     """Object that knows the artifact which holds it."""
 

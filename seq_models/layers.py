@@ -6,7 +6,7 @@ import enum
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -86,6 +86,7 @@ def norm(config: TransformerConfig, rngs: nnx.Rngs) -> nnx.RMSNorm:
     return nnx.RMSNorm(config.dim, dtype=jnp.float32, rngs=rngs)
 
 
+@runtime_checkable
 class HasPrecision(Protocol):
     """A config that states the precision of matrix products."""
 

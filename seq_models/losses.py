@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from seq_models.trie import CodeTrie
 
@@ -20,7 +20,7 @@ _FEW_STATES, _MANY_STATES = 64, 1024
 
 
 def code_cross_entropy(
-    logits: Sequence[Float[Array, "*n size"]],
+    logits: Sequence[Float[Array, "*n _"]],
     codes: Int[Array, "*n level"],
     weights: Float[Array, "*n"],
     *,
@@ -67,7 +67,7 @@ def constrained_cross_entropy(
 
 
 def child_cross_entropy(
-    logits: Sequence[Float[Array, "*n size"]],
+    logits: Sequence[Float[Array, "*n _"]],
     codes: Int[Array, "*n level"],
     weights: Float[Array, "*n"],
     *,
@@ -99,7 +99,7 @@ def item_cross_entropy(
 
 
 def distillation(
-    logits: Sequence[Float[Array, "*n size"]],
+    logits: Sequence[Float[Array, "*n _"]],
     codes: Int[Array, "*n level"],
     weights: Float[Array, "*n"],
     *,
@@ -262,7 +262,7 @@ def _block(
     return by_vectors, (jnp.log(total[:, 0]) + largest[:, 0] - target_logit, by_state)
 
 
-def _padded(x: Array, size: int) -> Float[Array, "blocks size *rest"]:
+def _padded(x: Array, size: int) -> Shaped[Array, "blocks size *rest"]:
     """In blocks of `size` rows, the last one filled up with zeros."""
     missing = -len(x) % size
     return jnp.pad(x, ((0, missing), *[(0, 0)] * (x.ndim - 1))).reshape(-1, size, *x.shape[1:])

@@ -117,7 +117,7 @@ def at_tokens(
     return jnp.take_along_axis(logits, tokens, axis=-1, mode="clip")
 
 
-def normalized(logits: Float[Array, "*n"], total: Float[Array, "*n"]) -> Float[Array, "*n"]:
+def normalized(logits: Float[Array, "*n"], total: Float[Array, "*#n"]) -> Float[Array, "*n"]:
     """Log-probabilities. A step may forbid codes by logits of -inf; where it forbids all, `total` is -inf as well."""
     return jnp.where(logits == -jnp.inf, -jnp.inf, logits - total)
 
@@ -170,7 +170,8 @@ def top_k(scores: Float[Array, "batch n"], k: int) -> tuple[Float[Array, "batch 
     """
     num_blocks = scores.shape[-1] // _BLOCK
     if num_blocks < 8 * k:
-        return jax.lax.top_k(scores, k)
+        values, best = jax.lax.top_k(scores, k)
+        return values, best
     missing = -scores.shape[-1] % _BLOCK
     padded = jnp.pad(scores, ((0, 0), (0, missing)), constant_values=-jnp.inf)
     blocks = padded.reshape(scores.shape[0], -1, _BLOCK)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int, Shaped
+from jaxtyping import Array, Bool, Int, Integer, Shaped
 
 
 class Members(NamedTuple):
@@ -85,7 +85,7 @@ class CodeTrie:
     Two tries of equal static fields and equal array shapes, as those of one capacity, run in the same compiled program.
     """
 
-    tokens: tuple[Int[Array, " nodes"], ...]  # in the smallest type that holds the level's size
+    tokens: tuple[Integer[Array, " nodes"], ...]  # in the smallest type that holds the level's size
     child_start: tuple[Int[Array, " parents_plus_1"] | None, ...]
     leaf_start: Int[Array, " leaves_plus_1"] | None
     item_rows: Int[Array, " items"]  # by position; `items` behind the last, where a capacity or removals leave it free
@@ -268,7 +268,7 @@ def _token_type(size: int) -> type[np.integer]:
     return np.uint8 if size <= 2**8 else np.uint16 if size <= 2**16 else np.int32
 
 
-def _padded(values: np.ndarray, length: int, fill: int) -> Int[Array, " length"]:
+def _padded(values: np.ndarray, length: int, fill: int | np.integer) -> Integer[Array, " length"]:
     kind = values.dtype if values.dtype.itemsize <= 2 else np.int32
     padded = np.full(length, fill, kind)
     padded[: len(values)] = values

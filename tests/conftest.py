@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -26,6 +27,21 @@ os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 
 import jax  # noqa: E402  (it reads the settings above)
 import pytest  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).parent))  # the hook imports the checker by its name
+import shapes  # noqa: E402
+
+# In the tests of these packages every annotation is checked at every call, shapes and dtypes included.
+CHECKED = ("quantizers", "seq_models")
+install_import_hook(CHECKED, "shapes.checked")
+pytest.raises = shapes.raises_unchecked
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _checked_annotations(request):
+    with shapes.checking(request.path.parent.name in CHECKED):
+        yield
 
 
 def pytest_collection_finish():

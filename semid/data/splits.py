@@ -7,7 +7,7 @@ learns (tokenizer, collaborative signals, popularity, generator) sees `Splits.tr
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -89,6 +89,7 @@ class Splits:
         return examples
 
 
+@runtime_checkable
 class Interactions(Protocol):
     """Interactions of a dataset to be split, those of a user consecutive, by time."""
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +65,7 @@ class SideAdapters:
 Tuning = Frozen | SideAdapters | LowRank | Full
 
 
+@runtime_checkable
 class Encoder(Protocol):
     """Maps content to vectors; those of absent items are finite and without meaning."""
 
@@ -73,6 +74,7 @@ class Encoder(Protocol):
     def __call__(self, rows: Any, *, key: Key[Array, ""] | None = None) -> Float[Array, "n dim"]: ...
 
 
+@runtime_checkable
 class Backbone(Encoder, Protocol):
     """An encoder that shows the pooled states of its embeddings and of each of its blocks."""
 

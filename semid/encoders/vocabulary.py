@@ -6,7 +6,7 @@ import io
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +23,7 @@ class Tokenized(NamedTuple):
     cut: int
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """Turns texts into rows of tokens."""
 

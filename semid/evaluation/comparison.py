@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -57,6 +57,7 @@ def _search_options(ranker: Ranker, beam_size: int) -> dict[str, Any]:
     return {} if ranker.codes is None else {"beam_size": beam_size}
 
 
+@runtime_checkable
 class _Searchable(Ranker, Protocol):
     def log_probs(self, histories: Histories, rows: Int[np.ndarray, " n"]) -> Float[np.ndarray, "histories n"]: ...
     def catalog_log_probs(self, histories: Histories) -> Float[np.ndarray, "histories items"]: ...

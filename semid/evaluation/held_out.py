@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +32,7 @@ class EvaluationSet:
     asked: int
 
 
+@runtime_checkable
 class Named(Protocol):
     """A ranker's items; one that says how often training had each has `train_counts` too."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from semid import artifacts
 from semid.artifacts import MANIFEST, PAGE, Kind, Manifest, Origin
@@ -17,6 +17,7 @@ DATASET_FILE = "dataset.json"
 TRAINING = "training.json"
 
 
+@runtime_checkable
 class Measured(Protocol):
     """Result of `semid.evaluate`."""
 

@@ -24,7 +24,12 @@ def table() -> jax.Array:
 
 
 def _assign(assignment: Assignment, distances: jax.Array, **options: object) -> AssignedCodes:
-    plain = {"mask": jnp.ones(len(distances), bool), "usage": jnp.full(CODES, 1 / CODES), "key": None, "progress": 1.0}
+    plain = {
+        "mask": jnp.ones(len(distances), bool),
+        "usage": jnp.full(distances.shape[1], 1 / distances.shape[1]),
+        "key": None,
+        "progress": 1.0,
+    }
     return assignment(distances, **(plain | options))
 
 
