@@ -32,15 +32,16 @@ from jaxtyping import install_import_hook  # noqa: E402
 sys.path.insert(0, str(Path(__file__).parent))  # the hook imports the checker by its name
 import shapes  # noqa: E402
 
-# In the tests of these packages every annotation is checked at every call, shapes and dtypes included.
-CHECKED = ("quantizers", "seq_models")
-install_import_hook(CHECKED, "shapes.checked")
+# In these test files every annotation of the package is checked at every call, shapes and dtypes included.
+CHECKED = {"quantizers": ("alignment", "assignment", "distances", "finite_scalar", "metrics", "product")}
+install_import_hook(list(CHECKED), "shapes.checked")
 pytest.raises = shapes.raises_unchecked
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _checked_annotations(request):
-    with shapes.checking(request.path.parent.name in CHECKED):
+    files = CHECKED.get(request.path.parent.name, ())
+    with shapes.checking(request.path.stem.removeprefix("test_") in files):
         yield
 
 

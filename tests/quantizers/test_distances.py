@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -53,3 +56,9 @@ def test_directions_have_length_one_and_zero_stays_zero(x):
     np.testing.assert_array_equal(unit_vectors(jnp.zeros((2, 3))), 0)
     gradient = jax.grad(lambda v: unit_vectors(v).sum())(jnp.zeros((2, 3)))
     assert np.isfinite(gradient).all()
+
+
+def test_annotations_are_checked_in_this_file():
+    with contextlib.suppress(jaxtyping.TypeCheckError):
+        nearest(jnp.zeros((2, 3)), jnp.zeros((4, 5)))
+        pytest.fail("vectors of 3 dimensions and codes of 5 passed")
