@@ -16,8 +16,8 @@ from seq_models.layers import Precision
 
 CONFIG = DenseConfig(TransformerConfig(dim=8, layers=1, heads=2, hidden=12))
 IDS, FEATURES = 11, 3
-HISTORY = jnp.asarray([[3, 1, 4, 1, 0], [5, 9, 2, 6, 10]])
-SEGMENTS = jnp.asarray([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]])
+HISTORY = np.array([[3, 1, 4, 1, 0], [5, 9, 2, 6, 10]], np.int32)
+SEGMENTS = np.array([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]], np.int32)
 
 
 @functools.cache
@@ -25,8 +25,18 @@ def model(num_features):
     return DenseTransformer(CONFIG, num_items=IDS, num_features=num_features, rngs=nnx.Rngs(0))
 
 
+@jax.jit
+def scores_of(model, vectors, history=HISTORY, segments=SEGMENTS):
+    return model.scores(vectors, history, segments)
+
+
+@jax.jit
+def states_of(model, vectors, key=None):
+    return model.states(vectors, HISTORY, SEGMENTS, key=key)
+
+
 def features():
-    return jnp.asarray(np.random.default_rng(0).normal(size=(IDS, FEATURES)), jnp.float32)
+    return np.random.default_rng(0).normal(size=(IDS, FEATURES)).astype(np.float32)
 
 
 def test_vectors_are_the_table_plus_the_projected_features():
@@ -42,39 +52,39 @@ def test_vectors_are_the_table_plus_the_projected_features():
 def test_scores_are_inner_products_with_the_last_state(num_features):
     m = model(num_features)
     vectors = m.vectors(features())
-    states = np.asarray(m.states(vectors, HISTORY, SEGMENTS))
-    scores = m.scores(vectors, HISTORY, SEGMENTS)
+    states = np.asarray(states_of(m, vectors))
+    scores = scores_of(m, vectors)
     assert scores.shape == (2, IDS)
     np.testing.assert_allclose(scores, np.stack([states[0, 3], states[1, 4]]) @ np.asarray(vectors).T, atol=1e-5)
 
 
 def test_output_is_tied_to_the_vectors():
     """An id outside the histories has its own score doubled by doubling its vector, and no other's changed."""
-    vectors = model(0).vectors(None)
-    before = model(0).scores(vectors, HISTORY, SEGMENTS)
-    after = model(0).scores(vectors.at[7].multiply(2.0), HISTORY, SEGMENTS)
-    np.testing.assert_allclose(after, np.where(np.arange(IDS) == 7, 2.0, 1.0) * np.asarray(before), atol=1e-6)
-    inside = model(0).scores(vectors.at[3].add(jnp.arange(8.0)), HISTORY, SEGMENTS)
+    vectors = np.asarray(model(0).vectors(None))
+    outer, inner = vectors.copy(), vectors.copy()
+    outer[7] *= 2
+    inner[3] += np.arange(8)
+    before, after, inside = (np.asarray(scores_of(model(0), each)) for each in (vectors, outer, inner))
+    np.testing.assert_allclose(after, np.where(np.arange(IDS) == 7, 2.0, 1.0) * before, atol=1e-6)
     assert np.abs(inside[0, :3] - before[0, :3]).max() > 1e-4  # an id inside is an input as well
 
 
 def test_scores_ignore_padding_and_heed_order():
     vectors = model(0).vectors(None)
-    scores = model(0).scores(vectors, HISTORY, SEGMENTS)
-    alone = model(0).scores(vectors, HISTORY[:1, :4], SEGMENTS[:1, :4])
+    scores = np.asarray(scores_of(model(0), vectors))
+    alone = scores_of(model(0), vectors, HISTORY[:1, :4], SEGMENTS[:1, :4])
     np.testing.assert_allclose(scores[:1], alone, atol=1e-5)
-    np.testing.assert_array_equal(scores, model(0).scores(vectors, HISTORY.at[0, 4].set(8), SEGMENTS))
-    left = model(0).scores(vectors, jnp.roll(HISTORY[:1], 1, axis=1), jnp.roll(SEGMENTS[:1], 1, axis=1))
+    other = HISTORY.copy()
+    other[0, 4] = 8
+    np.testing.assert_array_equal(scores, scores_of(model(0), vectors, other))
+    left = scores_of(model(0), vectors, np.roll(HISTORY[:1], 1, axis=1), np.roll(SEGMENTS[:1], 1, axis=1))
     np.testing.assert_allclose(left, alone, atol=1e-5)
-    swapped = HISTORY[:, jnp.asarray([1, 0, 2, 3, 4])]
-    assert np.abs(model(0).scores(vectors, swapped, SEGMENTS) - scores).max() > 1e-4
+    assert np.abs(scores_of(model(0), vectors, HISTORY[:, [1, 0, 2, 3, 4]]) - scores).max() > 1e-4
 
 
 def test_dropout_is_used_with_a_key_alone():
     vectors = model(0).vectors(None)
-    plain, again, dropped = (
-        model(0).states(vectors, HISTORY, SEGMENTS, key=key) for key in (None, None, jax.random.key(0))
-    )
+    plain, again, dropped = (np.asarray(states_of(model(0), vectors, key)) for key in (None, None, jax.random.key(0)))
     np.testing.assert_array_equal(plain, again)
     assert np.abs(dropped - plain).max() > 1e-2
 
@@ -87,9 +97,10 @@ def test_bfloat16_scores_are_float32_and_close():
         rngs=nnx.Rngs(0),
     )
     with jax.numpy_dtype_promotion("standard"):  # dot_product_attention itself promotes
-        got, expected = (m.scores(m.vectors(features()), HISTORY, SEGMENTS) for m in (rough, model(FEATURES)))
-        states = rough.states(rough.vectors(None), HISTORY, SEGMENTS)
+        got, expected = (scores_of(m, m.vectors(features())) for m in (rough, model(FEATURES)))
+        states = states_of(rough, rough.vectors(None))
     assert got.dtype == jnp.float32
+    got, expected = np.asarray(got), np.asarray(expected)
     assert 1e-4 < np.abs(got - expected).max() / np.abs(expected).max() < 0.05
     assert states.dtype == jnp.bfloat16  # as the loss multiplies them
 

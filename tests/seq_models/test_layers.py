@@ -37,7 +37,7 @@ LENGTH = 6
 
 
 def normal(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+    return jax.device_put(np.random.default_rng(seed).normal(size=shape).astype(np.float32))
 
 
 @functools.cache
@@ -100,9 +100,14 @@ def test_attention_against_loops_in_float64(positions):
     for at, head in np.ndindex(4, 2):
         powers = np.exp(k[: at + 1, head] @ q[at, head] / 2.0)
         mixed[at, head] = powers @ v[0, : at + 1, head] / powers.sum()
-    query, (keys, values) = attention.project(x)
-    query, keys = rotate(query, jnp.asarray(positions)), rotate(keys, jnp.asarray(positions))
-    got = attention.merge(attend_rows(query, KeyValue(keys, values), jnp.ones((1, 4), jnp.int32), causal=True))
+
+    @jax.jit
+    def attend(attention, x, positions):
+        query, (keys, values) = attention.project(x)
+        query, keys = rotate(query, positions), rotate(keys, positions)
+        return attention.merge(attend_rows(query, KeyValue(keys, values), jnp.ones((1, 4), jnp.int32), causal=True))
+
+    got = attend(attention, x, positions.astype(np.int32))
     np.testing.assert_allclose(got[0], mixed.reshape(4, 8) @ out, atol=1e-5)
 
 
@@ -125,10 +130,11 @@ def test_grouped_heads_are_full_heads_with_shared_keys_and_values():
 def test_what_is_seen_by_hand():
     """Equal keys share attention evenly, so that values of one position each show who is seen."""
     segments = jnp.asarray([[1, 1, 2, 0, 0]])
-    zeros, values = jnp.zeros((1, 5, 1, 5)), jnp.eye(5)[None, :, None]
+    zeros, values = np.zeros((1, 5, 1, 5), np.float32), np.eye(5, dtype=np.float32)[None, :, None]
+    attend = jax.jit(attend_rows, static_argnames="causal")
 
     def seen(causal):
-        shares = attend_rows(zeros, KeyValue(zeros, values), segments, causal=causal)[0, :, 0]
+        shares = np.asarray(attend(zeros, KeyValue(zeros, values), segments, causal=causal))[0, :, 0]
         return (np.asarray(shares) * np.count_nonzero(shares, axis=1)[:, None]).round(5).tolist()
 
     assert seen(True) == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 1, 1]]
@@ -150,11 +156,12 @@ def test_blocks_of_queries_give_the_values_and_gradients_of_one(causal, monkeypa
         out = attend_rows(q, kv, segments, causal=causal)
         return jnp.sum(jnp.sin(out)), out
 
-    whole = jax.value_and_grad(attended, (0, 1), has_aux=True)(q, kv)
+    def values_and_gradients():
+        return jax.tree.leaves(jax.jit(jax.value_and_grad(lambda q, kv: attended(q, kv), (0, 1), has_aux=True))(q, kv))
+
+    whole = values_and_gradients()
     monkeypatch.setattr(attending, "_QUERIES", 3)
-    for a, b in zip(
-        *map(jax.tree.leaves, (jax.value_and_grad(attended, (0, 1), has_aux=True)(q, kv), whole)), strict=True
-    ):
+    for a, b in zip(values_and_gradients(), whole, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
@@ -178,8 +185,10 @@ def test_beams_read_a_shared_history_and_their_own_past():
     real = np.array([[True, True, True, False, False], [False, True, True, True, True]])
     steps = tuple(KeyValue(normal(20 + i, 2, n, 2, 2), normal(30 + i, 2, n, 2, 2)) for i, n in enumerate((2, 4)))
     ancestors = np.array([[[0, 3], [1, 1], [1, 0]], [[1, 2], [0, 2], [0, 0]]])
-    past = gather_ancestors(steps, jnp.asarray(ancestors))
-    got = attend_history(q, history, jnp.asarray(real), past)
+    got = jax.jit(lambda q, history, steps: attend_history(q, history, real, gather_ancestors(steps, ancestors)))(
+        q, history, steps
+    )
+    q, history, steps, got = jax.device_get((q, history, steps, got))
     for user, beam, head in np.ndindex(2, 3, 4):
         own = [
             [step[part][user, ancestors[user, beam, i], head // 2] for i, step in enumerate(steps)] for part in (0, 1)
@@ -234,7 +243,7 @@ def test_dropout_is_the_identity_without_a_key_and_at_rate_zero(rate, key):
 @pytest.mark.parametrize("rate", [0.1, 0.25, 0.5, 0.9])
 def test_dropout_keeps_and_rescales(rate):
     x = jnp.ones((101, 499))  # a size that is no multiple of four
-    out = np.asarray(dropout(x, rate, jax.random.key(1)))
+    out = np.asarray(jax.jit(dropout, static_argnums=1)(x, rate, jax.random.key(1)))
     keep = round((1 - rate) * 256) / 256
     np.testing.assert_allclose(out[out != 0], 1 / keep, rtol=1e-6)
     deviation = (keep * (1 - keep) / x.size) ** 0.5

@@ -46,8 +46,18 @@ def states_and_logits(name, codes, targets):
     return _logits(*nnx.split(model(name)), codes, targets)
 
 
+@jax.jit
+def logits_of(model, inputs, segments, targets, key=None):
+    return model.logits(inputs, segments, targets, key=key)
+
+
+@jax.jit
+def history_of(model, codes, segments):
+    return model.encode_history(Inputs(codes), segments)
+
+
 def random_codes(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).integers(0, SIZES, (*shape, len(SIZES))))
+    return np.random.default_rng(seed).integers(0, SIZES, (*shape, len(SIZES))).astype(np.int32)
 
 
 def close(got, expected, tolerance=1e-5):
@@ -93,14 +103,15 @@ def test_logits_against_all_levels_at_once_in_float64(name):
 
 def test_tied_heads_are_the_input_tables():
     """The table of the last level is read by no level of one item's, so logits depend on it as a head or not at all."""
-    inputs, segments, targets = Inputs(random_codes(4, 1, 2)), jnp.ones((1, 2), jnp.int32), random_codes(5, 1, 2)
+    inputs, segments, targets = Inputs(random_codes(4, 1, 2)), np.ones((1, 2), np.int32), random_codes(5, 1, 2)
 
     def moved(name):
         changed = nnx.merge(*build(CONFIGS[name]))
-        before = changed.logits(inputs, segments, targets)[2]
-        unread = (inputs.codes[..., 2].max() + 1) % 4
-        changed.tables[2].embedding[...] = changed.tables[2].embedding[...].at[unread].add(1.0)
-        return bool(np.any(changed.logits(inputs, segments, targets)[2] != before))
+        before = np.asarray(logits_of(changed, inputs, segments, targets)[2])
+        table = np.array(changed.tables[2].embedding[...])
+        table[(inputs.codes[..., 2].max() + 1) % 4] += 1  # unread
+        changed.tables[2].embedding[...] = jax.device_put(table)
+        return bool(np.any(np.asarray(logits_of(changed, inputs, segments, targets)[2]) != before))
 
     assert set(np.asarray(inputs.codes[..., 2]).ravel()) != {0, 1, 2, 3}
     assert moved("no depth")
@@ -109,24 +120,28 @@ def test_tied_heads_are_the_input_tables():
 
 def test_read_is_the_state_of_the_last_item_whatever_stands_behind_it():
     m, codes = model("tied"), random_codes(5, 1, 6)
-    short = m.encode_history(Inputs(codes[:, :4]), jnp.ones((1, 4), jnp.int32))
-    segments = jnp.asarray([[1, 1, 1, 1, 0, 0]])
-    close(m.encode_history(Inputs(codes), segments), short)
-    close(m.encode_history(Inputs(jnp.zeros_like(codes).at[:, :4].set(codes[:, :4])), segments), short)
-    close(m.encode_history(Inputs(jnp.roll(codes, 2, axis=1)), jnp.asarray([[0, 0, 1, 1, 1, 1]])), short)
-    packed = m.states(Inputs(jnp.roll(codes, 2, axis=1)), jnp.asarray([[1, 1, 2, 2, 2, 2]]))
-    close(packed[:, 5], short)
-    assert np.abs(m.encode_history(Inputs(codes.at[:, 0].set((codes[:, 0] + 1) % 3)), segments) - short).max() > 1e-3
+    short = history_of(m, codes[:, :4], np.ones((1, 4), np.int32))
+    segments, behind, rolled = np.array([[1, 1, 1, 1, 0, 0]], np.int32), codes.copy(), np.roll(codes, 2, axis=1)
+    behind[:, 4:] = 0
+    close(history_of(m, codes, segments), short)
+    close(history_of(m, behind, segments), short)
+    close(history_of(m, rolled, np.array([[0, 0, 1, 1, 1, 1]], np.int32)), short)
+    packed = jax.jit(lambda m, codes, rows: m.states(Inputs(codes), rows))(m, rolled, np.array([[1, 1, 2, 2, 2, 2]]))
+    close(np.asarray(packed)[:, 5], short)
+    other = codes.copy()
+    other[:, 0] = (other[:, 0] + 1) % 3
+    assert np.abs(np.asarray(history_of(m, other, segments)) - short).max() > 1e-3
 
 
 def test_dropout_of_the_depth_decoder_is_its_own():
     """With none in the backbone, a key changes nothing but through the depth decoder."""
     still = replace(BACKBONE, dropout=0.0)
-    inputs, segments, targets = Inputs(random_codes(6, 1, 6)), jnp.ones((1, 6), jnp.int32), random_codes(7, 1, 6)
+    inputs, segments, targets = Inputs(random_codes(6, 1, 6)), np.ones((1, 6), np.int32), random_codes(7, 1, 6)
 
     def moved(rate):
         m = nnx.merge(*build(RQTransformerConfig(still, depth_dropout=rate)))
-        plain, dropped = (m.logits(inputs, segments, targets, key=key)[0] for key in (None, jax.random.key(0)))
+        keys = (None, jax.random.key(0))
+        plain, dropped = (np.asarray(logits_of(m, inputs, segments, targets, key)[0]) for key in keys)
         return np.abs(dropped - plain).max() > 1e-3
 
     assert moved(0.1)
