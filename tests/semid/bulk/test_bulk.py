@@ -482,8 +482,14 @@ def test_a_generator_is_trained_on_the_catalog_of_many_files_in_the_datasets_ord
     interactions = pa.table({"user_id": ["u"] * 3, "item_id": ["i0", "i1", "i2"], "position": [0, 1, 2]})
     Dataset.build(pq.read_table(home / "items.parquet"), interactions, name="tiny").save(tmp_path / "dataset")
     given = []
-    monkeypatch.setattr("semid.cli.train.train", lambda dataset, catalog, *_, **__: given.append((dataset, catalog)))
-    main(f"train --dataset {tmp_path}/dataset --catalog {tmp_path}/all --out {tmp_path}/model".split())
+
+    def capture(dataset, catalog, *_, **__):
+        given.append((dataset, catalog))
+        raise SemidError("that is enough")
+
+    monkeypatch.setattr("semid.generators.training._untrained", capture)
+    with pytest.raises(SystemExit):
+        main(f"train --dataset {tmp_path}/dataset --catalog {tmp_path}/all --out {tmp_path}/model".split())
     ((dataset, found),) = given
     assert found.item_ids.equals(dataset.item_ids)
     read = SemanticCatalog.read(tmp_path / "all/catalog.parquet")

@@ -408,7 +408,7 @@ def test_a_catalogue_of_another_dataset(home, tmp_path, capsys):
     run("prepare simulated --out {t}/d --num-items 120 --num-users 60", t=tmp_path)
     capsys.readouterr()
     line = "train --dataset {t}/d --catalog {h}/catalog --out {t}/m"
-    assert "the catalogue's 40 items are not the dataset's 120" in fails(capsys, line, h=home, t=tmp_path)
+    assert "the catalogue's 40 items are not all of the dataset's 120" in fails(capsys, line, h=home, t=tmp_path)
     line = "evaluate --model {h}/model --dataset {t}/d --other-dataset --out {t}/m.json"
     assert "are not in the model's catalogue" in fails(capsys, line, h=home, t=tmp_path)
 
