@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 
@@ -31,7 +31,7 @@ STAGE_VERSION = "stage_version"
 class Stored(Protocol):
     """Object that knows the artifact which holds it."""
 
-    def with_origin(self, origin: Origin) -> Self: ...
+    def with_origin(self, origin: Origin) -> Any: ...
 
 
 T = TypeVar("T", bound=Stored)

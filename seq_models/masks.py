@@ -41,9 +41,9 @@ class ItemMask(NamedTuple):
         cls,
         trie: CodeTrie,
         *,
-        allowed: Bool[Array | np.ndarray, "users items"] | None = None,
+        allowed: Bool[Array | np.ndarray, "masks items"] | None = None,
         denied: Int[Array | np.ndarray, "users n"] | None = None,
-        codes: Int[Array | np.ndarray, "items level"] | None = None,
+        codes: Int[Array | np.ndarray, "rows level"] | None = None,
     ) -> ItemMask:
         """The items that are allowed (by row, all where not given) less those denied (rows, -1 for none).
 

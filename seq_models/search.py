@@ -112,7 +112,7 @@ def log_total(logits: Float[Array, "batch beam size"], children: Children | None
 
 
 def at_tokens(
-    logits: Float[Array, "batch beam size"], tokens: Int[Array, "batch beam n"]
+    logits: Float[Array, "batch beam size"], tokens: Int[Array, "#batch #beam n"]
 ) -> Float[Array, "batch beam n"]:
     return jnp.take_along_axis(logits, tokens, axis=-1, mode="clip")
 

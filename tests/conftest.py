@@ -32,9 +32,16 @@ from jaxtyping import install_import_hook  # noqa: E402
 sys.path.insert(0, str(Path(__file__).parent))  # the hook imports the checker by its name
 import shapes  # noqa: E402
 
-# In these test files every annotation of the package is checked at every call, shapes and dtypes included.
-CHECKED = {"quantizers": ("alignment", "assignment", "distances", "finite_scalar", "metrics", "product")}
-install_import_hook(list(CHECKED), "shapes.checked")
+# In these test files, by folder, every annotation of the packages is checked at every call, shapes and dtypes included.
+CHECKED = {
+    "quantizers": ("alignment", "assignment", "distances", "finite_scalar", "metrics", "product"),
+    "seq_models": ("layers", "losses", "masks", "rq_transformer", "scoring", "search", "trie"),
+    "evaluation": ("baselines", "evaluator", "held_out", "metrics"),
+    "catalog": ("catalog", "export", "updates", "versions"),
+    "data": ("dataset", "histories", "importing", "splits"),
+    "graphs": ("cooccurrence",),
+}
+install_import_hook(["quantizers", "seq_models", "semid"], "shapes.checked")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -191,11 +191,11 @@ class SemanticCatalog:
         ids = self.item_ids.take(pa.array(rows))
         return SemanticCatalog(ids, self.codes[rows], self.level_sizes, self.tie_break, removed)
 
-    def lookup(self, item_ids: Sequence[str]) -> Int[np.ndarray, "n level"]:
+    def lookup(self, item_ids: Sequence[str] | pa.Array) -> Int[np.ndarray, "n level"]:
         """Codes of external ids. Raises SemidError naming the first unknown id."""
         return self.codes[self.rows(item_ids)]
 
-    def find(self, codes: Sequence[int]) -> Int[np.ndarray, " n"]:
+    def find(self, codes: Sequence[int] | Int[np.ndarray, " level"]) -> Int[np.ndarray, " n"]:
         """Rows of the items with exactly these codes: none, one, or several that collide; never removed ones."""
         return self._by_codes.get(tuple(int(code) for code in codes), np.empty(0, np.int64)).astype(np.int32)
 

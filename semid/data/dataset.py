@@ -141,7 +141,7 @@ class Dataset:
         return self.items["item_id"].combine_chunks()
 
     @functools.cached_property
-    def offsets(self) -> Int[np.ndarray, " users+1"]:
+    def offsets(self) -> Int[np.ndarray, " bounds"]:
         """The interactions of user `u` are `offsets[u]:offsets[u + 1]`."""
         counts = np.bincount(self.user, minlength=self.num_users)
         return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)

@@ -25,7 +25,7 @@ class Histories:
     ends: Int[np.ndarray, " n"]
 
     @classmethod
-    def from_lists(cls, lists: Sequence[Sequence[int]]) -> Histories:
+    def from_lists(cls, lists: Sequence[Sequence[int] | Int[np.ndarray, " _"]]) -> Histories:
         """Histories of nobody in particular, from lists of item rows."""
         ends = np.cumsum([len(rows) for rows in lists], dtype=np.int64)
         items = np.array([row for rows in lists for row in rows], np.int32)

@@ -46,7 +46,7 @@ class Bigram:
     item_ids: pa.Array
     order: Int[np.ndarray, " items"]
     successors: Int[np.ndarray, " pairs"]
-    bounds: Int[np.ndarray, " items+1"]
+    bounds: Int[np.ndarray, " bounds"]
     codes: ClassVar[None] = None
     tie_break: ClassVar[bool] = False
 

@@ -185,7 +185,8 @@ def test_beams_read_a_shared_history_and_their_own_past():
     real = np.array([[True, True, True, False, False], [False, True, True, True, True]])
     steps = tuple(KeyValue(normal(20 + i, 2, n, 2, 2), normal(30 + i, 2, n, 2, 2)) for i, n in enumerate((2, 4)))
     ancestors = np.array([[[0, 3], [1, 1], [1, 0]], [[1, 2], [0, 2], [0, 0]]])
-    got = jax.jit(lambda q, history, steps: attend_history(q, history, real, gather_ancestors(steps, ancestors)))(
+    places, mask = jnp.asarray(ancestors), jnp.asarray(real)
+    got = jax.jit(lambda q, history, steps: attend_history(q, history, mask, gather_ancestors(steps, places)))(
         q, history, steps
     )
     q, history, steps, got = jax.device_get((q, history, steps, got))

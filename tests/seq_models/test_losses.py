@@ -197,7 +197,7 @@ def test_the_constrained_softmax_is_the_softmax_of_the_children(smoothing):
 
     @jax.jit
     def each(logits):
-        return constrained_cross_entropy(logits, codes, padded, valid, smoothing=smoothing)
+        return constrained_cross_entropy(logits, *map(jnp.asarray, (codes, padded, valid)), smoothing=smoothing)
 
     got = np.asarray(each(logits))
     for row, among in enumerate(children):
@@ -242,7 +242,8 @@ def test_distillation_pulls_towards_the_teacher_and_its_gradient_is_finite():
     logits, codes, weights = code_problem()
     teacher_codes = np.random.default_rng(3).integers(0, SIZES, (6, 4, 2))
     scores = np.zeros((6, 4), np.float32)
-    loss = jax.jit(functools.partial(distillation, teacher_codes=teacher_codes, teacher_scores=scores))
+    taught = {"teacher_codes": jnp.asarray(teacher_codes), "teacher_scores": jnp.asarray(scores)}
+    loss = jax.jit(functools.partial(distillation, **taught))
     gradient = jax.device_get(jax.jit(jax.grad(lambda x: loss(x, codes, weights).sum()))(logits))
     assert all(np.isfinite(g).all() for g in gradient)
     after = [x - 0.1 * g for x, g in zip(logits, gradient, strict=True)]

@@ -88,7 +88,7 @@ class People:
 
     early: Int[np.ndarray, "users f"]
     late: Int[np.ndarray, "users f"]
-    offsets: Int[np.ndarray, " users+1"]
+    offsets: Int[np.ndarray, " bounds"]
     time: Int[np.ndarray, " n"]
 
     @property
