@@ -32,21 +32,24 @@ from jaxtyping import install_import_hook  # noqa: E402
 sys.path.insert(0, str(Path(__file__).parent))  # the hook imports the checker by its name
 import shapes  # noqa: E402
 
-# In these test files, by folder, every annotation of the packages is checked at every call, shapes and dtypes included.
-CHECKED = {
-    "quantizers": ("alignment", "assignment", "distances", "finite_scalar", "metrics", "product"),
-    "seq_models": ("layers", "losses", "masks", "rq_transformer", "scoring", "search", "trie"),
-    "evaluation": ("baselines", "evaluator", "held_out", "metrics"),
-    "catalog": ("catalog", "export", "updates", "versions"),
-    "data": ("dataset", "histories", "importing", "splits"),
-    "graphs": ("cooccurrence",),
-}
+# Below these paths every annotation of the packages is checked at every call, shapes and dtypes included.
+CHECKED = (
+    "quantizers",
+    *(f"seq_models/test_{name}" for name in ("dense", "layers", "losses", "masks", "rq_trans", "sc", "search", "trie")),
+    *(
+        f"semid/{folder}"
+        for folder in ("catalog", "evaluation", "graphs/test_co", "data/test_data", "data/test_splits")
+    ),
+    *("semid/data/test_histories", "semid/data/test_importing", "semid/test_stage"),
+)
+UNCHECKED = "semid/evaluation/test_comparison"  # its rankers are not of the classes that are asked for
 install_import_hook(["quantizers", "seq_models", "semid"], "shapes.checked")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _checked_annotations(request):
-    checked = request.path.stem.removeprefix("test_") in CHECKED.get(request.path.parent.name, ())
+    path = request.path.relative_to(Path(__file__).parent).as_posix()
+    checked = path.startswith(CHECKED) and not path.startswith(UNCHECKED)
     with shapes.checking(checked), pytest.MonkeyPatch.context() as patch:
         if checked:
             patch.setattr(pytest, "raises", shapes.raises_unchecked)

@@ -27,16 +27,16 @@ def model(num_features):
 
 @jax.jit
 def scores_of(model, vectors, history=HISTORY, segments=SEGMENTS):
-    return model.scores(vectors, history, segments)
+    return model.scores(vectors, jnp.asarray(history), jnp.asarray(segments))
 
 
 @jax.jit
 def states_of(model, vectors, key=None):
-    return model.states(vectors, HISTORY, SEGMENTS, key=key)
+    return model.states(vectors, jnp.asarray(HISTORY), jnp.asarray(SEGMENTS), key=key)
 
 
 def features():
-    return np.random.default_rng(0).normal(size=(IDS, FEATURES)).astype(np.float32)
+    return jnp.asarray(np.random.default_rng(0).normal(size=(IDS, FEATURES)), jnp.float32)
 
 
 def test_vectors_are_the_table_plus_the_projected_features():
@@ -110,7 +110,9 @@ def test_the_gradient_reaches_every_parameter():
 
     def loss(params):
         m = nnx.merge(graph, params)
-        return jnp.sum(jax.nn.log_softmax(m.scores(m.vectors(features()), HISTORY, SEGMENTS))[:, 0])
+        return jnp.sum(
+            jax.nn.log_softmax(m.scores(m.vectors(features()), *map(jnp.asarray, (HISTORY, SEGMENTS))))[:, 0]
+        )
 
     gradients = jax.tree.leaves_with_path(jax.jit(jax.grad(loss))(params))
     assert [jax.tree_util.keystr(path) for path, g in gradients if not g.any()] == []
