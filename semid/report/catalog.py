@@ -199,7 +199,7 @@ class _Treemap:
         kept = len(groups) if len(groups) <= quota else max(0, quota - 1)
         for group in groups[:kept]:
             code = f"{level_name(level)}_{self.catalog.codes[group[0], level]}" if level < depth else f"item-{group[0]}"
-            self.tile(f"{parent}/{code}", parent, code if level < depth else self.title(group[0]), group)
+            self.tile(f"{parent}/{code}", parent, code if level < depth else self.title(int(group[0])), group)
             self.add(f"{parent}/{code}", group, level=level + 1, quota=(quota - kept) * len(group) // len(inside))
         if kept < len(groups):
             self.cut = True
@@ -215,7 +215,7 @@ class _Treemap:
         if top >= 0:
             lines.append(f"{safe(self.names[top])}: {counts[top] / len(inside):.0%}")
         if len(inside) > 1:
-            lines += [f"· {safe(self.title(row))}" for row in inside[:4]]
+            lines += [f"· {safe(self.title(row))}" for row in inside[:4].tolist()]
         clear = top >= 0 and counts[top] >= MAJORITY * len(inside)
         color = f"var(--tile-{top})" if clear else "var(--tile-mixed)" if self.names else "var(--tile-0)"
         self.tiles.append(
@@ -224,7 +224,7 @@ class _Treemap:
         )
 
     def title(self, row: int) -> str:
-        return self.items.title(self.rows[row]) or self.catalog.item_ids[int(row)].as_py()
+        return self.items.title(self.rows[row]) or self.catalog.item_ids[row].as_py()
 
 
 def _categories(values: Sequence[str | None]) -> tuple[list[str], Int[np.ndarray, " items"]]:

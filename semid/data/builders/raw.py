@@ -61,7 +61,8 @@ def read_interactions(rows: Iterable[Interaction], path: Path | zipfile.Path) ->
         rating.append(stars)
     if not user:
         raise SemidError(f"{path}: no interactions in it; download the file again")
-    return Interactions(list(users), list(items), *(np.asarray(column) for column in (user, item, time, rating)))
+    times = np.asarray(time).view(np.int64)  # an array of "q" is of C's long long, which NumPy does not call int64
+    return Interactions(list(users), list(items), np.asarray(user), np.asarray(item), times, np.asarray(rating))
 
 
 def interaction(user_id: str, item_id: str, *, milliseconds: int, rating: float) -> Interaction:

@@ -90,10 +90,10 @@ def test_losses_equal_their_definitions():
     x, triples = rng.normal(size=(6, 3)).astype(np.float32), rng.integers(0, 6, (10, 3))
     margins = [x[u] @ x[i] - x[u] @ x[n] for u, i, n in triples]
     np.testing.assert_allclose(
-        bpr_loss(x, jnp.asarray(triples)), np.mean(np.log1p(np.exp(-np.array(margins)))), rtol=1e-5
+        bpr_loss(jnp.asarray(x), jnp.asarray(triples)), np.mean(np.log1p(np.exp(-np.array(margins)))), rtol=1e-5
     )
     norms = [np.square(x[row]).sum() / 2 for row in triples]
-    np.testing.assert_allclose(ego_norm(x, jnp.asarray(triples)), np.mean(norms), rtol=1e-5)
+    np.testing.assert_allclose(ego_norm(jnp.asarray(x), jnp.asarray(triples)), np.mean(norms), rtol=1e-5)
 
 
 def test_neighbors_lie_in_the_planted_community(trained):
