@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from quantizers import Schedule
+from quantizers import Schedule, masked_mean
 from semid.tokenizers.alignment.base import Alignment, AlignmentConfig, Signals
 from semid.tokenizers.autoencoder import RQVAE, AutoencoderConfig, Pass, Tables
 from semid.training import StepContext
@@ -40,6 +40,5 @@ class Distill(Alignment):
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
         signals: Signals = tables.signals
         error = jnp.square(self.head(items.quantized.vectors) - signals.vectors[rows]).mean(-1)
-        known = signals.known[rows].astype(jnp.float32)
-        loss = jnp.sum(error * known) / jnp.maximum(jnp.sum(known), 1)
+        loss = masked_mean(error, mask=signals.known[rows])
         return self.config.weight(context.progress) * loss, {"alignment/distill": loss}
