@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tyro
 
 import semid
-from semid.cli.app import Command
+from semid.cli import app
+from semid.cli.verbosity import Verbosity
 from semid.generators import GeneratorConfig
 from semid.tokenizers import RQKmeansConfig, TokenizerConfig
 from semid.training import TrainingConfig
@@ -90,8 +90,7 @@ def _unknown_names(code: str) -> list[str]:
 
 def _parse(arguments: list[str]) -> object:
     """The command object of an argument list of `semid`, which is not run."""
-    config = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.EnumChoicesFromValues)
-    return tyro.cli(Command, args=arguments, prog="semid", config=config)
+    return app.parse(Verbosity.read(arguments)[0])
 
 
 @each_page

@@ -80,9 +80,10 @@ RULES = {
     # The top: `semid` names where its public names are; nothing imports the command line or an experiment.
     "semid": Rule({"semid"}, set()),
     "semid.cli": Rule(EVERYTHING - {"experiments"}),
+    "semid.__main__": Rule({"semid.cli"}, set()),
     "experiments": Rule(EVERYTHING),
 }
-TOP = ("semid.cli", "experiments")
+TOP = ("semid.cli", "semid.__main__", "experiments")
 
 
 def _module(path: Path) -> str:

@@ -1,73 +1,95 @@
-"""The command line: `semid prepare | tokenize | train | train-end-to-end | evaluate | recommend | catalog | export |
-export-program | import-codes | package | report`."""
+"""The command line: `semid COMMAND ...`; `semid --help` lists the commands.
+
+A command's module is imported once its name is known, inside of what answers signals and errors.
+"""
 
 from __future__ import annotations
 
+import difflib
+import importlib
 import sys
-import warnings
 from collections.abc import Sequence
-from typing import Annotated, Any
-
-import tyro
+from typing import Any
 
 from semid import __version__
-from semid.cli.catalog import Catalog
-from semid.cli.evaluate import Evaluate
-from semid.cli.export import Export, ExportProgram, ImportCodes
-from semid.cli.package import Package
-from semid.cli.prepare import Prepare
-from semid.cli.recommend import Recommend
-from semid.cli.report import Report
-from semid.cli.tokenize import Tokenize
-from semid.cli.train import Train
-from semid.cli.train_end_to_end import TrainEndToEnd
-from semid.errors import SemidError
-from semid.training import join_processes
+from semid.cli.cache import use_compilation_cache
+from semid.cli.outcome import Outcome, Stopped, signals_raised
+from semid.cli.verbosity import Verbosity
 
-Command = (
-    Annotated[tyro.conf.OmitArgPrefixes[Prepare], tyro.conf.subcommand("prepare")]
-    | Annotated[Tokenize, tyro.conf.subcommand("tokenize")]
-    | Annotated[tyro.conf.OmitArgPrefixes[Train], tyro.conf.subcommand("train")]
-    | Annotated[TrainEndToEnd, tyro.conf.subcommand("train-end-to-end")]
-    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
-    | Annotated[Recommend, tyro.conf.subcommand("recommend")]
-    | Annotated[Catalog, tyro.conf.subcommand("catalog")]
-    | Annotated[Export, tyro.conf.subcommand("export")]
-    | Annotated[ExportProgram, tyro.conf.subcommand("export-program")]
-    | Annotated[ImportCodes, tyro.conf.subcommand("import-codes")]
-    | Annotated[Package, tyro.conf.subcommand("package")]
-    | Annotated[Report, tyro.conf.subcommand("report")]
-)
+COMMANDS = {
+    "demo": "semid.cli.demo.Demo",
+    "prepare": "semid.cli.prepare.Prepare",
+    "tokenize": "semid.cli.tokenize.Tokenize",
+    "train": "semid.cli.train.Train",
+    "train-end-to-end": "semid.cli.train_end_to_end.TrainEndToEnd",
+    "evaluate": "semid.cli.evaluate.Evaluate",
+    "recommend": "semid.cli.recommend.Recommend",
+    "catalog": "semid.cli.catalog.Catalog",
+    "export": "semid.cli.export.Export",
+    "export-program": "semid.cli.export.ExportProgram",
+    "import-codes": "semid.cli.export.ImportCodes",
+    "package": "semid.cli.package.Package",
+    "report": "semid.cli.report.Report",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Generative recommendation with semantic IDs: prepare, tokenize, train, evaluate, recommend, export, report.
 
-    `semid --version` prints the version.
+    `semid COMMAND --help` explains a command, `semid demo` shows them at work, `semid --version` prints the version.
+    With every command: --quiet (warnings, errors and results alone), --verbose, --debug (tracebacks too).
     """
-    if list(sys.argv[1:] if arguments is None else arguments) == ["--version"]:
+    words, verbosity = Verbosity.read(sys.argv[1:] if arguments is None else arguments)
+    if words == ["--version"]:
         print(__version__)
         return
-    command = tyro.cli(
-        Command,
-        args=arguments,
-        prog="semid",
-        description=main.__doc__,
-        config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.EnumChoicesFromValues),
-    )
+    outcome = Outcome(words, debug=verbosity.debug)
     try:
-        with warnings.catch_warnings():
-            warnings.showwarning = _show_warning
+        with signals_raised(), verbosity.logging():
+            if "jax" not in sys.modules:  # else it has read its settings
+                verbosity.quiet_libraries()
+                use_compilation_cache()
+            command = parse(words)
+            from semid.training import join_processes
+
             join_processes()
             command.run()
-    except (SemidError, OSError) as error:
-        print(f"semid: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+    except (Stopped, Exception) as error:
+        raise SystemExit(outcome.report(error)) from None
 
 
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"semid: {message}", file=sys.stderr)
+def parse(words: Sequence[str]) -> Any:
+    """The command that these words describe. Raises SystemExit for a word that does not exist or fit, after saying so,
+    and for a request of help, after answering it."""
+    import tyro
+
+    from semid.cli.options import OPTIONS, as_typed, hints
+
+    name, rest = (words[0], list(words[1:])) if words else ("--help", [])
+    if name.startswith("-"):
+        return tyro.cli(_all_commands(), args=[name, *rest], prog="semid", description=main.__doc__, config=OPTIONS)
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else "semid --help lists them"
+        print(f"semid: no command {name!r}; {hint}", file=sys.stderr)
+        raise SystemExit(2)
+    with hints(name, rest):
+        return tyro.cli(_load(name), args=as_typed(name, rest), prog=f"semid {name}", config=OPTIONS)
 
 
-if __name__ == "__main__":
-    main()
+def _load(name: str) -> type:
+    module, _, cls = COMMANDS[name].rpartition(".")
+    found: type = getattr(importlib.import_module(module), cls)
+    return found
+
+
+def _all_commands() -> Any:
+    """A choice of all commands, for the list of them and for the shell's completion."""
+    import functools
+    import operator
+    from typing import Annotated
+
+    import tyro
+
+    kinds: list[Any] = [Annotated[_load(name), tyro.conf.subcommand(name)] for name in COMMANDS]
+    return functools.reduce(operator.or_, kinds)

@@ -11,7 +11,7 @@ from rich import box
 from rich.table import Table
 
 from semid import artifacts
-from semid.cli.console import console, print_statistics
+from semid.cli.console import console
 from semid.data import Dataset
 from semid.errors import SemidError
 from semid.recommender import Recommender, read_spec
@@ -54,7 +54,6 @@ class Evaluate:
         if out.is_dir():
             raise SemidError(f"{out}: is a folder; name the file to write")
         dataset = Dataset.load(self.dataset)
-        print_statistics(dataset)
         loaded = {path: Recommender.from_pretrained(path, catalog=self.catalog) for path in self.model}
         provenance = self._provenance(dataset, loaded)
         models = {_name(path, self.model): model for path, model in loaded.items()}

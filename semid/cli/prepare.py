@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Union
 
 import tyro
+from rich.table import Table
 
 from semid import artifacts
 from semid.artifacts import Kind
-from semid.cli.console import console, print_statistics
+from semid.cli.console import console
 from semid.data import SUFFIXES, Dataset, LeaveOneOut, SplitRule
 from semid.errors import SemidError
 from semid.stage import store_dataset
@@ -38,11 +39,18 @@ class _Source(abc.ABC):
         if self.text_vectors < 0:
             raise SemidError(f"expected text_vectors of 0 (make none) or more, got {self.text_vectors}")
         dataset = self.read()
-        print_statistics(dataset)
+        _print_statistics(dataset)
         if self.text_vectors and not dataset.vector_columns:
             dataset = _with_text_vectors(dataset, self.text_vectors)
         store_dataset(dataset, self.out)
         console.print(f"dataset: {self.out}")
+
+
+def _print_statistics(dataset: Dataset) -> None:
+    table = Table(title=f"dataset {dataset.name}", show_header=False)
+    for name, value in dataset.statistics().items():
+        table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
+    console.print(table)
 
 
 def _with_text_vectors(dataset: Dataset, dim: int) -> Dataset:
@@ -170,6 +178,7 @@ Source = Union[  # noqa: UP007 - tyro names subcommands by annotation
 ]
 
 
+@tyro.conf.configure(tyro.conf.OmitArgPrefixes)
 @dataclass(frozen=True)
 class Prepare:
     """Import a dataset: check it, print its statistics, write it as one verified folder."""

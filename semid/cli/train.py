@@ -10,7 +10,7 @@ import tyro
 
 from semid.catalog import SemanticCatalog
 from semid.cli.choices import subcommands
-from semid.cli.console import console, print_statistics
+from semid.cli.console import console
 from semid.data import Dataset
 from semid.generators import GeneratorConfig, train
 from semid.recommender import Recommender
@@ -27,13 +27,15 @@ class _Generator(GeneratorConfig):
     cold items included); or SASRec with full-softmax cross-entropy."""
 
 
+@tyro.conf.configure(tyro.conf.OmitArgPrefixes)
 @dataclass(frozen=True)
 class Train:
     """Train a generator (or, with the subcommand sasrec, SASRec) on the dataset's training histories.
 
-    Options of a model follow its name, after all others; `semid train sasrec --help` lists them. Interrupted runs go
-    on from their last checkpoint when the same command is given again, on whatever devices there are. On several
-    hosts, give each the same command and JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+    Options of a model follow its name (`sasrec --dim 64`, or `--model sasrec --model.dim 64` anywhere), those of the
+    default one need none; `semid train sasrec --help` lists them. Interrupted runs go on from their last checkpoint
+    when the same command is given again, on whatever devices there are. On several hosts, give each the same command
+    and JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
     """
 
     dataset: Path
@@ -52,7 +54,6 @@ class Train:
 
     def run(self) -> None:
         dataset = Dataset.load(self.dataset)
-        print_statistics(dataset)
         train(
             dataset,
             SemanticCatalog.load(self.catalog),

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from semid.artifacts import read_json
-from semid.cli.console import console, print_statistics
+from semid.cli.console import console
 from semid.config import from_dict
 from semid.data import Dataset
 from semid.encoders import (
@@ -70,7 +70,6 @@ class TrainEndToEnd:
 
     def run(self) -> None:
         dataset = Dataset.load(self.dataset)
-        print_statistics(dataset)
         train_end_to_end(
             dataset,
             text=self._text(),

@@ -2,12 +2,12 @@
 
 import json
 
-from experiments import demo
+from semid.cli import main
 
 
 def test_every_stage_of_a_small_world(tiny, tmp_path, capsys):
     out = tmp_path / "my demo"
-    demo.main(out, num_items=200, num_users=150, epochs=1)
+    main(["demo", "--out", str(out), *["--num-items", "200", "--num-users", "150", "--epochs", "1"]])
     rows = {row["model"]: row for row in json.loads((out / "metrics.json").read_text())["rows"]}
     assert list(rows) == ["semid", "sasrec", "popularity", "bigram", "oracle"]
     assert all(0 <= row["recall@10"] <= rows["oracle"]["recall@10"] for row in rows.values())

@@ -13,9 +13,16 @@ from unittest.mock import MagicMock
 import pyarrow as pa
 import pytest
 
-from experiments import alignment, amazon, arms, das, demo, end_to_end, generators, letter
+from experiments import alignment, amazon, arms, das, end_to_end, generators, letter
 from experiments.recipes import RECIPES
-from semid.cli import app
+from semid.cli import demo
+from semid.cli.evaluate import Evaluate
+from semid.cli.export import Export
+from semid.cli.prepare import Prepare
+from semid.cli.recommend import Recommend
+from semid.cli.report import Report
+from semid.cli.tokenize import Tokenize
+from semid.cli.train import Train
 from semid.config import to_dict
 from semid.generators import GeneratorConfig
 from semid.tokenizers import TokenizerConfig
@@ -104,11 +111,10 @@ def of_recipes(*_):
 def of_demo(monkeypatch, folder):
     """The commands of `make demo`, as the command line reads them."""
     commands = []
-    for command in (app.Tokenize, app.Train, app.Evaluate, app.Recommend, app.Export, app.Report, app.Prepare):
+    for command in (Tokenize, Train, Evaluate, Recommend, Export, Report, Prepare):
         monkeypatch.setattr(command, "run", lambda self: commands.append((type(self).__name__, self)))
-    monkeypatch.setattr(demo, "Dataset", MagicMock())
-    demo.Dataset.load().item_ids.take().to_pylist.return_value = ["a", "b"]
-    demo.main(folder)
+    monkeypatch.setattr(demo, "_first_history", lambda folder: ["a", "b"])
+    demo.Demo(folder).run()
     return {f"{number} {name}": settings(command, folder) for number, (name, command) in enumerate(commands, 1)}
 
 

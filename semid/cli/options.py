@@ -1,0 +1,100 @@
+"""Words of a command as its parser takes them, and what is said of those that do not fit."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import re
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from types import FrameType
+
+import tyro
+
+# Options stand in any order, before or after the name of a model, a method or a rule, and those of the default one
+# need no name.
+OPTIONS = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.EnumChoicesFromValues, tyro.conf.CascadeSubcommandArgs)
+
+# The option of a command that names a choice of configs (subcommands to the parser), and where the name goes.
+_CHOICES = {"prepare": ("--split-rule", 1), "tokenize": ("--method", 0), "train": ("--model", 0)}
+# Names of other tools for options.
+_ELSEWHERE = {
+    "--lr": "--learning-rate",
+    "--wd": "--weight-decay",
+    "--bs": "--batch-size",
+    "--num-epochs": "--epochs",
+    "--num-beams": "--beam-size",
+    "--beams": "--beam-size",
+    "--top-k": "-k",
+    "--output": "--out",
+    "-o": "--out",
+}
+_PACKAGES = ("semid", "quantizers", "seq_models")
+
+
+def as_typed(command: str, words: Sequence[str]) -> list[str]:
+    """Words with `--model NAME` as the subcommand NAME, and its options `--model.dim 64` as `--dim 64`."""
+    if command not in _CHOICES:
+        return list(words)
+    option, at = _CHOICES[command]
+    words = [part for word in words for part in (word.split("=", 1) if word.startswith(f"{option}=") else [word])]
+    names, others, rest = [], [], iter(words)
+    for word in rest:
+        if word == option:
+            names += [name] if (name := next(rest, None)) else []
+        else:
+            others.append(f"--{word[len(option) + 1 :]}" if word.startswith(f"{option}.") else word)
+    return [*others[:at], *names, *others[at:]]
+
+
+@contextlib.contextmanager
+def hints(command: str, words: Sequence[str]) -> Iterator[None]:
+    """Let the parser say what does not fit; a value that a config refuses is said in one line, after its option."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            yield
+    except SystemExit as stop:
+        if refusal := _refusal(stop):
+            print(f"semid {command}: {_options_of(refusal, words)}{refusal}", file=sys.stderr)
+            raise SystemExit(stop.code) from None
+        sys.stderr.write(said.getvalue())
+        given = {word.partition("=")[0] for word in words}
+        for theirs, ours in _ELSEWHERE.items():
+            if theirs in given and stop.code:
+                print(f"semid {command}: {theirs} is called {ours} here", file=sys.stderr)
+        raise
+
+
+def _refusal(stop: SystemExit) -> ValueError | None:
+    """The ValueError of a config of ours that made the parser stop."""
+    error: BaseException | None = stop
+    while error is not None:
+        if isinstance(error, ValueError) and _frames(error)[-1].f_globals["__name__"].startswith(_PACKAGES):
+            return error
+        error = error.__context__
+    return None
+
+
+def _frames(error: ValueError) -> list[FrameType]:
+    return [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+
+
+def _options_of(refusal: ValueError, words: Sequence[str]) -> str:
+    """The given options that set fields of the refusing config, with their values; those that it names, if any."""
+    owners = [frame.f_locals.get("self") for frame in _frames(refusal)]
+    fields = {field.name for owner in owners if dataclasses.is_dataclass(owner) for field in dataclasses.fields(owner)}
+    given: dict[str, list[str]] = {}
+    for word in words:
+        if word.startswith("--"):
+            name, _, value = word.partition("=")
+            given[name] = [value] if value else []
+        elif given:
+            given[next(reversed(given))].append(word)
+    spelled = {option: option.rpartition(".")[2].removeprefix("--").replace("-", "_") for option in given}
+    own = [option for option in given if spelled[option] in fields]
+    named = [option for option in own if re.search(rf"\b{spelled[option]}\b", str(refusal))]
+    chosen = [" ".join([option, *given[option]]) for option in named or own]
+    return f"{', '.join(chosen)}: " if chosen else ""

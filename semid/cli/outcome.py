@@ -1,0 +1,93 @@
+"""The end of a command that did not come to its own: signals and errors, each one line and an exit status."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import FrameType
+
+from semid.errors import SemidError
+
+# Commands that keep what they have done when they are stopped.
+_RESUMED = ("demo", "tokenize", "train", "train-end-to-end")
+
+
+class Stopped(KeyboardInterrupt):
+    """SIGINT or SIGTERM, as an exception that libraries know to let through."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@contextlib.contextmanager
+def signals_raised() -> Iterator[None]:
+    """Raise `Stopped` at the first SIGINT or SIGTERM; a second one ends the process at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    del frame
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_DFL)
+    raise Stopped(number)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Words of a command, and whether its errors are shown with their tracebacks."""
+
+    words: Sequence[str]
+    debug: bool
+
+    def report(self, error: BaseException) -> int:
+        """Print one line about what ended the command, and give the exit status."""
+        if self.debug:
+            traceback.print_exception(error)
+        if stopped := _stopped(error):
+            print(f"semid: {self._stopped_line(stopped)}", file=sys.stderr)
+            return 128 + stopped.number
+        print(f"semid: {error if isinstance(error, (SemidError, OSError)) else self._fault(error)}", file=sys.stderr)
+        return 1
+
+    def _stopped_line(self, stopped: Stopped) -> str:
+        name = self.words[0] if self.words else "help"
+        what = "interrupted" if stopped.number == signal.SIGINT else "terminated"
+        after = "starts again"
+        if name in _RESUMED:
+            after = "goes on from what is finished and the last checkpoint, if there is any"
+        return f"{name} {what}; the same command {after}"
+
+    def _fault(self, error: BaseException) -> str:
+        """The line of an unforeseen exception, whose traceback is kept: hours of work may lie before it."""
+        first = next(iter(str(error).splitlines()), "")
+        line = f"{type(error).__name__}: {first} (unexpected; "
+        if self.debug:
+            return f"{line}please report it with the traceback above)"
+        try:
+            with tempfile.NamedTemporaryFile("w", prefix="semid-", suffix=".log", delete=False) as file:
+                file.write("".join(traceback.format_exception(error)))
+        except OSError:
+            return f"{line}run again with --debug for the traceback, and please report it)"
+        return f"{line}please report it with its traceback, {file.name}; --debug prints it)"
+
+
+def _stopped(error: BaseException | None) -> Stopped | None:
+    """The signal behind an exception: libraries may answer it with one of their own."""
+    while error is not None and not isinstance(error, Stopped):
+        error = error.__cause__ or error.__context__
+    return error

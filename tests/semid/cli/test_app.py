@@ -1,0 +1,216 @@
+"""The frame of all commands: how they end, how much they say, what they understand."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import warnings
+
+import pytest
+
+from semid import __version__
+from semid.cli import app, main
+from semid.cli.cache import remove_oldest, use_compilation_cache
+from semid.cli.options import as_typed
+from semid.cli.recommend import Recommend
+from semid.cli.train import Train
+from semid.data import GlobalTime
+from semid.errors import SemidError
+from semid.tokenizers import RQKmeansConfig
+from seq_models import DenseConfig
+
+RECOMMEND = "recommend --model m --history i1"
+TRAIN = "train --dataset d --catalog c --out o"
+
+
+def _ending(monkeypatch, capsys, action, line=RECOMMEND, command=Recommend):
+    """Exit status and stderr of a command that does this."""
+    monkeypatch.setattr(command, "run", lambda self: action())
+    with pytest.raises(SystemExit) as exit:
+        main(line.split())
+    return exit.value.code, capsys.readouterr().err
+
+
+def _raising(error):
+    def action():
+        raise error
+
+    return action
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "what"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_signal_is_one_line_that_says_what_comes_next(monkeypatch, capsys, number, status, what):
+    before = signal.getsignal(number)
+    code, error = _ending(monkeypatch, capsys, lambda: signal.raise_signal(number))
+    assert (code, error) == (status, f"semid: recommend {what}; the same command starts again\n")
+    code, error = _ending(monkeypatch, capsys, lambda: signal.raise_signal(number), TRAIN, Train)
+    assert (code, error) == (
+        status,
+        f"semid: train {what}; the same command goes on from what is finished and the last checkpoint, if there is"
+        " any\n",
+    )
+    assert signal.getsignal(number) is before
+
+
+def test_a_signal_that_a_library_answers_with_an_error_of_its_own(monkeypatch, capsys):
+    def wrapped():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except BaseException as error:
+            raise RuntimeError("callback failed") from error
+
+    assert _ending(monkeypatch, capsys, wrapped)[0] == 130
+
+
+def test_a_signal_while_jax_is_imported():
+    """In a process of its own: the import of jax sends the signal, as one that comes from outside would."""
+    code = (
+        "import os, signal, sys\n"
+        "class Sender:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'jax': os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Sender())\n"
+        "from semid.cli import main\n"
+        "main(['recommend', '--model', 'm', '--history', 'i1'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "semid: recommend interrupted; the same command starts again\n")
+
+
+def test_an_error_is_one_line_and_a_traceback_on_request(monkeypatch, capsys):
+    code, error = _ending(monkeypatch, capsys, _raising(SemidError("x: no such thing")))
+    assert (code, error) == (1, "semid: x: no such thing\n")
+    for line in (f"--debug {RECOMMEND}", f"{RECOMMEND} --debug"):
+        code, error = _ending(monkeypatch, capsys, _raising(SemidError("x: no such thing")), line)
+        assert (code, error.startswith("Traceback")) == (1, True)
+        assert error.endswith("\nsemid: x: no such thing\n")
+
+
+def test_an_error_that_nobody_foresaw_is_one_line_and_keeps_its_traceback(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    code, error = _ending(monkeypatch, capsys, _raising(KeyError("codes")))
+    (kept,) = tmp_path.glob("semid-*.log")
+    assert code == 1
+    assert error == (
+        f"semid: KeyError: 'codes' (unexpected; please report it with its traceback, {kept}; --debug prints it)\n"
+    )
+    assert kept.read_text().startswith("Traceback")
+
+
+def _say():
+    logger = logging.getLogger("semid.training")
+    logger.debug("compiling")
+    logger.info("step 1")
+    warnings.simplefilter("always")  # the tests' own filter makes errors of them
+    warnings.warn("three words", stacklevel=1)
+    print("result")
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("", ["step 1", "semid: three words"]),
+        ("--quiet", ["semid: three words"]),
+        ("--verbose", ["compiling", "step 1", "semid: three words"]),
+        ("--debug", ["compiling", "step 1", "semid: three words"]),
+    ],
+)
+def test_log_records_and_warnings_are_plain_lines_on_stderr(monkeypatch, capsys, option, said):
+    monkeypatch.setattr(Recommend, "run", lambda self: _say())
+    before = logging.getLogger("semid").handlers[:]
+    main(f"{RECOMMEND} {option}".split())
+    printed = capsys.readouterr()
+    assert printed.err.splitlines() == said
+    assert printed.out == "result\n"
+    assert logging.getLogger("semid").handlers == before
+
+
+def test_without_words_the_commands_are_listed(capsys):
+    with pytest.raises(SystemExit) as exit:
+        main([])
+    printed = capsys.readouterr().out
+    assert exit.value.code == 0
+    assert [name for name in app.COMMANDS if f" {name} " not in printed] == []
+
+
+def test_the_module_runs():
+    done = subprocess.run([sys.executable, "-m", "semid", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{__version__}\n"
+
+
+def test_a_choice_is_named_as_an_option_or_as_a_word():
+    """Its options follow the word, or stand anywhere next to the option."""
+    dense = DenseConfig().backbone
+    for line in (
+        "--model sasrec --model.dim 32",
+        "sasrec --model.dim=32",
+        "--model=sasrec --dim 32",
+    ):
+        model = app.parse(f"{TRAIN} {line}".split()).config.model
+        assert (type(model), model.backbone.dim, model.backbone.layers) == (DenseConfig, 32, dense.layers)
+    assert app.parse(f"train --model.dim 32 {TRAIN[6:]}".split()).config.model.backbone.dim == 32
+    for line in ("--method rq-kmeans --method.level-sizes 4 4", "rq-kmeans --level-sizes 4 4"):
+        method = app.parse(f"tokenize {line} --dataset d --out o".split()).config.method
+        assert (type(method), method.level_sizes) == (RQKmeansConfig, (4, 4))
+    for line in ("--split-rule global-time --split-rule.test 0.95 --out d", "--out d global-time --test 0.95"):
+        assert app.parse(f"prepare simulated {line}".split()).source.split_rule == GlobalTime(test=0.95)
+    assert as_typed("evaluate", ["--model", "m"]) == ["--model", "m"]  # an option like others there
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (f"{TRAIN} --batch-size 0", "semid train: --batch-size 0: expected batch_size above 0, got 0\n"),
+        (f"{TRAIN} --model.dim 7", "semid train: --model.dim 7: dim 7 must divide into 2 heads"),
+        ("tokenize --dataset d --out o --decay=1.5", "semid tokenize: --decay 1.5: expected decay in [0, 1)"),
+        ("tokenize --dataset d --out o rq-vae --level-sizes 4 0", "semid tokenize: --level-sizes 4 0: expected at"),
+        (f"{TRAIN} --lr 0.1", "semid train: --lr is called --learning-rate here\n"),
+        ("tokenise --dataset d", "semid: no command 'tokenise'; did you mean tokenize?\n"),
+        ("xyz", "semid: no command 'xyz'; semid --help lists them\n"),
+    ],
+)
+def test_what_does_not_fit_is_said_by_its_option(capsys, line, said):
+    with pytest.raises(SystemExit) as exit:
+        main(line.split())
+    assert exit.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_compiled_programs_are_kept_in_the_users_cache(monkeypatch, tmp_path):
+    folder = tmp_path / "cache" / "semid" / "xla"
+    for name in ("SEMID_CACHE", "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    use_compilation_cache()
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(folder)
+    assert folder.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "used"),
+    [
+        ("SEMID_CACHE", "off", None),
+        ("JAX_COMPILATION_CACHE_DIR", "mine", "mine"),
+        ("XDG_CACHE_HOME", "/dev/null", None),
+    ],
+)
+def test_the_cache_is_switched_off_moved_or_left_where_it_cannot_be_written(monkeypatch, tmp_path, name, value, used):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.setenv(name, value)
+    use_compilation_cache()
+    assert os.environ.get("JAX_COMPILATION_CACHE_DIR") == used
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_cache_loses_what_was_not_read_for_longest(tmp_path):
+    for age, name in enumerate("abc"):
+        (tmp_path / name).write_bytes(b"123")
+        os.utime(tmp_path / name, (100 - age, 1))
+    remove_oldest(tmp_path, limit=9)
+    assert len(list(tmp_path.iterdir())) == 3
+    remove_oldest(tmp_path, limit=5)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
