@@ -58,8 +58,12 @@ def _search_options(ranker: Ranker, beam_size: int) -> dict[str, Any]:
 
 
 @runtime_checkable
-class _Searchable(Ranker, Protocol):
+class _Scorer(Ranker, Protocol):
     def log_probs(self, histories: Histories, rows: Int[np.ndarray, " n"]) -> Float[np.ndarray, "histories n"]: ...
+
+
+@runtime_checkable
+class _Searchable(_Scorer, Protocol):
     def catalog_log_probs(self, histories: Histories) -> Float[np.ndarray, "histories items"]: ...
 
 
@@ -80,7 +84,7 @@ def against_exact(
 
 
 def example_users(
-    ranker: _Searchable,
+    ranker: _Scorer,
     dataset: Dataset,
     *,
     split: str = "test",

@@ -7,13 +7,13 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from types import SimpleNamespace
+from unittest.mock import create_autospec
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from distributed import Client
+from distributed import Client, Future
 
 from quantizers import tie_break
 from semid.bulk import cluster, encode_files, write_catalog
@@ -179,8 +179,9 @@ def test_a_failure_that_is_not_the_files_is_told_after_all_tries(home, scheduler
 
 def test_a_result_that_died_with_its_worker_is_waited_for():
     job = Job("items/a.parquet", "codes/a.parquet", "digest", "item_id", (), 8)
-    future = SimpleNamespace(status="lost", result=lambda: Done(items=3))
-    future.exception = lambda: setattr(future, "status", "finished")  # what waiting for the repetition comes to
+    future = create_autospec(Future, instance=True, status="lost")
+    future.result.return_value = Done(items=3)
+    future.exception.side_effect = lambda: setattr(future, "status", "finished")  # waiting for the repetition
     assert cluster._done(job, future) == Done(items=3)
     future.status = "cancelled"
     assert "its task was cancelled" in cluster._done(job, future).fault

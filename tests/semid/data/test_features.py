@@ -1,9 +1,10 @@
 """Standardized content vectors, worked by hand."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from semid.data import Standardizer, content_blocks
+from semid.data import Dataset, Standardizer, content_blocks
 from semid.errors import SemidError
 
 
@@ -47,17 +48,11 @@ def test_another_width_is_refused():
         found(np.ones((2, 2), np.float32))
 
 
-class _TwoColumns:
-    """The part of a dataset that `content_blocks` reads."""
-
-    vector_columns = ("text", "image")
-
-    def vectors(self, column):
-        return {"text": np.zeros((2, 3)), "image": np.ones((2, 1))}[column]
-
-
 @pytest.mark.parametrize(
-    ("columns", "widths"), [(None, [3, 1]), (("image",), [1]), (("image", "text"), [1, 3]), ((), [])]
+    ("columns", "widths"), [(None, [3, 1]), (("audio",), [1]), (("audio", "text"), [1, 3]), ((), [])]
 )
 def test_content_blocks_in_the_order_asked_for(columns, widths):
-    assert [block.shape[1] for block in content_blocks(_TwoColumns(), columns)] == widths
+    interactions = pa.table({"user_id": ["u"] * 3, "item_id": ["a", "b", "a"], "position": [0, 1, 2]})
+    plain = Dataset.build(pa.table({"item_id": ["a", "b"]}), interactions, name="two columns")
+    dataset = plain.with_vectors("text", np.eye(2, 3)).with_vectors("audio", np.eye(2, 1))
+    assert [block.shape[1] for block in content_blocks(dataset, columns)] == widths
