@@ -28,7 +28,10 @@ from semid.tokenizers import (
     TokenizerMethod,
     tokenize,
 )
-from semid.training import MeshConfig, make_mesh
+from semid.training import MeshConfig, TrainingConfig, make_mesh
+
+# Options of training stand without its name (--epochs); those of schedules have theirs (--temperature.value).
+tyro.conf.configure(tyro.conf.OmitArgPrefixes)(TrainingConfig)
 
 
 @dataclass(frozen=True)
@@ -158,7 +161,7 @@ class Tokenize:
     dataset: Path | None = None
     """Dataset folder to train on."""
     files: Annotated[_Files, tyro.conf.arg(name="")] = _Files()
-    config: tyro.conf.OmitArgPrefixes[_Tokenizer] = _Tokenizer()
+    config: Annotated[_Tokenizer, tyro.conf.arg(name="")] = _Tokenizer()
     alignment: Annotated[_Alignment, tyro.conf.arg(name="")] = _Alignment()
     seed: int = 0
     """Seed of initialization and shuffling."""

@@ -11,13 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from quantizers import Schedule
+from quantizers import OverusedGumbel, Schedule
 from semid import artifacts
 from semid.catalog import SemanticCatalog, read_tokens
 from semid.cli import main
+from semid.cli.tokenize import Tokenize
+from semid.config import choices
 from semid.data import Dataset
 from semid.recommender import Recommender
-from semid.tokenizers import CooccurrenceConfig, LetterConfig, SemanticTokenizer
+from semid.tokenizers import CooccurrenceConfig, LetterConfig, SemanticTokenizer, TokenizerMethod
 
 ITEMS = 40
 TOKENIZER = "rq-vae --level-sizes 6 4 --hidden 8 --latent 4 --epochs 2 --batch-size 16"
@@ -278,6 +280,30 @@ def test_a_tokenizer_aligned_with_a_trained_model(home, tmp_path, capsys):
     assert "alignment/cooccurrence" in records
     run(line, h=home, t=tmp_path)
     assert "this catalog exists, made with the same settings and inputs; skipped" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", choices(TokenizerMethod))
+def test_every_quantizer_of_every_tokenizer_is_a_command(capsys, method):
+    def told(words: str) -> str:
+        with pytest.raises(SystemExit, match=r"^0$"):
+            run(f"tokenize --out o {words} --help")
+        return capsys.readouterr().out
+
+    quantizers = re.findall(r"[a-z-]+", "".join(re.findall(r"\[\{(.+)\}\]\n", told(method))))
+    assert ("gumbel" in quantizers) == (method == "rq-vae")
+    for quantizer in quantizers:
+        assert "--temperature.value" in told(f"{method} {quantizer}")
+
+
+def test_schedules_have_options_of_their_own_next_to_those_of_training(monkeypatch):
+    given: list[Tokenize] = []
+    monkeypatch.setattr(Tokenize, "run", lambda self: given.append(self))
+    run("tokenize --out o rq-vae --epochs 3 --learning-rate 0.5 overused-gumbel --threshold 2 --scale.value 0.1 "
+        "--scale.initial 4 --temperature.until 0.5")  # fmt: skip
+    method = given[0].config.method
+    assert (method.training.epochs, method.training.optimizer.learning_rate) == (3, 0.5)
+    expected = OverusedGumbel(threshold=2, scale=Schedule(0.1, initial=4), temperature=Schedule(1.0, until=0.5))
+    assert method.assignments == (expected,)
 
 
 def test_a_teacher_of_another_split_is_refused(home, tmp_path, capsys):
