@@ -257,4 +257,4 @@ class ResidualQuantizer(nnx.Module):
             usage[...] = jnp.full_like(usage[...], 1 / len(centroids))
 
     def _arrays(self) -> tuple[Float[Array, "_ dim"], ...]:
-        return tuple(codebook[...] for codebook in self.codebooks)
+        return tuple(jnp.asarray(codebook[...]) for codebook in self.codebooks)  # of a trained model NumPy's

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 import jax
 import optax
@@ -225,7 +225,7 @@ class _Validation:
         return best is not None and at - best >= self.patience * self.every
 
 
-def _check_finite(at: int, values: dict[str, float], checkpoints: Checkpoints) -> None:
+def _check_finite(at: int, values: Mapping[str, SupportsFloat], checkpoints: Checkpoints) -> None:
     bad = [name for name, value in values.items() if not math.isfinite(value)]
     if bad:
         folder, last = checkpoints.folder, checkpoints.last_step

@@ -198,8 +198,8 @@ def edit_moments(model: nnx.Module, state: TrainState, edit: Callable[[Any], Non
     return dataclasses.replace(state, opt_state=opt_state)
 
 
-def named_leaves(tree: Any) -> dict[str, Array]:
-    """The arrays of a pytree by path (`backbone/blocks/0/feed/up/kernel`), as files and checkpoints name them."""
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """The leaves of a pytree by path (`backbone/blocks/0/feed/up/kernel`), as files and checkpoints name them."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {leaf_name(path): leaf for path, leaf in leaves}
 

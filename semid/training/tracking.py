@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsFloat
 
 from semid.errors import SemidError
 
@@ -49,7 +49,7 @@ class Tracker:
         if self._events is not None:
             self._events.close()
 
-    def log(self, step: int, scalars: Mapping[str, float]) -> None:
+    def log(self, step: int, scalars: Mapping[str, SupportsFloat]) -> None:
         """Record the scalars of one step; a value that is not finite becomes null."""
         values = {name: float(value) for name, value in scalars.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
@@ -76,7 +76,7 @@ class NullTracker(Tracker):
     def __exit__(self, *error: object) -> None:
         del error
 
-    def log(self, step: int, scalars: Mapping[str, float]) -> None:
+    def log(self, step: int, scalars: Mapping[str, SupportsFloat]) -> None:
         del step, scalars
 
     def advance(self, step: int, note: str) -> None:
