@@ -37,16 +37,15 @@ CHECKED = (
     "quantizers",
     *(f"seq_models/test_{name}" for name in ("dense", "layers", "losses", "masks", "rq_trans", "sc", "search", "trie")),
     *(f"semid/{folder}" for folder in ("bulk", "catalog", "data", "evaluation", "graphs", "report", "test_")),
+    "test_",
 )
-# Their stand-ins are not of the classes that are asked for.
-UNCHECKED = ("semid/bulk/test_bulk_dist", "semid/data/test_features", "semid/evaluation/test_comparison")
 install_import_hook(["quantizers", "seq_models", "semid"], "shapes.checked")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _checked_annotations(request):
     path = request.path.relative_to(Path(__file__).parent).as_posix()
-    checked = path.startswith(CHECKED) and not path.startswith(UNCHECKED)
+    checked = path.startswith(CHECKED)
     with shapes.checking(checked), pytest.MonkeyPatch.context() as patch:
         if checked:
             patch.setattr(pytest, "raises", shapes.raises_unchecked)
