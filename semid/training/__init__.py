@@ -1,7 +1,7 @@
 """The training loop of every model: batches, device mesh, optimizer, train state, checkpoints, training log."""
 
 from semid.training.batches import PackedRows, Rows, SingleRows, batches, pack
-from semid.training.checkpoints import REQUEST, discard_checkpoints
+from semid.training.checkpoints import discard_checkpoints
 from semid.training.loop import RunFolder, StopTraining, Task, TrainingConfig, fit, train
 from semid.training.mesh import (
     ROWS,
@@ -16,6 +16,7 @@ from semid.training.mesh import (
 )
 from semid.training.optimizers import OptimizerConfig, RateSchedule, make_optimizer
 from semid.training.processes import join_processes, on_first
+from semid.training.seals import REQUEST
 from semid.training.state import (
     Loss,
     StepContext,

@@ -1,12 +1,19 @@
-"""Checkpoints of a run: the train state and the position in the data, of the best and of the last step."""
+"""Checkpoints of a run: the train state and the position in the data, of the best and of the last two steps.
+
+Each is sealed with the sha256 of its files. One that is no longer as it was written is never read: its damage is named,
+and the run goes on from the one before it.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import glob
 import json
+import logging
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,34 +24,31 @@ from jaxtyping import Array
 from semid import artifacts, config
 from semid.errors import SemidError
 from semid.training.processes import on_first
+from semid.training.seals import REQUEST, Scores, best_of, damage, restorable, seal, steps_to_keep
 from semid.training.state import TrainState, named_leaves, replace_leaves
+from semid.training.tracking import naming
 
-REQUEST = "request.json"
 _PARTS = ("params", "rest", "opt_state")
 
 
 class Checkpoints:
     """The checkpoints in a folder that belongs to one request (config, seed, parents); every process opens it.
 
-    The best has the highest score `select`; without one it is the last. Raises SemidError when the folder holds
-    checkpoints of another request, naming what differs.
+    The best has the highest score `select`; without one it is the last. Warns of damaged checkpoints after the last
+    whole one, and forgets them. Raises SemidError when the folder holds checkpoints of another request, naming what
+    differs, or none that is whole, or when the best is damaged.
     """
 
     def __init__(self, folder: Path, *, request: dict, select: str | None) -> None:
         import orbax.checkpoint as ocp
-        from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
         self.folder = folder.absolute()
-        on_first(functools.partial(_claim, folder, request))
-
-        def rank(metrics: dict[str, float]) -> tuple[float, float]:
-            if select is None:
-                return metrics["step"], 0.0
-            return metrics[select], -metrics["step"]  # of equal scores the first: a plateau is no progress
-
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=AnyPreservationPolicy([LatestN(1), BestN(get_metric_fn=rank, n=1)]),
-            best_fn=rank,
+        self._select = select
+        with naming(folder):
+            on_first(functools.partial(_claim, folder, request))
+            scores = on_first(lambda: list(restorable(self.folder).items()))
+        self._scores: Scores = dict(map(tuple, scores))
+        options = ocp.CheckpointManagerOptions(  # that keep all: an old one goes when the new one is sealed
             enable_async_checkpointing=False,  # the state is small; a save is over when it returns
             cleanup_tmp_directories=True,
         )
@@ -52,25 +56,45 @@ class Checkpoints:
 
     @property
     def last_step(self) -> int | None:
-        return self._manager.latest_step()
+        return max(self._scores, default=None)
 
     @property
     def best_step(self) -> int | None:
-        return self._manager.best_step()
+        return best_of(self._scores)
 
-    def save(self, state: TrainState, iterator: Any, metrics: dict[str, float]) -> None:
-        """Write a checkpoint at the state's step. `iterator` is the Grain iterator that feeds the run."""
+    def save(self, state: TrainState, iterator: Any, scores: dict[str, float] | None = None) -> None:
+        """Write a checkpoint at the state's step; one without scores is never the best.
+
+        `iterator` is the Grain iterator that feeds the run. Raises SemidError if it cannot be written, naming the last
+        good checkpoint; nothing is left of it then.
+        """
         import orbax.checkpoint as ocp
 
         step = int(state.step)
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                **{name: ocp.args.PyTreeSave(_plain_arrays(part)) for name, part in _parts(state).items()},
-                input=ocp.args.JsonSave(json.loads(iterator.get_state())),
-            ),
-            metrics={**metrics, "step": step},
+        score = float(step) if self._select is None else (scores or {}).get(self._select)
+        scores_now = {**self._scores, step: score}
+        args = ocp.args.Composite(
+            **{name: ocp.args.PyTreeSave(_plain_arrays(part)) for name, part in _parts(state).items()},
+            input=ocp.args.JsonSave(json.loads(iterator.get_state())),
         )
+        good = (
+            "no checkpoint was written before"
+            if self.last_step is None
+            else f"the last good checkpoint is {self.last_step}"
+        )
+        try:
+            with naming(self.folder / str(step), f"{good}; make space, and give the same command again to go on"):
+                with _without_traces():
+                    self._manager.save(step, args=args)
+                on_first(functools.partial(seal, self.folder / str(step), scores_now))
+        except SemidError:
+            if jax.process_index() == 0:
+                _remove_unsealed(self.folder, step)
+            raise
+        kept = steps_to_keep(scores_now)
+        for old in sorted(scores_now.keys() - kept):
+            self._manager.delete(old)
+        self._scores = {step: scores_now[step] for step in kept}
 
     def restore(self, like: TrainState, step: int, iterator: Any | None = None) -> TrainState:
         """The state saved at `step`, on the devices of `like`; the iterator, if given, is put back where it was.
@@ -80,6 +104,8 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         where = str(self.folder / str(step))
+        if found := on_first(functools.partial(damage, self.folder / str(step))):
+            raise SemidError(f"{where}: damaged ({found}); delete {self.folder} and run again")
         parts = _parts(like)
         args = ocp.args.Composite(
             **{name: _restore_args(_plain_arrays(part)) for name, part in parts.items()}, input=ocp.args.JsonRestore()
@@ -107,12 +133,33 @@ def _claim(folder: Path, request: dict) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     half_written = set(folder.glob(f".{REQUEST}.writing-*"))  # by a run killed in its first moments
     if (folder / REQUEST).exists() and any(entry.name.isdecimal() for entry in folder.iterdir()):
-        if change := config.difference(artifacts.read_json(folder / REQUEST), request):
+        written = artifacts.read_json(folder / REQUEST)
+        if not isinstance(written, dict):
+            raise SemidError(f"{folder / REQUEST}: not the request of a run; delete {folder} and run again")
+        if change := config.difference(written, request):
             raise SemidError(f"{folder}: checkpoints of another run ({change}); delete the folder or change --out")
     elif not (folder / REQUEST).exists() and set(folder.iterdir()) - half_written:
         raise SemidError(f"{folder}: holds files that are no checkpoints of semid; choose another --out")
     else:
         artifacts.write_json(folder / REQUEST, request)
+
+
+@contextlib.contextmanager
+def _without_traces() -> Iterator[None]:
+    """Keep off the console the traces that Orbax's threads log of an error before it is raised here."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _remove_unsealed(folder: Path, step: int) -> None:
+    """Remove what an attempt to write a checkpoint left."""
+    for left in (folder / str(step), *folder.glob(f"{step}.*")):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _handlers() -> dict[str, Any]:

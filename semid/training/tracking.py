@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, SupportsFloat
 
+from semid import artifacts
 from semid.errors import SemidError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
 HISTORY = "history.jsonl"
+
+
+_GO_ON = "make space, and give the same command again: it goes on from the last checkpoint"
+
+
+@contextlib.contextmanager
+def naming(path: Path, advice: str = _GO_ON) -> Iterator[None]:
+    """Turn what a library raises when it cannot write `path` into one line that names it, the reason and `advice`."""
+    try:
+        yield
+    except SemidError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:  # Orbax has no error of its own for a full disk
+        said = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
+        full = os.strerror(errno.ENOSPC)
+        raise SemidError(f"{path}: cannot be written ({full if full in said else said[:300]}); {advice}") from None
 
 
 class Tracker:
@@ -26,14 +46,14 @@ class Tracker:
     def __init__(
         self, folder: Path, *, title: str, num_steps: int, first_step: int = 0, tensorboard: bool = False
     ) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / HISTORY
-        kept = [r for r in read_history(self.path) if r["step"] <= first_step] if self.path.exists() else []
-        rewritten = self.path.with_suffix(".rewritten")  # renamed when complete: a kill here loses no record
-        rewritten.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-        rewritten.replace(self.path)
+        with naming(self.path):
+            folder.mkdir(parents=True, exist_ok=True)
+            kept = [r for r in read_history(self.path) if r["step"] <= first_step] if self.path.exists() else []
+            with artifacts.replacing(self.path) as rewritten:  # a kill here loses no record
+                rewritten.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
         self._events = _event_writer(folder, first_step) if tensorboard else None
-        self._file = self.path.open("a", encoding="utf-8")
+        self._file = self.path.open("ab", buffering=0)
         self._progress = _progress_bar()
         self._task = self._progress.add_task(title, total=num_steps, completed=first_step, note="")
 
@@ -53,11 +73,21 @@ class Tracker:
         """Record the scalars of one step; a value that is not finite becomes null."""
         values = {name: float(value) for name, value in scalars.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._file.write(json.dumps({"step": step, **finite}) + "\n")
-        self._file.flush()
+        self._append(json.dumps({"step": step, **finite}).encode() + b"\n")
         if self._events is not None:
             for name, value in values.items():
                 self._events.add_scalar(name, value, step)
+
+    def _append(self, line: bytes) -> None:
+        """Write a whole line, or raise SemidError and leave none of it."""
+        size = os.fstat(self._file.fileno()).st_size
+        with naming(self.path):
+            try:
+                while line:
+                    line = line[self._file.write(line) :]
+            except OSError:
+                self._file.truncate(size)
+                raise
 
     def advance(self, step: int, note: str) -> None:
         """Move the progress bar to `step`, followed by a short note."""
@@ -84,9 +114,23 @@ class NullTracker(Tracker):
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """The records of a `history.jsonl`; a last line cut short by a kill is left out."""
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    """The records of a `history.jsonl`; a last line cut short by a kill is left out.
+
+    Raises SemidError naming the file and the line that is no record.
+    """
+    return [
+        _record(line, f"{path}: line {number}") for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1)
+    ]
+
+
+def _record(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError:  # also of bytes that are no UTF-8
+        record = None
+    if not isinstance(record, dict) or type(record.get("step")) is not int:
+        raise SemidError(f"{where}: not a record of a training log; delete the file")
+    return record
 
 
 def _progress_bar() -> Progress:

@@ -1,8 +1,12 @@
-"""Checkpoints: the best and the last, to the bit, of one request, whatever a kill left behind."""
+"""Checkpoints: the best and the last two, to the bit, of one request, whatever a kill or a bad disk left behind."""
 
 import dataclasses
+import errno
 import json
+import os
+import re
 import shutil
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +14,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from semid import artifacts
 from semid.errors import SemidError
 from semid.training import (
     MeshConfig,
@@ -21,7 +26,11 @@ from semid.training import (
     make_optimizer,
     named_leaves,
 )
+from semid.training import (
+    checkpoints as module,
+)
 from semid.training.checkpoints import Checkpoints
+from semid.training.seals import damage, restorable
 
 REQUEST = {"config": {"epochs": 3, "nested": {"rate": 0.1}}, "seed": 0}
 
@@ -118,24 +127,26 @@ def test_a_checkpoint_of_one_mesh_is_read_on_another_to_the_bit(tmp_path, writte
 
 
 @pytest.mark.parametrize(
-    ("scores", "best"),
+    ("scores", "best", "kept"),
     [
-        ({1: 0.1, 2: 0.3, 3: 0.2}, 2),
-        ({1: 0.3, 2: 0.2, 3: 0.1}, 1),
-        ({1: 0.1, 2: 0.2, 3: 0.3}, 3),
-        ({1: 0.2, 2: 0.2, 3: 0.2}, 1),  # a plateau: the first
-        ({1: -5.0, 2: -2.0, 3: -4.0}, 2),
+        ({1: 0.1, 2: 0.3, 3: 0.2}, 2, [2, 3]),
+        ({1: 0.3, 2: 0.2, 3: 0.1}, 1, [1, 2, 3]),
+        ({1: 0.1, 2: 0.2, 3: 0.3}, 3, [2, 3]),
+        ({1: 0.3, 2: 0.2, 3: 0.4}, 3, [1, 2, 3]),  # the best of before 3 serves whoever goes on from 2
+        ({1: 0.3, 2: 0.4, 3: 0.1, 4: 0.1}, 2, [2, 3, 4]),
+        ({1: 0.2, 2: 0.2, 3: 0.2}, 1, [1, 2, 3]),  # a plateau: the first
+        ({1: -5.0, 2: -2.0, 3: -4.0}, 2, [2, 3]),
     ],
 )
-def test_best_and_last_are_kept(tmp_path, state, scores, best):
-    checkpoints = opened(tmp_path)
+def test_best_and_last_two_are_kept(tmp_path, state, scores, best, kept):
+    checkpoints, last = opened(tmp_path), max(scores)
     assert (checkpoints.best_step, checkpoints.last_step) == (None, None)
     save(checkpoints, state, scores)
-    assert (checkpoints.best_step, checkpoints.last_step) == (best, 3)
+    assert (checkpoints.best_step, checkpoints.last_step) == (best, last)
     checkpoints.close()
-    assert steps_on_disk(tmp_path) == sorted({best, 3})
+    assert steps_on_disk(tmp_path) == kept
     again = opened(tmp_path)
-    assert (again.best_step, again.last_step) == (best, 3)
+    assert (again.best_step, again.last_step) == (best, last)
     assert equal(again.restore(state, best), at_step(state, best))
     again.close()
 
@@ -198,14 +209,7 @@ def _half_deleted(folder):
     (folder / "0" / "_CHECKPOINT_METADATA").unlink()
 
 
-def _half_deleted_metrics(folder):
-    shutil.copytree(folder / "2", folder / "0")
-    shutil.rmtree(folder / "0" / "metrics")
-
-
-@pytest.mark.parametrize(
-    "leave", [_bare_beginning, _unfinished_copy, _unfinished_item, _half_deleted, _half_deleted_metrics]
-)
+@pytest.mark.parametrize("leave", [_bare_beginning, _unfinished_copy, _unfinished_item, _half_deleted])
 def test_what_a_kill_leaves_does_not_break_a_resumed_run(tmp_path, state, leave):
     checkpoints = opened(tmp_path)
     save(checkpoints, state, {1: 0.9, 2: 0.1})
@@ -233,19 +237,175 @@ def test_a_position_in_other_data_is_refused_in_one_line(tmp_path, state):
     checkpoints.close()
 
 
-@pytest.mark.parametrize("part", ["params", "opt_state", "input"])
-def test_a_damaged_checkpoint_is_named(tmp_path, state, part):
+def test_a_checkpoint_that_a_kill_left_unsealed_is_none(tmp_path, state):
+    checkpoints = opened(tmp_path)
+    save(checkpoints, state, {1: 0.5, 2: 0.6})
+    checkpoints.close()
+    for step, left in ((2, 1), (1, None)):
+        (tmp_path / str(step) / "seal.json").unlink()
+        since = f"from step {left}" if left else "from the start"
+        with pytest.warns(
+            UserWarning, match=rf"^{tmp_path}/{step}: .*\(seal.json: no such file\); .* goes on {since}$"
+        ):
+            again = opened(tmp_path)
+        assert again.last_step == left
+        again.close()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, state):
+    """Checkpoints of steps 1 (best), 2 and 3."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    checkpoints = opened(folder)
+    (folder / "history.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
+    save(checkpoints, state, {1: 0.9, 2: 0.1, 3: 0.2})
+    checkpoints.close()
+    return folder
+
+
+def flip(path, at=0.5):
+    content = bytearray(path.read_bytes())
+    content[int(at * (len(content) - 1))] ^= 1 << 3
+    path.write_bytes(content)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+DAMAGES = {"first bits": lambda path: flip(path, 0), "bits": flip, "cut": cut, "deleted": lambda path: path.unlink()}
+
+
+@pytest.mark.parametrize("harm", DAMAGES.values(), ids=DAMAGES)
+def test_damage_to_any_file_of_a_checkpoint_is_named(whole, tmp_path, harm):
+    step = shutil.copytree(whole, tmp_path / "run") / "3"
+    files = [path for path in step.rglob("*") if path.is_file()]
+    assert len(files) > 10
+    for file in files:
+        content = file.read_bytes()
+        harm(file)
+        found = damage(step)
+        assert found is not None
+        assert found.startswith(f"{file.relative_to(step)}: ")
+        file.write_bytes(content)
+    assert damage(step) is None  # control
+
+
+@pytest.mark.parametrize("harm", DAMAGES.values(), ids=DAMAGES)
+@pytest.mark.parametrize(
+    ("name", "scores", "said"),
+    [
+        ("1/params/_METADATA", None, "/1: damaged"),  # the best
+        ("2/params/_METADATA", {1: 0.9, 3: 0.2}, None),  # neither the best nor the last
+        ("3/params/_METADATA", {1: 0.9, 2: 0.1}, "/3: damaged or never finished .*; training goes on from step 2$"),
+        ("1/seal.json", None, "/1: damaged"),
+        ("3/seal.json", {1: 0.9, 2: 0.1}, "/3: damaged or never finished .*; training goes on from step 2$"),
+        ("request.json", None, "/3: damaged"),
+    ],
+)
+def test_what_is_left_of_a_damaged_run(whole, tmp_path, harm, name, scores, said):
+    folder = shutil.copytree(whole, tmp_path / "run")
+    harm(folder / name)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        if scores is None:
+            with pytest.raises(SemidError, match=f"^{folder}{said}"):
+                restorable(folder)
+        else:
+            assert restorable(folder) == scores
+    assert len(warned) == (scores is not None and said is not None)
+    for warning in warned:
+        assert re.match(f"{folder}{said}", str(warning.message))
+
+
+def test_a_damaged_log_is_named(whole, tmp_path):
+    folder = shutil.copytree(whole, tmp_path / "run")
+    log = folder / "history.jsonl"
+    log.write_text(log.read_text() + '{"step": 4, "loss": 0.5}\n')  # control: what came after the last checkpoint
+    assert restorable(folder) == {1: 0.9, 2: 0.1, 3: 0.2}
+    for harm in (flip, cut):
+        shutil.copy(whole / "history.jsonl", log)
+        harm(log)
+        with pytest.raises(SemidError, match=f"^{log}: changed before step 3; delete it to go on without its records"):
+            restorable(folder)
+    log.unlink()
+    with pytest.warns(UserWarning, match=f"^{log}: gone; the records until step 3 are lost"):
+        assert restorable(folder) == {1: 0.9, 2: 0.1, 3: 0.2}
+
+
+def _swapped(folder):
+    (folder / "3").rename(folder / "x")
+    (folder / "2").rename(folder / "3")
+    (folder / "x").rename(folder / "2")
+
+
+def _of_another_run(folder):
+    sealed = json.loads((folder / "3" / "seal.json").read_text())
+    del sealed["sha256"]
+    sealed["request"] = artifacts.sha256_json("another")
+    artifacts.write_json(folder / "3" / "seal.json", {**sealed, "sha256": artifacts.sha256_json(sealed)})
+
+
+def _with_another_file(folder):
+    (folder / "3" / "params" / "more").write_text("")
+
+
+@pytest.mark.parametrize("harm", [_swapped, _of_another_run, _with_another_file])
+@pytest.mark.filterwarnings("ignore:.*/2. damaged")
+def test_a_folder_that_is_not_as_it_was_is_not_read(whole, tmp_path, harm):
+    folder = shutil.copytree(whole, tmp_path / "run")
+    harm(folder)
+    with pytest.warns(UserWarning, match=f"^{folder}/3: damaged"):
+        assert 3 not in restorable(folder)
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(whole, tmp_path, state):
+    folder = shutil.copytree(whole, tmp_path / "run")
+    flip(folder / "3" / "params" / "_METADATA")
+    with pytest.warns(UserWarning, match=f"^{folder}/3: .*_METADATA: changed.*; training goes on from step 2$"):
+        again = opened(folder)
+    position = Position()
+    assert equal(again.restore(state, again.last_step, position), at_step(state, 2))
+    assert (position.at, again.best_step) == (2, 1)
+    flip(folder / "1" / "params" / "_METADATA")
+    with pytest.raises(SemidError, match=rf"^{folder}/1: damaged \(params/_METADATA: changed\); delete {folder} and"):
+        again.restore(state, 1)
+    again.close()
+
+
+@pytest.mark.parametrize("content", ["[1]", "null", "\xff", "{"])
+def test_a_request_that_is_none(whole, tmp_path, content):
+    folder = shutil.copytree(whole, tmp_path / "run")
+    (folder / "request.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(SemidError, match=f"^{folder}/request.json: not "):
+        opened(folder)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), ValueError("RESOURCE\nNo space left on device: x")]
+)
+@pytest.mark.parametrize("where", ["orbax", "seal"])
+def test_a_full_disk_leaves_the_checkpoints_before(tmp_path, state, monkeypatch, where, error):
     checkpoints = opened(tmp_path)
     save(checkpoints, state, {1: 0.5})
+
+    def full(step, *rest, **options):
+        (tmp_path / "2").mkdir(exist_ok=True)
+        (tmp_path / "2.orbax-checkpoint-tmp").mkdir()
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*((checkpoints._manager, "save") if where == "orbax" else (module, "seal")), full)
+        with pytest.raises(
+            SemidError,
+            match=rf"^{tmp_path}/2: cannot be written \(No space left on device\); the last good checkpoint is 1; make",
+        ):
+            save(checkpoints, state, {2: 0.6})
     checkpoints.close()
-    for path in (tmp_path / "1" / part).rglob("*"):
-        if path.is_file():
-            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "request.json"]
     again = opened(tmp_path)
-    with pytest.raises(
-        SemidError, match=f"^{tmp_path}/1: cannot go on from here .*; delete this folder and run again$"
-    ):
-        again.restore(state, 1, Position())
+    save(again, state, {2: 0.6})
+    assert equal(again.restore(state, 2), at_step(state, 2))
     again.close()
 
 

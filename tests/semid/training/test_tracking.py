@@ -1,6 +1,7 @@
 """What a run writes of itself."""
 
 import json
+import resource
 import sys
 
 import pytest
@@ -64,6 +65,28 @@ def test_a_last_line_without_its_end_is_left_out(tmp_path, cut):
     assert [record["step"] for record in read_history(tmp_path / HISTORY)] == [1, 2]
     track(tmp_path, [], first_step=9)
     assert (tmp_path / HISTORY).read_text() == whole
+
+
+@pytest.mark.parametrize("line", ["{", "[1]", '{"loss": 1.0}', '{"step": "1"}', "\xff", "null"])
+def test_a_line_that_is_no_record_is_named(tmp_path, line):
+    (tmp_path / HISTORY).write_bytes(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n'.encode("latin-1"))
+    with pytest.raises(SemidError, match=f"^{tmp_path}/{HISTORY}: line 2: not a record of a training log; "):
+        track(tmp_path, [], first_step=3)
+
+
+def test_a_record_that_the_disk_has_no_room_for(tmp_path):
+    """A limit of the process stands for the disk's: it too ends in a write of a part, then in one of nothing."""
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Tracker(tmp_path, title="a run", num_steps=10) as tracker:
+        tracker.log(1, {"loss": 0.5})
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40, old[1]))
+        try:
+            with pytest.raises(SemidError, match=f"^{tmp_path}/{HISTORY}: cannot be written .*; make space, and give"):
+                tracker.log(2, {"loss": 0.25})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        tracker.log(3, {"loss": 0.125})
+    assert (tmp_path / HISTORY).read_text() == '{"step": 1, "loss": 0.5}\n{"step": 3, "loss": 0.125}\n'
 
 
 def test_tensorboard_has_the_same_scalars(tmp_path, monkeypatch):

@@ -1,0 +1,139 @@
+"""Seals of checkpoints: what a checkpoint's folder was when it was written, and which of them a run can go on from."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+from semid import artifacts
+from semid.errors import SemidError
+from semid.training.tracking import HISTORY
+
+REQUEST = "request.json"
+# Written last into a checkpoint's folder: a folder without one was never finished.
+_SEAL = "seal.json"
+Scores = dict[int, float | None]
+
+
+def best_of(scores: Scores) -> int | None:
+    """The step of the highest score; of equal ones the first: a plateau is no progress. None without a score."""
+    known = {step: score for step, score in scores.items() if score is not None}
+    return max(known, key=lambda step: (known[step], -step), default=None)
+
+
+def steps_to_keep(scores: Scores) -> set[int]:
+    """The last two steps, and the best as of each of them: whoever goes on from the second last needs its best."""
+    last_two = sorted(scores)[-2:]
+    best = [best_of({s: score for s, score in scores.items() if s <= last}) for last in last_two]
+    return {*last_two, *(step for step in best if step is not None)}
+
+
+def seal(step: Path, scores: Scores) -> None:
+    """Record what a checkpoint, its request and the log are now; `scores` are those of the steps until now."""
+    log = step.parent / HISTORY
+    size = log.stat().st_size if log.exists() else 0
+    content = {
+        "step": _number(step),
+        "request": _request_digest(step),
+        "files": _digests(step),
+        "score": scores[_number(step)],
+        "best": best_of(scores),
+        "history": {"bytes": size, "sha256": _sha256_of_start(log, size)},
+    }
+    artifacts.write_json(step / _SEAL, {**content, "sha256": artifacts.sha256_json(content)})
+
+
+def damage(step: Path) -> str | None:
+    """The first thing about a checkpoint that is not as it was sealed; None if all is."""
+    try:
+        sealed, found, request = _read(step), _digests(step), _request_digest(step)
+    except (SemidError, OSError) as error:
+        return " ".join(str(error).removeprefix(f"{step}/").split())
+    if sealed["step"] != _number(step) or sealed["request"] != request:
+        return f"{_SEAL}: of another step or run"
+    for name in sorted(sealed["files"].keys() | found.keys()):
+        if name not in found:
+            return f"{name}: gone"
+        if found[name] != sealed["files"].get(name):
+            return f"{name}: changed"
+    return None
+
+
+def restorable(folder: Path) -> Scores:
+    """The scores of the checkpoints that a run goes on from: the last that is whole, with the best of its time, and
+    those before it. What comes after is removed, with a warning.
+
+    Raises SemidError naming what is damaged if there is no such checkpoint, or if the log is not as it was then.
+    """
+    steps = sorted((path for path in folder.iterdir() if path.name.isdecimal()), key=_number)
+    damages = {step: found for step in steps if (found := damage(step))}
+    seals = {step: _read(step) for step in steps if step not in damages}
+    best = {step: folder / str(sealed["best"]) for step, sealed in seals.items() if sealed["best"] is not None}
+    usable = [step for step in seals if best.get(step, step) in seals]
+    if not usable:
+        return _begin_again(folder, steps, damages | {step: "gone" for step in best.values() if step not in steps})
+    last = usable[-1]
+    for step in (step for step in steps if _number(step) > _number(last)):
+        _forget(step, damages.get(step, "the best before it is damaged"), since=f"from step {last.name}")
+    for step in (step for step in damages if _number(step) < _number(last)):
+        shutil.rmtree(step)  # a kill ended its removal, or nothing needs it
+    _check_history(folder / HISTORY, seals[last]["history"], step=last.name)
+    return {_number(step): sealed["score"] for step, sealed in seals.items() if _number(step) <= _number(last)}
+
+
+def _begin_again(folder: Path, steps: list[Path], damages: dict[Path, str]) -> Scores:
+    """Forget the one checkpoint that a kill left unfinished. Raises SemidError if more was lost."""
+    match list(damages.items()):
+        case [(step, why)] if steps == [step] and not (step / _SEAL).exists():
+            _forget(step, why, since="from the start")
+        case [*_, (step, why)]:
+            raise SemidError(
+                f"{step}: damaged ({why}), and no other checkpoint stands in for it; delete {folder} and run again"
+            )
+    return {}
+
+
+def _forget(step: Path, why: str, *, since: str) -> None:
+    warnings.warn(f"{step}: damaged or never finished ({why}); training goes on {since}", stacklevel=2)
+    shutil.rmtree(step)
+
+
+def _number(step: Path) -> int:
+    return int(step.name)
+
+
+def _read(step: Path) -> dict[str, Any]:
+    """The seal of a checkpoint. Raises SemidError if there is none, or it is not as it was written."""
+    sealed = artifacts.read_json(step / _SEAL)
+    if not isinstance(sealed, dict) or sealed.pop("sha256", None) != artifacts.sha256_json(sealed):
+        raise SemidError(f"{step / _SEAL}: changed")
+    return sealed
+
+
+def _request_digest(step: Path) -> str:
+    return artifacts.sha256_json(artifacts.read_json(step.parent / REQUEST))
+
+
+def _digests(step: Path) -> dict[str, str]:
+    files = (path for path in sorted(step.rglob("*")) if not path.is_dir() and path != step / _SEAL)
+    return {str(path.relative_to(step)): artifacts.sha256(path) for path in files}
+
+
+def _sha256_of_start(file: Path, size: int) -> str | None:
+    """sha256 of a file's first `size` bytes; None without any."""
+    if not size:
+        return None
+    with file.open("rb") as opened:
+        return hashlib.sha256(opened.read(size)).hexdigest()
+
+
+def _check_history(log: Path, written: dict[str, Any], *, step: str) -> None:
+    """Raise SemidError if the log until `step` is not as it was written; warn if it is gone."""
+    if written["bytes"] and not log.exists():
+        warnings.warn(f"{log}: gone; the records until step {step} are lost", stacklevel=3)
+    elif _sha256_of_start(log, written["bytes"]) != written["sha256"]:
+        again = f"delete it to go on without its records, or {log.parent} to begin again"
+        raise SemidError(f"{log}: changed before step {step}; {again}")
