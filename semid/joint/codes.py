@@ -25,11 +25,11 @@ class Relaxation(enum.Enum):
 
 def code_mixtures(
     found: ResidualCodes,
-    codebooks: Sequence[Float[Array, "size dim"]],
+    codebooks: Sequence[Float[Array, "_ dim"]],
     *,
     relaxation: Relaxation = Relaxation.SOFT_BACKWARD,
     distance: Distance = Distance.EUCLIDEAN,
-) -> tuple[Float[Array, "*b size"], ...]:
+) -> tuple[Float[Array, "*b _"], ...]:
     """Mixtures of codes, one per level, of a quantizer's search; the generator reads `mixture @ table` as embedding."""
     if relaxation is Relaxation.SOFT:
         return found.probabilities
@@ -42,8 +42,8 @@ def code_mixtures(
 
 
 def level_logits(
-    found: ResidualCodes, codebooks: Sequence[Float[Array, "size dim"]], *, distance: Distance = Distance.EUCLIDEAN
-) -> tuple[Float[Array, "*b size"], ...]:
+    found: ResidualCodes, codebooks: Sequence[Float[Array, "_ dim"]], *, distance: Distance = Distance.EUCLIDEAN
+) -> tuple[Float[Array, "*b _"], ...]:
     """-d of every code of every level: the nearer the code, the larger."""
     levels = enumerate(codebooks)
     return tuple(-distances(found.residuals[..., level, :], book, distance=distance) for level, book in levels)

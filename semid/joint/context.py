@@ -112,7 +112,7 @@ class Context:
         codes = map_blocks(model.autoencoder.encode, self.item_vectors(model))
         return self.with_tie_break(np.where(known, codes, np.asarray(model.codes[...])[:, :-1]))
 
-    def with_tie_break(self, codes: Int[np.ndarray, "items level-1"]) -> Int[np.ndarray, "items level"]:
+    def with_tie_break(self, codes: Int[np.ndarray, "items level"]) -> Int[np.ndarray, "items level+1"]:
         """Append a level that tells items of equal codes apart.
 
         Raises SemidError if it is too small, as where codes collapse.

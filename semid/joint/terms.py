@@ -15,7 +15,7 @@ from semid.joint.codes import level_logits
 def code_agreement(
     a: Float[Array, "n latent"],
     b: Float[Array, "n latent"],
-    codebooks: Sequence[Float[Array, "size latent"]],
+    codebooks: Sequence[Float[Array, "_ latent"]],
     *,
     temperature: float | Float[Array, ""] = 1.0,
     distance: Distance = Distance.EUCLIDEAN,
@@ -74,10 +74,10 @@ def session_contrast(
 
 def _log_shares(
     x: Float[Array, "n latent"],
-    codebooks: Sequence[Float[Array, "size latent"]],
+    codebooks: Sequence[Float[Array, "_ latent"]],
     temperature: float | Float[Array, ""],
     distance: Distance,
-) -> list[Float[Array, "n size"]]:
+) -> list[Float[Array, "n _"]]:
     """Logarithms of the probabilities of a latent's codes, one array per level."""
     logits = level_logits(residual_codes(x, codebooks, distance=distance), codebooks, distance=distance)
     return [jax.nn.log_softmax(of_level / temperature) for of_level in logits]

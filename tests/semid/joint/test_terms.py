@@ -18,6 +18,7 @@ def random(seed, *shape):
 
 A, B = random(0, N, DIM), random(1, N, DIM)
 BOOKS = tuple(random(10 + level, size, DIM) for level, size in enumerate(SIZES))
+CODEBOOKS = tuple(map(jnp.asarray, BOOKS))
 ITEMS, SESSIONS = np.array([3, 1, 3, 4, 5, 1]), np.array([0, 0, 1, 1, 2, 3])
 MASK = np.array([True, True, True, False, True, True])
 
@@ -48,15 +49,16 @@ def test_code_agreement_is_both_divergences_summed_over_levels(mask, temperature
         for p, q in zip(shares(A, temperature), shares(B, temperature), strict=True)
     )
     kept = None if mask is None else jnp.asarray(mask)
-    found = code_agreement(jnp.asarray(A), jnp.asarray(B), BOOKS, temperature=temperature, mask=kept)
+    found = code_agreement(jnp.asarray(A), jnp.asarray(B), CODEBOOKS, temperature=temperature, mask=kept)
     assert float(found) == pytest.approx(each[slice(None) if mask is None else mask].mean(), rel=1e-4)
 
 
 def test_code_agreement_leads_to_the_target_and_its_codes():
     """The sign: following the gradient brings the summary of a history nearer to its target's codes."""
-    a, b, start = jnp.asarray(A), jnp.asarray(B), code_agreement(A, B, BOOKS)
-    assert float(code_agreement(b, b, BOOKS)) == 0
-    pull = jax.jit(jax.value_and_grad(lambda a: code_agreement(a, b, BOOKS)))
+    a, b = jnp.asarray(A), jnp.asarray(B)
+    start = code_agreement(a, b, CODEBOOKS)
+    assert float(code_agreement(b, b, CODEBOOKS)) == 0
+    pull = jax.jit(jax.value_and_grad(lambda a: code_agreement(a, b, CODEBOOKS)))
     for _ in range(60):
         a = a - 0.05 * pull(a)[1]
     assert float(pull(a)[0]) < 0.2 * float(start)
@@ -67,7 +69,7 @@ def test_code_agreement_leads_to_the_target_and_its_codes():
 
 def test_code_agreement_is_finite_far_from_all_codes():
     far = jnp.asarray(100 * A)
-    value, gradient = jax.value_and_grad(lambda x: code_agreement(x, jnp.asarray(B), BOOKS, temperature=0.01))(far)
+    value, gradient = jax.value_and_grad(lambda x: code_agreement(x, jnp.asarray(B), CODEBOOKS, temperature=0.01))(far)
     assert np.isfinite(value)
     assert np.isfinite(gradient).all()
 
@@ -102,7 +104,7 @@ def test_masked_rows_of_nan_reach_no_gradient():
     bad = jnp.asarray(np.where(MASK[:, None], A, np.nan))
     items, mask = jnp.asarray(ITEMS), jnp.asarray(MASK)
     losses = (
-        lambda x: code_agreement(x, jnp.asarray(B), BOOKS, mask=mask),
+        lambda x: code_agreement(x, jnp.asarray(B), CODEBOOKS, mask=mask),
         lambda x: symmetric_info_nce(x, jnp.asarray(B), items=items, mask=mask),
         lambda x: session_contrast(x, jnp.asarray(B), items=items, sessions=jnp.asarray(SESSIONS), mask=mask),
     )
