@@ -220,7 +220,7 @@ class CrossTower(nnx.Module):
         self.gates = nnx.Param(jnp.zeros((config.states, len(dims))))
 
     def __call__(
-        self, states: Sequence[Float[Array, "n state dim"]], present: Bool[Array, "n modality"]
+        self, states: Sequence[Float[Array, "n state _"]], present: Bool[Array, "n modality"]
     ) -> Float[Array, "n dim"]:
         """The last state; `states` of each modality in the order of `dims`."""
         if self.projections is not None:

@@ -234,7 +234,7 @@ def _state(
     context: StepContext,
     keys: tuple[Key[Array, ""], Key[Array, ""]],
     config: StepConfig,
-) -> Float[Array, "b dim"]:
+) -> Float[Array, "b state"]:
     """The generator's state after each history, read through the codes that the tokenizer gives its vectors now."""
     quantizer = model.autoencoder.quantizer
     found = quantizer.search(model.autoencoder.latents(vectors), key=keys[0], progress=context.progress)
@@ -264,7 +264,7 @@ def _generator_terms(
     model: JointModel,
     batch: PackedRows,
     tables: ContentTables,
-    state: Float[Array, "b dim"],
+    state: Float[Array, "b state"],
     passed: Pass,
     key: Key[Array, ""],
 ) -> Terms:
