@@ -36,7 +36,8 @@ import shapes  # noqa: E402
 CHECKED = (
     "quantizers",
     *(f"seq_models/test_{name}" for name in ("dense", "layers", "losses", "masks", "rq_trans", "sc", "search", "trie")),
-    *(f"semid/{folder}" for folder in ("bulk", "catalog", "data", "evaluation", "graphs", "report", "test_")),
+    *(f"semid/{name}" for name in ("bulk", "catalog", "data", "encoders", "evaluation", "graphs", "report", "test_")),
+    *(f"semid/joint/test_{name}" for name in ("bank", "codes", "model", "surgery", "terms")),
     "test_",
 )
 install_import_hook(["quantizers", "seq_models", "semid"], "shapes.checked")

@@ -335,7 +335,7 @@ def trained_model(world, folder):
 
 def ndcg(model, examples, relaxation, temperature):
     """NDCG@10 of all items by their probability after histories read through mixtures of codes."""
-    history, real = examples.histories.padded(HISTORY)
+    history, real = map(jnp.asarray, examples.histories.padded(HISTORY))
     vectors, codes = model.bank.read(history), model.codes[...]
     quantizer = model.autoencoder.quantizer
     found, books = quantizer.search(model.autoencoder.latents(vectors)), [book[...] for book in quantizer.codebooks]
@@ -343,7 +343,7 @@ def ndcg(model, examples, relaxation, temperature):
     mixtures = code_mixtures(found._replace(probabilities=soft), books, relaxation=relaxation)
     last = jax.nn.one_hot(codes[history][..., -1], CONFIG.tie_break)
     inputs = Inputs(codes[history], vectors, mixtures=(*mixtures, last))
-    segments = jnp.asarray(real, jnp.int32)
+    segments = real.astype(jnp.int32)
     state = last_state(model.generator.states(inputs, segments), segments)
     users, items = len(state), len(codes)
     logits = model.generator.depth_logits(jnp.repeat(state, items, 0), jnp.tile(codes, (users, 1)))
