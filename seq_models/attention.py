@@ -24,7 +24,7 @@ class KeyValue(NamedTuple):
 Past = tuple[KeyValue, ...]  # one per level so far
 
 
-def rotate(x: Float[Array, "b t heads width"], positions: Int[Array, "b t"]) -> Float[Array, "b t heads width"]:
+def rotate(x: Float[Array, "b t heads width"], positions: Int[Array, "#b #t"]) -> Float[Array, "b t heads width"]:
     """Rotary position embedding (Su et al. 2021, RoFormer eq. 15), halves convention; computed in float32."""
     half = x.shape[-1] // 2
     rates = 10000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)

@@ -90,7 +90,7 @@ class CodeModel(ItemModel):
         targets: Int[Array, "*n level"],
         *,
         key: Key[Array, ""] | None = None,
-    ) -> tuple[Float[Array, "*n size"], ...]:
+    ) -> tuple[Float[Array, "*n _"], ...]:
         """Logits of every level given the codes before it, one array per level; `*n` is `b t`, or `b` for SINGLE.
 
         With a key, as in training: with dropout. Logits at positions without a target are undefined.
@@ -118,7 +118,7 @@ class CodeModel(ItemModel):
         trie: CodeTrie | None = None,
         smoothing: float = 0.0,
         key: Key[Array, ""] | None = None,
-    ) -> dict[str, Float[Array, "*terms"]]:
+    ) -> dict[str, Float[Array, "..."]]:
         """Cross-entropy of each level's code (`loss/level`) and of a teacher's codes (`loss/distillation`, summed)."""
         inputs, codes = tables.inputs(batch.history), batch.target_codes(tables)
         logits = self.logits(inputs, batch.segments, codes, key=key)
@@ -224,13 +224,13 @@ class CodeModel(ItemModel):
 
 
 def code_loss_terms(
-    logits: tuple[Float[Array, "*n size"], ...],
+    logits: tuple[Float[Array, "*n _"], ...],
     tables: ItemTables,
     batch: TrainingBatch,
     *,
     trie: CodeTrie | None,
     smoothing: float,
-) -> dict[str, Float[Array, "*terms"]]:
+) -> dict[str, Float[Array, "..."]]:
     """The terms of teacher-forced logits: `loss/level` and, with a teacher, `loss/distillation`."""
     codes, weights = batch.target_codes(tables), batch.weights
     if trie is None:

@@ -88,7 +88,7 @@ class DenseTransformer(ItemModel):
         trie: CodeTrie | None = None,
         smoothing: float = 0.0,
         key: Key[Array, ""] | None = None,
-    ) -> dict[str, Float[Array, "*terms"]]:
+    ) -> dict[str, Float[Array, "..."]]:
         """Full-softmax cross-entropy of the next item: the whole loss, and so named."""
         vectors = self.vectors(tables.features)
         states = self.states(vectors, batch.history, batch.segments, key=key)

@@ -128,7 +128,7 @@ class EncoderDecoder(CodeModel):
         targets: Int[Array, "b level"],
         *,
         key: Key[Array, ""] | None = None,
-    ) -> tuple[Float[Array, "b size"], ...]:
+    ) -> tuple[Float[Array, "b _"], ...]:
         """Teacher-forced logits of every level of the item behind each history."""
         encoder_key, decoder_key = split_key(key, 2)
         memory = self._memory(inputs, segments, encoder_key)

@@ -66,7 +66,7 @@ class FlatDecoder(CodeModel):
         targets: Int[Array, "b t level"],
         *,
         key: Key[Array, ""] | None = None,
-    ) -> tuple[Float[Array, "b t size"], ...]:
+    ) -> tuple[Float[Array, "b t _"], ...]:
         """Teacher-forced logits of the item at the position behind each, read from `inputs` and not from `targets`."""
         states = self.backbone(self.token_states(inputs), self._token_segments(segments), key=key)
         by_level = states.reshape(*segments.shape, len(self.level_sizes), -1)

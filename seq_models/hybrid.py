@@ -90,7 +90,7 @@ class HybridTransformer(RQTransformer):
         trie: CodeTrie | None = None,
         smoothing: float = 0.0,
         key: Key[Array, ""] | None = None,
-    ) -> dict[str, Float[Array, "*terms"]]:
+    ) -> dict[str, Float[Array, "..."]]:
         """The terms of codes, and the dense head's over all training items (LIGER, section 3): one pass of states."""
         backbone_key, depth_key = split_key(key, 2)
         states = self.states(tables.inputs(batch.history), batch.segments, key=backbone_key)

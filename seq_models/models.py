@@ -61,7 +61,7 @@ class ItemModel(nnx.Module):
         trie: CodeTrie | None = None,
         smoothing: float = 0.0,
         key: Key[Array, ""] | None = None,
-    ) -> dict[str, Float[Array, "*terms"]]:
+    ) -> dict[str, Float[Array, "..."]]:
         """Losses by name, unweighted means over the targets, in nats; a vector has one entry per level.
 
         With a `trie`, a level's softmax is over the children of the target's prefix. `smoothing` is the share of each

@@ -91,14 +91,14 @@ class RQTransformer(CodeModel):
         targets: Int[Array, "b t level"],
         *,
         key: Key[Array, ""] | None = None,
-    ) -> tuple[Float[Array, "b t size"], ...]:
+    ) -> tuple[Float[Array, "b t _"], ...]:
         """Teacher-forced logits of every level given the codes before it; one array per level."""
         backbone_key, depth_key = split_key(key, 2)
         return self.depth_logits(self.states(inputs, segments, key=backbone_key), targets, key=depth_key)
 
     def depth_logits(
         self, states: Float[Array, "*n dim"], targets: Int[Array, "*n level"], *, key: Key[Array, ""] | None = None
-    ) -> tuple[Float[Array, "*n size"], ...]:
+    ) -> tuple[Float[Array, "*n _"], ...]:
         """Teacher-forced logits of the item after each of the given states.
 
         Level by level, as in search: on a CPU that is faster than one array of all levels, whose copies it saves.

@@ -25,7 +25,7 @@ class Inputs(NamedTuple):
     codes: Int[Array, "b t level"]
     dense: Float[Array, "b t feature"] | None = None
     ids: Int[Array, "b t"] | None = None
-    mixtures: tuple[Float[Array, "b t size"], ...] | None = None
+    mixtures: tuple[Float[Array, "b t _"], ...] | None = None
 
 
 class Prefixes(NamedTuple):
