@@ -41,7 +41,8 @@ def taught(rows: PackedRows | SingleRows, teacher: Recommender, objective: Objec
             scores = model.scores(vectors, history, segments)
         else:
             scores = jnp.matmul(model.states(vectors, history, segments), vectors.T)
-        return jax.lax.top_k(scores / objective.teacher_temperature, k)
+        values, rows = jax.lax.top_k(scores / objective.teacher_temperature, k)
+        return values, rows
 
     positions = stored.targets.shape[1] if stored.targets.ndim > 1 else 1
     size = max(_SCORES // (items * positions), 1)
