@@ -50,3 +50,10 @@ def is_vector(kind: pa.DataType) -> bool:
     """A type of lists of floats, of a fixed size or not."""
     lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     return lists and pa.types.is_floating(kind.value_type)
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """A type of strings, or of lists of strings."""
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return is_text(kind.value_type)
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)

@@ -56,7 +56,9 @@ RULES = {
     ),
     # A tokenizer knows no generator, a generator no quantizer: they meet through the catalogue.
     "semid.tokenizers": Rule(
-        BASE | {"quantizers", "semid.data", "semid.training", "semid.graphs", "semid.catalog", "semid.stage"},
+        BASE
+        | {"quantizers", "semid.data", "semid.training", "semid.encoders", "semid.graphs", "semid.catalog"}
+        | {"semid.stage"},
         ARRAYS | JAX,
     ),
     "semid.generators": Rule(

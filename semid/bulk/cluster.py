@@ -31,13 +31,15 @@ class Carrier(WorkerPlugin):
     def __init__(self, tokenizer: SemanticTokenizer) -> None:
         self.name = f"semid-tokenizer-{uuid.uuid4().hex}"
         self._config, self._tensors = to_dict(tokenizer.config), tokenizer.tensors()
-        self._columns = tokenizer.columns
+        self._columns, self._encoders = tokenizer.columns, tokenizer.encoders
 
     @functools.cached_property
     def tokenizer(self) -> SemanticTokenizer:
         """Built at its first use in a process."""
         config = from_dict(TokenizerConfig, self._config)
-        return SemanticTokenizer.from_tensors(config, self._tensors, columns=self._columns, where=self.name)
+        return SemanticTokenizer.from_tensors(
+            config, self._tensors, columns=self._columns, encoders=self._encoders, where=self.name
+        )
 
 
 def encode_on_cluster(

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from semid import artifacts
 from semid.artifacts import Kind, Manifest, Origin
 from semid.bulk.encoding import REQUEST, TOKENIZER, digest_of
-from semid.catalog import CATALOG_FILE, TOKENIZER_FILE, Collisions
+from semid.catalog import CATALOG_FILE, Collisions, copy_tokenizer_files
 from semid.config import to_dict
 from semid.data import storage
 from semid.errors import SemidError
@@ -66,7 +66,7 @@ def write_catalog(
     ):
         database.execute(_TABLE, {"files": list(codes)})
         _write(database, folder / CATALOG_FILE, codes, loaded.level_sizes, collisions)
-        Origin(tokenizer, parent).copy_file(TOKENIZER_FILE, folder)
+        copy_tokenizer_files(Origin(tokenizer, parent), folder)
 
 
 def check_catalog(out: Path, *, tokenizer: Path, collisions: Collisions, memory_limit: str) -> Manifest:

@@ -68,6 +68,7 @@ def encode_file(
             dim=tokenizer.dim,
             id_column=job.id_column,
             columns=job.columns or tokenizer.input_columns,
+            encoders=tokenizer.content_encoders,
         )
         request = file.request(job.tokenizer)
         if (standing := _items_of(job.output, request)) is not None:
@@ -141,7 +142,9 @@ def _items_of(output: str, request: str) -> int | None:
 def digest_of(tokenizer: SemanticTokenizer) -> str:
     """sha256 of all that a tokenizer's codes depend on."""
     arrays = [tokenizer.standardizer.mean, tokenizer.standardizer.scale, *jax.tree.leaves(tokenizer.model)]
-    return sha256_json([to_dict(tokenizer.config.method), *(np.asarray(array).tobytes().hex() for array in arrays)])
+    digests = [encoder.digest for encoder in tokenizer.encoders]
+    values = [np.asarray(array).tobytes().hex() for array in arrays]
+    return sha256_json([to_dict(tokenizer.config.method), *values, *digests])
 
 
 def _one_ahead(values: Iterator[T]) -> Iterator[T]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from semid.bulk.encoding import UNSTEADY, Done, Job, digest_of, encode_file, failed
-from semid.data import storage
+from semid.data import output_name, storage
 from semid.errors import SemidError
 from semid.tokenizers import BLOCK, SemanticTokenizer
 
@@ -91,7 +91,7 @@ def _jobs(
     """One a file. Raises SemidError where two inputs would have the same output, or one would be its own."""
     folder, made = storage.absolute(out), dict[str, str]()
     for source in map(storage.absolute, inputs):
-        name = posixpath.basename(source)
+        name = output_name(source)
         if (other := made.setdefault(name, source)) != source:
             raise SemidError(f"{other} and {source} would both be written to {folder}/{name}; encode them apart")
         if storage.is_same(source, f"{folder}/{name}"):

@@ -1,6 +1,13 @@
 """Semantic catalogues: item ids and codes, versions, updates, export."""
 
-from semid.catalog.catalog import CATALOG_FILE, TOKENIZER_CONFIG, TOKENIZER_FILE, SemanticCatalog, level_name
+from semid.catalog.catalog import (
+    CATALOG_FILE,
+    TOKENIZER_CONFIG,
+    TOKENIZER_FILE,
+    SemanticCatalog,
+    copy_tokenizer_files,
+    level_name,
+)
 from semid.catalog.collisions import Collisions, Residuals
 from semid.catalog.export import Format, export, read_tokens
 from semid.catalog.updates import append, remove
@@ -16,6 +23,7 @@ __all__ = [
     "SemanticCatalog",
     "Version",
     "append",
+    "copy_tokenizer_files",
     "export",
     "level_name",
     "read_tokens",

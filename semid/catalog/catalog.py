@@ -18,12 +18,20 @@ from semid import artifacts
 from semid.arrow import read_parquet, to_lists, to_matrix, write_parquet
 from semid.artifacts import Kind, Origin
 from semid.catalog.changes import BaseVersion, Change, ItemCodes, read_changes, replay
+from semid.data import is_encoder_file
 from semid.errors import SemidError
 
 CATALOG_FILE = "catalog.parquet"
 # Files of the tokenizer that made the codes: its arrays and, in a model's folder, its config.
 TOKENIZER_FILE = "tokenizer.safetensors"
 TOKENIZER_CONFIG = "tokenizer.config.json"
+
+
+def copy_tokenizer_files(origin: Origin, folder: Path) -> None:
+    """Copy a catalogue's tokenizer and its content encoders, without their config, into a folder."""
+    for name in origin.manifest.files:
+        if name == TOKENIZER_FILE or is_encoder_file(name):
+            origin.copy_file(name, folder)
 
 
 @dataclass(frozen=True)

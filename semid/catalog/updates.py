@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -12,13 +12,12 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float, Int
 
-from semid.arrow import is_vector, to_lists
+from semid.arrow import to_lists
 from semid.catalog.catalog import SemanticCatalog
 from semid.catalog.changes import ChangeKind
 from semid.catalog.collisions import Collisions, Residuals, place
 from semid.catalog.versions import Version, commit, current
-from semid.data import Block, VectorFile
-from semid.data.storage import open_parquet
+from semid.data import Block, ContentEncoder, VectorFile
 from semid.errors import SemidError
 
 # Rows that are read at once.
@@ -33,6 +32,8 @@ class Encoder(Protocol):
     def dim(self) -> int: ...
     @property
     def input_columns(self) -> tuple[str, ...]: ...
+    @property
+    def content_encoders(self) -> Mapping[str, ContentEncoder]: ...
     @property
     def level_sizes(self) -> tuple[int, ...]: ...
     @property
@@ -60,13 +61,13 @@ def append(
     id_column: str = "item_id",
     columns: Sequence[str] | None = None,
 ) -> Appended:
-    """Append the items of Parquet files of vectors to a catalogue, as its next version.
+    """Append the items of files (Parquet, CSV, TSV or JSONL) to a catalogue, as its next version.
 
     `tokenizer` is the one that made the catalogue's codes. `columns` are the vectors that it reads, as in
-    `encode_files`; all other lists of floats, each column of one width, are kept with them, for models that read
-    them. Codes are those of the frozen tokenizer; where another item, or a removed one, has them, the catalogue's own
-    collision policy finds others for the newcomer, in the order of the input. An item that was removed comes back with
-    its old codes.
+    `encode_files`; its content encoders make those that a file lacks of the raw columns. All other vectors, given or
+    made, are kept with them, for models that read them. Codes are those of the frozen tokenizer; where another item,
+    or a removed one, has them, the catalogue's own collision policy finds others for the newcomer, in the order of the
+    input. An item that was removed comes back with its old codes.
     Raises SemidError naming file, column and row of what cannot be read or encoded, of an id that is given twice or is
     in the catalogue, and of an item for which no codes are left.
     """
@@ -121,14 +122,18 @@ class _Given:
         inputs: list[str] = []
         for path in paths:
             file = VectorFile.open(
-                path, dim=tokenizer.dim, id_column=id_column, columns=columns or tokenizer.input_columns
+                path,
+                dim=tokenizer.dim,
+                id_column=id_column,
+                columns=columns or tokenizer.input_columns,
+                encoders=tokenizer.content_encoders,
+                others=True,
             )
-            inputs = inputs or list(file.widths)
-            whole = replace(file, widths=file.widths | _others(path, file))
-            if files and whole.widths != files[0][1].widths:
-                raise SemidError(f"{path}: has vectors {whole.widths}, but {paths[0]} has {files[0][1].widths}")
-            files.append((sum(map(len, ids)), whole))
-            for block in whole.blocks(_ROWS):
+            inputs = inputs or list(columns or tokenizer.input_columns) or list(file.widths)
+            if files and file.widths != files[0][1].widths:
+                raise SemidError(f"{path}: has vectors {file.widths}, but {paths[0]} has {files[0][1].widths}")
+            files.append((sum(map(len, ids)), file))
+            for block in file.blocks(_ROWS):
                 ids.append(block.item_ids)
                 found.append(_by_column(block))
         if not sum(map(len, ids)):
@@ -154,23 +159,6 @@ class _Given:
         first = np.unique(codes, return_index=True)[1]
         for item in np.setdiff1d(np.arange(len(codes)), first)[:1].tolist():
             raise SemidError(f"{self.at(item)} is given twice, before as {self.at(int(first[codes[item]]))}")
-
-
-def _others(path: str, file: VectorFile) -> dict[str, int]:
-    """Vector columns that the tokenizer does not read; where the type has no width, that of the first row counts.
-
-    Raises SemidError where the first row has none."""
-    with open_parquet(path) as opened:
-        others = [field for field in opened.schema_arrow if is_vector(field.type) and field.name not in file.widths]
-        free = [field.name for field in others if not pa.types.is_fixed_size_list(field.type)]
-        first = next(opened.iter_batches(1, columns=free), None) if free else None
-    widths = {field.name: field.type.list_size for field in others if field.name not in free}
-    for name in free:
-        vector = first.column(name)[0].as_py() if first else None
-        if not vector:
-            raise SemidError(f"{file.at(name, 0)}: expected a vector, got nothing; leave the item or the column out")
-        widths[name] = len(vector)
-    return {field.name: widths[field.name] for field in others}
 
 
 def _by_column(block: Block) -> dict[str, Float[np.ndarray, "n _"]]:

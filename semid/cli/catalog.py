@@ -22,12 +22,15 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class Append:
-    """Append items of Parquet files of vectors, encoded by the catalogue's tokenizer; existing codes never change."""
+    """Append items, encoded by the catalogue's tokenizer; existing codes never change.
+
+    A file has the vector columns that the tokenizer was fitted to, or the raw columns (texts) of which they were made.
+    """
 
     catalog: Path
     """Catalogue folder that `semid tokenize` wrote."""
     input: tuple[str, ...]
-    """Parquet files, or patterns such as 'new/*.parquet'."""
+    """Parquet, CSV, TSV or JSONL files, or patterns such as 'new/*.parquet'."""
     id_column: str = "item_id"
     """Column of the ids."""
     columns: tuple[str, ...] = ()

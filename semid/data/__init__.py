@@ -7,6 +7,7 @@ import importlib as _importlib
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
+from semid.data.content import ContentEncoder, StoredEncoder, is_encoder_file, joined_texts, read_encoders
 from semid.data.dataset import Dataset
 from semid.data.features import Standardizer, content_blocks
 from semid.data.histories import Histories
@@ -14,11 +15,12 @@ from semid.data.images import load_image
 from semid.data.importing import SUFFIXES, add_vector_files, as_table, read_table
 from semid.data.splits import Examples, GlobalTime, HeldOutItems, LeaveOneOut, SplitRule, Splits
 from semid.data.validation import Faults, is_string, raise_faults
-from semid.data.vector_files import Block, VectorFile
+from semid.data.vector_files import Block, VectorFile, output_name
 
 __all__ = [
     "SUFFIXES",
     "Block",
+    "ContentEncoder",
     "Dataset",
     "Examples",
     "Faults",
@@ -29,14 +31,19 @@ __all__ = [
     "SplitRule",
     "Splits",
     "Standardizer",
+    "StoredEncoder",
     "VectorFile",
     "add_vector_files",
     "as_table",
     "content_blocks",
+    "is_encoder_file",
     "is_string",
+    "joined_texts",
     "load_image",
+    "output_name",
     "raise_faults",
     "read_amazon_reviews",
+    "read_encoders",
     "read_movielens",
     "read_table",
 ]

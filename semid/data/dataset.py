@@ -14,8 +14,9 @@ import pyarrow.compute as pc
 from jaxtyping import Float, Int
 
 from semid import arrow, artifacts, config
-from semid.arrow import read_parquet, to_lists, to_matrix, write_parquet
+from semid.arrow import is_text, read_parquet, to_lists, to_matrix, write_parquet
 from semid.artifacts import Kind, Origin
+from semid.data.content import StoredEncoder, joined_texts, read_encoders
 from semid.data.importing import read_import
 from semid.data.splits import LeaveOneOut, SplitRule, Splits, split
 from semid.data.validation import checked_items, checked_tables
@@ -40,7 +41,7 @@ class Dataset:
     columns, optionally `image` (encoded bytes) and vector columns (fixed-size lists of floats). `user`, `item` and
     `time` hold one entry an interaction, sorted by user, then time, ties in source order. `time_unit` is "seconds"
     or, where the source has no timestamps, "position". `origin` is the artifact that it was read from, and `added` has
-    the digests of what vector columns added since were made from, by column.
+    the digests of what vector columns added since were made from, by column. `encoders` made vector columns of others.
     """
 
     items: pa.Table
@@ -56,6 +57,7 @@ class Dataset:
     source: dict | None = None
     origin: Origin | None = field(default=None, repr=False)
     added: Mapping[str, str] = field(default_factory=dict)
+    encoders: tuple[StoredEncoder, ...] = ()
 
     @classmethod
     def from_tables(
@@ -154,7 +156,7 @@ class Dataset:
     @property
     def text_columns(self) -> list[str]:
         """Names of the string and list-of-string columns other than the id."""
-        return [f.name for f in self.items.schema if f.name != "item_id" and _is_text(f.type)]
+        return [f.name for f in self.items.schema if f.name != "item_id" and is_text(f.type)]
 
     @property
     def vector_columns(self) -> list[str]:
@@ -181,6 +183,7 @@ class Dataset:
             items=items.append_column(column, checked[column]),
             origin=self.origin,
             added={**self.added, column: made_from},
+            encoders=tuple(encoder for encoder in self.encoders if encoder.column != column),
         )
 
     def replace(self, **changes: Any) -> Dataset:
@@ -201,14 +204,16 @@ class Dataset:
         """Digests of what an artifact made from this dataset is made from, by their roles."""
         return {"dataset": self.digest, **self.added}
 
-    def texts(self) -> list[str]:
-        """Texts of the items: the `text` column if there is one, else all text columns joined."""
-        columns = ["text"] if "text" in self.text_columns else self.text_columns
+    def text_inputs(self) -> tuple[str, ...]:
+        """Columns of the items' texts: `text` if there is one, else all text columns. Raises SemidError for none."""
+        columns = ("text",) if "text" in self.text_columns else tuple(self.text_columns)
         if not columns:
             raise SemidError(f"dataset {self.name!r} has neither vector nor text columns; add one to the items table")
-        parts = [self.items[c].to_pylist() for c in columns]
-        joined = zip(*parts, strict=True)
-        return [". ".join(_as_text(value) for value in row if value) for row in joined]
+        return columns
+
+    def texts(self) -> list[str]:
+        """Texts of the items: their `text_inputs` joined."""
+        return joined_texts(self.items, self.text_inputs())
 
     def statistics(self) -> dict[str, int | float | str]:
         """Counts to print first: users, items, interactions, lengths, ties, repeats, split sizes."""
@@ -237,10 +242,12 @@ class Dataset:
         return self.with_origin(Origin(Path(path), artifacts.read_manifest(Path(path))))
 
     def write(self, folder: Path) -> None:
-        """Write `items.parquet`, `users.parquet` and `interactions.parquet` into an artifact under construction."""
+        """Write `items.parquet`, `users.parquet`, `interactions.parquet` and the encoders into a folder."""
         write_parquet(self.items, folder / "items.parquet")
         write_parquet(pa.table({"user_id": self.users}), folder / "users.parquet")
         write_parquet(self._interactions, folder / "interactions.parquet")
+        for encoder in self.encoders:
+            encoder.write(folder)
 
     def with_origin(self, origin: Origin) -> Dataset:
         """Name the artifact that holds this very dataset."""
@@ -279,17 +286,9 @@ class Dataset:
             split_rule=made.split_rule,
             source=made.source,
             origin=origin,
+            encoders=read_encoders(path, origin.manifest.files),
         )
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    is_string = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    return is_string or (pa.types.is_list(kind) and _is_text(kind.value_type))
 
 
 def _is_vector(kind: pa.DataType) -> bool:
     return pa.types.is_fixed_size_list(kind) and pa.types.is_floating(kind.value_type)
-
-
-def _as_text(value: str | list[str]) -> str:
-    return value if isinstance(value, str) else " > ".join(value)

@@ -1,20 +1,25 @@
-"""Files of vectors: which of their columns a tokenizer reads, and their rows, a block at a time."""
+"""Tables of items: the vectors that a tokenizer reads, given or made of raw columns, and their rows, block by block."""
 
 from __future__ import annotations
 
+import contextlib
 import posixpath
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from jaxtyping import Float
 
 from semid.arrow import is_vector
 from semid.artifacts import sha256_json
 from semid.data import storage
+from semid.data.content import ContentEncoder
+from semid.data.importing import SUFFIXES, read_table
 from semid.errors import SemidError
 
 
@@ -27,67 +32,191 @@ class Block(NamedTuple):
     vectors: Float[np.ndarray, "n dim"]
 
 
+def output_name(path: str) -> str:
+    """Name of a Parquet file that is made of a table's file: its own, or with the suffix of Parquet."""
+    name = posixpath.basename(path)
+    return f"{name.removesuffix(suffix)}.parquet" if (suffix := _text_suffix(name)) else name
+
+
+def _text_suffix(path: str) -> str:
+    """Suffix of a CSV, TSV or JSONL file; empty: it is Parquet."""
+    suffixes = (suffix for kind in ("csv", "jsonl") for suffix in SUFFIXES[kind])
+    return next((path[-len(suffix) :] for suffix in suffixes if path.lower().endswith(suffix)), "")
+
+
+class TableFile(NamedTuple):
+    """A table in memory, read as a Parquet file is."""
+
+    table: pa.Table
+
+    @property
+    def schema_arrow(self) -> pa.Schema:
+        return self.table.schema
+
+    def iter_batches(self, rows: int, *, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """The columns in batches of at most `rows`."""
+        return iter(self.table.select(columns).combine_chunks().to_batches(rows))
+
+
 @dataclass(frozen=True)
 class VectorFile:
-    """A Parquet file, its vector columns, and how wide each of them is."""
+    """A file or table of items, and how wide each of its vector columns is, given or made by an encoder."""
 
     path: str
-    id_column: str
+    """Name in messages, of a file also its path or URL."""
+    id_column: str | None
     widths: dict[str, int]
+    encoders: Mapping[str, ContentEncoder] = field(default_factory=dict)
+    """Encoders of the columns that are made."""
+    table: TableFile | None = None
+    """A table in memory, and the content of CSV and JSONL files, which are read whole."""
 
     @classmethod
-    def open(cls, path: str, *, dim: int, id_column: str, columns: Sequence[str]) -> VectorFile:
-        """Check the schema. `columns` are the vectors to read, `dim` dimensions in all; none given: the only ones.
+    def open(
+        cls,
+        path: str,
+        *,
+        dim: int,
+        id_column: str,
+        columns: Sequence[str],
+        encoders: Mapping[str, ContentEncoder] | None = None,
+        others: bool = False,
+    ) -> VectorFile:
+        """Open a Parquet file, or one that `read_table` knows. `columns` are the vectors to read, `dim` dimensions in
+        all; none given: the only ones. Those that the file lacks `encoders` make of its raw columns.
+
+        With `others`, all further vectors are read too: columns that hold them, where the type has no width as wide as
+        the first row's, and what encoders can make.
 
         Raises SemidError naming the column that is missing or no list of floats, several of which none is known to be
         the tokenizer's, and widths that do not add up to `dim`.
         """
-        with storage.open_parquet(path) as file:
-            schema = file.schema_arrow
-        wanted = list(columns)
-        if not wanted:
-            wanted = [f.name for f in schema if is_vector(f.type)]
-            if len(wanted) > 1:  # their order would be a guess, and wrong codes look like any others
-                shown = ", ".join(wanted)
-                raise SemidError(
-                    f"{path}: has vector columns {shown}, and the tokenizer does not say which it was fitted to; name "
-                    "them after --columns, in the order of its dataset"
-                )
-        for name in (id_column, *wanted):
+        encoders, table = encoders or {}, None
+        if _text_suffix(path):
+            inputs = [name for encoder in encoders.values() for name in encoder.inputs]
+            table = TableFile(read_table(path, strings=(id_column, *inputs)))
+        return cls(path, id_column, {}, {}, table)._resolved(dim, columns, encoders, others=others)
+
+    @classmethod
+    def of_table(
+        cls, table: pa.Table, *, dim: int, columns: Sequence[str], encoders: Mapping[str, ContentEncoder]
+    ) -> VectorFile:
+        """A table in memory, whose ids are not read; see `open`."""
+        return cls("items", None, {}, {}, TableFile(table))._resolved(dim, columns, encoders, others=False)
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[pq.ParquetFile | TableFile]:
+        """The content, to be read piece by piece."""
+        if self.table is not None:
+            yield self.table
+            return
+        with storage.open_parquet(self.path) as file:
+            yield file
+
+    def _resolved(
+        self, dim: int, columns: Sequence[str], encoders: Mapping[str, ContentEncoder], *, others: bool
+    ) -> VectorFile:
+        """With the widths of the columns to read, and the encoders of those that are made."""
+        with self._opened() as source:
+            schema = source.schema_arrow
+            wanted = list(columns) or self._only_vectors(schema)
+            made = {name: encoder for name, encoder in encoders.items() if name not in schema.names}
+            self._check_columns(schema, wanted, made)
+            widths = self._widths(schema, wanted, made, dim)
+            if others:
+                widths |= self._other_widths(source, widths)
+                widths |= {name: one.width for name, one in made.items() if set(one.inputs) <= set(schema.names)}
+        return replace(self, widths=widths, encoders={name: made[name] for name in widths if name in made})
+
+    def _only_vectors(self, schema: pa.Schema) -> list[str]:
+        """The column of vectors, if there is one."""
+        found = [field.name for field in schema if is_vector(field.type)]
+        if len(found) > 1:  # their order would be a guess, and wrong codes look like any others
+            raise SemidError(
+                f"{self.path}: has vector columns {', '.join(found)}, and the tokenizer does not say which it was "
+                "fitted to; name them after --columns, in the order of its dataset"
+            )
+        return found
+
+    def _check_columns(self, schema: pa.Schema, wanted: Sequence[str], made: Mapping[str, ContentEncoder]) -> None:
+        """Raise SemidError for a column that is missing, and for one that holds no vectors."""
+        found = f"is missing; found {', '.join(schema.names)}"
+        for name in ([] if self.id_column is None else [self.id_column]) + [one for one in wanted if one not in made]:
             if name not in schema.names:
-                raise SemidError(f"{path}: column {name!r} is missing; found {', '.join(schema.names)}")
+                raise SemidError(f"{self.path}: column {name!r} {found}")
         for name in wanted:
-            if not is_vector(kind := schema.field(name).type):
-                raise SemidError(f"{path}: column {name!r}: expected lists of floats, got {kind}")
-        free = [name for name in wanted if not pa.types.is_fixed_size_list(schema.field(name).type)]
+            for raw in made[name].inputs if name in made else ():
+                if raw not in schema.names:
+                    raise SemidError(f"{self.path}: column {raw!r}, of which {name!r} is made, {found}; add it")
+            if name not in made and not is_vector(kind := schema.field(name).type):
+                raise SemidError(f"{self.path}: column {name!r}: expected lists of floats, got {kind}")
+
+    def _widths(
+        self, schema: pa.Schema, wanted: Sequence[str], made: Mapping[str, ContentEncoder], dim: int
+    ) -> dict[str, int]:
+        """Widths of the columns that the tokenizer reads; one that the schema leaves open is what is left of `dim`."""
+        fixed = {name: made[name].width for name in wanted if name in made}
+        given = [schema.field(name) for name in wanted if name not in made]
+        fixed |= {field.name: field.type.list_size for field in given if pa.types.is_fixed_size_list(field.type)}
+        free = [field.name for field in given if field.name not in fixed]
         if len(free) > 1:
-            raise SemidError(f"{path}: columns {free} have no fixed width; write them as fixed-size lists")
-        fixed = {name: schema.field(name).type.list_size for name in wanted if name not in free}
+            raise SemidError(f"{self.path}: columns {free} have no fixed width; write them as fixed-size lists")
         widths = {name: fixed.get(name, dim - sum(fixed.values())) for name in wanted}
         if sum(widths.values()) != dim or min(widths.values(), default=0) < 1:
             shown = ", ".join(f"{name}: {width}" for name, width in fixed.items()) or "none"
-            raise SemidError(f"{path}: expected vector columns of {dim} dimensions in all, got {shown}; choose columns")
-        return cls(path, id_column, widths)
+            raise SemidError(
+                f"{self.path}: expected vector columns of {dim} dimensions in all, got {shown}; choose columns"
+            )
+        return widths
+
+    def _other_widths(self, source: pq.ParquetFile | TableFile, read: Container[str]) -> dict[str, int]:
+        """Widths of the vector columns that are not `read` yet; where the type has none, that of the first row counts.
+
+        Raises SemidError where the first row has none.
+        """
+        others = [field for field in source.schema_arrow if is_vector(field.type) and field.name not in read]
+        free = [field.name for field in others if not pa.types.is_fixed_size_list(field.type)]
+        first = next(source.iter_batches(1, columns=free), None) if free else None
+        widths = {field.name: field.type.list_size for field in others if field.name not in free}
+        for name in free:
+            vector = first.column(name)[0].as_py() if first else None
+            if not vector:
+                where = self.at(name, 0)
+                raise SemidError(f"{where}: expected a vector, got nothing; leave the item or the column out")
+            widths[name] = len(vector)
+        return {field.name: widths[field.name] for field in others}
 
     def blocks(self, rows: int) -> Iterator[Block]:
         """The file in blocks of at most `rows`; one empty block of an empty file."""
-        first = 0
-        with storage.open_parquet(self.path) as file:
-            for batch in file.iter_batches(rows, columns=[self.id_column, *self.widths]):
-                vectors = [self._vectors(batch.column(name), name, first) for name in self.widths]
+        first, raw = 0, [name for encoder in self.encoders.values() for name in encoder.inputs]
+        given = [name for name in self.widths if name not in self.encoders]
+        ids = [] if self.id_column is None else [self.id_column]
+        unknown = dict.fromkeys(self.encoders, 0)
+        with self._opened() as file:
+            for batch in file.iter_batches(rows, columns=list(dict.fromkeys([*ids, *given, *raw]))):
+                made = {name: self._made(name, batch) for name in self.encoders}
+                vectors = [
+                    made[name] if name in made else self._vectors(batch.column(name), name, first)
+                    for name in self.widths
+                ]
                 joined = vectors[0] if len(vectors) == 1 else np.concatenate(vectors, axis=1)
-                yield Block(self, first, self._ids(batch.column(self.id_column), first), joined)
+                yield Block(self, first, self._ids(batch, first), joined)
                 first += len(batch)
+                for name, values in made.items():
+                    unknown[name] += int((~values.any(axis=1)).sum())
         if not first:
             empty = np.zeros((0, sum(self.widths.values())), np.float32)
             yield Block(self, 0, pa.array([], pa.string()), empty)
+        for name, count in unknown.items():
+            if count:
+                self._warn(name, count, first)
 
     def request(self, tokenizer: str) -> str:
         """Hash of all that the output depends on: the tokenizer's digest, the columns, and the file's version."""
         name = posixpath.basename(self.path)
         return sha256_json([tokenizer, self.id_column, list(self.widths.items()), name, *storage.version(self.path)])
 
-    def at(self, column: str, row: int) -> str:
+    def at(self, column: str | None, row: int) -> str:
         """Place of a fault, for messages; rows are counted from 1, as elsewhere in files."""
         return f"{self.path}: column {column!r}, row {row + 1}"
 
@@ -106,7 +235,22 @@ class VectorFile:
         array = flat.to_numpy().reshape(len(values), width)
         return array if array.dtype == np.float16 else array.astype(np.float32, copy=False)
 
-    def _ids(self, values: pa.Array, first: int) -> pa.Array:
+    def _made(self, name: str, batch: pa.RecordBatch) -> Float[np.ndarray, "n width"]:
+        """Vectors of raw columns."""
+        try:
+            return self.encoders[name].encode(pa.Table.from_batches([batch]))
+        except SemidError as error:
+            raise SemidError(f"{self.path}: {error}") from None
+
+    def _warn(self, name: str, unknown: int, items: int) -> None:
+        inputs = ", ".join(self.encoders[name].inputs)
+        what = f"{unknown} of {items} items have nothing in {inputs} that the encoder of {name!r} knows"
+        warnings.warn(f"{self.path}: {what}; their vectors are zeros", stacklevel=3)
+
+    def _ids(self, batch: pa.RecordBatch, first: int) -> pa.Array:
+        if self.id_column is None:
+            return pa.nulls(len(batch), pa.string())
+        values = batch.column(self.id_column)
         if values.null_count:
             row = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
             raise SemidError(f"{self.at(self.id_column, first + row)}: the id is missing; every item needs one")

@@ -3,6 +3,12 @@
 from semid.encoders.adapters import Frozen, Full, LowRank, SideAdapters, SideTower, Tuning, cached_states, tuned
 from semid.encoders.blocks import T5, Architecture, BlocksConfig, LayerScale, PostNorm, PreNorm
 from semid.encoders.content import FeatureRows, HiddenRows, ImageRows, Rows, TextRows, take
+from semid.encoders.content_encoders import (
+    ContentEncoderConfig,
+    FittedEncoder,
+    restore_encoders,
+    with_content_vectors,
+)
 from semid.encoders.fusion import Content, FeatureEncoder, FusionConfig, ItemEncoder, check_content
 from semid.encoders.image import ImageConfig, ImageEncoder, image_rows, load_image_encoder
 from semid.encoders.reader import (
@@ -17,7 +23,7 @@ from semid.encoders.reader import (
     TextSource,
     read_content,
 )
-from semid.encoders.text import with_text_vectors
+from semid.encoders.text import LatentSemantics, LatentSemanticsConfig, with_text_vectors
 from semid.encoders.transformer import Pooling, TextEncoder, TextEncoderConfig, load_text_encoder
 from semid.encoders.vocabulary import PretrainedTokenizer, Vocabulary
 
@@ -27,9 +33,11 @@ __all__ = [
     "BlocksConfig",
     "Content",
     "ContentConfig",
+    "ContentEncoderConfig",
     "ContentReader",
     "FeatureEncoder",
     "FeatureRows",
+    "FittedEncoder",
     "Frozen",
     "Full",
     "FusionConfig",
@@ -41,6 +49,8 @@ __all__ = [
     "ImageSource",
     "ItemContent",
     "ItemEncoder",
+    "LatentSemantics",
+    "LatentSemanticsConfig",
     "LayerScale",
     "LowRank",
     "Pooling",
@@ -65,7 +75,9 @@ __all__ = [
     "load_image_encoder",
     "load_text_encoder",
     "read_content",
+    "restore_encoders",
     "take",
     "tuned",
+    "with_content_vectors",
     "with_text_vectors",
 ]

@@ -5,56 +5,129 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Float
+from scipy.sparse import coo_array, csr_array
+from scipy.sparse.linalg import svds
 
-from semid.data import Dataset
+from semid.data import Dataset, StoredEncoder, joined_texts
+from semid.encoders.content_encoders import ContentEncoderConfig, with_content_vectors
 from semid.errors import SemidError
 
 COLUMN = "text_lsa"
 _WORD = re.compile(r"\w\w+")
 
 
-def with_text_vectors(dataset: Dataset, *, dim: int = 128) -> Dataset:
-    """`dataset` with a vector column `text_lsa` made from its text columns, and `dim` noted in its source.
-
-    Raises SemidError if there are none, or too few words stand in two items.
-    """
-    made = dataset.with_vectors(COLUMN, latent_semantic_vectors(dataset.texts(), dim=dim))
-    return made.replace(source={**(dataset.source or {}), COLUMN: {"dim": dim}})
-
-
-def latent_semantic_vectors(texts: Sequence[str], *, dim: int, vocabulary: int = 50_000) -> Float[np.ndarray, "n dim"]:
-    """Truncated SVD of tf-idf (Deerwester et al. 1990), rows of unit length; texts without known words are zero.
+@dataclass(frozen=True)
+class LatentSemanticsConfig(ContentEncoderConfig):
+    """Truncated SVD of tf-idf (Deerwester et al. 1990).
 
     Words that stand in one text alone are left out, and of the others the `vocabulary` most frequent are kept. There
     are fewer than `dim` dimensions where texts or words are too few.
     """
-    import scipy.sparse
-    import scipy.sparse.linalg
 
-    if dim < 1:
-        raise SemidError(f"expected at least 1 dimension for text vectors, got {dim}")
-    words = [_WORD.findall(text.lower()) for text in texts]
-    frequency = Counter(word for of_text in words for word in set(of_text))
-    kept = sorted((word for word, n in frequency.items() if n > 1), key=lambda w: (-frequency[w], w))[:vocabulary]
-    if len(kept) < 2 or len(texts) < 3:
-        raise SemidError(
-            f"expected at least 3 texts that share 2 words, got {len(texts)} with {len(kept)} shared words; "
-            "give a vector column before tokenizing"
-        )
-    column = {word: index for index, word in enumerate(kept)}
-    entries = [(row, column[word]) for row, of_text in enumerate(words) for word in of_text if word in column]
-    rows, columns = np.array(entries).T
-    shape = (len(texts), len(kept))
-    counts = scipy.sparse.coo_array((np.ones(len(rows), np.float32), (rows, columns)), shape=shape).tocsr()
-    idf = np.log(len(texts) / np.array([frequency[word] for word in kept])) + 1
+    name: ClassVar[str] = "lsa"
+    dim: int = 128
+    vocabulary: int = 50_000
+
+    def __post_init__(self) -> None:
+        if self.dim < 1:
+            raise SemidError(f"expected at least 1 dimension for text vectors, got {self.dim}")
+
+    def fit(self, dataset: Dataset) -> LatentSemantics:
+        """Fit to the texts of the dataset's items. Raises SemidError if too few words stand in two of them."""
+        inputs = dataset.text_inputs()
+        return LatentSemantics.fit(joined_texts(dataset.items, inputs), self, inputs=inputs)
+
+    def restore(self, stored: StoredEncoder) -> LatentSemantics:
+        tensors = stored.tensors
+        words = tensors["words"].tobytes().decode().split("\n")
+        return LatentSemantics(stored.inputs, tuple(words), tensors["idf"], tensors["basis"])
+
+
+@dataclass(frozen=True, eq=False)
+class LatentSemantics:
+    """Fitted latent semantic analysis: vectors of texts, of unit length; those of texts without known words are zero.
+
+    A text's tf-idf is projected onto the right singular vectors of the fitted texts', which folds new texts in and
+    gives the fitted ones `U S`.
+    """
+
+    inputs: tuple[str, ...]
+    words: tuple[str, ...]
+    idf: Float[np.ndarray, " words"]
+    basis: Float[np.ndarray, "words width"]
+
+    @classmethod
+    def fit(
+        cls, texts: Sequence[str], config: LatentSemanticsConfig, *, inputs: tuple[str, ...] = ()
+    ) -> LatentSemantics:
+        """Fit to texts. Raises SemidError if there are fewer than 3, or they share fewer than 2 words."""
+        found = [_words_of(text) for text in texts]
+        frequency = Counter(word for of_text in found for word in set(of_text))
+        shared = sorted((word for word, n in frequency.items() if n > 1), key=lambda w: (-frequency[w], w))
+        words = tuple(shared[: config.vocabulary])
+        if len(words) < 2 or len(texts) < 3:
+            raise SemidError(
+                f"expected at least 3 texts that share 2 words, got {len(texts)} with {len(words)} shared words; "
+                "give a vector column before tokenizing"
+            )
+        idf = np.log(len(texts) / np.array([frequency[word] for word in words])) + 1
+        weights = _tf_idf(found, words, idf)
+        rank = min(config.dim, min(weights.shape) - 1)
+        start = np.random.default_rng(0).standard_normal(min(weights.shape)).astype(np.float32)
+        _, singular, right = svds(weights, k=rank, v0=start)
+        basis = right[np.argsort(-singular)].T
+        return cls(inputs, words, idf, np.ascontiguousarray(basis, np.float32))
+
+    @property
+    def column(self) -> str:
+        """Name of the vector column."""
+        return COLUMN
+
+    @property
+    def width(self) -> int:
+        """Dimensions of a vector."""
+        return self.basis.shape[1]
+
+    def encode(self, items: pa.Table) -> Float[np.ndarray, "n width"]:
+        """Vectors of items by their text columns. Raises SemidError naming one that is missing or holds no text."""
+        return self.encode_texts(joined_texts(items, self.inputs))
+
+    def encode_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "n width"]:
+        """Vectors of texts; each depends on no other."""
+        vectors = _tf_idf([_words_of(text) for text in texts], self.words, self.idf) @ self.basis
+        length = np.linalg.norm(vectors, axis=1, keepdims=True)
+        return np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 1e-6)
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """Words as UTF-8, one a line; their weights; the singular vectors."""
+        words = np.frombuffer("\n".join(self.words).encode(), np.uint8)
+        return {"words": words, "idf": self.idf, "basis": self.basis}
+
+
+def with_text_vectors(dataset: Dataset, *, dim: int = LatentSemanticsConfig.dim) -> Dataset:
+    """`dataset` with a vector column `text_lsa` made from its text columns, and the encoder that makes it.
+
+    Raises SemidError if there are none, or too few words stand in two items.
+    """
+    return with_content_vectors(dataset, LatentSemanticsConfig(dim))
+
+
+def _words_of(text: str) -> list[str]:
+    return _WORD.findall(text.lower())
+
+
+def _tf_idf(texts: Sequence[Sequence[str]], words: Sequence[str], idf: Float[np.ndarray, " words"]) -> csr_array:
+    """(1 + log count) * idf of each word in each text, float32."""
+    place = {word: index for index, word in enumerate(words)}
+    entries = [(row, place[word]) for row, of_text in enumerate(texts) for word in of_text if word in place]
+    rows, columns = np.reshape(np.array(entries, np.int64), (-1, 2)).T
+    shape = (len(texts), len(words))
+    counts = coo_array((np.ones(len(rows), np.float32), (rows, columns)), shape=shape).tocsr()
     counts.data = ((1 + np.log(counts.data)) * idf[counts.indices]).astype(np.float32)
-    rank = min(dim, min(shape) - 1)
-    start = np.random.default_rng(0).standard_normal(min(shape)).astype(np.float32)
-    left, singular, _ = scipy.sparse.linalg.svds(counts, k=rank, v0=start)
-    order = np.argsort(-singular)
-    vectors = left[:, order] * singular[order]
-    length = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 1e-6).astype(np.float32)
+    return counts

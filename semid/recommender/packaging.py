@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from semid import artifacts
 from semid.artifacts import MANIFEST, PAGE, Kind, Manifest, Origin
-from semid.catalog import TOKENIZER_CONFIG, TOKENIZER_FILE, SemanticCatalog
+from semid.catalog import TOKENIZER_CONFIG, SemanticCatalog, copy_tokenizer_files
 from semid.errors import SemidError
 from semid.recommender.card import model_card
 
@@ -46,7 +46,7 @@ def copy_files_to(folder: Path, origin: Origin, *, metrics: bool) -> None:
 def copy_tokenizer(catalog: Origin, folder: Path) -> None:
     """Copy the tokenizer of a catalogue artifact, config and all; a catalogue of imported codes has none."""
     if "tokenizer" in catalog.manifest.config:
-        catalog.copy_file(TOKENIZER_FILE, folder)
+        copy_tokenizer_files(catalog, folder)
         artifacts.write_json(folder / TOKENIZER_CONFIG, catalog.manifest.config["tokenizer"])
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
 from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
@@ -19,11 +22,21 @@ from semid import artifacts
 from semid.artifacts import Kind
 from semid.catalog import CATALOG_FILE, TOKENIZER_CONFIG, TOKENIZER_FILE, Collisions, Residuals, SemanticCatalog
 from semid.config import from_dict
-from semid.data import Dataset, Standardizer, content_blocks
+from semid.data import (
+    ContentEncoder,
+    Dataset,
+    Standardizer,
+    StoredEncoder,
+    VectorFile,
+    as_table,
+    content_blocks,
+    read_encoders,
+)
+from semid.encoders import restore_encoders
 from semid.errors import SemidError
 from semid.graphs import PpmiConfig, Signal
 from semid.tokenizers.alignment import AlignmentConfig
-from semid.tokenizers.blocks import map_blocks
+from semid.tokenizers.blocks import BLOCK, map_blocks
 from semid.tokenizers.method import CodeModel, FitContext, TokenizerMethod, explained_variance
 from semid.tokenizers.rqvae import RQVaeConfig
 from semid.training import named_leaves, replace_leaves
@@ -94,6 +107,8 @@ class SemanticTokenizer:
     model: CodeModel
     columns: tuple[str, ...] = ()
     """Vector columns of the fit, in their order; empty where they are not known."""
+    encoders: tuple[StoredEncoder, ...] = ()
+    """Content encoders of the dataset of the fit, which make vector columns of raw ones."""
 
     @classmethod
     def fit(
@@ -117,7 +132,8 @@ class SemanticTokenizer:
         model = config.method.fit(x, context)
         # A codebook may have come out smaller than was asked for.
         method = dataclasses.replace(config.method, level_sizes=model.level_sizes)
-        return cls(dataclasses.replace(config, method=method), standardizer, model, columns)
+        encoders = context.dataset.encoders
+        return cls(dataclasses.replace(config, method=method), standardizer, model, columns, encoders)
 
     @property
     def dim(self) -> int:
@@ -128,6 +144,11 @@ class SemanticTokenizer:
     def input_columns(self) -> tuple[str, ...]:
         """Vector columns to read, in order; empty where they are not known."""
         return self.columns or self.config.columns or ()
+
+    @functools.cached_property
+    def content_encoders(self) -> Mapping[str, ContentEncoder]:
+        """Content encoders by the vector column that each makes of raw ones."""
+        return restore_encoders(self.encoders)
 
     @property
     def is_residual(self) -> bool:
@@ -144,14 +165,27 @@ class SemanticTokenizer:
         """Codebook size of each level."""
         return self.config.method.level_sizes
 
-    def encode(self, vectors: Float[np.ndarray, "n dim"]) -> Int[np.ndarray, "n level"]:
-        """Codes of raw content vectors (the fitted columns side by side). Raises SemidError for another width, and
-        naming the first row that is not finite."""
+    def encode(self, items: Float[np.ndarray, "n dim"] | pa.Table | Any) -> Int[np.ndarray, "n level"]:
+        """Codes of items: of their content vectors (the fitted columns side by side), or of a table of them.
+
+        A table is one of Arrow, pandas or polars with the fitted columns, or the raw ones of which the content encoders
+        make these. Raises SemidError for another width, a column that is missing, and naming the first row that is not
+        finite.
+        """
+        vectors = items if isinstance(items, np.ndarray | jax.Array) else self.content_vectors(items)
         codes = map_blocks(self.encode_block, vectors)
         bad = np.flatnonzero(codes[:, 0] < 0)
         if len(bad):
             raise SemidError(f"expected finite content vectors, got NaN or infinity in row {bad[0]} of {len(vectors)}")
         return codes
+
+    def content_vectors(self, items: pa.Table | Any) -> Float[np.ndarray, "n dim"]:
+        """Content vectors of a table of items, as `encode` takes it. Raises SemidError naming a column that is missing
+        or cannot be read."""
+        file = VectorFile.of_table(
+            as_table(items), dim=self.dim, columns=self.input_columns, encoders=self.content_encoders
+        )
+        return np.concatenate([block.vectors for block in file.blocks(BLOCK)])
 
     def encode_block(self, vectors: Float[np.ndarray, "n dim"] | Array) -> Int[Array, "n level"]:
         """`encode` by one program, compiled once for each number of rows; rows that are not finite get codes -1."""
@@ -170,9 +204,11 @@ class SemanticTokenizer:
         return self.config.method.last_residuals(self.model, self.standardizer(vectors), codes)
 
     def write(self, folder: Path) -> None:
-        """Write `tokenizer.safetensors` into an artifact under construction."""
+        """Write `tokenizer.safetensors` and the content encoders into an artifact under construction."""
         metadata = {_COLUMNS: json.dumps(self.columns)} if self.columns else None
         artifacts.save_tensors(folder / TOKENIZER_FILE, self.tensors(), metadata=metadata)
+        for encoder in self.encoders:
+            encoder.write(folder)
 
     def tensors(self) -> dict[str, np.ndarray]:
         """All fitted arrays, by name: with the config and `columns`, the whole tokenizer."""
@@ -199,18 +235,28 @@ class SemanticTokenizer:
         config = dataclasses.replace(config, method=dataclasses.replace(config.method, level_sizes=sizes))
         file = path / TOKENIZER_FILE
         tensors, columns = artifacts.load_tensors(file), json.loads(artifacts.load_metadata(file).get(_COLUMNS, "[]"))
-        return cls.from_tensors(config, tensors, columns=tuple(columns), where=str(file))
+        encoders = read_encoders(path, made.files)
+        return cls.from_tensors(config, tensors, columns=tuple(columns), encoders=encoders, where=str(file))
 
     @classmethod
     def from_tensors(
-        cls, config: TokenizerConfig, tensors: dict[str, np.ndarray], *, columns: tuple[str, ...], where: str
+        cls,
+        config: TokenizerConfig,
+        tensors: dict[str, np.ndarray],
+        *,
+        columns: tuple[str, ...],
+        encoders: tuple[StoredEncoder, ...] = (),
+        where: str,
     ) -> SemanticTokenizer:
-        """The tokenizer of `tensors()`, its config and columns. Raises SemidError naming `where` if they do not fit."""
+        """The tokenizer of `tensors()`, its config, columns and content encoders.
+
+        Raises SemidError naming `where` if they do not fit.
+        """
         tensors = dict(tensors)
         standardizer = Standardizer(tensors.pop("standardizer/mean"), tensors.pop("standardizer/scale"))
         named = {name.removeprefix("model/"): value for name, value in tensors.items()}
         model = _filled(config.method.build(len(standardizer.mean)), named, where=where)
-        return cls(config, standardizer, model, columns)
+        return cls(config, standardizer, model, columns, encoders)
 
 
 @jax.jit

@@ -5,8 +5,7 @@ import pyarrow as pa
 import pytest
 
 from semid.data import Dataset
-from semid.encoders import with_text_vectors
-from semid.encoders.text import latent_semantic_vectors
+from semid.encoders import LatentSemantics, LatentSemanticsConfig, restore_encoders, with_text_vectors
 from semid.errors import SemidError
 
 TOPICS = (
@@ -14,6 +13,10 @@ TOPICS = (
     "engine oil motor gear wheel brake garage",
     "novel author chapter poem story library ink",
 )
+
+
+def latent_semantic_vectors(texts: list[str], **options: int) -> np.ndarray:
+    return LatentSemantics.fit(texts, LatentSemanticsConfig(**options)).encode_texts(texts)
 
 
 def _texts(n: int = 30, *, seed: int = 0) -> list[str]:
@@ -98,7 +101,50 @@ def test_a_dataset_gets_a_vector_column_and_notes_it_in_its_source():
     made = with_text_vectors(dataset, dim=4)
     assert (dataset.vector_columns, made.vector_columns) == ([], ["text_lsa"])
     np.testing.assert_array_equal(made.vectors("text_lsa"), latent_semantic_vectors(dataset.texts(), dim=4))
-    assert made.source == {"type": "test", "text_lsa": {"dim": 4}}
+    recipe = {"type": "LatentSemanticsConfig", "dim": 4, "vocabulary": 50_000}
+    assert made.source == {"type": "test", "text_lsa": recipe}
+
+
+def test_the_encoder_goes_with_the_dataset_and_gives_its_items_the_vectors_that_they_have(tmp_path):
+    made = with_text_vectors(_dataset(_texts()), dim=4).save(tmp_path / "dataset")
+    loaded = Dataset.load(tmp_path / "dataset")
+    for dataset in (made, loaded):
+        encoder = restore_encoders(dataset.encoders)["text_lsa"]
+        assert (encoder.inputs, encoder.width) == (("title",), 4)
+        np.testing.assert_array_equal(encoder.encode(loaded.items), loaded.vectors("text_lsa"))
+        np.testing.assert_array_equal(encoder.encode(loaded.items.slice(7, 1)), loaded.vectors("text_lsa")[7:8])
+    assert made.with_vectors("text_lsa", np.zeros((30, 2))).encoders == ()  # that column is another's now
+    assert made.with_vectors("other", np.zeros((30, 2))).encoders == made.encoders  # control
+
+
+def test_folding_in_is_the_projection_that_a_dense_solver_gives():
+    texts = _texts(12)
+    fitted = LatentSemantics.fit(texts, LatentSemanticsConfig(dim=5))
+    new = [f"{fitted.words[1]} {fitted.words[5]} {fitted.words[1]}", "unheardof"]
+    known = [[text.split().count(word) for word in fitted.words] for text in texts]
+    weighted = np.array(known, float) * fitted.idf  # each word at most once: 1 + log tf = 1
+    _, _, right = np.linalg.svd(weighted, full_matrices=False)
+    counts = np.array([[text.split().count(word) for word in fitted.words] for text in new], float)
+    row = np.where(counts > 0, 1 + np.log(np.maximum(counts, 1)), 0) * fitted.idf @ right[:5].T
+    both = np.concatenate([weighted @ right[:5].T, row[:1]])
+    both /= np.linalg.norm(both, axis=1, keepdims=True)
+    vectors = fitted.encode_texts(new)
+    np.testing.assert_allclose(fitted.encode_texts(texts) @ vectors[0], both[:-1] @ both[-1], atol=1e-5)
+    np.testing.assert_array_equal(vectors[1], 0)
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        ({"item_id": ["a"]}, "column 'title' is missing; found item_id; add it, empty or not"),
+        ({"title": [3]}, "column 'title': expected texts, got int64; convert it to strings"),
+    ],
+)
+def test_items_without_the_raw_columns_are_refused(items, message):
+    encoder = LatentSemantics.fit(_texts(), LatentSemanticsConfig(dim=4), inputs=("title",))
+    with pytest.raises(SemidError, match=message):
+        encoder.encode(pa.table(items))
+    assert encoder.encode(pa.table({"title": pa.array([None], pa.null())})).tolist() == [[0, 0, 0, 0]]  # control
 
 
 def test_a_dataset_without_text_is_refused():

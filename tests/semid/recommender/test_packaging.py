@@ -33,6 +33,7 @@ HISTORIES = [["i1", "i2"], [], ["i30"]]
 FILES = {
     *("config.json", "model.safetensors", "items.safetensors", "catalog.parquet", "README.md", "manifest.json"),
     *("tokenizer.safetensors", "tokenizer.config.json", "dataset.json", "training.json"),
+    "encoders/text_lsa.safetensors",
 }
 
 

@@ -1,0 +1,113 @@
+"""Content encoders: what makes a vector column of the raw columns of items, fitted once and stored with what reads it.
+
+A dataset and a tokenizer carry an encoder in plain values (`StoredEncoder`); `semid.encoders` fits and restores it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float
+
+from semid import artifacts
+from semid.arrow import is_text
+from semid.errors import SemidError
+
+_FOLDER, _HEADER = "encoders", "semid.encoder"
+_COLUMN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
+
+
+@runtime_checkable
+class ContentEncoder(Protocol):
+    """A fitted encoder of items' content."""
+
+    @property
+    def column(self) -> str:
+        """Name of the vector column that it makes."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Raw columns that it reads."""
+
+    @property
+    def width(self) -> int:
+        """Dimensions of a vector."""
+
+    def encode(self, items: pa.Table) -> Float[np.ndarray, "n width"]:
+        """Vectors of items, from a table with its `inputs`; zeros where it knows nothing of an item's content."""
+
+
+@dataclass(frozen=True, eq=False)
+class StoredEncoder:
+    """A fitted content encoder in plain values: the columns that it reads and makes, its settings and its arrays."""
+
+    column: str
+    inputs: tuple[str, ...]
+    settings: dict[str, Any]
+    """JSON form of the config that fitted it."""
+    tensors: Mapping[str, np.ndarray] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if not _COLUMN.fullmatch(self.column):
+            raise SemidError(f"column {self.column!r}: expected letters, digits, _, - and dots; choose another name")
+
+    @property
+    def digest(self) -> str:
+        """sha256 of all that its vectors depend on."""
+        arrays = {name: [str(array.dtype), *array.shape] for name, array in sorted(self.tensors.items())}
+        total = hashlib.sha256(json.dumps([self.column, self.inputs, self.settings, arrays]).encode())
+        for name in arrays:
+            total.update(np.ascontiguousarray(self.tensors[name]).data)
+        return total.hexdigest()
+
+    def write(self, folder: Path) -> None:
+        """Write one safetensors file, with the settings in its header, into an artifact under construction."""
+        (folder / _FOLDER).mkdir(exist_ok=True)
+        header = {"column": self.column, "inputs": self.inputs, "settings": self.settings}
+        metadata = {_HEADER: json.dumps(header)}
+        artifacts.save_tensors(folder / _FOLDER / f"{self.column}.safetensors", self.tensors, metadata=metadata)
+
+
+def is_encoder_file(name: str) -> bool:
+    """Tell whether a file of an artifact, by its name there, is a content encoder's."""
+    return Path(name).parent == Path(_FOLDER)
+
+
+def read_encoders(folder: Path, files: Iterable[str]) -> tuple[StoredEncoder, ...]:
+    """The content encoders among the files of an artifact. Raises SemidError naming one that is none."""
+    return tuple(_read(folder / name) for name in sorted(files) if is_encoder_file(name))
+
+
+def _read(file: Path) -> StoredEncoder:
+    tensors, metadata = artifacts.load_tensors(file), artifacts.load_metadata(file)
+    try:
+        header = json.loads(metadata[_HEADER])
+        return StoredEncoder(header["column"], tuple(header["inputs"]), header["settings"], tensors)
+    except (KeyError, TypeError, ValueError) as error:
+        raise SemidError(f"{file}: not a content encoder of semid ({error!r}); write the artifact again") from None
+
+
+def joined_texts(items: pa.Table, columns: Sequence[str]) -> list[str]:
+    """One text per item: its text columns, those that are not empty, joined.
+
+    Raises SemidError naming a column that is missing or holds no text.
+    """
+    for name in columns:
+        if name not in items.column_names:
+            raise SemidError(f"column {name!r} is missing; found {', '.join(items.column_names)}; add it, empty or not")
+        if not (is_text(kind := items.schema.field(name).type) or pa.types.is_null(kind)):
+            raise SemidError(f"column {name!r}: expected texts, got {kind}; convert it to strings")
+    rows = zip(*(items[name].to_pylist() for name in columns), strict=True)
+    return [". ".join(_as_text(value) for value in row if value) for row in rows]
+
+
+def _as_text(value: str | list[str]) -> str:
+    return value if isinstance(value, str) else " > ".join(value)
