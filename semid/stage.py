@@ -7,6 +7,7 @@ run of the same request, and written under a temporary name that is renamed at t
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import shutil
 import tempfile
@@ -18,7 +19,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import jax
 
 from semid import artifacts
-from semid.artifacts import Kind, Origin
+from semid.artifacts import Kind, Manifest, Origin, Place
 from semid.config import difference
 from semid.data import Dataset
 from semid.errors import SemidError
@@ -72,54 +73,79 @@ def run_stage(
 ) -> T:
     """Return the object that `request` describes, read from the artifact `out` or made and written there.
 
-    `work(folder)` makes it, keeping checkpoints and `history.jsonl` in `folder` (`<out>.checkpoints`), and
-    `write(object, folder)` writes its files; the history goes with them. Without `out` the object lives in memory and
-    nothing is left on the disk. Of several processes each calls this; the first reads and writes files.
-    Raises SemidError if `out` holds anything else, naming what differs.
+    `work(folder)` makes it, keeping checkpoints and `history.jsonl` in `folder` (`<out>.checkpoints`; where `out` is
+    a mount point or the working directory, `<out>/.checkpoints`), and `write(object, folder)` writes its files; the
+    history goes with them. Without `out` the object lives in memory and nothing is left on the disk. Of several
+    processes each calls this; the first reads and writes files.
+    Raises SemidError, before any work, if `out` cannot be written, another run is writing it, or it holds anything
+    else, naming what differs.
     """
     if out is None:
         with tempfile.TemporaryDirectory() as temporary:
             return work(Path(temporary) / "checkpoints")
-    out = Path(out)
-    folder = out.with_name(f"{out.name}.checkpoints")
+    out = artifacts.resolved(out)
     current = functools.partial(
         artifacts.is_current, out, kind=request.kind, config=request.config, parents=request.parents, seed=request.seed
     )
-    if on_first(current):  # asked by each, the last might find what the first has just written
-        on_first(functools.partial(discard_checkpoints, folder))  # a kill may have come between the artifact and this
-        return load(out)
-    result = work(folder)
-    on_first(functools.partial(_write, request, out, functools.partial(write, result), folder))
-    return result.with_origin(Origin(out, artifacts.read_manifest(out)))
+    with contextlib.ExitStack() as stack:
+        if not on_first(current):  # asked by each, the last might find what the first has just written
+            place = Place(out, on_first(functools.partial(_claim, out, request.kind, stack)))
+            if not on_first(current):  # another run may have come first
+                result = work(place.checkpoints)
+                on_first(functools.partial(_write, request, place, functools.partial(write, result)))
+                return result.with_origin(Origin(out, artifacts.read_manifest(out)))
+    on_first(functools.partial(_discard, out))  # a kill may have come between the artifact and this
+    return load(out)
 
 
-def _write(request: Request, out: Path, write: Callable[[Path], None], folder: Path) -> None:
+def _claim(out: Path, kind: Kind, stack: contextlib.ExitStack) -> bool:
+    """Try the place of an artifact, lock it until the stack ends, and tell whether it is inside its folder."""
+    place = artifacts.output_folder(out, kind=kind)
+    stack.enter_context(artifacts.locked(place.lock, out))
+    return place.inside
+
+
+def _write(request: Request, place: Place, write: Callable[[Path], None]) -> None:
+    wanted = Manifest(request.kind, request.config, {}, dict(request.parents), request.seed)
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    with artifacts.write_artifact(
-        out, kind=request.kind, config=request.config, parents=request.parents, seed=request.seed, devices=devices
-    ) as temporary:
+    folder = place.checkpoints
+    with artifacts.fill(place, wanted, devices=devices) as temporary:
         write(temporary)
         if (folder / REQUEST).exists() and (folder / HISTORY).exists():  # else the folder is another's
             shutil.copy(folder / HISTORY, temporary / HISTORY)
     discard_checkpoints(folder)
 
 
+def _discard(out: Path) -> None:
+    for place in Place.either(out):
+        discard_checkpoints(place.checkpoints)
+
+
 def run_recorded(request: Mapping[str, Any], file: Path, work: Callable[[], Any]) -> Any:
     """Return the JSON result of `request`, read from `file` or worked out and written there with the request.
 
-    Raises SemidError if `file` holds the result of another request, naming what differs.
+    Raises SemidError, before any work, if `file` cannot be written, another run is writing it, or it holds the result
+    of another request, naming what differs.
     """
-    if on_first(file.exists):
-        record = artifacts.read_json(file)
-        if not isinstance(record, dict) or set(record) != {"request", "result"}:
-            raise SemidError(f"{file}: holds no result of a request; choose another --out or delete it")
-        if change := difference(record["request"], dict(request)):
-            raise SemidError(f"{file}: the result of another request ({change}); choose another --out or delete it")
-        return record["result"]
-    result = work()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    on_first(lambda: artifacts.write_json(file, {"request": dict(request), "result": result}))
-    return result
+    file = artifacts.resolved(file)
+    with contextlib.ExitStack() as stack:
+        if not on_first(file.exists):
+            on_first(functools.partial(_claim_file, file, stack))
+            if not on_first(file.exists):  # another run may have come first
+                result = work()
+                on_first(lambda: artifacts.write_json(file, {"request": dict(request), "result": result}))
+                return result
+    record = artifacts.read_json(file)
+    if not isinstance(record, dict) or set(record) != {"request", "result"}:
+        raise SemidError(f"{file}: holds no result of a request; choose another --out or delete it")
+    if change := difference(record["request"], dict(request)):
+        raise SemidError(f"{file}: the result of another request ({change}); choose another --out or delete it")
+    return record["result"]
+
+
+def _claim_file(file: Path, stack: contextlib.ExitStack) -> None:
+    artifacts.try_file(file)
+    stack.enter_context(artifacts.locked(file.with_name(f".{file.name}.lock"), file))
 
 
 def store_dataset(dataset: Dataset, out: str | Path) -> Dataset:

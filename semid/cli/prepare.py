@@ -35,7 +35,7 @@ class _Source(abc.ABC):
 
     def run(self) -> None:
         """Read, print statistics, write. What forbids writing is found before anything is read."""
-        artifacts.check_output(self.out, kind=Kind.DATASET)
+        artifacts.output_folder(self.out, kind=Kind.DATASET)
         if self.text_vectors < 0:
             raise SemidError(f"expected text_vectors of 0 (make none) or more, got {self.text_vectors}")
         dataset = self.read()
@@ -85,7 +85,7 @@ class _Tables(_Source):
             if found != self.format:
                 wanted = " or ".join(SUFFIXES[self.format])
                 raise SemidError(f"{path}: expected {wanted}; use `semid prepare {found}`, both tables of its kind")
-        name = self.name or self.out.name
+        name = self.name or artifacts.resolved(self.out).name
         return Dataset.from_tables(
             self.items, self.interactions, name=name, split_rule=self.split_rule, vectors=self.vectors
         )

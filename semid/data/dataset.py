@@ -239,7 +239,8 @@ class Dataset:
         """Write the artifact and return the dataset with its origin; one that stands there is replaced."""
         with artifacts.write_artifact(path, kind=Kind.DATASET, config=self.config) as folder:
             self.write(folder)
-        return self.with_origin(Origin(Path(path), artifacts.read_manifest(Path(path))))
+        path = artifacts.resolved(path)
+        return self.with_origin(Origin(path, artifacts.read_manifest(path)))
 
     def write(self, folder: Path) -> None:
         """Write `items.parquet`, `users.parquet`, `interactions.parquet` and the encoders into a folder."""

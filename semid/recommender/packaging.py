@@ -106,10 +106,11 @@ def _json(file: Path) -> Any:
 
 def _check_place(path: Path, origin: Origin | None) -> None:
     """Raise SemidError unless `path` is free or a package, which may be replaced, and not the folder that is read."""
-    if origin is not None and path.resolve() == origin.folder.resolve():
+    path = artifacts.resolved(path)
+    if origin is not None and path == origin.folder.resolve():
         raise SemidError(f"{path}: the recommender was loaded from here; choose another folder")
-    artifacts.check_output(path, kind=Kind.MODEL)
-    if (path / MANIFEST).is_file() and PAGE not in artifacts.read_json(path / MANIFEST)["files"]:
+    artifacts.output_folder(path, kind=Kind.MODEL)
+    if (path / MANIFEST).is_file() and PAGE not in artifacts.read_manifest(path).files:
         raise SemidError(f"{path}: in use by a model that `semid train` wrote; choose another folder")
 
 

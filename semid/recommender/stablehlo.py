@@ -55,7 +55,7 @@ def export_program(
     """
     if k < 1 or beam_size < 1:
         raise SemidError(f"expected k and beam_size of at least 1, got {k} and {beam_size}")
-    artifacts.check_output(Path(out), kind=Kind.PROGRAM)
+    artifacts.output_folder(out, kind=Kind.PROGRAM)
     if importlib.util.find_spec("flatbuffers") is None:  # jax.export writes and reads with it
         raise SemidError("a program is written with the package flatbuffers: pip install 'semid[stablehlo]'")
     arrays, program = as_program(recommender, k=k, beam_size=beam_size)

@@ -131,7 +131,7 @@ def _claim(folder: Path, request: dict) -> None:
     if glob.has_magic(str(folder.absolute())):  # Orbax globs below it, and finds nothing of what it wrote
         raise SemidError(f"{folder}: checkpoints cannot go below a path with *, ? or [; choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
-    half_written = set(folder.glob(f".{REQUEST}.writing-*"))  # by a run killed in its first moments
+    half_written = set(folder.glob(f".{REQUEST}.writing*"))  # by a run killed in its first moments
     if (folder / REQUEST).exists() and any(entry.name.isdecimal() for entry in folder.iterdir()):
         written = artifacts.read_json(folder / REQUEST)
         if not isinstance(written, dict):

@@ -8,6 +8,7 @@ import pytest
 
 from semid import artifacts
 from semid.artifacts import (
+    files,
     is_current,
     load_metadata,
     load_tensors,
@@ -17,7 +18,9 @@ from semid.artifacts import (
     save_tensors,
     write_artifact,
     write_json,
+    writing,
 )
+from semid.artifacts.files import in_use
 from semid.errors import SemidError
 
 
@@ -190,7 +193,7 @@ DEAD, ALIVE = "999999999", "1"  # no process has the first number, every system 
 
 def left(path, use, process=DEAD):
     """Where a process of this host keeps what it has under way for `path`."""
-    return path.with_name(artifacts._temporary_name(path, use, process))
+    return path.with_name(f".{path.name}.{in_use(use, process)}")
 
 
 @pytest.mark.parametrize("attempt", [write, current])
@@ -234,7 +237,8 @@ def test_an_interrupt_between_the_renames_brings_the_older_artifact_back(tmp_pat
             raise KeyboardInterrupt
         rename(source, target)
 
-    monkeypatch.setattr(artifacts.os, "replace", interrupted)
+    monkeypatch.setattr(writing, "rename", lambda *_: False)  # where the system cannot exchange two names
+    monkeypatch.setattr(writing.os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "m", text="new")
     assert read_artifact(tmp_path / "m", "model") == before
@@ -242,8 +246,8 @@ def test_an_interrupt_between_the_renames_brings_the_older_artifact_back(tmp_pat
 
 
 def test_names_of_files_under_way_are_safe_whatever_the_host(tmp_path, monkeypatch):
-    monkeypatch.setattr(artifacts.platform, "node", lambda: "my host-1/é.local")
-    assert artifacts._temporary_name(tmp_path / "m", "writing", 7) == ".m.writing-my_host_1__.local-7"
+    monkeypatch.setattr(files.platform, "node", lambda: "my host-1/é.local")
+    assert in_use("writing", 7) == "writing-my_host_1__.local-7"
     write(tmp_path / "m")
 
 

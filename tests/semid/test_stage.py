@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from semid import artifacts
-from semid.artifacts import Kind, Origin
+from semid.artifacts import Kind, Origin, files
 from semid.data import Dataset
 from semid.errors import SemidError
 from semid.stage import Request, run_recorded, run_stage
@@ -99,10 +99,10 @@ def test_a_result_is_worked_out_once_per_request(tmp_path):
 
 def test_a_file_is_hashed_once_per_process_while_it_stays_as_it_is(tmp_path):
     stage(tmp_path / "a")
-    before = artifacts._sha256.cache_info().misses
+    before = files._sha256.cache_info().misses
     for _ in range(3):
         Note.load(tmp_path / "a")
-    assert artifacts._sha256.cache_info().misses <= before + 1
+    assert files._sha256.cache_info().misses <= before + 1
     (tmp_path / "a" / "note.txt").write_text("FIRST")
     with pytest.raises(SemidError, match=r"note\.txt: content does not match its sha256"):
         Note.load(tmp_path / "a")

@@ -1,0 +1,61 @@
+"""Artifacts: directories that are complete or absent, verified on load, and that say how they were made.
+
+Every stage writes one: data in open formats with a `manifest.json` with schema version, resolved config, the
+sha256 of every file, the digests of its parents, package versions, seed and devices.
+"""
+
+from semid.artifacts.files import (
+    flush,
+    load_metadata,
+    load_tensors,
+    read_json,
+    replacing,
+    save_tensors,
+    sha256,
+    sha256_json,
+    write_json,
+    write_once,
+)
+from semid.artifacts.locks import locked
+from semid.artifacts.manifests import (
+    MANIFEST,
+    PAGE,
+    SCHEMA_VERSION,
+    Kind,
+    Manifest,
+    Origin,
+    read_artifact,
+    read_manifest,
+)
+from semid.artifacts.places import Place, resolved, try_file, try_folder
+from semid.artifacts.writing import fill, is_current, output_folder, write_artifact
+
+__all__ = [
+    "MANIFEST",
+    "PAGE",
+    "SCHEMA_VERSION",
+    "Kind",
+    "Manifest",
+    "Origin",
+    "Place",
+    "fill",
+    "flush",
+    "is_current",
+    "load_metadata",
+    "load_tensors",
+    "locked",
+    "output_folder",
+    "read_artifact",
+    "read_json",
+    "read_manifest",
+    "replacing",
+    "resolved",
+    "save_tensors",
+    "sha256",
+    "sha256_json",
+    "try_file",
+    "try_folder",
+    "write_artifact",
+    "write_json",
+    "write_once",
+]

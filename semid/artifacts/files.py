@@ -1,0 +1,212 @@
+"""Files that are whole or absent: written under a hidden name next to them and renamed; JSON, tensors and digests."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import enum
+import errno
+import functools
+import glob
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file, save_file
+
+from semid.artifacts.locks import locked
+from semid.errors import SemidError
+
+
+class Rename(enum.IntEnum):
+    """Flags of Linux' renameat2."""
+
+    NO_REPLACE = 1
+    EXCHANGE = 2
+
+
+_AT_FDCWD = -100
+_UNSUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, sort_keys=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary name next to `path`, which is renamed to it at the end: a reader sees the old file or the new.
+
+    After an exception nothing is left behind; what a kill leaves, the next call undoes.
+    """
+    with _temporary_file(path) as temporary:
+        yield temporary
+        os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def write_once(path: Path) -> Iterator[Path]:
+    """Yield a temporary name next to `path`; on success what was written there stands, on the disk, at `path`.
+
+    Raises FileExistsError where something stands there already, also where another process came first. After an
+    exception nothing is left behind; what a kill leaves, the next call undoes.
+    """
+    with _temporary_file(path) as temporary:
+        yield temporary
+        flush(temporary)
+        _publish_once(temporary, path)
+    flush(path.parent)
+
+
+def _publish_once(temporary: Path, path: Path) -> None:
+    """Give a file its name unless something has it: `os.replace` would put it in that one's place."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # no hard links: exFAT, many network file systems
+        if rename(temporary, path, Rename.NO_REPLACE):
+            return
+        with locked(path.with_name(f".{path.name}.lock"), path):
+            if path.exists():
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+            os.replace(temporary, path)
+
+
+def rename(source: Path, target: Path, how: Rename) -> bool:
+    """Rename in one step that no reader sees the middle of; False where the system or the file system has no such."""
+    call = getattr(_libc(), "renameat2", None)
+    if call is None:
+        return False
+    if call(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), int(how)) == 0:
+        return True
+    if (code := ctypes.get_errno()) in _UNSUPPORTED:
+        return False
+    raise OSError(code, os.strerror(code), str(source), None, str(target))
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file. Raises SemidError naming the file if it is absent or not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SemidError(f"{path}: no such file") from None
+    except (ValueError, RecursionError) as error:
+        raise SemidError(f"{path}: not valid JSON ({error})") from None
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Any], *, metadata: Mapping[str, str] | None = None) -> None:
+    """Write named arrays (of numpy or a device) as one safetensors file, whole or not at all, `metadata` in its header.
+
+    Raises SemidError naming the file if it cannot be written.
+    """
+    arrays = {name: np.asarray(value, order="C") for name, value in tensors.items()}
+    with replacing(path) as temporary:
+        try:
+            save_file(arrays, temporary, metadata=dict(metadata) if metadata else None)
+        except SafetensorError as error:  # the library's, also for a full disk
+            raise SemidError(f"{path}: cannot be written ({error})") from None
+        temporary.chmod(path.parent.stat().st_mode & 0o666)  # the library makes files that nobody else can read
+
+
+def load_tensors(path: Path) -> dict[str, np.ndarray]:
+    """Read a safetensors file. Raises SemidError naming the file if it is absent or damaged."""
+    with _readable_tensors(path):
+        return load_file(path)
+
+
+def load_metadata(path: Path) -> dict[str, str]:
+    """Read the `metadata` of a safetensors file, as `save_tensors` wrote it.
+
+    Raises SemidError naming the file if it is absent or damaged.
+    """
+    with _readable_tensors(path), safe_open(path, framework="numpy") as file:
+        return file.metadata() or {}
+
+
+@contextlib.contextmanager
+def _readable_tensors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise SemidError(f"{path}: no such file") from None
+    except SafetensorError as error:
+        raise SemidError(f"{path}: not a readable safetensors file ({error})") from None
+
+
+def sha256(path: Path) -> str:
+    """Hex sha256 of a file's bytes, computed once per process while the file stays as it is."""
+    found = path.stat()
+    return _sha256(path.resolve(), found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns)
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _sha256(path: Path, *identity: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """sha256 of a JSON value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def in_use(use: str, process: int | str | None = None) -> str:
+    """A use with the host and process of it: another host cannot tell whether that process lives."""
+    host = re.sub(r"[^A-Za-z0-9.]", "_", platform.node())
+    return f"{use}-{host}-{os.getpid() if process is None else process}"
+
+
+def has_ended(leftover: Path) -> bool:
+    """Tell whether the process of this host whose number ends a name (see `in_use`) has ended."""
+    process = Path("/proc") / leftover.name.rpartition("-")[2]
+    return process.parent.is_dir() and not process.exists()
+
+
+def temporary_file(path: Path) -> Path:
+    """Name next to `path` under which this thread writes it."""
+    return path.with_name(f".{path.name}.{in_use(f'writing.{threading.get_ident()}')}")
+
+
+@contextlib.contextmanager
+def _temporary_file(path: Path) -> Iterator[Path]:
+    """Yield `temporary_file`; remove it at the end, and what killed processes left."""
+    temporary = temporary_file(path)
+    remove_dead(path.parent, f"{path.name}.writing.@")
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_dead(folder: Path, name: str) -> None:
+    """Remove what killed processes of this host left under a hidden name; of a thread `name` has @."""
+    pattern = glob.escape(f".{in_use(name, '')}").replace("@", "*")
+    for leftover in folder.glob(f"{pattern}*"):
+        if has_ended(leftover):
+            shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink(missing_ok=True)

@@ -1,0 +1,177 @@
+"""Artifacts under construction: written to a hidden folder, sealed with a manifest, and shown whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import importlib.metadata
+import os
+import platform
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+from semid.artifacts.files import Rename, has_ended, in_use, rename, sha256, write_json
+from semid.artifacts.locks import locked
+from semid.artifacts.manifests import MANIFEST, Manifest, read_artifact, read_manifest, regular_file
+from semid.artifacts.places import Place, is_empty, resolved, try_folder
+from semid.config import difference
+from semid.errors import SemidError
+
+_PACKAGES = ("semid", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pyarrow")
+
+
+@contextlib.contextmanager
+def write_artifact(
+    path: str | Path,
+    *,
+    kind: str,
+    config: dict,
+    parents: Mapping[str, str] | None = None,
+    seed: int | None = None,
+    devices: str = "",
+) -> Iterator[Path]:
+    """Yield a temporary directory for the files of the artifact `path`, which stands there when all are written.
+
+    An artifact that already stands at `path` is replaced; anything else there is refused (see `output_folder`).
+    `parents` are digests of the artifacts that it is made from, by their roles.
+    After an exception nothing is left behind; what a kill leaves, the next call of this or `is_current` undoes.
+    Raises SemidError where another process writes there.
+    """
+    place = output_folder(path, kind=kind)
+    with locked(place.lock, place.path), fill(place, _request(kind, config, parents, seed), devices=devices) as folder:
+        yield folder
+
+
+@contextlib.contextmanager
+def fill(place: Place, wanted: Manifest, *, devices: str = "") -> Iterator[Path]:
+    """`write_artifact` at a place that was tried and is locked: yield a temporary directory, seal and show it."""
+    _remove_leftovers(place.path, ours=place.inside)
+    check_output(place.path, kind=wanted.kind)
+    temporary = place.hidden(in_use("writing"))
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        files = {str(p.relative_to(temporary)): sha256(p) for p in sorted(temporary.rglob("*")) if p.is_file()}
+        values = asdict(wanted) | {"files": files, "packages": _packages(), "devices": devices or platform.machine()}
+        values |= {"created": datetime.now(UTC).isoformat(timespec="seconds")}
+        write_json(temporary / MANIFEST, values | {"digest": Manifest(**values).digest})
+        _show(temporary, place)
+    finally:
+        _remove_leftovers(place.path, ours=place.inside)
+
+
+def _show(temporary: Path, place: Place) -> None:
+    """Put a sealed folder in its place."""
+    path = place.path
+    if place.inside:
+        _move_up(temporary, path)
+        return
+    if path.exists():
+        if rename(temporary, path, Rename.EXCHANGE):
+            return
+        os.replace(path, place.hidden(in_use("replaced")))  # it steps aside: a rename cannot replace a full directory
+    os.replace(temporary, path)
+
+
+def _move_up(sealed: Path, path: Path) -> None:
+    """Move the files of a sealed folder to the one above in place of its artifact's, the manifest last.
+
+    What a kill cuts short is done by another call.
+    """
+    if (path / MANIFEST).is_file():
+        for name in read_manifest(path).files:
+            if os.path.lexists(path / name):
+                regular_file(path, name).unlink()
+        (path / MANIFEST).unlink()
+    for name in [*read_manifest(sealed).files, MANIFEST]:
+        if (sealed / name).exists():
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(sealed / name, path / name)
+    shutil.rmtree(sealed)
+
+
+def is_current(path: str | Path, *, kind: str, config: dict, parents: Mapping[str, str], seed: int | None) -> bool:
+    """Tell whether `path` holds the artifact that this request would write, and print that the stage is skipped.
+
+    Raises SemidError if it holds anything else, naming what differs: an output folder in use is never overwritten.
+    """
+    path = resolved(path)
+    _remove_leftovers(path)
+    check_output(path, kind=kind)
+    if not (path / MANIFEST).is_file():
+        return False
+    asked_for = [
+        made.config | {"schema_version": made.schema_version, "seed": made.seed, "parents": made.parents}
+        for made in (read_artifact(path, kind), _request(kind, config, parents, seed))
+    ]
+    if change := difference(*asked_for):
+        raise SemidError(f"{path}: in use by a {kind} of other settings ({change}); choose another --out or delete it")
+    print(f"{path}: this {kind} exists, made with the same settings and inputs; skipped")
+    return True
+
+
+def output_folder(path: str | Path, *, kind: str) -> Place:
+    """Where an artifact of this kind can be written, tried before any work.
+
+    Raises SemidError where the path cannot be written, and if something other than such an artifact stands there.
+    """
+    path = resolved(path)
+    _remove_leftovers(path)
+    check_output(path, kind=kind)
+    return try_folder(path)
+
+
+def check_output(path: Path, *, kind: str) -> None:
+    """Raise SemidError if something other than an artifact of this kind stands at `path`."""
+    if above := next((p for p in path.absolute().parents if p.exists() and not p.is_dir()), None):
+        raise SemidError(f"{above}: is a file, and {path} should go below it; choose another --out")
+    if not path.exists():
+        return
+    if not path.is_dir() or ((not (path / MANIFEST).is_file()) and not is_empty(path)):
+        raise SemidError(f"{path}: output folder in use by something that is no {kind} artifact; choose another --out")
+    if (path / MANIFEST).is_file() and (found := read_manifest(path).kind) != kind:
+        raise SemidError(f"{path}: output folder in use by a {found} artifact; choose another --out for this {kind}")
+
+
+def _request(kind: str, config: dict, parents: Mapping[str, str] | None, seed: int | None) -> Manifest:
+    return Manifest(kind=kind, config=config, files={}, parents=dict(parents or {}), seed=seed)
+
+
+def _remove_leftovers(path: Path, *, ours: bool = False) -> None:
+    """Undo what this process, or a killed one of this host, left of its attempt to write `path`.
+
+    An artifact that stepped aside for one that never came is put back, and one that was sealed in a folder that is
+    filled moves up. Another live writer's is not touched; `ours` says that there is none, so whatever is left inside
+    may go.
+    """
+    beside, inside = Place.either(path)
+    stepped_aside = _ended(beside.hidden(in_use("replaced", "")))
+    for leftover in stepped_aside:
+        if not path.exists():
+            os.replace(leftover, path)
+    begun = _ended(inside.hidden("writing-" if ours else in_use("writing", "")), anyone=ours)
+    for leftover in begun:
+        if (leftover / MANIFEST).is_file():
+            _move_up(leftover, path)
+    for leftover in [*stepped_aside, *begun, *_ended(beside.hidden(in_use("writing", "")))]:
+        shutil.rmtree(leftover, ignore_errors=True)
+    for lock in (beside.lock, inside.lock):
+        if lock.exists():
+            with contextlib.suppress(SemidError, OSError), locked(lock, path):  # goes with this if its owner is dead
+                pass
+
+
+def _ended(name: Path, *, anyone: bool = False) -> list[Path]:
+    """Hidden paths that begin so, of this process and of killed ones; or of any."""
+    return [
+        leftover
+        for leftover in name.parent.glob(f"{glob.escape(name.name)}*")
+        if anyone or leftover.name.rpartition("-")[2] == str(os.getpid()) or has_ended(leftover)
+    ]
+
+
+def _packages() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in _PACKAGES}
