@@ -36,8 +36,8 @@ import shapes  # noqa: E402
 CHECKED = (
     "quantizers",
     "seq_models",
-    *(f"semid/{name}" for name in ("bulk", "catalog", "data", "encoders", "evaluation", "generators", "graphs")),
-    *(f"semid/{name}" for name in ("report", "training", "test_")),
+    *(f"semid/{name}" for name in ("artifacts", "bulk", "catalog", "data", "encoders", "evaluation", "generators")),
+    *(f"semid/{name}" for name in ("graphs", "report", "training", "test_")),
     *(f"semid/joint/test_{name}" for name in ("bank", "codes", "model", "surgery", "terms")),
     "test_",
 )

@@ -73,9 +73,10 @@ def _publish_once(temporary: Path, path: Path) -> None:
     """Give a file its name unless something has it: `os.replace` would put it in that one's place."""
     try:
         os.link(temporary, path)
-    except FileExistsError:
-        raise
-    except OSError:  # no hard links: exFAT, many network file systems
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+        # No hard links: exFAT, many network file systems.
         if rename(temporary, path, Rename.NO_REPLACE):
             return
         with locked(path.with_name(f".{path.name}.lock"), path):

@@ -48,7 +48,7 @@ def write_artifact(
 @contextlib.contextmanager
 def fill(place: Place, wanted: Manifest, *, devices: str = "") -> Iterator[Path]:
     """`write_artifact` at a place that was tried and is locked: yield a temporary directory, seal and show it."""
-    _remove_leftovers(place.path, ours=place.inside)
+    _remove_leftovers(place.path, locked_here=True)
     check_output(place.path, kind=wanted.kind)
     temporary = place.hidden(in_use("writing"))
     temporary.mkdir(parents=True)
@@ -60,7 +60,7 @@ def fill(place: Place, wanted: Manifest, *, devices: str = "") -> Iterator[Path]
         write_json(temporary / MANIFEST, values | {"digest": Manifest(**values).digest})
         _show(temporary, place)
     finally:
-        _remove_leftovers(place.path, ours=place.inside)
+        _remove_leftovers(place.path, locked_here=True)
 
 
 def _show(temporary: Path, place: Place) -> None:
@@ -140,23 +140,22 @@ def _request(kind: str, config: dict, parents: Mapping[str, str] | None, seed: i
     return Manifest(kind=kind, config=config, files={}, parents=dict(parents or {}), seed=seed)
 
 
-def _remove_leftovers(path: Path, *, ours: bool = False) -> None:
-    """Undo what this process, or a killed one of this host, left of its attempt to write `path`.
+def _remove_leftovers(path: Path, *, locked_here: bool = False) -> None:
+    """Undo what killed processes of this host left of their attempts to write `path`.
 
     An artifact that stepped aside for one that never came is put back, and one that was sealed in a folder that is
-    filled moves up. Another live writer's is not touched; `ours` says that there is none, so whatever is left inside
-    may go.
+    filled moves up. Whoever holds the lock may undo this process's attempts too, and anybody's inside the folder.
     """
     beside, inside = Place.either(path)
-    stepped_aside = _ended(beside.hidden(in_use("replaced", "")))
+    stepped_aside = _ended(beside.hidden(in_use("replaced", "")), own=locked_here)
     for leftover in stepped_aside:
         if not path.exists():
             os.replace(leftover, path)
-    begun = _ended(inside.hidden("writing-" if ours else in_use("writing", "")), anyone=ours)
+    begun = list(path.glob(".writing-*")) if locked_here else _ended(inside.hidden(in_use("writing", "")))
     for leftover in begun:
         if (leftover / MANIFEST).is_file():
             _move_up(leftover, path)
-    for leftover in [*stepped_aside, *begun, *_ended(beside.hidden(in_use("writing", "")))]:
+    for leftover in [*stepped_aside, *begun, *_ended(beside.hidden(in_use("writing", "")), own=locked_here)]:
         shutil.rmtree(leftover, ignore_errors=True)
     for lock in (beside.lock, inside.lock):
         if lock.exists():
@@ -164,13 +163,10 @@ def _remove_leftovers(path: Path, *, ours: bool = False) -> None:
                 pass
 
 
-def _ended(name: Path, *, anyone: bool = False) -> list[Path]:
-    """Hidden paths that begin so, of this process and of killed ones; or of any."""
-    return [
-        leftover
-        for leftover in name.parent.glob(f"{glob.escape(name.name)}*")
-        if anyone or leftover.name.rpartition("-")[2] == str(os.getpid()) or has_ended(leftover)
-    ]
+def _ended(name: Path, *, own: bool = False) -> list[Path]:
+    """Hidden paths that begin so, of killed processes, and of this one if its own count."""
+    found = name.parent.glob(f"{glob.escape(name.name)}*")
+    return [path for path in found if has_ended(path) or (own and path.name.rpartition("-")[2] == str(os.getpid()))]
 
 
 def _packages() -> dict[str, str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import posixpath
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from semid import artifacts
 from semid.bulk.encoding import UNSTEADY, Done, Job, digest_of, encode_file, failed
 from semid.data import output_name, storage
 from semid.errors import SemidError
@@ -51,17 +53,29 @@ def encode_files(
     """
     jobs = _jobs(tokenizer, inputs, out, id_column=id_column, columns=columns, block=block)
     folder = storage.absolute(out)
-    before = storage.names_in(folder)  # a task that is repeated finds the output of its first run
-    if scheduler == LOCAL:
-        results = encode_here(tokenizer, jobs, retries=retries, on_progress=on_progress)
-    else:
-        results = _on_cluster(tokenizer, jobs, scheduler=scheduler, retries=retries, on_progress=on_progress)
-    done = dict(results)
-    storage.remove_leftovers(folder, {posixpath.basename(job.output) for job in jobs})
+    with _claimed(folder, jobs):
+        before = storage.names_in(folder)  # a task that is repeated finds the output of its first run
+        if scheduler == LOCAL:
+            results = encode_here(tokenizer, jobs, retries=retries, on_progress=on_progress)
+        else:
+            results = _on_cluster(tokenizer, jobs, scheduler=scheduler, retries=retries, on_progress=on_progress)
+        done = dict(results)
+        storage.remove_leftovers(folder, {posixpath.basename(job.output) for job in jobs})
     _raise_faults([done[job].fault for job in jobs if done[job].fault], files=len(jobs))
     skipped = [job for job in jobs if posixpath.basename(job.output) in before]
     total = sum(done[job].items for job in set(jobs).difference(skipped))
     return Encoded([job.output for job in jobs], total, [job.source for job in skipped])
+
+
+@contextlib.contextmanager
+def _claimed(folder: str, jobs: Sequence[Job]) -> Iterator[None]:
+    """Try the folder of the outputs and lock it meanwhile, where it is one of this system; no URL has locks."""
+    if not jobs or not storage.is_local(storage.locate(folder)[0]):
+        yield
+        return
+    artifacts.try_file(f"{max((job.output for job in jobs), key=len)}{storage.WRITING}{'0' * 32}")
+    with artifacts.locked(Path(folder) / ".lock", Path(folder)):
+        yield
 
 
 def encode_here(

@@ -60,8 +60,7 @@ def export(
     tokenizer knows nothing else. Raises SemidError if `out` is a folder, for a base of no use, and for item ids that
     the format cannot hold.
     """
-    if out.is_dir():
-        raise SemidError(f"{out}: is a folder; name the file to write")
+    out = artifacts.try_file(out)
     if base is not None and format is not Format.HF_TOKENIZER:
         raise SemidError(f"a base tokenizer is for the format hf-tokenizer, not for {format.value}; leave out the base")
     write: dict[Format, Callable[[SemanticCatalog, Path], None]] = {

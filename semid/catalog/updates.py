@@ -12,9 +12,10 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float, Int
 
+from semid import artifacts
 from semid.arrow import to_lists
 from semid.catalog.catalog import SemanticCatalog
-from semid.catalog.changes import ChangeKind
+from semid.catalog.changes import ChangeKind, change_file
 from semid.catalog.collisions import Collisions, Residuals, place
 from semid.catalog.versions import Version, commit, current
 from semid.data import Block, ContentEncoder, VectorFile
@@ -73,6 +74,7 @@ def append(
     """
     folder = Path(folder)
     before = current(folder)
+    artifacts.try_file(change_file(folder, before.number + 1))
     given = _Given.read([str(path) for path in inputs], tokenizer, id_column=id_column, columns=columns)
     rows, known = before.catalog.find_rows(given.item_ids)
     given.check_new(known & before.catalog.active[rows])

@@ -50,9 +50,8 @@ class Evaluate:
 
         if not self.model:
             raise SemidError("evaluate: expected at least one model folder after --model, got none")
-        out = self.out or self.model[0].parent / f"metrics{self._suffix}.json"
-        if out.is_dir():
-            raise SemidError(f"{out}: is a folder; name the file to write")
+        out = artifacts.try_file(self.out or self.model[0].absolute().parent / f"metrics{self._suffix}.json")
+        examples = artifacts.try_file(out.with_name("examples.json")) if self.out or not self._suffix else None
         dataset = Dataset.load(self.dataset)
         loaded = {path: Recommender.from_pretrained(path, catalog=self.catalog) for path in self.model}
         provenance = self._provenance(dataset, loaded)
@@ -75,18 +74,18 @@ class Evaluate:
             for name, model in models.items()
             if model.codes is not None
         }
-        out.parent.mkdir(parents=True, exist_ok=True)
-        if self.out or not self._suffix:  # a folder's examples are those of its metrics.json
-            users = example_users(
-                models[first], dataset, split=self.split, beam_size=self.beam_size, exclude_seen=self.exclude_seen
-            )
-            artifacts.write_json(out.with_name("examples.json"), users)
         provenance |= {"beam_against_exact": searched}
-        write_metrics(out, self.split, rows, measured[first].provenance | provenance)
         console.print(metrics_table(rows, self.ks))
         for name, search in searched.items():
             share = f"{search['exact_top_10_found']:.2%} of the exact top 10 ({search['users']} users)"
             console.print(f"{name}: a beam of {self.beam_size} finds {share}")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if examples is not None:  # a folder's examples are those of its metrics.json
+            users = example_users(
+                models[first], dataset, split=self.split, beam_size=self.beam_size, exclude_seen=self.exclude_seen
+            )
+            artifacts.write_json(examples, users)
+        write_metrics(out, self.split, rows, measured[first].provenance | provenance)
         console.print(f"wrote {out}")
 
     @property

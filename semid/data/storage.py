@@ -19,7 +19,7 @@ from fsspec.implementations.local import LocalFileSystem
 from semid.errors import SemidError
 
 _READ_BUFFER = 1 << 20
-_WRITING = ".writing-"
+WRITING = ".writing-"
 
 
 def locate(path: str) -> tuple[AbstractFileSystem, str]:
@@ -98,7 +98,7 @@ def replacing(path: str) -> Iterator[tuple[AbstractFileSystem, str]]:
     be after a failure of the network, cannot meddle. Left without an exception or not at all."""
     fs, name = locate(path)
     folder, file = posixpath.split(name)
-    temporary = f"{folder}/.{file}{_WRITING}{uuid.uuid4().hex}"
+    temporary = f"{folder}/.{file}{WRITING}{uuid.uuid4().hex}"
     fs.makedirs(folder, exist_ok=True)
     try:
         yield fs, temporary
@@ -112,6 +112,6 @@ def remove_leftovers(folder: str, names: Container[str]) -> None:
     """Remove what killed writers of these files left in a folder; call it once the files stand."""
     fs, path = locate(folder)
     fs.invalidate_cache()
-    for leftover in fs.glob(f"{glob.escape(path)}/.*{_WRITING}*"):
-        if posixpath.basename(leftover)[1:].rpartition(_WRITING)[0] in names:
+    for leftover in fs.glob(f"{glob.escape(path)}/.*{WRITING}*"):
+        if posixpath.basename(leftover)[1:].rpartition(WRITING)[0] in names:
             fs.rm(leftover)

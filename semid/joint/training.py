@@ -5,7 +5,9 @@ Staged training is the same without the joint steps, which is what they are meas
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -42,7 +44,7 @@ from semid.encoders import (
 from semid.errors import SemidError
 from semid.generators import write_statistics
 from semid.joint.config import JointConfig
-from semid.joint.context import Context, PreviousRun, encode_items
+from semid.joint.context import WARM_UP, Context, PreviousRun, encode_items
 from semid.joint.model import TEACHER_TERMS, JointModel
 from semid.joint.stages import Stage, plan
 from semid.recommender import Recommender
@@ -97,7 +99,7 @@ def train_end_to_end(
     request = _request(dataset, config, source, content, teacher, previous, seed)
 
     def work(folder: Path) -> _Trained:
-        home = folder if shared is None else Path(shared)
+        home = folder if shared is None else artifacts.resolved(shared)
         given = content if content is not None else read_content(dataset, source, seed=seed, cache=home / "states")
         _check(dataset, given, config, teacher)
         context = Context(
@@ -108,7 +110,7 @@ def train_end_to_end(
             previous=previous,
             request={"seed": seed, "parents": dict(request.parents), "content": request.config.get("content")},
             folder=folder,
-            shared=None if shared is None else Path(shared),
+            shared=None if shared is None else home,
             title="" if out is None else f" of {Path(out).name}",
             seed=seed,
             mesh=mesh,
@@ -221,9 +223,16 @@ def _run_stages(encoder: ItemEncoder, context: Context) -> JointModel:
     else:
         model = _continued(encoder, context, context.previous)
     for stage in stages:
-        model = stage(model, context)
+        with contextlib.ExitStack() as stack:
+            if context.shared is not None and stage.name in WARM_UP:
+                on_first(functools.partial(_lock, context.run_folder(stage.name).folder, stack))
+            model = stage(model, context)
     on_first(lambda: _write_history(stages, context))
     return model
+
+
+def _lock(folder: Path, stack: contextlib.ExitStack) -> None:
+    stack.enter_context(artifacts.locked(folder.with_name(f".{folder.name}.lock"), folder))
 
 
 def _untrained(encoder: ItemEncoder, context: Context, *, num_items: int) -> JointModel:

@@ -43,8 +43,7 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     """
     if not runs:
         raise SemidError("report: expected at least one run folder, got none; name folders that hold metrics.json")
-    if Path(out).is_dir():
-        raise SemidError(f"{out}: is a folder; name the HTML file to write, such as {Path(out) / 'report.html'}")
+    out = artifacts.try_file(out)
     plotly_js = _plotly()
     sections = [_section(name, Path(run), len(runs)) for name, run in zip(_names(runs), runs, strict=True)]
     page = _template().render(
@@ -54,7 +53,7 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
         learned=_learned(sections),
         plotly_js=plotly_js,
     )
-    return _write(Path(out), page)
+    return _write(out, page)
 
 
 def _plotly() -> str:
