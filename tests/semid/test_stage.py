@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import numpy as np
 import pyarrow as pa
@@ -9,6 +10,7 @@ import pytest
 
 from semid import artifacts
 from semid.artifacts import Kind, Origin, files
+from semid.artifacts.locks import Owner
 from semid.data import Dataset
 from semid.errors import SemidError
 from semid.stage import Request, run_recorded, run_stage
@@ -134,3 +136,74 @@ def test_a_dataset_knows_what_its_added_columns_are_from(tmp_path):
     in_memory = [world.digest, world.replace(name=world.name).digest, world.replace(name="other").digest]
     assert in_memory[0] == in_memory[1] != in_memory[2]
     assert stored.replace(name="other").origin is None
+
+
+def never(_) -> Note:
+    pytest.fail("the work was begun")
+
+
+def test_the_place_is_tried_before_the_work(tmp_path):
+    (tmp_path / "file").touch()
+    for run in (
+        lambda: run_stage(REQUEST, tmp_path / "file" / "a", load=Note.load, work=never, write=Note.write),
+        lambda: run_recorded({"seed": 1}, tmp_path / "file" / "r.json", lambda: never(None)),
+    ):
+        with pytest.raises(SemidError, match=r"file: is a file, and .* should go below it"):
+            run()
+    assert stage(tmp_path / "deep" / "a").text == "first"
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_second_run_of_the_same_folder_is_refused_while_the_first_works(tmp_path, seed):
+    refused = f"a: in use by process {os.getpid()} on .*; wait for it, or choose another --out"
+    other = dataclasses.replace(REQUEST, seed=seed)
+
+    def work(_) -> Note:
+        with pytest.raises(SemidError, match=refused):
+            run_stage(other, tmp_path / "a", load=Note.load, work=never, write=Note.write)
+        return Note("first")
+
+    assert run_stage(REQUEST, tmp_path / "a", load=Note.load, work=work, write=Note.write).text == "first"
+    assert os.listdir(tmp_path) == ["a"]
+
+    def record() -> int:
+        with pytest.raises(SemidError, match=refused.replace("a:", r"r\.json:")):
+            run_recorded({"seed": seed}, tmp_path / "r.json", lambda: never(None))
+        return 1
+
+    assert run_recorded({"seed": 1}, tmp_path / "r.json", record) == 1
+    assert sorted(os.listdir(tmp_path)) == ["a", "r.json"]
+
+
+def test_in_the_working_directory_checkpoints_lie_inside_and_what_was_stopped_goes_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders = []
+
+    def stopped(folder) -> Note:
+        folders.append(folder)
+        folder.mkdir()
+        (folder / "request.json").write_text("{}")
+        raise KeyboardInterrupt
+
+    def work(folder) -> Note:
+        assert (folder / "request.json").exists()
+        (folder / "history.jsonl").write_text('{"step": 1}\n')
+        return Note("second")
+
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(REQUEST, ".", load=Note.load, work=stopped, write=Note.write)
+    assert folders == [tmp_path / ".checkpoints"]
+    assert os.listdir(tmp_path) == [".checkpoints"]
+    monkeypatch.chdir(tmp_path.parent)  # from elsewhere, too
+    assert run_stage(REQUEST, tmp_path, load=Note.load, work=work, write=Note.write).text == "second"
+    assert sorted(os.listdir(tmp_path)) == ["history.jsonl", "manifest.json", "note.txt"]
+
+
+def test_what_a_kill_left_next_to_a_finished_artifact_goes(tmp_path):
+    stage(tmp_path / "a")
+    dead = dataclasses.replace(Owner.this(), pid=999_999_999)
+    (tmp_path / ".a.lock").write_text(json.dumps(dataclasses.asdict(dead)))
+    (tmp_path / "a.checkpoints").mkdir()
+    (tmp_path / "a.checkpoints" / "request.json").write_text("{}")
+    stage(tmp_path / "a")
+    assert os.listdir(tmp_path) == ["a"]

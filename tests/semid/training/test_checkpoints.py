@@ -15,6 +15,7 @@ import pytest
 from flax import nnx
 
 from semid import artifacts
+from semid.artifacts.files import temporary_file
 from semid.errors import SemidError
 from semid.training import (
     MeshConfig,
@@ -182,7 +183,7 @@ def test_a_folder_of_other_files_is_refused_and_left_alone(tmp_path):
 
 
 def test_a_run_killed_while_it_wrote_its_request_can_start_again(tmp_path):
-    (tmp_path / ".request.json.writing-123").write_text('{"config"')
+    temporary_file(tmp_path / "request.json").write_text('{"config"')
     opened(tmp_path).close()
     assert json.loads((tmp_path / "request.json").read_text()) == REQUEST
 
