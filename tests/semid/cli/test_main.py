@@ -390,6 +390,51 @@ def test_bad_input_is_one_line_and_writes_nothing(home, tmp_path, capsys, line, 
     assert re.search(message, fails(capsys, line, h=home, t=tmp_path))
 
 
+WRITING = {
+    "prepare simulated --out {t}/f/d": "semid.data.simulated.simulate",
+    TOKENIZE + "{t}/f/c": "semid.tokenizers.SemanticTokenizer.fit_columns",
+    "tokenize --catalog {h}/catalog --input {h}/v.parquet --out {t}/f/codes": "semid.bulk.scheduling.encode_file",
+    TRAIN + "f/m": "semid.generators.training.fit_generator",
+    "evaluate --model {h}/model --dataset {h}/dataset --out {t}/f/m.json": "semid.evaluation.compare",
+    "export --catalog {h}/catalog --format json --out {t}/f/e": "semid.catalog.SemanticCatalog.tokens_of",
+    "export-program --model {h}/model --out {t}/f/p": "semid.recommender.stablehlo.as_program",
+    "import-codes --codes {h}/codes.tsv --dataset {h}/dataset --out {t}/f/c": "semid.cli.export._write_imported",
+    "package --model {h}/model --out {t}/f/p": "semid.recommender.packaging.model_card",
+    "report {h} --out {t}/f/r.html": "semid.report.page._section",
+}
+
+
+@pytest.mark.parametrize("line", WRITING, ids=[line.split()[0] for line in WRITING])
+def test_the_place_is_tried_before_the_work(home, tmp_path, capsys, monkeypatch, line):
+    monkeypatch.setattr(WRITING[line], lambda *_, **__: pytest.fail("the work was begun"))
+    (tmp_path / "f").touch()
+    if not (home / "codes.tsv").exists():
+        run("export --catalog {h}/catalog --format tsv --out {h}/codes.tsv", h=home)
+        capsys.readouterr()
+    assert re.search(r"/f: is a file, and .*/f/.* should go below it", fails(capsys, line, h=home, t=tmp_path))
+
+
+def test_figures_are_printed_though_they_cannot_be_written(home, tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(artifacts, "write_json", full)
+    with pytest.raises(SystemExit):
+        run("evaluate --model {h}/model --dataset {h}/dataset --beam-size 20 --out {t}/m.json", h=home, t=tmp_path)
+    assert re.search(r"semid +0\.\d{4}", capsys.readouterr().out)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_home_and_links_of_every_output_are_followed(home, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk")
+    run("package --model {h}/model --out ~/link", h=home)
+    run("export --catalog {h}/catalog --format tsv --out ~/link/codes.tsv", h=home)
+    assert {"manifest.json", "codes.tsv"} <= {path.name for path in (tmp_path / "disk").iterdir()}
+    assert (tmp_path / "link").is_symlink()
+
+
 def test_an_empty_dataset(home, tmp_path, capsys):
     pq.write_table(pq.read_table(home / "X.parquet")[:0], tmp_path / "X.parquet")
     line = "prepare parquet --items {h}/I.parquet --interactions {t}/X.parquet --out {t}/d"
