@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from experiments.layout import read_layout
-from semid.artifacts import read_json, write_json
+from semid.artifacts import read_json, try_file, write_json
 from semid.data import Dataset
 from semid.data.simulated import SimulatedConfig, simulate
 from semid.evaluation import Ranker, baselines, compare
@@ -26,8 +26,9 @@ COLUMNS = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
 
 
 def folder_of(experiment: str, out: Path | None, dataset: Path | None) -> Path:
-    """Folder for an experiment's results: `out`, or else one named after the experiment and the dataset."""
-    return Path("runs") / experiment / (dataset.resolve().name if dataset else "simulated") if out is None else out
+    """Folder for an experiment's results, tried: `out`, or else one named after the experiment and the dataset."""
+    name = dataset.resolve().name if dataset else "simulated"
+    return try_file((out or Path("runs") / experiment / name) / "metrics.json").parent
 
 
 def stored_dataset(source: Path | None, path: Path, world: SimulatedConfig) -> Dataset:

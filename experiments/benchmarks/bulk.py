@@ -26,7 +26,7 @@ from flax import nnx
 
 from experiments.benchmarks.paired_timing import timed
 from experiments.benchmarks.quantizers import CONFIG, DIM, encode_flops, matmul_rate, report
-from semid.artifacts import Kind, write_artifact
+from semid.artifacts import Kind, try_file, write_artifact
 from semid.bulk import encode_files, write_catalog
 from semid.catalog import CATALOG_FILE, SemanticCatalog
 from semid.config import to_dict
@@ -60,6 +60,7 @@ def main(
         folder: Where to write the files, 1.6 GB a million items; none given: a temporary folder.
         keep: Leave the files in `folder`, for another run.
     """
+    out, plot = try_file(out), try_file(plot)
     rate = matmul_rate()
     figures: dict[str, Any] = {"floor, us/item": encode_flops(1) / rate / 1e3, "matmul, GFLOP/s": rate}
     runs = [(items, "float16") for items in sizes] + [(min(sizes), kind) for kind in ("float32", "float16 plain")]

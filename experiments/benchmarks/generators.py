@@ -51,7 +51,7 @@ from experiments.benchmarks.paired_timing import (
 )
 from experiments.generators import BACKBONE, FAMILIES
 from semid import GeneratorConfig
-from semid.artifacts import write_json
+from semid.artifacts import try_file, write_json
 from semid.data import Histories
 from semid.recommender import ModelSpec, Scorer
 from semid.training import SingleRows, batches
@@ -92,6 +92,7 @@ def train(
         batch: Examples of a step.
         compiled: Time the peer under `torch.compile` as well (minutes of compilation).
     """
+    out = try_file(out)
     codes = _random_codes(ITEMS, LEVELS)
     rows = SingleRows(_random_histories(USERS, ITEMS), max_history=HISTORY_ITEMS)
     figures: dict[str, Any] = {"batch": batch, "level sizes": LEVELS}
@@ -215,6 +216,7 @@ def search(
         results: Items returned to each user.
         rounds: Rounds; in each, everyone searches once.
     """
+    out = try_file(out)
     figures: dict[str, Any] = {"users": users, "beam size": beam_size, "catalogues": []}
     for num_items in items:
         codes = _random_codes(num_items, SEARCH_LEVELS)

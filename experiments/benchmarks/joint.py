@@ -32,7 +32,7 @@ from jax.sharding import NamedSharding
 
 from experiments.benchmarks.training import table
 from quantizers import Schedule, info_nce
-from semid.artifacts import write_json
+from semid.artifacts import try_file, write_json
 from semid.encoders import (
     BlocksConfig,
     Content,
@@ -145,6 +145,7 @@ def main(
         sizes: Of catalogue, batch and models.
         pretrained: What is tuned.
     """
+    out = try_file(out)
     figures: dict[str, Any] = {
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "jax": jax.__version__,

@@ -25,7 +25,7 @@ from experiments.benchmarks.paired_timing import (
 )
 from experiments.generators import BACKBONE, FAMILIES, QUALITIES
 from semid import Dataset, GeneratorConfig, SemanticCatalog, train
-from semid.artifacts import write_json
+from semid.artifacts import try_file, write_json
 from semid.data import Examples
 from semid.evaluation import accuracy, group_ids, item_places
 from semid.generators import content_features, training_counts, training_rows
@@ -67,6 +67,7 @@ def minutes(
         steps: Steps of a contender in a round.
         families: Which of ours.
     """
+    out = try_file(out / "minutes.json").parent
     out.mkdir(parents=True, exist_ok=True)
     data, catalog = Dataset.load(generators / "dataset"), SemanticCatalog.load(generators / "catalog")
     theirs = FAMILIES["encoder-decoder"]

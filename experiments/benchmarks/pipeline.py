@@ -22,7 +22,7 @@ import tyro
 
 from experiments.layout import read_layout
 from semid import GeneratorConfig, Recommender, TokenizerConfig, tokenize
-from semid.artifacts import write_json
+from semid.artifacts import try_file, write_json
 from semid.generators import LossTables, content_features, generator_loss, training_counts
 from semid.recommender import ModelSpec
 from semid.training import batches, create_state, make_mesh, make_optimizer, make_step, pack, put_batch
@@ -38,6 +38,7 @@ def main(dataset: Path, out: Path = Path("runs/spine.json"), beam_size: int = 50
         beam_size: Beams per user.
         epochs: Generator epochs to time; the fastest and the median are given.
     """
+    out = try_file(out)
     figures: dict[str, Any] = {
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "jax": jax.__version__,

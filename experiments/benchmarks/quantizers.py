@@ -26,7 +26,7 @@ from flax import nnx
 
 from experiments.benchmarks.paired_timing import timed
 from quantizers import ResidualKMeans, min_cost_reassign, residual_codes, sinkhorn_reassign, tie_break
-from semid.artifacts import write_json
+from semid.artifacts import try_file, write_json
 from semid.errors import SemidError
 from semid.tokenizers import BLOCK, RQVAE, AlignedRQVAE, ItemRows, RQVaeConfig
 from semid.tokenizers.autoencoder import Tables
@@ -48,6 +48,7 @@ def train(out: Path, peer_python: Path | None = None, rounds: int = 7, steps: in
         rounds: Rounds; each trains every contender.
         steps: Steps of a contender in a round.
     """
+    out = try_file(out)
     contenders = {"semid": _semid_steps()}
     rates: dict[str, list[float]] = {"semid": [], "peer": []}
     with contextlib.ExitStack() as stack:
@@ -103,6 +104,7 @@ def collisions(out: Path, items: int = 1_000_000) -> None:
         out: File to write.
         items: Number of items.
     """
+    out = try_file(out)
     rng = np.random.default_rng(0)
     centers = rng.normal(size=(items // 2, 32)).astype(np.float32)
     x = centers[rng.integers(len(centers), size=items)] + 0.25 * rng.normal(size=(items, 32)).astype(np.float32)

@@ -25,7 +25,7 @@ import numpy as np
 import tyro
 from jaxtyping import Array, Float, Int
 
-from semid.artifacts import write_json
+from semid.artifacts import try_file, write_json
 from seq_models.masks import ItemMask
 from seq_models.search import Beams, Step, beam_search, checked_logits, extend_prefixes, no_prefixes, top_k
 from seq_models.trie import Capacity, CodeTrie
@@ -57,6 +57,7 @@ def main(
         rounds: Times that each search runs.
         build_items: Items of a catalogue of 8 levels of 2048 codes that is built, not searched; 0: none.
     """
+    out = try_file(out)
     figures: dict[str, Any] = {
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "jax": jax.__version__,

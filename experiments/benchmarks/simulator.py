@@ -14,7 +14,7 @@ from typing import Any
 
 import tyro
 
-from semid.artifacts import write_json
+from semid.artifacts import try_file, write_json
 from semid.data.simulated import SimulatedConfig, simulate
 
 
@@ -34,6 +34,7 @@ def main(
         mean_length: Interactions of a user, on average before the longest are cut.
         content_dim: Numbers of an item's content vector.
     """
+    out = try_file(out)
     world = SimulatedConfig(
         num_items=num_items, num_users=num_users, mean_length=mean_length, content_dim=content_dim, images=False
     )

@@ -24,7 +24,7 @@ import numpy as np
 import optax
 import tyro
 
-from semid.artifacts import write_json
+from semid.artifacts import try_file, write_json
 from semid.data import Histories
 from semid.generators import LossTables, generator_loss
 from semid.recommender import ModelSpec
@@ -81,6 +81,7 @@ def main(
         steps: Steps of a turn; of long histories, of all turns together.
         lengths: Items of the histories whose cost is compared.
     """
+    out = try_file(out)
     figures: dict[str, Any] = {
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "jax": jax.__version__,

@@ -28,7 +28,7 @@ from semid.artifacts.manifests import (
     read_manifest,
 )
 from semid.artifacts.places import Place, resolved, try_file, try_folder
-from semid.artifacts.writing import fill, is_current, output_folder, write_artifact
+from semid.artifacts.writing import check_output, fill, is_current, output_folder, write_artifact
 
 __all__ = [
     "MANIFEST",
@@ -38,6 +38,7 @@ __all__ = [
     "Manifest",
     "Origin",
     "Place",
+    "check_output",
     "fill",
     "flush",
     "is_current",

@@ -49,7 +49,7 @@ def write_artifact(
 def fill(place: Place, wanted: Manifest, *, devices: str = "") -> Iterator[Path]:
     """`write_artifact` at a place that was tried and is locked: yield a temporary directory, seal and show it."""
     _remove_leftovers(place.path, locked_here=True)
-    check_output(place.path, kind=wanted.kind)
+    _check_use(place.path, kind=wanted.kind)
     temporary = place.hidden(in_use("writing"))
     temporary.mkdir(parents=True)
     try:
@@ -100,7 +100,7 @@ def is_current(path: str | Path, *, kind: str, config: dict, parents: Mapping[st
     """
     path = resolved(path)
     _remove_leftovers(path)
-    check_output(path, kind=kind)
+    _check_use(path, kind=kind)
     if not (path / MANIFEST).is_file():
         return False
     asked_for = [
@@ -113,18 +113,25 @@ def is_current(path: str | Path, *, kind: str, config: dict, parents: Mapping[st
     return True
 
 
-def output_folder(path: str | Path, *, kind: str) -> Place:
-    """Where an artifact of this kind can be written, tried before any work.
+def check_output(path: str | Path, *, kind: str) -> Path:
+    """Path, without `~` and links, where an artifact of this kind stands or can be written, tried before any work.
 
     Raises SemidError where the path cannot be written, and if something other than such an artifact stands there.
     """
     path = resolved(path)
     _remove_leftovers(path)
-    check_output(path, kind=kind)
-    return try_folder(path)
+    _check_use(path, kind=kind)
+    if not (path / MANIFEST).is_file():  # what is finished may be where nothing can be written
+        try_folder(path)
+    return path
 
 
-def check_output(path: Path, *, kind: str) -> None:
+def output_folder(path: str | Path, *, kind: str) -> Place:
+    """Where an artifact of this kind can be written, also in place of one that stands; else as `check_output`."""
+    return try_folder(check_output(path, kind=kind))
+
+
+def _check_use(path: Path, *, kind: str) -> None:
     """Raise SemidError if something other than an artifact of this kind stands at `path`."""
     if above := next((p for p in path.absolute().parents if p.exists() and not p.is_dir()), None):
         raise SemidError(f"{above}: is a file, and {path} should go below it; choose another --out")

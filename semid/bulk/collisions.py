@@ -80,7 +80,7 @@ def check_catalog(out: Path, *, tokenizer: Path, collisions: Collisions, memory_
             f"collisions {collisions.value!r} needs all vectors at once; for that of files take tie-break or allowed"
         )
     parent = artifacts.read_artifact(tokenizer, Kind.CATALOG)
-    out = artifacts.output_folder(out, kind=Kind.CATALOG).path
+    out = artifacts.check_output(out, kind=Kind.CATALOG)
     if (out / artifacts.MANIFEST).is_file():
         made = artifacts.read_artifact(out, Kind.CATALOG)
         if "codes" not in made.config or made.parents != {"tokenizer": parent.digest}:

@@ -35,7 +35,7 @@ class _Source(abc.ABC):
 
     def run(self) -> None:
         """Read, print statistics, write. What forbids writing is found before anything is read."""
-        artifacts.output_folder(self.out, kind=Kind.DATASET)
+        artifacts.check_output(self.out, kind=Kind.DATASET)
         if self.text_vectors < 0:
             raise SemidError(f"expected text_vectors of 0 (make none) or more, got {self.text_vectors}")
         dataset = self.read()
