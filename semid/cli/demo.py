@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from semid.artifacts import resolved
 from semid.cli import app
 from semid.cli.console import console
 
@@ -32,7 +33,7 @@ class Demo:
     """Passes of the tokenizer and of both models over their data. None given: the defaults of each."""
 
     def run(self) -> None:
-        started, out = time.monotonic(), self.out
+        started, out = time.monotonic(), resolved(self.out)
         data, catalog = ("--dataset", out / "dataset"), ("--catalog", out / "catalog")
         seeded, passes = ("--seed", self.seed), () if self.epochs is None else ("--epochs", self.epochs)
         training = (*data, *catalog, *seeded, *passes)
