@@ -43,7 +43,7 @@ def write_model(folder: Path, spec: ModelSpec, params: Any, items: ItemData) -> 
 def read_model(folder: Path) -> tuple[ModelSpec, ItemModel, ItemData]:
     """Read what `write_model` wrote. Raises SemidError naming the file and tensor that does not fit."""
     spec, file = read_spec(folder), folder / _PARAMETERS
-    graph, state = nnx.split(spec.build(seed=0))
+    graph, state = nnx.split(nnx.eval_shape(lambda: spec.build(seed=0)))  # drawing parameters takes a second
     model = nnx.merge(graph, replace_leaves(state, artifacts.load_tensors(file), where=str(file)))
     tensors = artifacts.load_tensors(folder / _ITEMS)
     standardizer = Standardizer(tensors[_MEAN], tensors[_SCALE]) if _MEAN in tensors else None
