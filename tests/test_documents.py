@@ -1,20 +1,28 @@
 """README and pages of docs: links, paths, commands and Python of every page fit this code."""
 
 import ast
+import contextlib
 import functools
 import importlib
 import importlib.util
+import io
 import re
 import shlex
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import semid
+from semid.catalog import remove
 from semid.cli import app
 from semid.cli.verbosity import Verbosity
+from semid.encoders import with_text_vectors
 from semid.generators import GeneratorConfig
+from semid.stage import store_dataset
 from semid.tokenizers import RQKmeansConfig, TokenizerConfig
 from semid.training import TrainingConfig
 from seq_models import RQTransformerConfig, TransformerConfig
@@ -31,6 +39,13 @@ DIALECT = re.compile(
 )
 # Its tables have old names.
 FREE = {"CHANGELOG.md"}
+
+SMALL = TokenizerConfig(method=RQKmeansConfig(level_sizes=(8, 8), iterations=2))
+TINY = GeneratorConfig(
+    model=RQTransformerConfig(backbone=TransformerConfig(dim=16, layers=1, hidden=16)),
+    training=TrainingConfig(epochs=0.1),
+    validation_users=8,
+)
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
@@ -125,6 +140,34 @@ def test_a_wrong_option_would_be_found(capsys):
     assert "--models" in capsys.readouterr().err
 
 
+# Options of other programs, and those that are read before a command's.
+OTHERS = {"--upgrade", "--require-hashes", "--no-warm", "--workers", "--nthreads", "--nv", "--help"}
+OTHERS |= {"--quiet", "--verbose", "--debug", "--model", "--method", "--split-rule"}
+
+
+@functools.cache
+def _options() -> set[str]:
+    """Options of all commands, as the script of the shell's completion knows them."""
+    script = io.StringIO()
+    with contextlib.redirect_stdout(script), pytest.raises(SystemExit):
+        app.parse(["--tyro-print-completion", "bash"])
+    return _option_words(script.getvalue()) | OTHERS
+
+
+def _option_words(text: str) -> set[str]:
+    words = re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", text)
+    return {re.sub(r"^--(model|method|split-rule)\.", "--", word) for word in words}
+
+
+@each_page
+def test_options_in_the_text_exist(page):
+    assert page.name in FREE or _option_words(_prose(page.read_text())) - _options() == set()
+
+
+def test_an_option_that_does_not_exist_would_be_found():
+    assert _option_words("Unless `--split-rules` says so, or `--out`.") - _options() == {"--split-rules"}
+
+
 @each_page
 def test_modules_that_are_run_exist(page):
     modules = re.findall(r"python -m (experiments[\w.]*)", page.read_text())
@@ -157,14 +200,8 @@ def test_readme_is_one_screen_and_runs(monkeypatch, capsys):
     """Its Python as it stands, but for the sizes of what is trained."""
     text = (ROOT / "README.md").read_text()
     assert len(text.splitlines()) <= 85
-    small = TokenizerConfig(method=RQKmeansConfig(level_sizes=(8, 8), iterations=2))
-    tiny = GeneratorConfig(
-        model=RQTransformerConfig(backbone=TransformerConfig(dim=16, layers=1, hidden=16)),
-        training=TrainingConfig(epochs=0.1),
-        validation_users=8,
-    )
-    monkeypatch.setattr(semid, "tokenize", functools.partial(semid.tokenize, config=small), raising=False)
-    monkeypatch.setattr(semid, "train", functools.partial(semid.train, config=tiny), raising=False)
+    monkeypatch.setattr(semid, "tokenize", functools.partial(semid.tokenize, config=SMALL), raising=False)
+    monkeypatch.setattr(semid, "train", functools.partial(semid.train, config=TINY), raising=False)
     (code,) = _python(text)
     names: dict = {}
     exec(compile(code, "README.md", "exec"), names)
@@ -172,6 +209,46 @@ def test_readme_is_one_screen_and_runs(monkeypatch, capsys):
     assert len(top.item_ids[0]) == 5
     assert np.all(np.diff(top.scores) <= 0)
     assert str(top.item_ids) in printed
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory) -> Path:
+    """A folder with everything that the pages' Python reads, tiny."""
+    home, rng = tmp_path_factory.mktemp("shop"), np.random.default_rng(0)
+    ids = ["B000142FVW", "B0009OMU0A", "B0012Y0ZG2", *(f"i{row}" for row in range(37))]
+    items = pa.table({"item_id": ids, "title": [f"word{row % 5} thing{row % 3} plain" for row in range(40)]})
+    bought = [(f"u{user}", ids[item], at) for user in range(24) for at, item in enumerate(rng.permutation(40)[:6])]
+    interactions = pa.table(dict(zip(("user_id", "item_id", "timestamp"), zip(*bought, strict=True), strict=True)))
+    for name, table in (("items", items), ("interactions", interactions)):
+        pq.write_table(table, home / f"{name}.parquet")
+    pq.write_table(pa.table({"history": [ids[:2]], "target": ["i1"]}), home / "held_out.parquet")
+    made = with_text_vectors(semid.Dataset.from_tables(items, interactions, name="mine"), dim=6)
+    dataset = store_dataset(made, home / "data" / "mine")
+    catalog = semid.tokenize(dataset, SMALL, out=home / "runs" / "mine" / "catalog")
+    recommender = semid.train(dataset, catalog, TINY, out=home / "runs" / "mine" / "model")
+    recommender.save_pretrained(home / "package")
+    for item_id in ids[-3:]:
+        remove(home / "runs" / "mine" / "catalog", [item_id])
+    return home
+
+
+@pytest.mark.parametrize("name", ["catalog", "data", "generators", "packaging", "tokenizers"])
+def test_python_of_a_page_runs(shop, monkeypatch, name):
+    """Its blocks one after the other; end-to-end.md trains for minutes, stablehlo.md has its own test."""
+    monkeypatch.chdir(shop)
+    tokenize = semid.tokenize
+    monkeypatch.setattr(
+        semid, "tokenize", lambda data, *_, out: tokenize(data, SMALL, out=f"{out}_small"), raising=False
+    )
+    monkeypatch.setattr(semid, "train", functools.partial(semid.train, config=TINY), raising=False)
+    tables = {"new_items": pa.table({"item_id": ["new"], "title": ["word1 thing2"]})}
+    tables |= {f"{table}_frame": pq.read_table(shop / f"{table}.parquet") for table in ("items", "interactions")}
+    drawn = np.random.default_rng(0).normal(size=(300, 32)).astype(np.float32)
+    names: dict = {"vectors": drawn[:, :6] if name == "packaging" else jnp.asarray(drawn), **tables}
+    blocks = _python((ROOT / "docs" / f"{name}.md").read_text())
+    assert blocks
+    for number, code in enumerate(blocks):
+        exec(compile(code, f"{name}.md, block {number}", "exec"), names)
 
 
 def _versions(lock: str) -> set[str]:

@@ -14,7 +14,7 @@ from semid.artifacts import Kind
 from semid.catalog import CATALOG_FILE, SemanticCatalog, level_name, versions
 from semid.cli.console import console
 from semid.errors import SemidError
-from semid.recommender import read_spec
+from semid.recommender import local_folder, read_spec
 
 # Ids that are printed of a difference.
 _SHOWN = 5
@@ -98,8 +98,8 @@ class Diff:
     """Catalogue folder; FOLDER@3 is its version 3."""
     new: tyro.conf.Positional[str]
     """Catalogue folder; FOLDER@3 is its version 3."""
-    model: tuple[Path, ...] = ()
-    """Model folders: does each fit the new catalogue?"""
+    model: tuple[str, ...] = ()
+    """Model folders, or org/name of the Hugging Face hub: does each fit the new catalogue?"""
 
     def run(self) -> None:
         old, new = _version(self.old), _version(self.new)
@@ -184,8 +184,9 @@ def _version(name: str) -> SemanticCatalog:
     return SemanticCatalog.load(folder, int(number))
 
 
-def _incompatibility(model: Path, catalog: SemanticCatalog) -> str | None:
+def _incompatibility(name: str, catalog: SemanticCatalog) -> str | None:
     """The reason why a model folder's model cannot recommend from this catalogue; None: it can."""
+    model = local_folder(name)
     artifacts.read_artifact(model, Kind.MODEL)
     return read_spec(model).incompatibility(SemanticCatalog.read(model / CATALOG_FILE), catalog)
 

@@ -45,8 +45,8 @@ class Export:
 class ExportProgram:
     """Write a trained recommender as StableHLO with its arrays, to be loaded by JAX without semid."""
 
-    model: Path
-    """Model folder."""
+    model: str
+    """Model folder, or org/name of the Hugging Face hub (extra `hub`)."""
     out: Path
     """Folder to write."""
     catalog: Path | None = None

@@ -13,8 +13,8 @@ from semid.recommender import Recommender
 class Package:
     """Package a model: a folder with its catalogue, tokenizer and card, without the state of training."""
 
-    model: Path
-    """Model folder."""
+    model: str
+    """Model folder, or org/name of the Hugging Face hub (extra `hub`)."""
     out: Path
     """Folder to write; a package that stands there is replaced."""
     catalog: Path | None = None

@@ -20,8 +20,8 @@ from semid.recommender import Recommender
 class Recommend:
     """Recommend items for one history."""
 
-    model: Path
-    """Model folder."""
+    model: str
+    """Model folder, or org/name of the Hugging Face hub (extra `hub`)."""
     history: str
     """Item ids, oldest first, separated by commas. Empty: the most popular items of training."""
     k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10

@@ -64,8 +64,8 @@ class _Alignment(_Options):
     signal: Literal[(*_SIGNALS, "model")] = PpmiConfig.name  # type: ignore[valid-type]
     """Collaborative vectors for all but cooccurrence: from co-occurrence, by LightGCN, or of the model after
     --teacher."""
-    teacher: Path | None = None
-    """Folder of a model that `semid train sasrec` wrote on this dataset."""
+    teacher: str | None = None
+    """Folder (or org/name of the Hugging Face hub) of a model that `semid train sasrec` wrote on this dataset."""
 
     def blocks(self) -> tuple[AlignmentConfig, ...]:
         """Config blocks of the chosen alignments."""

@@ -47,8 +47,9 @@ class Train:
     config: tyro.conf.OmitArgPrefixes[_Generator] = _Generator()
     seed: int = 0
     """Seed of parameters, shuffling and dropout."""
-    teacher: Path | None = None
-    """Folder of a SASRec model of the same dataset; the generator learns its ranking too (objective.distillation)."""
+    teacher: str | None = None
+    """Folder (or org/name of the Hugging Face hub) of a SASRec model of the same dataset; the generator learns its
+    ranking too (objective.distillation)."""
     mesh: MeshConfig = MeshConfig()
     """Division of the work among devices."""
 

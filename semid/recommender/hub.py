@@ -24,7 +24,7 @@ def local_folder(path: str | Path, *, revision: str | None = None) -> Path:
     A string counts as that only if the extra is installed and there is no folder `org` here.
     Raises SemidError if the hub does not have it or does not answer.
     """
-    if not _is_repository(path):
+    if not is_repository(path):
         if revision is not None:
             raise SemidError(f"{path}: revision {revision!r} is for repositories of the hub, org/name; leave it out")
         return Path(path)
@@ -53,7 +53,8 @@ def upload(
     return str(commit.commit_url)
 
 
-def _is_repository(path: str | Path) -> bool:
+def is_repository(path: str | Path) -> bool:
+    """True for a string `org/name` that is no path here, where the extra is installed."""
     if not isinstance(path, str) or not _REPO_ID.fullmatch(path) or Path(path.split("/")[0]).exists():
         return False
     return importlib.util.find_spec("huggingface_hub") is not None
