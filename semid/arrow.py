@@ -5,13 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Shaped
 
 from semid.errors import SemidError
+
+_Column = TypeVar("_Column", pa.Array, pa.ChunkedArray)
 
 
 def write_parquet(table: pa.Table, path: str | Path) -> None:
@@ -46,14 +50,45 @@ def digest(table: pa.Table) -> str:
     return hashlib.sha256(sink.getvalue()).hexdigest()
 
 
-def is_vector(kind: pa.DataType) -> bool:
-    """A type of lists of floats, of a fixed size or not."""
-    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    return lists and pa.types.is_floating(kind.value_type)
+def is_string(kind: pa.DataType) -> bool:
+    """One of the string types."""
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """One of the list types."""
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """A type of strings, or of lists of strings."""
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return is_text(kind.value_type)
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    """A string, or a list of strings."""
+    return is_string(kind) or (is_list(kind) and is_string(kind.value_type))
+
+
+def is_vector(kind: pa.DataType) -> bool:
+    """A type of lists of numbers, of a fixed size or not; integers are those of quantized vectors, say."""
+    return is_list(kind) and (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type))
+
+
+def are_vectors(values: pa.Array | pa.ChunkedArray) -> bool:
+    """Tell whether a column holds vectors: lists of floats, or of integers where all have one length."""
+    if not is_vector(values.type) or pa.types.is_floating(values.type.value_type):
+        return is_vector(values.type)
+    lengths = pc.min_max(pc.list_value_length(values)).as_py()
+    return not values.null_count and bool(lengths["max"]) and lengths["min"] == lengths["max"]
+
+
+def is_fixed_vector(kind: pa.DataType) -> bool:
+    """A type of vectors as a dataset holds them: lists of floats, of a fixed size."""
+    return pa.types.is_fixed_size_list(kind) and pa.types.is_floating(kind.value_type)
+
+
+def decoded(values: _Column) -> _Column:
+    """The values of a categorical column (of pandas, polars or Parquet) without its dictionary; others as they are."""
+    if not pa.types.is_dictionary(values.type):
+        return values
+    if isinstance(values, pa.ChunkedArray):
+        chunks = [decoded(chunk) for chunk in values.chunks]
+        return pa.chunked_array(chunks, None if chunks else values.type.value_type)
+    words = values.dictionary
+    return (words.cast(pa.string()) if is_string(words.type) else words).take(values.indices)

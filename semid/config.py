@@ -174,3 +174,9 @@ def difference(old: dict, new: dict, *, prefix: str = "") -> str:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def check_seed(seed: int | None) -> None:
+    """Raise SemidError for a negative seed, which NumPy does not take, before any work."""
+    if seed is not None and seed < 0:
+        raise SemidError(f"expected a seed of 0 or more, got {seed}")

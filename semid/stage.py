@@ -20,7 +20,7 @@ import jax
 
 from semid import artifacts
 from semid.artifacts import Kind, Manifest, Origin, Place
-from semid.config import difference
+from semid.config import check_seed, difference
 from semid.data import Dataset
 from semid.errors import SemidError
 from semid.training import HISTORY, REQUEST, discard_checkpoints, on_first
@@ -51,6 +51,9 @@ class Request:
     parents: Mapping[str, str]
     seed: int | None = None
     version: int | None = None
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
 
     @property
     def config(self) -> dict[str, Any]:

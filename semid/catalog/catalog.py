@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from semid import artifacts
 from semid.arrow import read_parquet, to_lists, to_matrix, write_parquet
 from semid.artifacts import Kind, Origin
 from semid.catalog.changes import BaseVersion, Change, ItemCodes, read_changes, replay
-from semid.data import is_encoder_file
+from semid.data import Id, as_ids, is_encoder_file
 from semid.errors import SemidError
 
 CATALOG_FILE = "catalog.parquet"
@@ -161,25 +161,18 @@ class SemanticCatalog:
             f"{''.join(after)} instead of {''.join(before)}"
         )
 
-    def rows(self, item_ids: Sequence[str] | pa.Array) -> Int[np.ndarray, " n"]:
+    def rows(self, item_ids: Iterable[Id] | pa.Array) -> Int[np.ndarray, " n"]:
         """Item rows of external ids. Raises SemidError naming the first unknown id."""
-        rows, known = self.find_rows(item_ids)
-        if not known.all():
-            missing = int(np.flatnonzero(~known)[0])
-            raise SemidError(
-                f"item id {str(item_ids[missing])!r} (entry {missing}) is not among the catalogue's {len(self)} items"
-            )
+        ids = as_ids(item_ids)
+        rows, known = self.find_rows(ids)
+        for entry in np.flatnonzero(~known)[:1].tolist():
+            missing = f"item id {ids[entry].as_py()!r} (entry {entry})"
+            raise SemidError(f"{missing} is not among the catalogue's {len(self)} items")
         return rows
 
-    def find_rows(self, item_ids: Sequence[str] | pa.Array) -> tuple[Int[np.ndarray, " n"], np.ndarray]:
+    def find_rows(self, item_ids: Iterable[Id] | pa.Array) -> tuple[Int[np.ndarray, " n"], np.ndarray]:
         """Item rows of external ids, -1 where unknown, and which are known. Raises SemidError for what is no id."""
-        if isinstance(item_ids, str):
-            raise SemidError(f"expected a list of item ids, got the string {item_ids!r}; put it in a list")
-        try:
-            wanted = pa.array(item_ids, pa.string())
-        except (pa.ArrowTypeError, pa.ArrowInvalid) as error:
-            raise SemidError(f"item ids are strings ({error}); write them as strings") from None
-        found = pc.index_in(wanted, self.item_ids)
+        found = pc.index_in(as_ids(item_ids), self.item_ids)
         rows = found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
         return rows, rows >= 0
 
@@ -199,7 +192,7 @@ class SemanticCatalog:
         ids = self.item_ids.take(pa.array(rows))
         return SemanticCatalog(ids, self.codes[rows], self.level_sizes, self.tie_break, removed)
 
-    def lookup(self, item_ids: Sequence[str] | pa.Array) -> Int[np.ndarray, "n level"]:
+    def lookup(self, item_ids: Iterable[Id] | pa.Array) -> Int[np.ndarray, "n level"]:
         """Codes of external ids. Raises SemidError naming the first unknown id."""
         return self.codes[self.rows(item_ids)]
 

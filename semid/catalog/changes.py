@@ -127,9 +127,10 @@ def read_change(file: Path, columns: Sequence[str] | None) -> Change:
         header = _header(file, parquet.schema_arrow.metadata or {})
         names = [name for name in header.columns if columns is None or name in columns]
         items = parquet.read(columns=names)
+        items.validate(full=True)  # text that is not UTF-8
     except FileNotFoundError:
         raise SemidError(f"{file}: is missing; restore it from a copy") from None
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise SemidError(f"{file}: not a readable Parquet file ({error}); restore it from a copy") from None
     for name in names:
         if name not in items.column_names or column_digest(items[name]) != header.columns[name]:

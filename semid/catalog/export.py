@@ -21,6 +21,7 @@ from jaxtyping import Int
 from semid import artifacts
 from semid.arrow import to_lists
 from semid.catalog.catalog import SemanticCatalog, code_tokens, level_name
+from semid.data import read_text
 from semid.errors import SemidError
 
 SCHEMA_VERSION = 1
@@ -242,6 +243,8 @@ def read_tokens(path: Path, *, level_sizes: Sequence[int] | None = None, tie_bre
     codes: list[list[int]] = []
     levels = len(level_sizes or ())
     for where, item, text in _tsv_items(path) if path.suffix == ".tsv" else _json_items(path):
+        if not item:
+            raise SemidError(f"{where}: an id is empty; name the item or leave it out")
         row = _codes(where, text)
         if len(row) != (levels or len(codes[0] if codes else row)):
             asked = f"there are {levels} level sizes" if levels else f"the first item has {len(codes[0])}"
@@ -258,7 +261,7 @@ def read_tokens(path: Path, *, level_sizes: Sequence[int] | None = None, tie_bre
 
 def _json_items(path: Path) -> Iterator[tuple[str, str, str]]:
     """Place, item id and token string of every item."""
-    data = artifacts.read_json(path)
+    data = _read_json(path)
     items = data.get("items", data) if isinstance(data, dict) else data
     if not isinstance(items, dict) or not items:
         raise SemidError(f"{path}: expected an object from item ids to code tokens, got {json.dumps(data)[:40]}")
@@ -267,12 +270,28 @@ def _json_items(path: Path) -> Iterator[tuple[str, str, str]]:
         yield f"{path}: item {item!r}", item, text
 
 
-def _tsv_items(path: Path) -> Iterator[tuple[str, str, str]]:
+def _read_json(path: Path) -> Any:
+    """JSON whose objects have each name once: of two an item's tokens, the first would be lost without a word."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in found:
+                raise SemidError(f"{path}: item {name!r} is given twice; ids must be unique")
+            found[name] = value
+        return found
+
+    text = read_text(path)
     try:
-        lines = path.read_bytes().decode("utf-8").removesuffix("\n").split("\n")
-    except UnicodeDecodeError as error:
-        raise SemidError(f"{path}: not UTF-8 text ({error})") from None
-    for number, line in enumerate(lines, 1):
+        return json.loads(text, object_pairs_hook=unique)
+    except SemidError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise SemidError(f"{path}: not valid JSON ({error})") from None
+
+
+def _tsv_items(path: Path) -> Iterator[tuple[str, str, str]]:
+    for number, line in enumerate(read_text(path).removesuffix("\n").split("\n"), 1):
         item, *tokens = line.removesuffix("\r").split("\t")
         if len(tokens) != 1:
             raise SemidError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -18,7 +18,7 @@ from semid.catalog.catalog import SemanticCatalog
 from semid.catalog.changes import ChangeKind, change_file
 from semid.catalog.collisions import Collisions, Residuals, place
 from semid.catalog.versions import Version, commit, current
-from semid.data import Block, ContentEncoder, VectorFile
+from semid.data import Block, ContentEncoder, Id, VectorFile, as_ids
 from semid.errors import SemidError
 
 # Rows that are read at once.
@@ -87,21 +87,21 @@ def append(
     return Appended(after, int((~known).sum()), int(known.sum()), moved)
 
 
-def remove(folder: str | Path, item_ids: Sequence[str]) -> Version:
+def remove(folder: str | Path, item_ids: Iterable[Id]) -> Version:
     """Remove items, as the catalogue's next version: they keep rows and codes.
 
     Raises SemidError for an id that is unknown, removed already or given twice, and where no item would be left.
     """
-    before = current(folder)
-    if not len(item_ids):
+    before, ids = current(folder), as_ids(item_ids)
+    if not len(ids):
         raise SemidError("expected at least one item to remove, got none")
-    rows = before.catalog.rows(item_ids)
-    for at in np.flatnonzero(~before.catalog.active[rows])[:1]:
-        raise SemidError(f"item id {item_ids[at]!r} (entry {at}) was removed before")
+    rows = before.catalog.rows(ids)
+    for at in np.flatnonzero(~before.catalog.active[rows])[:1].tolist():
+        raise SemidError(f"item id {ids[at].as_py()!r} (entry {at}) was removed before")
     seen = np.unique(rows, return_index=True)[1]
-    for at in np.setdiff1d(np.arange(len(rows)), seen)[:1]:
-        raise SemidError(f"item id {item_ids[at]!r} (entry {at}) is given twice")
-    return commit(folder, before, ChangeKind.REMOVE, pa.table({"item_id": pa.array(item_ids, pa.string())}))
+    for at in np.setdiff1d(np.arange(len(rows)), seen)[:1].tolist():
+        raise SemidError(f"item id {ids[at].as_py()!r} (entry {at}) is given twice")
+    return commit(folder, before, ChangeKind.REMOVE, pa.table({"item_id": ids}))
 
 
 @dataclass(frozen=True)
@@ -135,9 +135,12 @@ class _Given:
             if files and file.widths != files[0][1].widths:
                 raise SemidError(f"{path}: has vectors {file.widths}, but {paths[0]} has {files[0][1].widths}")
             files.append((sum(map(len, ids)), file))
-            for block in file.blocks(_ROWS):
-                ids.append(block.item_ids)
-                found.append(_by_column(block))
+            try:
+                for block in file.blocks(_ROWS):
+                    ids.append(block.item_ids)
+                    found.append(_by_column(block))
+            except (OSError, pa.ArrowException) as error:
+                raise SemidError(f"{path}: not a readable Parquet file ({error})") from None
         if not sum(map(len, ids)):
             raise SemidError(f"{', '.join(paths) or 'no file'}: no item to append")
         vectors = {name: np.concatenate([one[name] for one in found]) for name in found[0]}

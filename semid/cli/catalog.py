@@ -13,6 +13,7 @@ from semid import artifacts
 from semid.artifacts import Kind
 from semid.catalog import CATALOG_FILE, SemanticCatalog, level_name, versions
 from semid.cli.console import console
+from semid.data import read_id_file
 from semid.errors import SemidError
 from semid.recommender import local_folder, read_spec
 
@@ -65,7 +66,7 @@ class Remove:
 
         ids = list(self.items)
         if self.file is not None:
-            ids += read_item_ids(self.file)
+            ids += read_id_file(self.file)
         console.print(f"{_name(self.catalog, remove(self.catalog, ids))}: {len(ids):,} items removed")
 
 
@@ -189,8 +190,3 @@ def _incompatibility(name: str, catalog: SemanticCatalog) -> str | None:
     model = local_folder(name)
     artifacts.read_artifact(model, Kind.MODEL)
     return read_spec(model).incompatibility(SemanticCatalog.read(model / CATALOG_FILE), catalog)
-
-
-def read_item_ids(file: Path) -> list[str]:
-    """One a line; empty lines do not count."""
-    return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]

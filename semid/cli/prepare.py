@@ -13,7 +13,7 @@ from rich.table import Table
 from semid import artifacts
 from semid.artifacts import Kind
 from semid.cli.console import console
-from semid.data import SUFFIXES, Dataset, LeaveOneOut, SplitRule
+from semid.data import SUFFIXES, Dataset, LeaveOneOut, SplitRule, table_kind
 from semid.errors import SemidError
 from semid.stage import store_dataset
 
@@ -40,6 +40,8 @@ class _Source(abc.ABC):
             raise SemidError(f"expected text_vectors of 0 (make none) or more, got {self.text_vectors}")
         dataset = self.read()
         _print_statistics(dataset)
+        if dataset.unused:
+            console.print(f"not used: {', '.join(dataset.unused)}")
         if self.text_vectors and not dataset.vector_columns:
             dataset = _with_text_vectors(dataset, self.text_vectors)
         store_dataset(dataset, self.out)
@@ -72,8 +74,8 @@ class _Tables(_Source):
     items: Path
     """Table with item_id; text columns, vector columns and image or image_path as there are."""
     interactions: Path
-    """Table with user_id, item_id, and timestamp (seconds, ISO-8601 or datetimes) or position; event and weight if any.
-    """
+    """Table with user_id, item_id, and timestamp (seconds, ISO-8601 or datetimes) or position; event and weight are
+    kept, and not used."""
     vectors: dict[str, Path] = field(default_factory=dict)
     """Vector columns from .npy files: NAME FILE, row i for item row i."""
     name: str = ""
@@ -81,7 +83,7 @@ class _Tables(_Source):
 
     def read(self) -> Dataset:
         for path in (self.items, self.interactions):
-            found = next((name for name, suffixes in SUFFIXES.items() if path.suffix.lower() in suffixes), self.format)
+            found = table_kind(path)
             if found != self.format:
                 wanted = " or ".join(SUFFIXES[self.format])
                 raise SemidError(f"{path}: expected {wanted}; use `semid prepare {found}`, both tables of its kind")
@@ -93,21 +95,21 @@ class _Tables(_Source):
 
 @dataclass(frozen=True, kw_only=True)
 class Parquet(_Tables):
-    """Import items and interactions from two Parquet files."""
+    """Import items and interactions from two Parquet files, or folders of part files."""
 
     format = "parquet"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Csv(_Tables):
-    """Import items and interactions from two CSV (or .tsv) files with a header line."""
+    """Import items and interactions from two CSV (or .tsv) files with a header line; .gz and such are read too."""
 
     format = "csv"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Jsonl(_Tables):
-    """Import items and interactions from two files with one JSON object a line."""
+    """Import items and interactions from two files with one JSON object a line; .gz and such are read too."""
 
     format = "jsonl"
 

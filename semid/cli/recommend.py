@@ -11,8 +11,9 @@ import tyro
 from jaxtyping import Bool
 from rich.table import Table
 
-from semid.cli.catalog import read_item_ids
 from semid.cli.console import console
+from semid.data import parse_ids, read_id_file
+from semid.errors import SemidError
 from semid.recommender import Recommender
 
 
@@ -23,7 +24,8 @@ class Recommend:
     model: str
     """Model folder, or org/name of the Hugging Face hub (extra `hub`)."""
     history: str
-    """Item ids, oldest first, separated by commas. Empty: the most popular items of training."""
+    """Item ids, oldest first, separated by commas, or a JSON list: '["i1", "i2"]', for ids with commas or outer blanks.
+    Empty: the most popular items of training."""
     k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10
     """How many items."""
     beam_size: int = 50
@@ -35,19 +37,15 @@ class Recommend:
     deny: Path | None = None
     """File of item ids, one a line, that are not recommended."""
     skip_unknown: bool = False
-    """Drop unknown ids from the history, and say how many, instead of stopping."""
+    """Drop unknown ids from the history and the two files, and say how many, instead of stopping."""
     catalog: Path | None = None
     """Catalogue folder whose current version is recommended from: with items appended, without items removed since."""
 
     def run(self) -> None:
         recommender = Recommender.from_pretrained(self.model, catalog=self.catalog)
-        history = [part.strip() for part in self.history.split(",") if part.strip()]
-        if self.skip_unknown:
-            unknown = int((~recommender.catalog.find_rows(history)[1]).sum()) if history else 0
-            if unknown:
-                console.print(f"dropped {unknown} unknown of {len(history)} items of the history")
-            if history and unknown == len(history):
-                console.print("no known item left: the most popular of training")
+        history = parse_ids(self.history)
+        if self.skip_unknown and history and self._dropped(recommender, history, "the history") == len(history):
+            console.print("no known item left: the most popular of training")
         top = recommender.recommend(
             [history],
             k=self.k,
@@ -71,7 +69,24 @@ class Recommend:
             return None
         allowed = np.ones(len(recommender.catalog), bool)
         if self.allow is not None:
-            allowed &= recommender.allow(read_item_ids(self.allow))
+            allowed &= self._mask(recommender, self.allow)
         if self.deny is not None:
-            allowed &= ~recommender.allow(read_item_ids(self.deny))
+            allowed &= ~self._mask(recommender, self.deny)
         return allowed
+
+    def _mask(self, recommender: Recommender, file: Path) -> Bool[np.ndarray, " items"]:
+        """The items that a file lists. Raises SemidError naming the file where an id is unknown."""
+        ids = read_id_file(file)
+        if self.skip_unknown:
+            self._dropped(recommender, ids, str(file))
+        try:
+            return recommender.allow(ids, skip_unknown=self.skip_unknown)
+        except SemidError as error:
+            raise SemidError(f"{file}: {error}; correct it, or drop such with --skip-unknown") from None
+
+    def _dropped(self, recommender: Recommender, ids: list[str], of: str) -> int:
+        """Say and give the number of unknown ids."""
+        unknown = int((~recommender.catalog.find_rows(ids)[1]).sum())
+        if unknown:
+            console.print(f"dropped {unknown} unknown of {len(ids)} items of {of}")
+        return unknown

@@ -9,12 +9,14 @@ from typing import Any as _Any
 
 from semid.data.content import ContentEncoder, StoredEncoder, is_encoder_file, joined_texts, read_encoders
 from semid.data.dataset import Dataset
+from semid.data.faults import Faults, raise_faults
 from semid.data.features import Standardizer, content_blocks
 from semid.data.histories import Histories
+from semid.data.ids import Id, as_ids, as_masks, parse_ids, read_id_file, read_ids
 from semid.data.images import load_image
-from semid.data.importing import SUFFIXES, add_vector_files, as_table, read_table
+from semid.data.importing import add_vector_files
 from semid.data.splits import Examples, GlobalTime, HeldOutItems, LeaveOneOut, SplitRule, Splits
-from semid.data.validation import Faults, is_string, raise_faults
+from semid.data.tables import SUFFIXES, as_table, read_table, read_text, table_kind
 from semid.data.vector_files import Block, VectorFile, output_name
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "GlobalTime",
     "HeldOutItems",
     "Histories",
+    "Id",
     "LeaveOneOut",
     "SplitRule",
     "Splits",
@@ -34,18 +37,24 @@ __all__ = [
     "StoredEncoder",
     "VectorFile",
     "add_vector_files",
+    "as_ids",
+    "as_masks",
     "as_table",
     "content_blocks",
     "is_encoder_file",
-    "is_string",
     "joined_texts",
     "load_image",
     "output_name",
+    "parse_ids",
     "raise_faults",
     "read_amazon_reviews",
     "read_encoders",
+    "read_id_file",
+    "read_ids",
     "read_movielens",
     "read_table",
+    "read_text",
+    "table_kind",
 ]
 
 if _TYPE_CHECKING:

@@ -58,6 +58,8 @@ class Dataset:
     origin: Origin | None = field(default=None, repr=False)
     added: Mapping[str, str] = field(default_factory=dict)
     encoders: tuple[StoredEncoder, ...] = ()
+    unused: tuple[str, ...] = ()
+    """Columns of the imported tables that nothing reads."""
 
     @classmethod
     def from_tables(
@@ -71,15 +73,17 @@ class Dataset:
     ) -> Dataset:
         """Import two tables, each a file that `read_table` knows, a pandas or polars DataFrame or an Arrow table.
 
-        Columns are those of `build`. `vectors` names `.npy` files of floats [items, dim], row `i` for item row `i`, one
+        A file may be a folder of part files. Columns are those of `build`; those that nothing reads are in `unused`.
+        `vectors` names `.npy` files of floats [items, dim], row `i` for item row `i`, one
         for each vector column to add. A string column `image_path` (relative to the items file, or to the working
         directory) is replaced by `image` with the content of the files; null or empty is an item without image.
         Raises SemidError that lists all faults of all tables, a line each.
         """
         tables = read_import(items, interactions, vectors=vectors or {})
-        return cls._from_checked(
+        imported = cls._from_checked(
             tables.items, tables.interactions, name=name, split_rule=split_rule, source=tables.source
         )
+        return imported.replace(unused=tables.unused)
 
     @classmethod
     def build(
@@ -96,8 +100,8 @@ class Dataset:
         """Check the tables, map ids to rows and sort.
 
         `items` needs `item_id`; `interactions` needs `user_id`, `item_id` and `timestamp` (seconds since 1970, ISO-8601
-        text or datetimes) or `position`, and may have `event` and `weight`. Raises SemidError listing every fault with
-        file, row and column.
+        text or datetimes) or `position`, and may have `event` and `weight`, which are kept and not used. Raises
+        SemidError listing every fault with file, row and column.
         """
         items, interactions = checked_tables(items, interactions, item_file, interaction_file)
         return cls._from_checked(items, interactions, name=name, split_rule=split_rule, source=source or {})
@@ -161,7 +165,7 @@ class Dataset:
     @property
     def vector_columns(self) -> list[str]:
         """Names of the columns of ready-made vectors."""
-        return [f.name for f in self.items.schema if _is_vector(f.type)]
+        return [f.name for f in self.items.schema if arrow.is_fixed_vector(f.type)]
 
     def vectors(self, column: str) -> Float[np.ndarray, "items dim"]:
         """A vector column in float32. Raises SemidError if there is none of that name."""
@@ -291,5 +295,3 @@ class Dataset:
         )
 
 
-def _is_vector(kind: pa.DataType) -> bool:
-    return pa.types.is_fixed_size_list(kind) and pa.types.is_floating(kind.value_type)

@@ -12,6 +12,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Int
 
+from semid.config import check_seed
 from semid.data.histories import Histories
 from semid.errors import SemidError
 
@@ -45,6 +46,9 @@ class HeldOutItems:
     """Share of the items held out."""
     seed: int = 0
     """Seed that draws them."""
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
 
 
 SplitRule = LeaveOneOut | GlobalTime | HeldOutItems

@@ -37,10 +37,18 @@ def absolute(path: str | Path) -> str:
 
 
 def find(pattern: str) -> list[str]:
-    """The files of a pattern such as 'items/*.parquet', in order of name; the pattern itself where it finds none."""
+    """The files of a pattern such as 'items/*.parquet', in order of name, and of folders the parts that Spark writes;
+    the pattern itself where it finds none."""
     fs, name = locate(pattern)
-    found = sorted(fs.glob(name)) or [name]
+    found = [part for path in sorted(fs.glob(name)) for part in (_parts(fs, path) if fs.isdir(path) else [path])]
+    found = found or [name]
     return found if is_local(fs) else [fs.unstrip_protocol(one) for one in found]
+
+
+def _parts(fs: AbstractFileSystem, folder: str) -> list[str]:
+    """The files of a folder, without those whose names begin with `_` or a dot."""
+    files = sorted(fs.ls(folder, detail=False))
+    return [file for file in files if not posixpath.basename(file).startswith(("_", ".")) and fs.isfile(file)]
 
 
 def is_local(fs: AbstractFileSystem) -> bool:
@@ -85,10 +93,14 @@ def open_parquet(path: str) -> pq.ParquetFile:
     """
     fs, name = locate(path)
     try:
-        return pq.ParquetFile(name, filesystem=fs, buffer_size=_READ_BUFFER, pre_buffer=False)
+        file = pq.ParquetFile(name, filesystem=fs, buffer_size=_READ_BUFFER, pre_buffer=False)
+        _ = file.schema_arrow.names
+        return file
     except FileNotFoundError:
         raise SemidError(f"{path}: no such file") from None
-    except pa.ArrowInvalid as error:
+    except IsADirectoryError:
+        raise SemidError(f"{path}: is a folder; name its files, such as {path}/*.parquet") from None
+    except (pa.ArrowInvalid, UnicodeDecodeError) as error:  # the latter for names of columns
         raise SemidError(f"{path}: not a readable Parquet file ({error})") from None
 
 

@@ -3,47 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from datetime import datetime
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool
 
+from semid.arrow import are_vectors, decoded, is_list, is_string
+from semid.data.faults import Faults, raise_faults
+from semid.data.ids import read_ids
 from semid.data.images import image_problem
-from semid.errors import SemidError
 
-_EXAMPLES = 5  # rows named for each kind of fault
 _YEAR_10000 = 253_402_300_800  # seconds since 1970; what lies beyond is milliseconds
 _TICKS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 _TIME = "seconds since 1970, ISO-8601 text such as 2024-05-31T12:00:00Z, or datetimes"
+_NUMBER = r"^-?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 _ZONE = r"(Z|[+-]\d\d(:?\d\d)?)"
 _ISO_8601 = rf"^\d{{4}}-\d\d-\d\d([T ]\d\d(:\d\d(:\d\d(\.\d{{1,9}})?)?)?{_ZONE}?)?$"
-
-
-@dataclass
-class Faults:
-    """Faults of one file, a line for each."""
-
-    file: str
-    lines: list[str] = field(default_factory=list)
-
-    def table(self, what: str) -> None:
-        """Note a fault of the whole table."""
-        self.lines.append(f"{self.file}: {what}")
-
-    def column(self, column: str, what: str) -> None:
-        """Note a fault of a whole column."""
-        self.table(f"column {column!r}: {what}")
-
-    def rows(self, column: str, bad: Bool[np.ndarray, " n"], what: str, values: pa.ChunkedArray | None = None) -> None:
-        """Note the rows where `bad`, the first few by number (from 1), with their value where `what` has braces."""
-        rows = np.flatnonzero(bad)
-        for row in rows[:_EXAMPLES].tolist():
-            shown = what if values is None else what.format(values[row].as_py())
-            self.table(f"row {row + 1}, column {column!r}: {shown}")
-        if len(rows) > _EXAMPLES:
-            self.column(column, f"... and {len(rows) - _EXAMPLES} more rows like these")
 
 
 def checked_tables(
@@ -74,17 +51,11 @@ def checked_items(items: pa.Table, item_file: str) -> pa.Table:
     return items
 
 
-def raise_faults(lines: list[str]) -> None:
-    """Raise one SemidError with a line for each fault, if there are any."""
-    if lines:
-        raise SemidError("\n".join(lines))
-
-
 _Reader = Callable[[str, pa.ChunkedArray, Faults], pa.ChunkedArray]
 
 
 def _items(table: pa.Table, faults: Faults) -> pa.Table:
-    table = _read_columns(table, {"item_id": _ids, "image": _images}, _content, ("item_id",), faults)
+    table = _read_columns(table, {"item_id": read_ids, "image": _images}, _content, ("item_id",), faults)
     if _has_string_ids(table):
         _check_unique(table["item_id"], faults)
     return table
@@ -92,8 +63,8 @@ def _items(table: pa.Table, faults: Faults) -> pa.Table:
 
 def _interactions(table: pa.Table, faults: Faults) -> pa.Table:
     readers: dict[str, _Reader] = {
-        "user_id": _ids,
-        "item_id": _ids,
+        "user_id": read_ids,
+        "item_id": read_ids,
         "timestamp": _times,
         "position": _whole_numbers,
         "event": _strings,
@@ -122,20 +93,7 @@ def _read_columns(
     if not table.num_rows or len(set(names)) < len(names):
         return pa.table({})
     kept = [name for name in names if name in required or table[name].null_count < table.num_rows]
-    return pa.table({name: readers.get(name, default)(name, _decoded(table[name]), faults) for name in kept})
-
-
-def _decoded(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    return values.cast(values.type.value_type) if pa.types.is_dictionary(values.type) else values
-
-
-def is_string(kind: pa.DataType) -> bool:
-    """Tell whether an Arrow type is one of the string types."""
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return pa.table({name: readers.get(name, default)(name, decoded(table[name]), faults) for name in kept})
 
 
 def _has_string_ids(table: pa.Table) -> bool:
@@ -152,14 +110,6 @@ def _strings(name: str, values: pa.ChunkedArray, faults: Faults) -> pa.ChunkedAr
         faults.column(name, f"expected strings or integers, got {values.type}; convert it to strings")
         return values
     return values.cast(pa.string())
-
-
-def _ids(name: str, values: pa.ChunkedArray, faults: Faults) -> pa.ChunkedArray:
-    values = _strings(name, values, faults)
-    if values.type == pa.string():
-        _check_null(name, values, faults)
-        faults.rows(name, _mask(pc.equal(values, "")), "is empty; fill it in or drop the row")
-    return values
 
 
 def _check_null(name: str, values: pa.ChunkedArray, faults: Faults) -> None:
@@ -190,32 +140,74 @@ def _braces(text: str) -> str:
 
 def _times(name: str, values: pa.ChunkedArray, faults: Faults) -> pa.ChunkedArray:
     """Whole seconds as int64, anything else as Arrow timestamps."""
-    if pa.types.is_integer(values.type) or pa.types.is_floating(values.type):
-        return _seconds(name, values, faults)
     if is_string(values.type):
         values = _parsed(name, values, faults)
-    elif pa.types.is_date(values.type):
+    if pa.types.is_integer(values.type) or pa.types.is_floating(values.type):
+        return _seconds(name, values, faults)
+    if pa.types.is_date(values.type):
         values = values.cast(pa.timestamp("s"))
-    elif not pa.types.is_timestamp(values.type):
+    elif not pa.types.is_timestamp(values.type) and not is_string(values.type):
         faults.column(name, f"expected {_TIME}, got {values.type}; convert it")
     _check_null(name, values, faults)
     return values
 
 
 def _parsed(name: str, texts: pa.ChunkedArray, faults: Faults) -> pa.ChunkedArray:
-    """ISO-8601 texts as timestamps; those without a zone are UTC."""
-    bad = _mask(pc.invert(pc.match_substring_regex(texts, _ISO_8601)))
+    """Texts as numbers of seconds where all are, ISO-8601 texts as timestamps; those without a zone are UTC."""
+    iso, number = (_mask(pc.match_substring_regex(texts, pattern)) for pattern in (_ISO_8601, _NUMBER))
+    bad = ~(iso | number | _mask(texts.is_null()))
     faults.rows(name, bad, "{!r} is no time; expected " + _TIME, texts)
+    if iso.any() and number.any():
+        fewer, other = (number, "ISO-8601 text") if number.sum() <= iso.sum() else (iso, "a number")
+        faults.rows(name, fewer, "{!r}, and other rows are " + other + "; write all alike", texts)
+        return texts
     if bad.any():
         return texts
+    return _as_numbers(texts) if number.any() else _timestamps(name, texts, faults)
+
+
+def _timestamps(name: str, texts: pa.ChunkedArray, faults: Faults) -> pa.ChunkedArray:
+    """ISO-8601 texts in microseconds, or in nanoseconds where one is as fine; that holds the years 1677 to 2262."""
+    is_fine = pc.any(pc.match_substring_regex(texts, r"\.\d{7}")).as_py()
+    kind = pa.timestamp("ns" if is_fine else "us")
     zoned = pc.match_substring_regex(texts, rf":.*{_ZONE}$|[T ]\d\d{_ZONE}$")
     nothing = pa.scalar(None, texts.type)
     try:
-        local = pc.if_else(zoned, nothing, texts).cast(pa.timestamp("ns"))
-        return pc.coalesce(local, pc.if_else(zoned, texts, nothing).cast(pa.timestamp("ns", "UTC")).cast(local.type))
+        local = pc.if_else(zoned, nothing, texts).cast(kind)
+        return pc.coalesce(local, pc.if_else(zoned, texts, nothing).cast(pa.timestamp(kind.unit, "UTC")).cast(kind))
     except pa.ArrowInvalid as error:  # such as a month 13
-        faults.column(name, f"{str(error).splitlines()[0]}; expected {_TIME}")
+        bad = np.array([text is not None and not _is_date(text) for text in texts.to_pylist()], bool)
+        faults.rows(name, bad, "{!r} is no time; expected " + _TIME, texts)
+        if not bad.any():
+            faults.column(name, f"{str(error).splitlines()[0]}; expected {_TIME}")
         return texts
+
+
+def _is_date(text: str) -> bool:
+    """Tell whether the calendar and the clock have what an ISO-8601 text says."""
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _as_numbers(texts: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Texts of numbers as int64 where all are whole, else as float64."""
+    whole = pc.all(pc.match_substring_regex(texts, r"^-?\d{1,18}$")).as_py()
+    return texts.cast(pa.int64() if whole else pa.float64())
+
+
+def _numbers(name: str, values: pa.ChunkedArray, faults: Faults) -> pa.ChunkedArray | None:
+    """A column of numbers, which may be texts of them; None, and lines among the faults, for any other."""
+    if is_string(values.type):
+        bad = _mask(pc.invert(pc.match_substring_regex(values, _NUMBER)))
+        faults.rows(name, bad, "{!r} is no number; correct it or drop the row", values)
+        return None if bad.any() else _as_numbers(values)
+    if pa.types.is_integer(values.type) or pa.types.is_floating(values.type):
+        return values
+    faults.column(name, f"expected numbers, got {values.type}; convert it to numbers")
+    return None
 
 
 def _seconds(name: str, values: pa.ChunkedArray, faults: Faults) -> pa.ChunkedArray:
@@ -226,7 +218,7 @@ def _seconds(name: str, values: pa.ChunkedArray, faults: Faults) -> pa.ChunkedAr
     else:
         values = values.cast(pa.int64(), safe=False)
     _check_null(name, values, faults)
-    late = _mask(pc.greater_equal(pc.abs(values), _YEAR_10000))
+    late = _mask(pc.or_(pc.greater_equal(values, _YEAR_10000), pc.less_equal(values, -_YEAR_10000)))
     what = "{} lies beyond the year 9999; timestamps are in seconds: divide milliseconds by 1000"
     faults.rows(name, late, what, values)
     if not is_float or late.any():
@@ -251,10 +243,10 @@ def _in_seconds(interactions: pa.Table) -> pa.Table:
     return interactions.append_column("position", pa.array(ticks))
 
 
-def _whole_numbers(name: str, values: pa.ChunkedArray, faults: Faults) -> pa.ChunkedArray:
-    if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
-        faults.column(name, f"expected whole numbers, got {values.type}; convert it to integers")
-        return values
+def _whole_numbers(name: str, column: pa.ChunkedArray, faults: Faults) -> pa.ChunkedArray:
+    values = _numbers(name, column, faults)
+    if values is None:
+        return column
     _check_null(name, values, faults)
     if pa.types.is_floating(values.type):
         numbers = values.cast(pa.float64())
@@ -265,10 +257,10 @@ def _whole_numbers(name: str, values: pa.ChunkedArray, faults: Faults) -> pa.Chu
     return values.cast(pa.int64(), safe=False)
 
 
-def _weights(name: str, values: pa.ChunkedArray, faults: Faults) -> pa.ChunkedArray:
-    if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
-        faults.column(name, f"expected numbers, got {values.type}; convert it to numbers")
-        return values
+def _weights(name: str, column: pa.ChunkedArray, faults: Faults) -> pa.ChunkedArray:
+    values = _numbers(name, column, faults)
+    if values is None:
+        return column
     _check_null(name, values, faults)
     weights = values.cast(pa.float32(), safe=False)
     faults.rows(
@@ -278,11 +270,14 @@ def _weights(name: str, values: pa.ChunkedArray, faults: Faults) -> pa.ChunkedAr
 
 
 def _content(name: str, values: pa.ChunkedArray, faults: Faults) -> pa.ChunkedArray:
-    """Texts as strings (large ones beyond 2 GiB), lists of floats as vectors, anything else as it is."""
+    """Texts as strings (large ones beyond 2 GiB), lists of numbers as vectors, anything else as it is.
+
+    Lists of integers are vectors (quantized ones, say) where all have one length.
+    """
     kind = values.type
-    if _is_list(kind) and pa.types.is_floating(kind.value_type):
+    if are_vectors(values):
         return _vectors(name, values, faults)
-    if _is_list(kind) and is_string(kind.value_type):
+    if is_list(kind) and is_string(kind.value_type):
         return values.cast(pa.list_(pa.string()))
     if is_string(kind):
         return values.cast(pa.string() if values.nbytes < 2**31 else pa.large_string())
@@ -311,7 +306,7 @@ def _vectors(name: str, values: pa.ChunkedArray, faults: Faults) -> pa.ChunkedAr
 def _fixed_size(vectors: pa.Array, width: int) -> pa.FixedSizeListArray:
     numbers = vectors.flatten()
     kind = pa.float16() if pa.types.is_float16(numbers.type) else pa.float32()
-    return pa.FixedSizeListArray.from_arrays(numbers.cast(kind), width)
+    return pa.FixedSizeListArray.from_arrays(numbers.cast(kind, safe=False), width)
 
 
 def _images(name: str, values: pa.ChunkedArray, faults: Faults) -> pa.ChunkedArray:

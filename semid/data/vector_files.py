@@ -15,11 +15,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Float
 
-from semid.arrow import is_vector
+from semid.arrow import are_vectors, is_vector
 from semid.artifacts import sha256_json
 from semid.data import storage
 from semid.data.content import ContentEncoder
-from semid.data.importing import SUFFIXES, read_table
+from semid.data.faults import Faults, raise_faults
+from semid.data.ids import read_ids
+from semid.data.tables import COMPRESSED, SUFFIXES, read_table
 from semid.errors import SemidError
 
 
@@ -39,8 +41,9 @@ def output_name(path: str) -> str:
 
 
 def _text_suffix(path: str) -> str:
-    """Suffix of a CSV, TSV or JSONL file; empty: it is Parquet."""
-    suffixes = (suffix for kind in ("csv", "jsonl") for suffix in SUFFIXES[kind])
+    """Suffix of a CSV, TSV or JSONL file, compressed or not; empty: it is Parquet."""
+    plain = [suffix for kind in ("csv", "jsonl") for suffix in SUFFIXES[kind]]
+    suffixes = [*plain, *(suffix + end for suffix in plain for end in COMPRESSED)]
     return next((path[-len(suffix) :] for suffix in suffixes if path.lower().endswith(suffix)), "")
 
 
@@ -52,6 +55,10 @@ class TableFile(NamedTuple):
     @property
     def schema_arrow(self) -> pa.Schema:
         return self.table.schema
+
+    def read(self, *, columns: Sequence[str]) -> pa.Table:
+        """Some of the columns."""
+        return self.table.select(columns)
 
     def iter_batches(self, rows: int, *, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """The columns in batches of at most `rows`."""
@@ -88,7 +95,7 @@ class VectorFile:
         With `others`, all further vectors are read too: columns that hold them, where the type has no width as wide as
         the first row's, and what encoders can make.
 
-        Raises SemidError naming the column that is missing or no list of floats, several of which none is known to be
+        Raises SemidError naming the column that is missing or no list of numbers, several of which none is known to be
         the tokenizer's, and widths that do not add up to `dim`.
         """
         encoders, table = encoders or {}, None
@@ -130,7 +137,9 @@ class VectorFile:
 
     def _only_vectors(self, schema: pa.Schema) -> list[str]:
         """The column of vectors, if there is one."""
-        found = [field.name for field in schema if is_vector(field.type)]
+        lists = [field for field in schema if is_vector(field.type)]
+        found = [field.name for field in lists if pa.types.is_floating(field.type.value_type)]
+        found = found or [field.name for field in lists]
         if len(found) > 1:  # their order would be a guess, and wrong codes look like any others
             raise SemidError(
                 f"{self.path}: has vector columns {', '.join(found)}, and the tokenizer does not say which it was "
@@ -149,7 +158,7 @@ class VectorFile:
                 if raw not in schema.names:
                     raise SemidError(f"{self.path}: column {raw!r}, of which {name!r} is made, {found}; add it")
             if name not in made and not is_vector(kind := schema.field(name).type):
-                raise SemidError(f"{self.path}: column {name!r}: expected lists of floats, got {kind}")
+                raise SemidError(f"{self.path}: column {name!r}: expected lists of numbers, got {kind}")
 
     def _widths(
         self, schema: pa.Schema, wanted: Sequence[str], made: Mapping[str, ContentEncoder], dim: int
@@ -174,7 +183,8 @@ class VectorFile:
 
         Raises SemidError where the first row has none.
         """
-        others = [field for field in source.schema_arrow if is_vector(field.type) and field.name not in read]
+        lists = [field for field in source.schema_arrow if is_vector(field.type) and field.name not in read]
+        others = [field for field in lists if are_vectors(source.read(columns=[field.name])[field.name])]
         free = [field.name for field in others if not pa.types.is_fixed_size_list(field.type)]
         first = next(source.iter_batches(1, columns=free), None) if free else None
         widths = {field.name: field.type.list_size for field in others if field.name not in free}
@@ -251,10 +261,7 @@ class VectorFile:
         if self.id_column is None:
             return pa.nulls(len(batch), pa.string())
         values = batch.column(self.id_column)
-        if values.null_count:
-            row = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
-            raise SemidError(f"{self.at(self.id_column, first + row)}: the id is missing; every item needs one")
-        try:
-            return values.cast(pa.string())
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            raise SemidError(f"{self.path}: column {self.id_column!r}: expected strings, got {values.type}") from None
+        faults = Faults(self.path, first=first)
+        ids = read_ids(self.id_column, values, faults)
+        raise_faults(faults.lines[:1])
+        return ids

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -93,8 +94,10 @@ class PretrainedTokenizer:
 
     def __init__(self, folder: str | Path) -> None:
         """Read tokenizer.json, or where it is missing a WordPiece vocab.txt. Raises SemidError if there is neither."""
-        self._tokenizer = _read_tokenizer(Path(folder))
-        self._tokenizer.no_padding()
+        self._folder = Path(folder)
+        with _faults_of(self._folder):
+            self._tokenizer = _read_tokenizer(self._folder)
+            self._tokenizer.no_padding()
 
     @property
     def size(self) -> int:
@@ -103,10 +106,22 @@ class PretrainedTokenizer:
 
     def rows(self, texts: Sequence[str], *, max_length: int) -> Tokenized:
         """See `Tokenizer`. Special tokens count, and are kept where a text is cut."""
-        self._tokenizer.enable_truncation(max_length)
-        encodings = self._tokenizer.encode_batch(list(texts))
+        with _faults_of(self._folder):
+            self._tokenizer.enable_truncation(max_length)
+            encodings = self._tokenizer.encode_batch(list(texts))
         tokens = [of.ids if text.strip() else [] for of, text in zip(encodings, texts, strict=True)]
         return _padded(tokens, sum(bool(of.overflowing) for of in encodings), max_length)
+
+
+@contextlib.contextmanager
+def _faults_of(folder: Path) -> Iterator[None]:
+    """Name the folder in what the package tokenizers raises, also where it misses a token only once it needs it."""
+    try:
+        yield
+    except SemidError:
+        raise
+    except Exception as error:  # the library raises nothing narrower
+        raise SemidError(f"{folder}: its tokenizer is of no use ({error}); fetch the tokenizer's files") from None
 
 
 def _read_tokenizer(folder: Path) -> Any:
@@ -122,7 +137,8 @@ def _read_tokenizer(folder: Path) -> Any:
             f"expected tokenizer.json or vocab.txt in {folder}, found neither; fetch the tokenizer's files"
         )
     settings = folder / "tokenizer_config.json"
-    lowercase = read_json(settings).get("do_lower_case", True) if settings.is_file() else True
+    given = read_json(settings) if settings.is_file() else {}
+    lowercase = given.get("do_lower_case", True) if isinstance(given, dict) else True
     return BertWordPieceTokenizer(str(folder / "vocab.txt"), lowercase=lowercase)
 
 

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Float, Int
 
 from semid.artifacts import write_json
-from semid.data import Dataset, Examples, Histories
+from semid.data import Dataset, Examples, Histories, as_masks
 from semid.errors import SemidError
 from semid.evaluation import metrics
 from semid.evaluation.held_out import EvaluationSet, examples_from_table
@@ -193,9 +193,7 @@ def _task(
     }
     segments[f"ndcg@{k}/popularity_cold"] = wanted == 0
     bounds = {"activity": activity.tolist(), "popularity": warm.tolist()}
-    if not active.all():
-        allowed = active if allowed is None else allowed & active
-    masks = _masks(allowed, evaluation_set, len(counts))
+    masks = _masks(allowed, active, evaluation_set)
     popularity = np.zeros(len(counts))
     popularity[active] = metrics.popularity_ranks(counts[active])
     source = evaluation_set.provenance
@@ -203,18 +201,15 @@ def _task(
 
 
 def _masks(
-    allowed: np.ndarray | None, evaluation_set: EvaluationSet, num_items: int
+    allowed: Any, active: Bool[np.ndarray, " items"], evaluation_set: EvaluationSet
 ) -> Bool[np.ndarray, "masks items"] | None:
     """One mask for all examples, or one for each that is asked; warns of targets that no list may hold."""
-    if allowed is None:
+    if allowed is None and active.all():
         return None
-    masks = np.atleast_2d(allowed)
-    if masks.dtype != bool or masks.shape[1:] != (num_items,) or len(masks) not in (1, evaluation_set.asked):
-        raise SemidError(
-            f"expected allowed as booleans [{num_items} items] or [{evaluation_set.asked} examples, {num_items} items]"
-            f", got {masks.dtype} {list(np.shape(allowed))}; a Recommender makes it with allow(item_ids)"
-        )
-    masks = masks if len(masks) == 1 else masks[evaluation_set.rows]
+    given = active[None]
+    if allowed is not None:
+        given = as_masks(allowed, num_items=len(active), num_histories=evaluation_set.asked, of="examples")
+    masks = (given if len(given) == 1 else given[evaluation_set.rows]) & active[None]
     targets = evaluation_set.examples.targets
     if missed := int((~metrics.reachable(targets, seen=None, allowed=masks)).sum()):
         what = "not allowed, or removed from the catalogue"

@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Int
 
 from semid import arrow
-from semid.data import Examples, Faults, Histories, as_table, is_string, raise_faults
+from semid.arrow import is_list, is_string
+from semid.data import Examples, Faults, Histories, as_table, parse_ids, raise_faults, read_ids
 from semid.errors import SemidError
 
 _COLUMNS = {"history": "a list of item ids, oldest first", "target": "the id of the item that came next"}
@@ -44,7 +45,8 @@ def examples_from_table(ranker: Named, table: str | Path | pa.Table | Any, *, dr
     """The examples of a table with a column `history` (lists of item ids, oldest first) and `target` (item ids).
 
     `table` is an Arrow table, anything with Arrow's interface (a pandas or polars DataFrame), or the path of a Parquet,
-    CSV, TSV or JSONL file. A history that is text, as in CSV, is ids separated by commas. `drop_unknown` leaves out
+    CSV, TSV or JSONL file. Ids are strings or integers. A history that is text, as in CSV, is a
+    JSON list, or ids separated by commas. `drop_unknown` leaves out
     ids of histories that the ranker does not know, and rows whose target it does not know, and counts both.
     Raises SemidError listing every fault with row and column.
     """
@@ -87,36 +89,38 @@ def examples_from_table(ranker: Named, table: str | Path | pa.Table | Any, *, dr
 
 
 def _histories(values: pa.ChunkedArray, faults: Faults) -> pa.ListArray:
-    """Lists of strings; what is no such list joins the faults."""
+    """Lists of ids as strings; what is no such list joins the faults."""
     if is_string(values.type):
-        texts = values.to_pylist()
-        lists = [None if t is None else [part.strip() for part in t.split(",") if part.strip()] for t in texts]
-        read = pa.array(lists, pa.list_(pa.string()))
-    elif _is_list_of_strings(values.type):
-        read = values.cast(pa.list_(pa.string())).combine_chunks()
-    else:
-        faults.column("history", f"expected lists of strings, got {values.type}; write item ids as strings")
+        values = pa.chunked_array([pa.array(_parsed(values, faults), pa.list_(pa.string()))])
+    lists = values.combine_chunks()
+    ids = read_ids("history", lists.flatten(), Faults(faults.file)) if is_list(lists.type) else lists
+    if not is_list(lists.type) or ids.type != pa.string():
+        faults.column("history", f"expected lists of strings or integers, got {values.type}; write item ids as strings")
         return pa.array([], pa.list_(pa.string()))
-    null = read.is_null().to_numpy(zero_copy_only=False)
+    null = lists.is_null().to_numpy(zero_copy_only=False)
     faults.rows("history", null, "null; expected a list of item ids, empty for who has none (in CSV a comma alone)")
-    entries = pc.list_parent_indices(read).to_numpy()[read.flatten().is_null().to_numpy(zero_copy_only=False)]
-    holed = np.isin(np.arange(len(read)), entries)
-    faults.rows("history", holed, "a null among the item ids; leave it out, or write the id")
-    return read
+    wrong = pc.fill_null(pc.equal(ids, ""), True).to_numpy(zero_copy_only=False)
+    holed = np.isin(np.arange(len(lists)), pc.list_parent_indices(lists).to_numpy()[wrong])
+    faults.rows("history", holed, "a null or an empty one among the item ids; leave it out, or write the id")
+    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
+    return pa.ListArray.from_arrays(pa.array(np.append(0, np.cumsum(lengths)), pa.int32()), ids)
+
+
+def _parsed(texts: pa.ChunkedArray, faults: Faults) -> list[list[str] | None]:
+    """The ids of histories that are text; a text that is neither of its two forms joins the faults."""
+    parsed: list[list[str] | None] = []
+    for row, text in enumerate(texts.to_pylist()):
+        try:
+            parsed.append(None if text is None else parse_ids(text))
+        except SemidError as error:
+            faults.table(f"row {row + 1}, column 'history': {error}")
+            parsed.append([])
+    return parsed
 
 
 def _targets(values: pa.ChunkedArray, faults: Faults) -> pa.Array:
-    if not is_string(values.type):
-        faults.column("target", f"expected strings, got {values.type}; write item ids as strings")
-        return pa.array([], pa.string())
-    null = values.is_null().to_numpy()
-    faults.rows("target", null, "null; expected the id of the item that came next")
-    return values.cast(pa.string()).combine_chunks()
-
-
-def _is_list_of_strings(kind: pa.DataType) -> bool:
-    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    return is_list and (is_string(kind.value_type) or pa.types.is_null(kind.value_type))
+    ids = read_ids("target", values, faults)
+    return ids.combine_chunks() if ids.type == pa.string() else pa.array([], pa.string())
 
 
 def _rows(item_ids: pa.Array, ranker: Named) -> Int[np.ndarray, " n"]:

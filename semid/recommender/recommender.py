@@ -8,7 +8,7 @@ import hashlib
 import json
 import tempfile
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,12 +21,12 @@ from semid import artifacts, config
 from semid.artifacts import Kind, Origin
 from semid.catalog import CATALOG_FILE, SemanticCatalog
 from semid.catalog.versions import vectors as appended_vectors
-from semid.data import Histories, Standardizer
+from semid.data import Histories, Id, Standardizer, as_ids, as_masks
 from semid.errors import SemidError
 from semid.recommender.hub import local_folder, upload
 from semid.recommender.packaging import Measured, write_package
 from semid.recommender.persistence import ItemData, read_model, write_model
-from semid.recommender.requests import as_masks, request_batches, select_masks
+from semid.recommender.requests import request_batches, select_masks
 from semid.recommender.scorers import Scorer
 from semid.recommender.spec import ModelSpec
 from semid.recommender.versions import build_trie, standardize_appended
@@ -293,7 +293,7 @@ class Recommender:
 
     def recommend(
         self,
-        histories: Sequence[Sequence[str]],
+        histories: Iterable[Iterable[Id]],
         *,
         k: int = 10,
         beam_size: int = _BEAM,
@@ -313,17 +313,19 @@ class Recommender:
         ids = [self.item_ids.take(pa.array(row[row >= 0])).to_pylist() for row in ranked]
         return Recommendations(ids, scores)
 
-    def allow(self, item_ids: Sequence[str]) -> Bool[np.ndarray, " items"]:
+    def allow(self, item_ids: Iterable[Id], *, skip_unknown: bool = False) -> Bool[np.ndarray, " items"]:
         """True at the rows of these items: what is in stock, say; masks combine by `&`, `|` and `~`.
 
-        Raises SemidError for an unknown id.
+        Raises SemidError for an unknown id, unless `skip_unknown` leaves it out: a shop has items newer than the model.
         """
+        ids = as_ids(item_ids)
+        rows = self.catalog.find_rows(ids)[0] if skip_unknown else self.catalog.rows(ids)
         allowed = np.zeros(len(self.catalog), bool)
-        allowed[self.catalog.rows(item_ids)] = True
+        allowed[rows[rows >= 0]] = True
         return allowed
 
     def score(
-        self, histories: Sequence[Sequence[str]], item_ids: Sequence[str], *, skip_unknown: bool = False
+        self, histories: Iterable[Iterable[Id]], item_ids: Iterable[Id], *, skip_unknown: bool = False
     ) -> Float[np.ndarray, "histories items"]:
         """Exact log-probabilities of the given items after each history.
 
@@ -395,7 +397,8 @@ class Recommender:
     ) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
         if k < 1 or beam_size < 1:
             raise SemidError(f"expected k and beam_size of at least 1, got {k} and {beam_size}")
-        allowed = as_masks(allowed, num_histories=len(histories), num_items=len(self.catalog))
+        if allowed is not None:
+            allowed = as_masks(allowed, num_histories=len(histories), num_items=len(self.catalog))
         ranked = np.full((len(histories), k), -1, np.int32)
         scores = np.full((len(histories), k), -np.inf, np.float32)
         size = self._batch_size(_BATCH * _BEAM // max(beam_size, k, _BEAM))
@@ -443,16 +446,17 @@ class Recommender:
         with np.errstate(divide="ignore"):
             return np.log(counts / counts.sum()).astype(np.float32)
 
-    def _history_rows(self, histories: Sequence[Sequence[str]], skip_unknown: bool) -> list[list[int]]:
+    def _history_rows(self, histories: Iterable[Iterable[Id]], skip_unknown: bool) -> list[list[int]]:
         result = []
         for index, history in enumerate(histories):
             if isinstance(history, str):
                 raise SemidError(f"history {index} is the string {history!r}; expected a list of item ids")
-            rows, known = self.catalog.find_rows(list(history))
+            ids = as_ids(history, what=f"item ids (history {index})")
+            rows, known = self.catalog.find_rows(ids)
             if not known.all() and not skip_unknown:
-                unknown = [history[at] for at in np.flatnonzero(~known).tolist()]
+                unknown = ids.filter(pa.array(~known))
                 raise SemidError(
-                    f"history {index}: unknown item id {unknown[0]!r} ({len(unknown)} of {len(history)} unknown); "
+                    f"history {index}: unknown item id {unknown[0].as_py()!r} ({len(unknown)} of {len(ids)} unknown); "
                     "correct it, or drop such items with skip_unknown=True (--skip-unknown)"
                 )
             result.append(rows[known].tolist())

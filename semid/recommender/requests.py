@@ -9,7 +9,6 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from semid.data import Histories
-from semid.errors import SemidError
 from seq_models import RequestBatch
 
 
@@ -42,21 +41,6 @@ def request_batches(
             None if denied is None else jax.device_put(_pad_rows(denied, rows)),
         )
         yield index, requests
-
-
-def as_masks(
-    allowed: np.ndarray | None, *, num_histories: int, num_items: int
-) -> Bool[np.ndarray, "masks items"] | None:
-    """One mask for all histories, or one for each. Raises SemidError for anything else."""
-    if allowed is None:
-        return None
-    masks = np.atleast_2d(allowed)
-    if masks.dtype != bool or masks.shape[1:] != (num_items,) or len(masks) not in (1, num_histories):
-        raise SemidError(
-            f"expected allowed as booleans [{num_items} items] or [{num_histories} histories, {num_items} items], "
-            f"got {allowed.dtype} {list(allowed.shape)}; make it with allow(item_ids)"
-        )
-    return masks
 
 
 def select_masks(masks: Bool[np.ndarray, "masks items"] | None, index: Int[np.ndarray, " n"]) -> np.ndarray | None:

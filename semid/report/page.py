@@ -272,7 +272,7 @@ def _spread(curves: Sequence[dict[str, Any]]) -> float:
 
 def _read_history(file: Path) -> list[dict[str, Any]]:
     """The records of a history; a last line that a killed run left unfinished is left out."""
-    lines = file.read_text(encoding="utf-8").splitlines()
+    lines = file.read_bytes().splitlines()
     records = []
     for number, line in enumerate(lines, start=1):
         try:

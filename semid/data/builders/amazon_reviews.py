@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import difflib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +17,15 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from semid.data.builders.raw import Interaction, Interactions, clean, interaction, parse_lines, read_interactions
+from semid.data.builders.raw import (
+    Interaction,
+    Interactions,
+    clean,
+    interaction,
+    json_object,
+    parse_lines,
+    read_interactions,
+)
 from semid.data.builders.tables import RawFile, TableBuilder, locate, read_dataset
 from semid.data.dataset import Dataset
 from semid.data.splits import LeaveOneOut, SplitRule
@@ -140,7 +147,7 @@ class AmazonReviews(TableBuilder):
 
 
 def _review(line: str) -> Interaction:
-    review = json.loads(line)
+    review = json_object(line)
     seconds = int(review["unixReviewTime"])
     return interaction(
         review["reviewerID"], review["asin"], milliseconds=1000 * seconds, rating=float(review["overall"])
@@ -162,19 +169,21 @@ def _metadata_2014(line: str, *, wanted: set[str]) -> _Found:
     if asin and asin[1] not in wanted:  # most are not, and parsing a literal takes long: 0.4 ms
         return None
     record = ast.literal_eval(line)  # never eval: literals alone are data
+    if not isinstance(record, dict):
+        raise ValueError(f"expected an object, got {line[:80]}")
     categories = [name for path in record.get("categories") or [] for name in path]
     return _item(record, record["asin"], wanted, brand="brand", categories=categories, features=None)
 
 
 def _metadata_2018(line: str, *, wanted: set[str]) -> _Found:
-    record = json.loads(line)
+    record = json_object(line)
     if "getTime" in (record.get("title") or ""):  # a script of the page in place of the title
         record["title"] = None
     return _item(record, record["asin"], wanted, brand="brand", categories=record.get("category"), features="feature")
 
 
 def _metadata_2023(line: str, *, wanted: set[str]) -> _Found:
-    record = json.loads(line)
+    record = json_object(line)
     categories = record.get("categories")
     return _item(record, record["parent_asin"], wanted, brand="store", categories=categories, features="features")
 

@@ -9,7 +9,15 @@ from types import MappingProxyType
 
 import tensorflow_datasets as tfds
 
-from semid.data.builders.raw import Interaction, Interactions, clean, interaction, parse_lines, read_interactions
+from semid.data.builders.raw import (
+    DAMAGED,
+    Interaction,
+    Interactions,
+    clean,
+    interaction,
+    parse_lines,
+    read_interactions,
+)
 from semid.data.builders.tables import RawFile, TableBuilder, locate, read_dataset
 from semid.data.dataset import Dataset
 from semid.data.splits import LeaveOneOut, SplitRule
@@ -57,7 +65,7 @@ def _member(paths: Mapping[str, Path], name: str) -> Path | zipfile.Path:
     archive = paths[ARCHIVE.name]
     try:
         member = zipfile.Path(archive, name)
-    except zipfile.BadZipFile as error:
+    except DAMAGED as error:
         raise SemidError(f"{archive}: not a zip archive ({error}); download it again") from None
     if not member.is_file():
         raise SemidError(f"{archive}: no {name} in it; download it again")

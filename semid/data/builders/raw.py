@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import gzip
 import html
+import json
+import lzma
 import re
+import struct
 import zipfile
 import zlib
 from array import array
@@ -26,7 +29,9 @@ _GZIP = b"\x1f\x8b"
 _TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
 _YEAR_10000 = 253_402_300_800_000  # milliseconds since 1970
 # What parsing a line of text can raise; the last two come from literals nested without end.
-_UNREADABLE = (ValueError, SyntaxError, KeyError, TypeError, RecursionError, MemoryError)
+_UNREADABLE = (ValueError, SyntaxError, KeyError, TypeError, OverflowError, RecursionError, MemoryError)
+# What opening and unpacking a damaged file can raise; RuntimeError is of encrypted members and unknown methods.
+DAMAGED = (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, RuntimeError, struct.error)
 
 
 @dataclass(frozen=True)
@@ -95,13 +100,21 @@ def parse_lines(
             raise SemidError(f"{path}, line {number}: {problem}; download the file again") from None
 
 
+def json_object(line: str) -> dict[str, Any]:
+    """The JSON object that a line is. Raises ValueError for JSON of another type."""
+    record = json.loads(line)
+    if not isinstance(record, dict):
+        raise ValueError(f"expected an object, got {line[:80]}")
+    return record
+
+
 def _lines(path: Path | zipfile.Path) -> Iterator[bytes]:
     with contextlib.ExitStack() as stack:
         try:
             stream: Any = stack.enter_context(path.open("rb"))
             is_gzip = stream.peek(len(_GZIP))[: len(_GZIP)] == _GZIP
             yield from stack.enter_context(gzip.GzipFile(fileobj=stream)) if is_gzip else stream
-        except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        except DAMAGED as error:
             raise SemidError(f"{path}: damaged or not readable ({error}); download the file again") from None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from semid.config import check_seed
 from semid.errors import SemidError
 
 
@@ -52,10 +53,13 @@ class SimulatedConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         if self.num_kinds < 2 or min(self.styles, self.favourites, self.next_kinds, self.successors) < 1:
             raise SemidError("expected 2 kinds or more, and styles, favourites, next_kinds and successors of 1 or more")
         if self.num_items < self.num_cells:
-            raise SemidError(f"{self.num_items} items cannot fill {self.num_cells} cells; shrink taxonomy or styles")
+            raise SemidError(
+                f"expected {self.num_cells} items or more, one of each kind and style, got {self.num_items}"
+            )
         if not (1 <= self.min_length <= self.mean_length <= self.max_length and self.num_users > 0):
             raise SemidError("expected num_users of 1 or more and 1 <= min_length <= mean_length <= max_length")
         if self.num_items - self.num_late <= self.max_length:

@@ -245,11 +245,11 @@ BAD = {
     "two without width": ({"v": _ragged(8), "w": _ragged(8)}, r"columns \['v', 'w'\] have no fixed width"),
     "no id": (
         {"v": _lists(_vectors()), "item_id": pa.array([*"a" * 41, None, *"b" * 58])},
-        r"bad.parquet: column 'item_id', row 42: the id is missing",
+        r"bad.parquet: row 42, column 'item_id': is null",
     ),
     "binary ids": (
         {"v": _lists(_vectors()), "item_id": pa.array([["a"]] * ROWS)},
-        r"bad.parquet: column 'item_id': expected strings, got list",
+        r"bad.parquet: column 'item_id': expected strings or integers, got list",
     ),
 }
 
@@ -269,7 +269,7 @@ def test_bad_input_is_named(tokenizer, tmp_path, fault):
     [
         ({"id_column": "asin"}, r"good.parquet: column 'asin' is missing; found item_id, v"),
         ({"columns": ["w"]}, r"good.parquet: column 'w' is missing; found item_id, v"),
-        ({"columns": ["item_id"]}, r"good.parquet: column 'item_id': expected lists of floats, got string"),
+        ({"columns": ["item_id"]}, r"good.parquet: column 'item_id': expected lists of numbers, got string"),
     ],
 )
 def test_a_column_that_is_not_there_is_named(tokenizer, tmp_path, options, message):

@@ -3,6 +3,7 @@
 import itertools
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -60,8 +61,11 @@ def test_unknown_ids_are_named_or_marked():
 def test_what_is_no_list_of_ids_is_refused():
     with pytest.raises(SemidError, match="expected a list of item ids, got the string 'abc'; put it in a list"):
         make().rows("abc")
-    with pytest.raises(SemidError, match="item ids are strings"):
-        make().rows([3, 1])
+    with pytest.raises(SemidError, match=r"item ids: entry 1 is 1\.0 of type float; ids are strings or integers"):
+        make().rows(["a", 1.0])
+    for unknown in (pd.Series(["a", "zzz", "b"], index=[1, 0, 2]), pd.Series(["a", "zzz"], index=[7, 9]), {"zzz"}):
+        with pytest.raises(SemidError, match="item id 'zzz'"):
+            make().rows(unknown)
 
 
 def test_find_equals_a_linear_search_for_every_code_tuple():

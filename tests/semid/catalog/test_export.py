@@ -301,8 +301,29 @@ def test_lines_of_other_systems_are_read(tmp_path):
     (tmp_path / "tokens.tsv").write_bytes(b"i\t<a_1>\r\nj\t<a_0>")
     assert read_tokens(tmp_path / "tokens.tsv").codes.tolist() == [[1], [0]]
     (tmp_path / "tokens.tsv").write_bytes(b"\xff\t<a_1>")
-    with pytest.raises(SemidError, match=r"tokens.tsv: not UTF-8 text"):
+    with pytest.raises(SemidError, match=r"tokens.tsv: line 1: byte 0 \(0xff\) is not UTF-8"):
         read_tokens(tmp_path / "tokens.tsv")
+
+
+def test_a_byte_order_mark_is_no_part_of_an_id(tmp_path):
+    (tmp_path / "c.tsv").write_bytes("\ufeffa\t<a_0>\r\nb\t<a_1>\r\n".encode())
+    (tmp_path / "c.json").write_bytes(b'\xef\xbb\xbf{"a": ["<a_0>"], "b": ["<a_1>"]}')
+    for name in ("c.tsv", "c.json"):
+        assert read_tokens(tmp_path / name).item_ids.to_pylist() == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"a": ["<a_0>"], "b": ["<a_1>"], "a": ["<a_1>"]}', "item 'a' is given twice"),
+        ('{"": ["<a_0>"]}', "an id is empty"),
+        ("[" * 100_000, "not valid JSON"),
+    ],
+)
+def test_an_index_that_is_not_one_item_a_name_is_refused(tmp_path, text, says):
+    (tmp_path / "index.json").write_text(text)
+    with pytest.raises(SemidError, match=rf"index.json: .*{says}"):
+        read_tokens(tmp_path / "index.json")
 
 
 def test_codes_beyond_the_level_sizes_given_are_refused(tmp_path):

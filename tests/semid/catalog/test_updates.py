@@ -225,7 +225,7 @@ def _bad(values: np.ndarray, row: int, value: float) -> np.ndarray:
         (["x"], np.ones((1, 3), np.float32), r"f\.parquet: expected vector columns of 2 dimensions in all, got v: 3"),
         (["x", "y"], _bad(_points(2, 0), 1, np.nan), r"f\.parquet: column 'v', row 2: expected a finite vector"),
         (["x", "y"], _bad(_points(2, 0), 0, np.inf), r"f\.parquet: column 'v', row 1: expected a finite vector"),
-        (["x", None], _points(2, 0), r"f\.parquet: column 'item_id', row 2: the id is missing"),
+        (["x", None], _points(2, 0), r"f\.parquet: row 2, column 'item_id': is null"),
         ([], _points(0, 0), r"f\.parquet: no item to append"),
     ],
 )

@@ -253,6 +253,11 @@ def test_only_what_the_files_leave_is_recommended(home, tmp_path, capsys):
     (tmp_path / "sold.txt").write_text("i3\ni5\ni7\n")
     run(line + " --deny {t}/sold.txt", h=home, t=tmp_path)
     assert "nothing that may be recommended is left" in capsys.readouterr().out
+    (tmp_path / "stock.txt").write_text("i3\nnew\n")
+    run(line + " --skip-unknown", h=home, t=tmp_path)
+    shown = capsys.readouterr().out
+    assert "dropped 1 unknown of 2 items of" in shown
+    assert "i3" in shown
 
 
 def test_a_tokenizer_aligned_with_a_trained_model(home, tmp_path, capsys):

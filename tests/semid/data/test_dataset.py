@@ -81,7 +81,7 @@ def test_fractions_of_a_second_order_what_falls_into_one():
 def test_columns_by_what_they_are():
     dataset = build(items=ITEMS | {"numbers": pa.array([[1, 2]] * 4, pa.list_(pa.int32(), 2))})
     assert dataset.text_columns == ["title", "tags"]
-    assert dataset.vector_columns == ["half", "single"]
+    assert dataset.vector_columns == ["half", "single", "numbers"]
     assert dataset.texts() == ["t0. x > y", "z", "t2", ""]
     assert build(items=ITEMS | {"text": ["p", "q", "r", "s"]}).texts() == ["p", "q", "r", "s"]
     with pytest.raises(SemidError, match="dataset 'shop' has neither vector nor text columns"):

@@ -152,3 +152,9 @@ def test_a_split_without_examples_says_why(rule, why):
         build(once, rule).splits.examples("test")
     often = [(user, row, row + 8 * n) for n, user in enumerate("abcd") for row in range(8)]
     assert len(build(often, rule).splits.examples("test"))
+
+
+def test_a_negative_seed_is_refused():
+    with pytest.raises(SemidError, match="expected a seed of 0 or more, got -1"):
+        HeldOutItems(seed=-1)
+    HeldOutItems(seed=0)  # control

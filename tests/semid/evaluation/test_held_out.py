@@ -191,10 +191,10 @@ def test_unknown_ids_are_dropped_and_counted_on_request(ranker):
     [
         ({"history": [["i1"]]}, r"table: column 'target': missing; expected the id .* there are \['history'\]"),
         ({"history": [["i1"], None], "target": ["i0", "i0"]}, "row 2, column 'history': null; expected a list"),
-        ({"history": [["i1"], ["i2", None]], "target": ["i0", "i0"]}, "row 2, column 'history': a null among"),
-        ({"history": [["i1"], []], "target": ["i0", None]}, "row 2, column 'target': null; expected the id"),
-        ({"history": [[1, 2]], "target": ["i0"]}, "column 'history': expected lists of strings, got list<.*int64>"),
-        ({"history": [["i1"]], "target": [3]}, "column 'target': expected strings, got int64"),
+        ({"history": [["i1"], ["i2", None]], "target": ["i0", "i0"]}, "row 2, column 'history': a null or an empty"),
+        ({"history": [["i1"], []], "target": ["i0", None]}, "row 2, column 'target': is null; fill it in"),
+        ({"history": [[1.0, 2]], "target": ["i0"]}, "column 'history': expected lists of strings .*<.*double>"),
+        ({"history": [["i1"]], "target": [3.5]}, r"column 'target': expected strings .*double \(row 1: 3.5\)"),
         ({"history": pa.array([], pa.list_(pa.string())), "target": pa.array([], pa.string())}, "table: no rows"),
     ],
 )  # fmt: skip

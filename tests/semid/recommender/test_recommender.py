@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 from flax import nnx
@@ -169,12 +170,15 @@ def test_what_is_popular_is_masked_too(model):
     assert model.recommend([[]], k=5, allowed=allowed).item_ids == [popular]
 
 
-@pytest.mark.parametrize("wrong", [np.ones(ITEMS - 1, bool), np.ones((2, ITEMS), bool), np.ones(ITEMS, int)])
+@pytest.mark.parametrize(
+    "wrong", [np.ones(ITEMS - 1, bool), np.ones((2, ITEMS), bool), np.ones(ITEMS, int), ["i1", "i2"]]
+)
 def test_a_mask_of_another_shape_or_kind_is_refused(model, wrong):
-    with pytest.raises(SemidError, match=r"expected allowed as booleans .*make it with allow\(item_ids\)"):
+    with pytest.raises(SemidError, match=r"expected allowed as booleans .*makes it of ids: allow\(item_ids\)"):
         model.recommend([["i1"]] * 3, k=2, allowed=wrong)
     with pytest.raises(SemidError, match="i99"):
         model.allow(["i99"])
+    assert model.allow(["i99", "i3"], skip_unknown=True).tolist() == model.allow(["i3"]).tolist()
     assert model.allow(["i3"]).sum() == 1  # control
 
 
@@ -373,7 +377,12 @@ def test_unknown_ids_stop_or_are_dropped(model):
     [
         (["i1", "i2"], "history 0 is the string 'i1'; expected a list of item ids"),
         ("i1", "history 0 is the string 'i'; expected a list of item ids"),
-        ([["i1"], [3]], "item ids are strings"),
+        ([["i1"], [3.0]], r"item ids \(history 1\): entry 0 is 3\.0 of type float"),
+        ([["i1"], [3]], "history 1: unknown item id '3'"),
+        ([["i1"], None], r"expected a list of item ids \(history 1\), got None"),
+        ([["i1"], float("nan")], r"expected a list of item ids \(history 1\), got nan"),
+        ([["i1"], {"zzz"}], "history 1: unknown item id 'zzz'"),
+        ([pd.Series(["i1", "zzz", "i2"], index=[1, 0, 2])], "history 0: unknown item id 'zzz'"),
     ],
 )
 def test_what_is_no_list_of_histories_is_refused(model, histories, message):

@@ -1,0 +1,125 @@
+"""Ids of items and users: strings, or integers in decimal, by one rule wherever they come from."""
+
+from __future__ import annotations
+
+import json
+import numbers
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Bool
+
+from semid.arrow import decoded, is_string
+from semid.data.faults import Faults
+from semid.data.tables import read_text
+from semid.errors import SemidError
+
+Id = str | int | np.integer
+_Column = TypeVar("_Column", pa.Array, pa.ChunkedArray)
+_RULE = "ids are strings or integers"
+
+
+def read_ids(name: str, values: _Column, faults: Faults) -> _Column:
+    """The ids of a column as strings. What is no id joins the faults, and a column of another type comes back as it is.
+
+    No ids are floats (1e16 and 10000000000000001 are one), booleans, dates, nulls and empty strings.
+    """
+    values = decoded(values)
+    if not (is_string(values.type) or pa.types.is_integer(values.type) or pa.types.is_null(values.type)):
+        row, example = next(((row, value.as_py()) for row, value in enumerate(values) if value.is_valid), (0, None))
+        shown = f"{values.type} (row {faults.first + row + 1}: {example!r})"
+        faults.column(name, f"expected strings or integers, got {shown}; convert the column to strings")
+        return values
+    ids = values.cast(pa.string())
+    faults.rows(name, ids.is_null().to_numpy(zero_copy_only=False), "is null; fill it in or drop the row")
+    empty = pc.fill_null(pc.equal(ids, ""), False).to_numpy(zero_copy_only=False)
+    faults.rows(name, empty, "is empty; fill it in or drop the row")
+    faults.rows(name, _undecodable(ids), "is not UTF-8; convert the file to UTF-8")
+    return ids
+
+
+def as_ids(values: Iterable[Id] | pa.Array | pa.ChunkedArray, *, what: str = "item ids") -> pa.Array:
+    """Ids given in Python as strings: of a list, set, array, pandas or polars series, or Arrow array, by position.
+
+    Raises SemidError naming `what` and the first entry that is no id.
+    """
+    if isinstance(values, pa.ChunkedArray):
+        values = values.combine_chunks()
+    if isinstance(values, pa.Array) and values.type == pa.string() and not values.null_count:
+        return values
+    if isinstance(values, str):
+        raise SemidError(f"expected a list of {what}, got the string {values!r}; put it in a list")
+    try:
+        entries = values.to_pylist() if isinstance(values, pa.Array) else list(values)
+    except TypeError:
+        raise SemidError(f"expected a list of {what}, got {values!r}; give an empty list for none") from None
+    texts = [entry if type(entry) is str else _as_id(entry) for entry in entries]
+    try:
+        if None not in texts:
+            return pa.array(texts, pa.string())
+        wrong = texts.index(None)
+    except UnicodeEncodeError as error:
+        wrong = next(at for at, text in enumerate(texts) if error.object == text)
+    found = f"entry {wrong} is {entries[wrong]!r} of type {type(entries[wrong]).__name__}"
+    raise SemidError(f"{what}: {found}; {_RULE}: correct it or leave it out")
+
+
+def parse_ids(text: str) -> list[str]:
+    """Ids written in one line: separated by commas, without blanks around them, or a JSON list, where they may be any.
+
+    Raises SemidError for text that begins with a bracket and is no JSON list of ids.
+    """
+    if not text.lstrip().startswith("["):
+        return [part.strip() for part in text.split(",") if part.strip()]
+    try:
+        return as_ids(json.loads(text)).to_pylist()
+    except (ValueError, RecursionError) as error:  # a SemidError is a ValueError
+        raise SemidError(f'expected ids as a JSON list, such as ["i1", "i2"], got {text[:80]!r} ({error})') from None
+
+
+def as_masks(
+    allowed: Any, *, num_items: int, num_histories: int, of: str = "histories"
+) -> Bool[np.ndarray, "masks items"]:
+    """One mask of items for all histories, or one for each. Raises SemidError for anything else, such as item ids."""
+    try:
+        masks = np.atleast_2d(allowed)
+    except ValueError:  # lists of several lengths
+        masks = np.zeros((0, 0), object)
+    if masks.dtype != bool or masks.shape[1:] != (num_items,) or len(masks) not in (1, num_histories):
+        expected = f"booleans [{num_items} items] or [{num_histories} {of}, {num_items} items]"
+        got = f"{masks.dtype} {list(np.shape(allowed) if masks.size else masks.shape)}"
+        raise SemidError(f"expected allowed as {expected}, got {got}; a Recommender makes it of ids: allow(item_ids)")
+    return masks
+
+
+def read_id_file(path: str | Path) -> list[str]:
+    """The ids of a text file, one a line; blanks belong to them, and empty lines do not count."""
+    lines = (line.removesuffix("\r") for line in read_text(path).split("\n"))
+    return [line for line in lines if line.strip()]
+
+
+def _as_id(value: Any) -> str | None:
+    """A Python value as an id; None where it is none."""
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        return None
+    return str(int(value))
+
+
+def _undecodable(ids: pa.Array | pa.ChunkedArray) -> Bool[np.ndarray, " n"]:
+    """Tell which strings are not UTF-8, as those of a damaged file."""
+    bad = np.zeros(len(ids), bool)
+    try:
+        ids.validate(full=True)
+    except pa.ArrowInvalid:
+        for row, value in enumerate(ids.cast(pa.binary())):
+            try:
+                (value.as_py() or b"").decode()
+            except UnicodeDecodeError:
+                bad[row] = True
+    return bad

@@ -1,0 +1,293 @@
+"""Tables of files, folders and frames, read alike wherever semid takes one: types are pinned, faults named by line."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet
+
+from semid.arrow import is_list, is_string
+from semid.artifacts import MANIFEST, sha256, sha256_json
+from semid.errors import SemidError
+
+SUFFIXES = {"parquet": (".parquet", ".pq"), "csv": (".csv", ".tsv"), "jsonl": (".jsonl", ".ndjson")}
+COMPRESSED = (".gz", ".bz2", ".lz4", ".zst")
+_TEXTS = ("title", "name", "text", "brand", "description", "category")
+_STRINGS = ("item_id", "user_id", "event", "image_path", *_TEXTS)  # never numbers: "007" keeps its zeros
+# Bytes of a text file that are parsed at once: at least a line, so that a longer line asks for more.
+_BLOCKS = (1 << 20, 1 << 24, 1 << 28)
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+# What damaged files raise: the last for names of columns and the sizes that a header speaks of.
+_UNREADABLE = (pa.ArrowException, OSError, UnicodeError, OverflowError, MemoryError)
+_JSON_KINDS = {str: "string", int: "number", float: "number", bool: "boolean", list: "list", dict: "object"}
+
+
+def read_table(path: str | Path, *, strings: Sequence[str] = _STRINGS) -> pa.Table:
+    """Read a `.parquet` (`.pq`), `.csv`, `.tsv`, `.jsonl` or `.ndjson` file, or a folder of such parts as Spark writes.
+
+    Text files are UTF-8, or UTF-16 with a byte order mark, and may be compressed (`.csv.gz`). In CSV and TSV, the
+    columns `strings` (else ids and the usual text columns: title, name, text, brand, description, category) are
+    strings whatever they look like, and an empty field is null; TSV has quotes only where all of a file's quotes are
+    those of a CSV writer. Strings of JSONL are strings, also where they look like dates.
+    Raises SemidError naming the file, and the line where there is one, if it is absent, not of its kind, or of a kind
+    that is not known.
+    """
+    path = Path(path)
+    tables = [_read_file(part, strings) for part in table_files(path)]
+    if len(tables) == 1:
+        return tables[0]
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise SemidError(f"{path}: its parts are no one table ({_first_line(error)}); write them alike") from None
+
+
+def table_kind(path: str | Path) -> str:
+    """Kind of a table's file, or of the first file of its folder: a key of `SUFFIXES`. Raises SemidError for none."""
+    path = Path(path)
+    suffix = _suffix(table_files(path)[0] if path.is_dir() else path)
+    kind = next((kind for kind, suffixes in SUFFIXES.items() if suffix in suffixes), None)
+    if kind is None:
+        raise SemidError(f"{path}: unknown suffix {suffix!r}; expected .parquet, .csv, .tsv, .jsonl or .ndjson")
+    return kind
+
+
+def table_files(path: Path) -> list[Path]:
+    """The files of a table: itself, or the parts in its folder, without those whose names begin with `_` or a dot.
+
+    Raises SemidError where there are none, and for a folder of folders or of an artifact.
+    """
+    if not path.is_dir():
+        if not path.is_file():
+            raise SemidError(f"{path}: no such file; check the path")
+        return [path]
+    if (path / MANIFEST).is_file():
+        raise SemidError(f"{path}: is an artifact of semid, not a table; load it, or name a file in it")
+    parts = sorted(part for part in path.iterdir() if not part.name.startswith(("_", ".")))
+    if not parts or (folder := next((part for part in parts if part.is_dir()), None)):
+        what = f"holds the folder {folder.name}" if parts and folder else "has no files"
+        raise SemidError(f"{path}: {what}; expected a file, or a folder of parts (write it without partitions)")
+    return parts
+
+
+def table_digest(path: Path) -> str:
+    """sha256 of a table's file, or of its folder's files by their names."""
+    return sha256_json({part.name: sha256(part) for part in table_files(path)}) if path.is_dir() else sha256(path)
+
+
+def as_table(table: str | Path | pa.Table | Any, *, strings: Sequence[str] = _STRINGS) -> pa.Table:
+    """An Arrow table of a file (see `read_table`), a pandas DataFrame, or what else has Arrow's stream interface."""
+    if isinstance(table, (str, Path)):
+        return read_table(table, strings=strings)
+    if isinstance(table, pa.Table):
+        return table
+    is_pandas = hasattr(table, "iloc")
+    if not is_pandas and not hasattr(table, "__arrow_c_stream__"):
+        found = f"got {type(table).__name__}; collect a lazy frame, or make a table of it"
+        raise SemidError(f"expected a path, a pandas DataFrame or an Arrow table, {found}")
+    try:
+        return pa.Table.from_pandas(table, preserve_index=False) if is_pandas else pa.table(table)
+    except (pa.ArrowException, ValueError, TypeError, AttributeError, KeyError) as error:
+        problem = " ".join(", ".join(str(part) for part in error.args).split())
+        raise SemidError(f"DataFrame that Arrow cannot hold ({problem}); give each column one type and name") from None
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a file in UTF-8, with or without a byte order mark, or in UTF-16 with one; compressed or not.
+
+    Raises SemidError naming the file, and the line that is not such text.
+    """
+    try:
+        data = _open_text(Path(path)).read()
+    except _UNREADABLE as error:
+        raise SemidError(f"{path}: not readable as text ({_first_line(error)}); check the file") from None
+    if fault := _encoding_fault(data):
+        raise SemidError(f"{path}: {fault}")
+    return data.decode("utf-8-sig")
+
+
+def _suffix(path: Path) -> str:
+    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
+    if suffixes and suffixes[-1] in COMPRESSED:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
+def _read_file(path: Path, strings: Sequence[str]) -> pa.Table:
+    kind, suffix = table_kind(path), _suffix(path)
+    try:
+        if kind == "parquet":
+            table = pa.parquet.ParquetFile(path, page_checksum_verification=True).read()
+        elif kind == "jsonl":
+            table = _read_json(path)
+        else:
+            table = _read_tsv(path, strings) if suffix == ".tsv" else _read_csv(path, strings)
+        _ = table.column_names  # raises UnicodeDecodeError, as the next line for what they hold
+        table.validate(full=True)
+        return table
+    except _UNREADABLE as error:
+        fault = None if kind == "parquet" else _text_fault(path, kind)
+        raise SemidError(
+            f"{path}: not readable as {suffix[1:]} ({fault or _first_line(error)}); check the file"
+        ) from None
+
+
+def _open_text(path: Path) -> pa.NativeFile:
+    """A stream of the file's text in UTF-8, if it is UTF-16 or that; decompressed."""
+    with pa.input_stream(str(path)) as stream:
+        is_utf_16 = stream.read(2) in _UTF_16
+    stream = pa.input_stream(str(path))
+    return pa.transcoding_input_stream(stream, "utf-16", "utf-8") if is_utf_16 else stream
+
+
+def _in_blocks(path: Path, read: Callable[[pa.NativeFile, int], pa.Table]) -> pa.Table:
+    """`read(stream, block)` with blocks that are large enough for the longest line."""
+    for block in _BLOCKS:
+        try:
+            return read(_open_text(path), block)
+        except pa.ArrowInvalid as error:
+            if "straddl" not in str(error) or block == _BLOCKS[-1]:
+                raise
+    raise AssertionError("the last block returns or raises")
+
+
+def _read_csv(path: Path, strings: Sequence[str]) -> pa.Table:
+    """Raises SemidError where a quote that is never closed, or not at the end of its field, would swallow lines."""
+    table = _read_separated(path, ",", '"', strings)
+    if _any(table, lambda column: pc.match_substring(column, "\n")) and (line := _quotes(path, b",").misplaced):
+        raise SemidError(f"{path}: line {line}: a field begins with a quote and does not end with it; double it")
+    return table
+
+
+def _read_tsv(path: Path, strings: Sequence[str]) -> pa.Table:
+    """TSV has no quotes, unless all that begin a field also end it and some are there as a CSV writer needs them."""
+    table, error = None, None
+    try:
+        table = _read_separated(path, "\t", False, strings)
+    except pa.ArrowInvalid as caught:
+        error = caught
+    has_quotes = table is None or table.column_names[0].startswith('"')
+    if has_quotes or _any(table, lambda column: pc.starts_with(column, '"')):
+        quotes = _quotes(path, b"\t")
+        if quotes.needed and quotes.misplaced is None:
+            return _read_separated(path, "\t", '"', strings)
+    if error is not None:
+        raise error
+    return table
+
+
+def _read_separated(path: Path, separator: str, quote: str | bool, strings: Sequence[str]) -> pa.Table:
+    parse = pa.csv.ParseOptions(delimiter=separator, quote_char=quote, newlines_in_values=bool(quote))
+    convert = pa.csv.ConvertOptions(
+        column_types=dict.fromkeys(strings, pa.string()), null_values=[""], strings_can_be_null=True
+    )
+
+    def read(stream: pa.NativeFile, block: int, use_threads: bool = True) -> pa.Table:
+        options = pa.csv.ReadOptions(block_size=block, use_threads=use_threads)
+        return pa.csv.read_csv(stream, read_options=options, parse_options=parse, convert_options=convert)
+
+    try:
+        table = _in_blocks(path, read)
+    except pa.ArrowInvalid:
+        table = _in_blocks(path, functools.partial(read, use_threads=False))  # this one's error has the row's number
+    if any(pa.types.is_binary(field.type) for field in table.schema):
+        raise pa.ArrowInvalid("not UTF-8")
+    return table
+
+
+class _Quotes(NamedTuple):
+    """Quotes that begin a field: a field needs them (for a quote, separator or line break), or all have them; and the
+    first line with one that does not end its field."""
+
+    needed: bool
+    misplaced: int | None
+
+
+def _quotes(path: Path, separator: bytes) -> _Quotes:
+    data = _open_text(path).read().removeprefix(b"\xef\xbb\xbf")
+    inside = rb'"([^"]*+(?:""[^"]*+)*+)"(?=[%b\r\n]|\Z)' % separator
+    needed = False
+    for match in re.finditer(rb'(?:\A|(?<=[%b\r\n]))(?:%b|")' % (separator, inside), data):
+        if match[1] is None:
+            return _Quotes(needed, data.count(b"\n", 0, match.start()) + 1)
+        needed = needed or not match.start() or any(mark in match[1] for mark in (b'"', separator, b"\n"))
+    return _Quotes(needed, None)
+
+
+def _any(table: pa.Table, holds: Callable[[pa.ChunkedArray], pa.ChunkedArray]) -> bool:
+    """Tell whether a condition holds for any string of the table."""
+    return any(pc.any(holds(column)).as_py() for column in table.columns if is_string(column.type))
+
+
+def _read_json(path: Path) -> pa.Table:
+    """Arrow makes times of strings that look like them: such columns are read again, as strings."""
+
+    def read(stream: pa.NativeFile, block: int) -> pa.Table:
+        return pa.json.read_json(stream, read_options=pa.json.ReadOptions(block_size=block), parse_options=parse)
+
+    parse = pa.json.ParseOptions()
+    table = _in_blocks(path, read)
+    schema = pa.schema([field.with_type(_without_times(field.type)) for field in table.schema])
+    if schema.equals(table.schema):
+        return table
+    parse = pa.json.ParseOptions(explicit_schema=schema)
+    return _in_blocks(path, read)
+
+
+def _without_times(kind: pa.DataType) -> pa.DataType:
+    """A type that JSON was read as, with strings in place of times."""
+    if is_list(kind):
+        return pa.list_(_without_times(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_without_times(field.type)) for field in kind])
+    return pa.string() if pa.types.is_timestamp(kind) else kind
+
+
+def _text_fault(path: Path, kind: str) -> str | None:
+    """The first fault of a text file that Arrow does not read, with its line; None where there is nothing to see."""
+    try:
+        data = _open_text(path).read()
+    except _UNREADABLE:
+        return None
+    return _encoding_fault(data) or (_json_fault(data) if kind == "jsonl" else None)
+
+
+def _encoding_fault(data: bytes) -> str | None:
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        what = f"byte {error.start} (0x{data[error.start]:02x}) is not UTF-8"
+        return f"line {line}: {what}; convert the file to UTF-8 (from Latin-1: iconv -f latin1 -t utf-8)"
+    return None
+
+
+def _json_fault(data: bytes) -> str | None:
+    """The first line that is no JSON object, or has a value of another kind than an earlier line."""
+    kinds: dict[str, tuple[str, int]] = {}
+    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        try:
+            row = json.loads(line) if line.strip() else {}
+        except (ValueError, RecursionError) as error:
+            return f"line {number}: no JSON object: {error}"
+        if not isinstance(row, dict):
+            return f"line {number}: expected an object, got {line[:40].decode(errors='replace')!r}; write one a line"
+        for name, value in row.items():
+            kind = _JSON_KINDS.get(type(value))  # none for null, which fits all
+            first, where = kinds.setdefault(name, (kind, number)) if kind else (kind, number)
+            if kind != first:
+                return f"line {number}: {name!r} is a {kind}, in line {where} a {first}; write all alike"
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -1,0 +1,181 @@
+"""Files as others write them: their values come back, or the line that is at fault is named."""
+
+import gzip
+import json
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from semid.data import Dataset, as_table, read_table, table_kind
+from semid.errors import SemidError
+
+ITEMS = pa.table({"item_id": list("abc"), "title": ["x", "y", "z"]})
+INTERACTIONS = pa.table({"user_id": ["u"] * 3, "item_id": list("abc"), "timestamp": [1, 2, 3]})
+
+
+def _read(path, content):
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return read_table(path).to_pydict()
+
+
+@pytest.mark.parametrize(
+    ("content", "ids", "titles"),
+    [
+        ('item_id\ttitle\na\t"Heroes" live\nb\t"two\nc\t"three"\n', "abc", ['"Heroes" live', '"two', '"three"']),
+        ('item_id\ttitle\na\t"say ""x"""\nb\t"1\n2"\nc\t"p\tq"\n', "abc", ['say "x"', "1\n2", "p\tq"]),
+        ('"item_id"\t"title"\n"a"\t"x"\n', "a", ["x"]),
+        ('item_id\ttitle\r\na\t5" tape\r\n', "a", ['5" tape']),
+    ],
+    ids=["none", "needed", "all", "inside"],
+)
+def test_tsv_has_quotes_only_where_the_file_shows_them(tmp_path, content, ids, titles):
+    assert _read(tmp_path / "i.tsv", content) == {"item_id": list(ids), "title": titles}
+
+
+def test_a_quote_that_swallows_lines_of_csv_is_named(tmp_path):
+    good = 'item_id,title\na,"x ""y"", z"\nb,"two\nlines"\n'
+    assert _read(tmp_path / "i.csv", good) == {"item_id": ["a", "b"], "title": ['x "y", z', "two\nlines"]}
+    for bad in ('c,"three\nd,four\n', 'c,"three\nd,"e" five\n'):
+        with pytest.raises(SemidError, match=r"i.csv: line 5: a field begins with a quote and does not end with it"):
+            _read(tmp_path / "i.csv", good + bad)
+
+
+def test_strings_of_jsonl_that_look_like_dates_are_strings(tmp_path):
+    rows = [
+        {"item_id": f"2024-01-0{day}", "tags": ["2001-01-01"], "more": {"on": "1999-12-31"}, "year": day}
+        for day in (1, 2)
+    ]
+    assert _read(tmp_path / "i.jsonl", "".join(json.dumps(row) + "\n" for row in rows)) == {
+        name: [row[name] for row in rows] for name in rows[0]
+    }
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_lines_of_any_length_are_read(tmp_path, suffix):
+    long = "x" * 2_500_000
+    content = f'item_id,title\na,"{long}"\nb,y\n' if suffix == "csv" else ""
+    content = content or f'{{"item_id": "a", "title": "{long}"}}\n{{"item_id": "b", "title": "y"}}\n'
+    assert _read(tmp_path / f"i.{suffix}", content) == {"item_id": ["a", "b"], "title": [long, "y"]}
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ('{"a": 1}\n{"a": \n', "line 2: no JSON object"),
+        ('{"a": 1}\n\n{"a": "x"}\n', "line 3: 'a' is a string, in line 1 a number; write all alike"),
+        ('[{"a": 1}]\n', "line 1: expected an object"),
+        (b'{"a": 1}\n{"a": "\xe9"}\n', r"line 2: byte 16 \(0xe9\) is not UTF-8"),
+        (b'{"a": 1}\n{"\xe9": 1}\n', r"line 2: byte 11 \(0xe9\) is not UTF-8"),
+    ],
+)
+def test_the_bad_line_of_jsonl_is_named(tmp_path, content, named):
+    with pytest.raises(SemidError, match=rf"i.jsonl: not readable as jsonl \({named}"):
+        _read(tmp_path / "i.jsonl", content)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_byte_order_mark_says_the_encoding(tmp_path, suffix, encoding):
+    separator = {"csv": ",", "tsv": "\t"}.get(suffix)
+    text = f"item_id{separator}title\na{separator}é\n" if separator else '{"item_id": "a", "title": "é"}\n'
+    assert _read(tmp_path / f"i.{suffix}", text.encode(encoding)) == {"item_id": ["a"], "title": ["é"]}
+
+
+def test_latin_1_is_refused_with_its_line(tmp_path):
+    for name in ("title", "color", "caf\xe9"):
+        with pytest.raises(SemidError, match=r"i.csv: .*line \d: byte \d+ \(0xe9\) is not UTF-8; convert .*iconv"):
+            _read(tmp_path / "i.csv", f"item_id,{name}\na,caf\xe9\n".encode("latin-1"))
+
+
+def test_a_short_line_of_csv_is_named(tmp_path):
+    with pytest.raises(SemidError, match=r"i.csv: .*Row #3: Expected 2 columns, got 1"):
+        _read(tmp_path / "i.csv", "item_id,title\na,b\nc\n")
+
+
+def test_compressed_text_is_read_by_its_suffix(tmp_path):
+    content = gzip.compress(b"item_id,title\na,x\n")
+    assert _read(tmp_path / "i.csv.gz", content) == {"item_id": ["a"], "title": ["x"]}
+    assert table_kind(tmp_path / "i.csv.gz") == "csv"
+    with pytest.raises(SemidError, match=r"i.csv.gz: not readable as csv"):
+        _read(tmp_path / "i.csv.gz", content[:20])
+
+
+def test_a_folder_of_parts_is_a_table(tmp_path):
+    """As Spark, Dask and BigQuery write it."""
+    folder = tmp_path / "items.parquet"
+    folder.mkdir()
+    for name, rows in (("part-0.snappy.parquet", slice(0, 1)), ("part-1.snappy.parquet", slice(1, 3))):
+        pq.write_table(ITEMS[rows], folder / name)
+    (folder / "_SUCCESS").touch()
+    (folder / ".part-0.parquet.crc").touch()
+    assert read_table(folder).equals(ITEMS)
+    assert table_kind(folder) == "parquet"
+    first = Dataset.from_tables(folder, INTERACTIONS, name="t").source["sha256"]
+    pq.write_table(pa.table({"item_id": ["b", "c"], "title": ["y", "w"]}), folder / "part-1.snappy.parquet")
+    assert Dataset.from_tables(folder, INTERACTIONS, name="t").source["sha256"] != first
+    pq.write_table(pa.table({"item_id": [True]}), folder / "part-2.parquet")
+    with pytest.raises(SemidError, match=r"items.parquet: its parts are no one table"):
+        read_table(folder)
+
+
+def test_other_folders_are_refused(tmp_path):
+    with pytest.raises(SemidError, match="has no files; expected a file, or a folder of parts"):
+        read_table(tmp_path)
+    (tmp_path / "day=1").mkdir()
+    with pytest.raises(SemidError, match="holds the folder day=1"):
+        read_table(tmp_path)
+    Dataset.from_tables(ITEMS, INTERACTIONS, name="t").save(tmp_path / "dataset")
+    with pytest.raises(SemidError, match="is an artifact of semid, not a table"):
+        read_table(tmp_path / "dataset")
+
+
+def test_damaged_text_in_parquet_is_refused(tmp_path):
+    bad = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff"]).buffers())
+    for table in (pa.table({"item_id": bad}), pa.table({"item_id": ["a"], "title": bad})):
+        pq.write_table(table, tmp_path / "i.parquet")
+        with pytest.raises(SemidError, match=r"i.parquet: not readable as parquet .*UTF8"):
+            read_table(tmp_path / "i.parquet")
+
+
+def test_frames_that_arrow_does_not_read_are_refused():
+    class Lazy:
+        columns = ("item_id",)
+
+    with pytest.raises(SemidError, match="got Lazy; collect a lazy frame, or make a table of it"):
+        as_table(Lazy())
+    with pytest.raises(SemidError, match=r"DataFrame that Arrow cannot hold \(Sparse pandas data \(column weight\)"):
+        as_table(pd.DataFrame({"item_id": ["a"], "weight": pd.arrays.SparseArray([1.0])}))
+
+
+def test_what_nothing_reads_is_listed():
+    numbers = np.arange(3)
+    items = ITEMS.append_column("price", pa.array(numbers)).append_column("empty", pa.nulls(3))
+    items = items.append_column("seen", pa.array([[1], [1, 2], [3]])).append_column("v", pa.array([[1, 2]] * 3))
+    interactions = INTERACTIONS.append_column("weight", pa.array(numbers)).append_column("rating", pa.array(numbers))
+    dataset = Dataset.from_tables(items, interactions, name="t")
+    assert dataset.unused == ("price", "empty", "seen", "weight", "rating")
+    assert dataset.vector_columns == ["v"]
+    assert Dataset.from_tables(ITEMS, INTERACTIONS, name="t").unused == ()
+
+
+@pytest.mark.parametrize("kind", [pa.int8(), pa.int64(), pa.uint8()])
+def test_vectors_of_integers_are_vectors(kind):
+    lists = pa.array([[1, 0, 5], [0, 1, 7], [1, 1, 100]], pa.list_(kind))
+    dataset = Dataset.from_tables(ITEMS.append_column("v", lists), INTERACTIONS, name="t")
+    np.testing.assert_array_equal(dataset.vectors("v"), lists.to_pylist())
+
+
+def test_times_that_are_text_are_read(tmp_path):
+    def times(values):
+        interactions = INTERACTIONS.set_column(2, "timestamp", pa.array(values))
+        return Dataset.from_tables(ITEMS, interactions, name="t").time.tolist()
+
+    assert times(["1700000000", "1700000001", "1700000002.5"]) == [1_700_000_000, 1_700_000_001, 1_700_000_002]
+    assert times(["0001-01-01", "2024-01-01", "9999-12-31"])[2] == 253_402_214_400
+    rows = [f"u{n % 50},{'abc'[n % 3]},{1_700_000_000 + n if n != 7777 else 'NULL'}\n" for n in range(10_000)]
+    (tmp_path / "x.csv").write_text("user_id,item_id,timestamp\n" + "".join(rows))
+    with pytest.raises(SemidError, match=r"^.*x.csv: row 7778, column 'timestamp': 'NULL' is no time[^\n]*$"):
+        Dataset.from_tables(ITEMS, tmp_path / "x.csv", name="t")
