@@ -57,9 +57,7 @@ class SimulatedConfig:
         if self.num_kinds < 2 or min(self.styles, self.favourites, self.next_kinds, self.successors) < 1:
             raise SemidError("expected 2 kinds or more, and styles, favourites, next_kinds and successors of 1 or more")
         if self.num_items < self.num_cells:
-            raise SemidError(
-                f"expected {self.num_cells} items or more, one of each kind and style, got {self.num_items}"
-            )
+            raise SemidError(f"expected {self.num_cells} items or more (kinds by styles), got {self.num_items}")
         if not (1 <= self.min_length <= self.mean_length <= self.max_length and self.num_users > 0):
             raise SemidError("expected num_users of 1 or more and 1 <= min_length <= mean_length <= max_length")
         if self.num_items - self.num_late <= self.max_length:
