@@ -293,5 +293,3 @@ class Dataset:
             origin=origin,
             encoders=read_encoders(path, origin.manifest.files),
         )
-
-
