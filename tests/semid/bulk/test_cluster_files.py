@@ -10,7 +10,7 @@ from distributed.cli.dask_scheduler import main as dask_scheduler
 from distributed.cli.dask_worker import main as dask_worker
 
 from semid.cli import main
-from semid.cli.app import Train
+from semid.cli.train import Train
 from semid.cli.tokenize import Tokenize
 from semid.training import processes
 
