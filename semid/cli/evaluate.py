@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,19 +14,24 @@ from semid import artifacts
 from semid.cli.console import console
 from semid.data import Dataset
 from semid.errors import SemidError
-from semid.recommender import Recommender, read_spec
+from semid.recommender import Recommender, is_repository
 from seq_models import RQTransformerConfig
 
 # The family that `semid train` trains unless another is named.
 _DEFAULT_FAMILY = RQTransformerConfig.name
+# Raised where the same request comes to give other figures, so that those of before are measured again.
+_VERSION = 1
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure models, popularity and bigram (and the oracle, where the dataset is simulated)."""
+    """Measure models, popularity and bigram (and the oracle, where the dataset is simulated).
 
-    model: tuple[Path, ...]
-    """Model folders."""
+    What the file holds of the same models, dataset and options is printed, not measured again.
+    """
+
+    model: tuple[str, ...]
+    """Model folders, or org/name of the Hugging Face hub (extra `hub`; then --out is needed)."""
     dataset: Path
     """Dataset folder."""
     split: Literal["validation", "test"] = "test"
@@ -46,56 +51,80 @@ class Evaluate:
     gains _validation and _seen_excluded with those options, and no examples are written then."""
 
     def run(self) -> None:
-        from semid.evaluation import against_exact, baselines, compare, example_users, write_metrics
-
         if not self.model:
             raise SemidError("evaluate: expected at least one model folder after --model, got none")
-        out = artifacts.try_file(self.out or self.model[0].absolute().parent / f"metrics{self._suffix}.json")
+        out = artifacts.try_file(self.out or self._folder() / f"metrics{self._suffix}.json")
+        # A folder's examples are those of its metrics.json.
         examples = artifacts.try_file(out.with_name("examples.json")) if self.out or not self._suffix else None
         dataset = Dataset.load(self.dataset)
         loaded = {path: Recommender.from_pretrained(path, catalog=self.catalog) for path in self.model}
         provenance = self._provenance(dataset, loaded)
-        models = {_name(path, self.model): model for path, model in loaded.items()}
+        models = {name: loaded[path] for path, name in _names(loaded).items()}
         if self.catalog is not None:
             provenance["catalog"] = next(iter(models.values())).catalog.digest
+        provenance["request"] = self._request(dataset, provenance)
+        if (before := _measured(out, provenance["request"])) and (examples is None or examples.is_file()):
+            self._print(before["rows"], before["provenance"]["beam_against_exact"])
+            console.print(f"{out}: measured before, of the same models, dataset and options; skipped")
+            return
+        self._measure(models, dataset, provenance, out, examples)
+        console.print(f"wrote {out}")
+
+    def _measure(
+        self,
+        models: dict[str, Recommender],
+        dataset: Dataset,
+        provenance: dict[str, Any],
+        out: Path,
+        examples: Path | None,
+    ) -> None:
+        """Measure, print, write the examples of the first model and then the metrics."""
+        from semid.evaluation import against_exact, baselines, compare, example_users, write_metrics
+
+        shared: dict[str, Any] = {"split": self.split, "beam_size": self.beam_size}
         measured = compare(
-            {**models, **baselines(dataset)},
-            dataset,
-            split=self.split,
-            ks=self.ks,
-            beam_size=self.beam_size,
-            exclude_seen=self.exclude_seen,
+            {**models, **baselines(dataset)}, dataset, **shared, ks=self.ks, exclude_seen=self.exclude_seen
         )
         seen = {"seen": "excluded"} if self.exclude_seen else {}
         rows = [{**metrics.row(name), **seen} for name, metrics in measured.items()]
-        first = next(iter(models))
         searched = {
-            name: against_exact(model, dataset, split=self.split, beam_size=self.beam_size)
-            for name, model in models.items()
-            if model.codes is not None
+            name: against_exact(model, dataset, **shared) for name, model in models.items() if model.codes is not None
         }
+        self._print(rows, searched)
+        first = next(iter(models))
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if examples is not None:
+            users = example_users(models[first], dataset, **shared, exclude_seen=self.exclude_seen)
+            artifacts.write_json(examples, users)
         provenance |= {"beam_against_exact": searched}
+        write_metrics(out, self.split, rows, measured[first].provenance | provenance)
+
+    def _print(self, rows: Sequence[dict], searched: Mapping[str, Mapping[str, Any]]) -> None:
         console.print(metrics_table(rows, self.ks))
         for name, search in searched.items():
             share = f"{search['exact_top_10_found']:.2%} of the exact top 10 ({search['users']} users)"
             console.print(f"{name}: a beam of {self.beam_size} finds {share}")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        if examples is not None:  # a folder's examples are those of its metrics.json
-            users = example_users(
-                models[first], dataset, split=self.split, beam_size=self.beam_size, exclude_seen=self.exclude_seen
-            )
-            artifacts.write_json(examples, users)
-        write_metrics(out, self.split, rows, measured[first].provenance | provenance)
-        console.print(f"wrote {out}")
+
+    def _folder(self) -> Path:
+        """The folder that holds the first model's. Raises SemidError for a model of the hub."""
+        if is_repository(self.model[0]):
+            raise SemidError(f"{self.model[0]}: a model of the hub has no folder here; name a file with --out")
+        return Path(self.model[0]).absolute().parent
+
+    def _request(self, dataset: Dataset, provenance: Mapping[str, Any]) -> str:
+        """Digest of all that determines the figures."""
+        given = {name: getattr(self, name) for name in ("model", "split", "ks", "beam_size", "exclude_seen")}
+        of_models = {name: provenance.get(name) for name in ("models", "catalog")}
+        return artifacts.sha256_json({"version": _VERSION, "dataset": dataset.digest, **of_models, **given})
 
     @property
     def _suffix(self) -> str:
         """Suffix of the file's name for figures other than those of test with seen items included."""
         return "_validation" * (self.split == "validation") + "_seen_excluded" * self.exclude_seen
 
-    def _provenance(self, dataset: Dataset, models: dict[Path, Recommender]) -> dict[str, Any]:
+    def _provenance(self, dataset: Dataset, models: dict[str, Recommender]) -> dict[str, Any]:
         """The models' digests; raises SemidError for a model of another dataset, unless that is asked for."""
-        origins = {str(path): model.origin for path, model in models.items() if model.origin is not None}
+        origins = {path: model.origin for path, model in models.items() if model.origin is not None}
         other = {path: origin.manifest.parents.get("dataset", "unknown") for path, origin in origins.items()}
         other = {path: digest for path, digest in other.items() if digest != dataset.digest}
         if other and not self.other_dataset:
@@ -118,16 +147,29 @@ def metrics_table(rows: Sequence[dict], ks: Sequence[int]) -> Table:
     return table
 
 
-def _name(path: Path, paths: tuple[Path, ...]) -> str:
-    """A model's name in tables: its kind; where two share that, its folder's; else its path."""
-    names, folders = [_label(p) for p in paths], [p.name for p in paths]
-    own = names[paths.index(path)]
-    if names.count(own) == 1:
-        return own
-    return path.name if folders.count(path.name) == 1 else str(path)
+def _names(models: Mapping[str, Recommender]) -> dict[str, str]:
+    """Names in tables, by path: a model's kind; where two share that, its folder's; else its path."""
+    labels, folders = {path: _label(model) for path, model in models.items()}, [Path(path).name for path in models]
+    names = {}
+    for path, label in labels.items():
+        folder = Path(path).name
+        named = folder if folders.count(folder) == 1 else path
+        names[path] = label if [*labels.values()].count(label) == 1 else named
+    return names
 
 
-def _label(path: Path) -> str:
+def _label(model: Recommender) -> str:
     """`semid` for the default family, the family's name for others; sasrec-content is SASRec with content vectors."""
-    spec = read_spec(path)
+    spec = model.spec
     return "semid" if spec.model.name == _DEFAULT_FAMILY else spec.model.label(num_features=spec.num_features)
+
+
+def _measured(file: Path, request: str) -> dict[str, Any] | None:
+    """The content of a file of metrics, where it answers this request."""
+    if not file.is_file():
+        return None
+    try:
+        content = artifacts.read_json(file)
+        return content if content["provenance"]["request"] == request else None
+    except (SemidError, KeyError, TypeError):  # written by something else, or by an earlier version
+        return None

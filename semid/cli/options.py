@@ -56,19 +56,19 @@ def hints(command: str, words: Sequence[str]) -> Iterator[None]:
     try:
         with contextlib.redirect_stderr(said):
             yield
-    except SystemExit as stop:
+    except (SystemExit, ValueError) as stop:
         if refusal := _refusal(stop):
             print(f"semid {command}: {_options_of(refusal, words)}{refusal}", file=sys.stderr)
-            raise SystemExit(stop.code) from None
+            raise SystemExit(2) from None
         sys.stderr.write(said.getvalue())
         given = {word.partition("=")[0] for word in words}
         for theirs, ours in _ELSEWHERE.items():
-            if theirs in given and stop.code:
+            if theirs in given and isinstance(stop, SystemExit) and stop.code:
                 print(f"semid {command}: {theirs} is called {ours} here", file=sys.stderr)
         raise
 
 
-def _refusal(stop: SystemExit) -> ValueError | None:
+def _refusal(stop: BaseException) -> ValueError | None:
     """The ValueError of a config of ours that made the parser stop."""
     error: BaseException | None = stop
     while error is not None:

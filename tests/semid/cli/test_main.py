@@ -113,6 +113,36 @@ def test_figures_of_other_kinds_have_files_of_their_own(home, tmp_path, options,
     assert {path.name for path in tmp_path.iterdir()} == {"model", name}  # examples go with metrics.json
 
 
+def test_what_was_measured_before_is_read(home, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("semid.evaluation.compare", lambda *_, **__: pytest.fail("measured again"))
+    line = "evaluate --model {h}/model --dataset {h}/dataset --split test --beam-size 20"
+    before = _tree(home)
+    run(line, h=home)
+    printed = capsys.readouterr().out
+    assert f"{home}/metrics.json: measured before" in printed
+    row = json.loads((home / "metrics.json").read_text())["rows"][0]
+    assert f"{row['recall@10']:.4f}" in printed
+    assert _tree(home) == before
+    for other in (line.replace("20", "21"), f"{line} --ks 5"):  # controls: another request, and a file that is gone
+        shutil.copy(home / "metrics.json", tmp_path / "m.json")
+        with pytest.raises(pytest.fail.Exception):
+            run(f"{other} --out {{t}}/m.json", h=home, t=tmp_path)
+    with pytest.raises(pytest.fail.Exception):
+        run(f"{line} --out {{t}}/m.json", h=home, t=tmp_path)  # without its examples
+
+
+def test_a_model_of_the_hub_is_named_like_a_folder(home, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(home / "model"))
+    line = "recommend --model {m} --history i1 -k 2 --beam-size 20"
+    run(line, m=home / "model")
+    expected = capsys.readouterr().out
+    run(line, m="org/name")
+    assert capsys.readouterr().out == expected
+    assert "name a file with --out" in fails(capsys, "evaluate --model org/name --dataset {h}/dataset", h=home)
+    run("package --model org/name --out {t}/package", t=tmp_path)
+    assert artifacts.read_artifact(tmp_path / "package", "model")
+
+
 def test_two_models_of_one_kind_are_told_apart(home, tmp_path):
     for name in ("a/model", "b/model"):
         shutil.copytree(home / "model", tmp_path / name)
