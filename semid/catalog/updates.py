@@ -123,24 +123,24 @@ class _Given:
         files: list[tuple[int, VectorFile]] = []
         inputs: list[str] = []
         for path in paths:
-            file = VectorFile.open(
-                path,
-                dim=tokenizer.dim,
-                id_column=id_column,
-                columns=columns or tokenizer.input_columns,
-                encoders=tokenizer.content_encoders,
-                others=True,
-            )
+            try:
+                file = VectorFile.open(
+                    path,
+                    dim=tokenizer.dim,
+                    id_column=id_column,
+                    columns=columns or tokenizer.input_columns,
+                    encoders=tokenizer.content_encoders,
+                    others=True,
+                )
+                blocks = list(file.blocks(_ROWS))
+            except (OSError, pa.ArrowException) as error:
+                raise SemidError(f"{path}: not readable ({str(error).splitlines()[0]}); check the file") from None
             inputs = inputs or list(columns or tokenizer.input_columns) or list(file.widths)
             if files and file.widths != files[0][1].widths:
                 raise SemidError(f"{path}: has vectors {file.widths}, but {paths[0]} has {files[0][1].widths}")
             files.append((sum(map(len, ids)), file))
-            try:
-                for block in file.blocks(_ROWS):
-                    ids.append(block.item_ids)
-                    found.append(_by_column(block))
-            except (OSError, pa.ArrowException) as error:
-                raise SemidError(f"{path}: not a readable Parquet file ({error})") from None
+            ids += [block.item_ids for block in blocks]
+            found += [_by_column(block) for block in blocks]
         if not sum(map(len, ids)):
             raise SemidError(f"{', '.join(paths) or 'no file'}: no item to append")
         vectors = {name: np.concatenate([one[name] for one in found]) for name in found[0]}

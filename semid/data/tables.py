@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ _TEXTS = ("title", "name", "text", "brand", "description", "category")
 _STRINGS = ("item_id", "user_id", "event", "image_path", *_TEXTS)  # never numbers: "007" keeps its zeros
 # Bytes of a text file that are parsed at once: at least a line, so that a longer line asks for more.
 _BLOCKS = (1 << 20, 1 << 24, 1 << 28)
+_BOM = b"\xef\xbb\xbf"
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 # What damaged files raise: the last for names of columns and the sizes that a header speaks of.
 _UNREADABLE = (pa.ArrowException, OSError, UnicodeError, OverflowError, MemoryError)
@@ -149,11 +150,11 @@ def _open_text(path: Path) -> pa.NativeFile:
     return pa.transcoding_input_stream(stream, "utf-16", "utf-8") if is_utf_16 else stream
 
 
-def _in_blocks(path: Path, read: Callable[[pa.NativeFile, int], pa.Table]) -> pa.Table:
-    """`read(stream, block)` with blocks that are large enough for the longest line."""
+def _in_blocks(read: Callable[[int], pa.Table]) -> pa.Table:
+    """`read(block)` with blocks that are large enough for the longest line."""
     for block in _BLOCKS:
         try:
-            return read(_open_text(path), block)
+            return read(block)
         except pa.ArrowInvalid as error:
             if "straddl" not in str(error) or block == _BLOCKS[-1]:
                 raise
@@ -191,14 +192,14 @@ def _read_separated(path: Path, separator: str, quote: str | bool, strings: Sequ
         column_types=dict.fromkeys(strings, pa.string()), null_values=[""], strings_can_be_null=True
     )
 
-    def read(stream: pa.NativeFile, block: int, use_threads: bool = True) -> pa.Table:
+    def read(block: int, use_threads: bool = True) -> pa.Table:
         options = pa.csv.ReadOptions(block_size=block, use_threads=use_threads)
-        return pa.csv.read_csv(stream, read_options=options, parse_options=parse, convert_options=convert)
+        return pa.csv.read_csv(_open_text(path), read_options=options, parse_options=parse, convert_options=convert)
 
     try:
-        table = _in_blocks(path, read)
+        table = _in_blocks(read)
     except pa.ArrowInvalid:
-        table = _in_blocks(path, functools.partial(read, use_threads=False))  # this one's error has the row's number
+        table = _in_blocks(functools.partial(read, use_threads=False))  # this one's error has the row's number
     if any(pa.types.is_binary(field.type) for field in table.schema):
         raise pa.ArrowInvalid("not UTF-8")
     return table
@@ -213,7 +214,7 @@ class _Quotes(NamedTuple):
 
 
 def _quotes(path: Path, separator: bytes) -> _Quotes:
-    data = _open_text(path).read().removeprefix(b"\xef\xbb\xbf")
+    data = _open_text(path).read().removeprefix(_BOM)
     inside = rb'"([^"]*+(?:""[^"]*+)*+)"(?=[%b\r\n]|\Z)' % separator
     needed = False
     for match in re.finditer(rb'(?:\A|(?<=[%b\r\n]))(?:%b|")' % (separator, inside), data):
@@ -231,16 +232,20 @@ def _any(table: pa.Table, holds: Callable[[pa.ChunkedArray], pa.ChunkedArray]) -
 def _read_json(path: Path) -> pa.Table:
     """Arrow makes times of strings that look like them: such columns are read again, as strings."""
 
-    def read(stream: pa.NativeFile, block: int) -> pa.Table:
-        return pa.json.read_json(stream, read_options=pa.json.ReadOptions(block_size=block), parse_options=parse)
+    def read(block: int) -> pa.Table:
+        options = pa.json.ReadOptions(block_size=block)
+        return pa.json.read_json(pa.BufferReader(data), read_options=options, parse_options=parse)
 
+    data = _open_text(path).read().removeprefix(_BOM)
+    if re.search(rb"(?m)^[ \t\r]*[^{\s]", data):  # where a block begins with null, Arrow ends the process
+        raise pa.ArrowInvalid("a line is no object")
     parse = pa.json.ParseOptions()
-    table = _in_blocks(path, read)
+    table = _in_blocks(read)
     schema = pa.schema([field.with_type(_without_times(field.type)) for field in table.schema])
     if schema.equals(table.schema):
         return table
     parse = pa.json.ParseOptions(explicit_schema=schema)
-    return _in_blocks(path, read)
+    return _in_blocks(read)
 
 
 def _without_times(kind: pa.DataType) -> pa.DataType:
@@ -274,19 +279,28 @@ def _encoding_fault(data: bytes) -> str | None:
 def _json_fault(data: bytes) -> str | None:
     """The first line that is no JSON object, or has a value of another kind than an earlier line."""
     kinds: dict[str, tuple[str, int]] = {}
-    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+    for number, line in enumerate(data.removeprefix(_BOM).split(b"\n"), 1):
         try:
             row = json.loads(line) if line.strip() else {}
         except (ValueError, RecursionError) as error:
             return f"line {number}: no JSON object: {error}"
         if not isinstance(row, dict):
             return f"line {number}: expected an object, got {line[:40].decode(errors='replace')!r}; write one a line"
-        for name, value in row.items():
-            kind = _JSON_KINDS.get(type(value))  # none for null, which fits all
-            first, where = kinds.setdefault(name, (kind, number)) if kind else (kind, number)
+        for name, kind in (found for key, value in row.items() for found in _json_kinds(key, value)):
+            first, where = kinds.setdefault(name, (kind, number))
             if kind != first:
-                return f"line {number}: {name!r} is a {kind}, in line {where} a {first}; write all alike"
+                return f"line {number}: {name!r} is {kind}, in line {where} {first}; write all alike"
     return None
+
+
+def _json_kinds(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Names and kinds of a value and of what it holds; null fits all kinds."""
+    if value is not None:
+        yield name, _JSON_KINDS[type(value)]
+    for inner in value if isinstance(value, list) else ():
+        yield from _json_kinds(f"{name}[]", inner)
+    for key, inner in value.items() if isinstance(value, dict) else ():
+        yield from _json_kinds(f"{name}.{key}", inner)
 
 
 def _first_line(error: BaseException) -> str:

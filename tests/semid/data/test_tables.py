@@ -65,8 +65,10 @@ def test_lines_of_any_length_are_read(tmp_path, suffix):
     ("content", "named"),
     [
         ('{"a": 1}\n{"a": \n', "line 2: no JSON object"),
-        ('{"a": 1}\n\n{"a": "x"}\n', "line 3: 'a' is a string, in line 1 a number; write all alike"),
+        ('{"a": 1}\n\n{"a": "x"}\n', "line 3: 'a' is string, in line 1 number; write all alike"),
+        ('{"a": [1, 2]}\n{"a": [{"b": 1}, "x"]}\n', r"line 2: 'a\[\]' is object, in line 1 number"),
         ('[{"a": 1}]\n', "line 1: expected an object"),
+        ("null\n", "line 1: expected an object"),  # Arrow's reader ends the process
         (b'{"a": 1}\n{"a": "\xe9"}\n', r"line 2: byte 16 \(0xe9\) is not UTF-8"),
         (b'{"a": 1}\n{"\xe9": 1}\n', r"line 2: byte 11 \(0xe9\) is not UTF-8"),
     ],
