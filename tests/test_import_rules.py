@@ -22,7 +22,7 @@ class Rule(NamedTuple):
     outside: set[str] | None = ANYTHING
 
 
-BASE = {"semid.errors", "semid.config", "semid.artifacts", "semid.arrow"}
+BASE = {"semid.errors", "semid.config", "semid.artifacts", "semid.arrow", "semid.progress"}
 ARRAYS = {"numpy", "pyarrow", "jaxtyping"}
 JAX = {"jax", "flax", "numpy", "jaxtyping"}
 EVERYTHING = {"semid", "quantizers", "seq_models", "experiments"}
@@ -34,6 +34,7 @@ RULES = {
     "seq_models": Rule(set(), JAX),
     # The base.
     "semid.errors": Rule(set(), set()),
+    "semid.progress": Rule(set(), {"rich"}),
     "semid.config": Rule({"semid.errors"}, set()),
     "semid.arrow": Rule({"semid.errors"}, {"numpy", "pyarrow", "jaxtyping"}),
     "semid.artifacts": Rule({"semid.errors", "semid.config"}, {"numpy", "safetensors"}),
@@ -41,12 +42,12 @@ RULES = {
     "semid.data": Rule(BASE, ARRAYS | {"PIL", "fsspec"}),
     "semid.data.builders": Rule(BASE | {"semid.data"}, ARRAYS | {"tensorflow_datasets"}),
     # What stands on data alone: none of these knows a tokenizer or a recommender.
-    "semid.training": Rule(BASE | {"semid.data"}, JAX | {"optax", "orbax", "grain", "rich", "tensorboardX"}),
+    "semid.training": Rule(BASE | {"semid.data"}, JAX | {"optax", "orbax", "grain", "tensorboardX"}),
     "semid.encoders": Rule(
         BASE | {"semid.data", "seq_models"},
         ARRAYS | JAX | {"scipy", "PIL", "safetensors", "sentencepiece", "tokenizers"},
     ),
-    "semid.graphs": Rule(BASE | {"semid.data"}, JAX | {"optax", "scipy", "rich"}),
+    "semid.graphs": Rule(BASE | {"semid.data"}, JAX | {"optax", "scipy"}),
     "semid.catalog": Rule(BASE | {"semid.data", "seq_models"}, ARRAYS | {"tokenizers"}),  # of seq_models the trie
     "semid.stage": Rule(BASE | {"semid.data", "semid.training"}, {"jax"}),
     "semid.evaluation": Rule(BASE | {"semid.data"}, ARRAYS),

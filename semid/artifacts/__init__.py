@@ -5,6 +5,7 @@ sha256 of every file, the digests of its parents, package versions, seed and dev
 """
 
 from semid.artifacts.files import (
+    check_finite,
     flush,
     load_metadata,
     load_tensors,
@@ -38,6 +39,7 @@ __all__ = [
     "Manifest",
     "Origin",
     "Place",
+    "check_finite",
     "check_output",
     "fill",
     "flush",

@@ -141,6 +141,13 @@ def load_tensors(path: Path) -> dict[str, np.ndarray]:
         return load_file(path)
 
 
+def check_finite(tensors: Mapping[str, np.ndarray], *, where: str | Path) -> None:
+    """Raise SemidError naming `where` and the first tensor that holds NaN or infinity."""
+    for name, tensor in tensors.items():
+        if not np.isfinite(tensor).all():
+            raise SemidError(f"{where}: tensor {name!r} holds values that are not finite; train or export it again")
+
+
 def load_metadata(path: Path) -> dict[str, str]:
     """Read the `metadata` of a safetensors file, as `save_tensors` wrote it.
 

@@ -80,6 +80,9 @@ class Origin:
     def __post_init__(self) -> None:
         object.__setattr__(self, "folder", self.folder.absolute())  # a process may change its working directory
 
+    def __repr__(self) -> str:
+        return f"Origin({str(self.folder)!r}, {self.manifest.kind} {self.digest[:12]})"
+
     @property
     def digest(self) -> str:
         """Digest of the artifact."""

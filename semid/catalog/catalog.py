@@ -53,6 +53,12 @@ class SemanticCatalog:
     origin: Origin | None = field(default=None, compare=False, repr=False)
     """The catalogue artifact that it is a version of."""
 
+    def __repr__(self) -> str:
+        sizes = " x ".join(map(str, self.level_sizes)) + (" with tie-break" if self.tie_break else "")
+        removed = f", {len(self) - self.num_active:,} removed" if self.num_active < len(self) else ""
+        origin = f", from {self.origin.folder}" if self.origin else ""
+        return f"SemanticCatalog({len(self):,} items, codes {sizes}{removed}{origin})"
+
     @classmethod
     def load(cls, folder: str | Path, version: int | None = None) -> SemanticCatalog:
         """Read the current, or a given, version of a catalogue folder, every file verified.

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from rich.progress import MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from semid import artifacts
@@ -19,6 +18,7 @@ from semid.config import choices
 from semid.data import Dataset
 from semid.errors import SemidError
 from semid.graphs import PpmiConfig, Signal, VectorColumn
+from semid.progress import show_progress
 from semid.recommender import Recommender
 from semid.tokenizers import (
     AlignmentConfig,
@@ -121,15 +121,14 @@ class _Files:
         tokenizer = SemanticTokenizer.from_pretrained(self.catalog)
         files = [found for pattern in self.input for found in find(pattern)]
         started, items = time.monotonic(), 0
-        with Progress(
-            *Progress.get_default_columns(), MofNCompleteColumn(), TextColumn("{task.fields[items]:,} items")
-        ) as progress:
-            task = progress.add_task("encoding files", total=len(files), items=0)
+        with show_progress("encoding", total=len(files), unit="files") as progress:
+            progress.say("compiling ...")
 
             def advance(new: int, done: int) -> None:
                 nonlocal items
                 items += new
-                progress.update(task, advance=done, items=items)
+                rate = items / (time.monotonic() - started)
+                progress.advance(progress.done + done, f"{items:,} items, {rate:,.0f} items/s")
 
             encoded = encode_files(
                 tokenizer,

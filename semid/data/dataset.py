@@ -61,6 +61,11 @@ class Dataset:
     unused: tuple[str, ...] = ()
     """Columns of the imported tables that nothing reads."""
 
+    def __repr__(self) -> str:
+        counts = f"{self.num_users:,} users, {self.num_items:,} items, {len(self.item):,} interactions"
+        vectors = f", vectors {', '.join(self.vector_columns)}" if self.vector_columns else ""
+        return f"Dataset({self.name!r}: {counts}{vectors}{f', from {self.origin.folder}' if self.origin else ''})"
+
     @classmethod
     def from_tables(
         cls,

@@ -15,6 +15,7 @@ from semid.data import Dataset, HeldOutItems, Histories
 from semid.data.simulated import SimulatedConfig, simulate
 from semid.evaluation.baselines import Bigram, Popularity
 from semid.evaluation.evaluator import Metrics, Ranker, evaluate, examples_for_ranker
+from semid.progress import show_progress
 
 
 def baselines(dataset: Dataset) -> dict[str, Ranker]:
@@ -43,14 +44,24 @@ def compare(
     beam_size: int = 50,
     exclude_seen: bool = False,
 ) -> dict[str, Metrics]:
-    """Metrics of each ranker by name; `beam_size` is for those that search (they have codes)."""
+    """Metrics of each ranker by name, with progress shown; `beam_size` is for those that search (they have codes)."""
+    users = len(dataset.splits.examples(split))
 
-    return {
-        name: evaluate(
-            ranker, dataset, split=split, ks=ks, exclude_seen=exclude_seen, **_search_options(ranker, beam_size)
-        )
-        for name, ranker in rankers.items()
-    }
+    def measure(name: str, ranker: Ranker) -> Metrics:
+        with show_progress(f"evaluating {name}", total=users, unit="users") as progress:
+            if ranker.codes is not None:
+                progress.say("compiling ...")
+            return evaluate(
+                ranker,
+                dataset,
+                split=split,
+                ks=ks,
+                exclude_seen=exclude_seen,
+                progress=lambda done, total: progress.advance(done),
+                **_search_options(ranker, beam_size),
+            )
+
+    return {name: measure(name, ranker) for name, ranker in rankers.items()}
 
 
 def _search_options(ranker: Ranker, beam_size: int) -> dict[str, Any]:

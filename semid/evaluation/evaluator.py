@@ -56,6 +56,11 @@ class Metrics:
     per_example: dict[str, Float[np.ndarray, " n"]]
     provenance: dict[str, Any]
 
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in self.values.items() if name in self.per_example)
+        source = "/".join(str(self.provenance[name]) for name in ("dataset", "split") if name in self.provenance)
+        return f"Metrics({shown}; {self.provenance.get('examples', 0):,} examples{f' of {source}' if source else ''})"
+
     def row(self, model: str) -> dict[str, str | float]:
         """One row of `metrics.json`."""
         return {"model": model, **self.values}

@@ -22,6 +22,7 @@ from semid.data import Dataset, Histories
 from semid.errors import SemidError
 from semid.graphs.cooccurrence import interactions_matrix
 from semid.graphs.signals import Signal
+from semid.progress import show_progress
 
 _WIDTH = 8  # neighbors per row of the graph: summing gathered columns is several times faster than a scatter of edges
 
@@ -78,8 +79,6 @@ def train_lightgcn(
 
     Nodes without any get zero vectors. Deterministic by seed on one machine. Raises SemidError without any interaction.
     """
-    from rich.progress import track
-
     matrix = interactions_matrix(histories, num_items=num_items, num_users=num_users)
     graph = make_graph(matrix)
     users, items = (jnp.asarray(index, jnp.int32) for index in matrix.tocoo().coords)
@@ -87,10 +86,13 @@ def train_lightgcn(
     ego = 0.1 * jax.random.normal(start_key, (num_users + num_items, config.dim))
     optimizer = optax.adam(config.learning_rate)
     state = (ego, optimizer.init(ego))
-    for epoch in track(range(config.epochs), description="training LightGCN"):
-        epoch_key = jax.random.fold_in(key, epoch)
-        state = _epoch(state, graph, users, items, epoch_key, num_users=num_users, config=config)
-        jax.block_until_ready(state)
+    with show_progress("training LightGCN", total=config.epochs, unit="epochs") as progress:
+        progress.say("compiling ...")
+        for epoch in range(config.epochs):
+            epoch_key = jax.random.fold_in(key, epoch)
+            state = _epoch(state, graph, users, items, epoch_key, num_users=num_users, config=config)
+            jax.block_until_ready(state)
+            progress.advance(epoch + 1)
     final = np.asarray(_propagated(state[0], graph, layers=config.layers))
     final = np.where(_degrees(matrix)[:, None] > 0, final, np.float32(0))
     return LightGCN(items=final[num_users:], users=final[:num_users])

@@ -41,10 +41,12 @@ def write_model(folder: Path, spec: ModelSpec, params: Any, items: ItemData) -> 
 
 
 def read_model(folder: Path) -> tuple[ModelSpec, ItemModel, ItemData]:
-    """Read what `write_model` wrote. Raises SemidError naming the file and tensor that does not fit."""
+    """Read what `write_model` wrote. Raises SemidError naming file and tensor that does not fit or is not finite."""
     spec, file = read_spec(folder), folder / _PARAMETERS
     graph, state = nnx.split(nnx.eval_shape(lambda: spec.build(seed=0)))  # drawing parameters takes a second
-    model = nnx.merge(graph, replace_leaves(state, artifacts.load_tensors(file), where=str(file)))
-    tensors = artifacts.load_tensors(folder / _ITEMS)
+    parameters, tensors = artifacts.load_tensors(file), artifacts.load_tensors(folder / _ITEMS)
+    artifacts.check_finite(parameters, where=file)
+    artifacts.check_finite(tensors, where=folder / _ITEMS)
+    model = nnx.merge(graph, replace_leaves(state, parameters, where=str(file)))
     standardizer = Standardizer(tensors[_MEAN], tensors[_SCALE]) if _MEAN in tensors else None
     return spec, model, ItemData(tensors.get("features"), tensors["train_counts"], standardizer)

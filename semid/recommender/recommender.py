@@ -53,6 +53,9 @@ class Recommendations:
     item_ids: list[list[str]]
     scores: Float[np.ndarray, "histories k"]
 
+    def __repr__(self) -> str:
+        return f"Recommendations({self.scores.shape[1]} items for each of {len(self.item_ids):,} histories)"
+
 
 class Recommender:
     """A trained model and its catalogue: recommends items to histories of items.
@@ -90,6 +93,11 @@ class Recommender:
         self.origin: Origin | None = None  # the artifact of this very model, if there is one
         self.catalog_updated = False  # it recommends from a later version of its catalogue than the origin holds
         self._scorer = self._build_scorer(model)
+
+    def __repr__(self) -> str:
+        parameters = sum(np.size(leaf) for leaf in jax.tree.leaves(self._scorer.params))
+        origin = f", from {self.origin.folder}" if self.origin else ""
+        return f"Recommender({self.spec.model.name}, {parameters:,} parameters, {len(self.catalog):,} items{origin})"
 
     @property
     def item_ids(self) -> pa.Array:

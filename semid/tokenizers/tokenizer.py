@@ -110,6 +110,11 @@ class SemanticTokenizer:
     encoders: tuple[StoredEncoder, ...] = ()
     """Content encoders of the dataset of the fit, which make vector columns of raw ones."""
 
+    def __repr__(self) -> str:
+        sizes = " x ".join(map(str, self.config.method.level_sizes))
+        columns = f", columns {', '.join(self.columns)}" if self.columns else ""
+        return f"SemanticTokenizer({type(self.config.method).__name__} {sizes}{columns})"
+
     @classmethod
     def fit(
         cls, dataset: Dataset, config: TokenizerConfig, *, seed: int, folder: Path, mesh: Mesh | None = None
@@ -250,8 +255,9 @@ class SemanticTokenizer:
     ) -> SemanticTokenizer:
         """The tokenizer of `tensors()`, its config, columns and content encoders.
 
-        Raises SemidError naming `where` if they do not fit.
+        Raises SemidError naming `where` if they do not fit or are not finite.
         """
+        artifacts.check_finite(tensors, where=where)
         tensors = dict(tensors)
         standardizer = Standardizer(tensors.pop("standardizer/mean"), tensors.pop("standardizer/scale"))
         named = {name.removeprefix("model/"): value for name, value in tensors.items()}

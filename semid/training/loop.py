@@ -14,11 +14,12 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from semid.errors import SemidError
+from semid.progress import LOG
 from semid.training.batches import as_rows, batches
 from semid.training.checkpoints import Checkpoints
 from semid.training.mesh import divisible_batch_size, gathered, make_mesh, put_batch
 from semid.training.optimizers import OptimizerConfig, make_optimizer
-from semid.training.processes import from_first
+from semid.training.processes import from_first, stop_requested
 from semid.training.state import (
     Combine,
     Loss,
@@ -124,7 +125,9 @@ def train(task: Task, config: TrainingConfig, *, run: RunFolder, seed: int, mesh
     Where there are several processes each calls this with the same arguments and gets the same model; each reads its
     own rows, all see one folder, and only the first writes the history. `task.validate` runs on each, on arrays of its
     own; the scores of the first count.
-    Raises SemidError when the loss is not finite, with the step and the last good checkpoint.
+    Raises SemidError when the loss is not finite, with the step and the last good checkpoint. After SIGTERM a
+    checkpoint is written at once (with several processes, at the next step that is logged), and SystemExit of status 0
+    raised.
     """
     mesh, rows = make_mesh() if mesh is None else mesh, as_rows(task.rows)
     size = divisible_batch_size(config.batch_size, rows=len(rows), mesh=mesh, accumulate=config.accumulate)
@@ -158,13 +161,30 @@ def train(task: Task, config: TrainingConfig, *, run: RunFolder, seed: int, mesh
         ) as tracker:
             validation = _Validation(task, mesh, tracker, checkpoints, iterator, every, num_steps, config.patience)
             log = _log_hook(tracker, validation, config.log_every)
-            hooks: list[Hook] = [log, *task.hooks(steps_per_epoch), validation]
-            if not validation.out_of_patience(first):
-                state = fit(state, step, device_batches, num_steps=num_steps, hooks=hooks)
+            if not (validation.due(first) and validation.out_of_patience(first)):
+                tracker.say("compiling ...")
+                with stop_requested(every=config.log_every) as stop:
+                    hooks = [log, *task.hooks(steps_per_epoch), _stop_hook(stop, validation)]
+                    state = fit(state, step, device_batches, num_steps=num_steps, hooks=hooks)
         best = checkpoints.restore(state, checkpoints.best_step or num_steps)
         return with_variables(task.model, *jax.device_get(gathered((best.params, best.rest), mesh)))
     finally:
         checkpoints.close()
+
+
+def _stop_hook(stop: Callable[[int], bool], validation: _Validation) -> Hook:
+    """A hook that validates, and ends the process with a checkpoint when a scheduler asks for that."""
+
+    def end(at: int, state: TrainState, metrics: dict[str, Any]) -> TrainState:
+        state = validation(at, state, metrics)
+        if stop(at):
+            if not validation.due(at):
+                validation.checkpoints.save(state, validation.iterator)
+            LOG.warning("stopped at step %d of %d; the same command goes on from there", at, validation.num_steps)
+            raise SystemExit(0)
+        return state
+
+    return end
 
 
 def _log_hook(tracker: Tracker, validation: _Validation, every: int) -> Hook:

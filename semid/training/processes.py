@@ -1,32 +1,37 @@
-"""Multi-process runs, with one process per host or per device: joining, broadcasting, work of the first process."""
+"""Processes of a run, one per host or per device: joining, broadcasting, work of the first, stopping together."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Callable
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental.multihost_utils import broadcast_one_to_all
+from jax.experimental.multihost_utils import broadcast_one_to_all, process_allgather
 
 from semid.errors import SemidError
 
 _OURS = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-_LAUNCHERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")  # how many processes they started; JAX finds the rest
+# How many processes these launchers started. Of one alone JAX would make a cluster, and show it one device of several.
+_LAUNCHERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 
 
 def join_processes() -> None:
-    """Join the other processes of this run, if the environment names any; call it before anything touches a device.
+    """Join the other processes of this run, if there are any; call it before anything touches a device.
 
-    Either JAX_COORDINATOR_ADDRESS (host:port of the first), JAX_NUM_PROCESSES and JAX_PROCESS_ID are all set, or Slurm
-    or Open MPI started several. Raises SemidError if the three do not fit together.
+    Either JAX_COORDINATOR_ADDRESS (host:port of the first), JAX_NUM_PROCESSES and JAX_PROCESS_ID are all set, or JAX
+    detects the cluster: Cloud TPU, GKE, Kubernetes jobs, Slurm, Open MPI. Raises SemidError if the three do not fit
+    together, or if the processes of a cluster do not meet.
     """
     given = {name: os.environ[name] for name in _OURS if os.environ.get(name)}
     if not given:
-        if any(int(os.environ.get(name) or 1) > 1 for name in _LAUNCHERS):
-            jax.distributed.initialize()
+        _join_cluster()
         return
     if missing := [name for name in _OURS if name not in given]:
         raise SemidError(f"{', '.join(given)} set without {', '.join(missing)}; set all of {', '.join(_OURS)}, or none")
@@ -34,6 +39,53 @@ def join_processes() -> None:
     if not (count.isdecimal() and index.isdecimal() and int(index) < int(count)):
         raise SemidError(f"expected 0 <= JAX_PROCESS_ID < JAX_NUM_PROCESSES, got {index} and {count}")
     jax.distributed.initialize(address, int(count), int(index), cluster_detection_method="deactivate")
+
+
+def _join_cluster() -> None:
+    """Join the processes of a cluster that JAX knows; nothing on a machine of which it knows none."""
+    if jax.distributed.is_initialized() or any(os.environ.get(name) == "1" for name in _LAUNCHERS):
+        return
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Kubernetes environment detected")  # a pod need not be one of several
+            jax.distributed.initialize()
+    except (ValueError, RuntimeError) as error:
+        if not str(error).startswith(_NO_CLUSTER):
+            why = " ".join(str(error).split())[:300]
+            raise SemidError(f"the processes of this cluster do not meet ({why}); set {', '.join(_OURS)}") from None
+
+
+# What `initialize` says where it detects no cluster; and in a process that has used a device, which works alone.
+_NO_CLUSTER = ("coordinator_address should be defined", "jax.distributed.initialize() must be called before")
+
+
+@contextlib.contextmanager
+def stop_requested(*, every: int) -> Iterator[Callable[[int], bool]]:
+    """Yield a function that says of a step whether the run should end after it, on all processes the same.
+
+    It should after SIGTERM, which schedulers send before they take a machine away; while the context lasts the main
+    thread handles that signal here. Several processes ask each other at every `every`th step.
+    """
+    told = threading.Event()
+    answered = False
+
+    def stop(step: int) -> bool:
+        nonlocal answered
+        if jax.process_count() == 1:
+            answered = told.is_set()
+        elif step % every == 0:
+            answered = bool(process_allgather(np.int32(told.is_set())).any())
+        return answered
+
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, lambda number, frame: told.set()) if in_main_thread else None
+    try:
+        yield stop
+    finally:
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+        if told.is_set() and not answered:  # it came after the last step
+            signal.raise_signal(signal.SIGTERM)
 
 
 def from_first(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Training log: one JSON line per record, a progress bar, and TensorBoard events on request."""
+"""Training log: one JSON line per record, progress, and TensorBoard events on request."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, SupportsFloat
+from typing import Any, SupportsFloat
 
 from semid import artifacts
 from semid.errors import SemidError
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
+from semid.progress import show_progress
 
 HISTORY = "history.jsonl"
 
@@ -38,7 +36,7 @@ def naming(path: Path, advice: str = _GO_ON) -> Iterator[None]:
 
 
 class Tracker:
-    """A log of scalars in `history.jsonl` with a progress bar; a resumed run drops the records after its first step.
+    """A log of scalars in `history.jsonl` with progress shown; a resumed run drops the records after its first step.
 
     With `tensorboard`, the same scalars go to event files next to it (extra `tensorboard`).
     """
@@ -54,17 +52,16 @@ class Tracker:
                 rewritten.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
         self._events = _event_writer(folder, first_step) if tensorboard else None
         self._file = self.path.open("ab", buffering=0)
-        self._progress = _progress_bar()
-        self._task = self._progress.add_task(title, total=num_steps, completed=first_step, note="")
+        self._progress = show_progress(title, total=num_steps, unit="steps", done=first_step)
 
     def __enter__(self) -> Tracker:
-        self._progress.start()
+        self._progress.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        self._progress.__exit__()
         self._file.close()
         if self._events is not None:
             self._events.close()
@@ -90,8 +87,12 @@ class Tracker:
                 raise
 
     def advance(self, step: int, note: str) -> None:
-        """Move the progress bar to `step`, followed by a short note."""
-        self._progress.update(self._task, completed=step, note=note)
+        """Show progress up to `step`, with a short note."""
+        self._progress.advance(step, note)
+
+    def say(self, text: str) -> None:
+        """Show what is under way before the next step is done."""
+        self._progress.say(text)
 
 
 class NullTracker(Tracker):
@@ -112,6 +113,9 @@ class NullTracker(Tracker):
     def advance(self, step: int, note: str) -> None:
         del step, note
 
+    def say(self, text: str) -> None:
+        del text
+
 
 def read_history(path: Path) -> list[dict[str, Any]]:
     """The records of a `history.jsonl`; a last line cut short by a kill is left out.
@@ -131,20 +135,6 @@ def _record(line: bytes, where: str) -> dict[str, Any]:
     if not isinstance(record, dict) or type(record.get("step")) is not int:
         raise SemidError(f"{where}: not a record of a training log; delete the file")
     return record
-
-
-def _progress_bar() -> Progress:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    return Progress(TextColumn("{task.description}"), *columns, TextColumn("{task.fields[note]}"))
 
 
 def _event_writer(folder: Path, first_step: int) -> Any:

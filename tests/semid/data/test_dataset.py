@@ -48,6 +48,12 @@ def assert_same(a, b):
         assert getattr(a, name).dtype == getattr(b, name).dtype
 
 
+def test_a_dataset_is_one_line_in_a_notebook(tmp_path):
+    line = "Dataset('shop': 2 users, 4 items, 6 interactions, vectors half, single"
+    assert repr(build()) == f"{line})"
+    assert repr(build().save(tmp_path / "d")) == f"{line}, from {tmp_path}/d)"
+
+
 def test_build_maps_ids_and_sorts_by_user_and_time():
     dataset = build()
     assert (dataset.num_users, dataset.num_items) == (2, 4)

@@ -67,6 +67,12 @@ def test_values_of_a_fixed_list_counted_by_hand(dataset):
     assert "code_recall@1" not in result.values
 
 
+def test_metrics_are_one_line_in_a_notebook(dataset, bigram):
+    result = evaluate(bigram, dataset, ks=(5,))
+    values = ", ".join(f"{name} {result.values[name]:.4f}" for name in ("recall@5", "ndcg@5", "mrr"))
+    assert repr(result) == f"Metrics({values}; {USERS} examples of tiny/test)"
+
+
 def test_segments_divide_the_examples(dataset, bigram):
     result = evaluate(bigram, dataset)
     counts = result.provenance["segment_examples"]

@@ -356,6 +356,33 @@ def test_every_file_of_a_model_is_verified(model, tmp_path):
     Recommender.from_pretrained(tmp_path / "model")
 
 
+@pytest.mark.parametrize("file", ["model.safetensors", "items.safetensors"])
+def test_a_model_that_is_not_finite_is_refused(tmp_path, file):
+    with artifacts.write_artifact(tmp_path / "model", kind="model", config={}) as folder:
+        _make("codes", _catalog()).write(folder)
+        tensors = artifacts.load_tensors(folder / file)
+        name = next(name for name, tensor in tensors.items() if tensor.dtype == np.float32)
+        tensors[name].flat[-1] = np.nan
+        artifacts.save_tensors(folder / file, tensors)
+    with pytest.raises(
+        SemidError, match=rf"/model/{file}: tensor '{name}' holds values that are not finite; train or "
+    ):
+        Recommender.from_pretrained(tmp_path / "model")
+
+
+def test_a_model_and_its_parts_are_one_line_in_a_notebook(model, tmp_path):
+    assert repr(model.catalog) == "SemanticCatalog(24 items, codes 5 x 4 x 3 with tie-break)"
+    made = repr(model)
+    assert made.startswith(f"Recommender({model.spec.model.name}, ")
+    assert made.endswith(" parameters, 24 items)")
+    with artifacts.write_artifact(tmp_path / "model", kind="model", config={}) as folder:
+        model.write(folder)
+    loaded = Recommender.from_pretrained(tmp_path / "model")
+    assert repr(loaded) == f"{made.removesuffix(')')}, from {tmp_path}/model)"
+    top = repr(loaded.recommend(_histories(4), k=5, beam_size=BEAM))
+    assert top == "Recommendations(5 items for each of 4 histories)"
+
+
 def test_unknown_ids_stop_or_are_dropped(model):
     with pytest.raises(SemidError, match=r"history 1: unknown item id 'x' \(2 of 3 unknown\).*--skip-unknown"):
         model.recommend([["i1"], ["x", "i1", "y"]])

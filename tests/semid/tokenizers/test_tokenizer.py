@@ -77,6 +77,17 @@ def made(request, tmp_path_factory):
     return dataset, config, catalog, folder / "catalog"
 
 
+def test_a_tokenizer_that_is_not_finite_is_refused(made):
+    tokenizer = SemanticTokenizer.from_pretrained(made[3])
+    kind = type(made[1].method).__name__
+    assert repr(tokenizer) == f"SemanticTokenizer({kind} 4 x 4, columns {', '.join(tokenizer.columns)})"
+    for name, tensor in (tensors := tokenizer.tensors()).items():
+        bad = np.full_like(tensor, np.inf) if np.issubdtype(tensor.dtype, np.floating) else tensor
+        if bad is not tensor:
+            with pytest.raises(SemidError, match=f"^here: tensor '{name}' holds values that are not finite"):
+                SemanticTokenizer.from_tensors(made[1], {**tensors, name: bad}, columns=(), where="here")
+
+
 def test_the_artifact_holds_what_it_should(made):
     dataset, config, catalog, folder = made
     trained = isinstance(config.method, RQVaeConfig)

@@ -1,9 +1,12 @@
 """The loop and the run around it, with a model whose path is known and a validation that is scripted."""
 
 import dataclasses
+import os
 import shutil
+import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
@@ -26,6 +29,7 @@ from semid.training import (
     read_history,
     train,
 )
+from semid.training.processes import stop_requested
 
 
 def count(step):
@@ -212,6 +216,47 @@ def test_a_run_that_broke_goes_on_from_its_last_checkpoint(tmp_path):
     assert position(resumed) == 6, "the best of before the break"
     run(tmp_path / "b", Script(0.1, 0.2, 0.9, 0.3, 0.4, 0.5))
     assert read_history(tmp_path / "a" / "history.jsonl") == read_history(tmp_path / "b" / "history.jsonl")
+
+
+@pytest.mark.parametrize("stopped_at", [3, 8, 12])
+def test_sigterm_ends_with_a_checkpoint_to_go_on_from(tmp_path, stopped_at, caplog):
+    def tell(at, state, metrics):
+        if at == stopped_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return state
+
+    scores = [0.1, 0.2, 0.9, 0.3, 0.4, 0.5]
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stop:
+        run(tmp_path / "a", Script(*scores), hooks=[tell])
+    assert (stop.value.code, signal.getsignal(signal.SIGTERM)) == (0, handler)
+    assert caplog.messages[-1] == f"stopped at step {stopped_at} of 12; the same command goes on from there"
+    rest = Script(*scores[stopped_at // 2 :])
+    assert position(run(tmp_path / "a", rest)) == 6
+    assert [round(-at / RATE) for at in rest.seen] == [step for step in (2, 4, 6, 8, 10, 12) if step > stopped_at]
+    run(tmp_path / "b", Script(*scores))  # control
+    assert (tmp_path / "a" / "history.jsonl").read_bytes() == (tmp_path / "b" / "history.jsonl").read_bytes()
+
+
+def test_a_signal_after_the_last_step_goes_to_whom_it_went_before():
+    told = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
+    try:
+        with stop_requested(every=1) as stop:
+            assert not stop(1)
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert told == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_thread_handles_no_signals():
+    def work():
+        with stop_requested(every=1) as stop:
+            return stop(1)
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(work).result() is False
 
 
 @pytest.mark.parametrize(

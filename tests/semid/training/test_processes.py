@@ -1,7 +1,9 @@
 """Two processes that share four devices each train as one process with eight does."""
 
+import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -57,8 +59,14 @@ def loss(model, batch, tables, context):
     return optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets).mean(), {}
 
 
-def run(folder: Path, *, epochs: float = 3.0) -> nnx.Module:
-    """Train `Next` on all devices of all processes, four steps an epoch."""
+def run(folder: Path, *, epochs: float = 3.0, told_at: int | None = None) -> nnx.Module:
+    """Train `Next` on all devices of all processes, four steps an epoch; the last process is sent SIGTERM at a step."""
+
+    def hook(at, state, metrics):
+        if at == told_at and jax.process_index() == jax.process_count() - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return state
+
     rng = np.random.default_rng(0)
     rows = SingleRows(Histories.from_lists([rng.integers(0, ITEMS, 9).tolist() for _ in range(8)]), max_history=4)
     examples = rows[np.arange(len(rows))]
@@ -67,7 +75,15 @@ def run(folder: Path, *, epochs: float = 3.0) -> nnx.Module:
         logits = model(jnp.asarray(examples.history))
         return {"score": float(jnp.mean(logits.argmax(-1) == examples.targets))}
 
-    task = Task(Next(nnx.Rngs(0)), loss, rows, tables=jnp.zeros(ITEMS), validate=validate, select="score")
+    task = Task(
+        Next(nnx.Rngs(0)),
+        loss,
+        rows,
+        tables=jnp.zeros(ITEMS),
+        validate=validate,
+        select="score",
+        hooks=lambda steps: [hook],
+    )
     return train(
         task,
         TrainingConfig(epochs=epochs, batch_size=16, optimizer=OptimizerConfig(learning_rate=0.03), log_every=1),
@@ -103,6 +119,11 @@ def worker(folder: Path) -> None:
     np.savez(folder / f"{rank}.npz", **trained)
     again = leaves(run(folder / "run"))
     assert all((again[name] == value).all() for name, value in trained.items())
+    with pytest.raises(SystemExit, match=r"^0$"):
+        run(folder / "stopped", told_at=5)
+    assert max(int(path.name) for path in (folder / "stopped").iterdir() if path.name.isdigit()) == 5
+    resumed = leaves(run(folder / "stopped"))
+    assert all((resumed[name] == value).all() for name, value in trained.items())
     said = []
     try:
         run(folder / "run", epochs=1.0)
@@ -197,8 +218,9 @@ def calls(monkeypatch) -> list:
 @pytest.mark.parametrize(
     ("values", "made"),
     [
-        ({}, []),
+        ({}, [((), {})]),
         ({"SLURM_STEP_NUM_TASKS": "1"}, []),
+        ({"OMPI_COMM_WORLD_SIZE": "1"}, []),
         ({"SLURM_STEP_NUM_TASKS": "2"}, [((), {})]),
         ({"OMPI_COMM_WORLD_SIZE": "4"}, [((), {})]),
         (
@@ -207,11 +229,40 @@ def calls(monkeypatch) -> list:
         ),
     ],
 )
-def test_processes_are_joined_if_the_environment_names_them(calls, monkeypatch, values, made):
+def test_processes_are_joined_if_the_environment_or_jax_names_them(calls, monkeypatch, values, made):
     for name, value in values.items():
         monkeypatch.setenv(name, value)
     join_processes()
     assert calls == made
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ValueError("coordinator_address should be defined."), None),
+        (RuntimeError("jax.distributed.initialize() must be called before any JAX calls"), None),
+        (RuntimeError("Barrier timed\nout"), "the processes of this cluster do not meet .Barrier timed out.; set JAX_"),
+        (ValueError("Number of processes must be defined."), "the processes of this cluster do not meet .Number"),
+    ],
+)
+def test_a_cluster_that_is_none_and_one_that_does_not_meet(calls, monkeypatch, error, message):
+    def initialize():
+        raise error
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    with contextlib.nullcontext() if message is None else pytest.raises(SemidError, match=f"^{message}"):
+        join_processes()
+
+
+def test_jax_says_what_is_taken_for_no_cluster():
+    """The real one, in a process that has used devices and in one that has not."""
+    jax.devices()
+    join_processes()
+    script = "import jax\nfrom semid.training import join_processes\njoin_processes()\nprint(jax.process_count())"
+    hidden = ("SLURM_", "OMPI_", "KUBERNETES_", "TPU_", "JAX_COORDINATOR")
+    alone = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=alone, check=True)
+    assert done.stdout == "1\n"
 
 
 @pytest.mark.parametrize(

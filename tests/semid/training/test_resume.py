@@ -1,5 +1,5 @@
-"""Training killed with signal 9 at random moments and started again ends on the bits of an unbroken run; to rounding
-where it goes on with other devices."""
+"""Training killed with signal 9 at random moments, or told to end, and started again ends on the bits of an unbroken
+run; to rounding where it goes on with other devices."""
 
 import json
 import random
@@ -86,6 +86,15 @@ def kill_at(process: subprocess.Popen, out: Path, *, step: int, delay: float) ->
     return steps_done(out)
 
 
+def tell_to_end(process: subprocess.Popen, out: Path, *, after: int) -> int:
+    """Signal 15 once the run has recorded a step after that one; the last step recorded by its end."""
+    while steps_done(out) <= after and process.poll() is None:
+        time.sleep(0.005)
+    process.terminate()
+    finish(process)
+    return steps_done(out)
+
+
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory) -> tuple[Path, Path]:
     """Two runs that nobody killed, with seeds 0 and 1."""
@@ -101,6 +110,9 @@ def test_killed_runs_end_on_the_same_bits(unbroken, tmp_path):
         step = draw.randrange(first, first + 12)
         killed_at.append(kill_at(start(out), out, step=step, delay=draw.uniform(0, 0.1)))
         assert not out.exists()
+        if first == 2:
+            stopped_at = tell_to_end(start(out), out, after=killed_at[0])
+            assert out.with_name("model.checkpoints").joinpath(str(stopped_at)).is_dir()
     assert killed_at == sorted(killed_at), killed_at
     assert killed_at[-1] < STEPS, "the last kill came too late to show anything"
     finish(start(out))
