@@ -10,8 +10,8 @@ from distributed.cli.dask_scheduler import main as dask_scheduler
 from distributed.cli.dask_worker import main as dask_worker
 
 from semid.cli import main
-from semid.cli.train import Train
 from semid.cli.tokenize import Tokenize
+from semid.cli.train import Train
 from semid.training import processes
 
 DOCS = Path(__file__).parents[3] / "docs"
