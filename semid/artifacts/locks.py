@@ -54,6 +54,7 @@ def locked(file: Path, path: Path) -> Iterator[None]:
     Raises SemidError naming host, number and time of the owner; of one on another machine, whose end is not seen from
     here, with the file to delete.
     """
+    missing = [folder for folder in file.parents if not folder.exists()]
     file.parent.mkdir(parents=True, exist_ok=True)
     descriptor = _acquire(file, path)
     try:
@@ -62,6 +63,9 @@ def locked(file: Path, path: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):  # the folder may be gone, or the disk
             file.unlink()  # first: whoever opened it in the meantime finds that it is another file's name now
         os.close(descriptor)
+        with contextlib.suppress(OSError):  # work that failed leaves no empty folders
+            for folder in missing:
+                folder.rmdir()
 
 
 def _acquire(file: Path, path: Path) -> int:
