@@ -37,8 +37,7 @@ CHECKED = (
     "quantizers",
     "seq_models",
     *(f"semid/{name}" for name in ("artifacts", "bulk", "catalog", "data", "encoders", "evaluation", "generators")),
-    *(f"semid/{name}" for name in ("graphs", "report", "tokenizers", "training", "test_")),
-    *(f"semid/joint/test_{name}" for name in ("bank", "codes", "model", "surgery", "terms")),
+    *(f"semid/{name}" for name in ("graphs", "joint", "report", "tokenizers", "training", "test_")),
     "test_",
 )
 install_import_hook(["quantizers", "seq_models", "semid"], "shapes.checked")
