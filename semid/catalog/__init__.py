@@ -4,21 +4,24 @@ from semid.catalog.catalog import (
     CATALOG_FILE,
     TOKENIZER_CONFIG,
     TOKENIZER_FILE,
+    CatalogPath,
     SemanticCatalog,
     copy_tokenizer_files,
     level_name,
 )
 from semid.catalog.collisions import Collisions, Residuals
 from semid.catalog.export import Format, export, read_tokens
-from semid.catalog.updates import append, remove
+from semid.catalog.updates import Known, append, remove
 from semid.catalog.versions import Version
 
 __all__ = [
     "CATALOG_FILE",
     "TOKENIZER_CONFIG",
     "TOKENIZER_FILE",
+    "CatalogPath",
     "Collisions",
     "Format",
+    "Known",
     "Residuals",
     "SemanticCatalog",
     "Version",

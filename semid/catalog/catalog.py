@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +18,7 @@ from jaxtyping import Bool, Int
 from semid import artifacts
 from semid.arrow import read_parquet, to_lists, to_matrix, write_parquet
 from semid.artifacts import Kind, Origin
-from semid.catalog.changes import BaseVersion, Change, ItemCodes, read_changes, replay
+from semid.catalog.changes import STATE_COLUMNS, BaseVersion, Change, ItemCodes, read_changes, replay
 from semid.data import Id, as_ids, is_encoder_file
 from semid.errors import SemidError
 
@@ -25,6 +26,33 @@ CATALOG_FILE = "catalog.parquet"
 # Files of the tokenizer that made the codes: its arrays and, in a model's folder, its config.
 TOKENIZER_FILE = "tokenizer.safetensors"
 TOKENIZER_CONFIG = "tokenizer.config.json"
+
+
+class CatalogPath(NamedTuple):
+    """A catalogue's folder and a version of it, None for the current one."""
+
+    folder: Path
+    version: int | None
+
+    @classmethod
+    def parse(cls, name: str | Path, version: int | None = None) -> CatalogPath:
+        """Parse FOLDER or FOLDER@VERSION; a folder whose own name is so is that. Raises SemidError for two versions."""
+        folder, at, number = str(name).rpartition("@")
+        if not at or Path(name).exists():
+            return cls(Path(name), version)
+        if not number.isdecimal():
+            raise SemidError(f"{name}: expected FOLDER or FOLDER@VERSION, such as catalog@3")
+        if version not in (None, int(number)):
+            raise SemidError(f"{name}: names version {number}, and version {version} is asked for; name one")
+        return cls(Path(folder), int(number))
+
+    @classmethod
+    def writable(cls, name: str | Path) -> Path:
+        """The folder, to write its next version. Raises SemidError where a version is named."""
+        found = cls.parse(name)
+        if found.version is not None:
+            raise SemidError(f"{name}: a new version follows the current one; leave out @{found.version}")
+        return found.folder
 
 
 def copy_tokenizer_files(origin: Origin, folder: Path) -> None:
@@ -61,16 +89,16 @@ class SemanticCatalog:
 
     @classmethod
     def load(cls, folder: str | Path, version: int | None = None) -> SemanticCatalog:
-        """Read the current, or a given, version of a catalogue folder, every file verified.
+        """Read the current, or a given, version of a catalogue folder, every file verified; "folder@3" is version 3.
 
         Raises SemidError naming a file that does not fit.
         """
-        folder = Path(folder)
+        folder, version = CatalogPath.parse(folder, version)
         manifest = artifacts.read_artifact(folder, Kind.CATALOG)
         catalog = cls.read(folder / CATALOG_FILE).with_origin(Origin(folder, manifest))
         tokenizer = manifest.files.get(TOKENIZER_FILE, "")
         base = BaseVersion(folder, manifest.digest, tokenizer, catalog.level_sizes)
-        return catalog.after(list(read_changes(base, version, columns=("item_id", "codes"))))
+        return catalog.after(list(read_changes(base, version, columns=STATE_COLUMNS)))
 
     def after(self, changes: Sequence[Change]) -> SemanticCatalog:
         """Catalogue after these changes. Raises SemidError naming the file and the item that does not fit."""

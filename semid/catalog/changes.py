@@ -3,18 +3,22 @@
 Each is one small file that says which version it makes of which (by digest, as commits do), so that a replica that
 applies the files in order has the same catalogue, and a file that was edited, lost or brought twice is found. An item's
 codes never change: a removed item keeps its row and codes, and is active again if it returns.
+
+Two files more, without which a catalogue is the same: `snapshots/000100.parquet` is what the changes up to that version
+come to, and is read in their place; `head.json` names the last version, so that the loss of its file is found.
 """
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -26,17 +30,33 @@ from semid import artifacts
 from semid.arrow import to_matrix, write_parquet
 from semid.errors import SemidError
 
-SCHEMA_VERSION = 1
-FOLDER = "changes"
+SCHEMA_VERSION = 2
+FOLDER, _SNAPSHOTS = "changes", "snapshots"
 _HEADER = b"semid.change"
+_HEAD = "head.json"
 _NAME = re.compile(r"[0-9]{6,}\.parquet")
+# Columns that say what a change does to items; all others are vectors.
+STATE_COLUMNS = ("item_id", "codes", "active")
 
 
 class ChangeKind(enum.Enum):
     """Kinds of changes."""
 
     APPEND = "append"
+    """Items that are new, or were removed."""
     REMOVE = "remove"
+    """Items that are there."""
+    UPDATE = "update"
+    """Items with new content, those that are there included."""
+    REVERT = "revert"
+    """Known items, those that are active then and those that are not."""
+    SNAPSHOT = "snapshot"
+    """All items that the changes up to a version touched: no change, but in their place."""
+
+    @property
+    def has_codes(self) -> bool:
+        """Its items have codes, and new ones are taken."""
+        return self not in (ChangeKind.REMOVE, ChangeKind.REVERT)
 
 
 @dataclass(frozen=True)
@@ -55,15 +75,36 @@ class Header:
     items: int
     """Number of items."""
     columns: dict[str, str]
-    """sha256 of each column: item_id, and of an append codes and vectors."""
+    """sha256 of each column: item_id, codes and vectors where it has them, and active where items may be either."""
     created: str
     """When, in UTC."""
     schema_version: int = SCHEMA_VERSION
+    active: int | None = None
+    """Active items of the version that it makes; None in schema 1."""
+    sources: dict[str, int] = field(default_factory=dict)
+    """sha256 of the files that were appended, and by which version."""
+    stands_for: str = ""
+    """Digest of the version that a snapshot stands for; empty: a change."""
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Its JSON form, without what its schema version does not have."""
+        return {name: value for name, value in asdict(self).items() if name in _fields(self.schema_version)}
 
     @property
     def digest(self) -> str:
         """Digest of the version that it makes: of this header, and through its parent of every version before."""
-        return artifacts.sha256_json(asdict(self))
+        return artifacts.sha256_json(self.record)
+
+    @property
+    def change_kind(self) -> ChangeKind:
+        return ChangeKind(self.kind)
+
+
+def _fields(schema_version: int) -> set[str]:
+    """Names of a header's fields."""
+    later = {"active", "sources", "stands_for"} if schema_version < 2 else set()
+    return {one.name for one in fields(Header)} - later
 
 
 class Change(NamedTuple):
@@ -97,27 +138,95 @@ def change_file(folder: Path, version: int) -> Path:
     return folder / FOLDER / f"{version:06}.parquet"
 
 
-def read_changes(base: BaseVersion, version: int | None, *, columns: Sequence[str] | None) -> Iterator[Change]:
-    """The changes up to a version (None: all) in order, each checked to follow the one before; see `read_change`."""
-    folder = base.folder
-    files = [path for path in (folder / FOLDER).glob("*") if _NAME.fullmatch(path.name)]
-    last = max((int(path.stem) for path in files), default=0)
-    if version is not None and not 0 <= version <= last:
-        raise SemidError(f"{folder}: has versions 0 to {last}, and not {version}")
-    digest = base.digest
-    for number in range(1, (last if version is None else version) + 1):
+def snapshot_file(folder: Path, version: int) -> Path:
+    """File of the snapshot of a version."""
+    return folder / _SNAPSHOTS / f"{version:06}.parquet"
+
+
+class Files(NamedTuple):
+    """Versions that a catalogue's folder has: `last` by its changes and its head, and those that have a snapshot."""
+
+    last: int
+    snapshots: list[int]
+
+
+def list_files(folder: Path) -> Files:
+    """The versions of a folder. Raises SemidError where the head is not readable."""
+
+    def versions(of: str) -> list[int]:
+        return sorted(int(path.stem) for path in (folder / of).glob("*") if _NAME.fullmatch(path.name))
+
+    return Files(max([0, *versions(FOLDER), _read_head(folder)]), versions(_SNAPSHOTS))
+
+
+def _read_head(folder: Path) -> int:
+    """The last version that was made here, as far as is known."""
+    file = folder / _HEAD
+    if not file.exists():
+        return 0
+    head = artifacts.read_json(file)
+    version = head.get("version") if isinstance(head, dict) else None
+    if type(version) is not int or head != _head(version):
+        raise SemidError(f"{file}: is not what was written; check the versions (semid catalog history) and delete it")
+    return version
+
+
+def _head(version: int) -> dict[str, Any]:
+    return {"version": version, "digest": artifacts.sha256_json(["head", version])}
+
+
+def read_changes(
+    base: BaseVersion, version: int | None, *, columns: Sequence[str] | None, snapshots: bool = True
+) -> Iterator[Change]:
+    """The changes up to a version (None: all) in order, each checked to follow the one before; see `read_change`.
+
+    With `snapshots`, the latest one stands first in place of the changes that it comes of.
+    """
+    folder, found = base.folder, list_files(base.folder)
+    if version is not None and not 0 <= version <= found.last:
+        raise SemidError(f"{folder}: has versions 0 to {found.last}, and not {version}")
+    last, first, digest = found.last if version is None else version, 0, base.digest
+    if snapshots and (earlier := [one for one in found.snapshots if one <= last]):
+        first = earlier[-1]
+        snapshot = read_snapshot(base, first, columns)
+        digest = snapshot.header.stands_for
+        yield snapshot
+    for number in range(first + 1, last + 1):
         file = change_file(folder, number)
         change = read_change(file, columns)
         header = change.header
-        if header.version != number or header.parent != digest:
+        if header.version != number or header.parent != digest or header.change_kind is ChangeKind.SNAPSHOT:
             raise SemidError(
                 f"{file}: makes version {header.version} of {header.parent[:12]}, expected version {number} of "
                 f"{digest[:12]}: it does not follow the one before; restore {folder / FOLDER} from a copy"
             )
-        if header.tokenizer != base.tokenizer or header.level_sizes != base.level_sizes:
-            raise SemidError(f"{file}: made with another tokenizer than that of {folder}; restore it from a copy")
+        _check_tokenizer(base, change)
         digest = header.digest
         yield change
+
+
+def read_snapshot(base: BaseVersion, version: int, columns: Sequence[str] | None) -> Change:
+    """Read the snapshot of a version, with these of its columns (None: all), verified against the change itself.
+
+    Raises SemidError naming the file.
+    """
+    file = snapshot_file(base.folder, version)
+    snapshot, made = read_change(file, columns), read_change(change_file(base.folder, version), ())
+    header = snapshot.header
+    if (header.version, header.parent, header.stands_for) != (version, base.digest, made.header.digest):
+        raise SemidError(
+            f"{file}: is not a snapshot of version {version} of this catalogue; delete it, and run semid catalog "
+            "compact again"
+        )
+    _check_tokenizer(base, snapshot)
+    return snapshot
+
+
+def _check_tokenizer(base: BaseVersion, change: Change) -> None:
+    if change.header.tokenizer != base.tokenizer or change.header.level_sizes != base.level_sizes:
+        raise SemidError(
+            f"{change.file}: made with another tokenizer than that of {base.folder}; restore it from a copy"
+        )
 
 
 def read_change(file: Path, columns: Sequence[str] | None) -> Change:
@@ -144,12 +253,14 @@ def _header(file: Path, metadata: dict[bytes, bytes]) -> Header:
     try:
         data = json.loads(metadata[_HEADER])
         version = data["schema_version"]
+        if type(version) is not int:
+            raise TypeError
     except (KeyError, ValueError, TypeError):
         raise SemidError(f"{file}: not a change of a catalogue, as semid catalog append or remove writes") from None
     if version > SCHEMA_VERSION:
         raise SemidError(f"{file}: schema version {version} is newer than {SCHEMA_VERSION}; upgrade semid to read it")
     digest = data.pop("digest", None)
-    if set(data) != {field.name for field in fields(Header)}:
+    if set(data) != _fields(version) or not isinstance(data["level_sizes"], list):
         raise SemidError(f"{file}: its header is not of schema version {version}; restore it from a copy")
     header = Header(**data | {"level_sizes": tuple(data["level_sizes"])})
     if header.digest != digest or header.kind not in {kind.value for kind in ChangeKind}:
@@ -158,12 +269,13 @@ def _header(file: Path, metadata: dict[bytes, bytes]) -> Header:
 
 
 def write_change(folder: Path, header: Header, items: pa.Table) -> None:
-    """Write a change, whole or not at all.
+    """Write a change or a snapshot, whole or not at all.
 
     Raises SemidError where another process came first, and where the disk does not take it.
     """
-    file = change_file(folder, header.version)
-    metadata = {_HEADER: json.dumps({**asdict(header), "digest": header.digest})}
+    is_snapshot = header.change_kind is ChangeKind.SNAPSHOT
+    file = (snapshot_file if is_snapshot else change_file)(folder, header.version)
+    metadata = {_HEADER: json.dumps({**header.record, "digest": header.digest})}
     table = items.select(list(header.columns)).replace_schema_metadata(metadata)
     try:
         if not file.parent.is_dir():
@@ -171,6 +283,9 @@ def write_change(folder: Path, header: Header, items: pa.Table) -> None:
             artifacts.flush(folder)
         with artifacts.write_once(file) as temporary:
             write_parquet(table, temporary)
+        if not is_snapshot:  # a kill before this leaves a head that lags behind, which harms nobody
+            with contextlib.suppress(OSError):
+                artifacts.write_json(folder / _HEAD, _head(header.version))
     except FileExistsError:
         raise SemidError(f"{file}: another process made this version in the meantime; run this again") from None
     except (OSError, pa.ArrowException) as error:
@@ -187,25 +302,37 @@ def replay(base: ItemCodes, changes: Sequence[Change], *, level_sizes: tuple[int
     removed = np.zeros(len(base.item_ids) + len(touched), bool)
     removed[: len(base.item_ids)] = base.removed
     for change in changes:
-        appends = change.header.kind == ChangeKind.APPEND.value
-        own = _checked_codes(change, level_sizes) if appends else None
+        kind = change.header.change_kind
+        own = _checked_codes(change, level_sizes) if kind.has_codes else None
+        active = _active(change)
         for place, item in enumerate(change.items["item_id"].to_pylist()):
             known = next(in_base)
             row = rows.get(item) if known is None else known
             if row is None and own is not None:
                 rows[item] = len(base.item_ids) + len(rows)
                 fresh.append(own[place])
-            elif row is None or removed[row] != appends:
+                removed[rows[item]] = not active[place]
+            elif row is None or (kind in _STRICT and removed[row] != active[place]):
                 fault = "is not in the catalogue" if row is None or removed[row] else "is in the catalogue already"
                 raise SemidError(f"{change.file}: item {item!r} (row {place + 1}) {fault}: no {change.header.kind}")
             else:
                 before = base.codes[row] if row < len(base.item_ids) else fresh[row - len(base.item_ids)]
                 if own is not None and (own[place] != before).any():
                     raise SemidError(f"{change.file}: item {item!r} (row {place + 1}) comes back with other codes")
-                removed[row] = not appends
+                removed[row] = not active[place]
     ids = pa.concat_arrays([base.item_ids, pa.array(list(rows), pa.string())])
     codes = np.concatenate([base.codes, np.reshape(fresh, (-1, len(level_sizes))).astype(np.int32)])
     return ItemCodes(ids, codes, removed[: len(codes)])
+
+
+_STRICT = (ChangeKind.APPEND, ChangeKind.REMOVE)  # what they do must not be done yet
+
+
+def _active(change: Change) -> list[bool]:
+    """Which of a change's items are active after it."""
+    if "active" in change.header.columns:
+        return change.items["active"].to_pylist()
+    return [change.header.change_kind is not ChangeKind.REMOVE] * change.items.num_rows
 
 
 def _checked_codes(change: Change, level_sizes: tuple[int, ...]) -> np.ndarray:
@@ -223,10 +350,32 @@ def _checked_codes(change: Change, level_sizes: tuple[int, ...]) -> np.ndarray:
     return codes
 
 
+def given_vectors(change: Change, name: str, places: Sequence[int | None]) -> Iterator[tuple[int, np.ndarray]]:
+    """Vectors of a column that a change gives, float32, with the places of their items; None: not asked for."""
+    column = change.items[name].combine_chunks()
+    if not pa.types.is_fixed_size_list(column.type):  # a snapshot's
+        offsets, values = column.offsets.to_numpy(), column.values.to_numpy()
+        given = column.is_valid().to_pylist()
+        yield from (
+            (place, values[offsets[row] : offsets[row + 1]])
+            for row, place in enumerate(places)
+            if place is not None and given[row]
+        )
+        return
+    matrix = to_matrix(column).astype(np.float32)
+    yield from ((place, matrix[row]) for row, place in enumerate(places) if place is not None)
+
+
 def column_digest(column: pa.ChunkedArray) -> str:
     """sha256 of a column's values, however a file stores them."""
     if pa.types.is_fixed_size_list(column.type):
         total = hashlib.sha256(str([str(column.type.value_type), column.type.list_size]).encode())
         total.update(np.ascontiguousarray(to_matrix(column)).tobytes())
+        return total.hexdigest()
+    if pa.types.is_list(column.type):  # a snapshot's vectors, null where an item has none
+        values = column.combine_chunks()
+        lengths = pc.fill_null(pc.list_value_length(values), -1).to_numpy()
+        total = hashlib.sha256(str(column.type.value_type).encode() + lengths.astype(np.int64).tobytes())
+        total.update(values.flatten().to_numpy().tobytes())
         return total.hexdigest()
     return artifacts.sha256_json(column.to_pylist())

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import enum
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from semid import artifacts
 from semid.arrow import to_lists
-from semid.catalog.catalog import SemanticCatalog
+from semid.catalog.catalog import CatalogPath, SemanticCatalog
 from semid.catalog.changes import ChangeKind, change_file
 from semid.catalog.collisions import Collisions, Residuals, place
 from semid.catalog.versions import Version, commit, current
-from semid.data import Block, ContentEncoder, Id, VectorFile, as_ids
+from semid.data import Block, ContentEncoder, Id, VectorFile, as_ids, storage
 from semid.errors import SemidError
 
 # Rows that are read at once.
@@ -45,13 +46,31 @@ class Encoder(Protocol):
     def last_residuals(self, vectors: Float[np.ndarray, "n dim"], codes: Int[np.ndarray, "n level"]) -> Residuals: ...
 
 
+class Known(enum.Enum):
+    """What happens to items that are in the catalogue already."""
+
+    ERROR = "error"
+    """They are refused, and with them all others."""
+    SKIP = "skip"
+    """They stay as they are, and are counted."""
+    UPDATE = "update"
+    """They get the vectors that are given, and keep their codes."""
+
+
 class Appended(NamedTuple):
-    """The version that came of it, and how many items are new, came back, and did not get their nearest codes."""
+    """The version that came of it: the one before where there was nothing to append.
+
+    `moved` of the `new` items did not get their nearest codes, `restored` ones came back. `applied` files were appended
+    before, by the versions that are named, and count for nothing.
+    """
 
     version: Version
     new: int
     restored: int
     moved: int
+    skipped: int
+    updated: int
+    applied: dict[str, int]
 
 
 def append(
@@ -61,6 +80,7 @@ def append(
     tokenizer: Encoder,
     id_column: str = "item_id",
     columns: Sequence[str] | None = None,
+    known: Known = Known.ERROR,
 ) -> Appended:
     """Append the items of files (Parquet, CSV, TSV or JSONL) to a catalogue, as its next version.
 
@@ -68,23 +88,37 @@ def append(
     `encode_files`; its content encoders make those that a file lacks of the raw columns. All other vectors, given or
     made, are kept with them, for models that read them. Codes are those of the frozen tokenizer; where another item,
     or a removed one, has them, the catalogue's own collision policy finds others for the newcomer, in the order of the
-    input. An item that was removed comes back with its old codes.
+    input. An item that was removed comes back with its old codes. A file that was appended before, as its sha256 tells,
+    is left out as long as any of its items is there.
     Raises SemidError naming file, column and row of what cannot be read or encoded, of an id that is given twice or is
-    in the catalogue, and of an item for which no codes are left.
+    in the catalogue (unless `known` says otherwise), and of an item for which no codes are left.
     """
-    folder = Path(folder)
+    folder = CatalogPath.writable(folder)
     before = current(folder)
     artifacts.try_file(change_file(folder, before.number + 1))
     given = _Given.read([str(path) for path in inputs], tokenizer, id_column=id_column, columns=columns)
-    rows, known = before.catalog.find_rows(given.item_ids)
-    given.check_new(known & before.catalog.active[rows])
-    codes, moved = _placed(before.catalog, tokenizer, given, np.flatnonzero(~known))
-    codes[known] = before.catalog.codes[rows[known]]
+    rows, is_known = before.catalog.find_rows(given.item_ids)
+    active = is_known & before.catalog.active[rows]
+    applied = given.applied(before.sources, active)
+    kept = given.outside(applied)
+    skipped = 0
+    if known is Known.SKIP:
+        again = active | given.repeated()
+        skipped, kept = int(again[kept].sum()), kept[~again[kept]]
+    given.check_new(kept, active if known is Known.ERROR else np.zeros_like(active))
+    if not len(kept):
+        return Appended(before, 0, 0, 0, skipped, 0, applied)
+    codes, moved = _placed(before.catalog, tokenizer, given, kept[~is_known[kept]])
+    codes[is_known] = before.catalog.codes[rows[is_known]]
     table = pa.table({"item_id": given.item_ids, "codes": to_lists(codes)})
     for name, vectors in given.vectors.items():
         table = table.append_column(name, to_lists(vectors))
-    after = commit(folder, before, ChangeKind.APPEND, table)
-    return Appended(after, int((~known).sum()), int(known.sum()), moved)
+    updated = int(active[kept].sum())
+    kind = ChangeKind.UPDATE if updated else ChangeKind.APPEND
+    sources = [digest for path, digest in given.digests.items() if path not in applied]
+    after = commit(folder, before, kind, table.take(pa.array(kept)), sources=sources)
+    new = int((~is_known[kept]).sum())
+    return Appended(after, new, len(kept) - new - updated, moved, skipped, updated, applied)
 
 
 def remove(folder: str | Path, item_ids: Iterable[Id]) -> Version:
@@ -92,6 +126,7 @@ def remove(folder: str | Path, item_ids: Iterable[Id]) -> Version:
 
     Raises SemidError for an id that is unknown, removed already or given twice, and where no item would be left.
     """
+    folder = CatalogPath.writable(folder)
     before, ids = current(folder), as_ids(item_ids)
     if not len(ids):
         raise SemidError("expected at least one item to remove, got none")
@@ -114,6 +149,8 @@ class _Given:
     vectors: dict[str, Float[np.ndarray, "n _"]]
     files: list[tuple[int, VectorFile]]
     """Each file with the place of its first item."""
+    digests: dict[str, str]
+    """sha256 of each file."""
 
     @classmethod
     def read(cls, paths: Sequence[str], tokenizer: Encoder, *, id_column: str, columns: Sequence[str] | None) -> _Given:
@@ -144,7 +181,27 @@ class _Given:
         if not sum(map(len, ids)):
             raise SemidError(f"{', '.join(paths) or 'no file'}: no item to append")
         vectors = {name: np.concatenate([one[name] for one in found]) for name in found[0]}
-        return cls(pa.concat_arrays(ids), inputs, vectors, files)
+        return cls(pa.concat_arrays(ids), inputs, vectors, files, {path: storage.sha256(path) for path in paths})
+
+    def _rows_of_files(self) -> dict[str, Int[np.ndarray, " rows"]]:
+        ends = [first for first, _ in self.files[1:]] + [len(self.item_ids)]
+        return {file.path: np.arange(first, end) for (first, file), end in zip(self.files, ends, strict=True)}
+
+    def applied(self, sources: Mapping[str, int], active: Bool[np.ndarray, " n"]) -> dict[str, int]:
+        """Files that were appended before, and by which version, of which some item is `active`."""
+        rows = self._rows_of_files()
+        before = {path: sources[digest] for path, digest in self.digests.items() if digest in sources}
+        return {path: version for path, version in before.items() if active[rows[path]].any()}
+
+    def outside(self, files: Container[str]) -> Int[np.ndarray, " kept"]:
+        """Items of all other files."""
+        rows = [rows for path, rows in self._rows_of_files().items() if path not in files]
+        return np.concatenate([np.zeros(0, np.int64), *rows])
+
+    def repeated(self) -> Bool[np.ndarray, " n"]:
+        """Tell which items are given before in the input."""
+        codes = self.item_ids.dictionary_encode().indices.to_numpy()
+        return ~np.isin(np.arange(len(codes)), np.unique(codes, return_index=True)[1])
 
     @property
     def encoded(self) -> Float[np.ndarray, "n dim"]:
@@ -156,14 +213,18 @@ class _Given:
         first, file = next((first, file) for first, file in reversed(self.files) if first <= item)
         return f"{file.at(file.id_column, item - first)}: item {self.item_ids[item].as_py()!r}"
 
-    def check_new(self, active: np.ndarray) -> None:
-        """Raises SemidError for items that are in the catalogue, or twice in the input."""
-        for item in np.flatnonzero(active)[:1].tolist():
-            raise SemidError(f"{self.at(item)} is in the catalogue already; its codes never change, leave it out")
-        codes = self.item_ids.dictionary_encode().indices.to_numpy()
+    def check_new(self, kept: Int[np.ndarray, " kept"], active: Bool[np.ndarray, " n"]) -> None:
+        """Raises SemidError for `kept` items that are in the catalogue, or twice among them."""
+        for item in kept[active[kept]][:1].tolist():
+            raise SemidError(
+                f"{self.at(item)} is in the catalogue already; its codes never change, leave it out (--known skip), or "
+                "give it new content (--known update)"
+            )
+        codes = self.item_ids.dictionary_encode().indices.to_numpy()[kept]
         first = np.unique(codes, return_index=True)[1]
-        for item in np.setdiff1d(np.arange(len(codes)), first)[:1].tolist():
-            raise SemidError(f"{self.at(item)} is given twice, before as {self.at(int(first[codes[item]]))}")
+        for twice in np.setdiff1d(np.arange(len(codes)), first)[:1].tolist():
+            before = kept[np.flatnonzero(codes == codes[twice])[0]]
+            raise SemidError(f"{self.at(int(kept[twice]))} is given twice, before as {self.at(int(before))}")
 
 
 def _by_column(block: Block) -> dict[str, Float[np.ndarray, "n _"]]:

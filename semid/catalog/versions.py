@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -11,20 +11,25 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from semid import artifacts
-from semid.arrow import to_matrix
-from semid.catalog.catalog import TOKENIZER_FILE, SemanticCatalog
+from semid.arrow import to_lists
+from semid.catalog.catalog import TOKENIZER_FILE, CatalogPath, SemanticCatalog
 from semid.catalog.changes import (
+    STATE_COLUMNS,
     BaseVersion,
     Change,
     ChangeKind,
     Header,
     change_file,
     column_digest,
+    given_vectors,
+    list_files,
     read_change,
     read_changes,
+    read_snapshot,
+    snapshot_file,
     write_change,
 )
 from semid.errors import SemidError
@@ -39,10 +44,12 @@ class Version:
     catalog: SemanticCatalog
     tokenizer: str
     """sha256 of the tokenizer's file; empty: codes were imported."""
+    sources: Mapping[str, int] = field(default_factory=dict)
+    """sha256 of the files that were appended so far, and by which version."""
 
 
 class Entry(NamedTuple):
-    """A line of the history; `items` is how many a change appended or removed, `active` how many the version has."""
+    """A line of the history; `items` is how many a change is about, `active` how many the version has."""
 
     version: int
     kind: str
@@ -67,40 +74,59 @@ class Difference:
 
 
 def current(folder: str | Path, version: int | None = None) -> Version:
-    """Read the current, or a given, version of a catalogue folder, with number and digest.
+    """Read the current, or a given, version of a catalogue folder ("folder@3"), with number and digest.
 
     Raises SemidError naming a file that does not fit.
     """
-    folder = Path(folder)
+    folder, version = CatalogPath.parse(folder, version)
     base = _base(folder)
-    changes = list(_changes(folder, base, version, ("item_id", "codes")))
-    last = changes[-1].header if changes else None
-    catalog = base.catalog.after(changes)
-    return Version(last.version if last else 0, last.digest if last else base.digest, catalog, base.tokenizer)
+    return _after(base, list(_changes(folder, base, version, STATE_COLUMNS)))
+
+
+def _after(base: Version, changes: Sequence[Change]) -> Version:
+    """The version that changes of version 0 make."""
+    if not changes:
+        return base
+    last = changes[-1].header
+    sources = {digest: number for change in changes for digest, number in change.header.sources.items()}
+    digest = last.stands_for or last.digest
+    return Version(last.version, digest, base.catalog.after(changes), base.tokenizer, sources)
 
 
 def history(folder: str | Path) -> list[Entry]:
     """All versions, the artifact itself first. Reads no items."""
-    folder = Path(folder)
+    folder = CatalogPath.writable(folder)
     base = _base(folder)
     made = artifacts.read_manifest(folder)
     active = base.catalog.num_active
     entries = [Entry(0, "tokenize" if base.tokenizer else "import-codes", active, active, base.digest, made.created)]
-    for change in _changes(folder, base, None, ()):
+    for change in _changes(folder, base, None, (), snapshots=False):
         header = change.header
-        active += header.items if header.kind == ChangeKind.APPEND.value else -header.items
+        if header.active is not None:
+            active = header.active
+        else:
+            active += header.items if header.change_kind is ChangeKind.APPEND else -header.items
         entries.append(Entry(header.version, header.kind, header.items, active, header.digest, header.created))
     return entries
 
 
 def verify(folder: str | Path) -> Version:
     """Read every byte of every version. Raises SemidError naming the first file that does not fit: edited, missing, of
-    another catalogue or tokenizer, with codes out of range, an item twice or moved, or codes of two items."""
-    folder = Path(folder)
-    base = _base(folder)
-    for _ in _changes(folder, base, None, None):
-        pass
-    found = current(folder)
+    another catalogue or tokenizer, with codes out of range, an item twice or moved, or codes of two items; and a
+    snapshot that is not what the changes come to."""
+    folder = CatalogPath.writable(folder)
+    base, snapshots = _base(folder), list_files(folder).snapshots
+    changes = list(_changes(folder, base, None, None if snapshots else STATE_COLUMNS, snapshots=False))
+    if not snapshots:  # the vectors too, which need not be in memory together
+        for change in changes:
+            read_change(change.file, None)
+    for number in snapshots:
+        _check_snapshot(folder, base, number, changes[:number])
+    found = _after(base, changes)
+    expected = changes[-1].header.active if changes else None
+    if expected not in (None, found.catalog.num_active):
+        raise SemidError(f"{changes[-1].file}: {found.catalog.num_active} items are active, expected {expected}; "
+                         "restore it from a copy")  # fmt: skip
     if found.catalog.tie_break:
         codes = found.catalog.codes
         order = np.lexsort(codes.T[::-1])
@@ -111,17 +137,95 @@ def verify(folder: str | Path) -> Version:
     return found
 
 
-def commit(folder: str | Path, before: Version, kind: ChangeKind, items: pa.Table) -> Version:
-    """Write the change that makes the next version of `before`, whole or not at all.
+def commit(
+    folder: str | Path, before: Version, kind: ChangeKind, items: pa.Table, *, sources: Sequence[str] = ()
+) -> Version:
+    """Write the change that makes the next version of `before`, whole or not at all; `sources` are the sha256 of the
+    files that it comes from.
 
     Raises SemidError where it does not fit, where another process came first, and where the disk does not take it.
     """
+    header = _header(before, kind, items, version=before.number + 1, parent=before.digest)
+    file = change_file(Path(folder), header.version)
+    after = before.catalog.after([Change(file, header, items)])
+    made_by = dict.fromkeys(sources, header.version)
+    return _publish(Path(folder), before, replace(header, active=after.num_active, sources=made_by), items)
+
+
+def _header(before: Version, kind: ChangeKind, items: pa.Table, *, version: int, parent: str) -> Header:
     columns = {name: column_digest(items[name]) for name in items.column_names}
     created, sizes = datetime.now(UTC).isoformat(timespec="seconds"), before.catalog.level_sizes
-    header = Header(
-        before.number + 1, kind.value, before.digest, sizes, before.tokenizer, items.num_rows, columns, created
-    )
-    return _publish(Path(folder), before, header, items)
+    return Header(version, kind.value, parent, sizes, before.tokenizer, items.num_rows, columns, created)
+
+
+def revert(folder: str | Path, version: int) -> Version:
+    """Make a version whose active items are those of an earlier one; codes never change. None is made where they are.
+
+    Raises SemidError where there is no such version.
+    """
+    folder = CatalogPath.writable(folder)
+    before, target = current(folder), current(folder, version).catalog
+    active = np.zeros(len(before.catalog), bool)
+    active[: len(target)] = target.active  # rows of later versions follow those of earlier ones
+    changed = np.flatnonzero(active != before.catalog.active)
+    if not len(changed):
+        return before
+    ids = before.catalog.item_ids.take(pa.array(changed))
+    return commit(folder, before, ChangeKind.REVERT, pa.table({"item_id": ids, "active": active[changed]}))
+
+
+def compact(folder: str | Path) -> Version:
+    """Write a snapshot of the current version next to the changes, which stay, and remove earlier snapshots.
+
+    Loading reads it in their place. Raises SemidError naming a file that does not fit.
+    """
+    folder = CatalogPath.writable(folder)
+    base, found = _base(folder), list_files(folder)
+    changes = list(_changes(folder, base, found.last, None))
+    after = _after(base, changes)
+    if found.last and found.last not in found.snapshots:
+        header, items = _snapshot(base, after, changes)
+        write_change(folder, header, items)
+    for earlier in found.snapshots:
+        if earlier < found.last:
+            snapshot_file(folder, earlier).unlink(missing_ok=True)
+    return after
+
+
+def _snapshot(base: Version, after: Version, changes: Sequence[Change]) -> tuple[Header, pa.Table]:
+    """What changes of version 0 come to: a row for each item that they touch, in the catalogue's order."""
+    touched = pa.concat_arrays([change.items["item_id"].combine_chunks() for change in changes])
+    rows = np.unique(after.catalog.rows(touched))
+    ids, codes, active = after.catalog.item_ids.take(pa.array(rows)), after.catalog.codes, after.catalog.active
+    items = pa.table({"item_id": ids, "codes": to_lists(codes[rows].astype(np.int32)), "active": active[rows]})
+    names = dict.fromkeys(name for change in changes for name in change.items.column_names if name not in STATE_COLUMNS)
+    for name in names:
+        items = items.append_column(name, _last_given(name, ids, changes))
+    header = _header(after, ChangeKind.SNAPSHOT, items, version=after.number, parent=base.digest)
+    return replace(header, active=after.catalog.num_active, sources=dict(after.sources), stands_for=after.digest), items
+
+
+def _last_given(name: str, item_ids: pa.Array, changes: Sequence[Change]) -> pa.Array:
+    """Vectors of a column as the latest change gives them, float32; null where none does."""
+    vectors: list[np.ndarray | None] = [None] * len(item_ids)
+    for change in changes:
+        if name in change.items.column_names:
+            places = pc.index_in(change.items["item_id"], item_ids).to_pylist()
+            for place, vector in given_vectors(change, name, places):
+                vectors[place] = vector
+    lengths = [0 if vector is None else len(vector) for vector in vectors]
+    values = np.concatenate([vector for vector in vectors if vector is not None])
+    missing = pa.array([vector is None for vector in vectors])
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+    return pa.ListArray.from_arrays(offsets, pa.array(values), mask=missing)
+
+
+def _check_snapshot(folder: Path, base: Version, number: int, changes: Sequence[Change]) -> None:
+    """Raise SemidError for a snapshot that is not what these changes come to."""
+    origin = BaseVersion(folder, base.digest, base.tokenizer, base.catalog.level_sizes)
+    found, (expected, _) = read_snapshot(origin, number, None), _snapshot(base, _after(base, changes), changes)
+    if replace(found.header, created=expected.created) != expected:
+        raise SemidError(f"{found.file}: is not what the changes come to; delete it, and run semid catalog compact")
 
 
 def apply(folder: str | Path, file: str | Path) -> Version:
@@ -130,15 +234,17 @@ def apply(folder: str | Path, file: str | Path) -> Version:
     Raises SemidError, naming the version that is expected, for a file that was applied before, that comes too early,
     or that belongs to another catalogue.
     """
-    folder, file = Path(folder), Path(file)
+    folder, file = CatalogPath.writable(folder), Path(file)
     before, change = current(folder), read_change(file, None)
     header, expected = change.header, before.number + 1
     where = f"{folder} is at version {before.number} and expects version {expected}"
     if header.tokenizer != before.tokenizer or header.level_sizes != before.catalog.level_sizes:
         raise SemidError(f"{file}: made with another tokenizer ({header.tokenizer[:12]}) than that of {folder} "
                          f"({before.tokenizer[:12]}); apply it to a copy of its own catalogue")  # fmt: skip
+    if header.change_kind is ChangeKind.SNAPSHOT:
+        raise SemidError(f"{file}: is a snapshot of version {header.version}; apply the changes themselves ({where})")
     if header.version < expected:
-        own = current(folder, header.version).digest == header.digest
+        own = read_change(change_file(folder, header.version), ()).header.digest == header.digest
         what = "was applied before" if own else "is another change than the one that stands here: the copies parted"
         raise SemidError(f"{file}: version {header.version} {what}; {where}")
     if header.version > expected:
@@ -159,46 +265,55 @@ def vectors(
     *,
     removed: Bool[np.ndarray, " n"] | None = None,
 ) -> Float[np.ndarray, "n dim"]:
-    """Raw vectors of appended items, `columns` side by side, as last given: by the latest change with all `columns`.
+    """Raw vectors of appended items, `columns` side by side, each as the latest change that has it gives it.
 
     `removed` items may lack vectors: theirs are then zeros, of dim 0 if no item has any.
-    Raises SemidError naming a change that lacks a column and has an item that no other gives it, vectors of another
-    width, and an item that no change appended.
+    Raises SemidError naming a column that an item has from no change, vectors of another width, and an item that no
+    change appended.
     """
-    folder = Path(folder)
-    places, found, lacking = [np.zeros(0, int)], list[np.ndarray](), list[tuple[Change, str]]()
-    wanted = pa.table({"item_id": item_ids, "place": np.arange(len(item_ids))})
-    for change in reversed(list(_changes(folder, _base(folder), version, ("item_id",)))):
-        rows = pc.index_in(wanted["item_id"], change.items["item_id"].combine_chunks())
-        here = pc.is_valid(rows)
-        if change.header.kind != ChangeKind.APPEND.value or not pc.any(here).as_py():
-            continue
-        if missing := [name for name in columns if name not in change.header.columns]:
-            lacking.append((change, missing[0]))
-            continue
-        items = read_change(change.file, columns).items.take(rows.filter(here))
-        found.append(np.concatenate([to_matrix(items[name]).astype(np.float32) for name in columns], axis=1))
-        if (width := found[-1].shape[1]) != (other := found[0].shape[1]):
-            raise SemidError(f"{change.file}: has vectors of {width} dimensions, later changes of {other}; remove its "
-                             "items and append them with vectors as wide")  # fmt: skip
-        places.append(wanted["place"].filter(here).to_numpy())
-        wanted = wanted.filter(pc.invert(here))
-    left = wanted["place"].to_numpy()
-    for place in (left if removed is None else left[~removed[left]])[:1].tolist():
-        raise _no_vectors(folder, item_ids[place], lacking)
-    result = np.zeros((len(item_ids), found[0].shape[1] if found else 0), np.float32)
-    if found:
-        result[np.concatenate(places)] = np.concatenate(found)
-    return result
+    folder, version = CatalogPath.parse(folder, version)
+    changes = list(_changes(folder, _base(folder), version, ("item_id",)))
+    found = {name: _vectors(changes, name, item_ids) for name in columns}
+    for name, (_, lacking) in found.items():
+        for place in (lacking if removed is None else lacking[~removed[lacking]])[:1].tolist():
+            raise _no_vectors(folder, item_ids[place], name, changes)
+    return np.concatenate([values for values, _ in found.values()], axis=1)
 
 
-def _no_vectors(folder: Path, item: pa.Scalar, lacking: Sequence[tuple[Change, str]]) -> SemidError:
-    """Names the latest of the changes that append the item without a column."""
-    for change, column in lacking:
-        if pc.index(change.items["item_id"], item).as_py() >= 0:
+def _vectors(
+    changes: Sequence[Change], name: str, item_ids: pa.Array
+) -> tuple[Float[np.ndarray, "n dim"], Int[np.ndarray, " lacking"]]:
+    """Vectors of one column, zeros of the items that lack it, and the places of these."""
+    vectors: dict[int, np.ndarray] = {}
+    width = 0
+    for change in reversed(changes):
+        if name not in change.header.columns or len(vectors) == len(item_ids):
+            continue
+        rows = pc.index_in(change.items["item_id"], item_ids)
+        if rows.null_count == len(rows):
+            continue
+        whole = read_change(change.file, ("item_id", name))
+        for place, vector in given_vectors(whole, name, rows.to_pylist()):
+            width = width or len(vector)
+            if len(vector) != width:
+                raise SemidError(
+                    f"{change.file}: has vectors of {len(vector)} dimensions, later changes of {width} ({name!r}); "
+                    "append its items again, with --known update and vectors as wide"
+                )
+            vectors.setdefault(place, vector)
+    result = np.zeros((len(item_ids), width), np.float32)
+    for place, vector in vectors.items():
+        result[place] = vector
+    return result, np.setdiff1d(np.arange(len(item_ids)), np.array(list(vectors), np.int64))
+
+
+def _no_vectors(folder: Path, item: pa.Scalar, column: str, changes: Sequence[Change]) -> SemidError:
+    """Names the latest change that appends the item without a column."""
+    for change in reversed(changes):
+        if change.header.change_kind.has_codes and pc.index(change.items["item_id"], item).as_py() >= 0:
             return SemidError(
-                f"{change.file}: item {item} has no vectors {column!r}, which the model reads; remove it, and append "
-                "it with that column"
+                f"{change.file}: item {item} has no vectors {column!r}, which the model reads; append it with that "
+                "column (--known update)"
             )
     return SemidError(
         f"{folder}: no change appended item {item}; its vectors are not known; remove it, or train on a dataset "
@@ -232,14 +347,16 @@ def _base(folder: Path) -> Version:
     return Version(0, manifest.digest, catalog, manifest.files.get(TOKENIZER_FILE, ""))
 
 
-def _changes(folder: Path, base: Version, version: int | None, columns: Sequence[str] | None) -> Iterator[Change]:
-    """The changes up to a version (None: all), with these columns (None: all)."""
+def _changes(
+    folder: Path, base: Version, version: int | None, columns: Sequence[str] | None, *, snapshots: bool = True
+) -> Iterator[Change]:
+    """The changes up to a version (None: all), with these columns (None: all); see `read_changes`."""
     origin = BaseVersion(folder, base.digest, base.tokenizer, base.catalog.level_sizes)
-    return read_changes(origin, version, columns=columns)
+    return read_changes(origin, version, columns=columns, snapshots=snapshots)
 
 
 def _publish(folder: Path, before: Version, header: Header, items: pa.Table) -> Version:
     """Write a change and return the version it makes."""
     after = before.catalog.after([Change(change_file(folder, header.version), header, items)])
     write_change(folder, header, items)
-    return Version(header.version, header.digest, after, before.tokenizer)
+    return Version(header.version, header.digest, after, before.tokenizer, {**before.sources, **header.sources})

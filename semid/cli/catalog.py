@@ -1,17 +1,17 @@
-"""The command `semid catalog`: append, remove, apply, diff, verify, history."""
+"""The command `semid catalog`: append, remove, revert, compact, apply, diff, verify, history."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from rich.table import Table
 
 from semid import artifacts
 from semid.artifacts import Kind
-from semid.catalog import CATALOG_FILE, SemanticCatalog, level_name, versions
+from semid.catalog import CATALOG_FILE, Known, SemanticCatalog, level_name, versions
 from semid.cli.console import console
 from semid.data import read_id_file
 from semid.errors import SemidError
@@ -36,6 +36,9 @@ class Append:
     """Column of the ids."""
     columns: tuple[str, ...] = ()
     """Vector columns that the tokenizer reads, side by side; none given: those it was fitted to."""
+    known: Literal["error", "skip", "update"] = "error"
+    """Items that are in the catalogue already: refuse them all (error), leave them as they are (skip), or give them the
+    new vectors, with the codes that they have (update)."""
 
     def run(self) -> None:
         from semid.catalog import append
@@ -44,8 +47,19 @@ class Append:
 
         files = [found for pattern in self.input for found in find(pattern)]
         tokenizer = SemanticTokenizer.from_pretrained(self.catalog)
-        made = append(self.catalog, files, tokenizer=tokenizer, id_column=self.id_column, columns=self.columns or None)
+        made = append(
+            self.catalog,
+            files,
+            tokenizer=tokenizer,
+            id_column=self.id_column,
+            columns=self.columns or None,
+            known=Known(self.known),
+        )
+        for file, version in made.applied.items():
+            console.print(f"{file}: appended before, as version {version}; left out")
         note = f", {made.restored:,} back with their old codes" if made.restored else ""
+        note += f", {made.updated:,} with new content and their old codes" if made.updated else ""
+        note += f", {made.skipped:,} there already and skipped" if made.skipped else ""
         note += f", {made.moved:,} with other codes than their nearest, which were taken" if made.moved else ""
         console.print(f"{_name(self.catalog, made.version)}: {made.new:,} items appended{note}")
 
@@ -88,6 +102,40 @@ class Apply:
 
 
 @dataclass(frozen=True)
+class Revert:
+    """Make a version whose items are those of an earlier one: what came since is removed, what went comes back.
+
+    Codes never change, and versions in between stay. Content that was updated stays as it is.
+    """
+
+    catalog: Path
+    """Catalogue folder."""
+    to: int
+    """Number of the earlier version."""
+
+    def run(self) -> None:
+        before = versions.current(self.catalog).number
+        made = versions.revert(self.catalog, self.to)
+        what = (
+            f"the items of version {self.to}" if made.number > before else f"has the items of version {self.to} already"
+        )
+        console.print(f"{_name(self.catalog, made)}: {what}, {made.catalog.num_active:,} in all")
+
+
+@dataclass(frozen=True)
+class Compact:
+    """Write what the changes come to in one file next to them, which loads in their place; the changes stay."""
+
+    catalog: Path
+    """Catalogue folder."""
+
+    def run(self) -> None:
+        made = versions.compact(self.catalog)
+        what = f"one file for {made.number:,} changes" if made.number else "there are no changes"
+        console.print(f"{_name(self.catalog, made)}: {what}")
+
+
+@dataclass(frozen=True)
 class Diff:
     """Compare two catalogues: items that came and went, codes that changed, models that no longer fit.
 
@@ -103,7 +151,7 @@ class Diff:
     """Model folders, or org/name of the Hugging Face hub: does each fit the new catalogue?"""
 
     def run(self) -> None:
-        old, new = _version(self.old), _version(self.new)
+        old, new = SemanticCatalog.load(self.old), SemanticCatalog.load(self.new)
         found = versions.diff(old, new)
         for what, items in (("appended", found.appended), ("removed", found.removed)):
             shown = ": " + ", ".join(items[:_SHOWN]) + (", ..." if len(items) > _SHOWN else "") if items else ""
@@ -161,6 +209,8 @@ class Catalog:
     command: (
         Annotated[Append, tyro.conf.subcommand("append")]
         | Annotated[Remove, tyro.conf.subcommand("remove")]
+        | Annotated[Revert, tyro.conf.subcommand("revert")]
+        | Annotated[Compact, tyro.conf.subcommand("compact")]
         | Annotated[Apply, tyro.conf.subcommand("apply")]
         | Annotated[Diff, tyro.conf.subcommand("diff")]
         | Annotated[Verify, tyro.conf.subcommand("verify")]
@@ -173,16 +223,6 @@ class Catalog:
 
 def _name(folder: Path, version: versions.Version) -> str:
     return f"{folder}: version {version.number}"
-
-
-def _version(name: str) -> SemanticCatalog:
-    """The catalogue FOLDER, or FOLDER@VERSION."""
-    folder, at, number = name.rpartition("@")
-    if not at or Path(name).exists():
-        return SemanticCatalog.load(name)
-    if not number.isdecimal():
-        raise SemidError(f"{name}: expected FOLDER or FOLDER@VERSION, such as catalog@3")
-    return SemanticCatalog.load(folder, int(number))
 
 
 def _incompatibility(name: str, catalog: SemanticCatalog) -> str | None:

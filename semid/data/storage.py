@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import hashlib
 import os
 import posixpath
 import uuid
@@ -84,6 +85,13 @@ def version(path: str) -> list[str]:
     except NotImplementedError:
         written = ""
     return [str(fs.size(name)), written]
+
+
+def sha256(path: str) -> str:
+    """Hex sha256 of a file's bytes."""
+    fs, name = locate(path)
+    with fs.open(name, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def open_parquet(path: str) -> pq.ParquetFile:
