@@ -240,7 +240,8 @@ def read_change(file: Path, columns: Sequence[str] | None) -> Change:
     except FileNotFoundError:
         raise SemidError(f"{file}: is missing; restore it from a copy") from None
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-        raise SemidError(f"{file}: not a readable Parquet file ({error}); restore it from a copy") from None
+        reason = " ".join(str(error).split())
+        raise SemidError(f"{file}: not a readable Parquet file ({reason}); restore it from a copy") from None
     for name in names:
         if name not in items.column_names or column_digest(items[name]) != header.columns[name]:
             raise SemidError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -208,9 +209,8 @@ def _snapshot(base: Version, after: Version, changes: Sequence[Change]) -> tuple
 def _last_given(name: str, item_ids: pa.Array, changes: Sequence[Change]) -> pa.Array:
     """Vectors of a column as the latest change gives them, float32; null where none does."""
     vectors: list[np.ndarray | None] = [None] * len(item_ids)
-    for change in changes:
+    for change, places in zip(changes, _places(changes, item_ids), strict=True):
         if name in change.items.column_names:
-            places = pc.index_in(change.items["item_id"], item_ids).to_pylist()
             for place, vector in given_vectors(change, name, places):
                 vectors[place] = vector
     lengths = [0 if vector is None else len(vector) for vector in vectors]
@@ -218,6 +218,16 @@ def _last_given(name: str, item_ids: pa.Array, changes: Sequence[Change]) -> pa.
     missing = pa.array([vector is None for vector in vectors])
     offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
     return pa.ListArray.from_arrays(offsets, pa.array(values), mask=missing)
+
+
+def _places(changes: Sequence[Change], item_ids: pa.Array) -> list[list[int | None]]:
+    """Place of each item of each change among `item_ids`; None: it is not there."""
+    if not changes:
+        return []
+    items = pa.concat_arrays([change.items["item_id"].combine_chunks() for change in changes])
+    found = pc.index_in(items, item_ids).to_pylist()
+    ends = np.cumsum([0, *(change.items.num_rows for change in changes)]).tolist()
+    return [found[first:end] for first, end in itertools.pairwise(ends)]
 
 
 def _check_snapshot(folder: Path, base: Version, number: int, changes: Sequence[Change]) -> None:
@@ -286,14 +296,12 @@ def _vectors(
     """Vectors of one column, zeros of the items that lack it, and the places of these."""
     vectors: dict[int, np.ndarray] = {}
     width = 0
-    for change in reversed(changes):
-        if name not in change.header.columns or len(vectors) == len(item_ids):
-            continue
-        rows = pc.index_in(change.items["item_id"], item_ids)
-        if rows.null_count == len(rows):
+    for change, places in reversed(list(zip(changes, _places(changes, item_ids), strict=True))):
+        asked_for = {place for place in places if place is not None}.difference(vectors)
+        if name not in change.header.columns or not asked_for:
             continue
         whole = read_change(change.file, ("item_id", name))
-        for place, vector in given_vectors(whole, name, rows.to_pylist()):
+        for place, vector in given_vectors(whole, name, places):
             width = width or len(vector)
             if len(vector) != width:
                 raise SemidError(

@@ -116,10 +116,10 @@ class Revert:
     def run(self) -> None:
         before = versions.current(self.catalog).number
         made = versions.revert(self.catalog, self.to)
-        what = (
-            f"the items of version {self.to}" if made.number > before else f"has the items of version {self.to} already"
+        has = "" if made.number > before else "nothing to do, has "
+        console.print(
+            f"{_name(self.catalog, made)}: {has}the items of version {self.to}, {made.catalog.num_active:,} in all"
         )
-        console.print(f"{_name(self.catalog, made)}: {what}, {made.catalog.num_active:,} in all")
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,15 @@ from jaxtyping import Array, Float, Int
 
 from semid import artifacts
 from semid.artifacts import Kind
-from semid.catalog import CATALOG_FILE, TOKENIZER_CONFIG, TOKENIZER_FILE, Collisions, Residuals, SemanticCatalog
+from semid.catalog import (
+    CATALOG_FILE,
+    TOKENIZER_CONFIG,
+    TOKENIZER_FILE,
+    CatalogPath,
+    Collisions,
+    Residuals,
+    SemanticCatalog,
+)
 from semid.config import from_dict
 from semid.data import (
     ContentEncoder,
@@ -224,7 +232,7 @@ class SemanticTokenizer:
     @classmethod
     def from_pretrained(cls, path: str | Path) -> SemanticTokenizer:
         """Load the tokenizer of a catalogue or model artifact, every file verified."""
-        path = Path(path)
+        path = CatalogPath.parse(path).folder
         made = artifacts.read_artifact(path, Kind.CATALOG, Kind.MODEL)
         if TOKENIZER_FILE not in made.files or (made.kind == Kind.CATALOG and "tokenizer" not in made.config):
             why = (

@@ -12,8 +12,8 @@ import pytest
 
 from quantizers import ProductKMeans, ResidualKMeans
 from semid import artifacts
-from semid.catalog import CATALOG_FILE, Collisions, SemanticCatalog, remove, updates
-from semid.catalog.versions import current, vectors, verify
+from semid.catalog import CATALOG_FILE, Collisions, Known, SemanticCatalog, remove, updates
+from semid.catalog.versions import compact, current, revert, vectors, verify
 from semid.cli import main
 from semid.config import to_dict
 from semid.data import Standardizer
@@ -282,8 +282,83 @@ def test_the_command_appends_what_a_pattern_finds(folder, tmp_path, capsys):
     main(["catalog", "append", "--catalog", str(folder), "--input", f"{tmp_path}/new-*.parquet"])
     assert "version 1: 2 items appended" in " ".join(capsys.readouterr().out.split())
     assert SemanticCatalog.load(folder).item_ids[6:].to_pylist() == ["n0", "n1"]
+    main(["catalog", "append", "--catalog", str(folder), "--input", f"{tmp_path}/new-*.parquet"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert printed.count("appended before, as version 1; left out") == 2
+    assert "version 1: 0 items appended" in printed
+    _file(tmp_path / "new-2.parquet", ["n0"], _points(1, seed=2))
     with pytest.raises(SystemExit):
         main(["catalog", "append", "--catalog", str(folder), "--input", f"{tmp_path}/new-*.parquet"])
     printed = capsys.readouterr().err
     assert "item 'n0' is in the catalogue already" in printed
     assert printed.count("\n") == 1
+
+
+# What is there already.
+
+
+def _append(folder: Path, *files: Path, known: Known) -> updates.Appended:
+    return updates.append(folder, list(files), tokenizer=SemanticTokenizer.from_pretrained(folder), known=known)
+
+
+def test_known_items_are_refused_skipped_or_given_new_content(folder, tmp_path):
+    points = _points(8, seed=4)
+    before = SemanticCatalog.load(folder)
+    append(folder, [_file(tmp_path / "1.parquet", ["n0", "n1"], points[:2])])
+    codes = SemanticCatalog.load(folder).lookup(["n0", "i3"])
+    more = [
+        _file(tmp_path / "2.parquet", ["n0", "n2"], points[2:4]),
+        _file(tmp_path / "3.parquet", ["n2"], points[4:5]),
+    ]
+    with pytest.raises(SemidError, match=r"2\.parquet: column 'item_id', row 1: item 'n0' is in the catalogue already"):
+        _append(folder, *more, known=Known.ERROR)
+    made = _append(folder, *more, known=Known.SKIP)
+    assert (made.version.number, made.new, made.skipped, made.updated) == (2, 1, 2, 0)
+    np.testing.assert_array_equal(vectors(folder, ["v"], pa.array(["n0", "n2"])), points[[0, 3]])
+    nothing = _append(folder, _file(tmp_path / "4.parquet", ["i1", "n2"], points[:2]), known=Known.SKIP)
+    assert (nothing.version.number, nothing.skipped) == (2, 2)  # no version without a change
+    update = _file(tmp_path / "5.parquet", ["n0", "i3", "n3"], points[5:])
+    made = _append(folder, update, known=Known.UPDATE)
+    assert (made.new, made.updated, made.restored) == (1, 2, 0)
+    np.testing.assert_array_equal(SemanticCatalog.load(folder).lookup(["n0", "i3"]), codes)
+    np.testing.assert_array_equal(vectors(folder, ["v"], pa.array(["n0", "n3"])), points[[5, 7]])
+    np.testing.assert_array_equal(vectors(folder, ["v"], pa.array(["n0"]), version=2), points[:1])
+    assert verify(folder).catalog.num_active == len(before) + 4
+    with pytest.raises(SemidError, match=r"item 'n9' is given twice, before as .*row 1: item 'n9'"):
+        _append(folder, _file(tmp_path / "6.parquet", ["n9", "n9"], points[:2]), known=Known.UPDATE)
+
+
+@pytest.mark.parametrize("known", Known)
+def test_a_file_that_was_appended_before_is_left_out_whatever_its_name(folder, tmp_path, known):
+    points = _points(3, seed=5)
+    file = _file(tmp_path / "1.parquet", ["n0", "n1"], points[:2])
+    append(folder, [file])
+    remove(folder, ["n1"])
+    again, new = tmp_path / "again.parquet", _file(tmp_path / "2.parquet", ["n2"], points[2:])
+    again.write_bytes(file.read_bytes())
+    made = _append(folder, again, known=known)
+    assert (made.version.number, made.applied) == (2, {str(again): 1})
+    assert SemanticCatalog.load(folder).num_active == 7  # what was removed since stays so
+    made = _append(folder, again, new, known=known)
+    assert (made.new, made.restored, made.applied) == (1, 0, {str(again): 1})
+    compact(folder)
+    assert _append(folder, file, new, known=known).applied == {str(file): 1, str(new): 3}
+    revert(folder, 0)
+    made = _append(folder, again, known=known)  # nothing of it is there: it is not what it was
+    assert (made.restored, made.applied) == (2, {})
+
+
+@pytest.mark.parametrize("write", [lambda f: remove(f, ["i0"]), lambda f: append(f, []), compact])
+def test_a_version_is_read_and_not_written_to(folder, tmp_path, write):
+    append(folder, [_file(tmp_path / "1.parquet", ["n0"], _points(1, seed=4))])
+    at = f"{folder}@0"
+    assert len(SemanticCatalog.load(at)) == len(current(at).catalog) == 6
+    assert SemanticTokenizer.from_pretrained(at).dim == DIM
+    with pytest.raises(SemidError, match=r"catalog@0: a new version follows the current one; leave out @0"):
+        write(at)
+    with pytest.raises(SemidError, match="names version 0, and version 1 is asked for"):
+        SemanticCatalog.load(at, 1)
+    with pytest.raises(SemidError, match="catalog@x: expected FOLDER or FOLDER@VERSION"):
+        SemanticCatalog.load(f"{folder}@x")
+    folder.rename(at)  # a folder's own name counts
+    assert len(SemanticCatalog.load(at)) == 7
