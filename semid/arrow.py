@@ -43,7 +43,8 @@ def to_matrix(column: pa.ChunkedArray | pa.FixedSizeListArray) -> Shaped[np.ndar
 
 
 def digest(table: pa.Table) -> str:
-    """sha256 of a table's schema and values."""
+    """sha256 of a table's schema and values; the names that Parquet gives the values of lists do not count."""
+    table = table.cast(pa.schema([field.with_type(_unnamed(field.type)) for field in table.schema]))
     table, sink = table.combine_chunks(), pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as stream:
         stream.write_table(table)
@@ -63,6 +64,13 @@ def is_list(kind: pa.DataType) -> bool:
 def is_text(kind: pa.DataType) -> bool:
     """A string, or a list of strings."""
     return is_string(kind) or (is_list(kind) and is_string(kind.value_type))
+
+
+def _unnamed(kind: pa.DataType) -> pa.DataType:
+    """A type whose lists, if it is one, have Arrow's own name for their values."""
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(kind.value_type, kind.list_size)
+    return pa.list_(_unnamed(kind.value_type)) if pa.types.is_list(kind) else kind
 
 
 def is_vector(kind: pa.DataType) -> bool:

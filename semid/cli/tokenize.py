@@ -217,8 +217,7 @@ def _changed(given: Any, default: Any) -> str | None:
 def _trained_on(dataset: Dataset, teacher: Recommender) -> Recommender:
     """The teacher. Raises SemidError for one of another dataset: it may know the test items of this one."""
     origin = teacher.origin
-    digest = "unknown" if origin is None else origin.manifest.parents.get("dataset", "unknown")
-    if origin is not None and digest != dataset.digest:
+    if origin is not None and (digest := dataset.other_source(origin)):
         raise SemidError(
             f"{origin.folder}: trained on dataset digest {digest[:16]}, not on this one of {dataset.digest[:16]}; what "
             "is test here may have been training there; train a teacher on this dataset"

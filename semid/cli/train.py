@@ -41,7 +41,7 @@ class Train:
     dataset: Path
     """Dataset folder."""
     catalog: Path
-    """Catalogue folder of the same dataset."""
+    """Catalogue folder of the same dataset; FOLDER@3 is its version 3."""
     out: Path
     """Model folder to write."""
     config: tyro.conf.OmitArgPrefixes[_Generator] = _Generator()
@@ -50,6 +50,8 @@ class Train:
     teacher: str | None = None
     """Folder (or org/name of the Hugging Face hub) of a SASRec model of the same dataset; the generator learns its
     ranking too (objective.distillation)."""
+    other_dataset: bool = False
+    """Take a catalogue that was made from another dataset, such as an earlier one whose codes are to stay."""
     mesh: MeshConfig = MeshConfig()
     """Division of the work among devices."""
 
@@ -63,5 +65,6 @@ class Train:
             seed=self.seed,
             teacher=None if self.teacher is None else Recommender.from_pretrained(self.teacher),
             mesh=make_mesh(config=self.mesh),
+            other_dataset=self.other_dataset,
         )
         console.print(f"model: {self.out}")

@@ -202,11 +202,21 @@ class Dataset:
 
     @functools.cached_property
     def digest(self) -> str:
-        """Digest of the artifact that it was read from, or of its content where there is none."""
-        if self.origin is not None:
-            return self.origin.digest
-        tables = (self.items, pa.table({"user_id": self.users}), self._interactions)
+        """Digest of the artifact that it was read from, or of its content where there is none, without `added`."""
+        return self._content_digest if self.origin is None else self.origin.digest
+
+    @functools.cached_property
+    def _content_digest(self) -> str:
+        tables = (self.items.drop_columns(list(self.added)), pa.table({"user_id": self.users}), self._interactions)
         return artifacts.sha256_json([self.config, *map(arrow.digest, tables)])
+
+    def other_source(self, origin: Origin) -> str | None:
+        """Digest of the dataset that an artifact was made from, "unknown" where it does not say; None: it is this one.
+
+        What is test here may be training there.
+        """
+        digest = origin.manifest.parents.get("dataset", "unknown")
+        return None if digest == self.digest or digest == self._content_digest else digest
 
     @property
     def parents(self) -> dict[str, str]:

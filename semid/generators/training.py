@@ -75,14 +75,18 @@ def train(
     seed: int = 0,
     teacher: Recommender | None = None,
     mesh: Mesh | None = None,
+    other_dataset: bool = False,
 ) -> Recommender:
     """Train a model on the dataset's training histories and write the model artifact `out`.
 
     A stage (see `run_stage`): an interrupted run of the same request goes on from its checkpoints, a finished one is
     read, and without `out` nothing is written. `teacher` is the dense model of a distillation. The catalogue's
-    tokenizer goes with the model, so that items appended later can be encoded.
-    Raises SemidError if catalogue, dataset and teacher have other items, or `out` is in use.
+    tokenizer goes with the model, so that items appended later can be encoded. With `other_dataset` the catalogue may
+    be one of another dataset, such as an earlier one of the same shop: codes of content know no interactions.
+    Raises SemidError if catalogue, dataset and teacher have other items, for a teacher or a catalogue of another
+    dataset, whose training may have what is test here, and if `out` is in use.
     """
+    check_catalog(catalog, dataset, other_dataset=other_dataset)
     parents = {**dataset.parents, "catalog": catalog.provenance}
     if teacher is not None:
         parents["teacher"] = teacher.digest
@@ -102,6 +106,26 @@ def train(
             copy_tokenizer(catalog.origin, folder)
 
     return run_stage(request, out, load=Recommender.from_pretrained, work=work, write=write)
+
+
+def check_catalog(catalog: SemanticCatalog, dataset: Dataset, *, other_dataset: bool = False) -> None:
+    """Raise SemidError for a catalogue of another dataset, by digest; one in memory is not of a known one.
+
+    A catalogue of encoded files (`write_catalog`) says its tokenizer alone, which is of another dataset if any. Codes
+    that were aligned with interactions are refused also where an `other_dataset` is asked for.
+    """
+    if catalog.origin is None or (digest := dataset.other_source(catalog.origin)) is None:
+        return
+    made = catalog.origin.manifest
+    aligned = "alignment" in made.config.get("tokenizer", {}) and bool(made.config["tokenizer"]["alignment"])
+    if not aligned and (other_dataset or "tokenizer" in made.parents):
+        return
+    what = "its codes are aligned with interactions that may be test here" if aligned else "its test may differ"
+    remedy = "tokenize this dataset" + ("" if aligned else ", or train on it all the same with --other-dataset")
+    raise SemidError(
+        f"{catalog.origin.folder}: made from dataset digest {digest[:16]}, not from this one of {dataset.digest[:16]}; "
+        f"{what}; {remedy}"
+    )
 
 
 def _codes_of(catalog: SemanticCatalog, dataset: Dataset) -> SemanticCatalog:
@@ -168,13 +192,18 @@ def fit_generator(
 
 
 def check_teacher(teacher: Recommender | None, dataset: Dataset, config: GeneratorConfig) -> None:
-    """Raise SemidError unless there is a teacher just where the objective distills, and it knows these items."""
+    """Raise SemidError unless there is a teacher just where the objective distills, of this dataset and its items."""
     if (teacher is not None) != (config.objective.distillation > 0):
         raise SemidError("distillation needs a weight above 0 and a teacher: give both (--teacher), or neither")
     if teacher is not None and not config.model.has_codes:
         raise SemidError(f"distillation is for models of codes; {config.model.title} has none")
     if teacher is not None and not teacher.item_ids.equals(dataset.item_ids):
         raise SemidError("the teacher's items are not the dataset's in the same order; train it on this dataset")
+    if teacher is not None and teacher.origin is not None and (digest := dataset.other_source(teacher.origin)):
+        raise SemidError(
+            f"{teacher.origin.folder}: trained on dataset digest {digest[:16]}, not on this one of "
+            f"{dataset.digest[:16]}; what is test here may have been training there; train a teacher on this dataset"
+        )
 
 
 def training_rows(dataset: Dataset, config: GeneratorConfig, layout: Layout) -> PackedRows | SingleRows:

@@ -204,7 +204,13 @@ def _request(
     if teacher is not None:
         parents["teacher"] = hashlib.sha256(np.ascontiguousarray(teacher).tobytes()).hexdigest()
     if previous is not None:
-        parents["previous"] = artifacts.read_artifact(previous.path, Kind.MODEL).digest
+        origin = Origin(Path(previous.path), artifacts.read_artifact(previous.path, Kind.MODEL))
+        if digest := previous.dataset.other_source(origin):
+            raise SemidError(
+                f"{previous.path}: trained on dataset digest {digest[:16]}, not on the previous dataset of "
+                f"{previous.dataset.digest[:16]}; give the dataset of that run"
+            )
+        parents["previous"] = origin.digest
     return Request(Kind.MODEL, settings, parents, seed, _VERSION)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,9 @@ import pyarrow as pa
 import pytest
 
 from semid import artifacts
+from semid.artifacts import Manifest, Origin
 from semid.catalog import SemanticCatalog
-from semid.data import Dataset
+from semid.data import Dataset, HeldOutItems
 from semid.errors import SemidError
 from semid.evaluation import evaluate
 from semid.generators import (
@@ -26,6 +28,7 @@ from semid.generators import (
     training_counts,
     training_rows,
 )
+from semid.generators.training import check_catalog, check_teacher
 from semid.recommender import ModelSpec, Recommender
 from semid.training import OptimizerConfig, SingleRows, StepContext, TrainingConfig
 from seq_models import (
@@ -297,3 +300,54 @@ def test_a_dataset_too_small_to_learn_from_or_to_validate_is_refused(catalog, tm
     with pytest.raises(SemidError, match="the validation split has no examples"):
         train(of_lengths(2, 2), catalog, CONFIG, out=tmp_path / "m")
     assert list(tmp_path.iterdir()) == []
+
+
+# Catalogues and teachers of another dataset.
+
+
+def _origin(config: dict | None = None, **parents: str) -> Origin:
+    return Origin(Path("made/before"), Manifest("catalog", config or {}, {}, parents))
+
+
+ALIGNED = {"tokenizer": {"alignment": [{"type": "LetterConfig"}]}}
+
+
+@pytest.mark.parametrize(
+    ("config", "parents", "message"),
+    [
+        ({}, {"dataset": "0" * 64}, "before: made from dataset digest 0{16}, not from this one .*with --other-dataset"),
+        ({}, {}, "made from dataset digest unknown, not from this one"),
+        (ALIGNED, {"dataset": "0" * 64}, "aligned with interactions that may be test here; tokenize this dataset$"),
+        (ALIGNED, {"tokenizer": "0" * 64}, "made from dataset digest unknown.*aligned"),  # files encoded with it
+    ],
+)
+def test_a_catalogue_of_another_dataset_is_refused(dataset, catalog, config, parents, message):
+    other = catalog.with_origin(_origin(config, **parents))
+    with pytest.raises(SemidError, match=message):
+        train(dataset, other, CONFIG)
+    if config == ALIGNED:
+        with pytest.raises(SemidError, match=message):
+            train(dataset, other, CONFIG, other_dataset=True)
+    else:
+        check_catalog(other, dataset, other_dataset=True)
+    check_catalog(catalog.with_origin(_origin(config, dataset=dataset.digest)), dataset)  # control
+
+
+def test_catalogues_that_say_no_dataset_or_the_same_in_another_way_are_taken(dataset, catalog, tmp_path):
+    check_catalog(catalog, dataset)  # in memory
+    check_catalog(catalog.with_origin(_origin({"tokenizer": {"alignment": []}}, tokenizer="0" * 64)), dataset)
+    saved = dataset.replace().save(tmp_path / "dataset")
+    before = catalog.with_origin(_origin(dataset=saved.replace().digest))
+    check_catalog(before, Dataset.load(tmp_path / "dataset"))  # made before that very dataset was saved
+    check_catalog(before.with_origin(_origin(dataset=saved.digest)), saved.with_vectors("t", np.zeros((ITEMS, 2))))
+    with pytest.raises(SemidError, match="made from dataset digest"):  # the same items, cut in another way
+        check_catalog(before, saved.replace(split_rule=HeldOutItems()))
+
+
+def test_a_teacher_of_another_dataset_is_refused(dataset, catalog):
+    spec = ModelSpec(FAMILIES["sasrec"], (3, 4), ITEMS, 0, max_history=4)
+    teacher = Recommender(spec.build(seed=0), catalog, spec=spec, features=None, train_counts=training_counts(dataset))
+    config = dataclasses.replace(CONFIG, objective=ObjectiveConfig(distillation=1.0))
+    check_teacher(teacher.with_origin(_origin(dataset=dataset.digest)), dataset, config)  # control
+    with pytest.raises(SemidError, match=r"before: trained on dataset digest 0{16}, not on this one"):
+        check_teacher(teacher.with_origin(_origin(dataset="0" * 64)), dataset, config)
