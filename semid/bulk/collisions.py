@@ -59,6 +59,8 @@ def write_catalog(
     parents = {"tokenizer": parent.digest}
     if artifacts.is_current(out, kind=Kind.CATALOG, config=made_of, parents=parents, seed=None):
         return
+    for path in codes:
+        _verify(path)
     with (
         artifacts.write_artifact(out, kind=Kind.CATALOG, config=made_of, parents=parents) as folder,
         tempfile.TemporaryDirectory(dir=temp_directory or folder) as scratch,
@@ -97,12 +99,29 @@ def _requests(codes: Sequence[str], tokenizer: str) -> str:
     """Hash of the requests that files of codes answer, in any order. Raises SemidError for one of another tokenizer."""
     requests = []
     for path in codes:
-        with storage.open_parquet(path) as file:
+        with _opened(path) as file:
             metadata = file.schema_arrow.metadata or {}
         if metadata.get(TOKENIZER.encode()) != tokenizer.encode():
             raise SemidError(f"{path}: its codes are not of this catalogue's tokenizer; encode its items with it")
         requests.append(metadata[REQUEST.encode()].decode())
     return artifacts.sha256_json(sorted(requests))
+
+
+def _verify(path: str) -> None:
+    """Read a file of codes with the checksums of its pages, which DuckDB does not look at."""
+    with _opened(path) as file:
+        for _ in file.iter_batches(_ROWS):
+            pass
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[pq.ParquetFile]:
+    """A file of codes. Raises SemidError, also while it is read, for one that is damaged."""
+    try:
+        with storage.open_parquet(path) as file:
+            yield file
+    except (OSError, pa.ArrowException) as error:
+        raise SemidError(f"{path}: is damaged ({_line(error)}); delete it, and encode its items again") from None
 
 
 def _duckdb() -> Any:

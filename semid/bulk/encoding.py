@@ -54,7 +54,8 @@ UNSTEADY = (OSError, pa.ArrowException)
 
 def failed(job: Job, error: BaseException) -> str:
     """Message for a file that could not be encoded for a reason that is not its content."""
-    return f"{job.source}: not encoded to {job.output} ({type(error).__name__}: {error})"
+    reason = " ".join(str(error).split())
+    return f"{job.source}: not encoded to {job.output} ({type(error).__name__}: {reason})"
 
 
 def encode_file(

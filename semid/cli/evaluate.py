@@ -43,7 +43,7 @@ class Evaluate:
     exclude_seen: bool = False
     """Never recommend an item of the history. Such figures must not be compared with the others."""
     catalog: Path | None = None
-    """Catalogue folder of the models: its current version is measured, without what was removed."""
+    """Catalogue folder of the models: its current version is measured (FOLDER@3: version 3), no removed item."""
     other_dataset: bool = False
     """Measure on a dataset the model was not trained on; its test targets may have been trained on."""
     out: Path | None = None

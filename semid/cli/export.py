@@ -24,7 +24,7 @@ class Export:
     """Write a catalogue in a format of others."""
 
     catalog: Path
-    """Catalogue folder: its current version is written, without removed items."""
+    """Catalogue folder: its current version (FOLDER@3: version 3) is written, without removed items."""
     format: Literal["parquet", "json", "tsv", "hf-tokens", "hf-tokenizer", "trie"]
     """parquet: codes as lists, and token strings; json: index.json of LC-Rec and MiniOneRec; tsv: item id and token
     string; hf-tokens: token strings and added tokens; hf-tokenizer: a Hugging Face tokenizer.json with the code tokens
@@ -50,7 +50,7 @@ class ExportProgram:
     out: Path
     """Folder to write."""
     catalog: Path | None = None
-    """Catalogue folder of the model: its current version is recommended, items appended since included."""
+    """Catalogue folder of the model: its current version (FOLDER@3: version 3), with appended items."""
     k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10
     """How many items it recommends."""
     beam_size: int = 50

@@ -18,7 +18,7 @@ class Package:
     out: Path
     """Folder to write; a package that stands there is replaced."""
     catalog: Path | None = None
-    """Catalogue folder of the model: its current version is packaged, items appended since included."""
+    """Catalogue folder of the model: its current version is packaged (FOLDER@3: version 3)."""
     metrics: Path | None = None
     """A metrics.json of `semid evaluate` on this model, for the card."""
     license: str | None = None

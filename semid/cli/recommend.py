@@ -39,7 +39,8 @@ class Recommend:
     skip_unknown: bool = False
     """Drop unknown ids from the history and the two files, and say how many, instead of stopping."""
     catalog: Path | None = None
-    """Catalogue folder whose current version is recommended from: with items appended, without items removed since."""
+    """Catalogue folder whose current version (FOLDER@3: version 3) is recommended from: with items appended, without
+    items removed since."""
 
     def run(self) -> None:
         recommender = Recommender.from_pretrained(self.model, catalog=self.catalog)

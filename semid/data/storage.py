@@ -101,7 +101,9 @@ def open_parquet(path: str) -> pq.ParquetFile:
     """
     fs, name = locate(path)
     try:
-        file = pq.ParquetFile(name, filesystem=fs, buffer_size=_READ_BUFFER, pre_buffer=False)
+        file = pq.ParquetFile(
+            name, filesystem=fs, buffer_size=_READ_BUFFER, pre_buffer=False, page_checksum_verification=True
+        )
         _ = file.schema_arrow.names
         return file
     except FileNotFoundError:

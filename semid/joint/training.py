@@ -254,11 +254,6 @@ def _continued(encoder: ItemEncoder, context: Context, previous: PreviousRun) ->
     """The previous run's model on the dataset's items, known by their ids; new ones get codes of their own vectors."""
     file, before = Path(previous.path) / STATE_FILE, previous.dataset
     leaves = artifacts.load_tensors(file)
-    if len(leaves["codes"]) != before.num_items:
-        raise SemidError(
-            f"{previous.path} was trained on {len(leaves['codes'])} items, not on the {before.num_items} of the "
-            "previous dataset; give the dataset of that run"
-        )
     graph, state = nnx.split(_untrained(encoder, context, num_items=before.num_items))
     model = nnx.merge(graph, replace_leaves(state, leaves, where=str(file)))
     rows = pc.index_in(context.dataset.item_ids, before.item_ids).fill_null(-1).to_numpy()

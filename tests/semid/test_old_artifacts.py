@@ -59,6 +59,8 @@ def test_models_recommend_and_score_as_they_did(dataset, name):
         later = Recommender.from_pretrained(FOLDER / name, catalog=FOLDER / "catalog").recommend(LATER, **SEARCH)
         assert later.item_ids == expected["later"]["item_ids"]
         np.testing.assert_allclose(later.scores, expected["later"]["scores"], rtol=1e-5)
+        first = Recommender.from_pretrained(FOLDER / name, catalog=f"{FOLDER / 'catalog'}@0")
+        assert len(first.catalog) == len(model.catalog) < len(SemanticCatalog.load(FOLDER / "catalog"))
 
 
 def test_a_stage_does_not_take_an_old_artifact_for_its_own(dataset):

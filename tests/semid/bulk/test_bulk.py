@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -443,6 +444,29 @@ def test_faults_of_many_files_are_named(catalog, tokenizer, tmp_path):
         write_catalog(files, tmp_path / "all", tokenizer=home / "catalog", memory_limit="1KB")
     assert not [path for path in tmp_path.iterdir() if "all" in path.name]
     write_catalog(files, tmp_path / "all", tokenizer=home / "catalog")
+
+
+def test_a_flipped_bit_in_a_file_of_codes_is_named_or_harmless(catalog, tmp_path):
+    home, _ = catalog
+    _, files = _encoded(home, tmp_path)
+    write_catalog(files, tmp_path / "whole", tokenizer=home / "catalog")
+    whole, file = SemanticCatalog.load(tmp_path / "whole").digest, Path(files[0])
+    content, named = file.read_bytes(), 0
+    for at in np.linspace(4, len(content) - 1, 16).astype(int).tolist():
+        file.write_bytes(content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :])
+        out = tmp_path / f"flipped-{at}"
+        try:
+            write_catalog(files, out, tokenizer=home / "catalog")
+        except SemidError:
+            named += 1
+            assert not out.exists()
+        else:
+            assert SemanticCatalog.load(out).digest == whole, at
+    assert named > 8
+    middle = len(content) // 4  # in a page of data
+    file.write_bytes(content[:middle] + bytes([content[middle] ^ 4]) + content[middle + 1 :])
+    with pytest.raises(SemidError, match=r"codes/x\.parquet: is damaged \(.*; delete it, and encode its items again"):
+        write_catalog(files, tmp_path / "all", tokenizer=home / "catalog")
 
 
 @pytest.mark.parametrize("package", ["distributed", "duckdb"])
