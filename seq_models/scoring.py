@@ -18,7 +18,7 @@ from seq_models.search import (
     normalized,
 )
 from seq_models.trie import CodeTrie
-from seq_models.types import Cache, SoftmaxOver
+from seq_models.types import Cache, Size, SoftmaxOver
 
 
 def item_log_probs(
@@ -82,7 +82,7 @@ def catalog_log_probs(
     cache: Cache,
     trie: CodeTrie,
     *,
-    batch: int,
+    batch: Size,
     blocks: LeafBlocks,
     softmax_over: SoftmaxOver = SoftmaxOver.VOCABULARY,
 ) -> Float[Array, "batch items"]:
@@ -106,7 +106,7 @@ def _block_log_probs(
     cache: Cache,
     trie: CodeTrie,
     first_leaf: Int[Array, ""],
-    batch: int,
+    batch: Size,
     widths: tuple[int, ...],
     softmax_over: SoftmaxOver,
 ) -> Float[Array, "batch size"]:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from seq_models.masks import ItemMask
 from seq_models.trie import Children, CodeTrie
-from seq_models.types import Cache, Prefixes, SoftmaxOver
+from seq_models.types import Cache, Prefixes, Size, SoftmaxOver
 
 Step = Callable[[Cache, Prefixes], tuple[Float[Array, "batch beam size"], Cache]]
 ItemScores = Callable[[Int[Array, "batch beam group"]], Float[Array, "batch beam group"]]
@@ -44,7 +44,7 @@ def beam_search(
     cache: Cache,
     trie: CodeTrie,
     *,
-    batch: int,
+    batch: Size,
     beam_size: int,
     num_results: int | None = None,
     softmax_over: SoftmaxOver = SoftmaxOver.VOCABULARY,
@@ -81,7 +81,7 @@ def beam_search(
     return _items(live, trie, mask, item_scores, num_results)
 
 
-def no_prefixes(batch: int) -> Prefixes:
+def no_prefixes(batch: Size) -> Prefixes:
     """The single empty prefix with which each user's search begins."""
     none = jnp.zeros((batch, 1, 0), jnp.int32)
     return Prefixes(none, none)
@@ -95,7 +95,7 @@ def extend_prefixes(prefixes: Prefixes, places: Int[Array, "batch n"], tokens: I
     )
 
 
-def checked_logits(logits: Array, expected: tuple[int, ...], level: int) -> Float[Array, "batch beam size"]:
+def checked_logits(logits: Array, expected: tuple[Size, ...], level: int) -> Float[Array, "batch beam size"]:
     """Logits in float32; raises ValueError where they are not [batch, beam, level size]."""
     if logits.shape != expected:
         raise ValueError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsInt
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,8 @@ from jaxtyping import Array, Bool, Float, Int
 Context = Any
 # Results of earlier search steps, a pytree of arrays [batch, beam of that step, ...]; never re-gathered.
 Cache = Any
+# Size of an axis: an int, or a symbolic dimension of `jax.export`.
+Size = SupportsInt
 
 
 class Inputs(NamedTuple):

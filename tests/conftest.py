@@ -32,25 +32,9 @@ from jaxtyping import install_import_hook  # noqa: E402
 sys.path.insert(0, str(Path(__file__).parent))  # the hook imports the checker by its name
 import shapes  # noqa: E402
 
-# In the files under these paths every annotation of the packages is checked at every call, shapes and dtypes included.
-CHECKED = (
-    "quantizers",
-    "seq_models",
-    *(f"semid/{name}" for name in ("artifacts", "bulk", "catalog", "data", "encoders", "evaluation", "generators")),
-    *(f"semid/{name}" for name in ("graphs", "joint", "report", "tokenizers", "training", "test_")),
-    "test_",
-)
+# Every annotation of the packages is checked at every call, shapes and dtypes included.
 install_import_hook(["quantizers", "seq_models", "semid"], "shapes.checked")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _checked_annotations(request):
-    path = request.path.relative_to(Path(__file__).parent).as_posix()
-    checked = path.startswith(CHECKED)
-    with shapes.checking(checked), pytest.MonkeyPatch.context() as patch:
-        if checked:
-            patch.setattr(pytest, "raises", shapes.raises_unchecked)
-        yield
+pytest.raises = shapes.raises_unchecked
 
 
 def pytest_collection_finish():
