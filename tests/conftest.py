@@ -37,6 +37,13 @@ install_import_hook(["quantizers", "seq_models", "semid"], "shapes.checked")
 pytest.raises = shapes.raises_unchecked
 
 
+@pytest.fixture(scope="module")
+def unchecked():
+    """No checks: jaxtyping cannot compare the symbolic sizes of an exported program."""
+    with shapes.unchecked():
+        yield
+
+
 def pytest_collection_finish():
     """Collect garbage rarely: compiling makes and drops so many objects that looking for circles was a tenth of it."""
     gc.collect()

@@ -18,12 +18,18 @@ def checked(function):
 
 
 @contextlib.contextmanager
-def raises_unchecked(*expected, **options):
-    """`pytest.raises` without checks: functions are given what they must refuse themselves, in their own words."""
+def unchecked():
+    """No checks within the block."""
     before = jaxtyping.config.jaxtyping_disable
     jaxtyping.config.update("jaxtyping_disable", True)
     try:
-        with _RAISES(*expected, **options) as info:
-            yield info
+        yield
     finally:
         jaxtyping.config.update("jaxtyping_disable", before)
+
+
+@contextlib.contextmanager
+def raises_unchecked(*expected, **options):
+    """`pytest.raises` without checks: functions are given what they must refuse themselves, in their own words."""
+    with _RAISES(*expected, **options) as info, unchecked():
+        yield info

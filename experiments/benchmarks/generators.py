@@ -261,7 +261,7 @@ def _semid_searches(
     """Both of our families, constrained as `Recommender` does it, and not at all."""
     requests = RequestBatch(jnp.asarray(history), jnp.asarray(real.astype(np.int32)))
     trie = CodeTrie.from_codes(codes, SEARCH_LEVELS)
-    tables = ItemTables.from_arrays(codes, None, np.ones(len(codes)))
+    tables = ItemTables.from_arrays(codes, None, np.ones(len(codes), np.int32))
     turns: dict[str, Callable[[], Any]] = {}
     for name in ("encoder-decoder", "rq-transformer"):
         spec = ModelSpec(FAMILIES[name].model, SEARCH_LEVELS, len(codes), 0, HISTORY_ITEMS)

@@ -19,7 +19,7 @@ from semid import GeneratorConfig
 from semid.errors import SemidError
 from semid.generators import LossTables, generator_loss
 from semid.recommender import ModelSpec
-from semid.training import SingleRows, batches, create_state, make_mesh, make_optimizer, make_step, put_batch
+from semid.training import Rows, SingleRows, batches, create_state, make_mesh, make_optimizer, make_step, put_batch
 from seq_models import EncoderDecoderConfig, ItemTables
 
 SCRIPT = Path(__file__).with_name("peer_generator.py")
@@ -68,20 +68,24 @@ def new_peer(ask: Ask, name: str, model: EncoderDecoderConfig, **options: Any) -
     return ask("model", name=name, backbone=backbone, decoder_layers=model.decoder_layers, **options)
 
 
-class _Numbers:
+class _Numbers(Rows):
     """The numbers of examples, batched as the examples are."""
 
     def __init__(self, rows: SingleRows) -> None:
-        self.arrays, self.buckets, self._length = rows.arrays, rows.buckets, len(rows)
+        self._rows = rows
 
     def __len__(self) -> int:
-        return self._length
+        return len(self._rows)
 
     def __getitem__(self, index: np.ndarray) -> np.ndarray:
         return index
 
-    def batch(self, index: np.ndarray, *, bucket: int) -> np.ndarray:
-        return index
+    @property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        return self._rows.arrays
+
+    def buckets(self, batch_size: int) -> np.ndarray | None:
+        return self._rows.buckets(batch_size)
 
 
 def semid_order(rows: SingleRows, *, batch_size: int, num_batches: int) -> np.ndarray:
@@ -134,7 +138,9 @@ def semid_steps(
     width = 0 if features is None else features.shape[1]
     model = ModelSpec(config.model, level_sizes, len(codes), width, config.max_history).build(seed=0)
     optimizer = make_optimizer(config.training.optimizer, num_steps=num_steps)
-    tables = LossTables(ItemTables.from_arrays(codes, features, np.ones(len(codes)) if counts is None else counts))
+    tables = LossTables(
+        ItemTables.from_arrays(codes, features, np.ones(len(codes), np.int32) if counts is None else counts)
+    )
     step = make_step(
         model,
         optimizer,

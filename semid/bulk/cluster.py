@@ -66,7 +66,8 @@ def encode_on_cluster(
                 for future in as_completed(list(job_of), loop=client.loop):
                     job = job_of.pop(future)
                     done = _done(job, future)
-                    on_progress(done.items, 1)
+                    if not done.fault:
+                        on_progress(done.items, 1)
                     yield job, done
         except CommClosedError:
             message = f"the scheduler at {scheduler} went away; what was encoded is kept, run it again for the rest"

@@ -46,7 +46,7 @@ def encode_files(
     was fitted to, in their order; where it does not know them, the only list of floats of a file. An output is complete
     or absent: run again, a stopped call goes on with the files that it lacks. A file that a disk or a network fails to
     read or write is tried `retries` more times, one that is no Parquet file is not. `on_progress` gets the items and
-    files that were done since it was called last.
+    files that were encoded since it was called last.
 
     Raises SemidError when all others are done, naming the files that failed, each with its reason: column and row of a
     missing column or id, of a vector that is not finite or of another width, or an output made from something else.
@@ -89,7 +89,8 @@ def encode_here(
                 break
             except UNSTEADY as error:
                 done = Done(fault=failed(job, error))
-        on_progress(0, 1)
+        if not done.fault:
+            on_progress(0, 1)
         yield job, done
 
 

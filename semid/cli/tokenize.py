@@ -122,7 +122,6 @@ class _Files:
         files = [found for pattern in self.input for found in find(pattern)]
         started, items = time.monotonic(), 0
         with show_progress("encoding", total=len(files), unit="files") as progress:
-            progress.say("compiling ...")
 
             def advance(new: int, done: int) -> None:
                 nonlocal items

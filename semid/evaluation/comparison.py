@@ -49,15 +49,20 @@ def compare(
 
     def measure(name: str, ranker: Ranker) -> Metrics:
         with show_progress(f"evaluating {name}", total=users, unit="users") as progress:
-            if ranker.codes is not None:
-                progress.say("compiling ...")
+
+            def show(done: int, total: int) -> None:
+                if done:
+                    progress.advance(done)
+                elif ranker.codes is not None:
+                    progress.say("compiling ...")
+
             return evaluate(
                 ranker,
                 dataset,
                 split=split,
                 ks=ks,
                 exclude_seen=exclude_seen,
-                progress=lambda done, total: progress.advance(done),
+                progress=show,
                 **_search_options(ranker, beam_size),
             )
 

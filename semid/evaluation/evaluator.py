@@ -91,13 +91,16 @@ def evaluate(
 
     `allowed` says by the ranker's item row what may be recommended, to all or to each example. A target that is not
     allowed, or under `exclude_seen` stands in its history, is a miss whatever the ranker does: such are counted.
-    `options` go to `ranker.rank` (a Recommender takes `beam_size`); `progress(done, total)` is called after each batch.
+    `options` go to `ranker.rank` (a Recommender takes `beam_size`); `progress(done, total)` is called with 0 before the
+    first batch and then after each.
     Raises SemidError if the ranker does not know an item of the data, or lists an item twice, one that does not exist
     or one that it may not.
     """
     _check_arguments(ranker, ks, batch_size)
     task = _task(ranker, _evaluation_set(ranker, data, split, drop_unknown), ks, allowed, exclude_seen)
     state, per_example = MetricState({}, np.zeros(len(task.groups), np.int64), max(ks)), []
+    progress = progress or _silent
+    progress(0, len(task.examples))
     for start in range(0, len(task.examples), batch_size):
         part = task.part(slice(start, start + batch_size))
         ranked = np.asarray(ranker.rank(part.histories, k=max(ks), exclude_seen=exclude_seen, **part.mask, **options))
@@ -105,14 +108,17 @@ def evaluate(
         batch, values = _measure(task, part, ranked, ks)
         state += batch
         per_example.append(values)
-        if progress:
-            progress(min(start + batch_size, len(task.examples)), len(task.examples))
+        progress(min(start + batch_size, len(task.examples)), len(task.examples))
     active_state = MetricState(state.totals, state.recommended[task.active], state.k)
     return Metrics(
         values=active_state.compute(),
         per_example={name: np.concatenate([part[name] for part in per_example]) for name in per_example[0]},
         provenance=_provenance(task, ks, exclude_seen, options),
     )
+
+
+def _silent(done: int, total: int) -> None:
+    del done, total
 
 
 @dataclass(frozen=True)

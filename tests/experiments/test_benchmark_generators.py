@@ -98,7 +98,7 @@ def test_flops_of_a_step_are_those_that_the_compiler_counts():
         return sum(jax.nn.logsumexp(one, axis=-1).sum() for one in logits)
 
     graph, params = generators.nnx.split(built)
-    tables = generators.ItemTables.from_arrays(codes, None, np.ones(50))
+    tables = generators.ItemTables.from_arrays(codes, None, np.ones(50, np.int32))
     history = jax.numpy.zeros((4, config.max_history), int)
     counted = jax.jit(jax.grad(loss)).lower(params).compile().cost_analysis()["flops"]
     ours = generators.step_flops(model, 4, level_sizes=generators.LEVELS, shared=False)
@@ -121,10 +121,9 @@ def test_search_is_timed_at_every_size(fake_peer, tiny, tiny_sizes, tmp_path):
 def finished_run(layout, tmp_path):
     """What `experiments.generators` leaves behind, with random codes and a history of one look."""
     folder = tmp_path / "run"
-    data = read_layout(layout)
-    data.save(folder / "dataset")
+    data = read_layout(layout).save(folder / "dataset")
     codes = np.random.default_rng(0).integers(0, 4, (data.num_items, 3)).astype(np.int32)
-    with write_artifact(folder / "catalog", kind=Kind.CATALOG, config={}, parents={}, seed=0) as temporary:
+    with write_artifact(folder / "catalog", kind=Kind.CATALOG, config={}, parents=data.parents, seed=0) as temporary:
         SemanticCatalog(data.item_ids, codes, (4, 4, 4)).write(temporary / CATALOG_FILE)
     (folder / "rq-transformer_0").mkdir()
     look = {"step": 12, "validation/recall@10": 0.055, "validation/ndcg@10": 0.03}

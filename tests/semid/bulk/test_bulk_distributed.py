@@ -28,7 +28,7 @@ from semid.tokenizers import RQKmeansConfig, SemanticTokenizer, TokenizerConfig,
 DIM, ROWS, FILES = 8, 60, 6
 
 # A file system for the workers, loaded at their start: who opens the file `stalls` first says so through a pipe, with
-# its process, and reads it never.
+# its process, and reads it never; who opens `breaks` loses the connection.
 STALLING = """
 import os, threading
 import fsspec
@@ -47,6 +47,8 @@ class Stalling(LocalFileSystem):
                 with open({pipe!r}, "w") as pipe:
                     pipe.write(str(os.getpid()))
                 threading.Event().wait()
+        if path.endswith("items/breaks.parquet"):
+            raise ConnectionResetError("connection reset")
         return super()._open(path, *arguments, **options)
 
 fsspec.register_implementation("stalling", Stalling, clobber=True)
@@ -159,7 +161,8 @@ def test_the_command_names_what_failed_and_goes_on_with_what_it_lacks(home, sche
     line = f"tokenize --catalog {home}/catalog --out {tmp_path}/codes --scheduler {scheduler}"
     with pytest.raises(SystemExit):
         main(f"{line} --input {tmp_path}/*.parquet".split())
-    first, bad = capsys.readouterr().err.splitlines()
+    *progress, first, bad = capsys.readouterr().err.splitlines()
+    assert all(line.startswith("encoding: ") for line in progress)
     assert first == "semid: 1 of 3 files failed, the codes of the others are kept:"
     assert f"{tmp_path}/bad.parquet: not a readable Parquet file" in bad
     pq.write_table(_items(2), tmp_path / "2.parquet")
@@ -171,10 +174,10 @@ def test_the_command_names_what_failed_and_goes_on_with_what_it_lacks(home, sche
 
 
 def test_a_failure_that_is_not_the_files_is_told_after_all_tries(home, scheduler, encoded, tmp_path):
-    (tmp_path / "codes").touch()  # no folder can be made there
-    tokenizer = SemanticTokenizer.from_pretrained(home / "catalog")
-    with pytest.raises(SemidError, match=r"part0.parquet: not encoded to .*codes/part0.parquet \(\w+Error: .*codes"):
-        encode_files(tokenizer, [home / "items/part0.parquet"], tmp_path / "codes", scheduler=scheduler, retries=1)
+    tokenizer, source = SemanticTokenizer.from_pretrained(home / "catalog"), f"stalling://{home}/items/breaks.parquet"
+    (home / "items/breaks.parquet").touch()
+    with pytest.raises(SemidError, match=r"breaks.parquet: not encoded to .*codes/breaks.parquet \(\w+Error: .*reset"):
+        encode_files(tokenizer, [source], tmp_path / "codes", scheduler=scheduler, retries=1)
 
 
 def test_a_result_that_died_with_its_worker_is_waited_for():

@@ -220,6 +220,7 @@ def test_parquet_export_is_the_catalogue(home, tmp_path, capsys):
     assert read_tokens(tmp_path / "c.json").item_ids.equals(made.item_ids)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_a_program_is_written(home, tmp_path, capsys):
     run("export-program --model {h}/model --out {t}/program -k 3 --beam-size 20 --platforms cpu", h=home, t=tmp_path)
     assert f"program: {tmp_path}/program" in capsys.readouterr().out
@@ -406,12 +407,12 @@ BAD = [
     ("export-program --model {h}/catalog --out {t}/p", "expected an artifact of kind 'model', found 'catalog'"),
     ("export-program --model {h}/model --out {h}/model", "in use by a model artifact"),
     ("export-program --model {h}/model --out {t}/p -k 0", "expected k and beam_size of at least 1, got 0 and 50"),
-    ("import-codes --codes {h}/I.parquet --dataset {h}/dataset --out {t}/c", "I.parquet: not valid JSON"),
+    ("import-codes --codes {h}/I.parquet --dataset {h}/dataset --out {t}/c", "I.parquet: line 1: byte .* is not UTF-8"),
     ("import-codes --codes {h}/metrics.json --dataset {h}/dataset --out {t}/c",
      "metrics.json: item 'split': 'test' is no"),
     ("report", "expected at least one run folder"),
     ("report {t}", "metrics.json: no such file; `semid evaluate"),
-    ("prepare simulated --out {t}/d --num-items 3", "3 items cannot fill .* cells"),
+    ("prepare simulated --out {t}/d --num-items 3", "expected 72 items or more .*, got 3"),
     (PREPARE + "{t}/d --text-vectors -1", "expected text_vectors of 0 .* or more, got -1"),
     (PREPARE + "{h}/dataset --text-vectors 5",
      r"in use by a dataset of other settings \(source.text_lsa.dim: 6 -> 5\)"),
@@ -498,7 +499,7 @@ def test_a_changed_byte_and_a_newer_schema(home, tmp_path, capsys, kind):
         "model": "recommend --model {t}/x --history i1",
     }
     shutil.copytree(home / kind, tmp_path / "x")
-    for file in sorted(path for path in (tmp_path / "x").iterdir() if path.name != "manifest.json"):
+    for file in sorted(path for path in (tmp_path / "x").rglob("*") if path.is_file() and path.name != "manifest.json"):
         content = file.read_bytes()
         middle = len(content) // 2
         file.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
@@ -514,6 +515,8 @@ def test_a_catalogue_of_another_dataset(home, tmp_path, capsys):
     run("prepare simulated --out {t}/d --num-items 120 --num-users 60", t=tmp_path)
     capsys.readouterr()
     line = "train --dataset {t}/d --catalog {h}/catalog --out {t}/m"
+    assert "made from dataset digest" in fails(capsys, line, h=home, t=tmp_path)
+    line += " --other-dataset"
     assert "the catalogue's 40 items are not all of the dataset's 120" in fails(capsys, line, h=home, t=tmp_path)
     line = "evaluate --model {h}/model --dataset {t}/d --other-dataset --out {t}/m.json"
     assert "are not in the model's catalogue" in fails(capsys, line, h=home, t=tmp_path)

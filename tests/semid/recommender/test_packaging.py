@@ -37,6 +37,10 @@ FILES = {
 }
 
 
+def _files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
 def run(line: str, **paths: Path) -> None:
     """`semid` with these words; `{name}` stands for a path, whatever it is made of."""
     main([word.format(**paths) for word in line.split()])
@@ -76,7 +80,7 @@ def _front(card: str) -> dict:
 
 
 def test_the_folder_holds_what_is_needed_and_no_state_of_training(home, folder):
-    assert {str(path.relative_to(folder)) for path in folder.rglob("*")} == FILES | {"metrics.json"}
+    assert _files(folder) == FILES | {"metrics.json"}
     manifest, trained = (artifacts.read_artifact(path, "model") for path in (folder, home / "model"))
     assert manifest.parents == {**trained.parents, "model": trained.digest}
     assert json.loads((folder / "training.json").read_text())["digest"] == trained.digest
@@ -184,7 +188,7 @@ def test_without_metrics_the_card_says_so(recommender, tmp_path):
     card = (tmp_path / "out" / "README.md").read_text()
     assert "No metrics were given" in card
     assert set(_front(card)) == {"library_name", "tags"}
-    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
+    assert _files(tmp_path / "out") == FILES
 
 
 def test_metrics_of_another_model_are_refused(home, recommender, tmp_path):
@@ -378,7 +382,7 @@ def test_the_page_tells_the_truth(folder, tmp_path, monkeypatch, capsys):
     exec(blocks[1], names)
     assert names["codes"].shape == (2, 2)
     table = page[page.index("| file |") : page.index("The folder is written")]
-    assert set(re.findall(r"`([\w.]+\.\w+)`", table)) == FILES | {"metrics.json"}
+    assert set(re.findall(r"`([\w./]+\.\w+)`", table)) == FILES | {"metrics.json"}
 
 
 def test_pushing_uploads_what_saving_writes(recommender, home, monkeypatch):

@@ -32,6 +32,7 @@ from seq_models import (
     TransformerConfig,
 )
 
+pytestmark = pytest.mark.usefixtures("unchecked")
 DOC = Path(__file__).parents[3] / "docs" / "stablehlo.md"
 ITEMS, LENGTH, K, BEAM = 24, 4, 5, 4
 IDS = [f"i{row}" for row in range(ITEMS)]
