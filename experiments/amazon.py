@@ -105,7 +105,7 @@ def main(
 def _train(data: Dataset, out: Path, *, seed: int, budget: float) -> tuple[dict[str, Recommender], dict[str, float]]:
     """All models of one seed, and the minutes that each stage took when it ran."""
     timed = Minutes(out, seed)
-    training = replace(RQVaeConfig().training, epochs=RQVaeConfig().training.epochs * budget)
+    training = replace(RQVaeConfig().training, epochs=RQVaeConfig().training.num_epochs * budget)
     text = TokenizerConfig(RQVaeConfig(training=training), columns=(TEXT,))
     codes = timed("codes-text", lambda path: tokenize(data, text, out=path, seed=seed))
 

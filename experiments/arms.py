@@ -100,13 +100,12 @@ class _Stages:
 
     def generator(self, name: str, codes: SemanticCatalog) -> Recommender:
         config = GeneratorConfig(features=self.content)
-        if not self.simulated:
-            config = replace(config, training=replace(config.training, epochs=10, validate_every=5))
-        config = self._budgeted(config)
+        epochs, every = (36, 1) if self.simulated else (10, 5)
+        config = self._budgeted(replace(config, training=replace(config.training, epochs=epochs, validate_every=every)))
         return self._timed(f"generator-{name}", lambda to: train(self.data, codes, config, out=to, seed=self.seed))
 
     def _budgeted(self, config: Any) -> Any:
-        return replace(config, training=replace(config.training, epochs=config.training.epochs * self.budget))
+        return replace(config, training=replace(config.training, epochs=config.training.num_epochs * self.budget))
 
 
 def _taught(data: Dataset, teacher: Recommender, *, seed: int) -> Dataset:

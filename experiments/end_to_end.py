@@ -125,7 +125,7 @@ def arms(config: JointConfig) -> dict[str, JointConfig]:
         return with_step(objective=replace(phase.step.objective, **terms))
 
     def longer(epochs: float) -> TrainingConfig:
-        return replace(config.finetune, epochs=config.finetune.epochs + epochs)
+        return replace(config.finetune, epochs=config.finetune.num_epochs + epochs)
 
     def moving(encoder: float, reach: Reach, surgery: Surgery = Surgery.NONE) -> JointConfig:
         """The tokenizer learns in joint steps too; codes are refreshed, and nothing is trained again."""
@@ -134,7 +134,7 @@ def arms(config: JointConfig) -> dict[str, JointConfig]:
         steps = Phase(training, StepConfig(reach=reach), surgery)
         return replace(config, joint=(steps,), codes=Refresh(0.25), finetune=longer(again))
 
-    again, together = config.generator.training.epochs, phase.training.epochs
+    again, together = config.generator.training.num_epochs, phase.training.num_epochs
     made = {
         "staged": replace(config, joint=(), finetune=longer(again + together)),
         "joint": moving(0.0, Reach.TOKENIZER),
@@ -228,7 +228,7 @@ def _teacher_terms(config: JointConfig) -> set[str]:
 
 def _scaled(config: JointConfig, budget: float) -> JointConfig:
     def scale(training: TrainingConfig) -> TrainingConfig:
-        return replace(training, epochs=training.epochs * budget, validate_every=training.validate_every * budget)
+        return replace(training, epochs=training.num_epochs * budget, validate_every=training.validate_every * budget)
 
     return replace(
         config,

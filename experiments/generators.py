@@ -93,7 +93,7 @@ def main(
     rows = []
     for name in families:
         config = FAMILIES[name]
-        config = replace(config, training=replace(config.training, epochs=config.training.epochs * budget))
+        config = replace(config, training=replace(config.training, epochs=config.training.num_epochs * budget))
         speed = _speed(config, data, codes, steps=steps)
         for seed in seeds:
             path = out / f"{name}_{seed}"

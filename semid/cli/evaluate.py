@@ -19,6 +19,12 @@ from seq_models import RQTransformerConfig
 
 # The family that `semid train` trains unless another is named.
 _DEFAULT_FAMILY = RQTransformerConfig.name
+# Baselines that a model should not come out below, and what to try where it does.
+_FLOORS = ("popularity", "bigram")
+_TRY = (
+    "try more --epochs, more --dropout or a smaller --dim, larger --level-sizes of `semid tokenize` where many items "
+    "share codes, or `semid train sasrec`"
+)
 # Raised where the same request comes to give other figures, so that those of before are measured again.
 _VERSION = 1
 
@@ -104,6 +110,8 @@ class Evaluate:
         for name, search in searched.items():
             share = f"{search['exact_top_10_found']:.2%} of the exact top 10 ({search['users']} users)"
             console.print(f"{name}: a beam of {self.beam_size} finds {share}")
+        for hint in hints(rows):
+            console.print(hint)
 
     def _folder(self) -> Path:
         """The folder that holds the first model's. Raises SemidError for a model of the hub."""
@@ -145,6 +153,19 @@ def metrics_table(rows: Sequence[dict], ks: Sequence[int]) -> Table:
     for row in rows:
         table.add_row(str(row["model"]), *(f"{row[name]:.4f}" for name in shown.values()))
     return table
+
+
+def hints(rows: Sequence[dict]) -> list[str]:
+    """A line for each model below popularity or bigram by NDCG@10 (else at the largest cut-off), with what to try."""
+    cutoffs = [int(name.removeprefix("ndcg@")) for name in rows[0] if name.startswith("ndcg@")] if rows else []
+    metric = f"ndcg@{10 if 10 in cutoffs else max(cutoffs, default=0)}"
+    floors = {str(row["model"]): row[metric] for row in rows if row["model"] in _FLOORS}
+    lines = []
+    for row in rows:
+        above = [f"{name} ({floor:.4f})" for name, floor in floors.items() if row[metric] < floor]
+        if above and row["model"] not in (*_FLOORS, "oracle"):
+            lines.append(f"{row['model']}: {metric.upper()} {row[metric]:.4f} is below {' and '.join(above)}; {_TRY}")
+    return lines
 
 
 def _names(models: Mapping[str, Recommender]) -> dict[str, str]:

@@ -204,6 +204,10 @@ class Tokenize:
             model = _trained_on(dataset, Recommender.from_pretrained(teacher))
             rows = model.catalog.rows(dataset.item_ids)
             dataset = dataset.with_vectors(_TEACHER, model.item_vectors()[rows], origin=model.origin)
+        if not config.method.level_sizes:
+            config = config.resolved(dataset.num_items)
+            sizes = " x ".join(map(str, config.method.level_sizes))
+            console.print(f"codebooks of {sizes}, by the {dataset.num_items:,} items; --level-sizes names others")
         tokenize(dataset, config, out=out, seed=self.seed, mesh=make_mesh(config=self.mesh))
         _print_health(out)
 

@@ -56,11 +56,16 @@ class Train:
     """Division of the work among devices."""
 
     def run(self) -> None:
-        dataset = Dataset.load(self.dataset)
+        dataset, config = Dataset.load(self.dataset), GeneratorConfig(**vars(self.config))
+        if config.training.epochs is None:
+            interactions = dataset.num_training_interactions
+            config = config.resolved(interactions)
+            epochs = f"{config.training.num_epochs:g} epochs, by the {interactions:,} training interactions"
+            console.print(f"{epochs}; --epochs names another number")
         train(
             dataset,
             SemanticCatalog.load(self.catalog),
-            GeneratorConfig(**vars(self.config)),
+            config,
             out=self.out,
             seed=self.seed,
             teacher=None if self.teacher is None else Recommender.from_pretrained(self.teacher),

@@ -163,6 +163,11 @@ class Dataset:
         return split(self, self.split_rule)
 
     @property
+    def num_training_interactions(self) -> int:
+        """Interactions of the training histories."""
+        return int(self.splits.train.lengths.sum())
+
+    @property
     def text_columns(self) -> list[str]:
         """Names of the string and list-of-string columns other than the id."""
         return [f.name for f in self.items.schema if f.name != "item_id" and is_text(f.type)]
@@ -249,7 +254,7 @@ class Dataset:
             "same time as the one before": int(tied.sum()),
             "repeated (user, item)": int(len(self.item) - len(pairs)),
             "split": config.to_dict(self.split_rule)["type"],
-            "training interactions": int(self.splits.train.lengths.sum()),
+            "training interactions": self.num_training_interactions,
             "validation examples": len(self.splits.validation),
             "test examples": len(self.splits.test),
         }

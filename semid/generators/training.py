@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,10 @@ from seq_models import CodeTrie, Layout, ModelConfig, RQTransformerConfig, Softm
 _VERSION = 1
 
 
+# Default passes over training data of at least so many interactions, and how many times as many over smaller data.
+_EPOCHS, _INTERACTIONS, _MORE = 36.0, 30_000, 6
+
+
 @dataclass(frozen=True)
 class GeneratorConfig:
     """A generator and its training: model, inputs, objective, schedule and validation."""
@@ -54,7 +58,7 @@ class GeneratorConfig:
     """Positions of a packed training row."""
     objective: ObjectiveConfig = ObjectiveConfig()
     """The losses."""
-    training: TrainingConfig = TrainingConfig(epochs=36, optimizer=OptimizerConfig(learning_rate=3e-3))
+    training: TrainingConfig = TrainingConfig(epochs=None, optimizer=OptimizerConfig(learning_rate=3e-3))
     validation_users: int = 2048
     """Validation examples, drawn by the seed, on which NDCG@10 selects the model."""
     validation_beam: int = 20
@@ -64,6 +68,15 @@ class GeneratorConfig:
         for name in ("max_history", "row_length", "validation_users", "validation_beam"):
             if getattr(self, name) < 1:
                 raise SemidError(f"expected {name} of at least 1, got {getattr(self, name)}")
+
+    def resolved(self, interactions: int) -> GeneratorConfig:
+        """The config with a number of epochs: where none is named, 36 from 30,000 training interactions on; below that
+        more, so that as many interactions are passed, up to 216, and validations are as far apart as they are more."""
+        if self.training.epochs is not None:
+            return self
+        more = round(min(max(_INTERACTIONS / max(interactions, 1), 1.0), _MORE), 2)
+        every = self.training.validate_every * more
+        return replace(self, training=replace(self.training, epochs=_EPOCHS * more, validate_every=every))
 
 
 def train(
@@ -87,6 +100,7 @@ def train(
     dataset, whose training may have what is test here, and if `out` is in use.
     """
     check_catalog(catalog, dataset, other_dataset=other_dataset)
+    config = config.resolved(dataset.num_training_interactions)
     parents = {**dataset.parents, "catalog": catalog.provenance}
     if teacher is not None:
         parents["teacher"] = teacher.digest

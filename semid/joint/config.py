@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from quantizers import Schedule
@@ -118,6 +118,12 @@ class JointConfig:
     """The generator alone, on the codes that came out."""
     tie_break: int = 64
     """Size of the last level, which tells items apart that share their codes: how many may."""
+
+    def resolved(self, *, items: int, interactions: int) -> JointConfig:
+        """The config with the level sizes and epochs that so many items and training interactions get where none are
+        named."""
+        generator = self.generator.resolved(interactions)
+        return replace(self, tokenizer=self.tokenizer.resolved(items), generator=generator)
 
     def __post_init__(self) -> None:
         if not self.generator.model.decodes_from_state:

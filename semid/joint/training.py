@@ -96,6 +96,8 @@ def train_end_to_end(
     `previous` is of other settings, codes collapse, or `out` is in use.
     """
     source = _content_config(text, image, content)
+    fitted = dataset if previous is None else previous.dataset
+    config = config.resolved(items=fitted.num_items, interactions=fitted.num_training_interactions)
     request = _request(dataset, config, source, content, teacher, previous, seed)
 
     def work(folder: Path) -> _Trained:

@@ -32,8 +32,9 @@ from semid.tokenizers.blocks import map_blocks
 class AutoencoderConfig:
     """Sizes, quantizer, loss weights and initialization of an autoencoder."""
 
-    level_sizes: tuple[int, ...] = (256, 256, 256)
-    """Codebook size of each level."""
+    level_sizes: tuple[int, ...] = ()
+    """Codebook size of each level; none given: three levels of the power of two nearest to a quarter of the items, from
+    16 to 256."""
     hidden: tuple[int, ...] = (512, 256, 128)
     """Widths of the encoder's hidden layers; the decoder mirrors them."""
     latent: int = 32

@@ -25,8 +25,9 @@ from semid.tokenizers.method import (
 class RQKmeansConfig(TokenizerMethod):
     """Residual k-means on the content vectors: no training, nearly the same quality."""
 
-    level_sizes: tuple[int, ...] = (256, 256, 256)
-    """Codebook size of each level."""
+    level_sizes: tuple[int, ...] = ()
+    """Codebook size of each level; none given: three levels of the power of two nearest to a quarter of the items, from
+    16 to 256."""
     iterations: int = 25
     """Lloyd iterations per level."""
     balanced: bool = False

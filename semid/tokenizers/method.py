@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from semid.errors import SemidError
 from semid.graphs import CoConsumption, Signal
 from semid.tokenizers.alignment import AlignmentConfig
 from semid.tokenizers.blocks import map_blocks
+
+
+_Method = TypeVar("_Method", bound="TokenizerMethod")
 
 
 @runtime_checkable
@@ -53,18 +57,40 @@ class FitContext:
         return CoConsumption(self.dataset.splits.train, num_items=self.dataset.num_items, seed=self.seed)
 
 
+_LARGEST, _SMALLEST = 256, 16
+
+
+def codebook_size(items: int) -> int:
+    """Codebook size of a level where none is named: the power of two nearest to a quarter of the items, from 16 (or
+    their number) to 256, as it is from 725 items on."""
+    nearest = 2 ** round(math.log2(max(items, 1) / 4))
+    return min(max(nearest, _SMALLEST), _LARGEST, max(items, 1))
+
+
 @dataclass(frozen=True)
 class TokenizerMethod(abc.ABC):
     """Settings of a tokenization method. A new one is a file here, and its name in `semid.tokenizers`."""
 
     level_sizes: tuple[int, ...]
-    """Codebook size of each level."""
+    """Codebook size of each level; none given: by the number of items (see `resolved`)."""
     name: ClassVar[str]
     """Name on the command line."""
     is_residual: ClassVar[bool] = False
     """Each level quantizes the residual of those before it, so that collision policies can move the last code."""
     can_align: ClassVar[bool] = False
     """It trains, so that alignments can join."""
+    default_levels: ClassVar[int] = 3
+    """Number of levels where none are named."""
+
+    @property
+    def num_levels(self) -> int:
+        """Levels that the catalogue's codes will have, before collisions are resolved."""
+        return len(self.level_sizes) or self.default_levels
+
+    def resolved(self: _Method, items: int) -> _Method:
+        """The method with its level sizes, those named or `codebook_size(items)` for each level."""
+        sizes = self.level_sizes or (codebook_size(items),) * self.default_levels
+        return dataclasses.replace(self, level_sizes=sizes)
 
     @abc.abstractmethod
     def fit(self, x: Float[np.ndarray, "items dim"], context: FitContext) -> CodeModel:
@@ -89,9 +115,6 @@ def last_residuals(quantizer: Any, latents: Float[np.ndarray, "n dim"], codes: I
     return Residuals(latents - (map_blocks(quantizer.decode, codes) - book[codes[:, -1]]), book)
 
 
-_Method = TypeVar("_Method", bound=TokenizerMethod)
-
-
 def shrunk_to(items: int, method: _Method) -> _Method:
     """`method` with no codebook larger than the number of items, with a warning if one was."""
     sizes = tuple(min(size, items) for size in method.level_sizes)
@@ -106,9 +129,9 @@ def explained_variance(x: Float[np.ndarray, "n dim"], reconstructed: Float[np.nd
 
 
 def check_sizes(level_sizes: tuple[int, ...], *widths: int) -> None:
-    """Raise SemidError unless there is a level, and every size is at least 1."""
-    if not level_sizes or min(*level_sizes, *widths, 1) < 1:
-        raise SemidError(f"expected at least one level, and sizes of at least 1, got {level_sizes} and {widths}")
+    """Raise SemidError unless every size is at least 1."""
+    if min(*level_sizes, *widths, 1, 1) < 1:
+        raise SemidError(f"expected sizes of at least 1, got {level_sizes} and {widths}")
 
 
 def check_iterations(*iterations: int) -> None:

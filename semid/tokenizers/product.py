@@ -18,13 +18,15 @@ from semid.tokenizers.method import FitContext, TokenizerMethod, check_iteration
 class ProductConfig(TokenizerMethod):
     """Optimized product quantization: many unordered codes, each of its own part of the rotated vector (RPG)."""
 
-    level_sizes: tuple[int, ...] = (256,) * 16
-    """Codebook size of each code; 4 to 64 codes are usual."""
+    level_sizes: tuple[int, ...] = ()
+    """Codebook size of each code; 4 to 64 codes are usual. None given: 16 codes of the power of two nearest to a quarter
+    of the items, from 16 to 256."""
     iterations: int = 25
     """Lloyd iterations."""
     rotations: int = 8
     """Rounds that learn the rotation; 0: plain product quantization."""
     name = "opq"
+    default_levels = 16
 
     def __post_init__(self) -> None:
         check_sizes(self.level_sizes)

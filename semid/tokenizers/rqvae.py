@@ -61,8 +61,8 @@ class RQVaeConfig(AutoencoderConfig, TokenizerMethod):
 
     def __post_init__(self) -> None:
         check_sizes(self.level_sizes, *self.hidden, self.latent)
-        if len(self.assignments) not in (1, len(self.level_sizes)):
-            raise SemidError(f"expected 1 or {len(self.level_sizes)} assignments, got {len(self.assignments)}")
+        if len(self.assignments) not in (1, self.num_levels):
+            raise SemidError(f"expected 1 or {self.num_levels} assignments, got {len(self.assignments)}")
         check_iterations(self.kmeans_iterations)
         if self.decay is not None and not 0 <= self.decay < 1:
             raise SemidError(f"expected decay in [0, 1), got {self.decay}; leave it out to learn codebooks by gradient")

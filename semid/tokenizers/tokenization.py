@@ -55,6 +55,7 @@ def tokenize(
     (see `run_stage`): without `out` nothing is written. Training is shared over `mesh` (all devices); of several
     processes each calls this with the same arguments.
     """
+    config = config.resolved(dataset.num_items)
     request = Request(Kind.CATALOG, {"tokenizer": to_dict(config)}, dataset.parents, seed, _VERSION)
     made = run_stage(
         request,

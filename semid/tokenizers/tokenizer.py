@@ -74,6 +74,10 @@ class TokenizerConfig:
                 "take tie-break, popularity or allowed"
             )
 
+    def resolved(self, items: int) -> TokenizerConfig:
+        """The config with the level sizes that `items` items get where none are named."""
+        return dataclasses.replace(self, method=self.method.resolved(items))
+
 
 @dataclass(frozen=True)
 class ContentColumns:
@@ -142,6 +146,7 @@ class SemanticTokenizer:
         if not np.any(x):
             name = context.dataset.name
             raise SemidError(f"dataset {name!r}: all items have the same vector; nothing tells them apart")
+        config = config.resolved(len(x))
         model = config.method.fit(x, context)
         # A codebook may have come out smaller than was asked for.
         method = dataclasses.replace(config.method, level_sizes=model.level_sizes)

@@ -43,8 +43,8 @@ class StopTraining(Exception):
 class TrainingConfig:
     """Length, batches and optimizer of a training run, and how often it validates."""
 
-    epochs: float = 30.0
-    """Passes over the training data."""
+    epochs: float | None = 30.0
+    """Passes over the training data. None: as many as what is trained has by default."""
     batch_size: int = 64
     """Rows of a global batch."""
     accumulate: int = 1
@@ -61,8 +61,15 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "validate_every", "patience", "log_every"):
-            if not getattr(self, name) > 0:
-                raise SemidError(f"expected {name} above 0, got {getattr(self, name)}")
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise SemidError(f"expected {name} above 0, got {value}")
+
+    @property
+    def num_epochs(self) -> float:
+        """The epochs. Raises SemidError where they are left to what is trained."""
+        if self.epochs is None:
+            raise SemidError("expected a number of epochs, got none; name one")
+        return self.epochs
 
 
 def fit(
@@ -132,7 +139,7 @@ def train(task: Task, config: TrainingConfig, *, run: RunFolder, seed: int, mesh
     mesh, rows = make_mesh() if mesh is None else mesh, as_rows(task.rows)
     size = divisible_batch_size(config.batch_size, rows=len(rows), mesh=mesh, accumulate=config.accumulate)
     steps_per_epoch = -(-len(rows) // size)
-    num_steps = max(round(config.epochs * steps_per_epoch), 1)
+    num_steps = max(round(config.num_epochs * steps_per_epoch), 1)
     every = max(min(round(config.validate_every * steps_per_epoch), num_steps), 1)
     checkpoints = Checkpoints(run.folder, request=run.request, select=task.select)
     try:

@@ -25,10 +25,12 @@ from semid.cli.tokenize import Tokenize
 from semid.cli.train import Train
 from semid.config import to_dict
 from semid.generators import GeneratorConfig
-from semid.tokenizers import TokenizerConfig
+from semid.joint import JointConfig
+from semid.tokenizers import TokenizerConfig, TokenizerMethod
 
 GOLDEN = Path(__file__).parent / "golden"
 REWRITE = "SEMID_GOLDEN=write python -m pytest tests/experiments/test_golden_configs.py"
+ITEMS, INTERACTIONS = 2_000, 30_000
 ABSENT = "(absent)"
 
 
@@ -43,9 +45,23 @@ def leaves(value, path=""):
     return {at: leaf for name, part in value.items() for at, leaf in leaves(part, f"{path}.{name}".lstrip(".")).items()}
 
 
+def resolved(config):
+    """The config with the defaults that follow the data, as the smallest data behind a published figure has them."""
+    if isinstance(config, TokenizerConfig | TokenizerMethod):
+        return config.resolved(ITEMS)
+    if isinstance(config, JointConfig):
+        return config.resolved(items=ITEMS, interactions=INTERACTIONS)
+    return config.resolved(INTERACTIONS) if isinstance(config, GeneratorConfig) else config
+
+
+def of_config(config):
+    """Settings of a config, resolved."""
+    return leaves(to_dict(resolved(config)))
+
+
 def differences(configs):
     """The first config's settings, and where each other one differs from it."""
-    (name, base), *others = [(name, leaves(to_dict(config))) for name, config in configs.items()]
+    (name, base), *others = [(name, of_config(config)) for name, config in configs.items()]
     changed = {
         other: {at: ours.get(at, ABSENT) for at in {**base, **ours} if base.get(at, ABSENT) != ours.get(at, ABSENT)}
         for other, ours in others
@@ -69,7 +85,7 @@ class Recorder:
 def of_amazon(monkeypatch, folder):
     recorder = Recorder(monkeypatch, amazon)
     amazon._train(MagicMock(), folder, seed=0, budget=1.0)
-    return {name: leaves(to_dict(config)) for name, config in recorder.configs.items()}
+    return {name: of_config(config) for name, config in recorder.configs.items()}
 
 
 def of_arms(monkeypatch, folder):
@@ -85,7 +101,7 @@ def of_arms(monkeypatch, folder):
         stages.generator("any", None)
         found |= {f"{kind} {name}": config for name, config in recorder.configs.items()}
     families = {"text": alignment.ARMS["text"], **alignment.ARMS, "letter": letter.tokenizer, "das": das.tokenizer}
-    shared = {name: leaves(to_dict(config)) for name, config in found.items()}
+    shared = {name: of_config(config) for name, config in found.items()}
     return {"stages": shared, "tokenizers": differences({name: arm(("content",)) for name, arm in families.items()})}
 
 
@@ -101,11 +117,11 @@ def of_end_to_end(*_):
 
 
 def of_generators(*_):
-    return {"tokenizer": leaves(to_dict(TokenizerConfig()))} | differences(generators.FAMILIES)
+    return {"tokenizer": of_config(TokenizerConfig())} | differences(generators.FAMILIES)
 
 
 def of_recipes(*_):
-    return {name: leaves(to_dict(config)) for name, config in RECIPES.items()}
+    return {name: of_config(config) for name, config in RECIPES.items()}
 
 
 def of_demo(monkeypatch, folder):
@@ -122,6 +138,7 @@ def settings(command, folder):
     """A command's settings; `OUT` stands for the folder of the demo."""
 
     def plain(value):
+        value = resolved(value)
         if dataclasses.is_dataclass(value):
             return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
         if isinstance(value, (tuple, list)):
