@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import jax
@@ -41,7 +41,7 @@ class CodeConfig(ModelConfig):
 
     has_codes: ClassVar[bool] = True
 
-    backbone: TransformerConfig = TransformerConfig(dropout=0.1)
+    backbone: TransformerConfig = TransformerConfig(dropout=None)
     """Reads the history."""
     tied_heads: bool = True
     """Score a level's codes by the embeddings that the input uses; if not, by tables of their own."""
@@ -52,6 +52,10 @@ class CodeConfig(ModelConfig):
     def has_item_embeddings(self) -> bool:
         """True with `id_embedding`."""
         return self.id_embedding
+
+    def with_dropout(self, rate: float) -> CodeConfig:
+        backbone = self.backbone
+        return replace(self, backbone=replace(backbone, dropout=rate)) if backbone.dropout is None else self
 
 
 class CodeModel(ItemModel):

@@ -85,7 +85,7 @@ class DecoderBlock(nnx.Module):
     """A pre-norm block with cross-attention between its halves."""
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs) -> None:
-        self.rate = config.dropout
+        self.rate = config.rate
         self.block = Block(config, rngs=rngs)
         self.norm_cross = norm(config, rngs)
         self.cross = CrossAttention(config, rngs=rngs)
@@ -172,7 +172,7 @@ class EncoderDecoder(CodeModel):
         """The decoder's states, and the keys and values of its self-attention."""
         config, new = self.config.backbone, []
         input_key, *block_keys = split_key(key, len(self.decoder) + 1)
-        x = dropout(x.astype(config.dtype.value), config.dropout, input_key)
+        x = dropout(x.astype(config.dtype.value), config.rate, input_key)
         for block, attend, kv, block_key in zip(self.decoder, attends, memory.blocks, block_keys, strict=True):
             run = functools.partial(block, attend=attend, real=memory.real, key=block_key)
             x, kept = (jax.checkpoint(run) if config.remat else run)(x, memory=kv)

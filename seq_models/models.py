@@ -38,6 +38,11 @@ class ModelConfig(abc.ABC):
     def build(self, *, level_sizes: tuple[int, ...], num_items: int, num_features: int, rngs: nnx.Rngs) -> ItemModel:
         """A model with fresh parameters for a catalogue of these sizes; `num_features`: width of the dense input."""
 
+    def with_dropout(self, rate: float) -> ModelConfig:
+        """The config with this dropout where it names none."""
+        del rate
+        return self
+
     def label(self, *, num_features: int) -> str:
         """Name of such a model in a table of results, where the dense input may set it apart."""
         return self.name

@@ -138,7 +138,7 @@ class RQTransformer(CodeModel):
         """The depth decoder's output at `level`, and this level's keys and values in every block."""
         input_key, *block_keys = split_key(key, len(self.depth) + 1)
         x = x + spread(self.levels.embedding[level], x.ndim)
-        x = dropout(x.astype(self.depth_config.dtype.value), self.depth_config.dropout, input_key)
+        x = dropout(x.astype(self.depth_config.dtype.value), self.depth_config.rate, input_key)
         new = []
         for block, past, block_key in zip(self.depth, pasts, block_keys, strict=True):
             run = functools.partial(block, attend=_attend_after(past), key=block_key)

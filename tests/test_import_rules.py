@@ -37,7 +37,7 @@ RULES = {
     "semid.progress": Rule(set(), {"rich"}),
     "semid.config": Rule({"semid.errors"}, set()),
     "semid.arrow": Rule({"semid.errors"}, {"numpy", "pyarrow", "jaxtyping"}),
-    "semid.artifacts": Rule({"semid.errors", "semid.config"}, {"numpy", "safetensors"}),
+    "semid.artifacts": Rule({"semid.errors", "semid.config"}, {"numpy", "safetensors", "huggingface_hub"}),
     # Data: no JAX. The builders alone know TFDS.
     "semid.data": Rule(BASE, ARRAYS | {"PIL", "fsspec"}),
     "semid.data.builders": Rule(BASE | {"semid.data"}, ARRAYS | {"tensorflow_datasets"}),
@@ -45,7 +45,7 @@ RULES = {
     "semid.training": Rule(BASE | {"semid.data"}, JAX | {"optax", "orbax", "grain", "tensorboardX"}),
     "semid.encoders": Rule(
         BASE | {"semid.data", "seq_models"},
-        ARRAYS | JAX | {"scipy", "PIL", "safetensors", "sentencepiece", "tokenizers"},
+        ARRAYS | JAX | {"scipy", "PIL", "safetensors", "sentencepiece", "tokenizers", "sentence_transformers"},
     ),
     "semid.graphs": Rule(BASE | {"semid.data"}, JAX | {"optax", "scipy"}),
     "semid.catalog": Rule(BASE | {"semid.data", "seq_models"}, ARRAYS | {"tokenizers"}),  # of seq_models the trie

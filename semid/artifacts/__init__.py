@@ -17,6 +17,7 @@ from semid.artifacts.files import (
     write_json,
     write_once,
 )
+from semid.artifacts.hub import first_line, is_repository, local_folder
 from semid.artifacts.locks import locked
 from semid.artifacts.manifests import (
     MANIFEST,
@@ -42,10 +43,13 @@ __all__ = [
     "check_finite",
     "check_output",
     "fill",
+    "first_line",
     "flush",
     "is_current",
+    "is_repository",
     "load_metadata",
     "load_tensors",
+    "local_folder",
     "locked",
     "output_folder",
     "read_artifact",

@@ -15,7 +15,7 @@ from semid.catalog import CATALOG_FILE, Known, SemanticCatalog, level_name, vers
 from semid.cli.console import console
 from semid.data import read_id_file
 from semid.errors import SemidError
-from semid.recommender import local_folder, read_spec
+from semid.recommender import read_spec
 
 # Ids that are printed of a difference.
 _SHOWN = 5
@@ -227,6 +227,6 @@ def _name(folder: Path, version: versions.Version) -> str:
 
 def _incompatibility(name: str, catalog: SemanticCatalog) -> str | None:
     """The reason why a model folder's model cannot recommend from this catalogue; None: it can."""
-    model = local_folder(name)
+    model = artifacts.local_folder(name)
     artifacts.read_artifact(model, Kind.MODEL)
     return read_spec(model).incompatibility(SemanticCatalog.read(model / CATALOG_FILE), catalog)

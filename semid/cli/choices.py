@@ -1,4 +1,4 @@
-"""Choices between configs as subcommands."""
+"""Choices between configs as subcommands, and those that the data make."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from semid.config import choices
+from semid.cli.console import console
+from semid.config import choices, difference, to_dict
 
 
 def subcommands(base: type, *, first: str) -> Any:
@@ -16,3 +17,9 @@ def subcommands(base: type, *, first: str) -> Any:
     named: list[tuple[str, type]] = sorted(choices(base).items(), key=lambda choice: choice[0] != first)
     kinds: tuple[Any, ...] = tuple(Annotated[cls, tyro.conf.subcommand(name)] for name, cls in named)
     return tyro.conf.arg(constructor=functools.reduce(operator.or_, kinds))
+
+
+def print_chosen(given: Any, resolved: Any, *, by: str) -> None:
+    """Print the settings that the data have chosen, where the options leave them open."""
+    if chosen := difference(to_dict(given), to_dict(resolved)):
+        console.print(f"by {by}: {chosen}")

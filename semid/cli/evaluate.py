@@ -14,7 +14,7 @@ from semid import artifacts
 from semid.cli.console import console
 from semid.data import Dataset
 from semid.errors import SemidError
-from semid.recommender import Recommender, is_repository
+from semid.recommender import Recommender
 from seq_models import RQTransformerConfig
 
 # The family that `semid train` trains unless another is named.
@@ -115,7 +115,7 @@ class Evaluate:
 
     def _folder(self) -> Path:
         """The folder that holds the first model's. Raises SemidError for a model of the hub."""
-        if is_repository(self.model[0]):
+        if artifacts.is_repository(self.model[0]):
             raise SemidError(f"{self.model[0]}: a model of the hub has no folder here; name a file with --out")
         return Path(self.model[0]).absolute().parent
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Union
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Union
 
 import tyro
 from rich.table import Table
@@ -16,6 +16,9 @@ from semid.cli.console import console
 from semid.data import SUFFIXES, Dataset, LeaveOneOut, SplitRule, table_kind
 from semid.errors import SemidError
 from semid.stage import store_dataset
+
+if TYPE_CHECKING:  # they import JAX
+    from semid.encoders import ContentEncoderConfig
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,11 @@ class _Source(abc.ABC):
     """How interactions are cut into training, validation and test."""
     text_vectors: int = 128
     """Dimensions of vectors made from the items' words (LSA) where the items bring no vectors. 0: make none."""
+    encoder: tuple[str, ...] = ()
+    """Pretrained encoders that make a vector column each, of the items' texts or pictures: folders in the Hugging Face
+    layout, or org/name of its hub (extra `hub`); COLUMN=FOLDER names the column."""
+    encoder_tokens: int | None = None
+    """Tokens of a text that its encoder reads at most; none given: as many as its folder says."""
 
     @abc.abstractmethod
     def read(self) -> Dataset:
@@ -38,10 +46,13 @@ class _Source(abc.ABC):
         artifacts.check_output(self.out, kind=Kind.DATASET)
         if self.text_vectors < 0:
             raise SemidError(f"expected text_vectors of 0 (make none) or more, got {self.text_vectors}")
+        encoders = [_pretrained(name, self.encoder_tokens) for name in self.encoder]
         dataset = self.read()
         _print_statistics(dataset)
         if dataset.unused:
             console.print(f"not used: {', '.join(dataset.unused)}")
+        for encoder in encoders:
+            dataset = _with_pretrained_vectors(dataset, encoder)
         if self.text_vectors and not dataset.vector_columns:
             dataset = _with_text_vectors(dataset, self.text_vectors)
         store_dataset(dataset, self.out)
@@ -53,6 +64,26 @@ def _print_statistics(dataset: Dataset) -> None:
     for name, value in dataset.statistics().items():
         table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
     console.print(table)
+
+
+def _pretrained(name: str, max_length: int | None) -> ContentEncoderConfig:
+    """Config of FOLDER or COLUMN=FOLDER, with what the folder says."""
+    from semid.encoders import PretrainedVectorsConfig
+
+    column, equals, folder = name.partition("=")
+    if not equals or "/" in column:
+        column, folder = "", name
+    return PretrainedVectorsConfig(folder, column, max_length).resolved()
+
+
+def _with_pretrained_vectors(dataset: Dataset, config: ContentEncoderConfig) -> Dataset:
+    from semid.encoders import with_content_vectors
+
+    made = with_content_vectors(dataset, config)
+    encoder = made.encoders[-1]
+    width, inputs = made.vectors(encoder.column).shape[1], ", ".join(encoder.inputs)
+    console.print(f"made {width}-d vectors of {inputs} ({encoder.column}) by {encoder.settings['encoder']}")
+    return made
 
 
 def _with_text_vectors(dataset: Dataset, dim: int) -> Dataset:

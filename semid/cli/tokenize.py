@@ -12,7 +12,7 @@ from rich.table import Table
 
 from semid import artifacts
 from semid.catalog import Collisions
-from semid.cli.choices import subcommands
+from semid.cli.choices import print_chosen, subcommands
 from semid.cli.console import console
 from semid.config import choices
 from semid.data import Dataset
@@ -204,10 +204,8 @@ class Tokenize:
             model = _trained_on(dataset, Recommender.from_pretrained(teacher))
             rows = model.catalog.rows(dataset.item_ids)
             dataset = dataset.with_vectors(_TEACHER, model.item_vectors()[rows], origin=model.origin)
-        if not config.method.level_sizes:
-            config = config.resolved(dataset.num_items)
-            sizes = " x ".join(map(str, config.method.level_sizes))
-            console.print(f"codebooks of {sizes}, by the {dataset.num_items:,} items; --level-sizes names others")
+        given, config = config, config.resolved(dataset.num_items)
+        print_chosen(given, config, by=f"{dataset.num_items:,} items")
         tokenize(dataset, config, out=out, seed=self.seed, mesh=make_mesh(config=self.mesh))
         _print_health(out)
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from semid.catalog import SemanticCatalog
-from semid.cli.choices import subcommands
+from semid.cli.choices import print_chosen, subcommands
 from semid.cli.console import console
 from semid.data import Dataset
 from semid.generators import GeneratorConfig, train
@@ -56,12 +56,9 @@ class Train:
     """Division of the work among devices."""
 
     def run(self) -> None:
-        dataset, config = Dataset.load(self.dataset), GeneratorConfig(**vars(self.config))
-        if config.training.epochs is None:
-            interactions = dataset.num_training_interactions
-            config = config.resolved(interactions)
-            epochs = f"{config.training.num_epochs:g} epochs, by the {interactions:,} training interactions"
-            console.print(f"{epochs}; --epochs names another number")
+        dataset, given = Dataset.load(self.dataset), GeneratorConfig(**vars(self.config))
+        config = given.resolved(interactions := dataset.num_training_interactions)
+        print_chosen(given, config, by=f"{interactions:,} training interactions")
         train(
             dataset,
             SemanticCatalog.load(self.catalog),

@@ -11,6 +11,7 @@ from semid.encoders.content_encoders import (
 )
 from semid.encoders.fusion import Content, FeatureEncoder, FusionConfig, ItemEncoder, check_content
 from semid.encoders.image import ImageConfig, ImageEncoder, image_rows, load_image_encoder
+from semid.encoders.pretrained import PretrainedEncoder, PretrainedVectorsConfig
 from semid.encoders.reader import (
     ContentConfig,
     ContentReader,
@@ -56,9 +57,11 @@ __all__ = [
     "Pooling",
     "PostNorm",
     "PreNorm",
+    "PretrainedEncoder",
     "PretrainedImage",
     "PretrainedText",
     "PretrainedTokenizer",
+    "PretrainedVectorsConfig",
     "Rows",
     "SideAdapters",
     "SideTower",

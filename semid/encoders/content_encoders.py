@@ -25,6 +25,10 @@ class ContentEncoderConfig(abc.ABC):
 
     name: ClassVar[str]
 
+    def resolved(self) -> ContentEncoderConfig:
+        """The config with all that the vectors depend on, as the recipe records it."""
+        return self
+
     @abc.abstractmethod
     def fit(self, dataset: Dataset) -> FittedEncoder:
         """Fit to all of the dataset's items. Raises SemidError where they lack what it needs."""
@@ -36,6 +40,7 @@ class ContentEncoderConfig(abc.ABC):
 
 def with_content_vectors(dataset: Dataset, config: ContentEncoderConfig) -> Dataset:
     """`dataset` with a vector column that a newly fitted encoder makes; the encoder and its recipe go with it."""
+    config = config.resolved()
     encoder, recipe = config.fit(dataset), to_dict(config)
     stored = StoredEncoder(encoder.column, encoder.inputs, recipe, encoder.tensors())
     made = dataset.with_vectors(encoder.column, encoder.encode(dataset.items))

@@ -41,6 +41,7 @@ _VERSION = 1
 
 # Default passes over training data of at least so many interactions, and how many times as many over smaller data.
 _EPOCHS, _INTERACTIONS, _MORE = 36.0, 30_000, 6
+_DROPOUT, _MORE_DROPOUT = 0.1, 0.3
 
 
 @dataclass(frozen=True)
@@ -72,11 +73,12 @@ class GeneratorConfig:
     def resolved(self, interactions: int) -> GeneratorConfig:
         """The config with a number of epochs: where none is named, 36 from 30,000 training interactions on; below that
         more, so that as many interactions are passed, up to 216, and validations are as far apart as they are more."""
+        model = self.model.with_dropout(_DROPOUT if interactions >= _INTERACTIONS else _MORE_DROPOUT)
         if self.training.epochs is not None:
-            return self
+            return replace(self, model=model)
         more = round(min(max(_INTERACTIONS / max(interactions, 1), 1.0), _MORE), 2)
         every = self.training.validate_every * more
-        return replace(self, training=replace(self.training, epochs=_EPOCHS * more, validate_every=every))
+        return replace(self, model=model, training=replace(self.training, epochs=_EPOCHS * more, validate_every=every))
 
 
 def train(

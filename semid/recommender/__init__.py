@@ -1,6 +1,5 @@
 """Recommenders: a trained model and its catalogue, from item ids to item ids."""
 
-from semid.recommender.hub import is_repository, local_folder
 from semid.recommender.packaging import DATASET_FILE, copy_tokenizer
 from semid.recommender.recommender import Recommendations, Recommender
 from semid.recommender.scorers import Scorer
@@ -15,7 +14,5 @@ __all__ = [
     "Scorer",
     "copy_tokenizer",
     "export_program",
-    "is_repository",
-    "local_folder",
     "read_spec",
 ]

@@ -23,7 +23,7 @@ from semid.catalog import CATALOG_FILE, SemanticCatalog
 from semid.catalog.versions import vectors as appended_vectors
 from semid.data import Histories, Id, Standardizer, as_ids, as_masks
 from semid.errors import SemidError
-from semid.recommender.hub import local_folder, upload
+from semid.recommender.hub import upload
 from semid.recommender.packaging import Measured, write_package
 from semid.recommender.persistence import ItemData, read_model, write_model
 from semid.recommender.requests import request_batches, select_masks
@@ -167,7 +167,7 @@ class Recommender:
         A string `org/name` that is no path is a repository of the Hugging Face hub (extra `hub`), at its `revision`.
         Raises SemidError naming what is wrong.
         """
-        path = local_folder(path, revision=revision)
+        path = artifacts.local_folder(path, revision=revision)
         origin = Origin(path, artifacts.read_artifact(path, Kind.MODEL))
         spec, model, items = read_model(path)
         loaded = cls(

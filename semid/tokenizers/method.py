@@ -23,7 +23,6 @@ from semid.graphs import CoConsumption, Signal
 from semid.tokenizers.alignment import AlignmentConfig
 from semid.tokenizers.blocks import map_blocks
 
-
 _Method = TypeVar("_Method", bound="TokenizerMethod")
 
 

@@ -19,8 +19,8 @@ class ProductConfig(TokenizerMethod):
     """Optimized product quantization: many unordered codes, each of its own part of the rotated vector (RPG)."""
 
     level_sizes: tuple[int, ...] = ()
-    """Codebook size of each code; 4 to 64 codes are usual. None given: 16 codes of the power of two nearest to a quarter
-    of the items, from 16 to 256."""
+    """Codebook size of each code; 4 to 64 codes are usual. None given: 16 codes of the power of two nearest to a
+    quarter of the items, from 16 to 256."""
     iterations: int = 25
     """Lloyd iterations."""
     rotations: int = 8

@@ -1,0 +1,287 @@
+"""Vectors of texts or pictures by a pretrained encoder, which stays where it is: its recipe names its files."""
+
+from __future__ import annotations
+
+import abc
+import functools
+import importlib.util
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pyarrow as pa
+from flax import nnx
+from jaxtyping import Float, Int
+
+from semid import artifacts
+from semid.data import Dataset, StoredEncoder, joined_texts
+from semid.encoders.content import ImageRows, TextRows, take
+from semid.encoders.content_encoders import ContentEncoderConfig
+from semid.encoders.image import ImageEncoder, image_rows, load_image_encoder
+from semid.encoders.transformer import TextEncoder, load_text_encoder
+from semid.encoders.weights import folder_digest, read_json
+from semid.errors import SemidError
+from semid.progress import show_progress
+
+_TEXTS, _PICTURES = ("bert", "t5"), ("vit", "clip", "clip_vision_model", "dinov2")
+# Modules of sentence-transformers whose work the own reader does.
+_MODULES = ("Transformer", "Pooling", "Normalize")
+_BATCH = 64
+_IMAGE = "image"
+_EXTRA = "sentence_transformers"
+
+Reader = Literal["text", "image", "sentence-transformers"]
+
+
+@dataclass(frozen=True)
+class PretrainedVectorsConfig(ContentEncoderConfig):
+    """A frozen encoder in the Hugging Face layout: BERT, MiniLM, E5 or T5 for texts; ViT, CLIP or DINOv2 for pictures;
+    or, with the extra `sentence-transformers`, any text model of that package."""
+
+    name: ClassVar[str] = "pretrained"
+
+    encoder: str
+    """Folder, or org/name of the Hugging Face hub (extra `hub`)."""
+    column: str = ""
+    """Vector column to make; none given: text_ or image_ and the encoder's name."""
+    max_length: int | None = None
+    """Tokens of a text at most; none given: what sentence_bert_config.json says, else what the encoder reads."""
+    revision: str | None = None
+    """Commit of a repository of the hub."""
+    reader: Reader | None = None
+    """What reads the folder; with `weights`, `width`, `pooling` and `normalize`, part of the resolved recipe."""
+    weights: str | None = None
+    """sha256 of the folder's settings, tokenizer and weights."""
+    width: int | None = None
+    """Dimensions of a vector."""
+    pooling: str | None = None
+    """Reduction of the states to a vector."""
+    normalize: bool | None = None
+    """Vectors of unit length."""
+
+    def __post_init__(self) -> None:
+        if self.max_length is not None and self.max_length < 1:
+            raise SemidError(f"expected at least 1 token for texts, got {self.max_length}")
+
+    def resolved(self) -> PretrainedVectorsConfig:
+        """The config with column, revision, digest and all that the folder says.
+
+        Raises SemidError naming what is missing in the folder, or the extra that would read it.
+        """
+        folder = artifacts.local_folder(self.encoder, revision=self.revision)
+        if not folder.is_dir():
+            hub = "; a name of the hub needs an extra: pip install 'semid[hub]'" if "/" in self.encoder else ""
+            raise SemidError(f"encoder {self.encoder}: no such folder{hub}")
+        config = replace(
+            self,
+            reader=_reader_of(folder),
+            revision=folder.name if artifacts.is_repository(self.encoder) else None,
+            weights=folder_digest(folder),
+        )
+        found = config.open(folder)
+        name = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(self.encoder.rstrip("/")).name)
+        kind = _IMAGE if config.reader == _IMAGE else "text"
+        return replace(
+            config,
+            column=self.column or f"{kind}_{name}",
+            width=found.width,
+            max_length=found.max_length,
+            pooling=found.pooling,
+            normalize=found.normalize,
+        )
+
+    def open(self, folder: Path) -> _Vectors:
+        """The encoder in the folder."""
+        if self.reader == "sentence-transformers":
+            return _SentenceTransformer(folder, self.max_length)
+        return _Pictures(folder) if self.reader == _IMAGE else _Texts(folder, self.max_length)
+
+    def fit(self, dataset: Dataset) -> PretrainedEncoder:
+        """The encoder, which reads the dataset's texts or pictures. Raises SemidError if there are none."""
+        if self.reader != _IMAGE:
+            return PretrainedEncoder(self, dataset.text_inputs())
+        if _IMAGE not in dataset.items.column_names:
+            raise SemidError(f"dataset {dataset.name!r} has no column 'image' of pictures for {self.encoder} to read")
+        return PretrainedEncoder(self, (_IMAGE,))
+
+    def restore(self, stored: StoredEncoder) -> PretrainedEncoder:
+        return PretrainedEncoder(self, stored.inputs)
+
+
+@dataclass(frozen=True, eq=False)
+class PretrainedEncoder:
+    """A pretrained encoder of a resolved config; its folder is read where items are first encoded, and must then be
+    that of the recipe."""
+
+    config: PretrainedVectorsConfig
+    inputs: tuple[str, ...]
+
+    @property
+    def column(self) -> str:
+        """Name of the vector column."""
+        return self.config.column
+
+    @property
+    def width(self) -> int:
+        """Dimensions of a vector."""
+        return self.config.width or 0
+
+    def encode(self, items: pa.Table) -> Float[np.ndarray, "n width"]:
+        """Vectors of items by their texts or pictures, zeros where an item has none.
+
+        Raises SemidError if the encoder's folder is missing or holds other files than those of the recipe.
+        """
+        return self._vectors(items, self.inputs)
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """None: the weights stay in their folder."""
+        return {}
+
+    @functools.cached_property
+    def _vectors(self) -> _Vectors:
+        config = self.config
+        folder = artifacts.local_folder(config.encoder, revision=config.revision)
+        if not folder.is_dir():
+            raise SemidError(
+                f"column {self.column!r} is made by the encoder {config.encoder}, and there is no such folder here; put"
+                f" its files (sha256 {config.weights}) there, or bring the column ready-made"
+            )
+        if (digest := folder_digest(folder)) != config.weights:
+            raise SemidError(
+                f"{folder}: not the files that made column {self.column!r} (sha256 {config.weights}, now {digest}); put"
+                " those back, or bring the column ready-made"
+            )
+        return config.open(folder)
+
+
+class _Vectors(abc.ABC):
+    """An opened encoder."""
+
+    width: int
+    max_length: int | None = None
+    pooling: str | None = None
+    normalize: bool | None = None
+
+    @abc.abstractmethod
+    def __call__(self, items: pa.Table, inputs: Sequence[str]) -> Float[np.ndarray, "n width"]:
+        """Vectors of items by their columns `inputs`."""
+
+
+class _Texts(_Vectors):
+    """A text encoder of `load_text_encoder`."""
+
+    def __init__(self, folder: Path, max_length: int | None) -> None:
+        encoder, self._tokenizer = load_text_encoder(folder)
+        self.width, config = encoder.dim, encoder.config
+        self.pooling, self.normalize = config.pooling.value, config.normalize
+        self.max_length = min(max_length or _max_length(folder) or config.max_length, config.max_length)
+        self._encode = _program(encoder)
+
+    def __call__(self, items: pa.Table, inputs: Sequence[str]) -> Float[np.ndarray, "n width"]:
+        texts = joined_texts(items, inputs)
+        rows, cut = self._tokenizer.rows(texts, max_length=self.max_length or 0)
+        if cut:
+            warnings.warn(f"{cut} of {len(texts)} texts are cut to {self.max_length} tokens", stacklevel=2)
+        tokens, mask = np.asarray(rows.tokens), np.asarray(rows.mask)
+        lengths, vectors = mask.sum(axis=1), np.zeros((len(texts), self.width), np.float32)
+        # A text's own length says how far it is padded, whatever others there are: fewer products, the same vector.
+        padded = np.minimum(8 << np.maximum(np.ceil(np.log2(np.maximum(lengths, 1) / 8)), 0).astype(int), mask.shape[1])
+        with show_progress("encoding texts", total=len(texts), unit="items") as progress:
+            for length in np.unique(padded[lengths > 0]):
+                for chosen in _batches(np.flatnonzero((padded == length) & (lengths > 0))):
+                    batch = _full(chosen)
+                    found = self._encode(TextRows(*(jnp.asarray(of[batch, :length]) for of in (tokens, mask))))
+                    vectors[chosen] = found[: len(chosen)]
+                    progress.advance(progress.done + len(chosen))
+        return vectors
+
+
+class _Pictures(_Vectors):
+    """An image encoder of `load_image_encoder`."""
+
+    pooling, normalize = "class token", False
+
+    def __init__(self, folder: Path) -> None:
+        encoder = load_image_encoder(folder)
+        self.width, self._config, self._encode = encoder.dim, encoder.config, _program(encoder)
+
+    def __call__(self, items: pa.Table, inputs: Sequence[str]) -> Float[np.ndarray, "n width"]:
+        images = items[inputs[0]]
+        named = items["item_id"] if "item_id" in items.column_names else pa.array(range(1, len(images) + 1))
+        vectors = np.zeros((len(images), self.width), np.float32)
+        present = np.flatnonzero(images.is_valid().to_numpy(zero_copy_only=False))
+        with show_progress("encoding pictures", total=len(present), unit="items") as progress:
+            for chosen in _batches(present):
+                files, ids = images.take(chosen).to_pylist(), map(str, named.take(pa.array(chosen)).to_pylist())
+                rows = image_rows(files, item_ids=list(ids), config=self._config)
+                vectors[chosen] = self._encode(take(rows, _full(np.arange(len(chosen)))))[: len(chosen)]
+                progress.advance(progress.done + len(chosen))
+        return vectors
+
+
+class _SentenceTransformer(_Vectors):
+    """A text model of the package sentence-transformers, from safetensors alone."""
+
+    pooling, normalize = "of its modules", None
+
+    def __init__(self, folder: Path, max_length: int | None) -> None:
+        from sentence_transformers import SentenceTransformer
+
+        self._model = SentenceTransformer(
+            str(folder), device="cpu", local_files_only=True, model_kwargs={"use_safetensors": True}
+        )
+        if max_length is not None:
+            self._model.max_seq_length = max_length
+        self.max_length = self._model.max_seq_length
+        self.width = int(self._model.get_sentence_embedding_dimension())
+
+    def __call__(self, items: pa.Table, inputs: Sequence[str]) -> Float[np.ndarray, "n width"]:
+        texts = joined_texts(items, inputs)
+        found = np.asarray(self._model.encode(texts, batch_size=_BATCH, show_progress_bar=False), np.float32)
+        return np.where(np.array([bool(text.strip()) for text in texts])[:, None], found, np.float32(0))
+
+
+def _reader_of(folder: Path) -> Reader:
+    """What reads the folder. Raises SemidError where nothing does."""
+    raw = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    kind = raw.get("model_type") if isinstance(raw, dict) else None
+    listed = read_json(folder / "modules.json") if (folder / "modules.json").is_file() else []
+    others = [str(module["type"]) for module in listed if not str(module["type"]).endswith(_MODULES)]
+    if kind in _PICTURES:
+        return "image"
+    if kind in _TEXTS and not others:
+        return "text"
+    if listed and importlib.util.find_spec(_EXTRA) is not None:
+        return "sentence-transformers"
+    found = f"modules {', '.join(others)}" if others else f"model_type {kind!r}"
+    raise SemidError(
+        f"encoder {folder}: expected model_type of {', '.join((*_TEXTS, *_PICTURES))} in config.json, got {found}; a "
+        "folder of sentence-transformers is read with an extra: pip install 'semid[sentence-transformers]'"
+    )
+
+
+def _max_length(folder: Path) -> int | None:
+    file = folder / "sentence_bert_config.json"
+    length = read_json(file).get("max_seq_length") if file.is_file() else None
+    return length if isinstance(length, int) else None
+
+
+def _program(encoder: TextEncoder | ImageEncoder) -> Callable[[TextRows | ImageRows], np.ndarray]:
+    graph, state = nnx.split(encoder)
+    encode: Any = jax.jit(lambda state, rows: nnx.merge(graph, state)(rows))
+    return lambda rows: np.asarray(encode(state, rows))
+
+
+def _batches(rows: Int[np.ndarray, " n"]) -> list[Int[np.ndarray, " _"]]:
+    return [batch for batch in np.split(rows, range(_BATCH, len(rows), _BATCH)) if len(batch)]
+
+
+def _full(rows: Int[np.ndarray, " n"]) -> Int[np.ndarray, " batch"]:
+    """The rows, the first one repeated up to a whole batch: one program for all."""
+    return np.concatenate([rows, np.repeat(rows[:1], _BATCH - len(rows))])
