@@ -40,7 +40,7 @@ _VERSION = 1
 
 
 # Default passes over training data of at least so many interactions, and how many times as many over smaller data.
-_EPOCHS, _INTERACTIONS, _MORE = 36.0, 30_000, 6
+_EPOCHS, _INTERACTIONS, _MORE = 36.0, 25_000, 6
 _DROPOUT, _MORE_DROPOUT = 0.1, 0.3
 
 
@@ -71,7 +71,7 @@ class GeneratorConfig:
                 raise SemidError(f"expected {name} of at least 1, got {getattr(self, name)}")
 
     def resolved(self, interactions: int) -> GeneratorConfig:
-        """The config with a number of epochs: where none is named, 36 from 30,000 training interactions on; below that
+        """The config with a number of epochs: where none is named, 36 from 25,000 training interactions on; below that
         more, so that as many interactions are passed, up to 216, and validations are as far apart as they are more."""
         model = self.model.with_dropout(_DROPOUT if interactions >= _INTERACTIONS else _MORE_DROPOUT)
         if self.training.epochs is not None:

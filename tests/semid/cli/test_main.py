@@ -15,6 +15,7 @@ from quantizers import OverusedGumbel, Schedule
 from semid import artifacts
 from semid.catalog import SemanticCatalog, read_tokens
 from semid.cli import main
+from semid.cli.evaluate import hints
 from semid.cli.tokenize import Tokenize
 from semid.config import choices
 from semid.data import Dataset
@@ -129,6 +130,34 @@ def test_what_was_measured_before_is_read(home, tmp_path, capsys, monkeypatch):
             run(f"{other} --out {{t}}/m.json", h=home, t=tmp_path)
     with pytest.raises(pytest.fail.Exception):
         run(f"{line} --out {{t}}/m.json", h=home, t=tmp_path)  # without its examples
+
+
+def test_what_the_data_choose_is_printed_and_recorded(home, tmp_path, capsys, monkeypatch):
+    run("tokenize --dataset {h}/dataset --out {t}/c rq-kmeans", h=home, t=tmp_path)
+    assert f"by {ITEMS} items: method.level_sizes: [] -> [16, 16, 16]\n" in capsys.readouterr().out
+    recorded = artifacts.read_artifact(tmp_path / "c", "catalog").config["tokenizer"]["method"]
+    assert recorded["level_sizes"] == [16, 16, 16]
+    made: list[dict] = []
+    monkeypatch.setattr("semid.generators.training.run_stage", lambda request, *_, **__: made.append(request.settings))
+    run("train --dataset {h}/dataset --catalog {h}/catalog --out {t}/m", h=home, t=tmp_path)
+    generator = made[-1]["generator"]
+    assert (generator["training"]["epochs"], generator["model"]["backbone"]["dropout"]) == (216.0, 0.3)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "training interactions: model.backbone.dropout: None -> 0.3, training.epochs: None -> 216.0" in printed
+    run("train --dataset {h}/dataset --catalog {h}/catalog --out {t}/m --epochs 2 --dropout 0.5", h=home, t=tmp_path)
+    assert "training interactions" not in capsys.readouterr().out
+
+
+def test_models_below_the_baselines_are_told_what_to_try():
+    rows = [
+        {"model": name, "ndcg@5": 0.9, "ndcg@10": value}
+        for name, value in {"a": 0.1, "b": 0.25, "c": 0.3, "popularity": 0.2, "bigram": 0.3, "oracle": 0.25}.items()
+    ]
+    first, second = hints(rows)
+    assert first.startswith("a: NDCG@10 0.1000 is below popularity (0.2000) and bigram (0.3000); try more --epochs, ")
+    assert second.startswith("b: NDCG@10 0.2500 is below bigram (0.3000); try")
+    assert hints(rows[2:]) == []
+    assert hints([{"model": "m", "ndcg@3": 0.1}, {"model": "popularity", "ndcg@3": 0.2}])[0].startswith("m: NDCG@3 0.1")
 
 
 def test_a_model_of_the_hub_is_named_like_a_folder(home, tmp_path, capsys, monkeypatch):

@@ -83,3 +83,16 @@ def test_the_settings_of_the_rq_vae_keep_their_names_and_order():
     names = "type level_sizes hidden latent assignments path metric decay reconstruction commitment entropy diversity"
     assert list(to_dict(RQVaeConfig())) == [*names.split(), "kmeans_iterations", "reseed", "training"]
     assert to_dict(RQVaeConfig())["metric"] == "euclidean"
+
+
+@pytest.mark.parametrize(
+    ("items", "size"),
+    [(1, 1), (10, 10), (20, 16), (90, 16), (91, 32), (300, 64), (724, 128), (725, 256), (2_000, 256), (12_101, 256)],
+)
+def test_level_sizes_follow_the_number_of_items_where_none_are_named(items, size):
+    for method, levels in ((RQVaeConfig(), 3), (RQKmeansConfig(), 3), (ProductConfig(), 16)):
+        assert method.num_levels == levels
+        resolved = TokenizerConfig(method).resolved(items)
+        assert resolved.method.level_sizes == (size,) * levels
+        assert resolved.resolved(7 * items) == resolved  # named by now
+    assert TokenizerConfig(RQKmeansConfig((4, 8))).resolved(items).method.level_sizes == (4, 8)
