@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from experiments.layout import read_layout
-from semid.artifacts import read_json, try_file, write_json
+from semid.artifacts import MANIFEST, read_json, try_file, write_json
 from semid.data import Dataset
 from semid.data.simulated import SimulatedConfig, simulate
 from semid.evaluation import Ranker, baselines, compare
@@ -32,11 +32,17 @@ def folder_of(experiment: str, out: Path | None, dataset: Path | None) -> Path:
 
 
 def stored_dataset(source: Path | None, path: Path, world: SimulatedConfig) -> Dataset:
-    """The dataset of a layout folder, or of a simulated world, as an artifact.
+    """The dataset of a folder that `semid prepare` wrote, of a layout folder, or of a simulated world, as an artifact.
 
     Raises SemidError if `path` holds the dataset of another source.
     """
-    on_first(lambda: store_dataset(read_layout(source) if source else simulate(world).dataset, path) and None)
+
+    def read() -> Dataset:
+        if source is None:
+            return simulate(world).dataset
+        return Dataset.load(source) if (source / MANIFEST).is_file() else read_layout(source)
+
+    on_first(lambda: store_dataset(read(), path) and None)
     return Dataset.load(path)
 
 

@@ -39,7 +39,7 @@ class TransformerConfig:
     """Width inside the SwiGLU (three matrices of dim x hidden)."""
     dropout: float | None = 0.2
     """Share of values dropped on the input and on each residual, in training. None: 0.1, or what whoever trains chooses
-    by the data (`semid train`: 0.3 below 25,000 training interactions)."""
+    by the data (`semid train`: 0.3 below 10,000 training interactions)."""
     dtype: Precision = Precision.FLOAT32
     """Number format in which matrices are multiplied."""
     remat: bool = False

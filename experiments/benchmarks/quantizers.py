@@ -34,7 +34,7 @@ from semid.tokenizers.rqvae import joint_loss
 from semid.training import create_state, make_mesh, make_optimizer, make_step, put_batch
 
 DIM, ITEMS, BATCH = 768, 65_536, 2048
-CONFIG = RQVaeConfig()
+CONFIG = RQVaeConfig((256, 256, 256))
 # OpenMP's threads go on spinning for .2 s after PyTorch's last product, and would take the cores from who is next.
 _PAUSE = 0.5
 

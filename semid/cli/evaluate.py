@@ -110,7 +110,7 @@ class Evaluate:
         for name, search in searched.items():
             share = f"{search['exact_top_10_found']:.2%} of the exact top 10 ({search['users']} users)"
             console.print(f"{name}: a beam of {self.beam_size} finds {share}")
-        for hint in hints(rows):
+        for hint in hints(rows, self.ks):
             console.print(hint)
 
     def _folder(self) -> Path:
@@ -155,10 +155,9 @@ def metrics_table(rows: Sequence[dict], ks: Sequence[int]) -> Table:
     return table
 
 
-def hints(rows: Sequence[dict]) -> list[str]:
+def hints(rows: Sequence[dict], ks: Sequence[int]) -> list[str]:
     """A line for each model below popularity or bigram by NDCG@10 (else at the largest cut-off), with what to try."""
-    cutoffs = [int(name.removeprefix("ndcg@")) for name in rows[0] if name.startswith("ndcg@")] if rows else []
-    metric = f"ndcg@{10 if 10 in cutoffs else max(cutoffs, default=0)}"
+    metric = f"ndcg@{10 if 10 in ks else max(ks)}"
     floors = {str(row["model"]): row[metric] for row in rows if row["model"] in _FLOORS}
     lines = []
     for row in rows:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from semid.artifacts import read_json
+from semid.cli.choices import print_chosen
 from semid.cli.console import console
 from semid.config import from_dict
 from semid.data import Dataset
@@ -69,12 +70,15 @@ class TrainEndToEnd:
     """Distribution of the work over devices."""
 
     def run(self) -> None:
-        dataset = Dataset.load(self.dataset)
+        dataset, given = Dataset.load(self.dataset), self._config()
+        items, interactions = dataset.num_items, dataset.num_training_interactions
+        config = given.resolved(items=items, interactions=interactions)
+        print_chosen(given, config, by=f"{items:,} items and {interactions:,} training interactions")
         train_end_to_end(
             dataset,
             text=self._text(),
             image=self._image(),
-            config=self._config(),
+            config=config,
             out=self.out,
             seed=self.seed,
             mesh=make_mesh(config=self.mesh),

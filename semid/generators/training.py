@@ -41,7 +41,8 @@ _VERSION = 1
 
 # Default passes over training data of at least so many interactions, and how many times as many over smaller data.
 _EPOCHS, _INTERACTIONS, _MORE = 36.0, 25_000, 6
-_DROPOUT, _MORE_DROPOUT = 0.1, 0.3
+# Default dropout, and that of data with fewer interactions.
+_DROPOUT, _FEW, _DROPOUT_OF_FEW = 0.1, 10_000, 0.3
 
 
 @dataclass(frozen=True)
@@ -71,14 +72,17 @@ class GeneratorConfig:
                 raise SemidError(f"expected {name} of at least 1, got {getattr(self, name)}")
 
     def resolved(self, interactions: int) -> GeneratorConfig:
-        """The config with a number of epochs: where none is named, 36 from 25,000 training interactions on; below that
-        more, so that as many interactions are passed, up to 216, and validations are as far apart as they are more."""
-        model = self.model.with_dropout(_DROPOUT if interactions >= _INTERACTIONS else _MORE_DROPOUT)
+        """The config with what it leaves open, by the number of training interactions.
+
+        Epochs: 36 from 25,000 interactions on; below that more, so that as many are passed, up to 216, with validations
+        as many times further apart. Dropout of a generator of codes: 0.1 from 10,000 on, 0.3 below.
+        """
+        model = self.model.with_dropout(_DROPOUT if interactions >= _FEW else _DROPOUT_OF_FEW)
         if self.training.epochs is not None:
             return replace(self, model=model)
         more = round(min(max(_INTERACTIONS / max(interactions, 1), 1.0), _MORE), 2)
-        every = self.training.validate_every * more
-        return replace(self, model=model, training=replace(self.training, epochs=_EPOCHS * more, validate_every=every))
+        epochs, every = round(_EPOCHS * more, 2), round(self.training.validate_every * more, 2)
+        return replace(self, model=model, training=replace(self.training, epochs=epochs, validate_every=every))
 
 
 def train(

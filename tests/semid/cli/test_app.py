@@ -166,7 +166,7 @@ def test_a_choice_is_named_as_an_option_or_as_a_word():
         (f"{TRAIN} --batch-size 0", "semid train: --batch-size 0: expected batch_size above 0, got 0\n"),
         (f"{TRAIN} --model.dim 7", "semid train: --model.dim 7: dim 7 must divide into 2 heads"),
         ("tokenize --dataset d --out o --decay=1.5", "semid tokenize: --decay 1.5: expected decay in [0, 1)"),
-        ("tokenize --dataset d --out o rq-vae --level-sizes 4 0", "semid tokenize: --level-sizes 4 0: expected at"),
+        ("tokenize --dataset d --out o rq-vae --level-sizes 4 0", "semid tokenize: --level-sizes 4 0: expected si"),
         (f"{TRAIN} --lr 0.1", "semid train: --lr is called --learning-rate here\n"),
         ("tokenise --dataset d", "semid: no command 'tokenise'; did you mean tokenize?\n"),
         ("xyz", "semid: no command 'xyz'; semid --help lists them\n"),

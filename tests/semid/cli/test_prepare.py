@@ -1,5 +1,9 @@
 """`semid prepare`: what it refuses before it reads, vectors of text made or not, suffixes, help."""
 
+import json
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
@@ -11,6 +15,7 @@ from semid.cli.prepare import Csv, Jsonl, Parquet
 from semid.data import Dataset
 from semid.errors import SemidError
 
+ENCODERS = Path(__file__).parents[1] / "encoders" / "golden"
 ITEMS = {"item_id": ["a", "b", "c"], "title": ["red wine", "red wine glass", "wine glass"]}
 INTERACTIONS = {"user_id": ["u"] * 3, "item_id": ["a", "b", "c"], "timestamp": [1, 2, 3]}
 
@@ -49,6 +54,26 @@ def test_text_that_does_not_suffice_is_a_dataset_without_vectors(tmp_path, capsy
     assert "text_lsa" not in dataset.config["source"]
     source.run()
     assert "skipped" in capsys.readouterr().out
+
+
+def test_pretrained_encoders_make_columns_in_place_of_the_words(tmp_path, capsys):
+    bert = Path(shutil.copytree(ENCODERS / "bert", tmp_path / "bert"))
+    (bert / "1_Pooling").mkdir()
+    (bert / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
+    words = {
+        "item_id": ["a", "b", "c"],
+        "title": list(json.loads((bert / "tokenizer.json").read_text())["model"]["vocab"])[-3:],
+    }
+    paths = tables(tmp_path, items=words)
+    line = f"prepare parquet --items {paths['items']} --interactions {paths['interactions']} --out {tmp_path}/d"
+    main([*line.split(), "--encoder", str(bert), f"short={bert}", "--encoder-tokens", "3"])
+    dataset = Dataset.load(tmp_path / "d")
+    assert dataset.vector_columns == ["text_bert", "short"]
+    assert {stored.settings["max_length"] for stored in dataset.encoders} == {3}
+    assert dataset.config["source"]["short"]["pooling"] == "cls"
+    assert f"made 8-d vectors of title (short) by {bert}" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(SemidError, match="encoder nowhere: no such folder"):  # before any table is read
+        Parquet(out=tmp_path / "e", encoder=("nowhere",), items=tmp_path / "no", interactions=tmp_path / "no").run()
 
 
 def test_no_vectors_on_request(tmp_path, capsys):

@@ -53,13 +53,20 @@ CONFIG = GeneratorConfig(
 
 @pytest.mark.parametrize(
     ("interactions", "epochs", "every", "dropout"),
-    [(10**7, 36, 1, 0.1), (32_181, 36, 1, 0.1), (25_000, 36, 1, 0.1), (12_500, 72, 2, 0.3), (0, 216, 6, 0.3)],
+    [
+        (10**7, 36, 1, 0.1),
+        (32_181, 36, 1, 0.1),
+        (25_000, 36, 1, 0.1),
+        (12_500, 72, 2, 0.1),
+        (6_250, 144, 4, 0.3),
+        (0, 216, 6, 0.3),
+    ],
 )
 def test_epochs_and_dropout_follow_the_data_where_none_are_named(interactions, epochs, every, dropout):
     config = GeneratorConfig().resolved(interactions)
     assert (config.training.epochs, config.training.validate_every) == (epochs, every)
     assert config.model == RQTransformerConfig(TransformerConfig(dropout=dropout))
-    assert config.resolved(10**7 - interactions) == config  # named by now
+    assert config.resolved(30_000 - interactions if interactions < 15_000 else 0) == config  # named by now
     named = GeneratorConfig(RQTransformerConfig(BACKBONE), training=TrainingConfig(epochs=3))
     assert named.resolved(interactions) == named
     dense = GeneratorConfig(DenseConfig()).resolved(interactions)
