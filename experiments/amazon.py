@@ -137,11 +137,10 @@ def _report(
 ) -> None:
     """Write examples.json, metrics.json (means over seeds) and seeds.json (all values), print the table for
     docs/results.md."""
-    write_json(out / "examples.json", examples)
     entries = summarize(runs)
     provenance = {**runs[0]["semid-text"]["provenance"], "seeds": list(seeds), "minutes": list(minutes)}
     provenance |= {"beam_against_exact": searched}
-    write_metrics(out / "metrics.json", "test", metrics_rows(entries), provenance)
+    write_metrics(out / "metrics.json", "test", metrics_rows(entries), provenance, examples=examples)
     write_json(out / "seeds.json", {"models": entries, "comparisons": _comparisons(runs), "provenance": provenance})
     print_tables(entries, head="model", seeds=len(runs))
     for seed, of_stages in zip(seeds, minutes, strict=True):

@@ -121,6 +121,26 @@ def read_json(path: Path) -> Any:
         raise SemidError(f"{path}: not valid JSON ({error})") from None
 
 
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON object with its own digest, under the key `sha256`."""
+    return {**content, "sha256": sha256_json(json.loads(json.dumps(content)))}
+
+
+def read_sealed(path: Path) -> Any:
+    """Read a JSON file, without the digest that `sealed` gave it. One that has none is taken as it is.
+
+    Raises SemidError naming the file if it is absent, not JSON, or not what its digest says.
+    """
+    return unsealed(read_json(path), where=path)
+
+
+def unsealed(value: Any, *, where: Path) -> Any:
+    """A JSON value without the digest of `sealed`, if it has one. Raises SemidError where that is of another value."""
+    if isinstance(value, dict) and "sha256" in value and value.pop("sha256") != sha256_json(value):
+        raise SemidError(f"{where}: content does not match its own digest (edited by hand?); write it again")
+    return value
+
+
 def save_tensors(path: Path, tensors: Mapping[str, Any], *, metadata: Mapping[str, str] | None = None) -> None:
     """Write named arrays (of numpy or a device) as one safetensors file, whole or not at all, `metadata` in its header.
 

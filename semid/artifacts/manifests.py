@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from semid.artifacts.files import read_json, sha256, sha256_json
+from semid.artifacts.files import read_json, sha256, sha256_json, unsealed
 from semid.artifacts.places import is_unfinished
 from semid.errors import SemidError
 
@@ -138,6 +138,7 @@ def read_manifest(path: Path) -> Manifest:
     version = data.get("schema_version") if isinstance(data, dict) else None
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise SemidError(f"{file}: schema version {version} is newer than {SCHEMA_VERSION}; upgrade semid to read it")
+    data = unsealed(data, where=file)
     if version is None or set(data) != {f.name for f in fields(Manifest)} | {"digest"}:
         raise SemidError(f"{file}: not a manifest of semid; write the artifact again")
     _check_entries(file, data)

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from semid.artifacts.files import Rename, has_ended, in_use, rename, sha256, write_json
+from semid.artifacts.files import Rename, has_ended, in_use, rename, sealed, sha256, write_json
 from semid.artifacts.locks import locked
 from semid.artifacts.manifests import MANIFEST, Manifest, read_artifact, read_manifest, regular_file
 from semid.artifacts.places import Place, is_empty, resolved, try_folder
@@ -57,7 +57,7 @@ def fill(place: Place, wanted: Manifest, *, devices: str = "") -> Iterator[Path]
         files = {str(p.relative_to(temporary)): sha256(p) for p in sorted(temporary.rglob("*")) if p.is_file()}
         values = asdict(wanted) | {"files": files, "packages": _packages(), "devices": devices or platform.machine()}
         values |= {"created": datetime.now(UTC).isoformat(timespec="seconds")}
-        write_json(temporary / MANIFEST, values | {"digest": Manifest(**values).digest})
+        write_json(temporary / MANIFEST, sealed(values | {"digest": Manifest(**values).digest}))
         _show(temporary, place)
     finally:
         _remove_leftovers(place.path, locked_here=True)

@@ -103,7 +103,9 @@ def _requests(codes: Sequence[str], tokenizer: str) -> str:
             metadata = file.schema_arrow.metadata or {}
         if metadata.get(TOKENIZER.encode()) != tokenizer.encode():
             raise SemidError(f"{path}: its codes are not of this catalogue's tokenizer; encode its items with it")
-        requests.append(metadata[REQUEST.encode()].decode())
+        if REQUEST.encode() not in metadata:
+            raise SemidError(f"{path}: is damaged (names no input); delete it, and encode its items again")
+        requests.append(metadata[REQUEST.encode()].decode(errors="replace"))
     return artifacts.sha256_json(sorted(requests))
 
 

@@ -69,7 +69,7 @@ class Evaluate:
         if self.catalog is not None:
             provenance["catalog"] = next(iter(models.values())).catalog.digest
         provenance["request"] = self._request(dataset, provenance)
-        if (before := _measured(out, provenance["request"])) and (examples is None or examples.is_file()):
+        if before := _measured(out, provenance["request"], examples):
             self._print(before["rows"], before["provenance"]["beam_against_exact"])
             console.print(f"{out}: measured before, of the same models, dataset and options; skipped")
             return
@@ -99,11 +99,9 @@ class Evaluate:
         self._print(rows, searched)
         first = next(iter(models))
         out.parent.mkdir(parents=True, exist_ok=True)
-        if examples is not None:
-            users = example_users(models[first], dataset, **shared, exclude_seen=self.exclude_seen)
-            artifacts.write_json(examples, users)
+        users = example_users(models[first], dataset, **shared, exclude_seen=self.exclude_seen) if examples else None
         provenance |= {"beam_against_exact": searched}
-        write_metrics(out, self.split, rows, measured[first].provenance | provenance)
+        write_metrics(out, self.split, rows, measured[first].provenance | provenance, examples=users)
 
     def _print(self, rows: Sequence[dict], searched: Mapping[str, Mapping[str, Any]]) -> None:
         console.print(metrics_table(rows, self.ks))
@@ -184,12 +182,14 @@ def _label(model: Recommender) -> str:
     return "semid" if spec.model.name == _DEFAULT_FAMILY else spec.model.label(num_features=spec.num_features)
 
 
-def _measured(file: Path, request: str) -> dict[str, Any] | None:
-    """The content of a file of metrics, where it answers this request."""
+def _measured(file: Path, request: str, examples: Path | None) -> dict[str, Any] | None:
+    """The content of a file of metrics, where it answers this request and the examples are those of it."""
     if not file.is_file():
         return None
     try:
-        content = artifacts.read_json(file)
+        content = artifacts.read_sealed(file)
+        if examples is not None and artifacts.sha256(examples) != content["files"][examples.name]:
+            return None
         return content if content["provenance"]["request"] == request else None
-    except (SemidError, KeyError, TypeError):  # written by something else, or by an earlier version
+    except (SemidError, OSError, KeyError, TypeError):  # written by something else, or by an earlier version
         return None

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Float, Int
 
-from semid.artifacts import write_json
+from semid import artifacts
 from semid.data import Dataset, Examples, Histories, as_masks
 from semid.errors import SemidError
 from semid.evaluation import metrics
@@ -320,7 +320,20 @@ def _provenance(task: _Task, ks: Sequence[int], exclude_seen: bool, options: Map
 
 
 def write_metrics(
-    path: str | Path, split: str, rows: Sequence[Mapping[str, str | float]], provenance: Mapping[str, Any]
+    path: str | Path,
+    split: str,
+    rows: Sequence[Mapping[str, str | float]],
+    provenance: Mapping[str, Any],
+    *,
+    examples: Sequence[Mapping[str, Any]] | None = None,
 ) -> None:
-    """Write `metrics.json`: the split, one row a model, and how they were measured."""
-    write_json(Path(path), {"split": split, "rows": [dict(row) for row in rows], "provenance": dict(provenance)})
+    """Write `metrics.json`: the split, one row a model, and how they were measured.
+
+    `examples` of recommendations (see `example_users`) go to `examples.json` next to it, whose digest it has.
+    """
+    content: dict[str, Any] = {"split": split, "rows": [dict(row) for row in rows], "provenance": dict(provenance)}
+    if examples is not None:
+        file = Path(path).with_name("examples.json")
+        artifacts.write_json(file, examples)
+        content["files"] = {file.name: artifacts.sha256(file)}
+    artifacts.write_json(Path(path), artifacts.sealed(content))

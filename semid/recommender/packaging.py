@@ -122,7 +122,7 @@ def _read_metrics(
         split = metrics.provenance["split"]
         return {"split": split, "rows": [metrics.row("semid")], "provenance": metrics.provenance}
     file = Path(metrics)
-    read = artifacts.read_json(file)
+    read = artifacts.read_sealed(file)
     if not isinstance(read, dict) or not {"split", "rows", "provenance"} <= set(read):
         raise SemidError(f"{file}: expected split, rows and provenance, as `semid evaluate` writes them")
     measured: Mapping[str, str] = read["provenance"].get("models", {})

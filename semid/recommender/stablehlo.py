@@ -141,6 +141,7 @@ def _facts(recommender: Recommender, exported: export.Exported, folder: Path) ->
 
 
 LOADER = """\
+import hashlib
 import json
 from pathlib import Path
 
@@ -151,6 +152,9 @@ from jax import export
 from safetensors.numpy import load_file
 
 folder = Path("program")
+for name, digest in json.loads((folder / "manifest.json").read_text())["files"].items():
+    if name != "README.md" and hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
+        raise ValueError(f"{folder / name} is not what was written; export the program again")
 settings = json.loads((folder / "program.json").read_text())
 program = jax.jit(export.deserialize((folder / "program.stablehlo").read_bytes()).call)
 arrays = jax.device_put(load_file(folder / "arrays.safetensors"))

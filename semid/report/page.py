@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +96,7 @@ def _section(name: str, run: Path, num_runs: int) -> dict[str, Any]:
     for other in others:  # what differs is all that is worth saying again
         stated = other["provenance"].items()
         other["provenance"] = {key: value for key, value in stated if first["provenance"].get(key) != value}
+    examples = _verified(run / "examples.json", [result["files"] for result in (first, *others)])
     made = _artifacts(run)
     named = (entry["manifest"].config.get("name") for entry in made if entry["manifest"].kind == "dataset")
     items, codes = Items.read(run / "dataset" / "items.parquet"), run / "catalog" / CATALOG_FILE
@@ -111,7 +112,7 @@ def _section(name: str, run: Path, num_runs: int) -> dict[str, Any]:
         "health": _health(health),
         "learned": learned(health),
         "tree": tree(catalog, items, MAX_TILES // num_runs) if catalog else None,
-        "examples": _examples(run / "examples.json", catalog, items, MAX_IMAGE_BYTES // num_runs),
+        "examples": _examples(examples, catalog, items, MAX_IMAGE_BYTES // num_runs),
         "artifacts": made,
     }
 
@@ -125,6 +126,7 @@ def _result(file: Path) -> dict[str, Any]:
         "dataset": _plain(provenance.get("dataset", "")),
         "split": _plain(metrics.get("split", "")),
         "rows": metrics["rows"],
+        "files": metrics.get("files") or {},
         "provenance": {key.replace("_", " "): _plain(v) for key, v in provenance.items() if key not in _IN_HEADINGS},
     }
 
@@ -133,7 +135,7 @@ def _metrics(file: Path) -> dict[str, Any]:
     if not file.is_file():
         command = f"semid evaluate --model {file.parent / 'model'} --dataset {file.parent / 'dataset'} --split test"
         raise SemidError(f"{file}: no such file; `{command}` writes it")
-    metrics = artifacts.read_json(file)
+    metrics = artifacts.read_sealed(file)
     rows = metrics.get("rows") if isinstance(metrics, dict) else None
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) and "model" in row for row in rows):
         raise SemidError(f'{file}: expected {{"split": ..., "rows": [{{"model": ..., metrics}}, ...]}}; evaluate again')
@@ -300,6 +302,14 @@ def _health(health: dict[str, Any]) -> dict[str, str]:
     return policy | texts
 
 
+def _verified(file: Path, of_metrics: Iterable[Mapping[str, str]]) -> Path:
+    """A file that metrics were written with. Raises SemidError if it is gone, or not what it was then."""
+    digests = {files[file.name] for files in of_metrics if file.name in files}
+    if digests and not (file.is_file() and artifacts.sha256(file) in digests):
+        raise SemidError(f"{file}: not what was written with the metrics next to it; evaluate again")
+    return file
+
+
 def _examples(file: Path, catalog: SemanticCatalog | None, items: Items, image_bytes: int) -> list[dict[str, Any]]:
     if not file.is_file():
         return []
@@ -360,13 +370,13 @@ def _shared(tokens: Sequence[str], target: Sequence[str]) -> int:
 
 
 def _artifacts(run: Path) -> list[dict[str, Any]]:
-    """The artifacts in a run's folder, every file verified."""
-    found = []
-    for file in sorted(run.glob(f"*/{artifacts.MANIFEST}")):
-        stated = artifacts.read_json(file)
-        kind = stated.get("kind", "") if isinstance(stated, dict) else ""
-        found.append({"folder": file.parent.name, "manifest": artifacts.read_artifact(file.parent, kind)})
-    return found
+    """The artifacts in a run's folder, every file verified; `dataset` and `catalog` must be some."""
+    folders = {file.parent for file in run.glob(f"*/{artifacts.MANIFEST}")}
+    folders |= {run / name for name in ("dataset", "catalog") if (run / name).is_dir()}
+    found = {
+        folder: artifacts.read_artifact(folder, artifacts.read_manifest(folder).kind) for folder in sorted(folders)
+    }
+    return [{"folder": folder.name, "manifest": manifest} for folder, manifest in found.items()]
 
 
 def _words(key: str) -> str:

@@ -43,7 +43,7 @@ def seal(step: Path, scores: Scores) -> None:
         "best": best_of(scores),
         "history": {"bytes": size, "sha256": _sha256_of_start(log, size)},
     }
-    artifacts.write_json(step / _SEAL, {**content, "sha256": artifacts.sha256_json(content)})
+    artifacts.write_json(step / _SEAL, artifacts.sealed(content))
 
 
 def damage(step: Path) -> str | None:

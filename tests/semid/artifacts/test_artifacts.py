@@ -38,7 +38,7 @@ def current(path, *, kind="model", config=None, parents=None, seed=0):
 
 def change_manifest(path, **changes):
     file = path / "manifest.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    file.write_text(json.dumps(artifacts.sealed(artifacts.read_sealed(file) | changes)))
 
 
 def test_what_is_written_is_read(tmp_path):
@@ -357,3 +357,26 @@ def test_tensors_that_do_not_fit_the_disk_are_named_and_the_older_file_stays(tmp
     assert os.listdir(tmp_path) == ["t.safetensors"]
     assert load_tensors(file) == small
     assert load_metadata(file) == {"x": "y"}
+
+
+@pytest.mark.parametrize("entry", ["created", "packages", "devices", "seed"])
+def test_no_entry_of_a_manifest_can_change(tmp_path, entry):
+    write(tmp_path / "m", seed=7)
+    file = tmp_path / "m" / "manifest.json"
+    values = json.loads(file.read_text())
+    file.write_text(json.dumps(values))
+    read_artifact(tmp_path / "m", "model")  # control
+    file.write_text(json.dumps(values | {entry: {"seed": 8, "packages": {}}.get(entry, "")}))
+    with pytest.raises(SemidError, match=r"manifest\.json: content does not match its own digest"):
+        read_artifact(tmp_path / "m", "model")
+
+
+def test_a_sealed_file_is_read_without_its_digest_and_one_without_a_digest_as_it_is(tmp_path):
+    content = {"rows": [{"k": 1}], "by": {10: 0.5, 9: 1e-7}}
+    write_json(tmp_path / "a.json", artifacts.sealed(content))
+    write_json(tmp_path / "b.json", content)
+    for name in ("a.json", "b.json"):
+        assert artifacts.read_sealed(tmp_path / name) == {"rows": [{"k": 1}], "by": {"10": 0.5, "9": 1e-7}}
+    (tmp_path / "a.json").write_text((tmp_path / "a.json").read_text().replace("0.5", "0.6"))
+    with pytest.raises(SemidError, match=r"a\.json: content does not match its own digest"):
+        artifacts.read_sealed(tmp_path / "a.json")

@@ -24,9 +24,10 @@ def folder(tmp_path):
 
 def forge(folder, **changes):
     """Change a manifest as an attacker would: with its digest."""
-    values = json.loads((folder / MANIFEST).read_text()) | changes
+    values = artifacts.read_sealed(folder / MANIFEST) | changes
     made = artifacts.sha256_json([values[name] for name in ("kind", "schema_version", "config", "parents", "seed")])
-    (folder / MANIFEST).write_text(json.dumps(values | {"digest": artifacts.sha256_json([made, values["files"]])}))
+    values["digest"] = artifacts.sha256_json([made, values["files"]])
+    (folder / MANIFEST).write_text(json.dumps(artifacts.sealed(values)))
 
 
 NAMES = ("../secret", "/etc/hostname", "sub/../../secret", "./a.txt", "sub//b.txt", "", "..", "..\\secret", "a\n")

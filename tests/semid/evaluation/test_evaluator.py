@@ -1,5 +1,6 @@
 """The evaluator: chunks, item rows of another order, collisions, rankers that break the rules, what is written."""
 
+import hashlib
 import itertools
 import json
 from dataclasses import dataclass
@@ -249,4 +250,9 @@ def test_metrics_file(dataset, bigram, tmp_path):
     assert written["split"] == "test"
     assert written["rows"] == [{"model": "bigram", **result.values}, {"model": "other", "recall@10": 0.5}]
     assert written["provenance"]["split_rule"] == {"type": "LeaveOneOut"}
+    examples = [{"user": "u1"}]
+    write_metrics(tmp_path / "metrics.json", "test", [row], {}, examples=examples)
+    assert json.loads((tmp_path / "examples.json").read_text()) == examples
+    digest = hashlib.sha256((tmp_path / "examples.json").read_bytes()).hexdigest()
+    assert json.loads((tmp_path / "metrics.json").read_text())["files"] == {"examples.json": digest}
     assert (written["provenance"]["users"], written["provenance"]["exclude_seen"]) == (USERS, False)

@@ -192,7 +192,7 @@ def test_without_metrics_the_card_says_so(recommender, tmp_path):
 
 
 def test_metrics_of_another_model_are_refused(home, recommender, tmp_path):
-    metrics = json.loads((home / "metrics.json").read_text())
+    metrics = artifacts.read_sealed(home / "metrics.json")
     metrics["provenance"]["models"] = {"runs/other": "0123456789abcdef"}
     artifacts.write_json(tmp_path / "metrics.json", metrics)
     with pytest.raises(SemidError, match=r"metrics.json: measures runs/other \(0123456789ab\), not this model"):
@@ -204,7 +204,7 @@ def test_metrics_of_another_model_are_refused(home, recommender, tmp_path):
 
 
 def test_of_two_models_measured_together_each_gets_its_own(home, recommender, tmp_path):
-    metrics = json.loads((home / "metrics.json").read_text())
+    metrics = artifacts.read_sealed(home / "metrics.json")
     row, digest = metrics["rows"][0], recommender.origin.manifest.digest
     metrics["rows"].insert(0, {**row, "model": "other", "recall@5": 0.875})
     metrics["provenance"]["models"] = {"secret/other": "f00", "secret/model": digest}
@@ -229,7 +229,7 @@ def test_a_later_version_is_handed_over_with_its_own_metrics_or_none(home, tmp_p
     updated = Recommender.from_pretrained(home / "model", catalog=catalog)
     with pytest.raises(SemidError, match="measures another version of the catalogue"):
         updated.save_pretrained(tmp_path / "refused", metrics=home / "metrics.json")
-    metrics = json.loads((home / "metrics.json").read_text())
+    metrics = artifacts.read_sealed(home / "metrics.json")
     metrics["provenance"]["catalog"] = updated.catalog.digest  # as `semid evaluate --catalog` writes it
     artifacts.write_json(tmp_path / "metrics.json", metrics)
     updated.save_pretrained(tmp_path / "out", metrics=tmp_path / "metrics.json")
@@ -282,10 +282,10 @@ def _break(folder: Path, how: str, home: Path) -> None:
         catalog = SemanticCatalog.read(folder / "catalog.parquet")
         sizes = (*catalog.level_sizes[:-1], catalog.level_sizes[-1] + 1)
         SemanticCatalog(catalog.item_ids, catalog.codes, sizes, catalog.tie_break).write(folder / "catalog.parquet")
-        made = json.loads((folder / "manifest.json").read_text())
+        made = artifacts.read_sealed(folder / "manifest.json")
         made["files"]["catalog.parquet"] = artifacts.sha256(folder / "catalog.parquet")
         made.pop("digest")
-        artifacts.write_json(folder / "manifest.json", made | {"digest": Manifest(**made).digest})
+        artifacts.write_json(folder / "manifest.json", artifacts.sealed(made | {"digest": Manifest(**made).digest}))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from semid.catalog import SemanticCatalog
 from semid.data import Histories
 from semid.errors import SemidError
 from semid.recommender import ModelSpec, Recommender, export_program
+from semid.recommender.stablehlo import LOADER
 from semid.training import named_leaves
 from seq_models import (
     DenseConfig,
@@ -189,6 +191,16 @@ def test_the_documented_lines_load_it_where_semid_cannot_be_imported(codes):
     live = recommender.recommend(histories, k=K, beam_size=BEAM)
     assert ids == live.item_ids
     np.testing.assert_allclose(scores, live.scores, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["program.stablehlo", "arrays.safetensors", "item_ids.parquet", "program.json"])
+def test_the_documented_lines_refuse_a_damaged_file(codes, tmp_path, monkeypatch, name):
+    shutil.copytree(codes[1], tmp_path / "program")
+    content = (tmp_path / "program" / name).read_bytes()
+    (tmp_path / "program" / name).write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=rf"program/{name} is not what was written"):
+        exec(LOADER, {})
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import pytest
 from semid.artifacts import read_artifact, write_artifact
 from semid.catalog import SemanticCatalog
 from semid.errors import SemidError
+from semid.evaluation import write_metrics
 from semid.report import write_report
 from semid.report.catalog import Items, tree
 from semid.tokenizers import level_health
@@ -209,9 +210,10 @@ def test_the_page_loads_nothing(run):
 def test_a_missing_file_drops_its_section(run, missing, headings):
     before = set(_headings(_page(run)))
     path = run / missing
-    if path.parent != run:
-        (path.parent / "manifest.json").unlink()  # an artifact that lacks a file would be refused as damaged
     shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if path.parent != run:  # an artifact that lacks a file would be refused as damaged
+        with write_artifact(path.parent, kind="catalog", config={"tokenizer": {}}) as folder:
+            shutil.copy(path.parent / "catalog.parquet", folder)
     assert before - set(_headings(_page(run))) == headings
 
 
@@ -329,6 +331,28 @@ def test_a_history_cut_short_by_a_kill_is_read_and_a_broken_one_refused(run, tmp
 def test_a_damaged_artifact_is_refused(run, tmp_path):
     (run / "catalog" / "health.json").write_text("{}")
     with pytest.raises(SemidError, match=r"health\.json: content does not match its sha256"):
+        write_report([run], tmp_path / "report.html")
+
+
+def test_damaged_metrics_and_examples_are_refused(run, tmp_path):
+    examples = json.loads((run / "examples.json").read_text())
+    write_metrics(run / "metrics.json", "test", ROWS, {}, examples=examples)
+    write_report([run], tmp_path / "report.html")  # control
+    whole = (run / "metrics.json").read_text()
+    (run / "metrics.json").write_text(whole.replace("0.06", "0.07"))
+    with pytest.raises(SemidError, match=r"metrics\.json: content does not match its own digest"):
+        write_report([run], tmp_path / "report.html")
+    (run / "metrics.json").write_text(whole)
+    for damage in (lambda file: file.write_text(file.read_text().replace("i2", "i1")), Path.unlink):
+        damage(run / "examples.json")
+        with pytest.raises(SemidError, match=r"examples\.json: not what was written with the metrics"):
+            write_report([run], tmp_path / "report.html")
+
+
+@pytest.mark.parametrize("name", ["dataset", "catalog"])
+def test_a_folder_that_lost_its_manifest_is_refused(run, tmp_path, name):
+    (run / name / "manifest.json").unlink()
+    with pytest.raises(SemidError, match=rf"{name}/manifest\.json: no such file"):
         write_report([run], tmp_path / "report.html")
 
 
