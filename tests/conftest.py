@@ -14,6 +14,9 @@ QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=
 if version("jaxlib").startswith("0.10."):  # later ones end the process at a flag that they no longer know
     QUICK += " --xla_cpu_use_fusion_emitters=false"
     QUICK += " --xla_cpu_parallel_codegen_split_count=1"  # dividing a program's code costs a fifth of compiling it
+    # On a busy machine 8 devices wait for each other longer than the 40 s after which XLA ends the process.
+    QUICK += " --xla_cpu_collective_call_terminate_timeout_seconds=600"
+    QUICK += " --xla_cpu_collective_call_warn_stuck_timeout_seconds=300"
 
 # Read when jax is imported, here and in the processes that tests start.
 os.environ.setdefault("XLA_FLAGS", QUICK)

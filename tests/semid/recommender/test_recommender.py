@@ -23,7 +23,8 @@ from seq_models import (
 )
 
 ITEMS = 24
-BEAM = 32  # more than there are items, and one width for nearly all tests: one program
+# More beams than there are items, and of all as many results for nearly all tests: one program.
+BEAM, K = 32, 6
 IDS = [f"i{row}" for row in range(ITEMS)]
 BACKBONE = TransformerConfig(dim=8, layers=1, heads=2, hidden=8, dropout=0.0)
 MODELS = {
@@ -98,9 +99,9 @@ def test_the_whole_catalogue_is_scored_as_its_items_are(model, monkeypatch):
 def test_recommendations_equal_scoring_every_item(model, exclude_seen):
     histories = _histories(7)
     scores = model.score(histories, IDS)
-    top = model.recommend(histories, k=6, beam_size=BEAM, exclude_seen=exclude_seen)
+    top = model.recommend(histories, k=K, beam_size=BEAM, exclude_seen=exclude_seen)
     for index, history in enumerate(histories):
-        ids, values = _brute_force(scores[index], 6, without=tuple(history) if exclude_seen else ())
+        ids, values = _brute_force(scores[index], K, without=tuple(history) if exclude_seen else ())
         assert top.item_ids[index] == ids
         np.testing.assert_allclose(top.scores[index], values, atol=1e-5)
 
@@ -109,7 +110,7 @@ def test_seen_items_are_recommended_unless_excluded(model):
     """Control for the test above: without the option some lists do hold items of their history."""
     histories = _histories(7)
     lists = {
-        seen: model.recommend(histories, k=10, beam_size=BEAM, exclude_seen=seen).item_ids for seen in (False, True)
+        seen: model.recommend(histories, k=K, beam_size=BEAM, exclude_seen=seen).item_ids for seen in (False, True)
     }
     overlap = {
         seen: sum(len(set(a) & set(h)) for a, h in zip(ids, histories, strict=True)) for seen, ids in lists.items()
@@ -208,9 +209,9 @@ def test_the_catalogue_must_be_the_one_whose_codes_the_model_speaks():
 def test_rank_gives_the_rows_of_recommend(model):
     histories = _histories(5)
     rows = Histories.from_lists([[IDS.index(item) for item in history] for history in histories])
-    ranked = model.rank(rows, k=4, exclude_seen=False, beam_size=BEAM)
-    top = model.recommend(histories, k=4, beam_size=BEAM)
-    assert (ranked.shape, ranked.dtype) == ((5, 4), np.int32)
+    ranked = model.rank(rows, k=K, exclude_seen=False, beam_size=BEAM)
+    top = model.recommend(histories, k=K, beam_size=BEAM)
+    assert (ranked.shape, ranked.dtype) == ((5, K), np.int32)
     assert [[IDS[row] for row in one] for one in ranked] == top.item_ids
 
 
@@ -230,13 +231,13 @@ def test_more_than_there_is_comes_marked(model, exclude_seen):
 
 def test_an_empty_history_gets_what_is_popular(model):
     popular = np.argsort(-model._train_counts, kind="stable")
-    top = model.recommend([["i1"], [], ["i2"]], k=5, beam_size=BEAM, exclude_seen=True)
-    assert top.item_ids[1] == [IDS[row] for row in popular[:5]]
+    top = model.recommend([["i1"], [], ["i2"]], k=K, beam_size=BEAM, exclude_seen=True)
+    assert top.item_ids[1] == [IDS[row] for row in popular[:K]]
     share = (model._train_counts + 1) / (model._train_counts + 1).sum()
-    np.testing.assert_allclose(top.scores[1], np.log(np.sort(share)[::-1][:5]), rtol=1e-5)
+    np.testing.assert_allclose(top.scores[1], np.log(np.sort(share)[::-1][:K]), rtol=1e-5)
     np.testing.assert_allclose(model.score([[]], IDS)[0], np.log(share), rtol=1e-5)
     for index, history in ((0, "i1"), (2, "i2")):  # the neighbours are answered as when asked alone
-        assert top.item_ids[index] == model.recommend([[history]], k=5, beam_size=BEAM, exclude_seen=True).item_ids[0]
+        assert top.item_ids[index] == model.recommend([[history]], k=K, beam_size=BEAM, exclude_seen=True).item_ids[0]
 
 
 def test_only_the_latest_items_are_read_but_all_are_excluded(model):
@@ -256,12 +257,12 @@ def test_no_histories_and_no_items_give_empty_answers(model):
 
 def test_batches_of_any_size_answer_alike(model, monkeypatch):
     histories = [*_histories(9, seed=3), [], *_histories(4, seed=4)]
-    whole = model.recommend(histories, k=5, beam_size=BEAM, exclude_seen=True)
+    whole = model.recommend(histories, k=K, beam_size=BEAM, exclude_seen=True)
     scores = model.score(histories, IDS[::-1])
     monkeypatch.setattr(recommender, "_BATCH", 4)  # several groups by length, and batches of 4, 2 and 1
     monkeypatch.setattr(recommender, "_PAIRS", 16)  # items in blocks too, the last one short
     monkeypatch.setattr(recommender.Recommender, "_rank", _in_groups_of(5, model))
-    cut = model.recommend(histories, k=5, beam_size=BEAM, exclude_seen=True)
+    cut = model.recommend(histories, k=K, beam_size=BEAM, exclude_seen=True)
     assert cut.item_ids == whole.item_ids
     np.testing.assert_allclose(cut.scores, whole.scores, atol=1e-5)
     np.testing.assert_allclose(model.score(histories, IDS[::-1]), scores, atol=1e-5)
@@ -300,9 +301,9 @@ def _in_groups_of(size: int, model: Recommender):
 
 def test_one_by_one_equals_all_at_once(model):
     histories = _histories(5, seed=8)
-    top = model.recommend(histories, k=4, beam_size=BEAM)
+    top = model.recommend(histories, k=K, beam_size=BEAM)
     for index, history in enumerate(histories):
-        alone = model.recommend([history], k=4, beam_size=BEAM)
+        alone = model.recommend([history], k=K, beam_size=BEAM)
         assert alone.item_ids[0] == top.item_ids[index]
         np.testing.assert_allclose(alone.scores[0], top.scores[index], atol=1e-5)
 
@@ -314,7 +315,7 @@ def test_a_model_that_was_loaded_answers_to_the_bit(model, tmp_path):
     histories = [*_histories(4), []]
     for exclude_seen in (False, True):
         before, after = (
-            m.recommend(histories, k=5, beam_size=BEAM, exclude_seen=exclude_seen) for m in (model, loaded)
+            m.recommend(histories, k=K, beam_size=BEAM, exclude_seen=exclude_seen) for m in (model, loaded)
         )
         assert before.item_ids == after.item_ids
         np.testing.assert_array_equal(before.scores, after.scores)
@@ -328,12 +329,12 @@ def test_another_model_takes_the_same_tables(model, monkeypatch):
     fresh = Recommender(
         other, model.catalog, spec=model.spec, features=model._features, train_counts=model._train_counts
     )
-    before, wanted = (m.recommend(_histories(4), k=5, beam_size=BEAM) for m in (model, fresh))
+    before, wanted = (m.recommend(_histories(4), k=K, beam_size=BEAM) for m in (model, fresh))
     monkeypatch.delattr(Scorer, "from_model")  # neither tables nor trie are built again
-    found = model.with_model(other).recommend(_histories(4), k=5, beam_size=BEAM)
+    found = model.with_model(other).recommend(_histories(4), k=K, beam_size=BEAM)
     assert found.item_ids == wanted.item_ids != before.item_ids
     np.testing.assert_array_equal(found.scores, wanted.scores)
-    assert model.recommend(_histories(4), k=5, beam_size=BEAM).item_ids == before.item_ids  # it keeps its own
+    assert model.recommend(_histories(4), k=K, beam_size=BEAM).item_ids == before.item_ids  # it keeps its own
 
 
 def test_parameters_from_the_host_are_uploaded_once(model):
@@ -379,8 +380,8 @@ def test_a_model_and_its_parts_are_one_line_in_a_notebook(model, tmp_path):
         model.write(folder)
     loaded = Recommender.from_pretrained(tmp_path / "model")
     assert repr(loaded) == f"{made.removesuffix(')')}, from {tmp_path}/model)"
-    top = repr(loaded.recommend(_histories(4), k=5, beam_size=BEAM))
-    assert top == "Recommendations(5 items for each of 4 histories)"
+    top = repr(loaded.recommend(_histories(4), k=K, beam_size=BEAM))
+    assert top == "Recommendations(6 items for each of 4 histories)"
 
 
 def test_unknown_ids_stop_or_are_dropped(model):
@@ -390,8 +391,8 @@ def test_unknown_ids_stop_or_are_dropped(model):
         model.score([["x"]], ["i1"])
     with pytest.raises(SemidError, match="item id 'x'"):
         model.score([["i1"]], ["x"])
-    kept = model.recommend([["x", "i1", "y"], ["x"]], k=4, beam_size=BEAM, skip_unknown=True)
-    wanted = model.recommend([["i1"], []], k=4, beam_size=BEAM)
+    kept = model.recommend([["x", "i1", "y"], ["x"]], k=K, beam_size=BEAM, skip_unknown=True)
+    wanted = model.recommend([["i1"], []], k=K, beam_size=BEAM)
     assert kept.item_ids == wanted.item_ids
     np.testing.assert_array_equal(kept.scores, wanted.scores)
     np.testing.assert_array_equal(
