@@ -1,0 +1,70 @@
+"""Work in processes that may be killed or die: forked from one that has imported semid and started no device."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["experiments.faults.preload"])
+
+
+class Ended(NamedTuple):
+    """End of a command: exit status (of a signal: its negative number), what it printed, seconds, peak memory."""
+
+    status: int
+    text: str
+    seconds: float
+    mebibytes: float
+
+
+def start(function: Callable[..., None], *arguments: Any) -> BaseProcess:
+    """Begin a function in a process of its own."""
+    process = _CONTEXT.Process(target=function, args=arguments)
+    process.start()
+    return process
+
+
+def start_command(words: Sequence[str], *, log: Path) -> BaseProcess:
+    """Begin a command of semid; what it prints goes to `log`."""
+    return start(_command, list(words), log)
+
+
+def run_command(words: Sequence[str], *, log: Path, seconds: float = 600) -> Ended:
+    """Run a command of semid to its end; one that takes longer than `seconds` is killed."""
+    started = time.monotonic()
+    process = start_command(words, log=log)
+    process.join(seconds)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    took, usage = time.monotonic() - started, log.with_suffix(".usage")
+    used = json.loads(usage.read_text()) if usage.exists() else {"mebibytes": float("nan"), "seconds": took}
+    return Ended(process.exitcode or 0, log.read_text(errors="replace"), used["seconds"], used["mebibytes"])
+
+
+def _command(words: list[str], log: Path) -> None:
+    from semid.cli import main
+
+    log.with_suffix(".usage").unlink(missing_ok=True)
+    with log.open("w") as file:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+            os.dup2(file.fileno(), stream.fileno())
+    started = time.monotonic()
+    try:
+        main(words)
+    finally:
+        used = {
+            "mebibytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "seconds": time.monotonic() - started,
+        }
+        log.with_suffix(".usage").write_text(json.dumps(used))

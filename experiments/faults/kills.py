@@ -1,0 +1,177 @@
+"""Commands that are killed, or meet a full disk, and are then given again: the same bytes, and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import re
+import subprocess
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow.parquet as pq
+
+from experiments.faults.children import run_command, start_command
+from experiments.faults.world import COMMANDS, lay_out, words
+
+# Names of files and folders that are being written.
+_WRITING = re.compile(r"\.writing[-.]|orbax-checkpoint-tmp|\.replaced-")
+_TIMES = {"created", "digest", "sha256"}  # of a manifest: the first is a time, the others are of it
+
+
+class Clean(NamedTuple):
+    """A command's run that nothing ends: what it leaves, its seconds, and how many names it writes under."""
+
+    files: dict[str, str]
+    seconds: float
+    writes: int
+
+
+def measure(world: Path, *, trials: int, seed: int) -> dict[str, Any]:
+    """Kill every command in turn, every third time inside a write; then give it again."""
+    results: dict[str, Any] = {}
+    clean: dict[str, Clean] = {}
+    for number in range(trials):
+        command = list(COMMANDS)[number % len(COMMANDS)]
+        if command not in clean:
+            clean[command] = _clean(command, world)
+        dice, inside = random.Random(seed + number), number // len(COMMANDS) % 3 == 2
+        with tempfile.TemporaryDirectory() as home:
+            left = _killed(command, world, Path(home), clean[command], dice, inside=inside)
+            fault = _again(command, world, Path(home), clean[command])
+        _note(results, command, fault, "of these inside a write" if left else None)
+    return results
+
+
+def fill_disks(world: Path, *, trials: int, seed: int) -> dict[str, Any]:
+    """Run commands on disks that are too small, then on the same ones grown."""
+    results: dict[str, Any] = {}
+    clean: dict[str, Clean] = {}
+    for number in range(trials):
+        command = list(COMMANDS)[number % len(COMMANDS)]
+        if command not in clean:
+            clean[command] = _clean(command, world)
+        with tempfile.TemporaryDirectory() as home:
+            disk = Path(home) / "out"
+            disk.mkdir()
+            size = 4096 * random.Random(seed + number).randrange(2, 40)
+            if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", disk], check=False).returncode:
+                return {"mount": {"outcomes": {"refused: needs root": 1}, "bad": []}}
+            try:
+                fault = _filled(command, world, Path(home), clean[command])
+            finally:
+                subprocess.run(["umount", disk], check=True)
+        _note(results, command, fault, None)
+    return results
+
+
+def _note(results: dict[str, Any], command: str, fault: str | None, more: str | None) -> None:
+    result = results.setdefault(command, {"outcomes": Counter(), "bad": []})
+    result["outcomes"]["fault" if fault else "same"] += 1
+    print(f"{command}: {fault or 'same'}", flush=True)
+    if more:
+        result["outcomes"][more] += 1
+    if fault:
+        result["bad"].append(fault)
+
+
+def _clean(command: str, world: Path) -> Clean:
+    """The second of two runs: in the first programs are compiled."""
+    for _ in range(2):
+        with tempfile.TemporaryDirectory() as name:
+            out, seen, started = Path(name) / "out", set[str](), time.monotonic()
+            lay_out(command, world=world, out=out)
+            child = start_command(words(command, world=world, out=out), log=Path(name) / "log")
+            while child.is_alive():
+                seen |= _written(out)
+                time.sleep(0.001)
+            clean = Clean(tree(out, name), time.monotonic() - started, len(seen))
+    return clean
+
+
+def _killed(command: str, world: Path, home: Path, clean: Clean, dice: random.Random, *, inside: bool) -> bool:
+    """Begin a command and kill it; tell whether something was left that was being written."""
+    out = home / "out"
+    lay_out(command, world=world, out=out)
+    child = start_command(words(command, world=world, out=out), log=home / "log")
+    until, wanted = time.monotonic() + dice.random() * clean.seconds, dice.randint(1, max(clean.writes, 1))
+    seen: set[str] = set()
+    while child.is_alive() and (len(seen) < wanted if inside else time.monotonic() < until):
+        seen |= _written(out) if inside else set()
+        time.sleep(0.0005)
+    child.kill()
+    child.join()
+    return bool(_written(out))
+
+
+def _filled(command: str, world: Path, home: Path, clean: Clean) -> str | None:
+    """What is wrong with a command on a full disk, or after it has grown; one that fits is right as well."""
+    out = home / "out"
+    full = out / "filler"
+    try:
+        lay_out(command, world=world, out=out)
+    except OSError:  # what it changes does not fit
+        subprocess.run(["mount", "-o", "remount,size=64m", out], check=True)
+        subprocess.run(["rm", "-rf", *out.iterdir()], check=True)
+        lay_out(command, world=world, out=out)
+        with full.open("wb") as file:
+            file.write(bytes(64 * 2**20 - 2**14 - sum(p.stat().st_size for p in out.rglob("*") if p.is_file())))
+    ended = run_command(words(command, world=world, out=out), log=home / "log")
+    lines = [line for line in ended.text.splitlines() if line.startswith("semid: ")]
+    if ended.status not in (0, 1) or "Traceback" in ended.text or "(unexpected;" in ended.text:
+        return f"{command}: on a full disk: status {ended.status}: {ended.text[-900:]}"
+    if ended.status and not lines:
+        return f"{command}: on a full disk: no line of semid: {ended.text[-900:]}"
+    full.unlink(missing_ok=True)
+    subprocess.run(["mount", "-o", "remount,size=64m", out], check=True)
+    return _again(command, world, home, clean)
+
+
+def _again(command: str, world: Path, home: Path, clean: Clean) -> str | None:
+    """Run a command to its end where it ended before its time; the difference from a clean run, if there is one."""
+    ended = run_command(words(command, world=world, out=home / "out"), log=home / "log")
+    if ended.status:
+        return f"{command}: given again: {ended.text[-900:]}"
+    found = tree(home / "out", str(home))
+    if found == clean.files:
+        return None
+    others = {name for name in found.keys() & clean.files.keys() if found[name] != clean.files[name]}
+    more, less = sorted(found.keys() - clean.files.keys()), sorted(clean.files.keys() - found.keys())
+    return f"{command}: other bytes {sorted(others)}, more {more}, missing {less}"
+
+
+def _written(folder: Path) -> set[str]:
+    return {path for path in _names(str(folder)) if _WRITING.search(path)}
+
+
+def _names(folder: str) -> Iterator[str]:
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                yield entry.path
+                if entry.is_dir(follow_symlinks=False):
+                    yield from _names(entry.path)
+    except OSError:  # gone meanwhile
+        return
+
+
+def tree(folder: Path, home: str) -> dict[str, str]:
+    """Digests of the files below a folder, without the times that they were made at and the path of `home`."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): _content(path, home) for path in files}
+
+
+def _content(path: Path, home: str) -> str:
+    content = path.read_bytes()
+    if path.name in ("manifest.json", "head.json"):
+        value = json.loads(content.decode().replace(home, ""))
+        content = json.dumps({key: value[key] for key in value.keys() - _TIMES}, sort_keys=True).encode()
+    if path.parent.name == "changes":
+        content = str(pq.read_table(path).to_pydict()).encode()  # its header has the time
+    return hashlib.sha256(content.replace(home.encode(), b"")).hexdigest()

@@ -1,0 +1,105 @@
+"""Integrity in figures: damaged artifacts, killed processes, full disks, bad input, and fuzzed parsers.
+
+    python -m experiments.reliability --out runs/reliability                     # hours
+    python -m experiments.reliability --out runs/reliability --small             # minutes
+    python -m experiments.reliability --out runs/reliability --parts kills disks
+
+A tiny world of every kind of artifact is made once, in OUT/world. Each part writes its figures to OUT/PART.json, and
+one that stands there of the same counts is read. Full disks are small tmpfs, which need root: without, none are tried.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from experiments.faults import damage, fuzz, inputs, kills
+from experiments.faults.world import make_world
+from semid.stage import run_recorded
+
+Part = Literal["damage", "kills", "disks", "input", "fuzz"]
+PARTS: tuple[Part, ...] = ("damage", "kills", "disks", "input", "fuzz")
+GOOD = {"named", "harmless", "none", "read", "same"}
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How much of each is done."""
+
+    flips: int = 1_000
+    """Single bit flips of each kind of artifact."""
+    others: int = 200
+    """Truncations, deletions, swaps, edits of JSON, and added files, each, of each kind."""
+    kills: int = 300
+    """Kills over all commands, at random times; every third while a file is written."""
+    disks: int = 20
+    """Full disks."""
+    seconds: float = 3_600
+    """Fuzzing of each parser."""
+
+
+SMALL = Counts(flips=50, others=10, kills=10, disks=3, seconds=10)
+
+
+def main(
+    out: Path = Path("runs/reliability"),
+    parts: tuple[Part, ...] = PARTS,
+    small: bool = False,
+    seed: int = 0,
+    counts: tyro.conf.OmitArgPrefixes[Counts] = Counts(),
+) -> None:
+    """Measure the parts, print what came out, and write OUT/PART.json.
+
+    Args:
+        out: Folder for the world and the results.
+        parts: What to measure.
+        small: Take small counts, whatever else is said of them.
+        seed: Seed of damages, times and mutations.
+        counts: How much of each.
+    """
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(out.absolute() / "cache"))  # read by the children
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    world, counts = make_world(out.absolute() / "world"), SMALL if small else counts
+    for part in parts:
+        request = {"part": part, "seed": seed, **asdict(counts)}
+        show(part, run_recorded(request, out / f"{part}.json", partial(measure, part, world, counts, seed)))
+
+
+def measure(part: Part, world: Path, counts: Counts, seed: int) -> dict[str, Any]:
+    """Outcomes of one part, by what was tried."""
+    if part == "damage":
+        of_each = {how: counts.flips if how == "flip" else counts.others for how in damage.DAMAGES}
+        return {kind: damage.measure(world, kind, counts=of_each, seed=seed) for kind in damage.DOORS}
+    if part == "fuzz":
+        return {name: fuzz.measure(world, name, seconds=counts.seconds, seed=seed) for name in fuzz.parsers(world)}
+    other: dict[str, Callable[[], dict[str, Any]]] = {
+        "kills": lambda: kills.measure(world, trials=counts.kills, seed=seed),
+        "disks": lambda: kills.fill_disks(world, trials=counts.disks, seed=seed),
+        "input": lambda: inputs.measure(world),
+    }
+    return other[part]()
+
+
+def show(part: str, results: Mapping[str, Any]) -> None:
+    """Print a line for each thing that was tried, and every outcome that should not be."""
+    print(f"\n{part}\n")
+    for name, result in results.items():
+        nested = result["outcomes"]
+        total = Counter[str]()
+        for value in nested.values():
+            total.update(value if isinstance(value, dict) else {})
+        outcomes = total or Counter(nested)
+        print(f"| {name} | " + ", ".join(f"{count:,} {outcome}" for outcome, count in sorted(outcomes.items())) + " |")
+        for record in result["bad"]:
+            print(f"  {str(record)[:600]}")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

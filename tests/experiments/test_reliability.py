@@ -1,0 +1,59 @@
+"""A pulse of `experiments.reliability`: damages of one artifact, mutations of one file, and the table."""
+
+import random
+
+import pyarrow as pa
+import pytest
+
+from experiments import reliability
+from experiments.faults import damage, fuzz, inputs, kills
+from semid.data import Dataset
+
+ITEMS = pa.table({"item_id": ["a", "b", "c"], "title": ["x", "y", "z"]})
+SEEN = pa.table({"user_id": ["u"] * 3, "item_id": ["a", "b", "c"], "timestamp": [1, 2, 3]})
+
+
+@pytest.fixture
+def world(tmp_path):
+    Dataset.from_tables(ITEMS, SEEN, name="tiny").save(tmp_path / "world" / "dataset")
+    return tmp_path / "world"
+
+
+def test_damages_are_told_apart(world):
+    trial = damage._Trials(world, "dataset")
+    for how, outcome in (("flip", "named"), ("truncate", "named"), ("delete", "named"), ("add", "harmless")):
+        assert {trial(how, random.Random(seed))["outcome"] for seed in range(8)} == {outcome}, how
+    assert trial("edit", random.Random(0))["part"] == "manifest.json"
+    trial._door = lambda folder: "as before"  # a reader that looks at nothing
+    trial._clean = "as it was"
+    assert trial("flip", random.Random(0))["outcome"] == "wrong"
+    trial._home.cleanup()
+
+
+def test_mutations_differ_and_come_again():
+    made = [fuzz.mutated(b"item_id,title\na,x\n", random.Random(seed)) for seed in range(50)]
+    assert made == [fuzz.mutated(b"item_id,title\na,x\n", random.Random(seed)) for seed in range(50)]
+    assert len(set(made)) > 40
+
+
+def test_folders_are_compared_without_their_times(world):
+    before = kills.tree(world, "")
+    Dataset.from_tables(ITEMS, SEEN, name="tiny").save(world / "dataset")
+    assert kills.tree(world, "") == before
+    (world / ".dataset.lock").touch()
+    assert kills.tree(world, "").keys() - before.keys() == {".dataset.lock"}
+
+
+def test_every_input_has_its_files():
+    named = {word.removeprefix("{in}/") for line in inputs.INPUTS for word in line.split() if word.startswith("{in}/")}
+    assert {name for name in named if "absent" not in name and "/" not in name} <= inputs.FILES.keys()
+
+
+def test_results_are_written_once_and_shown(tmp_path, monkeypatch, capsys):
+    result = {"dataset": {"outcomes": {"flip": {"named": 3}}, "bad": [{"outcome": "wrong"}]}}
+    monkeypatch.setattr(reliability, "make_world", lambda folder: folder)
+    monkeypatch.setattr(reliability, "measure", lambda *_: result)
+    reliability.main(tmp_path, parts=("damage",), small=True)
+    monkeypatch.setattr(reliability, "measure", lambda *_: pytest.fail("measured again"))
+    reliability.main(tmp_path, parts=("damage",), small=True)
+    assert capsys.readouterr().out.count("| dataset | 3 named |\n  {'outcome': 'wrong'}\n") == 2
