@@ -87,6 +87,8 @@ def run_stage(
         with tempfile.TemporaryDirectory() as temporary:
             return work(Path(temporary) / "checkpoints")
     out = artifacts.resolved(out)
+    if (url := artifacts.url_of(out)) and jax.process_count() > 1:
+        raise SemidError(f"{url}: several processes write one folder that they share; give such a one, and copy it")
     current = functools.partial(
         artifacts.is_current, out, kind=request.kind, config=request.config, parents=request.parents, seed=request.seed
     )
@@ -124,13 +126,14 @@ def _discard(out: Path) -> None:
         discard_checkpoints(place.checkpoints)
 
 
-def run_recorded(request: Mapping[str, Any], file: Path, work: Callable[[], Any]) -> Any:
+def run_recorded(request: Mapping[str, Any], file: str | Path, work: Callable[[], Any]) -> Any:
     """Return the JSON result of `request`, read from `file` or worked out and written there with the request.
 
     Raises SemidError, before any work, if `file` cannot be written, another run is writing it, or it holds the result
     of another request, naming what differs.
     """
     file = artifacts.resolved(file)
+    on_first(lambda: artifacts.refresh(file))
     with contextlib.ExitStack() as stack:
         if not on_first(file.exists):
             on_first(functools.partial(_claim_file, file, stack))

@@ -37,7 +37,7 @@ RULES = {
     "semid.progress": Rule(set(), {"rich"}),
     "semid.config": Rule({"semid.errors"}, set()),
     "semid.arrow": Rule({"semid.errors"}, {"numpy", "pyarrow", "jaxtyping"}),
-    "semid.artifacts": Rule({"semid.errors", "semid.config"}, {"numpy", "safetensors", "huggingface_hub"}),
+    "semid.artifacts": Rule({"semid.errors", "semid.config"}, {"numpy", "safetensors", "fsspec", "huggingface_hub"}),
     # Data: no JAX. The builders alone know TFDS.
     "semid.data": Rule(BASE, ARRAYS | {"PIL", "fsspec"}),
     "semid.data.builders": Rule(BASE | {"semid.data"}, ARRAYS | {"tensorflow_datasets"}),

@@ -32,6 +32,7 @@ from semid.artifacts.manifests import (
     read_manifest,
 )
 from semid.artifacts.places import Place, resolved, try_file, try_folder
+from semid.artifacts.remote import as_url, fetched, local_only, place, refresh, remove, shown, upload, url_of
 from semid.artifacts.writing import check_output, fill, is_current, output_folder, write_artifact
 
 __all__ = [
@@ -42,8 +43,10 @@ __all__ = [
     "Manifest",
     "Origin",
     "Place",
+    "as_url",
     "check_finite",
     "check_output",
+    "fetched",
     "fill",
     "first_line",
     "flush",
@@ -52,20 +55,27 @@ __all__ = [
     "load_metadata",
     "load_tensors",
     "local_folder",
+    "local_only",
     "locked",
     "output_folder",
+    "place",
     "read_artifact",
     "read_json",
     "read_manifest",
     "read_sealed",
+    "refresh",
+    "remove",
     "replacing",
     "resolved",
     "save_tensors",
     "sealed",
     "sha256",
     "sha256_json",
+    "shown",
     "try_file",
     "try_folder",
+    "upload",
+    "url_of",
     "write_artifact",
     "write_json",
     "write_once",

@@ -23,6 +23,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
+from semid.artifacts import remote
 from semid.artifacts.locks import locked
 from semid.errors import SemidError
 
@@ -52,6 +53,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     with _temporary_file(path) as temporary:
         yield temporary
+        if remote.is_output(path):
+            remote.upload(temporary, path)
         os.replace(temporary, path)
 
 
@@ -65,6 +68,8 @@ def write_once(path: Path) -> Iterator[Path]:
     with _temporary_file(path) as temporary:
         yield temporary
         flush(temporary)
+        if remote.is_output(path):
+            remote.write_object(path, temporary.read_bytes(), exclusive=True)
         _publish_once(temporary, path)
     flush(path.parent)
 

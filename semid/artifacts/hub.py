@@ -6,6 +6,7 @@ import importlib.util
 import re
 from pathlib import Path
 
+from semid.artifacts.remote import fetched
 from semid.errors import SemidError
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -13,7 +14,7 @@ _FILES = ["*.json", "*.safetensors", "*.parquet", "*.model", "*.txt", "README.md
 
 
 def local_folder(path: str | Path, *, revision: str | None = None) -> Path:
-    """`path` itself; or, where it is the `org/name` of a repository and no path, the folder it was downloaded to.
+    """`path` itself; of a URL its copy here; of the `org/name` of a repository, and no path, the folder it came to.
 
     A string counts as that only if the extra is installed and there is no folder `org` here.
     Raises SemidError if the hub does not have it or does not answer.
@@ -21,7 +22,7 @@ def local_folder(path: str | Path, *, revision: str | None = None) -> Path:
     if not is_repository(path):
         if revision is not None:
             raise SemidError(f"{path}: revision {revision!r} is for repositories of the hub, org/name; leave it out")
-        return Path(path)
+        return fetched(path)
     from huggingface_hub import snapshot_download
 
     try:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from semid.artifacts import remote
 from semid.errors import SemidError
 
 
@@ -50,7 +51,7 @@ class Owner:
 def locked(file: Path, path: Path) -> Iterator[None]:
     """Hold the lock `file` of `path`: one process at a time, which the file names; it goes at the end.
 
-    The lock of a process that was killed is taken over.
+    The lock of a process that was killed is taken over. Of the copy of a URL, an object there says so to others.
     Raises SemidError naming host, number and time of the owner; of one on another machine, whose end is not seen from
     here, with the file to delete.
     """
@@ -58,7 +59,8 @@ def locked(file: Path, path: Path) -> Iterator[None]:
     file.parent.mkdir(parents=True, exist_ok=True)
     descriptor = _acquire(file, path)
     try:
-        yield
+        with _locked_there(file, path):
+            yield
     finally:
         with contextlib.suppress(OSError):  # the folder may be gone, or the disk
             file.unlink()  # first: whoever opened it in the meantime finds that it is another file's name now
@@ -66,6 +68,26 @@ def locked(file: Path, path: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):  # work that failed leaves no empty folders
             for folder in missing:
                 folder.rmdir()
+
+
+@contextlib.contextmanager
+def _locked_there(file: Path, path: Path) -> Iterator[None]:
+    """Hold the lock of the URL that `file` is the copy of."""
+    url = remote.url_of(file)
+    if url is None:
+        yield
+        return
+    try:
+        remote.write_object(file, _this(), exclusive=True)
+    except FileExistsError:
+        owner = _parsed(remote.read_object(file))
+        if owner is not None and (owner.is_elsewhere() or (owner.lives() and owner.pid != os.getpid())):
+            raise SemidError(f"{path}: in use by {owner}; if that no longer runs, delete {url}") from None
+        remote.write_object(file, _this())
+    try:
+        yield
+    finally:
+        remote.remove(file)
 
 
 def _acquire(file: Path, path: Path) -> int:
@@ -76,7 +98,7 @@ def _acquire(file: Path, path: Path) -> int:
             _check_free(file, descriptor, path)
             if _is_still(file, descriptor):
                 os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, json.dumps(asdict(Owner.this())).encode(), 0)
+                os.pwrite(descriptor, _this(), 0)
                 return descriptor
         except BaseException:
             os.close(descriptor)
@@ -102,9 +124,17 @@ def _check_free(file: Path, descriptor: int, path: Path) -> None:
 
 
 def _owner(descriptor: int) -> Owner | None:
-    """Who wrote the file; None for an empty one and for what no lock of semid says."""
+    return _parsed(os.pread(descriptor, 4096, 0))
+
+
+def _this() -> bytes:
+    return json.dumps(asdict(Owner.this())).encode()
+
+
+def _parsed(said: bytes) -> Owner | None:
+    """Who says so; None for nothing and for what no lock of semid says."""
     try:
-        return Owner(**json.loads(os.pread(descriptor, 4096, 0)))
+        return Owner(**json.loads(said))
     except (ValueError, TypeError):
         return None
 

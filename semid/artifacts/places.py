@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from semid.artifacts import remote
 from semid.artifacts.files import flush, in_use, remove_dead, temporary_file
 from semid.errors import SemidError
 
@@ -50,9 +51,12 @@ class Place(NamedTuple):
 
 
 def resolved(path: str | Path) -> Path:
-    """Absolute path without `~` and links: what is written through a link stands where the link points."""
+    """Absolute path without `~` and links: what is written through a link stands where the link points.
+
+    That of a URL is the path of its copy here (see `semid.artifacts.remote`): what is written there goes to the URL.
+    """
     try:
-        return Path(path).expanduser().resolve()
+        return remote.place(path).expanduser().resolve()
     except (OSError, RuntimeError, ValueError) as error:  # a circle of links, no such user, a null character
         raise SemidError(f"{str(path)!r}: no path to write to ({error}); choose another --out") from None
 
@@ -74,6 +78,7 @@ def try_folder(path: str | Path) -> Place:
                 raise
             _try(path / "manifest.json")
             return Place(path, inside=True)
+        remote.try_url(path)
         return Place(path, inside=False)
     except OSError as error:
         raise _refusal(path, error) from None
@@ -85,10 +90,12 @@ def try_file(path: str | Path) -> Path:
     Raises SemidError naming the path and what forbids it.
     """
     path = resolved(path)
+    remote.refresh(path)
     try:
         if path.is_dir():
             raise SemidError(f"{path}: is a folder; name the file to write")
         _try(path)
+        remote.try_url(path)
     except OSError as error:
         raise _refusal(path, error) from None
     return path

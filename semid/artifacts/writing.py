@@ -13,6 +13,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
+from semid.artifacts import remote
 from semid.artifacts.files import Rename, has_ended, in_use, rename, sealed, sha256, write_json
 from semid.artifacts.locks import locked
 from semid.artifacts.manifests import MANIFEST, Manifest, read_artifact, read_manifest, regular_file
@@ -64,8 +65,9 @@ def fill(place: Place, wanted: Manifest, *, devices: str = "") -> Iterator[Path]
 
 
 def _show(temporary: Path, place: Place) -> None:
-    """Put a sealed folder in its place."""
+    """Put a sealed folder in its place, first in that of the URL whose copy the place is."""
     path = place.path
+    remote.upload(temporary, path, last=MANIFEST)
     if place.inside:
         _move_up(temporary, path)
         return
@@ -100,6 +102,7 @@ def is_current(path: str | Path, *, kind: str, config: dict, parents: Mapping[st
     """
     path = resolved(path)
     _remove_leftovers(path)
+    remote.refresh(path)
     _check_use(path, kind=kind)
     if not (path / MANIFEST).is_file():
         return False
@@ -109,7 +112,7 @@ def is_current(path: str | Path, *, kind: str, config: dict, parents: Mapping[st
     ]
     if change := difference(*asked_for):
         raise SemidError(f"{path}: in use by a {kind} of other settings ({change}); choose another --out or delete it")
-    print(f"{path}: this {kind} exists, made with the same settings and inputs; skipped")
+    print(f"{remote.url_of(path) or path}: this {kind} exists, made with the same settings and inputs; skipped")
     return True
 
 
@@ -120,6 +123,7 @@ def check_output(path: str | Path, *, kind: str) -> Path:
     """
     path = resolved(path)
     _remove_leftovers(path)
+    remote.refresh(path)
     _check_use(path, kind=kind)
     if not (path / MANIFEST).is_file():  # what is finished may be where nothing can be written
         try_folder(path)

@@ -33,12 +33,12 @@ _TABLE = """
 
 def write_catalog(
     codes: Sequence[str],
-    out: Path,
+    out: str | Path,
     *,
-    tokenizer: Path,
+    tokenizer: str | Path,
     collisions: Collisions = Collisions.TIE_BREAK,
     memory_limit: str = "1GiB",
-    temp_directory: Path | None = None,
+    temp_directory: str | Path | None = None,
 ) -> None:
     """Write the catalogue artifact `out` of all items in the files that `encode_files` wrote.
 
@@ -52,6 +52,9 @@ def write_catalog(
     Raises SemidError for what `check_catalog` refuses, naming an id that is there twice, with its files, codes of
     another tokenizer, and where the disk or the memory is too small.
     """
+    if temp_directory is not None:
+        artifacts.local_only(temp_directory, "DuckDB spills there")
+    out, tokenizer = artifacts.resolved(out), artifacts.fetched(tokenizer)
     parent = check_catalog(out, tokenizer=tokenizer, collisions=collisions, memory_limit=memory_limit)
     loaded = SemanticTokenizer.from_pretrained(tokenizer)
     config = to_dict(dataclasses.replace(loaded.config, collisions=collisions))
@@ -71,7 +74,7 @@ def write_catalog(
         copy_tokenizer_files(Origin(tokenizer, parent), folder)
 
 
-def check_catalog(out: Path, *, tokenizer: Path, collisions: Collisions, memory_limit: str) -> Manifest:
+def check_catalog(out: str | Path, *, tokenizer: str | Path, collisions: Collisions, memory_limit: str) -> Manifest:
     """The manifest of the catalogue `tokenizer`, if `write_catalog` may go on: what it can know without files of codes.
 
     Raises SemidError for a policy that needs all vectors, a `tokenizer` that is no catalogue, an `out` that is in use,
@@ -81,7 +84,7 @@ def check_catalog(out: Path, *, tokenizer: Path, collisions: Collisions, memory_
         raise SemidError(
             f"collisions {collisions.value!r} needs all vectors at once; for that of files take tie-break or allowed"
         )
-    parent = artifacts.read_artifact(tokenizer, Kind.CATALOG)
+    parent = artifacts.read_artifact(artifacts.fetched(tokenizer), Kind.CATALOG)
     out = artifacts.check_output(out, kind=Kind.CATALOG)
     if (out / artifacts.MANIFEST).is_file():
         made = artifacts.read_artifact(out, Kind.CATALOG)

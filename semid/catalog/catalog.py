@@ -38,13 +38,13 @@ class CatalogPath(NamedTuple):
     def parse(cls, name: str | Path, version: int | None = None) -> CatalogPath:
         """Parse FOLDER or FOLDER@VERSION; a folder whose own name is so is that. Raises SemidError for two versions."""
         folder, at, number = str(name).rpartition("@")
-        if not at or Path(name).exists():
-            return cls(Path(name), version)
+        if not at or "/" in number or Path(name).exists():
+            return cls(artifacts.fetched(name), version)
         if not number.isdecimal():
             raise SemidError(f"{name}: expected FOLDER or FOLDER@VERSION, such as catalog@3")
         if version not in (None, int(number)):
             raise SemidError(f"{name}: names version {number}, and version {version} is asked for; name one")
-        return cls(Path(folder), int(number))
+        return cls(artifacts.fetched(folder), int(number))
 
     @classmethod
     def writable(cls, name: str | Path) -> Path:

@@ -47,9 +47,9 @@ class Format(enum.Enum):
 def export(
     catalog: SemanticCatalog,
     format: Format,
-    out: Path,
+    out: str | Path,
     *,
-    base: Path | None = None,
+    base: str | Path | None = None,
     version: int = 0,
     digest: str | None = None,
 ) -> None:
@@ -64,12 +64,13 @@ def export(
     out = artifacts.try_file(out)
     if base is not None and format is not Format.HF_TOKENIZER:
         raise SemidError(f"a base tokenizer is for the format hf-tokenizer, not for {format.value}; leave out the base")
+    start = None if base is None else artifacts.fetched(base)
     write: dict[Format, Callable[[SemanticCatalog, Path], None]] = {
         Format.PARQUET: lambda catalog, file: _write_parquet(catalog, file, version, digest or catalog.digest),
         Format.JSON: _write_json,
         Format.TSV: _write_tsv,
         Format.HF_TOKENS: _write_hf_tokens,
-        Format.HF_TOKENIZER: lambda catalog, file: _write_tokenizer(catalog, file, base),
+        Format.HF_TOKENIZER: lambda catalog, file: _write_tokenizer(catalog, file, start),
         Format.TRIE: lambda catalog, file: _write_trie(catalog, file, version, digest or catalog.digest),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -232,13 +233,16 @@ def _write_trie(catalog: SemanticCatalog, file: Path, version: int, digest: str)
     artifacts.save_tensors(file, tensors, metadata=metadata)
 
 
-def read_tokens(path: Path, *, level_sizes: Sequence[int] | None = None, tie_break: bool = False) -> SemanticCatalog:
+def read_tokens(
+    path: str | Path, *, level_sizes: Sequence[int] | None = None, tie_break: bool = False
+) -> SemanticCatalog:
     """A catalogue from token strings: an `index.json` of LC-Rec or MiniOneRec, the `hf-tokens` form, or (by its suffix
     .tsv) lines of item id and token string.
 
     Without `level_sizes` a level is as large as its largest code (plus one) says. Raises SemidError naming the file,
     the item (and line) and what is wrong with its tokens.
     """
+    path = artifacts.fetched(path)
     items: list[str] = []
     codes: list[list[int]] = []
     levels = len(level_sizes or ())

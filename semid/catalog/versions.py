@@ -147,10 +147,11 @@ def commit(
     Raises SemidError where it does not fit, where another process came first, and where the disk does not take it.
     """
     header = _header(before, kind, items, version=before.number + 1, parent=before.digest)
-    file = change_file(Path(folder), header.version)
+    folder = artifacts.place(folder)
+    file = change_file(folder, header.version)
     after = before.catalog.after([Change(file, header, items)])
     made_by = dict.fromkeys(sources, header.version)
-    return _publish(Path(folder), before, replace(header, active=after.num_active, sources=made_by), items)
+    return _publish(folder, before, replace(header, active=after.num_active, sources=made_by), items)
 
 
 def _header(before: Version, kind: ChangeKind, items: pa.Table, *, version: int, parent: str) -> Header:
@@ -189,7 +190,7 @@ def compact(folder: str | Path) -> Version:
         write_change(folder, header, items)
     for earlier in found.snapshots:
         if earlier < found.last:
-            snapshot_file(folder, earlier).unlink(missing_ok=True)
+            artifacts.remove(snapshot_file(folder, earlier))
     return after
 
 
@@ -244,7 +245,7 @@ def apply(folder: str | Path, file: str | Path) -> Version:
     Raises SemidError, naming the version that is expected, for a file that was applied before, that comes too early,
     or that belongs to another catalogue.
     """
-    folder, file = CatalogPath.writable(folder), Path(file)
+    folder, file = CatalogPath.writable(folder), artifacts.fetched(file)
     before, change = current(folder), read_change(file, None)
     header, expected = change.header, before.number + 1
     where = f"{folder} is at version {before.number} and expects version {expected}"

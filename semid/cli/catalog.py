@@ -12,6 +12,7 @@ from rich.table import Table
 from semid import artifacts
 from semid.artifacts import Kind
 from semid.catalog import CATALOG_FILE, Known, SemanticCatalog, level_name, versions
+from semid.cli.choices import PathOrUrl
 from semid.cli.console import console
 from semid.data import read_id_file
 from semid.errors import SemidError
@@ -28,7 +29,7 @@ class Append:
     A file has the vector columns that the tokenizer was fitted to, or the raw columns (texts) of which they were made.
     """
 
-    catalog: Path
+    catalog: PathOrUrl
     """Catalogue folder that `semid tokenize` wrote."""
     input: tuple[str, ...]
     """Parquet, CSV, TSV or JSONL files, or patterns such as 'new/*.parquet'."""
@@ -68,11 +69,11 @@ class Append:
 class Remove:
     """Remove items: not recommended, still readable in histories, and no other item gets their codes."""
 
-    catalog: Path
+    catalog: PathOrUrl
     """Catalogue folder."""
     items: tuple[str, ...] = ()
     """Item ids."""
-    file: Path | None = None
+    file: PathOrUrl | None = None
     """File of item ids, one a line."""
 
     def run(self) -> None:
@@ -88,9 +89,9 @@ class Remove:
 class Apply:
     """Bring a copy of a catalogue forward by the files of its changes (CATALOG/changes/000001.parquet, ...)."""
 
-    catalog: Path
+    catalog: PathOrUrl
     """Catalogue folder, a copy of the one that the changes were made in."""
-    change: tuple[Path, ...]
+    change: tuple[PathOrUrl, ...]
     """Files of changes, in order."""
 
     def run(self) -> None:
@@ -108,7 +109,7 @@ class Revert:
     Codes never change, and versions in between stay. Content that was updated stays as it is.
     """
 
-    catalog: Path
+    catalog: PathOrUrl
     """Catalogue folder."""
     to: int
     """Number of the earlier version."""
@@ -126,7 +127,7 @@ class Revert:
 class Compact:
     """Write what the changes come to in one file next to them, which loads in their place; the changes stay."""
 
-    catalog: Path
+    catalog: PathOrUrl
     """Catalogue folder."""
 
     def run(self) -> None:
@@ -172,7 +173,7 @@ class Diff:
 class Verify:
     """Check every byte of every version: digests, order, codes within their sizes, no item twice, none moved."""
 
-    catalog: Path
+    catalog: PathOrUrl
     """Catalogue folder."""
 
     def run(self) -> None:
@@ -188,7 +189,7 @@ class Verify:
 class History:
     """List the versions of a catalogue."""
 
-    catalog: Path
+    catalog: PathOrUrl
     """Catalogue folder."""
 
     def run(self) -> None:
@@ -221,7 +222,7 @@ class Catalog:
         self.command.run()
 
 
-def _name(folder: Path, version: versions.Version) -> str:
+def _name(folder: str | Path, version: versions.Version) -> str:
     return f"{folder}: version {version.number}"
 
 

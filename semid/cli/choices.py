@@ -1,15 +1,27 @@
-"""Choices between configs as subcommands, and those that the data make."""
+"""Types of options: paths or URLs, choices between configs as subcommands; and choices that the data make."""
 
 from __future__ import annotations
 
 import functools
 import operator
+from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from semid.cli.console import console
 from semid.config import choices, difference, to_dict
+
+PathOrUrl = Annotated[
+    str | Path,  # the parser's own Path makes one slash of two
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH|URL",
+        instance_from_str=lambda words: words[0],
+        is_instance=lambda value: isinstance(value, str | Path),
+        str_from_instance=lambda value: [str(value)],
+    ),
+]
 
 
 def subcommands(base: type, *, first: str) -> Any:

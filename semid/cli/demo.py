@@ -7,8 +7,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from semid.artifacts import resolved
+from semid import artifacts
 from semid.cli import app
+from semid.cli.choices import PathOrUrl
 from semid.cli.console import console
 
 
@@ -21,7 +22,7 @@ class Demo:
     run skips what is there. The first takes 200 CPU seconds.
     """
 
-    out: Path = Path("runs/demo")
+    out: PathOrUrl = Path("runs/demo")
     """Folder for all results."""
     seed: int = 0
     """Seed of the simulated world, the tokenizer and the models."""
@@ -33,18 +34,18 @@ class Demo:
     """Passes of the tokenizer and of both models over their data. None given: the defaults of each."""
 
     def run(self) -> None:
-        started, out = time.monotonic(), resolved(self.out)
-        data, catalog = ("--dataset", out / "dataset"), ("--catalog", out / "catalog")
+        started, out = time.monotonic(), artifacts.as_url(self.out) or artifacts.resolved(self.out)
+        data, catalog = ("--dataset", f"{out}/dataset"), ("--catalog", f"{out}/catalog")
         seeded, passes = ("--seed", self.seed), () if self.epochs is None else ("--epochs", self.epochs)
         training = (*data, *catalog, *seeded, *passes)
         sizes = ("--num-items", self.num_items, "--num-users", self.num_users)
-        _run("prepare", "simulated", "--out", out / "dataset", *sizes, *seeded)
-        _run("tokenize", *data, "--out", out / "catalog", *seeded, "rq-vae", *passes)
-        _run("train", *training, "--out", out / "model")
-        _run("train", *training, "--out", out / "sasrec", "--features", "sasrec")  # no features: item ids alone
-        _run("evaluate", "--model", out / "model", out / "sasrec", *data, "--split", "test", "--beam-size", 50)
-        _run("recommend", "--model", out / "model", "--history", ",".join(_first_history(out / "dataset")), "-k", 5)
-        _run("export", *catalog, "--format", "hf-tokens", "--out", out / "catalog_tokens.json")
+        _run("prepare", "simulated", "--out", f"{out}/dataset", *sizes, *seeded)
+        _run("tokenize", *data, "--out", f"{out}/catalog", *seeded, "rq-vae", *passes)
+        _run("train", *training, "--out", f"{out}/model")
+        _run("train", *training, "--out", f"{out}/sasrec", "--features", "sasrec")  # no features: item ids alone
+        _run("evaluate", "--model", f"{out}/model", f"{out}/sasrec", *data, "--split", "test", "--beam-size", 50)
+        _run("recommend", "--model", f"{out}/model", "--history", ",".join(_first_history(f"{out}/dataset")), "-k", 5)
+        _run("export", *catalog, "--format", "hf-tokens", "--out", f"{out}/catalog_tokens.json")
         _run("report", out)
         console.print(f"\ndone in {time.monotonic() - started:.0f} s; open {out}/report.html in a browser")
 
@@ -55,7 +56,7 @@ def _run(*words: object) -> None:
     app.parse(arguments).run()
 
 
-def _first_history(folder: Path) -> list[str]:
+def _first_history(folder: str) -> list[str]:
     """Item ids before the first test target."""
     from semid.data import Dataset
 

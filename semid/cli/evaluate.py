@@ -11,6 +11,7 @@ from rich import box
 from rich.table import Table
 
 from semid import artifacts
+from semid.cli.choices import PathOrUrl
 from semid.cli.console import console
 from semid.data import Dataset
 from semid.errors import SemidError
@@ -38,7 +39,7 @@ class Evaluate:
 
     model: tuple[str, ...]
     """Model folders, or org/name of the Hugging Face hub (extra `hub`; then --out is needed)."""
-    dataset: Path
+    dataset: PathOrUrl
     """Dataset folder."""
     split: Literal["validation", "test"] = "test"
     """Split to measure on. Choose by validation; read test once."""
@@ -48,11 +49,11 @@ class Evaluate:
     """Beams per user."""
     exclude_seen: bool = False
     """Never recommend an item of the history. Such figures must not be compared with the others."""
-    catalog: Path | None = None
+    catalog: PathOrUrl | None = None
     """Catalogue folder of the models: its current version is measured (FOLDER@3: version 3), no removed item."""
     other_dataset: bool = False
     """Measure on a dataset the model was not trained on; its test targets may have been trained on."""
-    out: Path | None = None
+    out: PathOrUrl | None = None
     """File to write, with examples.json next to it. None given: metrics.json next to the first model's folder; the name
     gains _validation and _seen_excluded with those options, and no examples are written then."""
 
@@ -71,10 +72,12 @@ class Evaluate:
         provenance["request"] = self._request(dataset, provenance)
         if before := _measured(out, provenance["request"], examples):
             self._print(before["rows"], before["provenance"]["beam_against_exact"])
-            console.print(f"{out}: measured before, of the same models, dataset and options; skipped")
+            console.print(
+                f"{artifacts.shown(str(out))}: measured before, of the same models, dataset and options; skipped"
+            )
             return
         self._measure(models, dataset, provenance, out, examples)
-        console.print(f"wrote {out}")
+        console.print(f"wrote {artifacts.shown(str(out))}")
 
     def _measure(
         self,
@@ -115,7 +118,7 @@ class Evaluate:
         """The folder that holds the first model's. Raises SemidError for a model of the hub."""
         if artifacts.is_repository(self.model[0]):
             raise SemidError(f"{self.model[0]}: a model of the hub has no folder here; name a file with --out")
-        return Path(self.model[0]).absolute().parent
+        return artifacts.place(self.model[0]).absolute().parent
 
     def _request(self, dataset: Dataset, provenance: Mapping[str, Any]) -> str:
         """Digest of all that determines the figures."""

@@ -12,6 +12,7 @@ from semid import artifacts
 from semid.artifacts import Kind
 from semid.catalog import CATALOG_FILE, Format, SemanticCatalog, export, read_tokens
 from semid.catalog.versions import current
+from semid.cli.choices import PathOrUrl
 from semid.cli.console import console
 from semid.data import Dataset
 from semid.recommender import Recommender
@@ -23,15 +24,15 @@ from semid.tokenizers import HEALTH_FILE, level_health
 class Export:
     """Write a catalogue in a format of others."""
 
-    catalog: Path
+    catalog: PathOrUrl
     """Catalogue folder: its current version (FOLDER@3: version 3) is written, without removed items."""
     format: Literal["parquet", "json", "tsv", "hf-tokens", "hf-tokenizer", "trie"]
     """parquet: codes as lists, and token strings; json: index.json of LC-Rec and MiniOneRec; tsv: item id and token
     string; hf-tokens: token strings and added tokens; hf-tokenizer: a Hugging Face tokenizer.json with the code tokens
     added; trie: the prefix tree's arrays as safetensors."""
-    out: Path
+    out: PathOrUrl
     """File to write."""
-    base: Path | None = None
+    base: PathOrUrl | None = None
     """hf-tokenizer: the tokenizer.json (or a folder with one) to add the code tokens to. None given: code tokens
     alone, with <pad>, <bos>, <eos> and <unk>."""
 
@@ -47,9 +48,9 @@ class ExportProgram:
 
     model: str
     """Model folder, or org/name of the Hugging Face hub (extra `hub`)."""
-    out: Path
+    out: PathOrUrl
     """Folder to write."""
-    catalog: Path | None = None
+    catalog: PathOrUrl | None = None
     """Catalogue folder of the model: its current version (FOLDER@3: version 3), with appended items."""
     k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10
     """How many items it recommends."""
@@ -75,11 +76,11 @@ class ExportProgram:
 class ImportCodes:
     """Make a catalogue of codes from elsewhere: an index.json of LC-Rec or MiniOneRec, by the dataset's item ids."""
 
-    codes: Path
+    codes: PathOrUrl
     """The index.json; or a file .tsv of item id, tab and token string."""
-    dataset: Path
+    dataset: PathOrUrl
     """Dataset folder whose items the codes are of."""
-    out: Path
+    out: PathOrUrl
     """Catalogue folder to write."""
     tie_break: bool = False
     """The last level carries no meaning and only tells colliding items apart."""
@@ -93,7 +94,7 @@ class ImportCodes:
         if len(found) > len(codes):
             console.print(f"left out {len(found) - len(codes)} items of {self.codes} that the dataset does not have")
         catalog = SemanticCatalog(dataset.item_ids, codes, found.level_sizes, self.tie_break)
-        settings = {"imported": artifacts.sha256(self.codes), "tie_break": self.tie_break}
+        settings = {"imported": artifacts.sha256(artifacts.fetched(self.codes)), "tie_break": self.tie_break}
         settings |= {"level_sizes": list(self.level_sizes)} if self.level_sizes else {}
         run_stage(
             Request(Kind.CATALOG, settings, dataset.parents),

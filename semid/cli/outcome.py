@@ -62,7 +62,10 @@ class Outcome:
         if stopped := _stopped(error):
             print(f"semid: {self._stopped_line(stopped)}", file=sys.stderr)
             return 128 + stopped.number
-        print(f"semid: {error if isinstance(error, (SemidError, OSError)) else self._fault(error)}", file=sys.stderr)
+        from semid.artifacts import shown  # here: a command that only prints help is quick
+
+        line = str(error) if isinstance(error, (SemidError, OSError)) else self._fault(error)
+        print(f"semid: {shown(line)}", file=sys.stderr)
         return 1
 
     def _stopped_line(self, stopped: Stopped) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
+from semid.cli.choices import PathOrUrl
 from semid.cli.console import console
 from semid.recommender import Recommender
 
@@ -15,11 +15,11 @@ class Package:
 
     model: str
     """Model folder, or org/name of the Hugging Face hub (extra `hub`)."""
-    out: Path
+    out: PathOrUrl
     """Folder to write; a package that stands there is replaced."""
-    catalog: Path | None = None
+    catalog: PathOrUrl | None = None
     """Catalogue folder of the model: its current version is packaged (FOLDER@3: version 3)."""
-    metrics: Path | None = None
+    metrics: PathOrUrl | None = None
     """A metrics.json of `semid evaluate` on this model, for the card."""
     license: str | None = None
     """License of the model as the Hugging Face hub names it, such as apache-2.0. None given: the card names none."""

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from semid import artifacts
 from semid.artifacts import Kind
+from semid.cli.choices import PathOrUrl
 from semid.cli.console import console
 from semid.data import SUFFIXES, Dataset, LeaveOneOut, SplitRule, table_kind
 from semid.errors import SemidError
@@ -25,7 +26,7 @@ if TYPE_CHECKING:  # they import JAX
 class _Source(abc.ABC):
     """Output folder and split of prepared data."""
 
-    out: Path
+    out: PathOrUrl
     """Dataset folder to write."""
     split_rule: SplitRule = LeaveOneOut()
     """How interactions are cut into training, validation and test."""
@@ -102,12 +103,12 @@ def _with_text_vectors(dataset: Dataset, dim: int) -> Dataset:
 @dataclass(frozen=True, kw_only=True)
 class _Tables(_Source):
     format: ClassVar[str]
-    items: Path
+    items: PathOrUrl
     """Table with item_id; text columns, vector columns and image or image_path as there are."""
-    interactions: Path
+    interactions: PathOrUrl
     """Table with user_id, item_id, and timestamp (seconds, ISO-8601 or datetimes) or position; event and weight are
     kept, and not used."""
-    vectors: dict[str, Path] = field(default_factory=dict)
+    vectors: dict[str, PathOrUrl] = field(default_factory=dict)
     """Vector columns from .npy files: NAME FILE, row i for item row i."""
     name: str = ""
     """Name of the dataset; none given: the output folder's."""
@@ -153,9 +154,9 @@ class AmazonReviews(_Source):
     """Release: 2014, 2018 or 2023."""
     category: str
     """Category as its files spell it, such as Beauty or All_Beauty."""
-    manual_dir: Path
+    manual_dir: PathOrUrl
     """Folder with the raw files."""
-    data_dir: Path = Path("data/tfds")
+    data_dir: PathOrUrl = Path("data/tfds")
     """Folder for the prepared array_record files."""
 
     def read(self) -> Dataset:
@@ -170,9 +171,9 @@ class AmazonReviews(_Source):
 class Movielens(_Source):
     """MovieLens-1M from ml-1m.zip (or its folder) as you downloaded it."""
 
-    manual_dir: Path
+    manual_dir: PathOrUrl
     """Folder with ml-1m.zip or ml-1m/."""
-    data_dir: Path = Path("data/tfds")
+    data_dir: PathOrUrl = Path("data/tfds")
     """Folder for the prepared array_record files."""
 
     def read(self) -> Dataset:

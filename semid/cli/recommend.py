@@ -11,6 +11,7 @@ import tyro
 from jaxtyping import Bool
 from rich.table import Table
 
+from semid.cli.choices import PathOrUrl
 from semid.cli.console import console
 from semid.data import parse_ids, read_id_file
 from semid.errors import SemidError
@@ -32,13 +33,13 @@ class Recommend:
     """Beams of the search."""
     exclude_seen: bool = False
     """Leave out items of the history."""
-    allow: Path | None = None
+    allow: PathOrUrl | None = None
     """File of item ids, one a line: no other is recommended (what is in stock, say)."""
-    deny: Path | None = None
+    deny: PathOrUrl | None = None
     """File of item ids, one a line, that are not recommended."""
     skip_unknown: bool = False
     """Drop unknown ids from the history and the two files, and say how many, instead of stopping."""
-    catalog: Path | None = None
+    catalog: PathOrUrl | None = None
     """Catalogue folder whose current version (FOLDER@3: version 3) is recommended from: with items appended, without
     items removed since."""
 
@@ -75,7 +76,7 @@ class Recommend:
             allowed &= ~self._mask(recommender, self.deny)
         return allowed
 
-    def _mask(self, recommender: Recommender, file: Path) -> Bool[np.ndarray, " items"]:
+    def _mask(self, recommender: Recommender, file: str | Path) -> Bool[np.ndarray, " items"]:
         """The items that a file lists. Raises SemidError naming the file where an id is unknown."""
         ids = read_id_file(file)
         if self.skip_unknown:

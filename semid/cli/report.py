@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import tyro
 
+from semid import artifacts
+from semid.cli.choices import PathOrUrl
 from semid.cli.console import console
 from semid.errors import SemidError
 
@@ -15,9 +16,9 @@ from semid.errors import SemidError
 class Report:
     """Write one offline HTML page from the result files of runs."""
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
+    runs: tyro.conf.Positional[tuple[PathOrUrl, ...]]
     """Run folders, each with a metrics.json."""
-    out: Path | None = None
+    out: PathOrUrl | None = None
     """File to write; none given: report.html in the first run's folder."""
 
     def run(self) -> None:
@@ -25,4 +26,5 @@ class Report:
 
         if not self.runs:
             raise SemidError("report: expected at least one run folder; name folders that hold a metrics.json")
-        console.print(f"wrote {write_report(self.runs, self.out or self.runs[0] / 'report.html')}")
+        out = write_report(self.runs, self.out or f"{self.runs[0]}/report.html")
+        console.print(f"wrote {artifacts.shown(str(out))}")

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from semid import artifacts
 from semid.catalog import Collisions
-from semid.cli.choices import print_chosen, subcommands
+from semid.cli.choices import PathOrUrl, print_chosen, subcommands
 from semid.cli.console import console
 from semid.config import choices
 from semid.data import Dataset
@@ -87,7 +87,7 @@ class _Alignment(_Options):
 class _Files:
     """Items in Parquet files, of any number and size, and the processes that encode them."""
 
-    catalog: Path | None = None
+    catalog: PathOrUrl | None = None
     """Catalogue folder whose tokenizer encodes the files of --input; nothing is trained."""
     input: tuple[str, ...] = ()
     """Files of items, or patterns such as 'items/*.parquet', with the vector columns of the tokenizer or the raw ones
@@ -98,7 +98,7 @@ class _Files:
     """Encoding processes: this one (local), or the workers of a Dask cluster, by its scheduler's tcp://HOST:PORT."""
     retries: int = 2
     """Further attempts at a file that a disk or a network fails to read or write."""
-    new_catalog: Path | None = None
+    new_catalog: PathOrUrl | None = None
     """Catalogue folder to write of all the items, in the order of their ids; collisions are resolved in DuckDB. Items
     of equal codes get new last numbers: it is one to train on. One in use grows by `semid catalog append`."""
     memory_limit: str = "1GiB"
@@ -159,7 +159,7 @@ class Tokenize:
 
     out: str
     """Catalogue folder to write; of --input, the folder (or URL) for files of the same names."""
-    dataset: Path | None = None
+    dataset: PathOrUrl | None = None
     """Dataset folder to train on."""
     files: Annotated[_Files, tyro.conf.arg(name="")] = _Files()
     config: _Tokenizer = _Tokenizer()
@@ -179,7 +179,7 @@ class Tokenize:
             self.files.encode(self.out, columns=self.config.columns, collisions=self.config.collisions)
         else:
             self._check_no_files()
-            self._train(self.dataset, Path(self.out))
+            self._train(self.dataset, self.out)
 
     def _check_no_files(self) -> None:
         """Raise SemidError for an option of files given with --dataset."""
@@ -195,7 +195,7 @@ class Tokenize:
             what = names.get(given, f"--{given}")
             raise SemidError(f"tokenize: {what} is for training; the tokenizer of --catalog is trained already")
 
-    def _train(self, folder: Path, out: Path) -> None:
+    def _train(self, folder: str | Path, out: str) -> None:
         signal, teacher = self.alignment.chosen_signal(), self.alignment.teacher
         dataset = Dataset.load(folder)
         config = TokenizerConfig(**{**vars(self.config), "alignment": self.alignment.blocks(), "signal": signal})
@@ -226,8 +226,8 @@ def _trained_on(dataset: Dataset, teacher: Recommender) -> Recommender:
     return teacher
 
 
-def _print_health(folder: Path) -> None:
-    health = artifacts.read_json(folder / "health.json")
+def _print_health(folder: str) -> None:
+    health = artifacts.read_json(artifacts.resolved(folder) / "health.json")
     table = Table("level", "codes", "used", "usage", "perplexity", "dead", title="codes")
     for level in health["levels"]:
         numbers = (level["size"], level["used"], f"{level['usage']:.1%}", f"{level['perplexity']:.1f}", level["dead"])

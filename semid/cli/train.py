@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from semid.catalog import SemanticCatalog
-from semid.cli.choices import print_chosen, subcommands
+from semid.cli.choices import PathOrUrl, print_chosen, subcommands
 from semid.cli.console import console
 from semid.data import Dataset
 from semid.generators import GeneratorConfig, train
@@ -38,11 +37,11 @@ class Train:
     and JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
     """
 
-    dataset: Path
+    dataset: PathOrUrl
     """Dataset folder."""
-    catalog: Path
+    catalog: PathOrUrl
     """Catalogue folder of the same dataset; FOLDER@3 is its version 3."""
-    out: Path
+    out: PathOrUrl
     """Model folder to write."""
     config: tyro.conf.OmitArgPrefixes[_Generator] = _Generator()
     seed: int = 0

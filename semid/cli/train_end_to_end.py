@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
+from semid import artifacts
 from semid.artifacts import read_json
-from semid.cli.choices import print_chosen
+from semid.cli.choices import PathOrUrl, print_chosen
 from semid.cli.console import console
 from semid.config import from_dict
 from semid.data import Dataset
@@ -48,9 +48,9 @@ class TrainEndToEnd:
     interrupted run goes on from its last checkpoint when the same command is given again.
     """
 
-    dataset: Path
+    dataset: PathOrUrl
     """Dataset folder with text columns, or a column `image` of pictures."""
-    out: Path
+    out: PathOrUrl
     """Model folder to write."""
     text: str = _SCRATCH
     """Encoder of the texts: scratch (a small transformer and a vocabulary of the dataset's own texts), none, or the
@@ -61,7 +61,7 @@ class TrainEndToEnd:
     tuning: Literal["side-adapters", "low-rank", "full", "frozen"] = "side-adapters"
     """Parameters of pretrained encoders that are trained: of small adapters that read their states (computed once, the
     cheapest), of low-rank changes of their matrices, all, or none."""
-    config: Path | None = None
+    config: PathOrUrl | None = None
     """JSON file of the stages' settings: a `JointConfig` by `semid.config.to_dict`, or a part of one; none given: the
     defaults."""
     seed: int = 0
@@ -98,10 +98,10 @@ class TrainEndToEnd:
     def _config(self) -> JointConfig:
         if self.config is None:
             return JointConfig()
-        return from_dict(JointConfig, read_json(self.config), where=str(self.config))
+        return from_dict(JointConfig, read_json(artifacts.fetched(self.config)), where=str(self.config))
 
 
 def _folder(value: str, option: str) -> str:
-    if not Path(value).is_dir():
+    if not artifacts.fetched(value).is_dir():
         raise SemidError(f"{option} {value}: expected {_SCRATCH}, {_NONE} or the folder of a pretrained model; no such")
     return value

@@ -58,7 +58,9 @@ class _Lines(logging.Formatter):
     """Records as they are; from warnings on, after the program's name."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line = super().format(record)
+        from semid.artifacts import shown  # here: a command that only prints help is quick
+
+        line = shown(super().format(record))
         return f"semid: {line}" if record.levelno >= logging.WARNING else line
 
 

@@ -293,7 +293,7 @@ class Dataset:
     @classmethod
     def load(cls, path: str | Path) -> Dataset:
         """Read what `save` wrote, every file verified. Raises SemidError naming what is wrong."""
-        path = Path(path)
+        path = artifacts.fetched(path)
         origin = Origin(path, artifacts.read_artifact(path, Kind.DATASET))
         made = config.from_dict(DatasetConfig, origin.manifest.config, where=str(path))
         interactions = read_parquet(path / "interactions.parquet")

@@ -12,6 +12,7 @@ import pyarrow as pa
 from jaxtyping import Float
 
 from semid.arrow import is_fixed_vector, is_string, is_text, to_lists
+from semid.artifacts import fetched, refresh
 from semid.data.faults import Faults, raise_faults
 from semid.data.tables import as_table, table_digest
 from semid.data.validation import checked_tables
@@ -37,19 +38,23 @@ def read_import(
 ) -> ImportedTables:
     """Read and check the tables of `Dataset.from_tables`. Raises SemidError that lists all faults, a line each."""
     tables = {"items": items, "interactions": interactions}
-    files = {key: Path(table) for key, table in tables.items() if isinstance(table, (str, Path))}
-    vector_files = {f"vectors.{column}": Path(path) for column, path in vectors.items()}
+    files = {key: fetched(table) for key, table in tables.items() if isinstance(table, (str, Path))}
+    vector_files = {column: fetched(path) for column, path in vectors.items()}
     faults = Faults(str(files.get("items", "items")))
     folder = files["items"].parent if "items" in files else Path()
-    items = add_vector_files(_with_images(as_table(items), folder, faults), vectors, faults)
-    interactions, interaction_file = as_table(interactions), str(files.get("interactions", "interactions"))
+    items = add_vector_files(_with_images(as_table(files.get("items", items)), folder, faults), vector_files, faults)
+    interactions, interaction_file = (
+        as_table(files.get("interactions", interactions)),
+        str(files.get("interactions", "interactions")),
+    )
     columns = (items.column_names, interactions.column_names)
     try:
         items, interactions = checked_tables(items, interactions, faults.file, interaction_file)
     except SemidError as error:
         raise SemidError("\n".join([*faults.lines, str(error)])) from None
     raise_faults(faults.lines)
-    checksums = {key: table_digest(path) for key, path in (files | vector_files).items()}
+    files |= {f"vectors.{column}": path for column, path in vector_files.items()}
+    checksums = {key: table_digest(path) for key, path in files.items()}
     source = {"type": "tables", "sha256": checksums}
     return ImportedTables(items, interactions, source, _unused(*columns, items.schema))
 
@@ -100,6 +105,8 @@ def _with_images(items: pa.Table, folder: Path, faults: Faults) -> pa.Table:
         return items
     names = items["image_path"].to_pylist()
     paths = [folder / name if name else None for name in names]
+    for path in filter(None, paths):
+        refresh(path)
     absent = np.array([path is not None and not os.path.isfile(path) for path in paths], bool)  # False for any name
     faults.rows("image_path", absent, "no such file: {}; correct the path or leave it empty", items["image_path"])
     images = [None if path is None or gone else path.read_bytes() for path, gone in zip(paths, absent, strict=True)]

@@ -14,21 +14,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
-from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from semid.artifacts.remote import locate as locate
 from semid.errors import SemidError
 
 _READ_BUFFER = 1 << 20
 WRITING = ".writing-"
-
-
-def locate(path: str) -> tuple[AbstractFileSystem, str]:
-    """The file system of a path or URL, and its name there. Raises SemidError for one that is not known here."""
-    try:
-        return url_to_fs(path)
-    except (ValueError, ImportError) as error:  # an unknown protocol, or one whose package is not installed
-        raise SemidError(f"{path}: {error}") from None
 
 
 def absolute(path: str | Path) -> str:

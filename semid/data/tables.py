@@ -16,7 +16,7 @@ import pyarrow.json
 import pyarrow.parquet
 
 from semid.arrow import is_list, is_string
-from semid.artifacts import MANIFEST, sha256, sha256_json
+from semid.artifacts import MANIFEST, fetched, sha256, sha256_json
 from semid.errors import SemidError
 
 SUFFIXES = {"parquet": (".parquet", ".pq"), "csv": (".csv", ".tsv"), "jsonl": (".jsonl", ".ndjson")}
@@ -42,7 +42,7 @@ def read_table(path: str | Path, *, strings: Sequence[str] = _STRINGS) -> pa.Tab
     Raises SemidError naming the file, and the line where there is one, if it is absent, not of its kind, or of a kind
     that is not known.
     """
-    path = Path(path)
+    path = fetched(path)
     tables = [_read_file(part, strings) for part in table_files(path)]
     if len(tables) == 1:
         return tables[0]
@@ -54,7 +54,7 @@ def read_table(path: str | Path, *, strings: Sequence[str] = _STRINGS) -> pa.Tab
 
 def table_kind(path: str | Path) -> str:
     """Kind of a table's file, or of the first file of its folder: a key of `SUFFIXES`. Raises SemidError for none."""
-    path = Path(path)
+    path = fetched(path)
     suffix = _suffix(table_files(path)[0] if path.is_dir() else path)
     kind = next((kind for kind, suffixes in SUFFIXES.items() if suffix in suffixes), None)
     if kind is None:
@@ -108,7 +108,7 @@ def read_text(path: str | Path) -> str:
     Raises SemidError naming the file, and the line that is not such text.
     """
     try:
-        data = _open_text(Path(path)).read()
+        data = _open_text(fetched(path)).read()
     except _UNREADABLE as error:
         raise SemidError(f"{path}: not readable as text ({_first_line(error)}); check the file") from None
     if fault := _encoding_fault(data):

@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key, UInt8
 
+from semid.artifacts import fetched
 from semid.data import load_image
 from semid.encoders.blocks import Architecture, Blocks, BlocksConfig, LayerScale, PreNorm, norm
 from semid.encoders.content import ImageRows
@@ -139,6 +140,7 @@ def load_image_encoder(
 
     Raises SemidError for another architecture, tensors that do not fit, or missing files.
     """
+    folder = fetched(folder)
     raw = read_config(folder, kinds=_FAMILIES)
     family = _FAMILIES[raw["model_type"]]
     raw = family.defaults | raw.get("vision_config", raw)
@@ -157,8 +159,8 @@ def load_image_encoder(
         remat=remat,
     )
     native = ImageConfig(
-        size=_side(raw["image_size"], Path(folder) / "config.json"),
-        patch=_side(raw["patch_size"], Path(folder) / "config.json"),
+        size=_side(raw["image_size"], folder / "config.json"),
+        patch=_side(raw["patch_size"], folder / "config.json"),
         blocks=blocks,
         class_token=True,
         norm_input="norm_input" in family.names,
@@ -167,7 +169,7 @@ def load_image_encoder(
     encoder = load_weights(
         lambda: ImageEncoder(native, rngs=nnx.Rngs(0)), folder, names=names, prefixes=family.prefixes
     )
-    encoder.config = _preprocessing(native, Path(folder) / "preprocessor_config.json")
+    encoder.config = _preprocessing(native, folder / "preprocessor_config.json")
     encoder.positions = nnx.Param(_resampled(encoder.positions[...], encoder.config.positions))
     return encoder
 

@@ -204,7 +204,8 @@ class ContentReader:
 
         Raises SemidError if there is none, or pretrained weights have changed since.
         """
-        file = Path(folder) / CONFIG_FILE
+        folder = artifacts.fetched(folder)
+        file = folder / CONFIG_FILE
         if not file.is_file():
             raise SemidError(f"{folder}: expected {CONFIG_FILE}, found none; its encoders were built by the caller")
         record = artifacts.read_json(file)
@@ -213,7 +214,7 @@ class ContentReader:
             changed = next(name for name in digests if digests[name] != record["weights"].get(name))
             raise SemidError(f"{file}: {changed} are no longer those of training; put the folder's files back")
         written = record["modalities"]
-        return cls(config, {name: of.load(Path(folder), written[name]) for name, of in config.sources.items()})
+        return cls(config, {name: of.load(folder, written[name]) for name, of in config.sources.items()})
 
     def write(self, folder: Path) -> None:
         """Write config and vocabularies into an artifact under construction. Pretrained weights stay where they are."""

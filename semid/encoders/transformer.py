@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
+from semid.artifacts import fetched
 from semid.encoders.blocks import T5, Activation, Blocks, BlocksConfig, PostNorm, norm
 from semid.encoders.content import TextRows
 from semid.encoders.vocabulary import PretrainedTokenizer
@@ -210,6 +211,7 @@ def load_text_encoder(
 
     Raises SemidError for what either does not read, and for a tokenizer of more tokens than the encoder knows.
     """
+    folder = fetched(folder)
     tokenizer = PretrainedTokenizer(folder)
     encoder = load_transformer(folder, pooling=pooling, precision=precision, remat=remat)
     if tokenizer.size > encoder.tokens.num_embeddings:
@@ -230,7 +232,7 @@ def load_transformer(
 
     Raises SemidError for another architecture, tensors that do not fit, or pooling that nothing states.
     """
-    folder = Path(folder)
+    folder = fetched(folder)
     raw = read_config(folder, kinds=_LAYOUTS)
     layout = _LAYOUTS[raw["model_type"]]
     config = layout.config(raw, folder)

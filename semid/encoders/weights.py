@@ -149,7 +149,7 @@ def _opened(path: Path) -> Any:
 
 def folder_digest(folder: str | Path) -> str:
     """sha256 of a model's files by their names: settings, tokenizer, safetensors. Raises SemidError without any."""
-    folder = Path(folder)
+    folder = artifacts.fetched(folder)
     files = sorted(path for suffix in (".json", ".txt", ".safetensors") for path in folder.rglob(f"*{suffix}"))
     if not files:
         raise SemidError(f"expected a model's files in {folder}, found none; give a folder in the Hugging Face layout")

@@ -331,9 +331,10 @@ def write_metrics(
 
     `examples` of recommendations (see `example_users`) go to `examples.json` next to it, whose digest it has.
     """
+    path = artifacts.place(path)
     content: dict[str, Any] = {"split": split, "rows": [dict(row) for row in rows], "provenance": dict(provenance)}
     if examples is not None:
-        file = Path(path).with_name("examples.json")
+        file = path.with_name("examples.json")
         artifacts.write_json(file, examples)
         content["files"] = {file.name: artifacts.sha256(file)}
-    artifacts.write_json(Path(path), artifacts.sealed(content))
+    artifacts.write_json(path, artifacts.sealed(content))

@@ -33,7 +33,7 @@ WARM_UP = ("encoder", "tokenizer", "generator")
 class PreviousRun(NamedTuple):
     """A run to continue: the artifact that `train_end_to_end` wrote, and the dataset that it was trained on."""
 
-    path: Path
+    path: str | Path
     dataset: Dataset
 
 

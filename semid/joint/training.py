@@ -163,9 +163,10 @@ def trained_encoder(path: str | Path, encoder: ItemEncoder | None = None) -> Ite
     `encoder`, which is changed in place of a new one, is built as the one given in `content` was; without it the
     artifact tells how. Raises SemidError naming a tensor that does not fit.
     """
+    path = artifacts.fetched(path)
     artifacts.read_artifact(path, Kind.MODEL)
     encoder = ContentReader.load(path).encoder() if encoder is None else encoder
-    file, prefix = Path(path) / STATE_FILE, "encoder/"
+    file, prefix = path / STATE_FILE, "encoder/"
     leaves = artifacts.load_tensors(file)
     own = {name.removeprefix(prefix): leaf for name, leaf in leaves.items() if name.startswith(prefix)}
     graph, state = nnx.split(encoder)
@@ -206,7 +207,8 @@ def _request(
     if teacher is not None:
         parents["teacher"] = hashlib.sha256(np.ascontiguousarray(teacher).tobytes()).hexdigest()
     if previous is not None:
-        origin = Origin(Path(previous.path), artifacts.read_artifact(previous.path, Kind.MODEL))
+        path = artifacts.fetched(previous.path)
+        origin = Origin(path, artifacts.read_artifact(path, Kind.MODEL))
         if digest := previous.dataset.other_source(origin):
             raise SemidError(
                 f"{previous.path}: trained on dataset digest {digest[:16]}, not on the previous dataset of "
@@ -254,7 +256,7 @@ def _untrained(encoder: ItemEncoder, context: Context, *, num_items: int) -> Joi
 
 def _continued(encoder: ItemEncoder, context: Context, previous: PreviousRun) -> JointModel:
     """The previous run's model on the dataset's items, known by their ids; new ones get codes of their own vectors."""
-    file, before = Path(previous.path) / STATE_FILE, previous.dataset
+    file, before = artifacts.place(previous.path) / STATE_FILE, previous.dataset
     leaves = artifacts.load_tensors(file)
     graph, state = nnx.split(_untrained(encoder, context, num_items=before.num_items))
     model = nnx.merge(graph, replace_leaves(state, leaves, where=str(file)))

@@ -121,7 +121,7 @@ def _read_metrics(
     if not isinstance(metrics, (str, Path)):
         split = metrics.provenance["split"]
         return {"split": split, "rows": [metrics.row("semid")], "provenance": metrics.provenance}
-    file = Path(metrics)
+    file = artifacts.fetched(metrics)
     read = artifacts.read_sealed(file)
     if not isinstance(read, dict) or not {"split", "rows", "provenance"} <= set(read):
         raise SemidError(f"{file}: expected split, rows and provenance, as `semid evaluate` writes them")

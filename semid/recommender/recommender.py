@@ -191,7 +191,7 @@ class Recommender:
         Raises SemidError for metrics of another model, and if `folder` holds anything else.
         """
         write_package(
-            Path(folder),
+            artifacts.place(folder),
             write=self.write,
             spec=config.to_dict(self.spec),
             catalog=self.catalog,

@@ -36,7 +36,7 @@ _IN_HEADINGS = {"dataset", "split", "exclude_seen"}  # of each table: a run may 
 _WORDS = {"ndcg": "NDCG", "mrr": "MRR", "code_recall": "Code-level recall", "code_ndcg": "Code-level NDCG"}
 
 
-def write_report(runs: Sequence[Path], out: Path) -> Path:
+def write_report(runs: Sequence[str | Path], out: str | Path) -> Path:
     """Write the report of `runs` to the HTML file `out` and return its path.
 
     Raises SemidError for no run, a run without `metrics.json`, an unreadable file, or a damaged artifact.
@@ -45,7 +45,7 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
         raise SemidError("report: expected at least one run folder, got none; name folders that hold metrics.json")
     out = artifacts.try_file(out)
     plotly_js = _plotly()
-    sections = [_section(name, Path(run), len(runs)) for name, run in zip(_names(runs), runs, strict=True)]
+    sections = [_section(name, artifacts.fetched(run), len(runs)) for name, run in zip(_names(runs), runs, strict=True)]
     page = _template().render(
         title=", ".join(dict.fromkeys(section["dataset"] for section in sections)),
         runs=sections,
@@ -83,9 +83,9 @@ def _write(out: Path, page: str) -> Path:
     return out
 
 
-def _names(runs: Sequence[Path]) -> list[str]:
+def _names(runs: Sequence[str | Path]) -> list[str]:
     """Folder names, or the paths as given where two folders have the same name."""
-    names = [Path(run).resolve().name for run in runs]
+    names = [artifacts.resolved(run).name for run in runs]
     return names if len(set(names)) == len(names) else [str(run) for run in runs]
 
 

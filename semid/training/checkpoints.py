@@ -26,7 +26,7 @@ from semid.errors import SemidError
 from semid.training.processes import on_first
 from semid.training.seals import REQUEST, Scores, best_of, damage, restorable, seal, steps_to_keep
 from semid.training.state import TrainState, named_leaves, replace_leaves
-from semid.training.tracking import naming
+from semid.training.tracking import HISTORY, naming
 
 _PARTS = ("params", "rest", "opt_state")
 
@@ -86,6 +86,7 @@ class Checkpoints:
             with naming(self.folder / str(step), f"{good}; make space, and give the same command again to go on"):
                 with _without_traces():
                     self._manager.save(step, args=args)
+                on_first(functools.partial(_publish, self.folder, step))
                 on_first(functools.partial(seal, self.folder / str(step), scores_now))
         except SemidError:
             if jax.process_index() == 0:
@@ -94,6 +95,7 @@ class Checkpoints:
         kept = steps_to_keep(scores_now)
         for old in sorted(scores_now.keys() - kept):
             self._manager.delete(old)
+            on_first(functools.partial(artifacts.remove, self.folder / str(old)))
         self._scores = {step: scores_now[step] for step in kept}
 
     def restore(self, like: TrainState, step: int, iterator: Any | None = None) -> TrainState:
@@ -126,6 +128,7 @@ class Checkpoints:
 
 def _claim(folder: Path, request: dict) -> None:
     """Write `request` into the folder, or check that the folder belongs to it."""
+    artifacts.refresh(folder)
     if folder.exists() and not folder.is_dir():
         raise SemidError(f"{folder}: is a file, and checkpoints should go below it; choose another --out")
     if glob.has_magic(str(folder.absolute())):  # Orbax globs below it, and finds nothing of what it wrote
@@ -159,7 +162,14 @@ def _without_traces() -> Iterator[None]:
 def _remove_unsealed(folder: Path, step: int) -> None:
     """Remove what an attempt to write a checkpoint left."""
     for left in (folder / str(step), *folder.glob(f"{step}.*")):
-        shutil.rmtree(left, ignore_errors=True)
+        artifacts.remove(left)
+
+
+def _publish(folder: Path, step: int) -> None:
+    """Bring a checkpoint that is not sealed yet, and the log, to the URL that the folder is the copy of, if any."""
+    artifacts.upload(folder / str(step), folder / str(step))
+    if (folder / HISTORY).exists():
+        artifacts.upload(folder / HISTORY, folder / HISTORY)
 
 
 def _handlers() -> dict[str, Any]:
@@ -209,4 +219,4 @@ def discard_checkpoints(folder: Path) -> None:
     if (folder / REQUEST).is_file():
         for step in filter(Path.is_dir, list(folder.iterdir())):  # the request last: a kill here can be made good
             shutil.rmtree(step, ignore_errors=True)
-        shutil.rmtree(folder, ignore_errors=True)
+        artifacts.remove(folder)

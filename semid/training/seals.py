@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -79,7 +78,7 @@ def restorable(folder: Path) -> Scores:
     for step in (step for step in steps if _number(step) > _number(last)):
         _forget(step, damages.get(step, "the best before it is damaged"), since=f"from step {last.name}")
     for step in (step for step in damages if _number(step) < _number(last)):
-        shutil.rmtree(step)  # a kill ended its removal, or nothing needs it
+        artifacts.remove(step)  # a kill ended its removal, or nothing needs it
     _check_history(folder / HISTORY, seals[last]["history"], step=last.name)
     return {_number(step): sealed["score"] for step, sealed in seals.items() if _number(step) <= _number(last)}
 
@@ -98,7 +97,7 @@ def _begin_again(folder: Path, steps: list[Path], damages: dict[Path, str]) -> S
 
 def _forget(step: Path, why: str, *, since: str) -> None:
     warnings.warn(f"{step}: damaged or never finished ({why}); training goes on {since}", stacklevel=2)
-    shutil.rmtree(step)
+    artifacts.remove(step)
 
 
 def _number(step: Path) -> int:

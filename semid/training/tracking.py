@@ -138,6 +138,7 @@ def _record(line: bytes, where: str) -> dict[str, Any]:
 
 
 def _event_writer(folder: Path, first_step: int) -> Any:
+    artifacts.local_only(folder, "tensorboard writes its events while training goes on")
     try:
         from tensorboardX import SummaryWriter
     except ImportError:

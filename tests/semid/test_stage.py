@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import os
+import shutil
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -207,3 +209,30 @@ def test_what_a_kill_left_next_to_a_finished_artifact_goes(tmp_path):
     (tmp_path / "a.checkpoints" / "request.json").write_text("{}")
     stage(tmp_path / "a")
     assert os.listdir(tmp_path) == ["a"]
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """URL of an empty folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    yield "memory://bucket"
+    fsspec.filesystem("memory").store.clear()
+
+
+def test_a_stage_of_a_url_is_made_once_whatever_machine_asks(bucket, tmp_path, capsys):
+    first = stage(f"{bucket}/a", log=True)
+    assert run_recorded({"seed": 1}, f"{bucket}/r.json", lambda: 7) == 7
+    assert fsspec.filesystem("memory").find("/bucket") == [
+        f"/bucket/{name}" for name in ("a/history.jsonl", "a/manifest.json", "a/note.txt", "r.json")
+    ]
+    shutil.rmtree(tmp_path / "cache")
+    again = run_stage(REQUEST, f"{bucket}/a", load=Note.load, work=never, write=Note.write)
+    assert (again.text, again.origin.digest) == (first.text, first.origin.digest)
+    assert run_recorded({"seed": 1}, f"{bucket}/r.json", lambda: never(None)) == 7
+    assert "memory://bucket/a: this model exists" in capsys.readouterr().out
+
+
+def test_several_processes_are_refused_a_url(bucket, monkeypatch):
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    with pytest.raises(SemidError, match="memory://bucket/a: several processes write one folder that they share"):
+        run_stage(REQUEST, f"{bucket}/a", load=Note.load, work=never, write=Note.write)

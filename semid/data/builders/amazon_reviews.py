@@ -17,6 +17,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
+from semid import artifacts
 from semid.data.builders.raw import (
     Interaction,
     Interactions,
@@ -245,6 +246,7 @@ def read_amazon_reviews(
         near = difflib.get_close_matches(category, known, n=1, cutoff=0)
         raise SemidError(f"no category {category!r} in {year}; did you mean {near[0]!r}? Known: {', '.join(known)}")
     configs = [f"{year}-{category}-{table}" for table in ("items", "histories")]
+    data_dir = artifacts.local_only(data_dir, "TensorFlow Datasets prepares files there")
     builders = [AmazonReviews(config=config, data_dir=data_dir, checksums=checksums) for config in configs]
     source = {"type": "amazon-reviews", "year": year, "category": category}
     name = name or f"amazon-{year}-{category}"

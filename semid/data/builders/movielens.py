@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 import tensorflow_datasets as tfds
 
+from semid import artifacts
 from semid.data.builders.raw import (
     DAMAGED,
     Interaction,
@@ -96,6 +97,7 @@ def read_movielens(
     of raw files to the sha256 that they must have. Items are the rated movies by ascending number, each with `title`
     (its year in it) and `categories` (genres). Raises SemidError saying which file is missing, damaged or changed.
     """
+    data_dir = artifacts.local_only(data_dir, "TensorFlow Datasets prepares files there")
     builders = [
         Movielens1m(config=config.name, data_dir=data_dir, checksums=checksums)
         for config in Movielens1m.BUILDER_CONFIGS

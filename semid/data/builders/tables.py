@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import tensorflow_datasets as tfds
 
+from semid import artifacts
 from semid.artifacts import sha256
 from semid.data.builders.raw import Interactions
 from semid.data.dataset import Dataset
@@ -133,7 +134,7 @@ def read_dataset(
     A line that repeats user, item and time of an earlier one is the same review once more and left out; a user's
     interactions with an item at different times all stay. Ratings stay out too: what counts is that an item was rated.
     """
-    items, histories = (_records(builder, Path(manual_dir)) for builder in builders)
+    items, histories = (_records(builder, artifacts.fetched(manual_dir)) for builder in builders)
     interactions = _interaction_table(histories)
     distinct = _without_repeats(interactions)
     files = {file: digest for builder in builders for file, digest in builder.info.metadata["sha256"].items()}

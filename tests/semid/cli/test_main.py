@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,6 +18,7 @@ from semid.catalog import SemanticCatalog, read_tokens
 from semid.cli import main
 from semid.cli.evaluate import hints
 from semid.cli.tokenize import Tokenize
+from semid.cli.verbosity import LOGGER, Verbosity
 from semid.config import choices
 from semid.data import Dataset
 from semid.recommender import Recommender
@@ -669,3 +671,72 @@ def test_an_item_that_was_appended_is_recommended_and_one_that_was_removed_is_no
         h=home, c=catalog)  # fmt: skip
     assert "this model exists" in " ".join(capsys.readouterr().out.split())  # its rows are those it was trained on
     assert artifacts.read_artifact(home / "model", "model").digest == before
+
+
+@pytest.fixture
+def bucket(home, monkeypatch, tmp_path):
+    """URL of a copy of `home`, seen from a machine without any of its files."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    there = fsspec.filesystem("memory")
+    for file in home.rglob("*"):
+        if file.is_file():
+            there.pipe_file(f"/bucket/{file.relative_to(home).as_posix()}", file.read_bytes())
+    yield "memory://bucket"
+    there.store.clear()
+
+
+def _listing(name):
+    return fsspec.filesystem("memory").find(f"/bucket/{name}")
+
+
+def _there(name):
+    return fsspec.filesystem("memory").cat_file(f"/bucket/{name}")
+
+
+def test_every_command_reads_and_writes_urls(home, bucket, capsys, tmp_path):
+    tables = "--items {u}/I.parquet --interactions {u}/X.parquet"
+    run(f"prepare parquet {tables} --out {{u}}/again --name dataset --text-vectors 6", u=bucket)
+    assert json.loads(_there("again/manifest.json"))["digest"] == artifacts.read_manifest(home / "dataset").digest
+    run(f"tokenize --dataset {{u}}/dataset --out {{u}}/catalog {TOKENIZER}", u=bucket)
+    run(f"train --dataset {{u}}/dataset --catalog {{u}}/catalog --out {{u}}/model {GENERATOR} "
+        f"rq-transformer {BACKBONE}", u=bucket)  # fmt: skip
+    assert "memory://bucket/model: this model exists" in capsys.readouterr().out
+    fsspec.filesystem("memory").rm_file("/bucket/metrics.json")
+    run("evaluate --model {u}/model --dataset {u}/dataset --split test --beam-size 20", u=bucket)
+    assert "wrote memory://bucket/metrics.json" in capsys.readouterr().out
+    assert json.loads(_there("metrics.json"))["rows"] == json.loads((home / "metrics.json").read_text())["rows"]
+    run("recommend --model {u}/model --catalog {u}/catalog --history i0,i1 -k 3", u=bucket)
+    run("export --catalog {u}/catalog --format json --out {u}/deep/index.json", u=bucket)
+    run("import-codes --codes {u}/deep/index.json --dataset {u}/dataset --out {u}/imported", u=bucket)
+    run("catalog remove --catalog {u}/imported --items i0", u=bucket)
+    run("catalog verify --catalog {u}/imported", u=bucket)
+    assert "1 removed" in capsys.readouterr().out
+    assert _there("imported/changes/000001.parquet")
+    run("catalog append --catalog {u}/catalog --input {u}/I.parquet --known skip", u=bucket)
+    run("tokenize --catalog {u}/catalog --input {u}/I.parquet --out {u}/codes --new-catalog {u}/all", u=bucket)
+    assert {"catalog.parquet", "manifest.json"} < {name.split("/")[3] for name in _listing("all")}
+    run("package --model {u}/model --metrics {u}/metrics.json --out {u}/package", u=bucket)
+    run("recommend --model {u}/package --history i0 -k 3", u=bucket)
+    run("report {u}", u=bucket)
+    assert "wrote memory://bucket/report.html" in capsys.readouterr().out
+    assert b"<html" in _there("report.html")
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+    assert not [name for name in _listing("") if "/." in name]
+
+
+@pytest.mark.parametrize(
+    "line", ["catalog verify --catalog {u}/none", "recommend --model {u}/none --history i0", "report {u}/none"]
+)
+def test_a_url_that_holds_nothing_is_refused_by_its_own_name(bucket, line, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run(line, u=bucket)
+    assert stopped.value.code == 1
+    assert "memory://bucket/none" in (line_ := capsys.readouterr().err)
+    assert line_.count("\n") == 1
+
+
+def test_warnings_name_urls_and_not_their_copies(capsys):
+    with Verbosity().logging():
+        LOGGER.warning("%s: damaged", artifacts.place("memory://bucket/m"))
+    assert capsys.readouterr().err == "semid: memory://bucket/m: damaged\n"

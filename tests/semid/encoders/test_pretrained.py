@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -77,6 +78,24 @@ def test_texts_become_the_vectors_of_the_loaded_encoder(dataset, bert):
     with pytest.warns(UserWarning, match="6 of 7 texts are cut to 3 tokens"):
         cut = with_content_vectors(dataset, PretrainedVectorsConfig(str(bert), "short", max_length=3))
     assert np.abs(cut.vectors("short")[:-1] - vectors[:-1]).max() > 1e-3
+
+
+def test_an_encoder_is_read_from_a_url_and_recorded_by_it(dataset, bert, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    there = fsspec.filesystem("memory")
+    try:
+        for file in filter(Path.is_file, bert.rglob("*")):
+            there.pipe_file(f"/models/bert/{file.relative_to(bert)}", file.read_bytes())
+        url = "memory://models/bert"
+        found, expected = (
+            with_content_vectors(dataset, PretrainedVectorsConfig(str(of), "text")) for of in (url, bert)
+        )
+        assert found.encoders[0].settings["encoder"] == url
+        assert folder_digest(url) == folder_digest(bert) == found.encoders[0].settings["weights"]
+        np.testing.assert_array_equal(found.vectors("text"), expected.vectors("text"))
+        assert load_text_encoder(url).tokenizer.size == load_text_encoder(bert).tokenizer.size
+    finally:
+        there.store.clear()
 
 
 def test_pictures_become_the_vectors_of_the_loaded_encoder(dataset):

@@ -306,7 +306,9 @@ def test_an_item_without_the_vectors_that_a_model_reads_can_be_mended(model, tmp
         _catalog(ITEMS).write(folder / CATALOG_FILE)
     folder = tmp_path / "catalog"
     _append(folder, ITEMS, w=RAW)
-    with pytest.raises(SemidError, match="item i16 has no vectors 'v', which the model reads; append it with that column"):
+    with pytest.raises(
+        SemidError, match="item i16 has no vectors 'v', which the model reads; append it with that column"
+    ):
         model.with_version(folder)
     commit(folder, current(folder), ChangeKind.REMOVE, pa.table({"item_id": [IDS[ITEMS]]}))
     gone = model.with_catalog(_catalog(ITEMS + 1, (ITEMS,)), vectors=np.zeros((1, WIDTH), np.float32))

@@ -8,6 +8,7 @@ import re
 import shutil
 import warnings
 
+import fsspec
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -420,3 +421,24 @@ def test_checkpoints_are_discarded_and_nothing_else(tmp_path, state):
         discard_checkpoints(tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == ["notes"]
     assert (tmp_path / "notes" / "thesis.txt").exists()
+
+
+def test_checkpoints_of_a_url_are_gone_on_from_on_another_machine(tmp_path, state, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    there, folder = fsspec.filesystem("memory"), artifacts.resolved("memory://bucket/m.checkpoints")
+    try:
+        checkpoints = opened(folder)
+        save(checkpoints, state, {1: 0.3, 2: 0.2, 3: 0.1, 4: 0.1})
+        checkpoints.close()
+        assert {name.split("/")[3] for name in there.find("/bucket")} == {"1", "3", "4", "request.json"}
+        there.rm_file("/bucket/m.checkpoints/4/seal.json")  # never finished
+        shutil.rmtree(tmp_path / "cache")
+        with pytest.warns(UserWarning, match="4: damaged or never finished"):
+            checkpoints = opened(folder)
+        assert (checkpoints.best_step, checkpoints.last_step) == (1, 3)
+        assert equal(checkpoints.restore(state, 3), at_step(state, 3))
+        checkpoints.close()
+        discard_checkpoints(folder)
+        assert there.find("/bucket") == []
+    finally:
+        there.store.clear()
