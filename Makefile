@@ -1,7 +1,7 @@
 # Everything runs from .venv, whatever environment is active. `make demo` and `make test` need python3 (3.11+) alone.
 PYTHON ?= python3
 BIN := .venv/bin
-unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME
+unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: demo test check install install-core lock clean
