@@ -66,7 +66,7 @@ def fill_disks(world: Path, *, trials: int, seed: int) -> dict[str, Any]:
             try:
                 fault = _filled(command, world, Path(home), clean[command])
             finally:
-                subprocess.run(["umount", disk], check=True)
+                subprocess.run(["umount", "--lazy", disk], check=True)  # a killed writer may not be gone yet
         _note(results, command, fault, None)
     return results
 
