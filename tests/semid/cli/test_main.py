@@ -141,7 +141,12 @@ def test_what_the_data_choose_is_printed_and_recorded(home, tmp_path, capsys, mo
     recorded = artifacts.read_artifact(tmp_path / "c", "catalog").config["tokenizer"]["method"]
     assert recorded["level_sizes"] == [16, 16, 16]
     made: list[dict] = []
-    monkeypatch.setattr("semid.generators.training.run_stage", lambda request, *_, **__: made.append(request.settings))
+
+    def stage(request, *_, **__):
+        made.append(request.settings)
+        return Recommender.from_pretrained(home / "model")
+
+    monkeypatch.setattr("semid.generators.training.run_stage", stage)
     run("train --dataset {h}/dataset --catalog {h}/catalog --out {t}/m", h=home, t=tmp_path)
     generator = made[-1]["generator"]
     assert (generator["training"]["epochs"], generator["model"]["backbone"]["dropout"]) == (216.0, 0.3)
