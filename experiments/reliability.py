@@ -31,7 +31,7 @@ GOOD = {"named", "harmless", "none", "read", "same"}
 
 @dataclass(frozen=True)
 class Counts:
-    """How much of each is done."""
+    """Number of trials of each part."""
 
     flips: int = 1_000
     """Single bit flips of each kind of artifact."""

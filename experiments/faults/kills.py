@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -36,15 +37,12 @@ class Clean(NamedTuple):
 def measure(world: Path, *, trials: int, seed: int) -> dict[str, Any]:
     """Kill every command in turn, every third time inside a write; then give it again."""
     results: dict[str, Any] = {}
-    clean: dict[str, Clean] = {}
     for number in range(trials):
         command = list(COMMANDS)[number % len(COMMANDS)]
-        if command not in clean:
-            clean[command] = _clean(command, world)
         dice, inside = random.Random(seed + number), number // len(COMMANDS) % 3 == 2
         with tempfile.TemporaryDirectory() as home:
-            left = _killed(command, world, Path(home), clean[command], dice, inside=inside)
-            fault = _again(command, world, Path(home), clean[command])
+            left = _killed(command, world, Path(home), _clean(command, world), dice, inside=inside)
+            fault = _again(command, world, Path(home), _clean(command, world))
         _note(results, command, fault, "of these inside a write" if left else None)
     return results
 
@@ -52,11 +50,8 @@ def measure(world: Path, *, trials: int, seed: int) -> dict[str, Any]:
 def fill_disks(world: Path, *, trials: int, seed: int) -> dict[str, Any]:
     """Run commands on disks that are too small, then on the same ones grown."""
     results: dict[str, Any] = {}
-    clean: dict[str, Clean] = {}
     for number in range(trials):
         command = list(COMMANDS)[number % len(COMMANDS)]
-        if command not in clean:
-            clean[command] = _clean(command, world)
         with tempfile.TemporaryDirectory() as home:
             disk = Path(home) / "out"
             disk.mkdir()
@@ -64,7 +59,7 @@ def fill_disks(world: Path, *, trials: int, seed: int) -> dict[str, Any]:
             if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", disk], check=False).returncode:
                 return {"mount": {"outcomes": {"refused: needs root": 1}, "bad": []}}
             try:
-                fault = _filled(command, world, Path(home), clean[command])
+                fault = _filled(command, world, Path(home), _clean(command, world))
             finally:
                 subprocess.run(["umount", "--lazy", disk], check=True)  # a killed writer may not be gone yet
         _note(results, command, fault, None)
@@ -81,6 +76,7 @@ def _note(results: dict[str, Any], command: str, fault: str | None, more: str | 
         result["bad"].append(fault)
 
 
+@functools.cache
 def _clean(command: str, world: Path) -> Clean:
     """The second of two runs: in the first programs are compiled."""
     for _ in range(2):
@@ -111,7 +107,7 @@ def _killed(command: str, world: Path, home: Path, clean: Clean, dice: random.Ra
 
 
 def _filled(command: str, world: Path, home: Path, clean: Clean) -> str | None:
-    """What is wrong with a command on a full disk, or after it has grown; one that fits is right as well."""
+    """Fault of a command on a full disk, or after it has grown; one that fits is right as well."""
     out = home / "out"
     full = out / "filler"
     try:

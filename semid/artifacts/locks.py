@@ -132,7 +132,7 @@ def _this() -> bytes:
 
 
 def _parsed(said: bytes) -> Owner | None:
-    """Who says so; None for nothing and for what no lock of semid says."""
+    """Owner that says so; None for nothing and for what no lock of semid says."""
     try:
         return Owner(**json.loads(said))
     except (ValueError, TypeError):

@@ -114,7 +114,7 @@ def refresh(path: Path) -> None:
 
 
 def _files(fs: AbstractFileSystem, root: str) -> dict[str, dict[str, Any]]:
-    """What a file system says of the files below a folder, by their names there; of a file, with an empty name."""
+    """Facts that a file system has of the files below a folder, by their names there; of a file, with an empty name."""
     try:
         facts = fs.info(root)
     except FileNotFoundError:

@@ -47,7 +47,7 @@ class Encoder(Protocol):
 
 
 class Known(enum.Enum):
-    """What happens to items that are in the catalogue already."""
+    """Treatment of items that are in the catalogue already."""
 
     ERROR = "error"
     """They are refused, and with them all others."""

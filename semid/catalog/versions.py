@@ -195,7 +195,7 @@ def compact(folder: str | Path) -> Version:
 
 
 def _snapshot(base: Version, after: Version, changes: Sequence[Change]) -> tuple[Header, pa.Table]:
-    """What changes of version 0 come to: a row for each item that they touch, in the catalogue's order."""
+    """Sum of changes of version 0: a row for each item that they touch, in the catalogue's order."""
     touched = pa.concat_arrays([change.items["item_id"].combine_chunks() for change in changes])
     rows = np.unique(after.catalog.rows(touched))
     ids, codes, active = after.catalog.item_ids.take(pa.array(rows)), after.catalog.codes, after.catalog.active

@@ -53,7 +53,7 @@ class ExportProgram:
     catalog: PathOrUrl | None = None
     """Catalogue folder of the model: its current version (FOLDER@3: version 3), with appended items."""
     k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10
-    """How many items it recommends."""
+    """Number of items that it recommends."""
     beam_size: int = 50
     """Beams of the search."""
     platforms: tuple[Literal["cpu", "cuda", "rocm", "tpu"], ...] = ("cpu", "cuda", "tpu")

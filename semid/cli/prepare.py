@@ -29,7 +29,7 @@ class _Source(abc.ABC):
     out: PathOrUrl
     """Dataset folder to write."""
     split_rule: SplitRule = LeaveOneOut()
-    """How interactions are cut into training, validation and test."""
+    """Rule that cuts interactions into training, validation and test."""
     text_vectors: int = 128
     """Dimensions of vectors made from the items' words (LSA) where the items bring no vectors. 0: make none."""
     encoder: tuple[str, ...] = ()

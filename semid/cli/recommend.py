@@ -28,7 +28,7 @@ class Recommend:
     """Item ids, oldest first, separated by commas, or a JSON list: '["i1", "i2"]', for ids with commas or outer blanks.
     Empty: the most popular items of training."""
     k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10
-    """How many items."""
+    """Number of items."""
     beam_size: int = 50
     """Beams of the search."""
     exclude_seen: bool = False

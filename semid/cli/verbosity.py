@@ -1,4 +1,4 @@
-"""How much a command says: the options --quiet, --verbose and --debug, which stand anywhere among its words."""
+"""Verbosity of a command: the options --quiet, --verbose and --debug, which stand anywhere among its words."""
 
 from __future__ import annotations
 

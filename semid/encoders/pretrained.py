@@ -55,7 +55,7 @@ class PretrainedVectorsConfig(ContentEncoderConfig):
     revision: str | None = None
     """Commit of a repository of the hub."""
     reader: Reader | None = None
-    """What reads the folder; with `weights`, `width`, `pooling` and `normalize`, part of the resolved recipe."""
+    """Reader of the folder; with `weights`, `width`, `pooling` and `normalize`, part of the resolved recipe."""
     weights: str | None = None
     """sha256 of the folder's settings, tokenizer and weights."""
     width: int | None = None
@@ -248,7 +248,7 @@ class _SentenceTransformer(_Vectors):
 
 
 def _reader_of(folder: Path) -> Reader:
-    """What reads the folder. Raises SemidError where nothing does."""
+    """Reader of the folder. Raises SemidError where nothing does."""
     raw = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     kind = raw.get("model_type") if isinstance(raw, dict) else None
     listed = read_json(folder / "modules.json") if (folder / "modules.json").is_file() else []

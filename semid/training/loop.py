@@ -109,7 +109,7 @@ class Task:
     hooks: Callable[[int], Sequence[Hook]] = _no_hooks
     """A function from the steps of an epoch to hooks that change the state (codebook maintenance)."""
     combine: Combine | None = None
-    """How the gradients of a vector of losses become one (see `make_step`)."""
+    """Rule by which the gradients of a vector of losses become one (see `make_step`)."""
     optimizer: Callable[[int], optax.GradientTransformation] | None = None
     """A function from the number of steps to an optimizer of your own, in place of the config's."""
 
