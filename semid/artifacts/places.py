@@ -56,8 +56,8 @@ def resolved(path: str | Path) -> Path:
     That of a URL is the path of its copy here (see `semid.artifacts.remote`): what is written there goes to the URL.
     """
     try:
-        return remote.place(path).expanduser().resolve()
-    except (OSError, RuntimeError, ValueError) as error:  # a circle of links, no such user, a null character
+        return remote.place(path).resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # a circle of links, no such home, a null character
         raise SemidError(f"{str(path)!r}: no path to write to ({error}); choose another --out") from None
 
 

@@ -44,11 +44,17 @@ def locate(path: str) -> tuple[AbstractFileSystem, str]:
 
 
 def place(path: str | Path) -> Path:
-    """A path as it is, or where the copy of a URL stands, fetched or not. Raises SemidError for an unknown protocol."""
+    """A path, `~` being the user's home, or where the copy of a URL stands, fetched or not.
+
+    Raises SemidError for an unknown protocol, and for the home of a user whom there is not.
+    """
     url = as_url(path)
     if url is None:
         found = _URL.fullmatch(str(path))
-        return Path(path if found is None else found[2])
+        here = os.path.expanduser(path if found is None else found[2])
+        if str(here).startswith("~"):
+            raise SemidError(f"{str(path)!r}: there is no such home; name the folder, or begin with ./")
+        return Path(here)
     scheme, rest = url.split("://", 1)
     with _naming(url, "opened"):
         locate(url)
@@ -89,7 +95,7 @@ def shown(text: str) -> str:
 
 
 def fetched(path: str | Path) -> Path:
-    """A path as it is, or the copy of a URL, which holds what the URL does now.
+    """A path (see `place`), or the copy of a URL, which holds what the URL does now.
 
     Only what changed is downloaded; for nothing there is no copy. Raises SemidError where the URL cannot be read.
     """
@@ -267,10 +273,10 @@ def is_output(path: Path) -> bool:
 
 
 def local_only(path: str | Path, why: str) -> Path:
-    """A path here. Raises SemidError for a URL, saying `why` it cannot be one."""
+    """A path here, as `place` gives it. Raises SemidError for a URL, saying `why` it cannot be one."""
     if url := as_url(path) or url_of(Path(path)):
         raise SemidError(f"{url}: {why}, and needs a folder of this machine; give one")
-    return Path(path)
+    return place(path)
 
 
 def _put(fs: AbstractFileSystem, content: Path | bytes, name: str, mode: str = "overwrite") -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import importlib.metadata
+import logging
 import os
 import platform
 import shutil
@@ -21,6 +22,7 @@ from semid.artifacts.places import Place, is_empty, resolved, try_folder
 from semid.config import difference
 from semid.errors import SemidError
 
+_LOG = logging.getLogger("semid")
 _PACKAGES = ("semid", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pyarrow")
 
 
@@ -96,7 +98,7 @@ def _move_up(sealed: Path, path: Path) -> None:
 
 
 def is_current(path: str | Path, *, kind: str, config: dict, parents: Mapping[str, str], seed: int | None) -> bool:
-    """Tell whether `path` holds the artifact that this request would write, and print that the stage is skipped.
+    """Tell whether `path` holds the artifact that this request would write, and log that the stage is skipped.
 
     Raises SemidError if it holds anything else, naming what differs: an output folder in use is never overwritten.
     """
@@ -112,7 +114,7 @@ def is_current(path: str | Path, *, kind: str, config: dict, parents: Mapping[st
     ]
     if change := difference(*asked_for):
         raise SemidError(f"{path}: in use by a {kind} of other settings ({change}); choose another --out or delete it")
-    print(f"{remote.url_of(path) or path}: this {kind} exists, made with the same settings and inputs; skipped")
+    _LOG.info("%s: this %s exists, made with the same settings and inputs; skipped", remote.url_of(path) or path, kind)
     return True
 
 

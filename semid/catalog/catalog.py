@@ -38,7 +38,7 @@ class CatalogPath(NamedTuple):
     def parse(cls, name: str | Path, version: int | None = None) -> CatalogPath:
         """Parse FOLDER or FOLDER@VERSION; a folder whose own name is so is that. Raises SemidError for two versions."""
         folder, at, number = str(name).rpartition("@")
-        if not at or "/" in number or Path(name).exists():
+        if not at or "/" in number or artifacts.place(name).exists():
             return cls(artifacts.fetched(name), version)
         if not number.isdecimal():
             raise SemidError(f"{name}: expected FOLDER or FOLDER@VERSION, such as catalog@3")

@@ -40,22 +40,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     With every command: --quiet (warnings, errors and results alone), --verbose, --debug (tracebacks too).
     """
     words, verbosity = Verbosity.read(sys.argv[1:] if arguments is None else arguments)
-    if words == ["--version"]:
-        print(__version__)
-        return
     outcome = Outcome(words, debug=verbosity.debug)
     try:
-        with signals_raised(), verbosity.logging():
-            if "jax" not in sys.modules:  # else it has read its settings
-                verbosity.quiet_libraries()
-                use_compilation_cache()
-            command = parse(words)
-            from semid.training import join_processes
-
-            join_processes()
-            command.run()
+        try:
+            print(__version__) if words == ["--version"] else _run(words, verbosity)
+        finally:
+            sys.stdout.flush()  # here: whoever reads it may be gone
     except (Stopped, Exception) as error:
         raise SystemExit(outcome.report(error)) from None
+
+
+def _run(words: Sequence[str], verbosity: Verbosity) -> None:
+    with signals_raised(), verbosity.logging():
+        if "jax" not in sys.modules:  # else it has read its settings
+            verbosity.quiet_libraries()
+            use_compilation_cache()
+        command = parse(words)
+        from semid.training import join_processes
+
+        join_processes()
+        command.run()
 
 
 def parse(words: Sequence[str]) -> Any:

@@ -22,10 +22,9 @@ from seq_models import RQTransformerConfig
 _DEFAULT_FAMILY = RQTransformerConfig.name
 # Baselines that a model should not come out below, and what to try where it does.
 _FLOORS = ("popularity", "bigram")
-_TRY = (
-    "try more --epochs, more --dropout or a smaller --dim, larger --level-sizes of `semid tokenize` where many items "
-    "share codes, or `semid train sasrec`"
-)
+_TRY = "try more --epochs, more --dropout or a smaller --dim"
+_TRY_OF_CODES = "larger --level-sizes of `semid tokenize` where many items share codes, or `semid train sasrec`"
+_TRY_OF_DENSE = "or other --features"
 # Raised where the same request comes to give other figures, so that those of before are measured again.
 _VERSION = 1
 
@@ -54,15 +53,17 @@ class Evaluate:
     other_dataset: bool = False
     """Measure on a dataset the model was not trained on; its test targets may have been trained on."""
     out: PathOrUrl | None = None
-    """File to write, with examples.json next to it. None given: metrics.json next to the first model's folder; the name
-    gains _validation and _seen_excluded with those options, and no examples are written then."""
+    """File to write, with the examples of metrics.json next to it as examples.json, of NAME.json as examples_NAME.json.
+    None given: metrics.json next to the first model's folder; the name gains _validation and _seen_excluded with those
+    options, and no examples are written then."""
 
     def run(self) -> None:
+        from semid.evaluation import examples_file
+
         if not self.model:
             raise SemidError("evaluate: expected at least one model folder after --model, got none")
         out = artifacts.try_file(self.out or self._folder() / f"metrics{self._suffix}.json")
-        # A folder's examples are those of its metrics.json.
-        examples = artifacts.try_file(out.with_name("examples.json")) if self.out or not self._suffix else None
+        examples = artifacts.try_file(examples_file(out)) if self.out or not self._suffix else None
         dataset = Dataset.load(self.dataset)
         loaded = {path: Recommender.from_pretrained(path, catalog=self.catalog) for path in self.model}
         provenance = self._provenance(dataset, loaded)
@@ -164,7 +165,9 @@ def hints(rows: Sequence[dict], ks: Sequence[int]) -> list[str]:
     for row in rows:
         above = [f"{name} ({floor:.4f})" for name, floor in floors.items() if row[metric] < floor]
         if above and row["model"] not in (*_FLOORS, "oracle"):
-            lines.append(f"{row['model']}: {metric.upper()} {row[metric]:.4f} is below {' and '.join(above)}; {_TRY}")
+            has_codes = any(name.startswith("code_") for name in row)
+            advice = f"{_TRY}, {_TRY_OF_CODES if has_codes else _TRY_OF_DENSE}"
+            lines.append(f"{row['model']}: {metric.upper()} {row[metric]:.4f} is below {' and '.join(above)}; {advice}")
     return lines
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import select
 import signal
 import sys
 import tempfile
@@ -56,7 +58,9 @@ class Outcome:
     debug: bool
 
     def report(self, error: BaseException) -> int:
-        """Print one line about what ended the command, and give the exit status."""
+        """Print one line about what ended the command, none if its output has no reader, and give the exit status."""
+        if isinstance(error, BrokenPipeError) and _output_has_no_reader():
+            return 128 + signal.SIGPIPE  # as of a process that the signal ends
         if self.debug:
             traceback.print_exception(error)
         if stopped := _stopped(error):
@@ -88,6 +92,16 @@ class Outcome:
         except OSError:
             return f"{line}run again with --debug for the traceback, and please report it)"
         return f"{line}please report it with its traceback, {file.name}; --debug prints it)"
+
+
+def _output_has_no_reader() -> bool:
+    """Tell whether what reads the output has ended (`semid ... | head`), and drop what was still to be written."""
+    poll, output = select.poll(), sys.stdout.fileno()
+    poll.register(output, 0)
+    if not poll.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return True
 
 
 def _stopped(error: BaseException | None) -> Stopped | None:

@@ -2,7 +2,7 @@
 
 from semid.evaluation.baselines import Bigram, Popularity
 from semid.evaluation.comparison import against_exact, baselines, compare, example_users
-from semid.evaluation.evaluator import Metrics, Ranker, evaluate, write_metrics
+from semid.evaluation.evaluator import Metrics, Ranker, evaluate, examples_file, write_metrics
 from semid.evaluation.metrics import MetricState, accuracy, group_ids, item_places, paired_bootstrap
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "compare",
     "evaluate",
     "example_users",
+    "examples_file",
     "group_ids",
     "item_places",
     "paired_bootstrap",

@@ -17,6 +17,9 @@ from semid.evaluation.baselines import Bigram, Popularity
 from semid.evaluation.evaluator import Metrics, Ranker, evaluate, examples_for_ranker
 from semid.progress import show_progress
 
+# Users whose scores of all items are held at once.
+_USERS = 64
+
 
 def baselines(dataset: Dataset) -> dict[str, Ranker]:
     """Popularity and item bigram, from training histories; for a simulated dataset also the oracle: the ceiling.
@@ -93,10 +96,16 @@ def against_exact(
     examples, _ = examples_for_ranker(ranker, dataset, split)
     users = max(min(len(examples), (1 << 21) // len(ranker.item_ids)), 1)
     histories = examples.histories.take(np.random.default_rng(seed).permutation(len(examples))[:users])
-    found = ranker.rank(histories, k=k, exclude_seen=False, beam_size=beam_size)
-    exact = np.argsort(-ranker.catalog_log_probs(histories), axis=1, kind="stable")[:, :k]
-    listed = (found[:, :, None] == exact[:, None, :]).any(axis=1)
-    return {"users": users, "beam_size": beam_size, f"exact_top_{k}_found": float(listed.mean())}
+    listed = []
+    with show_progress("comparing the beam with exact scores", total=users, unit="users") as progress:
+        progress.say("compiling ...")
+        found = ranker.rank(histories, k=k, exclude_seen=False, beam_size=beam_size)
+        for start in range(0, users, _USERS):
+            some = slice(start, start + _USERS)
+            exact = np.argsort(-ranker.catalog_log_probs(histories.take(some)), axis=1, kind="stable")[:, :k]
+            listed.append((found[some, :, None] == exact[:, None, :]).any(axis=1))
+            progress.advance(min(start + _USERS, users))
+    return {"users": users, "beam_size": beam_size, f"exact_top_{k}_found": float(np.concatenate(listed).mean())}
 
 
 def example_users(
@@ -115,7 +124,6 @@ def example_users(
     drawn = np.random.default_rng(seed).permutation(len(examples))[:count]
     examples = examples.take(np.sort(drawn))
     options = _search_options(ranker, beam_size)
-    ranked = ranker.rank(examples.histories, k=k, exclude_seen=exclude_seen, **options)
 
     def ids(rows: Int[np.ndarray, " n"]) -> list[str]:
         return ranker.item_ids.take(pa.array(rows)).to_pylist()
@@ -132,4 +140,11 @@ def example_users(
             "recommendations": [{"item_id": i, "score": s, "codes": c} for i, s, c in found],
         }
 
-    return [one(index) for index in range(len(examples))]
+    users = []
+    with show_progress("listing example users", total=len(examples), unit="users") as progress:
+        progress.say("compiling ...")
+        ranked = ranker.rank(examples.histories, k=k, exclude_seen=exclude_seen, **options)
+        for index in range(len(examples)):
+            users.append(one(index))
+            progress.advance(index + 1)
+    return users

@@ -319,6 +319,11 @@ def _provenance(task: _Task, ks: Sequence[int], exclude_seen: bool, options: Map
     }
 
 
+def examples_file(metrics: Path) -> Path:
+    """File of the examples that go with a file of metrics: of metrics.json examples.json, of m.json examples_m.json."""
+    return metrics.with_name("examples.json" if metrics.name == "metrics.json" else f"examples_{metrics.name}")
+
+
 def write_metrics(
     path: str | Path,
     split: str,
@@ -329,12 +334,12 @@ def write_metrics(
 ) -> None:
     """Write `metrics.json`: the split, one row a model, and how they were measured.
 
-    `examples` of recommendations (see `example_users`) go to `examples.json` next to it, whose digest it has.
+    `examples` of recommendations (see `example_users`) go to `examples_file` next to it, whose digest it has.
     """
     path = artifacts.place(path)
     content: dict[str, Any] = {"split": split, "rows": [dict(row) for row in rows], "provenance": dict(provenance)}
     if examples is not None:
-        file = path.with_name("examples.json")
+        file = examples_file(path)
         artifacts.write_json(file, examples)
         content["files"] = {file.name: artifacts.sha256(file)}
     artifacts.write_json(path, artifacts.sealed(content))

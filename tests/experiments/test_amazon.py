@@ -24,13 +24,14 @@ def test_two_steps_of_everything(layout, tiny, tmp_path, capsys):
     assert "| semid-hybrid | 0." in capsys.readouterr().out
 
 
-def test_another_dataset_or_budget_in_the_same_folder_is_refused(layout, tiny, tmp_path, capsys):
+def test_another_dataset_or_budget_in_the_same_folder_is_refused(layout, tiny, tmp_path, capsys, caplog):
+    caplog.set_level("INFO", "semid")
     out = tmp_path / "run"
     amazon.main(layout, out, seeds=(0,), beam_size=50, budget=0.05)
     first = (out / "metrics.json").read_text()
-    capsys.readouterr()
+    caplog.clear()
     amazon.main(layout, out, seeds=(0,), beam_size=50, budget=0.05)  # control: nothing is made or measured again
-    assert capsys.readouterr().out.count("skipped") == 7  # the dataset, two catalogues and four models
+    assert caplog.text.count("skipped") == 7  # the dataset, two catalogues and four models
     assert json.loads((out / "metrics.json").read_text())["rows"] == json.loads(first)["rows"]
     other = shutil.copytree(layout, tmp_path / "other" / layout.name)
     vectors = np.load(other / "text_minilm_f16.npy")

@@ -47,11 +47,12 @@ def stage(out, request: Request = REQUEST, *, text: str = "first", log: bool = F
     return run_stage(request, out, load=Note.load, work=work, write=Note.write)
 
 
-def test_it_is_made_once_and_read_again(tmp_path, capsys):
+def test_it_is_made_once_and_read_again(tmp_path, caplog):
+    caplog.set_level("INFO", "semid")
     first = stage(tmp_path / "a")
     again = stage(tmp_path / "a", text="never made")
     assert (first.text, again.text) == ("first", "first")
-    assert "skipped" in capsys.readouterr().out
+    assert "skipped" in caplog.text
     assert first.origin.digest == again.origin.digest == artifacts.read_artifact(tmp_path / "a", "model").digest
     manifest = first.origin.manifest
     assert (manifest.config, manifest.parents, manifest.seed) == ({"size": 3, "stage_version": 1}, REQUEST.parents, 1)
@@ -219,7 +220,8 @@ def bucket(tmp_path, monkeypatch):
     fsspec.filesystem("memory").store.clear()
 
 
-def test_a_stage_of_a_url_is_made_once_whatever_machine_asks(bucket, tmp_path, capsys):
+def test_a_stage_of_a_url_is_made_once_whatever_machine_asks(bucket, tmp_path, caplog):
+    caplog.set_level("INFO", "semid")
     first = stage(f"{bucket}/a", log=True)
     assert run_recorded({"seed": 1}, f"{bucket}/r.json", lambda: 7) == 7
     assert fsspec.filesystem("memory").find("/bucket") == [
@@ -229,7 +231,7 @@ def test_a_stage_of_a_url_is_made_once_whatever_machine_asks(bucket, tmp_path, c
     again = run_stage(REQUEST, f"{bucket}/a", load=Note.load, work=never, write=Note.write)
     assert (again.text, again.origin.digest) == (first.text, first.origin.digest)
     assert run_recorded({"seed": 1}, f"{bucket}/r.json", lambda: never(None)) == 7
-    assert "memory://bucket/a: this model exists" in capsys.readouterr().out
+    assert "memory://bucket/a: this model exists" in caplog.text
 
 
 def test_several_processes_are_refused_a_url(bucket, monkeypatch):

@@ -100,12 +100,13 @@ def test_a_damaged_copy_is_fetched_again_and_a_damaged_original_is_refused(there
         artifacts.read_artifact(artifacts.fetched(f"{there}/m"), "model")
 
 
-def test_what_is_there_counts_and_not_the_copy(there, cache, capsys):
+def test_what_is_there_counts_and_not_the_copy(there, cache, caplog):
+    caplog.set_level("INFO", "semid")
     write(f"{there}/m", seed=3)
     forget(cache)
     wanted = {"kind": "model", "config": {}, "parents": {}}
     assert artifacts.is_current(f"{there}/m", **wanted, seed=3)
-    assert f"{there}/m: this model exists" in capsys.readouterr().out
+    assert f"{there}/m: this model exists" in caplog.text
     with pytest.raises(SemidError, match="in use by a model of other settings"):
         artifacts.is_current(f"{there}/m", **wanted, seed=4)
     fs, root = remote.locate(there)
@@ -229,6 +230,20 @@ def test_paths_here_stay_paths(tmp_path):
     assert artifacts.place(f"file://{tmp_path}") == tmp_path
     assert [artifacts.place(path) for path in ("a:b/c", "a@1", "x//y")] == [Path("a:b/c"), Path("a@1"), Path("x/y")]
     assert remote.url_of(tmp_path) is None
+
+
+def test_a_path_of_the_users_home_is_that_at_every_door(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for door in (
+        artifacts.place,
+        artifacts.fetched,
+        artifacts.local_folder,
+        lambda path: artifacts.local_only(path, ""),
+    ):
+        assert door("~/m") == door(Path("~/m")) == tmp_path / "m"
+        assert door("./~/m") == Path("./~/m")  # a folder of that name
+        with pytest.raises(SemidError, match="'~nobody-of-this-name/m': there is no such home"):
+            door("~nobody-of-this-name/m")
 
 
 def test_a_path_that_was_a_url_is_one():

@@ -7,9 +7,12 @@ import subprocess
 import sys
 import warnings
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
-from semid import __version__
+from semid import __version__, artifacts
+from semid.catalog import CATALOG_FILE, SemanticCatalog
 from semid.cli import app, main
 from semid.cli.cache import remove_oldest, use_compilation_cache
 from semid.cli.options import as_typed
@@ -214,3 +217,21 @@ def test_the_cache_loses_what_was_not_read_for_longest(tmp_path):
     assert len(list(tmp_path.iterdir())) == 3
     remove_oldest(tmp_path, limit=5)
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("words", ["--version", "train --help", "catalog history --catalog {catalog}"])
+def test_output_that_nobody_reads_to_its_end_is_no_error(words, tmp_path):
+    catalog = SemanticCatalog(pa.array(["a", "b"]), np.array([[0], [1]], np.int32), (2,))
+    with artifacts.write_artifact(tmp_path / "c", kind="catalog", config={}) as folder:
+        catalog.write(folder / CATALOG_FILE)
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "semid", *words.format(catalog=tmp_path / "c").split()]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
+def test_a_broken_pipe_elsewhere_is_an_error(monkeypatch, capfd):
+    code, error = _ending(monkeypatch, capfd, _raising(BrokenPipeError(32, "Broken pipe")))
+    assert (code, error) == (1, "semid: [Errno 32] Broken pipe\n")

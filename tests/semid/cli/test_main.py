@@ -95,7 +95,7 @@ def test_figures_without_seen_items_say_so(home, tmp_path, capsys):
     metrics = json.loads((tmp_path / "new" / "m.json").read_text())
     assert metrics["split"] == "validation"
     assert all(row["seen"] == "excluded" for row in metrics["rows"])
-    for user in json.loads((tmp_path / "new" / "examples.json").read_text()):
+    for user in json.loads((tmp_path / "new" / "examples_m.json").read_text()):
         assert not {entry["item_id"] for entry in user["recommendations"]} & set(user["history"])
     printed = capsys.readouterr().out
     assert "R@3" in printed  # not cut off at 80 characters
@@ -163,6 +163,9 @@ def test_models_below_the_baselines_are_told_what_to_try():
     ]
     first, second = hints(rows, (5, 10))
     assert first.startswith("a: NDCG@10 0.1000 is below popularity (0.2000) and bigram (0.3000); try more --epochs, ")
+    assert first.endswith("a smaller --dim, or other --features")  # a dense model
+    with_codes = hints([{**row, "code_recall@10": 0.5} for row in rows], (5, 10))
+    assert with_codes[0].endswith("where many items share codes, or `semid train sasrec`")
     assert second.startswith("b: NDCG@10 0.2500 is below bigram (0.3000); try")
     assert hints(rows[2:], (5, 10)) == []
     assert hints([{"model": "m", "ndcg@3": 0.1}, {"model": "popularity", "ndcg@3": 0.2}], (1, 3))[0].startswith(
@@ -280,9 +283,13 @@ def test_stages_that_are_current_are_skipped_and_say_so(home, capsys):
     run(f"tokenize --dataset {{h}}/dataset --out {{h}}/catalog {TOKENIZER}", h=home)
     run(f"train --dataset {{h}}/dataset --catalog {{h}}/catalog --out {{h}}/model {GENERATOR} "
         f"rq-transformer {BACKBONE}", h=home)  # fmt: skip
-    printed = capsys.readouterr().out
+    printed = capsys.readouterr()
     for kind in ("dataset", "catalog", "model"):
-        assert f"{home}/{kind}: this {kind} exists, made with the same settings and inputs; skipped" in printed
+        line = f"{home}/{kind}: this {kind} exists, made with the same settings and inputs; skipped"
+        assert line in printed.err
+        assert line not in printed.out
+    run(f"--quiet tokenize --dataset {{h}}/dataset --out {{h}}/catalog {TOKENIZER}", h=home)
+    assert capsys.readouterr().err == ""
     assert _tree(home) == before
 
 
@@ -354,7 +361,7 @@ def test_a_tokenizer_aligned_with_a_trained_model(home, tmp_path, capsys):
     assert "alignment/letter" in records
     assert "alignment/cooccurrence" in records
     run(line, h=home, t=tmp_path)
-    assert "this catalog exists, made with the same settings and inputs; skipped" in capsys.readouterr().out
+    assert "this catalog exists, made with the same settings and inputs; skipped" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("method", choices(TokenizerMethod))
@@ -674,7 +681,7 @@ def test_an_item_that_was_appended_is_recommended_and_one_that_was_removed_is_no
     before = artifacts.read_artifact(home / "model", "model").digest
     run(f"train --dataset {{h}}/dataset --catalog {{c}} --out {{h}}/model {GENERATOR} rq-transformer {BACKBONE}",
         h=home, c=catalog)  # fmt: skip
-    assert "this model exists" in " ".join(capsys.readouterr().out.split())  # its rows are those it was trained on
+    assert "this model exists" in capsys.readouterr().err  # its rows are those it was trained on
     assert artifacts.read_artifact(home / "model", "model").digest == before
 
 
@@ -706,7 +713,7 @@ def test_every_command_reads_and_writes_urls(home, bucket, capsys, tmp_path):
     run(f"tokenize --dataset {{u}}/dataset --out {{u}}/catalog {TOKENIZER}", u=bucket)
     run(f"train --dataset {{u}}/dataset --catalog {{u}}/catalog --out {{u}}/model {GENERATOR} "
         f"rq-transformer {BACKBONE}", u=bucket)  # fmt: skip
-    assert "memory://bucket/model: this model exists" in capsys.readouterr().out
+    assert "memory://bucket/model: this model exists" in capsys.readouterr().err
     fsspec.filesystem("memory").rm_file("/bucket/metrics.json")
     run("evaluate --model {u}/model --dataset {u}/dataset --split test --beam-size 20", u=bucket)
     assert "wrote memory://bucket/metrics.json" in capsys.readouterr().out

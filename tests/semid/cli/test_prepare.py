@@ -42,7 +42,8 @@ def test_vectors_of_text_are_made_where_there_are_none(tmp_path, capsys):
         (None, "has neither vector nor text columns; add one to the items table"),
     ],
 )
-def test_text_that_does_not_suffice_is_a_dataset_without_vectors(tmp_path, capsys, titles, why):
+def test_text_that_does_not_suffice_is_a_dataset_without_vectors(tmp_path, capsys, caplog, titles, why):
+    caplog.set_level("INFO", "semid")
     items = {"item_id": ["a", "b", "c"]} | ({"title": titles} if titles else {})
     source = Parquet(out=tmp_path / "d", **tables(tmp_path, items=items))
     source.run()
@@ -53,7 +54,7 @@ def test_text_that_does_not_suffice_is_a_dataset_without_vectors(tmp_path, capsy
     assert dataset.vector_columns == []
     assert "text_lsa" not in dataset.config["source"]
     source.run()
-    assert "skipped" in capsys.readouterr().out
+    assert "skipped" in caplog.text
 
 
 def test_pretrained_encoders_make_columns_in_place_of_the_words(tmp_path, capsys):

@@ -189,3 +189,20 @@ def test_what_the_beam_loses(dataset):
     expected = np.mean([np.mean(rows < 4) for rows in nearest])
     assert 0 < expected < 1
     assert against_exact(Narrow(dataset.item_ids), dataset, k=4, beam_size=7)["exact_top_4_found"] == expected
+
+
+def test_all_that_takes_time_says_how_far_it_is(dataset, caplog, monkeypatch):
+    monkeypatch.setattr("semid.evaluation.comparison._USERS", 4)
+    caplog.set_level("INFO", "semid")
+    toy = Toy(dataset.item_ids)
+    assert against_exact(toy, dataset, k=4, beam_size=7) == {"users": 9, "beam_size": 7, "exact_top_4_found": 1.0}
+    example_users(toy, dataset, count=4)
+    said = [message.split(",")[0] for message in caplog.messages]
+    assert said == [
+        "comparing the beam with exact scores: compiling ...",
+        "comparing the beam with exact scores: 4/9 users",
+        "comparing the beam with exact scores: 9/9 users",
+        "listing example users: compiling ...",
+        "listing example users: 1/4 users",
+        "listing example users: 4/4 users",
+    ]

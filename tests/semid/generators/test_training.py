@@ -269,11 +269,12 @@ def test_the_history_and_its_best_score(trained, dataset):
     assert found == pytest.approx(max(scores), abs=1e-6)
 
 
-def test_the_same_request_is_not_trained_again(trained, catalog, capsys):
+def test_the_same_request_is_not_trained_again(trained, catalog, caplog):
+    caplog.set_level("INFO", "semid")
     home, config, dataset, recommender = trained
     before = (home / "model" / "manifest.json").stat().st_mtime_ns
     again = train(dataset, catalog, config, out=home / "model", seed=2)
-    assert "this model exists, made with the same settings and inputs; skipped" in capsys.readouterr().out
+    assert "this model exists, made with the same settings and inputs; skipped" in caplog.text
     assert (home / "model" / "manifest.json").stat().st_mtime_ns == before
     assert again.recommend([["i1"]], k=3).item_ids == recommender.recommend([["i1"]], k=3).item_ids
     with pytest.raises(SemidError, match=r"in use by a model of other settings \(seed: 2 -> 3\)"):
