@@ -69,7 +69,7 @@ def write_catalog(
         tempfile.TemporaryDirectory(dir=temp_directory or folder) as scratch,
         _database(codes, Path(scratch), memory_limit, out) as database,
     ):
-        database.execute(_TABLE, {"files": list(codes)})
+        _fill(database, codes)
         _write(database, folder / CATALOG_FILE, codes, loaded.level_sizes, collisions)
         copy_tokenizer_files(Origin(tokenizer, parent), folder)
 
@@ -119,6 +119,20 @@ def _verify(path: str) -> None:
             pass
 
 
+def _fill(database: Any, codes: Sequence[str]) -> None:
+    """Make the table of all items. Raises SemidError naming a file that DuckDB alone cannot read."""
+    duckdb = _duckdb()
+    try:
+        database.execute(_TABLE, {"files": list(codes)})
+    except duckdb.Error:
+        for path in codes:
+            try:
+                database.execute("SELECT bit_xor(hash(item_id, codes)) FROM read_parquet($file)", {"file": path})
+            except duckdb.Error as error:
+                raise SemidError(_damaged(path, error)) from None
+        raise
+
+
 @contextlib.contextmanager
 def _opened(path: str) -> Iterator[pq.ParquetFile]:
     """A file of codes. Raises SemidError, also while it is read, for one that is damaged."""
@@ -126,7 +140,7 @@ def _opened(path: str) -> Iterator[pq.ParquetFile]:
         with storage.open_parquet(path) as file:
             yield file
     except (OSError, pa.ArrowException) as error:
-        raise SemidError(f"{path}: is damaged ({_line(error)}); delete it, and encode its items again") from None
+        raise SemidError(_damaged(path, error)) from None
 
 
 def _duckdb() -> Any:
@@ -151,6 +165,10 @@ def _database(codes: Sequence[str], scratch: Path, memory_limit: str, out: Path)
         raise SemidError(
             f"{out}: not written; DuckDB, spilling to {scratch} beyond --memory-limit {memory_limit}: {_line(error)}"
         ) from None
+
+
+def _damaged(path: str, error: Exception) -> str:
+    return f"{path}: is damaged ({_line(error)}); delete it, and encode its items again"
 
 
 def _line(error: Exception) -> str:

@@ -152,7 +152,11 @@ from jax import export
 from safetensors.numpy import load_file
 
 folder = Path("program")
-for name, digest in json.loads((folder / "manifest.json").read_text())["files"].items():
+try:
+    files = dict(json.loads((folder / "manifest.json").read_bytes())["files"])
+except (ValueError, KeyError, TypeError):
+    raise ValueError(f"{folder / 'manifest.json'} is not what was written; export the program again") from None
+for name, digest in files.items():
     if name != "README.md" and hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
         raise ValueError(f"{folder / name} is not what was written; export the program again")
 settings = json.loads((folder / "program.json").read_text())

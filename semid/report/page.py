@@ -2,6 +2,7 @@
 
 A run is a folder. It must hold `metrics.json`; every `metrics_*.json` (validation, seen items excluded) adds its rows;
 `examples.json`, `dataset/`, `catalog/` and every subfolder with a `history.jsonl` add their sections if they are there.
+A subfolder with a `request.json` holds the checkpoints of a training that goes on; any other must be an artifact.
 The template says how things look, this module what is shown.
 """
 
@@ -226,7 +227,8 @@ def _curves(run: Path) -> list[dict[str, Any]]:
         for record in _read_history(file):
             stages.setdefault(record.get("stage", ""), []).append(record)
         for stage, records in stages.items():
-            title = f"{file.parent.name}: {stage}" if stage else file.parent.name
+            name = f"{file.parent.name} (unfinished)" if _goes_on(file.parent) else file.parent.name
+            title = f"{name}: {stage}" if stage else name
             found.append({"title": title, "figures": _panels(records)})
     return found
 
@@ -370,13 +372,19 @@ def _shared(tokens: Sequence[str], target: Sequence[str]) -> int:
 
 
 def _artifacts(run: Path) -> list[dict[str, Any]]:
-    """The artifacts in a run's folder, every file verified; `dataset` and `catalog` must be some."""
+    """The artifacts in a run's folder, every file verified: `dataset`, `catalog`, and what holds a finished log."""
     folders = {file.parent for file in run.glob(f"*/{artifacts.MANIFEST}")}
+    folders |= {file.parent for file in run.glob("*/history.jsonl") if not _goes_on(file.parent)}
     folders |= {run / name for name in ("dataset", "catalog") if (run / name).is_dir()}
     found = {
         folder: artifacts.read_artifact(folder, artifacts.read_manifest(folder).kind) for folder in sorted(folders)
     }
     return [{"folder": folder.name, "manifest": manifest} for folder, manifest in found.items()]
+
+
+def _goes_on(folder: Path) -> bool:
+    """Tell whether a folder holds the checkpoints of a training that is not finished."""
+    return (folder / "request.json").is_file()
 
 
 def _words(key: str) -> str:

@@ -6,6 +6,7 @@ and the run goes on from the one before it.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import functools
@@ -84,7 +85,7 @@ class Checkpoints:
         )
         try:
             with naming(self.folder / str(step), f"{good}; make space, and give the same command again to go on"):
-                with _without_traces():
+                with _errors_raised_alone():
                     self._manager.save(step, args=args)
                 on_first(functools.partial(_publish, self.folder, step))
                 on_first(functools.partial(seal, self.folder / str(step), scores_now))
@@ -147,15 +148,35 @@ def _claim(folder: Path, request: dict) -> None:
         artifacts.write_json(folder / REQUEST, request)
 
 
+class _PatientLoop(asyncio.SelectorEventLoop):
+    """An event loop that ends once its tasks have.
+
+    Orbax gives up a save at its first error and closes the loop, while TensorStore still writes the other arrays: each
+    would then print a traceback for want of the loop, and might write where the rest has been removed.
+    """
+
+    def close(self) -> None:
+        if not self.is_closed() and (tasks := asyncio.all_tasks(self)):
+            self.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        super().close()
+
+
+class _PatientLoops(asyncio.DefaultEventLoopPolicy):
+    def new_event_loop(self) -> asyncio.AbstractEventLoop:
+        return _PatientLoop()
+
+
 @contextlib.contextmanager
-def _without_traces() -> Iterator[None]:
-    """Keep off the console the traces that Orbax's threads log of an error before it is raised here."""
-    logger = logging.getLogger("absl")
+def _errors_raised_alone() -> Iterator[None]:
+    """Wait for all that Orbax does before its error is raised here, and keep its traces of it off the console."""
+    logger, policy = logging.getLogger("absl"), asyncio.get_event_loop_policy()
     level = logger.level
     logger.setLevel(logging.CRITICAL)
+    asyncio.set_event_loop_policy(_PatientLoops())
     try:
         yield
     finally:
+        asyncio.set_event_loop_policy(policy)
         logger.setLevel(level)
 
 

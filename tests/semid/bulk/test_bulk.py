@@ -15,7 +15,7 @@ from flax import nnx
 
 from quantizers import ProductKMeans, ResidualKMeans, tie_break
 from semid import artifacts
-from semid.bulk import encode_files, write_catalog
+from semid.bulk import collisions, encode_files, write_catalog
 from semid.catalog import Collisions, SemanticCatalog
 from semid.cli import main
 from semid.data import Dataset, Standardizer, storage
@@ -468,6 +468,17 @@ def test_a_flipped_bit_in_a_file_of_codes_is_named_or_harmless(catalog, tmp_path
     file.write_bytes(content[:middle] + bytes([content[middle] ^ 4]) + content[middle + 1 :])
     with pytest.raises(SemidError, match=r"codes/x\.parquet: is damaged \(.*; delete it, and encode its items again"):
         write_catalog(files, tmp_path / "all", tokenizer=home / "catalog")
+
+
+def test_a_file_of_codes_that_duckdb_alone_cannot_read_is_named(catalog, tmp_path, monkeypatch):
+    home, _ = catalog
+    _, files = _encoded(home, tmp_path)
+    monkeypatch.setattr(collisions, "_verify", lambda path: None)  # as of damage that Arrow does not see
+    middle = Path(files[1])
+    middle.write_bytes((content := middle.read_bytes())[:4] + bytes(40) + content[44:])
+    with pytest.raises(SemidError, match=rf"^{files[1]}: is damaged \(.*; delete it, and encode its items again"):
+        write_catalog(files, tmp_path / "all", tokenizer=home / "catalog")
+    assert not (tmp_path / "all").exists()
 
 
 @pytest.mark.parametrize("package", ["distributed", "duckdb"])

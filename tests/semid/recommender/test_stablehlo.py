@@ -203,6 +203,15 @@ def test_the_documented_lines_refuse_a_damaged_file(codes, tmp_path, monkeypatch
         exec(LOADER, {})
 
 
+@pytest.mark.parametrize("manifest", [b"{", b"\xff", b"[]", b"{}", b'{"files": 1}', b'{"files": "ab"}'])
+def test_the_documented_lines_name_a_manifest_that_is_none(tmp_path, monkeypatch, manifest):
+    (tmp_path / "program").mkdir()
+    (tmp_path / "program" / "manifest.json").write_bytes(manifest)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"^program/manifest\.json is not what was written; export the program again"):
+        exec(LOADER, {})
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

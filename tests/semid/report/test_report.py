@@ -61,10 +61,13 @@ def _make_run(run: Path, rows: list[dict] | None = None) -> Path:
         catalog.write(folder / "catalog.parquet")
         stated = level_health(catalog) | {"collision_rate_before": 0.4, "largest_group_before": 2}
         _write_json(folder / "health.json", stated)
-    (run / "model").mkdir()
-    records = [{"step": 10 * n, "loss": 3.0 / n, "validation/ndcg@10": 0.01 * n} for n in range(1, 4)]
-    (run / "model" / "history.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    _write_model(run, [{"step": 10 * n, "loss": 3.0 / n, "validation/ndcg@10": 0.01 * n} for n in range(1, 4)])
     return run
+
+
+def _write_model(run: Path, records: list[dict]) -> None:
+    with write_artifact(run / "model", kind="model", config={}) as folder:
+        (folder / "history.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
 def _ids(count: int) -> list[str]:
@@ -139,7 +142,7 @@ def test_each_stage_of_an_end_to_end_run_has_its_curves(run):
         {"stage": "joint", "step": 10, "validation/ndcg@10": 0.1, "validation/churn/level_0": 0.2},
         {"stage": "generator.1", "step": 5, "loss": 7.0},
     ]
-    (run / "model" / "history.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    _write_model(run, records)
     page = _page(run)
     assert re.findall("<h3>(Model.*?)</h3>", page) == ["Model: joint", "Model: generator.1"]
     curves = [figure for figure in _figures(page) if figure["kind"] == "curves"]
@@ -229,7 +232,7 @@ def test_a_run_of_several_catalogues_under_other_names_shows_them_as_artifacts_o
     shutil.copytree(run / "codes-text_0", run / "codes-text_1")
     page = _page(run)
     assert _headings(page) == ["Metrics", "Training", "Example users", "Artifacts"]
-    assert re.findall(r"demo/([\w-]+)</th>", page) == ["codes-text_0", "codes-text_1", "dataset"]
+    assert re.findall(r"demo/([\w-]+)</th>", page) == ["codes-text_0", "codes-text_1", "dataset", "model"]
 
 
 def test_nested_provenance_is_readable(run):
@@ -318,11 +321,15 @@ def test_a_damaged_file_of_another_kind_is_refused(run, tmp_path):
 
 
 def test_a_history_cut_short_by_a_kill_is_read_and_a_broken_one_refused(run, tmp_path):
-    file = run / "model" / "history.jsonl"
+    (run / "model").rename(run / "model.checkpoints")
+    (run / "model.checkpoints" / "manifest.json").unlink()
+    (run / "model.checkpoints" / "request.json").write_text("{}")
+    file = run / "model.checkpoints" / "history.jsonl"
     whole = file.read_text()
     file.write_text(whole + '{"step": 40, "lo')
     losses = next(figure for figure in _figures(_page(run)) if figure["title"] == "Loss")
     assert losses["curves"][0]["x"] == [10, 20, 30]
+    assert "<h3>Model.checkpoints (unfinished)</h3>" in _page(run)
     file.write_text('{"step": 1, "lo\n' + whole)
     with pytest.raises(SemidError, match=r"history\.jsonl, line 1: not valid JSON"):
         write_report([run], tmp_path / "report.html")
@@ -349,7 +356,7 @@ def test_damaged_metrics_and_examples_are_refused(run, tmp_path):
             write_report([run], tmp_path / "report.html")
 
 
-@pytest.mark.parametrize("name", ["dataset", "catalog"])
+@pytest.mark.parametrize("name", ["dataset", "catalog", "model"])
 def test_a_folder_that_lost_its_manifest_is_refused(run, tmp_path, name):
     (run / name / "manifest.json").unlink()
     with pytest.raises(SemidError, match=rf"{name}/manifest\.json: no such file"):

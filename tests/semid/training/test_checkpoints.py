@@ -1,5 +1,6 @@
 """Checkpoints: the best and the last two, to the bit, of one request, whatever a kill or a bad disk left behind."""
 
+import asyncio
 import dataclasses
 import errno
 import json
@@ -409,6 +410,34 @@ def test_a_full_disk_leaves_the_checkpoints_before(tmp_path, state, monkeypatch,
     save(again, state, {2: 0.6})
     assert equal(again.restore(state, 2), at_step(state, 2))
     again.close()
+
+
+def test_a_save_that_fails_waits_for_its_other_writes(tmp_path, state, monkeypatch):
+    checkpoints, written = opened(tmp_path), []
+
+    async def write(error=None):
+        await asyncio.sleep(0.01 if error is None else 0)
+        if error is not None:
+            raise error
+        written.append("the other array")
+
+    async def save_both():
+        await asyncio.gather(write(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))), write())
+
+    def full(*_, **__):  # as Orbax runs and closes its loops
+        loop = asyncio.new_event_loop()
+        try:
+            loop.run_until_complete(save_both())
+        finally:
+            loop.close()
+
+    monkeypatch.setattr(checkpoints._manager, "save", full)
+    policy = asyncio.get_event_loop_policy()
+    with pytest.raises(SemidError, match="No space left on device"):
+        save(checkpoints, state, {1: 0.5})
+    assert written == ["the other array"]
+    assert asyncio.get_event_loop_policy() is policy
+    checkpoints.close()
 
 
 def test_checkpoints_are_discarded_and_nothing_else(tmp_path, state):
