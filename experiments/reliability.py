@@ -21,6 +21,7 @@ from typing import Any, Literal
 import tyro
 
 from experiments.faults import damage, fuzz, inputs, kills
+from experiments.faults.parsers import parsers
 from experiments.faults.world import make_world
 from semid.stage import run_recorded
 
@@ -78,7 +79,7 @@ def measure(part: Part, world: Path, counts: Counts, seed: int) -> dict[str, Any
         of_each = {how: counts.flips if how == "flip" else counts.others for how in damage.DAMAGES}
         return {kind: damage.measure(world, kind, counts=of_each, seed=seed) for kind in damage.DOORS}
     if part == "fuzz":
-        return {name: fuzz.measure(world, name, seconds=counts.seconds, seed=seed) for name in fuzz.parsers(world)}
+        return {name: fuzz.measure(world, name, seconds=counts.seconds, seed=seed) for name in parsers(world)}
     other: dict[str, Callable[[], dict[str, Any]]] = {
         "kills": lambda: kills.measure(world, trials=counts.kills, seed=seed),
         "disks": lambda: kills.fill_disks(world, trials=counts.disks, seed=seed),

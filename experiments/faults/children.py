@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["experiments.faults.preload"])
 
+AuditHook = Callable[[str, tuple[Any, ...]], None]
+
 
 class Ended(NamedTuple):
     """End of a command: exit status (of a signal: its negative number), what it printed, seconds, peak memory."""
@@ -33,9 +35,9 @@ def start(function: Callable[..., None], *arguments: Any) -> BaseProcess:
     return process
 
 
-def start_command(words: Sequence[str], *, log: Path) -> BaseProcess:
-    """Begin a command of semid; what it prints goes to `log`."""
-    return start(_command, list(words), log)
+def start_command(words: Sequence[str], *, log: Path, hook: AuditHook | None = None) -> BaseProcess:
+    """Begin a command of semid; what it prints goes to `log`. `hook` hears of what it does (see `sys.addaudithook`)."""
+    return start(_command, list(words), log, hook)
 
 
 def run_command(words: Sequence[str], *, log: Path, seconds: float = 600) -> Ended:
@@ -51,9 +53,11 @@ def run_command(words: Sequence[str], *, log: Path, seconds: float = 600) -> End
     return Ended(process.exitcode or 0, log.read_text(errors="replace"), used["seconds"], used["mebibytes"])
 
 
-def _command(words: list[str], log: Path) -> None:
+def _command(words: list[str], log: Path, hook: AuditHook | None) -> None:
     from semid.cli import main
 
+    if hook is not None:
+        sys.addaudithook(hook)
     log.with_suffix(".usage").unlink(missing_ok=True)
     with log.open("w") as file:
         for stream in (sys.stdout, sys.stderr):

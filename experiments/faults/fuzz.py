@@ -10,25 +10,15 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from experiments.faults.parsers import parsers
 from experiments.faults.trials import run_trials
-from semid.artifacts import load_tensors, read_manifest
-from semid.bulk.encoding import UNSTEADY
-from semid.catalog.changes import read_change
-from semid.catalog.export import read_tokens
-from semid.data import Dataset, VectorFile, read_id_file
 from semid.errors import SemidError
-from semid.training import read_history
 
 _HANG = 20  # seconds
-_BATCH = 200
-_ITEMS = b'item_id,title,price\na,Red shoe,1.5\nb,"Blue, big",2\nc,Green,3\n'
-_INTERACTIONS = b"user_id,item_id,timestamp\n" + b"".join(
-    b"u%d,%s,%d\n" % (user, item, 1_600_000_000 + user) for user in range(3) for item in (b"a", b"b", b"c")
-)
+_BATCH = 1_000  # to a process, which first imports what it needs
 _WORDS = (
     b"\x00",
     b"\xff\xfe",
@@ -44,62 +34,6 @@ _WORDS = (
     b"-1",
     b"9" * 30,
 )
-
-
-def _tables(suffix: str) -> Callable[[Path], Any]:
-    """Import of the mutated file as items, with interactions that are as they should be."""
-
-    def read(path: Path) -> Any:
-        other = path.with_name(f"interactions{suffix}")
-        if not other.exists():
-            other.write_bytes(_as(suffix, _INTERACTIONS))
-        return Dataset.from_tables(path, other, name="fuzz")
-
-    return read
-
-
-def _as(suffix: str, table: bytes) -> bytes:
-    import pyarrow.csv as csv
-
-    if suffix == ".csv":
-        return table
-    if suffix == ".tsv":
-        return table.replace(b'"Blue, big"', b"Blue big").replace(b",", b"\t")
-    import io
-    import json
-
-    rows = csv.read_csv(io.BytesIO(table)).to_pylist()
-    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
-
-
-def parsers(world: Path) -> dict[str, tuple[bytes, str, Callable[[Path], Any]]]:
-    """By name: a file as it should be, its suffix, and what reads it."""
-    change = world / "grown" / "changes" / "000001.parquet"
-    model = world / "model"
-    vectors = (world / "new_items.parquet").read_bytes()
-
-    def blocks(path: Path) -> list[Any]:
-        try:
-            return list(VectorFile.open(str(path), dim=32, id_column="item_id", columns=("content",)).blocks(64))
-        except UNSTEADY as error:  # whoever reads vectors tries again, and then names the file
-            raise SemidError(str(error)) from None
-
-    def manifest(path: Path) -> Any:
-        return read_manifest(path.rename(path.with_name("manifest.json")).parent)
-
-    return {
-        "CSV": (_ITEMS, ".csv", _tables(".csv")),
-        "TSV": (_as(".tsv", _ITEMS), ".tsv", _tables(".tsv")),
-        "JSONL": (_as(".jsonl", _ITEMS), ".jsonl", _tables(".jsonl")),
-        "Parquet of vectors": (vectors, ".parquet", blocks),
-        "index.json": (b'{"a": ["<a_1>", "<b_2>"], "b": ["<a_0>", "<b_3>"]}', ".json", read_tokens),
-        "codes as TSV": (b"a\t1 2\nb\t0 3\n", ".tsv", read_tokens),
-        "change": (change.read_bytes(), ".parquet", lambda path: read_change(path, None)),
-        "weights": ((model / "model.safetensors").read_bytes(), ".safetensors", load_tensors),
-        "manifest.json": ((model / "manifest.json").read_bytes(), ".json", manifest),
-        "history.jsonl": ((model / "history.jsonl").read_bytes(), ".jsonl", read_history),
-        "ids": (b"a\nb\nc d\n", ".txt", read_id_file),
-    }
 
 
 def mutated(content: bytes, dice: random.Random) -> bytes:
@@ -160,8 +94,9 @@ class _Parser:
         try:
             self._read(path)
             return {"outcome": "read"}
-        except SemidError:
-            return {"outcome": "named"}
+        except SemidError as error:
+            named = self._home.name in str(error)
+            return {"outcome": "named"} if named else {"outcome": "unnamed", "text": str(error)}
         except TimeoutError:
             return {"outcome": "hang", "input": content[:4000].hex()}
         except Exception as error:

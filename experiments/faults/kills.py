@@ -8,11 +8,13 @@ import json
 import os
 import random
 import re
+import signal
 import subprocess
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,19 +25,41 @@ from experiments.faults.world import COMMANDS, lay_out, words
 
 # Names of files and folders that are being written.
 _WRITING = re.compile(r"\.writing[-.]|orbax-checkpoint-tmp|\.replaced-")
+_CHANGES = {"os.rename", "os.mkdir", "os.link", "os.remove", "os.rmdir"}
 _TIMES = {"created", "digest", "sha256"}  # of a manifest: the first is a time, the others are of it
 
 
 class Clean(NamedTuple):
-    """A command's run that nothing ends: what it leaves, its seconds, and how many names it writes under."""
+    """A command's run that nothing ends: what it leaves, its seconds, and its moments inside a write."""
 
     files: dict[str, str]
     seconds: float
-    writes: int
+    moments: int
+
+
+@dataclass
+class Moments:
+    """Audit hook of the moments inside a write: files and folders are opened to write, made, renamed or removed below
+    `out` while something there has the name of what is being written. Each adds a byte to `log`; the last kills."""
+
+    out: Path
+    log: Path
+    last: int | None = None
+    number: int = 0
+
+    def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
+        changes = event in _CHANGES or (event == "open" and bool(arguments[2] & (os.O_WRONLY | os.O_RDWR)))
+        if not changes or str(self.out) not in os.fsdecode(str(arguments[0])) or not _written(self.out):
+            return
+        self.number += 1
+        with self.log.open("ab") as file:
+            file.write(b".")
+        if self.number == self.last:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def measure(world: Path, *, trials: int, seed: int) -> dict[str, Any]:
-    """Kill every command in turn, every third time inside a write; then give it again."""
+    """Kill every command in turn, every third time at a moment inside a write; then give it again."""
     results: dict[str, Any] = {}
     for number in range(trials):
         command = list(COMMANDS)[number % len(COMMANDS)]
@@ -81,26 +105,26 @@ def _clean(command: str, world: Path) -> Clean:
     """The second of two runs: in the first programs are compiled."""
     for _ in range(2):
         with tempfile.TemporaryDirectory() as name:
-            out, seen, started = Path(name) / "out", set[str](), time.monotonic()
+            out, moments = Path(name) / "out", Path(name) / "moments"
             lay_out(command, world=world, out=out)
-            child = start_command(words(command, world=world, out=out), log=Path(name) / "log")
-            while child.is_alive():
-                seen |= _written(out)
-                time.sleep(0.001)
-            clean = Clean(tree(out, name), time.monotonic() - started, len(seen))
+            moments.touch()
+            started = time.monotonic()
+            start_command(
+                words(command, world=world, out=out), log=Path(name) / "log", hook=Moments(out, moments)
+            ).join()
+            clean = Clean(tree(out, name), time.monotonic() - started, moments.stat().st_size)
     return clean
 
 
 def _killed(command: str, world: Path, home: Path, clean: Clean, dice: random.Random, *, inside: bool) -> bool:
     """Begin a command and kill it; tell whether something was left that was being written."""
-    out = home / "out"
+    out, seconds = home / "out", dice.random() * clean.seconds
+    last = dice.randint(1, max(clean.moments, 1)) if inside else None
     lay_out(command, world=world, out=out)
-    child = start_command(words(command, world=world, out=out), log=home / "log")
-    until, wanted = time.monotonic() + dice.random() * clean.seconds, dice.randint(1, max(clean.writes, 1))
-    seen: set[str] = set()
-    while child.is_alive() and (len(seen) < wanted if inside else time.monotonic() < until):
-        seen |= _written(out) if inside else set()
-        time.sleep(0.0005)
+    child = start_command(
+        words(command, world=world, out=out), log=home / "log", hook=Moments(out, home / "moments", last)
+    )
+    child.join(None if inside else seconds)
     child.kill()
     child.join()
     return bool(_written(out))

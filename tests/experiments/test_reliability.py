@@ -1,6 +1,8 @@
 """A pulse of `experiments.reliability`: damages of one artifact, mutations of one file, and the table."""
 
+import os
 import random
+import signal
 
 import pyarrow as pa
 import pytest
@@ -42,6 +44,24 @@ def test_folders_are_compared_without_their_times(world):
     assert kills.tree(world, "") == before
     (world / ".dataset.lock").touch()
     assert kills.tree(world, "").keys() - before.keys() == {".dataset.lock"}
+
+
+def test_moments_inside_a_write_are_counted_and_no_others(tmp_path, monkeypatch):
+    out, log, died = tmp_path / "out", tmp_path / "moments", []
+    monkeypatch.setattr(kills.os, "kill", lambda process, signal: died.append((process, signal)))
+    out.mkdir()
+    hook = kills.Moments(out, log, last=2)
+    hook("open", (str(out / "a"), "w", os.O_WRONLY))  # nothing is being written yet
+    (out / ".a.writing-vm-1").touch()
+    hook("open", (str(out / "a"), "r", os.O_RDONLY))
+    hook("open", (str(tmp_path / "b"), "w", os.O_WRONLY))
+    hook("os.listdir", (str(out),))
+    assert not log.exists()
+    hook("open", (str(out / ".a.writing-vm-1"), None, os.O_RDWR))
+    assert not died
+    hook("os.rename", (out / ".a.writing-vm-1", out / "a", -1, -1))
+    assert died == [(os.getpid(), signal.SIGKILL)]
+    assert log.read_bytes() == b".."
 
 
 def test_every_input_has_its_files():

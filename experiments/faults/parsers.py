@@ -1,0 +1,177 @@
+"""Parsers of files that come from elsewhere, each with a small file as it should be."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as csv
+
+from semid.artifacts import load_tensors, read_manifest
+from semid.bulk.encoding import UNSTEADY
+from semid.catalog.changes import read_change
+from semid.catalog.export import read_tokens
+from semid.data import Dataset, VectorFile, read_id_file
+from semid.errors import SemidError
+from semid.evaluation.held_out import examples_from_table
+from semid.training import read_history
+
+_ITEMS = b'item_id,title,price\na,Red shoe,1.5\nb,"Blue, big",2\nc,Green,3\n'
+_INTERACTIONS = b"user_id,item_id,timestamp\n" + b"".join(
+    b"u%d,%s,%d\n" % (user, item, 1_600_000_000 + user) for user in range(3) for item in (b"a", b"b", b"c")
+)
+_HELD_OUT = b'history,target\n"a,b",c\n"[""a"", ""c""]",b\n'
+_REVIEWS = b"".join(
+    b'{"reviewerID": "U%d", "asin": "B%d", "overall": 5.0, "reviewText": "fine", "unixReviewTime": 14000000%d}\n'
+    % (user, item, item)
+    for user, item in ((1, 1), (1, 2), (2, 1))
+)
+_RATINGS = b"user_id,parent_asin,rating,timestamp\nU1,B1,5.0,1400000000000\nU2,B1,3.0,1400000000001\n"
+_METADATA = {
+    2014: b"{'asin': 'B1', 'title': 'Soap &amp; more', 'price': 3.5, 'categories': [['Beauty', 'Bath']]}\n",
+    2018: b'{"asin": "B1", "title": "Soap", "brand": "Q", "price": "$3.50", "category": ["Bath"], "feature": ["x"]}\n',
+    2023: b'{"parent_asin": "B1", "title": "Soap", "store": "Q", "price": 3.5, "categories": [], "features": ["x"]}\n',
+}
+_VOCABULARY = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "shoe", "##s", "blue")
+
+
+class Parser(NamedTuple):
+    """A file as it should be, its suffix, and what reads it."""
+
+    content: bytes
+    suffix: str
+    read: Callable[[Path], Any]
+
+
+def parsers(world: Path) -> Mapping[str, Parser]:
+    """All parsers by name; some files are those of a world (see `make_world`)."""
+    model, new_items = world / "model", world / "new_items.parquet"
+    change = world / "grown" / "changes" / "000001.parquet"
+    vectors = io.BytesIO()
+    np.save(vectors, np.eye(3, 4, dtype=np.float32))
+    return {
+        **{name: Parser(_as(suffix, _ITEMS), suffix, _import) for name, suffix in _TABLES.items()},
+        **{f"held-out {name}": Parser(_as(suffix, _HELD_OUT), suffix, _held_out) for name, suffix in _TABLES.items()},
+        ".npy": Parser(vectors.getvalue(), ".npy", _import_vectors),
+        "Parquet of vectors": Parser(new_items.read_bytes(), ".parquet", _blocks),
+        "index.json": Parser(b'{"a": ["<a_1>", "<b_2>"], "b": ["<a_0>", "<b_3>"]}', ".json", read_tokens),
+        "codes as TSV": Parser(b"a\t1 2\nb\t0 3\n", ".tsv", read_tokens),
+        "change": Parser(change.read_bytes(), ".parquet", lambda path: read_change(path, None)),
+        "weights": Parser((model / "model.safetensors").read_bytes(), ".safetensors", load_tensors),
+        "manifest.json": Parser((model / "manifest.json").read_bytes(), ".json", _manifest),
+        "history.jsonl": Parser((model / "history.jsonl").read_bytes(), ".jsonl", read_history),
+        "ids": Parser(b"a\nb\nc d\n", ".txt", read_id_file),
+        "vocab.txt": Parser("\n".join(_VOCABULARY).encode(), ".txt", partial(_tokenizer, "vocab.txt")),
+        "tokenizer.json": Parser(_tokenizer_json(), ".json", partial(_tokenizer, "tokenizer.json")),
+        "Amazon reviews": Parser(_REVIEWS, ".json", _reviews),
+        "Amazon reviews, compressed": Parser(gzip.compress(_REVIEWS, mtime=0), ".json.gz", _reviews),
+        "Amazon ratings": Parser(_RATINGS, ".csv", _ratings),
+        **{f"Amazon metadata {year}": Parser(_METADATA[year], ".json", partial(_metadata, year)) for year in _METADATA},
+        "MovieLens ratings": Parser(b"1::10::5::978300760\n2::10::3::978300761\n", ".dat", _movie_ratings),
+        "MovieLens movies": Parser(b"10::Toy Story (1995)::Animation|Comedy\n", ".dat", _movies),
+    }
+
+
+_TABLES = {"CSV": ".csv", "TSV": ".tsv", "JSONL": ".jsonl"}
+
+
+def _as(suffix: str, table: bytes) -> bytes:
+    """A table in CSV as another kind of file."""
+    if suffix == ".csv":
+        return table
+    read = csv.read_csv(io.BytesIO(table))
+    if suffix == ".jsonl":
+        return b"".join(json.dumps(row).encode() + b"\n" for row in read.to_pylist())
+    rows = [read.column_names, *zip(*(column.to_pylist() for column in read.columns), strict=True)]
+    return "".join("\t".join(map(str, row)) + "\n" for row in rows).encode()
+
+
+def _interactions(path: Path) -> Path:
+    """Interactions as they should be, next to a mutated file."""
+    other = path.with_name(f"interactions{path.suffix if path.suffix in _TABLES.values() else '.csv'}")
+    if not other.exists():
+        other.write_bytes(_as(other.suffix, _INTERACTIONS))
+    return other
+
+
+def _import(path: Path) -> Any:
+    return Dataset.from_tables(path, _interactions(path), name="fuzz")
+
+
+def _import_vectors(path: Path) -> Any:
+    items = pa.table({"item_id": ["a", "b", "c"]})
+    return Dataset.from_tables(items, _interactions(path), name="fuzz", vectors={"content": path})
+
+
+@dataclass(frozen=True)
+class _Ranker:
+    item_ids: pa.Array
+
+
+def _held_out(path: Path) -> Any:
+    return examples_from_table(_Ranker(pa.array(["a", "b", "c"])), path, drop_unknown=True)
+
+
+def _blocks(path: Path) -> Any:
+    try:
+        return list(VectorFile.open(str(path), dim=32, id_column="item_id", columns=("content",)).blocks(64))
+    except UNSTEADY as error:  # whoever reads vectors tries again, and then names the file
+        raise SemidError(str(error)) from None
+
+
+def _manifest(path: Path) -> Any:
+    return read_manifest(path.rename(path.with_name("manifest.json")).parent)
+
+
+def _tokenizer(name: str, path: Path) -> Any:
+    from semid.encoders import PretrainedTokenizer
+
+    path.rename(path.with_name(name))
+    return PretrainedTokenizer(path.parent).rows(["red shoes", "", "a long blue shoe"], max_length=4)
+
+
+def _tokenizer_json() -> bytes:
+    from tokenizers.implementations import BertWordPieceTokenizer
+
+    return BertWordPieceTokenizer({token: row for row, token in enumerate(_VOCABULARY)}).to_str().encode()
+
+
+def _reviews(path: Path) -> Any:
+    from semid.data.builders import amazon_reviews, raw
+
+    return list(raw.read_interactions(raw.parse_lines(path, amazon_reviews._review), path).histories())
+
+
+def _ratings(path: Path) -> Any:
+    from semid.data.builders import amazon_reviews, raw
+
+    header = _RATINGS.split(b"\n", 1)[0].decode()
+    return list(raw.read_interactions(raw.parse_lines(path, amazon_reviews._rating, header=header), path).histories())
+
+
+def _metadata(year: int, path: Path) -> Any:
+    from semid.data.builders import amazon_reviews, raw
+
+    found = list(raw.parse_lines(path, partial(amazon_reviews._METADATA[year], wanted={"B1"})))
+    return pa.Table.from_pylist([item for one in found if one for item in one[1:]])
+
+
+def _movie_ratings(path: Path) -> Any:
+    from semid.data.builders import movielens, raw
+
+    return list(raw.read_interactions(raw.parse_lines(path, movielens._rating), path).histories())
+
+
+def _movies(path: Path) -> Any:
+    from semid.data.builders import movielens, raw
+
+    found = raw.parse_lines(path, movielens._movie, encoding="latin-1")
+    return pa.Table.from_pylist([movie for _, movie in found])
