@@ -31,6 +31,8 @@ _TOKEN = re.compile(r"<([a-z]+)_([0-9]{1,7})>")
 _BLOCK = 1 << 18
 # What a tokenizer without a base has besides the codes.
 _SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
+# A word that no vocabulary has: a hieroglyph. A tokenizer whose unknown token is missing says so only there.
+_UNKNOWN = "\N{EGYPTIAN HIEROGLYPH A001}"
 
 
 class Format(enum.Enum):
@@ -159,14 +161,17 @@ def _write_tokenizer(catalog: SemanticCatalog, file: Path, base: Path | None) ->
 
 
 def _base_tokenizer(base: Path, read: Callable[[str], Any]) -> Any:
-    """The tokenizer of a tokenizer.json. Raises SemidError naming the file where the library cannot read it."""
+    """The tokenizer of a tokenizer.json. Raises SemidError naming the file where the library cannot read it, or can but
+    fails at a word that it does not know."""
     file = base / "tokenizer.json" if base.is_dir() else base
     text = json.dumps(artifacts.read_json(file))
     try:
-        return read(text)
+        tokenizer = read(text)
+        tokenizer.encode(_UNKNOWN)
+        return tokenizer
     except Exception as error:  # the library raises nothing narrower
         raise SemidError(
-            f"{file}: not a tokenizer.json that the package tokenizers reads ({error}); name the one of the language "
+            f"{file}: not a tokenizer.json that the package tokenizers can use ({error}); name the one of the language "
             "model, or leave out the base"
         ) from None
 

@@ -13,12 +13,11 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 
-from semid import artifacts
 from semid.arrow import to_lists
-from semid.catalog.catalog import CatalogPath, SemanticCatalog
-from semid.catalog.changes import ChangeKind, change_file
+from semid.catalog.catalog import SemanticCatalog
+from semid.catalog.changes import ChangeKind
 from semid.catalog.collisions import Collisions, Residuals, place
-from semid.catalog.versions import Version, commit, current
+from semid.catalog.versions import Version, commit, open_for_change
 from semid.data import Block, ContentEncoder, Id, VectorFile, as_ids, storage
 from semid.errors import SemidError
 
@@ -93,9 +92,7 @@ def append(
     Raises SemidError naming file, column and row of what cannot be read or encoded, of an id that is given twice or is
     in the catalogue (unless `known` says otherwise), and of an item for which no codes are left.
     """
-    folder = CatalogPath.writable(folder)
-    before = current(folder)
-    artifacts.try_file(change_file(folder, before.number + 1))
+    folder, before = open_for_change(folder)
     given = _Given.read([str(path) for path in inputs], tokenizer, id_column=id_column, columns=columns)
     rows, is_known = before.catalog.find_rows(given.item_ids)
     active = is_known & before.catalog.active[rows]
@@ -126,8 +123,8 @@ def remove(folder: str | Path, item_ids: Iterable[Id]) -> Version:
 
     Raises SemidError for an id that is unknown, removed already or given twice, and where no item would be left.
     """
-    folder = CatalogPath.writable(folder)
-    before, ids = current(folder), as_ids(item_ids)
+    folder, before = open_for_change(folder)
+    ids = as_ids(item_ids)
     if not len(ids):
         raise SemidError("expected at least one item to remove, got none")
     rows = before.catalog.rows(ids)

@@ -138,6 +138,17 @@ def verify(folder: str | Path) -> Version:
     return found
 
 
+def open_for_change(folder: str | Path) -> tuple[Path, Version]:
+    """Folder and current version of a catalogue, where the next one can be written: its place is tried.
+
+    Raises SemidError for FOLDER@VERSION, and where nothing can be written.
+    """
+    folder = CatalogPath.writable(folder)
+    before = current(folder)
+    artifacts.try_file(change_file(folder, before.number + 1))
+    return folder, before
+
+
 def commit(
     folder: str | Path, before: Version, kind: ChangeKind, items: pa.Table, *, sources: Sequence[str] = ()
 ) -> Version:
@@ -165,8 +176,8 @@ def revert(folder: str | Path, version: int) -> Version:
 
     Raises SemidError where there is no such version.
     """
-    folder = CatalogPath.writable(folder)
-    before, target = current(folder), current(folder, version).catalog
+    folder, before = open_for_change(folder)
+    target = current(folder, version).catalog
     active = np.zeros(len(before.catalog), bool)
     active[: len(target)] = target.active  # rows of later versions follow those of earlier ones
     changed = np.flatnonzero(active != before.catalog.active)
@@ -183,9 +194,12 @@ def compact(folder: str | Path) -> Version:
     """
     folder = CatalogPath.writable(folder)
     base, found = _base(folder), list_files(folder)
+    is_due = found.last and found.last not in found.snapshots
+    if is_due:
+        artifacts.try_file(snapshot_file(folder, found.last))
     changes = list(_changes(folder, base, found.last, None))
     after = _after(base, changes)
-    if found.last and found.last not in found.snapshots:
+    if is_due:
         header, items = _snapshot(base, after, changes)
         write_change(folder, header, items)
     for earlier in found.snapshots:
@@ -245,8 +259,9 @@ def apply(folder: str | Path, file: str | Path) -> Version:
     Raises SemidError, naming the version that is expected, for a file that was applied before, that comes too early,
     or that belongs to another catalogue.
     """
-    folder, file = CatalogPath.writable(folder), artifacts.fetched(file)
-    before, change = current(folder), read_change(file, None)
+    folder, before = open_for_change(folder)
+    file = artifacts.fetched(file)
+    change = read_change(file, None)
     header, expected = change.header, before.number + 1
     where = f"{folder} is at version {before.number} and expects version {expected}"
     if header.tokenizer != before.tokenizer or header.level_sizes != before.catalog.level_sizes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Float16, Key
 
+from semid import artifacts
 from semid.config import to_dict
 from semid.encoders.blocks import Constant
 from semid.encoders.content import HiddenRows, Rows, arrays_digest, named_variables, present_of
@@ -242,9 +242,10 @@ def cached_states(
     The file is named by a digest of weights, config and content, and appears when it is complete. It holds
     `items x states x dim` halves: 11 kB per item for BERT or ViT.
     """
-    path = Path(folder) / f"{_digest(backbone, rows, config)}.npy"
+    path = artifacts.place(folder) / f"{_digest(backbone, rows, config)}.npy"
+    artifacts.refresh(path)
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
+        artifacts.try_file(path).parent.mkdir(parents=True, exist_ok=True)
         _write_states(path, backbone, rows, states=config.states, batch_size=batch_size)
     try:
         return HiddenRows(jnp.asarray(np.load(path, mmap_mode="r")), present_of(rows))
@@ -260,17 +261,13 @@ def _write_states(path: Path, backbone: Backbone, rows: Rows, *, states: int, ba
         return read_states(nnx.merge(graph, variables).hidden(jax.tree.map(lambda x: x[chosen], rows)), states)
 
     items, shape = len(jax.tree.leaves(rows)[0]), (states, backbone.dim)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with artifacts.replacing(path) as temporary:
         file = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=(items, *shape))
         for start in range(0, items, batch_size):
             stop = min(start + batch_size, items)
             chosen = jnp.minimum(jnp.arange(start, start + batch_size), items - 1)  # one shape, the last item repeated
             file[start:stop] = np.asarray(compute(variables, rows, chosen))[: stop - start]
         file.flush()
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _digest(backbone: Backbone, rows: Rows, config: SideAdapters) -> str:

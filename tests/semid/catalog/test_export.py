@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -140,6 +141,17 @@ def test_a_base_of_no_use_is_named(tmp_path, content, message):
     with pytest.raises(SemidError, match=message):
         export(CATALOG, Format.HF_TOKENIZER, out, base=base)
     assert set(tmp_path.iterdir()) <= {base}
+
+
+def test_a_base_that_lacks_the_unknown_token_that_it_names_is_refused(tmp_path):
+    _write_base(tmp_path / "base" / "tokenizer.json")
+    file, out = tmp_path / "base" / "tokenizer.json", tmp_path / "tokenizer.json"
+    export(CATALOG, Format.HF_TOKENIZER, out, base=file)  # control
+    out.unlink()
+    file.write_text(re.sub(r'"unk_token": *"<unk>"', '"unk_token": "<gone>"', file.read_text()))
+    with pytest.raises(SemidError, match=r"tokenizer\.json: not a tokenizer.json that .* can use \(.*Missing \[UNK\]"):
+        export(CATALOG, Format.HF_TOKENIZER, out, base=file)
+    assert not out.exists()
 
 
 def test_a_base_is_for_a_tokenizer(tmp_path):

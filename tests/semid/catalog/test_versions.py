@@ -18,7 +18,20 @@ import pytest
 from semid import artifacts
 from semid.catalog import CATALOG_FILE, SemanticCatalog
 from semid.catalog.changes import ChangeKind
-from semid.catalog.versions import Difference, Version, apply, commit, current, diff, history, vectors, verify
+from semid.catalog.updates import remove
+from semid.catalog.versions import (
+    Difference,
+    Version,
+    apply,
+    commit,
+    compact,
+    current,
+    diff,
+    history,
+    revert,
+    vectors,
+    verify,
+)
 from semid.cli import main
 from semid.config import to_dict
 from semid.errors import SemidError
@@ -403,6 +416,7 @@ import os, resource, signal, sys
 import pyarrow as pa, pyarrow.parquet as pq
 from pathlib import Path
 from semid.catalog.changes import ChangeKind
+from semid.catalog.updates import remove
 from semid.catalog.versions import commit, current
 assert "jax" not in sys.modules
 STEPS = [(os, "mkdir"), (pq, "write_table"), (os, "fsync"), (os, "link"), (os, "unlink"), (os, "replace")]
@@ -546,3 +560,29 @@ def test_bad_commands_get_one_line(folder, capsys, line, message):
     assert message in printed
     assert printed.count("\n") == 1
     assert not (folder / "changes").exists()
+
+
+VERBS = {  # each with what only its work would find
+    "remove": (lambda folder: remove(folder, ["nobody"]), "changes/000006"),
+    "revert": (lambda folder: revert(folder, 99), "changes/000006"),
+    "apply": (lambda folder: apply(folder, folder / "nothing.parquet"), "changes/000006"),
+    "compact": (compact, "snapshots/000005"),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_place_of_a_change_is_tried_before_the_work(folder, monkeypatch, verb):
+    _five_changes(folder)
+    call, file = VERBS[verb]
+
+    def refuse(path):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(artifacts.places, "_try", refuse)
+        with pytest.raises(SemidError, match=f"{file}.parquet: cannot be written .Read-only file system"):
+            call(folder)
+        assert verify(folder).number == 5  # reading needs no place
+        assert len(history(folder)) == 6
+    assert remove(folder, ["a"]).number == 6  # control
+    assert compact(folder).number == 6

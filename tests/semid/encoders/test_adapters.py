@@ -1,5 +1,8 @@
 """What is trained of an encoder: by its gradients, by the program that computes them, and by what the cache holds."""
 
+import os
+from pathlib import Path
+
 import jax
 import jax.extend
 import jax.numpy as jnp
@@ -115,13 +118,24 @@ def test_states_are_computed_once_for_the_same_weights_and_content(tmp_path, mon
 
 
 def test_an_interrupted_computation_leaves_nothing(tmp_path, monkeypatch):
+    replace = os.replace
+
     def stop(source, target):
-        raise KeyboardInterrupt
+        if Path(target).parent == tmp_path:
+            raise KeyboardInterrupt
+        replace(source, target)
 
     monkeypatch.setattr("os.replace", stop)
     with pytest.raises(KeyboardInterrupt):
         cached_states(tmp_path, _backbone(), _rows(), config=SIDE)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_place_of_states_is_tried_before_they_are_computed(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(ImageEncoder, "hidden", lambda self, rows: pytest.fail("computed"))
+    with pytest.raises(SemidError, match=r"file: is a file, and .* should go below it"):
+        cached_states(tmp_path / "file" / "states", _backbone(), _rows(), config=SIDE)
 
 
 def test_a_damaged_cache_is_named(tmp_path):
