@@ -29,10 +29,12 @@ REQUEST, TOKENIZER = "semid.request", "semid.tokenizer"
 
 
 class Done(NamedTuple):
-    """Outcome for one file: the number of items of its output, or the fault for which there is none."""
+    """Outcome for one file: the number of items of its output, or the fault for which there is none; and the columns
+    that nothing read."""
 
     items: int = 0
     fault: str = ""
+    unused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def encode_file(
         )
         request = file.request(job.tokenizer)
         if (standing := _items_of(job.output, request)) is not None:
-            return Done(standing)
+            return Done(standing, unused=file.unused)
         total = 0
         metadata = {REQUEST: request, TOKENIZER: job.tokenizer}
         with _writing(job.output, tokenizer.level_sizes, metadata) as write:
@@ -83,7 +85,7 @@ def encode_file(
                 write(one.item_ids, codes)
                 on_items(len(codes))
                 total += len(codes)
-        return Done(total)
+        return Done(total, unused=file.unused)
     except SemidError as error:
         return Done(fault=str(error))
 

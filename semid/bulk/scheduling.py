@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from semid import artifacts
 from semid.bulk.encoding import UNSTEADY, Done, Job, digest_of, encode_file, failed
-from semid.data import output_name, storage
+from semid.data import log_unused, output_name, storage
 from semid.errors import SemidError
 from semid.tokenizers import BLOCK, SemanticTokenizer
 
@@ -39,6 +39,7 @@ def encode_files(
 ) -> Encoded:
     """Write `out/NAME` for every Parquet file NAME of `inputs`: `item_id` and `codes` as a catalogue's columns.
 
+    Inputs are files, patterns of them, and folders of parts; the name of a part of partitions begins with theirs.
     Codes are those of `tokenizer.encode`; collisions stay (see `write_catalog`). Paths may be URLs of file systems
     that fsspec knows. With a `scheduler`, `tcp://HOST:PORT`, the workers of that Dask cluster take a file each;
     otherwise this process takes one after the other. A file is streamed: while one block is encoded the next is read,
@@ -61,6 +62,7 @@ def encode_files(
             results = _on_cluster(tokenizer, jobs, scheduler=scheduler, retries=retries, on_progress=on_progress)
         done = dict(results)
         storage.remove_leftovers(folder, {posixpath.basename(job.output) for job in jobs})
+    log_unused(name for job in jobs for name in done[job].unused)
     _raise_faults([done[job].fault for job in jobs if done[job].fault], files=len(jobs))
     skipped = [job for job in jobs if posixpath.basename(job.output) in before]
     total = sum(done[job].items for job in set(jobs).difference(skipped))
@@ -105,7 +107,7 @@ def _jobs(
 ) -> list[Job]:
     """One a file. Raises SemidError where two inputs would have the same output, or one would be its own."""
     folder, made = storage.absolute(out), dict[str, str]()
-    for source in map(storage.absolute, inputs):
+    for source in (file for path in inputs for file in storage.find(path)):
         name = output_name(source)
         if (other := made.setdefault(name, source)) != source:
             raise SemidError(f"{other} and {source} would both be written to {folder}/{name}; encode them apart")

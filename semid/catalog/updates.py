@@ -18,7 +18,7 @@ from semid.catalog.catalog import SemanticCatalog
 from semid.catalog.changes import ChangeKind
 from semid.catalog.collisions import Collisions, Residuals, place
 from semid.catalog.versions import Version, commit, open_for_change
-from semid.data import Block, ContentEncoder, Id, VectorFile, as_ids, storage
+from semid.data import Block, ContentEncoder, Id, VectorFile, as_ids, log_unused, storage
 from semid.errors import SemidError
 
 # Rows that are read at once.
@@ -81,7 +81,8 @@ def append(
     columns: Sequence[str] | None = None,
     known: Known = Known.ERROR,
 ) -> Appended:
-    """Append the items of files (Parquet, CSV, TSV or JSONL) to a catalogue, as its next version.
+    """Append the items of files (Parquet, CSV, TSV or JSONL), or folders of such parts, to a catalogue, as its next
+    version.
 
     `tokenizer` is the one that made the catalogue's codes. `columns` are the vectors that it reads, as in
     `encode_files`; its content encoders make those that a file lacks of the raw columns. All other vectors, given or
@@ -93,7 +94,8 @@ def append(
     in the catalogue (unless `known` says otherwise), and of an item for which no codes are left.
     """
     folder, before = open_for_change(folder)
-    given = _Given.read([str(path) for path in inputs], tokenizer, id_column=id_column, columns=columns)
+    files = [file for path in inputs for file in storage.find(path)]
+    given = _Given.read(files, tokenizer, id_column=id_column, columns=columns)
     rows, is_known = before.catalog.find_rows(given.item_ids)
     active = is_known & before.catalog.active[rows]
     applied = given.applied(before.sources, active)
@@ -177,6 +179,7 @@ class _Given:
             found += [_by_column(block) for block in blocks]
         if not sum(map(len, ids)):
             raise SemidError(f"{', '.join(paths) or 'no file'}: no item to append")
+        log_unused(name for _, file in files for name in file.unused)
         vectors = {name: np.concatenate([one[name] for one in found]) for name in found[0]}
         return cls(pa.concat_arrays(ids), inputs, vectors, files, {path: storage.sha256(path) for path in paths})
 

@@ -32,7 +32,7 @@ class Append:
     catalog: PathOrUrl
     """Catalogue folder that `semid tokenize` wrote."""
     input: tuple[str, ...]
-    """Parquet, CSV, TSV or JSONL files, or patterns such as 'new/*.parquet'."""
+    """Parquet, CSV, TSV or JSONL files, folders of parts as Spark writes them, or patterns such as 'new/*.parquet'."""
     id_column: str = "item_id"
     """Column of the ids."""
     columns: tuple[str, ...] = ()
@@ -43,14 +43,12 @@ class Append:
 
     def run(self) -> None:
         from semid.catalog import append
-        from semid.data.storage import find
         from semid.tokenizers import SemanticTokenizer
 
-        files = [found for pattern in self.input for found in find(pattern)]
         tokenizer = SemanticTokenizer.from_pretrained(self.catalog)
         made = append(
             self.catalog,
-            files,
+            self.input,
             tokenizer=tokenizer,
             id_column=self.id_column,
             columns=self.columns or None,
@@ -74,7 +72,7 @@ class Remove:
     items: tuple[str, ...] = ()
     """Item ids."""
     file: PathOrUrl | None = None
-    """File of item ids, one a line."""
+    """File of item ids, one a line, or table with a column item_id."""
 
     def run(self) -> None:
         from semid.catalog import remove

@@ -50,8 +50,6 @@ class _Source(abc.ABC):
         encoders = [_pretrained(name, self.encoder_tokens) for name in self.encoder]
         dataset = self.read()
         _print_statistics(dataset)
-        if dataset.unused:
-            console.print(f"not used: {', '.join(dataset.unused)}")
         for encoder in encoders:
             dataset = _with_pretrained_vectors(dataset, encoder)
         if self.text_vectors and not dataset.vector_columns:

@@ -34,9 +34,9 @@ class Recommend:
     exclude_seen: bool = False
     """Leave out items of the history."""
     allow: PathOrUrl | None = None
-    """File of item ids, one a line: no other is recommended (what is in stock, say)."""
+    """File of item ids, one a line, or table with a column item_id: no other is recommended (what is in stock, say)."""
     deny: PathOrUrl | None = None
-    """File of item ids, one a line, that are not recommended."""
+    """File or table of item ids that are not recommended."""
     skip_unknown: bool = False
     """Drop unknown ids from the history and the two files, and say how many, instead of stopping."""
     catalog: PathOrUrl | None = None

@@ -90,8 +90,9 @@ class _Files:
     catalog: PathOrUrl | None = None
     """Catalogue folder whose tokenizer encodes the files of --input; nothing is trained."""
     input: tuple[str, ...] = ()
-    """Files of items, or patterns such as 'items/*.parquet', with the vector columns of the tokenizer or the raw ones
-    that its encoders read: Parquet, by paths or URLs that fsspec knows (s3://...), or local CSV, TSV and JSONL."""
+    """Files of items, folders of parts, or patterns such as 'items/*.parquet', with the vector columns of the tokenizer
+    or the raw ones that its encoders read: Parquet, by paths or URLs that fsspec knows (s3://...), or local CSV, TSV
+    and JSONL."""
     id_column: str = "item_id"
     """Column of the ids."""
     scheduler: str = "local"

@@ -16,7 +16,7 @@ from semid.data.ids import Id, as_ids, as_masks, parse_ids, read_id_file, read_i
 from semid.data.images import load_image
 from semid.data.importing import add_vector_files
 from semid.data.splits import Examples, GlobalTime, HeldOutItems, LeaveOneOut, SplitRule, Splits
-from semid.data.tables import SUFFIXES, as_table, read_table, read_text, table_kind
+from semid.data.tables import SUFFIXES, as_table, log_unused, read_table, read_text, table_kind
 from semid.data.vector_files import Block, VectorFile, output_name
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "is_encoder_file",
     "joined_texts",
     "load_image",
+    "log_unused",
     "output_name",
     "parse_ids",
     "raise_faults",

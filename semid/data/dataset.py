@@ -58,8 +58,6 @@ class Dataset:
     origin: Origin | None = field(default=None, repr=False)
     added: Mapping[str, str] = field(default_factory=dict)
     encoders: tuple[StoredEncoder, ...] = ()
-    unused: tuple[str, ...] = ()
-    """Columns of the imported tables that nothing reads."""
 
     def __repr__(self) -> str:
         counts = f"{self.num_users:,} users, {self.num_items:,} items, {len(self.item):,} interactions"
@@ -78,17 +76,16 @@ class Dataset:
     ) -> Dataset:
         """Import two tables, each a file that `read_table` knows, a pandas or polars DataFrame or an Arrow table.
 
-        A file may be a folder of part files. Columns are those of `build`; those that nothing reads are in `unused`.
+        A file may be a folder of part files. Columns are those of `build`; those that nothing reads are logged.
         `vectors` names `.npy` files of floats [items, dim], row `i` for item row `i`, one
         for each vector column to add. A string column `image_path` (relative to the items file, or to the working
         directory) is replaced by `image` with the content of the files; null or empty is an item without image.
         Raises SemidError that lists all faults of all tables, a line each.
         """
         tables = read_import(items, interactions, vectors=vectors or {})
-        imported = cls._from_checked(
+        return cls._from_checked(
             tables.items, tables.interactions, name=name, split_rule=split_rule, source=tables.source
         )
-        return imported.replace(unused=tables.unused)
 
     @classmethod
     def build(

@@ -14,12 +14,13 @@ import pyarrow.compute as pc
 from jaxtyping import Bool
 
 from semid.arrow import decoded, is_string
-from semid.data.faults import Faults
-from semid.data.tables import read_text
+from semid.data.faults import Faults, raise_faults
+from semid.data.tables import is_table, log_unused, read_table, read_text
 from semid.errors import SemidError
 
 Id = str | int | np.integer
 _Column = TypeVar("_Column", pa.Array, pa.ChunkedArray)
+_ID_COLUMN = "item_id"
 _RULE = "ids are strings or integers"
 
 
@@ -97,9 +98,23 @@ def as_masks(
 
 
 def read_id_file(path: str | Path) -> list[str]:
-    """The ids of a text file, one a line; blanks belong to them, and empty lines do not count."""
+    """The ids of a text file, one a line; blanks belong to them, and empty lines do not count. Of a table's file, those
+    of the column item_id."""
+    if is_table(path):
+        return _table_ids(path)
     lines = (line.removesuffix("\r") for line in read_text(path).split("\n"))
     return [line for line in lines if line.strip()]
+
+
+def _table_ids(path: str | Path) -> list[str]:
+    table, faults = read_table(path), Faults(str(path))
+    if _ID_COLUMN not in table.column_names:
+        found = ", ".join(table.column_names)
+        raise SemidError(f"{path}: column {_ID_COLUMN!r}: missing; found {found}; rename one, or list ids in .txt")
+    ids = read_ids(_ID_COLUMN, table[_ID_COLUMN], faults)
+    raise_faults(faults.lines)
+    log_unused(name for name in table.column_names if name != _ID_COLUMN)
+    return ids.to_pylist()
 
 
 def _as_id(value: Any) -> str | None:

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from semid.arrow import is_fixed_vector, is_string, is_text, to_lists
 from semid.artifacts import fetched, refresh
 from semid.data.faults import Faults, raise_faults
-from semid.data.tables import as_table, table_digest
+from semid.data.tables import as_table, log_unused, table_digest
 from semid.data.validation import checked_tables
 from semid.errors import SemidError
 
@@ -22,12 +22,11 @@ _INTERACTION_COLUMNS = ("user_id", "item_id", "timestamp", "position")
 
 
 class ImportedTables(NamedTuple):
-    """Checked items and interactions, the checksums of the files that they are from, and columns that nothing reads."""
+    """Checked items and interactions, and the checksums of the files that they are from."""
 
     items: pa.Table
     interactions: pa.Table
     source: dict
-    unused: tuple[str, ...]
 
 
 def read_import(
@@ -55,15 +54,15 @@ def read_import(
     raise_faults(faults.lines)
     files |= {f"vectors.{column}": path for column, path in vector_files.items()}
     checksums = {key: table_digest(path) for key, path in files.items()}
-    source = {"type": "tables", "sha256": checksums}
-    return ImportedTables(items, interactions, source, _unused(*columns, items.schema))
+    log_unused(_unused(*columns, items.schema))
+    return ImportedTables(items, interactions, {"type": "tables", "sha256": checksums})
 
 
-def _unused(items: Sequence[str], interactions: Sequence[str], checked: pa.Schema) -> tuple[str, ...]:
+def _unused(items: Sequence[str], interactions: Sequence[str], checked: pa.Schema) -> list[str]:
     """Columns that nothing reads: of items what is neither text nor vector, of interactions events and weights too."""
     read = {field.name for field in checked if is_text(field.type) or is_fixed_vector(field.type)}
     others = [name for name in interactions if name not in _INTERACTION_COLUMNS]
-    return tuple(dict.fromkeys([*(name for name in items if name not in read | {"image"}), *others]))
+    return [*(name for name in items if name not in read | {"image"}), *others]
 
 
 def _vector_array(vectors: Float[np.ndarray, "n dim"]) -> pa.FixedSizeListArray:

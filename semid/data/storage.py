@@ -7,20 +7,25 @@ import glob
 import hashlib
 import os
 import posixpath
+import re
 import uuid
 from collections.abc import Container, Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
+from semid.artifacts import MANIFEST, as_url
 from semid.artifacts.remote import locate as locate
 from semid.errors import SemidError
 
 _READ_BUFFER = 1 << 20
 WRITING = ".writing-"
+# A folder of the rows with one value of a column, and how Hive spells null.
+_PARTITION, _NULL = re.compile(r"([^/=]+)=([^/]*)"), "__HIVE_DEFAULT_PARTITION__"
 
 
 def absolute(path: str | Path) -> str:
@@ -29,19 +34,56 @@ def absolute(path: str | Path) -> str:
     return name if is_local(fs) else fs.unstrip_protocol(name)
 
 
-def find(pattern: str) -> list[str]:
-    """The files of a pattern such as 'items/*.parquet', in order of name, and of folders the parts that Spark writes;
-    the pattern itself where it finds none."""
-    fs, name = locate(pattern)
-    found = [part for path in sorted(fs.glob(name)) for part in (_parts(fs, path) if fs.isdir(path) else [path])]
-    found = found or [name]
+def find(pattern: str | Path) -> list[str]:
+    """The files of a path, URL or pattern such as 'items/*.parquet', in order of name, and of folders their parts (see
+    `table_files`); the pattern itself where it finds none."""
+    fs, name = locate(as_url(pattern) or str(pattern))
+    matched = [name] if fs.exists(name) else [path for path in sorted(fs.glob(name)) if not _is_hidden(path)]
+    found = [part for path in matched for part in table_files(fs, path)] or [name]
     return found if is_local(fs) else [fs.unstrip_protocol(one) for one in found]
 
 
-def _parts(fs: AbstractFileSystem, folder: str) -> list[str]:
-    """The files of a folder, without those whose names begin with `_` or a dot."""
-    files = sorted(fs.ls(folder, detail=False))
-    return [file for file in files if not posixpath.basename(file).startswith(("_", ".")) and fs.isfile(file)]
+def table_files(fs: AbstractFileSystem, path: str) -> list[str]:
+    """The files of a table: itself, or the parts in a folder and in its partitions (`day=1`), as Spark writes them.
+
+    Names that begin with `_` or a dot do not count. Raises SemidError for a folder that has none, has folders that are
+    no partitions, or is an artifact.
+    """
+    if not fs.isdir(path):
+        return [path]
+    if fs.exists(f"{path}/{MANIFEST}"):
+        raise SemidError(f"{path}: is an artifact of semid, not a table; load it, or name a file in it")
+    if files := list(_parts(fs, path)):
+        return files
+    raise SemidError(f"{path}: has no files; expected a file, or a folder of parts")
+
+
+def _parts(fs: AbstractFileSystem, folder: str) -> Iterator[str]:
+    for entry in sorted(fs.ls(folder, detail=True), key=lambda entry: entry["name"]):
+        path = entry["name"].rstrip("/")
+        if _is_hidden(path):
+            continue
+        if not fs.isdir(path):
+            yield path
+        elif _PARTITION.fullmatch(posixpath.basename(path)):
+            yield from _parts(fs, path)
+        else:
+            what = f"holds the folder {posixpath.basename(path)}, which is no partition such as day=1"
+            raise SemidError(f"{folder}: {what}; expected a file, or a folder of parts")
+
+
+def _is_hidden(path: str) -> bool:
+    return posixpath.basename(path).startswith(("_", "."))
+
+
+def partitions(path: str | PurePath) -> dict[str, str | None]:
+    """Columns and their values that the innermost folders of a file name (`day=1/shop=x/part-0.parquet`)."""
+    values: dict[str, str | None] = {}
+    for folder in reversed(PurePath(path).parts[:-1]):
+        if (found := _PARTITION.fullmatch(folder)) is None:
+            break
+        values[unquote(found[1])] = None if found[2] == _NULL else unquote(found[2])
+    return values
 
 
 def is_local(fs: AbstractFileSystem) -> bool:

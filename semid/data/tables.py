@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,11 +16,15 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet
+from fsspec.implementations.local import LocalFileSystem
 
 from semid.arrow import is_list, is_string
-from semid.artifacts import MANIFEST, fetched, sha256, sha256_json
+from semid.artifacts import fetched, sha256, sha256_json
+from semid.data import storage
+from semid.data.storage import partitions
 from semid.errors import SemidError
 
+_LOG = logging.getLogger("semid")
 SUFFIXES = {"parquet": (".parquet", ".pq"), "csv": (".csv", ".tsv"), "jsonl": (".jsonl", ".ndjson")}
 COMPRESSED = (".gz", ".bz2", ".lz4", ".zst")
 _TEXTS = ("title", "name", "text", "brand", "description", "category")
@@ -35,6 +41,9 @@ _JSON_KINDS = {str: "string", int: "number", float: "number", bool: "boolean", l
 def read_table(path: str | Path, *, strings: Sequence[str] = _STRINGS) -> pa.Table:
     """Read a `.parquet` (`.pq`), `.csv`, `.tsv`, `.jsonl` or `.ndjson` file, or a folder of such parts as Spark writes.
 
+    Partitions of a folder (`day=2024-05-01/part-0.parquet`) are columns: whole numbers, dates or, if any value is
+    neither, strings. A column that the files have too is read from these.
+
     Text files are UTF-8, or UTF-16 with a byte order mark, and may be compressed (`.csv.gz`). In CSV and TSV, the
     columns `strings` (else ids and the usual text columns: title, name, text, brand, description, category) are
     strings whatever they look like, and an empty field is null; TSV has quotes only where all of a file's quotes are
@@ -43,13 +52,34 @@ def read_table(path: str | Path, *, strings: Sequence[str] = _STRINGS) -> pa.Tab
     that is not known.
     """
     path = fetched(path)
-    tables = [_read_file(part, strings) for part in table_files(path)]
-    if len(tables) == 1:
-        return tables[0]
+    parts = {part: _read_file(part, strings) for part in table_files(path)}
+    if not path.is_dir():
+        return parts[path]
+    tables = [with_partitions(table, partitions(part.relative_to(path))) for part, table in parts.items()]
     try:
-        return pa.concat_tables(tables, promote_options="permissive")
+        table = pa.concat_tables(tables, promote_options="permissive")
+        own = {name for part in parts.values() for name in part.column_names}
+        return _typed(table, [name for name in table.column_names if name not in own.union(strings)])
     except pa.ArrowException as error:
         raise SemidError(f"{path}: its parts are no one table ({_first_line(error)}); write them alike") from None
+
+
+def with_partitions(table: pa.Table, values: Mapping[str, str | None]) -> pa.Table:
+    """`table` with a column of strings per partition whose name it does not have."""
+    for name, value in values.items():
+        if name not in table.column_names:
+            table = table.append_column(name, pa.array([value] * table.num_rows, pa.string()))
+    return table
+
+
+def _typed(table: pa.Table, names: Sequence[str]) -> pa.Table:
+    """`table` with columns of strings as numbers or dates, where all of a column's are."""
+    for name in names:
+        for kind in (pa.int64(), pa.date32()):
+            with contextlib.suppress(pa.ArrowException):
+                table = table.set_column(table.column_names.index(name), name, table[name].cast(kind))
+                break
+    return table
 
 
 def table_kind(path: str | Path) -> str:
@@ -63,26 +93,31 @@ def table_kind(path: str | Path) -> str:
 
 
 def table_files(path: Path) -> list[Path]:
-    """The files of a table: itself, or the parts in its folder, without those whose names begin with `_` or a dot.
+    """The files of a table: itself, or the parts in its folder (see `storage.table_files`).
 
-    Raises SemidError where there are none, and for a folder of folders or of an artifact.
+    Raises SemidError where there are none.
     """
-    if not path.is_dir():
-        if not path.is_file():
-            raise SemidError(f"{path}: no such file; check the path")
-        return [path]
-    if (path / MANIFEST).is_file():
-        raise SemidError(f"{path}: is an artifact of semid, not a table; load it, or name a file in it")
-    parts = sorted(part for part in path.iterdir() if not part.name.startswith(("_", ".")))
-    if not parts or (folder := next((part for part in parts if part.is_dir()), None)):
-        what = f"holds the folder {folder.name}" if parts and folder else "has no files"
-        raise SemidError(f"{path}: {what}; expected a file, or a folder of parts (write it without partitions)")
-    return parts
+    if not path.exists():
+        raise SemidError(f"{path}: no such file; check the path")
+    return [Path(file) for file in storage.table_files(LocalFileSystem(), str(path))]
+
+
+def is_table(path: str | Path) -> bool:
+    """Tell whether a path's suffix is that of a table's file."""
+    return any(_suffix(Path(path)) in suffixes for suffixes in SUFFIXES.values())
 
 
 def table_digest(path: Path) -> str:
     """sha256 of a table's file, or of its folder's files by their names."""
-    return sha256_json({part.name: sha256(part) for part in table_files(path)}) if path.is_dir() else sha256(path)
+    if not path.is_dir():
+        return sha256(path)
+    return sha256_json({part.relative_to(path).as_posix(): sha256(part) for part in table_files(path)})
+
+
+def log_unused(columns: Iterable[str]) -> None:
+    """Say which columns of what was read nothing reads, if there are any: each once."""
+    if names := list(dict.fromkeys(columns)):
+        _LOG.info("not used: %s", ", ".join(names))
 
 
 def as_table(table: str | Path | pa.Table | Any, *, strings: Sequence[str] = _STRINGS) -> pa.Table:

@@ -21,7 +21,7 @@ from semid.data import storage
 from semid.data.content import ContentEncoder
 from semid.data.faults import Faults, raise_faults
 from semid.data.ids import read_ids
-from semid.data.tables import COMPRESSED, SUFFIXES, read_table
+from semid.data.tables import COMPRESSED, SUFFIXES, read_table, with_partitions
 from semid.errors import SemidError
 
 
@@ -35,8 +35,10 @@ class Block(NamedTuple):
 
 
 def output_name(path: str) -> str:
-    """Name of a Parquet file that is made of a table's file: its own, or with the suffix of Parquet."""
-    name = posixpath.basename(path)
+    """Name of a Parquet file that is made of a table's file: its own, or with the suffix of Parquet; that of a part of
+    partitions begins with theirs."""
+    folders = path.split("/")[-1 - len(storage.partitions(path)) : -1]
+    name = "-".join([*folders, posixpath.basename(path)])
     return f"{name.removesuffix(suffix)}.parquet" if (suffix := _text_suffix(name)) else name
 
 
@@ -65,6 +67,27 @@ class TableFile(NamedTuple):
         return iter(self.table.select(columns).combine_chunks().to_batches(rows))
 
 
+class PartFile(NamedTuple):
+    """A Parquet file in partitions, whose values are columns of strings."""
+
+    file: pq.ParquetFile
+    partitions: Mapping[str, str | None]
+
+    @property
+    def schema_arrow(self) -> pa.Schema:
+        return with_partitions(self.file.schema_arrow.empty_table(), self.partitions).schema
+
+    def read(self, *, columns: Sequence[str]) -> pa.Table:
+        """Some of the columns."""
+        return with_partitions(self.file.read(columns=columns), self.partitions).select(columns)
+
+    def iter_batches(self, rows: int, *, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """The columns in batches of at most `rows`."""
+        for batch in self.file.iter_batches(rows, columns=columns):
+            table = with_partitions(pa.Table.from_batches([batch]), self.partitions)
+            yield from table.select(columns).to_batches()
+
+
 @dataclass(frozen=True)
 class VectorFile:
     """A file or table of items, and how wide each of its vector columns is, given or made by an encoder."""
@@ -77,6 +100,8 @@ class VectorFile:
     """Encoders of the columns that are made."""
     table: TableFile | None = None
     """A table in memory, and the content of CSV and JSONL files, which are read whole."""
+    unused: tuple[str, ...] = ()
+    """Columns that nothing reads."""
 
     @classmethod
     def open(
@@ -101,7 +126,8 @@ class VectorFile:
         encoders, table = encoders or {}, None
         if _text_suffix(path):
             inputs = [name for encoder in encoders.values() for name in encoder.inputs]
-            table = TableFile(read_table(path, strings=(id_column, *inputs)))
+            content = read_table(path, strings=(id_column, *inputs))
+            table = TableFile(with_partitions(content, storage.partitions(path)))
         return cls(path, id_column, {}, {}, table)._resolved(dim, columns, encoders, others=others)
 
     @classmethod
@@ -112,13 +138,14 @@ class VectorFile:
         return cls("items", None, {}, {}, TableFile(table))._resolved(dim, columns, encoders, others=False)
 
     @contextlib.contextmanager
-    def _opened(self) -> Iterator[pq.ParquetFile | TableFile]:
+    def _opened(self) -> Iterator[pq.ParquetFile | TableFile | PartFile]:
         """The content, to be read piece by piece."""
         if self.table is not None:
             yield self.table
             return
         with storage.open_parquet(self.path) as file:
-            yield file
+            values = storage.partitions(self.path)
+            yield PartFile(file, values) if values else file
 
     def _resolved(
         self, dim: int, columns: Sequence[str], encoders: Mapping[str, ContentEncoder], *, others: bool
@@ -133,7 +160,10 @@ class VectorFile:
             if others:
                 widths |= self._other_widths(source, widths)
                 widths |= {name: one.width for name, one in made.items() if set(one.inputs) <= set(schema.names)}
-        return replace(self, widths=widths, encoders={name: made[name] for name in widths if name in made})
+        used = {name: made[name] for name in widths if name in made}
+        read = {self.id_column, *widths, *(name for encoder in used.values() for name in encoder.inputs)}
+        unused = tuple(name for name in schema.names if name not in read)
+        return replace(self, widths=widths, encoders=used, unused=unused)
 
     def _only_vectors(self, schema: pa.Schema) -> list[str]:
         """The column of vectors, if there is one."""
@@ -178,7 +208,7 @@ class VectorFile:
             )
         return widths
 
-    def _other_widths(self, source: pq.ParquetFile | TableFile, read: Container[str]) -> dict[str, int]:
+    def _other_widths(self, source: pq.ParquetFile | TableFile | PartFile, read: Container[str]) -> dict[str, int]:
         """Widths of the vector columns that are not `read` yet; where the type has none, that of the first row counts.
 
         Raises SemidError where the first row has none.

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int
 
 from semid import arrow
 from semid.arrow import is_list, is_string
-from semid.data import Examples, Faults, Histories, as_table, parse_ids, raise_faults, read_ids
+from semid.data import Examples, Faults, Histories, as_table, log_unused, parse_ids, raise_faults, read_ids
 from semid.errors import SemidError
 
 _COLUMNS = {"history": "a list of item ids, oldest first", "target": "the id of the item that came next"}
@@ -57,6 +57,7 @@ def examples_from_table(ranker: Named, table: str | Path | pa.Table | Any, *, dr
         if column not in read.column_names:
             faults.column(column, f"missing; expected {what}; there are {read.column_names}")
     raise_faults(faults.lines)
+    log_unused(name for name in read.column_names if name not in _COLUMNS)
     if not read.num_rows:
         raise SemidError(f"{name}: no rows; expected one for each example")
     histories, targets = _histories(read["history"], faults), _targets(read["target"], faults)

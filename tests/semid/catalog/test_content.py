@@ -12,7 +12,7 @@ import pytest
 from semid.bulk import encode_files, write_catalog
 from semid.catalog import Collisions, SemanticCatalog, append
 from semid.catalog.versions import vectors
-from semid.data import Dataset
+from semid.data import Dataset, read_table
 from semid.encoders import restore_encoders, with_text_vectors
 from semid.errors import SemidError
 from semid.tokenizers import RQKmeansConfig, SemanticTokenizer, TokenizerConfig, tokenize
@@ -98,6 +98,31 @@ def test_files_of_texts_are_encoded_and_their_catalogue_has_the_encoders_too(dat
     more = _write(tmp_path / "c.csv", ["m"], NEW[:1])
     append(tmp_path / "all", [more], tokenizer=SemanticTokenizer.from_pretrained(tmp_path / "all"))
     assert SemanticCatalog.load(tmp_path / "all").lookup(["m"])[0].tolist() == codes[0].tolist()
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+def test_a_folder_as_spark_writes_it_is_read_at_every_door(dataset, folder, tmp_path, caplog, suffix):
+    """Parts, and partitions whose value is a text that the encoder reads; what is not used is said once."""
+    caplog.set_level("INFO", "semid")
+    names = [f"n{row}" for row in range(len(NEW))]
+    parts = tmp_path / "new" / "brand=b"
+    parts.mkdir(parents=True)
+    for part, rows in enumerate((slice(0, 2), slice(2, 5))):
+        file = _write(parts / f"part-{part}{suffix}", names[rows], NEW[rows])
+        table = read_table(file).drop_columns(["brand"])
+        pq.write_table(table, file) if suffix == ".parquet" else pyarrow.csv.write_csv(table, file)
+    (tmp_path / "new" / "_SUCCESS").touch()
+    tokenizer = SemanticTokenizer.from_pretrained(folder)
+    expected = tokenizer.encode(_vectors(dataset, NEW))
+    assert append(folder, [tmp_path / "new"], tokenizer=tokenizer).new == len(NEW)
+    np.testing.assert_array_equal(SemanticCatalog.load(folder).lookup(names), expected)
+    assert caplog.messages == ["not used: price"]
+    caplog.clear()
+    outputs = encode_files(tokenizer, [tmp_path / "new"], tmp_path / "codes").outputs
+    assert [Path(path).name for path in outputs] == ["brand=b-part-0.parquet", "brand=b-part-1.parquet"]
+    codes = pa.concat_tables([pq.read_table(path, partitioning=None) for path in outputs])["codes"]
+    np.testing.assert_array_equal(codes.to_pylist(), expected)
+    assert caplog.messages == ["not used: price"]
 
 
 def test_texts_without_a_known_word_are_named(folder, tmp_path):

@@ -136,6 +136,23 @@ def test_a_file_of_ids_keeps_what_belongs_to_them(tmp_path):
         read_id_file(tmp_path / "none.txt")
 
 
+def test_a_table_of_ids_is_read_as_tables_are(tmp_path, caplog):
+    caplog.set_level("INFO", "semid")
+    file = tmp_path / "stock.csv"
+    file.write_text("price,item_id\n1,007\n2,b c\n")
+    assert read_id_file(file) == ["007", "b c"]
+    assert caplog.messages == ["not used: price"]
+    file.write_text("item_id\na\n\n")
+    assert read_id_file(file) == ["a"]
+    assert len(caplog.messages) == 1
+    file.write_text("id\na\n")
+    with pytest.raises(SemidError, match=r"stock.csv: column 'item_id': missing; found id; rename one"):
+        read_id_file(file)
+    file.write_text("item_id,price\n,1\n")
+    with pytest.raises(SemidError, match=r"stock.csv: row 1, column 'item_id': is null"):
+        read_id_file(file)
+
+
 def test_masks_are_booleans_by_row():
     assert as_masks([True, False], num_items=2, num_histories=3).tolist() == [[True, False]]
     assert as_masks(np.eye(2, dtype=bool), num_items=2, num_histories=2).shape == (2, 2)

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from datetime import date
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from semid.data import Dataset, as_table, read_table, table_kind
+from semid.data.tables import table_digest
 from semid.errors import SemidError
 
 ITEMS = pa.table({"item_id": list("abc"), "title": ["x", "y", "z"]})
@@ -123,11 +125,35 @@ def test_a_folder_of_parts_is_a_table(tmp_path):
         read_table(folder)
 
 
+def test_partitions_of_a_folder_are_columns(tmp_path):
+    """As Spark and Hive write them."""
+    days = {"2024-05-01": "a", "2024-05-02": "b", "__HIVE_DEFAULT_PARTITION__": "c"}
+    for row, (day, item) in enumerate(days.items()):
+        folder = tmp_path / f"day={day}" / f"shop={row}" / "name=7%2F8" / "price=x"
+        folder.mkdir(parents=True)
+        (folder / "part-0.csv").write_text(f"item_id,price\n{item},1.5\n")
+        (folder / "_SUCCESS").touch()
+    assert read_table(tmp_path).to_pydict() == {
+        "item_id": ["a", "b", "c"],
+        "price": [1.5] * 3,  # the file's own
+        "name": ["7/8"] * 3,
+        "shop": [0, 1, 2],
+        "day": [date(2024, 5, 1), date(2024, 5, 2), None],
+    }
+    assert read_table(folder).column_names == ["item_id", "price"]  # a folder of parts, wherever it is
+    first = table_digest(tmp_path)
+    (folder / "part-0.csv").write_text("item_id,price\nd,1.5\n")
+    assert table_digest(tmp_path) != first
+
+
 def test_other_folders_are_refused(tmp_path):
     with pytest.raises(SemidError, match="has no files; expected a file, or a folder of parts"):
         read_table(tmp_path)
     (tmp_path / "day=1").mkdir()
-    with pytest.raises(SemidError, match="holds the folder day=1"):
+    with pytest.raises(SemidError, match="has no files"):
+        read_table(tmp_path)
+    (tmp_path / "day=1" / "more").mkdir()
+    with pytest.raises(SemidError, match="day=1: holds the folder more, which is no partition such as day=1"):
         read_table(tmp_path)
     Dataset.from_tables(ITEMS, INTERACTIONS, name="t").save(tmp_path / "dataset")
     with pytest.raises(SemidError, match="is an artifact of semid, not a table"):
@@ -152,15 +178,17 @@ def test_frames_that_arrow_does_not_read_are_refused():
         as_table(pd.DataFrame({"item_id": ["a"], "weight": pd.arrays.SparseArray([1.0])}))
 
 
-def test_what_nothing_reads_is_listed():
+def test_what_nothing_reads_is_said(caplog):
+    caplog.set_level("INFO", "semid")
     numbers = np.arange(3)
     items = ITEMS.append_column("price", pa.array(numbers)).append_column("empty", pa.nulls(3))
     items = items.append_column("seen", pa.array([[1], [1, 2], [3]])).append_column("v", pa.array([[1, 2]] * 3))
     interactions = INTERACTIONS.append_column("weight", pa.array(numbers)).append_column("rating", pa.array(numbers))
     dataset = Dataset.from_tables(items, interactions, name="t")
-    assert dataset.unused == ("price", "empty", "seen", "weight", "rating")
+    assert caplog.messages == ["not used: price, empty, seen, weight, rating"]
     assert dataset.vector_columns == ["v"]
-    assert Dataset.from_tables(ITEMS, INTERACTIONS, name="t").unused == ()
+    Dataset.from_tables(ITEMS, INTERACTIONS, name="t")
+    assert len(caplog.messages) == 1
 
 
 @pytest.mark.parametrize("kind", [pa.int8(), pa.int64(), pa.uint8()])

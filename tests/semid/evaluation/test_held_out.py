@@ -81,6 +81,15 @@ def test_a_table_is_the_same_whatever_it_comes_as(ranker, tmp_path, form):
     assert other.provenance["table_sha256"] != expected.provenance["table_sha256"]
 
 
+def test_what_a_table_has_besides_is_said(ranker, caplog):
+    caplog.set_level("INFO", "semid")
+    expected = evaluate(ranker, TABLE, ks=(1, 3))
+    assert caplog.messages == []
+    found = evaluate(ranker, TABLE.append_column("weight", pa.array([1.0] * len(TABLE))), ks=(1, 3))
+    assert caplog.messages == ["not used: weight"]
+    assert found.values == expected.values
+
+
 def test_a_table_measures_as_the_split_that_it_is_of(tmp_path):
     """Rows of a dataset's test split: the same metrics but for what needs the training counts."""
     rng = np.random.default_rng(0)
