@@ -15,7 +15,7 @@ import platform
 import re
 import shutil
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -166,10 +166,12 @@ def load_tensors(path: Path) -> dict[str, np.ndarray]:
         return load_file(path)
 
 
-def check_finite(tensors: Mapping[str, np.ndarray], *, where: str | Path) -> None:
-    """Raise SemidError naming `where` and the first tensor that holds NaN or infinity."""
+def check_finite(
+    tensors: Mapping[str, np.ndarray], *, where: str | Path, may_be_infinite: Collection[str] = ()
+) -> None:
+    """Raise SemidError naming `where` and the first tensor that holds NaN, or infinity where that means nothing."""
     for name, tensor in tensors.items():
-        if not np.isfinite(tensor).all():
+        if not np.isfinite(tensor).all() and (name not in may_be_infinite or np.isnan(tensor).any()):
             raise SemidError(f"{where}: tensor {name!r} holds values that are not finite; train or export it again")
 
 

@@ -46,7 +46,7 @@ def read_model(folder: Path) -> tuple[ModelSpec, ItemModel, ItemData]:
     graph, state = nnx.split(nnx.eval_shape(lambda: spec.build(seed=0)))  # drawing parameters takes a second
     parameters, tensors = artifacts.load_tensors(file), artifacts.load_tensors(folder / _ITEMS)
     artifacts.check_finite(parameters, where=file)
-    artifacts.check_finite(tensors, where=folder / _ITEMS)
+    artifacts.check_finite(tensors, where=folder / _ITEMS, may_be_infinite=(_SCALE,))  # of a constant dimension
     model = nnx.merge(graph, replace_leaves(state, parameters, where=str(file)))
     standardizer = Standardizer(tensors[_MEAN], tensors[_SCALE]) if _MEAN in tensors else None
     return spec, model, ItemData(tensors.get("features"), tensors["train_counts"], standardizer)

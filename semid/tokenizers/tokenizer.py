@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,8 @@ from semid.tokenizers.blocks import BLOCK, map_blocks
 from semid.tokenizers.method import CodeModel, FitContext, TokenizerMethod, explained_variance
 from semid.tokenizers.rqvae import RQVaeConfig
 from semid.training import named_leaves, replace_leaves
+
+_MEAN, _SCALE = "standardizer/mean", "standardizer/scale"
 
 
 @dataclass(frozen=True)
@@ -230,7 +232,7 @@ class SemanticTokenizer:
 
     def tensors(self) -> dict[str, np.ndarray]:
         """All fitted arrays, by name: with the config and `columns`, the whole tokenizer."""
-        statistics = {f"standardizer/{name}": value for name, value in asdict(self.standardizer).items()}
+        statistics = {_MEAN: self.standardizer.mean, _SCALE: self.standardizer.scale}
         arrays = jax.device_get(named_leaves(_variables(self.model)))
         return statistics | {f"model/{name}": np.asarray(value) for name, value in arrays.items()}
 
@@ -270,9 +272,9 @@ class SemanticTokenizer:
 
         Raises SemidError naming `where` if they do not fit or are not finite.
         """
-        artifacts.check_finite(tensors, where=where)
+        artifacts.check_finite(tensors, where=where, may_be_infinite=(_SCALE,))  # of a constant dimension
         tensors = dict(tensors)
-        standardizer = Standardizer(tensors.pop("standardizer/mean"), tensors.pop("standardizer/scale"))
+        standardizer = Standardizer(tensors.pop(_MEAN), tensors.pop(_SCALE))
         named = {name.removeprefix("model/"): value for name, value in tensors.items()}
         model = _filled(config.method.build(len(standardizer.mean)), named, where=where)
         return cls(config, standardizer, model, columns, encoders)

@@ -9,7 +9,7 @@ from flax import nnx
 
 from semid import artifacts
 from semid.catalog import SemanticCatalog
-from semid.data import Histories
+from semid.data import Histories, Standardizer
 from semid.errors import SemidError
 from semid.recommender import ModelSpec, Recommender, Scorer, recommender
 from seq_models import (
@@ -369,6 +369,24 @@ def test_a_model_that_is_not_finite_is_refused(tmp_path, file):
         SemidError, match=rf"/model/{file}: tensor '{name}' holds values that are not finite; train or "
     ):
         Recommender.from_pretrained(tmp_path / "model")
+
+
+def test_a_model_of_vectors_with_a_constant_dimension_is_read(tmp_path):
+    made, raw = _make("codes", _catalog()), np.random.default_rng(0).normal(size=(ITEMS, 3)).astype(np.float32)
+    raw[:, 1] = 0.5
+    standardizer = Standardizer.fit([raw])
+    made = Recommender(
+        made.model,
+        made.catalog,
+        spec=made.spec,
+        features=standardizer(raw),
+        train_counts=made.train_counts,
+        standardizer=standardizer,
+    )
+    with artifacts.write_artifact(tmp_path / "model", kind="model", config={}) as folder:
+        made.write(folder)
+    read = Recommender.from_pretrained(tmp_path / "model")
+    np.testing.assert_array_equal(read.tables.features, standardizer(raw))
 
 
 def test_a_model_and_its_parts_are_one_line_in_a_notebook(model, tmp_path):

@@ -82,10 +82,14 @@ def test_a_tokenizer_that_is_not_finite_is_refused(made):
     kind = type(made[1].method).__name__
     assert repr(tokenizer) == f"SemanticTokenizer({kind} 4 x 4, columns {', '.join(tokenizer.columns)})"
     for name, tensor in (tensors := tokenizer.tensors()).items():
-        bad = np.full_like(tensor, np.inf) if np.issubdtype(tensor.dtype, np.floating) else tensor
+        bad = np.full_like(tensor, np.nan) if np.issubdtype(tensor.dtype, np.floating) else tensor
         if bad is not tensor:
             with pytest.raises(SemidError, match=f"^here: tensor '{name}' holds values that are not finite"):
                 SemanticTokenizer.from_tensors(made[1], {**tensors, name: bad}, columns=(), where="here")
+    # The scale of a dimension that is the same for all items is infinite.
+    constant = tensors["standardizer/scale"].copy()
+    constant[0] = np.inf
+    SemanticTokenizer.from_tensors(made[1], {**tensors, "standardizer/scale": constant}, columns=(), where="here")
 
 
 def test_the_artifact_holds_what_it_should(made):
