@@ -15,12 +15,14 @@ from seq_models.losses import (
     weighted_mean,
 )
 from seq_models.masks import ItemMask
+from seq_models.mixture import ItemNeighbors, Mixture
 from seq_models.models import ItemModel, ModelConfig
 from seq_models.rq_transformer import RQTransformer, RQTransformerConfig
 from seq_models.scoring import LeafBlocks, catalog_log_probs, item_log_probs
 from seq_models.search import Beams, beam_search
 from seq_models.trie import Capacity, Children, CodeTrie
 from seq_models.types import (
+    Boosts,
     Inputs,
     ItemTables,
     Layout,
@@ -34,6 +36,7 @@ from seq_models.types import (
 
 __all__ = [
     "Beams",
+    "Boosts",
     "Capacity",
     "Children",
     "CodeConfig",
@@ -50,9 +53,11 @@ __all__ = [
     "Inputs",
     "ItemMask",
     "ItemModel",
+    "ItemNeighbors",
     "ItemTables",
     "Layout",
     "LeafBlocks",
+    "Mixture",
     "ModelConfig",
     "Precision",
     "Prefixes",

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, Key
 from seq_models.layers import TransformerConfig, linear, products
 from seq_models.losses import child_cross_entropy, code_cross_entropy, distillation
 from seq_models.masks import ItemMask
+from seq_models.mixture import Mixture, MixtureTerms, PrefixMasses, is_mixed, mixed_catalog
 from seq_models.models import ItemModel, ModelConfig
 from seq_models.scoring import LeafBlocks, catalog_log_probs, item_log_probs
 from seq_models.search import Step, beam_search
@@ -137,21 +138,27 @@ class CodeModel(ItemModel):
         k: int,
         beam_size: int,
         softmax_over: SoftmaxOver,
+        mixture: Mixture | None = None,
     ) -> TopK:
         """The k best items that a beam search finds."""
-        trie, mask = _required(trie), None
-        step, cache = self._steps(tables, requests)
-        if requests.allowed is not None or requests.denied is not None:
-            mask = ItemMask.from_items(trie, allowed=requests.allowed, denied=requests.denied, codes=tables.codes)
+        trie, mask, masses, denied = _required(trie), None, None, requests.denied
+        steps = self._steps(tables, requests)
+        terms = self._terms(steps, mixture, requests, tables, trie, softmax_over)
+        if terms is not None:
+            denied = terms.closed(denied)
+        if requests.allowed is not None or denied is not None:
+            mask = ItemMask.from_items(trie, allowed=requests.allowed, denied=denied, codes=tables.codes)
+        if terms is not None:
+            masses = PrefixMasses.from_terms(terms, trie, tables.codes, mask=mask)
         beams = beam_search(
-            step,
-            cache,
+            *steps,
             trie,
             batch=requests.history.shape[0],
             beam_size=beam_size,
             num_results=k,
             softmax_over=softmax_over,
             mask=mask,
+            mixture=masses,
         )
         return TopK(beams.rows, beams.log_probs)
 
@@ -163,11 +170,15 @@ class CodeModel(ItemModel):
         rows: Int[Array, " n"],
         *,
         softmax_over: SoftmaxOver,
+        mixture: Mixture | None = None,
     ) -> Float[Array, "b n"]:
-        """Exact log-probabilities of the items' codes."""
-        step, cache = self._steps(tables, requests)
-        codes = jnp.broadcast_to(tables.codes[rows][None], (requests.history.shape[0], *tables.codes[rows].shape))
-        return item_log_probs(step, cache, codes, trie=trie, softmax_over=softmax_over)
+        """Exact log-probabilities: without a mixture or boosts, of the items' codes."""
+        steps = self._steps(tables, requests)
+        every = jnp.broadcast_to(rows[None], (requests.history.shape[0], len(rows)))
+        terms = self._terms(steps, mixture, requests, tables, trie, softmax_over)
+        if terms is None:
+            return item_log_probs(*steps, tables.codes[every], trie=trie, softmax_over=softmax_over)
+        return terms.of_items(_shares(steps, tables, _required(trie), softmax_over, every), every)
 
     def catalog_log_probs(
         self,
@@ -177,14 +188,17 @@ class CodeModel(ItemModel):
         *,
         blocks: LeafBlocks | None,
         softmax_over: SoftmaxOver,
+        mixture: Mixture | None = None,
     ) -> Float[Array, "b items"]:
         """Exact log-probabilities of all items: each prefix of codes is computed once for all items behind it."""
         trie = _required(trie)
         if blocks is None:
             raise ValueError("a pass over all items needs the blocks of the trie: pass leaf_blocks(trie)")
-        step, cache = self._steps(tables, requests)
-        batch = requests.history.shape[0]
-        return catalog_log_probs(step, cache, trie, batch=batch, blocks=blocks, softmax_over=softmax_over)
+        steps, batch, mixed = self._steps(tables, requests), requests.history.shape[0], is_mixed(mixture, requests)
+        log_probs = catalog_log_probs(
+            *steps, trie, batch=batch, blocks=blocks, softmax_over=softmax_over, divided=mixed
+        )
+        return mixed_catalog(log_probs, mixture, requests, tables)
 
     def leaf_blocks(self, trie: CodeTrie | None) -> LeafBlocks | None:
         """Blocks whose logits stay in cache."""
@@ -194,6 +208,21 @@ class CodeModel(ItemModel):
         """The step function of a search over these histories, and its first cache."""
         context = self.encode_history(tables.inputs(requests.history), requests.segments)
         return functools.partial(self.decode_step, context), self.init_cache(context)
+
+    def _terms(
+        self,
+        steps: tuple[Step, Cache],
+        mixture: Mixture | None,
+        requests: RequestBatch,
+        tables: ItemTables,
+        trie: CodeTrie | None,
+        softmax_over: SoftmaxOver,
+    ) -> MixtureTerms | None:
+        """What a mixture or boosts do to the items of these requests; None: there are none."""
+        if not is_mixed(mixture, requests):
+            return None
+        score = functools.partial(_shares, steps, tables, _required(trie), softmax_over)
+        return MixtureTerms.from_requests(mixture, requests, tables, score=score)
 
     def item_states(self, inputs: Inputs) -> Float[Array, "b t dim"]:
         """One position per item: the sum of the embeddings of all its inputs."""
@@ -246,6 +275,19 @@ def code_loss_terms(
     rows, scores = batch.teacher
     of_teacher = distillation(logits, codes, weights, teacher_codes=tables.codes[rows], teacher_scores=scores)
     return {"loss/level": levels, "loss/distillation": of_teacher.sum()}
+
+
+def _shares(
+    steps: tuple[Step, Cache],
+    tables: ItemTables,
+    trie: CodeTrie,
+    softmax_over: SoftmaxOver,
+    rows: Int[Array, "b n"],
+) -> Float[Array, "b n"]:
+    """Log-probabilities of items, of which those of one leaf have equal shares; -inf of rows that are none."""
+    (*_, leaves, _), found = trie.members_of_items(rows, tables.codes)
+    leaf = item_log_probs(*steps, tables.codes[rows], trie=trie, softmax_over=softmax_over)
+    return jnp.where(found, leaf - jnp.log(trie.leaf_counts(leaves).astype(jnp.float32)), -jnp.inf)
 
 
 def _required(trie: CodeTrie | None) -> CodeTrie:

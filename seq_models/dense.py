@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from seq_models.layers import Backbone, TransformerConfig, last_state, linear, products
 from seq_models.losses import item_cross_entropy
+from seq_models.mixture import Mixture, mixed_catalog
 from seq_models.models import ItemModel, ModelConfig
 from seq_models.ranking import active_log_probs, best_allowed
 from seq_models.scoring import LeafBlocks
@@ -103,9 +104,10 @@ class DenseTransformer(ItemModel):
         k: int,
         beam_size: int,
         softmax_over: SoftmaxOver,
+        mixture: Mixture | None = None,
     ) -> TopK:
         """The k items of the highest scores; nothing is searched."""
-        return best_allowed(self._log_probs(tables, requests), requests, k)
+        return best_allowed(self._log_probs(tables, requests, mixture), requests, k)
 
     def log_probs(
         self,
@@ -115,9 +117,10 @@ class DenseTransformer(ItemModel):
         rows: Int[Array, " n"],
         *,
         softmax_over: SoftmaxOver,
+        mixture: Mixture | None = None,
     ) -> Float[Array, "b n"]:
         """Log-probabilities of the items among all."""
-        return self._log_probs(tables, requests)[:, rows]
+        return self._log_probs(tables, requests, mixture)[:, rows]
 
     def catalog_log_probs(
         self,
@@ -127,10 +130,13 @@ class DenseTransformer(ItemModel):
         *,
         blocks: LeafBlocks | None,
         softmax_over: SoftmaxOver,
+        mixture: Mixture | None = None,
     ) -> Float[Array, "b items"]:
         """Log-probabilities of all items."""
-        return self._log_probs(tables, requests)
+        return self._log_probs(tables, requests, mixture)
 
-    def _log_probs(self, tables: ItemTables, requests: RequestBatch) -> Float[Array, "b items"]:
+    def _log_probs(
+        self, tables: ItemTables, requests: RequestBatch, mixture: Mixture | None
+    ) -> Float[Array, "b items"]:
         scores = self.scores(self.vectors(tables.features), requests.history, requests.segments)
-        return active_log_probs(scores, tables)
+        return mixed_catalog(active_log_probs(scores, tables), mixture, requests, tables)

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int, Key
 from seq_models.codes import code_loss_terms
 from seq_models.layers import linear, products, split_key
 from seq_models.losses import item_cross_entropy
+from seq_models.mixture import Mixture, catalog_terms, mixed_catalog
 from seq_models.ranking import active_log_probs, best_allowed, scatter_rows
 from seq_models.rq_transformer import RQTransformer, RQTransformerConfig
 from seq_models.scoring import LeafBlocks
@@ -109,13 +110,23 @@ class HybridTransformer(RQTransformer):
         k: int,
         beam_size: int,
         softmax_over: SoftmaxOver,
+        mixture: Mixture | None = None,
     ) -> TopK:
-        """The best by the dense head of all items that the beams find or that training never saw."""
-        beams = super().top(tables, trie, requests, k=beam_size, beam_size=beam_size, softmax_over=softmax_over).rows
-        log_probs = self._log_probs(tables, requests)
+        """The best by the dense head of all items that the beams find or that training never saw.
+
+        A mixture is one with the dense head's distribution. Items of the graph's distribution, of the history and of
+        the boosts are candidates then, so that the beams are left to what the codes alone find.
+        """
+        log_probs, search = self._log_probs(tables, requests), requests
+        terms = catalog_terms(log_probs, mixture, requests, tables)
+        if terms is not None:
+            log_probs = terms.of_catalog(log_probs)
+            search = requests._replace(denied=terms.closed(requests.denied), boosts=None)
+        beams = super().top(tables, trie, search, k=beam_size, beam_size=beam_size, softmax_over=softmax_over).rows
         user = jnp.arange(beams.shape[0])[:, None]
         candidates = jnp.broadcast_to(~tables.known[None], log_probs.shape)
-        candidates = candidates.at[user, scatter_rows(beams, len(tables.known))].set(True, mode="drop")
+        for rows in (beams, *(() if terms is None else terms.named)):
+            candidates = candidates.at[user, scatter_rows(rows, len(tables.known))].set(True, mode="drop")
         return best_allowed(jnp.where(candidates, log_probs, -jnp.inf), requests, k)
 
     def log_probs(
@@ -126,9 +137,10 @@ class HybridTransformer(RQTransformer):
         rows: Int[Array, " n"],
         *,
         softmax_over: SoftmaxOver,
+        mixture: Mixture | None = None,
     ) -> Float[Array, "b n"]:
         """Log-probabilities of the dense head, by which it ranks."""
-        return self._log_probs(tables, requests)[:, rows]
+        return mixed_catalog(self._log_probs(tables, requests), mixture, requests, tables)[:, rows]
 
     def catalog_log_probs(
         self,
@@ -138,9 +150,10 @@ class HybridTransformer(RQTransformer):
         *,
         blocks: LeafBlocks | None,
         softmax_over: SoftmaxOver,
+        mixture: Mixture | None = None,
     ) -> Float[Array, "b items"]:
         """Log-probabilities of the dense head, by which it ranks, of all items."""
-        return self._log_probs(tables, requests)
+        return mixed_catalog(self._log_probs(tables, requests), mixture, requests, tables)
 
     def leaf_blocks(self, trie: CodeTrie | None) -> None:
         """None: the dense head reads no trie."""

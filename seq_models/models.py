@@ -12,6 +12,7 @@ from typing import ClassVar
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
+from seq_models.mixture import Mixture
 from seq_models.scoring import LeafBlocks
 from seq_models.trie import CodeTrie
 from seq_models.types import ItemTables, Layout, RequestBatch, SoftmaxOver, TopK, TrainingBatch
@@ -83,8 +84,12 @@ class ItemModel(nnx.Module):
         k: int,
         beam_size: int,
         softmax_over: SoftmaxOver,
+        mixture: Mixture | None = None,
     ) -> TopK:
-        """The k best items per history; a search keeps `beam_size` beams, at least k. To be called inside jit."""
+        """The k best items per history; a search keeps `beam_size` beams, at least k. To be called inside jit.
+
+        With a `mixture` or the requests' boosts, probabilities are those of `seq_models.mixture`, here and below.
+        """
 
     @abc.abstractmethod
     def log_probs(
@@ -95,6 +100,7 @@ class ItemModel(nnx.Module):
         rows: Int[Array, " n"],
         *,
         softmax_over: SoftmaxOver,
+        mixture: Mixture | None = None,
     ) -> Float[Array, "b n"]:
         """Exact log-probabilities of item rows. To be called inside jit."""
 
@@ -107,6 +113,7 @@ class ItemModel(nnx.Module):
         *,
         blocks: LeafBlocks | None,
         softmax_over: SoftmaxOver,
+        mixture: Mixture | None = None,
     ) -> Float[Array, "b items"]:
         """Exact log-probabilities of all items. To be called inside jit, `blocks` (`leaf_blocks`) as a static."""
 

@@ -85,11 +85,13 @@ def catalog_log_probs(
     batch: Size,
     blocks: LeafBlocks,
     softmax_over: SoftmaxOver = SoftmaxOver.VOCABULARY,
+    divided: bool = False,
 ) -> Float[Array, "batch items"]:
     """Exact log-probability of every item, by row (-inf for rows that a capacity leaves free); to be called inside jit.
 
     Block by block: the nodes above a block's leaves are contiguous at every level, so a prefix is computed once, or
-    once more where two blocks meet in it. Items that share their codes each get the leaf's log-probability.
+    once more where two blocks meet in it. Items that share their codes each get the leaf's log-probability, or that of
+    an equal share if it is `divided`.
     """
 
     def score(first_leaf: Int[Array, ""]) -> Float[Array, "batch size"]:
@@ -97,7 +99,10 @@ def catalog_log_probs(
 
     by_block = jax.lax.map(score, jnp.arange(blocks.number, dtype=jnp.int32) * blocks.size)
     by_leaf = jnp.moveaxis(by_block, 0, 1).reshape(batch, -1)
-    by_position = by_leaf[:, trie.leaves(jnp.arange(trie.num_items, dtype=jnp.int32))]
+    leaves = trie.leaves(jnp.arange(trie.num_items, dtype=jnp.int32))
+    by_position = by_leaf[:, leaves]
+    if divided:
+        by_position -= jnp.log(trie.leaf_counts(leaves).astype(jnp.float32))[None]
     return jnp.full_like(by_position, -jnp.inf).at[:, trie.item_rows].set(by_position, mode="drop")
 
 

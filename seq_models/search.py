@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from seq_models.masks import ItemMask
+from seq_models.mixture import PrefixMasses
 from seq_models.trie import Children, CodeTrie
 from seq_models.types import Cache, Prefixes, Size, SoftmaxOver
 
@@ -32,11 +33,14 @@ class Beams(NamedTuple):
 
 
 class _Live(NamedTuple):
-    """Prefixes still in the search, best first; a log-probability of -inf where there is none."""
+    """Prefixes still in the search, best first; a score of -inf where there is none."""
 
     nodes: Int[Array, "batch beam"]
     prefixes: Prefixes
     log_probs: Float[Array, "batch beam"]
+    """Under the model."""
+    scores: Float[Array, "batch beam"]
+    """Under the mixture, if there is one."""
 
 
 def beam_search(
@@ -51,6 +55,7 @@ def beam_search(
     temperature: float = 1.0,
     mask: ItemMask | None = None,
     item_scores: ItemScores | None = None,
+    mixture: PrefixMasses | None = None,
 ) -> Beams:
     """The items that beam search finds most probable, per user; to be called inside jit, trie and mask as arguments.
 
@@ -58,27 +63,37 @@ def beam_search(
     mask changes no probability. `temperature` divides the logits. Ties keep the order of their prefixes, then of their
     codes. Items that share their codes share their log-probability too: they come in order of falling `item_scores`,
     a function of item rows, or else in the trie's order. `num_results` (beam_size unless given) items are returned; if
-    fewer are found (of probability above zero), the last are not valid. Raises ValueError for numbers out of range and
-    for logits of another shape than the trie's levels.
+    fewer are found (of probability above zero), the last are not valid.
+
+    With a `mixture`, prefixes are ranked by their mass under it, and each item has its own probability there, the
+    model's part of which is the leaf's divided by its number of items. What the mixture closes
+    (`MixtureTerms.closed`), the mask has to deny.
+
+    Raises ValueError for numbers out of range and for logits of another shape than the trie's levels.
     """
     num_results = beam_size if num_results is None else num_results
     _check_numbers(beam_size, num_results, temperature)
     start = jnp.zeros((batch, 1), jnp.int32)
-    live = _Live(start, no_prefixes(batch), start.astype(jnp.float32))
+    nothing = start.astype(jnp.float32)
+    live = _Live(start, no_prefixes(batch), nothing, nothing)
     for level, size in enumerate(trie.level_sizes):
         logits, cache = step(cache, live.prefixes)
         logits = checked_logits(logits, (*live.nodes.shape, size), level) / temperature
         children = trie.children(live.nodes, level=level)
         total = log_total(logits, children if softmax_over is SoftmaxOver.CHILDREN else None)
         log_probs = normalized(at_tokens(logits, children.tokens), total[..., None])
-        scores = live.log_probs[..., None] + log_probs
-        open_ = children.valid & (live.log_probs != -jnp.inf)[..., None]
+        log_probs = live.log_probs[..., None] + log_probs
+        scores = log_probs
+        if mixture is not None:
+            scores = mixture.of_children(log_probs, live.nodes, children.nodes, level=level)
+        open_ = children.valid & (live.scores != -jnp.inf)[..., None]
         if mask is not None:
             open_ = mask.left(open_, live.nodes, children.nodes, level=level)
         # enough candidates: either beam_size parents with a child each, or all parents and so all nodes of the level
         num_beams = min(beam_size, trie.tokens[level].shape[0])
-        live = _extend(live, trie, children, jnp.where(open_, scores, -jnp.inf), num_beams)
-    return _items(live, trie, mask, item_scores, num_results)
+        scores = jnp.where(open_, scores, -jnp.inf)
+        live = _extend(live, trie, children, scores, num_beams, None if mixture is None else log_probs)
+    return _items(live, trie, mask, item_scores, num_results, mixture)
 
 
 def no_prefixes(batch: Size) -> Prefixes:
@@ -128,19 +143,34 @@ def take_beams(tree: Any, index: Int[Array, "batch n"]) -> Any:
 
 
 def _extend(
-    live: _Live, trie: CodeTrie, children: Children, scores: Float[Array, "batch beam fan_out"], num_beams: int
+    live: _Live,
+    trie: CodeTrie,
+    children: Children,
+    scores: Float[Array, "batch beam fan_out"],
+    num_beams: int,
+    log_probs: Float[Array, "batch beam fan_out"] | None,
 ) -> _Live:
-    """The best children of the live prefixes, looked up again: cheaper than to keep the nodes of all that are not."""
+    """The best children of the live prefixes, looked up again: cheaper than to keep the nodes of all that are not.
+
+    `log_probs` are the model's, where the scores are not.
+    """
     level, token = live.prefixes.level, trie.tokens[live.prefixes.level]
-    log_probs, best = top_k(_flat(scores), num_beams)
+    best_scores, best = top_k(_flat(scores), num_beams)
+    best_log_probs = best_scores if log_probs is None else jnp.take_along_axis(_flat(log_probs), best, axis=-1)
     parents = best // scores.shape[-1]
     nodes = take_beams(children.nodes[..., 0], parents) + best % scores.shape[-1]
     nodes = jnp.minimum(nodes, len(trie.tokens[level]) - 1)
-    return _Live(nodes, extend_prefixes(live.prefixes, parents, token[nodes].astype(jnp.int32)), log_probs)
+    prefixes = extend_prefixes(live.prefixes, parents, token[nodes].astype(jnp.int32))
+    return _Live(nodes, prefixes, best_log_probs, best_scores)
 
 
 def _items(
-    live: _Live, trie: CodeTrie, mask: ItemMask | None, item_scores: ItemScores | None, num_results: int
+    live: _Live,
+    trie: CodeTrie,
+    mask: ItemMask | None,
+    item_scores: ItemScores | None,
+    num_results: int,
+    mixture: PrefixMasses | None,
 ) -> Beams:
     """Leaves opened into their items, order kept, cut or padded to `num_results`."""
     rows, positions, valid = trie.items(live.nodes)
@@ -149,8 +179,14 @@ def _items(
     if item_scores is not None:
         order = jnp.argsort(jnp.where(valid, item_scores(rows), -jnp.inf), axis=-1, descending=True)
         rows, valid = (jnp.take_along_axis(x, order, axis=-1) for x in (rows, valid))
-    # top_k is stable, so it closes the gaps of padded leaves and changes no order
-    log_probs = _flat(jnp.where(valid, live.log_probs[..., None], -jnp.inf))
+    log_probs = live.scores[..., None]
+    if mixture is not None:
+        valid &= log_probs != -jnp.inf
+        own = live.log_probs - jnp.log(trie.leaf_counts(live.nodes).astype(jnp.float32))
+        own = jnp.broadcast_to(own[..., None], rows.shape)
+        log_probs = mixture.terms.of_items(_flat(own), _flat(rows)).reshape(rows.shape)
+    # top_k is stable, so it closes the gaps of padded leaves and, of equal scores, changes no order
+    log_probs = _flat(jnp.where(valid, log_probs, -jnp.inf))
     log_probs, best = top_k(log_probs, min(num_results, log_probs.shape[-1]))
     codes = take_beams(live.prefixes.codes, best // trie.max_leaf_items)
     valid = log_probs != -jnp.inf

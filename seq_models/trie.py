@@ -174,6 +174,25 @@ class CodeTrie:
             nodes.append(node)
         return tuple(nodes)
 
+    def members_of_items(
+        self, rows: Int[Array, "*b"], codes: Int[Array, "items level"]
+    ) -> tuple[tuple[Int[Array, "*b"], ...], Bool[Array, "*b"]]:
+        """Nodes at each level that lead to item rows, then their positions, and which of the rows are items here.
+
+        `codes` are those that the trie was built from. Of other rows the nodes are any, the position is `num_items`.
+        """
+        path = self.path(codes.at[rows].get(mode="fill", fill_value=0))
+        items = self.items(path[-1])
+        same = items.valid & (items.rows == rows[..., None])
+        found = same.any(axis=-1)
+        positions = items.positions[..., 0] + jnp.argmax(same, axis=-1)
+        return (*path, jnp.where(found, positions, self.num_items)), found
+
+    def leaf_counts(self, leaves: Int[Array, "*b"]) -> Int[Array, "*b"]:
+        """Numbers of items of leaves."""
+        first, end = _range(self.leaf_start, leaves)
+        return end - first
+
     def parents(self, nodes: Int[Array, "*b"], *, level: int) -> Int[Array, "*b"]:
         """The nodes of the level before whose children the nodes of `level` are."""
         return _holders(self.child_start[level], nodes)

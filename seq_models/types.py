@@ -124,8 +124,19 @@ class TrainingBatch(NamedTuple):
         return tables.codes[jnp.maximum(self.targets, 0)]
 
 
+class Boosts(NamedTuple):
+    """Factors of the probabilities of some items: freshness, a business rule. One row for all histories, or one each.
+
+    Item rows are distinct, -1 for none; factors are at least 0. Probabilities are multiplied and not renormalized: the
+    scores of other items stay what they are, those of boosted ones may exceed a probability.
+    """
+
+    rows: Int[Array, "b n"]
+    factors: Float[Array, "b n"]
+
+
 class RequestBatch(NamedTuple):
-    """Histories of item rows, one per row, and the items that may be returned.
+    """Histories of item rows, one per row, the items that may be returned, and factors of items' probabilities.
 
     `segments` is 1 where `history` holds an item. `allowed` (None: all) has one row for all histories, or one for each;
     `denied` are item rows, -1 for none.
@@ -135,6 +146,7 @@ class RequestBatch(NamedTuple):
     segments: Int[Array, "b t"]
     allowed: Bool[Array, "b items"] | None = None
     denied: Int[Array, "b n"] | None = None
+    boosts: Boosts | None = None
 
 
 class TopK(NamedTuple):

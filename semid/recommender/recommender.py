@@ -8,11 +8,12 @@ import hashlib
 import json
 import tempfile
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float, Int
@@ -24,6 +25,15 @@ from semid.catalog.versions import vectors as appended_vectors
 from semid.data import Histories, Id, Standardizer, as_ids, as_masks
 from semid.errors import SemidError
 from semid.recommender.hub import upload
+from semid.recommender.mixing import (
+    GraphEdges,
+    build_boosts,
+    build_mixture,
+    check_graph_weight,
+    log_factors,
+    read_graph,
+    write_graph,
+)
 from semid.recommender.packaging import Measured, write_package
 from semid.recommender.persistence import ItemData, read_model, write_model
 from semid.recommender.requests import request_batches, select_masks
@@ -31,7 +41,7 @@ from semid.recommender.scorers import Scorer
 from semid.recommender.spec import ModelSpec
 from semid.recommender.versions import build_trie, standardize_appended
 from semid.training import named_leaves
-from seq_models import Capacity, DenseTransformer, ItemModel, ItemTables, RequestBatch
+from seq_models import Boosts, Capacity, DenseTransformer, ItemModel, ItemTables, Mixture, RequestBatch
 
 # Users a search runs at once, at the default beam; wider beams take proportionally fewer.
 _BATCH, _BEAM = 512, 50
@@ -64,8 +74,9 @@ class Recommender:
     items is answered with the items most popular there, scored by the log of their smoothed share (the documented
     cold start). It is a `Ranker` for `semid.evaluate`.
 
-    `standardizer` is what made the features from raw vectors; with it, and with tables for `capacity_factor` times the
-    items, the same compiled programs serve later versions of the catalogue (`with_catalog`).
+    `graph` holds the edges of an item graph that is mixed with the model. `standardizer` is what made the features from
+    raw vectors; with it, and with tables for `capacity_factor` times the items, the same compiled programs serve later
+    versions of the catalogue (`with_catalog`).
     """
 
     def __init__(
@@ -78,6 +89,7 @@ class Recommender:
         train_counts: Int[np.ndarray, " items"],
         standardizer: Standardizer | None = None,
         capacity_factor: float | None = None,
+        graph: GraphEdges | None = None,
     ) -> None:
         if spec.catalog not in ("", catalog.digest):
             raise SemidError(
@@ -88,7 +100,9 @@ class Recommender:
             raise SemidError(f"expected a capacity_factor of 1 or more, got {capacity_factor}")
         self.catalog, self.spec = catalog, spec
         self._features, self._train_counts, self._standardizer = features, train_counts, standardizer
-        self._capacity_factor = capacity_factor
+        self._capacity_factor, self._graph = capacity_factor, graph
+        if graph is not None:
+            graph.check(len(catalog))
         self._capacity: Capacity | None = None
         self.origin: Origin | None = None  # the artifact of this very model, if there is one
         self.catalog_updated = False  # it recommends from a later version of its catalogue than the origin holds
@@ -111,6 +125,8 @@ class Recommender:
             return self.origin.digest
         leaves = named_leaves(jax.device_get(self._scorer.params))
         total = hashlib.sha256(json.dumps([config.to_dict(self.spec), self.catalog.digest]).encode())
+        if self._graph is not None:
+            leaves |= vars(self._graph)
         for name, leaf in leaves.items():
             total.update(name.encode() + np.asarray(leaf).tobytes())
         return total.hexdigest()
@@ -178,6 +194,7 @@ class Recommender:
             train_counts=items.train_counts,
             standardizer=items.standardizer,
             capacity_factor=capacity_factor,
+            graph=read_graph(path, num_items=spec.num_items),
         ).with_origin(origin)
         return loaded if catalog is None else loaded.with_version(catalog)
 
@@ -227,6 +244,18 @@ class Recommender:
         other = copy.copy(self)
         other.origin, other.catalog_updated = None, False
         other._scorer = self._scorer.with_model(model)
+        return other
+
+    def with_graph(self, graph: GraphEdges | None) -> Recommender:
+        """The same mixed with this item graph, or with none; the same programs run for graphs of one width.
+
+        Raises SemidError for edges of other items than the catalogue's and for numbers out of range.
+        """
+        if graph is not None:
+            graph.check(len(self.catalog))
+        other = copy.copy(self)
+        other.origin, other.catalog_updated, other._graph = None, False, graph
+        other._scorer = dataclasses.replace(self._scorer, mixture=other._mixture())
         return other
 
     def with_catalog(
@@ -283,7 +312,23 @@ class Recommender:
         if rows is not None and active is None:
             active = catalog.active  # the same programs with and without removed items
         tables = ItemTables.from_arrays(catalog.codes, self._features, self._train_counts, active=active, rows=rows)
-        return Scorer.from_model(model, tables=tables, trie=trie, softmax_over=self.spec.normalization)
+        softmax_over, mixture = self.spec.normalization, self._mixture(len(tables.codes))
+        return Scorer.from_model(model, tables=tables, trie=trie, softmax_over=softmax_over, mixture=mixture)
+
+    def _mixture(self, rows: int | None = None) -> Mixture | None:
+        """The mixture, for tables of so many rows, or of the scorer's."""
+        rows = len(self.tables.codes) if rows is None else rows
+        return build_mixture(self._graph, repeat_factor=self.spec.repeat_factor, rows=rows)
+
+    def _weighted(self, graph_weight: float | None) -> Scorer:
+        """The scorer with another weight of the graph. Raises SemidError for one out of range or without a graph."""
+        mixture = self._scorer.mixture
+        if graph_weight is None or (self._graph is None and graph_weight == 0):
+            return self._scorer
+        check_graph_weight(graph_weight)
+        if mixture is None or mixture.neighbors is None:
+            raise SemidError(f"a graph_weight of {graph_weight} needs an item graph, and the recommender has none")
+        return dataclasses.replace(self._scorer, mixture=mixture._replace(weight=jnp.float32(graph_weight)))
 
     def _reordered(self, catalog: SemanticCatalog) -> SemanticCatalog:
         """A later version with the rows of this first. Raises SemidError where the model does not fit it."""
@@ -298,6 +343,8 @@ class Recommender:
         items = ItemData(self._features, self._train_counts, self._standardizer)
         write_model(folder, self.spec, self._scorer.params, items)
         self.catalog.write(folder / CATALOG_FILE)
+        if self._graph is not None:
+            write_graph(folder, self._graph)
 
     def recommend(
         self,
@@ -307,6 +354,8 @@ class Recommender:
         beam_size: int = _BEAM,
         exclude_seen: bool = False,
         allowed: Bool[np.ndarray, " items"] | Bool[np.ndarray, "histories items"] | None = None,
+        boosts: Mapping[Id, float] | None = None,
+        graph_weight: float | None = None,
         skip_unknown: bool = False,
     ) -> Recommendations:
         """The k best items for each history of external ids, oldest first.
@@ -314,10 +363,22 @@ class Recommender:
         The search keeps `beam_size` beams, or k if that is more. `allowed` says by item row (`allow` makes it of ids)
         what may be recommended, to all or to each history; with `exclude_seen`, what a history holds may not. Both are
         part of the search: whatever is allowed can be found, and where less than k is, the list is shorter.
-        Raises SemidError for an unknown id, unless `skip_unknown` drops it.
+
+        `boosts` multiply the probabilities of items, for freshness or a business rule, and enter the search too, at the
+        price of an exact score of each; the scores of boosted items are then no log-probabilities. `graph_weight`
+        replaces the weight of the item graph: 0 is the model alone, 1 the graph alone, which may know fewer than k.
+        Raises SemidError for numbers out of range, and for an unknown id, unless `skip_unknown` drops it.
         """
         rows = Histories.from_lists(self._history_rows(histories, skip_unknown))
-        ranked, scores = self._rank(rows, k=k, beam_size=beam_size, exclude_seen=exclude_seen, allowed=allowed)
+        ranked, scores = self._rank(
+            rows,
+            k=k,
+            beam_size=beam_size,
+            exclude_seen=exclude_seen,
+            allowed=allowed,
+            boosts=build_boosts(boosts, self.catalog, skip_unknown=skip_unknown) if boosts else None,
+            graph_weight=graph_weight,
+        )
         ids = [self.item_ids.take(pa.array(row[row >= 0])).to_pylist() for row in ranked]
         return Recommendations(ids, scores)
 
@@ -333,14 +394,19 @@ class Recommender:
         return allowed
 
     def score(
-        self, histories: Iterable[Iterable[Id]], item_ids: Iterable[Id], *, skip_unknown: bool = False
+        self,
+        histories: Iterable[Iterable[Id]],
+        item_ids: Iterable[Id],
+        *,
+        graph_weight: float | None = None,
+        skip_unknown: bool = False,
     ) -> Float[np.ndarray, "histories items"]:
         """Exact log-probabilities of the given items after each history.
 
         Raises SemidError for an unknown id, in a history or among the items.
         """
         rows = Histories.from_lists(self._history_rows(histories, skip_unknown))
-        return self.log_probs(rows, self.catalog.rows(item_ids))
+        return self.log_probs(rows, self.catalog.rows(item_ids), graph_weight=graph_weight)
 
     def rank(
         self,
@@ -350,12 +416,21 @@ class Recommender:
         exclude_seen: bool,
         beam_size: int = _BEAM,
         allowed: Bool[np.ndarray, " items"] | Bool[np.ndarray, "n items"] | None = None,
+        graph_weight: float | None = None,
     ) -> Int[np.ndarray, "n k"]:
         """Item rows best first, -1 where there are fewer than k; see `recommend`.
 
         The answer to a history depends (to rounding) on no other.
         """
-        return self._rank(histories, k=k, beam_size=beam_size, exclude_seen=exclude_seen, allowed=allowed)[0]
+        return self._rank(
+            histories,
+            k=k,
+            beam_size=beam_size,
+            exclude_seen=exclude_seen,
+            allowed=allowed,
+            boosts=None,
+            graph_weight=graph_weight,
+        )[0]
 
     def item_vectors(self) -> Float[np.ndarray, "items dim"]:
         """The vectors by which a dense model scores its items. Raises SemidError for a model that speaks in codes."""
@@ -372,24 +447,30 @@ class Recommender:
             raise SemidError("item vectors are those of a dense model (SASRec); this one speaks in codes")
         return typing.cast(DenseTransformer, self.model)
 
-    def log_probs(self, histories: Histories, rows: Int[np.ndarray, " n"]) -> Float[np.ndarray, "histories n"]:
+    def log_probs(
+        self, histories: Histories, rows: Int[np.ndarray, " n"], *, graph_weight: float | None = None
+    ) -> Float[np.ndarray, "histories n"]:
         """Exact log-probabilities of item rows after each history (of popularity, after an empty one)."""
+        scorer = self._weighted(graph_weight)
         scores = np.empty((len(histories), len(rows)), np.float32)
         width = min(len(rows), _PAIRS) or 1
         for index, requests in self._requests(histories, self._batch_size(_PAIRS // width)):
             for start in range(0, len(rows), width):
                 block = np.resize(rows[start : start + width], width)  # one shape; what repeats is cut off again
-                values = np.asarray(self._scorer.log_probs(requests, jax.device_put(block)))
+                values = np.asarray(scorer.log_probs(requests, jax.device_put(block)))
                 kept = slice(start, min(start + width, len(rows)))
                 scores[index, kept] = values[: len(index), : kept.stop - kept.start]
         scores[histories.lengths == 0] = self._popularity()[rows]
         return scores
 
-    def catalog_log_probs(self, histories: Histories) -> Float[np.ndarray, "histories items"]:
+    def catalog_log_probs(
+        self, histories: Histories, *, graph_weight: float | None = None
+    ) -> Float[np.ndarray, "histories items"]:
         """`log_probs` of all items, at the price of fewer: those that begin alike share the computation."""
+        scorer = self._weighted(graph_weight)
         scores = np.empty((len(histories), len(self.catalog)), np.float32)
         for index, requests in self._requests(histories, self._batch_size(_USERS)):
-            found = np.asarray(self._scorer.catalog_log_probs(requests))
+            found = np.asarray(scorer.catalog_log_probs(requests))
             scores[index] = found[: len(index), : len(self.catalog)]
         scores[histories.lengths == 0] = self._popularity()
         return scores
@@ -402,19 +483,25 @@ class Recommender:
         beam_size: int,
         exclude_seen: bool,
         allowed: Bool[np.ndarray, " items"] | Bool[np.ndarray, "n items"] | None,
+        boosts: Boosts | None,
+        graph_weight: float | None,
     ) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
         if k < 1 or beam_size < 1:
             raise SemidError(f"expected k and beam_size of at least 1, got {k} and {beam_size}")
+        scorer = self._weighted(graph_weight)
+        if self.spec.repeat_factor == 0:  # the model closes what it reads, this what is older
+            exclude_seen |= bool((histories.lengths > self.spec.max_history).any())
         if allowed is not None:
             allowed = as_masks(allowed, num_histories=len(histories), num_items=len(self.catalog))
         ranked = np.full((len(histories), k), -1, np.int32)
         scores = np.full((len(histories), k), -np.inf, np.float32)
         size = self._batch_size(_BATCH * _BEAM // max(beam_size, k, _BEAM))
-        for index, requests in self._requests(histories, size, allowed=allowed, exclude_seen=exclude_seen):
-            found = self._scorer.top(requests, k=k, beam_size=beam_size)
+        batches = self._requests(histories, size, allowed=allowed, exclude_seen=exclude_seen, boosts=boosts)
+        for index, requests in batches:
+            found = scorer.top(requests, k=k, beam_size=beam_size)
             ranked[index], scores[index] = (np.asarray(part)[: len(index)] for part in found)
         if len(empty := np.flatnonzero(histories.lengths == 0)):
-            ranked[empty], scores[empty] = self.most_popular(len(empty), k, select_masks(allowed, empty))
+            ranked[empty], scores[empty] = self.most_popular(len(empty), k, select_masks(allowed, empty), boosts)
         return ranked, scores
 
     def _requests(
@@ -424,17 +511,26 @@ class Recommender:
         *,
         allowed: Bool[np.ndarray, "masks items"] | None = None,
         exclude_seen: bool = False,
+        boosts: Boosts | None = None,
     ) -> Iterator[tuple[Int[np.ndarray, " n"], RequestBatch]]:
-        length, slots = self.spec.max_history, len(self.tables.codes)
         return request_batches(
-            histories, size, max_history=length, slots=slots, allowed=allowed, exclude_seen=exclude_seen
+            histories,
+            size,
+            max_history=self.spec.max_history,
+            slots=len(self.tables.codes),
+            allowed=allowed,
+            exclude_seen=exclude_seen,
+            boosts=boosts,
         )
 
     def most_popular(
-        self, n: int, k: int, allowed: Bool[np.ndarray, "masks items"] | None
+        self, n: int, k: int, allowed: Bool[np.ndarray, "masks items"] | None, boosts: Boosts | None = None
     ) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
         """The items most popular in training, of those allowed: what is recommended to who has no history."""
-        popularity = np.broadcast_to(self._popularity(), (n, len(self.catalog)))
+        popularity = self._popularity()
+        if boosts is not None:
+            popularity += log_factors(boosts, len(popularity))
+        popularity = np.broadcast_to(popularity, (n, len(popularity)))
         if allowed is not None:
             popularity = np.where(allowed, popularity, -np.inf)
         best = np.argsort(-popularity, axis=1, kind="stable")[:, :k]

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from semid.data import Histories
-from seq_models import RequestBatch
+from seq_models import Boosts, RequestBatch
 
 
 def request_batches(
@@ -20,6 +20,7 @@ def request_batches(
     slots: int,
     allowed: Bool[np.ndarray, "masks items"] | None = None,
     exclude_seen: bool = False,
+    boosts: Boosts | None = None,
 ) -> Iterator[tuple[Int[np.ndarray, " n"], RequestBatch]]:
     """Batches of requests with the indices of their histories: `size` each, or a power of two for the last few.
 
@@ -39,6 +40,7 @@ def request_batches(
             jax.device_put(_pad_rows(real.astype(np.int32), rows)),
             None if masks is None else jax.device_put(masks),
             None if denied is None else jax.device_put(_pad_rows(denied, rows)),
+            boosts,
         )
         yield index, requests
 

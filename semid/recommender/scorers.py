@@ -10,25 +10,32 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from seq_models import CodeTrie, ItemModel, ItemTables, LeafBlocks, RequestBatch, SoftmaxOver, TopK
+from seq_models import CodeTrie, ItemModel, ItemTables, LeafBlocks, Mixture, RequestBatch, SoftmaxOver, TopK
 
 
 @dataclass(frozen=True, eq=False)
 class Scorer:
-    """A model apart from its parameters (`graph`, `params`), the item tables, and the trie of a model of codes."""
+    """A model apart from its parameters (`graph`, `params`), the item tables, a model of codes' trie, and a mixture."""
 
     graph: Any
     params: Any
     tables: ItemTables
     trie: CodeTrie | None
     softmax_over: SoftmaxOver
+    mixture: Mixture | None = None
 
     @classmethod
     def from_model(
-        cls, model: ItemModel, *, tables: ItemTables, trie: CodeTrie | None, softmax_over: SoftmaxOver
+        cls,
+        model: ItemModel,
+        *,
+        tables: ItemTables,
+        trie: CodeTrie | None,
+        softmax_over: SoftmaxOver,
+        mixture: Mixture | None = None,
     ) -> Scorer:
         """The scorer of any model."""
-        return cls(*_split(model), tables, trie, softmax_over)
+        return cls(*_split(model), tables, trie, softmax_over, mixture)
 
     def with_model(self, model: ItemModel) -> Scorer:
         """The scorer of another model of the same config; it shares the tables, which cost time to build."""
@@ -44,16 +51,16 @@ class Scorer:
         """The k best items per history; a search has at least k beams."""
         beam_size = 0 if self.trie is None else max(beam_size, k)  # without a trie, one program for all beam sizes
         options = {"k": k, "beam_size": beam_size, "softmax_over": self.softmax_over}
-        return _top(self.graph, self.params, self.tables, self.trie, requests, **options)
+        return _top(self.graph, self.params, self.tables, self.trie, requests, self.mixture, **options)
 
     def log_probs(self, requests: RequestBatch, rows: Int[Array, " n"]) -> Float[Array, "b n"]:
         """Exact log-probabilities of item rows."""
-        arrays = (self.params, self.tables, self.trie, requests, rows)
+        arrays = (self.params, self.tables, self.trie, requests, rows, self.mixture)
         return _log_probs(self.graph, *arrays, softmax_over=self.softmax_over)
 
     def catalog_log_probs(self, requests: RequestBatch) -> Float[Array, "b items"]:
         """Exact log-probabilities of all items."""
-        arrays = (self.params, self.tables, self.trie, requests)
+        arrays = (self.params, self.tables, self.trie, requests, self.mixture)
         blocks = self.model.leaf_blocks(self.trie)
         return _catalog_log_probs(self.graph, *arrays, blocks=blocks, softmax_over=self.softmax_over)
 
@@ -69,9 +76,15 @@ def _split(model: ItemModel) -> tuple[Any, Any]:
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames=("k", "beam_size", "softmax_over"))
 def _top(
-    graph: Any, params: Any, tables: ItemTables, trie: CodeTrie | None, requests: RequestBatch, **options: Any
+    graph: Any,
+    params: Any,
+    tables: ItemTables,
+    trie: CodeTrie | None,
+    requests: RequestBatch,
+    mixture: Mixture | None,
+    **options: Any,
 ) -> TopK:
-    return nnx.merge(graph, params).top(tables, trie, requests, **options)
+    return nnx.merge(graph, params).top(tables, trie, requests, mixture=mixture, **options)
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="softmax_over")
@@ -82,10 +95,12 @@ def _log_probs(
     trie: CodeTrie | None,
     requests: RequestBatch,
     rows: Int[Array, " n"],
+    mixture: Mixture | None,
     *,
     softmax_over: SoftmaxOver,
 ) -> Float[Array, "b n"]:
-    return nnx.merge(graph, params).log_probs(tables, trie, requests, rows, softmax_over=softmax_over)
+    options = {"softmax_over": softmax_over, "mixture": mixture}
+    return nnx.merge(graph, params).log_probs(tables, trie, requests, rows, **options)
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames=("blocks", "softmax_over"))
@@ -95,9 +110,10 @@ def _catalog_log_probs(
     tables: ItemTables,
     trie: CodeTrie | None,
     requests: RequestBatch,
+    mixture: Mixture | None,
     *,
     blocks: LeafBlocks | None,
     softmax_over: SoftmaxOver,
 ) -> Float[Array, "b items"]:
-    options = {"blocks": blocks, "softmax_over": softmax_over}
+    options = {"blocks": blocks, "softmax_over": softmax_over, "mixture": mixture}
     return nnx.merge(graph, params).catalog_log_probs(tables, trie, requests, **options)

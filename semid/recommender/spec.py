@@ -34,6 +34,9 @@ class ModelSpec:
     """Digest of the catalogue whose codes it was trained on; empty: not known."""
     columns: tuple[str, ...] = ()
     """Vector columns of the dense input, side by side; empty: none, or not known."""
+    repeat_factor: float = 1.0
+    """Factor of the model's probability of items in the history: 0 where nothing repeats in training, 1: as the model
+    says."""
 
     def build(self, *, seed: int) -> ItemModel:
         """The model, with parameters drawn from `seed`."""

@@ -48,7 +48,8 @@ def export_program(
       batch: `history` int32 [batch, max_history] holds item rows, oldest first, the latest `max_history` of them, from
       the left on; `lengths` int32 [batch] says how many. Rows int32 [batch, k] are best first, -1 where there are
       fewer, scores float32 [batch, k] their log-probabilities (-inf). For length 0: the most popular of training;
-    - `arrays.safetensors`: parameters, item tables, trie and popularity, the dict `arrays`;
+    - `arrays.safetensors`: parameters, item tables, trie, mixture (an item graph's edges and weight) and popularity,
+      the dict `arrays`;
     - `item_ids.parquet`: item_id by item row; `program.json`: the settings; `README.md`: how to load it.
 
     Raises SemidError for numbers out of range, platforms that JAX does not know, and where flatbuffers is missing.
@@ -95,7 +96,7 @@ def as_program(recommender: Recommender, *, k: int, beam_size: int) -> tuple[dic
 
 def _arrays(scorer: Scorer) -> dict[str, Any]:
     """The scorer's fields that hold arrays."""
-    return {name: getattr(scorer, name) for name in ("params", "tables", "trie")}
+    return {name: getattr(scorer, name) for name in ("params", "tables", "trie", "mixture")}
 
 
 def _exported(

@@ -1,0 +1,196 @@
+"""Mixtures against enumeration in numpy: the probability of every item, and the search's ranking of all of them."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from seq_models import (
+    Boosts,
+    Capacity,
+    CodeTrie,
+    DenseConfig,
+    EncoderDecoderConfig,
+    FlatDecoderConfig,
+    HybridConfig,
+    ItemNeighbors,
+    ItemTables,
+    LeafBlocks,
+    Mixture,
+    Precision,
+    RequestBatch,
+    RQTransformerConfig,
+    SoftmaxOver,
+    TransformerConfig,
+    mixture,
+)
+
+USERS, LENGTH, WIDTH, ITEMS, ROWS = 4, 5, 3, 22, 26  # four rows of spare capacity
+STACK = TransformerConfig(dim=8, layers=1, heads=2, hidden=8, dropout=0.0)
+FAMILIES = {
+    "rq-transformer": RQTransformerConfig(STACK),
+    "encoder-decoder": EncoderDecoderConfig(STACK, decoder_layers=1),
+    "flat": FlatDecoderConfig(STACK),
+    "hybrid": HybridConfig(STACK),
+    "sasrec": DenseConfig(STACK),
+}
+every_family = pytest.mark.parametrize("name", FAMILIES)
+# Level sizes, the last of them of collisions alone; items of one leaf there.
+CATALOGUES = {"collisions": ((3, 5), 4), "levels": ((4, 2, 6), 2), "tie-break": ((2, 3, 2, 5), 1)}
+WEIGHTS, FACTORS = (0.0, 0.3, 1.0), (0.0, 0.4, 1.0, 1.5)
+
+
+@functools.cache
+def catalogue(kind, seed=0):
+    """Codes, of which no leaf has more items than it may; two items are removed."""
+    sizes, most = CATALOGUES[kind]
+    rng = np.random.default_rng(seed)
+    slots = np.tile(np.stack(np.unravel_index(np.arange(np.prod(sizes)), sizes), axis=-1), (most, 1))
+    codes = slots[rng.permutation(len(slots))[:ITEMS]].astype(np.int32)
+    active = ~np.isin(np.arange(ITEMS), rng.permutation(ITEMS)[:2])
+    capacity = Capacity(ROWS, sizes, most)
+    trie = CodeTrie.from_codes(codes, sizes, active=active, capacity=capacity)
+    features = rng.normal(size=(ITEMS, 3)).astype(np.float32)
+    counts = (rng.random(ITEMS) < 0.7).astype(np.int32)
+    tables = ItemTables.from_arrays(codes, features, counts, active=active, rows=ROWS)
+    return tables, trie
+
+
+@functools.cache
+def model(name, kind, dtype=Precision.FLOAT32):
+    """Graph and parameters far from their initialization."""
+    sizes = CATALOGUES[kind][0]
+    config = FAMILIES[name]
+    config = config.__class__(**{**vars(config), "backbone": TransformerConfig(**{**vars(STACK), "dtype": dtype})})
+    built = config.build(level_sizes=sizes, num_items=ROWS, num_features=3, rngs=nnx.Rngs(0))
+    graph, params = nnx.split(built)
+    rng = np.random.default_rng(1)
+    return graph, jax.tree.map(lambda x: x + jnp.asarray(rng.normal(size=x.shape), x.dtype), params)
+
+
+def neighbors(seed):
+    """Edges, some to rows that are removed or spare; items 0 and 1 have none."""
+    rng = np.random.default_rng(seed)
+    rows = np.stack([rng.permutation(ITEMS)[:WIDTH] for _ in range(ROWS)]).astype(np.int32)
+    rows[rng.random(rows.shape) < 0.2] = -1
+    rows[:2] = -1
+    return ItemNeighbors(jnp.asarray(rows), jnp.asarray(rng.random(rows.shape) + 0.1, jnp.float32))
+
+
+def requests(seed, *, boosts=True):
+    """Histories padded on either side, with repetitions, one of items without edges alone; masks of both kinds."""
+    rng = np.random.default_rng(seed)
+    history = rng.integers(0, ITEMS, (USERS, LENGTH)).astype(np.int32)
+    history[0, -1] = history[0, 1]
+    history[1] = rng.integers(0, 2, LENGTH)
+    segments = np.ones((USERS, LENGTH), np.int32)
+    segments[2, :2], segments[3, 3:] = 0, 0
+    allowed = np.pad(rng.random((1, ITEMS)) < 0.8, ((0, 0), (0, ROWS - ITEMS)))
+    denied = np.where(rng.random((USERS, 2)) < 0.5, -1, rng.integers(0, ITEMS, (USERS, 2))).astype(np.int32)
+    rows = np.append(rng.permutation(ITEMS)[:3], -1).astype(np.int32)[None]
+    factors = np.asarray([[1.5, 0.0, 3.0, 7.0]], np.float32)
+    given = Boosts(rows, factors) if boosts else None
+    return jax.device_put(RequestBatch(history, segments, allowed, denied, given))
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "blocks", "softmax_over"))
+def ranked_and_scored(graph, params, tables, trie, batch, mixed, *, blocks, softmax_over):
+    """The best of as many beams as there are items, and exact scores of some items and of all."""
+    own, options = nnx.merge(graph, params), {"softmax_over": softmax_over}
+    top = own.top(tables, trie, batch, k=ROWS, beam_size=ROWS, mixture=mixed, **options)
+    some = own.log_probs(tables, trie, batch, jnp.arange(ROWS), mixture=mixed, **options)
+    return top, some, own.catalog_log_probs(tables, trie, batch, blocks=blocks, mixture=mixed, **options)
+
+
+def run(name, kind, batch, mixed, *, seed=0, softmax_over=SoftmaxOver.VOCABULARY, dtype=Precision.FLOAT32):
+    tables, trie = catalogue(kind, seed)
+    graph, params = model(name, kind, dtype)
+    blocks = LeafBlocks(ROWS, 1, tuple(len(tokens) for tokens in trie.tokens))  # one for all catalogues of a shape
+    found = ranked_and_scored(graph, params, tables, trie, batch, mixed, blocks=blocks, softmax_over=softmax_over)
+    return jax.device_get(found)
+
+
+def expected(alone, tables, batch, mixed, *, leaves, most=mixture.GRAPH_ITEMS):
+    """Probabilities of all rows [users, rows], from the model's own of leaves; each user and item by itself."""
+    active, codes = np.asarray(tables.active), np.asarray(tables.codes)
+    weight, decay, factor = (float(x) for x in mixed[1:])
+    p, edges = np.exp(np.asarray(alone, np.float64)) * active, [[]] * ROWS
+    if mixed.neighbors is not None:
+        edges = [list(zip(*item, strict=True)) for item in zip(*map(np.asarray, mixed.neighbors), strict=True)]
+    if leaves:
+        p /= [max(sum(active[j] and (codes[j] == codes[i]).all() for j in range(ROWS)), 1) for i in range(ROWS)]
+    for user, (rows, real) in enumerate(zip(np.asarray(batch.history), np.asarray(batch.segments) > 0, strict=True)):
+        history, q = rows[real], np.zeros(ROWS)
+        seen = np.isin(np.arange(ROWS), history)
+        for age, item in enumerate(history[::-1]):
+            for j, edge in edges[item]:
+                if j >= 0 and active[j] and not (factor == 0 and seen[j]):
+                    q[j] += decay**age * edge
+        q[np.argsort(-q)[most:]] = 0
+        s = p[user, seen].sum()
+        own = min(factor, 1 / s) if s else factor
+        p[user] *= np.where(seen, own, (1 - own * s) / (1 - s))
+        if q.sum():
+            p[user] = (1 - weight) * p[user] + weight * q / q.sum()
+    if batch.boosts is not None:
+        for row, w in zip(np.asarray(batch.boosts.rows)[0], np.asarray(batch.boosts.factors)[0], strict=True):
+            p[:, row] *= w if row >= 0 else 1
+    return p
+
+
+def check(found, p, batch):
+    """Exact scores are the probabilities; the ranking is theirs, of all that is allowed and not zero."""
+    top, some, every = found
+    np.testing.assert_allclose(np.exp(some), p, atol=1e-5, rtol=1e-4)
+    np.testing.assert_allclose(np.exp(every), p, atol=1e-5, rtol=1e-4)
+    np.testing.assert_array_equal(np.isneginf(every), p == 0)
+    for user in range(USERS):
+        left = p[user].copy()
+        if batch.allowed is not None:
+            left[~np.asarray(batch.allowed)[0]] = 0
+        if batch.denied is not None:
+            denied = np.asarray(batch.denied)[user]
+            left[denied[denied >= 0]] = 0
+        rows = top.rows[user][: (left > 0).sum()]
+        assert set(rows.tolist()) == set(np.flatnonzero(left).tolist())
+        assert (top.rows[user][len(rows) :] == -1).all()
+        np.testing.assert_allclose(np.exp(top.scores[user][: len(rows)]), left[rows], atol=1e-5, rtol=1e-4)
+        assert (np.diff(np.exp(top.scores[user])) <= 0).all()
+
+
+def mixtures():
+    for number, (weight, factor) in enumerate((w, f) for w in WEIGHTS for f in FACTORS):
+        yield number, Mixture.from_numbers(neighbors(number), weight=weight, decay=0.6, repeat_factor=factor)
+
+
+@pytest.mark.parametrize("softmax_over", list(SoftmaxOver), ids=lambda n: n.value)
+@pytest.mark.parametrize("kind", CATALOGUES)
+def test_a_search_by_mass_equals_enumeration(kind, softmax_over):
+    """Whatever weight, repeats, removals, masks and boosts; every mixture and catalogue runs in one program."""
+    before = ranked_and_scored._cache_size()
+    for seed, mixed in mixtures():
+        batch, (tables, _) = requests(seed), catalogue(kind, seed % 3)
+        _, _, alone = run(
+            "rq-transformer", kind, batch._replace(boosts=None), None, seed=seed % 3, softmax_over=softmax_over
+        )
+        found = run("rq-transformer", kind, batch, mixed, seed=seed % 3, softmax_over=softmax_over)
+        check(found, expected(alone, tables, batch, mixed, leaves=True), batch)
+    assert ranked_and_scored._cache_size() - before == 2  # with a mixture and without
+
+
+@every_family
+def test_every_family_mixes_alike(name):
+    """In the search, in exact scores and in those of all items; without boosts and masks."""
+    for seed, mixed in list(mixtures())[1::5]:
+        batch, (tables, _) = requests(seed, boosts=False)._replace(allowed=None, denied=None), catalogue("levels")
+        _, _, alone = run(name, "levels", batch, None)
+        check(
+            run(name, "levels", batch, mixed),
+            expected(alone, tables, batch, mixed, leaves=name != "hybrid" and name != "sasrec"),
+            batch,
+        )
