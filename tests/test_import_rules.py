@@ -34,10 +34,13 @@ RULES = {
     "seq_models": Rule(set(), JAX),
     # The base.
     "semid.errors": Rule(set(), set()),
+    "semid.caches": Rule(set(), set()),
     "semid.progress": Rule(set(), {"rich"}),
     "semid.config": Rule({"semid.errors"}, set()),
     "semid.arrow": Rule({"semid.errors"}, {"numpy", "pyarrow", "jaxtyping"}),
-    "semid.artifacts": Rule({"semid.errors", "semid.config"}, {"numpy", "safetensors", "fsspec", "huggingface_hub"}),
+    "semid.artifacts": Rule(
+        {"semid.errors", "semid.config", "semid.caches"}, {"numpy", "safetensors", "fsspec", "huggingface_hub"}
+    ),
     # Data: no JAX. The builders alone know TFDS.
     "semid.data": Rule(BASE, ARRAYS | {"PIL", "fsspec"}),
     "semid.data.builders": Rule(BASE | {"semid.data"}, ARRAYS | {"tensorflow_datasets"}),

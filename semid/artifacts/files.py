@@ -11,8 +11,6 @@ import glob
 import hashlib
 import json
 import os
-import platform
-import re
 import shutil
 import threading
 from collections.abc import Collection, Iterator, Mapping
@@ -25,6 +23,7 @@ from safetensors.numpy import load_file, save_file
 
 from semid.artifacts import remote
 from semid.artifacts.locks import locked
+from semid.artifacts.processes import has_ended, in_use
 from semid.errors import SemidError
 
 
@@ -209,18 +208,6 @@ def _sha256(path: Path, *identity: int) -> str:
 def sha256_json(value: Any) -> str:
     """sha256 of a JSON value, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def in_use(use: str, process: int | str | None = None) -> str:
-    """A use with the host and process of it: another host cannot tell whether that process lives."""
-    host = re.sub(r"[^A-Za-z0-9.]", "_", platform.node())
-    return f"{use}-{host}-{os.getpid() if process is None else process}"
-
-
-def has_ended(leftover: Path) -> bool:
-    """Tell whether the process of this host whose number ends a name (see `in_use`) has ended."""
-    process = Path("/proc") / leftover.name.rpartition("-")[2]
-    return process.parent.is_dir() and not process.exists()
 
 
 def temporary_file(path: Path) -> Path:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from semid.artifacts import remote
-from semid.artifacts.files import flush, in_use, remove_dead, temporary_file
+from semid.artifacts.files import flush, remove_dead, temporary_file
+from semid.artifacts.processes import in_use
 from semid.errors import SemidError
 
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)

@@ -8,14 +8,17 @@ truth: a copy may be deleted at any time.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import hashlib
+import math
 import os
 import posixpath
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,8 @@ import fsspec
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 
+from semid.artifacts.processes import has_ended, in_use
+from semid.caches import is_off, remove_oldest, user_cache
 from semid.errors import SemidError
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.DOTALL)
@@ -33,6 +38,8 @@ _LOCAL = ("file", "local")
 _NO_HOST = "_"
 # An object that stands in a folder for as long as it is written.
 _WRITING = ".writing-url"
+# Bytes of all copies, and the folder that has a file for each process that reads some.
+LIMIT, _USERS = 32 << 30, ".users"
 
 
 def locate(path: str) -> tuple[AbstractFileSystem, str]:
@@ -72,12 +79,12 @@ def as_url(path: str | Path) -> str | None:
 
 
 def _copies() -> Path:
-    return _copies_below(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    return _resolved(user_cache("urls"))
 
 
 @functools.cache
-def _copies_below(cache: str) -> Path:
-    return Path(cache).resolve() / "semid" / "urls"
+def _resolved(path: Path) -> Path:
+    return path.resolve()
 
 
 def url_of(path: Path) -> str | None:
@@ -115,8 +122,34 @@ def refresh(path: Path) -> None:
         fs.invalidate_cache()
         found = _finished({_checked_name(url, name): facts for name, facts in _files(fs, root).items()})
         _prune(path, found)
+        _say_in_use()
         for name, facts in found.items():
             _download(fs, posixpath.join(root, name) if name else root, path / name, facts)
+        make_room()
+
+
+def make_room() -> None:
+    """Remove copies, those first that were not read for longest, until all take no more than `LIMIT` bytes (none, with
+    SEMID_CACHE=off). Copies that a process may be reading stay, and what goes with unfinished work."""
+    remove_oldest(_copies(), limit=0 if is_off() else LIMIT, before=_first_use(), spared=_goes_with_work)
+
+
+def _say_in_use() -> None:
+    """Name this process among those that read copies; the file's time is that of its first reading."""
+    marker = _copies() / _USERS / in_use("reading")
+    if not marker.exists():
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.touch()
+        atexit.register(marker.unlink, missing_ok=True)
+
+
+def _first_use() -> float:
+    """Time of the first reading of any process that has not ended."""
+    times = [math.inf]
+    for marker in (_copies() / _USERS).glob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            marker.unlink() if has_ended(marker) else times.append(marker.stat().st_mtime)
+    return min(times)
 
 
 def _files(fs: AbstractFileSystem, root: str) -> dict[str, dict[str, Any]]:
@@ -184,6 +217,7 @@ def _download(fs: AbstractFileSystem, name: str, path: Path, facts: dict[str, An
     with contextlib.suppress(OSError):
         found = path.lstat()
         if (found.st_size, found.st_mtime_ns) == (facts["size"], stamp * 10**9):
+            os.utime(path, (time.time(), stamp))  # it is in use
             return
     path.parent.mkdir(parents=True, exist_ok=True)
     arriving = _copies() / ".arriving"  # what a kill leaves there is in nobody's way
@@ -192,7 +226,7 @@ def _download(fs: AbstractFileSystem, name: str, path: Path, facts: dict[str, An
     os.close(descriptor)
     try:
         fs.get_file(name, temporary)
-        os.utime(temporary, (stamp, stamp))
+        os.utime(temporary, (time.time(), stamp))
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)

@@ -15,10 +15,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from semid.artifacts import remote
-from semid.artifacts.files import Rename, has_ended, in_use, rename, sealed, sha256, write_json
+from semid.artifacts.files import Rename, rename, sealed, sha256, write_json
 from semid.artifacts.locks import locked
 from semid.artifacts.manifests import MANIFEST, Manifest, read_artifact, read_manifest, regular_file
 from semid.artifacts.places import Place, is_empty, resolved, try_folder
+from semid.artifacts.processes import has_ended, in_use
 from semid.config import difference
 from semid.errors import SemidError
 

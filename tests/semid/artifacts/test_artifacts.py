@@ -20,7 +20,7 @@ from semid.artifacts import (
     write_json,
     writing,
 )
-from semid.artifacts.files import in_use
+from semid.artifacts.processes import in_use
 from semid.errors import SemidError
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from semid import artifacts
 from semid.artifacts import places
-from semid.artifacts.files import in_use
 from semid.artifacts.manifests import MANIFEST
 from semid.artifacts.places import Place
+from semid.artifacts.processes import in_use
 from semid.errors import SemidError
 
 DEAD = "999999999"  # no process has this number

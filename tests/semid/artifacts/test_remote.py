@@ -89,6 +89,33 @@ def test_a_changed_artifact_is_fetched_again_and_what_it_lacks_goes(there, cache
     assert not (folder / "sub").exists()
 
 
+def test_copies_that_were_not_read_for_longest_make_room(there, cache, monkeypatch):
+    for name in ("a", "b"):
+        write(f"{there}/{name}")
+    folder = artifacts.fetched(f"{there}/a")
+    work = artifacts.place(f"{there}/m.checkpoints") / "step"
+    work.parent.mkdir()
+    work.write_text("x")
+    monkeypatch.setattr(remote, "LIMIT", 0)
+    artifacts.fetched(f"{there}/b")
+    assert artifacts.read_artifact(folder, "model")  # this process read it
+    (marker,) = (cache / "semid" / "urls" / ".users").iterdir()
+    for file in [*folder.rglob("*"), work]:  # as if an earlier one had
+        os.utime(file, (1, 1))
+    other = marker.with_name(marker.name.rpartition("-")[0] + "-1")  # a process that lives, and began before
+    other.touch()
+    os.utime(other, (0, 0))
+    artifacts.fetched(f"{there}/b")
+    assert (folder / MANIFEST).exists()
+    other.rename(marker.with_name(marker.name.rpartition("-")[0] + "-999999999"))  # one that has ended
+    copy = artifacts.fetched(f"{there}/b")
+    assert not any(file.is_file() for file in folder.rglob("*"))
+    assert [file.name for file in marker.parent.iterdir()] == [marker.name]
+    assert artifacts.read_artifact(copy, "model")
+    assert work.exists()
+    assert artifacts.read_artifact(artifacts.fetched(f"{there}/a"), "model")  # fetched again
+
+
 def test_a_damaged_copy_is_fetched_again_and_a_damaged_original_is_refused(there):
     write(f"{there}/m")
     folder = artifacts.fetched(f"{there}/m")

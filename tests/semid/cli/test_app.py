@@ -12,9 +12,10 @@ import pyarrow as pa
 import pytest
 
 from semid import __version__, artifacts
+from semid.caches import remove_oldest
 from semid.catalog import CATALOG_FILE, SemanticCatalog
 from semid.cli import app, main
-from semid.cli.cache import remove_oldest, use_compilation_cache
+from semid.cli.cache import use_compilation_cache
 from semid.cli.options import as_typed
 from semid.cli.recommend import Recommend
 from semid.cli.train import Train
