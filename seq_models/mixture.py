@@ -15,6 +15,7 @@ over the few items that the terms name, so that they cost the same in any catalo
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -62,7 +63,7 @@ class Mixture(NamedTuple):
         repeat_factor: float = 1.0,
     ) -> Mixture:
         """The mixture with numbers on the device. Raises ValueError for numbers out of range."""
-        if not (0 <= weight <= 1 and 0 <= decay <= 1 and repeat_factor >= 0):
+        if not (0 <= weight <= 1 and 0 <= decay <= 1 and 0 <= repeat_factor < math.inf):
             raise ValueError(
                 "expected a weight and a decay from 0 to 1 and a repeat_factor of at least 0, "
                 f"got {weight}, {decay} and {repeat_factor}"

@@ -82,17 +82,17 @@ def beam_search(
         children = trie.children(live.nodes, level=level)
         total = log_total(logits, children if softmax_over is SoftmaxOver.CHILDREN else None)
         log_probs = normalized(at_tokens(logits, children.tokens), total[..., None])
-        log_probs = live.log_probs[..., None] + log_probs
-        scores = log_probs
+        scores = live.log_probs[..., None] + log_probs
         if mixture is not None:
-            scores = mixture.of_children(log_probs, live.nodes, children.nodes, level=level)
+            scores = mixture.of_children(scores, live.nodes, children.nodes, level=level)
         open_ = children.valid & (live.scores != -jnp.inf)[..., None]
         if mask is not None:
             open_ = mask.left(open_, live.nodes, children.nodes, level=level)
         # enough candidates: either beam_size parents with a child each, or all parents and so all nodes of the level
         num_beams = min(beam_size, trie.tokens[level].shape[0])
-        scores = jnp.where(open_, scores, -jnp.inf)
-        live = _extend(live, trie, children, scores, num_beams, None if mixture is None else log_probs)
+        before, live = live, _extend(live, trie, children, jnp.where(open_, scores, -jnp.inf), num_beams)
+        if mixture is not None:
+            live = live._replace(log_probs=_log_probs(before, live.prefixes, logits, total))
     return _items(live, trie, mask, item_scores, num_results, mixture)
 
 
@@ -148,20 +148,25 @@ def _extend(
     children: Children,
     scores: Float[Array, "batch beam fan_out"],
     num_beams: int,
-    log_probs: Float[Array, "batch beam fan_out"] | None,
 ) -> _Live:
-    """The best children of the live prefixes, looked up again: cheaper than to keep the nodes of all that are not.
-
-    `log_probs` are the model's, where the scores are not.
-    """
+    """The best children of the live prefixes, looked up again: cheaper than to keep the nodes of all that are not."""
     level, token = live.prefixes.level, trie.tokens[live.prefixes.level]
-    best_scores, best = top_k(_flat(scores), num_beams)
-    best_log_probs = best_scores if log_probs is None else jnp.take_along_axis(_flat(log_probs), best, axis=-1)
+    log_probs, best = top_k(_flat(scores), num_beams)
     parents = best // scores.shape[-1]
     nodes = take_beams(children.nodes[..., 0], parents) + best % scores.shape[-1]
     nodes = jnp.minimum(nodes, len(trie.tokens[level]) - 1)
     prefixes = extend_prefixes(live.prefixes, parents, token[nodes].astype(jnp.int32))
-    return _Live(nodes, prefixes, best_log_probs, best_scores)
+    return _Live(nodes, prefixes, log_probs, log_probs)
+
+
+def _log_probs(
+    before: _Live, prefixes: Prefixes, logits: Float[Array, "batch parents size"], total: Float[Array, "batch parents"]
+) -> Float[Array, "batch beam"]:
+    """The model's log-probabilities of prefixes, where scores are not: looked up, cheaper than to keep those of all."""
+    parents, tokens = prefixes.ancestors[..., -1], prefixes.codes[..., -1]
+    last = jnp.take_along_axis(_flat(logits), parents * logits.shape[-1] + tokens, axis=-1)
+    sums, own = (take_beams(x, parents) for x in (total, before.log_probs))
+    return own + normalized(last, sums)
 
 
 def _items(

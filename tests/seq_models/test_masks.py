@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seq_models.masks import ItemMask
+from seq_models.masks import ItemMask, order_of, run_sums
 from seq_models.trie import Capacity, CodeTrie
 
 ITEMS, USERS, SIZES = 23, 4, (3, 3, 3)
@@ -125,3 +125,15 @@ def test_bad_masks_are_refused(lists, message):
     ItemMask.from_items(trie, allowed=np.ones((1, ITEMS), bool), denied=np.array([[-1, ITEMS - 1]]), codes=CODES)
     with pytest.raises(ValueError, match=message):
         ItemMask.from_items(trie, **({"codes": CODES} | lists))
+
+
+@pytest.mark.parametrize("most", [40, 2**30], ids=["packed", "too large to pack"])
+def test_keys_are_ordered_stably(most):
+    keys = np.random.default_rng(0).integers(0, 40, (USERS, 37)).astype(np.int32)
+    np.testing.assert_array_equal(order_of(jnp.asarray(keys), most=most), np.argsort(keys, axis=1, kind="stable"))
+
+
+def test_sums_of_runs_are_exact_whatever_stands_around_them():
+    values, keys = np.asarray([[1e8, 1.0, 2.0, 3.0, 1e-8, 5.0]]), np.asarray([[0, 3, 3, 3, 7, 8]], np.int32)
+    sums = run_sums(jnp.asarray(values, jnp.float32), jnp.asarray(keys))
+    np.testing.assert_array_equal(sums, np.asarray([[1e8, 1, 3, 6, 1e-8, 5]], np.float32))

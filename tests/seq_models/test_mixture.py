@@ -186,11 +186,89 @@ def test_a_search_by_mass_equals_enumeration(kind, softmax_over):
 @every_family
 def test_every_family_mixes_alike(name):
     """In the search, in exact scores and in those of all items; without boosts and masks."""
+    leaves = name not in ("hybrid", "sasrec")
     for seed, mixed in list(mixtures())[1::5]:
         batch, (tables, _) = requests(seed, boosts=False)._replace(allowed=None, denied=None), catalogue("levels")
         _, _, alone = run(name, "levels", batch, None)
-        check(
-            run(name, "levels", batch, mixed),
-            expected(alone, tables, batch, mixed, leaves=name != "hybrid" and name != "sasrec"),
-            batch,
+        check(run(name, "levels", batch, mixed), expected(alone, tables, batch, mixed, leaves=leaves), batch)
+
+
+def test_without_a_graph_repeats_or_boosts_only_collisions_are_told_apart():
+    """A mixture that does nothing ranks as none, but gives each item of a leaf an equal share of it."""
+    batch, (tables, _) = requests(0, boosts=False), catalogue("collisions")
+    (plain, _, alone), (top, _, every) = (
+        run("rq-transformer", "collisions", batch, m) for m in (None, Mixture.from_numbers())
+    )
+    check((top, every, every), expected(alone, tables, batch, Mixture.from_numbers(), leaves=True), batch)
+    assert (plain.scores > top.scores + 0.5).any()  # control: some leaves have two items
+    np.testing.assert_allclose(np.exp(every).sum(axis=1), np.exp(alone[:, leaf_firsts(tables)]).sum(axis=1), rtol=1e-5)
+
+
+def leaf_firsts(tables):
+    """One active row of every leaf."""
+    rows = np.flatnonzero(np.asarray(tables.active))
+    return rows[np.unique(np.asarray(tables.codes)[rows], axis=0, return_index=True)[1]]
+
+
+def test_the_largest_shares_are_the_graphs_distribution(monkeypatch):
+    batch, (tables, _) = requests(3, boosts=False)._replace(allowed=None, denied=None), catalogue("levels")
+    mixed = Mixture.from_numbers(neighbors(3), weight=1.0, decay=0.6, repeat_factor=1.0)
+    _, _, alone = run("sasrec", "levels", batch, None)
+    (tables, trie), (graph, params) = catalogue("levels"), model("sasrec", "levels")
+    monkeypatch.setattr(mixture, "GRAPH_ITEMS", 4)
+    options = {"blocks": None, "softmax_over": SoftmaxOver.CHILDREN, "mixture": mixed}
+    found = nnx.merge(graph, params).catalog_log_probs(tables, trie, batch, **options)
+    wanted = expected(alone, tables, batch, mixed, leaves=False, most=4)
+    np.testing.assert_allclose(np.exp(found), wanted, atol=1e-5)
+    assert ((wanted > 0).sum(axis=1)[[0, 2, 3]] == 4).all()
+    assert ((expected(alone, tables, batch, mixed, leaves=False) > 0).sum(axis=1)[[0, 2, 3]] > 4).any()  # control
+
+
+@functools.partial(jax.jit, static_argnames="graph")
+def three_best(graph, params, tables, trie, batch, mixed):
+    """Of three beams."""
+    options = {"softmax_over": SoftmaxOver.VOCABULARY, "mixture": mixed}
+    return nnx.merge(graph, params).top(tables, trie, batch, k=3, beam_size=3, **options)
+
+
+@pytest.mark.parametrize("name", ["rq-transformer", "hybrid"])
+def test_items_of_the_graph_alone_are_found_by_few_beams(name):
+    """Though the model finds them impossible: their logits are so low that the probability is zero in float32."""
+    (tables, trie), (graph, params) = catalogue("tie-break"), model(name, "tie-break")
+    codes = np.asarray(tables.codes)[:ITEMS]
+    active = np.flatnonzero(np.asarray(tables.active)[:ITEMS])
+    wanted = active[codes[active, 0] == 0][:3]
+    if name != "hybrid":  # whose dense head is another model
+        params["biases"][0] = jax.tree.map(lambda x: x.at[0].set(-1e4), params["biases"][0])
+    rows = np.full((ROWS, WIDTH), -1, np.int32)
+    rows[active[-1]] = wanted
+    edges = ItemNeighbors(jnp.asarray(rows), jnp.asarray(np.tile([3.0, 2.0, 1.0], (ROWS, 1)), jnp.float32))
+    batch = RequestBatch(jnp.full((USERS, LENGTH), active[-1]), jnp.ones((USERS, LENGTH), jnp.int32))
+    without, found = (
+        three_best(graph, params, tables, trie, batch, Mixture.from_numbers(edges, weight=w, repeat_factor=0.5))
+        for w in (0.0, 0.999)
+    )
+    assert found.rows.tolist() == [wanted.tolist()] * USERS
+    np.testing.assert_allclose(np.exp(found.scores), np.broadcast_to([[3 / 6, 2 / 6, 1 / 6]], (USERS, 3)), atol=2e-3)
+    assert (without.rows != found.rows).any()  # control
+
+
+def test_bfloat16_gives_the_probabilities_of_float32_to_its_precision():
+    batch, mixed = requests(1), Mixture.from_numbers(neighbors(1), weight=0.3, decay=0.6)
+    with jax.numpy_dtype_promotion("standard"):  # jax promotes inside dot_product_attention
+        (_, _, exact), (top, _, rough) = (
+            run("rq-transformer", "levels", batch, mixed, dtype=d) for d in (Precision.FLOAT32, Precision.BFLOAT16)
         )
+    np.testing.assert_allclose(np.exp(rough), np.exp(exact), atol=0.05)
+    for user in range(USERS):
+        rows = top.rows[user][top.rows[user] >= 0]
+        np.testing.assert_allclose(top.scores[user][: len(rows)], rough[user, rows], atol=0.05)
+
+
+def test_numbers_and_neighbors_are_checked():
+    for wrong in ({"weight": 1.1}, {"weight": -0.1}, {"decay": 2.0}, {"repeat_factor": -1.0}, {"weight": np.nan}):
+        with pytest.raises(ValueError, match=r"^expected a weight and a decay from 0 to 1 and a repeat_factor of at"):
+            Mixture.from_numbers(**wrong)
+    few = ItemNeighbors(*(x[:-1] for x in neighbors(0)))
+    with pytest.raises(ValueError, match=r"^expected the neighbors of all 26 rows of the item tables, got 25"):
+        run("sasrec", "levels", requests(0, boosts=False), Mixture.from_numbers(few))

@@ -1,5 +1,7 @@
 """The recommender against brute force: search equals scoring every item, whatever the batch, the filter or the file."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pandas as pd
@@ -460,3 +462,66 @@ def test_a_narrow_beam_gives_k_items_nevertheless(model):
     assert len(top.item_ids[0]) == 8
     np.testing.assert_allclose(top.scores[0], model.score([["i1", "i2"]], top.item_ids[0])[0], atol=1e-5)
     assert (np.diff(top.scores[0]) <= 0).all()
+
+
+@pytest.fixture(scope="module", params=["codes", "dense"])
+def unrepeated(request) -> tuple[Recommender, Recommender]:
+    """A recommender, and one of the same model for data without repeats."""
+    plain = _make(request.param, _catalog())
+    parts = {"features": plain._features, "train_counts": plain._train_counts}
+    spec = dataclasses.replace(plain.spec, repeat_factor=0.0)
+    return plain, Recommender(plain.model, plain.catalog, spec=spec, **parts)
+
+
+def test_a_model_of_data_without_repeats_never_recommends_the_history(unrepeated):
+    """Its mass goes to the others in proportion; what the model no longer reads is closed, and keeps its score."""
+    plain, model = unrepeated
+    histories = [IDS[3:5], [*IDS[10:16], "i3", "i4"]]
+    before, scores = np.exp(plain.score(histories, IDS)), np.exp(model.score(histories, IDS))
+    seen = np.asarray([[item in history[-4:] for item in IDS] for history in histories])
+    left = np.where(seen, 0, before / (1 - np.where(seen, before, 0).sum(axis=1, keepdims=True)))
+    np.testing.assert_allclose(scores, left, atol=1e-5)
+    top = model.recommend(histories, k=ITEMS, beam_size=BEAM)
+    for index, history in enumerate(histories):
+        assert set(top.item_ids[index]) == set(IDS) - set(history)
+        rows = [IDS.index(item) for item in top.item_ids[index]]
+        np.testing.assert_allclose(np.exp(top.scores[index][: len(rows)]), left[index, rows], atol=1e-5)
+    assert set(plain.recommend(histories, k=ITEMS, beam_size=BEAM).item_ids[1]) == set(IDS)  # control
+
+
+def test_boosts_multiply_probabilities_and_nothing_else(unrepeated):
+    boosts = {"i5": 1.5, "i6": 0.0, "i9": 40.0}
+    for model in unrepeated:
+        histories = [["i1", "i2"], ["i5", "i9"], []]
+        scores = model.score(histories, IDS)
+        with np.errstate(divide="ignore"):
+            scores[:, [5, 6, 9]] += np.log(np.asarray([1.5, 0, 40], np.float32))
+        top = model.recommend(histories, k=ITEMS, beam_size=BEAM, boosts=boosts)
+        for index, found in enumerate(top.item_ids):
+            ids, values = _brute_force(scores[index], int(np.isfinite(scores[index]).sum()))
+            assert found == ids
+            np.testing.assert_allclose(top.scores[index][: len(ids)], values, atol=1e-5)
+        kept = model.recommend(histories, k=ITEMS, beam_size=BEAM, boosts=boosts | {"x": 2.0}, skip_unknown=True)
+        assert kept.item_ids == top.item_ids
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"boosts": {"i5": -1.0}}, r"^expected a finite boost of at least 0 for item 'i5', got -1\.0$"),
+        (
+            {"boosts": {"i5": 1.0, "i6": float("nan")}},
+            r"^expected a finite boost of at least 0 for item 'i6', got nan$",
+        ),
+        ({"boosts": {"i5": "much"}}, "^expected numbers as boosts"),
+        ({"boosts": {"x": 2.0}}, "item id 'x'"),
+        ({"graph_weight": 0.5}, r"^a graph_weight of 0\.5 needs an item graph, and the recommender has none$"),
+        (
+            {"graph_weight": 1.5},
+            r"^expected a graph_weight from 0 \(the model alone\) to 1 \(the graph alone\), got 1\.5$",
+        ),
+    ],
+)
+def test_what_is_no_boost_or_weight_is_refused(unrepeated, options, message):
+    with pytest.raises(SemidError, match=message):
+        unrepeated[0].recommend([["i1"]], k=2, **options)
