@@ -93,7 +93,7 @@ class DenseTransformer(ItemModel):
         """Full-softmax cross-entropy of the next item: the whole loss, and so named."""
         vectors = self.vectors(tables.features)
         states = self.states(vectors, batch.history, batch.segments, key=key)
-        return {"loss": item_cross_entropy(states, vectors, batch.targets, batch.weights)}
+        return {"loss": item_cross_entropy(states, vectors, batch.targets, batch.weights, seen=batch.seen)}
 
     def top(
         self,

@@ -99,7 +99,10 @@ class HybridTransformer(RQTransformer):
         terms = code_loss_terms(logits, tables, batch, trie=trie, smoothing=smoothing)
         # An unknown item is no negative: of a zero vector it adds the same to every sum.
         vectors = jnp.where(tables.known[:, None], self.vectors(_required(tables.features)), 0.0)
-        return terms | {"loss/dense": item_cross_entropy(self.queries(states), vectors, batch.targets, batch.weights)}
+        queries = self.queries(states)
+        return terms | {
+            "loss/dense": item_cross_entropy(queries, vectors, batch.targets, batch.weights, seen=batch.seen)
+        }
 
     def top(
         self,

@@ -92,10 +92,13 @@ def item_cross_entropy(
     vectors: Float[Array, "items dim"],
     targets: Int[Array, "*n"],
     weights: Float[Array, "*n"],
+    *,
+    seen: Int[Array, "*n s"] | None = None,
 ) -> Float[Array, ""]:
-    """Weighted mean of the full-softmax cross-entropy of the next item among all, in nats."""
+    """Weighted mean of the full-softmax cross-entropy of the next item among all but those `seen`, in nats."""
     flat = (states.reshape(-1, states.shape[-1]), vectors, jnp.maximum(targets, 0).reshape(-1), weights.reshape(-1))
-    return softmax_cross_entropy(*flat) / jnp.maximum(jnp.sum(weights), 1)
+    without = None if seen is None else seen.reshape(-1, seen.shape[-1])
+    return softmax_cross_entropy(*flat, without=without) / jnp.maximum(jnp.sum(weights), 1)
 
 
 def distillation(
@@ -109,11 +112,12 @@ def distillation(
     """Cross-entropy of each level to a teacher that scores items, given the target's codes before that level.
 
     `teacher_codes` are those of k items, for instance its best; `teacher_scores` their logits, divided by a temperature
-    if desired. The teacher's probability of a code is that of the items that share the target's prefix, summed by code;
-    where none of the k items shares it, the level has no loss. UniGRec (arXiv 2601.17438) distils a teacher over items
-    as well, by contrasting states: this needs no projection between their widths.
+    if desired, -inf of those that do not count. The teacher's probability of a code is that of the items that share the
+    target's prefix, summed by code; where none of the k items shares it, the level has no loss. UniGRec (arXiv
+    2601.17438) distils a teacher over items as well, by contrasting states: this needs no projection between their
+    widths.
     """
-    shares_prefix, losses = jnp.ones(teacher_scores.shape, bool), []
+    shares_prefix, losses = teacher_scores > -jnp.inf, []
     for level, of_level in enumerate(logits):
         known = jnp.any(shares_prefix, axis=-1)
         powers = jax.nn.softmax(jnp.where(shares_prefix, teacher_scores, jnp.finfo(jnp.float32).min), axis=-1)
@@ -139,10 +143,14 @@ def softmax_cross_entropy(
     targets: Int[Array, " n"],
     weights: Float[Array, " n"],
     *,
+    without: Int[Array, "n s"] | None = None,
     row_axes: tuple[str, ...] = (),
     id_axes: tuple[str, ...] = (),
 ) -> Float[Array, ""]:
     """Sum over n of `weight * -log softmax(vectors @ state)[target]`, never holding all n x ids logits.
+
+    The softmax of a state is over all ids but those in its row of `without`, in any order and number, -1 for none; its
+    target must not be one of them, where it has weight.
 
     Blocks of states are taken one after another, and each block's gradient is computed along with its loss, as in
     fused linear cross-entropy kernels: three matrix products, and two passes over logits that stay in cache. Where the
@@ -152,7 +160,7 @@ def softmax_cross_entropy(
     states may lie over `row_axes` and the vectors over `id_axes`, whose sizes must divide n and ids: each device then
     computes its part of the logits, and only sums travel.
     """
-    return _weighted_sum(states, vectors, targets, weights, (row_axes, id_axes))
+    return _weighted_sum(states, vectors, targets, weights, without, (row_axes, id_axes))
 
 
 class _Gradients(NamedTuple):
@@ -163,25 +171,32 @@ class _Gradients(NamedTuple):
     weights: Any
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _weighted_sum(states: Array, vectors: Array, targets: Array, weights: Array, axes: tuple) -> Array:
-    return _forward(states, vectors, targets, weights, axes)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _weighted_sum(
+    states: Array, vectors: Array, targets: Array, weights: Array, without: Array | None, axes: tuple
+) -> Array:
+    return _forward(states, vectors, targets, weights, without, axes)[0]
 
 
 def _forward(
-    states: Array, vectors: Array, targets: Array, weights: Array, axes: tuple[tuple[str, ...], tuple[str, ...]]
+    states: Array,
+    vectors: Array,
+    targets: Array,
+    weights: Array,
+    without: Array | None,
+    axes: tuple[tuple[str, ...], tuple[str, ...]],
 ) -> tuple[Array, _Gradients]:
     run = functools.partial(_shard, row_axes=axes[0], id_axes=axes[1])
     if axes[0] or axes[1]:
         rows, ids = (PartitionSpec(names or None) for names in axes)
         specs = PartitionSpec(), _Gradients(rows, ids, rows)
-        run = jax.shard_map(run, in_specs=(rows, ids, rows, rows), out_specs=specs, check_vma=False)
-    return run(states, vectors, targets, weights)
+        run = jax.shard_map(run, in_specs=(rows, ids, rows, rows, rows), out_specs=specs, check_vma=False)
+    return run(states, vectors, targets, weights, without)
 
 
 def _backward(axes: tuple, gradients: _Gradients, scale: Array) -> tuple:
     by_states, by_vectors, by_weights = (x * scale.astype(x.dtype) for x in gradients)
-    return by_states, by_vectors, None, by_weights
+    return by_states, by_vectors, None, by_weights, None
 
 
 _weighted_sum.defvjp(_forward, _backward)
@@ -192,16 +207,19 @@ def _shard(
     vectors: Array,
     targets: Array,
     weights: Array,
+    without: Array | None,
     *,
     row_axes: tuple[str, ...],
     id_axes: tuple[str, ...],
 ) -> tuple[Array, _Gradients]:
     """One device's states over its own ids: the loss and all gradients, summed over the mesh where they must be."""
     n, ids = len(states), len(vectors)
-    targets = targets - ids * jax.lax.axis_index(id_axes) if id_axes else targets
+    without = jnp.zeros((n, 0), targets.dtype) if without is None else without
+    if id_axes:
+        targets, without = (x - ids * jax.lax.axis_index(id_axes) for x in (targets, without))
     rows = min(_BLOCK // ids if _BLOCK // ids >= _FEW_STATES else _MANY_STATES, n)
     width = min(max(_BLOCK // rows, 1), ids)
-    blocks = [_padded(x, rows) for x in (states, targets, weights)]
+    blocks = [_padded(x, rows) for x in (states, targets, weights, without)]
     one = functools.partial(_block, of_ids=_padded(vectors.astype(states.dtype), width), num_ids=ids, id_axes=id_axes)
     by_vectors, (losses, by_states) = jax.lax.scan(one, jnp.zeros(vectors.shape, jnp.float32), tuple(blocks))
     by_weights, by_states = losses.reshape(-1)[:n], by_states.reshape(-1, states.shape[1])[:n]
@@ -213,14 +231,14 @@ def _shard(
 
 def _block(
     by_vectors: Float[Array, "ids dim"],
-    inputs: tuple[Float[Array, "rows dim"], Int[Array, " rows"], Float[Array, " rows"]],
+    inputs: tuple[Float[Array, "rows dim"], Int[Array, " rows"], Float[Array, " rows"], Int[Array, "rows without"]],
     *,
     of_ids: Float[Array, "blocks width dim"],
     num_ids: int,
     id_axes: tuple[str, ...],
 ) -> tuple[Array, tuple[Float[Array, " rows"], Float[Array, "rows dim"]]]:
     """Loss and gradient of one block of states, those of the vectors added to what came before."""
-    state, target, weight = inputs
+    state, target, weight, without = inputs
     blocks, width = of_ids.shape[:2]
     begins = width * jnp.arange(blocks)
     over_ids = functools.partial(jax.lax.scan, xs=(of_ids, begins), unroll=blocks == 1)  # one block: no loop, and so
@@ -228,6 +246,9 @@ def _block(
 
     def logits_of(vectors: Array, begin: Array) -> Array:
         logits = jnp.matmul(state, vectors.T, preferred_element_type=jnp.float32)
+        if without.shape[1]:
+            at = jnp.where(without < begin, width, without - begin)  # what lies outside is dropped
+            logits = jax.vmap(lambda row, gone: row.at[gone].set(-jnp.inf, mode="drop"))(logits, at)
         if num_ids % width == 0:
             return logits
         return jnp.where((begin + jnp.arange(width) < num_ids)[None], logits, -jnp.inf)
@@ -243,7 +264,8 @@ def _block(
         by_state += jnp.matmul(shares, ids[0], preferred_element_type=jnp.float32)
         return by_state, jnp.matmul(shares.T, state, preferred_element_type=jnp.float32)
 
-    start = jnp.full((len(state), 1), -jnp.inf), jnp.zeros((len(state), 1))
+    # Not -inf: all ids of a block may be left out.
+    start = jnp.full((len(state), 1), jnp.finfo(jnp.float32).min), jnp.zeros((len(state), 1))
     (largest, total), _ = over_ids(measure, start)
     if id_axes:
         of_device, largest = largest, jax.lax.pmax(largest, id_axes)
@@ -264,5 +286,6 @@ def _block(
 
 def _padded(x: Array, size: int) -> Shaped[Array, "blocks size *rest"]:
     """In blocks of `size` rows, the last one filled up with zeros."""
-    missing = -len(x) % size
-    return jnp.pad(x, ((0, missing), *[(0, 0)] * (x.ndim - 1))).reshape(-1, size, *x.shape[1:])
+    blocks = -(-len(x) // size)
+    missing = blocks * size - len(x)
+    return jnp.pad(x, ((0, missing), *[(0, 0)] * (x.ndim - 1))).reshape(blocks, size, *x.shape[1:])

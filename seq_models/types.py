@@ -97,22 +97,33 @@ class ItemTables(NamedTuple):
 
 
 class TeacherItems(NamedTuple):
-    """A teacher's best items per target position, and their scores: logits, divided by a temperature if desired."""
+    """A teacher's best items per target position, and their scores: logits, divided by a temperature if desired.
 
-    rows: Int[Array, "*n k"]
-    scores: Float[Array, "*n k"]
+    -1 and -inf where there are fewer than k.
+    """
+
+    rows: Int[Any, "*n k"]
+    scores: Float[Any, "*n k"]
 
 
 class TrainingBatch(NamedTuple):
     """Histories of item rows and the items that followed, in the model's layout.
 
-    `segments` numbers the histories of a row from 1, 0 being padding; `targets` is -1 where there is none.
+    `segments` numbers the histories of a row from 1, 0 being padding; `targets` is -1 where there is none. `seen` are
+    the items that a target cannot be, -1 for none.
     """
 
     history: Int[Array, "b t"]
     segments: Int[Array, "b t"]
     targets: Int[Array, "*n"]
     teacher: TeacherItems | None = None
+    seen: Int[Array, "*n t"] | None = None
+
+    def without_repeats(self) -> TrainingBatch:
+        """The batch where no item follows itself: `seen` is each position's own history; a target in it is none."""
+        seen = seen_items(self.history, self.segments, last=self.targets.ndim == 1)
+        repeated = jnp.any(seen == self.targets[..., None], axis=-1)
+        return self._replace(targets=jnp.where(repeated, -1, self.targets), seen=seen)
 
     @property
     def weights(self) -> Float[Array, "*n"]:
@@ -133,6 +144,18 @@ class Boosts(NamedTuple):
 
     rows: Int[Array, "b n"]
     factors: Float[Array, "b n"]
+
+
+def seen_items(
+    history: Int[Array, "b t"], segments: Int[Array, "b t"], *, last: bool
+) -> Int[Array, "b t t"] | Int[Array, "b t"]:
+    """The items of each position's own segment up to it, else -1; of rows with one history each, up to the `last`."""
+    if last:
+        return jnp.where(segments > 0, history, -1)
+    position = jnp.arange(history.shape[1])
+    own = (segments[:, :, None] == segments[:, None, :]) & (segments[:, :, None] > 0)
+    own &= (position[None, :] <= position[:, None])[None]
+    return jnp.where(own, history[:, None, :], -1)
 
 
 class RequestBatch(NamedTuple):

@@ -25,8 +25,10 @@ FLOATS = (0, 1, 3)  # states, vectors, weights
 
 
 @jax.jit
-def reference(states, vectors, targets, weights):
+def reference(states, vectors, targets, weights, without=None):
     logits = jnp.matmul(states, vectors.T, precision="highest")
+    if without is not None:
+        logits = jnp.where(jax.nn.one_hot(without, len(vectors), dtype=bool).any(axis=1), -jnp.inf, logits)
     return jnp.sum(weights * optax.softmax_cross_entropy_with_integer_labels(logits, targets))
 
 
@@ -40,10 +42,19 @@ def problem(n, ids, *, seed=0, scale=1.0):
     return jax.device_put((states, vectors, rng.integers(0, ids, n), weights))
 
 
-def check(inputs, placed=None, **axes):
-    loss = functools.partial(softmax_cross_entropy, **axes)
+def left_out(inputs, width, *, seed=0):
+    """Ids for each state to leave out, some of them twice or none (-1), never its target."""
+    states, vectors, targets, _ = inputs
+    rng = np.random.default_rng(seed)
+    without = rng.integers(-1, len(vectors), (len(states), width)).astype(np.int32)
+    without[:, -1] = without[:, 0]
+    return jax.device_put(np.where(without == np.asarray(targets)[:, None], -1, without))
+
+
+def check(inputs, placed=None, without=None, **axes):
+    loss = functools.partial(softmax_cross_entropy, without=without, **axes)
     value, gradients = jax.jit(jax.value_and_grad(loss, FLOATS))(*(placed or inputs))
-    expected, wanted = reference_and_gradients(*inputs)
+    expected, wanted = reference_and_gradients(*inputs, without)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     for got, want in zip(gradients, wanted, strict=True):  # small entries are what is left of terms like the largest
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * max(1.0, np.abs(want).max()))
@@ -54,7 +65,8 @@ def check(inputs, placed=None, **axes):
 def test_value_and_gradients_are_those_of_optax(n, ids, monkeypatch):
     monkeypatch.setattr(losses, "_BLOCK", 24)
     monkeypatch.setattr(losses, "_FEW_STATES", 1)
-    check(problem(n, ids))
+    check(inputs := problem(n, ids))
+    check(inputs, without=left_out(inputs, 3))
 
 
 # 24 logits and 4 states a block, hence 6 ids: a whole number of blocks of either, and a rest of either or both.
@@ -63,7 +75,20 @@ def test_blocks_of_ids_change_nothing(n, ids, monkeypatch):
     for name, value in {"_BLOCK": 24, "_FEW_STATES": 9, "_MANY_STATES": 4}.items():
         monkeypatch.setattr(losses, name, value)
     check(problem(n, ids))
-    check(problem(n, ids, scale=5.0))
+    check(inputs := problem(n, ids, scale=5.0))
+    check(inputs, without=left_out(inputs, 30))  # of some states, a block of ids altogether
+
+
+def test_a_state_may_leave_out_all_ids_but_its_target(monkeypatch):
+    for name, value in {"_BLOCK": 24, "_FEW_STATES": 9, "_MANY_STATES": 4}.items():
+        monkeypatch.setattr(losses, name, value)
+    states, vectors, targets, _ = problem(7, 14, scale=5.0)
+    others = jnp.where(jax.nn.one_hot(targets, 14, dtype=bool), -1, jnp.arange(14)[None])
+    loss = functools.partial(softmax_cross_entropy, without=others)
+    value, gradients = jax.value_and_grad(loss, (0, 1))(states, vectors, targets, jnp.ones(7))
+    assert value == pytest.approx(0, abs=1e-4)
+    for gradient in gradients:
+        np.testing.assert_allclose(gradient, 0, atol=1e-4)
 
 
 def test_one_block_holds_a_small_problem():
@@ -111,8 +136,22 @@ def test_states_and_ids_over_eight_devices_give_the_same(shape, row_axes, id_axe
     with jax.set_mesh(mesh):
         placed = jax.device_put(inputs, (rows, ids, rows, rows))
         check(inputs, placed, row_axes=row_axes, id_axes=id_axes)
+        without = jax.device_put(left_out(inputs, 5), rows)
+        check(inputs, placed, without, row_axes=row_axes, id_axes=id_axes)
         gradient = jax.jit(jax.grad(functools.partial(softmax_cross_entropy, row_axes=row_axes, id_axes=id_axes), 1))
         assert gradient(*placed).sharding.is_equivalent_to(ids, 2)
+
+
+def test_states_over_devices_leave_their_ids_out_where_they_are():
+    """Nothing but sums travels between devices, though the loss is not told how the states lie."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    inputs = problem(48, 24)
+    rows, whole = (NamedSharding(mesh, PartitionSpec(names)) for names in ("data", None))
+    placed = jax.device_put((*inputs, left_out(inputs, 5)), (rows, whole, rows, rows, rows))
+    loss = jax.jit(lambda *given: softmax_cross_entropy(*given[:4], without=given[4]))
+    text = jax.jit(jax.value_and_grad(loss, FLOATS)).lower(*placed).compile().as_text()
+    assert "all-reduce" in text
+    assert "all-gather" not in text
 
 
 def test_no_array_of_all_logits_is_held(monkeypatch):
@@ -124,6 +163,7 @@ def test_no_array_of_all_logits_is_held(monkeypatch):
         return f"tensor<{n}x{ids}xf32>" in text
 
     assert not held(softmax_cross_entropy)
+    assert not held(functools.partial(softmax_cross_entropy, without=jnp.zeros((n, 3), jnp.int32)))
     assert held(reference)
 
 
