@@ -11,7 +11,7 @@ from semid.data.content import ContentEncoder, StoredEncoder, is_encoder_file, j
 from semid.data.dataset import Dataset
 from semid.data.faults import Faults, raise_faults
 from semid.data.features import Standardizer, content_blocks
-from semid.data.histories import Histories
+from semid.data.histories import Histories, Repeats
 from semid.data.ids import Id, as_ids, as_masks, parse_ids, read_id_file, read_ids
 from semid.data.images import load_image
 from semid.data.importing import add_vector_files
@@ -31,6 +31,7 @@ __all__ = [
     "Histories",
     "Id",
     "LeaveOneOut",
+    "Repeats",
     "SplitRule",
     "Splits",
     "Standardizer",

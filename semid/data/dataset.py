@@ -17,6 +17,7 @@ from semid import arrow, artifacts, config
 from semid.arrow import is_text, read_parquet, to_lists, to_matrix, write_parquet
 from semid.artifacts import Kind, Origin
 from semid.data.content import StoredEncoder, joined_texts, read_encoders
+from semid.data.histories import Repeats
 from semid.data.importing import read_import
 from semid.data.splits import LeaveOneOut, SplitRule, Splits, split
 from semid.data.validation import checked_items, checked_tables
@@ -164,6 +165,11 @@ class Dataset:
         """Interactions of the training histories."""
         return int(self.splits.train.lengths.sum())
 
+    @functools.cached_property
+    def repeats(self) -> Repeats:
+        """Training targets, all items of the training histories but each one's first, that their own history holds."""
+        return self.splits.train.repeats()
+
     @property
     def text_columns(self) -> list[str]:
         """Names of the string and list-of-string columns other than the id."""
@@ -252,6 +258,7 @@ class Dataset:
             "repeated (user, item)": int(len(self.item) - len(pairs)),
             "split": config.to_dict(self.split_rule)["type"],
             "training interactions": self.num_training_interactions,
+            "training targets seen before": f"{self.repeats.repeated:,} of {self.repeats.targets:,}",
             "validation examples": len(self.splits.validation),
             "test examples": len(self.splits.test),
         }

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int
 
 from semid.errors import SemidError
+
+# `repeats` goes through about so many items at once.
+_ITEMS = 1 << 20
+
+
+class Repeats(NamedTuple):
+    """Number of targets that stand in their own history, and of all targets."""
+
+    repeated: int
+    targets: int
+
+    @property
+    def share(self) -> float:
+        """Share of the targets that stand in their own history; 0 where there are none."""
+        return self.repeated / max(self.targets, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +75,17 @@ class Histories:
     def popularity(self, num_items: int) -> Int[np.ndarray, " items"]:
         """Number of occurrences of each item row."""
         return np.bincount(self.flat()[0], minlength=num_items)
+
+    def repeats(self) -> Repeats:
+        """Repeats among the items behind each history's first, each after all that its history has before it."""
+        size, seen = int(self.items.max(initial=0)) + 1, np.cumsum(self.lengths, dtype=np.int64)
+        cuts = np.searchsorted(seen, np.arange(0, seen[-1] if len(seen) else 0, _ITEMS)).tolist()
+        repeated = 0
+        for start, end in itertools.pairwise([*cuts, len(self)]):
+            items, owner = self.take(slice(start, end)).flat()
+            pairs = np.sort(owner * size + items)
+            repeated += int((pairs[1:] == pairs[:-1]).sum())
+        return Repeats(repeated, int(np.maximum(self.lengths - 1, 0).sum()))
 
     def padded(self, length: int) -> tuple[Int[np.ndarray, "n length"], Bool[np.ndarray, "n length"]]:
         """The last `length` items of each history, right-padded with row 0, and where they are real."""

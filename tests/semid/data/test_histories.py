@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from semid.data import Histories
+from semid.data import Histories, Repeats
 from semid.errors import SemidError
 
 LISTS = [[3, 1, 4], [], [1, 5, 9, 2, 6], [5], []]
@@ -45,6 +45,17 @@ def test_padded_holds_the_last_items_on_the_left(length):
     assert rows.dtype == np.int32
     assert rows.tolist() == [(values[-length:] + [0] * length)[:length] for values in LISTS]
     assert real.tolist() == [[i < len(values) for i in range(length)] for values in LISTS]
+
+
+@pytest.mark.parametrize("block", [1, 3, 100])
+def test_repeats_are_targets_that_stand_before_in_their_own_history(block, monkeypatch):
+    monkeypatch.setattr("semid.data.histories._ITEMS", block)
+    rng = np.random.default_rng(0)
+    lists = [[], [7], [7, 7], [7, 8, 7, 7], [7], *(rng.integers(0, 9, n).tolist() for n in rng.integers(0, 12, 30))]
+    targets = [row[at] in row[:at] for row in lists for at in range(1, len(row))]
+    assert Histories.from_lists(lists).repeats() == Repeats(sum(targets), len(targets))
+    assert Histories.from_lists([[1, 2], [2, 1], [3]]).repeats() == Repeats(0, 2)  # of others, nothing repeats
+    assert Histories.from_lists([]).repeats().share == 0
 
 
 def test_no_histories():
