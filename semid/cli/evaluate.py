@@ -72,7 +72,7 @@ class Evaluate:
             provenance["catalog"] = next(iter(models.values())).catalog.digest
         provenance["request"] = self._request(dataset, provenance)
         if before := _measured(out, provenance["request"], examples):
-            self._print(before["rows"], before["provenance"]["beam_against_exact"])
+            self._print(before["rows"], before["provenance"]["beam_against_exact"], models, dataset)
             console.print(
                 f"{artifacts.shown(str(out))}: measured before, of the same models, dataset and options; skipped"
             )
@@ -100,15 +100,24 @@ class Evaluate:
         searched = {
             name: against_exact(model, dataset, **shared) for name, model in models.items() if model.codes is not None
         }
-        self._print(rows, searched)
+        self._print(rows, searched, models, dataset)
         first = next(iter(models))
         out.parent.mkdir(parents=True, exist_ok=True)
         users = example_users(models[first], dataset, **shared, exclude_seen=self.exclude_seen) if examples else None
         provenance |= {"beam_against_exact": searched}
         write_metrics(out, self.split, rows, measured[first].provenance | provenance, examples=users)
 
-    def _print(self, rows: Sequence[dict], searched: Mapping[str, Mapping[str, Any]]) -> None:
+    def _print(
+        self,
+        rows: Sequence[dict],
+        searched: Mapping[str, Mapping[str, Any]],
+        models: Mapping[str, Recommender],
+        dataset: Dataset,
+    ) -> None:
         console.print(metrics_table(rows, self.ks))
+        if unseen := [name for name, model in models.items() if not model.repeats]:
+            share = f"{dataset.repeats.share:.2%} of the training targets stand in their own history"
+            console.print(f"{', '.join(unseen)}: items of the history are left out ({share})")
         for name, search in searched.items():
             share = f"{search['exact_top_10_found']:.2%} of the exact top 10 ({search['users']} users)"
             console.print(f"{name}: a beam of {self.beam_size} finds {share}")

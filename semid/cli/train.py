@@ -56,8 +56,9 @@ class Train:
 
     def run(self) -> None:
         dataset, given = Dataset.load(self.dataset), GeneratorConfig(**vars(self.config))
-        config = given.resolved(interactions := dataset.num_training_interactions)
-        print_chosen(given, config, by=f"{interactions:,} training interactions")
+        interactions, seen = dataset.num_training_interactions, dataset.repeats.repeated
+        config = given.resolved(interactions, repeats=bool(seen))
+        print_chosen(given, config, by=f"{interactions:,} training interactions, {seen:,} of items seen before")
         train(
             dataset,
             SemanticCatalog.load(self.catalog),

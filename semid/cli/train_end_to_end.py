@@ -72,8 +72,10 @@ class TrainEndToEnd:
     def run(self) -> None:
         dataset, given = Dataset.load(self.dataset), self._config()
         items, interactions = dataset.num_items, dataset.num_training_interactions
-        config = given.resolved(items=items, interactions=interactions)
-        print_chosen(given, config, by=f"{items:,} items and {interactions:,} training interactions")
+        seen = dataset.repeats.repeated
+        config = given.resolved(items=items, interactions=interactions, repeats=bool(seen))
+        by = f"{items:,} items and {interactions:,} training interactions, {seen:,} of items seen before"
+        print_chosen(given, config, by=by)
         train_end_to_end(
             dataset,
             text=self._text(),

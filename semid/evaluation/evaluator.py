@@ -30,7 +30,8 @@ class Ranker(Protocol):
     `item_ids` gives the model's own row order; `codes` is None for a model without codes; `tie_break` says that the
     last level only tells colliding items apart. `rank(histories, *, k, exclude_seen, **options)` gives the `k` best of
     its item rows for each history, Int [n, k], best first, -1 where there are fewer. A ranker that has `active`,
-    booleans by item row, never recommends the others: they are no part of the catalogue that it is measured on.
+    booleans by item row, never recommends the others: they are no part of the catalogue that it is measured on. One
+    whose `repeats` is False never recommends an item of the history, asked to or not.
     """
 
     @property
@@ -90,7 +91,8 @@ def evaluate(
         print(found.values["recall@10"], found.provenance["targets_out_of_reach"])
 
     `allowed` says by the ranker's item row what may be recommended, to all or to each example. A target that is not
-    allowed, or under `exclude_seen` stands in its history, is a miss whatever the ranker does: such are counted.
+    allowed, or stands in its history under `exclude_seen` or for a model that leaves that out, is a miss: such are
+    counted.
     `options` go to `ranker.rank` (a Recommender takes `beam_size`); `progress(done, total)` is called with 0 before the
     first batch and then after each.
     Raises SemidError if the ranker does not know an item of the data, or lists an item twice, one that does not exist
@@ -134,7 +136,8 @@ class _Task:
     bounds: dict[str, list[int]]
     active: Bool[np.ndarray, " items"]
     allowed: Bool[np.ndarray, "masks items"] | None
-    exclude_seen: bool
+    unseen: bool
+    """No list may hold an item of the history."""
 
     def part(self, window: slice) -> _Part:
         """Some of the examples."""
@@ -142,7 +145,7 @@ class _Task:
         if masks is not None and len(masks) > 1:
             masks = masks[window]
         some = self.examples.take(window)
-        return _Part(window, some.histories, some.targets, masks, some.histories if self.exclude_seen else None)
+        return _Part(window, some.histories, some.targets, masks, some.histories if self.unseen else None)
 
 
 @dataclass(frozen=True)
@@ -176,6 +179,7 @@ def _evaluation_set(ranker: Ranker, data: Any, split: str, drop_unknown: bool) -
         "interactions": len(data.item),
         "split": split,
         "split_rule": data.config["split_rule"],
+        "repeat_share": data.repeats.share,
     }
     return EvaluationSet(examples, counts, provenance, np.arange(len(examples)), len(examples))
 
@@ -207,8 +211,9 @@ def _task(
     masks = _masks(allowed, active, evaluation_set)
     popularity = np.zeros(len(counts))
     popularity[active] = metrics.popularity_ranks(counts[active])
-    source = evaluation_set.provenance
-    return _Task(examples, source, groups, code_groups, popularity, segments, bounds, active, masks, exclude_seen)
+    source = {**evaluation_set.provenance, "leaves_out_history": not getattr(ranker, "repeats", True)}
+    unseen = exclude_seen or source["leaves_out_history"]
+    return _Task(examples, source, groups, code_groups, popularity, segments, bounds, active, masks, unseen)
 
 
 def _masks(
@@ -288,7 +293,7 @@ def _check_lists(ranked: Int[np.ndarray, "n k"], part: _Part, k: int, ranker: Ra
         raise SemidError(f"{model}.rank listed rows {ranked.min()} to {ranked.max()}; expected -1 to {num_items - 1}")
     faults = {"twice in one list": metrics.repeated(ranked) & (ranked >= 0)}
     if part.seen is not None:
-        faults["of the history despite exclude_seen"] = metrics.in_history(ranked, part.seen)
+        faults["of the history, which is left out"] = metrics.in_history(ranked, part.seen)
     if part.allowed is not None:
         faults["that are not allowed"] = ~np.take_along_axis(part.allowed, ranked, axis=1) & (ranked >= 0)
     for what, wrong in faults.items():

@@ -1,6 +1,6 @@
 """Training of generators: objective, distillation, validation."""
 
-from semid.generators.distillation import TaughtRows, taught
+from semid.generators.distillation import DenseTeacher, TaughtRows, Teacher, taught
 from semid.generators.objective import LossTables, ObjectiveConfig, generator_loss
 from semid.generators.training import (
     GeneratorConfig,
@@ -14,10 +14,12 @@ from semid.generators.training import (
 )
 
 __all__ = [
+    "DenseTeacher",
     "GeneratorConfig",
     "LossTables",
     "ObjectiveConfig",
     "TaughtRows",
+    "Teacher",
     "content_features",
     "fit_generator",
     "generator_loss",

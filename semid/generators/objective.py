@@ -32,6 +32,9 @@ class ObjectiveConfig:
     """Divides the teacher's scores."""
     dense: float = 1.0
     """Weight of the dense head's cross-entropy over all items (hybrid alone)."""
+    repeats: bool | None = None
+    """An item of the history may come next. False: those are left out of every softmax over items, in training and in
+    recommendation. None given: by the data, false where no training target stands in its own history."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
@@ -41,6 +44,11 @@ class ObjectiveConfig:
                 f"expected teacher_items of at least 1 and teacher_temperature above 0, got {self.teacher_items} and "
                 f"{self.teacher_temperature}"
             )
+
+    @property
+    def repeat_factor(self) -> float:
+        """Factor of the model's probability of items in the history."""
+        return 0.0 if self.repeats is False else 1.0
 
     @property
     def weights(self) -> dict[str, float]:
@@ -80,7 +88,8 @@ def generator_loss(
 
 def _training_batch(batch: Any, objective: ObjectiveConfig) -> TrainingBatch:
     teacher = TeacherItems(batch.teacher_items, batch.teacher_scores) if objective.distillation else None
-    return TrainingBatch(batch.history, batch.segments, batch.targets, teacher)
+    rows = TrainingBatch(batch.history, batch.segments, batch.targets, teacher)
+    return rows if objective.repeat_factor else rows.without_repeats()
 
 
 def _trie(tables: LossTables, objective: ObjectiveConfig) -> CodeTrie | None:

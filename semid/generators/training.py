@@ -19,7 +19,7 @@ from semid.config import to_dict
 from semid.data import Dataset, Examples, Standardizer, content_blocks
 from semid.errors import SemidError
 from semid.evaluation import accuracy, group_ids, item_places
-from semid.generators.distillation import taught
+from semid.generators.distillation import Teacher, taught
 from semid.generators.objective import LossTables, ObjectiveConfig, generator_loss
 from semid.recommender import DATASET_FILE, ModelSpec, Recommender, copy_tokenizer
 from semid.stage import Request, run_stage
@@ -71,18 +71,20 @@ class GeneratorConfig:
             if getattr(self, name) < 1:
                 raise SemidError(f"expected {name} of at least 1, got {getattr(self, name)}")
 
-    def resolved(self, interactions: int) -> GeneratorConfig:
-        """The config with what it leaves open, by the number of training interactions.
+    def resolved(self, interactions: int, *, repeats: bool) -> GeneratorConfig:
+        """The config with what it leaves open, by the number of training interactions, and by whether one `repeats`.
 
         Epochs: 36 from 25,000 interactions on; below that more, so that as many are passed, up to 216, with validations
         as many times further apart. Dropout of a generator of codes: 0.1 from 10,000 on, 0.3 below.
         """
         model = self.model.with_dropout(_DROPOUT if interactions >= _FEW else _DROPOUT_OF_FEW)
+        objective = replace(self.objective, repeats=repeats) if self.objective.repeats is None else self.objective
+        resolved = replace(self, model=model, objective=objective)
         if self.training.epochs is not None:
-            return replace(self, model=model)
+            return resolved
         more = round(min(max(_INTERACTIONS / max(interactions, 1), 1.0), _MORE), 2)
         epochs, every = round(_EPOCHS * more, 2), round(self.training.validate_every * more, 2)
-        return replace(self, model=model, training=replace(self.training, epochs=epochs, validate_every=every))
+        return replace(resolved, training=replace(self.training, epochs=epochs, validate_every=every))
 
 
 def train(
@@ -92,21 +94,22 @@ def train(
     *,
     out: str | Path | None = None,
     seed: int = 0,
-    teacher: Recommender | None = None,
+    teacher: Recommender | Teacher | None = None,
     mesh: Mesh | None = None,
     other_dataset: bool = False,
 ) -> Recommender:
     """Train a model on the dataset's training histories and write the model artifact `out`.
 
     A stage (see `run_stage`): an interrupted run of the same request goes on from its checkpoints, a finished one is
-    read, and without `out` nothing is written. `teacher` is the dense model of a distillation. The catalogue's
-    tokenizer goes with the model, so that items appended later can be encoded. With `other_dataset` the catalogue may
-    be one of another dataset, such as an earlier one of the same shop: codes of content know no interactions.
+    read, and without `out` nothing is written. `teacher` is the dense model of a distillation, or another `Teacher`.
+    The catalogue's tokenizer goes with the model, so that items appended later can be encoded. With `other_dataset` the
+    catalogue may be one of another dataset, such as an earlier one of the same shop: codes of content know no
+    interactions.
     Raises SemidError if catalogue, dataset and teacher have other items, for a teacher or a catalogue of another
     dataset, whose training may have what is test here, and if `out` is in use.
     """
     check_catalog(catalog, dataset, other_dataset=other_dataset)
-    config = config.resolved(dataset.num_training_interactions)
+    config = config.resolved(dataset.num_training_interactions, repeats=bool(dataset.repeats.repeated))
     parents = {**dataset.parents, "catalog": catalog.provenance}
     if teacher is not None:
         parents["teacher"] = teacher.digest
@@ -171,6 +174,7 @@ def _untrained(dataset: Dataset, catalog: SemanticCatalog, config: GeneratorConf
         normalization=config.objective.normalization,
         catalog=catalog.digest,
         columns=tuple(columns),
+        repeat_factor=config.objective.repeat_factor,
     )
     model = spec.build(seed=seed)
     return Recommender(model, catalog, spec=spec, features=features, train_counts=counts, standardizer=standardizer)
@@ -191,7 +195,7 @@ def fit_generator(
     *,
     run: RunFolder,
     seed: int,
-    teacher: Recommender | None = None,
+    teacher: Recommender | Teacher | None = None,
     mesh: Mesh | None = None,
 ) -> Recommender:
     """Train the recommender's model on from the parameters it has; nothing is written but to the run's folder."""
@@ -211,7 +215,7 @@ def fit_generator(
     return recommender.with_model(run_training(task, config.training, run=run, seed=seed, mesh=mesh))
 
 
-def check_teacher(teacher: Recommender | None, dataset: Dataset, config: GeneratorConfig) -> None:
+def check_teacher(teacher: Recommender | Teacher | None, dataset: Dataset, config: GeneratorConfig) -> None:
     """Raise SemidError unless there is a teacher just where the objective distills, of this dataset and its items."""
     if (teacher is not None) != (config.objective.distillation > 0):
         raise SemidError("distillation needs a weight above 0 and a teacher: give both (--teacher), or neither")

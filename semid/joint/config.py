@@ -119,10 +119,10 @@ class JointConfig:
     tie_break: int = 64
     """Size of the last level, which tells items apart that share their codes: how many may."""
 
-    def resolved(self, *, items: int, interactions: int) -> JointConfig:
+    def resolved(self, *, items: int, interactions: int, repeats: bool) -> JointConfig:
         """The config with the level sizes and epochs that so many items and training interactions get where none are
-        named."""
-        generator = self.generator.resolved(interactions)
+        named, and for interactions that repeat or do not."""
+        generator = self.generator.resolved(interactions, repeats=repeats)
         return replace(self, tokenizer=self.tokenizer.resolved(items), generator=generator)
 
     def __post_init__(self) -> None:

@@ -80,7 +80,14 @@ class Context:
     def spec(self, dim: int) -> ModelSpec:
         """Spec of the generator that reads item vectors of width `dim`."""
         generator = self.config.generator
-        return ModelSpec(generator.model, self.level_sizes, self.dataset.num_items, dim, generator.max_history)
+        return ModelSpec(
+            generator.model,
+            self.level_sizes,
+            self.dataset.num_items,
+            dim,
+            generator.max_history,
+            repeat_factor=generator.objective.repeat_factor,
+        )
 
     def recommender(self, model: JointModel) -> Recommender:
         """Package the generator with item vectors from the bank and the codes as they are."""

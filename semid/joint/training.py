@@ -97,7 +97,11 @@ def train_end_to_end(
     """
     source = _content_config(text, image, content)
     fitted = dataset if previous is None else previous.dataset
-    config = config.resolved(items=fitted.num_items, interactions=fitted.num_training_interactions)
+    config = config.resolved(
+        items=fitted.num_items,
+        interactions=fitted.num_training_interactions,
+        repeats=bool(fitted.repeats.repeated),
+    )
     request = _request(dataset, config, source, content, teacher, previous, seed)
 
     def work(folder: Path) -> _Trained:

@@ -163,6 +163,11 @@ class Recommender:
         return self.catalog.tie_break
 
     @property
+    def repeats(self) -> bool:
+        """False: it never recommends an item of the history, as nothing repeats in its training data."""
+        return self.spec.repeat_factor > 0
+
+    @property
     def train_counts(self) -> Int[np.ndarray, " items"]:
         """Number of training interactions per item row."""
         return self._train_counts

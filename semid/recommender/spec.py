@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from flax import nnx
 
 from semid import artifacts, config
 from semid.catalog import SemanticCatalog
+from semid.errors import SemidError
 from seq_models import ItemModel, ModelConfig, SoftmaxOver
 
 SPEC_FILE = "config.json"
@@ -35,8 +37,12 @@ class ModelSpec:
     columns: tuple[str, ...] = ()
     """Vector columns of the dense input, side by side; empty: none, or not known."""
     repeat_factor: float = 1.0
-    """Factor of the model's probability of items in the history: 0 where nothing repeats in training, 1: as the model
+    """Factor of the model's probability of items in the history: 0 where nothing repeats in training; 1: as the model
     says."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.repeat_factor < math.inf:
+            raise SemidError(f"expected a repeat_factor of 0 or more, got {self.repeat_factor}")
 
     def build(self, *, seed: int) -> ItemModel:
         """The model, with parameters drawn from `seed`."""

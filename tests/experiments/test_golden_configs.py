@@ -50,8 +50,8 @@ def resolved(config):
     if isinstance(config, TokenizerConfig | TokenizerMethod):
         return config.resolved(ITEMS)
     if isinstance(config, JointConfig):
-        return config.resolved(items=ITEMS, interactions=INTERACTIONS)
-    return config.resolved(INTERACTIONS) if isinstance(config, GeneratorConfig) else config
+        return config.resolved(items=ITEMS, interactions=INTERACTIONS, repeats=False)
+    return config.resolved(INTERACTIONS, repeats=False) if isinstance(config, GeneratorConfig) else config
 
 
 def of_config(config):

@@ -151,8 +151,10 @@ def test_what_the_data_choose_is_printed_and_recorded(home, tmp_path, capsys, mo
     generator = made[-1]["generator"]
     assert (generator["training"]["epochs"], generator["model"]["backbone"]["dropout"]) == (216.0, 0.3)
     printed = " ".join(capsys.readouterr().out.split())
-    assert "training interactions: model.backbone.dropout: None -> 0.3, training.epochs: None -> 216.0" in printed
-    run("train --dataset {h}/dataset --catalog {h}/catalog --out {t}/m --epochs 2 --dropout 0.5", h=home, t=tmp_path)
+    chosen = "model.backbone.dropout: None -> 0.3, objective.repeats: None -> True, training.epochs: None -> 216.0"
+    assert f"by 104 training interactions, 3 of items seen before: {chosen}" in printed
+    named = "--epochs 2 --dropout 0.5 --repeats True"
+    run(f"train --dataset {{h}}/dataset --catalog {{h}}/catalog --out {{t}}/m {named}", h=home, t=tmp_path)
     assert "training interactions" not in capsys.readouterr().out
 
 

@@ -55,7 +55,10 @@ def test_the_model_recommends_and_encodes_items_by_what_its_folder_holds(home):
     np.testing.assert_allclose(vectors, np.asarray(model.tables.features), atol=1e-4)
     manifest = read_artifact(home / "model", Kind.MODEL)
     assert manifest.parents == {"dataset": dataset.digest}
-    assert manifest.config["joint"] == to_dict(CONFIG)
+    interactions = dataset.num_training_interactions
+    chosen = CONFIG.resolved(items=dataset.num_items, interactions=interactions, repeats=False)
+    assert manifest.config["joint"] == to_dict(chosen)
+    assert model.spec.repeat_factor == 0
     assert manifest.config["content"]["text"] == to_dict(TextFromScratch())
 
 

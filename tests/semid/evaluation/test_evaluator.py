@@ -166,10 +166,32 @@ def test_a_tie_break_level_tells_items_apart_at_item_level_only(dataset):
     assert without.values["code_recall@1"] == pytest.approx((targets == 0).mean())
 
 
+def test_a_ranker_that_leaves_the_history_out_is_measured_as_one_that_was_asked_to(dataset):
+    class Unseen(Popularity):
+        repeats = False
+
+        def rank(self, histories, *, k, exclude_seen=False):
+            return Popularity.rank(self, histories, k=k, exclude_seen=True)
+
+    class Cheat(Fixed):
+        repeats = False
+
+    train, ids = dataset.splits.train, dataset.item_ids
+    asked = evaluate(Popularity.fit(train, ids), dataset, exclude_seen=True)
+    found = evaluate(Unseen.fit(train, ids), dataset)
+    assert found.values == asked.values
+    about = ("leaves_out_history", "exclude_seen", "repeat_share")
+    assert [found.provenance[name] for name in about] == [True, False, dataset.repeats.share]
+    assert [asked.provenance[name] for name in about] == [False, True, dataset.repeats.share]
+    assert found.provenance["targets_out_of_reach"] == asked.provenance["targets_out_of_reach"] > 0
+    with pytest.raises(SemidError, match="of the history, which is left out"):
+        evaluate(Cheat(ids, list(range(10))), dataset)
+
+
 def test_a_ranker_that_lists_seen_items_is_caught(dataset):
     popularity = Popularity.fit(dataset.splits.train, dataset.item_ids)
     cheat = Fixed(dataset.item_ids, popularity.order.tolist())
-    with pytest.raises(SemidError, match="of the history despite exclude_seen"):
+    with pytest.raises(SemidError, match="of the history, which is left out"):
         evaluate(cheat, dataset, exclude_seen=True)
     allowed = evaluate(cheat, dataset, exclude_seen=False)
     assert allowed.values["recall@10"] == evaluate(popularity, dataset).values["recall@10"]

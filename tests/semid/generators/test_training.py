@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 import pytest
+from scipy import special
 
 from semid import artifacts
 from semid.artifacts import Manifest, Origin
 from semid.catalog import SemanticCatalog
-from semid.data import Dataset, HeldOutItems
+from semid.data import Dataset, HeldOutItems, Histories
 from semid.errors import SemidError
 from semid.evaluation import evaluate
 from semid.generators import (
@@ -22,6 +23,7 @@ from semid.generators import (
     LossTables,
     ObjectiveConfig,
     content_features,
+    distillation,
     generator_loss,
     taught,
     train,
@@ -38,8 +40,11 @@ from seq_models import (
     FlatDecoderConfig,
     HybridConfig,
     ItemTables,
+    Layout,
     RQTransformerConfig,
     SoftmaxOver,
+    TeacherItems,
+    TrainingBatch,
     TransformerConfig,
 )
 
@@ -63,13 +68,15 @@ CONFIG = GeneratorConfig(
     ],
 )
 def test_epochs_and_dropout_follow_the_data_where_none_are_named(interactions, epochs, every, dropout):
-    config = GeneratorConfig().resolved(interactions)
+    config = GeneratorConfig().resolved(interactions, repeats=True)
     assert (config.training.epochs, config.training.validate_every) == (epochs, every)
     assert config.model == RQTransformerConfig(TransformerConfig(dropout=dropout))
-    assert config.resolved(30_000 - interactions if interactions < 15_000 else 0) == config  # named by now
-    named = GeneratorConfig(RQTransformerConfig(BACKBONE), training=TrainingConfig(epochs=3))
-    assert named.resolved(interactions) == named
-    dense = GeneratorConfig(DenseConfig()).resolved(interactions)
+    assert config.objective.repeats is True
+    assert config.resolved(30_000 - interactions if interactions < 15_000 else 0, repeats=False) == config  # named
+    named = GeneratorConfig(RQTransformerConfig(BACKBONE), training=TrainingConfig(epochs=3), objective=CHILDREN)
+    resolved = named.resolved(interactions, repeats=False)
+    assert resolved == dataclasses.replace(named, objective=dataclasses.replace(CHILDREN, repeats=False))
+    dense = GeneratorConfig(DenseConfig()).resolved(interactions, repeats=False)
     assert (dense.model, dense.training.epochs) == (DenseConfig(), epochs)
 
 
@@ -99,6 +106,8 @@ FAMILIES = {
 CHILDREN = ObjectiveConfig(normalization=SoftmaxOver.CHILDREN)
 CASES = [(name, ObjectiveConfig()) for name in FAMILIES]
 CASES += [(name, CHILDREN) for name in ("rq-transformer", "encoder-decoder", "flat")]
+UNSEEN = ObjectiveConfig(repeats=False)
+CASES += [(name, UNSEEN) for name in ("hybrid", "sasrec")]
 
 
 def _losses(config: GeneratorConfig, dataset, catalog, *, teacher: Recommender | None = None):
@@ -134,6 +143,10 @@ def test_the_loss_is_minus_the_mean_log_probability_of_what_came_next(dataset, c
     pairs = [(walk[:at], walk[at]) for walk in walks for at in range(1, len(walk))]
     assert terms.pop("targets") == len(pairs)
     scores = recommender.score([history for history, _ in pairs], names)
+    if objective == UNSEEN:  # each window is its whole history here
+        for row, (history, _) in zip(scores, pairs, strict=True):
+            row[[names.index(item) for item in history]] = -np.inf
+        scores -= special.logsumexp(scores, axis=1, keepdims=True)
     expected = -np.mean([scores[index, names.index(target)] for index, (_, target) in enumerate(pairs)])
     if family == "hybrid":  # its scores are the dense head's
         assert terms["loss/dense"] == pytest.approx(expected, abs=1e-5)
@@ -141,6 +154,46 @@ def test_the_loss_is_minus_the_mean_log_probability_of_what_came_next(dataset, c
         assert value == pytest.approx(expected, abs=1e-5)
     if terms:
         assert sum(terms.values()) == pytest.approx(value, abs=1e-5)
+
+
+def _training_batch(history, segments, targets):
+    return TrainingBatch(*(jnp.asarray(x, jnp.int32) for x in (history, segments, targets)))
+
+
+def test_each_position_leaves_out_its_own_history_alone_and_a_target_in_it_is_none():
+    batch = _training_batch([[3, 1, 3, 5, 6, 0]], [[1, 1, 1, 2, 2, 0]], [[1, 3, 4, 6, 5, -1]]).without_repeats()
+    seen = [[sorted(set(row) - {-1}) for row in rows] for rows in batch.seen.tolist()]
+    assert seen == [[[3], [1, 3], [1, 3], [5], [5, 6], []]]
+    assert batch.targets.tolist() == [[1, -1, 4, 6, -1, -1]]
+    single = _training_batch([[3, 1, 0], [5, 6, 6]], [[1, 1, 0], [2, 2, 2]], [2, 6]).without_repeats()
+    assert (single.seen.tolist(), single.targets.tolist()) == ([[3, 1, -1], [5, 6, 6]], [2, -1])
+
+
+@pytest.mark.parametrize(
+    ("given", "at_end", "factor"), [(None, 5, 0.0), (None, 0, 1.0), (True, 5, 1.0), (False, 0, 0.0)]
+)
+def test_a_model_leaves_the_history_out_where_no_training_target_repeats(catalog, given, at_end, factor, tmp_path):
+    """Everybody has items 0 to 4, and then item 5 (or item 0 again) and two for validation and test."""
+    walk = [0, 1, 2, 3, 4, at_end, 6, 7]
+    rows = [(f"u{user}", f"i{item}", at) for user in range(8) for at, item in enumerate(walk)]
+    users, items, positions = zip(*rows, strict=True)
+    table = pa.table({"user_id": users, "item_id": items, "position": positions})
+    made = Dataset.build(pa.table({"item_id": catalog.item_ids}), table, name="walk")
+    assert made.repeats == (8 * (at_end == 0), 40)
+    config = dataclasses.replace(
+        CONFIG, model=FAMILIES["sasrec"], objective=ObjectiveConfig(repeats=given), max_history=5
+    )
+    trained = train(made, catalog, config, out=tmp_path / "model")
+    assert Recommender.from_pretrained(tmp_path / "model").spec.repeat_factor == trained.spec.repeat_factor == factor
+    found = evaluate(trained, made, ks=(ITEMS,))
+    about = ("repeat_share", "leaves_out_history", "exclude_seen")
+    assert [found.provenance[name] for name in about] == [0.2 * (at_end == 0), factor == 0, False]
+    ranked = trained.rank(made.splits.test.histories, k=ITEMS, exclude_seen=False)
+    listed = np.isin(ranked, made.splits.test.histories[0]).any()
+    assert listed == (factor == 1)
+    exact = np.exp(trained.catalog_log_probs(made.splits.test.histories))
+    np.testing.assert_allclose(exact.sum(axis=1), 1, rtol=1e-5)
+    assert (exact[:, made.splits.test.histories[0][-5:]] == 0).all() == (factor == 0)
 
 
 def test_probabilities_among_children_sum_to_one_over_the_catalogue(dataset, catalog):
@@ -168,6 +221,62 @@ def test_a_teacher_that_is_sure_is_a_second_target(dataset, catalog):
     assert [ids[item] for item in batch.teacher_items[row, at]] == best.item_ids[0]
     gaps = -np.diff(batch.teacher_scores[row, at])
     np.testing.assert_allclose(gaps * 1e-4, -np.diff(best.scores[0]), rtol=1e-3)
+
+
+@pytest.mark.parametrize("scores_at_once", [1, 300, 10**6])
+@pytest.mark.parametrize("layout", [Layout.PACKED, Layout.CLOSED, Layout.SINGLE])
+@pytest.mark.parametrize(("own", "repeats"), [(1.0, None), (1.0, False), (0.0, None), (0.0, True)])
+def test_a_dense_teacher_answers_as_it_recommends(dataset, catalog, layout, own, repeats, scores_at_once, monkeypatch):
+    """At every position its best items after the history there, without those in it where either repeats nothing."""
+    monkeypatch.setattr(distillation, "_SCORES", scores_at_once)
+    spec = ModelSpec(FAMILIES["sasrec"], (3, 4), ITEMS, 0, max_history=4, repeat_factor=own)
+    dense = Recommender(spec.build(seed=0), catalog, spec=spec, features=None, train_counts=training_counts(dataset))
+    config = dataclasses.replace(CONFIG, row_length=10, objective=ObjectiveConfig(teacher_items=10, repeats=repeats))
+    rows = taught(training_rows(dataset, config, layout), dense, config.objective)
+    unseen = own == 0 or repeats is False
+    places = [place for place in np.ndindex(rows.targets.shape) if rows.targets[place] >= 0]
+    histories = []
+    for row, *at in places:
+        until = at[0] + 1 if at else len(rows.segments[row])
+        own_segment = rows.segments[row, :until] == rows.segments[row, :until].max()
+        histories.append(rows.history[row, :until][own_segment].tolist())
+    scores = dense.log_probs(Histories.from_lists(histories), np.arange(ITEMS))
+    for place, history, row in zip(places, histories, scores, strict=True):
+        if unseen:
+            row = np.where(np.isin(np.arange(ITEMS), history), -np.inf, row)
+        row = row - special.logsumexp(row)
+        order = np.argsort(-row, kind="stable")[:10]
+        assert rows.teacher_items[place].tolist() == np.where(np.isinf(row[order]), -1, order).tolist()
+        np.testing.assert_allclose(rows.teacher_scores[place], row[order], atol=1e-5)
+    assert (rows.teacher_items[tuple(zip(*places, strict=True))] == -1).any() == unseen  # 3 of 12 leave 9
+
+
+@dataclasses.dataclass
+class Oracle:
+    """A teacher that knows the target, and nothing where there is none."""
+
+    item_ids: pa.Array
+    digest: str = "0" * 64
+    origin: Origin | None = None
+
+    def best(self, rows, *, k):
+        items = np.stack([rows.targets, *[np.full_like(rows.targets, -1)] * (k - 1)], axis=-1)
+        return TeacherItems(items, np.where(items < 0, -np.inf, 0.0))
+
+
+@pytest.mark.parametrize("family", ["rq-transformer", "encoder-decoder", "hybrid"])
+def test_anything_that_ranks_items_is_a_teacher(dataset, catalog, family, tmp_path):
+    """The loss to one that is sure of the target is that of the target: entries that it leaves open do not count."""
+    objective = ObjectiveConfig(distillation=0.5, teacher_items=3)
+    config = dataclasses.replace(CONFIG, model=FAMILIES[family], objective=objective)
+    terms = _losses(config, dataset, catalog, teacher=Oracle(dataset.item_ids))[2]
+    assert terms["loss/distillation"] == pytest.approx(terms["loss/level_0"] + terms["loss/level_1"], abs=1e-5)
+    train(dataset, catalog, config, out=tmp_path / "model", teacher=Oracle(dataset.item_ids))
+    assert artifacts.read_manifest(tmp_path / "model").parents["teacher"] == "0" * 64
+    with pytest.raises(SemidError, match="the teacher's items are not the dataset's"):
+        train(dataset, catalog, config, teacher=Oracle(dataset.item_ids[::-1]))
+    with pytest.raises(SemidError, match=r"trained on dataset digest 0{16}, not on this one"):
+        train(dataset, catalog, config, teacher=Oracle(dataset.item_ids, origin=_origin(dataset="0" * 64)))
 
 
 @pytest.mark.parametrize("family", ["encoder-decoder", "flat", "hybrid"])
