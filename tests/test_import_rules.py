@@ -50,9 +50,9 @@ RULES = {
         BASE | {"semid.data", "seq_models"},
         ARRAYS | JAX | {"scipy", "PIL", "safetensors", "sentencepiece", "tokenizers", "sentence_transformers"},
     ),
-    "semid.graphs": Rule(BASE | {"semid.data"}, JAX | {"optax", "scipy"}),
     "semid.catalog": Rule(BASE | {"semid.data", "seq_models"}, ARRAYS | {"tokenizers"}),  # of seq_models the trie
     "semid.stage": Rule(BASE | {"semid.data", "semid.training"}, {"jax"}),
+    "semid.graphs": Rule(BASE | {"semid.data", "semid.stage"}, ARRAYS | JAX | {"optax", "scipy"}),
     "semid.evaluation": Rule(BASE | {"semid.data"}, ARRAYS),
     "semid.recommender": Rule(
         BASE | {"seq_models", "semid.data", "semid.catalog", "semid.training"},

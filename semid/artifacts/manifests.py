@@ -22,6 +22,7 @@ class Kind(enum.StrEnum):
     CATALOG = "catalog"
     MODEL = "model"
     PROGRAM = "program"
+    GRAPH = "graph"
 
 
 SCHEMA_VERSION = 1

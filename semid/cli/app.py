@@ -20,6 +20,7 @@ COMMANDS = {
     "demo": "semid.cli.demo.Demo",
     "prepare": "semid.cli.prepare.Prepare",
     "tokenize": "semid.cli.tokenize.Tokenize",
+    "graph": "semid.cli.graph.Graph",
     "train": "semid.cli.train.Train",
     "train-end-to-end": "semid.cli.train_end_to_end.TrainEndToEnd",
     "evaluate": "semid.cli.evaluate.Evaluate",

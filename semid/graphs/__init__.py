@@ -1,4 +1,4 @@
-"""Graphs of users and items: co-occurrence, LightGCN, and the collaborative item vectors that they give."""
+"""Graphs of users and items: item graphs, co-occurrence, LightGCN, and collaborative item vectors."""
 
 from semid.graphs.cooccurrence import (
     CoConsumption,
@@ -10,21 +10,31 @@ from semid.graphs.cooccurrence import (
     sample_partners,
     user_vectors,
 )
+from semid.graphs.item_graph import Edges, ItemGraph
+from semid.graphs.leave_one_out import LeaveOneOut
 from semid.graphs.lightgcn import LightGCNConfig, train_lightgcn
 from semid.graphs.signals import PpmiConfig, Signal, VectorColumn
+from semid.graphs.transitions import ItemGraphConfig
+from semid.graphs.tuning import fit_graph, tuned
 
 __all__ = [
     "CoConsumption",
+    "Edges",
+    "ItemGraph",
+    "ItemGraphConfig",
+    "LeaveOneOut",
     "LightGCNConfig",
     "PpmiConfig",
     "Signal",
     "VectorColumn",
     "co_consumed",
     "cooccurrence",
+    "fit_graph",
     "interactions_matrix",
     "ppmi",
     "ppmi_vectors",
     "sample_partners",
     "train_lightgcn",
+    "tuned",
     "user_vectors",
 ]

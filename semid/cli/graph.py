@@ -1,0 +1,36 @@
+"""The command `semid graph`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import tyro
+
+from semid.cli.choices import PathOrUrl, print_chosen
+from semid.cli.console import console
+from semid.data import Dataset
+from semid.graphs import ItemGraphConfig, fit_graph
+
+
+@tyro.conf.configure(tyro.conf.OmitArgPrefixes)
+@dataclass(frozen=True)
+class Graph:
+    """Count which items lead to which in the training histories, and find each item's neighbors by content.
+
+    The graph recommends by itself (`semid evaluate --model`), teaches a generator (`semid train --teacher`), and is
+    mixed into a model's search (`semid train --graph`).
+    """
+
+    dataset: PathOrUrl
+    """Dataset folder."""
+    out: PathOrUrl
+    """Graph folder to write."""
+    tune: bool = False
+    """Choose content, smoothing, degree power and recency on validation, starting from the values given."""
+    config: tyro.conf.OmitArgPrefixes[ItemGraphConfig] = ItemGraphConfig()
+
+    def run(self) -> None:
+        dataset = Dataset.load(self.dataset)
+        graph = fit_graph(dataset, self.config, tune=self.tune, out=self.out)
+        print_chosen(self.config, graph.config, by="validation" if self.tune else "the dataset's columns")
+        console.print(f"graph: {self.out}")

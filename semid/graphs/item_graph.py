@@ -1,0 +1,288 @@
+"""`ItemGraph`: which item leads to which, counted and not trained; a recommender of its own and a part of others.
+
+Its edges `G = D^-a (C + tau C T + kappa T)` come from transitions of training histories and from neighbors by content.
+A history's next item is distributed as the sum of the edges of its items, the later ones weighted more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Bool, Float, Int
+from scipy import sparse
+
+from semid import artifacts
+from semid.arrow import read_parquet, write_parquet
+from semid.artifacts import Kind, Origin
+from semid.config import from_dict, to_dict
+from semid.data import Dataset, Histories, Id, as_ids, as_masks, content_blocks
+from semid.errors import SemidError
+from semid.graphs.transitions import (
+    ItemGraphConfig,
+    content_edges,
+    count_transitions,
+    pruned,
+    pruned_edges,
+    row_blocks,
+    scaled_by_degree,
+)
+
+_SETTINGS, _TENSORS, _ITEMS = "graph.json", "graph.safetensors", "graph_items.parquet"
+# Histories whose distributions are computed at once.
+_BATCH = 1024
+
+
+class Edges(NamedTuple):
+    """The largest edges of each item, largest first: item rows (-1: none) and weights."""
+
+    rows: Int[np.ndarray, "items width"]
+    weights: Float[np.ndarray, "items width"]
+
+
+@dataclass(frozen=True, eq=False)
+class ItemGraph:
+    """Weighted edges between items, and the counts and vectors that they are computed from.
+
+    It is a `Ranker` for `semid.evaluate`. Where `repeats` is false, items of the history are never recommended.
+    """
+
+    item_ids: pa.Array
+    config: ItemGraphConfig
+    counts: sparse.csr_array
+    """Weighted transitions, [items, items]."""
+    vectors: Float[np.ndarray, "items dim"] | None
+    """Content vectors; None: edges are transitions alone."""
+    train_counts: Int[np.ndarray, " items"]
+    """Number of interactions per item."""
+    repeats: bool
+    """Users take items again, in the histories that it was fitted to."""
+    edges: Edges
+    dataset: str = ""
+    """Digest of the dataset that it was fitted to."""
+    origin: Origin | None = None
+
+    codes: ClassVar[None] = None
+    tie_break: ClassVar[bool] = False
+
+    def __repr__(self) -> str:
+        num_edges, origin = int((self.edges.rows >= 0).sum()), f", from {self.origin.folder}" if self.origin else ""
+        return f"ItemGraph({len(self.item_ids):,} items, {num_edges:,} edges{origin})"
+
+    @classmethod
+    def fit(cls, dataset: Dataset, config: ItemGraphConfig = ItemGraphConfig()) -> ItemGraph:
+        """Count transitions of the training histories and find content neighbors.
+
+        Raises SemidError where a weight of content is given and the dataset has no vector column.
+        """
+        config, train = config.resolved(dataset.vector_columns), dataset.splits.train
+        repeats, num_items = dataset.repeat_share > 0, dataset.num_items
+        return cls._build(
+            dataset.item_ids,
+            config,
+            count_transitions(train, config, num_items=num_items, loops=repeats),
+            content_vectors(dataset, config),
+            train.popularity(num_items).astype(np.int64),
+            repeats,
+            dataset.digest,
+        )
+
+    @classmethod
+    def _build(
+        cls,
+        item_ids: pa.Array,
+        config: ItemGraphConfig,
+        counts: sparse.csr_array,
+        vectors: Float[np.ndarray, "items dim"] | None,
+        train_counts: Int[np.ndarray, " items"],
+        repeats: bool,
+        dataset: str,
+    ) -> ItemGraph:
+        edges = build_edges(counts, None if vectors is None else content_edges(vectors, config), config)
+        return cls(item_ids, config, counts, vectors, train_counts, repeats, edges, dataset)
+
+    def append(
+        self,
+        item_ids: Iterable[Id] = (),
+        *,
+        vectors: Float[np.ndarray, "new dim"] | None = None,
+        histories: Histories | None = None,
+        new: Int[np.ndarray, " n"] | None = None,
+    ) -> ItemGraph:
+        """The graph with more items, which join by their raw content `vectors`, and more interactions.
+
+        `histories` are of item rows, those of the new items behind the others'; the last `new` items of each (all, if
+        not given) are the interactions that the graph has not counted. What comes out is what fitting to everything
+        would give. Raises SemidError for items that it has, and for vectors missing or of another width.
+        """
+        added = as_ids(item_ids)
+        if len(there := added.filter(pa.compute.is_in(added, self.item_ids))):
+            raise SemidError(f"item {there[0].as_py()!r} is in the graph already ({len(there)} of {len(added)} are)")
+        total, everything = len(self.item_ids) + len(added), self.vectors
+        if self.vectors is not None and len(added):
+            width = self.vectors.shape[1]
+            if vectors is None or vectors.shape != (len(added), width):
+                got, columns = "none" if vectors is None else list(vectors.shape), ", ".join(self.config.columns or ())
+                raise SemidError(f"expected vectors [{len(added)}, {width}] of the new items ({columns}), got {got}")
+            everything = np.concatenate([self.vectors, vectors.astype(np.float32)])
+        counts, popularity = self.counts.copy(), np.pad(self.train_counts, (0, len(added)))
+        counts.resize((total, total))
+        if histories is not None:
+            fresh = histories.lengths if new is None else new
+            counts = counts + count_transitions(
+                histories, self.config, num_items=total, loops=self.repeats, new=np.asarray(fresh)
+            )
+            popularity = popularity + replace(histories, starts=histories.ends - fresh).popularity(total)
+        ids = pa.concat_arrays([self.item_ids, added.cast(self.item_ids.type)])
+        return self._build(ids, self.config, counts, everything, popularity, self.repeats, self.dataset)
+
+    def distribution(self, histories: Histories) -> sparse.csr_array:
+        """The probabilities [histories, items] of the next item, as far as edges lead there; nothing after none."""
+        return next_item(histories, self._matrix, self.config, loops=self.repeats)
+
+    @property
+    def _matrix(self) -> sparse.csr_array:
+        there = self.edges.rows >= 0
+        starts = np.concatenate([[0], np.cumsum(there.sum(axis=1))])
+        shape = (len(self.item_ids), len(self.item_ids))
+        return sparse.csr_array((self.edges.weights[there], self.edges.rows[there], starts), shape=shape)
+
+    def rank(
+        self,
+        histories: Histories,
+        *,
+        k: int,
+        exclude_seen: bool = False,
+        allowed: Bool[np.ndarray, " items"] | Bool[np.ndarray, "n items"] | None = None,
+    ) -> Int[np.ndarray, "n k"]:
+        """The `k` most probable item rows for each history, then the most popular; -1 where there are fewer.
+
+        Where nothing repeats, none of them is of the history, whatever `exclude_seen` says.
+        """
+        num_items, matrix = len(self.item_ids), self._matrix
+        masks = None if allowed is None else as_masks(allowed, num_items=num_items, num_histories=len(histories))
+        popular = np.argsort(-self.train_counts, kind="stable").astype(np.int32)
+        ranked = np.full((len(histories), k), -1, np.int32)
+        for start in range(0, len(histories), _BATCH):
+            part = histories.take(slice(start, start + _BATCH))
+            q = next_item(part, matrix, self.config, loops=self.repeats)
+            if exclude_seen:
+                q = without_history(q, part)
+            some = None if masks is None else masks if len(masks) == 1 else masks[start : start + _BATCH]
+            if some is not None:
+                owner = np.repeat(np.arange(len(part)), np.diff(q.indptr))
+                q.data[~np.broadcast_to(some, q.shape)[owner, q.indices]] = 0
+            best = pruned(q, k)
+            places = np.arange(k) < np.diff(best.indptr)[:, None]
+            lists = ranked[start : start + len(part)]
+            lists[places] = best.indices
+            for row in map(int, np.flatnonzero(~places[:, -1])):  # few: histories that no edges lead far from
+                found = lists[row][places[row]]
+                seen = part[row] if exclude_seen or not self.repeats else part[row][:0]
+                order = popular if some is None else popular[some[0 if len(some) == 1 else row][popular]]
+                near = order[: k + len(found) + len(seen)]
+                more = near[~np.isin(near, np.concatenate([found, seen]))][: k - len(found)]
+                lists[row, len(found) : len(found) + len(more)] = more
+        return ranked
+
+    def write(self, folder: Path) -> None:
+        """Write settings, counts, vectors and edges into the folder of an artifact under construction."""
+        settings = {"config": to_dict(self.config), "repeats": self.repeats, "dataset": self.dataset}
+        artifacts.write_json(folder / _SETTINGS, settings)
+        counts = self.counts
+        tensors = {
+            "counts/starts": counts.indptr.astype(np.int64),
+            "counts/rows": counts.indices.astype(np.int32),
+            "counts/values": counts.data,
+            "edges/rows": self.edges.rows,
+            "edges/weights": self.edges.weights,
+            "train_counts": self.train_counts,
+        }
+        artifacts.save_tensors(folder / _TENSORS, tensors | ({} if self.vectors is None else {"vectors": self.vectors}))
+        write_parquet(pa.table({"item_id": self.item_ids}), folder / _ITEMS)
+
+    @classmethod
+    def read(cls, folder: Path) -> ItemGraph:
+        """Read what `write` wrote. Raises SemidError naming the file that does not fit."""
+        settings, file = artifacts.read_json(folder / _SETTINGS), folder / _TENSORS
+        made = from_dict(ItemGraphConfig, settings["config"], where=str(folder / _SETTINGS))
+        tensors = artifacts.load_tensors(file)
+        ids = read_parquet(folder / _ITEMS)["item_id"].combine_chunks()
+        artifacts.check_finite(tensors, where=file)
+        values = (tensors["counts/values"], tensors["counts/rows"], tensors["counts/starts"])
+        return cls(
+            ids,
+            made,
+            sparse.csr_array(values, shape=(len(ids), len(ids))),
+            tensors.get("vectors"),
+            tensors["train_counts"],
+            settings["repeats"],
+            Edges(tensors["edges/rows"], tensors["edges/weights"]),
+            settings["dataset"],
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> ItemGraph:
+        """Read the artifact that `build_graph` (`semid graph`) wrote, every file verified."""
+        path = artifacts.fetched(path)
+        origin = Origin(path, artifacts.read_artifact(path, Kind.GRAPH))
+        return cls.read(path).with_origin(origin)
+
+    def with_origin(self, origin: Origin) -> ItemGraph:
+        """Name the artifact that holds this very graph."""
+        return replace(self, origin=origin)
+
+
+def content_vectors(dataset: Dataset, config: ItemGraphConfig) -> Float[np.ndarray, "items dim"] | None:
+    """The columns that content edges are found by, side by side; None where nothing weighs them."""
+    if not config.columns or not (config.content or config.smoothing):
+        return None
+    return np.concatenate(content_blocks(dataset, config.columns), axis=1).astype(np.float32)
+
+
+def build_edges(counts: sparse.csr_array, content: sparse.csr_array | None, config: ItemGraphConfig) -> Edges:
+    """The largest edges of all items, block by block."""
+    num_items = counts.shape[0]
+    rows = np.full((num_items, config.width), -1, np.int32)
+    weights = np.zeros((num_items, config.width), np.float32)
+    for block in row_blocks(counts, config):
+        edges, degrees = pruned_edges(counts[block], content, None if content is None else content[block], config)
+        edges = scaled_by_degree(edges, degrees, config)
+        there = np.arange(config.width) < np.diff(edges.indptr)[:, None]
+        rows[block][there], weights[block][there] = edges.indices, edges.data
+    return Edges(rows, weights)
+
+
+def next_item(
+    histories: Histories, edges: sparse.csr_array, config: ItemGraphConfig, *, loops: bool
+) -> sparse.csr_array:
+    """The distribution [histories, items] of the next item: `sum_t recency^(n - t) G[h_t]`, normalized.
+
+    Without `loops` items of the history get nothing.
+    """
+    rows, real = histories.padded(config.window)
+    age = real.sum(axis=1, keepdims=True) - 1 - np.arange(config.window)
+    weights = np.where(real, config.recency ** np.maximum(age, 0.0), 0.0)[real].astype(np.float32)
+    starts = np.concatenate([[0], np.cumsum(real.sum(axis=1))])
+    latest = sparse.csr_array((weights, rows[real], starts), shape=(len(histories), edges.shape[0]))
+    scores = (latest @ edges).tocsr()
+    return normalized(scores if loops else without_history(scores, histories))
+
+
+def without_history(scores: sparse.csr_array, histories: Histories) -> sparse.csr_array:
+    """The scores of items that are not in the histories."""
+    items, owner = histories.flat()
+    seen = sparse.coo_array((np.ones(len(items), np.float32), (owner, items)), shape=scores.shape).tocsr()
+    rest = sparse.csr_array(scores - scores.multiply(seen > 0))
+    rest.eliminate_zeros()
+    return rest
+
+
+def normalized(scores: sparse.csr_array) -> sparse.csr_array:
+    """Rows that sum to one, or have no entry."""
+    total = np.asarray(scores.sum(axis=1))
+    return (sparse.diags_array((1 / np.where(total > 0, total, 1)).astype(np.float32)) @ scores).tocsr()

@@ -1,0 +1,213 @@
+"""Weighted edges between items: transitions counted in histories, and neighbors by content.
+
+Sparse matrices of item rows; an entry [i, j] is the weight of the edge from item i to item j.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy import sparse
+
+from semid.data import Histories
+from semid.errors import SemidError
+from semid.graphs.cooccurrence import neighbors
+
+# Pairs of positions that are counted at once, and entries of the product of counts and content edges.
+_PAIRS, _ENTRIES = 1 << 23, 1 << 24
+# Weights of content where there is any: of smoothed counts, and of the content edges themselves.
+_SMOOTHING, _CONTENT = 1.0, 6.0
+
+
+@dataclass(frozen=True)
+class ItemGraphConfig:
+    """Constants of an item graph `G = D^-a (C + tau C T + kappa T)` and of its reading of a history.
+
+    `C` are counts of transitions, `T` content neighbors of weights that sum to one, `D` the sums of the rows.
+    """
+
+    window: int = 20
+    """Positions of a history within which one item leads to another."""
+    decay: float = 0.65
+    """Factor of a transition's weight per position of distance."""
+    backward: float = 0.1
+    """Weight of the reverse of each transition."""
+    neighbors: int = 10
+    """Nearest items by cosine of the content vectors that an item has an edge to."""
+    temperature: float = 0.1
+    """Divides the cosines before their softmax."""
+    smoothing: float | None = None
+    """tau: weight of counts that are passed on to the content neighbors of the items that followed; none given: 1, or 0
+    where the items have no vectors."""
+    content: float | None = None
+    """kappa: weight of the content edges, in transitions; none given: 6, or 0 where the items have no vectors."""
+    degree_power: float = 0.5
+    """a: power of its degree that an item's edges are divided by; 1 makes them probabilities."""
+    recency: float = 0.5
+    """Factor of an item's weight in the history per item that came after it."""
+    width: int = 64
+    """Largest edges per item that are kept."""
+    columns: tuple[str, ...] | None = None
+    """Vector columns that content neighbors are found by; none given: all of them; empty: no content."""
+
+    def __post_init__(self) -> None:
+        for name in ("window", "neighbors", "width"):
+            if getattr(self, name) < 1:
+                raise SemidError(f"expected {name} of at least 1, got {getattr(self, name)}")
+        for name in ("decay", "backward", "degree_power", "recency"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise SemidError(f"expected {name} of 0 to 1, got {getattr(self, name)}")
+        if (self.smoothing or 0) < 0 or (self.content or 0) < 0 or not self.temperature > 0:
+            raise SemidError(
+                "expected smoothing and content of 0 or more and temperature above 0, got "
+                f"{self.smoothing}, {self.content} and {self.temperature}"
+            )
+
+    def resolved(self, columns: Sequence[str]) -> ItemGraphConfig:
+        """The config for items with these vector columns.
+
+        Raises SemidError for a column that they lack, and for weights of content where they have none.
+        """
+        chosen = tuple(columns) if self.columns is None else self.columns
+        if missing := [name for name in chosen if name not in columns]:
+            raise SemidError(f"no vector column {missing[0]!r} for content edges; there are {list(columns) or 'none'}")
+        if not chosen and (self.smoothing or self.content):
+            raise SemidError(
+                f"smoothing {self.smoothing} and content {self.content} weigh content edges, and the items have no "
+                "vectors; give a dataset with a vector column (`semid prepare` makes one of texts), or 0"
+            )
+        smoothing, content = (
+            given if given is not None else default if chosen else 0.0
+            for given, default in ((self.smoothing, _SMOOTHING), (self.content, _CONTENT))
+        )
+        return replace(self, columns=chosen, smoothing=smoothing, content=content)
+
+
+def count_transitions(
+    histories: Histories,
+    config: ItemGraphConfig,
+    *,
+    num_items: int,
+    loops: bool = False,
+    new: Int[np.ndarray, " n"] | None = None,
+) -> sparse.csr_array:
+    """Float32[items, items]: `decay^(d - 1)` for each pair at distance d <= window, and `backward` times that reversed.
+
+    `loops` counts pairs of one item with itself too. With `new`, the number of each history's latest items that were
+    not counted before, only pairs count whose later item is one of them. Memory is that of the result.
+    """
+    items, owner = histories.flat()
+    if len(items) and (items.min() < 0 or items.max() >= num_items):
+        raise SemidError(f"expected item rows of 0 to {num_items - 1} in histories, got {items.min()} to {items.max()}")
+    fresh = np.ones(len(items), bool)
+    if new is not None:
+        fresh = np.arange(len(items)) >= (np.cumsum(histories.lengths) - new)[owner]
+    window = min(config.window, max(int(histories.lengths.max(initial=0)) - 1, 0))
+    steps = np.arange(1, window + 1)
+    weight = (config.decay ** (steps - 1.0)).astype(np.float32)
+    counts = sparse.csr_array((num_items, num_items), dtype=np.float32)
+    size = max(_PAIRS // max(window, 1), 1)
+    for start in range(0, len(items), size):
+        at = np.arange(start, min(start + size, len(items)))
+        later = at[:, None] + steps
+        inside = later < len(items)
+        later = np.minimum(later, len(items) - 1)
+        pairs = inside & (owner[later] == owner[at][:, None]) & fresh[later]
+        if not loops:
+            pairs &= items[later] != items[at][:, None]
+        source, target = items[at[np.nonzero(pairs)[0]]], items[later[pairs]]
+        weights = np.broadcast_to(weight, pairs.shape)[pairs]
+        counts = counts + sparse.coo_array((weights, (source, target)), shape=counts.shape).tocsr()
+    return (counts + config.backward * counts.T).tocsr() if config.backward else counts
+
+
+def content_edges(vectors: Float[np.ndarray, "items dim"], config: ItemGraphConfig) -> sparse.csr_array:
+    """Float32[items, items]: softmax of cosine over temperature among the nearest items; no row for a zero vector."""
+    nearest = neighbors(vectors, k=config.neighbors)
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit = vectors / np.where(norms > 0, norms, 1)
+    there = nearest >= 0
+    powers = np.zeros(nearest.shape, np.float32)
+    for column in range(nearest.shape[1]):
+        powers[:, column] = np.exp(np.einsum("id,id->i", unit, unit[nearest[:, column]]) / config.temperature)
+    powers = np.where(there, powers, 0)
+    weights = powers / np.maximum(powers.sum(axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    source = np.repeat(np.arange(len(vectors)), there.sum(axis=1))
+    shape = (len(vectors), len(vectors))
+    return sparse.coo_array((weights[there], (source, nearest[there])), shape=shape).tocsr()
+
+
+def weighted_edges(
+    counts: sparse.csr_array, content: sparse.csr_array | None, own: sparse.csr_array | None, config: ItemGraphConfig
+) -> sparse.csr_array:
+    """`C + tau C T + kappa T` of some rows: their `counts`, and the rows `own` of the whole `content`."""
+    edges = counts
+    if content is not None and own is not None:
+        if config.smoothing:
+            edges = edges + config.smoothing * (counts @ content)
+        if config.content:
+            edges = edges + config.content * own
+    return sparse.csr_array(edges)
+
+
+def pruned_edges(
+    counts: sparse.csr_array,
+    content: sparse.csr_array | None,
+    own: sparse.csr_array | None,
+    config: ItemGraphConfig,
+    *,
+    width: int | None = None,
+) -> tuple[sparse.csr_array, Float[np.ndarray, " rows"]]:
+    """The `width` (or else the config's) largest `weighted_edges` of each row, and the row sums of all of them."""
+    edges = weighted_edges(counts, content, own, config)
+    degrees = np.asarray(edges.sum(axis=1), np.float64)
+    return pruned(edges, config.width if width is None else width), degrees
+
+
+def scaled_by_degree(
+    edges: sparse.csr_array, degrees: Float[np.ndarray, " rows"], config: ItemGraphConfig
+) -> sparse.csr_array:
+    """`D^-a` times the edges; rows of degree 0 stay as they are."""
+    scale = np.where(degrees > 0, degrees, 1.0) ** -config.degree_power
+    return (sparse.diags_array(scale.astype(np.float32)) @ edges).tocsr()
+
+
+def row_blocks(counts: sparse.csr_array, config: ItemGraphConfig) -> Iterator[slice]:
+    """Blocks of rows whose combined edges are of bounded size."""
+    entries = np.cumsum(np.diff(counts.indptr).astype(np.int64) * (1 + config.neighbors) + config.neighbors)
+    start = 0
+    while start < counts.shape[0]:
+        before = entries[start - 1] if start else 0
+        end = max(int(np.searchsorted(entries, before + _ENTRIES, side="right")), start + 1)
+        yield slice(start, end)
+        start = end
+
+
+def pruned(matrix: sparse.csr_array, width: int) -> sparse.csr_array:
+    """The `width` largest positive entries of each row, in their order: largest first, ties by column."""
+    matrix = sparse.csr_array(matrix)
+    owner = np.repeat(np.arange(matrix.shape[0], dtype=np.int32), np.diff(matrix.indptr))
+    if (np.diff(matrix.indptr) > 4 * width).any():  # most entries of long rows need no sorting
+        enough = matrix.data >= _row_thresholds(matrix, width)[owner]
+    else:
+        enough = np.ones(len(owner), bool)
+    enough &= matrix.data > 0
+    owner, columns, values = owner[enough], matrix.indices[enough], matrix.data[enough]
+    order = np.lexsort((columns, -values, owner))
+    owner, columns, values = owner[order], columns[order], values[order]
+    place = np.arange(len(owner)) - np.searchsorted(owner, np.arange(matrix.shape[0]))[owner]
+    kept = place < width
+    starts = np.concatenate([[0], np.cumsum(np.bincount(owner[kept], minlength=matrix.shape[0]))])
+    return sparse.csr_array((values[kept], columns[kept], starts), shape=matrix.shape)
+
+
+def _row_thresholds(matrix: sparse.csr_array, width: int) -> Float[np.ndarray, " rows"]:
+    """Each row's `width`-th largest entry; 0 where it has fewer."""
+    thresholds = np.zeros(matrix.shape[0], matrix.dtype)
+    for row in np.flatnonzero(np.diff(matrix.indptr) > width):
+        values = matrix.data[matrix.indptr[row] : matrix.indptr[row + 1]]
+        thresholds[row] = np.partition(values, len(values) - width)[len(values) - width]
+    return thresholds

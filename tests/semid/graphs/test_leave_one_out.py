@@ -1,0 +1,48 @@
+"""A history's own transitions taken out of a graph, against graphs that were fitted without it."""
+
+import dataclasses
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from semid.data import Histories
+from semid.graphs import ItemGraph, ItemGraphConfig, LeaveOneOut
+from semid.graphs.transitions import count_transitions
+from tests.semid.graphs.test_item_graph import CONFIG, ITEMS, LISTS, _unrepeated, _vectors
+
+
+def _graph(lists, *, repeats: bool, config: ItemGraphConfig) -> ItemGraph:
+    histories = Histories.from_lists(lists)
+    ids = [f"i{row}" for row in range(ITEMS)]
+    return ItemGraph._build(
+        pa.array(ids),
+        config,
+        count_transitions(histories, config, num_items=ITEMS, loops=repeats),
+        _vectors(),
+        histories.popularity(ITEMS),
+        repeats,
+        "",
+    )
+
+
+@pytest.mark.parametrize("lists", [_unrepeated(0), LISTS], ids=["nothing repeats", "repeats"])
+@pytest.mark.parametrize("smoothing", [0.0, 1.0])
+def test_equals_the_graph_of_all_other_histories(lists, smoothing, monkeypatch):
+    monkeypatch.setattr("semid.graphs.leave_one_out._POSITIONS", 9)
+    config = dataclasses.replace(CONFIG, smoothing=smoothing).resolved(["content"])
+    repeats = lists is LISTS
+    whole = _graph(lists, repeats=repeats, config=config)
+    found = np.zeros((sum(map(len, lists)), ITEMS))
+    for block, distributions in LeaveOneOut(whole).distributions(Histories.from_lists(lists)):
+        found[block] = distributions.toarray()
+    place, differs = 0, 0
+    for user, items in enumerate(lists):
+        others = _graph([*lists[:user], *lists[user + 1 :]], repeats=repeats, config=config)
+        for end in range(1, len(items) + 1):
+            query = Histories.from_lists([items[:end]])
+            expected = others.distribution(query).toarray()[0]
+            np.testing.assert_allclose(found[place], expected, atol=1e-5)
+            differs += not np.allclose(expected, whole.distribution(query).toarray()[0], atol=1e-3)
+            place += 1
+    assert differs > place // 2  # what a history has counted matters
