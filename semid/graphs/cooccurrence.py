@@ -152,31 +152,6 @@ def user_vectors(
     return (matrix @ item_vectors.astype(np.float32)) / counts[:, None]
 
 
-def neighbors(vectors: Float[np.ndarray, "n dim"], *, k: int, block: int = 1024) -> Int[np.ndarray, "n k"]:
-    """`k` other rows of highest cosine, best first, -1 where there are fewer; ties in no particular order.
-
-    Zero vectors have no neighbors and are nobody's. Memory is `block` rows of the similarity table at a time.
-    """
-    if k < 1 or block < 1:
-        raise SemidError(f"expected k and block of 1 or more, got {k} and {block}")
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    unit = (vectors / np.where(norms > 0, norms, 1)).astype(np.float32)
-    zero, width = norms[:, 0] == 0, min(k, len(unit))
-    nearest = np.full((len(unit), k), -1, np.int32)
-    for first in range(0, len(unit), block):
-        similarity = unit[first : first + block] @ unit.T
-        rows = np.arange(len(similarity))
-        similarity[rows, first + rows] = -np.inf
-        similarity[:, zero] = -np.inf
-        similarity[zero[first : first + block]] = -np.inf
-        best = np.argpartition(similarity, len(unit) - width, axis=1)[:, -width:]
-        values = np.take_along_axis(similarity, best, axis=1)
-        order = np.argsort(-values, axis=1, kind="stable")
-        best = np.where(np.isneginf(values), -1, best)
-        nearest[first : first + block, :width] = np.take_along_axis(best, order, axis=1)
-    return nearest
-
-
 def _interactions(histories: Histories, num_items: int) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
     """Item row and index of the history of every interaction, checked."""
     items, owner = histories.flat()

@@ -80,7 +80,7 @@ class ItemGraph:
         Raises SemidError where a weight of content is given and the dataset has no vector column.
         """
         config, train = config.resolved(dataset.vector_columns), dataset.splits.train
-        repeats, num_items = dataset.repeat_share > 0, dataset.num_items
+        repeats, num_items = dataset.repeats.share > 0, dataset.num_items
         return cls._build(
             dataset.item_ids,
             config,

@@ -14,7 +14,7 @@ from scipy import sparse
 
 from semid.data import Histories
 from semid.errors import SemidError
-from semid.graphs.cooccurrence import neighbors
+from semid.graphs.neighbors import neighbors
 
 # Pairs of positions that are counted at once, and entries of the product of counts and content edges.
 _PAIRS, _ENTRIES = 1 << 23, 1 << 24

@@ -13,7 +13,7 @@ from scipy import sparse
 from semid.data import Dataset, Histories
 from semid.errors import SemidError
 from semid.graphs import cooccurrence, interactions_matrix, ppmi, ppmi_vectors, sample_partners, user_vectors
-from semid.graphs.cooccurrence import neighbors
+from semid.graphs.neighbors import neighbors
 
 LISTS = [[0, 1, 2, 1], [3], [], [2, 2, 0, 4, 1, 3], [1, 0]]  # item 5 is nobody's
 
@@ -224,3 +224,18 @@ def test_the_same_calls_with_good_input_pass():
     assert ppmi_vectors(_histories(LISTS), num_items=6, dim=4, window=2, seed=0).shape == (6, 4)
     assert cooccurrence(_histories(LISTS), num_items=5, window=1).shape == (5, 5)
     assert interactions_matrix(_histories(LISTS), num_items=6, num_users=5).nnz == 11
+
+
+def test_neighbors_of_many_vectors_are_looked_for_in_the_nearest_lists(monkeypatch):
+    rng = np.random.default_rng(0)
+    families = rng.normal(size=(60, 8))
+    vectors = np.repeat(families, 20, axis=0) + 0.3 * rng.normal(size=(1200, 8))
+    vectors[7] = 0
+    exact = neighbors(vectors, k=5)
+    monkeypatch.setattr("semid.graphs.neighbors._EXACT", 100)
+    monkeypatch.setattr("semid.graphs.neighbors._PROBES", 4)
+    found = neighbors(vectors, k=5, block=64)
+    assert (found[7] == -1).all()
+    assert not (found == 7).any()
+    shared = [len(set(a) & set(b)) for a, b in zip(found.tolist(), exact.tolist(), strict=True)]
+    assert 0.9 < np.mean(shared) / 5 < 1

@@ -12,8 +12,8 @@ import pytest
 from semid.data import Histories
 from semid.errors import SemidError
 from semid.graphs import LightGCNConfig, interactions_matrix, train_lightgcn
-from semid.graphs.cooccurrence import neighbors
 from semid.graphs.lightgcn import bpr_loss, ego_norm, make_graph, propagate
+from semid.graphs.neighbors import neighbors
 
 SMALL = LightGCNConfig(dim=8, layers=2, epochs=10, batch_size=256, learning_rate=0.02)
 
