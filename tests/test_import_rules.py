@@ -68,8 +68,8 @@ RULES = {
     "semid.generators": Rule(
         BASE
         | {"seq_models", "semid.data", "semid.training", "semid.catalog", "semid.stage", "semid.recommender"}
-        | {"semid.evaluation"},  # validated by the very search and metric that are reported
-        ARRAYS | JAX,
+        | {"semid.evaluation", "semid.graphs"},  # validated by the very search and metric that are reported
+        ARRAYS | JAX | {"scipy"},
     ),
     "semid.bulk": Rule(
         BASE | {"semid.data", "semid.catalog", "semid.tokenizers"}, ARRAYS | JAX | {"distributed", "duckdb"}

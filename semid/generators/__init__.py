@@ -1,6 +1,14 @@
 """Training of generators: objective, distillation, validation."""
 
-from semid.generators.distillation import DenseTeacher, TaughtRows, Teacher, taught
+from semid.generators.distillation import (
+    DenseTeacher,
+    GraphTeacher,
+    MixedTeacher,
+    TaughtRows,
+    Teacher,
+    as_teacher,
+    taught,
+)
 from semid.generators.objective import LossTables, ObjectiveConfig, generator_loss
 from semid.generators.training import (
     GeneratorConfig,
@@ -16,10 +24,13 @@ from semid.generators.training import (
 __all__ = [
     "DenseTeacher",
     "GeneratorConfig",
+    "GraphTeacher",
     "LossTables",
+    "MixedTeacher",
     "ObjectiveConfig",
     "TaughtRows",
     "Teacher",
+    "as_teacher",
     "content_features",
     "fit_generator",
     "generator_loss",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -11,9 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Array, Float, Int
+from scipy import sparse
 
+from semid import artifacts
 from semid.artifacts import Origin
+from semid.data import Histories
 from semid.generators.objective import ObjectiveConfig
+from semid.graphs import ItemGraph, LeaveOneOut, pruned
 from semid.recommender import Recommender
 from semid.training import PackedRows, SingleRows
 from seq_models import TeacherItems, last_state
@@ -23,6 +28,10 @@ from seq_models.types import seen_items
 
 # A dense teacher scores this many (position, item) pairs at once.
 _SCORES = 1 << 24
+# Items of a dense teacher that are mixed with a graph's.
+_DENSE_ITEMS = 256
+# Blocks of targets: their places in `rows.targets`, and distributions [targets, items].
+_Shares = Iterator[tuple[tuple[Int[np.ndarray, " n"], ...], sparse.csr_array]]
 
 
 @runtime_checkable
@@ -55,17 +64,22 @@ class TaughtRows(NamedTuple):
     teacher_scores: Float[Any, "rows *length k"]
 
 
-def taught(rows: PackedRows | SingleRows, teacher: Recommender | Teacher, objective: ObjectiveConfig) -> TaughtRows:
-    """Add the teacher's ranking to every position of `rows`: a dense recommender's, or any other teacher's.
-
-    Raises SemidError for a recommender that speaks in codes.
-    """
+def taught(rows: PackedRows | SingleRows, teacher: Teacher, objective: ObjectiveConfig) -> TaughtRows:
+    """Add the teacher's ranking to every position of `rows`."""
     stored = rows if isinstance(rows, PackedRows) else rows[np.arange(len(rows))]
-    if isinstance(teacher, Recommender):
-        teacher = DenseTeacher(teacher, repeats=teacher.repeats and objective.repeats is not False)
     best = teacher.best(stored, k=min(objective.teacher_items, len(teacher.item_ids)))
     scores = np.asarray(best.scores, np.float32) / np.float32(objective.teacher_temperature)
     return TaughtRows(*stored, np.asarray(best.rows, np.int32), scores)
+
+
+def as_teacher(teacher: Recommender | ItemGraph | Teacher, objective: ObjectiveConfig) -> Teacher:
+    """A dense recommender or an item graph as a teacher; a teacher as it is.
+
+    Raises SemidError, when it is asked, for a recommender that speaks in codes.
+    """
+    if isinstance(teacher, Recommender):
+        return DenseTeacher(teacher, repeats=teacher.repeats and objective.repeats is not False)
+    return GraphTeacher(teacher) if isinstance(teacher, ItemGraph) else teacher
 
 
 @dataclass(frozen=True)
@@ -115,3 +129,103 @@ class DenseTeacher:
             padded = (np.pad(part, ((0, size - len(part)), (0, 0))) for part in block)  # one shape, so one program
             found.append(TeacherItems(*(np.asarray(part)[: stop - start] for part in best(vectors, *padded))))
         return TeacherItems(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+
+
+@dataclass(frozen=True)
+class GraphTeacher:
+    """An item graph as teacher; what it has counted in a row's own history is taken out first."""
+
+    graph: ItemGraph
+
+    @property
+    def item_ids(self) -> pa.Array:
+        """External ids, by item row."""
+        return self.graph.item_ids
+
+    @property
+    def digest(self) -> str:
+        """The graph's."""
+        return self.graph.digest
+
+    @property
+    def origin(self) -> Origin | None:
+        """The graph's."""
+        return self.graph.origin
+
+    def best(self, rows: PackedRows, *, k: int) -> TeacherItems:
+        """The k items of the largest shares."""
+        return _largest(self.shares(rows), rows, k)
+
+    def shares(self, rows: PackedRows) -> _Shares:
+        """For blocks of the rows' targets: their places in `rows.targets`, and distributions [targets, items]."""
+        row, column = np.nonzero(rows.segments)
+        single = rows.targets.ndim == 1
+        segment = rows.segments[row, column]
+        starts = np.flatnonzero(np.diff(row, prepend=-1) | np.diff(segment, prepend=-1))
+        ends = np.append(starts[1:], len(row))
+        last = rows.targets[row[ends - 1]] if single else rows.targets[row[ends - 1], column[ends - 1]]
+        # A history's last target, which is counted with it, stands behind it, unless that is what its last item is.
+        items = np.insert(rows.history[row, column], ends[last >= 0], last[last >= 0])
+        lengths = ends - starts + (last >= 0)
+        source = np.insert(np.arange(len(row)), ends[last >= 0], -1)
+        bounds = np.concatenate([[0], np.cumsum(lengths)])
+        histories = Histories(np.full(len(starts), -1, np.int32), items.astype(np.int32), bounds[:-1], bounds[1:])
+        is_last = np.isin(np.arange(len(row)), ends - 1)
+        for block, shares in LeaveOneOut(self.graph).distributions(histories):
+            at = source[block]
+            asked = np.flatnonzero((at >= 0) & (is_last[at] if single else rows.targets[row[at], column[at]] >= 0))
+            places = (row[at[asked]],) if single else (row[at[asked]], column[at[asked]])
+            yield places, shares[asked]
+
+
+@dataclass(frozen=True)
+class MixedTeacher:
+    """A dense model and an item graph as one teacher: the mean of their distributions, weighted by the graph's share.
+
+    Of the dense model its 256 best items count.
+    """
+
+    dense: DenseTeacher
+    graph: GraphTeacher
+    graph_share: float
+
+    @property
+    def item_ids(self) -> pa.Array:
+        """External ids, by item row."""
+        return self.dense.item_ids
+
+    @property
+    def digest(self) -> str:
+        """Digest of both and the share."""
+        return artifacts.sha256_json([self.dense.digest, self.graph.digest, self.graph_share])
+
+    @property
+    def origin(self) -> Origin | None:
+        """The dense model's."""
+        return self.dense.origin
+
+    def best(self, rows: PackedRows, *, k: int) -> TeacherItems:
+        """The k items of the largest shares."""
+        dense = self.dense.best(rows, k=min(_DENSE_ITEMS, len(self.item_ids)))
+
+        def mixed() -> _Shares:
+            for places, shares in self.graph.shares(rows):
+                columns, values = np.asarray(dense.rows)[places], np.exp(np.asarray(dense.scores)[places])
+                there = columns >= 0
+                starts = np.concatenate([[0], np.cumsum(there.sum(axis=1))])
+                of_dense = sparse.csr_array((values[there], columns[there], starts), shape=shares.shape)
+                yield places, sparse.csr_array((1 - self.graph_share) * of_dense + self.graph_share * shares)
+
+        return _largest(mixed(), rows, k)
+
+
+def _largest(blocks: _Shares, rows: PackedRows, k: int) -> TeacherItems:
+    """The k items of the largest shares at each target, and the logs of these."""
+    shape = (*rows.targets.shape, k)
+    items, log_probs = np.full(shape, -1, np.int32), np.full(shape, -np.inf, np.float32)
+    for places, shares in blocks:
+        largest = pruned(shares, k)
+        nth = np.arange(largest.nnz) - np.repeat(largest.indptr[:-1], np.diff(largest.indptr))
+        at = tuple(np.repeat(place, np.diff(largest.indptr)) for place in places)
+        items[(*at, nth)], log_probs[(*at, nth)] = largest.indices, np.log(largest.data)
+    return TeacherItems(items, log_probs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -24,9 +24,10 @@ class ObjectiveConfig:
     normalization: SoftmaxOver = SoftmaxOver.VOCABULARY
     """Set over which a level's probabilities sum to one, in training and in search: `children` of the prefix in the
     catalogue is the constrained softmax of MSCGRec (arXiv 2602.03713)."""
-    distillation: float = 0.0
-    """Weight of the cross-entropy to a dense teacher's best items, level by level (after UniGRec, arXiv 2601.17438)."""
-    teacher_items: int = 20
+    distillation: float | None = None
+    """Weight of the cross-entropy to a teacher's best items, level by level (after UniGRec, arXiv 2601.17438); none
+    given: 1 with a teacher, else 0."""
+    teacher_items: int = 32
     """Number of the teacher's best items that are used."""
     teacher_temperature: float = 1.0
     """Divides the teacher's scores."""
@@ -45,6 +46,14 @@ class ObjectiveConfig:
                 f"{self.teacher_temperature}"
             )
 
+    def resolved(self, *, repeats: bool, taught: bool) -> ObjectiveConfig:
+        """The config with what it leaves open, by the data and by whether there is a teacher."""
+        return replace(
+            self,
+            distillation=float(taught) if self.distillation is None else self.distillation,
+            repeats=repeats if self.repeats is None else self.repeats,
+        )
+
     @property
     def repeat_factor(self) -> float:
         """Factor of the model's probability of items in the history."""
@@ -53,7 +62,7 @@ class ObjectiveConfig:
     @property
     def weights(self) -> dict[str, float]:
         """Weights of the loss terms by name; terms that are not named count as they are."""
-        return {"loss/distillation": self.distillation, "loss/dense": self.dense}
+        return {"loss/distillation": self.distillation or 0.0, "loss/dense": self.dense}
 
 
 class LossTables(NamedTuple):

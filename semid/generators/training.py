@@ -19,8 +19,9 @@ from semid.config import to_dict
 from semid.data import Dataset, Examples, Standardizer, content_blocks
 from semid.errors import SemidError
 from semid.evaluation import accuracy, group_ids, item_places
-from semid.generators.distillation import Teacher, taught
+from semid.generators.distillation import Teacher, as_teacher, taught
 from semid.generators.objective import LossTables, ObjectiveConfig, generator_loss
+from semid.graphs import ItemGraph
 from semid.recommender import DATASET_FILE, ModelSpec, Recommender, copy_tokenizer
 from semid.stage import Request, run_stage
 from semid.training import (
@@ -71,15 +72,15 @@ class GeneratorConfig:
             if getattr(self, name) < 1:
                 raise SemidError(f"expected {name} of at least 1, got {getattr(self, name)}")
 
-    def resolved(self, interactions: int, *, repeats: bool) -> GeneratorConfig:
-        """The config with what it leaves open, by the number of training interactions, and by whether one `repeats`.
+    def resolved(self, interactions: int, *, repeats: bool, taught: bool = False) -> GeneratorConfig:
+        """The config with what it leaves open, by the number of training interactions, by whether one `repeats`, and by
+        whether there is a teacher.
 
         Epochs: 36 from 25,000 interactions on; below that more, so that as many are passed, up to 216, with validations
         as many times further apart. Dropout of a generator of codes: 0.1 from 10,000 on, 0.3 below.
         """
         model = self.model.with_dropout(_DROPOUT if interactions >= _FEW else _DROPOUT_OF_FEW)
-        objective = replace(self.objective, repeats=repeats) if self.objective.repeats is None else self.objective
-        resolved = replace(self, model=model, objective=objective)
+        resolved = replace(self, model=model, objective=self.objective.resolved(repeats=repeats, taught=taught))
         if self.training.epochs is not None:
             return resolved
         more = round(min(max(_INTERACTIONS / max(interactions, 1), 1.0), _MORE), 2)
@@ -94,14 +95,14 @@ def train(
     *,
     out: str | Path | None = None,
     seed: int = 0,
-    teacher: Recommender | Teacher | None = None,
+    teacher: Recommender | ItemGraph | Teacher | None = None,
     mesh: Mesh | None = None,
     other_dataset: bool = False,
 ) -> Recommender:
     """Train a model on the dataset's training histories and write the model artifact `out`.
 
     A stage (see `run_stage`): an interrupted run of the same request goes on from its checkpoints, a finished one is
-    read, and without `out` nothing is written. `teacher` is the dense model of a distillation, or another `Teacher`.
+    read, and without `out` nothing is written. A `teacher` is a dense model, an item graph, a `MixedTeacher` of both.
     The catalogue's tokenizer goes with the model, so that items appended later can be encoded. With `other_dataset` the
     catalogue may be one of another dataset, such as an earlier one of the same shop: codes of content know no
     interactions.
@@ -109,7 +110,9 @@ def train(
     dataset, whose training may have what is test here, and if `out` is in use.
     """
     check_catalog(catalog, dataset, other_dataset=other_dataset)
-    config = config.resolved(dataset.num_training_interactions, repeats=bool(dataset.repeats.repeated))
+    interactions, repeats = dataset.num_training_interactions, bool(dataset.repeats.repeated)
+    config = config.resolved(interactions, repeats=repeats, taught=teacher is not None)
+    teacher = None if teacher is None else as_teacher(teacher, config.objective)
     parents = {**dataset.parents, "catalog": catalog.provenance}
     if teacher is not None:
         parents["teacher"] = teacher.digest
@@ -195,7 +198,7 @@ def fit_generator(
     *,
     run: RunFolder,
     seed: int,
-    teacher: Recommender | Teacher | None = None,
+    teacher: Teacher | None = None,
     mesh: Mesh | None = None,
 ) -> Recommender:
     """Train the recommender's model on from the parameters it has; nothing is written but to the run's folder."""
@@ -215,9 +218,9 @@ def fit_generator(
     return recommender.with_model(run_training(task, config.training, run=run, seed=seed, mesh=mesh))
 
 
-def check_teacher(teacher: Recommender | Teacher | None, dataset: Dataset, config: GeneratorConfig) -> None:
+def check_teacher(teacher: Teacher | None, dataset: Dataset, config: GeneratorConfig) -> None:
     """Raise SemidError unless there is a teacher just where the objective distills, of this dataset and its items."""
-    if (teacher is not None) != (config.objective.distillation > 0):
+    if (teacher is not None) != bool(config.objective.distillation):
         raise SemidError("distillation needs a weight above 0 and a teacher: give both (--teacher), or neither")
     if teacher is not None and not config.model.has_codes:
         raise SemidError(f"distillation is for models of codes; {config.model.title} has none")

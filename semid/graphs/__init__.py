@@ -14,7 +14,7 @@ from semid.graphs.item_graph import Edges, ItemGraph
 from semid.graphs.leave_one_out import LeaveOneOut
 from semid.graphs.lightgcn import LightGCNConfig, train_lightgcn
 from semid.graphs.signals import PpmiConfig, Signal, VectorColumn
-from semid.graphs.transitions import ItemGraphConfig
+from semid.graphs.transitions import ItemGraphConfig, pruned
 from semid.graphs.tuning import fit_graph, tuned
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "interactions_matrix",
     "ppmi",
     "ppmi_vectors",
+    "pruned",
     "sample_partners",
     "train_lightgcn",
     "tuned",

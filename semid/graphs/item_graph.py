@@ -6,6 +6,7 @@ A history's next item is distributed as the sum of the edges of its items, the l
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -72,6 +73,14 @@ class ItemGraph:
     def __repr__(self) -> str:
         num_edges, origin = int((self.edges.rows >= 0).sum()), f", from {self.origin.folder}" if self.origin else ""
         return f"ItemGraph({len(self.item_ids):,} items, {num_edges:,} edges{origin})"
+
+    @property
+    def digest(self) -> str:
+        """Digest of the artifact that it was loaded from, or of its edges where there is none."""
+        if self.origin is not None:
+            return self.origin.digest
+        edges = [hashlib.sha256(part.tobytes()).hexdigest() for part in self.edges]
+        return artifacts.sha256_json([to_dict(self.config), self.dataset, edges])
 
     @classmethod
     def fit(cls, dataset: Dataset, config: ItemGraphConfig = ItemGraphConfig()) -> ItemGraph:

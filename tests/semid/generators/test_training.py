@@ -22,6 +22,7 @@ from semid.generators import (
     GeneratorConfig,
     LossTables,
     ObjectiveConfig,
+    as_teacher,
     content_features,
     distillation,
     generator_loss,
@@ -120,7 +121,7 @@ def _losses(config: GeneratorConfig, dataset, catalog, *, teacher: Recommender |
     recommender = Recommender(model, catalog, spec=spec, features=features, train_counts=counts)
     rows = training_rows(dataset, config, model.layout)
     batch = rows[np.arange(len(rows))] if isinstance(rows, SingleRows) else rows
-    batch = batch if teacher is None else taught(batch, teacher, config.objective)
+    batch = batch if teacher is None else taught(batch, as_teacher(teacher, config.objective), config.objective)
     trie = CodeTrie.from_codes(catalog.codes, catalog.level_sizes)
     tables = LossTables(ItemTables.from_arrays(catalog.codes, features, counts), trie)
     context = StepContext(jax.random.key(0), jnp.zeros(()))
@@ -232,7 +233,7 @@ def test_a_dense_teacher_answers_as_it_recommends(dataset, catalog, layout, own,
     spec = ModelSpec(FAMILIES["sasrec"], (3, 4), ITEMS, 0, max_history=4, repeat_factor=own)
     dense = Recommender(spec.build(seed=0), catalog, spec=spec, features=None, train_counts=training_counts(dataset))
     config = dataclasses.replace(CONFIG, row_length=10, objective=ObjectiveConfig(teacher_items=10, repeats=repeats))
-    rows = taught(training_rows(dataset, config, layout), dense, config.objective)
+    rows = taught(training_rows(dataset, config, layout), as_teacher(dense, config.objective), config.objective)
     unseen = own == 0 or repeats is False
     places = [place for place in np.ndindex(rows.targets.shape) if rows.targets[place] >= 0]
     histories = []
