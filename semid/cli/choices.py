@@ -5,12 +5,18 @@ from __future__ import annotations
 import functools
 import operator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from semid import artifacts
+from semid.artifacts import Kind
 from semid.cli.console import console
 from semid.config import choices, difference, to_dict
+
+if TYPE_CHECKING:  # they import JAX
+    from semid.graphs import ItemGraph
+    from semid.recommender import Recommender
 
 PathOrUrl = Annotated[
     str | Path,  # the parser's own Path makes one slash of two
@@ -35,3 +41,13 @@ def print_chosen(given: Any, resolved: Any, *, by: str) -> None:
     """Print the settings that the data have chosen, where the options leave them open."""
     if chosen := difference(to_dict(given), to_dict(resolved)):
         console.print(f"by {by}: {chosen}")
+
+
+def load_ranker(path: str) -> Recommender | ItemGraph:
+    """Load the model, from a folder or the Hugging Face hub, or the item graph that a folder holds."""
+    from semid.graphs import ItemGraph
+    from semid.recommender import Recommender
+
+    folder = artifacts.local_folder(path)
+    is_graph = artifacts.read_manifest(folder).kind == Kind.GRAPH
+    return ItemGraph.load(folder) if is_graph else Recommender.from_pretrained(path)

@@ -11,17 +11,18 @@ from rich import box
 from rich.table import Table
 
 from semid import artifacts
-from semid.cli.choices import PathOrUrl
+from semid.cli.choices import PathOrUrl, load_ranker
 from semid.cli.console import console
 from semid.data import Dataset
 from semid.errors import SemidError
+from semid.graphs import ItemGraph
 from semid.recommender import Recommender
 from seq_models import RQTransformerConfig
 
 # The family that `semid train` trains unless another is named.
 _DEFAULT_FAMILY = RQTransformerConfig.name
 # Baselines that a model should not come out below, and what to try where it does.
-_FLOORS = ("popularity", "bigram")
+_FLOORS = ("popularity", "bigram", "item graph")
 _TRY = "try more --epochs, more --dropout or a smaller --dim"
 _TRY_OF_CODES = "larger --level-sizes of `semid tokenize` where many items share codes, or `semid train sasrec`"
 _TRY_OF_DENSE = "or other --features"
@@ -31,13 +32,13 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure models, popularity and bigram (and the oracle, where the dataset is simulated).
+    """Measure models, their parts, popularity and bigram (and the oracle, where the dataset is simulated).
 
     What the file holds of the same models, dataset and options is printed, not measured again.
     """
 
     model: tuple[str, ...]
-    """Model folders, or org/name of the Hugging Face hub (extra `hub`; then --out is needed)."""
+    """Folders of models or item graphs, or org/name of the Hugging Face hub (extra `hub`; then --out is needed)."""
     dataset: PathOrUrl
     """Dataset folder."""
     split: Literal["validation", "test"] = "test"
@@ -65,11 +66,11 @@ class Evaluate:
         out = artifacts.try_file(self.out or self._folder() / f"metrics{self._suffix}.json")
         examples = artifacts.try_file(examples_file(out)) if self.out or not self._suffix else None
         dataset = Dataset.load(self.dataset)
-        loaded = {path: Recommender.from_pretrained(path, catalog=self.catalog) for path in self.model}
+        loaded = {path: self._load(path) for path in self.model}
         provenance = self._provenance(dataset, loaded)
         models = {name: loaded[path] for path, name in _names(loaded).items()}
         if self.catalog is not None:
-            provenance["catalog"] = next(iter(models.values())).catalog.digest
+            provenance["catalog"] = next(m.catalog.digest for m in models.values() if isinstance(m, Recommender))
         provenance["request"] = self._request(dataset, provenance)
         if before := _measured(out, provenance["request"], examples):
             self._print(before["rows"], before["provenance"]["beam_against_exact"], models, dataset)
@@ -82,7 +83,7 @@ class Evaluate:
 
     def _measure(
         self,
-        models: dict[str, Recommender],
+        models: dict[str, Recommender | ItemGraph],
         dataset: Dataset,
         provenance: dict[str, Any],
         out: Path,
@@ -93,7 +94,11 @@ class Evaluate:
 
         shared: dict[str, Any] = {"split": self.split, "beam_size": self.beam_size}
         measured = compare(
-            {**models, **baselines(dataset)}, dataset, **shared, ks=self.ks, exclude_seen=self.exclude_seen
+            {**models, **_parts(models), **baselines(dataset)},
+            dataset,
+            **shared,
+            ks=self.ks,
+            exclude_seen=self.exclude_seen,
         )
         seen = {"seen": "excluded"} if self.exclude_seen else {}
         rows = [{**metrics.row(name), **seen} for name, metrics in measured.items()]
@@ -111,7 +116,7 @@ class Evaluate:
         self,
         rows: Sequence[dict],
         searched: Mapping[str, Mapping[str, Any]],
-        models: Mapping[str, Recommender],
+        models: Mapping[str, Recommender | ItemGraph],
         dataset: Dataset,
     ) -> None:
         console.print(metrics_table(rows, self.ks))
@@ -123,6 +128,9 @@ class Evaluate:
             console.print(f"{name}: a beam of {self.beam_size} finds {share}")
         for hint in hints(rows, self.ks):
             console.print(hint)
+
+    def _load(self, path: str) -> Recommender | ItemGraph:
+        return load_ranker(path) if self.catalog is None else Recommender.from_pretrained(path, catalog=self.catalog)
 
     def _folder(self) -> Path:
         """The folder that holds the first model's. Raises SemidError for a model of the hub."""
@@ -141,7 +149,7 @@ class Evaluate:
         """Suffix of the file's name for figures other than those of test with seen items included."""
         return "_validation" * (self.split == "validation") + "_seen_excluded" * self.exclude_seen
 
-    def _provenance(self, dataset: Dataset, models: dict[str, Recommender]) -> dict[str, Any]:
+    def _provenance(self, dataset: Dataset, models: dict[str, Recommender | ItemGraph]) -> dict[str, Any]:
         """The models' digests; raises SemidError for a model of another dataset, unless that is asked for."""
         origins = {path: model.origin for path, model in models.items() if model.origin is not None}
         other = {path: origin.manifest.parents.get("dataset", "unknown") for path, origin in origins.items()}
@@ -180,7 +188,7 @@ def hints(rows: Sequence[dict], ks: Sequence[int]) -> list[str]:
     return lines
 
 
-def _names(models: Mapping[str, Recommender]) -> dict[str, str]:
+def _names(models: Mapping[str, Recommender | ItemGraph]) -> dict[str, str]:
     """Names in tables, by path: a model's kind; where two share that, its folder's; else its path."""
     labels, folders = {path: _label(model) for path, model in models.items()}, [Path(path).name for path in models]
     names = {}
@@ -191,8 +199,19 @@ def _names(models: Mapping[str, Recommender]) -> dict[str, str]:
     return names
 
 
-def _label(model: Recommender) -> str:
+def _parts(models: Mapping[str, Recommender | ItemGraph]) -> dict[str, Recommender | ItemGraph]:
+    """The models that are mixed with an item graph without it, and the graphs alone."""
+    mixed = {name: model for name, model in models.items() if isinstance(model, Recommender) and model.graph}
+    graphs = {model.graph.digest: model.graph for model in mixed.values() if model.graph is not None}
+    labels = ["item graph"] if len(graphs) == 1 else [f"item graph {digest[:8]}" for digest in graphs]
+    alone = {} if "item graph" in models else dict(zip(labels, graphs.values(), strict=True))
+    return {f"{name}, no graph": model.with_graph(None) for name, model in mixed.items()} | alone
+
+
+def _label(model: Recommender | ItemGraph) -> str:
     """`semid` for the default family, the family's name for others; sasrec-content is SASRec with content vectors."""
+    if isinstance(model, ItemGraph):
+        return "item graph"
     spec = model.spec
     return "semid" if spec.model.name == _DEFAULT_FAMILY else spec.model.label(num_features=spec.num_features)
 

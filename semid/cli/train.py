@@ -8,11 +8,11 @@ from typing import Annotated
 import tyro
 
 from semid.catalog import SemanticCatalog
-from semid.cli.choices import PathOrUrl, print_chosen, subcommands
+from semid.cli.choices import PathOrUrl, load_ranker, print_chosen, subcommands
 from semid.cli.console import console
 from semid.data import Dataset
 from semid.generators import GeneratorConfig, train
-from semid.recommender import Recommender
+from semid.graphs import ItemGraph
 from semid.training import MeshConfig, make_mesh
 from seq_models import ModelConfig, RQTransformerConfig
 
@@ -47,8 +47,11 @@ class Train:
     seed: int = 0
     """Seed of parameters, shuffling and dropout."""
     teacher: str | None = None
-    """Folder (or org/name of the Hugging Face hub) of a SASRec model of the same dataset; the generator learns its
-    ranking too (objective.distillation)."""
+    """Folder of a SASRec model (or its org/name on the Hugging Face hub) or of an item graph, of the same dataset; the
+    generator learns its ranking too (objective.distillation)."""
+    graph: PathOrUrl | None = None
+    """Folder of an item graph of the same dataset (`semid graph`), which is mixed with the model, in the search too, at
+    the weight that is best on validation."""
     other_dataset: bool = False
     """Take a catalogue that was made from another dataset, such as an earlier one whose codes are to stay."""
     mesh: MeshConfig = MeshConfig()
@@ -57,7 +60,7 @@ class Train:
     def run(self) -> None:
         dataset, given = Dataset.load(self.dataset), GeneratorConfig(**vars(self.config))
         interactions, seen = dataset.num_training_interactions, dataset.repeats.repeated
-        config = given.resolved(interactions, repeats=bool(seen))
+        config = given.resolved(interactions, repeats=bool(seen), taught=self.teacher is not None)
         print_chosen(given, config, by=f"{interactions:,} training interactions, {seen:,} of items seen before")
         train(
             dataset,
@@ -65,7 +68,8 @@ class Train:
             config,
             out=self.out,
             seed=self.seed,
-            teacher=None if self.teacher is None else Recommender.from_pretrained(self.teacher),
+            teacher=None if self.teacher is None else load_ranker(self.teacher),
+            graph=None if self.graph is None else ItemGraph.load(self.graph),
             mesh=make_mesh(config=self.mesh),
             other_dataset=self.other_dataset,
         )

@@ -17,6 +17,7 @@ from scipy import sparse
 from semid import artifacts
 from semid.artifacts import Origin
 from semid.data import Histories
+from semid.errors import SemidError
 from semid.generators.objective import ObjectiveConfig
 from semid.graphs import ItemGraph, LeaveOneOut, pruned
 from semid.recommender import Recommender
@@ -72,14 +73,23 @@ def taught(rows: PackedRows | SingleRows, teacher: Teacher, objective: Objective
     return TaughtRows(*stored, np.asarray(best.rows, np.int32), scores)
 
 
-def as_teacher(teacher: Recommender | ItemGraph | Teacher, objective: ObjectiveConfig) -> Teacher:
-    """A dense recommender or an item graph as a teacher; a teacher as it is.
+def as_teacher(
+    teacher: Recommender | ItemGraph | Teacher, objective: ObjectiveConfig, *, graph: ItemGraph | None = None
+) -> Teacher:
+    """A dense recommender, mixed with `graph` as the objective says, or an item graph as a teacher; a teacher as it is.
 
     Raises SemidError, when it is asked, for a recommender that speaks in codes.
     """
-    if isinstance(teacher, Recommender):
-        return DenseTeacher(teacher, repeats=teacher.repeats and objective.repeats is not False)
-    return GraphTeacher(teacher) if isinstance(teacher, ItemGraph) else teacher
+    if isinstance(teacher, ItemGraph):
+        return GraphTeacher(teacher)
+    if not isinstance(teacher, Recommender):
+        return teacher
+    dense = DenseTeacher(teacher, repeats=teacher.repeats and objective.repeats is not False)
+    if not objective.teacher_graph:
+        return dense
+    if graph is None:
+        raise SemidError(f"teacher_graph {objective.teacher_graph} needs an item graph; give one (--graph)")
+    return MixedTeacher(dense, GraphTeacher(graph), objective.teacher_graph)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,8 @@ class ObjectiveConfig:
     given: 1 with a teacher, else 0."""
     teacher_items: int = 32
     """Number of the teacher's best items that are used."""
+    teacher_graph: float = 0.0
+    """Share of the item graph (--graph) in what the teacher says."""
     teacher_temperature: float = 1.0
     """Divides the teacher's scores."""
     dense: float = 1.0
@@ -40,6 +42,8 @@ class ObjectiveConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
             raise SemidError(f"expected label_smoothing in [0, 1), got {self.label_smoothing}")
+        if not 0 <= self.teacher_graph <= 1:
+            raise SemidError(f"expected teacher_graph of 0 to 1, got {self.teacher_graph}")
         if self.teacher_items < 1 or not self.teacher_temperature > 0:
             raise SemidError(
                 f"expected teacher_items of at least 1 and teacher_temperature above 0, got {self.teacher_items} and "

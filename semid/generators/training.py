@@ -20,6 +20,7 @@ from semid.data import Dataset, Examples, Standardizer, content_blocks
 from semid.errors import SemidError
 from semid.evaluation import accuracy, group_ids, item_places
 from semid.generators.distillation import Teacher, as_teacher, taught
+from semid.generators.mixing import check_graph, with_chosen_weight
 from semid.generators.objective import LossTables, ObjectiveConfig, generator_loss
 from semid.graphs import ItemGraph
 from semid.recommender import DATASET_FILE, ModelSpec, Recommender, copy_tokenizer
@@ -96,13 +97,15 @@ def train(
     out: str | Path | None = None,
     seed: int = 0,
     teacher: Recommender | ItemGraph | Teacher | None = None,
+    graph: ItemGraph | None = None,
     mesh: Mesh | None = None,
     other_dataset: bool = False,
 ) -> Recommender:
     """Train a model on the dataset's training histories and write the model artifact `out`.
 
     A stage (see `run_stage`): an interrupted run of the same request goes on from its checkpoints, a finished one is
-    read, and without `out` nothing is written. A `teacher` is a dense model, an item graph, a `MixedTeacher` of both.
+    read, and without `out` nothing is written. A `teacher` is a dense model, or anything else that ranks items.
+    A `graph` is mixed with the trained model at the weight that is best on validation.
     The catalogue's tokenizer goes with the model, so that items appended later can be encoded. With `other_dataset` the
     catalogue may be one of another dataset, such as an earlier one of the same shop: codes of content know no
     interactions.
@@ -112,10 +115,13 @@ def train(
     check_catalog(catalog, dataset, other_dataset=other_dataset)
     interactions, repeats = dataset.num_training_interactions, bool(dataset.repeats.repeated)
     config = config.resolved(interactions, repeats=repeats, taught=teacher is not None)
-    teacher = None if teacher is None else as_teacher(teacher, config.objective)
+    teacher = None if teacher is None else as_teacher(teacher, config.objective, graph=graph)
     parents = {**dataset.parents, "catalog": catalog.provenance}
     if teacher is not None:
         parents["teacher"] = teacher.digest
+    if graph is not None:
+        check_graph(graph, dataset)
+        parents["graph"] = graph.digest
     request = Request(Kind.MODEL, {"generator": to_dict(config)}, parents, seed, _VERSION)
 
     def work(folder: Path) -> Recommender:
@@ -123,7 +129,8 @@ def train(
         untrained = _untrained(dataset, _codes_of(catalog, dataset), config, seed=seed)
         title = "training" if out is None else f"training {Path(out).name}"
         run = RunFolder(folder, request.checkpoints, title=title)
-        return fit_generator(untrained, dataset, config, run=run, seed=seed, teacher=teacher, mesh=mesh)
+        trained = fit_generator(untrained, dataset, config, run=run, seed=seed, teacher=teacher, mesh=mesh)
+        return trained if graph is None else with_chosen_weight(trained, graph, validation(dataset, config, seed=seed))
 
     def write(recommender: Recommender, folder: Path) -> None:
         recommender.write(folder)

@@ -198,6 +198,11 @@ class ItemGraph:
                 lists[row, len(found) : len(found) + len(more)] = more
         return ranked
 
+    def log_probs(self, histories: Histories, rows: Int[np.ndarray, " n"]) -> Float[np.ndarray, "histories n"]:
+        """Log-probabilities of item rows after each history, -inf where no edges lead."""
+        with np.errstate(divide="ignore"):
+            return np.log(self.distribution(histories)[:, rows].toarray())
+
     def write(self, folder: Path) -> None:
         """Write settings, counts, vectors and edges into the folder of an artifact under construction."""
         settings = {"config": to_dict(self.config), "repeats": self.repeats, "dataset": self.dataset}
@@ -213,6 +218,11 @@ class ItemGraph:
         }
         artifacts.save_tensors(folder / _TENSORS, tensors | ({} if self.vectors is None else {"vectors": self.vectors}))
         write_parquet(pa.table({"item_id": self.item_ids}), folder / _ITEMS)
+
+    @staticmethod
+    def is_in(folder: Path) -> bool:
+        """True for a folder that `write` wrote to."""
+        return (folder / _SETTINGS).exists()
 
     @classmethod
     def read(cls, folder: Path) -> ItemGraph:

@@ -1,6 +1,5 @@
 """Recommenders: a trained model and its catalogue, from item ids to item ids."""
 
-from semid.recommender.mixing import GraphEdges
 from semid.recommender.packaging import DATASET_FILE, copy_tokenizer
 from semid.recommender.recommender import Recommendations, Recommender
 from semid.recommender.scorers import Scorer
@@ -9,7 +8,6 @@ from semid.recommender.stablehlo import export_program
 
 __all__ = [
     "DATASET_FILE",
-    "GraphEdges",
     "ModelSpec",
     "Recommendations",
     "Recommender",

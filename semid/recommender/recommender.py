@@ -24,15 +24,14 @@ from semid.catalog import CATALOG_FILE, SemanticCatalog
 from semid.catalog.versions import vectors as appended_vectors
 from semid.data import Histories, Id, Standardizer, as_ids, as_masks
 from semid.errors import SemidError
+from semid.graphs import ItemGraph
 from semid.recommender.hub import upload
 from semid.recommender.mixing import (
-    GraphEdges,
     build_boosts,
     build_mixture,
+    check_graph,
     check_graph_weight,
     log_factors,
-    read_graph,
-    write_graph,
 )
 from semid.recommender.packaging import Measured, write_package
 from semid.recommender.persistence import ItemData, read_model, write_model
@@ -74,9 +73,9 @@ class Recommender:
     items is answered with the items most popular there, scored by the log of their smoothed share (the documented
     cold start). It is a `Ranker` for `semid.evaluate`.
 
-    `graph` holds the edges of an item graph that is mixed with the model. `standardizer` is what made the features from
-    raw vectors; with it, and with tables for `capacity_factor` times the items, the same compiled programs serve later
-    versions of the catalogue (`with_catalog`).
+    `graph` is an item graph that is mixed with the model, at the weight `spec.graph_weight`. `standardizer` is what made
+    the features from raw vectors; with it, and with tables for `capacity_factor` times the items, the same compiled
+    programs serve later versions of the catalogue (`with_catalog`).
     """
 
     def __init__(
@@ -89,7 +88,7 @@ class Recommender:
         train_counts: Int[np.ndarray, " items"],
         standardizer: Standardizer | None = None,
         capacity_factor: float | None = None,
-        graph: GraphEdges | None = None,
+        graph: ItemGraph | None = None,
     ) -> None:
         if spec.catalog not in ("", catalog.digest):
             raise SemidError(
@@ -102,7 +101,7 @@ class Recommender:
         self._features, self._train_counts, self._standardizer = features, train_counts, standardizer
         self._capacity_factor, self._graph = capacity_factor, graph
         if graph is not None:
-            graph.check(len(catalog))
+            check_graph(graph, catalog.item_ids)
         self._capacity: Capacity | None = None
         self.origin: Origin | None = None  # the artifact of this very model, if there is one
         self.catalog_updated = False  # it recommends from a later version of its catalogue than the origin holds
@@ -126,7 +125,7 @@ class Recommender:
         leaves = named_leaves(jax.device_get(self._scorer.params))
         total = hashlib.sha256(json.dumps([config.to_dict(self.spec), self.catalog.digest]).encode())
         if self._graph is not None:
-            leaves |= vars(self._graph)
+            total.update(self._graph.digest.encode())
         for name, leaf in leaves.items():
             total.update(name.encode() + np.asarray(leaf).tobytes())
         return total.hexdigest()
@@ -168,6 +167,11 @@ class Recommender:
         return self.spec.repeat_factor > 0
 
     @property
+    def graph(self) -> ItemGraph | None:
+        """The item graph that is mixed with the model."""
+        return self._graph
+
+    @property
     def train_counts(self) -> Int[np.ndarray, " items"]:
         """Number of training interactions per item row."""
         return self._train_counts
@@ -199,7 +203,7 @@ class Recommender:
             train_counts=items.train_counts,
             standardizer=items.standardizer,
             capacity_factor=capacity_factor,
-            graph=read_graph(path, num_items=spec.num_items),
+            graph=ItemGraph.read(path) if ItemGraph.is_in(path) else None,
         ).with_origin(origin)
         return loaded if catalog is None else loaded.with_version(catalog)
 
@@ -251,25 +255,32 @@ class Recommender:
         other._scorer = self._scorer.with_model(model)
         return other
 
-    def with_graph(self, graph: GraphEdges | None) -> Recommender:
-        """The same mixed with this item graph, or with none; the same programs run for graphs of one width.
+    def with_graph(self, graph: ItemGraph | None, *, weight: float = 0.5) -> Recommender:
+        """The same mixed with this item graph, of this weight, or with none; one program serves graphs of one width.
 
-        Raises SemidError for edges of other items than the catalogue's and for numbers out of range.
+        Raises SemidError for a graph of other items than the catalogue's and for a weight out of range.
         """
+        check_graph_weight(weight)
         if graph is not None:
-            graph.check(len(self.catalog))
+            check_graph(graph, self.catalog.item_ids)
         other = copy.copy(self)
         other.origin, other.catalog_updated, other._graph = None, False, graph
+        other.spec = dataclasses.replace(self.spec, graph_weight=0.0 if graph is None else weight)
         other._scorer = dataclasses.replace(self._scorer, mixture=other._mixture())
         return other
 
     def with_catalog(
-        self, catalog: SemanticCatalog, *, vectors: Float[np.ndarray, "new dim"] | None = None
+        self,
+        catalog: SemanticCatalog,
+        *,
+        vectors: Float[np.ndarray, "new dim"] | None = None,
+        graph_vectors: Float[np.ndarray, "new dim_of_graph"] | None = None,
     ) -> Recommender:
         """The same model on a later version of its catalogue: it recommends what was appended, not what was removed.
 
         Rows of the items that the model knows stay, those of all others follow in the order that they have there.
-        `vectors` are raw ones of the others, the columns `spec.columns` side by side, for a model that reads any. A
+        `vectors` are raw ones of the others, the columns `spec.columns` side by side, for a model that reads any, and
+        `graph_vectors` those that the item graph finds neighbors by (`vectors`, where not given), if there is one. A
         model that learned something of each item (SASRec, id embeddings) leaves the others out, where all are removed.
         The same programs run as long as the version fits the capacity of this; else they are compiled again.
         Raises SemidError where items or codes that the model knows differ, where vectors are missing, and for a model
@@ -286,6 +297,9 @@ class Recommender:
         if new and self._features is not None:
             appended = standardize_appended(self._standardizer, vectors, new=new, columns=self.spec.columns)
             other._features = np.concatenate([self._features, appended])
+        if new and self._graph is not None:
+            near = vectors if graph_vectors is None else graph_vectors
+            other._graph = self._graph.append(catalog.item_ids[len(self.catalog) :], vectors=near)
         other._scorer = other._build_scorer(self.model)
         return other
 
@@ -293,12 +307,17 @@ class Recommender:
         """`with_catalog` of the current, or a given, version of a catalogue folder, which holds appended vectors."""
         catalog = self._reordered(SemanticCatalog.load(folder, version))
         new, removed = catalog.item_ids[len(self.catalog) :], ~catalog.active[len(self.catalog) :]
-        vectors = None
+
+        def appended(columns: tuple[str, ...], width: int) -> Float[np.ndarray, "new dim"]:
+            vectors = appended_vectors(folder, columns, new, version, removed=removed)
+            return vectors if vectors.shape[1] else np.zeros((len(new), width), np.float32)  # none: all are removed
+
+        vectors, near = None, None
         if len(new) and self._features is not None and self.spec.columns:
-            vectors = appended_vectors(folder, self.spec.columns, new, version, removed=removed)
-            if not vectors.shape[1]:  # all are removed, and of none there are any
-                vectors = np.zeros((len(new), self._features.shape[1]), np.float32)
-        return self.with_catalog(catalog, vectors=vectors)
+            vectors = appended(self.spec.columns, self._features.shape[1])
+        if len(new) and self._graph is not None and self._graph.vectors is not None:
+            near = appended(self._graph.config.columns or (), self._graph.vectors.shape[1])
+        return self.with_catalog(catalog, vectors=vectors, graph_vectors=near)
 
     def _build_scorer(self, model: ItemModel) -> Scorer:
         """The scorer on tables of the catalogue, and, for models that search it, on its trie."""
@@ -323,7 +342,8 @@ class Recommender:
     def _mixture(self, rows: int | None = None) -> Mixture | None:
         """The mixture, for tables of so many rows, or of the scorer's."""
         rows = len(self.tables.codes) if rows is None else rows
-        return build_mixture(self._graph, repeat_factor=self.spec.repeat_factor, rows=rows)
+        weights = {"weight": self.spec.graph_weight, "repeat_factor": self.spec.repeat_factor}
+        return build_mixture(self._graph, **weights, rows=rows)
 
     def _weighted(self, graph_weight: float | None) -> Scorer:
         """The scorer with another weight of the graph. Raises SemidError for one out of range or without a graph."""
@@ -349,7 +369,7 @@ class Recommender:
         write_model(folder, self.spec, self._scorer.params, items)
         self.catalog.write(folder / CATALOG_FILE)
         if self._graph is not None:
-            write_graph(folder, self._graph)
+            self._graph.write(folder)
 
     def recommend(
         self,

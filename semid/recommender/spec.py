@@ -44,6 +44,9 @@ class ModelSpec:
         if not 0 <= self.repeat_factor < math.inf:
             raise SemidError(f"expected a repeat_factor of 0 or more, got {self.repeat_factor}")
 
+    graph_weight: float = 0.0
+    """Share of the item graph's distribution in the recommender's; 0: there is none."""
+
     def build(self, *, seed: int) -> ItemModel:
         """The model, with parameters drawn from `seed`."""
         return self.model.build(
