@@ -15,7 +15,7 @@ from semid.cli.choices import PathOrUrl
 from semid.cli.console import console
 from semid.data import parse_ids, read_id_file
 from semid.errors import SemidError
-from semid.recommender import Recommender
+from semid.recommender import Explanation, Recommender
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class Recommend:
     """File or table of item ids that are not recommended."""
     skip_unknown: bool = False
     """Drop unknown ids from the history and the two files, and say how many, instead of stopping."""
+    explain: bool = False
+    """Show the item graph's share of each probability, and the items of the history that it comes from."""
     catalog: PathOrUrl | None = None
     """Catalogue folder whose current version (FOLDER@3: version 3) is recommended from: with items appended, without
     items removed since."""
@@ -59,11 +61,14 @@ class Recommend:
         if not top.item_ids[0]:
             console.print("nothing that may be recommended is left: look at --allow, --deny and --exclude-seen")
             return
+        explained = recommender.explain(history, top.item_ids[0]) if self.explain else []
         table = Table("rank", "item id", "log-probability", "codes")
         tokens = recommender.catalog.tokens_of(recommender.catalog.rows(top.item_ids[0]))
         for rank, (item_id, score, codes) in enumerate(zip(top.item_ids[0], top.scores[0], tokens, strict=False), 1):
             table.add_row(str(rank), item_id, f"{score:.3f}", "".join(codes))
         console.print(table)
+        if self.explain:
+            console.print(_explained(explained))
 
     def _allowed(self, recommender: Recommender) -> Bool[np.ndarray, " items"] | None:
         """Items that the two files leave, None where neither is given."""
@@ -92,3 +97,12 @@ class Recommend:
         if unknown:
             console.print(f"dropped {unknown} unknown of {len(ids)} items of {of}")
         return unknown
+
+
+def _explained(items: list[Explanation]) -> Table:
+    """Items as lines: the graph's share, and the three items of the history with most of it."""
+    table = Table("item id", "of the graph", "through")
+    for item in items:
+        through = ", ".join(f"{source} ({share:.0%})" for source, share in item.sources[:3])
+        table.add_row(item.item_id, f"{item.graph_share:.0%}", through)
+    return table

@@ -1,5 +1,6 @@
 """Recommenders: a trained model and its catalogue, from item ids to item ids."""
 
+from semid.recommender.explanation import Explanation
 from semid.recommender.packaging import DATASET_FILE, copy_tokenizer
 from semid.recommender.recommender import Recommendations, Recommender
 from semid.recommender.scorers import Scorer
@@ -8,6 +9,7 @@ from semid.recommender.stablehlo import export_program
 
 __all__ = [
     "DATASET_FILE",
+    "Explanation",
     "ModelSpec",
     "Recommendations",
     "Recommender",

@@ -25,6 +25,7 @@ from semid.catalog.versions import vectors as appended_vectors
 from semid.data import Histories, Id, Standardizer, as_ids, as_masks
 from semid.errors import SemidError
 from semid.graphs import ItemGraph
+from semid.recommender.explanation import Explanation, edge_shares
 from semid.recommender.hub import upload
 from semid.recommender.mixing import (
     build_boosts,
@@ -73,9 +74,9 @@ class Recommender:
     items is answered with the items most popular there, scored by the log of their smoothed share (the documented
     cold start). It is a `Ranker` for `semid.evaluate`.
 
-    `graph` is an item graph that is mixed with the model, at the weight `spec.graph_weight`. `standardizer` is what made
-    the features from raw vectors; with it, and with tables for `capacity_factor` times the items, the same compiled
-    programs serve later versions of the catalogue (`with_catalog`).
+    `graph` is an item graph that is mixed with the model, at the weight `spec.graph_weight`. `standardizer` made
+    the features from raw vectors; with it, and with tables for `capacity_factor` times the items, the same programs
+    serve later versions of the catalogue (`with_catalog`).
     """
 
     def __init__(
@@ -432,6 +433,30 @@ class Recommender:
         """
         rows = Histories.from_lists(self._history_rows(histories, skip_unknown))
         return self.log_probs(rows, self.catalog.rows(item_ids), graph_weight=graph_weight)
+
+    def explain(
+        self, history: Iterable[Id], item_ids: Iterable[Id], *, graph_weight: float | None = None
+    ) -> list[Explanation]:
+        """Log-probability of each item after the history, and the item graph's part in it, with the items it came from.
+
+        Raises SemidError for an unknown id, and for a model without an item graph.
+        """
+        if self._graph is None:
+            raise SemidError("the model has no item graph, so its probabilities have one source; train with a graph")
+        weight = self.spec.graph_weight if graph_weight is None else graph_weight
+        histories = Histories.from_lists(self._history_rows([history], skip_unknown=False))
+        ids = as_ids(item_ids)
+        rows = self.catalog.rows(ids)
+        mixed, alone = (self.log_probs(histories, rows, graph_weight=w)[0] for w in (weight, 0.0))
+        explained = []
+        for item_id, row, log_prob, of_model in zip(ids.to_pylist(), rows.tolist(), mixed, alone, strict=True):
+            shares = edge_shares(self._graph, histories[0], row, window=self.spec.max_history)
+            # Where no edge leads anywhere from the history the weight is 0; else the model has the rest of it.
+            of_graph = 1 - (1 - weight) * np.exp(of_model - log_prob) if shares and log_prob > -np.inf else 0.0
+            names = self.item_ids.take(pa.array(list(shares), pa.int32())).to_pylist()
+            sources = tuple(zip(names, shares.values(), strict=True))
+            explained.append(Explanation(item_id, float(log_prob), float(of_graph), sources))
+        return explained
 
     def rank(
         self,
