@@ -89,16 +89,26 @@ class ItemGraph:
         Raises SemidError where a weight of content is given and the dataset has no vector column.
         """
         config, train = config.resolved(dataset.vector_columns), dataset.splits.train
-        repeats, num_items = dataset.repeats.share > 0, dataset.num_items
-        return cls._build(
-            dataset.item_ids,
-            config,
-            count_transitions(train, config, num_items=num_items, loops=repeats),
-            content_vectors(dataset, config),
-            train.popularity(num_items).astype(np.int64),
-            repeats,
-            dataset.digest,
+        vectors, repeats = content_vectors(dataset, config), bool(dataset.repeats.repeated)
+        return cls.from_histories(
+            train, dataset.item_ids, config, vectors=vectors, repeats=repeats, dataset=dataset.digest
         )
+
+    @classmethod
+    def from_histories(
+        cls,
+        histories: Histories,
+        item_ids: pa.Array,
+        config: ItemGraphConfig,
+        *,
+        vectors: Float[np.ndarray, "items dim"] | None = None,
+        repeats: bool = False,
+        dataset: str = "",
+    ) -> ItemGraph:
+        """The graph of these histories of item rows, and of content `vectors` by item row, if there are any."""
+        counts = count_transitions(histories, config, num_items=len(item_ids), loops=repeats)
+        popularity = histories.popularity(len(item_ids)).astype(np.int64)
+        return cls._build(item_ids, config, counts, vectors, popularity, repeats, dataset)
 
     @classmethod
     def _build(

@@ -136,15 +136,8 @@ def test_new_items_and_interactions_join_as_if_they_had_been_there():
     new = np.array([sum(1 for _ in items) if max(items) >= known else 0 for items in train], np.int32)
     old = [items if max(items) < known else [] for items in train]
     config = CONFIG.resolved(["content"])
-    start = ItemGraph._build(
-        dataset.item_ids[:known],
-        config,
-        count_transitions(Histories.from_lists(old), config, num_items=known),
-        _vectors()[:known],
-        Histories.from_lists(old).popularity(known),
-        False,
-        "",
-    )
+    ids = dataset.item_ids[:known]
+    start = ItemGraph.from_histories(Histories.from_lists(old), ids, config, vectors=_vectors()[:known])
     grown = start.append(
         dataset.item_ids[known:], vectors=_vectors()[known:], histories=Histories.from_lists(train), new=new
     )

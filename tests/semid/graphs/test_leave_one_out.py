@@ -8,22 +8,13 @@ import pytest
 
 from semid.data import Histories
 from semid.graphs import ItemGraph, ItemGraphConfig, LeaveOneOut
-from semid.graphs.transitions import count_transitions
 from tests.semid.graphs.test_item_graph import CONFIG, ITEMS, LISTS, _unrepeated, _vectors
 
 
 def _graph(lists, *, repeats: bool, config: ItemGraphConfig) -> ItemGraph:
+    ids = pa.array([f"i{row}" for row in range(ITEMS)])
     histories = Histories.from_lists(lists)
-    ids = [f"i{row}" for row in range(ITEMS)]
-    return ItemGraph._build(
-        pa.array(ids),
-        config,
-        count_transitions(histories, config, num_items=ITEMS, loops=repeats),
-        _vectors(),
-        histories.popularity(ITEMS),
-        repeats,
-        "",
-    )
+    return ItemGraph.from_histories(histories, ids, config, vectors=_vectors(), repeats=repeats)
 
 
 @pytest.mark.parametrize("lists", [_unrepeated(0), LISTS], ids=["nothing repeats", "repeats"])

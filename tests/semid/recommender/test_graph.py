@@ -1,0 +1,98 @@
+"""A model mixed with an item graph: files, growth, explanations; tests/seq_models/test_mixture.py has the rest."""
+
+import dataclasses
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from semid import artifacts
+from semid.data import Histories
+from semid.errors import SemidError
+from semid.graphs import ItemGraph, ItemGraphConfig
+from semid.recommender import Recommender
+from seq_models import RQTransformerConfig
+from tests.semid.recommender.test_catalog_updates import BACKBONE, BEAM, IDS, ITEMS, LATER, RAW, _catalog, _make
+
+K = 6
+CONFIG = ItemGraphConfig(window=4, neighbors=3, width=8, columns=("v",)).resolved(["v"])
+HISTORIES = [["i1", "i2", "i3"], ["i7"], ["i2", "i9"]]
+
+
+def _graph(items: int = ITEMS) -> ItemGraph:
+    """Training histories know no item past the 16th: the others are reached by content."""
+    lists = [np.random.default_rng(user).permutation(ITEMS)[:5].tolist() for user in range(30)]
+    return ItemGraph.from_histories(Histories.from_lists(lists), pa.array(IDS[:items]), CONFIG, vectors=RAW[:items])
+
+
+def _mixed(items: int, **options) -> Recommender:
+    made = _make(RQTransformerConfig(backbone=BACKBONE), _catalog(items), **options)
+    made.spec = dataclasses.replace(made.spec, repeat_factor=0.0)
+    return made.with_graph(_graph(items), weight=0.4)
+
+
+@pytest.fixture(scope="module")
+def model() -> Recommender:
+    return _mixed(ITEMS, capacity_factor=2.0)
+
+
+def _top(model: Recommender, **options) -> tuple[list[list[str]], np.ndarray]:
+    top = model.recommend(HISTORIES, k=K, beam_size=BEAM, **options)
+    return top.item_ids, top.scores
+
+
+def test_a_mixed_model_is_read_as_it_was_written(model, tmp_path):
+    with artifacts.write_artifact(tmp_path / "model", kind="model", config={}) as folder:
+        model.write(folder)
+    read = Recommender.from_pretrained(tmp_path / "model", capacity_factor=2.0)
+    assert (read.spec.graph_weight, read.graph.config) == (0.4, CONFIG)
+    for one, other in zip(_top(read), _top(model), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert _top(read, graph_weight=0.0)[0] == _top(model.with_graph(None))[0] != _top(read)[0]
+    model.save_pretrained(tmp_path / "package")
+    assert Recommender.from_pretrained(tmp_path / "package").graph.digest != ""
+
+
+def test_the_weight_one_is_the_graphs_own_ranking(model):
+    rows = Histories.from_lists([[IDS.index(item) for item in history] for history in HISTORIES])
+    expected, q = model.graph.rank(rows, k=K), model.graph.distribution(rows).toarray()
+    ids, scores = _top(model, graph_weight=1.0)
+    for row, (found, log_probs) in enumerate(zip(ids, scores, strict=True)):
+        led_to = [item for item in expected[row].tolist() if q[row, item] > 0]
+        assert found == [IDS[item] for item in led_to]
+        np.testing.assert_allclose(np.exp(log_probs[: len(led_to)]), q[row, led_to], rtol=1e-4)
+
+
+def test_an_appended_item_is_found_through_the_graph(model):
+    later = model.with_catalog(_catalog(LATER), vectors=RAW[ITEMS:])
+    assert len(later.graph.item_ids) == LATER
+    (ids, scores), (expected_ids, expected) = _top(later), _top(_mixed(LATER, model=model.model))
+    assert ids == expected_ids
+    np.testing.assert_allclose(scores, expected, rtol=1e-4)
+    assert any(item in IDS[ITEMS:] for found in _top(later, graph_weight=1.0)[0] for item in found)
+
+
+def test_an_explanation_adds_up(model):
+    ids, scores = _top(model)
+    for history, items, log_probs in zip(HISTORIES, ids, scores, strict=True):
+        parts = model.explain(history, items)
+        of_model = model.score([history], items, graph_weight=0.0)[0]
+        for part, item, log_prob, alone in zip(parts, items, log_probs, of_model, strict=True):
+            assert part.item_id == item
+            np.testing.assert_allclose(part.log_prob, log_prob, atol=1e-4)
+            assert np.isclose(np.exp(log_prob) * (1 - part.graph_share), 0.6 * np.exp(alone), rtol=1e-3)
+            assert {source for source, _ in part.sources} <= set(history)
+            assert not part.sources or np.isclose(sum(share for _, share in part.sources), 1)
+    with pytest.raises(SemidError, match="the model has no item graph"):
+        model.with_graph(None).explain(["i1"], ["i2"])
+
+
+def test_a_graph_of_other_items_and_odd_weights_are_refused(model):
+    with pytest.raises(SemidError, match=r"the item graph is of other items \(20\) than the catalogue \(16\)"):
+        model.with_graph(_graph(LATER))
+    with pytest.raises(SemidError, match="expected a graph_weight from 0"):
+        model.with_graph(_graph(), weight=1.5)
+    with pytest.raises(SemidError, match="expected a graph_weight from 0"):
+        _top(model, graph_weight=-0.1)
+    with pytest.raises(SemidError, match="needs an item graph, and the recommender has none"):
+        _top(model.with_graph(None), graph_weight=0.5)
