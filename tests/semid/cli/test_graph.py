@@ -1,0 +1,80 @@
+"""`semid graph` and what the other commands do with it: teach, mix, measure, explain; and what is refused."""
+
+import json
+
+import pytest
+
+from semid import artifacts
+from semid.graphs import ItemGraph
+from semid.recommender import Recommender
+from tests.semid.cli.test_main import BACKBONE, GENERATOR, _write_tables, run
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with dataset, catalogue, graph, teacher, and a model taught by graph and teacher and mixed with both."""
+    home = tmp_path_factory.mktemp("graph")
+    _write_tables(home)
+    run("prepare parquet --items {h}/I.parquet --interactions {h}/X.parquet --out {h}/dataset --text-vectors 6", h=home)
+    run("tokenize --dataset {h}/dataset --out {h}/catalog rq-kmeans --level-sizes 6 4", h=home)
+    run("graph --dataset {h}/dataset --out {h}/graph --tune --neighbors 3", h=home)
+    data = "--dataset {h}/dataset --catalog {h}/catalog"
+    run(f"train {data} --out {{h}}/teacher {GENERATOR} sasrec {BACKBONE}", h=home)
+    run(f"train {data} --out {{h}}/model --teacher {{h}}/teacher --graph {{h}}/graph --teacher-graph 0.5 "
+        f"{GENERATOR} rq-transformer {BACKBONE}", h=home)  # fmt: skip
+    return home
+
+
+def test_the_model_says_what_it_was_made_from(home):
+    manifest = artifacts.read_artifact(home / "model", "model")
+    made = {name: artifacts.read_manifest(home / name).digest for name in ("dataset", "catalog", "graph")}
+    assert {name: manifest.parents[name] for name in made} == made
+    assert len(manifest.parents["teacher"]) == 64
+    model, graph = Recommender.from_pretrained(home / "model"), ItemGraph.load(home / "graph")
+    assert graph.config.neighbors == 3
+    assert model.graph.config == graph.config
+    assert 0 <= model.spec.graph_weight <= 0.9
+
+
+def test_the_model_its_parts_and_the_graph_are_measured(home, capsys):
+    run("evaluate --model {h}/model {h}/teacher --dataset {h}/dataset --beam-size 20", h=home)
+    rows = [row["model"] for row in json.loads((home / "metrics.json").read_text())["rows"]]
+    assert rows == ["semid", "sasrec-content", "semid, no graph", "item graph", "popularity", "bigram"]
+    run("evaluate --model {h}/graph --dataset {h}/dataset --out {h}/alone.json", h=home)
+    alone = json.loads((home / "alone.json").read_text())["rows"]
+    assert [row["model"] for row in alone] == ["item graph", "popularity", "bigram"]
+    whole = {row["model"]: row for row in json.loads((home / "metrics.json").read_text())["rows"]}
+    assert alone[0]["ndcg@10"] == whole["item graph"]["ndcg@10"]
+    capsys.readouterr()
+    run("recommend --model {h}/model --history i1,i2 -k 3 --explain", h=home)
+    assert "of the graph" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("graph --dataset {h}/dataset --out {t}/g --columns text", "no vector column 'text' for content edges"),
+        ("graph --dataset {h}/dataset --out {t}/g --recency 2", "expected recency of 0 to 1, got 2.0"),
+        ("recommend --model {h}/teacher --history i1 --explain", "the model has no item graph"),
+        (
+            "train --dataset {h}/dataset --catalog {h}/catalog --out {t}/m --teacher {h}/teacher --teacher-graph 0.5",
+            "teacher_graph 0.5 needs an item graph; give one (--graph)",
+        ),
+        (
+            "train --dataset {o}/dataset --catalog {h}/catalog --out {t}/m --other-dataset --graph {h}/graph",
+            "fitted to dataset digest",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_one_line(home, tmp_path_factory, tmp_path, capsys, line, message):
+    other = tmp_path_factory.getbasetemp() / "other"
+    if "{o}" in line:
+        run("prepare parquet --items {h}/I.parquet --interactions {h}/X.parquet --out {o}/dataset --name other "
+            "--text-vectors 6", h=home, o=other)  # fmt: skip
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        run(line, h=home, t=tmp_path, o=other)
+    assert ended.value.code not in (0, None)
+    said = capsys.readouterr()
+    assert message in (said.err + said.out).replace("\n", " ")
+    assert not list(tmp_path.iterdir())
