@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Dataset": "semid.data",
     "GeneratorConfig": "semid.generators",
+    "ItemGraph": "semid.graphs",
     "JointConfig": "semid.joint",
     "Recommendations": "semid.recommender",
     "Recommender": "semid.recommender",
@@ -33,6 +34,7 @@ if _TYPE_CHECKING:
     from semid.evaluation import evaluate as evaluate
     from semid.generators import GeneratorConfig as GeneratorConfig
     from semid.generators import train as train
+    from semid.graphs import ItemGraph as ItemGraph
     from semid.joint import JointConfig as JointConfig
     from semid.joint import train_end_to_end as train_end_to_end
     from semid.recommender import Recommendations as Recommendations
