@@ -139,7 +139,7 @@ class MixtureTerms(NamedTuple):
         """Rows of probability exactly zero, -1 for none, with those denied anyway."""
         lists = [jnp.where(self.repeats, -1, self.history)]
         if denied is not None:
-            lists.append(jnp.broadcast_to(denied, (len(self.history), denied.shape[1])))
+            lists.append(jnp.broadcast_to(denied, (self.history.shape[0], denied.shape[1])))
         if self.boosts is not None:
             lists.append(jnp.where(self.boosts.factors > 0, -1, self.boosts.rows))
         return jnp.concatenate(lists, axis=1)
@@ -153,7 +153,7 @@ class MixtureTerms(NamedTuple):
 
     def of_catalog(self, log_probs: Float[Array, "b items"]) -> Float[Array, "b items"]:
         """Log-probabilities of all items, from the model's."""
-        user = jnp.arange(len(log_probs))[:, None]
+        user = jnp.arange(log_probs.shape[0])[:, None]
         seen, graph = (scatter_rows(rows, log_probs.shape[1]) for rows in (self.history, self.graph))
         repeated = _at_rows(log_probs, self.history) + jnp.log(self.repeated)[:, None]
         mixed = log_probs + jnp.log(self.others)[:, None]
@@ -218,7 +218,7 @@ class PrefixMasses(NamedTuple):
         """Logs of the masses of children of parents, from the model's log-probabilities of them."""
         own, scores = self.levels[level], log_probs + jnp.log(self.terms.others)[:, None, None]
         beam, place = places_of(own.nodes, own.parents, parents, children)
-        user = jnp.arange(len(beam))[:, None]
+        user = jnp.arange(beam.shape[0])[:, None]
         before = scores.at[user, beam, place].get(mode="fill", fill_value=-jnp.inf)
         mass = jnp.exp(before)
         left = jnp.where(mass > 0, jnp.maximum(1 + own.of_model / mass, _LEFT), 1.0)
@@ -310,8 +310,8 @@ def _graph_items(
     real = requests.segments > 0
     later = jnp.cumsum(real[:, ::-1], axis=1, dtype=jnp.int32)[:, ::-1] - 1
     item_weights = jnp.where(real, mixture.decay ** later.astype(jnp.float32), 0.0)
-    weights = (item_weights[..., None] * neighbors.weights[requests.history]).reshape(len(history), -1)
-    rows = neighbors.rows[requests.history].reshape(len(history), -1)
+    weights = (item_weights[..., None] * neighbors.weights[requests.history]).reshape(history.shape[0], -1)
+    rows = neighbors.rows[requests.history].reshape(history.shape[0], -1)
     possible = (rows >= 0) & (weights > 0)
     if tables.active is not None:
         possible &= tables.active[rows]

@@ -6,8 +6,9 @@
 Catalogues are random codes. The model is a table of logits by the code before, so that what is timed is the search. The
 control, `unconstrained`, is a beam search over all products of the vocabularies, whose results need not exist. Every
 contender runs once a round, in turn; given are users per second of its fastest round, and per second of processor time,
-which says more where other work shares the machine. Peak memory is that of the whole process so far, its libraries and
-the codes included.
+which says more where other work shares the machine. What a mixture with an item graph costs is measured on searches
+with a model, an RQ-Transformer of the recipes' size, as ratios of medians. Peak memory is that of the whole process so
+far, its libraries and the codes included.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from __future__ import annotations
 import functools
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +28,24 @@ import tyro
 from jaxtyping import Array, Float, Int
 
 from semid.artifacts import try_file, write_json
+from semid.recommender import ModelSpec, Scorer
+from seq_models import (
+    ItemNeighbors,
+    ItemTables,
+    Mixture,
+    RequestBatch,
+    RQTransformerConfig,
+    SoftmaxOver,
+    TransformerConfig,
+)
 from seq_models.masks import ItemMask
 from seq_models.search import Beams, Step, beam_search, checked_logits, extend_prefixes, no_prefixes, top_k
 from seq_models.trie import Capacity, CodeTrie
 from seq_models.types import Prefixes
 
 Tables = tuple[Float[Array, "before size"], ...]
-Contenders = dict[str, Callable[[], Any]]
+Contenders = Mapping[str, Callable[[], Any]]
+_BACKBONE = TransformerConfig(dim=128, heads=4, hidden=256, dropout=0.0)  # of the recipes' generators
 
 
 def main(
@@ -43,6 +56,7 @@ def main(
     beam_size: int = 50,
     denied: int = 50,
     rounds: int = 30,
+    edges: int = 64,
     build_items: int = 0,
 ) -> None:
     """Measure, print and write JSON.
@@ -55,6 +69,7 @@ def main(
         beam_size: Beams per user.
         denied: Items denied to each user where a mask is measured.
         rounds: Times that each search runs.
+        edges: Neighbors of each item in the graph of the mixture; 0: no mixture is measured.
         build_items: Items of a catalogue of 8 levels of 2048 codes that is built, not searched; 0: none.
     """
     out = try_file(out)
@@ -70,6 +85,8 @@ def main(
     for num_items in items:
         codes, trie, row = _build(num_items, level_sizes, rng)
         row |= _rates(_contenders(tables, trie, codes, users, beam_size, denied, rng), users, rounds)
+        if edges:
+            row |= _mixture_costs(trie, codes, users=users, beam_size=beam_size, edges=edges, rounds=rounds)
         del codes, trie  # before the next are made
         figures["catalogues"].append(row)
         _show(row)
@@ -130,19 +147,56 @@ def _contenders(
     }
 
 
-def _rates(contenders: Contenders, users: int, rounds: int) -> dict[str, float]:
+def _seconds(contenders: Contenders, rounds: int) -> dict[str, list[tuple[float, float]]]:
+    """Times of each contender's rounds, and their processor times."""
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
     for _ in range(rounds + 1):  # the first compiles
         for name, run in contenders.items():
             started, processor = time.monotonic(), time.process_time()
             jax.block_until_ready(run())
             seconds[name].append((time.monotonic() - started, time.process_time() - processor))
+    return {name: measured[1:] for name, measured in seconds.items()}
+
+
+def _rates(contenders: Contenders, users: int, rounds: int) -> dict[str, float]:
     rates = {}
-    for name, measured in seconds.items():
-        wall, processor = (min(column) for column in zip(*measured[1:], strict=True))
+    for name, measured in _seconds(contenders, rounds).items():
+        wall, processor = (min(column) for column in zip(*measured, strict=True))
         rates[f"{name}: users/s"] = users / wall
         rates[f"{name}: users/s of processor time"] = users / processor
     return rates
+
+
+def _mixture_costs(
+    trie: CodeTrie, codes: Int[np.ndarray, "items level"], *, users: int, beam_size: int, edges: int, rounds: int
+) -> dict[str, float]:
+    """Times of a search with a model, alone and mixed with an item graph, after histories of 20 items."""
+    num_items, keys = trie.num_items, jax.random.split(jax.random.key(0), 3)
+    spec = ModelSpec(RQTransformerConfig(_BACKBONE), trie.level_sizes, num_items, 0, max_history=20)
+    tables = ItemTables.from_arrays(codes, None, np.ones(num_items, np.int32))
+    scorer = Scorer.from_model(spec.build(seed=0), tables=tables, trie=trie, softmax_over=SoftmaxOver.VOCABULARY)
+    edges_of = (num_items, edges)
+    neighbors = ItemNeighbors(
+        jax.random.randint(keys[0], edges_of, 0, num_items), jax.random.uniform(keys[1], edges_of)
+    )
+    history = jax.random.randint(keys[2], (users, 20), 0, num_items)
+    requests = RequestBatch(history, jnp.ones_like(history))
+    numbers = {"weight": 0.7, "decay": 0.5}
+    mixtures = {
+        "model": None,
+        "with graph": Mixture.from_numbers(neighbors, **numbers),
+        "with graph, without repeats": Mixture.from_numbers(neighbors, **numbers, repeat_factor=0.0),
+    }
+    contenders = {
+        name: functools.partial(replace(scorer, mixture=mixture).top, requests, k=10, beam_size=beam_size)
+        for name, mixture in mixtures.items()
+    }
+    medians = {name: np.median(times, axis=0) / users for name, times in _seconds(contenders, rounds).items()}
+    figures: dict[str, float] = {}
+    for name, times in medians.items():
+        for what, own, alone in zip(("time", "processor time"), times, medians["model"], strict=True):
+            figures |= {f"{name}: ms of {what} per user": own * 1e3, f"{name}: {what} over the model's": own / alone}
+    return figures
 
 
 @functools.partial(jax.jit, static_argnames=("users", "beam_size"))

@@ -6,10 +6,12 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import flatbuffers
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,6 +32,8 @@ from seq_models import (
     EncoderDecoderConfig,
     FlatDecoderConfig,
     HybridConfig,
+    ItemNeighbors,
+    Mixture,
     RQTransformerConfig,
     TransformerConfig,
 )
@@ -49,7 +53,7 @@ MODELS = {
 
 
 def _recommender(name: str) -> Recommender:
-    """Of 24 items, three of which share their codes."""
+    """Of 24 items, three of which share their codes; of two families, one of codes, mixed with an item graph."""
     rng = np.random.default_rng(0)
     chosen = rng.permutation(48)[:ITEMS]
     chosen[:3] = chosen[0]
@@ -57,13 +61,18 @@ def _recommender(name: str) -> Recommender:
     catalog = SemanticCatalog(pa.array(IDS), codes, (5, 4, 3))
     config, width = MODELS[name]
     spec = ModelSpec(config, catalog.level_sizes, num_items=ITEMS, num_features=width, max_history=LENGTH)
-    return Recommender(
+    recommender = Recommender(
         spec.build(seed=5),
         catalog,
         spec=spec,
         features=rng.normal(size=(ITEMS, width)).astype(np.float32) if width else None,
         train_counts=rng.permutation(ITEMS).astype(np.int32),
     )
+    if name in ("flat", "dense"):
+        edges = ItemNeighbors(jnp.asarray(rng.integers(-1, ITEMS, (ITEMS, 2))), jnp.asarray(rng.random((ITEMS, 2))))
+        mixture = Mixture.from_numbers(edges, weight=0.7, decay=0.5, repeat_factor=0.5)
+        recommender._scorer = replace(recommender.scorer, mixture=mixture)
+    return recommender
 
 
 def _histories(n: int) -> list[list[int]]:
