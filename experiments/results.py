@@ -15,6 +15,7 @@ from semid.artifacts import MANIFEST, read_json, try_file, write_json
 from semid.data import Dataset
 from semid.data.simulated import SimulatedConfig, simulate
 from semid.evaluation import Ranker, baselines, compare
+from semid.graphs import ItemGraph
 from semid.recommender import Recommender
 from semid.stage import run_recorded, store_dataset
 from semid.training import on_first
@@ -63,7 +64,7 @@ class Minutes:
 
 
 def measure(
-    models: Mapping[str, Recommender], data: Dataset, out: Path, *, seed: int, beam_size: int
+    models: Mapping[str, Recommender | ItemGraph], data: Dataset, out: Path, *, seed: int, beam_size: int
 ) -> dict[str, dict[str, Any]]:
     """Test metrics of models and baselines by name, seen items included and excluded, each kept in a file of `out`.
 
@@ -73,16 +74,18 @@ def measure(
     measured = {}
     for name, ranker in rankers.items():
         request = {"dataset": data.digest, "seed": seed, "beam_size": beam_size}
-        request["model"] = ranker.digest if isinstance(ranker, Recommender) else name
+        request["model"] = ranker.digest if isinstance(ranker, Recommender | ItemGraph) else name
         file = out / "measured" / f"{name.replace(' ', '-')}_{seed}.json"
         measured[name] = run_recorded(request, file, functools.partial(_metrics, ranker, data, beam_size))
     return measured
 
 
 def _metrics(ranker: Ranker, data: Dataset, beam_size: int) -> dict[str, Any]:
-    found = {
-        seen: compare({"": ranker}, data, beam_size=beam_size, exclude_seen=seen == "excluded")[""] for seen in SEEN
-    }
+    found = {"included": compare({"": ranker}, data, beam_size=beam_size)[""]}
+    if getattr(ranker, "repeats", True):
+        found["excluded"] = compare({"": ranker}, data, beam_size=beam_size, exclude_seen=True)[""]
+    else:  # it leaves them out by itself
+        found["excluded"] = found["included"]
     included = found["included"]
     return {
         "values": {seen: metrics.values for seen, metrics in found.items()},

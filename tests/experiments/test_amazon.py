@@ -12,15 +12,20 @@ from semid.errors import SemidError
 
 def test_two_steps_of_everything(layout, tiny, tmp_path, capsys):
     out = tmp_path / "run"
-    amazon.main(layout, out, seeds=(0,), beam_size=50, budget=0.05)
+    amazon.main(layout, out, seeds=(0,), beam_size=50, budget=0.05, ablations=True)
     written = json.loads((out / "metrics.json").read_text())
     models = [row["model"] for row in written["rows"]]
-    trained = ["sasrec", "sasrec-text", "semid-text", "semid-hybrid"]
-    assert models == [*trained, "popularity", "bigram"] * 2
+    trained = ["sasrec-text", "semid-text", "semid-hybrid", "sasrec-text-repeats", "semid-hybrid-untaught"]
+    mixed = [name for one in trained for name in (one, f"{one} + graph")]
+    rows = ["item-graph", *mixed[:6], "item-graph-counts", *mixed[6:], "popularity", "bigram"]
+    assert models == rows * 2
     assert all(0 <= row["recall@10"] <= 1 for row in written["rows"])
-    assert [row.get("seen") for row in written["rows"]] == [None] * 6 + ["excluded"] * 6
-    assert set(json.loads((out / "minutes_0.json").read_text())) == {"codes-text", "codes-hybrid", *trained}
-    assert "semid-hybrid - semid-text" in json.loads((out / "seeds.json").read_text())["comparisons"]
+    assert [row.get("seen") for row in written["rows"]] == [None] * len(rows) + ["excluded"] * len(rows)
+    assert set(json.loads((out / "minutes_0.json").read_text())) == {
+        *("codes-text", "codes-hybrid", "item-graph", "item-graph-counts"),
+        *trained,
+    }
+    assert "semid-hybrid + graph - item-graph" in json.loads((out / "seeds.json").read_text())["comparisons"]
     assert "| semid-hybrid | 0." in capsys.readouterr().out
 
 
@@ -31,7 +36,7 @@ def test_another_dataset_or_budget_in_the_same_folder_is_refused(layout, tiny, t
     first = (out / "metrics.json").read_text()
     caplog.clear()
     amazon.main(layout, out, seeds=(0,), beam_size=50, budget=0.05)  # control: nothing is made or measured again
-    assert caplog.text.count("skipped") == 7  # the dataset, two catalogues and four models
+    assert caplog.text.count("skipped") == 7  # the dataset, the graph, two catalogues and three models
     assert json.loads((out / "metrics.json").read_text())["rows"] == json.loads(first)["rows"]
     other = shutil.copytree(layout, tmp_path / "other" / layout.name)
     vectors = np.load(other / "text_minilm_f16.npy")

@@ -18,6 +18,7 @@ from experiments.recipes import RECIPES
 from semid.cli import demo
 from semid.cli.evaluate import Evaluate
 from semid.cli.export import Export
+from semid.cli.graph import Graph
 from semid.cli.prepare import Prepare
 from semid.cli.recommend import Recommend
 from semid.cli.report import Report
@@ -25,6 +26,7 @@ from semid.cli.tokenize import Tokenize
 from semid.cli.train import Train
 from semid.config import to_dict
 from semid.generators import GeneratorConfig
+from semid.graphs import ItemGraphConfig
 from semid.joint import JointConfig
 from semid.tokenizers import TokenizerConfig, TokenizerMethod
 
@@ -77,14 +79,15 @@ class Recorder:
         for function in ("tokenize", "train"):
             monkeypatch.setattr(module, function, self)
 
-    def __call__(self, *inputs, out, seed):
+    def __call__(self, *inputs, out, seed, **_):
         self.configs[out.name.removesuffix(f"_{seed}")] = inputs[-1]
         return MagicMock()
 
 
 def of_amazon(monkeypatch, folder):
     recorder = Recorder(monkeypatch, amazon)
-    amazon._train(MagicMock(), folder, seed=0, budget=1.0)
+    monkeypatch.setattr(amazon, "fit_graph", MagicMock(return_value=SimpleNamespace(config=ItemGraphConfig())))
+    amazon._train(MagicMock(), folder, seed=0, budget=1.0, ablations=True)
     return {name: of_config(config) for name, config in recorder.configs.items()}
 
 
@@ -127,7 +130,7 @@ def of_recipes(*_):
 def of_demo(monkeypatch, folder):
     """The commands of `make demo`, as the command line reads them."""
     commands = []
-    for command in (Tokenize, Train, Evaluate, Recommend, Export, Report, Prepare):
+    for command in (Tokenize, Graph, Train, Evaluate, Recommend, Export, Report, Prepare):
         monkeypatch.setattr(command, "run", lambda self: commands.append((type(self).__name__, self)))
     monkeypatch.setattr(demo, "_first_history", lambda folder: ["a", "b"])
     demo.Demo(folder).run()
