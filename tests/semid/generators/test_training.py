@@ -22,6 +22,7 @@ from semid.generators import (
     GeneratorConfig,
     LossTables,
     ObjectiveConfig,
+    Teacher,
     as_teacher,
     content_features,
     distillation,
@@ -76,7 +77,9 @@ def test_epochs_and_dropout_follow_the_data_where_none_are_named(interactions, e
     assert config.resolved(30_000 - interactions if interactions < 15_000 else 0, repeats=False) == config  # named
     named = GeneratorConfig(RQTransformerConfig(BACKBONE), training=TrainingConfig(epochs=3), objective=CHILDREN)
     resolved = named.resolved(interactions, repeats=False)
-    assert resolved == dataclasses.replace(named, objective=dataclasses.replace(CHILDREN, repeats=False))
+    assert resolved == dataclasses.replace(
+        named, objective=dataclasses.replace(CHILDREN, repeats=False, distillation=0.0)
+    )
     dense = GeneratorConfig(DenseConfig()).resolved(interactions, repeats=False)
     assert (dense.model, dense.training.epochs) == (DenseConfig(), epochs)
 
@@ -481,6 +484,10 @@ def test_a_teacher_of_another_dataset_is_refused(dataset, catalog):
     spec = ModelSpec(FAMILIES["sasrec"], (3, 4), ITEMS, 0, max_history=4)
     teacher = Recommender(spec.build(seed=0), catalog, spec=spec, features=None, train_counts=training_counts(dataset))
     config = dataclasses.replace(CONFIG, objective=ObjectiveConfig(distillation=1.0))
-    check_teacher(teacher.with_origin(_origin(dataset=dataset.digest)), dataset, config)  # control
+
+    def of(digest: str) -> Teacher:
+        return as_teacher(teacher.with_origin(_origin(dataset=digest)), config.objective)
+
+    check_teacher(of(dataset.digest), dataset, config)  # control
     with pytest.raises(SemidError, match=r"before: trained on dataset digest 0{16}, not on this one"):
-        check_teacher(teacher.with_origin(_origin(dataset="0" * 64)), dataset, config)
+        check_teacher(of("0" * 64), dataset, config)
