@@ -233,7 +233,7 @@ def _edit(parts: Sequence[Path], dice: random.Random) -> Path | None:
         return None
     part = dice.choice(documents)
     value = json.loads(part.read_text())
-    holder, key = dice.choice(list(_places(value)))
+    holder, key = dice.choice(list(json_places(value)))
     match dice.randrange(3), holder[key]:
         case 0, _:
             del holder[key]
@@ -251,12 +251,13 @@ def _edit(parts: Sequence[Path], dice: random.Random) -> Path | None:
     return part
 
 
-def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+def json_places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """All places in a JSON value: what holds each, and its key there."""
     keys: Iterable[Any] = value.keys() if isinstance(value, dict) else range(len(value))
     for key in keys if isinstance(value, dict | list) else ():
         yield value, key
         if isinstance(value[key], dict | list):
-            yield from _places(value[key])
+            yield from json_places(value[key])
 
 
 def _add(parts: Sequence[Path], dice: random.Random) -> Path | None:

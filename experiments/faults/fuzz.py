@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import math
 import random
 import signal
@@ -13,6 +15,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from experiments.faults.damage import json_places
 from experiments.faults.parsers import parsers
 from experiments.faults.trials import run_trials
 from semid.errors import SemidError
@@ -34,10 +37,19 @@ _WORDS = (
     b"-1",
     b"9" * 30,
 )
+_ODD: tuple[Any, ...] = (
+    *(None, True, 0, -1, 10**30, 2.5, 1e308, math.inf, math.nan),
+    *("", "\ud800", "\0", "7", "9" * 30, [], [None], [[]], {}, {"": None}),
+)
 
 
 def mutated(content: bytes, dice: random.Random) -> bytes:
-    """One to four changes: bits, slices that go, come again or move, and words that parsers stumble over."""
+    """One to four changes: bits, slices that go, come again or move, and words that parsers stumble over.
+
+    Of JSON, in half of the cases, other names, and values of another type or size.
+    """
+    if dice.random() < 0.5 and (edited := _edited(content, dice)) is not None:
+        return edited
     value = bytearray(content)
     for _ in range(dice.randint(1, 4)):
         at, width = dice.randrange(len(value) + 1), dice.randint(1, 16)
@@ -54,6 +66,27 @@ def mutated(content: bytes, dice: random.Random) -> bytes:
                 other = dice.randrange(len(value) + 1)
                 value[at : at + width] = value[other : other + width]
     return bytes(value)
+
+
+def _edited(content: bytes, dice: random.Random) -> bytes | None:
+    """JSON, or a line of JSON, with one or two odd names or values; None of anything else."""
+    lines = content.splitlines()
+    whole = len(lines) < 2 or not lines[0].endswith(b"}")
+    at = 0 if whole else dice.randrange(len(lines))
+    try:
+        value = json.loads(content if whole else lines[at])
+    except ValueError:
+        return None
+    for _ in range(dice.randint(1, 2)):
+        if places := list(json_places(value)):
+            holder, key = dice.choice(places)
+            odd = copy.deepcopy(dice.choice(_ODD))  # which the next may change
+            if isinstance(holder, dict) and isinstance(odd, str):
+                holder[odd] = holder.pop(key)
+            else:
+                holder[key] = odd
+    edited = json.dumps(value).encode() + b"\n"
+    return edited if whole else b"\n".join([*lines[:at], edited, *lines[at + 1 :]])
 
 
 def measure(world: Path, name: str, *, seconds: float, seed: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +23,7 @@ from semid.catalog.export import read_tokens
 from semid.data import Dataset, VectorFile, read_id_file
 from semid.errors import SemidError
 from semid.evaluation.held_out import examples_from_table
+from semid.report import write_report
 from semid.training import read_history
 
 _ITEMS = b'item_id,title,price\na,Red shoe,1.5\nb,"Blue, big",2\nc,Green,3\n'
@@ -68,6 +70,13 @@ def parsers(world: Path) -> Mapping[str, Parser]:
         "weights": Parser((model / "model.safetensors").read_bytes(), ".safetensors", load_tensors),
         "manifest.json": Parser((model / "manifest.json").read_bytes(), ".json", _manifest),
         "history.jsonl": Parser((model / "history.jsonl").read_bytes(), ".jsonl", read_history),
+        "metrics.json": Parser(_metrics(world), ".json", partial(_report, world, "metrics.json")),
+        "examples.json": Parser(
+            (world / "examples.json").read_bytes(), ".json", partial(_report, world, "examples.json")
+        ),
+        "unfinished log": Parser(
+            (model / "history.jsonl").read_bytes(), ".jsonl", partial(_report, world, "model.checkpoints/history.jsonl")
+        ),
         "ids": Parser(b"a\nb\nc d\n", ".txt", read_id_file),
         "vocab.txt": Parser("\n".join(_VOCABULARY).encode(), ".txt", partial(_tokenizer, "vocab.txt")),
         "tokenizer.json": Parser(_tokenizer_json(), ".json", partial(_tokenizer, "tokenizer.json")),
@@ -129,6 +138,23 @@ def _blocks(path: Path) -> Any:
 
 def _manifest(path: Path) -> Any:
     return read_manifest(path.rename(path.with_name("manifest.json")).parent)
+
+
+def _metrics(world: Path) -> bytes:
+    """Metrics without digests, as users write them."""
+    metrics = json.loads((world / "metrics.json").read_bytes())
+    return json.dumps({name: metrics[name] for name in ("split", "rows", "provenance")}).encode()
+
+
+def _report(world: Path, name: str, path: Path) -> Any:
+    """Report of a run with a mutated file."""
+    run = path.with_name("run")
+    shutil.rmtree(run, ignore_errors=True)
+    (run / "model.checkpoints").mkdir(parents=True)
+    (run / "model.checkpoints" / "request.json").write_text("{}")
+    (run / "metrics.json").write_bytes(_metrics(world))
+    path.rename(run / name)
+    return write_report([run], run / "report.html")
 
 
 def _tokenizer(name: str, path: Path) -> Any:

@@ -21,7 +21,7 @@ from jaxtyping import Int
 from semid import artifacts
 from semid.arrow import to_lists
 from semid.catalog.catalog import SemanticCatalog, code_tokens, level_name
-from semid.data import read_text
+from semid.data import as_ids, read_text
 from semid.errors import SemidError
 
 SCHEMA_VERSION = 1
@@ -263,7 +263,7 @@ def read_tokens(
     array = np.array(codes, np.int32)
     sizes = tuple(level_sizes) if level_sizes else tuple((array.max(axis=0) + 1).tolist())
     try:
-        return SemanticCatalog(pa.array(items, pa.string()), array, sizes, tie_break)
+        return SemanticCatalog(as_ids(items), array, sizes, tie_break)
     except SemidError as error:
         raise SemidError(f"{path}: {error}") from None
 

@@ -80,7 +80,7 @@ def _template() -> jinja2.Template:
 def _write(out: Path, page: str) -> Path:
     out.parent.mkdir(parents=True, exist_ok=True)
     with artifacts.replacing(out) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8", errors="replace")  # JSON can hold halves of characters
     return out
 
 
@@ -140,6 +140,8 @@ def _metrics(file: Path) -> dict[str, Any]:
     rows = metrics.get("rows") if isinstance(metrics, dict) else None
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) and "model" in row for row in rows):
         raise SemidError(f'{file}: expected {{"split": ..., "rows": [{{"model": ..., metrics}}, ...]}}; evaluate again')
+    if not all(isinstance(metrics.get(name) or {}, dict) for name in ("provenance", "files")):
+        raise SemidError(f"{file}: expected objects under provenance and files; evaluate again")
     return metrics
 
 
@@ -280,10 +282,14 @@ def _read_history(file: Path) -> list[dict[str, Any]]:
     records = []
     for number, line in enumerate(lines, start=1):
         try:
-            records.append(json.loads(line))
-        except ValueError as error:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
             if number < len(lines):
                 raise SemidError(f"{file}, line {number}: not valid JSON ({error}); delete that line") from None
+            break
+        if not isinstance(record, dict) or not isinstance(record.get("stage", ""), str):
+            raise SemidError(f"{file}, line {number}: not a record of a training log; delete that line")
+        records.append(record)
     return records
 
 
@@ -306,7 +312,7 @@ def _health(health: dict[str, Any]) -> dict[str, str]:
 
 def _verified(file: Path, of_metrics: Iterable[Mapping[str, str]]) -> Path:
     """A file that metrics were written with. Raises SemidError if it is gone, or not what it was then."""
-    digests = {files[file.name] for files in of_metrics if file.name in files}
+    digests = [files[file.name] for files in of_metrics if file.name in files]
     if digests and not (file.is_file() and artifacts.sha256(file) in digests):
         raise SemidError(f"{file}: not what was written with the metrics next to it; evaluate again")
     return file
@@ -315,12 +321,15 @@ def _verified(file: Path, of_metrics: Iterable[Mapping[str, str]]) -> Path:
 def _examples(file: Path, catalog: SemanticCatalog | None, items: Items, image_bytes: int) -> list[dict[str, Any]]:
     if not file.is_file():
         return []
-    examples = artifacts.read_json(file)[:MAX_EXAMPLES]
+    found = artifacts.read_json(file)
     try:
+        examples = found[:MAX_EXAMPLES]
         cards = _cards({item_id for example in examples for item_id in _shown(example)}, catalog, items, image_bytes)
         return [_example(example, cards) for example in examples]
     except KeyError as error:
         raise SemidError(f"{file}: an example lacks the key {error}; evaluate again") from None
+    except (TypeError, AttributeError, ValueError) as error:
+        raise SemidError(f"{file}: not the examples of an evaluation ({error}); evaluate again") from None
 
 
 def _shown(example: dict[str, Any]) -> list[str]:

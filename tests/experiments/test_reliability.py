@@ -1,5 +1,6 @@
 """A pulse of `experiments.reliability`: damages of one artifact, mutations of one file, and the table."""
 
+import json
 import os
 import random
 import signal
@@ -36,6 +37,19 @@ def test_mutations_differ_and_come_again():
     made = [fuzz.mutated(b"item_id,title\na,x\n", random.Random(seed)) for seed in range(50)]
     assert made == [fuzz.mutated(b"item_id,title\na,x\n", random.Random(seed)) for seed in range(50)]
     assert len(set(made)) > 40
+
+
+def test_half_of_the_mutations_of_json_are_json():
+    made = [fuzz.mutated(b'{"a": [1, {"b": "c"}]}\n', random.Random(seed)) for seed in range(100)]
+    assert made == [fuzz.mutated(b'{"a": [1, {"b": "c"}]}\n', random.Random(seed)) for seed in range(100)]
+    assert sum(json.loads(value) != {"a": [1, {"b": "c"}]} for value in made if _is_json(value)) > 40
+
+
+def _is_json(value):
+    try:
+        return bool(json.loads(value)) or True
+    except ValueError:
+        return False
 
 
 def test_folders_are_compared_without_their_times(world):

@@ -27,6 +27,7 @@ Interaction = tuple[str, str, int, float]  # user id, item id, milliseconds sinc
 
 _GZIP = b"\x1f\x8b"
 _TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
+_SURROGATE = re.compile("[\ud800-\udfff]")  # half a character of UTF-16, as JSON may escape it; no text can hold it
 _YEAR_10000 = 253_402_300_800_000  # milliseconds since 1970
 # What parsing a line of text can raise; the last two come from literals nested without end.
 _UNREADABLE = (ValueError, SyntaxError, KeyError, TypeError, OverflowError, RecursionError, MemoryError)
@@ -73,7 +74,7 @@ def read_interactions(rows: Iterable[Interaction], path: Path | zipfile.Path) ->
 def interaction(user_id: str, item_id: str, *, milliseconds: int, rating: float) -> Interaction:
     """The four values, checked. Raises ValueError for ids that are no text and times that are none."""
     for value in (user_id, item_id):
-        if not isinstance(value, str) or not value:
+        if not isinstance(value, str) or not value or _SURROGATE.search(value):
             raise ValueError(f"expected an id, got {value!r}")
     if not 0 <= milliseconds < _YEAR_10000:
         raise ValueError(f"{milliseconds} milliseconds since 1970 are no time before the year 10000")
@@ -119,5 +120,5 @@ def _lines(path: Path | zipfile.Path) -> Iterator[bytes]:
 
 
 def clean(text: str) -> str:
-    """Text without HTML tags and entities, every stretch of white space one blank."""
-    return " ".join(html.unescape(_TAG.sub(" ", text)).split())
+    """Text without HTML tags, entities and halves of characters, every stretch of white space one blank."""
+    return " ".join(html.unescape(_TAG.sub(" ", _SURROGATE.sub("", text))).split())

@@ -280,6 +280,7 @@ BAD_REVIEWS = [
     ('["u"]', "expected an object"),
     ('{"reviewerID": "u", "overall": 1.0, "unixReviewTime": 5}', "KeyError: 'asin'"),
     ('{"reviewerID": "", "asin": "B", "overall": 1.0, "unixReviewTime": 5}', "expected an id, got ''"),
+    (r'{"reviewerID": "u", "asin": "\ud800", "overall": 1.0, "unixReviewTime": 5}', r"expected an id, got '\\ud800'"),
     ('{"reviewerID": "u", "asin": "B", "overall": 1.0, "unixReviewTime": 1e30}', "no time before"),
     ("[" * 100_000, "RecursionError"),
 ]
@@ -419,7 +420,12 @@ def test_movielens_damage(manual, tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("a &lt; b &amp; c", "a < b & c"), ("<b class='x'>Tea</b>\n\tpot", "Tea pot"), ("3 < 4 > 2", "3 < 4 > 2")],
+    [
+        ("a &lt; b &amp; c", "a < b & c"),
+        ("<b class='x'>Tea</b>\n\tpot", "Tea pot"),
+        ("3 < 4 > 2", "3 < 4 > 2"),
+        ("half \ud83c of a \N{CHERRIES}", "half of a \N{CHERRIES}"),
+    ],
 )
 def test_clean(text, expected):
     assert clean(text) == expected

@@ -341,6 +341,32 @@ def test_a_damaged_artifact_is_refused(run, tmp_path):
         write_report([run], tmp_path / "report.html")
 
 
+def test_json_of_another_type_is_refused_by_name(run, tmp_path):
+    log = run / "model.checkpoints" / "history.jsonl"
+    log.parent.mkdir()
+    (log.parent / "request.json").write_text("{}")
+    for file, value, message in (
+        (run / "metrics.json", {"split": "test", "rows": ROWS, "provenance": ["", ""]}, "expected objects under prov"),
+        (run / "metrics.json", {"split": "test", "rows": ROWS, "files": [1]}, "expected objects under provenance"),
+        (run / "examples.json", {"user": "u"}, "not the examples of an evaluation"),
+        (run / "examples.json", [{"history": [2.5], "target": "i1", "recommendations": []}], "not the examples"),
+        (run / "examples.json", [{"history": [], "target": "i1", "recommendations": 1}], "not the examples"),
+        (log, [1], "line 1: not a record"),
+        (log, {"stage": [], "loss": 1.0}, "line 1: not a record"),
+    ):
+        before = file.read_bytes() if file.exists() else b'{"loss": 1.0}\n'
+        _write_json(file, value)
+        with pytest.raises(SemidError, match=f"^{re.escape(str(file))}.*{message}"):
+            write_report([run], tmp_path / "report.html")
+        file.write_bytes(before)
+        write_report([run], tmp_path / "report.html")  # control
+
+
+def test_halves_of_characters_are_shown_as_question_marks(run):
+    _write_json(run / "metrics.json", {"split": "test", "rows": [{**ROWS[0], "model": "half \ud800"}]})
+    assert _table_rows(_page(run))[0][0] == "half ?"
+
+
 def test_damaged_metrics_and_examples_are_refused(run, tmp_path):
     examples = json.loads((run / "examples.json").read_text())
     write_metrics(run / "metrics.json", "test", ROWS, {}, examples=examples)
