@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import resource
@@ -20,7 +21,8 @@ AuditHook = Callable[[str, tuple[Any, ...]], None]
 
 
 class Ended(NamedTuple):
-    """End of a command: exit status (of a signal: its negative number), what it printed, seconds, peak memory."""
+    """End of a command: exit status (of a signal: its negative number), what it printed, seconds of processor time, and
+    peak memory."""
 
     status: int
     text: str
@@ -42,14 +44,13 @@ def start_command(words: Sequence[str], *, log: Path, hook: AuditHook | None = N
 
 def run_command(words: Sequence[str], *, log: Path, seconds: float = 600) -> Ended:
     """Run a command of semid to its end; one that takes longer than `seconds` is killed."""
-    started = time.monotonic()
     process = start_command(words, log=log)
     process.join(seconds)
     if process.is_alive():
         process.kill()
         process.join()
-    took, usage = time.monotonic() - started, log.with_suffix(".usage")
-    used = json.loads(usage.read_text()) if usage.exists() else {"mebibytes": float("nan"), "seconds": took}
+    usage = log.with_suffix(".usage")
+    used = json.loads(usage.read_text()) if usage.exists() else {"mebibytes": math.nan, "seconds": math.nan}
     return Ended(process.exitcode or 0, log.read_text(errors="replace"), used["seconds"], used["mebibytes"])
 
 
@@ -63,12 +64,12 @@ def _command(words: list[str], log: Path, hook: AuditHook | None) -> None:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
             os.dup2(file.fileno(), stream.fileno())
-    started = time.monotonic()
+    started = time.process_time()
     try:
         main(words)
     finally:
         used = {
             "mebibytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-            "seconds": time.monotonic() - started,
+            "seconds": time.process_time() - started,
         }
         log.with_suffix(".usage").write_text(json.dumps(used))

@@ -20,7 +20,7 @@ from experiments.faults.parsers import parsers
 from experiments.faults.trials import run_trials
 from semid.errors import SemidError
 
-_HANG = 20  # seconds
+_HANG = 20  # seconds of the processor
 _BATCH = 1_000  # to a process, which first imports what it needs
 _WORDS = (
     b"\x00",
@@ -114,7 +114,7 @@ class _Parser:
     def __init__(self, world: Path, name: str, until: float) -> None:
         self._content, self._suffix, self._read = parsers(world)[name]
         self._home, self._until = tempfile.TemporaryDirectory(), until
-        signal.signal(signal.SIGALRM, _hang)
+        signal.signal(signal.SIGPROF, _hang)
         warnings.simplefilter("ignore")
 
     def __call__(self, name: str, dice: random.Random) -> dict[str, Any]:
@@ -123,7 +123,7 @@ class _Parser:
             return {"outcome": "skipped"}
         path, content = Path(self._home.name) / f"items{self._suffix}", mutated(self._content, dice)
         path.write_bytes(content)
-        signal.alarm(_HANG)
+        signal.setitimer(signal.ITIMER_PROF, _HANG)
         try:
             self._read(path)
             return {"outcome": "read"}
@@ -136,7 +136,7 @@ class _Parser:
             text = "".join(traceback.format_exception(error))[-900:]
             return {"outcome": "traceback", "text": text, "input": content[:4000].hex()}
         finally:
-            signal.alarm(0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def _hang(*_: Any) -> None:

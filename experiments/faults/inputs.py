@@ -122,8 +122,8 @@ def measure(world: Path) -> dict[str, Any]:
         bad += [f"{line}: {fault}" for fault in _faults(end, written, clean)]
     ends = [end for end, _ in ended.values()]
     figures = {
-        "longest, s": round(max(end.seconds for end in ends), 2),
-        "clean run, s": round(clean.seconds, 2),
+        "longest, s of the processor": round(max(end.seconds for end in ends), 2),
+        "clean run, s of the processor": round(clean.seconds, 2),
         "most memory, MiB": round(max(end.mebibytes for end in ends)),
         "memory of a clean run, MiB": round(clean.mebibytes),
     }
