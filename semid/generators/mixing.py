@@ -1,4 +1,4 @@
-"""The weight of an item graph next to a trained model, chosen on validation."""
+"""The weight of an item graph next to a trained model, and the repeat factor, chosen on validation."""
 
 from __future__ import annotations
 
@@ -10,22 +10,36 @@ from semid.graphs import ItemGraph
 from semid.progress import LOG, show_progress
 from semid.recommender import Recommender
 
+# Tried one after another; of equal scores the first is taken.
+_FACTORS = (1.0, 0.0, 0.25, 0.5, 2.0, 4.0)
 _WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
+Score = Callable[[Recommender], Mapping[str, float]]
 
-def with_chosen_weight(
-    recommender: Recommender, graph: ItemGraph, score: Callable[[Recommender], Mapping[str, float]]
-) -> Recommender:
-    """The recommender mixed with the graph at the weight of the highest NDCG@10 by `score`, of 0, .1, ... .9."""
+
+def mixed(recommender: Recommender, graph: ItemGraph, score: Score) -> Recommender:
+    """The recommender mixed with the graph at the weight of the highest NDCG@10 by `score`, of 0, .1, ... .9.
+
+    Where items repeat, the repeat factor is chosen next, in the same program.
+    """
+    by_weight = {weight: recommender.with_graph(graph, weight=weight) for weight in _WEIGHTS}
+    best = _best("weight of the item graph", by_weight, score)
+    if not recommender.repeats:
+        return best
+    return _best("repeat factor", {factor: best.with_repeat_factor(factor) for factor in _FACTORS}, score)
+
+
+def _best(what: str, candidates: Mapping[float, Recommender], score: Score) -> Recommender:
+    """The candidate of the highest NDCG@10."""
     scores: dict[float, float] = {}
-    with show_progress("weighing the item graph", total=len(_WEIGHTS), unit="weights") as progress:
+    with show_progress(f"choosing the {what}", total=len(candidates), unit="values") as progress:
         progress.say("compiling ...")
-        for weight in _WEIGHTS:
-            scores[weight] = score(recommender.with_graph(graph, weight=weight))["ndcg@10"]
-            progress.advance(len(scores), f"{weight}: NDCG@10 {scores[weight]:.4f}")
-    best = max(scores, key=lambda weight: scores[weight])
-    LOG.info("item graph: weight %.1f, validation NDCG@10 %.4f (without: %.4f)", best, scores[best], scores[0.0])
-    return recommender.with_graph(graph, weight=best)
+        for value, candidate in candidates.items():
+            scores[value] = score(candidate)["ndcg@10"]
+            progress.advance(len(scores), f"{value}: NDCG@10 {scores[value]:.4f}")
+    best, (first, *_) = max(scores, key=lambda value: scores[value]), scores
+    LOG.info("%s: %s, validation NDCG@10 %.4f (with %s: %.4f)", what, best, scores[best], first, scores[first])
+    return candidates[best]
 
 
 def check_graph(graph: ItemGraph, dataset: Dataset) -> None:

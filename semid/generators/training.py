@@ -20,7 +20,7 @@ from semid.data import Dataset, Examples, Standardizer, content_blocks
 from semid.errors import SemidError
 from semid.evaluation import accuracy, group_ids, item_places
 from semid.generators.distillation import Teacher, as_teacher, taught
-from semid.generators.mixing import check_graph, with_chosen_weight
+from semid.generators.mixing import check_graph, mixed
 from semid.generators.objective import LossTables, ObjectiveConfig, generator_loss
 from semid.graphs import ItemGraph
 from semid.recommender import DATASET_FILE, ModelSpec, Recommender, copy_tokenizer
@@ -130,7 +130,7 @@ def train(
         title = "training" if out is None else f"training {Path(out).name}"
         run = RunFolder(folder, request.checkpoints, title=title)
         trained = fit_generator(untrained, dataset, config, run=run, seed=seed, teacher=teacher, mesh=mesh)
-        return trained if graph is None else with_chosen_weight(trained, graph, validation(dataset, config, seed=seed))
+        return trained if graph is None else mixed(trained, graph, validation(dataset, config, seed=seed))
 
     def write(recommender: Recommender, folder: Path) -> None:
         recommender.write(folder)

@@ -270,6 +270,14 @@ class Recommender:
         other._scorer = dataclasses.replace(self._scorer, mixture=other._mixture())
         return other
 
+    def with_repeat_factor(self, factor: float) -> Recommender:
+        """The same with this factor of the model's probability of items in the history. Raises SemidError below 0."""
+        other = copy.copy(self)
+        other.origin, other.catalog_updated = None, False
+        other.spec = dataclasses.replace(self.spec, repeat_factor=factor)
+        other._scorer = dataclasses.replace(self._scorer, mixture=other._mixture())
+        return other
+
     def with_catalog(
         self,
         catalog: SemanticCatalog,

@@ -1,7 +1,5 @@
 """A model mixed with an item graph: files, growth, explanations; tests/seq_models/test_mixture.py has the rest."""
 
-import dataclasses
-
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -9,6 +7,7 @@ import pytest
 from semid import artifacts
 from semid.data import Histories
 from semid.errors import SemidError
+from semid.generators.mixing import mixed
 from semid.graphs import ItemGraph, ItemGraphConfig
 from semid.recommender import Recommender
 from seq_models import RQTransformerConfig
@@ -27,8 +26,7 @@ def _graph(items: int = ITEMS) -> ItemGraph:
 
 def _mixed(items: int, **options) -> Recommender:
     made = _make(RQTransformerConfig(backbone=BACKBONE), _catalog(items), **options)
-    made.spec = dataclasses.replace(made.spec, repeat_factor=0.0)
-    return made.with_graph(_graph(items), weight=0.4)
+    return made.with_repeat_factor(0.0).with_graph(_graph(items), weight=0.4)
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +94,16 @@ def test_a_graph_of_other_items_and_odd_weights_are_refused(model):
         _top(model, graph_weight=-0.1)
     with pytest.raises(SemidError, match="needs an item graph, and the recommender has none"):
         _top(model.with_graph(None), graph_weight=0.5)
+
+
+def test_weight_and_repeat_factor_are_chosen_by_the_score_that_they_reach(model):
+    """A score that wants the weight .3 and then the factor 2."""
+
+    def score(candidate):
+        spec = candidate.spec
+        return {"ndcg@10": -abs(spec.graph_weight - 0.3) - 0.01 * abs(spec.repeat_factor - 2)}
+
+    chosen = mixed(model.with_repeat_factor(1.0).with_graph(None), _graph(), score)
+    assert (chosen.spec.graph_weight, chosen.spec.repeat_factor) == (0.3, 2.0)
+    # Where nothing repeats, only the weight is chosen.
+    assert mixed(model.with_graph(None), _graph(), score).spec.repeat_factor == 0
