@@ -32,6 +32,8 @@ from seq_models.types import Boosts, ItemTables, RequestBatch
 GRAPH_ITEMS = 256
 # Share of a prefix's model mass that is left at least, where items are taken out of it: more than the sums' rounding.
 _LEFT = 1e-6
+# No history is as long.
+_WHOLE = 2**31 - 1
 
 
 class ItemNeighbors(NamedTuple):
@@ -49,6 +51,8 @@ class Mixture(NamedTuple):
     """Share of the graph's distribution, from 0 to 1; 0 for a request whose history has no edges."""
     decay: Float[Array, ""]
     """Factor of an item's edges in the graph's distribution, per item that came after it in the history."""
+    window: Int[Array, ""]
+    """Latest items of the history whose edges count."""
     repeat_factor: Float[Array, ""]
     """Factor of the model's probability of items in the history: 0 where nothing repeats, 1: as the model says.
     At 0 these have no share in the graph's distribution either."""
@@ -60,16 +64,18 @@ class Mixture(NamedTuple):
         *,
         weight: float = 0.0,
         decay: float = 1.0,
+        window: int | None = None,
         repeat_factor: float = 1.0,
     ) -> Mixture:
-        """The mixture with numbers on the device. Raises ValueError for numbers out of range."""
+        """The mixture with numbers on the device; no window: the whole history. Raises ValueError if out of range."""
         if not (0 <= weight <= 1 and 0 <= decay <= 1 and 0 <= repeat_factor < math.inf):
             raise ValueError(
                 "expected a weight and a decay from 0 to 1 and a repeat_factor of at least 0, "
                 f"got {weight}, {decay} and {repeat_factor}"
             )
-        numbers = (jnp.asarray(number, jnp.float32) for number in (weight, decay, repeat_factor))
-        return cls(neighbors, *numbers)
+        latest = jnp.asarray(_WHOLE if window is None else window, jnp.int32)
+        share, factor, repeats = (jnp.asarray(number, jnp.float32) for number in (weight, decay, repeat_factor))
+        return cls(neighbors, share, factor, latest, repeats)
 
 
 class GraphItems(NamedTuple):
@@ -309,7 +315,7 @@ def _graph_items(
         )
     real = requests.segments > 0
     later = jnp.cumsum(real[:, ::-1], axis=1, dtype=jnp.int32)[:, ::-1] - 1
-    item_weights = jnp.where(real, mixture.decay ** later.astype(jnp.float32), 0.0)
+    item_weights = jnp.where(real & (later < mixture.window), mixture.decay ** later.astype(jnp.float32), 0.0)
     weights = (item_weights[..., None] * neighbors.weights[requests.history]).reshape(history.shape[0], -1)
     rows = neighbors.rows[requests.history].reshape(history.shape[0], -1)
     possible = (rows >= 0) & (weights > 0)

@@ -181,11 +181,10 @@ def _mixture_costs(
     )
     history = jax.random.randint(keys[2], (users, 20), 0, num_items)
     requests = RequestBatch(history, jnp.ones_like(history))
-    numbers = {"weight": 0.7, "decay": 0.5}
     mixtures = {
         "model": None,
-        "with graph": Mixture.from_numbers(neighbors, **numbers),
-        "with graph, without repeats": Mixture.from_numbers(neighbors, **numbers, repeat_factor=0.0),
+        "with graph": Mixture.from_numbers(neighbors, weight=0.7, decay=0.5),
+        "with graph, without repeats": Mixture.from_numbers(neighbors, weight=0.7, decay=0.5, repeat_factor=0.0),
     }
     contenders = {
         name: functools.partial(replace(scorer, mixture=mixture).top, requests, k=10, beam_size=beam_size)

@@ -39,7 +39,8 @@ def build_mixture(graph: ItemGraph | None, *, weight: float, repeat_factor: floa
     spare = ((0, rows - len(edges.rows)), (0, 0))
     neighbors = np.pad(edges.rows, spare, constant_values=-1), np.pad(edges.weights, spare)
     device = ItemNeighbors(*jax.device_put(neighbors))
-    return Mixture.from_numbers(device, weight=weight, decay=graph.config.recency, repeat_factor=repeat_factor)
+    decay, window = graph.config.recency, graph.config.window
+    return Mixture.from_numbers(device, weight=weight, decay=decay, window=window, repeat_factor=repeat_factor)
 
 
 def build_boosts(boosts: Mapping[Id, float], catalog: SemanticCatalog, *, skip_unknown: bool) -> Boosts:

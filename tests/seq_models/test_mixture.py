@@ -118,7 +118,7 @@ def run(name, kind, batch, mixed, *, seed=0, softmax_over=SoftmaxOver.VOCABULARY
 def expected(alone, tables, batch, mixed, *, leaves, most=mixture.GRAPH_ITEMS):
     """Probabilities of all rows [users, rows], from the model's own of leaves; each user and item by itself."""
     active, codes = np.asarray(tables.active), np.asarray(tables.codes)
-    weight, decay, factor = (float(x) for x in mixed[1:])
+    weight, decay, window, factor = (float(x) for x in mixed[1:])
     p, edges = np.exp(np.asarray(alone, np.float64)) * active, [[]] * ROWS
     if mixed.neighbors is not None:
         edges = [list(zip(*item, strict=True)) for item in zip(*map(np.asarray, mixed.neighbors), strict=True)]
@@ -128,7 +128,7 @@ def expected(alone, tables, batch, mixed, *, leaves, most=mixture.GRAPH_ITEMS):
         history, q = rows[real], np.zeros(ROWS)
         seen = np.isin(np.arange(ROWS), history)
         for age, item in enumerate(history[::-1]):
-            for j, edge in edges[item]:
+            for j, edge in edges[item] if age < window else []:
                 if j >= 0 and active[j] and not (factor == 0 and seen[j]):
                     q[j] += decay**age * edge
         q[np.argsort(-q)[most:]] = 0
@@ -165,7 +165,11 @@ def check(found, p, batch):
 
 def mixtures():
     for number, (weight, factor) in enumerate((w, f) for w in WEIGHTS for f in FACTORS):
-        yield number, Mixture.from_numbers(neighbors(number), weight=weight, decay=0.6, repeat_factor=factor)
+        window = 3 if number % 2 else None
+        yield (
+            number,
+            Mixture.from_numbers(neighbors(number), weight=weight, decay=0.6, window=window, repeat_factor=factor),
+        )
 
 
 @pytest.mark.parametrize("softmax_over", list(SoftmaxOver), ids=lambda n: n.value)

@@ -14,7 +14,7 @@ from seq_models import RQTransformerConfig
 from tests.semid.recommender.test_catalog_updates import BACKBONE, BEAM, IDS, ITEMS, LATER, RAW, _catalog, _make
 
 K = 6
-CONFIG = ItemGraphConfig(window=4, neighbors=3, width=8, columns=("v",)).resolved(["v"])
+CONFIG = ItemGraphConfig(window=2, neighbors=3, width=8, columns=("v",)).resolved(["v"])
 HISTORIES = [["i1", "i2", "i3"], ["i7"], ["i2", "i9"]]
 
 
