@@ -124,6 +124,8 @@ def _fill(database: Any, codes: Sequence[str]) -> None:
     duckdb = _duckdb()
     try:
         database.execute(_TABLE, {"files": list(codes)})
+    except duckdb.OutOfMemoryException:  # of no file
+        raise
     except duckdb.Error:
         for path in codes:
             try:
