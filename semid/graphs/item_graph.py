@@ -31,7 +31,9 @@ from semid.graphs.transitions import (
     pruned_edges,
     row_blocks,
     scaled_by_degree,
+    scaled_rows,
 )
+from semid.progress import LOG
 
 _SETTINGS, _TENSORS, _ITEMS = "graph.json", "graph.safetensors", "graph_items.parquet"
 # Histories whose distributions are computed at once.
@@ -107,6 +109,9 @@ class ItemGraph:
     ) -> ItemGraph:
         """The graph of these histories of item rows, and of content `vectors` by item row, if there are any."""
         counts = count_transitions(histories, config, num_items=len(item_ids), loops=repeats)
+        if not counts.nnz:
+            remains = "content neighbors and popularity remain" if vectors is not None else "popularity remains"
+            LOG.warning("item graph: no training history holds two items, so there are no transitions; %s", remains)
         popularity = histories.popularity(len(item_ids)).astype(np.int64)
         return cls._build(item_ids, config, counts, vectors, popularity, repeats, dataset)
 
@@ -314,4 +319,4 @@ def without_history(scores: sparse.csr_array, histories: Histories) -> sparse.cs
 def normalized(scores: sparse.csr_array) -> sparse.csr_array:
     """Rows that sum to one, or have no entry."""
     total = np.asarray(scores.sum(axis=1))
-    return (sparse.diags_array((1 / np.where(total > 0, total, 1)).astype(np.float32)) @ scores).tocsr()
+    return scaled_rows(scores, 1 / np.where(total > 0, total, 1))

@@ -189,6 +189,22 @@ def test_the_weight_of_content_is_chosen_by_what_it_is_worth():
     assert tuned(_dataset(lists, vectors=rng.normal(size=(ITEMS, 3)).astype(np.float32)), start).content == 0
 
 
+def test_histories_of_one_item_leave_content_and_popularity(caplog):
+    dataset = _dataset([[item] for item in (3, 3, 5, 0, 1, 2)], vectors=_vectors())
+    graph = ItemGraph.fit(dataset, CONFIG)
+    assert caplog.messages == [
+        "item graph: no training history holds two items, so there are no transitions; "
+        "content neighbors and popularity remain"
+    ]
+    near = graph.edges.rows[4]
+    near = near[near >= 0].tolist()
+    assert len(near) == CONFIG.neighbors
+    others = sorted(set(range(ITEMS)) - {4, *near}, key=lambda item: (-graph.train_counts[item], item))
+    assert graph.rank(Histories.from_lists([[4]]), k=ITEMS)[0].tolist() == [*near, *others, -1]
+    with pytest.raises(SemidError, match="the validation split has no examples"):
+        tuned(dataset, CONFIG)
+
+
 def test_weights_of_content_that_is_not_there_are_refused():
     dataset = _dataset(_unrepeated(7))
     graph = ItemGraph.fit(dataset, CONFIG)
