@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,8 @@ from semid import artifacts
 from semid.artifacts import Kind
 from semid.cli.console import console
 from semid.config import choices, difference, to_dict
+from semid.data import ShuffledTies, SourceOrder, TieRule
+from semid.errors import SemidError
 
 if TYPE_CHECKING:  # they import JAX
     from semid.graphs import ItemGraph
@@ -26,6 +29,24 @@ PathOrUrl = Annotated[
         instance_from_str=lambda words: words[0],
         is_instance=lambda value: isinstance(value, str | Path),
         str_from_instance=lambda value: [str(value)],
+    ),
+]
+
+
+def _tie_rule(word: str) -> TieRule:
+    if not (parts := re.fullmatch(r"(source|shuffled)(?:(?<=shuffled):(\d+))?", word)):
+        raise SemidError(f"ties: expected source, shuffled or shuffled:SEED, got {word!r}")
+    return SourceOrder() if parts[1] == "source" else ShuffledTies(int(parts[2] or 0))
+
+
+Ties = Annotated[
+    TieRule,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="source|shuffled[:SEED]",
+        instance_from_str=lambda words: _tie_rule(words[0]),
+        is_instance=lambda value: isinstance(value, TieRule),
+        str_from_instance=lambda ties: [f"shuffled:{ties.seed}" if isinstance(ties, ShuffledTies) else "source"],
     ),
 ]
 

@@ -12,9 +12,9 @@ from rich.table import Table
 
 from semid import artifacts
 from semid.artifacts import Kind
-from semid.cli.choices import PathOrUrl
+from semid.cli.choices import PathOrUrl, Ties
 from semid.cli.console import console
-from semid.data import SUFFIXES, Dataset, LeaveOneOut, SplitRule, table_kind
+from semid.data import SUFFIXES, Dataset, LeaveOneOut, SourceOrder, SplitRule, table_kind
 from semid.errors import SemidError
 from semid.stage import store_dataset
 
@@ -99,7 +99,15 @@ def _with_text_vectors(dataset: Dataset, dim: int) -> Dataset:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Tables(_Source):
+class _Recorded(_Source):
+    """Interactions that were recorded, where some of a user's may be of one time: simulated ones never are."""
+
+    ties: Ties = SourceOrder()
+    """Order of a user's interactions of equal time: that of the source, or drawn by a seed (0 if none is given)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tables(_Recorded):
     format: ClassVar[str]
     items: PathOrUrl
     """Table with item_id; text columns, vector columns and image or image_path as there are."""
@@ -119,7 +127,12 @@ class _Tables(_Source):
                 raise SemidError(f"{path}: expected {wanted}; use `semid prepare {found}`, both tables of its kind")
         name = self.name or artifacts.resolved(self.out).name
         return Dataset.from_tables(
-            self.items, self.interactions, name=name, split_rule=self.split_rule, vectors=self.vectors
+            self.items,
+            self.interactions,
+            name=name,
+            split_rule=self.split_rule,
+            ties=self.ties,
+            vectors=self.vectors,
         )
 
 
@@ -145,7 +158,7 @@ class Jsonl(_Tables):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AmazonReviews(_Source):
+class AmazonReviews(_Recorded):
     """Amazon reviews, 5-core, from the files you downloaded (or downloaded now where the host allows it)."""
 
     year: Literal[2014, 2018, 2023]
@@ -161,12 +174,17 @@ class AmazonReviews(_Source):
         from semid.data import read_amazon_reviews
 
         return read_amazon_reviews(
-            self.year, self.category, manual_dir=self.manual_dir, data_dir=self.data_dir, split_rule=self.split_rule
+            self.year,
+            self.category,
+            manual_dir=self.manual_dir,
+            data_dir=self.data_dir,
+            split_rule=self.split_rule,
+            ties=self.ties,
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Movielens(_Source):
+class Movielens(_Recorded):
     """MovieLens-1M from ml-1m.zip (or its folder) as you downloaded it."""
 
     manual_dir: PathOrUrl
@@ -177,7 +195,9 @@ class Movielens(_Source):
     def read(self) -> Dataset:
         from semid.data import read_movielens
 
-        return read_movielens(manual_dir=self.manual_dir, data_dir=self.data_dir, split_rule=self.split_rule)
+        return read_movielens(
+            manual_dir=self.manual_dir, data_dir=self.data_dir, split_rule=self.split_rule, ties=self.ties
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from semid.data.images import load_image
 from semid.data.importing import add_vector_files
 from semid.data.splits import Examples, GlobalTime, HeldOutItems, LeaveOneOut, SplitRule, Splits
 from semid.data.tables import SUFFIXES, as_table, log_unused, read_table, read_text, table_kind
+from semid.data.ties import ShuffledTies, SourceOrder, TieRule
 from semid.data.vector_files import Block, VectorFile, output_name
 
 __all__ = [
@@ -32,10 +33,13 @@ __all__ = [
     "Id",
     "LeaveOneOut",
     "Repeats",
+    "ShuffledTies",
+    "SourceOrder",
     "SplitRule",
     "Splits",
     "Standardizer",
     "StoredEncoder",
+    "TieRule",
     "VectorFile",
     "add_vector_files",
     "as_ids",

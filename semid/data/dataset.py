@@ -20,18 +20,20 @@ from semid.data.content import StoredEncoder, joined_texts, read_encoders
 from semid.data.histories import Repeats
 from semid.data.importing import read_import
 from semid.data.splits import LeaveOneOut, SplitRule, Splits, split
+from semid.data.ties import SourceOrder, TieRule
 from semid.data.validation import checked_items, checked_tables
 from semid.errors import SemidError
 
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    """Name, split rule and source of a dataset, as its artifact records them."""
+    """Name, rules and source of a dataset, as its artifact records them."""
 
     name: str
     split_rule: SplitRule
     source: dict
     time_unit: str
+    ties: TieRule = SourceOrder()
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,9 +42,10 @@ class Dataset:
 
     `items` is an Arrow table whose row number is the item row used everywhere: `item_id` (string, unique), text
     columns, optionally `image` (encoded bytes) and vector columns (fixed-size lists of floats). `user`, `item` and
-    `time` hold one entry an interaction, sorted by user, then time, ties in source order. `time_unit` is "seconds"
-    or, where the source has no timestamps, "position". `origin` is the artifact that it was read from, and `added` has
-    the digests of what vector columns added since were made from, by column. `encoders` made vector columns of others.
+    `time` hold one entry an interaction, sorted by user, then time, ties as the rule `ties` has put them. `time_unit`
+    is "seconds", "relative" (seconds since the user's own first interaction) or, where the source has no times,
+    "position". `origin` is the artifact that it was read from, and `added` has the digests of what vector columns
+    added since were made from, by column. `encoders` made vector columns of others.
     """
 
     items: pa.Table
@@ -55,6 +58,7 @@ class Dataset:
     event: pa.Array | None = None
     weight: Float[np.ndarray, " n"] | None = None
     split_rule: SplitRule = LeaveOneOut()
+    ties: TieRule = SourceOrder()
     source: dict | None = None
     origin: Origin | None = field(default=None, repr=False)
     added: Mapping[str, str] = field(default_factory=dict)
@@ -73,6 +77,7 @@ class Dataset:
         *,
         name: str,
         split_rule: SplitRule = LeaveOneOut(),
+        ties: TieRule = SourceOrder(),
         vectors: Mapping[str, str | Path] | None = None,
     ) -> Dataset:
         """Import two tables, each a file that `read_table` knows, a pandas or polars DataFrame or an Arrow table.
@@ -85,7 +90,13 @@ class Dataset:
         """
         tables = read_import(items, interactions, vectors=vectors or {})
         return cls._from_checked(
-            tables.items, tables.interactions, name=name, split_rule=split_rule, source=tables.source
+            tables.items,
+            tables.interactions,
+            name=name,
+            split_rule=split_rule,
+            ties=ties,
+            source=tables.source,
+            file=tables.interaction_file,
         )
 
     @classmethod
@@ -96,6 +107,7 @@ class Dataset:
         *,
         name: str,
         split_rule: SplitRule = LeaveOneOut(),
+        ties: TieRule = SourceOrder(),
         source: dict | None = None,
         item_file: str = "items",
         interaction_file: str = "interactions",
@@ -103,15 +115,31 @@ class Dataset:
         """Check the tables, map ids to rows and sort.
 
         `items` needs `item_id`; `interactions` needs `user_id`, `item_id` and `timestamp` (seconds since 1970, ISO-8601
-        text or datetimes) or `position`, and may have `event` and `weight`, which are kept and not used. Raises
-        SemidError listing every fault with file, row and column.
+        text or datetimes) or `position`, and may have `event` and `weight`, which are kept and not used. `ties` orders
+        a user's interactions of equal time. Raises SemidError listing every fault with file, row and column.
         """
         items, interactions = checked_tables(items, interactions, item_file, interaction_file)
-        return cls._from_checked(items, interactions, name=name, split_rule=split_rule, source=source or {})
+        return cls._from_checked(
+            items,
+            interactions,
+            name=name,
+            split_rule=split_rule,
+            ties=ties,
+            source=source or {},
+            file=interaction_file,
+        )
 
     @classmethod
     def _from_checked(
-        cls, items: pa.Table, interactions: pa.Table, *, name: str, split_rule: SplitRule, source: dict
+        cls,
+        items: pa.Table,
+        interactions: pa.Table,
+        *,
+        name: str,
+        split_rule: SplitRule,
+        ties: TieRule,
+        source: dict,
+        file: str,
     ) -> Dataset:
         """Map the ids of checked tables to rows and sort."""
         columns = interactions.column_names
@@ -120,8 +148,12 @@ class Dataset:
         item = pc.index_in(interactions["item_id"], items["item_id"]).to_numpy().astype(np.int32)
         time_column = "timestamp" if "timestamp" in columns else "position"
         time = interactions[time_column].to_numpy().astype(np.int64)
-        position = interactions["position"].to_numpy() if "position" in columns else np.arange(len(time))
-        order = np.lexsort((position, time, user))  # stable: what still ties stays in source order
+        if time_column == "position" and ties != SourceOrder():
+            raise SemidError(
+                f"{file}: ties {ties.description} need column 'timestamp': by 'position' alone nothing ties; "
+                "add it, or leave ties in source order"
+            )
+        order = np.lexsort((*ties.sort_keys(interactions), time, user))  # stable: the rest stays in source order
         return cls(
             items=items,
             users=encoded.dictionary,
@@ -133,6 +165,7 @@ class Dataset:
             event=interactions["event"].combine_chunks().take(pa.array(order)) if "event" in columns else None,
             weight=interactions["weight"].to_numpy().astype(np.float32)[order] if "weight" in columns else None,
             split_rule=split_rule,
+            ties=ties,
             source=source,
         )
 
@@ -255,6 +288,7 @@ class Dataset:
             "interactions": len(self.item),
             "interactions a user (min / mean / max)": f"{lengths.min()} / {lengths.mean():.2f} / {lengths.max()}",
             "same time as the one before": int(tied.sum()),
+            "order of equal times": self.ties.description,
             "repeated (user, item)": int(len(self.item) - len(pairs)),
             "split": config.to_dict(self.split_rule)["type"],
             "training interactions": self.num_training_interactions,
@@ -291,8 +325,12 @@ class Dataset:
 
     @property
     def config(self) -> dict:
-        """Name, split rule, source and time unit, as the artifact's manifest records them."""
-        return config.to_dict(DatasetConfig(self.name, self.split_rule, self.source or {}, self.time_unit))
+        """Name, rules, source and time unit, as the artifact's manifest records them.
+
+        Ties in source order are not in it: it was written, and hashed, before there was another rule.
+        """
+        made = config.to_dict(DatasetConfig(self.name, self.split_rule, self.source or {}, self.time_unit, self.ties))
+        return {name: value for name, value in made.items() if name != "ties" or self.ties != SourceOrder()}
 
     @classmethod
     def load(cls, path: str | Path) -> Dataset:
@@ -313,6 +351,7 @@ class Dataset:
             event=interactions["event"].combine_chunks() if "event" in has else None,
             weight=interactions["weight"].to_numpy() if "weight" in has else None,
             split_rule=made.split_rule,
+            ties=made.ties,
             source=made.source,
             origin=origin,
             encoders=read_encoders(path, origin.manifest.files),

@@ -22,11 +22,12 @@ _INTERACTION_COLUMNS = ("user_id", "item_id", "timestamp", "position")
 
 
 class ImportedTables(NamedTuple):
-    """Checked items and interactions, and the checksums of the files that they are from."""
+    """Checked items and interactions, checksums of the files that they are from, and a name of the interactions."""
 
     items: pa.Table
     interactions: pa.Table
     source: dict
+    interaction_file: str
 
 
 def read_import(
@@ -55,7 +56,7 @@ def read_import(
     files |= {f"vectors.{column}": path for column, path in vector_files.items()}
     checksums = {key: table_digest(path) for key, path in files.items()}
     log_unused(_unused(*columns, items.schema))
-    return ImportedTables(items, interactions, {"type": "tables", "sha256": checksums})
+    return ImportedTables(items, interactions, {"type": "tables", "sha256": checksums}, interaction_file)
 
 
 def _unused(items: Sequence[str], interactions: Sequence[str], checked: pa.Schema) -> list[str]:

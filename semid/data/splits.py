@@ -1,6 +1,6 @@
 """Cutting interactions into training, validation and test by a declared rule.
 
-The order of a user's interactions is the dataset's: by time, ties by position in the source file. Everything that
+The order of a user's interactions is the dataset's: by time, ties by its rule (`semid.data.ties`). Everything that
 learns (tokenizer, collaborative signals, popularity, generator) sees `Splits.train` alone.
 """
 
@@ -131,7 +131,8 @@ def _leave_one_out(dataset: Interactions) -> Splits:
 
 def _global_time(dataset: Interactions, rule: GlobalTime) -> Splits:
     if dataset.time_unit != "seconds":
-        raise SemidError("the global-time split needs timestamps, this dataset has positions alone; use leave-one-out")
+        has = "positions alone" if dataset.time_unit == "position" else "each user's own clock"
+        raise SemidError(f"the global-time split needs timestamps, this dataset has {has}; use leave-one-out")
     if not 0 < rule.validation < rule.test < 1:
         raise SemidError(f"expected 0 < validation < test < 1, got {rule.validation} and {rule.test}")
     cut = np.quantile(dataset.time, [rule.validation, rule.test])

@@ -30,8 +30,8 @@ def checked_tables(
 
     Ids become strings, `timestamp` int64 seconds, `position` int64, `weight` float32, lists of floats fixed-size
     lists (float16 stays, anything else becomes float32). Times may be seconds since 1970, ISO-8601 text (without a zone
-    it is UTC), dates or datetimes. Where they are finer than a second and there is no `position`, they become it, so
-    that cutting them to seconds does not lose their order.
+    it is UTC), dates or datetimes. Where they are finer than a second a column `ticks` has them whole, so that cutting
+    them to seconds does not lose their order. Other columns of the interactions go.
     Raises one SemidError that lists all faults of both tables, a line each: file, row, column, what to do.
     """
     item_faults, interaction_faults = Faults(item_file), Faults(interaction_file)
@@ -71,6 +71,7 @@ def _interactions(table: pa.Table, faults: Faults) -> pa.Table:
         "weight": _weights,
     }
     read = _read_columns(table, readers, lambda name, values, faults: values, ("user_id", "item_id"), faults)
+    read = read.select([name for name in read.column_names if name in readers])
     if not read.num_rows:
         return read
     if not {"timestamp", "position"} & set(read.column_names):
@@ -230,7 +231,7 @@ def _seconds(name: str, values: pa.ChunkedArray, faults: Faults) -> pa.ChunkedAr
 
 
 def _in_seconds(interactions: pa.Table) -> pa.Table:
-    """Timestamps cut to seconds; what is finer becomes `position`, if there is none."""
+    """Timestamps cut to seconds; where some are finer, all are in `ticks` too."""
     names = interactions.column_names
     if "timestamp" not in names or not pa.types.is_timestamp(interactions["timestamp"].type):
         return interactions
@@ -238,9 +239,9 @@ def _in_seconds(interactions: pa.Table) -> pa.Table:
     ticks = interactions["timestamp"].cast(pa.int64()).fill_null(0).to_numpy()
     seconds = pa.array(ticks // ticks_a_second)
     interactions = interactions.set_column(names.index("timestamp"), "timestamp", seconds)
-    if "position" in names or not (ticks % ticks_a_second).any():
+    if not (ticks % ticks_a_second).any():
         return interactions
-    return interactions.append_column("position", pa.array(ticks))
+    return interactions.append_column("ticks", pa.array(ticks))
 
 
 def _whole_numbers(name: str, column: pa.ChunkedArray, faults: Faults) -> pa.ChunkedArray:

@@ -14,13 +14,11 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Float, Int
 
 from semid import artifacts
-from semid.data import Dataset, Examples, Histories, as_masks
+from semid.data import Dataset, Examples, Histories, SourceOrder, TieRule, as_masks
 from semid.errors import SemidError
 from semid.evaluation import metrics
 from semid.evaluation.held_out import EvaluationSet, examples_from_table
 from semid.evaluation.metrics import MetricState
-
-TIE_RULE = "interactions of equal time in source order; items of equal code tuple in expectation over their order"
 
 
 @runtime_checkable
@@ -180,6 +178,7 @@ def _evaluation_set(ranker: Ranker, data: Any, split: str, drop_unknown: bool) -
         "split": split,
         "split_rule": data.config["split_rule"],
         "repeat_share": data.repeats.share,
+        "tie_rule": _tie_rule(data.ties),
     }
     return EvaluationSet(examples, counts, provenance, np.arange(len(examples)), len(examples))
 
@@ -310,9 +309,9 @@ def _provenance(task: _Task, ks: Sequence[int], exclude_seen: bool, options: Map
     allowed = active if whole.allowed is None else float(whole.allowed.sum(axis=1).mean())
     masked = {} if allowed == active else {"allowed_items": allowed}
     return {
+        "tie_rule": _tie_rule(SourceOrder()),  # a table's histories are in its own order
         **task.source,
         "catalogue_items": active,
-        "tie_rule": TIE_RULE,
         "examples": len(task.examples),
         "exclude_seen": exclude_seen,
         **masked,
@@ -322,6 +321,11 @@ def _provenance(task: _Task, ks: Sequence[int], exclude_seen: bool, options: Map
         "tercile_bounds": task.bounds,
         "segment_examples": {name.split("/")[1]: int(members.sum()) for name, members in task.segments.items()},
     }
+
+
+def _tie_rule(ties: TieRule) -> str:
+    ordered = f"interactions of equal time {ties.description}"
+    return f"{ordered}; items of equal code tuple in expectation over their order"
 
 
 def examples_file(metrics: Path) -> Path:

@@ -30,6 +30,7 @@ from semid.data.builders.raw import (
 from semid.data.builders.tables import RawFile, TableBuilder, locate, read_dataset
 from semid.data.dataset import Dataset
 from semid.data.splits import LeaveOneOut, SplitRule
+from semid.data.ties import SourceOrder, TieRule
 from semid.errors import SemidError
 
 _UCSD = "https://mcauleylab.ucsd.edu/public_datasets/data"
@@ -230,6 +231,7 @@ def read_amazon_reviews(
     data_dir: str | Path,
     name: str | None = None,
     split_rule: SplitRule = LeaveOneOut(),
+    ties: TieRule = SourceOrder(),
     checksums: Mapping[str, str] | None = None,
 ) -> Dataset:
     """5-core Amazon reviews of `year` (2014, 2018 or 2023) and `category` ("Beauty"), from files in `manual_dir`.
@@ -250,4 +252,4 @@ def read_amazon_reviews(
     builders = [AmazonReviews(config=config, data_dir=data_dir, checksums=checksums) for config in configs]
     source = {"type": "amazon-reviews", "year": year, "category": category}
     name = name or f"amazon-{year}-{category}"
-    return read_dataset(builders, manual_dir=manual_dir, name=name, split_rule=split_rule, source=source)
+    return read_dataset(builders, manual_dir=manual_dir, name=name, split_rule=split_rule, ties=ties, source=source)

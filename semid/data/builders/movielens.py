@@ -22,6 +22,7 @@ from semid.data.builders.raw import (
 from semid.data.builders.tables import RawFile, TableBuilder, locate, read_dataset
 from semid.data.dataset import Dataset
 from semid.data.splits import LeaveOneOut, SplitRule
+from semid.data.ties import SourceOrder, TieRule
 from semid.errors import SemidError
 
 ARCHIVE = RawFile(
@@ -89,6 +90,7 @@ def read_movielens(
     data_dir: str | Path,
     name: str = "movielens-1m",
     split_rule: SplitRule = LeaveOneOut(),
+    ties: TieRule = SourceOrder(),
     checksums: Mapping[str, str] = CHECKSUMS,
 ) -> Dataset:
     """MovieLens-1M from `ml-1m.zip` or the folder `ml-1m` in `manual_dir`, else downloaded.
@@ -103,4 +105,4 @@ def read_movielens(
         for config in Movielens1m.BUILDER_CONFIGS
     ]
     source = {"type": "movielens", "version": "1m"}
-    return read_dataset(builders, manual_dir=manual_dir, name=name, split_rule=split_rule, source=source)
+    return read_dataset(builders, manual_dir=manual_dir, name=name, split_rule=split_rule, ties=ties, source=source)

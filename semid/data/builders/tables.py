@@ -23,6 +23,7 @@ from semid.artifacts import sha256
 from semid.data.builders.raw import Interactions
 from semid.data.dataset import Dataset
 from semid.data.splits import SplitRule
+from semid.data.ties import TieRule
 from semid.errors import SemidError
 
 SPLIT = "full"
@@ -127,7 +128,13 @@ def locate(raw: RawFile, dl_manager: tfds.download.DownloadManager) -> tuple[str
 
 
 def read_dataset(
-    builders: Sequence[TableBuilder], *, manual_dir: str | Path, name: str, split_rule: SplitRule, source: dict
+    builders: Sequence[TableBuilder],
+    *,
+    manual_dir: str | Path,
+    name: str,
+    split_rule: SplitRule,
+    ties: TieRule,
+    source: dict,
 ) -> Dataset:
     """The dataset of an items and a histories builder, prepared if they are not yet.
 
@@ -144,6 +151,7 @@ def read_dataset(
         distinct,
         name=name,
         split_rule=split_rule,
+        ties=ties,
         source=source | {"sha256": files, "repeated lines left out": dropped},
     )
 

@@ -20,11 +20,11 @@ ITEMS = {"item_id": ["a", "b", "c"], "title": ["red wine", "red wine glass", "wi
 INTERACTIONS = {"user_id": ["u"] * 3, "item_id": ["a", "b", "c"], "timestamp": [1, 2, 3]}
 
 
-def tables(folder, *, items=ITEMS, suffix=".parquet"):
+def tables(folder, *, items=ITEMS, interactions=INTERACTIONS, suffix=".parquet"):
     """Both tables as files, by the names of the options."""
     paths = {"items": folder / f"i{suffix}", "interactions": folder / f"x{suffix}"}
     write = pa.parquet.write_table if suffix == ".parquet" else pa.csv.write_csv
-    for path, table in zip(paths.values(), (items, INTERACTIONS), strict=True):
+    for path, table in zip(paths.values(), (items, interactions), strict=True):
         write(pa.table(table), path)
     return paths
 
@@ -75,6 +75,30 @@ def test_pretrained_encoders_make_columns_in_place_of_the_words(tmp_path, capsys
     assert f"made 8-d vectors of title (short) by {bert}" in " ".join(capsys.readouterr().out.split())
     with pytest.raises(SemidError, match="encoder nowhere: no such folder"):  # before any table is read
         Parquet(out=tmp_path / "e", encoder=("nowhere",), items=tmp_path / "no", interactions=tmp_path / "no").run()
+
+
+def test_ties_are_shuffled_on_request(tmp_path, capsys):
+    paths = tables(tmp_path, interactions=INTERACTIONS | {"timestamp": [1, 1, 1]})
+    line = f"prepare parquet --items {paths['items']} --interactions {paths['interactions']} --text-vectors 0"
+    for ties in ("source", *(f"shuffled:{seed}" for seed in range(20))):
+        main([*line.split(), "--out", f"{tmp_path}/{ties}", "--ties", ties])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "order of equal times │ in source order" in shown
+    assert "order of equal times │ shuffled by seed 19" in shown
+    assert Dataset.load(tmp_path / "source").item.tolist() == [0, 1, 2]
+    assert len({tuple(Dataset.load(tmp_path / f"shuffled:{seed}").item.tolist()) for seed in range(20)}) == 6
+    main([*line.split(), "--out", f"{tmp_path}/plain"])  # control: the default is the source's order
+    assert Dataset.load(tmp_path / "plain").digest != Dataset.load(tmp_path / "shuffled:0").digest
+    assert Dataset.load(tmp_path / "plain").item.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("ties", ["sorted", "shuffled:", "shuffled:-1", "source:1", "shuffled:x"])
+def test_unknown_tie_rules_are_named_with_the_known_ones(capsys, ties):
+    with pytest.raises(SystemExit) as stop:
+        main(f"prepare parquet --items i --interactions x --out d --ties {ties}".split())
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert said == f"semid prepare: ties: expected source, shuffled or shuffled:SEED, got {ties!r}\n"
 
 
 def test_no_vectors_on_request(tmp_path, capsys):

@@ -13,7 +13,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from semid.artifacts import sha256
-from semid.data import read_amazon_reviews, read_movielens
+from semid.data import ShuffledTies, read_amazon_reviews, read_movielens
 from semid.data.builders import amazon_reviews, movielens
 from semid.data.builders.raw import clean
 from semid.errors import SemidError
@@ -188,6 +188,13 @@ def test_milliseconds_decide_within_a_second(folders):
     dataset = read(2023, folders)
     assert histories(dataset) == {"u": "231", "v": "1"}
     assert dataset.time.tolist() == [1000, 1000, 1000, 0]
+    assert histories(read(2023, folders, ties=ShuffledTies())) == histories(dataset)
+
+
+def test_ties_of_reviews_may_be_shuffled(folders):
+    shuffled = [histories(read(2014, folders, ties=ShuffledTies(seed))) for seed in range(8)]
+    assert {found["u2"] for found in shuffled} == {"174", "147"}  # the two at 300 tie
+    assert all(found | {"u2": "174"} == HISTORIES for found in shuffled)
 
 
 def test_a_repeated_line_counts_once_and_a_repeated_item_stays(folders):

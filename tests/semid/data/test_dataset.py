@@ -125,6 +125,7 @@ def test_statistics_by_hand():
         "interactions": 6,
         "interactions a user (min / mean / max)": "2 / 3.00 / 4",
         "same time as the one before": 1,
+        "order of equal times": "in source order",
         "repeated (user, item)": 1,
         "split": "LeaveOneOut",
         "training interactions": 4,

@@ -199,7 +199,7 @@ def test_timestamps_of_every_unit_become_seconds(unit):
     times = pa.array([5, 6, 7]).cast(pa.timestamp("s")).cast(pa.timestamp(unit, tz="UTC" if unit == "us" else None))
     interactions = check(interactions=INTERACTIONS | {"timestamp": times})[1]
     assert interactions["timestamp"].to_pylist() == [5, 6, 7]
-    assert "position" not in interactions.column_names
+    assert not {"position", "ticks"} & set(interactions.column_names)
 
 
 def test_dates_are_midnights():
@@ -207,12 +207,13 @@ def test_dates_are_midnights():
     assert check(interactions=INTERACTIONS | {"timestamp": days})[1]["timestamp"].to_pylist() == [0, 86400, 172800]
 
 
-def test_timestamps_finer_than_a_second_keep_their_order_as_position():
+def test_timestamps_finer_than_a_second_keep_their_order_as_ticks():
     times = pa.array([-1, 1700, 1200], pa.timestamp("ms"))
     interactions = check(interactions=INTERACTIONS | {"timestamp": times})[1]
     assert interactions["timestamp"].to_pylist() == [-1, 1, 1]
-    assert interactions["position"].to_pylist() == [-1, 1700, 1200]
-    own = check(interactions=INTERACTIONS | {"timestamp": times, "position": [0, 1, 2]})[1]
+    assert interactions["ticks"].to_pylist() == [-1, 1700, 1200]
+    own = check(interactions=INTERACTIONS | {"timestamp": times, "position": [0, 1, 2], "ticks": [9, 9, 9]})[1]
+    assert own["ticks"].to_pylist() == [-1, 1700, 1200]
     assert own["position"].to_pylist() == [0, 1, 2]
 
 
@@ -229,23 +230,23 @@ def test_iso_8601_text_is_read_with_and_without_zone(kind):
     columns = {"user_id": ["u"] * 6, "item_id": ["a"] * 6, "timestamp": pa.array(texts).cast(kind)}
     interactions = check(interactions=columns)[1]
     assert interactions["timestamp"].to_pylist() == [86400, 60, 2, 3, 0, 6]
-    assert "position" not in interactions.column_names
+    assert not {"position", "ticks"} & set(interactions.column_names)
 
 
 @pytest.mark.parametrize("zone", ["", "Z"])
-def test_fractions_in_text_keep_their_order_as_position(zone):
+def test_fractions_in_text_keep_their_order_as_ticks(zone):
     texts = [f"1970-01-01T00:00:{second}{zone}" for second in ("01.7", "01.2", "00.000000001")]
     interactions = check(interactions=INTERACTIONS | {"timestamp": texts})[1]
     assert interactions["timestamp"].to_pylist() == [1, 1, 0]
-    assert interactions["position"].to_pylist() == [1_700_000_000, 1_200_000_000, 1]
+    assert interactions["ticks"].to_pylist() == [1_700_000_000, 1_200_000_000, 1]
 
 
 @pytest.mark.parametrize("base", [0, 1_700_000_000, -86_400])
-def test_fractions_of_seconds_are_cut_and_keep_their_order_as_position(base):
+def test_fractions_of_seconds_are_cut_and_keep_their_order_as_ticks(base):
     times = [base + 1.75, base + 1.25, base - 0.5]
     interactions = check(interactions=INTERACTIONS | {"timestamp": times})[1]
     assert interactions["timestamp"].to_pylist() == [base + 1, base + 1, base - 1]
-    assert interactions["position"].to_pylist() == [round(time * 1e6) for time in times]
+    assert interactions["ticks"].to_pylist() == [round(time * 1e6) for time in times]
     own = check(interactions=INTERACTIONS | {"timestamp": times, "position": [0, 1, 2]})[1]
     assert own["timestamp"].to_pylist() == [base + 1, base + 1, base - 1]
     assert own["position"].to_pylist() == [0, 1, 2]

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from semid.data import Dataset, Histories
+from semid.data import Dataset, Histories, ShuffledTies, SourceOrder
 from semid.errors import SemidError
 from semid.evaluation import Bigram, Popularity, evaluate, write_metrics
 
@@ -262,6 +262,17 @@ def test_options_go_to_the_ranker_and_into_the_provenance(dataset, bigram):
     assert ranker.beam_sizes == (50,)
     with pytest.raises(TypeError, match="beam_size"):
         evaluate(bigram, dataset, beam_size=50)
+
+
+def test_the_tie_rule_stands_beside_the_values():
+    interactions = pa.table({"user_id": ["u"] * 3, "item_id": ["a", "b", "c"], "timestamp": [0, 0, 0]})
+
+    def tie_rule(ties):
+        dataset = Dataset.build(pa.table({"item_id": ["a", "b", "c"]}), interactions, name="t", ties=ties)
+        return evaluate(Fixed(dataset.item_ids, [0]), dataset).provenance["tie_rule"].split(";")[0]
+
+    assert tie_rule(SourceOrder()) == "interactions of equal time in source order"
+    assert tie_rule(ShuffledTies(7)) == "interactions of equal time shuffled by seed 7"
 
 
 def test_metrics_file(dataset, bigram, tmp_path):
