@@ -1,6 +1,7 @@
 """Beauty and its like, the recommended recipe and its parts, three seeds: the tables of docs/results.md.
 
     python -m experiments.amazon --dataset ../shared/data/amazon14_beauty --out runs/amazon/beauty
+    python -m experiments.amazon --dataset ../shared/data/amazon14_beauty --ties shuffled    # the items of a day
 
 Any folder that `semid prepare layout` reads will do if it has `text_minilm_f16.npy`. Leave-one-out, 20-item histories,
 item level, full catalogue, beam 50; constants, weights and checkpoints are chosen by validation NDCG@10, test is read
@@ -46,7 +47,8 @@ from experiments.results import (
 )
 from semid import GeneratorConfig, SemanticCatalog, TokenizerConfig, tokenize, train
 from semid.artifacts import write_json
-from semid.data import Dataset
+from semid.cli.choices import Ties
+from semid.data import Dataset, SourceOrder
 from semid.data.simulated import SimulatedConfig
 from semid.evaluation import against_exact, example_users, paired_bootstrap, write_metrics
 from semid.generators import ObjectiveConfig
@@ -93,20 +95,22 @@ def main(
     beam_size: int = 50,
     budget: float = 1.0,
     ablations: bool = False,
+    ties: Ties = SourceOrder(),
 ) -> None:
     """Train and measure every model for every seed.
 
     Args:
         dataset: Folder with items.parquet, interactions.parquet and text_minilm_f16.npy.
-        out: Folder for all results; none given: runs/amazon/ and the dataset's name.
+        out: Folder for all results; none given: runs/amazon/ and the dataset's name, with that of shuffled ties.
         seeds: One run each, of tokenizer and models.
         beam_size: Beams per user in evaluation.
         budget: Factor on all numbers of epochs (tokenizer 100, SASRec 20, generators 16 and 12).
         ablations: Train and measure also what lacks a part.
+        ties: Order of a user's interactions of equal time: that of the source, or drawn by a seed (0 if none is given).
     """
     join_processes()
-    out = folder_of("amazon", out, dataset)
-    data = stored_dataset(dataset, out / "dataset", SimulatedConfig())
+    out = folder_of("amazon", out, dataset, ties=ties)
+    data = stored_dataset(dataset, out / "dataset", SimulatedConfig(), ties=ties)
     runs, minutes = [], []
     for seed in seeds:
         models, of_stages = _train(data, out, seed=seed, budget=budget, ablations=ablations)

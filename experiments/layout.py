@@ -1,15 +1,16 @@
 """Reader for dataset folders in the layout of the development data: Parquet tables, `.npy` vectors, `.npz` posters.
 
     python -m experiments.layout --folder ../shared/data/amazon14_beauty --out data/beauty
+    python -m experiments.layout --folder ../shared/data/amazon14_beauty --out data/beauty_shuffled --ties shuffled
 
 interactions.parquet   user_id, item_id (integers from 0), position (order of a user's interactions); optional
-                       timestamp (then the order is by time, ties by position), event, weight
+                       timestamp (then the order is by time, ties by position), rel_time, event, weight
 items.parquet          a row for each item_id, in that order; optional `asin` or `movie_id`: the external id
 <name>_f16.npy         vectors [items, dim], row i for item_id i: the vector column `<name>`
 posters_<size>.npz     item_id, offset, jpeg: image k of item item_id[k] is jpeg[offset[k]:offset[k + 1]]
 
-Other columns of the interactions are left out: `rel_time` counts from the user's own first interaction, so it is no
-time that users share, and the split by global time needs one.
+Other columns of the interactions are left out. `rel_time` has the seconds since the user's own first interaction, so it
+is no time that users share, which the split by global time needs: it is read where ties are shuffled, and tells them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,18 @@ import pyarrow.compute as pc
 import tyro
 
 from semid.artifacts import sha256
-from semid.data import Dataset, Faults, LeaveOneOut, SplitRule, add_vector_files, raise_faults, read_table
+from semid.cli.choices import Ties
+from semid.data import (
+    Dataset,
+    Faults,
+    LeaveOneOut,
+    SourceOrder,
+    SplitRule,
+    TieRule,
+    add_vector_files,
+    raise_faults,
+    read_table,
+)
 from semid.errors import SemidError
 from semid.stage import store_dataset
 
@@ -30,9 +42,10 @@ _EXTERNAL_IDS = ("asin", "movie_id")
 _KEPT = ("user_id", "position", "timestamp", "event", "weight")
 
 
-def read_layout(folder: str | Path, *, split_rule: SplitRule = LeaveOneOut()) -> Dataset:
+def read_layout(folder: str | Path, *, split_rule: SplitRule = LeaveOneOut(), ties: TieRule = SourceOrder()) -> Dataset:
     """The dataset in `folder`, named after it; all columns of `items.parquet` that hold anything are kept.
 
+    Where `ties` are not in source order and there is no `timestamp`, the time is `rel_time`, and its unit "relative".
     Raises SemidError naming the file for whatever is absent or is not as the layout says.
     """
     folder = Path(folder)
@@ -40,6 +53,8 @@ def read_layout(folder: str | Path, *, split_rule: SplitRule = LeaveOneOut()) ->
     interactions = read_table(folder / "interactions.parquet")
     external = next((name for name in _EXTERNAL_IDS if name in items.column_names), "item_id")
     _check_rows(items, folder / "items.parquet")
+    if is_relative := ties != SourceOrder() and "timestamp" not in interactions.column_names:
+        interactions = _with_relative_time(interactions, ties.description, folder / "interactions.parquet")
     ids = items[external]
     interactions = _with_external_ids(interactions, ids, folder / "interactions.parquet")
     items = items.drop_columns(list({"item_id", external})).add_column(0, "item_id", ids)
@@ -50,15 +65,17 @@ def read_layout(folder: str | Path, *, split_rule: SplitRule = LeaveOneOut()) ->
     for path in posters[:1]:
         items = items.append_column("image", _posters(path, len(ids)))
     files = [folder / "items.parquet", folder / "interactions.parquet", *vectors, *posters[:1]]
-    return Dataset.build(
+    dataset = Dataset.build(
         items,
         interactions,
         name=folder.resolve().name,
         split_rule=split_rule,
+        ties=ties,
         source={"type": "layout", "sha256": {path.name: sha256(path) for path in files}},
         item_file=str(folder / "items.parquet"),
         interaction_file=str(folder / "interactions.parquet"),
     )
+    return dataset.replace(time_unit="relative") if is_relative else dataset
 
 
 def _check_rows(items: pa.Table, path: Path) -> None:
@@ -66,13 +83,23 @@ def _check_rows(items: pa.Table, path: Path) -> None:
         raise SemidError(f"{path}: expected column 'item_id' with 0, 1, 2, ... in row order; sort and number the items")
 
 
+def _with_relative_time(interactions: pa.Table, description: str, path: Path) -> pa.Table:
+    """`rel_time` as `timestamp`."""
+    names = interactions.column_names
+    if "rel_time" not in names:
+        raise SemidError(
+            f"{path}: ties {description} need column 'timestamp' or 'rel_time' (seconds since the user's first "
+            f"interaction), found {', '.join(names)}; add one, or leave ties in source order"
+        )
+    _check_integers(interactions, "rel_time", path)
+    return interactions.rename_columns({"rel_time": "timestamp"})
+
+
 def _with_external_ids(interactions: pa.Table, ids: pa.ChunkedArray, path: Path) -> pa.Table:
     for column in ("user_id", "item_id", "position"):
         if column not in interactions.column_names:
             raise SemidError(f"{path}: column {column!r} is missing; found {', '.join(interactions.column_names)}")
-    kind, nulls = interactions["item_id"].type, interactions["item_id"].null_count
-    if not pa.types.is_integer(kind) or nulls:
-        raise SemidError(f"{path}: column 'item_id': expected integers, got {kind} with {nulls} nulls; number them")
+    _check_integers(interactions, "item_id", path)
     rows = interactions["item_id"].to_numpy()
     outside = (rows < 0) | (rows >= len(ids))
     if outside.any():
@@ -80,6 +107,12 @@ def _with_external_ids(interactions: pa.Table, ids: pa.ChunkedArray, path: Path)
         raise SemidError(f"{path}: row {row + 1}, column 'item_id': {rows[row]} is no row of the {len(ids)} items")
     kept = [name for name in _KEPT if name in interactions.column_names]
     return interactions.select(kept).add_column(0, "item_id", pc.take(ids, pa.array(rows)))
+
+
+def _check_integers(interactions: pa.Table, column: str, path: Path) -> None:
+    kind, nulls = interactions[column].type, interactions[column].null_count
+    if not pa.types.is_integer(kind) or nulls:
+        raise SemidError(f"{path}: column {column!r}: expected integers, got {kind} with {nulls} nulls; number them")
 
 
 def _posters(path: Path, num_items: int) -> pa.Array:
@@ -94,15 +127,16 @@ def _posters(path: Path, num_items: int) -> pa.Array:
     return pa.array(images, pa.binary())
 
 
-def main(folder: Path, out: Path, split_rule: SplitRule = LeaveOneOut()) -> None:
+def main(folder: Path, out: Path, split_rule: SplitRule = LeaveOneOut(), ties: Ties = SourceOrder()) -> None:
     """Write the dataset artifact of a layout folder.
 
     Args:
         folder: Folder to read.
         out: Dataset folder to write.
         split_rule: Cut into training, validation and test.
+        ties: Order of a user's interactions of equal time: that of the source, or drawn by a seed (0 if none is given).
     """
-    store_dataset(read_layout(folder, split_rule=split_rule), out)
+    store_dataset(read_layout(folder, split_rule=split_rule, ties=ties), out)
     print(f"dataset: {out}")
 
 

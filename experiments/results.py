@@ -12,8 +12,9 @@ import numpy as np
 
 from experiments.layout import read_layout
 from semid.artifacts import MANIFEST, read_json, try_file, write_json
-from semid.data import Dataset
+from semid.data import Dataset, SourceOrder, TieRule
 from semid.data.simulated import SimulatedConfig, simulate
+from semid.errors import SemidError
 from semid.evaluation import Ranker, baselines, compare
 from semid.graphs import ItemGraph
 from semid.recommender import Recommender
@@ -26,22 +27,29 @@ SEEN = ("included", "excluded")
 COLUMNS = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
 
 
-def folder_of(experiment: str, out: Path | None, dataset: Path | None) -> Path:
-    """Folder for an experiment's results, tried: `out`, or else one named after the experiment and the dataset."""
+def folder_of(experiment: str, out: Path | None, dataset: Path | None, *, ties: TieRule = SourceOrder()) -> Path:
+    """Folder for an experiment's results, tried: `out`, or else one named after experiment, dataset and tie rule."""
     name = dataset.resolve().name if dataset else "simulated"
+    if ties != SourceOrder():
+        name += f"_{ties.description.replace(' ', '_')}"
     return try_file((out or Path("runs") / experiment / name) / "metrics.json").parent
 
 
-def stored_dataset(source: Path | None, path: Path, world: SimulatedConfig) -> Dataset:
+def stored_dataset(
+    source: Path | None, path: Path, world: SimulatedConfig, *, ties: TieRule = SourceOrder()
+) -> Dataset:
     """The dataset of a folder that `semid prepare` wrote, of a layout folder, or of a simulated world, as an artifact.
 
-    Raises SemidError if `path` holds the dataset of another source.
+    Raises SemidError if `path` holds the dataset of another source, and where `ties` cannot be put in order any more.
     """
 
     def read() -> Dataset:
-        if source is None:
-            return simulate(world).dataset
-        return Dataset.load(source) if (source / MANIFEST).is_file() else read_layout(source)
+        if source is not None and not (source / MANIFEST).is_file():
+            return read_layout(source, ties=ties)
+        dataset = simulate(world).dataset if source is None else Dataset.load(source)
+        if ties not in (SourceOrder(), dataset.ties):
+            raise SemidError(f"{source or 'simulated'}: ties are {dataset.ties.description}; prepare it with --ties")
+        return dataset
 
     on_first(lambda: store_dataset(read(), path) and None)
     return Dataset.load(path)

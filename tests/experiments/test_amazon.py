@@ -4,9 +4,13 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from experiments import amazon
+from experiments.results import stored_dataset
+from semid.data import ShuffledTies
+from semid.data.simulated import SimulatedConfig
 from semid.errors import SemidError
 
 
@@ -52,3 +56,24 @@ def test_another_dataset_or_budget_in_the_same_folder_is_refused(layout, tiny, t
 def test_results_are_named_after_the_dataset(layout):
     assert amazon.folder_of("amazon", None, layout).parts[-3:] == ("runs", "amazon", "tiny")
     assert amazon.folder_of("amazon", tmp := layout / "elsewhere", layout) == tmp
+    shuffled = amazon.folder_of("amazon", None, layout, ties=ShuffledTies(2))
+    assert shuffled.parts[-3:] == ("runs", "amazon", "tiny_shuffled_by_seed_2")
+
+
+def test_datasets_of_two_tie_rules_do_not_meet(layout, tmp_path):
+    def stored(source, name, **ties):
+        return stored_dataset(source, tmp_path / name, SimulatedConfig(images=False), **ties)
+
+    path = layout / "interactions.parquet"
+    pq.write_table(pq.read_table(path).append_column("rel_time", [[0] * 240]), path)
+    plain, shuffled = stored(layout, "plain"), stored(layout, "shuffled", ties=ShuffledTies(2))
+    assert sorted(plain.item.tolist()) == sorted(shuffled.item.tolist())
+    assert plain.digest != shuffled.digest
+    with pytest.raises(SemidError, match=r"plain: in use by a dataset of other settings \(ties: None -> "):
+        stored(layout, "plain", ties=ShuffledTies(2))
+    prepared = tmp_path / "shuffled"
+    assert stored(prepared, "copy").ties == stored(prepared, "copy", ties=ShuffledTies(2)).ties == ShuffledTies(2)
+    with pytest.raises(SemidError, match="shuffled: ties are shuffled by seed 2; prepare it with --ties"):
+        stored(prepared, "other", ties=ShuffledTies(3))
+    with pytest.raises(SemidError, match="simulated: ties are in source order; prepare it with --ties"):
+        stored(None, "world", ties=ShuffledTies())

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from experiments.layout import read_layout
+from semid.data import GlobalTime, ShuffledTies
 from semid.errors import SemidError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -74,6 +75,39 @@ def test_times_events_and_weights_are_kept(tmp_path):
     assert dataset.weight.tolist() == [0.5, 1, 2, 1]
     plain = read_layout(write_layout(tmp_path / "plain"))
     assert (plain.event, plain.weight) == (None, None)
+
+
+def test_ties_are_told_by_the_time_since_the_users_first(tmp_path):
+    folder = write_layout(tmp_path / "shop", interactions={"rel_time": [0, 0, 0, 9]})
+    shuffled = [read_layout(folder, ties=ShuffledTies(seed)) for seed in range(8)]
+    assert {tuple(dataset.item.tolist()) for dataset in shuffled} == {(1, 2, 0, 0), (2, 1, 0, 0)}
+    assert all(dataset.time.tolist() == [0, 0, 9, 0] for dataset in shuffled)
+    assert shuffled[0].time_unit == "relative"
+    assert shuffled[3].config["ties"] == {"type": "ShuffledTies", "seed": 3}
+    with pytest.raises(SemidError, match=r"global-time split needs timestamps, this dataset has each user's own clock"):
+        _ = shuffled[0].replace(split_rule=GlobalTime()).splits
+    times = write_layout(tmp_path / "times", interactions={"rel_time": [0, 0, 0, 9], "timestamp": [50, 40, 7, 50]})
+    shuffled = [read_layout(times, ties=ShuffledTies(seed)) for seed in range(8)]
+    assert {tuple(dataset.item.tolist()) for dataset in shuffled} == {(1, 2, 0, 0), (1, 0, 2, 0)}
+    assert shuffled[0].time_unit == "seconds"
+
+
+@pytest.mark.parametrize(
+    ("rel_time", "expected"),
+    [
+        (None, "ties shuffled by seed 0 need column 'timestamp' or 'rel_time' .*found user_id, item_id, position; add"),
+        ([0.5, 1.0, 2.0, 3.0], "column 'rel_time': expected integers, got double with 0 nulls"),
+        ([0, None, 0, 9], "column 'rel_time': expected integers, got int64 with 1 nulls"),
+    ],
+)
+def test_ties_without_a_time_are_refused(tmp_path, rel_time, expected):
+    folder = write_layout(tmp_path / "shop", interactions={} if rel_time is None else {"rel_time": rel_time})
+    if rel_time is None:
+        table = pa.parquet.read_table(folder / "interactions.parquet").drop_columns(["rel_time"])
+        pa.parquet.write_table(table, folder / "interactions.parquet")
+    assert read_layout(folder).time_unit == "position"  # ties in source order need none
+    with pytest.raises(SemidError, match=f"interactions.parquet: {expected}"):
+        read_layout(folder, ties=ShuffledTies())
 
 
 def test_vectors_and_posters_are_optional_and_item_ids_are_the_last_resort(tmp_path):
@@ -149,3 +183,17 @@ def test_development_data(name, counts, targets):
     assert seconds < 10  # half a second on an idle machine
     if name == "ml1m":
         assert dataset.items["image"].null_count == 3_706 - 3_256
+
+
+def test_beauty_has_the_items_of_a_day_in_the_order_of_their_ids():
+    folder = SHARED / "amazon14_beauty"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is absent: the development data are not part of the project")
+    source, shuffled = read_layout(folder), read_layout(folder, ties=ShuffledTies())
+    at = shuffled.splits.test.histories.ends  # where the targets stand
+    assert round((shuffled.time[at] == shuffled.time[at - 1]).mean(), 3) == 0.435
+    tied = (np.diff(shuffled.user) == 0) & (np.diff(shuffled.time) == 0)
+    assert tied.sum() == 77_402
+    place = np.argsort(np.argsort(source.item_ids.to_pylist()))  # of an item by its id
+    assert (np.diff(place[source.item])[tied] > 0).all()
+    assert abs((np.diff(place[shuffled.item])[tied] > 0).mean() - 0.5) < 0.01
