@@ -45,7 +45,8 @@ def run(
     join_processes()
     runs = []
     for seed in seeds:
-        data = stored_dataset(dataset, out / ("dataset" if dataset else f"dataset_{seed}"), SimulatedConfig(seed=seed))
+        world = SimulatedConfig(family_size=1.0, seed=seed)
+        data = stored_dataset(dataset, out / ("dataset" if dataset else f"dataset_{seed}"), world)
         stages = _Stages(data, out, seed, budget)
         trained = None if teachers is None else teachers / f"sasrec-text_{seed}"
         teacher = stages.teacher() if trained is None else Recommender.from_pretrained(trained)

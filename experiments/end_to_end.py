@@ -66,7 +66,7 @@ from semid.training import OptimizerConfig, TrainingConfig
 from seq_models import DenseConfig, RQTransformerConfig, TransformerConfig
 
 FIGURES = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
-WORLD = SimulatedConfig(num_items=1_000, num_users=4_000)
+WORLD = SimulatedConfig(num_items=1_000, num_users=4_000, family_size=1.0)
 VOCABULARY, MAX_LENGTH, PRETRAINED_LENGTH = 1000, 48, 64
 BLOCKS = BlocksConfig(dim=32, layers=1, heads=2, hidden=64)
 

@@ -11,17 +11,18 @@ from semid.errors import SemidError
 
 @dataclass(frozen=True)
 class Mixture:
-    """Weights of the four components; without a last item taste and popularity share the whole."""
+    """Weights of the five components; those that can offer something share the whole."""
 
-    taste: float = 0.6
-    transition: float = 0.3
-    successor: float = 0.05
-    popularity: float = 0.05
+    taste: float = 0.54
+    transition: float = 0.27
+    variant: float = 0.1
+    successor: float = 0.045
+    popularity: float = 0.045
 
 
 @dataclass(frozen=True)
 class SimulatedConfig:
-    """A simulated world. Same config, same dataset, byte for byte."""
+    """A simulated world. Same config, same dataset, byte for byte. Nothing repeats: no user takes an item twice."""
 
     num_items: int = 2_000
     num_users: int = 4_000
@@ -40,6 +41,9 @@ class SimulatedConfig:
     """Kinds that may follow a kind by transition."""
     successors: int = 2
     """Items that may follow an item in particular."""
+    family_size: float = 3.0
+    """Variants of a product on average: near-duplicates of one family, taken in turn. 1: no item has another variant,
+    and the other components share the weight of `mixture.variant`."""
     mixture: Mixture = Mixture()
     zipf: float = 1.2
     """Popularity of the r-th item of a cell is `r ** -zipf`."""
@@ -48,7 +52,8 @@ class SimulatedConfig:
     days: int = 1_000
     content_dim: int = 32
     content_noise: float = 0.7
-    """Deviation of the item's own noise in `content`, next to taxonomy parts of deviation 0.6 to 1."""
+    """Deviation of a product's own noise in `content`, next to taxonomy parts of deviation 0.6 to 1; variants of one
+    product deviate from it by less."""
     images: bool = True
     seed: int = 0
 
@@ -56,16 +61,17 @@ class SimulatedConfig:
         check_seed(self.seed)
         if self.num_kinds < 2 or min(self.styles, self.favourites, self.next_kinds, self.successors) < 1:
             raise SemidError("expected 2 kinds or more, and styles, favourites, next_kinds and successors of 1 or more")
+        if not self.family_size >= 1:
+            raise SemidError(f"expected family_size of 1 (no variants) or more, got {self.family_size}")
         if self.num_items < self.num_cells:
             raise SemidError(f"expected {self.num_cells} items or more (kinds by styles), got {self.num_items}")
         if not (1 <= self.min_length <= self.mean_length <= self.max_length and self.num_users > 0):
             raise SemidError("expected num_users of 1 or more and 1 <= min_length <= mean_length <= max_length")
         if self.num_items - self.num_late <= self.max_length:
             raise SemidError(f"max_length {self.max_length} must stay below the items there at the start; lower it")
-        if not (
-            self.mixture.popularity > 0 <= min(self.mixture.taste, self.mixture.transition, self.mixture.successor)
-        ):
-            raise SemidError(f"expected mixture weights of 0 or more and popularity above 0, got {self.mixture}")
+        mixture = self.mixture
+        if not mixture.popularity > 0 <= min(mixture.taste, mixture.transition, mixture.variant, mixture.successor):
+            raise SemidError(f"expected mixture weights of 0 or more and popularity above 0, got {mixture}")
 
     @property
     def num_kinds(self) -> int:

@@ -85,11 +85,13 @@ BRANDS = tuple(
 )
 FAVOURITES = 3  # words of a pool that a taxonomy node prefers
 WORD_NOISE = 0.2  # chance of any other word of the pool
+VARIANT_NOISE = 0.3  # deviation of a variant from its product, relative to that of products from each other
 
 
 def item_table(
     cell: Int[np.ndarray, " items"],
     appeal: Float[np.ndarray, " items"],
+    family: Int[np.ndarray, " items"],
     *,
     taxonomy: tuple[int, int, int],
     styles: int,
@@ -98,15 +100,37 @@ def item_table(
     images: bool,
     rng: np.random.Generator,
 ) -> pa.Table:
-    """The items table of cells (kind x style) and appeal (log popularity, of which content shows a part)."""
-    words_rng, vector_rng, image_rng = rng.spawn(3)
-    levels = _levels(cell, taxonomy, styles)
-    columns = {"item_id": numbered_ids("i", len(cell)), **_words(levels, taxonomy, words_rng)}
-    vectors = _vectors(levels, appeal, dim=dim, noise=noise, rng=vector_rng)
-    columns["content"] = to_lists(vectors)
+    """The items table of cells (kind x style), appeal (log popularity, of which content shows a part) and families.
+
+    A family is one product: its items share cell and appeal, and differ in the number of their shade and in a little
+    noise.
+    """
+    words_rng, vector_rng, image_rng, variant_rng = rng.spawn(4)
+    rows, product = _products(family)
+    levels = _levels(cell[rows], taxonomy, styles)
+    columns = {"item_id": numbered_ids("i", len(cell)), **_words(levels, product, taxonomy, words_rng)}
+    vectors = _vectors(levels, appeal[rows], dim=dim, noise=noise, rng=vector_rng)
+    columns["content"] = to_lists(vectors[product] + np.float32(noise) * _own_noise(product, dim, variant_rng))
     if images:
-        columns["image"] = pa.array(_images(levels, image_rng), pa.binary())
+        places = image_rng.uniform(-1, 1, (len(rows), 3))[product] + _own_noise(product, 3, variant_rng)
+        columns["image"] = pa.array(
+            _images({name: node[product] for name, node in levels.items()}, places), pa.binary()
+        )
     return pa.table(columns)
+
+
+def _products(family: Int[np.ndarray, " items"]) -> tuple[Int[np.ndarray, " products"], Int[np.ndarray, " items"]]:
+    """The first item row of each family, ascending, and each item's place among them: its product."""
+    _, first, number = np.unique(family, return_index=True, return_inverse=True)
+    return np.sort(first), np.argsort(np.argsort(first))[number]
+
+
+def _own_noise(
+    product: Int[np.ndarray, " items"], dim: int, rng: np.random.Generator
+) -> Float[np.ndarray, "items dim"]:
+    """What sets variants of one product apart; nothing where an item is the only one of its product."""
+    several = np.bincount(product)[product] > 1
+    return rng.standard_normal((len(product), dim), np.float32) * (np.float32(VARIANT_NOISE) * several[:, None])
 
 
 def numbered_ids(prefix: str, count: int) -> pa.Array:
@@ -114,15 +138,15 @@ def numbered_ids(prefix: str, count: int) -> pa.Array:
     return pc.binary_join_element_wise(prefix, pc.utf8_lpad(pa.array(np.arange(count)).cast(pa.string()), 7, "0"), "")
 
 
-def _levels(cell: np.ndarray, taxonomy: tuple[int, int, int], styles: int) -> dict[str, Int[np.ndarray, " items"]]:
-    """Each item's node on every level of the taxonomy, numbered across the level."""
+def _levels(cell: np.ndarray, taxonomy: tuple[int, int, int], styles: int) -> dict[str, Int[np.ndarray, " products"]]:
+    """Each product's node on every level of the taxonomy, numbered across the level."""
     kind = cell // styles
     category = kind // taxonomy[2]
     return {"department": category // taxonomy[1], "category": category, "kind": kind, "style": cell % styles}
 
 
 def _words(
-    levels: dict[str, np.ndarray], taxonomy: tuple[int, int, int], rng: np.random.Generator
+    levels: dict[str, np.ndarray], product: np.ndarray, taxonomy: tuple[int, int, int], rng: np.random.Generator
 ) -> dict[str, pa.Array]:
     paths = _paths(taxonomy)
     kind = pa.array([path[-1] for path in paths]).take(pa.array(levels["kind"]))
@@ -135,14 +159,20 @@ def _words(
     model = pa.array(rng.integers(100, 1000, len(kind))).cast(pa.string())
     title = pc.binary_join_element_wise(brand, adjective, material, kind, model, " ")
     description = pc.binary_join_element_wise("A", adjective, kind, "made of", material, "in", color, "by", brand, " ")
-    return {
-        "title": title,
-        "brand": brand,
-        "color": color,
-        "material": material,
-        "category": category,
-        "text": pc.binary_join_element_wise(title, category, description, ". "),
-    }
+    words = {"title": title, "brand": brand, "color": color, "material": material, "category": category}
+    items = {name: column.take(pa.array(product)) for name, column in words.items()}
+    items["title"] = pc.binary_join_element_wise(items["title"], _shades(product), "")
+    description = description.take(pa.array(product))
+    return items | {"text": pc.binary_join_element_wise(items["title"], items["category"], description, ". ")}
+
+
+def _shades(product: Int[np.ndarray, " items"]) -> pa.Array:
+    """The end of each item's title: its number among the product's variants, nothing where it is the only one."""
+    order = np.argsort(product, kind="stable")
+    number = np.empty(len(product), np.int64)
+    number[order] = 1 + np.arange(len(product)) - np.searchsorted(product[order], product[order])
+    shade = pc.binary_join_element_wise(", shade ", pa.array(number).cast(pa.string()), "")
+    return pc.if_else(pa.array(np.bincount(product)[product] > 1), shade, "")
 
 
 def _paths(taxonomy: tuple[int, int, int]) -> list[tuple[str, str, str]]:
@@ -165,7 +195,7 @@ def _name(words: tuple[str, ...], index: int) -> str:
 
 
 def _pick(pool: tuple[str, ...], group: Int[np.ndarray, " n"], rng: np.random.Generator) -> pa.Array:
-    """A word an item, mostly one of the few that its group prefers."""
+    """A word for each product, mostly one of the few that its group prefers."""
     index = group * FAVOURITES + rng.integers(FAVOURITES, size=len(group))
     noisy = rng.random(len(group)) < WORD_NOISE
     index[noisy] = rng.integers(len(pool), size=noisy.sum())
@@ -174,8 +204,8 @@ def _pick(pool: tuple[str, ...], group: Int[np.ndarray, " n"], rng: np.random.Ge
 
 def _vectors(
     levels: dict[str, np.ndarray], appeal: np.ndarray, *, dim: int, noise: float, rng: np.random.Generator
-) -> Float[np.ndarray, "items dim"]:
-    """Vectors as of a text encoder: a part for each taxonomy node, one for appeal, and the item's own noise."""
+) -> Float[np.ndarray, "products dim"]:
+    """Vectors as of a text encoder: a part for each taxonomy node, one for appeal, and the product's own noise."""
     vectors = rng.standard_normal((len(appeal), dim), np.float32) * np.float32(noise)
     for name, scale in (("department", 1.0), ("category", 0.8), ("kind", 0.8), ("style", 0.6)):
         parts = rng.standard_normal((int(levels[name].max()) + 1, dim), np.float32) * np.float32(scale)
@@ -186,9 +216,8 @@ def _vectors(
     return vectors
 
 
-def _images(levels: dict[str, np.ndarray], rng: np.random.Generator, size: int = 32) -> list[bytes]:
-    """PNGs: lobes by department, color by category, stripes by kind, background by style; place and turn at random."""
-    noise = rng.uniform(-1, 1, (len(levels["kind"]), 3))
+def _images(levels: dict[str, np.ndarray], noise: Float[np.ndarray, "items 3"], size: int = 32) -> list[bytes]:
+    """PNGs: lobes by department, color by category, stripes by kind, background by style; place and turn by `noise`."""
     rows = zip(*(levels[name].tolist() for name in ("department", "category", "kind", "style")), noise, strict=True)
     return [_png(_pixels(*row, size=size)) for row in rows]
 

@@ -13,29 +13,38 @@ from semid.data.histories import Histories
 from semid.data.simulated.config import SimulatedConfig
 from semid.errors import SemidError
 
+RECENT = 3  # last items of a history whose other variants may come next
 DENSE_ENTRIES = 1 << 24  # bound on rows x items of one block of dense probabilities
 
 
 @dataclass(frozen=True)
 class World:
-    """The items' latent side. A `slot` is a place in the order by cell and popularity; item rows are shuffled."""
+    """The items' latent side. A `slot` is a place in the order by cell and popularity; item rows are shuffled.
+
+    A *group* is a run of slots: group `c` below `config.num_cells` is a cell, the others are families of variants.
+    """
 
     config: SimulatedConfig
     cell: Int[np.ndarray, " items"]
+    family: Int[np.ndarray, " items"]  # group of the item's variants, itself among them
     share: Float[np.ndarray, " items"]  # of the item in its cell
     release: Int[np.ndarray, " items"]  # seconds
     successors: Int[np.ndarray, "items s"]
     next_kinds: Int[np.ndarray, "kinds m"]
     cell_share: Float[np.ndarray, " cells"]
     row_of_slot: Int[np.ndarray, " items"]
-    first_slot: Int[np.ndarray, " cells+1"]
-    cumulative: Float[np.ndarray, " items"]  # of `share` by slot: cell `c` spans (c, c + 1]
+    start: Int[np.ndarray, " groups"]  # first slot
+    stop: Int[np.ndarray, " groups"]  # slot after the last
+    group_share: Float[np.ndarray, " groups"]  # sum of `share`: 1 for a cell
+    cumulative: Float[np.ndarray, " items+1"]  # of `share` by slot, from 0
 
-    def draw_from_cells(self, cells: Int[np.ndarray, " n"], rng: np.random.Generator) -> Int[np.ndarray, " n"]:
-        """One item row from each cell, by share."""
-        slot = np.searchsorted(self.cumulative, cells + rng.random(len(cells)), side="right")
+    def draw_from_groups(self, groups: Int[np.ndarray, " n"], rng: np.random.Generator) -> Int[np.ndarray, " n"]:
+        """One item row from each group, by share."""
+        start, stop = self.start[groups], self.stop[groups]
+        low, high = self.cumulative[start], self.cumulative[stop]
+        slot = np.searchsorted(self.cumulative, low + rng.random(len(groups)) * (high - low), side="right") - 1
         # The clip is for the last bit of the cumulative sum alone.
-        return self.row_of_slot[np.clip(slot, self.first_slot[cells], self.first_slot[cells + 1] - 1)]
+        return self.row_of_slot[np.clip(slot, start, stop - 1)]
 
     def draw(self, choices: Choices, rng: np.random.Generator) -> Int[np.ndarray, " n"]:
         """One item row from each mixture, seen or not, released or not."""
@@ -44,9 +53,9 @@ class World:
         last = choices.values.shape[1]  # the column of popularity, which has a weight and no value
         value = choices.values[np.arange(len(ends)), np.minimum(column, last - 1)]
         popular = np.searchsorted(np.cumsum(self.cell_share)[:-1], rng.random(len(ends)), side="right")
-        is_item = (column >= choices.num_cells) & (column < last)
-        cells = np.where(column >= last, popular, np.where(is_item, 0, value))
-        return np.where(is_item, value, self.draw_from_cells(cells, rng)).astype(np.int32)
+        is_item = (column >= choices.num_groups) & (column < last)
+        groups = np.where(column >= last, popular, np.where(is_item, 0, value))
+        return np.where(is_item, value, self.draw_from_groups(groups, rng)).astype(np.int32)
 
     def dense(
         self,
@@ -58,12 +67,15 @@ class World:
     ) -> Float[np.ndarray, "n items"]:
         """Probabilities of the next item at `time`, where row `owner[i]` has had item `seen[i]`."""
         row = np.arange(len(time))
-        cells = choices.weights[:, -1:] * self.cell_share[None]
-        for column in range(choices.num_cells):
-            cells[row, choices.values[:, column]] += choices.weights[:, column]
-        p = cells[:, self.cell]
+        weight = np.zeros((len(time), len(self.group_share)))
+        weight[:, : len(self.cell_share)] = choices.weights[:, -1:] * self.cell_share
+        for column in range(choices.num_groups):
+            weight[row, choices.values[:, column]] += choices.weights[:, column]
+        weight /= self.group_share
+        p = weight[:, self.cell]
+        p += weight[:, self.family]
         p *= self.share
-        for column in range(choices.num_cells, choices.values.shape[1]):
+        for column in range(choices.num_groups, choices.values.shape[1]):
             p[row, choices.values[:, column]] += choices.weights[:, column]
         p[self.release > time[:, None]] = 0
         p[owner, seen] = 0
@@ -72,14 +84,17 @@ class World:
 
 
 class Choices(NamedTuple):
-    """Mixtures over what comes next: `num_cells` columns of cells, then items; the last weight is popularity's."""
+    """Mixtures over what comes next: `num_groups` columns of groups, then items; the last weight is popularity's.
+
+    Weights need not sum to 1.
+    """
 
     values: Int[np.ndarray, "n choices-1"]
     weights: Float[np.ndarray, "n choices"]
-    num_cells: int
+    num_groups: int
 
     def take(self, index: Int[np.ndarray, " m"]) -> Choices:
-        return Choices(self.values[index], self.weights[index], self.num_cells)
+        return Choices(self.values[index], self.weights[index], self.num_groups)
 
 
 @dataclass(frozen=True)
@@ -106,12 +121,15 @@ def mixtures(
     *,
     users: Int[np.ndarray, " n"],
     steps: Int[np.ndarray, " n"],
-    last: Int[np.ndarray, " n"],
+    recent: Int[np.ndarray, "n recent"],
 ) -> Choices:
-    """Mixture from which the next item is drawn at a user's step, after item `last` (-1 for none)."""
+    """Mixture from which the next item is drawn at a user's step, after the `RECENT` items `recent`.
+
+    Latest first, -1 for none.
+    """
     config, weights = world.config, world.config.mixture
     age = np.minimum(steps / np.maximum(people.lengths[users] - 1, 1), 1.0)[:, None]
-    has_last = (last >= 0)[:, None]
+    last, has_last = recent[:, 0], recent[:, :1] >= 0
     cell = world.cell[last]
     following = world.next_kinds[cell // config.styles] * config.styles + (cell % config.styles)[:, None]
     favourite, transition, successor = (
@@ -122,18 +140,26 @@ def mixtures(
             (weights.successor, config.successors),
         )
     )
+    variant = weights.variant * _falling(RECENT) * _per_other_variant(world, recent)
     popularity = np.full((len(users), 1), weights.popularity)
-    columns = [(1 - age) * favourite, age * favourite, has_last * transition, has_last * successor, popularity]
-    values = [people.early[users], people.late[users], following, world.successors[last]]
-    return Choices(np.hstack(values), np.hstack(columns), 2 * config.favourites + config.next_kinds)
+    taste = [(1 - age) * favourite, age * favourite]
+    columns = [*taste, has_last * transition, variant, has_last * successor, popularity]
+    values = [people.early[users], people.late[users], following, world.family[recent], world.successors[last]]
+    return Choices(np.hstack(values), np.hstack(columns), 2 * config.favourites + config.next_kinds + RECENT)
+
+
+def _per_other_variant(world: World, recent: Int[np.ndarray, "n recent"]) -> Float[np.ndarray, "n recent"]:
+    """One over the share of the item's family that is not the item itself, which it cannot repeat; 0 without others."""
+    others = 1 - world.share[recent] / world.group_share[world.family[recent]]
+    return np.divide(1.0, others, out=np.zeros(recent.shape), where=(recent >= 0) & (others > 0))
 
 
 @dataclass(frozen=True)
 class Oracle:
     """The ranker that knows each user's latent state: in expectation no model recommends better.
 
-    The length of a history is the user's step, its last item the one the next depends on. Histories from which items
-    are missing (held-out items) are ranked as they are, and the result is no ceiling.
+    The length of a history is the user's step, its last items those that the next depends on. Histories from which
+    items are missing (held-out items) are ranked as they are, and the result is no ceiling.
     """
 
     world: World
@@ -146,11 +172,12 @@ class Oracle:
         """The true distribution of the next item; rows sum to 1. Raises SemidError for users or items of elsewhere."""
         self._check(histories)
         seen, owner = histories.flat()
-        last = np.full(len(histories), -1)
-        some = histories.lengths > 0
-        last[some] = histories.items[histories.ends[some] - 1]
         users, steps = histories.users, histories.lengths
-        choices = mixtures(self.world, self.people, users=users, steps=steps, last=last)
+        recent = np.full((len(histories), RECENT), -1)
+        for back in range(RECENT):
+            some = steps > back
+            recent[some, back] = histories.items[histories.ends[some] - 1 - back]
+        choices = mixtures(self.world, self.people, users=users, steps=steps, recent=recent)
         return self.world.dense(choices, self.people.time_of(users, steps), seen=seen, owner=owner)
 
     def rank(self, histories: Histories, *, k: int, exclude_seen: bool = False) -> Int[np.ndarray, "n k"]:

@@ -1,16 +1,18 @@
 """A simulated world that knows the true distribution of the next item: the embedded dataset, and the tests' world.
 
 Items sit in *cells*, the leaves of a latent taxonomy (department > category > kind, each kind in several styles), with
-Zipf popularity inside a cell. A user's next item comes from a mixture of four components:
+Zipf popularity inside a cell. The items of a cell fall into *families*: variants of one product, next to each other in
+popularity, with nearly the same content. A user's next item comes from a mixture of five components:
 
     taste        a cell from the user's favourite kinds in the user's style; favourites drift over the user's lifetime
     transition   a cell that follows the last item's kind in a sparse transition matrix, in the last item's style
+    variant      another variant of one of the last three items, the last one most often
     successor    one of the few items that follow the last item in particular
     popularity   any cell, by its share of the whole
 
-and an item from the cell by its share. Items the user has had and items not yet released have probability zero, and
-the rest renormalises, so `p(next | user, step, history)` is explicit: `Oracle` computes it, rejection sampling draws
-from it.
+and an item from the cell or family by its share. Items the user has had and items not yet released have probability
+zero, and the rest renormalises, so `p(next | user, step, history)` is explicit: `Oracle` computes it, rejection
+sampling draws from it.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from semid.config import to_dict
 from semid.data.dataset import Dataset
 from semid.data.simulated.config import SimulatedConfig
 from semid.data.simulated.content import item_table, numbered_ids
-from semid.data.simulated.oracle import Oracle, People, World, blocks, mixtures, normalized
+from semid.data.simulated.oracle import RECENT, Oracle, People, World, blocks, mixtures, normalized
 
 START = 1_577_836_800  # 2020-01-01, in seconds
 DAY = 86_400
@@ -50,7 +52,8 @@ def simulate(config: SimulatedConfig) -> Simulation:
     item = _walk(world, people, walk_rng)
     items = item_table(
         world.cell,
-        np.log(world.share),
+        np.log(world.group_share / (world.stop - world.start))[world.family],
+        world.family,
         taxonomy=config.taxonomy,
         styles=config.styles,
         dim=config.content_dim,
@@ -71,7 +74,7 @@ def simulate(config: SimulatedConfig) -> Simulation:
 
 
 def make_world(config: SimulatedConfig, rng: np.random.Generator) -> World:
-    """Cells and their items, releases, transitions, successors."""
+    """Cells and their items, releases, transitions, successors, families."""
     num_items, num_cells = config.num_items, config.num_cells
     cell_share = normalized((1.0 + rng.permutation(num_cells)) ** -0.5)
     counts = 1 + rng.multinomial(num_items - num_cells, cell_share)
@@ -91,17 +94,25 @@ def make_world(config: SimulatedConfig, rng: np.random.Generator) -> World:
     follow = rng.integers(config.next_kinds, size=(num_items, config.successors))
     next_cell = next_kinds[cell[:, None] // config.styles, follow] * config.styles + (cell % config.styles)[:, None]
     successor_slot = first_slot[next_cell] + (rng.random(next_cell.shape) * counts[next_cell]).astype(np.int64)
+    is_first = rng.random(num_items) * config.family_size < 1  # geometric sizes, cut where a cell ends
+    is_first[first_slot[:-1]] = True
+    start = np.concatenate([first_slot[:-1], np.flatnonzero(is_first)])
+    stop = np.concatenate([first_slot[1:], np.flatnonzero(is_first)[1:], [num_items]])
+    family_of_slot = num_cells + np.cumsum(is_first) - 1
     return World(
         config=config,
         cell=cell.astype(np.int32),
+        family=family_of_slot[slot_of_row].astype(np.int32),
         share=share_of_slot[slot_of_row],
         release=release,
         successors=row_of_slot[successor_slot].astype(np.int32),
         next_kinds=next_kinds,
         cell_share=cell_share,
         row_of_slot=row_of_slot,
-        first_slot=first_slot,
-        cumulative=np.cumsum(share_of_slot),
+        start=start,
+        stop=stop,
+        group_share=np.concatenate([np.ones(num_cells), np.add.reduceat(share_of_slot, start[num_cells:])]),
+        cumulative=np.concatenate([[0.0], np.cumsum(share_of_slot)]),
     )
 
 
@@ -135,8 +146,9 @@ def draw_next(
     is left after them is drawn from the same distribution in dense form.
     """
     steps = np.full(len(users), seen.shape[1])
-    last = seen[:, -1] if seen.shape[1] else np.full(len(users), -1)
-    choices = mixtures(world, people, users=users, steps=steps, last=last)
+    recent = np.full((len(users), RECENT), -1)
+    recent[:, : seen.shape[1]] = seen[:, : -RECENT - 1 : -1]
+    choices = mixtures(world, people, users=users, steps=steps, recent=recent)
     time = people.time_of(users, steps)
     chosen = np.empty(len(users), np.int32)
     left = np.arange(len(users))

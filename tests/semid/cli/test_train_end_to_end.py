@@ -34,7 +34,7 @@ CONFIG = JointConfig(
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     home = tmp_path_factory.mktemp("end_to_end")
-    world = SimulatedConfig(num_items=120, num_users=60, taxonomy=(2, 2, 2), images=False)
+    world = SimulatedConfig(num_items=120, num_users=60, taxonomy=(2, 2, 2), family_size=1.0, images=False)
     simulate(world).dataset.save(home / "dataset")
     (home / "config.json").write_text(json.dumps(to_dict(CONFIG)))
     run(home, "--config", str(home / "config.json"))

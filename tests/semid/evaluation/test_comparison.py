@@ -110,6 +110,15 @@ def test_no_oracle_where_items_are_held_out():
     assert "oracle" in baselines(dataset)
 
 
+def test_no_oracle_of_another_world_than_the_dataset():
+    config = SimulatedConfig(num_items=60, num_users=20, taxonomy=(2, 2, 2), max_length=12, mean_length=7, images=False)
+    dataset = simulate(config).dataset
+    older = dataset.replace(item=dataset.item[::-1].copy())
+    with pytest.warns(UserWarning, match="not what the simulator makes of its config today, so it has no oracle"):
+        assert "oracle" not in baselines(older)
+    assert "oracle" in baselines(dataset)
+
+
 def test_a_simulated_source_with_an_unknown_key_is_named(dataset):
     odd = dataset.replace(source={"type": "simulated", "config": {"num_item": 3}})
     with pytest.raises(SemidError, match=r"'toy': source.config: unknown key 'num_item'; did you mean 'num_items'"):

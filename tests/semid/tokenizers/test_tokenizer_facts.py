@@ -30,7 +30,7 @@ MANY = _config((128, 128, 128), epochs=40, batch_size=100, rate=3e-3)
 
 @pytest.fixture(scope="module")
 def catalogue() -> Dataset:
-    return simulate(SimulatedConfig(num_items=600, num_users=600, images=False)).dataset
+    return simulate(SimulatedConfig(num_items=600, num_users=600, family_size=1.0, images=False)).dataset
 
 
 def _codes(folder, dataset: Dataset, method, *, seed: int, **options) -> np.ndarray:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 
 import numpy as np
 import pyarrow as pa
@@ -92,7 +93,8 @@ def test_probabilities_sum_to_one_and_are_zero_on_seen_and_unreleased_items(tiny
 def test_probabilities_are_the_mixture_written_out_item_by_item(tiny):
     dataset, oracle = tiny
     world, people, mix = oracle.world, oracle.people, TINY.mixture
-    for user, step in ((0, 0), (1, 3), (5, 4)):
+    offered = []
+    for user, step in ((0, 0), (2, 1), (3, 2), (1, 3), (5, 4)):
         rows = dataset.item[dataset.offsets[user] :][:step]
         age = step / (people.lengths[user] - 1)
         per_cell = mix.popularity * world.cell_share
@@ -107,10 +109,17 @@ def test_probabilities_are_the_mixture_written_out_item_by_item(tiny):
         if step:
             for following, weight in zip(world.successors[rows[-1]], np.array([2, 1]) / 3, strict=True):
                 expected[following] += mix.successor * weight
+        for recent, weight in zip(rows[:-4:-1], np.array([4, 2, 1]) / 7, strict=False):
+            others = np.flatnonzero((world.family == world.family[recent]) & (np.arange(60) != recent))
+            offered.append(len(others) > 0)
+            for other in others:
+                expected[other] += mix.variant * weight * world.share[other] / world.share[others].sum()
         time = dataset.time[dataset.offsets[user] + step]
         expected[[i for i in range(60) if i in rows or world.release[i] > time]] = 0
         history = Histories(np.array([user], np.int32), rows, np.array([0]), np.array([step]))
         np.testing.assert_allclose(oracle.probabilities(history)[0], expected / expected.sum(), rtol=1e-12)
+    assert len(offered) == 9
+    assert 0 < sum(offered) < 9  # some recent items have other variants, some have none
 
 
 @pytest.mark.parametrize("rounds", [32, 1, 0], ids=["rejection", "both", "dense"])
@@ -160,6 +169,61 @@ def _excess_surprise(p, targets):
     mean = (p * surprise).sum(axis=1)
     variance = (p * surprise**2).sum(axis=1) - mean**2
     return (surprise[np.arange(len(p)), targets] - mean).sum() / np.sqrt(variance.sum())
+
+
+def test_families_are_geometric_runs_of_a_cell():
+    large = dataclasses.replace(TINY, num_items=6_000)
+    world = simulate(large).oracle.world
+    families = slice(large.num_cells, None)
+    sizes = (world.stop - world.start)[families]
+    assert sizes.sum() == 6_000
+    assert abs(sizes.mean() - large.family_size) < 0.1
+    assert abs((sizes == 1).mean() - 1 / large.family_size) < 0.03
+    first, last = world.row_of_slot[world.start[families]], world.row_of_slot[world.stop[families] - 1]
+    np.testing.assert_array_equal(world.cell[first], world.cell[last])
+    np.testing.assert_array_equal(np.bincount(world.family)[families], sizes)
+
+
+def test_variants_are_taken_in_turn(tiny):
+    """The next item is another variant far more often than where the component is off."""
+    off = simulate(dataclasses.replace(TINY, mixture=dataclasses.replace(TINY.mixture, variant=0.0)))
+    np.testing.assert_array_equal(off.oracle.world.family, tiny.oracle.world.family)
+    assert _in_turn(tiny) > 2 * _in_turn(off) > 0
+
+
+def _in_turn(simulation):
+    dataset, family = simulation.dataset, simulation.oracle.world.family[simulation.dataset.item]
+    return (family[1:] == family[:-1])[dataset.user[1:] == dataset.user[:-1]].mean()
+
+
+def test_a_world_without_variants_is_the_one_whose_mixture_has_none(tiny):
+    alone = dataclasses.replace(TINY, family_size=1.0)
+    dataset, oracle = simulate(alone)
+    assert len(set(oracle.world.family)) == 60
+    assert not any("shade" in title for title in dataset.items["title"].to_pylist())
+    assert any("shade" in title for title in tiny.dataset.items["title"].to_pylist())
+    off = simulate(dataclasses.replace(alone, mixture=dataclasses.replace(TINY.mixture, variant=0.0)))
+    examples = dataset.splits.test
+    p, q = (world.probabilities(examples.histories) for world in (oracle, off.oracle))
+    np.testing.assert_allclose(p, q, rtol=1e-12)
+
+
+def test_content_of_variants_is_nearly_the_same():
+    dataset, oracle = simulate(dataclasses.replace(TINY, num_users=5, images=True))
+    family, cell = oracle.world.family, oracle.world.cell
+    pixels = [np.asarray(Image.open(io.BytesIO(data))) for data in dataset.items["image"].to_pylist()]
+    for vectors in (dataset.vectors("content"), np.array(pixels, float).reshape(60, -1)):
+        distance = np.abs(vectors[:, None] - vectors[None]).mean(axis=-1)
+        variant = (family[:, None] == family[None]) & ~np.eye(60, dtype=bool)
+        other = (cell[:, None] == cell[None]) & (family[:, None] != family[None])
+        assert 0 < distance[variant].mean() < 0.5 * distance[other].mean()
+    titles = dataset.items["title"].to_pylist()
+    assert len(set(titles)) == 60
+    assert len({title.split(", shade ")[0] for title in titles}) == len(set(family))
+    for number in set(family):
+        members = [titles[row] for row in np.flatnonzero(family == number)]
+        endings = [f", shade {shade + 1}" for shade in range(len(members))] if len(members) > 1 else [""]
+        assert members == [members[0].split(", shade ")[0] + ending for ending in endings]
 
 
 def test_the_oracle_beats_popularity_and_bigram(tiny):
@@ -271,6 +335,9 @@ def test_images_decode_and_differ_between_departments():
         ({"max_length": 48}, "max_length 48"),
         ({"min_length": 12}, "min_length <= mean_length"),
         ({"styles": 0}, "styles"),
+        ({"family_size": 0.9}, "family_size of 1 .* or more, got 0.9"),
+        ({"family_size": math.nan}, "family_size of 1 .* or more, got nan"),
+        ({"mixture": Mixture(variant=-0.1)}, "weights of 0 or more"),
         ({"mixture": Mixture(popularity=0.0)}, "popularity above 0"),
     ],
 )
@@ -289,7 +356,7 @@ def test_the_tightest_world_ends():
         min_length=13,
         max_length=15,
         late_items=0.0,
-        mixture=Mixture(taste=1.0, transition=0.0, successor=0.0, popularity=1e-9),
+        mixture=Mixture(taste=1.0, transition=0.0, variant=0.0, successor=0.0, popularity=1e-9),
         images=False,
     )
     dataset, oracle = simulate(tight)
