@@ -28,6 +28,7 @@ class World:
     cell: Int[np.ndarray, " items"]
     family: Int[np.ndarray, " items"]  # group of the item's variants, itself among them
     share: Float[np.ndarray, " items"]  # of the item in its cell
+    per_others: Float[np.ndarray, " items"]  # 1 / share of the other variants in the family, 0 where there are none
     release: Int[np.ndarray, " items"]  # seconds
     successors: Int[np.ndarray, "items s"]
     next_kinds: Int[np.ndarray, "kinds m"]
@@ -140,18 +141,12 @@ def mixtures(
             (weights.successor, config.successors),
         )
     )
-    variant = weights.variant * _falling(RECENT) * _per_other_variant(world, recent)
+    variant = weights.variant * _falling(RECENT) * (recent >= 0) * world.per_others[recent]
     popularity = np.full((len(users), 1), weights.popularity)
     taste = [(1 - age) * favourite, age * favourite]
     columns = [*taste, has_last * transition, variant, has_last * successor, popularity]
     values = [people.early[users], people.late[users], following, world.family[recent], world.successors[last]]
     return Choices(np.hstack(values), np.hstack(columns), 2 * config.favourites + config.next_kinds + RECENT)
-
-
-def _per_other_variant(world: World, recent: Int[np.ndarray, "n recent"]) -> Float[np.ndarray, "n recent"]:
-    """One over the share of the item's family that is not the item itself, which it cannot repeat; 0 without others."""
-    others = 1 - world.share[recent] / world.group_share[world.family[recent]]
-    return np.divide(1.0, others, out=np.zeros(recent.shape), where=(recent >= 0) & (others > 0))
 
 
 @dataclass(frozen=True)

@@ -99,11 +99,15 @@ def make_world(config: SimulatedConfig, rng: np.random.Generator) -> World:
     start = np.concatenate([first_slot[:-1], np.flatnonzero(is_first)])
     stop = np.concatenate([first_slot[1:], np.flatnonzero(is_first)[1:], [num_items]])
     family_of_slot = num_cells + np.cumsum(is_first) - 1
+    group_share = np.concatenate([np.ones(num_cells), np.add.reduceat(share_of_slot, start[num_cells:])])
+    others = 1 - share_of_slot / group_share[family_of_slot]
+    per_others = np.divide(1, others, out=np.zeros(num_items), where=others > 0)
     return World(
         config=config,
         cell=cell.astype(np.int32),
         family=family_of_slot[slot_of_row].astype(np.int32),
         share=share_of_slot[slot_of_row],
+        per_others=per_others[slot_of_row],
         release=release,
         successors=row_of_slot[successor_slot].astype(np.int32),
         next_kinds=next_kinds,
@@ -111,7 +115,7 @@ def make_world(config: SimulatedConfig, rng: np.random.Generator) -> World:
         row_of_slot=row_of_slot,
         start=start,
         stop=stop,
-        group_share=np.concatenate([np.ones(num_cells), np.add.reduceat(share_of_slot, start[num_cells:])]),
+        group_share=group_share,
         cumulative=np.concatenate([[0.0], np.cumsum(share_of_slot)]),
     )
 
