@@ -63,7 +63,9 @@ STAGED = dataclasses.replace(CONFIG, joint=())
 
 @pytest.fixture(scope="module")
 def world():
-    config = SimulatedConfig(num_items=120, num_users=60, taxonomy=(2, 2, 2), images=False, content_dim=8)
+    config = SimulatedConfig(
+        num_items=120, num_users=60, taxonomy=(2, 2, 2), family_size=1.0, images=False, content_dim=8
+    )
     return simulate(config).dataset
 
 
@@ -366,7 +368,9 @@ def test_at_the_lowest_temperature_soft_codes_rank_as_hard_ones_do(world, runs):
 
 
 def test_naive_straight_through_codes_collapse_where_the_default_keeps_them(tmp_path):
-    world = simulate(SimulatedConfig(num_items=400, num_users=200, taxonomy=(4, 4, 2), images=False, content_dim=8))
+    world = simulate(
+        SimulatedConfig(num_items=400, num_users=200, taxonomy=(4, 4, 2), family_size=1.0, images=False, content_dim=8)
+    )
     tokenizer = dataclasses.replace(CONFIG.tokenizer, level_sizes=(16, 16), training=short(20.0))
     # The generation loss alone, the gradient of a chosen code taken for that of its distance, and no care.
     alone = Objective.only(generation=Schedule(1.0))
