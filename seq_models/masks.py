@@ -179,12 +179,14 @@ def order_of(keys: Int[Array, "users n"], *, most: int) -> Int[Array, "users n"]
 
 def run_sums(values: Float[Array, "users n"], keys: Int[Array, "users n"]) -> Float[Array, "users n"]:
     """Sums of runs of equal keys up to each entry, within a run alone, so that none is the difference of two sums."""
-    distance = 1
-    while distance < keys.shape[1]:
-        before = jnp.where(keys[:, distance:] == keys[:, :-distance], values[:, :-distance], 0.0)
-        values = values + jnp.pad(before, ((0, 0), (distance, 0)))
-        distance *= 2
-    return values
+    places = jnp.arange(keys.shape[1], dtype=jnp.int32)[None]
+
+    def doubled(power: Int[Array, ""], sums: Float[Array, "users n"]) -> Float[Array, "users n"]:
+        distance = 1 << power
+        before, same = jnp.roll(sums, distance, axis=1), jnp.roll(keys, distance, axis=1) == keys
+        return sums + jnp.where((places >= distance) & same, before, 0.0)
+
+    return jax.lax.fori_loop(0, (keys.shape[1] - 1).bit_length(), doubled, values)
 
 
 def _check_allowed(allowed: Array | np.ndarray, trie: CodeTrie) -> None:
