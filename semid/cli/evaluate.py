@@ -205,7 +205,7 @@ def _parts(models: Mapping[str, Recommender | ItemGraph]) -> dict[str, Recommend
     graphs = {model.graph.digest: model.graph for model in mixed.values() if model.graph is not None}
     labels = ["item graph"] if len(graphs) == 1 else [f"item graph {digest[:8]}" for digest in graphs]
     alone = {} if "item graph" in models else dict(zip(labels, graphs.values(), strict=True))
-    return {f"{name}, no graph": model.with_graph(None) for name, model in mixed.items()} | alone
+    return {f"{name} alone": model.with_graph(None) for name, model in mixed.items()} | alone
 
 
 def _label(model: Recommender | ItemGraph) -> str:
