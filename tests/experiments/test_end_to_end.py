@@ -44,7 +44,7 @@ def test_the_arms_differ_in_what_they_say():
 
 @pytest.mark.filterwarnings("ignore:.* texts are cut to 48 tokens")
 def test_from_texts_and_pictures_to_a_table(tmp_path, monkeypatch, capsys):
-    world = SimulatedConfig(num_items=120, num_users=60, taxonomy=(2, 2, 2))
+    world = SimulatedConfig(num_items=120, num_users=60, taxonomy=(2, 2, 2), family_size=1.0)
     config = dataclasses.replace(
         end_to_end.END_TO_END,
         encoder=BRIEF,
