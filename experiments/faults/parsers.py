@@ -133,7 +133,7 @@ def _blocks(path: Path) -> Any:
     try:
         return list(VectorFile.open(str(path), dim=32, id_column="item_id", columns=("content",)).blocks(64))
     except UNSTEADY as error:  # whoever reads vectors tries again, and then names the file
-        raise SemidError(str(error)) from None
+        raise SemidError(f"{path}: {error}") from None
 
 
 def _manifest(path: Path) -> Any:
