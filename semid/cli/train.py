@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import tyro
@@ -61,7 +61,8 @@ class Train:
         dataset, given = Dataset.load(self.dataset), GeneratorConfig(**vars(self.config))
         interactions, seen = dataset.num_training_interactions, dataset.repeats.repeated
         config = given.resolved(interactions, repeats=bool(seen), taught=self.teacher is not None)
-        print_chosen(given, config, by=f"{interactions:,} training interactions, {seen:,} of items seen before")
+        by_teacher = replace(given, objective=replace(given.objective, distillation=config.objective.distillation))
+        print_chosen(by_teacher, config, by=f"{interactions:,} training interactions, {seen:,} of items seen before")
         train(
             dataset,
             SemanticCatalog.load(self.catalog),
