@@ -169,10 +169,16 @@ def _run_sums(flags: Bool[Array, "users n"], keys: Int[Array, "users n"]) -> Int
 
 
 def order_of(keys: Int[Array, "users n"], *, most: int) -> Int[Array, "users n"]:
-    """Stable order of keys from 0 to `most`; packed with their places where 32 bits hold both, far faster on a CPU."""
+    """Stable order of keys from 0 to `most`; sorted with their places in 32 bits, which a CPU does far faster.
+
+    Where these do not hold both, by the low bits of the keys first, then by the others.
+    """
     bits = (keys.shape[1] - 1).bit_length()
-    if most.bit_length() + bits > 32:
-        return jnp.argsort(keys, axis=-1)
+    room = 32 - bits
+    if most.bit_length() > room:
+        low = order_of(keys & ((1 << room) - 1), most=(1 << room) - 1)
+        high = order_of(jnp.take_along_axis(keys >> room, low, axis=-1), most=most >> room)
+        return jnp.take_along_axis(low, high, axis=-1)
     packed = (keys.astype(jnp.uint32) << bits) | jnp.arange(keys.shape[1], dtype=jnp.uint32)[None]
     return (jnp.sort(packed, axis=-1) & ((1 << bits) - 1)).astype(jnp.int32)
 
