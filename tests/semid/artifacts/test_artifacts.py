@@ -1,5 +1,6 @@
 import json
 import os
+import platform
 import resource
 import signal
 
@@ -8,7 +9,6 @@ import pytest
 
 from semid import artifacts
 from semid.artifacts import (
-    files,
     is_current,
     load_metadata,
     load_tensors,
@@ -246,7 +246,7 @@ def test_an_interrupt_between_the_renames_brings_the_older_artifact_back(tmp_pat
 
 
 def test_names_of_files_under_way_are_safe_whatever_the_host(tmp_path, monkeypatch):
-    monkeypatch.setattr(files.platform, "node", lambda: "my host-1/é.local")
+    monkeypatch.setattr(platform, "node", lambda: "my host-1/é.local")
     assert in_use("writing", 7) == "writing-my_host_1__.local-7"
     write(tmp_path / "m")
 
