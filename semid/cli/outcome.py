@@ -46,7 +46,8 @@ def signals_raised() -> Iterator[None]:
 def _stop(number: int, frame: FrameType | None) -> None:
     del frame
     for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_DFL)
+        if signal.getsignal(each) is _stop:  # what is ignored stays so
+            signal.signal(each, signal.SIG_DFL)
     raise Stopped(number)
 
 

@@ -43,6 +43,14 @@ def _raising(error):
     return action
 
 
+@pytest.fixture(autouse=True)
+def _heeds_ctrl_c():
+    """Tests that run in a shell's background inherit that SIGINT is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(
     ("number", "status", "what"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
