@@ -19,7 +19,7 @@ class Demo:
 
     Leaves dataset/, catalog/, graph/, sasrec/, model/, metrics.json, examples.json and report.html in the folder. The
     oracle in the table knows the simulator's true next-item distribution: no model can beat it but by chance. A
-    second run skips what is there. The first takes 200 CPU seconds.
+    second run skips what is there. The first takes 250 CPU seconds.
     """
 
     out: PathOrUrl = Path("runs/demo")
