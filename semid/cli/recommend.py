@@ -61,7 +61,9 @@ class Recommend:
         if not top.item_ids[0]:
             console.print("nothing that may be recommended is left: look at --allow, --deny and --exclude-seen")
             return
-        explained = recommender.explain(history, top.item_ids[0]) if self.explain else []
+        explained = []
+        if self.explain:
+            explained = recommender.explain(history, top.item_ids[0], skip_unknown=self.skip_unknown)
         table = Table("rank", "item id", "log-probability", "codes")
         tokens = recommender.catalog.tokens_of(recommender.catalog.rows(top.item_ids[0]))
         for rank, (item_id, score, codes) in enumerate(zip(top.item_ids[0], top.scores[0], tokens, strict=False), 1):

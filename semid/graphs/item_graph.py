@@ -247,6 +247,9 @@ class ItemGraph:
         tensors = artifacts.load_tensors(file)
         ids = read_parquet(folder / _ITEMS)["item_id"].combine_chunks()
         artifacts.check_finite(tensors, where=file)
+        rows, weights = tensors["edges/rows"], tensors["edges/weights"]
+        if rows.shape != weights.shape or len(rows) != len(ids) or not -1 <= rows.min() <= rows.max() < len(ids):
+            raise SemidError(f"{file}: its edges are not those of the {len(ids):,} items; fit the graph again")
         values = (tensors["counts/values"], tensors["counts/rows"], tensors["counts/starts"])
         return cls(
             ids,
@@ -255,7 +258,7 @@ class ItemGraph:
             tensors.get("vectors"),
             tensors["train_counts"],
             settings["repeats"],
-            Edges(tensors["edges/rows"], tensors["edges/weights"]),
+            Edges(rows, weights),
             settings["dataset"],
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Int
 
 from semid.graphs import ItemGraph
 
@@ -22,9 +23,9 @@ class Explanation:
     sources: tuple[tuple[str, float], ...]
 
 
-def edge_shares(graph: ItemGraph, history: np.ndarray, row: int, *, window: int) -> dict[int, float]:
+def edge_shares(graph: ItemGraph, history: Int[np.ndarray, " n"], row: int) -> dict[int, float]:
     """Shares of each item of the history, by its row, in the graph's score of an item; empty where no edge leads."""
-    latest = history[-window:]
+    latest = history[-graph.config.window :]
     shares: dict[int, float] = {}
     for age, source in enumerate(latest[::-1].tolist()):
         edge = graph.edges.weights[source][graph.edges.rows[source] == row].sum()

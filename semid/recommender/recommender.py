@@ -443,22 +443,28 @@ class Recommender:
         return self.log_probs(rows, self.catalog.rows(item_ids), graph_weight=graph_weight)
 
     def explain(
-        self, history: Iterable[Id], item_ids: Iterable[Id], *, graph_weight: float | None = None
+        self,
+        history: Iterable[Id],
+        item_ids: Iterable[Id],
+        *,
+        graph_weight: float | None = None,
+        skip_unknown: bool = False,
     ) -> list[Explanation]:
         """Log-probability of each item after the history, and the item graph's part in it, with the items it came from.
 
-        Raises SemidError for an unknown id, and for a model without an item graph.
+        Raises SemidError for a model without an item graph, and for an unknown id, unless `skip_unknown` drops it from
+        the history.
         """
         if self._graph is None:
             raise SemidError("the model has no item graph, so its probabilities have one source; train with a graph")
         weight = self.spec.graph_weight if graph_weight is None else graph_weight
-        histories = Histories.from_lists(self._history_rows([history], skip_unknown=False))
+        histories = Histories.from_lists(self._history_rows([history], skip_unknown))
         ids = as_ids(item_ids)
         rows = self.catalog.rows(ids)
         mixed, alone = (self.log_probs(histories, rows, graph_weight=w)[0] for w in (weight, 0.0))
         explained = []
         for item_id, row, log_prob, of_model in zip(ids.to_pylist(), rows.tolist(), mixed, alone, strict=True):
-            shares = edge_shares(self._graph, histories[0], row, window=self.spec.max_history)
+            shares = edge_shares(self._graph, histories[0][-self.spec.max_history :], row)
             # Where no edge leads anywhere from the history the weight is 0; else the model has the rest of it.
             of_graph = 1 - (1 - weight) * np.exp(of_model - log_prob) if shares and log_prob > -np.inf else 0.0
             names = self.item_ids.take(pa.array(list(shares), pa.int32())).to_pylist()

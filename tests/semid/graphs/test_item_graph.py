@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 from scipy import sparse
 
-from semid import SemidError, evaluate
+from semid import SemidError, artifacts, evaluate
 from semid.data import Dataset, Histories
 from semid.graphs import ItemGraph, ItemGraphConfig, fit_graph, tuned
 from semid.graphs.transitions import count_transitions, pruned, row_blocks
@@ -177,6 +177,16 @@ def test_a_graph_is_read_as_it_was_written(tmp_path):
     assert (read.config, read.dataset, read.origin) == (graph.config, dataset.digest, graph.origin)
     grown = read.append(["i9"], vectors=_vectors(1))
     assert (len(grown.item_ids), grown.origin) == (ITEMS + 1, None)
+
+
+def test_edges_to_items_that_are_not_there_are_refused(tmp_path):
+    ItemGraph.fit(_dataset(_unrepeated(6), vectors=_vectors()), CONFIG).write(tmp_path)
+    tensors = artifacts.load_tensors(tmp_path / "graph.safetensors")
+    assert ItemGraph.read(tmp_path).edges.rows.max() < ITEMS
+    tensors["edges/rows"][0, 0] = ITEMS
+    artifacts.save_tensors(tmp_path / "graph.safetensors", tensors)
+    with pytest.raises(SemidError, match=r"graph.safetensors: its edges are not those of the 9 items"):
+        ItemGraph.read(tmp_path)
 
 
 def test_the_weight_of_content_is_chosen_by_what_it_is_worth():

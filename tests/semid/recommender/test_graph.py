@@ -1,5 +1,7 @@
 """A model mixed with an item graph: files, growth, explanations; tests/seq_models/test_mixture.py has the rest."""
 
+import dataclasses
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -81,6 +83,18 @@ def test_an_explanation_adds_up(model):
             assert np.isclose(np.exp(log_prob) * (1 - part.graph_share), 0.6 * np.exp(alone), rtol=1e-3)
             assert {source for source, _ in part.sources} <= set(history)
             assert not part.sources or np.isclose(sum(share for _, share in part.sources), 1)
+    history = [
+        "unknown",
+        "i3",
+        "i4",
+        "i5",
+        "i6",
+        "i7",
+    ]  # a graph of window 2, then a wider one
+    wide = model.with_graph(dataclasses.replace(model.graph, config=dataclasses.replace(CONFIG, window=9)))
+    for reader, read in ((model, history[-2:]), (wide, history[-4:])):
+        parts = reader.explain(history, IDS[:ITEMS], skip_unknown=True)
+        assert {source for part in parts for source, _ in part.sources} == set(read)
     with pytest.raises(SemidError, match="the model has no item graph"):
         model.with_graph(None).explain(["i1"], ["i2"])
 
