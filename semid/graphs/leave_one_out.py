@@ -1,7 +1,6 @@
 """An item graph's distributions on its own training histories, without what it counted in each of them.
 
-Asked as it is, it would teach the very pair that it has counted: on Beauty its 20 best hold the target of 68% of the
-training positions, and of 17% once a history's own counts are taken out.
+Asked as it is, it would teach back the very pairs that it has counted.
 """
 
 from __future__ import annotations

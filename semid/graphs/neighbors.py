@@ -18,7 +18,7 @@ def neighbors(vectors: Float[np.ndarray, "n dim"], *, k: int, block: int = 1024)
 
     Zero vectors have no neighbors and are nobody's. Memory is `block` rows of the similarity table at a time. Beyond
     50,000 vectors only those of the 24 nearest of `2 sqrt(n)` lists are compared (an inverted file, Sivic & Zisserman,
-    ICCV 2003): 92% of the nearest ten among the 12,101 texts of Amazon Beauty.
+    ICCV 2003), which misses some of the farther neighbors.
     """
     if k < 1 or block < 1:
         raise SemidError(f"expected k and block of 1 or more, got {k} and {block}")
