@@ -19,6 +19,8 @@ OPTIONS = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.EnumChoicesFromValues, ty
 
 # The option of a command that names a choice of configs (subcommands to the parser), and where the name goes.
 _CHOICES = {"prepare": ("--split-rule", 1), "tokenize": ("--method", 0), "train": ("--model", 0)}
+# The name of a choice's option that is not its own: another option has that name.
+_RENAMED = {"--split-rule.seed": "--split-seed"}
 # Names of other tools for options.
 _ELSEWHERE = {
     "--lr": "--learning-rate",
@@ -45,8 +47,18 @@ def as_typed(command: str, words: Sequence[str]) -> list[str]:
         if word == option:
             names += [name] if (name := next(rest, None)) else []
         else:
-            others.append(f"--{word[len(option) + 1 :]}" if word.startswith(f"{option}.") else word)
+            others.append(_own_name(word, option))
     return [*others[:at], *names, *others[at:]]
+
+
+def _own_name(word: str, option: str) -> str:
+    """An option of a choice without the choice's name before it; any other word as it is."""
+    name, equals, value = word.partition("=")
+    return (
+        _RENAMED.get(name, name.replace(f"{option}.", "--", 1)) + equals + value
+        if name.startswith(f"{option}.")
+        else word
+    )
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from semid.cli.cache import use_compilation_cache
 from semid.cli.options import as_typed
 from semid.cli.recommend import Recommend
 from semid.cli.train import Train
-from semid.data import GlobalTime
+from semid.data import GlobalTime, HeldOutItems
 from semid.errors import SemidError
 from semid.tokenizers import RQKmeansConfig
 from seq_models import DenseConfig
@@ -170,6 +171,35 @@ def test_a_choice_is_named_as_an_option_or_as_a_word():
     for line in ("--split-rule global-time --split-rule.test 0.95 --out d", "--out d global-time --test 0.95"):
         assert app.parse(f"prepare simulated {line}".split()).source.split_rule == GlobalTime(test=0.95)
     assert as_typed("evaluate", ["--model", "m"]) == ["--model", "m"]  # an option like others there
+
+
+def _helps(capsys, *words):
+    """The help of these words and of every choice of subcommands after them, all options of the choice included."""
+    with pytest.raises(SystemExit) as exit:
+        app.parse([*words, "--help"])
+    assert exit.value.code == 0
+    yield words, (text := capsys.readouterr().out)
+    usage = " ".join(text.partition("\n\n")[0].split())
+    if choice := re.search(r"\{([^{}]+)\}\]?$", usage):
+        for name in choice[1].split(","):
+            yield from _helps(capsys, *words, name)
+
+
+def test_options_of_every_choice_of_subcommands_have_names_of_their_own(capsys, monkeypatch):
+    """Help builds the whole parser of the subcommands that are named."""
+    monkeypatch.setenv("COLUMNS", "200")
+    helps = {words: text for name in app.COMMANDS for words, text in _helps(capsys, name)}
+    for words, text in helps.items():
+        options = re.findall(r"(?<=│ )--[\w.-]+|(?<=│ -k, )--[\w.-]+", text)
+        assert sorted(set(options)) == sorted(options), words
+    assert {("prepare", "simulated", "held-out-items"), ("tokenize", "rq-vae", "sinkhorn")} <= set(helps)
+    assert "--split-seed" in helps["prepare", "simulated", "held-out-items"]  # the expression finds what is there
+
+
+def test_a_simulated_world_and_the_draw_of_its_held_out_items_have_a_seed_each():
+    for line in ("--split-rule held-out-items --split-rule.seed=3 --seed 5", "--seed 5 held-out-items --split-seed 3"):
+        source = app.parse(f"prepare simulated --out d {line}".split()).source
+        assert (source.seed, source.split_rule) == (5, HeldOutItems(seed=3))
 
 
 @pytest.mark.parametrize(
