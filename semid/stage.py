@@ -23,7 +23,7 @@ from semid.artifacts import Kind, Manifest, Origin, Place
 from semid.config import check_seed, difference
 from semid.data import Dataset
 from semid.errors import SemidError
-from semid.training import HISTORY, REQUEST, discard_checkpoints, on_first
+from semid.training import HISTORY, REQUEST, check_events, discard_checkpoints, on_first
 
 STAGE_VERSION = "stage_version"
 
@@ -84,16 +84,16 @@ def run_stage(
     else, naming what differs.
     """
     if out is None:
+        check_events(request.settings)
         with tempfile.TemporaryDirectory() as temporary:
             return work(Path(temporary) / "checkpoints")
-    out = artifacts.resolved(out)
-    if (url := artifacts.url_of(out)) and jax.process_count() > 1:
-        raise SemidError(f"{url}: several processes write one folder that they share; give such a one, and copy it")
+    out = place_of_all(out)
     current = functools.partial(
         artifacts.is_current, out, kind=request.kind, config=request.config, parents=request.parents, seed=request.seed
     )
     with contextlib.ExitStack() as stack:
         if not on_first(current):  # asked by each, the last might find what the first has just written
+            check_events(request.settings, out)
             place = Place(out, on_first(functools.partial(_claim, out, request.kind, stack)))
             if not on_first(current):  # another run may have come first
                 result = work(place.checkpoints)
@@ -101,6 +101,14 @@ def run_stage(
                 return result.with_origin(Origin(out, artifacts.read_manifest(out)))
     on_first(functools.partial(_discard, out))  # a kill may have come between the artifact and this
     return load(out)
+
+
+def place_of_all(path: str | Path) -> Path:
+    """Absolute path of a folder that every process writes to. Raises SemidError for a URL where there are several."""
+    path = artifacts.resolved(path)
+    if (url := artifacts.url_of(path)) and jax.process_count() > 1:
+        raise SemidError(f"{url}: several processes write one folder that they share; give such a one, and copy it")
+    return path
 
 
 def _claim(out: Path, kind: Kind, stack: contextlib.ExitStack) -> bool:

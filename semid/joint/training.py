@@ -48,9 +48,9 @@ from semid.joint.context import WARM_UP, Context, PreviousRun, encode_items
 from semid.joint.model import TEACHER_TERMS, JointModel
 from semid.joint.stages import Stage, plan
 from semid.recommender import Recommender
-from semid.stage import Request, run_stage
+from semid.stage import Request, place_of_all, run_stage
 from semid.tokenizers import RQVAE, SemanticTokenizer, TokenizerConfig, map_blocks
-from semid.training import HISTORY, REQUEST, named_leaves, on_first, read_history, replace_leaves
+from semid.training import HISTORY, REQUEST, check_events, named_leaves, on_first, read_history, replace_leaves
 from seq_models import RQTransformer
 
 STATE_FILE = "joint.safetensors"
@@ -105,7 +105,7 @@ def train_end_to_end(
     request = _request(dataset, config, source, content, teacher, previous, seed)
 
     def work(folder: Path) -> _Trained:
-        home = folder if shared is None else artifacts.resolved(shared)
+        home = folder if shared is None else _shared_folder(shared, request)
         given = content if content is not None else read_content(dataset, source, seed=seed, cache=home / "states")
         _check(dataset, given, config, teacher)
         context = Context(
@@ -220,6 +220,13 @@ def _request(
             )
         parents["previous"] = origin.digest
     return Request(Kind.MODEL, settings, parents, seed, _VERSION)
+
+
+def _shared_folder(path: str | Path, request: Request) -> Path:
+    """The folder that runs share, tried before any work."""
+    folder = place_of_all(path)
+    check_events(request.settings, folder)
+    return Path(on_first(lambda: str(artifacts.try_folder(folder).path)))
 
 
 def _own(folder: Path, request: Request) -> None:

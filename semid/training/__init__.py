@@ -32,7 +32,7 @@ from semid.training.state import (
     split_variables,
     with_variables,
 )
-from semid.training.tracking import HISTORY, read_history
+from semid.training.tracking import HISTORY, check_events, read_history
 
 __all__ = [
     "HISTORY",
@@ -54,6 +54,7 @@ __all__ = [
     "TrainStep",
     "TrainingConfig",
     "batches",
+    "check_events",
     "create_state",
     "discard_checkpoints",
     "divisible_batch_size",

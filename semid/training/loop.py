@@ -57,7 +57,7 @@ class TrainingConfig:
     log_every: int = 20
     """Steps between records of the loss."""
     tensorboard: bool = False
-    """Write TensorBoard events next to history.jsonl (extra `tensorboard`)."""
+    """Write TensorBoard events next to the checkpoints, with which they go in the end (extra `tensorboard`)."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "validate_every", "patience", "log_every"):

@@ -137,10 +137,27 @@ def _record(line: bytes, where: str) -> dict[str, Any]:
     return record
 
 
-def _event_writer(folder: Path, first_step: int) -> Any:
-    artifacts.local_only(folder, "tensorboard writes its events while training goes on")
+def check_events(settings: Any, *folders: Path) -> None:
+    """Raise SemidError where settings, at any depth, ask for TensorBoard events that cannot be written to the folders:
+    one is a URL's, or the extra is missing."""
+    if not _asks_for_events(settings):
+        return
+    for folder in folders:
+        artifacts.local_only(folder, "tensorboard writes its events while training goes on")
     try:
-        from tensorboardX import SummaryWriter
+        import tensorboardX  # noqa: F401
     except ImportError:
         raise SemidError("tensorboard output needs the extra: pip install 'semid[tensorboard]'") from None
+
+
+def _asks_for_events(settings: Any) -> bool:
+    if isinstance(settings, Mapping):
+        return settings.get("tensorboard") is True or any(map(_asks_for_events, settings.values()))
+    return isinstance(settings, list | tuple) and any(map(_asks_for_events, settings))
+
+
+def _event_writer(folder: Path, first_step: int) -> Any:
+    check_events({"tensorboard": True}, folder)
+    from tensorboardX import SummaryWriter
+
     return SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1 if first_step else None)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shutil
+import sys
 
 import fsspec
 import numpy as np
@@ -238,3 +239,18 @@ def test_several_processes_are_refused_a_url(bucket, monkeypatch):
     monkeypatch.setattr("jax.process_count", lambda: 2)
     with pytest.raises(SemidError, match="memory://bucket/a: several processes write one folder that they share"):
         run_stage(REQUEST, f"{bucket}/a", load=Note.load, work=never, write=Note.write)
+
+
+def test_events_that_cannot_be_written_are_refused_before_any_work(bucket, tmp_path, monkeypatch):
+    watched = dataclasses.replace(REQUEST, settings={"stages": [{"training": {"tensorboard": True}}]})
+    make = {"load": Note.load, "write": Note.write}
+    with pytest.raises(SemidError, match="memory://bucket/a: tensorboard writes its events while training goes on"):
+        run_stage(watched, f"{bucket}/a", work=never, **make)
+    pytest.importorskip("tensorboardX")
+    assert stage(tmp_path / "a", watched).text == "first"
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    assert stage(tmp_path / "a", watched, text="never made").text == "first"  # what is finished needs no extra
+    for out in (tmp_path / "b", None):
+        with pytest.raises(SemidError, match=r"needs the extra: pip install 'semid\[tensorboard\]'"):
+            run_stage(watched, out, work=never, **make)
+    assert stage(tmp_path / "b").text == "first"

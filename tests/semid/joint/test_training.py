@@ -1,7 +1,9 @@
 """A whole run of the stages on a tiny world: what comes out, what moved, and what may be shared and resumed."""
 
 import dataclasses
+import shutil
 
+import fsspec
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,6 +40,7 @@ from semid.joint import (
 from semid.joint.context import WARM_UP
 from semid.joint.training import STATE_FILE
 from semid.recommender import ModelSpec
+from semid.stage import place_of_all
 from semid.tokenizers import RQVAE, RQVaeConfig, SemanticTokenizer
 from semid.training import OptimizerConfig, SingleRows, TrainingConfig, make_mesh, read_history, replace_leaves
 from seq_models import FlatDecoderConfig, Inputs, RQTransformerConfig, TransformerConfig, last_state
@@ -184,6 +187,31 @@ def test_without_a_folder_the_model_is_in_memory(world, runs, tmp_path, monkeypa
     assert model.origin is None
     assert not list(tmp_path.iterdir())
     np.testing.assert_array_equal(model.codes, made["staged"].codes)
+
+
+def test_a_warm_up_is_shared_by_url(world, runs, tmp_path, monkeypatch):
+    """The second run is on another machine: it has no copy."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    there, shared = fsspec.filesystem("memory"), "memory://bucket/shared"
+    try:
+        for again in (False, True):
+            before = {name: there.info(name)["created"] for name in there.find("/bucket")}
+            model = run(world, STAGED, None, shared=shared)
+            np.testing.assert_array_equal(model.codes, runs[1]["staged"].codes)
+            made = {name: there.info(name)["created"] for name in there.find("/bucket")}
+            assert {name.split("/")[3] for name in made} == set(WARM_UP)
+            kept = {name: created for name, created in made.items() if "default" in name or "params" in name}
+            assert kept
+            assert not again or kept.items() <= before.items()
+            shutil.rmtree(tmp_path / "cache")
+        watched = dataclasses.replace(STAGED, finetune=dataclasses.replace(short(), tensorboard=True))
+        with pytest.raises(SemidError, match=f"{shared}: tensorboard writes its events while"):
+            run(world, watched, tmp_path / "out", shared=shared)
+        monkeypatch.setattr("jax.process_count", lambda: 2)
+        with pytest.raises(SemidError, match=f"{shared}: several processes write one folder"):
+            place_of_all(shared)
+    finally:
+        there.store.clear()
 
 
 def test_other_encoders_are_another_request(world, runs):
