@@ -14,7 +14,7 @@ from typing import Any
 from semid import __version__
 from semid.cli.cache import use_compilation_cache
 from semid.cli.outcome import Outcome, Stopped, signals_raised
-from semid.cli.verbosity import Verbosity
+from semid.cli.verbosity import Verbosity, log_lines
 
 COMMANDS = {
     "demo": "semid.cli.demo.Demo",
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(words: Sequence[str], verbosity: Verbosity) -> None:
-    with signals_raised(), verbosity.logging():
+    with signals_raised(), log_lines(verbosity.level):
         if "jax" not in sys.modules:  # else it has read its settings
             verbosity.quiet_libraries()
             use_compilation_cache()

@@ -29,29 +29,31 @@ class Verbosity:
         others = [word for word in words if word not in _LEVELS]
         return others, Verbosity(_LEVELS[given[-1]], "--debug" in given) if given else Verbosity()
 
-    @contextlib.contextmanager
-    def logging(self) -> Iterator[None]:
-        """Log records of `semid`, and warnings, as plain lines on stderr."""
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(_Lines())
-        before = LOGGER.level, LOGGER.propagate
-        LOGGER.addHandler(handler)
-        LOGGER.setLevel(self.level)
-        LOGGER.propagate = False
-        try:
-            with warnings.catch_warnings():
-                warnings.showwarning = _log_warning
-                if self.level > logging.DEBUG:  # a program is compiled again
-                    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
-                yield
-        finally:
-            LOGGER.removeHandler(handler)
-            LOGGER.level, LOGGER.propagate = before
-
     def quiet_libraries(self) -> None:
         """Keep the alarms of XLA's C++ (slow compilation, say) off the console, before JAX is imported."""
         if self.level > logging.DEBUG:
             os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+@contextlib.contextmanager
+def log_lines(level: int = logging.INFO) -> Iterator[None]:
+    """Show log records of `semid`, progress included, and warnings as plain lines on stderr: as every command does, for
+    scripts."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Lines())
+    before = LOGGER.level, LOGGER.propagate
+    LOGGER.addHandler(handler)
+    LOGGER.setLevel(level)
+    LOGGER.propagate = False
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _log_warning
+            if level > logging.DEBUG:  # a program is compiled again
+                warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
+            yield
+    finally:
+        LOGGER.removeHandler(handler)
+        LOGGER.level, LOGGER.propagate = before
 
 
 class _Lines(logging.Formatter):

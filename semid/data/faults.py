@@ -10,6 +10,8 @@ from jaxtyping import Bool
 
 from semid.errors import SemidError
 
+# Of a surrogate without its other half, as JSON may escape it.
+HALF_CHARACTER = "holds half a character (a surrogate alone), which is no text"
 _EXAMPLES = 5  # rows named for each kind of fault
 
 

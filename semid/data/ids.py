@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from jaxtyping import Bool
 
 from semid.arrow import decoded, is_string
-from semid.data.faults import Faults, raise_faults
+from semid.data.faults import HALF_CHARACTER, Faults, raise_faults
 from semid.data.tables import is_table, log_unused, read_table, read_text
 from semid.errors import SemidError
 
@@ -65,6 +65,8 @@ def as_ids(values: Iterable[Id] | pa.Array | pa.ChunkedArray, *, what: str = "it
         wrong = texts.index(None)
     except UnicodeEncodeError as error:
         wrong = next(at for at, text in enumerate(texts) if error.object == text)
+        found = f"entry {wrong} {HALF_CHARACTER}: {entries[wrong]!r}"
+        raise SemidError(f"{what}: {found}; correct it or leave it out") from None
     found = f"entry {wrong} is {entries[wrong]!r} of type {type(entries[wrong]).__name__}"
     raise SemidError(f"{what}: {found}; {_RULE}: correct it or leave it out")
 

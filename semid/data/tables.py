@@ -21,6 +21,7 @@ from fsspec.implementations.local import LocalFileSystem
 from semid.arrow import is_list, is_string
 from semid.artifacts import fetched, sha256, sha256_json
 from semid.data import storage
+from semid.data.faults import HALF_CHARACTER
 from semid.data.storage import partitions
 from semid.errors import SemidError
 
@@ -317,6 +318,10 @@ def _json_fault(data: bytes) -> str | None:
     for number, line in enumerate(data.removeprefix(_BOM).split(b"\n"), 1):
         try:
             row = json.loads(line) if line.strip() else {}
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = error.object[error.start]
+            return f"line {number}: {HALF_CHARACTER}: {half!r}; write both halves or neither"
         except (ValueError, RecursionError) as error:
             return f"line {number}: no JSON object: {error}"
         if not isinstance(row, dict):

@@ -98,7 +98,7 @@ def _section(name: str, run: Path, num_runs: int) -> dict[str, Any]:
         stated = other["provenance"].items()
         other["provenance"] = {key: value for key, value in stated if first["provenance"].get(key) != value}
     examples = _verified(run / "examples.json", [result["files"] for result in (first, *others)])
-    made = _artifacts(run)
+    made = _artifacts(run, first["models"])
     named = (entry["manifest"].config.get("name") for entry in made if entry["manifest"].kind == "dataset")
     items, codes = Items.read(run / "dataset" / "items.parquet"), run / "catalog" / CATALOG_FILE
     catalog = SemanticCatalog.read(codes) if codes.is_file() else None
@@ -128,8 +128,14 @@ def _result(file: Path) -> dict[str, Any]:
         "split": _plain(metrics.get("split", "")),
         "rows": metrics["rows"],
         "files": metrics.get("files") or {},
+        "models": _folders(provenance.get("models")),
         "provenance": {key.replace("_", " "): _plain(v) for key, v in provenance.items() if key not in _IN_HEADINGS},
     }
+
+
+def _folders(models: Any) -> list[str]:
+    """Names of the folders of measured models, whose digests stand by their paths."""
+    return [name for path in models if (name := Path(path).name)] if isinstance(models, dict) else []
 
 
 def _metrics(file: Path) -> dict[str, Any]:
@@ -380,11 +386,12 @@ def _shared(tokens: Sequence[str], target: Sequence[str]) -> int:
     return next((n for n, (own, wanted) in enumerate(pairs) if own != wanted), min(len(tokens), len(target)))
 
 
-def _artifacts(run: Path) -> list[dict[str, Any]]:
-    """The artifacts in a run's folder, every file verified: `dataset`, `catalog`, and what holds a finished log."""
-    folders = {file.parent for file in run.glob(f"*/{artifacts.MANIFEST}")}
-    folders |= {file.parent for file in run.glob("*/history.jsonl") if not _goes_on(file.parent)}
-    folders |= {run / name for name in ("dataset", "catalog") if (run / name).is_dir()}
+def _artifacts(run: Path, models: Sequence[str]) -> list[dict[str, Any]]:
+    """The artifacts in a run's folder, every file verified: `dataset`, `catalog`, the measured models, and what holds a
+    manifest, codes or a finished log."""
+    files = [file for name in (artifacts.MANIFEST, CATALOG_FILE, "history.jsonl") for file in run.glob(f"*/{name}")]
+    folders = {file.parent for file in files} | {run / name for name in ("dataset", "catalog", *models)}
+    folders = {folder for folder in folders if folder.is_dir() and not _goes_on(folder)}
     found = {
         folder: artifacts.read_artifact(folder, artifacts.read_manifest(folder).kind) for folder in sorted(folders)
     }

@@ -1,5 +1,6 @@
 """The frame of all commands: how they end, how much they say, what they understand."""
 
+import contextlib
 import logging
 import os
 import re
@@ -15,13 +16,14 @@ import pytest
 from semid import __version__, artifacts
 from semid.caches import remove_oldest
 from semid.catalog import CATALOG_FILE, SemanticCatalog
-from semid.cli import app, main
+from semid.cli import app, log_lines, main
 from semid.cli.cache import use_compilation_cache
 from semid.cli.options import as_typed
 from semid.cli.recommend import Recommend
 from semid.cli.train import Train
 from semid.data import GlobalTime, HeldOutItems
 from semid.errors import SemidError
+from semid.progress import show_progress
 from semid.tokenizers import RQKmeansConfig
 from seq_models import DenseConfig
 
@@ -139,6 +141,14 @@ def test_log_records_and_warnings_are_plain_lines_on_stderr(monkeypatch, capsys,
     assert printed.err.splitlines() == said
     assert printed.out == "result\n"
     assert logging.getLogger("semid").handlers == before
+
+
+def test_a_script_shows_progress_as_commands_do(capsys):
+    for show, lines in ((contextlib.nullcontext, []), (log_lines, ["arms: 1/2 runs", "arms: 2/2 runs"])):
+        with show(), show_progress("arms", total=2, unit="runs") as progress:
+            progress.advance(1)
+            progress.advance(2)
+        assert [line.partition(",")[0] for line in capsys.readouterr().err.splitlines()] == lines
 
 
 def test_without_words_the_commands_are_listed(capsys):

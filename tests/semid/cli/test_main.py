@@ -18,7 +18,7 @@ from semid.catalog import SemanticCatalog, read_tokens
 from semid.cli import main
 from semid.cli.evaluate import hints
 from semid.cli.tokenize import Tokenize
-from semid.cli.verbosity import LOGGER, Verbosity
+from semid.cli.verbosity import LOGGER, log_lines
 from semid.config import choices
 from semid.data import Dataset
 from semid.recommender import Recommender
@@ -751,6 +751,6 @@ def test_a_url_that_holds_nothing_is_refused_by_its_own_name(bucket, line, capsy
 
 
 def test_warnings_name_urls_and_not_their_copies(capsys):
-    with Verbosity().logging():
+    with log_lines():
         LOGGER.warning("%s: damaged", artifacts.place("memory://bucket/m"))
     assert capsys.readouterr().err == "semid: memory://bucket/m: damaged\n"

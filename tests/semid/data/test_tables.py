@@ -67,6 +67,7 @@ def test_lines_of_any_length_are_read(tmp_path, suffix):
     ("content", "named"),
     [
         ('{"a": 1}\n{"a": \n', "line 2: no JSON object"),
+        ('{"a": "x"}\n{"a": "x\\ud800"}\n', r"line 2: holds half a character .*: '\\ud800'"),
         ('{"a": 1}\n\n{"a": "x"}\n', "line 3: 'a' is string, in line 1 number; write all alike"),
         ('{"a": [1, 2]}\n{"a": [{"b": 1}, "x"]}\n', r"line 2: 'a\[\]' is object, in line 1 number"),
         ('[{"a": 1}]\n', "line 1: expected an object"),

@@ -389,6 +389,21 @@ def test_a_folder_that_lost_its_manifest_is_refused(run, tmp_path, name):
         write_report([run], tmp_path / "report.html")
 
 
+@pytest.mark.parametrize("kept", ["catalog.parquet", "weights"])
+def test_a_model_without_manifest_and_log_is_refused(run, tmp_path, kept):
+    """It is known by its codes, or as one that was measured; notes next to it are nobody's artifact."""
+    (run / "notes").mkdir()
+    (run / "sasrec").mkdir()
+    (run / "sasrec" / kept).write_bytes(b"")
+    metrics = json.loads((run / "metrics.json").read_text())
+    if kept == "weights":
+        write_report([run], tmp_path / "report.html")
+        metrics["provenance"]["models"] = {"runs/demo/sasrec": "0" * 64, ".": "0" * 64}
+        _write_json(run / "metrics.json", metrics)
+    with pytest.raises(SemidError, match=r"sasrec/manifest\.json: no such file"):
+        write_report([run], tmp_path / "report.html")
+
+
 def test_no_runs_and_a_folder_as_output_are_refused(run, tmp_path):
     with pytest.raises(SemidError, match="at least one run"):
         write_report([], tmp_path / "report.html")
