@@ -96,7 +96,7 @@ def test_python_values_are_read_by_position_and_named_by_value():
     assert as_ids([]).to_pylist() == []
     with pytest.raises(SemidError, match="item ids: entry 1 is nan of type float"):
         as_ids(pd.Series(["a", np.nan], index=[7, 9]))
-    with pytest.raises(SemidError, match=r"item ids \(history 3\): entry 1 holds half a character .*: '\\ud800'; correct"):
+    with pytest.raises(SemidError, match=r"item ids \(history 3\): entry 1 holds half a character .*: '\\ud800'"):
         as_ids(["a", "\ud800"], what="item ids (history 3)")
     for wrong in (None, 3.5, float("nan")):
         with pytest.raises(SemidError, match=f"expected a list of item ids, got {wrong}"):
