@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Integer, PRNGKeyArray
 
 from quantizers.assignment import Assignment, Nearest
-from quantizers.distances import Distance, distances
+from quantizers.distances import Distance, distances, unit_vectors
 from quantizers.gradients import GradientPath, rotate, soft_vectors, straight_through
 from quantizers.maintenance import cluster_means, code_counts, ema_codebook, fit_codebooks
 from quantizers.types import Quantized, QuantizerLosses
@@ -34,7 +34,7 @@ class ResidualCodes(NamedTuple):
     probabilities: tuple[Float[Array, "*b _"], ...]
 
 
-@partial(jax.jit, static_argnames=("assignments", "distance", "path"))
+@partial(jax.jit, static_argnames=("assignments", "distance", "path", "unit_norm"))
 def residual_codes(
     x: Float[Array, "*b dim"],
     codebooks: Codebooks,
@@ -46,12 +46,14 @@ def residual_codes(
     progress: Float[Array, ""] | float = 1.0,
     distance: Distance = Distance.EUCLIDEAN,
     path: GradientPath = GradientPath.STRAIGHT_THROUGH,
+    unit_norm: bool = False,
 ) -> ResidualCodes:
     """Codes level by level, each level's by its assignment (one for all, or one per level); nearest by default.
 
     Residuals subtract the code without its gradient, `r_l = r_{l-1} - sg(e_l)`: each of them keeps the identity as its
     derivative by x. (Subtracting a straight-through code instead makes that derivative zero from the second level on.)
     On the `SOFT` path they subtract the soft vector, gradient and all. Without `usage` all codes count as used alike.
+    With `unit_norm` every residual is scaled to norm 1 before the next level quantizes it.
     """
     lead = x.shape[:-1]
     residual = _unmasked(x.astype(jnp.float32), mask).reshape(-1, x.shape[-1])
@@ -73,15 +75,20 @@ def residual_codes(
         probabilities.append(assigned.probabilities.reshape(*lead, len(book)))
         soft = path is GradientPath.SOFT
         residual = residual - (soft_vectors(assigned.probabilities, book) if soft else jax.lax.stop_gradient(vector))
+        residual = unit_vectors(residual) if unit_norm else residual
     return ResidualCodes(jnp.stack(codes, -1), jnp.stack(residuals, -2), jnp.stack(chosen, -2), tuple(probabilities))
 
 
-@partial(jax.jit, static_argnames="distance")
+@partial(jax.jit, static_argnames=("distance", "unit_norm"))
 def residual_encode(
-    x: Float[Array, "*b dim"], codebooks: Codebooks, *, distance: Distance = Distance.EUCLIDEAN
+    x: Float[Array, "*b dim"],
+    codebooks: Codebooks,
+    *,
+    distance: Distance = Distance.EUCLIDEAN,
+    unit_norm: bool = False,
 ) -> Int[Array, "*b level"]:
     """Nearest codes alone: the other results of `residual_codes` are never computed."""
-    return residual_codes(x, codebooks, distance=distance).codes
+    return residual_codes(x, codebooks, distance=distance, unit_norm=unit_norm).codes
 
 
 @partial(jax.jit, static_argnames="path")

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Integer, PRNGKeyArray
 
-from quantizers.distances import nearest
+from quantizers.distances import nearest, unit_vectors
+from quantizers.gradients import straight_through
 from quantizers.kmeans import Blocks, KMeans, kmeans, lloyd_pass
-from quantizers.residual import residual_decode, residual_encode, residual_quantize
+from quantizers.residual import quantize_found, residual_codes, residual_decode, residual_encode, residual_quantize
 from quantizers.types import Quantized
 
 _SAMPLES_PER_CODE = 128
@@ -29,18 +30,25 @@ class ClusterFunction(Protocol):
 
 
 class LevelClusters(NamedTuple):
-    """Codebooks, and the codes assigned to the items when these were fitted."""
+    """Codebooks, the codes assigned to the items when these were fitted, and the mean norm of each level's inputs."""
 
     codebooks: tuple[Float[Array, "_ dim"], ...]
     codes: Int[Array, "items level"]
+    norms: Float[Array, " level"]
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ResidualKMeans:
-    """Residual quantizer of fixed codebooks, one per level; a pytree."""
+    """Residual quantizer of fixed codebooks, one per level; a pytree.
+
+    With `norms` every residual is scaled to unit norm before it is quantized, so that all levels use all of their
+    codes, however few items have large residuals. Decoding gives it the mean norm of its level.
+    """
 
     codebooks: tuple[Float[Array, "_ dim"], ...]
+    norms: Float[Array, " level"] | None = None
+    """Mean norms of the residuals before they were scaled; 1 for the first level, which is not."""
 
     @classmethod
     def fit(
@@ -51,10 +59,13 @@ class ResidualKMeans:
         iterations: int,
         key: PRNGKeyArray,
         cluster: ClusterFunction = kmeans,
+        unit_norm: bool = False,
     ) -> ResidualKMeans:
         """Fit to vectors in memory (see `cluster_levels`)."""
-        found = cluster_levels(x, level_sizes=level_sizes, iterations=iterations, key=key, cluster=cluster)
-        return cls(found.codebooks)
+        found = cluster_levels(
+            x, level_sizes=level_sizes, iterations=iterations, key=key, cluster=cluster, unit_norm=unit_norm
+        )
+        return cls(found.codebooks, found.norms if unit_norm else None)
 
     @classmethod
     def fit_blocks(
@@ -91,13 +102,24 @@ class ResidualKMeans:
         return tuple(len(codebook) for codebook in self.codebooks)
 
     def __call__(self, x: Float[Array, "*b dim"], *, mask: Bool[Array, "*b"] | None = None) -> Quantized:
-        return residual_quantize(x, self.codebooks, mask=mask)
+        if self.norms is None:
+            return residual_quantize(x, self.codebooks, mask=mask)
+        found = residual_codes(x, self.codebooks, mask=mask, unit_norm=True)
+        quantized = quantize_found(x, found, self.codebooks, mask=mask)
+        return quantized._replace(vectors=straight_through(x, self.decode(found.codes)))
 
     def encode(self, x: Float[Array, "*b dim"]) -> Int[Array, "*b level"]:
-        return residual_encode(x, self.codebooks)
+        return residual_encode(x, self.codebooks, unit_norm=self.norms is not None)
 
     def decode(self, codes: Integer[Array, "*b level"]) -> Float[Array, "*b dim"]:
-        return residual_decode(codes, self.codebooks)
+        if self.norms is None:
+            return residual_decode(codes, self.codebooks)
+        scales = zip(jnp.cumprod(self.norms), self.codebooks, strict=True)
+        return residual_decode(codes, [scale * book for scale, book in scales])
+
+    def last_inputs(self, x: Float[Array, "*b dim"]) -> Float[Array, "*b dim"]:
+        """What the last level quantizes."""
+        return residual_codes(x, self.codebooks, unit_norm=self.norms is not None).residuals[..., -1, :]
 
 
 def cluster_levels(
@@ -107,8 +129,9 @@ def cluster_levels(
     iterations: int,
     key: PRNGKeyArray,
     cluster: ClusterFunction = kmeans,
+    unit_norm: bool = False,
 ) -> LevelClusters:
-    """ClusterFunction the vectors, then what each level leaves of them.
+    """Cluster the vectors, then what each level leaves of them, with `unit_norm` scaled to norm 1.
 
     A level with no more distinct vectors than codes has exactly one code for each of them, whatever `cluster` is, and
     warns if that is fewer than asked for. Raises ValueError for no levels, no items, or naming a row not finite.
@@ -118,9 +141,11 @@ def cluster_levels(
     if not len(residuals):
         raise ValueError("residual k-means: expected at least one vector, got none")
     _check_finite(np.asarray(jnp.isfinite(residuals).all(-1)), first=0, what=f" of {len(residuals)}")
-    codebooks, codes = [], []
+    codebooks, codes, norms = [], [], []
     for level, level_key in enumerate(jax.random.split(key, len(level_sizes))):
         size = level_sizes[level]
+        norms.append(jnp.linalg.norm(residuals, axis=-1).mean() if level else jnp.ones(()))
+        residuals = unit_vectors(residuals) if unit_norm and level else residuals
         slices = (np.asarray(residuals[start : start + _SLICE]) for start in range(0, len(residuals), _SLICE))
         few = _few_rows(slices, at_most=size)
         if few is None:
@@ -131,7 +156,7 @@ def cluster_levels(
         residuals = residuals - centroids[assigned]
         codebooks.append(centroids)
         codes.append(assigned)
-    return LevelClusters(tuple(codebooks), jnp.stack(codes, -1))
+    return LevelClusters(tuple(codebooks), jnp.stack(codes, -1), jnp.stack(norms))
 
 
 def _few_rows(

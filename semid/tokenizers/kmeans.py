@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 
 from quantizers import ResidualKMeans, balanced_kmeans, kmeans
 from semid.catalog import Residuals
+from semid.tokenizers.blocks import map_blocks
 from semid.tokenizers.method import (
     FitContext,
     TokenizerMethod,
@@ -32,6 +33,9 @@ class RQKmeansConfig(TokenizerMethod):
     """Lloyd iterations per level."""
     balanced: bool = False
     """Clusters of equal size (OneRec)."""
+    unit_norm: bool = False
+    """Residuals scaled to norm 1 before each further level: it uses its whole codebook, where without a few items with
+    large residuals take most of its codes."""
     name = "rq-kmeans"
     is_residual = True
 
@@ -43,9 +47,12 @@ class RQKmeansConfig(TokenizerMethod):
         return fit_kmeans(x, self, seed=context.seed)
 
     def build(self, dim: int) -> ResidualKMeans:
-        return ResidualKMeans(tuple(jnp.zeros((size, dim)) for size in self.level_sizes))
+        norms = jnp.ones(len(self.level_sizes)) if self.unit_norm else None
+        return ResidualKMeans(tuple(jnp.zeros((size, dim)) for size in self.level_sizes), norms)
 
     def last_residuals(self, model: Any, x: Float[np.ndarray, "n dim"], codes: Int[np.ndarray, "n level"]) -> Residuals:
+        if self.unit_norm:
+            return Residuals(map_blocks(model.last_inputs, x), np.asarray(model.codebooks[-1]))
         return last_residuals(model, x, codes)
 
 
@@ -56,5 +63,6 @@ def fit_kmeans(x: Float[np.ndarray, "items dim"], config: RQKmeansConfig, *, see
         level_sizes=config.level_sizes,
         iterations=config.iterations,
         cluster=balanced_kmeans if config.balanced else kmeans,
+        unit_norm=config.unit_norm,
         key=jax.random.key(seed),
     )

@@ -67,8 +67,8 @@ def _fit_residual(x: np.ndarray, level_sizes: Sequence[int], **options: Any) -> 
     return quantizer
 
 
-def _fit_residual_kmeans(x: np.ndarray, level_sizes: Sequence[int]) -> ResidualKMeans:
-    return ResidualKMeans.fit(jnp.asarray(x), level_sizes=level_sizes, iterations=5, key=jax.random.key(1))
+def _fit_residual_kmeans(x: np.ndarray, level_sizes: Sequence[int], **options: Any) -> ResidualKMeans:
+    return ResidualKMeans.fit(jnp.asarray(x), level_sizes=level_sizes, iterations=5, key=jax.random.key(1), **options)
 
 
 def _residual_oracle(x: np.ndarray, codebooks: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -89,6 +89,25 @@ def _cosine_oracle(x: np.ndarray, codebooks: Sequence[np.ndarray]) -> tuple[np.n
         residual = residual - codebook[code]
         codes.append(code)
     return np.stack(codes, -1), x - residual
+
+
+_NORMS = (1.0, 0.6, 0.2)
+
+
+def _build_unit_norm(codebooks: Sequence[np.ndarray]) -> ResidualKMeans:
+    return ResidualKMeans(tuple(map(jnp.asarray, codebooks)), jnp.asarray(_NORMS[: len(codebooks)]))
+
+
+def _unit_norm_oracle(x: np.ndarray, codebooks: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    residual, scale, decoded, codes = x.astype(np.float64), 1.0, np.zeros_like(x, np.float64), []
+    for level, codebook in enumerate(codebooks):
+        if level:
+            residual = residual / np.linalg.norm(residual, axis=-1, keepdims=True)
+        code = np.square(residual[:, None] - codebook[None].astype(np.float64)).sum(-1).argmin(-1)
+        residual, scale = residual - codebook[code], scale * _NORMS[level]
+        decoded += scale * codebook[code]
+        codes.append(code)
+    return np.stack(codes, -1), decoded
 
 
 def _residual(oracle: Callable = _residual_oracle, *, calls_encode: bool = True, **options: Any) -> Member:
@@ -160,6 +179,12 @@ MEMBERS = {
     "residual_sinkhorn": _residual(assignment=Sinkhorn(), calls_encode=False),
     "residual_kmeans": Member(
         lambda codebooks: ResidualKMeans(tuple(map(jnp.asarray, codebooks))), _fit_residual_kmeans, _residual_oracle
+    ),
+    "residual_kmeans_unit_norm": Member(
+        _build_unit_norm,
+        partial(_fit_residual_kmeans, unit_norm=True),
+        _unit_norm_oracle,
+        separated=(10 * np.eye(DIM)[:4], np.eye(DIM)[:3], np.eye(DIM)[3:]),
     ),
     "product": _product(np.eye(DIM, dtype=np.float32), rounds=0),
     "optimized_product": _product(_ROTATION, rounds=5),
@@ -285,7 +310,8 @@ def test_bfloat16_gives_the_codes_of_the_same_numbers_in_float32(member, codeboo
     assert low.codes.dtype == jnp.int32
 
 
-@learned
+# Norms are decoded as their level's mean, so that decoded means are not exact.
+@pytest.mark.parametrize("member", [name for name in LEARNED if "unit_norm" not in name], indirect=True)
 def test_one_code_stands_for_the_mean(member, x):
     quantizer = member.fit(x, (1, 1))
     quantized = quantizer(jnp.asarray(x))

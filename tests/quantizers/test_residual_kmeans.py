@@ -30,6 +30,25 @@ def test_codes_of_the_fit_are_those_of_encode(x):
     np.testing.assert_array_equal(found.codes, ResidualKMeans(found.codebooks).encode(jnp.asarray(x)))
 
 
+def test_residuals_of_unit_norm_use_codebooks_that_a_few_large_ones_would_take():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(600, 8)).astype(np.float32)
+    x[:40] *= 30
+    settings = {"level_sizes": (8, 8), "iterations": 10, "key": KEY}
+    for unit_norm, used in ((False, range(80)), (True, range(300, 600))):
+        found = cluster_levels(x, unit_norm=unit_norm, **settings)
+        fitted = ResidualKMeans.fit(jnp.asarray(x), unit_norm=unit_norm, **settings)
+        np.testing.assert_array_equal(fitted.encode(jnp.asarray(x)), found.codes)
+        typical = np.bincount(found.codes[40:, 1], minlength=8)
+        assert 560 - typical.max() in used
+        inputs = x - np.asarray(fitted.codebooks[0])[found.codes[:, 0]]
+        norms = np.linalg.norm(inputs, axis=-1, keepdims=True)
+        np.testing.assert_allclose(found.norms, [1, norms.mean()], rtol=1e-5)
+        np.testing.assert_allclose(
+            fitted.last_inputs(jnp.asarray(x)), inputs / norms if unit_norm else inputs, atol=1e-4
+        )
+
+
 def test_every_level_balances_the_items_it_was_fitted_to(x):
     found = cluster_levels(x, level_sizes=(7, 6), iterations=8, key=KEY, cluster=balanced_kmeans)
     for level, size in enumerate((7, 6)):

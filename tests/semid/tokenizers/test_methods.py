@@ -18,7 +18,12 @@ from semid.tokenizers import (
 from semid.tokenizers.alignment import Alignment, Signals
 from semid.tokenizers.method import CodeModel
 
-METHODS = [RQVaeConfig(level_sizes=(4, 8), hidden=(8,), latent=4), RQKmeansConfig((4, 8)), ProductConfig((8, 8))]
+METHODS = [
+    RQVaeConfig(level_sizes=(4, 8), hidden=(8,), latent=4),
+    RQKmeansConfig((4, 8)),
+    RQKmeansConfig((4, 8), unit_norm=True),
+    ProductConfig((8, 8)),
+]
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
@@ -34,8 +39,9 @@ def test_codes_that_are_not_residual_have_no_last_residuals():
     method, codes, x = ProductConfig((8, 8)), np.zeros((5, 2), np.int32), np.zeros((5, 6), np.float32)
     with pytest.raises(SemidError, match="the codes of opq are no residual codes"):
         method.last_residuals(method.build(6), x, codes)
-    residuals = RQKmeansConfig((8, 8)).last_residuals(RQKmeansConfig((8, 8)).build(6), x, codes)
-    assert (residuals.vectors.shape, residuals.codebook.shape) == ((5, 6), (8, 6))
+    for residual in (RQKmeansConfig((8, 8)), RQKmeansConfig((8, 8), unit_norm=True)):
+        residuals = residual.last_residuals(residual.build(6), x, codes)
+        assert (residuals.vectors.shape, residuals.codebook.shape) == ((5, 6), (8, 6))
 
 
 def test_the_command_line_finds_all_by_name():

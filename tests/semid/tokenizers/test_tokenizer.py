@@ -63,6 +63,7 @@ def _rqvae(epochs: float = 30) -> RQVaeConfig:
 CONFIGS = {
     "rq-vae": TokenizerConfig(_rqvae()),
     "rq-k-means": TokenizerConfig(RQKmeansConfig((4, 4), iterations=5)),
+    "rq-k-means-unit-norm": TokenizerConfig(RQKmeansConfig((4, 4), iterations=5, unit_norm=True)),
     "opq": TokenizerConfig(ProductConfig((4, 4), iterations=5, rotations=3)),
 }
 
