@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 CACHE = Path(__file__).parent.parent / ".jax_cache"
-MAPS = Path("/proc/self/maps")
+MAPS, STATM = Path("/proc/self/maps"), Path("/proc/self/statm")
 
 # Compiling takes far longer than running these programs. `XLA_FLAGS= make test` compiles them as everybody's.
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
@@ -56,7 +56,12 @@ def pytest_collection_finish():
 
 @pytest.fixture(scope="module", autouse=True)
 def _programs_that_fit():
-    """A compiled program holds memory maps, of which Linux gives a process 65,530: the suite would use them up."""
+    """A compiled program holds memory, and memory maps, of which Linux gives a process 65,530: the suite would use
+    them up."""
     yield
-    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > 30_000:
+    if MAPS.exists() and (MAPS.read_bytes().count(b"\n") > 30_000 or _resident_bytes() > 3 * 2**30):
         jax.clear_caches()
+
+
+def _resident_bytes() -> int:
+    return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
