@@ -80,6 +80,9 @@ def parsers(world: Path) -> Mapping[str, Parser]:
         "ids": Parser(b"a\nb\nc d\n", ".txt", read_id_file),
         "vocab.txt": Parser("\n".join(_VOCABULARY).encode(), ".txt", partial(_tokenizer, "vocab.txt")),
         "tokenizer.json": Parser(_tokenizer_json(), ".json", partial(_tokenizer, "tokenizer.json")),
+        **{
+            name: Parser(content, ".json", partial(_encoder, name)) for name, content in _settings_of_encoders().items()
+        },
         "Amazon reviews": Parser(_REVIEWS, ".json", _reviews),
         "Amazon reviews, compressed": Parser(gzip.compress(_REVIEWS, mtime=0), ".json.gz", _reviews),
         "Amazon ratings": Parser(_RATINGS, ".csv", _ratings),
@@ -168,6 +171,83 @@ def _tokenizer_json() -> bytes:
     from tokenizers.implementations import BertWordPieceTokenizer
 
     return BertWordPieceTokenizer({token: row for row, token in enumerate(_VOCABULARY)}).to_str().encode()
+
+
+# A layer of BERT or ViT on vectors of 4 numbers, whose matrices are all square.
+_SHARED: dict[str, Any] = {"hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 4}
+_SHARED |= {"hidden_act": "gelu", "layer_norm_eps": 1e-12, "hidden_dropout_prob": 0.1}
+_BERT = {**_SHARED, "model_type": "bert", "vocab_size": 9, "max_position_embeddings": 8, "type_vocab_size": 2}
+_VIT = {**_SHARED, "model_type": "vit", "image_size": 4, "patch_size": 2}
+_PREPROCESSING = {"size": {"height": 4, "width": 4}, "resample": 2, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+_DENSE = ("attention.output.dense", "intermediate.dense", "output.dense")
+_MATRICES = {
+    "bert": ("attention.self.query", "attention.self.key", "attention.self.value", *_DENSE),
+    "vit": ("attention.attention.query", "attention.attention.key", "attention.attention.value", *_DENSE),
+}
+_NORMS = {
+    "bert": ("embeddings.LayerNorm", "encoder.layer.0.attention.output.LayerNorm", "encoder.layer.0.output.LayerNorm"),
+    "vit": ("layernorm", "encoder.layer.0.layernorm_before", "encoder.layer.0.layernorm_after"),
+}
+_TABLES_OF: dict[str, dict[str, tuple[int, ...]]] = {
+    "bert": {
+        "embeddings.word_embeddings.weight": (9, 4),
+        "embeddings.position_embeddings.weight": (8, 4),
+        "embeddings.token_type_embeddings.weight": (2, 4),
+    },
+    "vit": {
+        "embeddings.patch_embeddings.projection.weight": (4, 3, 2, 2),
+        "embeddings.patch_embeddings.projection.bias": (4,),
+        "embeddings.cls_token": (1, 1, 4),
+        "embeddings.position_embeddings": (1, 5, 4),
+    },
+}
+
+
+def _weights(kind: str) -> dict[str, np.ndarray]:
+    """Tensors of a model, by their names in the Hugging Face layout."""
+    shapes = dict(_TABLES_OF[kind])
+    for layer in _MATRICES[kind]:
+        shapes |= {f"encoder.layer.0.{layer}.weight": (4, 4), f"encoder.layer.0.{layer}.bias": (4,)}
+    for norm in _NORMS[kind]:
+        shapes |= {f"{norm}.weight": (4,), f"{norm}.bias": (4,)}
+    return {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+
+
+def _settings_of_encoders() -> dict[str, bytes]:
+    """Contents of the JSON files of encoders' folders, by `kind/name`."""
+    index = {"weight_map": dict.fromkeys(_weights("bert"), "part.safetensors")}
+    files: dict[str, Any] = {
+        "bert/config.json": _BERT,
+        "bert/1_Pooling/config.json": {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False},
+        "bert/modules.json": [{"type": "sentence_transformers.models.Transformer", "path": ""}],
+        "bert/sentence_bert_config.json": {"max_seq_length": 4},
+        "bert/tokenizer_config.json": {"do_lower_case": True},
+        "bert/model.safetensors.index.json": index,
+        "vit/config.json": _VIT,
+        "vit/preprocessor_config.json": _PREPROCESSING,
+    }
+    return {name: json.dumps(value).encode() for name, value in files.items()}
+
+
+def _encoder(name: str, path: Path) -> Any:
+    """The encoder of a folder with a mutated file."""
+    from safetensors.numpy import save_file
+
+    from semid.encoders import PretrainedVectorsConfig
+
+    kind = name.partition("/")[0]
+    folder = path.with_name(kind)
+    for file, content in _settings_of_encoders().items():
+        if file.startswith(f"{kind}/"):
+            (path.parent / file).parent.mkdir(parents=True, exist_ok=True)
+            (path.parent / file).write_bytes(content)
+    if kind == "bert":
+        (folder / "vocab.txt").write_text("\n".join(_VOCABULARY))
+    weights = folder / ("part.safetensors" if kind == "bert" else "model.safetensors")
+    if not weights.exists():
+        save_file(_weights(kind), weights)
+    path.rename(folder.parent / name)
+    return PretrainedVectorsConfig(str(folder)).resolved()
 
 
 def _reviews(path: Path) -> Any:

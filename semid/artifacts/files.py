@@ -118,11 +118,20 @@ def flush(path: Path) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file. Raises SemidError naming the file if it is absent or not JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes()
     except FileNotFoundError:
         raise SemidError(f"{path}: no such file") from None
+    except OSError as error:
+        raise SemidError(f"{path}: cannot be read ({error.strerror})") from None
+    return parse_json(text, where=path)
+
+
+def parse_json(text: str | bytes, *, where: str | Path) -> Any:
+    """The value of JSON in UTF-8. Raises SemidError saying `where`, also for values too deep or numbers too long."""
+    try:
+        return json.loads(text if isinstance(text, str) else text.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise SemidError(f"{path}: not valid JSON ({error})") from None
+        raise SemidError(f"{where}: not valid JSON ({error})") from None
 
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:

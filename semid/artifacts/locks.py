@@ -135,7 +135,7 @@ def _parsed(said: bytes) -> Owner | None:
     """Owner that says so; None for nothing and for what no lock of semid says."""
     try:
         return Owner(**json.loads(said))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return None
 
 

@@ -252,7 +252,7 @@ def read_change(file: Path, columns: Sequence[str] | None) -> Change:
 
 def _header(file: Path, metadata: dict[bytes, bytes]) -> Header:
     try:
-        data = json.loads(metadata[_HEADER])
+        data = artifacts.parse_json(metadata[_HEADER], where=file)
         version = data["schema_version"]
         if type(version) is not int:
             raise TypeError

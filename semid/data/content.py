@@ -89,7 +89,7 @@ def read_encoders(folder: Path, files: Iterable[str]) -> tuple[StoredEncoder, ..
 def _read(file: Path) -> StoredEncoder:
     tensors, metadata = artifacts.load_tensors(file), artifacts.load_metadata(file)
     try:
-        header = json.loads(metadata[_HEADER])
+        header = artifacts.parse_json(metadata[_HEADER], where=file)
         return StoredEncoder(header["column"], tuple(header["inputs"]), header["settings"], tensors)
     except (KeyError, TypeError, ValueError) as error:
         raise SemidError(f"{file}: not a content encoder of semid ({error!r}); write the artifact again") from None

@@ -16,7 +16,7 @@ from semid.artifacts import fetched
 from semid.data import load_image
 from semid.encoders.blocks import Architecture, Blocks, BlocksConfig, LayerScale, PreNorm, norm
 from semid.encoders.content import ImageRows
-from semid.encoders.weights import load_weights, read_activation, read_config, read_json
+from semid.encoders.weights import Settings, load_weights, read_activation, read_config
 from semid.errors import SemidError
 from seq_models import Precision
 
@@ -143,28 +143,29 @@ def load_image_encoder(
     folder = fetched(folder)
     raw = read_config(folder, kinds=_FAMILIES)
     family = _FAMILIES[raw["model_type"]]
-    raw = family.defaults | raw.get("vision_config", raw)
+    raw = Settings(family.defaults | Settings(raw.get("vision_config", raw), raw.path), raw.path)
     if raw.get("use_swiglu_ffn"):
         raise SemidError(f"{folder}/config.json: expected use_swiglu_ffn false, got true; take a smaller DINOv2")
-    blocks = BlocksConfig(
-        dim=raw["hidden_size"],
-        layers=raw["num_hidden_layers"],
-        heads=raw["num_attention_heads"],
-        hidden=raw.get("intermediate_size") or int(raw["hidden_size"] * raw["mlp_ratio"]),
-        dropout=0.0,
-        activation=read_activation(raw["hidden_act"], folder=folder),
-        epsilon=raw["layer_norm_eps"],
-        architecture=family.architecture,
-        dtype=precision,
-        remat=remat,
-    )
-    native = ImageConfig(
-        size=_side(raw["image_size"], folder / "config.json"),
-        patch=_side(raw["patch_size"], folder / "config.json"),
-        blocks=blocks,
-        class_token=True,
-        norm_input="norm_input" in family.names,
-    )
+    with raw.naming():
+        blocks = BlocksConfig(
+            dim=raw["hidden_size"],
+            layers=raw["num_hidden_layers"],
+            heads=raw["num_attention_heads"],
+            hidden=raw.get("intermediate_size") or int(raw["hidden_size"] * raw["mlp_ratio"]),
+            dropout=0.0,
+            activation=read_activation(raw["hidden_act"], folder=folder),
+            epsilon=raw["layer_norm_eps"],
+            architecture=family.architecture,
+            dtype=precision,
+            remat=remat,
+        )
+        native = ImageConfig(
+            size=_side(raw["image_size"], folder / "config.json"),
+            patch=_side(raw["patch_size"], folder / "config.json"),
+            blocks=blocks,
+            class_token=True,
+            norm_input="norm_input" in family.names,
+        )
     names = family.names | {f"blocks.layers.{{}}.{ours}": theirs for ours, theirs in family.layers.items()}
     encoder = load_weights(
         lambda: ImageEncoder(native, rngs=nnx.Rngs(0)), folder, names=names, prefixes=family.prefixes
@@ -250,24 +251,34 @@ _CLIP = _Family(
 _FAMILIES = {"vit": _VIT, "dinov2": _DINO, "clip": _CLIP, "clip_vision_model": _CLIP}
 
 
+# Pixels on a side of a picture, at most.
+_LONGEST = 4096
+
+
 def _side(value: Any, file: Path) -> int:
     """The side of a square, given as a number or as both sides."""
-    sides = set(value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value])
-    if len(sides) != 1:
-        raise SemidError(f"{file}: expected square pictures and patches, got sides {value}; take a model of such")
-    return sides.pop()
+    sides = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else [value]
+    if not sides or any(type(side) is not int or not 1 <= side <= _LONGEST or side != sides[0] for side in sides):
+        expected = f"square pictures and patches of 1 to {_LONGEST} pixels a side"
+        raise SemidError(f"{file}: expected {expected}, got {repr(value)[:80]}; take a model of such")
+    return int(sides[0])
 
 
 def _preprocessing(config: ImageConfig, file: Path) -> ImageConfig:
     """`config` with the size, mean, deviation and filter that a preprocessor_config.json states."""
-    raw = read_json(file)
-    size = (
-        raw["crop_size"] if raw.get("crop_size") and raw.get("do_center_crop", True) else raw.get("size", config.size)
-    )
-    config = replace(config, size=_side(size, file), resampling=raw.get("resample", config.resampling))
-    if not raw.get("do_normalize", True):
-        return replace(config, mean=(0.0,) * 3, std=(1.0,) * 3)
-    return replace(config, mean=tuple(raw.get("image_mean", config.mean)), std=tuple(raw.get("image_std", config.std)))
+    raw = Settings.read(file)
+    with raw.naming():
+        size = (
+            raw["crop_size"]
+            if raw.get("crop_size") and raw.get("do_center_crop", True)
+            else raw.get("size", config.size)
+        )
+        config = replace(config, size=_side(size, file), resampling=raw.get("resample", config.resampling))
+        if not raw.get("do_normalize", True):
+            return replace(config, mean=(0.0,) * 3, std=(1.0,) * 3)
+        return replace(
+            config, mean=tuple(raw.get("image_mean", config.mean)), std=tuple(raw.get("image_std", config.std))
+        )
 
 
 def _resampled(positions: Float[Array, "t dim"], wanted: int) -> Float[Array, "wanted dim"]:

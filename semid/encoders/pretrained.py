@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import functools
 import importlib.util
+import os
 import re
 import warnings
 from collections.abc import Callable, Sequence
@@ -25,7 +26,7 @@ from semid.encoders.content import ImageRows, TextRows, take
 from semid.encoders.content_encoders import ContentEncoderConfig
 from semid.encoders.image import ImageEncoder, image_rows, load_image_encoder
 from semid.encoders.transformer import TextEncoder, load_text_encoder
-from semid.encoders.weights import folder_digest, read_json
+from semid.encoders.weights import Settings, folder_digest, read_modules
 from semid.errors import SemidError
 from semid.progress import show_progress
 
@@ -145,19 +146,28 @@ class PretrainedEncoder:
 
     @functools.cached_property
     def _vectors(self) -> _Vectors:
+        return self.config.open(self._folder())
+
+    def _folder(self) -> Path:
+        """The encoder's folder: where SEMID_ENCODERS has its very files, else where it was."""
         config = self.config
+        for place in filter(None, os.environ.get("SEMID_ENCODERS", "").split(os.pathsep)):
+            for moved in (Path(place), Path(place) / Path(config.encoder).name):
+                if moved.is_dir() and any(moved.glob("*.json")) and folder_digest(moved) == config.weights:
+                    return moved
         folder = artifacts.local_folder(config.encoder, revision=config.revision)
+        remedy = f"name the folder that has them by the variable SEMID_ENCODERS, or bring the column {self.column!r}"
         if not folder.is_dir():
             raise SemidError(
                 f"column {self.column!r} is made by the encoder {config.encoder}, and there is no such folder here; put"
-                f" its files (sha256 {config.weights}) there, or bring the column ready-made"
+                f" its files (sha256 {config.weights}) there, {remedy}"
             )
         if (digest := folder_digest(folder)) != config.weights:
             raise SemidError(
                 f"{folder}: not the files that made column {self.column!r} (sha256 {config.weights}, now {digest}); put"
-                " those back, or bring the column ready-made"
+                f" those back, {remedy}"
             )
-        return config.open(folder)
+        return folder
 
 
 class _Vectors(abc.ABC):
@@ -249,10 +259,9 @@ class _SentenceTransformer(_Vectors):
 
 def _reader_of(folder: Path) -> Reader:
     """Reader of the folder. Raises SemidError where nothing does."""
-    raw = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    kind = raw.get("model_type") if isinstance(raw, dict) else None
-    listed = read_json(folder / "modules.json") if (folder / "modules.json").is_file() else []
-    others = [str(module["type"]) for module in listed if not str(module["type"]).endswith(_MODULES)]
+    config, listed = folder / "config.json", read_modules(folder)
+    kind = Settings.read(config).get("model_type") if config.is_file() else None
+    others = [module for module in listed if not module.endswith(_MODULES)]
     if kind in _PICTURES:
         return "image"
     if kind in _TEXTS and not others:
@@ -268,8 +277,7 @@ def _reader_of(folder: Path) -> Reader:
 
 def _max_length(folder: Path) -> int | None:
     file = folder / "sentence_bert_config.json"
-    length = read_json(file).get("max_seq_length") if file.is_file() else None
-    return length if isinstance(length, int) else None
+    return Settings.read(file).get("max_seq_length") if file.is_file() else None
 
 
 def _program(encoder: TextEncoder | ImageEncoder) -> Callable[[TextRows | ImageRows], np.ndarray]:

@@ -6,7 +6,7 @@ import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from semid.artifacts import fetched
 from semid.encoders.blocks import T5, Activation, Blocks, BlocksConfig, PostNorm, norm
 from semid.encoders.content import TextRows
 from semid.encoders.vocabulary import PretrainedTokenizer
-from semid.encoders.weights import load_weights, read_activation, read_config, read_json
+from semid.encoders.weights import Settings, load_weights, read_activation, read_config, read_modules
 from semid.errors import SemidError
 from seq_models import Precision
 
@@ -92,12 +92,12 @@ class TextEncoder(nnx.Module):
 class _Layout(NamedTuple):
     """Readers of an architecture's config.json, and its tensors' names."""
 
-    config: Callable[[dict[str, Any], Path], TextEncoderConfig]
+    config: Callable[[Settings, Path], TextEncoderConfig]
     names: Callable[[TextEncoderConfig], dict[str, str]]
     prefixes: tuple[str, ...]
 
 
-def _bert_config(raw: dict[str, Any], folder: Path) -> TextEncoderConfig:
+def _bert_config(raw: Settings, folder: Path) -> TextEncoderConfig:
     if raw.get("position_embedding_type", "absolute") != "absolute":
         kind = raw["position_embedding_type"]
         raise SemidError(f"{folder / 'config.json'}: expected absolute positions, got {kind!r}; give another model")
@@ -132,7 +132,7 @@ def _bert_names(config: TextEncoderConfig) -> dict[str, str]:
     }
 
 
-def _t5_config(raw: dict[str, Any], folder: Path) -> TextEncoderConfig:
+def _t5_config(raw: Settings, folder: Path) -> TextEncoderConfig:
     # "gated-gelu" means the approximate one, whatever it says; the default is that of the first T5 models.
     gated, _, name = raw.get("feed_forward_proj", "relu").rpartition("-")
     activation = Activation.GELU_TANH if gated and name == "gelu" else read_activation(name, folder=folder)
@@ -185,7 +185,7 @@ def _read_pooling(folder: Path) -> Pooling:
     path = folder / "1_Pooling" / "config.json"
     if not path.is_file():
         raise SemidError(f"{folder} does not say how states are pooled: give pooling=Pooling.MEAN (E5) or Pooling.CLS")
-    modes = {name for name, on in read_json(path).items() if name.startswith("pooling_mode") and on}
+    modes = {name for name, on in Settings.read(path).items() if name.startswith("pooling_mode") and on}
     known = {"pooling_mode_mean_tokens": Pooling.MEAN, "pooling_mode_cls_token": Pooling.CLS}
     if len(modes) != 1 or not modes <= set(known):
         raise SemidError(f"{path}: expected one of {', '.join(known)}, got {', '.join(sorted(modes))}; give pooling=")
@@ -193,8 +193,7 @@ def _read_pooling(folder: Path) -> Pooling:
 
 
 def _normalizes(folder: Path) -> bool:
-    path = folder / "modules.json"
-    return path.is_file() and any(module["type"].endswith(".Normalize") for module in read_json(path))
+    return any(kind.endswith(".Normalize") for kind in read_modules(folder))
 
 
 class LoadedText(NamedTuple):
@@ -235,7 +234,8 @@ def load_transformer(
     folder = fetched(folder)
     raw = read_config(folder, kinds=_LAYOUTS)
     layout = _LAYOUTS[raw["model_type"]]
-    config = layout.config(raw, folder)
+    with raw.naming():
+        config = layout.config(raw, folder)
     config = replace(
         config,
         pooling=pooling or _read_pooling(folder),

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax.numpy as jnp
 import numpy as np
 
+from semid import artifacts
 from semid.encoders.content import TextRows
-from semid.encoders.weights import read_json
+from semid.encoders.weights import Settings
 from semid.errors import SemidError
 
 
@@ -131,14 +132,13 @@ def _read_tokenizer(folder: Path) -> Any:
     except ImportError:
         raise SemidError("pretrained tokenizers need the package tokenizers; pip install 'semid[encoders]'") from None
     if (folder / "tokenizer.json").is_file():
-        return Loaded.from_str(json.dumps(read_json(folder / "tokenizer.json")))
+        return Loaded.from_str(json.dumps(artifacts.read_json(folder / "tokenizer.json")))
     if not (folder / "vocab.txt").is_file():
         raise SemidError(
             f"expected tokenizer.json or vocab.txt in {folder}, found neither; fetch the tokenizer's files"
         )
     settings = folder / "tokenizer_config.json"
-    given = read_json(settings) if settings.is_file() else {}
-    lowercase = given.get("do_lower_case", True) if isinstance(given, dict) else True
+    lowercase = Settings.read(settings).get("do_lower_case", True) if settings.is_file() else True
     return BertWordPieceTokenizer(str(folder / "vocab.txt"), lowercase=lowercase)
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,37 +33,90 @@ _LEAVES = {"kernel": ("weight",), "embedding": ("weight",), "scale": ("weight", 
 _TO_KERNEL = {2: (1, 0), 4: (2, 3, 1, 0)}
 
 _M = TypeVar("_M", bound=nnx.Module)
+_FETCH = "fetch the model's own folder"
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file. Raises SemidError if it is missing or broken."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise SemidError(f"expected a file {path}, found none; give a folder in the Hugging Face layout") from None
-    except ValueError as error:
-        raise SemidError(f"{path} is no JSON ({error}); fetch the folder again") from None
+# Settings that are read of foreign files, by what they must be: a model of any others could not be built, or not here.
+_DEPTHS = ("num_hidden_layers", "num_layers")
+_COUNTS = (
+    *("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size", "max_seq_length"),
+    *("max_position_embeddings", "n_positions", "d_model", "d_ff", "d_kv", "num_heads"),
+    *("relative_attention_num_buckets", "relative_attention_max_distance"),
+)
+_NUMBERS = ("hidden_dropout_prob", "dropout_rate", "layer_norm_eps", "layer_norm_epsilon", "mlp_ratio")
+_TEXTS = ("model_type", "hidden_act", "feed_forward_proj", "position_embedding_type")
+_COLORS = ("image_mean", "image_std")
+_OBJECTS = ("vision_config",)
 
 
-class _Config(dict[str, Any]):
-    """A config that names itself where a setting is missing."""
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value <= 1e6
 
-    def __init__(self, values: dict[str, Any], path: Path) -> None:
-        super().__init__(values)
+
+_KINDS: Mapping[str, tuple[tuple[str, ...], Callable[[Any], bool]]] = {
+    "a whole number from 1 to 256": (_DEPTHS, lambda value: type(value) is int and 1 <= value <= 256),
+    "a whole number from 1 to 2**24": (_COUNTS, lambda value: type(value) is int and 1 <= value <= 1 << 24),
+    "a whole number from 0 to 256": (("type_vocab_size",), lambda value: type(value) is int and 0 <= value <= 256),
+    "a number from 0 to 1e6": (_NUMBERS, _is_number),
+    "three numbers from 0 to 1e6": (
+        _COLORS,
+        lambda value: isinstance(value, list) and len(value) == 3 and all(map(_is_number, value)),
+    ),
+    "Pillow's number of a filter": (("resample",), lambda value: type(value) is int and 0 <= value <= 5),
+    "a text": (_TEXTS, lambda value: isinstance(value, str)),
+    "an object": (_OBJECTS, lambda value: isinstance(value, dict)),
+}
+
+
+class Settings(dict[str, Any]):
+    """The object of a JSON file, without nulls; it names the file where a setting is missing or of another kind."""
+
+    def __init__(self, values: Mapping[str, Any], path: Path) -> None:
+        super().__init__({name: value for name, value in values.items() if value is not None})
         self.path = path
+        for kind, (names, fits) in _KINDS.items():
+            for name in self.keys() & set(names):
+                if not fits(self[name]):
+                    raise SemidError(f"{path}: expected {kind} as {name!r}, got {repr(self[name])[:80]}; {_FETCH}")
+
+    @classmethod
+    def read(cls, path: Path) -> Settings:
+        """Read a file. Raises SemidError if it is missing, no JSON, or no object of settings that can be built."""
+        values = artifacts.read_json(path)
+        if not isinstance(values, dict):
+            raise SemidError(f"{path}: expected an object of settings, got {repr(values)[:80]}; {_FETCH}")
+        return cls(values, path)
+
+    @contextlib.contextmanager
+    def naming(self) -> Iterator[None]:
+        """Name the file in what a config says of settings that do not fit each other."""
+        try:
+            yield
+        except SemidError as error:
+            raise SemidError(str(error) if str(self.path) in str(error) else f"{self.path}: {error}") from None
 
     def __missing__(self, name: str) -> Any:
-        raise SemidError(f"{self.path}: expected a setting {name!r}, found none; fetch the model's own config.json")
+        raise SemidError(f"{self.path}: expected a setting {name!r}, found none; {_FETCH}")
 
 
-def read_config(folder: str | Path, *, kinds: Collection[str]) -> dict[str, Any]:
+def read_config(folder: str | Path, *, kinds: Collection[str]) -> Settings:
     """`config.json` of a model of one of the types `kinds`. Raises SemidError for any other."""
     path = Path(folder) / "config.json"
-    config = read_json(path)
-    if not isinstance(config, dict) or config.get("model_type") not in kinds:
-        kind = config.get("model_type") if isinstance(config, dict) else config
+    config = Settings.read(path)
+    if (kind := config.get("model_type")) not in kinds:
         raise SemidError(f"{path}: expected model_type of {', '.join(sorted(kinds))}, got {kind!r}; give such a model")
-    return _Config(config, path)
+    return config
+
+
+def read_modules(folder: Path) -> list[str]:
+    """Types of the modules of sentence-transformers in a folder's `modules.json`, none without such a file."""
+    path = folder / "modules.json"
+    listed = artifacts.read_json(path) if path.is_file() else []
+    if not isinstance(listed, list) or not all(
+        isinstance(of, dict) and isinstance(of.get("type"), str) for of in listed
+    ):
+        raise SemidError(f"{path}: expected a list of objects that say their type; {_FETCH}")
+    return [of["type"] for of in listed]
 
 
 def read_activation(name: str, *, folder: str | Path) -> Activation:
@@ -113,7 +166,7 @@ class _Tensors:
     def __init__(self, folder: Path) -> None:
         self.folder, self.files = folder, {}
         if (folder / INDEX).is_file():
-            self.files = {name: folder / file for name, file in read_json(folder / INDEX)["weight_map"].items()}
+            self.files = {name: folder / file for name, file in _read_index(folder / INDEX).items()}
         elif (folder / WEIGHTS).is_file():
             self.files = dict.fromkeys(_opened(folder / WEIGHTS).keys(), folder / WEIGHTS)
         else:
@@ -128,8 +181,11 @@ class _Tensors:
             raise SemidError(f"{self.folder}: expected a tensor {candidates[0]!r}, found none; is it another model's?")
         order = _TO_KERNEL.get(len(shape), ()) if leaf == "kernel" else tuple(range(len(shape)))
         expected = tuple(shape[order.index(axis)] for axis in range(len(shape)))
-        with _opened(self.files[name]) as file:
-            tensor = file.get_tensor(name)
+        try:
+            with _opened(self.files[name]) as file:
+                tensor = np.asarray(file.get_tensor(name), np.float32)
+        except (SafetensorError, TypeError, ValueError) as error:  # not in this shard; bfloat16, which numpy lacks
+            raise SemidError(f"{self.files[name]}: tensor {name!r} cannot be read as float32 ({error})") from None
         while tensor.ndim > len(shape) and tensor.shape[0] == 1:  # learned positions of ViT: [1, t, dim]
             tensor = tensor[0]
         if tensor.shape != expected:
@@ -137,7 +193,18 @@ class _Tensors:
                 f"{self.files[name]}: tensor {name!r} has shape {tensor.shape}, config.json asks for {expected}; "
                 "take both files from one model"
             )
-        return jnp.asarray(np.transpose(np.asarray(tensor, np.float32), order))
+        return jnp.asarray(np.transpose(tensor, order))
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    """Names of files by the tensors in them. Raises SemidError for an index that names no files next to it."""
+    files = Settings.read(path)["weight_map"]
+    named = isinstance(files, dict) and all(
+        isinstance(file, str) and Path(file).name == file for file in files.values()
+    )
+    if not named or any("\0" in file for file in files.values()):
+        raise SemidError(f"{path}: expected names of files next to it, by tensor, as 'weight_map'; {_FETCH}")
+    return files
 
 
 def _opened(path: Path) -> Any:

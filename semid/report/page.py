@@ -9,7 +9,6 @@ The template says how things look, this module what is shown.
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -288,10 +287,10 @@ def _read_history(file: Path) -> list[dict[str, Any]]:
     records = []
     for number, line in enumerate(lines, start=1):
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            record = artifacts.parse_json(line, where=f"{file}, line {number}")
+        except SemidError as error:
             if number < len(lines):
-                raise SemidError(f"{file}, line {number}: not valid JSON ({error}); delete that line") from None
+                raise SemidError(f"{error}; delete that line") from None
             break
         if not isinstance(record, dict) or not isinstance(record.get("stage", ""), str):
             raise SemidError(f"{file}, line {number}: not a record of a training log; delete that line")

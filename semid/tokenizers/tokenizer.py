@@ -254,7 +254,12 @@ class SemanticTokenizer:
         sizes = SemanticCatalog.read(path / CATALOG_FILE).level_sizes[: len(config.method.level_sizes)]
         config = dataclasses.replace(config, method=dataclasses.replace(config.method, level_sizes=sizes))
         file = path / TOKENIZER_FILE
-        tensors, columns = artifacts.load_tensors(file), json.loads(artifacts.load_metadata(file).get(_COLUMNS, "[]"))
+        tensors = artifacts.load_tensors(file)
+        columns = artifacts.parse_json(artifacts.load_metadata(file).get(_COLUMNS, "[]"), where=file)
+        if not isinstance(columns, list) or not all(isinstance(name, str) for name in columns):
+            raise SemidError(
+                f"{file}: expected names of columns in its header, got {repr(columns)[:80]}; tokenize again"
+            )
         encoders = read_encoders(path, made.files)
         return cls.from_tensors(config, tensors, columns=tuple(columns), encoders=encoders, where=str(file))
 

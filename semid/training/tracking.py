@@ -129,8 +129,8 @@ def read_history(path: Path) -> list[dict[str, Any]]:
 
 def _record(line: bytes, where: str) -> dict[str, Any]:
     try:
-        record = json.loads(line)
-    except ValueError:  # also of bytes that are no UTF-8
+        record = artifacts.parse_json(line, where=where)
+    except SemidError:
         record = None
     if not isinstance(record, dict) or type(record.get("step")) is not int:
         raise SemidError(f"{where}: not a record of a training log; delete the file")

@@ -139,7 +139,7 @@ def test_a_config_that_does_not_fit_is_refused(name, file, values, message, tmp_
 def test_a_missing_preprocessor_is_named(tmp_path):
     folder = _folder("vit", tmp_path)
     (folder / "preprocessor_config.json").unlink()
-    with pytest.raises(SemidError, match=r"preprocessor_config.json, found none"):
+    with pytest.raises(SemidError, match=r"preprocessor_config.json: no such file"):
         load_image_encoder(folder)
 
 

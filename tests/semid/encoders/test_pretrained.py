@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from semid.bulk import encode_files
 from semid.catalog import Collisions, SemanticCatalog, append
 from semid.data import Dataset
 from semid.encoders import (
@@ -112,7 +114,9 @@ def test_pictures_become_the_vectors_of_the_loaded_encoder(dataset):
 
 
 @pytest.mark.filterwarnings("ignore:.*have nothing in title")
-def test_new_items_are_appended_by_their_texts_while_the_folder_is_there(dataset, bert, tmp_path):
+def test_new_items_are_encoded_by_their_texts_at_every_door_while_the_folder_is_there(
+    dataset, bert, tmp_path, monkeypatch
+):
     made = with_content_vectors(dataset, PretrainedVectorsConfig(str(bert), "text"))
     made.save(tmp_path / "dataset")
     tokenize(
@@ -131,8 +135,19 @@ def test_new_items_are_appended_by_their_texts_while_the_folder_is_there(dataset
     np.testing.assert_array_equal(tokenizer.encode(made.vectors("text")), catalog.codes[:7])
     with pytest.raises(SemidError, match=r"column 'text' is made by the encoder .*tiny bert, and there is no such"):
         tokenizer.encode(raw)
-    (tmp_path / "moved" / "vocab.txt").write_text("changed")
-    (tmp_path / "moved").rename(bert)
+    elsewhere = tmp_path / "models" / bert.name
+    elsewhere.parent.mkdir()
+    for place in (tmp_path / "moved", elsewhere.parent):  # the folder itself, or one that has it under its name
+        if place == elsewhere.parent:
+            (tmp_path / "moved").rename(elsewhere)
+        monkeypatch.setenv("SEMID_ENCODERS", f"{tmp_path / 'nowhere'}{os.pathsep}{place}")
+        tokenizer = SemanticTokenizer.from_pretrained(tmp_path / "catalog")
+        np.testing.assert_array_equal(tokenizer.encode(raw), catalog.codes[:7])
+    encode_files(tokenizer, [new], tmp_path / "codes")
+    encoded = SemanticCatalog.read(tmp_path / "codes" / "new.parquet")
+    np.testing.assert_array_equal(encoded.lookup(["n0", "n1"]), catalog.lookup(["i2", "i4"]))
+    (elsewhere / "vocab.txt").write_text("changed")
+    elsewhere.rename(bert)
     with pytest.raises(SemidError, match=r"tiny bert: not the files that made column 'text' \(sha256 [0-9a-f]{64}, n"):
         SemanticTokenizer.from_pretrained(tmp_path / "catalog").encode(raw)
 

@@ -1,6 +1,8 @@
 """Reading a folder: whole and in shards, every parameter once, and one line for what does not fit."""
 
 import json
+import math
+import re
 import shutil
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
+from semid.encoders import load_text_encoder
 from semid.encoders.weights import load_weights, read_config
 from semid.errors import SemidError
 
@@ -114,14 +117,52 @@ def test_configs_name_themselves(tmp_path):
     assert config["hidden_size"] == 8
     with pytest.raises(SemidError, match=r"config.json: expected a setting 'd_model', found none"):
         config["d_model"]
-    with pytest.raises(SemidError, match=r"expected a file .*config.json, found none"):
+    with pytest.raises(SemidError, match=r"config.json: no such file"):
         read_config(tmp_path, kinds=("bert",))
     shutil.copy(GOLDEN / "config.json", tmp_path)
     with pytest.raises(SemidError, match="expected model_type of t5, got 'bert'; give such a model"):
         read_config(tmp_path, kinds=("t5",))
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(SemidError, match=r"config.json is no JSON \(.*\); fetch the folder again"):
+    with pytest.raises(SemidError, match=r"config.json: not valid JSON"):
         read_config(tmp_path, kinds=("bert",))
+
+
+@pytest.mark.parametrize(
+    ("file", "value", "said"),
+    [
+        ("config.json", "[" * 100_000, "not valid JSON"),
+        ("config.json", '{"model_type": "bert", "hidden_size": ' + "9" * 5_000 + "}", "not valid JSON"),
+        ("config.json", ["bert"], "expected an object of settings, got "),
+        ("config.json", {"model_type": ["bert"]}, "expected a text as 'model_type'"),
+        ("config.json", {"hidden_size": 10**30}, "expected a whole number from 1 to 2.*24 as 'hidden_size', got 10+;"),
+        ("config.json", {"hidden_size": None}, "expected a setting 'hidden_size', found none"),
+        ("config.json", {"num_hidden_layers": 10**9}, "expected a whole number from 1 to 256"),
+        ("config.json", {"num_attention_heads": 3}, "dim 8 must divide into 3 heads"),
+        ("config.json", {"layer_norm_eps": math.nan}, "expected a number from 0 to 1e6 as 'layer_norm_eps', got nan"),
+        ("config.json", {"hidden_act": {}}, "expected a text as 'hidden_act'"),
+        ("modules.json", [{"type": 7}], "expected a list of objects that say their type"),
+        ("1_Pooling/config.json", 7, "expected an object of settings, got 7"),
+        ("tokenizer.json", "[" * 100_000, "not valid JSON"),
+        ("model.safetensors.index.json", {"weight_map": ["a"]}, "expected names of files next to it"),
+        (
+            "model.safetensors.index.json",
+            {"weight_map": {"a": "../a.safetensors"}},
+            "expected names of files next to it",
+        ),
+    ],
+)
+def test_files_of_the_wrong_kind_are_named_in_one_line(tmp_path, file, value, said):
+    shutil.copytree(GOLDEN, tmp_path / "bert")
+    path = tmp_path / "bert" / file
+    path.parent.mkdir(exist_ok=True)
+    (tmp_path / "bert" / "1_Pooling").mkdir(exist_ok=True)
+    (tmp_path / "bert" / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    assert load_text_encoder(tmp_path / "bert").encoder.dim == 8
+    if isinstance(value, dict) and file == "config.json":
+        value = json.loads(path.read_text()) | value
+    path.write_text(value if isinstance(value, str) else json.dumps(value))
+    with pytest.raises(SemidError, match=rf"{re.escape(file)}: {said}"):
+        load_text_encoder(tmp_path / "bert")
 
 
 def test_tensors_are_read_from_float16_too(tmp_path):
