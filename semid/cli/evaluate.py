@@ -121,7 +121,7 @@ class Evaluate:
     ) -> None:
         console.print(metrics_table(rows, self.ks))
         if unseen := [name for name, model in models.items() if not model.repeats]:
-            share = f"{dataset.repeats.share:.2%} of the training targets stand in their own history"
+            share = f"{100 * dataset.repeats.share:.3g}% of the training targets stand in their own history"
             console.print(f"{', '.join(unseen)}: items of the history are left out ({share})")
         for name, search in searched.items():
             share = f"{search['exact_top_10_found']:.2%} of the exact top 10 ({search['users']} users)"

@@ -59,10 +59,10 @@ class Train:
 
     def run(self) -> None:
         dataset, given = Dataset.load(self.dataset), GeneratorConfig(**vars(self.config))
-        interactions, seen = dataset.num_training_interactions, dataset.repeats.repeated
-        config = given.resolved(interactions, repeats=bool(seen), taught=self.teacher is not None)
+        interactions, repeats = dataset.num_training_interactions, dataset.repeats
+        config = given.resolved(interactions, repeats=repeats.common, taught=self.teacher is not None)
         by_teacher = replace(given, objective=replace(given.objective, distillation=config.objective.distillation))
-        print_chosen(by_teacher, config, by=f"{interactions:,} training interactions, {seen:,} of items seen before")
+        print_chosen(by_teacher, config, by=f"{interactions:,} training interactions, targets seen before: {repeats}")
         train(
             dataset,
             SemanticCatalog.load(self.catalog),

@@ -72,9 +72,8 @@ class TrainEndToEnd:
     def run(self) -> None:
         dataset, given = Dataset.load(self.dataset), self._config()
         items, interactions = dataset.num_items, dataset.num_training_interactions
-        seen = dataset.repeats.repeated
-        config = given.resolved(items=items, interactions=interactions, repeats=bool(seen))
-        by = f"{items:,} items and {interactions:,} training interactions, {seen:,} of items seen before"
+        config = given.resolved(items=items, interactions=interactions, repeats=dataset.repeats.common)
+        by = f"{items:,} items and {interactions:,} training interactions, targets seen before: {dataset.repeats}"
         print_chosen(given, config, by=by)
         train_end_to_end(
             dataset,

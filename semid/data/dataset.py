@@ -292,7 +292,7 @@ class Dataset:
             "repeated (user, item)": int(len(self.item) - len(pairs)),
             "split": config.to_dict(self.split_rule)["type"],
             "training interactions": self.num_training_interactions,
-            "training targets seen before": f"{self.repeats.repeated:,} of {self.repeats.targets:,}",
+            "training targets seen before": str(self.repeats),
             "validation examples": len(self.splits.validation),
             "test examples": len(self.splits.test),
         }

@@ -12,6 +12,8 @@ from jaxtyping import Bool, Int
 
 from semid.errors import SemidError
 
+# Share of the targets from which on they count as repeating: fewer, in a log of millions, are its faults.
+_COMMON = 1e-3
 # `repeats` goes through about so many items at once.
 _ITEMS = 1 << 20
 
@@ -26,6 +28,15 @@ class Repeats(NamedTuple):
     def share(self) -> float:
         """Share of the targets that stand in their own history; 0 where there are none."""
         return self.repeated / max(self.targets, 1)
+
+    @property
+    def common(self) -> bool:
+        """At least one target in a thousand stands in its own history: what repeats is a part of the behaviour."""
+        return self.repeated > 0 and self.share >= _COMMON
+
+    def __str__(self) -> str:
+        rare = f" ({100 * self.share:.2g}%; below {_COMMON:.1%} they count as none)"
+        return f"{self.repeated:,} of {self.targets:,}{rare if self.repeated and not self.common else ''}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -37,7 +37,8 @@ class ObjectiveConfig:
     """Weight of the dense head's cross-entropy over all items (hybrid alone)."""
     repeats: bool | None = None
     """An item of the history may come next. False: those are left out of every softmax over items, in training and in
-    recommendation. None given: by the data, false where no training target stands in its own history."""
+    recommendation. None given: by the data, false where fewer than one training target in a
+    thousand stands in its own history."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:

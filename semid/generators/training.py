@@ -113,8 +113,8 @@ def train(
     dataset, whose training may have what is test here, and if `out` is in use.
     """
     check_catalog(catalog, dataset, other_dataset=other_dataset)
-    interactions, repeats = dataset.num_training_interactions, bool(dataset.repeats.repeated)
-    config = config.resolved(interactions, repeats=repeats, taught=teacher is not None)
+    repeats = dataset.repeats.common
+    config = config.resolved(dataset.num_training_interactions, repeats=repeats, taught=teacher is not None)
     teacher = None if teacher is None else as_teacher(teacher, config.objective, graph=graph)
     parents = {**dataset.parents, "catalog": catalog.provenance}
     if teacher is not None:

@@ -91,7 +91,7 @@ class ItemGraph:
         Raises SemidError where a weight of content is given and the dataset has no vector column.
         """
         config, train = config.resolved(dataset.vector_columns), dataset.splits.train
-        vectors, repeats = content_vectors(dataset, config), bool(dataset.repeats.repeated)
+        vectors, repeats = content_vectors(dataset, config), dataset.repeats.common
         return cls.from_histories(
             train, dataset.item_ids, config, vectors=vectors, repeats=repeats, dataset=dataset.digest
         )

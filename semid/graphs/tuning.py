@@ -86,7 +86,7 @@ class _Scores:
     """NDCG@10 per example of graphs, of which only the edges of the histories' items are computed."""
 
     def __init__(self, dataset: Dataset, examples: Examples, config: ItemGraphConfig) -> None:
-        train, num_items, self.loops = dataset.splits.train, dataset.num_items, dataset.repeats.share > 0
+        train, num_items, self.loops = dataset.splits.train, dataset.num_items, dataset.repeats.common
         self.examples = examples
         self.counts = count_transitions(train, config, num_items=num_items, loops=self.loops)
         vectors = content_vectors(dataset, replace(config, content=config.content or 1.0))

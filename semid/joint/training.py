@@ -100,7 +100,7 @@ def train_end_to_end(
     config = config.resolved(
         items=fitted.num_items,
         interactions=fitted.num_training_interactions,
-        repeats=bool(fitted.repeats.repeated),
+        repeats=fitted.repeats.common,
     )
     request = _request(dataset, config, source, content, teacher, previous, seed)
 

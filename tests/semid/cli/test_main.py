@@ -152,7 +152,7 @@ def test_what_the_data_choose_is_printed_and_recorded(home, tmp_path, capsys, mo
     assert (generator["training"]["epochs"], generator["model"]["backbone"]["dropout"]) == (216.0, 0.3)
     printed = " ".join(capsys.readouterr().out.split())
     chosen = "model.backbone.dropout: None -> 0.3, objective.repeats: None -> True, training.epochs: None -> 216.0"
-    assert f"by 104 training interactions, 3 of items seen before: {chosen}" in printed
+    assert f"by 104 training interactions, targets seen before: 3 of 80: {chosen}" in printed
     named = "--epochs 2 --dropout 0.5 --repeats True"
     run(f"train --dataset {{h}}/dataset --catalog {{h}}/catalog --out {{t}}/m {named}", h=home, t=tmp_path)
     assert "training interactions" not in capsys.readouterr().out

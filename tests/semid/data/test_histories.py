@@ -58,6 +58,21 @@ def test_repeats_are_targets_that_stand_before_in_their_own_history(block, monke
     assert Histories.from_lists([]).repeats().share == 0
 
 
+@pytest.mark.parametrize(
+    ("repeats", "common", "shown"),
+    [
+        (Repeats(0, 0), False, "0 of 0"),
+        (Repeats(0, 5), False, "0 of 5"),
+        (Repeats(1, 5), True, "1 of 5"),
+        (Repeats(1, 1_000), True, "1 of 1,000"),
+        (Repeats(1, 1_001), False, "1 of 1,001 (0.1%; below 0.1% they count as none)"),
+        (Repeats(3, 4_000_000), False, "3 of 4,000,000 (7.5e-05%; below 0.1% they count as none)"),
+    ],
+)
+def test_a_few_repeats_in_a_thousand_targets_count_as_none(repeats, common, shown):
+    assert (repeats.common, str(repeats)) == (common, shown)
+
+
 def test_no_histories():
     histories = Histories.from_lists([])
     assert len(histories) == 0

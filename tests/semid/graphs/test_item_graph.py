@@ -72,7 +72,11 @@ def _train(dataset: Dataset) -> list[list[int]]:
     return [dataset.splits.train[user].tolist() for user in range(dataset.num_users)]
 
 
-@pytest.mark.parametrize("lists", [_unrepeated(0), LISTS], ids=["nothing repeats", "repeats"])
+@pytest.mark.parametrize(
+    "lists",
+    [_unrepeated(0), [*_unrepeated(0, users=900), [2, 2, 0, 1, 3]], LISTS],
+    ids=["nothing repeats", "1 of 1,800 targets repeats", "repeats"],
+)
 def test_distribution_equals_the_equations(lists):
     dataset, queries = _dataset(lists, vectors=_vectors()), [[0, 1, 2, 5], [7], [3, 8]]
     config = CONFIG.resolved(["content"])
