@@ -127,7 +127,11 @@ def test_paths_in_backquotes_exist(page):
 
 
 @each_page
-def test_commands_parse(page):
+def test_commands_parse(page, tmp_path, monkeypatch):
+    """Where the page's files of options are, whose first line is their name."""
+    monkeypatch.chdir(tmp_path)
+    for name, text in re.findall(r"^```yaml\n# (\S+)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL):
+        (tmp_path / name).write_text(text)
     for arguments in _commands(page.read_text(), "semid"):
         if arguments[0].startswith("--"):  # answered by the parser itself
             with pytest.raises(SystemExit) as stop:
@@ -147,7 +151,7 @@ def test_a_wrong_option_would_be_found(capsys):
 
 # Options of other programs, and those that are read before a command's.
 OTHERS = {"--upgrade", "--require-hashes", "--no-warm", "--workers", "--nthreads", "--nv", "--help"}
-OTHERS |= {"--quiet", "--verbose", "--debug", "--model", "--method", "--split-rule"}
+OTHERS |= {"--config", "--quiet", "--verbose", "--debug", "--model", "--method", "--split-rule"}
 
 
 @functools.cache

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Generative recommendation with semantic IDs: prepare, tokenize, train, evaluate, recommend, export, report.
 
     `semid COMMAND --help` explains a command, `semid demo` shows them at work, `semid --version` prints the version.
-    With every command: --quiet (warnings, errors and results alone), --verbose, --debug (tracebacks too).
+    With every command: --quiet (warnings, errors and results alone), --verbose, --debug (tracebacks too), and --config
+    FILE.yaml: options by their names, which those of the command line replace.
     """
     words, verbosity = Verbosity.read(sys.argv[1:] if arguments is None else arguments)
     outcome = Outcome(words, debug=verbosity.debug)
@@ -60,26 +62,50 @@ def _run(words: Sequence[str], verbosity: Verbosity) -> None:
         from semid.training import join_processes
 
         join_processes()
-        command.run()
+        run(words[0], command)
+
+
+def run(name: str, command: Any) -> None:
+    """Run a command, and write its options next to the artifact that it makes."""
+    from semid.cli.config_files import write_beside
+    from semid.training import on_first
+
+    command.run()
+    on_first(lambda: write_beside(name, command))
 
 
 def parse(words: Sequence[str]) -> Any:
-    """The command that these words describe. Raises SystemExit for a word that does not exist or fit, after saying so,
-    and for a request of help, after answering it."""
+    """The command that these words, and a file of options that they name, describe.
+
+    Raises SystemExit for a word that does not exist or fit, after saying so, and for a request of help, after answering
+    it; SemidError for what is wrong with the file.
+    """
     import tyro
 
-    from semid.cli.options import OPTIONS, as_typed, hints
+    from semid.cli.options import OPTIONS, REGISTRY, as_typed, file_of_options, hints
 
     name, rest = (words[0], list(words[1:])) if words else ("--help", [])
     if name.startswith("-"):
-        return tyro.cli(_all_commands(), args=[name, *rest], prog="semid", description=main.__doc__, config=OPTIONS)
+        shown: dict[str, Any] = {"description": main.__doc__, "config": OPTIONS, "registry": REGISTRY}
+        return tyro.cli(_all_commands(), args=[name, *rest], prog="semid", **shown)
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else "semid --help lists them"
         print(f"semid: no command {name!r}; {hint}", file=sys.stderr)
         raise SystemExit(2)
-    with hints(name, rest):
-        return tyro.cli(_load(name), args=as_typed(name, rest), prog=f"semid {name}", config=OPTIONS)
+    file, rest = file_of_options(name, rest)
+    cls, args = _load(name), as_typed(name, rest)
+
+    def parsed(**default: Any) -> Any:
+        with hints(name, rest), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".* does not match any type in Union")  # a path, in PathOrUrl | None
+            return tyro.cli(cls, args=args, prog=f"semid {name}", config=OPTIONS, registry=REGISTRY, **default)
+
+    if file is None:
+        return parsed()
+    from semid.cli.config_files import with_file
+
+    return with_file(cls, file, next(iter(args), ""), lambda default: parsed(default=default))
 
 
 def _load(name: str) -> type:

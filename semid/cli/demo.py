@@ -56,7 +56,7 @@ class Demo:
 def _run(*words: object) -> None:
     arguments = [str(word) for word in words]
     console.print(f"\n$ semid {shlex.join(arguments)}")
-    app.parse(arguments).run()
+    app.run(arguments[0], app.parse(arguments))
 
 
 def _first_history(folder: str) -> list[str]:

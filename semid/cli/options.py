@@ -10,12 +10,36 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from types import FrameType
+from typing import Annotated, cast
 
 import tyro
+
+from semid.data import HeldOutItems
+from semid.errors import SemidError
 
 # Options stand in any order, before or after the name of a model, a method or a rule, and those of the default one
 # need no name.
 OPTIONS = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.EnumChoicesFromValues, tyro.conf.CascadeSubcommandArgs)
+
+REGISTRY = tyro.constructors.ConstructorRegistry()
+
+
+@REGISTRY.struct_rule
+def _held_out_items(info: tyro.constructors.StructTypeInfo) -> tyro.constructors.StructConstructorSpec | None:
+    """HeldOutItems, its seed as --split-seed: --seed is the simulated world's."""
+    if info.type is not HeldOutItems:
+        return None
+    given = info.default if isinstance(info.default, HeldOutItems) else HeldOutItems()
+    seed = Annotated[int, tyro.conf.arg(name="split-seed")]
+    field = tyro.constructors.StructFieldSpec
+    return tyro.constructors.StructConstructorSpec(
+        HeldOutItems,
+        (
+            field("fraction", float, given.fraction, "Share of the items held out."),
+            field("seed", cast(type, seed), given.seed, "Seed that draws them (--seed is the simulated world's)."),
+        ),
+    )
+
 
 # The option of a command that names a choice of configs (subcommands to the parser), and where the name goes.
 _CHOICES = {"prepare": ("--split-rule", 1), "tokenize": ("--method", 0), "train": ("--model", 0)}
@@ -36,6 +60,22 @@ _ELSEWHERE = {
 _PACKAGES = ("semid", "quantizers", "seq_models")
 
 
+def file_of_options(command: str, words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The file after `--config`, and the other words. Raises SemidError where none follows, or several are named."""
+    files, others, rest = [], [], iter(words)
+    for word in rest:
+        option, equals, file = word.partition("=")
+        if option != "--config":
+            others.append(word)
+        elif file := file if equals else next(rest, ""):
+            files.append(file)
+        else:
+            raise SemidError(f"{command}: expected a file of options after --config, got none")
+    if len(files) > 1:
+        raise SemidError(f"{command}: expected one --config, got {len(files)}: {', '.join(files)}")
+    return next(iter(files), None), others
+
+
 def as_typed(command: str, words: Sequence[str]) -> list[str]:
     """Words with `--model NAME` as the subcommand NAME, and its options `--model.dim 64` as `--dim 64`."""
     if command not in _CHOICES:
@@ -48,6 +88,7 @@ def as_typed(command: str, words: Sequence[str]) -> list[str]:
             names += [name] if (name := next(rest, None)) else []
         else:
             others.append(_own_name(word, option))
+    at = at if others and not others[0].startswith("-") else 0
     return [*others[:at], *names, *others[at:]]
 
 

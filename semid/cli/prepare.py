@@ -14,39 +14,12 @@ from semid import artifacts
 from semid.artifacts import Kind
 from semid.cli.choices import PathOrUrl, Ties
 from semid.cli.console import console
-from semid.data import (
-    SUFFIXES,
-    Dataset,
-    GlobalTime,
-    HeldOutItems,
-    LeaveOneOut,
-    SourceOrder,
-    table_kind,
-)
+from semid.data import SUFFIXES, Dataset, LeaveOneOut, SourceOrder, SplitRule, table_kind
 from semid.errors import SemidError
 from semid.stage import store_dataset
 
 if TYPE_CHECKING:  # they import JAX
     from semid.encoders import ContentEncoderConfig
-
-
-def _held_out_items(fraction: float = HeldOutItems.fraction, split_seed: int = HeldOutItems.seed) -> HeldOutItems:
-    """Cold start: a random `fraction` of the items never trains; half are validation targets, half test targets.
-
-    Histories hold the user's earlier warm items only.
-
-    Args:
-        fraction: Share of the items held out.
-        split_seed: Seed that draws them (`--seed` is the simulated world's).
-    """
-    return HeldOutItems(fraction, split_seed)
-
-
-_Rule = Union[  # noqa: UP007 - tyro names subcommands by annotation
-    LeaveOneOut,
-    GlobalTime,
-    Annotated[HeldOutItems, tyro.conf.subcommand("held-out-items", constructor=_held_out_items)],
-]
 
 
 @dataclass(frozen=True)
@@ -55,7 +28,7 @@ class _Source(abc.ABC):
 
     out: PathOrUrl
     """Dataset folder to write."""
-    split_rule: _Rule = LeaveOneOut()
+    split_rule: SplitRule = LeaveOneOut()
     """Rule that cuts interactions into training, validation and test."""
     text_vectors: int = 128
     """Dimensions of vectors made from the items' words (LSA) where the items bring no vectors. 0: make none."""

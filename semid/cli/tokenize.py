@@ -40,10 +40,8 @@ class _Tokenizer(TokenizerConfig):
 
     method: Annotated[TokenizerMethod, subcommands(TokenizerMethod, first="rq-vae")] = RQVaeConfig()
     """RQ-VAE, or its training-free siblings."""
-    columns: tyro.conf.OmitArgPrefixes[tuple[str, ...] | None] = None
-    collisions: tyro.conf.OmitArgPrefixes[Collisions] = Collisions.TIE_BREAK
-    alignment: tyro.conf.Suppress[tuple[AlignmentConfig, ...]] = ()
-    signal: tyro.conf.Suppress[Signal] = PpmiConfig()
+    alignment: tyro.conf.Suppress[tyro.conf.Fixed[tuple[AlignmentConfig, ...]]] = ()
+    signal: tyro.conf.Suppress[tyro.conf.Fixed[Signal]] = PpmiConfig()
 
 
 # The column of a teacher's item vectors; never tokenized.
@@ -163,7 +161,7 @@ class Tokenize:
     dataset: PathOrUrl | None = None
     """Dataset folder to train on."""
     files: Annotated[_Files, tyro.conf.arg(name="")] = _Files()
-    config: _Tokenizer = _Tokenizer()
+    config: Annotated[_Tokenizer, tyro.conf.arg(name="")] = _Tokenizer()
     alignment: Annotated[_Alignment, tyro.conf.arg(name="")] = _Alignment()
     seed: int = 0
     """Seed of initialization and shuffling."""

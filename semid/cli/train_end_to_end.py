@@ -8,10 +8,8 @@ from typing import Annotated, Literal
 import tyro
 
 from semid import artifacts
-from semid.artifacts import read_json
 from semid.cli.choices import PathOrUrl, print_chosen
 from semid.cli.console import console
-from semid.config import from_dict
 from semid.data import Dataset
 from semid.encoders import (
     Frozen,
@@ -61,16 +59,15 @@ class TrainEndToEnd:
     tuning: Literal["side-adapters", "low-rank", "full", "frozen"] = "side-adapters"
     """Parameters of pretrained encoders that are trained: of small adapters that read their states (computed once, the
     cheapest), of low-rank changes of their matrices, all, or none."""
-    config: PathOrUrl | None = None
-    """JSON file of the stages' settings: a `JointConfig` by `semid.config.to_dict`, or a part of one; none given: the
-    defaults."""
+    stages: tyro.conf.Suppress[JointConfig] = JointConfig()
+    """Settings of the stages; by a file of options alone (--config)."""
     seed: int = 0
     """Seed of parameters, shuffling and dropout."""
     mesh: Annotated[MeshConfig, tyro.conf.arg(name="")] = MeshConfig()
     """Distribution of the work over devices."""
 
     def run(self) -> None:
-        dataset, given = Dataset.load(self.dataset), self._config()
+        dataset, given = Dataset.load(self.dataset), self.stages
         items, interactions = dataset.num_items, dataset.num_training_interactions
         config = given.resolved(items=items, interactions=interactions, repeats=dataset.repeats.common)
         by = f"{items:,} items and {interactions:,} training interactions, targets seen before: {dataset.repeats}"
@@ -95,11 +92,6 @@ class TrainEndToEnd:
         if self.image in (_SCRATCH, _NONE):
             return ImageFromScratch() if self.image == _SCRATCH else None
         return PretrainedImage(_folder(self.image, "--image"), tuning=_TUNINGS[self.tuning])
-
-    def _config(self) -> JointConfig:
-        if self.config is None:
-            return JointConfig()
-        return from_dict(JointConfig, read_json(artifacts.fetched(self.config)), where=str(self.config))
 
 
 def _folder(value: str, option: str) -> str:

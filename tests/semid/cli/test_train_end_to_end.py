@@ -77,7 +77,7 @@ def test_a_finished_run_is_read_and_another_request_refused(home, capsys):
     [
         (("--text", "none"), "expected text, image or vectors to encode items from, got none of them"),
         (("--text", "no_such"), "--text no_such: expected scratch, none or the folder of a pretrained model"),
-        (("--config", "{home}/dataset/manifest.json"), "manifest.json: unknown key"),
+        (("--config", "{home}/dataset/manifest.json"), "manifest.json: line 2: kind: unknown key"),
         (("--config", "{home}/no.json"), "no.json: no such file"),
     ],
 )

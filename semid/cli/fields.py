@@ -1,0 +1,132 @@
+"""Fields of a command, those of its configs and of their chosen alternatives included, by their command-line names."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import re
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import tyro
+
+from semid.config import choices
+
+Path = tuple[str, ...]
+MISSING = dataclasses.MISSING
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field below a command: `path` leads to it through attributes, `name` is its key in a file of options.
+
+    `scope` of the name are the choices that it belongs to; the rest is the option: `model`, `dim` for `--dim`.
+    """
+
+    path: Path
+    name: Path
+    scope: int
+    kind: Any
+    alternatives: Mapping[str, type | None]
+    """Classes of the config that stands here, by name; empty for a plain value."""
+
+    def rank(self, key: Path) -> int | None:
+        """How `key` names the field: 0 as files do, 1 as options do, 2 by some of its path, None: not at all."""
+        if key in (self.name, self.name[self.scope :]):
+            return int(key != self.name)
+        above = iter(self.path[:-1])
+        return 2 if key[-1:] == self.path[-1:] and all(part in above for part in key[:-1]) else None
+
+
+def fields_below(
+    cls: Any, chosen: Mapping[Path, type | None], default: Any = MISSING, *, path: Path = ()
+) -> Iterator[Field]:
+    """All fields, configs before what they hold, with the alternatives that are chosen, else the defaults'."""
+    yield from _fields(cls, chosen, default, path, path, 0, False)
+
+
+def _fields(
+    cls: Any, chosen: Mapping[Path, type | None], default: Any, path: Path, prefix: Path, scope: int, short: bool | None
+) -> Iterator[Field]:
+    """`short`: names without those of the configs around them; None: never, in what the command line does not show."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    if short is not None:
+        short = short or tyro.conf.OmitArgPrefixes in getattr(cls, "__tyro_markers__", ())
+    for field in dataclasses.fields(cls):
+        kind, marks = unwrapped(hints[field.name])
+        if tyro.conf.Fixed in marks or not field.init:
+            continue
+        below = (*path, field.name)
+        omitted = None if short is None or tyro.conf.Suppress in marks else short or tyro.conf.OmitArgPrefixes in marks
+        own = next((mark.name for mark in marks if getattr(mark, "name", None) is not None), field.name)
+        name = (*(prefix[:scope] if omitted else prefix), own.replace("-", "_"))
+        alternatives = {} if any(isinstance(mark, SPEC) for mark in marks) else alternatives_of(kind)
+        if own:
+            yield Field(below, name, scope, hints[field.name], alternatives)
+        value = default_of(field, default)
+        found = chosen.get(below, None if value is MISSING or value is None else type(value))
+        if found and alternatives:
+            inner = value if type(value) is found else MISSING
+            if len(alternatives) - ("none" in alternatives) > 1:
+                yield from _fields(found, chosen, inner, below, name, len(name), omitted)
+            else:
+                kept = name if own else prefix
+                yield from _fields(found, chosen, inner, below, kept[:scope] if omitted else kept, scope, omitted)
+
+
+SPEC = tyro.constructors.PrimitiveConstructorSpec
+
+
+def default_of(field: dataclasses.Field, default: Any) -> Any:
+    """The field's value in an instance, or else its own default; MISSING: there is none."""
+    if default is not MISSING:
+        return getattr(default, field.name)
+    return field.default_factory() if callable(field.default_factory) else field.default
+
+
+def unwrapped(kind: Any) -> tuple[Any, tuple]:
+    """A type without its annotations, and these."""
+    marks: tuple = ()
+    while typing.get_origin(kind) is typing.Annotated:
+        marks += tuple(kind.__metadata__)
+        kind = kind.__origin__
+    return kind, marks
+
+
+def alternatives_of(kind: Any) -> dict[str, type | None]:
+    """Config classes that may stand where `kind` is declared, by their names on the command line; else none."""
+    kind, marks = unwrapped(kind)
+    if inspect.isabstract(kind):
+        return dict(choices(kind))
+    if dataclasses.is_dataclass(kind):
+        return {next(_names(kind, marks)): typing.cast(type, kind)}
+    if typing.get_origin(kind) not in (typing.Union, types.UnionType):
+        return {}
+    found: dict[str, type | None] = {}
+    for one in typing.get_args(kind):
+        found |= {"none": None} if one is type(None) else alternatives_of(one)
+    return found if any(found.values()) else {}
+
+
+def _names(cls: Any, marks: tuple) -> Iterator[str]:
+    """Name of a subcommand, of the class itself, or made of its class's name."""
+    yield from (mark.name for mark in marks if isinstance(getattr(mark, "name", None), str))
+    if isinstance(name := vars(cls).get("name"), str) and "name" not in cls.__dataclass_fields__:
+        yield name
+    yield re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", cls.__name__).lower()
+
+
+def value_at(config: Any, path: Path) -> Any:
+    """The value that a path leads to."""
+    return functools.reduce(getattr, path, config)
+
+
+def chosen_in(config: Any) -> dict[Path, type | None]:
+    """The class that stands wherever a config, itself chosen, has a choice."""
+    choices = [field.path for field in fields_below(type(config), {}, config) if len(field.alternatives) > 1]
+    values = {path: value_at(config, path) for path in choices}
+    return {path: None if value is None else type(value) for path, value in values.items()}
