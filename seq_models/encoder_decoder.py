@@ -25,6 +25,7 @@ from seq_models.layers import (
     TransformerConfig,
     attend_within,
     dropout,
+    fused,
     linear,
     norm,
     split_key,
@@ -64,15 +65,14 @@ class CrossAttention(nnx.Module):
     """Attention from the decoder's states to the encoder's."""
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs) -> None:
-        self.heads, self.kv_heads = config.heads, config.kv_heads or config.heads
+        self.heads = config.heads
         self.q = linear(config, config.dim, config.dim, rngs)
-        self.kv = linear(config, config.dim, 2 * self.kv_heads * (config.dim // config.heads), rngs)
+        self.kv = fused(config, config.dim, (2, config.kv_heads or config.heads, config.dim // config.heads), rngs)
         self.out = linear(config, config.dim, config.dim, rngs)
 
     def remember(self, states: Float[Array, "b t dim"]) -> KeyValue:
         """Keys and values of the encoder's states."""
-        mixed = self.kv(states).reshape((*states.shape[:-1], 2 * self.kv_heads, -1))
-        return KeyValue(*jnp.split(mixed, 2, axis=-2))
+        return KeyValue(*jnp.moveaxis(self.kv(states), -3, 0))
 
     def __call__(
         self, x: Float[Array, "b n dim"], memory: KeyValue, real: Bool[Array, "b t"]

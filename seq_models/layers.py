@@ -105,20 +105,28 @@ def linear(config: HasPrecision, inputs: int, outputs: int, rngs: nnx.Rngs, *, b
     return nnx.Linear(inputs, outputs, use_bias=bias, dtype=config.dtype.value, rngs=rngs)
 
 
+def fused(config: HasPrecision, inputs: int, outputs: tuple[int, ...], rngs: nnx.Rngs) -> nnx.LinearGeneral:
+    """Matrices of the same input as one, the first axis of `outputs` telling them apart.
+
+    Their outputs have axes of their own, so that devices may share each of the matrices.
+    """
+    return nnx.LinearGeneral(inputs, outputs, use_bias=False, dtype=config.dtype.value, rngs=rngs)
+
+
 class Attention(nnx.Module):
     """Projections of self-attention; the caller attends."""
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs) -> None:
-        self.heads, self.kv_heads = config.heads, config.kv_heads or config.heads
-        width = config.dim // config.heads
-        self.qkv = linear(config, config.dim, (self.heads + 2 * self.kv_heads) * width, rngs)
+        kv_heads = config.kv_heads or config.heads
+        self.group, width = config.heads // kv_heads, config.dim // config.heads
+        self.qkv = fused(config, config.dim, (self.group + 2, kv_heads, width), rngs)
         self.out = linear(config, config.dim, config.dim, rngs)
 
     def project(self, x: Float[Array, "*b dim"]) -> tuple[Float[Array, "*b heads width"], KeyValue]:
         """Queries, and keys and values."""
-        mixed = self.qkv(x).reshape((*x.shape[:-1], self.heads + 2 * self.kv_heads, -1))
-        q, k, v = jnp.split(mixed, [self.heads, self.heads + self.kv_heads], axis=-2)
-        return q, KeyValue(k, v)
+        q, k, v = jnp.split(self.qkv(x), [self.group, self.group + 1], axis=-3)
+        q = jnp.swapaxes(q, -3, -2)  # to the heads of a group side by side
+        return q.reshape((*x.shape[:-1], -1, q.shape[-1])), KeyValue(k[..., 0, :, :], v[..., 0, :, :])
 
     def merge(self, heads: Float[Array, "*b heads width"]) -> Float[Array, "*b dim"]:
         """The heads' outputs, projected to the width of the states."""
@@ -129,11 +137,11 @@ class SwiGLU(nnx.Module):
     """Gated feed-forward layer (Shazeer 2020, eq. 6)."""
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs) -> None:
-        self.up = linear(config, config.dim, 2 * config.hidden, rngs)
+        self.up = fused(config, config.dim, (2, config.hidden), rngs)
         self.down = linear(config, config.hidden, config.dim, rngs)
 
     def __call__(self, x: Float[Array, "*b dim"]) -> Float[Array, "*b dim"]:
-        gate, value = jnp.split(self.up(x), 2, axis=-1)
+        gate, value = jnp.moveaxis(self.up(x), -2, 0)
         return self.down(jax.nn.silu(gate) * value)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -19,15 +19,21 @@ AXES = ("data", "fsdp", "tensor")
 ROWS = PartitionSpec(("data", "fsdp"))  # of a batch; the devices along `tensor` share theirs
 
 Axis = str | tuple[str, ...] | None
+Tree = TypeVar("Tree")
 
 # How the last axes of a variable are split, by the end of its name; the first that matches decides, and whatever
 # matches none lies whole on every device. As in Megatron-LM (arXiv 1909.08053) a matrix that opens a block is split by
-# its outputs over `tensor` and the one that closes it by its inputs, so that a block needs one sum over devices.
+# its outputs over `tensor` (of attention: by heads) and the one that closes it by its inputs, so that a block needs one
+# sum over devices. `fsdp` splits what is stored alone: a step gathers it (`as_used`).
 RULES: tuple[tuple[str, tuple[Axis, ...]], ...] = (
+    ("qkv/kernel", ("fsdp", None, "tensor", None)),
+    ("kv/kernel", ("fsdp", None, "tensor", None)),
+    ("q/kernel", ("fsdp", "tensor")),
+    ("up/kernel", ("fsdp", None, "tensor")),
     ("out/kernel", ("tensor", "fsdp")),
     ("down/kernel", ("tensor", "fsdp")),
-    ("kernel", ("fsdp", "tensor")),
-    ("embedding", ("tensor", "fsdp")),
+    ("kernel", ("fsdp", None)),
+    ("embedding", (None, "fsdp")),
 )
 
 
@@ -85,6 +91,35 @@ def leaf_sharding(name: str, shape: tuple[int, ...], mesh: Mesh) -> NamedShardin
 def row_sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
     """The layout of a variable `ShardedByRows`, where its first axis divides."""
     return _split(shape, (AXES, *(None,) * (len(shape) - 1)), mesh)
+
+
+def used_sharding(stored: NamedSharding) -> NamedSharding:
+    """The layout in which a variable stored so is computed with: whole along `fsdp`, whose devices split the rows."""
+    spec = PartitionSpec(*(None if axis == "fsdp" else axis for axis in stored.spec))
+    return NamedSharding(stored.mesh, spec)
+
+
+def as_used(tree: Tree, stored: Any) -> Tree:
+    """Arrays stored in the layouts `stored`, gathered for a computation; their gradients are laid out as stored.
+
+    Without this XLA would rather move activations than gather the weights, whose contracted axes are split.
+    """
+    return jax.tree.map(_as_used, tree, stored)
+
+
+def _as_used(x: Array, stored: NamedSharding) -> Array:
+    used = used_sharding(stored)
+
+    @jax.custom_vjp
+    def gather(x: Array) -> Array:
+        return jax.lax.with_sharding_constraint(x, used)
+
+    def scatter(_: None, gradient: Array) -> tuple[Array]:
+        summed = jax.lax.with_sharding_constraint(gradient, used)  # else the split would reach back to activations
+        return (jax.lax.with_sharding_constraint(summed, stored),)
+
+    gather.defvjp(lambda x: (gather(x), None), scatter)
+    return gather(x)
 
 
 def _split(shape: tuple[int, ...], axes: tuple[Axis, ...], mesh: Mesh) -> NamedSharding:

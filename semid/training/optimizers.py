@@ -147,8 +147,8 @@ def _kernels(params: Any) -> Any:
     """The matrices of layers, which Muon orthogonalizes; embeddings and all else go by its Adam."""
 
     def dimensions(path: Any, p: Any) -> optax.contrib.MuonDimensionNumbers | None:
-        is_kernel = p.ndim == 2 and leaf_name(path).endswith("kernel")
-        return optax.contrib.MuonDimensionNumbers() if is_kernel else None
+        is_kernel = p.ndim >= 2 and leaf_name(path).endswith("kernel")
+        return optax.contrib.MuonDimensionNumbers(0, tuple(range(1, p.ndim))) if is_kernel else None
 
     return jax.tree_util.tree_map_with_path(dimensions, params)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -12,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Int
 
 from semid.errors import SemidError
 from semid.training.gradients import Gradients, accumulated
-from semid.training.mesh import ShardedByRows, leaf_sharding, replicated, row_sharding
+from semid.training.mesh import ShardedByRows, as_used, leaf_sharding, replicated, row_sharding
 
 Tree = TypeVar("Tree")
 Loss = Callable[[Any, Any, Any, "StepContext"], tuple[Array, dict[str, Array]]]
@@ -125,11 +126,13 @@ def make_step(
     With `combine` the loss is a vector, and the step follows what `combine` makes of its entries' gradients.
     """
     graph, *_ = split_variables(model)
+    layout = _layout(model, optimizer, mesh)
 
     def row_gradients(
         params: nnx.State, rest: nnx.State, rows: Any, key: Array, *, tables: Any, progress: Array
     ) -> Gradients:
         def compute(params: nnx.State) -> tuple[Array, tuple[dict[str, Array], nnx.State]]:
+            params = as_used(params, layout.params)
             current = nnx.merge(graph, params, rest, copy=True)  # a loss may set variables of its own
             value, metrics = loss(current, rows, tables, StepContext(key, progress))
             return value, ({"loss": jnp.sum(value), **metrics}, split_variables(current)[2])
@@ -142,7 +145,7 @@ def make_step(
         return Gradients(gradients, metrics | found, after)
 
     # Inputs are taken as they lie: what a hook returns may lie otherwise than what the step returned.
-    @functools.partial(jax.jit, donate_argnums=0, out_shardings=(_layout(model, optimizer, mesh), replicated(mesh)))
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=(layout, replicated(mesh)))
     def step(state: TrainState, batch: Any, tables: Any) -> tuple[TrainState, dict[str, Array]]:
         # The hardware generator costs a fraction of threefry; keys of different steps never meet.
         key = jax.random.fold_in(jax.random.key(seed, impl="rbg"), state.step)
@@ -157,14 +160,35 @@ def make_step(
         metrics = {"gradient_norm": optax.tree.norm(found.gradients), **found.metrics}
         return TrainState(state.step + 1, params, found.rest, opt_state), metrics
 
-    return TrainStep(step, jax.device_put(tables, replicated(mesh)), mesh)
+    return TrainStep(step, jax.tree.map(lambda x: _placed(x, replicated(mesh)), tables), mesh)
+
+
+def _placed(x: Any, sharding: NamedSharding) -> Any:
+    """An array in a layout; of a shape, the shape with the layout."""
+    if isinstance(x, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+    return jax.device_put(x, sharding)
+
+
+def abstract_state(model: nnx.Module, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """The shapes and layouts of `create_state`'s arrays, to lower a step with; the model may be one of shapes, too."""
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        _untrained(model, optimizer),
+        _layout(model, optimizer, mesh),
+    )
+
+
+def _untrained(model: nnx.Module, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step, without layout or moments' arrays."""
+    _, params, rest = split_variables(model)
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    return TrainState(step, params, rest, jax.eval_shape(optimizer.init, params))  # type: ignore[arg-type]
 
 
 def _layout(model: nnx.Module, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """The shardings of `create_state`'s arrays."""
-    _, params, rest = split_variables(model)
-    opt_state = jax.eval_shape(optimizer.init, params)
-    return shardings(TrainState(jnp.zeros((), jnp.int32), params, rest, opt_state), mesh)
+    return shardings(_untrained(model, optimizer), mesh)
 
 
 def with_variables(model: nnx.Module, params: nnx.State, rest: nnx.State) -> Any:
@@ -205,20 +229,39 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 
 
 def replace_leaves(tree: Tree, leaves: Mapping[str, Any], *, where: str) -> Tree:
-    """`tree` with the arrays of `leaves`. Raises SemidError naming the tensor that is missing, extra or misshapen."""
+    """`tree` with the arrays of `leaves`; fused matrices may lie flat, as they once did.
+
+    Raises SemidError naming the tensor that is missing, extra or misshapen.
+    """
     paths, structure = jax.tree_util.tree_flatten_with_path(tree)
     names = [leaf_name(path) for path, _ in paths]
     if set(names) != set(leaves):
         odd = sorted(set(names) ^ set(leaves))[0]
         raise SemidError(f"{where}: tensor {odd!r} is {'missing' if odd in names else 'not one of the model'}")
-    for name, (_, old) in zip(names, paths, strict=True):
-        if np.shape(leaves[name]) != np.shape(old):
+    found = [_fused(leaves[name], np.shape(old)) for name, (_, old) in zip(names, paths, strict=True)]
+    for name, leaf, (_, old) in zip(names, found, paths, strict=True):
+        if np.shape(leaf) != np.shape(old):
             raise SemidError(
-                f"{where}: tensor {name!r} has shape {np.shape(leaves[name])}; the config asks for {np.shape(old)}"
+                f"{where}: tensor {name!r} has shape {np.shape(leaf)}; the config asks for {np.shape(old)}"
             )
     # A global array cannot be put on a device; `jnp.asarray` compiles a program for each shape of host arrays.
-    arrays = [leaf if isinstance(leaf, Array) else jax.device_put(leaf) for leaf in map(leaves.get, names)]
+    arrays = [leaf if isinstance(leaf, Array) else jax.device_put(leaf) for leaf in found]
     return jax.tree_util.tree_unflatten(structure, arrays)
+
+
+def _fused(leaf: Any, shape: tuple[int, ...]) -> Any:
+    """A matrix that was stored with all its outputs on one axis, in the shape [inputs, matrices, ...] of today.
+
+    Of attention these were queries by head, then keys, then values, and are [inputs, group + 2, heads, width].
+    """
+    if np.ndim(leaf) != 2 or len(shape) < 3 or np.shape(leaf) != (shape[0], math.prod(shape[1:])):
+        return leaf
+    if len(shape) == 3 or shape[1] <= 3:
+        return leaf.reshape(shape)
+    inputs, group, heads, width = shape[0], shape[1] - 2, *shape[2:]
+    queries, others = leaf[:, : group * heads * width], leaf[:, group * heads * width :]
+    queries = queries.reshape(inputs, heads, group, width).swapaxes(1, 2)
+    return (jnp if isinstance(leaf, Array) else np).concatenate([queries, others.reshape(inputs, 2, heads, width)], 1)
 
 
 def leaf_name(path: Any) -> str:

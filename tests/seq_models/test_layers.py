@@ -95,7 +95,7 @@ def turned(x, positions):
 def test_attention_against_loops_in_float64(positions):
     attention, x, positions = Attention(CONFIG, rngs=nnx.Rngs(1)), normal(3, 1, 4, 8), np.array(positions)
     weights, out = (np.asarray(layer.kernel[...], np.float64) for layer in (attention.qkv, attention.out))
-    q, k, v = np.split((np.asarray(x, np.float64) @ weights).reshape(1, 4, 6, 4), 3, axis=2)
+    q, k, v = np.einsum("bti,ijhw->jbthw", np.asarray(x, np.float64), weights)
     q, k, mixed = turned(q, positions)[0], turned(k, positions)[0], np.zeros((4, 2, 4))
     for at, head in np.ndindex(4, 2):
         powers = np.exp(k[: at + 1, head] @ q[at, head] / 2.0)
@@ -114,10 +114,11 @@ def test_attention_against_loops_in_float64(positions):
 def test_grouped_heads_are_full_heads_with_shared_keys_and_values():
     full = TransformerConfig(dim=16, heads=4)
     grouped, x = Attention(replace(full, kv_heads=2), rngs=nnx.Rngs(2)), normal(9, 1, 5, 16)
-    kernel = np.asarray(grouped.qkv.kernel[...]).reshape(16, 8, 4)
+    kernel = np.asarray(grouped.qkv.kernel[...])  # [dim, two queries, key and value, heads, width]
     repeated = Attention(full, rngs=nnx.Rngs(3))
-    heads = [kernel[:, :4], np.repeat(kernel[:, 4:6], 2, axis=1), np.repeat(kernel[:, 6:], 2, axis=1)]
-    repeated.qkv.kernel[...] = jnp.asarray(np.concatenate(heads, axis=1).reshape(16, 48))
+    queries = kernel[:, :2].swapaxes(1, 2).reshape(16, 4, 4)
+    heads = [queries, *(np.repeat(kernel[:, of], 2, axis=1) for of in (2, 3))]
+    repeated.qkv.kernel[...] = jnp.asarray(np.stack(heads, axis=1))
     rows = jnp.ones((1, 5), jnp.int32)
     got, expected = (attend_rows(*module.project(x), rows, causal=True) for module in (grouped, repeated))
     np.testing.assert_allclose(got, expected, atol=1e-6)

@@ -74,13 +74,12 @@ def rms_norm(x, norm):
 
 def reference_block(block, x):
     """One block over `[n, level, dim]` in float64, with a causal mask over all levels at once."""
-    n, levels, dim = x.shape
-    qkv = (rms_norm(x, block.norm_attention) @ array(block.attention.qkv.kernel)).reshape(n, levels, 3, 2, dim // 2)
-    q, k, v = np.moveaxis(qkv, 2, 0)
+    _, levels, dim = x.shape
+    q, k, v = np.einsum("nli,ijhw->jnlhw", rms_norm(x, block.norm_attention), array(block.attention.qkv.kernel))
     powers = np.exp(np.einsum("nqhw,nkhw->nhqk", q, k) / (dim // 2) ** 0.5) * np.tri(levels)
     mixed = np.einsum("nhqk,nkhw->nqhw", powers / powers.sum(axis=-1, keepdims=True), v).reshape(x.shape)
     x = x + mixed @ array(block.attention.out.kernel)
-    gate, value = np.split(rms_norm(x, block.norm_feed) @ array(block.feed.up.kernel), 2, axis=-1)
+    gate, value = np.einsum("nli,ijh->jnlh", rms_norm(x, block.norm_feed), array(block.feed.up.kernel))
     return x + (gate / (1 + np.exp(-gate)) * value) @ array(block.feed.down.kernel)
 
 

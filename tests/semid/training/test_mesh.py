@@ -79,12 +79,16 @@ def test_a_divisible_batch_size_divides_over_data_and_fsdp_alone():
 @pytest.mark.parametrize(
     ("name", "shape", "spec"),
     [
-        ("backbone/blocks/0/attention/qkv/kernel", (8, 24), ("fsdp", "tensor")),
+        ("backbone/blocks/0/attention/qkv/kernel", (8, 3, 2, 4), ("fsdp", None, "tensor", None)),
+        ("backbone/blocks/0/attention/qkv/kernel", (8, 10, 1, 4), ("fsdp", None, None, None)),
+        ("backbone/blocks/0/feed/up/kernel", (8, 2, 16), ("fsdp", None, "tensor")),
+        ("decoder/0/cross/kv/kernel", (8, 2, 2, 4), ("fsdp", None, "tensor", None)),
+        ("decoder/0/cross/q/kernel", (8, 8), ("fsdp", "tensor")),
         ("backbone/blocks/0/attention/out/kernel", (8, 8), ("tensor", "fsdp")),
         ("opt_state/1/0/mu/blocks/0/feed/down/kernel", (16, 8), ("tensor", "fsdp")),
-        ("tables/0/embedding", (40, 8), ("tensor", "fsdp")),
-        ("stacked/kernel", (3, 8, 24), (None, "fsdp", "tensor")),
-        ("odd/kernel", (7, 24), (None, "tensor")),
+        ("tables/0/embedding", (40, 8), (None, "fsdp")),
+        ("stacked/kernel", (3, 8, 24), (None, "fsdp", None)),
+        ("odd/up/kernel", (7, 2, 24), (None, None, "tensor")),
         ("odd/out/kernel", (8, 7), ("tensor", None)),
         ("norm/scale", (8,), ()),
         ("one/kernel", (8,), ()),
@@ -103,7 +107,7 @@ def test_variables_are_split_by_rows_if_their_type_says_so(shape, spec):
     tree = {"by rows": ShardedByRows(np.zeros(shape)), "kernel": nnx.Param(np.zeros((8, 24)))}
     layout = shardings(tree, make_mesh(config=MeshConfig(2, 2)))
     check_layout(layout["by rows"].get_raw_value(), shape, spec)
-    assert tuple(layout["kernel"].get_raw_value().spec) == ("fsdp", "tensor")
+    assert tuple(layout["kernel"].get_raw_value().spec) == ("fsdp", None)
 
 
 def check_layout(sharding, shape, spec):

@@ -258,6 +258,21 @@ def test_leaves_that_do_not_fit_are_named(change, message):
         replace_leaves(params, leaves, where="file")
 
 
+@pytest.mark.parametrize(("group", "heads"), [(1, 2), (2, 2)])
+def test_fused_matrices_of_earlier_versions_are_read(group, heads):
+    """Their outputs lay on one axis: query heads, those of a group side by side, then keys, then values."""
+    q, k, v = (np.random.default_rng(i).normal(size=(3, n * 4)) for i, n in enumerate((group * heads, heads, heads)))
+    like = {"qkv": jnp.zeros((3, group + 2, heads, 4)), "up": jnp.zeros((3, 2, 5))}
+    flat = {"qkv": np.concatenate([q, k, v], axis=1), "up": np.arange(30.0).reshape(3, 10)}
+    read = replace_leaves(like, flat, where="file")
+    np.testing.assert_array_equal(read["up"], flat["up"].reshape(3, 2, 5).astype(np.float32))
+    for index in range(group):
+        expected = q.reshape(3, heads, group, 4)[:, :, index].astype(np.float32)
+        np.testing.assert_array_equal(read["qkv"][:, index], expected)
+    for index, of in enumerate((k, v)):
+        np.testing.assert_array_equal(read["qkv"][:, group + index], of.reshape(3, heads, 4).astype(np.float32))
+
+
 def test_rates_scale_and_freeze_parts_by_name():
     whole = updates(OptimizerConfig(), 0.01)[-1]
     parts = updates(OptimizerConfig(rates=(("matrix", 0.5), ("vec", 0.0), ("vector", 2.0))), 0.01)[-1]

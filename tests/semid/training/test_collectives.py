@@ -1,0 +1,162 @@
+"""Exchanges between devices in compiled steps: what moves is weights, their gradients, and sums of activations.
+
+The compiler of CPU devices has no reduce-scatter: it prints an all-reduce and a slice.
+"""
+
+import collections
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from semid.encoders import FeatureRows
+from semid.generators import LossTables, generator_loss
+from semid.joint import JointModel, StepConfig
+from semid.joint.model import ContentTables, joint_loss
+from semid.recommender import ModelSpec
+from semid.tokenizers import RQVAE, RQVaeConfig
+from semid.tokenizers.autoencoder import Tables
+from semid.tokenizers.rqvae import AlignedRQVAE, ItemRows
+from semid.tokenizers.rqvae import joint_loss as tokenizer_loss
+from semid.training import (
+    MeshConfig,
+    OptimizerConfig,
+    PackedRows,
+    abstract_state,
+    make_mesh,
+    make_optimizer,
+    make_step,
+    put_batch,
+)
+from semid.training.programs import Program
+from seq_models import (
+    DenseConfig,
+    EncoderDecoderConfig,
+    FlatDecoderConfig,
+    ItemTables,
+    Layout,
+    RQTransformer,
+    RQTransformerConfig,
+    TransformerConfig,
+)
+
+ITEMS, SIZES, ROWS = 1 << 16, (16, 16), 16
+STACK = {"backbone": TransformerConfig(16, layers=2, heads=2, hidden=32, dropout=0.1)}
+FAMILIES = {
+    "rq-transformer": RQTransformerConfig(**STACK),
+    "flat": FlatDecoderConfig(**STACK),
+    "encoder-decoder": EncoderDecoderConfig(**STACK, decoder_layers=1),
+    "sasrec": DenseConfig(**STACK),
+}
+DATA, FSDP, TENSOR = MeshConfig(), MeshConfig(fsdp=8), MeshConfig(tensor=2)
+MIXED = MeshConfig(fsdp=2, tensor=2)
+
+
+def generator(name):
+    model = ModelSpec(FAMILIES[name], SIZES, ITEMS, num_features=0, max_history=8).build(seed=0)
+    tables = LossTables(ItemTables.from_arrays(np.zeros((ITEMS, 2), np.int32), None, np.ones(ITEMS, np.int32)))
+    return model, generator_loss, tables, rows(model.layout is Layout.SINGLE)
+
+
+def rows(single):
+    history = np.ones((ROWS, 8), np.int32)
+    return PackedRows(history, np.ones(ROWS, np.int32) if single else history, history)
+
+
+def tokenizer():
+    config = RQVaeConfig(level_sizes=SIZES, hidden=(32,), latent=8)
+    model = AlignedRQVAE(RQVAE(config, dim=16, rngs=nnx.Rngs(0)), [])
+    loss = functools.partial(tokenizer_loss, config=config)
+    return model, loss, Tables(jnp.zeros((ITEMS, 16)), None), ItemRows(np.zeros(64, np.int32))
+
+
+class Encoder(nnx.Module):
+    dim = 16
+
+    def __init__(self, rngs):
+        self.layer = nnx.Linear(16, 16, rngs=rngs)
+
+    def __call__(self, content, *, key=None):
+        return self.layer(content["text"].vectors)
+
+
+def joint():
+    sizes = {"level_sizes": (*SIZES, 4), "num_features": 16}
+    model = JointModel(
+        Encoder(nnx.Rngs(0)),
+        tokenizer()[0].autoencoder,
+        RQTransformer(FAMILIES["rq-transformer"], **sizes, rngs=nnx.Rngs(1)),
+        codes=np.zeros((ITEMS, 3), np.int32),
+        rngs=nnx.Rngs(2),
+    )
+    tables = ContentTables({"text": FeatureRows(jnp.zeros((ITEMS, 16)), jnp.ones(ITEMS, bool))})
+    return model, functools.partial(joint_loss, config=StepConfig()), tables, rows(True)
+
+
+def compiled(task, sharing, capfd):
+    """Exchanges of a step on 8 devices, and the number of its parameters' arrays; the compiler must warn of nothing."""
+    model, loss, tables, batch = task
+    mesh, optimizer = make_mesh(config=sharing), make_optimizer(OptimizerConfig(), num_steps=10)
+    step = make_step(model, optimizer, loss, tables=tables, seed=0, num_steps=10, mesh=mesh)
+    text = step.lower(abstract_state(model, optimizer, mesh), put_batch(batch, mesh)).compile().as_text()
+    assert "Involuntary full rematerialization" not in capfd.readouterr().err
+    return Program.parse(text).collectives, len(jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+
+def count(collectives):
+    found = collections.Counter(one.kind for one in collectives)
+    return {kind: found.pop(kind, 0) for kind in ("all-gather", "all-reduce")} | found
+
+
+# Sums of metrics and of the gradient's norm, and of gradients together.
+FEW = 5
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_with_fsdp_each_weight_is_gathered_once_and_its_gradient_summed_once(name, capfd):
+    collectives, weights = compiled(generator(name), FSDP, capfd)
+    found = count(collectives)
+    assert set(found) == {"all-gather", "all-reduce"}
+    assert 0 < found["all-gather"] <= weights
+    assert found["all-reduce"] <= weights + FEW
+
+
+def test_with_data_alone_gradients_are_summed_together(capfd):
+    found = count(compiled(generator("rq-transformer"), DATA, capfd)[0])
+    assert found.pop("all-reduce") <= FEW
+    assert found == {"all-gather": 0}
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("rq-transformer", 2 + len(SIZES)), ("sasrec", 2)])
+def test_with_tensor_a_block_sums_twice_forward_and_twice_backward(name, blocks, capfd):
+    """As in Megatron-LM; the depth decoder's block runs once a level."""
+    found = count(compiled(generator(name), TENSOR, capfd)[0])
+    assert 4 * blocks <= found.pop("all-reduce") <= 4 * blocks + FEW
+    assert found == {"all-gather": 0}
+
+
+def test_of_all_three_axes_each_adds_its_own(capfd):
+    collectives, weights = compiled(generator("rq-transformer"), MIXED, capfd)
+    found = count(collectives)
+    assert set(found) == {"all-gather", "all-reduce"}
+    assert found["all-gather"] <= weights
+    assert found["all-reduce"] <= 4 * (2 + len(SIZES)) + weights + FEW
+
+
+def test_the_tokenizer_s_step(capfd):
+    collectives, weights = compiled(tokenizer(), MIXED, capfd)
+    found = count(collectives)
+    assert set(found) == {"all-gather", "all-reduce"}
+    assert found["all-gather"] <= weights
+    assert found["all-reduce"] <= weights + FEW
+
+
+def test_the_joint_step_moves_a_batch_s_items_and_never_the_bank(capfd):
+    collectives, weights = compiled(joint(), MIXED, capfd)
+    found = count(collectives)
+    assert "all-to-all" not in found
+    assert found["all-gather"] <= 2 * weights
+    assert max(one.sent for one in collectives) < ITEMS * 16 * 4 / 10
