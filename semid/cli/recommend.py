@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -13,7 +15,7 @@ from rich.table import Table
 
 from semid.cli.choices import PathOrUrl
 from semid.cli.console import console
-from semid.data import parse_ids, read_id_file
+from semid.data import parse_ids, read_boosts, read_id_file
 from semid.errors import SemidError
 from semid.recommender import Explanation, Recommender
 
@@ -37,8 +39,12 @@ class Recommend:
     """File of item ids, one a line, or table with a column item_id: no other is recommended (what is in stock, say)."""
     deny: PathOrUrl | None = None
     """File or table of item ids that are not recommended."""
+    boost: tuple[str, ...] = ()
+    """Factors of items' probabilities, ID=FACTOR each: 2 doubles one, 0 rules an item out."""
+    boosts: PathOrUrl | None = None
+    """Table of such factors, its columns item_id and boost; what --boost says of an item counts more."""
     skip_unknown: bool = False
-    """Drop unknown ids from the history and the two files, and say how many, instead of stopping."""
+    """Drop unknown ids from the history and the files, and say how many, instead of stopping."""
     explain: bool = False
     """Show the item graph's share of each probability, and the items of the history that it comes from."""
     catalog: PathOrUrl | None = None
@@ -56,6 +62,7 @@ class Recommend:
             beam_size=self.beam_size,
             exclude_seen=self.exclude_seen,
             allowed=self._allowed(recommender),
+            boosts=self._boosts(recommender),
             skip_unknown=self.skip_unknown,
         )
         if not top.item_ids[0]:
@@ -83,9 +90,19 @@ class Recommend:
             allowed &= ~self._mask(recommender, self.deny)
         return allowed
 
+    def _boosts(self, recommender: Recommender) -> dict[Any, float]:
+        """Factors of the table and the option. Raises SemidError naming the file, or the word, that is at fault."""
+        given = {} if self.boosts is None else read_boosts(self.boosts)
+        if self.boosts is not None:
+            self._mask_of(recommender, list(given), self.boosts)
+        return {**given, **dict(map(_boost, self.boost))}
+
     def _mask(self, recommender: Recommender, file: str | Path) -> Bool[np.ndarray, " items"]:
         """The items that a file lists. Raises SemidError naming the file where an id is unknown."""
-        ids = read_id_file(file)
+        return self._mask_of(recommender, read_id_file(file), file)
+
+    def _mask_of(self, recommender: Recommender, ids: list[str], file: str | Path) -> Bool[np.ndarray, " items"]:
+        """The items of these ids. Raises SemidError naming the file where one is unknown."""
         if self.skip_unknown:
             self._dropped(recommender, ids, str(file))
         try:
@@ -99,6 +116,15 @@ class Recommend:
         if unknown:
             console.print(f"dropped {unknown} unknown of {len(ids)} items of {of}")
         return unknown
+
+
+def _boost(word: str) -> tuple[str, float]:
+    """ID=FACTOR; an id may hold = too."""
+    item, _, factor = word.rpartition("=")
+    with contextlib.suppress(ValueError):
+        if item and 0 <= float(factor) < math.inf:
+            return item, float(factor)
+    raise SemidError(f"--boost {word}: expected ID=FACTOR, a finite number of 0 or more after the =, such as i1=1.5")
 
 
 def _explained(items: list[Explanation]) -> Table:

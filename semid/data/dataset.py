@@ -259,6 +259,17 @@ class Dataset:
         digest = origin.manifest.parents.get("dataset", "unknown")
         return None if digest == self.digest or digest == self._content_digest else digest
 
+    def check_source(self, made: Origin | str, *, what: str, remedy: str) -> None:
+        """Raise SemidError where an artifact, or `what` is in memory and made from a dataset of this digest, was made
+        from another dataset: what is test here may have been training there. `remedy` is the way out."""
+        digest = made if isinstance(made, str) else made.manifest.parents.get("dataset", "unknown")
+        if digest != self.digest and digest != self._content_digest:
+            where = what if isinstance(made, str) else made.folder
+            raise SemidError(
+                f"{where}: trained on dataset digest {digest[:16]}, not on this one of {self.digest[:16]}; what is "
+                f"test here may have been training there; {remedy}"
+            )
+
     @property
     def parents(self) -> dict[str, str]:
         """Digests of what an artifact made from this dataset is made from, by their roles."""

@@ -20,7 +20,7 @@ from semid.errors import SemidError
 
 Id = str | int | np.integer
 _Column = TypeVar("_Column", pa.Array, pa.ChunkedArray)
-_ID_COLUMN = "item_id"
+_ID_COLUMN, _BOOST_COLUMN = "item_id", "boost"
 _RULE = "ids are strings or integers"
 
 
@@ -108,15 +108,43 @@ def read_id_file(path: str | Path) -> list[str]:
     return [line for line in lines if line.strip()]
 
 
+def read_boosts(path: str | Path) -> dict[str, float]:
+    """Factors of items in a table's file, its columns item_id and boost. Raises SemidError naming file, column and row
+    of what is no number, and of an item that is given twice."""
+    table, faults = read_table(path), Faults(str(path))
+    _check_columns(path, table, (_ID_COLUMN, _BOOST_COLUMN), remedy="rename one")
+    ids, factors = read_ids(_ID_COLUMN, table[_ID_COLUMN], faults), table[_BOOST_COLUMN]
+    try:
+        values = factors.cast(pa.float64()).to_numpy()
+    except pa.ArrowException:
+        raise SemidError(f"{path}: column 'boost': expected numbers, got {factors.type}; write such as 1.5") from None
+    wrong = ~(np.isfinite(values) & (values >= 0))
+    faults.rows(
+        _BOOST_COLUMN, wrong, "expected a finite number of 0 or more, got {}; correct it or drop the row", factors
+    )
+    if not faults.lines:
+        names = ids.to_numpy()
+        again = np.ones(len(names), bool)
+        again[np.unique(names, return_index=True)[1]] = False
+        faults.rows(_ID_COLUMN, again, "{!r} is given twice; keep one row for each item", ids)
+    raise_faults(faults.lines)
+    log_unused(name for name in table.column_names if name not in (_ID_COLUMN, _BOOST_COLUMN))
+    return dict(zip(ids.to_pylist(), values.tolist(), strict=True))
+
+
 def _table_ids(path: str | Path) -> list[str]:
     table, faults = read_table(path), Faults(str(path))
-    if _ID_COLUMN not in table.column_names:
-        found = ", ".join(table.column_names)
-        raise SemidError(f"{path}: column {_ID_COLUMN!r}: missing; found {found}; rename one, or list ids in .txt")
+    _check_columns(path, table, (_ID_COLUMN,), remedy="rename one, or list ids in .txt")
     ids = read_ids(_ID_COLUMN, table[_ID_COLUMN], faults)
     raise_faults(faults.lines)
     log_unused(name for name in table.column_names if name != _ID_COLUMN)
     return ids.to_pylist()
+
+
+def _check_columns(path: str | Path, table: pa.Table, names: Iterable[str], *, remedy: str) -> None:
+    for name in names:
+        if name not in table.column_names:
+            raise SemidError(f"{path}: column {name!r}: missing; found {', '.join(table.column_names)}; {remedy}")
 
 
 def _as_id(value: Any) -> str | None:

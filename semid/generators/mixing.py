@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from semid.data import Dataset
-from semid.errors import SemidError
 from semid.graphs import ItemGraph
 from semid.progress import LOG, show_progress
 from semid.recommender import Recommender
@@ -40,13 +38,3 @@ def _best(what: str, candidates: Mapping[float, Recommender], score: Score) -> R
     best, (first, *_) = max(scores, key=lambda value: scores[value]), scores
     LOG.info("%s: %s, validation NDCG@10 %.4f (with %s: %.4f)", what, best, scores[best], first, scores[first])
     return candidates[best]
-
-
-def check_graph(graph: ItemGraph, dataset: Dataset) -> None:
-    """Raise SemidError for a graph that was fitted to another dataset."""
-    if graph.dataset != dataset.digest and (graph.origin is None or dataset.other_source(graph.origin)):
-        where = "the item graph" if graph.origin is None else str(graph.origin.folder)
-        raise SemidError(
-            f"{where}: fitted to dataset digest {graph.dataset[:16]}, not to this one of {dataset.digest[:16]}; "
-            "what is test here may have been counted there; fit a graph to this dataset (`semid graph`)"
-        )

@@ -20,7 +20,7 @@ from semid.data import Dataset, Examples, Standardizer, content_blocks
 from semid.errors import SemidError
 from semid.evaluation import accuracy, group_ids, item_places
 from semid.generators.distillation import Teacher, as_teacher, taught
-from semid.generators.mixing import check_graph, mixed
+from semid.generators.mixing import mixed
 from semid.generators.objective import LossTables, ObjectiveConfig, generator_loss
 from semid.graphs import ItemGraph
 from semid.recommender import DATASET_FILE, ModelSpec, Recommender, copy_tokenizer
@@ -120,7 +120,8 @@ def train(
     if teacher is not None:
         parents["teacher"] = teacher.digest
     if graph is not None:
-        check_graph(graph, dataset)
+        remedy = "fit a graph to this dataset (`semid graph`)"
+        dataset.check_source(graph.origin or graph.dataset, what="the item graph", remedy=remedy)
         parents["graph"] = graph.digest
     request = Request(Kind.MODEL, {"generator": to_dict(config)}, parents, seed, _VERSION)
 
@@ -233,11 +234,8 @@ def check_teacher(teacher: Teacher | None, dataset: Dataset, config: GeneratorCo
         raise SemidError(f"distillation is for models of codes; {config.model.title} has none")
     if teacher is not None and not teacher.item_ids.equals(dataset.item_ids):
         raise SemidError("the teacher's items are not the dataset's in the same order; train it on this dataset")
-    if teacher is not None and teacher.origin is not None and (digest := dataset.other_source(teacher.origin)):
-        raise SemidError(
-            f"{teacher.origin.folder}: trained on dataset digest {digest[:16]}, not on this one of "
-            f"{dataset.digest[:16]}; what is test here may have been training there; train a teacher on this dataset"
-        )
+    if teacher is not None and teacher.origin is not None:
+        dataset.check_source(teacher.origin, what="the teacher", remedy="train a teacher on this dataset")
 
 
 def training_rows(dataset: Dataset, config: GeneratorConfig, layout: Layout) -> PackedRows | SingleRows:

@@ -213,11 +213,7 @@ def _request(
     if previous is not None:
         path = artifacts.fetched(previous.path)
         origin = Origin(path, artifacts.read_artifact(path, Kind.MODEL))
-        if digest := previous.dataset.other_source(origin):
-            raise SemidError(
-                f"{previous.path}: trained on dataset digest {digest[:16]}, not on the previous dataset of "
-                f"{previous.dataset.digest[:16]}; give the dataset of that run"
-            )
+        previous.dataset.check_source(origin, what="the previous run", remedy="give the dataset of that run")
         parents["previous"] = origin.digest
     return Request(Kind.MODEL, settings, parents, seed, _VERSION)
 

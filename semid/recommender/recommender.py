@@ -8,7 +8,7 @@ import hashlib
 import json
 import tempfile
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,35 +22,20 @@ from semid import artifacts, config
 from semid.artifacts import Kind, Origin
 from semid.catalog import CATALOG_FILE, SemanticCatalog
 from semid.catalog.versions import vectors as appended_vectors
-from semid.data import Histories, Id, Standardizer, as_ids, as_masks
+from semid.data import Histories, Id, Standardizer, as_ids
 from semid.errors import SemidError
 from semid.graphs import ItemGraph
 from semid.recommender.explanation import Explanation, edge_shares
 from semid.recommender.hub import upload
-from semid.recommender.mixing import (
-    build_boosts,
-    build_mixture,
-    check_graph,
-    check_graph_weight,
-    log_factors,
-)
+from semid.recommender.mixing import build_boosts, build_mixture, check_graph, check_graph_weight
 from semid.recommender.packaging import Measured, write_package
 from semid.recommender.persistence import ItemData, read_model, write_model
-from semid.recommender.requests import request_batches, select_masks
+from semid.recommender.ranking import BEAM, Ranking
 from semid.recommender.scorers import Scorer
 from semid.recommender.spec import ModelSpec
 from semid.recommender.versions import build_trie, standardize_appended
 from semid.training import named_leaves
-from seq_models import Boosts, Capacity, DenseTransformer, ItemModel, ItemTables, Mixture, RequestBatch
-
-# Users a search runs at once, at the default beam; wider beams take proportionally fewer.
-_BATCH, _BEAM = 512, 50
-# Exact scoring holds this many (history, item) pairs at once.
-_PAIRS = 1 << 16
-# ... and scoring of the whole catalogue this many histories.
-_USERS = 8
-# A dense model scores every item of the catalogue: this many scores (64 MiB) at once.
-_SCORES = 1 << 24
+from seq_models import Boosts, Capacity, DenseTransformer, ItemModel, ItemTables, Mixture
 
 
 @dataclass(frozen=True)
@@ -264,17 +249,17 @@ class Recommender:
         check_graph_weight(weight)
         if graph is not None:
             check_graph(graph, self.catalog.item_ids)
-        other = copy.copy(self)
-        other.origin, other.catalog_updated, other._graph = None, False, graph
-        other.spec = dataclasses.replace(self.spec, graph_weight=0.0 if graph is None else weight)
-        other._scorer = dataclasses.replace(self._scorer, mixture=other._mixture())
-        return other
+        return self._mixed(graph, dataclasses.replace(self.spec, graph_weight=0.0 if graph is None else weight))
 
     def with_repeat_factor(self, factor: float) -> Recommender:
         """The same with this factor of the model's probability of items in the history. Raises SemidError below 0."""
+        return self._mixed(self._graph, dataclasses.replace(self.spec, repeat_factor=factor))
+
+    def _mixed(self, graph: ItemGraph | None, spec: ModelSpec) -> Recommender:
+        """The same with another graph, and numbers of the mixture as this spec says."""
         other = copy.copy(self)
-        other.origin, other.catalog_updated = None, False
-        other.spec = dataclasses.replace(self.spec, repeat_factor=factor)
+        other.origin, other.catalog_updated, other._graph = None, False, graph
+        other.spec = spec
         other._scorer = dataclasses.replace(self._scorer, mixture=other._mixture())
         return other
 
@@ -385,7 +370,7 @@ class Recommender:
         histories: Iterable[Iterable[Id]],
         *,
         k: int = 10,
-        beam_size: int = _BEAM,
+        beam_size: int = BEAM,
         exclude_seen: bool = False,
         allowed: Bool[np.ndarray, " items"] | Bool[np.ndarray, "histories items"] | None = None,
         boosts: Mapping[Id, float] | None = None,
@@ -404,14 +389,13 @@ class Recommender:
         Raises SemidError for numbers out of range, and for an unknown id, unless `skip_unknown` drops it.
         """
         rows = Histories.from_lists(self._history_rows(histories, skip_unknown))
-        ranked, scores = self._rank(
+        ranked, scores = self._ranking(graph_weight).top(
             rows,
             k=k,
             beam_size=beam_size,
             exclude_seen=exclude_seen,
             allowed=allowed,
             boosts=build_boosts(boosts, self.catalog, skip_unknown=skip_unknown) if boosts else None,
-            graph_weight=graph_weight,
         )
         ids = [self.item_ids.take(pa.array(row[row >= 0])).to_pylist() for row in ranked]
         return Recommendations(ids, scores)
@@ -478,7 +462,7 @@ class Recommender:
         *,
         k: int,
         exclude_seen: bool,
-        beam_size: int = _BEAM,
+        beam_size: int = BEAM,
         allowed: Bool[np.ndarray, " items"] | Bool[np.ndarray, "n items"] | None = None,
         graph_weight: float | None = None,
     ) -> Int[np.ndarray, "n k"]:
@@ -486,15 +470,8 @@ class Recommender:
 
         The answer to a history depends (to rounding) on no other.
         """
-        return self._rank(
-            histories,
-            k=k,
-            beam_size=beam_size,
-            exclude_seen=exclude_seen,
-            allowed=allowed,
-            boosts=None,
-            graph_weight=graph_weight,
-        )[0]
+        top = self._ranking(graph_weight).top
+        return top(histories, k=k, beam_size=beam_size, exclude_seen=exclude_seen, allowed=allowed)[0]
 
     def item_vectors(self) -> Float[np.ndarray, "items dim"]:
         """The vectors by which a dense model scores its items. Raises SemidError for a model that speaks in codes."""
@@ -514,105 +491,27 @@ class Recommender:
     def log_probs(
         self, histories: Histories, rows: Int[np.ndarray, " n"], *, graph_weight: float | None = None
     ) -> Float[np.ndarray, "histories n"]:
-        """Exact log-probabilities of item rows after each history (of popularity, after an empty one)."""
-        scorer = self._weighted(graph_weight)
-        scores = np.empty((len(histories), len(rows)), np.float32)
-        width = min(len(rows), _PAIRS) or 1
-        for index, requests in self._requests(histories, self._batch_size(_PAIRS // width)):
-            for start in range(0, len(rows), width):
-                block = np.resize(rows[start : start + width], width)  # one shape; what repeats is cut off again
-                values = np.asarray(scorer.log_probs(requests, jax.device_put(block)))
-                kept = slice(start, min(start + width, len(rows)))
-                scores[index, kept] = values[: len(index), : kept.stop - kept.start]
-        scores[histories.lengths == 0] = self._popularity()[rows]
-        return scores
+        """Exact log-probabilities of item rows after each history (of popularity, after an empty one).
+
+        -inf of items that the search leaves out: where nothing repeats, all of a history, however long.
+        """
+        return self._ranking(graph_weight).log_probs(histories, rows)
 
     def catalog_log_probs(
         self, histories: Histories, *, graph_weight: float | None = None
     ) -> Float[np.ndarray, "histories items"]:
         """`log_probs` of all items, at the price of fewer: those that begin alike share the computation."""
-        scorer = self._weighted(graph_weight)
-        scores = np.empty((len(histories), len(self.catalog)), np.float32)
-        for index, requests in self._requests(histories, self._batch_size(_USERS)):
-            found = np.asarray(scorer.catalog_log_probs(requests))
-            scores[index] = found[: len(index), : len(self.catalog)]
-        scores[histories.lengths == 0] = self._popularity()
-        return scores
-
-    def _rank(
-        self,
-        histories: Histories,
-        *,
-        k: int,
-        beam_size: int,
-        exclude_seen: bool,
-        allowed: Bool[np.ndarray, " items"] | Bool[np.ndarray, "n items"] | None,
-        boosts: Boosts | None,
-        graph_weight: float | None,
-    ) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
-        if k < 1 or beam_size < 1:
-            raise SemidError(f"expected k and beam_size of at least 1, got {k} and {beam_size}")
-        scorer = self._weighted(graph_weight)
-        if self.spec.repeat_factor == 0:  # the model closes what it reads, this what is older
-            exclude_seen |= bool((histories.lengths > self.spec.max_history).any())
-        if allowed is not None:
-            allowed = as_masks(allowed, num_histories=len(histories), num_items=len(self.catalog))
-        ranked = np.full((len(histories), k), -1, np.int32)
-        scores = np.full((len(histories), k), -np.inf, np.float32)
-        size = self._batch_size(_BATCH * _BEAM // max(beam_size, k, _BEAM))
-        batches = self._requests(histories, size, allowed=allowed, exclude_seen=exclude_seen, boosts=boosts)
-        for index, requests in batches:
-            found = scorer.top(requests, k=k, beam_size=beam_size)
-            ranked[index], scores[index] = (np.asarray(part)[: len(index)] for part in found)
-        if len(empty := np.flatnonzero(histories.lengths == 0)):
-            ranked[empty], scores[empty] = self.most_popular(len(empty), k, select_masks(allowed, empty), boosts)
-        return ranked, scores
-
-    def _requests(
-        self,
-        histories: Histories,
-        size: int,
-        *,
-        allowed: Bool[np.ndarray, "masks items"] | None = None,
-        exclude_seen: bool = False,
-        boosts: Boosts | None = None,
-    ) -> Iterator[tuple[Int[np.ndarray, " n"], RequestBatch]]:
-        return request_batches(
-            histories,
-            size,
-            max_history=self.spec.max_history,
-            slots=len(self.tables.codes),
-            allowed=allowed,
-            exclude_seen=exclude_seen,
-            boosts=boosts,
-        )
+        return self._ranking(graph_weight).catalog_log_probs(histories)
 
     def most_popular(
         self, n: int, k: int, allowed: Bool[np.ndarray, "masks items"] | None, boosts: Boosts | None = None
     ) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
         """The items most popular in training, of those allowed: what is recommended to who has no history."""
-        popularity = self._popularity()
-        if boosts is not None:
-            popularity += log_factors(boosts, len(popularity))
-        popularity = np.broadcast_to(popularity, (n, len(popularity)))
-        if allowed is not None:
-            popularity = np.where(allowed, popularity, -np.inf)
-        best = np.argsort(-popularity, axis=1, kind="stable")[:, :k]
-        values = np.take_along_axis(popularity, best, axis=1)
-        missing = ((0, 0), (0, k - best.shape[1]))
-        rows = np.pad(np.where(values == -np.inf, -1, best), missing, constant_values=-1)
-        return rows, np.pad(values, missing, constant_values=-np.inf)
+        return self._ranking(None).most_popular(n, k, allowed, boosts)
 
-    def _batch_size(self, histories: int) -> int:
-        """So many histories, at least one, and no more than a dense model can score all items for."""
-        most = histories if self.spec.model.has_codes else min(histories, _SCORES // len(self.catalog))
-        return max(most, 1)
-
-    def _popularity(self) -> Float[np.ndarray, " items"]:
-        """Logs of the smoothed shares, -inf of removed items."""
-        counts = np.where(self.catalog.active, self._train_counts + 1.0, 0)
-        with np.errstate(divide="ignore"):
-            return np.log(counts / counts.sum()).astype(np.float32)
+    def _ranking(self, graph_weight: float | None) -> Ranking:
+        """Rankings and scores of item rows, by another weight of the graph if one is given."""
+        return Ranking(self._weighted(graph_weight), self.spec, self.catalog, self._train_counts)
 
     def _history_rows(self, histories: Iterable[Iterable[Id]], skip_unknown: bool) -> list[list[int]]:
         result = []

@@ -24,6 +24,7 @@ from semid.cli.train import Train
 from semid.data import GlobalTime, HeldOutItems
 from semid.errors import SemidError
 from semid.progress import show_progress
+from semid.recommender import Recommendations, Recommender
 from semid.tokenizers import RQKmeansConfig
 from seq_models import DenseConfig
 
@@ -229,6 +230,50 @@ def test_what_does_not_fit_is_said_by_its_option(capsys, line, said):
         main(line.split())
     assert exit.value.code == 2
     assert said in capsys.readouterr().err
+
+
+class _Asked(Recommender):
+    """A recommender that keeps what it is asked, and has no answer."""
+
+    catalog = SemanticCatalog(pa.array(["a", "b", "c=d"]), np.array([[0], [1], [2]], np.int32), (3,))
+
+    def __init__(self):
+        pass
+
+    def recommend(self, histories, *, boosts, **options):
+        self.boosts = boosts
+        return Recommendations([[]], np.zeros((1, 0), np.float32))
+
+
+def test_boosts_are_options_or_a_table_and_the_option_counts_more(monkeypatch, capsys, tmp_path):
+    asked = _Asked()
+    monkeypatch.setattr(Recommender, "from_pretrained", lambda *_, **__: asked)
+    (table := tmp_path / "boosts.csv").write_text("item_id,boost,why\na,2,new\nb,0.5,old\n")
+    line = "recommend --model m --history a"
+    for options, boosts in (
+        ("--boost c=d=1.5 b=0", {"c=d": 1.5, "b": 0.0}),
+        (f"--boosts {table}", {"a": 2.0, "b": 0.5}),
+        (f"--boosts {table} --boost b=3", {"a": 2.0, "b": 3.0}),
+        ("", {}),
+    ):
+        main(f"{line} {options}".split())
+        assert asked.boosts == boosts
+    for content, options, said in (
+        ("", "--boost a", "--boost a: expected ID=FACTOR, a finite number of 0 or more after the =, such as i1=1.5"),
+        ("", "--boost a=-1", "--boost a=-1: expected ID=FACTOR"),
+        ("", "--boost a=nan", "--boost a=nan: expected ID=FACTOR"),
+        ("item_id,boost\na,x\n", "--boosts {t}", "{t}: column 'boost': expected numbers, got string"),
+        ("item_id,boost\na,1\nb,\n", "--boosts {t}", "{t}: row 2, column 'boost': expected a finite number of 0"),
+        ("item_id,boost\na,1\na,2\n", "--boosts {t}", "{t}: row 2, column 'item_id': 'a' is given twice"),
+        ("item_id,weight\na,1\n", "--boosts {t}", "{t}: column 'boost': missing; found item_id, weight; rename one"),
+        ("item_id,boost\nzz,1\n", "--boosts {t}", "{t}: item id 'zz'"),
+    ):
+        table.write_text(content)
+        with pytest.raises(SystemExit):
+            main(f"{line} {options.format(t=table)}".split())
+        assert said.format(t=table) in capsys.readouterr().err
+    main(f"{line} --boosts {table} --skip-unknown".split())
+    assert "dropped 1 unknown of 1 items" in capsys.readouterr().out
 
 
 def test_compiled_programs_are_kept_in_the_users_cache(monkeypatch, tmp_path):

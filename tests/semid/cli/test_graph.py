@@ -62,7 +62,7 @@ def test_the_model_its_parts_and_the_graph_are_measured(home, capsys):
         ),
         (
             "train --dataset {o}/dataset --catalog {h}/catalog --out {t}/m --other-dataset --graph {h}/graph",
-            "fitted to dataset digest",
+            "graph: trained on dataset digest",
         ),
     ],
 )

@@ -303,7 +303,10 @@ def test_the_next_day_goes_on_from_the_artifact(world, next_day, runs, tmp_path)
 
 def test_the_earlier_dataset_is_that_of_the_artifact(next_day, runs, tmp_path):
     home, _ = runs
-    with pytest.raises(SemidError, match=r"end-to-end: trained on dataset digest .*, not on the previous dataset of"):
+    with pytest.raises(
+        SemidError,
+        match=r"end-to-end: trained on dataset digest .*, not on this one of .*; give the dataset of that run",
+    ):
         run(next_day, CONFIG, tmp_path / "other", previous=PreviousRun(home / "end-to-end", next_day))
 
 

@@ -13,7 +13,8 @@ from semid import artifacts
 from semid.catalog import SemanticCatalog
 from semid.data import Histories, Standardizer
 from semid.errors import SemidError
-from semid.recommender import ModelSpec, Recommender, Scorer, recommender
+from semid.recommender import ModelSpec, Recommender, Scorer, ranking
+from semid.recommender.ranking import Ranking
 from seq_models import (
     DenseConfig,
     EncoderDecoderConfig,
@@ -90,7 +91,7 @@ def test_scores_are_log_probabilities(model):
 
 def test_the_whole_catalogue_is_scored_as_its_items_are(model, monkeypatch):
     histories = Histories.from_lists([[1, 2, 3], [], *([row] for row in range(5))])
-    monkeypatch.setattr(recommender, "_USERS", 4)
+    monkeypatch.setattr(ranking, "_USERS", 4)
     monkeypatch.setattr(codes, "_LEAVES", 7)  # blocks of both, the last ones short
     found = model.catalog_log_probs(histories)
     np.testing.assert_allclose(found, model.log_probs(histories, np.arange(ITEMS)), atol=1e-5)
@@ -261,9 +262,9 @@ def test_batches_of_any_size_answer_alike(model, monkeypatch):
     histories = [*_histories(9, seed=3), [], *_histories(4, seed=4)]
     whole = model.recommend(histories, k=K, beam_size=BEAM, exclude_seen=True)
     scores = model.score(histories, IDS[::-1])
-    monkeypatch.setattr(recommender, "_BATCH", 4)  # several groups by length, and batches of 4, 2 and 1
-    monkeypatch.setattr(recommender, "_PAIRS", 16)  # items in blocks too, the last one short
-    monkeypatch.setattr(recommender.Recommender, "_rank", _in_groups_of(5, model))
+    monkeypatch.setattr(ranking, "_BATCH", 4)  # several groups by length, and batches of 4, 2 and 1
+    monkeypatch.setattr(ranking, "_PAIRS", 16)  # items in blocks too, the last one short
+    monkeypatch.setattr(Ranking, "top", _in_groups_of(5))
     cut = model.recommend(histories, k=K, beam_size=BEAM, exclude_seen=True)
     assert cut.item_ids == whole.item_ids
     np.testing.assert_allclose(cut.scores, whole.scores, atol=1e-5)
@@ -281,18 +282,18 @@ def test_a_dense_model_holds_a_bounded_number_of_scores(monkeypatch):
             return call(scorer, question, *rest, **options)
 
         monkeypatch.setattr(type(model._scorer), name, recorded)
-    monkeypatch.setattr(recommender, "_SCORES", 4 * ITEMS + 1)
+    monkeypatch.setattr(ranking, "_SCORES", 4 * ITEMS + 1)
     cut = model.recommend(histories, k=5)
     assert cut.item_ids == whole.item_ids
     np.testing.assert_allclose(model.score(histories, IDS[:3]), scores, atol=1e-5)
     assert held == [4 * ITEMS] * 6
-    monkeypatch.setattr(recommender, "_SCORES", 1)  # less than one history needs: one at a time
+    monkeypatch.setattr(ranking, "_SCORES", 1)  # less than one history needs: one at a time
     model.recommend(histories[:2], k=5)
     assert held[6:] == [ITEMS] * 2
 
 
-def _in_groups_of(size: int, model: Recommender):
-    rank = Recommender._rank
+def _in_groups_of(size: int):
+    rank = Ranking.top
 
     def grouped(self, histories, **options):
         parts = [rank(self, histories.take(slice(at, at + size)), **options) for at in range(0, len(histories), size)]
@@ -474,13 +475,18 @@ def unrepeated(request) -> tuple[Recommender, Recommender]:
 
 
 def test_a_model_of_data_without_repeats_never_recommends_the_history(unrepeated):
-    """Its mass goes to the others in proportion; what the model no longer reads is closed, and keeps its score."""
+    """Its mass goes to the others in proportion; that of older items, which the model does not read, to none. Search
+    and exact scores have one rule."""
     plain, model = unrepeated
     histories = [IDS[3:5], [*IDS[10:16], "i3", "i4"]]
     before, scores = np.exp(plain.score(histories, IDS)), np.exp(model.score(histories, IDS))
     seen = np.asarray([[item in history[-4:] for item in IDS] for history in histories])
     left = np.where(seen, 0, before / (1 - np.where(seen, before, 0).sum(axis=1, keepdims=True)))
+    left[1, 10:14] = 0
     np.testing.assert_allclose(scores, left, atol=1e-5)
+    rows = Histories.from_lists([[IDS.index(item) for item in history] for history in histories])
+    np.testing.assert_allclose(np.exp(model.catalog_log_probs(rows)), left, atol=1e-5)
+    assert (np.exp(plain.catalog_log_probs(rows))[1, 10:14] > 0).all()  # control
     top = model.recommend(histories, k=ITEMS, beam_size=BEAM)
     for index, history in enumerate(histories):
         assert set(top.item_ids[index]) == set(IDS) - set(history)

@@ -1,0 +1,142 @@
+"""Rankings and exact scores of item rows after histories of them, in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from semid.catalog import SemanticCatalog
+from semid.data import Histories, as_masks
+from semid.errors import SemidError
+from semid.recommender.mixing import log_factors
+from semid.recommender.requests import request_batches, select_masks
+from semid.recommender.scorers import Scorer
+from semid.recommender.spec import ModelSpec
+from seq_models import Boosts, RequestBatch
+
+# Users a search runs at once, at the default beam; wider beams take proportionally fewer.
+_BATCH, BEAM = 512, 50
+# Exact scoring holds this many (history, item) pairs at once.
+_PAIRS = 1 << 16
+# ... and scoring of the whole catalogue this many histories.
+_USERS = 8
+# A dense model scores every item of the catalogue: this many scores (64 MiB) at once.
+_SCORES = 1 << 24
+
+
+class Ranking(NamedTuple):
+    """A scorer on the items of a catalogue, whose training counts answer histories without items."""
+
+    scorer: Scorer
+    spec: ModelSpec
+    catalog: SemanticCatalog
+    train_counts: Int[np.ndarray, " items"]
+
+    def top(
+        self,
+        histories: Histories,
+        *,
+        k: int,
+        beam_size: int,
+        exclude_seen: bool,
+        allowed: Bool[np.ndarray, " items"] | Bool[np.ndarray, "n items"] | None = None,
+        boosts: Boosts | None = None,
+    ) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
+        """Item rows best first, -1 where there are fewer than k, and their scores."""
+        if k < 1 or beam_size < 1:
+            raise SemidError(f"expected k and beam_size of at least 1, got {k} and {beam_size}")
+        exclude_seen |= bool(self._with_older(histories))
+        if allowed is not None:
+            allowed = as_masks(allowed, num_histories=len(histories), num_items=len(self.catalog))
+        ranked = np.full((len(histories), k), -1, np.int32)
+        scores = np.full((len(histories), k), -np.inf, np.float32)
+        size = self._batch_size(_BATCH * BEAM // max(beam_size, k, BEAM))
+        batches = self._requests(histories, size, allowed=allowed, exclude_seen=exclude_seen, boosts=boosts)
+        for index, requests in batches:
+            found = self.scorer.top(requests, k=k, beam_size=beam_size)
+            ranked[index], scores[index] = (np.asarray(part)[: len(index)] for part in found)
+        if len(empty := np.flatnonzero(histories.lengths == 0)):
+            ranked[empty], scores[empty] = self.most_popular(len(empty), k, select_masks(allowed, empty), boosts)
+        return ranked, scores
+
+    def log_probs(self, histories: Histories, rows: Int[np.ndarray, " n"]) -> Float[np.ndarray, "histories n"]:
+        """Exact log-probabilities of item rows after each history (of popularity, after an empty one)."""
+        scores = np.empty((len(histories), len(rows)), np.float32)
+        width = min(len(rows), _PAIRS) or 1
+        for index, requests in self._requests(histories, self._batch_size(_PAIRS // width)):
+            for start in range(0, len(rows), width):
+                block = np.resize(rows[start : start + width], width)  # one shape; what repeats is cut off again
+                values = np.asarray(self.scorer.log_probs(requests, jax.device_put(block)))
+                kept = slice(start, min(start + width, len(rows)))
+                scores[index, kept] = values[: len(index), : kept.stop - kept.start]
+        for user in self._with_older(histories):
+            scores[user, np.isin(rows, histories[user])] = -np.inf
+        scores[histories.lengths == 0] = self._popularity()[rows]
+        return scores
+
+    def catalog_log_probs(self, histories: Histories) -> Float[np.ndarray, "histories items"]:
+        """`log_probs` of all items, at the price of fewer: those that begin alike share the computation."""
+        scores = np.empty((len(histories), len(self.catalog)), np.float32)
+        for index, requests in self._requests(histories, self._batch_size(_USERS)):
+            found = np.asarray(self.scorer.catalog_log_probs(requests))
+            scores[index] = found[: len(index), : len(self.catalog)]
+        for user in self._with_older(histories):
+            scores[user, histories[user]] = -np.inf
+        scores[histories.lengths == 0] = self._popularity()
+        return scores
+
+    def most_popular(
+        self, n: int, k: int, allowed: Bool[np.ndarray, "masks items"] | None, boosts: Boosts | None = None
+    ) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
+        """The items most popular in training, of those allowed: what is recommended to who has no history."""
+        popularity = self._popularity()
+        if boosts is not None:
+            popularity += log_factors(boosts, len(popularity))
+        popularity = np.broadcast_to(popularity, (n, len(popularity)))
+        if allowed is not None:
+            popularity = np.where(allowed, popularity, -np.inf)
+        best = np.argsort(-popularity, axis=1, kind="stable")[:, :k]
+        values = np.take_along_axis(popularity, best, axis=1)
+        missing = ((0, 0), (0, k - best.shape[1]))
+        rows = np.pad(np.where(values == -np.inf, -1, best), missing, constant_values=-1)
+        return rows, np.pad(values, missing, constant_values=-np.inf)
+
+    def _with_older(self, histories: Histories) -> list[int]:
+        """Indices of histories of which more is to be closed than the model reads: where nothing repeats, it closes
+        what it reads."""
+        longer = np.flatnonzero(histories.lengths > self.spec.max_history)
+        return [] if self.spec.repeat_factor else longer.tolist()
+
+    def _requests(
+        self,
+        histories: Histories,
+        size: int,
+        *,
+        allowed: Bool[np.ndarray, "masks items"] | None = None,
+        exclude_seen: bool = False,
+        boosts: Boosts | None = None,
+    ) -> Iterator[tuple[Int[np.ndarray, " n"], RequestBatch]]:
+        return request_batches(
+            histories,
+            size,
+            max_history=self.spec.max_history,
+            slots=len(self.scorer.tables.codes),
+            allowed=allowed,
+            exclude_seen=exclude_seen,
+            boosts=boosts,
+        )
+
+    def _batch_size(self, histories: int) -> int:
+        """So many histories, at least one, and no more than a dense model can score all items for."""
+        most = histories if self.spec.model.has_codes else min(histories, _SCORES // len(self.catalog))
+        return max(most, 1)
+
+    def _popularity(self) -> Float[np.ndarray, " items"]:
+        """Logs of the smoothed shares, -inf of removed items."""
+        counts = np.where(self.catalog.active, self.train_counts + 1.0, 0)
+        with np.errstate(divide="ignore"):
+            return np.log(counts / counts.sum()).astype(np.float32)
