@@ -82,7 +82,7 @@ RULES = {
         ARRAYS | JAX | {"optax"},
     ),
     # The report reads result files.
-    "semid.report": Rule(BASE | {"semid.catalog"}, ARRAYS | {"jinja2", "plotly"}),
+    "semid.report": Rule(BASE | {"semid.catalog", "semid.evaluation"}, ARRAYS | {"jinja2", "plotly", "umap"}),
     # The top: `semid` names where its public names are; nothing imports the command line or an experiment.
     "semid": Rule({"semid"}, set()),
     "semid.cli": Rule(EVERYTHING - {"experiments"}),

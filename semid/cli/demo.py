@@ -17,8 +17,8 @@ from semid.cli.console import console
 class Demo:
     """Run the whole job on the embedded simulated catalogue, as the commands a user would type. No download.
 
-    Leaves dataset/, catalog/, graph/, sasrec/, model/, metrics.json, examples.json and report.html in the folder. The
-    oracle in the table knows the simulator's true next-item distribution: no model can beat it but by chance. A
+    Leaves dataset/, catalog/, graph/, sasrec/, model/, metrics.json, examples.json, users.parquet and report.html in
+    the folder. The oracle in the table knows the simulator's true next-item distribution: no model can beat it but by chance. A
     second run skips what is there. The first takes 250 CPU seconds.
     """
 

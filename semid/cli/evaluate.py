@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from rich import box
 from rich.table import Table
 
@@ -15,6 +16,7 @@ from semid.cli.choices import PathOrUrl, load_ranker
 from semid.cli.console import console
 from semid.data import Dataset
 from semid.errors import SemidError
+from semid.evaluation import Metrics
 from semid.graphs import ItemGraph
 from semid.recommender import Recommender
 from seq_models import RQTransformerConfig
@@ -54,17 +56,19 @@ class Evaluate:
     other_dataset: bool = False
     """Measure on a dataset the model was not trained on; its test targets may have been trained on."""
     out: PathOrUrl | None = None
-    """File to write, with the examples of metrics.json next to it as examples.json, of NAME.json as examples_NAME.json.
-    None given: metrics.json next to the first model's folder; the name gains _validation and _seen_excluded with those
-    options, and no examples are written then."""
+    """File to write, with examples and every user's accuracies next to it: of metrics.json examples.json and
+    users.parquet, of NAME.json examples_NAME.json and users_NAME.parquet. None given: metrics.json next to the first
+    model's folder; the name gains _validation and _seen_excluded with those options, and no examples are written
+    then."""
 
     def run(self) -> None:
-        from semid.evaluation import examples_file
+        from semid.evaluation import examples_file, users_file
 
         if not self.model:
             raise SemidError("evaluate: expected at least one model folder after --model, got none")
         out = artifacts.try_file(self.out or self._folder() / f"metrics{self._suffix}.json")
         examples = artifacts.try_file(examples_file(out)) if self.out or not self._suffix else None
+        companions = [artifacts.try_file(users_file(out)), *([examples] if examples else [])]
         dataset = Dataset.load(self.dataset)
         loaded = {path: self._load(path) for path in self.model}
         provenance = self._provenance(dataset, loaded)
@@ -72,7 +76,7 @@ class Evaluate:
         if self.catalog is not None:
             provenance["catalog"] = next(m.catalog.digest for m in models.values() if isinstance(m, Recommender))
         provenance["request"] = self._request(dataset, provenance)
-        if before := _measured(out, provenance["request"], examples):
+        if before := _measured(out, provenance["request"], companions):
             self._print(before["rows"], before["provenance"]["beam_against_exact"], models, dataset)
             console.print(
                 f"{artifacts.shown(str(out))}: measured before, of the same models, dataset and options; skipped"
@@ -90,7 +94,7 @@ class Evaluate:
         examples: Path | None,
     ) -> None:
         """Measure, print, write the examples of the first model and then the metrics."""
-        from semid.evaluation import against_exact, baselines, compare, example_users, write_metrics
+        from semid.evaluation import against_exact, baselines, compare, user_table, write_metrics
 
         shared: dict[str, Any] = {"split": self.split, "beam_size": self.beam_size}
         measured = compare(
@@ -108,9 +112,28 @@ class Evaluate:
         self._print(rows, searched, models, dataset)
         first = next(iter(models))
         out.parent.mkdir(parents=True, exist_ok=True)
-        users = example_users(models[first], dataset, **shared, exclude_seen=self.exclude_seen) if examples else None
-        provenance |= {"beam_against_exact": searched}
-        write_metrics(out, self.split, rows, measured[first].provenance | provenance, examples=users)
+        shown = self._examples(models[first], first, measured, dataset) if examples else None
+        provenance |= measured[first].provenance | {"beam_against_exact": searched}
+        users = user_table(measured, dataset, split=self.split)
+        write_metrics(out, self.split, rows, provenance, examples=shown, users=users)
+
+    def _examples(
+        self, model: Recommender | ItemGraph, name: str, measured: Mapping[str, Metrics], dataset: Dataset
+    ) -> list[dict[str, Any]]:
+        """Users drawn at random, and those on whom the model gains and loses most against the best of the others."""
+        from semid.evaluation import example_users, largest_differences, main_cutoff
+
+        metric = f"ndcg@{main_cutoff(self.ks)}"
+        others = [other for other in measured if other not in (name, f"{name} alone", "oracle")]
+        rival = max(others, key=lambda other: measured[other].values[metric])
+        values = [measured[one].per_example[metric] for one in (name, rival)]
+        also = np.concatenate(largest_differences(*values))
+        options: dict[str, Any] = {"split": self.split, "beam_size": self.beam_size, "exclude_seen": self.exclude_seen}
+        examples = example_users(model, dataset, **options, also=also.tolist())
+        for example, row in zip(examples[len(examples) - len(also) :], also, strict=True):
+            ours, theirs = (float(value[row]) for value in values)
+            example["against"] = {"model": rival, "metric": metric, "ours": ours, "theirs": theirs}
+        return examples
 
     def _print(
         self,
@@ -216,13 +239,13 @@ def _label(model: Recommender | ItemGraph) -> str:
     return "semid" if spec.model.name == _DEFAULT_FAMILY else spec.model.label(num_features=spec.num_features)
 
 
-def _measured(file: Path, request: str, examples: Path | None) -> dict[str, Any] | None:
-    """The content of a file of metrics, where it answers this request and the examples are those of it."""
+def _measured(file: Path, request: str, companions: Sequence[Path]) -> dict[str, Any] | None:
+    """The content of a file of metrics, where it answers this request and the files next to it are those of it."""
     if not file.is_file():
         return None
     try:
         content = artifacts.read_sealed(file)
-        if examples is not None and artifacts.sha256(examples) != content["files"][examples.name]:
+        if any(artifacts.sha256(other) != content["files"][other.name] for other in companions):
             return None
         return content if content["provenance"]["request"] == request else None
     except (SemidError, OSError, KeyError, TypeError):  # written by something else, or by an earlier version

@@ -1,11 +1,28 @@
 """Evaluation: item-level metrics over the full catalogue, one evaluator for every model, baselines."""
 
 from semid.evaluation.baselines import Bigram, Popularity
-from semid.evaluation.comparison import against_exact, baselines, compare, example_users
-from semid.evaluation.evaluator import Metrics, Ranker, evaluate, examples_file, write_metrics
+from semid.evaluation.comparison import (
+    against_exact,
+    baselines,
+    compare,
+    example_users,
+    largest_differences,
+    user_table,
+)
+from semid.evaluation.evaluator import (
+    GROUPS,
+    Metrics,
+    Ranker,
+    evaluate,
+    examples_file,
+    main_cutoff,
+    users_file,
+    write_metrics,
+)
 from semid.evaluation.metrics import MetricState, accuracy, group_ids, item_places, paired_bootstrap
 
 __all__ = [
+    "GROUPS",
     "Bigram",
     "MetricState",
     "Metrics",
@@ -20,6 +37,10 @@ __all__ = [
     "examples_file",
     "group_ids",
     "item_places",
+    "largest_differences",
+    "main_cutoff",
     "paired_bootstrap",
+    "user_table",
+    "users_file",
     "write_metrics",
 ]

@@ -1,10 +1,10 @@
-"""Several models on one split: the rows of `metrics.json`, and users to look at."""
+"""Several models on one split: the rows of `metrics.json`, every user's accuracies, and users to look at."""
 
 from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -15,7 +15,7 @@ from semid.config import from_dict
 from semid.data import Dataset, HeldOutItems, Histories
 from semid.data.simulated import SimulatedConfig, simulate
 from semid.evaluation.baselines import Bigram, Popularity
-from semid.evaluation.evaluator import Metrics, Ranker, evaluate, examples_for_ranker
+from semid.evaluation.evaluator import GROUPS, Metrics, Ranker, evaluate, examples_for_ranker
 from semid.progress import show_progress
 
 # Users whose scores of all items are held at once.
@@ -86,9 +86,41 @@ def _search_options(ranker: Ranker, beam_size: int) -> dict[str, Any]:
     return {} if ranker.codes is None else {"beam_size": beam_size}
 
 
+def user_table(measured: Mapping[str, Metrics], dataset: Dataset, *, split: str = "test") -> pa.Table:
+    """Every example of a split: user, target, its groups, and Recall@K and NDCG@K of each model (`ndcg@10:semid`).
+
+    Rows are in the split's order.
+    """
+    examples, first = dataset.splits.examples(split), next(iter(measured.values()))
+    columns: dict[str, pa.Array] = {
+        "user": dataset.users.take(pa.array(examples.histories.users)),
+        "target": dataset.item_ids.take(pa.array(examples.targets)),
+    }
+    for group, members in first.groups.items():
+        columns[group] = pa.DictionaryArray.from_arrays(pa.array(members.astype(np.int8)), list(GROUPS[group]))
+    for name, metrics in measured.items():
+        for metric, values in metrics.per_example.items():
+            if "@" in metric:
+                columns[f"{metric}:{name}"] = pa.array(values.astype(np.float32))
+    return pa.table(columns)
+
+
 @runtime_checkable
 class _Scorer(Ranker, Protocol):
     def log_probs(self, histories: Histories, rows: Int[np.ndarray, " n"]) -> Float[np.ndarray, "histories n"]: ...
+
+
+@runtime_checkable
+class _HasShare(Protocol):
+    @property
+    def graph_share(self) -> float: ...
+
+
+@runtime_checkable
+class _Explained(Protocol):
+    @property
+    def graph(self) -> Any: ...
+    def explain(self, history: Iterable[str], item_ids: Iterable[str]) -> Sequence[_HasShare]: ...
 
 
 @runtime_checkable
@@ -118,6 +150,18 @@ def against_exact(
     return {"users": users, "beam_size": beam_size, f"exact_top_{k}_found": float(np.concatenate(listed).mean())}
 
 
+def largest_differences(
+    ours: Float[np.ndarray, " n"], theirs: Float[np.ndarray, " n"], *, count: int = 3, seed: int = 0
+) -> tuple[Int[np.ndarray, " gains"], Int[np.ndarray, " losses"]]:
+    """Examples on which one model's accuracy is most above another's, and most below: at most `count` of each, drawn by
+    `seed` where differences are equal."""
+    difference = ours - theirs
+    order = np.random.default_rng(seed).permutation(len(difference))
+    order = order[np.argsort(-difference[order], kind="stable")]
+    gains, losses = order[:count], order[::-1][:count]
+    return gains[difference[gains] > 0], losses[difference[losses] < 0]
+
+
 def example_users(
     ranker: _Scorer,
     dataset: Dataset,
@@ -128,11 +172,16 @@ def example_users(
     beam_size: int = 50,
     exclude_seen: bool = False,
     seed: int = 0,
+    also: Sequence[int] = (),
 ) -> list[dict[str, Any]]:
-    """Users drawn by `seed`: history, target and the k best items with log-probability and codes, as external ids."""
+    """Users drawn by `seed`: history, target and the k best items with log-probability and codes, as external ids.
+
+    The examples `also`, rows of the split, follow. Where the model is mixed with an item graph, each recommendation has
+    the graph's share of its probability.
+    """
     examples, _ = examples_for_ranker(ranker, dataset, split)
     drawn = np.random.default_rng(seed).permutation(len(examples))[:count]
-    examples = examples.take(np.sort(drawn))
+    examples = examples.take(np.concatenate([np.sort(drawn), np.asarray(also, np.int64)]))
     options = _search_options(ranker, beam_size)
 
     def ids(rows: Int[np.ndarray, " n"]) -> list[str]:
@@ -143,11 +192,16 @@ def example_users(
         scores = ranker.log_probs(examples.histories.take(slice(index, index + 1)), rows)[0]
         codes = np.empty((len(rows), 0), np.int32) if ranker.codes is None else ranker.codes[rows]
         found = zip(ids(rows), scores.tolist(), codes.tolist(), strict=True)
+        listed: list[dict[str, Any]] = [{"item_id": i, "score": s, "codes": c} for i, s, c in found]
+        if isinstance(ranker, _Explained) and ranker.graph is not None:
+            history = ids(examples.histories[index])
+            for entry, explanation in zip(listed, ranker.explain(history, ids(rows)), strict=True):
+                entry["graph_share"] = explanation.graph_share
         return {
             "user": dataset.users[int(examples.histories.users[index])].as_py(),
             "history": ids(examples.histories[index][-20:]),
             "target": ids(examples.targets[index : index + 1])[0],
-            "recommendations": [{"item_id": i, "score": s, "codes": c} for i, s, c in found],
+            "recommendations": listed,
         }
 
     users = []

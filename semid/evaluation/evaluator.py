@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Float, Int
 
 from semid import artifacts
+from semid.arrow import write_parquet
 from semid.data import Dataset, Examples, Histories, SourceOrder, TieRule, as_masks
 from semid.errors import SemidError
 from semid.evaluation import metrics
@@ -42,6 +43,10 @@ class Ranker(Protocol):
     def rank(self) -> Callable[..., Int[np.ndarray, "n k"]]: ...  # models differ in their options
 
 
+# Names of an example's groups: thirds by the length of its history, and by the training count of its target; cold: 0.
+GROUPS = {"activity": ("low", "mid", "high"), "popularity": ("low", "mid", "high", "cold")}
+
+
 @dataclass(frozen=True)
 class Metrics:
     """Means by name, the accuracies of each example in the split's order (for `paired_bootstrap`), and provenance.
@@ -54,6 +59,8 @@ class Metrics:
     values: dict[str, float]
     per_example: dict[str, Float[np.ndarray, " n"]]
     provenance: dict[str, Any]
+    groups: dict[str, Int[np.ndarray, " n"]] = field(default_factory=dict)
+    """Number of each example's group in `GROUPS`."""
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{name} {value:.4f}" for name, value in self.values.items() if name in self.per_example)
@@ -114,6 +121,7 @@ def evaluate(
         values=active_state.compute(),
         per_example={name: np.concatenate([part[name] for part in per_example]) for name in per_example[0]},
         provenance=_provenance(task, ks, exclude_seen, options),
+        groups=task.members,
     )
 
 
@@ -130,6 +138,7 @@ class _Task:
     groups: Int[np.ndarray, " items"]
     code_groups: Int[np.ndarray, " items"] | None
     popularity: Float[np.ndarray, " items"]
+    members: dict[str, Int[np.ndarray, " n"]]
     segments: dict[str, Bool[np.ndarray, " n"]]
     bounds: dict[str, list[int]]
     active: Bool[np.ndarray, " items"]
@@ -199,20 +208,25 @@ def _task(
     active = getattr(ranker, "active", np.ones(len(counts), bool))
     lengths, wanted = examples.histories.lengths, counts[examples.targets]
     activity, warm = metrics.terciles(lengths), metrics.terciles(counts[active & (counts > 0)])
-    thirds = ("low", "mid", "high")
-    k = 10 if 10 in ks else max(ks)
-    segments = {f"ndcg@{k}/activity_{n}": np.searchsorted(activity, lengths) == i for i, n in enumerate(thirds)}
-    segments |= {
-        f"ndcg@{k}/popularity_{n}": (np.searchsorted(warm, wanted) == i) & (wanted > 0) for i, n in enumerate(thirds)
+    cold = GROUPS["popularity"].index("cold")
+    members = {
+        "activity": np.searchsorted(activity, lengths),
+        "popularity": np.where(wanted > 0, np.searchsorted(warm, wanted), cold),
     }
-    segments[f"ndcg@{k}/popularity_cold"] = wanted == 0
+    named = ((group, i, name) for group, names in GROUPS.items() for i, name in enumerate(names))
+    segments = {f"ndcg@{main_cutoff(ks)}/{group}_{name}": members[group] == i for group, i, name in named}
     bounds = {"activity": activity.tolist(), "popularity": warm.tolist()}
     masks = _masks(allowed, active, evaluation_set)
     popularity = np.zeros(len(counts))
     popularity[active] = metrics.popularity_ranks(counts[active])
     source = {**evaluation_set.provenance, "leaves_out_history": not getattr(ranker, "repeats", True)}
     unseen = exclude_seen or source["leaves_out_history"]
-    return _Task(examples, source, groups, code_groups, popularity, segments, bounds, active, masks, unseen)
+    return _Task(examples, source, groups, code_groups, popularity, members, segments, bounds, active, masks, unseen)
+
+
+def main_cutoff(ks: Sequence[int]) -> int:
+    """The cut-off by which models are compared: 10, or the largest."""
+    return 10 if 10 in ks else max(ks)
 
 
 def _masks(
@@ -333,6 +347,11 @@ def examples_file(metrics: Path) -> Path:
     return metrics.with_name("examples.json" if metrics.name == "metrics.json" else f"examples_{metrics.name}")
 
 
+def users_file(metrics: Path) -> Path:
+    """File of every user's accuracies: of metrics.json users.parquet, of m.json users_m.parquet."""
+    return metrics.with_name("users.parquet" if metrics.name == "metrics.json" else f"users_{metrics.stem}.parquet")
+
+
 def write_metrics(
     path: str | Path,
     split: str,
@@ -340,15 +359,23 @@ def write_metrics(
     provenance: Mapping[str, Any],
     *,
     examples: Sequence[Mapping[str, Any]] | None = None,
+    users: pa.Table | None = None,
 ) -> None:
     """Write `metrics.json`: the split, one row a model, and how they were measured.
 
-    `examples` of recommendations (see `example_users`) go to `examples_file` next to it, whose digest it has.
+    `examples` of recommendations (see `example_users`) go to `examples_file` next to it and accuracies of `users` (see
+    `user_table`) to `users_file`; it has the digests of both.
     """
     path = artifacts.place(path)
     content: dict[str, Any] = {"split": split, "rows": [dict(row) for row in rows], "provenance": dict(provenance)}
+    written = []
     if examples is not None:
-        file = examples_file(path)
-        artifacts.write_json(file, examples)
-        content["files"] = {file.name: artifacts.sha256(file)}
+        artifacts.write_json(examples_file(path), examples)
+        written.append(examples_file(path))
+    if users is not None:
+        with artifacts.replacing(users_file(path)) as file:
+            write_parquet(users, file)
+        written.append(users_file(path))
+    if written:
+        content["files"] = {file.name: artifacts.sha256(file) for file in written}
     artifacts.write_json(path, artifacts.sealed(content))

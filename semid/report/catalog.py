@@ -4,7 +4,6 @@ the users, the tree of codes."""
 from __future__ import annotations
 
 import base64
-import html
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Int
 
 from semid.catalog import SemanticCatalog, level_name
+from semid.report.text import DASH, safe
 
 TILE_COLORS = 8
 MAJORITY = 0.4  # share of a tile's items that gives the tile its color
@@ -29,7 +29,7 @@ _LEARNED = {  # of health.json: what the report calls it, and whether it is a sh
     "usage": ("Codes in use", True),
     "gini": ("Gini", False),
 }
-_DASH, _MINUS, _TIMES = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
+_MINUS, _TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
 Learned = Mapping[str, Mapping[str, list[float]]]  # "codes" and "content_only": values per level
 _IMAGE_TYPES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
 
@@ -133,13 +133,13 @@ def _cells(run: Learned, level: int) -> list[tuple[str, str, str]]:
         values = [run[side].get(key, ())[level : level + 1] for side in ("codes", "content_only")]
         own, content = (value[0] if value else None for value in values)
         ratio = own / content if own and content and min(own, content) > 0 else None
-        cells.append((_text(own, is_share), _text(content, is_share), f"{ratio:.2f}{_TIMES}" if ratio else _DASH))
+        cells.append((_text(own, is_share), _text(content, is_share), f"{ratio:.2f}{_TIMES}" if ratio else DASH))
     return cells
 
 
 def _text(value: float | None, is_share: bool) -> str:
     if value is None:
-        return _DASH
+        return DASH
     text = f"{100 * value:.3g}%" if is_share else f"{value:.3f}"
     return text.replace("-", _MINUS)
 
@@ -157,15 +157,10 @@ def _lines(runs: Mapping[str, Learned], key: str) -> dict[str, Any]:
     return {"kind": "levels", "title": title, "is_share": is_share, "labels": labels, "lines": lines}
 
 
-def safe(text: str) -> str:
-    """Text for plotly, which reads tags in labels."""
-    return html.escape(text, quote=False)
-
-
 def tree(catalog: SemanticCatalog, items: Items, limit: int) -> dict[str, Any]:
     """The first two levels of codes and items below them as the tiles of a treemap, `limit` at most."""
     rows = items.rows(catalog.item_ids)
-    names, colors = _categories([items.categories[row] if row is not None else None for row in rows])
+    names, colors = numbered_categories([items.categories[row] if row is not None else None for row in rows])
     treemap = _Treemap(catalog, items, rows, names, colors)
     treemap.tile("all", "", "All items", np.arange(len(rows)))
     treemap.add("all", np.arange(len(rows)), level=0, quota=limit - 1)
@@ -227,7 +222,7 @@ class _Treemap:
         return self.items.title(self.rows[row]) or self.catalog.item_ids[row].as_py()
 
 
-def _categories(values: Sequence[str | None]) -> tuple[list[str], Int[np.ndarray, " items"]]:
+def numbered_categories(values: Sequence[str | None]) -> tuple[list[str], Int[np.ndarray, " items"]]:
     """The most frequent categories, and for each item the number of its own; one past the last for all others."""
     names = [name for name, _ in Counter(value for value in values if value).most_common(TILE_COLORS)]
     number = {name: index for index, name in enumerate(names)}
@@ -236,7 +231,7 @@ def _categories(values: Sequence[str | None]) -> tuple[list[str], Int[np.ndarray
 
 def _dividing(values: list) -> list[str | None]:
     """One category an item. Of paths such as Beauty > Hair Care > Shampoos: the first step that divides the items."""
-    paths = [value if isinstance(value, list) else [value] for value in values]
+    paths = [value.split(" > ") if isinstance(value, str) else value or [None] for value in values]
     for step in range(max((len(path) for path in paths), default=0)):
         column = [path[step] if len(path) > step else None for path in paths]
         if Counter(column).most_common(1)[0][1] < 0.8 * len(column):

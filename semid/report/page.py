@@ -1,7 +1,8 @@
 """`write_report`: one self-contained HTML file from the result files of runs. No model is loaded, no network needed.
 
 A run is a folder. It must hold `metrics.json`; every `metrics_*.json` (validation, seen items excluded) adds its rows;
-`examples.json`, `dataset/`, `catalog/` and every subfolder with a `history.jsonl` add their sections if they are there.
+`users.parquet`, `examples.json`, `dataset/`, `catalog/` and every subfolder with a `history.jsonl` add their sections
+if they are there.
 A subfolder with a `request.json` holds the checkpoints of a training that goes on; any other must be an artifact.
 The template says how things look, this module what is shown.
 """
@@ -9,31 +10,32 @@ The template says how things look, this module what is shown.
 from __future__ import annotations
 
 import itertools
-import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 
 from semid import artifacts
 from semid.catalog import CATALOG_FILE, SemanticCatalog
 from semid.errors import SemidError
-from semid.report.catalog import Items, comparison, learned, safe, tree, usage
+from semid.evaluation import users_file
+from semid.report.catalog import Items, comparison, learned, tree, usage
+from semid.report.curves import curves, goes_on
+from semid.report.map import item_map
+from semid.report.metrics import metric_tables
+from semid.report.text import DASH, formatted, number, plain, words
+from semid.report.users import read_users
 
 if TYPE_CHECKING:
     import jinja2
 
 MAX_TILES = 3_000  # these two are of all runs together: they keep the page quick and the file below 6 MB
 MAX_IMAGE_BYTES = 3_000_000
-MAX_CURVE_POINTS = 400
-MAX_EXAMPLES = 12
+MAX_EXAMPLES = 14
 MAX_HISTORY = 12
-_NO_CURVES = {"stage", "step", "epoch", "seconds", "time", "elapsed"}
+MAX_DIFFERENCES = 60
 _IN_HEADINGS = {"dataset", "split", "exclude_seen"}  # of each table: a run may hold rows of both kinds
-_WORDS = {"ndcg": "NDCG", "mrr": "MRR", "code_recall": "Code-level recall", "code_ndcg": "Code-level NDCG"}
 
 
 def write_report(runs: Sequence[str | Path], out: str | Path) -> Path:
@@ -49,8 +51,9 @@ def write_report(runs: Sequence[str | Path], out: str | Path) -> Path:
     page = _template().render(
         title=", ".join(dict.fromkeys(section["dataset"] for section in sections)),
         runs=sections,
-        tables=_tables(sections),
+        tables=metric_tables(sections),
         learned=_learned(sections),
+        differences=_differences(sections),
         plotly_js=plotly_js,
     )
     return _write(out, page)
@@ -105,13 +108,14 @@ def _section(name: str, run: Path, num_runs: int) -> dict[str, Any]:
     health = artifacts.read_json(health_file) if health_file.is_file() else {}
     return {
         "name": name,
-        "dataset": first["dataset"] or _plain(next(named, None) or name),
+        "dataset": first["dataset"] or plain(next(named, None) or name),
         "results": [first, *others],
-        "curves": _curves(run),
+        "curves": curves(run),
         "levels": usage(health, tie_break=catalog.tie_break) if catalog else [],
         "health": _health(health),
         "learned": learned(health),
         "tree": tree(catalog, items, MAX_TILES // num_runs) if catalog else None,
+        "map": item_map(items, catalog) if catalog else None,
         "examples": _examples(examples, catalog, items, MAX_IMAGE_BYTES // num_runs),
         "artifacts": made,
     }
@@ -120,15 +124,17 @@ def _section(name: str, run: Path, num_runs: int) -> dict[str, Any]:
 def _result(file: Path) -> dict[str, Any]:
     """The rows of one file, of what they are, and how they were measured."""
     metrics = _metrics(file)
-    provenance = dict(metrics.get("provenance") or {})
+    provenance, files = dict(metrics.get("provenance") or {}), metrics.get("files") or {}
+    users = users_file(file)
     return {
         "file": file.name,
-        "dataset": _plain(provenance.get("dataset", "")),
-        "split": _plain(metrics.get("split", "")),
+        "dataset": plain(provenance.get("dataset", "")),
+        "split": plain(metrics.get("split", "")),
         "rows": metrics["rows"],
-        "files": metrics.get("files") or {},
+        "files": files,
+        "users": read_users(_verified(users, [files])) if users.name in files else {},
         "models": _folders(provenance.get("models")),
-        "provenance": {key.replace("_", " "): _plain(v) for key, v in provenance.items() if key not in _IN_HEADINGS},
+        "provenance": {key.replace("_", " "): plain(v) for key, v in provenance.items() if key not in _IN_HEADINGS},
     }
 
 
@@ -150,154 +156,6 @@ def _metrics(file: Path) -> dict[str, Any]:
     return metrics
 
 
-def _tables(sections: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One table for each dataset, split and treatment of seen items: figures of two kinds never meet in one column."""
-    groups: dict[tuple[str, str, str], list[dict]] = {}
-    for section, result in ((run, result) for run in sections for result in run["results"]):
-        for row in result["rows"]:
-            dataset, seen = result["dataset"] or section["dataset"], str(row.get("seen", "included"))
-            rows = groups.setdefault((dataset, result["split"], seen), [])
-            values = {key: value for key, value in row.items() if key not in ("model", "seen")}
-            same = next((r for r in rows if (r["model"], r["values"]) == (row["model"], values)), None)
-            if same is None:
-                rows.append({"model": row["model"], "values": values, "runs": [section["name"]]})
-            elif section["name"] not in same["runs"]:  # a baseline that several runs share is shown once
-                same["runs"].append(section["name"])
-    return [_table(*key, rows) for key, rows in groups.items()]
-
-
-def _table(dataset: str, split: str, seen: str, rows: list[dict]) -> dict[str, Any]:
-    columns = list(dict.fromkeys(key for row in rows for key in row["values"]))
-    ranking = next((c for start in ("ndcg@10", "ndcg@", "recall@") for c in columns if c.startswith(start)), "")
-    rows.sort(key=lambda row: (row["model"] == "oracle", -_value(row, ranking, default=0.0)))
-    models = [row for row in rows if row["model"] != "oracle"]
-    ceiling = max((_value(row, ranking) for row in rows if row["model"] == "oracle"), default=math.nan)
-    ranked = [c for c in columns if re.match("recall|ndcg|mrr|hit", c)]
-    best = {c: max((_value(row, c, default=-math.inf) for row in models), default=None) for c in ranked}
-    runs = {run for row in rows for run in row["runs"]}
-    for row in rows:
-        share = _value(row, ranking) / ceiling if ceiling > 0 else math.nan
-        row["label"] = _label(row, runs)
-        row["best"] = bool(ranking) and row in models[:1]
-        row["share"] = share if share >= 0 else None
-        is_best = {c: row in models and _value(row, c) == best.get(c) for c in columns}
-        row["cells"] = [(_format(row["values"].get(c)), is_best[c]) for c in columns]
-    return {
-        "heading": ", ".join(filter(None, (dataset, split and f"{split} split", f"seen items {seen}"))),
-        "columns": [_words(c) for c in columns],
-        "rows": rows,
-        "ranking": _words(ranking),
-        "has_oracle": ceiling > 0,
-        "summary": _summary(models, ranking),
-        "figures": [_bars(rows, c) for c in columns if re.fullmatch(r"(recall|ndcg)@\d+", c)],
-        "wide": any(len(row["label"]) > 12 for row in rows),
-    }
-
-
-def _label(row: dict, runs: set[str]) -> str:
-    """The model's name, with its run where the table's runs differ in it."""
-    if set(row["runs"]) == runs:
-        return str(row["model"])
-    return f"{row['model']} ({row['runs'][0] if len(row['runs']) == 1 else str(len(row['runs'])) + ' runs'})"
-
-
-def _summary(models: Sequence[dict], ranking: str) -> str:
-    """One sentence: which model leads, and by how much."""
-    if not models or not _value(models[0], ranking, default=0.0):
-        return ""
-    first, second = models[0], models[1] if len(models) > 1 else None
-    text = f"{first['label']} leads with {_words(ranking)} {_format(first['values'][ranking])}"
-    if first["share"] is not None:
-        text += f", {first['share']:.0%} of what the oracle reaches"
-    if second and (rival := _value(second, ranking, default=0.0)):
-        text += f", {_value(first, ranking) / rival - 1:.0%} above {second['label']}"
-    return text + "."
-
-
-def _bars(rows: Sequence[dict], column: str) -> dict[str, Any]:
-    shown = [row for row in reversed(rows) if _value(row, column) >= 0]  # plotly draws from below
-    kinds = ["oracle" if row["model"] == "oracle" else "best" if row["best"] else "other" for row in shown]
-    return {
-        "kind": "bars",
-        "title": _words(column),
-        "labels": [safe(row["label"]) for row in shown],
-        "values": [_value(row, column) for row in shown],
-        "kinds": kinds,
-    }
-
-
-def _curves(run: Path) -> list[dict[str, Any]]:
-    """The panels of each subfolder that has a `history.jsonl`, and of each stage that its records name."""
-    found = []
-    for file in sorted(run.glob("*/history.jsonl")):
-        stages: dict[str, list[dict[str, Any]]] = {}
-        for record in _read_history(file):
-            stages.setdefault(record.get("stage", ""), []).append(record)
-        for stage, records in stages.items():
-            name = f"{file.parent.name} (unfinished)" if _goes_on(file.parent) else file.parent.name
-            title = f"{name}: {stage}" if stage else name
-            found.append({"title": title, "figures": _panels(records)})
-    return found
-
-
-def _panels(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Losses share one panel, ranking metrics on validation another, the levels of one quantity a third."""
-    keys = dict.fromkeys(key for record in records for key in record if key not in _NO_CURVES)
-    panels: dict[str, list[dict[str, Any]]] = {"Loss": [], "Validation metrics": []}
-    for key in keys:
-        if points := [(r.get("step", n), r[key]) for n, r in enumerate(records) if _number(r.get(key)) is not None]:
-            panels.setdefault(_panel(key), []).append(_curve(key, points))
-    return [
-        {
-            "kind": "curves",
-            "title": title if len(curves) > 1 else curves[0]["name"],
-            "log": title == "Loss" and _spread(curves) > 20,
-            "curves": curves,
-        }
-        for title, curves in panels.items()
-        if curves
-    ]
-
-
-def _panel(key: str) -> str:
-    if "loss" in key:
-        return "Loss"
-    quantity = key.removeprefix("validation/")
-    if quantity != key and "/" not in quantity:
-        return "Validation metrics"
-    return _words(re.sub(r"[/_]?(level)?[/_]?\d+$", "", quantity))
-
-
-def _curve(key: str, points: Sequence[tuple[float, float]]) -> dict[str, Any]:
-    kept = np.unique(np.linspace(0, len(points) - 1, min(len(points), MAX_CURVE_POINTS)).astype(int))
-    x, y = zip(*(points[i] for i in kept), strict=True)
-    name = _words(key) if "loss" in key else _words(key.removeprefix("validation/"))
-    return {"name": safe(name), "x": x, "y": y}
-
-
-def _spread(curves: Sequence[dict[str, Any]]) -> float:
-    """Largest over smallest value; 0 if they are not all positive."""
-    values = [y for curve in curves for y in curve["y"]]
-    return max(values) / min(values) if values and min(values) > 0 else 0.0
-
-
-def _read_history(file: Path) -> list[dict[str, Any]]:
-    """The records of a history; a last line that a killed run left unfinished is left out."""
-    lines = file.read_bytes().splitlines()
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = artifacts.parse_json(line, where=f"{file}, line {number}")
-        except SemidError as error:
-            if number < len(lines):
-                raise SemidError(f"{error}; delete that line") from None
-            break
-        if not isinstance(record, dict) or not isinstance(record.get("stage", ""), str):
-            raise SemidError(f"{file}, line {number}: not a record of a training log; delete that line")
-        records.append(record)
-    return records
-
-
 def _learned(sections: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Collaborative information in the codes, all runs of one dataset together."""
     found = [section for section in sections if section["learned"]]
@@ -310,8 +168,8 @@ def _learned(sections: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def _health(health: dict[str, Any]) -> dict[str, str]:
     """The figures of a catalogue's health as a whole, as text."""
     policy = {"Collision policy": health["collisions"]} if "collisions" in health else {}
-    numbers = {key: value for key, value in health.items() if _number(value) is not None}
-    texts = {_words(key): f"{value:.1%}" if "rate" in key else _format(value) for key, value in numbers.items()}
+    numbers = {key: value for key, value in health.items() if number(value) is not None}
+    texts = {words(key): f"{value:.1%}" if "rate" in key else formatted(value) for key, value in numbers.items()}
     return policy | texts
 
 
@@ -368,15 +226,24 @@ def _example(example: dict[str, Any], cards: dict[str, dict[str, Any]]) -> dict[
     for entry in example["recommendations"]:
         card = cards[entry["item_id"]]
         shared = _shared(card["tokens"], target["tokens"])
-        recommendations.append(card | {"score": _number(entry.get("score")), "shared": shared})
+        share = number(entry.get("graph_share"))
+        recommendations.append(card | {"score": number(entry.get("score")), "shared": shared, "graph": share})
     return {
         "user": example["user"],
+        "against": _against(example["against"]) if "against" in example else None,
         "rank": next((n for n, card in enumerate(recommendations, start=1) if card["id"] == target["id"]), None),
         "earlier": max(0, len(example["history"]) - MAX_HISTORY),
         "history": [cards[item_id] for item_id in example["history"][-MAX_HISTORY:]],
         "target": target,
         "recommendations": recommendations,
     }
+
+
+def _against(stated: dict[str, Any]) -> dict[str, Any]:
+    """The comparison with another model for whose sake a user is shown."""
+    ours, theirs = (formatted(number(stated[key])) for key in ("ours", "theirs"))
+    better = stated["ours"] > stated["theirs"]
+    return {"better": better, "text": f"{words(stated['metric'])} {ours}, {stated['model']} {theirs}"}
 
 
 def _shared(tokens: Sequence[str], target: Sequence[str]) -> int:
@@ -390,50 +257,34 @@ def _artifacts(run: Path, models: Sequence[str]) -> list[dict[str, Any]]:
     manifest, codes or a finished log."""
     files = [file for name in (artifacts.MANIFEST, CATALOG_FILE, "history.jsonl") for file in run.glob(f"*/{name}")]
     folders = {file.parent for file in files} | {run / name for name in ("dataset", "catalog", *models)}
-    folders = {folder for folder in folders if folder.is_dir() and not _goes_on(folder)}
+    folders = {folder for folder in folders if folder.is_dir() and not goes_on(folder)}
     found = {
         folder: artifacts.read_artifact(folder, artifacts.read_manifest(folder).kind) for folder in sorted(folders)
     }
     return [{"folder": folder.name, "manifest": manifest} for folder, manifest in found.items()]
 
 
-def _goes_on(folder: Path) -> bool:
-    """Tell whether a folder holds the checkpoints of a training that is not finished."""
-    return (folder / "request.json").is_file()
+def _differences(sections: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
+    """Settings and package versions in which the runs' artifacts of one name differ, at most `MAX_DIFFERENCES`."""
+    runs = [_settings(section["artifacts"]) for section in sections]
+    names = dict.fromkeys(name for settings in runs for name in settings)
+    rows = [(name, [settings.get(name, DASH) for settings in runs]) for name in names]
+    return [(name, values) for name, values in rows if len(set(values)) > 1][:MAX_DIFFERENCES]
 
 
-def _words(key: str) -> str:
-    """A metric's key as a reader knows it: ndcg@10 is NDCG@10."""
-    name, at, k = key.partition("@")
-    return (_WORDS.get(name) or name.replace("_", " ").replace("/", " ").capitalize()) + at + k
+def _settings(made: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Every setting of artifacts by its path: model/generator.training.epochs."""
+    found: dict[str, str] = {}
+    for entry in made:
+        manifest = entry["manifest"]
+        stated = {**manifest.config, "seed": manifest.seed, "packages": manifest.packages}
+        found |= {f"{entry['folder']}/{path}": plain(value) for path, value in _leaves(stated, "")}
+    return found
 
 
-def _plain(value: Any) -> str:
-    """Any value of a JSON file as text; digests and floats are shortened."""
-    if isinstance(value, dict):
-        return ", ".join(f"{key} ({_plain(v)})" if _nested(v) else f"{key} {_plain(v)}" for key, v in value.items())
-    if isinstance(value, list):
-        return ("; " if any(map(_nested, value)) else ", ").join(map(_plain, value))
-    if _number(value) is not None:
-        return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
-    return value[:16] if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) else str(value)
-
-
-def _nested(value: Any) -> bool:
-    return isinstance(value, dict | list)
-
-
-def _number(value: Any) -> float | None:
-    """The value if it is a finite number."""
-    return value if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) else None
-
-
-def _value(row: dict, column: str, *, default: float = math.nan) -> float:
-    number = _number(row["values"].get(column))
-    return default if number is None else number
-
-
-def _format(value: Any) -> str:
-    if value is None:
-        return "\N{EN DASH}"
-    return f"{value:.4f}" if isinstance(value, float) else _plain(value)
+def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if not isinstance(value, dict):
+        yield path, value
+        return
+    for key, inner in value.items():
+        yield from _leaves(inner, f"{path}.{key}" if path else str(key))

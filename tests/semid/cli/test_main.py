@@ -67,7 +67,7 @@ def test_every_stage_leaves_its_artifact_and_no_other_file(home):
     made = {name: artifacts.read_artifact(home / name, kind) for name, kind in kinds.items()}
     assert made["catalog"].parents == {"dataset": made["dataset"].digest}
     assert made["model"].parents == {name: made[name].digest for name in ("dataset", "catalog")}
-    files = {"I.parquet", "X.parquet", "dataset", "catalog", "model", "metrics.json", "examples.json"}
+    files = {"I.parquet", "X.parquet", "dataset", "catalog", "model", "metrics.json", "examples.json", "users.parquet"}
     assert {path.name for path in home.iterdir()} - {"report.html"} == files
     dataset = Dataset.load(home / "dataset")
     assert dataset.vectors("text_lsa").shape == (ITEMS, 6)
@@ -87,6 +87,14 @@ def test_metrics_have_the_form_that_the_report_reads(home):
     }
     users = json.loads((home / "examples.json").read_text())
     assert {"user", "history", "target", "recommendations"} == set(users[0])
+    values = {row["model"]: row["ndcg@10"] for row in metrics["rows"]}
+    per_user = pq.read_table(home / "users.parquet")
+    for name, value in values.items():
+        np.testing.assert_allclose(per_user[f"ndcg@10:{name}"].to_numpy().mean(), value, atol=1e-6)
+    rival = max(("popularity", "bigram"), key=lambda name: values[name])
+    compared = [user["against"] for user in users if "against" in user]
+    assert compared
+    assert all(one["model"] == rival and one["ours"] != one["theirs"] for one in compared)
 
 
 def test_figures_without_seen_items_say_so(home, tmp_path, capsys):
@@ -113,7 +121,8 @@ def test_figures_without_seen_items_say_so(home, tmp_path, capsys):
 def test_figures_of_other_kinds_have_files_of_their_own(home, tmp_path, options, name):
     shutil.copytree(home / "model", tmp_path / "model")
     run(f"evaluate --model {{t}}/model --dataset {{h}}/dataset --beam-size 20 {options}", h=home, t=tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"model", name}  # examples go with metrics.json
+    users = f"users_{Path(name).stem}.parquet"
+    assert {path.name for path in tmp_path.iterdir()} == {"model", name, users}  # examples go with metrics.json
 
 
 def test_what_was_measured_before_is_read(home, tmp_path, capsys, monkeypatch):

@@ -1,5 +1,7 @@
 """Several models on one split, the baselines that go with a dataset, and users to look at."""
 
+import types
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -7,7 +9,17 @@ import pytest
 from semid.data import Dataset, HeldOutItems, Histories
 from semid.data.simulated import SimulatedConfig, simulate
 from semid.errors import SemidError
-from semid.evaluation import Popularity, against_exact, baselines, compare, evaluate, example_users
+from semid.evaluation import (
+    GROUPS,
+    Popularity,
+    against_exact,
+    baselines,
+    compare,
+    evaluate,
+    example_users,
+    largest_differences,
+    user_table,
+)
 
 ITEMS = 12
 
@@ -123,6 +135,49 @@ def test_a_simulated_source_with_an_unknown_key_is_named(dataset):
     odd = dataset.replace(source={"type": "simulated", "config": {"num_item": 3}})
     with pytest.raises(SemidError, match=r"'toy': source.config: unknown key 'num_item'; did you mean 'num_items'"):
         baselines(odd)
+
+
+def test_every_users_accuracies_stand_in_a_table_whose_means_are_the_metrics(dataset):
+    measured = compare(
+        {"a": Toy(dataset.item_ids), "b": Popularity.fit(dataset.splits.train, dataset.item_ids)}, dataset
+    )
+    table, examples = user_table(measured, dataset), dataset.splits.test
+    assert table["user"].to_pylist() == dataset.users.to_pylist()
+    assert table["target"].to_pylist() == [f"i{row}" for row in examples.targets.tolist()]
+    for name in ("a", "b"):
+        for metric in ("recall@5", "recall@10", "ndcg@5", "ndcg@10"):
+            mean = np.mean(table[f"{metric}:{name}"].to_numpy())
+            np.testing.assert_allclose(mean, measured[name].values[metric], atol=1e-6)
+    for group, names in GROUPS.items():
+        for name in names:
+            inside = np.array([found == name for found in table[group].to_pylist()])
+            expected = measured["a"].values.get(f"ndcg@10/{group}_{name}", 0.0)
+            found = table["ndcg@10:a"].to_numpy()[inside]
+            np.testing.assert_allclose(found.mean() if len(found) else 0.0, expected, atol=1e-6)
+
+
+def test_users_of_the_largest_gains_and_losses():
+    ours, theirs = np.array([0.0, 1.0, 0.5, 0.2, 0.0]), np.array([0.0, 0.0, 0.0, 0.3, 1.0])
+    gains, losses = largest_differences(ours, theirs, count=3)
+    assert gains.tolist() == [1, 2]  # the third is no gain
+    assert losses.tolist() == [4, 3]
+    drawn = {tuple(largest_differences(np.ones(9), np.zeros(9), count=2, seed=seed)[0]) for seed in range(5)}
+    assert len(drawn) > 1
+
+
+def test_chosen_users_follow_those_drawn_with_the_graphs_share_where_there_is_one(dataset):
+    class Explained(Toy):
+        graph = object()
+
+        def explain(self, history: list[str], item_ids: list[str]) -> list:
+            return [types.SimpleNamespace(graph_share=len(history) + int(item_id[1:]) / 100) for item_id in item_ids]
+
+    users = example_users(Explained(dataset.item_ids), dataset, count=2, k=2, also=[7, 3])
+    assert [user["user"] for user in users[2:]] == ["u7", "u3"]
+    for user in users:
+        for entry in user["recommendations"]:
+            assert entry["graph_share"] == 4 + int(entry["item_id"][1:]) / 100
+    assert "graph_share" not in example_users(Toy(dataset.item_ids), dataset, count=1)[0]["recommendations"][0]
 
 
 def test_example_users_say_what_the_ranker_says(dataset):

@@ -4,6 +4,8 @@ import html
 import json
 import re
 import shutil
+import sys
+import types
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from semid.arrow import to_lists, write_parquet
 from semid.artifacts import read_artifact, write_artifact
 from semid.catalog import SemanticCatalog
 from semid.errors import SemidError
@@ -111,15 +114,137 @@ def test_metrics_are_ranked_beside_their_share_of_the_oracle(run):
     assert "semid leads with NDCG@10 0.0300, 75% of what the oracle reaches, 500% above popularity." in page
     dash = "\N{EN DASH}"
     assert _table_rows(page) == [
-        ["semid", "0.0600", "0.0300", dash, "0.0700", "75%"],
-        ["popularity", "0.0100", "0.0050", "0.2000", dash, "12%"],
-        ["oracle", "0.1000", "0.0400", dash, dash, "100%"],
+        ["semid", "0.0600", "0.0300", dash, "75%"],
+        ["popularity", "0.0100", "0.0050", "0.2000", "12%"],
+        ["oracle", "0.1000", "0.0400", dash, "100%"],
     ]
-    assert page.count('<tr class="best">') == 1
+    assert re.search(r"<summary>Further figures</summary>.*Code-level recall@10.*0\.0700", page, re.DOTALL)
+    assert page.count('<tr class="best">') == 2
     assert re.search(r"beam size</dt><dd>50<.*minutes</dt><dd>generator 1.5<", page, re.DOTALL)
-    bars = [figure for figure in _figures(page) if figure["kind"] == "bars"]
-    assert [bar["title"] for bar in bars] == ["Recall@10", "NDCG@10"]
-    assert bars[0]["labels"] == ["oracle", "popularity", "semid"]
+    dots = [figure for figure in _figures(page) if figure["kind"] == "dots"]
+    assert [figure["title"] for figure in dots] == ["Recall@10", "NDCG@10"]
+    assert dots[0]["labels"] == ["oracle", "popularity", "semid"]
+    assert dots[0]["errors"] == [None, None, None]
+
+
+USERS = pa.table(
+    {
+        "user": ["u0", "u1", "u2", "u3"],
+        "target": ["i0", "i1", "i2", "i3"],
+        "activity": pa.array(["low", "low", "high", "high"]).dictionary_encode(),
+        "popularity": pa.array(["cold", "low", "mid", "high"]).dictionary_encode(),
+        "recall@10:semid": pa.array([1, 1, 1, 0], pa.float32()),
+        "recall@10:popularity": pa.array([0, 0, 0, 1], pa.float32()),
+        "ndcg@10:semid": pa.array([1, 0.5, 0.5, 0], pa.float32()),
+        "ndcg@10:popularity": pa.array([0, 0, 0, 1], pa.float32()),
+    }
+)
+MEASURED = [
+    {"model": "semid", "recall@10": 0.75, "ndcg@10": 0.5, "ndcg@10/activity_low": 0.75, "ndcg@10/activity_high": 0.25},
+    {
+        "model": "popularity",
+        "recall@10": 0.25,
+        "ndcg@10": 0.25,
+        "ndcg@10/activity_low": 0,
+        "ndcg@10/activity_high": 0.5,
+    },
+]
+
+
+def test_every_users_figures_give_intervals_groups_and_paired_differences(run, tmp_path):
+    write_metrics(run / "metrics.json", "test", MEASURED, {"dataset": "tiny"}, users=USERS)
+    page = _page(run)
+    (recall,) = [f for f in _figures(page) if f["kind"] == "dots" and f["title"] == "Recall@10"]
+    deviation = 1.96 * np.std([1, 1, 1, 0]) / 2
+    np.testing.assert_allclose(recall["errors"], [deviation, deviation])
+    (groups,) = [f for f in _figures(page) if f["kind"] == "groups"]
+    assert (groups["title"], groups["labels"]) == ("NDCG@10 by length of the history", ["low", "high"])
+    assert [(s["name"], s["values"]) for s in groups["series"]] == [("semid", [0.75, 0.25]), ("popularity", [0, 0.5])]
+    np.testing.assert_allclose(groups["series"][0]["errors"], [1.96 * 0.25 / 2**0.5] * 2)
+    (pair,) = re.findall(r'<table class="pairwise">.*?<tbody>(.*?)</tbody>', page, re.DOTALL)
+    cells = re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", pair)
+    assert cells[0] == "popularity"
+    assert cells[1].startswith("+0.5000 [")
+    assert cells[2].startswith("+0.2500 [")
+    assert cells[3:] == ["3", "1"]
+    other = _make_run(tmp_path / "other", [{"model": "bigram", "recall@10": 0.5, "ndcg@10": 0.4}])
+    renamed = ["bigram" if name.endswith("popularity") else "semid" for name in USERS.column_names[4:]]
+    names = [f"{old.split(':')[0]}:{new}" for old, new in zip(USERS.column_names[4:], renamed, strict=True)]
+    one = [{"model": "bigram", "recall@10": 0.5, "ndcg@10": 0.4}]
+    theirs = USERS.rename_columns([*USERS.column_names[:4], *names])
+    write_metrics(other / "metrics.json", "test", one, {"dataset": "tiny"}, users=theirs)
+    assert "bigram (other)</th><td>+0.5000" in _page(run, other)  # the same users, so that runs can be paired
+    strangers = theirs.set_column(0, "user", pa.array(["v0", "v1", "v2", "v3"]))
+    write_metrics(other / "metrics.json", "test", one, {"dataset": "tiny"}, users=strangers)
+    assert "bigram (other)</th><td>+0" not in _page(run, other)
+
+
+def test_users_that_are_not_those_of_the_metrics_are_refused(run):
+    write_metrics(run / "metrics.json", "test", MEASURED, {}, users=USERS.drop_columns(["target"]))
+    with pytest.raises(SemidError, match=r"users.parquet: lacks the column 'target'; evaluate again"):
+        _page(run)
+    write_metrics(run / "metrics.json", "test", MEASURED, {}, users=USERS.select(["user", "target"]))
+    with pytest.raises(SemidError, match=r"users.parquet: lacks columns such as ndcg@10:MODEL; evaluate again"):
+        _page(run)
+    odd = USERS.set_column(2, "activity", pa.array(["low", "low", "high", "huge"]))
+    write_metrics(run / "metrics.json", "test", MEASURED, {}, users=odd)
+    with pytest.raises(SemidError, match=r"users.parquet: expected groups low, mid, high; evaluate again"):
+        _page(run)
+    write_metrics(run / "metrics.json", "test", MEASURED, {}, users=USERS)
+    assert _page(run)  # control
+    pq.write_table(USERS.slice(1), run / "users.parquet")
+    with pytest.raises(SemidError, match=r"users.parquet: not what was written with the metrics next to it"):
+        _page(run)
+
+
+def test_gains_losses_and_shares_of_the_item_graph_are_shown(run):
+    (example,) = json.loads((run / "examples.json").read_text())
+    against = {"model": "bigram", "metric": "ndcg@10", "ours": 1.0, "theirs": 0.25}
+    example |= {"against": against}
+    example["recommendations"][0]["graph_share"] = 0.75
+    _write_json(run / "examples.json", [example, example | {"against": against | {"ours": 0.0}}])
+    page = _page(run)
+    assert "gain: NDCG@10 1.0000, bigram 0.2500" in page
+    assert "loss: NDCG@10 0.0000, bigram 0.2500" in page
+    assert page.count('title="item graph 75%"') == 2
+
+
+def test_settings_in_which_runs_differ_are_listed(run, tmp_path):
+    other = _make_run(tmp_path / "other")
+    assert "What the runs differ in" not in _page(run, other)
+    shutil.rmtree(other / "model")
+    with write_artifact(other / "model", kind="model", config={"generator": {"training": {"epochs": 9}}}) as folder:
+        (folder / "history.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
+    page = _page(run, other)
+    dash = "\N{EN DASH}"
+    assert f"model/generator.training.epochs</th><td>{dash}</td><td>9</td>" in page
+
+
+def test_a_map_of_the_items_is_drawn_where_umap_is_installed(run, monkeypatch):
+    assert "Map of the items" not in _page(run)  # five items have no neighborhoods, and there is no UMAP
+    shutil.rmtree(run / "dataset")
+    shutil.rmtree(run / "catalog")
+    vectors = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+    columns = {"item_id": _ids(20), "title": [f"t{n}" for n in range(20)], "category": ["a", "b"] * 10}
+    with write_artifact(run / "dataset", kind="dataset", config={"name": "tiny"}) as folder:
+        write_parquet(pa.table({**columns, "text_lsa": to_lists(vectors)}), folder / "items.parquet")
+    codes = (np.arange(20)[:, None] // np.array([5, 1])).astype(np.int32) % np.array([4, 5], np.int32)
+    with write_artifact(run / "catalog", kind="catalog", config={"tokenizer": {}}) as folder:
+        SemanticCatalog(pa.array(_ids(20)), codes, (4, 5)).write(folder / "catalog.parquet")
+
+    class Umap:
+        def __init__(self, **settings: Any) -> None:
+            assert settings["random_state"] == 0
+
+        def fit_transform(self, x: np.ndarray) -> np.ndarray:
+            np.testing.assert_array_equal(x, vectors)
+            return x[:, :2]
+
+    monkeypatch.setitem(sys.modules, "umap", types.SimpleNamespace(UMAP=Umap))
+    by_code, by_category = (f for f in _figures(_page(run)) if f["kind"] == "map")
+    assert by_code["colors"] == [0] * 5 + [1] * 5 + [2] * 5 + [3] * 5
+    assert by_category["colors"] == [0, 1] * 10
+    assert (by_code["text"][3], by_code["x"][3]) == ("t3", round(float(vectors[3, 0]), 3))
 
 
 def test_every_section_is_there_and_in_order(run):

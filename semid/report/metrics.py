@@ -1,0 +1,144 @@
+"""Tables and figures of metrics: one for each dataset, split and treatment of seen items, all runs together."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from semid.evaluation import GROUPS
+from semid.report.text import formatted, number, number_of, safe, words
+from semid.report.users import half_width, paired
+
+# What a reader compares models by; other columns stand in a table that one opens.
+_MAIN = r"(recall|ndcg|hit)@\d+|mrr|coverage@\d+|gini@\d+"
+_GROUP_TITLES = {"activity": "by length of the history", "popularity": "by training count of the target"}
+MAX_SERIES = 6  # models in the figures of groups: the best
+
+
+def metric_tables(sections: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One table for each dataset, split and treatment of seen items: figures of two kinds never meet in one column."""
+    groups: dict[tuple[str, str, str], list[dict]] = {}
+    for section, result in ((run, result) for run in sections for result in run["results"]):
+        for row in result["rows"]:
+            dataset, seen = result["dataset"] or section["dataset"], str(row.get("seen", "included"))
+            rows = groups.setdefault((dataset, result["split"], seen), [])
+            values = {key: value for key, value in row.items() if key not in ("model", "seen")}
+            same = next((r for r in rows if (r["model"], r["values"]) == (row["model"], values)), None)
+            if same is None:
+                users = result["users"].get(row["model"])
+                rows.append({"model": row["model"], "values": values, "runs": [section["name"]], "users": users})
+            elif section["name"] not in same["runs"]:  # a baseline that several runs share is shown once
+                same["runs"].append(section["name"])
+    return [_table(*key, rows) for key, rows in groups.items()]
+
+
+def _table(dataset: str, split: str, seen: str, rows: list[dict]) -> dict[str, Any]:
+    columns = list(dict.fromkeys(key for row in rows for key in row["values"]))
+    ranking = next((c for start in ("ndcg@10", "ndcg@", "recall@") for c in columns if c.startswith(start)), "")
+    rows.sort(key=lambda row: (row["model"] == "oracle", -_value(row, ranking, default=0.0)))
+    models = [row for row in rows if row["model"] != "oracle"]
+    ceiling = max((_value(row, ranking) for row in rows if row["model"] == "oracle"), default=math.nan)
+    runs = {run for row in rows for run in row["runs"]}
+    for row in rows:
+        share = _value(row, ranking) / ceiling if ceiling > 0 else math.nan
+        row["label"] = _label(row, runs)
+        row["best"] = bool(ranking) and row in models[:1]
+        row["share"] = share if share >= 0 else None
+    shown = [c for c in columns if re.fullmatch(_MAIN, c)]
+    others = [c for c in columns if c not in shown and "/" not in c]
+    return {
+        "heading": ", ".join(filter(None, (dataset, split and f"{split} split", f"seen items {seen}"))),
+        "main": _cells(rows, shown, models),
+        "others": _cells(rows, others, models) if others else None,
+        "ranking": words(ranking),
+        "has_oracle": ceiling > 0,
+        "summary": _summary(models, ranking),
+        "paired": _paired(models, ranking),
+        "figures": [_dots(rows, c) for c in columns if re.fullmatch(r"(recall|ndcg)@\d+", c)],
+        "groups": [figure for group in GROUPS if (figure := _groups(rows, columns, group))],
+        "wide": any(len(row["label"]) > 12 for row in rows),
+    }
+
+
+def _cells(rows: Sequence[dict], columns: Sequence[str], models: Sequence[dict]) -> dict[str, Any]:
+    """A table's head and cells; the best value of a ranking metric is marked."""
+    ranked = [c for c in columns if re.match("recall|ndcg|mrr|hit", c)]
+    best = {c: max((_value(row, c, default=-math.inf) for row in models), default=None) for c in ranked}
+    lines = [
+        [(formatted(row["values"].get(c)), row in models and _value(row, c) == best.get(c)) for c in columns]
+        for row in rows
+    ]
+    return {"columns": [words(c) for c in columns], "rows": list(zip(rows, lines, strict=True))}
+
+
+def _label(row: dict, runs: set[str]) -> str:
+    """The model's name, with its run where the table's runs differ in it."""
+    if set(row["runs"]) == runs:
+        return str(row["model"])
+    return f"{row['model']} ({row['runs'][0] if len(row['runs']) == 1 else str(len(row['runs'])) + ' runs'})"
+
+
+def _summary(models: Sequence[dict], ranking: str) -> str:
+    """One sentence: which model leads, and by how much."""
+    if not models or not _value(models[0], ranking, default=0.0):
+        return ""
+    first, second = models[0], models[1] if len(models) > 1 else None
+    text = f"{first['label']} leads with {words(ranking)} {formatted(first['values'][ranking])}"
+    if first["share"] is not None:
+        text += f", {first['share']:.0%} of what the oracle reaches"
+    if second and (rival := _value(second, ranking, default=0.0)):
+        text += f", {_value(first, ranking) / rival - 1:.0%} above {second['label']}"
+    return text + "."
+
+
+def _paired(models: Sequence[dict], ranking: str) -> dict[str, Any] | None:
+    """The best model against each other one on the same users; None where no file has every user's figures."""
+    best = models[0] if models else None
+    if best is None or best["users"] is None:
+        return None
+    _, _, cutoff = ranking.partition("@")
+    metrics = tuple(c for c in (f"recall@{cutoff}", ranking) if c in best["users"].values)
+    found = [(row, paired(best["users"], row["users"], metrics)) for row in models[1:] if row["users"] is not None]
+    rows = [difference | {"label": row["label"]} for row, difference in found if difference]
+    return {"best": best["label"], "columns": [words(c) for c in metrics], "rows": rows} if rows else None
+
+
+def _dots(rows: Sequence[dict], column: str) -> dict[str, Any]:
+    """A dot for each model, with the 95% interval over users where every user's figures are there."""
+    shown = [row for row in reversed(rows) if _value(row, column) >= 0]  # plotly draws from below
+    kinds = ["oracle" if row["model"] == "oracle" else "best" if row["best"] else "other" for row in shown]
+    users = [row["users"].values.get(column) if row["users"] else None for row in shown]
+    return {
+        "kind": "dots",
+        "title": words(column),
+        "labels": [safe(row["label"]) for row in shown],
+        "values": [_value(row, column) for row in shown],
+        "errors": [None if values is None else half_width(values) for values in users],
+        "kinds": kinds,
+    }
+
+
+def _groups(rows: Sequence[dict], columns: Iterable[str], group: str) -> dict[str, Any] | None:
+    """Dots of the best models in each group of users."""
+    found = [match for c in columns if (match := re.fullmatch(rf"((?:recall|ndcg)@\d+)/{group}_(\w+)", c))]
+    if not found:
+        return None
+    metric, names = found[0][1], [match[2] for match in found]
+    series = []
+    for row in rows[:MAX_SERIES]:
+        values = [number(row["values"].get(f"{metric}/{group}_{name}")) for name in names]
+        errors: list[float | None] = [None] * len(names)
+        if row["users"] and metric in row["users"].values and group in row["users"].groups:
+            per_user, members = row["users"].values[metric], row["users"].groups[group]
+            errors = [half_width(per_user[np.equal(members, GROUPS[group].index(n))]) for n in names]
+        series.append({"name": safe(row["label"]), "values": values, "errors": errors})
+    title = f"{words(metric)} {_GROUP_TITLES[group]}"
+    return {"kind": "groups", "title": title, "labels": names, "series": series}
+
+
+def _value(row: dict, column: str, *, default: float = math.nan) -> float:
+    return number_of(row["values"], column, default=default)
