@@ -18,8 +18,8 @@ class Demo:
     """Run the whole job on the embedded simulated catalogue, as the commands a user would type. No download.
 
     Leaves dataset/, catalog/, graph/, sasrec/, model/, metrics.json, examples.json, users.parquet and report.html in
-    the folder. The oracle in the table knows the simulator's true next-item distribution: no model can beat it but by chance. A
-    second run skips what is there. The first takes 250 CPU seconds.
+    the folder. The oracle in the table knows the simulator's true next-item distribution: no model can beat it but by
+    chance. A second run skips what is there. The first takes 250 CPU seconds.
     """
 
     out: PathOrUrl = Path("runs/demo")
