@@ -4,8 +4,9 @@
     python -m experiments.reliability --out runs/reliability --small             # minutes
     python -m experiments.reliability --out runs/reliability --parts kills disks
 
-A tiny world of every kind of artifact is made once, in OUT/world. Each part writes its figures to OUT/PART.json, and
-one that stands there of the same counts is read. Full disks are small tmpfs, which need root: without, none are tried.
+A tiny world of every kind of artifact is made once, in OUT/world. Each part writes its figures to OUT/PART.json (before
+that, damage those of each kind to OUT/damage, fuzz those of each parser to OUT/fuzz), and figures that stand there of
+the same counts are read. Full disks are small tmpfs, which need root: without, none are tried.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from experiments.faults.parsers import parsers
 from experiments.faults.world import make_world
 from semid.stage import run_recorded
 
+Measure = Callable[[], dict[str, Any]]
 Part = Literal["damage", "kills", "disks", "input", "fuzz"]
 PARTS: tuple[Part, ...] = ("damage", "kills", "disks", "input", "fuzz")
 GOOD = {"named", "harmless", "none", "read", "same"}
@@ -70,22 +72,32 @@ def main(
     world, counts = make_world(out.absolute() / "world"), SMALL if small else counts
     for part in parts:
         request = {"part": part, "seed": seed, **asdict(counts)}
-        show(part, run_recorded(request, out / f"{part}.json", partial(measure, part, world, counts, seed)))
+        trials = _trials(part, world, counts, seed)
+        if isinstance(trials, Mapping):
+            files = {name: out / part / f"{name.replace('/', '_')}.json" for name in trials}
+            trials = partial(_each, request, trials, files)
+        show(part, run_recorded(request, out / f"{part}.json", trials))
 
 
-def measure(part: Part, world: Path, counts: Counts, seed: int) -> dict[str, Any]:
-    """Outcomes of one part, by what was tried."""
+def _trials(part: Part, world: Path, counts: Counts, seed: int) -> Measure | Mapping[str, Measure]:
+    """What measures a part, whole or by what is tried."""
     if part == "damage":
         of_each = {how: counts.flips if how == "flip" else counts.others for how in damage.DAMAGES}
-        return {kind: damage.measure(world, kind, counts=of_each, seed=seed) for kind in damage.DOORS}
+        return {kind: partial(damage.measure, world, kind, counts=of_each, seed=seed) for kind in damage.DOORS}
     if part == "fuzz":
-        return {name: fuzz.measure(world, name, seconds=counts.seconds, seed=seed) for name in parsers(world)}
-    other: dict[str, Callable[[], dict[str, Any]]] = {
-        "kills": lambda: kills.measure(world, trials=counts.kills, seed=seed),
-        "disks": lambda: kills.fill_disks(world, trials=counts.disks, seed=seed),
-        "input": lambda: inputs.measure(world),
+        seconds = counts.seconds
+        return {name: partial(fuzz.measure, world, name, seconds=seconds, seed=seed) for name in parsers(world)}
+    whole: dict[str, Measure] = {
+        "kills": partial(kills.measure, world, trials=counts.kills, seed=seed),
+        "disks": partial(kills.fill_disks, world, trials=counts.disks, seed=seed),
+        "input": partial(inputs.measure, world),
     }
-    return other[part]()
+    return whole[part]
+
+
+def _each(request: dict[str, Any], trials: Mapping[str, Measure], files: Mapping[str, Path]) -> dict[str, Any]:
+    """The outcomes of each, kept in its file: a run of hours that is stopped goes on where it was."""
+    return {name: run_recorded(request | {"of": name}, files[name], trial) for name, trial in trials.items()}
 
 
 def show(part: str, results: Mapping[str, Any]) -> None:

@@ -84,10 +84,20 @@ def test_every_input_has_its_files():
 
 
 def test_results_are_written_once_and_shown(tmp_path, monkeypatch, capsys):
-    result = {"dataset": {"outcomes": {"flip": {"named": 3}}, "bad": [{"outcome": "wrong"}]}}
+    asked = []
+
+    def measured(world, kind, *, counts, seed):
+        asked.append(kind)
+        if kind == "model" and asked.count(kind) == 1:
+            raise KeyboardInterrupt
+        return {"outcomes": {"flip": {"named": 3}}, "bad": [{"outcome": "wrong"}]}
+
     monkeypatch.setattr(reliability, "make_world", lambda folder: folder)
-    monkeypatch.setattr(reliability, "measure", lambda *_: result)
-    reliability.main(tmp_path, parts=("damage",), small=True)
-    monkeypatch.setattr(reliability, "measure", lambda *_: pytest.fail("measured again"))
-    reliability.main(tmp_path, parts=("damage",), small=True)
+    monkeypatch.setattr(damage, "DOORS", {"dataset": None, "model": None})
+    monkeypatch.setattr(damage, "measure", measured)
+    with pytest.raises(KeyboardInterrupt):
+        reliability.main(tmp_path, parts=("damage",), small=True)
+    for _ in range(2):  # what was measured before it was stopped is not measured again, nor is the whole
+        reliability.main(tmp_path, parts=("damage",), small=True)
+        assert asked == ["dataset", "model", "model"]
     assert capsys.readouterr().out.count("| dataset | 3 named |\n  {'outcome': 'wrong'}\n") == 2
