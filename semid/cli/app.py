@@ -23,6 +23,7 @@ COMMANDS = {
     "tokenize": "semid.cli.tokenize.Tokenize",
     "graph": "semid.cli.graph.Graph",
     "train": "semid.cli.train.Train",
+    "compile": "semid.cli.compile.Compile",
     "train-end-to-end": "semid.cli.train_end_to_end.TrainEndToEnd",
     "evaluate": "semid.cli.evaluate.Evaluate",
     "recommend": "semid.cli.recommend.Recommend",

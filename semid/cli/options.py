@@ -42,7 +42,12 @@ def _held_out_items(info: tyro.constructors.StructTypeInfo) -> tyro.constructors
 
 
 # The option of a command that names a choice of configs (subcommands to the parser), and where the name goes.
-_CHOICES = {"prepare": ("--split-rule", 1), "tokenize": ("--method", 0), "train": ("--model", 0)}
+_CHOICES = {
+    "prepare": ("--split-rule", 1),
+    "tokenize": ("--method", 0),
+    "train": ("--model", 0),
+    "compile": ("--model", 0),
+}
 # The name of a choice's option that is not its own: another option has that name.
 _RENAMED = {"--split-rule.seed": "--split-seed"}
 # Names of other tools for options.

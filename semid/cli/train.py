@@ -18,7 +18,7 @@ from seq_models import ModelConfig, RQTransformerConfig
 
 
 @dataclass(frozen=True)
-class _Generator(GeneratorConfig):
+class Generator(GeneratorConfig):
     """A GeneratorConfig whose models are subcommands, by their names."""
 
     model: Annotated[ModelConfig, subcommands(ModelConfig, first=RQTransformerConfig.name)] = RQTransformerConfig()
@@ -43,7 +43,7 @@ class Train:
     """Catalogue folder of the same dataset; FOLDER@3 is its version 3."""
     out: PathOrUrl
     """Model folder to write."""
-    config: tyro.conf.OmitArgPrefixes[_Generator] = _Generator()
+    config: tyro.conf.OmitArgPrefixes[Generator] = Generator()
     seed: int = 0
     """Seed of parameters, shuffling and dropout."""
     teacher: str | None = None

@@ -10,6 +10,7 @@ from semid.generators.distillation import (
     taught,
 )
 from semid.generators.objective import LossTables, ObjectiveConfig, generator_loss
+from semid.generators.programs import ProgramSizes, search_program, training_program
 from semid.generators.training import (
     GeneratorConfig,
     content_features,
@@ -28,15 +29,18 @@ __all__ = [
     "LossTables",
     "MixedTeacher",
     "ObjectiveConfig",
+    "ProgramSizes",
     "TaughtRows",
     "Teacher",
     "as_teacher",
     "content_features",
     "fit_generator",
     "generator_loss",
+    "search_program",
     "taught",
     "train",
     "training_counts",
+    "training_program",
     "training_rows",
     "validation",
     "write_statistics",

@@ -49,9 +49,18 @@ class Scorer:
 
     def top(self, requests: RequestBatch, *, k: int, beam_size: int) -> TopK:
         """The k best items per history; a search has at least k beams."""
+        arguments, options = self._top_arguments(requests, k, beam_size)
+        return _top(*arguments, **options)
+
+    def trace_top(self, requests: RequestBatch, *, k: int, beam_size: int) -> jax.stages.Traced:
+        """The program of `top`; parameters, tables and requests may be shapes."""
+        arguments, options = self._top_arguments(requests, k, beam_size)
+        return _top.trace(*arguments, **options)
+
+    def _top_arguments(self, requests: RequestBatch, k: int, beam_size: int) -> tuple[tuple, dict[str, Any]]:
         beam_size = 0 if self.trie is None else max(beam_size, k)  # without a trie, one program for all beam sizes
         options = {"k": k, "beam_size": beam_size, "softmax_over": self.softmax_over}
-        return _top(self.graph, self.params, self.tables, self.trie, requests, self.mixture, **options)
+        return (self.graph, self.params, self.tables, self.trie, requests, self.mixture), options
 
     def log_probs(self, requests: RequestBatch, rows: Int[Array, " n"]) -> Float[Array, "b n"]:
         """Exact log-probabilities of item rows."""

@@ -2,6 +2,7 @@
 
 from semid.training.batches import PackedRows, Rows, SingleRows, batches, pack
 from semid.training.checkpoints import discard_checkpoints
+from semid.training.compiled import Compiled, DoesNotFit, compile_for, size_on_a_device
 from semid.training.loop import RunFolder, StopTraining, Task, TrainingConfig, fit, train
 from semid.training.mesh import (
     ROWS,
@@ -12,6 +13,7 @@ from semid.training.mesh import (
     put_batch,
     replicated,
     row_devices,
+    row_parts,
     share_rows,
 )
 from semid.training.optimizers import OptimizerConfig, RateSchedule, make_optimizer
@@ -31,14 +33,18 @@ from semid.training.state import (
     replace_leaves,
     shardings,
     split_variables,
+    used_shardings,
     with_variables,
 )
+from semid.training.topologies import chip_of, topology_devices
 from semid.training.tracking import HISTORY, check_events, read_history
 
 __all__ = [
     "HISTORY",
     "REQUEST",
     "ROWS",
+    "Compiled",
+    "DoesNotFit",
     "Loss",
     "MeshConfig",
     "OptimizerConfig",
@@ -57,6 +63,8 @@ __all__ = [
     "abstract_state",
     "batches",
     "check_events",
+    "chip_of",
+    "compile_for",
     "create_state",
     "discard_checkpoints",
     "divisible_batch_size",
@@ -75,9 +83,13 @@ __all__ = [
     "replace_leaves",
     "replicated",
     "row_devices",
+    "row_parts",
     "shardings",
     "share_rows",
+    "size_on_a_device",
     "split_variables",
+    "topology_devices",
     "train",
+    "used_shardings",
     "with_variables",
 ]

@@ -13,7 +13,7 @@ _KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collectiv
 _ARRAY = re.compile(r"\b([a-z]+[0-9]*)\[([0-9,]*)\]")
 _LINE = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _OPCODE = re.compile(r"^(\((?:[^()]|\([^()]*\))*\)|\S+) ([\w\-]+)\(([^)]*)\)(.*)$")
-_CALLED = re.compile(r"(?:calls|to_apply|body|condition|branch_computations)=\{?(%?[\w.\-]+(?:, ?%?[\w.\-]+)*)\}?")
+_CALLED = re.compile(r"(?:calls|to_apply|body|condition|branch_computations)=(\{[^}]*\}|%?[\w.\-]+)")
 # What moves nothing: names of parts of memory, and calls whose insides are counted.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "iota"}
 
@@ -59,12 +59,14 @@ class Program:
 
     @property
     def collectives(self) -> tuple[Collective, ...]:
-        """All exchanges between devices."""
-        found = []
+        """All exchanges between devices; of those that a TPU's program divides into steps, the first alone."""
+        found, seen = [], set()
         for name, instruction in self._run():
             kind = instruction.opcode.removesuffix("-start")
-            if kind in _KINDS:
+            channel = re.search(r"channel_id=\d+", instruction.attributes)
+            if kind in _KINDS and not (channel and channel[0] in seen):
                 found.append(Collective(kind, _sent(kind, instruction), self.times[name]))
+                seen.add(channel[0] if channel else "")
         return tuple(found)
 
     @property
@@ -114,7 +116,8 @@ def _computations(text: str) -> tuple[str, dict[str, tuple[_Instruction, ...]]]:
 
 
 def _called(instruction: _Instruction) -> list[str]:
-    return [name.strip().lstrip("%") for some in _CALLED.findall(instruction.attributes) for name in some.split(",")]
+    named = (some.strip("{}").split(",") for some in _CALLED.findall(instruction.attributes))
+    return [name.strip().lstrip("%") for names in named for name in names]
 
 
 def _callers_first(entry: str, computations: Mapping[str, tuple[_Instruction, ...]]) -> list[str]:
@@ -171,7 +174,7 @@ def _sent(kind: str, instruction: _Instruction) -> float:
 
 def _group(attributes: str) -> int:
     """The number of devices that exchange."""
-    if named := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", attributes):
+    if named := re.search(r"replica_groups=mesh\[(.*?)\].*? \{('.*?)\}", attributes):
         sizes = dict(re.findall(r"('[^']*')=(\d+)", named[1]))
         axes = re.findall(r"('[^']*')(?::\(\d+\)(\d+))?", named[2])
         return math.prod(int(part or sizes[axis]) for axis, part in axes)

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from semid.errors import SemidError
 from semid.training.gradients import Gradients, accumulated
-from semid.training.mesh import ShardedByRows, as_used, leaf_sharding, replicated, row_sharding
+from semid.training.mesh import ShardedByRows, as_used, leaf_sharding, replicated, row_sharding, used_sharding
 
 Tree = TypeVar("Tree")
 Loss = Callable[[Any, Any, Any, "StepContext"], tuple[Array, dict[str, Array]]]
@@ -62,10 +62,14 @@ class TrainStep:
         with jax.set_mesh(self.mesh):
             return self.program(state, batch, self.tables)
 
-    def lower(self, state: TrainState, batch: Any) -> jax.stages.Lowered:
-        """The program for these arguments, arrays or shapes; it has a `cost_analysis`, compiled a `memory_analysis`."""
+    def trace(self, state: TrainState, batch: Any) -> jax.stages.Traced:
+        """The program for these arguments, arrays or shapes, before it is lowered for a platform."""
         with jax.set_mesh(self.mesh):
-            return self.program.lower(state, batch, self.tables)
+            return self.program.trace(state, batch, self.tables)
+
+    def lower(self, state: TrainState, batch: Any) -> jax.stages.Lowered:
+        """The program lowered; it has a `cost_analysis`, compiled a `memory_analysis`."""
+        return self.trace(state, batch).lower()
 
 
 def split_variables(model: nnx.Module) -> tuple[nnx.GraphDef[Any], nnx.State, nnx.State]:
@@ -100,6 +104,11 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
         return leaf_sharding(leaf_name(path), np.shape(node), mesh)
 
     return jax.tree_util.tree_map_with_path(layout, tree, is_leaf=lambda node: isinstance(node, ShardedByRows))
+
+
+def used_shardings(tree: Any, mesh: Mesh) -> Any:
+    """The layout of each leaf where it is computed with: as stored, but whole along `fsdp`."""
+    return jax.tree.map(used_sharding, shardings(tree, mesh))
 
 
 def make_step(
