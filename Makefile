@@ -4,8 +4,10 @@ BIN := .venv/bin
 unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test check install install-core lock clean
+.PHONY: demo test check docs site install install-core lock clean
 .NOTPARALLEL:
+
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs
 
 demo: install-core
 	$(BIN)/python -m experiments.demo --out runs/demo
@@ -17,6 +19,12 @@ check: install  ## lint and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: install  ## the documentation, on http://localhost:8000
+	$(MKDOCS) serve
+
+site: install  ## the same in build/site; a warning is an error, a broken link too
+	$(MKDOCS) build
 
 install: .venv/dev  ## everything: core, extras, tools for tests and checks
 

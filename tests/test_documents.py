@@ -6,8 +6,11 @@ import functools
 import importlib
 import importlib.util
 import io
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -28,7 +31,7 @@ from semid.training import TrainingConfig
 from seq_models import RQTransformerConfig, TransformerConfig
 
 ROOT = Path(__file__).parents[1]
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 OWN = ("semid", "quantizers", "seq_models", "experiments")
 FOLDERS = (*OWN, "tests", "docs")
 OUTSIDE = re.compile(r"https?:|mailto:|#")
@@ -47,7 +50,15 @@ TINY = GeneratorConfig(
     validation_users=8,
 )
 
-each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+ALONE = ("how-to/own-model", "how-to/own-quantizer")
+_SHRUNK = """
+import dataclasses, semid
+from semid.training import TrainingConfig
+train, few = semid.train, dict(training=TrainingConfig(epochs=0.1), validation_users=8)
+semid.train = lambda data, catalog, config, out: train(data, catalog, dataclasses.replace(config, **few), out=out)
+"""
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
 def _links(text: str) -> list[str]:
@@ -241,9 +252,34 @@ def shop(tmp_path_factory) -> Path:
     return home
 
 
-@pytest.mark.parametrize("name", ["catalog", "data", "generators", "packaging", "tokenizers"])
+# Pages whose Python is run below, and those with a test of their own; end-to-end.md trains for minutes.
+RUN = ("catalog", "data", "generators", "packaging", "tokenizers", "graphs", "how-to/steer", "how-to/own-encoder")
+RUN += ("how-to/code-health", "how-to/language-model")
+ELSEWHERE = {"README", "docs/end-to-end", "docs/stablehlo", "docs/tutorial", *(f"docs/{name}" for name in ALONE)}
+
+
+def test_python_of_every_page_is_run_somewhere():
+    with_python = {str(page.relative_to(ROOT).with_suffix("")) for page in PAGES if _python(page.read_text())}
+    assert with_python == {f"docs/{name}" for name in RUN} | ELSEWHERE
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_python_of_a_page_that_adds_a_family_runs(shop, name):
+    """In a process of its own: the family would be a choice in all later tests."""
+    blocks = [_SHRUNK, *_python((ROOT / "docs" / f"{name}.md").read_text())]
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(blocks)],
+        cwd=shop,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", RUN)
 def test_python_of_a_page_runs(shop, monkeypatch, name):
-    """Its blocks one after the other; end-to-end.md trains for minutes, stablehlo.md has its own test."""
+    """Its blocks one after the other."""
     monkeypatch.chdir(shop)
     tokenize = semid.tokenize
     monkeypatch.setattr(
@@ -252,6 +288,7 @@ def test_python_of_a_page_runs(shop, monkeypatch, name):
     monkeypatch.setattr(semid, "train", functools.partial(semid.train, config=TINY), raising=False)
     tables = {"new_items": pa.table({"item_id": ["new"], "title": ["word1 thing2"]})}
     tables |= {f"{table}_frame": pq.read_table(shop / f"{table}.parquet") for table in ("items", "interactions")}
+    tables["new_vectors"] = np.ones((1, 6), np.float32)
     drawn = np.random.default_rng(0).normal(size=(300, 32)).astype(np.float32)
     names: dict = {"vectors": drawn[:, :6] if name == "packaging" else jnp.asarray(drawn), **tables}
     blocks = _python((ROOT / "docs" / f"{name}.md").read_text())

@@ -1,0 +1,50 @@
+"""Pages of the site that are made from code: every public name and every command has its place."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from semid.cli import app
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def hook() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("hook", ROOT / "docs" / "tools" / "hook.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_public_name_is_documented_once_and_linked_elsewhere(hook):
+    pages = {module.__name__: hook.reference(module) for module in hook.packages()}
+    documented = re.findall(r"^::: (\S+)$", "\n".join(pages.values()), re.MULTILINE)
+    assert {"semid", "semid.data", "semid.tokenizers.alignment", "quantizers", "seq_models"} < set(pages)
+    assert len(documented) == len(set(documented))
+    for module in hook.packages():
+        page = pages[module.__name__]
+        places = dict(re.findall(r"^- \[`(\w+)`\]\[(\S+)\]$", page, re.MULTILINE))
+        own = re.findall(rf"^::: {re.escape(module.__name__)}\.(\w+)$", page, re.MULTILINE)
+        assert sorted([*places, *own]) == sorted(set(module.__all__) - {"__version__"})
+        assert set(places.values()) <= set(documented)
+
+
+def test_every_command_has_its_help(hook):
+    page = hook.command_line()
+    titles = set(re.findall(r"^#{2,3} semid (.*)$", page, re.MULTILINE))
+    assert set(app.COMMANDS) | {"train sasrec", "tokenize rq-vae", "catalog append"} <= titles
+    assert page.count("usage: semid ") == len(titles) + 1
+
+
+def test_notebooks_have_no_output_and_become_pages(hook):
+    notebooks = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
+    assert notebooks
+    for path in notebooks:
+        code = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+        assert all(not cell["outputs"] and cell["execution_count"] is None for cell in code)
+        assert hook.notebook_page(path).count("```python") == len(code)
