@@ -5,6 +5,7 @@ import json
 import re
 from pathlib import Path
 from types import ModuleType
+from xml.etree import ElementTree
 
 import pytest
 
@@ -48,3 +49,21 @@ def test_notebooks_have_no_output_and_become_pages(hook):
         code = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
         assert all(not cell["outputs"] and cell["execution_count"] is None for cell in code)
         assert hook.notebook_page(path).count("```python") == len(code)
+
+
+def test_every_page_has_its_place_in_the_navigation():
+    places = set(re.findall(r": ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
+    pages = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
+    notebooks = {f"notebooks/{path.stem}.md" for path in (ROOT / "docs" / "notebooks").glob("*.ipynb")}
+    assert pages | notebooks <= places
+
+
+def test_figures_are_drawn_and_shown():
+    spec = importlib.util.spec_from_file_location("figures", ROOT / "docs" / "tools" / "figures.py")
+    figures = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(figures)
+    shown = "".join(page.read_text() for page in (ROOT / "docs" / "concepts").glob("*.md"))
+    assert {file.stem for file in figures.FOLDER.glob("*.svg")} == set(figures.FIGURES)
+    for name, draw in figures.FIGURES.items():
+        assert f"(figures/{name}.svg)" in shown
+        assert ElementTree.fromstring(draw().svg()).tag.endswith("svg")

@@ -41,7 +41,7 @@ def small_shop(monkeypatch):
 def _steps(text: str) -> list[str]:
     """Blocks of a page to run, in order: Python, files to save, command lines."""
     text = text.replace("\\\n", " ")
-    return re.findall(r"^```(?:python|csv)\n.*?^```$|^ {4}(?:semid|head) .*$", text, re.MULTILINE | re.DOTALL)
+    return re.findall(r"^```(?:python|csv)\n.*?^```$|^ {4}(?:semid|head) [^\n]*$", text, re.MULTILINE | re.DOTALL)
 
 
 def _run(command: str) -> None:

@@ -116,7 +116,7 @@ def _help(words: list[str]) -> str:
     from semid.cli import app
 
     text = io.StringIO()
-    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit), _columns(100):
+    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit), _columns(92):
         app.parse([*words, "--help"])
     return re.sub(r"\x1b\[[0-9;]*m", "", text.getvalue())
 
