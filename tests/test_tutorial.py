@@ -88,10 +88,10 @@ def test_the_tutorial_runs(small_shop, monkeypatch, tmp_path, capsys):
 def _check_server(monkeypatch, block: str) -> None:
     """Run the page's server at a free port, and ask it."""
     servers = []
-    monkeypatch.setattr(http.server.HTTPServer, "serve_forever", servers.append)
     code = block.partition("\n")[2].removesuffix("```").replace("8080", "0")
-    exec(compile(code, "serve.py", "exec"), {})
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        patched.setattr(http.server.HTTPServer, "serve_forever", lambda server: servers.append(server))
+        exec(compile(code, "serve.py", "exec"), {})
     (server,) = servers
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
