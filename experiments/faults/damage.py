@@ -189,7 +189,7 @@ def lay_out(kind: str, world: Path, folder: Path) -> tuple[Path, ...]:
         shutil.copytree(world / "checkpoints", folder)
     else:
         shutil.copytree(world / _FOLDERS[kind], folder)
-    return tuple(path for path in sorted(folder.rglob("*")) if path.is_file())
+    return tuple(path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "config.yaml")
 
 
 # Damages: each changes a file, or two, and gives the one that it chose; None where it could not.

@@ -183,7 +183,7 @@ def _names(folder: str) -> Iterator[str]:
 
 def tree(folder: Path, home: str) -> dict[str, str]:
     """Digests of the files below a folder, without the times that they were made at and the path of `home`."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "config.yaml")
     return {str(path.relative_to(folder)): _content(path, home) for path in files}
 
 

@@ -24,6 +24,7 @@ COMMANDS = {
     "graph": "semid.cli.graph.Graph",
     "train": "semid.cli.train.Train",
     "compile": "semid.cli.compile.Compile",
+    "sweep": "semid.cli.sweep.Sweep",
     "train-end-to-end": "semid.cli.train_end_to_end.TrainEndToEnd",
     "evaluate": "semid.cli.evaluate.Evaluate",
     "recommend": "semid.cli.recommend.Recommend",

@@ -48,7 +48,17 @@ class Entry(NamedTuple):
 
 
 def read_entries(file: str | Path) -> list[Entry]:
-    """All keys of a YAML file. Raises SemidError naming the line that is no YAML, or a key that stands there twice."""
+    """Keys of a YAML file. Raises SemidError naming the line that is no YAML, or a key that stands there twice."""
+    return entries_of(read_mapping(file), str(file))
+
+
+def entries_of(mapping: yaml.MappingNode, file: str) -> list[Entry]:
+    """Keys of a mapping in a file."""
+    return list(_entries(mapping, (), file))
+
+
+def read_mapping(file: str | Path) -> yaml.MappingNode:
+    """The mapping of a YAML file, empty for an empty file. Raises SemidError naming the line that is no YAML."""
     text = _text(artifacts.fetched(file), str(file))
     try:
         if alias := next((event for event in yaml.parse(text) if isinstance(event, yaml.AliasEvent)), None):
@@ -61,10 +71,10 @@ def read_entries(file: str | Path) -> list[Entry]:
     except RecursionError:
         raise SemidError(f"{file}: nested too deeply to be options") from None
     if root is None:
-        return []
+        return yaml.MappingNode("tag:yaml.org,2002:map", [])
     if not isinstance(root, yaml.MappingNode):
         raise SemidError(f"{file}: expected options as `key: value`, got {_shown(root)}")
-    return list(_entries(root, (), str(file)))
+    return root
 
 
 def _text(path: Path, file: str) -> str:
@@ -170,7 +180,9 @@ def _alternative(alternatives: Mapping[str, type | None], entry: Entry) -> type 
         return None
     names, name = _by_name(alternatives), str(entry.node.value)
     if name not in names:
-        raise SemidError(f"{entry.where}: expected one of {', '.join(alternatives)}, got {name!r}{_near(name, names)}")
+        raise SemidError(
+            f"{entry.where}: expected one of {', '.join(alternatives)}, got {name!r}{nearest(name, names)}"
+        )
     return names[name]
 
 
@@ -191,11 +203,11 @@ def _field(fields: Sequence[Field], entry: Entry, *, groups: bool = False) -> Fi
     if field is None or (field.alternatives and not groups):
         what = "expected its options, got a value" if field else "unknown key"
         known = [".".join(field.name[at:]) for field in fields for at in (0, field.scope)]
-        raise SemidError(f"{entry.where}: {what}{_near('.'.join(entry.key), known) if not field else ''}")
+        raise SemidError(f"{entry.where}: {what}{nearest('.'.join(entry.key), known) if not field else ''}")
     return field
 
 
-def _near(name: str, names: Any) -> str:
+def nearest(name: str, names: Any) -> str:
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.3)
     return f"; did you mean {near[0]}?" if near else ""
 
@@ -304,7 +316,7 @@ def _of_config(alternatives: Mapping[str, type | None], entry: Entry) -> Any:
 def _of_names(named: Mapping[str, Any], entry: Entry) -> Any:
     name = _scalar(entry, f"one of {', '.join(named)}")
     if name not in named:
-        raise SemidError(f"{entry.where}: expected one of {', '.join(named)}, got {name!r}{_near(name, named)}")
+        raise SemidError(f"{entry.where}: expected one of {', '.join(named)}, got {name!r}{nearest(name, named)}")
     return named[name]
 
 

@@ -17,7 +17,7 @@ from types import FrameType
 from semid.errors import SemidError
 
 # Commands that keep what they have done when they are stopped.
-_RESUMED = ("demo", "tokenize", "train", "train-end-to-end")
+_RESUMED = ("demo", "sweep", "tokenize", "train", "train-end-to-end")
 
 
 class Stopped(KeyboardInterrupt):

@@ -33,6 +33,7 @@ LINES = (
     "train --dataset d --catalog c --out o sasrec --dim 32 --repeats False --epochs 3",
     "train --dataset d --catalog c@3 --out s3://shop/m --features --rates encoder 0.5 --options b1 0.9",
     "compile --topology v5e:4x4 --fsdp 4 --items 1000 --level-sizes 64 64 sasrec --dim 32",
+    "sweep --space space.yaml --out o --trials 3",
     "train-end-to-end --dataset d --out o --image scratch",
     "evaluate --model m n --dataset d --ks 1 5 --exclude-seen",
     "recommend --model m --history i1,i2 -k 5",

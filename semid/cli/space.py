@@ -1,0 +1,152 @@
+"""Search space of a sweep: files of options, in which ranges and choices stand in place of values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tyro
+import yaml
+
+from semid.cli.config_files import Entry, build, entries_of, nearest, read_mapping
+from semid.cli.tokenize import Tokenize
+from semid.cli.train import Train
+from semid.errors import SemidError
+
+SECTIONS: dict[str, Any] = {"tokenize": Tokenize, "train": Train}
+_RANGE, _CHOICES = {"low", "high", "log"}, "choices"
+
+
+@dataclass(frozen=True)
+class Searched:
+    """A field that is searched: a range of numbers (whole ones if both ends are), or texts of choices."""
+
+    low: float = 0
+    high: float = 0
+    log: bool = False
+    choices: tuple[str, ...] = ()
+
+    def suggest(self, trial: Any, name: str) -> Any:
+        """A value by the sampler of an optuna trial."""
+        if self.choices:
+            return trial.suggest_categorical(name, self.choices)
+        whole = isinstance(self.low, int) and isinstance(self.high, int)
+        return (trial.suggest_int if whole else trial.suggest_float)(name, self.low, self.high, log=self.log)
+
+    @property
+    def ends(self) -> tuple[Any, Any]:
+        """Two values of it, the first and the last."""
+        return (self.choices[0], self.choices[-1]) if self.choices else (self.low, self.high)
+
+
+@dataclass(frozen=True)
+class Space:
+    """Options of `semid train`, and of `semid tokenize` where its fields are searched, as a file has them."""
+
+    file: str
+    sections: Mapping[str, yaml.MappingNode]
+    searched: dict[str, Searched] = field(default_factory=dict)
+    """Searched fields by section and key: `train.model.dim`."""
+
+    @classmethod
+    def read(cls, file: str | Path) -> Space:
+        """Read a space. Raises SemidError naming the line for what is no space, or would not fit its command."""
+        nodes = {str(key.value): (key, node) for key, node in read_mapping(file).value}
+        for name, (key, node) in nodes.items():
+            line = f"{file}: line {key.start_mark.line + 1}: {name}"
+            if name not in SECTIONS:
+                raise SemidError(f"{line}: expected tokenize or train{nearest(name, SECTIONS)}")
+            if not isinstance(node, yaml.MappingNode):
+                raise SemidError(f"{line}: expected the options of `semid {name}`")
+        space = cls(str(file), {name: node for name, (_, node) in nodes.items()})
+        for name, node in space.sections.items():
+            space._filled(node, name, {})
+        space._check()
+        return space
+
+    def _check(self) -> None:
+        if "train" not in self.sections:
+            raise SemidError(f"{self.file}: expected the options of `semid train` below `train:`, got none")
+        for name in self.sections:
+            if not any(key.startswith(f"{name}.") for key in self.searched):
+                once = "; tokenize once, and name its folder as train.catalog" if name == "tokenize" else ""
+                raise SemidError(f"{self.file}: {name}: no field is searched: none has low and high, or choices{once}")
+        for end in (0, 1):
+            self.commands({name: one.ends[end] for name, one in self.searched.items()}, "trial")
+
+    def commands(self, values: Mapping[str, Any], folder: str | Path) -> dict[str, Any]:
+        """The commands of a trial by their names, with these values; they write below the folder."""
+        catalog = {"catalog": f"{folder}/catalog"} if "tokenize" in self.sections else {}
+        places = {"tokenize": {"out": f"{folder}/catalog"}, "train": {"out": f"{folder}/model", **catalog}}
+        return {name: self._command(name, values, places[name]) for name in SECTIONS if name in self.sections}
+
+    def _command(self, name: str, values: Mapping[str, Any], places: Mapping[str, str]) -> Any:
+        node = self._filled(self.sections[name], name, values)
+        entries = [entry for entry in entries_of(node, self.file) if entry.key[0] not in places]
+        own = [Entry((key,), _scalar(place, node), self.file) for key, place in places.items()]
+        command = build(SECTIONS[name], entries + own, chosen={})
+        if missing := [key for key, value in vars(command).items() if value is tyro.MISSING]:
+            raise SemidError(f"{self.file}: {name}: {missing[0]} is missing; give it")
+        return command
+
+    def _filled(self, node: yaml.Node, name: str, values: Mapping[str, Any]) -> Any:
+        """A copy of a node with values, else their first, in place of what is searched, which is noted."""
+        if not isinstance(node, yaml.MappingNode):
+            return node
+        keys = {str(key.value): value for key, value in node.value}
+        if not (_CHOICES in keys or {"low", "high"} <= set(keys)):
+            pairs = [
+                (key, self._filled(value, f"{name}.{str(key.value).replace('_', '-')}", values))
+                for key, value in node.value
+            ]
+            return yaml.MappingNode(node.tag, pairs, node.start_mark, node.end_mark)
+        one = self.searched.setdefault(name, self._searched(name, node, keys))
+        return _node(values.get(name, one.ends[0]), node)
+
+    def _searched(self, name: str, node: yaml.Node, keys: Mapping[str, Any]) -> Searched:
+        where = f"{self.file}: line {node.start_mark.line + 1}: {name}"
+        if unknown := sorted(set(keys) - (_RANGE if "low" in keys else {_CHOICES})):
+            raise SemidError(f"{where}: {unknown[0]}: expected low, high and log, or choices")
+        if "low" not in keys:
+            choices = keys[_CHOICES].value if isinstance(keys[_CHOICES], yaml.SequenceNode) else []
+            if not choices:
+                raise SemidError(f"{where}: expected a list of choices")
+            return Searched(choices=tuple(dict.fromkeys(map(_text, choices))))
+        low, high = (_number(keys[end], where) for end in ("low", "high"))
+        log = "log" in keys and str(keys["log"].value).lower() == "true"
+        if not low < high or (log and low <= 0):
+            raise SemidError(f"{where}: expected low below high{', above 0 for log' if log else ''}, got {low}, {high}")
+        return Searched(low, high, log)
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """The space as JSON, to tell another one."""
+        return {name: yaml.load(yaml.serialize(node), Loader=yaml.BaseLoader) for name, node in self.sections.items()}
+
+
+def _number(node: yaml.Node, where: str) -> float:
+    for kind in (int, float):
+        try:
+            return kind(node.value)
+        except (TypeError, ValueError):
+            pass
+    raise SemidError(f"{where}: expected a number, got {node.value!r}")
+
+
+def _text(node: yaml.Node) -> str:
+    return str(yaml.serialize(node, width=1 << 20)).removesuffix("...\n").strip()
+
+
+def _node(value: Any, at: yaml.Node) -> yaml.Node:
+    """A value as it would stand in the file, at the line of another."""
+    if not isinstance(value, str):
+        return _scalar(str(value), at)
+    node = yaml.compose(value, Loader=yaml.SafeLoader)
+    node.start_mark = at.start_mark
+    return node
+
+
+def _scalar(text: str, at: yaml.Node) -> yaml.ScalarNode:
+    return yaml.ScalarNode("tag:yaml.org,2002:str", text, at.start_mark)

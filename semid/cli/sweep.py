@@ -1,0 +1,181 @@
+"""The command `semid sweep`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from semid import artifacts
+from semid.cli.choices import PathOrUrl
+from semid.cli.config_files import CONFIG, to_yaml
+from semid.cli.console import console
+from semid.cli.space import Space
+from semid.config import check_seed, difference
+from semid.errors import SemidError
+from semid.training import HISTORY, read_history
+
+if TYPE_CHECKING:
+    import optuna
+
+METRIC = "validation/ndcg@10"
+STUDY, PAGE = "study.db", "sweep.html"
+_SHOWN = 5
+# Trials that may fail before one succeeds: after these the fault is in what all of them share.
+_FAILURES = 3
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Search for options of `semid train` (and of `semid tokenize`) by validation, with optuna; extra `sweep`.
+
+    A trial trains a model in OUT/trials, and its value is the best NDCG@10 of its validations: test is never read. One
+    that fails is recorded. The same command goes on where it was stopped; given several times at once, the trials are
+    shared among the processes. At the end the best trials are printed, OUT/config.yaml has the options of the best for
+    `semid train --config`, and OUT/sweep.html shows which fields matter.
+    """
+
+    space: PathOrUrl
+    """YAML file with the options of `semid train` below `train:`, as --config takes them, where `{low: 1e-4, high:
+    1e-2, log: true}` or `{choices: [a, b]}` stands for a field that is searched. Options below `tokenize:`, some of
+    them searched, make a catalogue for each trial."""
+    out: PathOrUrl
+    """Folder of the study and its trials."""
+    trials: int = 20
+    """Trials in all, those of before included."""
+    seed: int = 0
+    """Seed of the search. That of training is an option of the space."""
+
+    def run(self) -> None:
+        check_seed(self.seed)
+        space = Space.read(self.space)
+        folder = artifacts.local_only(self.out, "the study is a file of SQLite")
+        study = _study(folder, space)
+        while (left := self.trials - len(_finished(study))) > 0:
+            console.print(f"trial {self.trials - left + 1} of {self.trials}")
+            self._trial(study, space)
+        self._show(study, space, folder)
+
+    def _trial(self, study: optuna.Study, space: Space) -> None:
+        """Run the next trial, or an interrupted one again, and record its value or its failure."""
+        import optuna
+
+        trial = study.ask()
+        # A sampler per trial: those of several processes, or of a later one, would draw the same numbers.
+        study.sampler = optuna.samplers.TPESampler(
+            seed=(self.seed * 1_000_003 + trial.number) % 2**32, constant_liar=True
+        )
+        values = {name: one.suggest(trial, name) for name, one in space.searched.items()}
+        folder = trial.user_attrs.get("folder", f"trials/{trial.number:04d}")
+        trial.set_user_attr("folder", folder)
+        try:
+            value = _validated(space.commands(values, f"{self.out}/{folder}"), f"{self.out}/{folder}")
+        except Exception as error:
+            line = next(iter(str(error).splitlines()), "") or type(error).__name__
+            trial.set_user_attr("error", line)
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            console.print(f"trial {trial.number} failed: {line}")
+            _check_failures(study)
+        except BaseException:  # a signal: the next process goes on with it
+            trial.set_user_attr("interrupted", True)
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            study.enqueue_trial(values, user_attrs={"folder": folder})
+            raise
+        else:
+            study.tell(trial, value)
+            console.print(f"trial {trial.number}: {METRIC} {value:.4f}")
+
+    def _show(self, study: optuna.Study, space: Space, folder: Path) -> None:
+        """Print the best trials; write the options of the best, and the page."""
+        from semid.report import write_sweep
+
+        done = [trial for trial in _finished(study) if trial.value is not None]
+        if not done:
+            raise SemidError(f"{folder}: no trial has a value; look at the messages above")
+        done.sort(key=lambda trial: -float(trial.value or 0))
+        table = Table("rank", "trial", METRIC.removeprefix("validation/"), *_labels(space.searched))
+        for rank, trial in enumerate(done[:_SHOWN], 1):
+            fields = [_short(trial.params[name]) for name in space.searched]
+            table.add_row(str(rank), str(trial.number), f"{trial.value:.4f}", *fields)
+        console.print(table)
+        best = space.commands(done[0].params, f"{self.out}/{done[0].user_attrs['folder']}")["train"]
+        text = f"# semid train --config {CONFIG}\n{to_yaml(replace(best, out=f'{self.out}/best'))}"
+        with artifacts.replacing(folder / CONFIG) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        done.sort(key=lambda trial: trial.number)
+        values = [(trial.number, float(trial.value or 0), trial.params) for trial in done]
+        page = write_sweep(folder / PAGE, METRIC.removeprefix("validation/"), values, _importances(study, len(done)))
+        console.print(f"best: semid train --config {self.out}/{CONFIG}; importances: {page}")
+
+
+def _study(folder: Path, space: Space) -> optuna.Study:
+    """The study of a folder, new or gone on with. Raises SemidError where it is of another space."""
+    try:
+        import optuna
+    except ImportError:
+        raise SemidError("a sweep needs the extra: pip install 'semid[sweep]'") from None
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    artifacts.try_file(folder / CONFIG)
+    folder.mkdir(parents=True, exist_ok=True)
+    storage = optuna.storages.RDBStorage(f"sqlite:///{folder / STUDY}", engine_kwargs={"connect_args": {"timeout": 60}})
+    study = optuna.create_study(study_name="sweep", storage=storage, direction="maximize", load_if_exists=True)
+    before = study.user_attrs.get("space")
+    if before is not None and (change := difference(before, space.plain)):
+        raise SemidError(f"{folder}: a sweep of another space ({change}); choose another --out, or give that space")
+    study.set_user_attr("space", space.plain)
+    return study
+
+
+def _finished(study: optuna.Study) -> list[Any]:
+    """Trials that have a value or failed, other than by a signal."""
+    ended = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name in ("COMPLETE", "FAIL")]
+    return [trial for trial in ended if "interrupted" not in trial.user_attrs]
+
+
+def _check_failures(study: optuna.Study) -> None:
+    finished = _finished(study)
+    if len(finished) >= _FAILURES and all(trial.state.name == "FAIL" for trial in finished):
+        raise SemidError(f"all {len(finished)} trials failed, the last by: {finished[-1].user_attrs.get('error')}")
+
+
+def _validated(commands: dict[str, Any], folder: str) -> float:
+    """Run a trial's commands, and give the best validation that its training recorded."""
+    import jax
+
+    from semid.cli import app
+
+    with contextlib.ExitStack() as stack:
+        stack.callback(jax.clear_caches)  # other sizes are other programs
+        for name, command in commands.items():
+            app.run(name, command)
+    values = [record[METRIC] for record in read_history(Path(folder, "model", HISTORY)) if METRIC in record]
+    if not values:
+        raise SemidError(f"{folder}/model: no validation was recorded")
+    return max(values)
+
+
+def _importances(study: optuna.Study, trials: int) -> dict[str, float]:
+    """Share of each field in what makes trials good (PED-ANOVA); none for too few trials."""
+    import optuna
+
+    if trials < 4:
+        return {}
+    evaluator = optuna.importance.PedAnovaImportanceEvaluator(evaluate_on_local=False)
+    try:
+        return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
+    except (ValueError, RuntimeError):  # all values alike
+        return {}
+
+
+def _labels(names: Iterable[str]) -> list[str]:
+    """Last parts of names, and whole ones where two have the same."""
+    last = {name: name.rpartition(".")[2] for name in names}
+    return [part if [*last.values()].count(part) == 1 else name for name, part in last.items()]
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
