@@ -5,7 +5,7 @@ from seq_models.dense import DenseConfig, DenseTransformer
 from seq_models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from seq_models.flat import FlatDecoder, FlatDecoderConfig
 from seq_models.hybrid import HybridConfig, HybridTransformer
-from seq_models.layers import Precision, TransformerConfig, dropout, last_state, linear, split_key
+from seq_models.layers import Precision, Remat, TransformerConfig, dropout, last_state, linear, split_key
 from seq_models.losses import (
     code_cross_entropy,
     constrained_cross_entropy,
@@ -63,6 +63,7 @@ __all__ = [
     "Prefixes",
     "RQTransformer",
     "RQTransformerConfig",
+    "Remat",
     "RequestBatch",
     "SoftmaxOver",
     "TeacherItems",

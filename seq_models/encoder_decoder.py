@@ -175,7 +175,7 @@ class EncoderDecoder(CodeModel):
         x = dropout(x.astype(config.dtype.value), config.rate, input_key)
         for block, attend, kv, block_key in zip(self.decoder, attends, memory.blocks, block_keys, strict=True):
             run = functools.partial(block, attend=attend, real=memory.real, key=block_key)
-            x, kept = (jax.checkpoint(run) if config.remat else run)(x, memory=kv)
+            x, kept = config.remat(run)(x, memory=kv)
             new.append(kept)
         return self.norm(x), new
 

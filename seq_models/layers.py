@@ -6,7 +6,7 @@ import enum
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +15,37 @@ from jaxtyping import Array, Float, Int, Key
 
 from seq_models.attention import KeyValue, attend_rows, rotate, segment_positions
 
+# More blocks than this are compiled as one, in a loop.
+_UNROLLED = 6
+
 
 class Precision(enum.Enum):
     """Number format in which matrices are multiplied. Parameters, norms, softmax and logits are float32 in any case."""
 
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
+
+
+class Remat(enum.Enum):
+    """What the backward pass computes again instead of keeping it: less memory, more time."""
+
+    NOTHING = "nothing"
+    DOTS = "dots"
+    """Of each block all but the products with its matrices."""
+    FULL = "full"
+    """Each block, but for its input."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> Remat | None:
+        """Configs once said yes or no."""
+        return {True: cls.FULL, False: cls.NOTHING}[value] if isinstance(value, bool) else None
+
+    def __call__(self, run: Callable[..., Any]) -> Callable[..., Any]:
+        """`run`, a block's pass, computed again as this says."""
+        if self is Remat.NOTHING:
+            return run
+        dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        return jax.checkpoint(run, policy=dots if self is Remat.DOTS else None)
 
 
 @dataclass(frozen=True)
@@ -42,8 +67,9 @@ class TransformerConfig:
     by the data (`semid train`: 0.3 below 10,000 training interactions)."""
     dtype: Precision = Precision.FLOAT32
     """Number format in which matrices are multiplied."""
-    remat: bool = False
-    """Compute each block again in the backward pass instead of keeping what is inside it: less memory, more time."""
+    remat: Remat = Remat.NOTHING
+    """What the backward pass computes again instead of keeping it: nothing, of each block all but its products with
+    matrices (dots), or each block (full): less memory, more time."""
 
     def __post_init__(self) -> None:
         for name in ("dim", "layers", "heads", "hidden"):
@@ -203,14 +229,32 @@ class Backbone(nnx.Module):
         self, x: Float[Array, "b t dim"], segments: Int[Array, "b t"], *, key: Key[Array, ""] | None = None
     ) -> tuple[Float[Array, "b t dim"], tuple[KeyValue, ...]]:
         """The states, and the keys and values of each block."""
-        input_key, *block_keys = split_key(key, len(self.blocks) + 1)
+        input_key, *keys = split_key(key, len(self.blocks) + 1)
         x = dropout(x.astype(self.config.dtype.value), self.config.rate, input_key)
-        attend, kept = attend_within(segments, causal=self.causal), []
-        for block, block_key in zip(self.blocks, block_keys, strict=True):
-            run = functools.partial(block, attend=attend, key=block_key)
-            x, kv = (jax.checkpoint(run) if self.config.remat else run)(x)
+        run = self._scanned if len(self.blocks) > _UNROLLED else self._unrolled
+        x, kept = run(x, attend_within(segments, causal=self.causal), keys)
+        return self.norm(x), kept
+
+    def _unrolled(self, x: Array, attend: Attend, keys: list[Any]) -> tuple[Array, tuple[KeyValue, ...]]:
+        kept = []
+        for block, key in zip(self.blocks, keys, strict=True):
+            x, kv = self.config.remat(functools.partial(block, attend=attend, key=key))(x)
             kept.append(kv)
-        return self.norm(x), tuple(kept)
+        return x, tuple(kept)
+
+    def _scanned(self, x: Array, attend: Attend, keys: list[Any]) -> tuple[Array, tuple[KeyValue, ...]]:
+        """The same by a loop over the blocks' parameters, stacked in the step alone: one block is compiled."""
+        graph, *_ = nnx.split(self.blocks[0])
+        states = [nnx.split(block)[1] for block in self.blocks]
+        stacked = jax.tree.map(lambda *layers: jnp.stack(layers), *zip(states, keys, strict=True))
+
+        def one(x: Array, layer: tuple[Any, Any]) -> tuple[Array, KeyValue]:
+            state, key = layer
+            run = self.config.remat(lambda x, state: nnx.merge(graph, state)(x, attend, key))
+            return run(x, state)
+
+        x, kept = jax.lax.scan(one, x, stacked)
+        return x, tuple(jax.tree.map(lambda all_, at=at: all_[at], kept) for at in range(len(states)))
 
 
 def last_state(states: Float[Array, "b t dim"], segments: Int[Array, "b t"]) -> Float[Array, "b dim"]:

@@ -12,7 +12,6 @@ import functools
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
@@ -141,8 +140,7 @@ class RQTransformer(CodeModel):
         x = dropout(x.astype(self.depth_config.dtype.value), self.depth_config.rate, input_key)
         new = []
         for block, past, block_key in zip(self.depth, pasts, block_keys, strict=True):
-            run = functools.partial(block, attend=_attend_after(past), key=block_key)
-            x, kv = (jax.checkpoint(run) if self.depth_config.remat else run)(x)
+            x, kv = self.depth_config.remat(functools.partial(block, attend=_attend_after(past), key=block_key))(x)
             new.append(kv)
         return self.norm(x), new
 

@@ -41,7 +41,7 @@ from semid.training import (
     put_batch,
 )
 from seq_models import CodeConfig, FlatDecoderConfig, ItemTables, RQTransformerConfig, softmax_cross_entropy
-from seq_models.layers import Precision
+from seq_models.layers import Precision, Remat
 
 ITEMS, SIZES = 12_101, (256, 256, 256)
 HISTORY, ROW = 20, 32  # as GeneratorConfig has them
@@ -109,7 +109,7 @@ def _variants() -> dict[str, Variant]:
         "8 microbatches": replace(plain, accumulate=8),
         "input put ahead": replace(plain, ahead=True),
         "bfloat16": plain.backbone(dtype=Precision.BFLOAT16),
-        "rematerialised": plain.backbone(remat=True),
+        "rematerialised": plain.backbone(remat=Remat.FULL),
         "state not donated": replace(plain, donate=False),
         "one history a row": replace(plain, rows=_one_a_row(train)),
     }
@@ -201,7 +201,7 @@ def _of_length(name: str, length: int, steps: int) -> dict[str, Any]:
     append_last = name == "flat"
     train = _histories(np.full(max(POSITIONS // length, 1) * 2, length + 1))
     variant = Variant(config, pack(train, max_history=length, row_length=length + append_last, append_last=append_last))
-    training, lean = _Training(variant), _Training(variant.backbone(remat=True))
+    training, lean = _Training(variant), _Training(variant.backbone(remat=Remat.FULL))
     training.take(1)
     takes = [training.take(1) for _ in range(steps)]
     return {

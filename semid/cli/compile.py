@@ -73,7 +73,7 @@ class Compile:
             if mesh.size % (fsdp * mesh.shape["tensor"]) == 0:
                 return f"try --fsdp {fsdp}"
             return "its state alone fills the devices: try a larger --topology with --fsdp"
-        return f"try --accumulate {accumulate * 2}, or --remat"
+        return f"try --accumulate {accumulate * 2}, or --remat full"
 
 
 def print_needs(name: str, needs: Compiled, *, state: int | None = None) -> None:

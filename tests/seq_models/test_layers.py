@@ -12,6 +12,7 @@ import pytest
 from flax import nnx
 
 from seq_models import attention as attending
+from seq_models import layers
 from seq_models.attention import (
     KeyValue,
     attend_history,
@@ -25,6 +26,7 @@ from seq_models.layers import (
     Attention,
     Backbone,
     Precision,
+    Remat,
     TransformerConfig,
     dropout,
     last_state,
@@ -292,3 +294,30 @@ def test_config_names_what_is_wrong(change, message):
     with pytest.raises(ValueError, match=message):
         TransformerConfig(**change)
     TransformerConfig(dim=2, layers=1, heads=1, hidden=1, dropout=0.0)
+
+
+@pytest.mark.parametrize("again", Remat)
+@pytest.mark.parametrize("key", [None, 3])
+def test_many_blocks_in_a_loop_are_the_same_as_one_after_the_other(again, key, monkeypatch):
+    """States, kept keys and values, and gradients of every parameter; with dropout and without."""
+    config = replace(CONFIG, layers=3, remat=again, dropout=0.5)
+    key = None if key is None else jax.random.key(key)
+    graph, state = nnx.split(Backbone(config, rngs=nnx.Rngs(0)))
+    x, segments = normal(5, 2, 4, 8), jnp.asarray([[1, 1, 2, 2], [1, 1, 1, 0]])
+
+    def loss(state):
+        states, kept = nnx.merge(graph, state).read(x, segments, key=key)
+        return jnp.sum(jnp.sin(states)) + sum(jnp.sum(jnp.cos(leaf)) for leaf in jax.tree.leaves(kept)), (states, kept)
+
+    unrolled = jax.jit(jax.value_and_grad(loss, has_aux=True))(state)
+    monkeypatch.setattr(layers, "_UNROLLED", 2)
+    looped = jax.jit(jax.value_and_grad(lambda state: loss(state), has_aux=True))
+    assert "scan" in str(jax.make_jaxpr(lambda state: loss(state))(state))
+    for a, b in zip(*map(jax.tree.leaves, (looped(state), unrolled)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_remat_of_earlier_configs():
+    assert (Remat(True), Remat(False), Remat("dots")) == (Remat.FULL, Remat.NOTHING, Remat.DOTS)
+    with pytest.raises(ValueError, match="'some' is not a valid Remat"):
+        Remat("some")

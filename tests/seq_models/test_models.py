@@ -25,6 +25,7 @@ from seq_models import (
     ModelConfig,
     Precision,
     Prefixes,
+    Remat,
     RequestBatch,
     RQTransformerConfig,
     SoftmaxOver,
@@ -286,8 +287,9 @@ def test_mixtures_of_one_code_give_its_logits_and_pass_a_gradient(name):
 
 
 @every_family
-def test_remat_gives_the_same_loss_and_gradient(name):
-    plain, remat = (built(name, stack=(("remat", on),)) for on in (False, True))
+@pytest.mark.parametrize("again", [Remat.DOTS, Remat.FULL])
+def test_remat_gives_the_same_loss_and_gradient(name, again):
+    plain, remat = (built(name, stack=(("remat", how),)) for how in (Remat.NOTHING, again))
     args = *with_everything(plain), jax.random.key(1)
     for a, b in zip(*(jax.tree.leaves(value_and_gradient(*model, *args)) for model in (plain, remat)), strict=True):
         close(a, b)

@@ -26,7 +26,8 @@ def test_a_table_of_the_step_and_of_the_search(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("memory", "remedy"), [(1e2, "try --fsdp 8"), (1e4, "try --accumulate 2, or --remat"), (1.0, "a larger --topology")]
+    ("memory", "remedy"),
+    [(1e2, "try --fsdp 8"), (1e4, "try --accumulate 2"), (1.0, "a larger --topology")],
 )
 def test_what_does_not_fit_is_one_line_with_an_option(memory, remedy, capsys, monkeypatch):
     monkeypatch.setattr(command, "chip_of", lambda topology: Chip("small", 1e12, memory, 1e9, 1e9))

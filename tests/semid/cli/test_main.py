@@ -317,7 +317,7 @@ def test_a_simulated_world_and_k_means_and_sasrec(tmp_path, capsys):
     assert "dataset simulated" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("family", ["encoder-decoder --kv-heads 1", "flat --remat", "hybrid --temperature 0.1"])
+@pytest.mark.parametrize("family", ["encoder-decoder --kv-heads 1", "flat --remat full", "hybrid --temperature 0.1"])
 def test_other_families_and_a_teacher(home, tmp_path, family):
     options = GENERATOR.replace("--row-length 8", "--row-length 9").replace("--batch-size 8", "--batch-size 16")
     train = f"train --dataset {{h}}/dataset --catalog {{h}}/catalog {options}"
