@@ -162,7 +162,7 @@ def test_a_wrong_option_would_be_found(capsys):
 
 # Options of other programs, and those that are read before a command's.
 OTHERS = {"--upgrade", "--require-hashes", "--no-warm", "--workers", "--nthreads", "--nv", "--help"}
-OTHERS |= {"--config", "--quiet", "--verbose", "--debug", "--model", "--method", "--split-rule"}
+OTHERS |= {"--config", "--track", "--quiet", "--verbose", "--debug", "--model", "--method", "--split-rule"}
 
 
 @functools.cache

@@ -45,7 +45,7 @@ RULES = {
     "semid.data": Rule(BASE, ARRAYS | {"PIL", "fsspec"}),
     "semid.data.builders": Rule(BASE | {"semid.data"}, ARRAYS | {"tensorflow_datasets"}),
     # What stands on data alone: none of these knows a tokenizer or a recommender.
-    "semid.training": Rule(BASE | {"semid.data"}, JAX | {"optax", "orbax", "grain", "tensorboardX"}),
+    "semid.training": Rule(BASE | {"semid.data"}, JAX | {"optax", "orbax", "grain", "tensorboardX", "wandb", "mlflow"}),
     "semid.encoders": Rule(
         BASE | {"semid.data", "seq_models"},
         ARRAYS | JAX | {"scipy", "PIL", "safetensors", "sentencepiece", "tokenizers", "sentence_transformers"},

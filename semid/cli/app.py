@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import itertools
 import sys
 import warnings
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from semid import __version__
 from semid.cli.cache import use_compilation_cache
 from semid.cli.outcome import Outcome, Stopped, signals_raised
 from semid.cli.verbosity import Verbosity, log_lines
+from semid.errors import SemidError
 
 COMMANDS = {
     "demo": "semid.cli.demo.Demo",
@@ -36,13 +38,18 @@ COMMANDS = {
     "report": "semid.cli.report.Report",
 }
 
+# Commands that train, and the trackers that show it (`semid.training.SINKS`).
+TRAINING = ("demo", "sweep", "tokenize", "train", "train-end-to-end")
+TRACKERS = ("tensorboard", "wandb", "mlflow")
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Generative recommendation with semantic IDs: prepare, tokenize, train, evaluate, recommend, export, report.
 
     `semid COMMAND --help` explains a command, `semid demo` shows them at work, `semid --version` prints the version.
     With every command: --quiet (warnings, errors and results alone), --verbose, --debug (tracebacks too), and --config
-    FILE.yaml: options by their names, which those of the command line replace.
+    FILE.yaml: options by their names, which those of the command line replace. With those that train: --track
+    tensorboard wandb mlflow, or some of these.
     """
     words, verbosity = Verbosity.read(sys.argv[1:] if arguments is None else arguments)
     outcome = Outcome(words, debug=verbosity.debug)
@@ -56,15 +63,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(words: Sequence[str], verbosity: Verbosity) -> None:
+    trackers, words = trackers_of(words)
     with signals_raised(), log_lines(verbosity.level):
         if "jax" not in sys.modules:  # else it has read its settings
             verbosity.quiet_libraries()
             use_compilation_cache()
         command = parse(words)
-        from semid.training import join_processes
+        from semid.training import join_processes, tracked_by
 
         join_processes()
-        run(words[0], command)
+        with tracked_by(*trackers):
+            run(words[0], command)
+
+
+def trackers_of(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Names after `--track`, and the other words. Raises SemidError where none follows or nothing is trained."""
+    if "--track" not in words:
+        return [], list(words)
+    at = words.index("--track")
+    names = list(itertools.takewhile(TRACKERS.__contains__, words[at + 1 :]))
+    if not names or words[0] not in TRAINING:
+        word = next(iter(words[at + 1 :]), "none")
+        near = [] if names else difflib.get_close_matches(word, TRACKERS, n=1)
+        what = f"; did you mean {near[0]}?" if near else f", of a command that trains ({', '.join(TRAINING)})"
+        raise SemidError(f"--track: expected some of {', '.join(TRACKERS)}, got {word}{what}")
+    return names, [*words[:at], *words[at + 1 + len(names) :]]
 
 
 def run(name: str, command: Any) -> None:

@@ -19,6 +19,7 @@ from semid.training.mesh import (
 from semid.training.optimizers import OptimizerConfig, RateSchedule, make_optimizer
 from semid.training.processes import join_processes, on_first
 from semid.training.seals import REQUEST
+from semid.training.sinks import SINKS, tracked_by
 from semid.training.state import (
     Loss,
     StepContext,
@@ -43,6 +44,7 @@ __all__ = [
     "HISTORY",
     "REQUEST",
     "ROWS",
+    "SINKS",
     "Compiled",
     "DoesNotFit",
     "Loss",
@@ -89,6 +91,7 @@ __all__ = [
     "size_on_a_device",
     "split_variables",
     "topology_devices",
+    "tracked_by",
     "train",
     "used_shardings",
     "with_variables",

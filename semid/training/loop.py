@@ -20,6 +20,7 @@ from semid.training.checkpoints import Checkpoints
 from semid.training.mesh import divisible_batch_size, gathered, make_mesh, put_batch
 from semid.training.optimizers import OptimizerConfig, make_optimizer
 from semid.training.processes import from_first, stop_requested
+from semid.training.sinks import chosen_trackers
 from semid.training.state import (
     Combine,
     Loss,
@@ -57,7 +58,7 @@ class TrainingConfig:
     log_every: int = 20
     """Steps between records of the loss."""
     tensorboard: bool = False
-    """Write TensorBoard events next to the checkpoints, with which they go in the end (extra `tensorboard`)."""
+    """Write TensorBoard events next to the checkpoints, with which they go in the end (as --track tensorboard)."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "validate_every", "patience", "log_every"):
@@ -164,7 +165,12 @@ def train(task: Task, config: TrainingConfig, *, run: RunFolder, seed: int, mesh
         device_batches, first = (put_batch(batch, mesh) for batch in iterator), int(state.step)
         open_tracker = Tracker if jax.process_index() == 0 else NullTracker
         with open_tracker(
-            run.folder, title=run.title, num_steps=num_steps, first_step=first, tensorboard=config.tensorboard
+            run.folder,
+            title=run.title,
+            num_steps=num_steps,
+            first_step=first,
+            config=run.request,
+            trackers=chosen_trackers(tensorboard=config.tensorboard),
         ) as tracker:
             validation = _Validation(task, mesh, tracker, checkpoints, iterator, every, num_steps, config.patience)
             log = _log_hook(tracker, validation, config.log_every)

@@ -1,4 +1,4 @@
-"""Training log: one JSON line per record, progress, and TensorBoard events on request."""
+"""Training log: one JSON line per record, progress, and trackers on request."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any, SupportsFloat
 from semid import artifacts
 from semid.errors import SemidError
 from semid.progress import show_progress
+from semid.training.sinks import TrackedRun, check_folder, check_tracker, chosen_trackers, open_sinks
 
 HISTORY = "history.jsonl"
 
@@ -38,11 +39,18 @@ def naming(path: Path, advice: str = _GO_ON) -> Iterator[None]:
 class Tracker:
     """A log of scalars in `history.jsonl` with progress shown; a resumed run drops the records after its first step.
 
-    With `tensorboard`, the same scalars go to event files next to it (extra `tensorboard`).
+    The same scalars go to the trackers (see `tracked_by`), with the config.
     """
 
     def __init__(
-        self, folder: Path, *, title: str, num_steps: int, first_step: int = 0, tensorboard: bool = False
+        self,
+        folder: Path,
+        *,
+        title: str,
+        num_steps: int,
+        first_step: int = 0,
+        config: Mapping[str, Any] | None = None,
+        trackers: tuple[str, ...] = (),
     ) -> None:
         self.path = folder / HISTORY
         with naming(self.path):
@@ -50,7 +58,7 @@ class Tracker:
             kept = [r for r in read_history(self.path) if r["step"] <= first_step] if self.path.exists() else []
             with artifacts.replacing(self.path) as rewritten:  # a kill here loses no record
                 rewritten.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-        self._events = _event_writer(folder, first_step) if tensorboard else None
+        self._sinks = open_sinks(TrackedRun(folder, title, config or {}, first_step), trackers)
         self._file = self.path.open("ab", buffering=0)
         self._progress = show_progress(title, total=num_steps, unit="steps", done=first_step)
 
@@ -63,17 +71,16 @@ class Tracker:
     ) -> None:
         self._progress.__exit__()
         self._file.close()
-        if self._events is not None:
-            self._events.close()
+        for sink in self._sinks:
+            sink.close(failed=error is not None and not isinstance(error, SystemExit))
 
     def log(self, step: int, scalars: Mapping[str, SupportsFloat]) -> None:
         """Record the scalars of one step; a value that is not finite becomes null."""
         values = {name: float(value) for name, value in scalars.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._append(json.dumps({"step": step, **finite}).encode() + b"\n")
-        if self._events is not None:
-            for name, value in values.items():
-                self._events.add_scalar(name, value, step)
+        for sink in self._sinks:
+            sink.log(step, values)
 
     def _append(self, line: bytes) -> None:
         """Write a whole line, or raise SemidError and leave none of it."""
@@ -138,26 +145,16 @@ def _record(line: bytes, where: str) -> dict[str, Any]:
 
 
 def check_events(settings: Any, *folders: Path) -> None:
-    """Raise SemidError where settings, at any depth, ask for TensorBoard events that cannot be written to the folders:
-    one is a URL's, or the extra is missing."""
-    if not _asks_for_events(settings):
+    """Raise SemidError where settings, at any depth, or the trackers of the block ask for TensorBoard events that
+    cannot be written to the folders: one is a URL's, or the extra is missing."""
+    if "tensorboard" not in chosen_trackers(tensorboard=_asks_for_events(settings)):
         return
     for folder in folders:
-        artifacts.local_only(folder, "tensorboard writes its events while training goes on")
-    try:
-        import tensorboardX  # noqa: F401
-    except ImportError:
-        raise SemidError("tensorboard output needs the extra: pip install 'semid[tensorboard]'") from None
+        check_folder(folder)
+    check_tracker("tensorboard")
 
 
 def _asks_for_events(settings: Any) -> bool:
     if isinstance(settings, Mapping):
         return settings.get("tensorboard") is True or any(map(_asks_for_events, settings.values()))
     return isinstance(settings, list | tuple) and any(map(_asks_for_events, settings))
-
-
-def _event_writer(folder: Path, first_step: int) -> Any:
-    check_events({"tensorboard": True}, folder)
-    from tensorboardX import SummaryWriter
-
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1 if first_step else None)

@@ -26,6 +26,7 @@ from semid.errors import SemidError
 from semid.progress import show_progress
 from semid.recommender import Recommendations, Recommender
 from semid.tokenizers import RQKmeansConfig
+from semid.training import SINKS
 from seq_models import DenseConfig
 
 RECOMMEND = "recommend --model m --history i1"
@@ -329,3 +330,22 @@ def test_output_that_nobody_reads_to_its_end_is_no_error(words, tmp_path):
 def test_a_broken_pipe_elsewhere_is_an_error(monkeypatch, capfd):
     code, error = _ending(monkeypatch, capfd, _raising(BrokenPipeError(32, "Broken pipe")))
     assert (code, error) == (1, "semid: [Errno 32] Broken pipe\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("train --track mlfow --dataset d", "got mlfow; did you mean mlflow?"),
+        ("train --dataset d --track", "got none, of a command that trains"),
+        ("evaluate --track wandb", "got wandb, of a command that trains"),
+    ],
+)
+def test_trackers_are_named_after_commands_that_train(capsys, line, message):
+    with pytest.raises(SystemExit):
+        main(line.split())
+    assert message in capsys.readouterr().err
+    assert app.trackers_of(["train", "--track", "wandb", "tensorboard", "sasrec", "-k", "3"]) == (
+        ["wandb", "tensorboard"],
+        ["train", "sasrec", "-k", "3"],
+    )
+    assert tuple(SINKS) == app.TRACKERS

@@ -8,6 +8,7 @@ import pytest
 
 from semid.errors import SemidError
 from semid.training import HISTORY, read_history
+from semid.training.sinks import chosen_trackers, tracked_by
 from semid.training.tracking import NullTracker, Tracker
 
 
@@ -104,7 +105,7 @@ def test_tensorboard_has_the_same_scalars(tmp_path, monkeypatch):
 
     tensorboard = pytest.importorskip("tensorboardX")
     monkeypatch.setattr(tensorboard, "SummaryWriter", Spy)
-    track(tmp_path, [(5, {"loss": 2.5, "rate": 1})], first_step=4, tensorboard=True)
+    track(tmp_path, [(5, {"loss": 2.5, "rate": 1})], first_step=4, trackers=("tensorboard",))
     assert written == [("loss", 2.5, 5), ("rate", 1.0, 5), "closed"]
     assert options == {"folder": str(tmp_path / "tensorboard"), "purge_step": 5}  # what the dead run wrote is dropped
 
@@ -113,7 +114,7 @@ def test_tensorboard_writes_event_files_only_when_asked(tmp_path):
     pytest.importorskip("tensorboardX")
     track(tmp_path, [(1, {"loss": 2.5})])
     assert not (tmp_path / "tensorboard").exists()
-    track(tmp_path, [(1, {"loss": 2.5})], tensorboard=True)
+    track(tmp_path, [(1, {"loss": 2.5})], trackers=("tensorboard",))
     events = list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
     assert [b"loss" in path.read_bytes() for path in events] == [True]
 
@@ -121,5 +122,88 @@ def test_tensorboard_writes_event_files_only_when_asked(tmp_path):
 def test_tensorboard_that_is_not_installed(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(SemidError, match=r"needs the extra: pip install 'semid\[tensorboard\]'"):
-        track(tmp_path, [], tensorboard=True)
+        track(tmp_path, [], trackers=("tensorboard",))
     track(tmp_path, [])
+
+
+class _Library:
+    """Stand-in for wandb and mlflow that notes the calls."""
+
+    def __init__(self):
+        self.calls = []
+        self.api = self.tracking = self.info = self
+        self.api_key, self.run_id = "key", "r1"
+
+    def __getattr__(self, name):
+        def call(*args, **options):
+            self.calls.append((name, args, options))
+            return None if name == "get_experiment_by_name" else self
+
+        return call
+
+
+@pytest.fixture
+def library(monkeypatch):
+    """It, in place of both."""
+    made = _Library()
+    for name in ("wandb", "mlflow"):
+        monkeypatch.setitem(sys.modules, name, made)
+    return made
+
+
+def test_weights_and_biases_gets_scalars_config_and_end(tmp_path, library, monkeypatch):
+    monkeypatch.delenv("WANDB_PROJECT", raising=False)
+    with tracked_by("wandb"):
+        track(tmp_path, [(1, {"loss": 2.5})], config={"seed": 3}, trackers=chosen_trackers())
+    assert chosen_trackers() == ()
+    (begin, _, options), log, end = library.calls
+    assert (begin, options["project"], options["name"], options["config"]) == ("init", "semid", "a run", {"seed": 3})
+    assert (log, end) == (("log", ({"loss": 2.5},), {"step": 1}), ("finish", (), {"exit_code": 0}))
+    track(tmp_path, [], trackers=("wandb",))
+    assert library.calls[3][2]["id"] == options["id"]  # a resumed run is the same run
+    assert len(read_history(tmp_path / HISTORY)) == 0
+
+
+def test_mlflow_gets_scalars_config_and_end(tmp_path, library):
+    records = [(1, {"validation/ndcg@10": 0.25})]
+    track(tmp_path, records, config={"config": {"dim": 8}, "seed": 3}, trackers=("mlflow",))
+    calls = [(name, args) for name, args, _ in library.calls]
+    assert [args[1:] for name, args in calls if name == "log_param"] == [("config.dim", "8"), ("seed", "3")]
+    assert [args[1:] for name, args in calls if name == "log_metric"] == [("validation/ndcg_at_10", 0.25)]
+    assert library.calls[-1][::2] == ("set_terminated", {"status": "FINISHED"})
+
+
+def test_a_failed_run_ends_as_one(tmp_path, library):
+    with pytest.raises(SemidError), Tracker(tmp_path, title="a run", num_steps=1, trackers=("wandb", "mlflow")):
+        raise SemidError("loss is not finite")
+    ends = [options for name, _, options in library.calls if name in ("finish", "set_terminated")]
+    assert ends == [{"exit_code": 1}, {"status": "FAILED"}]
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_tracker_that_cannot_work_is_refused_before_any(monkeypatch, library, tmp_path, name):
+    with tracked_by(name):
+        pass  # control
+    monkeypatch.setattr(library, "init", lambda **_: 1 / 0, raising=False)
+    monkeypatch.setattr(library, "create_run", lambda *_, **__: 1 / 0, raising=False)
+    with pytest.raises(SemidError, match=rf"{name} cannot begin a run \(division by zero\); mend that"):
+        track(tmp_path, [], trackers=(name,))
+    monkeypatch.setitem(sys.modules, name, None)
+    with (
+        pytest.raises(SemidError, match=rf"{name} output needs the extra: pip install 'semid\[{name}\]'"),
+        tracked_by(name),
+    ):
+        pass
+
+
+def test_weights_and_biases_without_a_login_is_for_offline_runs(monkeypatch, library):
+    monkeypatch.setattr(library, "api_key", None)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    with (
+        pytest.raises(SemidError, match="wandb has no login; give `wandb login`, or set WANDB_MODE=offline"),
+        tracked_by("wandb"),
+    ):
+        pass
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    with tracked_by("wandb"):
+        assert chosen_trackers(tensorboard=True) == ("wandb", "tensorboard")
