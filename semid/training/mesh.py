@@ -33,6 +33,7 @@ RULES: tuple[tuple[str, tuple[Axis, ...]], ...] = (
     ("out/kernel", ("tensor", "fsdp")),
     ("down/kernel", ("tensor", "fsdp")),
     ("kernel", ("fsdp", None)),
+    ("ids/embedding", (("fsdp", "tensor"), None)),  # of all items: it is never gathered
     ("embedding", (None, "fsdp")),
 )
 

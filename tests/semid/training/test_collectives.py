@@ -146,6 +146,12 @@ def test_of_all_three_axes_each_adds_its_own(capfd):
     assert found["all-reduce"] <= 4 * (2 + len(SIZES)) + weights + FEW
 
 
+def test_a_table_of_all_items_stays_where_it_lies(capfd):
+    """Each device has some of the items, their logits, and their gradients."""
+    collectives, _ = compiled(generator("sasrec"), FSDP, capfd)
+    assert max(one.sent for one in collectives) < ITEMS * 16 * 4 / 8 / 4
+
+
 def test_the_tokenizer_s_step(capfd):
     collectives, weights = compiled(tokenizer(), MIXED, capfd)
     found = count(collectives)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from semid.data import Histories
-from semid.generators import LossTables, generator_loss
+from semid.generators import LossTables, ObjectiveConfig, generator_loss
 from semid.recommender import ModelSpec
 from semid.training import (
     MeshConfig,
@@ -26,7 +26,7 @@ from semid.training import (
     pack,
     put_batch,
 )
-from seq_models import ItemTables, RQTransformerConfig
+from seq_models import DenseConfig, ItemTables, RQTransformerConfig
 from seq_models.layers import TransformerConfig, dropout
 
 ITEMS, STEPS = 40, 10
@@ -34,7 +34,7 @@ ITEMS, STEPS = 40, 10
 
 @functools.cache
 def losses(
-    count: int, sharing: MeshConfig = MeshConfig(), *, rate: float, accumulate: int = 1
+    count: int, sharing: MeshConfig = MeshConfig(), *, rate: float, accumulate: int = 1, dense: bool = False
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Loss of each step on `count` devices, and the parameters after the last."""
     rng = np.random.default_rng(0)
@@ -43,15 +43,14 @@ def losses(
     codes = rng.integers(0, 8, (ITEMS, 3)).astype(np.int32)
     tables = LossTables(ItemTables.from_arrays(codes, None, np.ones(ITEMS, np.int32)))
     backbone = TransformerConfig(8, layers=1, heads=2, hidden=16, dropout=rate)
-    config = RQTransformerConfig(backbone, depth_dropout=rate / 2)
+    config = DenseConfig(backbone) if dense else RQTransformerConfig(backbone, depth_dropout=rate / 2)
     model = ModelSpec(config, (8, 8, 8), ITEMS, num_features=0, max_history=8).build(seed=0)
     mesh = make_mesh(jax.devices()[:count], sharing)
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2), num_steps=STEPS)
     state = create_state(model, optimizer, mesh)
     laid_out = jax.tree.map(lambda x: x.sharding, state)
-    step = make_step(
-        model, optimizer, generator_loss, tables=tables, seed=0, num_steps=10, mesh=mesh, accumulate=accumulate
-    )
+    loss = functools.partial(generator_loss, objective=ObjectiveConfig(repeats=False)) if dense else generator_loss
+    step = make_step(model, optimizer, loss, tables=tables, seed=0, num_steps=10, mesh=mesh, accumulate=accumulate)
     found = []
     for batch in batches(packed, batch_size=16, num_batches=STEPS, seed=0):
         state, metrics = step(state, put_batch(batch, mesh))
@@ -77,6 +76,11 @@ def test_the_same_loss_on_1_2_and_8_devices(rate, count, sharing):
 @pytest.mark.parametrize(("count", "sharing", "parts"), [(1, MeshConfig(), 4), (8, MeshConfig(2, 2), 2)])
 def test_microbatches_of_unequally_many_targets_make_the_same_step(count, sharing, parts):
     assert_the_same(losses(count, sharing, rate=0.0, accumulate=parts), losses(1, rate=0.0))
+
+
+@pytest.mark.parametrize("sharing", [MeshConfig(), MeshConfig(2, 2), MeshConfig(fsdp=8)])
+def test_items_of_a_full_softmax_that_devices_share_make_the_same_step(sharing):
+    assert_the_same(losses(8, sharing, rate=0.0, dense=True), losses(1, rate=0.0, dense=True))
 
 
 def test_dropout_changes_the_loss():

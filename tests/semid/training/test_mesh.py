@@ -87,6 +87,7 @@ def test_a_divisible_batch_size_divides_over_data_and_fsdp_alone():
         ("backbone/blocks/0/attention/out/kernel", (8, 8), ("tensor", "fsdp")),
         ("opt_state/1/0/mu/blocks/0/feed/down/kernel", (16, 8), ("tensor", "fsdp")),
         ("tables/0/embedding", (40, 8), (None, "fsdp")),
+        ("ids/embedding", (40, 8), (("fsdp", "tensor"), None)),
         ("stacked/kernel", (3, 8, 24), (None, "fsdp", None)),
         ("odd/up/kernel", (7, 2, 24), (None, None, "tensor")),
         ("odd/out/kernel", (8, 7), ("tensor", None)),
@@ -113,7 +114,7 @@ def test_variables_are_split_by_rows_if_their_type_says_so(shape, spec):
 def check_layout(sharding, shape, spec):
     assert tuple(sharding.spec) == spec
     placed = jax.device_put(np.zeros(shape, np.float32), sharding)
-    parts = [8 if axis == ALL else 2 if axis else 1 for axis in spec or [None] * len(shape)]
+    parts = [8 if axis == ALL else 4 if axis == ALL[1:] else 2 if axis else 1 for axis in spec or [None] * len(shape)]
     split = [size // count for size, count in zip(shape, parts, strict=True)]
     assert {shard.data.shape for shard in placed.addressable_shards} == {tuple(split)}
 
