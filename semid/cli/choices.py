@@ -51,6 +51,25 @@ Ties = Annotated[
 ]
 
 
+def _column(word: str) -> str:
+    own, _, theirs = word.partition("=")
+    if not own or not theirs:
+        raise SemidError(f"columns: expected NAME=COLUMN, such as item_id=asin, got {word!r}")
+    return word
+
+
+Column = Annotated[
+    str,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="NAME=COLUMN",
+        instance_from_str=lambda words: _column(words[0]),
+        is_instance=lambda value: isinstance(value, str),
+        str_from_instance=lambda value: [value],
+    ),
+]
+
+
 def subcommands(base: type, *, first: str) -> Any:
     """Annotation of a field of an abstract config base: a subcommand per choice, by its name, `first` before others."""
     named: list[tuple[str, type]] = sorted(choices(base).items(), key=lambda choice: choice[0] != first)

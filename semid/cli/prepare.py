@@ -12,7 +12,7 @@ from rich.table import Table
 
 from semid import artifacts
 from semid.artifacts import Kind
-from semid.cli.choices import PathOrUrl, Ties
+from semid.cli.choices import Column, PathOrUrl, Ties
 from semid.cli.console import console
 from semid.data import SUFFIXES, Dataset, LeaveOneOut, SourceOrder, SplitRule, table_kind
 from semid.errors import SemidError
@@ -116,6 +116,8 @@ class _Tables(_Recorded):
     kept, and not used."""
     vectors: dict[str, PathOrUrl] = field(default_factory=dict)
     """Vector columns from .npy files: NAME FILE, row i for item row i."""
+    columns: tuple[Column, ...] = ()
+    """Columns that have another name in the tables: item_id=asin title=name."""
     name: str = ""
     """Name of the dataset; none given: the output folder's."""
 
@@ -133,6 +135,7 @@ class _Tables(_Recorded):
             split_rule=self.split_rule,
             ties=self.ties,
             vectors=self.vectors,
+            columns=dict(column.split("=", 1) for column in self.columns),
         )
 
 

@@ -79,16 +79,19 @@ class Dataset:
         split_rule: SplitRule = LeaveOneOut(),
         ties: TieRule = SourceOrder(),
         vectors: Mapping[str, str | Path] | None = None,
+        columns: Mapping[str, str] | None = None,
     ) -> Dataset:
-        """Import two tables, each a file that `read_table` knows, a pandas or polars DataFrame or an Arrow table.
+        """Import two tables, each a file that `read_table` knows, a pandas DataFrame, a polars frame, lazy or not, an
+        Arrow table or dataset, a DuckDB relation, or anything else with Arrow's stream interface.
 
-        A file may be a folder of part files. Columns are those of `build`; those that nothing reads are logged.
-        `vectors` names `.npy` files of floats [items, dim], row `i` for item row `i`, one
-        for each vector column to add. A string column `image_path` (relative to the items file, or to the working
-        directory) is replaced by `image` with the content of the files; null or empty is an item without image.
+        `columns` says where a column has another name than here: `{"item_id": "asin"}`. A file may be a folder of part
+        files. Columns are those of `build`; those that nothing reads are logged. `vectors` names `.npy` files of floats
+        [items, dim], row `i` for item row `i`, one for each vector column to add. A string column `image_path`
+        (relative to the items file, or to the working directory) is replaced by `image` with the content of the files;
+        null or empty is an item without image.
         Raises SemidError that lists all faults of all tables, a line each.
         """
-        tables = read_import(items, interactions, vectors=vectors or {})
+        tables = read_import(items, interactions, vectors=vectors or {}, columns=columns or {})
         return cls._from_checked(
             tables.items,
             tables.interactions,

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from semid.arrow import is_fixed_vector, is_string, is_text, to_lists
 from semid.artifacts import fetched, refresh
 from semid.data.faults import Faults, raise_faults
-from semid.data.tables import as_table, log_unused, table_digest
+from semid.data.tables import log_unused, read_mapped, table_digest
 from semid.data.validation import checked_tables
 from semid.errors import SemidError
 
@@ -35,6 +35,7 @@ def read_import(
     interactions: str | Path | pa.Table | Any,
     *,
     vectors: Mapping[str, str | Path],
+    columns: Mapping[str, str],
 ) -> ImportedTables:
     """Read and check the tables of `Dataset.from_tables`. Raises SemidError that lists all faults, a line each."""
     tables = {"items": items, "interactions": interactions}
@@ -42,12 +43,10 @@ def read_import(
     vector_files = {column: fetched(path) for column, path in vectors.items()}
     faults = Faults(str(files.get("items", "items")))
     folder = files["items"].parent if "items" in files else Path()
-    items = add_vector_files(_with_images(as_table(files.get("items", items)), folder, faults), vector_files, faults)
-    interactions, interaction_file = (
-        as_table(files.get("interactions", interactions)),
-        str(files.get("interactions", "interactions")),
-    )
-    columns = (items.column_names, interactions.column_names)
+    items, interactions = read_mapped(tables | files, columns).values()
+    items = add_vector_files(_with_images(items, folder, faults), vector_files, faults)
+    interaction_file = str(files.get("interactions", "interactions"))
+    names = (items.column_names, interactions.column_names)
     try:
         items, interactions = checked_tables(items, interactions, faults.file, interaction_file)
     except SemidError as error:
@@ -55,8 +54,9 @@ def read_import(
     raise_faults(faults.lines)
     files |= {f"vectors.{column}": path for column, path in vector_files.items()}
     checksums = {key: table_digest(path) for key, path in files.items()}
-    log_unused(_unused(*columns, items.schema))
-    return ImportedTables(items, interactions, {"type": "tables", "sha256": checksums}, interaction_file)
+    log_unused(_unused(*names, items.schema))
+    mapped = {"columns": dict(columns)} if columns else {}
+    return ImportedTables(items, interactions, {"type": "tables", "sha256": checksums, **mapped}, interaction_file)
 
 
 def _unused(items: Sequence[str], interactions: Sequence[str], checked: pa.Schema) -> list[str]:

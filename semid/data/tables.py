@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
 import json
 import logging
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
+import pyarrow.dataset
 import pyarrow.json
 import pyarrow.parquet
 from fsspec.implementations.local import LocalFileSystem
@@ -122,20 +124,49 @@ def log_unused(columns: Iterable[str]) -> None:
 
 
 def as_table(table: str | Path | pa.Table | Any, *, strings: Sequence[str] = _STRINGS) -> pa.Table:
-    """An Arrow table of a file (see `read_table`), a pandas DataFrame, or what else has Arrow's stream interface."""
+    """An Arrow table of a file (see `read_table`), a pandas DataFrame, an Arrow dataset, a polars frame, lazy or not,
+    or what else has Arrow's stream interface, such as a DuckDB relation."""
     if isinstance(table, (str, Path)):
         return read_table(table, strings=strings)
     if isinstance(table, pa.Table):
         return table
+    if isinstance(table, pa.dataset.Dataset):
+        return table.to_table()
     is_pandas = hasattr(table, "iloc")
+    if not is_pandas and not hasattr(table, "__arrow_c_stream__") and hasattr(table, "collect"):
+        table = table.collect()
     if not is_pandas and not hasattr(table, "__arrow_c_stream__"):
-        found = f"got {type(table).__name__}; collect a lazy frame, or make a table of it"
+        found = f"got {type(table).__name__}; make a table of it"
         raise SemidError(f"expected a path, a pandas DataFrame or an Arrow table, {found}")
     try:
         return pa.Table.from_pandas(table, preserve_index=False) if is_pandas else pa.table(table)
     except (pa.ArrowException, ValueError, TypeError, AttributeError, KeyError) as error:
         problem = " ".join(", ".join(str(part) for part in error.args).split())
         raise SemidError(f"DataFrame that Arrow cannot hold ({problem}); give each column one type and name") from None
+
+
+def read_mapped(tables: Mapping[str, str | Path | pa.Table | Any], columns: Mapping[str, str]) -> dict[str, pa.Table]:
+    """Tables (see `as_table`) with columns named as semid does: `{"item_id": "asin"}` where it is `asin` in them.
+
+    Raises SemidError for a column that no table has, naming the nearest, and where a table has both names.
+    """
+    theirs = [column for own, column in columns.items() if own in _STRINGS]
+    read = {key: as_table(table, strings=(*_STRINGS, *theirs)) for key, table in tables.items()}
+    known = [name for table in read.values() for name in table.column_names]
+    for own, column in columns.items():
+        if column not in known:
+            near = difflib.get_close_matches(column, known, n=1, cutoff=0.3)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise SemidError(f"columns {own}={column}: no table has a column {column!r}{hint}")
+    return {key: _renamed(table, columns, key) for key, table in read.items()}
+
+
+def _renamed(table: pa.Table, columns: Mapping[str, str], what: str) -> pa.Table:
+    names = {column: own for own, column in columns.items() if column in table.column_names}
+    for column, own in names.items():
+        if own in table.column_names and own not in names:
+            raise SemidError(f"columns {own}={column}: the {what} have a column {own!r} too; leave one out")
+    return table.rename_columns([names.get(name, name) for name in table.column_names])
 
 
 def read_text(path: str | Path) -> str:

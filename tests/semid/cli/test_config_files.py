@@ -23,7 +23,7 @@ SOURCE = "prepare parquet --items i --interactions x"
 # A command each, and one of each choice.
 LINES = (
     "demo --seed 3",
-    f"{SOURCE} --out o --ties shuffled:3 --vectors seen seen.npy --encoder a b",
+    f"{SOURCE} --out o --columns item_id=asin title=name --ties shuffled:3 --vectors seen seen.npy --encoder a b",
     "prepare simulated --out o --seed 5 --split-rule held-out-items --split-rule.seed 3",
     "tokenize --dataset d --out o --alignment letter das --letter.weight.value 0.5 --collisions popularity",
     "tokenize --dataset d --out o rq-vae --level-sizes 4 4 --decay 0.9 gumbel --temperature.value 0.5",

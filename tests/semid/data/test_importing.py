@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
+import pyarrow.dataset
 import pyarrow.parquet
 import pytest
 from PIL import Image
@@ -208,3 +209,53 @@ def test_other_objects_are_refused():
     mixed = pd.DataFrame({"item_id": ["a", 1, 2.5]})
     with pytest.raises(SemidError, match="DataFrame that Arrow cannot hold"):
         Dataset.from_tables(mixed, pa.table(INTERACTIONS), name="t")
+
+
+ASINS = pa.table({"asin": ["007", "b"], "name": ["one thing", "two things"], "item_id": ["x", "y"]})
+BOUGHT = pa.table({"who": ["u"] * 3, "asin": ["007", "b", "007"], "timestamp": [1, 2, 3]})
+MAPPED = {"item_id": "asin", "user_id": "who", "title": "name"}
+
+
+def test_columns_of_other_names_are_mapped(tmp_path):
+    items = ASINS.drop_columns(["item_id"])
+    dataset = Dataset.from_tables(items, BOUGHT, name="d", columns=MAPPED)
+    assert dataset.item_ids.to_pylist() == ["007", "b"]
+    assert dataset.items["title"].to_pylist() == ["one thing", "two things"]
+    pa.csv.write_csv(items, tmp_path / "items.csv")
+    of_file = Dataset.from_tables(tmp_path / "items.csv", BOUGHT, name="d", columns=MAPPED)
+    assert of_file.item_ids.to_pylist() == ["007", "b"]  # a string, as item_id would be
+    assert of_file.source["columns"] == MAPPED
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"item_id": "asn"}, r"columns item_id=asn: no table has a column 'asn'; did you mean 'asin'\?"),
+        ({"item_id": "asin"}, "columns item_id=asin: the items have a column 'item_id' too; leave one out"),
+    ],
+)
+def test_columns_that_do_not_fit_are_named(columns, message):
+    with pytest.raises(SemidError, match=message):
+        Dataset.from_tables(ASINS, BOUGHT, name="d", columns=columns)
+
+
+class _Lazy:
+    """A lazy frame: it has no table until it is collected."""
+
+    def collect(self):
+        return pa.RecordBatchReader.from_batches(BOUGHT.schema, BOUGHT.to_batches())
+
+
+def test_whatever_speaks_arrow_is_a_table(tmp_path):
+    duckdb = pytest.importorskip("duckdb")
+    items = ASINS.drop_columns(["item_id"])
+    expected = Dataset.from_tables(items, BOUGHT, name="d", columns=MAPPED)
+    spark = tmp_path / "spark"
+    spark.mkdir()
+    pa.parquet.write_table(BOUGHT, spark / "part-0.parquet")
+    for name in ("_SUCCESS", ".part-0.parquet.crc"):
+        (spark / name).touch()
+    for interactions in (_Lazy(), pa.dataset.dataset(BOUGHT), duckdb.from_arrow(BOUGHT), spark):
+        made = Dataset.from_tables(items, interactions, name="d", columns=MAPPED)
+        np.testing.assert_array_equal(made.item, expected.item)
+        assert made.user_ids.equals(expected.user_ids)
