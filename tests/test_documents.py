@@ -52,10 +52,15 @@ TINY = GeneratorConfig(
 
 ALONE = ("how-to/own-model", "how-to/own-quantizer")
 _SHRUNK = """
-import dataclasses, semid
+from dataclasses import replace
+import semid
 from semid.training import TrainingConfig
-train, few = semid.train, dict(training=TrainingConfig(epochs=0.1), validation_users=8)
-semid.train = lambda data, catalog, config, out: train(data, catalog, dataclasses.replace(config, **few), out=out)
+from seq_models import TransformerConfig
+train, tiny = semid.train, TransformerConfig(dim=16, layers=1, hidden=16)
+few = dict(training=TrainingConfig(epochs=0.1), validation_users=8)
+semid.train = lambda data, catalog, config, out: train(
+    data, catalog, replace(config, model=replace(config.model, backbone=tiny), **few), out=out
+)
 """
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -270,7 +275,7 @@ def test_python_of_a_page_that_adds_a_family_runs(shop, name):
     done = subprocess.run(
         [sys.executable, "-c", "\n".join(blocks)],
         cwd=shop,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache")},
         capture_output=True,
         text=True,
     )

@@ -23,10 +23,10 @@ from seq_models import RQTransformerConfig, TransformerConfig
 
 DOCS = Path(__file__).parents[1] / "docs"
 NOTEBOOKS = sorted((DOCS / "notebooks").glob("*.ipynb"))
-# Options that make a command of the tutorial small; those of a model or method come last.
+# Options that make a command of the tutorial small.
 SMALLER = {
     "tokenize": ["rq-kmeans", "--level-sizes", "8", "8"],
-    "train": ["--epochs", "0.2", "--validation-users", "8"],
+    "train": ["--epochs", "0.2", "--validation-users", "8", "--dim", "16", "--layers", "1", "--hidden", "16"],
 }
 simulate = simulated.simulate
 
@@ -51,12 +51,7 @@ def _run(command: str) -> None:
         Path(words[4]).write_text("\n".join(lines))
         return
     assert words[0] == "semid"
-    extra = SMALLER.get(words[1], [])
-    if words[1] == "train":  # before the model's name
-        words[2:2] = extra
-    else:
-        words += extra
-    main(words[1:])
+    main([*words[1:], *SMALLER.get(words[1], [])])
 
 
 def _get(address: str) -> tuple[int, dict]:

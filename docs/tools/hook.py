@@ -42,7 +42,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that are made here."""
     from mkdocs.structure.files import File
 
-    made = {"reference/command-line.md": command_line()}
+    made = {"reference/command-line.md": command_line(), "reference/index.md": overview()}
     made |= {_reference_page(module): reference(module) for module in packages()}
     made |= {there: (ROOT / here).read_text() for here, there in OF_ROOT.items()}
     for notebook in sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")):
@@ -68,6 +68,16 @@ def packages() -> list[ModuleType]:
         found = pkgutil.walk_packages(module.__path__, f"{module.__name__}.")
         modules += [importlib.import_module(info.name) for info in found if info.ispkg]
     return sorted((module for module in modules if hasattr(module, "__all__")), key=_order)
+
+
+def overview() -> str:
+    """Page of all packages: each with what it is and its public names."""
+    parts = ["# Packages", "Every public name, by the package that has it. The names of `semid` itself are the way in."]
+    for module in packages():
+        what = (inspect.getdoc(module) or "").partition("\n")[0]
+        names = ", ".join(f"`{name}`" for name in module.__all__)
+        parts += [f"## [{module.__name__}]({module.__name__}.md)", what, names]
+    return "\n\n".join(parts)
 
 
 def _order(module: ModuleType) -> tuple[int, str]:
