@@ -22,7 +22,7 @@ class Rule(NamedTuple):
     outside: set[str] | None = ANYTHING
 
 
-BASE = {"semid.errors", "semid.config", "semid.artifacts", "semid.arrow", "semid.progress"}
+BASE = {"semid.errors", "semid.config", "semid.artifacts", "semid.arrow", "semid.progress", "semid.notebooks"}
 ARRAYS = {"numpy", "pyarrow", "jaxtyping"}
 JAX = {"jax", "flax", "numpy", "jaxtyping"}
 EVERYTHING = {"semid", "quantizers", "seq_models", "experiments"}
@@ -36,6 +36,7 @@ RULES = {
     "semid.errors": Rule(set(), set()),
     "semid.caches": Rule(set(), set()),
     "semid.progress": Rule(set(), {"rich"}),
+    "semid.notebooks": Rule({"semid.errors"}, {"pyarrow"}),
     "semid.config": Rule({"semid.errors"}, set()),
     "semid.arrow": Rule({"semid.errors"}, {"numpy", "pyarrow", "jaxtyping"}),
     "semid.artifacts": Rule(

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,7 @@ from semid.artifacts import Kind, Origin
 from semid.catalog.changes import STATE_COLUMNS, BaseVersion, Change, ItemCodes, read_changes, replay
 from semid.data import Id, as_ids, is_encoder_file
 from semid.errors import SemidError
+from semid.notebooks import Facts, as_pandas
 
 CATALOG_FILE = "catalog.parquet"
 # Files of the tokenizer that made the codes: its arrays and, in a model's folder, its config.
@@ -86,6 +87,17 @@ class SemanticCatalog:
         removed = f", {len(self) - self.num_active:,} removed" if self.num_active < len(self) else ""
         origin = f", from {self.origin.folder}" if self.origin else ""
         return f"SemanticCatalog({len(self):,} items, codes {sizes}{removed}{origin})"
+
+    def _repr_html_(self) -> str:
+        counts = {"items": self.num_active, "removed": len(self) - self.num_active}
+        sizes = {"level sizes": " x ".join(map(str, self.level_sizes)), "tie-break": self.tie_break}
+        place = {} if self.origin is None else {"from": str(self.origin.folder)}
+        return Facts("catalogue", {**counts, **sizes, **place})._repr_html_()
+
+    def to_pandas(self) -> Any:
+        """A pandas DataFrame of the items: `item_id`, `level_0` and on, `active`."""
+        levels = {f"level_{level}": self.codes[:, level] for level in range(self.num_levels)}
+        return as_pandas(pa.table({"item_id": self.item_ids, **levels, "active": self.active}))
 
     @classmethod
     def load(cls, folder: str | Path, version: int | None = None) -> SemanticCatalog:

@@ -23,6 +23,7 @@ from semid.data.splits import LeaveOneOut, SplitRule, Splits, split
 from semid.data.ties import SourceOrder, TieRule
 from semid.data.validation import checked_items, checked_tables
 from semid.errors import SemidError
+from semid.notebooks import Facts
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,16 @@ class Dataset:
         counts = f"{self.num_users:,} users, {self.num_items:,} items, {len(self.item):,} interactions"
         vectors = f", vectors {', '.join(self.vector_columns)}" if self.vector_columns else ""
         return f"Dataset({self.name!r}: {counts}{vectors}{f', from {self.origin.folder}' if self.origin else ''})"
+
+    def describe(self) -> Facts:
+        """Statistics and columns, as a notebook shows them."""
+        columns = {name: f"{self.vectors(name).shape[1]}-d vectors" for name in self.vector_columns}
+        return Facts(f"dataset {self.name}", self.statistics() | columns)
+
+    def _repr_html_(self) -> str:
+        counts = {"users": self.num_users, "items": self.num_items, "interactions": len(self.item)}
+        columns = {"columns of items": ", ".join(self.items.column_names)}
+        return Facts(f"dataset {self.name}", counts | columns | _place(self.origin))._repr_html_()
 
     @classmethod
     def from_tables(
@@ -370,3 +381,7 @@ class Dataset:
             origin=origin,
             encoders=read_encoders(path, origin.manifest.files),
         )
+
+
+def _place(origin: Origin | None) -> dict[str, str]:
+    return {} if origin is None else {"from": str(origin.folder)}

@@ -25,6 +25,7 @@ from semid.catalog.versions import vectors as appended_vectors
 from semid.data import Histories, Id, Standardizer, as_ids
 from semid.errors import SemidError
 from semid.graphs import ItemGraph
+from semid.notebooks import Facts, as_pandas
 from semid.recommender.explanation import Explanation, edge_shares
 from semid.recommender.hub import upload
 from semid.recommender.mixing import build_boosts, build_mixture, check_graph, check_graph_weight
@@ -36,6 +37,9 @@ from semid.recommender.spec import ModelSpec
 from semid.recommender.versions import build_trie, standardize_appended
 from semid.training import named_leaves
 from seq_models import Boosts, Capacity, DenseTransformer, ItemModel, ItemTables, Mixture
+
+# Histories, and items of each, that a notebook shows of recommendations.
+_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,21 @@ class Recommendations:
 
     def __repr__(self) -> str:
         return f"Recommendations({self.scores.shape[1]} items for each of {len(self.item_ids):,} histories)"
+
+    def to_pandas(self) -> typing.Any:
+        """A pandas DataFrame with a row per recommendation: `history` (from 0), `rank` (from 1), `item_id`, `score`."""
+        lengths = [len(ids) for ids in self.item_ids]
+        columns = {
+            "history": np.repeat(np.arange(len(lengths)), lengths),
+            "rank": np.concatenate([np.arange(1, length + 1) for length in [0, *lengths]]),
+            "item_id": pa.array([item for ids in self.item_ids for item in ids], pa.string()),
+            "score": np.concatenate([row[:length] for row, length in zip(self.scores, lengths, strict=True)] or [[]]),
+        }
+        return as_pandas(pa.table(columns))
+
+    def _repr_html_(self) -> str:
+        best = {f"history {at}": ", ".join(ids[:_SHOWN]) for at, ids in enumerate(self.item_ids[:_SHOWN])}
+        return Facts(repr(self), best)._repr_html_()
 
 
 class Recommender:
@@ -92,6 +111,13 @@ class Recommender:
         self.origin: Origin | None = None  # the artifact of this very model, if there is one
         self.catalog_updated = False  # it recommends from a later version of its catalogue than the origin holds
         self._scorer = self._build_scorer(model)
+
+    def _repr_html_(self) -> str:
+        parameters = sum(np.size(leaf) for leaf in jax.tree.leaves(self._scorer.params))
+        values = {"model": self.spec.model.name, "parameters": int(parameters), "items": len(self.catalog)}
+        graph = {} if self._graph is None else {"mixed with": "an item graph"}
+        place = {} if self.origin is None else {"from": str(self.origin.folder)}
+        return Facts("recommender", {**values, **graph, **place})._repr_html_()
 
     def __repr__(self) -> str:
         parameters = sum(np.size(leaf) for leaf in jax.tree.leaves(self._scorer.params))

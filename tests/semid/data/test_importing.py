@@ -258,4 +258,4 @@ def test_whatever_speaks_arrow_is_a_table(tmp_path):
     for interactions in (_Lazy(), pa.dataset.dataset(BOUGHT), duckdb.from_arrow(BOUGHT), spark):
         made = Dataset.from_tables(items, interactions, name="d", columns=MAPPED)
         np.testing.assert_array_equal(made.item, expected.item)
-        assert made.user_ids.equals(expected.user_ids)
+        assert made.num_users == expected.num_users == 1
