@@ -1,4 +1,4 @@
-"""Graphs of users and items: item graphs, co-occurrence, LightGCN, and collaborative item vectors."""
+"""Graphs of users and items: item graphs, item-kNN, co-occurrence, LightGCN, and collaborative item vectors."""
 
 from semid.graphs.cooccurrence import (
     CoConsumption,
@@ -11,6 +11,7 @@ from semid.graphs.cooccurrence import (
     user_vectors,
 )
 from semid.graphs.item_graph import Edges, ItemGraph
+from semid.graphs.item_knn import ItemKNN
 from semid.graphs.leave_one_out import LeaveOneOut
 from semid.graphs.lightgcn import LightGCNConfig, train_lightgcn
 from semid.graphs.signals import PpmiConfig, Signal, VectorColumn
@@ -22,6 +23,7 @@ __all__ = [
     "Edges",
     "ItemGraph",
     "ItemGraphConfig",
+    "ItemKNN",
     "LeaveOneOut",
     "LightGCNConfig",
     "PpmiConfig",

@@ -23,21 +23,18 @@ from semid.artifacts import Kind, Origin
 from semid.config import from_dict, to_dict
 from semid.data import Dataset, Histories, Id, as_ids, as_masks, content_blocks
 from semid.errors import SemidError
+from semid.graphs.ranking import BATCH, best_items, by_popularity, normalized, without_history
 from semid.graphs.transitions import (
     ItemGraphConfig,
     content_edges,
     count_transitions,
-    pruned,
     pruned_edges,
     row_blocks,
     scaled_by_degree,
-    scaled_rows,
 )
 from semid.progress import LOG
 
 _SETTINGS, _TENSORS, _ITEMS = "graph.json", "graph.safetensors", "graph_items.parquet"
-# Histories whose distributions are computed at once.
-_BATCH = 1024
 
 
 class Edges(NamedTuple):
@@ -189,29 +186,15 @@ class ItemGraph:
         """
         num_items, matrix = len(self.item_ids), self._matrix
         masks = None if allowed is None else as_masks(allowed, num_items=num_items, num_histories=len(histories))
-        popular = np.argsort(-self.train_counts, kind="stable").astype(np.int32)
-        ranked = np.full((len(histories), k), -1, np.int32)
-        for start in range(0, len(histories), _BATCH):
-            part = histories.take(slice(start, start + _BATCH))
+        popular, lists = by_popularity(self.train_counts), [np.zeros((0, k), np.int32)]
+        for start in range(0, len(histories), BATCH):
+            part = histories.take(slice(start, start + BATCH))
             q = next_item(part, matrix, self.config, loops=self.repeats)
-            if exclude_seen:
-                q = without_history(q, part)
-            some = None if masks is None else masks if len(masks) == 1 else masks[start : start + _BATCH]
-            if some is not None:
-                owner = np.repeat(np.arange(len(part)), np.diff(q.indptr))
-                q.data[~np.broadcast_to(some, q.shape)[owner, q.indices]] = 0
-            best = pruned(q, k)
-            places = np.arange(k) < np.diff(best.indptr)[:, None]
-            lists = ranked[start : start + len(part)]
-            lists[places] = best.indices
-            for row in map(int, np.flatnonzero(~places[:, -1])):  # few: histories that no edges lead far from
-                found = lists[row][places[row]]
-                seen = part[row] if exclude_seen or not self.repeats else part[row][:0]
-                order = popular if some is None else popular[some[0 if len(some) == 1 else row][popular]]
-                near = order[: k + len(found) + len(seen)]
-                more = near[~np.isin(near, np.concatenate([found, seen]))][: k - len(found)]
-                lists[row, len(found) : len(found) + len(more)] = more
-        return ranked
+            some = None if masks is None else masks if len(masks) == 1 else masks[start : start + BATCH]
+            seen = part if exclude_seen or not self.repeats else None
+            q = without_history(q, part) if exclude_seen else q
+            lists.append(best_items(q, k=k, popular=popular, seen=seen, allowed=some))
+        return np.concatenate(lists)
 
     def log_probs(self, histories: Histories, rows: Int[np.ndarray, " n"]) -> Float[np.ndarray, "histories n"]:
         """Log-probabilities of item rows after each history, -inf where no edges lead."""
@@ -308,18 +291,3 @@ def next_item(
     latest = sparse.csr_array((weights, rows[real], starts), shape=(len(histories), edges.shape[0]))
     scores = (latest @ edges).tocsr()
     return normalized(scores if loops else without_history(scores, histories))
-
-
-def without_history(scores: sparse.csr_array, histories: Histories) -> sparse.csr_array:
-    """The scores of items that are not in the histories."""
-    items, owner = histories.flat()
-    seen = sparse.coo_array((np.ones(len(items), np.float32), (owner, items)), shape=scores.shape).tocsr()
-    rest = sparse.csr_array(scores - scores.multiply(seen > 0))
-    rest.eliminate_zeros()
-    return rest
-
-
-def normalized(scores: sparse.csr_array) -> sparse.csr_array:
-    """Rows that sum to one, or have no entry."""
-    total = np.asarray(scores.sum(axis=1))
-    return scaled_rows(scores, 1 / np.where(total > 0, total, 1))

@@ -12,7 +12,8 @@ from jaxtyping import Float, Int
 from scipy import sparse
 
 from semid.data import Histories
-from semid.graphs.item_graph import ItemGraph, normalized
+from semid.graphs.item_graph import ItemGraph
+from semid.graphs.ranking import normalized
 from semid.graphs.transitions import content_edges, pruned_edges, row_blocks, scaled_by_degree
 
 # An item's edges of which a history's own counts are taken out: so many times as many as the graph keeps.

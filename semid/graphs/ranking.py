@@ -1,0 +1,63 @@
+"""Lists of items by sparse scores: the largest first, then the most popular."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from scipy import sparse
+
+from semid.data import Histories
+from semid.graphs.transitions import pruned, scaled_rows
+
+# Histories whose scores are computed at once.
+BATCH = 1024
+
+
+def best_items(
+    scores: sparse.csr_array,
+    *,
+    k: int,
+    popular: Int[np.ndarray, " items"],
+    seen: Histories | None = None,
+    allowed: Bool[np.ndarray, "masks items"] | None = None,
+) -> Int[np.ndarray, "n k"]:
+    """The `k` items of the largest positive scores of each row, then the first of `popular`; -1 where there are fewer.
+
+    With `seen` popularity adds no item of the history of the same index; with `allowed` (one mask for all, or one each)
+    none but these are listed.
+    """
+    if allowed is not None:
+        owner = np.repeat(np.arange(scores.shape[0]), np.diff(scores.indptr))
+        scores.data[~np.broadcast_to(allowed, scores.shape)[owner, scores.indices]] = 0
+    best = pruned(scores, k)
+    places = np.arange(k) < np.diff(best.indptr)[:, None]
+    ranked = np.full((scores.shape[0], k), -1, np.int32)
+    ranked[places] = best.indices
+    for row in map(int, np.flatnonzero(~places[:, -1])):  # few: histories that no edges lead far from
+        found = ranked[row][places[row]]
+        history = popular[:0] if seen is None else seen[row]
+        order = popular if allowed is None else popular[allowed[0 if len(allowed) == 1 else row][popular]]
+        near = order[: k + len(found) + len(history)]
+        more = near[~np.isin(near, np.concatenate([found, history]))][: k - len(found)]
+        ranked[row, len(found) : len(found) + len(more)] = more
+    return ranked
+
+
+def by_popularity(counts: Int[np.ndarray, " items"]) -> Int[np.ndarray, " items"]:
+    """Item rows by descending count, ties by row."""
+    return np.argsort(-counts, kind="stable").astype(np.int32)
+
+
+def without_history(scores: sparse.csr_array, histories: Histories) -> sparse.csr_array:
+    """The scores of items that are not in the histories."""
+    items, owner = histories.flat()
+    seen = sparse.coo_array((np.ones(len(items), np.float32), (owner, items)), shape=scores.shape).tocsr()
+    rest = sparse.csr_array(scores - scores.multiply(seen > 0))
+    rest.eliminate_zeros()
+    return rest
+
+
+def normalized(scores: sparse.csr_array) -> sparse.csr_array:
+    """Rows that sum to one, or have no entry."""
+    total: Float[np.ndarray, " n"] = np.asarray(scores.sum(axis=1))
+    return scaled_rows(scores, 1 / np.where(total > 0, total, 1))
