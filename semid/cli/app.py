@@ -10,7 +10,7 @@ import importlib
 import itertools
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from semid import __version__
@@ -51,29 +51,40 @@ def main(arguments: Sequence[str] | None = None) -> None:
     FILE.yaml: options by their names, which those of the command line replace. With those that train: --track
     tensorboard wandb mlflow, or some of these.
     """
+    run_command(arguments, _run)
+
+
+def run_command(
+    arguments: Sequence[str] | None, run: Callable[[Sequence[str]], None], *, name: str | None = None
+) -> None:
+    """Run the words of a command line without the options of verbosity, as a command: log lines, one line for an error,
+    the exit status. `name` is that of the command where the first word is not."""
     words, verbosity = Verbosity.read(sys.argv[1:] if arguments is None else arguments)
-    outcome = Outcome(words, debug=verbosity.debug)
+    outcome = Outcome(words if name is None else [name, *words], debug=verbosity.debug)
     try:
         try:
-            print(__version__) if words == ["--version"] else _run(words, verbosity)
+            with signals_raised(), log_lines(verbosity.level):
+                if "jax" not in sys.modules:  # else it has read its settings
+                    verbosity.quiet_libraries()
+                    use_compilation_cache()
+                run(words)
         finally:
             sys.stdout.flush()  # here: whoever reads it may be gone
     except (Stopped, Exception) as error:
         raise SystemExit(outcome.report(error)) from None
 
 
-def _run(words: Sequence[str], verbosity: Verbosity) -> None:
+def _run(words: Sequence[str]) -> None:
+    if words == ["--version"]:
+        print(__version__)
+        return
     trackers, words = trackers_of(words)
-    with signals_raised(), log_lines(verbosity.level):
-        if "jax" not in sys.modules:  # else it has read its settings
-            verbosity.quiet_libraries()
-            use_compilation_cache()
-        command = parse(words)
-        from semid.training import join_processes, tracked_by
+    command = parse(words)
+    from semid.training import join_processes, tracked_by
 
-        join_processes()
-        with tracked_by(*trackers):
-            run(words[0], command)
+    join_processes()
+    with tracked_by(*trackers):
+        run(words[0], command)
 
 
 def trackers_of(words: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -17,7 +17,7 @@ from types import FrameType
 from semid.errors import SemidError
 
 # Commands that keep what they have done when they are stopped.
-_RESUMED = ("demo", "sweep", "tokenize", "train", "train-end-to-end")
+_RESUMED = ("demo", "tokenize", "train", "sweep", "train-end-to-end", "experiments")
 
 
 class Stopped(KeyboardInterrupt):
