@@ -33,9 +33,9 @@ class RQKmeansConfig(TokenizerMethod):
     """Lloyd iterations per level."""
     balanced: bool = False
     """Clusters of equal size (OneRec)."""
-    unit_norm: bool = False
+    unit_norm: bool | None = None
     """Residuals scaled to norm 1 before each further level: it uses its whole codebook, where without a few items with
-    large residuals take most of its codes."""
+    large residuals take most of its codes. None given: no, as codes of before there was the choice."""
     name = "rq-kmeans"
     is_residual = True
 
@@ -63,6 +63,6 @@ def fit_kmeans(x: Float[np.ndarray, "items dim"], config: RQKmeansConfig, *, see
         level_sizes=config.level_sizes,
         iterations=config.iterations,
         cluster=balanced_kmeans if config.balanced else kmeans,
-        unit_norm=config.unit_norm,
+        unit_norm=bool(config.unit_norm),
         key=jax.random.key(seed),
     )
