@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 import tyro
 
 from semid.artifacts import sha256
+from semid.cli.app import run_command
 from semid.cli.choices import Ties
 from semid.data import (
     Dataset,
@@ -141,4 +142,4 @@ def main(folder: Path, out: Path, split_rule: SplitRule = LeaveOneOut(), ties: T
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    run_command(None, lambda words: tyro.cli(main, args=list(words)), name="layout")

@@ -166,7 +166,7 @@ def test_a_wrong_option_would_be_found(capsys):
 
 
 # Options of other programs, and those that are read before a command's.
-OTHERS = {"--upgrade", "--require-hashes", "--no-warm", "--workers", "--nthreads", "--nv", "--help"}
+OTHERS = {"--upgrade", "--require-hashes", "--no-warm", "--budget", "--workers", "--nthreads", "--nv", "--help"}
 OTHERS |= {"--config", "--track", "--quiet", "--verbose", "--debug", "--model", "--method", "--split-rule"}
 
 
@@ -193,9 +193,20 @@ def test_an_option_that_does_not_exist_would_be_found():
     assert _option_words("Unless `--split-rules` says so, or `--out`.") - _options() == {"--split-rules"}
 
 
+def _of_today(text: str) -> str:
+    """The text without blocks of commands that begin with `git checkout COMMIT`: these are of that commit."""
+    return re.sub(r"^    git checkout [0-9a-f]{7}\n(?: {4}.*\n)*", "", text, flags=re.MULTILINE)
+
+
+def test_commands_of_a_commit_are_not_those_of_today():
+    old = "    git checkout 927a479\n    python -m experiments.gone \\\n        --out x\n"
+    assert _of_today(f"a\n\n{old}\nb\n") == "a\n\n\nb\n"
+    assert _of_today("    python -m experiments.gone\n") == "    python -m experiments.gone\n"  # control
+
+
 @each_page
 def test_modules_that_are_run_exist(page):
-    modules = re.findall(r"python -m (experiments[\w.]*)", page.read_text())
+    modules = re.findall(r"python -m (experiments[\w.]*)", _of_today(page.read_text()))
     assert [module for module in modules if importlib.util.find_spec(module) is None] == []
 
 

@@ -3,7 +3,7 @@
     python -m experiments.benchmarks.generators train --out runs/train.json --peer-python peer/bin/python
     python -m experiments.benchmarks.generators search --out runs/search.json --peer-python peer/bin/python
     python -m experiments.benchmarks.generators minutes --out runs/minutes --peer-python peer/bin/python \\
-        --generators runs/generators
+        --generators runs/families
 
 `peer/bin/python` is of an environment with the extra `bench` (torch and transformers); the peer is T5 of
 `peer_generator.py`. Both libraries read the same examples in the same order, and take AdamW with the same schedule and
@@ -36,7 +36,7 @@ import plotly.graph_objects as go
 import tyro
 from flax import nnx
 
-from experiments.benchmarks.minutes import minutes
+from experiments.benchmarks.minutes import FAMILIES, minutes
 from experiments.benchmarks.paired_timing import (
     Ask,
     Turn,
@@ -49,7 +49,7 @@ from experiments.benchmarks.paired_timing import (
     take_turns,
     timed,
 )
-from experiments.generators import BACKBONE, FAMILIES
+from experiments.configs.families import BACKBONE
 from semid import GeneratorConfig
 from semid.artifacts import try_file, write_json
 from semid.data import Histories

@@ -23,22 +23,28 @@ from experiments.benchmarks.paired_timing import (
     semid_steps,
     take_turns,
 )
-from experiments.generators import BACKBONE, FAMILIES, QUALITIES
+from experiments.configs import families as configs
 from semid import Dataset, GeneratorConfig, SemanticCatalog, train
 from semid.artifacts import try_file, write_json
+from semid.catalog import CATALOG_FILE
 from semid.data import Examples
+from semid.errors import SemidError
 from semid.evaluation import accuracy, group_ids, item_places
 from semid.generators import content_features, training_counts, training_rows
 from semid.recommender import ModelSpec
 from semid.training import HISTORY, SingleRows, read_history
 from seq_models import EncoderDecoderConfig
 
-PEER = EncoderDecoderConfig(BACKBONE)  # whose sizes T5 has
+FAMILIES: dict[str, GeneratorConfig] = {
+    name: one.model for name, one in configs.config().items() if isinstance(one.model, GeneratorConfig)
+}
+PEER = EncoderDecoderConfig(configs.BACKBONE)  # whose sizes T5 has
+QUALITIES = (0.05, 0.06)
 
 
 def minutes(
     out: Path,
-    generators: Path = Path("runs/generators"),
+    generators: Path = Path("runs/families"),
     peer_python: Path | None = None,
     learning_rates: tuple[float, ...] = (3e-3, 1e-3, 1e-2),
     epochs: tuple[float, ...] = (6.0,),
@@ -52,12 +58,12 @@ def minutes(
 
     A training minute is steps times the median time of a step, measured in alternating rounds before anything is
     trained: neither validation nor what else the machine does is counted. Ours are read from a finished run of
-    `experiments.generators` and trained once more on codes alone, which is all that T5 reads. The same users are
-    asked, with the beams of `GeneratorConfig.validation_beam`; T5's lists are those of `generate` under `mask`.
+    `python -m experiments families` and trained once more on codes alone, which is all that T5 reads. The same users
+    are asked, with the beams of `GeneratorConfig.validation_beam`; T5's lists are those of `generate` under `mask`.
 
     Args:
         out: Folder for all results; training goes on from the last look there.
-        generators: Folder of `experiments.generators`: dataset, catalogue, histories of its families.
+        generators: Folder of `python -m experiments families`: dataset, catalogue, histories of training.
         peer_python: Python with torch and transformers; none given: semid alone.
         learning_rates: T5's peaks, one training each.
         epochs: T5's schedules, one training each.
@@ -69,12 +75,12 @@ def minutes(
     """
     out = try_file(out / "minutes.json").parent
     out.mkdir(parents=True, exist_ok=True)
-    data, catalog = Dataset.load(generators / "dataset"), SemanticCatalog.load(generators / "catalog")
+    data, catalog = Dataset.load(generators / "dataset"), _catalog(generators)
     theirs = FAMILIES["encoder-decoder"]
     rows = SingleRows(data.splits.train, max_history=theirs.max_history)
     ours, folders = {}, {}
     for family in families:
-        ours[family], folders[family] = FAMILIES[family], generators / f"{family}_0"
+        ours[family], folders[family] = FAMILIES[family], generators / f"families.{family}_0" / "model"
         name = f"{family}, codes alone"
         ours[name], folders[name] = replace(FAMILIES[family], features=()), out / f"{family}-codes"
     with peer(peer_python, catalog.codes, catalog.level_sizes, search=True) as ask:
@@ -94,6 +100,14 @@ def minutes(
             fit = _PeerFit(f"peer, rate {peak:g}, {length:g} epochs", peak, total, looks, at_once)
             found.append(_figures(fit.name, fit.run(ask, data, catalog, rows, theirs, out), seconds["peer"]))
             _report(found, out)
+
+
+def _catalog(generators: Path) -> SemanticCatalog:
+    """The catalogue that the families of a finished run share."""
+    folders = [file.parent for file in generators.glob(f"shared/*/{CATALOG_FILE}")]
+    if len(folders) != 1:
+        raise SemidError(f"{generators}: expected one catalogue in shared/, found {len(folders)}; run families alone")
+    return SemanticCatalog.load(folders[0])
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,12 @@
 """A tiny folder of the layout that the experiments read: random walks, so that nothing can be learned from it."""
 
-from dataclasses import replace
+import dataclasses
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from experiments import amazon, arms, generators
 from experiments.benchmarks import generators as peers
 from experiments.benchmarks import minutes
 from semid.cli import tokenize as cli_tokenize
@@ -41,14 +40,12 @@ def layout(tmp_path):
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """The configurations of experiments that train, made tiny: compiling takes long, and longer the more layers, levels
-    and shapes there are."""
-    for module in (amazon, arms, generators, cli):
-        monkeypatch.setattr(module, "train", _with(_generator, module.train))
-    for module in (amazon, arms, generators, cli_tokenize):
-        monkeypatch.setattr(module, "tokenize", _with(_tokenizer, module.tokenize))
-    families = {name: _generator(config) for name, config in generators.FAMILIES.items()}
-    for module in (generators, peers, minutes):
+    """The configurations of the demo and of benchmarks that train, made tiny: compiling takes long, and longer the more
+    layers, levels and shapes there are."""
+    monkeypatch.setattr(cli, "train", _with(_generator, cli.train))
+    monkeypatch.setattr(cli_tokenize, "tokenize", _with(_tokenizer, cli_tokenize.tokenize))
+    families = {name: _generator(config) for name, config in minutes.FAMILIES.items()}
+    for module in (peers, minutes):
         monkeypatch.setattr(module, "FAMILIES", families)
 
 
@@ -59,15 +56,15 @@ def _with(shrink, function):
 
 def _generator(config):
     """Histories of one padded length, and the beams of validation those of evaluation: one program for both."""
-    model = replace(config.model, backbone=replace(config.model.backbone, **TINY))
+    model = dataclasses.replace(config.model, backbone=dataclasses.replace(config.model.backbone, **TINY))
     if hasattr(model, "decoder_layers"):
-        model = replace(model, decoder_layers=1)
-    return replace(config, model=model, max_history=5, row_length=10, validation_beam=50)
+        model = dataclasses.replace(model, decoder_layers=1)
+    return dataclasses.replace(config, model=model, max_history=5, row_length=10, validation_beam=50)
 
 
 def _tokenizer(config):
-    method = replace(config.method, level_sizes=(8, 8))
+    method = dataclasses.replace(config.method, level_sizes=(8, 8))
     if isinstance(method, RQVaeConfig):
-        training = replace(method.training, epochs=min(method.training.epochs, 2), batch_size=16)
-        method = replace(method, hidden=(8,), latent=8, training=training)
-    return replace(config, method=method)
+        training = dataclasses.replace(method.training, epochs=min(method.training.epochs, 2), batch_size=16)
+        method = dataclasses.replace(method, hidden=(8,), latent=8, training=training)
+    return dataclasses.replace(config, method=method)

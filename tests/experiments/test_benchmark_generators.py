@@ -119,15 +119,17 @@ def test_search_is_timed_at_every_size(fake_peer, tiny, tiny_sizes, tmp_path):
 
 @pytest.fixture
 def finished_run(layout, tmp_path):
-    """What `experiments.generators` leaves behind, with random codes and a history of one look."""
+    """What `python -m experiments families` leaves behind, with random codes and a history of one look."""
     folder = tmp_path / "run"
     data = read_layout(layout).save(folder / "dataset")
     codes = np.random.default_rng(0).integers(0, 4, (data.num_items, 3)).astype(np.int32)
-    with write_artifact(folder / "catalog", kind=Kind.CATALOG, config={}, parents=data.parents, seed=0) as temporary:
+    options = {"kind": Kind.CATALOG, "config": {}, "parents": data.parents, "seed": 0}
+    with write_artifact(folder / "shared" / "rq-vae_0", **options) as temporary:
         SemanticCatalog(data.item_ids, codes, (4, 4, 4)).write(temporary / CATALOG_FILE)
-    (folder / "rq-transformer_0").mkdir()
+    model = folder / "families.rq-transformer_0" / "model"
+    model.mkdir(parents=True)
     look = {"step": 12, "validation/recall@10": 0.055, "validation/ndcg@10": 0.03}
-    (folder / "rq-transformer_0" / "history.jsonl").write_text(json.dumps(look) + "\n")
+    (model / "history.jsonl").write_text(json.dumps(look) + "\n")
     return folder
 
 

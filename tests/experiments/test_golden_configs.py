@@ -7,14 +7,10 @@ import dataclasses
 import json
 import os
 from pathlib import Path
-from types import SimpleNamespace
-from unittest.mock import MagicMock
 
-import pyarrow as pa
 import pytest
 
-from experiments import alignment, amazon, arms, das, end_to_end, generators, letter
-from experiments.recipes import RECIPES
+from experiments.experiment import experiments
 from semid.cli import demo
 from semid.cli.evaluate import Evaluate
 from semid.cli.export import Export
@@ -26,7 +22,6 @@ from semid.cli.tokenize import Tokenize
 from semid.cli.train import Train
 from semid.config import to_dict
 from semid.generators import GeneratorConfig
-from semid.graphs import ItemGraphConfig
 from semid.joint import JointConfig
 from semid.tokenizers import TokenizerConfig, TokenizerMethod
 
@@ -34,6 +29,7 @@ GOLDEN = Path(__file__).parent / "golden"
 REWRITE = "SEMID_GOLDEN=write python -m pytest tests/experiments/test_golden_configs.py"
 ITEMS, INTERACTIONS = 2_000, 30_000
 ABSENT = "(absent)"
+SETTINGS = ("model", "tokenizer", "teacher", "vectors", "graph", "encoders", "weights", "beam_size", "cpu")
 
 
 def leaves(value, path=""):
@@ -56,14 +52,9 @@ def resolved(config):
     return config.resolved(INTERACTIONS, repeats=False) if isinstance(config, GeneratorConfig) else config
 
 
-def of_config(config):
-    """Settings of a config, resolved."""
-    return leaves(to_dict(resolved(config)))
-
-
-def differences(configs):
-    """The first config's settings, and where each other one differs from it."""
-    (name, base), *others = [(name, of_config(config)) for name, config in configs.items()]
+def differences(settings):
+    """The first settings, and where each other ones differ from them."""
+    (name, base), *others = settings.items()
     changed = {
         other: {at: ours.get(at, ABSENT) for at in {**base, **ours} if base.get(at, ABSENT) != ours.get(at, ABSENT)}
         for other, ours in others
@@ -71,60 +62,15 @@ def differences(configs):
     return {name: base} | {f"{other} differs from {name} in": leaf for other, leaf in changed.items()}
 
 
-class Recorder:
-    """Stands for `tokenize` and `train` of an experiment: keeps their configs by the names of the folders."""
-
-    def __init__(self, monkeypatch, module):
-        self.configs = {}
-        for function in ("tokenize", "train"):
-            monkeypatch.setattr(module, function, self)
-
-    def __call__(self, *inputs, out, seed, **_):
-        self.configs[out.name.removesuffix(f"_{seed}")] = inputs[-1]
-        return MagicMock()
+def of_experiment(experiment):
+    """Settings of an experiment; what is known of it is left out."""
+    parts = {name: resolved(getattr(experiment, name)) for name in SETTINGS}
+    return leaves({name: part if part is None else to_dict(part) for name, part in parts.items()})
 
 
-def of_amazon(monkeypatch, folder):
-    recorder = Recorder(monkeypatch, amazon)
-    monkeypatch.setattr(amazon, "fit_graph", MagicMock(return_value=SimpleNamespace(config=ItemGraphConfig())))
-    amazon._train(MagicMock(), folder, seed=0, budget=1.0, ablations=True)
-    return {name: of_config(config) for name, config in recorder.configs.items()}
-
-
-def of_arms(monkeypatch, folder):
-    """What all comparisons of tokenizers share, on real and on simulated items; then their tokenizers."""
-    found = {}
-    for kind, columns in {"real": (amazon.TEXT, "other"), "simulated": ("content",)}.items():
-        recorder = Recorder(monkeypatch, arms)
-        ids = pa.array(["a", "b", "c"])
-        data = SimpleNamespace(vector_columns=dict.fromkeys(columns), num_items=3, item_ids=ids)
-        stages = arms._Stages(data, folder, 0, 1.0)
-        stages.teacher()
-        stages.codes("any", data, TokenizerConfig(columns=stages.content))
-        stages.generator("any", None)
-        found |= {f"{kind} {name}": config for name, config in recorder.configs.items()}
-    families = {"text": alignment.ARMS["text"], **alignment.ARMS, "letter": letter.tokenizer, "das": das.tokenizer}
-    shared = {name: of_config(config) for name, config in found.items()}
-    return {"stages": shared, "tokenizers": differences({name: arm(("content",)) for name, arm in families.items()})}
-
-
-def of_end_to_end(*_):
-    simulated, real = end_to_end.END_TO_END, end_to_end.REAL
-    return {
-        "world": leaves(to_dict(end_to_end.WORLD)),
-        "teacher": leaves(to_dict(end_to_end.TEACHER)),
-        "simulated": differences({"end-to-end": simulated} | end_to_end.arms(simulated)),
-        "real": dict([*differences({"simulated": simulated, "end-to-end": real}).items()][1:])
-        | dict([*differences({"end-to-end": real} | end_to_end.arms(real)).items()][1:]),
-    }
-
-
-def of_generators(*_):
-    return {"tokenizer": of_config(TokenizerConfig())} | differences(generators.FAMILIES)
-
-
-def of_recipes(*_):
-    return {name: of_config(config) for name, config in RECIPES.items()}
+def of_file(stem):
+    """The first variant of a file of experiments, and where each other one differs from it."""
+    return differences({name: of_experiment(one) for name, one in experiments().items() if name.split(".")[0] == stem})
 
 
 def of_demo(monkeypatch, folder):
@@ -153,14 +99,7 @@ def settings(command, folder):
     return leaves(plain(command))
 
 
-EXPERIMENTS = {
-    "amazon": of_amazon,
-    "arms": of_arms,
-    "demo": of_demo,
-    "end_to_end": of_end_to_end,
-    "generators": of_generators,
-    "recipes": of_recipes,
-}
+FILES = sorted({name.split(".")[0] for name in experiments()})
 
 
 def check(name, configs):
@@ -174,15 +113,23 @@ def check(name, configs):
     assert not changed, f"{len(changed)} settings of {name} changed:\n{shown}\nTo accept them: {REWRITE}"
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_resolved_configs_are_the_golden_ones(name, monkeypatch, tmp_path, capsys):
-    check(name, EXPERIMENTS[name](monkeypatch, tmp_path))
+@pytest.mark.parametrize("stem", FILES)
+def test_resolved_configs_are_the_golden_ones(stem):
+    check(stem, of_file(stem))
+
+
+def test_the_demo_is_the_golden_one(monkeypatch, tmp_path):
+    check("demo", of_demo(monkeypatch, tmp_path))
+
+
+def test_every_golden_file_is_of_an_experiment():
+    assert {file.stem for file in GOLDEN.glob("*.json")} == {*FILES, "demo"}
 
 
 def test_a_changed_default_shows(monkeypatch):
     monkeypatch.delenv("SEMID_GOLDEN", raising=False)
-    changed = dataclasses.replace(GeneratorConfig(), max_history=7)
-    families = {**generators.FAMILIES, "flat": changed}
-    monkeypatch.setattr(generators, "FAMILIES", families)
+    flat = experiments()["default"]
+    changed = {"default": dataclasses.replace(flat, model=dataclasses.replace(flat.model, max_history=7))}
+    monkeypatch.setitem(globals(), "experiments", lambda: changed)
     with pytest.raises(AssertionError, match=r"max_history: .* -> 7(.|\n)*SEMID_GOLDEN=write"):
-        check("generators", of_generators())
+        check("default", of_file("default"))

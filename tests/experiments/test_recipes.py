@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments.recipes import RECIPES
+from experiments.experiment import experiments
 from semid.encoders import FeatureRows
 from semid.joint import JointModel, Surgery, sum_without_conflict
 from semid.joint.model import ContentTables, joint_loss, joint_losses
@@ -25,6 +25,7 @@ from semid.training import (
 )
 from seq_models import RQTransformer, RQTransformerConfig, TransformerConfig
 
+RECIPES = {name: experiments()[name].model for name in ("unigrec", "etegrec", "bloger")}
 ITEMS, DIM, SIZES, BATCH, LENGTH = 30, 6, (4, 4), 8, 5
 
 

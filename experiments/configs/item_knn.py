@@ -1,0 +1,13 @@
+"""Item-kNN (Sarwar et al., WWW 2001): cosines between the sets of users, summed over the history.
+
+    python -m experiments item-knn --dataset ../shared/data/amazon14_beauty
+
+Nothing is trained; 100 neighbors an item, and no order: what it lacks against the item graph is direction, recency and
+content. Not measured yet.
+"""
+
+from experiments.experiment import Baseline, Experiment
+
+
+def config() -> Experiment:
+    return Experiment("item-kNN", Baseline.ITEM_KNN, paper="Sarwar et al., WWW 2001")

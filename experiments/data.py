@@ -1,0 +1,46 @@
+"""Datasets of experiments: of a folder or simulated, written once, refused where they are others."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from experiments.layout import read_layout
+from semid.artifacts import MANIFEST
+from semid.data import Dataset, SourceOrder, TieRule
+from semid.data.simulated import SimulatedConfig, simulate
+from semid.errors import SemidError
+from semid.stage import store_dataset
+from semid.training import on_first
+
+# World of the runs without a dataset, another for each seed; its products have no variants.
+WORLD = SimulatedConfig(num_items=1_000, family_size=1.0)
+
+
+def twin_name(name: str, ties: TieRule) -> str:
+    """Name of a dataset with that of its tie rule, which has tables of its own."""
+    return name if ties == SourceOrder() else f"{name}_{ties.description.replace(' ', '_')}"
+
+
+def stored_dataset(source: Path | None, path: Path, *, world: SimulatedConfig, ties: TieRule) -> Dataset:
+    """The dataset of a folder that `semid prepare` wrote, of a layout folder, or of a simulated world, as an artifact.
+
+    Raises SemidError if `path` holds the dataset of another source, and where `ties` cannot be put in order any more.
+    """
+
+    def read() -> Dataset:
+        if source is not None and not (source / MANIFEST).is_file():
+            return read_layout(source, ties=ties)
+        dataset = simulate(world).dataset if source is None else Dataset.load(source)
+        if ties not in (SourceOrder(), dataset.ties):
+            raise SemidError(f"{source or 'simulated'}: ties are {dataset.ties.description}; prepare it with --ties")
+        return dataset
+
+    on_first(lambda: store_dataset(read(), path) and None)
+    return Dataset.load(path)
+
+
+def world_of(seed: int, *, small: bool) -> SimulatedConfig:
+    """The simulated world of a seed."""
+    world = replace(WORLD, seed=seed)
+    return replace(world, num_items=120, num_users=60, taxonomy=(2, 2, 2)) if small else world

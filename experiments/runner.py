@@ -1,0 +1,211 @@
+"""Runs of experiments: each need, then the codes, then the model, as stages in one folder.
+
+    OUT/dataset                the dataset (simulated: one per seed, dataset_SEED)
+    OUT/shared/...             stages that several runs read: codes, warm-ups of end-to-end training
+    OUT/NAME_SEED/model        the trained model (item graphs know no seed: NAME/model)
+    OUT/NAME_SEED/results.json its measurement
+
+Next to a stage's folder stands `FOLDER.made.json`: the minutes that it took, and the code that made it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+from experiments.budgets import Budget, within
+from experiments.experiment import CONTENT, TEACHER, Baseline, Experiment, TeacherVectors, experiments
+from experiments.provenance import code
+from semid.artifacts import MANIFEST, read_json, sha256_json, write_json
+from semid.catalog import SemanticCatalog
+from semid.config import difference, to_dict
+from semid.data import Dataset
+from semid.encoders import ContentConfig, PretrainedText, read_content
+from semid.errors import SemidError
+from semid.evaluation import Ranker, baselines
+from semid.generators import GeneratorConfig, train
+from semid.graphs import ItemGraphConfig, ItemKNN, VectorColumn, fit_graph
+from semid.joint import TEACHER_TERMS, JointConfig, train_end_to_end
+from semid.recommender import Recommender
+from semid.tokenizers import TokenizerConfig, tokenize
+
+T = TypeVar("T")
+
+_TEXT = "text_minilm"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its experiment as it was resolved, the model, its folder, and how its stages were made."""
+
+    name: str
+    experiment: Experiment
+    seed: int | None
+    folder: Path
+    ranker: Ranker
+    made: dict[str, Any]
+    changed: str
+    """Settings that are not those of the experiment's file."""
+
+
+class Runner:
+    """Trains experiments on one dataset for one seed; what is finished is read."""
+
+    def __init__(
+        self,
+        known: Mapping[str, Experiment],
+        data: Dataset,
+        out: Path,
+        *,
+        seed: int,
+        budget: Budget = Budget.FULL,
+    ) -> None:
+        self.data, self.out, self.seed, self.budget = data, out, seed, budget
+        self._known, self._runs = known, dict[str, Run]()
+        self._made: dict[str, Any] = {}
+        self.simulated = (data.source or {}).get("type") == "simulated"
+        self.content = (_TEXT,) if _TEXT in data.vector_columns else tuple(data.vector_columns)
+
+    def resolved(self, name: str) -> Experiment:
+        """The experiment at this budget, with the dataset's own columns where it leaves them open."""
+        experiment = within(self._known[name], self.budget, interactions=self.data.num_training_interactions)
+        if experiment.tokenizer is not None:
+            columns = self._columns(experiment.tokenizer.columns)
+            experiment = replace(experiment, tokenizer=replace(experiment.tokenizer, columns=columns))
+        if isinstance(experiment.model, GeneratorConfig):
+            features = self._columns(experiment.model.features)
+            experiment = replace(experiment, model=replace(experiment.model, features=features))
+        return replace(experiment, encoders=self._encoders(experiment))
+
+    def run(self, name: str) -> Run:
+        """Train an experiment, and what it needs first."""
+        if name not in self._runs:
+            experiment = self.resolved(name)
+            before: dict[str, Any] = {}
+            for need in experiment.needs:
+                before |= self.run(need).made
+            self._made = {}
+            seed = self.seed if experiment.seeded or self.simulated else None
+            folder = self.out / (name if seed is None else f"{name}_{seed}")
+            ranker = self._train(experiment, folder / "model")
+            changed = difference(to_dict(experiments()[name]), to_dict(self._known[name]))
+            self._runs[name] = Run(name, experiment, seed, folder, ranker, before | {name: self._made}, changed)
+        return self._runs[name]
+
+    def _columns(self, named: tuple[str, ...] | None) -> tuple[str, ...]:
+        if named is None:
+            return self.content
+        return tuple(column for one in named for column in (self.content if one == CONTENT else (one,)))
+
+    def _encoders(self, experiment: Experiment) -> ContentConfig | None:
+        encoders = experiment.encoders
+        if encoders is None:
+            is_joint = isinstance(experiment.model, JointConfig)
+            return ContentConfig(text=None, vectors=self.content) if is_joint and self.content else None
+        if experiment.weights is not None:
+            encoders = replace(encoders, text=PretrainedText(experiment.weights))
+        return encoders if "image" in self.data.items.column_names else replace(encoders, image=None)
+
+    def _train(self, experiment: Experiment, out: Path) -> Ranker:
+        match experiment.model:
+            case Baseline():
+                return self._baseline(experiment.model)
+            case ItemGraphConfig():
+                config = experiment.model
+                return self._stage("model", out, lambda: fit_graph(self.data, config, tune=True, out=out))
+            case GeneratorConfig():
+                return self._generator(experiment, experiment.model, out)
+            case JointConfig():
+                return self._end_to_end(experiment, experiment.model, out)
+
+    def _baseline(self, baseline: Baseline) -> Ranker:
+        if baseline is Baseline.ITEM_KNN:
+            return ItemKNN.fit(self.data)
+        known = baselines(self.data)
+        if baseline.value not in known:
+            raise SemidError(f"dataset {self.data.name!r} has no {baseline.value}: only simulated ones have it")
+        return known[baseline.value]
+
+    def _generator(self, experiment: Experiment, config: GeneratorConfig, out: Path) -> Recommender:
+        catalog = self._numbers() if experiment.tokenizer is None else self._codes(experiment, experiment.tokenizer)
+        data = self._taught(experiment) if TEACHER in (config.features or ()) else self.data
+        graph = None if experiment.graph is None else self.run(experiment.graph).ranker
+        teacher = self._teacher(experiment) if config.objective.distillation else None
+        options: dict[str, Any] = {"out": out, "seed": self.seed, "graph": graph, "teacher": teacher}
+        return self._stage("model", out, lambda: train(data, catalog, config, **options))
+
+    def _numbers(self) -> SemanticCatalog:
+        """Item numbers as codes, for models that read none."""
+        items = self.data.num_items
+        return SemanticCatalog(self.data.item_ids, np.arange(items, dtype=np.int32)[:, None], (items,))
+
+    def _codes(self, experiment: Experiment, config: TokenizerConfig) -> SemanticCatalog:
+        signal = config.signal.name if config.alignment and isinstance(config.signal, VectorColumn) else None
+        data = self._taught(experiment) if TEACHER in {*(config.columns or ()), signal} else self.data
+        settings = [to_dict(config.resolved(data.num_items)), data.parents]
+        out = self._shared(config.method.name, settings)
+        return self._stage("codes", out, lambda: tokenize(data, config, out=out, seed=self.seed))
+
+    def _end_to_end(self, experiment: Experiment, config: JointConfig, out: Path) -> Recommender:
+        terms = {term for phase in config.joint for term in phase.step.objective.weights(0.0)}
+        teacher = self._teacher(experiment).item_vectors() if terms & TEACHER_TERMS else None
+        if (encoders := experiment.encoders) is None:
+            raise SemidError(f"dataset {self.data.name!r} has no vector columns for an end-to-end model to read")
+        options: dict[str, Any] = {"config": config, "out": out, "seed": self.seed, "teacher": teacher}
+        if encoders.vectors:
+            options["content"] = read_content(self.data, encoders, seed=self.seed)
+        else:
+            options |= {"text": encoders.text, "image": encoders.image}
+        first = [to_dict(part) for part in (encoders, config.encoder, config.tokenizer, config.generator) if part]
+        settings = [*first, config.tie_break, self.data.parents, experiment.teacher if teacher is not None else None]
+        shared = self._shared("warm-up", settings)
+        return self._stage("model", out, lambda: train_end_to_end(self.data, shared=shared, **options))
+
+    def _teacher(self, experiment: Experiment) -> Any:
+        if experiment.teacher is None:
+            raise SemidError(f"{experiment.title}: expected the name of a teacher, got none; name one (--teacher)")
+        return self.run(experiment.teacher).ranker
+
+    def _taught(self, experiment: Experiment) -> Dataset:
+        """The dataset with the column `TEACHER`."""
+        teacher = self._teacher(experiment)
+        vectors, rng = teacher.item_vectors(), np.random.default_rng(self.seed)
+        if experiment.vectors is TeacherVectors.OWN:
+            return self.data.with_vectors(TEACHER, vectors, origin=teacher.origin)
+        noise = rng.normal(size=vectors.shape)
+        drawn = noise if experiment.vectors is TeacherVectors.NOISE else vectors[rng.permutation(len(vectors))]
+        return self.data.with_vectors(TEACHER, drawn)
+
+    def _shared(self, kind: str, settings: Any) -> Path:
+        """Folder of a stage that runs of the same settings share; what is None may have been added since."""
+        return self.out / "shared" / f"{kind}_{sha256_json(_without_none(settings))[:8]}_{self.seed}"
+
+    def _stage(self, role: str, out: Path, work: Callable[[], T]) -> T:
+        """Run a stage; the minutes of all tries, and the code that made it, are kept next to its folder."""
+        file, about = out.with_name(f"{out.name}.made.json"), {"folder": str(out.relative_to(self.out))}
+        made: dict[str, Any] = {"minutes": None, "semid": None, "commit": None}
+        made |= read_json(file) if file.is_file() else {}
+        self._made[role] = about | made
+        if (out / MANIFEST).is_file():
+            return work()
+        started = time.monotonic()
+        try:
+            return work()
+        finally:
+            made = {"minutes": (made["minutes"] or 0.0) + (time.monotonic() - started) / 60, **code()}
+            self._made[role] = about | made
+            if jax.process_index() == 0 and out.parent.is_dir():
+                write_json(file, made)
+
+
+def _without_none(value: Any) -> Any:
+    """JSON without the entries that are None."""
+    if isinstance(value, dict):
+        return {name: _without_none(one) for name, one in value.items() if one is not None}
+    return [_without_none(one) for one in value] if isinstance(value, list) else value

@@ -1,0 +1,283 @@
+"""Tables of results: rows of finished runs as JSON, as Markdown, and between the markers of a page.
+
+    python -m experiments table runs/amazon14_beauty                                # prints the tables
+    python -m experiments table runs/amazon14_beauty --page docs/results.md         # docs/results.json too
+    python -m experiments table --page docs/results.md                              # from docs/results.json alone
+
+A table of a page stands between `<!-- table DATASET [NAME ...] -->` and `<!-- end of table -->`; names are of
+experiments or of their files, none: all. Values are means and sample standard deviations over seeds; differences of
+Recall@10 are bootstrapped over users, each user's value averaged over seeds (simulated worlds have users of their own:
+over all).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from jaxtyping import Float
+
+from experiments.experiment import chosen, experiments
+from experiments.measurement import RESULTS
+from semid import __version__
+from semid.artifacts import read_json, write_json
+from semid.errors import SemidError
+from semid.evaluation import paired_bootstrap
+
+SEEN = ("included", "excluded")
+COLUMNS = {
+    "R@5": "recall@5",
+    "N@5": "ndcg@5",
+    "R@10": "recall@10",
+    "N@10": "ndcg@10",
+    "N@10 cold": "ndcg@10/popularity_cold",
+    "coverage@10": "coverage@10",
+    "Gini@10": "gini@10",
+}
+_MARKED = re.compile(r"(<!-- table (\S+)((?: [\w.-]+)*) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+
+Entry = dict[str, Any]
+
+
+def main(words: Sequence[str]) -> None:
+    """Run the words of `python -m experiments table`."""
+    tyro.cli(_table, args=list(words), prog="python -m experiments table")
+
+
+def _table(
+    folders: tyro.conf.Positional[tuple[Path, ...]] = (),
+    baseline: str = "item-graph",
+    experiments: tuple[str, ...] = (),
+    seeds: tuple[int, ...] = (),
+    page: Path | None = None,
+    json: Path | None = None,
+) -> None:
+    """Print tables of finished runs, and write them.
+
+    Args:
+        folders: Folders of `python -m experiments`; none given: the rows that the JSON file has.
+        baseline: Row that the others are compared with.
+        experiments: Names of experiments or of their files; none given: all.
+        seeds: None given: all.
+        page: Page whose tables are written again; its rows are those of the JSON file next to it.
+        json: File of rows, which those of the folders join; none given: that of the page.
+    """
+    file = json or (None if page is None else page.with_suffix(".json"))
+    rows: list[Entry] = [] if file is None or not file.is_file() else read_json(file)["rows"]
+    if folders:
+        fresh = entries(collected(folders, experiments, seeds), baseline)
+        rows = joined(rows, fresh)
+        if file is not None:
+            write_json(file, {"rows": rows})
+    if page is not None:
+        page.write_text(rewritten(page.read_text(), rows, where=str(page)))
+    for dataset in dict.fromkeys(row["dataset"] for row in rows):
+        print(f"\n{dataset}\n\n{markdown(rows, dataset, experiments)}")
+
+
+def collected(folders: Sequence[Path], names: Sequence[str] = (), seeds: Sequence[int] = ()) -> list[dict[str, Any]]:
+    """The results of all finished runs in these folders. Raises SemidError where there are none."""
+    wanted = chosen(names) if names else None
+    found = [read_json(file) for folder in folders for file in sorted(folder.glob(f"*/{RESULTS}"))]
+    kept = [
+        record
+        for record in found
+        if (wanted is None or record["request"]["experiment"] in wanted)
+        and (not seeds or record["request"]["seed"] in (None, *seeds))
+    ]
+    if not kept:
+        where = ", ".join(map(str, folders))
+        raise SemidError(f"{where}: no results of experiments; run some with `python -m experiments NAME --out ...`")
+    return kept
+
+
+def entries(records: Sequence[Mapping[str, Any]], baseline: str) -> list[Entry]:
+    """One entry per dataset and row, with the values of every seed and the difference to the baseline.
+
+    Raises SemidError for two results of one seed.
+    """
+    by_row: dict[tuple[str, str], dict[int | None, Mapping[str, Any]]] = {}
+    for record in records:
+        for row in record["result"]["rows"]:
+            of_seeds = by_row.setdefault((_dataset(record), row), {})
+            if (seed := record["request"]["seed"]) in of_seeds:
+                raise SemidError(f"{_dataset(record)}: two results of {row}, seed {seed}; name one folder of them")
+            of_seeds[seed] = record
+    return [
+        _entry(dataset, row, of_seeds, by_row.get((dataset, baseline), {}), baseline)
+        for (dataset, row), of_seeds in by_row.items()
+    ]
+
+
+def joined(rows: Sequence[Entry], fresh: Sequence[Entry]) -> list[Entry]:
+    """All rows, fresh ones in place of those of before, in the order of datasets and experiments."""
+    by_row = {(row["dataset"], row["row"]): row for row in (*rows, *fresh)}
+    order = list(experiments())
+    place = {name: at for at, name in enumerate(order)}
+    names = sorted(by_row, key=lambda key: (key[0], place.get(by_row[key]["experiment"], len(order)), key[1]))
+    return [by_row[key] for key in names]
+
+
+def _dataset(record: Mapping[str, Any]) -> str:
+    evaluation = record["result"]["provenance"]["evaluation"]
+    return str(evaluation["dataset"]) + ("" if "source order" in evaluation["tie_rule"] else "_shuffled")
+
+
+def _entry(
+    dataset: str,
+    row: str,
+    of_seeds: Mapping[int | None, Mapping[str, Any]],
+    against: Mapping[int | None, Mapping[str, Any]],
+    baseline: str,
+) -> Entry:
+    results = [record["result"] for record in of_seeds.values()]
+    name = next(iter(of_seeds.values()))["request"]["experiment"]
+    known, about = experiments().get(name), [result["provenance"] for result in results]
+    title = name if known is None else known.title
+    return {
+        "dataset": dataset,
+        "experiment": name,
+        "row": row,
+        "title": title + row.removeprefix(name),
+        "seeds": list(of_seeds),
+        "values": {
+            seen: {
+                metric: [result["rows"][row]["test"][seen].get(metric) for result in results]
+                for metric in COLUMNS.values()
+            }
+            for seen in SEEN
+        },
+        "minutes": [_minutes(one["stages"]) for one in about],
+        "semid": _distinct(one["semid"] for one in about),
+        "commits": _distinct(commit for one in about for commit in _commits(one)),
+        "machines": _distinct(_machine(one["machine"]) for one in about),
+        "measured": _distinct(one["measured"] for one in about),
+        "budget": about[0]["budget"],
+        "changed": about[0]["changed"],
+        "difference": _difference(row, of_seeds, baseline, against),
+    }
+
+
+def _distinct(values: Any) -> list[Any]:
+    return list(dict.fromkeys(value for value in values if value is not None))
+
+
+def _commits(provenance: Mapping[str, Any]) -> list[str | None]:
+    """Commits of all stages, then that of the measurement."""
+    stages = [stage for of_run in provenance["stages"].values() for stage in of_run.values()]
+    return [*(stage["commit"] for stage in stages), provenance["commit"]]
+
+
+def _minutes(stages: Mapping[str, Mapping[str, Any]]) -> float | None:
+    """Minutes of all stages that the model needs; None where one is not known."""
+    minutes = [stage["minutes"] for of_run in stages.values() for stage in of_run.values()]
+    return None if not minutes or None in minutes else round(sum(minutes), 2)
+
+
+def _machine(machine: Mapping[str, Any]) -> str:
+    return f"{machine['processor'] or 'processor not recorded'}, {machine['cores']} cores, {machine['devices']}"
+
+
+def _difference(
+    row: str,
+    of_seeds: Mapping[int | None, Mapping[str, Any]],
+    baseline: str,
+    against: Mapping[int | None, Mapping[str, Any]],
+) -> Entry | None:
+    """Recall@10 of a row less the baseline's, by the seeds that both have; one without seeds goes with all."""
+    pairs = [(record, against.get(seed, against.get(None))) for seed, record in of_seeds.items()]
+    pairs = [(record, other) for record, other in pairs if other is not None]
+    if row == baseline or not pairs:
+        return None
+    same_users = len({record["request"]["dataset"] for record, _ in pairs}) == 1
+
+    def recall(records: Sequence[Any], of_row: str) -> Float[np.ndarray, " users"]:
+        values = [np.array(record["result"]["rows"][of_row]["recall@10"]) for record in records]
+        return np.mean(values, axis=0) if same_users else np.concatenate(values)
+
+    ours, theirs = zip(*pairs, strict=True)
+    found = paired_bootstrap(recall(ours, row), recall(theirs, baseline))._asdict()
+    return {"baseline": baseline, **found}
+
+
+def markdown(rows: Sequence[Entry], dataset: str, names: Sequence[str] = ()) -> str:
+    """The tables of a dataset, of all experiments or of those named, in their order: seen items included, and excluded
+    where that differs; then where they come from."""
+    own = [row for row in rows if row["dataset"] == dataset]
+    if names:
+        own = [row for name in chosen(names) for row in own if row["experiment"] == name]
+    if not own:
+        raise SemidError(f"no rows of dataset {dataset!r}; those there are of {_distinct(r['dataset'] for r in rows)}")
+    parts = [_grid(own, "included")]
+    if others := [row for row in own if row["values"]["included"] != row["values"]["excluded"]]:
+        parts += ["Seen items excluded, where that is another figure:", _grid(others, "excluded")]
+    return "\n\n".join([*parts, _makers(own)])
+
+
+def _grid(rows: Sequence[Entry], seen: str) -> str:
+    baseline = next((row["difference"]["baseline"] for row in rows if row["difference"]), None)
+    over = [] if baseline is None or seen != "included" else [f"R@10 over {baseline} [95%]"]
+    head = ["model", "seeds", *COLUMNS, *over, "minutes", "commit"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for row in rows:
+        cells = [_cell(row["values"][seen][metric]) for metric in COLUMNS.values()]
+        cells += [_interval(row["difference"])] if over else []
+        minutes = [value for value in row["minutes"] if value is not None]
+        seeds = ", ".join("-" if seed is None else str(seed) for seed in row["seeds"])
+        cells += [f"{np.mean(minutes):.1f}" if minutes else "", ", ".join(row["commits"])]
+        lines.append(f"| {' | '.join([_title(row), seeds, *cells])} |")
+    return "\n".join(lines)
+
+
+def _title(row: Entry) -> str:
+    """The row's title, with what sets it apart: another version, a budget, changed settings."""
+    others = [f"semid {version}" for version in row["semid"] if version != __version__]
+    others += [f"budget {row['budget']}"] if row["budget"] != "full" else []
+    others += [row["changed"]] if row["changed"] else []
+    return row["title"] + (f" ({', '.join(others)})" if others else "")
+
+
+def _cell(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return ""
+    shown = _figure(float(np.mean(known)))
+    return shown if len(known) == 1 else f"{shown} ± {_figure(float(np.std(known, ddof=1)))}"
+
+
+def _figure(value: float) -> str:
+    return f"{value:.4f}".replace("0.", ".", 1)
+
+
+def _interval(difference: Mapping[str, Any] | None) -> str:
+    if difference is None:
+        return ""
+    mean, low, high = (f"{difference[name]:+.4f}".replace("0.", ".", 1) for name in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
+
+
+def _makers(rows: Sequence[Entry]) -> str:
+    machines = _distinct(machine for row in rows for machine in row["machines"])
+    days = sorted({when[:10] for row in rows for when in row["measured"]})
+    return f"Machine: {'; '.join(machines)}. Test was read once per model, {' to '.join(days[:1] + days[1:][-1:])}."
+
+
+def rewritten(page: str, rows: Sequence[Entry], *, where: str) -> str:
+    """The page with its tables made of these rows. Raises SemidError for a page without tables."""
+    if not _MARKED.search(page):
+        raise SemidError(f"{where}: no table; expected <!-- table DATASET --> and <!-- end of table -->")
+    return _MARKED.sub(lambda mark: f"{mark[1]}\n{markdown(rows, mark[2], mark[3].split())}\n\n{mark[4]}", page)
+
+
+def print_results(result: Mapping[str, Any]) -> None:
+    """Print the figures of one run."""
+    for name, row in result["rows"].items():
+        for split in [split for split in ("validation", "test") if split in row]:
+            for seen in SEEN[: 1 if row[split]["included"] == row[split]["excluded"] else 2]:
+                values = row[split][seen]
+                figures = ", ".join(f"{head} {_figure(values[column])}" for head, column in list(COLUMNS.items())[:4])
+                print(f"{name}, {split}, seen items {seen}: {figures}", flush=True)

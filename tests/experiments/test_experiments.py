@@ -1,0 +1,213 @@
+"""A pulse of every experiment: a few steps of tiny models on one small simulated world, measured and tabled."""
+
+import dataclasses
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from experiments import configs
+from experiments.__main__ import main
+from experiments.budgets import Budget
+from experiments.command import Options, parsed, run_all
+from experiments.data import WORLD, stored_dataset, world_of
+from experiments.experiment import TEACHER, Baseline, Experiment, TeacherVectors, chosen, experiments
+from experiments.measurement import measured
+from experiments.runner import Runner
+from semid.config import to_dict
+from semid.data import Dataset, ShuffledTies, SourceOrder
+from semid.data.simulated import SimulatedConfig
+from semid.errors import SemidError
+from semid.generators import GeneratorConfig
+from semid.training import TrainingConfig
+
+SMOKE = {"budget": Budget.SMOKE, "ties": SourceOrder()}
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    return tmp_path_factory.mktemp("smoke")
+
+
+@pytest.fixture(scope="module")
+def runner(out):
+    """One for all: they share the world, the teachers, the graph, and the codes that are the same."""
+    data = stored_dataset(None, out / "dataset_0", world=world_of(0, small=True), ties=SourceOrder())
+    return Runner(experiments(), data, out, seed=0, budget=Budget.SMOKE)
+
+
+@pytest.mark.filterwarnings("ignore:.* texts are cut to 8 tokens")
+@pytest.mark.parametrize("name", list(experiments()))
+def test_a_few_steps(name, runner):
+    run = runner.run(name)
+    result = measured(run, runner.data, budget="smoke")
+    experiment = run.experiment
+    mixed = [f"{name} + graph"] if experiment.graph and experiment.graph in experiments() else []
+    assert list(result["rows"]) == [name, *mixed]
+    for row in result["rows"].values():
+        for split in ("validation", "test"):
+            assert all(0 <= row[split][seen]["recall@10"] <= 1 for seen in ("included", "excluded"))
+        assert len(row["recall@10"]) == runner.data.num_users
+    about = result["provenance"]
+    assert (about["budget"], about["changed"], about["config"]) == ("smoke", "", to_dict(experiment))
+    if not isinstance(experiment.model, Baseline):
+        assert about["stages"][name]["model"]["minutes"] > 0
+        assert set(experiment.needs) <= set(about["stages"])
+
+
+def test_codes_are_made_once_for_all_that_read_them(runner, out):
+    for name in ("recipe.semid-text", "recipe.sasrec-text", "alignment.text", "default", "distilled.graph"):
+        runner.run(name)
+    plain = [folder for folder in (out / "shared").glob("rq-vae_*") if folder.is_dir()]
+    before = {folder: folder.stat().st_mtime_ns for folder in plain}
+    runner.run("families.flat")
+    assert {folder: folder.stat().st_mtime_ns for folder in plain} == before
+
+
+def test_what_is_finished_is_skipped_and_test_is_read_once(tmp_path, monkeypatch, caplog, capsys):
+    caplog.set_level("INFO", "semid")
+    options = Options(out=tmp_path / "run", **SMOKE)
+    first = run_all(["popularity", "item-graph"], options, experiments())
+    caplog.clear()
+    monkeypatch.setattr("experiments.measurement.compare", lambda *_, **__: pytest.fail("measured again"))
+    assert run_all(["popularity", "item-graph"], options, experiments()) == first
+    assert caplog.text.count("skipped") == 2  # the dataset and the graph
+    assert "item-graph, test, seen items included: R@5 ." in capsys.readouterr().out
+    changed = dict(experiments()) | {"popularity": dataclasses.replace(experiments()["popularity"], beam_size=9)}
+    options = dataclasses.replace(options, budget=Budget.FULL, seeds=(0,))
+    with pytest.raises(SemidError, match=r"dataset_0: in use by a dataset of other settings \(num_interactions|"):
+        run_all(["popularity"], options, changed)
+    again = Runner(changed, Dataset.load(tmp_path / "run" / "dataset_0"), tmp_path / "run", seed=0)
+    when = re.escape(first[0]["provenance"]["measured"])
+    with pytest.raises(SemidError, match=rf"test was read on {when} by another request \(beam_size: 10 -> 9\), and is"):
+        measured(again.run("popularity"), again.data, budget="full")
+
+
+def test_another_dataset_or_other_settings_in_the_same_folder_are_refused(layout, tmp_path):
+    options = Options(layout, tmp_path / "run", **SMOKE)
+    run_all(["item-graph"], options, experiments())
+    changed = dict(experiments())
+    graph = changed["item-graph"]
+    changed["item-graph"] = dataclasses.replace(graph, model=dataclasses.replace(graph.model, decay=0.5))
+    with pytest.raises(SemidError, match=r"in use by a graph of other settings \(graph.decay: 0.65 -> 0.5"):
+        run_all(["item-graph"], options, changed)
+    other = shutil.copytree(layout, tmp_path / "other" / layout.name)
+    table = pq.read_table(other / "interactions.parquet")
+    pq.write_table(table.slice(0, 120), other / "interactions.parquet")
+    with pytest.raises(SemidError, match=r"in use by a dataset of other settings \(source.sha256.interactions.parquet"):
+        run_all(["item-graph"], dataclasses.replace(options, dataset=other), experiments())
+
+
+def test_datasets_of_two_tie_rules_do_not_meet(layout, tmp_path):
+    def stored(source, name, ties=SourceOrder()):
+        return stored_dataset(source, tmp_path / name, world=SimulatedConfig(images=False), ties=ties)
+
+    path = layout / "interactions.parquet"
+    pq.write_table(pq.read_table(path).append_column("rel_time", [[0] * 240]), path)
+    plain, shuffled = stored(layout, "plain"), stored(layout, "shuffled", ShuffledTies(2))
+    assert sorted(plain.item.tolist()) == sorted(shuffled.item.tolist())
+    assert plain.digest != shuffled.digest
+    with pytest.raises(SemidError, match=r"plain: in use by a dataset of other settings \(ties: None -> "):
+        stored(layout, "plain", ShuffledTies(2))
+    prepared = tmp_path / "shuffled"
+    assert stored(prepared, "copy").ties == stored(prepared, "copy", ShuffledTies(2)).ties == ShuffledTies(2)
+    with pytest.raises(SemidError, match="shuffled: ties are shuffled by seed 2; prepare it with --ties"):
+        stored(prepared, "other", ShuffledTies(3))
+    with pytest.raises(SemidError, match="simulated: ties are in source order; prepare it with --ties"):
+        stored(None, "world", ShuffledTies())
+
+
+def test_results_are_named_after_dataset_ties_and_budget(layout, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert Options().folder == tmp_path / "runs" / "simulated"
+    assert Options(layout).folder == tmp_path / "runs" / "tiny"
+    assert Options(layout, ties=ShuffledTies(2)).folder.name == "tiny_shuffled_by_seed_2"
+    assert Options(layout, budget=Budget.CPU).folder.name == "tiny_cpu"
+    assert Options(layout, tmp_path / "else").folder == tmp_path / "else"
+
+
+def test_any_field_of_a_config_is_an_option_and_none_changes_by_itself(monkeypatch):
+    monkeypatch.delattr(TrainingConfig, "__tyro_markers__", raising=False)  # set where `semid tokenize` was imported
+    for name, experiment in experiments().items():
+        assert parsed(name, experiment, []) == (Options(), experiment)
+    words = ["--seeds", "0", "1", "--budget", "cpu", "--model.training.batch-size", "8", "--teacher", "None"]
+    options, tiger = parsed("tiger", experiments()["tiger"], [*words, "--tokenizer.method.latent", "16"])
+    assert (options.seeds, options.budget) == ((0, 1), Budget.CPU)
+    assert (tiger.model.training.batch_size, tiger.tokenizer.method.latent, tiger.teacher) == (8, 16, None)
+    words = ["--model.joint.0.step.objective.contrast.value", "0.1"]
+    assert (
+        parsed("x", experiments()["end-to-end.together"], words)[1].model.joint[0].step.objective.contrast.value == 0.1
+    )
+
+
+def test_the_cpu_budget_is_a_share_of_all_epochs(runner):
+    cpu = Runner(experiments(), runner.data, runner.out, seed=0, budget=Budget.CPU)
+    full = Runner(experiments(), runner.data, runner.out, seed=0)
+    assert full.resolved("tiger").model.training.epochs == 390
+    assert cpu.resolved("tiger").model.training.epochs == pytest.approx(6)
+    assert cpu.resolved("tiger").tokenizer.method.training.epochs == pytest.approx(3000 * 6 / 390)
+    assert cpu.resolved("recipe.semid-hybrid") == full.resolved("recipe.semid-hybrid")
+
+
+def test_arms_read_what_their_names_say():
+    arms = {name.partition(".")[2]: experiments()[name] for name in chosen(["alignment"])}
+    content = {name: arm.tokenizer.columns for name, arm in arms.items() if arm.tokenizer.columns}
+    both = ("content", TEACHER)
+    wide = {"concatenation": both, "joint": both, "collaborative": (TEACHER,)}
+    assert {name: columns for name, columns in content.items() if columns != ("content",)} == wide
+    aligned = {name for name, arm in arms.items() if arm.tokenizer.alignment}
+    assert aligned == {"distill", "das", "joint", "letter", "random", "shuffled"}
+    controls = {name: arm.vectors for name, arm in arms.items() if arm.vectors is not TeacherVectors.OWN}
+    assert controls == {"random": TeacherVectors.NOISE, "shuffled": TeacherVectors.SHUFFLED}
+
+
+def test_end_to_end_variants_have_as_many_epochs():
+    given = {
+        name: one.model.finetune.epochs
+        + sum(phase.training.epochs for phase in one.model.joint)
+        + bool(one.model.codes.refits and one.model.joint) * one.model.generator.training.epochs
+        for name, one in experiments().items()
+        if name.startswith("end-to-end.")
+    }
+    assert len(given) == 5
+    assert len(set(given.values())) == 1
+
+
+def test_a_name_of_a_file_stands_for_its_variants_and_a_wrong_one_is_answered():
+    assert chosen(["recipe"]) == ["recipe.sasrec-text", "recipe.semid-text", "recipe.semid-hybrid"]
+    assert chosen(["recipe.semid-text", "item-graph", "recipe.semid-text"]) == ["recipe.semid-text", "item-graph"]
+    with pytest.raises(SemidError, match=r"no experiment 'recipes'; did you mean recipe\?"):
+        chosen(["recipes"])
+
+
+def test_every_experiment_says_what_it_needs_and_how_to_run_it():
+    for name, experiment in experiments().items():
+        assert isinstance(experiment, Experiment)
+        assert all(need in experiments() for need in experiment.needs), name
+        taught = isinstance(experiment.model, GeneratorConfig) and experiment.model.objective.distillation
+        assert not taught or experiment.teacher, name
+    for file in sorted(Path(configs.__file__).parent.glob("[a-z]*.py")):
+        lines = file.read_text().splitlines()
+        assert 10 <= len(lines) <= 125, file
+        stem = file.stem.replace("_", "-")
+        assert any(line.startswith(f"    python -m experiments {stem}") or f" {stem} " in line for line in lines), file
+
+
+def test_the_command_line(tmp_path, capsys):
+    main(["list"])
+    listed = capsys.readouterr().out
+    assert all(f"\n{name} " in listed or f"\n{name}\n" in listed for name in experiments())
+    main([])
+    assert "python -m experiments list" in capsys.readouterr().out
+    main(["bigram", "--budget", "smoke", "--out", str(tmp_path), "--quiet"])
+    assert "bigram, test, seen items excluded: R@5 ." in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["table", str(tmp_path / "nothing")])
+    assert "no results of experiments" in capsys.readouterr().err
+    main(["table", str(tmp_path), "--json", str(tmp_path / "rows.json")])
+    assert "| item bigram (budget smoke) |" in capsys.readouterr().out
+    assert json.loads((tmp_path / "rows.json").read_text())["rows"][0]["experiment"] == "bigram"
+    assert WORLD.num_items == 1000

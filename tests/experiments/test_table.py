@@ -1,0 +1,117 @@
+"""Tables of results: by hand, against the page of the project, and with what sets rows apart."""
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.table import collected, entries, joined, main, markdown, rewritten
+from semid import __version__
+from semid.errors import SemidError
+
+DOCS = Path(__file__).parents[2] / "docs"
+USERS = 40
+
+
+def record(name, seed, recall, *, row=None, dataset="d", **about):
+    values = {f"{metric}@{k}": float(np.mean(recall)) for metric in ("recall", "ndcg") for k in (5, 10)}
+    values |= {"coverage@10": 0.5, "gini@10": 0.25}
+    stages = {name: {"model": {"folder": "x", "minutes": 2.0 + (seed or 0), "semid": __version__, "commit": "abc1234"}}}
+    provenance = {
+        "measured": f"2026-01-0{(seed or 0) + 1}T00:00:00+00:00",
+        "semid": __version__,
+        "commit": "abc1234",
+        "machine": {"processor": "Abacus", "cores": 2, "devices": "1 x cpu"},
+        "budget": "full",
+        "changed": "",
+        "stages": stages,
+        "evaluation": {"dataset": "toys", "tie_rule": "interactions of equal time in source order"},
+        **about,
+    }
+    test = {"included": values, "excluded": values}
+    rows = {row or name: {"test": test, "recall@10": [float(value) for value in recall]}}
+    request = {"experiment": name, "seed": seed, "dataset": dataset, "model": "m", "beam_size": 50}
+    return {"request": request, "result": {"rows": rows, "provenance": provenance}}
+
+
+@pytest.fixture
+def records():
+    rng = np.random.default_rng(0)
+    graph = rng.random(USERS) < 0.4
+    models = [graph | (rng.random(USERS) < 0.2) for _ in range(2)]
+    return [record("item-graph", None, graph), *(record("default", seed, of) for seed, of in enumerate(models))]
+
+
+def test_means_deviations_and_the_difference_of_users_by_hand(records):
+    graph, *models = [np.array(one["result"]["rows"][one["request"]["experiment"]]["recall@10"]) for one in records]
+    by_row = {entry["row"]: entry for entry in entries(records, "item-graph")}
+    assert by_row["item-graph"]["difference"] is None
+    difference = by_row["default"]["difference"]
+    assert difference["mean"] == pytest.approx((np.mean(models, axis=0) - graph).mean())
+    assert 0 < difference["low"] < difference["mean"] < difference["high"]
+    assert by_row["default"]["minutes"] == [2.0, 3.0]
+    lines = markdown(joined([], by_row.values()), "toys").splitlines()
+    means = [model.mean() for model in models]
+    cell = f"{np.mean(means):.4f} ± {np.std(means, ddof=1):.4f}".replace("0.", ".")
+    shown = next(line for line in lines if line.startswith("| semid, defaults |"))
+    assert shown.split(" | ")[1:3] == ["0, 1", cell]
+    assert "| 2.5 | abc1234 |" in shown
+    assert lines[-1] == "Machine: Abacus, 2 cores, 1 x cpu. Test was read once per model, 2026-01-01 to 2026-01-02."
+
+
+def test_worlds_of_their_own_are_compared_over_all_users(records):
+    worlds = [
+        record(name, seed, [seed] * (5 + seed), dataset=f"d{seed}") for name in ("bigram", "default") for seed in (0, 1)
+    ]
+    difference = {entry["row"]: entry for entry in entries(worlds, "bigram")}["default"]["difference"]
+    assert (difference["mean"], difference["low"], difference["high"]) == (0, 0, 0)
+
+
+def test_a_row_of_another_version_budget_or_settings_says_so(records):
+    changed = record("bigram", None, [0.0] * USERS, semid="0.0.9", budget="cpu", changed="beam_size: 50 -> 9")
+    text = markdown(joined([], entries([*records, changed], "item-graph")), "toys")
+    assert "| item bigram (semid 0.0.9, budget cpu, beam_size: 50 -> 9) |" in text
+    assert "| semid, defaults |" in text
+    shuffled = copy.deepcopy(records[0])
+    shuffled["result"]["provenance"]["evaluation"]["tie_rule"] = "interactions of equal time shuffled by seed 0"
+    assert entries([shuffled], "item-graph")[0]["dataset"] == "toys_shuffled"
+
+
+def test_two_results_of_one_seed_and_folders_without_any_are_refused(records, tmp_path):
+    with pytest.raises(SemidError, match="toys: two results of default, seed 0; name one folder"):
+        entries([*records, records[1]], "item-graph")
+    with pytest.raises(SemidError, match="no results of experiments; run some"):
+        collected([tmp_path])
+
+
+def test_fresh_rows_take_the_place_of_those_of_before(records):
+    before = entries(records[:2], "item-graph")
+    rows = joined(before, entries(records[1:], "item-graph"))
+    assert [(row["row"], row["seeds"]) for row in rows] == [("default", [0, 1]), ("item-graph", [None])]
+
+
+def test_a_page_is_written_by_one_command(records, tmp_path, capsys):
+    for number, one in enumerate(records):
+        folder = tmp_path / "run" / f"r{number}"
+        folder.mkdir(parents=True)
+        (folder / "results.json").write_text(json.dumps(one))
+    page = tmp_path / "page.md"
+    page.write_text("# Mine\n\n<!-- table toys default item-graph -->\nformer\n<!-- end of table -->\n\nprose\n")
+    main([str(tmp_path / "run"), "--page", str(page)])
+    text = page.read_text()
+    assert "former" not in text
+    assert text.startswith("# Mine\n\n<!-- table toys default item-graph -->\n\n| model | seeds |")
+    assert text.endswith("<!-- end of table -->\n\nprose\n")
+    assert text.index("| semid, defaults |") < text.index("| item graph |")  # in the order of the names
+    main(["--page", str(page)])
+    assert page.read_text() == text
+    assert capsys.readouterr().out.count("| item graph |") == 2
+    with pytest.raises(SemidError, match="page: no table; expected <!-- table DATASET -->"):
+        rewritten("# Mine\n", [], where="page")
+
+
+def test_the_tables_of_the_project_are_those_of_its_results():
+    page, rows = (DOCS / "results.md").read_text(), json.loads((DOCS / "results.json").read_text())["rows"]
+    assert rewritten(page, rows, where="results.md") == page
