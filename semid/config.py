@@ -1,7 +1,8 @@
 """Frozen dataclasses as configuration: to JSON and back, with unknown keys refused by name.
 
 A config belongs to the component it configures and nests. A choice between alternatives is a union of dataclasses, or
-an abstract base of theirs, written as `{"type": "ClassName", ...}`; or it is an enum, written as its value.
+an abstract base of theirs, written as `{"type": "ClassName", ...}`; or it is an enum, written as its value (or as its
+`stored`, where a field of before had another type).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def to_dict(config: Any) -> Any:
         values = {f.name: _with_floats(kinds[f.name], getattr(config, f.name)) for f in dataclasses.fields(config)}
         return {"type": type(config).__name__, **{name: to_dict(value) for name, value in values.items()}}
     if isinstance(config, enum.Enum):
-        return config.value
+        return getattr(config, "stored", config.value)
     if isinstance(config, (tuple, list)):
         return [to_dict(value) for value in config]
     if isinstance(config, dict):

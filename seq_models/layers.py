@@ -40,6 +40,11 @@ class Remat(enum.Enum):
         """Configs once said yes or no."""
         return {True: cls.FULL, False: cls.NOTHING}[value] if isinstance(value, bool) else None
 
+    @property
+    def stored(self) -> bool | str:
+        """The value in stored configs: yes or no as before, so that what was made before is of the same settings."""
+        return self.value if self is Remat.DOTS else self is Remat.FULL
+
     def __call__(self, run: Callable[..., Any]) -> Callable[..., Any]:
         """`run`, a block's pass, computed again as this says."""
         if self is Remat.NOTHING:

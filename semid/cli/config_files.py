@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import enum
 import inspect
+import json
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -276,7 +277,8 @@ def _value(kind: Any, entry: Entry) -> Any:
     if origin is typing.Literal:
         return _of_names({str(value): value for value in args}, entry)
     if inspect.isclass(kind) and issubclass(kind, enum.Enum):
-        return _of_names({str(one.value): one for one in kind}, entry)
+        stored = {json.dumps(to_dict(one)): one for one in kind}
+        return stored.get(str(entry.node.value)) or _of_names({str(one.value): one for one in kind}, entry)
     return _of_text(kind, entry)
 
 
@@ -378,6 +380,8 @@ def _plain(kind: Any, value: Any) -> Any:
         return [_plain(Any, one) for one in value]
     if isinstance(value, dict):
         return {key: _plain(Any, one) for key, one in value.items()}
+    if isinstance(value, enum.Enum):
+        return value.value
     return str(value) if isinstance(value, Path) else to_dict(value)
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from semid.config import choices, difference, from_dict, to_dict
 from semid.errors import SemidError
+from seq_models import Remat, TransformerConfig
 
 
 class Pooling(enum.Enum):
@@ -246,3 +247,10 @@ def test_difference_names_what_differs():
     assert difference(old, to_dict(Train("a", Adam(0.5), epochs=4))) == "epochs: 3 -> 4, optimizer.rate: 0.001 -> 0.5"
     assert difference({"a": 1}, {"b": None, "c": 2}) == "a: 1 -> None, c: None -> 2"
     assert difference(dict.fromkeys("abcdef", 1), {}).count("->") == 4
+
+
+def test_an_enum_in_place_of_another_type_is_stored_as_before():
+    for remat, stored in ((Remat.NOTHING, False), (Remat.FULL, True), (Remat.DOTS, "dots")):
+        config = TransformerConfig(remat=remat)
+        assert to_dict(config)["remat"] == stored
+        assert from_dict(TransformerConfig, to_dict(config)) == config
