@@ -72,6 +72,7 @@ def _slice(topology: str) -> Sequence[jax.Device]:
 
     # libtpu asks the machine that it believes to run on, unless it is told.
     told = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-16", "TPU_WORKER_HOSTNAMES": "localhost"}
+    told["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # one at a time is for those that run programs
     for name, value in told.items():
         os.environ.setdefault(name, value)
     try:

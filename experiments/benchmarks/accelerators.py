@@ -1,0 +1,144 @@
+"""Programs compiled for slices of TPUs that are not there: what they need of a chip, and the time its rates allow.
+
+    python -m experiments.benchmarks.accelerators --out runs/accelerators.json --page docs/accelerators.md
+
+Needs libtpu (extra `tpu`); a minute of a core for each program. Nothing is run: the figures are the compiler's and the
+published rates'. Programs that are in the file already are not compiled again; the page's table is written anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from semid.artifacts import read_json, try_file, write_json
+from semid.cli.compile import size
+from semid.generators import GeneratorConfig, ObjectiveConfig, ProgramSizes, search_program, training_program
+from semid.training import (
+    DoesNotFit,
+    MeshConfig,
+    TrainingConfig,
+    chip_of,
+    compile_for,
+    make_mesh,
+    size_on_a_device,
+    topology_devices,
+)
+from seq_models import DenseConfig, Precision, Remat, RQTransformerConfig, TransformerConfig
+
+BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A program, the sizes it is traced from, and the slice it is compiled for."""
+
+    what: str
+    topology: str
+    mesh: MeshConfig
+    config: GeneratorConfig
+    sizes: ProgramSizes = ProgramSizes()
+    search: bool = False
+
+    @property
+    def name(self) -> str:
+        """What tells it from the others."""
+        return f"{self.what}, {self.topology}, fsdp {self.mesh.fsdp} x tensor {self.mesh.tensor}"
+
+
+def _decoder(dim: int, layers: int, hidden: int, remat: Remat, rows: int) -> GeneratorConfig:
+    backbone = TransformerConfig(
+        dim, layers=layers, heads=dim // 64, hidden=hidden, dropout=0.1, dtype=Precision.BFLOAT16, remat=remat
+    )
+    training = TrainingConfig(batch_size=rows)
+    return GeneratorConfig(model=RQTransformerConfig(backbone), max_history=64, row_length=64, training=training)
+
+
+def _cases() -> list[Case]:
+    default = replace(GeneratorConfig(), model=RQTransformerConfig().with_dropout(0.1))
+    medium, large = _decoder(768, 12, 2048, Remat.DOTS, 1024), _decoder(2048, 20, 5504, Remat.FULL, 1024)
+    codes = ProgramSizes(items=1_000_000, level_sizes=(1024, 1024, 1024))
+    dense = GeneratorConfig(
+        model=DenseConfig(TransformerConfig(64, dropout=0.3, dtype=Precision.BFLOAT16)),
+        objective=ObjectiveConfig(repeats=False),
+        training=TrainingConfig(batch_size=256),
+    )
+    many = ProgramSizes(items=20_000_000, level_sizes=(512, 512, 512))
+    return [
+        Case("default generator, step", "v5e:4x4", MeshConfig(), default),
+        Case("decoder of 100M, step", "v5e:4x4", MeshConfig(fsdp=4), medium, codes),
+        Case("beam search of 50, 20M items", "v5e:4x4", MeshConfig(), default, many, search=True),
+        Case("SASRec of 10M items, step", "v5e:4x4", MeshConfig(fsdp=16), dense, ProgramSizes(items=10_000_000)),
+        Case("decoder of 1B, step", "v5e:4x4", MeshConfig(fsdp=4, tensor=4), large, codes),
+        Case("default generator, search", "v5e:4x4", MeshConfig(), default, search=True),
+        Case("decoder of 1B, step", "v5p:2x2x2", MeshConfig(fsdp=8), large, codes),
+        Case("decoder of 1B, step", "v6e:16x16", MeshConfig(fsdp=16), large, codes),
+        Case("decoder of 100M, step", "v5p:4x8x8", MeshConfig(fsdp=4), medium, codes),
+        Case("decoder of 100M, step", "v6e:4x4", MeshConfig(fsdp=4), medium, codes),
+        Case("decoder of 1B, step", "v5e:16x16", MeshConfig(fsdp=16, tensor=4), large, codes),
+    ]
+
+
+def _needs(case: Case) -> dict[str, Any]:
+    chip, mesh = chip_of(case.topology), make_mesh(topology_devices(case.topology), case.mesh)
+    row: dict[str, Any] = {}
+    if case.search:
+        traced = search_program(case.config, case.sizes, mesh)
+    else:
+        traced, state = training_program(case.config, case.sizes, mesh)
+        row["state"] = size(size_on_a_device(state))
+    try:
+        found = compile_for(traced, devices=mesh.size, chip=chip)
+    except DoesNotFit as error:
+        return row | {"memory": f"does not fit: {error}"}
+    sent = sum(exchange.sent for exchange in found.exchanges)
+    exchanges = ", ".join(f"{exchange.number} {exchange.kind}" for exchange in found.exchanges)
+    return row | {
+        "memory": size(found.memory),
+        "GFLOP (by the compiler)": f"{found.products / 1e9:.4g} ({found.counted / 1e9:.4g})",
+        "traffic": size(found.traffic),
+        "exchanges": f"{exchanges or 'none'}; {size(sent)}",
+        **{f"{name}, ms": f"{seconds * 1e3:.3g}" for name, seconds in found.times.items()},
+        "bound": found.bound,
+        "peak at best": f"{found.peak_share or 0.0:.0%}",
+        "compiled in, s": round(found.seconds),
+    }
+
+
+def main(out: Path = Path("runs/accelerators.json"), page: Path | None = None, only: tuple[str, ...] = ()) -> None:
+    """Compile what is not in the file yet, and write the page's table.
+
+    Args:
+        out: File of the figures.
+        page: Page whose table is written anew.
+        only: Beginnings of the names of programs to compile; none given: all.
+    """
+    out = try_file(out)
+    wanted: Callable[[str], bool] = lambda name: not only or name.startswith(only)  # noqa: E731
+    for case in _cases():
+        figures = read_json(out) if out.exists() else {}
+        if wanted(case.name) and case.name not in figures:
+            print(case.name, flush=True)
+            row = _needs(case)
+            print(row, flush=True)
+            write_json(out, (read_json(out) if out.exists() else {}) | {case.name: row})
+    if page is not None:
+        figures = read_json(out)
+        before, _, rest = page.read_text().partition(BEGIN)
+        shown = _table({case.name: figures[case.name] for case in _cases() if case.name in figures})
+        page.write_text(f"{before}{BEGIN}\n{shown}\n{END}{rest.partition(END)[2]}")
+
+
+def _table(figures: dict[str, dict[str, Any]]) -> str:
+    columns = list(dict.fromkeys(column for row in figures.values() for column in row))
+    lines = ["| program, slice, mesh | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    lines += [f"| {name} | " + " | ".join(str(row.get(c, "")) for c in columns) + " |" for name, row in figures.items()]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
