@@ -1,0 +1,35 @@
+"""Figures of compiled programs, kept in a file and shown on a page."""
+
+import json
+
+from experiments.benchmarks import accelerators
+from experiments.benchmarks.accelerators import BEGIN, END, Case, main
+from semid.generators import GeneratorConfig, ProgramSizes
+from semid.training import MeshConfig, TrainingConfig
+from seq_models import DenseConfig, TransformerConfig
+
+TINY = ProgramSizes(items=64, users=8, beam_size=4)
+CONFIG = GeneratorConfig(
+    model=DenseConfig(TransformerConfig(8, layers=1, hidden=8, dropout=0.1)),
+    max_history=4,
+    row_length=4,
+    training=TrainingConfig(batch_size=8),
+)
+
+
+def test_what_is_compiled_is_kept_and_shown(tmp_path, monkeypatch):
+    cases = [
+        Case(name, "cpu", MeshConfig(fsdp=2), CONFIG, TINY, search=name == "search") for name in ("step", "search")
+    ]
+    monkeypatch.setattr(accelerators, "_cases", lambda: cases)
+    out, page = tmp_path / "figures.json", tmp_path / "page.md"
+    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    main(out, page)
+    figures = json.loads(out.read_text())
+    assert list(figures) == [case.name for case in cases]
+    assert (figures[cases[0].name]["bound"], "state" in figures[cases[1].name]) == (None, False)
+    before, table, after = page.read_text().replace(END, BEGIN).split(BEGIN)
+    assert (before, after, "old" in table) == ("before\n", "\nafter\n", False)
+    assert [line.split(" | ")[0] for line in table.strip().splitlines()[2:]] == [f"| {case.name}" for case in cases]
+    monkeypatch.setattr(accelerators, "_needs", None)  # what is in the file is not compiled again
+    main(out, page)
