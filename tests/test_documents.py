@@ -5,6 +5,7 @@ import contextlib
 import functools
 import importlib
 import importlib.util
+import inspect
 import io
 import os
 import re
@@ -268,7 +269,7 @@ def shop(tmp_path_factory) -> Path:
     return home
 
 
-# Pages whose Python is run below, and those with a test of their own; end-to-end.md trains for minutes.
+# Pages whose Python is run below, and those with a test of their own.
 RUN = ("catalog", "data", "generators", "packaging", "tokenizers", "graphs", "how-to/steer", "how-to/own-encoder")
 RUN += ("how-to/code-health", "how-to/language-model")
 ELSEWHERE = {"README", "docs/end-to-end", "docs/stablehlo", "docs/tutorial", *(f"docs/{name}" for name in ALONE)}
@@ -311,6 +312,23 @@ def test_python_of_a_page_runs(shop, monkeypatch, name):
     assert blocks
     for number, code in enumerate(blocks):
         exec(compile(code, f"{name}.md, block {number}", "exec"), names)
+
+
+def test_python_of_end_to_end_fits(shop, monkeypatch):
+    """Its blocks up to the last, which needs a run of the first; calls of the training are bound, not made."""
+    monkeypatch.chdir(shop)
+    signature, bound = inspect.signature(semid.train_end_to_end), []
+    monkeypatch.setattr(
+        semid, "train_end_to_end", lambda *given, **named: bound.append(signature.bind(*given, **named)), raising=False
+    )
+    *blocks, _ = _python((ROOT / "docs" / "end-to-end.md").read_text())
+    for number, code in enumerate(blocks):
+        exec(compile(code, f"end-to-end.md, block {number}", "exec"), {})
+    assert [sorted(call.arguments) for call in bound] == [
+        ["dataset", "out"],
+        ["dataset", "image", "out", "text"],
+        ["content", "dataset", "out"],
+    ]
 
 
 def _versions(lock: str) -> set[str]:
