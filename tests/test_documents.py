@@ -211,6 +211,14 @@ def test_modules_that_are_run_exist(page):
     assert [module for module in modules if importlib.util.find_spec(module) is None] == []
 
 
+def test_experiments_of_the_methods_exist():
+    named = set(
+        re.findall(r"\(experiment `([\w-]+)`\)|experiment `([\w-]+)` \|", (ROOT / "docs" / "methods.md").read_text())
+    )
+    files = {file.stem.replace("_", "-") for file in (ROOT / "experiments" / "configs").glob("*.py")}
+    assert {"tiger", "item-knn"} <= {name for pair in named for name in pair if name} <= files
+
+
 @each_page
 def test_python_compiles_and_its_names_exist(page):
     for number, code in enumerate(_python(page.read_text())):
@@ -271,7 +279,7 @@ def shop(tmp_path_factory) -> Path:
 
 # Pages whose Python is run below, and those with a test of their own.
 RUN = ("catalog", "data", "generators", "packaging", "tokenizers", "graphs", "how-to/steer", "how-to/own-encoder")
-RUN += ("how-to/code-health", "how-to/language-model")
+RUN += ("how-to/code-health", "how-to/language-model", "configs")
 ELSEWHERE = {"README", "docs/end-to-end", "docs/stablehlo", "docs/tutorial", *(f"docs/{name}" for name in ALONE)}
 
 
