@@ -43,7 +43,7 @@ RULES = {
         {"semid.errors", "semid.config", "semid.caches"}, {"numpy", "safetensors", "fsspec", "huggingface_hub"}
     ),
     # Data: no JAX. The builders alone know TFDS.
-    "semid.data": Rule(BASE, ARRAYS | {"PIL", "fsspec"}),
+    "semid.data": Rule(BASE, ARRAYS | {"PIL", "fsspec", "datasets"}),
     "semid.data.builders": Rule(BASE | {"semid.data"}, ARRAYS | {"tensorflow_datasets"}),
     # What stands on data alone: none of these knows a tokenizer or a recommender.
     "semid.training": Rule(BASE | {"semid.data"}, JAX | {"optax", "orbax", "grain", "tensorboardX", "wandb", "mlflow"}),

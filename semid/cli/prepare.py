@@ -161,6 +161,39 @@ class Jsonl(_Tables):
 
 
 @dataclass(frozen=True, kw_only=True)
+class HuggingFace(_Recorded):
+    """Import two tables of a dataset of the Hugging Face hub, or of a folder that `save_to_disk` wrote (extra `hf`)."""
+
+    dataset: tyro.conf.Positional[str]
+    """org/name of the hub, or a folder."""
+    items: str
+    """Split with the items, or CONFIG:SPLIT; of a folder, the subfolder. Columns as of `semid prepare parquet`."""
+    interactions: str
+    """Split with the interactions, likewise."""
+    revision: str | None = None
+    """Commit, tag or branch of the hub; none given: its main branch."""
+    columns: tuple[Column, ...] = ()
+    """Columns that have another name in the tables: item_id=asin title=name."""
+    name: str = ""
+    """Name of the dataset; none given: the output folder's."""
+
+    def read(self) -> Dataset:
+        from semid.data import read_huggingface
+
+        items, interactions = (
+            read_huggingface(self.dataset, part, revision=self.revision) for part in (self.items, self.interactions)
+        )
+        return Dataset.from_tables(
+            items,
+            interactions,
+            name=self.name or artifacts.resolved(self.out).name,
+            split_rule=self.split_rule,
+            ties=self.ties,
+            columns=dict(column.split("=", 1) for column in self.columns),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class AmazonReviews(_Recorded):
     """Amazon reviews, 5-core, from the files you downloaded (or downloaded now where the host allows it)."""
 
@@ -227,6 +260,7 @@ Source = Union[  # noqa: UP007 - tyro names subcommands by annotation
     Annotated[Parquet, tyro.conf.subcommand("parquet")],
     Annotated[Csv, tyro.conf.subcommand("csv")],
     Annotated[Jsonl, tyro.conf.subcommand("jsonl")],
+    Annotated[HuggingFace, tyro.conf.subcommand("huggingface")],
     Annotated[AmazonReviews, tyro.conf.subcommand("amazon-reviews")],
     Annotated[Movielens, tyro.conf.subcommand("movielens")],
     Annotated[Simulated, tyro.conf.subcommand("simulated")],

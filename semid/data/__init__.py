@@ -12,6 +12,7 @@ from semid.data.dataset import Dataset
 from semid.data.faults import Faults, raise_faults
 from semid.data.features import Standardizer, content_blocks
 from semid.data.histories import Histories, Repeats
+from semid.data.huggingface import read_huggingface
 from semid.data.ids import Id, as_ids, as_masks, parse_ids, read_boosts, read_id_file, read_ids
 from semid.data.images import load_image
 from semid.data.importing import add_vector_files
@@ -56,6 +57,7 @@ __all__ = [
     "read_amazon_reviews",
     "read_boosts",
     "read_encoders",
+    "read_huggingface",
     "read_id_file",
     "read_ids",
     "read_movielens",
