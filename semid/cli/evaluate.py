@@ -77,7 +77,7 @@ class Evaluate:
             provenance["catalog"] = next(m.catalog.digest for m in models.values() if isinstance(m, Recommender))
         provenance["request"] = self._request(dataset, provenance)
         if before := _measured(out, provenance["request"], companions):
-            self._print(before["rows"], before["provenance"]["beam_against_exact"], models, dataset)
+            self._print(before["rows"], before["provenance"], models, dataset)
             console.print(
                 f"{artifacts.shown(str(out))}: measured before, of the same models, dataset and options; skipped"
             )
@@ -94,7 +94,7 @@ class Evaluate:
         examples: Path | None,
     ) -> None:
         """Measure, print, write the examples of the first model and then the metrics."""
-        from semid.evaluation import against_exact, baselines, compare, user_table, write_metrics
+        from semid.evaluation import against_exact, baselines, compare, main_cutoff, user_table, write_metrics
 
         shared: dict[str, Any] = {"split": self.split, "beam_size": self.beam_size}
         measured = compare(
@@ -109,11 +109,17 @@ class Evaluate:
         searched = {
             name: against_exact(model, dataset, **shared) for name, model in models.items() if model.codes is not None
         }
-        self._print(rows, searched, models, dataset)
+        cutoff = main_cutoff(self.ks)
+        half = {
+            name: {metric: measured[name].half_width(metric) for metric in (f"recall@{cutoff}", f"ndcg@{cutoff}")}
+            for name in models
+        }
+        provenance |= {"beam_against_exact": searched, "half_width_95": half}
+        self._print(rows, provenance, models, dataset)
         first = next(iter(models))
         out.parent.mkdir(parents=True, exist_ok=True)
         shown = self._examples(models[first], first, measured, dataset) if examples else None
-        provenance |= measured[first].provenance | {"beam_against_exact": searched}
+        provenance = measured[first].provenance | provenance
         users = user_table(measured, dataset, split=self.split)
         write_metrics(out, self.split, rows, provenance, examples=shown, users=users)
 
@@ -138,7 +144,7 @@ class Evaluate:
     def _print(
         self,
         rows: Sequence[dict],
-        searched: Mapping[str, Mapping[str, Any]],
+        provenance: Mapping[str, Any],
         models: Mapping[str, Recommender | ItemGraph],
         dataset: Dataset,
     ) -> None:
@@ -146,7 +152,12 @@ class Evaluate:
         if unseen := [name for name, model in models.items() if not model.repeats]:
             share = f"{100 * dataset.repeats.share:.3g}% of the training targets stand in their own history"
             console.print(f"{', '.join(unseen)}: items of the history are left out ({share})")
-        for name, search in searched.items():
+        for name, half in provenance["half_width_95"].items():
+            (row,) = (row for row in rows if row["model"] == name)
+            named = {"R" + m[6:] if m.startswith("recall") else "N" + m[4:]: m for m in half}  # as the table has them
+            figures = (f"{short} {row[metric]:.4f} ± {half[metric]:.4f}" for short, metric in named.items())
+            console.print(f"{name}: {', '.join(figures)} (95% over users)")
+        for name, search in provenance["beam_against_exact"].items():
             share = f"{search['exact_top_10_found']:.2%} of the exact top 10 ({search['users']} users)"
             console.print(f"{name}: a beam of {self.beam_size} finds {share}")
         for hint in hints(rows, self.ks):
@@ -247,6 +258,7 @@ def _measured(file: Path, request: str, companions: Sequence[Path]) -> dict[str,
         content = artifacts.read_sealed(file)
         if any(artifacts.sha256(other) != content["files"][other.name] for other in companions):
             return None
-        return content if content["provenance"]["request"] == request else None
+        same = content["provenance"]["request"] == request and "half_width_95" in content["provenance"]
+        return content if same else None
     except (SemidError, OSError, KeyError, TypeError):  # written by something else, or by an earlier version
         return None

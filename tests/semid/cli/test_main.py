@@ -134,6 +134,9 @@ def test_what_was_measured_before_is_read(home, tmp_path, capsys, monkeypatch):
     assert f"{home}/metrics.json: measured before" in printed
     row = json.loads((home / "metrics.json").read_text())["rows"][0]
     assert f"{row['recall@10']:.4f}" in printed
+    deviation = float(np.std(pq.read_table(home / "users.parquet")["recall@10:semid"].to_numpy()))
+    half = 1.96 * deviation / math.sqrt(len(pq.read_table(home / "users.parquet")))
+    assert f"semid: R@10 {row['recall@10']:.4f} ± {half:.4f}, N@10 {row['ndcg@10']:.4f} ± " in " ".join(printed.split())
     assert _tree(home) == before
     for other in (line.replace("20", "21"), f"{line} --ks 5"):  # controls: another request, and a file that is gone
         shutil.copy(home / "metrics.json", tmp_path / "m.json")
