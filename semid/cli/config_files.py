@@ -404,6 +404,8 @@ def with_file(cls: Any, file: str | Path, first: str, parse: Callable[[Any], Any
 
 def write_beside(name: str, command: Any) -> None:
     """Write all options of a command that has made an artifact into its folder, for `--config`."""
+    if name == "package":  # it goes to others, whom the paths of this machine do not concern
+        return
     out = [field.path for field in fields_below(type(command), {}, command) if field.path[-1] == "out"]
     folder = artifacts.resolved(value_at(command, out[0])) if out and value_at(command, out[0]) else None
     if folder is None or not (folder / artifacts.MANIFEST).is_file():

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
-import pyarrow.dataset
 import pyarrow.json
 import pyarrow.parquet
 from fsspec.implementations.local import LocalFileSystem
@@ -130,7 +129,7 @@ def as_table(table: str | Path | pa.Table | Any, *, strings: Sequence[str] = _ST
         return read_table(table, strings=strings)
     if isinstance(table, pa.Table):
         return table
-    if isinstance(table, pa.dataset.Dataset):
+    if hasattr(table, "scanner"):  # a dataset of Arrow's, whose module imports pandas
         return table.to_table()
     is_pandas = hasattr(table, "iloc")
     if not is_pandas and not hasattr(table, "__arrow_c_stream__") and hasattr(table, "collect"):

@@ -12,6 +12,6 @@ def test_every_stage_of_a_small_world(tiny, tmp_path, capsys):
     assert list(rows) == ["semid", "sasrec", "semid alone", "item graph", "popularity", "bigram", "oracle"]
     assert all(0 <= row["recall@10"] <= rows["oracle"]["recall@10"] for row in rows.values())
     made = {"dataset", "catalog", "graph", "model", "sasrec", "metrics.json", "examples.json", "catalog_tokens.json"}
-    assert {path.name for path in out.iterdir()} == {*made, "report.html"}
+    assert {path.name for path in out.iterdir()} == {*made, "users.parquet", "report.html"}
     assert len(json.loads((out / "catalog_tokens.json").read_text())["items"]) == 200
     assert f"$ semid report '{out}'\n" in capsys.readouterr().out

@@ -45,6 +45,7 @@ FILES = [DOCS / "cluster.md", *sorted((DOCS / "cluster").iterdir())]
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
 def test_every_command_is_one_that_is_understood(file, monkeypatch):
     ran = []
+    monkeypatch.setattr("semid.cli.config_files.write_beside", lambda *_: None)
     for command in (Tokenize, Train):
         monkeypatch.setattr(command, "run", lambda self: ran.append(type(self).__name__.lower()))
     commands = _commands(file)
