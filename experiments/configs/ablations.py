@@ -6,7 +6,7 @@
     repeats       recipe.sasrec-text whose softmax keeps the items of the history
     untaught      recipe.semid-hybrid without a teacher (its codes and input still have the vectors of sasrec-text)
 
-Not measured yet.
+Measured for seed 0: docs/results.md.
 """
 
 from dataclasses import replace

@@ -3,7 +3,7 @@
     python -m experiments item-knn --dataset ../shared/data/amazon14_beauty
 
 Nothing is trained; 100 neighbors an item, and no order: what it lacks against the item graph is direction, recency and
-content. Not measured yet.
+content. Measured on Beauty: docs/results.md.
 """
 
 from experiments.experiment import Baseline, Experiment
