@@ -1,4 +1,4 @@
-"""What one recipe trains for one seed, and the registry of the recipes in `experiments.configs`."""
+"""One recipe for one seed, and the registry of the recipes in `experiments.configs`."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ class Experiment:
     title: _About[str]
     """The model in a table of results."""
     model: GeneratorConfig | JointConfig | ItemGraphConfig | Baseline
-    """What is trained and measured; the constants of an item graph are chosen on validation."""
+    """The model to train and measure; the constants of an item graph are chosen on validation."""
     tokenizer: TokenizerConfig | None = None
     """Makes the codes that a generator reads; None: item numbers stand for them, as for SASRec alone."""
     teacher: str | None = None
     """The model whose ranking a generator is taught where its objective distills, and whose item vectors are the column
     `TEACHER` for tokenizers and models that name it."""
     vectors: TeacherVectors = TeacherVectors.OWN
-    """What that column holds."""
+    """Content of that column."""
     graph: str | None = None
     """The item graph that is mixed with the model: measured without and with it."""
     encoders: ContentConfig | None = None
@@ -78,7 +78,7 @@ class Experiment:
     datasets: _About[tuple[str, ...]] = ("amazon14_beauty",)
     """Those that the expected figure is of."""
     expected: _About[str] = ""
-    """What should come out."""
+    """Expected figures."""
     minutes: _About[float | None] = None
     """Minutes of its own training on 2 CPU cores, where that was measured."""
 

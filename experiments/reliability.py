@@ -80,7 +80,7 @@ def main(
 
 
 def _trials(part: Part, world: Path, counts: Counts, seed: int) -> Measure | Mapping[str, Measure]:
-    """What measures a part, whole or by what is tried."""
+    """Measurements of a part, whole or by what is tried."""
     if part == "damage":
         of_each = {how: counts.flips if how == "flip" else counts.others for how in damage.DAMAGES}
         return {kind: partial(damage.measure, world, kind, counts=of_each, seed=seed) for kind in damage.DOORS}

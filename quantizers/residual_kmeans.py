@@ -118,7 +118,7 @@ class ResidualKMeans:
         return residual_decode(codes, [scale * book for scale, book in scales])
 
     def last_inputs(self, x: Float[Array, "*b dim"]) -> Float[Array, "*b dim"]:
-        """What the last level quantizes."""
+        """Inputs of the last level."""
         return residual_codes(x, self.codebooks, unit_norm=self.norms is not None).residuals[..., -1, :]
 
 

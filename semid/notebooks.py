@@ -1,4 +1,4 @@
-"""What a notebook shows of an object: a small table, as text and as HTML; and Arrow tables as pandas."""
+"""Small tables of facts about an object for notebooks, as text and as HTML; Arrow tables as pandas."""
 
 from __future__ import annotations
 

@@ -218,7 +218,7 @@ class CodeModel(ItemModel):
         trie: CodeTrie | None,
         softmax_over: SoftmaxOver,
     ) -> MixtureTerms | None:
-        """What a mixture or boosts do to the items of these requests; None: there are none."""
+        """Changes that a mixture or boosts make to the items of these requests; None: there are none."""
         if not is_mixed(mixture, requests):
             return None
         score = functools.partial(_shares, steps, tables, _required(trie), softmax_over)

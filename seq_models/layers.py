@@ -27,7 +27,7 @@ class Precision(enum.Enum):
 
 
 class Remat(enum.Enum):
-    """What the backward pass computes again instead of keeping it: less memory, more time."""
+    """Values that the backward pass computes again instead of keeping them: less memory, more time."""
 
     NOTHING = "nothing"
     DOTS = "dots"
@@ -73,8 +73,8 @@ class TransformerConfig:
     dtype: Precision = Precision.FLOAT32
     """Number format in which matrices are multiplied."""
     remat: Remat = Remat.NOTHING
-    """What the backward pass computes again instead of keeping it: nothing, of each block all but its products with
-    matrices (dots), or each block (full): less memory, more time."""
+    """Values that the backward pass computes again instead of keeping them: nothing, of each block all but its
+    products with matrices (dots), or each block (full): less memory, more time."""
 
     def __post_init__(self) -> None:
         for name in ("dim", "layers", "heads", "hidden"):

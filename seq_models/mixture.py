@@ -179,7 +179,7 @@ class MixtureTerms(NamedTuple):
 
 
 class NodeMasses(NamedTuple):
-    """What the items named by a mixture add to the nodes above them at one level; parents are -1 for none."""
+    """Masses that the items named by a mixture add to the nodes above them at one level; parents are -1 for none."""
 
     nodes: Int[Array, "b n"]
     parents: Int[Array, "b n"]

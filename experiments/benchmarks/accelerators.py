@@ -46,7 +46,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """What tells it from the others."""
+        """Name that tells it from the others."""
         return f"{self.what}, {self.topology}, fsdp {self.mesh.fsdp} x tensor {self.mesh.tensor}"
 
 

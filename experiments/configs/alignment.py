@@ -1,4 +1,4 @@
-"""What collaborative alignment is worth: one generator on the codes of nine tokenizers, controls included.
+"""The worth of collaborative alignment: one generator on the codes of nine tokenizers, controls included.
 
     python -m experiments alignment --dataset ../shared/data/amazon14_beauty --seeds 0 1 2
 

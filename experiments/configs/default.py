@@ -1,4 +1,4 @@
-"""What `semid tokenize` and `semid train` do without any option: RQ-VAE codes, RQ-Transformer over codes and content.
+"""The defaults of `semid tokenize` and `semid train`: RQ-VAE codes, RQ-Transformer over codes and content.
 
 python -m experiments default --dataset ../shared/data/amazon14_beauty
 """

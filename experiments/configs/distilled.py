@@ -1,4 +1,4 @@
-"""Who should teach a generator: SASRec, the item graph, or both.
+"""Teachers of a generator: SASRec, the item graph, or both.
 
     python -m experiments distilled default --dataset ../shared/data/amazon14_beauty
 

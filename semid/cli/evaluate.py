@@ -94,7 +94,15 @@ class Evaluate:
         examples: Path | None,
     ) -> None:
         """Measure, print, write the examples of the first model and then the metrics."""
-        from semid.evaluation import against_exact, baselines, compare, main_cutoff, user_table, write_metrics
+        from semid.evaluation import (
+            against_exact,
+            baselines,
+            compare,
+            half_width,
+            main_cutoff,
+            user_table,
+            write_metrics,
+        )
 
         shared: dict[str, Any] = {"split": self.split, "beam_size": self.beam_size}
         measured = compare(
@@ -109,11 +117,8 @@ class Evaluate:
         searched = {
             name: against_exact(model, dataset, **shared) for name, model in models.items() if model.codes is not None
         }
-        cutoff = main_cutoff(self.ks)
-        half = {
-            name: {metric: measured[name].half_width(metric) for metric in (f"recall@{cutoff}", f"ndcg@{cutoff}")}
-            for name in models
-        }
+        compared = _accuracies((main_cutoff(self.ks),)).values()
+        half = {name: {key: half_width(measured[name].per_example[key]) for key in compared} for name in models}
         provenance |= {"beam_against_exact": searched, "half_width_95": half}
         self._print(rows, provenance, models, dataset)
         first = next(iter(models))
@@ -154,8 +159,8 @@ class Evaluate:
             console.print(f"{', '.join(unseen)}: items of the history are left out ({share})")
         for name, half in provenance["half_width_95"].items():
             (row,) = (row for row in rows if row["model"] == name)
-            named = {"R" + m[6:] if m.startswith("recall") else "N" + m[4:]: m for m in half}  # as the table has them
-            figures = (f"{short} {row[metric]:.4f} ± {half[metric]:.4f}" for short, metric in named.items())
+            named = {short: key for short, key in _accuracies(self.ks).items() if key in half}
+            figures = (f"{short} {row[key]:.4f} ± {half[key]:.4f}" for short, key in named.items())
             console.print(f"{name}: {', '.join(figures)} (95% over users)")
         for name, search in provenance["beam_against_exact"].items():
             share = f"{search['exact_top_10_found']:.2%} of the exact top 10 ({search['users']} users)"
@@ -198,9 +203,14 @@ class Evaluate:
         return digests | ({"trained_on_other_dataset": other} if other else {})
 
 
+def _accuracies(ks: Sequence[int]) -> dict[str, str]:
+    """Keys of the accuracies by their short names, R@10 and N@10."""
+    return {f"{label}@{k}": f"{name}@{k}" for k in ks for label, name in (("R", "recall"), ("N", "ndcg"))}
+
+
 def metrics_table(rows: Sequence[dict], ks: Sequence[int]) -> Table:
     """Models as lines, the main metrics as columns."""
-    shown = {f"{label}@{k}": f"{name}@{k}" for k in ks for label, name in (("R", "recall"), ("N", "ndcg"))}
+    shown = _accuracies(ks)
     shown |= {"MRR": "mrr", f"cover@{max(ks)}": f"coverage@{max(ks)}", "valid": "valid"}
     table = Table("model", *shown, box=box.SIMPLE)  # so that eight columns fit 80 characters
     for row in rows:

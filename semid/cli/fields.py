@@ -35,7 +35,8 @@ class Field:
     """Classes of the config that stands here, by name; empty for a plain value."""
 
     def rank(self, key: Path) -> int | None:
-        """How `key` names the field: 0 as files do, 1 as options do, 2 by some of its path, None: not at all."""
+        """Rank of the way in which `key` names the field: 0 as files do, 1 as options do, 2 by some of its path; None:
+        it does not."""
         if key in (self.name, self.name[self.scope :]):
             return int(key != self.name)
         above = iter(self.path[:-1])

@@ -19,7 +19,14 @@ from semid.evaluation.evaluator import (
     users_file,
     write_metrics,
 )
-from semid.evaluation.metrics import MetricState, accuracy, group_ids, item_places, paired_bootstrap
+from semid.evaluation.metrics import (
+    MetricState,
+    accuracy,
+    group_ids,
+    half_width,
+    item_places,
+    paired_bootstrap,
+)
 
 __all__ = [
     "GROUPS",
@@ -36,6 +43,7 @@ __all__ = [
     "example_users",
     "examples_file",
     "group_ids",
+    "half_width",
     "item_places",
     "largest_differences",
     "main_cutoff",

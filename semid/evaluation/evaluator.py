@@ -67,11 +67,6 @@ class Metrics:
         source = "/".join(str(self.provenance[name]) for name in ("dataset", "split") if name in self.provenance)
         return f"Metrics({shown}; {self.provenance.get('examples', 0):,} examples{f' of {source}' if source else ''})"
 
-    def half_width(self, metric: str) -> float:
-        """Half of the 95% interval of a mean over the examples (normal approximation)."""
-        values = self.per_example[metric]
-        return 1.96 * float(np.std(values)) / float(np.sqrt(len(values)))
-
     def row(self, model: str) -> dict[str, str | float]:
         """One row of `metrics.json`."""
         return {"model": model, **self.values}

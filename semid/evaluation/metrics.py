@@ -265,6 +265,11 @@ def _lookup(
     return np.where(found, np.append(values, 0)[at], 0)
 
 
+def half_width(values: Float[np.ndarray, " n"]) -> float:
+    """Half of the 95% interval of a mean over examples (normal approximation); 0 for fewer than two."""
+    return 1.96 * float(values.std()) / float(np.sqrt(len(values))) if len(values) > 1 else 0.0
+
+
 def paired_bootstrap(
     a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"], *, samples: int = 10_000, seed: int = 0
 ) -> Difference:

@@ -62,7 +62,7 @@ class LeaveOneOut:
         return normalized(scores.tocsr() if self._loops else self._unseen(scores.tocsr(), items, owner))
 
     def _own_counts(self, items: Int[np.ndarray, " n"], owner: Int[np.ndarray, " n"]) -> sparse.csr_array:
-        """What each history has added to the row of each of its items, [positions, items]."""
+        """The part that each history has added to the row of each of its items, [positions, items]."""
         shape, config = (len(items), self._num_items), self._config
         own = sparse.csr_array(shape, dtype=np.float32)
         for distance in range(1, min(config.window, len(items) - 1) + 1):

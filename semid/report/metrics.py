@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from semid.evaluation import GROUPS
+from semid.evaluation import GROUPS, half_width
 from semid.report.text import formatted, number, number_of, safe, words
-from semid.report.users import half_width, paired
+from semid.report.users import paired
 
 # What a reader compares models by; other columns stand in a table that one opens.
 _MAIN = r"(recall|ndcg|hit)@\d+|mrr|coverage@\d+|gini@\d+"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,6 @@ from semid.arrow import read_parquet
 from semid.errors import SemidError
 from semid.evaluation import GROUPS, paired_bootstrap
 from semid.report.text import signed
-
-_Z = 1.96  # of a 95% interval
 
 
 @dataclass(frozen=True)
@@ -54,11 +51,6 @@ def _numbers(column: pa.ChunkedArray, names: tuple[str, ...], file: Path) -> Int
     if not set(column.unique().to_pylist()) <= set(names):
         raise SemidError(f"{file}: expected groups {', '.join(names)}; evaluate again")
     return np.array([names.index(name) for name in column.to_pylist()], np.int64)
-
-
-def half_width(values: Float[np.ndarray, " n"]) -> float:
-    """Half of the 95% interval of a mean over users."""
-    return _Z * float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else 0.0
 
 
 def paired(ours: UserFigures, theirs: UserFigures, metrics: tuple[str, ...]) -> dict[str, Any] | None:

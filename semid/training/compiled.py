@@ -31,7 +31,7 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What a compiled program needs in a step, on each of its devices."""
+    """Needs of a compiled program in a step, on each of its devices."""
 
     devices: int
     chip: Chip | None
@@ -69,7 +69,7 @@ class Compiled:
 
     @property
     def bound(self) -> str | None:
-        """What needs the most time."""
+        """The resource that needs the most time."""
         return max(self.times, key=lambda name: self.times[name]) if self.times else None
 
     @property

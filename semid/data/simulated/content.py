@@ -128,7 +128,7 @@ def _products(family: Int[np.ndarray, " items"]) -> tuple[Int[np.ndarray, " prod
 def _own_noise(
     product: Int[np.ndarray, " items"], dim: int, rng: np.random.Generator
 ) -> Float[np.ndarray, "items dim"]:
-    """What sets variants of one product apart; nothing where an item is the only one of its product."""
+    """Words that set variants of one product apart; none where an item is the only one of its product."""
     several = np.bincount(product)[product] > 1
     return rng.standard_normal((len(product), dim), np.float32) * (np.float32(VARIANT_NOISE) * several[:, None])
 
