@@ -88,7 +88,7 @@ def make_world(world: Path) -> Path:
 
 
 def _run(command: list[str], world: Path) -> None:
-    ended = run_command(command, log=world.with_name("world.log"))
+    ended = run_command(command, log=world.with_name("world.log"), seconds=3600)  # it compiles, on any machine
     if ended.status:
         raise SemidError(f"semid {shlex.join(command)}: {ended.text}")
 
