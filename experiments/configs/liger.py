@@ -22,6 +22,7 @@ def config() -> Experiment:
         "LIGER",
         GeneratorConfig(HybridConfig(backbone), training=training),
         TokenizerConfig(),
+        graph="item-graph",
         paper="TMLR 2025, arXiv 2411.18814",
         expected="R@10 .0745, cold above tiger's",
     )
