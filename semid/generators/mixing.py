@@ -1,4 +1,4 @@
-"""The weight of an item graph next to a trained model, and the repeat factor, chosen on validation."""
+"""The weight of an item graph next to a trained model, and the factor of what repeats, chosen on validation."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Score = Callable[[Recommender], Mapping[str, float]]
 
 
 def mixed(recommender: Recommender, graph: ItemGraph, score: Score) -> Recommender:
-    """The recommender mixed with the graph at the weight of the highest NDCG@10 by `score`, of 0, .1, ... .9.
-
-    Where items repeat, the repeat factor is chosen next, in the same program.
-    """
+    """The recommender mixed with the graph at the weight of the highest NDCG@10 by `score`, of 0, .1, ... .9."""
     by_weight = {weight: recommender.with_graph(graph, weight=weight) for weight in _WEIGHTS}
-    best = _best("weight of the item graph", by_weight, score)
-    if not recommender.repeats:
-        return best
-    return _best("repeat factor", {factor: best.with_repeat_factor(factor) for factor in _FACTORS}, score)
+    return _best("weight of the item graph", by_weight, score)
+
+
+def with_fitted_repeats(recommender: Recommender, score: Score) -> Recommender:
+    """The recommender with the factor of its probability of items in the history that has the highest NDCG@10."""
+    by_factor = {factor: recommender.with_repeat_factor(factor) for factor in _FACTORS}
+    return _best("repeat factor", by_factor, score)
 
 
 def _best(what: str, candidates: Mapping[float, Recommender], score: Score) -> Recommender:

@@ -20,7 +20,7 @@ from semid.data import Dataset, Examples, Standardizer, content_blocks
 from semid.errors import SemidError
 from semid.evaluation import accuracy, group_ids, item_places
 from semid.generators.distillation import Teacher, as_teacher, taught
-from semid.generators.mixing import mixed
+from semid.generators.mixing import mixed, with_fitted_repeats
 from semid.generators.objective import LossTables, ObjectiveConfig, generator_loss
 from semid.graphs import ItemGraph
 from semid.recommender import DATASET_FILE, ModelSpec, Recommender, copy_tokenizer
@@ -37,8 +37,8 @@ from semid.training import (
 from semid.training import train as run_training
 from seq_models import CodeTrie, Layout, ModelConfig, RQTransformerConfig, SoftmaxOver
 
-# Version of what `train` does with the same settings.
-_VERSION = 1
+# Versions of what `train` does with the same settings; the second without a graph where items repeat.
+_VERSION, _VERSION_OF_REPEATS = 1, 2
 
 
 # Default passes over training data of at least so many interactions, and how many times as many over smaller data.
@@ -105,7 +105,8 @@ def train(
 
     A stage (see `run_stage`): an interrupted run of the same request goes on from its checkpoints, a finished one is
     read, and without `out` nothing is written. A `teacher` is a dense model, or anything else that ranks items.
-    A `graph` is mixed with the trained model at the weight that is best on validation.
+    A `graph` is mixed with the trained model at the weight that is best on validation; where items repeat, so is the
+    factor of the model's probability of those in the history.
     The catalogue's tokenizer goes with the model, so that items appended later can be encoded. With `other_dataset` the
     catalogue may be one of another dataset, such as an earlier one of the same shop: codes of content know no
     interactions.
@@ -123,7 +124,8 @@ def train(
         remedy = "fit a graph to this dataset (`semid graph`)"
         dataset.check_source(graph.origin or graph.dataset, what="the item graph", remedy=remedy)
         parents["graph"] = graph.digest
-    request = Request(Kind.MODEL, {"generator": to_dict(config)}, parents, seed, _VERSION)
+    version = _VERSION_OF_REPEATS if repeats and graph is None else _VERSION
+    request = Request(Kind.MODEL, {"generator": to_dict(config)}, parents, seed, version)
 
     def work(folder: Path) -> Recommender:
         check_teacher(teacher, dataset, config)
@@ -131,7 +133,9 @@ def train(
         title = "training" if out is None else f"training {Path(out).name}"
         run = RunFolder(folder, request.checkpoints, title=title)
         trained = fit_generator(untrained, dataset, config, run=run, seed=seed, teacher=teacher, mesh=mesh)
-        return trained if graph is None else mixed(trained, graph, validation(dataset, config, seed=seed))
+        score = validation(dataset, config, seed=seed)
+        whole = trained if graph is None else mixed(trained, graph, score)
+        return with_fitted_repeats(whole, score) if repeats and whole.repeats else whole
 
     def write(recommender: Recommender, folder: Path) -> None:
         recommender.write(folder)

@@ -174,16 +174,23 @@ def test_each_position_leaves_out_its_own_history_alone_and_a_target_in_it_is_no
 
 
 @pytest.mark.parametrize(
-    ("given", "at_end", "factor"), [(None, 5, 0.0), (None, 0, 1.0), (True, 5, 1.0), (False, 0, 0.0)]
+    ("given", "end", "factor"),
+    [
+        (None, (5, 6, 7), 0.0),
+        (None, (0, 1, 2), 1.0),
+        (None, (0, 6, 7), 0.0),  # by validation, where nothing repeats
+        (True, (5, 6, 7), 1.0),
+        (False, (0, 1, 2), 0.0),
+    ],
 )
-def test_a_model_leaves_the_history_out_where_no_training_target_repeats(catalog, given, at_end, factor, tmp_path):
-    """Everybody has items 0 to 4, and then item 5 (or item 0 again) and two for validation and test."""
-    walk = [0, 1, 2, 3, 4, at_end, 6, 7]
+def test_a_model_leaves_the_history_out_where_no_training_target_repeats(catalog, given, end, factor, tmp_path):
+    """Everybody has items 0 to 4, then one more (or item 0 again), and two for validation and test."""
+    walk = [0, 1, 2, 3, 4, *end]
     rows = [(f"u{user}", f"i{item}", at) for user in range(8) for at, item in enumerate(walk)]
     users, items, positions = zip(*rows, strict=True)
     table = pa.table({"user_id": users, "item_id": items, "position": positions})
     made = Dataset.build(pa.table({"item_id": catalog.item_ids}), table, name="walk")
-    assert made.repeats == (8 * (at_end == 0), 40)
+    assert made.repeats == (8 * (end[0] == 0), 40)
     config = dataclasses.replace(
         CONFIG, model=FAMILIES["sasrec"], objective=ObjectiveConfig(repeats=given), max_history=5
     )
@@ -191,7 +198,7 @@ def test_a_model_leaves_the_history_out_where_no_training_target_repeats(catalog
     assert Recommender.from_pretrained(tmp_path / "model").spec.repeat_factor == trained.spec.repeat_factor == factor
     found = evaluate(trained, made, ks=(ITEMS,))
     about = ("repeat_share", "leaves_out_history", "exclude_seen")
-    assert [found.provenance[name] for name in about] == [0.2 * (at_end == 0), factor == 0, False]
+    assert [found.provenance[name] for name in about] == [0.2 * (end[0] == 0), factor == 0, False]
     ranked = trained.rank(made.splits.test.histories, k=ITEMS, exclude_seen=False)
     listed = np.isin(ranked, made.splits.test.histories[0]).any()
     assert listed == (factor == 1)

@@ -9,7 +9,7 @@ import pytest
 from semid import artifacts
 from semid.data import Histories
 from semid.errors import SemidError
-from semid.generators.mixing import mixed
+from semid.generators.mixing import mixed, with_fitted_repeats
 from semid.graphs import ItemGraph, ItemGraphConfig
 from semid.recommender import Recommender
 from seq_models import RQTransformerConfig
@@ -117,7 +117,8 @@ def test_weight_and_repeat_factor_are_chosen_by_the_score_that_they_reach(model)
         spec = candidate.spec
         return {"ndcg@10": -abs(spec.graph_weight - 0.3) - 0.01 * abs(spec.repeat_factor - 2)}
 
-    chosen = mixed(model.with_repeat_factor(1.0).with_graph(None), _graph(), score)
-    assert (chosen.spec.graph_weight, chosen.spec.repeat_factor) == (0.3, 2.0)
-    # Where nothing repeats, only the weight is chosen.
-    assert mixed(model.with_graph(None), _graph(), score).spec.repeat_factor == 0
+    chosen = mixed(model.with_graph(None), _graph(), score)
+    assert (chosen.spec.graph_weight, chosen.spec.repeat_factor) == (0.3, 0.0)
+    for fitted in (with_fitted_repeats(chosen, score), with_fitted_repeats(model.with_graph(None), score)):
+        assert fitted.spec.repeat_factor == 2.0
+    assert fitted.spec.graph_weight == 0
