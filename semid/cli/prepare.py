@@ -246,12 +246,23 @@ class Simulated(_Source):
     """Users."""
     seed: int = 0
     """Seed of the world."""
+    events: bool = False
+    """Say of every interaction whether it is an exposure, a click or a buy; the interactions are the same."""
+    position_bias: float = 0.0
+    """Examine the r-th of ten places of a list with probability r ** -BIAS only, and weigh clicks and purchases by its
+    inverse (with --events). 0: none."""
 
     def read(self) -> Dataset:
-        from semid.data.simulated import SimulatedConfig, simulate
+        from semid.data.simulated import Events, SimulatedConfig, simulate
 
+        if self.position_bias and not self.events:
+            raise SemidError("--position-bias is of clicks and purchases; add --events")
         world = SimulatedConfig(
-            num_items=self.num_items, num_users=self.num_users, seed=self.seed, images=self.num_items <= 10_000
+            num_items=self.num_items,
+            num_users=self.num_users,
+            seed=self.seed,
+            images=self.num_items <= 10_000,
+            events=Events(position_bias=self.position_bias) if self.events else None,
         )
         return simulate(world).dataset.replace(split_rule=self.split_rule)
 

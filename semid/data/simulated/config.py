@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from semid.config import check_seed
+from semid.config import check_seed, to_dict
 from semid.errors import SemidError
+
+EVENTS = ("exposure", "click", "buy")
+COMPONENTS = ("taste", "transition", "variant", "successor", "popularity")
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,32 @@ class Mixture:
     variant: float = 0.1
     successor: float = 0.045
     popularity: float = 0.045
+
+
+@dataclass(frozen=True)
+class Events:
+    """Probabilities of exposure, click and buy by the component that an item comes from, and position bias.
+
+    Variants of a product and successors are bought, favourites clicked, popular items merely shown.
+    """
+
+    taste: tuple[float, float, float] = (0.3, 0.6, 0.1)
+    transition: tuple[float, float, float] = (0.7, 0.25, 0.05)
+    variant: tuple[float, float, float] = (0.1, 0.2, 0.7)
+    successor: tuple[float, float, float] = (0.1, 0.2, 0.7)
+    popularity: tuple[float, float, float] = (0.95, 0.04, 0.01)
+    position_bias: float = 0.0
+    """Items are shown at one of ten places, popular ones above, and the r-th is examined with probability
+    `r ** -position_bias`; what is not examined is an exposure. The dataset then has weights of inverse propensity.
+    0: everything is examined."""
+
+    def __post_init__(self) -> None:
+        for name in COMPONENTS:
+            p = getattr(self, name)
+            if not (min(p) >= 0 and math.isclose(sum(p), 1, abs_tol=1e-6)):
+                raise SemidError(f"events.{name}: expected probabilities of {', '.join(EVENTS)} with sum 1, got {p}")
+        if not 0 <= self.position_bias < math.inf:
+            raise SemidError(f"events.position_bias: expected 0 (none) or more, got {self.position_bias}")
 
 
 @dataclass(frozen=True)
@@ -56,6 +85,8 @@ class SimulatedConfig:
     product deviate from it by less."""
     images: bool = True
     seed: int = 0
+    events: Events | None = None
+    """What users do with an item. None: the dataset has no events. The interactions are the same either way."""
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
@@ -84,3 +115,7 @@ class SimulatedConfig:
     @property
     def num_late(self) -> int:
         return round(self.late_items * self.num_items)
+
+    def recorded(self) -> dict:
+        """The JSON form. Events that are off are not in it: worlds were recorded, and hashed, before there were any."""
+        return {name: value for name, value in to_dict(self).items() if value is not None}

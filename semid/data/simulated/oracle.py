@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from semid.data.histories import Histories
-from semid.data.simulated.config import SimulatedConfig
+from semid.data.simulated.config import COMPONENTS, SimulatedConfig
+from semid.data.simulated.events import EXPOSURE, Log, Shown, draw_log, event_numbers
 from semid.errors import SemidError
 
 RECENT = 3  # last items of a history whose other variants may come next
@@ -67,8 +70,27 @@ class World:
         owner: Int[np.ndarray, " total"],
     ) -> Float[np.ndarray, "n items"]:
         """Probabilities of the next item at `time`, where row `owner[i]` has had item `seen[i]`."""
-        row = np.arange(len(time))
-        weight = np.zeros((len(time), len(self.group_share)))
+        return self.possible(self.masses(choices), time, seen=seen, owner=owner)
+
+    def possible(
+        self,
+        masses: Float[np.ndarray, "n items"],
+        time: Int[np.ndarray, " n"],
+        *,
+        seen: Int[np.ndarray, " total"],
+        owner: Int[np.ndarray, " total"],
+    ) -> Float[np.ndarray, "n items"]:
+        """Probabilities from masses: those of what is seen or not released at `time` go, the rest renormalizes."""
+        p = masses
+        p[self.release > time[:, None]] = 0
+        p[owner, seen] = 0
+        p /= np.maximum(p.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
+        return p
+
+    def masses(self, choices: Choices) -> Float[np.ndarray, "n items"]:
+        """Weight of each item in each mixture, seen or not, released or not; linear in the mixture's weights."""
+        row = np.arange(len(choices.weights))
+        weight = np.zeros((len(row), len(self.group_share)))
         weight[:, : len(self.cell_share)] = choices.weights[:, -1:] * self.cell_share
         for column in range(choices.num_groups):
             weight[row, choices.values[:, column]] += choices.weights[:, column]
@@ -78,10 +100,30 @@ class World:
         p *= self.share
         for column in range(choices.num_groups, choices.values.shape[1]):
             p[row, choices.values[:, column]] += choices.weights[:, column]
-        p[self.release > time[:, None]] = 0
-        p[owner, seen] = 0
-        p /= np.maximum(p.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
         return p
+
+    def masses_by_choice(self, choices: Choices, items: Int[np.ndarray, "n k"]) -> Float[np.ndarray, "n k choices"]:
+        """What each choice contributes to the masses of some items; the sum over choices is `masses` there."""
+        groups, rows = np.split(choices.values[:, None], [choices.num_groups], axis=2)
+        item, share = items[..., None], self.share[items][..., None]
+        inside = (groups == self.cell[item]) | (groups == self.family[item])
+        of_groups = inside * share / self.group_share[groups]
+        popular = self.cell_share[self.cell[item]] * share
+        return choices.weights[:, None] * np.concatenate([of_groups, rows == item, popular], axis=2)
+
+    @functools.cached_property
+    def event_of_choice(self) -> Float[np.ndarray, "choices events"]:
+        """P(event | component of each choice). Raises SemidError for a world without events."""
+        config, events = self.config, self.config.events
+        if events is None:
+            raise SemidError("this simulated world has no events; simulate it with SimulatedConfig(events=Events())")
+        counts = (2 * config.favourites, config.next_kinds, RECENT, config.successors, 1)
+        return np.repeat([getattr(events, name) for name in COMPONENTS], counts, axis=0)
+
+    @functools.cached_property
+    def shown(self) -> Shown:
+        """Where the items stand in their lists; by overall popularity."""
+        return Shown.of(self.config, self.cell_share[self.cell] * self.share)
 
 
 class Choices(NamedTuple):
@@ -96,6 +138,10 @@ class Choices(NamedTuple):
 
     def take(self, index: Int[np.ndarray, " m"]) -> Choices:
         return Choices(self.values[index], self.weights[index], self.num_groups)
+
+    def scaled(self, factor: Float[np.ndarray, "*n choices"]) -> Choices:
+        """With weights times a factor."""
+        return self._replace(weights=self.weights * factor)
 
 
 @dataclass(frozen=True)
@@ -155,37 +201,106 @@ class Oracle:
 
     The length of a history is the user's step, its last items those that the next depends on. Histories from which
     items are missing (held-out items) are ranked as they are, and the result is no ceiling.
+
+    Given an `event` of the next item, one for all histories or one for each, it ranks by Bayes' rule:
+    `p(item | history, event)` is proportional to the sum over components of `P(event | component) p(component, item |
+    history)`.
     """
 
     world: World
     people: People
     item_ids: pa.Array
+    log: Log | None = None
+    """Events, places and weights of the dataset's interactions, where the world has events."""
     codes: ClassVar[None] = None
     tie_break: ClassVar[bool] = False
 
-    def probabilities(self, histories: Histories) -> Float[np.ndarray, "n items"]:
-        """The true distribution of the next item; rows sum to 1. Raises SemidError for users or items of elsewhere."""
-        self._check(histories)
-        seen, owner = histories.flat()
-        users, steps = histories.users, histories.lengths
-        recent = np.full((len(histories), RECENT), -1)
-        for back in range(RECENT):
-            some = steps > back
-            recent[some, back] = histories.items[histories.ends[some] - 1 - back]
-        choices = mixtures(self.world, self.people, users=users, steps=steps, recent=recent)
-        return self.world.dense(choices, self.people.time_of(users, steps), seen=seen, owner=owner)
+    def probabilities(
+        self,
+        histories: Histories,
+        *,
+        event: str | Sequence[str] | None = None,
+        allowed: Bool[np.ndarray, "*n items"] | None = None,
+    ) -> Float[np.ndarray, "n items"]:
+        """The true distribution of the next item, given its `event` and that it is `allowed` (of a group, say).
 
-    def rank(self, histories: Histories, *, k: int, exclude_seen: bool = False) -> Int[np.ndarray, "n k"]:
-        """The `k` likeliest item rows, best first, -1 where fewer can come; no seen item ever can."""
+        Rows sum to 1, or to 0 where nothing that is allowed can come. Raises SemidError for users or items of
+        elsewhere, and for unknown events.
+        """
+        choices, time = self._mixtures(histories)
+        masses = self.world.masses(choices) if event is None else self._masses_of_event(choices, event)
+        seen, owner = histories.flat()
+        return self.world.possible(masses if allowed is None else masses * allowed, time, seen=seen, owner=owner)
+
+    def event_probabilities(
+        self, histories: Histories, items: Int[np.ndarray, "n k"]
+    ) -> Float[np.ndarray, "n k events"]:
+        """P(event | item, history) of `EVENTS`, where the next item is one of `items`; rows sum to 1."""
+        p, examination = self._events_if_examined(histories, items), self.world.shown.examination[items]
+        p *= examination[..., None]
+        p[..., EXPOSURE] += 1 - examination
+        return p
+
+    def _events_if_examined(
+        self, histories: Histories, items: Int[np.ndarray, "n k"]
+    ) -> Float[np.ndarray, "n k events"]:
+        masses = self.world.masses_by_choice(self._mixtures(histories)[0], items)
+        return (masses @ self.world.event_of_choice) / masses.sum(axis=2, keepdims=True)
+
+    def _masses_of_event(self, choices: Choices, event: str | Sequence[str]) -> Float[np.ndarray, "n items"]:
+        """Masses of each item together with the history's event."""
+        number, examination = event_numbers(event, len(choices.weights)), self.world.shown.examination
+        masses = self.world.masses(choices.scaled(self.world.event_of_choice.T[number])) * examination
+        shown = number == EXPOSURE
+        masses[shown] += self.world.masses(choices.take(np.flatnonzero(shown))) * (1 - examination)
+        return masses
+
+    def rank(
+        self,
+        histories: Histories,
+        *,
+        k: int,
+        exclude_seen: bool = False,
+        event: str | Sequence[str] | None = None,
+        allowed: Bool[np.ndarray, "*n items"] | None = None,
+    ) -> Int[np.ndarray, "n k"]:
+        """The `k` likeliest item rows, best first, -1 where fewer can come; no seen item ever can.
+
+        `event` and `allowed` as in `probabilities`.
+        """
         ranked = np.full((len(histories), k), -1, np.int32)
         for block in blocks(np.arange(len(histories)), self.world.config.num_items):
-            p = self.probabilities(histories.take(block))
+            events = event if event is None or isinstance(event, str) else [event[row] for row in block]
+            masks = allowed[block] if allowed is not None and allowed.ndim == 2 else allowed
+            p = self.probabilities(histories.take(block), event=events, allowed=masks)
             best = np.argpartition(-p, min(k, p.shape[1]) - 1, axis=1)[:, :k]
             value = np.take_along_axis(p, best, axis=1)
             order = np.lexsort((best, -value))  # equal probabilities: the lower row first
             best, value = (np.take_along_axis(a, order, axis=1) for a in (best, value))
             ranked[block, : best.shape[1]] = np.where(value > 0, best, -1)
         return ranked
+
+    def _mixtures(self, histories: Histories) -> tuple[Choices, Int[np.ndarray, " n"]]:
+        """Mixture and time of each next item."""
+        self._check(histories)
+        users, steps = histories.users, histories.lengths
+        recent = np.full((len(histories), RECENT), -1)
+        for back in range(RECENT):
+            some = steps > back
+            recent[some, back] = histories.items[histories.ends[some] - 1 - back]
+        choices = mixtures(self.world, self.people, users=users, steps=steps, recent=recent)
+        return choices, self.people.time_of(users, steps)
+
+    def draw_log(self, items: Int[np.ndarray, " n"], rng: np.random.Generator) -> Log:
+        """Places, events and weights of all interactions, `items` user after user."""
+        offsets, lengths, at = self.people.offsets, self.people.lengths, np.arange(len(items))
+        users = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+        histories = Histories(users, items, offsets[users], at)
+        examined = [
+            self._events_if_examined(histories.take(block), items[block, None])[:, 0]
+            for block in blocks(at, len(self.world.event_of_choice))
+        ]
+        return draw_log(self.world.shown, items, np.concatenate(examined), rng)
 
     def _check(self, histories: Histories) -> None:
         users, (items, _) = histories.users, histories.flat()

@@ -12,18 +12,19 @@ popularity, with nearly the same content. A user's next item comes from a mixtur
 
 and an item from the cell or family by its share. Items the user has had and items not yet released have probability
 zero, and the rest renormalises, so `p(next | user, step, history)` is explicit: `Oracle` computes it, rejection
-sampling draws from it.
+sampling draws from it. Where the config has `events`, each item is shown, clicked or bought with the probabilities of
+the component that it came from (`semid.data.simulated.events`); the items are the same without.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
-from semid.config import to_dict
 from semid.data.dataset import Dataset
 from semid.data.simulated.config import SimulatedConfig
 from semid.data.simulated.content import item_table, numbered_ids
@@ -46,7 +47,8 @@ class Simulation(NamedTuple):
 def simulate(config: SimulatedConfig) -> Simulation:
     """Make the world of `config`; `dataset.source["config"]` rebuilds it."""
     # One stream per part: switching images off changes no interaction.
-    world_rng, people_rng, walk_rng, content_rng = (np.random.default_rng([config.seed, part]) for part in range(4))
+    parts = (np.random.default_rng([config.seed, part]) for part in range(5))
+    world_rng, people_rng, walk_rng, content_rng, log_rng = parts
     world = make_world(config, world_rng)
     people = make_people(config, world, people_rng)
     item = _walk(world, people, walk_rng)
@@ -68,9 +70,14 @@ def simulate(config: SimulatedConfig) -> Simulation:
         item=item,
         time=people.time,
         name="simulated",
-        source={"type": "simulated", "config": to_dict(config)},
+        source={"type": "simulated", "config": config.recorded()},
     )
-    return Simulation(dataset, Oracle(world, people, dataset.item_ids))
+    oracle = Oracle(world, people, dataset.item_ids)
+    if config.events is None:
+        return Simulation(dataset, oracle)
+    log = oracle.draw_log(item, log_rng)
+    weight = log.weight.astype(np.float32) if config.events.position_bias else None
+    return Simulation(dataset.replace(event=log.event, weight=weight), dataclasses.replace(oracle, log=log))
 
 
 def make_world(config: SimulatedConfig, rng: np.random.Generator) -> World:

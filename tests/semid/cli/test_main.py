@@ -308,7 +308,8 @@ def test_stages_that_are_current_are_skipped_and_say_so(home, capsys):
 
 
 def test_a_simulated_world_and_k_means_and_sasrec(tmp_path, capsys):
-    run("prepare simulated --out {t}/d --num-items 120 --num-users 60 --seed 3", t=tmp_path)
+    run("prepare simulated --out {t}/d --num-items 120 --num-users 60 --seed 3 --events", t=tmp_path)
+    assert set(Dataset.load(tmp_path / "d").event.to_pylist()) == {"exposure", "click", "buy"}
     run("tokenize --dataset {t}/d --out {t}/c rq-kmeans --level-sizes 6 5", t=tmp_path)
     train = f"train --dataset {{t}}/d --catalog {{t}}/c {GENERATOR}"
     run(f"{train} --out {{t}}/ids --features sasrec {BACKBONE}", t=tmp_path)
@@ -473,6 +474,8 @@ BAD = [
     ("report", "expected at least one run folder"),
     ("report {t}", "metrics.json: no such file; `semid evaluate"),
     ("prepare simulated --out {t}/d --num-items 3", "expected 72 items or more .*, got 3"),
+    ("prepare simulated --out {t}/d --position-bias 1", "--position-bias is of clicks and purchases; add --events"),
+    ("prepare simulated --out {t}/d --events --position-bias -1", "position_bias: expected 0 .none. or more, got -1"),
     (PREPARE + "{t}/d --text-vectors -1", "expected text_vectors of 0 .* or more, got -1"),
     (PREPARE + "{h}/dataset --text-vectors 5",
      r"in use by a dataset of other settings \(source.text_lsa.dim: 6 -> 5\)"),

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
+from simulated_by_hand import components, history_of, other_variants
 
 from semid import config as configs
 from semid.data import Dataset, Examples, GlobalTime, HeldOutItems, Histories
@@ -91,33 +92,13 @@ def test_probabilities_sum_to_one_and_are_zero_on_seen_and_unreleased_items(tiny
 
 
 def test_probabilities_are_the_mixture_written_out_item_by_item(tiny):
-    dataset, oracle = tiny
-    world, people, mix = oracle.world, oracle.people, TINY.mixture
     offered = []
     for user, step in ((0, 0), (2, 1), (3, 2), (1, 3), (5, 4)):
-        rows = dataset.item[dataset.offsets[user] :][:step]
-        age = step / (people.lengths[user] - 1)
-        per_cell = mix.popularity * world.cell_share
-        for early, late, weight in zip(people.early[user], people.late[user], np.array([4, 2, 1]) / 7, strict=True):
-            per_cell[early] += mix.taste * weight * (1 - age)
-            per_cell[late] += mix.taste * weight * age
-        if step:
-            kind, style = divmod(world.cell[rows[-1]], TINY.styles)
-            for following, weight in zip(world.next_kinds[kind], np.array([8, 4, 2, 1]) / 15, strict=True):
-                per_cell[following * TINY.styles + style] += mix.transition * weight
-        expected = np.array([per_cell[world.cell[i]] * world.share[i] for i in range(60)])
-        if step:
-            for following, weight in zip(world.successors[rows[-1]], np.array([2, 1]) / 3, strict=True):
-                expected[following] += mix.successor * weight
-        for recent, weight in zip(rows[:-4:-1], np.array([4, 2, 1]) / 7, strict=False):
-            others = np.flatnonzero((world.family == world.family[recent]) & (np.arange(60) != recent))
-            offered.append(len(others) > 0)
-            for other in others:
-                expected[other] += mix.variant * weight * world.share[other] / world.share[others].sum()
-        time = dataset.time[dataset.offsets[user] + step]
-        expected[[i for i in range(60) if i in rows or world.release[i] > time]] = 0
-        history = Histories(np.array([user], np.int32), rows, np.array([0]), np.array([step]))
-        np.testing.assert_allclose(oracle.probabilities(history)[0], expected / expected.sum(), rtol=1e-12)
+        expected = components(tiny, user, step).sum(axis=0)
+        found = tiny.oracle.probabilities(history_of(tiny, user, step))[0]
+        np.testing.assert_allclose(found, expected / expected.sum(), rtol=1e-12)
+        recent = history_of(tiny, user, step)[0][:-4:-1]
+        offered += [len(other_variants(tiny.oracle.world, item)) > 0 for item in recent]
     assert len(offered) == 9
     assert 0 < sum(offered) < 9  # some recent items have other variants, some have none
 
