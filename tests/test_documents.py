@@ -122,7 +122,7 @@ def _unknown_names(code: str) -> list[str]:
 
 def _parse(arguments: list[str]) -> object:
     """The command object of an argument list of `semid`, which is not run."""
-    return app.parse(Verbosity.read(arguments)[0])
+    return app.parse(app.profile_of(app.trackers_of(Verbosity.read(arguments)[0])[1])[1])
 
 
 @each_page
@@ -168,7 +168,7 @@ def test_a_wrong_option_would_be_found(capsys):
 
 # Options of other programs, and those that are read before a command's.
 OTHERS = {"--upgrade", "--require-hashes", "--no-warm", "--budget", "--workers", "--nthreads", "--nv", "--help"}
-OTHERS |= {"--config", "--track", "--quiet", "--verbose", "--debug", "--model", "--method", "--split-rule"}
+OTHERS |= {"--config", "--track", "--profile", "--quiet", "--verbose", "--debug", "--model", "--method", "--split-rule"}
 
 
 @functools.cache

@@ -5,6 +5,7 @@ A command's module is imported once its name is known, inside of what answers si
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import itertools
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     `semid COMMAND --help` explains a command, `semid demo` shows them at work, `semid --version` prints the version.
     With every command: --quiet (warnings, errors and results alone), --verbose, --debug (tracebacks too), and --config
     FILE.yaml: options by their names, which those of the command line replace. With those that train: --track
-    tensorboard wandb mlflow, or some of these.
+    tensorboard wandb mlflow, or some of these, and --profile FOLDER, which traces ten steps of each training to it.
     """
     run_command(arguments, _run)
 
@@ -79,11 +80,12 @@ def _run(words: Sequence[str]) -> None:
         print(__version__)
         return
     trackers, words = trackers_of(words)
+    folder, words = profile_of(words)
     command = parse(words)
-    from semid.training import join_processes, tracked_by
+    from semid.training import join_processes, profiled, tracked_by
 
     join_processes()
-    with tracked_by(*trackers):
+    with tracked_by(*trackers), contextlib.nullcontext() if folder is None else profiled(folder):
         run(words[0], command)
 
 
@@ -99,6 +101,16 @@ def trackers_of(words: Sequence[str]) -> tuple[list[str], list[str]]:
         what = f"; did you mean {near[0]}?" if near else f", of a command that trains ({', '.join(TRAINING)})"
         raise SemidError(f"--track: expected some of {', '.join(TRACKERS)}, got {word}{what}")
     return names, [*words[:at], *words[at + 1 + len(names) :]]
+
+
+def profile_of(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The folder after `--profile`, and the other words. Raises SemidError where none follows or nothing is trained."""
+    if "--profile" not in words:
+        return None, list(words)
+    at = words.index("--profile")
+    if words[0] not in TRAINING or at + 1 == len(words) or words[at + 1].startswith("-"):
+        raise SemidError(f"--profile: expected a folder, of a command that trains ({', '.join(TRAINING)})")
+    return words[at + 1], [*words[:at], *words[at + 2 :]]
 
 
 def run(name: str, command: Any) -> None:

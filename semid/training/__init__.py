@@ -18,6 +18,7 @@ from semid.training.mesh import (
 )
 from semid.training.optimizers import OptimizerConfig, RateSchedule, make_optimizer
 from semid.training.processes import join_processes, on_first
+from semid.training.profiling import profiled
 from semid.training.seals import REQUEST
 from semid.training.sinks import SINKS, tracked_by
 from semid.training.state import (
@@ -80,6 +81,7 @@ __all__ = [
     "named_leaves",
     "on_first",
     "pack",
+    "profiled",
     "put_batch",
     "read_history",
     "replace_leaves",

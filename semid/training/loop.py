@@ -20,6 +20,7 @@ from semid.training.checkpoints import Checkpoints
 from semid.training.mesh import divisible_batch_size, gathered, make_mesh, put_batch
 from semid.training.optimizers import OptimizerConfig, make_optimizer
 from semid.training.processes import from_first, stop_requested
+from semid.training.profiling import WallTime, traced_steps
 from semid.training.sinks import chosen_trackers
 from semid.training.state import (
     Combine,
@@ -137,7 +138,7 @@ def train(task: Task, config: TrainingConfig, *, run: RunFolder, seed: int, mesh
     checkpoint is written at once (with several processes, at the next step that is logged), and SystemExit of status 0
     raised.
     """
-    mesh, rows = make_mesh() if mesh is None else mesh, as_rows(task.rows)
+    wall_time, mesh, rows = WallTime(), make_mesh() if mesh is None else mesh, as_rows(task.rows)
     size = divisible_batch_size(config.batch_size, rows=len(rows), mesh=mesh, accumulate=config.accumulate)
     steps_per_epoch = -(-len(rows) // size)
     num_steps = max(round(config.num_epochs * steps_per_epoch), 1)
@@ -163,6 +164,7 @@ def train(task: Task, config: TrainingConfig, *, run: RunFolder, seed: int, mesh
             combine=task.combine,
         )
         device_batches, first = (put_batch(batch, mesh) for batch in iterator), int(state.step)
+        timed_batches, timed_step = wall_time.timed("input", device_batches), wall_time.first_timed("compiling", step)
         open_tracker = Tracker if jax.process_index() == 0 else NullTracker
         with open_tracker(
             run.folder,
@@ -172,13 +174,16 @@ def train(task: Task, config: TrainingConfig, *, run: RunFolder, seed: int, mesh
             config=run.request,
             trackers=chosen_trackers(tensorboard=config.tensorboard),
         ) as tracker:
-            validation = _Validation(task, mesh, tracker, checkpoints, iterator, every, num_steps, config.patience)
+            validation = _Validation(
+                task, mesh, tracker, checkpoints, iterator, every, num_steps, config.patience, wall_time
+            )
             log = _log_hook(tracker, validation, config.log_every)
             if not (validation.due(first) and validation.out_of_patience(first)):
                 tracker.say("compiling ...")
-                with stop_requested(every=config.log_every) as stop:
-                    hooks = [log, *task.hooks(steps_per_epoch), _stop_hook(stop, validation)]
-                    state = fit(state, step, device_batches, num_steps=num_steps, hooks=hooks)
+                with stop_requested(every=config.log_every) as stop, traced_steps(run.title, first=first) as trace:
+                    hooks: list[Hook] = [trace, log, *task.hooks(steps_per_epoch), _stop_hook(stop, validation)]
+                    state = fit(state, timed_step, timed_batches, num_steps=num_steps, hooks=hooks)
+                tracker.say(str(wall_time))
         best = checkpoints.restore(state, checkpoints.best_step or num_steps)
         return with_variables(task.model, *jax.device_get(gathered((best.params, best.rest), mesh)))
     finally:
@@ -192,7 +197,7 @@ def _stop_hook(stop: Callable[[int], bool], validation: _Validation) -> Hook:
         state = validation(at, state, metrics)
         if stop(at):
             if not validation.due(at):
-                validation.checkpoints.save(state, validation.iterator)
+                validation.save(state)
             LOG.warning("stopped at step %d of %d; the same command goes on from there", at, validation.num_steps)
             raise SystemExit(0)
         return state
@@ -234,21 +239,28 @@ class _Validation:
     every: int
     num_steps: int
     patience: int
+    wall_time: WallTime
 
     def __call__(self, at: int, state: TrainState, metrics: dict[str, Any]) -> TrainState:
         if not self.due(at):
             return state
         whole = gathered((state.params, state.rest), self.mesh)
-        scores = from_first(self.task.validate(with_variables(self.task.model, *whole)))
+        with self.wall_time.spent_on("validation"):
+            scores = from_first(self.task.validate(with_variables(self.task.model, *whole)))
         _check_finite(at, scores, self.checkpoints)
         # Logged before it is saved: a resumed run repeats the records after its checkpoint, and none before it.
         self.tracker.log(at, {f"validation/{name}": value for name, value in scores.items()})
-        self.checkpoints.save(state, self.iterator, scores)
+        self.save(state, scores)
+        self.tracker.show(at, {f"wall_time/{name}": share for name, share in self.wall_time.shares.items()})
         shown = self.task.select or next(iter(scores))
         self.tracker.advance(at, f"{shown} {scores[shown]:.4f}")
         if self.out_of_patience(at):
             raise StopTraining
         return state
+
+    def save(self, state: TrainState, scores: dict[str, float] | None = None) -> None:
+        with self.wall_time.spent_on("checkpoints"):
+            self.checkpoints.save(state, self.iterator, scores)
 
     def due(self, at: int) -> bool:
         return at % self.every == 0 or at == self.num_steps

@@ -79,6 +79,10 @@ class Tracker:
         values = {name: float(value) for name, value in scalars.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._append(json.dumps({"step": step, **finite}).encode() + b"\n")
+        self.show(step, values)
+
+    def show(self, step: int, values: Mapping[str, float]) -> None:
+        """Give scalars of one step to the trackers alone: times, of which no two runs have the same."""
         for sink in self._sinks:
             sink.log(step, values)
 
@@ -116,6 +120,9 @@ class NullTracker(Tracker):
 
     def log(self, step: int, scalars: Mapping[str, SupportsFloat]) -> None:
         del step, scalars
+
+    def show(self, step: int, values: Mapping[str, float]) -> None:
+        del step, values
 
     def advance(self, step: int, note: str) -> None:
         del step, note

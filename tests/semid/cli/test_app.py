@@ -349,3 +349,12 @@ def test_trackers_are_named_after_commands_that_train(capsys, line, message):
         ["train", "sasrec", "-k", "3"],
     )
     assert tuple(SINKS) == app.TRACKERS
+
+
+@pytest.mark.parametrize("line", ["train --profile --dataset d", "train --dataset d --profile", "evaluate --profile x"])
+def test_a_profile_has_a_folder_and_is_of_a_command_that_trains(capsys, line):
+    with pytest.raises(SystemExit):
+        main(line.split())
+    assert "--profile: expected a folder, of a command that trains (demo, " in capsys.readouterr().err
+    assert app.profile_of(["train", "--profile", "x", "-k", "3"]) == ("x", ["train", "-k", "3"])
+    assert app.profile_of(["evaluate", "-k", "3"]) == (None, ["evaluate", "-k", "3"])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -216,6 +217,16 @@ def test_a_run_that_broke_goes_on_from_its_last_checkpoint(tmp_path):
     assert position(resumed) == 6, "the best of before the break"
     run(tmp_path / "b", Script(0.1, 0.2, 0.9, 0.3, 0.4, 0.5))
     assert read_history(tmp_path / "a" / "history.jsonl") == read_history(tmp_path / "b" / "history.jsonl")
+
+
+def test_the_time_of_a_run_is_said_and_shown_and_not_recorded(tmp_path, caplog):
+    caplog.set_level("INFO", "semid")
+    run(tmp_path / "a", Script(0.1, 0.2, 0.9, 0.3, 0.4, 0.5))
+    assert re.fullmatch(
+        r".*: 0:00:\d\d: [\d.]+% steps, [\d.]+% input, [\d.]+% compiling, [\d.]+% validation, [\d.]+% checkpoints",
+        next(line for line in reversed(caplog.messages) if "% steps" in line),
+    )
+    assert "wall_time" not in (tmp_path / "a" / "history.jsonl").read_text()
 
 
 @pytest.mark.parametrize("stopped_at", [3, 8, 12])
