@@ -4,7 +4,7 @@ BIN := .venv/bin
 unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test check docs site install install-core lock clean
+.PHONY: demo test check docs site tpu install install-core lock clean
 .NOTPARALLEL:
 
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs
@@ -25,6 +25,10 @@ docs: install  ## the documentation, on http://localhost:8000
 
 site: install  ## the same in build/site; a warning is an error, a broken link too
 	$(MKDOCS) build
+
+tpu: install  ## compile the default generator's step and search for a slice of TPUs, where libtpu is installed
+	@if $(BIN)/python -c 'import libtpu' 2>/dev/null; then $(BIN)/semid compile --topology v5e:4x4; \
+	else echo "libtpu is not installed, so nothing is compiled for TPUs: .venv/bin/python -m pip install -e '.[tpu]'"; fi
 
 install: .venv/dev  ## everything: core, extras, tools for tests and checks
 

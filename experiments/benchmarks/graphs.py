@@ -1,0 +1,76 @@
+"""Time and memory of item graphs at size: simulated shops with ten interactions an item, with content and without.
+
+    python -m experiments.benchmarks.graphs --out runs/graphs.json
+
+Times are of the processor, all threads together; peak memory is that of a process that makes one shop and its graph,
+libraries included.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from semid.artifacts import try_file, write_json
+from semid.data.simulated import SimulatedConfig, simulate
+from semid.graphs import ItemGraph, ItemGraphConfig
+
+
+def main(
+    out: Path = Path("runs/graphs.json"),
+    items: tuple[int, ...] = (10_000, 100_000, 1_000_000),
+    content_dim: int = 64,
+    users: int = 1_000,
+) -> None:
+    """Measure, print and write JSON.
+
+    Args:
+        out: File to write.
+        items: Items, of as many users of ten interactions each on average.
+        content_dim: Numbers of an item's content vector.
+        users: Users whose next items are ranked.
+    """
+    out, rows = try_file(out), []
+    context = multiprocessing.get_context("spawn")
+    for number in items:
+        for content in (False, True):
+            with context.Pool(1) as pool:  # a process each, for its peak memory
+                rows.append(pool.apply(_measured, (number, content_dim if content else 0, users)))
+            print(rows[-1], flush=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(out, rows)
+
+
+def _measured(items: int, content_dim: int, users: int) -> dict[str, Any]:
+    world = SimulatedConfig(
+        num_items=items, num_users=items, mean_length=10.0, content_dim=max(content_dim, 8), images=False
+    )
+    dataset = simulate(world).dataset
+    before, seconds = _peak(), time.process_time()
+    graph = ItemGraph.fit(dataset, ItemGraphConfig(columns=None if content_dim else ()))
+    fitted = time.process_time()
+    graph.rank(dataset.splits.test.histories.take(slice(0, users)), k=10)
+    return {
+        "items": items,
+        "interactions": len(dataset.item),
+        "content": content_dim,
+        "edges": int((graph.edges.rows >= 0).sum()),
+        "fit, s": round(fitted - seconds, 2),
+        "fit, us per item": round((fitted - seconds) / items * 1e6, 1),
+        "ranking, ms per user": round((time.process_time() - fitted) / users * 1e3, 3),
+        "peak memory, GiB": round(_peak(), 2),
+        "of it before the graph": round(before, 2),
+    }
+
+
+def _peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
