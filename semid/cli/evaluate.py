@@ -14,7 +14,7 @@ from rich.table import Table
 from semid import artifacts
 from semid.cli.choices import PathOrUrl, load_ranker
 from semid.cli.console import console
-from semid.data import Dataset
+from semid.data import Dataset, Tags
 from semid.errors import SemidError
 from semid.evaluation import Metrics
 from semid.graphs import ItemGraph
@@ -28,6 +28,17 @@ _FLOORS = ("popularity", "bigram", "item graph")
 _TRY = "try more --epochs, more --dropout or a smaller --dim"
 _TRY_OF_CODES = "larger --level-sizes of `semid tokenize` where many items share codes, or `semid train sasrec`"
 _TRY_OF_DENSE = "or other --features"
+# Short names of the metrics of lists, so that all fit 80 characters.
+_LISTS = {
+    "novelty": "novel",
+    "diversity": "divers",
+    "code_diversity": "codes",
+    "tag_entropy": "tags",
+    "calibration_kl": "calib",
+    "serendipity": "seren",
+    "worst_group": "worst",
+    "weak_users": "weak",
+}
 # Raised where the same request comes to give other figures, so that those of before are measured again.
 _VERSION = 1
 
@@ -53,6 +64,9 @@ class Evaluate:
     """Never recommend an item of the history. Such figures must not be compared with the others."""
     catalog: PathOrUrl | None = None
     """Catalogue folder of the models: its current version is measured (FOLDER@3: version 3), no removed item."""
+    tags: str | None = None
+    """Column of the items that divides them (category, brand, genre), for metrics of lists; the first of which the name
+    says category, genre or tag, where not given."""
     other_dataset: bool = False
     """Measure on a dataset the model was not trained on; its test targets may have been trained on."""
     out: PathOrUrl | None = None
@@ -70,6 +84,8 @@ class Evaluate:
         examples = artifacts.try_file(examples_file(out)) if self.out or not self._suffix else None
         companions = [artifacts.try_file(users_file(out)), *([examples] if examples else [])]
         dataset = Dataset.load(self.dataset)
+        if self.tags is not None:
+            Tags.from_column(dataset.items, self.tags)  # its faults before the work
         loaded = {path: self._load(path) for path in self.model}
         provenance = self._provenance(dataset, loaded)
         models = {name: loaded[path] for path, name in _names(loaded).items()}
@@ -77,7 +93,7 @@ class Evaluate:
             provenance["catalog"] = next(m.catalog.digest for m in models.values() if isinstance(m, Recommender))
         provenance["request"] = self._request(dataset, provenance)
         if before := _measured(out, provenance["request"], companions):
-            self._print(before["rows"], before["provenance"], models, dataset)
+            self._print(before["rows"], before["lists"], before["provenance"], models, dataset)
             console.print(
                 f"{artifacts.shown(str(out))}: measured before, of the same models, dataset and options; skipped"
             )
@@ -98,6 +114,7 @@ class Evaluate:
             against_exact,
             baselines,
             compare,
+            compare_lists,
             half_width,
             main_cutoff,
             user_table,
@@ -105,8 +122,9 @@ class Evaluate:
         )
 
         shared: dict[str, Any] = {"split": self.split, "beam_size": self.beam_size}
+        rankers = {**models, **_parts(models), **baselines(dataset)}
         measured = compare(
-            {**models, **_parts(models), **baselines(dataset)},
+            rankers,
             dataset,
             **shared,
             ks=self.ks,
@@ -117,16 +135,18 @@ class Evaluate:
         searched = {
             name: against_exact(model, dataset, **shared) for name, model in models.items() if model.codes is not None
         }
-        compared = _accuracies((main_cutoff(self.ks),)).values()
+        k = main_cutoff(self.ks)
+        lists = compare_lists(measured, rankers, dataset, split=self.split, k=k, tags=self.tags)
+        compared = _accuracies((k,)).values()
         half = {name: {key: half_width(measured[name].per_example[key]) for key in compared} for name in models}
         provenance |= {"beam_against_exact": searched, "half_width_95": half}
-        self._print(rows, provenance, models, dataset)
+        self._print(rows, lists, provenance, models, dataset)
         first = next(iter(models))
         out.parent.mkdir(parents=True, exist_ok=True)
         shown = self._examples(models[first], first, measured, dataset) if examples else None
         provenance = measured[first].provenance | provenance
         users = user_table(measured, dataset, split=self.split)
-        write_metrics(out, self.split, rows, provenance, examples=shown, users=users)
+        write_metrics(out, self.split, rows, provenance, examples=shown, users=users, lists=lists)
 
     def _examples(
         self, model: Recommender | ItemGraph, name: str, measured: Mapping[str, Metrics], dataset: Dataset
@@ -149,11 +169,13 @@ class Evaluate:
     def _print(
         self,
         rows: Sequence[dict],
+        lists: Mapping[str, Any],
         provenance: Mapping[str, Any],
         models: Mapping[str, Recommender | ItemGraph],
         dataset: Dataset,
     ) -> None:
         console.print(metrics_table(rows, self.ks))
+        console.print(lists_table(lists))
         if unseen := [name for name, model in models.items() if not model.repeats]:
             share = f"{100 * dataset.repeats.share:.3g}% of the training targets stand in their own history"
             console.print(f"{', '.join(unseen)}: items of the history are left out ({share})")
@@ -179,7 +201,7 @@ class Evaluate:
 
     def _request(self, dataset: Dataset, provenance: Mapping[str, Any]) -> str:
         """Digest of all that determines the figures."""
-        given = {name: getattr(self, name) for name in ("model", "split", "ks", "beam_size", "exclude_seen")}
+        given = {name: getattr(self, name) for name in ("model", "split", "ks", "beam_size", "exclude_seen", "tags")}
         of_models = {name: provenance.get(name) for name in ("models", "catalog")}
         return artifacts.sha256_json({"version": _VERSION, "dataset": dataset.digest, **of_models, **given})
 
@@ -215,6 +237,15 @@ def metrics_table(rows: Sequence[dict], ks: Sequence[int]) -> Table:
     table = Table("model", *shown, box=box.SIMPLE)  # so that eight columns fit 80 characters
     for row in rows:
         table.add_row(str(row["model"]), *(f"{row[name]:.4f}" for name in shown.values()))
+    return table
+
+
+def lists_table(lists: Mapping[str, Any]) -> Table:
+    """Models as lines, metrics of their lists as columns, those that any model has."""
+    shown = {key: short for key, short in _LISTS.items() if any(key in row for row in lists["rows"])}
+    table = Table(f"lists of {lists['k']}", *shown.values(), box=box.SIMPLE)
+    for row in lists["rows"]:
+        table.add_row(row["model"], *(f"{row[key]['value']:.3f}" if key in row else "" for key in shown))
     return table
 
 
@@ -268,7 +299,7 @@ def _measured(file: Path, request: str, companions: Sequence[Path]) -> dict[str,
         content = artifacts.read_sealed(file)
         if any(artifacts.sha256(other) != content["files"][other.name] for other in companions):
             return None
-        same = content["provenance"]["request"] == request and "half_width_95" in content["provenance"]
-        return content if same else None
+        complete = "half_width_95" in content["provenance"] and "lists" in content
+        return content if complete and content["provenance"]["request"] == request else None
     except (SemidError, OSError, KeyError, TypeError):  # written by something else, or by an earlier version
         return None

@@ -18,6 +18,7 @@ from semid.data.images import load_image
 from semid.data.importing import add_vector_files
 from semid.data.splits import Examples, GlobalTime, HeldOutItems, LeaveOneOut, SplitRule, Splits
 from semid.data.tables import SUFFIXES, as_table, log_unused, read_table, read_text, table_kind
+from semid.data.tags import Tags, usual_tags
 from semid.data.ties import ShuffledTies, SourceOrder, TieRule
 from semid.data.vector_files import Block, VectorFile, output_name
 
@@ -40,6 +41,7 @@ __all__ = [
     "Splits",
     "Standardizer",
     "StoredEncoder",
+    "Tags",
     "TieRule",
     "VectorFile",
     "add_vector_files",
@@ -64,6 +66,7 @@ __all__ = [
     "read_table",
     "read_text",
     "table_kind",
+    "usual_tags",
 ]
 
 if _TYPE_CHECKING:

@@ -19,6 +19,7 @@ from semid.evaluation.evaluator import (
     users_file,
     write_metrics,
 )
+from semid.evaluation.lists import ListTraits, compare_lists, list_metrics
 from semid.evaluation.metrics import (
     MetricState,
     accuracy,
@@ -31,6 +32,7 @@ from semid.evaluation.metrics import (
 __all__ = [
     "GROUPS",
     "Bigram",
+    "ListTraits",
     "MetricState",
     "Metrics",
     "Popularity",
@@ -39,6 +41,7 @@ __all__ = [
     "against_exact",
     "baselines",
     "compare",
+    "compare_lists",
     "evaluate",
     "example_users",
     "examples_file",
@@ -46,6 +49,7 @@ __all__ = [
     "half_width",
     "item_places",
     "largest_differences",
+    "list_metrics",
     "main_cutoff",
     "paired_bootstrap",
     "user_table",

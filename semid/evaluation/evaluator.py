@@ -59,6 +59,8 @@ class Metrics:
     values: dict[str, float]
     per_example: dict[str, Float[np.ndarray, " n"]]
     provenance: dict[str, Any]
+    ranked: Int[np.ndarray, "n k"] = field(repr=False)
+    """The lists, in the ranker's item rows, of the largest K."""
     groups: dict[str, Int[np.ndarray, " n"]] = field(default_factory=dict)
     """Number of each example's group in `GROUPS`."""
 
@@ -105,7 +107,7 @@ def evaluate(
     """
     _check_arguments(ranker, ks, batch_size)
     task = _task(ranker, _evaluation_set(ranker, data, split, drop_unknown), ks, allowed, exclude_seen)
-    state, per_example = MetricState({}, np.zeros(len(task.groups), np.int64), max(ks)), []
+    state, per_example, lists = MetricState({}, np.zeros(len(task.groups), np.int64), max(ks)), [], []
     progress = progress or _silent
     progress(0, len(task.examples))
     for start in range(0, len(task.examples), batch_size):
@@ -115,12 +117,14 @@ def evaluate(
         batch, values = _measure(task, part, ranked, ks)
         state += batch
         per_example.append(values)
+        lists.append(ranked)
         progress(min(start + batch_size, len(task.examples)), len(task.examples))
     active_state = MetricState(state.totals, state.recommended[task.active], state.k)
     return Metrics(
         values=active_state.compute(),
         per_example={name: np.concatenate([part[name] for part in per_example]) for name in per_example[0]},
         provenance=_provenance(task, ks, exclude_seen, options),
+        ranked=np.concatenate(lists),
         groups=task.members,
     )
 
@@ -360,14 +364,17 @@ def write_metrics(
     *,
     examples: Sequence[Mapping[str, Any]] | None = None,
     users: pa.Table | None = None,
+    lists: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write `metrics.json`: the split, one row a model, and how they were measured.
+    """Write `metrics.json`: the split, one row a model, metrics of lists (see `compare_lists`), how all was measured.
 
     `examples` of recommendations (see `example_users`) go to `examples_file` next to it and accuracies of `users` (see
     `user_table`) to `users_file`; it has the digests of both.
     """
     path = artifacts.place(path)
     content: dict[str, Any] = {"split": split, "rows": [dict(row) for row in rows], "provenance": dict(provenance)}
+    if lists is not None:
+        content["lists"] = dict(lists)
     written = []
     if examples is not None:
         artifacts.write_json(examples_file(path), examples)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from semid.evaluation import GROUPS, half_width
+from semid.report.lists import list_section
 from semid.report.text import formatted, number, number_of, safe, words
 from semid.report.users import paired
 
@@ -22,21 +23,25 @@ MAX_SERIES = 6  # models in the figures of groups: the best
 def metric_tables(sections: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """One table for each dataset, split and treatment of seen items: figures of two kinds never meet in one column."""
     groups: dict[tuple[str, str, str], list[dict]] = {}
+    about: dict[tuple[str, str, str], dict[str, Any]] = {}
     for section, result in ((run, result) for run in sections for result in run["results"]):
         for row in result["rows"]:
             dataset, seen = result["dataset"] or section["dataset"], str(row.get("seen", "included"))
-            rows = groups.setdefault((dataset, result["split"], seen), [])
+            key = (dataset, result["split"], seen)
+            rows, of_lists = groups.setdefault(key, []), result["lists"]
+            about.setdefault(key, of_lists)
             values = {key: value for key, value in row.items() if key not in ("model", "seen")}
             same = next((r for r in rows if (r["model"], r["values"]) == (row["model"], values)), None)
             if same is None:
                 users = result["users"].get(row["model"])
-                rows.append({"model": row["model"], "values": values, "runs": [section["name"]], "users": users})
+                shown = {"model": row["model"], "values": values, "runs": [section["name"]], "users": users}
+                rows.append(shown | {"lists": next((r for r in of_lists["rows"] if r["model"] == row["model"]), {})})
             elif section["name"] not in same["runs"]:  # a baseline that several runs share is shown once
                 same["runs"].append(section["name"])
-    return [_table(*key, rows) for key, rows in groups.items()]
+    return [_table(*key, rows, about[key]) for key, rows in groups.items()]
 
 
-def _table(dataset: str, split: str, seen: str, rows: list[dict]) -> dict[str, Any]:
+def _table(dataset: str, split: str, seen: str, rows: list[dict], about: dict[str, Any]) -> dict[str, Any]:
     columns = list(dict.fromkeys(key for row in rows for key in row["values"]))
     ranking = next((c for start in ("ndcg@10", "ndcg@", "recall@") for c in columns if c.startswith(start)), "")
     rows.sort(key=lambda row: (row["model"] == "oracle", -_value(row, ranking, default=0.0)))
@@ -59,6 +64,7 @@ def _table(dataset: str, split: str, seen: str, rows: list[dict]) -> dict[str, A
         "summary": _summary(models, ranking),
         "paired": _paired(models, ranking),
         "figures": [_dots(rows, c) for c in columns if re.fullmatch(r"(recall|ndcg)@\d+", c)],
+        "lists": list_section(rows, about, ranking),
         "groups": [figure for group in GROUPS if (figure := _groups(rows, columns, group))],
         "wide": any(len(row["label"]) > 12 for row in rows),
     }

@@ -132,10 +132,24 @@ def _result(file: Path) -> dict[str, Any]:
         "split": plain(metrics.get("split", "")),
         "rows": metrics["rows"],
         "files": files,
+        "lists": _lists(metrics, file),
         "users": read_users(_verified(users, [files])) if users.name in files else {},
         "models": _folders(provenance.get("models")),
         "provenance": {key.replace("_", " "): plain(v) for key, v in provenance.items() if key not in _IN_HEADINGS},
     }
+
+
+def _lists(metrics: dict[str, Any], file: Path) -> dict[str, Any]:
+    """Metrics of lists, no rows where the file has none."""
+    lists = metrics.get("lists") or {"k": 0, "rows": []}
+    try:
+        for row in lists["rows"]:
+            for key, stated in row.items():
+                if key != "model" and not all(isinstance(stated[part], float) for part in ("value", "low", "high")):
+                    raise TypeError(key)
+        return {"k": int(lists["k"]), **lists}
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise SemidError(f"{file}: not the metrics of lists of an evaluation ({error!r}); evaluate again") from None
 
 
 def _folders(models: Any) -> list[str]:

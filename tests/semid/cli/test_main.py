@@ -82,6 +82,8 @@ def test_metrics_have_the_form_that_the_report_reads(home):
         assert {"recall@5", "ndcg@5", "recall@10", "ndcg@10", "mrr", "coverage@10", "valid"} <= set(row)
         assert 0 <= row["recall@5"] <= row["recall@10"] <= 1
         assert "seen" not in row
+    assert [row["model"] for row in metrics["lists"]["rows"]] == ["semid", "popularity", "bigram"]
+    assert {"novelty", "diversity", "code_diversity", "serendipity"} <= set(metrics["lists"]["rows"][0])
     assert metrics["provenance"]["models"] == {
         str(home / "model"): artifacts.read_artifact(home / "model", "model").digest
     }
@@ -460,6 +462,7 @@ BAD = [
     ("evaluate --model --dataset {h}/dataset", "expected at least one model folder after --model, got none"),
     ("evaluate --model {h}/nowhere --dataset {h}/dataset", "nowhere: no such artifact"),
     ("evaluate --model {h}/model --dataset {h}/dataset --ks 0 --out {t}/new/m.json", "expected ks and batch_size"),
+    ("evaluate --model {h}/model --dataset {h}/dataset --tags titel --out {t}/m.json", "no column 'titel' among"),
     ("evaluate --model {h}/model --dataset {h}/dataset --out {t}", "is a folder; name the file to write"),
     ("export --catalog {h}/catalog --format json --out {t}", "is a folder; name the file to write"),
     ("export --catalog {h}/catalog --format json --out {h}/I.parquet/x", "I.parquet"),

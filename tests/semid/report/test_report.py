@@ -179,6 +179,33 @@ def test_every_users_figures_give_intervals_groups_and_paired_differences(run, t
     assert "bigram (other)</th><td>+0" not in _page(run, other)
 
 
+def _lists(**values: float) -> dict[str, Any]:
+    return {name: {"value": value, "low": value - 0.25, "high": value + 0.5} for name, value in values.items()}
+
+
+def test_metrics_of_lists_have_a_table_with_intervals_and_figures_against_accuracy(run):
+    assert "Lists of" not in _page(run)
+    rows = [{"model": "semid", **_lists(novelty=7.0, diversity=0.5)}, {"model": "oracle", **_lists(novelty=6.0)}]
+    about = {"k": 10, "tags": None, "vectors": "content", "codes_of": "semid"}
+    write_metrics(run / "metrics.json", "test", ROWS, {"dataset": "tiny"}, lists=about | {"rows": rows})
+    page = _page(run)
+    dash = "\N{EN DASH}"
+    assert "<h4>Lists of 10</h4>" in page
+    assert "Vectors: column content; Codes: those of semid." in page
+    (table,) = re.findall(r'<table class="lists">.*?<tbody>(.*?)</tbody>', page, re.DOTALL)
+    cells = [re.sub("<[^>]*>", " ", cell).split() for cell in re.findall(r"<t[hd].*?</t[hd]>", table, re.DOTALL)]
+    assert cells[:3] == [["semid"], ["7.000", f"6.750{dash}7.500"], ["0.500", f"0.250{dash}1.000"]]
+    assert cells[3:] == [["oracle"], ["6.000", f"5.750{dash}6.500"], [dash]]  # popularity has none
+    novelty, diversity = (figure for figure in _figures(page) if figure["kind"] == "plane")
+    assert (novelty["title"], novelty["names"], novelty["x"]) == ("NDCG@10 by novelty", ["semid", "oracle"], [7.0, 6.0])
+    assert (novelty["y"], novelty["below"], novelty["above"]) == ([0.03, 0.04], [0.25, 0.25], [0.5, 0.5])
+    assert (diversity["names"], diversity["oracle"]) == (["semid"], [False])
+    about["rows"] = [{"model": "semid", "novelty": {"value": 7.0}}]
+    write_metrics(run / "metrics.json", "test", ROWS, {}, lists=about)
+    with pytest.raises(SemidError, match=r"metrics.json: not the metrics of lists of an evaluation"):
+        _page(run)
+
+
 def test_users_that_are_not_those_of_the_metrics_are_refused(run):
     write_metrics(run / "metrics.json", "test", MEASURED, {}, users=USERS.drop_columns(["target"]))
     with pytest.raises(SemidError, match=r"users.parquet: lacks the column 'target'; evaluate again"):

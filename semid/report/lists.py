@@ -1,0 +1,79 @@
+"""Metrics of lists, as `semid evaluate` writes them: a table with intervals, figures of accuracy against some."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from semid.evaluation import half_width
+from semid.report.text import DASH, number_of, safe, words
+
+_MEANINGS = {
+    "novelty": (
+        "Novelty",
+        "how little known the items are: bits of surprise at one drawn from the training interactions",
+    ),
+    "diversity": ("Diversity", "one less the mean cosine of the vectors of two items of a list"),
+    "code_diversity": ("Code diversity", "share of levels from the first on which the codes of two items differ"),
+    "tag_entropy": ("Tag entropy", "spread of a list over tags, in bits: 0 where all items have one tag"),
+    "calibration_kl": (
+        "Calibration",
+        "divergence of the tags of the history from those of the list, in bits: 0 is none",
+    ),
+    "serendipity": ("Serendipity", "share of users whose target the list holds and that of the bigram does not"),
+    "worst_group": ("Worst group", "least NDCG of the thirds of users by length of their history"),
+    "weak_users": ("Weak users", "share of users with a short history and an NDCG below the mean"),
+}
+MAX_COLORS = 6  # models with a color of their own in the figures: the best
+
+
+def list_section(rows: Sequence[dict], about: Mapping[str, Any], ranking: str) -> dict[str, Any] | None:
+    """Table and figures of the rows that have metrics of lists; None where none has.
+
+    `about` is what `metrics.json` says of all its lists, `ranking` the accuracy that figures show them against.
+    """
+    rows = [row for row in rows if row["lists"]]
+    if not rows:
+        return None
+    columns = [key for key in _MEANINGS if any(key in row["lists"] for row in rows)]
+    figures = [_plane(rows, key, ranking) for key in ("novelty", "diversity", "code_diversity") if key in columns]
+    return {
+        "k": about["k"],
+        "columns": [_MEANINGS[key][0] for key in columns],
+        "meanings": [_MEANINGS[key] for key in columns],
+        "sources": [f"{what} {about[key]}" for key, what in _SOURCES.items() if about.get(key)],
+        "rows": [(row, [_cell(row["lists"].get(key)) for key in columns]) for row in rows],
+        "figures": figures[:2],
+        "legend": [safe(row["label"]) for row in rows if row["model"] != "oracle"][:MAX_COLORS],
+    }
+
+
+_SOURCES = {"vectors": "Vectors: column", "codes_of": "Codes: those of", "tags": "Tags: column"}
+
+
+def _cell(stated: Mapping[str, float] | None) -> tuple[str, str] | None:
+    """A value, and its interval."""
+    if stated is None:
+        return None
+    low, high = (f"{stated[end]:.3f}" for end in ("low", "high"))
+    return f"{stated['value']:.3f}", f"{low}{DASH}{high}"
+
+
+def _plane(rows: Sequence[dict], key: str, ranking: str) -> dict[str, Any]:
+    """A dot for each model: accuracy by a metric of its lists, with the intervals of both."""
+    shown = [row for row in rows if key in row["lists"]]
+    users = [row["users"].values.get(ranking) if row["users"] else None for row in shown]
+    points = [row["lists"][key] for row in shown]
+    return {
+        "kind": "plane",
+        "title": f"{words(ranking)} by {_MEANINGS[key][0].lower()}",
+        "x_title": _MEANINGS[key][0],
+        "y_title": words(ranking),
+        "names": [safe(row["label"]) for row in shown],
+        "oracle": [row["model"] == "oracle" for row in shown],
+        "x": [point["value"] for point in points],
+        "below": [point["value"] - point["low"] for point in points],
+        "above": [point["high"] - point["value"] for point in points],
+        "y": [number_of(row["values"], ranking, default=0.0) for row in shown],
+        "y_errors": [None if values is None else half_width(values) for values in users],
+    }
