@@ -41,4 +41,4 @@ def test_losses_in_bfloat16_stay_beside_those_in_float32(circle, family, tmp_pat
     exact, rough = losses[Precision.FLOAT32], losses[Precision.BFLOAT16]
     assert exact[-1] < exact[0] / 2, "it learns"
     assert not np.array_equal(exact, rough), "control"
-    np.testing.assert_allclose(rough, exact, rtol=0.01)
+    np.testing.assert_allclose(rough, exact, rtol=0.02)
