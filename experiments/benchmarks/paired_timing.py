@@ -95,7 +95,7 @@ def semid_order(rows: SingleRows, *, batch_size: int, num_batches: int) -> np.nd
 
 def give_examples(ask: Ask, rows: SingleRows, names: list[str], *, order: np.ndarray | None = None) -> None:
     """Every training example of ours, to be taken in that order, or else in a fresh permutation each epoch."""
-    history, targets, segments = rows[np.arange(len(rows))]
+    history, targets, segments = rows[np.arange(len(rows))][:3]
     arrays = {"history": history, "real": segments != 0, "targets": targets}
     with tempfile.TemporaryDirectory() as home:
         file = Path(home) / "examples.npz"

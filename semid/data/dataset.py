@@ -129,8 +129,9 @@ class Dataset:
         """Check the tables, map ids to rows and sort.
 
         `items` needs `item_id`; `interactions` needs `user_id`, `item_id` and `timestamp` (seconds since 1970, ISO-8601
-        text or datetimes) or `position`, and may have `event` and `weight`, which are kept and not used. `ties` orders
-        a user's interactions of equal time. Raises SemidError listing every fault with file, row and column.
+        text or datetimes) or `position`, and may have `event`, what the user did, which models may read, and `weight`,
+        which is kept and not used. `ties` orders a user's interactions of equal time.
+        Raises SemidError listing every fault with file, row and column.
         """
         items, interactions = checked_tables(items, interactions, item_file, interaction_file)
         return cls._from_checked(
@@ -206,6 +207,34 @@ class Dataset:
     def splits(self) -> Splits:
         """Training histories, validation and test examples by the dataset's own rule."""
         return split(self, self.split_rule)
+
+    @functools.cached_property
+    def events(self) -> tuple[str, ...]:
+        """Names of what users did with items, sorted; none without a column of events.
+
+        Raises SemidError naming the first row without one: what a model is told must be known everywhere.
+        """
+        if self.event is None:
+            return ()
+        if self.event.null_count:
+            row = int(np.flatnonzero(self.event.is_null().to_numpy(zero_copy_only=False))[0])
+            raise SemidError(
+                f"dataset {self.name!r}: interactions row {row + 1}, column 'event': is null, as are "
+                f"{self.event.null_count:,} of {len(self.event):,}; fill them in, or leave events out of the model"
+            )
+        return self._event_names
+
+    @functools.cached_property
+    def event_codes(self) -> Int[np.ndarray, " n"] | None:
+        """Place of each interaction's event among `events`, from 1; 0 where it is null. None without a column."""
+        if self.event is None:
+            return None
+        found = pc.index_in(self.event, value_set=pa.array(self._event_names, pa.string()))
+        return pc.add(found.fill_null(-1), 1).to_numpy(zero_copy_only=False).astype(np.int32)
+
+    @functools.cached_property
+    def _event_names(self) -> tuple[str, ...]:
+        return () if self.event is None else tuple(sorted(pc.unique(self.event.drop_null()).to_pylist()))
 
     @property
     def num_training_interactions(self) -> int:

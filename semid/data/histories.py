@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -44,21 +44,29 @@ class Histories:
     """Item rows of `n` histories, oldest first: history `i` is `items[starts[i]:ends[i]]`.
 
     Windows may overlap, so that a user's training, validation and test histories share one array. `users` are dense
-    user indices, -1 where the history belongs to nobody in the dataset.
+    user indices, -1 where the history belongs to nobody in the dataset. `events`, one for each of `items`, say what was
+    done with it: places among known names (`Dataset.events`) from 1, 0 where that is unknown; None: none are known.
     """
 
     users: Int[np.ndarray, " n"]
     items: Int[np.ndarray, " total"]
     starts: Int[np.ndarray, " n"]
     ends: Int[np.ndarray, " n"]
+    events: Int[np.ndarray, " total"] | None = None
 
     @classmethod
-    def from_lists(cls, lists: Sequence[Sequence[int] | Int[np.ndarray, " _"]]) -> Histories:
-        """Histories of nobody in particular, from lists of item rows."""
+    def from_lists(
+        cls,
+        lists: Sequence[Sequence[int] | Int[np.ndarray, " _"]],
+        *,
+        events: Sequence[Sequence[int] | Int[np.ndarray, " _"]] | None = None,
+    ) -> Histories:
+        """Histories of nobody in particular, from lists of item rows, and of events of the same lengths."""
         ends = np.cumsum([len(rows) for rows in lists], dtype=np.int64)
         items = np.array([row for rows in lists for row in rows], np.int32)
         starts = np.concatenate([[0], ends[:-1]]).astype(np.int64) if lists else ends
-        return cls(users=np.full(len(lists), -1, np.int32), items=items, starts=starts, ends=ends)
+        codes = None if events is None else np.array([code for codes in events for code in codes], np.int32)
+        return cls(users=np.full(len(lists), -1, np.int32), items=items, starts=starts, ends=ends, events=codes)
 
     def __len__(self) -> int:
         return len(self.users)
@@ -72,9 +80,13 @@ class Histories:
         """Number of items of each history."""
         return (self.ends - self.starts).astype(np.int32)
 
+    def without_events(self) -> Histories:
+        """The same items, whatever was done with them."""
+        return replace(self, events=None)
+
     def take(self, index: Int[np.ndarray, " m"] | slice) -> Histories:
         """The histories at `index`, in that order."""
-        return Histories(self.users[index], self.items, self.starts[index], self.ends[index])
+        return replace(self, users=self.users[index], starts=self.starts[index], ends=self.ends[index])
 
     def flat(self) -> tuple[Int[np.ndarray, " total"], Int[np.ndarray, " total"]]:
         """All item rows, history after history, and the index of the history that each belongs to."""
@@ -100,11 +112,25 @@ class Histories:
 
     def padded(self, length: int) -> tuple[Int[np.ndarray, "n length"], Bool[np.ndarray, "n length"]]:
         """The last `length` items of each history, right-padded with row 0, and where they are real."""
+        source, real = self._latest(length)
+        return _taken(self.items, source, real), real
+
+    def padded_events(self, length: int) -> Int[np.ndarray, "n length"]:
+        """The events of the last `length` items of each history, right-padded with 0; 0 where none are known."""
+        source, real = self._latest(length)
+        return np.zeros(real.shape, np.int32) if self.events is None else _taken(self.events, source, real)
+
+    def _latest(self, length: int) -> tuple[Int[np.ndarray, "n length"], Bool[np.ndarray, "n length"]]:
+        """Places of the last `length` items on the flat array, and which are real."""
         if length < 1:
             raise SemidError(f"expected a length of at least 1 to pad to, got {length}")
-        starts = np.maximum(self.starts, self.ends - length)
-        source = starts[:, None] + np.arange(length)
-        real = source < self.ends[:, None]
-        rows = np.zeros(real.shape, np.int32)
-        rows[real] = self.items[source[real]]
-        return rows, real
+        source = np.maximum(self.starts, self.ends - length)[:, None] + np.arange(length)
+        return source, source < self.ends[:, None]
+
+
+def _taken(
+    values: Int[np.ndarray, " total"], source: Int[np.ndarray, "n length"], real: Bool[np.ndarray, "n length"]
+) -> Int[np.ndarray, "n length"]:
+    taken = np.zeros(real.shape, np.int32)
+    taken[real] = values[source[real]]
+    return taken

@@ -61,17 +61,22 @@ _WHY_EMPTY = {
 
 @dataclass(frozen=True)
 class Examples:
-    """Histories and the item row that came next: what a model is asked in validation and test."""
+    """Histories and the item row that came next: what a model is asked in validation and test.
+
+    `target_events` say what was done with the targets, as `Histories.events` do; None: none are known.
+    """
 
     histories: Histories
     targets: Int[np.ndarray, " n"]
+    target_events: Int[np.ndarray, " n"] | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def take(self, index: Int[np.ndarray, " m"] | slice) -> Examples:
         """The examples at `index`, in that order."""
-        return Examples(self.histories.take(index), self.targets[index])
+        events = None if self.target_events is None else self.target_events[index]
+        return Examples(self.histories.take(index), self.targets[index], events)
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,8 @@ class Interactions(Protocol):
     @property
     def time_unit(self) -> str: ...
     @property
+    def event_codes(self) -> Int[np.ndarray, " interactions"] | None: ...
+    @property
     def offsets(self) -> Int[np.ndarray, " bounds"]: ...
     @property
     def num_users(self) -> int: ...
@@ -125,7 +132,8 @@ def split(dataset: Interactions, rule: SplitRule) -> Splits:
 def _leave_one_out(dataset: Interactions) -> Splits:
     starts, ends = dataset.offsets[:-1], dataset.offsets[1:]
     enough = np.flatnonzero(ends - starts >= 3)
-    train = Histories(_users(dataset), dataset.item, starts, np.where(ends - starts >= 3, ends - 2, ends))
+    until = np.where(ends - starts >= 3, ends - 2, ends)
+    train = Histories(_users(dataset), dataset.item, starts, until, dataset.event_codes)
     return Splits(train, _before(dataset, ends[enough] - 2), _before(dataset, ends[enough] - 1))
 
 
@@ -137,7 +145,8 @@ def _global_time(dataset: Interactions, rule: GlobalTime) -> Splits:
         raise SemidError(f"expected 0 < validation < test < 1, got {rule.validation} and {rule.test}")
     cut = np.quantile(dataset.time, [rule.validation, rule.test])
     early = np.bincount(dataset.user[dataset.time < cut[0]], minlength=dataset.num_users)
-    train = Histories(_users(dataset), dataset.item, dataset.offsets[:-1], dataset.offsets[:-1] + early)
+    starts = dataset.offsets[:-1]
+    train = Histories(_users(dataset), dataset.item, starts, starts + early, dataset.event_codes)
     has_history = np.arange(len(dataset.item)) > dataset.offsets[dataset.user]
     in_test = dataset.time >= cut[1]
     in_validation = (dataset.time >= cut[0]) & ~in_test
@@ -160,13 +169,16 @@ def _held_out_items(dataset: Interactions, rule: HeldOutItems) -> Splits:
     # Positions on the array of warm interactions alone: a window there is a history without cold items.
     position = np.concatenate([[0], np.cumsum(warm)])
     warm_items, starts = dataset.item[warm], position[dataset.offsets[:-1]]
-    train = Histories(_users(dataset), warm_items, starts, position[dataset.offsets[1:]])
+    events = dataset.event_codes
+    warm_events = None if events is None else events[warm]
+    train = Histories(_users(dataset), warm_items, starts, position[dataset.offsets[1:]], warm_events)
 
     def examples(items: np.ndarray) -> Examples:
         wanted: Bool[np.ndarray, " n"] = np.isin(dataset.item, items)
         at = np.flatnonzero(wanted & (position[:-1] > starts[dataset.user]))
         users = dataset.user[at]
-        return Examples(Histories(users, warm_items, starts[users], position[at]), dataset.item[at])
+        histories = Histories(users, warm_items, starts[users], position[at], warm_events)
+        return Examples(histories, dataset.item[at], None if events is None else events[at])
 
     return Splits(train, examples(cold[: count // 2]), examples(cold[count // 2 :]), rule)
 
@@ -177,5 +189,6 @@ def _users(dataset: Interactions) -> Int[np.ndarray, " users"]:
 
 def _before(dataset: Interactions, at: Int[np.ndarray, " n"]) -> Examples:
     """Examples whose targets stand at positions `at`, and whose histories are all that precedes them."""
-    users = dataset.user[at]
-    return Examples(Histories(users, dataset.item, dataset.offsets[users], at), dataset.item[at])
+    users, events = dataset.user[at], dataset.event_codes
+    histories = Histories(users, dataset.item, dataset.offsets[users], at, events)
+    return Examples(histories, dataset.item[at], None if events is None else events[at])

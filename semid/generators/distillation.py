@@ -63,6 +63,8 @@ class TaughtRows(NamedTuple):
     segments: Int[Any, "rows length"]
     teacher_items: Int[Any, "rows *length k"]
     teacher_scores: Float[Any, "rows *length k"]
+    events: Int[Any, "rows length"] | None = None
+    target_events: Int[Any, " rows *length"] | None = None
 
 
 def taught(rows: PackedRows | SingleRows, teacher: Teacher, objective: ObjectiveConfig) -> TaughtRows:
@@ -70,7 +72,7 @@ def taught(rows: PackedRows | SingleRows, teacher: Teacher, objective: Objective
     stored = rows if isinstance(rows, PackedRows) else rows[np.arange(len(rows))]
     best = teacher.best(stored, k=min(objective.teacher_items, len(teacher.item_ids)))
     scores = np.asarray(best.scores, np.float32) / np.float32(objective.teacher_temperature)
-    return TaughtRows(*stored, np.asarray(best.rows, np.int32), scores)
+    return TaughtRows(**stored._asdict(), teacher_items=np.asarray(best.rows, np.int32), teacher_scores=scores)
 
 
 def as_teacher(

@@ -48,20 +48,20 @@ class Rows(abc.ABC):
 
 
 class _StoredRows(Rows):
-    """Rows of a NamedTuple of arrays."""
+    """Rows of a NamedTuple of arrays, None where there is none."""
 
     def __init__(self, stored: Any) -> None:
         self._stored = stored
 
     @property
     def arrays(self) -> tuple[np.ndarray, ...]:
-        return self._stored
+        return tuple(array for array in self._stored if array is not None)
 
     def __len__(self) -> int:
         return len(self._stored[0])
 
     def __getitem__(self, index: Int[np.ndarray, " n"]) -> Any:
-        return type(self._stored)(*(array[index] for array in self._stored))
+        return type(self._stored)(*(None if array is None else array[index] for array in self._stored))
 
 
 class PackedRows(NamedTuple):
@@ -69,12 +69,15 @@ class PackedRows(NamedTuple):
 
     Codes are never in it: they are gathered on the device.
     `segments` numbers the histories of a row from 1 and is 0 on padding; `targets[t]` is the item that follows
-    `history[t]`, -1 where there is none.
+    `history[t]`, -1 where there is none. Where the data have events, `events` are the history's and `target_events` the
+    targets' (see `Histories`), 0 on padding and where there is no target.
     """
 
     history: Int[Any, "rows length"]
     targets: Int[Any, "rows length"] | Int[Any, " rows"]
     segments: Int[Any, "rows length"]
+    events: Int[Any, "rows length"] | None = None
+    target_events: Int[Any, "rows length"] | Int[Any, " rows"] | None = None
 
 
 def pack(train: Histories, *, max_history: int, row_length: int, append_last: bool = False) -> PackedRows:
@@ -102,8 +105,13 @@ def pack(train: Histories, *, max_history: int, row_length: int, append_last: bo
     packed.history[at] = train.items[source]
     packed.segments[at] = segment_of[window]
     followed = within < sizes[window] - append_last
-    packed.targets[at[0][followed], at[1][followed]] = train.items[source[followed] + 1]
-    return packed
+    asked = at[0][followed], at[1][followed]
+    packed.targets[asked] = train.items[source[followed] + 1]
+    if train.events is None:
+        return packed
+    events, target_events = np.zeros_like(empty), np.zeros_like(empty)
+    events[at], target_events[asked] = train.events[source], train.events[source[followed] + 1]
+    return packed._replace(events=events, target_events=target_events)
 
 
 class SingleRows(Rows):
@@ -159,13 +167,17 @@ class SingleRows(Rows):
 
     def _padded(self, index: Int[np.ndarray, " n"], length: int) -> PackedRows:
         train, (owner, target) = self._train, self._targets(index)
-        before = Histories(train.users[owner], train.items, train.starts[owner], target)
+        before = Histories(train.users[owner], train.items, train.starts[owner], target, train.events)
         history, real = before.padded(length)
-        return PackedRows(history, train.items[target], np.where(real, owner[:, None] + 1, 0).astype(np.int32))
+        rows = PackedRows(history, train.items[target], np.where(real, owner[:, None] + 1, 0).astype(np.int32))
+        if train.events is None:
+            return rows
+        return rows._replace(events=before.padded_events(length), target_events=train.events[target])
 
     @property
     def arrays(self) -> tuple[np.ndarray, ...]:
-        return self._train.items, self._train.starts, self._train.ends, self._until, np.array(self._max_history)
+        train, events = self._train, () if self._train.events is None else (self._train.events,)
+        return train.items, train.starts, train.ends, self._until, np.array(self._max_history), *events
 
 
 def _windows(train: Histories, max_history: int) -> tuple[np.ndarray, np.ndarray]:

@@ -67,6 +67,17 @@ def test_build_maps_ids_and_sorts_by_user_and_time():
     assert [getattr(dataset, f).dtype for f in ("user", "item", "time")] == [np.int32, np.int32, np.int64]
 
 
+def test_events_are_numbered_by_name_and_nulls_refused():
+    dataset = build()
+    assert dataset.event_codes.tolist() == [0, 3, 1, 2, 1, 3]  # a null is unknown
+    with pytest.raises(SemidError, match=r"interactions row 1, column 'event': is null, as are 1 of 6; fill them in"):
+        _ = dataset.events
+    filled = build(INTERACTIONS | {"event": ["buy", "view", "view", "view", "buy", "late"]})
+    assert filled.events == ("buy", "late", "view")
+    without = build({name: values for name, values in INTERACTIONS.items() if name != "event"})
+    assert (without.events, without.event_codes) == ((), None)
+
+
 def test_position_alone_orders_and_beside_a_timestamp_breaks_ties():
     rest = {name: INTERACTIONS[name] for name in ("user_id", "item_id")}
     alone = build(rest | {"position": [3, 1, 0, 2, 0, 1]})

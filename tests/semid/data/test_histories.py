@@ -84,3 +84,15 @@ def test_padding_to_nothing_is_refused():
     assert Histories.from_lists(LISTS).padded(1)[0].shape == (5, 1)
     with pytest.raises(SemidError, match="expected a length of at least 1 to pad to, got 0"):
         Histories.from_lists(LISTS).padded(0)
+
+
+def test_events_are_those_of_the_items():
+    events = [[10 + row for row in rows] for rows in LISTS]
+    histories = Histories.from_lists(LISTS, events=events)
+    rows, real = histories.padded(3)
+    assert histories.padded_events(3).tolist() == np.where(real, rows + 10, 0).tolist()
+    taken = histories.take(np.array([2, 0]))
+    assert taken.padded_events(5).tolist() == [events[2], [*events[0], 0, 0]]
+    unknown = histories.without_events()
+    assert unknown.events is None
+    assert not unknown.padded_events(3).any()

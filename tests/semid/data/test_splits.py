@@ -158,3 +158,23 @@ def test_a_negative_seed_is_refused():
     with pytest.raises(SemidError, match="expected a seed of 0 or more, got -1"):
         HeldOutItems(seed=-1)
     HeldOutItems(seed=0)  # control
+
+
+@pytest.mark.parametrize("rule", [LeaveOneOut(), GlobalTime(0.5, 0.7), HeldOutItems(0.4)])
+def test_events_ride_along_with_histories_and_targets(rule):
+    """An interaction's event is its item's name, so that it shows whether it went astray."""
+    rows = random_rows(7)
+    users, item_ids, times = zip(*rows, strict=True)
+    events = [f"{item:02}" for item in item_ids]
+    interactions = pa.table({"user_id": users, "item_id": pa.array(item_ids), "timestamp": times, "event": events})
+    items = pa.table({"item_id": range(12)})
+    dataset = Dataset.build(items, interactions, name="t", split_rule=rule)
+    assert dataset.events == tuple(f"{item:02}" for item in range(12))
+    plain = Dataset.build(items, interactions.drop_columns(["event"]), name="t", split_rule=rule).splits
+    assert (plain.train.events, plain.test.target_events, plain.test.histories.events) == (None, None, None)
+    for part, other in ((dataset.splits.validation, plain.validation), (dataset.splits.test, plain.test)):
+        np.testing.assert_array_equal(part.target_events, part.targets + 1)
+        np.testing.assert_array_equal(part.targets, other.targets)
+        assert part.take(np.array([1, 0])).target_events.tolist() == (part.targets[[1, 0]] + 1).tolist()
+    for histories in (dataset.splits.train, dataset.splits.test.histories):
+        np.testing.assert_array_equal(histories.events, histories.items + 1)

@@ -29,7 +29,7 @@ def ragged(rng: np.random.Generator, *, users: int, longest: int) -> list[list[i
 def contexts(packed: PackedRows) -> dict[int, list[int]]:
     """What the model may read before each target, by a walk over every row."""
     found: dict[int, list[int]] = {}
-    for history, targets, segments in zip(*packed, strict=True):
+    for history, targets, segments in zip(*packed[:3], strict=True):
         for at in np.flatnonzero(targets >= 0):
             assert segments[at] > 0
             first = np.flatnonzero(segments == segments[at])[0]
@@ -45,7 +45,8 @@ def test_every_target_once_in_its_own_context(seed, max_history, row_length):
     expected = expected_contexts(lists, max_history=max_history)
     packed = pack(Histories.from_lists(lists), max_history=max_history, row_length=row_length)
     assert packed.history.shape[1] == row_length
-    assert {array.dtype for array in packed} == {np.dtype(np.int32)}
+    assert {array.dtype for array in packed[:3]} == {np.dtype(np.int32)}
+    assert packed[3:] == (None, None)
     assert contexts(packed) == expected
     assert sorted(expected) == sorted(int(i) for items in lists for i in items[1:])
 
@@ -126,7 +127,7 @@ def test_closed_rows_hold_every_target_behind_its_history(seed, max_history, row
 def test_closed_rows_are_one_longer():
     whole = Histories.from_lists([[1, 2, 3, 4, 5]])
     closed = pack(whole, max_history=4, row_length=5, append_last=True)
-    assert [field.tolist() for field in closed] == [[[1, 2, 3, 4, 5]], [[2, 3, 4, 5, -1]], [[1] * 5]]
+    assert [field.tolist() for field in closed[:3]] == [[[1, 2, 3, 4, 5]], [[2, 3, 4, 5, -1]], [[1] * 5]]
     with pytest.raises(SemidError, match=r"expected 1 <= max_history < row_length \(behind .*\), got 4 and 4; change"):
         pack(whole, max_history=4, row_length=4, append_last=True)
     assert pack(whole, max_history=4, row_length=4).history.tolist() == [[1, 2, 3, 4]]
@@ -143,8 +144,8 @@ def test_single_rows_are_every_prefix(seed, max_history):
     index = rng.permutation(len(rows))
     found = rows[index]
     assert (len(rows), found.history.shape) == (len(expected), (len(expected), max_history))
-    assert {array.dtype for array in found} == {np.dtype(np.int32)}
-    for history, target, segments, at in zip(*found, index, strict=True):
+    assert {array.dtype for array in found[:3]} == {np.dtype(np.int32)}
+    for history, target, segments, at in zip(*found[:3], index, strict=True):
         before, after = expected[at]
         assert (segments != 0).tolist() == [True] * len(before) + [False] * (max_history - len(before))
         assert set(segments) <= {0, 1 + owners[at]}
@@ -156,7 +157,7 @@ def test_single_rows_of_windows_on_a_shared_array():
     shared = np.arange(100, 110, dtype=np.int32)
     train = Histories(np.array([0, 1], np.int32), shared, np.array([0, 5]), np.array([3, 9]))
     rows = SingleRows(train, max_history=2)
-    history, targets, segments = rows[np.arange(len(rows))]
+    history, targets, segments = rows[np.arange(len(rows))][:3]
     assert targets.tolist() == [101, 102, 106, 107, 108]
     assert history.tolist() == [[100, 0], [100, 101], [105, 0], [105, 106], [106, 107]]
     assert segments.tolist() == [[1, 0], [1, 1], [2, 0], [2, 2], [2, 2]]
@@ -167,7 +168,7 @@ def test_batches_of_single_rows_are_those_of_rows_kept_in_memory():
     options = {"batch_size": 8, "num_batches": 30, "seed": 0}
     lazy, kept = batches(rows, **options), batches(rows[np.arange(len(rows))], **options)
     for ours, theirs in zip(lazy, kept, strict=True):
-        assert all((a == b).all() for a, b in zip(ours, theirs, strict=True))
+        assert all((a == b).all() for a, b in zip(ours[:3], theirs[:3], strict=True))
 
 
 def test_batches_are_of_rows_of_about_one_length():
@@ -187,10 +188,10 @@ def test_batches_are_of_rows_of_about_one_length():
     taken = Counter(
         (tuple(history[segments > 0].tolist()), int(target))
         for batch in found
-        for history, target, segments in zip(*batch, strict=True)
+        for history, target, segments in zip(*batch[:3], strict=True)
     )
     whole = rows[np.arange(len(rows))]
-    once = Counter((tuple(h[s > 0].tolist()), int(t)) for h, t, s in zip(*whole, strict=True))
+    once = Counter((tuple(h[s > 0].tolist()), int(t)) for h, t, s in zip(*whole[:3], strict=True))
     left = epochs * len(rows) % size  # examples of the last epoch that no whole batch takes
     assert sum((Counter({k: epochs * n for k, n in once.items()}) - taken).values()) == left
     assert not taken - Counter({k: epochs * n for k, n in once.items()})
@@ -296,3 +297,35 @@ def test_a_state_of_another_stream_is_refused(change):
     other = batches(data, **{name: value + (name == change) for name, value in settings.items()})
     with pytest.raises(ValueError, match="in checkpoint does not match"):
         other.set_state(state)
+
+
+@pytest.mark.parametrize("append_last", [False, True])
+def test_events_stand_where_their_items_do(append_last):
+    """An item names its event, as an event of every item is its row and seven."""
+    lists = ragged(np.random.default_rng(2), users=30, longest=12)
+    with_events = Histories.from_lists(lists, events=[rows + 7 for rows in lists])
+    sizes = {"max_history": 5, "row_length": 9, "append_last": append_last}
+    plain, packed = pack(Histories.from_lists(lists), **sizes), pack(with_events, **sizes)
+    for name in ("history", "targets", "segments"):
+        np.testing.assert_array_equal(getattr(packed, name), getattr(plain, name))
+    np.testing.assert_array_equal(packed.events, np.where(packed.segments > 0, packed.history + 7, 0))
+    np.testing.assert_array_equal(packed.target_events, np.where(packed.targets >= 0, packed.targets + 7, 0))
+    assert pack(with_events.without_events(), **sizes)[3:] == (None, None)
+
+
+def test_events_of_single_rows():
+    lists = ragged(np.random.default_rng(3), users=9, longest=7)
+    train = Histories.from_lists(lists, events=[rows + 7 for rows in lists])
+    rows, plain = SingleRows(train, max_history=4), SingleRows(train.without_events(), max_history=4)
+    got = rows[np.arange(len(rows))]
+    np.testing.assert_array_equal(got.events, np.where(got.segments > 0, got.history + 7, 0))
+    np.testing.assert_array_equal(got.target_events, got.targets + 7)
+    assert plain[np.array([0])][3:] == (None, None)
+    assert len(rows.arrays) == len(plain.arrays) + 1  # a run on other events is another run
+
+
+def test_batches_hold_the_events_of_their_rows():
+    lists = ragged(np.random.default_rng(4), users=12, longest=6)
+    packed = pack(Histories.from_lists(lists, events=[rows + 7 for rows in lists]), max_history=4, row_length=6)
+    for batch in batches(packed, batch_size=2, num_batches=3, seed=0):
+        np.testing.assert_array_equal(batch.events, np.where(batch.segments > 0, batch.history + 7, 0))
