@@ -1,6 +1,7 @@
 """Autoregressive transformers over discrete codes, the code trie, and beam search constrained to it."""
 
 from seq_models.codes import CodeConfig, CodeModel
+from seq_models.conditions import ConditionEncoder, Conditions, ConditionSizes
 from seq_models.dense import DenseConfig, DenseTransformer
 from seq_models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from seq_models.flat import FlatDecoder, FlatDecoderConfig
@@ -42,6 +43,9 @@ __all__ = [
     "CodeConfig",
     "CodeModel",
     "CodeTrie",
+    "ConditionEncoder",
+    "ConditionSizes",
+    "Conditions",
     "DenseConfig",
     "DenseTransformer",
     "EncoderDecoder",

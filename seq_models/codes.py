@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
+from seq_models.conditions import ConditionEncoder, ConditionSizes
 from seq_models.layers import TransformerConfig, linear, products
 from seq_models.losses import child_cross_entropy, code_cross_entropy, distillation
 from seq_models.masks import ItemMask
@@ -79,6 +80,12 @@ class CodeModel(ItemModel):
         self.project = linear(config.backbone, num_features, dim, rngs, bias=True) if num_features else None
         self.ids = embedding(num_items, dim, rngs) if config.id_embedding else None
 
+    def add_conditions(self, sizes: ConditionSizes, *, rngs: nnx.Rngs) -> None:
+        """Let the model know conditions. Raises ValueError for ones by FiLM where items have no state of their own."""
+        if sizes.film and not self.config.decodes_from_state:
+            raise ValueError(f"FiLM needs one state that an item is decoded from, which {self.config.title} has not")
+        self.conditioning = ConditionEncoder(sizes, self.config.backbone, rngs=rngs)
+
     def add_heads(self, rngs: nnx.Rngs) -> None:
         """Add the output side; apart from the input side, so that a model's own layers may be drawn between them."""
         self.heads = None if self.config.tied_heads else self._new_tables(rngs)
@@ -125,9 +132,14 @@ class CodeModel(ItemModel):
         key: Key[Array, ""] | None = None,
     ) -> dict[str, Float[Array, "..."]]:
         """Cross-entropy of each level's code (`loss/level`) and of a teacher's codes (`loss/distillation`, summed)."""
-        inputs, codes = tables.inputs(batch.history), batch.target_codes(tables)
+        inputs, codes = self.training_inputs(tables, batch, key), batch.target_codes(tables)
         logits = self.logits(inputs, batch.segments, codes, key=key)
         return code_loss_terms(logits, tables, batch, trie=trie, smoothing=smoothing)
+
+    def training_inputs(self, tables: ItemTables, batch: TrainingBatch, key: Key[Array, ""] | None) -> Inputs:
+        """Inputs of a training step's positions."""
+        events, conditions = self.told(tables, batch, key)
+        return tables.inputs(batch.history)._replace(events=events, conditions=conditions)
 
     def top(
         self,
@@ -206,7 +218,7 @@ class CodeModel(ItemModel):
 
     def _steps(self, tables: ItemTables, requests: RequestBatch) -> tuple[Step, Cache]:
         """The step function of a search over these histories, and its first cache."""
-        context = self.encode_history(tables.inputs(requests.history), requests.segments)
+        context = self.encode_history(requests.inputs(tables), requests.segments)
         return functools.partial(self.decode_step, context), self.init_cache(context)
 
     def _terms(
@@ -248,7 +260,7 @@ class CodeModel(ItemModel):
             x = x + self.project(inputs.dense).astype(x.dtype)
         if self.ids is not None and inputs.ids is not None:
             x = x + self.ids(inputs.ids)
-        return x
+        return x if self.conditioning is None else self.conditioning.added(x, inputs.events, inputs.conditions)
 
     def head(self, x: Float[Array, "*b dim"], level: int) -> Float[Array, "*b size"]:
         """Logits of a level's codes."""

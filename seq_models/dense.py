@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
+from seq_models.conditions import ConditionEncoder, Conditions, ConditionSizes
 from seq_models.layers import Backbone, TransformerConfig, last_state, linear, products
 from seq_models.losses import item_cross_entropy
 from seq_models.mixture import Mixture, mixed_catalog
@@ -69,17 +70,35 @@ class DenseTransformer(ItemModel):
         history: Int[Array, "b t"],
         segments: Int[Array, "b t"],
         *,
+        events: Int[Array, "b t"] | None = None,
+        conditions: Conditions | None = None,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "b t dim"]:
         """Backbone states of histories of item rows, in the dtype in which they are multiplied with the vectors."""
-        states = self.backbone(vectors[history] * (vectors.shape[-1] ** 0.5), segments, key=key)
+        x = vectors[history] * (vectors.shape[-1] ** 0.5)
+        if self.conditioning is not None:
+            x = self.conditioning.added(x, events, conditions)
+        states = self.backbone(x, segments, key=key)
+        if self.conditioning is not None:
+            states = self.conditioning.modulated(states, conditions)
         return states.astype(self.dtype.value)
 
     def scores(
-        self, vectors: Float[Array, "items dim"], history: Int[Array, "b t"], segments: Int[Array, "b t"]
+        self,
+        vectors: Float[Array, "items dim"],
+        history: Int[Array, "b t"],
+        segments: Int[Array, "b t"],
+        *,
+        events: Int[Array, "b t"] | None = None,
+        conditions: Conditions | None = None,
     ) -> Float[Array, "b items"]:
         """Logits of every item after the history of each row, padded on either side."""
-        return products(last_state(self.states(vectors, history, segments), segments), vectors, self.dtype)
+        states = self.states(vectors, history, segments, events=events, conditions=conditions)
+        return products(last_state(states, segments), vectors, self.dtype)
+
+    def add_conditions(self, sizes: ConditionSizes, *, rngs: nnx.Rngs) -> None:
+        """Let the model know conditions."""
+        self.conditioning = ConditionEncoder(sizes, self.backbone.config, rngs=rngs)
 
     def loss_terms(
         self,
@@ -92,7 +111,9 @@ class DenseTransformer(ItemModel):
     ) -> dict[str, Float[Array, "..."]]:
         """Full-softmax cross-entropy of the next item: the whole loss, and so named."""
         vectors = self.vectors(tables.features)
-        states = self.states(vectors, batch.history, batch.segments, key=key)
+        events, conditions = self.told(tables, batch, key)
+        told: dict[str, Any] = {"events": events, "conditions": conditions}
+        states = self.states(vectors, batch.history, batch.segments, **told, key=key)
         return {"loss": item_cross_entropy(states, vectors, batch.targets, batch.weights, seen=batch.seen)}
 
     def top(
@@ -138,5 +159,6 @@ class DenseTransformer(ItemModel):
     def _log_probs(
         self, tables: ItemTables, requests: RequestBatch, mixture: Mixture | None
     ) -> Float[Array, "b items"]:
-        scores = self.scores(self.vectors(tables.features), requests.history, requests.segments)
+        told: dict[str, Any] = {"events": requests.events, "conditions": requests.conditions(tables)}
+        scores = self.scores(self.vectors(tables.features), requests.history, requests.segments, **told)
         return mixed_catalog(active_log_probs(scores, tables), mixture, requests, tables)

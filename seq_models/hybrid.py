@@ -94,7 +94,7 @@ class HybridTransformer(RQTransformer):
     ) -> dict[str, Float[Array, "..."]]:
         """The terms of codes, and the dense head's over all training items (LIGER, section 3): one pass of states."""
         backbone_key, depth_key = split_key(key, 2)
-        states = self.states(tables.inputs(batch.history), batch.segments, key=backbone_key)
+        states = self.states(self.training_inputs(tables, batch, key), batch.segments, key=backbone_key)
         logits = self.depth_logits(states, batch.target_codes(tables), key=depth_key)
         terms = code_loss_terms(logits, tables, batch, trie=trie, smoothing=smoothing)
         # An unknown item is no negative: of a zero vector it adds the same to every sum.
@@ -162,7 +162,7 @@ class HybridTransformer(RQTransformer):
         """None: the dense head reads no trie."""
 
     def _log_probs(self, tables: ItemTables, requests: RequestBatch) -> Float[Array, "b items"]:
-        states = self.encode_history(tables.inputs(requests.history), requests.segments)
+        states = self.encode_history(requests.inputs(tables), requests.segments)
         return active_log_probs(self.scores(states, self.vectors(_required(tables.features))), tables)
 
 

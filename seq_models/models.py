@@ -9,13 +9,19 @@ from __future__ import annotations
 import abc
 from typing import ClassVar
 
+import jax
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
+from seq_models.conditions import ConditionEncoder, Conditions, ConditionSizes
+from seq_models.layers import split_key
 from seq_models.mixture import Mixture
 from seq_models.scoring import LeafBlocks
 from seq_models.trie import CodeTrie
 from seq_models.types import ItemTables, Layout, RequestBatch, SoftmaxOver, TopK, TrainingBatch
+
+# Folded into a step's key, for what is left out of the conditions: the key's other uses stay what they are.
+_TOLD = 0x70_1D
 
 
 class ModelConfig(abc.ABC):
@@ -57,6 +63,24 @@ class ItemModel(nnx.Module):
     """
 
     layout: ClassVar[Layout]
+    conditioning: ConditionEncoder | None = None
+    """Embeddings of the conditions that the model knows; None: it knows none."""
+
+    def add_conditions(self, sizes: ConditionSizes, *, rngs: nnx.Rngs) -> None:
+        """Let the model know conditions on the next item. Raises ValueError where it cannot."""
+        raise ValueError(f"{type(self).__name__} knows no conditions; give another family, or no conditions")
+
+    def told(
+        self, tables: ItemTables, batch: TrainingBatch, key: Key[Array, ""] | None
+    ) -> tuple[Int[Array, "b t"] | None, Conditions | None]:
+        """Events of a training step's histories, and conditions on the items that follow; none where it knows none.
+
+        With a key a share of them is left out, so that the model learns to do without.
+        """
+        if self.conditioning is None:
+            return None, None
+        choice, drop = split_key(None if key is None else jax.random.fold_in(key, _TOLD), 2)
+        return self.conditioning.dropped(batch.events, batch.conditions(tables, key=choice), drop)
 
     @abc.abstractmethod
     def loss_terms(

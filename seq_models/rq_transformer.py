@@ -81,7 +81,8 @@ class RQTransformer(CodeModel):
         self, inputs: Inputs, segments: Int[Array, "b t"], *, key: Key[Array, ""] | None = None
     ) -> Float[Array, "b t dim"]:
         """Backbone states: entry `t` has read positions up to and including `t` of its segment."""
-        return self.backbone(self.item_states(inputs), segments, key=key)
+        states = self.backbone(self.item_states(inputs), segments, key=key)
+        return states if self.conditioning is None else self.conditioning.modulated(states, inputs.conditions)
 
     def logits(
         self,

@@ -8,7 +8,9 @@ from typing import Any, NamedTuple, SupportsInt
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from seq_models.conditions import Conditions, after_histories
 
 # All that the beams of a user share, a pytree of arrays [batch, ...]; never repeated per beam.
 Context = Any
@@ -22,12 +24,15 @@ class Inputs(NamedTuple):
     """Inputs of the positions of a history. Absent ones are None; a model adds up the embeddings of the others.
 
     `mixtures`, one array per level, replace the codes where given: a level's embedding is the mean under its mixture.
+    `events` say what was done with the items, from 1, 0 unknown; `conditions` are those on the items that follow.
     """
 
     codes: Int[Array, "b t level"]
     dense: Float[Array, "b t feature"] | None = None
     ids: Int[Array, "b t"] | None = None
     mixtures: tuple[Float[Array, "b t _"], ...] | None = None
+    events: Int[Array, "b t"] | None = None
+    conditions: Conditions | None = None
 
 
 class Prefixes(NamedTuple):
@@ -64,13 +69,16 @@ class SoftmaxOver(enum.Enum):
 class ItemTables(NamedTuple):
     """Per item row, on the device: codes, dense input (None: there is none), and membership in the training set.
 
-    Rows behind the last item's are spare capacity. `active` marks rows whose item may be recommended; None: all.
+    Rows behind the last item's are spare capacity. `active` marks rows whose item may be recommended; None: all. What
+    an item is as the answer to a condition: the `groups` it is in, from 1, 0 behind them, and the vector of its text.
     """
 
     codes: Int[Array, "items level"]
     features: Float[Array, "items feature"] | None
     known: Bool[Array, " items"]
     active: Bool[Array, " items"] | None = None
+    groups: Int[Array, "items m"] | None = None
+    texts: Float[Array, "items text"] | None = None
 
     @classmethod
     def from_arrays(
@@ -80,6 +88,8 @@ class ItemTables(NamedTuple):
         train_counts: Int[np.ndarray, " items"],
         *,
         active: Bool[np.ndarray, " items"] | None = None,
+        groups: Int[np.ndarray, "items m"] | None = None,
+        texts: Float[np.ndarray, "items text"] | None = None,
         rows: int | None = None,
     ) -> ItemTables:
         """Tables on the default device; with `rows`, so many in all, zeros (and False) behind the items'."""
@@ -88,12 +98,36 @@ class ItemTables(NamedTuple):
             spare = 0 if rows is None else rows - len(values)
             return jax.device_put(np.pad(values, ((0, spare), *((0, 0),) * (values.ndim - 1))) if spare else values)
 
-        dense = None if features is None else put(features)
-        return cls(put(codes), dense, put(train_counts > 0), None if active is None else put(active))
+        dense, told = (None if x is None else put(x) for x in (features, active))
+        return cls(
+            put(codes), dense, put(train_counts > 0), told, *(None if x is None else put(x) for x in (groups, texts))
+        )
 
     def inputs(self, rows: Int[Array, "b t"]) -> Inputs:
         """Inputs of positions that hold these item rows."""
         return Inputs(self.codes[rows], None if self.features is None else self.features[rows], rows)
+
+    def conditions(
+        self, rows: Int[Array, "*n"], events: Int[Array, "*n"] | None, *, key: Key[Array, ""] | None = None
+    ) -> Conditions:
+        """Conditions that these items meet, with these events; any for row -1.
+
+        Of an item in several groups, one: with a key a drawn one, else the first.
+        """
+        some, at = rows >= 0, jnp.maximum(rows, 0)
+        event = None if events is None else jnp.where(some, events, 0)
+        group = None if self.groups is None else jnp.where(some, _one_of(self.groups[at], key), 0)
+        text = None if self.texts is None else jnp.where(some[..., None], self.texts[at], 0.0)
+        return Conditions(event, group, text)
+
+
+def _one_of(groups: Int[Array, "*n m"], key: Key[Array, ""] | None) -> Int[Array, "*n"]:
+    """One of each item's groups, 0 where it has none."""
+    if key is None or groups.shape[-1] == 1:
+        return groups[..., 0]
+    number = jnp.maximum(jnp.sum(groups > 0, axis=-1), 1)
+    drawn = jax.random.randint(key, number.shape, 0, number)
+    return jnp.take_along_axis(groups, drawn[..., None], axis=-1)[..., 0]
 
 
 class TeacherItems(NamedTuple):
@@ -110,7 +144,8 @@ class TrainingBatch(NamedTuple):
     """Histories of item rows and the items that followed, in the model's layout.
 
     `segments` numbers the histories of a row from 1, 0 being padding; `targets` is -1 where there is none. `seen` are
-    the items that a target cannot be, -1 for none.
+    the items that a target cannot be, -1 for none. `events` are those of the history's items, `target_events` those of
+    the targets.
     """
 
     history: Int[Array, "b t"]
@@ -118,6 +153,15 @@ class TrainingBatch(NamedTuple):
     targets: Int[Array, "*n"]
     teacher: TeacherItems | None = None
     seen: Int[Array, "*n t"] | None = None
+    events: Int[Array, "b t"] | None = None
+    target_events: Int[Array, "*n"] | None = None
+
+    def conditions(self, tables: ItemTables, *, key: Key[Array, ""] | None = None) -> Conditions:
+        """The conditions on the item after each position of the history, which that item meets."""
+        wanted = tables.conditions(self.targets, self.target_events, key=key)
+        if self.targets.ndim == self.history.ndim:
+            return wanted
+        return after_histories(tables.conditions(self.history, self.events), wanted, self.segments)
 
     def without_repeats(self) -> TrainingBatch:
         """The batch where no item follows itself: `seen` is each position's own history; a target in it is none."""
@@ -162,7 +206,8 @@ class RequestBatch(NamedTuple):
     """Histories of item rows, one per row, the items that may be returned, and factors of items' probabilities.
 
     `segments` is 1 where `history` holds an item. `allowed` (None: all) has one row for all histories, or one for each;
-    `denied` are item rows, -1 for none.
+    `denied` are item rows, -1 for none. `events` are those of the history's items; `asked`, one per history, are the
+    conditions on what is recommended.
     """
 
     history: Int[Array, "b t"]
@@ -170,6 +215,17 @@ class RequestBatch(NamedTuple):
     allowed: Bool[Array, "b items"] | None = None
     denied: Int[Array, "b n"] | None = None
     boosts: Boosts | None = None
+    events: Int[Array, "b t"] | None = None
+    asked: Conditions | None = None
+
+    def inputs(self, tables: ItemTables) -> Inputs:
+        """Inputs of the histories' positions."""
+        return tables.inputs(self.history)._replace(events=self.events, conditions=self.conditions(tables))
+
+    def conditions(self, tables: ItemTables) -> Conditions:
+        """The conditions on the item after each position: those that the history's items meet, and what is asked."""
+        own = tables.conditions(self.history, self.events)
+        return after_histories(own, Conditions() if self.asked is None else self.asked, self.segments)
 
 
 class TopK(NamedTuple):

@@ -1,0 +1,162 @@
+"""Conditions on the next item: what is asked of it, told to each position beside the item that the position holds.
+
+Position `t` of a row carries the condition of item `t + 1`: of the training data what that item was (its event, its
+group, a text of it), of a request what is wanted. Each part is embedded and either added to what the position reads or
+scales and shifts the state that the next item is decoded from (FiLM, Perez et al., AAAI 2018). Training leaves parts
+out at random, so that "any" is learned too. All embeddings begin at zero: a fresh model is the unconditioned one.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+from seq_models.layers import TransformerConfig
+
+
+class Conditions(NamedTuple):
+    """Conditions on the items that follow, one per position or per request; a part that is None is "any" everywhere.
+
+    Events and groups are numbered from 1, 0 being any; the vector of any text is zero.
+    """
+
+    event: Int[Any, "*n"] | None = None
+    group: Int[Any, "*n"] | None = None
+    text: Float[Any, "*n dim"] | None = None
+
+
+@dataclass(frozen=True)
+class ConditionSizes:
+    """Numbers of events and groups, and width of texts, that a model's conditions may have; 0: no such condition."""
+
+    event: int = 0
+    """Events that the next item may be asked for."""
+    group: int = 0
+    """Groups of items that it may be asked from."""
+    text: int = 0
+    """Dimensions of a text's vector."""
+    inputs: int = 0
+    """Events of the history's items, which are inputs and no conditions."""
+    film: bool = False
+    """Conditions scale and shift the state before the next item is decoded, instead of being added to the input."""
+    drop: float = 0.1
+    """Share of the conditions that training leaves out."""
+
+    def __post_init__(self) -> None:
+        if min(self.event, self.group, self.text, self.inputs) < 0 or not 0 <= self.drop < 1:
+            raise ValueError(f"expected sizes of at least 0 and drop in [0, 1), got {self}")
+
+
+class ConditionEncoder(nnx.Module):
+    """Embeddings of conditions, and of the events of the history, for states of a transformer's width."""
+
+    def __init__(self, sizes: ConditionSizes, config: TransformerConfig, *, rngs: nnx.Rngs) -> None:
+        self.sizes, dim = sizes, config.dim
+        width = 2 * dim if sizes.film else dim
+
+        def table(size: int, width: int) -> nnx.Embed | None:
+            zeros = nnx.initializers.zeros_init()
+            return nnx.Embed(size + 1, width, embedding_init=zeros, rngs=rngs) if size else None
+
+        self.inputs = table(sizes.inputs, dim)
+        self.event, self.group = table(sizes.event, width), table(sizes.group, width)
+        self.text = TextProjection(sizes.text, width) if sizes.text else None
+
+    def added(
+        self,
+        x: Float[Array, "b t dim"],
+        events: Int[Array, "b t"] | None,
+        conditions: Conditions | None,
+    ) -> Float[Array, "b t dim"]:
+        """What positions read, with the events of their items and, unless these modulate states, the conditions."""
+        if self.inputs is not None:
+            x = x + _looked_up(self.inputs, events, x).astype(x.dtype)
+        told = None if self.sizes.film else self._encoded(x, conditions)
+        return x if told is None else x + told.astype(x.dtype)
+
+    def modulated(self, states: Float[Array, "b t dim"], conditions: Conditions | None) -> Float[Array, "b t dim"]:
+        """States scaled and shifted by the conditions, if that is how they are told; otherwise as they are."""
+        told = self._encoded(states, conditions) if self.sizes.film else None
+        if told is None:
+            return states
+        scale, shift = jnp.split(told, 2, axis=-1)
+        return states * (1 + scale).astype(states.dtype) + shift.astype(states.dtype)
+
+    def dropped(
+        self, events: Int[Array, "b t"] | None, conditions: Conditions, key: Key[Array, ""] | None
+    ) -> tuple[Int[Array, "b t"] | None, Conditions]:
+        """Events and conditions of a training step, with a share of each part made unknown: half of it row by row, so
+        that nothing may be known, half position by position. Without a key as they are."""
+        if key is None or not self.sizes.drop:
+            return events, conditions
+        parts = (events, *conditions)
+        keys, rate = jax.random.split(key, len(parts)), self.sizes.drop / 2
+        kept = [None if x is None else _left_out(x, rate, k) for x, k in zip(parts, keys, strict=True)]
+        return kept[0], Conditions(*kept[1:])
+
+    def _encoded(self, x: Float[Array, "b t dim"], conditions: Conditions | None) -> Float[Array, "b t width"] | None:
+        """The sum of the embeddings of all parts, for positions as `x` has them; None: the model knows none."""
+        event, group, text = Conditions() if conditions is None else conditions
+        parts: list[Array] = []
+        if self.event is not None:
+            parts.append(_looked_up(self.event, event, x))
+        if self.group is not None:
+            parts.append(_looked_up(self.group, group, x))
+        if self.text is not None:
+            parts.append(self.text(text, x))
+        return functools.reduce(jnp.add, parts) if parts else None
+
+
+class TextProjection(nnx.Module):
+    """A matrix from a text's vector to what is told of it, and what is told of any text."""
+
+    def __init__(self, size: int, width: int) -> None:
+        self.matrix, self.any = nnx.Param(jnp.zeros((size, width))), nnx.Param(jnp.zeros(width))
+
+    def __call__(self, text: Float[Array, "b t text"] | None, x: Float[Array, "b t dim"]) -> Float[Array, "b t width"]:
+        """What positions, as `x` has them, are told."""
+        nothing = jnp.broadcast_to(self.any[...][None, None], (*x.shape[:2], self.any.shape[0]))
+        if text is None:
+            return nothing
+        return jnp.where(jnp.any(text != 0, axis=-1, keepdims=True), jnp.matmul(text, self.matrix[...]), nothing)
+
+
+def _looked_up(
+    table: nnx.Embed, codes: Int[Array, "b t"] | None, x: Float[Array, "b t dim"]
+) -> Float[Array, "b t width"]:
+    return table(jnp.zeros(x.shape[:2], jnp.int32) if codes is None else codes)
+
+
+def _left_out(x: Array, rate: float, key: Key[Array, ""]) -> Array:
+    rows, places = jax.random.split(key)
+    gone = jax.random.bernoulli(rows, rate, (x.shape[0], 1)) | jax.random.bernoulli(places, rate, x.shape[:2])
+    return jnp.where(gone.reshape(*x.shape[:2], *(1,) * (x.ndim - 2)), jnp.zeros_like(x), x)
+
+
+def after_histories(own: Conditions, last: Conditions, segments: Int[Array, "b t"]) -> Conditions:
+    """Conditions at every position of rows with one history each, from those that its items met and the next one's.
+
+    `own` are the items' own: position `t` carries those of item `t + 1`. The last item's carries `last`, one per row.
+    """
+    if all(part is None for part in (*own, *last)):
+        return own
+    index = jnp.arange(segments.shape[1])[None]
+    at_end = index == jnp.max(jnp.where(segments != 0, index, -1), axis=1, keepdims=True)
+
+    def one(of_items: Array | None, asked: Array | None) -> Array | None:
+        if of_items is None:
+            if asked is None:
+                return None
+            of_items = jnp.zeros((*segments.shape, *asked.shape[1:]), asked.dtype)
+        if asked is None:
+            asked = jnp.zeros_like(of_items[:, 0])
+        following = jnp.roll(of_items, -1, axis=1)
+        return jnp.where(at_end.reshape(*at_end.shape, *(1,) * (asked.ndim - 1)), asked[:, None], following)
+
+    return Conditions(*(one(a, b) for a, b in zip(own, last, strict=True)))
