@@ -237,6 +237,41 @@ class Movielens(_Recorded):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TencentGR(_Recorded):
+    """TencentGR-1M or -10M (Tencent advertising challenge 2025), from the Parquet folders that you downloaded."""
+
+    release: Literal["1m", "10m"]
+    """Release: 1m or 10m."""
+    manual_dir: PathOrUrl
+    """Folder with seq, item_feat and, for --embeddings, mm_emb."""
+    data_dir: PathOrUrl = Path("data/tfds")
+    """Folder for the prepared array_record files."""
+    users: int | None = None
+    """Read only so many users, drawn by --seed; none given: all."""
+    seed: int = 0
+    """Seed that draws the users."""
+    embeddings: tuple[int, ...] = ()
+    """Multi-modal embeddings to read, by number: 81 makes the vector column emb_81; they need --item-ids."""
+    item_ids: PathOrUrl | None = None
+    """Table with item_id, as in seq, and anonymous_cid, as in mm_emb: indexer.pkl, which has both, is never opened."""
+
+    def read(self) -> Dataset:
+        from semid.data import read_tencentgr
+
+        return read_tencentgr(
+            self.release,
+            manual_dir=self.manual_dir,
+            data_dir=self.data_dir,
+            users=self.users,
+            seed=self.seed,
+            embeddings=self.embeddings,
+            item_ids=self.item_ids,
+            split_rule=self.split_rule,
+            ties=self.ties,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Simulated(_Source):
     """Generate the embedded simulated catalogue, whose true next-item distribution is known."""
 
@@ -274,6 +309,7 @@ Source = Union[  # noqa: UP007 - tyro names subcommands by annotation
     Annotated[HuggingFace, tyro.conf.subcommand("huggingface")],
     Annotated[AmazonReviews, tyro.conf.subcommand("amazon-reviews")],
     Annotated[Movielens, tyro.conf.subcommand("movielens")],
+    Annotated[TencentGR, tyro.conf.subcommand("tencentgr")],
     Annotated[Simulated, tyro.conf.subcommand("simulated")],
 ]
 

@@ -64,6 +64,7 @@ __all__ = [
     "read_ids",
     "read_movielens",
     "read_table",
+    "read_tencentgr",
     "read_text",
     "table_kind",
     "usual_tags",
@@ -72,9 +73,10 @@ __all__ = [
 if _TYPE_CHECKING:
     from semid.data.builders import read_amazon_reviews as read_amazon_reviews
     from semid.data.builders import read_movielens as read_movielens
+    from semid.data.builders import read_tencentgr as read_tencentgr
 
 
 def __getattr__(name: str) -> _Any:
-    if name not in ("read_amazon_reviews", "read_movielens"):
+    if name not in ("read_amazon_reviews", "read_movielens", "read_tencentgr"):
         raise AttributeError(f"module 'semid.data' has no attribute {name!r}")
     return getattr(_importlib.import_module("semid.data.builders"), name)

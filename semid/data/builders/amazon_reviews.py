@@ -27,7 +27,7 @@ from semid.data.builders.raw import (
     parse_lines,
     read_interactions,
 )
-from semid.data.builders.tables import RawFile, TableBuilder, locate, read_dataset
+from semid.data.builders.tables import RatingsBuilder, RawFile, locate, read_dataset
 from semid.data.dataset import Dataset
 from semid.data.splits import LeaveOneOut, SplitRule
 from semid.data.ties import SourceOrder, TieRule
@@ -103,7 +103,7 @@ class AmazonConfig(tfds.core.BuilderConfig):
     category: str = ""
 
 
-class AmazonReviews(TableBuilder):
+class AmazonReviews(RatingsBuilder):
     """5-core Amazon reviews of a year and a category; the items are the reviewed ones, with their metadata.
 
     The published files are taken as they are: no further k-core filter.

@@ -19,7 +19,7 @@ from semid.data.builders.raw import (
     parse_lines,
     read_interactions,
 )
-from semid.data.builders.tables import RawFile, TableBuilder, locate, read_dataset
+from semid.data.builders.tables import RatingsBuilder, RawFile, locate, read_dataset
 from semid.data.dataset import Dataset
 from semid.data.splits import LeaveOneOut, SplitRule
 from semid.data.ties import SourceOrder, TieRule
@@ -35,7 +35,7 @@ CHECKSUMS = MappingProxyType({"ml-1m.zip": "a6898adb50b9ca05aa231689da44c217cb52
 _RATINGS, _MOVIES = "ml-1m/ratings.dat", "ml-1m/movies.dat"
 
 
-class Movielens1m(TableBuilder):
+class Movielens1m(RatingsBuilder):
     """MovieLens-1M: every rating an interaction, every rated movie an item. Users' attributes are not read."""
 
     MANUAL_DOWNLOAD_INSTRUCTIONS = f"""Put {ARCHIVE.name} from {ARCHIVE.page}, or the folder ml-1m/ unpacked from it,

@@ -19,6 +19,7 @@ import pyarrow as pa
 import tensorflow_datasets as tfds
 
 from semid import artifacts
+from semid.arrow import to_lists
 from semid.artifacts import sha256
 from semid.data.builders.raw import Interactions
 from semid.data.dataset import Dataset
@@ -46,7 +47,6 @@ class TableBuilder(tfds.core.GeneratorBasedBuilder):
     """
 
     VERSION = tfds.core.Version("1.0.0")
-    TEXTS: ClassVar[tuple[str, ...]]  # text columns of the items, next to `item_id` and the list `categories`
 
     def __init__(self, *, checksums: Mapping[str, str] | None = None, **kwargs: Any) -> None:
         self.checksums = dict(checksums or {})
@@ -56,31 +56,24 @@ class TableBuilder(tfds.core.GeneratorBasedBuilder):
     def _located(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Path]:
         """The raw files of this table by name, found or downloaded."""
 
+    @property
     @abc.abstractmethod
-    def _interactions(self, paths: Mapping[str, Path]) -> Interactions:
-        """All interactions, in file order."""
+    def _features(self) -> dict[str, Any]:
+        """TFDS features of this table's records; times of a history are milliseconds since 1970."""
 
     @abc.abstractmethod
-    def _items(self, paths: Mapping[str, Path], wanted: set[str]) -> dict[str, dict]:
-        """Texts and categories of the `wanted` items that have metadata."""
+    def _generate_records(self, paths: Mapping[str, Path]) -> Iterator[dict]:
+        """The records of this table."""
 
     @property
     def _holds_items(self) -> bool:
         return self.builder_config.name.endswith("items")
 
     def _info(self) -> tfds.core.DatasetInfo:
-        text = tfds.features.Text()
-        items = {"item_id": text, **dict.fromkeys(self.TEXTS, text), "categories": tfds.features.Sequence(text)}
-        histories = {
-            "user_id": text,
-            "item_id": tfds.features.Sequence(text),
-            "timestamp": tfds.features.Tensor(shape=(None,), dtype=np.int64),  # milliseconds since 1970
-            "rating": tfds.features.Tensor(shape=(None,), dtype=np.float32),
-        }
         return tfds.core.DatasetInfo(
             builder=self,
             description=self.__doc__,
-            features=tfds.features.FeaturesDict(items if self._holds_items else histories),
+            features=tfds.features.FeaturesDict(self._features),
             metadata=tfds.core.MetadataDict(),
             disable_shuffling=True,
         )
@@ -94,8 +87,37 @@ class TableBuilder(tfds.core.GeneratorBasedBuilder):
         return {SPLIT: self._generate_examples(paths)}
 
     def _generate_examples(self, paths: Mapping[str, Path]) -> Iterator[tuple[int, dict]]:
+        yield from enumerate(self._generate_records(paths))
+
+
+class RatingsBuilder(TableBuilder):
+    """A source of ratings in lines, and of metadata of the rated items."""
+
+    TEXTS: ClassVar[tuple[str, ...]]  # text columns of the items, next to `item_id` and the list `categories`
+
+    @abc.abstractmethod
+    def _interactions(self, paths: Mapping[str, Path]) -> Interactions:
+        """All interactions, in file order."""
+
+    @abc.abstractmethod
+    def _items(self, paths: Mapping[str, Path], wanted: set[str]) -> dict[str, dict]:
+        """Texts and categories of the `wanted` items that have metadata."""
+
+    @property
+    def _features(self) -> dict[str, Any]:
+        text = tfds.features.Text()
+        if self._holds_items:
+            return {"item_id": text, **dict.fromkeys(self.TEXTS, text), "categories": tfds.features.Sequence(text)}
+        return {
+            "user_id": text,
+            "item_id": tfds.features.Sequence(text),
+            "timestamp": tfds.features.Tensor(shape=(None,), dtype=np.int64),
+            "rating": tfds.features.Tensor(shape=(None,), dtype=np.float32),
+        }
+
+    def _generate_records(self, paths: Mapping[str, Path]) -> Iterator[dict]:
         interactions = self._interactions(paths)
-        yield from enumerate(self._item_records(paths, interactions) if self._holds_items else interactions.histories())
+        return self._item_records(paths, interactions) if self._holds_items else interactions.histories()
 
     def _item_records(self, paths: Mapping[str, Path], interactions: Interactions) -> Iterator[dict]:
         known = self._items(paths, set(interactions.item_ids))
@@ -138,13 +160,14 @@ def read_dataset(
 ) -> Dataset:
     """The dataset of an items and a histories builder, prepared if they are not yet.
 
-    A line that repeats user, item and time of an earlier one is the same review once more and left out; a user's
+    A line that repeats user, item, time and event of an earlier one is the same once more and left out; a user's
     interactions with an item at different times all stay. Ratings stay out too: what counts is that an item was rated.
     """
     items, histories = (_records(builder, artifacts.fetched(manual_dir)) for builder in builders)
-    interactions = _interaction_table(histories)
+    interactions = _interaction_table(histories, builders[1].info.features)
     distinct = _without_repeats(interactions)
-    files = {file: digest for builder in builders for file, digest in builder.info.metadata["sha256"].items()}
+    metadata = [builder.info.metadata for builder in builders]
+    files, counts = ({k: v for each in metadata for k, v in each.get(key, {}).items()} for key in ("sha256", "counts"))
     dropped = interactions.num_rows - distinct.num_rows
     return Dataset.build(
         _item_table(items),
@@ -152,7 +175,7 @@ def read_dataset(
         name=name,
         split_rule=split_rule,
         ties=ties,
-        source=source | {"sha256": files, "repeated lines left out": dropped},
+        source=source | {"sha256": files, "repeated lines left out": dropped, **counts},
     )
 
 
@@ -181,7 +204,14 @@ def _check_same(what: str, digest: str, expected: str, fix: str) -> None:
 
 
 def _item_table(records: list[dict]) -> pa.Table:
-    return pa.table({column: pa.array([_value(record[column]) for record in records]) for column in records[0]})
+    return pa.table({column: _column([record[column] for record in records]) for column in records[0]})
+
+
+def _column(values: list) -> pa.Array:
+    """Vectors as fixed-size lists, texts as strings or lists of them; what is empty is null."""
+    if isinstance(values[0], np.ndarray) and values[0].dtype == np.float32:
+        return to_lists(np.stack(values))
+    return pa.array([_value(value) for value in values])
 
 
 def _value(value: bytes | list[bytes]) -> str | list[str] | None:
@@ -191,17 +221,26 @@ def _value(value: bytes | list[bytes]) -> str | list[str] | None:
     return [each.decode() for each in value] or None
 
 
-def _interaction_table(histories: list[dict]) -> pa.Table:
+def _interaction_table(histories: list[dict], features: tfds.features.FeaturesDict) -> pa.Table:
     users = pa.array([record["user_id"].decode() for record in histories])
     lengths = [len(record["item_id"]) for record in histories]
     time = np.concatenate([record["timestamp"] for record in histories])
-    return pa.table(
-        {
-            "user_id": users.take(pa.array(np.repeat(np.arange(len(users)), lengths))),
-            "item_id": pa.array([item.decode() for record in histories for item in record["item_id"]]),
-            "timestamp": pa.array(time).cast(pa.timestamp("ms")),  # `Dataset.build` keeps the order within a second
-        }
-    )
+    columns = {
+        "user_id": users.take(pa.array(np.repeat(np.arange(len(users)), lengths))),
+        "item_id": _ids([record["item_id"] for record in histories]),
+        "timestamp": pa.array(time).cast(pa.timestamp("ms")),  # `Dataset.build` keeps the order within a second
+    }
+    if "event" in features:
+        names = pa.array(features["event"].feature.names)
+        columns["event"] = names.take(pa.array(np.concatenate([record["event"] for record in histories])))
+    return pa.table(columns)
+
+
+def _ids(values: list) -> pa.Array:
+    """Ids, texts or numbers, as strings."""
+    if isinstance(values[0], np.ndarray):
+        return pa.array(np.concatenate(values)).cast(pa.string())
+    return pa.array([each.decode() for value in values for each in value])
 
 
 def _without_repeats(interactions: pa.Table) -> pa.Table:
