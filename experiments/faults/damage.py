@@ -179,7 +179,7 @@ def lay_out(kind: str, world: Path, folder: Path) -> tuple[Path, ...]:
     if kind == "report data":
         for name in ("dataset", "catalog", "model"):
             shutil.copytree(world / name, folder / name)
-        for name in ("metrics.json", "examples.json"):
+        for name in ("metrics.json", *read_json(world / "metrics.json")["files"]):
             shutil.copy(world / name, folder / name)
     elif kind == "bulk outputs":
         shutil.copytree(world / "codes", folder)
