@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from semid.cli.choices import PathOrUrl, load_ranker
 from semid.cli.console import console
 from semid.data import Dataset, Tags
 from semid.errors import SemidError
-from semid.evaluation import Metrics
+from semid.evaluation import Metrics, TargetValues
 from semid.graphs import ItemGraph
 from semid.recommender import Recommender
 from seq_models import RQTransformerConfig
@@ -67,6 +67,9 @@ class Evaluate:
     tags: str | None = None
     """Column of the items that divides them (category, brand, genre), for metrics of lists; the first of which the name
     says category, genre or tag, where not given."""
+    event_values: dict[str, float] = field(default_factory=dict)
+    """Values of events of the targets, EVENT NUMBER, for scores by value (weighted_*, value_*): others count 0. None
+    given: exposure 0, click 1, conversion 2.5, where the dataset has no other events."""
     other_dataset: bool = False
     """Measure on a dataset the model was not trained on; its test targets may have been trained on."""
     out: PathOrUrl | None = None
@@ -76,7 +79,7 @@ class Evaluate:
     then."""
 
     def run(self) -> None:
-        from semid.evaluation import examples_file, users_file
+        from semid.evaluation import examples_file, target_values, users_file
 
         if not self.model:
             raise SemidError("evaluate: expected at least one model folder after --model, got none")
@@ -86,6 +89,7 @@ class Evaluate:
         dataset = Dataset.load(self.dataset)
         if self.tags is not None:
             Tags.from_column(dataset.items, self.tags)  # its faults before the work
+        valued = target_values(dataset, split=self.split, values=self.event_values or None)
         loaded = {path: self._load(path) for path in self.model}
         provenance = self._provenance(dataset, loaded)
         models = {name: loaded[path] for path, name in _names(loaded).items()}
@@ -93,12 +97,12 @@ class Evaluate:
             provenance["catalog"] = next(m.catalog.digest for m in models.values() if isinstance(m, Recommender))
         provenance["request"] = self._request(dataset, provenance)
         if before := _measured(out, provenance["request"], companions):
-            self._print(before["rows"], before["lists"], before["provenance"], models, dataset)
+            self._print(before, models, dataset)
             console.print(
                 f"{artifacts.shown(str(out))}: measured before, of the same models, dataset and options; skipped"
             )
             return
-        self._measure(models, dataset, provenance, out, examples)
+        self._measure(models, dataset, provenance, out, examples, valued)
         console.print(f"wrote {artifacts.shown(str(out))}")
 
     def _measure(
@@ -108,6 +112,7 @@ class Evaluate:
         provenance: dict[str, Any],
         out: Path,
         examples: Path | None,
+        valued: TargetValues | None,
     ) -> None:
         """Measure, print, write the examples of the first model and then the metrics."""
         from semid.evaluation import (
@@ -115,6 +120,7 @@ class Evaluate:
             baselines,
             compare,
             compare_lists,
+            compare_values,
             half_width,
             main_cutoff,
             user_table,
@@ -137,16 +143,17 @@ class Evaluate:
         }
         k = main_cutoff(self.ks)
         lists = compare_lists(measured, rankers, dataset, split=self.split, k=k, tags=self.tags)
+        values = None if valued is None else compare_values(measured, valued, k=k)
         compared = _accuracies((k,)).values()
         half = {name: {key: half_width(measured[name].per_example[key]) for key in compared} for name in models}
         provenance |= {"beam_against_exact": searched, "half_width_95": half}
-        self._print(rows, lists, provenance, models, dataset)
+        self._print({"rows": rows, "lists": lists, "values": values, "provenance": provenance}, models, dataset)
         first = next(iter(models))
         out.parent.mkdir(parents=True, exist_ok=True)
         shown = self._examples(models[first], first, measured, dataset) if examples else None
         provenance = measured[first].provenance | provenance
         users = user_table(measured, dataset, split=self.split)
-        write_metrics(out, self.split, rows, provenance, examples=shown, users=users, lists=lists)
+        write_metrics(out, self.split, rows, provenance, examples=shown, users=users, lists=lists, values=values)
 
     def _examples(
         self, model: Recommender | ItemGraph, name: str, measured: Mapping[str, Metrics], dataset: Dataset
@@ -168,14 +175,15 @@ class Evaluate:
 
     def _print(
         self,
-        rows: Sequence[dict],
-        lists: Mapping[str, Any],
-        provenance: Mapping[str, Any],
+        content: Mapping[str, Any],
         models: Mapping[str, Recommender | ItemGraph],
         dataset: Dataset,
     ) -> None:
+        rows, provenance = content["rows"], content["provenance"]
         console.print(metrics_table(rows, self.ks))
-        console.print(lists_table(lists))
+        console.print(lists_table(content["lists"]))
+        if values := content.get("values"):
+            console.print(values_table(values))
         if unseen := [name for name, model in models.items() if not model.repeats]:
             share = f"{100 * dataset.repeats.share:.3g}% of the training targets stand in their own history"
             console.print(f"{', '.join(unseen)}: items of the history are left out ({share})")
@@ -202,6 +210,7 @@ class Evaluate:
     def _request(self, dataset: Dataset, provenance: Mapping[str, Any]) -> str:
         """Digest of all that determines the figures."""
         given = {name: getattr(self, name) for name in ("model", "split", "ks", "beam_size", "exclude_seen", "tags")}
+        given |= {"event_values": self.event_values} if self.event_values else {}
         of_models = {name: provenance.get(name) for name in ("models", "catalog")}
         return artifacts.sha256_json({"version": _VERSION, "dataset": dataset.digest, **of_models, **given})
 
@@ -246,6 +255,17 @@ def lists_table(lists: Mapping[str, Any]) -> Table:
     table = Table(f"lists of {lists['k']}", *shown.values(), box=box.SIMPLE)
     for row in lists["rows"]:
         table.add_row(row["model"], *(f"{row[key]['value']:.3f}" if key in row else "" for key in shown))
+    return table
+
+
+def values_table(values: Mapping[str, Any]) -> Table:
+    """Models as lines, scores by the value of events as columns, in both readings."""
+    shown = [f"{reading}_{name}" for reading in ("weighted", "value") for name in ("recall", "ndcg", "score")]
+    short = [name.replace("weighted", "w").replace("recall", "R").replace("ndcg", "N") for name in shown]
+    worth = ", ".join(f"{event} {value:g}" for event, value in values["values"].items())
+    table = Table(f"value@{values['k']}", *short, box=box.SIMPLE, title=f"targets by value: {worth}")
+    for row in values["rows"]:
+        table.add_row(row["model"], *(f"{row[name]:.4f}" for name in shown))
     return table
 
 

@@ -28,8 +28,10 @@ from semid.evaluation.metrics import (
     item_places,
     paired_bootstrap,
 )
+from semid.evaluation.values import EVENT_VALUES, TargetValues, compare_values, target_values, value_scores
 
 __all__ = [
+    "EVENT_VALUES",
     "GROUPS",
     "Bigram",
     "ListTraits",
@@ -37,11 +39,13 @@ __all__ = [
     "Metrics",
     "Popularity",
     "Ranker",
+    "TargetValues",
     "accuracy",
     "against_exact",
     "baselines",
     "compare",
     "compare_lists",
+    "compare_values",
     "evaluate",
     "example_users",
     "examples_file",
@@ -52,7 +56,9 @@ __all__ = [
     "list_metrics",
     "main_cutoff",
     "paired_bootstrap",
+    "target_values",
     "user_table",
     "users_file",
+    "value_scores",
     "write_metrics",
 ]

@@ -365,16 +365,17 @@ def write_metrics(
     examples: Sequence[Mapping[str, Any]] | None = None,
     users: pa.Table | None = None,
     lists: Mapping[str, Any] | None = None,
+    values: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write `metrics.json`: the split, one row a model, metrics of lists (see `compare_lists`), how all was measured.
+    """Write `metrics.json`: the split, one row a model, metrics of lists (see `compare_lists`), scores by the value of
+    events (see `compare_values`), how all was measured.
 
     `examples` of recommendations (see `example_users`) go to `examples_file` next to it and accuracies of `users` (see
     `user_table`) to `users_file`; it has the digests of both.
     """
     path = artifacts.place(path)
     content: dict[str, Any] = {"split": split, "rows": [dict(row) for row in rows], "provenance": dict(provenance)}
-    if lists is not None:
-        content["lists"] = dict(lists)
+    content |= {name: dict(part) for name, part in (("lists", lists), ("values", values)) if part is not None}
     written = []
     if examples is not None:
         artifacts.write_json(examples_file(path), examples)

@@ -316,11 +316,18 @@ def test_a_simulated_world_and_k_means_and_sasrec(tmp_path, capsys):
     train = f"train --dataset {{t}}/d --catalog {{t}}/c {GENERATOR}"
     run(f"{train} --out {{t}}/ids --features sasrec {BACKBONE}", t=tmp_path)
     run(f"{train} --out {{t}}/content sasrec {BACKBONE}", t=tmp_path)
-    run("evaluate --model {t}/ids {t}/content --dataset {t}/d", t=tmp_path)
-    rows = {row["model"]: row for row in json.loads((tmp_path / "metrics.json").read_text())["rows"]}
+    run("evaluate --model {t}/ids {t}/content --dataset {t}/d --event-values click 1 buy 2.5", t=tmp_path)
+    written = json.loads((tmp_path / "metrics.json").read_text())
+    rows = {row["model"]: row for row in written["rows"]}
     assert list(rows) == ["sasrec", "sasrec-content", "popularity", "bigram", "oracle"]
     assert rows["oracle"]["recall@10"] > rows["popularity"]["recall@10"]
-    assert "dataset simulated" in capsys.readouterr().out
+    assert written["values"]["values"] == {"buy": 2.5, "click": 1.0, "exposure": 0.0}
+    assert sum(written["values"]["targets"].values()) == 60
+    assert [row["model"] for row in written["values"]["rows"]] == list(rows)
+    assert all(0 <= row["value_score"] <= 1 for row in written["values"]["rows"])
+    printed = capsys.readouterr().out
+    assert "dataset simulated" in printed
+    assert "targets by value: buy 2.5, click 1, exposure 0" in printed
 
 
 @pytest.mark.parametrize("family", ["encoder-decoder --kv-heads 1", "flat --remat full", "hybrid --temperature 0.1"])
@@ -474,6 +481,8 @@ BAD = [
     ("import-codes --codes {h}/I.parquet --dataset {h}/dataset --out {t}/c", "I.parquet: line 1: byte .* is not UTF-8"),
     ("import-codes --codes {h}/metrics.json --dataset {h}/dataset --out {t}/c",
      "metrics.json: item 'split': 'test' is no"),
+    ("evaluate --model {h}/model --dataset {h}/dataset --out {t}/m.json --event-values click 1",
+     "has no events that could have values; it needs a column 'event'"),
     ("report", "expected at least one run folder"),
     ("report {t}", "metrics.json: no such file; `semid evaluate"),
     ("prepare simulated --out {t}/d --num-items 3", "expected 72 items or more .*, got 3"),
