@@ -7,6 +7,7 @@ from seq_models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from seq_models.flat import FlatDecoder, FlatDecoderConfig
 from seq_models.hybrid import HybridConfig, HybridTransformer
 from seq_models.layers import Precision, Remat, TransformerConfig, dropout, last_state, linear, split_key
+from seq_models.limits import GroupLimits
 from seq_models.losses import (
     code_cross_entropy,
     constrained_cross_entropy,
@@ -18,6 +19,8 @@ from seq_models.losses import (
 from seq_models.masks import ItemMask
 from seq_models.mixture import ItemNeighbors, Mixture
 from seq_models.models import ItemModel, ModelConfig
+from seq_models.noise import GumbelNoise, noise_of
+from seq_models.ranking import best_allowed
 from seq_models.rq_transformer import RQTransformer, RQTransformerConfig
 from seq_models.scoring import LeafBlocks, catalog_log_probs, item_log_probs
 from seq_models.search import Beams, beam_search
@@ -52,6 +55,8 @@ __all__ = [
     "EncoderDecoderConfig",
     "FlatDecoder",
     "FlatDecoderConfig",
+    "GroupLimits",
+    "GumbelNoise",
     "HybridConfig",
     "HybridTransformer",
     "Inputs",
@@ -75,6 +80,7 @@ __all__ = [
     "TrainingBatch",
     "TransformerConfig",
     "beam_search",
+    "best_allowed",
     "catalog_log_probs",
     "code_cross_entropy",
     "constrained_cross_entropy",
@@ -84,6 +90,7 @@ __all__ = [
     "item_log_probs",
     "last_state",
     "linear",
+    "noise_of",
     "softmax_cross_entropy",
     "split_key",
     "weighted_mean",

@@ -18,6 +18,7 @@ from seq_models.losses import child_cross_entropy, code_cross_entropy, distillat
 from seq_models.masks import ItemMask
 from seq_models.mixture import Mixture, MixtureTerms, PrefixMasses, is_mixed, mixed_catalog
 from seq_models.models import ItemModel, ModelConfig
+from seq_models.ranking import first_within
 from seq_models.scoring import LeafBlocks, catalog_log_probs, item_log_probs
 from seq_models.search import Step, beam_search
 from seq_models.trie import CodeTrie
@@ -152,7 +153,7 @@ class CodeModel(ItemModel):
         softmax_over: SoftmaxOver,
         mixture: Mixture | None = None,
     ) -> TopK:
-        """The k best items that a beam search finds."""
+        """The k best items that a beam search finds; those that limits leave room for are the first of its beams'."""
         trie, mask, masses, denied = _required(trie), None, None, requests.denied
         steps = self._steps(tables, requests)
         terms = self._terms(steps, mixture, requests, tables, trie, softmax_over)
@@ -167,12 +168,13 @@ class CodeModel(ItemModel):
             trie,
             batch=requests.history.shape[0],
             beam_size=beam_size,
-            num_results=k,
+            num_results=k if requests.limits is None else beam_size,
             softmax_over=softmax_over,
             mask=mask,
             mixture=masses,
+            noise=requests.noise,
         )
-        return TopK(beams.rows, beams.log_probs)
+        return first_within(TopK(beams.rows, beams.log_probs), requests.limits, k)
 
     def log_probs(
         self,

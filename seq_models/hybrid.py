@@ -118,13 +118,14 @@ class HybridTransformer(RQTransformer):
         """The best by the dense head of all items that the beams find or that training never saw.
 
         A mixture is one with the dense head's distribution. Items of the graph's distribution, of the history and of
-        the boosts are candidates then, so that the beams are left to what the codes alone find.
+        the boosts are candidates then, so that the beams are left to what the codes alone find. Limits and noise act on
+        the candidates.
         """
-        log_probs, search = self._log_probs(tables, requests), requests
+        log_probs, search = self._log_probs(tables, requests), requests._replace(limits=None, noise=None)
         terms = catalog_terms(log_probs, mixture, requests, tables)
         if terms is not None:
             log_probs = terms.of_catalog(log_probs)
-            search = requests._replace(denied=terms.closed(requests.denied), boosts=None)
+            search = search._replace(denied=terms.closed(requests.denied), boosts=None)
         beams = super().top(tables, trie, search, k=beam_size, beam_size=beam_size, softmax_over=softmax_over).rows
         user = jnp.arange(beams.shape[0])[:, None]
         candidates = jnp.broadcast_to(~tables.known[None], log_probs.shape)

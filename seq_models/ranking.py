@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from seq_models.limits import GroupLimits
 from seq_models.types import ItemTables, RequestBatch, TopK
 
 
@@ -16,12 +17,30 @@ def active_log_probs(logits: Float[Array, "b items"], tables: ItemTables) -> Flo
 
 
 def best_allowed(scores: Float[Array, "b items"], requests: RequestBatch, k: int) -> TopK:
-    """The k best items that each request allows."""
+    """The k best items that each request allows, or, with noise, k drawn from them without replacement."""
     scores = _only_allowed(scores, requests)
-    values, rows = jax.lax.top_k(scores, min(k, scores.shape[-1]))
+    order = scores if requests.noise is None else requests.noise.perturb(scores)
+    if requests.limits is not None:
+        every = jnp.arange(scores.shape[1], dtype=jnp.int32)[None]
+        rows, found = requests.limits.select(order, every, k)
+        values = jnp.where(found, jnp.take_along_axis(scores, rows, axis=-1), -jnp.inf)
+        return TopK(jnp.where(found, rows, -1), values)
+    values, rows = jax.lax.top_k(order, min(k, scores.shape[-1]))
+    if requests.noise is not None:
+        values = jnp.take_along_axis(scores, rows, axis=-1)
     missing = ((0, 0), (0, k - rows.shape[1]))
     rows = jnp.pad(jnp.where(values == -jnp.inf, -1, rows), missing, constant_values=-1)
     return TopK(rows, jnp.pad(values, missing, constant_values=-jnp.inf))
+
+
+def first_within(found: TopK, limits: GroupLimits | None, k: int) -> TopK:
+    """The first k items of longer lists that the limits leave room for; without limits, the lists."""
+    if limits is None:
+        return found
+    falling = -jnp.arange(found.rows.shape[1], dtype=jnp.float32)[None]
+    places, any_ = limits.select(jnp.where(found.rows < 0, -jnp.inf, falling), found.rows, k)
+    rows, scores = (jnp.take_along_axis(x, places, axis=-1) for x in found)
+    return TopK(jnp.where(any_, rows, -1), jnp.where(any_, scores, -jnp.inf))
 
 
 def scatter_rows(rows: Int[Array, "b n"], size: int) -> Int[Array, "b n"]:

@@ -7,6 +7,7 @@ per level: levels are unrolled, since their vocabularies differ. At level 0 each
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from seq_models.masks import ItemMask
 from seq_models.mixture import PrefixMasses
+from seq_models.noise import GumbelNoise
 from seq_models.trie import Children, CodeTrie
 from seq_models.types import Cache, Prefixes, Size, SoftmaxOver
 
@@ -41,6 +43,8 @@ class _Live(NamedTuple):
     """Under the model."""
     scores: Float[Array, "batch beam"]
     """Under the mixture, if there is one."""
+    drawn: Float[Array, "batch beam"] | None = None
+    """Perturbed, where items are drawn."""
 
 
 def beam_search(
@@ -56,6 +60,7 @@ def beam_search(
     mask: ItemMask | None = None,
     item_scores: ItemScores | None = None,
     mixture: PrefixMasses | None = None,
+    noise: GumbelNoise | None = None,
 ) -> Beams:
     """The items that beam search finds most probable, per user; to be called inside jit, trie and mask as arguments.
 
@@ -68,6 +73,10 @@ def beam_search(
     With a `mixture`, prefixes are ranked by their mass under it, and each item has its own probability there, the
     model's part of which is the leaf's divided by its number of items. What the mixture closes
     (`MixtureTerms.closed`), the mask has to deny.
+
+    With `noise`, beams are kept and items returned in the order of their perturbed log-probabilities: a draw without
+    replacement (`seq_models.noise`), exact where the beam holds all prefixes; at temperature 1 over the children of a
+    trie without mask, whatever its width. Items of one leaf have equal shares of its probability.
 
     Raises ValueError for numbers out of range and for logits of another shape than the trie's levels.
     """
@@ -90,10 +99,14 @@ def beam_search(
             open_ = mask.left(open_, live.nodes, children.nodes, level=level)
         # enough candidates: either beam_size parents with a child each, or all parents and so all nodes of the level
         num_beams = min(beam_size, trie.tokens[level].shape[0])
-        before, live = live, _extend(live, trie, children, jnp.where(open_, scores, -jnp.inf), num_beams)
+        scores, drawn = jnp.where(open_, scores, -jnp.inf), None
+        if noise is not None:
+            below = _items_below(trie, level), _items_below(trie, level + 1)
+            drawn = noise.of_children(live.drawn, live.scores, scores, step=level, below=below)
+        before, live = live, _extend(live, trie, children, scores, num_beams, drawn)
         if mixture is not None:
             live = live._replace(log_probs=_log_probs(before, live.prefixes, logits, total))
-    return _items(live, trie, mask, item_scores, num_results, mixture)
+    return _items(live, trie, mask, item_scores, num_results, mixture, noise)
 
 
 def no_prefixes(batch: Size) -> Prefixes:
@@ -148,15 +161,31 @@ def _extend(
     children: Children,
     scores: Float[Array, "batch beam fan_out"],
     num_beams: int,
+    drawn: Float[Array, "batch beam fan_out"] | None,
 ) -> _Live:
     """The best children of the live prefixes, looked up again: cheaper than to keep the nodes of all that are not."""
     level, token = live.prefixes.level, trie.tokens[live.prefixes.level]
-    log_probs, best = top_k(_flat(scores), num_beams)
+    log_probs, best, kept = _best(_flat(scores), num_beams, None if drawn is None else _flat(drawn))
     parents = best // scores.shape[-1]
     nodes = take_beams(children.nodes[..., 0], parents) + best % scores.shape[-1]
     nodes = jnp.minimum(nodes, len(trie.tokens[level]) - 1)
     prefixes = extend_prefixes(live.prefixes, parents, token[nodes].astype(jnp.int32))
-    return _Live(nodes, prefixes, log_probs, log_probs)
+    return _Live(nodes, prefixes, log_probs, log_probs, kept)
+
+
+def _best(
+    scores: Float[Array, "batch n"], k: int, drawn: Float[Array, "batch n"] | None
+) -> tuple[Float[Array, "batch k"], Int[Array, "batch k"], Float[Array, "batch k"] | None]:
+    """The best scores and their places, or those drawn, and what they have drawn."""
+    if drawn is None:
+        return *top_k(scores, k), None
+    kept, best = top_k(drawn, k)
+    return jnp.take_along_axis(scores, best, axis=-1), best, kept
+
+
+def _items_below(trie: CodeTrie, level: int) -> int:
+    """The most items that any one prefix of `level` codes leads to, by the trie's widths."""
+    return min(math.prod((*trie.fan_outs[level:], trie.max_leaf_items)), trie.num_items)
 
 
 def _log_probs(
@@ -176,6 +205,7 @@ def _items(
     item_scores: ItemScores | None,
     num_results: int,
     mixture: PrefixMasses | None,
+    noise: GumbelNoise | None,
 ) -> Beams:
     """Leaves opened into their items, order kept, cut or padded to `num_results`."""
     rows, positions, valid = trie.items(live.nodes)
@@ -184,15 +214,19 @@ def _items(
     if item_scores is not None:
         order = jnp.argsort(jnp.where(valid, item_scores(rows), -jnp.inf), axis=-1, descending=True)
         rows, valid = (jnp.take_along_axis(x, order, axis=-1) for x in (rows, valid))
-    log_probs = live.scores[..., None]
+    log_probs, drawn = live.scores[..., None], None
     if mixture is not None:
         valid &= log_probs != -jnp.inf
-        own = live.log_probs - jnp.log(trie.leaf_counts(live.nodes).astype(jnp.float32))
-        own = jnp.broadcast_to(own[..., None], rows.shape)
+        own = jnp.broadcast_to(_shares(live, trie), rows.shape)
         log_probs = mixture.terms.of_items(_flat(own), _flat(rows)).reshape(rows.shape)
+    if noise is not None:
+        shares = jnp.where(valid, _shares(live, trie) if mixture is None else log_probs, -jnp.inf)
+        level = len(trie.level_sizes)
+        below = _items_below(trie, level), 1
+        drawn = _flat(noise.of_children(live.drawn, live.scores, shares, step=level, below=below))
     # top_k is stable, so it closes the gaps of padded leaves and, of equal scores, changes no order
     log_probs = _flat(jnp.where(valid, log_probs, -jnp.inf))
-    log_probs, best = top_k(log_probs, min(num_results, log_probs.shape[-1]))
+    log_probs, best, _ = _best(log_probs, min(num_results, log_probs.shape[-1]), drawn)
     codes = take_beams(live.prefixes.codes, best // trie.max_leaf_items)
     valid = log_probs != -jnp.inf
     missing = ((0, 0), (0, num_results - best.shape[-1]))
@@ -202,6 +236,11 @@ def _items(
         log_probs=jnp.pad(log_probs, missing, constant_values=-jnp.inf),
         valid=jnp.pad(valid, missing),
     )
+
+
+def _shares(live: _Live, trie: CodeTrie) -> Float[Array, "batch beam 1"]:
+    """The model's log-probability of each item of a leaf, all of which have the same."""
+    return (live.log_probs - jnp.log(trie.leaf_counts(live.nodes).astype(jnp.float32)))[..., None]
 
 
 def top_k(scores: Float[Array, "batch n"], k: int) -> tuple[Float[Array, "batch k"], Int[Array, "batch k"]]:

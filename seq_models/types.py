@@ -11,6 +11,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from seq_models.conditions import Conditions, after_histories
+from seq_models.limits import GroupLimits
+from seq_models.noise import GumbelNoise
 
 # All that the beams of a user share, a pytree of arrays [batch, ...]; never repeated per beam.
 Context = Any
@@ -207,7 +209,8 @@ class RequestBatch(NamedTuple):
 
     `segments` is 1 where `history` holds an item. `allowed` (None: all) has one row for all histories, or one for each;
     `denied` are item rows, -1 for none. `events` are those of the history's items; `asked`, one per history, are the
-    conditions on what is recommended.
+    conditions on what is recommended. With `limits`, a list holds no more of a group; with `noise` it is drawn, not the
+    best.
     """
 
     history: Int[Array, "b t"]
@@ -217,6 +220,8 @@ class RequestBatch(NamedTuple):
     boosts: Boosts | None = None
     events: Int[Array, "b t"] | None = None
     asked: Conditions | None = None
+    limits: GroupLimits | None = None
+    noise: GumbelNoise | None = None
 
     def inputs(self, tables: ItemTables) -> Inputs:
         """Inputs of the histories' positions."""
@@ -229,7 +234,7 @@ class RequestBatch(NamedTuple):
 
 
 class TopK(NamedTuple):
-    """Item rows, best first, and their log-probabilities; -1 and -inf where there are fewer than k."""
+    """Item rows, best first (or as drawn), and their log-probabilities; -1 and -inf where there are fewer than k."""
 
     rows: Int[Array, "b k"]
     scores: Float[Array, "b k"]
