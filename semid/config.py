@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from semid.errors import SemidError
 
 T = TypeVar("T")
+_LATER = "later"
 
 
 def to_dict(config: Any) -> Any:
@@ -28,7 +29,10 @@ def to_dict(config: Any) -> Any:
     """
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         kinds = _hints(type(config))
-        values = {f.name: _with_floats(kinds[f.name], getattr(config, f.name)) for f in dataclasses.fields(config)}
+        said = [
+            f for f in dataclasses.fields(config) if not (_LATER in f.metadata and getattr(config, f.name) == f.default)
+        ]
+        values = {f.name: _with_floats(kinds[f.name], getattr(config, f.name)) for f in said}
         return {"type": type(config).__name__, **{name: to_dict(value) for name, value in values.items()}}
     if isinstance(config, enum.Enum):
         return getattr(config, "stored", config.value)
@@ -39,6 +43,12 @@ def to_dict(config: Any) -> Any:
     if config is None or isinstance(config, (bool, int, float, str)):
         return config
     raise SemidError(f"a config holds plain values and dataclasses; got {type(config).__name__}")
+
+
+def later_field(default: T) -> T:
+    """A dataclass field that came after configs were stored: at its default `to_dict` leaves it out, so that digests of
+    what was made before stay what they are."""
+    return dataclasses.field(default=default, metadata={_LATER: True})
 
 
 def from_dict(cls: type[T], data: dict, *, where: str = "config") -> T:

@@ -12,6 +12,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ from semid.catalog import remove
 from semid.cli import app
 from semid.cli.verbosity import Verbosity
 from semid.encoders import with_text_vectors
-from semid.generators import GeneratorConfig
+from semid.generators import ConditionsConfig, GeneratorConfig
 from semid.stage import store_dataset
 from semid.tokenizers import RQKmeansConfig, TokenizerConfig
 from semid.training import TrainingConfig
@@ -262,8 +263,13 @@ def shop(tmp_path_factory) -> Path:
     home, rng = tmp_path_factory.mktemp("shop"), np.random.default_rng(0)
     ids = ["B000142FVW", "B0009OMU0A", "B0012Y0ZG2", *(f"i{row}" for row in range(37))]
     items = pa.table({"item_id": ids, "title": [f"word{row % 5} thing{row % 3} plain" for row in range(40)]})
-    bought = [(f"u{user}", ids[item], at) for user in range(24) for at, item in enumerate(rng.permutation(40)[:6])]
-    interactions = pa.table(dict(zip(("user_id", "item_id", "timestamp"), zip(*bought, strict=True), strict=True)))
+    bought = [
+        (f"u{user}", ids[item], at, ("buy", "look")[at % 2])
+        for user in range(24)
+        for at, item in enumerate(rng.permutation(40)[:6])
+    ]
+    columns = ("user_id", "item_id", "timestamp", "event")
+    interactions = pa.table(dict(zip(columns, zip(*bought, strict=True), strict=True)))
     for name, table in (("items", items), ("interactions", interactions)):
         pq.write_table(table, home / f"{name}.parquet")
     pq.write_table(pa.table({"history": [ids[:2]], "target": ["i1"]}), home / "held_out.parquet")
@@ -271,6 +277,8 @@ def shop(tmp_path_factory) -> Path:
     dataset = store_dataset(made, home / "data" / "mine")
     catalog = semid.tokenize(dataset, SMALL, out=home / "runs" / "mine" / "catalog")
     recommender = semid.train(dataset, catalog, TINY, out=home / "runs" / "mine" / "model")
+    asked = ConditionsConfig(on_event=True, event_inputs=True, on_group="title", on_text="text_lsa")
+    semid.train(dataset, catalog, replace(TINY, conditions=asked), out=home / "runs" / "mine" / "asked")
     recommender.save_pretrained(home / "package")
     for item_id in ids[-3:]:
         remove(home / "runs" / "mine" / "catalog", [item_id])
@@ -279,7 +287,7 @@ def shop(tmp_path_factory) -> Path:
 
 # Pages whose Python is run below, and those with a test of their own.
 RUN = ("catalog", "data", "generators", "packaging", "tokenizers", "graphs", "how-to/steer", "how-to/own-encoder")
-RUN += ("how-to/code-health", "how-to/language-model", "configs")
+RUN += ("how-to/code-health", "how-to/language-model", "configs", "conditions")
 ELSEWHERE = {"README", "docs/end-to-end", "docs/stablehlo", "docs/tutorial", *(f"docs/{name}" for name in ALONE)}
 
 

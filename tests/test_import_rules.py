@@ -56,7 +56,7 @@ RULES = {
     "semid.graphs": Rule(BASE | {"semid.data", "semid.stage"}, ARRAYS | JAX | {"optax", "scipy"}),
     "semid.evaluation": Rule(BASE | {"semid.data"}, ARRAYS),
     "semid.recommender": Rule(
-        BASE | {"seq_models", "semid.data", "semid.catalog", "semid.training", "semid.graphs"},
+        BASE | {"seq_models", "semid.data", "semid.catalog", "semid.training", "semid.encoders", "semid.graphs"},
         ARRAYS | JAX | {"jinja2", "huggingface_hub", "flatbuffers"},
     ),
     # A tokenizer knows no generator, a generator no quantizer: they meet through the catalogue.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -68,6 +69,19 @@ Column = Annotated[
         str_from_instance=lambda value: [value],
     ),
 ]
+
+
+def condition_of(words: Sequence[str]) -> dict[str, str]:
+    """What PART=VALUE words ask for. Raises SemidError for one that is none, and for a part asked twice."""
+    asked: dict[str, str] = {}
+    for word in words:
+        part, _, value = word.partition("=")
+        if part not in ("event", "group", "text") or not value:
+            raise SemidError(f"--condition {word}: expected event=NAME, group=NAME or text=WORDS")
+        if part in asked:
+            raise SemidError(f"--condition {word}: {part} is asked for already ({asked[part]}); give one")
+        asked[part] = value
+    return asked
 
 
 def subcommands(base: type, *, first: str) -> Any:

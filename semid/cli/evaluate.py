@@ -12,7 +12,7 @@ from rich import box
 from rich.table import Table
 
 from semid import artifacts
-from semid.cli.choices import PathOrUrl, load_ranker
+from semid.cli.choices import PathOrUrl, condition_of, load_ranker
 from semid.cli.console import console
 from semid.data import Dataset, Tags
 from semid.errors import SemidError
@@ -39,6 +39,8 @@ _LISTS = {
     "worst_group": "worst",
     "weak_users": "weak",
 }
+# Value of a condition that stands for what each target is.
+_OWN = "own"
 # Raised where the same request comes to give other figures, so that those of before are measured again.
 _VERSION = 1
 
@@ -62,6 +64,9 @@ class Evaluate:
     """Beams per user."""
     exclude_seen: bool = False
     """Never recommend an item of the history. Such figures must not be compared with the others."""
+    condition: tuple[str, ...] = ()
+    """What the models are asked for: event=NAME, group=NAME, text=WORDS; or what each target is: event=own. None given:
+    nothing. Such figures answer another question than the others."""
     catalog: PathOrUrl | None = None
     """Catalogue folder of the models: its current version is measured (FOLDER@3: version 3), no removed item."""
     tags: str | None = None
@@ -75,12 +80,13 @@ class Evaluate:
     out: PathOrUrl | None = None
     """File to write, with examples and every user's accuracies next to it: of metrics.json examples.json and
     users.parquet, of NAME.json examples_NAME.json and users_NAME.parquet. None given: metrics.json next to the first
-    model's folder; the name gains _validation and _seen_excluded with those options, and no examples are written
-    then."""
+    model's folder; the name gains _validation, _seen_excluded and _asked with those options, and no examples are
+    written then."""
 
     def run(self) -> None:
         from semid.evaluation import examples_file, target_values, users_file
 
+        _ = self._asked  # its faults before the work
         if not self.model:
             raise SemidError("evaluate: expected at least one model folder after --model, got none")
         out = artifacts.try_file(self.out or self._folder() / f"metrics{self._suffix}.json")
@@ -129,12 +135,15 @@ class Evaluate:
 
         shared: dict[str, Any] = {"split": self.split, "beam_size": self.beam_size}
         rankers = {**models, **_parts(models), **baselines(dataset)}
+        own, condition = self._asked
         measured = compare(
             rankers,
             dataset,
             **shared,
             ks=self.ks,
             exclude_seen=self.exclude_seen,
+            own=own,
+            condition=condition,
         )
         seen = {"seen": "excluded"} if self.exclude_seen else {}
         rows = [{**metrics.row(name), **seen} for name, metrics in measured.items()]
@@ -211,13 +220,25 @@ class Evaluate:
         """Digest of all that determines the figures."""
         given = {name: getattr(self, name) for name in ("model", "split", "ks", "beam_size", "exclude_seen", "tags")}
         given |= {"event_values": self.event_values} if self.event_values else {}
+        given |= {"condition": self._asked} if self.condition else {}
         of_models = {name: provenance.get(name) for name in ("models", "catalog")}
         return artifacts.sha256_json({"version": _VERSION, "dataset": dataset.digest, **of_models, **given})
 
     @property
     def _suffix(self) -> str:
         """Suffix of the file's name for figures other than those of test with seen items included."""
-        return "_validation" * (self.split == "validation") + "_seen_excluded" * self.exclude_seen
+        chosen = {"_validation": self.split == "validation", "_seen_excluded": self.exclude_seen}
+        return "".join(name for name, is_so in (chosen | {"_asked": bool(self.condition)}).items() if is_so)
+
+    @property
+    def _asked(self) -> tuple[tuple[str, ...], dict[str, str]]:
+        """Parts that each target is asked for by what it is, and what all are asked for."""
+        asked = condition_of(self.condition)
+        own = tuple(part for part, value in asked.items() if value == _OWN)
+        if own and len(own) < len(asked):
+            words = " ".join(self.condition)
+            raise SemidError(f"--condition {words}: ask for what each target is, or for the same of all")
+        return own, {} if own else asked
 
     def _provenance(self, dataset: Dataset, models: dict[str, Recommender | ItemGraph]) -> dict[str, Any]:
         """The models' digests; raises SemidError for a model of another dataset, unless that is asked for."""

@@ -13,7 +13,7 @@ import tyro
 from jaxtyping import Bool
 from rich.table import Table
 
-from semid.cli.choices import PathOrUrl
+from semid.cli.choices import PathOrUrl, condition_of
 from semid.cli.console import console
 from semid.data import parse_ids, read_boosts, read_id_file
 from semid.errors import SemidError
@@ -45,6 +45,11 @@ class Recommend:
     """Table of such factors, its columns item_id and boost; what --boost says of an item counts more."""
     skip_unknown: bool = False
     """Drop unknown ids from the history and the files, and say how many, instead of stopping."""
+    condition: tuple[str, ...] = ()
+    """What is wanted, of a model that was trained to be asked: event=NAME, group=NAME, text=WORDS, one or several."""
+    events: str | None = None
+    """What was done with the items of the history, in their order, separated by commas or as a JSON list: for a model
+    that reads events."""
     explain: bool = False
     """Show the item graph's share of each probability, and the items of the history that it comes from."""
     catalog: PathOrUrl | None = None
@@ -64,6 +69,8 @@ class Recommend:
             allowed=self._allowed(recommender),
             boosts=self._boosts(recommender),
             skip_unknown=self.skip_unknown,
+            condition=condition_of(self.condition) or None,
+            events=None if self.events is None else [parse_ids(self.events)],
         )
         if not top.item_ids[0]:
             console.print("nothing that may be recommended is left: look at --allow, --deny and --exclude-seen")

@@ -56,8 +56,11 @@ def compare(
     ks: tuple[int, ...] = (5, 10),
     beam_size: int = 50,
     exclude_seen: bool = False,
+    own: Sequence[str] = (),
+    condition: Mapping[str, str] | None = None,
 ) -> dict[str, Metrics]:
-    """Metrics of each ranker by name, with progress shown; `beam_size` is for those that search (they have codes)."""
+    """Metrics of each ranker by name, with progress shown; `beam_size` is for those that search (they have codes),
+    `own` (see `evaluate`) and `condition` for those that know conditions."""
     users = len(dataset.splits.examples(split))
 
     def measure(name: str, ranker: Ranker) -> Metrics:
@@ -77,6 +80,7 @@ def compare(
                 exclude_seen=exclude_seen,
                 progress=show,
                 **_search_options(ranker, beam_size),
+                **_asked(ranker, own, condition),
             )
 
     return {name: measure(name, ranker) for name, ranker in rankers.items()}
@@ -84,6 +88,13 @@ def compare(
 
 def _search_options(ranker: Ranker, beam_size: int) -> dict[str, Any]:
     return {} if ranker.codes is None else {"beam_size": beam_size}
+
+
+def _asked(ranker: Ranker, own: Sequence[str], condition: Mapping[str, str] | None) -> dict[str, Any]:
+    """Options of a model; who knows no conditions at all, such as popularity, is not asked."""
+    if not hasattr(ranker, "conditions"):
+        return {}
+    return ({"own": own} if own else {}) | ({"condition": condition} if condition else {})
 
 
 def user_table(measured: Mapping[str, Metrics], dataset: Dataset, *, split: str = "test") -> pa.Table:

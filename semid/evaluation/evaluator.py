@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -83,6 +83,7 @@ def evaluate(
     exclude_seen: bool = False,
     allowed: Bool[np.ndarray, " items"] | Bool[np.ndarray, "n items"] | None = None,
     drop_unknown: bool = False,
+    own: Sequence[str] = (),
     batch_size: int = 1024,
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
@@ -100,8 +101,10 @@ def evaluate(
     `allowed` says by the ranker's item row what may be recommended, to all or to each example. A target that is not
     allowed, or stands in its history under `exclude_seen` or for a model that leaves that out, is a miss: such are
     counted.
-    `options` go to `ranker.rank` (a Recommender takes `beam_size`); `progress(done, total)` is called with 0 before the
-    first batch and then after each.
+    `own` asks a model that knows conditions for each target by what it is: ("event",) tells it whether the user bought
+    or looked; such figures answer another question than those without, and say so in their provenance.
+    `options` go to `ranker.rank` (a Recommender takes `beam_size` and `condition`); `progress(done, total)` is called
+    with 0 before the first batch and then after each.
     Raises SemidError if the ranker does not know an item of the data, or lists an item twice, one that does not exist
     or one that it may not.
     """
@@ -112,7 +115,9 @@ def evaluate(
     progress(0, len(task.examples))
     for start in range(0, len(task.examples), batch_size):
         part = task.part(slice(start, start + batch_size))
-        ranked = np.asarray(ranker.rank(part.histories, k=max(ks), exclude_seen=exclude_seen, **part.mask, **options))
+        asked = _own(ranker, task.examples.take(part.window), own)
+        told = {**part.mask, **asked, **options}
+        ranked = np.asarray(ranker.rank(part.histories, k=max(ks), exclude_seen=exclude_seen, **told))
         _check_lists(ranked, part, max(ks), ranker)
         batch, values = _measure(task, part, ranked, ks)
         state += batch
@@ -123,10 +128,20 @@ def evaluate(
     return Metrics(
         values=active_state.compute(),
         per_example={name: np.concatenate([part[name] for part in per_example]) for name in per_example[0]},
-        provenance=_provenance(task, ks, exclude_seen, options),
+        provenance=_provenance(task, ks, exclude_seen, options) | ({"own_conditions": list(own)} if own else {}),
         ranked=np.concatenate(lists),
         groups=task.members,
     )
+
+
+def _own(ranker: Ranker, examples: Examples, parts: Sequence[str]) -> dict[str, Any]:
+    """The option of a ranker that is asked for these targets by what they are; without parts, none."""
+    if not parts:
+        return {}
+    conditions = getattr(ranker, "own_conditions", None)
+    if conditions is None:
+        raise SemidError(f"{type(ranker).__name__} knows no conditions to be asked by; leave `own` out")
+    return {"condition": conditions(examples.targets, examples.target_events, parts)}
 
 
 def _silent(done: int, total: int) -> None:
@@ -252,7 +267,7 @@ def _masks(
 
 def examples_for_ranker(ranker: Ranker, dataset: Dataset, split: str) -> tuple[Examples, Int[np.ndarray, " items"]]:
     """The split's examples, and the training count of every item, in the ranker's rows."""
-    examples, train = dataset.splits.examples(split), dataset.splits.train
+    examples, train = _with_known_events(dataset.splits.examples(split), dataset, ranker), dataset.splits.train
     counts = train.popularity(dataset.num_items)
     if dataset.item_ids.equals(ranker.item_ids):
         return examples, counts
@@ -260,8 +275,18 @@ def examples_for_ranker(ranker: Ranker, dataset: Dataset, split: str) -> tuple[E
     _check_known(rows, examples, dataset, split)
     own_counts = np.zeros(len(ranker.item_ids), np.int64)
     own_counts[rows[rows >= 0]] = counts[rows >= 0]
-    old = examples.histories
-    return Examples(Histories(old.users, rows[old.items], old.starts, old.ends), rows[examples.targets]), own_counts
+    histories = replace(examples.histories, items=rows[examples.histories.items])
+    return replace(examples, histories=histories, targets=rows[examples.targets]), own_counts
+
+
+def _with_known_events(examples: Examples, dataset: Dataset, ranker: Ranker) -> Examples:
+    """The examples with events numbered by the names of a ranker that reads any (`conditions.events`), 0 for others."""
+    names = getattr(getattr(ranker, "conditions", None), "events", ())
+    if not names or examples.histories.events is None or examples.target_events is None or names == dataset.events:
+        return examples
+    places = np.array([0, *(names.index(name) + 1 if name in names else 0 for name in dataset.events)], np.int32)
+    histories = replace(examples.histories, events=places[examples.histories.events])
+    return replace(examples, histories=histories, target_events=places[examples.target_events])
 
 
 def _check_known(rows: Int[np.ndarray, " items"], examples: Examples, dataset: Dataset, split: str) -> None:

@@ -1,5 +1,6 @@
 """Training of generators: objective, distillation, validation."""
 
+from semid.generators.conditions import ConditionsConfig
 from semid.generators.distillation import (
     DenseTeacher,
     GraphTeacher,
@@ -23,6 +24,7 @@ from semid.generators.training import (
 )
 
 __all__ = [
+    "ConditionsConfig",
     "DenseTeacher",
     "GeneratorConfig",
     "GraphTeacher",

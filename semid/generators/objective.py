@@ -102,7 +102,8 @@ def generator_loss(
 
 def _training_batch(batch: Any, objective: ObjectiveConfig) -> TrainingBatch:
     teacher = TeacherItems(batch.teacher_items, batch.teacher_scores) if objective.distillation else None
-    rows = TrainingBatch(batch.history, batch.segments, batch.targets, teacher)
+    told = {"events": batch.events, "target_events": batch.target_events}
+    rows = TrainingBatch(batch.history, batch.segments, batch.targets, teacher, **told)
     return rows if objective.repeat_factor else rows.without_repeats()
 
 

@@ -14,6 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from semid.errors import SemidError
+from semid.generators.conditions import ConditionsConfig
 from semid.generators.objective import LossTables, generator_loss
 from semid.generators.training import GeneratorConfig
 from semid.recommender import ModelSpec, Scorer
@@ -115,6 +116,8 @@ def abstract_trie(sizes: ProgramSizes) -> CodeTrie:
 
 
 def _model(config: GeneratorConfig, sizes: ProgramSizes) -> ItemModel:
+    if config.conditions != ConditionsConfig():
+        raise SemidError("the sizes of conditions are a dataset's, and there is none: leave conditions out")
     spec = ModelSpec(config.model, sizes.level_sizes, sizes.items, sizes.num_features, config.max_history)
     return nnx.eval_shape(lambda: spec.build(seed=0))
 

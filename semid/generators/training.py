@@ -15,10 +15,11 @@ from jaxtyping import Float, Int
 from semid import artifacts
 from semid.artifacts import Kind
 from semid.catalog import SemanticCatalog
-from semid.config import to_dict
+from semid.config import later_field, to_dict
 from semid.data import Dataset, Examples, Standardizer, content_blocks
 from semid.errors import SemidError
 from semid.evaluation import accuracy, group_ids, item_places
+from semid.generators.conditions import ConditionsConfig
 from semid.generators.distillation import Teacher, as_teacher, taught
 from semid.generators.mixing import mixed, with_fitted_repeats
 from semid.generators.objective import LossTables, ObjectiveConfig, generator_loss
@@ -60,6 +61,8 @@ class GeneratorConfig:
     """Items of a history that the model sees, the latest."""
     row_length: int = 32
     """Positions of a packed training row."""
+    conditions: ConditionsConfig = later_field(ConditionsConfig())
+    """What the model can be asked for."""
     objective: ObjectiveConfig = ObjectiveConfig()
     """The losses."""
     training: TrainingConfig = TrainingConfig(epochs=None, optimizer=OptimizerConfig(learning_rate=3e-3))
@@ -180,6 +183,7 @@ def _untrained(dataset: Dataset, catalog: SemanticCatalog, config: GeneratorConf
     """The recommender before its first step."""
     (features, standardizer), counts = _content(dataset, config.features), training_counts(dataset)
     columns = dataset.vector_columns if config.features is None else config.features
+    conditions = config.conditions.fit(dataset)
     spec = ModelSpec(
         model=config.model,
         level_sizes=catalog.level_sizes,
@@ -190,9 +194,17 @@ def _untrained(dataset: Dataset, catalog: SemanticCatalog, config: GeneratorConf
         catalog=catalog.digest,
         columns=tuple(columns),
         repeat_factor=config.objective.repeat_factor,
+        conditions=conditions.spec,
     )
-    model = spec.build(seed=seed)
-    return Recommender(model, catalog, spec=spec, features=features, train_counts=counts, standardizer=standardizer)
+    return Recommender(
+        spec.build(seed=seed),
+        catalog,
+        spec=spec,
+        features=features,
+        train_counts=counts,
+        standardizer=standardizer,
+        met=conditions.met,
+    )
 
 
 def write_statistics(dataset: Dataset, folder: Path) -> None:
@@ -245,6 +257,8 @@ def check_teacher(teacher: Teacher | None, dataset: Dataset, config: GeneratorCo
 def training_rows(dataset: Dataset, config: GeneratorConfig, layout: Layout) -> PackedRows | SingleRows:
     """The training histories, as the model's layout wants them."""
     train, history = dataset.splits.train, config.max_history
+    if not config.conditions.reads_events:
+        train = train.without_events()
     if layout is Layout.SINGLE:
         return SingleRows(train, max_history=history)
     append_last = layout is Layout.CLOSED

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from quantizers import Schedule
 from semid.errors import SemidError
-from semid.generators import GeneratorConfig
+from semid.generators import ConditionsConfig, GeneratorConfig
 from semid.joint.model import HISTORY_TERMS, Objective, Reach, StepConfig
 from semid.tokenizers import RQVaeConfig
 from semid.training import OptimizerConfig, TrainingConfig
@@ -130,5 +130,7 @@ class JointConfig:
             raise SemidError(
                 f"end-to-end training is of the RQ-Transformer, not of {type(self.generator.model).__name__}"
             )
+        if self.generator.conditions != ConditionsConfig():
+            raise SemidError("end-to-end training knows no conditions on the next item; leave them out (`semid train`)")
         if min(self.tie_break, self.cycles) < 1:
             raise SemidError(f"expected tie_break and cycles of at least 1, got {self.tie_break} and {self.cycles}")

@@ -1,5 +1,6 @@
 """Recommenders: a trained model and its catalogue, from item ids to item ids."""
 
+from semid.recommender.conditions import Condition, ConditionSpec, ItemConditions, encode_texts
 from semid.recommender.explanation import Explanation
 from semid.recommender.packaging import DATASET_FILE, copy_tokenizer
 from semid.recommender.recommender import Recommendations, Recommender
@@ -9,12 +10,16 @@ from semid.recommender.stablehlo import export_program
 
 __all__ = [
     "DATASET_FILE",
+    "Condition",
+    "ConditionSpec",
     "Explanation",
+    "ItemConditions",
     "ModelSpec",
     "Recommendations",
     "Recommender",
     "Scorer",
     "copy_tokenizer",
+    "encode_texts",
     "export_program",
     "read_spec",
 ]

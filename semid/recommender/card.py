@@ -35,13 +35,15 @@ def model_card(
 
     `metrics` has this model's row first. Names in them may hold anything: they break neither Markdown nor YAML.
     """
-    model = config.from_dict(ModelSpec, spec, where="the model's config").model
+    made = config.from_dict(ModelSpec, spec, where="the model's config")
+    model = made.model
     return _template().render(
         front=front_matter(model.title, metrics, license),
         family=model.title,
         spec=spec,
         sizes=_sizes(spec["model"]),
         has_codes=model.has_codes,
+        conditions=None if made.conditions is None else made.conditions.description,
         catalog=catalog,
         parameters=parameters,
         training=training,

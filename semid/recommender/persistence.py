@@ -11,21 +11,25 @@ from flax import nnx
 from jaxtyping import Float, Int
 
 from semid import artifacts, config
-from semid.data import Standardizer
+from semid.data import Standardizer, read_encoders
+from semid.recommender.conditions import ItemConditions
 from semid.recommender.spec import SPEC_FILE, ModelSpec, read_spec
 from semid.training import named_leaves, replace_leaves
 from seq_models import ItemModel
 
 _PARAMETERS, _ITEMS = "model.safetensors", "items.safetensors"
+_GROUPS, _TEXTS, _CONDITIONS = "condition/groups", "condition/texts", "condition"
 _MEAN, _SCALE = "standardizer/mean", "standardizer/scale"
 
 
 class ItemData(NamedTuple):
-    """Dense input of the items, if the model reads any, their training counts, and what standardized raw vectors."""
+    """Dense input of the items, if the model reads any, their training counts, what standardized raw vectors, and the
+    conditions that items meet."""
 
     features: Float[np.ndarray, "items feature"] | None
     train_counts: Int[np.ndarray, " items"]
     standardizer: Standardizer | None
+    conditions: ItemConditions = ItemConditions()
 
 
 def write_model(folder: Path, spec: ModelSpec, params: Any, items: ItemData) -> None:
@@ -37,7 +41,12 @@ def write_model(folder: Path, spec: ModelSpec, params: Any, items: ItemData) -> 
         tensors["features"] = items.features
     if items.standardizer is not None:
         tensors |= {_MEAN: items.standardizer.mean, _SCALE: items.standardizer.scale}
+    met = items.conditions
+    tensors |= {name: x for name, x in ((_GROUPS, met.groups), (_TEXTS, met.texts)) if x is not None}
     artifacts.save_tensors(folder / _ITEMS, tensors)
+    if met.encoder is not None:
+        (folder / _CONDITIONS).mkdir(exist_ok=True)
+        met.encoder.write(folder / _CONDITIONS)  # the tokenizer's may have the same name
 
 
 def read_model(folder: Path) -> tuple[ModelSpec, ItemModel, ItemData]:
@@ -49,4 +58,10 @@ def read_model(folder: Path) -> tuple[ModelSpec, ItemModel, ItemData]:
     artifacts.check_finite(tensors, where=folder / _ITEMS, may_be_infinite=(_SCALE,))  # of a constant dimension
     model = nnx.merge(graph, replace_leaves(state, parameters, where=str(file)))
     standardizer = Standardizer(tensors[_MEAN], tensors[_SCALE]) if _MEAN in tensors else None
-    return spec, model, ItemData(tensors.get("features"), tensors["train_counts"], standardizer)
+    encoders = read_encoders(folder / _CONDITIONS, _encoder_files(folder / _CONDITIONS))
+    met = ItemConditions(tensors.get(_GROUPS), tensors.get(_TEXTS), next(iter(encoders), None))
+    return spec, model, ItemData(tensors.get("features"), tensors["train_counts"], standardizer, met)
+
+
+def _encoder_files(folder: Path) -> list[str]:
+    return [str(file.relative_to(folder)) for file in folder.glob("encoders/*.safetensors")]

@@ -16,7 +16,7 @@ from semid.recommender.mixing import log_factors
 from semid.recommender.requests import request_batches, select_masks
 from semid.recommender.scorers import Scorer
 from semid.recommender.spec import ModelSpec
-from seq_models import Boosts, RequestBatch
+from seq_models import Boosts, Conditions, RequestBatch
 
 # Users a search runs at once, at the default beam; wider beams take proportionally fewer.
 _BATCH, BEAM = 512, 50
@@ -45,6 +45,7 @@ class Ranking(NamedTuple):
         exclude_seen: bool,
         allowed: Bool[np.ndarray, " items"] | Bool[np.ndarray, "n items"] | None = None,
         boosts: Boosts | None = None,
+        asked: Conditions | None = None,
     ) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
         """Item rows best first, -1 where there are fewer than k, and their scores."""
         if k < 1 or beam_size < 1:
@@ -55,7 +56,9 @@ class Ranking(NamedTuple):
         ranked = np.full((len(histories), k), -1, np.int32)
         scores = np.full((len(histories), k), -np.inf, np.float32)
         size = self._batch_size(_BATCH * BEAM // max(beam_size, k, BEAM))
-        batches = self._requests(histories, size, allowed=allowed, exclude_seen=exclude_seen, boosts=boosts)
+        batches = self._requests(
+            histories, size, allowed=allowed, exclude_seen=exclude_seen, boosts=boosts, asked=asked
+        )
         for index, requests in batches:
             found = self.scorer.top(requests, k=k, beam_size=beam_size)
             ranked[index], scores[index] = (np.asarray(part)[: len(index)] for part in found)
@@ -63,11 +66,13 @@ class Ranking(NamedTuple):
             ranked[empty], scores[empty] = self.most_popular(len(empty), k, select_masks(allowed, empty), boosts)
         return ranked, scores
 
-    def log_probs(self, histories: Histories, rows: Int[np.ndarray, " n"]) -> Float[np.ndarray, "histories n"]:
+    def log_probs(
+        self, histories: Histories, rows: Int[np.ndarray, " n"], *, asked: Conditions | None = None
+    ) -> Float[np.ndarray, "histories n"]:
         """Exact log-probabilities of item rows after each history (of popularity, after an empty one)."""
         scores = np.empty((len(histories), len(rows)), np.float32)
         width = min(len(rows), _PAIRS) or 1
-        for index, requests in self._requests(histories, self._batch_size(_PAIRS // width)):
+        for index, requests in self._requests(histories, self._batch_size(_PAIRS // width), asked=asked):
             for start in range(0, len(rows), width):
                 block = np.resize(rows[start : start + width], width)  # one shape; what repeats is cut off again
                 values = np.asarray(self.scorer.log_probs(requests, jax.device_put(block)))
@@ -78,10 +83,12 @@ class Ranking(NamedTuple):
         scores[histories.lengths == 0] = self._popularity()[rows]
         return scores
 
-    def catalog_log_probs(self, histories: Histories) -> Float[np.ndarray, "histories items"]:
+    def catalog_log_probs(
+        self, histories: Histories, *, asked: Conditions | None = None
+    ) -> Float[np.ndarray, "histories items"]:
         """`log_probs` of all items, at the price of fewer: those that begin alike share the computation."""
         scores = np.empty((len(histories), len(self.catalog)), np.float32)
-        for index, requests in self._requests(histories, self._batch_size(_USERS)):
+        for index, requests in self._requests(histories, self._batch_size(_USERS), asked=asked):
             found = np.asarray(self.scorer.catalog_log_probs(requests))
             scores[index] = found[: len(index), : len(self.catalog)]
         for user in self._with_older(histories):
@@ -119,7 +126,9 @@ class Ranking(NamedTuple):
         allowed: Bool[np.ndarray, "masks items"] | None = None,
         exclude_seen: bool = False,
         boosts: Boosts | None = None,
+        asked: Conditions | None = None,
     ) -> Iterator[tuple[Int[np.ndarray, " n"], RequestBatch]]:
+        self._check_events(histories)
         return request_batches(
             histories,
             size,
@@ -128,7 +137,16 @@ class Ranking(NamedTuple):
             allowed=allowed,
             exclude_seen=exclude_seen,
             boosts=boosts,
+            asked=asked,
         )
+
+    def _check_events(self, histories: Histories) -> None:
+        """Raise SemidError for events that are not numbered by the model's names."""
+        if self.spec.conditions is None or histories.events is None:
+            return
+        known, highest = len(self.spec.conditions.events), int(histories.events.max(initial=0))
+        if known and highest > known:
+            raise SemidError(f"expected events of histories from 0 (unknown) to {known}, the model's, got {highest}")
 
     def _batch_size(self, histories: int) -> int:
         """So many histories, at least one, and no more than a dense model can score all items for."""

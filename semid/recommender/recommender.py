@@ -8,7 +8,7 @@ import hashlib
 import json
 import tempfile
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from semid.data import Histories, Id, Standardizer, as_ids
 from semid.errors import SemidError
 from semid.graphs import ItemGraph
 from semid.notebooks import Facts, as_pandas
+from semid.recommender.conditions import Asked, ConditionSpec, ItemConditions, as_conditions
 from semid.recommender.explanation import Explanation, edge_shares
 from semid.recommender.hub import upload
 from semid.recommender.mixing import build_boosts, build_mixture, check_graph, check_graph_weight
@@ -36,7 +37,7 @@ from semid.recommender.scorers import Scorer
 from semid.recommender.spec import ModelSpec
 from semid.recommender.versions import build_trie, standardize_appended
 from semid.training import named_leaves
-from seq_models import Boosts, Capacity, DenseTransformer, ItemModel, ItemTables, Mixture
+from seq_models import Boosts, Capacity, Conditions, DenseTransformer, ItemModel, ItemTables, Mixture
 
 # Histories, and items of each, that a notebook shows of recommendations.
 _SHOWN = 5
@@ -80,7 +81,8 @@ class Recommender:
 
     `graph` is an item graph that is mixed with the model, at the weight `spec.graph_weight`. `standardizer` made
     the features from raw vectors; with it, and with tables for `capacity_factor` times the items, the same programs
-    serve later versions of the catalogue (`with_catalog`).
+    serve later versions of the catalogue (`with_catalog`). `met` are the conditions that items meet, for a model that
+    knows any (`spec.conditions`).
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class Recommender:
         standardizer: Standardizer | None = None,
         capacity_factor: float | None = None,
         graph: ItemGraph | None = None,
+        met: ItemConditions = ItemConditions(),
     ) -> None:
         if spec.catalog not in ("", catalog.digest):
             raise SemidError(
@@ -104,7 +107,7 @@ class Recommender:
             raise SemidError(f"expected a capacity_factor of 1 or more, got {capacity_factor}")
         self.catalog, self.spec = catalog, spec
         self._features, self._train_counts, self._standardizer = features, train_counts, standardizer
-        self._capacity_factor, self._graph = capacity_factor, graph
+        self._capacity_factor, self._graph, self._met = capacity_factor, graph, met
         if graph is not None:
             check_graph(graph, catalog.item_ids)
         self._capacity: Capacity | None = None
@@ -179,6 +182,11 @@ class Recommender:
         return self.spec.repeat_factor > 0
 
     @property
+    def conditions(self) -> ConditionSpec | None:
+        """Conditions on what is recommended that the model knows; None: it knows none."""
+        return self.spec.conditions
+
+    @property
     def graph(self) -> ItemGraph | None:
         """The item graph that is mixed with the model."""
         return self._graph
@@ -216,6 +224,7 @@ class Recommender:
             standardizer=items.standardizer,
             capacity_factor=capacity_factor,
             graph=ItemGraph.read(path) if ItemGraph.is_in(path) else None,
+            met=items.conditions,
         ).with_origin(origin)
         return loaded if catalog is None else loaded.with_version(catalog)
 
@@ -317,6 +326,7 @@ class Recommender:
         if new and self._features is not None:
             appended = standardize_appended(self._standardizer, vectors, new=new, columns=self.spec.columns)
             other._features = np.concatenate([self._features, appended])
+        other._met = self._met.padded(new)
         if new and self._graph is not None:
             near = vectors if graph_vectors is None else graph_vectors
             other._graph = self._graph.append(catalog.item_ids[len(self.catalog) :], vectors=near)
@@ -355,7 +365,10 @@ class Recommender:
             rows = None if self._capacity is None else trie.num_items
         if rows is not None and active is None:
             active = catalog.active  # the same programs with and without removed items
-        tables = ItemTables.from_arrays(catalog.codes, self._features, self._train_counts, active=active, rows=rows)
+        told = {"groups": self._met.groups, "texts": self._met.texts}
+        tables = ItemTables.from_arrays(
+            catalog.codes, self._features, self._train_counts, active=active, rows=rows, **told
+        )
         softmax_over, mixture = self.spec.normalization, self._mixture(len(tables.codes))
         return Scorer.from_model(model, tables=tables, trie=trie, softmax_over=softmax_over, mixture=mixture)
 
@@ -385,7 +398,7 @@ class Recommender:
 
     def write(self, folder: Path) -> None:
         """Write config, parameters, item tables and catalogue into the folder of an artifact under construction."""
-        items = ItemData(self._features, self._train_counts, self._standardizer)
+        items = ItemData(self._features, self._train_counts, self._standardizer, self._met)
         write_model(folder, self.spec, self._scorer.params, items)
         self.catalog.write(folder / CATALOG_FILE)
         if self._graph is not None:
@@ -402,6 +415,8 @@ class Recommender:
         boosts: Mapping[Id, float] | None = None,
         graph_weight: float | None = None,
         skip_unknown: bool = False,
+        condition: Asked = None,
+        events: Iterable[Sequence[str | None]] | None = None,
     ) -> Recommendations:
         """The k best items for each history of external ids, oldest first.
 
@@ -412,9 +427,15 @@ class Recommender:
         `boosts` multiply the probabilities of items, for freshness or a business rule, and enter the search too, at the
         price of an exact score of each; the scores of boosted items are then no log-probabilities. `graph_weight`
         replaces the weight of the item graph: 0 is the model alone, 1 the graph alone, which may know fewer than k.
-        Raises SemidError for numbers out of range, and for an unknown id, unless `skip_unknown` drops it.
+
+        `condition` says what is wanted, of a model that was trained to be asked: `{"event": "buy"}`, a `group` of
+        items, a `text`, or a `Condition`; one for all histories or one for each; any where there is none. `events` are
+        those of the histories' items, a list for each, None where one is unknown. To who has no history neither
+        matters.
+        Raises SemidError for numbers out of range, for conditions and events that the model does not know, and for an
+        unknown id, unless `skip_unknown` drops it.
         """
-        rows = Histories.from_lists(self._history_rows(histories, skip_unknown))
+        rows = self._histories(histories, skip_unknown, events)
         ranked, scores = self._ranking(graph_weight).top(
             rows,
             k=k,
@@ -422,6 +443,7 @@ class Recommender:
             exclude_seen=exclude_seen,
             allowed=allowed,
             boosts=build_boosts(boosts, self.catalog, skip_unknown=skip_unknown) if boosts else None,
+            asked=self._asked(condition, len(rows)),
         )
         ids = [self.item_ids.take(pa.array(row[row >= 0])).to_pylist() for row in ranked]
         return Recommendations(ids, scores)
@@ -444,13 +466,15 @@ class Recommender:
         *,
         graph_weight: float | None = None,
         skip_unknown: bool = False,
+        condition: Asked = None,
+        events: Iterable[Sequence[str | None]] | None = None,
     ) -> Float[np.ndarray, "histories items"]:
-        """Exact log-probabilities of the given items after each history.
+        """Exact log-probabilities of the given items after each history, given `condition` and `events`.
 
         Raises SemidError for an unknown id, in a history or among the items.
         """
-        rows = Histories.from_lists(self._history_rows(histories, skip_unknown))
-        return self.log_probs(rows, self.catalog.rows(item_ids), graph_weight=graph_weight)
+        rows = self._histories(histories, skip_unknown, events)
+        return self.log_probs(rows, self.catalog.rows(item_ids), graph_weight=graph_weight, condition=condition)
 
     def explain(
         self,
@@ -468,7 +492,7 @@ class Recommender:
         if self._graph is None:
             raise SemidError("the model has no item graph, so its probabilities have one source; train with a graph")
         weight = self.spec.graph_weight if graph_weight is None else graph_weight
-        histories = Histories.from_lists(self._history_rows([history], skip_unknown))
+        histories = self._histories([history], skip_unknown)
         ids = as_ids(item_ids)
         rows = self.catalog.rows(ids)
         mixed, alone = (self.log_probs(histories, rows, graph_weight=w)[0] for w in (weight, 0.0))
@@ -491,13 +515,28 @@ class Recommender:
         beam_size: int = BEAM,
         allowed: Bool[np.ndarray, " items"] | Bool[np.ndarray, "n items"] | None = None,
         graph_weight: float | None = None,
+        condition: Asked = None,
     ) -> Int[np.ndarray, "n k"]:
         """Item rows best first, -1 where there are fewer than k; see `recommend`.
 
         The answer to a history depends (to rounding) on no other.
         """
-        top = self._ranking(graph_weight).top
-        return top(histories, k=k, beam_size=beam_size, exclude_seen=exclude_seen, allowed=allowed)[0]
+        top, asked = self._ranking(graph_weight).top, self._asked(condition, len(histories))
+        return top(histories, k=k, beam_size=beam_size, exclude_seen=exclude_seen, allowed=allowed, asked=asked)[0]
+
+    def own_conditions(
+        self, rows: Int[np.ndarray, " n"], events: Int[np.ndarray, " n"] | None, parts: Sequence[str]
+    ) -> Conditions:
+        """Of the conditions that these items met, which had these events, the named parts: what is asked where a target
+        is to be found by what it is. Raises SemidError for parts that the model does not know."""
+        known = () if self.conditions is None else self.conditions.parts
+        if unknown := sorted(set(parts) - set(known)):
+            knows = f"it knows {', '.join(known)}" if known else "it was trained without conditions"
+            raise SemidError(f"the model cannot be asked for {unknown[0]} ({knows})")
+        met = self._met.of_items(rows, events)._asdict()
+        if "event" in parts and events is None:
+            raise SemidError("the examples have no events; ask for another part, or evaluate on a dataset with events")
+        return Conditions(**{part: met[part] if part in parts else None for part in met})
 
     def item_vectors(self) -> Float[np.ndarray, "items dim"]:
         """The vectors by which a dense model scores its items. Raises SemidError for a model that speaks in codes."""
@@ -515,19 +554,25 @@ class Recommender:
         return typing.cast(DenseTransformer, self.model)
 
     def log_probs(
-        self, histories: Histories, rows: Int[np.ndarray, " n"], *, graph_weight: float | None = None
+        self,
+        histories: Histories,
+        rows: Int[np.ndarray, " n"],
+        *,
+        graph_weight: float | None = None,
+        condition: Asked = None,
     ) -> Float[np.ndarray, "histories n"]:
         """Exact log-probabilities of item rows after each history (of popularity, after an empty one).
 
         -inf of items that the search leaves out: where nothing repeats, all of a history, however long.
         """
-        return self._ranking(graph_weight).log_probs(histories, rows)
+        return self._ranking(graph_weight).log_probs(histories, rows, asked=self._asked(condition, len(histories)))
 
     def catalog_log_probs(
-        self, histories: Histories, *, graph_weight: float | None = None
+        self, histories: Histories, *, graph_weight: float | None = None, condition: Asked = None
     ) -> Float[np.ndarray, "histories items"]:
         """`log_probs` of all items, at the price of fewer: those that begin alike share the computation."""
-        return self._ranking(graph_weight).catalog_log_probs(histories)
+        asked = self._asked(condition, len(histories))
+        return self._ranking(graph_weight).catalog_log_probs(histories, asked=asked)
 
     def most_popular(
         self, n: int, k: int, allowed: Bool[np.ndarray, "masks items"] | None, boosts: Boosts | None = None
@@ -539,7 +584,35 @@ class Recommender:
         """Rankings and scores of item rows, by another weight of the graph if one is given."""
         return Ranking(self._weighted(graph_weight), self.spec, self.catalog, self._train_counts)
 
-    def _history_rows(self, histories: Iterable[Iterable[Id]], skip_unknown: bool) -> list[list[int]]:
+    def _asked(self, condition: Asked, number: int) -> Conditions | None:
+        """Conditions of so many histories, in numbers."""
+        return as_conditions(condition, number=number, spec=self.conditions, items=self._met)
+
+    def _histories(
+        self,
+        histories: Iterable[Iterable[Id]],
+        skip_unknown: bool,
+        events: Iterable[Sequence[str | None]] | None = None,
+    ) -> Histories:
+        """Histories of external ids, and of names of events, in numbers."""
+        found = self._history_rows(histories, skip_unknown)
+        rows = [rows[known].tolist() for rows, known in found]
+        if events is None:
+            return Histories.from_lists(rows)
+        if self.conditions is None or not self.conditions.events:
+            raise SemidError("the model reads no events; leave them out, or train one with --event-inputs")
+        names = list(events)
+        if (given := [len(of) for of in names]) != (wanted := [len(known) for _, known in found]):
+            raise SemidError(f"expected an event for each item of the histories, {wanted[:9]}, got {given[:9]}")
+        codes = [self.conditions.event_codes(of, where=f"history {index}") for index, of in enumerate(names)]
+        return Histories.from_lists(
+            rows, events=[np.array(of)[known] for of, (_, known) in zip(codes, found, strict=True)]
+        )
+
+    def _history_rows(
+        self, histories: Iterable[Iterable[Id]], skip_unknown: bool
+    ) -> list[tuple[Int[np.ndarray, " length"], Bool[np.ndarray, " length"]]]:
+        """Rows of each history's items, and which are known."""
         result = []
         for index, history in enumerate(histories):
             if isinstance(history, str):
@@ -552,5 +625,5 @@ class Recommender:
                     f"history {index}: unknown item id {unknown[0].as_py()!r} ({len(unknown)} of {len(ids)} unknown); "
                     "correct it, or drop such items with skip_unknown=True (--skip-unknown)"
                 )
-            result.append(rows[known].tolist())
+            result.append((rows, known))
         return result

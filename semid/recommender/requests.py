@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from semid.data import Histories
-from seq_models import Boosts, RequestBatch
+from seq_models import Boosts, Conditions, RequestBatch
 
 
 def request_batches(
@@ -21,10 +21,12 @@ def request_batches(
     allowed: Bool[np.ndarray, "masks items"] | None = None,
     exclude_seen: bool = False,
     boosts: Boosts | None = None,
+    asked: Conditions | None = None,
 ) -> Iterator[tuple[Int[np.ndarray, " n"], RequestBatch]]:
     """Batches of requests with the indices of their histories: `size` each, or a power of two for the last few.
 
-    A batch holds the last `max_history` items of each history, and masks of `slots` item rows, as the tables have.
+    A batch holds the last `max_history` items of each history, and masks of `slots` item rows, as the tables have; with
+    conditions, `asked` of each history, the items' events too, unknown where there are none.
     """
     for start in range(0, len(histories), size):
         index = np.arange(start, min(start + size, len(histories)))
@@ -41,6 +43,8 @@ def request_batches(
             None if masks is None else jax.device_put(masks),
             None if denied is None else jax.device_put(_pad_rows(denied, rows)),
             boosts,
+            None if asked is None else jax.device_put(_pad_rows(batch.padded_events(max_history), rows)),
+            None if asked is None else _conditions_of(asked, index, rows),
         )
         yield index, requests
 
@@ -56,6 +60,11 @@ def _seen_items(histories: Histories) -> Int[np.ndarray, "histories n"]:
     return np.where(real, rows, -1)
 
 
+def _conditions_of(asked: Conditions, index: Int[np.ndarray, " n"], rows: int) -> Conditions:
+    """The conditions of the histories at `index`, and any of what pads them."""
+    return Conditions(*(None if part is None else jax.device_put(_pad_rows(part[index], rows)) for part in asked))
+
+
 def _power_of_two(n: int) -> int:
     """The least power of two that is not below n."""
     return 1 << (n - 1).bit_length()
@@ -63,4 +72,4 @@ def _power_of_two(n: int) -> int:
 
 def _pad_rows(x: np.ndarray, rows: int) -> np.ndarray:
     """Append rows of zeros to `x`, up to `rows` in all."""
-    return np.pad(x, ((0, rows - len(x)), (0, 0)))
+    return np.pad(x, ((0, rows - len(x)), *((0, 0),) * (x.ndim - 1)))

@@ -11,6 +11,7 @@ from flax import nnx
 from semid import artifacts, config
 from semid.catalog import SemanticCatalog
 from semid.errors import SemidError
+from semid.recommender.conditions import ConditionSpec
 from seq_models import ItemModel, ModelConfig, SoftmaxOver
 
 SPEC_FILE = "config.json"
@@ -46,15 +47,18 @@ class ModelSpec:
 
     graph_weight: float = 0.0
     """Share of the item graph's distribution in the recommender's; 0: there is none."""
+    conditions: ConditionSpec | None = config.later_field(None)
+    """Conditions on the next item that it knows; None: it knows none."""
 
     def build(self, *, seed: int) -> ItemModel:
-        """The model, with parameters drawn from `seed`."""
-        return self.model.build(
-            level_sizes=self.level_sizes,
-            num_items=self.num_items,
-            num_features=self.num_features,
-            rngs=nnx.Rngs(seed),
+        """The model, with parameters drawn from `seed`; conditions move none of the others."""
+        rngs = nnx.Rngs(seed)
+        model = self.model.build(
+            level_sizes=self.level_sizes, num_items=self.num_items, num_features=self.num_features, rngs=rngs
         )
+        if self.conditions is not None:
+            model.add_conditions(self.conditions.sizes, rngs=rngs)
+        return model
 
     def incompatibility(self, own: SemanticCatalog, later: SemanticCatalog) -> str | None:
         """The reason why a model of the catalogue `own` cannot recommend from `later`; None: it can."""

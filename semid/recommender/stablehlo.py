@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pyarrow as pa
 from jax import export
 from jaxtyping import Array, Float, Int
@@ -23,15 +24,13 @@ from semid.artifacts import Kind
 from semid.errors import SemidError
 from semid.recommender.recommender import Recommender
 from semid.recommender.scorers import Scorer
+from semid.recommender.spec import ModelSpec
 from semid.training import named_leaves
-from seq_models import RequestBatch
+from seq_models import Conditions, RequestBatch
 
 SCHEMA_VERSION = 1
 
-Program = Callable[
-    [dict[str, Array], Int[Array, "batch max_history"], Int[Array, " batch"]],
-    tuple[Int[Array, "batch k"], Float[Array, "batch k"]],
-]
+Program = Callable[..., tuple[Int[Array, "batch k"], Float[Array, "batch k"]]]
 
 
 def export_program(
@@ -47,7 +46,10 @@ def export_program(
     - `program.stablehlo`: a serialized `jax.export` of `program(arrays, history, lengths) -> (rows, scores)`, for any
       batch: `history` int32 [batch, max_history] holds item rows, oldest first, the latest `max_history` of them, from
       the left on; `lengths` int32 [batch] says how many. Rows int32 [batch, k] are best first, -1 where there are
-      fewer, scores float32 [batch, k] their log-probabilities (-inf). For length 0: the most popular of training;
+      fewer, scores float32 [batch, k] their log-probabilities (-inf). For length 0: the most popular of training.
+      Where the model knows conditions, a fourth argument has them: the dict `asked` of `events` int32
+      [batch, max_history] and, as it knows them, `event`, `group` int32 [batch] and `text` float32 [batch, width],
+      numbered from 1 by the names in `program.json`, zeros for any;
     - `arrays.safetensors`: parameters, item tables, trie, mixture (an item graph's edges and weight) and popularity,
       the dict `arrays`;
     - `item_ids.parquet`: item_id by item row; `program.json`: the settings; `README.md`: how to load it.
@@ -60,7 +62,7 @@ def export_program(
     if importlib.util.find_spec("flatbuffers") is None:  # jax.export writes and reads with it
         raise SemidError("a program is written with the package flatbuffers: pip install 'semid[stablehlo]'")
     arrays, program = as_program(recommender, k=k, beam_size=beam_size)
-    exported = _exported(program, arrays, recommender.spec.max_history, platforms)
+    exported = _exported(program, arrays, recommender.spec, platforms)
     settings = {"k": k, "beam_size": beam_size, "platforms": list(platforms)}
     parents = {} if recommender.origin is None else {"model": recommender.origin.digest}
     with artifacts.write_artifact(out, kind=Kind.PROGRAM, config=settings, parents=parents) as folder:
@@ -80,11 +82,18 @@ def as_program(recommender: Recommender, *, k: int, beam_size: int) -> tuple[dic
     popular = {"popular/rows": rows.astype(jnp.int32), "popular/scores": scores}
 
     def program(
-        arrays: dict[str, Array], history: Int[Array, "batch max_history"], lengths: Int[Array, " batch"]
+        arrays: dict[str, Array],
+        history: Int[Array, "batch max_history"],
+        lengths: Int[Array, " batch"],
+        asked: dict[str, Array] | None = None,
     ) -> tuple[Int[Array, "batch k"], Float[Array, "batch k"]]:
         own = jax.tree.unflatten(structure, [arrays[name] for name in names])
         segments = (jnp.arange(history.shape[1], dtype=jnp.int32)[None] < lengths[:, None]).astype(jnp.int32)
-        top = replace(scorer, **own).top(RequestBatch(history, segments), k=k, beam_size=beam_size)
+        requests = RequestBatch(history, segments)
+        if asked is not None:
+            parts = {name: part for name, part in asked.items() if name != "events"}
+            requests = requests._replace(events=asked["events"], asked=Conditions(**parts))
+        top = replace(scorer, **own).top(requests, k=k, beam_size=beam_size)
         some = (lengths > 0)[:, None]
         return (
             jnp.where(some, top.rows, arrays["popular/rows"][None]),
@@ -100,14 +109,25 @@ def _arrays(scorer: Scorer) -> dict[str, Any]:
 
 
 def _exported(
-    program: Program, arrays: Mapping[str, Array], max_history: int, platforms: Sequence[str]
+    program: Program, arrays: Mapping[str, Array], spec: ModelSpec, platforms: Sequence[str]
 ) -> export.Exported:
     (batch,) = export.symbolic_shape("batch")
     shapes = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in arrays.items()}
-    history = jax.ShapeDtypeStruct((batch, max_history), jnp.int32)
+    history = jax.ShapeDtypeStruct((batch, spec.max_history), jnp.int32)
     lengths = jax.ShapeDtypeStruct((batch,), jnp.int32)
+    asked = {name: jax.ShapeDtypeStruct((batch, *of), kind) for name, (of, kind) in _asked(spec).items()}
     _check_platforms(platforms)
-    return export.export(jax.jit(program), platforms=tuple(platforms))(shapes, history, lengths)
+    arguments = (shapes, history, lengths, *([asked] if asked else []))
+    return export.export(jax.jit(program), platforms=tuple(platforms))(*arguments)
+
+
+def _asked(spec: ModelSpec) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Shapes, but for the batch, and types of what a model that knows conditions is asked by."""
+    if spec.conditions is None:
+        return {}
+    shapes: dict[str, tuple[tuple[int, ...], Any]] = {"event": ((), np.int32), "group": ((), np.int32)}
+    shapes["text"] = (spec.conditions.text_width,), np.float32
+    return {"events": ((spec.max_history,), np.int32)} | {part: shapes[part] for part in spec.conditions.parts}
 
 
 def _check_platforms(platforms: Sequence[str]) -> None:
@@ -129,6 +149,7 @@ def _facts(recommender: Recommender, exported: export.Exported, folder: Path) ->
             "arrays": "arrays.safetensors",
             "history": {"dtype": "int32", "shape": ["batch", spec.max_history]},
             "lengths": {"dtype": "int32", "shape": ["batch"]},
+            **_asked_facts(spec),
         },
         "outputs": {
             "rows": {"dtype": "int32", "shape": ["batch", k]},
@@ -139,6 +160,17 @@ def _facts(recommender: Recommender, exported: export.Exported, folder: Path) ->
         "jax": jax.__version__,
         "calling_convention_version": exported.calling_convention_version,
     }
+
+
+def _asked_facts(spec: ModelSpec) -> dict[str, Any]:
+    """The input `asked`, of a model that knows conditions, and the names that its numbers stand for, from 1 on."""
+    if spec.conditions is None:
+        return {}
+    shapes = {
+        name: {"dtype": np.dtype(kind).name, "shape": ["batch", *of]} for name, (of, kind) in _asked(spec).items()
+    }
+    names = {"events": list(spec.conditions.events), "groups": list(spec.conditions.groups)}
+    return {"asked": shapes, "asked_names": names}
 
 
 LOADER = """\
@@ -192,6 +224,10 @@ Written by semid; loaded without it, by `pip install jax flatbuffers numpy safet
 
 ```python
 {USE}```
+
+A model that knows conditions takes a fourth argument, `program(arrays, history, lengths, asked)`: arrays by the names,
+shapes and types of `inputs.asked` in `program.json`, zeros where nothing is asked for and where an event of the history
+is not known; `inputs.asked_names` has the events and groups that are numbered from 1.
 
 The program is compiled once for every batch size that it meets: fill batches up to a few sizes. `program.json` has the
 shapes, `item_ids.parquet` the item of each row, `manifest.json` the sha256 of every file.

@@ -1,0 +1,116 @@
+"""What a generator learns to be asked for: conditions on the next item, read from a dataset's events and items."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float, Int
+
+from semid.arrow import is_list
+from semid.data import Dataset, StoredEncoder, joined_texts
+from semid.errors import SemidError
+from semid.recommender import ConditionSpec, ItemConditions, encode_texts
+
+
+@dataclass(frozen=True)
+class ConditionsConfig:
+    """Conditions on the next item under which a model can be asked (`recommend(condition=)`), and events as inputs."""
+
+    on_event: bool = False
+    """Condition on the next item's event: "what would they buy next"."""
+    on_group: str | None = None
+    """Condition on a group of the next item: a column of items with texts, or lists of them, such as brand."""
+    on_text: str | None = None
+    """Condition on a text of the next item, read by the encoder of this vector column (`semid prepare --encoder`, or
+    text_lsa), which stays as it is."""
+    text_columns: tuple[str, ...] = ()
+    """Columns of items that the texts are written from; none given: those that the encoder reads."""
+    event_inputs: bool = False
+    """Read the events of the history, next to its items."""
+    film: bool = False
+    """Let conditions scale and shift the state that the next item is decoded from (FiLM), instead of adding them to the
+    input of the position before it. RQ-Transformer, hybrid and SASRec alone."""
+    drop_conditions: float = 0.1
+    """Share of the conditions that training leaves out, so that the model learns to be asked without."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.drop_conditions < 1:
+            raise SemidError(f"expected drop_conditions in [0, 1), got {self.drop_conditions}")
+        if self.text_columns and self.on_text is None:
+            raise SemidError("text_columns are what conditions on texts are written from: give on_text too")
+
+    @property
+    def reads_events(self) -> bool:
+        """The model is told events."""
+        return self.on_event or self.event_inputs
+
+    def fit(self, dataset: Dataset) -> FittedConditions:
+        """Names and numbers of what the dataset's items and interactions are.
+
+        Raises SemidError where the dataset lacks what is asked for, and for events that are null.
+        """
+        if not (self.reads_events or self.on_group or self.on_text):
+            return FittedConditions(None, ItemConditions())
+        events = dataset.events if self.reads_events else ()
+        if self.reads_events and not events:
+            raise SemidError(
+                f"dataset {dataset.name!r} has no column 'event'; add one to its interactions, or read none"
+            )
+        names, groups = ((), None) if self.on_group is None else _groups(dataset, self.on_group)
+        encoder = None if self.on_text is None else _text_encoder(dataset, self.on_text)
+        texts = None if encoder is None else _texts(dataset, encoder, self.text_columns or encoder.inputs)
+        spec = ConditionSpec(
+            events=events,
+            on_event=self.on_event,
+            event_inputs=self.event_inputs,
+            group=self.on_group or "",
+            groups=names,
+            text=self.on_text or "",
+            text_width=0 if texts is None else texts.shape[1],
+            film=self.film,
+            drop=self.drop_conditions,
+        )
+        return FittedConditions(spec, ItemConditions(groups, texts, encoder))
+
+
+class FittedConditions(NamedTuple):
+    """Conditions that a model is to know, None for none, and those that items meet."""
+
+    spec: ConditionSpec | None
+    met: ItemConditions
+
+
+def _groups(dataset: Dataset, column: str) -> tuple[tuple[str, ...], Int[np.ndarray, "items m"]]:
+    """The groups' names, sorted, and each item's, numbered from 1, 0 behind them."""
+    if column not in dataset.text_columns:
+        found = ", ".join(dataset.text_columns) or "none"
+        raise SemidError(f"dataset {dataset.name!r}: no column {column!r} of texts to group by; there are {found}")
+    values = dataset.items[column].combine_chunks()
+    lists = values if is_list(values.type) else pa.array([[one] for one in values.to_pylist()], pa.list_(pa.string()))
+    each = [sorted({name for name in of or () if name}) for of in lists.to_pylist()]
+    names = tuple(sorted({name for of in each for name in of}))
+    if not names:
+        raise SemidError(f"dataset {dataset.name!r}: column {column!r} names no group; choose another")
+    place = {name: number for number, name in enumerate(names, 1)}
+    groups = np.zeros((len(each), max(map(len, each))), np.int32)
+    for row, of in enumerate(each):
+        groups[row, : len(of)] = [place[name] for name in of]
+    return names, groups
+
+
+def _text_encoder(dataset: Dataset, column: str) -> StoredEncoder:
+    by_column = {encoder.column: encoder for encoder in dataset.encoders}
+    found = by_column.get(column)
+    if found is None or not set(found.inputs) <= set(dataset.text_columns):
+        raise SemidError(
+            f"dataset {dataset.name!r}: no encoder of texts has made a column {column!r}, to read conditions by; "
+            f"there are {', '.join(by_column) or 'none'}; make one (`semid prepare --encoder`, or --text-vectors)"
+        )
+    return found
+
+
+def _texts(dataset: Dataset, encoder: StoredEncoder, columns: tuple[str, ...]) -> Float[np.ndarray, "items width"]:
+    return encode_texts(encoder, joined_texts(dataset.items, columns))

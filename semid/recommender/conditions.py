@@ -1,0 +1,194 @@
+"""Conditions on what is recommended, by name: an event, a group of items, a text; and what items meet them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float, Int
+
+from semid.data import StoredEncoder
+from semid.errors import SemidError
+from seq_models import Conditions, ConditionSizes
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a recommended item is asked to be; None: any.
+
+    `event` is what the user would do with it ("buy"), `group` the one it is in (a brand), and `text` says what it is
+    like, in words of the texts that the model was trained on.
+    """
+
+    event: str | None = None
+    group: str | None = None
+    text: str | None = None
+
+
+Asked = Condition | Mapping[str, str] | Sequence[Condition | Mapping[str, str]] | Conditions | None
+PARTS = tuple(field.name for field in fields(Condition))
+
+
+@dataclass(frozen=True)
+class ConditionSpec:
+    """Conditions on the next item that a model knows, by name, and how it is told them."""
+
+    events: tuple[str, ...] = ()
+    """Names of the events of the training data, sorted."""
+    on_event: bool = False
+    """The next item may be asked for by its event."""
+    event_inputs: bool = False
+    """The events of the history's items are inputs."""
+    group: str = ""
+    """Column of the items that `groups` are from; empty: there are none."""
+    groups: tuple[str, ...] = ()
+    """Names of groups that the next item may be asked from, sorted."""
+    text: str = ""
+    """Vector column whose encoder reads conditions that are texts; empty: there are none."""
+    text_width: int = 0
+    """Dimensions of a text's vector."""
+    film: bool = False
+    """Conditions scale and shift the state before the next item is decoded, instead of being added to the input."""
+    drop: float = 0.1
+    """Share of the conditions that training leaves out."""
+
+    @property
+    def sizes(self) -> ConditionSizes:
+        """What the model's embeddings of conditions are made for."""
+        events = len(self.events)
+        return ConditionSizes(
+            event=events * self.on_event,
+            group=len(self.groups),
+            text=self.text_width,
+            inputs=events * self.event_inputs,
+            film=self.film,
+            drop=self.drop,
+        )
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts of a `Condition` that the model knows."""
+        known = {"event": self.on_event, "group": bool(self.groups), "text": bool(self.text)}
+        return tuple(part for part in PARTS if known[part])
+
+    @property
+    def description(self) -> str:
+        """What can be asked for, in words."""
+        group = f"a group of items ({self.group}: {_shown(self.groups)})"
+        words = {"event": f"an event ({_shown(self.events)})", "group": group, "text": f"a text ({self.text})"}
+        inputs = [f"reads the history's events ({_shown(self.events)})"] if self.event_inputs else []
+        return "; ".join([*(words[part] for part in self.parts), *inputs])
+
+    def event_codes(self, names: Sequence[str | None], *, where: str) -> list[int]:
+        """Numbers of events, 0 where it is None. Raises SemidError for one that the model does not know."""
+        return [0 if name is None else _place(name, self.events, f"{where}: unknown event") for name in names]
+
+
+class ItemConditions(NamedTuple):
+    """The conditions that items meet, by item row (see `ItemTables`), and the encoder of conditions that are texts."""
+
+    groups: Int[np.ndarray, "items m"] | None = None
+    texts: Float[np.ndarray, "items text"] | None = None
+    encoder: StoredEncoder | None = None
+
+    def padded(self, new: int) -> ItemConditions:
+        """With so many items behind the others, which are in no group and have no text."""
+        groups, texts = (None if x is None else np.pad(x, ((0, new), (0, 0))) for x in (self.groups, self.texts))
+        return self._replace(groups=groups, texts=texts)
+
+    def of_items(self, rows: Int[np.ndarray, " n"], events: Int[np.ndarray, " n"] | None) -> Conditions:
+        """The conditions that items met which had these events; of several groups the first."""
+        group = None if self.groups is None else self.groups[rows, 0]
+        return Conditions(events, group, None if self.texts is None else self.texts[rows])
+
+
+def encode_texts(encoder: StoredEncoder, texts: Sequence[str]) -> Float[np.ndarray, "n width"]:
+    """Vectors of texts that are no item's; zeros where the encoder knows no word of it."""
+    from semid.encoders import restore_encoders
+
+    first, *others = encoder.inputs
+    table = pa.table({first: pa.array(texts, pa.string()), **{name: pa.nulls(len(texts)) for name in others}})
+    return restore_encoders([encoder])[encoder.column].encode(table).astype(np.float32)
+
+
+def as_conditions(asked: Asked, *, number: int, spec: ConditionSpec | None, items: ItemConditions) -> Conditions | None:
+    """Conditions of so many histories in numbers; all parts that the model knows are there, 0 where any will do.
+
+    None for a model that knows none. Raises SemidError for what it does not know, naming the nearest that it does.
+    """
+    if isinstance(asked, Conditions):
+        return None if spec is None else _complete(asked, number, spec)
+    if asked is None or isinstance(asked, (Condition, Mapping)):
+        each = [_named(asked)] * number
+    else:
+        each = [_named(one) for one in asked]
+    if len(each) != number:
+        raise SemidError(f"expected one condition, or one for each of {number} histories, got {len(each)}")
+    wanted = {part for one in each for part in PARTS if getattr(one, part) is not None}
+    known = () if spec is None else spec.parts
+    if unknown := sorted(wanted - set(known)):
+        knows = f"it knows {', '.join(known)}" if known else "it was trained without conditions"
+        raise SemidError(
+            f"the model cannot be asked for {unknown[0]} ({knows}); train one with --on-{unknown[0]}, or ask without"
+        )
+    if spec is None:
+        return None
+    events = spec.event_codes([one.event for one in each], where="condition") if spec.on_event else []
+    groups = [0 if one.group is None else _place(one.group, spec.groups, "condition: unknown group") for one in each]
+    found = Conditions(
+        np.array(events, np.int32) if "event" in wanted else None,
+        np.array(groups, np.int32) if "group" in wanted else None,
+        _texts([one.text for one in each], items.encoder, spec) if "text" in wanted else None,
+    )
+    return _complete(found, number, spec)
+
+
+def _named(one: Condition | Mapping[str, str] | None) -> Condition:
+    if one is None or isinstance(one, Condition):
+        return one or Condition()
+    if not isinstance(one, Mapping):
+        raise SemidError(f"expected a condition such as {{'event': 'buy'}}, got {one!r}")
+    if unknown := [name for name in one if name not in PARTS]:
+        raise SemidError(f"a condition has {', '.join(PARTS)}, got {unknown[0]!r}")
+    return Condition(**one)
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names[:6]) + (f" and {len(names) - 6:,} more" if len(names) > 6 else "")
+
+
+def _place(name: str, names: Sequence[str], what: str) -> int:
+    """Place of a name, from 1."""
+    if name in names:
+        return names.index(name) + 1
+    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.0)
+    raise SemidError(f"{what} {name!r}; did you mean {near[0]!r}? There are {len(names)}")
+
+
+def _texts(
+    texts: Sequence[str | None], encoder: StoredEncoder | None, spec: ConditionSpec
+) -> Float[np.ndarray, "n width"]:
+    if encoder is None:
+        raise SemidError(f"the model came without the encoder of its text conditions ({spec.text}); train it again")
+    distinct = sorted({text for text in texts if text is not None})
+    vectors = dict(zip(distinct, encode_texts(encoder, distinct), strict=True))
+    if strange := [text for text in distinct if not vectors[text].any()]:
+        raise SemidError(f"condition: the encoder {spec.text} knows no word of the text {strange[0]!r}; use others")
+    nothing = np.zeros(spec.text_width, np.float32)
+    return np.stack([nothing if text is None else vectors[text] for text in texts])
+
+
+def _complete(found: Conditions, number: int, spec: ConditionSpec) -> Conditions:
+    """All parts that the model knows, and no other: a model has one program, whatever it is asked."""
+    absent = Conditions(
+        np.zeros(number, np.int32), np.zeros(number, np.int32), np.zeros((number, spec.text_width), np.float32)
+    )
+    parts = asdict(Condition())
+    for part in spec.parts:
+        given = getattr(found, part)
+        parts[part] = getattr(absent, part) if given is None else given
+    return Conditions(**parts)

@@ -1,0 +1,332 @@
+"""Conditions from data to command line: what a trained model is asked for, what it refuses, what its files hold."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pytest
+from jax import export
+from safetensors.numpy import load_file
+
+from semid.catalog import SemanticCatalog
+from semid.cli import main
+from semid.config import from_dict, to_dict
+from semid.data import Dataset
+from semid.encoders import with_text_vectors
+from semid.errors import SemidError
+from semid.evaluation import Popularity, compare, evaluate
+from semid.generators import ConditionsConfig, GeneratorConfig, ObjectiveConfig, ProgramSizes, search_program, train
+from semid.graphs import ItemGraph
+from semid.joint import JointConfig
+from semid.recommender import Condition, Recommender, export_program
+from semid.training import OptimizerConfig, TrainingConfig, make_mesh
+from seq_models import DenseConfig, EncoderDecoderConfig, FlatDecoderConfig, HybridConfig, RQTransformerConfig
+from seq_models import TransformerConfig as Stack
+
+ITEMS, STEP = 12, {"look": 1, "buy": 5}
+BACKBONE = Stack(dim=16, layers=1, heads=2, hidden=16, dropout=0.0)
+FAMILIES = {
+    "rq-transformer": RQTransformerConfig(BACKBONE),
+    "encoder-decoder": EncoderDecoderConfig(BACKBONE, decoder_layers=1),
+    "flat": FlatDecoderConfig(BACKBONE),
+    "hybrid": HybridConfig(BACKBONE),
+    "sasrec": DenseConfig(BACKBONE),
+}
+ASKED = ConditionsConfig(
+    on_event=True, on_group="brand", on_text="text_lsa", text_columns=("brand",), event_inputs=True
+)
+CONFIG = GeneratorConfig(
+    model=FAMILIES["rq-transformer"],
+    features=(),
+    max_history=4,
+    row_length=6,
+    conditions=ASKED,
+    training=TrainingConfig(
+        epochs=150, batch_size=32, validate_every=75, optimizer=OptimizerConfig(learning_rate=0.02)
+    ),
+)
+BRANDS = ["acme boots", "orbit lamps", "zephyr kites"]
+
+
+def circle(events=True) -> Dataset:
+    """Everybody walks round the circle of items: who looks goes one step, who buys five."""
+    rng = np.random.default_rng(0)
+    users, items, positions, done = [], [], [], []
+    for user in range(100):
+        at = int(rng.integers(ITEMS))
+        for position in range(7):
+            event = ["look", "buy"][int(rng.integers(2))]
+            at = (at + STEP[event]) % ITEMS
+            for column, value in zip((users, items, positions, done), (user, f"i{at}", position, event), strict=True):
+                column.append(value)
+    table = {"user_id": users, "item_id": items, "position": positions} | ({"event": done} if events else {})
+    brands = [BRANDS[row % 3] for row in range(ITEMS)]
+    titles = [f"{brands[row]} number {row % 4}" for row in range(ITEMS)]
+    tags = [[brands[row], ["big", "small"][row % 2]] for row in range(ITEMS)]
+    named = {"item_id": [f"i{row}" for row in range(ITEMS)], "text": titles, "brand": brands, "tags": tags}
+    return with_text_vectors(Dataset.build(pa.table(named), pa.table(table), name="circle"), dim=6)
+
+
+def catalog_of(dataset) -> SemanticCatalog:
+    codes = np.stack(np.unravel_index(np.arange(ITEMS), (3, 4)), axis=1).astype(np.int32)
+    return SemanticCatalog(dataset.item_ids, codes, (3, 4))
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Dataset:
+    return circle().save(tmp_path_factory.mktemp("data") / "dataset")
+
+
+@pytest.fixture(scope="module")
+def home(dataset, tmp_path_factory):
+    home = tmp_path_factory.mktemp("run")
+    train(dataset, catalog_of(dataset), CONFIG, out=home / "model", seed=0)
+    return home
+
+
+@pytest.fixture(scope="module")
+def model(home) -> Recommender:
+    return Recommender.from_pretrained(home / "model")
+
+
+HISTORY = ["i0", "i1", "i6"]
+DONE = ["look", "look", "buy"]
+
+
+def first(model, condition, **options):
+    return model.recommend([HISTORY], k=3, condition=condition, events=[DONE], **options).item_ids[0][0]
+
+
+def test_who_buys_is_answered_otherwise_than_who_looks(model):
+    assert first(model, {"event": "look"}) == "i7"
+    assert first(model, Condition(event="buy")) == "i11"
+    both = model.recommend([HISTORY] * 2, k=2, condition=[{"event": "buy"}, {"event": "look"}], events=[DONE] * 2)
+    assert [ids[0] for ids in both.item_ids] == ["i11", "i7"]
+    assert set(model.recommend([HISTORY], k=2, events=[DONE]).item_ids[0]) == {"i7", "i11"}  # asked for nothing: either
+
+
+def test_groups_and_texts_steer(model):
+    """The two items that may follow are of two brands."""
+    for part in ("group", "text"):
+        assert first(model, {part: BRANDS[7 % 3]}) == "i7"
+        assert first(model, {part: BRANDS[11 % 3]}) == "i11"
+    assert first(model, {"text": "kites zephyr"}) == first(model, {"text": "zephyr kites"}) == "i11"  # a bag of words
+
+
+def test_scores_of_a_condition_are_those_of_its_recommendations(model):
+    condition = {"event": "buy", "group": BRANDS[2]}
+    top = model.recommend([HISTORY], k=ITEMS, condition=condition, events=[DONE])
+    scores = model.score([HISTORY], top.item_ids[0], condition=condition, events=[DONE])
+    np.testing.assert_allclose(top.scores, scores, atol=1e-5)
+    histories = model._histories([HISTORY], False, [DONE])
+    whole = model.catalog_log_probs(histories, condition=condition)
+    rows = model.catalog.rows(top.item_ids[0])
+    np.testing.assert_allclose(whole[:, rows], scores, atol=1e-5)
+    np.testing.assert_array_equal(model.rank(histories, k=ITEMS, exclude_seen=False, condition=condition)[0], rows)
+
+
+def test_evaluation_asks_for_what_targets_are_or_for_one_thing(model, dataset):
+    plain, own = evaluate(model, dataset), evaluate(model, dataset, own=("event",))
+    fixed = evaluate(model, dataset, condition={"event": "buy"})
+    assert own.values["ndcg@5"] > plain.values["ndcg@5"] + 0.03
+    assert own.provenance["own_conditions"] == ["event"]
+    assert "own_conditions" not in plain.provenance
+    assert fixed.provenance["options"]["condition"] == "{'event': 'buy'}"
+    bought = dataset.splits.test.target_events == dataset.events.index("buy") + 1
+    np.testing.assert_allclose(fixed.per_example["mrr"][bought], own.per_example["mrr"][bought])
+    assert fixed.per_example["mrr"][~bought].mean() < own.per_example["mrr"][~bought].mean()
+    rankers = {"model": model, "popularity": Popularity.fit(dataset.splits.train, dataset.item_ids)}
+    assert compare(rankers, dataset, own=("event",))["model"].values == own.values
+    with pytest.raises(SemidError, match="Popularity knows no conditions"):
+        evaluate(rankers["popularity"], dataset, own=("event",))
+
+
+def test_events_of_another_dataset_are_numbered_by_the_models_names(model, dataset):
+    """There, an event comes before all others by name, so that numbers differ."""
+    renamed = dataset.replace(event=pa.array(["again", *dataset.event.to_pylist()[1:]]))
+    assert renamed.events == ("again", "buy", "look")
+    own = [evaluate(model, data, own=("event",)).per_example["mrr"] for data in (dataset, renamed)]
+    np.testing.assert_allclose(own[1][1:], own[0][1:])
+
+
+def test_the_artifact_knows_names_and_words_and_the_catalogue_may_grow(home, model, tmp_path):
+    spec = model.conditions
+    assert (spec.events, spec.groups, spec.parts) == (("buy", "look"), tuple(BRANDS), ("event", "group", "text"))
+    saved = tmp_path / "package"
+    model.save_pretrained(saved)
+    again = Recommender.from_pretrained(saved)
+    for condition in ({"event": "buy"}, {"text": BRANDS[1]}, None):
+        ours, theirs = (m.recommend([HISTORY], k=5, condition=condition) for m in (model, again))
+        np.testing.assert_array_equal(ours.scores, theirs.scores)
+    card = (saved / "README.md").read_text()
+    assert "can be asked for | an event (buy, look); a group of items (brand: acme boots, orbit lamps" in card
+    assert "a text (text\\_lsa); reads the history's events (buy, look)" in card
+
+    grown = model.with_catalog(model.catalog)
+    assert first(grown, {"event": "buy"}) == "i11"
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"event": "bay"}, r"condition: unknown event 'bay'; did you mean 'buy'\? There are 2"),
+        ({"group": "acme"}, r"condition: unknown group 'acme'; did you mean 'acme boots'\? There are 3"),
+        ({"text": "nothing such"}, "the encoder text_lsa knows no word of the text 'nothing such'"),
+        ({"brand": "acme boots"}, "a condition has event, group, text, got 'brand'"),
+        ([{"event": "buy"}] * 2, "expected one condition, or one for each of 1 histories, got 2"),
+        (["buy"], r"expected a condition such as \{'event': 'buy'\}, got 'buy'"),
+    ],
+)
+def test_unknown_conditions_are_refused(model, asked, said):
+    with pytest.raises(SemidError, match=said):
+        model.recommend([HISTORY], condition=asked)
+
+
+def test_unknown_events_and_other_lengths_are_refused(model):
+    with pytest.raises(SemidError, match=r"history 0: unknown event 'lok'; did you mean 'look'\?"):
+        model.recommend([HISTORY], events=[["look", "lok", None]])
+    with pytest.raises(SemidError, match=r"expected an event for each item of the histories, \[3\], got \[2\]"):
+        model.recommend([HISTORY], events=[DONE[:2]])
+    dropped = model.recommend([["i0", "gone", "i1", "i6"]], events=[["look", "buy", "look", "buy"]], skip_unknown=True)
+    np.testing.assert_array_equal(dropped.scores, model.recommend([HISTORY], events=[DONE]).scores)
+    histories = dataclasses.replace(model._histories([HISTORY], False), events=np.array([1, 2, 3], np.int32))
+    with pytest.raises(SemidError, match=r"expected events of histories from 0 \(unknown\) to 2, the model's, got 3"):
+        model.rank(histories, k=1, exclude_seen=False)
+
+
+def test_a_model_trained_without_conditions_is_as_ever_and_cannot_be_asked(dataset, tmp_path):
+    """Whether or not the data have events."""
+    short = dataclasses.replace(
+        CONFIG, conditions=ConditionsConfig(), training=dataclasses.replace(CONFIG.training, epochs=1)
+    )
+    models = [train(data, catalog_of(data), short) for data in (dataset, circle(events=False))]
+    ours, theirs = (model.recommend([HISTORY], k=5).scores for model in models)
+    np.testing.assert_array_equal(ours, theirs)
+    assert "conditions" not in to_dict(short)
+    assert "conditions" not in to_dict(models[0].spec)
+    assert from_dict(GeneratorConfig, to_dict(CONFIG)) == CONFIG
+    for ask, said in (
+        (lambda: models[0].recommend([HISTORY], condition={"event": "buy"}), "cannot be asked for event"),
+        (lambda: models[0].recommend([HISTORY], events=[DONE]), "the model reads no events"),
+        (lambda: evaluate(models[0], dataset, own=("group",)), "cannot be asked for group"),
+    ):
+        with pytest.raises(SemidError, match=said):
+            ask()
+
+
+@pytest.mark.parametrize("film", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_trains_with_conditions_or_says_why_not(dataset, family, film):
+    conditions = dataclasses.replace(ASKED, film=film, on_group="tags")
+    training = TrainingConfig(epochs=0.5, batch_size=64)
+    features = ("text_lsa",) if family == "hybrid" else ()
+    config = dataclasses.replace(
+        CONFIG, model=FAMILIES[family], conditions=conditions, training=training, features=features
+    )
+    if film and family in ("encoder-decoder", "flat"):
+        with pytest.raises(ValueError, match="FiLM needs one state"):
+            train(dataset, catalog_of(dataset), config)
+        return
+    trained = train(dataset, catalog_of(dataset), config)
+    assert trained.conditions.groups == ("acme boots", "big", "orbit lamps", "small", "zephyr kites")
+    one, other = (trained.score([HISTORY], ["i1"], condition={"event": event}) for event in STEP)
+    assert one != other
+
+
+def test_distillation_and_a_graph_go_with_conditions(dataset):
+    config = dataclasses.replace(
+        CONFIG, objective=ObjectiveConfig(teacher_items=4), training=TrainingConfig(epochs=0.5, batch_size=64)
+    )
+    graph = ItemGraph.fit(dataset)
+    trained = train(dataset, catalog_of(dataset), config, teacher=graph, graph=graph)
+    scores = trained.score([HISTORY], dataset.item_ids.to_pylist(), condition={"event": "buy"}, graph_weight=0.5)
+    assert np.exp(scores).sum() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("conditions", "said"),
+    [
+        (ConditionsConfig(on_group="colour"), "no column 'colour' of texts to group by; there are text, brand, tags"),
+        (
+            ConditionsConfig(on_text="text"),
+            "no encoder of texts has made a column 'text', to read conditions by",
+        ),
+        (dataclasses.replace(ASKED, text_columns=("price",)), "column 'price' is missing"),
+    ],
+)
+def test_what_the_dataset_lacks_is_named(dataset, conditions, said):
+    with pytest.raises(SemidError, match=said):
+        conditions.fit(dataset)
+
+
+def test_events_that_are_null_or_missing_are_refused(dataset):
+    asked = ConditionsConfig(on_event=True)
+    with pytest.raises(SemidError, match="dataset 'circle' has no column 'event'; add one to its interactions"):
+        asked.fit(circle(events=False))
+    holed = dataset.replace(event=pa.array(["buy", None, *dataset.event.to_pylist()[2:]]))
+    with pytest.raises(SemidError, match=r"interactions row 2, column 'event': is null, as are 1 of 700"):
+        asked.fit(holed)
+    assert ConditionsConfig().fit(holed).spec is None  # who reads none does not mind
+
+
+def test_settings_out_of_range_are_refused():
+    with pytest.raises(SemidError, match=r"expected drop_conditions in \[0, 1\), got 1.0"):
+        ConditionsConfig(drop_conditions=1.0)
+    with pytest.raises(SemidError, match="give on_text too"):
+        ConditionsConfig(text_columns=("brand",))
+    with pytest.raises(SemidError, match="end-to-end training knows no conditions"):
+        JointConfig(generator=dataclasses.replace(CONFIG, training=TrainingConfig(epochs=1)))
+    with pytest.raises(SemidError, match="the sizes of conditions are a dataset's"):
+        search_program(CONFIG, ProgramSizes(), make_mesh())
+
+
+def test_the_command_line_asks_and_says_what_it_does_not_know(home, dataset, capsys):
+    line = ["recommend", "--model", str(home / "model"), "--history", ",".join(HISTORY), "--events", ",".join(DONE)]
+    main([*line, "-k", "1", "--condition", "event=buy"])
+    assert "i11" in capsys.readouterr().out
+    main([*line, "-k", "1", "--condition", "event=look", f"group={BRANDS[1]}"])
+    assert "i7" in capsys.readouterr().out
+    for words, said in (
+        (["event=bay"], "unknown event 'bay'; did you mean 'buy'"),
+        (["brand=acme"], "--condition brand=acme: expected event=NAME, group=NAME or text=WORDS"),
+        (["event=buy", "event=look"], "--condition event=look: event is asked for already (buy)"),
+    ):
+        with pytest.raises(SystemExit):
+            main([*line, "--condition", *words])
+        assert said in capsys.readouterr().err
+    asked = ["evaluate", "--model", str(home / "model"), "--dataset", str(dataset.origin.folder), "--condition"]
+    main([*asked, "event=own"])
+    written = json.loads((home / "metrics_asked.json").read_text())
+    assert written["provenance"]["own_conditions"] == ["event"]
+    main([*asked, "event=own"])
+    assert "skipped" in capsys.readouterr().out.replace("\n", " ")
+    with pytest.raises(SystemExit):
+        main([*asked, "event=own", f"group={BRANDS[0]}"])
+    assert "ask for what each target is, or for the same of all" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_the_exported_program_is_asked_as_the_live_recommender(model, tmp_path):
+    export_program(model, tmp_path / "program", k=4, beam_size=ITEMS, platforms=("cpu",))
+    settings = json.loads((tmp_path / "program" / "program.json").read_text())["inputs"]
+    assert settings["asked_names"] == {"events": ["buy", "look"], "groups": BRANDS}
+    call = jax.jit(export.deserialize((tmp_path / "program" / "program.stablehlo").read_bytes()).call)
+    arrays = load_file(tmp_path / "program" / "arrays.safetensors")
+    history = np.array([[0, 1, 6, 0], [5, 6, 0, 0]], np.int32)
+    asked = {name: np.zeros((2, *of["shape"][1:]), of["dtype"]) for name, of in settings["asked"].items()}
+    assert set(asked) == {"events", "event", "group", "text"}
+    asked["event"][:] = 1, 0
+    asked["group"][:] = 0, 3
+    asked["events"][0, :3] = 2, 2, 1
+    rows, scores = call(arrays, history, np.array([3, 2], np.int32), asked)
+    live = model.recommend(
+        [HISTORY, ["i5", "i6"]],
+        k=4,
+        beam_size=ITEMS,
+        condition=[{"event": "buy"}, {"group": BRANDS[2]}],
+        events=[DONE, [None, None]],
+    )
+    assert [[f"i{row}" for row in best] for best in rows.tolist()] == live.item_ids
+    np.testing.assert_allclose(scores, live.scores, atol=1e-5)
