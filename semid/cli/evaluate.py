@@ -134,8 +134,8 @@ class Evaluate:
         )
 
         shared: dict[str, Any] = {"split": self.split, "beam_size": self.beam_size}
-        rankers = {**models, **_parts(models), **baselines(dataset)}
         own, condition = self._asked
+        rankers = {**models, **_parts(models), **baselines(dataset, asked=(*own, *condition))}
         measured = compare(
             rankers,
             dataset,

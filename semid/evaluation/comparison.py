@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -22,11 +22,12 @@ from semid.progress import show_progress
 _USERS = 64
 
 
-def baselines(dataset: Dataset) -> dict[str, Ranker]:
+def baselines(dataset: Dataset, *, asked: Collection[str] = ()) -> dict[str, Ranker]:
     """Popularity and item bigram, from training histories; for a simulated dataset also the oracle: the ceiling.
 
-    Held-out items leave holes in the histories, for which the oracle is no ceiling: no oracle there. Nor has a dataset
-    one that this version of the simulator does not make from its config, which a warning says.
+    Held-out items leave holes in the histories, for which the oracle is no ceiling: no oracle there, nor where models
+    are `asked` for other parts of a condition than the event. Nor has a dataset one that this version of the simulator
+    does not make from its config, which a warning says.
     """
     train = dataset.splits.train
     rankers: dict[str, Ranker] = {
@@ -34,7 +35,8 @@ def baselines(dataset: Dataset) -> dict[str, Ranker]:
         "bigram": Bigram.fit(train, dataset.item_ids),
     }
     source = dataset.source or {}
-    if source.get("type") == "simulated" and not isinstance(dataset.split_rule, HeldOutItems):
+    no_ceiling = isinstance(dataset.split_rule, HeldOutItems) or not set(asked) <= {"event"}
+    if source.get("type") == "simulated" and not no_ceiling:
         world = from_dict(SimulatedConfig, source["config"], where=f"dataset {dataset.name!r}: source.config")
         again = simulate(dataclasses.replace(world, images=False))  # pictures change no choice
         if np.array_equal(again.dataset.item, dataset.item):

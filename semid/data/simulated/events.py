@@ -22,6 +22,7 @@ from semid.errors import SemidError
 
 PLACES = 10  # of a list
 EXPOSURE = EVENTS.index("exposure")
+ANY = -1  # no event is asked for
 
 
 class Shown(NamedTuple):
@@ -76,13 +77,16 @@ def _draw(p: Float[np.ndarray, "n choices"], rng: np.random.Generator) -> Int[np
     return (ends <= rng.random(len(p))[:, None] * ends[:, -1:]).sum(axis=1)
 
 
-def event_numbers(event: str | Sequence[str], count: int) -> Int[np.ndarray, " n"]:
-    """Numbers in `EVENTS` of one name for all or one each. Raises SemidError for others, naming the nearest."""
+def event_numbers(event: str | Sequence[str | None], count: int) -> Int[np.ndarray, " n"]:
+    """Numbers in `EVENTS` of one name for all or one each, `ANY` for None.
+
+    Raises SemidError for other names, naming the nearest.
+    """
     names = [event] * count if isinstance(event, str) else list(event)
     if len(names) != count:
         raise SemidError(f"expected one event or {count}, one per history, got {len(names)}")
-    if unknown := set(names) - set(EVENTS):
+    if unknown := {name for name in names if name is not None} - set(EVENTS):
         name = min(unknown)
         near = difflib.get_close_matches(name, EVENTS, n=1, cutoff=0)[0]
         raise SemidError(f"the simulator has events {', '.join(EVENTS)}, not {name!r}; did you mean {near!r}?")
-    return np.array([EVENTS.index(name) for name in names], np.int64)
+    return np.array([ANY if name is None else EVENTS.index(name) for name in names], np.int64)

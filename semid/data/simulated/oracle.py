@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -12,8 +12,8 @@ import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 
 from semid.data.histories import Histories
-from semid.data.simulated.config import COMPONENTS, SimulatedConfig
-from semid.data.simulated.events import EXPOSURE, Log, Shown, draw_log, event_numbers
+from semid.data.simulated.config import COMPONENTS, EVENTS, SimulatedConfig
+from semid.data.simulated.events import ANY, EXPOSURE, Log, Shown, draw_log, event_numbers
 from semid.errors import SemidError
 
 RECENT = 3  # last items of a history whose other variants may come next
@@ -195,6 +195,12 @@ def mixtures(
     return Choices(np.hstack(values), np.hstack(columns), 2 * config.favourites + config.next_kinds + RECENT)
 
 
+class OracleConditions(NamedTuple):
+    """Conditions on the next item that the oracle knows, as a model's do: names of events, sorted."""
+
+    events: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class Oracle:
     """The ranker that knows each user's latent state: in expectation no model recommends better.
@@ -202,7 +208,7 @@ class Oracle:
     The length of a history is the user's step, its last items those that the next depends on. Histories from which
     items are missing (held-out items) are ranked as they are, and the result is no ceiling.
 
-    Given an `event` of the next item, one for all histories or one for each, it ranks by Bayes' rule:
+    Given an `event` of the next item, one for all histories or one for each, None for any, it ranks by Bayes' rule:
     `p(item | history, event)` is proportional to the sum over components of `P(event | component) p(component, item |
     history)`.
     """
@@ -219,7 +225,7 @@ class Oracle:
         self,
         histories: Histories,
         *,
-        event: str | Sequence[str] | None = None,
+        event: str | Sequence[str | None] | None = None,
         allowed: Bool[np.ndarray, "*n items"] | None = None,
     ) -> Float[np.ndarray, "n items"]:
         """The true distribution of the next item, given its `event` and that it is `allowed` (of a group, say).
@@ -247,13 +253,28 @@ class Oracle:
         masses = self.world.masses_by_choice(self._mixtures(histories)[0], items)
         return (masses @ self.world.event_of_choice) / masses.sum(axis=2, keepdims=True)
 
-    def _masses_of_event(self, choices: Choices, event: str | Sequence[str]) -> Float[np.ndarray, "n items"]:
+    def _masses_of_event(self, choices: Choices, event: str | Sequence[str | None]) -> Float[np.ndarray, "n items"]:
         """Masses of each item together with the history's event."""
         number, examination = event_numbers(event, len(choices.weights)), self.world.shown.examination
-        masses = self.world.masses(choices.scaled(self.world.event_of_choice.T[number])) * examination
+        likelihood = np.vstack([self.world.event_of_choice.T, np.ones(len(self.world.event_of_choice))])  # last: any
+        masses = self.world.masses(choices.scaled(likelihood[number]))
+        masses *= np.where((number == ANY)[:, None], 1, examination)
         shown = number == EXPOSURE
         masses[shown] += self.world.masses(choices.take(np.flatnonzero(shown))) * (1 - examination)
         return masses
+
+    @property
+    def conditions(self) -> OracleConditions | None:
+        """Conditions that `rank` may be asked for; None where the world has no events."""
+        return None if self.world.config.events is None else OracleConditions(tuple(sorted(EVENTS)))
+
+    def own_conditions(
+        self, rows: Int[np.ndarray, " n"], events: Int[np.ndarray, " n"] | None, parts: Sequence[str]
+    ) -> list[dict[str, str]]:
+        """Conditions that ask for items by these events of theirs, numbered by `conditions`."""
+        if self.conditions is None or events is None or list(parts) != ["event"]:
+            raise SemidError(f"the oracle knows its world's events alone, and cannot be asked for {', '.join(parts)}")
+        return [{"event": self.conditions.events[code - 1]} if code else {} for code in events]
 
     def rank(
         self,
@@ -261,18 +282,20 @@ class Oracle:
         *,
         k: int,
         exclude_seen: bool = False,
-        event: str | Sequence[str] | None = None,
+        condition: Mapping[str, str] | Sequence[Mapping[str, str]] | None = None,
         allowed: Bool[np.ndarray, "*n items"] | None = None,
     ) -> Int[np.ndarray, "n k"]:
         """The `k` likeliest item rows, best first, -1 where fewer can come; no seen item ever can.
 
-        `event` and `allowed` as in `probabilities`.
+        `condition` asks for an event of the next item, `{"event": "buy"}`, of all histories or of each; `allowed` is as
+        in `probabilities`.
         """
+        events = None if condition is None else _events(condition, len(histories))
         ranked = np.full((len(histories), k), -1, np.int32)
         for block in blocks(np.arange(len(histories)), self.world.config.num_items):
-            events = event if event is None or isinstance(event, str) else [event[row] for row in block]
+            asked = None if events is None else [events[row] for row in block]
             masks = allowed[block] if allowed is not None and allowed.ndim == 2 else allowed
-            p = self.probabilities(histories.take(block), event=events, allowed=masks)
+            p = self.probabilities(histories.take(block), event=asked, allowed=masks)
             best = np.argpartition(-p, min(k, p.shape[1]) - 1, axis=1)[:, :k]
             value = np.take_along_axis(p, best, axis=1)
             order = np.lexsort((best, -value))  # equal probabilities: the lower row first
@@ -315,6 +338,14 @@ class Oracle:
                 f"the oracle knows item rows 0 to {num_items - 1}, got {items.min()} to {items.max()};"
                 " use the dataset it was simulated with"
             )
+
+
+def _events(condition: Mapping[str, str] | Sequence[Mapping[str, str]], number: int) -> list[str | None]:
+    """The event that each history is asked for; None: any."""
+    asked = [condition] * number if isinstance(condition, Mapping) else list(condition)
+    if len(asked) != number or any(set(one) - {"event"} for one in asked):
+        raise SemidError(f"the oracle takes one condition {{'event': NAME}}, or one per history, got {condition}")
+    return [one.get("event") for one in asked]
 
 
 def _falling(count: int) -> Float[np.ndarray, " count"]:

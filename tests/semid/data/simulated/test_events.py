@@ -15,7 +15,7 @@ from semid.data.simulated.config import COMPONENTS
 from semid.data.simulated.events import draw_log
 from semid.data.simulated.world import draw_next
 from semid.errors import SemidError
-from semid.evaluation import baselines, evaluate
+from semid.evaluation import baselines, compare, evaluate
 
 PLAIN = SimulatedConfig(num_items=60, num_users=600, taxonomy=(2, 2, 2), max_length=20, images=False, seed=3)
 TABLE = np.array([getattr(Events(), name) for name in COMPONENTS])
@@ -70,6 +70,16 @@ def test_bayes_by_hand(world, user, step):
     np.testing.assert_allclose(found, (joint / np.maximum(joint.sum(axis=0), 1e-300)).T[items], rtol=1e-10)
     given = [world.oracle.probabilities(history, event=name)[0] for name in EVENTS]
     assert 0.5 * np.abs(given[0] - given[2]).sum() > 0.05  # control: the condition matters
+
+
+def test_no_event_is_any_event(biased):
+    """None for some histories: their distribution without condition, places or not."""
+    histories = biased.dataset.splits.test.histories.take(slice(0, 8))
+    asked = [None, "buy", None, "exposure", "click", None, "exposure", "buy"]
+    found = biased.oracle.probabilities(histories, event=asked)
+    for row, event in enumerate(asked):
+        alone = biased.oracle.probabilities(histories.take(slice(row, row + 1)), event=event)
+        np.testing.assert_allclose(found[row], alone[0], rtol=1e-12)
 
 
 def test_bayes_by_hand_with_places(biased):
@@ -152,23 +162,41 @@ def test_a_group_and_an_event_together(world):
     p = world.oracle.probabilities(history, event="buy")[0]
     given = world.oracle.probabilities(history, event="buy", allowed=of_cell)[0]
     np.testing.assert_allclose(given, np.where(of_cell, p, 0) / p[of_cell].sum(), rtol=1e-12)
-    ranked = world.oracle.rank(history, k=60, event="buy", allowed=of_cell)[0]
+    ranked = world.oracle.rank(history, k=60, condition={"event": "buy"}, allowed=of_cell)[0]
     assert set(ranked[ranked >= 0]) == set(np.flatnonzero(given))
     nothing = world.oracle.probabilities(history, allowed=np.zeros(60, bool))
     assert not nothing.any()
 
 
-def test_the_ranker_takes_one_event_or_one_per_history(world, monkeypatch):
+def test_the_ranker_takes_one_condition_or_one_per_history(world, monkeypatch):
     histories = world.dataset.splits.test.histories.take(slice(0, 30))
-    alone = {name: world.oracle.rank(histories, k=7, event=name) for name in EVENTS}
-    mixed = [EVENTS[row % 3] for row in range(30)]
-    expected = np.array([alone[name][row] for row, name in enumerate(mixed)])
-    np.testing.assert_array_equal(world.oracle.rank(histories, k=7, event=mixed), expected)
+    alone = [world.oracle.rank(histories, k=7, condition={"event": name}) for name in EVENTS]
+    alone.append(world.oracle.rank(histories, k=7))
+    each = [{"event": EVENTS[row % 4]} if row % 4 < 3 else {} for row in range(30)]
+    expected = np.array([alone[row % 4][row] for row in range(30)])
+    np.testing.assert_array_equal(world.oracle.rank(histories, k=7, condition=each), expected)
     monkeypatch.setattr("semid.data.simulated.oracle.DENSE_ENTRIES", 300)  # five rows at a time
-    np.testing.assert_array_equal(world.oracle.rank(histories, k=7, event=mixed), expected)
-    assert not np.array_equal(alone["buy"], alone["exposure"])
-    measured = evaluate(world.oracle, world.dataset, ks=(5,), event="buy")
-    assert measured.provenance["options"] == {"event": "buy"}
+    np.testing.assert_array_equal(world.oracle.rank(histories, k=7, condition=each), expected)
+    assert not np.array_equal(alone[2], alone[0])
+
+
+def test_the_evaluator_asks_for_what_targets_are(biased):
+    """As it asks models: each target by its event; and what the same lists are without it."""
+    dataset, oracle = biased
+    examples = dataset.splits.test
+    events = _target_events(dataset, examples)
+    ranked = oracle.rank(examples.histories, k=5, condition=[{"event": event} for event in events])
+    own = evaluate(oracle, dataset, ks=(5,), own=("event",))
+    np.testing.assert_array_equal(own.ranked, ranked)
+    assert own.provenance["own_conditions"] == ["event"]
+    compared = compare(baselines(dataset, asked=("event",)), dataset, ks=(5,), own=("event",))
+    assert compared["oracle"].values == own.values
+    plain = compare(baselines(dataset), dataset, ks=(5,))
+    assert compared["popularity"].values == plain["popularity"].values
+    assert not np.array_equal(compared["oracle"].ranked, plain["oracle"].ranked)
+    assert "oracle" not in baselines(dataset, asked=("event", "group"))
+    with pytest.raises(SemidError, match="knows its world's events alone, and cannot be asked for group"):
+        evaluate(oracle, dataset, own=("group",))
 
 
 def test_the_condition_of_the_target_helps_and_another_targets_does_not(world):
@@ -216,7 +244,8 @@ def test_a_simulated_datasets_oracle_knows_its_events(world, tmp_path):
     loaded = type(saved).load(tmp_path / "dataset")
     assert loaded.event.equals(world.dataset.event)
     histories = loaded.splits.test.histories
-    ranks = [oracle.rank(histories, k=5, event="buy") for oracle in (world.oracle, baselines(loaded)["oracle"])]
+    oracles = (world.oracle, baselines(loaded)["oracle"])
+    ranks = [oracle.rank(histories, k=5, condition={"event": "buy"}) for oracle in oracles]
     np.testing.assert_array_equal(*ranks)
 
 
@@ -229,6 +258,9 @@ def test_unknown_events_and_worlds_without_are_named(plain, world):
     with pytest.raises(SemidError, match="this simulated world has no events"):
         plain.oracle.probabilities(history, event="buy")
     assert world.oracle.probabilities(history, event=["buy"]).shape == (1, 60)
+    for condition in ({"group": "a"}, [{"event": "buy"}] * 2):
+        with pytest.raises(SemidError, match=r"takes one condition \{'event': NAME\}, or one per history"):
+            world.oracle.rank(history, k=5, condition=condition)
     with pytest.raises(SemidError, match=r"events.taste: expected probabilities .* sum 1, got \(0.5, 0.6, 0.1\)"):
         Events(taste=(0.5, 0.6, 0.1))
     with pytest.raises(SemidError, match=r"events.position_bias: expected 0 \(none\) or more, got -1"):
