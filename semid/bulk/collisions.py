@@ -103,11 +103,15 @@ def _requests(codes: Sequence[str], tokenizer: str) -> str:
     requests = []
     for path in codes:
         with _opened(path) as file:
-            metadata = file.schema_arrow.metadata or {}
+            metadata, names = file.schema_arrow.metadata or {}, file.schema_arrow.names
         if metadata.get(TOKENIZER.encode()) != tokenizer.encode():
             raise SemidError(f"{path}: its codes are not of this catalogue's tokenizer; encode its items with it")
         if REQUEST.encode() not in metadata:
             raise SemidError(f"{path}: is damaged (names no input); delete it, and encode its items again")
+        if missing := {"item_id", "codes"} - set(names):  # DuckDB would take a name of other capitals
+            raise SemidError(
+                f"{path}: is damaged (has no column {min(missing)!r}); delete it, and encode its items again"
+            )
         requests.append(metadata[REQUEST.encode()].decode(errors="replace"))
     return artifacts.sha256_json(sorted(requests))
 

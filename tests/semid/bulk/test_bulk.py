@@ -470,6 +470,19 @@ def test_a_flipped_bit_in_a_file_of_codes_is_named_or_harmless(catalog, tmp_path
         write_catalog(files, tmp_path / "all", tokenizer=home / "catalog")
 
 
+def test_a_file_of_codes_whose_column_has_other_capitals_is_named(catalog, tmp_path):
+    """A flipped bit of a name, which DuckDB takes for the same."""
+    home, _ = catalog
+    _, files = _encoded(home, tmp_path)
+    table = pq.read_table(files[0])
+    for name in ("Item_id", "cOdes"):
+        renamed = table.rename_columns({name.lower(): name}).replace_schema_metadata(table.schema.metadata)
+        pq.write_table(renamed, files[0])
+        message = rf"^{files[0]}: is damaged \(has no column '{name.lower()}'\); delete it, and encode its items again"
+        with pytest.raises(SemidError, match=message):
+            write_catalog(files, tmp_path / "all", tokenizer=home / "catalog")
+
+
 def test_a_file_of_codes_that_duckdb_alone_cannot_read_is_named(catalog, tmp_path, monkeypatch):
     home, _ = catalog
     _, files = _encoded(home, tmp_path)
