@@ -29,9 +29,7 @@ def to_dict(config: Any) -> Any:
     """
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         kinds = _hints(type(config))
-        said = [
-            f for f in dataclasses.fields(config) if not (_LATER in f.metadata and getattr(config, f.name) == f.default)
-        ]
+        said = [f for f in dataclasses.fields(config) if not (_LATER in f.metadata and _is_default(config, f))]
         values = {f.name: _with_floats(kinds[f.name], getattr(config, f.name)) for f in said}
         return {"type": type(config).__name__, **{name: to_dict(value) for name, value in values.items()}}
     if isinstance(config, enum.Enum):
@@ -47,8 +45,15 @@ def to_dict(config: Any) -> Any:
 
 def later_field(default: T) -> T:
     """A dataclass field that came after configs were stored: at its default `to_dict` leaves it out, so that digests of
-    what was made before stay what they are."""
+    what was made before stay what they are. A dict's default is a copy of it."""
+    if isinstance(default, dict):
+        return typing.cast(T, dataclasses.field(default_factory=default.copy, metadata={_LATER: True}))
     return dataclasses.field(default=default, metadata={_LATER: True})
+
+
+def _is_default(config: Any, field: dataclasses.Field) -> bool:
+    made = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    return getattr(config, field.name) == made
 
 
 def from_dict(cls: type[T], data: dict, *, where: str = "config") -> T:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from seq_models.conditions import ConditionEncoder, ConditionSizes
+from seq_models.conditions import ConditionEncoder, ConditionSizes, EventHead
 from seq_models.layers import TransformerConfig, linear, products
 from seq_models.losses import child_cross_entropy, code_cross_entropy, distillation
 from seq_models.masks import ItemMask
@@ -85,7 +85,13 @@ class CodeModel(ItemModel):
         """Let the model know conditions. Raises ValueError for ones by FiLM where items have no state of their own."""
         if sizes.film and not self.config.decodes_from_state:
             raise ValueError(f"FiLM needs one state that an item is decoded from, which {self.config.title} has not")
+        if sizes.head and not self.config.decodes_from_state:
+            raise ValueError(
+                f"events are told from one state that an item is decoded from, which {self.config.title} has not"
+            )
         self.conditioning = ConditionEncoder(sizes, self.config.backbone, rngs=rngs)
+        if sizes.head:
+            self.event_head = EventHead(sizes.head, self.config.backbone, rngs=rngs)
 
     def add_heads(self, rngs: nnx.Rngs) -> None:
         """Add the output side; apart from the input side, so that a model's own layers may be drawn between them."""

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from seq_models.layers import TransformerConfig
+from seq_models.layers import TransformerConfig, norm
 
 
 class Conditions(NamedTuple):
@@ -47,9 +47,11 @@ class ConditionSizes:
     """Conditions scale and shift the state before the next item is decoded, instead of being added to the input."""
     drop: float = 0.1
     """Share of the conditions that training leaves out."""
+    head: int = 0
+    """Events whose probabilities, given item and history, are learned; 0: none are."""
 
     def __post_init__(self) -> None:
-        if min(self.event, self.group, self.text, self.inputs) < 0 or not 0 <= self.drop < 1:
+        if min(self.event, self.group, self.text, self.inputs, self.head) < 0 or not 0 <= self.drop < 1:
             raise ValueError(f"expected sizes of at least 0 and drop in [0, 1), got {self}")
 
 
@@ -111,6 +113,23 @@ class ConditionEncoder(nnx.Module):
         if self.text is not None:
             parts.append(self.text(text, x))
         return functools.reduce(jnp.add, parts) if parts else None
+
+
+class EventHead(nnx.Module):
+    """Logits of the events of an item, from the state that it is decoded from and its embedding.
+
+    With the probability of the item they give that of item and event (ESMM, Ma et al., SIGIR 2018, eq. 1, for codes):
+    p(item, event | history) = p(item | history) p(event | item, history). At first all events are alike.
+    """
+
+    def __init__(self, size: int, config: TransformerConfig, *, rngs: nnx.Rngs) -> None:
+        self.norm, self.hidden = norm(config, rngs), nnx.Linear(config.dim, config.dim, rngs=rngs)
+        zeros = nnx.initializers.zeros_init()
+        self.out = nnx.Linear(config.dim, size, kernel_init=zeros, rngs=rngs)
+
+    def __call__(self, states: Float[Array, "*n dim"], items: Float[Array, "*n dim"]) -> Float[Array, "*n event"]:
+        """Logits, of states after histories and embeddings of the items that followed."""
+        return self.out(jax.nn.silu(self.hidden(self.norm((states + items).astype(jnp.float32)))))
 
 
 class TextProjection(nnx.Module):

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from seq_models.conditions import ConditionEncoder, Conditions, ConditionSizes
+from seq_models.conditions import ConditionEncoder, Conditions, ConditionSizes, EventHead
 from seq_models.layers import Backbone, TransformerConfig, last_state, linear, products
 from seq_models.losses import item_cross_entropy
 from seq_models.mixture import Mixture, mixed_catalog
@@ -99,6 +100,8 @@ class DenseTransformer(ItemModel):
     def add_conditions(self, sizes: ConditionSizes, *, rngs: nnx.Rngs) -> None:
         """Let the model know conditions."""
         self.conditioning = ConditionEncoder(sizes, self.backbone.config, rngs=rngs)
+        if sizes.head:
+            self.event_head = EventHead(sizes.head, self.backbone.config, rngs=rngs)
 
     def loss_terms(
         self,
@@ -114,7 +117,23 @@ class DenseTransformer(ItemModel):
         events, conditions = self.told(tables, batch, key)
         told: dict[str, Any] = {"events": events, "conditions": conditions}
         states = self.states(vectors, batch.history, batch.segments, **told, key=key)
-        return {"loss": item_cross_entropy(states, vectors, batch.targets, batch.weights, seen=batch.seen)}
+        loss = item_cross_entropy(states, vectors, batch.targets, batch.weights, seen=batch.seen)
+        if self.event_head is None:
+            return {"loss": loss}
+        return {"loss": loss} | self.event_terms(states, self._embedded(vectors, batch.targets), batch, conditions)
+
+    def event_log_probs(
+        self, tables: ItemTables, requests: RequestBatch, rows: Int[Array, "b n"]
+    ) -> Float[Array, "b n event"]:
+        """Of the items, given their vectors and the state after the history."""
+        vectors = self.vectors(tables.features)
+        told: dict[str, Any] = {"events": requests.events, "conditions": requests.conditions(tables)}
+        states = self.states(vectors, requests.history, requests.segments, **told)
+        return self.events_after(last_state(states, requests.segments), self._embedded(vectors, rows))
+
+    def _embedded(self, vectors: Float[Array, "items dim"], rows: Int[Array, "*n"]) -> Float[Array, "*n dim"]:
+        """Vectors of items as large as their embeddings in histories."""
+        return vectors[jnp.maximum(rows, 0)] * (vectors.shape[-1] ** 0.5)
 
     def top(
         self,

@@ -94,12 +94,15 @@ class HybridTransformer(RQTransformer):
     ) -> dict[str, Float[Array, "..."]]:
         """The terms of codes, and the dense head's over all training items (LIGER, section 3): one pass of states."""
         backbone_key, depth_key = split_key(key, 2)
-        states = self.states(self.training_inputs(tables, batch, key), batch.segments, key=backbone_key)
-        logits = self.depth_logits(states, batch.target_codes(tables), key=depth_key)
+        inputs, codes = self.training_inputs(tables, batch, key), batch.target_codes(tables)
+        states = self.states(inputs, batch.segments, key=backbone_key)
+        logits = self.depth_logits(states, codes, key=depth_key)
         terms = code_loss_terms(logits, tables, batch, trie=trie, smoothing=smoothing)
         # An unknown item is no negative: of a zero vector it adds the same to every sum.
         vectors = jnp.where(tables.known[:, None], self.vectors(_required(tables.features)), 0.0)
         queries = self.queries(states)
+        if self.event_head is not None:
+            terms |= self.event_terms(states, self.code_sums(codes), batch, inputs.conditions)
         return terms | {
             "loss/dense": item_cross_entropy(queries, vectors, batch.targets, batch.weights, seen=batch.seen)
         }

@@ -106,8 +106,8 @@ def item_cross_entropy(
     flat = (states.reshape(-1, states.shape[-1]), vectors, jnp.maximum(targets, 0).reshape(-1), weights.reshape(-1))
     without = None if seen is None else seen.reshape(-1, seen.shape[-1])
     rows, ids = _shared_axes(len(flat[0]), len(vectors))
-    total = softmax_cross_entropy(*flat, without=without, row_axes=rows, id_axes=ids)
-    return total / jnp.maximum(jnp.sum(weights), 1)
+    total, of_all = softmax_cross_entropy(*flat, without=without, row_axes=rows, id_axes=ids), jnp.sum(weights)
+    return total / jnp.where(of_all == 0, 1.0, of_all)
 
 
 def _shared_axes(rows: int, ids: int) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -10,11 +10,13 @@ import abc
 from typing import ClassVar
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from seq_models.conditions import ConditionEncoder, Conditions, ConditionSizes
+from seq_models.conditions import ConditionEncoder, Conditions, ConditionSizes, EventHead
 from seq_models.layers import split_key
+from seq_models.losses import cross_entropy, weighted_mean
 from seq_models.mixture import Mixture
 from seq_models.scoring import LeafBlocks
 from seq_models.trie import CodeTrie
@@ -65,6 +67,8 @@ class ItemModel(nnx.Module):
     layout: ClassVar[Layout]
     conditioning: ConditionEncoder | None = None
     """Embeddings of the conditions that the model knows; None: it knows none."""
+    event_head: EventHead | None = None
+    """Probabilities of events given item and history; None: it has not learned them."""
 
     def add_conditions(self, sizes: ConditionSizes, *, rngs: nnx.Rngs) -> None:
         """Let the model know conditions on the next item. Raises ValueError where it cannot."""
@@ -81,6 +85,40 @@ class ItemModel(nnx.Module):
             return None, None
         choice, drop = split_key(None if key is None else jax.random.fold_in(key, _TOLD), 2)
         return self.conditioning.dropped(batch.events, batch.conditions(tables, key=choice), drop)
+
+    def event_terms(
+        self,
+        states: Float[Array, "*n dim"],
+        items: Float[Array, "*n dim"],
+        batch: TrainingBatch,
+        conditions: Conditions | None,
+    ) -> dict[str, Float[Array, ""]]:
+        """Cross-entropy of the targets' events (`loss/event`), given states and embeddings of the targets, if it learns
+        them: where the event is known and no condition has told it."""
+        if self.event_head is None or batch.target_events is None:
+            return {}
+        told = None if conditions is None else conditions.event
+        learned = (batch.targets >= 0) & (batch.target_events > 0)
+        if told is not None and self.conditioning is not None and self.conditioning.event is not None:
+            learned &= told == 0
+        each = cross_entropy(self.event_head(states, items), jnp.maximum(batch.target_events - 1, 0))
+        return {"loss/event": weighted_mean(each, learned.astype(jnp.float32))}
+
+    def event_log_probs(
+        self, tables: ItemTables, requests: RequestBatch, rows: Int[Array, "b n"]
+    ) -> Float[Array, "b n event"]:
+        """Logarithms of p(event | item, history) of these items, of which -1 is none in particular, for every event.
+
+        To be called inside jit. Raises ValueError for a model that has not learned them.
+        """
+        raise ValueError(f"{type(self).__name__} knows no probabilities of events")
+
+    def events_after(self, states: Float[Array, "b dim"], items: Float[Array, "b n dim"]) -> Float[Array, "b n event"]:
+        """`event_log_probs` of items by their embeddings, after states of histories."""
+        if self.event_head is None:
+            raise ValueError("the model has not learned probabilities of events; train it with an event head")
+        states = jnp.broadcast_to(states[:, None], items.shape)
+        return jax.nn.log_softmax(self.event_head(states, items))
 
     @abc.abstractmethod
     def loss_terms(

@@ -17,9 +17,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from seq_models.attention import KeyValue, Past, append_level, attend_past, gather_ancestors
-from seq_models.codes import CodeConfig, CodeModel, embedding, spread
+from seq_models.codes import CodeConfig, CodeModel, code_loss_terms, embedding, spread
 from seq_models.layers import Attend, Backbone, Block, dropout, last_state, norm, split_key
-from seq_models.types import Inputs, Layout, Prefixes
+from seq_models.trie import CodeTrie
+from seq_models.types import Inputs, ItemTables, Layout, Prefixes, RequestBatch, TrainingBatch
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,37 @@ class RQTransformer(CodeModel):
         """Teacher-forced logits of every level given the codes before it; one array per level."""
         backbone_key, depth_key = split_key(key, 2)
         return self.depth_logits(self.states(inputs, segments, key=backbone_key), targets, key=depth_key)
+
+    def loss_terms(
+        self,
+        tables: ItemTables,
+        batch: TrainingBatch,
+        *,
+        trie: CodeTrie | None = None,
+        smoothing: float = 0.0,
+        key: Key[Array, ""] | None = None,
+    ) -> dict[str, Float[Array, "..."]]:
+        """The terms of codes and, with an event head, of the targets' events."""
+        if self.event_head is None:
+            return super().loss_terms(tables, batch, trie=trie, smoothing=smoothing, key=key)
+        backbone_key, depth_key = split_key(key, 2)
+        inputs, codes = self.training_inputs(tables, batch, key), batch.target_codes(tables)
+        states = self.states(inputs, batch.segments, key=backbone_key)
+        terms = code_loss_terms(
+            self.depth_logits(states, codes, key=depth_key), tables, batch, trie=trie, smoothing=smoothing
+        )
+        return terms | self.event_terms(states, self.code_sums(codes), batch, inputs.conditions)
+
+    def event_log_probs(
+        self, tables: ItemTables, requests: RequestBatch, rows: Int[Array, "b n"]
+    ) -> Float[Array, "b n event"]:
+        """Of the items, given their codes and the state after the history: that after the last code."""
+        context = self.encode_history(requests.inputs(tables), requests.segments)
+        return self.events_after(context, self.code_sums(tables.codes[jnp.maximum(rows, 0)]))
+
+    def code_sums(self, codes: Int[Array, "*n level"]) -> Float[Array, "*n dim"]:
+        """The sums of the embeddings of items' codes."""
+        return functools.reduce(jnp.add, [table(codes[..., level]) for level, table in enumerate(self.tables)])
 
     def depth_logits(
         self, states: Float[Array, "*n dim"], targets: Int[Array, "*n level"], *, key: Key[Array, ""] | None = None

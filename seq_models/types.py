@@ -147,7 +147,7 @@ class TrainingBatch(NamedTuple):
 
     `segments` numbers the histories of a row from 1, 0 being padding; `targets` is -1 where there is none. `seen` are
     the items that a target cannot be, -1 for none. `events` are those of the history's items, `target_events` those of
-    the targets.
+    the targets; `importance` weighs the targets in means of losses, by their events, say; None: all alike.
     """
 
     history: Int[Array, "b t"]
@@ -157,6 +157,7 @@ class TrainingBatch(NamedTuple):
     seen: Int[Array, "*n t"] | None = None
     events: Int[Array, "b t"] | None = None
     target_events: Int[Array, "*n"] | None = None
+    importance: Float[Array, "*n"] | None = None
 
     def conditions(self, tables: ItemTables, *, key: Key[Array, ""] | None = None) -> Conditions:
         """The conditions on the item after each position of the history, which that item meets."""
@@ -173,8 +174,9 @@ class TrainingBatch(NamedTuple):
 
     @property
     def weights(self) -> Float[Array, "*n"]:
-        """1 at positions with a target, 0 elsewhere."""
-        return (self.targets >= 0).astype(jnp.float32)
+        """1, or their importance, at positions with a target, 0 elsewhere."""
+        there = (self.targets >= 0).astype(jnp.float32)
+        return there if self.importance is None else there * self.importance
 
     def target_codes(self, tables: ItemTables) -> Int[Array, "*n level"]:
         """Codes of the targets; of some item where there is none."""

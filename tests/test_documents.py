@@ -277,7 +277,7 @@ def shop(tmp_path_factory) -> Path:
     dataset = store_dataset(made, home / "data" / "mine")
     catalog = semid.tokenize(dataset, SMALL, out=home / "runs" / "mine" / "catalog")
     recommender = semid.train(dataset, catalog, TINY, out=home / "runs" / "mine" / "model")
-    asked = ConditionsConfig(on_event=True, event_inputs=True, on_group="title", on_text="text_lsa")
+    asked = ConditionsConfig(on_event=True, event_inputs=True, event_head=True, on_group="title", on_text="text_lsa")
     semid.train(dataset, catalog, replace(TINY, conditions=asked), out=home / "runs" / "mine" / "asked")
     recommender.save_pretrained(home / "package")
     for item_id in ids[-3:]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,6 +50,8 @@ class Recommend:
     events: str | None = None
     """What was done with the items of the history, in their order, separated by commas or as a JSON list: for a model
     that reads events."""
+    values: dict[str, float] = field(default_factory=dict)
+    """Values of events, EVENT NUMBER: rank by expected value, for a model that was trained with --event-head."""
     explain: bool = False
     """Show the item graph's share of each probability, and the items of the history that it comes from."""
     catalog: PathOrUrl | None = None
@@ -71,6 +73,7 @@ class Recommend:
             skip_unknown=self.skip_unknown,
             condition=condition_of(self.condition) or None,
             events=None if self.events is None else [parse_ids(self.events)],
+            values=self.values or None,
         )
         if not top.item_ids[0]:
             console.print("nothing that may be recommended is left: look at --allow, --deny and --exclude-seen")
@@ -78,7 +81,7 @@ class Recommend:
         explained = []
         if self.explain:
             explained = recommender.explain(history, top.item_ids[0], skip_unknown=self.skip_unknown)
-        table = Table("rank", "item id", "log-probability", "codes")
+        table = Table("rank", "item id", "log of value" if self.values else "log-probability", "codes")
         tokens = recommender.catalog.tokens_of(recommender.catalog.rows(top.item_ids[0]))
         for rank, (item_id, score, codes) in enumerate(zip(top.item_ids[0], top.scores[0], tokens, strict=False), 1):
             table.add_row(str(rank), item_id, f"{score:.3f}", "".join(codes))

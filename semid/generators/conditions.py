@@ -30,6 +30,9 @@ class ConditionsConfig:
     """Columns of items that the texts are written from; none given: those that the encoder reads."""
     event_inputs: bool = False
     """Read the events of the history, next to its items."""
+    event_head: bool = False
+    """Learn the probabilities of events given item and history, so that `recommend(values=)` ranks by expected value.
+    RQ-Transformer, hybrid and SASRec alone."""
     film: bool = False
     """Let conditions scale and shift the state that the next item is decoded from (FiLM), instead of adding them to the
     input of the position before it. RQ-Transformer, hybrid and SASRec alone."""
@@ -45,7 +48,7 @@ class ConditionsConfig:
     @property
     def reads_events(self) -> bool:
         """The model is told events."""
-        return self.on_event or self.event_inputs
+        return self.on_event or self.event_inputs or self.event_head
 
     def fit(self, dataset: Dataset) -> FittedConditions:
         """Names and numbers of what the dataset's items and interactions are.
@@ -66,6 +69,7 @@ class ConditionsConfig:
             events=events,
             on_event=self.on_event,
             event_inputs=self.event_inputs,
+            event_head=self.event_head,
             group=self.on_group or "",
             groups=names,
             text=self.on_text or "",

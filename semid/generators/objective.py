@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
+import math
 import operator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
+from semid.config import later_field
 from semid.errors import SemidError
 from semid.training import StepContext
 from seq_models import CodeTrie, ItemModel, ItemTables, SoftmaxOver, TeacherItems, TrainingBatch
@@ -40,7 +44,15 @@ class ObjectiveConfig:
     recommendation. None given: by the data, false where fewer than one training target in a
     thousand stands in its own history."""
 
+    event_weights: dict[str, float] = later_field({})
+    """Weights of targets by their events, EVENT NUMBER: how much each counts in the mean of the loss; others: 1."""
+    event_loss: float = later_field(1.0)
+    """Weight of the cross-entropy of events given item and history (with event_head alone)."""
+
     def __post_init__(self) -> None:
+        weights = self.event_weights.values()
+        if not all(0 <= weight < math.inf for weight in weights) or (weights and not any(weights)):
+            raise SemidError(f"expected event_weights of 0 or more, not all 0, got {self.event_weights}")
         if not 0 <= self.label_smoothing < 1:
             raise SemidError(f"expected label_smoothing in [0, 1), got {self.label_smoothing}")
         if not 0 <= self.teacher_graph <= 1:
@@ -67,7 +79,21 @@ class ObjectiveConfig:
     @property
     def weights(self) -> dict[str, float]:
         """Weights of the loss terms by name; terms that are not named count as they are."""
-        return {"loss/distillation": self.distillation or 0.0, "loss/dense": self.dense}
+        return {"loss/distillation": self.distillation or 0.0, "loss/dense": self.dense, "loss/event": self.event_loss}
+
+    def weights_of(self, events: tuple[str, ...]) -> Float[np.ndarray, " events"] | None:
+        """Weights of targets by the number of their event, 0 being unknown; None: all weigh the same.
+
+        Raises SemidError for weights of events that the data do not have.
+        """
+        if not self.event_weights:
+            return None
+        for name in self.event_weights:
+            if name not in events:
+                near = difflib.get_close_matches(name, events, n=1, cutoff=0.0)
+                hint = f"; did you mean {near[0]!r}?" if near else ": the dataset has no column 'event'"
+                raise SemidError(f"event_weights: unknown event {name!r}{hint}")
+        return np.array([1.0, *(self.event_weights.get(name, 1.0) for name in events)], np.float32)
 
 
 class LossTables(NamedTuple):
@@ -75,6 +101,8 @@ class LossTables(NamedTuple):
 
     items: ItemTables
     trie: CodeTrie | None = None
+    event_weights: Float[Array, " events"] | None = None
+    """Weights of targets by the number of their event; None: all weigh the same."""
 
 
 def generator_loss(
@@ -89,7 +117,7 @@ def generator_loss(
 
     Every term is a metric, a vector of them one per entry (`loss/level_0`, ...); `targets` is their number.
     """
-    rows = _training_batch(batch, objective)
+    rows = _training_batch(batch, objective, tables.event_weights)
     terms = model.loss_terms(
         tables.items, rows, trie=_trie(tables, objective), smoothing=objective.label_smoothing, key=context.key
     )
@@ -100,9 +128,13 @@ def generator_loss(
     return loss, metrics | {"targets": jnp.sum(rows.weights)}
 
 
-def _training_batch(batch: Any, objective: ObjectiveConfig) -> TrainingBatch:
+def _training_batch(
+    batch: Any, objective: ObjectiveConfig, event_weights: Float[Array, " events"] | None
+) -> TrainingBatch:
     teacher = TeacherItems(batch.teacher_items, batch.teacher_scores) if objective.distillation else None
     told = {"events": batch.events, "target_events": batch.target_events}
+    if event_weights is not None:
+        told["importance"] = event_weights[batch.target_events]
     rows = TrainingBatch(batch.history, batch.segments, batch.targets, teacher, **told)
     return rows if objective.repeat_factor else rows.without_repeats()
 

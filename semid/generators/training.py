@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
@@ -75,6 +76,11 @@ class GeneratorConfig:
         for name in ("max_history", "row_length", "validation_users", "validation_beam"):
             if getattr(self, name) < 1:
                 raise SemidError(f"expected {name} of at least 1, got {getattr(self, name)}")
+
+    @property
+    def reads_events(self) -> bool:
+        """Training rows have events."""
+        return self.conditions.reads_events or bool(self.objective.event_weights)
 
     def resolved(self, interactions: int, *, repeats: bool, taught: bool = False) -> GeneratorConfig:
         """The config with what it leaves open, by the number of training interactions, by whether one `repeats`, and by
@@ -235,7 +241,7 @@ def fit_generator(
         model,
         functools.partial(generator_loss, objective=config.objective),
         rows,
-        tables=_tables(recommender, config.objective),
+        tables=_tables(recommender, dataset, config.objective),
         validate=lambda candidate: score(recommender.with_model(candidate)),
         select="ndcg@10",
     )
@@ -257,7 +263,7 @@ def check_teacher(teacher: Teacher | None, dataset: Dataset, config: GeneratorCo
 def training_rows(dataset: Dataset, config: GeneratorConfig, layout: Layout) -> PackedRows | SingleRows:
     """The training histories, as the model's layout wants them."""
     train, history = dataset.splits.train, config.max_history
-    if not config.conditions.reads_events:
+    if not config.reads_events:
         train = train.without_events()
     if layout is Layout.SINGLE:
         return SingleRows(train, max_history=history)
@@ -265,10 +271,11 @@ def training_rows(dataset: Dataset, config: GeneratorConfig, layout: Layout) -> 
     return pack(train, max_history=history, row_length=config.row_length, append_last=append_last)
 
 
-def _tables(recommender: Recommender, objective: ObjectiveConfig) -> LossTables:
+def _tables(recommender: Recommender, dataset: Dataset, objective: ObjectiveConfig) -> LossTables:
     catalog, constrained = recommender.catalog, objective.normalization is SoftmaxOver.CHILDREN
     trie = CodeTrie.from_codes(catalog.codes, catalog.level_sizes) if constrained else None
-    return LossTables(recommender.tables, trie)
+    weights = objective.weights_of(dataset.events) if objective.event_weights else None
+    return LossTables(recommender.tables, trie, None if weights is None else jnp.asarray(weights))
 
 
 def content_features(dataset: Dataset, columns: tuple[str, ...] | None) -> Float[np.ndarray, "items feature"] | None:

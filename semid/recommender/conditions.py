@@ -43,6 +43,8 @@ class ConditionSpec:
     """The next item may be asked for by its event."""
     event_inputs: bool = False
     """The events of the history's items are inputs."""
+    event_head: bool = False
+    """Probabilities of events given item and history are learned."""
     group: str = ""
     """Column of the items that `groups` are from; empty: there are none."""
     groups: tuple[str, ...] = ()
@@ -67,6 +69,7 @@ class ConditionSpec:
             inputs=events * self.event_inputs,
             film=self.film,
             drop=self.drop,
+            head=events * self.event_head,
         )
 
     @property
@@ -81,7 +84,23 @@ class ConditionSpec:
         group = f"a group of items ({self.group}: {_shown(self.groups)})"
         words = {"event": f"an event ({_shown(self.events)})", "group": group, "text": f"a text ({self.text})"}
         inputs = [f"reads the history's events ({_shown(self.events)})"] if self.event_inputs else []
-        return "; ".join([*(words[part] for part in self.parts), *inputs])
+        values = [f"values of events ({_shown(self.events)})"] if self.event_head else []
+        return "; ".join([*(words[part] for part in self.parts), *values, *inputs])
+
+    def event_values(self, values: Mapping[str, float]) -> Float[np.ndarray, " events"]:
+        """Values by the events' numbers from 0 on, 0 of those not named.
+
+        Raises SemidError for unknown events, values that are negative or all 0, and a model that knows no
+        probabilities of events.
+        """
+        if not self.event_head:
+            raise SemidError("the model knows no probabilities of events; train one with --event-head, or ask without")
+        found = np.zeros(len(self.events), np.float32)
+        for name, value in values.items():
+            found[_place(name, self.events, "values: unknown event") - 1] = value
+        if not (np.isfinite(found) & (found >= 0)).all() or not found.any():
+            raise SemidError(f"expected finite values of 0 or more, not all 0, got {dict(values)}")
+        return found
 
     def event_codes(self, names: Sequence[str | None], *, where: str) -> list[int]:
         """Numbers of events, 0 where it is None. Raises SemidError for one that the model does not know."""

@@ -46,8 +46,10 @@ class Ranking(NamedTuple):
         allowed: Bool[np.ndarray, " items"] | Bool[np.ndarray, "n items"] | None = None,
         boosts: Boosts | None = None,
         asked: Conditions | None = None,
+        values: Float[np.ndarray, " events"] | None = None,
     ) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
-        """Item rows best first, -1 where there are fewer than k, and their scores."""
+        """Item rows best first, -1 where there are fewer than k, and their scores; with `values` of events, of the
+        items that the beams find the best by expected value, and its logarithms."""
         if k < 1 or beam_size < 1:
             raise SemidError(f"expected k and beam_size of at least 1, got {k} and {beam_size}")
         exclude_seen |= bool(self._with_older(histories))
@@ -60,11 +62,41 @@ class Ranking(NamedTuple):
             histories, size, allowed=allowed, exclude_seen=exclude_seen, boosts=boosts, asked=asked
         )
         for index, requests in batches:
-            found = self.scorer.top(requests, k=k, beam_size=beam_size)
-            ranked[index], scores[index] = (np.asarray(part)[: len(index)] for part in found)
+            found = self.scorer.top(requests, k=k if values is None else max(beam_size, k), beam_size=beam_size)
+            rows, of_rows = (np.asarray(part)[: len(index)] for part in found)
+            if values is not None:
+                rows, of_rows = self._by_value(requests, rows, of_rows, values)
+            ranked[index], scores[index] = rows[:, :k], of_rows[:, :k]
         if len(empty := np.flatnonzero(histories.lengths == 0)):
             ranked[empty], scores[empty] = self.most_popular(len(empty), k, select_masks(allowed, empty), boosts)
         return ranked, scores
+
+    def _by_value(
+        self,
+        requests: RequestBatch,
+        rows: Int[np.ndarray, "n m"],
+        log_probs: Float[np.ndarray, "n m"],
+        values: Float[np.ndarray, " events"],
+    ) -> tuple[Int[np.ndarray, "n m"], Float[np.ndarray, "n m"]]:
+        """Items by expected value, and its logarithm: of p(item) sum over events of value p(event | item, history)."""
+        padded = np.full((len(requests.history), rows.shape[1]), -1, np.int32)
+        padded[: len(rows)] = rows
+        events = np.exp(np.asarray(self.scorer.event_log_probs(requests, jax.device_put(padded))))[: len(rows)]
+        with np.errstate(divide="ignore"):
+            worth = np.where(rows >= 0, log_probs + np.log(events @ values), -np.inf).astype(np.float32)
+        order = np.argsort(-worth, axis=1, kind="stable")
+        worth = np.take_along_axis(worth, order, axis=1)
+        return np.where(worth > -np.inf, np.take_along_axis(rows, order, axis=1), -1), worth
+
+    def event_log_probs(
+        self, histories: Histories, rows: Int[np.ndarray, " n"], *, asked: Conditions | None = None
+    ) -> Float[np.ndarray, "histories n event"]:
+        """Logarithms of p(event | item, history) of item rows, after each history."""
+        found = []
+        for index, requests in self._requests(histories, self._batch_size(_PAIRS // max(len(rows), 1)), asked=asked):
+            every = np.broadcast_to(rows[None], (len(requests.history), len(rows)))
+            found.append(np.asarray(self.scorer.event_log_probs(requests, jax.device_put(every)))[: len(index)])
+        return np.concatenate(found)
 
     def log_probs(
         self, histories: Histories, rows: Int[np.ndarray, " n"], *, asked: Conditions | None = None

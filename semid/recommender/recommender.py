@@ -417,6 +417,7 @@ class Recommender:
         skip_unknown: bool = False,
         condition: Asked = None,
         events: Iterable[Sequence[str | None]] | None = None,
+        values: Mapping[str, float] | None = None,
     ) -> Recommendations:
         """The k best items for each history of external ids, oldest first.
 
@@ -431,11 +432,13 @@ class Recommender:
         `condition` says what is wanted, of a model that was trained to be asked: `{"event": "buy"}`, a `group` of
         items, a `text`, or a `Condition`; one for all histories or one for each; any where there is none. `events` are
         those of the histories' items, a list for each, None where one is unknown. To who has no history neither
-        matters.
+        matters. `values` of events, `{"click": 1, "buy": 2.5}`, rank what the beams find by expected value, for a model
+        that was trained with an event head; scores are then its logarithms.
         Raises SemidError for numbers out of range, for conditions and events that the model does not know, and for an
         unknown id, unless `skip_unknown` drops it.
         """
         rows = self._histories(histories, skip_unknown, events)
+        asked = self._asked(condition, len(rows))
         ranked, scores = self._ranking(graph_weight).top(
             rows,
             k=k,
@@ -443,7 +446,8 @@ class Recommender:
             exclude_seen=exclude_seen,
             allowed=allowed,
             boosts=build_boosts(boosts, self.catalog, skip_unknown=skip_unknown) if boosts else None,
-            asked=self._asked(condition, len(rows)),
+            asked=asked,
+            values=self._values(values, asked),
         )
         ids = [self.item_ids.take(pa.array(row[row >= 0])).to_pylist() for row in ranked]
         return Recommendations(ids, scores)
@@ -516,13 +520,40 @@ class Recommender:
         allowed: Bool[np.ndarray, " items"] | Bool[np.ndarray, "n items"] | None = None,
         graph_weight: float | None = None,
         condition: Asked = None,
+        values: Mapping[str, float] | None = None,
     ) -> Int[np.ndarray, "n k"]:
         """Item rows best first, -1 where there are fewer than k; see `recommend`.
 
         The answer to a history depends (to rounding) on no other.
         """
-        top, asked = self._ranking(graph_weight).top, self._asked(condition, len(histories))
-        return top(histories, k=k, beam_size=beam_size, exclude_seen=exclude_seen, allowed=allowed, asked=asked)[0]
+        asked = self._asked(condition, len(histories))
+        return self._ranking(graph_weight).top(
+            histories,
+            k=k,
+            beam_size=beam_size,
+            exclude_seen=exclude_seen,
+            allowed=allowed,
+            asked=asked,
+            values=self._values(values, asked),
+        )[0]
+
+    def event_probs(
+        self,
+        histories: Iterable[Iterable[Id]],
+        item_ids: Iterable[Id],
+        *,
+        events: Iterable[Sequence[str | None]] | None = None,
+        skip_unknown: bool = False,
+    ) -> Float[np.ndarray, "histories items event"]:
+        """Probabilities of the events (`conditions.events`) of each item, should it follow each history.
+
+        They sum to one over the events. Raises SemidError for a model that was trained without an event head.
+        """
+        if self.conditions is None or not self.conditions.event_head:
+            raise SemidError("the model knows no probabilities of events; train one with --event-head")
+        rows, asked = self._histories(histories, skip_unknown, events), self.catalog.rows(item_ids)
+        found = self._ranking(None).event_log_probs(rows, asked, asked=self._asked(None, len(rows)))
+        return np.exp(found)
 
     def own_conditions(
         self, rows: Int[np.ndarray, " n"], events: Int[np.ndarray, " n"] | None, parts: Sequence[str]
@@ -583,6 +614,18 @@ class Recommender:
     def _ranking(self, graph_weight: float | None) -> Ranking:
         """Rankings and scores of item rows, by another weight of the graph if one is given."""
         return Ranking(self._weighted(graph_weight), self.spec, self.catalog, self._train_counts)
+
+    def _values(
+        self, values: Mapping[str, float] | None, asked: Conditions | None
+    ) -> Float[np.ndarray, " events"] | None:
+        """Values of the model's events. Raises SemidError where they cannot be asked for."""
+        if not values:
+            return None
+        if self.conditions is None or asked is None:
+            raise SemidError("the model knows no probabilities of events; train one with --event-head, or ask without")
+        if asked.event is not None and asked.event.any():
+            raise SemidError("values weigh all events: ask for no event next to them")
+        return self.conditions.event_values(values)
 
     def _asked(self, condition: Asked, number: int) -> Conditions | None:
         """Conditions of so many histories, in numbers."""

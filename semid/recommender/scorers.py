@@ -67,6 +67,10 @@ class Scorer:
         arrays = (self.params, self.tables, self.trie, requests, rows, self.mixture)
         return _log_probs(self.graph, *arrays, softmax_over=self.softmax_over)
 
+    def event_log_probs(self, requests: RequestBatch, rows: Int[Array, "b n"]) -> Float[Array, "b n event"]:
+        """Logarithms of p(event | item, history) of each request's own items."""
+        return _event_log_probs(self.graph, self.params, self.tables, requests, rows)
+
     def catalog_log_probs(self, requests: RequestBatch) -> Float[Array, "b items"]:
         """Exact log-probabilities of all items."""
         arrays = (self.params, self.tables, self.trie, requests, self.mixture)
@@ -94,6 +98,13 @@ def _top(
     **options: Any,
 ) -> TopK:
     return nnx.merge(graph, params).top(tables, trie, requests, mixture=mixture, **options)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _event_log_probs(
+    graph: Any, params: Any, tables: ItemTables, requests: RequestBatch, rows: Int[Array, "b n"]
+) -> Float[Array, "b n event"]:
+    return nnx.merge(graph, params).event_log_probs(tables, requests, rows)
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="softmax_over")

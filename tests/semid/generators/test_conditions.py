@@ -1,9 +1,11 @@
 """Conditions from data to command line: what a trained model is asked for, what it refuses, what its files hold."""
 
 import dataclasses
+import functools
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -17,11 +19,21 @@ from semid.data import Dataset
 from semid.encoders import with_text_vectors
 from semid.errors import SemidError
 from semid.evaluation import Popularity, compare, evaluate
-from semid.generators import ConditionsConfig, GeneratorConfig, ObjectiveConfig, ProgramSizes, search_program, train
+from semid.generators import (
+    ConditionsConfig,
+    GeneratorConfig,
+    ObjectiveConfig,
+    ProgramSizes,
+    generator_loss,
+    search_program,
+    train,
+    training_rows,
+)
+from semid.generators.training import _tables, _untrained
 from semid.graphs import ItemGraph
 from semid.joint import JointConfig
 from semid.recommender import Condition, Recommender, export_program
-from semid.training import OptimizerConfig, TrainingConfig, make_mesh
+from semid.training import OptimizerConfig, SingleRows, StepContext, TrainingConfig, make_mesh
 from seq_models import DenseConfig, EncoderDecoderConfig, FlatDecoderConfig, HybridConfig, RQTransformerConfig
 from seq_models import TransformerConfig as Stack
 
@@ -330,3 +342,140 @@ def test_the_exported_program_is_asked_as_the_live_recommender(model, tmp_path):
     )
     assert [[f"i{row}" for row in best] for best in rows.tolist()] == live.item_ids
     np.testing.assert_allclose(scores, live.scores, atol=1e-5)
+
+
+VALUED = dataclasses.replace(CONFIG, conditions=ConditionsConfig(event_head=True, event_inputs=True))
+
+
+@pytest.fixture(scope="module")
+def valued(dataset) -> Recommender:
+    """Of the two items that may follow, one is looked at and the other bought, which history and item tell."""
+    return train(dataset, catalog_of(dataset), VALUED, seed=0)
+
+
+def test_events_of_an_item_have_probabilities_that_sum_to_one(valued, dataset):
+    probabilities = valued.event_probs([HISTORY, ["i3"]], dataset.item_ids.to_pylist(), events=[DONE, [None]])
+    assert probabilities.shape == (2, ITEMS, 2)
+    np.testing.assert_allclose(probabilities.sum(axis=-1), 1, atol=1e-5)
+    bought = valued.event_probs([HISTORY], ["i7", "i11"], events=[DONE])[0, :, 0]
+    assert bought[0] < 0.1
+    assert bought[1] > 0.9
+
+
+def test_values_rank_by_the_exact_expected_value_of_what_the_beams_find(valued, dataset):
+    ids, values = dataset.item_ids.to_pylist(), {"look": 1.0, "buy": 4.0}
+    items = np.exp(valued.score([HISTORY], ids, events=[DONE])[0])
+    worth = items * (valued.event_probs([HISTORY], ids, events=[DONE])[0] @ [4.0, 1.0])
+    top = valued.recommend([HISTORY], k=4, beam_size=ITEMS, values=values, events=[DONE])
+    best = np.argsort(-worth)[:4]
+    assert top.item_ids[0] == [ids[row] for row in best]
+    np.testing.assert_allclose(top.scores[0], np.log(worth[best]), atol=1e-4)
+    histories = valued._histories([HISTORY], False, [DONE])
+    ranked = valued.rank(histories, k=4, exclude_seen=False, beam_size=ITEMS, values=values)
+    assert ranked[0].tolist() == best.tolist()
+    first = {name: valued.recommend([HISTORY], k=1, values={name: 1}, events=[DONE]).item_ids[0] for name in STEP}
+    assert first == {"look": ["i7"], "buy": ["i11"]}
+    alike = valued.recommend([HISTORY], k=4, beam_size=ITEMS, values={"look": 1, "buy": 1}, events=[DONE])
+    plain = valued.recommend([HISTORY], k=4, beam_size=ITEMS, events=[DONE])
+    assert alike.item_ids == plain.item_ids  # the probabilities of all events sum to one
+    np.testing.assert_allclose(alike.scores, plain.scores, atol=1e-4)
+    best = {split: evaluate(valued, dataset, values={split: 1}).per_example["mrr"] for split in STEP}
+    done = np.array(dataset.events)[dataset.splits.test.target_events - 1]
+    for event, other in (("look", "buy"), ("buy", "look")):
+        assert best[event][done == event].mean() > best[other][done == event].mean() + 0.2
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"bay": 1}, "values: unknown event 'bay'; did you mean 'buy'"),
+        ({"buy": -1}, "expected finite values of 0 or more, not all 0, got {'buy': -1}"),
+        ({"buy": 0, "look": 0}, "expected finite values of 0 or more, not all 0"),
+    ],
+)
+def test_values_that_rank_nothing_are_refused(valued, model, values, said):
+    with pytest.raises(SemidError, match=said):
+        valued.recommend([HISTORY], values=values)
+    with pytest.raises(SemidError, match="the model knows no probabilities of events; train one with --event-head"):
+        model.recommend([HISTORY], values=values)
+    with pytest.raises(SemidError, match="train one with --event-head"):
+        model.event_probs([HISTORY], ["i1"])
+
+
+def test_values_are_of_all_events(dataset):
+    both = ConditionsConfig(on_event=True, event_head=True)
+    config = dataclasses.replace(VALUED, conditions=both, training=TrainingConfig(epochs=0.5, batch_size=64))
+    trained = train(dataset, catalog_of(dataset), config)
+    trained.recommend([HISTORY], values={"buy": 1})
+    with pytest.raises(SemidError, match="ask for no event next to them"):
+        trained.recommend([HISTORY], values={"buy": 1}, condition={"event": "buy"})
+    for family in ("encoder-decoder", "flat"):
+        with pytest.raises(ValueError, match="events are told from one state that an item is decoded from"):
+            train(dataset, catalog_of(dataset), dataclasses.replace(config, model=FAMILIES[family]))
+
+
+@pytest.mark.parametrize("family", ["hybrid", "sasrec"])
+def test_other_families_with_one_state_know_values_too(dataset, family):
+    features = ("text_lsa",) if family == "hybrid" else ()
+    training = TrainingConfig(epochs=0.5, batch_size=64)
+    config = dataclasses.replace(VALUED, model=FAMILIES[family], features=features, training=training)
+    trained = train(dataset, catalog_of(dataset), config)
+    assert trained.recommend([HISTORY], k=2, values={"buy": 1}).scores.shape == (1, 2)
+
+
+def _loss(dataset, family, weights, *, head=False):
+    """Loss and terms of one batch of everything."""
+    features = ("text_lsa",) if family == "hybrid" else ()
+    objective = ObjectiveConfig(event_weights=weights, repeats=True, distillation=0.0)
+    config = dataclasses.replace(
+        CONFIG,
+        model=FAMILIES[family],
+        conditions=ConditionsConfig(event_head=head),
+        features=features,
+        objective=objective,
+    )
+    recommender = _untrained(dataset, catalog_of(dataset), config, seed=1)
+    rows = training_rows(dataset, config, recommender.model.layout)
+    batch = rows[np.arange(len(rows))] if isinstance(rows, SingleRows) else rows
+    tables = _tables(recommender, dataset, objective)
+    run = jax.jit(functools.partial(generator_loss, objective=objective))
+    context = StepContext(jax.random.key(0), jnp.zeros(()))
+    value, terms = run(recommender.model, jax.tree.map(jnp.asarray, batch), tables, context)
+    return float(value), {name: float(term) for name, term in terms.items()}, batch
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_of_one_are_the_loss_of_today_and_others_its_weighted_mean(dataset, family):
+    plain, _, batch = _loss(dataset, family, {})
+    assert batch.target_events is None
+    ones, _, told = _loss(dataset, family, {"buy": 1, "look": 1})
+    assert ones == plain  # bit for bit
+    looks, buys = (_loss(dataset, family, {"look": a, "buy": b})[0] for a, b in ((1, 0), (0, 1)))
+    number = {name: int((told.target_events == dataset.events.index(name) + 1).sum()) for name in STEP}
+    weighted = _loss(dataset, family, {"buy": 3})[0]
+    shares = {"look": number["look"], "buy": 3 * number["buy"]}
+    assert weighted == pytest.approx((shares["look"] * looks + shares["buy"] * buys) / sum(shares.values()), rel=1e-5)
+
+
+def test_an_event_head_adds_a_term_and_weighs_it():
+    data = circle()
+    plain, _, _ = _loss(data, "rq-transformer", {})
+    value, terms, _ = _loss(data, "rq-transformer", {}, head=True)
+    assert terms["loss/event"] == pytest.approx(np.log(2))  # at first all events are alike
+    assert value == pytest.approx(plain + np.log(2), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        ({"buy": -1.0}, "expected event_weights of 0 or more, not all 0, got {'buy': -1.0}"),
+        ({"buy": 0.0}, "expected event_weights of 0 or more, not all 0"),
+        ({"bay": 2.0}, r"event_weights: unknown event 'bay'; did you mean 'buy'\?"),
+    ],
+)
+def test_event_weights_out_of_range_are_refused(weights, said, dataset):
+    with pytest.raises(SemidError, match=said):
+        ObjectiveConfig(event_weights=weights).weights_of(dataset.events)
+    assert ObjectiveConfig().weights_of(()) is None
+    with pytest.raises(SemidError, match="unknown event 'buy': the dataset has no column 'event'"):
+        ObjectiveConfig(event_weights={"buy": 2.0}).weights_of(())
