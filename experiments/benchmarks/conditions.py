@@ -69,7 +69,7 @@ def _measured(shop: SimulatedConfig, epochs: float | None) -> dict[str, float]:
     told = fit(dataset, config=replace(plain, conditions=ASKED))
     misled = fit(_shuffled(dataset, shop.seed), config=replace(plain, conditions=ASKED))
     own = np.asarray(test.target_events)
-    others, names = np.roll(own, 1), [dataset.events[number - 1] for number in own]
+    others, of_oracle = np.roll(own, 1), made.oracle.own_conditions(test.targets, own, ("event",))
     asking: dict[str, Callable[[], Int[np.ndarray, "n k"]]] = {
         "never told": lambda: _ranked(never, test, None),
         "any": lambda: _ranked(told, test, None),
@@ -77,7 +77,7 @@ def _measured(shop: SimulatedConfig, epochs: float | None) -> dict[str, float]:
         "exchanged": lambda: _ranked(told, test, others),
         "shuffled": lambda: _ranked(misled, test, own),
         "oracle": lambda: made.oracle.rank(test.histories, k=10),
-        "oracle, own": lambda: made.oracle.rank(test.histories, k=10, event=names),
+        "oracle, own": lambda: made.oracle.rank(test.histories, k=10, condition=of_oracle),
     }
     groups = {"oracle": np.arange(dataset.num_items), "oracle, own": np.arange(dataset.num_items)}
     own_groups = group_ids(catalog.codes)

@@ -19,7 +19,6 @@ import pyarrow as pa
 import tensorflow_datasets as tfds
 
 from semid import artifacts
-from semid.arrow import to_lists
 from semid.artifacts import sha256
 from semid.data.builders.raw import Interactions
 from semid.data.dataset import Dataset
@@ -64,6 +63,10 @@ class TableBuilder(tfds.core.GeneratorBasedBuilder):
     @abc.abstractmethod
     def _generate_records(self, paths: Mapping[str, Path]) -> Iterator[dict]:
         """The records of this table."""
+
+    @abc.abstractmethod
+    def item_table(self, records: list[dict]) -> pa.Table:
+        """The items of a dataset, from this table's records."""
 
     @property
     def _holds_items(self) -> bool:
@@ -114,6 +117,10 @@ class RatingsBuilder(TableBuilder):
             "timestamp": tfds.features.Tensor(shape=(None,), dtype=np.int64),
             "rating": tfds.features.Tensor(shape=(None,), dtype=np.float32),
         }
+
+    def item_table(self, records: list[dict]) -> pa.Table:
+        """Texts and lists of them, null where there are none."""
+        return pa.table({column: pa.array([_value(record[column]) for record in records]) for column in records[0]})
 
     def _generate_records(self, paths: Mapping[str, Path]) -> Iterator[dict]:
         interactions = self._interactions(paths)
@@ -170,7 +177,7 @@ def read_dataset(
     files, counts = ({k: v for each in metadata for k, v in each.get(key, {}).items()} for key in ("sha256", "counts"))
     dropped = interactions.num_rows - distinct.num_rows
     return Dataset.build(
-        _item_table(items),
+        builders[0].item_table(items),
         distinct,
         name=name,
         split_rule=split_rule,
@@ -201,17 +208,6 @@ def _check_unchanged(builder: TableBuilder, manual_dir: Path) -> None:
 def _check_same(what: str, digest: str, expected: str, fix: str) -> None:
     if digest != expected:
         raise SemidError(f"{what}: expected a file of sha256 {expected}, got {digest}; {fix}")
-
-
-def _item_table(records: list[dict]) -> pa.Table:
-    return pa.table({column: _column([record[column] for record in records]) for column in records[0]})
-
-
-def _column(values: list) -> pa.Array:
-    """Vectors as fixed-size lists, texts as strings or lists of them; what is empty is null."""
-    if isinstance(values[0], np.ndarray) and values[0].dtype == np.float32:
-        return to_lists(np.stack(values))
-    return pa.array([_value(value) for value in values])
 
 
 def _value(value: bytes | list[bytes]) -> str | list[str] | None:

@@ -16,10 +16,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import tensorflow_datasets as tfds
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from semid import artifacts
-from semid.arrow import is_vector
+from semid.arrow import is_vector, to_lists
 from semid.config import check_seed
 from semid.data.builders.tables import TableBuilder, read_dataset
 from semid.data.dataset import Dataset
@@ -33,6 +33,7 @@ RELEASES = {each: f"https://huggingface.co/datasets/TAAC2025/TencentGR-{each.upp
 ACTIONS = ("exposure", "click", "conversion")  # by action_type
 FEATURES = ("100", "101", "102", "112", "114", "115", "116", "117", "118", "119", "120", "121", "122")
 _ROWS = 4096  # of a Parquet file that are held at once
+_NOTHING = np.iinfo(np.int64).min  # a field without a value
 
 
 @dataclass(eq=False)
@@ -59,15 +60,18 @@ class TencentGR(TableBuilder):
 
     @property
     def _features(self) -> dict[str, Any]:
-        text = tfds.features.Text()
-        vector = tfds.features.Tensor(shape=(None,), dtype=np.float32)  # the files say how wide
+        tensor = tfds.features.Tensor
         if self._holds_items:
-            vectors = dict.fromkeys(map(_column, self.builder_config.embeddings), vector)
-            return {"item_id": text, **{f"feature_{name}": text for name in FEATURES}, **vectors}
+            vector = tensor(shape=(None,), dtype=np.float32)  # the files say how wide
+            numbers = {
+                "item_id": tensor(shape=(), dtype=np.int64),
+                "features": tensor(shape=(len(FEATURES),), dtype=np.int64),
+            }
+            return numbers | dict.fromkeys(map(_column, self.builder_config.embeddings), vector)
         return {
-            "user_id": text,
-            "item_id": tfds.features.Tensor(shape=(None,), dtype=np.int64),
-            "timestamp": tfds.features.Tensor(shape=(None,), dtype=np.int64),
+            "user_id": tfds.features.Text(),
+            "item_id": tensor(shape=(None,), dtype=np.int64),
+            "timestamp": tensor(shape=(None,), dtype=np.int64),
             "event": tfds.features.Sequence(tfds.features.ClassLabel(names=ACTIONS)),
         }
 
@@ -91,6 +95,17 @@ class TencentGR(TableBuilder):
     def _generate_records(self, paths: Mapping[str, Path]) -> Iterator[dict]:
         return self._items(paths) if self._holds_items else self._histories(paths)
 
+    def item_table(self, records: list[dict]) -> pa.Table:
+        """Fields as words, `100_4` in `feature_100`, null where there is none, and vectors."""
+        values = np.array([record["features"] for record in records])
+        columns = {"item_id": pa.array([record["item_id"] for record in records], pa.int64()).cast(pa.string())}
+        for name, numbers in zip(FEATURES, values.T, strict=True):
+            words = pa.array(numbers, mask=numbers == _NOTHING).cast(pa.string())
+            columns[f"feature_{name}"] = pc.binary_join_element_wise(name, words, "_")
+        for name in map(_column, self.builder_config.embeddings):
+            columns[name] = to_lists(np.stack([record[name] for record in records]))
+        return pa.table(columns)
+
     def _histories(self, paths: Mapping[str, Path]) -> Iterator[dict]:
         config, nulls, none = self.builder_config, 0, 0
         for batch in _sequences(_under(paths, "seq"), users=config.users, seed=config.seed):
@@ -107,7 +122,7 @@ class TencentGR(TableBuilder):
         config = self.builder_config
         batches = _sequences(_under(paths, "seq"), users=config.users, seed=config.seed)
         items = np.unique(np.concatenate([np.unique(batch.item) for batch in batches]))
-        texts, known = _item_features(_under(paths, "item_feat"), items)
+        features, known = _item_features(_under(paths, "item_feat"), items)
         counts, vectors = {"items without features": int((~known).sum())}, {}
         originals = None if config.item_ids is None else _original_ids(config.item_ids, items)
         for number in config.embeddings:
@@ -115,9 +130,8 @@ class TencentGR(TableBuilder):
             vectors[_column(number)], found = _vectors(files, originals)
             counts[f"items without {_column(number)}, zeros there"] = len(items) - found
         self.info.metadata["counts"] = counts
-        for row, item in enumerate(items.tolist()):
-            features = {f"feature_{name}": texts[name][row] for name in FEATURES}
-            yield {"item_id": str(item), **features, **{name: each[row] for name, each in vectors.items()}}
+        for row, item in enumerate(items):
+            yield {"item_id": item, "features": features[row], **{name: each[row] for name, each in vectors.items()}}
 
 
 def _column(embedding: int) -> str:
@@ -228,18 +242,22 @@ def _flat(path: Path, batch: pa.RecordBatch) -> _Sequences:
     )
 
 
-def _item_features(files: Sequence[Path], items: Int[np.ndarray, " n"]) -> tuple[dict[str, list[str]], np.ndarray]:
-    """Values of each field as words, `100_4`, empty where there is none, and which items have features."""
-    texts: dict[str, list[str]] = {name: [""] * len(items) for name in FEATURES}
-    known, wanted = np.zeros(len(items), bool), pa.array(items)
-    for _, batch in _batches(files, {"item_id": _INTEGER} | dict.fromkeys(FEATURES, _NUMBER)):
-        at = pc.index_in(batch.column("item_id").cast(pa.int64()), value_set=wanted)
-        batch, rows = batch.filter(at.is_valid()), at.drop_null().to_numpy()
+def _item_features(
+    files: Sequence[Path], items: Int[np.ndarray, " n"]
+) -> tuple[Int[np.ndarray, "n features"], Bool[np.ndarray, " n"]]:
+    """Values of the items' fields, `_NOTHING` where there is none, and which items have any."""
+    values, known = np.full((len(items), len(FEATURES)), _NOTHING), np.zeros(len(items), bool)
+    for path, batch in _batches(files, {"item_id": _INTEGER} | dict.fromkeys(FEATURES, _NUMBER)):
+        at = pc.index_in(batch.column("item_id").cast(pa.int64()), value_set=pa.array(items))
+        some, rows = batch.filter(at.is_valid()), at.drop_null().to_numpy()
         known[rows] = True
-        for name in FEATURES:
-            for row, value in zip(rows.tolist(), batch.column(name).to_pylist(), strict=True):
-                texts[name][row] = "" if value is None else f"{name}_{value:.0f}"
-    return texts, known
+        for place, name in enumerate(FEATURES):
+            try:
+                numbers = some.column(name).cast(pa.int64())
+            except pa.ArrowInvalid as error:
+                raise SemidError(f"{path}: column {name!r}: expected whole numbers ({error})") from None
+            values[rows, place] = pc.fill_null(numbers, _NOTHING).to_numpy()
+    return values, known
 
 
 def _original_ids(path: Path, items: Int[np.ndarray, " n"]) -> pa.Array:

@@ -224,6 +224,7 @@ BAD = [
     ("seq", replaced("user_id", lambda rows: [1.5] * rows), "'user_id': expected integers or strings, got double"),
     ("item_feat", renamed("121", "x"), "part-00001.parquet: column '121' is missing; found item_id, 100"),
     ("item_feat", replaced("100", lambda rows: ["a"] * rows), "column '100': expected numbers, got string"),
+    ("item_feat", replaced("100", lambda rows: [1.5] * rows), "column '100': expected whole numbers"),
     ("mm_emb/emb_81_32_parquet", renamed("anonymous_cid", "cid"), "column 'anonymous_cid' is missing; found cid, emb"),
     ("mm_emb/emb_81_32_parquet", replaced("emb", lambda rows: [[0.5] * 31] * rows),
      "part-00001.parquet: column 'emb': vector of 31 numbers, expected 32"),
