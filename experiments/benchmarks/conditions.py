@@ -62,8 +62,8 @@ def _measured(shop: SimulatedConfig, epochs: float | None) -> dict[str, float]:
     made = simulate(shop)
     dataset, test = made.dataset, made.dataset.splits.test
     catalog = tokenize(dataset, TokenizerConfig(RQKmeansConfig()), seed=shop.seed)
-    plain = GeneratorConfig()
-    plain = replace(plain, training=replace(plain.training, epochs=epochs))
+    plain = GeneratorConfig(validation_users=512)
+    plain = replace(plain, training=replace(plain.training, epochs=epochs, validate_every=4))
     fit = partial(train, catalog=catalog, seed=shop.seed)
     never = fit(dataset, config=plain)
     told = fit(dataset, config=replace(plain, conditions=ASKED))
