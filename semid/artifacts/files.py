@@ -48,8 +48,12 @@ def write_json(path: Path, value: Any) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary name next to `path`, which is renamed to it at the end: a reader sees the old file or the new.
 
-    After an exception nothing is left behind; what a kill leaves, the next call undoes.
+    After an exception nothing is left behind; what a kill leaves, the next call undoes. Within another call, for the
+    name that it yields, that is the name.
     """
+    if path.name.endswith(f".{_writing()}"):
+        yield path
+        return
     with _temporary_file(path) as temporary:
         yield temporary
         if remote.is_output(path):
@@ -221,7 +225,12 @@ def sha256_json(value: Any) -> str:
 
 def temporary_file(path: Path) -> Path:
     """Name next to `path` under which this thread writes it."""
-    return path.with_name(f".{path.name}.{in_use(f'writing.{threading.get_ident()}')}")
+    return path.with_name(f".{path.name}.{_writing()}")
+
+
+def _writing() -> str:
+    """End of the names under which this thread writes files."""
+    return in_use(f"writing.{threading.get_ident()}")
 
 
 @contextlib.contextmanager

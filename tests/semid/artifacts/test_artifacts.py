@@ -343,6 +343,17 @@ def test_what_killed_writers_of_files_left_goes_with_the_next_write(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"v.json", alive.name, other.name}
 
 
+def test_a_file_that_is_written_whole_within_another_writing_has_one_name_that_a_kill_can_leave(tmp_path):
+    with replacing(tmp_path / "v.json") as temporary:
+        with replacing(temporary) as inner:
+            assert inner == temporary
+            inner.write_text("half")
+            assert [path.name for path in tmp_path.iterdir()] == [temporary.name]
+        write_json(temporary, 1)
+        assert [path.name for path in tmp_path.iterdir()] == [temporary.name]
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("v.json", "1\n")]
+
+
 def test_tensors_that_do_not_fit_the_disk_are_named_and_the_older_file_stays(tmp_path):
     file, small = tmp_path / "t.safetensors", {"a": np.zeros(1)}
     save_tensors(file, small, metadata={"x": "y"})
