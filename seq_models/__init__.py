@@ -20,7 +20,7 @@ from seq_models.masks import ItemMask
 from seq_models.mixture import ItemNeighbors, Mixture
 from seq_models.models import ItemModel, ModelConfig
 from seq_models.noise import GumbelNoise, noise_of
-from seq_models.ranking import best_allowed
+from seq_models.ranking import best_allowed, first_within
 from seq_models.rq_transformer import RQTransformer, RQTransformerConfig
 from seq_models.scoring import LeafBlocks, catalog_log_probs, item_log_probs
 from seq_models.search import Beams, beam_search
@@ -87,6 +87,7 @@ __all__ = [
     "cross_entropy",
     "distillation",
     "dropout",
+    "first_within",
     "item_log_probs",
     "last_state",
     "linear",

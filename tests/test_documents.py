@@ -262,7 +262,8 @@ def shop(tmp_path_factory) -> Path:
     """A folder with everything that the pages' Python reads, tiny."""
     home, rng = tmp_path_factory.mktemp("shop"), np.random.default_rng(0)
     ids = ["B000142FVW", "B0009OMU0A", "B0012Y0ZG2", *(f"i{row}" for row in range(37))]
-    items = pa.table({"item_id": ids, "title": [f"word{row % 5} thing{row % 3} plain" for row in range(40)]})
+    titles, brands = [f"word{row % 5} thing{row % 3} plain" for row in range(40)], [f"b{row % 9}" for row in range(40)]
+    items = pa.table({"item_id": ids, "title": titles, "brand": brands})
     bought = [
         (f"u{user}", ids[item], at, ("buy", "look")[at % 2])
         for user in range(24)

@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import pyarrow as pa
 import tyro
 from jaxtyping import Bool
 from rich.table import Table
 
+from semid import artifacts
 from semid.cli.choices import PathOrUrl, condition_of
 from semid.cli.console import console
-from semid.data import parse_ids, read_boosts, read_id_file
+from semid.data import Dataset, parse_ids, read_boosts, read_id_file, read_table
 from semid.errors import SemidError
-from semid.recommender import Explanation, Recommender
+from semid.recommender import Explanation, Recommender, Sampling
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,16 @@ class Recommend:
     that reads events."""
     values: dict[str, float] = field(default_factory=dict)
     """Values of events, EVENT NUMBER: rank by expected value, for a model that was trained with --event-head."""
+    at_most: tuple[str, ...] = ()
+    """Most items of one group in the list, COLUMN=NUMBER each (brand=2), by columns of --items."""
+    items: PathOrUrl | None = None
+    """Dataset folder, or table with the columns item_id and those of --at-most."""
+    sample: bool = False
+    """Draw the list without replacement, by the items' probabilities, instead of taking the best."""
+    temperature: float = 1.0
+    """Of the draw: near 0 the best, 1 the model's own probabilities, above bolder."""
+    seed: int = 0
+    """Of the draw."""
     explain: bool = False
     """Show the item graph's share of each probability, and the items of the history that it comes from."""
     catalog: PathOrUrl | None = None
@@ -59,7 +71,11 @@ class Recommend:
     items removed since."""
 
     def run(self) -> None:
+        at_most = dict(map(_limit, self.at_most))
+        sample = Sampling(self.temperature, self.seed) if self.sample else None
         recommender = Recommender.from_pretrained(self.model, catalog=self.catalog)
+        if self.items is not None and at_most:
+            recommender = recommender.with_groups(_items(self.items, tuple(at_most)), *at_most)
         history = parse_ids(self.history)
         if self.skip_unknown and history and self._dropped(recommender, history, "the history") == len(history):
             console.print("no known item left: the most popular of training")
@@ -70,6 +86,8 @@ class Recommend:
             exclude_seen=self.exclude_seen,
             allowed=self._allowed(recommender),
             boosts=self._boosts(recommender),
+            at_most=at_most,
+            sample=sample,
             skip_unknown=self.skip_unknown,
             condition=condition_of(self.condition) or None,
             events=None if self.events is None else [parse_ids(self.events)],
@@ -126,6 +144,22 @@ class Recommend:
         if unknown:
             console.print(f"dropped {unknown} unknown of {len(ids)} items of {of}")
         return unknown
+
+
+def _limit(word: str) -> tuple[str, int]:
+    """COLUMN=NUMBER; a column's name may hold = too."""
+    column, _, number = word.rpartition("=")
+    if not (column and number.isdecimal() and int(number)):
+        raise SemidError(f"--at-most {word}: expected COLUMN=NUMBER, a whole number from 1 on, such as brand=2")
+    return column, int(number)
+
+
+def _items(path: str | Path, columns: tuple[str, ...]) -> pa.Table:
+    """The items of a dataset's folder, or a table's."""
+    folder = artifacts.fetched(path)
+    if (folder / artifacts.MANIFEST).is_file():
+        return Dataset.load(folder).items
+    return read_table(folder, strings=("item_id", *columns))
 
 
 def _boost(word: str) -> tuple[str, float]:

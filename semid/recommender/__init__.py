@@ -2,6 +2,7 @@
 
 from semid.recommender.conditions import Condition, ConditionSpec, ItemConditions, encode_texts
 from semid.recommender.explanation import Explanation
+from semid.recommender.lists import Sampling
 from semid.recommender.packaging import DATASET_FILE, copy_tokenizer
 from semid.recommender.recommender import Recommendations, Recommender
 from semid.recommender.scorers import Scorer
@@ -17,6 +18,7 @@ __all__ = [
     "ModelSpec",
     "Recommendations",
     "Recommender",
+    "Sampling",
     "Scorer",
     "copy_tokenizer",
     "encode_texts",

@@ -12,11 +12,12 @@ from jaxtyping import Bool, Float, Int
 from semid.catalog import SemanticCatalog
 from semid.data import Histories, as_masks
 from semid.errors import SemidError
+from semid.recommender.lists import Sampling
 from semid.recommender.mixing import log_factors
 from semid.recommender.requests import request_batches, select_masks
 from semid.recommender.scorers import Scorer
 from semid.recommender.spec import ModelSpec
-from seq_models import Boosts, Conditions, RequestBatch
+from seq_models import Boosts, Conditions, GroupLimits, GumbelNoise, RequestBatch, TopK, best_allowed, first_within
 
 # Users a search runs at once, at the default beam; wider beams take proportionally fewer.
 _BATCH, BEAM = 512, 50
@@ -26,6 +27,8 @@ _PAIRS = 1 << 16
 _USERS = 8
 # A dense model scores every item of the catalogue: this many scores (64 MiB) at once.
 _SCORES = 1 << 24
+
+_best_allowed, _first_within = (jax.jit(chosen, static_argnums=2) for chosen in (best_allowed, first_within))
 
 
 class Ranking(NamedTuple):
@@ -47,11 +50,15 @@ class Ranking(NamedTuple):
         boosts: Boosts | None = None,
         asked: Conditions | None = None,
         values: Float[np.ndarray, " events"] | None = None,
+        limits: GroupLimits | None = None,
+        sample: Sampling | None = None,
     ) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
-        """Item rows best first, -1 where there are fewer than k, and their scores; with `values` of events, of the
-        items that the beams find the best by expected value, and its logarithms."""
+        """Item rows best first, or as drawn, -1 where there are fewer than k, and their scores; with `values` of
+        events, of the items that the beams find the best by expected value, and its logarithms."""
         if k < 1 or beam_size < 1:
             raise SemidError(f"expected k and beam_size of at least 1, got {k} and {beam_size}")
+        if values is not None and sample is not None:
+            raise SemidError("values rank the items and sampling draws them: ask for one of the two")
         exclude_seen |= bool(self._with_older(histories))
         if allowed is not None:
             allowed = as_masks(allowed, num_histories=len(histories), num_items=len(self.catalog))
@@ -62,13 +69,18 @@ class Ranking(NamedTuple):
             histories, size, allowed=allowed, exclude_seen=exclude_seen, boosts=boosts, asked=asked
         )
         for index, requests in batches:
-            found = self.scorer.top(requests, k=k if values is None else max(beam_size, k), beam_size=beam_size)
+            noise = None if sample is None else sample.noise(index[0] + np.arange(len(requests.history)))
+            asked_for = requests._replace(limits=limits if values is None else None, noise=noise)
+            found = self.scorer.top(asked_for, k=k if values is None else max(beam_size, k), beam_size=beam_size)
             rows, of_rows = (np.asarray(part)[: len(index)] for part in found)
             if values is not None:
-                rows, of_rows = self._by_value(requests, rows, of_rows, values)
+                by_value = TopK(*jax.device_put(self._by_value(requests, rows, of_rows, values)))
+                rows, of_rows = (np.asarray(part) for part in _first_within(by_value, limits, k))
             ranked[index], scores[index] = rows[:, :k], of_rows[:, :k]
         if len(empty := np.flatnonzero(histories.lengths == 0)):
-            ranked[empty], scores[empty] = self.most_popular(len(empty), k, select_masks(allowed, empty), boosts)
+            noise = None if sample is None else sample.noise(empty)
+            popular = self.most_popular(len(empty), k, select_masks(allowed, empty), boosts, limits=limits, noise=noise)
+            ranked[empty], scores[empty] = popular
         return ranked, scores
 
     def _by_value(
@@ -129,7 +141,14 @@ class Ranking(NamedTuple):
         return scores
 
     def most_popular(
-        self, n: int, k: int, allowed: Bool[np.ndarray, "masks items"] | None, boosts: Boosts | None = None
+        self,
+        n: int,
+        k: int,
+        allowed: Bool[np.ndarray, "masks items"] | None,
+        boosts: Boosts | None = None,
+        *,
+        limits: GroupLimits | None = None,
+        noise: GumbelNoise | None = None,
     ) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
         """The items most popular in training, of those allowed: what is recommended to who has no history."""
         popularity = self._popularity()
@@ -138,6 +157,11 @@ class Ranking(NamedTuple):
         popularity = np.broadcast_to(popularity, (n, len(popularity)))
         if allowed is not None:
             popularity = np.where(allowed, popularity, -np.inf)
+        if limits is not None or noise is not None:
+            nothing = jax.device_put(np.zeros((n, 1), np.int32))
+            requests = RequestBatch(nothing, nothing, limits=limits, noise=noise)
+            found = _best_allowed(jax.device_put(popularity), requests, k)
+            return np.asarray(found.rows), np.asarray(found.scores)
         best = np.argsort(-popularity, axis=1, kind="stable")[:, :k]
         values = np.take_along_axis(popularity, best, axis=1)
         missing = ((0, 0), (0, k - best.shape[1]))

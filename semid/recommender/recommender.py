@@ -22,13 +22,14 @@ from semid import artifacts, config
 from semid.artifacts import Kind, Origin
 from semid.catalog import CATALOG_FILE, SemanticCatalog
 from semid.catalog.versions import vectors as appended_vectors
-from semid.data import Histories, Id, Standardizer, as_ids
+from semid.data import Histories, Id, Standardizer, Tags, as_ids, as_table
 from semid.errors import SemidError
 from semid.graphs import ItemGraph
 from semid.notebooks import Facts, as_pandas
 from semid.recommender.conditions import Asked, ConditionSpec, ItemConditions, as_conditions
 from semid.recommender.explanation import Explanation, edge_shares
 from semid.recommender.hub import upload
+from semid.recommender.lists import Sampling, build_limits, groups_of
 from semid.recommender.mixing import build_boosts, build_mixture, check_graph, check_graph_weight
 from semid.recommender.packaging import Measured, write_package
 from semid.recommender.persistence import ItemData, read_model, write_model
@@ -37,7 +38,7 @@ from semid.recommender.scorers import Scorer
 from semid.recommender.spec import ModelSpec
 from semid.recommender.versions import build_trie, standardize_appended
 from semid.training import named_leaves
-from seq_models import Boosts, Capacity, Conditions, DenseTransformer, ItemModel, ItemTables, Mixture
+from seq_models import Boosts, Capacity, Conditions, DenseTransformer, GroupLimits, ItemModel, ItemTables, Mixture
 
 # Histories, and items of each, that a notebook shows of recommendations.
 _SHOWN = 5
@@ -108,6 +109,7 @@ class Recommender:
         self.catalog, self.spec = catalog, spec
         self._features, self._train_counts, self._standardizer = features, train_counts, standardizer
         self._capacity_factor, self._graph, self._met = capacity_factor, graph, met
+        self._groups: dict[str, Tags] = {}
         if graph is not None:
             check_graph(graph, catalog.item_ids)
         self._capacity: Capacity | None = None
@@ -298,6 +300,17 @@ class Recommender:
         other._scorer = dataclasses.replace(self._scorer, mixture=other._mixture())
         return other
 
+    def with_groups(self, items: typing.Any, *columns: str) -> Recommender:
+        """The same with groups of its items, for `at_most`: columns of a table with `item_id`, such as a dataset's.
+
+        A column holds strings or whole numbers, or lists of such: an item may be in several groups. Steps of a path
+        (`Beauty > Hair Care`) are groups each; one that all items share is none. Raises SemidError naming a column that
+        is not there.
+        """
+        other = copy.copy(self)
+        other._groups = self._groups | groups_of(as_table(items, strings=("item_id", *columns)), columns, self.item_ids)
+        return other
+
     def with_catalog(
         self,
         catalog: SemanticCatalog,
@@ -323,6 +336,8 @@ class Recommender:
         known = catalog.digest if self.spec.catalog else ""
         other.spec = dataclasses.replace(self.spec, num_items=len(catalog), catalog=known)
         other._train_counts = np.pad(self._train_counts, (0, new))
+        rows = np.pad(np.arange(len(self.catalog)), (0, new), constant_values=-1)
+        other._groups = {name: groups.take(rows) for name, groups in self._groups.items()}
         if new and self._features is not None:
             appended = standardize_appended(self._standardizer, vectors, new=new, columns=self.spec.columns)
             other._features = np.concatenate([self._features, appended])
@@ -414,6 +429,8 @@ class Recommender:
         allowed: Bool[np.ndarray, " items"] | Bool[np.ndarray, "histories items"] | None = None,
         boosts: Mapping[Id, float] | None = None,
         graph_weight: float | None = None,
+        at_most: Mapping[str, int] | None = None,
+        sample: Sampling | None = None,
         skip_unknown: bool = False,
         condition: Asked = None,
         events: Iterable[Sequence[str | None]] | None = None,
@@ -434,6 +451,10 @@ class Recommender:
         those of the histories' items, a list for each, None where one is unknown. To who has no history neither
         matters. `values` of events, `{"click": 1, "buy": 2.5}`, rank what the beams find by expected value, for a model
         that was trained with an event head; scores are then its logarithms.
+
+        `at_most` limits the items of one group in a list, `{"brand": 2}` (`with_groups` gives their groups): the best
+        that leave room are chosen one by one, of all that the beams find, so that narrow limits want wide beams.
+        `sample` draws the list without replacement instead of taking the best; its scores are not sorted then.
         Raises SemidError for numbers out of range, for conditions and events that the model does not know, and for an
         unknown id, unless `skip_unknown` drops it.
         """
@@ -448,6 +469,8 @@ class Recommender:
             boosts=build_boosts(boosts, self.catalog, skip_unknown=skip_unknown) if boosts else None,
             asked=asked,
             values=self._values(values, asked),
+            limits=self._limits(at_most),
+            sample=sample,
         )
         ids = [self.item_ids.take(pa.array(row[row >= 0])).to_pylist() for row in ranked]
         return Recommendations(ids, scores)
@@ -521,6 +544,8 @@ class Recommender:
         graph_weight: float | None = None,
         condition: Asked = None,
         values: Mapping[str, float] | None = None,
+        at_most: Mapping[str, int] | None = None,
+        sample: Sampling | None = None,
     ) -> Int[np.ndarray, "n k"]:
         """Item rows best first, -1 where there are fewer than k; see `recommend`.
 
@@ -535,6 +560,8 @@ class Recommender:
             allowed=allowed,
             asked=asked,
             values=self._values(values, asked),
+            limits=self._limits(at_most),
+            sample=sample,
         )[0]
 
     def event_probs(
@@ -626,6 +653,9 @@ class Recommender:
         if asked.event is not None and asked.event.any():
             raise SemidError("values weigh all events: ask for no event next to them")
         return self.conditions.event_values(values)
+
+    def _limits(self, at_most: Mapping[str, int] | None) -> GroupLimits | None:
+        return build_limits(at_most or {}, self._groups, rows=len(self.tables.codes))
 
     def _asked(self, condition: Asked, number: int) -> Conditions | None:
         """Conditions of so many histories, in numbers."""

@@ -412,6 +412,22 @@ def test_schedules_have_options_of_their_own_next_to_those_of_training(monkeypat
     assert method.assignments == (expected,)
 
 
+def test_lists_are_limited_by_group_and_drawn_by_seed(home, tmp_path, capsys):
+    titles = dict(zip(*pq.read_table(home / "I.parquet").to_pydict().values(), strict=True))
+
+    def listed(options: str) -> list[str]:
+        capsys.readouterr()
+        run(f"recommend --model {{h}}/model --history i1 -k 6 --beam-size 20 {options}", h=home, t=tmp_path)
+        return re.findall(r"│ (i\d+) +│", capsys.readouterr().out)
+
+    for items in ("{h}/dataset", "{h}/I.parquet"):
+        found = listed(f"--at-most title=1 --items {items}")
+        assert len({titles[item] for item in found}) == len(found) == 6
+    draws = [listed(f"--sample --temperature 2 --seed {seed}") for seed in (0, 0, 1)]
+    assert draws[0] == draws[1] != draws[2]
+    assert listed("--sample --temperature 1e-5") == listed("")
+
+
 def test_a_teacher_of_another_split_is_refused(home, tmp_path, capsys):
     """The same items and interactions, but what is test here was trained on there."""
     run("prepare parquet --items {h}/I.parquet --interactions {h}/X.parquet --out {t}/d --text-vectors 6 "
@@ -440,6 +456,11 @@ PREPARE = "prepare parquet --items {h}/I.parquet --interactions {h}/X.parquet --
 BAD = [
     ("recommend --model {h}/model --history i1,zz", r"unknown item id 'zz' \(1 of 2 unknown\).*--skip-unknown"),
     ("recommend --model {h}/model --history i1 -k 0", "expected k and beam_size of at least 1, got 0 and 50"),
+    ("recommend --model {h}/model --history i1 --at-most title", "--at-most title: expected COLUMN=NUMBER, a whole"),
+    ("recommend --model {h}/model --history i1 --at-most title=0", "expected COLUMN=NUMBER, a whole number from 1"),
+    ("recommend --model {h}/model --history i1 --at-most title=1", "by 'title', and it has none; .*--items"),
+    ("recommend --model {h}/model --history i1 --at-most titl=1 --items {h}/dataset", "did you mean 'title'"),
+    ("recommend --model {h}/model --history i1 --sample --temperature 0", "expected a temperature above 0, got 0.0"),
     ("recommend --model {h}/catalog --history i1", "expected an artifact of kind 'model', found 'catalog'"),
     ("recommend --model {h}/nowhere --history i1", "nowhere: no such artifact"),
     ("tokenize --dataset {h}/nowhere --out {t}/c", "nowhere: no such artifact"),

@@ -32,7 +32,7 @@ from semid.generators import (
 from semid.generators.training import _tables, _untrained
 from semid.graphs import ItemGraph
 from semid.joint import JointConfig
-from semid.recommender import Condition, Recommender, export_program
+from semid.recommender import Condition, Recommender, Sampling, export_program
 from semid.training import OptimizerConfig, SingleRows, StepContext, TrainingConfig, make_mesh
 from seq_models import DenseConfig, EncoderDecoderConfig, FlatDecoderConfig, HybridConfig, RQTransformerConfig
 from seq_models import TransformerConfig as Stack
@@ -383,6 +383,18 @@ def test_values_rank_by_the_exact_expected_value_of_what_the_beams_find(valued, 
     done = np.array(dataset.events)[dataset.splits.test.target_events - 1]
     for event, other in (("look", "buy"), ("buy", "look")):
         assert best[event][done == event].mean() > best[other][done == event].mean() + 0.2
+
+
+def test_limits_of_groups_cut_lists_ranked_by_value_and_draws_do_not_go_with_them(valued, dataset):
+    ids = dataset.item_ids.to_pylist()
+    halves = valued.with_groups(pa.table({"item_id": ids, "half": [row % 2 for row in range(ITEMS)]}), "half")
+    asked = {"values": {"look": 1.0, "buy": 4.0}, "events": [DONE], "beam_size": ITEMS}
+    every = valued.recommend([HISTORY], k=ITEMS, **asked).item_ids[0]
+    firsts = [next(item for item in every if ids.index(item) % 2 == half) for half in (0, 1)]
+    found = halves.recommend([HISTORY], k=4, at_most={"half": 1}, **asked).item_ids[0]
+    assert found == sorted(firsts, key=every.index)
+    with pytest.raises(SemidError, match="values rank the items and sampling draws them"):
+        valued.recommend([HISTORY], k=4, sample=Sampling(), **asked)
 
 
 @pytest.mark.parametrize(

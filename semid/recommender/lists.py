@@ -1,0 +1,81 @@
+"""Lists other than the k best: with at most so many items of a group, or drawn."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Int
+
+from semid.data import Tags, as_ids
+from semid.errors import SemidError
+from seq_models import GroupLimits, GumbelNoise, noise_of
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """A draw of items without replacement, each in proportion to its probability to the power 1 / temperature.
+
+    The list is in the order drawn. The draw of a history depends on the seed and on its number in the call.
+    """
+
+    temperature: float = 1.0
+    """Near 0: the best; 1: the model's own probabilities; above: bolder."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature < math.inf:
+            raise SemidError(f"expected a temperature above 0, got {self.temperature}; the best items need no sampling")
+        if not 0 <= self.seed < 2**32:
+            raise SemidError(f"expected a seed from 0 to 2**32 - 1, got {self.seed}")
+
+    def noise(self, index: Int[np.ndarray, " b"]) -> GumbelNoise:
+        """The noise of the histories of these numbers."""
+        return noise_of(self.seed, jax.device_put(index.astype(np.int32)), temperature=self.temperature)
+
+
+def groups_of(items: pa.Table, columns: tuple[str, ...], item_ids: pa.Array) -> dict[str, Tags]:
+    """Groups of a catalogue's items by columns of a table with `item_id`, none for items that it lacks.
+
+    Raises SemidError for a column that is not there or holds no groups, and where the table has none of the items.
+    """
+    for column in ("item_id", *columns):
+        if column not in items.column_names:
+            near = difflib.get_close_matches(column, items.column_names, n=1, cutoff=0)
+            raise SemidError(f"no column {column!r} among the items' {items.column_names}; did you mean {near[0]!r}?")
+    rows = pc.fill_null(pc.index_in(item_ids, as_ids(items["item_id"])), -1).to_numpy().astype(np.int64)
+    if (rows < 0).all():
+        raise SemidError(f"the table of {items.num_rows:,} items has none of the model's; give that of its dataset")
+    return {column: Tags.from_column(items, column).take(rows) for column in columns}
+
+
+def build_limits(at_most: Mapping[str, int], groups: Mapping[str, Tags], *, rows: int) -> GroupLimits | None:
+    """Limits for tables of so many rows, on the device; None where nothing is limited.
+
+    Raises SemidError for a column without groups, and for a number that is not a whole one from 1 on.
+    """
+    blocks, most, before = [], [], 0
+    for column, limit in at_most.items():
+        if column not in groups:
+            known = f"it has those of {', '.join(groups)}" if groups else "it has none"
+            raise SemidError(
+                f"at_most needs groups of the items by {column!r}, and {known}; give them by with_groups(items, "
+                f"{column!r}) (--items)"
+            )
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+            raise SemidError(f"expected at least 1 item of a {column}, got {limit!r}; what may not be listed, mask")
+        padded = groups[column].padded()
+        blocks.append(np.where(padded < 0, -1, padded + before))
+        most += [limit] * padded.shape[1]
+        before += len(groups[column])
+    if not blocks:
+        return None
+    every = np.hstack(blocks).astype(np.int32)
+    every = np.pad(every, ((0, rows - len(every)), (0, 0)), constant_values=-1)
+    return GroupLimits(jax.device_put(every), jax.device_put(np.array(most, np.int32)))
