@@ -2,10 +2,10 @@
 
     python -m experiments.benchmarks.conditions --out runs/conditions --seeds 0 1 2 3 4
 
-Of each seed a shop, and generators of the same codes and settings: never told events, told the next one's, and told
-shuffled ones. NDCG@10 of all users' test items, of all items: `any` asks for nothing, `own` for what the user did,
-`exchanged` for what another did. The oracle knows the true distribution. Differences are paired by seed. What is
-finished is read.
+Of each seed a shop, and models of the same settings (and codes): never told events, told those of the history and the
+next one's, by FiLM, and told shuffled ones. NDCG@10 of all users' test items, of all items: `any` asks for nothing,
+`own` for what the user did, `exchanged` for what another did. The oracle knows the true distribution. Differences are
+paired by seed. What is finished is read.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -28,8 +29,10 @@ from semid.generators import ConditionsConfig, GeneratorConfig, train
 from semid.recommender import Recommender
 from semid.stage import run_recorded
 from semid.tokenizers import RQKmeansConfig, TokenizerConfig, tokenize
+from seq_models import DenseConfig, ModelConfig, RQTransformerConfig
 
-ASKED = ConditionsConfig(on_event=True)
+ASKED = ConditionsConfig(on_event=True, film=True, event_inputs=True)
+FAMILIES: dict[str, ModelConfig] = {"sasrec": DenseConfig(), "rq-transformer": RQTransformerConfig()}
 
 
 def main(
@@ -38,7 +41,8 @@ def main(
     world: tyro.conf.OmitArgPrefixes[SimulatedConfig] = SimulatedConfig(
         num_items=1_000, num_users=3_000, images=False, events=Events()
     ),
-    epochs: float | None = None,
+    family: Literal["sasrec", "rq-transformer"] = "sasrec",
+    epochs: float = 72,
 ) -> None:
     """Train, measure, and print means over the seeds with standard errors.
 
@@ -46,23 +50,24 @@ def main(
         out: Folder of a JSON file per seed.
         seeds: A shop and its models each.
         world: The shop.
-        epochs: Passes over the training data; none given: as `semid train` has them.
+        family: Models to train.
+        epochs: Passes over the training data.
     """
     measured = []
     for seed in seeds:
         shop = replace(world, seed=seed)
-        request = {"world": asdict(shop), "epochs": epochs}
-        measured.append(run_recorded(request, out / f"{seed}.json", partial(_measured, shop, epochs)))
+        request = {"world": asdict(shop), "family": family, "epochs": epochs}
+        measured.append(run_recorded(request, out / f"{seed}.json", partial(_measured, shop, FAMILIES[family], epochs)))
         print(seed, {name: round(value, 4) for name, value in measured[-1].items()}, flush=True)
     for line in table(measured):
         print(line)
 
 
-def _measured(shop: SimulatedConfig, epochs: float | None) -> dict[str, float]:
+def _measured(shop: SimulatedConfig, model: ModelConfig, epochs: float) -> dict[str, float]:
     made = simulate(shop)
     dataset, test = made.dataset, made.dataset.splits.test
     catalog = tokenize(dataset, TokenizerConfig(RQKmeansConfig()), seed=shop.seed)
-    plain = GeneratorConfig(validation_users=512)
+    plain = GeneratorConfig(model, validation_users=512)
     plain = replace(plain, training=replace(plain.training, epochs=epochs, validate_every=4))
     fit = partial(train, catalog=catalog, seed=shop.seed)
     never = fit(dataset, config=plain)
@@ -79,9 +84,9 @@ def _measured(shop: SimulatedConfig, epochs: float | None) -> dict[str, float]:
         "oracle": lambda: made.oracle.rank(test.histories, k=10),
         "oracle, own": lambda: made.oracle.rank(test.histories, k=10, condition=of_oracle),
     }
-    groups = {"oracle": np.arange(dataset.num_items), "oracle, own": np.arange(dataset.num_items)}
-    own_groups = group_ids(catalog.codes)
-    return {name: _ndcg(rank(), test, groups.get(name, own_groups)) for name, rank in asking.items()}
+    items = np.arange(dataset.num_items)
+    groups = items if never.codes is None else group_ids(never.codes)
+    return {name: _ndcg(rank(), test, items if "oracle" in name else groups) for name, rank in asking.items()}
 
 
 def _shuffled(dataset: Dataset, seed: int) -> Dataset:

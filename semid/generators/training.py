@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -144,7 +143,9 @@ def train(
         trained = fit_generator(untrained, dataset, config, run=run, seed=seed, teacher=teacher, mesh=mesh)
         score = validation(dataset, config, seed=seed)
         whole = trained if graph is None else mixed(trained, graph, score)
-        return with_fitted_repeats(whole, score) if repeats and whole.repeats else whole
+        if not (repeats and whole.repeats):
+            return whole
+        return with_fitted_repeats(whole, lambda candidate: score.accuracies(candidate)["ndcg@10"])
 
     def write(recommender: Recommender, folder: Path) -> None:
         recommender.write(folder)
@@ -299,17 +300,30 @@ def training_counts(dataset: Dataset) -> Int[np.ndarray, " items"]:
     return dataset.splits.train.popularity(dataset.num_items).astype(np.int32)
 
 
-def validation(dataset: Dataset, config: GeneratorConfig, *, seed: int) -> Callable[[Recommender], dict[str, float]]:
-    """A function from a recommender to its Recall@10 and NDCG@10 on a fixed sample of the validation split."""
+@dataclass(frozen=True)
+class Validation:
+    """Scores of recommenders on a fixed sample of the validation split, whose items are `num_items`."""
+
+    examples: Examples
+    num_items: int
+    beam_size: int
+
+    def __call__(self, recommender: Recommender) -> dict[str, float]:
+        """Recall@10 and NDCG@10."""
+        values = self.accuracies(recommender)
+        return {name: float(values[name].mean()) for name in ("ndcg@10", "recall@10")}
+
+    def accuracies(self, recommender: Recommender) -> dict[str, Float[np.ndarray, " n"]]:
+        """The same and more, per example."""
+        codes, histories = recommender.codes, self.examples.histories
+        groups = np.arange(self.num_items) if codes is None else group_ids(codes)
+        ranked = recommender.rank(histories, k=10, exclude_seen=False, beam_size=self.beam_size)
+        return accuracy(item_places(ranked, self.examples.targets, groups), (10,))
+
+
+def validation(dataset: Dataset, config: GeneratorConfig, *, seed: int) -> Validation:
+    """Validation on as many users as the config says, drawn by the seed."""
     examples: Examples = dataset.splits.examples("validation")
     if len(examples) > config.validation_users:
         examples = examples.take(np.random.default_rng(seed).permutation(len(examples))[: config.validation_users])
-
-    def score(recommender: Recommender) -> dict[str, float]:
-        codes = recommender.codes
-        groups = np.arange(dataset.num_items) if codes is None else group_ids(codes)
-        ranked = recommender.rank(examples.histories, k=10, exclude_seen=False, beam_size=config.validation_beam)
-        values = accuracy(item_places(ranked, examples.targets, groups), (10,))
-        return {name: float(values[name].mean()) for name in ("ndcg@10", "recall@10")}
-
-    return score
+    return Validation(examples, dataset.num_items, config.validation_beam)

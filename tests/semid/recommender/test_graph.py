@@ -111,14 +111,15 @@ def test_a_graph_of_other_items_and_odd_weights_are_refused(model):
 
 
 def test_weight_and_repeat_factor_are_chosen_by_the_score_that_they_reach(model):
-    """A score that wants the weight .3 and then the factor 2."""
-
-    def score(candidate):
-        spec = candidate.spec
-        return {"ndcg@10": -abs(spec.graph_weight - 0.3) - 0.01 * abs(spec.repeat_factor - 2)}
-
-    chosen = mixed(model.with_graph(None), _graph(), score)
+    """Scores that want the weight .3, and the factor 2: of all examples, or of so few that it may be chance."""
+    chosen = mixed(model.with_graph(None), _graph(), lambda one: {"ndcg@10": -abs(one.spec.graph_weight - 0.3)})
     assert (chosen.spec.graph_weight, chosen.spec.repeat_factor) == (0.3, 0.0)
-    for fitted in (with_fitted_repeats(chosen, score), with_fitted_repeats(model.with_graph(None), score)):
-        assert fitted.spec.repeat_factor == 2.0
-    assert fitted.spec.graph_weight == 0
+    plain, noise = model.with_graph(None).with_repeat_factor(1.0), np.array([4.0, -2.0, -2.0])
+    for given, by_chance, factor in ((chosen, 0, 2.0), (plain, 0, 2.0), (plain, 1, 1.0)):
+
+        def ndcg(one, by_chance=by_chance):
+            gain = -abs(one.spec.repeat_factor - 2)
+            return gain + by_chance * one.spec.repeat_factor * noise
+
+        fitted = with_fitted_repeats(given, ndcg)
+        assert (fitted.spec.repeat_factor, fitted.spec.graph_weight) == (factor, given.spec.graph_weight)
