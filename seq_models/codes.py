@@ -87,7 +87,7 @@ class CodeModel(ItemModel):
             raise ValueError(f"FiLM needs one state that an item is decoded from, which {self.config.title} has not")
         if sizes.head and not self.config.decodes_from_state:
             raise ValueError(
-                f"events are told from one state that an item is decoded from, which {self.config.title} has not"
+                f"events are read from one state that an item is decoded from, which {self.config.title} has not"
             )
         self.conditioning = ConditionEncoder(sizes, self.config.backbone, rngs=rngs)
         if sizes.head:
@@ -145,7 +145,7 @@ class CodeModel(ItemModel):
 
     def training_inputs(self, tables: ItemTables, batch: TrainingBatch, key: Key[Array, ""] | None) -> Inputs:
         """Inputs of a training step's positions."""
-        events, conditions = self.told(tables, batch, key)
+        events, conditions = self.training_conditions(tables, batch, key)
         return tables.inputs(batch.history)._replace(events=events, conditions=conditions)
 
     def top(
@@ -268,7 +268,7 @@ class CodeModel(ItemModel):
             x = x + self.project(inputs.dense).astype(x.dtype)
         if self.ids is not None and inputs.ids is not None:
             x = x + self.ids(inputs.ids)
-        return x if self.conditioning is None else self.conditioning.added(x, inputs.events, inputs.conditions)
+        return x if self.conditioning is None else self.conditioning.add_to_input(x, inputs.events, inputs.conditions)
 
     def head(self, x: Float[Array, "*b dim"], level: int) -> Float[Array, "*b size"]:
         """Logits of a level's codes."""

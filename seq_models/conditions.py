@@ -1,4 +1,4 @@
-"""Conditions on the next item: what is asked of it, told to each position beside the item that the position holds.
+"""Conditions on the next item: inputs of a position next to the item that the position holds.
 
 Position `t` of a row carries the condition of item `t + 1`: of the training data what that item was (its event, its
 group, a text of it), of a request what is wanted. Each part is embedded and either added to what the position reads or
@@ -70,7 +70,7 @@ class ConditionEncoder(nnx.Module):
         self.event, self.group = table(sizes.event, width), table(sizes.group, width)
         self.text = TextProjection(sizes.text, width) if sizes.text else None
 
-    def added(
+    def add_to_input(
         self,
         x: Float[Array, "b t dim"],
         events: Int[Array, "b t"] | None,
@@ -78,19 +78,19 @@ class ConditionEncoder(nnx.Module):
     ) -> Float[Array, "b t dim"]:
         """What positions read, with the events of their items and, unless these modulate states, the conditions."""
         if self.inputs is not None:
-            x = x + _looked_up(self.inputs, events, x).astype(x.dtype)
-        told = None if self.sizes.film else self._encoded(x, conditions)
-        return x if told is None else x + told.astype(x.dtype)
+            x = x + _lookup(self.inputs, events, x).astype(x.dtype)
+        encoded = None if self.sizes.film else self._encode(x, conditions)
+        return x if encoded is None else x + encoded.astype(x.dtype)
 
-    def modulated(self, states: Float[Array, "b t dim"], conditions: Conditions | None) -> Float[Array, "b t dim"]:
-        """States scaled and shifted by the conditions, if that is how they are told; otherwise as they are."""
-        told = self._encoded(states, conditions) if self.sizes.film else None
-        if told is None:
+    def modulate(self, states: Float[Array, "b t dim"], conditions: Conditions | None) -> Float[Array, "b t dim"]:
+        """States scaled and shifted by the conditions where these are FiLM; otherwise as they are."""
+        film = self._encode(states, conditions) if self.sizes.film else None
+        if film is None:
             return states
-        scale, shift = jnp.split(told, 2, axis=-1)
+        scale, shift = jnp.split(film, 2, axis=-1)
         return states * (1 + scale).astype(states.dtype) + shift.astype(states.dtype)
 
-    def dropped(
+    def drop(
         self, events: Int[Array, "b t"] | None, conditions: Conditions, key: Key[Array, ""] | None
     ) -> tuple[Int[Array, "b t"] | None, Conditions]:
         """Events and conditions of a training step, with a share of each part made unknown: half of it row by row, so
@@ -99,17 +99,17 @@ class ConditionEncoder(nnx.Module):
             return events, conditions
         parts = (events, *conditions)
         keys, rate = jax.random.split(key, len(parts)), self.sizes.drop / 2
-        kept = [None if x is None else _left_out(x, rate, k) for x, k in zip(parts, keys, strict=True)]
+        kept = [None if x is None else _drop(x, rate, k) for x, k in zip(parts, keys, strict=True)]
         return kept[0], Conditions(*kept[1:])
 
-    def _encoded(self, x: Float[Array, "b t dim"], conditions: Conditions | None) -> Float[Array, "b t width"] | None:
+    def _encode(self, x: Float[Array, "b t dim"], conditions: Conditions | None) -> Float[Array, "b t width"] | None:
         """The sum of the embeddings of all parts, for positions as `x` has them; None: the model knows none."""
         event, group, text = Conditions() if conditions is None else conditions
         parts: list[Array] = []
         if self.event is not None:
-            parts.append(_looked_up(self.event, event, x))
+            parts.append(_lookup(self.event, event, x))
         if self.group is not None:
-            parts.append(_looked_up(self.group, group, x))
+            parts.append(_lookup(self.group, group, x))
         if self.text is not None:
             parts.append(self.text(text, x))
         return functools.reduce(jnp.add, parts) if parts else None
@@ -133,26 +133,24 @@ class EventHead(nnx.Module):
 
 
 class TextProjection(nnx.Module):
-    """A matrix from a text's vector to what is told of it, and what is told of any text."""
+    """Projection of a text's vector to the width of an embedding, and the embedding of any text."""
 
     def __init__(self, size: int, width: int) -> None:
         self.matrix, self.any = nnx.Param(jnp.zeros((size, width))), nnx.Param(jnp.zeros(width))
 
     def __call__(self, text: Float[Array, "b t text"] | None, x: Float[Array, "b t dim"]) -> Float[Array, "b t width"]:
-        """What positions, as `x` has them, are told."""
-        nothing = jnp.broadcast_to(self.any[...][None, None], (*x.shape[:2], self.any.shape[0]))
+        """Embeddings at positions, as `x` has them."""
+        anything = jnp.broadcast_to(self.any[...][None, None], (*x.shape[:2], self.any.shape[0]))
         if text is None:
-            return nothing
-        return jnp.where(jnp.any(text != 0, axis=-1, keepdims=True), jnp.matmul(text, self.matrix[...]), nothing)
+            return anything
+        return jnp.where(jnp.any(text != 0, axis=-1, keepdims=True), jnp.matmul(text, self.matrix[...]), anything)
 
 
-def _looked_up(
-    table: nnx.Embed, codes: Int[Array, "b t"] | None, x: Float[Array, "b t dim"]
-) -> Float[Array, "b t width"]:
+def _lookup(table: nnx.Embed, codes: Int[Array, "b t"] | None, x: Float[Array, "b t dim"]) -> Float[Array, "b t width"]:
     return table(jnp.zeros(x.shape[:2], jnp.int32) if codes is None else codes)
 
 
-def _left_out(x: Array, rate: float, key: Key[Array, ""]) -> Array:
+def _drop(x: Array, rate: float, key: Key[Array, ""]) -> Array:
     rows, places = jax.random.split(key)
     gone = jax.random.bernoulli(rows, rate, (x.shape[0], 1)) | jax.random.bernoulli(places, rate, x.shape[:2])
     return jnp.where(gone.reshape(*x.shape[:2], *(1,) * (x.ndim - 2)), jnp.zeros_like(x), x)
@@ -168,14 +166,14 @@ def after_histories(own: Conditions, last: Conditions, segments: Int[Array, "b t
     index = jnp.arange(segments.shape[1])[None]
     at_end = index == jnp.max(jnp.where(segments != 0, index, -1), axis=1, keepdims=True)
 
-    def one(of_items: Array | None, asked: Array | None) -> Array | None:
+    def one(of_items: Array | None, of_next: Array | None) -> Array | None:
         if of_items is None:
-            if asked is None:
+            if of_next is None:
                 return None
-            of_items = jnp.zeros((*segments.shape, *asked.shape[1:]), asked.dtype)
-        if asked is None:
-            asked = jnp.zeros_like(of_items[:, 0])
+            of_items = jnp.zeros((*segments.shape, *of_next.shape[1:]), of_next.dtype)
+        if of_next is None:
+            of_next = jnp.zeros_like(of_items[:, 0])
         following = jnp.roll(of_items, -1, axis=1)
-        return jnp.where(at_end.reshape(*at_end.shape, *(1,) * (asked.ndim - 1)), asked[:, None], following)
+        return jnp.where(at_end.reshape(*at_end.shape, *(1,) * (of_next.ndim - 1)), of_next[:, None], following)
 
     return Conditions(*(one(a, b) for a, b in zip(own, last, strict=True)))

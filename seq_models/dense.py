@@ -78,10 +78,10 @@ class DenseTransformer(ItemModel):
         """Backbone states of histories of item rows, in the dtype in which they are multiplied with the vectors."""
         x = vectors[history] * (vectors.shape[-1] ** 0.5)
         if self.conditioning is not None:
-            x = self.conditioning.added(x, events, conditions)
+            x = self.conditioning.add_to_input(x, events, conditions)
         states = self.backbone(x, segments, key=key)
         if self.conditioning is not None:
-            states = self.conditioning.modulated(states, conditions)
+            states = self.conditioning.modulate(states, conditions)
         return states.astype(self.dtype.value)
 
     def scores(
@@ -114,9 +114,9 @@ class DenseTransformer(ItemModel):
     ) -> dict[str, Float[Array, "..."]]:
         """Full-softmax cross-entropy of the next item: the whole loss, and so named."""
         vectors = self.vectors(tables.features)
-        events, conditions = self.told(tables, batch, key)
-        told: dict[str, Any] = {"events": events, "conditions": conditions}
-        states = self.states(vectors, batch.history, batch.segments, **told, key=key)
+        events, conditions = self.training_conditions(tables, batch, key)
+        inputs: dict[str, Any] = {"events": events, "conditions": conditions}
+        states = self.states(vectors, batch.history, batch.segments, **inputs, key=key)
         loss = item_cross_entropy(states, vectors, batch.targets, batch.weights, seen=batch.seen)
         if self.event_head is None:
             return {"loss": loss}
@@ -127,8 +127,8 @@ class DenseTransformer(ItemModel):
     ) -> Float[Array, "b n event"]:
         """Of the items, given their vectors and the state after the history."""
         vectors = self.vectors(tables.features)
-        told: dict[str, Any] = {"events": requests.events, "conditions": requests.conditions(tables)}
-        states = self.states(vectors, requests.history, requests.segments, **told)
+        inputs: dict[str, Any] = {"events": requests.events, "conditions": requests.conditions(tables)}
+        states = self.states(vectors, requests.history, requests.segments, **inputs)
         return self.events_after(last_state(states, requests.segments), self._embedded(vectors, rows))
 
     def _embedded(self, vectors: Float[Array, "items dim"], rows: Int[Array, "*n"]) -> Float[Array, "*n dim"]:
@@ -178,6 +178,6 @@ class DenseTransformer(ItemModel):
     def _log_probs(
         self, tables: ItemTables, requests: RequestBatch, mixture: Mixture | None
     ) -> Float[Array, "b items"]:
-        told: dict[str, Any] = {"events": requests.events, "conditions": requests.conditions(tables)}
-        scores = self.scores(self.vectors(tables.features), requests.history, requests.segments, **told)
+        inputs: dict[str, Any] = {"events": requests.events, "conditions": requests.conditions(tables)}
+        scores = self.scores(self.vectors(tables.features), requests.history, requests.segments, **inputs)
         return mixed_catalog(active_log_probs(scores, tables), mixture, requests, tables)

@@ -23,7 +23,7 @@ from seq_models.trie import CodeTrie
 from seq_models.types import ItemTables, Layout, RequestBatch, SoftmaxOver, TopK, TrainingBatch
 
 # Folded into a step's key, for what is left out of the conditions: the key's other uses stay what they are.
-_TOLD = 0x70_1D
+_DROP = 0x70_1D
 
 
 class ModelConfig(abc.ABC):
@@ -74,7 +74,7 @@ class ItemModel(nnx.Module):
         """Let the model know conditions on the next item. Raises ValueError where it cannot."""
         raise ValueError(f"{type(self).__name__} knows no conditions; give another family, or no conditions")
 
-    def told(
+    def training_conditions(
         self, tables: ItemTables, batch: TrainingBatch, key: Key[Array, ""] | None
     ) -> tuple[Int[Array, "b t"] | None, Conditions | None]:
         """Events of a training step's histories, and conditions on the items that follow; none where it knows none.
@@ -83,8 +83,8 @@ class ItemModel(nnx.Module):
         """
         if self.conditioning is None:
             return None, None
-        choice, drop = split_key(None if key is None else jax.random.fold_in(key, _TOLD), 2)
-        return self.conditioning.dropped(batch.events, batch.conditions(tables, key=choice), drop)
+        choice, drop = split_key(None if key is None else jax.random.fold_in(key, _DROP), 2)
+        return self.conditioning.drop(batch.events, batch.conditions(tables, key=choice), drop)
 
     def event_terms(
         self,
@@ -94,13 +94,13 @@ class ItemModel(nnx.Module):
         conditions: Conditions | None,
     ) -> dict[str, Float[Array, ""]]:
         """Cross-entropy of the targets' events (`loss/event`), given states and embeddings of the targets, if it learns
-        them: where the event is known and no condition has told it."""
+        them: where the event is known and no condition gives it away."""
         if self.event_head is None or batch.target_events is None:
             return {}
-        told = None if conditions is None else conditions.event
+        given = None if conditions is None else conditions.event
         learned = (batch.targets >= 0) & (batch.target_events > 0)
-        if told is not None and self.conditioning is not None and self.conditioning.event is not None:
-            learned &= told == 0
+        if given is not None and self.conditioning is not None and self.conditioning.event is not None:
+            learned &= given == 0
         each = cross_entropy(self.event_head(states, items), jnp.maximum(batch.target_events - 1, 0))
         return {"loss/event": weighted_mean(each, learned.astype(jnp.float32))}
 

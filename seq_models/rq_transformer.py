@@ -83,7 +83,7 @@ class RQTransformer(CodeModel):
     ) -> Float[Array, "b t dim"]:
         """Backbone states: entry `t` has read positions up to and including `t` of its segment."""
         states = self.backbone(self.item_states(inputs), segments, key=key)
-        return states if self.conditioning is None else self.conditioning.modulated(states, inputs.conditions)
+        return states if self.conditioning is None else self.conditioning.modulate(states, inputs.conditions)
 
     def logits(
         self,

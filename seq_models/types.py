@@ -100,9 +100,9 @@ class ItemTables(NamedTuple):
             spare = 0 if rows is None else rows - len(values)
             return jax.device_put(np.pad(values, ((0, spare), *((0, 0),) * (values.ndim - 1))) if spare else values)
 
-        dense, told = (None if x is None else put(x) for x in (features, active))
+        dense, actives = (None if x is None else put(x) for x in (features, active))
         return cls(
-            put(codes), dense, put(train_counts > 0), told, *(None if x is None else put(x) for x in (groups, texts))
+            put(codes), dense, put(train_counts > 0), actives, *(None if x is None else put(x) for x in (groups, texts))
         )
 
     def inputs(self, rows: Int[Array, "b t"]) -> Inputs:
@@ -210,9 +210,9 @@ class RequestBatch(NamedTuple):
     """Histories of item rows, one per row, the items that may be returned, and factors of items' probabilities.
 
     `segments` is 1 where `history` holds an item. `allowed` (None: all) has one row for all histories, or one for each;
-    `denied` are item rows, -1 for none. `events` are those of the history's items; `asked`, one per history, are the
-    conditions on what is recommended. With `limits`, a list holds no more of a group; with `noise` it is drawn, not the
-    best.
+    `denied` are item rows, -1 for none. `events` are those of the history's items, `target_conditions`, one per
+    history, those on what is recommended. With `limits`, a list holds no more of a group; with `noise` it is drawn,
+    not the best.
     """
 
     history: Int[Array, "b t"]
@@ -221,7 +221,7 @@ class RequestBatch(NamedTuple):
     denied: Int[Array, "b n"] | None = None
     boosts: Boosts | None = None
     events: Int[Array, "b t"] | None = None
-    asked: Conditions | None = None
+    target_conditions: Conditions | None = None
     limits: GroupLimits | None = None
     noise: GumbelNoise | None = None
 
@@ -230,9 +230,11 @@ class RequestBatch(NamedTuple):
         return tables.inputs(self.history)._replace(events=self.events, conditions=self.conditions(tables))
 
     def conditions(self, tables: ItemTables) -> Conditions:
-        """The conditions on the item after each position: those that the history's items meet, and what is asked."""
+        """Conditions on the item after each position: those that the history's items meet, and the request's."""
         own = tables.conditions(self.history, self.events)
-        return after_histories(own, Conditions() if self.asked is None else self.asked, self.segments)
+        return after_histories(
+            own, Conditions() if self.target_conditions is None else self.target_conditions, self.segments
+        )
 
 
 class TopK(NamedTuple):

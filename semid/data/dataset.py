@@ -345,11 +345,19 @@ class Dataset:
             "order of equal times": self.ties.description,
             "repeated (user, item)": int(len(self.item) - len(pairs)),
             "split": config.to_dict(self.split_rule)["type"],
+            **({} if self.event_codes is None else {"events": self._event_counts(self.event_codes)}),
             "training interactions": self.num_training_interactions,
             "training targets seen before": str(self.repeats),
             "validation examples": len(self.splits.validation),
             "test examples": len(self.splits.test),
         }
+
+    def _event_counts(self, codes: Int[np.ndarray, " n"]) -> str:
+        """Events and their numbers, most frequent first."""
+        numbers = zip(np.bincount(codes, minlength=1).tolist(), ("null", *self._event_names), strict=True)
+        ordered = sorted((one for one in numbers if one[0]), reverse=True)
+        shown = ", ".join(f"{name} {number:,}" for number, name in ordered[:6])
+        return shown + (f" and {len(ordered) - 6:,} more" if len(ordered) > 6 else "")
 
     def save(self, path: str | Path) -> Dataset:
         """Write the artifact and return the dataset with its origin; one that stands there is replaced."""

@@ -115,9 +115,9 @@ def evaluate(
     progress(0, len(task.examples))
     for start in range(0, len(task.examples), batch_size):
         part = task.part(slice(start, start + batch_size))
-        asked = _own(ranker, task.examples.take(part.window), own)
-        told = {**part.mask, **asked, **options}
-        ranked = np.asarray(ranker.rank(part.histories, k=max(ks), exclude_seen=exclude_seen, **told))
+        condition = _own(ranker, task.examples.take(part.window), own)
+        arguments = {**part.mask, **condition, **options}
+        ranked = np.asarray(ranker.rank(part.histories, k=max(ks), exclude_seen=exclude_seen, **arguments))
         _check_lists(ranked, part, max(ks), ranker)
         batch, values = _measure(task, part, ranked, ks)
         state += batch

@@ -47,7 +47,7 @@ class ConditionsConfig:
 
     @property
     def reads_events(self) -> bool:
-        """The model is told events."""
+        """The model reads events."""
         return self.on_event or self.event_inputs or self.event_head
 
     def fit(self, dataset: Dataset) -> FittedConditions:
@@ -84,7 +84,7 @@ class FittedConditions(NamedTuple):
     """Conditions that a model is to know, None for none, and those that items meet."""
 
     spec: ConditionSpec | None
-    met: ItemConditions
+    of_items: ItemConditions
 
 
 def _groups(dataset: Dataset, column: str) -> tuple[tuple[str, ...], Int[np.ndarray, "items m"]]:

@@ -132,10 +132,10 @@ def _training_batch(
     batch: Any, objective: ObjectiveConfig, event_weights: Float[Array, " events"] | None
 ) -> TrainingBatch:
     teacher = TeacherItems(batch.teacher_items, batch.teacher_scores) if objective.distillation else None
-    told = {"events": batch.events, "target_events": batch.target_events}
+    events = {"events": batch.events, "target_events": batch.target_events}
     if event_weights is not None:
-        told["importance"] = event_weights[batch.target_events]
-    rows = TrainingBatch(batch.history, batch.segments, batch.targets, teacher, **told)
+        events["importance"] = event_weights[batch.target_events]
+    rows = TrainingBatch(batch.history, batch.segments, batch.targets, teacher, **events)
     return rows if objective.repeat_factor else rows.without_repeats()
 
 

@@ -210,7 +210,7 @@ def _untrained(dataset: Dataset, catalog: SemanticCatalog, config: GeneratorConf
         features=features,
         train_counts=counts,
         standardizer=standardizer,
-        met=conditions.met,
+        item_conditions=conditions.of_items,
     )
 
 

@@ -29,13 +29,13 @@ class Condition:
     text: str | None = None
 
 
-Asked = Condition | Mapping[str, str] | Sequence[Condition | Mapping[str, str]] | Conditions | None
+ConditionLike = Condition | Mapping[str, str] | Sequence[Condition | Mapping[str, str]] | Conditions | None
 PARTS = tuple(field.name for field in fields(Condition))
 
 
 @dataclass(frozen=True)
 class ConditionSpec:
-    """Conditions on the next item that a model knows, by name, and how it is told them."""
+    """Conditions on the next item that a model knows, by name, and how they enter it."""
 
     events: tuple[str, ...] = ()
     """Names of the events of the training data, sorted."""
@@ -120,7 +120,7 @@ class ItemConditions(NamedTuple):
         return self._replace(groups=groups, texts=texts)
 
     def of_items(self, rows: Int[np.ndarray, " n"], events: Int[np.ndarray, " n"] | None) -> Conditions:
-        """The conditions that items met which had these events; of several groups the first."""
+        """The conditions that items with these events meet; of several groups the first."""
         group = None if self.groups is None else self.groups[rows, 0]
         return Conditions(events, group, None if self.texts is None else self.texts[rows])
 
@@ -134,17 +134,19 @@ def encode_texts(encoder: StoredEncoder, texts: Sequence[str]) -> Float[np.ndarr
     return restore_encoders([encoder])[encoder.column].encode(table).astype(np.float32)
 
 
-def as_conditions(asked: Asked, *, number: int, spec: ConditionSpec | None, items: ItemConditions) -> Conditions | None:
+def as_conditions(
+    condition: ConditionLike, *, number: int, spec: ConditionSpec | None, items: ItemConditions
+) -> Conditions | None:
     """Conditions of so many histories in numbers; all parts that the model knows are there, 0 where any will do.
 
     None for a model that knows none. Raises SemidError for what it does not know, naming the nearest that it does.
     """
-    if isinstance(asked, Conditions):
-        return None if spec is None else _complete(asked, number, spec)
-    if asked is None or isinstance(asked, (Condition, Mapping)):
-        each = [_named(asked)] * number
+    if isinstance(condition, Conditions):
+        return None if spec is None else _complete(condition, number, spec)
+    if condition is None or isinstance(condition, (Condition, Mapping)):
+        each = [_named(condition)] * number
     else:
-        each = [_named(one) for one in asked]
+        each = [_named(one) for one in condition]
     if len(each) != number:
         raise SemidError(f"expected one condition, or one for each of {number} histories, got {len(each)}")
     wanted = {part for one in each for part in PARTS if getattr(one, part) is not None}

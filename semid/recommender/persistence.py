@@ -41,12 +41,12 @@ def write_model(folder: Path, spec: ModelSpec, params: Any, items: ItemData) -> 
         tensors["features"] = items.features
     if items.standardizer is not None:
         tensors |= {_MEAN: items.standardizer.mean, _SCALE: items.standardizer.scale}
-    met = items.conditions
-    tensors |= {name: x for name, x in ((_GROUPS, met.groups), (_TEXTS, met.texts)) if x is not None}
+    of_items = items.conditions
+    tensors |= {name: x for name, x in ((_GROUPS, of_items.groups), (_TEXTS, of_items.texts)) if x is not None}
     artifacts.save_tensors(folder / _ITEMS, tensors)
-    if met.encoder is not None:
+    if of_items.encoder is not None:
         (folder / _CONDITIONS).mkdir(exist_ok=True)
-        met.encoder.write(folder / _CONDITIONS)  # the tokenizer's may have the same name
+        of_items.encoder.write(folder / _CONDITIONS)  # the tokenizer's may have the same name
 
 
 def read_model(folder: Path) -> tuple[ModelSpec, ItemModel, ItemData]:
@@ -59,8 +59,8 @@ def read_model(folder: Path) -> tuple[ModelSpec, ItemModel, ItemData]:
     model = nnx.merge(graph, replace_leaves(state, parameters, where=str(file)))
     standardizer = Standardizer(tensors[_MEAN], tensors[_SCALE]) if _MEAN in tensors else None
     encoders = read_encoders(folder / _CONDITIONS, _encoder_files(folder / _CONDITIONS))
-    met = ItemConditions(tensors.get(_GROUPS), tensors.get(_TEXTS), next(iter(encoders), None))
-    return spec, model, ItemData(tensors.get("features"), tensors["train_counts"], standardizer, met)
+    of_items = ItemConditions(tensors.get(_GROUPS), tensors.get(_TEXTS), next(iter(encoders), None))
+    return spec, model, ItemData(tensors.get("features"), tensors["train_counts"], standardizer, of_items)
 
 
 def _encoder_files(folder: Path) -> list[str]:

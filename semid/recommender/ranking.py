@@ -48,7 +48,7 @@ class Ranking(NamedTuple):
         exclude_seen: bool,
         allowed: Bool[np.ndarray, " items"] | Bool[np.ndarray, "n items"] | None = None,
         boosts: Boosts | None = None,
-        asked: Conditions | None = None,
+        conditions: Conditions | None = None,
         values: Float[np.ndarray, " events"] | None = None,
         limits: GroupLimits | None = None,
         sample: Sampling | None = None,
@@ -66,7 +66,7 @@ class Ranking(NamedTuple):
         scores = np.full((len(histories), k), -np.inf, np.float32)
         size = self._batch_size(_BATCH * BEAM // max(beam_size, k, BEAM))
         batches = self._requests(
-            histories, size, allowed=allowed, exclude_seen=exclude_seen, boosts=boosts, asked=asked
+            histories, size, allowed=allowed, exclude_seen=exclude_seen, boosts=boosts, conditions=conditions
         )
         for index, requests in batches:
             noise = None if sample is None else sample.noise(index[0] + np.arange(len(requests.history)))
@@ -101,22 +101,24 @@ class Ranking(NamedTuple):
         return np.where(worth > -np.inf, np.take_along_axis(rows, order, axis=1), -1), worth
 
     def event_log_probs(
-        self, histories: Histories, rows: Int[np.ndarray, " n"], *, asked: Conditions | None = None
+        self, histories: Histories, rows: Int[np.ndarray, " n"], *, conditions: Conditions | None = None
     ) -> Float[np.ndarray, "histories n event"]:
         """Logarithms of p(event | item, history) of item rows, after each history."""
         found = []
-        for index, requests in self._requests(histories, self._batch_size(_PAIRS // max(len(rows), 1)), asked=asked):
+        for index, requests in self._requests(
+            histories, self._batch_size(_PAIRS // max(len(rows), 1)), conditions=conditions
+        ):
             every = np.broadcast_to(rows[None], (len(requests.history), len(rows)))
             found.append(np.asarray(self.scorer.event_log_probs(requests, jax.device_put(every)))[: len(index)])
         return np.concatenate(found)
 
     def log_probs(
-        self, histories: Histories, rows: Int[np.ndarray, " n"], *, asked: Conditions | None = None
+        self, histories: Histories, rows: Int[np.ndarray, " n"], *, conditions: Conditions | None = None
     ) -> Float[np.ndarray, "histories n"]:
         """Exact log-probabilities of item rows after each history (of popularity, after an empty one)."""
         scores = np.empty((len(histories), len(rows)), np.float32)
         width = min(len(rows), _PAIRS) or 1
-        for index, requests in self._requests(histories, self._batch_size(_PAIRS // width), asked=asked):
+        for index, requests in self._requests(histories, self._batch_size(_PAIRS // width), conditions=conditions):
             for start in range(0, len(rows), width):
                 block = np.resize(rows[start : start + width], width)  # one shape; what repeats is cut off again
                 values = np.asarray(self.scorer.log_probs(requests, jax.device_put(block)))
@@ -128,11 +130,11 @@ class Ranking(NamedTuple):
         return scores
 
     def catalog_log_probs(
-        self, histories: Histories, *, asked: Conditions | None = None
+        self, histories: Histories, *, conditions: Conditions | None = None
     ) -> Float[np.ndarray, "histories items"]:
         """`log_probs` of all items, at the price of fewer: those that begin alike share the computation."""
         scores = np.empty((len(histories), len(self.catalog)), np.float32)
-        for index, requests in self._requests(histories, self._batch_size(_USERS), asked=asked):
+        for index, requests in self._requests(histories, self._batch_size(_USERS), conditions=conditions):
             found = np.asarray(self.scorer.catalog_log_probs(requests))
             scores[index] = found[: len(index), : len(self.catalog)]
         for user in self._with_older(histories):
@@ -182,7 +184,7 @@ class Ranking(NamedTuple):
         allowed: Bool[np.ndarray, "masks items"] | None = None,
         exclude_seen: bool = False,
         boosts: Boosts | None = None,
-        asked: Conditions | None = None,
+        conditions: Conditions | None = None,
     ) -> Iterator[tuple[Int[np.ndarray, " n"], RequestBatch]]:
         self._check_events(histories)
         return request_batches(
@@ -193,7 +195,7 @@ class Ranking(NamedTuple):
             allowed=allowed,
             exclude_seen=exclude_seen,
             boosts=boosts,
-            asked=asked,
+            conditions=conditions,
         )
 
     def _check_events(self, histories: Histories) -> None:

@@ -26,7 +26,7 @@ from semid.data import Histories, Id, Standardizer, Tags, as_ids, as_table
 from semid.errors import SemidError
 from semid.graphs import ItemGraph
 from semid.notebooks import Facts, as_pandas
-from semid.recommender.conditions import Asked, ConditionSpec, ItemConditions, as_conditions
+from semid.recommender.conditions import ConditionLike, ConditionSpec, ItemConditions, as_conditions
 from semid.recommender.explanation import Explanation, edge_shares
 from semid.recommender.hub import upload
 from semid.recommender.lists import Sampling, build_limits, groups_of
@@ -82,8 +82,8 @@ class Recommender:
 
     `graph` is an item graph that is mixed with the model, at the weight `spec.graph_weight`. `standardizer` made
     the features from raw vectors; with it, and with tables for `capacity_factor` times the items, the same programs
-    serve later versions of the catalogue (`with_catalog`). `met` are the conditions that items meet, for a model that
-    knows any (`spec.conditions`).
+    serve later versions of the catalogue (`with_catalog`). `item_conditions` are the conditions that items
+    meet, for a model that knows any (`spec.conditions`).
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Recommender:
         standardizer: Standardizer | None = None,
         capacity_factor: float | None = None,
         graph: ItemGraph | None = None,
-        met: ItemConditions = ItemConditions(),
+        item_conditions: ItemConditions = ItemConditions(),
     ) -> None:
         if spec.catalog not in ("", catalog.digest):
             raise SemidError(
@@ -108,7 +108,7 @@ class Recommender:
             raise SemidError(f"expected a capacity_factor of 1 or more, got {capacity_factor}")
         self.catalog, self.spec = catalog, spec
         self._features, self._train_counts, self._standardizer = features, train_counts, standardizer
-        self._capacity_factor, self._graph, self._met = capacity_factor, graph, met
+        self._capacity_factor, self._graph, self._item_conditions = capacity_factor, graph, item_conditions
         self._groups: dict[str, Tags] = {}
         if graph is not None:
             check_graph(graph, catalog.item_ids)
@@ -226,7 +226,7 @@ class Recommender:
             standardizer=items.standardizer,
             capacity_factor=capacity_factor,
             graph=ItemGraph.read(path) if ItemGraph.is_in(path) else None,
-            met=items.conditions,
+            item_conditions=items.conditions,
         ).with_origin(origin)
         return loaded if catalog is None else loaded.with_version(catalog)
 
@@ -341,7 +341,7 @@ class Recommender:
         if new and self._features is not None:
             appended = standardize_appended(self._standardizer, vectors, new=new, columns=self.spec.columns)
             other._features = np.concatenate([self._features, appended])
-        other._met = self._met.padded(new)
+        other._item_conditions = self._item_conditions.padded(new)
         if new and self._graph is not None:
             near = vectors if graph_vectors is None else graph_vectors
             other._graph = self._graph.append(catalog.item_ids[len(self.catalog) :], vectors=near)
@@ -380,9 +380,9 @@ class Recommender:
             rows = None if self._capacity is None else trie.num_items
         if rows is not None and active is None:
             active = catalog.active  # the same programs with and without removed items
-        told = {"groups": self._met.groups, "texts": self._met.texts}
+        conditions = {"groups": self._item_conditions.groups, "texts": self._item_conditions.texts}
         tables = ItemTables.from_arrays(
-            catalog.codes, self._features, self._train_counts, active=active, rows=rows, **told
+            catalog.codes, self._features, self._train_counts, active=active, rows=rows, **conditions
         )
         softmax_over, mixture = self.spec.normalization, self._mixture(len(tables.codes))
         return Scorer.from_model(model, tables=tables, trie=trie, softmax_over=softmax_over, mixture=mixture)
@@ -413,7 +413,7 @@ class Recommender:
 
     def write(self, folder: Path) -> None:
         """Write config, parameters, item tables and catalogue into the folder of an artifact under construction."""
-        items = ItemData(self._features, self._train_counts, self._standardizer, self._met)
+        items = ItemData(self._features, self._train_counts, self._standardizer, self._item_conditions)
         write_model(folder, self.spec, self._scorer.params, items)
         self.catalog.write(folder / CATALOG_FILE)
         if self._graph is not None:
@@ -432,7 +432,7 @@ class Recommender:
         at_most: Mapping[str, int] | None = None,
         sample: Sampling | None = None,
         skip_unknown: bool = False,
-        condition: Asked = None,
+        condition: ConditionLike = None,
         events: Iterable[Sequence[str | None]] | None = None,
         values: Mapping[str, float] | None = None,
     ) -> Recommendations:
@@ -459,7 +459,7 @@ class Recommender:
         unknown id, unless `skip_unknown` drops it.
         """
         rows = self._histories(histories, skip_unknown, events)
-        asked = self._asked(condition, len(rows))
+        conditions = self._conditions(condition, len(rows))
         ranked, scores = self._ranking(graph_weight).top(
             rows,
             k=k,
@@ -467,8 +467,8 @@ class Recommender:
             exclude_seen=exclude_seen,
             allowed=allowed,
             boosts=build_boosts(boosts, self.catalog, skip_unknown=skip_unknown) if boosts else None,
-            asked=asked,
-            values=self._values(values, asked),
+            conditions=conditions,
+            values=self._values(values, conditions),
             limits=self._limits(at_most),
             sample=sample,
         )
@@ -493,7 +493,7 @@ class Recommender:
         *,
         graph_weight: float | None = None,
         skip_unknown: bool = False,
-        condition: Asked = None,
+        condition: ConditionLike = None,
         events: Iterable[Sequence[str | None]] | None = None,
     ) -> Float[np.ndarray, "histories items"]:
         """Exact log-probabilities of the given items after each history, given `condition` and `events`.
@@ -542,7 +542,7 @@ class Recommender:
         beam_size: int = BEAM,
         allowed: Bool[np.ndarray, " items"] | Bool[np.ndarray, "n items"] | None = None,
         graph_weight: float | None = None,
-        condition: Asked = None,
+        condition: ConditionLike = None,
         values: Mapping[str, float] | None = None,
         at_most: Mapping[str, int] | None = None,
         sample: Sampling | None = None,
@@ -551,15 +551,15 @@ class Recommender:
 
         The answer to a history depends (to rounding) on no other.
         """
-        asked = self._asked(condition, len(histories))
+        conditions = self._conditions(condition, len(histories))
         return self._ranking(graph_weight).top(
             histories,
             k=k,
             beam_size=beam_size,
             exclude_seen=exclude_seen,
             allowed=allowed,
-            asked=asked,
-            values=self._values(values, asked),
+            conditions=conditions,
+            values=self._values(values, conditions),
             limits=self._limits(at_most),
             sample=sample,
         )[0]
@@ -578,23 +578,23 @@ class Recommender:
         """
         if self.conditions is None or not self.conditions.event_head:
             raise SemidError("the model knows no probabilities of events; train one with --event-head")
-        rows, asked = self._histories(histories, skip_unknown, events), self.catalog.rows(item_ids)
-        found = self._ranking(None).event_log_probs(rows, asked, asked=self._asked(None, len(rows)))
+        rows, wanted = self._histories(histories, skip_unknown, events), self.catalog.rows(item_ids)
+        found = self._ranking(None).event_log_probs(rows, wanted, conditions=self._conditions(None, len(rows)))
         return np.exp(found)
 
     def own_conditions(
         self, rows: Int[np.ndarray, " n"], events: Int[np.ndarray, " n"] | None, parts: Sequence[str]
     ) -> Conditions:
-        """Of the conditions that these items met, which had these events, the named parts: what is asked where a target
-        is to be found by what it is. Raises SemidError for parts that the model does not know."""
+        """Conditions that items with these events meet, of which the named parts alone: to ask for each target by what
+        it is. Raises SemidError for parts that the model does not know."""
         known = () if self.conditions is None else self.conditions.parts
         if unknown := sorted(set(parts) - set(known)):
             knows = f"it knows {', '.join(known)}" if known else "it was trained without conditions"
             raise SemidError(f"the model cannot be asked for {unknown[0]} ({knows})")
-        met = self._met.of_items(rows, events)._asdict()
+        own = self._item_conditions.of_items(rows, events)._asdict()
         if "event" in parts and events is None:
             raise SemidError("the examples have no events; ask for another part, or evaluate on a dataset with events")
-        return Conditions(**{part: met[part] if part in parts else None for part in met})
+        return Conditions(**{part: own[part] if part in parts else None for part in own})
 
     def item_vectors(self) -> Float[np.ndarray, "items dim"]:
         """The vectors by which a dense model scores its items. Raises SemidError for a model that speaks in codes."""
@@ -617,20 +617,22 @@ class Recommender:
         rows: Int[np.ndarray, " n"],
         *,
         graph_weight: float | None = None,
-        condition: Asked = None,
+        condition: ConditionLike = None,
     ) -> Float[np.ndarray, "histories n"]:
         """Exact log-probabilities of item rows after each history (of popularity, after an empty one).
 
         -inf of items that the search leaves out: where nothing repeats, all of a history, however long.
         """
-        return self._ranking(graph_weight).log_probs(histories, rows, asked=self._asked(condition, len(histories)))
+        return self._ranking(graph_weight).log_probs(
+            histories, rows, conditions=self._conditions(condition, len(histories))
+        )
 
     def catalog_log_probs(
-        self, histories: Histories, *, graph_weight: float | None = None, condition: Asked = None
+        self, histories: Histories, *, graph_weight: float | None = None, condition: ConditionLike = None
     ) -> Float[np.ndarray, "histories items"]:
         """`log_probs` of all items, at the price of fewer: those that begin alike share the computation."""
-        asked = self._asked(condition, len(histories))
-        return self._ranking(graph_weight).catalog_log_probs(histories, asked=asked)
+        conditions = self._conditions(condition, len(histories))
+        return self._ranking(graph_weight).catalog_log_probs(histories, conditions=conditions)
 
     def most_popular(
         self, n: int, k: int, allowed: Bool[np.ndarray, "masks items"] | None, boosts: Boosts | None = None
@@ -643,23 +645,23 @@ class Recommender:
         return Ranking(self._weighted(graph_weight), self.spec, self.catalog, self._train_counts)
 
     def _values(
-        self, values: Mapping[str, float] | None, asked: Conditions | None
+        self, values: Mapping[str, float] | None, conditions: Conditions | None
     ) -> Float[np.ndarray, " events"] | None:
         """Values of the model's events. Raises SemidError where they cannot be asked for."""
         if not values:
             return None
-        if self.conditions is None or asked is None:
+        if self.conditions is None or conditions is None:
             raise SemidError("the model knows no probabilities of events; train one with --event-head, or ask without")
-        if asked.event is not None and asked.event.any():
+        if conditions.event is not None and conditions.event.any():
             raise SemidError("values weigh all events: ask for no event next to them")
         return self.conditions.event_values(values)
 
     def _limits(self, at_most: Mapping[str, int] | None) -> GroupLimits | None:
         return build_limits(at_most or {}, self._groups, rows=len(self.tables.codes))
 
-    def _asked(self, condition: Asked, number: int) -> Conditions | None:
+    def _conditions(self, condition: ConditionLike, number: int) -> Conditions | None:
         """Conditions of so many histories, in numbers."""
-        return as_conditions(condition, number=number, spec=self.conditions, items=self._met)
+        return as_conditions(condition, number=number, spec=self.conditions, items=self._item_conditions)
 
     def _histories(
         self,

@@ -21,12 +21,12 @@ def request_batches(
     allowed: Bool[np.ndarray, "masks items"] | None = None,
     exclude_seen: bool = False,
     boosts: Boosts | None = None,
-    asked: Conditions | None = None,
+    conditions: Conditions | None = None,
 ) -> Iterator[tuple[Int[np.ndarray, " n"], RequestBatch]]:
     """Batches of requests with the indices of their histories: `size` each, or a power of two for the last few.
 
     A batch holds the last `max_history` items of each history, and masks of `slots` item rows, as the tables have; with
-    conditions, `asked` of each history, the items' events too, unknown where there are none.
+    `conditions`, one per history, the items' events too, unknown where there are none.
     """
     for start in range(0, len(histories), size):
         index = np.arange(start, min(start + size, len(histories)))
@@ -43,8 +43,8 @@ def request_batches(
             None if masks is None else jax.device_put(masks),
             None if denied is None else jax.device_put(_pad_rows(denied, rows)),
             boosts,
-            None if asked is None else jax.device_put(_pad_rows(batch.padded_events(max_history), rows)),
-            None if asked is None else _conditions_of(asked, index, rows),
+            None if conditions is None else jax.device_put(_pad_rows(batch.padded_events(max_history), rows)),
+            None if conditions is None else _conditions_of(conditions, index, rows),
         )
         yield index, requests
 
@@ -60,9 +60,9 @@ def _seen_items(histories: Histories) -> Int[np.ndarray, "histories n"]:
     return np.where(real, rows, -1)
 
 
-def _conditions_of(asked: Conditions, index: Int[np.ndarray, " n"], rows: int) -> Conditions:
+def _conditions_of(conditions: Conditions, index: Int[np.ndarray, " n"], rows: int) -> Conditions:
     """The conditions of the histories at `index`, and any of what pads them."""
-    return Conditions(*(None if part is None else jax.device_put(_pad_rows(part[index], rows)) for part in asked))
+    return Conditions(*(None if part is None else jax.device_put(_pad_rows(part[index], rows)) for part in conditions))
 
 
 def _power_of_two(n: int) -> int:

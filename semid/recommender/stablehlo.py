@@ -47,7 +47,7 @@ def export_program(
       batch: `history` int32 [batch, max_history] holds item rows, oldest first, the latest `max_history` of them, from
       the left on; `lengths` int32 [batch] says how many. Rows int32 [batch, k] are best first, -1 where there are
       fewer, scores float32 [batch, k] their log-probabilities (-inf). For length 0: the most popular of training.
-      Where the model knows conditions, a fourth argument has them: the dict `asked` of `events` int32
+      Where the model knows conditions, a fourth argument has them: the dict `conditions` of `events` int32
       [batch, max_history] and, as it knows them, `event`, `group` int32 [batch] and `text` float32 [batch, width],
       numbered from 1 by the names in `program.json`, zeros for any;
     - `arrays.safetensors`: parameters, item tables, trie, mixture (an item graph's edges and weight) and popularity,
@@ -85,14 +85,14 @@ def as_program(recommender: Recommender, *, k: int, beam_size: int) -> tuple[dic
         arrays: dict[str, Array],
         history: Int[Array, "batch max_history"],
         lengths: Int[Array, " batch"],
-        asked: dict[str, Array] | None = None,
+        conditions: dict[str, Array] | None = None,
     ) -> tuple[Int[Array, "batch k"], Float[Array, "batch k"]]:
         own = jax.tree.unflatten(structure, [arrays[name] for name in names])
         segments = (jnp.arange(history.shape[1], dtype=jnp.int32)[None] < lengths[:, None]).astype(jnp.int32)
         requests = RequestBatch(history, segments)
-        if asked is not None:
-            parts = {name: part for name, part in asked.items() if name != "events"}
-            requests = requests._replace(events=asked["events"], asked=Conditions(**parts))
+        if conditions is not None:
+            parts = {name: part for name, part in conditions.items() if name != "events"}
+            requests = requests._replace(events=conditions["events"], target_conditions=Conditions(**parts))
         top = replace(scorer, **own).top(requests, k=k, beam_size=beam_size)
         some = (lengths > 0)[:, None]
         return (
@@ -115,13 +115,15 @@ def _exported(
     shapes = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in arrays.items()}
     history = jax.ShapeDtypeStruct((batch, spec.max_history), jnp.int32)
     lengths = jax.ShapeDtypeStruct((batch,), jnp.int32)
-    asked = {name: jax.ShapeDtypeStruct((batch, *of), kind) for name, (of, kind) in _asked(spec).items()}
+    conditions = {
+        name: jax.ShapeDtypeStruct((batch, *of), kind) for name, (of, kind) in _condition_shapes(spec).items()
+    }
     _check_platforms(platforms)
-    arguments = (shapes, history, lengths, *([asked] if asked else []))
+    arguments = (shapes, history, lengths, *([conditions] if conditions else []))
     return export.export(jax.jit(program), platforms=tuple(platforms))(*arguments)
 
 
-def _asked(spec: ModelSpec) -> dict[str, tuple[tuple[int, ...], Any]]:
+def _condition_shapes(spec: ModelSpec) -> dict[str, tuple[tuple[int, ...], Any]]:
     """Shapes, but for the batch, and types of what a model that knows conditions is asked by."""
     if spec.conditions is None:
         return {}
@@ -149,7 +151,7 @@ def _facts(recommender: Recommender, exported: export.Exported, folder: Path) ->
             "arrays": "arrays.safetensors",
             "history": {"dtype": "int32", "shape": ["batch", spec.max_history]},
             "lengths": {"dtype": "int32", "shape": ["batch"]},
-            **_asked_facts(spec),
+            **_condition_facts(spec),
         },
         "outputs": {
             "rows": {"dtype": "int32", "shape": ["batch", k]},
@@ -162,15 +164,16 @@ def _facts(recommender: Recommender, exported: export.Exported, folder: Path) ->
     }
 
 
-def _asked_facts(spec: ModelSpec) -> dict[str, Any]:
-    """The input `asked`, of a model that knows conditions, and the names that its numbers stand for, from 1 on."""
+def _condition_facts(spec: ModelSpec) -> dict[str, Any]:
+    """The input `conditions`, of a model that knows conditions, and the names that its numbers stand for, from 1 on."""
     if spec.conditions is None:
         return {}
     shapes = {
-        name: {"dtype": np.dtype(kind).name, "shape": ["batch", *of]} for name, (of, kind) in _asked(spec).items()
+        name: {"dtype": np.dtype(kind).name, "shape": ["batch", *of]}
+        for name, (of, kind) in _condition_shapes(spec).items()
     }
     names = {"events": list(spec.conditions.events), "groups": list(spec.conditions.groups)}
-    return {"asked": shapes, "asked_names": names}
+    return {"conditions": shapes, "condition_names": names}
 
 
 LOADER = """\
@@ -225,9 +228,9 @@ Written by semid; loaded without it, by `pip install jax flatbuffers numpy safet
 ```python
 {USE}```
 
-A model that knows conditions takes a fourth argument, `program(arrays, history, lengths, asked)`: arrays by the names,
-shapes and types of `inputs.asked` in `program.json`, zeros where nothing is asked for and where an event of the history
-is not known; `inputs.asked_names` has the events and groups that are numbered from 1.
+A model that knows conditions takes a fourth argument, `program(arrays, history, lengths, conditions)`: arrays by the
+names, shapes and types of `inputs.conditions` in `program.json`, zeros where nothing is asked for and where an event of
+the history is not known; `inputs.condition_names` has the events and groups that are numbered from 1.
 
 The program is compiled once for every batch size that it meets: fill batches up to a few sizes. `program.json` has the
 shapes, `item_ids.parquet` the item of each row, `manifest.json` the sha256 of every file.

@@ -86,7 +86,7 @@ def requests(condition, *, events=2):
     rng = np.random.default_rng(2)
     history = jnp.asarray(rng.integers(0, ITEMS, (USERS, LENGTH)), jnp.int32)
     segments = jnp.asarray(np.arange(LENGTH) < np.array([[4], [2], [3]]), jnp.int32)
-    return RequestBatch(history, segments, events=segments * events, asked=condition)
+    return RequestBatch(history, segments, events=segments * events, target_conditions=condition)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -167,7 +167,7 @@ def training_batch(model, targets, target_events):
 
 def target_loss(model, batch, targets):
     """Loss of the last targets alone: the others weigh nothing, but are told as conditions all the same."""
-    events, conditions = model.told(tables(), batch, None)
+    events, conditions = model.training_conditions(tables(), batch, None)
     if batch.targets.ndim == 2:
         last = (
             np.asarray(batch.segments if model.layout is not Layout.CLOSED else batch.targets >= 0).astype(bool).sum(1)
@@ -176,7 +176,10 @@ def target_loss(model, batch, targets):
         kept = np.full(batch.targets.shape, -1, np.int32)
         kept[np.arange(USERS), last] = targets
         told = conditions
-        model.told = lambda *_: (events, told)  # as the whole batch says, whatever is left of the targets
+        model.training_conditions = lambda *_: (
+            events,
+            told,
+        )  # as the whole batch says, whatever is left of the targets
         batch = batch._replace(targets=jnp.asarray(kept))
     terms = model.loss_terms(tables(), batch)
     return float(jnp.sum(terms.get("loss/dense", terms.get("loss/level", terms.get("loss")))))
@@ -199,7 +202,7 @@ def test_no_position_reads_the_condition_of_a_later_one(name):
     graph, params = random(name)
     model = nnx.merge(graph, params)
     batch = training_batch(model, np.array([3, 4, 9], np.int32), np.array([2, 1, 2], np.int32))
-    events, conditions = model.told(tables(), batch, None)
+    events, conditions = model.training_conditions(tables(), batch, None)
 
     @jax.jit
     def run(params, event, inputs):
@@ -230,14 +233,14 @@ def test_a_share_of_the_conditions_is_left_out_in_training():
     encoder = ConditionEncoder(sizes, STACK, rngs=nnx.Rngs(0))
     ones = jnp.ones((2000, 8), jnp.int32)
     told = Conditions(ones, ones, jnp.ones((2000, 8, 5)))
-    events, left = encoder.dropped(ones, told, jax.random.key(0))
+    events, left = encoder.drop(ones, told, jax.random.key(0))
     parts = [np.asarray(events), *(np.asarray(x) for x in left[:2]), np.asarray(left.text)[..., 0]]
     assert (np.asarray(left.text).std(axis=-1) == 0).all()
     for part in parts:
         assert (part == 0).mean() == pytest.approx(1 - 0.9**2, abs=0.02)
         assert (part == 0).all(axis=1).mean() == pytest.approx(0.1, abs=0.02)  # whole rows, so that nothing is known
     assert abs(np.corrcoef(parts[0].ravel(), parts[1].ravel())[0, 1]) < 0.03  # each part by itself
-    kept = encoder.dropped(ones, told, None)
+    kept = encoder.drop(ones, told, None)
     assert kept == (ones, told)
 
 
@@ -309,7 +312,9 @@ def test_the_item_that_follows_is_learned_to_depend_on_what_is_asked(name):
     history = jnp.asarray(rng.integers(3, ITEMS, (USERS, 2)), jnp.int32)
     for event in (1, 2, 0):
         condition = Conditions(jnp.full(USERS, event))
-        asking = RequestBatch(history, jnp.ones_like(history), events=jnp.zeros_like(history), asked=condition)
+        asking = RequestBatch(
+            history, jnp.ones_like(history), events=jnp.zeros_like(history), target_conditions=condition
+        )
         probabilities = np.exp(np.asarray(_catalog(graph, params, told, trie(name), asking)))
         best = probabilities.argmax(axis=1)
         if event:

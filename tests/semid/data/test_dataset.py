@@ -139,6 +139,7 @@ def test_statistics_by_hand():
         "order of equal times": "in source order",
         "repeated (user, item)": 1,
         "split": "LeaveOneOut",
+        "events": "view 2, buy 2, null 1, late 1",
         "training interactions": 4,
         "training targets seen before": "0 of 2",
         "validation examples": 1,

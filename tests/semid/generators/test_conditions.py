@@ -94,7 +94,7 @@ def dataset(tmp_path_factory) -> Dataset:
 @pytest.fixture(scope="module")
 def home(dataset, tmp_path_factory):
     home = tmp_path_factory.mktemp("run")
-    train(dataset, catalog_of(dataset), CONFIG, out=home / "model", seed=0)
+    train(dataset, catalog_of(dataset), CONFIG, out=home / "model", seed=0, mesh=make_mesh(jax.devices()[:1]))
     return home
 
 
@@ -323,11 +323,11 @@ def test_the_command_line_asks_and_says_what_it_does_not_know(home, dataset, cap
 def test_the_exported_program_is_asked_as_the_live_recommender(model, tmp_path):
     export_program(model, tmp_path / "program", k=4, beam_size=ITEMS, platforms=("cpu",))
     settings = json.loads((tmp_path / "program" / "program.json").read_text())["inputs"]
-    assert settings["asked_names"] == {"events": ["buy", "look"], "groups": BRANDS}
+    assert settings["condition_names"] == {"events": ["buy", "look"], "groups": BRANDS}
     call = jax.jit(export.deserialize((tmp_path / "program" / "program.stablehlo").read_bytes()).call)
     arrays = load_file(tmp_path / "program" / "arrays.safetensors")
     history = np.array([[0, 1, 6, 0], [5, 6, 0, 0]], np.int32)
-    asked = {name: np.zeros((2, *of["shape"][1:]), of["dtype"]) for name, of in settings["asked"].items()}
+    asked = {name: np.zeros((2, *of["shape"][1:]), of["dtype"]) for name, of in settings["conditions"].items()}
     assert set(asked) == {"events", "event", "group", "text"}
     asked["event"][:] = 1, 0
     asked["group"][:] = 0, 3
@@ -350,7 +350,7 @@ VALUED = dataclasses.replace(CONFIG, conditions=ConditionsConfig(event_head=True
 @pytest.fixture(scope="module")
 def valued(dataset) -> Recommender:
     """Of the two items that may follow, one is looked at and the other bought, which history and item tell."""
-    return train(dataset, catalog_of(dataset), VALUED, seed=0)
+    return train(dataset, catalog_of(dataset), VALUED, seed=0, mesh=make_mesh(jax.devices()[:1]))
 
 
 def test_events_of_an_item_have_probabilities_that_sum_to_one(valued, dataset):
