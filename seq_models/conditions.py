@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from seq_models.layers import TransformerConfig, norm
 
@@ -93,14 +93,27 @@ class ConditionEncoder(nnx.Module):
     def drop(
         self, events: Int[Array, "b t"] | None, conditions: Conditions, key: Key[Array, ""] | None
     ) -> tuple[Int[Array, "b t"] | None, Conditions]:
-        """Events and conditions of a training step, with a share of each part made unknown: half of it row by row, so
-        that nothing may be known, half position by position. Without a key as they are."""
+        """Events and conditions of a training step, some of them unknown. Without a key as they are.
+
+        A share `drop` of the positions has no condition: half of it whole rows, half single positions. The others have
+        any of the sets of parts that the model knows, all sets alike, so that each part is learned without the others.
+        Of the events, a share `drop` is left out in the same way.
+        """
         if key is None or not self.sizes.drop:
             return events, conditions
-        parts = (events, *conditions)
-        keys, rate = jax.random.split(key, len(parts)), self.sizes.drop / 2
-        kept = [None if x is None else _drop(x, rate, k) for x, k in zip(parts, keys, strict=True)]
-        return kept[0], Conditions(*kept[1:])
+        event_key, key, subset_key = jax.random.split(key, 3)
+        if events is not None:
+            events = jnp.where(_drawn(event_key, self.sizes.drop, events.shape), 0, events)
+        tables = (self.event, self.group, self.text)
+        parts = [None if table is None else x for x, table in zip(conditions, tables, strict=True)]
+        known = [x for x in parts if x is not None]
+        if not known:
+            return events, Conditions()
+        shape = known[0].shape[:2]
+        subset = jax.random.randint(subset_key, shape, 1, 2 ** len(known))
+        subset = jnp.where(_drawn(key, self.sizes.drop, shape), 0, subset)
+        left = [_where((subset >> bit) & 1 == 1, x) for bit, x in enumerate(known)]
+        return events, Conditions(*(None if x is None else left.pop(0) for x in parts))
 
     def _encode(self, x: Float[Array, "b t dim"], conditions: Conditions | None) -> Float[Array, "b t width"] | None:
         """The sum of the embeddings of all parts, for positions as `x` has them; None: the model knows none."""
@@ -150,10 +163,14 @@ def _lookup(table: nnx.Embed, codes: Int[Array, "b t"] | None, x: Float[Array, "
     return table(jnp.zeros(x.shape[:2], jnp.int32) if codes is None else codes)
 
 
-def _drop(x: Array, rate: float, key: Key[Array, ""]) -> Array:
+def _drawn(key: Key[Array, ""], share: float, shape: tuple[int, ...]) -> Bool[Array, "b t"]:
+    """True at a share of the positions, half of it in whole rows."""
     rows, places = jax.random.split(key)
-    gone = jax.random.bernoulli(rows, rate, (x.shape[0], 1)) | jax.random.bernoulli(places, rate, x.shape[:2])
-    return jnp.where(gone.reshape(*x.shape[:2], *(1,) * (x.ndim - 2)), jnp.zeros_like(x), x)
+    return jax.random.bernoulli(rows, share / 2, (shape[0], 1)) | jax.random.bernoulli(places, share / 2, shape)
+
+
+def _where(kept: Bool[Array, "b t"], x: Array) -> Array:
+    return jnp.where(kept.reshape(*kept.shape, *(1,) * (x.ndim - 2)), x, jnp.zeros_like(x))
 
 
 def after_histories(own: Conditions, last: Conditions, segments: Int[Array, "b t"]) -> Conditions:

@@ -229,19 +229,25 @@ def test_no_position_reads_the_condition_of_a_later_one(name):
 
 
 def test_a_share_of_the_conditions_is_left_out_in_training():
+    """The others have every set of parts, so that a part is asked for alone as often as with another."""
     sizes = ConditionSizes(event=2, group=3, text=5, inputs=2, drop=0.2)
     encoder = ConditionEncoder(sizes, STACK, rngs=nnx.Rngs(0))
     ones = jnp.ones((2000, 8), jnp.int32)
     told = Conditions(ones, ones, jnp.ones((2000, 8, 5)))
     events, left = encoder.drop(ones, told, jax.random.key(0))
-    parts = [np.asarray(events), *(np.asarray(x) for x in left[:2]), np.asarray(left.text)[..., 0]]
     assert (np.asarray(left.text).std(axis=-1) == 0).all()
-    for part in parts:
-        assert (part == 0).mean() == pytest.approx(1 - 0.9**2, abs=0.02)
-        assert (part == 0).all(axis=1).mean() == pytest.approx(0.1, abs=0.02)  # whole rows, so that nothing is known
-    assert abs(np.corrcoef(parts[0].ravel(), parts[1].ravel())[0, 1]) < 0.03  # each part by itself
-    kept = encoder.drop(ones, told, None)
-    assert kept == (ones, told)
+    subsets = np.asarray(left.event) + 2 * np.asarray(left.group) + 4 * np.asarray(left.text)[..., 0].astype(int)
+    for unknown in (np.asarray(events) == 0, subsets == 0):
+        assert unknown.mean() == pytest.approx(1 - 0.9**2, abs=0.02)
+        assert unknown.all(axis=1).mean() == pytest.approx(0.1, abs=0.02)  # whole rows, so that nothing is known
+    assert np.corrcoef((np.asarray(events) == 0).ravel(), (subsets == 0).ravel())[0, 1] < 0.03
+    shares = np.bincount(subsets.ravel(), minlength=8) / subsets.size
+    np.testing.assert_allclose(shares[1:], 0.9**2 / 7, atol=0.01)
+    assert encoder.drop(ones, told, None) == (ones, told)
+    alone = ConditionEncoder(ConditionSizes(event=2, drop=0.2), STACK, rngs=nnx.Rngs(0))
+    _, one = alone.drop(None, told, jax.random.key(0))
+    assert (one.group, one.text) == (None, None)
+    assert (np.asarray(one.event) == 0).mean() == pytest.approx(1 - 0.9**2, abs=0.02)
 
 
 def test_of_several_groups_one_is_drawn():
