@@ -320,7 +320,7 @@ def test_python_of_a_page_runs(shop, monkeypatch, name):
         semid, "tokenize", lambda data, *_, out: tokenize(data, SMALL, out=f"{out}_small"), raising=False
     )
     monkeypatch.setattr(semid, "train", functools.partial(semid.train, config=TINY), raising=False)
-    tables = {"new_items": pa.table({"item_id": ["new"], "title": ["word1 thing2"]})}
+    tables = {"new_items": pa.table({"item_id": ["new"], "title": ["word1 thing2"], "brand": ["b1"]})}
     tables |= {f"{table}_frame": pq.read_table(shop / f"{table}.parquet") for table in ("items", "interactions")}
     tables["new_vectors"] = np.ones((1, 6), np.float32)
     drawn = np.random.default_rng(0).normal(size=(300, 32)).astype(np.float32)
