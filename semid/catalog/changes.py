@@ -159,6 +159,15 @@ def list_files(folder: Path) -> Files:
     return Files(max([0, *versions(FOLDER), _read_head(folder)]), versions(_SNAPSHOTS))
 
 
+def finish_killed(folder: Path) -> None:
+    """Remove what killed processes left of changes, and let the head name the last version that they made."""
+    for name in (FOLDER, _SNAPSHOTS):
+        artifacts.remove_dead(folder / name, "@.writing.@")
+    last = list_files(folder).last
+    if last > _read_head(folder):
+        _write_head(folder, last)
+
+
 def _read_head(folder: Path) -> int:
     """The last version that was made here, as far as is known."""
     file = folder / _HEAD
@@ -173,6 +182,12 @@ def _read_head(folder: Path) -> int:
 
 def _head(version: int) -> dict[str, Any]:
     return {"version": version, "digest": artifacts.sha256_json(["head", version])}
+
+
+def _write_head(folder: Path, version: int) -> None:
+    """Name the last version, unless the disk does not take it: a head that lags behind harms nobody."""
+    with contextlib.suppress(OSError):
+        artifacts.write_json(folder / _HEAD, _head(version))
 
 
 def read_changes(
@@ -284,9 +299,8 @@ def write_change(folder: Path, header: Header, items: pa.Table) -> None:
             artifacts.flush(folder)
         with artifacts.write_once(file) as temporary:
             write_parquet(table, temporary)
-        if not is_snapshot:  # a kill before this leaves a head that lags behind, which harms nobody
-            with contextlib.suppress(OSError):
-                artifacts.write_json(folder / _HEAD, _head(header.version))
+        if not is_snapshot:
+            _write_head(folder, header.version)
     except FileExistsError:
         raise SemidError(f"{file}: another process made this version in the meantime; run this again") from None
     except (OSError, pa.ArrowException) as error:

@@ -25,6 +25,7 @@ from semid.catalog.changes import (
     Header,
     change_file,
     column_digest,
+    finish_killed,
     given_vectors,
     list_files,
     read_change,
@@ -146,6 +147,7 @@ def open_for_change(folder: str | Path) -> tuple[Path, Version]:
     folder = CatalogPath.writable(folder)
     before = current(folder)
     artifacts.try_file(change_file(folder, before.number + 1))
+    finish_killed(folder)
     return folder, before
 
 

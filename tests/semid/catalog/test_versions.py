@@ -28,6 +28,7 @@ from semid.catalog.versions import (
     current,
     diff,
     history,
+    open_for_change,
     revert,
     vectors,
     verify,
@@ -479,6 +480,11 @@ def test_a_process_killed_at_every_step_or_out_of_disk_leaves_a_whole_version(tm
         found = verify(home / name)
         stands = int(name.partition("-")[2]) > 5  # the link makes the version
         assert (found.number, len(found.catalog)) == ((1, 206) if stands else (0, 6))
+        open_for_change(home / name)  # as the same command does, which finds nothing to do where the version stands
+        files = [path.relative_to(home / name) for path in sorted((home / name).rglob("*")) if path.is_file()]
+        assert [str(path) for path in files if "change" in str(path) or "head" in str(path)] == (
+            ["changes/000001.parquet", "head.json"] if stands else []
+        )
         _remove(home / name, "a")  # and life goes on
     assert [path.name for path in (home / "kill-4/changes").iterdir()] == ["000001.parquet"]  # what was left is gone
     for size in limits:
