@@ -19,7 +19,7 @@ _USUAL, _STEP = re.compile("categor|genre|tag", re.IGNORECASE), " > "
 
 @dataclass(frozen=True, eq=False)
 class Tags:
-    """Tags by item row: row `i` has the tags `numbers[bounds[i]:bounds[i + 1]]` of `names`, none twice."""
+    """Tags by item row: row `i` has the tags `numbers[bounds[i]:bounds[i + 1]]` of `names`, none twice; both sorted."""
 
     column: str
     names: pa.Array
@@ -36,16 +36,17 @@ class Tags:
         """
         lists = _lists(items, column)
         kept = pc.fill_null(pc.not_equal(lists.flatten(), ""), False)
-        values = lists.flatten().filter(kept).dictionary_encode()
+        values = lists.flatten().filter(kept)
+        distinct = pc.unique(values).sort()
         owner = pc.list_parent_indices(lists).filter(kept).to_numpy().astype(np.int64)
-        width = max(len(values.dictionary), 1)
-        owner, numbers = np.divmod(np.unique(owner * width + values.indices.to_numpy()), width)
+        width = max(len(distinct), 1)
+        owner, numbers = np.divmod(np.unique(owner * width + pc.index_in(values, distinct).to_numpy()), width)
         counts, tagged = np.bincount(numbers, minlength=width), len(np.unique(owner))
         telling = (counts < tagged)[numbers]
         names = np.flatnonzero((counts > 0) & (counts < tagged))
         bounds = np.concatenate([[0], np.cumsum(np.bincount(owner[telling], minlength=len(lists)))])
         numbers = np.searchsorted(names, numbers[telling])
-        return cls(column, values.dictionary.take(pa.array(names)), numbers.astype(np.int32), bounds.astype(np.int64))
+        return cls(column, distinct.take(pa.array(names)), numbers.astype(np.int32), bounds.astype(np.int64))
 
     def __len__(self) -> int:
         """Number of different tags."""

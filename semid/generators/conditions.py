@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 from jaxtyping import Float, Int
 
-from semid.arrow import is_list
-from semid.data import Dataset, StoredEncoder, joined_texts
+from semid.data import Dataset, StoredEncoder, Tags, joined_texts
 from semid.errors import SemidError
 from semid.recommender import ConditionSpec, ItemConditions, encode_texts
 
@@ -22,7 +20,8 @@ class ConditionsConfig:
     on_event: bool = False
     """Condition on the next item's event: "what would they buy next"."""
     on_group: str | None = None
-    """Condition on a group of the next item: a column of items with texts, or lists of them, such as brand."""
+    """Condition on a group of the next item: a column of items with texts or whole numbers, or lists of such, such as
+    brand; a group that all items share is none."""
     on_text: str | None = None
     """Condition on a text of the next item, read by the encoder of this vector column (`semid prepare --encoder`, or
     text_lsa), which stays as it is."""
@@ -89,20 +88,10 @@ class FittedConditions(NamedTuple):
 
 def _groups(dataset: Dataset, column: str) -> tuple[tuple[str, ...], Int[np.ndarray, "items m"]]:
     """The groups' names, sorted, and each item's, numbered from 1, 0 behind them."""
-    if column not in dataset.text_columns:
-        found = ", ".join(dataset.text_columns) or "none"
-        raise SemidError(f"dataset {dataset.name!r}: no column {column!r} of texts to group by; there are {found}")
-    values = dataset.items[column].combine_chunks()
-    lists = values if is_list(values.type) else pa.array([[one] for one in values.to_pylist()], pa.list_(pa.string()))
-    each = [sorted({name for name in of or () if name}) for of in lists.to_pylist()]
-    names = tuple(sorted({name for of in each for name in of}))
-    if not names:
-        raise SemidError(f"dataset {dataset.name!r}: column {column!r} names no group; choose another")
-    place = {name: number for number, name in enumerate(names, 1)}
-    groups = np.zeros((len(each), max(map(len, each))), np.int32)
-    for row, of in enumerate(each):
-        groups[row, : len(of)] = [place[name] for name in of]
-    return names, groups
+    tags = Tags.from_column(dataset.items, column)
+    if not len(tags):
+        raise SemidError(f"dataset {dataset.name!r}: column {column!r} tells no items apart; choose another")
+    return tuple(tags.names.to_pylist()), tags.padded() + 1
 
 
 def _text_encoder(dataset: Dataset, column: str) -> StoredEncoder:

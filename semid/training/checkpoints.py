@@ -149,11 +149,15 @@ def _claim(folder: Path, request: dict) -> None:
 
 
 class _PatientLoop(asyncio.SelectorEventLoop):
-    """An event loop that ends once its tasks have.
+    """An event loop that ends once its tasks have, and says nothing of errors that nobody waits for.
 
     Orbax gives up a save at its first error and closes the loop, while TensorStore still writes the other arrays: each
-    would then print a traceback for want of the loop, and might write where the rest has been removed.
+    would then print a traceback for want of the loop, and might write where the rest has been removed. What failed
+    after the first error would be logged when it is forgotten.
     """
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        del context
 
     def close(self) -> None:
         if not self.is_closed() and (tasks := asyncio.all_tasks(self)):

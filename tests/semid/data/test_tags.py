@@ -43,6 +43,9 @@ def test_columns_of_every_kind(column, expected):
     assert sets(tags.take(rows)) == [set() if row < 0 else expected[row] for row in rows]
     padded = [{tags.names[n].as_py() for n in row if n >= 0} for row in tags.padded()]
     assert padded == expected
+    assert tags.names.to_pylist() == sorted(set().union(*expected))
+    of_each = [row[row >= 0] for row in tags.padded()]
+    assert all((np.diff(row) > 0).all() for row in of_each), "sorted"
 
 
 def test_shares_are_means_of_the_items_distributions():

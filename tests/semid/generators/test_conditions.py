@@ -260,7 +260,7 @@ def test_distillation_and_a_graph_go_with_conditions(dataset):
 @pytest.mark.parametrize(
     ("conditions", "said"),
     [
-        (ConditionsConfig(on_group="colour"), "no column 'colour' of texts to group by; there are text, brand, tags"),
+        (ConditionsConfig(on_group="colour"), "no column 'colour' among the items'"),
         (
             ConditionsConfig(on_text="text"),
             "no encoder of texts has made a column 'text', to read conditions by",

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import errno
+import gc
 import json
 import os
 import re
@@ -412,30 +413,41 @@ def test_a_full_disk_leaves_the_checkpoints_before(tmp_path, state, monkeypatch,
     again.close()
 
 
-def test_a_save_that_fails_waits_for_its_other_writes(tmp_path, state, monkeypatch):
+def test_a_save_that_fails_waits_for_its_other_writes_and_says_one_thing(tmp_path, state, monkeypatch, caplog):
     checkpoints, written = opened(tmp_path), []
 
-    async def write(error=None):
-        await asyncio.sleep(0.01 if error is None else 0)
-        if error is not None:
-            raise error
+    async def write():
+        await asyncio.sleep(0.01)
         written.append("the other array")
 
-    async def save_both():
-        await asyncio.gather(write(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))), write())
+    async def fail():
+        await asyncio.sleep(0)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async def save_all():
+        forgotten = asyncio.create_task(fail())
+        await asyncio.gather(fail(), write())
+        await forgotten
 
     def full(*_, **__):  # as Orbax runs and closes its loops
         loop = asyncio.new_event_loop()
         try:
-            loop.run_until_complete(save_both())
+            loop.run_until_complete(save_all())
         finally:
             loop.close()
 
+    with pytest.raises(OSError, match="No space left"):  # control
+        full()
+    gc.collect()
+    assert "exception was never retrieved" in caplog.text
+    caplog.clear()
+    written.clear()
     monkeypatch.setattr(checkpoints._manager, "save", full)
     policy = asyncio.get_event_loop_policy()
     with pytest.raises(SemidError, match="No space left on device"):
         save(checkpoints, state, {1: 0.5})
-    assert written == ["the other array"]
+    gc.collect()
+    assert (written, caplog.text) == (["the other array"], "")
     assert asyncio.get_event_loop_policy() is policy
     checkpoints.close()
 
