@@ -14,6 +14,7 @@ import glob
 import json
 import logging
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ from semid.training.state import TrainState, named_leaves, replace_leaves
 from semid.training.tracking import HISTORY, naming
 
 _PARTS = ("params", "rest", "opt_state")
+# Threads of a save that failed are waited for so long.
+_SECONDS = 60
 
 
 class Checkpoints:
@@ -180,6 +183,9 @@ def _errors_raised_alone() -> Iterator[None]:
     try:
         yield
     finally:
+        for thread in threading.enumerate():
+            if type(thread).__module__.startswith("orbax."):  # it writes on, and would fail when the process ends
+                thread.join(_SECONDS)
         asyncio.set_event_loop_policy(policy)
         logger.setLevel(level)
 
