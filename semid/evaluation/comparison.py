@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -187,7 +188,8 @@ def example_users(
     seed: int = 0,
     also: Sequence[int] = (),
 ) -> list[dict[str, Any]]:
-    """Users drawn by `seed`: history, target and the k best items with log-probability and codes, as external ids.
+    """Users drawn by `seed`: history, target and the k best items with log-probability (None where it is 0: an item
+    graph's lists end with popular items that no edge leads to) and codes, as external ids.
 
     The examples `also`, rows of the split, follow. Where the model is mixed with an item graph, each recommendation has
     the graph's share of its probability.
@@ -205,7 +207,9 @@ def example_users(
         scores = ranker.log_probs(examples.histories.take(slice(index, index + 1)), rows)[0]
         codes = np.empty((len(rows), 0), np.int32) if ranker.codes is None else ranker.codes[rows]
         found = zip(ids(rows), scores.tolist(), codes.tolist(), strict=True)
-        listed: list[dict[str, Any]] = [{"item_id": i, "score": s, "codes": c} for i, s, c in found]
+        listed: list[dict[str, Any]] = [
+            {"item_id": i, "score": s if math.isfinite(s) else None, "codes": c} for i, s, c in found
+        ]
         if isinstance(ranker, _Explained) and ranker.graph is not None:
             history = ids(examples.histories[index])
             for entry, explanation in zip(listed, ranker.explain(history, ids(rows)), strict=True):

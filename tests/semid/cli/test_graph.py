@@ -45,6 +45,9 @@ def test_the_model_its_parts_and_the_graph_are_measured(home, capsys):
     assert [row["model"] for row in alone] == ["item graph", "popularity", "bigram"]
     whole = {row["model"]: row for row in json.loads((home / "metrics.json").read_text())["rows"]}
     assert alone[0]["ndcg@10"] == whole["item graph"]["ndcg@10"]
+    examples = json.loads((home / "examples_alone.json").read_text())
+    scores = [entry["score"] for example in examples for entry in example["recommendations"]]
+    assert (None in scores, any(score is not None for score in scores)) == (True, True)  # where no edges lead
     capsys.readouterr()
     run("recommend --model {h}/model --history i1,i2 -k 3 --explain", h=home)
     assert "of the graph" in capsys.readouterr().out
