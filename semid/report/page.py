@@ -144,12 +144,18 @@ def _lists(metrics: dict[str, Any], file: Path) -> dict[str, Any]:
     lists = metrics.get("lists") or {"k": 0, "rows": []}
     try:
         for row in lists["rows"]:
+            if not _names_model(row):
+                raise TypeError("model")
             for key, stated in row.items():
                 if key != "model" and not all(isinstance(stated[part], float) for part in ("value", "low", "high")):
                     raise TypeError(key)
         return {"k": int(lists["k"]), **lists}
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise SemidError(f"{file}: not the metrics of lists of an evaluation ({error!r}); evaluate again") from None
+
+
+def _names_model(row: Any) -> bool:
+    return isinstance(row, dict) and isinstance(row.get("model"), str)
 
 
 def _folders(models: Any) -> list[str]:
@@ -163,7 +169,7 @@ def _metrics(file: Path) -> dict[str, Any]:
         raise SemidError(f"{file}: no such file; `{command}` writes it")
     metrics = artifacts.read_sealed(file)
     rows = metrics.get("rows") if isinstance(metrics, dict) else None
-    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) and "model" in row for row in rows):
+    if not isinstance(rows, list) or not rows or not all(map(_names_model, rows)):
         raise SemidError(f'{file}: expected {{"split": ..., "rows": [{{"model": ..., metrics}}, ...]}}; evaluate again')
     if not all(isinstance(metrics.get(name) or {}, dict) for name in ("provenance", "files")):
         raise SemidError(f"{file}: expected objects under provenance and files; evaluate again")

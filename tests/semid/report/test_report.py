@@ -418,10 +418,16 @@ def test_missing_metrics_name_the_file_and_its_command(run, tmp_path):
     assert not (tmp_path / "report.html").exists()
 
 
-@pytest.mark.parametrize("metrics", [[], {"rows": []}, {"rows": [{"recall@10": 0.1}]}])
+@pytest.mark.parametrize(
+    "metrics",
+    [
+        *([], {"rows": []}, {"rows": [{"recall@10": 0.1}]}, {"rows": [{"model": ["semid"]}]}),
+        {"rows": [{"model": "semid"}], "lists": {"k": 10, "rows": [{"model": {}}]}},
+    ],
+)
 def test_metrics_of_another_form_are_refused(run, tmp_path, metrics):
     _write_json(run / "metrics.json", metrics)
-    with pytest.raises(SemidError, match=r"metrics\.json: expected"):
+    with pytest.raises(SemidError, match=r"metrics\.json: (expected|not the metrics of lists)"):
         write_report([run], tmp_path / "report.html")
 
 
