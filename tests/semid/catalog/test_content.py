@@ -35,8 +35,9 @@ def dataset(tmp_path_factory) -> Dataset:
     items = pa.table({"item_id": [f"i{row}" for row in range(20)], "title": TITLES, "brand": ["b"] * 20})
     interactions = pa.table({"user_id": ["u"] * 3, "item_id": ["i0", "i1", "i2"], "position": [0, 1, 2]})
     made = with_text_vectors(Dataset.build(items, interactions, name="words"), dim=DIM)
-    made.save(tmp_path_factory.mktemp("data") / "dataset")
-    return Dataset.load(tmp_path_factory.getbasetemp() / "data0" / "dataset")
+    folder = tmp_path_factory.mktemp("data") / "dataset"
+    made.save(folder)
+    return Dataset.load(folder)
 
 
 @pytest.fixture
