@@ -76,7 +76,7 @@ class ConditionEncoder(nnx.Module):
         events: Int[Array, "b t"] | None,
         conditions: Conditions | None,
     ) -> Float[Array, "b t dim"]:
-        """What positions read, with the events of their items and, unless these modulate states, the conditions."""
+        """Inputs of positions, with the events of their items and, unless these modulate states, the conditions."""
         if self.inputs is not None:
             x = x + _lookup(self.inputs, events, x).astype(x.dtype)
         encoded = None if self.sizes.film else self._encode(x, conditions)

@@ -1,4 +1,4 @@
-"""What asking for an event is worth: simulated shops whose users are shown, click and buy, and whose oracle is exact.
+"""Gain of asking for an event: simulated shops whose users are shown, click and buy, and whose oracle is exact.
 
     python -m experiments.benchmarks.conditions --out runs/conditions --seeds 0 1 2 3 4
 
@@ -86,7 +86,7 @@ def _measured(shop: SimulatedConfig, model: ModelConfig, epochs: float) -> dict[
     }
     items = np.arange(dataset.num_items)
     groups = items if never.codes is None else group_ids(never.codes)
-    return {name: _ndcg(rank(), test, items if "oracle" in name else groups) for name, rank in asking.items()}
+    return {name: ndcg_at_10(rank(), test, items if "oracle" in name else groups) for name, rank in asking.items()}
 
 
 def _shuffled(dataset: Dataset, seed: int) -> Dataset:
@@ -100,7 +100,8 @@ def _ranked(model: Recommender, test: Examples, events: Int[np.ndarray, " n"] | 
     return model.rank(test.histories, k=10, exclude_seen=False, condition=condition)
 
 
-def _ndcg(ranked: Int[np.ndarray, "n k"], test: Examples, groups: Int[np.ndarray, " items"]) -> float:
+def ndcg_at_10(ranked: Int[np.ndarray, "n k"], test: Examples, groups: Int[np.ndarray, " items"]) -> float:
+    """Mean NDCG@10 of lists of item rows; items of one group cannot be told apart."""
     return float(accuracy(item_places(ranked, test.targets, groups), (10,))["ndcg@10"].mean())
 
 

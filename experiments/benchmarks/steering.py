@@ -18,11 +18,12 @@ import numpy as np
 import tyro
 from jaxtyping import Bool, Float, Int
 
+from experiments.benchmarks.conditions import ndcg_at_10
 from experiments.data import stored_dataset
 from semid.artifacts import try_file
 from semid.data import Dataset, Examples, SourceOrder, Tags
 from semid.data.simulated import SimulatedConfig
-from semid.evaluation import accuracy, group_ids, item_places
+from semid.evaluation import group_ids
 from semid.generators import ConditionsConfig, GeneratorConfig, train
 from semid.recommender import Recommender
 from semid.stage import run_recorded
@@ -77,7 +78,7 @@ def _measured(dataset: Dataset, group: str, epochs: float | None, users: int, se
         "own": _ranked(told, test, names=[tags.names[number].as_py() for number in own]),
         "exchanged": _ranked(told, test, names=[tags.names[number].as_py() for number in np.roll(own, 1)]),
     }
-    found = {f"NDCG@10, {name}": _ndcg(ranked, test, groups) for name, ranked in lists.items()}
+    found = {f"NDCG@10, {name}": ndcg_at_10(ranked, test, groups) for name, ranked in lists.items()}
     return found | {f"obedience, {name}": inside(ranked) for name, ranked in lists.items()}
 
 
@@ -99,10 +100,6 @@ def _ranked(
 ) -> Int[np.ndarray, "n k"]:
     condition = None if names is None else [{"group": name} for name in names]
     return model.rank(test.histories, k=10, exclude_seen=False, allowed=allowed, condition=condition)
-
-
-def _ndcg(ranked: Int[np.ndarray, "n k"], test: Examples, groups: Int[np.ndarray, " items"]) -> float:
-    return float(accuracy(item_places(ranked, test.targets, groups), (10,))["ndcg@10"].mean())
 
 
 def _obedience(

@@ -72,7 +72,7 @@ Column = Annotated[
 
 
 def condition_of(words: Sequence[str]) -> dict[str, str]:
-    """What PART=VALUE words ask for. Raises SemidError for one that is none, and for a part asked twice."""
+    """Condition of PART=VALUE words. Raises SemidError for one that is none, and for a part asked twice."""
     asked: dict[str, str] = {}
     for word in words:
         part, _, value = word.partition("=")

@@ -65,8 +65,8 @@ class Evaluate:
     exclude_seen: bool = False
     """Never recommend an item of the history. Such figures must not be compared with the others."""
     condition: tuple[str, ...] = ()
-    """What the models are asked for: event=NAME, group=NAME, text=WORDS; or what each target is: event=own. None given:
-    nothing. Such figures answer another question than the others."""
+    """Condition that the models are asked under: event=NAME, group=NAME, text=WORDS; or what each target is: event=own.
+    None given: none. Such figures answer another question than the others."""
     catalog: PathOrUrl | None = None
     """Catalogue folder of the models: its current version is measured (FOLDER@3: version 3), no removed item."""
     tags: str | None = None

@@ -48,10 +48,11 @@ class Recommend:
     skip_unknown: bool = False
     """Drop unknown ids from the history and the files, and say how many, instead of stopping."""
     condition: tuple[str, ...] = ()
-    """What is wanted, of a model that was trained to be asked: event=NAME, group=NAME, text=WORDS, one or several."""
+    """Condition on the items, of a model that was trained with some: event=NAME, group=NAME, text=WORDS,
+    one or several."""
     events: str | None = None
-    """What was done with the items of the history, in their order, separated by commas or as a JSON list: for a model
-    that reads events."""
+    """Events of the items of the history, in their order, separated by commas or as a JSON list: for a model that
+    reads events."""
     values: dict[str, float] = field(default_factory=dict)
     """Values of events, EVENT NUMBER: rank by expected value, for a model that was trained with --event-head."""
     at_most: tuple[str, ...] = ()

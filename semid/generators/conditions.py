@@ -1,4 +1,4 @@
-"""What a generator learns to be asked for: conditions on the next item, read from a dataset's events and items."""
+"""Conditions on the next item that a generator learns to be asked under, read from a dataset's events and items."""
 
 from __future__ import annotations
 

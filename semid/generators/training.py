@@ -38,7 +38,7 @@ from semid.training import (
 from semid.training import train as run_training
 from seq_models import CodeTrie, Layout, ModelConfig, RQTransformerConfig, SoftmaxOver
 
-# Versions of what `train` does with the same settings; the second without a graph where items repeat.
+# Versions of what `train` does with the same settings; the second where items repeat.
 _VERSION, _VERSION_OF_REPEATS = 1, 2
 
 
@@ -62,7 +62,7 @@ class GeneratorConfig:
     row_length: int = 32
     """Positions of a packed training row."""
     conditions: ConditionsConfig = later_field(ConditionsConfig())
-    """What the model can be asked for."""
+    """Conditions under which the model can be asked."""
     objective: ObjectiveConfig = ObjectiveConfig()
     """The losses."""
     training: TrainingConfig = TrainingConfig(epochs=None, optimizer=OptimizerConfig(learning_rate=3e-3))
@@ -132,7 +132,7 @@ def train(
         remedy = "fit a graph to this dataset (`semid graph`)"
         dataset.check_source(graph.origin or graph.dataset, what="the item graph", remedy=remedy)
         parents["graph"] = graph.digest
-    version = _VERSION_OF_REPEATS if repeats and graph is None else _VERSION
+    version = _VERSION_OF_REPEATS if repeats else _VERSION
     request = Request(Kind.MODEL, {"generator": to_dict(config)}, parents, seed, version)
 
     def work(folder: Path) -> Recommender:

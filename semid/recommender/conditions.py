@@ -18,7 +18,7 @@ from seq_models import Conditions, ConditionSizes
 
 @dataclass(frozen=True)
 class Condition:
-    """What a recommended item is asked to be; None: any.
+    """Condition on a recommended item; None: any.
 
     `event` is what the user would do with it ("buy"), `group` the one it is in (a brand), and `text` says what it is
     like, in words of the texts that the model was trained on.
@@ -60,7 +60,7 @@ class ConditionSpec:
 
     @property
     def sizes(self) -> ConditionSizes:
-        """What the model's embeddings of conditions are made for."""
+        """Sizes of the model's embeddings of conditions."""
         events = len(self.events)
         return ConditionSizes(
             event=events * self.on_event,
@@ -80,7 +80,7 @@ class ConditionSpec:
 
     @property
     def description(self) -> str:
-        """What can be asked for, in words."""
+        """Description of the conditions, in words."""
         group = f"a group of items ({self.group}: {_shown(self.groups)})"
         words = {"event": f"an event ({_shown(self.events)})", "group": group, "text": f"a text ({self.text})"}
         inputs = [f"reads the history's events ({_shown(self.events)})"] if self.event_inputs else []

@@ -1,4 +1,4 @@
-"""What asking is worth: events that are shuffled, and the differences that the table has; it trains for minutes."""
+"""Gain of asking: events that are shuffled, and the differences that the table has; it trains for minutes."""
 
 from collections import Counter
 

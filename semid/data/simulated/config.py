@@ -86,7 +86,7 @@ class SimulatedConfig:
     images: bool = True
     seed: int = 0
     events: Events | None = None
-    """What users do with an item. None: the dataset has no events. The interactions are the same either way."""
+    """Events of the interactions. None: the dataset has no events. The interactions are the same either way."""
 
     def __post_init__(self) -> None:
         check_seed(self.seed)

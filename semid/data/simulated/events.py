@@ -1,4 +1,4 @@
-"""What users do with the items of a simulated world: P(event | component that the item comes from), and position bias.
+"""Events of a simulated world's interactions: P(event | component that the item comes from), and position bias.
 
 The component of an item is not observed, so `P(event | item, history)` is the mean of `P(event | component)` over the
 components that offer the item, by their shares of its probability. With position bias, an item stands at a place of
@@ -50,7 +50,7 @@ class Shown(NamedTuple):
 
 
 class Log(NamedTuple):
-    """What is recorded of each interaction."""
+    """Record of each interaction."""
 
     event: pa.Array
     """Names, of `EVENTS`."""

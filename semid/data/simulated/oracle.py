@@ -103,7 +103,7 @@ class World:
         return p
 
     def masses_by_choice(self, choices: Choices, items: Int[np.ndarray, "n k"]) -> Float[np.ndarray, "n k choices"]:
-        """What each choice contributes to the masses of some items; the sum over choices is `masses` there."""
+        """Contribution of each choice to the masses of some items; the sum over choices is `masses` there."""
         groups, rows = np.split(choices.values[:, None], [choices.num_groups], axis=2)
         item, share = items[..., None], self.share[items][..., None]
         inside = (groups == self.cell[item]) | (groups == self.family[item])
