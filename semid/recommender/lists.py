@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -45,14 +44,13 @@ def groups_of(items: pa.Table, columns: tuple[str, ...], item_ids: pa.Array) -> 
 
     Raises SemidError for a column that is not there or holds no groups, and where the table has none of the items.
     """
-    for column in ("item_id", *columns):
-        if column not in items.column_names:
-            near = difflib.get_close_matches(column, items.column_names, n=1, cutoff=0)
-            raise SemidError(f"no column {column!r} among the items' {items.column_names}; did you mean {near[0]!r}?")
+    groups = {column: Tags.from_column(items, column) for column in columns}
+    if "item_id" not in items.column_names:
+        raise SemidError(f"no column 'item_id' among the items' {items.column_names}; name that of the ids so")
     rows = pc.fill_null(pc.index_in(item_ids, as_ids(items["item_id"])), -1).to_numpy().astype(np.int64)
     if (rows < 0).all():
         raise SemidError(f"the table of {items.num_rows:,} items has none of the model's; give that of its dataset")
-    return {column: Tags.from_column(items, column).take(rows) for column in columns}
+    return {column: tags.take(rows) for column, tags in groups.items()}
 
 
 def build_limits(at_most: Mapping[str, int], groups: Mapping[str, Tags], *, rows: int) -> GroupLimits | None:
