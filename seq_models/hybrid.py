@@ -19,9 +19,10 @@ from seq_models.codes import code_loss_terms
 from seq_models.layers import linear, products, split_key
 from seq_models.losses import item_cross_entropy
 from seq_models.mixture import Mixture, catalog_terms, mixed_catalog
-from seq_models.ranking import active_log_probs, best_allowed, scatter_rows
+from seq_models.ranking import active_log_probs, best_allowed
 from seq_models.rq_transformer import RQTransformer, RQTransformerConfig
 from seq_models.scoring import LeafBlocks
+from seq_models.sharing import set_items
 from seq_models.trie import CodeTrie
 from seq_models.types import ItemTables, RequestBatch, SoftmaxOver, TopK, TrainingBatch
 
@@ -130,10 +131,9 @@ class HybridTransformer(RQTransformer):
             log_probs = terms.of_catalog(log_probs)
             search = search._replace(denied=terms.closed(requests.denied), boosts=None)
         beams = super().top(tables, trie, search, k=beam_size, beam_size=beam_size, softmax_over=softmax_over).rows
-        user = jnp.arange(beams.shape[0])[:, None]
         candidates = jnp.broadcast_to(~tables.known[None], log_probs.shape)
         for rows in (beams, *(() if terms is None else terms.named)):
-            candidates = candidates.at[user, scatter_rows(rows, len(tables.known))].set(True, mode="drop")
+            candidates = set_items(candidates, rows, True)
         return best_allowed(jnp.where(candidates, log_probs, -jnp.inf), requests, k)
 
     def log_probs(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,10 +11,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from seq_models.sharing import shared_axes
 from seq_models.trie import CodeTrie
-
-# Names of a mesh's axes, as semid makes it: rows of a batch lie over the first, a large table's over the second.
-_ROW_AXES, _ID_AXES = ("data", "fsdp"), ("fsdp", "tensor")
 
 # Logits held at once: a block stays in the cache of a CPU core.
 _BLOCK = 1 << 21
@@ -101,31 +98,13 @@ def item_cross_entropy(
 ) -> Float[Array, ""]:
     """Weighted mean of the full-softmax cross-entropy of the next item among all but those `seen`, in nats.
 
-    On a mesh that `jax.set_mesh` has set, devices share items and states (`_shared_axes`).
+    On a mesh that `jax.set_mesh` has set, devices share items and states (`shared_axes`).
     """
     flat = (states.reshape(-1, states.shape[-1]), vectors, jnp.maximum(targets, 0).reshape(-1), weights.reshape(-1))
     without = None if seen is None else seen.reshape(-1, seen.shape[-1])
-    rows, ids = _shared_axes(len(flat[0]), len(vectors))
+    rows, ids = shared_axes(len(flat[0]), len(vectors))
     total, of_all = softmax_cross_entropy(*flat, without=without, row_axes=rows, id_axes=ids), jnp.sum(weights)
     return total / jnp.where(of_all == 0, 1.0, of_all)
-
-
-def _shared_axes(rows: int, ids: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The mesh's axes over which rows lie, and ids: as many as divide them, all of them in use.
-
-    Devices that hold different parts of a model share the ids, since a large table is to stay where it lies: the states
-    of a batch are far fewer. A mesh that has other axes is left to the compiler.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or not {*_ROW_AXES, *_ID_AXES} <= {*mesh.axis_names} or mesh.size == 1:
-        return (), ()
-
-    def devices(axes: tuple[str, ...]) -> int:
-        return math.prod(mesh.shape[axis] for axis in axes)
-
-    shared = devices(_ID_AXES) > 1 and ids % devices(_ID_AXES) == 0
-    axes = tuple(axis for axis in _ROW_AXES if not (shared and axis in _ID_AXES))
-    return (axes if rows % devices(axes) == 0 else ()), (_ID_AXES if shared else ())
 
 
 def distillation(

@@ -25,6 +25,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from seq_models.masks import ItemMask, order_of, places_of, run_sums, sorted_members
 from seq_models.ranking import scatter_rows
+from seq_models.sharing import top_k
 from seq_models.trie import CodeTrie
 from seq_models.types import Boosts, ItemTables, RequestBatch
 
@@ -327,7 +328,7 @@ def _graph_items(
     rows, weights = (jnp.take_along_axis(x, order, axis=-1) for x in (rows, weights))
     last = rows != jnp.pad(rows[:, 1:], ((0, 0), (0, 1)), constant_values=-1)
     weights = jnp.where(last, run_sums(weights, rows), 0.0)
-    weights, best = jax.lax.top_k(weights, min(GRAPH_ITEMS, weights.shape[1]))
+    weights, best = top_k(weights, min(GRAPH_ITEMS, weights.shape[1]))
     rows = jnp.where(weights > 0, jnp.take_along_axis(rows, best, axis=-1), -1)
     return GraphItems(rows, weights / jnp.maximum(weights.sum(axis=-1, keepdims=True), 1e-30))
 

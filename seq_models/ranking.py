@@ -7,11 +7,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from seq_models.limits import GroupLimits
+from seq_models.sharing import set_items, share_items, top_items
 from seq_models.types import ItemTables, RequestBatch, TopK
 
 
 def active_log_probs(logits: Float[Array, "b items"], tables: ItemTables) -> Float[Array, "b items"]:
     """Log-probabilities over the active items, -inf of all other rows."""
+    logits = share_items(logits)
     logits = logits if tables.active is None else jnp.where(tables.active[None], logits, -jnp.inf)
     return jax.nn.log_softmax(logits, axis=-1)
 
@@ -25,7 +27,7 @@ def best_allowed(scores: Float[Array, "b items"], requests: RequestBatch, k: int
         rows, found = requests.limits.select(order, every, k)
         values = jnp.where(found, jnp.take_along_axis(scores, rows, axis=-1), -jnp.inf)
         return TopK(jnp.where(found, rows, -1), values)
-    values, rows = jax.lax.top_k(order, min(k, scores.shape[-1]))
+    values, rows = top_items(order, min(k, scores.shape[-1]))
     if requests.noise is not None:
         values = jnp.take_along_axis(scores, rows, axis=-1)
     missing = ((0, 0), (0, k - rows.shape[1]))
@@ -51,7 +53,4 @@ def scatter_rows(rows: Int[Array, "b n"], size: int) -> Int[Array, "b n"]:
 def _only_allowed(scores: Float[Array, "b items"], requests: RequestBatch) -> Float[Array, "b items"]:
     if requests.allowed is not None:
         scores = jnp.where(requests.allowed, scores, -jnp.inf)
-    if requests.denied is not None:
-        user = jnp.arange(scores.shape[0])[:, None]
-        scores = scores.at[user, scatter_rows(requests.denied, scores.shape[1])].set(-jnp.inf, mode="drop")
-    return scores
+    return scores if requests.denied is None else set_items(scores, requests.denied, -jnp.inf)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from seq_models.masks import ItemMask
 from seq_models.mixture import PrefixMasses
 from seq_models.noise import GumbelNoise
+from seq_models.sharing import take_beams, top_k
 from seq_models.trie import Children, CodeTrie
 from seq_models.types import Cache, Prefixes, Size, SoftmaxOver
 
@@ -150,11 +151,6 @@ def normalized(logits: Float[Array, "*n"], total: Float[Array, "*#n"]) -> Float[
     return jnp.where(logits == -jnp.inf, -jnp.inf, logits - total)
 
 
-def take_beams(tree: Any, index: Int[Array, "batch n"]) -> Any:
-    """Entries `index` along axis 1 of every leaf, for each user their own."""
-    return jax.tree.map(lambda leaf: jax.vmap(lambda beams, i: beams[i])(leaf, index), tree)
-
-
 def _extend(
     live: _Live,
     trie: CodeTrie,
@@ -241,26 +237,6 @@ def _items(
 def _shares(live: _Live, trie: CodeTrie) -> Float[Array, "batch beam 1"]:
     """The model's log-probability of each item of a leaf, all of which have the same."""
     return (live.log_probs - jnp.log(trie.leaf_counts(live.nodes).astype(jnp.float32)))[..., None]
-
-
-def top_k(scores: Float[Array, "batch n"], k: int) -> tuple[Float[Array, "batch k"], Int[Array, "batch k"]]:
-    """`jax.lax.top_k`, for long rows in two stages: the k largest lie in the k blocks of the largest maxima.
-
-    On a CPU each stage has a price of its own, so that a second one pays only where rows are very long.
-    """
-    num_blocks = scores.shape[-1] // _BLOCK
-    if num_blocks < 8 * k:
-        values, best = jax.lax.top_k(scores, k)
-        return values, best
-    missing = -scores.shape[-1] % _BLOCK
-    padded = jnp.pad(scores, ((0, 0), (0, missing)), constant_values=-jnp.inf)
-    blocks = padded.reshape(scores.shape[0], -1, _BLOCK)
-    chosen = jnp.sort(jax.lax.top_k(blocks.max(axis=-1), k)[1], axis=-1)  # in order, so that ties keep theirs
-    values, best = jax.lax.top_k(_flat(take_beams(blocks, chosen)), k)
-    return values, take_beams(chosen, best // _BLOCK) * _BLOCK + best % _BLOCK
-
-
-_BLOCK = 32
 
 
 def _flat(x: Array) -> Array:

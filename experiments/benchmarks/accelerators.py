@@ -61,6 +61,7 @@ def _decoder(dim: int, layers: int, hidden: int, remat: Remat, rows: int) -> Gen
 def _cases() -> list[Case]:
     default = replace(GeneratorConfig(), model=RQTransformerConfig().with_dropout(0.1))
     medium, large = _decoder(768, 12, 2048, Remat.DOTS, 1024), _decoder(2048, 20, 5504, Remat.FULL, 1024)
+    more_medium, more_large = (replace(c, training=TrainingConfig(batch_size=1 << 14)) for c in (medium, large))
     codes = ProgramSizes(items=1_000_000, level_sizes=(1024, 1024, 1024))
     dense = GeneratorConfig(
         model=DenseConfig(TransformerConfig(64, dropout=0.3, dtype=Precision.BFLOAT16)),
@@ -76,10 +77,11 @@ def _cases() -> list[Case]:
         Case("decoder of 1B, step", "v5e:4x4", MeshConfig(fsdp=4, tensor=4), large, codes),
         Case("default generator, search", "v5e:4x4", MeshConfig(), default, search=True),
         Case("decoder of 1B, step", "v5p:2x2x2", MeshConfig(fsdp=8), large, codes),
-        Case("decoder of 1B, step", "v6e:16x16", MeshConfig(fsdp=16), large, codes),
-        Case("decoder of 100M, step", "v5p:4x8x8", MeshConfig(fsdp=4), medium, codes),
+        Case("decoder of 1B, step", "v6e:16x16", MeshConfig(fsdp=16), more_large, codes),
+        Case("decoder of 1B, step", "v5p:4x8x8", MeshConfig(fsdp=8), more_large, codes),
+        Case("decoder of 100M, step", "v5e:16x16", MeshConfig(fsdp=4), more_medium, codes),
+        Case("decoder of 1B, step", "v5e:16x16", MeshConfig(fsdp=16, tensor=4), more_large, codes),
         Case("decoder of 100M, step", "v6e:4x4", MeshConfig(fsdp=4), medium, codes),
-        Case("decoder of 1B, step", "v5e:16x16", MeshConfig(fsdp=16, tensor=4), large, codes),
     ]
 
 

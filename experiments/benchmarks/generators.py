@@ -56,7 +56,8 @@ from semid.data import Histories
 from semid.recommender import ModelSpec, Scorer
 from semid.training import SingleRows, batches
 from seq_models import CodeTrie, EncoderDecoderConfig, ItemTables, RequestBatch, TransformerConfig
-from seq_models.search import extend_prefixes, no_prefixes, top_k
+from seq_models.search import extend_prefixes, no_prefixes
+from seq_models.sharing import top_k
 
 SIZES = {
     "width 64": EncoderDecoderConfig(BACKBONE),

@@ -39,7 +39,8 @@ from seq_models import (
     TransformerConfig,
 )
 from seq_models.masks import ItemMask
-from seq_models.search import Beams, Step, beam_search, checked_logits, extend_prefixes, no_prefixes, top_k
+from seq_models.search import Beams, Step, beam_search, checked_logits, extend_prefixes, no_prefixes
+from seq_models.sharing import top_k
 from seq_models.trie import Capacity, CodeTrie
 from seq_models.types import Prefixes
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 from flax import nnx
+from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
@@ -76,7 +77,11 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, config: MeshConfig = 
         )
     shape = (len(devices) // (fsdp * tensor), fsdp, tensor)
     # Auto axes: with explicit ones (the default) a gather from a sharded embedding table is a type error.
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    types = (AxisType.Auto,) * 3
+    try:
+        return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+    except NotImplementedError:  # a slice none of whose sides make these axes: 4 x 8 x 8 by fsdp 16
+        return Mesh(create_device_mesh(shape, devices, allow_split_physical_axes=True), AXES, axis_types=types)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 from tasks import FAMILIES, ITEMS, SIZES, generator, joint, tokenizer
 
+from semid.generators import GeneratorConfig, ProgramSizes, search_program
 from semid.training import MeshConfig, OptimizerConfig, abstract_state, make_mesh, make_optimizer, make_step, put_batch
 from semid.training.programs import Program
 
@@ -87,3 +88,27 @@ def test_the_joint_step_moves_a_batch_s_items_and_never_the_bank(capfd):
     assert "all-to-all" not in found
     assert found["all-gather"] <= 2 * weights
     assert max(one.sent for one in collectives) < ITEMS * 16 * 4 / 10
+
+
+def searched(name, sharing):
+    config = GeneratorConfig(model=FAMILIES[name], max_history=8)
+    sizes = ProgramSizes(items=1 << 12, level_sizes=(16, 16, 16), users=64, beam_size=8)
+    text = search_program(config, sizes, make_mesh(config=sharing)).lower().compile().as_text()
+    return Program.parse(text).collectives
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_search_divides_users_without_exchanges(name):
+    assert searched(name, DATA) == ()
+
+
+def test_a_search_with_tensor_sums_twice_a_block():
+    """The depth decoder's block runs once a level."""
+    assert count(searched("rq-transformer", MIXED)) == {"all-gather": 0, "all-reduce": 2 * (2 + 3)}
+
+
+def test_scores_of_all_items_are_divided_by_items():
+    """Of each device travel the states, the k best and their scores, and sums of histories and of softmax."""
+    found = searched("sasrec", FSDP)
+    assert count(found) == {"all-gather": 3, "all-reduce": 3}
+    assert max(one.sent for one in found) < 64 * (1 << 12) * 4 / 8

@@ -1,0 +1,133 @@
+"""Work that devices share, on the mesh that `jax.set_mesh` has set: rows of a batch, and ids of a table of all items.
+
+Without a mesh, or on one that has other axes, everything is left to the compiler.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Int, Shaped
+
+from seq_models.types import Size
+
+# Names of a mesh's axes, as semid makes it: rows of a batch lie over the first, a large table's over the second.
+_ROW_AXES, _ID_AXES = ("data", "fsdp"), ("fsdp", "tensor")
+
+Axes = tuple[tuple[str, ...], tuple[str, ...]]
+
+
+def shared_axes(rows: Size, ids: int) -> Axes:
+    """The mesh's axes over which rows lie, and ids: as many as divide them, all of them in use.
+
+    Devices that hold different parts of a model share the ids, since a large table is to stay where it lies: the states
+    of a batch are far fewer.
+    """
+    mesh = _mesh()
+    if mesh is None:
+        return (), ()
+    shared = _devices(_ID_AXES) > 1 and ids % _devices(_ID_AXES) == 0
+    axes = tuple(axis for axis in _ROW_AXES if not (shared and axis in _ID_AXES))
+    return _dividing(axes, rows), (_ID_AXES if shared else ())
+
+
+def share_items(scores: Float[Array, "b items"]) -> Float[Array, "b items"]:
+    """Scores of all items with each device's own where the items' vectors lie."""
+    axes = shared_axes(*scores.shape)
+    return jax.lax.with_sharding_constraint(scores, _spec(*axes)) if any(axes) else scores
+
+
+def top_k(scores: Float[Array, "batch n"], k: int) -> tuple[Float[Array, "batch k"], Int[Array, "batch k"]]:
+    """`jax.lax.top_k`, each device for its own rows."""
+    axes = _dividing(_ROW_AXES, scores.shape[0])
+    return _on_devices(functools.partial(_top_k, k=k), (axes, ()), scores)
+
+
+def top_items(scores: Float[Array, "b items"], k: int) -> tuple[Float[Array, "b k"], Int[Array, "b k"]]:
+    """`jax.lax.top_k` of scores that devices share by items: the k best are among the k best of each."""
+    axes = shared_axes(*scores.shape)
+
+    def best(scores: Array) -> tuple[Array, Array]:
+        values, rows = jax.lax.top_k(scores, min(k, scores.shape[1]))
+        if not axes[1]:
+            return values, rows
+        rows += scores.shape[1] * jax.lax.axis_index(axes[1])
+        # in the order of devices and so of items: of equal scores the first stays first
+        values, rows = (jax.lax.all_gather(x, axes[1], axis=1, tiled=True) for x in (values, rows))
+        values, best = jax.lax.top_k(values, k)
+        return values, jnp.take_along_axis(rows, best, axis=-1)
+
+    return _on_devices(best, axes, scores)
+
+
+def set_items(x: Shaped[Array, "b items"], rows: Int[Array, "b n"], value: Any) -> Shaped[Array, "b items"]:
+    """`x` with `value` at each row's own items, of which those outside 0 .. items - 1 (-1, say) are none."""
+    axes = shared_axes(*x.shape)
+
+    def put(x: Array, rows: Array) -> Array:
+        own = rows - x.shape[1] * jax.lax.axis_index(axes[1]) if axes[1] else rows
+        own = jnp.where(own < 0, x.shape[1], own)
+        return x.at[jnp.arange(x.shape[0])[:, None], own].set(value, mode="drop")
+
+    if not any(axes):
+        return put(x, rows)
+    return jax.shard_map(put, in_specs=(_spec(*axes), _spec(axes[0], ())), out_specs=_spec(*axes), check_vma=False)(
+        x, rows
+    )
+
+
+def take_beams(tree: Any, index: Int[Array, "batch n"]) -> Any:
+    """Entries `index` along axis 1 of every leaf, for each user their own."""
+    return jax.tree.map(lambda leaf: jax.vmap(lambda beams, i: beams[i])(leaf, index), tree)
+
+
+def _on_devices(run: Callable[[Array], tuple[Array, Array]], axes: Axes, scores: Array) -> tuple[Array, Array]:
+    """`run` by each device on its own part of the scores; the compiler for CPUs would gather them for a `top_k`."""
+    if not any(axes):
+        return run(scores)
+    return jax.shard_map(run, in_specs=_spec(*axes), out_specs=_spec(axes[0], ()), check_vma=False)(scores)
+
+
+def _top_k(scores: Float[Array, "batch n"], k: int) -> tuple[Float[Array, "batch k"], Int[Array, "batch k"]]:
+    """`jax.lax.top_k`, for long rows in two stages: the k largest lie in the k blocks of the largest maxima.
+
+    On a CPU each stage has a price of its own, so that a second one pays only where rows are very long.
+    """
+    num_blocks = scores.shape[-1] // _BLOCK
+    if num_blocks < 8 * k:
+        values, best = jax.lax.top_k(scores, k)
+        return values, best
+    missing = -scores.shape[-1] % _BLOCK
+    padded = jnp.pad(scores, ((0, 0), (0, missing)), constant_values=-jnp.inf)
+    blocks = padded.reshape(scores.shape[0], -1, _BLOCK)
+    chosen = jnp.sort(jax.lax.top_k(blocks.max(axis=-1), k)[1], axis=-1)  # in order, so that ties keep theirs
+    values, best = jax.lax.top_k(take_beams(blocks, chosen).reshape(len(scores), -1), k)
+    return values, take_beams(chosen, best // _BLOCK) * _BLOCK + best % _BLOCK
+
+
+_BLOCK = 32
+
+
+def _mesh() -> Any:
+    """The mesh that is set, if it is of more than one device and has the axes."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty or not {*_ROW_AXES, *_ID_AXES} <= {*mesh.axis_names} or mesh.size == 1 else mesh
+
+
+def _devices(axes: tuple[str, ...]) -> int:
+    return math.prod(_mesh().shape[axis] for axis in axes)
+
+
+def _dividing(axes: tuple[str, ...], rows: Size) -> tuple[str, ...]:
+    """The axes, if their devices divide the rows."""
+    return axes if _mesh() is not None and int(rows) % _devices(axes) == 0 else ()
+
+
+def _spec(*axes: tuple[str, ...]) -> PartitionSpec:
+    return PartitionSpec(*(names or None for names in axes))
