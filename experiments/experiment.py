@@ -14,6 +14,7 @@ from typing import Annotated, TypeVar
 import tyro
 
 from experiments import configs
+from semid.config import later_field
 from semid.encoders import ContentConfig
 from semid.errors import SemidError
 from semid.generators import GeneratorConfig
@@ -59,6 +60,8 @@ class Experiment:
     """The model to train and measure; the constants of an item graph are chosen on validation."""
     tokenizer: TokenizerConfig | None = None
     """Makes the codes that a generator reads; None: item numbers stand for them, as for SASRec alone."""
+    sequences: dict[str, TokenizerConfig] = later_field({})
+    """Tokenizers of further code sequences that a generator reads, by name."""
     teacher: str | None = None
     """The model whose ranking a generator is taught where its objective distills, and whose item vectors are the column
     `TEACHER` for tokenizers and models that name it."""

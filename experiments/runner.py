@@ -76,8 +76,9 @@ class Runner:
         """The experiment at this budget, with the dataset's own columns where it leaves them open."""
         experiment = within(self._known[name], self.budget, interactions=self.data.num_training_interactions)
         if experiment.tokenizer is not None:
-            columns = self._columns(experiment.tokenizer.columns)
-            experiment = replace(experiment, tokenizer=replace(experiment.tokenizer, columns=columns))
+            experiment = replace(experiment, tokenizer=self._of_columns(experiment.tokenizer))
+        sequences = {name: self._of_columns(config) for name, config in experiment.sequences.items()}
+        experiment = replace(experiment, sequences=sequences)
         if isinstance(experiment.model, GeneratorConfig):
             features = self._columns(experiment.model.features)
             experiment = replace(experiment, model=replace(experiment.model, features=features))
@@ -102,6 +103,9 @@ class Runner:
         if named is None:
             return self.content
         return tuple(column for one in named for column in (self.content if one == CONTENT else (one,)))
+
+    def _of_columns(self, config: TokenizerConfig) -> TokenizerConfig:
+        return replace(config, columns=self._columns(config.columns))
 
     def _encoders(self, experiment: Experiment) -> ContentConfig | None:
         encoders = experiment.encoders
@@ -138,6 +142,7 @@ class Runner:
         graph = None if experiment.graph is None else self.run(experiment.graph).ranker
         teacher = self._teacher(experiment) if config.objective.distillation else None
         options: dict[str, Any] = {"out": out, "seed": self.seed, "graph": graph, "teacher": teacher}
+        options["sequences"] = {name: self._codes(experiment, one) for name, one in experiment.sequences.items()}
         return self._stage("model", out, lambda: train(data, catalog, config, **options))
 
     def _numbers(self) -> SemanticCatalog:

@@ -24,6 +24,7 @@ from seq_models.ranking import best_allowed, first_within
 from seq_models.rq_transformer import RQTransformer, RQTransformerConfig
 from seq_models.scoring import LeafBlocks, catalog_log_probs, item_log_probs
 from seq_models.search import Beams, beam_search
+from seq_models.sequences import SequenceEncoder, SequenceSizes
 from seq_models.trie import Capacity, Children, CodeTrie
 from seq_models.types import (
     Boosts,
@@ -74,6 +75,8 @@ __all__ = [
     "RQTransformerConfig",
     "Remat",
     "RequestBatch",
+    "SequenceEncoder",
+    "SequenceSizes",
     "SoftmaxOver",
     "TeacherItems",
     "TopK",

@@ -21,6 +21,7 @@ from seq_models.models import ItemModel, ModelConfig
 from seq_models.ranking import first_within
 from seq_models.scoring import LeafBlocks, catalog_log_probs, item_log_probs
 from seq_models.search import Step, beam_search
+from seq_models.sequences import SequenceEncoder, SequenceSizes
 from seq_models.trie import CodeTrie
 from seq_models.types import (
     Cache,
@@ -34,6 +35,8 @@ from seq_models.types import (
     TrainingBatch,
 )
 
+# Folded into a step's key, for the sequences that are left out: the key's other uses stay what they are.
+_DROP_SEQUENCES = 0x5E_05
 # Leaves that a pass over the whole catalogue scores at once: their logits stay in cache.
 _LEAVES = 512
 
@@ -69,6 +72,9 @@ class CodeModel(ItemModel):
     scores follow from these.
     """
 
+    sequences: SequenceEncoder | None = None
+    """Embeddings of further code sequences of the items; None: it reads none."""
+
     def __init__(
         self, config: CodeConfig, *, level_sizes: tuple[int, ...], num_features: int, num_items: int, rngs: nnx.Rngs
     ) -> None:
@@ -92,6 +98,10 @@ class CodeModel(ItemModel):
         self.conditioning = ConditionEncoder(sizes, self.config.backbone, rngs=rngs)
         if sizes.head:
             self.event_head = EventHead(sizes.head, self.config.backbone, rngs=rngs)
+
+    def add_sequences(self, sizes: SequenceSizes, *, rngs: nnx.Rngs) -> None:
+        """Let the model read further code sequences of its items."""
+        self.sequences = SequenceEncoder(sizes, self.config.backbone.dim, rngs=rngs)
 
     def add_heads(self, rngs: nnx.Rngs) -> None:
         """Add the output side; apart from the input side, so that a model's own layers may be drawn between them."""
@@ -146,7 +156,11 @@ class CodeModel(ItemModel):
     def training_inputs(self, tables: ItemTables, batch: TrainingBatch, key: Key[Array, ""] | None) -> Inputs:
         """Inputs of a training step's positions."""
         events, conditions = self.training_conditions(tables, batch, key)
-        return tables.inputs(batch.history)._replace(events=events, conditions=conditions)
+        inputs = tables.inputs(batch.history)._replace(events=events, conditions=conditions)
+        if self.sequences is None or inputs.sequences is None:
+            return inputs
+        key = None if key is None else jax.random.fold_in(key, _DROP_SEQUENCES)
+        return inputs._replace(sequences=self.sequences.drop(inputs.sequences, batch.segments, key))
 
     def top(
         self,
@@ -268,6 +282,8 @@ class CodeModel(ItemModel):
             x = x + self.project(inputs.dense).astype(x.dtype)
         if self.ids is not None and inputs.ids is not None:
             x = x + self.ids(inputs.ids)
+        if self.sequences is not None:
+            x = x + self.sequences(inputs.sequences).astype(x.dtype)
         return x if self.conditioning is None else self.conditioning.add_to_input(x, inputs.events, inputs.conditions)
 
     def head(self, x: Float[Array, "*b dim"], level: int) -> Float[Array, "*b size"]:

@@ -19,6 +19,7 @@ from seq_models.layers import split_key
 from seq_models.losses import cross_entropy, weighted_mean
 from seq_models.mixture import Mixture
 from seq_models.scoring import LeafBlocks
+from seq_models.sequences import SequenceSizes
 from seq_models.trie import CodeTrie
 from seq_models.types import ItemTables, Layout, RequestBatch, SoftmaxOver, TopK, TrainingBatch
 
@@ -73,6 +74,10 @@ class ItemModel(nnx.Module):
     def add_conditions(self, sizes: ConditionSizes, *, rngs: nnx.Rngs) -> None:
         """Let the model know conditions on the next item. Raises ValueError where it cannot."""
         raise ValueError(f"{type(self).__name__} knows no conditions; give another family, or no conditions")
+
+    def add_sequences(self, sizes: SequenceSizes, *, rngs: nnx.Rngs) -> None:
+        """Let the model read further code sequences of its items. Raises ValueError where it cannot."""
+        raise ValueError(f"{type(self).__name__} reads no codes, and so no further sequences of them")
 
     def training_conditions(
         self, tables: ItemTables, batch: TrainingBatch, key: Key[Array, ""] | None

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from seq_models.conditions import Conditions, after_histories
 from seq_models.limits import GroupLimits
 from seq_models.noise import GumbelNoise
+from seq_models.sequences import Sequences
 
 # All that the beams of a user share, a pytree of arrays [batch, ...]; never repeated per beam.
 Context = Any
@@ -26,7 +27,8 @@ class Inputs(NamedTuple):
     """Inputs of the positions of a history. Absent ones are None; a model adds up the embeddings of the others.
 
     `mixtures`, one array per level, replace the codes where given: a level's embedding is the mean under its mixture.
-    `events` say what was done with the items, from 1, 0 unknown; `conditions` are those on the items that follow.
+    `events` say what was done with the items, from 1, 0 unknown; `conditions` are those on the items that follow;
+    `sequences` are the items' further code sequences.
     """
 
     codes: Int[Array, "b t level"]
@@ -35,6 +37,7 @@ class Inputs(NamedTuple):
     mixtures: tuple[Float[Array, "b t _"], ...] | None = None
     events: Int[Array, "b t"] | None = None
     conditions: Conditions | None = None
+    sequences: Sequences | None = None
 
 
 class Prefixes(NamedTuple):
@@ -73,6 +76,7 @@ class ItemTables(NamedTuple):
 
     Rows behind the last item's are spare capacity. `active` marks rows whose item may be recommended; None: all. What
     an item is as the answer to a condition: the `groups` it is in, from 1, 0 behind them, and the vector of its text.
+    `sequences` are its further code sequences, -1 where it has none, which a model reads that knows some.
     """
 
     codes: Int[Array, "items level"]
@@ -81,6 +85,7 @@ class ItemTables(NamedTuple):
     active: Bool[Array, " items"] | None = None
     groups: Int[Array, "items m"] | None = None
     texts: Float[Array, "items text"] | None = None
+    sequences: Sequences | None = None
 
     @classmethod
     def from_arrays(
@@ -92,6 +97,7 @@ class ItemTables(NamedTuple):
         active: Bool[np.ndarray, " items"] | None = None,
         groups: Int[np.ndarray, "items m"] | None = None,
         texts: Float[np.ndarray, "items text"] | None = None,
+        sequences: tuple[Int[np.ndarray, "items _"], ...] = (),
         rows: int | None = None,
     ) -> ItemTables:
         """Tables on the default device; with `rows`, so many in all, zeros (and False) behind the items'."""
@@ -100,14 +106,24 @@ class ItemTables(NamedTuple):
             spare = 0 if rows is None else rows - len(values)
             return jax.device_put(np.pad(values, ((0, spare), *((0, 0),) * (values.ndim - 1))) if spare else values)
 
-        dense, actives = (None if x is None else put(x) for x in (features, active))
+        def maybe(values: np.ndarray | None) -> Array | None:
+            return None if values is None else put(values)
+
         return cls(
-            put(codes), dense, put(train_counts > 0), actives, *(None if x is None else put(x) for x in (groups, texts))
+            put(codes),
+            maybe(features),
+            put(train_counts > 0),
+            maybe(active),
+            maybe(groups),
+            maybe(texts),
+            tuple(map(put, sequences)) or None,
         )
 
     def inputs(self, rows: Int[Array, "b t"]) -> Inputs:
         """Inputs of positions that hold these item rows."""
-        return Inputs(self.codes[rows], None if self.features is None else self.features[rows], rows)
+        dense = None if self.features is None else self.features[rows]
+        further = None if self.sequences is None else tuple(codes[rows] for codes in self.sequences)
+        return Inputs(self.codes[rows], dense, rows, sequences=further)
 
     def conditions(
         self, rows: Int[Array, "*n"], events: Int[Array, "*n"] | None, *, key: Key[Array, ""] | None = None

@@ -84,6 +84,19 @@ def condition_of(words: Sequence[str]) -> dict[str, str]:
     return asked
 
 
+def folders_of(words: Sequence[str]) -> dict[str, str]:
+    """Folders of NAME=FOLDER words, by name. Raises SemidError for one that is none, and for a name given twice."""
+    found: dict[str, str] = {}
+    for word in words:
+        name, _, folder = word.partition("=")
+        if not re.fullmatch(r"[\w-]+", name) or not folder:
+            raise SemidError(f"--sequences {word}: expected NAME=FOLDER, such as image=runs/mine/images")
+        if name in found:
+            raise SemidError(f"--sequences {word}: {name} is given already ({found[name]}); give another name")
+        found[name] = folder
+    return found
+
+
 def subcommands(base: type, *, first: str) -> Any:
     """Annotation of a field of an abstract config base: a subcommand per choice, by its name, `first` before others."""
     named: list[tuple[str, type]] = sorted(choices(base).items(), key=lambda choice: choice[0] != first)
@@ -95,6 +108,13 @@ def print_chosen(given: Any, resolved: Any, *, by: str) -> None:
     """Print the settings that the data have chosen, where the options leave them open."""
     if chosen := difference(to_dict(given), to_dict(resolved)):
         console.print(f"by {by}: {chosen}")
+
+
+def load_recommender(model: str, catalog: str | Path | None, sequences: Sequence[str]) -> Recommender:
+    """Load a model, for the current version of its catalogue and of its further code sequences (NAME=FOLDER words)."""
+    from semid.recommender import Recommender
+
+    return Recommender.from_pretrained(model, catalog=catalog, sequences=folders_of(sequences))
 
 
 def load_ranker(path: str) -> Recommender | ItemGraph:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from semid.cli.choices import PathOrUrl
+from semid.cli.choices import PathOrUrl, load_recommender
 from semid.cli.console import console
-from semid.recommender import Recommender
 
 
 @dataclass(frozen=True)
@@ -19,12 +18,14 @@ class Package:
     """Folder to write; a package that stands there is replaced."""
     catalog: PathOrUrl | None = None
     """Catalogue folder of the model: its current version is packaged (FOLDER@3: version 3)."""
+    sequences: tuple[str, ...] = ()
+    """Catalogue folders of the model's further code sequences, NAME=FOLDER each, that have codes of appended items."""
     metrics: PathOrUrl | None = None
     """A metrics.json of `semid evaluate` on this model, for the card."""
     license: str | None = None
     """License of the model as the Hugging Face hub names it, such as apache-2.0. None given: the card names none."""
 
     def run(self) -> None:
-        recommender = Recommender.from_pretrained(self.model, catalog=self.catalog)
+        recommender = load_recommender(self.model, self.catalog, self.sequences)
         recommender.save_pretrained(self.out, metrics=self.metrics, license=self.license)
         console.print(f"wrote {self.out}: README.md says what it is and how to load it")

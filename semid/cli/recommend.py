@@ -15,7 +15,7 @@ from jaxtyping import Bool
 from rich.table import Table
 
 from semid import artifacts
-from semid.cli.choices import PathOrUrl, condition_of
+from semid.cli.choices import PathOrUrl, condition_of, load_recommender
 from semid.cli.console import console
 from semid.data import Dataset, parse_ids, read_boosts, read_id_file, read_table
 from semid.errors import SemidError
@@ -70,11 +70,13 @@ class Recommend:
     catalog: PathOrUrl | None = None
     """Catalogue folder whose current version (FOLDER@3: version 3) is recommended from: with items appended, without
     items removed since."""
+    sequences: tuple[str, ...] = ()
+    """Catalogue folders of the model's further code sequences, NAME=FOLDER each, that have codes of appended items."""
 
     def run(self) -> None:
         at_most = dict(map(_limit, self.at_most))
         sample = Sampling(self.temperature, self.seed) if self.sample else None
-        recommender = Recommender.from_pretrained(self.model, catalog=self.catalog)
+        recommender = load_recommender(self.model, self.catalog, self.sequences)
         if self.items is not None and at_most:
             recommender = recommender.with_groups(_items(self.items, tuple(at_most)), *at_most)
         history = parse_ids(self.history)

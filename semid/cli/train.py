@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from semid.catalog import SemanticCatalog
-from semid.cli.choices import PathOrUrl, load_ranker, print_chosen, subcommands
+from semid.cli.choices import PathOrUrl, folders_of, load_ranker, print_chosen, subcommands
 from semid.cli.console import console
 from semid.data import Dataset
 from semid.generators import GeneratorConfig, train
@@ -52,6 +52,9 @@ class Train:
     graph: PathOrUrl | None = None
     """Folder of an item graph of the same dataset (`semid graph`), which is mixed with the model, in the search too, at
     the weight that is best on validation."""
+    sequences: tuple[str, ...] = ()
+    """Catalogue folders of the same items whose codes the model reads too, NAME=FOLDER each (image=runs/mine/images);
+    items may be missing there."""
     other_dataset: bool = False
     """Take a catalogue that was made from another dataset, such as an earlier one whose codes are to stay."""
     mesh: MeshConfig = MeshConfig()
@@ -63,6 +66,7 @@ class Train:
         config = given.resolved(interactions, repeats=repeats.common, taught=self.teacher is not None)
         by_teacher = replace(given, objective=replace(given.objective, distillation=config.objective.distillation))
         print_chosen(by_teacher, config, by=f"{interactions:,} training interactions, targets seen before: {repeats}")
+        sequences = {name: SemanticCatalog.load(folder) for name, folder in folders_of(self.sequences).items()}
         train(
             dataset,
             SemanticCatalog.load(self.catalog),
@@ -71,6 +75,7 @@ class Train:
             seed=self.seed,
             teacher=None if self.teacher is None else load_ranker(self.teacher),
             graph=None if self.graph is None else ItemGraph.load(self.graph),
+            sequences=sequences,
             mesh=make_mesh(config=self.mesh),
             other_dataset=self.other_dataset,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from semid.generators.distillation import Teacher, as_teacher, taught
 from semid.generators.mixing import mixed, with_fitted_repeats
 from semid.generators.objective import LossTables, ObjectiveConfig, generator_loss
 from semid.graphs import ItemGraph
-from semid.recommender import DATASET_FILE, ModelSpec, Recommender, copy_tokenizer
+from semid.recommender import DATASET_FILE, ModelSpec, Recommender, SequencesSpec, copy_tokenizer, sequence_codes
 from semid.stage import Request, run_stage
 from semid.training import (
     OptimizerConfig,
@@ -63,6 +64,9 @@ class GeneratorConfig:
     """Positions of a packed training row."""
     conditions: ConditionsConfig = later_field(ConditionsConfig())
     """Conditions under which the model can be asked."""
+    drop_sequences: float = later_field(0.1)
+    """Share of the histories of which training leaves out a further code sequence, each by itself, so that items which
+    lack one are served."""
     objective: ObjectiveConfig = ObjectiveConfig()
     """The losses."""
     training: TrainingConfig = TrainingConfig(epochs=None, optimizer=OptimizerConfig(learning_rate=3e-3))
@@ -75,6 +79,8 @@ class GeneratorConfig:
         for name in ("max_history", "row_length", "validation_users", "validation_beam"):
             if getattr(self, name) < 1:
                 raise SemidError(f"expected {name} of at least 1, got {getattr(self, name)}")
+        if not 0 <= self.drop_sequences < 1:
+            raise SemidError(f"expected drop_sequences in [0, 1), got {self.drop_sequences}")
 
     @property
     def reads_events(self) -> bool:
@@ -106,6 +112,7 @@ def train(
     seed: int = 0,
     teacher: Recommender | ItemGraph | Teacher | None = None,
     graph: ItemGraph | None = None,
+    sequences: Mapping[str, SemanticCatalog] | None = None,
     mesh: Mesh | None = None,
     other_dataset: bool = False,
 ) -> Recommender:
@@ -115,17 +122,22 @@ def train(
     read, and without `out` nothing is written. A `teacher` is a dense model, or anything else that ranks items.
     A `graph` is mixed with the trained model at the weight that is best on validation; where items repeat, so is the
     factor of the model's probability of those in the history.
+    `sequences` are catalogues of the same items, by names such as `image`: the model reads their codes too, of the
+    items that they have, and generates those of `catalog` alone.
     The catalogue's tokenizer goes with the model, so that items appended later can be encoded. With `other_dataset` the
     catalogue may be one of another dataset, such as an earlier one of the same shop: codes of content know no
     interactions.
     Raises SemidError if catalogue, dataset and teacher have other items, for a teacher or a catalogue of another
     dataset, whose training may have what is test here, and if `out` is in use.
     """
-    check_catalog(catalog, dataset, other_dataset=other_dataset)
+    sequences = sequences or {}
+    for one in (catalog, *sequences.values()):
+        check_catalog(one, dataset, other_dataset=other_dataset)
     repeats = dataset.repeats.common
     config = config.resolved(dataset.num_training_interactions, repeats=repeats, taught=teacher is not None)
     teacher = None if teacher is None else as_teacher(teacher, config.objective, graph=graph)
     parents = {**dataset.parents, "catalog": catalog.provenance}
+    parents |= {f"sequence {name}": one.provenance for name, one in sequences.items()}
     if teacher is not None:
         parents["teacher"] = teacher.digest
     if graph is not None:
@@ -137,7 +149,7 @@ def train(
 
     def work(folder: Path) -> Recommender:
         check_teacher(teacher, dataset, config)
-        untrained = _untrained(dataset, _codes_of(catalog, dataset), config, seed=seed)
+        untrained = _untrained(dataset, _codes_of(catalog, dataset), config, sequences=sequences, seed=seed)
         title = "training" if out is None else f"training {Path(out).name}"
         run = RunFolder(folder, request.checkpoints, title=title)
         trained = fit_generator(untrained, dataset, config, run=run, seed=seed, teacher=teacher, mesh=mesh)
@@ -186,8 +198,18 @@ def _codes_of(catalog: SemanticCatalog, dataset: Dataset) -> SemanticCatalog:
     return catalog.select(dataset.item_ids)
 
 
-def _untrained(dataset: Dataset, catalog: SemanticCatalog, config: GeneratorConfig, *, seed: int) -> Recommender:
+def _untrained(
+    dataset: Dataset,
+    catalog: SemanticCatalog,
+    config: GeneratorConfig,
+    *,
+    sequences: Mapping[str, SemanticCatalog] | None = None,
+    seed: int,
+) -> Recommender:
     """The recommender before its first step."""
+    sequences = sequences or {}
+    if sequences and not config.model.has_codes:
+        raise SemidError(f"further code sequences are for models of codes; {config.model.title} reads none")
     (features, standardizer), counts = _content(dataset, config.features), training_counts(dataset)
     columns = dataset.vector_columns if config.features is None else config.features
     conditions = config.conditions.fit(dataset)
@@ -202,6 +224,7 @@ def _untrained(dataset: Dataset, catalog: SemanticCatalog, config: GeneratorConf
         columns=tuple(columns),
         repeat_factor=config.objective.repeat_factor,
         conditions=conditions.spec,
+        sequences=SequencesSpec.of(sequences, drop=config.drop_sequences),
     )
     return Recommender(
         spec.build(seed=seed),
@@ -211,6 +234,7 @@ def _untrained(dataset: Dataset, catalog: SemanticCatalog, config: GeneratorConf
         train_counts=counts,
         standardizer=standardizer,
         item_conditions=conditions.of_items,
+        sequences=sequence_codes(sequences, dataset.item_ids),
     )
 
 

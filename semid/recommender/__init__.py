@@ -6,6 +6,7 @@ from semid.recommender.lists import Sampling
 from semid.recommender.packaging import DATASET_FILE, copy_tokenizer
 from semid.recommender.recommender import Recommendations, Recommender
 from semid.recommender.scorers import Scorer
+from semid.recommender.sequences import SequencesSpec, sequence_codes
 from semid.recommender.spec import ModelSpec, read_spec
 from semid.recommender.stablehlo import export_program
 
@@ -20,8 +21,10 @@ __all__ = [
     "Recommender",
     "Sampling",
     "Scorer",
+    "SequencesSpec",
     "copy_tokenizer",
     "encode_texts",
     "export_program",
     "read_spec",
+    "sequence_codes",
 ]

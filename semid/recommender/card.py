@@ -43,6 +43,7 @@ def model_card(
         spec=spec,
         sizes=_sizes(spec["model"]),
         has_codes=model.has_codes,
+        sequences=() if made.sequences is None else made.sequences.names,
         conditions=None if made.conditions is None else made.conditions.description,
         catalog=catalog,
         parameters=parameters,

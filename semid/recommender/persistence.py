@@ -13,23 +13,26 @@ from jaxtyping import Float, Int
 from semid import artifacts, config
 from semid.data import Standardizer, read_encoders
 from semid.recommender.conditions import ItemConditions
+from semid.recommender.sequences import SequenceCodes
 from semid.recommender.spec import SPEC_FILE, ModelSpec, read_spec
 from semid.training import named_leaves, replace_leaves
 from seq_models import ItemModel
 
 _PARAMETERS, _ITEMS = "model.safetensors", "items.safetensors"
 _GROUPS, _TEXTS, _CONDITIONS = "condition/groups", "condition/texts", "condition"
+_SEQUENCE = "sequence/{}"
 _MEAN, _SCALE = "standardizer/mean", "standardizer/scale"
 
 
 class ItemData(NamedTuple):
-    """Dense input of the items, if the model reads any, their training counts, what standardized raw vectors, and the
-    conditions that items meet."""
+    """Dense input of the items, if the model reads any, their training counts, what standardized raw vectors, the
+    conditions that items meet, and their further code sequences."""
 
     features: Float[np.ndarray, "items feature"] | None
     train_counts: Int[np.ndarray, " items"]
     standardizer: Standardizer | None
     conditions: ItemConditions = ItemConditions()
+    sequences: SequenceCodes = ()
 
 
 def write_model(folder: Path, spec: ModelSpec, params: Any, items: ItemData) -> None:
@@ -43,6 +46,7 @@ def write_model(folder: Path, spec: ModelSpec, params: Any, items: ItemData) -> 
         tensors |= {_MEAN: items.standardizer.mean, _SCALE: items.standardizer.scale}
     of_items = items.conditions
     tensors |= {name: x for name, x in ((_GROUPS, of_items.groups), (_TEXTS, of_items.texts)) if x is not None}
+    tensors |= {_SEQUENCE.format(at): codes for at, codes in enumerate(items.sequences)}
     artifacts.save_tensors(folder / _ITEMS, tensors)
     if of_items.encoder is not None:
         (folder / _CONDITIONS).mkdir(exist_ok=True)
@@ -60,7 +64,9 @@ def read_model(folder: Path) -> tuple[ModelSpec, ItemModel, ItemData]:
     standardizer = Standardizer(tensors[_MEAN], tensors[_SCALE]) if _MEAN in tensors else None
     encoders = read_encoders(folder / _CONDITIONS, _encoder_files(folder / _CONDITIONS))
     of_items = ItemConditions(tensors.get(_GROUPS), tensors.get(_TEXTS), next(iter(encoders), None))
-    return spec, model, ItemData(tensors.get("features"), tensors["train_counts"], standardizer, of_items)
+    number = 0 if spec.sequences is None else len(spec.sequences.names)
+    sequences = tuple(tensors[_SEQUENCE.format(at)] for at in range(number))
+    return spec, model, ItemData(tensors.get("features"), tensors["train_counts"], standardizer, of_items, sequences)
 
 
 def _encoder_files(folder: Path) -> list[str]:

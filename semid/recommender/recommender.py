@@ -35,6 +35,7 @@ from semid.recommender.packaging import Measured, write_package
 from semid.recommender.persistence import ItemData, read_model, write_model
 from semid.recommender.ranking import BEAM, Ranking
 from semid.recommender.scorers import Scorer
+from semid.recommender.sequences import SequenceCodes
 from semid.recommender.spec import ModelSpec
 from semid.recommender.versions import build_trie, standardize_appended
 from semid.training import named_leaves
@@ -83,7 +84,8 @@ class Recommender:
     `graph` is an item graph that is mixed with the model, at the weight `spec.graph_weight`. `standardizer` made
     the features from raw vectors; with it, and with tables for `capacity_factor` times the items, the same programs
     serve later versions of the catalogue (`with_catalog`). `item_conditions` are the conditions that items
-    meet, for a model that knows any (`spec.conditions`).
+    meet, for a model that knows any (`spec.conditions`), `sequences` their codes in further code sequences, for one
+    that reads any (`spec.sequences`).
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class Recommender:
         capacity_factor: float | None = None,
         graph: ItemGraph | None = None,
         item_conditions: ItemConditions = ItemConditions(),
+        sequences: SequenceCodes = (),
     ) -> None:
         if spec.catalog not in ("", catalog.digest):
             raise SemidError(
@@ -110,6 +113,7 @@ class Recommender:
         self._features, self._train_counts, self._standardizer = features, train_counts, standardizer
         self._capacity_factor, self._graph, self._item_conditions = capacity_factor, graph, item_conditions
         self._groups: dict[str, Tags] = {}
+        self._sequences = sequences
         if graph is not None:
             check_graph(graph, catalog.item_ids)
         self._capacity: Capacity | None = None
@@ -204,16 +208,20 @@ class Recommender:
         path: str | Path,
         *,
         catalog: str | Path | None = None,
+        sequences: Mapping[str, str | Path] | None = None,
         capacity_factor: float | None = None,
         revision: str | None = None,
     ) -> Recommender:
         """Load what `semid train` or `save_pretrained` wrote, every file verified.
 
-        With `catalog`, the folder of its catalogue, it recommends that one's current version (`with_version`).
+        With `catalog`, the folder of its catalogue, it recommends that one's current version (`with_version`), whose
+        appended items are read in the further code `sequences` by the folders of those, by name.
         With `capacity_factor`, say 1.5, its tables hold so many times the items: `with_catalog` then compiles nothing.
         A string `org/name` that is no path is a repository of the Hugging Face hub (extra `hub`), at its `revision`.
         Raises SemidError naming what is wrong.
         """
+        if sequences and catalog is None:
+            raise SemidError("`sequences` have codes of appended items, which come with their catalogue: give it too")
         path = artifacts.local_folder(path, revision=revision)
         origin = Origin(path, artifacts.read_artifact(path, Kind.MODEL))
         spec, model, items = read_model(path)
@@ -227,8 +235,9 @@ class Recommender:
             capacity_factor=capacity_factor,
             graph=ItemGraph.read(path) if ItemGraph.is_in(path) else None,
             item_conditions=items.conditions,
+            sequences=items.sequences,
         ).with_origin(origin)
-        return loaded if catalog is None else loaded.with_version(catalog)
+        return loaded if catalog is None else loaded.with_version(catalog, sequences=sequences)
 
     def save_pretrained(
         self, folder: str | Path, *, metrics: str | Path | Measured | None = None, license: str | None = None
@@ -317,13 +326,16 @@ class Recommender:
         *,
         vectors: Float[np.ndarray, "new dim"] | None = None,
         graph_vectors: Float[np.ndarray, "new dim_of_graph"] | None = None,
+        sequences: Mapping[str, SemanticCatalog] | None = None,
     ) -> Recommender:
         """The same model on a later version of its catalogue: it recommends what was appended, not what was removed.
 
         Rows of the items that the model knows stay, those of all others follow in the order that they have there.
         `vectors` are raw ones of the others, the columns `spec.columns` side by side, for a model that reads any, and
-        `graph_vectors` those that the item graph finds neighbors by (`vectors`, where not given), if there is one. A
-        model that learned something of each item (SASRec, id embeddings) leaves the others out, where all are removed.
+        `graph_vectors` those that the item graph finds neighbors by (`vectors`, where not given), if there is one.
+        `sequences` are later versions of the catalogues of further code sequences, by name; an item that none of them
+        has is read without. A model that learned something of each item (SASRec, id embeddings) leaves the others out,
+        where all are removed.
         The same programs run as long as the version fits the capacity of this; else they are compiled again.
         Raises SemidError where items or codes that the model knows differ, where vectors are missing, and for a model
         that learned something of each item if items were appended.
@@ -342,14 +354,27 @@ class Recommender:
             appended = standardize_appended(self._standardizer, vectors, new=new, columns=self.spec.columns)
             other._features = np.concatenate([self._features, appended])
         other._item_conditions = self._item_conditions.padded(new)
+        if self.spec.sequences is not None:
+            other._sequences = self.spec.sequences.appended(self._sequences, catalog.item_ids, sequences or {})
+        elif sequences:
+            raise SemidError("the model reads no further code sequences; leave `sequences` out")
         if new and self._graph is not None:
             near = vectors if graph_vectors is None else graph_vectors
             other._graph = self._graph.append(catalog.item_ids[len(self.catalog) :], vectors=near)
         other._scorer = other._build_scorer(self.model)
         return other
 
-    def with_version(self, folder: str | Path, version: int | None = None) -> Recommender:
-        """`with_catalog` of the current, or a given, version of a catalogue folder, which holds appended vectors."""
+    def with_version(
+        self,
+        folder: str | Path,
+        version: int | None = None,
+        *,
+        sequences: Mapping[str, str | Path] | None = None,
+    ) -> Recommender:
+        """`with_catalog` of the current, or a given, version of a catalogue folder, which holds appended vectors.
+
+        `sequences` are folders of the catalogues of further code sequences, by name.
+        """
         catalog = self._reordered(SemanticCatalog.load(folder, version))
         new, removed = catalog.item_ids[len(self.catalog) :], ~catalog.active[len(self.catalog) :]
 
@@ -362,7 +387,8 @@ class Recommender:
             vectors = appended(self.spec.columns, self._features.shape[1])
         if len(new) and self._graph is not None and self._graph.vectors is not None:
             near = appended(self._graph.config.columns or (), self._graph.vectors.shape[1])
-        return self.with_catalog(catalog, vectors=vectors, graph_vectors=near)
+        read = {name: SemanticCatalog.load(one) for name, one in (sequences or {}).items()}
+        return self.with_catalog(catalog, vectors=vectors, graph_vectors=near, sequences=read)
 
     def _build_scorer(self, model: ItemModel) -> Scorer:
         """The scorer on tables of the catalogue, and, for models that search it, on its trie."""
@@ -380,9 +406,16 @@ class Recommender:
             rows = None if self._capacity is None else trie.num_items
         if rows is not None and active is None:
             active = catalog.active  # the same programs with and without removed items
-        conditions = {"groups": self._item_conditions.groups, "texts": self._item_conditions.texts}
+        of_items = self._item_conditions
         tables = ItemTables.from_arrays(
-            catalog.codes, self._features, self._train_counts, active=active, rows=rows, **conditions
+            catalog.codes,
+            self._features,
+            self._train_counts,
+            active=active,
+            groups=of_items.groups,
+            texts=of_items.texts,
+            sequences=self._sequences,
+            rows=rows,
         )
         softmax_over, mixture = self.spec.normalization, self._mixture(len(tables.codes))
         return Scorer.from_model(model, tables=tables, trie=trie, softmax_over=softmax_over, mixture=mixture)
@@ -413,7 +446,7 @@ class Recommender:
 
     def write(self, folder: Path) -> None:
         """Write config, parameters, item tables and catalogue into the folder of an artifact under construction."""
-        items = ItemData(self._features, self._train_counts, self._standardizer, self._item_conditions)
+        items = ItemData(self._features, self._train_counts, self._standardizer, self._item_conditions, self._sequences)
         write_model(folder, self.spec, self._scorer.params, items)
         self.catalog.write(folder / CATALOG_FILE)
         if self._graph is not None:

@@ -12,6 +12,7 @@ from semid import artifacts, config
 from semid.catalog import SemanticCatalog
 from semid.errors import SemidError
 from semid.recommender.conditions import ConditionSpec
+from semid.recommender.sequences import SequencesSpec
 from seq_models import ItemModel, ModelConfig, SoftmaxOver
 
 SPEC_FILE = "config.json"
@@ -49,15 +50,19 @@ class ModelSpec:
     """Share of the item graph's distribution in the recommender's; 0: there is none."""
     conditions: ConditionSpec | None = config.later_field(None)
     """Conditions on the next item that it knows; None: it knows none."""
+    sequences: SequencesSpec | None = config.later_field(None)
+    """Further code sequences of the items that it reads; None: there are none."""
 
     def build(self, *, seed: int) -> ItemModel:
-        """The model, with parameters drawn from `seed`; conditions move none of the others."""
+        """The model, with parameters drawn from `seed`; conditions and sequences move none of the others."""
         rngs = nnx.Rngs(seed)
         model = self.model.build(
             level_sizes=self.level_sizes, num_items=self.num_items, num_features=self.num_features, rngs=rngs
         )
         if self.conditions is not None:
             model.add_conditions(self.conditions.sizes, rngs=rngs)
+        if self.sequences is not None:
+            model.add_sequences(self.sequences.sizes, rngs=rngs)
         return model
 
     def incompatibility(self, own: SemanticCatalog, later: SemanticCatalog) -> str | None:

@@ -1,0 +1,76 @@
+"""Further code sequences of the items of a history: one for each modality, as inputs next to the codes."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+# Codes of items, an array [..., level] for each sequence; -1 where the item has none.
+Sequences = tuple[Int[Array, "*n _"], ...]
+
+
+@dataclass(frozen=True)
+class SequenceSizes:
+    """Sizes of an item's further code sequences."""
+
+    level_sizes: tuple[tuple[int, ...], ...]
+    """Codebook sizes, for each sequence."""
+    drop: float = 0.1
+    """Share of the histories of which training leaves a sequence out, each by itself."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.drop < 1:
+            raise ValueError(f"expected drop in [0, 1), got {self.drop}")
+        if not all(sizes and min(sizes) > 0 for sizes in self.level_sizes):
+            raise ValueError(f"expected sizes of 1 or more, of one or more levels, got {self.level_sizes}")
+
+
+class SequenceEncoder(nnx.Module):
+    """Embeddings of items by further code sequences, such as those of their images (MSCGRec, arXiv 2602.03713).
+
+    A sequence is the sum of its codes' embeddings or, where an item has none, a learned embedding; an item is the sum
+    of its sequences, so that it keeps one position. All embeddings are zero at first: the model begins as without them.
+    """
+
+    def __init__(self, sizes: SequenceSizes, dim: int, *, rngs: nnx.Rngs) -> None:
+        zeros = nnx.initializers.zeros_init()
+        self.drop_share = sizes.drop
+        # Of each sequence one table: the embedding of a missing one, then those of every level's codes.
+        self.starts = tuple(tuple(itertools.accumulate(levels[:-1], initial=1)) for levels in sizes.level_sizes)
+        self.tables = nnx.List(
+            [nnx.Embed(1 + sum(levels), dim, embedding_init=zeros, rngs=rngs) for levels in sizes.level_sizes]
+        )
+
+    def __call__(self, sequences: Sequences | None) -> Float[Array, "b t dim"]:
+        """Embeddings of positions. Raises ValueError for another number of sequences than it knows."""
+        if sequences is None or len(sequences) != len(self.starts):
+            got = "none" if sequences is None else len(sequences)
+            raise ValueError(f"the model reads {len(self.starts)} further code sequences of every item, got {got}")
+        parts = [
+            self._one(table, codes, starts)
+            for table, codes, starts in zip(self.tables, sequences, self.starts, strict=True)
+        ]
+        return functools.reduce(jnp.add, parts)
+
+    def drop(self, sequences: Sequences, segments: Int[Array, "b t"], key: Key[Array, ""] | None) -> Sequences:
+        """Sequences of a training step, of which a share of the histories lacks each; without a key as they are."""
+        if key is None or not self.drop_share:
+            return sequences
+        shape = (len(sequences), segments.shape[0], segments.shape[1] + 1)
+        gone = jax.random.bernoulli(key, self.drop_share, shape)
+        at = jnp.broadcast_to(segments[None], (len(sequences), *segments.shape))
+        gone = jnp.take_along_axis(gone, at, axis=2)
+        return tuple(jnp.where(out[..., None], -1, codes) for out, codes in zip(gone, sequences, strict=True))
+
+    @staticmethod
+    def _one(table: nnx.Embed, codes: Int[Array, "b t level"], starts: tuple[int, ...]) -> Float[Array, "b t dim"]:
+        there = codes[..., :1] >= 0
+        at = jnp.maximum(codes, 0) + jnp.asarray(starts, codes.dtype).reshape((1,) * (codes.ndim - 1) + (-1,))
+        summed = jnp.sum(table(at), axis=-2)
+        return jnp.where(there, summed, table(jnp.zeros_like(codes[..., 0])))
