@@ -8,7 +8,6 @@ an abstract base of theirs, written as `{"type": "ClassName", ...}`; or it is an
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import enum
 import functools
 import inspect
@@ -16,7 +15,7 @@ import types
 import typing
 from typing import Any, TypeVar
 
-from semid.errors import SemidError
+from semid.errors import SemidError, did_you_mean
 
 T = TypeVar("T")
 _LATER = "later"
@@ -132,8 +131,7 @@ def _read_dataclass(cls: Any, value: Any, where: str) -> Any:
     known = {}
     for key in [name for name in value if name != "type"]:
         if key not in fields:
-            near = difflib.get_close_matches(key, fields, n=1, cutoff=0.0)
-            raise SemidError(f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            raise SemidError(f"{where}: unknown key {key!r}{did_you_mean(key, fields)}")
         known[key] = _read(hints[key], value[key], f"{where}.{key}")
     for name, f in fields.items():
         if name not in known and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
@@ -147,8 +145,7 @@ def _read_choice(base: Any, value: Any, where: str) -> Any:
         raise SemidError(f"{where}: expected the keys of a {base.__name__}, got {value!r}")
     by_type = {cls.__name__: cls for cls in choices(base).values()}
     if (name := value.get("type")) not in by_type:
-        near = difflib.get_close_matches(str(name), by_type, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(name, by_type, cutoff=0.6)
         raise SemidError(f"{where}.type: expected one of {', '.join(by_type)}, got {name!r}{hint}")
     return _read_dataclass(by_type[name], value, where)
 

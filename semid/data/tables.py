@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import functools
 import json
 import logging
@@ -24,7 +23,7 @@ from semid.artifacts import fetched, sha256, sha256_json
 from semid.data import storage
 from semid.data.faults import HALF_CHARACTER
 from semid.data.storage import partitions
-from semid.errors import SemidError
+from semid.errors import SemidError, did_you_mean
 
 _LOG = logging.getLogger("semid")
 SUFFIXES = {"parquet": (".parquet", ".pq"), "csv": (".csv", ".tsv"), "jsonl": (".jsonl", ".ndjson")}
@@ -154,8 +153,7 @@ def read_mapped(tables: Mapping[str, str | Path | pa.Table | Any], columns: Mapp
     known = [name for table in read.values() for name in table.column_names]
     for own, column in columns.items():
         if column not in known:
-            near = difflib.get_close_matches(column, known, n=1, cutoff=0.3)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(column, known, cutoff=0.3)
             raise SemidError(f"columns {own}={column}: no table has a column {column!r}{hint}")
     return {key: _renamed(table, columns, key) for key, table in read.items()}
 

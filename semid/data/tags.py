@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ import pyarrow.compute as pc
 from jaxtyping import Float, Int
 
 from semid.arrow import decoded, is_list, is_string
-from semid.errors import SemidError
+from semid.errors import SemidError, did_you_mean
 
 _USUAL, _STEP = re.compile("categor|genre|tag", re.IGNORECASE), " > "
 
@@ -103,8 +102,8 @@ def usual_tags(items: pa.Table) -> Tags | None:
 def _lists(items: pa.Table, column: str) -> pa.ListArray:
     """The values of a column as one list of strings per item."""
     if column not in items.column_names:
-        near = difflib.get_close_matches(column, items.column_names, n=1, cutoff=0)[0]
-        raise SemidError(f"no column {column!r} among the items' {items.column_names}; did you mean {near!r}?")
+        hint = did_you_mean(column, items.column_names)
+        raise SemidError(f"no column {column!r} among the items' {items.column_names}{hint}")
     values = decoded(items[column].combine_chunks())
     if not _taggable(values.type):
         raise SemidError(

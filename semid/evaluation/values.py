@@ -9,7 +9,6 @@ conversion counts for more than a found click.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from semid.data import Dataset
-from semid.errors import SemidError
+from semid.errors import SemidError, did_you_mean
 from semid.evaluation.evaluator import Metrics
 
 EVENT_VALUES = {"exposure": 0.0, "click": 1.0, "conversion": 2.5}
@@ -87,8 +86,7 @@ def target_values(
         raise SemidError(f"dataset {dataset.name!r} has no events that could have values; it needs a column 'event'")
     for name in values or ():
         if name not in dataset.events:
-            near = difflib.get_close_matches(name, dataset.events, n=1, cutoff=0)[0]
-            raise SemidError(f"event values: no event {name!r} in the dataset; did you mean {near!r}?")
+            raise SemidError(f"event values: no event {name!r} in the dataset{did_you_mean(name, dataset.events)}")
     events = {event: float((EVENT_VALUES if values is None else values).get(event, 0)) for event in dataset.events}
     of_targets = np.array([0.0, *events.values()])[codes]
     if values is None and not of_targets.any():

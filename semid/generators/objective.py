@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import math
 import operator
@@ -14,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from semid.config import later_field
-from semid.errors import SemidError
+from semid.errors import SemidError, did_you_mean
 from semid.training import StepContext
 from seq_models import CodeTrie, ItemModel, ItemTables, SoftmaxOver, TeacherItems, TrainingBatch
 
@@ -90,8 +89,7 @@ class ObjectiveConfig:
             return None
         for name in self.event_weights:
             if name not in events:
-                near = difflib.get_close_matches(name, events, n=1, cutoff=0.0)
-                hint = f"; did you mean {near[0]!r}?" if near else ": the dataset has no column 'event'"
+                hint = did_you_mean(name, events) or ": the dataset has no column 'event'"
                 raise SemidError(f"event_weights: unknown event {name!r}{hint}")
         return np.array([1.0, *(self.event_weights.get(name, 1.0) for name in events)], np.float32)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import NamedTuple
@@ -12,7 +11,7 @@ import pyarrow as pa
 from jaxtyping import Float, Int
 
 from semid.data import StoredEncoder
-from semid.errors import SemidError
+from semid.errors import SemidError, did_you_mean
 from seq_models import Conditions, ConditionSizes
 
 
@@ -186,8 +185,7 @@ def _place(name: str, names: Sequence[str], what: str) -> int:
     """Place of a name, from 1."""
     if name in names:
         return names.index(name) + 1
-    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.0)
-    raise SemidError(f"{what} {name!r}; did you mean {near[0]!r}? There are {len(names)}")
+    raise SemidError(f"{what} {name!r}{did_you_mean(name, names)} There are {len(names)}")
 
 
 def _texts(

@@ -7,7 +7,6 @@ Python literals in 2014 and JSON lines later, with other names for the same fiel
 from __future__ import annotations
 
 import ast
-import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from semid.data.builders.tables import RatingsBuilder, RawFile, locate, read_dat
 from semid.data.dataset import Dataset
 from semid.data.splits import LeaveOneOut, SplitRule
 from semid.data.ties import SourceOrder, TieRule
-from semid.errors import SemidError
+from semid.errors import SemidError, did_you_mean
 
 _UCSD = "https://mcauleylab.ucsd.edu/public_datasets/data"
 
@@ -245,8 +244,8 @@ def read_amazon_reviews(
         raise SemidError(f"expected year {', '.join(map(str, RELEASES))}, got {year}")
     known = RELEASES[year].categories
     if category not in known:
-        near = difflib.get_close_matches(category, known, n=1, cutoff=0)
-        raise SemidError(f"no category {category!r} in {year}; did you mean {near[0]!r}? Known: {', '.join(known)}")
+        hint = did_you_mean(category, known)
+        raise SemidError(f"no category {category!r} in {year}{hint} Known: {', '.join(known)}")
     configs = [f"{year}-{category}-{table}" for table in ("items", "histories")]
     data_dir = artifacts.local_only(data_dir, "TensorFlow Datasets prepares files there")
     builders = [AmazonReviews(config=config, data_dir=data_dir, checksums=checksums) for config in configs]

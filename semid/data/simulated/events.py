@@ -8,7 +8,6 @@ exposure.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -18,7 +17,7 @@ import pyarrow as pa
 from jaxtyping import Float, Int
 
 from semid.data.simulated.config import EVENTS, SimulatedConfig
-from semid.errors import SemidError
+from semid.errors import SemidError, did_you_mean
 
 PLACES = 10  # of a list
 EXPOSURE = EVENTS.index("exposure")
@@ -87,6 +86,5 @@ def event_numbers(event: str | Sequence[str | None], count: int) -> Int[np.ndarr
         raise SemidError(f"expected one event or {count}, one per history, got {len(names)}")
     if unknown := {name for name in names if name is not None} - set(EVENTS):
         name = min(unknown)
-        near = difflib.get_close_matches(name, EVENTS, n=1, cutoff=0)[0]
-        raise SemidError(f"the simulator has events {', '.join(EVENTS)}, not {name!r}; did you mean {near!r}?")
+        raise SemidError(f"the simulator has events {', '.join(EVENTS)}, not {name!r}{did_you_mean(name, EVENTS)}")
     return np.array([ANY if name is None else EVENTS.index(name) for name in names], np.int64)
