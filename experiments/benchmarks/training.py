@@ -27,7 +27,7 @@ import tyro
 from semid.artifacts import try_file, write_json
 from semid.data import Histories
 from semid.generators import LossTables, generator_loss
-from semid.recommender import ModelSpec
+from semid.recommender import ModelSpec, SequencesSpec
 from semid.training import (
     MeshConfig,
     OptimizerConfig,
@@ -61,6 +61,8 @@ class Variant:
     donate: bool = True
     ahead: bool = False
     """Put each batch on the device before the step of the one before it."""
+    sequences: int = 0
+    """Further code sequences of every item, as long as the first."""
 
     def backbone(self, **options: Any) -> Variant:
         """The same with other options of the backbone."""
@@ -72,6 +74,7 @@ def main(
     rounds: int = 7,
     steps: int = 10,
     lengths: tuple[int, ...] = (20, 200, 2000),
+    only: tuple[str, ...] = (),
 ) -> None:
     """Measure, print a table and write JSON.
 
@@ -80,6 +83,7 @@ def main(
         rounds: Times that every variant takes its turn; 0: devices alone are compared.
         steps: Steps of a turn; of long histories, of all turns together.
         lengths: Items of the histories whose cost is compared.
+        only: Variants to compare with the plain one, by name; none given: all.
     """
     out = try_file(out)
     figures: dict[str, Any] = {
@@ -90,7 +94,8 @@ def main(
         f"softmax over {IDS:,} items, {STATES} states": _softmax(run=rounds > 0),
     }
     if rounds:
-        figures["variants"] = _compared(_variants(), rounds, steps)
+        chosen = {name: one for name, one in _variants().items() if not only or name in ("plain", *only)}
+        figures["variants"] = _compared(chosen, rounds, steps)
         figures["lengths"] = [_of_length(name, length, steps) for name in FAMILIES for length in lengths]
     for name, value in figures.items():
         print(table(name, value) if isinstance(value, dict | list) else f"{name}: {value}")
@@ -112,6 +117,7 @@ def _variants() -> dict[str, Variant]:
         "rematerialised": plain.backbone(remat=Remat.FULL),
         "state not donated": replace(plain, donate=False),
         "one history a row": replace(plain, rows=_one_a_row(train)),
+        "two further code sequences": replace(plain, sequences=2),
     }
 
 
@@ -134,13 +140,15 @@ class _Training:
     def __init__(self, variant: Variant) -> None:
         mesh, size = make_mesh(), POSITIONS // variant.rows.history.shape[1]
         size = max(size // variant.accumulate, 1) * variant.accumulate
-        model = ModelSpec(variant.model, SIZES, ITEMS, num_features=0, max_history=HISTORY).build(seed=0)
+        further = SequencesSpec(tuple(map(str, range(variant.sequences))), (SIZES,) * variant.sequences, ())
+        spec = ModelSpec(variant.model, SIZES, ITEMS, num_features=0, max_history=HISTORY)
+        model = replace(spec, sequences=further if variant.sequences else None).build(seed=0)
         optimizer = make_optimizer(OptimizerConfig(), num_steps=10_000)
         stream = batches(variant.rows, batch_size=size, num_batches=10_000, seed=0)
         on_device = (put_batch(batch, mesh) for batch in stream)
         self.batches: Iterator[Any] = _ahead(on_device) if variant.ahead else on_device
         self.state = create_state(model, optimizer, mesh)
-        options: dict[str, Any] = {"tables": _tables(), "seed": 0, "num_steps": 10_000, "mesh": mesh}
+        options: dict[str, Any] = {"tables": _tables(variant.sequences), "seed": 0, "num_steps": 10_000, "mesh": mesh}
         step = make_step(model, optimizer, generator_loss, **options, accumulate=variant.accumulate)
         if not variant.donate:
             step = replace(step, program=jax.jit(step.program.__wrapped__))
@@ -162,9 +170,9 @@ class _Training:
         return {"temporaries": need.temp_size_in_bytes / MIB, "in all": (whole + need.temp_size_in_bytes) / MIB}
 
 
-def _tables() -> LossTables:
-    codes = np.random.default_rng(0).integers(0, SIZES, (ITEMS, len(SIZES))).astype(np.int32)
-    return LossTables(ItemTables.from_arrays(codes, None, np.ones(ITEMS, np.int32)))
+def _tables(sequences: int) -> LossTables:
+    draws = np.random.default_rng(0).integers(0, SIZES, (1 + sequences, ITEMS, len(SIZES))).astype(np.int32)
+    return LossTables(ItemTables.from_arrays(draws[0], None, np.ones(ITEMS, np.int32), sequences=tuple(draws[1:])))
 
 
 def _ahead(stream: Iterator[Any]) -> Iterator[Any]:
