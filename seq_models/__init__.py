@@ -20,6 +20,7 @@ from seq_models.masks import ItemMask
 from seq_models.mixture import ItemNeighbors, Mixture
 from seq_models.models import ItemModel, ModelConfig
 from seq_models.noise import GumbelNoise, noise_of
+from seq_models.parallel_heads import ParallelHeads, ParallelHeadsConfig
 from seq_models.ranking import best_allowed, first_within
 from seq_models.rq_transformer import RQTransformer, RQTransformerConfig
 from seq_models.scoring import LeafBlocks, catalog_log_probs, item_log_probs
@@ -69,6 +70,8 @@ __all__ = [
     "LeafBlocks",
     "Mixture",
     "ModelConfig",
+    "ParallelHeads",
+    "ParallelHeadsConfig",
     "Precision",
     "Prefixes",
     "RQTransformer",

@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from seq_models.codes import code_loss_terms
-from seq_models.layers import linear, products, split_key
+from seq_models.layers import linear, products, split_key, unit
 from seq_models.losses import item_cross_entropy
 from seq_models.mixture import Mixture, catalog_terms, mixed_catalog
 from seq_models.ranking import active_log_probs, best_allowed
@@ -74,11 +74,11 @@ class HybridTransformer(RQTransformer):
 
     def vectors(self, features: Float[Array, "items feature"]) -> Float[Array, "items dim"]:
         """Item vectors of length 1."""
-        return _unit(self.item_out(jax.nn.silu(self.item_hidden(features))))
+        return unit(self.item_out(jax.nn.silu(self.item_hidden(features))))
 
     def queries(self, states: Float[Array, "*b dim"]) -> Float[Array, "*b dim"]:
         """States such that their inner products with item vectors are logits: cosines over the temperature."""
-        return _unit(states) / self.temperature
+        return unit(states) / self.temperature
 
     def scores(self, states: Float[Array, "b dim"], vectors: Float[Array, "items dim"]) -> Float[Array, "b items"]:
         """Logits of every item."""
@@ -174,8 +174,3 @@ def _required(features: Float[Array, "items feature"] | None) -> Float[Array, "i
     if features is None:
         raise ValueError("the dense head reads the items' dense input, and the tables have none")
     return features
-
-
-def _unit(x: Float[Array, "*b dim"]) -> Float[Array, "*b dim"]:
-    x = x.astype(jnp.float32)
-    return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-12)

@@ -118,6 +118,12 @@ def products(x: Float[Array, "*b dim"], table: Float[Array, "n dim"], dtype: Pre
     return jnp.matmul(x, table.T, preferred_element_type=jnp.float32)
 
 
+def unit(x: Float[Array, "*b dim"]) -> Float[Array, "*b dim"]:
+    """Vectors scaled to length 1, in float32."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-12)
+
+
 def norm(config: TransformerConfig, rngs: nnx.Rngs) -> nnx.RMSNorm:
     """Root-mean-square norm, computed in float32."""
     return nnx.RMSNorm(config.dim, dtype=jnp.float32, rngs=rngs)

@@ -17,10 +17,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from seq_models.attention import KeyValue, Past, append_level, attend_past, gather_ancestors
-from seq_models.codes import CodeConfig, CodeModel, code_loss_terms, embedding, spread
-from seq_models.layers import Attend, Backbone, Block, dropout, last_state, norm, split_key
-from seq_models.trie import CodeTrie
-from seq_models.types import Inputs, ItemTables, Layout, Prefixes, RequestBatch, TrainingBatch
+from seq_models.codes import CodeConfig, embedding, spread
+from seq_models.layers import Attend, Block, dropout, norm, split_key
+from seq_models.state_decoder import StateDecoder
+from seq_models.types import Prefixes
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,12 @@ class RQTransformerConfig(CodeConfig):
 DepthCache = tuple[Past, ...]  # one per block of the depth decoder
 
 
-class RQTransformer(CodeModel):
+class RQTransformer(StateDecoder):
     """Autoregressive model of the next item's codes given a history of items.
 
     `level_sizes` are the codebook sizes; `num_features` is the width of the dense input (0: none); `num_items` the
     number of items, read when the config asks for an id embedding.
     """
-
-    layout = Layout.PACKED
 
     def __init__(
         self,
@@ -71,62 +69,11 @@ class RQTransformer(CodeModel):
         rngs: nnx.Rngs,
     ) -> None:
         super().__init__(config, level_sizes=level_sizes, num_features=num_features, num_items=num_items, rngs=rngs)
-        self.backbone = Backbone(config.backbone, rngs=rngs)
         self.depth_config = replace(config.backbone, dropout=config.depth_dropout)
         self.levels = embedding(len(level_sizes), config.backbone.dim, rngs)
         self.depth = nnx.List([Block(self.depth_config, rngs=rngs) for _ in range(config.depth_layers)])
         self.norm = norm(config.backbone, rngs)
         self.add_heads(rngs)
-
-    def states(
-        self, inputs: Inputs, segments: Int[Array, "b t"], *, key: Key[Array, ""] | None = None
-    ) -> Float[Array, "b t dim"]:
-        """Backbone states: entry `t` has read positions up to and including `t` of its segment."""
-        states = self.backbone(self.item_states(inputs), segments, key=key)
-        return states if self.conditioning is None else self.conditioning.modulate(states, inputs.conditions)
-
-    def logits(
-        self,
-        inputs: Inputs,
-        segments: Int[Array, "b t"],
-        targets: Int[Array, "b t level"],
-        *,
-        key: Key[Array, ""] | None = None,
-    ) -> tuple[Float[Array, "b t _"], ...]:
-        """Teacher-forced logits of every level given the codes before it; one array per level."""
-        backbone_key, depth_key = split_key(key, 2)
-        return self.depth_logits(self.states(inputs, segments, key=backbone_key), targets, key=depth_key)
-
-    def loss_terms(
-        self,
-        tables: ItemTables,
-        batch: TrainingBatch,
-        *,
-        trie: CodeTrie | None = None,
-        smoothing: float = 0.0,
-        key: Key[Array, ""] | None = None,
-    ) -> dict[str, Float[Array, "..."]]:
-        """The terms of codes and, with an event head, of the targets' events."""
-        if self.event_head is None:
-            return super().loss_terms(tables, batch, trie=trie, smoothing=smoothing, key=key)
-        backbone_key, depth_key = split_key(key, 2)
-        inputs, codes = self.training_inputs(tables, batch, key), batch.target_codes(tables)
-        states = self.states(inputs, batch.segments, key=backbone_key)
-        terms = code_loss_terms(
-            self.depth_logits(states, codes, key=depth_key), tables, batch, trie=trie, smoothing=smoothing
-        )
-        return terms | self.event_terms(states, self.code_sums(codes), batch, inputs.conditions)
-
-    def event_log_probs(
-        self, tables: ItemTables, requests: RequestBatch, rows: Int[Array, "b n"]
-    ) -> Float[Array, "b n event"]:
-        """Of the items, given their codes and the state after the history: that after the last code."""
-        context = self.encode_history(requests.inputs(tables), requests.segments)
-        return self.events_after(context, self.code_sums(tables.codes[jnp.maximum(rows, 0)]))
-
-    def code_sums(self, codes: Int[Array, "*n level"]) -> Float[Array, "*n dim"]:
-        """The sums of the embeddings of items' codes."""
-        return functools.reduce(jnp.add, [table(codes[..., level]) for level, table in enumerate(self.tables)])
 
     def depth_logits(
         self, states: Float[Array, "*n dim"], targets: Int[Array, "*n level"], *, key: Key[Array, ""] | None = None
@@ -143,10 +90,6 @@ class RQTransformer(CodeModel):
             logits.append(self.head(x, level).reshape(*states.shape[:-1], -1))
             summed = summed + self.tables[level](codes[:, level])
         return tuple(logits)
-
-    def encode_history(self, inputs: Inputs, segments: Int[Array, "b t"]) -> Float[Array, "b dim"]:
-        """The state after each history, for rows with one history each."""
-        return last_state(self.states(inputs, segments), segments)
 
     def init_cache(self, context: Float[Array, "batch dim"]) -> DepthCache:
         """Nothing computed yet."""

@@ -24,6 +24,7 @@ from seq_models import (
     HybridConfig,
     ItemTables,
     Layout,
+    ParallelHeadsConfig,
     RequestBatch,
     RQTransformerConfig,
     SoftmaxOver,
@@ -40,6 +41,7 @@ FAMILIES = {
     "encoder-decoder": EncoderDecoderConfig(STACK, decoder_layers=1),
     "dense": DenseConfig(STACK),
     "hybrid": HybridConfig(STACK),
+    "parallel": ParallelHeadsConfig(STACK),
 }
 MODELS = {**{name: (name, False) for name in FAMILIES}, **{f"{n}, film": (n, True) for n in ("rq", "dense", "hybrid")}}
 ASKED = ConditionSizes(event=2, group=3, text=5, inputs=2)

@@ -22,6 +22,7 @@ from seq_models import (
     ItemTables,
     LeafBlocks,
     Mixture,
+    ParallelHeadsConfig,
     Precision,
     RequestBatch,
     RQTransformerConfig,
@@ -37,6 +38,7 @@ FAMILIES = {
     "encoder-decoder": EncoderDecoderConfig(STACK, decoder_layers=1),
     "flat": FlatDecoderConfig(STACK),
     "hybrid": HybridConfig(STACK),
+    "parallel-heads": ParallelHeadsConfig(STACK),
     "sasrec": DenseConfig(STACK),
 }
 # Level sizes, the last of them of collisions alone; items of one leaf there.

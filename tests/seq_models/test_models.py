@@ -23,6 +23,7 @@ from seq_models import (
     ItemTables,
     Layout,
     ModelConfig,
+    ParallelHeadsConfig,
     Precision,
     Prefixes,
     Remat,
@@ -47,8 +48,10 @@ MEMBERS = {
     "flat untied, not grouped": FlatDecoderConfig(STACK, tied_heads=False),
     "encoder-decoder": EncoderDecoderConfig(GROUPED),
     "encoder-decoder untied": EncoderDecoderConfig(STACK, tied_heads=False, decoder_layers=1),
+    "parallel": ParallelHeadsConfig(STACK, temperature=0.5),
+    "parallel untied": ParallelHeadsConfig(GROUPED, temperature=0.5, tied_heads=False),
 }
-CODE_FAMILIES = ("rq", "flat", "encoder-decoder")
+CODE_FAMILIES = ("rq", "flat", "encoder-decoder", "parallel")
 every_member = pytest.mark.parametrize("name", MEMBERS)
 every_family = pytest.mark.parametrize("name", CODE_FAMILIES)
 
@@ -184,14 +187,17 @@ def test_steps_over_shuffled_beams_give_the_teacher_forced_logits(name, left):
 
 @every_member
 def test_a_level_depends_on_the_codes_before_it_and_on_no_other(name):
-    model, items = built(name), random_codes(2, 4)
+    """Parallel heads: on none."""
+    model, items, reads_codes = built(name), random_codes(2, 4), not name.startswith("parallel")
     ends = np.cumsum(SIZES)[:-1]
     before = np.split(of_targets(model, [items])[0], ends)
     for level, size in enumerate(SIZES):
         changed = items.copy()
         changed[-1, level] = (changed[-1, level] + 1) % size
         after = np.split(of_targets(model, [changed])[0], ends)
-        assert [bool(np.any(a != b)) for a, b in zip(after, before, strict=True)] == [x > level for x in range(LEVELS)]
+        assert [bool(np.any(a != b)) for a, b in zip(after, before, strict=True)] == [
+            reads_codes and x > level for x in range(LEVELS)
+        ]
 
 
 @every_member
@@ -401,6 +407,7 @@ FAMILIES = {
     "encoder-decoder": EncoderDecoderConfig(SMALL, decoder_layers=1),
     "flat": FlatDecoderConfig(SMALL),
     "hybrid": HybridConfig(SMALL),
+    "parallel-heads": ParallelHeadsConfig(SMALL),
     "sasrec": DenseConfig(SMALL),
 }
 ITEMS, WIDTH = 17, 3

@@ -43,6 +43,7 @@ from seq_models import (
     HybridConfig,
     ItemTables,
     Layout,
+    ParallelHeadsConfig,
     RQTransformerConfig,
     SoftmaxOver,
     TeacherItems,
@@ -105,6 +106,7 @@ FAMILIES = {
     "encoder-decoder": EncoderDecoderConfig(backbone=BACKBONE, decoder_layers=1),
     "flat": FlatDecoderConfig(backbone=BACKBONE),
     "hybrid": HybridConfig(backbone=BACKBONE),
+    "parallel-heads": ParallelHeadsConfig(backbone=BACKBONE),
     "sasrec": DenseConfig(backbone=BACKBONE),
 }
 CHILDREN = ObjectiveConfig(normalization=SoftmaxOver.CHILDREN)

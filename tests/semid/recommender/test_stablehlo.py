@@ -34,6 +34,7 @@ from seq_models import (
     HybridConfig,
     ItemNeighbors,
     Mixture,
+    ParallelHeadsConfig,
     RQTransformerConfig,
     TransformerConfig,
 )
@@ -48,6 +49,7 @@ MODELS = {
     "encoder-decoder": (EncoderDecoderConfig(backbone=BACKBONE, decoder_layers=1), 0),
     "flat": (FlatDecoderConfig(backbone=BACKBONE), 0),
     "hybrid": (HybridConfig(backbone=BACKBONE), 3),
+    "parallel-heads": (ParallelHeadsConfig(backbone=BACKBONE), 0),
     "dense": (DenseConfig(backbone=BACKBONE), 0),
 }
 

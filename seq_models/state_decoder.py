@@ -1,0 +1,91 @@
+"""Generators of codes that decode an item from one state per history: one position per item, packed rows."""
+
+from __future__ import annotations
+
+import abc
+import functools
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+from seq_models.codes import CodeConfig, CodeModel, code_loss_terms
+from seq_models.layers import Backbone, last_state, split_key
+from seq_models.trie import CodeTrie
+from seq_models.types import Inputs, ItemTables, Layout, RequestBatch, TrainingBatch
+
+
+class StateDecoder(CodeModel):
+    """A generator whose backbone reads a history with each item as one position, the sum of its code embeddings.
+
+    A family adds its layers, the logits of an item's codes after a state (`depth_logits`), and the same one level at a
+    time (`init_cache`, `decode_step`), with the state as a search's context.
+    """
+
+    layout = Layout.PACKED
+
+    def __init__(
+        self, config: CodeConfig, *, level_sizes: tuple[int, ...], num_features: int, num_items: int, rngs: nnx.Rngs
+    ) -> None:
+        super().__init__(config, level_sizes=level_sizes, num_features=num_features, num_items=num_items, rngs=rngs)
+        self.backbone = Backbone(config.backbone, rngs=rngs)
+
+    @abc.abstractmethod
+    def depth_logits(
+        self, states: Float[Array, "*n dim"], targets: Int[Array, "*n level"], *, key: Key[Array, ""] | None = None
+    ) -> tuple[Float[Array, "*n _"], ...]:
+        """Logits of every level of the item after each of the given states, given the target's codes before it."""
+
+    def states(
+        self, inputs: Inputs, segments: Int[Array, "b t"], *, key: Key[Array, ""] | None = None
+    ) -> Float[Array, "b t dim"]:
+        """Backbone states: entry `t` has read positions up to and including `t` of its segment."""
+        states = self.backbone(self.item_states(inputs), segments, key=key)
+        return states if self.conditioning is None else self.conditioning.modulate(states, inputs.conditions)
+
+    def logits(
+        self,
+        inputs: Inputs,
+        segments: Int[Array, "b t"],
+        targets: Int[Array, "b t level"],
+        *,
+        key: Key[Array, ""] | None = None,
+    ) -> tuple[Float[Array, "b t _"], ...]:
+        """Teacher-forced logits of every level given the codes before it; one array per level."""
+        backbone_key, depth_key = split_key(key, 2)
+        return self.depth_logits(self.states(inputs, segments, key=backbone_key), targets, key=depth_key)
+
+    def loss_terms(
+        self,
+        tables: ItemTables,
+        batch: TrainingBatch,
+        *,
+        trie: CodeTrie | None = None,
+        smoothing: float = 0.0,
+        key: Key[Array, ""] | None = None,
+    ) -> dict[str, Float[Array, "..."]]:
+        """The terms of codes and, with an event head, of the targets' events."""
+        if self.event_head is None:
+            return super().loss_terms(tables, batch, trie=trie, smoothing=smoothing, key=key)
+        backbone_key, depth_key = split_key(key, 2)
+        inputs, codes = self.training_inputs(tables, batch, key), batch.target_codes(tables)
+        states = self.states(inputs, batch.segments, key=backbone_key)
+        terms = code_loss_terms(
+            self.depth_logits(states, codes, key=depth_key), tables, batch, trie=trie, smoothing=smoothing
+        )
+        return terms | self.event_terms(states, self.code_sums(codes), batch, inputs.conditions)
+
+    def event_log_probs(
+        self, tables: ItemTables, requests: RequestBatch, rows: Int[Array, "b n"]
+    ) -> Float[Array, "b n event"]:
+        """Of the items, given their codes and the state after the history: that after the last code."""
+        context = self.encode_history(requests.inputs(tables), requests.segments)
+        return self.events_after(context, self.code_sums(tables.codes[jnp.maximum(rows, 0)]))
+
+    def code_sums(self, codes: Int[Array, "*n level"]) -> Float[Array, "*n dim"]:
+        """The sums of the embeddings of items' codes."""
+        return functools.reduce(jnp.add, [table(codes[..., level]) for level, table in enumerate(self.tables)])
+
+    def encode_history(self, inputs: Inputs, segments: Int[Array, "b t"]) -> Float[Array, "b dim"]:
+        """The state after each history, for rows with one history each."""
+        return last_state(self.states(inputs, segments), segments)
