@@ -259,3 +259,18 @@ def test_whatever_speaks_arrow_is_a_table(tmp_path):
         made = Dataset.from_tables(items, interactions, name="d", columns=MAPPED)
         np.testing.assert_array_equal(made.item, expected.item)
         assert made.num_users == expected.num_users == 1
+
+
+def test_polars_frames_are_tables_lazy_or_not_with_categoricals():
+    polars = pytest.importorskip("polars")
+    items = ASINS.drop_columns(["item_id"])
+    expected = Dataset.from_tables(items, BOUGHT, name="d", columns=MAPPED)
+    frame = polars.from_arrow(BOUGHT)
+    categorical = frame.cast({"asin": polars.Categorical, "who": polars.Enum(["u"])})
+    for interactions in (frame, frame.lazy().filter(polars.col("timestamp") > 0), categorical, categorical.lazy()):
+        made = Dataset.from_tables(polars.from_arrow(items), interactions, name="d", columns=MAPPED)
+        assert made.item_ids.to_pylist() == expected.item_ids.to_pylist()
+        np.testing.assert_array_equal(made.item, expected.item)
+    numbers = frame.with_columns(polars.Series("asin", [1.5, 2.0, 1.5]))
+    with pytest.raises(SemidError, match="interactions: column 'item_id': expected strings or integers, got double"):
+        Dataset.from_tables(polars.from_arrow(items), numbers, name="d", columns=MAPPED)

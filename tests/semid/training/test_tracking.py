@@ -207,3 +207,25 @@ def test_weights_and_biases_without_a_login_is_for_offline_runs(monkeypatch, lib
     monkeypatch.setenv("WANDB_MODE", "offline")
     with tracked_by("wandb"):
         assert chosen_trackers(tensorboard=True) == ("wandb", "tensorboard")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what its store is built on
+def test_mlflow_itself_keeps_a_run_in_a_store_on_this_machine(tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/runs.db")
+    records = [(1, {"validation/ndcg@10": 0.25}), (2, {"loss": float("nan")})]
+    track(tmp_path / "run", records, config={"config": {"dim": 8}}, trackers=("mlflow",))
+    client = mlflow.tracking.MlflowClient()
+    (run,) = client.search_runs([client.get_experiment_by_name("semid").experiment_id])
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "a run")
+    assert (run.data.params, run.data.metrics["validation/ndcg_at_10"]) == ({"config.dim": "8"}, 0.25)
+
+
+def test_weights_and_biases_itself_keeps_a_run_offline(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    for name, value in {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "WANDB_SILENT": "true"}.items():
+        monkeypatch.setenv(name, value)
+    track(tmp_path / "run", [(1, {"loss": 2.5})], config={"dim": 8}, trackers=("wandb",))
+    wandb.teardown()  # its service writes what it still holds
+    (log,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    assert b"loss" in log.read_bytes()
