@@ -24,7 +24,7 @@ from experiments.layout import read_layout
 from semid import GeneratorConfig, Recommender, TokenizerConfig, tokenize
 from semid.artifacts import try_file, write_json
 from semid.generators import LossTables, content_features, generator_loss, training_counts
-from semid.recommender import ModelSpec
+from semid.recommender import ItemData, ModelSpec
 from semid.training import batches, create_state, make_mesh, make_optimizer, make_step, pack, put_batch
 from seq_models import ItemTables
 
@@ -54,7 +54,7 @@ def main(dataset: Path, out: Path = Path("runs/spine.json"), beam_size: int = 50
     spec = ModelSpec(config.model, catalog.level_sizes, len(catalog), width, config.max_history)
     model = spec.build(seed=0)
     figures |= _epochs(model, data, catalog, features, config, epochs)
-    recommender = Recommender(model, catalog, spec=spec, features=features, train_counts=training_counts(data))
+    recommender = Recommender(model, catalog, spec=spec, items=ItemData(training_counts(data), features))
     figures |= _search(recommender, data.splits.test.histories, beam_size)
     figures["peak memory, GiB (3)"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     figures["matmul, GFLOP/s"] = _matmul()

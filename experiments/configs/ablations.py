@@ -6,6 +6,7 @@
     repeats       recipe.sasrec-text whose softmax keeps the items of the history
     untaught      recipe.semid-hybrid without a teacher (its codes and input still have the vectors of sasrec-text)
     wide          recipe.sasrec-text of twice the width
+    wide-hybrid   recipe.semid-hybrid with that one for its teacher and vectors
 
 Measured for seed 0: docs/results.md.
 """
@@ -31,4 +32,5 @@ def config() -> dict[str, Experiment]:
         "repeats": replace(dense, title="SASRec-CE, history kept in the softmax", model=kept),
         "untaught": replace(hybrid, title="semid, hybrid, untaught", model=untaught),
         "wide": replace(dense, title="SASRec-CE of twice the width", model=wide),
+        "wide-hybrid": replace(hybrid, title="semid, hybrid, of the wide SASRec", teacher="ablations.wide"),
     }

@@ -25,7 +25,15 @@ from semid.generators.distillation import Teacher, as_teacher, taught
 from semid.generators.mixing import mixed, with_fitted_repeats
 from semid.generators.objective import LossTables, ObjectiveConfig, generator_loss
 from semid.graphs import ItemGraph
-from semid.recommender import DATASET_FILE, ModelSpec, Recommender, SequencesSpec, copy_tokenizer, sequence_codes
+from semid.recommender import (
+    DATASET_FILE,
+    ItemData,
+    ModelSpec,
+    Recommender,
+    SequencesSpec,
+    copy_tokenizer,
+    sequence_codes,
+)
 from semid.stage import Request, run_stage
 from semid.training import (
     OptimizerConfig,
@@ -226,16 +234,9 @@ def _untrained(
         conditions=conditions.spec,
         sequences=SequencesSpec.of(sequences, drop=config.drop_sequences),
     )
-    return Recommender(
-        spec.build(seed=seed),
-        catalog,
-        spec=spec,
-        features=features,
-        train_counts=counts,
-        standardizer=standardizer,
-        item_conditions=conditions.of_items,
-        sequences=sequence_codes(sequences, dataset.item_ids),
-    )
+    codes = sequence_codes(sequences, dataset.item_ids)
+    items = ItemData(counts, features, standardizer, conditions.of_items, codes)
+    return Recommender(spec.build(seed=seed), catalog, spec=spec, items=items)
 
 
 def write_statistics(dataset: Dataset, folder: Path) -> None:

@@ -22,7 +22,7 @@ from semid.errors import SemidError
 from semid.generators import training_counts
 from semid.joint.config import JointConfig
 from semid.joint.model import ContentTables, JointModel
-from semid.recommender import ModelSpec, Recommender
+from semid.recommender import ItemData, ModelSpec, Recommender
 from semid.tokenizers import map_blocks
 from semid.training import RunFolder
 
@@ -95,9 +95,7 @@ class Context:
         catalog = SemanticCatalog(self.dataset.item_ids, codes, self.level_sizes, tie_break=True)
         counts, spec = training_counts(self.dataset), replace(self.spec(model.encoder.dim), catalog=catalog.digest)
         vectors, unchanged = np.asarray(self.item_vectors(model)), Standardizer.identity(model.encoder.dim)
-        return Recommender(
-            model.generator, catalog, spec=spec, features=vectors, train_counts=counts, standardizer=unchanged
-        )
+        return Recommender(model.generator, catalog, spec=spec, items=ItemData(counts, vectors, unchanged))
 
     def item_vectors(self, model: JointModel) -> Float[Array, "items dim"]:
         """The bank's vectors of all items."""

@@ -2,6 +2,7 @@
 
 from semid.recommender.conditions import Condition, ConditionSpec, ItemConditions, encode_texts
 from semid.recommender.explanation import Explanation
+from semid.recommender.items import ItemData
 from semid.recommender.lists import Sampling
 from semid.recommender.packaging import DATASET_FILE, copy_tokenizer
 from semid.recommender.recommender import Recommendations, Recommender
@@ -16,6 +17,7 @@ __all__ = [
     "ConditionSpec",
     "Explanation",
     "ItemConditions",
+    "ItemData",
     "ModelSpec",
     "Recommendations",
     "Recommender",

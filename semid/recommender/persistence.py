@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
-from jaxtyping import Float, Int
 
 from semid import artifacts, config
 from semid.data import Standardizer, read_encoders
 from semid.recommender.conditions import ItemConditions
-from semid.recommender.sequences import SequenceCodes
+from semid.recommender.items import ItemData
 from semid.recommender.spec import SPEC_FILE, ModelSpec, read_spec
 from semid.training import named_leaves, replace_leaves
 from seq_models import ItemModel
@@ -22,17 +20,6 @@ _PARAMETERS, _ITEMS = "model.safetensors", "items.safetensors"
 _GROUPS, _TEXTS, _CONDITIONS = "condition/groups", "condition/texts", "condition"
 _SEQUENCE = "sequence/{}"
 _MEAN, _SCALE = "standardizer/mean", "standardizer/scale"
-
-
-class ItemData(NamedTuple):
-    """Dense input of the items, if the model reads any, their training counts, what standardized raw vectors, the
-    conditions that items meet, and their further code sequences."""
-
-    features: Float[np.ndarray, "items feature"] | None
-    train_counts: Int[np.ndarray, " items"]
-    standardizer: Standardizer | None
-    conditions: ItemConditions = ItemConditions()
-    sequences: SequenceCodes = ()
 
 
 def write_model(folder: Path, spec: ModelSpec, params: Any, items: ItemData) -> None:
@@ -66,7 +53,7 @@ def read_model(folder: Path) -> tuple[ModelSpec, ItemModel, ItemData]:
     of_items = ItemConditions(tensors.get(_GROUPS), tensors.get(_TEXTS), next(iter(encoders), None))
     number = 0 if spec.sequences is None else len(spec.sequences.names)
     sequences = tuple(tensors[_SEQUENCE.format(at)] for at in range(number))
-    return spec, model, ItemData(tensors.get("features"), tensors["train_counts"], standardizer, of_items, sequences)
+    return spec, model, ItemData(tensors["train_counts"], tensors.get("features"), standardizer, of_items, sequences)
 
 
 def _encoder_files(folder: Path) -> list[str]:

@@ -22,22 +22,22 @@ from semid import artifacts, config
 from semid.artifacts import Kind, Origin
 from semid.catalog import CATALOG_FILE, SemanticCatalog
 from semid.catalog.versions import vectors as appended_vectors
-from semid.data import Histories, Id, Standardizer, Tags, as_ids, as_table
+from semid.data import Histories, Id, Tags, as_ids, as_table
 from semid.errors import SemidError
 from semid.graphs import ItemGraph
 from semid.notebooks import Facts, as_pandas
-from semid.recommender.conditions import ConditionLike, ConditionSpec, ItemConditions, as_conditions
+from semid.recommender.conditions import ConditionLike, ConditionSpec, as_conditions
 from semid.recommender.explanation import Explanation, edge_shares
 from semid.recommender.hub import upload
+from semid.recommender.items import ItemData
 from semid.recommender.lists import Sampling, build_limits, groups_of
 from semid.recommender.mixing import build_boosts, build_mixture, check_graph, check_graph_weight
 from semid.recommender.packaging import Measured, write_package
-from semid.recommender.persistence import ItemData, read_model, write_model
+from semid.recommender.persistence import read_model, write_model
 from semid.recommender.ranking import BEAM, Ranking
 from semid.recommender.scorers import Scorer
-from semid.recommender.sequences import SequenceCodes
 from semid.recommender.spec import ModelSpec
-from semid.recommender.versions import build_trie, standardize_appended
+from semid.recommender.versions import build_trie
 from semid.training import named_leaves
 from seq_models import Boosts, Capacity, Conditions, DenseTransformer, GroupLimits, ItemModel, ItemTables, Mixture
 
@@ -77,15 +77,13 @@ class Recommendations:
 class Recommender:
     """A trained model and its catalogue: recommends items to histories of items.
 
-    `features` is the model's dense input, `train_counts` how often each item occurs in training: a history without
-    items is answered with the items most popular there, scored by the log of their smoothed share (the documented
-    cold start). It is a `Ranker` for `semid.evaluate`.
+    `items` is what the model reads of its items. A history without items is answered with the most popular of their
+    training counts, scored by the log of their smoothed share (the documented cold start). It is a `Ranker` for
+    `semid.evaluate`.
 
-    `graph` is an item graph that is mixed with the model, at the weight `spec.graph_weight`. `standardizer` made
-    the features from raw vectors; with it, and with tables for `capacity_factor` times the items, the same programs
-    serve later versions of the catalogue (`with_catalog`). `item_conditions` are the conditions that items
-    meet, for a model that knows any (`spec.conditions`), `sequences` their codes in further code sequences, for one
-    that reads any (`spec.sequences`).
+    `graph` is an item graph that is mixed with the model, at the weight `spec.graph_weight`. With the standardizer of
+    the items' features, and with tables for `capacity_factor` times the items, the same programs serve later versions
+    of the catalogue (`with_catalog`).
     """
 
     def __init__(
@@ -94,13 +92,9 @@ class Recommender:
         catalog: SemanticCatalog,
         *,
         spec: ModelSpec,
-        features: Float[np.ndarray, "items feature"] | None,
-        train_counts: Int[np.ndarray, " items"],
-        standardizer: Standardizer | None = None,
+        items: ItemData,
         capacity_factor: float | None = None,
         graph: ItemGraph | None = None,
-        item_conditions: ItemConditions = ItemConditions(),
-        sequences: SequenceCodes = (),
     ) -> None:
         if spec.catalog not in ("", catalog.digest):
             raise SemidError(
@@ -110,10 +104,8 @@ class Recommender:
         if capacity_factor is not None and capacity_factor < 1:
             raise SemidError(f"expected a capacity_factor of 1 or more, got {capacity_factor}")
         self.catalog, self.spec = catalog, spec
-        self._features, self._train_counts, self._standardizer = features, train_counts, standardizer
-        self._capacity_factor, self._graph, self._item_conditions = capacity_factor, graph, item_conditions
+        self.items, self._capacity_factor, self._graph = items, capacity_factor, graph
         self._groups: dict[str, Tags] = {}
-        self._sequences = sequences
         if graph is not None:
             check_graph(graph, catalog.item_ids)
         self._capacity: Capacity | None = None
@@ -200,7 +192,7 @@ class Recommender:
     @property
     def train_counts(self) -> Int[np.ndarray, " items"]:
         """Number of training interactions per item row."""
-        return self._train_counts
+        return self.items.train_counts
 
     @classmethod
     def from_pretrained(
@@ -229,13 +221,9 @@ class Recommender:
             model,
             SemanticCatalog.read(path / CATALOG_FILE),
             spec=spec,
-            features=items.features,
-            train_counts=items.train_counts,
-            standardizer=items.standardizer,
+            items=items,
             capacity_factor=capacity_factor,
             graph=ItemGraph.read(path) if ItemGraph.is_in(path) else None,
-            item_conditions=items.conditions,
-            sequences=items.sequences,
         ).with_origin(origin)
         return loaded if catalog is None else loaded.with_version(catalog, sequences=sequences)
 
@@ -347,17 +335,9 @@ class Recommender:
         other.catalog_updated = self.catalog_updated or catalog.digest != self.catalog.digest
         known = catalog.digest if self.spec.catalog else ""
         other.spec = dataclasses.replace(self.spec, num_items=len(catalog), catalog=known)
-        other._train_counts = np.pad(self._train_counts, (0, new))
+        other.items = self.items.appended(catalog, self.spec, vectors=vectors, sequences=sequences or {})
         rows = np.pad(np.arange(len(self.catalog)), (0, new), constant_values=-1)
         other._groups = {name: groups.take(rows) for name, groups in self._groups.items()}
-        if new and self._features is not None:
-            appended = standardize_appended(self._standardizer, vectors, new=new, columns=self.spec.columns)
-            other._features = np.concatenate([self._features, appended])
-        other._item_conditions = self._item_conditions.padded(new)
-        if self.spec.sequences is not None:
-            other._sequences = self.spec.sequences.appended(self._sequences, catalog.item_ids, sequences or {})
-        elif sequences:
-            raise SemidError("the model reads no further code sequences; leave `sequences` out")
         if new and self._graph is not None:
             near = vectors if graph_vectors is None else graph_vectors
             other._graph = self._graph.append(catalog.item_ids[len(self.catalog) :], vectors=near)
@@ -383,8 +363,8 @@ class Recommender:
             return vectors if vectors.shape[1] else np.zeros((len(new), width), np.float32)  # none: all are removed
 
         vectors, near = None, None
-        if len(new) and self._features is not None and self.spec.columns:
-            vectors = appended(self.spec.columns, self._features.shape[1])
+        if len(new) and self.spec.num_features and self.spec.columns:
+            vectors = appended(self.spec.columns, self.spec.num_features)
         if len(new) and self._graph is not None and self._graph.vectors is not None:
             near = appended(self._graph.config.columns or (), self._graph.vectors.shape[1])
         read = {name: SemanticCatalog.load(one) for name, one in (sequences or {}).items()}
@@ -395,28 +375,17 @@ class Recommender:
         catalog, rows = self.catalog, None
         active, trie = None if catalog.removed is None else catalog.active, None
         if self.spec.model.has_codes:
-            popularity = self._train_counts
             trie, self._capacity = build_trie(
                 catalog,
                 active=active,
-                popularity=popularity,
+                popularity=self.train_counts,
                 capacity=self._capacity,
                 capacity_factor=self._capacity_factor,
             )
             rows = None if self._capacity is None else trie.num_items
         if rows is not None and active is None:
             active = catalog.active  # the same programs with and without removed items
-        of_items = self._item_conditions
-        tables = ItemTables.from_arrays(
-            catalog.codes,
-            self._features,
-            self._train_counts,
-            active=active,
-            groups=of_items.groups,
-            texts=of_items.texts,
-            sequences=self._sequences,
-            rows=rows,
-        )
+        tables = self.items.tables(catalog, active=active, rows=rows)
         softmax_over, mixture = self.spec.normalization, self._mixture(len(tables.codes))
         return Scorer.from_model(model, tables=tables, trie=trie, softmax_over=softmax_over, mixture=mixture)
 
@@ -446,8 +415,7 @@ class Recommender:
 
     def write(self, folder: Path) -> None:
         """Write config, parameters, item tables and catalogue into the folder of an artifact under construction."""
-        items = ItemData(self._features, self._train_counts, self._standardizer, self._item_conditions, self._sequences)
-        write_model(folder, self.spec, self._scorer.params, items)
+        write_model(folder, self.spec, self._scorer.params, self.items)
         self.catalog.write(folder / CATALOG_FILE)
         if self._graph is not None:
             self._graph.write(folder)
@@ -624,7 +592,7 @@ class Recommender:
         if unknown := sorted(set(parts) - set(known)):
             knows = f"it knows {', '.join(known)}" if known else "it was trained without conditions"
             raise SemidError(f"the model cannot be asked for {unknown[0]} ({knows})")
-        own = self._item_conditions.of_items(rows, events)._asdict()
+        own = self.items.conditions.of_items(rows, events)._asdict()
         if "event" in parts and events is None:
             raise SemidError("the examples have no events; ask for another part, or evaluate on a dataset with events")
         return Conditions(**{part: own[part] if part in parts else None for part in own})
@@ -675,7 +643,7 @@ class Recommender:
 
     def _ranking(self, graph_weight: float | None) -> Ranking:
         """Rankings and scores of item rows, by another weight of the graph if one is given."""
-        return Ranking(self._weighted(graph_weight), self.spec, self.catalog, self._train_counts)
+        return Ranking(self._weighted(graph_weight), self.spec, self.catalog, self.train_counts)
 
     def _values(
         self, values: Mapping[str, float] | None, conditions: Conditions | None
@@ -694,7 +662,7 @@ class Recommender:
 
     def _conditions(self, condition: ConditionLike, number: int) -> Conditions | None:
         """Conditions of so many histories, in numbers."""
-        return as_conditions(condition, number=number, spec=self.conditions, items=self._item_conditions)
+        return as_conditions(condition, number=number, spec=self.conditions, items=self.items.conditions)
 
     def _histories(
         self,

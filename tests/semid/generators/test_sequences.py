@@ -89,14 +89,8 @@ def test_the_sequences_are_learned_and_stored(home, model):
     learned = {name: value for name, value in parameters.items() if name.startswith("sequences/")}
     assert sorted(value.shape for value in learned.values()) == [(5, 8), (5, 8)]
     assert all(np.abs(value).max() > 1e-3 for value in learned.values())
-    other = Recommender(
-        model.model,
-        model.catalog,
-        spec=model.spec,
-        features=None,
-        train_counts=model.train_counts,
-        sequences=tuple(np.full_like(codes, -1) for codes in map(np.asarray, model.tables.sequences)),
-    )
+    missing = tuple(np.full_like(codes, -1) for codes in model.items.sequences)
+    other = Recommender(model.model, model.catalog, spec=model.spec, items=model.items._replace(sequences=missing))
     assert np.abs(shown(model).scores - shown(other).scores).max() > 1e-4
 
 

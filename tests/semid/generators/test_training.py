@@ -33,7 +33,7 @@ from semid.generators import (
     training_rows,
 )
 from semid.generators.training import check_catalog, check_teacher
-from semid.recommender import ModelSpec, Recommender
+from semid.recommender import ItemData, ModelSpec, Recommender
 from semid.training import OptimizerConfig, SingleRows, StepContext, TrainingConfig
 from seq_models import (
     CodeTrie,
@@ -123,7 +123,7 @@ def _losses(config: GeneratorConfig, dataset, catalog, *, teacher: Recommender |
         config.model, catalog.level_sizes, ITEMS, features.shape[1], 4, normalization=config.objective.normalization
     )
     model = spec.build(seed=1)
-    recommender = Recommender(model, catalog, spec=spec, features=features, train_counts=counts)
+    recommender = Recommender(model, catalog, spec=spec, items=ItemData(counts, features))
     rows = training_rows(dataset, config, model.layout)
     batch = rows[np.arange(len(rows))] if isinstance(rows, SingleRows) else rows
     batch = batch if teacher is None else taught(batch, as_teacher(teacher, config.objective), config.objective)
@@ -248,7 +248,7 @@ def test_a_dense_teacher_answers_as_it_recommends(dataset, catalog, layout, own,
     """At every position its best items after the history there, without those in it where either repeats nothing."""
     monkeypatch.setattr(distillation, "_SCORES", scores_at_once)
     spec = ModelSpec(FAMILIES["sasrec"], (3, 4), ITEMS, 0, max_history=4, repeat_factor=own)
-    dense = Recommender(spec.build(seed=0), catalog, spec=spec, features=None, train_counts=training_counts(dataset))
+    dense = Recommender(spec.build(seed=0), catalog, spec=spec, items=ItemData(training_counts(dataset)))
     config = dataclasses.replace(CONFIG, row_length=10, objective=ObjectiveConfig(teacher_items=10, repeats=repeats))
     rows = taught(training_rows(dataset, config, layout), as_teacher(dense, config.objective), config.objective)
     unseen = own == 0 or repeats is False
@@ -365,8 +365,7 @@ def test_it_learns_the_circle(trained, dataset, catalog):
         spec.build(seed=2),
         catalog,
         spec=spec,
-        features=content_features(dataset, None),
-        train_counts=training_counts(dataset),
+        items=ItemData(training_counts(dataset), content_features(dataset, None)),
     )
     before = evaluate(untrained, dataset, ks=(1,), beam_size=ITEMS).values["recall@1"]
     assert after > max(before, 0.5) + 0.2
@@ -496,7 +495,7 @@ def test_catalogues_that_say_no_dataset_or_the_same_in_another_way_are_taken(dat
 
 def test_a_teacher_of_another_dataset_is_refused(dataset, catalog):
     spec = ModelSpec(FAMILIES["sasrec"], (3, 4), ITEMS, 0, max_history=4)
-    teacher = Recommender(spec.build(seed=0), catalog, spec=spec, features=None, train_counts=training_counts(dataset))
+    teacher = Recommender(spec.build(seed=0), catalog, spec=spec, items=ItemData(training_counts(dataset)))
     config = dataclasses.replace(CONFIG, objective=ObjectiveConfig(distillation=1.0))
 
     def of(digest: str) -> Teacher:

@@ -13,7 +13,7 @@ from semid.catalog.changes import ChangeKind
 from semid.catalog.versions import commit, current
 from semid.data import Histories, Standardizer
 from semid.errors import SemidError
-from semid.recommender import ModelSpec, Recommender, scorers
+from semid.recommender import ItemData, ModelSpec, Recommender, scorers
 from seq_models import (
     DenseConfig,
     HybridConfig,
@@ -53,9 +53,12 @@ def _make(
         spec.build(seed=5) if model is None else model,
         catalog,
         spec=spec,
-        features=standardizer(RAW[: len(catalog)]) if width else None,
-        train_counts=np.pad(COUNTS, (0, len(catalog) - ITEMS)),
-        **{"standardizer": standardizer} | options,
+        items=ItemData(
+            np.pad(COUNTS, (0, len(catalog) - ITEMS)),
+            standardizer(RAW[: len(catalog)]) if width else None,
+            options.pop("standardizer", standardizer),
+        ),
+        **options,
     )
 
 
@@ -171,8 +174,7 @@ def test_an_updated_model_is_written_and_read(model, tmp_path):
 
 def _as_it_is(model: Recommender) -> Recommender:
     """The same with no spare capacity."""
-    own = {"features": model._features, "train_counts": model._train_counts, "standardizer": model._standardizer}
-    return Recommender(model.model, model.catalog, spec=model.spec, **own)
+    return Recommender(model.model, model.catalog, spec=model.spec, items=model.items)
 
 
 def test_a_model_without_its_standardizer_loads_and_says_what_it_lacks(model, tmp_path):
@@ -278,10 +280,9 @@ def test_a_catalogue_in_another_order_is_followed(model, tmp_path, left_out):
         )
     folder, kept = tmp_path / "catalog", np.delete(np.arange(ITEMS), left_out)
     own = SemanticCatalog.load(folder).select(pa.array(IDS[:ITEMS]).take(pa.array(kept)))
-    counts, features, standardizer = COUNTS[kept], model._features[kept], model._standardizer
+    features, standardizer = model.items.features[kept], model.items.standardizer
     spec = dataclasses.replace(model.spec, num_items=len(kept), catalog=own.digest)
-    tables = {"features": features, "train_counts": counts, "standardizer": standardizer}
-    theirs = Recommender(model.model, own, spec=spec, **tables)
+    theirs = Recommender(model.model, own, spec=spec, items=ItemData(COUNTS[kept], features, standardizer))
     if left_out:
         commit(folder, current(folder), ChangeKind.REMOVE, pa.table({"item_id": [IDS[9]]}))
     else:
@@ -294,8 +295,8 @@ def test_a_catalogue_in_another_order_is_followed(model, tmp_path, left_out):
     assert updated.item_ids[: len(kept)].equals(own.item_ids)
     np.testing.assert_array_equal(np.flatnonzero(~updated.catalog.active), np.sort(gone))
     np.testing.assert_array_equal(updated.codes, CODES[[int(name[1:]) for name in updated.item_ids.to_pylist()]])
-    np.testing.assert_array_equal(updated._features[: len(kept)], features)
-    np.testing.assert_array_equal(updated._features[new], standardizer(RAW[ITEMS : ITEMS + 1])[0])
+    np.testing.assert_array_equal(updated.items.features[: len(kept)], features)
+    np.testing.assert_array_equal(updated.items.features[new], standardizer(RAW[ITEMS : ITEMS + 1])[0])
     assert updated.scorer.trie.num_items == ITEMS + 1
     half = SemanticCatalog.load(folder, 0).arranged(own.item_ids)
     assert half.arranged(half.item_ids) is half

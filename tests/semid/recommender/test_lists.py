@@ -8,7 +8,7 @@ from semid.catalog import SemanticCatalog
 from semid.data import Dataset
 from semid.errors import SemidError
 from semid.evaluation import evaluate
-from semid.recommender import ModelSpec, Recommender, Sampling
+from semid.recommender import ItemData, ModelSpec, Recommender, Sampling
 from seq_models import DenseConfig, HybridConfig, RQTransformerConfig, TransformerConfig
 
 ITEMS, K = 24, 8
@@ -38,7 +38,7 @@ def model(request) -> Recommender:
     rng = np.random.default_rng(1)
     features = rng.normal(size=(ITEMS, width)).astype(np.float32) if width else None
     counts = rng.permutation(ITEMS).astype(np.int32)
-    made = Recommender(spec.build(seed=5), catalog(), spec=spec, features=features, train_counts=counts)
+    made = Recommender(spec.build(seed=5), catalog(), spec=spec, items=ItemData(counts, features))
     return made.with_groups(TABLE, "brand", "categories")
 
 
@@ -95,7 +95,7 @@ def test_first_items_are_drawn_in_proportion_to_their_probabilities(model):
 def test_a_later_catalogue_keeps_the_groups_of_its_items():
     config, _ = MODELS["codes"]
     spec = ModelSpec(config, (5, 4, 3), num_items=ITEMS, num_features=0, max_history=4)
-    made = Recommender(spec.build(seed=5), catalog(), spec=spec, features=None, train_counts=np.ones(ITEMS, np.int32))
+    made = Recommender(spec.build(seed=5), catalog(), spec=spec, items=ItemData(np.ones(ITEMS, np.int32)))
     later = made.with_groups(TABLE, "brand").with_catalog(catalog(ITEMS + 4))
     listed = later.recommend([["i1"]], k=ITEMS + 4, at_most={"brand": 1}).item_ids[0]
     brands = [BRANDS[int(item[1:])] for item in listed if int(item[1:]) < ITEMS]

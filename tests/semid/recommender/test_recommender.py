@@ -13,7 +13,7 @@ from semid import artifacts
 from semid.catalog import SemanticCatalog
 from semid.data import Histories, Standardizer
 from semid.errors import SemidError
-from semid.recommender import ModelSpec, Recommender, Scorer, ranking
+from semid.recommender import ItemData, ModelSpec, Recommender, Scorer, ranking
 from semid.recommender.ranking import Ranking
 from seq_models import (
     DenseConfig,
@@ -54,8 +54,10 @@ def _make(name: str, catalog: SemanticCatalog) -> Recommender:
         spec.build(seed=5),
         catalog,
         spec=spec,
-        features=rng.normal(size=(len(catalog), width)).astype(np.float32) if width else None,
-        train_counts=rng.permutation(len(catalog)).astype(np.int32),
+        items=ItemData(
+            features=rng.normal(size=(len(catalog), width)).astype(np.float32) if width else None,
+            train_counts=rng.permutation(len(catalog)).astype(np.int32),
+        ),
     )
 
 
@@ -170,7 +172,7 @@ def test_nothing_allowed_gives_empty_lists_that_are_marked(model):
 
 def test_what_is_popular_is_masked_too(model):
     allowed = model.allow(IDS[4:7])
-    popular = [IDS[row] for row in np.argsort(-model._train_counts, kind="stable") if allowed[row]]
+    popular = [IDS[row] for row in np.argsort(-model.train_counts, kind="stable") if allowed[row]]
     assert model.recommend([[]], k=5, allowed=allowed).item_ids == [popular]
 
 
@@ -188,7 +190,7 @@ def test_a_mask_of_another_shape_or_kind_is_refused(model, wrong):
 
 def test_a_hybrid_recommends_items_that_training_never_saw():
     model = _make("hybrid", _catalog())
-    cold = [IDS[row] for row in np.flatnonzero(model._train_counts == 0)]
+    cold = [IDS[row] for row in np.flatnonzero(model.train_counts == 0)]
     assert len(cold) == 1
     scores = model.score([["i1"]], IDS)[0]
     # one beam finds one item; beside it stands the cold one, wherever the beams are, in the dense head's order
@@ -201,7 +203,7 @@ def test_a_hybrid_recommends_items_that_training_never_saw():
 def test_the_catalogue_must_be_the_one_whose_codes_the_model_speaks():
     catalog = _catalog()
     spec = ModelSpec(*MODELS["codes"][:1], catalog.level_sizes, ITEMS, 3, 4, catalog=catalog.digest)
-    parts = {"spec": spec, "features": np.zeros((ITEMS, 3), np.float32), "train_counts": np.ones(ITEMS, np.int32)}
+    parts = {"spec": spec, "items": ItemData(np.ones(ITEMS, np.int32), np.zeros((ITEMS, 3), np.float32))}
     model = spec.build(seed=0)
     Recommender(model, catalog, **parts)  # control
     other = SemanticCatalog(catalog.item_ids, catalog.codes[::-1], catalog.level_sizes, tie_break=True)
@@ -233,10 +235,10 @@ def test_more_than_there_is_comes_marked(model, exclude_seen):
 
 
 def test_an_empty_history_gets_what_is_popular(model):
-    popular = np.argsort(-model._train_counts, kind="stable")
+    popular = np.argsort(-model.train_counts, kind="stable")
     top = model.recommend([["i1"], [], ["i2"]], k=K, beam_size=BEAM, exclude_seen=True)
     assert top.item_ids[1] == [IDS[row] for row in popular[:K]]
-    share = (model._train_counts + 1) / (model._train_counts + 1).sum()
+    share = (model.train_counts + 1) / (model.train_counts + 1).sum()
     np.testing.assert_allclose(top.scores[1], np.log(np.sort(share)[::-1][:K]), rtol=1e-5)
     np.testing.assert_allclose(model.score([[]], IDS)[0], np.log(share), rtol=1e-5)
     for index, history in ((0, "i1"), (2, "i2")):  # the neighbours are answered as when asked alone
@@ -329,9 +331,7 @@ def test_a_model_that_was_loaded_answers_to_the_bit(model, tmp_path):
 
 def test_another_model_takes_the_same_tables(model, monkeypatch):
     other = model.spec.build(seed=6)
-    fresh = Recommender(
-        other, model.catalog, spec=model.spec, features=model._features, train_counts=model._train_counts
-    )
+    fresh = Recommender(other, model.catalog, spec=model.spec, items=model.items)
     before, wanted = (m.recommend(_histories(4), k=K, beam_size=BEAM) for m in (model, fresh))
     monkeypatch.delattr(Scorer, "from_model")  # neither tables nor trie are built again
     found = model.with_model(other).recommend(_histories(4), k=K, beam_size=BEAM)
@@ -378,14 +378,8 @@ def test_a_model_of_vectors_with_a_constant_dimension_is_read(tmp_path):
     made, raw = _make("codes", _catalog()), np.random.default_rng(0).normal(size=(ITEMS, 3)).astype(np.float32)
     raw[:, 1] = 0.5
     standardizer = Standardizer.fit([raw])
-    made = Recommender(
-        made.model,
-        made.catalog,
-        spec=made.spec,
-        features=standardizer(raw),
-        train_counts=made.train_counts,
-        standardizer=standardizer,
-    )
+    items = ItemData(made.train_counts, standardizer(raw), standardizer)
+    made = Recommender(made.model, made.catalog, spec=made.spec, items=items)
     with artifacts.write_artifact(tmp_path / "model", kind="model", config={}) as folder:
         made.write(folder)
     read = Recommender.from_pretrained(tmp_path / "model")
@@ -452,7 +446,7 @@ def test_items_that_share_all_codes_share_their_score_and_come_by_popularity():
     scores = model.score([["i1"]], IDS[:5])[0]
     assert scores[0] == scores[2] == scores[4]
     top = model.recommend([["i1"]], k=5, beam_size=BEAM)
-    alike = sorted(("i0", "i2", "i4"), key=lambda item: -model._train_counts[IDS.index(item)])
+    alike = sorted(("i0", "i2", "i4"), key=lambda item: -model.train_counts[IDS.index(item)])
     assert [item for item in top.item_ids[0] if item in alike] == alike != ["i0", "i2", "i4"]
     assert sorted(top.item_ids[0]) == IDS[:5]
 
@@ -469,9 +463,8 @@ def test_a_narrow_beam_gives_k_items_nevertheless(model):
 def unrepeated(request) -> tuple[Recommender, Recommender]:
     """A recommender, and one of the same model for data without repeats."""
     plain = _make(request.param, _catalog())
-    parts = {"features": plain._features, "train_counts": plain._train_counts}
     spec = dataclasses.replace(plain.spec, repeat_factor=0.0)
-    return plain, Recommender(plain.model, plain.catalog, spec=spec, **parts)
+    return plain, Recommender(plain.model, plain.catalog, spec=spec, items=plain.items)
 
 
 def test_a_model_of_data_without_repeats_never_recommends_the_history(unrepeated):

@@ -24,7 +24,7 @@ from semid.artifacts import Kind
 from semid.catalog import SemanticCatalog
 from semid.data import Histories
 from semid.errors import SemidError
-from semid.recommender import ModelSpec, Recommender, export_program
+from semid.recommender import ItemData, ModelSpec, Recommender, export_program
 from semid.recommender.stablehlo import LOADER
 from semid.training import named_leaves
 from seq_models import (
@@ -67,8 +67,10 @@ def _recommender(name: str) -> Recommender:
         spec.build(seed=5),
         catalog,
         spec=spec,
-        features=rng.normal(size=(ITEMS, width)).astype(np.float32) if width else None,
-        train_counts=rng.permutation(ITEMS).astype(np.int32),
+        items=ItemData(
+            features=rng.normal(size=(ITEMS, width)).astype(np.float32) if width else None,
+            train_counts=rng.permutation(ITEMS).astype(np.int32),
+        ),
     )
     if name in ("flat", "dense"):
         edges = ItemNeighbors(jnp.asarray(rng.integers(-1, ITEMS, (ITEMS, 2))), jnp.asarray(rng.random((ITEMS, 2))))

@@ -1,0 +1,68 @@
+"""What a model reads of its items, by item row, for the catalogue that it was trained on and for later versions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from semid.catalog import SemanticCatalog
+from semid.data import Standardizer
+from semid.errors import SemidError
+from semid.recommender.conditions import ItemConditions
+from semid.recommender.sequences import SequenceCodes
+from semid.recommender.versions import standardize_appended
+from seq_models import ItemTables
+
+if TYPE_CHECKING:
+    from semid.recommender.spec import ModelSpec
+
+
+class ItemData(NamedTuple):
+    """What a model reads of its items, by item row: their training counts, and what else it was trained with.
+
+    `features` are its dense input, which `standardizer` made of raw vectors; `conditions` are those that the items
+    meet, and `sequences` their further code sequences.
+    """
+
+    train_counts: Int[np.ndarray, " items"]
+    features: Float[np.ndarray, "items feature"] | None = None
+    standardizer: Standardizer | None = None
+    conditions: ItemConditions = ItemConditions()
+    sequences: SequenceCodes = ()
+
+    def appended(
+        self,
+        catalog: SemanticCatalog,
+        spec: ModelSpec,
+        *,
+        vectors: Float[np.ndarray, "new dim"] | None,
+        sequences: Mapping[str, SemanticCatalog],
+    ) -> ItemData:
+        """The same for a catalogue with more items, behind these; see `Recommender.with_catalog`."""
+        new, features = len(catalog) - len(self.train_counts), self.features
+        if new and features is not None:
+            added = standardize_appended(self.standardizer, vectors, new=new, columns=spec.columns)
+            features = np.concatenate([features, added])
+        if sequences and spec.sequences is None:
+            raise SemidError("the model reads no further code sequences; leave `sequences` out")
+        codes = () if spec.sequences is None else spec.sequences.appended(self.sequences, catalog.item_ids, sequences)
+        counts = np.pad(self.train_counts, (0, new))
+        return ItemData(counts, features, self.standardizer, self.conditions.padded(new), codes)
+
+    def tables(
+        self, catalog: SemanticCatalog, *, active: Bool[np.ndarray, " items"] | None, rows: int | None
+    ) -> ItemTables:
+        """Tables for the model, on the default device; with `rows`, so many in all."""
+        return ItemTables.from_arrays(
+            catalog.codes,
+            self.features,
+            self.train_counts,
+            active=active,
+            groups=self.conditions.groups,
+            texts=self.conditions.texts,
+            sequences=self.sequences,
+            rows=rows,
+        )
