@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from seq_models.layers import TransformerConfig, norm
+from seq_models.layers import TransformerConfig, dropout, norm
 
 
 class Conditions(NamedTuple):
@@ -69,6 +69,11 @@ class ConditionEncoder(nnx.Module):
         self.inputs = table(sizes.inputs, dim)
         self.event, self.group = table(sizes.event, width), table(sizes.group, width)
         self.text = TextProjection(sizes.text, width) if sizes.text else None
+
+    @property
+    def reads_event(self) -> bool:
+        """States of the history know the next item's event where that is asked for: it is added to the input."""
+        return self.event is not None and not self.sizes.film
 
     def add_to_input(
         self,
@@ -129,20 +134,26 @@ class ConditionEncoder(nnx.Module):
 
 
 class EventHead(nnx.Module):
-    """Logits of the events of an item, from the state that it is decoded from and its embedding.
+    """Logits of the events of an item, from the state after the history, its embedding and the product of the two.
 
     With the probability of the item they give that of item and event (ESMM, Ma et al., SIGIR 2018, eq. 1, for codes):
-    p(item, event | history) = p(item | history) p(event | item, history). At first all events are alike.
+    p(item, event | history) = p(item | history) p(event | item, history). The product says whether the item suits the
+    history, as its own probability does. At first all events are alike.
     """
 
     def __init__(self, size: int, config: TransformerConfig, *, rngs: nnx.Rngs) -> None:
-        self.norm, self.hidden = norm(config, rngs), nnx.Linear(config.dim, config.dim, rngs=rngs)
+        self.state_norm, self.item_norm = norm(config, rngs), norm(config, rngs)
+        self.hidden, self.rate = nnx.Linear(3 * config.dim, config.dim, rngs=rngs), config.rate
         zeros = nnx.initializers.zeros_init()
         self.out = nnx.Linear(config.dim, size, kernel_init=zeros, rngs=rngs)
 
-    def __call__(self, states: Float[Array, "*n dim"], items: Float[Array, "*n dim"]) -> Float[Array, "*n event"]:
-        """Logits, of states after histories and embeddings of the items that followed."""
-        return self.out(jax.nn.silu(self.hidden(self.norm((states + items).astype(jnp.float32)))))
+    def __call__(
+        self, states: Float[Array, "*n dim"], items: Float[Array, "*n dim"], *, key: Key[Array, ""] | None = None
+    ) -> Float[Array, "*n event"]:
+        """Logits, of states after histories and embeddings of the items that followed. With a key: with dropout."""
+        state, item = self.state_norm(states.astype(jnp.float32)), self.item_norm(items.astype(jnp.float32))
+        x = dropout(jnp.concatenate([state, item, state * item], axis=-1), self.rate, key)
+        return self.out(jax.nn.silu(self.hidden(x)))
 
 
 class TextProjection(nnx.Module):

@@ -75,14 +75,28 @@ class DenseTransformer(ItemModel):
         conditions: Conditions | None = None,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "b t dim"]:
-        """Backbone states of histories of item rows, in the dtype in which they are multiplied with the vectors."""
+        """States of histories of item rows, in the dtype in which they are multiplied with the vectors."""
+        states = self.history_states(vectors, history, segments, events=events, conditions=conditions, key=key)
+        return self._queries(states, conditions)
+
+    def history_states(
+        self,
+        vectors: Float[Array, "items dim"],
+        history: Int[Array, "b t"],
+        segments: Int[Array, "b t"],
+        *,
+        events: Int[Array, "b t"] | None = None,
+        conditions: Conditions | None = None,
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "b t dim"]:
+        """Backbone states: `states` before conditions modulate them."""
         x = vectors[history] * (vectors.shape[-1] ** 0.5)
         if self.conditioning is not None:
             x = self.conditioning.add_to_input(x, events, conditions)
-        states = self.backbone(x, segments, key=key)
-        if self.conditioning is not None:
-            states = self.conditioning.modulate(states, conditions)
-        return states.astype(self.dtype.value)
+        return self.backbone(x, segments, key=key)
+
+    def _queries(self, states: Float[Array, "b t dim"], conditions: Conditions | None) -> Float[Array, "b t dim"]:
+        return self.asked(states, conditions).astype(self.dtype.value)
 
     def scores(
         self,
@@ -116,11 +130,12 @@ class DenseTransformer(ItemModel):
         vectors = self.vectors(tables.features)
         events, conditions = self.training_conditions(tables, batch, key)
         inputs: dict[str, Any] = {"events": events, "conditions": conditions}
-        states = self.states(vectors, batch.history, batch.segments, **inputs, key=key)
-        loss = item_cross_entropy(states, vectors, batch.targets, batch.weights, seen=batch.seen)
+        states = self.history_states(vectors, batch.history, batch.segments, **inputs, key=key)
+        queries = self._queries(states, conditions)
+        loss = item_cross_entropy(queries, vectors, batch.targets, batch.weights, seen=batch.seen)
         if self.event_head is None:
             return {"loss": loss}
-        return {"loss": loss} | self.event_terms(states, self._embedded(vectors, batch.targets), batch, conditions)
+        return {"loss": loss} | self.event_terms(states, self._embedded(vectors, batch.targets), batch, conditions, key)
 
     def event_log_probs(
         self, tables: ItemTables, requests: RequestBatch, rows: Int[Array, "b n"]
@@ -128,7 +143,7 @@ class DenseTransformer(ItemModel):
         """Of the items, given their vectors and the state after the history."""
         vectors = self.vectors(tables.features)
         inputs: dict[str, Any] = {"events": requests.events, "conditions": requests.conditions(tables)}
-        states = self.states(vectors, requests.history, requests.segments, **inputs)
+        states = self.history_states(vectors, requests.history, requests.segments, **inputs)
         return self.events_after(last_state(states, requests.segments), self._embedded(vectors, rows))
 
     def _embedded(self, vectors: Float[Array, "items dim"], rows: Int[Array, "*n"]) -> Float[Array, "*n dim"]:

@@ -96,14 +96,15 @@ class HybridTransformer(RQTransformer):
         """The terms of codes, and the dense head's over all training items (LIGER, section 3): one pass of states."""
         backbone_key, depth_key = split_key(key, 2)
         inputs, codes = self.training_inputs(tables, batch, key), batch.target_codes(tables)
-        states = self.states(inputs, batch.segments, key=backbone_key)
+        history = self.history_states(inputs, batch.segments, key=backbone_key)
+        states = self.asked(history, inputs.conditions)
         logits = self.depth_logits(states, codes, key=depth_key)
         terms = code_loss_terms(logits, tables, batch, trie=trie, smoothing=smoothing)
         # An unknown item is no negative: of a zero vector it adds the same to every sum.
         vectors = jnp.where(tables.known[:, None], self.vectors(_required(tables.features)), 0.0)
         queries = self.queries(states)
         if self.event_head is not None:
-            terms |= self.event_terms(states, self.code_sums(codes), batch, inputs.conditions)
+            terms |= self.event_terms(history, self.code_sums(codes), batch, inputs.conditions, key)
         return terms | {
             "loss/dense": item_cross_entropy(queries, vectors, batch.targets, batch.weights, seen=batch.seen)
         }

@@ -25,6 +25,8 @@ from seq_models.types import ItemTables, Layout, RequestBatch, SoftmaxOver, TopK
 
 # Folded into a step's key, for what is left out of the conditions: the key's other uses stay what they are.
 _DROP = 0x70_1D
+# ... and for the dropout of the event head.
+_EVENTS = 0x70_1E
 
 
 class ModelConfig(abc.ABC):
@@ -91,22 +93,28 @@ class ItemModel(nnx.Module):
         choice, drop = split_key(None if key is None else jax.random.fold_in(key, _DROP), 2)
         return self.conditioning.drop(batch.events, batch.conditions(tables, key=choice), drop)
 
+    def asked(self, states: Float[Array, "b t dim"], conditions: Conditions | None) -> Float[Array, "b t dim"]:
+        """States after histories as the next items are decoded from them: by FiLM, if the model knows conditions so."""
+        return states if self.conditioning is None else self.conditioning.modulate(states, conditions)
+
     def event_terms(
         self,
         states: Float[Array, "*n dim"],
         items: Float[Array, "*n dim"],
         batch: TrainingBatch,
         conditions: Conditions | None,
+        key: Key[Array, ""] | None,
     ) -> dict[str, Float[Array, ""]]:
-        """Cross-entropy of the targets' events (`loss/event`), given states and embeddings of the targets, if it learns
-        them: where the event is known and no condition gives it away."""
+        """Cross-entropy of the targets' events (`loss/event`), given states after histories and embeddings of the
+        targets, if it learns them: where the event is known and no condition that the state has read gives it away."""
         if self.event_head is None or batch.target_events is None:
             return {}
         given = None if conditions is None else conditions.event
         learned = (batch.targets >= 0) & (batch.target_events > 0)
-        if given is not None and self.conditioning is not None and self.conditioning.event is not None:
+        if given is not None and self.conditioning is not None and self.conditioning.reads_event:
             learned &= given == 0
-        each = cross_entropy(self.event_head(states, items), jnp.maximum(batch.target_events - 1, 0))
+        key = None if key is None else jax.random.fold_in(key, _EVENTS)
+        each = cross_entropy(self.event_head(states, items, key=key), jnp.maximum(batch.target_events - 1, 0))
         return {"loss/event": weighted_mean(each, learned.astype(jnp.float32))}
 
     def event_log_probs(

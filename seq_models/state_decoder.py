@@ -39,9 +39,14 @@ class StateDecoder(CodeModel):
     def states(
         self, inputs: Inputs, segments: Int[Array, "b t"], *, key: Key[Array, ""] | None = None
     ) -> Float[Array, "b t dim"]:
-        """Backbone states: entry `t` has read positions up to and including `t` of its segment."""
-        states = self.backbone(self.item_states(inputs), segments, key=key)
-        return states if self.conditioning is None else self.conditioning.modulate(states, inputs.conditions)
+        """States that items are decoded from: entry `t` has read positions up to and including `t` of its segment."""
+        return self.asked(self.history_states(inputs, segments, key=key), inputs.conditions)
+
+    def history_states(
+        self, inputs: Inputs, segments: Int[Array, "b t"], *, key: Key[Array, ""] | None = None
+    ) -> Float[Array, "b t dim"]:
+        """Backbone states: `states` before conditions modulate them."""
+        return self.backbone(self.item_states(inputs), segments, key=key)
 
     def logits(
         self,
@@ -69,18 +74,18 @@ class StateDecoder(CodeModel):
             return super().loss_terms(tables, batch, trie=trie, smoothing=smoothing, key=key)
         backbone_key, depth_key = split_key(key, 2)
         inputs, codes = self.training_inputs(tables, batch, key), batch.target_codes(tables)
-        states = self.states(inputs, batch.segments, key=backbone_key)
-        terms = code_loss_terms(
-            self.depth_logits(states, codes, key=depth_key), tables, batch, trie=trie, smoothing=smoothing
-        )
-        return terms | self.event_terms(states, self.code_sums(codes), batch, inputs.conditions)
+        states = self.history_states(inputs, batch.segments, key=backbone_key)
+        logits = self.depth_logits(self.asked(states, inputs.conditions), codes, key=depth_key)
+        terms = code_loss_terms(logits, tables, batch, trie=trie, smoothing=smoothing)
+        return terms | self.event_terms(states, self.code_sums(codes), batch, inputs.conditions, key)
 
     def event_log_probs(
         self, tables: ItemTables, requests: RequestBatch, rows: Int[Array, "b n"]
     ) -> Float[Array, "b n event"]:
         """Of the items, given their codes and the state after the history: that after the last code."""
-        context = self.encode_history(requests.inputs(tables), requests.segments)
-        return self.events_after(context, self.code_sums(tables.codes[jnp.maximum(rows, 0)]))
+        states = self.history_states(requests.inputs(tables), requests.segments)
+        items = self.code_sums(tables.codes[jnp.maximum(rows, 0)])
+        return self.events_after(last_state(states, requests.segments), items)
 
     def code_sums(self, codes: Int[Array, "*n level"]) -> Float[Array, "*n dim"]:
         """The sums of the embeddings of items' codes."""

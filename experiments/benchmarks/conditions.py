@@ -86,7 +86,8 @@ def _measured(shop: SimulatedConfig, model: ModelConfig, epochs: float) -> dict[
     }
     items = np.arange(dataset.num_items)
     groups = items if never.codes is None else group_ids(never.codes)
-    return {name: ndcg_at_10(rank(), test, items if "oracle" in name else groups) for name, rank in asking.items()}
+    gains = {name: ndcg_at_10(rank(), test, items if "oracle" in name else groups) for name, rank in asking.items()}
+    return {name: float(gain.mean()) for name, gain in gains.items()}
 
 
 def _shuffled(dataset: Dataset, seed: int) -> Dataset:
@@ -100,9 +101,11 @@ def _ranked(model: Recommender, test: Examples, events: Int[np.ndarray, " n"] | 
     return model.rank(test.histories, k=10, exclude_seen=False, condition=condition)
 
 
-def ndcg_at_10(ranked: Int[np.ndarray, "n k"], test: Examples, groups: Int[np.ndarray, " items"]) -> float:
-    """Mean NDCG@10 of lists of item rows; items of one group cannot be told apart."""
-    return float(accuracy(item_places(ranked, test.targets, groups), (10,))["ndcg@10"].mean())
+def ndcg_at_10(
+    ranked: Int[np.ndarray, "n k"], test: Examples, groups: Int[np.ndarray, " items"]
+) -> Float[np.ndarray, " n"]:
+    """NDCG@10 of lists of item rows; items of one group cannot be told apart."""
+    return accuracy(item_places(ranked, test.targets, groups), (10,))["ndcg@10"]
 
 
 def table(measured: list[dict[str, float]]) -> list[str]:
@@ -117,10 +120,10 @@ def table(measured: list[dict[str, float]]) -> list[str]:
         "share of the oracle: own - never told": share,
     }
     lines = ["| model | NDCG@10 |", "|---|---|"]
-    return lines + [f"| {name} | {_mean(value)} |" for name, value in (values | pairs).items()]
+    return lines + [f"| {name} | {mean_and_error(value)} |" for name, value in (values | pairs).items()]
 
 
-def _mean(values: Float[np.ndarray, " seeds"]) -> str:
+def mean_and_error(values: Float[np.ndarray, " seeds"]) -> str:
     error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
     return f"{values.mean():+.4f} ± {error:.4f}"
 

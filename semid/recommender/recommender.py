@@ -577,11 +577,16 @@ class Recommender:
 
         They sum to one over the events. Raises SemidError for a model that was trained without an event head.
         """
+        rows, wanted = self._histories(histories, skip_unknown, events), self.catalog.rows(item_ids)
+        return np.exp(self.event_log_probs(rows, wanted))
+
+    def event_log_probs(
+        self, histories: Histories, rows: Int[np.ndarray, " n"]
+    ) -> Float[np.ndarray, "histories n event"]:
+        """Logarithms of `event_probs` by item rows."""
         if self.conditions is None or not self.conditions.event_head:
             raise SemidError("the model knows no probabilities of events; train one with --event-head")
-        rows, wanted = self._histories(histories, skip_unknown, events), self.catalog.rows(item_ids)
-        found = self._ranking(None).event_log_probs(rows, wanted, conditions=self._conditions(None, len(rows)))
-        return np.exp(found)
+        return self._ranking(None).event_log_probs(histories, rows, conditions=self._conditions(None, len(histories)))
 
     def own_conditions(
         self, rows: Int[np.ndarray, " n"], events: Int[np.ndarray, " n"] | None, parts: Sequence[str]

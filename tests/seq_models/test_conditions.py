@@ -31,7 +31,7 @@ from seq_models import (
     TrainingBatch,
     TransformerConfig,
 )
-from seq_models.conditions import after_histories
+from seq_models.conditions import EventHead, after_histories
 
 ITEMS, SIZES, LENGTH, USERS = 12, (4, 4), 4, 3
 STACK = TransformerConfig(dim=8, layers=1, heads=2, hidden=8, dropout=0.0)
@@ -280,6 +280,52 @@ def test_film_is_refused_where_no_state_is_decoded(name):
     model.add_conditions(ASKED, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"drop in \[0, 1\)"):
         ConditionSizes(drop=1.0)
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name.split(",")[0] in ("rq", "dense", "hybrid")])
+def test_events_are_learned_from_all_targets_unless_the_history_has_read_the_answer(name):
+    """FiLM acts behind what the head reads; a condition that is added to the input would give the event away."""
+    graph, params = random(name, replace(ASKED, head=2))
+    model = nnx.merge(graph, params)
+    batch = training_batch(model, np.array([3, 4, 9], np.int32), np.array([2, 1, 2], np.int32))
+    told = tables()
+    loss = jax.jit(lambda params, batch: nnx.merge(graph, params).loss_terms(told, batch)["loss/event"])
+    unasked = loss(params, batch._replace(target_events=jnp.zeros_like(batch.target_events)))
+    assert unasked == 0  # no event is known
+    if "film" not in name:
+        assert loss(params, batch) == 0  # every event is asked for
+        return
+    assert loss(params, batch) > 0
+    read = jax.jit(lambda params, asking: nnx.merge(graph, params).event_log_probs(told, asking, rows))
+    rows = jnp.tile(jnp.arange(ITEMS), (USERS, 1))
+    found = [np.asarray(read(params, requests(asked(event)))) for event in (0, 1)]
+    np.testing.assert_array_equal(*found)
+    np.testing.assert_allclose(np.exp(found[0]).sum(axis=-1), 1, atol=1e-5)
+
+
+def test_events_of_items_that_suit_the_history_are_learned():
+    """Neither state nor item tells the event, the two together do."""
+    rng = np.random.default_rng(0)
+    states, items = (jnp.asarray(rng.choice([-1.0, 1.0], (2, 1024, 8)), jnp.float32) for _ in range(2))
+    event = (jnp.sum(states * items, axis=-1) > 0).astype(jnp.int32)
+    graph, params = nnx.split(EventHead(2, STACK, rngs=nnx.Rngs(0)))
+    optimizer = optax.adam(0.02)
+
+    @jax.jit
+    def step(params, state):
+        def loss(params):
+            logits = nnx.merge(graph, params)(states[0], items[0])
+            return optax.softmax_cross_entropy_with_integer_labels(logits, event[0]).mean()
+
+        with jax.numpy_dtype_promotion("standard"):
+            updates, state = optimizer.update(jax.grad(loss)(params), state)
+        return optax.apply_updates(params, updates), state
+
+    state = optimizer.init(params)
+    for _ in range(200):
+        params, state = step(params, state)
+    guessed = nnx.merge(graph, params)(states[1], items[1]).argmax(axis=-1)
+    assert (guessed == event[1]).mean() > 0.8
 
 
 @every_model
