@@ -6,9 +6,9 @@
 Catalogues are random codes. The model is a table of logits by the code before, so that what is timed is the search. The
 control, `unconstrained`, is a beam search over all products of the vocabularies, whose results need not exist. Every
 contender runs once a round, in turn; given are users per second of its fastest round, and per second of processor time,
-which says more where other work shares the machine. What a mixture with an item graph costs is measured on searches
-with a model, an RQ-Transformer of the recipes' size, as ratios of medians. Peak memory is that of the whole process so
-far, its libraries and the codes included.
+which says more where other work shares the machine. What a mixture with an item graph costs, and what a condition, is
+measured on searches with a model, an RQ-Transformer of the recipes' size, as ratios of medians. Peak memory is that of
+the whole process so far, its libraries and the codes included.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ import tyro
 from jaxtyping import Array, Float, Int
 
 from semid.artifacts import try_file, write_json
-from semid.recommender import ModelSpec, Scorer
+from semid.recommender import ConditionSpec, ModelSpec, Scorer
 from seq_models import (
+    Conditions,
     ItemNeighbors,
     ItemTables,
     Mixture,
@@ -191,6 +192,10 @@ def _mixture_costs(
         name: functools.partial(replace(scorer, mixture=mixture).top, requests, k=10, beam_size=beam_size)
         for name, mixture in mixtures.items()
     }
+    conditions = ConditionSpec(("buy", "click", "look"), on_event=True, film=True)
+    asked = scorer.with_model(replace(spec, conditions=conditions).build(seed=0))
+    wish = requests._replace(target_conditions=Conditions(jnp.ones(users, jnp.int32)))
+    contenders["asked for an event"] = functools.partial(asked.top, wish, k=10, beam_size=beam_size)
     medians = {name: np.median(times, axis=0) / users for name, times in _seconds(contenders, rounds).items()}
     figures: dict[str, float] = {}
     for name, times in medians.items():

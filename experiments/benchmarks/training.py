@@ -27,7 +27,7 @@ import tyro
 from semid.artifacts import try_file, write_json
 from semid.data import Histories
 from semid.generators import LossTables, generator_loss
-from semid.recommender import ModelSpec, SequencesSpec
+from semid.recommender import ConditionSpec, ModelSpec, SequencesSpec
 from semid.training import (
     MeshConfig,
     OptimizerConfig,
@@ -47,6 +47,13 @@ ITEMS, SIZES = 12_101, (256, 256, 256)
 HISTORY, ROW = 20, 32  # as GeneratorConfig has them
 POSITIONS = 2048  # items of a batch, however long its rows are
 FAMILIES: dict[str, CodeConfig] = {"rq-transformer": RQTransformerConfig(), "flat": FlatDecoderConfig()}
+_EVENTS = ("buy", "click", "look")
+_CONDITIONS = {
+    "events as inputs": ConditionSpec(_EVENTS, event_inputs=True),
+    "asked for events": ConditionSpec(_EVENTS, event_inputs=True, on_event=True),
+    "asked for events, FiLM": ConditionSpec(_EVENTS, event_inputs=True, on_event=True, film=True),
+    "events as inputs, event head": ConditionSpec(_EVENTS, event_inputs=True, event_head=True),
+}
 IDS, STATES, DIM = 1_000_000, 1024, 64  # of the softmax over items
 MIB = 2**20
 
@@ -63,6 +70,7 @@ class Variant:
     """Put each batch on the device before the step of the one before it."""
     sequences: int = 0
     """Further code sequences of every item, as long as the first."""
+    conditions: ConditionSpec | None = None
 
     def backbone(self, **options: Any) -> Variant:
         """The same with other options of the backbone."""
@@ -107,6 +115,8 @@ def _variants() -> dict[str, Variant]:
     """The plain variant first."""
     train = _histories(np.minimum(2 + np.random.default_rng(0).geometric(0.2, 22_363), 200))
     plain = Variant(RQTransformerConfig(), pack(train, max_history=HISTORY, row_length=ROW))
+    events = np.random.default_rng(0).integers(1, 4, len(train.items)).astype(np.int32)
+    told = replace(plain, rows=pack(replace(train, events=events), max_history=HISTORY, row_length=ROW))
     return {
         "plain": plain,
         "2 microbatches": replace(plain, accumulate=2),
@@ -118,6 +128,7 @@ def _variants() -> dict[str, Variant]:
         "state not donated": replace(plain, donate=False),
         "one history a row": replace(plain, rows=_one_a_row(train)),
         "two further code sequences": replace(plain, sequences=2),
+        **{name: replace(told, conditions=spec) for name, spec in _CONDITIONS.items()},
     }
 
 
@@ -142,7 +153,9 @@ class _Training:
         size = max(size // variant.accumulate, 1) * variant.accumulate
         further = SequencesSpec(tuple(map(str, range(variant.sequences))), (SIZES,) * variant.sequences, ())
         spec = ModelSpec(variant.model, SIZES, ITEMS, num_features=0, max_history=HISTORY)
-        model = replace(spec, sequences=further if variant.sequences else None).build(seed=0)
+        model = replace(spec, sequences=further if variant.sequences else None, conditions=variant.conditions).build(
+            seed=0
+        )
         optimizer = make_optimizer(OptimizerConfig(), num_steps=10_000)
         stream = batches(variant.rows, batch_size=size, num_batches=10_000, seed=0)
         on_device = (put_batch(batch, mesh) for batch in stream)
