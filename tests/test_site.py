@@ -62,8 +62,8 @@ def test_figures_are_drawn_and_shown():
     spec = importlib.util.spec_from_file_location("figures", ROOT / "docs" / "tools" / "figures.py")
     figures = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(figures)
-    shown = "".join(page.read_text() for page in (ROOT / "docs" / "concepts").glob("*.md"))
+    shown = "".join(page.read_text() for page in (ROOT / "docs").rglob("*.md"))
     assert {file.stem for file in figures.FOLDER.glob("*.svg")} == set(figures.FIGURES)
     for name, draw in figures.FIGURES.items():
-        assert f"(figures/{name}.svg)" in shown
+        assert re.search(rf"\((concepts/)?figures/{name}\.svg\)", shown)
         assert ElementTree.fromstring(draw().svg()).tag.endswith("svg")

@@ -1,4 +1,4 @@
-"""Figures of the concept pages, each computed on a tiny example: `python docs/tools/figures.py` writes them as SVG."""
+"""Figures of the pages, each computed on a tiny example: `python docs/tools/figures.py` writes them as SVG."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from quantizers import ResidualKMeans, health, kmeans, nearest
+from semid.data.simulated import EVENTS, Events, SimulatedConfig, simulate
 from seq_models import CodeTrie
 
 FOLDER = Path(__file__).parents[1] / "concepts" / "figures"
@@ -283,6 +284,25 @@ def sampled_negatives() -> Drawing:
     return drawing
 
 
+def asking() -> Drawing:
+    """What users of a simulated shop do with the ten likeliest items, by the event that was asked for: the oracle's."""
+    world = SimulatedConfig(num_items=200, num_users=200, taxonomy=(2, 2, 2), images=False, events=Events())
+    made = simulate(world)
+    histories = made.dataset.splits.test.histories
+    drawing = Drawing(680, 290, "Lists asked for clicks and for purchases are clicked and bought more")
+    for panel, event in enumerate((None, "click", "buy")):
+        left = 20 + 220 * panel
+        ranked = made.oracle.rank(histories, k=10, condition={} if event is None else {"event": event})
+        shares = made.oracle.event_probabilities(histories, ranked).mean(axis=(0, 1))
+        drawing.text((left + 105, 24), "asked for nothing" if event is None else f"asked for {event}", size=14)
+        for index, (name, share) in enumerate(zip(EVENTS, shares, strict=True)):
+            drawing.bar(left + 64 * index + 15, 245, 50, max(190 * share, 1.5), COLORS[index])
+            drawing.text((left + 64 * index + 40, 237 - 190 * share), f"{share:.2f}", size=13)
+            drawing.text((left + 64 * index + 40, 266), name, size=12)
+        drawing.line((left + 5, 245), (left + 205, 245))
+    return drawing
+
+
 FIGURES: dict[str, Callable[[], Drawing]] = {
     function.__name__.replace("_", "-"): function
     for function in (
@@ -294,6 +314,7 @@ FIGURES: dict[str, Callable[[], Drawing]] = {
         mixing,
         memory_bank,
         sampled_negatives,
+        asking,
     )
 }
 
