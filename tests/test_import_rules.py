@@ -53,7 +53,9 @@ RULES = {
     ),
     "semid.catalog": Rule(BASE | {"semid.data", "seq_models"}, ARRAYS | {"tokenizers"}),  # of seq_models the trie
     "semid.stage": Rule(BASE | {"semid.data", "semid.training"}, {"jax"}),
-    "semid.graphs": Rule(BASE | {"semid.data", "semid.stage"}, ARRAYS | JAX | {"optax", "scipy"}),
+    "semid.graphs": Rule(
+        BASE | {"quantizers", "semid.data", "semid.encoders", "semid.stage"}, ARRAYS | JAX | {"optax", "scipy"}
+    ),
     "semid.evaluation": Rule(BASE | {"semid.data"}, ARRAYS),
     "semid.recommender": Rule(
         BASE | {"seq_models", "semid.data", "semid.catalog", "semid.training", "semid.encoders", "semid.graphs"},

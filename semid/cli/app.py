@@ -25,6 +25,7 @@ COMMANDS = {
     "prepare": "semid.cli.prepare.Prepare",
     "tokenize": "semid.cli.tokenize.Tokenize",
     "graph": "semid.cli.graph.Graph",
+    "vectors": "semid.cli.vectors.Vectors",
     "train": "semid.cli.train.Train",
     "compile": "semid.cli.compile.Compile",
     "sweep": "semid.cli.sweep.Sweep",

@@ -59,11 +59,12 @@ class _Alignment(_Options):
     """Alignments of the training, and the signal they read; each has its own options."""
 
     alignment: tuple[Literal[tuple(_ALIGNMENTS)], ...] = ()  # type: ignore[valid-type]  # all subclasses there are
-    """Collaborative losses of the RQ-VAE's training: items find their collaborative vectors (letter) or equal them
-    (distill), find co-consumed items (cooccurrence), or the dual views of users and items (das)."""
+    """Collaborative losses of the RQ-VAE's training: items find their collaborative vectors (letter), equal them
+    (distill) or their latents (match), find co-consumed items (cooccurrence), or the dual views of users and items
+    (das)."""
     signal: Literal[(*_SIGNALS, "model")] = PpmiConfig.name  # type: ignore[valid-type]
-    """Collaborative vectors for all but cooccurrence: from co-occurrence, by LightGCN, or of the model after
-    --teacher."""
+    """Collaborative vectors for all but cooccurrence: from co-occurrence, by LightGCN or its kin, by AlphaRec's map of
+    content, or of the model after --teacher."""
     teacher: str | None = None
     """Folder (or org/name of the Hugging Face hub) of a model that `semid train sasrec` wrote on this dataset."""
 

@@ -22,6 +22,7 @@ from semid.generators.training import (
     validation,
     write_statistics,
 )
+from semid.generators.vector_teacher import VectorTeacher
 
 __all__ = [
     "ConditionsConfig",
@@ -34,6 +35,7 @@ __all__ = [
     "ProgramSizes",
     "TaughtRows",
     "Teacher",
+    "VectorTeacher",
     "as_teacher",
     "content_features",
     "fit_generator",

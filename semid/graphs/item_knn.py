@@ -1,24 +1,28 @@
-"""`ItemKNN`: items by the similarity of their users, the oldest of collaborative recommenders (Sarwar et al., 2001)."""
+"""Items by their nearness to those of a history: by users in common (`ItemKNN`), or by vectors (`VectorKNN`)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from scipy import sparse
 
 from semid.data import Dataset, Histories
 from semid.graphs.cooccurrence import interactions_matrix
+from semid.graphs.lightgcn import GraphConfig
 from semid.graphs.ranking import BATCH, best_items, by_popularity, without_history
 from semid.graphs.transitions import pruned, scaled_rows
 
 
 @dataclass(frozen=True, eq=False)
 class ItemKNN:
-    """Scores an item by the sum of its cosines with the items of the history, among the nearest of each.
+    """Item kNN, the oldest of collaborative recommenders (Sarwar et al., 2001).
+
+    Scores an item by the sum of its cosines with the items of the history, among the nearest of each.
 
     The cosine is that of the sets of users that have had the two. It is a `Ranker` for `semid.evaluate`. Where
     `repeats` is false, items of the history are never recommended.
@@ -59,3 +63,101 @@ class ItemKNN:
             scores = scores if seen is None else without_history(scores, seen)
             lists.append(best_items(scores, k=k, popular=popular, seen=seen))
         return np.concatenate(lists)
+
+
+@dataclass(frozen=True, eq=False)
+class VectorKNN:
+    """Scores an item by the cosine of its vector with the mean of those of the history: content kNN, or, with a
+    signal's vectors, what that signal alone recommends.
+
+    It is a `Ranker` for `semid.evaluate`. Where `repeats` is false, items of the history are never recommended.
+    """
+
+    item_ids: pa.Array
+    vectors: Float[np.ndarray, "items dim"]
+    train_counts: Int[np.ndarray, " items"]
+    repeats: bool
+
+    codes: ClassVar[None] = None
+    tie_break: ClassVar[bool] = False
+
+    @classmethod
+    def fit(cls, dataset: Dataset, vectors: Float[np.ndarray, "items dim"]) -> VectorKNN:
+        """Rank the dataset's items by these vectors."""
+        popularity = dataset.splits.train.popularity(dataset.num_items).astype(np.int64)
+        return cls(dataset.item_ids, vectors.astype(np.float32), popularity, bool(dataset.repeats.repeated))
+
+    def rank(self, histories: Histories, *, k: int, exclude_seen: bool = False) -> Int[np.ndarray, "n k"]:
+        """The `k` best item rows for each history, ties by popularity; -1 where there are fewer."""
+        unit, order = unit_vectors(self.vectors), by_popularity(self.train_counts)
+
+        def scores(part: Histories) -> Float[np.ndarray, "n items"]:
+            items, owner = part.flat()
+            sums = np.zeros((len(part), self.vectors.shape[1]), np.float32)
+            np.add.at(sums, owner, self.vectors[items])
+            return unit_vectors(sums) @ unit.T
+
+        return _best(scores, histories, k=k, order=order, leave_out=exclude_seen or not self.repeats)
+
+
+@dataclass(frozen=True, eq=False)
+class UserItemVectors:
+    """Scores an item by the inner product of its vector with the user's: LightGCN and its kin.
+
+    It is a `Ranker` for `semid.evaluate`, for the users that it was trained on. Where `repeats` is false, items of the
+    history are never recommended.
+    """
+
+    item_ids: pa.Array
+    items: Float[np.ndarray, "items dim"]
+    users: Float[np.ndarray, "users dim"]
+    train_counts: Int[np.ndarray, " items"]
+    repeats: bool
+
+    codes: ClassVar[None] = None
+    tie_break: ClassVar[bool] = False
+
+    @classmethod
+    def fit(cls, dataset: Dataset, config: GraphConfig, *, seed: int) -> UserItemVectors:
+        """Train on the dataset's training histories."""
+        made = config.vectors(dataset, seed=seed)
+        popularity = dataset.splits.train.popularity(dataset.num_items).astype(np.int64)
+        return cls(dataset.item_ids, made.items, made.users, popularity, bool(dataset.repeats.repeated))
+
+    def rank(self, histories: Histories, *, k: int, exclude_seen: bool = False) -> Int[np.ndarray, "n k"]:
+        """The `k` best item rows for the user of each history, ties by popularity; -1 where there are fewer."""
+        return _best(
+            lambda part: self.users[part.users] @ self.items.T,
+            histories,
+            k=k,
+            order=by_popularity(self.train_counts),
+            leave_out=exclude_seen or not self.repeats,
+        )
+
+
+def _best(
+    scores: Callable[[Histories], Float[np.ndarray, "n items"]],
+    histories: Histories,
+    *,
+    k: int,
+    order: Int[np.ndarray, " items"],
+    leave_out: bool,
+) -> Int[np.ndarray, "n k"]:
+    """The `k` items of the largest scores, those of the history left out; ties as in `order`."""
+    lists = [np.full((0, k), -1, np.int32)]
+    for start in range(0, len(histories), BATCH):
+        part = histories.take(slice(start, start + BATCH))
+        table = scores(part)
+        if leave_out:
+            items, owner = part.flat()
+            table[owner, items] = -np.inf
+        table = table[:, order]
+        best = np.argsort(-table, axis=1, kind="stable")[:, :k]
+        found = np.where(np.isneginf(np.take_along_axis(table, best, axis=1)), -1, order[best])
+        lists.append(np.pad(found, ((0, 0), (0, k - best.shape[1])), constant_values=-1).astype(np.int32))
+    return np.concatenate(lists)
+
+
+def unit_vectors(x: Float[np.ndarray, "n dim"]) -> Float[np.ndarray, "n dim"]:
+    """Rows of length 1; zeros stay."""
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.finfo(np.float32).tiny)

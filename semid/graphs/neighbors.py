@@ -31,6 +31,16 @@ def neighbors(vectors: Float[np.ndarray, "n dim"], *, k: int, block: int = 1024)
     return nearest
 
 
+def neighbor_overlap(one: Float[np.ndarray, "n _"], other: Float[np.ndarray, "n _"], *, k: int = 20) -> float:
+    """Share of the `k` nearest neighbors that a row has in both spaces, a mean over rows that have any in both."""
+    first, second = neighbors(one, k=k), neighbors(other, k=k)
+    rows = np.flatnonzero((first[:, 0] >= 0) & (second[:, 0] >= 0))
+    if not len(rows):
+        return 0.0
+    common = [len(np.intersect1d(first[row], second[row][second[row] >= 0])) for row in rows]
+    return float(np.mean(common / (first[rows] >= 0).sum(axis=1)))
+
+
 def _all_pairs(unit: Float[np.ndarray, "n dim"], k: int, block: int) -> Int[np.ndarray, "n k"]:
     everything = np.arange(len(unit))
     return np.concatenate(

@@ -6,7 +6,7 @@ import abc
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from semid.data import Dataset
 from semid.errors import SemidError
@@ -51,3 +51,26 @@ class VectorColumn(Signal):
                 f"{', '.join(dataset.vector_columns) or 'none'}); name one of them, or another signal"
             )
         return dataset.vectors(self.name)
+
+
+def vector_column(dataset: Dataset, name: str) -> tuple[str, Float[np.ndarray, "items dim"]]:
+    """Name and vectors of a column, of the dataset's only one for "".
+
+    Raises SemidError naming the columns where there is a choice, or none.
+    """
+    columns = dataset.vector_columns
+    if not name and len(columns) != 1:
+        found = ", ".join(columns) or "none"
+        raise SemidError(f"dataset {dataset.name!r} has vector columns {found}; name the one to read (--column)")
+    name = name or columns[0]
+    return name, dataset.vectors(name)
+
+
+def standardize_known(vectors: Float[np.ndarray, "n dim"], known: Bool[np.ndarray, " n"]) -> Float[np.ndarray, "n dim"]:
+    """Zero mean and unit variance by dimension over the known rows, zero for the others.
+
+    Around a common mean all cosines are near 1.
+    """
+    deviation = vectors[known].std(0)
+    scaled = (vectors - vectors[known].mean(0)) / np.where(deviation > 1e-8, deviation, np.inf)
+    return np.where(known[:, None], scaled, 0)

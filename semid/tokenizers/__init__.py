@@ -1,6 +1,13 @@
 """Tokenizers: content vectors to semantic IDs."""
 
-from semid.tokenizers.alignment import AlignmentConfig, CooccurrenceConfig, DasConfig, DistillConfig, LetterConfig
+from semid.tokenizers.alignment import (
+    AlignmentConfig,
+    CooccurrenceConfig,
+    DasConfig,
+    DistillConfig,
+    LetterConfig,
+    MatchConfig,
+)
 from semid.tokenizers.autoencoder import RQVAE, Pass
 from semid.tokenizers.blocks import BLOCK, map_blocks, pad_rows
 from semid.tokenizers.kmeans import RQKmeansConfig
@@ -21,6 +28,7 @@ __all__ = [
     "DistillConfig",
     "ItemRows",
     "LetterConfig",
+    "MatchConfig",
     "Pass",
     "ProductConfig",
     "RQKmeansConfig",

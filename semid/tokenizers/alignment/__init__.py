@@ -5,6 +5,7 @@ from semid.tokenizers.alignment.cooccurrence import CooccurrenceConfig
 from semid.tokenizers.alignment.das import DasConfig
 from semid.tokenizers.alignment.distill import DistillConfig
 from semid.tokenizers.alignment.letter import LetterConfig
+from semid.tokenizers.alignment.match import MatchConfig
 from semid.tokenizers.alignment.signals import read_signals
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "DasConfig",
     "DistillConfig",
     "LetterConfig",
+    "MatchConfig",
     "Signals",
     "read_signals",
 ]

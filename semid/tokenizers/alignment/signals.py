@@ -12,7 +12,15 @@ from jaxtyping import Bool, Float, Int
 
 from semid.data import Dataset
 from semid.errors import SemidError
-from semid.graphs import CoConsumption, PpmiConfig, Signal, interactions_matrix, sample_partners, user_vectors
+from semid.graphs import (
+    CoConsumption,
+    PpmiConfig,
+    Signal,
+    interactions_matrix,
+    sample_partners,
+    standardize_known,
+    user_vectors,
+)
 from semid.tokenizers.alignment.base import AlignmentConfig, Signals
 
 
@@ -108,16 +116,6 @@ class _Reader:
     @property
     def log_activity(self) -> Float[np.ndarray, " users"]:
         return np.log1p(np.diff(self._clicks.indptr))
-
-
-def standardize_known(vectors: Float[np.ndarray, "n dim"], known: Bool[np.ndarray, " n"]) -> Float[np.ndarray, "n dim"]:
-    """Zero mean and unit variance by dimension over the known rows, zero for the others.
-
-    Around a common mean all cosines are near 1.
-    """
-    deviation = vectors[known].std(0)
-    scaled = (vectors - vectors[known].mean(0)) / np.where(deviation > 1e-8, deviation, np.inf)
-    return np.where(known[:, None], scaled, 0)
 
 
 def _log_share(drawn: Int[np.ndarray, "n sample"], size: int) -> Float[np.ndarray, " size"]:

@@ -11,8 +11,18 @@ import pytest
 
 from semid.data import Histories
 from semid.errors import SemidError
-from semid.graphs import LightGCNConfig, interactions_matrix, train_lightgcn
-from semid.graphs.lightgcn import bpr_loss, ego_norm, make_graph, propagate
+from semid.graphs import BM3Config, FreedomConfig, GraphConfig, LightGCNConfig, interactions_matrix, train_graph
+from semid.graphs.lightgcn import (
+    Edges,
+    _pruned,
+    bootstrap_loss,
+    bpr_loss,
+    content_graph,
+    ego_norm,
+    make_graph,
+    propagate,
+    propagated,
+)
 from semid.graphs.neighbors import neighbors
 
 SMALL = LightGCNConfig(dim=8, layers=2, epochs=10, batch_size=256, learning_rate=0.02)
@@ -31,7 +41,7 @@ def _communities(seed, *, shuffled):
 
 
 def _train(histories, config=SMALL, seed=0):
-    return train_lightgcn(histories, num_items=41, num_users=201, config=config, seed=seed)
+    return train_graph(histories, num_items=41, num_users=201, config=config, seed=seed)
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +149,7 @@ def test_only_the_windows_of_the_histories_are_read(planted, trained):
 def test_a_batch_larger_than_the_data_is_one_step():
     lists = _histories([[0, 1], [1, 2], [2, 0]])
     one, same = (
-        train_lightgcn(lists, num_items=3, num_users=3, config=replace(SMALL, batch_size=size), seed=0)
+        train_graph(lists, num_items=3, num_users=3, config=replace(SMALL, batch_size=size), seed=0)
         for size in (6, 4096)
     )
     np.testing.assert_array_equal(one.items, same.items)
@@ -147,7 +157,7 @@ def test_a_batch_larger_than_the_data_is_one_step():
 
 def test_no_interactions_is_an_error():
     with pytest.raises(SemidError, match=r"training histories hold no interaction.*move the split"):
-        train_lightgcn(_histories([[], []]), num_items=3, num_users=2, config=SMALL, seed=0)
+        train_graph(_histories([[], []]), num_items=3, num_users=2, config=SMALL, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -157,3 +167,108 @@ def test_no_interactions_is_an_error():
 def test_bad_settings(setting):
     with pytest.raises(SemidError, match=next(iter(setting))):
         LightGCNConfig(**setting)
+
+
+FREEDOM = FreedomConfig(8, 2, 20, 256, 0.02, neighbors=5, keep=0.5)
+
+
+@pytest.fixture(scope="module")
+def content():
+    """The item's community, amid noise; the last item, which nobody has had, is of the second."""
+    vectors = np.random.default_rng(3).normal(size=(41, 6)).astype(np.float32)
+    vectors[:, 0] += np.where(np.arange(41) < 20, 3, -3)
+    return vectors
+
+
+def _with_content(histories, content, config):
+    return train_graph(histories, content, num_items=41, num_users=201, config=config, seed=0)
+
+
+def test_lightgcn_is_the_family_with_its_defaults(planted, trained, content):
+    same = GraphConfig(
+        **{name: getattr(SMALL, name) for name in ("dim", "layers", "epochs", "batch_size", "learning_rate")}
+    )
+    np.testing.assert_array_equal(_train(planted, same).items, trained.items)
+    np.testing.assert_array_equal(_with_content(planted, content, SMALL).items, trained.items)
+
+
+def test_content_neighbors_are_added_by_a_dense_matrix(content):
+    graph, lists = content_graph(content, 5), neighbors(content, k=5)
+    dense = np.zeros((41, 41))
+    dense[np.repeat(np.arange(41), 5), lists.ravel()] = 1
+    dense = np.maximum(dense, dense.T)
+    scale = dense.sum(axis=1) ** -0.5
+    dense *= scale[:, None] * scale
+    ego = np.random.default_rng(0).normal(size=(43, 3)).astype(np.float32)
+    matrix = interactions_matrix(_histories([[0, 1], [2]]), num_items=41, num_users=2)
+    edges = Edges(make_graph(matrix), graph)
+    made = jax.jit(lambda ego: propagated(ego, edges, num_users=2, config=FREEDOM))(ego)
+    plain = propagate(jnp.asarray(ego), edges.interactions, layers=2)
+    np.testing.assert_allclose(made[2:] - plain[2:], dense @ ego[2:], atol=1e-5)
+    np.testing.assert_allclose(made[:2], plain[:2], atol=1e-6)
+
+
+def test_a_pruned_graph_keeps_a_share_of_the_edges_fewer_of_popular_nodes(planted):
+    lists = [[0, 1 + user] for user in range(39)]  # all have item 0
+    matrix = interactions_matrix(_histories(lists), num_items=41, num_users=39)
+    whole = Edges(make_graph(matrix), None)
+    kept = _pruned(whole, matrix, 0.5, np.random.default_rng(0)).interactions
+    assert kept.nodes.shape == whole.interactions.nodes.shape
+    assert int((kept.weights > 0).sum()) == 78  # 39 of 78 pairs, both ways
+    of_popular = (kept.weights[kept.nodes == 39] > 0).sum()
+    assert of_popular < 16  # of 39; 19.5 without preference
+    assert int((whole.interactions.weights > 0).sum()) == 156  # control
+
+
+def test_the_bootstrap_loss_equals_its_definition():
+    rng = np.random.default_rng(0)
+    final, content, head = (rng.normal(size=shape).astype(np.float32) for shape in ((6, 3), (4, 3), (3, 3)))
+    triples = rng.integers(0, 6, (4, 3))
+
+    def apart(one, other):
+        return np.mean([1 - a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in zip(one, other, strict=True)])
+
+    users, items = final[triples[:, 0]], final[triples[:, 1]]
+    expected = apart(users @ head, items) + apart(items @ head, users)
+    expected += apart(content @ head, items) + apart(content @ head, content)
+    arrays = map(jnp.asarray, (final, triples, content, head))
+    made = bootstrap_loss(*arrays, jax.random.key(0), dropout=0.0)
+    np.testing.assert_allclose(made, expected, rtol=1e-5)
+
+
+def test_freedom_places_an_item_that_nobody_has_had_by_its_content(planted, content):
+    made = _with_content(planted, content, FREEDOM)
+    assert (neighbors(made.items, k=5)[40] // 20 == 1).all()
+    scores = made.users[:200] @ made.items.T
+    own = scores.reshape(100, 2, 41)
+    assert own[:, 1, 40].mean() > own[:, 0, 40].mean()
+    assert not np.array_equal(made.items, _with_content(planted, -content[::-1].copy(), FREEDOM).items)  # control
+
+
+def test_without_negatives_vectors_do_not_collapse_and_keep_the_communities(planted, content):
+    made = _with_content(planted, content, BM3Config(8, 2, 20, 256, 0.02))
+    unit = made.items[:40] / np.linalg.norm(made.items[:40], axis=1, keepdims=True)
+    assert (unit[:20] @ unit[20:].T).mean() < 0.5
+    assert (neighbors(made.items[:40], k=5) // 20 == np.arange(40)[:, None] // 20).mean() > 0.95
+
+
+def test_a_contrast_brings_items_and_their_content_together(planted, content):
+    plain, near = (_with_content(planted, content, replace(SMALL, contrast=weight)) for weight in (0.0, 1.0))
+
+    def explained(items):
+        x = np.c_[content[:40], np.ones(40)]
+        return (
+            1
+            - ((x @ np.linalg.lstsq(x, items[:40], rcond=None)[0] - items[:40]) ** 2).sum()
+            / items[:40].var(0).sum()
+            / 40
+        )
+
+    assert explained(near.items) > explained(plain.items)
+
+
+def test_content_that_is_needed_is_asked_for(planted):
+    with pytest.raises(SemidError, match="Freedom: expected content vectors of the items, got none"):
+        _train(planted, FREEDOM)
+    with pytest.raises(SemidError, match="expected keep above 0"):
+        FreedomConfig(keep=0)

@@ -20,6 +20,7 @@ from semid.tokenizers import (
     DasConfig,
     DistillConfig,
     LetterConfig,
+    MatchConfig,
     ProductConfig,
     RQKmeansConfig,
     RQVaeConfig,
@@ -41,7 +42,7 @@ METHOD = RQVaeConfig(
         epochs=4, batch_size=8, validate_every=1, log_every=1, optimizer=OptimizerConfig(learning_rate=1e-2)
     ),
 )
-ALL = (LetterConfig(), DistillConfig(), CooccurrenceConfig(), DasConfig())
+ALL = (LetterConfig(), DistillConfig(), MatchConfig(), CooccurrenceConfig(), DasConfig())
 SIGNALS = {
     "ppmi": PpmiConfig(dim=3),
     "lightgcn": LightGCNConfig(dim=3, layers=1, epochs=1, batch_size=16),
@@ -125,7 +126,7 @@ def test_each_alignment_has_what_it_reads_and_no_more():
         return {name for name, value in found._asdict().items() if value is not None}
 
     assert given() == set()
-    assert given(LetterConfig()) == given(DistillConfig()) == {"known", "vectors"}
+    assert given(LetterConfig()) == given(DistillConfig()) == given(MatchConfig()) == {"known", "vectors"}
     assert given(CooccurrenceConfig()) == {"known", "partners", "partner_log_share"}
     assert given(DasConfig()) == set(Signals._fields)
 
@@ -233,6 +234,18 @@ def test_distill_is_the_error_of_the_items_own_vectors(monkeypatch):
     expected = np.mean((quantized - _host(tables.signals.vectors)[rows]) ** 2)
     assert metrics == {"alignment/distill": pytest.approx(expected, rel=1e-4)}
     assert loss == pytest.approx(0.5 * expected, rel=1e-4)
+
+
+def test_match_is_the_error_of_latents_and_of_what_they_decode_to(monkeypatch):
+    loss, metrics, model, module, tables = _batch(MatchConfig(Schedule(0.5), 0.25), monkeypatch)
+    rows = ROWS[ROWS != 11]
+    own = _host(tables.signals.vectors)[rows]
+    latent = _linear(module.encoder, own)
+    match = np.mean((_quantized(model, tables.x[rows]) - latent) ** 2)
+    decoded = np.mean((_linear(module.decoder, latent) - own) ** 2)
+    expected = {"alignment/match": match, "alignment/decoded": decoded}
+    assert metrics == {name: pytest.approx(value, rel=1e-4) for name, value in expected.items()}
+    assert loss == pytest.approx(0.5 * (match + 0.25 * decoded), rel=1e-4)
 
 
 def test_cooccurrence_is_info_nce_with_co_consumed_items(monkeypatch):

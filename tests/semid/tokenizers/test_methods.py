@@ -46,7 +46,7 @@ def test_codes_that_are_not_residual_have_no_last_residuals():
 
 def test_the_command_line_finds_all_by_name():
     assert list(choices(TokenizerMethod)) == ["opq", "rq-kmeans", "rq-vae"]
-    assert list(choices(AlignmentConfig)) == ["cooccurrence", "das", "distill", "letter"]
+    assert list(choices(AlignmentConfig)) == ["cooccurrence", "das", "distill", "letter", "match"]
     assert set(choices(Signal).values()) >= {PpmiConfig, VectorColumn}
     assert all(cls.needs <= set(Signals._fields) for cls in choices(AlignmentConfig).values())
 

@@ -1,0 +1,80 @@
+"""The command `semid vectors`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, make_dataclass
+from typing import Annotated, Any
+
+import tyro
+
+from semid.cli.choices import PathOrUrl
+from semid.cli.console import console
+from semid.config import choices
+from semid.data import Dataset
+from semid.graphs import (
+    AlphaRecConfig,
+    ColumnConfig,
+    FuseConfig,
+    PpmiConfig,
+    Signal,
+    SmoothConfig,
+    VectorColumn,
+    add_column,
+    neighbor_overlap,
+)
+
+_SIGNALS = {name: cls for name, cls in choices(Signal).items() if cls is not VectorColumn}
+# A field for the options of each signal, by its name.
+_Options: Any = make_dataclass("_Options", [(name, cls, cls()) for name, cls in _SIGNALS.items()], frozen=True)
+
+
+@dataclass(frozen=True)
+class _Fuse(FuseConfig):
+    """A FuseConfig whose signal is named, with options of its own."""
+
+    __doc__ = FuseConfig.__doc__
+    signal: tyro.conf.Suppress[tyro.conf.Fixed[Signal]] = PpmiConfig()
+    behavior: str = PpmiConfig.name
+    """Collaborative vectors: ppmi (from co-occurrence), lightgcn, freedom, bm3 or alpharec, each with its options; or
+    the name of a vector column, such as the item vectors of a trained model."""
+    options: Annotated[_Options, tyro.conf.arg(name="")] = _Options()
+
+    def plain(self) -> FuseConfig:
+        """The config as it is stored."""
+        signal = getattr(self.options, self.behavior) if self.behavior in _SIGNALS else VectorColumn(self.behavior)
+        return FuseConfig(**{**{f.name: getattr(self, f.name) for f in fields(FuseConfig)}, "signal": signal})
+
+
+_Column = (
+    Annotated[SmoothConfig, tyro.conf.subcommand(SmoothConfig.name)]
+    | Annotated[_Fuse, tyro.conf.subcommand(FuseConfig.name)]
+    | Annotated[AlphaRecConfig, tyro.conf.subcommand(AlphaRecConfig.name)]
+)
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Make a vector column of another one and of training interactions, and write the dataset with it.
+
+    What tokenizers and models read as vectors, they read so: name the new column, COLUMN_smooth, COLUMN_fuse or
+    COLUMN_alpharec, after --columns or --features. Items that are appended later bring the column that it was made of.
+    """
+
+    dataset: PathOrUrl
+    """Dataset folder."""
+    out: PathOrUrl
+    """Dataset folder to write: the same dataset, and the column."""
+    column: Annotated[_Column, tyro.conf.arg(name="")]
+    """Way to make it."""
+
+    def run(self) -> None:
+        config: ColumnConfig = self.column.plain() if isinstance(self.column, _Fuse) else self.column
+        dataset = Dataset.load(self.dataset)
+        source, before = config.read(dataset)
+        made = add_column(dataset, config, out=self.out)
+        after = made.vectors(f"{source}_{config.name}")
+        console.print(f"made {after.shape[1]}-d vectors of {source} ({source}_{config.name})")
+        console.print(
+            f"of an item's 20 nearest by {source} {neighbor_overlap(before, after):.0%} are among its 20 by them"
+        )
+        console.print(f"dataset: {self.out}")

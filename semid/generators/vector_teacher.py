@@ -1,0 +1,91 @@
+"""Item vectors as a teacher, such as those of AlphaRec's map."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float, Int
+
+from semid.artifacts import Origin
+from semid.errors import SemidError
+from semid.training import PackedRows
+from seq_models import TeacherItems
+
+# Positions whose scores are held at once.
+_BLOCK = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class VectorTeacher:
+    """Ranks items by the softmax of their cosines with the mean of a history's vectors; those of the history are out.
+
+    AlphaRec's vectors (`semid.graphs.AlphaRecConfig`) say so what they say as a recommender. Raises SemidError for
+    vectors of other items, and a temperature that is not above 0.
+    """
+
+    item_ids: pa.Array
+    vectors: Float[np.ndarray, "items dim"]
+    temperature: float = 0.15
+    origin: Origin | None = None
+    """The artifact that the vectors are from."""
+
+    def __post_init__(self) -> None:
+        if len(self.vectors) != len(self.item_ids) or not self.temperature > 0:
+            raise SemidError(
+                f"expected {len(self.item_ids)} vectors and a temperature above 0, got {len(self.vectors)} and "
+                f"{self.temperature}"
+            )
+
+    @property
+    def digest(self) -> str:
+        """Digest of vectors and temperature."""
+        total = hashlib.sha256(repr((self.vectors.shape, self.temperature)).encode())
+        total.update(np.ascontiguousarray(self.vectors, np.float32).data)
+        return total.hexdigest()
+
+    def best(self, rows: PackedRows, *, k: int) -> TeacherItems:
+        """The k items of the largest shares at every position, or after each row of one history."""
+        single = rows.targets.ndim == 1
+        asked = [
+            history for row in zip(rows.history, rows.segments, strict=True) for history in _prefixes(*row, single)
+        ]
+        unit = self.vectors / np.maximum(np.linalg.norm(self.vectors, axis=1, keepdims=True), 1e-12)
+        items = np.full((*rows.targets.shape, k), -1, np.int32).reshape(-1, k)
+        scores = np.full(items.shape, -np.inf, np.float32)
+        for start in range(0, len(asked), _BLOCK):
+            block = slice(start, start + _BLOCK)
+            items[block], scores[block] = self._largest(unit, asked[block], k)
+        shape = (*rows.targets.shape, k)
+        return TeacherItems(items.reshape(shape), scores.reshape(shape))
+
+    def _largest(
+        self, unit: Float[np.ndarray, "items dim"], histories: Sequence[Int[np.ndarray, " _"]], k: int
+    ) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
+        """The best items after these histories, and their log-probabilities; none after an empty one."""
+        means = np.stack([self.vectors[history].sum(axis=0) for history in histories])
+        means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
+        logits = (means @ unit.T) / self.temperature
+        for row, history in enumerate(histories):
+            logits[row, history] = -np.inf
+        best = np.argsort(-logits, axis=1, kind="stable")[:, :k]
+        total = np.log(np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1, keepdims=True))
+        log_probs = np.take_along_axis(logits, best, axis=1) - logits.max(axis=1, keepdims=True) - total
+        there = np.isfinite(log_probs) & np.array([len(history) > 0 for history in histories])[:, None]
+        return np.where(there, best, -1).astype(np.int32), np.where(there, log_probs, -np.inf).astype(np.float32)
+
+
+def _prefixes(
+    history: Int[np.ndarray, " length"], segments: Int[np.ndarray, " length"], single: bool
+) -> list[Int[np.ndarray, " _"]]:
+    """For each position of a row the items of its segment up to it; with `single` those of the whole row."""
+    if single:
+        return [history[segments != 0]]
+    begins = np.maximum.accumulate(np.where(np.diff(segments, prepend=-1) != 0, np.arange(len(segments)), 0))
+    return [
+        history[begin : at + 1] if segment else history[:0]
+        for at, (begin, segment) in enumerate(zip(begins, segments, strict=True))
+    ]
