@@ -1,6 +1,7 @@
 """Encoder-decoder over codes, as in TIGER (Rajput et al., NeurIPS 2023).
 
-The encoder reads the codes of a history in both directions, one token per code; the decoder writes the next item's.
+The encoder reads the codes of a history in both directions, one token per code, or, where it is to know no order
+(MMGRec, arXiv 2404.16555), one per item and without positions; the decoder writes the next item's.
 Keys and values of the cross-attention are computed once per user and shared by all beams. Unlike TIGER's T5 here:
 rotary positions for its position buckets, SwiGLU, an embedding table and a head for each level.
 """
@@ -8,7 +9,7 @@ rotary positions for its position buckets, SwiGLU, an embedding table and a head
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -42,6 +43,9 @@ class EncoderDecoderConfig(CodeConfig):
 
     decoder_layers: int = 2
     """Blocks of the decoder."""
+    # "later": stored configs leave it out at its default.
+    order_free: bool = field(default=False, metadata={"later": True})
+    """Histories are sets (MMGRec): the encoder reads one position per item, the sum of its codes, and no order."""
 
     def __post_init__(self) -> None:
         if self.decoder_layers < 1:
@@ -114,8 +118,8 @@ class EncoderDecoder(CodeModel):
         rngs: nnx.Rngs,
     ) -> None:
         super().__init__(config, level_sizes=level_sizes, num_features=num_features, num_items=num_items, rngs=rngs)
-        dim = config.backbone.dim
-        self.encoder = Backbone(config.backbone, causal=False, rngs=rngs)
+        self.order_free, dim = config.order_free, config.backbone.dim
+        self.encoder = Backbone(config.backbone, causal=False, rotary=not config.order_free, rngs=rngs)
         self.begin = nnx.Param(nnx.initializers.normal(dim**-0.5)(rngs.params(), (dim,)))
         self.decoder = nnx.List([DecoderBlock(config.backbone, rngs=rngs) for _ in range(config.decoder_layers)])
         self.norm = norm(config.backbone, rngs)
@@ -155,8 +159,11 @@ class EncoderDecoder(CodeModel):
         return self.head(x, prefixes.level), append_level(cache, new)
 
     def _memory(self, inputs: Inputs, segments: Int[Array, "b t"], key: Key[Array, ""] | None) -> Memory:
-        of_tokens = jnp.repeat(segments, len(self.level_sizes), axis=1)
-        states = self.encoder(self.token_states(inputs), of_tokens, key=key)
+        if self.order_free:
+            tokens, of_tokens = self.item_states(inputs), segments
+        else:
+            tokens, of_tokens = self.token_states(inputs), jnp.repeat(segments, len(self.level_sizes), axis=1)
+        states = self.encoder(tokens, of_tokens, key=key)
         return Memory(tuple(block.cross.remember(states) for block in self.decoder), of_tokens != 0)
 
     def _written(self, codes: Int[Array, "b beam level"], level: int) -> Float[Array, "b beam dim"]:

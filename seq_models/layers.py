@@ -211,22 +211,24 @@ class Block(nnx.Module):
         return self.feed_forward(x, second), kept
 
 
-def attend_within(segments: Int[Array, "b t"], *, causal: bool) -> Attend:
-    """Attention of packed rows, with rotary positions within segments; keeps the rotated keys."""
+def attend_within(segments: Int[Array, "b t"], *, causal: bool, rotary: bool = True) -> Attend:
+    """Attention of packed rows, with rotary positions within segments if asked; keeps the rotated keys."""
     positions = segment_positions(segments)
 
     def attend(q: Array, kv: KeyValue) -> tuple[Array, KeyValue]:
-        kv = KeyValue(rotate(kv.keys, positions), kv.values)
-        return attend_rows(rotate(q, positions), kv, segments, causal=causal), kv
+        if rotary:
+            q, kv = rotate(q, positions), KeyValue(rotate(kv.keys, positions), kv.values)
+        return attend_rows(q, kv, segments, causal=causal), kv
 
     return attend
 
 
 class Backbone(nnx.Module):
-    """Stack of blocks over packed rows: position `t` sees its own segment; causal: no later position of it."""
+    """Stack of blocks over packed rows: position `t` sees its own segment; causal: no later position of it. Without
+    `rotary` it knows no positions but by that."""
 
-    def __init__(self, config: TransformerConfig, *, causal: bool = True, rngs: nnx.Rngs) -> None:
-        self.config, self.causal = config, causal
+    def __init__(self, config: TransformerConfig, *, causal: bool = True, rotary: bool = True, rngs: nnx.Rngs) -> None:
+        self.config, self.causal, self.rotary = config, causal, rotary
         self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.layers)])
         self.norm = norm(config, rngs)
 
@@ -243,7 +245,7 @@ class Backbone(nnx.Module):
         input_key, *keys = split_key(key, len(self.blocks) + 1)
         x = dropout(x.astype(self.config.dtype.value), self.config.rate, input_key)
         run = self._scanned if len(self.blocks) > _UNROLLED else self._unrolled
-        x, kept = run(x, attend_within(segments, causal=self.causal), keys)
+        x, kept = run(x, attend_within(segments, causal=self.causal, rotary=self.rotary), keys)
         return self.norm(x), kept
 
     def _unrolled(self, x: Array, attend: Attend, keys: list[Any]) -> tuple[Array, tuple[KeyValue, ...]]:

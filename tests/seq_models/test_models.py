@@ -48,6 +48,7 @@ MEMBERS = {
     "flat untied, not grouped": FlatDecoderConfig(STACK, tied_heads=False),
     "encoder-decoder": EncoderDecoderConfig(GROUPED),
     "encoder-decoder untied": EncoderDecoderConfig(STACK, tied_heads=False, decoder_layers=1),
+    "encoder-decoder, order-free": EncoderDecoderConfig(STACK, decoder_layers=1, order_free=True),
     "parallel": ParallelHeadsConfig(STACK, temperature=0.5),
     "parallel untied": ParallelHeadsConfig(GROUPED, temperature=0.5, tied_heads=False),
 }
