@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -29,6 +29,17 @@ class DenseConfig(ModelConfig):
     has_codes: ClassVar[bool] = False
 
     backbone: TransformerConfig = TransformerConfig(dropout=0.3)
+    # "later": stored configs leave these out at their defaults.
+    widths: tuple[int, ...] = field(default=(), metadata={"later": True})
+    """Numbers of states and item vectors by whose first ones alone items can be ranked as well: the loss is summed over
+    these widths and the full one (fMRLRec)."""
+    width: int | None = field(default=None, metadata={"later": True})
+    """The first numbers by which items are ranked; none given: all. Chosen after training."""
+
+    def __post_init__(self) -> None:
+        for width in (*self.widths, *([] if self.width is None else [self.width])):
+            if not 1 <= width <= self.backbone.dim:
+                raise ValueError(f"expected widths of 1 to dim {self.backbone.dim}, got {width}")
 
     @property
     def has_item_embeddings(self) -> bool:
@@ -56,6 +67,7 @@ class DenseTransformer(ItemModel):
 
     def __init__(self, config: DenseConfig, *, num_items: int, num_features: int = 0, rngs: nnx.Rngs) -> None:
         dim, self.dtype = config.backbone.dim, config.backbone.dtype
+        self.widths, self.width = config.widths, config.width
         self.ids = nnx.Embed(num_items, dim, embedding_init=nnx.initializers.normal(dim**-0.5), rngs=rngs)
         self.project = linear(config.backbone, num_features, dim, rngs, bias=True) if num_features else None
         self.backbone = Backbone(config.backbone, rngs=rngs)
@@ -109,7 +121,11 @@ class DenseTransformer(ItemModel):
     ) -> Float[Array, "b items"]:
         """Logits of every item after the history of each row, padded on either side."""
         states = self.states(vectors, history, segments, events=events, conditions=conditions)
-        return products(last_state(states, segments), vectors, self.dtype)
+        return products(self.ranked_by(last_state(states, segments)), self.ranked_by(vectors), self.dtype)
+
+    def ranked_by(self, x: Float[Array, "*n dim"]) -> Float[Array, "*n width"]:
+        """The numbers of states and vectors whose inner products rank items."""
+        return x if self.width is None else x[..., : self.width]
 
     def add_conditions(self, sizes: ConditionSizes, *, rngs: nnx.Rngs) -> None:
         """Let the model know conditions."""
@@ -126,13 +142,16 @@ class DenseTransformer(ItemModel):
         smoothing: float = 0.0,
         key: Key[Array, ""] | None = None,
     ) -> dict[str, Float[Array, "..."]]:
-        """Full-softmax cross-entropy of the next item: the whole loss, and so named."""
+        """Full-softmax cross-entropy of the next item, a sum over widths: the whole loss, and so named."""
         vectors = self.vectors(tables.features)
         events, conditions = self.training_conditions(tables, batch, key)
         inputs: dict[str, Any] = {"events": events, "conditions": conditions}
         states = self.history_states(vectors, batch.history, batch.segments, **inputs, key=key)
         queries = self._queries(states, conditions)
         loss = item_cross_entropy(queries, vectors, batch.targets, batch.weights, seen=batch.seen)
+        for width in self.widths:
+            narrow = (queries[..., :width], vectors[:, :width])
+            loss += item_cross_entropy(*narrow, batch.targets, batch.weights, seen=batch.seen)
         if self.event_head is None:
             return {"loss": loss}
         return {"loss": loss} | self.event_terms(states, self._embedded(vectors, batch.targets), batch, conditions, key)

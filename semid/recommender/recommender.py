@@ -39,7 +39,17 @@ from semid.recommender.scorers import Scorer
 from semid.recommender.spec import ModelSpec
 from semid.recommender.versions import build_trie
 from semid.training import named_leaves
-from seq_models import Boosts, Capacity, Conditions, DenseTransformer, GroupLimits, ItemModel, ItemTables, Mixture
+from seq_models import (
+    Boosts,
+    Capacity,
+    Conditions,
+    DenseConfig,
+    DenseTransformer,
+    GroupLimits,
+    ItemModel,
+    ItemTables,
+    Mixture,
+)
 
 # Histories, and items of each, that a notebook shows of recommendations.
 _SHOWN = 5
@@ -288,6 +298,19 @@ class Recommender:
     def with_repeat_factor(self, factor: float) -> Recommender:
         """The same with this factor of the model's probability of items in the history. Raises SemidError below 0."""
         return self._mixed(self._graph, dataclasses.replace(self.spec, repeat_factor=factor))
+
+    def with_width(self, width: int | None) -> Recommender:
+        """The same ranking by the first `width` numbers of its item vectors; None: all.
+
+        A SASRec that was trained for several `widths` serves at each of them, with so much smaller an index. Raises
+        SemidError for a model that speaks in codes, and ValueError for a width that its vectors do not have.
+        """
+        model = self.dense_model()
+        config = dataclasses.replace(typing.cast(DenseConfig, self.spec.model), width=width)
+        model.width = width
+        other = self.with_model(model)
+        other.spec = dataclasses.replace(self.spec, model=config)
+        return other
 
     def _mixed(self, graph: ItemGraph | None, spec: ModelSpec) -> Recommender:
         """The same with another graph, and numbers of the mixture as this spec says."""
@@ -604,7 +627,8 @@ class Recommender:
 
     def item_vectors(self) -> Float[np.ndarray, "items dim"]:
         """The vectors by which a dense model scores its items. Raises SemidError for a model that speaks in codes."""
-        return np.asarray(self.dense_model().vectors(self.tables.features))
+        model = self.dense_model()
+        return np.asarray(model.ranked_by(model.vectors(self.tables.features)))
 
     @property
     def model(self) -> ItemModel:

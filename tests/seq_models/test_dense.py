@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from seq_models import DenseConfig, DenseTransformer, TransformerConfig
+from seq_models import DenseConfig, DenseTransformer, ItemTables, TrainingBatch, TransformerConfig
 from seq_models.layers import Precision
 
 CONFIG = DenseConfig(TransformerConfig(dim=8, layers=1, heads=2, hidden=12))
@@ -116,3 +116,30 @@ def test_the_gradient_reaches_every_parameter():
 
     gradients = jax.tree.leaves_with_path(jax.jit(jax.grad(loss))(params))
     assert [jax.tree_util.keystr(path) for path, g in gradients if not g.any()] == []
+
+
+def test_the_loss_is_summed_over_widths_and_a_slice_ranks_alone():
+    nested = DenseConfig(CONFIG.backbone, widths=(2, 4), width=4)
+    m = DenseTransformer(nested, num_items=IDS, rngs=nnx.Rngs(0))
+    targets, weights = np.array([[1, 4, 1, 7, -1], [9, 2, 6, 10, 8]]), np.ones((2, 5), np.float32)
+    weights[0, 4] = 0
+    batch = TrainingBatch(jnp.asarray(HISTORY), jnp.asarray(SEGMENTS), jnp.asarray(targets))
+    tables = ItemTables(jnp.zeros((IDS, 1), jnp.int32), None, jnp.ones(IDS, bool))
+
+    def loss(config):
+        one = DenseTransformer(config, num_items=IDS, rngs=nnx.Rngs(0))
+        return float(jax.jit(lambda one: one.loss_terms(tables, batch)["loss"])(one))
+
+    states, vectors = np.asarray(states_of(m, m.vectors(None))), np.asarray(m.vectors(None))
+    of_width = {}
+    for width in (2, 4, 8):
+        log_probs = jax.nn.log_softmax(states[..., :width] @ vectors[:, :width].T)
+        own = np.take_along_axis(np.asarray(log_probs), np.maximum(targets, 0)[..., None], axis=-1)[..., 0]
+        of_width[width] = -(own * weights).sum() / weights.sum()
+    assert loss(nested) == pytest.approx(sum(of_width.values()), rel=1e-5)
+    assert loss(CONFIG) == pytest.approx(of_width[8], rel=1e-5)  # control: without widths the full one alone
+    scores = scores_of(m, m.vectors(None))
+    last = np.stack([states[0, 3], states[1, 4]])
+    np.testing.assert_allclose(scores, last[:, :4] @ vectors[:, :4].T, atol=1e-5)
+    with pytest.raises(ValueError, match="expected widths of 1 to dim 8, got 9"):
+        DenseConfig(CONFIG.backbone, widths=(4, 9))

@@ -524,3 +524,19 @@ def test_boosts_multiply_probabilities_and_nothing_else(unrepeated):
 def test_what_is_no_boost_or_weight_is_refused(unrepeated, options, message):
     with pytest.raises(SemidError, match=message):
         unrepeated[0].recommend([["i1"]], k=2, **options)
+
+
+def test_a_dense_model_serves_at_a_width_that_is_chosen_later(tmp_path):
+    model, histories = _make("dense", _catalog()), _histories(3)
+    narrow = model.with_width(4)
+    np.testing.assert_array_equal(narrow.item_vectors(), model.item_vectors()[:, :4])
+    assert np.abs(narrow.score(histories, IDS) - model.score(histories, IDS)).max() > 1e-3
+    np.testing.assert_array_equal(narrow.with_width(None).score(histories, IDS), model.score(histories, IDS))
+    narrow.save_pretrained(tmp_path / "narrow")
+    loaded = Recommender.from_pretrained(tmp_path / "narrow")
+    assert (loaded.spec.model.width, model.spec.model.width) == (4, None)
+    np.testing.assert_array_equal(loaded.score(histories, IDS), narrow.score(histories, IDS))
+    with pytest.raises(ValueError, match="expected widths of 1 to dim 8, got 9"):
+        model.with_width(9)
+    with pytest.raises(SemidError, match="this one speaks in codes"):
+        _make("codes", _catalog()).with_width(4)
