@@ -9,8 +9,7 @@ items (their sum here); two layers of width 448, dropout .5, batches of 2,000 ta
 Ours: the width of the text vectors (the paper quantizes 3,072 dimensions, on Beauty by 32 codes), SwiGLU and rotary
 positions for GPT-2's, the history left out. Decoding is no walk over a graph of items: 500 beams go through the trie,
 exact where the catalogue is smaller; `beam` in results.json compares them with exact scores. Published on Beauty:
-Recall@10 .0809, NDCG@10 .0464; at item level, tuned by cornac, .0789 / .0454. On the simulated catalogue:
-docs/results.md.
+Recall@10 .0809, NDCG@10 .0464; at item level, tuned by cornac, .0789 / .0454. Not measured yet.
 """
 
 from experiments.experiment import Experiment

@@ -3,8 +3,8 @@
     python -m experiments sasrec --dataset ../shared/data/amazon14_beauty
 
 The mandatory baseline: tuned, it beats most published generative results. An independent reproduction on Beauty has
-Recall@10 .0859 and NDCG@10 .0503, seen items excluded. With text vectors too it is `recipe.sasrec-text`. Not measured
-with these settings yet.
+Recall@10 .0859 and NDCG@10 .0503, seen items excluded. With text vectors too it is `recipe.sasrec-text`. Measured
+on the simulated catalogue: docs/results.md.
 """
 
 from experiments.configs.recipe import sasrec
