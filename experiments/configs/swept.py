@@ -5,7 +5,7 @@
     python -m experiments swept sasrec --dataset data/simulated
 
 The space has width, layers, dropout, learning rate and weight decay; the schedule is that of `sasrec`. The best trial's
-values, rounded; a sweep never reads test. The sweep and its plot: docs/results.md.
+values, rounded; a sweep never reads test. Its figure, and the sweep: docs/results.md.
 """
 
 from dataclasses import replace
