@@ -3,34 +3,57 @@
     python -m experiments.benchmarks.accelerators --out runs/accelerators.json --page docs/accelerators.md
 
 Needs libtpu (extra `tpu`); a minute of a core for each program. Nothing is run: the figures are the compiler's and the
-published rates'. Programs that are in the file already are not compiled again; the page's table is written anew.
+published rates'. Programs that are in the file already are not compiled again; the page's tables are written anew.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from unittest import mock
 
+import jax
+import jax.numpy as jnp
 import tyro
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
 
 from semid.artifacts import read_json, try_file, write_json
 from semid.cli.compile import size
+from semid.encoders import FeatureEncoder, FeatureRows, FusionConfig, ItemEncoder
 from semid.generators import GeneratorConfig, ObjectiveConfig, ProgramSizes, search_program, training_program
+from semid.joint import JointModel, StepConfig
+from semid.joint.model import ContentTables, joint_loss
+from semid.recommender import ModelSpec
+from semid.tokenizers import RQVAE, RQVaeConfig
 from semid.training import (
+    ROWS,
     DoesNotFit,
     MeshConfig,
+    OptimizerConfig,
+    PackedRows,
     TrainingConfig,
+    TrainState,
+    abstract_state,
     chip_of,
     compile_for,
     make_mesh,
+    make_optimizer,
+    make_step,
     size_on_a_device,
     topology_devices,
 )
-from seq_models import DenseConfig, Precision, Remat, RQTransformerConfig, TransformerConfig
+from seq_models import DenseConfig, Precision, Remat, RQTransformer, RQTransformerConfig, TransformerConfig, attention
 
-BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
+# Width of item vectors in the end-to-end step.
+_DIM = 256
+
+# Tables of the page, between two lines that name them.
+TABLES = ("table", "lengths")
 
 
 @dataclass(frozen=True)
@@ -42,7 +65,14 @@ class Case:
     mesh: MeshConfig
     config: GeneratorConfig
     sizes: ProgramSizes = ProgramSizes()
-    search: bool = False
+    trace: Callable[[Case, Mesh], tuple[jax.stages.Traced, TrainState | None]] = lambda case, mesh: training_program(
+        case.config, case.sizes, mesh
+    )
+    """The program, and the state that it takes if it has one."""
+    table: str = "table"
+    """Table of the page that it is in."""
+    plain: bool = False
+    """Attention holds all scores, however long the rows."""
 
     @property
     def name(self) -> str:
@@ -58,6 +88,37 @@ def _decoder(dim: int, layers: int, hidden: int, remat: Remat, rows: int) -> Gen
     return GeneratorConfig(model=RQTransformerConfig(backbone), max_history=64, row_length=64, training=training)
 
 
+def _search(case: Case, mesh: Mesh) -> tuple[jax.stages.Traced, None]:
+    return search_program(case.config, case.sizes, mesh), None
+
+
+def _joint(case: Case, mesh: Mesh) -> tuple[jax.stages.Traced, TrainState]:
+    """End-to-end step: content vectors as wide as `num_features`, which an encoder makes item vectors of."""
+    sizes, rows = case.sizes, case.config.training.batch_size
+
+    def build() -> JointModel:
+        rngs = nnx.Rngs(0)
+        encoder = ItemEncoder({"text": FeatureEncoder(sizes.num_features)}, FusionConfig(dim=_DIM), rngs=rngs)
+        autoencoder = RQVAE(RQVaeConfig(level_sizes=sizes.level_sizes[:-1], latent=64), dim=_DIM, rngs=rngs)
+        spec = ModelSpec(case.config.model, sizes.level_sizes, sizes.items, _DIM, case.config.max_history)
+        codes = jnp.zeros((sizes.items, len(sizes.level_sizes)), jnp.int32)
+        return JointModel(encoder, autoencoder, cast(RQTransformer, spec.build(seed=0)), codes=codes, rngs=rngs)
+
+    model, optimizer = nnx.eval_shape(build), make_optimizer(OptimizerConfig(), num_steps=10_000)
+    shape: Any = jax.ShapeDtypeStruct
+    content = FeatureRows(shape((sizes.items, sizes.num_features), jnp.float32), shape((sizes.items,), jnp.bool))
+    loss = functools.partial(joint_loss, config=StepConfig())
+    step = make_step(
+        model, optimizer, loss, tables=ContentTables({"text": content}), seed=0, num_steps=10_000, mesh=mesh
+    )
+    history, last = (
+        jax.ShapeDtypeStruct(shape, jnp.int32, sharding=NamedSharding(mesh, ROWS))
+        for shape in ((rows, case.config.max_history), (rows,))
+    )
+    state = abstract_state(model, optimizer, mesh)
+    return step.trace(state, PackedRows(history, last, history)), state
+
+
 def _cases() -> list[Case]:
     default = replace(GeneratorConfig(), model=RQTransformerConfig().with_dropout(0.1))
     medium, large = _decoder(768, 12, 2048, Remat.DOTS, 1024), _decoder(2048, 20, 5504, Remat.FULL, 1024)
@@ -68,14 +129,17 @@ def _cases() -> list[Case]:
         objective=ObjectiveConfig(repeats=False),
         training=TrainingConfig(batch_size=256),
     )
+    end_to_end = _decoder(256, 4, 1024, Remat.NOTHING, 4096)
+    content = ProgramSizes(items=100_000_000, level_sizes=(1024, 1024, 1024, 256), num_features=768)
     many = ProgramSizes(items=20_000_000, level_sizes=(512, 512, 512))
     return [
         Case("default generator, step", "v5e:4x4", MeshConfig(), default),
         Case("decoder of 100M, step", "v5e:4x4", MeshConfig(fsdp=4), medium, codes),
-        Case("beam search of 50, 20M items", "v5e:4x4", MeshConfig(), default, many, search=True),
+        Case("beam search of 50, 20M items", "v5e:4x4", MeshConfig(), default, many, trace=_search),
         Case("SASRec of 10M items, step", "v5e:4x4", MeshConfig(fsdp=16), dense, ProgramSizes(items=10_000_000)),
         Case("decoder of 1B, step", "v5e:4x4", MeshConfig(fsdp=4, tensor=4), large, codes),
-        Case("default generator, search", "v5e:4x4", MeshConfig(), default, search=True),
+        Case("default generator, search", "v5e:4x4", MeshConfig(), default, trace=_search),
+        Case("joint step, 100M items", "v5e:16x16", MeshConfig(fsdp=4), end_to_end, content, trace=_joint),
         Case("decoder of 1B, step", "v5p:2x2x2", MeshConfig(fsdp=8), large, codes),
         Case("decoder of 1B, step", "v6e:16x16", MeshConfig(fsdp=16), more_large, codes),
         Case("decoder of 1B, step", "v5p:4x8x8", MeshConfig(fsdp=8), more_large, codes),
@@ -85,18 +149,33 @@ def _cases() -> list[Case]:
     ]
 
 
+def _lengths() -> list[Case]:
+    """The step for one row a device, of ever more items."""
+    cases = []
+    for length in (200, 2_000, 20_000):
+        for topology, rows in (("v5e:2x2", 4), ("cpu", 1)):
+            decoder = replace(_decoder(256, 4, 1024, Remat.NOTHING, rows), max_history=length, row_length=length)
+            for form in ("as chosen", "all scores"):
+                what = f"{length:,} items, {form}"
+                plain = form == "all scores"
+                cases.append(Case(what, topology, MeshConfig(), decoder, table="lengths", plain=plain))
+    return cases
+
+
 def _needs(case: Case) -> dict[str, Any]:
     chip, mesh = chip_of(case.topology), make_mesh(topology_devices(case.topology), case.mesh)
     row: dict[str, Any] = {}
-    if case.search:
-        traced = search_program(case.config, case.sizes, mesh)
-    else:
-        traced, state = training_program(case.config, case.sizes, mesh)
+    never = mock.patch.object(attention, "_QUERIES", 1 << 30)
+    with never if case.plain else contextlib.nullcontext():
+        traced, state = case.trace(case, mesh)
+    if state is not None:
         row["state"] = size(size_on_a_device(state))
     try:
         found = compile_for(traced, devices=mesh.size, chip=chip)
     except DoesNotFit as error:
         return row | {"memory": f"does not fit: {error}"}
+    if case.table == "lengths":
+        row["temporaries"] = size(found.temporaries)
     sent = sum(exchange.sent for exchange in found.exchanges)
     exchanges = ", ".join(f"{exchange.number} {exchange.kind}" for exchange in found.exchanges)
     return row | {
@@ -121,7 +200,7 @@ def main(out: Path = Path("runs/accelerators.json"), page: Path | None = None, o
     """
     out = try_file(out)
     wanted: Callable[[str], bool] = lambda name: not only or name.startswith(only)  # noqa: E731
-    for case in _cases():
+    for case in (cases := [*_cases(), *_lengths()]):
         figures = read_json(out) if out.exists() else {}
         if wanted(case.name) and case.name not in figures:
             print(case.name, flush=True)
@@ -130,9 +209,15 @@ def main(out: Path = Path("runs/accelerators.json"), page: Path | None = None, o
             write_json(out, (read_json(out) if out.exists() else {}) | {case.name: row})
     if page is not None:
         figures = read_json(out)
-        before, _, rest = page.read_text().partition(BEGIN)
-        shown = _table({case.name: figures[case.name] for case in _cases() if case.name in figures})
-        page.write_text(f"{before}{BEGIN}\n{shown}\n{END}{rest.partition(END)[2]}")
+        for name in TABLES:
+            begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+            before, _, rest = page.read_text().partition(begin)
+            shown = _table({case.name: figures[case.name] for case in cases if _is_in(case, name, figures)})
+            page.write_text(f"{before}{begin}\n{shown}\n{end}{rest.partition(end)[2]}")
+
+
+def _is_in(case: Case, table: str, figures: dict[str, Any]) -> bool:
+    return case.table == table and case.name in figures
 
 
 def _table(figures: dict[str, dict[str, Any]]) -> str:

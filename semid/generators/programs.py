@@ -28,6 +28,7 @@ from semid.training import (
     make_step,
     replicated,
     row_parts,
+    table_sharding,
     used_shardings,
 )
 from seq_models import CodeTrie, ItemModel, ItemTables, Layout, RequestBatch
@@ -82,7 +83,8 @@ def training_program(config: GeneratorConfig, sizes: ProgramSizes, mesh: Mesh) -
 def search_program(config: GeneratorConfig, sizes: ProgramSizes, mesh: Mesh) -> jax.stages.Traced:
     """The search for so many users at once, their histories divided among the devices.
 
-    Parameters are divided along `tensor` alone; item tables and trie are on every device.
+    Parameters are divided along `tensor` alone; the trie and small item tables are on every device, large ones over
+    them all.
     """
     if sizes.users % row_parts(mesh):
         raise SemidError(f"{sizes.users} users do not divide among {row_parts(mesh)} devices; change either")
@@ -90,8 +92,9 @@ def search_program(config: GeneratorConfig, sizes: ProgramSizes, mesh: Mesh) -> 
     everywhere, layout = replicated(mesh), used_shardings(params, mesh)
     params = jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), params, layout)
     trie = abstract_trie(sizes) if config.model.has_codes else None
-    tables, trie = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), (_tables(sizes), trie)
+    trie = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), trie)
+    tables = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=table_sharding(x, mesh)), _tables(sizes)
     )
     rows = _array(np.int32, sizes.users, config.max_history, sharding=NamedSharding(mesh, ROWS))
     scorer = Scorer(graph, params, tables, trie, config.objective.normalization)

@@ -19,7 +19,7 @@ from semid.joint.bank import MemoryBank, bucket_sizes, encode_fresh, unique_rows
 from semid.joint.codes import Relaxation, code_mixtures
 from semid.joint.terms import code_agreement, session_contrast, symmetric_info_nce
 from semid.tokenizers import RQVAE, Pass
-from semid.training import PackedRows, StepContext, row_devices, share_rows
+from semid.training import PackedRows, StepContext, TableByRows, row_devices, share_rows
 from seq_models import Inputs, RQTransformer, code_cross_entropy, last_state
 
 Terms = dict[str, Float[Array, ""]]
@@ -105,7 +105,7 @@ class StepConfig:
         bucket_sizes(1, forward=self.forward, backward=self.backward)  # raises for rates that do not fit
 
 
-class Codes(nnx.Variable):
+class Codes(TableByRows):
     """Variable of the catalogue's codes, which no gradient moves and a schedule refreshes."""
 
 

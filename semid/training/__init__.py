@@ -8,6 +8,7 @@ from semid.training.mesh import (
     ROWS,
     MeshConfig,
     ShardedByRows,
+    TableByRows,
     divisible_batch_size,
     make_mesh,
     put_batch,
@@ -15,6 +16,7 @@ from semid.training.mesh import (
     row_devices,
     row_parts,
     share_rows,
+    table_sharding,
 )
 from semid.training.optimizers import OptimizerConfig, RateSchedule, make_optimizer
 from semid.training.processes import join_processes, on_first
@@ -59,6 +61,7 @@ __all__ = [
     "SingleRows",
     "StepContext",
     "StopTraining",
+    "TableByRows",
     "Task",
     "TrainState",
     "TrainStep",
@@ -92,6 +95,7 @@ __all__ = [
     "share_rows",
     "size_on_a_device",
     "split_variables",
+    "table_sharding",
     "topology_devices",
     "tracked_by",
     "train",

@@ -6,7 +6,6 @@ import math
 import re
 import time
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,19 +135,26 @@ def _exchanges(program: Program) -> tuple[Exchange, ...]:
 
 
 def products(jaxpr: ClosedJaxpr) -> float:
-    """FLOPs of all matrix products of a program, loops counted as often as they run."""
-    return sum(times * _flops(equation) for equation, times in _equations(jaxpr.jaxpr, 1))
+    """FLOPs of all matrix products of a program, loops counted as often as they run, and of branches (those of other
+    platforms, say) the one with the most."""
+    return _work(jaxpr.jaxpr)
 
 
-def _equations(jaxpr: Jaxpr, times: int) -> Iterator[tuple[Any, int]]:
-    for equation in jaxpr.eqns:
-        yield equation, times
-        turns = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-        shards = math.prod(equation.params["mesh"].shape.values()) if equation.primitive.name == "shard_map" else 1
-        for inner in jax.tree.leaves(tuple(equation.params.values()), is_leaf=_is_program):
-            if _is_program(inner):
-                body = inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner
-                yield from _equations(body, times * turns * shards)
+def _work(jaxpr: Jaxpr) -> float:
+    return sum(_flops(equation) + _inside(equation) for equation in jaxpr.eqns)
+
+
+def _inside(equation: Any) -> float:
+    """FLOPs of the programs that an equation runs, on all devices."""
+    name, parameters = equation.primitive.name, equation.params
+    turns = parameters.get("length", 1) if name == "scan" else 1
+    shards = math.prod(parameters["mesh"].shape.values()) if name == "shard_map" else 1
+    bodies = [
+        _work(inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner)
+        for inner in jax.tree.leaves(tuple(parameters.values()), is_leaf=_is_program)
+        if _is_program(inner)
+    ]
+    return turns * shards * (max(bodies, default=0.0) if name == "cond" else sum(bodies))
 
 
 def _is_program(value: Any) -> bool:

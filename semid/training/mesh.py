@@ -39,8 +39,16 @@ RULES: tuple[tuple[str, tuple[Axis, ...]], ...] = (
 )
 
 
+# A table of all items (codes, vectors, content) of more bytes lies in parts over all devices.
+LARGE_TABLE = 1 << 30
+
+
 class ShardedByRows(nnx.Variable):
     """A variable whose first axis is split over all devices, because no device should hold it whole (a memory bank)."""
+
+
+class TableByRows(nnx.Variable):
+    """A table of all items in a model: it is laid out like those that a step reads (`table_sharding`)."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +105,13 @@ def leaf_sharding(name: str, shape: tuple[int, ...], mesh: Mesh) -> NamedShardin
 def row_sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
     """The layout of a variable `ShardedByRows`, where its first axis divides."""
     return _split(shape, (AXES, *(None,) * (len(shape) - 1)), mesh)
+
+
+def table_sharding(table: Any, mesh: Mesh) -> NamedSharding:
+    """The layout of a table of all items: whole on every device or, where it is large (`LARGE_TABLE`), split by rows
+    over all of them if these divide it. A step gathers a batch's rows of it."""
+    size = math.prod(table.shape) * np.dtype(table.dtype).itemsize
+    return row_sharding(table.shape, mesh) if size > LARGE_TABLE else replicated(mesh)
 
 
 def used_sharding(stored: NamedSharding) -> NamedSharding:

@@ -18,7 +18,16 @@ from jaxtyping import Array, Float, Int
 
 from semid.errors import SemidError
 from semid.training.gradients import Gradients, accumulated
-from semid.training.mesh import ShardedByRows, as_used, leaf_sharding, replicated, row_sharding, used_sharding
+from semid.training.mesh import (
+    ShardedByRows,
+    TableByRows,
+    as_used,
+    leaf_sharding,
+    replicated,
+    row_sharding,
+    table_sharding,
+    used_sharding,
+)
 
 Tree = TypeVar("Tree")
 Loss = Callable[[Any, Any, Any, "StepContext"], tuple[Array, dict[str, Array]]]
@@ -96,14 +105,18 @@ def _copy(tree: Tree) -> Tree:
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:
-    """The layout of each leaf on the mesh: by rows if its variable is `ShardedByRows`, else by its name and shape."""
+    """The layout of each leaf on the mesh: by rows if its variable is `ShardedByRows` or a large `TableByRows`, else by
+    its name and shape."""
 
     def layout(path: Any, node: Any) -> Any:
         if isinstance(node, ShardedByRows):
             return jax.tree.map(lambda x: row_sharding(np.shape(x), mesh), node)
+        if isinstance(node, TableByRows):
+            return jax.tree.map(lambda x: table_sharding(x, mesh), node)
         return leaf_sharding(leaf_name(path), np.shape(node), mesh)
 
-    return jax.tree_util.tree_map_with_path(layout, tree, is_leaf=lambda node: isinstance(node, ShardedByRows))
+    by_kind = (ShardedByRows, TableByRows)
+    return jax.tree_util.tree_map_with_path(layout, tree, is_leaf=lambda node: isinstance(node, by_kind))
 
 
 def used_shardings(tree: Any, mesh: Mesh) -> Any:
@@ -125,8 +138,9 @@ def make_step(
 ) -> TrainStep:
     """The jitted training step: `loss(model, batch, tables, context) -> (scalar, metrics)`, gradients, update.
 
-    `tables` are device arrays that no step changes (codes, features): arguments, never constants of the program. The
-    context of step `n` of `num_steps` is a fixed function of seed and `n`: a resumed run draws the same dropout.
+    `tables` are device arrays that no step changes (codes, features): arguments, never constants of the program; large
+    ones lie over the devices (`table_sharding`). The context of step `n` of `num_steps` is a fixed function of seed and
+    `n`: a resumed run draws the same dropout.
 
     With `accumulate` above 1, gradients are those of so many microbatches, one after the other. They are the whole
     batch's, to rounding, if the loss is a mean over rows, or a mean over targets whose number it gives as the metric
@@ -169,7 +183,7 @@ def make_step(
         metrics = {"gradient_norm": optax.tree.norm(found.gradients), **found.metrics}
         return TrainState(state.step + 1, params, found.rest, opt_state), metrics
 
-    return TrainStep(step, jax.tree.map(lambda x: _placed(x, replicated(mesh)), tables), mesh)
+    return TrainStep(step, jax.tree.map(lambda x: _placed(x, table_sharding(x, mesh)), tables), mesh)
 
 
 def _placed(x: Any, sharding: NamedSharding) -> Any:

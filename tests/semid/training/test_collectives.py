@@ -82,7 +82,10 @@ def test_the_tokenizer_s_step(capfd):
     assert found["all-reduce"] <= weights + FEW
 
 
-def test_the_joint_step_moves_a_batch_s_items_and_never_the_bank(capfd):
+def test_the_joint_step_moves_a_batch_s_items_and_neither_bank_nor_content(capfd, monkeypatch):
+    monkeypatch.setattr(
+        "semid.training.mesh.LARGE_TABLE", 1 << 16
+    )  # bytes: content and codes lie over the devices, as the bank does
     collectives, weights = compiled(joint(), MIXED, capfd)
     found = count(collectives)
     assert "all-to-all" not in found

@@ -7,7 +7,7 @@ from flax import nnx
 
 from semid.errors import SemidError
 from semid.training import MeshConfig, ShardedByRows, divisible_batch_size, make_mesh, put_batch, replicated, shardings
-from semid.training.mesh import gathered, leaf_sharding
+from semid.training.mesh import gathered, leaf_sharding, table_sharding
 
 ALL = ("data", "fsdp", "tensor")
 
@@ -139,3 +139,11 @@ def test_devices_of_a_process_that_do_not_divide_among_tensor(monkeypatch):
     make_mesh(config=MeshConfig(tensor=4))
     with pytest.raises(SemidError, match=r"^a process's 4 devices do not divide among tensor 8; choose less$"):
         make_mesh(config=MeshConfig(tensor=8))
+
+
+@pytest.mark.parametrize(("rows", "split"), [(24, True), (16, False), (25, False)])
+def test_large_tables_of_items_lie_over_all_devices_that_divide_them(rows, split, monkeypatch):
+    monkeypatch.setattr("semid.training.mesh.LARGE_TABLE", 16 * 8 * 4)  # bytes
+    table = jax.ShapeDtypeStruct((rows, 8), np.float32)
+    found = table_sharding(table, make_mesh(config=MeshConfig(2, 2)))
+    assert found.shard_shape(table.shape) == (rows // 8 if split else rows, 8)
