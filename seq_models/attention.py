@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from seq_models.sharing import HEAD_AXES, ROW_AXES, axes_spec, dividing
+
 # Queries that attend at once: the scores of longer rows are never all held.
 _QUERIES = 512
+# Queries, and keys, of one step of the kernel for TPUs.
+_SPLASH_BLOCK = 256
 
 
 class KeyValue(NamedTuple):
@@ -21,6 +26,8 @@ class KeyValue(NamedTuple):
     values: Float[Array, "*b kv_heads width"]
 
 
+# Of queries from `start` to `stop` and keys up to `last`, [b, heads, stop - start, last].
+AttentionBias = Callable[[int, int, int], Float[Array, "b heads q k"]]
 Past = tuple[KeyValue, ...]  # one per level so far
 
 
@@ -42,33 +49,124 @@ def segment_positions(segments: Int[Array, "b t"]) -> Int[Array, "b t"]:
 
 
 def attend_rows(
-    q: Float[Array, "b t heads width"], kv: KeyValue, segments: Int[Array, "b t"], *, causal: bool
+    q: Float[Array, "b t heads width"],
+    kv: KeyValue,
+    segments: Int[Array, "b t"],
+    *,
+    causal: bool,
+    bias: AttentionBias | None = None,
 ) -> Float[Array, "b t heads width"]:
     """Attention within segments; causal: to no later position. Padding sees padding, so no query is without keys.
+    A `bias` is added to the scores.
 
-    Long rows go by blocks of queries, whose scores the backward pass computes again: memory grows with the length,
-    not with its square.
+    Rows of up to 512 positions hold all their scores. Longer ones hold those of a part, so that memory grows with the
+    length and not with its square, by what the platform that the program is lowered for has: on TPUs the splash
+    attention that JAX ships, elsewhere blocks of queries, each by cuDNN where the process has CUDA and it takes them.
+    With a bias they go by blocks everywhere.
     """
-    length = q.shape[1]
-    if length <= _QUERIES:
-        return _attend_block(q, kv, segments, start=0, causal=causal)
+    if q.shape[1] <= _QUERIES:
+        return _attend_block(q, kv, segments, start=0, causal=causal, bias=bias)
+    blocks = functools.partial(_attend_blocks, causal=causal, bias=bias)
+    if bias is not None or not isinstance(q.shape[0], int):  # nor do kernels take a symbolic size
+        return blocks(q, kv, segments)
+    return jax.lax.platform_dependent(
+        q,
+        kv,
+        segments,
+        tpu=functools.partial(splash_attention, causal=causal),
+        cuda=functools.partial(blocks, implementation="cudnn") if _cudnn_takes(q) else blocks,
+        default=blocks,
+    )
+
+
+def _attend_blocks(
+    q: Array,
+    kv: KeyValue,
+    segments: Array,
+    *,
+    causal: bool,
+    bias: AttentionBias | None = None,
+    implementation: Literal["cudnn"] | None = None,
+) -> Array:
+    """Block by block of queries, whose scores the backward pass computes again."""
+    settings: dict[str, Any] = {"causal": causal, "bias": bias, "implementation": implementation}
     blocks = [
-        jax.checkpoint(functools.partial(_attend_block, start=start, causal=causal))(
+        jax.checkpoint(functools.partial(_attend_block, start=start, **settings))(
             q[:, start : start + _QUERIES], kv, segments
         )
-        for start in range(0, length, _QUERIES)
+        for start in range(0, q.shape[1], _QUERIES)
     ]
     return jnp.concatenate(blocks, axis=1)
 
 
-def _attend_block(q: Array, kv: KeyValue, segments: Array, *, start: int, causal: bool) -> Array:
+def _attend_block(
+    q: Array,
+    kv: KeyValue,
+    segments: Array,
+    *,
+    start: int,
+    causal: bool,
+    bias: AttentionBias | None = None,
+    implementation: Literal["cudnn"] | None = None,
+) -> Array:
     """Queries from `start` on over all keys that any of them sees."""
     stop = start + q.shape[1]
     last = stop if causal else segments.shape[1]
     sees = segments[:, start:stop, None] == segments[:, None, :last]
     if causal:
         sees &= (jnp.arange(start, stop)[:, None] >= jnp.arange(last)[None])[None]
-    return jax.nn.dot_product_attention(q, kv.keys[:, :last], kv.values[:, :last], mask=sees[:, None])
+    added = None if bias is None else bias(start, stop, last)
+    return jax.nn.dot_product_attention(
+        q, kv.keys[:, :last], kv.values[:, :last], added, sees[:, None], implementation=implementation
+    )
+
+
+def _cudnn_takes(q: Float[Array, "b t heads width"]) -> bool:
+    """True where this process has CUDA, and the numbers, widths and lengths (even) are some that cuDNN's flash
+    attention takes with a mask."""
+    fits = q.dtype.itemsize == 2 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128 and q.shape[1] % 2 == 0
+    return fits and "cuda" in jax.extend.backend.get_backend().platform_version
+
+
+def splash_attention(
+    q: Float[Array, "b t heads width"],
+    kv: KeyValue,
+    segments: Int[Array, "b t"],
+    *,
+    causal: bool,
+    interpret: bool = False,
+) -> Float[Array, "b t heads width"]:
+    """Attention within segments by the kernel for TPUs, each device for its rows and heads; `interpret` runs it
+    anywhere, slowly."""
+    run = functools.partial(_splash, causal=causal, interpret=interpret)
+    rows, heads = dividing(ROW_AXES, q.shape[0]), dividing(HEAD_AXES, kv.keys.shape[2])
+    if not rows and not heads:
+        return run(q, kv, segments)
+    states = axes_spec(rows, (), heads)
+    specs = states, states, axes_spec(rows)
+    return jax.shard_map(run, in_specs=specs, out_specs=states, check_vma=False)(q, kv, segments)
+
+
+def _splash(q: Array, kv: KeyValue, segments: Array, *, causal: bool, interpret: bool) -> Array:
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    length, missing = q.shape[1], -q.shape[1] % _SPLASH_BLOCK
+    whole = (length + missing,) * 2
+    mask = splash.MultiHeadMask([splash.CausalMask(whole) if causal else splash.FullMask(whole)] * q.shape[2])
+    size = _SPLASH_BLOCK
+    sizes = splash.BlockSizes(size, size, size, size, size, size, size, size)
+    attend = splash.make_splash_mha(mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret)
+
+    def heads_first(x: Array) -> Array:
+        return jnp.moveaxis(jnp.pad(x, ((0, 0), (0, missing), (0, 0), (0, 0))), 1, 2)
+
+    def of_row(q: Array, keys: Array, values: Array, segments: Array) -> Array:
+        return attend(q, keys, values, splash.SegmentIds(segments, segments))
+
+    filled = jnp.pad(segments, ((0, 0), (0, missing)), constant_values=-1)  # a segment of its own
+    keys, values = (heads_first(x) for x in kv)
+    found = jax.vmap(of_row)(heads_first(q * q.shape[-1] ** -0.5), keys, values, filled)
+    return jnp.moveaxis(found, 2, 1)[:, :length]
 
 
 def attend_past(q: Float[Array, "*b heads width"], past: Past) -> Float[Array, "*b heads width"]:

@@ -91,6 +91,8 @@ class CodeModel(ItemModel):
         """Let the model know conditions. Raises ValueError for ones by FiLM where items have no state of their own."""
         if sizes.film and not self.config.decodes_from_state:
             raise ValueError(f"FiLM needs one state that an item is decoded from, which {self.config.title} has not")
+        if sizes.time_bias and not self.config.decodes_from_state:
+            raise ValueError(f"a bias by time is between items, and {self.config.title} attends to codes")
         if sizes.head and not self.config.decodes_from_state:
             raise ValueError(
                 f"events are read from one state that an item is decoded from, which {self.config.title} has not"
@@ -157,6 +159,7 @@ class CodeModel(ItemModel):
         """Inputs of a training step's positions."""
         events, conditions = self.training_conditions(tables, batch, key)
         inputs = tables.inputs(batch.history)._replace(events=events, conditions=conditions)
+        inputs = inputs._replace(times=self.training_times(batch, key))
         if self.sequences is None or inputs.sequences is None:
             return inputs
         key = None if key is None else jax.random.fold_in(key, _DROP_SEQUENCES)
@@ -284,7 +287,9 @@ class CodeModel(ItemModel):
             x = x + self.ids(inputs.ids)
         if self.sequences is not None:
             x = x + self.sequences(inputs.sequences).astype(x.dtype)
-        return x if self.conditioning is None else self.conditioning.add_to_input(x, inputs.events, inputs.conditions)
+        if self.conditioning is None:
+            return x
+        return self.conditioning.add_to_input(x, inputs.events, inputs.conditions, times=inputs.times)
 
     def head(self, x: Float[Array, "*b dim"], level: int) -> Float[Array, "*b size"]:
         """Logits of a level's codes."""

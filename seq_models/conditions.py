@@ -17,7 +17,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from seq_models.attention import AttentionBias
 from seq_models.layers import TransformerConfig, dropout, norm
+
+# Buckets of seconds: binary digits of 32-bit numbers.
+_GAPS = 31
 
 
 class Conditions(NamedTuple):
@@ -29,6 +33,20 @@ class Conditions(NamedTuple):
     event: Int[Any, "*n"] | None = None
     group: Int[Any, "*n"] | None = None
     text: Float[Any, "*n dim"] | None = None
+
+
+class Times(NamedTuple):
+    """Times of the positions of rows of histories, numbered by `segments`: seconds since any moment of each history, -1
+    where they are not known."""
+
+    seconds: Int[Any, "b t"]
+    segments: Int[Any, "b t"]
+
+    def gaps(self) -> Int[Array, "b t"]:
+        """Buckets of the seconds since the item before (`gap_buckets`), 0 of each history's first."""
+        before, same = jnp.roll(self.seconds, 1, axis=1), self.segments == jnp.roll(self.segments, 1, axis=1)
+        later = jnp.arange(self.seconds.shape[1])[None] > 0
+        return gap_buckets(self.seconds, jnp.where(same & later, before, -1))
 
 
 @dataclass(frozen=True)
@@ -49,6 +67,10 @@ class ConditionSizes:
     """Share of the conditions that training leaves out."""
     head: int = 0
     """Events whose probabilities, given item and history, are learned; 0: none are."""
+    time_inputs: bool = False
+    """The time since the item before is an input."""
+    time_bias: bool = False
+    """Attention has a bias by the time between two items."""
 
     def __post_init__(self) -> None:
         if min(self.event, self.group, self.text, self.inputs, self.head) < 0 or not 0 <= self.drop < 1:
@@ -69,6 +91,8 @@ class ConditionEncoder(nnx.Module):
         self.inputs = table(sizes.inputs, dim)
         self.event, self.group = table(sizes.event, width), table(sizes.group, width)
         self.text = TextProjection(sizes.text, width) if sizes.text else None
+        self.gaps = table(_GAPS, dim) if sizes.time_inputs else None
+        self.bias = table(_GAPS, config.heads) if sizes.time_bias else None
 
     @property
     def reads_event(self) -> bool:
@@ -80,10 +104,15 @@ class ConditionEncoder(nnx.Module):
         x: Float[Array, "b t dim"],
         events: Int[Array, "b t"] | None,
         conditions: Conditions | None,
+        *,
+        times: Times | None = None,
     ) -> Float[Array, "b t dim"]:
-        """Inputs of positions, with the events of their items and, unless these modulate states, the conditions."""
+        """Inputs of positions, with the events of their items, the times since the items before and, unless these
+        modulate states, the conditions."""
         if self.inputs is not None:
             x = x + _lookup(self.inputs, events, x).astype(x.dtype)
+        if self.gaps is not None:
+            x = x + _lookup(self.gaps, None if times is None else times.gaps(), x).astype(x.dtype)
         encoded = None if self.sizes.film else self._encode(x, conditions)
         return x if encoded is None else x + encoded.astype(x.dtype)
 
@@ -94,6 +123,29 @@ class ConditionEncoder(nnx.Module):
             return states
         scale, shift = jnp.split(film, 2, axis=-1)
         return states * (1 + scale).astype(states.dtype) + shift.astype(states.dtype)
+
+    def attention_bias(self, times: Times | None) -> AttentionBias | None:
+        """The bias of attention by the times between items, one table for all blocks; None: there is none, as where no
+        time is known."""
+        if self.bias is None or times is None:
+            return None
+        table = self.bias.embedding[...]
+
+        def between(start: int, stop: int, last: int) -> Float[Array, "b heads q k"]:
+            gaps = gap_buckets(times.seconds[:, start:stop, None], times.seconds[:, None, :last])
+            return jnp.moveaxis(table[gaps], -1, 1)
+
+        return between
+
+    def drop_times(self, times: Times | None, key: Key[Array, ""] | None) -> Times | None:
+        """Times of a training step, if the model reads any, with a share `drop` of the rows unknown; without a key as
+        they are."""
+        if self.gaps is None and self.bias is None:
+            return None
+        if times is None or key is None or not self.sizes.drop:
+            return times
+        dropped = jax.random.bernoulli(key, self.sizes.drop, (len(times.seconds), 1))
+        return times._replace(seconds=jnp.where(dropped, -1, times.seconds))
 
     def drop(
         self, events: Int[Array, "b t"] | None, conditions: Conditions, key: Key[Array, ""] | None
@@ -131,6 +183,17 @@ class ConditionEncoder(nnx.Module):
         if self.text is not None:
             parts.append(self.text(text, x))
         return functools.reduce(jnp.add, parts) if parts else None
+
+
+def gap_buckets(times: Int[Array, "*#n"], others: Int[Array, "*#n"]) -> Int[Array, "*n"]:
+    """Buckets of the seconds between two times of one history, by powers of two, from 1; 0 where one is unknown (-1).
+
+    Bucket `n` holds from 2^(n-1) - 1 to 2^n - 2 seconds: the binary digits of the seconds and one. HSTU (arXiv
+    2402.17152, section 3.1) and TiSASRec (WSDM 2020) give attention such times.
+    """
+    seconds = jnp.abs(times - others)
+    digits = 32 - jax.lax.clz(jnp.minimum(seconds, jnp.iinfo(jnp.int32).max - 1) + 1)
+    return jnp.where((times < 0) | (others < 0), 0, digits)
 
 
 class EventHead(nnx.Module):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from seq_models.conditions import ConditionEncoder, Conditions, ConditionSizes, EventHead
+from seq_models.conditions import ConditionEncoder, Conditions, ConditionSizes, EventHead, Times
 from seq_models.layers import Backbone, TransformerConfig, last_state, linear, products
 from seq_models.losses import item_cross_entropy
 from seq_models.mixture import Mixture, mixed_catalog
@@ -85,10 +85,12 @@ class DenseTransformer(ItemModel):
         *,
         events: Int[Array, "b t"] | None = None,
         conditions: Conditions | None = None,
+        times: Times | None = None,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "b t dim"]:
         """States of histories of item rows, in the dtype in which they are multiplied with the vectors."""
-        states = self.history_states(vectors, history, segments, events=events, conditions=conditions, key=key)
+        inputs: dict[str, Any] = {"events": events, "conditions": conditions, "times": times}
+        states = self.history_states(vectors, history, segments, **inputs, key=key)
         return self._queries(states, conditions)
 
     def history_states(
@@ -99,13 +101,15 @@ class DenseTransformer(ItemModel):
         *,
         events: Int[Array, "b t"] | None = None,
         conditions: Conditions | None = None,
+        times: Times | None = None,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "b t dim"]:
         """Backbone states: `states` before conditions modulate them."""
         x = vectors[history] * (vectors.shape[-1] ** 0.5)
         if self.conditioning is not None:
-            x = self.conditioning.add_to_input(x, events, conditions)
-        return self.backbone(x, segments, key=key)
+            x = self.conditioning.add_to_input(x, events, conditions, times=times)
+        bias = None if self.conditioning is None else self.conditioning.attention_bias(times)
+        return self.backbone(x, segments, bias=bias, key=key)
 
     def _queries(self, states: Float[Array, "b t dim"], conditions: Conditions | None) -> Float[Array, "b t dim"]:
         return self.asked(states, conditions).astype(self.dtype.value)
@@ -118,9 +122,10 @@ class DenseTransformer(ItemModel):
         *,
         events: Int[Array, "b t"] | None = None,
         conditions: Conditions | None = None,
+        times: Times | None = None,
     ) -> Float[Array, "b items"]:
         """Logits of every item after the history of each row, padded on either side."""
-        states = self.states(vectors, history, segments, events=events, conditions=conditions)
+        states = self.states(vectors, history, segments, events=events, conditions=conditions, times=times)
         return products(self.ranked_by(last_state(states, segments)), self.ranked_by(vectors), self.dtype)
 
     def ranked_by(self, x: Float[Array, "*n dim"]) -> Float[Array, "*n width"]:
@@ -145,7 +150,7 @@ class DenseTransformer(ItemModel):
         """Full-softmax cross-entropy of the next item, a sum over widths: the whole loss, and so named."""
         vectors = self.vectors(tables.features)
         events, conditions = self.training_conditions(tables, batch, key)
-        inputs: dict[str, Any] = {"events": events, "conditions": conditions}
+        inputs: dict[str, Any] = {"events": events, "conditions": conditions, "times": self.training_times(batch, key)}
         states = self.history_states(vectors, batch.history, batch.segments, **inputs, key=key)
         queries = self._queries(states, conditions)
         loss = item_cross_entropy(queries, vectors, batch.targets, batch.weights, seen=batch.seen)
@@ -161,7 +166,7 @@ class DenseTransformer(ItemModel):
     ) -> Float[Array, "b n event"]:
         """Of the items, given their vectors and the state after the history."""
         vectors = self.vectors(tables.features)
-        inputs: dict[str, Any] = {"events": requests.events, "conditions": requests.conditions(tables)}
+        inputs = _request_inputs(requests, tables)
         states = self.history_states(vectors, requests.history, requests.segments, **inputs)
         return self.events_after(last_state(states, requests.segments), self._embedded(vectors, rows))
 
@@ -212,6 +217,11 @@ class DenseTransformer(ItemModel):
     def _log_probs(
         self, tables: ItemTables, requests: RequestBatch, mixture: Mixture | None
     ) -> Float[Array, "b items"]:
-        inputs: dict[str, Any] = {"events": requests.events, "conditions": requests.conditions(tables)}
+        inputs = _request_inputs(requests, tables)
         scores = self.scores(self.vectors(tables.features), requests.history, requests.segments, **inputs)
         return mixed_catalog(active_log_probs(scores, tables), mixture, requests, tables)
+
+
+def _request_inputs(requests: RequestBatch, tables: ItemTables) -> dict[str, Any]:
+    """Inputs of requests' positions next to their items."""
+    return {"events": requests.events, "conditions": requests.conditions(tables), "times": requests.own_times}

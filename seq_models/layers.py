@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from seq_models.attention import KeyValue, attend_rows, rotate, segment_positions
+from seq_models.attention import AttentionBias, KeyValue, attend_rows, rotate, segment_positions
 
 # More blocks than this are compiled as one, in a loop.
 _UNROLLED = 6
@@ -211,14 +211,17 @@ class Block(nnx.Module):
         return self.feed_forward(x, second), kept
 
 
-def attend_within(segments: Int[Array, "b t"], *, causal: bool, rotary: bool = True) -> Attend:
-    """Attention of packed rows, with rotary positions within segments if asked; keeps the rotated keys."""
+def attend_within(
+    segments: Int[Array, "b t"], *, causal: bool, rotary: bool = True, bias: AttentionBias | None = None
+) -> Attend:
+    """Attention of packed rows, with rotary positions within segments if asked; keeps the rotated keys. A `bias` is
+    added to the scores."""
     positions = segment_positions(segments)
 
     def attend(q: Array, kv: KeyValue) -> tuple[Array, KeyValue]:
         if rotary:
             q, kv = rotate(q, positions), KeyValue(rotate(kv.keys, positions), kv.values)
-        return attend_rows(q, kv, segments, causal=causal), kv
+        return attend_rows(q, kv, segments, causal=causal, bias=bias), kv
 
     return attend
 
@@ -233,19 +236,30 @@ class Backbone(nnx.Module):
         self.norm = norm(config, rngs)
 
     def __call__(
-        self, x: Float[Array, "b t dim"], segments: Int[Array, "b t"], *, key: Key[Array, ""] | None = None
+        self,
+        x: Float[Array, "b t dim"],
+        segments: Int[Array, "b t"],
+        *,
+        bias: AttentionBias | None = None,
+        key: Key[Array, ""] | None = None,
     ) -> Float[Array, "b t dim"]:
-        """States at every position. `segments` numbers the histories of a row from 1; 0 is padding."""
-        return self.read(x, segments, key=key)[0]
+        """States at every position. `segments` numbers the histories of a row from 1; 0 is padding. A `bias` is added
+        to the scores of attention in every block."""
+        return self.read(x, segments, bias=bias, key=key)[0]
 
     def read(
-        self, x: Float[Array, "b t dim"], segments: Int[Array, "b t"], *, key: Key[Array, ""] | None = None
+        self,
+        x: Float[Array, "b t dim"],
+        segments: Int[Array, "b t"],
+        *,
+        bias: AttentionBias | None = None,
+        key: Key[Array, ""] | None = None,
     ) -> tuple[Float[Array, "b t dim"], tuple[KeyValue, ...]]:
         """The states, and the keys and values of each block."""
         input_key, *keys = split_key(key, len(self.blocks) + 1)
         x = dropout(x.astype(self.config.dtype.value), self.config.rate, input_key)
         run = self._scanned if len(self.blocks) > _UNROLLED else self._unrolled
-        x, kept = run(x, attend_within(segments, causal=self.causal, rotary=self.rotary), keys)
+        x, kept = run(x, attend_within(segments, causal=self.causal, rotary=self.rotary, bias=bias), keys)
         return self.norm(x), kept
 
     def _unrolled(self, x: Array, attend: Attend, keys: list[Any]) -> tuple[Array, tuple[KeyValue, ...]]:

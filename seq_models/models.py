@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from seq_models.conditions import ConditionEncoder, Conditions, ConditionSizes, EventHead
+from seq_models.conditions import ConditionEncoder, Conditions, ConditionSizes, EventHead, Times
 from seq_models.layers import split_key
 from seq_models.losses import cross_entropy, weighted_mean
 from seq_models.mixture import Mixture
@@ -27,6 +27,8 @@ from seq_models.types import ItemTables, Layout, RequestBatch, SoftmaxOver, TopK
 _DROP = 0x70_1D
 # ... and for the dropout of the event head.
 _EVENTS = 0x70_1E
+# ... and for the times that are left out.
+_DROP_TIMES = 0x70_1F
 
 
 class ModelConfig(abc.ABC):
@@ -96,6 +98,13 @@ class ItemModel(nnx.Module):
     def asked(self, states: Float[Array, "b t dim"], conditions: Conditions | None) -> Float[Array, "b t dim"]:
         """States after histories as the next items are decoded from them: by FiLM, if the model knows conditions so."""
         return states if self.conditioning is None else self.conditioning.modulate(states, conditions)
+
+    def training_times(self, batch: TrainingBatch, key: Key[Array, ""] | None) -> Times | None:
+        """Times of a training step's histories, if the model reads any; with a key some are left out."""
+        if self.conditioning is None:
+            return None
+        times = None if batch.times is None else Times(batch.times, batch.segments)
+        return self.conditioning.drop_times(times, None if key is None else jax.random.fold_in(key, _DROP_TIMES))
 
     def event_terms(
         self,

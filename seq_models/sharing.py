@@ -8,22 +8,20 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, SupportsInt
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Shaped
 
-from seq_models.types import Size
-
-# Names of a mesh's axes, as semid makes it: rows of a batch lie over the first, a large table's over the second.
-_ROW_AXES, _ID_AXES = ("data", "fsdp"), ("fsdp", "tensor")
+# Names of a mesh's axes, as semid makes it: over them lie rows of a batch, a large table's, and heads of attention.
+ROW_AXES, _ID_AXES, HEAD_AXES = ("data", "fsdp"), ("fsdp", "tensor"), ("tensor",)
 
 Axes = tuple[tuple[str, ...], tuple[str, ...]]
 
 
-def shared_axes(rows: Size, ids: int) -> Axes:
+def shared_axes(rows: SupportsInt, ids: int) -> Axes:
     """The mesh's axes over which rows lie, and ids: as many as divide them, all of them in use.
 
     Devices that hold different parts of a model share the ids, since a large table is to stay where it lies: the states
@@ -33,19 +31,19 @@ def shared_axes(rows: Size, ids: int) -> Axes:
     if mesh is None:
         return (), ()
     shared = _devices(_ID_AXES) > 1 and ids % _devices(_ID_AXES) == 0
-    axes = tuple(axis for axis in _ROW_AXES if not (shared and axis in _ID_AXES))
-    return _dividing(axes, rows), (_ID_AXES if shared else ())
+    axes = tuple(axis for axis in ROW_AXES if not (shared and axis in _ID_AXES))
+    return dividing(axes, rows), (_ID_AXES if shared else ())
 
 
 def share_items(scores: Float[Array, "b items"]) -> Float[Array, "b items"]:
     """Scores of all items with each device's own where the items' vectors lie."""
     axes = shared_axes(*scores.shape)
-    return jax.lax.with_sharding_constraint(scores, _spec(*axes)) if any(axes) else scores
+    return jax.lax.with_sharding_constraint(scores, axes_spec(*axes)) if any(axes) else scores
 
 
 def top_k(scores: Float[Array, "batch n"], k: int) -> tuple[Float[Array, "batch k"], Int[Array, "batch k"]]:
     """`jax.lax.top_k`, each device for its own rows."""
-    axes = _dividing(_ROW_AXES, scores.shape[0])
+    axes = dividing(ROW_AXES, scores.shape[0])
     return _on_devices(functools.partial(_top_k, k=k), (axes, ()), scores)
 
 
@@ -77,9 +75,8 @@ def set_items(x: Shaped[Array, "b items"], rows: Int[Array, "b n"], value: Any) 
 
     if not any(axes):
         return put(x, rows)
-    return jax.shard_map(put, in_specs=(_spec(*axes), _spec(axes[0], ())), out_specs=_spec(*axes), check_vma=False)(
-        x, rows
-    )
+    where, own = axes_spec(*axes), axes_spec(axes[0], ())
+    return jax.shard_map(put, in_specs=(where, own), out_specs=where, check_vma=False)(x, rows)
 
 
 def take_beams(tree: Any, index: Int[Array, "batch n"]) -> Any:
@@ -91,7 +88,7 @@ def _on_devices(run: Callable[[Array], tuple[Array, Array]], axes: Axes, scores:
     """`run` by each device on its own part of the scores; the compiler for CPUs would gather them for a `top_k`."""
     if not any(axes):
         return run(scores)
-    return jax.shard_map(run, in_specs=_spec(*axes), out_specs=_spec(axes[0], ()), check_vma=False)(scores)
+    return jax.shard_map(run, in_specs=axes_spec(*axes), out_specs=axes_spec(axes[0], ()), check_vma=False)(scores)
 
 
 def _top_k(scores: Float[Array, "batch n"], k: int) -> tuple[Float[Array, "batch k"], Int[Array, "batch k"]]:
@@ -117,17 +114,18 @@ _BLOCK = 32
 def _mesh() -> Any:
     """The mesh that is set, if it is of more than one device and has the axes."""
     mesh = jax.sharding.get_abstract_mesh()
-    return None if mesh.empty or not {*_ROW_AXES, *_ID_AXES} <= {*mesh.axis_names} or mesh.size == 1 else mesh
+    return None if mesh.empty or not {*ROW_AXES, *_ID_AXES} <= {*mesh.axis_names} or mesh.size == 1 else mesh
 
 
 def _devices(axes: tuple[str, ...]) -> int:
     return math.prod(_mesh().shape[axis] for axis in axes)
 
 
-def _dividing(axes: tuple[str, ...], rows: Size) -> tuple[str, ...]:
-    """The axes, if their devices divide the rows."""
-    return axes if _mesh() is not None and int(rows) % _devices(axes) == 0 else ()
+def dividing(axes: tuple[str, ...], size: SupportsInt) -> tuple[str, ...]:
+    """The axes, if a mesh is set and their devices divide the size."""
+    return axes if _mesh() is not None and int(size) % _devices(axes) == 0 else ()
 
 
-def _spec(*axes: tuple[str, ...]) -> PartitionSpec:
+def axes_spec(*axes: tuple[str, ...]) -> PartitionSpec:
+    """The layout with these axes of a mesh, per axis of an array."""
     return PartitionSpec(*(names or None for names in axes))

@@ -46,7 +46,8 @@ class StateDecoder(CodeModel):
         self, inputs: Inputs, segments: Int[Array, "b t"], *, key: Key[Array, ""] | None = None
     ) -> Float[Array, "b t dim"]:
         """Backbone states: `states` before conditions modulate them."""
-        return self.backbone(self.item_states(inputs), segments, key=key)
+        bias = None if self.conditioning is None else self.conditioning.attention_bias(inputs.times)
+        return self.backbone(self.item_states(inputs), segments, bias=bias, key=key)
 
     def logits(
         self,

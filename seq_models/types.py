@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from seq_models.conditions import Conditions, after_histories
+from seq_models.conditions import Conditions, Times, after_histories
 from seq_models.limits import GroupLimits
 from seq_models.noise import GumbelNoise
 from seq_models.sequences import Sequences
@@ -27,8 +27,8 @@ class Inputs(NamedTuple):
     """Inputs of the positions of a history. Absent ones are None; a model adds up the embeddings of the others.
 
     `mixtures`, one array per level, replace the codes where given: a level's embedding is the mean under its mixture.
-    `events` say what was done with the items, from 1, 0 unknown; `conditions` are those on the items that follow;
-    `sequences` are the items' further code sequences.
+    `events` say what was done with the items, from 1, 0 unknown; `times` when; `conditions` are those on the items that
+    follow; `sequences` are the items' further code sequences.
     """
 
     codes: Int[Array, "b t level"]
@@ -38,6 +38,7 @@ class Inputs(NamedTuple):
     events: Int[Array, "b t"] | None = None
     conditions: Conditions | None = None
     sequences: Sequences | None = None
+    times: Times | None = None
 
 
 class Prefixes(NamedTuple):
@@ -163,7 +164,8 @@ class TrainingBatch(NamedTuple):
 
     `segments` numbers the histories of a row from 1, 0 being padding; `targets` is -1 where there is none. `seen` are
     the items that a target cannot be, -1 for none. `events` are those of the history's items, `target_events` those of
-    the targets; `importance` weighs the targets in means of losses, by their events, say; None: all alike.
+    the targets; `importance` weighs the targets in means of losses, by their events, say; None: all alike. `times` are
+    those of the history's items (see `Times`).
     """
 
     history: Int[Array, "b t"]
@@ -174,6 +176,7 @@ class TrainingBatch(NamedTuple):
     events: Int[Array, "b t"] | None = None
     target_events: Int[Array, "*n"] | None = None
     importance: Float[Array, "*n"] | None = None
+    times: Int[Array, "b t"] | None = None
 
     def conditions(self, tables: ItemTables, *, key: Key[Array, ""] | None = None) -> Conditions:
         """The conditions on the item after each position of the history, which that item meets."""
@@ -226,8 +229,8 @@ class RequestBatch(NamedTuple):
     """Histories of item rows, one per row, the items that may be returned, and factors of items' probabilities.
 
     `segments` is 1 where `history` holds an item. `allowed` (None: all) has one row for all histories, or one for each;
-    `denied` are item rows, -1 for none. `events` are those of the history's items, `target_conditions`, one per
-    history, those on what is recommended. With `limits`, a list holds no more of a group; with `noise` it is drawn,
+    `denied` are item rows, -1 for none. `events` and `times` are those of the history's items, `target_conditions`, one
+    per history, those on what is recommended. With `limits`, a list holds no more of a group; with `noise` it is drawn,
     not the best.
     """
 
@@ -240,10 +243,17 @@ class RequestBatch(NamedTuple):
     target_conditions: Conditions | None = None
     limits: GroupLimits | None = None
     noise: GumbelNoise | None = None
+    times: Int[Array, "b t"] | None = None
 
     def inputs(self, tables: ItemTables) -> Inputs:
         """Inputs of the histories' positions."""
-        return tables.inputs(self.history)._replace(events=self.events, conditions=self.conditions(tables))
+        inputs = tables.inputs(self.history)._replace(events=self.events, conditions=self.conditions(tables))
+        return inputs._replace(times=self.own_times)
+
+    @property
+    def own_times(self) -> Times | None:
+        """Times of the histories' positions."""
+        return None if self.times is None else Times(self.times, self.segments)
 
     def conditions(self, tables: ItemTables) -> Conditions:
         """Conditions on the item after each position: those that the history's items meet, and the request's."""

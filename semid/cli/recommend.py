@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,6 +54,9 @@ class Recommend:
     events: str | None = None
     """Events of the items of the history, in their order, separated by commas or as a JSON list: for a model that
     reads events."""
+    times: str | None = None
+    """Times of the items of the history in seconds, in their order, separated by commas or as a JSON list: for a model
+    that reads times; without them they are unknown."""
     values: dict[str, float] = field(default_factory=dict)
     """Values of events, EVENT NUMBER: rank by expected value, for a model that was trained with --event-head."""
     at_most: tuple[str, ...] = ()
@@ -94,6 +98,7 @@ class Recommend:
             skip_unknown=self.skip_unknown,
             condition=condition_of(self.condition) or None,
             events=None if self.events is None else [parse_ids(self.events)],
+            times=None if self.times is None else [_seconds(self.times)],
             values=self.values or None,
         )
         if not top.item_ids[0]:
@@ -147,6 +152,14 @@ class Recommend:
         if unknown:
             console.print(f"dropped {unknown} unknown of {len(ids)} items of {of}")
         return unknown
+
+
+def _seconds(text: str) -> list[float]:
+    """Times as the option --times gives them."""
+    try:
+        return [float(word) for word in (json.loads(text) if text.lstrip().startswith("[") else text.split(","))]
+    except (ValueError, TypeError):
+        raise SemidError(f"--times: expected seconds, separated by commas or as a JSON list, got {text!r}") from None
 
 
 def _limit(word: str) -> tuple[str, int]:

@@ -11,7 +11,7 @@ from semid.data.content import ContentEncoder, StoredEncoder, is_encoder_file, j
 from semid.data.dataset import Dataset
 from semid.data.faults import Faults, raise_faults
 from semid.data.features import Standardizer, content_blocks
-from semid.data.histories import Histories, Repeats
+from semid.data.histories import Histories, Repeats, seconds_since
 from semid.data.huggingface import read_huggingface
 from semid.data.ids import Id, as_ids, as_masks, parse_ids, read_boosts, read_id_file, read_ids
 from semid.data.images import load_image
@@ -66,6 +66,7 @@ __all__ = [
     "read_table",
     "read_tencentgr",
     "read_text",
+    "seconds_since",
     "table_kind",
     "usual_tags",
 ]

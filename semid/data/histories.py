@@ -46,6 +46,7 @@ class Histories:
     Windows may overlap, so that a user's training, validation and test histories share one array. `users` are dense
     user indices, -1 where the history belongs to nobody in the dataset. `events`, one for each of `items`, say what was
     done with it: places among known names (`Dataset.events`) from 1, 0 where that is unknown; None: none are known.
+    `times` say when, in seconds since any moment; None: that is not known.
     """
 
     users: Int[np.ndarray, " n"]
@@ -53,6 +54,7 @@ class Histories:
     starts: Int[np.ndarray, " n"]
     ends: Int[np.ndarray, " n"]
     events: Int[np.ndarray, " total"] | None = None
+    times: Int[np.ndarray, " total"] | None = None
 
     @classmethod
     def from_lists(
@@ -60,13 +62,16 @@ class Histories:
         lists: Sequence[Sequence[int] | Int[np.ndarray, " _"]],
         *,
         events: Sequence[Sequence[int] | Int[np.ndarray, " _"]] | None = None,
+        times: Sequence[Sequence[int] | Int[np.ndarray, " _"]] | None = None,
     ) -> Histories:
-        """Histories of nobody in particular, from lists of item rows, and of events of the same lengths."""
+        """Histories of nobody in particular, from lists of item rows, and of events and times of the same lengths."""
         ends = np.cumsum([len(rows) for rows in lists], dtype=np.int64)
         items = np.array([row for rows in lists for row in rows], np.int32)
         starts = np.concatenate([[0], ends[:-1]]).astype(np.int64) if lists else ends
         codes = None if events is None else np.array([code for codes in events for code in codes], np.int32)
-        return cls(users=np.full(len(lists), -1, np.int32), items=items, starts=starts, ends=ends, events=codes)
+        seconds = None if times is None else np.array([second for of in times for second in of], np.int64)
+        users = np.full(len(lists), -1, np.int32)
+        return cls(users=users, items=items, starts=starts, ends=ends, events=codes, times=seconds)
 
     def __len__(self) -> int:
         return len(self.users)
@@ -120,6 +125,15 @@ class Histories:
         source, real = self._latest(length)
         return np.zeros(real.shape, np.int32) if self.events is None else _taken(self.events, source, real)
 
+    def padded_times(self, length: int) -> Int[np.ndarray, "n length"]:
+        """Seconds from the first of the last `length` items of each history to each of them, right-padded with -1; -1
+        where times are not known."""
+        source, real = self._latest(length)
+        if self.times is None:
+            return np.full(real.shape, -1, np.int32)
+        times = _taken(self.times, source, real, np.int64)
+        return np.where(real, seconds_since(times, times[:, :1]), -1).astype(np.int32)
+
     def _latest(self, length: int) -> tuple[Int[np.ndarray, "n length"], Bool[np.ndarray, "n length"]]:
         """Places of the last `length` items on the flat array, and which are real."""
         if length < 1:
@@ -128,9 +142,17 @@ class Histories:
         return source, source < self.ends[:, None]
 
 
+def seconds_since(times: Int[np.ndarray, "*n"], first: Int[np.ndarray, "*#n"]) -> Int[np.ndarray, "*n"]:
+    """Seconds from the first to each, at least 0 and at most as many as 32 bits hold (68 years)."""
+    return np.clip(times - first, 0, np.iinfo(np.int32).max)
+
+
 def _taken(
-    values: Int[np.ndarray, " total"], source: Int[np.ndarray, "n length"], real: Bool[np.ndarray, "n length"]
+    values: Int[np.ndarray, " total"],
+    source: Int[np.ndarray, "n length"],
+    real: Bool[np.ndarray, "n length"],
+    kind: type[np.integer] = np.int32,
 ) -> Int[np.ndarray, "n length"]:
-    taken = np.zeros(real.shape, np.int32)
+    taken = np.zeros(real.shape, kind)
     taken[real] = values[source[real]]
     return taken

@@ -133,7 +133,7 @@ def _leave_one_out(dataset: Interactions) -> Splits:
     starts, ends = dataset.offsets[:-1], dataset.offsets[1:]
     enough = np.flatnonzero(ends - starts >= 3)
     until = np.where(ends - starts >= 3, ends - 2, ends)
-    train = Histories(_users(dataset), dataset.item, starts, until, dataset.event_codes)
+    train = Histories(_users(dataset), dataset.item, starts, until, dataset.event_codes, _times(dataset))
     return Splits(train, _before(dataset, ends[enough] - 2), _before(dataset, ends[enough] - 1))
 
 
@@ -146,7 +146,7 @@ def _global_time(dataset: Interactions, rule: GlobalTime) -> Splits:
     cut = np.quantile(dataset.time, [rule.validation, rule.test])
     early = np.bincount(dataset.user[dataset.time < cut[0]], minlength=dataset.num_users)
     starts = dataset.offsets[:-1]
-    train = Histories(_users(dataset), dataset.item, starts, starts + early, dataset.event_codes)
+    train = Histories(_users(dataset), dataset.item, starts, starts + early, dataset.event_codes, _times(dataset))
     has_history = np.arange(len(dataset.item)) > dataset.offsets[dataset.user]
     in_test = dataset.time >= cut[1]
     in_validation = (dataset.time >= cut[0]) & ~in_test
@@ -170,17 +170,23 @@ def _held_out_items(dataset: Interactions, rule: HeldOutItems) -> Splits:
     position = np.concatenate([[0], np.cumsum(warm)])
     warm_items, starts = dataset.item[warm], position[dataset.offsets[:-1]]
     events = dataset.event_codes
-    warm_events = None if events is None else events[warm]
-    train = Histories(_users(dataset), warm_items, starts, position[dataset.offsets[1:]], warm_events)
+    warm_events, times = None if events is None else events[warm], _times(dataset)
+    along = warm_events, None if times is None else times[warm]
+    train = Histories(_users(dataset), warm_items, starts, position[dataset.offsets[1:]], *along)
 
     def examples(items: np.ndarray) -> Examples:
         wanted: Bool[np.ndarray, " n"] = np.isin(dataset.item, items)
         at = np.flatnonzero(wanted & (position[:-1] > starts[dataset.user]))
         users = dataset.user[at]
-        histories = Histories(users, warm_items, starts[users], position[at], warm_events)
+        histories = Histories(users, warm_items, starts[users], position[at], *along)
         return Examples(histories, dataset.item[at], None if events is None else events[at])
 
     return Splits(train, examples(cold[: count // 2]), examples(cold[count // 2 :]), rule)
+
+
+def _times(dataset: Interactions) -> Int[np.ndarray, " interactions"] | None:
+    """Seconds of each interaction; None where the dataset has positions alone."""
+    return None if dataset.time_unit == "position" else dataset.time
 
 
 def _users(dataset: Interactions) -> Int[np.ndarray, " users"]:
@@ -190,5 +196,5 @@ def _users(dataset: Interactions) -> Int[np.ndarray, " users"]:
 def _before(dataset: Interactions, at: Int[np.ndarray, " n"]) -> Examples:
     """Examples whose targets stand at positions `at`, and whose histories are all that precedes them."""
     users, events = dataset.user[at], dataset.event_codes
-    histories = Histories(users, dataset.item, dataset.offsets[users], at, events)
+    histories = Histories(users, dataset.item, dataset.offsets[users], at, events, _times(dataset))
     return Examples(histories, dataset.item[at], None if events is None else events[at])

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from semid.config import later_field
 from semid.data import Dataset, StoredEncoder, Tags, joined_texts
 from semid.errors import SemidError
 from semid.recommender import ConditionSpec, ItemConditions, encode_texts
@@ -35,6 +36,11 @@ class ConditionsConfig:
     film: bool = False
     """Let conditions scale and shift the state that the next item is decoded from (FiLM), instead of adding them to the
     input of the position before it. RQ-Transformer, hybrid and SASRec alone."""
+    time_inputs: bool = later_field(False)
+    """Read the time since the item before, by powers of two of seconds, next to each item."""
+    time_bias: bool = later_field(False)
+    """Add to the scores of attention a learned number for each head and power of two of the seconds between two items.
+    RQ-Transformer, hybrid and SASRec alone."""
     drop_conditions: float = 0.1
     """Share of the conditions that training leaves out, so that the model learns to be asked without."""
 
@@ -43,6 +49,11 @@ class ConditionsConfig:
             raise SemidError(f"expected drop_conditions in [0, 1), got {self.drop_conditions}")
         if self.text_columns and self.on_text is None:
             raise SemidError("text_columns are what conditions on texts are written from: give on_text too")
+
+    @property
+    def reads_times(self) -> bool:
+        """The model reads times."""
+        return self.time_inputs or self.time_bias
 
     @property
     def reads_events(self) -> bool:
@@ -54,7 +65,9 @@ class ConditionsConfig:
 
         Raises SemidError where the dataset lacks what is asked for, and for events that are null.
         """
-        if not (self.reads_events or self.on_group or self.on_text):
+        if self.reads_times and dataset.time_unit == "position":
+            raise SemidError(f"dataset {dataset.name!r} has positions and no times; read none")
+        if not (self.reads_events or self.reads_times or self.on_group or self.on_text):
             return FittedConditions(None, ItemConditions())
         events = dataset.events if self.reads_events else ()
         if self.reads_events and not events:
@@ -75,6 +88,8 @@ class ConditionsConfig:
             text_width=0 if texts is None else texts.shape[1],
             film=self.film,
             drop=self.drop_conditions,
+            time_inputs=self.time_inputs,
+            time_bias=self.time_bias,
         )
         return FittedConditions(spec, ItemConditions(groups, texts, encoder))
 

@@ -65,6 +65,7 @@ class TaughtRows(NamedTuple):
     teacher_scores: Float[Any, "rows *length k"]
     events: Int[Any, "rows length"] | None = None
     target_events: Int[Any, " rows *length"] | None = None
+    times: Int[Any, "rows length"] | None = None
 
 
 def taught(rows: PackedRows | SingleRows, teacher: Teacher, objective: ObjectiveConfig) -> TaughtRows:

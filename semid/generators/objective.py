@@ -130,7 +130,7 @@ def _training_batch(
     batch: Any, objective: ObjectiveConfig, event_weights: Float[Array, " events"] | None
 ) -> TrainingBatch:
     teacher = TeacherItems(batch.teacher_items, batch.teacher_scores) if objective.distillation else None
-    events = {"events": batch.events, "target_events": batch.target_events}
+    events = {"events": batch.events, "target_events": batch.target_events, "times": batch.times}
     if event_weights is not None:
         events["importance"] = event_weights[batch.target_events]
     rows = TrainingBatch(batch.history, batch.segments, batch.targets, teacher, **events)

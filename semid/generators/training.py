@@ -291,10 +291,11 @@ def training_rows(dataset: Dataset, config: GeneratorConfig, layout: Layout) -> 
     train, history = dataset.splits.train, config.max_history
     if not config.reads_events:
         train = train.without_events()
+    times = config.conditions.reads_times
     if layout is Layout.SINGLE:
-        return SingleRows(train, max_history=history)
+        return SingleRows(train, max_history=history, times=times)
     append_last = layout is Layout.CLOSED
-    return pack(train, max_history=history, row_length=config.row_length, append_last=append_last)
+    return pack(train, max_history=history, row_length=config.row_length, append_last=append_last, times=times)
 
 
 def _tables(recommender: Recommender, dataset: Dataset, objective: ObjectiveConfig) -> LossTables:

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float, Int
 
+from semid.config import later_field
 from semid.data import StoredEncoder
 from semid.errors import SemidError, did_you_mean
 from seq_models import Conditions, ConditionSizes
@@ -56,6 +57,10 @@ class ConditionSpec:
     """Conditions scale and shift the state before the next item is decoded, instead of being added to the input."""
     drop: float = 0.1
     """Share of the conditions that training leaves out."""
+    time_inputs: bool = later_field(False)
+    """Times since the item before are inputs."""
+    time_bias: bool = later_field(False)
+    """Attention has a bias by the time between two items."""
 
     @property
     def sizes(self) -> ConditionSizes:
@@ -69,7 +74,14 @@ class ConditionSpec:
             film=self.film,
             drop=self.drop,
             head=events * self.event_head,
+            time_inputs=self.time_inputs,
+            time_bias=self.time_bias,
         )
+
+    @property
+    def reads_times(self) -> bool:
+        """The model reads the times of the history's items."""
+        return self.time_inputs or self.time_bias
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -83,6 +95,8 @@ class ConditionSpec:
         group = f"a group of items ({self.group}: {_shown(self.groups)})"
         words = {"event": f"an event ({_shown(self.events)})", "group": group, "text": f"a text ({self.text})"}
         inputs = [f"reads the history's events ({_shown(self.events)})"] if self.event_inputs else []
+        ways = {"since the item before": self.time_inputs, "between items, in attention": self.time_bias}
+        inputs += [f"reads times ({' and '.join(way for way, read in ways.items() if read)})"] * self.reads_times
         values = [f"values of events ({_shown(self.events)})"] if self.event_head else []
         return "; ".join([*(words[part] for part in self.parts), *values, *inputs])
 

@@ -196,6 +196,7 @@ class Ranking(NamedTuple):
             exclude_seen=exclude_seen,
             boosts=boosts,
             conditions=conditions,
+            times=self.spec.conditions is not None and self.spec.conditions.reads_times,
         )
 
     def _check_events(self, histories: Histories) -> None:

@@ -458,6 +458,7 @@ class Recommender:
         skip_unknown: bool = False,
         condition: ConditionLike = None,
         events: Iterable[Sequence[str | None]] | None = None,
+        times: Iterable[Sequence[float]] | None = None,
         values: Mapping[str, float] | None = None,
     ) -> Recommendations:
         """The k best items for each history of external ids, oldest first.
@@ -472,9 +473,10 @@ class Recommender:
 
         `condition` says what is wanted, of a model that was trained to be asked: `{"event": "buy"}`, a `group` of
         items, a `text`, or a `Condition`; one for all histories or one for each; any where there is none. `events` are
-        those of the histories' items, a list for each, None where one is unknown. To who has no history neither
-        matters. `values` of events, `{"click": 1, "buy": 2.5}`, rank what the beams find by expected value, for a model
-        that was trained with an event head; scores are then its logarithms.
+        those of the histories' items, a list for each, None where one is unknown; `times` are in seconds, a list for
+        each, for a model that reads times (unknown without). To who has no history none of these matters. `values` of
+        events, `{"click": 1, "buy": 2.5}`, rank what the beams find by expected value, for a model that was trained
+        with an event head; scores are then its logarithms.
 
         `at_most` limits the items of one group in a list, `{"brand": 2}` (`with_groups` gives their groups): the best
         that leave room are chosen one by one, of all that the beams find, so that narrow limits want wide beams.
@@ -482,7 +484,7 @@ class Recommender:
         Raises SemidError for numbers out of range, for conditions and events that the model does not know, and for an
         unknown id, unless `skip_unknown` drops it.
         """
-        rows = self._histories(histories, skip_unknown, events)
+        rows = self._histories(histories, skip_unknown, events, times)
         conditions = self._conditions(condition, len(rows))
         ranked, scores = self._ranking(graph_weight).top(
             rows,
@@ -519,12 +521,13 @@ class Recommender:
         skip_unknown: bool = False,
         condition: ConditionLike = None,
         events: Iterable[Sequence[str | None]] | None = None,
+        times: Iterable[Sequence[float]] | None = None,
     ) -> Float[np.ndarray, "histories items"]:
-        """Exact log-probabilities of the given items after each history, given `condition` and `events`.
+        """Exact log-probabilities of the given items after each history, given `condition`, `events` and `times`.
 
         Raises SemidError for an unknown id, in a history or among the items.
         """
-        rows = self._histories(histories, skip_unknown, events)
+        rows = self._histories(histories, skip_unknown, events, times)
         return self.log_probs(rows, self.catalog.rows(item_ids), graph_weight=graph_weight, condition=condition)
 
     def explain(
@@ -698,21 +701,36 @@ class Recommender:
         histories: Iterable[Iterable[Id]],
         skip_unknown: bool,
         events: Iterable[Sequence[str | None]] | None = None,
+        times: Iterable[Sequence[float]] | None = None,
     ) -> Histories:
-        """Histories of external ids, and of names of events, in numbers."""
+        """Histories of external ids, of names of events, and of times, in numbers."""
         found = self._history_rows(histories, skip_unknown)
-        rows = [rows[known].tolist() for rows, known in found]
+        rows, known = [rows[known].tolist() for rows, known in found], [known for _, known in found]
+        seconds = None if times is None else self._times(times, known)
         if events is None:
-            return Histories.from_lists(rows)
+            return Histories.from_lists(rows, times=seconds)
         if self.conditions is None or not self.conditions.events:
             raise SemidError("the model reads no events; leave them out, or train one with --event-inputs")
         names = list(events)
-        if (given := [len(of) for of in names]) != (wanted := [len(known) for _, known in found]):
+        if (given := [len(of) for of in names]) != (wanted := [len(of) for of in known]):
             raise SemidError(f"expected an event for each item of the histories, {wanted[:9]}, got {given[:9]}")
         codes = [self.conditions.event_codes(of, where=f"history {index}") for index, of in enumerate(names)]
-        return Histories.from_lists(
-            rows, events=[np.array(of)[known] for of, (_, known) in zip(codes, found, strict=True)]
-        )
+        of_known = [np.array(of)[there] for of, there in zip(codes, known, strict=True)]
+        return Histories.from_lists(rows, events=of_known, times=seconds)
+
+    def _times(
+        self, times: Iterable[Sequence[float]], known: Sequence[Bool[np.ndarray, " _"]]
+    ) -> list[Int[np.ndarray, " _"]]:
+        """Seconds of the known items. Raises SemidError for a model that reads none, and where some are missing."""
+        if self.conditions is None or not self.conditions.reads_times:
+            raise SemidError("the model reads no times; leave them out, or train one with --time-inputs or --time-bias")
+        seconds = [np.asarray(of, np.float64) for of in times]
+        if (given := [of.size for of in seconds]) != (wanted := [len(of) for of in known]):
+            raise SemidError(f"expected a time for each item of the histories, {wanted[:9]}, got {given[:9]}")
+        for index, of in enumerate(seconds):
+            if not np.isfinite(of).all() or (np.diff(of) < 0).any():
+                raise SemidError(f"history {index}: expected times in seconds, none before the last, got {of.tolist()}")
+        return [of[there].astype(np.int64) for of, there in zip(seconds, known, strict=True)]
 
     def _history_rows(
         self, histories: Iterable[Iterable[Id]], skip_unknown: bool

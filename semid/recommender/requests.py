@@ -22,11 +22,12 @@ def request_batches(
     exclude_seen: bool = False,
     boosts: Boosts | None = None,
     conditions: Conditions | None = None,
+    times: bool = False,
 ) -> Iterator[tuple[Int[np.ndarray, " n"], RequestBatch]]:
     """Batches of requests with the indices of their histories: `size` each, or a power of two for the last few.
 
     A batch holds the last `max_history` items of each history, and masks of `slots` item rows, as the tables have; with
-    `conditions`, one per history, the items' events too, unknown where there are none.
+    `conditions`, one per history, the items' events too, unknown where there are none; their times, if asked for.
     """
     for start in range(0, len(histories), size):
         index = np.arange(start, min(start + size, len(histories)))
@@ -45,6 +46,7 @@ def request_batches(
             boosts,
             None if conditions is None else jax.device_put(_pad_rows(batch.padded_events(max_history), rows)),
             None if conditions is None else _conditions_of(conditions, index, rows),
+            times=jax.device_put(_pad_rows(batch.padded_times(max_history), rows)) if times else None,
         )
         yield index, requests
 

@@ -91,8 +91,9 @@ def as_program(recommender: Recommender, *, k: int, beam_size: int) -> tuple[dic
         segments = (jnp.arange(history.shape[1], dtype=jnp.int32)[None] < lengths[:, None]).astype(jnp.int32)
         requests = RequestBatch(history, segments)
         if conditions is not None:
-            parts = {name: part for name, part in conditions.items() if name != "events"}
+            parts = {name: part for name, part in conditions.items() if name not in ("events", "times")}
             requests = requests._replace(events=conditions["events"], target_conditions=Conditions(**parts))
+            requests = requests._replace(times=conditions.get("times"))
         top = replace(scorer, **own).top(requests, k=k, beam_size=beam_size)
         some = (lengths > 0)[:, None]
         return (
@@ -129,7 +130,9 @@ def _condition_shapes(spec: ModelSpec) -> dict[str, tuple[tuple[int, ...], Any]]
         return {}
     shapes: dict[str, tuple[tuple[int, ...], Any]] = {"event": ((), np.int32), "group": ((), np.int32)}
     shapes["text"] = (spec.conditions.text_width,), np.float32
-    return {"events": ((spec.max_history,), np.int32)} | {part: shapes[part] for part in spec.conditions.parts}
+    along = ["events"] + ["times"] * spec.conditions.reads_times
+    of_items: dict[str, tuple[tuple[int, ...], Any]] = dict.fromkeys(along, ((spec.max_history,), np.int32))
+    return of_items | {part: shapes[part] for part in spec.conditions.parts}
 
 
 def _check_platforms(platforms: Sequence[str]) -> None:
@@ -230,7 +233,8 @@ Written by semid; loaded without it, by `pip install jax flatbuffers numpy safet
 
 A model that knows conditions takes a fourth argument, `program(arrays, history, lengths, conditions)`: arrays by the
 names, shapes and types of `inputs.conditions` in `program.json`, zeros where nothing is asked for and where an event of
-the history is not known; `inputs.condition_names` has the events and groups that are numbered from 1.
+the history is not known; `times`, where there are any, are seconds since the history's first item, -1 where they are
+not known and behind the history; `inputs.condition_names` has the events and groups that are numbered from 1.
 
 The program is compiled once for every batch size that it meets: fill batches up to a few sizes. `program.json` has the
 shapes, `item_ids.parquet` the item of each row, `manifest.json` the sha256 of every file.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from semid.data import Histories
+from semid.data import Histories, seconds_since
 from semid.errors import SemidError
 
 if TYPE_CHECKING:
@@ -70,7 +70,8 @@ class PackedRows(NamedTuple):
     Codes are never in it: they are gathered on the device.
     `segments` numbers the histories of a row from 1 and is 0 on padding; `targets[t]` is the item that follows
     `history[t]`, -1 where there is none. Where the data have events, `events` are the history's and `target_events` the
-    targets' (see `Histories`), 0 on padding and where there is no target.
+    targets' (see `Histories`), 0 on padding and where there is no target. For models that read them, `times` are
+    seconds since the history's first item in the row, -1 on padding.
     """
 
     history: Int[Any, "rows length"]
@@ -78,14 +79,18 @@ class PackedRows(NamedTuple):
     segments: Int[Any, "rows length"]
     events: Int[Any, "rows length"] | None = None
     target_events: Int[Any, "rows length"] | Int[Any, " rows"] | None = None
+    times: Int[Any, "rows length"] | None = None
 
 
-def pack(train: Histories, *, max_history: int, row_length: int, append_last: bool = False) -> PackedRows:
+def pack(
+    train: Histories, *, max_history: int, row_length: int, append_last: bool = False, times: bool = False
+) -> PackedRows:
     """Pack training histories into rows of `row_length` positions, best fit, longest first.
 
     Every item but a history's first is a target exactly once, seeing at most `max_history` items before it; longer
     histories are cut into windows from the end. `append_last` puts behind each its last target, at a position of the
-    same segment without a target, for models whose codes are predicted from the tokens before them.
+    same segment without a target, for models whose codes are predicted from the tokens before them. With `times`, rows
+    have those of the histories.
     Raises SemidError when no history has two items.
     """
     if not 1 <= max_history <= row_length - append_last:
@@ -107,6 +112,10 @@ def pack(train: Histories, *, max_history: int, row_length: int, append_last: bo
     followed = within < sizes[window] - append_last
     asked = at[0][followed], at[1][followed]
     packed.targets[asked] = train.items[source[followed] + 1]
+    if times and train.times is not None:
+        seconds = np.full_like(empty, -1)
+        seconds[at] = seconds_since(train.times[source], train.times[starts[window]])
+        packed = packed._replace(times=seconds)
     if train.events is None:
         return packed
     events, target_events = np.zeros_like(empty), np.zeros_like(empty)
@@ -125,11 +134,17 @@ class SingleRows(Rows):
     """
 
     def __init__(
-        self, train: Histories, *, max_history: int, seen: Int[np.ndarray, " histories"] | None = None
+        self,
+        train: Histories,
+        *,
+        max_history: int,
+        seen: Int[np.ndarray, " histories"] | None = None,
+        times: bool = False,
     ) -> None:
         if max_history < 1:
             raise SemidError(f"expected max_history of at least 1, got {max_history}")
         self._train, self._max_history = train, max_history
+        self._times = train.times if times else None
         first = 1 if seen is None else np.maximum(seen, 1)
         self._until = np.cumsum(np.maximum(train.ends - train.starts - first, 0))  # targets up to and with each history
         if not len(self):
@@ -167,17 +182,20 @@ class SingleRows(Rows):
 
     def _padded(self, index: Int[np.ndarray, " n"], length: int) -> PackedRows:
         train, (owner, target) = self._train, self._targets(index)
-        before = Histories(train.users[owner], train.items, train.starts[owner], target, train.events)
+        along = train.events, self._times
+        before = Histories(train.users[owner], train.items, train.starts[owner], target, *along)
         history, real = before.padded(length)
         rows = PackedRows(history, train.items[target], np.where(real, owner[:, None] + 1, 0).astype(np.int32))
+        if self._times is not None:
+            rows = rows._replace(times=before.padded_times(length))
         if train.events is None:
             return rows
         return rows._replace(events=before.padded_events(length), target_events=train.events[target])
 
     @property
     def arrays(self) -> tuple[np.ndarray, ...]:
-        train, events = self._train, () if self._train.events is None else (self._train.events,)
-        return train.items, train.starts, train.ends, self._until, np.array(self._max_history), *events
+        train, along = self._train, [x for x in (self._train.events, self._times) if x is not None]
+        return train.items, train.starts, train.ends, self._until, np.array(self._max_history), *along
 
 
 def _windows(train: Histories, max_history: int) -> tuple[np.ndarray, np.ndarray]:
