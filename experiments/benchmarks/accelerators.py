@@ -155,9 +155,8 @@ def _lengths() -> list[Case]:
     for length in (200, 2_000, 20_000):
         for topology, rows in (("v5e:2x2", 4), ("cpu", 1)):
             decoder = replace(_decoder(256, 4, 1024, Remat.NOTHING, rows), max_history=length, row_length=length)
-            for form in ("as chosen", "all scores"):
-                what = f"{length:,} items, {form}"
-                plain = form == "all scores"
+            for plain in (False, True)[: 2 if length > 512 else 1]:
+                what = f"{length:,} items, {'all scores' if plain else 'as chosen'}"
                 cases.append(Case(what, topology, MeshConfig(), decoder, table="lengths", plain=plain))
     return cases
 
@@ -175,7 +174,8 @@ def _needs(case: Case) -> dict[str, Any]:
     except DoesNotFit as error:
         return row | {"memory": f"does not fit: {error}"}
     if case.table == "lengths":
-        row["temporaries"] = size(found.temporaries)
+        measured = {"temporaries": size(found.temporaries), "traffic": size(found.traffic)}
+        return row | measured | {"compiled in, s": round(found.seconds)}
     sent = sum(exchange.sent for exchange in found.exchanges)
     exchanges = ", ".join(f"{exchange.number} {exchange.kind}" for exchange in found.exchanges)
     return row | {
