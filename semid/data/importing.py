@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float
 
 from semid.arrow import is_fixed_vector, is_string, is_text, to_lists
 from semid.artifacts import fetched, refresh
@@ -66,35 +65,36 @@ def _unused(items: Sequence[str], interactions: Sequence[str], checked: pa.Schem
     return [*(name for name in items if name not in read | {"image"}), *others]
 
 
-def _vector_array(vectors: Float[np.ndarray, "n dim"]) -> pa.FixedSizeListArray:
-    """Vectors as an Arrow column: float16 stays, anything else becomes float32."""
-    kind = np.float16 if vectors.dtype == np.float16 else np.float32
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, which validation names
-        return to_lists(vectors.astype(kind))
-
-
 def add_vector_files(items: pa.Table, files: Mapping[str, str | Path], faults: Faults) -> pa.Table:
     """`items` with a vector column for each `.npy` file, in place of one of that name; unfit files join the faults."""
     for column, path in files.items():
-        values = _load_vectors(path, items.num_rows, faults)
+        values = _load_vectors(path, column, items.num_rows, faults)
         items = items.drop_columns([column]) if column in items.column_names else items
         items = items if values is None else items.append_column(column, values)
     return items
 
 
-def _load_vectors(path: str | Path, num_items: int, faults: Faults) -> pa.FixedSizeListArray | None:
-    """The vectors of a `.npy` file with one row an item; None, and a line among the faults, where it is not that."""
+def _load_vectors(path: str | Path, column: str, num_items: int, faults: Faults) -> pa.FixedSizeListArray | None:
+    """The vectors of a `.npy` file with one row an item; None, and lines among the faults, where it is not that.
+
+    float16 stays, anything else becomes float32.
+    """
+    own = Faults(str(path), faults.lines)
     try:
         vectors = np.load(path, allow_pickle=False, mmap_mode="r")  # a header may speak of more than memory
     except Exception as error:  # what parsing a header as Python raises: of the tokenizer, the syntax, the types
-        faults.lines.append(f"{path}: not readable as .npy ({error}); check the file")
+        own.table(f"not readable as .npy ({error}); check the file")
         return None
     is_matrix = isinstance(vectors, np.ndarray) and vectors.ndim == 2 and vectors.dtype.kind == "f"
     if not is_matrix or vectors.shape[0] != num_items or not vectors.shape[1]:
         found = f"{vectors.dtype} {list(vectors.shape)}" if isinstance(vectors, np.ndarray) else "an archive"
-        faults.lines.append(f"{path}: expected floats [{num_items}, dim], a row for each item, got {found}")
+        own.table(f"expected floats [{num_items}, dim], a row for each item, got {found}")
         return None
-    return _vector_array(vectors)
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
+        vectors = vectors.astype(np.float16 if vectors.dtype == np.float16 else np.float32)
+    finite = np.isfinite(vectors).all(axis=1)
+    own.rows(column, ~finite, "vector holds a NaN or infinite number; fix it or drop the item")
+    return to_lists(vectors) if finite.all() else None
 
 
 def _with_images(items: pa.Table, folder: Path, faults: Faults) -> pa.Table:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -11,6 +13,8 @@ from semid.errors import SemidError
 _EXACT = 50_000
 # Lists per square root of the vectors and lists that are searched; vectors per list and rounds of k-means.
 _LISTS, _PROBES, _SAMPLE, _ROUNDS = 2, 24, 32, 4
+# Columns of which the largest is looked at first.
+_STRIPE = 32
 
 
 def neighbors(vectors: Float[np.ndarray, "n dim"], *, k: int, block: int = 1024) -> Int[np.ndarray, "n k"]:
@@ -43,9 +47,9 @@ def neighbor_overlap(one: Float[np.ndarray, "n _"], other: Float[np.ndarray, "n 
 
 def _all_pairs(unit: Float[np.ndarray, "n dim"], k: int, block: int) -> Int[np.ndarray, "n k"]:
     everything = np.arange(len(unit))
+    blocks = (everything[first : first + block] for first in range(0, len(unit), block))
     return np.concatenate(
-        [np.zeros((0, k), np.int32)]
-        + [_nearest(unit, everything[first : first + block], everything, k) for first in range(0, len(unit), block)]
+        [np.zeros((0, k), np.int32), *(_nearest(unit, rows, everything, k, _largest) for rows in blocks)]
     )
 
 
@@ -60,7 +64,7 @@ def _by_lists(unit: Float[np.ndarray, "n dim"], k: int, block: int) -> Int[np.nd
         candidates = np.concatenate([members[probe] for probe in probes])
         for first in range(0, len(of_list), block):
             rows = of_list[first : first + block]
-            nearest[rows] = _nearest(unit, rows, candidates, k)
+            nearest[rows] = _nearest(unit, rows, candidates, k, _largest_by_stripes)
     return nearest
 
 
@@ -78,15 +82,41 @@ def _centers(unit: Float[np.ndarray, "n dim"], number: int) -> Float[np.ndarray,
 
 
 def _nearest(
-    unit: Float[np.ndarray, "n dim"], rows: Int[np.ndarray, " r"], candidates: Int[np.ndarray, " c"], k: int
+    unit: Float[np.ndarray, "n dim"],
+    rows: Int[np.ndarray, " r"],
+    candidates: Int[np.ndarray, " c"],
+    k: int,
+    largest: Callable[[Float[np.ndarray, "r c"], int], Int[np.ndarray, "r m"]],
 ) -> Int[np.ndarray, "r k"]:
     """The `k` candidates nearest to each row other than itself, -1 where there are fewer."""
     similarity = unit[rows] @ unit[candidates].T
-    similarity[rows[:, None] == candidates[None]] = -np.inf
+    order = np.argsort(candidates, kind="stable")
+    own = order[np.minimum(np.searchsorted(candidates, rows, sorter=order), len(order) - 1)]
+    itself = np.flatnonzero(candidates[own] == rows)
+    similarity[itself, own[itself]] = -np.inf
     width = min(k, len(candidates))
-    best = np.argpartition(similarity, len(candidates) - width, axis=1)[:, -width:]
+    best = largest(similarity, width)
     values = np.take_along_axis(similarity, best, axis=1)
     order = np.argsort(-values, axis=1, kind="stable")
     best, values = (np.take_along_axis(x, order, axis=1) for x in (best, values))
     found = np.where(np.isneginf(values), -1, candidates[best])
     return np.pad(found, ((0, 0), (0, k - width)), constant_values=-1).astype(np.int32)
+
+
+def _largest(values: Float[np.ndarray, "r c"], k: int) -> Int[np.ndarray, "r k"]:
+    """Columns of the `k` largest values of each row, in no particular order."""
+    return np.argpartition(values, values.shape[1] - k, axis=1)[:, -k:]
+
+
+def _largest_by_stripes(values: Float[np.ndarray, "r c"], k: int) -> Int[np.ndarray, "r k"]:
+    """The same, faster, with other ones among equals: they lie in the `k` stripes of columns of the largest maxima."""
+    number = values.shape[1] // _STRIPE
+    if number <= k:
+        return _largest(values, k)
+    whole = number * _STRIPE
+    maxima = values[:, :whole].reshape(-1, _STRIPE, number).max(axis=1)
+    stripes = _largest(maxima, k)[:, None] + number * np.arange(_STRIPE)[:, None]
+    rest = np.broadcast_to(np.arange(whole, values.shape[1]), (len(values), values.shape[1] - whole))
+    columns = np.concatenate([stripes.reshape(len(values), -1), rest], axis=1)
+    best = _largest(np.take_along_axis(values, columns, axis=1), k)
+    return np.take_along_axis(columns, best, axis=1)

@@ -1,5 +1,6 @@
 import io
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -165,7 +166,7 @@ def test_vectors_from_npy(tmp_path, kind):
         (np.zeros((4, 2), np.float32), r"expected floats \[3, dim\], a row for each item, got float32 \[4, 2\]"),
         (np.zeros(3, np.float32), r"got float32 \[3\]"),
         (np.zeros((3, 2), int), r"got int64 \[3, 2\]"),
-        (np.full((3, 2), 1e300), "row 3, column 'v': vector holds a NaN, infinite"),
+        (np.full((3, 2), 1e300), "row 3, column 'v': vector holds a NaN or infinite number; fix it or drop the item"),
         (np.full((3, 2), np.nan, np.float32), "row 1, column 'v': vector holds a NaN"),
         (np.array([None, 1, 2]), "not readable as .npy"),
         (None, "not readable as .npy .*No such file"),
@@ -175,11 +176,13 @@ def test_bad_vector_files_are_faults_among_the_others(tmp_path, vectors, expecte
     path = tmp_path / "v.npy"
     if vectors is not None:
         np.save(path, vectors)
-    with pytest.raises(SemidError, match=expected) as caught:
+    with pytest.raises(SemidError, match=re.escape(f"{path}: ") + ".*" + expected) as caught:
         Dataset.from_tables(
             pa.table(ITEMS), pa.table(INTERACTIONS | {"user_id": [""] * 4}), name="t", vectors={"v": path}
         )
-    assert "row 4, column 'user_id': is empty" in str(caught.value)
+    others = [line for line in str(caught.value).splitlines() if not line.startswith(f"{path}: ")]
+    assert others[-1] == "interactions: row 4, column 'user_id': is empty; fill it in or drop the row"
+    assert len(others) == 4
 
 
 def test_image_paths_become_images(tmp_path):

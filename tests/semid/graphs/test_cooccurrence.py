@@ -13,7 +13,7 @@ from scipy import sparse
 from semid.data import Dataset, Histories
 from semid.errors import SemidError
 from semid.graphs import cooccurrence, interactions_matrix, ppmi, ppmi_vectors, sample_partners, user_vectors
-from semid.graphs.neighbors import neighbors
+from semid.graphs.neighbors import _largest_by_stripes, neighbors
 
 LISTS = [[0, 1, 2, 1], [3], [], [2, 2, 0, 4, 1, 3], [1, 0]]  # item 5 is nobody's
 
@@ -239,3 +239,11 @@ def test_neighbors_of_many_vectors_are_looked_for_in_the_nearest_lists(monkeypat
     assert not (found == 7).any()
     shared = [len(set(a) & set(b)) for a, b in zip(found.tolist(), exact.tolist(), strict=True)]
     assert 0.9 < np.mean(shared) / 5 < 1
+
+
+@pytest.mark.parametrize(("columns", "k"), [(31, 3), (64, 2), (100, 2), (330, 10), (1000, 10)])
+def test_the_largest_by_stripes_are_the_largest(columns, k):
+    values = np.random.default_rng(columns).normal(size=(7, columns)).astype(np.float32)
+    values[3] = -np.inf
+    values[3, 5:25] = np.arange(20)
+    np.testing.assert_array_equal(np.sort(_largest_by_stripes(values, k)), np.sort(np.argsort(-values)[:, :k]))

@@ -13,7 +13,7 @@ from semid.generators.mixing import mixed, with_fitted_repeats
 from semid.graphs import ItemGraph, ItemGraphConfig
 from semid.recommender import Recommender
 from seq_models import RQTransformerConfig
-from tests.semid.recommender.test_catalog_updates import BACKBONE, BEAM, IDS, ITEMS, LATER, RAW, _catalog, _make
+from tests.semid.recommender.test_catalog_updates import BACKBONE, BEAM, GONE, IDS, ITEMS, LATER, RAW, _catalog, _make
 
 K = 6
 CONFIG = ItemGraphConfig(window=2, neighbors=3, width=8, columns=("v",)).resolved(["v"])
@@ -70,6 +70,19 @@ def test_an_appended_item_is_found_through_the_graph(model):
     assert ids == expected_ids
     np.testing.assert_allclose(scores, expected, rtol=1e-4)
     assert any(item in IDS[ITEMS:] for found in _top(later, graph_weight=1.0)[0] for item in found)
+
+
+def test_items_that_were_removed_since_are_not_recommended_through_the_graph(model):
+    grown, without = (model.with_catalog(_catalog(LATER, gone), vectors=RAW[ITEMS:]) for gone in ((), GONE))
+    lost = {IDS[row] for row in GONE}
+    for weight in (0.4, 1.0):
+        of_all, of_rest = (_top(one, graph_weight=weight) for one in (grown, without))
+        assert lost & {item for ids in of_all[0] for item in ids}
+        assert not lost & {item for ids in of_rest[0] for item in ids}
+    q = grown.graph.distribution(Histories.from_lists([[1, 2, 3], [7], [2, 9]])).toarray()
+    q[:, GONE] = 0
+    for ids, scores, row in zip(*of_rest, q / q.sum(axis=1, keepdims=True), strict=True):
+        np.testing.assert_allclose(np.exp(scores[: len(ids)]), row[[IDS.index(item) for item in ids]], rtol=1e-4)
 
 
 def test_an_explanation_adds_up(model):
