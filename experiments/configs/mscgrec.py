@@ -1,12 +1,12 @@
-"""Two code sequences of an item, of its text and of its behaviour, and which of them is generated (MSCGRec).
+"""Two code sequences of an item, of its text and of its behavior, and which of them is generated (MSCGRec).
 
     python -m experiments mscgrec item-graph --dataset ../shared/data/amazon14_beauty --seeds 0
-    python -m experiments mscgrec.both-behaviour --dataset ... --model.drop-sequences 0    # none is left out
+    python -m experiments mscgrec.both-behavior --dataset ... --model.drop-sequences 0    # none is left out
 
     text             one sequence, of the text vectors
-    behaviour        one sequence, of the item vectors of recipe.sasrec-text
+    behavior        one sequence, of the item vectors of recipe.sasrec-text
     both-text        both are read, that of the text is generated
-    both-behaviour   both are read, that of the behaviour is generated, as in the paper
+    both-behavior   both are read, that of the behavior is generated, as in the paper
     concatenation    one sequence, of both vectors side by side
 
 Residual k-means of three levels, RQ-Transformers of the default size, 12 epochs, no vectors as input, each measured
@@ -23,7 +23,7 @@ from semid.tokenizers import RQKmeansConfig, TokenizerConfig
 from semid.training import OptimizerConfig, TrainingConfig
 
 TEXT = TokenizerConfig(RQKmeansConfig(), columns=(CONTENT,))
-BEHAVIOUR = TokenizerConfig(RQKmeansConfig(), columns=(TEACHER,))
+BEHAVIOR = TokenizerConfig(RQKmeansConfig(), columns=(TEACHER,))
 
 
 def config() -> dict[str, Experiment]:
@@ -36,11 +36,11 @@ def config() -> dict[str, Experiment]:
         graph="item-graph",
         paper="arXiv 2602.03713",
     )
-    behaviour = replace(text, title="codes of behaviour", tokenizer=BEHAVIOUR)
+    behavior = replace(text, title="codes of behavior", tokenizer=BEHAVIOR)
     return {
         "text": text,
-        "behaviour": behaviour,
-        "both-text": replace(text, title="codes of text, behaviour read too", sequences={"behaviour": BEHAVIOUR}),
-        "both-behaviour": replace(behaviour, title="codes of behaviour, text read too", sequences={"text": TEXT}),
-        "concatenation": replace(text, title="codes of text and behaviour in one", tokenizer=HYBRID_CODES),
+        "behavior": behavior,
+        "both-text": replace(text, title="codes of text, behavior read too", sequences={"behavior": BEHAVIOR}),
+        "both-behavior": replace(behavior, title="codes of behavior, text read too", sequences={"text": TEXT}),
+        "concatenation": replace(text, title="codes of text and behavior in one", tokenizer=HYBRID_CODES),
     }

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, make_dataclass
-from typing import Annotated, Any
+from dataclasses import dataclass, fields
+from typing import Annotated
 
 import tyro
 
@@ -24,24 +24,21 @@ from semid.graphs import (
 )
 
 _SIGNALS = {name: cls for name, cls in choices(Signal).items() if cls is not VectorColumn}
-# A field for the options of each signal, by its name.
-_Options: Any = make_dataclass("_Options", [(name, cls, cls()) for name, cls in _SIGNALS.items()], frozen=True)
 
 
 @dataclass(frozen=True)
 class _Fuse(FuseConfig):
-    """A FuseConfig whose signal is named, with options of its own."""
+    """A FuseConfig whose signal is named."""
 
     __doc__ = FuseConfig.__doc__
     signal: tyro.conf.Suppress[tyro.conf.Fixed[Signal]] = PpmiConfig()
     behavior: str = PpmiConfig.name
-    """Collaborative vectors: ppmi (from co-occurrence), lightgcn, freedom, bm3 or alpharec, each with its options; or
+    """Collaborative vectors: ppmi (from co-occurrence), lightgcn, freedom, bm3 or alpharec, each with its defaults; or
     the name of a vector column, such as the item vectors of a trained model."""
-    options: Annotated[_Options, tyro.conf.arg(name="")] = _Options()
 
     def plain(self) -> FuseConfig:
         """The config as it is stored."""
-        signal = getattr(self.options, self.behavior) if self.behavior in _SIGNALS else VectorColumn(self.behavior)
+        signal = _SIGNALS[self.behavior]() if self.behavior in _SIGNALS else VectorColumn(self.behavior)
         return FuseConfig(**{**{f.name: getattr(self, f.name) for f in fields(FuseConfig)}, "signal": signal})
 
 
@@ -52,6 +49,7 @@ _Column = (
 )
 
 
+@tyro.conf.configure(tyro.conf.OmitArgPrefixes)
 @dataclass(frozen=True)
 class Vectors:
     """Make a vector column of another one and of training interactions, and write the dataset with it.
@@ -64,11 +62,11 @@ class Vectors:
     """Dataset folder."""
     out: PathOrUrl
     """Dataset folder to write: the same dataset, and the column."""
-    column: Annotated[_Column, tyro.conf.arg(name="")]
+    way: _Column = SmoothConfig()
     """Way to make it."""
 
     def run(self) -> None:
-        config: ColumnConfig = self.column.plain() if isinstance(self.column, _Fuse) else self.column
+        config: ColumnConfig = self.way.plain() if isinstance(self.way, _Fuse) else self.way
         dataset = Dataset.load(self.dataset)
         source, before = config.read(dataset)
         made = add_column(dataset, config, out=self.out)

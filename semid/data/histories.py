@@ -31,7 +31,7 @@ class Repeats(NamedTuple):
 
     @property
     def common(self) -> bool:
-        """At least one target in a thousand stands in its own history: what repeats is a part of the behaviour."""
+        """At least one target in a thousand stands in its own history: what repeats is a part of the behavior."""
         return self.repeated > 0 and self.share >= _COMMON
 
     def __str__(self) -> str:

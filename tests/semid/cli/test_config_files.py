@@ -44,6 +44,8 @@ LINES = (
     "import-codes --codes c --dataset d --out o",
     "package --model m --out o --license apache-2.0",
     "report a b",
+    "vectors --dataset d --out o smooth --layers 2",
+    "vectors --dataset d --out o fuse --behavior lightgcn --epochs 3",
 )
 
 

@@ -471,7 +471,7 @@ BAD = [
     (TOKENIZE + "{t}/c --columns nope", "no vector column 'nope' in dataset 'dataset'"),
     (TOKENIZE + "{t}/c --alignment letter --signal model", "--signal model and --teacher FOLDER go together"),
     (TOKENIZE + "{t}/c --alignment letter --teacher {h}/model", "--signal model and --teacher FOLDER go together"),
-    (TOKENIZE + "{t}/c --signal model --teacher {h}/model", "--teacher is for das, distill, letter; name one"),
+    (TOKENIZE + "{t}/c --signal model --teacher {h}/model", "--teacher is for das, distill, letter, match; name one"),
     (TOKENIZE + "{t}/c --alignment letter --signal model --teacher {h}/model",
      r"item vectors are those of a dense model \(SASRec\); this one speaks in codes"),
     (TOKENIZE + "{t}/c --alignment letter --signal model --teacher {h}/catalog",

@@ -20,11 +20,11 @@ def home(tmp_path_factory):
 
 
 def test_a_fused_column_is_tokenized_and_takes_new_items_by_their_texts(home, capsys):
-    run("vectors --dataset {h}/dataset --out {h}/fused fuse --epochs 2 --ppmi.dim 4", h=home)
-    assert "made 8-d vectors of text_lsa (text_lsa_fuse)" in capsys.readouterr().out
+    run("vectors --dataset {h}/dataset --out {h}/fused fuse --epochs 2 --behavior lightgcn", h=home)
+    assert "made 128-d vectors of text_lsa (text_lsa_fuse)" in capsys.readouterr().out
     dataset = Dataset.load(home / "fused")
     assert dataset.vector_columns == ["text_lsa", "text_lsa_fuse"]
-    assert dataset.source["text_lsa_fuse"]["signal"] == {"type": "PpmiConfig", "dim": 4, "window": 5}
+    assert dataset.source["text_lsa_fuse"]["signal"]["type"] == "LightGCNConfig"
     manifest = json.loads((home / "fused" / "manifest.json").read_text())
     assert manifest["parents"] == {"dataset": Dataset.load(home / "dataset").digest}
     run("tokenize --dataset {h}/fused --out {h}/catalog --columns text_lsa_fuse rq-kmeans --level-sizes 6 4", h=home)
