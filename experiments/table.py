@@ -75,7 +75,9 @@ def _table(
             write_json(file, {"rows": rows})
     if page is not None:
         page.write_text(rewritten(page.read_text(), rows, where=str(page)))
-    for dataset in dict.fromkeys(row["dataset"] for row in rows):
+    wanted = chosen(experiments) if experiments else {row["experiment"] for row in rows}
+    shown = [row for row in rows if row["experiment"] in wanted] or rows
+    for dataset in dict.fromkeys(row["dataset"] for row in shown):
         print(f"\n{dataset}\n\n{markdown(rows, dataset, experiments)}")
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float, Int
+from scipy.special import log_softmax
 
 from semid.artifacts import Origin
 from semid.errors import SemidError
@@ -53,7 +54,7 @@ class VectorTeacher:
         asked = [
             history for row in zip(rows.history, rows.segments, strict=True) for history in _prefixes(*row, single)
         ]
-        unit = self.vectors / np.maximum(np.linalg.norm(self.vectors, axis=1, keepdims=True), 1e-12)
+        unit = _unit(self.vectors)
         items = np.full((*rows.targets.shape, k), -1, np.int32).reshape(-1, k)
         scores = np.full(items.shape, -np.inf, np.float32)
         for start in range(0, len(asked), _BLOCK):
@@ -66,16 +67,19 @@ class VectorTeacher:
         self, unit: Float[np.ndarray, "items dim"], histories: Sequence[Int[np.ndarray, " _"]], k: int
     ) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
         """The best items after these histories, and their log-probabilities; none after an empty one."""
-        means = np.stack([self.vectors[history].sum(axis=0) for history in histories])
-        means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
-        logits = (means @ unit.T) / self.temperature
+        sums = np.stack([self.vectors[history].sum(axis=0) for history in histories])
+        logits = (_unit(sums) @ unit.T) / self.temperature
         for row, history in enumerate(histories):
             logits[row, history] = -np.inf
         best = np.argsort(-logits, axis=1, kind="stable")[:, :k]
-        total = np.log(np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1, keepdims=True))
-        log_probs = np.take_along_axis(logits, best, axis=1) - logits.max(axis=1, keepdims=True) - total
+        log_probs = np.take_along_axis(log_softmax(logits, axis=1), best, axis=1)
         there = np.isfinite(log_probs) & np.array([len(history) > 0 for history in histories])[:, None]
         return np.where(there, best, -1).astype(np.int32), np.where(there, log_probs, -np.inf).astype(np.float32)
+
+
+def _unit(vectors: Float[np.ndarray, "n dim"]) -> Float[np.ndarray, "n dim"]:
+    """Rows of length 1; zeros stay."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
 def _prefixes(

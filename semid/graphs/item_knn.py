@@ -11,6 +11,7 @@ import pyarrow as pa
 from jaxtyping import Float, Int
 from scipy import sparse
 
+from quantizers import unit_vectors
 from semid.data import Dataset, Histories
 from semid.graphs.cooccurrence import interactions_matrix
 from semid.graphs.lightgcn import GraphConfig
@@ -89,13 +90,13 @@ class VectorKNN:
 
     def rank(self, histories: Histories, *, k: int, exclude_seen: bool = False) -> Int[np.ndarray, "n k"]:
         """The `k` best item rows for each history, ties by popularity; -1 where there are fewer."""
-        unit, order = unit_vectors(self.vectors), by_popularity(self.train_counts)
+        unit, order = np.asarray(unit_vectors(self.vectors)), by_popularity(self.train_counts)
 
         def scores(part: Histories) -> Float[np.ndarray, "n items"]:
             items, owner = part.flat()
             sums = np.zeros((len(part), self.vectors.shape[1]), np.float32)
             np.add.at(sums, owner, self.vectors[items])
-            return unit_vectors(sums) @ unit.T
+            return np.asarray(unit_vectors(sums)) @ unit.T
 
         return _best(scores, histories, k=k, order=order, leave_out=exclude_seen or not self.repeats)
 
@@ -156,8 +157,3 @@ def _best(
         found = np.where(np.isneginf(np.take_along_axis(table, best, axis=1)), -1, order[best])
         lists.append(np.pad(found, ((0, 0), (0, k - best.shape[1])), constant_values=-1).astype(np.int32))
     return np.concatenate(lists)
-
-
-def unit_vectors(x: Float[np.ndarray, "n dim"]) -> Float[np.ndarray, "n dim"]:
-    """Rows of length 1; zeros stay."""
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.finfo(np.float32).tiny)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -13,11 +13,9 @@ from semid.data import Standardizer
 from semid.errors import SemidError
 from semid.recommender.conditions import ItemConditions
 from semid.recommender.sequences import SequenceCodes
+from semid.recommender.spec import ModelSpec
 from semid.recommender.versions import standardize_appended
 from seq_models import ItemTables
-
-if TYPE_CHECKING:
-    from semid.recommender.spec import ModelSpec
 
 
 class ItemData(NamedTuple):

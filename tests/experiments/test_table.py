@@ -112,6 +112,21 @@ def test_a_page_is_written_by_one_command(records, tmp_path, capsys):
         rewritten("# Mine\n", [], where="page")
 
 
+def test_a_dataset_without_the_named_experiments_is_left_out(records, tmp_path, capsys):
+    worlds = entries([*records, record("bigram", None, [0.0] * USERS)], "item-graph")
+    (other,) = (entry | {"dataset": "games"} for entry in worlds if entry["experiment"] == "bigram")
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps({"rows": [*worlds, other]}))
+    main(["--json", str(file), "--experiments", "default"])
+    shown = capsys.readouterr().out
+    assert "semid, defaults" in shown
+    assert "games" not in shown
+    main(["--json", str(file), "--experiments", "bigram"])
+    assert "games" in capsys.readouterr().out
+    with pytest.raises(SemidError, match="no rows of dataset 'toys'"):
+        main(["--json", str(file), "--experiments", "tiger"])
+
+
 def test_the_tables_of_the_project_are_those_of_its_results():
     page, rows = (DOCS / "results.md").read_text(), json.loads((DOCS / "results.json").read_text())["rows"]
     assert rewritten(page, rows, where="results.md") == page
