@@ -35,6 +35,7 @@ from semid.recommender.mixing import build_boosts, build_mixture, check_graph, c
 from semid.recommender.packaging import Measured, write_package
 from semid.recommender.persistence import read_model, write_model
 from semid.recommender.ranking import BEAM, Ranking
+from semid.recommender.requests import read_histories
 from semid.recommender.scorers import Scorer
 from semid.recommender.spec import ModelSpec
 from semid.recommender.versions import build_trie
@@ -704,49 +705,11 @@ class Recommender:
         times: Iterable[Sequence[float]] | None = None,
     ) -> Histories:
         """Histories of external ids, of names of events, and of times, in numbers."""
-        found = self._history_rows(histories, skip_unknown)
-        rows, known = [rows[known].tolist() for rows, known in found], [known for _, known in found]
-        seconds = None if times is None else self._times(times, known)
-        if events is None:
-            return Histories.from_lists(rows, times=seconds)
-        if self.conditions is None or not self.conditions.events:
-            raise SemidError("the model reads no events; leave them out, or train one with --event-inputs")
-        names = list(events)
-        if (given := [len(of) for of in names]) != (wanted := [len(of) for of in known]):
-            raise SemidError(f"expected an event for each item of the histories, {wanted[:9]}, got {given[:9]}")
-        codes = [self.conditions.event_codes(of, where=f"history {index}") for index, of in enumerate(names)]
-        of_known = [np.array(of)[there] for of, there in zip(codes, known, strict=True)]
-        return Histories.from_lists(rows, events=of_known, times=seconds)
-
-    def _times(
-        self, times: Iterable[Sequence[float]], known: Sequence[Bool[np.ndarray, " _"]]
-    ) -> list[Int[np.ndarray, " _"]]:
-        """Seconds of the known items. Raises SemidError for a model that reads none, and where some are missing."""
-        if self.conditions is None or not self.conditions.reads_times:
-            raise SemidError("the model reads no times; leave them out, or train one with --time-inputs or --time-bias")
-        seconds = [np.asarray(of, np.float64) for of in times]
-        if (given := [of.size for of in seconds]) != (wanted := [len(of) for of in known]):
-            raise SemidError(f"expected a time for each item of the histories, {wanted[:9]}, got {given[:9]}")
-        for index, of in enumerate(seconds):
-            if not np.isfinite(of).all() or (np.diff(of) < 0).any():
-                raise SemidError(f"history {index}: expected times in seconds, none before the last, got {of.tolist()}")
-        return [of[there].astype(np.int64) for of, there in zip(seconds, known, strict=True)]
-
-    def _history_rows(
-        self, histories: Iterable[Iterable[Id]], skip_unknown: bool
-    ) -> list[tuple[Int[np.ndarray, " length"], Bool[np.ndarray, " length"]]]:
-        """Rows of each history's items, and which are known."""
-        result = []
-        for index, history in enumerate(histories):
-            if isinstance(history, str):
-                raise SemidError(f"history {index} is the string {history!r}; expected a list of item ids")
-            ids = as_ids(history, what=f"item ids (history {index})")
-            rows, known = self.catalog.find_rows(ids)
-            if not known.all() and not skip_unknown:
-                unknown = ids.filter(pa.array(~known))
-                raise SemidError(
-                    f"history {index}: unknown item id {unknown[0].as_py()!r} ({len(unknown)} of {len(ids)} unknown); "
-                    "correct it, or drop such items with skip_unknown=True (--skip-unknown)"
-                )
-            result.append((rows, known))
-        return result
+        return read_histories(
+            histories,
+            self.catalog,
+            conditions=self.conditions,
+            skip_unknown=skip_unknown,
+            events=events,
+            times=times,
+        )

@@ -1,15 +1,83 @@
-"""Histories as request batches of few shapes, so that few programs are compiled."""
+"""Histories of ids in numbers, and as request batches of few shapes, so that few programs are compiled."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Bool, Int
 
-from semid.data import Histories
+from semid.catalog import SemanticCatalog
+from semid.data import Histories, Id, as_ids
+from semid.errors import SemidError
+from semid.recommender.conditions import ConditionSpec
 from seq_models import Boosts, Conditions, RequestBatch
+
+
+def read_histories(
+    histories: Iterable[Iterable[Id]],
+    catalog: SemanticCatalog,
+    *,
+    conditions: ConditionSpec | None,
+    skip_unknown: bool,
+    events: Iterable[Sequence[str | None]] | None = None,
+    times: Iterable[Sequence[float]] | None = None,
+) -> Histories:
+    """Histories of external ids, of names of events, and of times, in numbers.
+
+    Raises SemidError for ids that the catalogue does not know, unless `skip_unknown` drops them, for events and times
+    that a model of these `conditions` does not read, and where some are missing.
+    """
+    found = _known_rows(histories, catalog, skip_unknown)
+    rows, known = [rows[known].tolist() for rows, known in found], [known for _, known in found]
+    seconds = None if times is None else _seconds(times, known, conditions)
+    if events is None:
+        return Histories.from_lists(rows, times=seconds)
+    if conditions is None or not conditions.events:
+        raise SemidError("the model reads no events; leave them out, or train one with --event-inputs")
+    names = list(events)
+    if (given := [len(of) for of in names]) != (wanted := [len(of) for of in known]):
+        raise SemidError(f"expected an event for each item of the histories, {wanted[:9]}, got {given[:9]}")
+    codes = [conditions.event_codes(of, where=f"history {index}") for index, of in enumerate(names)]
+    of_known = [np.array(of)[there] for of, there in zip(codes, known, strict=True)]
+    return Histories.from_lists(rows, events=of_known, times=seconds)
+
+
+def _seconds(
+    times: Iterable[Sequence[float]], known: Sequence[Bool[np.ndarray, " _"]], conditions: ConditionSpec | None
+) -> list[Int[np.ndarray, " _"]]:
+    """Seconds of the known items. Raises SemidError for a model that reads none, and where some are missing."""
+    if conditions is None or not conditions.reads_times:
+        raise SemidError("the model reads no times; leave them out, or train one with --time-inputs or --time-bias")
+    seconds = [np.asarray(of, np.float64) for of in times]
+    if (given := [of.size for of in seconds]) != (wanted := [len(of) for of in known]):
+        raise SemidError(f"expected a time for each item of the histories, {wanted[:9]}, got {given[:9]}")
+    for index, of in enumerate(seconds):
+        if not np.isfinite(of).all() or (np.diff(of) < 0).any():
+            raise SemidError(f"history {index}: expected times in seconds, none before the last, got {of.tolist()}")
+    return [of[there].astype(np.int64) for of, there in zip(seconds, known, strict=True)]
+
+
+def _known_rows(
+    histories: Iterable[Iterable[Id]], catalog: SemanticCatalog, skip_unknown: bool
+) -> list[tuple[Int[np.ndarray, " length"], Bool[np.ndarray, " length"]]]:
+    """Rows of each history's items, and which are known."""
+    result = []
+    for index, history in enumerate(histories):
+        if isinstance(history, str):
+            raise SemidError(f"history {index} is the string {history!r}; expected a list of item ids")
+        ids = as_ids(history, what=f"item ids (history {index})")
+        rows, known = catalog.find_rows(ids)
+        if not known.all() and not skip_unknown:
+            unknown = ids.filter(pa.array(~known))
+            raise SemidError(
+                f"history {index}: unknown item id {unknown[0].as_py()!r} ({len(unknown)} of {len(ids)} unknown); "
+                "correct it, or drop such items with skip_unknown=True (--skip-unknown)"
+            )
+        result.append((rows, known))
+    return result
 
 
 def request_batches(
