@@ -138,7 +138,8 @@ class Runner:
 
     def _generator(self, experiment: Experiment, config: GeneratorConfig, out: Path) -> Recommender:
         catalog = self._numbers() if experiment.tokenizer is None else self._codes(experiment, experiment.tokenizer)
-        data = self._taught(experiment) if TEACHER in (config.features or ()) else self.data
+        read = {*(config.features or ()), config.objective.state_column}
+        data = self._taught(experiment) if TEACHER in read else self.data
         graph = None if experiment.graph is None else self.run(experiment.graph).ranker
         teacher = self._teacher(experiment) if config.objective.distillation else None
         options: dict[str, Any] = {"out": out, "seed": self.seed, "graph": graph, "teacher": teacher}

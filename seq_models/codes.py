@@ -26,6 +26,7 @@ from seq_models.trie import CodeTrie
 from seq_models.types import (
     Cache,
     Context,
+    Decoded,
     Inputs,
     ItemTables,
     Prefixes,
@@ -67,7 +68,7 @@ class CodeConfig(ModelConfig):
 class CodeModel(ItemModel):
     """A model of the next item's codes, level by level, given a history of items.
 
-    A family adds its layers and three ways to compute logits: all levels at once, given the target (`logits`), and one
+    A family adds its layers and three ways to compute logits: all levels at once, given the target (`decode`), and one
     level at a time for the beams of a search (`encode_history`, `init_cache`, `decode_step`). Losses, search and exact
     scores follow from these.
     """
@@ -105,6 +106,10 @@ class CodeModel(ItemModel):
         """Let the model read further code sequences of its items."""
         self.sequences = SequenceEncoder(sizes, self.config.backbone.dim, rngs=rngs)
 
+    def add_state_head(self, width: int, *, rngs: nnx.Rngs) -> None:
+        """Let training pull states to vectors of the items."""
+        self.state_head = nnx.Linear(self.config.backbone.dim, width, rngs=rngs)
+
     def add_heads(self, rngs: nnx.Rngs) -> None:
         """Add the output side; apart from the input side, so that a model's own layers may be drawn between them."""
         self.heads = None if self.config.tied_heads else self._new_tables(rngs)
@@ -114,6 +119,19 @@ class CodeModel(ItemModel):
         return nnx.List([embedding(size, self.config.backbone.dim, rngs) for size in self.level_sizes])
 
     @abc.abstractmethod
+    def decode(
+        self,
+        inputs: Inputs,
+        segments: Int[Array, "b t"],
+        targets: Int[Array, "*n level"],
+        *,
+        key: Key[Array, ""] | None = None,
+    ) -> Decoded:
+        """Logits of every level given the codes before it; `*n` is `b t`, or `b` for SINGLE.
+
+        With a key, as in training: with dropout. Logits at positions without a target are undefined.
+        """
+
     def logits(
         self,
         inputs: Inputs,
@@ -122,10 +140,8 @@ class CodeModel(ItemModel):
         *,
         key: Key[Array, ""] | None = None,
     ) -> tuple[Float[Array, "*n _"], ...]:
-        """Logits of every level given the codes before it, one array per level; `*n` is `b t`, or `b` for SINGLE.
-
-        With a key, as in training: with dropout. Logits at positions without a target are undefined.
-        """
+        """Those of `decode`."""
+        return self.decode(inputs, segments, targets, key=key).logits
 
     @abc.abstractmethod
     def encode_history(self, inputs: Inputs, segments: Int[Array, "b t"]) -> Context:
@@ -150,10 +166,12 @@ class CodeModel(ItemModel):
         smoothing: float = 0.0,
         key: Key[Array, ""] | None = None,
     ) -> dict[str, Float[Array, "..."]]:
-        """Cross-entropy of each level's code (`loss/level`) and of a teacher's codes (`loss/distillation`, summed)."""
+        """Cross-entropy of each level's code (`loss/level`), of a teacher's codes (`loss/distillation`, summed) and of
+        the targets' vectors given states (`loss/state`)."""
         inputs, codes = self.training_inputs(tables, batch, key), batch.target_codes(tables)
-        logits = self.logits(inputs, batch.segments, codes, key=key)
-        return code_loss_terms(logits, tables, batch, trie=trie, smoothing=smoothing)
+        logits, states = self.decode(inputs, batch.segments, codes, key=key)
+        terms = code_loss_terms(logits, tables, batch, trie=trie, smoothing=smoothing)
+        return terms | self.state_terms(states, tables, batch)
 
     def training_inputs(self, tables: ItemTables, batch: TrainingBatch, key: Key[Array, ""] | None) -> Inputs:
         """Inputs of a training step's positions."""

@@ -138,6 +138,10 @@ class DenseTransformer(ItemModel):
         if sizes.head:
             self.event_head = EventHead(sizes.head, self.backbone.config, rngs=rngs)
 
+    def add_state_head(self, width: int, *, rngs: nnx.Rngs) -> None:
+        """Let training pull states to vectors of the items."""
+        self.state_head = nnx.Linear(self.backbone.config.dim, width, rngs=rngs)
+
     def loss_terms(
         self,
         tables: ItemTables,
@@ -147,7 +151,8 @@ class DenseTransformer(ItemModel):
         smoothing: float = 0.0,
         key: Key[Array, ""] | None = None,
     ) -> dict[str, Float[Array, "..."]]:
-        """Full-softmax cross-entropy of the next item, a sum over widths: the whole loss, and so named."""
+        """Full-softmax cross-entropy of the next item, a sum over widths: the whole loss, and so named, but for
+        those of events and states."""
         vectors = self.vectors(tables.features)
         events, conditions = self.training_conditions(tables, batch, key)
         inputs: dict[str, Any] = {"events": events, "conditions": conditions, "times": self.training_times(batch, key)}
@@ -157,9 +162,10 @@ class DenseTransformer(ItemModel):
         for width in self.widths:
             narrow = (queries[..., :width], vectors[:, :width])
             loss += item_cross_entropy(*narrow, batch.targets, batch.weights, seen=batch.seen)
+        terms = {"loss": loss} | self.state_terms(queries, tables, batch)
         if self.event_head is None:
-            return {"loss": loss}
-        return {"loss": loss} | self.event_terms(states, self._embedded(vectors, batch.targets), batch, conditions, key)
+            return terms
+        return terms | self.event_terms(states, self._embedded(vectors, batch.targets), batch, conditions, key)
 
     def event_log_probs(
         self, tables: ItemTables, requests: RequestBatch, rows: Int[Array, "b n"]

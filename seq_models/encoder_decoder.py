@@ -31,7 +31,7 @@ from seq_models.layers import (
     norm,
     split_key,
 )
-from seq_models.types import Inputs, Layout, Prefixes
+from seq_models.types import Decoded, Inputs, Layout, Prefixes
 
 
 @dataclass(frozen=True)
@@ -125,22 +125,23 @@ class EncoderDecoder(CodeModel):
         self.norm = norm(config.backbone, rngs)
         self.add_heads(rngs)
 
-    def logits(
+    def decode(
         self,
         inputs: Inputs,
         segments: Int[Array, "b t"],
         targets: Int[Array, "b level"],
         *,
         key: Key[Array, ""] | None = None,
-    ) -> tuple[Float[Array, "b _"], ...]:
-        """Teacher-forced logits of every level of the item behind each history."""
+    ) -> Decoded:
+        """Teacher-forced logits of every level of the item behind each history, and the decoder's first states."""
         encoder_key, decoder_key = split_key(key, 2)
         memory = self._memory(inputs, segments, encoder_key)
         written = [self._written(targets[:, None], level) for level in range(len(self.level_sizes))]
         x = jnp.concatenate(written, axis=1)
         attend = attend_within(jnp.ones(x.shape[:2], jnp.int32), causal=True)
         x, _ = self._decode(x, [attend] * len(self.decoder), memory, decoder_key)
-        return tuple(self.head(x[:, level], level) for level in range(len(self.level_sizes)))
+        states = [x[:, level] for level in range(len(self.level_sizes))]
+        return Decoded(tuple(self.head(state, level) for level, state in enumerate(states)), states[0])
 
     def encode_history(self, inputs: Inputs, segments: Int[Array, "b t"]) -> Memory:
         """Encode rows with one history each."""

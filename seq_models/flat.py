@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from seq_models.attention import KeyValue, Past, append_level, attend_history, gather_ancestors, rotate
 from seq_models.codes import CodeConfig, CodeModel
 from seq_models.layers import Attend, Backbone, last_state
-from seq_models.types import Inputs, Layout, Prefixes
+from seq_models.types import Decoded, Inputs, Layout, Prefixes
 
 
 @dataclass(frozen=True)
@@ -59,19 +59,20 @@ class FlatDecoder(CodeModel):
         self.backbone = Backbone(config.backbone, rngs=rngs)
         self.add_heads(rngs)
 
-    def logits(
+    def decode(
         self,
         inputs: Inputs,
         segments: Int[Array, "b t"],
         targets: Int[Array, "b t level"],
         *,
         key: Key[Array, ""] | None = None,
-    ) -> tuple[Float[Array, "b t _"], ...]:
-        """Teacher-forced logits of the item at the position behind each, read from `inputs` and not from `targets`."""
+    ) -> Decoded:
+        """Teacher-forced logits of the item at the position behind each, read from `inputs` and not from `targets`, and
+        the states of the last code of the item at each."""
         states = self.backbone(self.token_states(inputs), self._token_segments(segments), key=key)
         by_level = states.reshape(*segments.shape, len(self.level_sizes), -1)
         before = [by_level[:, :, -1], *jnp.moveaxis(jnp.roll(by_level[:, :, :-1], -1, axis=1), 2, 0)]
-        return tuple(self.head(x, level) for level, x in enumerate(before))
+        return Decoded(tuple(self.head(x, level) for level, x in enumerate(before)), before[0])
 
     def encode_history(self, inputs: Inputs, segments: Int[Array, "b t"]) -> History:
         """Keys and values of all tokens of rows with one history each."""

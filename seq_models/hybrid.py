@@ -105,9 +105,8 @@ class HybridTransformer(RQTransformer):
         queries = self.queries(states)
         if self.event_head is not None:
             terms |= self.event_terms(history, self.code_sums(codes), batch, inputs.conditions, key)
-        return terms | {
-            "loss/dense": item_cross_entropy(queries, vectors, batch.targets, batch.weights, seen=batch.seen)
-        }
+        dense = item_cross_entropy(queries, vectors, batch.targets, batch.weights, seen=batch.seen)
+        return terms | {"loss/dense": dense} | self.state_terms(states, tables, batch)
 
     def top(
         self,

@@ -15,8 +15,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from seq_models.conditions import ConditionEncoder, Conditions, ConditionSizes, EventHead, Times
-from seq_models.layers import split_key
-from seq_models.losses import cross_entropy, weighted_mean
+from seq_models.layers import split_key, unit
+from seq_models.losses import cross_entropy, item_cross_entropy, weighted_mean
 from seq_models.mixture import Mixture
 from seq_models.scoring import LeafBlocks
 from seq_models.sequences import SequenceSizes
@@ -29,6 +29,8 @@ _DROP = 0x70_1D
 _EVENTS = 0x70_1E
 # ... and for the times that are left out.
 _DROP_TIMES = 0x70_1F
+# Divides the cosines between states and the vectors that they are pulled to (UNGER's, arXiv 2502.06269).
+_STATE_TEMPERATURE = 0.07
 
 
 class ModelConfig(abc.ABC):
@@ -74,6 +76,8 @@ class ItemModel(nnx.Module):
     """Embeddings of the conditions that the model knows; None: it knows none."""
     event_head: EventHead | None = None
     """Probabilities of events given item and history; None: it has not learned them."""
+    state_head: nnx.Linear | None = None
+    """Map from states to the vectors that they are pulled to, in training alone; None: there are none."""
 
     def add_conditions(self, sizes: ConditionSizes, *, rngs: nnx.Rngs) -> None:
         """Let the model know conditions on the next item. Raises ValueError where it cannot."""
@@ -82,6 +86,10 @@ class ItemModel(nnx.Module):
     def add_sequences(self, sizes: SequenceSizes, *, rngs: nnx.Rngs) -> None:
         """Let the model read further code sequences of its items. Raises ValueError where it cannot."""
         raise ValueError(f"{type(self).__name__} reads no codes, and so no further sequences of them")
+
+    def add_state_head(self, width: int, *, rngs: nnx.Rngs) -> None:
+        """Let training pull states to vectors of the items. Raises ValueError where items have no such state."""
+        raise ValueError(f"{type(self).__name__} has no state that an item is decoded from; leave out its vectors")
 
     def training_conditions(
         self, tables: ItemTables, batch: TrainingBatch, key: Key[Array, ""] | None
@@ -125,6 +133,18 @@ class ItemModel(nnx.Module):
         key = None if key is None else jax.random.fold_in(key, _EVENTS)
         each = cross_entropy(self.event_head(states, items, key=key), jnp.maximum(batch.target_events - 1, 0))
         return {"loss/event": weighted_mean(each, learned.astype(jnp.float32))}
+
+    def state_terms(
+        self, states: Float[Array, "*n dim"], tables: ItemTables, batch: TrainingBatch
+    ) -> dict[str, Float[Array, ""]]:
+        """Cross-entropy (`loss/state`) with which states, mapped to the width of the items' vectors, find that of the
+        target among all by cosine, if the model has a head for it: UNGER's distillation (arXiv 2502.06269, stage 2),
+        with all items in place of a batch's."""
+        if self.state_head is None or tables.vectors is None:
+            return {}
+        queries = unit(self.state_head(states.astype(jnp.float32))) / _STATE_TEMPERATURE
+        loss = item_cross_entropy(queries, tables.vectors, batch.targets, batch.weights, seen=batch.seen)
+        return {"loss/state": loss}
 
     def event_log_probs(
         self, tables: ItemTables, requests: RequestBatch, rows: Int[Array, "b n"]

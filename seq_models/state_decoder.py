@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 from seq_models.codes import CodeConfig, CodeModel, code_loss_terms
 from seq_models.layers import Backbone, last_state, split_key
 from seq_models.trie import CodeTrie
-from seq_models.types import Inputs, ItemTables, Layout, RequestBatch, TrainingBatch
+from seq_models.types import Decoded, Inputs, ItemTables, Layout, RequestBatch, TrainingBatch
 
 
 class StateDecoder(CodeModel):
@@ -49,17 +49,18 @@ class StateDecoder(CodeModel):
         bias = None if self.conditioning is None else self.conditioning.attention_bias(inputs.times)
         return self.backbone(self.item_states(inputs), segments, bias=bias, key=key)
 
-    def logits(
+    def decode(
         self,
         inputs: Inputs,
         segments: Int[Array, "b t"],
         targets: Int[Array, "b t level"],
         *,
         key: Key[Array, ""] | None = None,
-    ) -> tuple[Float[Array, "b t _"], ...]:
-        """Teacher-forced logits of every level given the codes before it; one array per level."""
+    ) -> Decoded:
+        """Teacher-forced logits of every level given the codes before it, after the states of histories."""
         backbone_key, depth_key = split_key(key, 2)
-        return self.depth_logits(self.states(inputs, segments, key=backbone_key), targets, key=depth_key)
+        states = self.states(inputs, segments, key=backbone_key)
+        return Decoded(self.depth_logits(states, targets, key=depth_key), states)
 
     def loss_terms(
         self,
@@ -70,15 +71,17 @@ class StateDecoder(CodeModel):
         smoothing: float = 0.0,
         key: Key[Array, ""] | None = None,
     ) -> dict[str, Float[Array, "..."]]:
-        """The terms of codes and, with an event head, of the targets' events."""
+        """The terms of codes and states and, with an event head, of the targets' events."""
         if self.event_head is None:
             return super().loss_terms(tables, batch, trie=trie, smoothing=smoothing, key=key)
         backbone_key, depth_key = split_key(key, 2)
         inputs, codes = self.training_inputs(tables, batch, key), batch.target_codes(tables)
-        states = self.history_states(inputs, batch.segments, key=backbone_key)
-        logits = self.depth_logits(self.asked(states, inputs.conditions), codes, key=depth_key)
+        history = self.history_states(inputs, batch.segments, key=backbone_key)
+        states = self.asked(history, inputs.conditions)
+        logits = self.depth_logits(states, codes, key=depth_key)
         terms = code_loss_terms(logits, tables, batch, trie=trie, smoothing=smoothing)
-        return terms | self.event_terms(states, self.code_sums(codes), batch, inputs.conditions, key)
+        terms |= self.event_terms(history, self.code_sums(codes), batch, inputs.conditions, key)
+        return terms | self.state_terms(states, tables, batch)
 
     def event_log_probs(
         self, tables: ItemTables, requests: RequestBatch, rows: Int[Array, "b n"]

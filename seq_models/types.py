@@ -41,6 +41,13 @@ class Inputs(NamedTuple):
     times: Times | None = None
 
 
+class Decoded(NamedTuple):
+    """Teacher-forced logits, one array per level, and the states that the items' first codes are decoded from."""
+
+    logits: tuple[Float[Array, "*n _"], ...]
+    states: Float[Array, "*n dim"]
+
+
 class Prefixes(NamedTuple):
     """Live beams of a search before `level` codes are chosen, best first.
 
@@ -77,7 +84,8 @@ class ItemTables(NamedTuple):
 
     Rows behind the last item's are spare capacity. `active` marks rows whose item may be recommended; None: all. What
     an item is as the answer to a condition: the `groups` it is in, from 1, 0 behind them, and the vector of its text.
-    `sequences` are its further code sequences, -1 where it has none, which a model reads that knows some.
+    `sequences` are its further code sequences, -1 where it has none, which a model reads that knows some. `vectors`, of
+    length 1 or 0, are those that training pulls states to (`ItemModel.state_terms`).
     """
 
     codes: Int[Array, "items level"]
@@ -87,6 +95,7 @@ class ItemTables(NamedTuple):
     groups: Int[Array, "items m"] | None = None
     texts: Float[Array, "items text"] | None = None
     sequences: Sequences | None = None
+    vectors: Float[Array, "items dim"] | None = None
 
     @classmethod
     def from_arrays(

@@ -47,11 +47,18 @@ class ObjectiveConfig:
     """Weights of targets by their events, EVENT NUMBER: how much each counts in the mean of the loss; others: 1."""
     event_loss: float = later_field(1.0)
     """Weight of the cross-entropy of events given item and history (with event_head alone)."""
+    state_column: str = later_field("")
+    """Vector column, such as a fused one: the state that an item is decoded from finds the item's vector there among
+    all items' (UNGER's distillation, arXiv 2502.06269); none given: none."""
+    state_loss: float = later_field(1.0)
+    """Weight of the cross-entropy of those vectors (with state_column alone)."""
 
     def __post_init__(self) -> None:
         weights = self.event_weights.values()
         if not all(0 <= weight < math.inf for weight in weights) or (weights and not any(weights)):
             raise SemidError(f"expected event_weights of 0 or more, not all 0, got {self.event_weights}")
+        if not 0 < self.state_loss < math.inf:
+            raise SemidError(f"expected state_loss above 0, got {self.state_loss}")
         if not 0 <= self.label_smoothing < 1:
             raise SemidError(f"expected label_smoothing in [0, 1), got {self.label_smoothing}")
         if not 0 <= self.teacher_graph <= 1:
@@ -78,7 +85,12 @@ class ObjectiveConfig:
     @property
     def weights(self) -> dict[str, float]:
         """Weights of the loss terms by name; terms that are not named count as they are."""
-        return {"loss/distillation": self.distillation or 0.0, "loss/dense": self.dense, "loss/event": self.event_loss}
+        return {
+            "loss/distillation": self.distillation or 0.0,
+            "loss/dense": self.dense,
+            "loss/event": self.event_loss,
+            "loss/state": self.state_loss,
+        }
 
     def weights_of(self, events: tuple[str, ...]) -> Float[np.ndarray, " events"] | None:
         """Weights of targets by the number of their event, 0 being unknown; None: all weigh the same.

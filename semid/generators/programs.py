@@ -121,6 +121,8 @@ def abstract_trie(sizes: ProgramSizes) -> CodeTrie:
 def _model(config: GeneratorConfig, sizes: ProgramSizes) -> ItemModel:
     if config.conditions != ConditionsConfig():
         raise SemidError("the sizes of conditions are a dataset's, and there is none: leave conditions out")
+    if config.objective.state_column:
+        raise SemidError("the width of state_column is a dataset's, and there is none: leave it out")
     spec = ModelSpec(config.model, sizes.level_sizes, sizes.items, sizes.num_features, config.max_history)
     return nnx.eval_shape(lambda: spec.build(seed=0))
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 
 from semid import artifacts
 from semid.artifacts import Kind
@@ -45,7 +46,7 @@ from semid.training import (
     pack,
 )
 from semid.training import train as run_training
-from seq_models import CodeTrie, Layout, ModelConfig, RQTransformerConfig, SoftmaxOver
+from seq_models import CodeTrie, ItemModel, Layout, ModelConfig, RQTransformerConfig, SoftmaxOver
 
 # Versions of what `train` does with the same settings; the second where items repeat.
 _VERSION, _VERSION_OF_REPEATS = 1, 2
@@ -258,7 +259,9 @@ def fit_generator(
     mesh: Mesh | None = None,
 ) -> Recommender:
     """Train the recommender's model on from the parameters it has; nothing is written but to the run's folder."""
-    model = recommender.model
+    model, tables = recommender.model, _tables(recommender, dataset, config.objective)
+    if tables.items.vectors is not None:
+        model.add_state_head(tables.items.vectors.shape[1], rngs=nnx.Rngs(seed))
     rows: Any = training_rows(dataset, config, model.layout)
     if teacher is not None:
         rows = taught(rows, teacher, config.objective)
@@ -267,11 +270,17 @@ def fit_generator(
         model,
         functools.partial(generator_loss, objective=config.objective),
         rows,
-        tables=_tables(recommender, dataset, config.objective),
-        validate=lambda candidate: score(recommender.with_model(candidate)),
+        tables=tables,
+        validate=lambda candidate: score(recommender.with_model(_served(candidate))),
         select="ndcg@10",
     )
-    return recommender.with_model(run_training(task, config.training, run=run, seed=seed, mesh=mesh))
+    return recommender.with_model(_served(run_training(task, config.training, run=run, seed=seed, mesh=mesh)))
+
+
+def _served(model: ItemModel) -> ItemModel:
+    """The model without what training alone reads."""
+    model.state_head = None
+    return model
 
 
 def check_teacher(teacher: Teacher | None, dataset: Dataset, config: GeneratorConfig) -> None:
@@ -300,9 +309,19 @@ def training_rows(dataset: Dataset, config: GeneratorConfig, layout: Layout) -> 
 
 def _tables(recommender: Recommender, dataset: Dataset, objective: ObjectiveConfig) -> LossTables:
     catalog, constrained = recommender.catalog, objective.normalization is SoftmaxOver.CHILDREN
+    items = recommender.tables._replace(vectors=_state_vectors(dataset, objective.state_column))
     trie = CodeTrie.from_codes(catalog.codes, catalog.level_sizes) if constrained else None
     weights = objective.weights_of(dataset.events) if objective.event_weights else None
-    return LossTables(recommender.tables, trie, None if weights is None else jnp.asarray(weights))
+    return LossTables(items, trie, None if weights is None else jnp.asarray(weights))
+
+
+def _state_vectors(dataset: Dataset, column: str) -> Float[Array, "items dim"] | None:
+    """The column's vectors at length 1, zero for items that training has not seen, which so are no negatives."""
+    if not column:
+        return None
+    vectors, known = dataset.vectors(column), training_counts(dataset) > 0
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return jnp.asarray(np.where(known[:, None], vectors / np.maximum(lengths, 1e-12), np.float32(0)))
 
 
 def content_features(dataset: Dataset, columns: tuple[str, ...] | None) -> Float[np.ndarray, "items feature"] | None:
