@@ -6,7 +6,7 @@ from seq_models.dense import DenseConfig, DenseTransformer
 from seq_models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from seq_models.flat import FlatDecoder, FlatDecoderConfig
 from seq_models.hybrid import HybridConfig, HybridTransformer
-from seq_models.layers import Precision, Remat, TransformerConfig, dropout, last_state, linear, split_key
+from seq_models.layers import Mixer, Precision, Remat, TransformerConfig, dropout, last_state, linear, split_key
 from seq_models.limits import GroupLimits
 from seq_models.losses import (
     code_cross_entropy,
@@ -68,6 +68,7 @@ __all__ = [
     "ItemTables",
     "Layout",
     "LeafBlocks",
+    "Mixer",
     "Mixture",
     "ModelConfig",
     "ParallelHeads",

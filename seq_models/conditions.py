@@ -17,7 +17,6 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from seq_models.attention import AttentionBias
 from seq_models.layers import TransformerConfig, dropout, norm
 
 # Buckets of seconds: binary digits of 32-bit numbers.
@@ -49,6 +48,24 @@ class Times(NamedTuple):
         return gap_buckets(self.seconds, jnp.where(same & later, before, -1))
 
 
+class TimeBias(NamedTuple):
+    """How much the time between two items counts: a number per head and bucket of the seconds (`gap_buckets`)."""
+
+    table: Float[Array, "buckets heads"]
+    times: Times
+
+    def between(self, start: int, stop: int, last: int) -> Float[Array, "b heads q k"]:
+        """Of the items from `start` to `stop` and those up to `last`, to be added to the scores of attention."""
+        seconds = self.times.seconds
+        gaps = gap_buckets(seconds[:, start:stop, None], seconds[:, None, :last])
+        return jnp.moveaxis(self.table[gaps], -1, 1)
+
+    def before(self) -> Float[Array, "b t heads"]:
+        """Of each item and the one before it in its history; 0 where the time between them is not known."""
+        gaps = self.times.gaps()
+        return jnp.where(gaps[..., None] > 0, self.table[gaps], 0.0)
+
+
 @dataclass(frozen=True)
 class ConditionSizes:
     """Numbers of events and groups, and width of texts, that a model's conditions may have; 0: no such condition."""
@@ -70,7 +87,7 @@ class ConditionSizes:
     time_inputs: bool = False
     """The time since the item before is an input."""
     time_bias: bool = False
-    """Attention has a bias by the time between two items."""
+    """Attention has a bias by the time between two items; in a state-space backbone it changes what is kept."""
 
     def __post_init__(self) -> None:
         if min(self.event, self.group, self.text, self.inputs, self.head) < 0 or not 0 <= self.drop < 1:
@@ -124,18 +141,10 @@ class ConditionEncoder(nnx.Module):
         scale, shift = jnp.split(film, 2, axis=-1)
         return states * (1 + scale).astype(states.dtype) + shift.astype(states.dtype)
 
-    def attention_bias(self, times: Times | None) -> AttentionBias | None:
-        """The bias of attention by the times between items, one table for all blocks; None: there is none, as where no
-        time is known."""
-        if self.bias is None or times is None:
-            return None
-        table = self.bias.embedding[...]
-
-        def between(start: int, stop: int, last: int) -> Float[Array, "b heads q k"]:
-            gaps = gap_buckets(times.seconds[:, start:stop, None], times.seconds[:, None, :last])
-            return jnp.moveaxis(table[gaps], -1, 1)
-
-        return between
+    def time_bias(self, times: Times | None) -> TimeBias | None:
+        """The bias by the times between items, one table for all blocks; None: there is none, as where no time is
+        known."""
+        return None if self.bias is None or times is None else TimeBias(self.bias.embedding[...], times)
 
     def drop_times(self, times: Times | None, key: Key[Array, ""] | None) -> Times | None:
         """Times of a training step, if the model reads any, with a share `drop` of the rows unknown; without a key as

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
+from seq_models.backbones import build_backbone
 from seq_models.conditions import ConditionEncoder, Conditions, ConditionSizes, EventHead, Times
-from seq_models.layers import Backbone, TransformerConfig, last_state, linear, products
+from seq_models.layers import TransformerConfig, last_state, linear, products
 from seq_models.losses import item_cross_entropy
 from seq_models.mixture import Mixture, mixed_catalog
 from seq_models.models import ItemModel, ModelConfig
@@ -70,7 +71,7 @@ class DenseTransformer(ItemModel):
         self.widths, self.width = config.widths, config.width
         self.ids = nnx.Embed(num_items, dim, embedding_init=nnx.initializers.normal(dim**-0.5), rngs=rngs)
         self.project = linear(config.backbone, num_features, dim, rngs, bias=True) if num_features else None
-        self.backbone = Backbone(config.backbone, rngs=rngs)
+        self.backbone = build_backbone(config.backbone, rngs=rngs)
 
     def vectors(self, features: Float[Array, "items feature"] | None) -> Float[Array, "items dim"]:
         """The vector of every item."""
@@ -108,8 +109,8 @@ class DenseTransformer(ItemModel):
         x = vectors[history] * (vectors.shape[-1] ** 0.5)
         if self.conditioning is not None:
             x = self.conditioning.add_to_input(x, events, conditions, times=times)
-        bias = None if self.conditioning is None else self.conditioning.attention_bias(times)
-        return self.backbone(x, segments, bias=bias, key=key)
+        bias = None if self.conditioning is None else self.conditioning.time_bias(times)
+        return self.backbone(x, segments, times=bias, key=key)
 
     def _queries(self, states: Float[Array, "b t dim"], conditions: Conditions | None) -> Float[Array, "b t dim"]:
         return self.asked(states, conditions).astype(self.dtype.value)

@@ -18,13 +18,12 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from seq_models.attention import KeyValue, Past, append_level, attend_past, gather_ancestors, rotate
+from seq_models.backbones import Transformer, attend_within
 from seq_models.codes import CodeConfig, CodeModel
 from seq_models.layers import (
     Attend,
-    Backbone,
     Block,
     TransformerConfig,
-    attend_within,
     dropout,
     fused,
     linear,
@@ -119,7 +118,7 @@ class EncoderDecoder(CodeModel):
     ) -> None:
         super().__init__(config, level_sizes=level_sizes, num_features=num_features, num_items=num_items, rngs=rngs)
         self.order_free, dim = config.order_free, config.backbone.dim
-        self.encoder = Backbone(config.backbone, causal=False, rotary=not config.order_free, rngs=rngs)
+        self.encoder = Transformer(config.backbone, causal=False, rotary=not config.order_free, rngs=rngs)
         self.begin = nnx.Param(nnx.initializers.normal(dim**-0.5)(rngs.params(), (dim,)))
         self.decoder = nnx.List([DecoderBlock(config.backbone, rngs=rngs) for _ in range(config.decoder_layers)])
         self.norm = norm(config.backbone, rngs)

@@ -16,8 +16,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from seq_models.attention import KeyValue, Past, append_level, attend_history, gather_ancestors, rotate
+from seq_models.backbones import Transformer
 from seq_models.codes import CodeConfig, CodeModel
-from seq_models.layers import Attend, Backbone, last_state
+from seq_models.layers import Attend, last_state
 from seq_models.types import Decoded, Inputs, Layout, Prefixes
 
 
@@ -56,7 +57,11 @@ class FlatDecoder(CodeModel):
         rngs: nnx.Rngs,
     ) -> None:
         super().__init__(config, level_sizes=level_sizes, num_features=num_features, num_items=num_items, rngs=rngs)
-        self.backbone = Backbone(config.backbone, rngs=rngs)
+        if config.backbone.relation:
+            raise ValueError(
+                "the flat decoder's beams have no relation term; leave relation out, or take another model"
+            )
+        self.backbone = Transformer(config.backbone, rngs=rngs)
         self.add_heads(rngs)
 
     def decode(

@@ -1,11 +1,10 @@
-"""Transformer pieces that every model shares: projections of attention, SwiGLU, dropout, the block and its stack."""
+"""Transformer pieces that every model shares: projections of attention, SwiGLU, dropout, and the block."""
 
 from __future__ import annotations
 
 import enum
-import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -13,10 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from seq_models.attention import AttentionBias, KeyValue, attend_rows, rotate, segment_positions
-
-# More blocks than this are compiled as one, in a loop.
-_UNROLLED = 6
+from seq_models.attention import KeyValue
 
 
 class Precision(enum.Enum):
@@ -53,6 +49,14 @@ class Remat(enum.Enum):
         return jax.checkpoint(run, policy=dots if self is Remat.DOTS else None)
 
 
+class Mixer(enum.Enum):
+    """Way in which a position of a history reads the positions before it."""
+
+    ATTENTION = "attention"
+    STATE_SPACE = "state-space"
+    """A recurrence with input-dependent decays, in time linear in the length (`seq_models.state_space`)."""
+
+
 @dataclass(frozen=True)
 class TransformerConfig:
     """Width and depth of a stack of pre-norm blocks."""
@@ -75,15 +79,26 @@ class TransformerConfig:
     remat: Remat = Remat.NOTHING
     """Values that the backward pass computes again instead of keeping them: nothing, of each block all but its
     products with matrices (dots), or each block (full): less memory, more time."""
+    # "later": stored configs leave these out at their defaults.
+    mixer: Mixer = field(default=Mixer.ATTENTION, metadata={"later": True})
+    """Way in which positions of a history read those before them: attention, or a state-space recurrence (after
+    MMM4Rec, arXiv 2506.02916), for models that decode an item from one state."""
+    state_size: int = field(default=64, metadata={"later": True})
+    """Numbers that the recurrence keeps for each number of a state (state-space alone)."""
+    relation: bool = field(default=False, metadata={"later": True})
+    """Attention has a second product of queries and keys, and second values, scaled by the mean of the history
+    (MMGRec's relation term, arXiv 2404.16555)."""
 
     def __post_init__(self) -> None:
-        for name in ("dim", "layers", "heads", "hidden"):
+        for name in ("dim", "layers", "heads", "hidden", "state_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"expected {name} of at least 1, got {getattr(self, name)}")
         if self.dim % self.heads or (self.dim // self.heads) % 2:
             raise ValueError(f"dim {self.dim} must divide into {self.heads} heads of even width; change dim or heads")
         if self.kv_heads is not None and (self.kv_heads < 1 or self.heads % self.kv_heads):
             raise ValueError(f"heads {self.heads} must divide among kv_heads {self.kv_heads}; change either")
+        if self.relation and self.mixer is not Mixer.ATTENTION:
+            raise ValueError("relation is a term of attention; leave it out, or the state-space mixer")
         if not 0.0 <= self.rate < 1.0:
             raise ValueError(f"dropout {self.dropout} must lie in [0, 1)")
 
@@ -161,9 +176,13 @@ class Attention(nnx.Module):
 
     def project(self, x: Float[Array, "*b dim"]) -> tuple[Float[Array, "*b heads width"], KeyValue]:
         """Queries, and keys and values."""
-        q, k, v = jnp.split(self.qkv(x), [self.group, self.group + 1], axis=-3)
+        return self.split(self.qkv(x))
+
+    def split(self, qkv: Float[Array, "*b n kv_heads width"]) -> tuple[Float[Array, "*b heads width"], KeyValue]:
+        """Queries, and keys and values, of fused ones."""
+        q, k, v = jnp.split(qkv, [self.group, self.group + 1], axis=-3)
         q = jnp.swapaxes(q, -3, -2)  # to the heads of a group side by side
-        return q.reshape((*x.shape[:-1], -1, q.shape[-1])), KeyValue(k[..., 0, :, :], v[..., 0, :, :])
+        return q.reshape((*qkv.shape[:-3], -1, q.shape[-1])), KeyValue(k[..., 0, :, :], v[..., 0, :, :])
 
     def merge(self, heads: Float[Array, "*b heads width"]) -> Float[Array, "*b dim"]:
         """The heads' outputs, projected to the width of the states."""
@@ -209,79 +228,6 @@ class Block(nnx.Module):
         first, second = split_key(key, 2)
         x, kept = self.mix(x, attend, first)
         return self.feed_forward(x, second), kept
-
-
-def attend_within(
-    segments: Int[Array, "b t"], *, causal: bool, rotary: bool = True, bias: AttentionBias | None = None
-) -> Attend:
-    """Attention of packed rows, with rotary positions within segments if asked; keeps the rotated keys. A `bias` is
-    added to the scores."""
-    positions = segment_positions(segments)
-
-    def attend(q: Array, kv: KeyValue) -> tuple[Array, KeyValue]:
-        if rotary:
-            q, kv = rotate(q, positions), KeyValue(rotate(kv.keys, positions), kv.values)
-        return attend_rows(q, kv, segments, causal=causal, bias=bias), kv
-
-    return attend
-
-
-class Backbone(nnx.Module):
-    """Stack of blocks over packed rows: position `t` sees its own segment; causal: no later position of it. Without
-    `rotary` it knows no positions but by that."""
-
-    def __init__(self, config: TransformerConfig, *, causal: bool = True, rotary: bool = True, rngs: nnx.Rngs) -> None:
-        self.config, self.causal, self.rotary = config, causal, rotary
-        self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.layers)])
-        self.norm = norm(config, rngs)
-
-    def __call__(
-        self,
-        x: Float[Array, "b t dim"],
-        segments: Int[Array, "b t"],
-        *,
-        bias: AttentionBias | None = None,
-        key: Key[Array, ""] | None = None,
-    ) -> Float[Array, "b t dim"]:
-        """States at every position. `segments` numbers the histories of a row from 1; 0 is padding. A `bias` is added
-        to the scores of attention in every block."""
-        return self.read(x, segments, bias=bias, key=key)[0]
-
-    def read(
-        self,
-        x: Float[Array, "b t dim"],
-        segments: Int[Array, "b t"],
-        *,
-        bias: AttentionBias | None = None,
-        key: Key[Array, ""] | None = None,
-    ) -> tuple[Float[Array, "b t dim"], tuple[KeyValue, ...]]:
-        """The states, and the keys and values of each block."""
-        input_key, *keys = split_key(key, len(self.blocks) + 1)
-        x = dropout(x.astype(self.config.dtype.value), self.config.rate, input_key)
-        run = self._scanned if len(self.blocks) > _UNROLLED else self._unrolled
-        x, kept = run(x, attend_within(segments, causal=self.causal, rotary=self.rotary, bias=bias), keys)
-        return self.norm(x), kept
-
-    def _unrolled(self, x: Array, attend: Attend, keys: list[Any]) -> tuple[Array, tuple[KeyValue, ...]]:
-        kept = []
-        for block, key in zip(self.blocks, keys, strict=True):
-            x, kv = self.config.remat(functools.partial(block, attend=attend, key=key))(x)
-            kept.append(kv)
-        return x, tuple(kept)
-
-    def _scanned(self, x: Array, attend: Attend, keys: list[Any]) -> tuple[Array, tuple[KeyValue, ...]]:
-        """The same by a loop over the blocks' parameters, stacked in the step alone: one block is compiled."""
-        graph, *_ = nnx.split(self.blocks[0])
-        states = [nnx.split(block)[1] for block in self.blocks]
-        stacked = jax.tree.map(lambda *layers: jnp.stack(layers), *zip(states, keys, strict=True))
-
-        def one(x: Array, layer: tuple[Any, Any]) -> tuple[Array, KeyValue]:
-            state, key = layer
-            run = self.config.remat(lambda x, state: nnx.merge(graph, state)(x, attend, key))
-            return run(x, state)
-
-        x, kept = jax.lax.scan(one, x, stacked)
-        return x, tuple(jax.tree.map(lambda all_, at=at: all_[at], kept) for at in range(len(states)))
 
 
 def last_state(states: Float[Array, "b t dim"], segments: Int[Array, "b t"]) -> Float[Array, "b dim"]:

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
+from seq_models.backbones import build_backbone
 from seq_models.codes import CodeConfig, CodeModel, code_loss_terms
-from seq_models.layers import Backbone, last_state, split_key
+from seq_models.layers import last_state, split_key
 from seq_models.trie import CodeTrie
 from seq_models.types import Decoded, Inputs, ItemTables, Layout, RequestBatch, TrainingBatch
 
@@ -28,7 +29,7 @@ class StateDecoder(CodeModel):
         self, config: CodeConfig, *, level_sizes: tuple[int, ...], num_features: int, num_items: int, rngs: nnx.Rngs
     ) -> None:
         super().__init__(config, level_sizes=level_sizes, num_features=num_features, num_items=num_items, rngs=rngs)
-        self.backbone = Backbone(config.backbone, rngs=rngs)
+        self.backbone = build_backbone(config.backbone, rngs=rngs)
 
     @abc.abstractmethod
     def depth_logits(
@@ -46,8 +47,8 @@ class StateDecoder(CodeModel):
         self, inputs: Inputs, segments: Int[Array, "b t"], *, key: Key[Array, ""] | None = None
     ) -> Float[Array, "b t dim"]:
         """Backbone states: `states` before conditions modulate them."""
-        bias = None if self.conditioning is None else self.conditioning.attention_bias(inputs.times)
-        return self.backbone(self.item_states(inputs), segments, bias=bias, key=key)
+        times = None if self.conditioning is None else self.conditioning.time_bias(inputs.times)
+        return self.backbone(self.item_states(inputs), segments, times=times, key=key)
 
     def decode(
         self,

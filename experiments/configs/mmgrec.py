@@ -5,8 +5,8 @@
 Three levels of 128 codes over a latent of 4 dimensions; the last code of the most popular item of a group is always the
 first. The published tokenizer reads vectors of a graph network over users and items, and its recommender reads those of
 an unordered history; here it reads content and a SASRec's vectors side by side, and the recommender, of the published
-size (2 + 2 layers, width 64), reads the sum of each item's codes, in no order, without the relation term of the user.
-The released figure (Recall@10 .1269) is of sample data that is cut at random. Not measured yet.
+size (2 + 2 layers, width 64), reads the sum of each item's codes, in no order; `--model.relation` adds its relation
+term. The released figure (Recall@10 .1269) is of sample data that is cut at random. Not measured yet.
 """
 
 from experiments.experiment import CONTENT, TEACHER, Experiment

@@ -30,6 +30,7 @@ RULES: tuple[tuple[str, tuple[Axis, ...]], ...] = (
     ("qkv/kernel", ("fsdp", None, "tensor", None)),
     ("kv/kernel", ("fsdp", None, "tensor", None)),
     ("q/kernel", ("fsdp", "tensor")),
+    ("mix/kernel", ("fsdp", None, "tensor", None)),
     ("up/kernel", ("fsdp", None, "tensor")),
     ("out/kernel", ("tensor", "fsdp")),
     ("down/kernel", ("tensor", "fsdp")),

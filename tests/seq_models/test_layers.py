@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import AxisType
 
 from seq_models import attention as attending
-from seq_models import layers
+from seq_models import backbones
 from seq_models.attention import (
     KeyValue,
     attend_history,
@@ -23,9 +23,9 @@ from seq_models.attention import (
     rotate,
     segment_positions,
 )
+from seq_models.backbones import Transformer
 from seq_models.layers import (
     Attention,
-    Backbone,
     Precision,
     Remat,
     TransformerConfig,
@@ -45,7 +45,7 @@ def normal(seed, *shape):
 
 @functools.cache
 def backbone():
-    return nnx.split(Backbone(CONFIG, rngs=nnx.Rngs(0)))
+    return nnx.split(Transformer(CONFIG, rngs=nnx.Rngs(0)))
 
 
 @jax.jit
@@ -342,7 +342,7 @@ def test_many_blocks_in_a_loop_are_the_same_as_one_after_the_other(again, key, m
     """States, kept keys and values, and gradients of every parameter; with dropout and without."""
     config = replace(CONFIG, layers=3, remat=again, dropout=0.5)
     key = None if key is None else jax.random.key(key)
-    graph, state = nnx.split(Backbone(config, rngs=nnx.Rngs(0)))
+    graph, state = nnx.split(Transformer(config, rngs=nnx.Rngs(0)))
     x, segments = normal(5, 2, 4, 8), jnp.asarray([[1, 1, 2, 2], [1, 1, 1, 0]])
 
     def loss(state):
@@ -350,7 +350,7 @@ def test_many_blocks_in_a_loop_are_the_same_as_one_after_the_other(again, key, m
         return jnp.sum(jnp.sin(states)) + sum(jnp.sum(jnp.cos(leaf)) for leaf in jax.tree.leaves(kept)), (states, kept)
 
     unrolled = jax.jit(jax.value_and_grad(loss, has_aux=True))(state)
-    monkeypatch.setattr(layers, "_UNROLLED", 2)
+    monkeypatch.setattr(backbones, "_UNROLLED", 2)
     looped = jax.jit(jax.value_and_grad(lambda state: loss(state), has_aux=True))
     assert "scan" in str(jax.make_jaxpr(lambda state: loss(state))(state))
     for a, b in zip(*map(jax.tree.leaves, (looped(state), unrolled)), strict=True):

@@ -22,6 +22,7 @@ from seq_models import (
     Inputs,
     ItemTables,
     Layout,
+    Mixer,
     ModelConfig,
     ParallelHeadsConfig,
     Precision,
@@ -39,11 +40,14 @@ SIZES = (3, 5, 4)
 LEVELS = len(SIZES)
 STACK = TransformerConfig(dim=16, layers=2, heads=4, hidden=12, dropout=0.3)
 GROUPED = replace(STACK, kv_heads=2)
+RECURRENT = replace(STACK, mixer=Mixer.STATE_SPACE, state_size=3)
 
 
 MEMBERS = {
     "rq": RQTransformerConfig(STACK, depth_layers=2, depth_dropout=0.1),
     "rq untied, grouped": RQTransformerConfig(GROUPED, tied_heads=False),
+    "rq, relation": RQTransformerConfig(replace(GROUPED, relation=True)),
+    "rq, state space": RQTransformerConfig(RECURRENT),
     "flat": FlatDecoderConfig(GROUPED),
     "flat untied, not grouped": FlatDecoderConfig(STACK, tied_heads=False),
     "encoder-decoder": EncoderDecoderConfig(GROUPED),

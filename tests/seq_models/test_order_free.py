@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -23,12 +25,13 @@ def _changes(config, order):
     return max(np.abs(one - other).max() for one, other in zip(before, after, strict=True))
 
 
+@pytest.mark.parametrize("stack", [STACK, replace(STACK, relation=True)], ids=["plain", "relation"])
 @pytest.mark.parametrize(
     "order", [lambda n: np.arange(n)[::-1], lambda n: np.roll(np.arange(n), 2)], ids=["reversed", "rolled"]
 )
-def test_a_permuted_history_gives_the_same_logits(order):
-    assert _changes(EncoderDecoderConfig(STACK, decoder_layers=1, order_free=True), order) < 1e-5
-    assert _changes(EncoderDecoderConfig(STACK, decoder_layers=1), order) > 1e-3  # control
+def test_a_permuted_history_gives_the_same_logits(order, stack):
+    assert _changes(EncoderDecoderConfig(stack, decoder_layers=1, order_free=True), order) < 1e-5
+    assert _changes(EncoderDecoderConfig(stack, decoder_layers=1), order) > 1e-3  # control
 
 
 def test_another_item_gives_other_logits():

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from seq_models import ConditionSizes, DenseConfig, FlatDecoderConfig, RQTransformerConfig, TransformerConfig
+from seq_models import ConditionSizes, DenseConfig, FlatDecoderConfig, Mixer, RQTransformerConfig, TransformerConfig
 from seq_models import attention as attending
 from seq_models.attention import KeyValue, attend_rows
 from seq_models.conditions import ConditionEncoder, Times, gap_buckets
 from seq_models.types import Inputs
 
 STACK = TransformerConfig(dim=8, layers=2, heads=2, hidden=8, dropout=0.0)
+RECURRENT = replace(STACK, mixer=Mixer.STATE_SPACE, state_size=3)
 SIZES = ConditionSizes(time_inputs=True, time_bias=True)
 SEGMENTS = jnp.asarray([[1, 1, 1, 2, 2, 0], [1, 2, 2, 2, 2, 2]])
 SECONDS = jnp.asarray([[0, 5, 5, 0, 90, -1], [0, 0, 40, 4000, 4000, 2**31 - 1]], jnp.int32)
@@ -48,8 +51,8 @@ def test_the_bias_is_added_to_the_scores_of_attention(queries, monkeypatch):
     encoder = random(ConditionEncoder(SIZES, STACK, rngs=nnx.Rngs(0)))
     rng = np.random.default_rng(2)
     q, k, v = (jnp.asarray(rng.normal(size=(2, 6, 2, 4)), jnp.float32) for _ in range(3))
-    bias = encoder.attention_bias(Times(SECONDS, SEGMENTS))
-    got = attend_rows(q, KeyValue(k, v), SEGMENTS, causal=True, bias=bias)
+    bias = encoder.time_bias(Times(SECONDS, SEGMENTS))
+    got = attend_rows(q, KeyValue(k, v), SEGMENTS, causal=True, bias=bias.between)
     table = np.asarray(encoder.bias.embedding[...], np.float64)
     buckets = np.asarray(gap_buckets(SECONDS[:, :, None], SECONDS[:, None, :]))
     scores = np.einsum("bqhd,bkhd->bhqk", np.float64(q), np.float64(k)) / 2 + np.moveaxis(table[buckets], -1, 1)
@@ -74,7 +77,7 @@ def model(config, sizes=SIZES):
 ROWS = {type(model(RQTransformerConfig(STACK)))}
 
 
-@pytest.mark.parametrize("config", [RQTransformerConfig(STACK), DenseConfig(STACK)])
+@pytest.mark.parametrize("config", [RQTransformerConfig(STACK), DenseConfig(STACK), RQTransformerConfig(RECURRENT)])
 def test_times_reach_the_states_of_their_own_history_alone(config):
     rows, times = jnp.asarray([[0, 1, 2, 3, 1, 0], [1, 0, 2, 3, 1, 2]]), Times(SECONDS, SEGMENTS)
     read = random(model(config))
@@ -88,9 +91,10 @@ def test_times_reach_the_states_of_their_own_history_alone(config):
     np.testing.assert_allclose(states(read, rows, SEGMENTS, None), unknown, atol=1e-5)
 
 
-def test_a_fresh_model_takes_no_notice_of_times():
+@pytest.mark.parametrize("stack", [STACK, RECURRENT])
+def test_a_fresh_model_takes_no_notice_of_times(stack):
     rows = jnp.asarray([[0, 1, 2, 3, 1, 0]] * 2)
-    fresh = model(RQTransformerConfig(STACK))
+    fresh = model(RQTransformerConfig(stack))
     with_times, without = (states(fresh, rows, SEGMENTS, times) for times in (Times(SECONDS, SEGMENTS), None))
     np.testing.assert_array_equal(with_times, without)
 

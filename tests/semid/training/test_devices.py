@@ -26,7 +26,7 @@ from semid.training import (
     pack,
     put_batch,
 )
-from seq_models import DenseConfig, ItemTables, RQTransformerConfig
+from seq_models import DenseConfig, ItemTables, Mixer, RQTransformerConfig
 from seq_models.layers import TransformerConfig, dropout
 
 ITEMS, STEPS = 40, 10
@@ -34,7 +34,13 @@ ITEMS, STEPS = 40, 10
 
 @functools.cache
 def losses(
-    count: int, sharing: MeshConfig = MeshConfig(), *, rate: float, accumulate: int = 1, dense: bool = False
+    count: int,
+    sharing: MeshConfig = MeshConfig(),
+    *,
+    rate: float,
+    accumulate: int = 1,
+    dense: bool = False,
+    mixer: Mixer = Mixer.ATTENTION,
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Loss of each step on `count` devices, and the parameters after the last."""
     rng = np.random.default_rng(0)
@@ -42,7 +48,7 @@ def losses(
     packed = pack(Histories.from_lists(lists), max_history=8, row_length=16)
     codes = rng.integers(0, 8, (ITEMS, 3)).astype(np.int32)
     tables = LossTables(ItemTables.from_arrays(codes, None, np.ones(ITEMS, np.int32)))
-    backbone = TransformerConfig(8, layers=1, heads=2, hidden=16, dropout=rate)
+    backbone = TransformerConfig(8, layers=1, heads=2, hidden=16, dropout=rate, mixer=mixer, state_size=4)
     config = DenseConfig(backbone) if dense else RQTransformerConfig(backbone, depth_dropout=rate / 2)
     model = ModelSpec(config, (8, 8, 8), ITEMS, num_features=0, max_history=8).build(seed=0)
     mesh = make_mesh(jax.devices()[:count], sharing)
@@ -81,6 +87,11 @@ def test_microbatches_of_unequally_many_targets_make_the_same_step(count, sharin
 @pytest.mark.parametrize("sharing", [MeshConfig(), MeshConfig(2, 2), MeshConfig(fsdp=8)])
 def test_items_of_a_full_softmax_that_devices_share_make_the_same_step(sharing):
     assert_the_same(losses(8, sharing, rate=0.0, dense=True), losses(1, rate=0.0, dense=True))
+
+
+def test_a_state_space_that_devices_share_by_heads_makes_the_same_step():
+    recurrent = functools.partial(losses, rate=0.0, mixer=Mixer.STATE_SPACE)
+    assert_the_same(recurrent(8, MeshConfig(2, 2)), recurrent(1))
 
 
 def test_dropout_changes_the_loss():

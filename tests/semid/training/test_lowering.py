@@ -1,5 +1,7 @@
 """Every kind of program lowers for TPU and CUDA, on a machine that has neither."""
 
+from dataclasses import replace
+
 import jax
 import pytest
 from tasks import FAMILIES, STACK, joint, tokenizer
@@ -14,11 +16,12 @@ from semid.training import (
     make_step,
     put_batch,
 )
-from seq_models import HybridConfig
+from seq_models import HybridConfig, Mixer, RQTransformerConfig
 
 PLATFORMS = ("tpu", "cuda")
 TINY = ProgramSizes(items=64, level_sizes=(4, 4), num_features=6, users=2, beam_size=4)
-ALL = FAMILIES | {"hybrid": HybridConfig(**STACK)}
+RECURRENT = replace(STACK["backbone"], mixer=Mixer.STATE_SPACE)
+ALL = FAMILIES | {"hybrid": HybridConfig(**STACK), "state-space": RQTransformerConfig(RECURRENT)}
 
 
 def mesh():
