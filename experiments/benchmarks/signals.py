@@ -24,10 +24,12 @@ from semid.evaluation import Ranker, evaluate
 from semid.graphs import (
     AlphaRecConfig,
     BM3Config,
+    CM3Config,
     FreedomConfig,
     FuseConfig,
     GraphConfig,
     LightGCNConfig,
+    MMHCLConfig,
     PpmiConfig,
     SmoothConfig,
     UserItemVectors,
@@ -77,6 +79,8 @@ def rankers(data: Dataset, column: str, seed: int, epochs: int) -> dict[str, Cal
         "lightgcn": LightGCNConfig(epochs=epochs),
         "freedom": FreedomConfig(epochs=epochs, column=column),
         "bm3": BM3Config(epochs=epochs, column=column),
+        "mmhcl": MMHCLConfig(epochs=epochs, column=column),
+        "cm3": CM3Config(epochs=epochs, column=column),
         "lightgcn, contrast": LightGCNConfig(epochs=epochs, contrast=0.1, column=column),
     }
     alpharec = AlphaRecConfig(column)

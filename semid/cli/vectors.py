@@ -33,8 +33,8 @@ class _Fuse(FuseConfig):
     __doc__ = FuseConfig.__doc__
     signal: tyro.conf.Suppress[tyro.conf.Fixed[Signal]] = PpmiConfig()
     behavior: str = PpmiConfig.name
-    """Collaborative vectors: ppmi (from co-occurrence), lightgcn, freedom, bm3 or alpharec, each with its defaults; or
-    the name of a vector column, such as the item vectors of a trained model."""
+    """Collaborative vectors: ppmi (from co-occurrence), lightgcn, freedom, bm3, mmhcl, cm3 or alpharec, each with its
+    defaults; or the name of a vector column, such as the item vectors of a trained model."""
 
     def plain(self) -> FuseConfig:
         """The config as it is stored."""

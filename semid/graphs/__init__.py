@@ -14,7 +14,16 @@ from semid.graphs.cooccurrence import (
 from semid.graphs.item_graph import Edges, ItemGraph
 from semid.graphs.item_knn import ItemKNN, UserItemVectors, VectorKNN
 from semid.graphs.leave_one_out import LeaveOneOut
-from semid.graphs.lightgcn import BM3Config, FreedomConfig, GraphConfig, LightGCNConfig, Objective, train_graph
+from semid.graphs.lightgcn import (
+    BM3Config,
+    CM3Config,
+    FreedomConfig,
+    GraphConfig,
+    LightGCNConfig,
+    MMHCLConfig,
+    Objective,
+    train_graph,
+)
 from semid.graphs.neighbors import neighbor_overlap
 from semid.graphs.signals import PpmiConfig, Signal, VectorColumn, standardize_known
 from semid.graphs.transitions import ItemGraphConfig, pruned
@@ -23,6 +32,7 @@ from semid.graphs.tuning import fit_graph, tuned
 __all__ = [
     "AlphaRecConfig",
     "BM3Config",
+    "CM3Config",
     "CoConsumption",
     "ColumnConfig",
     "EdgeWeights",
@@ -35,6 +45,7 @@ __all__ = [
     "ItemKNN",
     "LeaveOneOut",
     "LightGCNConfig",
+    "MMHCLConfig",
     "Objective",
     "PpmiConfig",
     "Signal",

@@ -8,7 +8,6 @@ respect to the ego embeddings is the propagated gradient with respect to the fin
 from __future__ import annotations
 
 import enum
-import functools
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -25,12 +24,21 @@ from semid.config import later_field
 from semid.data import Dataset, Histories, Standardizer
 from semid.errors import SemidError
 from semid.graphs.cooccurrence import interactions_matrix
-from semid.graphs.neighbors import neighbors
+from semid.graphs.losses import bootstrap_loss, bpr_loss, ego_norm, uniform_loss, view_contrast
+from semid.graphs.propagation import (
+    Graph,
+    Hyperedges,
+    content_graph,
+    hyperedges,
+    make_graph,
+    one_round,
+    over_hyperedges,
+    propagate,
+)
 from semid.graphs.signals import Signal, vector_column
 from semid.progress import show_progress
 
 _CONTRAST_TEMPERATURE = 0.2
-_WIDTH = 8  # neighbors per row of the graph: summing gathered columns is several times faster than a scatter of edges
 
 
 class Objective(enum.Enum):
@@ -41,6 +49,9 @@ class Objective(enum.Enum):
     BOOTSTRAP = "bootstrap"
     """BM3's, without negatives: linear predictions from a user, an item and its content are to equal each other's
     vectors, which have dropout and no gradient."""
+    UNIFORM = "uniform"
+    """CM3's, without negatives: users and their items lie near each other on the sphere, users and items far from
+    others; items of like content repel each other less."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +83,15 @@ class GraphConfig(Signal):
     """Of the bootstrap's targets."""
     contrast: float = later_field(0.0)
     """Weight of InfoNCE between final item vectors and projected content (RLMRec)."""
+    uniformity: float = later_field(0.5)
+    """Weight of the distances to others (uniform alone)."""
+    hyperedges: int = later_field(0)
+    """Nearest items by content in a neighborhood over which items propagate, as users do over the items that they
+    share; the result, of embeddings of its own and at length 1, is added to the final vectors (MMHCL); 0: none."""
+    views: float = later_field(0.0)
+    """Weight of InfoNCE between a node's vectors by edges and by hyperedges."""
     column: str = later_field("")
-    """Vector column of content; none given: the dataset's only one. It is read by neighbors, bootstrap and contrast."""
+    """Vector column of content; none given: the dataset's only one. It is read by all that needs content."""
 
     def __post_init__(self) -> None:
         for name in ("dim", "epochs", "batch_size"):
@@ -89,11 +107,16 @@ class GraphConfig(Signal):
                 "expected keep above 0 up to 1, dropout of 0 to below 1 and neighbors of 0 or more, "
                 f"got {self.keep}, {self.dropout} and {self.neighbors}"
             )
+        if min(self.uniformity, self.hyperedges, self.views) < 0 or (self.views and not self.hyperedges):
+            raise SemidError(
+                "expected uniformity, hyperedges and views of 0 or more, and views with hyperedges alone, "
+                f"got {self.uniformity}, {self.hyperedges} and {self.views}"
+            )
 
     @property
     def reads_content(self) -> bool:
         """Some part of it needs the column."""
-        return bool(self.neighbors or self.contrast or self.objective is Objective.BOOTSTRAP)
+        return bool(self.neighbors or self.contrast or self.hyperedges or self.objective is not Objective.BPR)
 
     def item_vectors(self, dataset: Dataset, *, seed: int) -> Float[np.ndarray, "items signal"]:
         return self.vectors(dataset, seed=seed).items
@@ -132,6 +155,25 @@ class BM3Config(GraphConfig):
     name = "bm3"
 
 
+@dataclass(frozen=True)
+class MMHCLConfig(GraphConfig):
+    """MMHCL: hyperedges among users and among items, contrasted with edges (Guo et al., arXiv 2504.16576)."""
+
+    layers: int = 2
+    hyperedges: int = 5
+    views: float = 0.05
+    name = "mmhcl"
+
+
+@dataclass(frozen=True)
+class CM3Config(GraphConfig):
+    """CM3: alignment and calibrated uniformity on the sphere (Zhou et al., arXiv 2508.01226)."""
+
+    neighbors: int = 10
+    objective: Objective = Objective.UNIFORM
+    name = "cm3"
+
+
 class GraphVectors(NamedTuple):
     """Final item and user vectors; the score of an item for a user is their inner product."""
 
@@ -144,6 +186,7 @@ class Edges(NamedTuple):
 
     interactions: Graph
     content: Graph | None
+    hyper: Hyperedges | None = None
 
 
 class Heads(NamedTuple):
@@ -153,12 +196,12 @@ class Heads(NamedTuple):
     predictor: Float[Array, "width width"] | None
 
 
-class Graph(NamedTuple):
-    """Normalized adjacency `D^-1/2 A D^-1/2`: row `r` adds up to 8 weighted neighbors into node `nodes[r]`."""
+class Parameters(NamedTuple):
+    """Embeddings that are propagated over edges, maps, and embeddings that are propagated over hyperedges, if any."""
 
-    nodes: Int[Array, " rows"]
-    neighbors: Int[Array, "rows width"]
-    weights: Float[Array, "rows width"]
+    ego: Float[Array, "nodes dim"]
+    heads: Heads
+    hyper: Float[Array, "nodes dim"] | None
 
 
 def train_graph(
@@ -184,10 +227,12 @@ def train_graph(
     users, items = (jnp.asarray(index, jnp.int32) for index in matrix.tocoo().coords)
     key, start_key = jax.random.split(jax.random.key(seed))
     ego = 0.1 * jax.random.normal(start_key, (num_users + num_items, config.dim))
-    parameters = (ego, _heads(features, config, jax.random.fold_in(start_key, 1)))
+    hyper = 0.1 * jax.random.normal(jax.random.fold_in(start_key, 2), ego.shape) if config.hyperedges else None
+    parameters = Parameters(ego, _heads(features, config, jax.random.fold_in(start_key, 1)), hyper)
     optimizer = optax.adam(config.learning_rate)
     state = (parameters, optimizer.init(parameters))
-    edges, rng = Edges(make_graph(matrix), nearest), np.random.default_rng(seed)
+    sets = hyperedges(matrix, content, config.hyperedges) if content is not None and config.hyperedges else None
+    edges, rng = Edges(make_graph(matrix), nearest, sets), np.random.default_rng(seed)
     with show_progress(f"training {title}", total=config.epochs, unit="epochs") as progress:
         progress.say("compiling ...")
         for epoch in range(config.epochs):
@@ -198,7 +243,7 @@ def train_graph(
             progress.advance(epoch + 1)
     final = np.asarray(_final(state[0], edges, num_users=num_users, config=config))
     joined = _degrees(matrix) > 0
-    if nearest is not None:
+    if nearest is not None or sets is not None:
         joined[num_users:] = True
     final = np.where(joined[:, None], final, np.float32(0))
     return GraphVectors(items=final[num_users:], users=final[:num_users])
@@ -211,41 +256,6 @@ def _heads(features: Float[Array, "items dim"] | None, config: GraphConfig, key:
     shape = (features.shape[1], config.dim) if mapped and features is not None else (1, 1)
     content = shape[0] ** -0.5 * jax.random.normal(key, shape)
     return Heads(content if mapped else None, jnp.eye(config.dim) if bootstrap else None)
-
-
-def make_graph(interactions: sparse.csr_array, *, rows: int = 0) -> Graph:
-    """Graph of a binary [users, items] matrix: nodes are the users, then the items. See `normalized_graph`."""
-    adjacency = sparse.block_array([[None, interactions], [interactions.T, None]], format="csr")
-    return normalized_graph(adjacency, rows=rows)
-
-
-def content_graph(content: Float[np.ndarray, "items dim"], k: int) -> Graph:
-    """Graph of the items' `k` nearest by cosine, made symmetric, all alike: FREEDOM's frozen graph."""
-    nearest = neighbors(content, k=k)
-    rows, places = np.nonzero(nearest >= 0)
-    entries = (np.ones(len(rows), np.float32), (rows, nearest[rows, places]))
-    one_way = sparse.coo_array(entries, shape=(len(content),) * 2).tocsr()
-    return normalized_graph(one_way.maximum(one_way.T).tocsr())
-
-
-def normalized_graph(adjacency: sparse.csr_array, *, rows: int = 0) -> Graph:
-    """`D^-1/2 A D^-1/2` of a binary symmetric matrix, with at least so many rows, so that shapes stay."""
-    degrees = np.diff(adjacency.indptr)
-    scale = 1 / np.sqrt(np.maximum(degrees, 1)).astype(np.float32)
-    used = -(-degrees // _WIDTH)
-    nodes = np.repeat(np.arange(len(degrees)), used)
-    nth = np.arange(len(nodes)) - (np.cumsum(used) - used)[nodes]
-    at = (adjacency.indptr[nodes] + nth * _WIDTH)[:, None] + np.arange(_WIDTH)
-    real = at < adjacency.indptr[nodes + 1][:, None]
-    neighbors = np.where(real, adjacency.indices[np.where(real, at, 0)], 0)
-    weights = np.where(real, scale[nodes][:, None] * scale[neighbors], np.float32(0))
-    free = ((0, max(rows - len(nodes), 0)), (0, 0))
-    padded = np.pad(nodes, free[0], constant_values=len(degrees) - 1)
-    return Graph(
-        jnp.asarray(padded, jnp.int32),
-        jnp.asarray(np.pad(neighbors, free), jnp.int32),
-        jnp.asarray(np.pad(weights, free)),
-    )
 
 
 def _pruned(edges: Edges, matrix: sparse.csr_array, keep: float, rng: np.random.Generator) -> Edges:
@@ -265,78 +275,19 @@ def propagated(
     """Final vectors before any head: linear and symmetric, as `propagate` is."""
     final = propagate(ego, edges.interactions, layers=config.layers)
     if edges.content is not None:
-        final = final.at[num_users:].add(_one_round(ego[num_users:], edges.content))
+        final = final.at[num_users:].add(one_round(ego[num_users:], edges.content))
     return final.at[num_users:].add(ego[num_users:]) if config.residual else final
 
 
 @partial(jax.jit, static_argnames=("num_users", "config"))
-def _final(
-    parameters: tuple[Float[Array, "nodes dim"], Heads], edges: Edges, *, num_users: int, config: GraphConfig
-) -> Float[Array, "nodes dim"]:
-    ego, heads = parameters
-    final = propagated(ego, edges, num_users=num_users, config=config)
-    return final if heads.predictor is None else final @ heads.predictor
+def _final(parameters: Parameters, edges: Edges, *, num_users: int, config: GraphConfig) -> Float[Array, "nodes dim"]:
+    final = propagated(parameters.ego, edges, num_users=num_users, config=config)
+    if parameters.hyper is not None and edges.hyper is not None:
+        final += unit_rows(over_hyperedges(parameters.hyper, edges.hyper, layers=config.layers))
+    return final if parameters.heads.predictor is None else final @ parameters.heads.predictor
 
 
-def propagate(x: Float[Array, "nodes dim"], graph: Graph, *, layers: int) -> Float[Array, "nodes dim"]:
-    """Mean of `x` after 0 to `layers` rounds of propagation (equations 3 and 4, all layers weighted alike)."""
-    total = x
-    for _ in range(layers):
-        x = _one_round(x, graph)
-        total += x
-    return total / (layers + 1)
-
-
-def _one_round(x: Float[Array, "nodes dim"], graph: Graph) -> Float[Array, "nodes dim"]:
-    known = "promise_in_bounds"  # no clamping: it would cost as much as the sum
-    columns = range(graph.neighbors.shape[1])
-    sums = sum(graph.weights[:, c, None] * x.at[graph.neighbors[:, c]].get(mode=known) for c in columns)
-    return jax.ops.segment_sum(sums, graph.nodes, num_segments=len(x), indices_are_sorted=True, mode=known)
-
-
-def bpr_loss(final: Float[Array, "nodes dim"], triples: Int[Array, "n 3"]) -> Float[Array, ""]:
-    """Mean of `-log sigmoid(user . item - user . negative)` over (user, item, negative) nodes (equation 15)."""
-    user, item, negative = jnp.moveaxis(final[triples], 1, 0)
-    return -jax.nn.log_sigmoid((user * (item - negative)).sum(-1)).mean()
-
-
-def bootstrap_loss(
-    final: Float[Array, "nodes dim"],
-    triples: Int[Array, "n 3"],
-    content: Float[Array, "n dim"],
-    predictor: Float[Array, "dim dim"],
-    key: PRNGKeyArray,
-    *,
-    dropout: float,
-) -> Float[Array, ""]:
-    """Mean of `1 - cos` between predictions of a user, an item and its content, and the vectors that they are to equal:
-    the item, the user; and for the content the item and itself. Targets have dropout and no gradient."""
-    users, items = final[triples[:, 0]], final[triples[:, 1]]
-    targets = [
-        jax.lax.stop_gradient(_dropped(vectors, jax.random.fold_in(key, place), rate=dropout))
-        for place, vectors in enumerate((users, items, content))
-    ]
-    of_content = content @ predictor
-    pairs = (
-        (users @ predictor, targets[1]),
-        (items @ predictor, targets[0]),
-        (of_content, targets[1]),
-        (of_content, targets[2]),
-    )
-    cosines = [(unit_rows(one) * unit_rows(other)).sum(-1).mean() for one, other in pairs]
-    return len(pairs) - functools.reduce(jnp.add, cosines)
-
-
-def _dropped(x: Float[Array, "n dim"], key: PRNGKeyArray, *, rate: float) -> Float[Array, "n dim"]:
-    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
-
-
-def ego_norm(ego: Float[Array, "nodes dim"], triples: Int[Array, "n 3"]) -> Float[Array, ""]:
-    """Half the squared norm of the three ego embeddings, a mean over the triples."""
-    return 0.5 * jnp.square(ego[triples]).sum((1, 2)).mean()
-
-
-_State = tuple[tuple[Array, Heads], optax.OptState]
+_State = tuple[Parameters, optax.OptState]
 
 
 @partial(jax.jit, static_argnames=("num_users", "config"), donate_argnums=0)
@@ -358,31 +309,44 @@ def _epoch(
     steps = len(users) // size
     order = jax.random.permutation(order_key, len(users))[: steps * size]
     # A negative may be one of the user's own items: at the density of recommendation data too rarely to matter.
-    negatives = jax.random.randint(negative_key, order.shape, num_users, len(state[0][0]), jnp.int32)
+    negatives = jax.random.randint(negative_key, order.shape, num_users, len(state[0].ego), jnp.int32)
     triples = jnp.stack([users[order], num_users + items[order], negatives], -1).reshape(steps, size, 3)
 
-    def loss(final: Float[Array, "nodes dim"], heads: Heads, triples: Int[Array, "n 3"], key: PRNGKeyArray) -> Array:
+    def loss(
+        by_edges: Array, heads: Heads, by_hyperedges: Array | None, triples: Int[Array, "n 3"], key: PRNGKeyArray
+    ) -> Array:
+        final = by_edges if by_hyperedges is None else by_edges + by_hyperedges
         content = None
         if heads.content is not None and features is not None:
             content = features[triples[:, 1] - num_users] @ heads.content
         if content is not None and heads.predictor is not None:
             value = bootstrap_loss(final, triples, content, heads.predictor, key, dropout=config.dropout)
+        elif features is not None and config.objective is Objective.UNIFORM:
+            value = uniform_loss(final, triples, features[triples[:, 1] - num_users], weight=config.uniformity)
         else:
             value = bpr_loss(final, triples)
         if content is not None and config.contrast:
             rows = triples[:, 1]
             value += config.contrast * info_nce(final[rows], content, ids=rows, temperature=_CONTRAST_TEMPERATURE)
+        if by_hyperedges is not None and config.views:
+            value += config.views * view_contrast(by_edges, by_hyperedges, triples)
         return value
 
     def step(state: _State, inputs: tuple[Int[Array, "n 3"], PRNGKeyArray]) -> tuple[_State, None]:
-        ((ego, heads), moments), (triples, key) = state, inputs
-        final = propagated(ego, edges, num_users=num_users, config=config)
-        of_final, of_heads = jax.grad(loss, argnums=(0, 1))(final, heads, triples, key)
+        (parameters, moments), (triples, key) = state, inputs
+        final = propagated(parameters.ego, edges, num_users=num_users, config=config)
+        view, pull = None, None
+        if parameters.hyper is not None and edges.hyper is not None:
+            view, pull = jax.vjp(unit_rows, over_hyperedges(parameters.hyper, edges.hyper, layers=config.layers))
+        of_final, of_heads, of_view = jax.grad(loss, argnums=(0, 1, 2))(final, parameters.heads, view, triples, key)
         gradient = propagated(of_final, edges, num_users=num_users, config=config)
-        gradient += config.weight_decay * jax.grad(ego_norm)(ego, triples)
+        gradient += config.weight_decay * jax.grad(ego_norm)(parameters.ego, triples)
+        if pull is not None and edges.hyper is not None:
+            (of_rounds,) = pull(of_view)
+            of_view = over_hyperedges(of_rounds, edges.hyper, layers=config.layers)
         with jax.numpy_dtype_promotion("standard"):  # optax's bias correction multiplies an integer count
-            updates, moments = optimizer.update((gradient, of_heads), moments)
-        return (optax.apply_updates((ego, heads), updates), moments), None
+            updates, moments = optimizer.update(Parameters(gradient, of_heads, of_view), moments)
+        return (optax.apply_updates(parameters, updates), moments), None
 
     keys = jax.random.split(jax.random.fold_in(key, 2), steps)
     return jax.lax.scan(step, state, (triples, keys))[0]

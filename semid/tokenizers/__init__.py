@@ -13,6 +13,7 @@ from semid.tokenizers.blocks import BLOCK, map_blocks, pad_rows
 from semid.tokenizers.kmeans import RQKmeansConfig
 from semid.tokenizers.method import TokenizerMethod
 from semid.tokenizers.product import ProductConfig
+from semid.tokenizers.rq_dino import RqDinoLoss, rq_dino_loss
 from semid.tokenizers.rqvae import AlignedRQVAE, ItemRows, RQVaeConfig, reseeding, train_autoencoder
 from semid.tokenizers.tokenization import HEALTH_FILE, level_health, tokenize
 from semid.tokenizers.tokenizer import SemanticTokenizer, TokenizerConfig
@@ -33,6 +34,7 @@ __all__ = [
     "ProductConfig",
     "RQKmeansConfig",
     "RQVaeConfig",
+    "RqDinoLoss",
     "SemanticTokenizer",
     "TokenizerConfig",
     "TokenizerMethod",
@@ -40,6 +42,7 @@ __all__ = [
     "map_blocks",
     "pad_rows",
     "reseeding",
+    "rq_dino_loss",
     "tokenize",
     "train_autoencoder",
 ]

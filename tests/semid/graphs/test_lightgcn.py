@@ -9,21 +9,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from quantizers import unit_rows
 from semid.data import Histories
 from semid.errors import SemidError
-from semid.graphs import BM3Config, FreedomConfig, GraphConfig, LightGCNConfig, interactions_matrix, train_graph
-from semid.graphs.lightgcn import (
-    Edges,
-    _pruned,
-    bootstrap_loss,
-    bpr_loss,
-    content_graph,
-    ego_norm,
-    make_graph,
-    propagate,
-    propagated,
+from semid.graphs import (
+    BM3Config,
+    CM3Config,
+    FreedomConfig,
+    GraphConfig,
+    LightGCNConfig,
+    MMHCLConfig,
+    interactions_matrix,
+    train_graph,
 )
+from semid.graphs.lightgcn import Edges, _pruned, propagated
+from semid.graphs.losses import bootstrap_loss, bpr_loss, ego_norm, uniform_loss
 from semid.graphs.neighbors import neighbors
+from semid.graphs.propagation import content_graph, hyperedges, make_graph, over_hyperedges, propagate
 
 SMALL = LightGCNConfig(dim=8, layers=2, epochs=10, batch_size=256, learning_rate=0.02)
 
@@ -252,6 +254,70 @@ def test_without_negatives_vectors_do_not_collapse_and_keep_the_communities(plan
     assert (neighbors(made.items[:40], k=5) // 20 == np.arange(40)[:, None] // 20).mean() > 0.95
 
 
+def test_hyperedges_propagate_by_dense_matrices(content):
+    """Users over the items that they share, each not over itself; items over neighborhoods of content."""
+    matrix = interactions_matrix(_histories([[0, 1], [1, 2, 3], [1, 3], [7]]), num_items=41, num_users=5)
+    shared = matrix.toarray().astype(np.float64) @ matrix.toarray().T
+    np.fill_diagonal(shared, 0)
+    near = np.eye(41)
+    near[np.repeat(np.arange(41), 5), neighbors(content, k=5).ravel()] = 1  # a row per neighborhood
+    dense = np.zeros((46, 46))
+    for start, block in ((0, shared), (5, near.T @ near)):
+        scale = np.maximum(block.sum(axis=1), 1) ** -0.5
+        dense[start : start + len(block), start : start + len(block)] = scale[:, None] * block * scale
+    x = np.random.default_rng(0).normal(size=(46, 3)).astype(np.float32)
+    made = jax.jit(over_hyperedges, static_argnames="layers")(x, hyperedges(matrix, content, 5), layers=2)
+    np.testing.assert_allclose(made, dense @ dense @ x, atol=1e-5)
+
+
+def test_the_uniform_loss_equals_its_definition():
+    """Over pairs of other users, and of other items; the latter from distances that their content lets expect."""
+    rng = np.random.default_rng(0)
+    final, content = (rng.normal(size=(n, 3)).astype(np.float32) for n in (6, 4))
+    triples = np.array([[0, 4, 1], [1, 4, 2], [2, 5, 0], [2, 3, 1]])
+    users, items, alike = (
+        x / np.linalg.norm(x, axis=1, keepdims=True) for x in (final[triples[:, 0]], final[triples[:, 1]], content)
+    )
+
+    def apart(x, ids, expected):
+        pairs = [(a, b) for a in range(4) for b in range(4) if ids[a] != ids[b]]
+        return np.log(np.mean([np.exp(-2 * (np.sum((x[a] - x[b]) ** 2) - expected(a, b))) for a, b in pairs]))
+
+    wanted = np.mean(np.sum((users - items) ** 2, axis=1)) + 0.35 * (
+        apart(users, triples[:, 0], lambda a, b: 0)
+        + apart(items, triples[:, 1], lambda a, b: 2 - 2 * np.clip(alike[a] @ alike[b], 0, 0.8))
+    )
+    made = uniform_loss(*map(jnp.asarray, (final, triples, content)), weight=0.7)
+    np.testing.assert_allclose(made, wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("config", [MMHCLConfig(8, 2, 20, 256, 0.02), CM3Config(8, 2, 20, 256, 0.02, neighbors=5)])
+def test_hyperedges_and_the_sphere_keep_the_communities(planted, content, config):
+    """And place an item that nobody has had by its content."""
+    made = _with_content(planted, content, config)
+    assert (neighbors(made.items, k=5) // 20 == np.minimum(np.arange(41) // 20, 1)[:, None]).mean() > 0.9
+    scores = (made.users[:200] @ made.items.T).reshape(100, 2, 41)
+    assert scores[:, 1, 40].mean() > scores[:, 0, 40].mean()
+    unit = made.items[:40] / np.linalg.norm(made.items[:40], axis=1, keepdims=True)
+    assert (unit[:20] @ unit[20:40].T).mean() < 0.5
+
+
+def test_the_gradient_of_hyperedges_is_the_one_by_differentiation(planted, content):
+    """As a training step has it: the maps are symmetric."""
+    matrix = interactions_matrix(planted, num_items=41, num_users=201)
+    edges, rng = hyperedges(matrix, content, 5), np.random.default_rng(0)
+    x, other = (jnp.asarray(rng.normal(size=(242, 4)), jnp.float32) for _ in range(2))
+
+    def loss(x):
+        return jnp.sum(other * unit_rows(over_hyperedges(x, edges, layers=2)))
+
+    def ours(x):
+        _, pull = jax.vjp(unit_rows, over_hyperedges(x, edges, layers=2))
+        return over_hyperedges(*pull(other), edges, layers=2)
+
+    np.testing.assert_allclose(jax.jit(ours)(x), jax.jit(jax.grad(loss))(x), atol=1e-5)
+
+
 def test_a_contrast_brings_items_and_their_content_together(planted, content):
     plain, near = (_with_content(planted, content, replace(SMALL, contrast=weight)) for weight in (0.0, 1.0))
 
@@ -272,3 +338,5 @@ def test_content_that_is_needed_is_asked_for(planted):
         _train(planted, FREEDOM)
     with pytest.raises(SemidError, match="expected keep above 0"):
         FreedomConfig(keep=0)
+    with pytest.raises(SemidError, match="views with hyperedges alone"):
+        GraphConfig(views=0.1)

@@ -1,0 +1,94 @@
+"""Losses of vectors of users and items on graphs: functions of final vectors and a batch's triples of nodes."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from quantizers import info_nce, unit_rows
+
+_VIEW_TEMPERATURE = 0.6
+_MOST_ALIKE = 0.8  # cosine of content from which on items repel each other no less (CM3)
+
+
+def bpr_loss(final: Float[Array, "nodes dim"], triples: Int[Array, "n 3"]) -> Float[Array, ""]:
+    """Mean of `-log sigmoid(user . item - user . negative)` over (user, item, negative) nodes (equation 15)."""
+    user, item, negative = jnp.moveaxis(final[triples], 1, 0)
+    return -jax.nn.log_sigmoid((user * (item - negative)).sum(-1)).mean()
+
+
+def bootstrap_loss(
+    final: Float[Array, "nodes dim"],
+    triples: Int[Array, "n 3"],
+    content: Float[Array, "n dim"],
+    predictor: Float[Array, "dim dim"],
+    key: PRNGKeyArray,
+    *,
+    dropout: float,
+) -> Float[Array, ""]:
+    """Mean of `1 - cos` between predictions of a user, an item and its content, and the vectors that they are to equal:
+    the item, the user; and for the content the item and itself. Targets have dropout and no gradient."""
+    users, items = final[triples[:, 0]], final[triples[:, 1]]
+    targets = [
+        jax.lax.stop_gradient(_dropped(vectors, jax.random.fold_in(key, place), rate=dropout))
+        for place, vectors in enumerate((users, items, content))
+    ]
+    of_content = content @ predictor
+    pairs = (
+        (users @ predictor, targets[1]),
+        (items @ predictor, targets[0]),
+        (of_content, targets[1]),
+        (of_content, targets[2]),
+    )
+    cosines = [(unit_rows(one) * unit_rows(other)).sum(-1).mean() for one, other in pairs]
+    return len(pairs) - functools.reduce(jnp.add, cosines)
+
+
+def uniform_loss(
+    final: Float[Array, "nodes dim"],
+    triples: Int[Array, "n 3"],
+    content: Float[Array, "n width"],
+    *,
+    weight: float,
+) -> Float[Array, ""]:
+    """Mean squared distance of users and their items on the sphere, and `weight` times half of the uniformity of users
+    and of items, the latter calibrated by the cosine of their content (CM3, section 4)."""
+    users, items = unit_rows(final[triples[:, 0]]), unit_rows(final[triples[:, 1]])
+    alike = unit_rows(content)
+    expected = 2 - 2 * jnp.clip(alike @ alike.T, 0, _MOST_ALIKE)
+    apart = uniformity(users, triples[:, 0]) + uniformity(items, triples[:, 1], expected=expected)
+    return jnp.square(users - items).sum(-1).mean() + weight / 2 * apart
+
+
+def uniformity(
+    x: Float[Array, "n dim"], ids: Int[Array, " n"], *, expected: Float[Array, "n n"] | None = None
+) -> Float[Array, ""]:
+    """Logarithm of the mean of `exp(-2 (|x - y|^2 - expected))` over pairs of other ids; `x` of length 1."""
+    distances = 2 - 2 * x @ x.T
+    pairs = ids[:, None] != ids[None]
+    exponents = -2 * (distances if expected is None else distances - expected)
+    number = jnp.maximum(pairs.sum(), 1).astype(jnp.float32)
+    return jax.nn.logsumexp(jnp.where(pairs, exponents, -jnp.inf)) - jnp.log(number)
+
+
+def view_contrast(
+    by_edges: Float[Array, "nodes dim"], by_hyperedges: Float[Array, "nodes dim"], triples: Int[Array, "n 3"]
+) -> Float[Array, ""]:
+    """InfoNCE between the two vectors of a batch's users, and of its items (MMHCL)."""
+    terms = [
+        info_nce(by_edges[rows], by_hyperedges[rows], ids=rows, temperature=_VIEW_TEMPERATURE)
+        for rows in (triples[:, 0], triples[:, 1])
+    ]
+    return terms[0] + terms[1]
+
+
+def _dropped(x: Float[Array, "n dim"], key: PRNGKeyArray, *, rate: float) -> Float[Array, "n dim"]:
+    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
+
+
+def ego_norm(ego: Float[Array, "nodes dim"], triples: Int[Array, "n 3"]) -> Float[Array, ""]:
+    """Half the squared norm of the three ego embeddings, a mean over the triples."""
+    return 0.5 * jnp.square(ego[triples]).sum((1, 2)).mean()
