@@ -332,7 +332,9 @@ def code_loss_terms(
     if batch.teacher is None:
         return {"loss/level": levels}
     rows, scores = batch.teacher
-    of_teacher = distillation(logits, codes, weights, teacher_codes=tables.codes[rows], teacher_scores=scores)
+    of_teacher = distillation(
+        logits, codes, weights, teacher_codes=tables.codes[rows], teacher_scores=scores, trie=trie
+    )
     return {"loss/level": levels, "loss/distillation": of_teacher.sum()}
 
 

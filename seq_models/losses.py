@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from seq_models.sharing import shared_axes
-from seq_models.trie import CodeTrie
+from seq_models.trie import Children, CodeTrie
 
 # Logits held at once: a block stays in the cache of a CPU core.
 _BLOCK = 1 << 21
@@ -57,9 +57,7 @@ def constrained_cross_entropy(
 
     `children` are the tokens that may follow, padded where not `valid`; the code itself must be one of them.
     """
-    among = jnp.where(valid, jnp.take_along_axis(logits, children, axis=-1), -jnp.inf)
-    largest = jax.lax.stop_gradient(jnp.max(among, axis=-1, keepdims=True))
-    total = jnp.log(jnp.sum(jnp.exp(among - largest), axis=-1)) + largest[..., 0]
+    among, total = _among(logits, children, valid)
     loss = total - _at(logits, codes)
     if smoothing == 0.0:
         return loss
@@ -76,16 +74,29 @@ def child_cross_entropy(
     smoothing: float = 0.0,
 ) -> Float[Array, " level"]:
     """Weighted mean of each level's `constrained_cross_entropy` among the children of the target's prefix."""
-    path = trie.path(codes)
-    parents = (jnp.zeros_like(path[0]), *path[:-1])
     losses: list[Array] = []
-    for level, nodes in enumerate(parents):
-        children = trie.children(nodes, level=level)
+    for level, children in enumerate(_children(trie, codes)):
         each = constrained_cross_entropy(
             logits[level], codes[..., level], children.tokens, children.valid, smoothing=smoothing
         )
         losses.append(weighted_mean(each, weights))
     return jnp.stack(losses)
+
+
+def _children(trie: CodeTrie, codes: Int[Array, "*n level"]) -> list[Children]:
+    """The children of the codes' prefix before each level."""
+    path = trie.path(codes)
+    parents = (jnp.zeros_like(path[0]), *path[:-1])
+    return [trie.children(nodes, level=level) for level, nodes in enumerate(parents)]
+
+
+def _among(
+    logits: Float[Array, "*n size"], children: Int[Array, "*n fan_out"], valid: Bool[Array, "*n fan_out"]
+) -> tuple[Float[Array, "*n fan_out"], Float[Array, "*n"]]:
+    """Logits of the children, -inf where not valid, and the logarithm of their exponentials' sum."""
+    among = jnp.where(valid, jnp.take_along_axis(logits, children, axis=-1), -jnp.inf)
+    largest = jax.lax.stop_gradient(jnp.max(among, axis=-1, keepdims=True))
+    return among, jnp.log(jnp.sum(jnp.exp(among - largest), axis=-1)) + largest[..., 0]
 
 
 def item_cross_entropy(
@@ -114,6 +125,7 @@ def distillation(
     *,
     teacher_codes: Int[Array, "*n k level"],
     teacher_scores: Float[Array, "*n k"],
+    trie: CodeTrie | None = None,
 ) -> Float[Array, " level"]:
     """Cross-entropy of each level to a teacher that scores items, given the target's codes before that level.
 
@@ -121,13 +133,18 @@ def distillation(
     if desired, -inf of those that do not count. The teacher's probability of a code is that of the items that share the
     target's prefix, summed by code; where none of the k items shares it, the level has no loss. UniGRec (arXiv
     2601.17438) distils a teacher over items as well, by contrasting states: this needs no projection between their
-    widths.
+    widths. With a `trie`, the student's probabilities are those among the children of the target's prefix.
     """
     shares_prefix, losses = teacher_scores > -jnp.inf, []
+    children = None if trie is None else _children(trie, codes)
     for level, of_level in enumerate(logits):
         known = jnp.any(shares_prefix, axis=-1)
         powers = jax.nn.softmax(jnp.where(shares_prefix, teacher_scores, jnp.finfo(jnp.float32).min), axis=-1)
-        students = jnp.take_along_axis(jax.nn.log_softmax(of_level), teacher_codes[..., level], axis=-1)
+        if children is None:
+            students = jnp.take_along_axis(jax.nn.log_softmax(of_level), teacher_codes[..., level], axis=-1)
+        else:
+            total = _among(of_level, children[level].tokens, children[level].valid)[1]
+            students = jnp.take_along_axis(of_level, teacher_codes[..., level], axis=-1) - total[..., None]
         losses.append(weighted_mean(-jnp.sum(powers * students, axis=-1), weights * known.astype(weights.dtype)))
         shares_prefix &= teacher_codes[..., level] == codes[..., None, level]
     return jnp.stack(losses)

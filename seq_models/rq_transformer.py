@@ -9,7 +9,7 @@ In search the backbone runs once per user and only the depth decoder once per be
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import jax.numpy as jnp
@@ -35,8 +35,17 @@ class RQTransformerConfig(CodeConfig):
     """Blocks of the depth decoder, which has the backbone's width."""
     depth_dropout: float = 0.0
     """Dropout in the depth decoder."""
+    # "later": stored configs leave it out at its default.
+    depth_hidden: int | None = field(default=None, metadata={"later": True})
+    """Width inside the SwiGLUs of the depth decoder; none given: the backbone's. A level's codes depend on state and
+    earlier codes together, which takes width: with three levels of 256 codes, eight times dim is well spent."""
+    scaled_codes: bool = field(default=False, metadata={"later": True})
+    """Multiply the embeddings of earlier codes by the square root of dim where the depth decoder reads them (Vaswani et
+    al. 2017, section 3.4): they are as large as the state then."""
 
     def __post_init__(self) -> None:
+        if self.depth_hidden is not None and self.depth_hidden < 1:
+            raise ValueError(f"expected depth_hidden of at least 1, got {self.depth_hidden}")
         if self.depth_layers < 0:
             raise ValueError(f"expected depth_layers of at least 0, got {self.depth_layers}")
         if not 0.0 <= self.depth_dropout < 1.0:
@@ -69,7 +78,9 @@ class RQTransformer(StateDecoder):
         rngs: nnx.Rngs,
     ) -> None:
         super().__init__(config, level_sizes=level_sizes, num_features=num_features, num_items=num_items, rngs=rngs)
-        self.depth_config = replace(config.backbone, dropout=config.depth_dropout)
+        hidden = config.depth_hidden or config.backbone.hidden
+        self.depth_config = replace(config.backbone, dropout=config.depth_dropout, hidden=hidden)
+        self.scale = config.backbone.dim**0.5 if config.scaled_codes else 1.0
         self.levels = embedding(len(level_sizes), config.backbone.dim, rngs)
         self.depth = nnx.List([Block(self.depth_config, rngs=rngs) for _ in range(config.depth_layers)])
         self.norm = norm(config.backbone, rngs)
@@ -88,7 +99,7 @@ class RQTransformer(StateDecoder):
             x, new = self._decode(summed, level, past, level_key)
             past = append_level(past, new)
             logits.append(self.head(x, level).reshape(*states.shape[:-1], -1))
-            summed = summed + self.tables[level](codes[:, level])
+            summed = summed + self._read(level, codes[:, level])
         return tuple(logits)
 
     def init_cache(self, context: Float[Array, "batch dim"]) -> DepthCache:
@@ -99,10 +110,15 @@ class RQTransformer(StateDecoder):
         self, context: Float[Array, "batch dim"], cache: DepthCache, prefixes: Prefixes
     ) -> tuple[Float[Array, "batch beam size"], DepthCache]:
         """Logits of the prefixes' next level, and the cache with this level's keys and values as they are."""
-        embedded = [self.tables[level](prefixes.codes[..., level]) for level in range(prefixes.level)]
+        embedded = [self._read(level, prefixes.codes[..., level]) for level in range(prefixes.level)]
         x = functools.reduce(jnp.add, embedded, context[:, None, :])
         x, new = self._decode(x, prefixes.level, [gather_ancestors(past, prefixes.ancestors) for past in cache], None)
         return self.head(x, prefixes.level), append_level(cache, new)
+
+    def _read(self, level: int, codes: Int[Array, "*n"]) -> Float[Array, "*n dim"]:
+        """Embeddings of codes in the depth decoder."""
+        embedded = self.tables[level](codes)
+        return embedded if self.scale == 1 else embedded * self.scale
 
     def _no_past(self) -> DepthCache:
         return ((),) * len(self.depth)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import abc
 import functools
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from seq_models.backbones import build_backbone
+from seq_models.backbones import Backbone, build_backbone
 from seq_models.codes import CodeConfig, CodeModel, code_loss_terms
 from seq_models.layers import last_state, split_key
 from seq_models.trie import CodeTrie
@@ -30,6 +31,19 @@ class StateDecoder(CodeModel):
     ) -> None:
         super().__init__(config, level_sizes=level_sizes, num_features=num_features, num_items=num_items, rngs=rngs)
         self.backbone = build_backbone(config.backbone, rngs=rngs)
+
+    def start_from(self, backbone: Backbone, items: Float[Array, "items dim"]) -> None:
+        """Read histories as another model does: by the parameters of its backbone, with `items`, what it reads of each
+        item, for the embeddings of their ids. The dense input adds nothing at first, codes little.
+
+        Raises ValueError without an id embedding.
+        """
+        if self.ids is None:
+            raise ValueError("items are read by embeddings of their ids, and the model has none; set id_embedding")
+        nnx.update(self.backbone, jax.tree.map(jnp.copy, nnx.state(backbone)))
+        self.ids.embedding[...] = items
+        if self.project is not None:
+            self.project.kernel[...] = jnp.zeros_like(self.project.kernel[...])
 
     @abc.abstractmethod
     def depth_logits(

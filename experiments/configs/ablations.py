@@ -1,14 +1,16 @@
-"""The recipe with a part taken away or made larger: what each part is worth.
+"""The recipe with a part taken away: what each part is worth.
 
     python -m experiments ablations recipe item-graph --dataset ../shared/data/amazon14_beauty --seeds 0 1 2
 
-    no-content    the item graph without content edges
-    repeats       recipe.sasrec-text whose softmax keeps the items of the history
-    untaught      recipe.semid-hybrid without a teacher (its codes and input still have the vectors of sasrec-text)
-    wide          recipe.sasrec-text of twice the width
-    wide-hybrid   recipe.semid-hybrid with that one for its teacher and vectors
+    no-content     the item graph without content edges
+    repeats        recipe.sasrec-text whose softmax keeps the items of the history
+    narrow         recipe.sasrec-text of half the width, the default
+    untaught       recipe.semid-hybrid without a teacher (its codes and input still have the vectors of sasrec-text)
+    random-start   recipe.semid-hybrid from random parameters, taught
+    narrow-depth   recipe.semid-hybrid whose depth decoder is as wide inside as the backbone
+    vocabulary     recipe.semid-hybrid whose probabilities are over each level's whole vocabulary
 
-Measured for seed 0: docs/results.md.
+Measured: docs/results.md.
 """
 
 from dataclasses import replace
@@ -17,20 +19,25 @@ from experiments.configs import recipe
 from experiments.experiment import Experiment
 from semid.generators import ObjectiveConfig
 from semid.graphs import ItemGraphConfig
-from seq_models import DenseConfig, TransformerConfig
+from seq_models import SoftmaxOver
 
 
 def config() -> dict[str, Experiment]:
     whole = recipe.config()
     dense, hybrid = (replace(whole[name], expected="", minutes=None) for name in ("sasrec-text", "semid-hybrid"))
-    kept = replace(recipe.sasrec(features=None, epochs=20), objective=ObjectiveConfig(repeats=True))
-    untaught = recipe.hybrid(ObjectiveConfig())
-    wide = recipe.sasrec(features=None, epochs=20)
-    wide = replace(wide, model=DenseConfig(TransformerConfig(dim=128, heads=4, hidden=256, dropout=0.4)))
+    kept = recipe.wide_sasrec(ObjectiveConfig(repeats=True))
+    untaught = recipe.hybrid(recipe.UNTAUGHT, start_from_teacher=False)
+    of_vocabulary = recipe.hybrid(replace(recipe.TAUGHT, normalization=SoftmaxOver.VOCABULARY))
     return {
         "no-content": Experiment("item graph without content", ItemGraphConfig(columns=())),
         "repeats": replace(dense, title="SASRec-CE, history kept in the softmax", model=kept),
+        "narrow": replace(dense, title="SASRec-CE of half the width", model=recipe.sasrec(features=None, epochs=20)),
         "untaught": replace(hybrid, title="semid, hybrid, untaught", model=untaught),
-        "wide": replace(dense, title="SASRec-CE of twice the width", model=wide),
-        "wide-hybrid": replace(hybrid, title="semid, hybrid, of the wide SASRec", teacher="ablations.wide"),
+        "random-start": replace(
+            hybrid, title="semid, hybrid, from random parameters", model=recipe.hybrid(start_from_teacher=False)
+        ),
+        "narrow-depth": replace(
+            hybrid, title="semid, hybrid, narrow depth decoder", model=recipe.hybrid(depth_hidden=None)
+        ),
+        "vocabulary": replace(hybrid, title="semid, hybrid, softmax over the vocabulary", model=of_vocabulary),
     }

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,9 +22,10 @@ from semid.data import Dataset, Examples, Standardizer, content_blocks
 from semid.errors import SemidError
 from semid.evaluation import accuracy, group_ids, item_places
 from semid.generators.conditions import ConditionsConfig
-from semid.generators.distillation import TaughtHistories, Teacher, as_teacher
+from semid.generators.distillation import Teacher, as_teacher, taught
 from semid.generators.mixing import mixed, with_fitted_repeats
 from semid.generators.objective import LossTables, ObjectiveConfig, generator_loss
+from semid.generators.starting import started
 from semid.graphs import ItemGraph
 from semid.recommender import (
     DATASET_FILE,
@@ -37,12 +39,12 @@ from semid.recommender import (
 from semid.stage import Request, run_stage
 from semid.training import (
     OptimizerConfig,
-    PackedHistories,
-    Rows,
+    PackedRows,
     RunFolder,
     SingleRows,
     Task,
     TrainingConfig,
+    pack,
 )
 from semid.training import train as run_training
 from seq_models import CodeTrie, ItemModel, Layout, ModelConfig, RQTransformerConfig, SoftmaxOver
@@ -77,6 +79,9 @@ class GeneratorConfig:
     lack one are served."""
     objective: ObjectiveConfig = ObjectiveConfig()
     """The losses."""
+    start_from_teacher: bool = later_field(False)
+    """Begin with the backbone and the item vectors of the teacher, a SASRec model of the same backbone (but for
+    dropout), in place of random ones; for models that decode an item from one state, with id_embedding."""
     training: TrainingConfig = TrainingConfig(epochs=None, optimizer=OptimizerConfig(learning_rate=3e-3))
     validation_users: int = 2048
     """Validation examples, drawn by the seed, on which NDCG@10 selects the model."""
@@ -143,6 +148,7 @@ def train(
         check_catalog(one, dataset, other_dataset=other_dataset)
     repeats = dataset.repeats.common
     config = config.resolved(dataset.num_training_interactions, repeats=repeats, taught=teacher is not None)
+    start = teacher
     teacher = None if teacher is None else as_teacher(teacher, config.objective, graph=graph)
     parents = {**dataset.parents, "catalog": catalog.provenance}
     parents |= {f"sequence {name}": one.provenance for name, one in sequences.items()}
@@ -158,6 +164,8 @@ def train(
     def work(folder: Path) -> Recommender:
         check_teacher(teacher, dataset, config)
         untrained = _untrained(dataset, _codes_of(catalog, dataset), config, sequences=sequences, seed=seed)
+        if config.start_from_teacher:
+            untrained = started(untrained, start)
         title = "training" if out is None else f"training {Path(out).name}"
         run = RunFolder(folder, request.checkpoints, title=title)
         trained = fit_generator(untrained, dataset, config, run=run, seed=seed, teacher=teacher, mesh=mesh)
@@ -261,9 +269,9 @@ def fit_generator(
     model, tables = recommender.model, _tables(recommender, dataset, config.objective)
     if tables.items.vectors is not None:
         model.add_state_head(tables.items.vectors.shape[1], rngs=nnx.Rngs(seed))
-    rows = training_rows(dataset, config, model.layout)
+    rows: Any = training_rows(dataset, config, model.layout)
     if teacher is not None:
-        rows = TaughtHistories(rows, teacher, config.objective)
+        rows = taught(rows, teacher, config.objective)
     score = validation(dataset, config, seed=seed)
     task = Task(
         model,
@@ -294,7 +302,7 @@ def check_teacher(teacher: Teacher | None, dataset: Dataset, config: GeneratorCo
         dataset.check_source(teacher.origin, what="the teacher", remedy="train a teacher on this dataset")
 
 
-def training_rows(dataset: Dataset, config: GeneratorConfig, layout: Layout) -> Rows:
+def training_rows(dataset: Dataset, config: GeneratorConfig, layout: Layout) -> PackedRows | SingleRows:
     """The training histories, as the model's layout wants them."""
     train, history = dataset.splits.train, config.max_history
     if not config.reads_events:
@@ -303,8 +311,7 @@ def training_rows(dataset: Dataset, config: GeneratorConfig, layout: Layout) -> 
     if layout is Layout.SINGLE:
         return SingleRows(train, max_history=history, times=times)
     append_last = layout is Layout.CLOSED
-    length = config.row_length
-    return PackedHistories(train, max_history=history, row_length=length, append_last=append_last, times=times)
+    return pack(train, max_history=history, row_length=config.row_length, append_last=append_last, times=times)
 
 
 def _tables(recommender: Recommender, dataset: Dataset, objective: ObjectiveConfig) -> LossTables:

@@ -132,5 +132,7 @@ class JointConfig:
             )
         if self.generator.conditions != ConditionsConfig():
             raise SemidError("end-to-end training knows no conditions on the next item; leave them out (`semid train`)")
+        if self.generator.start_from_teacher:
+            raise SemidError("end-to-end training starts from no teacher; leave start_from_teacher out (`semid train`)")
         if min(self.tie_break, self.cycles) < 1:
             raise SemidError(f"expected tie_break and cycles of at least 1, got {self.tie_break} and {self.cycles}")

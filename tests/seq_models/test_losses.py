@@ -20,6 +20,7 @@ from seq_models.losses import (
     distillation,
     softmax_cross_entropy,
 )
+from seq_models.trie import CodeTrie
 
 FLOATS = (0, 1, 3)  # states, vectors, weights
 
@@ -254,7 +255,8 @@ def test_the_constrained_softmax_is_the_softmax_of_the_children(smoothing):
     assert np.isfinite(gradient).all()
 
 
-def test_distillation_is_the_cross_entropy_to_the_teachers_codes():
+@pytest.mark.parametrize("among_children", [False, True])
+def test_distillation_is_the_cross_entropy_to_the_teachers_codes(among_children):
     """By enumeration: the teacher's probability of every code, given the target's codes before it."""
     logits, codes, weights = code_problem()
     items = np.array([[0, 1], [0, 4], [1, 1], [1, 1], [1, 3]])  # two share their codes; no item begins with 2
@@ -262,8 +264,10 @@ def test_distillation_is_the_cross_entropy_to_the_teachers_codes():
     codes[:, 0] = [0, 1, 1, 2, 0, 2]
     scores = np.random.default_rng(2).normal(size=(6, 5)).astype(np.float32)
     taught = {"teacher_codes": np.broadcast_to(items, (6, 5, 2)), "teacher_scores": scores}
-    got = jax.jit(distillation)(logits, codes, weights, **taught)
-    every = jax.device_get(jax.jit(lambda x: jax.tree.map(jax.nn.log_softmax, x))(logits))
+    exist = np.unique(np.concatenate([items, codes]), axis=0).astype(np.int32)
+    trie = CodeTrie.from_codes(exist, SIZES) if among_children else None
+    got = jax.jit(distillation)(logits, codes, weights, **taught, trie=trie)
+    every = [np.array(of_level, np.float64) for of_level in jax.device_get(logits)]
     sums, totals = np.zeros(2), np.zeros(2)
     for row, level in np.ndindex(6, 2):
         alive = (items[:, :level] == codes[row, :level]).all(axis=1)
@@ -271,8 +275,9 @@ def test_distillation_is_the_cross_entropy_to_the_teachers_codes():
             continue
         powers = np.exp(scores[row].astype(np.float64)) * alive
         wanted = np.bincount(items[:, level], powers / powers.sum(), minlength=SIZES[level])
-        log_probs = every[level][row].astype(np.float64)
-        sums[level] -= weights[row] * (wanted @ log_probs)
+        children = exist[(exist[:, :level] == codes[row, :level]).all(axis=1), level]
+        among = np.unique(children) if among_children else np.arange(SIZES[level])
+        sums[level] -= weights[row] * (wanted[among] @ special.log_softmax(every[level][row, among]))
         totals[level] += weights[row]
     assert totals[1] < totals[0]
     np.testing.assert_allclose(got, sums / totals, rtol=1e-5)

@@ -17,7 +17,7 @@ SIZES = (3, 5, 4)
 BACKBONE = TransformerConfig(dim=8, layers=1, heads=2, hidden=12, dropout=0.3)
 CONFIGS = {
     "tied": RQTransformerConfig(BACKBONE, depth_layers=2, depth_dropout=0.1),
-    "untied": RQTransformerConfig(BACKBONE, tied_heads=False),
+    "untied": RQTransformerConfig(BACKBONE, tied_heads=False, depth_hidden=20, scaled_codes=True),
     "no depth": RQTransformerConfig(BACKBONE, depth_layers=0),
 }
 every_config = pytest.mark.parametrize("name", CONFIGS)
@@ -89,7 +89,7 @@ def test_logits_against_all_levels_at_once_in_float64(name):
     m, codes = model(name), random_codes(3, 2, 4)
     states, found = states_and_logits(name, random_codes(4, 2, 4), codes)
     embedded = np.stack([array(table.embedding)[codes[..., j]] for j, table in enumerate(m.tables)], axis=2)
-    before = np.cumsum(embedded, axis=2) - embedded
+    before = (np.cumsum(embedded, axis=2) - embedded) * (8**0.5 if CONFIGS[name].scaled_codes else 1)
     x = np.asarray(states, np.float64)[:, :, None] + before + array(m.levels.embedding)
     x = x.reshape(8, 3, -1)
     for block in m.depth:
@@ -152,6 +152,7 @@ def test_dropout_of_the_depth_decoder_is_its_own():
     [
         ({"depth_dropout": 1.5}, r"^depth_dropout 1\.5 must lie in \[0, 1\)$"),
         ({"depth_dropout": -0.1}, r"^depth_dropout -0\.1 must lie in"),
+        ({"depth_hidden": 0}, r"^expected depth_hidden of at least 1, got 0$"),
         ({"depth_layers": -1}, "^expected depth_layers of at least 0, got -1$"),
     ],
 )
