@@ -15,6 +15,7 @@ from seq_models import (
     EncoderDecoderConfig,
     FlatDecoderConfig,
     Mixer,
+    Precision,
     Remat,
     TransformerConfig,
     backbones,
@@ -111,6 +112,16 @@ def test_packed_histories_do_not_leak(config, monkeypatch):
     moved = np.abs(states(config, x=changed)[0] - packed).max(-1)[1]
     assert (moved[:7] == 0).all()
     assert (moved[7:] > 1e-4).all()
+
+
+@pytest.mark.parametrize("config", [RECURRENT, replace(CONFIG, relation=True)], ids=["state space", "relation"])
+def test_bfloat16_comes_near_and_keeps_float32_parameters(config, monkeypatch):
+    monkeypatch.setattr(state_space, "recurrence", functools.partial(recurrence, chunk=4))
+    exact = states(config)[0]
+    with jax.numpy_dtype_promotion("standard"):  # jax promotes inside dot_product_attention and in its derivative
+        rough, gradient = states(replace(config, dtype=Precision.BFLOAT16))
+    assert 1e-4 < np.linalg.norm(rough - exact) / np.linalg.norm(exact) < 0.1
+    assert {x.dtype for x in jax.tree.leaves(gradient)} == {np.dtype("float32")}
 
 
 def test_the_relation_term_by_its_formula():
