@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -21,7 +22,7 @@ from semid.errors import SemidError
 from semid.generators.objective import ObjectiveConfig
 from semid.graphs import ItemGraph, LeaveOneOut, pruned
 from semid.recommender import Recommender
-from semid.training import PackedRows, SingleRows
+from semid.training import PackedRows, Rows, SharedArray, own_share
 from seq_models import TeacherItems, last_state
 from seq_models.layers import products
 from seq_models.ranking import active_log_probs, scatter_rows
@@ -68,12 +69,38 @@ class TaughtRows(NamedTuple):
     times: Int[Any, "rows length"] | None = None
 
 
-def taught(rows: PackedRows | SingleRows, teacher: Teacher, objective: ObjectiveConfig) -> TaughtRows:
+def taught(rows: PackedRows, teacher: Teacher, objective: ObjectiveConfig) -> TaughtRows:
     """Add the teacher's ranking to every position of `rows`."""
-    stored = rows if isinstance(rows, PackedRows) else rows[np.arange(len(rows))]
-    best = teacher.best(stored, k=min(objective.teacher_items, len(teacher.item_ids)))
+    best = teacher.best(rows, k=min(objective.teacher_items, len(teacher.item_ids)))
     scores = np.asarray(best.scores, np.float32) / np.float32(objective.teacher_temperature)
-    return TaughtRows(**stored._asdict(), teacher_items=np.asarray(best.rows, np.int32), teacher_scores=scores)
+    return TaughtRows(**rows._asdict(), teacher_items=np.asarray(best.rows, np.int32), teacher_scores=scores)
+
+
+class TaughtHistories(Rows):
+    """Rows of histories, `rows[index] -> TaughtRows`, with the rankings of a teacher that `prepare` asks.
+
+    Each process asks about its own share of the rows (see `SharedArray`).
+    """
+
+    def __init__(self, rows: Rows, teacher: Teacher, objective: ObjectiveConfig) -> None:
+        self._rows, self._teacher, self._objective = rows, teacher, objective
+
+    def prepare(self, folder: Path) -> None:
+        """Ask the teacher."""
+        own = taught(self._rows[own_share(len(self))], self._teacher, self._objective)
+        self._items = SharedArray.exchanged(own.teacher_items, folder / "items")
+        self._scores = SharedArray.exchanged(own.teacher_scores, folder / "scores")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Int[np.ndarray, " n"]) -> TaughtRows:
+        best = {"teacher_items": self._items[index], "teacher_scores": self._scores[index]}
+        return TaughtRows(**self._rows[index]._asdict(), **best)
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        return *self._rows.arrays, self._items.checksums, self._scores.checksums
 
 
 def as_teacher(

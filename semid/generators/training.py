@@ -6,7 +6,6 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +21,7 @@ from semid.data import Dataset, Examples, Standardizer, content_blocks
 from semid.errors import SemidError
 from semid.evaluation import accuracy, group_ids, item_places
 from semid.generators.conditions import ConditionsConfig
-from semid.generators.distillation import Teacher, as_teacher, taught
+from semid.generators.distillation import TaughtHistories, Teacher, as_teacher
 from semid.generators.mixing import mixed, with_fitted_repeats
 from semid.generators.objective import LossTables, ObjectiveConfig, generator_loss
 from semid.generators.starting import started
@@ -39,12 +38,12 @@ from semid.recommender import (
 from semid.stage import Request, run_stage
 from semid.training import (
     OptimizerConfig,
-    PackedRows,
+    PackedHistories,
+    Rows,
     RunFolder,
     SingleRows,
     Task,
     TrainingConfig,
-    pack,
 )
 from semid.training import train as run_training
 from seq_models import CodeTrie, ItemModel, Layout, ModelConfig, RQTransformerConfig, SoftmaxOver
@@ -269,9 +268,9 @@ def fit_generator(
     model, tables = recommender.model, _tables(recommender, dataset, config.objective)
     if tables.items.vectors is not None:
         model.add_state_head(tables.items.vectors.shape[1], rngs=nnx.Rngs(seed))
-    rows: Any = training_rows(dataset, config, model.layout)
+    rows = training_rows(dataset, config, model.layout)
     if teacher is not None:
-        rows = taught(rows, teacher, config.objective)
+        rows = TaughtHistories(rows, teacher, config.objective)
     score = validation(dataset, config, seed=seed)
     task = Task(
         model,
@@ -302,7 +301,7 @@ def check_teacher(teacher: Teacher | None, dataset: Dataset, config: GeneratorCo
         dataset.check_source(teacher.origin, what="the teacher", remedy="train a teacher on this dataset")
 
 
-def training_rows(dataset: Dataset, config: GeneratorConfig, layout: Layout) -> PackedRows | SingleRows:
+def training_rows(dataset: Dataset, config: GeneratorConfig, layout: Layout) -> Rows:
     """The training histories, as the model's layout wants them."""
     train, history = dataset.splits.train, config.max_history
     if not config.reads_events:
@@ -311,7 +310,8 @@ def training_rows(dataset: Dataset, config: GeneratorConfig, layout: Layout) -> 
     if layout is Layout.SINGLE:
         return SingleRows(train, max_history=history, times=times)
     append_last = layout is Layout.CLOSED
-    return pack(train, max_history=history, row_length=config.row_length, append_last=append_last, times=times)
+    length = config.row_length
+    return PackedHistories(train, max_history=history, row_length=length, append_last=append_last, times=times)
 
 
 def _tables(recommender: Recommender, dataset: Dataset, objective: ObjectiveConfig) -> LossTables:

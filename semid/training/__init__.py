@@ -1,6 +1,6 @@
 """The training loop of every model: batches, device mesh, optimizer, train state, checkpoints, training log."""
 
-from semid.training.batches import PackedRows, Rows, SingleRows, batches, pack
+from semid.training.batches import batches
 from semid.training.checkpoints import discard_checkpoints
 from semid.training.compiled import Compiled, DoesNotFit, compile_for, size_on_a_device
 from semid.training.loop import RunFolder, StopTraining, Task, TrainingConfig, fit, train
@@ -21,7 +21,9 @@ from semid.training.mesh import (
 from semid.training.optimizers import OptimizerConfig, RateSchedule, make_optimizer
 from semid.training.processes import join_processes, on_first
 from semid.training.profiling import profiled
+from semid.training.rows import PackedHistories, PackedRows, Rows, SingleRows, pack
 from semid.training.seals import REQUEST
+from semid.training.shares import SharedArray, own_share
 from semid.training.sinks import SINKS, tracked_by
 from semid.training.state import (
     Loss,
@@ -53,11 +55,13 @@ __all__ = [
     "Loss",
     "MeshConfig",
     "OptimizerConfig",
+    "PackedHistories",
     "PackedRows",
     "RateSchedule",
     "Rows",
     "RunFolder",
     "ShardedByRows",
+    "SharedArray",
     "SingleRows",
     "StepContext",
     "StopTraining",
@@ -83,6 +87,7 @@ __all__ = [
     "make_step",
     "named_leaves",
     "on_first",
+    "own_share",
     "pack",
     "profiled",
     "put_batch",

@@ -15,12 +15,14 @@ from jax.sharding import Mesh
 
 from semid.errors import SemidError
 from semid.progress import LOG
-from semid.training.batches import as_rows, batches
+from semid.training.batches import batches
 from semid.training.checkpoints import Checkpoints
 from semid.training.mesh import divisible_batch_size, gathered, make_mesh, put_batch
 from semid.training.optimizers import OptimizerConfig, make_optimizer
 from semid.training.processes import from_first, stop_requested
 from semid.training.profiling import WallTime, traced_steps
+from semid.training.rows import as_rows
+from semid.training.shares import SHARES
 from semid.training.sinks import chosen_trackers
 from semid.training.state import (
     Combine,
@@ -145,6 +147,8 @@ def train(task: Task, config: TrainingConfig, *, run: RunFolder, seed: int, mesh
     every = max(min(round(config.validate_every * steps_per_epoch), num_steps), 1)
     checkpoints = Checkpoints(run.folder, request=run.request, select=task.select)
     try:
+        with wall_time.spent_on("input"):
+            rows.prepare(run.folder / SHARES)
         own = task.optimizer
         optimizer = own(num_steps) if own else make_optimizer(config.optimizer, num_steps=num_steps)
         state = create_state(task.model, optimizer, mesh)

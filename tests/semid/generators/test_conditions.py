@@ -33,7 +33,7 @@ from semid.generators.training import _tables, _untrained
 from semid.graphs import ItemGraph
 from semid.joint import JointConfig
 from semid.recommender import Condition, Recommender, Sampling, export_program
-from semid.training import OptimizerConfig, SingleRows, StepContext, TrainingConfig, make_mesh
+from semid.training import OptimizerConfig, StepContext, TrainingConfig, make_mesh
 from seq_models import DenseConfig, EncoderDecoderConfig, FlatDecoderConfig, HybridConfig, RQTransformerConfig
 from seq_models import TransformerConfig as Stack
 
@@ -448,7 +448,7 @@ def _loss(dataset, family, weights, *, head=False):
     )
     recommender = _untrained(dataset, catalog_of(dataset), config, seed=1)
     rows = training_rows(dataset, config, recommender.model.layout)
-    batch = rows[np.arange(len(rows))] if isinstance(rows, SingleRows) else rows
+    batch = rows[np.arange(len(rows))]
     tables = _tables(recommender, dataset, objective)
     run = jax.jit(functools.partial(generator_loss, objective=objective))
     context = StepContext(jax.random.key(0), jnp.zeros(()))

@@ -139,8 +139,7 @@ def test_rows_have_times_only_for_models_that_read_them(dataset):
             training_rows(dataset, dataclasses.replace(CONFIG, conditions=conditions), layout)
             for conditions in (READ, ConditionsConfig())
         )
-        if layout is Layout.SINGLE:
-            read, plain = (rows[np.arange(4)] for rows in (read, plain))
+        read, plain = (rows[np.arange(4)] for rows in (read, plain))
         assert plain.times is None
         assert (read.times[read.segments == 0] == -1).all()
         assert set(np.unique(np.diff(read.times[0][read.segments[0] == 1]))) <= {SOON, LATE}

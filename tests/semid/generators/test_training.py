@@ -34,7 +34,7 @@ from semid.generators import (
 )
 from semid.generators.training import check_catalog, check_teacher
 from semid.recommender import ItemData, ModelSpec, Recommender
-from semid.training import OptimizerConfig, SingleRows, StepContext, TrainingConfig
+from semid.training import OptimizerConfig, StepContext, TrainingConfig
 from seq_models import (
     CodeTrie,
     DenseConfig,
@@ -125,7 +125,7 @@ def _losses(config: GeneratorConfig, dataset, catalog, *, teacher: Recommender |
     model = spec.build(seed=1)
     recommender = Recommender(model, catalog, spec=spec, items=ItemData(counts, features))
     rows = training_rows(dataset, config, model.layout)
-    batch = rows[np.arange(len(rows))] if isinstance(rows, SingleRows) else rows
+    batch = rows[np.arange(len(rows))]
     batch = batch if teacher is None else taught(batch, as_teacher(teacher, config.objective), config.objective)
     trie = CodeTrie.from_codes(catalog.codes, catalog.level_sizes)
     tables = LossTables(ItemTables.from_arrays(catalog.codes, features, counts), trie)
@@ -250,7 +250,8 @@ def test_a_dense_teacher_answers_as_it_recommends(dataset, catalog, layout, own,
     spec = ModelSpec(FAMILIES["sasrec"], (3, 4), ITEMS, 0, max_history=4, repeat_factor=own)
     dense = Recommender(spec.build(seed=0), catalog, spec=spec, items=ItemData(training_counts(dataset)))
     config = dataclasses.replace(CONFIG, row_length=10, objective=ObjectiveConfig(teacher_items=10, repeats=repeats))
-    rows = taught(training_rows(dataset, config, layout), as_teacher(dense, config.objective), config.objective)
+    rows = training_rows(dataset, config, layout)
+    rows = taught(rows[np.arange(len(rows))], as_teacher(dense, config.objective), config.objective)
     unseen = own == 0 or repeats is False
     places = [place for place in np.ndindex(rows.targets.shape) if rows.targets[place] >= 0]
     histories = []

@@ -1,5 +1,6 @@
 """Packing against brute force, and the stream of batches: permutations, shards, exact positions."""
 
+import functools
 from collections import Counter
 from typing import NamedTuple
 
@@ -8,7 +9,7 @@ import pytest
 
 from semid.data import Histories
 from semid.errors import SemidError
-from semid.training import PackedRows, SingleRows, batches, pack
+from semid.training import PackedHistories, PackedRows, SharedArray, SingleRows, batches, pack
 
 
 class Rows(NamedTuple):
@@ -66,6 +67,21 @@ def test_segments_count_from_one_and_stand_together():
     assert not packed.history[padding].any()
     assert (packed.targets[padding] == -1).all()
     assert (packed.targets[~padding] >= 0).all()
+
+
+@pytest.mark.parametrize("append_last", [False, True])
+def test_rows_by_number_are_those_of_all(append_last):
+    rng = np.random.default_rng(5)
+    lists = [rng.integers(0, 9, length).tolist() for length in rng.integers(0, 30, 60)]
+    train = Histories.from_lists(lists, events=lists, times=lists)
+    sizes = {"max_history": 5, "row_length": 8, "append_last": append_last, "times": True}
+    rows, whole = PackedHistories(train, **sizes), pack(train, **sizes)
+    index = rng.integers(0, len(rows), 20)
+    for field, of_all in zip(rows[index], whole, strict=True):
+        np.testing.assert_array_equal(field, of_all[index])
+    stream = {"batch_size": 6, "num_batches": 9, "seed": 3}
+    for asked, stored in zip(batches(rows, **stream), batches(whole, **stream), strict=True):
+        np.testing.assert_array_equal(asked.history, stored.history)
 
 
 def test_windows_on_a_shared_array_do_not_leak():
@@ -171,11 +187,13 @@ def test_batches_of_single_rows_are_those_of_rows_kept_in_memory():
         assert all((a == b).all() for a, b in zip(ours[:3], theirs[:3], strict=True))
 
 
-def test_batches_are_of_rows_of_about_one_length():
+def test_batches_are_of_rows_of_about_one_length(monkeypatch):
     """Every example once an epoch, short ones together and padded to less; each process makes the same of it."""
     lists = ragged(np.random.default_rng(0), users=300, longest=16)
     rows, size = SingleRows(Histories.from_lists(lists), max_history=8), 4
-    assert set(rows.buckets(size)) == {0, 1, 2}
+    assert set(buckets := rows.buckets(size)) == {0, 1, 2}
+    monkeypatch.setattr("semid.training.rows._AT_ONCE", 100)
+    assert (rows.buckets(size) == buckets).all()
     assert rows.buckets(64) is None  # too few of any length
     epochs, options = 3, {"batch_size": size, "num_batches": 3 * len(rows) // size, "seed": 0}
     found = list(batches(rows, **options))
@@ -200,15 +218,14 @@ def test_batches_are_of_rows_of_about_one_length():
         assert (np.concatenate([share.history for share in shares]) == batch.history).all()
 
 
-def test_a_state_of_other_single_rows_is_refused():
+@pytest.mark.parametrize("kind", [SingleRows, functools.partial(PackedHistories, row_length=3)])
+def test_a_state_of_other_rows_is_refused(kind):
     def stream(max_history: int, *lists: list[int]):
-        return batches(
-            SingleRows(Histories.from_lists(lists), max_history=max_history), batch_size=2, num_batches=4, seed=0
-        )
+        return batches(kind(Histories.from_lists(lists), max_history=max_history), batch_size=2, num_batches=4, seed=0)
 
-    state = stream(3, [1, 2, 3], [4, 5]).get_state()
-    stream(3, [1, 2, 3], [4, 5]).set_state(state)
-    for other in (stream(2, [1, 2, 3], [4, 5]), stream(3, [1, 2, 3], [4, 6])):
+    state = stream(3, [1, 2, 3, 7], [4, 5]).get_state()
+    stream(3, [1, 2, 3, 7], [4, 5]).set_state(state)
+    for other in (stream(2, [1, 2, 3, 7], [4, 5]), stream(3, [1, 2, 3, 7], [4, 6])):
         with pytest.raises(ValueError, match="in checkpoint does not match"):
             other.set_state(state)
 
@@ -329,3 +346,10 @@ def test_batches_hold_the_events_of_their_rows():
     packed = pack(Histories.from_lists(lists, events=[rows + 7 for rows in lists]), max_history=4, row_length=6)
     for batch in batches(packed, batch_size=2, num_batches=3, seed=0):
         np.testing.assert_array_equal(batch.events, np.where(batch.segments > 0, batch.history + 7, 0))
+
+
+def test_an_array_in_shares_is_read_as_a_whole_one():
+    whole = np.random.default_rng(0).normal(size=(11, 2, 3)).astype(np.float32)
+    index = np.array([10, 0, 4, 4, 7, 3])
+    for parts in ([whole], np.split(whole, [4]), np.split(whole, [0, 4, 4, 10])):
+        np.testing.assert_array_equal(SharedArray(parts, np.zeros(len(parts), int))[index], whole[index])

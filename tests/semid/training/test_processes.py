@@ -21,22 +21,28 @@ from semid.artifacts import load_tensors
 from semid.catalog import Collisions, SemanticCatalog
 from semid.data import Dataset, Histories
 from semid.errors import SemidError
+from semid.generators import ObjectiveConfig, TaughtHistories
 from semid.tokenizers import RQKmeansConfig, RQVaeConfig, TokenizerConfig, tokenize
 from semid.training import (
     MeshConfig,
     OptimizerConfig,
+    PackedHistories,
     RunFolder,
+    SharedArray,
     SingleRows,
     Task,
     TrainingConfig,
+    batches,
     join_processes,
     make_mesh,
     named_leaves,
     on_first,
+    own_share,
     read_history,
     train,
 )
 from semid.training.processes import from_first
+from seq_models import TeacherItems
 
 ITEMS, STEPS = 40, 12
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "SLURM_STEP_NUM_TASKS")
@@ -59,6 +65,14 @@ def loss(model, batch, tables, context):
     return optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets).mean(), {}
 
 
+class Numbered(SingleRows):
+    """Rows of which the processes leave a share each in the run's folder."""
+
+    def prepare(self, folder):
+        numbers = SharedArray.exchanged(own_share(len(self)), folder / "numbers")
+        assert (numbers[np.arange(len(self))] == np.arange(len(self))).all()
+
+
 def run(folder: Path, *, epochs: float = 3.0, told_at: int | None = None) -> nnx.Module:
     """Train `Next` on all devices of all processes, four steps an epoch; the last process is sent SIGTERM at a step."""
 
@@ -68,7 +82,7 @@ def run(folder: Path, *, epochs: float = 3.0, told_at: int | None = None) -> nnx
         return state
 
     rng = np.random.default_rng(0)
-    rows = SingleRows(Histories.from_lists([rng.integers(0, ITEMS, 9).tolist() for _ in range(8)]), max_history=4)
+    rows = Numbered(Histories.from_lists([rng.integers(0, ITEMS, 9).tolist() for _ in range(8)]), max_history=4)
     examples = rows[np.arange(len(rows))]
 
     def validate(model):
@@ -110,6 +124,32 @@ def catalogs(folder: Path) -> None:
         tokenize(dataset, config, out=folder / name, mesh=make_mesh(config=MeshConfig(fsdp=2)))
 
 
+class Distance:
+    """A teacher to whom the best item after each position is the one three rows on; it counts the rows it is asked."""
+
+    item_ids = pa.array([f"i{row}" for row in range(ITEMS)])
+    digest, origin = "0" * 64, None
+    asked = 0
+
+    def best(self, rows, *, k):
+        self.asked += len(rows.history)
+        items = (rows.history[..., None] + 3 + np.arange(k, dtype=np.int32)) % ITEMS
+        return TeacherItems(items, np.log(items + 1))
+
+
+def distilled(folder: Path) -> dict[str, np.ndarray]:
+    """Training rows with what the teacher ranks best, and the same of this process's batches."""
+    rng, teacher = np.random.default_rng(0), Distance()
+    train = Histories.from_lists([rng.integers(0, ITEMS, size).tolist() for size in rng.integers(2, 9, 31)])
+    packed = PackedHistories(train, max_history=4, row_length=6)
+    rows = TaughtHistories(packed, teacher, ObjectiveConfig(distillation=1.0, teacher_items=3))
+    rows.prepare(folder / "shares")
+    assert teacher.asked <= -(-len(rows) // jax.process_count())
+    fields = {name: field for name, field in rows[np.arange(len(rows))]._asdict().items() if field is not None}
+    mine = batches(rows, batch_size=4, num_batches=9, seed=0, process=(jax.process_index(), jax.process_count()))
+    return fields | {"stream": np.stack([batch.teacher_items for batch in mine])}
+
+
 def worker(folder: Path) -> None:
     """What each of two processes does: train, be refused with another config, read the finished run, and tokenize."""
     join_processes()
@@ -124,6 +164,7 @@ def worker(folder: Path) -> None:
     assert max(int(path.name) for path in (folder / "stopped").iterdir() if path.name.isdigit()) == 5
     resumed = leaves(run(folder / "stopped"))
     assert all((resumed[name] == value).all() for name, value in trained.items())
+    np.savez(folder / f"distilled{rank}.npz", **distilled(folder))
     said = []
     try:
         run(folder / "run", epochs=1.0)
@@ -183,6 +224,17 @@ def test_one_process_reads_what_two_wrote_to_the_bit(two):
     first = dict(np.load(two / "0.npz"))
     for name, value in leaves(run(two / "run")).items():
         np.testing.assert_array_equal(value, first[name])
+
+
+def test_two_processes_ask_a_teacher_about_a_share_each_and_read_all(two, tmp_path):
+    alone = distilled(tmp_path)
+    shares = [dict(np.load(two / f"distilled{rank}.npz")) for rank in range(2)]
+    for share in shares:
+        for name in alone.keys() - {"stream"}:
+            np.testing.assert_array_equal(share[name], alone[name])
+    np.testing.assert_array_equal(np.concatenate([share["stream"] for share in shares], axis=1), alone["stream"])
+    assert len(list((two / "shares").glob("*.npy"))) == 4
+    assert not (tmp_path / "shares").exists()
 
 
 @pytest.mark.parametrize("name", ["vae", "kmeans"])

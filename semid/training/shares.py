@@ -1,0 +1,55 @@
+"""Arrays of rows that every process of a run works out a share of and reads all of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental.multihost_utils import process_allgather
+from jaxtyping import Int, Shaped
+
+from semid.training.rows import checksum
+from semid.training.tracking import naming
+
+# Folder of them within a run's.
+SHARES = "shares"
+
+
+def own_share(count: int) -> Int[np.ndarray, " n"]:
+    """Numbers of the rows, of `count`, that this process works out."""
+    return np.array_split(np.arange(count), jax.process_count())[jax.process_index()]
+
+
+class SharedArray:
+    """An array by rows, read a few rows at a time; `parts` are the processes' shares in their order."""
+
+    def __init__(self, parts: Sequence[Shaped[np.ndarray, "_ ..."]], checksums: Int[np.ndarray, " parts"]) -> None:
+        self._parts, self.checksums = parts, checksums
+        self._ends = np.cumsum([len(part) for part in parts])
+
+    @classmethod
+    def exchanged(cls, own: Shaped[np.ndarray, "n ..."], file: Path) -> SharedArray:
+        """The array whose share this process has worked out, `own`.
+
+        Of several processes each writes its share next to `file`, in a folder that all see, and maps the others' files
+        into its memory, where only what is read takes any. All of them call this, and wait for each other.
+        """
+        if jax.process_count() == 1:
+            return cls([own], np.array([checksum(own)]))
+        files = [file.with_name(f"{file.name}.{process}.npy") for process in range(jax.process_count())]
+        with naming(files[jax.process_index()]):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            np.save(files[jax.process_index()], own)
+        checksums = process_allgather(np.uint32(checksum(own)))
+        return cls([np.load(part, mmap_mode="r") for part in files], checksums)
+
+    def __getitem__(self, index: Int[np.ndarray, " n"]) -> Shaped[np.ndarray, "n ..."]:
+        """Rows by number."""
+        part_of = np.searchsorted(self._ends, index, side="right")
+        rows = np.empty((len(index), *self._parts[0].shape[1:]), self._parts[0].dtype)
+        for number, part in enumerate(self._parts):
+            at = np.flatnonzero(part_of == number)
+            rows[at] = part[index[at] - (self._ends[number] - len(part))]
+        return rows
