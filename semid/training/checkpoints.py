@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import dataclasses
 import functools
 import glob
@@ -16,17 +17,19 @@ import logging
 import shutil
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from semid import artifacts, config
 from semid.errors import SemidError
 from semid.training.processes import on_first
-from semid.training.seals import REQUEST, Scores, best_of, damage, restorable, seal, steps_to_keep
+from semid.training.seals import REQUEST, Scores, best_of, damage, log_now, restorable, seal, steps_to_keep
 from semid.training.state import TrainState, named_leaves, replace_leaves
 from semid.training.tracking import HISTORY, naming
 
@@ -53,10 +56,12 @@ class Checkpoints:
             scores = on_first(lambda: list(restorable(self.folder).items()))
         self._scores: Scores = dict(map(tuple, scores))
         options = ocp.CheckpointManagerOptions(  # that keep all: an old one goes when the new one is sealed
-            enable_async_checkpointing=False,  # the state is small; a save is over when it returns
+            enable_async_checkpointing=False,  # what is to be done behind a save, its seal too, is in a thread of ours
             cleanup_tmp_directories=True,
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=_handlers())
+        self._thread = ThreadPoolExecutor(1, "checkpoints")
+        self._writing: Future[None] | None = None
 
     @property
     def last_step(self) -> int | None:
@@ -69,16 +74,20 @@ class Checkpoints:
     def save(self, state: TrainState, iterator: Any, scores: dict[str, float] | None = None) -> None:
         """Write a checkpoint at the state's step; one without scores is never the best.
 
-        `iterator` is the Grain iterator that feeds the run. Raises SemidError if it cannot be written, naming the last
-        good checkpoint; nothing is left of it then.
+        `iterator` is the Grain iterator that feeds the run. One process copies the state and writes it while the run
+        goes on, until `wait`; several write before they return, since they tell each other how it went. Raises
+        SemidError, here or in `wait`, if this checkpoint or the one before cannot be written, naming the last good one;
+        nothing is left of it then.
         """
         import orbax.checkpoint as ocp
 
-        step = int(state.step)
+        self.wait()
+        step, alone = int(state.step), jax.process_count() == 1
         score = float(step) if self._select is None else (scores or {}).get(self._select)
         scores_now = {**self._scores, step: score}
+        parts = {name: _plain_arrays(part) for name, part in _parts(state).items()}
         args = ocp.args.Composite(
-            **{name: ocp.args.PyTreeSave(_plain_arrays(part)) for name, part in _parts(state).items()},
+            **{name: ocp.args.PyTreeSave(_copied(part) if alone else part) for name, part in parts.items()},
             input=ocp.args.JsonSave(json.loads(iterator.get_state())),
         )
         good = (
@@ -86,21 +95,35 @@ class Checkpoints:
             if self.last_step is None
             else f"the last good checkpoint is {self.last_step}"
         )
+        advice = f"{good}; make space, and give the same command again to go on"
+        write = functools.partial(self._write, step, args, scores_now, log=log_now(self.folder), advice=advice)
+        self._scores = {step: scores_now[step] for step in steps_to_keep(scores_now)}
+        if alone:
+            self._writing = self._thread.submit(contextvars.copy_context().run, write)
+        else:
+            write()
+
+    def wait(self) -> None:
+        """Wait until the checkpoint that is being written, if any, is whole. Raises SemidError if it cannot be."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _write(self, step: int, args: Any, scores: Scores, *, log: dict[str, Any], advice: str) -> None:
+        """Write a checkpoint and seal it, `scores` being those until it; then remove those that it makes needless."""
         try:
-            with naming(self.folder / str(step), f"{good}; make space, and give the same command again to go on"):
+            with naming(self.folder / str(step), advice):
                 with _errors_raised_alone():
                     self._manager.save(step, args=args)
                 on_first(functools.partial(_publish, self.folder, step))
-                on_first(functools.partial(seal, self.folder / str(step), scores_now))
+                on_first(functools.partial(seal, self.folder / str(step), scores, log))
         except SemidError:
             if jax.process_index() == 0:
                 _remove_unsealed(self.folder, step)
             raise
-        kept = steps_to_keep(scores_now)
-        for old in sorted(scores_now.keys() - kept):
+        for old in sorted(scores.keys() - steps_to_keep(scores)):
             self._manager.delete(old)
             on_first(functools.partial(artifacts.remove, self.folder / str(old)))
-        self._scores = {step: scores_now[step] for step in kept}
 
     def restore(self, like: TrainState, step: int, iterator: Any | None = None) -> TrainState:
         """The state saved at `step`, on the devices of `like`; the iterator, if given, is put back where it was.
@@ -109,6 +132,7 @@ class Checkpoints:
         """
         import orbax.checkpoint as ocp
 
+        self.wait()
         where = str(self.folder / str(step))
         if found := on_first(functools.partial(damage, self.folder / str(step))):
             raise SemidError(f"{where}: damaged ({found}); delete {self.folder} and run again")
@@ -127,7 +151,12 @@ class Checkpoints:
         return dataclasses.replace(like, step=like.step * 0 + step, **found)
 
     def close(self) -> None:
-        self._manager.close()
+        """Wait for what is being written. Raises SemidError if it cannot be."""
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+            self._manager.close()
 
 
 def _claim(folder: Path, request: dict) -> None:
@@ -212,7 +241,8 @@ def _handlers() -> dict[str, Any]:
     import orbax.checkpoint as ocp
 
     arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**20)
-    registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
+    copies = ocp.type_handlers.NumpyHandler()
+    registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays), (np.ndarray, copies))
     handlers = {name: ocp.PyTreeCheckpointHandler(type_handler_registry=registry) for name in _PARTS}
     return {**handlers, "input": ocp.JsonCheckpointHandler()}
 
@@ -220,6 +250,11 @@ def _handlers() -> dict[str, Any]:
 def _plain_arrays(part: Any) -> dict[str, Array]:
     """Arrays by name, keys as their numbers: these handlers of Orbax keep no other record of what a key is."""
     return {name: jax.random.key_data(leaf) if _is_key(leaf) else leaf for name, leaf in named_leaves(part).items()}
+
+
+def _copied(leaves: dict[str, Array]) -> dict[str, np.ndarray]:
+    """Copies on the host, of arrays that the next step overwrites."""
+    return {name: np.array(leaf) for name, leaf in jax.device_get(leaves).items()}
 
 
 def _with_keys(like: Any, read: dict[str, Array]) -> dict[str, Array]:

@@ -30,17 +30,23 @@ def steps_to_keep(scores: Scores) -> set[int]:
     return {*last_two, *(step for step in best if step is not None)}
 
 
-def seal(step: Path, scores: Scores) -> None:
-    """Record what a checkpoint, its request and the log are now; `scores` are those of the steps until now."""
-    log = step.parent / HISTORY
+def log_now(folder: Path) -> dict[str, Any]:
+    """Size and digest of a run's log as it is now."""
+    log = folder / HISTORY
     size = log.stat().st_size if log.exists() else 0
+    return {"bytes": size, "sha256": _sha256_of_start(log, size)}
+
+
+def seal(step: Path, scores: Scores, log: dict[str, Any]) -> None:
+    """Record what a checkpoint and its request are now; `scores` are those of the steps until now, `log` is what
+    `log_now` said when the checkpoint was taken."""
     content = {
         "step": _number(step),
         "request": _request_digest(step),
         "files": _digests(step),
         "score": scores[_number(step)],
         "best": best_of(scores),
-        "history": {"bytes": size, "sha256": _sha256_of_start(log, size)},
+        "history": log,
     }
     artifacts.write_json(step / _SEAL, artifacts.sealed(content))
 

@@ -71,6 +71,7 @@ def at_step(state: TrainState, step: int) -> TrainState:
 def save(checkpoints: Checkpoints, state: TrainState, scores: dict[int, float]) -> None:
     for step, score in scores.items():
         checkpoints.save(at_step(state, step), Position(step), {"score": score, "other": -score})
+    checkpoints.wait()
 
 
 def opened(folder, request=None) -> Checkpoints:
@@ -494,3 +495,42 @@ def test_checkpoints_of_a_url_are_gone_on_from_on_another_machine(tmp_path, stat
         assert there.find("/bucket") == []
     finally:
         there.store.clear()
+
+
+def test_a_run_goes_on_while_its_checkpoint_is_written(tmp_path, state, monkeypatch):
+    """What it does meanwhile, with its arrays and its log, is not in the checkpoint; the next save waits."""
+    checkpoints, log, go_on = opened(tmp_path), tmp_path / "history.jsonl", threading.Event()
+    save_all = checkpoints._manager.save
+    monkeypatch.setattr(
+        checkpoints._manager, "save", lambda *given, **named: go_on.wait() and save_all(*given, **named)
+    )
+    log.write_text('{"step": 1}\n')
+    taken = at_step(state, 1)
+    checkpoints.save(taken, Position(1), {"score": 0.5})
+    jax.tree.map(lambda x: x.delete(), taken)  # as the next step does, which overwrites them
+    log.write_text('{"step": 1}\n{"step": 2}\n')
+    assert (checkpoints.last_step, steps_on_disk(tmp_path)) == (1, [])
+    threading.Timer(0.2, go_on.set).start()
+    checkpoints.save(at_step(state, 2), Position(2), {"score": 0.6})
+    assert (tmp_path / "1" / "seal.json").exists()
+    checkpoints.close()
+    log.write_text('{"step": 1}\n')  # as a run that goes on from there leaves it
+    shutil.rmtree(tmp_path / "2")
+    again = opened(tmp_path)
+    assert equal(again.restore(state, again.last_step), at_step(state, 1))
+    again.close()
+
+
+def test_a_checkpoint_that_failed_is_told_at_the_next(tmp_path, state, monkeypatch):
+    checkpoints = opened(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            module, "seal", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device"))
+        )
+        checkpoints.save(at_step(state, 1), Position(1), {"score": 0.5})
+        with pytest.raises(
+            SemidError, match=f"^{tmp_path}/1: cannot be written .No space left on device.; no checkpoint"
+        ):
+            checkpoints.save(at_step(state, 2), Position(2), {"score": 0.5})
+    checkpoints.close()  # nothing more is said
+    assert steps_on_disk(tmp_path) == []
