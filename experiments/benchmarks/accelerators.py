@@ -9,48 +9,32 @@ published rates'. Programs that are in the file already are not compiled again; 
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from unittest import mock
 
 import jax
-import jax.numpy as jnp
 import tyro
-from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from semid.artifacts import read_json, try_file, write_json
 from semid.cli.compile import size
-from semid.encoders import FeatureEncoder, FeatureRows, FusionConfig, ItemEncoder
 from semid.generators import GeneratorConfig, ObjectiveConfig, ProgramSizes, search_program, training_program
-from semid.joint import JointModel, StepConfig
-from semid.joint.model import ContentTables, joint_loss
-from semid.recommender import ModelSpec
-from semid.tokenizers import RQVAE, RQVaeConfig
+from semid.joint import joint_program
 from semid.training import (
-    ROWS,
     DoesNotFit,
     MeshConfig,
-    OptimizerConfig,
-    PackedRows,
     TrainingConfig,
     TrainState,
-    abstract_state,
     chip_of,
     compile_for,
     make_mesh,
-    make_optimizer,
-    make_step,
     size_on_a_device,
     topology_devices,
 )
-from seq_models import DenseConfig, Precision, Remat, RQTransformer, RQTransformerConfig, TransformerConfig, attention
-
-# Width of item vectors in the end-to-end step.
-_DIM = 256
+from seq_models import DenseConfig, Precision, Remat, RQTransformerConfig, TransformerConfig, attention
 
 # Tables of the page, between two lines that name them.
 TABLES = ("table", "lengths")
@@ -80,7 +64,8 @@ class Case:
         return f"{self.what}, {self.topology}, fsdp {self.mesh.fsdp} x tensor {self.mesh.tensor}"
 
 
-def _decoder(dim: int, layers: int, hidden: int, remat: Remat, rows: int) -> GeneratorConfig:
+def decoder(dim: int, layers: int, hidden: int, remat: Remat, rows: int) -> GeneratorConfig:
+    """An RQ-Transformer over rows of 64 items in bfloat16, with batches of so many rows."""
     backbone = TransformerConfig(
         dim, layers=layers, heads=dim // 64, hidden=hidden, dropout=0.1, dtype=Precision.BFLOAT16, remat=remat
     )
@@ -93,35 +78,12 @@ def _search(case: Case, mesh: Mesh) -> tuple[jax.stages.Traced, None]:
 
 
 def _joint(case: Case, mesh: Mesh) -> tuple[jax.stages.Traced, TrainState]:
-    """End-to-end step: content vectors as wide as `num_features`, which an encoder makes item vectors of."""
-    sizes, rows = case.sizes, case.config.training.batch_size
-
-    def build() -> JointModel:
-        rngs = nnx.Rngs(0)
-        encoder = ItemEncoder({"text": FeatureEncoder(sizes.num_features)}, FusionConfig(dim=_DIM), rngs=rngs)
-        autoencoder = RQVAE(RQVaeConfig(level_sizes=sizes.level_sizes[:-1], latent=64), dim=_DIM, rngs=rngs)
-        spec = ModelSpec(case.config.model, sizes.level_sizes, sizes.items, _DIM, case.config.max_history)
-        codes = jnp.zeros((sizes.items, len(sizes.level_sizes)), jnp.int32)
-        return JointModel(encoder, autoencoder, cast(RQTransformer, spec.build(seed=0)), codes=codes, rngs=rngs)
-
-    model, optimizer = nnx.eval_shape(build), make_optimizer(OptimizerConfig(), num_steps=10_000)
-    shape: Any = jax.ShapeDtypeStruct
-    content = FeatureRows(shape((sizes.items, sizes.num_features), jnp.float32), shape((sizes.items,), jnp.bool))
-    loss = functools.partial(joint_loss, config=StepConfig())
-    step = make_step(
-        model, optimizer, loss, tables=ContentTables({"text": content}), seed=0, num_steps=10_000, mesh=mesh
-    )
-    history, last = (
-        jax.ShapeDtypeStruct(shape, jnp.int32, sharding=NamedSharding(mesh, ROWS))
-        for shape in ((rows, case.config.max_history), (rows,))
-    )
-    state = abstract_state(model, optimizer, mesh)
-    return step.trace(state, PackedRows(history, last, history)), state
+    return joint_program(case.config, case.sizes, mesh)
 
 
 def _cases() -> list[Case]:
     default = replace(GeneratorConfig(), model=RQTransformerConfig().with_dropout(0.1))
-    medium, large = _decoder(768, 12, 2048, Remat.DOTS, 1024), _decoder(2048, 20, 5504, Remat.FULL, 1024)
+    medium, large = decoder(768, 12, 2048, Remat.DOTS, 1024), decoder(2048, 20, 5504, Remat.FULL, 1024)
     more_medium, more_large = (replace(c, training=TrainingConfig(batch_size=1 << 14)) for c in (medium, large))
     codes = ProgramSizes(items=1_000_000, level_sizes=(1024, 1024, 1024))
     dense = GeneratorConfig(
@@ -129,8 +91,8 @@ def _cases() -> list[Case]:
         objective=ObjectiveConfig(repeats=False),
         training=TrainingConfig(batch_size=256),
     )
-    end_to_end = _decoder(256, 4, 1024, Remat.NOTHING, 4096)
-    content = ProgramSizes(items=100_000_000, level_sizes=(1024, 1024, 1024, 256), num_features=768)
+    end_to_end = decoder(256, 4, 1024, Remat.NOTHING, 4096)
+    content = ProgramSizes(items=100_000_000, level_sizes=(1024, 1024, 1024, 256), num_features=768, item_dim=256)
     many = ProgramSizes(items=20_000_000, level_sizes=(512, 512, 512))
     return [
         Case("default generator, step", "v5e:4x4", MeshConfig(), default),
@@ -154,10 +116,11 @@ def _lengths() -> list[Case]:
     cases = []
     for length in (200, 2_000, 20_000):
         for topology, rows in (("v5e:2x2", 4), ("cpu", 1)):
-            decoder = replace(_decoder(256, 4, 1024, Remat.NOTHING, rows), max_history=length, row_length=length)
+            short = decoder(256, 4, 1024, Remat.NOTHING, rows)
+            long = replace(short, max_history=length, row_length=length)
             for plain in (False, True)[: 2 if length > 512 else 1]:
                 what = f"{length:,} items, {'all scores' if plain else 'as chosen'}"
-                cases.append(Case(what, topology, MeshConfig(), decoder, table="lengths", plain=plain))
+                cases.append(Case(what, topology, MeshConfig(), long, table="lengths", plain=plain))
     return cases
 
 

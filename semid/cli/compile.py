@@ -14,6 +14,7 @@ from semid.cli.console import console
 from semid.cli.train import Generator
 from semid.errors import SemidError
 from semid.generators import GeneratorConfig, ProgramSizes, search_program, training_program
+from semid.joint import joint_program
 from semid.training import (
     Compiled,
     DoesNotFit,
@@ -40,6 +41,10 @@ class Compile:
     """Devices to compile for: a slice such as v5e:4x4, v5p:2x2x2 or v6e:16x16; cpu or cuda: those of this machine."""
     config: tyro.conf.OmitArgPrefixes[Generator] = Generator()
     sizes: ProgramSizes = ProgramSizes()
+    end_to_end: bool = False
+    """Compile the joint step of end-to-end training (`semid train-end-to-end`) in place of the generator's: content of
+    --num-features numbers per item, of which an encoder makes vectors of --item-dim, a tokenizer, a generator, and the
+    bank of all items' vectors. The last of --level-sizes tells items apart that share their codes."""
     mesh: MeshConfig = MeshConfig()
     """Division of the work among devices."""
 
@@ -47,12 +52,14 @@ class Compile:
         chip, mesh = chip_of(self.topology), make_mesh(topology_devices(self.topology), self.mesh)
         config = GeneratorConfig(**vars(self.config))
         config = replace(config, model=config.model.with_dropout(0.1))
-        traced, state = training_program(config, self.sizes, mesh)
+        program, name = (joint_program, "joint step") if self.end_to_end else (training_program, "training step")
+        traced, state = program(config, self.sizes, mesh)
         parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
         console.print(f"{self.topology}: {mesh.size} devices, {dict(mesh.shape)}; {parameters:,} parameters")
-        step = self._compiled(lambda: compile_for(traced, devices=mesh.size, chip=chip), state, mesh, "training step")
-        print_needs("training step", step, state=size_on_a_device(state))
-        search = search_program(config, self.sizes, mesh)
+        step = self._compiled(lambda: compile_for(traced, devices=mesh.size, chip=chip), state, mesh, name)
+        print_needs(name, step, state=size_on_a_device(state))
+        sizes = replace(self.sizes, num_features=self.sizes.item_dim) if self.end_to_end else self.sizes
+        search = search_program(config, sizes, mesh)
         found = self._compiled(lambda: compile_for(search, devices=mesh.size, chip=chip), None, mesh, "search")
         print_needs("search", found)
 

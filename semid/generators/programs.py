@@ -43,7 +43,9 @@ class ProgramSizes:
     level_sizes: tuple[int, ...] = (256, 256, 256)
     """Codebook size of each level."""
     num_features: int = 0
-    """Width of the dense input; 0: none."""
+    """Width of the dense input; 0: none. End to end: of the content vectors."""
+    item_dim: int = 64
+    """Width of the item vectors that end-to-end training makes of content."""
     users: int = 512
     """Histories that a search answers at once, over all devices."""
     beam_size: int = 50
@@ -52,7 +54,7 @@ class ProgramSizes:
     """The most items that share their codes."""
 
     def __post_init__(self) -> None:
-        for name in ("items", "users", "beam_size", "leaf_items"):
+        for name in ("items", "item_dim", "users", "beam_size", "leaf_items"):
             if getattr(self, name) < 1:
                 raise SemidError(f"expected {name} of at least 1, got {getattr(self, name)}")
 

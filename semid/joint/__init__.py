@@ -5,6 +5,7 @@ from semid.joint.codes import Relaxation, code_mixtures, level_logits
 from semid.joint.config import CodeSchedule, HoldThenRefit, JointConfig, Phase, Refresh, Surgery
 from semid.joint.context import PreviousRun, encode_items
 from semid.joint.model import TEACHER_TERMS, JointModel, Objective, Reach, StepConfig
+from semid.joint.programs import joint_program
 from semid.joint.surgery import Projected, projected, sum_without_conflict
 from semid.joint.terms import code_agreement, session_contrast, symmetric_info_nce
 from semid.joint.training import train_end_to_end, trained_encoder
@@ -33,6 +34,7 @@ __all__ = [
     "code_mixtures",
     "encode_fresh",
     "encode_items",
+    "joint_program",
     "level_logits",
     "projected",
     "session_contrast",

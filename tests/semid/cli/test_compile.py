@@ -25,6 +25,15 @@ def test_a_table_of_the_step_and_of_the_search(capsys, monkeypatch):
         assert f"\n  {row}" in printed
 
 
+def test_the_joint_step_is_compiled_by_a_word(capsys):
+    printed = run(capsys, f"--topology cpu --end-to-end --num-features 6 --item-dim 8 {TINY} {MODEL}")
+    assert "\njoint step, compiled in" in printed
+    assert "\nsearch, compiled in" in printed
+    with pytest.raises(SystemExit):
+        run(capsys, f"--topology cpu --end-to-end {TINY} {MODEL}")
+    assert "reads content vectors (num_features above 0)" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("memory", "remedy"),
     [(1e2, "try --fsdp 8"), (1e4, "try --accumulate 2"), (1.0, "a larger --topology")],
