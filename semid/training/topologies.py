@@ -28,12 +28,13 @@ class Chip:
     """Bytes sent to other chips in a second: half of what is published for both directions."""
 
 
-# TPU: docs.cloud.google.com/tpu/docs, pages v5e, v5p and v6e ("System architecture"); H100 SXM and A100 SXM 80 GB:
-# NVIDIA's data sheets (dense rates).
+# TPU: docs.cloud.google.com/tpu/docs, pages v5e, v5p and v6e ("System architecture"); H200 SXM, H100 SXM and A100 SXM
+# 80 GB: NVIDIA's data sheets (dense rates).
 CHIPS = {
     "v5e": Chip("TPU v5e", 197e12, 16 * 2**30, 819e9, 200e9),
     "v5p": Chip("TPU v5p", 459e12, 95 * 2**30, 2765e9, 600e9),
     "v6e": Chip("TPU v6e", 918e12, 32 * 2**30, 1638e9, 400e9),
+    "h200": Chip("H200 SXM", 989e12, 141e9, 4800e9, 450e9),
     "h100": Chip("H100 SXM", 989e12, 80e9, 3350e9, 450e9),
     "a100": Chip("A100 SXM", 312e12, 80e9, 2039e9, 300e9),
 }
