@@ -135,7 +135,7 @@ def _needs(case: Case) -> dict[str, Any]:
     try:
         found = compile_for(traced, devices=mesh.size, chip=chip)
     except DoesNotFit as error:
-        return row | {"memory": f"does not fit: {error}"}
+        return row | {"temporaries" if case.table == "lengths" else "memory": f"does not fit: {error}"}
     if case.table == "lengths":
         measured = {"temporaries": size(found.temporaries), "traffic": size(found.traffic)}
         return row | measured | {"compiled in, s": round(found.seconds)}
