@@ -16,6 +16,8 @@ import jax
 
 from semid import __version__
 
+# The commit, in an archive of it (`git archive`, by .gitattributes), which is no checkout.
+_ARCHIVED = "$Format:%H$"
 _PACKAGES = ("jax", "flax", "optax", "numpy", "pyarrow")
 
 
@@ -31,6 +33,8 @@ def code() -> dict[str, str | None]:
             return None
         return done.stdout.strip()
 
+    if not _ARCHIVED.startswith("$"):
+        return {"semid": __version__, "commit": _ARCHIVED[:7]}
     commit = git("rev-parse", "--short=7", "HEAD")
     return {"semid": __version__, "commit": f"{commit}+changes" if git("status", "--porcelain", "-uno") else commit}
 

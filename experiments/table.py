@@ -24,7 +24,7 @@ from jaxtyping import Float
 from experiments.experiment import chosen, experiments
 from experiments.measurement import RESULTS
 from semid import __version__
-from semid.artifacts import read_json, write_json
+from semid.artifacts import read_json, replacing, write_json
 from semid.errors import SemidError
 from semid.evaluation import paired_bootstrap
 
@@ -74,7 +74,8 @@ def _table(
         if file is not None:
             write_json(file, {"rows": rows})
     if page is not None:
-        page.write_text(rewritten(page.read_text(), rows, where=str(page)))
+        with replacing(page) as temporary:
+            temporary.write_text(rewritten(page.read_text(), rows, where=str(page)))
     wanted = chosen(experiments) if experiments else {row["experiment"] for row in rows}
     shown = [row for row in rows if row["experiment"] in wanted] or rows
     for dataset in dict.fromkeys(row["dataset"] for row in shown):

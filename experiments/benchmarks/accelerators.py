@@ -19,7 +19,7 @@ import jax
 import tyro
 from jax.sharding import Mesh
 
-from semid.artifacts import read_json, try_file, write_json
+from semid.artifacts import read_json, replacing, try_file, write_json
 from semid.cli.compile import size
 from semid.generators import GeneratorConfig, ObjectiveConfig, ProgramSizes, search_program, training_program
 from semid.joint import joint_program
@@ -176,7 +176,8 @@ def main(out: Path = Path("runs/accelerators.json"), page: Path | None = None, o
             begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
             before, _, rest = page.read_text().partition(begin)
             shown = _table({case.name: figures[case.name] for case in cases if _is_in(case, name, figures)})
-            page.write_text(f"{before}{begin}\n{shown}\n{end}{rest.partition(end)[2]}")
+            with replacing(page) as temporary:
+                temporary.write_text(f"{before}{begin}\n{shown}\n{end}{rest.partition(end)[2]}")
 
 
 def _is_in(case: Case, table: str, figures: dict[str, Any]) -> bool:

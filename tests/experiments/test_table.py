@@ -1,12 +1,16 @@
 """Tables of results: by hand, against the page of the project, and with what sets rows apart."""
 
 import copy
+import io
 import json
+import subprocess
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from experiments.provenance import code
 from experiments.table import collected, entries, joined, main, markdown, rewritten
 from semid import __version__
 from semid.errors import SemidError
@@ -130,3 +134,17 @@ def test_a_dataset_without_the_named_experiments_is_left_out(records, tmp_path, 
 def test_the_tables_of_the_project_are_those_of_its_results():
     page, rows = (DOCS / "results.md").read_text(), json.loads((DOCS / "results.json").read_text())["rows"]
     assert rewritten(page, rows, where="results.md") == page
+
+
+def test_an_archive_of_a_commit_knows_it(tmp_path):
+    """`git archive` fills the place in provenance.py, and a checkout's is read from git."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        pytest.skip("not a checkout")
+    git = ["git", "-C", str(root)]
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    assert code()["commit"].startswith(head[:7])
+    archive = subprocess.run([*git, "archive", "HEAD", "experiments/provenance.py"], capture_output=True, check=True)
+    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
+        text = files.extractfile("experiments/provenance.py").read().decode()
+    assert f'_ARCHIVED = "{head}"' in text
