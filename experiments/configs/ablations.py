@@ -3,8 +3,8 @@
     python -m experiments ablations recipe item-graph --dataset ../shared/data/amazon14_beauty --seeds 0 1 2
 
     no-content     the item graph without content edges
-    repeats        recipe.sasrec-text whose softmax keeps the items of the history
     narrow         recipe.sasrec-text of half the width, the default
+    repeats        narrow, whose softmax keeps the items of the history
     untaught       recipe.semid-hybrid without a teacher (its codes and input still have the vectors of sasrec-text)
     random-start   recipe.semid-hybrid from random parameters, taught
     narrow-depth   recipe.semid-hybrid whose depth decoder is as wide inside as the backbone
@@ -25,13 +25,14 @@ from seq_models import SoftmaxOver
 def config() -> dict[str, Experiment]:
     whole = recipe.config()
     dense, hybrid = (replace(whole[name], expected="", minutes=None) for name in ("sasrec-text", "semid-hybrid"))
-    kept = recipe.wide_sasrec(ObjectiveConfig(repeats=True))
+    narrow = recipe.sasrec(features=None, epochs=20)
+    kept = replace(narrow, objective=ObjectiveConfig(repeats=True))
     untaught = recipe.hybrid(recipe.UNTAUGHT, start_from_teacher=False)
     of_vocabulary = recipe.hybrid(replace(recipe.TAUGHT, normalization=SoftmaxOver.VOCABULARY))
     return {
         "no-content": Experiment("item graph without content", ItemGraphConfig(columns=())),
-        "repeats": replace(dense, title="SASRec-CE, history kept in the softmax", model=kept),
-        "narrow": replace(dense, title="SASRec-CE of half the width", model=recipe.sasrec(features=None, epochs=20)),
+        "narrow": replace(dense, title="SASRec-CE of half the width", model=narrow),
+        "repeats": replace(dense, title="SASRec-CE of half the width, history kept in the softmax", model=kept),
         "untaught": replace(hybrid, title="semid, hybrid, untaught", model=untaught),
         "random-start": replace(
             hybrid, title="semid, hybrid, from random parameters", model=recipe.hybrid(start_from_teacher=False)

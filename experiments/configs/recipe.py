@@ -42,11 +42,6 @@ def sasrec(
     )
 
 
-def wide_sasrec(objective: ObjectiveConfig = ObjectiveConfig()) -> GeneratorConfig:
-    """The SASRec of sasrec-text: twice the default width."""
-    return replace(sasrec(features=None, epochs=20, backbone=_wide(dropout=0.4)), objective=objective)
-
-
 def generator(
     *,
     features: tuple[str, ...] | None = None,
@@ -89,7 +84,7 @@ def config() -> dict[str, Experiment]:
     return {
         "sasrec-text": Experiment(
             "SASRec-CE, ids + text vectors",
-            wide_sasrec(),
+            sasrec(features=None, epochs=20, backbone=_wide(dropout=0.4)),
             TEXT_CODES,  # it reads none of them
             graph="item-graph",
             expected="R@10 .102, with the graph .120",
