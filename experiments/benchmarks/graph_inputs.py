@@ -127,13 +127,14 @@ def _trained(
     tables = _tables(data)
     width = 0 if tables.features is None else tables.features.shape[1]
     model = GraphReader(config.model, num_items=data.num_items, num_features=width, reads=reads, rngs=nnx.Rngs(seed))
-    rows = taught(training_rows(data, config, model.layout), as_teacher(graph, config.objective), config.objective)
+    rows = training_rows(data, config, model.layout)
+    told = taught(rows[np.arange(len(rows))], as_teacher(graph, config.objective), config.objective)
     examples: Examples = data.splits.examples("validation")
     some = examples.take(np.random.default_rng(seed).permutation(len(examples))[: config.validation_users])
     task = Task(
         model,
         functools.partial(generator_loss, objective=config.objective),
-        rows,
+        told,
         tables=LossTables(tables),
         validate=lambda model: {"ndcg@10": float(_by_weight(model, tables, graph, some, _WEIGHTS[:1]).mean())},
         select="ndcg@10",
