@@ -27,8 +27,8 @@ def config() -> dict[str, Experiment]:
     dense, hybrid = (replace(whole[name], expected="", minutes=None) for name in ("sasrec-text", "semid-hybrid"))
     narrow = recipe.sasrec(features=None, epochs=20)
     kept = replace(narrow, objective=ObjectiveConfig(repeats=True))
-    untaught = recipe.hybrid(recipe.UNTAUGHT, start_from_teacher=False)
-    of_vocabulary = recipe.hybrid(replace(recipe.TAUGHT, normalization=SoftmaxOver.VOCABULARY))
+    untaught = recipe.hybrid(ObjectiveConfig(normalization=SoftmaxOver.CHILDREN), start_from_teacher=False)
+    of_vocabulary = recipe.hybrid(recipe.TAUGHT)
     return {
         "no-content": Experiment("item graph without content", ItemGraphConfig(columns=())),
         "narrow": replace(dense, title="SASRec-CE of half the width", model=narrow),

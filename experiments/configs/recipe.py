@@ -10,10 +10,11 @@
                     item-id embedding (so it knows no cold items)
 
 Each is measured alone and mixed with the item graph, inside the search. All have twice the default width. The
-generators are taught by sasrec-text and the graph, half each, with probabilities over the codes that follow in the
-catalogue, as in the search, and a wide depth decoder: a narrow one loses most at the second code given the first.
-semid-hybrid begins with sasrec-text's backbone and item vectors. Expected on Beauty (test Recall@10): semid-hybrid +
-graph .123, seen items never recommended. `ablations` has what lacks a part.
+generators are taught by SASRec and the graph, half each. semid-hybrid begins with sasrec-text's backbone and item
+vectors, has probabilities over the codes that follow in the catalogue, as in the search, and a wide depth decoder: a
+narrow one loses most at the second code, given the first. semid-text is as it was before these; its teacher is
+`ablations.narrow`. Expected on Beauty (test Recall@10): semid-hybrid + graph .123, seen items never recommended.
+`ablations` has what lacks a part.
 """
 
 from dataclasses import replace
@@ -26,8 +27,8 @@ from seq_models import DenseConfig, RQTransformerConfig, SoftmaxOver, Transforme
 
 TEXT_CODES = TokenizerConfig(RQVaeConfig())
 HYBRID_CODES = TokenizerConfig(RQKmeansConfig(), columns=(CONTENT, TEACHER))
-UNTAUGHT = ObjectiveConfig(normalization=SoftmaxOver.CHILDREN)
-TAUGHT = replace(UNTAUGHT, distillation=1.0, teacher_graph=0.5)
+TAUGHT = ObjectiveConfig(distillation=1.0, teacher_graph=0.5)
+AMONG_CHILDREN = replace(TAUGHT, normalization=SoftmaxOver.CHILDREN)
 
 
 def sasrec(
@@ -42,38 +43,28 @@ def sasrec(
     )
 
 
-def generator(
-    *,
-    features: tuple[str, ...] | None = None,
-    dropout: float,
-    epochs: float,
-    id_embedding: bool = False,
-    objective: ObjectiveConfig = TAUGHT,
-    depth_hidden: int | None = 1024,
-) -> GeneratorConfig:
-    """The RQ-Transformer of twice the default width, with a wide depth decoder."""
-    optimizer = OptimizerConfig(learning_rate=2e-3)
-    return GeneratorConfig(
-        RQTransformerConfig(_wide(dropout), id_embedding=id_embedding, depth_hidden=depth_hidden, scaled_codes=True),
-        features=features,
-        objective=objective,
-        training=TrainingConfig(epochs=epochs, batch_size=32, validate_every=2, patience=4, optimizer=optimizer),
-    )
+def text() -> GeneratorConfig:
+    """The generator of semid-text: the RQ-Transformer of twice the default width."""
+    return GeneratorConfig(RQTransformerConfig(_wide(dropout=0.1)), objective=TAUGHT, training=_generator_training(16))
 
 
 def hybrid(
-    objective: ObjectiveConfig = TAUGHT, *, start_from_teacher: bool = True, depth_hidden: int | None = 1024
+    objective: ObjectiveConfig = AMONG_CHILDREN, *, start_from_teacher: bool = True, depth_hidden: int | None = 1024
 ) -> GeneratorConfig:
-    """The generator of semid-hybrid."""
-    made = generator(
+    """The generator of semid-hybrid: the same with embeddings of ids and a wide depth decoder."""
+    backbone = _wide(dropout=0.25)
+    return GeneratorConfig(
+        RQTransformerConfig(backbone, id_embedding=True, depth_hidden=depth_hidden, scaled_codes=True),
         features=(CONTENT, TEACHER),
-        dropout=0.25,
-        epochs=12,
-        id_embedding=True,
         objective=objective,
-        depth_hidden=depth_hidden,
+        start_from_teacher=start_from_teacher,
+        training=_generator_training(12),
     )
-    return replace(made, start_from_teacher=start_from_teacher)
+
+
+def _generator_training(epochs: float) -> TrainingConfig:
+    optimizer = OptimizerConfig(learning_rate=2e-3)
+    return TrainingConfig(epochs=epochs, batch_size=32, validate_every=2, patience=4, optimizer=optimizer)
 
 
 def _wide(dropout: float) -> TransformerConfig:
@@ -92,9 +83,9 @@ def config() -> dict[str, Experiment]:
         ),
         "semid-text": Experiment(
             "semid, text-only codes",
-            generator(dropout=0.1, epochs=16),
+            text(),
             TEXT_CODES,
-            teacher="recipe.sasrec-text",
+            teacher="ablations.narrow",
             graph="item-graph",
             expected="R@10 .083, with the graph .114",
             minutes=11,
