@@ -10,6 +10,7 @@ from distributed.cli.dask_scheduler import main as dask_scheduler
 from distributed.cli.dask_worker import main as dask_worker
 
 from semid.cli import main
+from semid.cli.prepare import Prepare
 from semid.cli.tokenize import Tokenize
 from semid.cli.train import Train
 from semid.training import processes
@@ -46,7 +47,7 @@ FILES = [DOCS / "cluster.md", *sorted((DOCS / "cluster").iterdir())]
 def test_every_command_is_one_that_is_understood(file, monkeypatch):
     ran = []
     monkeypatch.setattr("semid.cli.config_files.write_beside", lambda *_: None)
-    for command in (Tokenize, Train):
+    for command in (Prepare, Tokenize, Train):
         monkeypatch.setattr(command, "run", lambda self: ran.append(type(self).__name__.lower()))
     commands = _commands(file)
     assert commands
