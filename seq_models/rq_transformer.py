@@ -37,8 +37,7 @@ class RQTransformerConfig(CodeConfig):
     """Dropout in the depth decoder."""
     # "later": stored configs leave it out at its default.
     depth_hidden: int | None = field(default=None, metadata={"later": True})
-    """Width inside the SwiGLUs of the depth decoder; none given: the backbone's. A level's codes depend on state and
-    earlier codes together, which takes width: with three levels of 256 codes, eight times dim is well spent."""
+    """Width inside the SwiGLUs of the depth decoder, where state and earlier codes meet; none given: the backbone's."""
     scaled_codes: bool = field(default=False, metadata={"later": True})
     """Multiply the embeddings of earlier codes by the square root of dim where the depth decoder reads them (Vaswani et
     al. 2017, section 3.4): they are as large as the state then."""

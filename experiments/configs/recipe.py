@@ -11,10 +11,9 @@
 
 Each is measured alone and mixed with the item graph, inside the search. All have twice the default width. The
 generators are taught by SASRec and the graph, half each. semid-hybrid begins with sasrec-text's backbone and item
-vectors, has probabilities over the codes that follow in the catalogue, as in the search, and a wide depth decoder: a
-narrow one loses most at the second code, given the first. semid-text is as it was before these; its teacher is
-`ablations.narrow`. Expected on Beauty (test Recall@10): semid-hybrid + graph .123, seen items never recommended.
-`ablations` has what lacks a part.
+vectors, has probabilities over the codes that follow in the catalogue, as in the search, and a wide depth decoder.
+semid-text is as it was before these; its teacher is `ablations.narrow`. Expected on Beauty (test Recall@10):
+semid-hybrid + graph .123, seen items never recommended. `ablations` has what lacks a part.
 """
 
 from dataclasses import replace
