@@ -10,7 +10,7 @@
     narrow-depth   recipe.semid-hybrid whose depth decoder is as wide inside as the backbone
     vocabulary     recipe.semid-hybrid whose probabilities are over each level's whole vocabulary
 
-Measured: docs/results.md.
+Measured, but for untaught and vocabulary: docs/results.md.
 """
 
 from dataclasses import replace
