@@ -16,7 +16,7 @@ from seq_models.conditions import ConditionEncoder, ConditionSizes, EventHead
 from seq_models.layers import TransformerConfig, linear, products
 from seq_models.losses import child_cross_entropy, code_cross_entropy, distillation
 from seq_models.masks import ItemMask
-from seq_models.mixture import Mixture, MixtureTerms, PrefixMasses, is_mixed, mixed_catalog
+from seq_models.mixture import ItemShares, Mixture, MixtureTerms, PrefixMasses, is_mixed, mixed_catalog
 from seq_models.models import ItemModel, ModelConfig
 from seq_models.ranking import first_within
 from seq_models.scoring import LeafBlocks, catalog_log_probs, item_log_probs
@@ -249,11 +249,10 @@ class CodeModel(ItemModel):
         trie = _required(trie)
         if blocks is None:
             raise ValueError("a pass over all items needs the blocks of the trie: pass leaf_blocks(trie)")
-        steps, batch, mixed = self._steps(tables, requests), requests.history.shape[0], is_mixed(mixture, requests)
-        log_probs = catalog_log_probs(
-            *steps, trie, batch=batch, blocks=blocks, softmax_over=softmax_over, divided=mixed
-        )
-        return mixed_catalog(log_probs, mixture, requests, tables)
+        steps, dense = self._steps(tables, requests), self.dense_items(mixture, requests, tables)
+        options = {"softmax_over": softmax_over, "divided": is_mixed(mixture, requests, dense)}
+        log_probs = catalog_log_probs(*steps, trie, batch=len(requests.history), blocks=blocks, **options)
+        return mixed_catalog(log_probs, mixture, requests, tables, dense)
 
     def leaf_blocks(self, trie: CodeTrie | None) -> LeafBlocks | None:
         """Blocks whose logits stay in cache."""
@@ -273,11 +272,16 @@ class CodeModel(ItemModel):
         trie: CodeTrie | None,
         softmax_over: SoftmaxOver,
     ) -> MixtureTerms | None:
-        """Changes that a mixture or boosts make to the items of these requests; None: there are none."""
-        if not is_mixed(mixture, requests):
+        """Changes that a mixture, boosts or a dense head make to the items of these requests; None: there are none."""
+        dense = self.dense_items(mixture, requests, tables)
+        if not is_mixed(mixture, requests, dense):
             return None
         score = functools.partial(_shares, steps, tables, _required(trie), softmax_over)
-        return MixtureTerms.from_requests(mixture, requests, tables, score=score)
+        return MixtureTerms.from_requests(mixture, requests, tables, score=score, dense=dense)
+
+    def dense_items(self, mixture: Mixture | None, requests: RequestBatch, tables: ItemTables) -> ItemShares | None:
+        """The items of a dense head with their shares in the model's distribution; None: it has no such head."""
+        return None
 
     def item_states(self, inputs: Inputs) -> Float[Array, "b t dim"]:
         """One position per item: the sum of the embeddings of all its inputs."""

@@ -39,6 +39,8 @@ class HybridConfig(RQTransformerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.dense_share:
+            raise ValueError("LIGER's dense head ranks all that is found, without a share; leave dense_share out")
         if not self.temperature > 0:
             raise ValueError(f"expected a temperature above 0, got {self.temperature}")
 

@@ -5,7 +5,8 @@
 `r_i` is the repeat factor f for items of the history and (1 - f s) / (1 - s) for the others, s being the model's mass
 on the history, so that the sum stays what it was; q is the normalized sum of the edges of the history's items, the
 latest counting most; `w_i` are a request's factors, 1 unless given, after which scores are no longer a distribution. A
-model of codes divides a leaf's probability evenly among its items.
+model of codes divides a leaf's probability evenly among its items; one with a dense head mixes its own two parts first,
+after the factors of repeats, which each part has for itself.
 
 `MixtureTerms` are these numbers for a batch of requests. They mix log-probabilities of items given, and of all items.
 `PrefixMasses` are what they add to the prefixes of a trie, for a search by the mass of what lies under a prefix: sums
@@ -29,7 +30,7 @@ from seq_models.sharing import top_k
 from seq_models.trie import CodeTrie
 from seq_models.types import Boosts, ItemTables, RequestBatch
 
-# Items of a request's graph distribution: its largest shares, which are then the distribution.
+# Items of a distribution that is added to a model's: its largest shares, which are then the distribution.
 GRAPH_ITEMS = 256
 # Share of a prefix's model mass that is left at least, where items are taken out of it: more than the sums' rounding.
 _LEFT = 1e-6
@@ -79,8 +80,8 @@ class Mixture(NamedTuple):
         return cls(neighbors, share, factor, latest, repeats)
 
 
-class GraphItems(NamedTuple):
-    """Items with a share in the graph's distribution (-1 for none), and their shares, which sum to 1 or are all 0."""
+class ItemShares(NamedTuple):
+    """Items with a share in a distribution (-1 for none), no item twice, and their shares."""
 
     rows: Int[Array, "b m"]
     shares: Float[Array, "b m"]
@@ -93,9 +94,9 @@ class MixtureTerms(NamedTuple):
     """
 
     history: Int[Array, "b t"]
-    graph: Int[Array, "b m"]
-    graph_masses: Float[Array, "b m"]
-    """weight q(i)"""
+    added: Int[Array, "b m"]
+    added_masses: Float[Array, "b m"]
+    """Of the graph, weight q(i), and of a dense head."""
     others: Float[Array, " b"]
     """Factor of the model's probability of items outside the history."""
     repeated: Float[Array, " b"]
@@ -115,8 +116,10 @@ class MixtureTerms(NamedTuple):
         tables: ItemTables,
         *,
         score: Callable[[Int[Array, "b _"]], Float[Array, "b _"]],
+        dense: ItemShares | None = None,
     ) -> MixtureTerms:
-        """The terms of requests; `score` gives the model's log-probabilities of item rows (of -1: -inf)."""
+        """The terms of requests; `score` gives the model's log-probabilities of item rows (of -1: -inf), those of its
+        codes where it has a dense head, whose items are `dense`, with their shares in the model's distribution."""
         mixture = Mixture.from_numbers() if mixture is None else mixture
         history = _distinct(jnp.where(requests.segments > 0, requests.history, -1))
         factor, nothing_seen = mixture.repeat_factor, jnp.full(history.shape, -jnp.inf)
@@ -124,13 +127,17 @@ class MixtureTerms(NamedTuple):
         others, repeated = _repeat_factors(jnp.exp(log_probs).sum(axis=-1), factor)
         graph, weight = _graph_items(mixture, requests, history, tables), mixture.weight
         weight = jnp.where(graph.shares.sum(axis=-1) > 0, weight, 0.0)
+        added, left = ItemShares(graph.rows, weight[:, None] * graph.shares), 1 - weight
+        if dense is not None:
+            own = ItemShares(dense.rows, left[:, None] * dense.shares)
+            both = (jnp.concatenate(columns, axis=1) for columns in zip(added, own, strict=True))
+            added, left = _summed(*both, size=len(tables.known)), left * (1 - dense.shares.sum(axis=-1))
         boosts = _for_each(requests.boosts, history)
         return cls(
             history,
-            graph.rows,
-            weight[:, None] * graph.shares,
-            (1 - weight) * others,
-            (1 - weight) * repeated,
+            *added,
+            left * others,
+            left * repeated,
             factor > 0,
             boosts,
             log_probs,
@@ -140,7 +147,7 @@ class MixtureTerms(NamedTuple):
     @property
     def named(self) -> tuple[Int[Array, "b _"], ...]:
         """Rows of the items that the terms treat apart, -1 for none."""
-        return (self.history, self.graph) if self.boosts is None else (self.history, self.graph, self.boosts.rows)
+        return (self.history, self.added) if self.boosts is None else (self.history, self.added, self.boosts.rows)
 
     def closed(self, denied: Int[Array, "users n"] | None) -> Int[Array, "b _"]:
         """Rows of probability exactly zero, -1 for none, with those denied anyway."""
@@ -155,18 +162,18 @@ class MixtureTerms(NamedTuple):
         """Log-probabilities of item rows, from the model's."""
         seen = _same(rows, self.history).any(axis=-1)
         factors = jnp.where(seen, self.repeated[:, None], self.others[:, None])
-        masses = jnp.where(_same(rows, self.graph), self.graph_masses[:, None], 0.0).sum(axis=-1)
+        masses = jnp.where(_same(rows, self.added), self.added_masses[:, None], 0.0).sum(axis=-1)
         return jnp.logaddexp(log_probs + jnp.log(factors), jnp.log(masses)) + jnp.log(self.boosts_of(rows))
 
     def of_catalog(self, log_probs: Float[Array, "b items"]) -> Float[Array, "b items"]:
         """Log-probabilities of all items, from the model's."""
         user = jnp.arange(log_probs.shape[0])[:, None]
-        seen, graph = (scatter_rows(rows, log_probs.shape[1]) for rows in (self.history, self.graph))
+        seen, added = (scatter_rows(rows, log_probs.shape[1]) for rows in (self.history, self.added))
         repeated = _at_rows(log_probs, self.history) + jnp.log(self.repeated)[:, None]
         mixed = log_probs + jnp.log(self.others)[:, None]
         mixed = mixed.at[user, seen].set(repeated, mode="drop")
-        with_graph = jnp.logaddexp(_at_rows(mixed, self.graph), jnp.log(self.graph_masses))
-        mixed = mixed.at[user, graph].set(with_graph, mode="drop")
+        with_added = jnp.logaddexp(_at_rows(mixed, self.added), jnp.log(self.added_masses))
+        mixed = mixed.at[user, added].set(with_added, mode="drop")
         if self.boosts is None:
             return mixed
         rows = scatter_rows(self.boosts.rows, log_probs.shape[1])
@@ -186,7 +193,7 @@ class NodeMasses(NamedTuple):
     parents: Int[Array, "b n"]
     of_model: Float[Array, "b n"]
     """Change of the model's mass, mostly downwards."""
-    of_graph: Float[Array, "b n"]
+    added: Float[Array, "b n"]
 
 
 class PrefixMasses(NamedTuple):
@@ -202,15 +209,15 @@ class PrefixMasses(NamedTuple):
         """Sums of the terms, from the items upwards."""
         named = _named_items(terms)
         members, found, order = sorted_members(trie, named.rows, codes)
-        before, after, of_graph = (jnp.take_along_axis(x, order, axis=-1) for x in named[1:])
+        before, after, added = (jnp.take_along_axis(x, order, axis=-1) for x in named[1:])
         left = found if mask is None else found & mask.allows(members[-1])
-        of_model, of_graph = jnp.where(left, after, 0.0) - before, jnp.where(left, of_graph, 0.0)
+        of_model, added = jnp.where(left, after, 0.0) - before, jnp.where(left, added, 0.0)
         levels = []
         for level, nodes in enumerate(members[:-1]):
             parents = members[level - 1] if level else jnp.zeros_like(nodes)
             keys = jnp.where(found, nodes, -1)
             last = found & (keys != jnp.pad(keys[:, 1:], ((0, 0), (0, 1)), constant_values=-1))
-            sums = (run_sums(x, keys) for x in (of_model, of_graph))
+            sums = (run_sums(x, keys) for x in (of_model, added))
             levels.append(NodeMasses(nodes, jnp.where(last, parents, -1), *sums))
         return cls(terms, tuple(levels))
 
@@ -229,30 +236,55 @@ class PrefixMasses(NamedTuple):
         before = scores.at[user, beam, place].get(mode="fill", fill_value=-jnp.inf)
         mass = jnp.exp(before)
         left = jnp.where(mass > 0, jnp.maximum(1 + own.of_model / mass, _LEFT), 1.0)
-        after = jnp.logaddexp(before + jnp.log(left), jnp.log(own.of_graph))
+        after = jnp.logaddexp(before + jnp.log(left), jnp.log(own.added))
         return scores.at[user, beam, place].set(after, mode="drop")
 
 
-def is_mixed(mixture: Mixture | None, requests: RequestBatch) -> bool:
-    """True where scores are other than the model's own."""
-    return mixture is not None or requests.boosts is not None
+def is_mixed(mixture: Mixture | None, requests: RequestBatch, dense: ItemShares | None = None) -> bool:
+    """True where scores are other than the model's own, or than those of its codes."""
+    return mixture is not None or requests.boosts is not None or dense is not None
 
 
 def catalog_terms(
-    log_probs: Float[Array, "b items"], mixture: Mixture | None, requests: RequestBatch, tables: ItemTables
+    log_probs: Float[Array, "b items"],
+    mixture: Mixture | None,
+    requests: RequestBatch,
+    tables: ItemTables,
+    dense: ItemShares | None = None,
 ) -> MixtureTerms | None:
     """The terms where the model's log-probabilities of all items are known; None: nothing is mixed."""
-    if not is_mixed(mixture, requests):
+    if not is_mixed(mixture, requests, dense):
         return None
-    return MixtureTerms.from_requests(mixture, requests, tables, score=functools.partial(_at_rows, log_probs))
+    score = functools.partial(_at_rows, log_probs)
+    return MixtureTerms.from_requests(mixture, requests, tables, score=score, dense=dense)
 
 
 def mixed_catalog(
-    log_probs: Float[Array, "b items"], mixture: Mixture | None, requests: RequestBatch, tables: ItemTables
+    log_probs: Float[Array, "b items"],
+    mixture: Mixture | None,
+    requests: RequestBatch,
+    tables: ItemTables,
+    dense: ItemShares | None = None,
 ) -> Float[Array, "b items"]:
     """Log-probabilities of all items, from the model's."""
-    terms = catalog_terms(log_probs, mixture, requests, tables)
+    terms = catalog_terms(log_probs, mixture, requests, tables, dense)
     return log_probs if terms is None else terms.of_catalog(log_probs)
+
+
+def dense_shares(
+    log_probs: Float[Array, "b items"],
+    mixture: Mixture | None,
+    requests: RequestBatch,
+    tables: ItemTables,
+    *,
+    total: float,
+) -> ItemShares:
+    """The items of a dense head's largest probabilities, after the factors of repeats; the shares sum to `total`."""
+    if mixture is not None:
+        repeats = mixture._replace(neighbors=None, weight=jnp.zeros_like(mixture.weight))
+        log_probs = mixed_catalog(log_probs, repeats, requests._replace(boosts=None), tables)
+    rows, shares = _largest(jnp.exp(log_probs))
+    return ItemShares(rows, total * shares)
 
 
 def _distinct(rows: Int[Array, "b n"]) -> Int[Array, "b n"]:
@@ -268,12 +300,12 @@ def _at_rows(values: Float[Array, "b items"], rows: Int[Array, "b n"]) -> Float[
 
 
 class _NamedItems(NamedTuple):
-    """Item rows, their mass in the model before and after the factors of repeats and requests, and in the graph."""
+    """Item rows, their mass in the model before and after the factors of repeats and requests, and what is added."""
 
     rows: Int[Array, "b n"]
     before: Float[Array, "b n"]
     after: Float[Array, "b n"]
-    of_graph: Float[Array, "b n"]
+    added: Float[Array, "b n"]
 
 
 def _named_items(terms: MixtureTerms) -> _NamedItems:
@@ -284,8 +316,8 @@ def _named_items(terms: MixtureTerms) -> _NamedItems:
         factors = jnp.where(seen, terms.repeated[:, None], terms.others[:, None]) * terms.boosts_of(rows)
         return mass * terms.others[:, None], mass * factors
 
-    history, none = terms.history_log_probs, jnp.zeros_like(terms.graph_masses)
-    lists = [(terms.graph, none, none, terms.graph_masses * terms.boosts_of(terms.graph))]
+    history, none = terms.history_log_probs, jnp.zeros_like(terms.added_masses)
+    lists = [(terms.added, none, none, terms.added_masses * terms.boosts_of(terms.added))]
     if terms.boosts is not None and terms.boost_log_probs is not None:
         rows = terms.boosts.rows
         lists.append((rows, *of_model(rows, terms.boost_log_probs), jnp.zeros_like(terms.boost_log_probs)))
@@ -305,11 +337,11 @@ def _repeat_factors(
 
 def _graph_items(
     mixture: Mixture, requests: RequestBatch, history: Int[Array, "b t"], tables: ItemTables
-) -> GraphItems:
-    """The graph's distribution, of items that may be recommended at all."""
+) -> ItemShares:
+    """The graph's distribution, of items that may be recommended at all; its shares sum to 1 or are all 0."""
     neighbors, none = mixture.neighbors, (history.shape[0], 0)
     if neighbors is None:
-        return GraphItems(jnp.zeros(none, jnp.int32), jnp.zeros(none))
+        return ItemShares(jnp.zeros(none, jnp.int32), jnp.zeros(none))
     if len(neighbors.rows) != len(tables.known):
         raise ValueError(
             f"expected the neighbors of all {len(tables.known)} rows of the item tables, got {len(neighbors.rows)}"
@@ -323,14 +355,27 @@ def _graph_items(
     if tables.active is not None:
         possible &= tables.active[rows]
     possible &= ~_same(rows, history).any(axis=-1) | (mixture.repeat_factor > 0)
-    rows, weights = jnp.where(possible, rows, len(tables.known)), jnp.where(possible, weights, 0.0)
-    order = order_of(rows, most=len(tables.known))
+    items = _summed(jnp.where(possible, rows, -1), jnp.where(possible, weights, 0.0), size=len(tables.known))
+    best, shares = _largest(items.shares)
+    rows = jnp.take_along_axis(items.rows, jnp.maximum(best, 0), axis=-1)
+    return ItemShares(jnp.where(best < 0, -1, rows), shares)
+
+
+def _largest(weights: Float[Array, "b n"]) -> ItemShares:
+    """Places of the largest weights, and their shares, which sum to 1 or are all 0."""
+    weights, best = top_k(weights, min(GRAPH_ITEMS, weights.shape[1]))
+    shares = weights / jnp.maximum(weights.sum(axis=-1, keepdims=True), 1e-30)
+    return ItemShares(jnp.where(weights > 0, best, -1), shares)
+
+
+def _summed(rows: Int[Array, "b n"], weights: Float[Array, "b n"], *, size: int) -> ItemShares:
+    """The rows, of so many items, in order, each once, with the sum of its weights; -1 and 0 in the places between."""
+    rows = jnp.where(rows < 0, size, rows)
+    order = order_of(rows, most=size)
     rows, weights = (jnp.take_along_axis(x, order, axis=-1) for x in (rows, weights))
     last = rows != jnp.pad(rows[:, 1:], ((0, 0), (0, 1)), constant_values=-1)
     weights = jnp.where(last, run_sums(weights, rows), 0.0)
-    weights, best = top_k(weights, min(GRAPH_ITEMS, weights.shape[1]))
-    rows = jnp.where(weights > 0, jnp.take_along_axis(rows, best, axis=-1), -1)
-    return GraphItems(rows, weights / jnp.maximum(weights.sum(axis=-1, keepdims=True), 1e-30))
+    return ItemShares(jnp.where(last & (rows < size), rows, -1), weights)
 
 
 def _for_each(boosts: Boosts | None, history: Int[Array, "b t"]) -> Boosts | None:

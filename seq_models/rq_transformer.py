@@ -18,9 +18,12 @@ from jaxtyping import Array, Float, Int, Key
 
 from seq_models.attention import KeyValue, Past, append_level, attend_past, gather_ancestors
 from seq_models.codes import CodeConfig, embedding, spread
-from seq_models.layers import Attend, Block, dropout, norm, split_key
+from seq_models.layers import Attend, Block, dropout, norm, products, split_key
+from seq_models.losses import item_cross_entropy
+from seq_models.mixture import ItemShares, Mixture, dense_shares
+from seq_models.ranking import active_log_probs
 from seq_models.state_decoder import StateDecoder
-from seq_models.types import Prefixes
+from seq_models.types import ItemTables, Prefixes, RequestBatch, TrainingBatch
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,15 @@ class RQTransformerConfig(CodeConfig):
     scaled_codes: bool = field(default=False, metadata={"later": True})
     """Multiply the embeddings of earlier codes by the square root of dim where the depth decoder reads them (Vaswani et
     al. 2017, section 3.4): they are as large as the state then."""
+    dense_share: float = field(default=0.0, metadata={"later": True})
+    """Share, in the probabilities of items, of a dense head: inner products of the state with what is read of each item
+    besides its codes, as in SASRec, trained by a cross-entropy over all items. It needs the id embedding."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.dense_share < 1:
+            raise ValueError(f"expected a dense_share of at least 0 and below 1, got {self.dense_share}")
+        if self.dense_share and not self.id_embedding:
+            raise ValueError("the dense head knows items by the embeddings of their ids; set id_embedding too")
         if self.depth_hidden is not None and self.depth_hidden < 1:
             raise ValueError(f"expected depth_hidden of at least 1, got {self.depth_hidden}")
         if self.depth_layers < 0:
@@ -80,6 +90,7 @@ class RQTransformer(StateDecoder):
         hidden = config.depth_hidden or config.backbone.hidden
         self.depth_config = replace(config.backbone, dropout=config.depth_dropout, hidden=hidden)
         self.scale = config.backbone.dim**0.5 if config.scaled_codes else 1.0
+        self.dense_share = config.dense_share
         self.levels = embedding(len(level_sizes), config.backbone.dim, rngs)
         self.depth = nnx.List([Block(self.depth_config, rngs=rngs) for _ in range(config.depth_layers)])
         self.norm = norm(config.backbone, rngs)
@@ -100,6 +111,35 @@ class RQTransformer(StateDecoder):
             logits.append(self.head(x, level).reshape(*states.shape[:-1], -1))
             summed = summed + self._read(level, codes[:, level])
         return tuple(logits)
+
+    def state_terms(
+        self, states: Float[Array, "*n dim"], tables: ItemTables, batch: TrainingBatch
+    ) -> dict[str, Float[Array, ""]]:
+        """With a dense head, its cross-entropy over all items too (`loss/dense`)."""
+        terms = super().state_terms(states, tables, batch)
+        if not self.dense_share:
+            return terms
+        vectors = self._item_vectors(tables)
+        return terms | {
+            "loss/dense": item_cross_entropy(states, vectors, batch.targets, batch.weights, seen=batch.seen)
+        }
+
+    def dense_items(self, mixture: Mixture | None, requests: RequestBatch, tables: ItemTables) -> ItemShares | None:
+        """The dense head's items, whose shares sum to its own."""
+        if not self.dense_share:
+            return None
+        states = self.encode_history(requests.inputs(tables), requests.segments)
+        scores = products(states, self._item_vectors(tables), self.config.backbone.dtype)
+        return dense_shares(active_log_probs(scores, tables), mixture, requests, tables, total=self.dense_share)
+
+    def _item_vectors(self, tables: ItemTables) -> Float[Array, "items dim"]:
+        """What is read of each item besides its codes, as large as SASRec's vectors."""
+        assert self.ids is not None
+        spare = len(tables.known) - self.ids.num_embeddings
+        read = jnp.pad(self.ids.embedding[...], ((0, spare), (0, 0)))
+        if self.project is not None and tables.features is not None:
+            read = read + self.project(tables.features).astype(read.dtype)
+        return read / read.shape[-1] ** 0.5
 
     def init_cache(self, context: Float[Array, "batch dim"]) -> DepthCache:
         """Nothing computed yet."""

@@ -13,6 +13,7 @@ from semid.generators import ConditionsConfig, GeneratorConfig
 from semid.joint.model import HISTORY_TERMS, Objective, Reach, StepConfig
 from semid.tokenizers import RQVaeConfig
 from semid.training import OptimizerConfig, TrainingConfig
+from seq_models import RQTransformerConfig
 
 
 class Surgery(enum.Enum):
@@ -132,6 +133,8 @@ class JointConfig:
             )
         if self.generator.conditions != ConditionsConfig():
             raise SemidError("end-to-end training knows no conditions on the next item; leave them out (`semid train`)")
+        if isinstance(self.generator.model, RQTransformerConfig) and self.generator.model.dense_share:
+            raise SemidError("end-to-end training trains no dense head; leave dense_share out (`semid train`)")
         if self.generator.start_from_teacher:
             raise SemidError("end-to-end training starts from no teacher; leave start_from_teacher out (`semid train`)")
         if min(self.tie_break, self.cycles) < 1:

@@ -41,6 +41,8 @@ FAMILIES = {
     "parallel-heads": ParallelHeadsConfig(STACK),
     "sasrec": DenseConfig(STACK),
 }
+# Of one share and another of the dense head; the codes alone are a model of the same parameters.
+SHARES = {f"dense {share}": RQTransformerConfig(STACK, id_embedding=True, dense_share=share) for share in (0, 0.4, 0.3)}
 # Level sizes, the last of them of collisions alone; items of one leaf there.
 CATALOGUES = {"collisions": ((3, 5), 4), "levels": ((4, 2, 6), 2), "tie-break": ((2, 3, 2, 5), 1)}
 WEIGHTS, FACTORS = (0.0, 0.3, 1.0), (0.0, 0.4, 1.0, 1.5)
@@ -66,7 +68,7 @@ def catalogue(kind, seed=0):
 def model(name, kind, dtype=Precision.FLOAT32):
     """Graph and parameters far from their initialization."""
     sizes = CATALOGUES[kind][0]
-    config = FAMILIES[name]
+    config = (FAMILIES | SHARES)[name]
     config = config.__class__(**{**vars(config), "backbone": TransformerConfig(**{**vars(STACK), "dtype": dtype})})
     built = config.build(level_sizes=sizes, num_items=ROWS, num_features=3, rngs=nnx.Rngs(0))
     graph, params = nnx.split(built)
@@ -116,8 +118,11 @@ def run(name, kind, batch, mixed, *, seed=0, softmax_over=SoftmaxOver.VOCABULARY
     return jax.device_get(found)
 
 
-def expected(alone, tables, batch, mixed, *, leaves, most=mixture.GRAPH_ITEMS):
-    """Probabilities of all rows [users, rows], from the model's own of leaves; each user and item by itself."""
+def expected(alone, tables, batch, mixed, *, leaves, most=mixture.GRAPH_ITEMS, dense=None, share=0.0):
+    """Probabilities of all rows [users, rows], from the model's own of leaves; each user and item by itself.
+
+    `dense` are the probabilities of a dense head with this share.
+    """
     active, codes = np.asarray(tables.active), np.asarray(tables.codes)
     weight, decay, window, factor = (float(x) for x in mixed[1:])
     p, edges = np.exp(np.asarray(alone, np.float64)) * active, [[]] * ROWS
@@ -133,15 +138,24 @@ def expected(alone, tables, batch, mixed, *, leaves, most=mixture.GRAPH_ITEMS):
                 if j >= 0 and active[j] and not (factor == 0 and seen[j]):
                     q[j] += decay**age * edge
         q[np.argsort(-q)[most:]] = 0
-        s = p[user, seen].sum()
-        own = min(factor, 1 / s) if s else factor
-        p[user] *= np.where(seen, own, (1 - own * s) / (1 - s))
+        p[user] = repeated(p[user], seen, factor)
+        if dense is not None:
+            p_dense = repeated(dense[user] * active, seen, factor)
+            p_dense[np.argsort(-p_dense)[most:]] = 0
+            p[user] = (1 - share) * p[user] + share * p_dense / p_dense.sum()
         if q.sum():
             p[user] = (1 - weight) * p[user] + weight * q / q.sum()
     if batch.boosts is not None:
         for row, w in zip(np.asarray(batch.boosts.rows)[0], np.asarray(batch.boosts.factors)[0], strict=True):
             p[:, row] *= w if row >= 0 else 1
     return p
+
+
+def repeated(p, seen, factor):
+    """A distribution after the factor of the items of the history."""
+    s = p[seen].sum()
+    own = min(factor, 1 / s) if s else factor
+    return p * np.where(seen, own, (1 - own * s) / (1 - s))
 
 
 def check(found, p, batch):
@@ -202,6 +216,38 @@ def test_every_family_mixes_alike(name):
         batch, (tables, _) = requests(seed, boosts=False)._replace(allowed=None, denied=None), catalogue("levels")
         _, _, alone = run(name, "levels", batch, None)
         check(run(name, "levels", batch, mixed), expected(alone, tables, batch, mixed, leaves=leaves), batch)
+
+
+def dense_head(kind, batch, seed):
+    """Probabilities of the dense head: the state's inner products with embeddings of ids and projected features."""
+    (graph, params), (tables, _) = model("dense 0", kind), catalogue(kind, seed)
+    own = nnx.merge(graph, params)
+    state = np.asarray(own.encode_history(batch.inputs(tables), batch.segments), np.float64)
+    kernel, bias = (np.asarray(x[...], np.float64) for x in (own.project.kernel, own.project.bias))
+    vectors = np.asarray(own.ids.embedding[...], np.float64) + np.asarray(tables.features) @ kernel + bias
+    powers = np.exp(state @ vectors.T / 8**0.5) * np.asarray(tables.active)
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize(("share", "most"), [(0.4, mixture.GRAPH_ITEMS), (0.3, 4)])
+def test_a_dense_head_has_its_share(monkeypatch, share, most):
+    """Next to a graph, repeats, masks and boosts, or alone; with all items or its four best."""
+    monkeypatch.setattr(mixture, "GRAPH_ITEMS", most)
+    for seed, mixed in [*list(mixtures())[1::4], (0, None)]:
+        batch, (tables, _) = requests(seed), catalogue("tie-break", seed % 3)
+        _, _, of_codes = run("dense 0", "tie-break", batch._replace(boosts=None), None, seed=seed % 3)
+        found = run(f"dense {share}", "tie-break", batch, mixed, seed=seed % 3)
+        p = expected(
+            of_codes,
+            tables,
+            batch,
+            Mixture.from_numbers() if mixed is None else mixed,
+            leaves=True,
+            most=most,
+            dense=dense_head("tie-break", batch, seed % 3),
+            share=share,
+        )
+        check(found, p, batch)
 
 
 def test_without_a_graph_repeats_or_boosts_only_collisions_are_told_apart():
