@@ -118,6 +118,27 @@ def item_cross_entropy(
     return total / jnp.where(of_all == 0, 1.0, of_all)
 
 
+def teacher_shift(
+    states: Float[Array, "*n dim"],
+    vectors: Float[Array, "items dim"],
+    targets: Int[Array, "*n"],
+    weights: Float[Array, "*n"],
+    *,
+    teacher_rows: Int[Array, "*n k"],
+    teacher_scores: Float[Array, "*n k"],
+) -> Float[Array, ""]:
+    """What `item_cross_entropy` gains where a teacher's distribution over k items takes the place of the target: the
+    weighted mean of the target's logit less the teacher's mean logit; 0 where it names no item.
+
+    `teacher_scores` are logits, -inf of items that do not count.
+    """
+    counts = teacher_scores > -jnp.inf
+    shares = jax.nn.softmax(jnp.where(counts, teacher_scores, jnp.finfo(jnp.float32).min), axis=-1)
+    items = jnp.einsum("...k,...kd->...d", shares, vectors[jnp.maximum(teacher_rows, 0)])
+    gained = jnp.sum(states * (vectors[jnp.maximum(targets, 0)] - items), axis=-1)
+    return weighted_mean(jnp.where(counts.any(axis=-1), gained, 0.0), weights)
+
+
 def distillation(
     logits: Sequence[Float[Array, "*n _"]],
     codes: Int[Array, "*n level"],

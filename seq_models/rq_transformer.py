@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int, Key
 from seq_models.attention import KeyValue, Past, append_level, attend_past, gather_ancestors
 from seq_models.codes import CodeConfig, embedding, spread
 from seq_models.layers import Attend, Block, dropout, norm, products, split_key
-from seq_models.losses import item_cross_entropy
+from seq_models.losses import item_cross_entropy, teacher_shift
 from seq_models.mixture import ItemShares, Mixture, dense_shares
 from seq_models.ranking import active_log_probs
 from seq_models.state_decoder import StateDecoder
@@ -115,14 +115,17 @@ class RQTransformer(StateDecoder):
     def state_terms(
         self, states: Float[Array, "*n dim"], tables: ItemTables, batch: TrainingBatch
     ) -> dict[str, Float[Array, ""]]:
-        """With a dense head, its cross-entropy over all items too (`loss/dense`)."""
+        """With a dense head, its cross-entropy over all items too (`loss/dense`): to the target or, where there is a
+        teacher, to the target and the teacher's items by half."""
         terms = super().state_terms(states, tables, batch)
         if not self.dense_share:
             return terms
-        vectors = self._item_vectors(tables)
-        return terms | {
-            "loss/dense": item_cross_entropy(states, vectors, batch.targets, batch.weights, seen=batch.seen)
-        }
+        asked = (states, self._item_vectors(tables), batch.targets, batch.weights)
+        dense = item_cross_entropy(*asked, seen=batch.seen)
+        if batch.teacher is not None:
+            rows, scores = batch.teacher
+            dense += teacher_shift(*asked, teacher_rows=rows, teacher_scores=scores) / 2
+        return terms | {"loss/dense": dense}
 
     def dense_items(self, mixture: Mixture | None, requests: RequestBatch, tables: ItemTables) -> ItemShares | None:
         """The dense head's items, whose shares sum to its own."""

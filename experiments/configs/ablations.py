@@ -5,10 +5,11 @@
     no-content     the item graph without content edges
     narrow         recipe.sasrec-text of half the width, the default
     repeats        narrow, whose softmax keeps the items of the history
-    untaught       recipe.semid-hybrid without a teacher (its codes and input still have the vectors of sasrec-text)
-    random-start   recipe.semid-hybrid from random parameters, taught
-    narrow-depth   recipe.semid-hybrid whose depth decoder is as wide inside as the backbone
-    vocabulary     recipe.semid-hybrid whose probabilities are over each level's whole vocabulary
+    codes-alone    recipe.semid-hybrid without a dense head
+    untaught       codes-alone without a teacher (its codes and input still have the vectors of sasrec-text)
+    random-start   codes-alone from random parameters, taught
+    narrow-depth   codes-alone whose depth decoder is as wide inside as the backbone
+    vocabulary     codes-alone whose probabilities are over each level's whole vocabulary
 
 Measured, but for untaught and vocabulary: docs/results.md.
 """
@@ -33,12 +34,17 @@ def config() -> dict[str, Experiment]:
         "no-content": Experiment("item graph without content", ItemGraphConfig(columns=())),
         "narrow": replace(dense, title="SASRec-CE of half the width", model=narrow),
         "repeats": replace(dense, title="SASRec-CE of half the width, history kept in the softmax", model=kept),
-        "untaught": replace(hybrid, title="semid, hybrid, untaught", model=untaught),
+        "codes-alone": replace(hybrid, title="semid, hybrid, codes alone", model=recipe.hybrid()),
+        "untaught": replace(hybrid, title="semid, hybrid, codes alone, untaught", model=untaught),
         "random-start": replace(
-            hybrid, title="semid, hybrid, from random parameters", model=recipe.hybrid(start_from_teacher=False)
+            hybrid,
+            title="semid, hybrid, codes alone, from random parameters",
+            model=recipe.hybrid(start_from_teacher=False),
         ),
         "narrow-depth": replace(
-            hybrid, title="semid, hybrid, narrow depth decoder", model=recipe.hybrid(depth_hidden=None)
+            hybrid, title="semid, hybrid, codes alone, narrow depth decoder", model=recipe.hybrid(depth_hidden=None)
         ),
-        "vocabulary": replace(hybrid, title="semid, hybrid, softmax over the vocabulary", model=of_vocabulary),
+        "vocabulary": replace(
+            hybrid, title="semid, hybrid, codes alone, softmax over the vocabulary", model=of_vocabulary
+        ),
     }

@@ -11,7 +11,8 @@
 
 Each is measured alone and mixed with the item graph, inside the search. All have twice the default width. The
 generators are taught by SASRec and the graph, half each. semid-hybrid begins with sasrec-text's backbone and item
-vectors, has probabilities over the codes that follow in the catalogue, as in the search, and a wide depth decoder.
+vectors, has probabilities over the codes that follow in the catalogue, as in the search, a wide depth decoder, and a
+dense head with .6 of its probabilities.
 semid-text is as it was before these; its teacher is `ablations.narrow`. Expected on Beauty (test Recall@10):
 semid-hybrid + graph .123, seen items never recommended. `ablations` has what lacks a part.
 """
@@ -48,12 +49,18 @@ def text() -> GeneratorConfig:
 
 
 def hybrid(
-    objective: ObjectiveConfig = AMONG_CHILDREN, *, start_from_teacher: bool = True, depth_hidden: int | None = 1024
+    objective: ObjectiveConfig = AMONG_CHILDREN,
+    *,
+    start_from_teacher: bool = True,
+    depth_hidden: int | None = 1024,
+    dense_share: float = 0.0,
 ) -> GeneratorConfig:
     """The generator of semid-hybrid: the same with embeddings of ids and a wide depth decoder."""
     backbone = _wide(dropout=0.25)
     return GeneratorConfig(
-        RQTransformerConfig(backbone, id_embedding=True, depth_hidden=depth_hidden, scaled_codes=True),
+        RQTransformerConfig(
+            backbone, id_embedding=True, depth_hidden=depth_hidden, scaled_codes=True, dense_share=dense_share
+        ),
         features=(CONTENT, TEACHER),
         objective=objective,
         start_from_teacher=start_from_teacher,
@@ -91,7 +98,7 @@ def config() -> dict[str, Experiment]:
         ),
         "semid-hybrid": Experiment(
             "semid, hybrid",
-            hybrid(),
+            hybrid(dense_share=0.6),
             HYBRID_CODES,
             teacher="recipe.sasrec-text",
             graph="item-graph",

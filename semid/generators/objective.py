@@ -37,7 +37,7 @@ class ObjectiveConfig:
     teacher_temperature: float = 1.0
     """Divides the teacher's scores."""
     dense: float = 1.0
-    """Weight of the dense head's cross-entropy over all items (hybrid alone)."""
+    """Weight of the dense head's cross-entropy over all items (hybrid, and RQ-Transformer with a dense_share)."""
     repeats: bool | None = None
     """An item of the history may come next. False: those are left out of every softmax over items, in training and in
     recommendation. None given: by the data, false where fewer than one training target in a

@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from seq_models import Inputs, RQTransformer, RQTransformerConfig, TransformerConfig
+from seq_models import (
+    Inputs,
+    ItemTables,
+    RQTransformer,
+    RQTransformerConfig,
+    TeacherItems,
+    TrainingBatch,
+    TransformerConfig,
+)
 
 SIZES = (3, 5, 4)
 BACKBONE = TransformerConfig(dim=8, layers=1, heads=2, hidden=12, dropout=0.3)
@@ -49,6 +57,11 @@ def states_and_logits(name, codes, targets):
 @jax.jit
 def logits_of(model, inputs, segments, targets, key=None):
     return model.logits(inputs, segments, targets, key=key)
+
+
+@jax.jit
+def terms_of(model, tables, batch):
+    return model.loss_terms(tables, batch)
 
 
 @jax.jit
@@ -147,6 +160,37 @@ def test_dropout_of_the_depth_decoder_is_its_own():
     assert not moved(0.0)
 
 
+def test_the_dense_head_is_trained_as_sasrec_is():
+    """By cross-entropy over all items but the history's, half of it to a teacher's; codes have theirs as before."""
+    codes, features = random_codes(8, 6), np.random.default_rng(9).normal(size=(6, 2)).astype(np.float32)
+    tables = ItemTables.from_arrays(codes, features, np.ones(6, np.int32))
+    history, targets = np.array([[0, 1, 2]], np.int32), np.array([[1, 2, 5]], np.int32)
+    batch = jax.device_put(TrainingBatch(history, np.ones((1, 3), np.int32), targets)).without_repeats()
+    rows = jnp.asarray([[[3, 4], [5, -1], [-1, -1]]], jnp.int32)  # a teacher names two items, one, and none
+    scores = jnp.asarray([[[0.3, 1.2], [2.0, -jnp.inf], [-jnp.inf, -jnp.inf]]])
+    taught = batch._replace(teacher=TeacherItems(rows, scores))
+    with_head = RQTransformerConfig(BACKBONE, id_embedding=True, dense_share=0.4)
+    graph, params = build(with_head, num_items=6, num_features=2)
+    m = nnx.merge(graph, params)
+    terms = terms_of(m, tables, batch)
+    states = np.asarray(m.states(tables.inputs(jnp.asarray(history)), batch.segments), np.float64)[0]
+    vectors = array(m.ids.embedding) + features @ array(m.project.kernel) + array(m.project.bias)
+    powers = np.exp(states @ vectors.T / 8**0.5)
+    of_target = [
+        p[target] / p[place + 1 :].sum() for place, (p, target) in enumerate(zip(powers, targets[0], strict=True))
+    ]
+    close(terms["loss/dense"], -np.log(of_target).mean(), 1e-4)
+    left = [p[place + 1 :].sum() for place, p in enumerate(powers)]
+    e = np.exp([0.3, 1.2])
+    of_teacher = (e / e.sum()) @ np.log(powers[0, 3:5] / left[0]), np.log(powers[1, 5] / left[1]), np.log(of_target[2])
+    of_both = (np.log(of_target) + of_teacher) / 2
+    close(terms_of(m, tables, taught)["loss/dense"], -of_both.mean(), 1e-4)
+    without, _ = build(replace(with_head, dense_share=0.0), num_items=6, num_features=2)
+    alone = terms_of(nnx.merge(without, params), tables, batch)
+    assert set(terms) - set(alone) == {"loss/dense"}
+    close(terms["loss/level"], alone["loss/level"])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -154,9 +198,11 @@ def test_dropout_of_the_depth_decoder_is_its_own():
         ({"depth_dropout": -0.1}, r"^depth_dropout -0\.1 must lie in"),
         ({"depth_hidden": 0}, r"^expected depth_hidden of at least 1, got 0$"),
         ({"depth_layers": -1}, "^expected depth_layers of at least 0, got -1$"),
+        ({"dense_share": 1.0, "id_embedding": True}, r"^expected a dense_share of at least 0 and below 1, got 1\.0$"),
+        ({"dense_share": 0.4}, r"^the dense head knows items by the embeddings of their ids; set id_embedding too$"),
     ],
 )
-def test_the_depth_decoders_config_is_checked(change, message):
+def test_the_config_is_checked(change, message):
     with pytest.raises(ValueError, match=message):
         RQTransformerConfig(BACKBONE, **change)
     RQTransformerConfig(BACKBONE, depth_layers=0, depth_dropout=0.0)

@@ -106,6 +106,13 @@ def test_what_cannot_start_from_the_teacher_is_refused(catalog, model, teacher, 
         started(untrained(model, catalog, seed=1), given)
 
 
+def test_end_to_end_training_has_no_dense_head():
+    generator = JointConfig().generator
+    with_head = replace(generator.model, id_embedding=True, dense_share=0.4)
+    with pytest.raises(SemidError, match="trains no dense head; leave dense_share out"):
+        JointConfig(generator=replace(generator, model=with_head))
+
+
 def test_end_to_end_training_starts_from_no_teacher():
     with pytest.raises(SemidError, match="starts from no teacher"):
         JointConfig(generator=replace(JointConfig().generator, start_from_teacher=True))
