@@ -250,8 +250,14 @@ class CodeModel(ItemModel):
         if blocks is None:
             raise ValueError("a pass over all items needs the blocks of the trie: pass leaf_blocks(trie)")
         steps, dense = self._steps(tables, requests), self.dense_items(mixture, requests, tables)
-        options = {"softmax_over": softmax_over, "divided": is_mixed(mixture, requests, dense)}
-        log_probs = catalog_log_probs(*steps, trie, batch=len(requests.history), blocks=blocks, **options)
+        log_probs = catalog_log_probs(
+            *steps,
+            trie,
+            batch=len(requests.history),
+            blocks=blocks,
+            softmax_over=softmax_over,
+            divided=is_mixed(mixture, requests, dense),
+        )
         return mixed_catalog(log_probs, mixture, requests, tables, dense)
 
     def leaf_blocks(self, trie: CodeTrie | None) -> LeafBlocks | None:
