@@ -75,8 +75,8 @@ def _interactions(table: pa.Table, faults: Faults) -> pa.Table:
     if not read.num_rows:
         return read
     if not {"timestamp", "position"} & set(read.column_names):
-        found = ", ".join(read.column_names)
-        faults.table(f"neither column 'timestamp' (seconds) nor 'position' has values; found {found}; add one")
+        remedy = f"found {', '.join(table.column_names)}; add or rename one (--columns timestamp=NAME)"
+        faults.table(f"neither column 'timestamp' (seconds) nor 'position' has values; {remedy}")
     return _in_seconds(read)
 
 
@@ -88,7 +88,7 @@ def _read_columns(
     for name in sorted({name for name in names if names.count(name) > 1}):
         faults.column(name, "occurs more than once; rename or drop one")
     for name in (name for name in required if name not in names):
-        faults.column(name, f"is missing; found {', '.join(names)}; add or rename it")
+        faults.column(name, f"is missing; found {', '.join(names)}; add or rename it (--columns {name}=NAME)")
     if not table.num_rows:
         faults.table("has no rows; expected at least one")
     if not table.num_rows or len(set(names)) < len(names):

@@ -182,7 +182,7 @@ class VectorFile:
         found = f"is missing; found {', '.join(schema.names)}"
         for name in ([] if self.id_column is None else [self.id_column]) + [one for one in wanted if one not in made]:
             if name not in schema.names:
-                raise SemidError(f"{self.path}: column {name!r} {found}")
+                raise SemidError(f"{self.path}: column {name!r} {found}; add or rename one")
         for name in wanted:
             for raw in made[name].inputs if name in made else ():
                 if raw not in schema.names:

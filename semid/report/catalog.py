@@ -24,7 +24,7 @@ TILE_COLORS = 8
 MAJORITY = 0.4  # share of a tile's items that gives the tile its color
 MAX_ROWS = 8  # levels of a run in the comparison of what codes know; of more: the first, second, fourth, ..., last
 _LEARNED = {  # of health.json: what the report calls it, and whether it is a share
-    "neighbors_sharing": ("Neighbours sharing codes", True),
+    "neighbors_sharing": ("Neighbors sharing codes", True),
     "popularity_explained": ("Popularity explained", False),
     "usage": ("Codes in use", True),
     "gini": ("Gini", False),

@@ -260,6 +260,7 @@ class _Validation:
         shown = self.task.select or next(iter(scores))
         self.tracker.advance(at, f"{shown} {scores[shown]:.4f}")
         if self.out_of_patience(at):
+            self.tracker.say(f"stopped at step {at}, best at step {self.checkpoints.best_step}")
             raise StopTraining
         return state
 

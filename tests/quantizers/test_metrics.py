@@ -82,7 +82,7 @@ def test_neighbors_that_tie_count_in_equal_parts():
     x = np.square(np.arange(11.0))[:, None]
     found = neighbor_preservation(x, np.ones((11, 1)), k=3, sample=11, seed=0)
     np.testing.assert_allclose(found, 3 / 10, rtol=1e-6)  # what guessing keeps
-    clumps = np.repeat(np.arange(4.0), 5)[:, None]  # every item's four twins are its neighbours, in any order
+    clumps = np.repeat(np.arange(4.0), 5)[:, None]  # every item's four twins are its neighbors, in any order
     np.testing.assert_allclose(neighbor_preservation(clumps, clumps, k=2, sample=20, seed=0), 1, rtol=1e-6)
 
 

@@ -292,7 +292,7 @@ def test_dropout_keeps_and_rescales(rate):
     np.testing.assert_allclose(out[out != 0], 1 / keep, rtol=1e-6)
     deviation = (keep * (1 - keep) / x.size) ** 0.5
     assert abs((out != 0).mean() - keep) < 5 * deviation
-    pairs = (out.ravel()[:-1] != 0) & (out.ravel()[1:] != 0)  # neighbours come out of one random word
+    pairs = (out.ravel()[:-1] != 0) & (out.ravel()[1:] != 0)  # neighbors come out of one random word
     assert abs(pairs.mean() - keep**2) < 10 * deviation
 
 

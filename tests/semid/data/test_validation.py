@@ -129,9 +129,10 @@ def test_duplicates_are_the_rows_after_the_first(rows):
 @pytest.mark.parametrize(
     ("items", "interactions", "expected"),
     [
-        ({"sku": ["a"]}, None, r"I.csv: column 'item_id' ?: is missing; found sku; add or rename it"),
+        ({"sku": ["a"]}, None, r"I.csv: column 'item_id' ?: is missing; found sku; add .* \(--columns item_id=NAME"),
         (None, {"item_id": ["a"], "timestamp": [1]}, "X.csv: column 'user_id': is missing; found item_id, timestamp"),
         (None, {"user_id": ["u"], "item_id": ["a"]}, "X.csv: neither column 'timestamp' .seconds. nor 'position' has"),
+        (None, {"buyer": ["u"], "sku": ["a"]}, "'position' has values; found buyer, sku; add or rename one .--columns"),
         (None, INTERACTIONS | {"timestamp": pa.nulls(3)}, "neither column 'timestamp'"),
         ({"item_id": pa.array([], pa.string())}, None, "I.csv: has no rows; expected at least one"),
         (None, {k: pa.array([], pa.string()) for k in INTERACTIONS}, "X.csv: has no rows; expected at least one"),

@@ -241,7 +241,7 @@ def test_an_empty_history_gets_what_is_popular(model):
     share = (model.train_counts + 1) / (model.train_counts + 1).sum()
     np.testing.assert_allclose(top.scores[1], np.log(np.sort(share)[::-1][:K]), rtol=1e-5)
     np.testing.assert_allclose(model.score([[]], IDS)[0], np.log(share), rtol=1e-5)
-    for index, history in ((0, "i1"), (2, "i2")):  # the neighbours are answered as when asked alone
+    for index, history in ((0, "i1"), (2, "i2")):  # the neighbors are answered as when asked alone
         assert top.item_ids[index] == model.recommend([[history]], k=K, beam_size=BEAM, exclude_seen=True).item_ids[0]
 
 

@@ -181,10 +181,12 @@ def test_the_last_step_is_validated_whatever_the_rhythm(tmp_path):
         ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], 1, 6, 12),
     ],
 )
-def test_it_stops_when_patience_ends(tmp_path, scores, patience, looks, best):
+def test_it_stops_when_patience_ends(tmp_path, scores, patience, looks, best, caplog):
+    caplog.set_level("INFO", "semid")
     script = Script(*scores)
     assert position(run(tmp_path, script, patience=patience)) == best
     assert len(script.seen) == looks
+    assert (f"stopped at step {2 * looks}, best at step {best}" in caplog.text) == (best < 12)
     again = Script()
     assert position(run(tmp_path, again, patience=patience)) == best, "a run that has ended is not taken up"
     assert again.seen == []
