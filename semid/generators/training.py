@@ -48,8 +48,10 @@ from semid.training import (
 from semid.training import train as run_training
 from seq_models import CodeTrie, ItemModel, Layout, ModelConfig, RQTransformerConfig, SoftmaxOver
 
-# Versions of what `train` does with the same settings; the second where items repeat.
-_VERSION, _VERSION_OF_REPEATS = 1, 2
+# Versions of what `train` does with the same settings; the second where more is chosen after training.
+_VERSION, _VERSION_OF_CHOICES = 1, 3
+# Times as many validation users choose the weight of a graph, where NDCG@10 is flat, as choose a checkpoint.
+_MORE_USERS = 4
 
 
 # Default passes over training data of at least so many interactions, and how many times as many over smaller data.
@@ -157,7 +159,7 @@ def train(
         remedy = "fit a graph to this dataset (`semid graph`)"
         dataset.check_source(graph.origin or graph.dataset, what="the item graph", remedy=remedy)
         parents["graph"] = graph.digest
-    version = _VERSION_OF_REPEATS if repeats else _VERSION
+    version = _VERSION if graph is None and not repeats else _VERSION_OF_CHOICES
     request = Request(Kind.MODEL, {"generator": to_dict(config)}, parents, seed, version)
 
     def work(folder: Path) -> Recommender:
@@ -168,7 +170,8 @@ def train(
         title = "training" if out is None else f"training {Path(out).name}"
         run = RunFolder(folder, request.checkpoints, title=title)
         trained = fit_generator(untrained, dataset, config, run=run, seed=seed, teacher=teacher, mesh=mesh)
-        score = validation(dataset, config, seed=seed)
+        more = replace(config, validation_users=_MORE_USERS * config.validation_users)
+        score = validation(dataset, more, seed=seed)
         whole = trained if graph is None else mixed(trained, graph, score)
         if not (repeats and whole.repeats):
             return whole
