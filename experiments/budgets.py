@@ -79,7 +79,7 @@ def _tiny(experiment: Experiment, interactions: int) -> Experiment:
         Refresh: lambda _: Refresh(epochs / 2),
         TransformerConfig: rule(**_SIZES, kv_heads=None),
         BlocksConfig: rule(**_SIZES),
-        FusionConfig: rule(dim=8, hidden=8),
+        FusionConfig: rule(dim=8, hidden=8, identity=False),
         EncoderDecoderConfig: rule(decoder_layers=1),
         GeneratorConfig: rule(**seen),
         RQVaeConfig: codes,

@@ -114,6 +114,7 @@ class Runner:
             return ContentConfig(text=None, vectors=self.content) if is_joint and self.content else None
         if experiment.weights is not None:
             encoders = replace(encoders, text=PretrainedText(experiment.weights))
+        encoders = replace(encoders, vectors=self._columns(encoders.vectors))
         return encoders if "image" in self.data.items.column_names else replace(encoders, image=None)
 
     def _train(self, experiment: Experiment, out: Path) -> Ranker:
@@ -163,7 +164,8 @@ class Runner:
         teacher = self._teacher(experiment).item_vectors() if terms & TEACHER_TERMS else None
         if (encoders := experiment.encoders) is None:
             raise SemidError(f"dataset {self.data.name!r} has no vector columns for an end-to-end model to read")
-        options: dict[str, Any] = {"config": config, "out": out, "seed": self.seed, "teacher": teacher}
+        graph = None if experiment.graph is None else self.run(experiment.graph).ranker
+        options: dict[str, Any] = {"config": config, "out": out, "seed": self.seed, "teacher": teacher, "graph": graph}
         if encoders.vectors:
             options["content"] = read_content(self.data, encoders, seed=self.seed)
         else:

@@ -25,6 +25,7 @@ from semid.encoders import (
     Tuning,
 )
 from semid.errors import SemidError
+from semid.graphs import ItemGraph
 from semid.joint import JointConfig, train_end_to_end
 from semid.training import MeshConfig, make_mesh
 
@@ -59,6 +60,9 @@ class TrainEndToEnd:
     tuning: Literal["side-adapters", "low-rank", "full", "frozen"] = "side-adapters"
     """Parameters of pretrained encoders that are trained: of small adapters that read their states (computed once, the
     cheapest), of low-rank changes of their matrices, all, or none."""
+    graph: PathOrUrl | None = None
+    """Folder of an item graph of the same dataset (`semid graph`), which is mixed with the model, in the search too, at
+    the weight that is best on validation."""
     stages: tyro.conf.Suppress[JointConfig] = JointConfig()
     """Settings of the stages; by a file of options alone (--config)."""
     seed: int = 0
@@ -79,6 +83,7 @@ class TrainEndToEnd:
             config=config,
             out=self.out,
             seed=self.seed,
+            graph=None if self.graph is None else ItemGraph.load(self.graph),
             mesh=make_mesh(config=self.mesh),
         )
         console.print(f"model: {self.out}")

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Key
 
+from semid.config import later_field
 from semid.encoders.adapters import CrossTower, Encoder, SideTower
 from semid.encoders.blocks import BlocksConfig, FeedForward
 from semid.encoders.content import FeatureRows, Rows, present_of
@@ -32,6 +33,9 @@ class FusionConfig:
     """Share of an item's modalities hidden in training, never all of them, so that no modality is relied on alone."""
     cross: bool = False
     """Add the tower between modalities that reads the states of all side towers (IISAN)."""
+    identity: bool = later_field(False)
+    """Start as the sum of the encoders' own vectors, all of width `dim`, but for the norm: projections are the identity
+    and the layer that mixes adds nothing. Untrained, a pretrained encoder's neighbors are then an item's."""
 
     def __post_init__(self) -> None:
         if min(self.dim, self.hidden) < 1 or not 0.0 <= self.modality_dropout < 1.0:
@@ -92,6 +96,8 @@ class ItemEncoder(nnx.Module):
         self.feed = FeedForward(BlocksConfig(dim=self.dim, heads=1, hidden=config.hidden), rngs=rngs)
         self.norm = nnx.LayerNorm(self.dim, use_scale=False, use_bias=False, rngs=rngs)
         self.scale, self.bias = nnx.Param(jnp.ones(self.dim)), nnx.Param(jnp.zeros(self.dim))
+        if config.identity:
+            self._start_at_identity(widths)
 
     def __call__(self, content: Content, *, key: Key[Array, ""] | None = None) -> Float[Array, "n dim"]:
         """Vectors of the items of `content`, which has the encoders' names. Dropouts need a `key`.
@@ -124,6 +130,13 @@ class ItemEncoder(nnx.Module):
         mean, deviation = vectors.mean(0), jnp.maximum(vectors.std(0), 1e-6)
         self.scale[...] = self.scale[...] / deviation
         self.bias[...] = (self.bias[...] - mean) / deviation
+
+    def _start_at_identity(self, widths: Mapping[str, int]) -> None:
+        if other := {name: width for name, width in widths.items() if width != self.dim}:
+            raise SemidError(f"identity: expected vectors as wide as dim {self.dim}, got {other}; give that dim")
+        for linear in self.projections.values():
+            linear.kernel[...] = jnp.eye(self.dim)
+        self.feed.down.kernel[...] = jnp.zeros_like(self.feed.down.kernel[...])
 
     def _fused(self, vectors: dict[str, Array], present: dict[str, Array]) -> Float[Array, "n dim"]:
         parts = [

@@ -11,6 +11,7 @@ from semid.generators.distillation import (
     as_teacher,
     taught,
 )
+from semid.generators.mixing import mixed
 from semid.generators.objective import LossTables, ObjectiveConfig, generator_loss
 from semid.generators.programs import ProgramSizes, search_program, training_program
 from semid.generators.training import (
@@ -42,6 +43,7 @@ __all__ = [
     "content_features",
     "fit_generator",
     "generator_loss",
+    "mixed",
     "search_program",
     "taught",
     "train",

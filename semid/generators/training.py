@@ -156,8 +156,7 @@ def train(
     if teacher is not None:
         parents["teacher"] = teacher.digest
     if graph is not None:
-        remedy = "fit a graph to this dataset (`semid graph`)"
-        dataset.check_source(graph.origin or graph.dataset, what="the item graph", remedy=remedy)
+        graph.check_dataset(dataset)
         parents["graph"] = graph.digest
     version = _VERSION if graph is None and not repeats else _VERSION_OF_CHOICES
     request = Request(Kind.MODEL, {"generator": to_dict(config)}, parents, seed, version)

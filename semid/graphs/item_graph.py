@@ -252,6 +252,11 @@ class ItemGraph:
         origin = Origin(path, artifacts.read_artifact(path, Kind.GRAPH))
         return cls.read(path).with_origin(origin)
 
+    def check_dataset(self, dataset: Dataset) -> None:
+        """Raise SemidError for a graph that was fitted to another dataset, which may have what is test here."""
+        remedy = "fit a graph to this dataset (`semid graph`)"
+        dataset.check_source(self.origin or self.dataset, what="the item graph", remedy=remedy)
+
     def with_origin(self, origin: Origin) -> ItemGraph:
         """Name the artifact that holds this very graph."""
         return replace(self, origin=origin)

@@ -76,6 +76,8 @@ class Objective:
 TOKENIZER_TERMS = {"reconstruction", "codebook", "commitment", "entropy"}
 # Those whose gradient reaches the encoders, if at all, through what is read of the history.
 HISTORY_TERMS = {"generation", "codebook", "teacher_states"}
+# Those that do not read the target's vector, but its codes or the teacher's.
+_STATE_TERMS = {"generation", "teacher_states"}
 # Those that learn from a teacher's item vectors.
 TEACHER_TERMS = {"teacher_codes", "teacher_states"}
 
@@ -93,7 +95,8 @@ class StepConfig:
     window: int = 2
     """The last items of a history that are encoded afresh, and so carry the generation loss to the encoders."""
     forward: float = 1.0
-    """Share of a step's targets and windows that is encoded; the others are read from the bank."""
+    """Share of a step's windows, and of its targets where a term reads them, that is encoded; the others are read from
+    the bank."""
     backward: float = 1.0
     """Share that is differentiated."""
     dropout: bool = False
@@ -103,6 +106,11 @@ class StepConfig:
         if self.window < 0:
             raise SemidError(f"expected a window of at least 0 items, got {self.window}")
         bucket_sizes(1, forward=self.forward, backward=self.backward)  # raises for rates that do not fit
+
+    @property
+    def reads_targets(self) -> bool:
+        """Some term reads the targets' vectors, which are then encoded; without a window they always are."""
+        return not self.window or not set(self.objective.weights(0.0)) <= _STATE_TERMS
 
 
 class Codes(TableByRows):
@@ -201,12 +209,17 @@ def joint_terms(
 def _encode_batch(
     model: JointModel, batch: PackedRows, tables: ContentTables, key: Key[Array, ""], config: StepConfig
 ) -> tuple[_BatchItems, dict[str, Array]]:
-    """Encode targets and the last items of the histories, write them into the bank, and read all others from it."""
+    """Encode the last items of the histories, and the targets where a term reads them; write them into the bank, and
+    read all others from it."""
     real = batch.segments > 0
-    behind = real.sum(axis=1, keepdims=True) - 1 - jnp.arange(real.shape[1])[None]  # items between here and the end
+    lengths = real.sum(axis=1, keepdims=True)
+    behind = lengths - 1 - jnp.arange(real.shape[1])[None]  # items between here and the end
     windowed = real & (behind < config.window)
-    wanted = jnp.concatenate([batch.targets[:, None], jnp.where(windowed, batch.history, batch.targets[:, None])], 1)
-    most = len(wanted) * (1 + min(config.window, real.shape[1]))
+    first = batch.targets[:, None]
+    if not config.reads_targets:
+        first = jnp.take_along_axis(batch.history, jnp.maximum(lengths - 1, 0), axis=1)
+    wanted = jnp.concatenate([first, jnp.where(windowed, batch.history, first)], 1)
+    most = len(wanted) * (config.reads_targets + min(config.window, real.shape[1]))
     forward, backward = bucket_sizes(most, forward=config.forward, backward=config.backward, parts=row_devices())
     order_key, dropout_key = jax.random.split(key)
     fresh = unique_rows(wanted, size=forward, key=order_key)
@@ -222,7 +235,8 @@ def _encode_batch(
     if config.reach is not Reach.ENCODER:
         encoded = jax.lax.stop_gradient(encoded)
     places = jnp.where(windowed, fresh.place[:, 1:], -1)
-    targets = model.bank.read_or(batch.targets, fresh.place[:, 0], encoded)
+    of_target = fresh.place[:, 0] if config.reads_targets else jnp.full_like(batch.targets, -1)
+    targets = model.bank.read_or(batch.targets, of_target, encoded)
     history = model.bank.read_or(batch.history, places, encoded)
     return _BatchItems(targets, history, last_state(history, batch.segments)), metrics
 

@@ -42,7 +42,8 @@ from semid.encoders import (
     read_content,
 )
 from semid.errors import SemidError
-from semid.generators import write_statistics
+from semid.generators import mixed, validation, write_statistics
+from semid.graphs import ItemGraph
 from semid.joint.config import JointConfig
 from semid.joint.context import WARM_UP, Context, PreviousRun, encode_items
 from semid.joint.model import TEACHER_TERMS, JointModel
@@ -55,8 +56,9 @@ from seq_models import RQTransformer
 
 STATE_FILE = "joint.safetensors"
 
-# Version of what `train_end_to_end` does with the same settings.
-_VERSION = 1
+# Versions of what `train_end_to_end` does with the same settings; the second leaves targets that no term reads to the
+# bank.
+_VERSION, _VERSION_OF_WINDOWS = 1, 2
 
 _SCRATCH = "scratch"
 
@@ -71,6 +73,7 @@ def train_end_to_end(
     out: str | Path | None = None,
     seed: int = 0,
     teacher: Float[np.ndarray, "items teacher"] | None = None,
+    graph: ItemGraph | None = None,
     previous: PreviousRun | None = None,
     shared: str | Path | None = None,
     mesh: Mesh | None = None,
@@ -80,7 +83,7 @@ def train_end_to_end(
     `text` and `image` say how items are encoded: "scratch", the folder of a pretrained model (its states read by side
     adapters), or a config such as `PretrainedText(folder, tuning=LowRank())`; None leaves the modality out. `content`
     is for all else: content and encoder that `read_content` or the caller has made. `teacher` are item vectors for the
-    objective's distillation terms.
+    objective's distillation terms. A `graph` is mixed with the trained model at the weight that is best on validation.
 
     A stage (see `run_stage`): an interrupted run of the same request goes on from its checkpoints, a finished one is
     read, and without `out` nothing is written. The artifact is a recommender like any other (its features are the item
@@ -103,6 +106,10 @@ def train_end_to_end(
         repeats=fitted.repeats.common,
     )
     request = _request(dataset, config, source, content, teacher, previous, seed)
+    of_stages = {"seed": seed, "parents": dict(request.parents), "content": request.config.get("content")}
+    if graph is not None:
+        graph.check_dataset(dataset)
+        request = dataclasses.replace(request, parents={**request.parents, "graph": graph.digest})
 
     def work(folder: Path) -> _Trained:
         home = folder if shared is None else _shared_folder(shared, request)
@@ -114,7 +121,7 @@ def train_end_to_end(
             config=config,
             teacher=teacher,
             previous=previous,
-            request={"seed": seed, "parents": dict(request.parents), "content": request.config.get("content")},
+            request=of_stages,
             folder=folder,
             shared=None if shared is None else home,
             title="" if out is None else f" of {Path(out).name}",
@@ -123,7 +130,10 @@ def train_end_to_end(
         )
         on_first(lambda: _own(folder, request))
         model = _run_stages(nnx.clone(given.encoder), context)
-        return _Trained(context.recommender(model), model, given.reader)
+        trained = context.recommender(model)
+        if graph is not None:
+            trained = mixed(trained, graph, validation(dataset, config.generator, seed=seed))
+        return _Trained(trained, model, given.reader)
 
     def write(trained: _Trained, folder: Path) -> None:
         trained.recommender.write(folder)
@@ -215,7 +225,8 @@ def _request(
         origin = Origin(path, artifacts.read_artifact(path, Kind.MODEL))
         previous.dataset.check_source(origin, what="the previous run", remedy="give the dataset of that run")
         parents["previous"] = origin.digest
-    return Request(Kind.MODEL, settings, parents, seed, _VERSION)
+    whole = all(phase.step.reads_targets for phase in config.joint)
+    return Request(Kind.MODEL, settings, parents, seed, _VERSION if whole else _VERSION_OF_WINDOWS)
 
 
 def _shared_folder(path: str | Path, request: Request) -> Path:

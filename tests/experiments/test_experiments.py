@@ -170,10 +170,11 @@ def test_end_to_end_variants_have_as_many_epochs():
         + sum(phase.training.epochs for phase in one.model.joint)
         + bool(one.model.codes.refits and one.model.joint) * one.model.generator.training.epochs
         for name, one in experiments().items()
-        if name.startswith("end-to-end.")
+        if name.startswith(("end-to-end.", "encoders."))
     }
-    assert len(given) == 5
-    assert len(set(given.values())) == 1
+    assert len(given) == 10
+    assert {name.partition(".")[0]: epochs for name, epochs in given.items()} == {"encoders": 7, "end-to-end": 42}
+    assert len(set(given.values())) == 2
 
 
 def test_a_name_of_a_file_stands_for_its_variants_and_a_wrong_one_is_answered():

@@ -42,6 +42,16 @@ def test_what_is_missing_does_not_matter_and_what_is_there_does():
     np.testing.assert_array_equal((before == after).all(axis=1), [False, True, False, True, False])
 
 
+def test_from_the_identity_an_untrained_encoder_gives_the_vectors_but_for_the_norm():
+    config, content = FusionConfig(dim=3, hidden=6, identity=True), _content()
+    both = sum(np.asarray(rows.vectors) for rows in content.values())[[0, 4]]
+    expected = (both - both.mean(1, keepdims=True)) / both.std(1, keepdims=True)
+    np.testing.assert_allclose(np.asarray(_encoder(config)(content))[[0, 4]], expected, rtol=1e-4)
+    assert not np.allclose(np.asarray(_encoder(FusionConfig(dim=3, hidden=6))(content))[[0, 4]], expected, rtol=1e-1)
+    with pytest.raises(SemidError, match=r"identity: expected vectors as wide as dim 4, got \{'image': 3"):
+        _encoder(FusionConfig(dim=4, identity=True))
+
+
 @pytest.mark.parametrize("names", [("text",), ("image",), ("text", "image")])
 def test_any_subset_of_modalities_makes_vectors(names):
     vectors = _encoder(names=names)({name: _content()[name] for name in names})

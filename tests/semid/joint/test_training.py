@@ -19,6 +19,7 @@ from semid.data.simulated import SimulatedConfig, simulate
 from semid.encoders import FeatureEncoder, FeatureRows, FusionConfig, ItemContent, ItemEncoder
 from semid.errors import SemidError
 from semid.generators import GeneratorConfig
+from semid.graphs import ItemGraph
 from semid.joint import (
     HoldThenRefit,
     JointConfig,
@@ -170,6 +171,22 @@ def test_a_frozen_part_does_not_move(world, runs, tmp_path):
     assert all(np.array_equal(found[name], staged[name]) for name in staged if name.startswith("encoder/"))
     moved = [name for name in staged if name.startswith("autoencoder/encoder") and "kernel" in name]
     assert any(np.any(found[name] != staged[name]) for name in moved)
+
+
+def test_an_item_graph_is_mixed_and_the_warm_up_is_the_same(world, runs, tmp_path):
+    home, made = runs
+    before = {path: path.stat().st_mtime_ns for path in (home / "shared").rglob("*.json")}
+    graph = ItemGraph.fit(world)
+    mixed = run(world, STAGED, tmp_path / "mixed", shared=home / "shared", graph=graph)
+    assert {path: path.stat().st_mtime_ns for path in (home / "shared").rglob("*.json")} == before
+    loaded = Recommender.from_pretrained(tmp_path / "mixed")
+    assert loaded.graph is not None
+    assert loaded.spec.graph_weight == mixed.spec.graph_weight > 0
+    histories = world.splits.test.histories.take(slice(0, 8))
+    ranked = [model.rank(histories, k=5, exclude_seen=False) for model in (loaded.with_graph(None), made["staged"])]
+    np.testing.assert_array_equal(*ranked)
+    with pytest.raises(SemidError, match=r"the item graph: trained on dataset digest abc, .*; fit a graph to this"):
+        run(world, STAGED, tmp_path / "other", graph=dataclasses.replace(graph, dataset="abc"))
 
 
 def test_what_is_finished_is_not_made_again(world, runs):
