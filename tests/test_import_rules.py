@@ -81,7 +81,7 @@ RULES = {
     "semid.joint": Rule(
         BASE
         | {"quantizers", "seq_models", "semid.data", "semid.training", "semid.encoders", "semid.catalog"}
-        | {"semid.stage", "semid.recommender", "semid.tokenizers", "semid.generators"},
+        | {"semid.stage", "semid.recommender", "semid.tokenizers", "semid.generators", "semid.graphs"},
         ARRAYS | JAX | {"optax"},
     ),
     # The report reads result files.
