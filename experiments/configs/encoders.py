@@ -8,7 +8,7 @@ measured without and with the item graph at ranking.
 
     frozen          tokenizer and generator alone, as generative recommenders are mostly built
     contrast        the layer is trained by contrast of consecutive items first (`end-to-end.staged` is the same)
-    end-to-end      joint steps whose recommendation loss reaches the layer, then tokenizer and generator anew
+    end-to-end      joint steps whose recommendation loss reaches the layer, then tokenizer and generator again
     both            the contrast, then the joint steps
     stopped         as `both`, gradients stopped at the layer
 
