@@ -17,6 +17,7 @@ from semid.generators.programs import ProgramSizes, search_program, training_pro
 from semid.generators.training import (
     GeneratorConfig,
     content_features,
+    final_validation,
     fit_generator,
     train,
     training_counts,
@@ -41,6 +42,7 @@ __all__ = [
     "VectorTeacher",
     "as_teacher",
     "content_features",
+    "final_validation",
     "fit_generator",
     "generator_loss",
     "mixed",

@@ -50,7 +50,7 @@ from seq_models import CodeTrie, ItemModel, Layout, ModelConfig, RQTransformerCo
 
 # Versions of what `train` does with the same settings; the second where more is chosen after training.
 _VERSION, _VERSION_OF_CHOICES = 1, 3
-# Times as many validation users choose the weight of a graph, where NDCG@10 is flat, as choose a checkpoint.
+# Times as many validation users choose what is chosen after training as choose a checkpoint.
 _MORE_USERS = 4
 
 
@@ -169,8 +169,7 @@ def train(
         title = "training" if out is None else f"training {Path(out).name}"
         run = RunFolder(folder, request.checkpoints, title=title)
         trained = fit_generator(untrained, dataset, config, run=run, seed=seed, teacher=teacher, mesh=mesh)
-        more = replace(config, validation_users=_MORE_USERS * config.validation_users)
-        score = validation(dataset, more, seed=seed)
+        score = final_validation(dataset, config, seed=seed)
         whole = trained if graph is None else mixed(trained, graph, score)
         if not (repeats and whole.repeats):
             return whole
@@ -381,3 +380,8 @@ def validation(dataset: Dataset, config: GeneratorConfig, *, seed: int) -> Valid
     if len(examples) > config.validation_users:
         examples = examples.take(np.random.default_rng(seed).permutation(len(examples))[: config.validation_users])
     return Validation(examples, dataset.num_items, config.validation_beam)
+
+
+def final_validation(dataset: Dataset, config: GeneratorConfig, *, seed: int) -> Validation:
+    """Validation on more users, for what is chosen after training: the weight of a graph, where NDCG@10 is flat."""
+    return validation(dataset, replace(config, validation_users=_MORE_USERS * config.validation_users), seed=seed)

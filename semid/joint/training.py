@@ -42,7 +42,7 @@ from semid.encoders import (
     read_content,
 )
 from semid.errors import SemidError
-from semid.generators import mixed, validation, write_statistics
+from semid.generators import final_validation, mixed, write_statistics
 from semid.graphs import ItemGraph
 from semid.joint.config import JointConfig
 from semid.joint.context import WARM_UP, Context, PreviousRun, encode_items
@@ -132,7 +132,7 @@ def train_end_to_end(
         model = _run_stages(nnx.clone(given.encoder), context)
         trained = context.recommender(model)
         if graph is not None:
-            trained = mixed(trained, graph, validation(dataset, config.generator, seed=seed))
+            trained = mixed(trained, graph, final_validation(dataset, config.generator, seed=seed))
         return _Trained(trained, model, given.reader)
 
     def write(trained: _Trained, folder: Path) -> None:
