@@ -64,23 +64,24 @@ def main(config: tyro.conf.OmitArgPrefixes[GroupHeads], out: Path = Path("runs/g
         config: What is measured.
         out: Folder for data, codes, models and group_heads.json.
     """
-    out = try_file(out / "group_heads.json").parent
+    file = try_file(out / "group_heads.json")
+    out = file.parent
     data = stored_dataset(config.dataset, out / "dataset", world=SimulatedConfig(), ties=SourceOrder())
     request = asdict(config) | {"dataset": data.digest}
-    for name, value in run_recorded(request, out / "group_heads.json", partial(_measured, data, config)).items():
+    for name, value in run_recorded(request, file, partial(_measured, data, config, out)).items():
         print(f"{name:32s} {value:.4f}")
 
 
-def _measured(dataset: Dataset, config: GroupHeads) -> dict[str, float]:
-    catalog = tokenize(dataset, TokenizerConfig(RQKmeansConfig()), seed=config.seed)
+def _measured(dataset: Dataset, config: GroupHeads, out: Path) -> dict[str, float]:
+    names, group = sections(dataset)
+    column = pa.array([names[number] for number in group])
+    dataset = dataset.replace(items=dataset.items.append_column(_COLUMN, column))
+    catalog = tokenize(dataset, TokenizerConfig(RQKmeansConfig()), out=out / "catalog", seed=config.seed)
     plain = GeneratorConfig()
     plain = replace(plain, training=replace(plain.training, epochs=config.epochs))
     told_of = replace(plain, conditions=ConditionsConfig(on_group=_COLUMN, film=config.film))
-    names, group = sections(dataset)
-    column = pa.array([names[number] for number in group])
-    of_groups = dataset.replace(items=dataset.items.append_column(_COLUMN, column))
-    never = train(dataset, catalog, plain, seed=config.seed)
-    told = train(of_groups, catalog, told_of, seed=config.seed)
+    never = train(dataset, catalog, plain, out=out / "never", seed=config.seed)
+    told = train(dataset, catalog, told_of, out=out / "told", seed=config.seed)
 
     examples = dataset.splits.examples(config.split)
     drawn = np.random.default_rng(config.seed).permutation(len(examples))[: config.users]
