@@ -113,7 +113,8 @@ class _Tables(_Recorded):
     """Table with item_id; text columns, vector columns and image or image_path as there are."""
     interactions: PathOrUrl
     """Table with user_id, item_id, and timestamp (seconds, ISO-8601 or datetimes) or position; event, what the user
-    did, is for models that read it (`semid train --on-event`), weight is kept and not used."""
+    did, is for models that read it (`semid train --on-event`), weight for trainings that weigh targets by it
+    (`--interaction-weights`)."""
     vectors: dict[str, PathOrUrl] = field(default_factory=dict)
     """Vector columns from .npy files: NAME FILE, row i for item row i."""
     columns: tuple[Column, ...] = ()

@@ -130,7 +130,7 @@ class Dataset:
 
         `items` needs `item_id`; `interactions` needs `user_id`, `item_id` and `timestamp` (seconds since 1970, ISO-8601
         text or datetimes) or `position`, and may have `event`, what the user did, which models may read, and `weight`,
-        which is kept and not used. `ties` orders a user's interactions of equal time.
+        by which training may weigh its targets. `ties` orders a user's interactions of equal time.
         Raises SemidError listing every fault with file, row and column.
         """
         items, interactions = checked_tables(items, interactions, item_file, interaction_file)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 from semid.errors import SemidError
 
@@ -46,7 +46,8 @@ class Histories:
     Windows may overlap, so that a user's training, validation and test histories share one array. `users` are dense
     user indices, -1 where the history belongs to nobody in the dataset. `events`, one for each of `items`, say what was
     done with it: places among known names (`Dataset.events`) from 1, 0 where that is unknown; None: none are known.
-    `times` say when, in seconds since any moment; None: that is not known.
+    `times` say when, in seconds since any moment; None: that is not known. `weights` say how much each counts as a
+    target; None: all alike.
     """
 
     users: Int[np.ndarray, " n"]
@@ -55,6 +56,7 @@ class Histories:
     ends: Int[np.ndarray, " n"]
     events: Int[np.ndarray, " total"] | None = None
     times: Int[np.ndarray, " total"] | None = None
+    weights: Float[np.ndarray, " total"] | None = None
 
     @classmethod
     def from_lists(
@@ -88,6 +90,10 @@ class Histories:
     def without_events(self) -> Histories:
         """The same items, whatever was done with them."""
         return replace(self, events=None)
+
+    def without_weights(self) -> Histories:
+        """The same items, all of which count alike."""
+        return replace(self, weights=None)
 
     def take(self, index: Int[np.ndarray, " m"] | slice) -> Histories:
         """The histories at `index`, in that order."""

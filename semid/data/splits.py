@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 from semid.config import check_seed
 from semid.data.histories import Histories
@@ -113,6 +113,8 @@ class Interactions(Protocol):
     @property
     def event_codes(self) -> Int[np.ndarray, " interactions"] | None: ...
     @property
+    def weight(self) -> Float[np.ndarray, " interactions"] | None: ...
+    @property
     def offsets(self) -> Int[np.ndarray, " bounds"]: ...
     @property
     def num_users(self) -> int: ...
@@ -133,7 +135,9 @@ def _leave_one_out(dataset: Interactions) -> Splits:
     starts, ends = dataset.offsets[:-1], dataset.offsets[1:]
     enough = np.flatnonzero(ends - starts >= 3)
     until = np.where(ends - starts >= 3, ends - 2, ends)
-    train = Histories(_users(dataset), dataset.item, starts, until, dataset.event_codes, _times(dataset))
+    train = Histories(
+        _users(dataset), dataset.item, starts, until, dataset.event_codes, _times(dataset), dataset.weight
+    )
     return Splits(train, _before(dataset, ends[enough] - 2), _before(dataset, ends[enough] - 1))
 
 
@@ -146,7 +150,10 @@ def _global_time(dataset: Interactions, rule: GlobalTime) -> Splits:
     cut = np.quantile(dataset.time, [rule.validation, rule.test])
     early = np.bincount(dataset.user[dataset.time < cut[0]], minlength=dataset.num_users)
     starts = dataset.offsets[:-1]
-    train = Histories(_users(dataset), dataset.item, starts, starts + early, dataset.event_codes, _times(dataset))
+    until = starts + early
+    train = Histories(
+        _users(dataset), dataset.item, starts, until, dataset.event_codes, _times(dataset), dataset.weight
+    )
     has_history = np.arange(len(dataset.item)) > dataset.offsets[dataset.user]
     in_test = dataset.time >= cut[1]
     in_validation = (dataset.time >= cut[0]) & ~in_test
@@ -172,7 +179,8 @@ def _held_out_items(dataset: Interactions, rule: HeldOutItems) -> Splits:
     events = dataset.event_codes
     warm_events, times = None if events is None else events[warm], _times(dataset)
     along = warm_events, None if times is None else times[warm]
-    train = Histories(_users(dataset), warm_items, starts, position[dataset.offsets[1:]], *along)
+    weights = None if dataset.weight is None else dataset.weight[warm]
+    train = Histories(_users(dataset), warm_items, starts, position[dataset.offsets[1:]], *along, weights)
 
     def examples(items: np.ndarray) -> Examples:
         wanted: Bool[np.ndarray, " n"] = np.isin(dataset.item, items)

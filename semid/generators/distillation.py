@@ -67,6 +67,7 @@ class TaughtRows(NamedTuple):
     events: Int[Any, "rows length"] | None = None
     target_events: Int[Any, " rows *length"] | None = None
     times: Int[Any, "rows length"] | None = None
+    target_weights: Float[Any, " rows *length"] | None = None
 
 
 def taught(rows: PackedRows, teacher: Teacher, objective: ObjectiveConfig) -> TaughtRows:

@@ -45,6 +45,8 @@ class ObjectiveConfig:
 
     event_weights: dict[str, float] = later_field({})
     """Weights of targets by their events, EVENT NUMBER: how much each counts in the mean of the loss; others: 1."""
+    interaction_weights: bool = later_field(False)
+    """Weigh targets by the dataset's column `weight` too, such as one of inverse propensities."""
     event_loss: float = later_field(1.0)
     """Weight of the cross-entropy of events given item and history (with event_head alone)."""
     state_column: str = later_field("")
@@ -143,8 +145,10 @@ def _training_batch(
 ) -> TrainingBatch:
     teacher = TeacherItems(batch.teacher_items, batch.teacher_scores) if objective.distillation else None
     events = {"events": batch.events, "target_events": batch.target_events, "times": batch.times}
+    events["importance"] = batch.target_weights
     if event_weights is not None:
-        events["importance"] = event_weights[batch.target_events]
+        weights = event_weights[batch.target_events]
+        events["importance"] = weights if batch.target_weights is None else weights * batch.target_weights
     rows = TrainingBatch(batch.history, batch.segments, batch.targets, teacher, **events)
     return rows if objective.repeat_factor else rows.without_repeats()
 

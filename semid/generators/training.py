@@ -307,12 +307,33 @@ def training_rows(dataset: Dataset, config: GeneratorConfig, layout: Layout) -> 
     train, history = dataset.splits.train, config.max_history
     if not config.reads_events:
         train = train.without_events()
+    if config.objective.interaction_weights:
+        _check_weights(dataset)
+    else:
+        train = train.without_weights()
     times = config.conditions.reads_times
     if layout is Layout.SINGLE:
         return SingleRows(train, max_history=history, times=times)
     append_last = layout is Layout.CLOSED
     length = config.row_length
     return PackedHistories(train, max_history=history, row_length=length, append_last=append_last, times=times)
+
+
+def _check_weights(dataset: Dataset) -> None:
+    """Raise SemidError unless targets can be weighed by the column of weights."""
+    weight, remedy = dataset.weight, "mend the column, or train without interaction_weights"
+    if weight is None:
+        raise SemidError(
+            f"dataset {dataset.name!r}: interactions have no column 'weight'; add one, or do not weigh them"
+        )
+    if (negative := weight < 0).any():
+        row = int(np.argmax(negative))
+        raise SemidError(
+            f"dataset {dataset.name!r}: interactions row {row + 1}, column 'weight': {weight[row]:g} is negative, as "
+            f"are {negative.sum():,} of {len(weight):,}; {remedy}"
+        )
+    if not weight.any():
+        raise SemidError(f"dataset {dataset.name!r}: interactions, column 'weight': all are 0; {remedy}")
 
 
 def _tables(recommender: Recommender, dataset: Dataset, objective: ObjectiveConfig) -> LossTables:

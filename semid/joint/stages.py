@@ -168,7 +168,11 @@ def _take_steps(
     task = Task(
         model,
         functools.partial(joint_losses if apart else joint_loss, config=phase.step),
-        SingleRows(context.dataset.splits.train.without_events(), max_history=max_history, seen=_items_seen(context)),
+        SingleRows(
+            context.dataset.splits.train.without_events().without_weights(),
+            max_history=max_history,
+            seen=_items_seen(context),
+        ),
         tables=context.tables,
         validate=validate,
         select=select,

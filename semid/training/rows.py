@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from semid.data import Histories, seconds_since
 from semid.errors import SemidError
@@ -76,7 +76,8 @@ class PackedRows(NamedTuple):
     `segments` numbers the histories of a row from 1 and is 0 on padding; `targets[t]` is the item that follows
     `history[t]`, -1 where there is none. Where the data have events, `events` are the history's and `target_events` the
     targets' (see `Histories`), 0 on padding and where there is no target. For models that read them, `times` are
-    seconds since the history's first item in the row, -1 on padding.
+    seconds since the history's first item in the row, -1 on padding. `target_weights` say how much targets count; None:
+    all alike.
     """
 
     history: Int[Any, "rows length"]
@@ -85,6 +86,7 @@ class PackedRows(NamedTuple):
     events: Int[Any, "rows length"] | None = None
     target_events: Int[Any, "rows length"] | Int[Any, " rows"] | None = None
     times: Int[Any, "rows length"] | None = None
+    target_weights: Float[Any, "rows length"] | Float[Any, " rows"] | None = None
 
 
 class PackedHistories(Rows):
@@ -140,6 +142,10 @@ class PackedHistories(Rows):
             seconds = np.full_like(empty, -1)
             seconds[at] = seconds_since(self._times[source], self._times[starts[owner]])
             packed = packed._replace(times=seconds)
+        if train.weights is not None:
+            weights = np.zeros(empty.shape, np.float32)
+            weights[asked] = train.weights[source[followed] + 1]
+            packed = packed._replace(target_weights=weights)
         if train.events is None:
             return packed
         events, target_events = np.zeros_like(empty), np.zeros_like(empty)
@@ -148,7 +154,7 @@ class PackedHistories(Rows):
 
     @property
     def arrays(self) -> tuple[np.ndarray, ...]:
-        along = [x for x in (self._train.events, self._times) if x is not None]
+        along = [x for x in (self._train.events, self._times, self._train.weights) if x is not None]
         sizes = np.array([self._row_length, self._append_last])
         return self._train.items, self._starts, self._sizes, self._bounds, sizes, *along
 
@@ -230,13 +236,16 @@ class SingleRows(Rows):
         rows = PackedRows(history, train.items[target], np.where(real, owner[:, None] + 1, 0).astype(np.int32))
         if self._times is not None:
             rows = rows._replace(times=before.padded_times(length))
+        if train.weights is not None:
+            rows = rows._replace(target_weights=train.weights[target])
         if train.events is None:
             return rows
         return rows._replace(events=before.padded_events(length), target_events=train.events[target])
 
     @property
     def arrays(self) -> tuple[np.ndarray, ...]:
-        train, along = self._train, [x for x in (self._train.events, self._times) if x is not None]
+        train = self._train
+        along = [x for x in (train.events, self._times, train.weights) if x is not None]
         return train.items, train.starts, train.ends, self._until, np.array(self._max_history), *along
 
 

@@ -34,7 +34,7 @@ from semid.graphs import ItemGraph
 from semid.joint import JointConfig
 from semid.recommender import Condition, Recommender, Sampling, export_program
 from semid.training import OptimizerConfig, StepContext, TrainingConfig, make_mesh
-from seq_models import DenseConfig, EncoderDecoderConfig, FlatDecoderConfig, HybridConfig, RQTransformerConfig
+from seq_models import DenseConfig, EncoderDecoderConfig, FlatDecoderConfig, HybridConfig, Layout, RQTransformerConfig
 from seq_models import TransformerConfig as Stack
 
 ITEMS, STEP = 12, {"look": 1, "buy": 5}
@@ -435,10 +435,10 @@ def test_other_families_with_one_state_know_values_too(dataset, family):
     assert trained.recommend([HISTORY], k=2, values={"buy": 1}).scores.shape == (1, 2)
 
 
-def _loss(dataset, family, weights, *, head=False):
+def _loss(dataset, family, weights, *, head=False, interactions=False):
     """Loss and terms of one batch of everything."""
     features = ("text_lsa",) if family == "hybrid" else ()
-    objective = ObjectiveConfig(event_weights=weights, repeats=True, distillation=0.0)
+    objective = ObjectiveConfig(event_weights=weights, interaction_weights=interactions, repeats=True, distillation=0.0)
     config = dataclasses.replace(
         CONFIG,
         model=FAMILIES[family],
@@ -467,6 +467,33 @@ def test_weights_of_one_are_the_loss_of_today_and_others_its_weighted_mean(datas
     weighted = _loss(dataset, family, {"buy": 3})[0]
     shares = {"look": number["look"], "buy": 3 * number["buy"]}
     assert weighted == pytest.approx((shares["look"] * looks + shares["buy"] * buys) / sum(shares.values()), rel=1e-5)
+
+
+@pytest.mark.parametrize("family", ["rq-transformer", "encoder-decoder"])  # packed rows and single ones
+def test_weights_of_interactions_weigh_their_targets(dataset, family):
+    of_events = _loss(dataset, family, {"buy": 3})[0]
+    done = np.array(dataset.events)[dataset.event_codes - 1]
+    weighed = dataset.replace(weight=np.where(done == "buy", 3, 1).astype(np.float32))
+    value, _, batch = _loss(weighed, family, {}, interactions=True)
+    assert value == of_events != _loss(weighed, family, {})[0]
+    assert (batch.target_weights[batch.targets < 0] == 0).all()
+    twice = _loss(weighed, family, {"buy": 2}, interactions=True)[0]
+    assert twice == pytest.approx(_loss(dataset, family, {"buy": 6})[0], rel=1e-6)
+    ones = dataset.replace(weight=np.ones(len(dataset.item), np.float32))
+    assert _loss(ones, family, {}, interactions=True)[0] == _loss(dataset, family, {})[0]  # bit for bit
+
+
+def test_interactions_that_cannot_be_weighed_are_refused(dataset):
+    config = dataclasses.replace(CONFIG, objective=ObjectiveConfig(interaction_weights=True))
+    weight = np.ones(len(dataset.item), np.float32)
+    weight[2] = -0.5
+    for of_all, said in (
+        (None, "interactions have no column 'weight'; add one"),
+        (weight, f"interactions row 3, column 'weight': -0.5 is negative, as are 1 of {len(weight)}; mend the column"),
+        (np.zeros_like(weight), "interactions, column 'weight': all are 0"),
+    ):
+        with pytest.raises(SemidError, match=said):
+            training_rows(dataset.replace(weight=of_all), config, Layout.PACKED)
 
 
 def test_an_event_head_adds_a_term_and_weighs_it():
