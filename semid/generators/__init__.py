@@ -1,6 +1,6 @@
 """Training of generators: objective, distillation, validation."""
 
-from semid.generators.conditions import ConditionsConfig
+from semid.generators.conditions import ConditionsConfig, FittedConditions
 from semid.generators.distillation import (
     DenseTeacher,
     GraphTeacher,
@@ -13,7 +13,7 @@ from semid.generators.distillation import (
 )
 from semid.generators.mixing import mixed
 from semid.generators.objective import LossTables, ObjectiveConfig, generator_loss
-from semid.generators.programs import ProgramSizes, search_program, training_program
+from semid.generators.programs import ProgramSizes, check_sizes, search_program, training_program
 from semid.generators.training import (
     GeneratorConfig,
     content_features,
@@ -30,6 +30,7 @@ from semid.generators.vector_teacher import VectorTeacher
 __all__ = [
     "ConditionsConfig",
     "DenseTeacher",
+    "FittedConditions",
     "GeneratorConfig",
     "GraphTeacher",
     "LossTables",
@@ -41,6 +42,7 @@ __all__ = [
     "Teacher",
     "VectorTeacher",
     "as_teacher",
+    "check_sizes",
     "content_features",
     "final_validation",
     "fit_generator",

@@ -120,11 +120,16 @@ def abstract_trie(sizes: ProgramSizes) -> CodeTrie:
     )
 
 
-def _model(config: GeneratorConfig, sizes: ProgramSizes) -> ItemModel:
+def check_sizes(config: GeneratorConfig) -> None:
+    """Raise SemidError for what has sizes that only a dataset tells."""
     if config.conditions != ConditionsConfig():
         raise SemidError("the sizes of conditions are a dataset's, and there is none: leave conditions out")
     if config.objective.state_column:
         raise SemidError("the width of state_column is a dataset's, and there is none: leave it out")
+
+
+def _model(config: GeneratorConfig, sizes: ProgramSizes) -> ItemModel:
+    check_sizes(config)
     spec = ModelSpec(config.model, sizes.level_sizes, sizes.items, sizes.num_features, config.max_history)
     return nnx.eval_shape(lambda: spec.build(seed=0))
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from quantizers import Schedule
 from semid.errors import SemidError
-from semid.generators import ConditionsConfig, GeneratorConfig
+from semid.generators import GeneratorConfig
 from semid.joint.model import HISTORY_TERMS, Objective, Reach, StepConfig
 from semid.tokenizers import RQVaeConfig
 from semid.training import OptimizerConfig, TrainingConfig
@@ -131,8 +131,6 @@ class JointConfig:
             raise SemidError(
                 f"end-to-end training is of the RQ-Transformer, not of {type(self.generator.model).__name__}"
             )
-        if self.generator.conditions != ConditionsConfig():
-            raise SemidError("end-to-end training knows no conditions on the next item; leave them out (`semid train`)")
         if isinstance(self.generator.model, RQTransformerConfig) and self.generator.model.dense_share:
             raise SemidError("end-to-end training trains no dense head; leave dense_share out (`semid train`)")
         if self.generator.start_from_teacher:

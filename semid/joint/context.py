@@ -19,7 +19,7 @@ from semid.config import to_dict
 from semid.data import Dataset, Standardizer
 from semid.encoders import Content, ItemEncoder, take
 from semid.errors import SemidError
-from semid.generators import training_counts
+from semid.generators import FittedConditions, training_counts
 from semid.joint.config import JointConfig
 from semid.joint.model import ContentTables, JointModel
 from semid.recommender import ItemData, ModelSpec, Recommender
@@ -69,8 +69,15 @@ class Context:
 
     @functools.cached_property
     def tables(self) -> ContentTables:
-        """Content and teacher on the device."""
-        return ContentTables(dict(self.content), None if self.teacher is None else jnp.asarray(self.teacher))
+        """Content, teacher, and the conditions that items meet, on the device."""
+        of_items = self.conditions.of_items
+        arrays = (None if x is None else jnp.asarray(x) for x in (self.teacher, of_items.groups, of_items.texts))
+        return ContentTables(dict(self.content), *arrays)
+
+    @functools.cached_property
+    def conditions(self) -> FittedConditions:
+        """Conditions that the generator is to know."""
+        return self.config.generator.conditions.fit(self.dataset)
 
     @property
     def level_sizes(self) -> tuple[int, ...]:
@@ -87,6 +94,7 @@ class Context:
             dim,
             generator.max_history,
             repeat_factor=generator.objective.repeat_factor,
+            conditions=self.conditions.spec,
         )
 
     def recommender(self, model: JointModel) -> Recommender:
@@ -95,7 +103,8 @@ class Context:
         catalog = SemanticCatalog(self.dataset.item_ids, codes, self.level_sizes, tie_break=True)
         counts, spec = training_counts(self.dataset), replace(self.spec(model.encoder.dim), catalog=catalog.digest)
         vectors, unchanged = np.asarray(self.item_vectors(model)), Standardizer.identity(model.encoder.dim)
-        return Recommender(model.generator, catalog, spec=spec, items=ItemData(counts, vectors, unchanged))
+        items = ItemData(counts, vectors, unchanged, self.conditions.of_items)
+        return Recommender(model.generator, catalog, spec=spec, items=items)
 
     def item_vectors(self, model: JointModel) -> Float[Array, "items dim"]:
         """The bank's vectors of all items."""

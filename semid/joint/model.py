@@ -20,7 +20,7 @@ from semid.joint.codes import Relaxation, code_mixtures
 from semid.joint.terms import code_agreement, session_contrast, symmetric_info_nce
 from semid.tokenizers import RQVAE, Pass
 from semid.training import PackedRows, StepContext, TableByRows, row_devices, share_rows
-from seq_models import Inputs, RQTransformer, code_cross_entropy, last_state
+from seq_models import Inputs, ItemTables, RQTransformer, TrainingBatch, code_cross_entropy, last_state
 
 Terms = dict[str, Float[Array, ""]]
 
@@ -118,10 +118,13 @@ class Codes(TableByRows):
 
 
 class ContentTables(NamedTuple):
-    """Device arrays that no step changes: the items' content, and a teacher's item vectors if there is one."""
+    """Device arrays that no step changes: the items' content, a teacher's item vectors if there is one, and the
+    conditions that items meet (see `ItemTables`), if the generator knows some."""
 
     content: Content
     teacher: Float[Array, "items teacher"] | None = None
+    groups: Int[Array, "items m"] | None = None
+    texts: Float[Array, "items text"] | None = None
 
 
 class JointModel(nnx.Module):
@@ -194,7 +197,7 @@ def joint_terms(
     passed = model.autoencoder(items.targets, key=target_key, progress=context.progress)
     terms = _tokenizer_terms(passed)
     if wanted & {"generation", "sequence_item", "preference", "teacher_states"}:
-        state = _state(model, batch, items.history, context, (search_key, generate_key), config)
+        state = _state(model, batch, tables, items.history, context, (search_key, generate_key), config)
         terms |= _generator_terms(model, batch, tables, state, passed, generate_key)
     if "contrast" in wanted:
         terms["contrast"] = session_contrast(
@@ -244,6 +247,7 @@ def _encode_batch(
 def _state(
     model: JointModel,
     batch: PackedRows,
+    tables: ContentTables,
     vectors: Float[Array, "b t dim"],
     context: StepContext,
     keys: tuple[Key[Array, ""], Key[Array, ""]],
@@ -256,11 +260,20 @@ def _state(
     mixtures = code_mixtures(found, books, relaxation=config.relaxation, distance=quantizer.distance)
     if config.reach is Reach.GENERATOR:
         mixtures = jax.lax.stop_gradient(mixtures)
-    codes, sizes = model.codes[...][batch.history], model.generator.level_sizes
+    inputs, sizes = _inputs(model, batch, tables, keys[1]), model.generator.level_sizes
     # A level that tells colliding items apart is no quantizer's: it is as the catalogue has it.
-    others = (jax.nn.one_hot(codes[..., level], sizes[level]) for level in range(len(mixtures), len(sizes)))
-    inputs = Inputs(codes, vectors, mixtures=(*mixtures, *others))
+    others = (jax.nn.one_hot(inputs.codes[..., level], sizes[level]) for level in range(len(mixtures), len(sizes)))
+    inputs = inputs._replace(dense=vectors, mixtures=(*mixtures, *others))
     return last_state(model.generator.states(inputs, batch.segments, key=keys[1]), batch.segments)
+
+
+def _inputs(model: JointModel, batch: PackedRows, tables: ContentTables, key: Key[Array, ""]) -> Inputs:
+    """Codes of the histories as the catalogue has them, and their events, times and conditions, if any are read."""
+    codes = model.codes[...]
+    items = ItemTables(codes, None, jnp.ones(len(codes), bool), groups=tables.groups, texts=tables.texts)
+    along = {name: getattr(batch, name) for name in ("events", "target_events", "times")}
+    rows = TrainingBatch(batch.history, batch.segments, batch.targets, **along)
+    return model.generator.training_inputs(items, rows, key)._replace(ids=None)
 
 
 def _tokenizer_terms(passed: Pass) -> Terms:

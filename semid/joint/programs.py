@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from semid.encoders import FeatureEncoder, FeatureRows, FusionConfig, ItemEncoder
 from semid.errors import SemidError
-from semid.generators import GeneratorConfig, ProgramSizes
+from semid.generators import GeneratorConfig, ProgramSizes, check_sizes
 from semid.joint.config import JointConfig
 from semid.joint.model import ContentTables, JointModel, joint_loss
 from semid.recommender import ModelSpec
@@ -38,6 +38,7 @@ def joint_program(config: GeneratorConfig, sizes: ProgramSizes, mesh: Mesh) -> t
     `sizes.level_sizes` tells items apart that share their codes.
     """
     given, training = JointConfig(generator=config), config.training
+    check_sizes(config)
     if not sizes.num_features or len(sizes.level_sizes) < 2:
         raise SemidError(
             "an end-to-end step reads content vectors (num_features above 0) and has two levels or more, the last of "

@@ -163,15 +163,16 @@ def _take_steps(
     hooks: Callable[[int], Sequence[Hook]] = lambda steps_per_epoch: (),
 ) -> JointModel:
     """Train by joint steps on training histories with one target each."""
-    max_history = context.config.generator.max_history
+    generator, histories = context.config.generator, context.dataset.splits.train.without_weights()
     apart = phase.surgery is Surgery.PROJECT
     task = Task(
         model,
         functools.partial(joint_losses if apart else joint_loss, config=phase.step),
         SingleRows(
-            context.dataset.splits.train.without_events().without_weights(),
-            max_history=max_history,
+            histories if generator.conditions.reads_events else histories.without_events(),
+            max_history=generator.max_history,
             seen=_items_seen(context),
+            times=generator.conditions.reads_times,
         ),
         tables=context.tables,
         validate=validate,

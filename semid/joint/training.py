@@ -48,7 +48,7 @@ from semid.joint.config import JointConfig
 from semid.joint.context import WARM_UP, Context, PreviousRun, encode_items
 from semid.joint.model import TEACHER_TERMS, JointModel
 from semid.joint.stages import Stage, plan
-from semid.recommender import Recommender
+from semid.recommender import Recommender, read_spec
 from semid.stage import Request, place_of_all, run_stage
 from semid.tokenizers import RQVAE, SemanticTokenizer, TokenizerConfig, map_blocks
 from semid.training import HISTORY, REQUEST, check_events, named_leaves, on_first, read_history, replace_leaves
@@ -275,6 +275,11 @@ def _untrained(encoder: ItemEncoder, context: Context, *, num_items: int) -> Joi
 def _continued(encoder: ItemEncoder, context: Context, previous: PreviousRun) -> JointModel:
     """The previous run's model on the dataset's items, known by their ids; new ones get codes of their own vectors."""
     file, before = artifacts.place(previous.path) / STATE_FILE, previous.dataset
+    if read_spec(file.parent).conditions != context.conditions.spec:
+        raise SemidError(
+            f"{file.parent}: the previous run knows other conditions (names of events and groups are a part of them); "
+            "give the same, or begin anew"
+        )
     leaves = artifacts.load_tensors(file)
     graph, state = nnx.split(_untrained(encoder, context, num_items=before.num_items))
     model = nnx.merge(graph, replace_leaves(state, leaves, where=str(file)))

@@ -31,7 +31,7 @@ from semid.generators import (
 )
 from semid.generators.training import _tables, _untrained
 from semid.graphs import ItemGraph
-from semid.joint import JointConfig
+from semid.joint import joint_program
 from semid.recommender import Condition, Recommender, Sampling, export_program
 from semid.training import OptimizerConfig, StepContext, TrainingConfig, make_mesh
 from seq_models import DenseConfig, EncoderDecoderConfig, FlatDecoderConfig, HybridConfig, Layout, RQTransformerConfig
@@ -288,10 +288,10 @@ def test_settings_out_of_range_are_refused():
         ConditionsConfig(drop_conditions=1.0)
     with pytest.raises(SemidError, match="give on_text too"):
         ConditionsConfig(text_columns=("brand",))
-    with pytest.raises(SemidError, match="end-to-end training knows no conditions"):
-        JointConfig(generator=dataclasses.replace(CONFIG, training=TrainingConfig(epochs=1)))
     with pytest.raises(SemidError, match="the sizes of conditions are a dataset's"):
         search_program(CONFIG, ProgramSizes(), make_mesh())
+    with pytest.raises(SemidError, match="the sizes of conditions are a dataset's"):
+        joint_program(CONFIG, ProgramSizes(), make_mesh())
 
 
 def test_the_command_line_asks_and_says_what_it_does_not_know(home, dataset, capsys):

@@ -24,7 +24,16 @@ from semid.training import (
     named_leaves,
     put_batch,
 )
-from seq_models import Inputs, RQTransformer, RQTransformerConfig, TransformerConfig, code_cross_entropy, last_state
+from seq_models import (
+    Conditions,
+    ConditionSizes,
+    Inputs,
+    RQTransformer,
+    RQTransformerConfig,
+    TransformerConfig,
+    code_cross_entropy,
+    last_state,
+)
 
 ITEMS, DIM, SIZES, BATCH, LENGTH = 30, 6, (4, 4), 8, 5
 TERMS = [field.name for field in dataclasses.fields(Objective)]
@@ -182,6 +191,41 @@ def test_a_full_window_is_the_step_that_encodes_every_item():
         np.testing.assert_allclose(found[name], gradient, rtol=1e-5, atol=1e-5, err_msg=name)
     value, _ = jax.jit(functools.partial(joint_loss, config=config))(model, batch, tables, context())
     assert float(value) == pytest.approx(float(plain(params)), rel=1e-5)
+
+
+@pytest.mark.parametrize("film", [False, True])
+def test_a_target_is_asked_for_by_what_it_is(film):
+    """Event and group of the item after each position, and the history's events: against inputs made item by item."""
+    model, tables, batch = make()
+    rng, sizes = np.random.default_rng(7), ConditionSizes(event=2, group=3, inputs=2, film=film, drop=0.0)
+    model.generator.add_conditions(sizes, rngs=nnx.Rngs(5))
+    for table in (model.generator.conditioning.inputs, model.generator.conditioning.event):
+        table.embedding[...] = jnp.asarray(rng.standard_normal(table.embedding.shape), jnp.float32)
+    groups = rng.integers(0, 4, ITEMS).astype(np.int32)
+    history, real = np.asarray(batch.history), np.asarray(batch.segments) > 0
+    events, done = rng.integers(1, 3, real.shape) * real, rng.integers(1, 3, BATCH)
+    wanted = {"event": np.zeros_like(history), "group": np.zeros_like(history)}
+    for row, length in enumerate(real.sum(axis=1)):
+        items, what = [*history[row, :length], batch.targets[row]], [*events[row, :length], done[row]]
+        wanted["event"][row, :length], wanted["group"][row, :length] = what[1:], groups[np.array(items[1:])]
+    vectors = model.bank.read(batch.history)
+    codes = model.codes[...][batch.history].at[..., :2].set(model.autoencoder.encode(vectors))
+    events, done = jnp.asarray(events, jnp.int32), jnp.asarray(done, jnp.int32)
+
+    @nnx.jit
+    def plain(model, conditions):
+        inputs = Inputs(codes, vectors, events=events, conditions=conditions)
+        state = last_state(model.generator.states(inputs, batch.segments), batch.segments)
+        targets = model.codes[...][batch.targets]
+        return code_cross_entropy(model.generator.depth_logits(state, targets), targets, jnp.ones(BATCH)).sum()
+
+    expected, unasked = (float(plain(model, of)) for of in (Conditions(**jax.tree.map(jnp.asarray, wanted)), None))
+    config = StepConfig(objective=only("generation"), window=0)
+    told = batch._replace(events=events, target_events=done)
+    tables = tables._replace(groups=jnp.asarray(groups[:, None]))
+    value, _ = jax.jit(functools.partial(joint_loss, config=config))(model, told, tables, context())
+    assert float(value) == pytest.approx(expected, rel=1e-5)
+    assert float(value) != pytest.approx(unasked, rel=1e-3)
 
 
 def test_what_is_not_differentiated_is_still_written():

@@ -18,7 +18,7 @@ from semid.catalog import SemanticCatalog
 from semid.data.simulated import SimulatedConfig, simulate
 from semid.encoders import FeatureEncoder, FeatureRows, FusionConfig, ItemContent, ItemEncoder
 from semid.errors import SemidError
-from semid.generators import GeneratorConfig
+from semid.generators import ConditionsConfig, GeneratorConfig
 from semid.graphs import ItemGraph
 from semid.joint import (
     HoldThenRefit,
@@ -334,6 +334,24 @@ def test_only_what_is_new_is_a_target_of_the_next_day(world, next_day):
     assert len(rows) == sum(len(history) for history in next_day.splits.train) - sum(had.values())
     with pytest.raises(SemidError, match="no training history has an item that it did not have before"):
         SingleRows(world.splits.train, max_history=4, seen=world.splits.train.lengths)
+
+
+def test_a_model_of_all_stages_is_asked_for_an_event_and_a_group(world, next_day, tmp_path):
+    rng, names = np.random.default_rng(0), ("buy", "look")
+    told = world.replace(event=pa.array(rng.choice(names, len(world.item))))
+    told = told.replace(items=told.items.append_column("half", pa.array(rng.choice(["a", "b"], world.num_items))))
+    asked = ConditionsConfig(on_event=True, on_group="half", event_inputs=True, event_head=True)
+    generator = dataclasses.replace(CONFIG.generator, conditions=asked)
+    config = dataclasses.replace(CONFIG, encoder=None, generator=generator, joint=(Phase(short()),))
+    found = run(told, config, tmp_path / "asked")
+    histories, every = told.splits.test.histories.take(slice(0, 8)), {"k": 5, "exclude_seen": False}
+    loaded, wish = Recommender.from_pretrained(tmp_path / "asked"), {"event": "buy", "group": "a"}
+    ranked = loaded.rank(histories, condition=wish, **every)
+    np.testing.assert_array_equal(ranked, found.rank(histories, condition=wish, **every))
+    assert (ranked != loaded.rank(histories, **every)).any()
+    assert loaded.event_log_probs(histories, np.arange(3)).shape == (8, 3, 2)
+    with pytest.raises(SemidError, match="asked: the previous run knows other conditions"):
+        run(next_day, CONFIG, tmp_path / "next", previous=PreviousRun(tmp_path / "asked", told))
 
 
 def test_a_term_that_learns_from_a_teacher_wants_one(world, tmp_path):
