@@ -1,5 +1,6 @@
 """Training of generators: objective, distillation, validation."""
 
+from semid.generators.calibration import with_calibrated_events
 from semid.generators.conditions import ConditionsConfig, FittedConditions
 from semid.generators.distillation import (
     DenseTeacher,
@@ -55,5 +56,6 @@ __all__ = [
     "training_program",
     "training_rows",
     "validation",
+    "with_calibrated_events",
     "write_statistics",
 ]

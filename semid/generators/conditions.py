@@ -33,6 +33,8 @@ class ConditionsConfig:
     event_head: bool = False
     """Learn the probabilities of events given item and history, so that `recommend(values=)` ranks by expected value.
     RQ-Transformer, hybrid and SASRec alone."""
+    calibrate_events: bool = later_field(False)
+    """Shift the event head's logits after training, so that its probabilities fit the validation targets."""
     film: bool = False
     """Let conditions scale and shift the state that the next item is decoded from (FiLM), instead of adding them to the
     input of the position before it. RQ-Transformer, hybrid and SASRec alone."""
@@ -47,6 +49,8 @@ class ConditionsConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.drop_conditions < 1:
             raise SemidError(f"expected drop_conditions in [0, 1), got {self.drop_conditions}")
+        if self.calibrate_events and not self.event_head:
+            raise SemidError("calibrate_events is for the probabilities of an event head: give event_head too")
         if self.text_columns and self.on_text is None:
             raise SemidError("text_columns are what conditions on texts are written from: give on_text too")
 

@@ -20,6 +20,7 @@ from semid.config import later_field, to_dict
 from semid.data import Dataset, Examples, Standardizer, content_blocks
 from semid.errors import SemidError
 from semid.evaluation import accuracy, group_ids, item_places
+from semid.generators.calibration import with_calibrated_events
 from semid.generators.conditions import ConditionsConfig
 from semid.generators.distillation import TaughtHistories, Teacher, as_teacher
 from semid.generators.mixing import mixed, with_fitted_repeats
@@ -281,7 +282,11 @@ def fit_generator(
         validate=lambda candidate: score(recommender.with_model(_served(candidate))),
         select="ndcg@10",
     )
-    return recommender.with_model(_served(run_training(task, config.training, run=run, seed=seed, mesh=mesh)))
+    model = _served(run_training(task, config.training, run=run, seed=seed, mesh=mesh))
+    trained = recommender.with_model(model)
+    if not config.conditions.calibrate_events:
+        return trained
+    return with_calibrated_events(trained, dataset.splits.examples("validation"))
 
 
 def _served(model: ItemModel) -> ItemModel:

@@ -101,15 +101,20 @@ class Ranking(NamedTuple):
         return np.where(worth > -np.inf, np.take_along_axis(rows, order, axis=1), -1), worth
 
     def event_log_probs(
-        self, histories: Histories, rows: Int[np.ndarray, " n"], *, conditions: Conditions | None = None
+        self,
+        histories: Histories,
+        rows: Int[np.ndarray, " n"] | Int[np.ndarray, "histories n"],
+        *,
+        conditions: Conditions | None = None,
     ) -> Float[np.ndarray, "histories n event"]:
-        """Logarithms of p(event | item, history) of item rows, after each history."""
-        found = []
-        for index, requests in self._requests(
-            histories, self._batch_size(_PAIRS // max(len(rows), 1)), conditions=conditions
-        ):
-            every = np.broadcast_to(rows[None], (len(requests.history), len(rows)))
-            found.append(np.asarray(self.scorer.event_log_probs(requests, jax.device_put(every)))[: len(index)])
+        """Logarithms of p(event | item, history) of item rows, after each history, all the same or its own."""
+        number = rows.shape[-1]
+        found, every = [], np.broadcast_to(rows, (len(histories), number))
+        size = self._batch_size(min(_PAIRS // max(number, 1), _BATCH))
+        for index, requests in self._requests(histories, size, conditions=conditions):
+            padded = np.full((len(requests.history), number), -1, np.int32)
+            padded[: len(index)] = every[index]
+            found.append(np.asarray(self.scorer.event_log_probs(requests, jax.device_put(padded)))[: len(index)])
         return np.concatenate(found)
 
     def log_probs(

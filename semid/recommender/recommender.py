@@ -608,9 +608,9 @@ class Recommender:
         return np.exp(self.event_log_probs(rows, wanted))
 
     def event_log_probs(
-        self, histories: Histories, rows: Int[np.ndarray, " n"]
+        self, histories: Histories, rows: Int[np.ndarray, " n"] | Int[np.ndarray, "histories n"]
     ) -> Float[np.ndarray, "histories n event"]:
-        """Logarithms of `event_probs` by item rows."""
+        """Logarithms of `event_probs` by item rows, the same after all histories or each one's own."""
         if self.conditions is None or not self.conditions.event_head:
             raise SemidError("the model knows no probabilities of events; train one with --event-head")
         return self._ranking(None).event_log_probs(histories, rows, conditions=self._conditions(None, len(histories)))

@@ -29,6 +29,7 @@ from semid.generators import (
     train,
     training_rows,
 )
+from semid.generators.calibration import fitted_biases
 from semid.generators.training import _tables, _untrained
 from semid.graphs import ItemGraph
 from semid.joint import joint_program
@@ -412,6 +413,39 @@ def test_values_that_rank_nothing_are_refused(valued, model, values, said):
         model.recommend([HISTORY], values=values)
     with pytest.raises(SemidError, match="train one with --event-head"):
         model.event_probs([HISTORY], ["i1"])
+
+
+def test_calibrated_events_fit_the_validation_targets(dataset, tmp_path):
+    examples = dataset.splits.validation
+    conditions = dataclasses.replace(VALUED.conditions, calibrate_events=True)
+    config = dataclasses.replace(VALUED, conditions=conditions, training=TrainingConfig(epochs=0.5, batch_size=64))
+    fitted = train(dataset, catalog_of(dataset), config, out=tmp_path / "fitted")
+    plain = train(dataset, catalog_of(dataset), dataclasses.replace(config, conditions=VALUED.conditions))
+    change = _biases(fitted) - _biases(plain)
+    happened = examples.target_events[:, None] - 1 == np.arange(2)
+    for model, fits in ((fitted, True), (plain, False)):  # the derivative by each bias, of targets and prior, is 0
+        probs = np.exp(model.event_log_probs(examples.histories, examples.targets[:, None])[:, 0])
+        assert np.allclose(happened.sum(axis=0) - probs.sum(axis=0), change, atol=2e-3) == fits
+    ids = dataset.item_ids.to_pylist()
+    read = Recommender.from_pretrained(tmp_path / "fitted").event_probs([HISTORY], ids, events=[DONE])
+    np.testing.assert_array_equal(read, fitted.event_probs([HISTORY], ids, events=[DONE]))
+    with pytest.raises(SemidError, match="calibrate_events is for the probabilities of an event head"):
+        ConditionsConfig(calibrate_events=True)
+
+
+def _biases(model):
+    return np.asarray(model.model.event_head.out.bias[...])
+
+
+def test_biases_of_events_that_never_were_are_bounded():
+    rng = np.random.default_rng(0)
+    log_probs = np.log(rng.dirichlet(np.ones(3), 200)).astype(np.float32)
+    done = rng.integers(0, 2, 200).astype(np.int32)
+    change = fitted_biases(log_probs, done)
+    found = np.exp(log_probs + change)
+    found /= found.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(found.sum(axis=0) + change, np.bincount(done, minlength=3), atol=1e-2)
+    assert -10 < change[2] < -2
 
 
 def test_values_are_of_all_events(dataset):
