@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int
@@ -19,14 +20,13 @@ def with_calibrated_events(recommender: Recommender, examples: Examples) -> Reco
     Events of the latest interactions, which are asked for, may have other shares than those of all before, by which the
     head was trained (label shift: Saerens et al., Neural Computation 14, 2002).
     """
-    if examples.target_events is None:
-        raise ValueError("expected examples with events")
-    log_probs = recommender.event_log_probs(examples.histories, examples.targets[:, None])[:, 0]
     model = nnx.clone(recommender.model)
-    if model.event_head is None:
-        raise ValueError("expected a model with an event head")
+    head = model.event_head
+    if head is None or examples.target_events is None:
+        raise ValueError("expected a model with an event head, and examples with events")
+    log_probs = recommender.event_log_probs(examples.histories, examples.targets[:, None])[:, 0]
     change = fitted_biases(log_probs, examples.target_events - 1)
-    model.event_head.out.bias[...] += change.astype(np.float32)
+    head.out.bias = nnx.Param(jnp.asarray(head.out.bias[...] + change.astype(np.float32)))
     LOG.info("biases of events: %s", ", ".join(f"{value:+.3f}" for value in change))
     return recommender.with_model(model)
 
