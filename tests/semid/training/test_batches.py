@@ -1,5 +1,6 @@
 """Packing against brute force, and the stream of batches: permutations, shards, exact positions."""
 
+import dataclasses
 import functools
 from collections import Counter
 from typing import NamedTuple
@@ -69,11 +70,16 @@ def test_segments_count_from_one_and_stand_together():
     assert (packed.targets[~padding] >= 0).all()
 
 
+def _weighed(train):
+    """Every item weighs a tenth of its row."""
+    return dataclasses.replace(train, weights=(train.items / 10).astype(np.float32))
+
+
 @pytest.mark.parametrize("append_last", [False, True])
 def test_rows_by_number_are_those_of_all(append_last):
     rng = np.random.default_rng(5)
     lists = [rng.integers(0, 9, length).tolist() for length in rng.integers(0, 30, 60)]
-    train = Histories.from_lists(lists, events=lists, times=lists)
+    train = _weighed(Histories.from_lists(lists, events=lists, times=lists))
     sizes = {"max_history": 5, "row_length": 8, "append_last": append_last, "times": True}
     rows, whole = PackedHistories(train, **sizes), pack(train, **sizes)
     index = rng.integers(0, len(rows), 20)
@@ -339,6 +345,18 @@ def test_events_of_single_rows():
     np.testing.assert_array_equal(got.target_events, got.targets + 7)
     assert plain[np.array([0])][3:] == (None, None, None)
     assert len(rows.arrays) == len(plain.arrays) + 1  # a run on other events is another run
+
+
+@pytest.mark.parametrize("make", [pack, SingleRows])
+def test_weights_stand_with_their_targets(make):
+    lists = ragged(np.random.default_rng(3), users=9, longest=7)
+    plain, sizes = Histories.from_lists(lists), {"max_history": 4} | ({"row_length": 6} if make is pack else {})
+    weighed = make(_weighed(plain), **sizes)
+    got = weighed if make is pack else weighed[np.arange(len(weighed))]
+    assert got.target_weights.dtype == np.float32
+    np.testing.assert_allclose(got.target_weights, np.maximum(got.targets, 0) / 10)
+    rows = make(_weighed(plain).without_weights(), **sizes)
+    assert (rows if make is pack else rows[np.array([0])]).target_weights is None
 
 
 def test_batches_hold_the_events_of_their_rows():
