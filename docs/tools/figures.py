@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from xml.sax.saxutils import escape
@@ -304,24 +303,6 @@ def asking() -> Drawing:
     return drawing
 
 
-def words() -> Drawing:
-    """Shares of lists inside the genre of the target, by what was asked for: words.json, the result of
-    `experiments.benchmarks.words` on MovieLens-1M."""
-    found = json.loads((FOLDER / "words.json").read_text())["result"]
-    drawing = Drawing(520, 290, "Lists follow words, those too that training never had")
-    for panel, what in enumerate(("known", "held-out")):
-        left = 30 + 250 * panel
-        drawing.text((left + 105, 24), "words of training" if what == "known" else "words it never had", size=14)
-        asked = {"any": "nothing", "own": "its genre", "exchanged": "another"}
-        for index, (key, name) in enumerate(asked.items()):
-            share = found[f"obedience, {what} words, {key}"]
-            drawing.bar(left + 70 * index + 10, 245, 50, max(190 * share, 1.5), COLORS[index])
-            drawing.text((left + 70 * index + 35, 237 - 190 * share), f"{share:.2f}", size=13)
-            drawing.text((left + 70 * index + 35, 266), name, size=12)
-        drawing.line((left, 245), (left + 210, 245))
-    return drawing
-
-
 FIGURES: dict[str, Callable[[], Drawing]] = {
     function.__name__.replace("_", "-"): function
     for function in (
@@ -334,7 +315,6 @@ FIGURES: dict[str, Callable[[], Drawing]] = {
         memory_bank,
         sampled_negatives,
         asking,
-        words,
     )
 }
 
