@@ -22,7 +22,7 @@ def with_calibrated_events(recommender: Recommender, examples: Examples) -> Reco
     """
     model = nnx.clone(recommender.model)
     head = model.event_head
-    if head is None or examples.target_events is None:
+    if head is None or head.out.bias is None or examples.target_events is None:
         raise ValueError("expected a model with an event head, and examples with events")
     log_probs = recommender.event_log_probs(examples.histories, examples.targets[:, None])[:, 0]
     change = fitted_biases(log_probs, examples.target_events - 1)
