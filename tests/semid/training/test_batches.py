@@ -48,7 +48,7 @@ def test_every_target_once_in_its_own_context(seed, max_history, row_length):
     packed = pack(Histories.from_lists(lists), max_history=max_history, row_length=row_length)
     assert packed.history.shape[1] == row_length
     assert {array.dtype for array in packed[:3]} == {np.dtype(np.int32)}
-    assert packed[3:] == (None, None, None)
+    assert packed[3:] == (None, None, None, None)
     assert contexts(packed) == expected
     assert sorted(expected) == sorted(int(i) for items in lists for i in items[1:])
 
@@ -333,7 +333,7 @@ def test_events_stand_where_their_items_do(append_last):
         np.testing.assert_array_equal(getattr(packed, name), getattr(plain, name))
     np.testing.assert_array_equal(packed.events, np.where(packed.segments > 0, packed.history + 7, 0))
     np.testing.assert_array_equal(packed.target_events, np.where(packed.targets >= 0, packed.targets + 7, 0))
-    assert pack(with_events.without_events(), **sizes)[3:] == (None, None, None)
+    assert pack(with_events.without_events(), **sizes)[3:] == (None, None, None, None)
 
 
 def test_events_of_single_rows():
@@ -343,7 +343,7 @@ def test_events_of_single_rows():
     got = rows[np.arange(len(rows))]
     np.testing.assert_array_equal(got.events, np.where(got.segments > 0, got.history + 7, 0))
     np.testing.assert_array_equal(got.target_events, got.targets + 7)
-    assert plain[np.array([0])][3:] == (None, None, None)
+    assert plain[np.array([0])][3:] == (None, None, None, None)
     assert len(rows.arrays) == len(plain.arrays) + 1  # a run on other events is another run
 
 
