@@ -49,7 +49,7 @@ class Times(NamedTuple):
 
 
 class TimeBias(NamedTuple):
-    """How much the time between two items counts: a number per head and bucket of the seconds (`gap_buckets`)."""
+    """Bias of attention by the time between items: a number per head and bucket of the seconds (`gap_buckets`)."""
 
     table: Float[Array, "buckets heads"]
     times: Times

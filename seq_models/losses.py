@@ -127,7 +127,7 @@ def teacher_shift(
     teacher_rows: Int[Array, "*n k"],
     teacher_scores: Float[Array, "*n k"],
 ) -> Float[Array, ""]:
-    """What `item_cross_entropy` gains where a teacher's distribution over k items takes the place of the target: the
+    """Change of `item_cross_entropy` where a teacher's distribution over k items takes the place of the target: the
     weighted mean of the target's logit less the teacher's mean logit; 0 where it names no item.
 
     `teacher_scores` are logits, -inf of items that do not count.

@@ -136,7 +136,7 @@ class RQTransformer(StateDecoder):
         return dense_shares(active_log_probs(scores, tables), mixture, requests, tables, total=self.dense_share)
 
     def _item_vectors(self, tables: ItemTables) -> Float[Array, "items dim"]:
-        """What is read of each item besides its codes, as large as SASRec's vectors."""
+        """Vectors of what is read of each item besides its codes, as large as SASRec's."""
         assert self.ids is not None
         spare = len(tables.known) - self.ids.num_embeddings
         read = jnp.pad(self.ids.embedding[...], ((0, spare), (0, 0)))

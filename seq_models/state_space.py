@@ -47,7 +47,7 @@ class StateSpace(nnx.Module):
         self.out = linear(config, config.dim, config.dim, rngs)
 
     def __call__(self, x: Float[Array, "b t dim"], within: Within) -> Float[Array, "b t dim"]:
-        """What every position reads of its own segment up to itself."""
+        """The state that every position reads of its own segment up to itself."""
         values, gate = jnp.moveaxis(self.mix(x), -3, 0)
         values = jax.nn.silu(convolved(values, self.taps[...].astype(values.dtype), within.segments))
         keys, queries = jnp.split(self.maps(x), 2, axis=-1)
@@ -128,7 +128,7 @@ def _from_before(
     queries: Float[Array, "b n t state"],
     segments: Int[Array, "b n t"],
 ) -> Float[Array, "b n t heads width"]:
-    """What is read of the chunks before one, with decays summed up from each chunk's start."""
+    """The state read of the chunks before one, with decays summed up from each chunk's start."""
     last = segments[:, :, -1]
     before = jnp.pad(last, ((0, 0), (1, 0)), constant_values=-2)[:, :-1]
     to_end = _exp(total[:, :, -1:] - total, segments == last[..., None])

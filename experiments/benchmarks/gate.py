@@ -94,7 +94,7 @@ def _measured(folder: Path, model: Path, users: int | None) -> dict[str, Any]:
 def _features(
     recommender: Recommender, examples: Examples
 ) -> tuple[dict[str, Float[np.ndarray, " n"]], Float[np.ndarray, "n 2"]]:
-    """What is known of each history before the mixture ranks; and the target's probability by model and by graph.
+    """Features of each history before the mixture ranks; and the target's probability by model and by graph.
 
     The model's, of items that it does not list, is their share of what is left.
     """

@@ -1,4 +1,4 @@
-"""What models lose at each level of the codes: nats per target, of models on the validation users of one dataset.
+"""Losses of models at each level of the codes: nats per target, of models on the validation users of one dataset.
 
     python -m experiments.benchmarks.levels --dataset ../shared/data/amazon14_beauty --out runs/levels.json \
         --models runs/amazon14_beauty/recipe.semid-hybrid_0/model runs/amazon14_beauty/recipe.sasrec-text_0/model

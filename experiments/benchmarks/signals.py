@@ -74,7 +74,7 @@ def main(
 
 
 def rankers(data: Dataset, column: str, seed: int, epochs: int) -> dict[str, Callable[[], Ranker]]:
-    """What ranks by each signal."""
+    """Rankers by each signal."""
     graphs: dict[str, GraphConfig] = {
         "lightgcn": LightGCNConfig(epochs=epochs),
         "freedom": FreedomConfig(epochs=epochs, column=column),

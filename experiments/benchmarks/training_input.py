@@ -78,7 +78,7 @@ def _dataset(interactions: int, items: int) -> Dataset:
 
 
 def _measured(folder: Path, count: int) -> list[dict[str, Any]]:
-    """What each of so many processes says."""
+    """The measurements of each of so many processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"

@@ -1,4 +1,4 @@
-"""What training an encoder is worth: by a contrast of consecutive items, by the recommendation loss, by both.
+"""The worth of training an encoder: by a contrast of consecutive items, by the recommendation loss, by both.
 
     python -m experiments encoders item-graph --dataset ../shared/data/amazon14_beauty
 

@@ -38,6 +38,9 @@ class Difference(NamedTuple):
     high: float
     p: float
 
+    def __str__(self) -> str:
+        return f"{self.mean:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
+
 
 def group_ids(codes: Int[np.ndarray, "items level"]) -> Int[np.ndarray, " items"]:
     """A dense group number for each item: equal code tuples, equal numbers."""

@@ -34,8 +34,10 @@ def with_calibrated_events(recommender: Recommender, examples: Examples) -> Reco
 def fitted_biases(
     log_probs: Float[np.ndarray, "n events"], done: Int[np.ndarray, " n"]
 ) -> Float[np.ndarray, " events"]:
-    """What is added to logits to make the events that were done (from 0) the most probable, under a standard normal
-    prior of each bias, which bounds those of events that never were."""
+    """Biases of logits under which the events that were done (from 0) are the most probable.
+
+    A standard normal prior of each bounds those of events that never were.
+    """
     happened = done[:, None] == np.arange(log_probs.shape[1])
 
     def loss(biases: Float[np.ndarray, " events"]) -> tuple[float, Float[np.ndarray, " events"]]:

@@ -182,7 +182,7 @@ class GraphVectors(NamedTuple):
 
 
 class Edges(NamedTuple):
-    """What a step propagates over: users with items, and items with items by content."""
+    """Edges that a step propagates over: users with items, and items with items by content."""
 
     interactions: Graph
     content: Graph | None

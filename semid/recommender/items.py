@@ -1,4 +1,4 @@
-"""What a model reads of its items, by item row, for the catalogue that it was trained on and for later versions."""
+"""Data of its items that a model reads, by item row, of the catalogue of its training and of later versions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from seq_models import ItemTables
 
 
 class ItemData(NamedTuple):
-    """What a model reads of its items, by item row: their training counts, and what else it was trained with.
+    """Data of its items that a model reads, by item row: their training counts, and what else it was trained with.
 
     `features` are its dense input, which `standardizer` made of raw vectors; `conditions` are those that the items
     meet, and `sequences` their further code sequences.
