@@ -32,13 +32,19 @@ class Carrier(WorkerPlugin):
         self.name = f"semid-tokenizer-{uuid.uuid4().hex}"
         self._config, self._tensors = to_dict(tokenizer.config), tokenizer.tensors()
         self._columns, self._encoders = tokenizer.columns, tokenizer.encoders
+        self._source_columns = dict(tokenizer.source_columns)
 
     @functools.cached_property
     def tokenizer(self) -> SemanticTokenizer:
         """Built at its first use in a process."""
         config = from_dict(TokenizerConfig, self._config)
         return SemanticTokenizer.from_tensors(
-            config, self._tensors, columns=self._columns, encoders=self._encoders, where=self.name
+            config,
+            self._tensors,
+            columns=self._columns,
+            encoders=self._encoders,
+            source_columns=self._source_columns,
+            where=self.name,
         )
 
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from semid import artifacts
 from semid.artifacts import Kind, Manifest, Origin
 from semid.bulk.encoding import REQUEST, TOKENIZER, digest_of
-from semid.catalog import CATALOG_FILE, Collisions, copy_tokenizer_files
+from semid.catalog import CATALOG_FILE, Collisions, copy_tokenizer_files, file_metadata
 from semid.config import to_dict
 from semid.data import storage
 from semid.errors import SemidError
@@ -70,7 +70,7 @@ def write_catalog(
         _database(codes, Path(scratch), memory_limit, out) as database,
     ):
         _fill(database, codes)
-        _write(database, folder / CATALOG_FILE, codes, loaded.level_sizes, collisions)
+        _write(database, folder / CATALOG_FILE, codes, loaded, collisions)
         copy_tokenizer_files(Origin(tokenizer, parent), folder)
 
 
@@ -182,16 +182,16 @@ def _line(error: Exception) -> str:
 
 
 def _write(
-    database: Any, file: Path, codes: Sequence[str], level_sizes: tuple[int, ...], collisions: Collisions
+    database: Any, file: Path, codes: Sequence[str], tokenizer: SemanticTokenizer, collisions: Collisions
 ) -> None:
     tie_break = collisions is Collisions.TIE_BREAK
     ((items, largest),) = database.sql("SELECT count(*), max(number) + 1 FROM items").fetchall()
     if not items:
         raise SemidError(f"{len(codes)} files of codes hold no item; a catalogue needs at least one")
-    sizes = (*level_sizes, largest) if tie_break else level_sizes
+    sizes = (*tokenizer.level_sizes, largest) if tie_break else tokenizer.level_sizes
     schema = pa.schema(
         {"item_id": pa.string(), "codes": pa.list_(pa.int32(), len(sizes))},
-        metadata={"semid.level_sizes": ",".join(map(str, sizes)), "semid.tie_break": str(int(tie_break))},
+        metadata=file_metadata(sizes, tie_break=tie_break, source_columns=tokenizer.source_columns),
     )
     chosen = "list_append(codes, number)" if tie_break else "codes"
     query = database.sql(f"SELECT item_id, {chosen} AS codes FROM items ORDER BY item_id")

@@ -72,6 +72,7 @@ def encode_file(
             id_column=job.id_column,
             columns=job.columns or tokenizer.input_columns,
             encoders=tokenizer.content_encoders,
+            names=tokenizer.source_columns,
         )
         request = file.request(job.tokenizer)
         if (standing := _items_of(job.output, request)) is not None:

@@ -7,6 +7,7 @@ from semid.catalog.catalog import (
     CatalogPath,
     SemanticCatalog,
     copy_tokenizer_files,
+    file_metadata,
     level_name,
 )
 from semid.catalog.collisions import Collisions, Residuals
@@ -28,6 +29,7 @@ __all__ = [
     "append",
     "copy_tokenizer_files",
     "export",
+    "file_metadata",
     "level_name",
     "read_tokens",
     "remove",

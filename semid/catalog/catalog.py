@@ -27,6 +27,7 @@ CATALOG_FILE = "catalog.parquet"
 # Files of the tokenizer that made the codes: its arrays and, in a model's folder, its config.
 TOKENIZER_FILE = "tokenizer.safetensors"
 TOKENIZER_CONFIG = "tokenizer.config.json"
+_SOURCE_COLUMNS = "semid.source_columns"  # of the metadata of `CATALOG_FILE`
 
 
 class CatalogPath(NamedTuple):
@@ -81,6 +82,8 @@ class SemanticCatalog:
     removed: Bool[np.ndarray, " items"] | None = None
     origin: Origin | None = field(default=None, compare=False, repr=False)
     """The catalogue artifact that it is a version of."""
+    source_columns: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+    """Names that columns had in the dataset's tables, `{"item_id": "asin"}`: files of items and ids may have them."""
 
     def __repr__(self) -> str:
         sizes = " x ".join(map(str, self.level_sizes)) + (" with tie-break" if self.tie_break else "")
@@ -117,9 +120,7 @@ class SemanticCatalog:
         if not changes:
             return self
         items = replay(ItemCodes(self.item_ids, self.codes, ~self.active), changes, level_sizes=self.level_sizes)
-        return SemanticCatalog(
-            items.item_ids, items.codes, self.level_sizes, self.tie_break, items.removed, origin=self.origin
-        )
+        return replace(self, item_ids=items.item_ids, codes=items.codes, removed=items.removed)
 
     def with_origin(self, origin: Origin) -> SemanticCatalog:
         """Name the artifact that this is a version of."""
@@ -224,7 +225,7 @@ class SemanticCatalog:
 
     def select(self, item_ids: pa.Array) -> SemanticCatalog:
         """These items, in this order, removed ones as if they were not. Raises SemidError naming the first unknown."""
-        return SemanticCatalog(item_ids, self.lookup(item_ids), self.level_sizes, self.tie_break, origin=self.origin)
+        return replace(self, item_ids=item_ids, codes=self.lookup(item_ids), removed=None)
 
     def arranged(self, item_ids: pa.Array, *, others: bool = True) -> SemanticCatalog:
         """These items first, in this order, and the `others` behind them in theirs; removed items stay removed.
@@ -236,7 +237,7 @@ class SemanticCatalog:
             return self
         removed = None if self.removed is None else self.removed[rows]
         ids = self.item_ids.take(pa.array(rows))
-        return SemanticCatalog(ids, self.codes[rows], self.level_sizes, self.tie_break, removed)
+        return replace(self, item_ids=ids, codes=self.codes[rows], removed=removed, origin=None)
 
     def lookup(self, item_ids: Iterable[Id] | pa.Array) -> Int[np.ndarray, "n level"]:
         """Codes of external ids. Raises SemidError naming the first unknown id."""
@@ -254,12 +255,11 @@ class SemanticCatalog:
     def write(self, file: Path) -> None:
         """Write Parquet: item_id, codes (fixed-size list), removed (where any is); the rest is in its metadata."""
         codes = to_lists(self.codes.astype(np.int32))
-        sizes = ",".join(map(str, self.level_sizes))
         table = pa.table({"item_id": self.item_ids, "codes": codes})
         if self.removed is not None:
             table = table.append_column("removed", pa.array(self.removed))
-        table = table.replace_schema_metadata({"semid.level_sizes": sizes, "semid.tie_break": str(int(self.tie_break))})
-        write_parquet(table, file)
+        metadata = file_metadata(self.level_sizes, tie_break=self.tie_break, source_columns=self.source_columns)
+        write_parquet(table.replace_schema_metadata(metadata), file)
 
     @classmethod
     def read(cls, file: Path) -> SemanticCatalog:
@@ -276,7 +276,15 @@ class SemanticCatalog:
         removed = None
         if "removed" in table.column_names:
             removed = table["removed"].to_numpy()
-        return cls(table["item_id"].combine_chunks(), codes, sizes, tie_break, removed)
+        columns = artifacts.parse_json(metadata.get(_SOURCE_COLUMNS.encode(), b"{}").decode(), where=file)
+        return cls(table["item_id"].combine_chunks(), codes, sizes, tie_break, removed, source_columns=columns)
+
+
+def file_metadata(level_sizes: Sequence[int], *, tie_break: bool, source_columns: Mapping[str, str]) -> dict[str, str]:
+    """Metadata of a `catalog.parquet`: what its columns do not say."""
+    named = {_SOURCE_COLUMNS: json.dumps(dict(source_columns))} if source_columns else {}
+    sizes = ",".join(map(str, level_sizes))
+    return {"semid.level_sizes": sizes, "semid.tie_break": str(int(tie_break)), **named}
 
 
 def code_tokens(level_sizes: Sequence[int]) -> list[list[str]]:

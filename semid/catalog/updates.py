@@ -86,8 +86,9 @@ def append(
 
     `tokenizer` is the one that made the catalogue's codes. `columns` are the vectors that it reads, as in
     `encode_files`; its content encoders make those that a file lacks of the raw columns. All other vectors, given or
-    made, are kept with them, for models that read them. Codes are those of the frozen tokenizer; where another item,
-    or a removed one, has them, the catalogue's own collision policy finds others for the newcomer, in the order of the
+    made, are kept with them, for models that read them. Columns have their names in the dataset, or in the tables that
+    it is from (`source_columns` of the catalogue). Codes are those of the frozen tokenizer; where another item, or a
+    removed one, has them, the catalogue's own collision policy finds others for the newcomer, in the order of the
     input. An item that was removed comes back with its old codes. A file that was appended before, as its sha256 tells,
     is left out as long as any of its items is there.
     Raises SemidError naming file, column and row of what cannot be read or encoded, of an id that is given twice or is
@@ -95,7 +96,8 @@ def append(
     """
     folder, before = open_for_change(folder)
     files = [file for path in inputs for file in storage.find(path)]
-    given = _Given.read(files, tokenizer, id_column=id_column, columns=columns)
+    names = before.catalog.source_columns
+    given = _Given.read(files, tokenizer, id_column=id_column, columns=columns, names=names)
     rows, is_known = before.catalog.find_rows(given.item_ids)
     active = is_known & before.catalog.active[rows]
     applied = given.applied(before.sources, active)
@@ -152,7 +154,15 @@ class _Given:
     """sha256 of each file."""
 
     @classmethod
-    def read(cls, paths: Sequence[str], tokenizer: Encoder, *, id_column: str, columns: Sequence[str] | None) -> _Given:
+    def read(
+        cls,
+        paths: Sequence[str],
+        tokenizer: Encoder,
+        *,
+        id_column: str,
+        columns: Sequence[str] | None,
+        names: Mapping[str, str],
+    ) -> _Given:
         """Raises SemidError naming file, column and row of what is wrong with it."""
         ids: list[pa.Array] = []
         found: list[dict[str, np.ndarray]] = []
@@ -167,6 +177,7 @@ class _Given:
                     columns=columns or tokenizer.input_columns,
                     encoders=tokenizer.content_encoders,
                     others=True,
+                    names=names,
                 )
                 blocks = list(file.blocks(_ROWS))
             except (OSError, pa.ArrowException) as error:

@@ -79,7 +79,7 @@ class Remove:
 
         ids = list(self.items)
         if self.file is not None:
-            ids += read_id_file(self.file)
+            ids += read_id_file(self.file, columns=SemanticCatalog.load(self.catalog).source_columns)
         console.print(f"{_name(self.catalog, remove(self.catalog, ids))}: {len(ids):,} items removed")
 
 

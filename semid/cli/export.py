@@ -93,7 +93,9 @@ class ImportCodes:
         codes = found.lookup(dataset.item_ids.to_pylist())
         if len(found) > len(codes):
             console.print(f"left out {len(found) - len(codes)} items of {self.codes} that the dataset does not have")
-        catalog = SemanticCatalog(dataset.item_ids, codes, found.level_sizes, self.tie_break)
+        catalog = SemanticCatalog(
+            dataset.item_ids, codes, found.level_sizes, self.tie_break, source_columns=dataset.source_columns
+        )
         settings = {"imported": artifacts.sha256(artifacts.fetched(self.codes)), "tie_break": self.tie_break}
         settings |= {"level_sizes": list(self.level_sizes)} if self.level_sizes else {}
         run_stage(

@@ -18,7 +18,7 @@ from rich.table import Table
 from semid import artifacts
 from semid.cli.choices import PathOrUrl, condition_of, load_recommender
 from semid.cli.console import console
-from semid.data import Dataset, parse_ids, read_boosts, read_id_file, read_table
+from semid.data import Dataset, parse_ids, read_boosts, read_id_file
 from semid.errors import SemidError
 from semid.recommender import Explanation, Recommender, Sampling
 
@@ -82,7 +82,7 @@ class Recommend:
         sample = Sampling(self.temperature, self.seed) if self.sample else None
         recommender = load_recommender(self.model, self.catalog, self.sequences)
         if self.items is not None and at_most:
-            recommender = recommender.with_groups(_items(self.items, tuple(at_most)), *at_most)
+            recommender = recommender.with_groups(_items(self.items), *at_most)
         history = parse_ids(self.history)
         if self.skip_unknown and history and self._dropped(recommender, history, "the history") == len(history):
             console.print("no known item left: the most popular of training")
@@ -128,14 +128,15 @@ class Recommend:
 
     def _boosts(self, recommender: Recommender) -> dict[Any, float]:
         """Factors of the table and the option. Raises SemidError naming the file, or the word, that is at fault."""
-        given = {} if self.boosts is None else read_boosts(self.boosts)
+        columns = recommender.catalog.source_columns
+        given = {} if self.boosts is None else read_boosts(self.boosts, columns=columns)
         if self.boosts is not None:
             self._mask_of(recommender, list(given), self.boosts)
         return {**given, **dict(map(_boost, self.boost))}
 
     def _mask(self, recommender: Recommender, file: str | Path) -> Bool[np.ndarray, " items"]:
         """The items that a file lists. Raises SemidError naming the file where an id is unknown."""
-        return self._mask_of(recommender, read_id_file(file), file)
+        return self._mask_of(recommender, read_id_file(file, columns=recommender.catalog.source_columns), file)
 
     def _mask_of(self, recommender: Recommender, ids: list[str], file: str | Path) -> Bool[np.ndarray, " items"]:
         """The items of these ids. Raises SemidError naming the file where one is unknown."""
@@ -170,12 +171,10 @@ def _limit(word: str) -> tuple[str, int]:
     return column, int(number)
 
 
-def _items(path: str | Path, columns: tuple[str, ...]) -> pa.Table:
-    """The items of a dataset's folder, or a table's."""
+def _items(path: str | Path) -> pa.Table | Path:
+    """The items of a dataset's folder, or the file of a table."""
     folder = artifacts.fetched(path)
-    if (folder / artifacts.MANIFEST).is_file():
-        return Dataset.load(folder).items
-    return read_table(folder, strings=("item_id", *columns))
+    return Dataset.load(folder).items if (folder / artifacts.MANIFEST).is_file() else folder
 
 
 def _boost(word: str) -> tuple[str, float]:

@@ -17,7 +17,7 @@ from semid.data.ids import Id, as_ids, as_masks, parse_ids, read_boosts, read_id
 from semid.data.images import load_image
 from semid.data.importing import add_vector_files
 from semid.data.splits import Examples, GlobalTime, HeldOutItems, LeaveOneOut, SplitRule, Splits
-from semid.data.tables import SUFFIXES, as_table, log_unused, read_table, read_text, table_kind
+from semid.data.tables import SUFFIXES, as_mapped_table, as_table, log_unused, read_table, read_text, table_kind
 from semid.data.tags import Tags, usual_tags
 from semid.data.ties import ShuffledTies, SourceOrder, TieRule
 from semid.data.vector_files import Block, VectorFile, output_name
@@ -46,6 +46,7 @@ __all__ = [
     "VectorFile",
     "add_vector_files",
     "as_ids",
+    "as_mapped_table",
     "as_masks",
     "as_table",
     "content_blocks",

@@ -80,6 +80,11 @@ class Dataset:
         columns = {"columns of items": ", ".join(self.items.column_names)}
         return Facts(f"dataset {self.name}", counts | columns | _place(self.origin))._repr_html_()
 
+    @property
+    def source_columns(self) -> dict[str, str]:
+        """Names that columns had in the tables that it is from, `{"item_id": "asin"}`; those that differ."""
+        return dict((self.source or {}).get("columns", {}))
+
     @classmethod
     def from_tables(
         cls,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import numbers
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ from jaxtyping import Bool
 
 from semid.arrow import decoded, is_string
 from semid.data.faults import HALF_CHARACTER, Faults, raise_faults
-from semid.data.tables import is_table, log_unused, read_table, read_text
+from semid.data.tables import as_mapped_table, is_table, log_unused, read_text
 from semid.errors import SemidError
 
 Id = str | int | np.integer
@@ -99,19 +99,21 @@ def as_masks(
     return masks
 
 
-def read_id_file(path: str | Path) -> list[str]:
+def read_id_file(path: str | Path, *, columns: Mapping[str, str] | None = None) -> list[str]:
     """The ids of a text file, one a line; blanks belong to them, and empty lines do not count. Of a table's file, those
-    of the column item_id."""
+    of the column item_id, which may have the name that `columns` give it (see `as_mapped_table`)."""
     if is_table(path):
-        return _table_ids(path)
+        return _table_ids(path, columns or {})
     lines = (line.removesuffix("\r") for line in read_text(path).split("\n"))
     return [line for line in lines if line.strip()]
 
 
-def read_boosts(path: str | Path) -> dict[str, float]:
-    """Factors of items in a table's file, its columns item_id and boost. Raises SemidError naming file, column and row
-    of what is no number, and of an item that is given twice."""
-    table, faults = read_table(path), Faults(str(path))
+def read_boosts(path: str | Path, *, columns: Mapping[str, str] | None = None) -> dict[str, float]:
+    """Factors of items in a table's file, its columns item_id (or as `columns` name it) and boost.
+
+    Raises SemidError naming file, column and row of what is no number, and of an item that is given twice.
+    """
+    table, faults = as_mapped_table(path, columns or {}), Faults(str(path))
     _check_columns(path, table, (_ID_COLUMN, _BOOST_COLUMN), remedy="rename one")
     ids, factors = read_ids(_ID_COLUMN, table[_ID_COLUMN], faults), table[_BOOST_COLUMN]
     try:
@@ -132,8 +134,8 @@ def read_boosts(path: str | Path) -> dict[str, float]:
     return dict(zip(ids.to_pylist(), values.tolist(), strict=True))
 
 
-def _table_ids(path: str | Path) -> list[str]:
-    table, faults = read_table(path), Faults(str(path))
+def _table_ids(path: str | Path, columns: Mapping[str, str]) -> list[str]:
+    table, faults = as_mapped_table(path, columns), Faults(str(path))
     _check_columns(path, table, (_ID_COLUMN,), remedy="rename one, or list ids in .txt")
     ids = read_ids(_ID_COLUMN, table[_ID_COLUMN], faults)
     raise_faults(faults.lines)

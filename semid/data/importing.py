@@ -17,8 +17,6 @@ from semid.data.tables import log_unused, read_mapped, table_digest
 from semid.data.validation import checked_tables
 from semid.errors import SemidError
 
-_INTERACTION_COLUMNS = ("user_id", "item_id", "timestamp", "position")
-
 
 class ImportedTables(NamedTuple):
     """Checked items and interactions, checksums of the files that they are from, and a name of the interactions."""
@@ -53,16 +51,16 @@ def read_import(
     raise_faults(faults.lines)
     files |= {f"vectors.{column}": path for column, path in vector_files.items()}
     checksums = {key: table_digest(path) for key, path in files.items()}
-    log_unused(_unused(*names, items.schema))
+    others = [name for name in names[1] if name not in interactions.column_names]
+    log_unused([*_unused(names[0], items.schema), *others])
     mapped = {"columns": dict(columns)} if columns else {}
     return ImportedTables(items, interactions, {"type": "tables", "sha256": checksums, **mapped}, interaction_file)
 
 
-def _unused(items: Sequence[str], interactions: Sequence[str], checked: pa.Schema) -> list[str]:
-    """Columns that nothing reads: of items what is neither text nor vector, of interactions events and weights too."""
+def _unused(items: Sequence[str], checked: pa.Schema) -> list[str]:
+    """Columns of items that nothing reads: neither text nor vector."""
     read = {field.name for field in checked if is_text(field.type) or is_fixed_vector(field.type)}
-    others = [name for name in interactions if name not in _INTERACTION_COLUMNS]
-    return [*(name for name in items if name not in read | {"image"}), *others]
+    return [name for name in items if name not in read | {"image"}]
 
 
 def add_vector_files(items: pa.Table, files: Mapping[str, str | Path], faults: Faults) -> pa.Table:

@@ -143,6 +143,21 @@ def as_table(table: str | Path | pa.Table | Any, *, strings: Sequence[str] = _ST
         raise SemidError(f"DataFrame that Arrow cannot hold ({problem}); give each column one type and name") from None
 
 
+def as_mapped_table(
+    table: str | Path | pa.Table | Any, columns: Mapping[str, str], *, strings: Sequence[str] = _STRINGS
+) -> pa.Table:
+    """A table (see `as_table`) of new items or ids, by the names of columns in semid or those that they had in the
+    dataset's own tables (`{"item_id": "asin"}`)."""
+    theirs = [columns[name] for name in strings if name in columns]
+    return with_own_names(as_table(table, strings=(*strings, *theirs)), columns)
+
+
+def with_own_names(table: pa.Table, columns: Mapping[str, str]) -> pa.Table:
+    """`table` with columns named as in semid where it has the other name alone."""
+    names = {theirs: own for own, theirs in columns.items() if own not in table.column_names}
+    return table.rename_columns([names.get(name, name) for name in table.column_names])
+
+
 def read_mapped(tables: Mapping[str, str | Path | pa.Table | Any], columns: Mapping[str, str]) -> dict[str, pa.Table]:
     """Tables (see `as_table`) with columns named as semid does: `{"item_id": "asin"}` where it is `asin` in them.
 

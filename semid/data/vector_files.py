@@ -21,7 +21,7 @@ from semid.data import storage
 from semid.data.content import ContentEncoder
 from semid.data.faults import Faults, raise_faults
 from semid.data.ids import read_ids
-from semid.data.tables import COMPRESSED, SUFFIXES, read_table, with_partitions
+from semid.data.tables import COMPRESSED, SUFFIXES, read_table, with_own_names, with_partitions
 from semid.errors import SemidError
 
 
@@ -50,9 +50,16 @@ def _text_suffix(path: str) -> str:
 
 
 class TableFile(NamedTuple):
-    """A table in memory, read as a Parquet file is."""
+    """A table in memory, read as a Parquet file is, by its own names of columns or those that they have in semid."""
 
     table: pa.Table
+    stored: Sequence[str]
+    """Its own names of the columns."""
+
+    @classmethod
+    def named(cls, table: pa.Table, names: Mapping[str, str]) -> TableFile:
+        """With the names that columns have in semid; `names` says which others they may have."""
+        return cls(with_own_names(table, names), table.column_names)
 
     @property
     def schema_arrow(self) -> pa.Schema:
@@ -68,24 +75,37 @@ class TableFile(NamedTuple):
 
 
 class PartFile(NamedTuple):
-    """A Parquet file in partitions, whose values are columns of strings."""
+    """A Parquet file whose columns may have other names; the values of its partitions are columns of strings."""
 
     file: pq.ParquetFile
     partitions: Mapping[str, str | None]
+    names: Mapping[str, str]
+    """Names that columns may have in the file, by their own."""
+
+    @property
+    def stored(self) -> Sequence[str]:
+        """The file's own names of the columns."""
+        return with_partitions(self.file.schema_arrow.empty_table(), self.partitions).column_names
 
     @property
     def schema_arrow(self) -> pa.Schema:
-        return with_partitions(self.file.schema_arrow.empty_table(), self.partitions).schema
+        return self._complete(self.file.schema_arrow.empty_table()).schema
 
     def read(self, *, columns: Sequence[str]) -> pa.Table:
         """Some of the columns."""
-        return with_partitions(self.file.read(columns=columns), self.partitions).select(columns)
+        return self._complete(self.file.read(columns=self._stored(columns))).select(columns)
 
     def iter_batches(self, rows: int, *, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """The columns in batches of at most `rows`."""
-        for batch in self.file.iter_batches(rows, columns=columns):
-            table = with_partitions(pa.Table.from_batches([batch]), self.partitions)
-            yield from table.select(columns).to_batches()
+        for batch in self.file.iter_batches(rows, columns=self._stored(columns)):
+            yield from self._complete(pa.Table.from_batches([batch])).select(columns).to_batches()
+
+    def _complete(self, table: pa.Table) -> pa.Table:
+        return with_own_names(with_partitions(table, self.partitions), self.names)
+
+    def _stored(self, columns: Sequence[str]) -> list[str]:
+        """Columns by all names that they may have; those that are not there are not read."""
+        return [*columns, *(self.names[name] for name in columns if name in self.names)]
 
 
 @dataclass(frozen=True)
@@ -102,6 +122,8 @@ class VectorFile:
     """A table in memory, and the content of CSV and JSONL files, which are read whole."""
     unused: tuple[str, ...] = ()
     """Columns that nothing reads."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """Names that columns may have in the file, by their own."""
 
     @classmethod
     def open(
@@ -113,9 +135,11 @@ class VectorFile:
         columns: Sequence[str],
         encoders: Mapping[str, ContentEncoder] | None = None,
         others: bool = False,
+        names: Mapping[str, str] | None = None,
     ) -> VectorFile:
         """Open a Parquet file, or one that `read_table` knows. `columns` are the vectors to read, `dim` dimensions in
-        all; none given: the only ones. Those that the file lacks `encoders` make of its raw columns.
+        all; none given: the only ones. Those that the file lacks `encoders` make of its raw columns. Columns may have
+        the names of the dataset's own tables, as `names` say (`{"item_id": "asin"}`).
 
         With `others`, all further vectors are read too: columns that hold them, where the type has no width as wide as
         the first row's, and what encoders can make.
@@ -123,29 +147,36 @@ class VectorFile:
         Raises SemidError naming the column that is missing or no list of numbers, several of which none is known to be
         the tokenizer's, and widths that do not add up to `dim`.
         """
-        encoders, table = encoders or {}, None
+        encoders, names, table = encoders or {}, names or {}, None
         if _text_suffix(path):
             inputs = [name for encoder in encoders.values() for name in encoder.inputs]
-            content = read_table(path, strings=(id_column, *inputs))
-            table = TableFile(with_partitions(content, storage.partitions(path)))
-        return cls(path, id_column, {}, {}, table)._resolved(dim, columns, encoders, others=others)
+            strings = [id_column, *inputs]
+            content = read_table(path, strings=(*strings, *(names[name] for name in strings if name in names)))
+            table = TableFile.named(with_partitions(content, storage.partitions(path)), names)
+        return cls(path, id_column, {}, {}, table, names=names)._resolved(dim, columns, encoders, others=others)
 
     @classmethod
     def of_table(
-        cls, table: pa.Table, *, dim: int, columns: Sequence[str], encoders: Mapping[str, ContentEncoder]
+        cls,
+        table: pa.Table,
+        *,
+        dim: int,
+        columns: Sequence[str],
+        encoders: Mapping[str, ContentEncoder],
+        names: Mapping[str, str],
     ) -> VectorFile:
         """A table in memory, whose ids are not read; see `open`."""
-        return cls("items", None, {}, {}, TableFile(table))._resolved(dim, columns, encoders, others=False)
+        content = TableFile.named(table, names)
+        return cls("items", None, {}, {}, content, names=names)._resolved(dim, columns, encoders, others=False)
 
     @contextlib.contextmanager
-    def _opened(self) -> Iterator[pq.ParquetFile | TableFile | PartFile]:
+    def _opened(self) -> Iterator[TableFile | PartFile]:
         """The content, to be read piece by piece."""
         if self.table is not None:
             yield self.table
             return
         with storage.open_parquet(self.path) as file:
-            values = storage.partitions(self.path)
-            yield PartFile(file, values) if values else file
+            yield PartFile(file, storage.partitions(self.path), self.names)
 
     def _resolved(
         self, dim: int, columns: Sequence[str], encoders: Mapping[str, ContentEncoder], *, others: bool
@@ -155,14 +186,14 @@ class VectorFile:
             schema = source.schema_arrow
             wanted = list(columns) or self._only_vectors(schema)
             made = {name: encoder for name, encoder in encoders.items() if name not in schema.names}
-            self._check_columns(schema, wanted, made)
+            self._check_columns(source, wanted, made)
             widths = self._widths(schema, wanted, made, dim)
             if others:
                 widths |= self._other_widths(source, widths)
                 widths |= {name: one.width for name, one in made.items() if set(one.inputs) <= set(schema.names)}
         used = {name: made[name] for name in widths if name in made}
         read = {self.id_column, *widths, *(name for encoder in used.values() for name in encoder.inputs)}
-        unused = tuple(name for name in schema.names if name not in read)
+        unused = tuple(theirs for name, theirs in zip(schema.names, source.stored, strict=True) if name not in read)
         return replace(self, widths=widths, encoders=used, unused=unused)
 
     def _only_vectors(self, schema: pa.Schema) -> list[str]:
@@ -177,18 +208,26 @@ class VectorFile:
             )
         return found
 
-    def _check_columns(self, schema: pa.Schema, wanted: Sequence[str], made: Mapping[str, ContentEncoder]) -> None:
+    def _check_columns(
+        self, source: TableFile | PartFile, wanted: Sequence[str], made: Mapping[str, ContentEncoder]
+    ) -> None:
         """Raise SemidError for a column that is missing, and for one that holds no vectors."""
-        found = f"is missing; found {', '.join(schema.names)}"
+        schema, found = source.schema_arrow, f"is missing; found {', '.join(source.stored)}"
         for name in ([] if self.id_column is None else [self.id_column]) + [one for one in wanted if one not in made]:
             if name not in schema.names:
-                raise SemidError(f"{self.path}: column {name!r} {found}; add or rename one")
+                raise SemidError(f"{self.path}: column {self._named(name)} {found}; add or rename one")
         for name in wanted:
             for raw in made[name].inputs if name in made else ():
                 if raw not in schema.names:
-                    raise SemidError(f"{self.path}: column {raw!r}, of which {name!r} is made, {found}; add it")
+                    raise SemidError(
+                        f"{self.path}: column {self._named(raw)}, of which {name!r} is made, {found}; add it"
+                    )
             if name not in made and not is_vector(kind := schema.field(name).type):
                 raise SemidError(f"{self.path}: column {name!r}: expected lists of numbers, got {kind}")
+
+    def _named(self, column: str) -> str:
+        """A column's name, and the other that it may have."""
+        return f"{column!r}" + (f" (or {self.names[column]!r})" if column in self.names else "")
 
     def _widths(
         self, schema: pa.Schema, wanted: Sequence[str], made: Mapping[str, ContentEncoder], dim: int
@@ -208,7 +247,7 @@ class VectorFile:
             )
         return widths
 
-    def _other_widths(self, source: pq.ParquetFile | TableFile | PartFile, read: Container[str]) -> dict[str, int]:
+    def _other_widths(self, source: TableFile | PartFile, read: Container[str]) -> dict[str, int]:
         """Widths of the vector columns that are not `read` yet; where the type has none, that of the first row counts.
 
         Raises SemidError where the first row has none.

@@ -100,7 +100,8 @@ class Context:
     def recommender(self, model: JointModel) -> Recommender:
         """Package the generator with item vectors from the bank and the codes as they are."""
         codes = np.asarray(model.codes[...])
-        catalog = SemanticCatalog(self.dataset.item_ids, codes, self.level_sizes, tie_break=True)
+        names = self.dataset.source_columns
+        catalog = SemanticCatalog(self.dataset.item_ids, codes, self.level_sizes, tie_break=True, source_columns=names)
         counts, spec = training_counts(self.dataset), replace(self.spec(model.encoder.dim), catalog=catalog.digest)
         vectors, unchanged = np.asarray(self.item_vectors(model)), Standardizer.identity(model.encoder.dim)
         items = ItemData(counts, vectors, unchanged, self.conditions.of_items)

@@ -110,7 +110,7 @@ def _resolved(
     policy, sizes = tokenizer.config.collisions, tokenizer.level_sizes
     if policy.adds_level:
         broken = tie_break(codes, popularity=popularity if policy is Collisions.POPULARITY else None)
-        return SemanticCatalog(dataset.item_ids, broken.codes.astype(np.int32), (*sizes, broken.level_size), True)
+        codes, sizes = broken.codes, (*sizes, broken.level_size)
     if policy.moves_last_code:
         residuals, codebook = tokenizer.last_residuals(vectors, codes)
         reassign = sinkhorn_reassign if policy is Collisions.SINKHORN else min_cost_reassign
@@ -118,7 +118,9 @@ def _resolved(
             codes = reassign(codes, residuals=residuals, codebook=codebook).codes
         except ValueError as error:
             raise SemidError(f"{error}; or choose the collision policy tie-break") from None
-    return SemanticCatalog(dataset.item_ids, codes.astype(np.int32), sizes, False)
+    return SemanticCatalog(
+        dataset.item_ids, codes.astype(np.int32), sizes, policy.adds_level, source_columns=dataset.source_columns
+    )
 
 
 def _health(before: CodeHealth, catalog: SemanticCatalog, tokenizer: SemanticTokenizer) -> dict[str, Any]:

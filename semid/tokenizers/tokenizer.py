@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +123,8 @@ class SemanticTokenizer:
     """Vector columns of the fit, in their order; empty where they are not known."""
     encoders: tuple[StoredEncoder, ...] = ()
     """Content encoders of the dataset of the fit, which make vector columns of raw ones."""
+    source_columns: Mapping[str, str] = field(default_factory=dict)
+    """Names that columns had in the dataset's tables, `{"item_id": "asin"}`: items may come with them."""
 
     def __repr__(self) -> str:
         sizes = " x ".join(map(str, self.config.method.level_sizes))
@@ -152,8 +154,8 @@ class SemanticTokenizer:
         model = config.method.fit(x, context)
         # A codebook may have come out smaller than was asked for.
         method = dataclasses.replace(config.method, level_sizes=model.level_sizes)
-        encoders = context.dataset.encoders
-        return cls(dataclasses.replace(config, method=method), standardizer, model, columns, encoders)
+        encoders, names = context.dataset.encoders, context.dataset.source_columns
+        return cls(dataclasses.replace(config, method=method), standardizer, model, columns, encoders, names)
 
     @property
     def dim(self) -> int:
@@ -189,8 +191,8 @@ class SemanticTokenizer:
         """Codes of items: of their content vectors (the fitted columns side by side), or of a table of them.
 
         A table is one of Arrow, pandas or polars with the fitted columns, or the raw ones of which the content encoders
-        make these. Raises SemidError for another width, a column that is missing, and naming the first row that is not
-        finite.
+        make these, by their names in the dataset or in the tables that it is from. Raises SemidError for another width,
+        a column that is missing, and naming the first row that is not finite.
         """
         vectors = items if isinstance(items, np.ndarray | jax.Array) else self.content_vectors(items)
         codes = map_blocks(self.encode_block, vectors)
@@ -203,7 +205,11 @@ class SemanticTokenizer:
         """Content vectors of a table of items, as `encode` takes it. Raises SemidError naming a column that is missing
         or cannot be read."""
         file = VectorFile.of_table(
-            as_table(items), dim=self.dim, columns=self.input_columns, encoders=self.content_encoders
+            as_table(items),
+            dim=self.dim,
+            columns=self.input_columns,
+            encoders=self.content_encoders,
+            names=self.source_columns,
         )
         return np.concatenate([block.vectors for block in file.blocks(BLOCK)])
 
@@ -251,7 +257,8 @@ class SemanticTokenizer:
         carried = path / TOKENIZER_CONFIG
         settings = made.config["tokenizer"] if made.kind == Kind.CATALOG else artifacts.read_json(carried)
         config = from_dict(TokenizerConfig, settings, where=str(path))
-        sizes = SemanticCatalog.read(path / CATALOG_FILE).level_sizes[: len(config.method.level_sizes)]
+        catalog = SemanticCatalog.read(path / CATALOG_FILE)
+        sizes = catalog.level_sizes[: len(config.method.level_sizes)]
         config = dataclasses.replace(config, method=dataclasses.replace(config.method, level_sizes=sizes))
         file = path / TOKENIZER_FILE
         tensors = artifacts.load_tensors(file)
@@ -261,7 +268,14 @@ class SemanticTokenizer:
                 f"{file}: expected names of columns in its header, got {repr(columns)[:80]}; tokenize again"
             )
         encoders = read_encoders(path, made.files)
-        return cls.from_tensors(config, tensors, columns=tuple(columns), encoders=encoders, where=str(file))
+        return cls.from_tensors(
+            config,
+            tensors,
+            columns=tuple(columns),
+            encoders=encoders,
+            source_columns=catalog.source_columns,
+            where=str(file),
+        )
 
     @classmethod
     def from_tensors(
@@ -271,6 +285,7 @@ class SemanticTokenizer:
         *,
         columns: tuple[str, ...],
         encoders: tuple[StoredEncoder, ...] = (),
+        source_columns: Mapping[str, str] | None = None,
         where: str,
     ) -> SemanticTokenizer:
         """The tokenizer of `tensors()`, its config, columns and content encoders.
@@ -282,7 +297,7 @@ class SemanticTokenizer:
         standardizer = Standardizer(tensors.pop(_MEAN), tensors.pop(_SCALE))
         named = {name.removeprefix("model/"): value for name, value in tensors.items()}
         model = _filled(config.method.build(len(standardizer.mean)), named, where=where)
-        return cls(config, standardizer, model, columns, encoders)
+        return cls(config, standardizer, model, columns, encoders, source_columns or {})
 
 
 @jax.jit

@@ -12,7 +12,7 @@ import pytest
 from semid.bulk import encode_files, write_catalog
 from semid.catalog import Collisions, SemanticCatalog, append
 from semid.catalog.versions import vectors
-from semid.data import Dataset, read_table
+from semid.data import Dataset, read_id_file, read_table
 from semid.encoders import restore_encoders, with_text_vectors
 from semid.errors import SemidError
 from semid.tokenizers import RQKmeansConfig, SemanticTokenizer, TokenizerConfig, tokenize
@@ -138,3 +138,34 @@ def test_texts_for_a_tokenizer_without_encoders_are_refused(dataset, tmp_path):
     file = _write(tmp_path / "new.csv", ["x"], NEW[:1])
     with pytest.raises(SemidError, match=r"new\.csv: column 'text_lsa' is missing; found item_id, title, brand, price"):
         append(tmp_path / "catalog", [file], tokenizer=SemanticTokenizer.from_pretrained(tmp_path / "catalog"))
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
+def test_later_files_may_name_columns_as_the_datasets_own_tables_do(dataset, tmp_path, suffix):
+    """Catalogue and tokenizer know them from `prepare --columns`; digits stay texts, the dataset's names come first."""
+    folder, names = tmp_path / "catalog", {"item_id": "sku", "title": "name", "user_id": "customer"}
+    tokenize(dataset.replace(source={"type": "tables", "columns": names}), CONFIG, out=folder)
+    ids, theirs = ["007", "008"], pa.table({"sku": ["007", "008"], "name": NEW[:2], "brand": ["b"] * 2})
+    tokenizer = SemanticTokenizer.from_pretrained(folder)
+    expected = tokenizer.encode(_vectors(dataset, NEW[:2]))
+    np.testing.assert_array_equal(tokenizer.encode(theirs), expected)
+    np.testing.assert_array_equal(tokenizer.encode(theirs.append_column("title", pa.array(NEW[2:4]))),
+                                  tokenizer.encode(_vectors(dataset, NEW[2:4])))  # fmt: skip
+    file = _write(tmp_path / f"new{suffix}", ids, NEW[:2])
+    table = read_table(file).rename_columns({"item_id": "sku", "title": "name"})
+    if suffix == ".jsonl":
+        file.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
+    else:
+        pq.write_table(table, file) if suffix == ".parquet" else pyarrow.csv.write_csv(table, file)
+    encoded = encode_files(tokenizer, [file], tmp_path / "codes")
+    assert pq.read_table(encoded.outputs[0]).to_pydict() == {"item_id": ids, "codes": expected.tolist()}
+    write_catalog(encoded.outputs, tmp_path / "all", tokenizer=folder, collisions=CONFIG.collisions)
+    for catalog in (folder, tmp_path / "all"):
+        assert SemanticCatalog.load(catalog).source_columns == names
+    assert append(folder, [file], tokenizer=tokenizer).new == 2
+    np.testing.assert_array_equal(SemanticCatalog.load(folder).lookup(ids), expected)
+    assert SemanticCatalog.load(folder).source_columns == names
+    assert read_id_file(file, columns=names) == ids
+    pq.write_table(table.drop_columns(["sku"]), tmp_path / "bad.parquet")
+    with pytest.raises(SemidError, match=r"bad\.parquet: column 'item_id' \(or 'sku'\) is missing; found name, brand"):
+        append(folder, [tmp_path / "bad.parquet"], tokenizer=tokenizer)

@@ -4,11 +4,13 @@ import json
 import math
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
@@ -426,6 +428,35 @@ def test_lists_are_limited_by_group_and_drawn_by_seed(home, tmp_path, capsys):
     draws = [listed(f"--sample --temperature 2 --seed {seed}") for seed in (0, 0, 1)]
     assert draws[0] == draws[1] != draws[2]
     assert listed("--sample --temperature 1e-5") == listed("")
+
+
+def test_later_files_may_name_columns_as_the_tables_that_were_prepared_do(home, tmp_path, capsys):
+    names = {"item_id": "sku", "title": "name", "user_id": "customer"}
+    for table in ("I", "X"):
+        read = pq.read_table(home / f"{table}.parquet")
+        own = [names.get(name, name) for name in read.column_names]
+        pyarrow.csv.write_csv(read.rename_columns(own), tmp_path / f"{table}.csv")
+    run("prepare csv --items {t}/I.csv --interactions {t}/X.csv --out {t}/dataset --text-vectors 6 --columns "
+        + " ".join(f"{own}={theirs}" for own, theirs in names.items()), t=tmp_path)  # fmt: skip
+    run("tokenize --dataset {t}/dataset --out {t}/catalog rq-kmeans --level-sizes 6 4", t=tmp_path)
+    (tmp_path / "new.csv").write_text("sku,name\nn1,word1 thing2\nn2,word4 thing0\n")
+    (tmp_path / "some.csv").write_text("sku,boost,maker\ni3,2,a\ni4,3,a\ni5,1,b\n")
+    run("catalog append --catalog {t}/catalog --input {t}/new.csv", t=tmp_path)
+    run("catalog remove --catalog {t}/catalog --file {t}/some.csv", t=tmp_path)
+    catalog = SemanticCatalog.load(tmp_path / "catalog")
+    assert catalog.item_ids.filter(pa.array(~catalog.active)).to_pylist() == ["i3", "i4", "i5"]
+    assert catalog.find_rows(["n1", "n2"])[1].all()
+
+    recommender = Recommender.from_pretrained(home / "model")
+    recommender.catalog = replace(recommender.catalog, source_columns=catalog.source_columns | {"brand": "maker"})
+    recommender.save_pretrained(tmp_path / "model")  # the catalogue of the model has them
+    for options, expected in (
+        ("--allow {t}/some.csv", {"i3", "i4", "i5"}),
+        ("--allow {t}/some.csv --deny {t}/some.csv", set()),
+    ):
+        capsys.readouterr()
+        run(f"recommend --model {{t}}/model --history i1 --beam-size 40 {options}", t=tmp_path)
+        assert set(re.findall(r"│ (i\d+) +│", capsys.readouterr().out)) == expected, options
 
 
 def test_a_teacher_of_another_split_is_refused(home, tmp_path, capsys):

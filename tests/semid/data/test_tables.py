@@ -185,8 +185,9 @@ def test_what_nothing_reads_is_said(caplog):
     items = ITEMS.append_column("price", pa.array(numbers)).append_column("empty", pa.nulls(3))
     items = items.append_column("seen", pa.array([[1], [1, 2], [3]])).append_column("v", pa.array([[1, 2]] * 3))
     interactions = INTERACTIONS.append_column("weight", pa.array(numbers)).append_column("rating", pa.array(numbers))
+    interactions = interactions.append_column("event", pa.nulls(3))  # training reads events and weights, where any are
     dataset = Dataset.from_tables(items, interactions, name="t")
-    assert caplog.messages == ["not used: price, empty, seen, weight, rating"]
+    assert caplog.messages == ["not used: price, empty, seen, rating, event"]
     assert dataset.vector_columns == ["v"]
     Dataset.from_tables(ITEMS, INTERACTIONS, name="t")
     assert len(caplog.messages) == 1
