@@ -2,6 +2,8 @@
 
     python -m experiments.benchmarks.steering --dataset ../shared/data/ml1m --group categories --epochs 4
     python -m experiments.benchmarks.steering --dataset ../shared/data/amazon14_beauty --group brand --held-out .2
+    python -m experiments.benchmarks.steering --dataset ../shared/data/ml1m --group categories --held-out .2 \
+        --text-columns title description
 
 A generator that was told the next item's group in training, and one of the same codes and settings that was not. Test
 users are asked for the first group of their target that not all items share (`own`) or of another user's
@@ -10,11 +12,14 @@ all items; obedience is the share of the ten that are in the group of the target
 
 `excluded` asks for anything but the group of the last item, of users whose target is in another: by a mask. With
 `--held-out`, a third generator is told the names of groups as texts, but never those of this share of them, drawn by
-the seed; users whose target is in one of these are asked by its name.
+the seed; users whose target is in one of these are asked by its name. With `--text-columns` it is told these columns of
+the item instead, such as its description, without the words of the held-out names: the encoder of texts knows them,
+the generator never read them.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -55,6 +60,8 @@ class Steering:
     """Conditions scale and shift the state."""
     held_out: float = 0.0
     """Share of the groups whose names training never has as texts; 0: no texts."""
+    text_columns: tuple[str, ...] = ()
+    """Columns of items that texts are written of; none given: that of the groups."""
     split: Literal["validation", "test"] = "test"
     """Targets to ask for."""
     users: int = 4096
@@ -176,8 +183,12 @@ def _held_out_words(
     secret = rng.permutation(count)[: max(1, round(config.held_out * count))]
     data = with_text_vectors(dataset)
     encoder = data.encoders[-1]
-    shown = without_names(data.items, config.group, {question.names[number] for number in secret})
-    words = replace(plain.conditions, on_text=encoder.column, text_columns=(config.group,))
+    names = {question.names[number] for number in secret}
+    shown = without_names(data.items, config.group, names)
+    for column in config.text_columns:
+        shown = without_words(shown, column, names)
+    columns = config.text_columns or (config.group,)
+    words = replace(plain.conditions, on_text=encoder.column, text_columns=columns)
     asked, shop = replace(plain, conditions=words), data.replace(items=shown)
     told = train(shop, catalog, asked, out=out / "words", seed=config.seed, other_dataset=True)
     known = np.count_nonzero(encode_texts(encoder, question.names), axis=1) > 0  # of some word
@@ -199,6 +210,15 @@ def without_names(items: pa.Table, column: str, names: set[str]) -> pa.Table:
         return None if value in names else value
 
     kept = pa.array([left(value) for value in items[column].to_pylist()], items.schema.field(column).type)
+    return items.set_column(items.schema.get_field_index(column), column, kept)
+
+
+def without_words(items: pa.Table, column: str, names: set[str]) -> pa.Table:
+    """The items without these names, and words that begin with one, in a column of texts."""
+    pattern = re.compile(rf"\b(?:{'|'.join(map(re.escape, sorted(names)))})\w*", re.IGNORECASE)
+    kept = pa.array(
+        [None if text is None else pattern.sub("", text) for text in items[column].to_pylist()], pa.string()
+    )
     return items.set_column(items.schema.get_field_index(column), column, kept)
 
 

@@ -5,7 +5,8 @@ from semid.recommender.explanation import Explanation
 from semid.recommender.items import ItemData
 from semid.recommender.lists import Sampling
 from semid.recommender.packaging import DATASET_FILE, copy_tokenizer
-from semid.recommender.recommender import Recommendations, Recommender
+from semid.recommender.recommendations import Recommendations
+from semid.recommender.recommender import Recommender
 from semid.recommender.scorers import Scorer
 from semid.recommender.sequences import SequencesSpec, sequence_codes
 from semid.recommender.spec import ModelSpec, read_spec

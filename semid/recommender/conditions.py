@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import NamedTuple
 
@@ -163,12 +163,7 @@ def as_conditions(
     if len(each) != number:
         raise SemidError(f"expected one condition, or one for each of {number} histories, got {len(each)}")
     wanted = {part for one in each for part in PARTS if getattr(one, part) is not None}
-    known = () if spec is None else spec.parts
-    if unknown := sorted(wanted - set(known)):
-        knows = f"it knows {', '.join(known)}" if known else "it was trained without conditions"
-        raise SemidError(
-            f"the model cannot be asked for {unknown[0]} ({knows}); train one with --on-{unknown[0]}, or ask without"
-        )
+    _check_known(wanted, spec)
     if spec is None:
         return None
     events = spec.event_codes([one.event for one in each], where="condition") if spec.on_event else []
@@ -179,6 +174,35 @@ def as_conditions(
         _texts([one.text for one in each], items.encoder, spec) if "text" in wanted else None,
     )
     return _complete(found, number, spec)
+
+
+def own_conditions(
+    rows: Int[np.ndarray, " n"],
+    events: Int[np.ndarray, " n"] | None,
+    parts: Sequence[str],
+    *,
+    spec: ConditionSpec | None,
+    items: ItemConditions,
+) -> Conditions:
+    """Conditions that items with these events meet, of which the named parts alone.
+
+    Raises SemidError for parts that the model does not know, and for events where there are none.
+    """
+    _check_known(parts, spec)
+    own = items.of_items(rows, events)._asdict()
+    if "event" in parts and events is None:
+        raise SemidError("the examples have no events; ask for another part, or evaluate on a dataset with events")
+    return Conditions(**{part: own[part] if part in parts else None for part in own})
+
+
+def _check_known(parts: Iterable[str], spec: ConditionSpec | None) -> None:
+    """Raise SemidError naming the first part that the model does not know."""
+    known = () if spec is None else spec.parts
+    if unknown := sorted(set(parts) - set(known)):
+        knows = f"it knows {', '.join(known)}" if known else "it was trained without conditions"
+        raise SemidError(
+            f"the model cannot be asked for {unknown[0]} ({knows}); train one with --on-{unknown[0]}, or ask without"
+        )
 
 
 def _named(one: Condition | Mapping[str, str] | None) -> Condition:

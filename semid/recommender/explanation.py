@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int
+import pyarrow as pa
+from jaxtyping import Float, Int
 
 from semid.graphs import ItemGraph
 
@@ -21,6 +22,31 @@ class Explanation:
     log_prob: float
     graph_share: float
     sources: tuple[tuple[str, float], ...]
+
+
+def explanations(
+    graph: ItemGraph,
+    history: Int[np.ndarray, " n"],
+    rows: Int[np.ndarray, " items"],
+    *,
+    item_ids: pa.Array,
+    weight: float,
+    mixed: Float[np.ndarray, " items"],
+    alone: Float[np.ndarray, " items"],
+) -> list[Explanation]:
+    """Explanations of items by row, from their log-probabilities mixed with the graph at this weight, and without it.
+
+    `item_ids` are those of the whole catalogue.
+    """
+    explained = []
+    for row, log_prob, of_model in zip(rows.tolist(), mixed, alone, strict=True):
+        shares = edge_shares(graph, history, row)
+        # Where no edge leads anywhere from the history the weight is 0; else the model has the rest of it.
+        of_graph = 1 - (1 - weight) * np.exp(of_model - log_prob) if shares and log_prob > -np.inf else 0.0
+        item_id, *names = item_ids.take(pa.array([row, *shares], pa.int32())).to_pylist()
+        sources = tuple(zip(names, shares.values(), strict=True))
+        explained.append(Explanation(item_id, float(log_prob), float(of_graph), sources))
+    return explained
 
 
 def edge_shares(graph: ItemGraph, history: Int[np.ndarray, " n"], row: int) -> dict[int, float]:

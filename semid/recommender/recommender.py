@@ -9,7 +9,6 @@ import json
 import tempfile
 import typing
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -25,9 +24,9 @@ from semid.catalog.versions import vectors as appended_vectors
 from semid.data import Histories, Id, Tags, as_ids, as_table
 from semid.errors import SemidError
 from semid.graphs import ItemGraph
-from semid.notebooks import Facts, as_pandas
-from semid.recommender.conditions import ConditionLike, ConditionSpec, as_conditions
-from semid.recommender.explanation import Explanation, edge_shares
+from semid.notebooks import Facts
+from semid.recommender.conditions import ConditionLike, ConditionSpec, as_conditions, own_conditions
+from semid.recommender.explanation import Explanation, explanations
 from semid.recommender.hub import upload
 from semid.recommender.items import ItemData
 from semid.recommender.lists import Sampling, build_limits, groups_of
@@ -35,6 +34,7 @@ from semid.recommender.mixing import build_boosts, build_mixture, check_graph, c
 from semid.recommender.packaging import Measured, write_package
 from semid.recommender.persistence import read_model, write_model
 from semid.recommender.ranking import BEAM, Ranking
+from semid.recommender.recommendations import Recommendations
 from semid.recommender.requests import read_histories
 from semid.recommender.scorers import Scorer
 from semid.recommender.spec import ModelSpec
@@ -51,38 +51,6 @@ from seq_models import (
     ItemTables,
     Mixture,
 )
-
-# Histories, and items of each, that a notebook shows of recommendations.
-_SHOWN = 5
-
-
-@dataclass(frozen=True)
-class Recommendations:
-    """Recommended items per history, best first.
-
-    `item_ids[i]` may be shorter than k; `scores` are log-probabilities, -inf where there is no item.
-    """
-
-    item_ids: list[list[str]]
-    scores: Float[np.ndarray, "histories k"]
-
-    def __repr__(self) -> str:
-        return f"Recommendations({self.scores.shape[1]} items for each of {len(self.item_ids):,} histories)"
-
-    def to_pandas(self) -> typing.Any:
-        """A pandas DataFrame with a row per recommendation: `history` (from 0), `rank` (from 1), `item_id`, `score`."""
-        lengths = [len(ids) for ids in self.item_ids]
-        columns = {
-            "history": np.repeat(np.arange(len(lengths)), lengths),
-            "rank": np.concatenate([np.arange(1, length + 1) for length in [0, *lengths]]),
-            "item_id": pa.array([item for ids in self.item_ids for item in ids], pa.string()),
-            "score": np.concatenate([row[:length] for row, length in zip(self.scores, lengths, strict=True)] or [[]]),
-        }
-        return as_pandas(pa.table(columns))
-
-    def _repr_html_(self) -> str:
-        best = {f"history {at}": ", ".join(ids[:_SHOWN]) for at, ids in enumerate(self.item_ids[:_SHOWN])}
-        return Facts(repr(self), best)._repr_html_()
 
 
 class Recommender:
@@ -551,15 +519,8 @@ class Recommender:
         ids = as_ids(item_ids)
         rows = self.catalog.rows(ids)
         mixed, alone = (self.log_probs(histories, rows, graph_weight=w)[0] for w in (weight, 0.0))
-        explained = []
-        for item_id, row, log_prob, of_model in zip(ids.to_pylist(), rows.tolist(), mixed, alone, strict=True):
-            shares = edge_shares(self._graph, histories[0][-self.spec.max_history :], row)
-            # Where no edge leads anywhere from the history the weight is 0; else the model has the rest of it.
-            of_graph = 1 - (1 - weight) * np.exp(of_model - log_prob) if shares and log_prob > -np.inf else 0.0
-            names = self.item_ids.take(pa.array(list(shares), pa.int32())).to_pylist()
-            sources = tuple(zip(names, shares.values(), strict=True))
-            explained.append(Explanation(item_id, float(log_prob), float(of_graph), sources))
-        return explained
+        read = histories[0][-self.spec.max_history :]
+        return explanations(self._graph, read, rows, item_ids=self.item_ids, weight=weight, mixed=mixed, alone=alone)
 
     def rank(
         self,
@@ -620,14 +581,7 @@ class Recommender:
     ) -> Conditions:
         """Conditions that items with these events meet, of which the named parts alone: to ask for each target by what
         it is. Raises SemidError for parts that the model does not know."""
-        known = () if self.conditions is None else self.conditions.parts
-        if unknown := sorted(set(parts) - set(known)):
-            knows = f"it knows {', '.join(known)}" if known else "it was trained without conditions"
-            raise SemidError(f"the model cannot be asked for {unknown[0]} ({knows})")
-        own = self.items.conditions.of_items(rows, events)._asdict()
-        if "event" in parts and events is None:
-            raise SemidError("the examples have no events; ask for another part, or evaluate on a dataset with events")
-        return Conditions(**{part: own[part] if part in parts else None for part in own})
+        return own_conditions(rows, events, parts, spec=self.conditions, items=self.items.conditions)
 
     def item_vectors(self) -> Float[np.ndarray, "items dim"]:
         """The vectors by which a dense model scores its items. Raises SemidError for a model that speaks in codes."""

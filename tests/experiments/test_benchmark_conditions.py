@@ -8,7 +8,7 @@ import pytest
 
 from experiments.benchmarks.conditions import _shuffled, table
 from experiments.benchmarks.group_heads import entropy, inside, switch
-from experiments.benchmarks.steering import without_names
+from experiments.benchmarks.steering import without_names, without_words
 from experiments.benchmarks.values import calibration_error
 from semid.data.simulated import Events, SimulatedConfig, simulate
 
@@ -70,3 +70,9 @@ def test_names_are_left_out_of_texts_and_of_lists():
     items = pa.table({"brand": ["acme", None, "bolt"], "genres": [["a", "b"], [], ["b"]]})
     assert without_names(items, "brand", {"bolt"})["brand"].to_pylist() == ["acme", None, None]
     assert without_names(items, "genres", {"b"})["genres"].to_pylist() == [["a"], [], []]
+
+
+def test_words_are_left_out_of_texts():
+    items = pa.table({"text": ["A western, of dramatic Sci-Fi.", None, "Midwestern"]})
+    left = without_words(items, "text", {"Western", "Drama", "Sci-Fi"})["text"].to_pylist()
+    assert left == ["A , of  .", None, "Midwestern"]
