@@ -133,8 +133,13 @@ class Evaluate:
             write_metrics,
         )
 
-        shared: dict[str, Any] = {"split": self.split, "beam_size": self.beam_size}
         own, condition = self._asked
+        shared: dict[str, Any] = {
+            "split": self.split,
+            "beam_size": self.beam_size,
+            "own": own,
+            "condition": condition,
+        }
         rankers = {**models, **_parts(models), **baselines(dataset, asked=(*own, *condition))}
         measured = compare(
             rankers,
@@ -142,8 +147,6 @@ class Evaluate:
             **shared,
             ks=self.ks,
             exclude_seen=self.exclude_seen,
-            own=own,
-            condition=condition,
         )
         seen = {"seen": "excluded"} if self.exclude_seen else {}
         rows = [{**metrics.row(name), **seen} for name, metrics in measured.items()]
@@ -159,13 +162,18 @@ class Evaluate:
         self._print({"rows": rows, "lists": lists, "values": values, "provenance": provenance}, models, dataset)
         first = next(iter(models))
         out.parent.mkdir(parents=True, exist_ok=True)
-        shown = self._examples(models[first], first, measured, dataset) if examples else None
+        shown = self._examples(models[first], first, measured, dataset, shared) if examples else None
         provenance = measured[first].provenance | provenance
         users = user_table(measured, dataset, split=self.split)
         write_metrics(out, self.split, rows, provenance, examples=shown, users=users, lists=lists, values=values)
 
     def _examples(
-        self, model: Recommender | ItemGraph, name: str, measured: Mapping[str, Metrics], dataset: Dataset
+        self,
+        model: Recommender | ItemGraph,
+        name: str,
+        measured: Mapping[str, Metrics],
+        dataset: Dataset,
+        options: Mapping[str, Any],
     ) -> list[dict[str, Any]]:
         """Users drawn at random, and those on whom the model gains and loses most against the best of the others."""
         from semid.evaluation import example_users, largest_differences, main_cutoff
@@ -175,8 +183,7 @@ class Evaluate:
         rival = max(others, key=lambda other: measured[other].values[metric])
         values = [measured[one].per_example[metric] for one in (name, rival)]
         also = np.concatenate(largest_differences(*values))
-        options: dict[str, Any] = {"split": self.split, "beam_size": self.beam_size, "exclude_seen": self.exclude_seen}
-        examples = example_users(model, dataset, **options, also=also.tolist())
+        examples = example_users(model, dataset, **options, exclude_seen=self.exclude_seen, also=also.tolist())
         for example, row in zip(examples[len(examples) - len(also) :], also, strict=True):
             ours, theirs = (float(value[row]) for value in values)
             example["against"] = {"model": rival, "metric": metric, "ours": ours, "theirs": theirs}
@@ -220,7 +227,7 @@ class Evaluate:
         """Digest of all that determines the figures."""
         given = {name: getattr(self, name) for name in ("model", "split", "ks", "beam_size", "exclude_seen", "tags")}
         given |= {"event_values": self.event_values} if self.event_values else {}
-        given |= {"condition": self._asked} if self.condition else {}
+        given |= {"asked": self._asked} if self.condition else {}
         of_models = {name: provenance.get(name) for name in ("models", "catalog")}
         return artifacts.sha256_json({"version": _VERSION, "dataset": dataset.digest, **of_models, **given})
 

@@ -78,14 +78,18 @@ class Recommend:
     """Catalogue folders of the model's further code sequences, NAME=FOLDER each, that have codes of appended items."""
 
     def run(self) -> None:
+        self._check_used()
         at_most = dict(map(_limit, self.at_most))
         sample = Sampling(self.temperature, self.seed) if self.sample else None
         recommender = load_recommender(self.model, self.catalog, self.sequences)
-        if self.items is not None and at_most:
+        if self.items is not None:
             recommender = recommender.with_groups(_items(self.items), *at_most)
         history = parse_ids(self.history)
         if self.skip_unknown and history and self._dropped(recommender, history, "the history") == len(history):
             console.print("no known item left: the most popular of training")
+        condition = condition_of(self.condition) or None
+        events = None if self.events is None else parse_ids(self.events)
+        times = None if self.times is None else _seconds(self.times)
         top = recommender.recommend(
             [history],
             k=self.k,
@@ -96,17 +100,20 @@ class Recommend:
             at_most=at_most,
             sample=sample,
             skip_unknown=self.skip_unknown,
-            condition=condition_of(self.condition) or None,
-            events=None if self.events is None else [parse_ids(self.events)],
-            times=None if self.times is None else [_seconds(self.times)],
+            condition=condition,
+            events=None if events is None else [events],
+            times=None if times is None else [times],
             values=self.values or None,
         )
         if not top.item_ids[0]:
-            console.print("nothing that may be recommended is left: look at --allow, --deny and --exclude-seen")
+            console.print(
+                "nothing that may be recommended is left: look at --allow, --deny, --boost and --exclude-seen"
+            )
             return
         explained = []
         if self.explain:
-            explained = recommender.explain(history, top.item_ids[0], skip_unknown=self.skip_unknown)
+            asked: dict[str, Any] = {"condition": condition, "events": events, "times": times}
+            explained = recommender.explain(history, top.item_ids[0], skip_unknown=self.skip_unknown, **asked)
         table = Table("rank", "item id", "log of value" if self.values else "log-probability", "codes")
         tokens = recommender.catalog.tokens_of(recommender.catalog.rows(top.item_ids[0]))
         for rank, (item_id, score, codes) in enumerate(zip(top.item_ids[0], top.scores[0], tokens, strict=False), 1):
@@ -114,6 +121,15 @@ class Recommend:
         console.print(table)
         if self.explain:
             console.print(_explained(explained))
+
+    def _check_used(self) -> None:
+        """Raise SemidError for options that without another one would change nothing."""
+        if self.items is not None and not self.at_most:
+            raise SemidError(
+                "--items has the groups that --at-most limits; give --at-most COLUMN=NUMBER, or leave it out"
+            )
+        if not self.sample and (self.temperature, self.seed) != (1.0, 0):
+            raise SemidError("--temperature and --seed are of a list that is drawn; add --sample, or leave them out")
 
     def _allowed(self, recommender: Recommender) -> Bool[np.ndarray, " items"] | None:
         """Items that the two files leave, None where neither is given."""

@@ -213,7 +213,11 @@ class VectorFile:
     ) -> None:
         """Raise SemidError for a column that is missing, and for one that holds no vectors."""
         schema, found = source.schema_arrow, f"is missing; found {', '.join(source.stored)}"
-        for name in ([] if self.id_column is None else [self.id_column]) + [one for one in wanted if one not in made]:
+        if self.id_column is not None and self.id_column not in schema.names:
+            raise SemidError(
+                f"{self.path}: column {self._named(self.id_column)} {found}; name that of the ids (--id-column)"
+            )
+        for name in (one for one in wanted if one not in made):
             if name not in schema.names:
                 raise SemidError(f"{self.path}: column {self._named(name)} {found}; add or rename one")
         for name in wanted:

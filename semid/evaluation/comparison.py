@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -13,10 +13,10 @@ import pyarrow as pa
 from jaxtyping import Float, Int
 
 from semid.config import from_dict
-from semid.data import Dataset, HeldOutItems, Histories
+from semid.data import Dataset, Examples, HeldOutItems, Histories
 from semid.data.simulated import SimulatedConfig, simulate
 from semid.evaluation.baselines import Bigram, Popularity
-from semid.evaluation.evaluator import GROUPS, Metrics, Ranker, evaluate, examples_for_ranker
+from semid.evaluation.evaluator import GROUPS, Metrics, Ranker, evaluate, examples_for_ranker, own_condition
 from semid.progress import show_progress
 
 # Users whose scores of all items are held at once.
@@ -100,6 +100,14 @@ def _asked(ranker: Ranker, own: Sequence[str], condition: Mapping[str, str] | No
     return ({"own": own} if own else {}) | ({"condition": condition} if condition else {})
 
 
+def _condition(
+    ranker: Ranker, examples: Examples, own: Sequence[str], condition: Mapping[str, str] | None
+) -> dict[str, Any]:
+    """The option by which a model is asked for these targets, as `compare` asks it."""
+    asked = _asked(ranker, own, condition)
+    return own_condition(ranker, examples, asked.pop("own", ())) | asked
+
+
 def user_table(measured: Mapping[str, Metrics], dataset: Dataset, *, split: str = "test") -> pa.Table:
     """Every example of a split: user, target, its groups, and Recall@K and NDCG@K of each model (`ndcg@10:semid`).
 
@@ -121,7 +129,9 @@ def user_table(measured: Mapping[str, Metrics], dataset: Dataset, *, split: str 
 
 @runtime_checkable
 class _Scorer(Ranker, Protocol):
-    def log_probs(self, histories: Histories, rows: Int[np.ndarray, " n"]) -> Float[np.ndarray, "histories n"]: ...
+    def log_probs(
+        self, histories: Histories, rows: Int[np.ndarray, " n"], **options: Any
+    ) -> Float[np.ndarray, "histories n"]: ...
 
 
 @runtime_checkable
@@ -134,31 +144,44 @@ class _HasShare(Protocol):
 class _Explained(Protocol):
     @property
     def graph(self) -> Any: ...
-    def explain(self, history: Iterable[str], item_ids: Iterable[str]) -> Sequence[_HasShare]: ...
+    def explain_rows(
+        self, histories: Histories, rows: Int[np.ndarray, " n"], **options: Any
+    ) -> Sequence[_HasShare]: ...
 
 
 @runtime_checkable
 class _Searchable(_Scorer, Protocol):
-    def catalog_log_probs(self, histories: Histories) -> Float[np.ndarray, "histories items"]: ...
+    def catalog_log_probs(self, histories: Histories, **options: Any) -> Float[np.ndarray, "histories items"]: ...
 
 
 def against_exact(
-    ranker: _Searchable, dataset: Dataset, *, split: str = "test", k: int = 10, beam_size: int = 50, seed: int = 0
+    ranker: _Searchable,
+    dataset: Dataset,
+    *,
+    split: str = "test",
+    k: int = 10,
+    beam_size: int = 50,
+    seed: int = 0,
+    own: Sequence[str] = (),
+    condition: Mapping[str, str] | None = None,
 ) -> dict[str, float]:
     """Beam search against exact scoring: the share of the exact k best items that the search lists too.
 
-    Over users drawn by `seed`, as many as 2 million (user, item) pairs allow.
+    Over users drawn by `seed`, as many as 2 million (user, item) pairs allow; asked as by `compare`.
     """
     examples, _ = examples_for_ranker(ranker, dataset, split)
     users = max(min(len(examples), (1 << 21) // len(ranker.item_ids)), 1)
-    histories = examples.histories.take(np.random.default_rng(seed).permutation(len(examples))[:users])
+    examples = examples.take(np.random.default_rng(seed).permutation(len(examples))[:users])
     listed = []
     with show_progress("comparing the beam with exact scores", total=users, unit="users") as progress:
         progress.say("compiling ...")
-        found = ranker.rank(histories, k=k, exclude_seen=False, beam_size=beam_size)
+        asked = _condition(ranker, examples, own, condition)
+        found = ranker.rank(examples.histories, k=k, exclude_seen=False, beam_size=beam_size, **asked)
         for start in range(0, users, _USERS):
             some = slice(start, start + _USERS)
-            exact = np.argsort(-ranker.catalog_log_probs(histories.take(some)), axis=1, kind="stable")[:, :k]
+            part = examples.take(some)
+            scores = ranker.catalog_log_probs(part.histories, **_condition(ranker, part, own, condition))
+            exact = np.argsort(-scores, axis=1, kind="stable")[:, :k]
             listed.append((found[some, :, None] == exact[:, None, :]).any(axis=1))
             progress.advance(min(start + _USERS, users))
     return {"users": users, "beam_size": beam_size, f"exact_top_{k}_found": float(np.concatenate(listed).mean())}
@@ -187,32 +210,33 @@ def example_users(
     exclude_seen: bool = False,
     seed: int = 0,
     also: Sequence[int] = (),
+    own: Sequence[str] = (),
+    condition: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """Users drawn by `seed`: history, target and the k best items with log-probability (None where it is 0: an item
     graph's lists end with popular items that no edge leads to) and codes, as external ids.
 
     The examples `also`, rows of the split, follow. Where the model is mixed with an item graph, each recommendation has
-    the graph's share of its probability.
+    the graph's share of its probability. Asked as by `compare`.
     """
     examples, _ = examples_for_ranker(ranker, dataset, split)
     drawn = np.random.default_rng(seed).permutation(len(examples))[:count]
     examples = examples.take(np.concatenate([np.sort(drawn), np.asarray(also, np.int64)]))
-    options = _search_options(ranker, beam_size)
 
     def ids(rows: Int[np.ndarray, " n"]) -> list[str]:
         return ranker.item_ids.take(pa.array(rows)).to_pylist()
 
     def one(index: int) -> dict[str, Any]:
-        rows = ranked[index][ranked[index] >= 0]
-        scores = ranker.log_probs(examples.histories.take(slice(index, index + 1)), rows)[0]
+        rows, example = ranked[index][ranked[index] >= 0], examples.take(slice(index, index + 1))
+        asked = _condition(ranker, example, own, condition)
+        scores = ranker.log_probs(example.histories, rows, **asked)[0]
         codes = np.empty((len(rows), 0), np.int32) if ranker.codes is None else ranker.codes[rows]
         found = zip(ids(rows), scores.tolist(), codes.tolist(), strict=True)
         listed: list[dict[str, Any]] = [
             {"item_id": i, "score": s if math.isfinite(s) else None, "codes": c} for i, s, c in found
         ]
         if isinstance(ranker, _Explained) and ranker.graph is not None:
-            history = ids(examples.histories[index])
-            for entry, explanation in zip(listed, ranker.explain(history, ids(rows)), strict=True):
+            for entry, explanation in zip(listed, ranker.explain_rows(example.histories, rows, **asked), strict=True):
                 entry["graph_share"] = explanation.graph_share
         return {
             "user": dataset.users[int(examples.histories.users[index])].as_py(),
@@ -224,6 +248,7 @@ def example_users(
     users = []
     with show_progress("listing example users", total=len(examples), unit="users") as progress:
         progress.say("compiling ...")
+        options = _search_options(ranker, beam_size) | _condition(ranker, examples, own, condition)
         ranked = ranker.rank(examples.histories, k=k, exclude_seen=exclude_seen, **options)
         for index in range(len(examples)):
             users.append(one(index))

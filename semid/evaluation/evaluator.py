@@ -115,7 +115,7 @@ def evaluate(
     progress(0, len(task.examples))
     for start in range(0, len(task.examples), batch_size):
         part = task.part(slice(start, start + batch_size))
-        condition = _own(ranker, task.examples.take(part.window), own)
+        condition = own_condition(ranker, task.examples.take(part.window), own)
         arguments = {**part.mask, **condition, **options}
         ranked = np.asarray(ranker.rank(part.histories, k=max(ks), exclude_seen=exclude_seen, **arguments))
         _check_lists(ranked, part, max(ks), ranker)
@@ -134,7 +134,7 @@ def evaluate(
     )
 
 
-def _own(ranker: Ranker, examples: Examples, parts: Sequence[str]) -> dict[str, Any]:
+def own_condition(ranker: Ranker, examples: Examples, parts: Sequence[str]) -> dict[str, Any]:
     """The option of a ranker that is asked for these targets by what they are; without parts, none."""
     if not parts:
         return {}

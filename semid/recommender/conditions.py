@@ -223,7 +223,7 @@ def _place(name: str, names: Sequence[str], what: str) -> int:
     """Place of a name, from 1."""
     if name in names:
         return names.index(name) + 1
-    raise SemidError(f"{what} {name!r}{did_you_mean(name, names)} There are {len(names)}")
+    raise SemidError(f"{what} {name!r}{did_you_mean(name, names)} It knows {_shown(names)}")
 
 
 def _texts(

@@ -21,11 +21,11 @@ from semid import artifacts, config
 from semid.artifacts import Kind, Origin
 from semid.catalog import CATALOG_FILE, SemanticCatalog
 from semid.catalog.versions import vectors as appended_vectors
-from semid.data import Histories, Id, Tags, as_ids, as_table
+from semid.data import Histories, Id, Tags, as_ids, as_mapped_table
 from semid.errors import SemidError
 from semid.graphs import ItemGraph
 from semid.notebooks import Facts
-from semid.recommender.conditions import ConditionLike, ConditionSpec, as_conditions, own_conditions
+from semid.recommender.conditions import Condition, ConditionLike, ConditionSpec, as_conditions, own_conditions
 from semid.recommender.explanation import Explanation, explanations
 from semid.recommender.hub import upload
 from semid.recommender.items import ItemData
@@ -192,7 +192,9 @@ class Recommender:
         Raises SemidError naming what is wrong.
         """
         if sequences and catalog is None:
-            raise SemidError("`sequences` have codes of appended items, which come with their catalogue: give it too")
+            raise SemidError(
+                "`sequences` have codes of appended items, which come with their catalogue: give it (--catalog)"
+            )
         path = artifacts.local_folder(path, revision=revision)
         origin = Origin(path, artifacts.read_artifact(path, Kind.MODEL))
         spec, model, items = read_model(path)
@@ -293,11 +295,13 @@ class Recommender:
         """The same with groups of its items, for `at_most`: columns of a table with `item_id`, such as a dataset's.
 
         A column holds strings or whole numbers, or lists of such: an item may be in several groups. Steps of a path
-        (`Beauty > Hair Care`) are groups each; one that all items share is none. Raises SemidError naming a column that
-        is not there.
+        (`Beauty > Hair Care`) are groups each; one that all items share is none. Columns may have the names of the
+        dataset's own tables. Raises SemidError naming a column that is not there.
         """
+        read = ("item_id", *columns)
+        names = {own: theirs for own, theirs in self.catalog.source_columns.items() if own in read}
         other = copy.copy(self)
-        other._groups = self._groups | groups_of(as_table(items, strings=("item_id", *columns)), columns, self.item_ids)
+        other._groups = self._groups | groups_of(as_mapped_table(items, names, strings=read), columns, self.item_ids)
         return other
 
     def with_catalog(
@@ -506,19 +510,34 @@ class Recommender:
         *,
         graph_weight: float | None = None,
         skip_unknown: bool = False,
+        condition: Condition | Mapping[str, str] | None = None,
+        events: Sequence[str | None] | None = None,
+        times: Sequence[float] | None = None,
     ) -> list[Explanation]:
         """Log-probability of each item after the history, and the item graph's part in it, with the items it came from.
 
+        `condition`, and `events` and `times` of the history, are those of `recommend`.
         Raises SemidError for a model without an item graph, and for an unknown id, unless `skip_unknown` drops it from
         the history.
         """
+        of_history = (None if one is None else [one] for one in (events, times))
+        histories = self._histories([history], skip_unknown, *of_history)
+        rows = self.catalog.rows(item_ids)
+        return self.explain_rows(histories, rows, graph_weight=graph_weight, condition=condition)
+
+    def explain_rows(
+        self,
+        histories: Histories,
+        rows: Int[np.ndarray, " n"],
+        *,
+        graph_weight: float | None = None,
+        condition: ConditionLike = None,
+    ) -> list[Explanation]:
+        """`explain` of item rows after one history."""
         if self._graph is None:
             raise SemidError("the model has no item graph, so its probabilities have one source; train with a graph")
         weight = self.spec.graph_weight if graph_weight is None else graph_weight
-        histories = self._histories([history], skip_unknown)
-        ids = as_ids(item_ids)
-        rows = self.catalog.rows(ids)
-        mixed, alone = (self.log_probs(histories, rows, graph_weight=w)[0] for w in (weight, 0.0))
+        mixed, alone = (self.log_probs(histories, rows, graph_weight=w, condition=condition)[0] for w in (weight, 0.0))
         read = histories[0][-self.spec.max_history :]
         return explanations(self._graph, read, rows, item_ids=self.item_ids, weight=weight, mixed=mixed, alone=alone)
 
@@ -559,13 +578,15 @@ class Recommender:
         item_ids: Iterable[Id],
         *,
         events: Iterable[Sequence[str | None]] | None = None,
+        times: Iterable[Sequence[float]] | None = None,
         skip_unknown: bool = False,
     ) -> Float[np.ndarray, "histories items event"]:
-        """Probabilities of the events (`conditions.events`) of each item, should it follow each history.
+        """Probabilities of the events (`conditions.events`) of each item, should it follow each history, with `events`
+        and `times` of its items.
 
         They sum to one over the events. Raises SemidError for a model that was trained without an event head.
         """
-        rows, wanted = self._histories(histories, skip_unknown, events), self.catalog.rows(item_ids)
+        rows, wanted = self._histories(histories, skip_unknown, events, times), self.catalog.rows(item_ids)
         return np.exp(self.event_log_probs(rows, wanted))
 
     def event_log_probs(

@@ -453,6 +453,8 @@ def test_later_files_may_name_columns_as_the_tables_that_were_prepared_do(home, 
     for options, expected in (
         ("--allow {t}/some.csv", {"i3", "i4", "i5"}),
         ("--allow {t}/some.csv --deny {t}/some.csv", set()),
+        ("--allow {t}/some.csv --boosts {t}/some.csv --at-most brand=1 --items {t}/some.csv", {"i4", "i5"}),
+        ("--allow {t}/some.csv --boosts {t}/some.csv --at-most maker=1 --items {t}/some.csv", {"i4", "i5"}),
     ):
         capsys.readouterr()
         run(f"recommend --model {{t}}/model --history i1 --beam-size 40 {options}", t=tmp_path)
@@ -488,6 +490,9 @@ BAD = [
     ("recommend --model {h}/model --history i1,zz", r"unknown item id 'zz' \(1 of 2 unknown\).*--skip-unknown"),
     ("recommend --model {h}/model --history i1 -k 0", "expected k and beam_size of at least 1, got 0 and 50"),
     ("recommend --model {h}/model --history i1 --at-most title", "--at-most title: expected COLUMN=NUMBER, a whole"),
+    ("recommend --model {h}/model --history i1 --items {h}/dataset", "--items has the groups that --at-most limits"),
+    ("recommend --model {h}/model --history i1 --temperature 2", "--temperature and --seed are of a list .* --sample"),
+    ("recommend --model {h}/model --history i1 --seed 2", "--temperature and --seed are of a list that is drawn"),
     ("recommend --model {h}/model --history i1 --at-most title=0", "expected COLUMN=NUMBER, a whole number from 1"),
     ("recommend --model {h}/model --history i1 --at-most title=1", "by 'title', and it has none; .*--items"),
     ("recommend --model {h}/model --history i1 --at-most titl=1 --items {h}/dataset", "did you mean 'title'"),

@@ -169,8 +169,8 @@ def test_chosen_users_follow_those_drawn_with_the_graphs_share_where_there_is_on
     class Explained(Toy):
         graph = object()
 
-        def explain(self, history: list[str], item_ids: list[str]) -> list:
-            return [types.SimpleNamespace(graph_share=len(history) + int(item_id[1:]) / 100) for item_id in item_ids]
+        def explain_rows(self, histories: Histories, rows: np.ndarray) -> list:
+            return [types.SimpleNamespace(graph_share=len(histories[0]) + row / 100) for row in rows.tolist()]
 
     users = example_users(Explained(dataset.item_ids), dataset, count=2, k=2, also=[7, 3])
     assert [user["user"] for user in users[2:]] == ["u7", "u3"]
@@ -253,6 +253,41 @@ def test_what_the_beam_loses(dataset):
     expected = np.mean([np.mean(rows < 4) for rows in nearest])
     assert 0 < expected < 1
     assert against_exact(Narrow(dataset.item_ids), dataset, k=4, beam_size=7)["exact_top_4_found"] == expected
+
+
+class Told(Toy):
+    """Ranks by distance to what it is asked for: the targets, or one row for all; anything last, where it is not."""
+
+    conditions, graph = object(), object()
+
+    def own_conditions(self, rows: np.ndarray, events: None, parts: tuple[str, ...]) -> np.ndarray:
+        assert parts == ("group",)
+        return rows
+
+    def log_probs(self, histories: Histories, rows: np.ndarray, condition=None) -> np.ndarray:
+        wanted = {"group": "5"} if condition is None else condition
+        wanted = np.full(len(histories), int(wanted["group"])) if isinstance(wanted, dict) else wanted
+        return -np.abs(rows[None, :] - wanted[:, None] - 0.25)
+
+    def catalog_log_probs(self, histories: Histories, condition=None) -> np.ndarray:
+        return self.log_probs(histories, np.arange(ITEMS), condition)
+
+    def rank(self, histories: Histories, *, k: int, exclude_seen: bool, beam_size: int, condition=None) -> np.ndarray:
+        return np.argsort(-self.catalog_log_probs(histories, condition), axis=1)[:, :k].astype(np.int32)
+
+    def explain_rows(self, histories: Histories, rows: np.ndarray, condition=None) -> list:
+        return [types.SimpleNamespace(graph_share=s) for s in self.log_probs(histories, rows, condition)[0].tolist()]
+
+
+@pytest.mark.parametrize("asked", [{"own": ("group",)}, {"condition": {"group": "9"}}], ids=str)
+def test_beams_and_examples_are_those_of_what_is_asked(dataset, monkeypatch, asked):
+    monkeypatch.setattr("semid.evaluation.comparison._USERS", 4)
+    ranker = Told(dataset.item_ids, _codes())
+    assert against_exact(ranker, dataset, k=1, **asked)["exact_top_1_found"] == 1
+    for user in example_users(ranker, dataset, count=9, k=1, also=[3, 0], **asked):
+        (first,) = user["recommendations"]
+        assert first["item_id"] == (user["target"] if "own" in asked else "i9")
+        assert (first["score"], first["graph_share"]) == (-0.25, -0.25)
 
 
 def test_all_that_takes_time_says_how_far_it_is(dataset, caplog, monkeypatch):

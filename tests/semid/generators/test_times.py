@@ -17,6 +17,7 @@ from semid.data import Dataset, Histories
 from semid.errors import SemidError
 from semid.evaluation import evaluate
 from semid.generators import ConditionsConfig, GeneratorConfig, train, training_rows
+from semid.graphs import ItemGraph
 from semid.recommender import Recommender, export_program
 from semid.training import OptimizerConfig, TrainingConfig, make_mesh
 from seq_models import Layout, RQTransformerConfig, TransformerConfig
@@ -85,6 +86,22 @@ def test_the_next_item_depends_on_when_the_last_one_came(model, gap):
 
 def test_without_times_they_are_unknown(model):
     assert set(model.recommend([HISTORY], k=2).item_ids[0]) == set(NEXT.values())
+
+
+def test_explanations_and_probabilities_of_events_read_times_too(model, dataset):
+    mixed = model.with_graph(ItemGraph.fit(dataset), weight=0.3)
+    for gap, item in NEXT.items():
+        (part,) = mixed.explain(HISTORY, [item], times=TIMES[gap])
+        assert part.log_prob == pytest.approx(mixed.score([HISTORY], [item], times=[TIMES[gap]])[0, 0], abs=1e-5)
+        alone = np.exp(mixed.score([HISTORY], [item], times=[TIMES[gap]], graph_weight=0)[0, 0])
+        assert part.graph_share == pytest.approx(1 - 0.7 * alone / np.exp(part.log_prob), abs=1e-5)
+
+    events = pa.array(["look", "buy"] * (len(dataset.item) // 2))
+    conditions = ConditionsConfig(time_inputs=True, event_head=True)
+    config = dataclasses.replace(CONFIG, conditions=conditions, training=TrainingConfig(epochs=1, batch_size=32))
+    trained = train(dataset.replace(event=events, origin=None), model.catalog, config)
+    soon, late = (trained.event_probs([HISTORY], ["i3"], times=[times]) for times in TIMES.values())
+    assert not np.allclose(soon, late, atol=1e-6)
 
 
 def test_evaluation_reads_the_dataset_s_times(model, dataset):
