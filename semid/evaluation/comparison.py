@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -13,7 +13,7 @@ import pyarrow as pa
 from jaxtyping import Float, Int
 
 from semid.config import from_dict
-from semid.data import Dataset, Examples, HeldOutItems, Histories
+from semid.data import Dataset, Examples, HeldOutItems
 from semid.data.simulated import SimulatedConfig, simulate
 from semid.evaluation.baselines import Bigram, Popularity
 from semid.evaluation.evaluator import GROUPS, Metrics, Ranker, evaluate, examples_for_ranker, own_condition
@@ -129,9 +129,8 @@ def user_table(measured: Mapping[str, Metrics], dataset: Dataset, *, split: str 
 
 @runtime_checkable
 class _Scorer(Ranker, Protocol):
-    def log_probs(
-        self, histories: Histories, rows: Int[np.ndarray, " n"], **options: Any
-    ) -> Float[np.ndarray, "histories n"]: ...
+    @property
+    def log_probs(self) -> Callable[..., Float[np.ndarray, "histories n"]]: ...  # models differ in their options
 
 
 @runtime_checkable
@@ -144,14 +143,14 @@ class _HasShare(Protocol):
 class _Explained(Protocol):
     @property
     def graph(self) -> Any: ...
-    def explain_rows(
-        self, histories: Histories, rows: Int[np.ndarray, " n"], **options: Any
-    ) -> Sequence[_HasShare]: ...
+    @property
+    def explain_rows(self) -> Callable[..., Sequence[_HasShare]]: ...
 
 
 @runtime_checkable
 class _Searchable(_Scorer, Protocol):
-    def catalog_log_probs(self, histories: Histories, **options: Any) -> Float[np.ndarray, "histories items"]: ...
+    @property
+    def catalog_log_probs(self) -> Callable[..., Float[np.ndarray, "histories items"]]: ...
 
 
 def against_exact(

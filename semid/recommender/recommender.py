@@ -520,8 +520,8 @@ class Recommender:
         Raises SemidError for a model without an item graph, and for an unknown id, unless `skip_unknown` drops it from
         the history.
         """
-        of_history = (None if one is None else [one] for one in (events, times))
-        histories = self._histories([history], skip_unknown, *of_history)
+        events_of, times_of = None if events is None else [events], None if times is None else [times]
+        histories = self._histories([history], skip_unknown, events_of, times_of)
         rows = self.catalog.rows(item_ids)
         return self.explain_rows(histories, rows, graph_weight=graph_weight, condition=condition)
 
