@@ -1,4 +1,5 @@
-"""A tiny folder of the layout that the experiments read: random walks, so that nothing can be learned from it."""
+"""A tiny folder of the layout that the experiments read: random walks, so that nothing can be learned from it; short
+runs; and small configurations."""
 
 import dataclasses
 
@@ -6,6 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import shapes
+from smoke import Smoke
 
 from experiments.benchmarks import generators as peers
 from experiments.benchmarks import minutes
@@ -47,6 +50,15 @@ def tiny(monkeypatch):
     families = {name: _generator(config) for name, config in minutes.FAMILIES.items()}
     for module in (peers, minutes):
         monkeypatch.setattr(module, "FAMILIES", families)
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """Short runs, without checks of shapes, which other tests have: tracing is most of their time."""
+    runs = Smoke(tmp_path_factory.mktemp("smoke"))
+    with pytest.MonkeyPatch.context() as patch, shapes.unchecked():
+        patch.setattr("experiments.runner.tokenize", runs.tokenize)
+        yield runs
 
 
 def _with(shrink, function):

@@ -1,4 +1,4 @@
-"""A pulse of every experiment: a few steps of tiny models on one small simulated world, measured and tabled."""
+"""Experiments: names, folders, budgets, what is skipped and what refused; their pulse is in `test_smoke.py`."""
 
 import dataclasses
 import json
@@ -14,10 +14,9 @@ from experiments.__main__ import main
 from experiments.budgets import Budget
 from experiments.command import Options, parsed, run_all
 from experiments.data import WORLD, stored_dataset, world_of
-from experiments.experiment import TEACHER, Baseline, Experiment, TeacherVectors, chosen, experiments
+from experiments.experiment import TEACHER, Experiment, TeacherVectors, chosen, experiments
 from experiments.measurement import measured
 from experiments.runner import Runner
-from semid.config import to_dict
 from semid.data import Dataset, ShuffledTies, SourceOrder
 from semid.data.simulated import SimulatedConfig
 from semid.errors import SemidError
@@ -25,46 +24,6 @@ from semid.generators import GeneratorConfig
 from semid.training import TrainingConfig
 
 SMOKE = {"budget": Budget.SMOKE, "ties": SourceOrder()}
-
-
-@pytest.fixture(scope="module")
-def out(tmp_path_factory):
-    return tmp_path_factory.mktemp("smoke")
-
-
-@pytest.fixture(scope="module")
-def runner(out):
-    """One for all: they share the world, the teachers, the graph, and the codes that are the same."""
-    data = stored_dataset(None, out / "dataset_0", world=world_of(0, small=True), ties=SourceOrder())
-    return Runner(experiments(), data, out, seed=0, budget=Budget.SMOKE)
-
-
-@pytest.mark.filterwarnings("ignore:.* texts are cut to 8 tokens")
-@pytest.mark.parametrize("name", list(experiments()))
-def test_a_few_steps(name, runner):
-    run = runner.run(name)
-    result = measured(run, runner.data, budget="smoke")
-    experiment = run.experiment
-    mixed = [f"{name} + graph"] if experiment.graph and experiment.graph in experiments() else []
-    assert list(result["rows"]) == [name, *mixed]
-    for row in result["rows"].values():
-        for split in ("validation", "test"):
-            assert all(0 <= row[split][seen]["recall@10"] <= 1 for seen in ("included", "excluded"))
-        assert len(row["recall@10"]) == runner.data.num_users
-    about = result["provenance"]
-    assert (about["budget"], about["changed"], about["config"]) == ("smoke", "", to_dict(experiment))
-    if not isinstance(experiment.model, Baseline):
-        assert about["stages"][name]["model"]["minutes"] > 0
-        assert set(experiment.needs) <= set(about["stages"])
-
-
-def test_codes_are_made_once_for_all_that_read_them(runner, out):
-    for name in ("recipe.semid-text", "recipe.sasrec-text", "alignment.text", "default", "distilled.graph"):
-        runner.run(name)
-    plain = [folder for folder in (out / "shared").glob("rq-vae_*") if folder.is_dir()]
-    before = {folder: folder.stat().st_mtime_ns for folder in plain}
-    runner.run("families.flat")
-    assert {folder: folder.stat().st_mtime_ns for folder in plain} == before
 
 
 def test_what_is_finished_is_skipped_and_test_is_read_once(tmp_path, monkeypatch, caplog, capsys):
@@ -143,9 +102,9 @@ def test_any_field_of_a_config_is_an_option_and_none_changes_by_itself(monkeypat
     )
 
 
-def test_the_cpu_budget_is_a_share_of_all_epochs(runner):
-    cpu = Runner(experiments(), runner.data, runner.out, seed=0, budget=Budget.CPU)
-    full = Runner(experiments(), runner.data, runner.out, seed=0)
+def test_the_cpu_budget_is_a_share_of_all_epochs(tmp_path):
+    data = stored_dataset(None, tmp_path / "dataset", world=world_of(0, small=True), ties=SourceOrder())
+    cpu, full = (Runner(experiments(), data, tmp_path, seed=0, budget=budget) for budget in (Budget.CPU, Budget.FULL))
     assert full.resolved("tiger").model.training.epochs == 390
     assert cpu.resolved("tiger").model.training.epochs == pytest.approx(6)
     assert cpu.resolved("tiger").tokenizer.method.training.epochs == pytest.approx(3000 * 6 / 390)
