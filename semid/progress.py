@@ -38,12 +38,13 @@ class Progress:
     def __init__(self, title: str, *, total: int, unit: str, done: int = 0) -> None:
         self.title, self.total, self.unit, self.done, self.note = title, total, unit, done, ""
         self._first: tuple[float, int] | None = None  # rates are from the first advance on: before it is compilation
-        self._lines, self._next_line, self._shown = 0, 0.0, done
+        self._lines, self._next_line, self._shown, self._ended = 0, 0.0, done, False
 
     def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._ended = True  # of work that ends before all is done, no time is left
         if self._shown != self.done:
             self._show_line()
 
@@ -65,7 +66,7 @@ class Progress:
         if self._first is not None and self.done > self._first[1]:
             rate = (self.done - self._first[1]) / max(time.monotonic() - self._first[0], 1e-9)
             parts.append(f"{rate:,.1f} {self.unit}/s" if rate >= 1 else f"{rate:.2g} {self.unit}/s")
-            if self.done < self.total:
+            if self.done < self.total and not self._ended:
                 parts.append(f"{timedelta(seconds=round((self.total - self.done) / rate))} left")
         return ", ".join(part for part in parts if part)
 
@@ -84,6 +85,7 @@ class _NotebookLine(Progress):
     pauses = (0.5,)
 
     def __exit__(self, *error: object) -> None:
+        self._ended = True
         self._put(self.line)
         print()
 

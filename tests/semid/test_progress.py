@@ -48,6 +48,15 @@ def test_the_last_line_is_not_said_twice(clock, caplog):
     assert [line.split(",")[0] for line in caplog.messages[1:]] == ["training: 1/2 steps", "training: 2/2 steps"]
 
 
+def test_work_that_ends_early_has_no_time_left(clock, caplog):
+    caplog.set_level(logging.INFO, "semid")
+    with show_progress("training", total=9, unit="steps") as progress:
+        for piece in (1, 2):
+            clock[0] += 1
+            progress.advance(piece)
+    assert caplog.messages == ["training: 1/9 steps", "training: 2/9 steps, 1.0 steps/s"]
+
+
 def test_where_logging_is_not_configured_nothing_is_said():
     script = "from semid.progress import show_progress\nwith show_progress('t', total=1, unit='u') as p: p.advance(1)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
