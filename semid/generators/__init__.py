@@ -12,18 +12,17 @@ from semid.generators.distillation import (
     as_teacher,
     taught,
 )
-from semid.generators.mixing import mixed
 from semid.generators.objective import LossTables, ObjectiveConfig, generator_loss
 from semid.generators.programs import ProgramSizes, check_sizes, search_program, training_program
 from semid.generators.training import (
     GeneratorConfig,
     content_features,
-    final_validation,
     fit_generator,
     train,
     training_counts,
     training_rows,
     validation,
+    with_choices,
     write_statistics,
 )
 from semid.generators.vector_teacher import VectorTeacher
@@ -45,10 +44,8 @@ __all__ = [
     "as_teacher",
     "check_sizes",
     "content_features",
-    "final_validation",
     "fit_generator",
     "generator_loss",
-    "mixed",
     "search_program",
     "taught",
     "train",
@@ -57,5 +54,6 @@ __all__ = [
     "training_rows",
     "validation",
     "with_calibrated_events",
+    "with_choices",
     "write_statistics",
 ]

@@ -170,11 +170,7 @@ def train(
         title = "training" if out is None else f"training {Path(out).name}"
         run = RunFolder(folder, request.checkpoints, title=title)
         trained = fit_generator(untrained, dataset, config, run=run, seed=seed, teacher=teacher, mesh=mesh)
-        score = final_validation(dataset, config, seed=seed)
-        whole = trained if graph is None else mixed(trained, graph, score)
-        if not (repeats and whole.repeats):
-            return whole
-        return with_fitted_repeats(whole, lambda candidate: score.accuracies(candidate)["ndcg@10"])
+        return with_choices(trained, dataset, config, graph=graph, seed=seed)
 
     def write(recommender: Recommender, folder: Path) -> None:
         recommender.write(folder)
@@ -408,6 +404,14 @@ def validation(dataset: Dataset, config: GeneratorConfig, *, seed: int) -> Valid
     return Validation(examples, dataset.num_items, config.validation_beam)
 
 
-def final_validation(dataset: Dataset, config: GeneratorConfig, *, seed: int) -> Validation:
-    """Validation on more users, for what is chosen after training: the weight of a graph, where NDCG@10 is flat."""
-    return validation(dataset, replace(config, validation_users=_MORE_USERS * config.validation_users), seed=seed)
+def with_choices(
+    trained: Recommender, dataset: Dataset, config: GeneratorConfig, *, graph: ItemGraph | None, seed: int
+) -> Recommender:
+    """What is chosen after training, on more users than a checkpoint, as NDCG@10 is flat there: the weight of a graph,
+    and where items repeat in the training data, the factor of the model's probability of those in the history."""
+    more = replace(config, validation_users=_MORE_USERS * config.validation_users)
+    score = validation(dataset, more, seed=seed)
+    whole = trained if graph is None else mixed(trained, graph, score)
+    if not (dataset.repeats.common and whole.repeats):
+        return whole
+    return with_fitted_repeats(whole, lambda candidate: score.accuracies(candidate)["ndcg@10"])

@@ -42,7 +42,7 @@ from semid.encoders import (
     read_content,
 )
 from semid.errors import SemidError
-from semid.generators import final_validation, mixed, write_statistics
+from semid.generators import with_choices, write_statistics
 from semid.graphs import ItemGraph
 from semid.joint.config import JointConfig
 from semid.joint.context import WARM_UP, Context, PreviousRun, encode_items
@@ -56,9 +56,9 @@ from seq_models import RQTransformer
 
 STATE_FILE = "joint.safetensors"
 
-# Versions of what `train_end_to_end` does with the same settings; the second leaves targets that no term reads to the
-# bank.
-_VERSION, _VERSION_OF_WINDOWS = 1, 2
+# Versions of what `train_end_to_end` does with the same settings: one more where targets that no term reads are left to
+# the bank, and two where the factor of what repeats is chosen.
+_VERSION, _OF_WINDOWS, _OF_REPEATS = 1, 1, 2
 
 _SCRATCH = "scratch"
 
@@ -83,7 +83,8 @@ def train_end_to_end(
     `text` and `image` say how items are encoded: "scratch", the folder of a pretrained model (its states read by side
     adapters), or a config such as `PretrainedText(folder, tuning=LowRank())`; None leaves the modality out. `content`
     is for all else: content and encoder that `read_content` or the caller has made. `teacher` are item vectors for the
-    objective's distillation terms. A `graph` is mixed with the trained model at the weight that is best on validation.
+    objective's distillation terms. A `graph` is mixed with the trained model at the weight that is best on
+    validation; where items repeat, so is the factor of the model's probability of those in the history.
 
     A stage (see `run_stage`): an interrupted run of the same request goes on from its checkpoints, a finished one is
     read, and without `out` nothing is written. The artifact is a recommender like any other (its features are the item
@@ -130,9 +131,7 @@ def train_end_to_end(
         )
         on_first(lambda: _own(folder, request))
         model = _run_stages(nnx.clone(given.encoder), context)
-        trained = context.recommender(model)
-        if graph is not None:
-            trained = mixed(trained, graph, final_validation(dataset, config.generator, seed=seed))
+        trained = with_choices(context.recommender(model), dataset, config.generator, graph=graph, seed=seed)
         return _Trained(trained, model, given.reader)
 
     def write(trained: _Trained, folder: Path) -> None:
@@ -226,7 +225,8 @@ def _request(
         previous.dataset.check_source(origin, what="the previous run", remedy="give the dataset of that run")
         parents["previous"] = origin.digest
     whole = all(phase.step.reads_targets for phase in config.joint)
-    return Request(Kind.MODEL, settings, parents, seed, _VERSION if whole else _VERSION_OF_WINDOWS)
+    version = _VERSION + (not whole) * _OF_WINDOWS + dataset.repeats.common * _OF_REPEATS
+    return Request(Kind.MODEL, settings, parents, seed, version)
 
 
 def _shared_folder(path: str | Path, request: Request) -> Path:

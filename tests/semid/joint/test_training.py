@@ -189,6 +189,16 @@ def test_an_item_graph_is_mixed_and_the_warm_up_is_the_same(world, runs, tmp_pat
         run(world, STAGED, tmp_path / "other", graph=dataclasses.replace(graph, dataset="abc"))
 
 
+def test_where_items_repeat_their_factor_is_chosen(world, tmp_path, monkeypatch):
+    items = world.item.copy()
+    items[1::2] = items[: 2 * (len(items) // 2) : 2]
+    repeating = world.replace(item=items)
+    assert repeating.repeats.common
+    monkeypatch.setattr("semid.generators.training.with_fitted_repeats", lambda whole, _: whole.with_repeat_factor(0.5))
+    made = run(repeating, STAGED, tmp_path / "out")
+    assert made.spec.repeat_factor == Recommender.from_pretrained(tmp_path / "out").spec.repeat_factor == 0.5
+
+
 def test_what_is_finished_is_not_made_again(world, runs):
     home, made = runs
     before = {path: path.stat().st_mtime_ns for path in (home / "staged").iterdir()}
