@@ -113,7 +113,7 @@ def read_boosts(path: str | Path, *, columns: Mapping[str, str] | None = None) -
 
     Raises SemidError naming file, column and row of what is no number, and of an item that is given twice.
     """
-    table, faults = as_mapped_table(path, columns or {}), Faults(str(path))
+    table, faults = _read(path, columns or {}, (_ID_COLUMN, _BOOST_COLUMN)), Faults(str(path))
     _check_columns(path, table, (_ID_COLUMN, _BOOST_COLUMN), remedy="rename one")
     ids, factors = read_ids(_ID_COLUMN, table[_ID_COLUMN], faults), table[_BOOST_COLUMN]
     try:
@@ -135,12 +135,17 @@ def read_boosts(path: str | Path, *, columns: Mapping[str, str] | None = None) -
 
 
 def _table_ids(path: str | Path, columns: Mapping[str, str]) -> list[str]:
-    table, faults = as_mapped_table(path, columns), Faults(str(path))
+    table, faults = _read(path, columns, (_ID_COLUMN,)), Faults(str(path))
     _check_columns(path, table, (_ID_COLUMN,), remedy="rename one, or list ids in .txt")
     ids = read_ids(_ID_COLUMN, table[_ID_COLUMN], faults)
     raise_faults(faults.lines)
     log_unused(name for name in table.column_names if name != _ID_COLUMN)
     return ids.to_pylist()
+
+
+def _read(path: str | Path, columns: Mapping[str, str], names: Iterable[str]) -> pa.Table:
+    """A table whose columns of these names may have others; all further ones keep their own."""
+    return as_mapped_table(path, {name: columns[name] for name in names if name in columns})
 
 
 def _check_columns(path: str | Path, table: pa.Table, names: Iterable[str], *, remedy: str) -> None:

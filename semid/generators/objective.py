@@ -103,8 +103,9 @@ class ObjectiveConfig:
             return None
         for name in self.event_weights:
             if name not in events:
-                hint = did_you_mean(name, events) or ": the dataset has no column 'event'"
-                raise SemidError(f"event_weights: unknown event {name!r}{hint}")
+                known = f"The dataset has {', '.join(events)}" if events else ": the dataset has no column 'event'"
+                hint = did_you_mean(name, events)
+                raise SemidError(f"event_weights: unknown event {name!r}{hint}{' ' if hint else ''}{known}")
         return np.array([1.0, *(self.event_weights.get(name, 1.0) for name in events)], np.float32)
 
 

@@ -336,7 +336,10 @@ class Recommender:
         other._groups = {name: groups.take(rows) for name, groups in self._groups.items()}
         if new and self._graph is not None:
             near = vectors if graph_vectors is None else graph_vectors
-            other._graph = self._graph.append(catalog.item_ids[len(self.catalog) :], vectors=near)
+            try:
+                other._graph = self._graph.append(catalog.item_ids[len(self.catalog) :], vectors=near)
+            except SemidError as error:
+                raise SemidError(f"item graph: {error}; give those as graph_vectors") from None
         other._scorer = other._build_scorer(self.model)
         return other
 

@@ -145,6 +145,9 @@ def test_a_table_of_ids_is_read_as_tables_are(tmp_path, caplog):
     file.write_text("item_id\na\n\n")
     assert read_id_file(file) == ["a"]
     assert len(caplog.messages) == 1
+    file.write_text("sku,name,title\n007,b,c\n")
+    assert read_id_file(file, columns={"item_id": "sku", "title": "name"}) == ["007"]
+    assert caplog.messages[1:] == ["not used: name, title"]  # by their names in the file
     file.write_text("id\na\n")
     with pytest.raises(SemidError, match=r"stock.csv: column 'item_id': missing; found id; rename one"):
         read_id_file(file)

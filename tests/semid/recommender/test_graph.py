@@ -70,6 +70,8 @@ def test_an_appended_item_is_found_through_the_graph(model):
     assert ids == expected_ids
     np.testing.assert_allclose(scores, expected, rtol=1e-4)
     assert any(item in IDS[ITEMS:] for found in _top(later, graph_weight=1.0)[0] for item in found)
+    with pytest.raises(SemidError, match=r"item graph: expected vectors \[.*; give those as graph_vectors"):
+        model.with_catalog(_catalog(LATER), vectors=RAW[ITEMS:], graph_vectors=RAW[ITEMS:, :1])
 
 
 def test_items_that_were_removed_since_are_not_recommended_through_the_graph(model):
