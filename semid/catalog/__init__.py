@@ -12,7 +12,7 @@ from semid.catalog.catalog import (
 )
 from semid.catalog.collisions import Collisions, Residuals
 from semid.catalog.export import Format, export, read_tokens
-from semid.catalog.updates import Known, append, remove
+from semid.catalog.updates import Known, append, extend, remove
 from semid.catalog.versions import Version
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "append",
     "copy_tokenizer_files",
     "export",
+    "extend",
     "file_metadata",
     "level_name",
     "read_tokens",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import functools
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -120,6 +120,34 @@ def append(
     after = commit(folder, before, kind, table.take(pa.array(kept)), sources=sources)
     new = int((~is_known[kept]).sum())
     return Appended(after, new, len(kept) - new - updated, moved, skipped, updated, applied)
+
+
+def extend(catalog: SemanticCatalog, item_ids: Iterable[Id], codes: Int[np.ndarray, "new code"]) -> SemanticCatalog:
+    """`catalog` with new items of these codes, as a tokenizer gives them, behind the others.
+
+    Where the last level only tells items apart, each gets the first free number of its codes; else items may collide.
+    Raises SemidError for an item that is there, or twice among the new ones, and for one that gets no number.
+    """
+    ids = as_ids(item_ids)
+    _, known = catalog.find_rows(ids)
+    for at in np.flatnonzero(known)[:1].tolist():
+        raise SemidError(f"item id {ids[at].as_py()!r} (entry {at}) is in the catalogue already; leave it out")
+
+    def full(item: int) -> SemidError:
+        return SemidError(
+            f"item id {ids[item].as_py()!r} (entry {item}): {catalog.level_sizes[-1]} items have its codes, and no "
+            "number is left; fit a new tokenizer with larger levels"
+        )
+
+    policy = Collisions.TIE_BREAK if catalog.tie_break else Collisions.ALLOWED
+    placed = place(catalog, codes, policy=policy, residuals=None, full=full)
+    removed = None if catalog.removed is None else np.pad(catalog.removed, (0, len(ids)))
+    return replace(
+        catalog,
+        item_ids=pa.concat_arrays([catalog.item_ids, ids]),
+        codes=np.concatenate([catalog.codes, placed.astype(np.int32)]),
+        removed=removed,
+    )
 
 
 def remove(folder: str | Path, item_ids: Iterable[Id]) -> Version:

@@ -12,7 +12,7 @@ import pytest
 
 from quantizers import ProductKMeans, ResidualKMeans
 from semid import artifacts
-from semid.catalog import CATALOG_FILE, Collisions, Known, SemanticCatalog, remove, updates
+from semid.catalog import CATALOG_FILE, Collisions, Known, SemanticCatalog, extend, remove, updates
 from semid.catalog.versions import compact, current, revert, vectors, verify
 from semid.cli import main
 from semid.config import to_dict
@@ -362,3 +362,23 @@ def test_a_version_is_read_and_not_written_to(folder, tmp_path, write):
         SemanticCatalog.load(f"{folder}@x")
     folder.rename(at)  # a folder's own name counts
     assert len(SemanticCatalog.load(at)) == 7
+
+
+def test_a_catalogue_is_extended_in_memory_by_codes_of_a_tokenizer():
+    """The third number of a group is its last; removed items stay removed, and keep their numbers."""
+    codes = np.array([[0, 0, 0], [0, 0, 2], [1, 0, 0]], np.int32)
+    removed = np.array([False, True, False])
+    catalog = SemanticCatalog(pa.array(["a", "b", "c"]), codes, (2, 2, 3), tie_break=True, removed=removed)
+    later = extend(catalog, ["d", 7], np.array([[0, 0], [1, 0]]))
+    assert later.item_ids.to_pylist() == ["a", "b", "c", "d", "7"]
+    assert later.codes.tolist() == [*codes.tolist(), [0, 0, 1], [1, 0, 1]]
+    assert later.active.tolist() == [True, False, True, True, True]
+    plain = SemanticCatalog(pa.array(["a"]), codes[:1, :2], (2, 2))
+    assert extend(plain, ["b"], np.array([[0, 0]])).codes.tolist() == [[0, 0], [0, 0]]
+    for ids, given, said in (
+        (["d", "c"], [[0, 0], [1, 1]], r"item id 'c' \(entry 1\) is in the catalogue already"),
+        (["d", "d"], [[0, 0], [1, 1]], "item id 'd' appears more than once"),
+        (["d", "e"], [[0, 0], [0, 0]], r"item id 'e' \(entry 1\): 3 items have its codes, and no number is left"),
+    ):
+        with pytest.raises(SemidError, match=said):
+            extend(catalog, ids, np.array(given))

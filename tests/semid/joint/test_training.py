@@ -14,7 +14,7 @@ from flax import nnx
 from quantizers import Schedule, health
 from semid import Dataset, Recommender
 from semid.artifacts import Kind, load_tensors, read_artifact
-from semid.catalog import SemanticCatalog
+from semid.catalog import extend
 from semid.data.simulated import SimulatedConfig, simulate
 from semid.encoders import FeatureEncoder, FeatureRows, FusionConfig, ItemContent, ItemEncoder
 from semid.errors import SemidError
@@ -125,12 +125,11 @@ def test_other_items_are_encoded_and_recommended_without_training(world, runs):
     loaded, encoder = Recommender.from_pretrained(path), trained_encoder(path, given.encoder)
     vectors = encode_items(encoder, {"content": jax.tree.map(lambda x: x[:2], given.rows["content"])})
     np.testing.assert_allclose(vectors, np.asarray(loaded.tables.features)[:2], atol=1e-5)
-    codes = np.pad(SemanticTokenizer.from_pretrained(path).encode(vectors), ((0, 0), (0, 1)))
-    np.testing.assert_array_equal(codes[:, :-1], loaded.codes[:2, :-1])
-    for row in codes:  # the same content as items 0 and 1: the next numbers among those of their codes
-        row[-1] = loaded.codes[(loaded.codes[:, :-1] == row[:-1]).all(axis=1), -1].max() + 1
-    ids = pa.concat_arrays([loaded.item_ids, pa.array(["new 0", "new 1"])])
-    later = SemanticCatalog(ids, np.concatenate([loaded.codes, codes]), loaded.spec.level_sizes, tie_break=True)
+    codes = SemanticTokenizer.from_pretrained(path).encode(vectors)
+    np.testing.assert_array_equal(codes, loaded.codes[:2, :-1])
+    later = extend(loaded.catalog, ["new 0", "new 1"], codes)
+    for row in later.codes[-2:]:  # the same content as items 0 and 1: the next numbers among those of their codes
+        assert row[-1] == loaded.codes[(loaded.codes[:, :-1] == row[:-1]).all(axis=1), -1].max() + 1
     updated = loaded.with_catalog(later, vectors=vectors)
     history = [loaded.item_ids[0].as_py()]
     only = updated.recommend([history], k=2, allowed=updated.allow(["new 0", "new 1"]))
