@@ -215,7 +215,12 @@ def recommend(histories):
     for user, items in enumerate(histories):
         latest = [row_of[item_id] for item_id in items][-settings["max_history"] :]
         history[user, : len(latest)], lengths[user] = latest, len(latest)
-    rows, scores = program(arrays, history, lengths)
+    conditions = {  # of a model that knows some: nothing is asked for, and no event or time is known
+        name: np.full([len(histories), *given["shape"][1:]], -1 if name == "times" else 0, given["dtype"])
+        for name, given in settings["inputs"].get("conditions", {}).items()
+    }
+    fourth = [conditions] if "conditions" in settings["inputs"] else []
+    rows, scores = program(arrays, history, lengths, *fourth)
     return [[item_ids[row] for row in best if row >= 0] for best in np.asarray(rows)], np.asarray(scores)
 '''
 

@@ -19,6 +19,7 @@ from semid.evaluation import evaluate
 from semid.generators import ConditionsConfig, GeneratorConfig, train, training_rows
 from semid.graphs import ItemGraph
 from semid.recommender import Recommender, export_program
+from semid.recommender.stablehlo import LOADER, USE
 from semid.training import OptimizerConfig, TrainingConfig, make_mesh
 from seq_models import Layout, RQTransformerConfig, TransformerConfig
 
@@ -129,11 +130,17 @@ def test_what_cannot_be_read_is_refused(model, dataset):
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_an_exported_program_takes_times(model, tmp_path):
+def test_an_exported_program_takes_times(model, tmp_path, monkeypatch):
     export_program(model, tmp_path / "program", k=2, platforms=("cpu",))
     facts = json.loads((tmp_path / "program" / "program.json").read_text())
     assert facts["inputs"]["conditions"]["times"] == {"dtype": "int32", "shape": ["batch", 4]}
     program = export.deserialize((tmp_path / "program" / "program.stablehlo").read_bytes()).call
+    names: dict = {}
+    monkeypatch.chdir(tmp_path)
+    exec(LOADER + USE, names)  # the lines of its README, which ask for nothing and know no times
+    (ids, scores), unknown = names["recommend"]([HISTORY]), model.recommend([HISTORY], k=2)
+    assert ids == unknown.item_ids
+    np.testing.assert_allclose(scores, unknown.scores, atol=1e-5)
     history, lengths = np.array([[0, 1, 2, 0]] * 2, np.int32), np.array([3, 3], np.int32)
     times = np.array([[*TIMES[gap], -1] for gap in (SOON, LATE)], np.int32)
     conditions = {"events": np.zeros_like(history), "times": times}
