@@ -12,6 +12,8 @@ import numpy as np
 
 from quantizers import ResidualKMeans, health, kmeans, nearest
 from semid.data.simulated import EVENTS, Events, SimulatedConfig, simulate
+from semid.encoders import with_text_vectors
+from semid.recommender import encode_texts
 from seq_models import CodeTrie
 
 FOLDER = Path(__file__).parents[1] / "concepts" / "figures"
@@ -303,6 +305,24 @@ def asking() -> Drawing:
     return drawing
 
 
+def words() -> Drawing:
+    """Items of a simulated shop by their text vectors, in their two largest directions, and words that may be asked."""
+    world = SimulatedConfig(num_items=200, num_users=20, taxonomy=(2, 2, 2), images=False)
+    items = with_text_vectors(simulate(world).dataset, dim=8)
+    asked = ("kitchen", "garden", "cookware", "tableware", "hand tools", "plant care")
+    vectors = items.vectors("text_lsa")
+    center, axes = vectors.mean(axis=0), np.linalg.svd(vectors - vectors.mean(axis=0))[2][:2]
+    points, places = ((x - center) @ axes.T for x in (vectors, encode_texts(items.encoders[-1], asked)))
+    sections = [path.split(" > ")[1] for path in items.items["category"].to_pylist()]
+    drawing = Drawing(680, 350, "Items by their texts, and the places of words among them")
+    reach = 1.1 * np.abs(np.concatenate([points, places])).max()
+    for at, section in zip(_at(points, left=190, reach=reach), sections, strict=True):
+        drawing.dot(at, COLORS[sorted(set(sections)).index(section)])
+    for at, word in zip(_at(places, left=190, reach=reach), asked, strict=True):
+        drawing.text(at, word, size=15)
+    return drawing
+
+
 FIGURES: dict[str, Callable[[], Drawing]] = {
     function.__name__.replace("_", "-"): function
     for function in (
@@ -315,6 +335,7 @@ FIGURES: dict[str, Callable[[], Drawing]] = {
         memory_bank,
         sampled_negatives,
         asking,
+        words,
     )
 }
 
