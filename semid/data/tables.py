@@ -168,7 +168,9 @@ def read_mapped(tables: Mapping[str, str | Path | pa.Table | Any], columns: Mapp
     known = [name for table in read.values() for name in table.column_names]
     for own, column in columns.items():
         if column not in known:
-            hint = did_you_mean(column, known, cutoff=0.3)
+            is_turned = own in known and column in (*_STRINGS, "timestamp", "position", "weight")
+            turned = f"; write {column}={own}, the name in semid first"
+            hint = turned if is_turned else did_you_mean(column, known, cutoff=0.3)
             raise SemidError(f"columns {own}={column}: no table has a column {column!r}{hint}")
     return {key: _renamed(table, columns, key) for key, table in read.items()}
 

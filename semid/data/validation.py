@@ -245,10 +245,10 @@ def _in_seconds(interactions: pa.Table) -> pa.Table:
 
 
 def _whole_numbers(name: str, column: pa.ChunkedArray, faults: Faults) -> pa.ChunkedArray:
+    _check_null(name, column, faults)
     values = _numbers(name, column, faults)
     if values is None:
         return column
-    _check_null(name, values, faults)
     if pa.types.is_floating(values.type):
         numbers = values.cast(pa.float64())
         bad = _mask(pc.or_(pc.not_equal(pc.floor(numbers), numbers), pc.greater_equal(pc.abs(numbers), 2.0**63)))
@@ -259,10 +259,10 @@ def _whole_numbers(name: str, column: pa.ChunkedArray, faults: Faults) -> pa.Chu
 
 
 def _weights(name: str, column: pa.ChunkedArray, faults: Faults) -> pa.ChunkedArray:
+    _check_null(name, column, faults)
     values = _numbers(name, column, faults)
     if values is None:
         return column
-    _check_null(name, values, faults)
     weights = values.cast(pa.float32(), safe=False)
     faults.rows(
         name, _mask(pc.invert(pc.is_finite(weights))), "{} is no finite float32; fix it or drop the row", values

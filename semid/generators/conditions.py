@@ -51,6 +51,8 @@ class ConditionsConfig:
             raise SemidError(f"expected drop_conditions in [0, 1), got {self.drop_conditions}")
         if self.calibrate_events and not self.event_head:
             raise SemidError("calibrate_events is for the probabilities of an event head: give event_head too")
+        if self.film and not (self.on_event or self.on_group or self.on_text):
+            raise SemidError("film is how conditions enter the model: give on_event, on_group or on_text too")
         if self.text_columns and self.on_text is None:
             raise SemidError("text_columns are what conditions on texts are written from: give on_text too")
 

@@ -54,15 +54,21 @@ class ModelSpec:
     """Further code sequences of the items that it reads; None: there are none."""
 
     def build(self, *, seed: int) -> ItemModel:
-        """The model, with parameters drawn from `seed`; conditions and sequences move none of the others."""
+        """The model, with parameters drawn from `seed`; conditions and sequences move none of the others.
+
+        Raises SemidError for what its family does not have.
+        """
         rngs = nnx.Rngs(seed)
-        model = self.model.build(
-            level_sizes=self.level_sizes, num_items=self.num_items, num_features=self.num_features, rngs=rngs
-        )
-        if self.conditions is not None:
-            model.add_conditions(self.conditions.sizes, rngs=rngs)
-        if self.sequences is not None:
-            model.add_sequences(self.sequences.sizes, rngs=rngs)
+        try:
+            model = self.model.build(
+                level_sizes=self.level_sizes, num_items=self.num_items, num_features=self.num_features, rngs=rngs
+            )
+            if self.conditions is not None:
+                model.add_conditions(self.conditions.sizes, rngs=rngs)
+            if self.sequences is not None:
+                model.add_sequences(self.sequences.sizes, rngs=rngs)
+        except ValueError as error:
+            raise SemidError(str(error)) from error
         return model
 
     def incompatibility(self, own: SemanticCatalog, later: SemanticCatalog) -> str | None:

@@ -233,6 +233,7 @@ def test_columns_of_other_names_are_mapped(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
+        ({"asin": "brand"}, "no table has a column 'brand'; write brand=asin, the name in semid first"),
         ({"item_id": "asn"}, r"columns item_id=asn: no table has a column 'asn'; did you mean 'asin'\?"),
         ({"item_id": "asin"}, "columns item_id=asin: the items have a column 'item_id' too; leave one out"),
     ],

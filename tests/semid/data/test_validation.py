@@ -150,6 +150,7 @@ def test_duplicates_are_the_rows_after_the_first(rows):
         (None, INTERACTIONS | {"position": [0, None, 2]}, "row 2, column 'position': is null"),
         (None, INTERACTIONS | {"weight": [b"1"] * 3}, "column 'weight': expected numbers, got binary"),
         (None, INTERACTIONS | {"weight": ["1", "0.5", "NULL"]}, "row 3, column 'weight': 'NULL' is no number"),
+        (None, INTERACTIONS | {"weight": ["1", None, "x"]}, "row 2, column 'weight': is null"),  # next to the other
         (None, INTERACTIONS | {"position": ["1", "2", "x"]}, "row 3, column 'position': 'x' is no number"),
         (None, INTERACTIONS | {"timestamp": ["1700000000", "NULL", "17.5"]}, "row 2, column 'timestamp': 'NULL' is no"),
         (

@@ -249,7 +249,7 @@ def test_every_family_trains_with_conditions_or_says_why_not(dataset, family, fi
         CONFIG, model=FAMILIES[family], conditions=conditions, training=training, features=features
     )
     if film and family in ("encoder-decoder", "flat"):
-        with pytest.raises(ValueError, match="FiLM needs one state"):
+        with pytest.raises(SemidError, match="FiLM needs one state"):
             train(dataset, catalog_of(dataset), config)
         return
     trained = train(dataset, catalog_of(dataset), config)
@@ -297,6 +297,8 @@ def test_events_that_are_null_or_missing_are_refused(dataset):
 def test_settings_out_of_range_are_refused():
     with pytest.raises(SemidError, match=r"expected drop_conditions in \[0, 1\), got 1.0"):
         ConditionsConfig(drop_conditions=1.0)
+    with pytest.raises(SemidError, match="give on_event, on_group or on_text too"):
+        ConditionsConfig(film=True, event_inputs=True)
     with pytest.raises(SemidError, match="give on_text too"):
         ConditionsConfig(text_columns=("brand",))
     with pytest.raises(SemidError, match="the sizes of conditions are a dataset's"):
