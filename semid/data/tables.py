@@ -190,6 +190,8 @@ def read_text(path: str | Path) -> str:
     """
     try:
         data = _open_text(fetched(path)).read()
+    except FileNotFoundError:
+        raise SemidError(f"{path}: no such file; check the path") from None
     except _UNREADABLE as error:
         raise SemidError(f"{path}: not readable as text ({_first_line(error)}); check the file") from None
     if fault := _encoding_fault(data):

@@ -132,7 +132,7 @@ def test_a_file_of_ids_keeps_what_belongs_to_them(tmp_path):
     file.write_bytes("a\ncafé\n".encode("latin-1"))
     with pytest.raises(SemidError, match=r"ids.txt: line 2: byte 5 \(0xe9\) is not UTF-8; convert the file to UTF-8"):
         read_id_file(file)
-    with pytest.raises(SemidError, match=r"none.txt: not readable as text"):
+    with pytest.raises(SemidError, match=r"none.txt: no such file; check the path"):
         read_id_file(tmp_path / "none.txt")
 
 
