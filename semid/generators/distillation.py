@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
+from flax import nnx
 from jaxtyping import Array, Float, Int
 from scipy import sparse
 
@@ -148,10 +149,11 @@ class DenseTeacher:
     def best(self, rows: PackedRows, *, k: int) -> TeacherItems:
         """The k best items of the model, a bounded number of scores at a time."""
         model, tables, single = self.recommender.dense_model(), self.recommender.tables, rows.targets.ndim == 1
-        vectors = model.vectors(tables.features)
+        vectors, (graph, params) = model.vectors(tables.features), nnx.split(model)
 
         @jax.jit
-        def best(vectors: Array, history: Array, segments: Array) -> TeacherItems:
+        def best(params: nnx.State, vectors: Array, history: Array, segments: Array) -> TeacherItems:
+            model = nnx.merge(graph, params)
             states = model.states(vectors, history, segments)
             states = (last_state(states, segments) if single else states).reshape(-1, states.shape[-1])
             logits = products(states, vectors, model.dtype)
@@ -168,7 +170,7 @@ class DenseTeacher:
         for start, stop in itertools.pairwise([*range(0, len(rows.history), size), len(rows.history)]):
             block = (rows.history[start:stop], rows.segments[start:stop])
             padded = (np.pad(part, ((0, size - len(part)), (0, 0))) for part in block)  # one shape, so one program
-            found.append(TeacherItems(*(np.asarray(part)[: stop - start] for part in best(vectors, *padded))))
+            found.append(TeacherItems(*(np.asarray(part)[: stop - start] for part in best(params, vectors, *padded))))
         return TeacherItems(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
@@ -147,8 +148,11 @@ def encode_items(
     """Encode all items, or those in `rows`, a block at a time."""
     rows = np.arange(len(jax.tree.leaves(dict(content))[0])) if rows is None else rows
 
-    @jax.jit
-    def encode(rows: Int[Array, " n"], content: Content) -> Float[Array, "n dim"]:
-        return encoder({name: take(of, rows) for name, of in content.items()})
+    graph, variables = nnx.split(encoder)
+    return map_blocks(lambda block: _encode(graph, variables, block, dict(content)), rows.astype(np.int32))
 
-    return map_blocks(lambda rows: encode(rows, dict(content)), rows.astype(np.int32))
+
+# Variables are arguments: XLA takes long to fold them as constants, and on CPUs has given garbage for a layer of zeros.
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(graph: Any, variables: Any, rows: Int[Array, " n"], content: Content) -> Float[Array, "n dim"]:
+    return nnx.merge(graph, variables)({name: take(of, rows) for name, of in content.items()})
