@@ -10,6 +10,7 @@ measured without and with the item graph at ranking.
     contrast        the layer is trained by contrast of consecutive items first (`end-to-end.staged` is the same)
     end-to-end      joint steps whose recommendation loss reaches the layer, then tokenizer and generator again
     both            the contrast, then the joint steps
+    kept            as `both`, but the tokenizer stays as it is: codes follow the vectors once, and the generator learns on
     stopped         as `both`, gradients stopped at the layer
 
 `end-to-end` against `frozen` is the claim of LEMUR (arXiv 2511.10962); `both` against `contrast` says what the joint
@@ -21,7 +22,7 @@ from dataclasses import replace
 from experiments.configs.end_to_end import TOGETHER, training
 from experiments.experiment import CONTENT, Experiment
 from semid.encoders import ContentConfig, FusionConfig
-from semid.joint import JointConfig, Reach
+from semid.joint import JointConfig, Reach, Refresh
 from semid.training import TrainingConfig
 
 # MiniLM's width.
@@ -46,12 +47,14 @@ BOTH = replace(
 def config() -> dict[str, Experiment]:
     (phase,) = BOTH.joint
     alone = replace(BOTH, joint=(), finetune=_stage(_JOINT + _GENERATOR + _FINETUNE, 64, 1e-3))
+    kept = replace(BOTH, codes=Refresh(_JOINT), finetune=_stage(_GENERATOR + _FINETUNE, 64, 1e-3))
     stopped = replace(phase, step=replace(phase.step, reach=Reach.TOKENIZER))
     return {
         "frozen": _variant("frozen encoder", replace(alone, encoder=None)),
         "contrast": _variant("contrast", alone),
         "end-to-end": _variant("end to end", replace(BOTH, encoder=None)),
         "both": _variant("contrast, then end to end", BOTH),
+        "kept": _variant("contrast, then end to end, tokenizer kept", kept),
         "stopped": _variant("contrast, then stopped at the encoder", replace(BOTH, joint=(stopped,))),
     }
 
