@@ -10,7 +10,7 @@ measured without and with the item graph at ranking.
     contrast        the layer is trained by contrast of consecutive items first (`end-to-end.staged` is the same)
     end-to-end      joint steps whose recommendation loss reaches the layer, then tokenizer and generator again
     both            the contrast, then the joint steps
-    kept            as `both`, but the tokenizer stays as it is: codes follow the vectors once, and the generator learns on
+    kept            as `both`, but the tokenizer stays: codes follow the vectors once, and the generator learns on
     stopped         as `both`, gradients stopped at the layer
 
 `end-to-end` against `frozen` is the claim of LEMUR (arXiv 2511.10962); `both` against `contrast` says what the joint
