@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from xml.sax.saxutils import escape
@@ -323,6 +324,35 @@ def words() -> Drawing:
     return drawing
 
 
+def encoders() -> Drawing:
+    """Recall@10 on Beauty of encoders trained by what, from the table of results: as they come, by a contrast, by the
+    recommendation loss, by both; alone with the paired interval around frozen, and mixed with the item graph."""
+    found = {row["row"]: row for row in json.loads((FOLDER.parents[1] / "results.json").read_text())["rows"]}
+    arms = [name for name in found if name.startswith("encoders.") and not name.endswith("graph")]
+    recall = {name: np.mean(row["values"]["included"]["recall@10"]) for name, row in found.items()}
+    drawing = Drawing(680, 100 + 46 * len(arms), "Recall@10 of encoders trained in several ways")
+
+    def at(value: float) -> float:
+        return 300 + 350 * value / 0.125
+
+    for words, value, color in (("alone", 0.03, COLORS[0]), ("with the item graph", 0.11, COLORS[1])):
+        drawing.text((at(value), 24), words, color=color)
+
+    for place, name in enumerate(arms):
+        y = 70 + 46 * place
+        drawing.text((20, y + 5), found[name]["title"], anchor="start")
+        drawing.line((at(0), y), (at(0.125), y), width=1)
+        if (paired := found[name]["difference"]) is not None:
+            low, high = (at(recall["encoders.frozen"] + paired[end]) for end in ("low", "high"))
+            drawing.line((low, y), (high, y), COLORS[0], 4)
+        for of, color in ((name, COLORS[0]), (f"{name} + graph", COLORS[1])):
+            drawing.dot((at(recall[of]), y), color, 5)
+            drawing.text((at(recall[of]), y - 10), f"{recall[of]:.4f}".removeprefix("0"), size=12)
+    for value in (0, 0.025, 0.05, 0.075, 0.1, 0.125):
+        drawing.text((at(value), 86 + 46 * len(arms)), f"{value:.3f}".removeprefix("0"), size=12)
+    return drawing
+
+
 FIGURES: dict[str, Callable[[], Drawing]] = {
     function.__name__.replace("_", "-"): function
     for function in (
@@ -336,6 +366,7 @@ FIGURES: dict[str, Callable[[], Drawing]] = {
         sampled_negatives,
         asking,
         words,
+        encoders,
     )
 }
 

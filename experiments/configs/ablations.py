@@ -11,7 +11,7 @@
     narrow-depth   codes-alone whose depth decoder is as wide inside as the backbone
     vocabulary     codes-alone whose probabilities are over each level's whole vocabulary
 
-Measured, but for untaught and vocabulary: docs/results.md.
+Measured, but for vocabulary: docs/results.md.
 """
 
 from dataclasses import replace

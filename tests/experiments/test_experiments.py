@@ -131,7 +131,7 @@ def test_end_to_end_variants_have_as_many_epochs():
         for name, one in experiments().items()
         if name.startswith(("end-to-end.", "encoders."))
     }
-    assert len(given) == 10
+    assert len(given) == 11
     assert {name.partition(".")[0]: epochs for name, epochs in given.items()} == {"encoders": 7, "end-to-end": 42}
     assert len(set(given.values())) == 2
 
