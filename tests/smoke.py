@@ -31,7 +31,6 @@ class Smoke:
         """Train an experiment and what it needs; the first of each kind of model is measured."""
         run = self.runner.run(name)
         model = run.experiment.model
-        assert to_dict(run.experiment) == to_dict(self.runner.resolved(name))
         if not isinstance(model, Baseline):
             assert run.made[name]["model"]["minutes"] > 0
             assert set(run.experiment.needs) <= set(run.made)

@@ -227,6 +227,7 @@ class Evaluate:
         """Digest of all that determines the figures."""
         given = {name: getattr(self, name) for name in ("model", "split", "ks", "beam_size", "exclude_seen", "tags")}
         given |= {"event_values": self.event_values} if self.event_values else {}
+        # Another name than before, when the beam and the examples were not asked: such figures are made anew.
         given |= {"asked": self._asked} if self.condition else {}
         of_models = {name: provenance.get(name) for name in ("models", "catalog")}
         return artifacts.sha256_json({"version": _VERSION, "dataset": dataset.digest, **of_models, **given})
