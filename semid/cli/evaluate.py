@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,8 @@ from rich import box
 from rich.table import Table
 
 from semid import artifacts
-from semid.cli.choices import PathOrUrl, condition_of, load_ranker
+from semid.catalog import SemanticCatalog
+from semid.cli.choices import PathOrUrl, condition_of, folders_of, load_ranker, load_recommender
 from semid.cli.console import console
 from semid.data import Dataset, Tags
 from semid.errors import SemidError
@@ -69,6 +71,8 @@ class Evaluate:
     None given: none. Such figures answer another question than the others."""
     catalog: PathOrUrl | None = None
     """Catalogue folder of the models: its current version is measured (FOLDER@3: version 3), no removed item."""
+    sequences: tuple[str, ...] = ()
+    """Catalogue folders of the models' further code sequences, NAME=FOLDER each, that have codes of appended items."""
     tags: str | None = None
     """Column of the items that divides them (category, brand, genre), for metrics of lists; the first of which the name
     says category, genre or tag, where not given."""
@@ -80,8 +84,8 @@ class Evaluate:
     out: PathOrUrl | None = None
     """File to write, with examples and every user's accuracies next to it: of metrics.json examples.json and
     users.parquet, of NAME.json examples_NAME.json and users_NAME.parquet. None given: metrics.json next to the first
-    model's folder; the name gains _validation, _seen_excluded and _asked with those options, and no examples are
-    written then."""
+    model's folder; the name gains _validation, _seen_excluded and what is asked (_asked_event-own) with those options,
+    and no examples are written then."""
 
     def run(self) -> None:
         from semid.evaluation import examples_file, target_values, users_file
@@ -101,6 +105,9 @@ class Evaluate:
         models = {name: loaded[path] for path, name in _names(loaded).items()}
         if self.catalog is not None:
             provenance["catalog"] = next(m.catalog.digest for m in models.values() if isinstance(m, Recommender))
+        if self.sequences:
+            folders = folders_of(self.sequences)
+            provenance["sequences"] = {name: SemanticCatalog.load(folder).digest for name, folder in folders.items()}
         provenance["request"] = self._request(dataset, provenance)
         if before := _measured(out, provenance["request"], companions):
             self._print(before, models, dataset)
@@ -215,7 +222,8 @@ class Evaluate:
             console.print(hint)
 
     def _load(self, path: str) -> Recommender | ItemGraph:
-        return load_ranker(path) if self.catalog is None else Recommender.from_pretrained(path, catalog=self.catalog)
+        given = self.catalog is not None or self.sequences
+        return load_recommender(path, self.catalog, self.sequences) if given else load_ranker(path)
 
     def _folder(self) -> Path:
         """The folder that holds the first model's. Raises SemidError for a model of the hub."""
@@ -230,13 +238,15 @@ class Evaluate:
         # Another name than before, when the beam and the examples were not asked: such figures are made anew.
         given |= {"asked": self._asked} if self.condition else {}
         of_models = {name: provenance.get(name) for name in ("models", "catalog")}
+        of_models |= {"sequences": provenance["sequences"]} if self.sequences else {}
         return artifacts.sha256_json({"version": _VERSION, "dataset": dataset.digest, **of_models, **given})
 
     @property
     def _suffix(self) -> str:
         """Suffix of the file's name for figures other than those of test with seen items included."""
         chosen = {"_validation": self.split == "validation", "_seen_excluded": self.exclude_seen}
-        return "".join(name for name, is_so in (chosen | {"_asked": bool(self.condition)}).items() if is_so)
+        asked = "".join(f"_{re.sub(r'[^a-z0-9]+', '-', word.lower()).strip('-')}" for word in self.condition)
+        return "".join(name for name, is_so in chosen.items() if is_so) + (f"_asked{asked}" if asked else "")
 
     @property
     def _asked(self) -> tuple[tuple[str, ...], dict[str, str]]:

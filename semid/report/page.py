@@ -165,7 +165,9 @@ def _folders(models: Any) -> list[str]:
 
 def _metrics(file: Path) -> dict[str, Any]:
     if not file.is_file():
-        command = f"semid evaluate --model {file.parent / 'model'} --dataset {file.parent / 'dataset'} --split test"
+        beside = file.parent / "dataset"
+        dataset = beside if beside.is_dir() else "DATASET"
+        command = f"semid evaluate --model {file.parent / 'model'} --dataset {dataset} --split test"
         raise SemidError(f"{file}: no such file; `{command}` writes it")
     metrics = artifacts.read_sealed(file)
     rows = metrics.get("rows") if isinstance(metrics, dict) else None

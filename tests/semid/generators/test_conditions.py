@@ -323,7 +323,7 @@ def test_the_command_line_asks_and_says_what_it_does_not_know(home, dataset, cap
         assert said in capsys.readouterr().err
     asked = ["evaluate", "--model", str(home / "model"), "--dataset", str(dataset.origin.folder), "--condition"]
     main([*asked, "event=own"])
-    written = json.loads((home / "metrics_asked.json").read_text())
+    written = json.loads((home / "metrics_asked_event-own.json").read_text())
     assert written["provenance"]["own_conditions"] == ["event"]
     main([*asked, "event=own"])
     assert "skipped" in capsys.readouterr().out.replace("\n", " ")

@@ -411,10 +411,13 @@ def test_nested_provenance_is_readable(run):
 
 def test_missing_metrics_name_the_file_and_its_command(run, tmp_path):
     (run / "metrics.json").unlink()
-    command = f"semid evaluate --model {run}/model --dataset {run}/dataset --split test"
-    with pytest.raises(SemidError) as error:
-        write_report([run], tmp_path / "report.html")
-    assert str(error.value) == f"{run}/metrics.json: no such file; `{command}` writes it"
+    for dataset in (f"{run}/dataset", "DATASET"):
+        with pytest.raises(SemidError) as error:
+            write_report([run], tmp_path / "report.html")
+        command = f"semid evaluate --model {run}/model --dataset {dataset} --split test"
+        assert str(error.value) == f"{run}/metrics.json: no such file; `{command}` writes it"
+        if (run / "dataset").exists():
+            (run / "dataset").rename(run / "elsewhere")
     assert not (tmp_path / "report.html").exists()
 
 
