@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 from rich import box
 from rich.table import Table
 
@@ -84,8 +85,8 @@ class Evaluate:
     out: PathOrUrl | None = None
     """File to write, with examples and every user's accuracies next to it: of metrics.json examples.json and
     users.parquet, of NAME.json examples_NAME.json and users_NAME.parquet. None given: metrics.json next to the first
-    model's folder; the name gains _validation, _seen_excluded and what is asked (_asked_event-own) with those options,
-    and no examples are written then."""
+    model's folder; the name gains _validation, _seen_excluded, _catalog, _other_dataset and what is asked
+    (_asked_event-own) with those options, and no examples are written then."""
 
     def run(self) -> None:
         from semid.evaluation import examples_file, target_values, users_file
@@ -148,15 +149,20 @@ class Evaluate:
             "condition": condition,
         }
         rankers = {**models, **_parts(models), **baselines(dataset, asked=(*own, *condition))}
+        catalog = next((m.catalog for m in models.values() if isinstance(m, Recommender)), None)
+        removed = None if catalog is None else catalog.item_ids.filter(pa.array(~catalog.active))
         measured = compare(
             rankers,
             dataset,
             **shared,
             ks=self.ks,
             exclude_seen=self.exclude_seen,
+            removed=removed,
         )
-        seen = {"seen": "excluded"} if self.exclude_seen else {}
-        rows = [{**metrics.row(name), **seen} for name, metrics in measured.items()]
+        about = {"seen": "excluded"} if self.exclude_seen else {}
+        about |= {"asked": " ".join(sorted(self.condition))} if self.condition else {}
+        about |= {"catalog": provenance["catalog"][:12]} if self.catalog is not None else {}
+        rows = [{**metrics.row(name), **about} for name, metrics in measured.items()]
         searched = {
             name: against_exact(model, dataset, **shared) for name, model in models.items() if model.codes is not None
         }
@@ -170,7 +176,7 @@ class Evaluate:
         first = next(iter(models))
         out.parent.mkdir(parents=True, exist_ok=True)
         shown = self._examples(models[first], first, measured, dataset, shared) if examples else None
-        provenance = measured[first].provenance | provenance
+        provenance = {k: v for k, v in measured[first].provenance.items() if k != "model"} | provenance
         users = user_table(measured, dataset, split=self.split)
         write_metrics(out, self.split, rows, provenance, examples=shown, users=users, lists=lists, values=values)
 
@@ -244,9 +250,20 @@ class Evaluate:
     @property
     def _suffix(self) -> str:
         """Suffix of the file's name for figures other than those of test with seen items included."""
-        chosen = {"_validation": self.split == "validation", "_seen_excluded": self.exclude_seen}
-        asked = "".join(f"_{re.sub(r'[^a-z0-9]+', '-', word.lower()).strip('-')}" for word in self.condition)
+        chosen = {
+            "_validation": self.split == "validation",
+            "_seen_excluded": self.exclude_seen,
+            "_catalog": self.catalog is not None,
+            "_other_dataset": self.other_dataset,
+        }
+        asked = "".join(f"_{self._slug(word)}" for word in sorted(self.condition))
         return "".join(name for name, is_so in chosen.items() if is_so) + (f"_asked{asked}" if asked else "")
+
+    @staticmethod
+    def _slug(word: str) -> str:
+        """Letters, digits and hyphens for PART=VALUE; where they say not all of it, with a digest of the word."""
+        slug = re.sub(r"[^a-z0-9]+", "-", word.lower()).strip("-")[:40]
+        return slug if slug == word.replace("=", "-", 1) else f"{slug}-{artifacts.sha256_json(word)[:8]}"
 
     @property
     def _asked(self) -> tuple[tuple[str, ...], dict[str, str]]:
@@ -323,13 +340,12 @@ def hints(rows: Sequence[dict], ks: Sequence[int]) -> list[str]:
 
 
 def _names(models: Mapping[str, Recommender | ItemGraph]) -> dict[str, str]:
-    """Names in tables, by path: a model's kind; where two share that, its folder's; else its path."""
-    labels, folders = {path: _label(model) for path, model in models.items()}, [Path(path).name for path in models]
+    """Names in tables, by path: a model's kind; where another model could be called so, its folder's; else its path."""
+    words = {path: (_label(model), Path(path).name) for path, model in models.items()}
     names = {}
-    for path, label in labels.items():
-        folder = Path(path).name
-        named = folder if folders.count(folder) == 1 else path
-        names[path] = label if [*labels.values()].count(label) == 1 else named
+    for path, own in words.items():
+        others = {word for other, theirs in words.items() if other != path for word in theirs}
+        names[path] = next((word for word in own if word not in others | {*_FLOORS[:2], "oracle"}), path)
     return names
 
 
@@ -337,8 +353,14 @@ def _parts(models: Mapping[str, Recommender | ItemGraph]) -> dict[str, Recommend
     """The models that are mixed with an item graph without it, and the graphs alone."""
     mixed = {name: model for name, model in models.items() if isinstance(model, Recommender) and model.graph}
     graphs = {model.graph.digest: model.graph for model in mixed.values() if model.graph is not None}
-    labels = ["item graph"] if len(graphs) == 1 else [f"item graph {digest[:8]}" for digest in graphs]
-    alone = {} if "item graph" in models else dict(zip(labels, graphs.values(), strict=True))
+    given = [model.edges for model in models.values() if isinstance(model, ItemGraph)]
+    graphs = {
+        digest: graph
+        for digest, graph in graphs.items()
+        if not any(all(map(np.array_equal, graph.edges, edges)) for edges in given)
+    }
+    one = len(graphs) == 1 and "item graph" not in models
+    alone = {"item graph" if one else f"item graph {digest[:8]}": graph for digest, graph in graphs.items()}
     return {f"{name} alone": model.with_graph(None) for name, model in mixed.items()} | alone
 
 

@@ -18,7 +18,7 @@ from semid.data.images import load_image
 from semid.data.importing import add_vector_files
 from semid.data.splits import Examples, GlobalTime, HeldOutItems, LeaveOneOut, SplitRule, Splits
 from semid.data.tables import SUFFIXES, as_mapped_table, as_table, log_unused, read_table, read_text, table_kind
-from semid.data.tags import Tags, usual_tags
+from semid.data.tags import Tags, tag_lists, usual_tag_column, usual_tags
 from semid.data.ties import ShuffledTies, SourceOrder, TieRule
 from semid.data.vector_files import Block, VectorFile, output_name
 
@@ -69,6 +69,8 @@ __all__ = [
     "read_text",
     "seconds_since",
     "table_kind",
+    "tag_lists",
+    "usual_tag_column",
     "usual_tags",
 ]
 

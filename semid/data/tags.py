@@ -33,7 +33,7 @@ class Tags:
         the root of all paths, tells nothing apart and is left out.
         Raises SemidError naming the nearest column where there is none of that name, and for a column of another type.
         """
-        lists = _lists(items, column)
+        lists = tag_lists(items, column)
         kept = pc.fill_null(pc.not_equal(lists.flatten(), ""), False)
         values = lists.flatten().filter(kept)
         distinct = pc.unique(values).sort()
@@ -90,16 +90,20 @@ class Tags:
         return self.numbers[np.arange(len(owner)) + (starts - before)[owner]], owner
 
 
+def usual_tag_column(schema: pa.Schema) -> str | None:
+    """The first column of tags whose name says category, genre or tag; None where there is none."""
+    return next((field.name for field in schema if _USUAL.search(field.name) and _taggable(field.type)), None)
+
+
 def usual_tags(items: pa.Table) -> Tags | None:
     """Tags of the first column whose name says category, genre or tag; None where there is none, or none that tells
     items apart."""
-    names = (field.name for field in items.schema if _USUAL.search(field.name) and _taggable(field.type))
-    column = next(names, None)
+    column = usual_tag_column(items.schema)
     tags = None if column is None else Tags.from_column(items, column)
     return tags if tags is not None and len(tags) else None
 
 
-def _lists(items: pa.Table, column: str) -> pa.ListArray:
+def tag_lists(items: pa.Table, column: str) -> pa.ListArray:
     """The values of a column as one list of strings per item."""
     if column not in items.column_names:
         hint = did_you_mean(column, items.column_names)

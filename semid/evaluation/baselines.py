@@ -9,8 +9,10 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Int
 
-from semid.data import Histories
+from semid.data import Histories, as_masks
 from semid.evaluation.metrics import in_history, repeated
+
+Allowed = Bool[np.ndarray, " items"] | Bool[np.ndarray, "n items"] | None
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,14 @@ class Popularity:
         """Count the training interactions; `item_ids` by item row."""
         return cls(item_ids, _by_popularity(train, len(item_ids)))
 
-    def rank(self, histories: Histories, *, k: int, exclude_seen: bool = False) -> Int[np.ndarray, "n k"]:
-        """The `k` most popular item rows for each history, -1 where there are fewer."""
-        popular = self.order[: k + _most_seen(histories, exclude_seen)]
+    def rank(
+        self, histories: Histories, *, k: int, exclude_seen: bool = False, allowed: Allowed = None
+    ) -> Int[np.ndarray, "n k"]:
+        """The `k` most popular item rows for each history, -1 where there are fewer; `allowed` is as in `evaluate`."""
+        left_out = _LeftOut.of(histories, len(self.order), exclude_seen, allowed)
+        popular = self.order[: k + left_out.most]
         candidates = np.broadcast_to(popular, (len(histories), len(popular)))
-        unwanted = in_history(candidates, histories) if exclude_seen else np.zeros(candidates.shape, bool)
-        return _first_wanted(candidates, unwanted, k)
+        return _first_wanted(candidates, left_out.among(candidates), k)
 
 
 @dataclass(frozen=True)
@@ -63,15 +67,16 @@ class Bigram:
         bounds = np.searchsorted(previous, np.arange(num_items + 1))
         return cls(item_ids, order, following[best_first].astype(np.int32), bounds)
 
-    def rank(self, histories: Histories, *, k: int, exclude_seen: bool = False) -> Int[np.ndarray, "n k"]:
-        """The `k` best item rows for each history, -1 where there are fewer."""
-        reach = k + _most_seen(histories, exclude_seen)  # that many candidates leave k after the seen ones are gone
+    def rank(
+        self, histories: Histories, *, k: int, exclude_seen: bool = False, allowed: Allowed = None
+    ) -> Int[np.ndarray, "n k"]:
+        """The `k` best item rows for each history, -1 where there are fewer; `allowed` is as in `evaluate`."""
+        left_out = _LeftOut.of(histories, len(self.order), exclude_seen, allowed)
+        reach = k + left_out.most
         following = self._following(histories, reach)
         popular = self.order[:reach]
         candidates = np.hstack([following, np.broadcast_to(popular, (len(histories), len(popular)))])
-        unwanted = repeated(candidates) | (candidates < 0)
-        if exclude_seen:
-            unwanted |= in_history(candidates, histories)
+        unwanted = repeated(candidates) | (candidates < 0) | left_out.among(candidates)
         return _first_wanted(candidates, unwanted, k)
 
     def _following(self, histories: Histories, reach: int) -> Int[np.ndarray, "n m"]:
@@ -92,8 +97,28 @@ def _by_popularity(train: Histories, num_items: int) -> Int[np.ndarray, " items"
     return np.argsort(-counts, kind="stable").astype(np.int32)
 
 
-def _most_seen(histories: Histories, exclude_seen: bool) -> int:
-    return int(histories.lengths.max(initial=0)) if exclude_seen else 0
+@dataclass(frozen=True)
+class _LeftOut:
+    """Items that may not be recommended to each history."""
+
+    seen: Histories | None
+    masks: Bool[np.ndarray, "masks items"] | None
+
+    @classmethod
+    def of(cls, histories: Histories, num_items: int, exclude_seen: bool, allowed: Allowed) -> _LeftOut:
+        many = len(histories)
+        masks = None if allowed is None else as_masks(allowed, num_items=num_items, num_histories=many)
+        return cls(histories if exclude_seen else None, masks)
+
+    @property
+    def most(self) -> int:
+        """Most of them for one history: so many more candidates leave enough."""
+        seen = 0 if self.seen is None else int(self.seen.lengths.max(initial=0))
+        return seen + (0 if self.masks is None else int((~self.masks).sum(axis=1).max(initial=0)))
+
+    def among(self, candidates: Int[np.ndarray, "n m"]) -> Bool[np.ndarray, "n m"]:
+        unwanted = np.zeros(candidates.shape, bool) if self.seen is None else in_history(candidates, self.seen)
+        return unwanted if self.masks is None else unwanted | ~np.take_along_axis(self.masks, candidates, axis=1)
 
 
 def _first_wanted(

@@ -103,8 +103,8 @@ def evaluate(
     counted.
     `own` asks a model that knows conditions for each target by what it is: ("event",) tells it whether the user bought
     or looked; such figures answer another question than those without, and say so in their provenance.
-    `options` go to `ranker.rank` (a Recommender takes `beam_size` and `condition`); `progress(done, total)` is called
-    with 0 before the first batch and then after each.
+    `options` go to `ranker.rank` (a Recommender takes `beam_size`, `condition`, `sample`); `progress(done, total)` is
+    called with 0 before the first batch and then after each.
     Raises SemidError if the ranker does not know an item of the data, or lists an item twice, one that does not exist
     or one that it may not.
     """
@@ -112,6 +112,8 @@ def evaluate(
     task = _task(ranker, _evaluation_set(ranker, data, split, drop_unknown), ks, allowed, exclude_seen)
     state, per_example, lists = MetricState({}, np.zeros(len(task.groups), np.int64), max(ks)), [], []
     progress = progress or _silent
+    if "sample" in options:  # a draw depends on a history's number in the call
+        batch_size = max(len(task.examples), 1)
     progress(0, len(task.examples))
     for start in range(0, len(task.examples), batch_size):
         part = task.part(slice(start, start + batch_size))
@@ -128,7 +130,7 @@ def evaluate(
     return Metrics(
         values=active_state.compute(),
         per_example={name: np.concatenate([part[name] for part in per_example]) for name in per_example[0]},
-        provenance=_provenance(task, ks, exclude_seen, options) | ({"own_conditions": list(own)} if own else {}),
+        provenance=_provenance(task, ks, exclude_seen, options) | _model(ranker) | _own(own),
         ranked=np.concatenate(lists),
         groups=task.members,
     )
@@ -142,6 +144,17 @@ def own_condition(ranker: Ranker, examples: Examples, parts: Sequence[str]) -> d
     if conditions is None:
         raise SemidError(f"{type(ranker).__name__} knows no conditions to be asked by; leave `own` out")
     return {"condition": conditions(examples.targets, examples.target_events, parts)}
+
+
+def _own(parts: Sequence[str]) -> dict[str, Any]:
+    return {"own_conditions": list(parts)} if parts else {}
+
+
+def _model(ranker: Ranker) -> dict[str, Any]:
+    """Digests of a model's artifact (None: there is none) and its catalogue, so that no other model is given its
+    figures."""
+    digests = {name: getattr(getattr(ranker, name, None), "digest", None) for name in ("origin", "catalog")}
+    return {"model": digests} if digests["catalog"] else {}
 
 
 def _silent(done: int, total: int) -> None:

@@ -114,19 +114,32 @@ def _check_place(path: Path, origin: Origin | None) -> None:
         raise SemidError(f"{path}: in use by a model that `semid train` wrote; choose another folder")
 
 
+def _check_asked(provenance: Mapping[str, Any], where: str) -> None:
+    """Raise SemidError for figures of a model that was asked for something: a card's are of what it does by itself."""
+    asked = provenance.get("own_conditions") or provenance.get("options", {}).get("condition")
+    if asked:
+        raise SemidError(f"{where}: the model was asked for {asked}; give metrics without a condition")
+
+
 def _read_metrics(
     metrics: str | Path | Measured, origin: Origin | None, catalog: SemanticCatalog, *, catalog_updated: bool
 ) -> dict[str, Any]:
     """The rows of this model and of the control baselines, as `metrics.json` has them: the model's first."""
+    known = () if origin is None else (origin.digest, trained_digest(origin))
     if not isinstance(metrics, (str, Path)):
-        split = metrics.provenance["split"]
-        return {"split": split, "rows": [metrics.row("semid")], "provenance": metrics.provenance}
+        provenance = {name: value for name, value in metrics.provenance.items() if name != "model"}
+        _check_asked(provenance, "these metrics")
+        if (about := metrics.provenance.get("model")) is None or about["origin"] not in (known or (None,)):
+            raise SemidError("these metrics are of another model; give what `semid.evaluate` gives of this one")
+        if about["catalog"] != catalog.digest:
+            raise SemidError("these metrics are of another version of the catalogue; evaluate this one")
+        return {"split": provenance["split"], "rows": [metrics.row("semid")], "provenance": provenance}
     file = artifacts.fetched(metrics)
     read = artifacts.read_sealed(file)
     if not isinstance(read, dict) or not {"split", "rows", "provenance"} <= set(read):
         raise SemidError(f"{file}: expected split, rows and provenance, as `semid evaluate` writes them")
+    _check_asked(read["provenance"], str(file))
     measured: Mapping[str, str] = read["provenance"].get("models", {})
-    known = () if origin is None else (origin.digest, trained_digest(origin))
     own = [index for index, digest in enumerate(measured.values()) if digest in known]
     if not own or len(read["rows"]) < len(measured):
         found = ", ".join(f"{path} ({digest[:12]})" for path, digest in measured.items()) or "no model"

@@ -4,7 +4,6 @@ the users, the tree of codes."""
 from __future__ import annotations
 
 import base64
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Int
 
 from semid.catalog import SemanticCatalog, level_name
+from semid.data import tag_lists, usual_tag_column
 from semid.report.text import DASH, safe
 
 TILE_COLORS = 8
@@ -50,9 +50,9 @@ class Items:
         schema = pq.read_schema(file)
         texts = [f.name for f in schema if pa.types.is_string(f.type) and f.name != "item_id"]
         title = next((name for name in ("title", "name", "text", *texts) if name in texts), "item_id")
-        category = next((name for name in schema.names if re.search("categor|genre", name, re.IGNORECASE)), None)
+        category = usual_tag_column(schema)
         table = pq.read_table(file, columns=list({"item_id", title, category or title}))
-        categories = _dividing(table[category].to_pylist() if category else [None] * table.num_rows)
+        categories = _dividing(tag_lists(table, category).to_pylist() if category else [None] * table.num_rows)
         return cls(file, table["item_id"].combine_chunks(), table[title].combine_chunks(), categories)
 
     def rows(self, item_ids: pa.Array) -> list[int | None]:
@@ -229,9 +229,9 @@ def numbered_categories(values: Sequence[str | None]) -> tuple[list[str], Int[np
     return names, np.array([number.get(value or "", len(names)) for value in values], np.int64)
 
 
-def _dividing(values: list) -> list[str | None]:
+def _dividing(values: Sequence[Sequence[str] | None]) -> list[str | None]:
     """One category an item. Of paths such as Beauty > Hair Care > Shampoos: the first step that divides the items."""
-    paths = [value.split(" > ") if isinstance(value, str) else value or [None] for value in values]
+    paths: list[Sequence[str | None]] = [value or [None] for value in values]
     for step in range(max((len(path) for path in paths), default=0)):
         column = [path[step] if len(path) > step else None for path in paths]
         if Counter(column).most_common(1)[0][1] < 0.8 * len(column):

@@ -1,4 +1,4 @@
-"""Tables and figures of metrics: one for each dataset, split and treatment of seen items, all runs together."""
+"""Tables and figures of metrics: one for each dataset, split and way of measuring, all runs together."""
 
 from __future__ import annotations
 
@@ -18,19 +18,22 @@ from semid.report.users import paired
 _MAIN = r"(recall|ndcg|hit)@\d+|mrr|coverage@\d+|gini@\d+"
 _GROUP_TITLES = {"activity": "by length of the history", "popularity": "by training count of the target"}
 MAX_SERIES = 6  # models in the figures of groups: the best
+# What a row says of how it was measured; rows that differ in it never meet in one table.
+_MEASURED = {"seen": "seen items {}", "asked": "asked for {}", "catalog": "catalogue {}"}
 
 
 def metric_tables(sections: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One table for each dataset, split and treatment of seen items: figures of two kinds never meet in one column."""
-    groups: dict[tuple[str, str, str], list[dict]] = {}
-    about: dict[tuple[str, str, str], dict[str, Any]] = {}
+    """One table for each dataset, split and way of measuring: figures of two kinds never meet in one column."""
+    groups: dict[tuple[str, ...], list[dict]] = {}
+    about: dict[tuple[str, ...], dict[str, Any]] = {}
     for section, result in ((run, result) for run in sections for result in run["results"]):
         for row in result["rows"]:
-            dataset, seen = result["dataset"] or section["dataset"], str(row.get("seen", "included"))
-            key = (dataset, result["split"], seen)
+            dataset, how = result["dataset"] or section["dataset"], {"seen": "included"} | row
+            measured = [text.format(how[name]) for name, text in _MEASURED.items() if name in how]
+            key = (dataset, result["split"] and f"{result['split']} split", *measured)
             rows, of_lists = groups.setdefault(key, []), result["lists"]
             about.setdefault(key, of_lists)
-            values = {key: value for key, value in row.items() if key not in ("model", "seen")}
+            values = {key: value for key, value in row.items() if key != "model" and key not in _MEASURED}
             same = next((r for r in rows if (r["model"], r["values"]) == (row["model"], values)), None)
             if same is None:
                 users = result["users"].get(row["model"])
@@ -38,10 +41,10 @@ def metric_tables(sections: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 rows.append(shown | {"lists": next((r for r in of_lists["rows"] if r["model"] == row["model"]), {})})
             elif section["name"] not in same["runs"]:  # a baseline that several runs share is shown once
                 same["runs"].append(section["name"])
-    return [_table(*key, rows, about[key]) for key, rows in groups.items()]
+    return [_table(", ".join(filter(None, key)), rows, about[key]) for key, rows in groups.items()]
 
 
-def _table(dataset: str, split: str, seen: str, rows: list[dict], about: dict[str, Any]) -> dict[str, Any]:
+def _table(heading: str, rows: list[dict], about: dict[str, Any]) -> dict[str, Any]:
     columns = list(dict.fromkeys(key for row in rows for key in row["values"]))
     ranking = next((c for start in ("ndcg@10", "ndcg@", "recall@") for c in columns if c.startswith(start)), "")
     rows.sort(key=lambda row: (row["model"] == "oracle", -_value(row, ranking, default=0.0)))
@@ -56,7 +59,7 @@ def _table(dataset: str, split: str, seen: str, rows: list[dict], about: dict[st
     shown = [c for c in columns if re.fullmatch(_MAIN, c)]
     others = [c for c in columns if c not in shown and "/" not in c]
     return {
-        "heading": ", ".join(filter(None, (dataset, split and f"{split} split", f"seen items {seen}"))),
+        "heading": heading,
         "main": _cells(rows, shown, models),
         "others": _cells(rows, others, models) if others else None,
         "ranking": words(ranking),

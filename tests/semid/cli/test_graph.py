@@ -5,7 +5,9 @@ import json
 import pytest
 
 from semid import artifacts
-from semid.graphs import ItemGraph
+from semid.cli.evaluate import Evaluate, _names, _parts
+from semid.data import Dataset
+from semid.graphs import ItemGraph, ItemGraphConfig
 from semid.recommender import Recommender
 from tests.semid.cli.test_main import BACKBONE, GENERATOR, _write_tables, run
 
@@ -51,6 +53,39 @@ def test_the_model_its_parts_and_the_graph_are_measured(home, capsys):
     capsys.readouterr()
     run("recommend --model {h}/model --history i1,i2 -k 3 --explain", h=home)
     assert "of the graph" in capsys.readouterr().out
+
+
+def test_no_two_models_share_a_name_and_no_graph_is_measured_twice(home):
+    model, teacher = (Recommender.from_pretrained(home / name) for name in ("model", "teacher"))
+    graph, other = ItemGraph.load(home / "graph"), ItemGraph.fit(Dataset.load(home / "dataset"), ItemGraphConfig())
+    kinds = {"x/semid": teacher, "y": teacher, "z": model, "popularity": model, "g": graph}
+    assert _names(kinds) == {"x/semid": "x/semid", "y": "y", "z": "z", "popularity": "popularity", "g": "item graph"}
+    assert _names({"popularity": model, "x": teacher}) == {"popularity": "semid", "x": "sasrec-content"}
+    assert list(_parts({"semid": model, "item graph": graph})) == ["semid alone"]
+    own = f"item graph {model.graph.digest[:8]}"
+    assert list(_parts({"semid": model, "item graph": other})) == ["semid alone", own]
+    assert list(_parts({"semid": model, "sasrec": teacher})) == ["semid alone", "item graph"]
+
+
+@pytest.mark.parametrize(
+    ("options", "suffix"),
+    [
+        ({}, ""),
+        ({"split": "validation", "exclude_seen": True}, "_validation_seen_excluded"),
+        ({"catalog": "c", "other_dataset": True}, "_catalog_other_dataset"),
+        ({"condition": ("group=brand-7", "event=own")}, "_asked_event-own_group-brand-7"),
+        ({"condition": ("text=A b",)}, "_asked_text-a-b-94580053"),
+    ],
+)
+def test_figures_of_another_kind_have_a_file_of_their_own(options, suffix):
+    assert Evaluate(model=("m",), dataset="d", **options)._suffix == suffix
+
+
+def test_words_that_are_spelled_alike_have_files_of_their_own():
+    words = ("text=A b", "text=a-b", "text=a b", "group=日", "text=" + "a" * 300)
+    names = {Evaluate(model=("m",), dataset="d", condition=(word,))._suffix for word in words}
+    assert len(names) == len(words)
+    assert max(map(len, names)) < 64
 
 
 @pytest.mark.parametrize(

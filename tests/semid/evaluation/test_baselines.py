@@ -27,17 +27,22 @@ def _recount(train: list[list[int]], history: list[int], *, use_bigrams: bool) -
 
 
 @pytest.mark.parametrize("exclude_seen", [False, True])
+@pytest.mark.parametrize("masks", [None, 1, 42])
 @pytest.mark.parametrize("k", [1, 4, ITEMS + 3])
 @pytest.mark.parametrize("model", [Popularity, Bigram])
-def test_ranking_equals_a_recount(model, k, exclude_seen):
+def test_ranking_equals_a_recount(model, k, masks, exclude_seen):
     rng = np.random.default_rng(k)
     train, queries = _lists(rng, 15), [*_lists(rng, 40), [], [ITEMS - 1]]
+    allowed = np.ones((1, ITEMS), bool) if masks is None else rng.random((masks, ITEMS)) < 0.6
     ranked = model.fit(Histories.from_lists(train), IDS).rank(
-        Histories.from_lists(queries), k=k, exclude_seen=exclude_seen
+        Histories.from_lists(queries),
+        k=k,
+        exclude_seen=exclude_seen,
+        allowed=None if masks is None else allowed[0] if masks == 1 else allowed,
     )
-    for history, got in zip(queries, ranked.tolist(), strict=True):
+    for history, mask, got in zip(queries, np.broadcast_to(allowed, (42, ITEMS)), ranked.tolist(), strict=True):
         order = _recount(train, history, use_bigrams=model is Bigram)
-        expected = [item for item in order if not (exclude_seen and item in history)][:k]
+        expected = [item for item in order if mask[item] and not (exclude_seen and item in history)][:k]
         assert got == expected + [-1] * (k - len(expected)), history
 
 

@@ -80,6 +80,18 @@ def test_excluding_seen_items_reaches_every_ranker(dataset):
     assert all(metrics.provenance["exclude_seen"] for metrics in measured.values())
 
 
+@pytest.mark.filterwarnings("ignore:.*removed from the catalogue")
+def test_items_removed_from_the_catalogue_are_recommended_by_none(dataset):
+    removed = pa.array([dataset.item_ids[row].as_py() for row in (0, 3)])
+    toy = Toy(dataset.item_ids)
+    toy.active = np.ones(ITEMS, bool)  # knows by itself
+    measured = compare(baselines(dataset) | {"toy": toy}, dataset, ks=(ITEMS,), removed=removed)
+    for name in ("popularity", "bigram"):
+        assert not np.isin(measured[name].ranked, [0, 3]).any()
+        assert measured[name].provenance["allowed_items"] == ITEMS - 2
+    assert "allowed" not in toy.asked[0]
+
+
 def test_baselines_learn_from_training_alone(dataset):
     found = baselines(dataset)
     assert list(found) == ["popularity", "bigram"]  # no oracle: nobody knows this world

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -169,6 +170,15 @@ def test_metrics_come_from_python_too_and_stay_when_it_is_handed_on(home, folder
     with pytest.warns(UserWarning, match="1 of 2 targets"):
         found = evaluate(recommender, table, ks=(3,), beam_size=20, allowed=recommender.allow(["i1", "i2", "i5"]))
     assert found.provenance["popularity_of"] == "training"
+    about = found.provenance["model"]
+    for name, said in (("origin", "of another model"), ("catalog", "of another version of the catalogue")):
+        other = replace(found, provenance=found.provenance | {"model": about | {name: "f00"}})
+        with pytest.raises(SemidError, match=f"these metrics are {said}"):
+            recommender.save_pretrained(tmp_path / "a", metrics=other)
+    with pytest.raises(SemidError, match=r"these metrics: the model was asked for \['event'\]"):
+        recommender.save_pretrained(
+            tmp_path / "a", metrics=replace(found, provenance=found.provenance | {"own_conditions": ["event"]})
+        )
     recommender.save_pretrained(tmp_path / "a", metrics=found)
     card = (tmp_path / "a" / "README.md").read_text()
     assert "2 examples: held-out table of table." in card

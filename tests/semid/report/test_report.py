@@ -252,7 +252,7 @@ def test_a_map_of_the_items_is_drawn_where_umap_is_installed(run, monkeypatch):
     shutil.rmtree(run / "dataset")
     shutil.rmtree(run / "catalog")
     vectors = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
-    columns = {"item_id": _ids(20), "title": [f"t{n}" for n in range(20)], "category": ["a", "b"] * 10}
+    columns = {"item_id": _ids(20), "title": [f"t{n}" for n in range(20)], "category": [[7], [8]] * 10}
     with write_artifact(run / "dataset", kind="dataset", config={"name": "tiny"}) as folder:
         write_parquet(pa.table({**columns, "text_lsa": to_lists(vectors)}), folder / "items.parquet")
     codes = (np.arange(20)[:, None] // np.array([5, 1])).astype(np.int32) % np.array([4, 5], np.int32)
@@ -455,14 +455,17 @@ def test_files_of_other_kinds_join_the_page_in_tables_of_their_own(run):
     _write_json(run / "metrics_validation.json", {"split": "validation", "rows": rows, "provenance": provenance})
     excluded = [row | {"seen": "excluded"} for row in ROWS]
     _write_json(run / "metrics_seen_excluded.json", {"split": "test", "rows": excluded})
+    asked = [row | {"asked": "event=own", "catalog": "0123456789ab"} for row in ROWS]
+    _write_json(run / "metrics_catalog_asked_event-own.json", {"split": "test", "rows": asked})
     _write_json(run / "metrics.validation.json", {})  # no such file of ours
     page = _page(run)
     assert re.findall(r"<h3>(Tiny [^<]*)</h3>", page) == [
         "Tiny &amp; Co, test split, seen items included",
+        "Tiny &amp; Co, test split, seen items included, asked for event=own, catalogue 0123456789ab",
         "Tiny &amp; Co, test split, seen items excluded",
         "Tiny &amp; Co, validation split, seen items included",
     ]
-    assert [row[0] for row in _table_rows(page)[:9]].count("semid") == 3
+    assert [row[0] for row in _table_rows(page)[:12]].count("semid") == 4
     facts = [re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", text) for text in _facts(page)]
     assert facts[:2] == [
         [("beam size", "50"), ("minutes", "generator 1.5")],
