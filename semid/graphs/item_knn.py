@@ -48,7 +48,7 @@ class ItemKNN:
         cosines = sparse.csr_array(scaled_rows(sparse.csr_array(taken.T @ taken), scale) @ sparse.diags_array(scale))
         cosines.setdiag(0)
         popularity = train.popularity(dataset.num_items).astype(np.int64)
-        return cls(dataset.item_ids, pruned(cosines, neighbors), popularity, bool(dataset.repeats.repeated))
+        return cls(dataset.item_ids, pruned(cosines, neighbors), popularity, dataset.repeats.common)
 
     def rank(self, histories: Histories, *, k: int, exclude_seen: bool = False) -> Int[np.ndarray, "n k"]:
         """The `k` best item rows for each history, then the most popular; -1 where there are fewer."""
@@ -86,7 +86,7 @@ class VectorKNN:
     def fit(cls, dataset: Dataset, vectors: Float[np.ndarray, "items dim"]) -> VectorKNN:
         """Rank the dataset's items by these vectors."""
         popularity = dataset.splits.train.popularity(dataset.num_items).astype(np.int64)
-        return cls(dataset.item_ids, vectors.astype(np.float32), popularity, bool(dataset.repeats.repeated))
+        return cls(dataset.item_ids, vectors.astype(np.float32), popularity, dataset.repeats.common)
 
     def rank(self, histories: Histories, *, k: int, exclude_seen: bool = False) -> Int[np.ndarray, "n k"]:
         """The `k` best item rows for each history, ties by popularity; -1 where there are fewer."""
@@ -123,7 +123,7 @@ class UserItemVectors:
         """Train on the dataset's training histories."""
         made = config.vectors(dataset, seed=seed)
         popularity = dataset.splits.train.popularity(dataset.num_items).astype(np.int64)
-        return cls(dataset.item_ids, made.items, made.users, popularity, bool(dataset.repeats.repeated))
+        return cls(dataset.item_ids, made.items, made.users, popularity, dataset.repeats.common)
 
     def rank(self, histories: Histories, *, k: int, exclude_seen: bool = False) -> Int[np.ndarray, "n k"]:
         """The `k` best item rows for the user of each history, ties by popularity; -1 where there are fewer."""
