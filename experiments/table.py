@@ -25,7 +25,7 @@ from experiments.experiment import chosen, experiments
 from experiments.measurement import RESULTS
 from semid import __version__
 from semid.artifacts import read_json, replacing, write_json
-from semid.errors import SemidError
+from semid.errors import SemidError, did_you_mean
 from semid.evaluation import paired_bootstrap
 
 SEEN = ("included", "excluded")
@@ -50,7 +50,7 @@ def main(words: Sequence[str]) -> None:
 
 def _table(
     folders: tyro.conf.Positional[tuple[Path, ...]] = (),
-    baseline: str = "item-graph",
+    baseline: str | None = None,
     experiments: tuple[str, ...] = (),
     seeds: tuple[int, ...] = (),
     page: Path | None = None,
@@ -60,22 +60,27 @@ def _table(
 
     Args:
         folders: Folders of `python -m experiments`; none given: the rows that the JSON file has.
-        baseline: Row that the others are compared with.
+        baseline: Row of the folders that their others are compared with; none given: item-graph, if there is one.
         experiments: Names of experiments or of their files; none given: all.
-        seeds: None given: all.
+        seeds: Seeds of the folders' runs; none given: all.
         page: Page whose tables are written again; its rows are those of the JSON file next to it.
         json: File of rows, which those of the folders join; none given: that of the page.
     """
+    if not folders and (baseline or seeds):
+        raise SemidError(f"--{'baseline' if baseline else 'seeds'} is of folders of runs; name some, or leave it out")
     file = json or (None if page is None else page.with_suffix(".json"))
     rows: list[Entry] = [] if file is None or not file.is_file() else read_json(file)["rows"]
     if folders:
-        fresh = entries(collected(folders, experiments, seeds), baseline)
+        fresh = entries(collected(folders, experiments, seeds), baseline or "item-graph")
+        if baseline and baseline not in (names := {row["row"] for row in fresh}):
+            raise SemidError(f"--baseline {baseline}: the folders have no such row{did_you_mean(baseline, names)}")
         rows = joined(rows, fresh)
         if file is not None:
             write_json(file, {"rows": rows})
     if page is not None:
         with replacing(page) as temporary:
-            temporary.write_text(rewritten(page.read_text(), rows, where=str(page)))
+            text = rewritten(page.read_text(encoding="utf-8"), rows, where=str(page))
+            temporary.write_text(text, encoding="utf-8")
     wanted = chosen(experiments) if experiments else {row["experiment"] for row in rows}
     shown = [row for row in rows if row["experiment"] in wanted] or rows
     for dataset in dict.fromkeys(row["dataset"] for row in shown):

@@ -327,7 +327,9 @@ def words() -> Drawing:
 def encoders() -> Drawing:
     """Recall@10 on Beauty of encoders trained by what, from the table of results: as they come, by a contrast, by the
     recommendation loss, by both; alone with the paired interval around frozen, and mixed with the item graph."""
-    found = {row["row"]: row for row in json.loads((FOLDER.parents[1] / "results.json").read_text())["rows"]}
+    found = {
+        row["row"]: row for row in json.loads((FOLDER.parents[1] / "results.json").read_text(encoding="utf-8"))["rows"]
+    }
     arms = [name for name in found if name.startswith("encoders.") and not name.endswith("graph")]
     recall = {name: np.mean(row["values"]["included"]["recall@10"]) for name, row in found.items()}
     drawing = Drawing(680, 100 + 46 * len(arms), "Recall@10 of encoders trained in several ways")
@@ -375,7 +377,7 @@ def main() -> None:
     """Write all figures."""
     FOLDER.mkdir(exist_ok=True)
     for name, draw in FIGURES.items():
-        (FOLDER / f"{name}.svg").write_text(draw().svg())
+        (FOLDER / f"{name}.svg").write_text(draw().svg(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
     made = {"reference/command-line.md": command_line(), "reference/index.md": overview()}
     made |= {_reference_page(module): reference(module) for module in packages()}
-    made |= {there: (ROOT / here).read_text() for here, there in OF_ROOT.items()}
+    made |= {there: (ROOT / here).read_text(encoding="utf-8") for here, there in OF_ROOT.items()}
     for notebook in sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")):
         made[f"notebooks/{notebook.stem}.md"] = notebook_page(notebook)
     for path, text in made.items():
@@ -147,6 +147,6 @@ def _fenced(text: str) -> str:
 
 def notebook_page(path: Path) -> str:
     """A notebook as a page: its text, and its code in blocks."""
-    cells = json.loads(path.read_text())["cells"]
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     sources = [(cell["cell_type"], "".join(cell["source"])) for cell in cells]
     return "\n\n".join(text if kind == "markdown" else f"```python\n{text}\n```" for kind, text in sources)

@@ -174,10 +174,10 @@ def main(out: Path = Path("runs/accelerators.json"), page: Path | None = None, o
         figures = read_json(out)
         for name in TABLES:
             begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-            before, _, rest = page.read_text().partition(begin)
+            before, _, rest = page.read_text(encoding="utf-8").partition(begin)
             shown = _table({case.name: figures[case.name] for case in cases if _is_in(case, name, figures)})
             with replacing(page) as temporary:
-                temporary.write_text(f"{before}{begin}\n{shown}\n{end}{rest.partition(end)[2]}")
+                temporary.write_text(f"{before}{begin}\n{shown}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
 
 
 def _is_in(case: Case, table: str, figures: dict[str, Any]) -> bool:

@@ -179,7 +179,9 @@ def draw(figures: dict[int, dict[str, float]], out: Path) -> None:
         parts.append(_text(width - 145, label + 4, line, color=LINES[line]))
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text("\n".join([head, '<rect width="100%" height="100%" fill="white"/>', *parts, "</svg>"]) + "\n")
+    out.write_text(
+        "\n".join([head, '<rect width="100%" height="100%" fill="white"/>', *parts, "</svg>"]) + "\n", encoding="utf-8"
+    )
 
 
 def _ticks(top: float) -> list[float]:

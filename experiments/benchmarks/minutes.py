@@ -86,7 +86,7 @@ def minutes(
     with peer(peer_python, catalog.codes, catalog.level_sizes, search=True) as ask:
         if rounds:
             write_json(out / "seconds.json", _step_seconds(ours, data, catalog, rows, ask, rounds, steps))
-        seconds = json.loads((out / "seconds.json").read_text())
+        seconds = json.loads((out / "seconds.json").read_text(encoding="utf-8"))
         found: list[dict[str, Any]] = []
         for name, config in ours.items():
             if folders[name].parent == out:
@@ -144,7 +144,7 @@ class _PeerFit:
             values = {f"validation/{k}": float(v.mean()) for k, v in accuracy(places, (10,)).items()}
             done.append({"step": step, **values, **trained, "validation seconds": searched})
             print(self.name, done[-1], flush=True)
-            log.write_text("".join(json.dumps(record) + "\n" for record in done))
+            log.write_text("".join(json.dumps(record) + "\n" for record in done), encoding="utf-8")
             ask("save", name="fit", file=str(state))
         return done
 

@@ -50,8 +50,10 @@ def run_command(words: Sequence[str], *, log: Path, seconds: float = 600) -> End
         process.kill()
         process.join()
     usage = log.with_suffix(".usage")
-    used = json.loads(usage.read_text()) if usage.exists() else {"mebibytes": math.nan, "seconds": math.nan}
-    return Ended(process.exitcode or 0, log.read_text(errors="replace"), used["seconds"], used["mebibytes"])
+    unknown = {"mebibytes": math.nan, "seconds": math.nan}
+    used = json.loads(usage.read_text(encoding="utf-8")) if usage.exists() else unknown
+    said = log.read_text(encoding="utf-8", errors="replace")
+    return Ended(process.exitcode or 0, said, used["seconds"], used["mebibytes"])
 
 
 def _command(words: list[str], log: Path, hook: AuditHook | None) -> None:
@@ -60,7 +62,7 @@ def _command(words: list[str], log: Path, hook: AuditHook | None) -> None:
     if hook is not None:
         sys.addaudithook(hook)
     log.with_suffix(".usage").unlink(missing_ok=True)
-    with log.open("w") as file:
+    with log.open("w", encoding="utf-8") as file:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
             os.dup2(file.fileno(), stream.fileno())
@@ -72,4 +74,4 @@ def _command(words: list[str], log: Path, hook: AuditHook | None) -> None:
             "mebibytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
             "seconds": time.process_time() - started,
         }
-        log.with_suffix(".usage").write_text(json.dumps(used))
+        log.with_suffix(".usage").write_text(json.dumps(used), encoding="utf-8")

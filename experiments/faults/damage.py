@@ -48,7 +48,8 @@ def _dataset(folder: Path) -> str:
 
 def _catalog(folder: Path) -> str:
     catalog = SemanticCatalog.load(folder)
-    return sha256_json([catalog.digest, read_json(folder / "health.json"), (folder / HISTORY).read_text()])
+    history = (folder / HISTORY).read_text(encoding="utf-8")
+    return sha256_json([catalog.digest, read_json(folder / "health.json"), history])
 
 
 def _changes(folder: Path) -> str:
@@ -137,7 +138,7 @@ def make_checkpoints(folder: Path) -> None:
     checkpoints = Checkpoints(folder, request=_REQUEST, select="score")
     state = _state()
     for step in (1, 2, 3):
-        with (folder / HISTORY).open("a") as log:
+        with (folder / HISTORY).open("a", encoding="utf-8") as log:
             log.write(json.dumps({"step": step, "loss": 1 / step}) + "\n")
         checkpoints.save(jax.tree.map(lambda x: x + x.dtype.type(1), state), _Position(step), {"score": 1 / step})
         state = jax.tree.map(lambda x: x + x.dtype.type(1), state)
@@ -232,7 +233,7 @@ def _edit(parts: Sequence[Path], dice: random.Random) -> Path | None:
     if not documents:
         return None
     part = dice.choice(documents)
-    value = json.loads(part.read_text())
+    value = json.loads(part.read_text(encoding="utf-8"))
     holder, key = dice.choice(list(json_places(value)))
     match dice.randrange(3), holder[key]:
         case 0, _:
@@ -247,7 +248,7 @@ def _edit(parts: Sequence[Path], dice: random.Random) -> Path | None:
             holder[key] = old + "0"
         case _:
             holder[key] = "changed"
-    part.write_text(json.dumps(value, indent=1) + "\n")
+    part.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
     return part
 
 

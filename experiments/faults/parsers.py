@@ -154,7 +154,7 @@ def _report(world: Path, name: str, path: Path) -> Any:
     run = path.with_name("run")
     shutil.rmtree(run, ignore_errors=True)
     (run / "model.checkpoints").mkdir(parents=True)
-    (run / "model.checkpoints" / "request.json").write_text("{}")
+    (run / "model.checkpoints" / "request.json").write_text("{}", encoding="utf-8")
     (run / "metrics.json").write_bytes(_metrics(world))
     path.rename(run / name)
     return write_report([run], run / "report.html")
@@ -242,7 +242,7 @@ def _encoder(name: str, path: Path) -> Any:
             (path.parent / file).parent.mkdir(parents=True, exist_ok=True)
             (path.parent / file).write_bytes(content)
     if kind == "bert":
-        (folder / "vocab.txt").write_text("\n".join(_VOCABULARY))
+        (folder / "vocab.txt").write_text("\n".join(_VOCABULARY), encoding="utf-8")
     weights = folder / ("part.safetensors" if kind == "bert" else "model.safetensors")
     if not weights.exists():
         save_file(_weights(kind), weights)

@@ -23,18 +23,18 @@ def run_trials(
     while done < len(tasks):
         child = start(_work, make, arguments, tasks[done:], seed + done, log)
         child.join()
-        records = [json.loads(line) for line in log.read_text().splitlines()]
+        records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
         if child.exitcode == 1:
             raise SemidError("the trials did not begin; see the traceback above")
         if child.exitcode and len(records) < len(tasks):
             records.append({"task": tasks[len(records)], "outcome": "died", "text": f"exit status {child.exitcode}"})
-            log.write_text("".join(json.dumps(record) + "\n" for record in records))
+            log.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
         yield from records[done:]
         done = len(records)
 
 
 def _work(make: Callable[..., Trial], arguments: tuple[Any, ...], tasks: Sequence[str], seed: int, log: Path) -> None:
     trial = make(*arguments)
-    with log.open("a", buffering=1) as file:
+    with log.open("a", encoding="utf-8", buffering=1) as file:
         for number, task in enumerate(tasks):
             file.write(json.dumps({"task": task, **trial(task, random.Random(seed + number))}) + "\n")

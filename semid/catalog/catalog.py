@@ -145,6 +145,11 @@ class SemanticCatalog:
         if self.codes.shape != (len(self.item_ids), len(self.level_sizes)):
             expected = (len(self.item_ids), len(self.level_sizes))
             raise SemidError(f"expected codes of shape {expected} (items, levels), got {self.codes.shape}")
+        if self.tie_break and len(self.level_sizes) < 2:
+            raise SemidError(
+                "tie_break says that the last level only tells items apart, and there is no other; leave it out "
+                "(--tie-break), or give codes of two levels or more"
+            )
         wrong = np.argwhere((self.codes < 0) | (self.codes >= np.array(self.level_sizes)))
         if len(wrong):
             row, level = wrong[0]

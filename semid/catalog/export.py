@@ -80,14 +80,14 @@ def export(
         write[format](catalog, temporary)
 
 
-def _living_rows(catalog: SemanticCatalog) -> Int[np.ndarray, " n"]:
+def _active_rows(catalog: SemanticCatalog) -> Int[np.ndarray, " n"]:
     """The item rows that an export holds."""
     return np.flatnonzero(catalog.active)
 
 
 def _blocks(catalog: SemanticCatalog) -> Iterator[tuple[pa.Array, Int[np.ndarray, "n level"], pa.Array]]:
     """Item ids, codes and token strings of the active items, some at a time."""
-    rows = _living_rows(catalog)
+    rows = _active_rows(catalog)
     names = [pa.array(tokens) for tokens in code_tokens(catalog.level_sizes)]
     for start in range(0, len(rows), _BLOCK):
         some = rows[start : start + _BLOCK]
@@ -119,7 +119,7 @@ def _write_parquet(catalog: SemanticCatalog, file: Path, version: int, digest: s
 
 
 def _write_json(catalog: SemanticCatalog, file: Path) -> None:
-    rows = _living_rows(catalog)
+    rows = _active_rows(catalog)
     items = catalog.item_ids.take(pa.array(rows)).to_pylist()
     artifacts.write_json(file, dict(zip(items, catalog.tokens_of(rows), strict=True)))
 
@@ -211,7 +211,7 @@ def _write_trie(catalog: SemanticCatalog, file: Path, version: int, digest: str)
     The header's metadata hold, as strings: format "semid.trie", schema_version, level_sizes (separated by commas),
     tie_break (0 or 1), version, the catalogue version's number, and catalog, its digest.
     """
-    rows = _living_rows(catalog)
+    rows = _active_rows(catalog)
     from seq_models import CodeTrie  # here, so that catalogues are read without JAX
 
     trie = CodeTrie.from_codes(catalog.codes[rows], catalog.level_sizes)

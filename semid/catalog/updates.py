@@ -104,8 +104,8 @@ def append(
     kept = given.outside(applied)
     skipped = 0
     if known is Known.SKIP:
-        again = active | given.repeated()
-        skipped, kept = int(again[kept].sum()), kept[~again[kept]]
+        again = active[kept] | given.repeated(kept)
+        skipped, kept = int(again.sum()), kept[~again]
     given.check_new(kept, active if known is Known.ERROR else np.zeros_like(active))
     if not len(kept):
         return Appended(before, 0, 0, 0, skipped, 0, applied)
@@ -237,9 +237,9 @@ class _Given:
         rows = [rows for path, rows in self._rows_of_files().items() if path not in files]
         return np.concatenate([np.zeros(0, np.int64), *rows])
 
-    def repeated(self) -> Bool[np.ndarray, " n"]:
-        """Tell which items are given before in the input."""
-        codes = self.item_ids.dictionary_encode().indices.to_numpy()
+    def repeated(self, kept: Int[np.ndarray, " kept"]) -> Bool[np.ndarray, " kept"]:
+        """Tell which of the `kept` items are given before among them."""
+        codes = self.item_ids.dictionary_encode().indices.to_numpy()[kept]
         return ~np.isin(np.arange(len(codes)), np.unique(codes, return_index=True)[1])
 
     @property
@@ -259,11 +259,9 @@ class _Given:
                 f"{self.at(item)} is in the catalogue already; its codes never change, leave it out (--known skip), or "
                 "give it new content (--known update)"
             )
-        codes = self.item_ids.dictionary_encode().indices.to_numpy()[kept]
-        first = np.unique(codes, return_index=True)[1]
-        for twice in np.setdiff1d(np.arange(len(codes)), first)[:1].tolist():
-            before = kept[np.flatnonzero(codes == codes[twice])[0]]
-            raise SemidError(f"{self.at(int(kept[twice]))} is given twice, before as {self.at(int(before))}")
+        for twice in kept[self.repeated(kept)][:1].tolist():
+            before = next(item for item in kept.tolist() if self.item_ids[item] == self.item_ids[twice])
+            raise SemidError(f"{self.at(twice)} is given twice, before as {self.at(before)}")
 
 
 def _by_column(block: Block) -> dict[str, Float[np.ndarray, "n _"]]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import tyro
 
@@ -21,6 +21,8 @@ from semid.errors import SemidError
 if TYPE_CHECKING:  # they import JAX
     from semid.graphs import ItemGraph
     from semid.recommender import Recommender
+
+T = TypeVar("T")
 
 PathOrUrl = Annotated[
     str | Path,  # the parser's own Path makes one slash of two
@@ -52,10 +54,15 @@ Ties = Annotated[
 ]
 
 
-def _column(word: str) -> str:
+def _renamed(word: str) -> tuple[str, str]:
     own, _, theirs = word.partition("=")
     if not own or not theirs:
         raise SemidError(f"columns: expected NAME=COLUMN, such as item_id=asin, got {word!r}")
+    return own, theirs
+
+
+def _column(word: str) -> str:
+    _renamed(word)
     return word
 
 
@@ -71,30 +78,44 @@ Column = Annotated[
 ]
 
 
-def condition_of(words: Sequence[str]) -> dict[str, str]:
-    """Condition of PART=VALUE words. Raises SemidError for one that is none, and for a part asked twice."""
-    asked: dict[str, str] = {}
+def by_name(words: Sequence[str], option: str, read: Callable[[str], tuple[str, T]]) -> dict[str, T]:
+    """Values of an option's NAME=VALUE words, as `read` splits each. Raises SemidError for a name given twice."""
+    found: dict[str, T] = {}
     for word in words:
-        part, _, value = word.partition("=")
-        if part not in ("event", "group", "text") or not value:
-            raise SemidError(f"--condition {word}: expected event=NAME, group=NAME or text=WORDS")
-        if part in asked:
-            raise SemidError(f"--condition {word}: {part} is asked for already ({asked[part]}); give one")
-        asked[part] = value
-    return asked
+        name, value = read(word)
+        if name in found:
+            raise SemidError(f"{option} {word}: {name} is given already ({found[name]}); give it once")
+        found[name] = value
+    return found
+
+
+def columns_of(words: Sequence[str]) -> dict[str, str]:
+    """Columns of NAME=COLUMN words, by name. Raises SemidError for one that is none, and for a name given twice."""
+    return by_name(words, "--columns", _renamed)
+
+
+def condition_of(words: Sequence[str]) -> dict[str, str]:
+    """Condition of PART=VALUE words. Raises SemidError for one that is none, and for a part given twice."""
+    return by_name(words, "--condition", _condition)
 
 
 def folders_of(words: Sequence[str]) -> dict[str, str]:
     """Folders of NAME=FOLDER words, by name. Raises SemidError for one that is none, and for a name given twice."""
-    found: dict[str, str] = {}
-    for word in words:
-        name, _, folder = word.partition("=")
-        if not re.fullmatch(r"[\w-]+", name) or not folder:
-            raise SemidError(f"--sequences {word}: expected NAME=FOLDER, such as image=runs/mine/images")
-        if name in found:
-            raise SemidError(f"--sequences {word}: {name} is given already ({found[name]}); give another name")
-        found[name] = folder
-    return found
+    return by_name(words, "--sequences", _folder)
+
+
+def _condition(word: str) -> tuple[str, str]:
+    part, _, value = word.partition("=")
+    if part not in ("event", "group", "text") or not value:
+        raise SemidError(f"--condition {word}: expected event=NAME, group=NAME or text=WORDS")
+    return part, value
+
+
+def _folder(word: str) -> tuple[str, str]:
+    name, _, folder = word.partition("=")
+    if not re.fullmatch(r"[\w-]+", name) or not folder:
+        raise SemidError(f"--sequences {word}: expected NAME=FOLDER, such as image=runs/mine/images")
+    return name, folder
 
 
 def subcommands(base: type, *, first: str) -> Any:

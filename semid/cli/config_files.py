@@ -322,7 +322,7 @@ def _of_names(named: Mapping[str, Any], entry: Entry) -> Any:
     return named[name]
 
 
-_TRUTH = {"true": True, "false": False}
+TRUTH = {"true": True, "false": False}
 
 
 def _of_text(kind: Any, entry: Entry) -> Any:
@@ -330,7 +330,7 @@ def _of_text(kind: Any, entry: Entry) -> Any:
     try:
         if kind is str and _is_null(entry.node):
             raise ValueError
-        return _TRUTH[text.lower()] if kind is bool else kind(text)
+        return TRUTH[text.lower()] if kind is bool else kind(text)
     except (ValueError, KeyError):
         what = "true or false" if kind is bool else f"a value of type {kind.__name__}"
         raise SemidError(f"{entry.where}: expected {what}, got {_shown(entry.node)}") from None

@@ -12,10 +12,9 @@ from semid import artifacts
 from semid.artifacts import Kind
 from semid.catalog import CATALOG_FILE, Format, SemanticCatalog, export, read_tokens
 from semid.catalog.versions import current
-from semid.cli.choices import PathOrUrl
+from semid.cli.choices import PathOrUrl, load_recommender
 from semid.cli.console import console
 from semid.data import Dataset
-from semid.recommender import Recommender
 from semid.stage import Request, run_stage
 from semid.tokenizers import HEALTH_FILE, level_health
 
@@ -52,6 +51,8 @@ class ExportProgram:
     """Folder to write."""
     catalog: PathOrUrl | None = None
     """Catalogue folder of the model: its current version (FOLDER@3: version 3), with appended items."""
+    sequences: tuple[str, ...] = ()
+    """Catalogue folders of the model's further code sequences, NAME=FOLDER each, that have codes of appended items."""
     k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10
     """Number of items that it recommends."""
     beam_size: int = 50
@@ -63,7 +64,7 @@ class ExportProgram:
         from semid.recommender import export_program
 
         export_program(
-            Recommender.from_pretrained(self.model, catalog=self.catalog),
+            load_recommender(self.model, self.catalog, self.sequences),
             self.out,
             k=self.k,
             beam_size=self.beam_size,

@@ -12,14 +12,14 @@ from rich.table import Table
 
 from semid import artifacts
 from semid.artifacts import Kind
-from semid.cli.choices import Column, PathOrUrl, Ties
+from semid.cli.choices import Column, PathOrUrl, Ties, columns_of
 from semid.cli.console import console
 from semid.data import SUFFIXES, Dataset, LeaveOneOut, SourceOrder, SplitRule, table_kind
 from semid.errors import SemidError
 from semid.stage import store_dataset
 
 if TYPE_CHECKING:  # they import JAX
-    from semid.encoders import ContentEncoderConfig
+    from semid.encoders import PretrainedVectorsConfig
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ class _Source(abc.ABC):
         if self.text_vectors < 0:
             raise SemidError(f"expected text_vectors of 0 (make none) or more, got {self.text_vectors}")
         encoders = [_pretrained(name, self.encoder_tokens) for name in self.encoder]
+        if self.encoder_tokens is not None and all(encoder.reader == "image" for encoder in encoders):
+            raise SemidError("--encoder-tokens is of encoders of texts; name one after --encoder, or leave it out")
         dataset = self.read()
         _print_statistics(dataset)
         for encoder in encoders:
@@ -65,7 +67,7 @@ def _print_statistics(dataset: Dataset) -> None:
     console.print(table)
 
 
-def _pretrained(name: str, max_length: int | None) -> ContentEncoderConfig:
+def _pretrained(name: str, max_length: int | None) -> PretrainedVectorsConfig:
     """Config of FOLDER or COLUMN=FOLDER, with what the folder says."""
     from semid.encoders import PretrainedVectorsConfig
 
@@ -75,7 +77,7 @@ def _pretrained(name: str, max_length: int | None) -> ContentEncoderConfig:
     return PretrainedVectorsConfig(folder, column, max_length).resolved()
 
 
-def _with_pretrained_vectors(dataset: Dataset, config: ContentEncoderConfig) -> Dataset:
+def _with_pretrained_vectors(dataset: Dataset, config: PretrainedVectorsConfig) -> Dataset:
     from semid.encoders import with_content_vectors
 
     made = with_content_vectors(dataset, config)
@@ -136,7 +138,7 @@ class _Tables(_Recorded):
             split_rule=self.split_rule,
             ties=self.ties,
             vectors=self.vectors,
-            columns=dict(column.split("=", 1) for column in self.columns),
+            columns=columns_of(self.columns),
         )
 
 
@@ -190,7 +192,7 @@ class HuggingFace(_Recorded):
             name=self.name or artifacts.resolved(self.out).name,
             split_rule=self.split_rule,
             ties=self.ties,
-            columns=dict(column.split("=", 1) for column in self.columns),
+            columns=columns_of(self.columns),
         )
 
 
@@ -259,6 +261,10 @@ class TencentGR(_Recorded):
     def read(self) -> Dataset:
         from semid.data import read_tencentgr
 
+        if self.item_ids is not None and not self.embeddings:
+            raise SemidError("--item-ids joins embeddings to the items; name some after --embeddings, or leave it out")
+        if self.seed and self.users is None:
+            raise SemidError("--seed draws the users; say how many with --users, or leave it out")
         return read_tencentgr(
             self.release,
             manual_dir=self.manual_dir,

@@ -16,7 +16,7 @@ from jaxtyping import Bool
 from rich.table import Table
 
 from semid import artifacts
-from semid.cli.choices import PathOrUrl, condition_of, load_recommender
+from semid.cli.choices import PathOrUrl, by_name, condition_of, load_recommender
 from semid.cli.console import console
 from semid.data import Dataset, parse_ids, read_boosts, read_id_file
 from semid.errors import SemidError
@@ -79,7 +79,7 @@ class Recommend:
 
     def run(self) -> None:
         self._check_used()
-        at_most = dict(map(_limit, self.at_most))
+        at_most = by_name(self.at_most, "--at-most", _limit)
         sample = Sampling(self.temperature, self.seed) if self.sample else None
         recommender = load_recommender(self.model, self.catalog, self.sequences)
         if self.items is not None:
@@ -148,7 +148,7 @@ class Recommend:
         given = {} if self.boosts is None else read_boosts(self.boosts, columns=columns)
         if self.boosts is not None:
             self._mask_of(recommender, list(given), self.boosts)
-        return {**given, **dict(map(_boost, self.boost))}
+        return {**given, **by_name(self.boost, "--boost", _boost)}
 
     def _mask(self, recommender: Recommender, file: str | Path) -> Bool[np.ndarray, " items"]:
         """The items that a file lists. Raises SemidError naming the file where an id is unknown."""

@@ -10,7 +10,7 @@ from typing import Any
 import tyro
 import yaml
 
-from semid.cli.config_files import Entry, build, entries_of, nearest, read_mapping
+from semid.cli.config_files import TRUTH, Entry, build, entries_of, nearest, read_mapping
 from semid.cli.tokenize import Tokenize
 from semid.cli.train import Train
 from semid.errors import SemidError
@@ -115,7 +115,7 @@ class Space:
                 raise SemidError(f"{where}: expected a list of choices")
             return Searched(choices=tuple(dict.fromkeys(map(_text, choices))))
         low, high = (_number(keys[end], where) for end in ("low", "high"))
-        log = "log" in keys and str(keys["log"].value).lower() == "true"
+        log = "log" in keys and _truth(keys["log"], f"{where}: log")
         if not low < high or (log and low <= 0):
             raise SemidError(f"{where}: expected low below high{', above 0 for log' if log else ''}, got {low}, {high}")
         return Searched(low, high, log)
@@ -133,6 +133,12 @@ def _number(node: yaml.Node, where: str) -> float:
         except (TypeError, ValueError):
             pass
     raise SemidError(f"{where}: expected a number, got {node.value!r}")
+
+
+def _truth(node: yaml.Node, where: str) -> bool:
+    if (word := str(node.value).lower()) not in TRUTH:
+        raise SemidError(f"{where}: expected true or false, got {node.value!r}")
+    return TRUTH[word]
 
 
 def _text(node: yaml.Node) -> str:

@@ -152,7 +152,8 @@ def _validated(commands: dict[str, Any], folder: str) -> float:
         stack.callback(jax.clear_caches)  # other sizes are other programs
         for name, command in commands.items():
             app.run(name, command)
-    values = [record[METRIC] for record in read_history(Path(folder, "model", HISTORY)) if METRIC in record]
+    history = read_history(artifacts.resolved(f"{folder}/model") / HISTORY)
+    values = [record[METRIC] for record in history if METRIC in record]
     if not values:
         raise SemidError(f"{folder}/model: no validation was recorded")
     return max(values)

@@ -73,12 +73,13 @@ class _Alignment(_Options):
         return tuple(getattr(self, name) for name in self.alignment)
 
     def chosen_signal(self) -> Signal:
-        """The signal's config. Raises SemidError where a teacher is missing, or has no use."""
+        """The signal's config. Raises SemidError where a teacher is missing, or it or a signal has no use."""
         if (self.signal == "model") != (self.teacher is not None):
             raise SemidError("--signal model and --teacher FOLDER go together; give both, or neither")
-        if self.teacher and not any("vectors" in block.needs for block in self.blocks()):
+        option = "--teacher" if self.teacher else f"--signal {self.signal}"
+        if self.signal != PpmiConfig.name and not any("vectors" in block.needs for block in self.blocks()):
             users = ", ".join(name for name, cls in _ALIGNMENTS.items() if "vectors" in cls.needs)
-            raise SemidError(f"--teacher is for {users}; name one of them after --alignment")
+            raise SemidError(f"{option} is for {users}; name one of them after --alignment")
         return VectorColumn(_TEACHER) if self.signal == "model" else getattr(self, self.signal)
 
 
@@ -111,6 +112,8 @@ class _Files:
 
         if self.catalog is None or not self.input:
             raise SemidError("--catalog FOLDER and --input FILES go together: whose tokenizer, and what to encode")
+        if not self.new_catalog:
+            self._check_no_catalog(collisions)
         resolved: dict[str, Any] = {
             "tokenizer": self.catalog,
             "collisions": collisions,
@@ -146,6 +149,13 @@ class _Files:
         if self.new_catalog:
             write_catalog(encoded.outputs, self.new_catalog, **resolved)
             console.print(f"catalogue: {self.new_catalog}")
+
+    def _check_no_catalog(self, collisions: Collisions) -> None:
+        """Raise SemidError for an option that is of the catalogue alone, where none is written."""
+        given = ["--collisions"] if collisions is not TokenizerConfig.collisions else []
+        given += ["--memory-limit"] if self.memory_limit != _Files.memory_limit else []
+        if given:
+            raise SemidError(f"tokenize: {given[0]} is of a catalogue of all files; add --new-catalog, or leave it out")
 
 
 @dataclass(frozen=True)

@@ -57,9 +57,9 @@ class TrainEndToEnd:
     image: str = _NONE
     """Encoder of the pictures: none, scratch (a small vision transformer), or the folder of a pretrained ViT, CLIP or
     DINOv2 model."""
-    tuning: Literal["side-adapters", "low-rank", "full", "frozen"] = "side-adapters"
+    tuning: Literal["side-adapters", "low-rank", "full", "frozen"] | None = None
     """Parameters of pretrained encoders that are trained: of small adapters that read their states (computed once, the
-    cheapest), of low-rank changes of their matrices, all, or none."""
+    cheapest), of low-rank changes of their matrices, all, or none; none given: side-adapters."""
     graph: PathOrUrl | None = None
     """Folder of an item graph of the same dataset (`semid graph`), which is mixed with the model, in the search too, at
     the weight that is best on validation."""
@@ -71,6 +71,11 @@ class TrainEndToEnd:
     """Distribution of the work over devices."""
 
     def run(self) -> None:
+        if self.tuning is not None and {self.text, self.image} <= {_SCRATCH, _NONE}:
+            raise SemidError(
+                f"--tuning {self.tuning} is of pretrained encoders; give the folder of one (--text, --image), or leave "
+                "it out"
+            )
         dataset, given = Dataset.load(self.dataset), self.stages
         items, interactions = dataset.num_items, dataset.num_training_interactions
         config = given.resolved(items=items, interactions=interactions, repeats=dataset.repeats.common)
@@ -91,12 +96,15 @@ class TrainEndToEnd:
     def _text(self) -> TextSource | None:
         if self.text in (_SCRATCH, _NONE):
             return TextFromScratch() if self.text == _SCRATCH else None
-        return PretrainedText(_folder(self.text, "--text"), tuning=_TUNINGS[self.tuning])
+        return PretrainedText(_folder(self.text, "--text"), tuning=self._tuning())
 
     def _image(self) -> ImageSource | None:
         if self.image in (_SCRATCH, _NONE):
             return ImageFromScratch() if self.image == _SCRATCH else None
-        return PretrainedImage(_folder(self.image, "--image"), tuning=_TUNINGS[self.tuning])
+        return PretrainedImage(_folder(self.image, "--image"), tuning=self._tuning())
+
+    def _tuning(self) -> Tuning:
+        return _TUNINGS[self.tuning or "side-adapters"]
 
 
 def _folder(value: str, option: str) -> str:

@@ -31,7 +31,7 @@ from semid.training import (
     table_sharding,
     used_shardings,
 )
-from seq_models import CodeTrie, ItemModel, ItemTables, Layout, RequestBatch
+from seq_models import CodeTrie, ItemModel, ItemTables, Layout, RequestBatch, SoftmaxOver
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,14 @@ class ProgramSizes:
 def training_program(config: GeneratorConfig, sizes: ProgramSizes, mesh: Mesh) -> tuple[jax.stages.Traced, TrainState]:
     """The training step for a batch of the config's size, and the state that it takes, as shapes."""
     model, training = _model(config, sizes), config.training
+    constrained = config.objective.normalization is SoftmaxOver.CHILDREN
     batch_size = divisible_batch_size(training.batch_size, rows=1 << 62, mesh=mesh, accumulate=training.accumulate)
     optimizer = make_optimizer(training.optimizer, num_steps=10_000)
     step = make_step(
         model,
         optimizer,
         functools.partial(generator_loss, objective=config.objective),
-        tables=LossTables(_tables(sizes)),
+        tables=LossTables(_tables(sizes), abstract_trie(sizes) if constrained else None),
         seed=0,
         num_steps=10_000,
         mesh=mesh,
@@ -121,11 +122,13 @@ def abstract_trie(sizes: ProgramSizes) -> CodeTrie:
 
 
 def check_sizes(config: GeneratorConfig) -> None:
-    """Raise SemidError for what has sizes that only a dataset tells."""
+    """Raise SemidError for what has sizes that only a dataset tells, and for a teacher, which is not here."""
     if config.conditions != ConditionsConfig():
         raise SemidError("the sizes of conditions are a dataset's, and there is none: leave conditions out")
     if config.objective.state_column:
         raise SemidError("the width of state_column is a dataset's, and there is none: leave it out")
+    if config.objective.distillation:
+        raise SemidError("distillation reads a teacher's ranking, and there is no teacher: leave distillation out")
 
 
 def _model(config: GeneratorConfig, sizes: ProgramSizes) -> ItemModel:

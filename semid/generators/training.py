@@ -22,7 +22,7 @@ from semid.errors import SemidError
 from semid.evaluation import accuracy, group_ids, item_places
 from semid.generators.calibration import with_calibrated_events
 from semid.generators.conditions import ConditionsConfig
-from semid.generators.distillation import TaughtHistories, Teacher, as_teacher
+from semid.generators.distillation import GraphTeacher, MixedTeacher, TaughtHistories, Teacher, as_teacher
 from semid.generators.mixing import mixed, with_fitted_repeats
 from semid.generators.objective import LossTables, ObjectiveConfig, generator_loss
 from semid.generators.starting import started
@@ -292,15 +292,24 @@ def _served(model: ItemModel) -> ItemModel:
 
 
 def check_teacher(teacher: Teacher | None, dataset: Dataset, config: GeneratorConfig) -> None:
-    """Raise SemidError unless there is a teacher just where the objective distills, of this dataset and its items."""
+    """Raise SemidError unless there is a teacher just where the objective distills, of this dataset and its items, and
+    unless it mixes in an item graph where the objective says how much."""
     if (teacher is not None) != bool(config.objective.distillation):
         raise SemidError("distillation needs a weight above 0 and a teacher: give both (--teacher), or neither")
+    if (share := config.objective.teacher_graph) and not isinstance(teacher, MixedTeacher):
+        raise SemidError(
+            f"teacher_graph {share} mixes the item graph with a dense teacher (SASRec); give one (--teacher), or leave "
+            "it out"
+        )
     if teacher is not None and not config.model.has_codes:
         raise SemidError(f"distillation is for models of codes; {config.model.title} has none")
     if teacher is not None and not teacher.item_ids.equals(dataset.item_ids):
         raise SemidError("the teacher's items are not the dataset's in the same order; train it on this dataset")
     if teacher is not None and teacher.origin is not None:
         dataset.check_source(teacher.origin, what="the teacher", remedy="train a teacher on this dataset")
+    counted = teacher.graph if isinstance(teacher, MixedTeacher) else teacher
+    if isinstance(counted, GraphTeacher):
+        counted.graph.check_dataset(dataset)
 
 
 def training_rows(dataset: Dataset, config: GeneratorConfig, layout: Layout) -> Rows:

@@ -13,7 +13,7 @@ from semid.generators import GeneratorConfig
 from semid.joint.model import HISTORY_TERMS, Objective, Reach, StepConfig
 from semid.tokenizers import RQVaeConfig
 from semid.training import OptimizerConfig, TrainingConfig
-from seq_models import RQTransformerConfig
+from seq_models import RQTransformerConfig, SoftmaxOver
 
 
 class Surgery(enum.Enum):
@@ -135,5 +135,17 @@ class JointConfig:
             raise SemidError("end-to-end training trains no dense head; leave dense_share out (`semid train`)")
         if self.generator.start_from_teacher:
             raise SemidError("end-to-end training starts from no teacher; leave start_from_teacher out (`semid train`)")
+        if self.generator.features is not None:
+            raise SemidError("end-to-end training reads what its encoders make; leave features out (`semid train`)")
+        objective = self.generator.objective
+        if objective.distillation or objective.teacher_graph:
+            raise SemidError(
+                "end-to-end training distills from no teacher's ranking; leave distillation and teacher_graph out "
+                "(`semid train`)"
+            )
+        if objective.normalization is not SoftmaxOver.VOCABULARY:
+            raise SemidError(
+                "joint steps normalize over the vocabulary, not over children; leave normalization out (`semid train`)"
+            )
         if min(self.tie_break, self.cycles) < 1:
             raise SemidError(f"expected tie_break and cycles of at least 1, got {self.tie_break} and {self.cycles}")

@@ -298,7 +298,7 @@ def _write_history(stages: Sequence[Stage], context: Context) -> None:
     records = [
         {"stage": stage, **record} for stage, path in paths.items() if path.exists() for record in read_history(path)
     ]
-    (context.folder / HISTORY).write_text("".join(json.dumps(record) + "\n" for record in records))
+    (context.folder / HISTORY).write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
 
 
 def _check(

@@ -108,14 +108,16 @@ class Ranking(NamedTuple):
         conditions: Conditions | None = None,
     ) -> Float[np.ndarray, "histories n event"]:
         """Logarithms of p(event | item, history) of item rows, after each history, all the same or its own."""
-        number = rows.shape[-1]
-        found, every = [], np.broadcast_to(rows, (len(histories), number))
+        number, events = rows.shape[-1], 0 if self.spec.conditions is None else len(self.spec.conditions.events)
+        log_probs = np.empty((len(histories), number, events), np.float32)
+        every = np.broadcast_to(rows, (len(histories), number))
         size = self._batch_size(min(_PAIRS // max(number, 1), _BATCH))
         for index, requests in self._requests(histories, size, conditions=conditions):
             padded = np.full((len(requests.history), number), -1, np.int32)
             padded[: len(index)] = every[index]
-            found.append(np.asarray(self.scorer.event_log_probs(requests, jax.device_put(padded)))[: len(index)])
-        return np.concatenate(found)
+            values = np.asarray(self.scorer.event_log_probs(requests, jax.device_put(padded)))
+            log_probs[index] = values[: len(index)]
+        return log_probs
 
     def log_probs(
         self, histories: Histories, rows: Int[np.ndarray, " n"], *, conditions: Conditions | None = None
@@ -161,19 +163,15 @@ class Ranking(NamedTuple):
         popularity = self._popularity()
         if boosts is not None:
             popularity += log_factors(boosts, len(popularity))
-        popularity = np.broadcast_to(popularity, (n, len(popularity)))
-        if allowed is not None:
-            popularity = np.where(allowed, popularity, -np.inf)
-        if limits is not None or noise is not None:
-            nothing = jax.device_put(np.zeros((n, 1), np.int32))
-            requests = RequestBatch(nothing, nothing, limits=limits, noise=noise)
-            found = _best_allowed(jax.device_put(popularity), requests, k)
-            return np.asarray(found.rows), np.asarray(found.scores)
-        best = np.argsort(-popularity, axis=1, kind="stable")[:, :k]
-        values = np.take_along_axis(popularity, best, axis=1)
-        missing = ((0, 0), (0, k - best.shape[1]))
-        rows = np.pad(np.where(values == -np.inf, -1, best), missing, constant_values=-1)
-        return rows, np.pad(values, missing, constant_values=-np.inf)
+        all_alike = noise is None and (allowed is None or len(allowed) == 1)
+        rows, scores = np.empty((1 if all_alike else n, k), np.int32), np.empty((1 if all_alike else n, k), np.float32)
+        size = max(_SCORES // len(popularity), 1)
+        for start in range(0, len(rows), size):
+            index = np.arange(start, min(start + size, len(rows)))
+            drawn = None if noise is None else noise._replace(keys=noise.keys[index])
+            every = np.broadcast_to(popularity, (len(index), len(popularity)))
+            rows[index], scores[index] = _best(every, k, select_masks(allowed, index), limits, drawn)
+        return np.broadcast_to(rows, (n, k)), np.broadcast_to(scores, (n, k))
 
     def _with_older(self, histories: Histories) -> list[int]:
         """Indices of histories of which more is to be closed than the model reads: where nothing repeats, it closes
@@ -222,3 +220,25 @@ class Ranking(NamedTuple):
         counts = np.where(self.catalog.active, self.train_counts + 1.0, 0)
         with np.errstate(divide="ignore"):
             return np.log(counts / counts.sum()).astype(np.float32)
+
+
+def _best(
+    scores: Float[np.ndarray, "n items"],
+    k: int,
+    allowed: Bool[np.ndarray, "masks items"] | None,
+    limits: GroupLimits | None,
+    noise: GumbelNoise | None,
+) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
+    """The k best items of each row of scores, of those allowed, or as drawn, and their scores."""
+    if allowed is not None:
+        scores = np.where(allowed, scores, np.float32(-np.inf))
+    if limits is not None or noise is not None:
+        nothing = jax.device_put(np.zeros((len(scores), 1), np.int32))
+        requests = RequestBatch(nothing, nothing, limits=limits, noise=noise)
+        found = _best_allowed(jax.device_put(scores), requests, k)
+        return np.asarray(found.rows), np.asarray(found.scores)
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    values = np.take_along_axis(scores, best, axis=1)
+    missing = ((0, 0), (0, k - best.shape[1]))
+    rows = np.pad(np.where(values == -np.inf, -1, best), missing, constant_values=-1)
+    return rows, np.pad(values, missing, constant_values=-np.inf)

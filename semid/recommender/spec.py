@@ -12,6 +12,7 @@ from semid import artifacts, config
 from semid.catalog import SemanticCatalog
 from semid.errors import SemidError
 from semid.recommender.conditions import ConditionSpec
+from semid.recommender.mixing import check_graph_weight
 from semid.recommender.sequences import SequencesSpec
 from seq_models import ItemModel, ModelConfig, SoftmaxOver
 
@@ -41,17 +42,17 @@ class ModelSpec:
     repeat_factor: float = 1.0
     """Factor of the model's probability of items in the history: 0 where nothing repeats in training; 1: as the model
     says."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.repeat_factor < math.inf:
-            raise SemidError(f"expected a repeat_factor of 0 or more, got {self.repeat_factor}")
-
     graph_weight: float = 0.0
     """Share of the item graph's distribution in the recommender's; 0: there is none."""
     conditions: ConditionSpec | None = config.later_field(None)
     """Conditions on the next item that it knows; None: it knows none."""
     sequences: SequencesSpec | None = config.later_field(None)
     """Further code sequences of the items that it reads; None: there are none."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.repeat_factor < math.inf:
+            raise SemidError(f"expected a repeat_factor of 0 or more, got {self.repeat_factor}")
+        check_graph_weight(self.graph_weight)
 
     def build(self, *, seed: int) -> ItemModel:
         """The model, with parameters drawn from `seed`; conditions and sequences move none of the others.

@@ -198,7 +198,7 @@ except (ValueError, KeyError, TypeError):
 for name, digest in files.items():
     if name != "README.md" and hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
         raise ValueError(f"{folder / name} is not what was written; export the program again")
-settings = json.loads((folder / "program.json").read_text())
+settings = json.loads((folder / "program.json").read_text(encoding="utf-8"))
 program = jax.jit(export.deserialize((folder / "program.stablehlo").read_bytes()).call)
 arrays = jax.device_put(load_file(folder / "arrays.safetensors"))
 item_ids = pq.read_table(folder / "item_ids.parquet")["item_id"].to_pylist()
