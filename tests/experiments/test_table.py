@@ -112,6 +112,12 @@ def test_a_page_is_written_by_one_command(records, tmp_path, capsys):
     main(["--page", str(page)])
     assert page.read_text() == text
     assert capsys.readouterr().out.count("| item graph |") == 2
+    with pytest.raises(
+        SemidError, match="--baseline item-grap: the folders have no such row; did you mean 'item-graph'"
+    ):
+        main([str(tmp_path / "run"), "--baseline", "item-grap"])
+    with pytest.raises(SemidError, match="--seeds is of folders of runs; name some, or leave it out"):
+        main(["--page", str(page), "--seeds", "0"])
     with pytest.raises(SemidError, match="page: no table; expected <!-- table DATASET -->"):
         rewritten("# Mine\n", [], where="page")
 

@@ -559,6 +559,11 @@ _JOIN = "--catalog {home}/catalog --input {home}/items.parquet --collisions tie-
         ("--dataset {home} --catalog {home}/catalog", "expected either --dataset FOLDER to train on, or --catalog"),
         ("--dataset {home} --id-column asin", "--id-column is for encoding files with --catalog"),
         ("--catalog {home}/catalog --input {home}/items.parquet --seed 1", "--seed is for training"),
+        (
+            "--catalog {home}/catalog --input {home}/items.parquet --collisions allowed",
+            "--collisions is of a catalogue",
+        ),
+        ("--catalog {home}/catalog --input {home}/items.parquet --memory-limit 2GiB", "--memory-limit is of a catal"),
         ("--catalog {home}/catalog --input {home}/items.parquet rq-kmeans", "a method is for training"),
         ("--catalog {home}/catalog --input {home}/items.parquet --scheduler 10.0.0.1", "expected local, or an address"),
         (

@@ -32,6 +32,7 @@ def test_a_catalogue_of_one_item_and_of_the_largest_codes_is_fine():
         ({"ids": IDS[:3], "codes": np.zeros((3, 3))}, r"expected codes of shape \(3, 2\)"),
         ({"sizes": (3, 1)}, r"item a \(row 0\): code 1 at level 1 is outside 0..0"),
         ({"codes": [[0, 0], [0, -1], [0, 0], [0, 0]]}, r"item b \(row 1\): code -1 at level 1 is outside 0..1"),
+        ({"codes": [[0], [2], [0], [1]], "sizes": (3,), "tie_break": True}, "tie_break says that the last level only"),
         ({"ids": ["a", "b", "b", "d"]}, "item id 'b' appears more than once in the catalogue"),
     ],
 )

@@ -330,17 +330,17 @@ def test_known_items_are_refused_skipped_or_given_new_content(folder, tmp_path):
 
 @pytest.mark.parametrize("known", Known)
 def test_a_file_that_was_appended_before_is_left_out_whatever_its_name(folder, tmp_path, known):
-    points = _points(3, seed=5)
+    points = _points(4, seed=5)
     file = _file(tmp_path / "1.parquet", ["n0", "n1"], points[:2])
     append(folder, [file])
     remove(folder, ["n1"])
-    again, new = tmp_path / "again.parquet", _file(tmp_path / "2.parquet", ["n2"], points[2:])
+    again, new = tmp_path / "again.parquet", _file(tmp_path / "2.parquet", ["n2", "n1"], points[2:])
     again.write_bytes(file.read_bytes())
     made = _append(folder, again, known=known)
     assert (made.version.number, made.applied) == (2, {str(again): 1})
     assert SemanticCatalog.load(folder).num_active == 7  # what was removed since stays so
     made = _append(folder, again, new, known=known)
-    assert (made.new, made.restored, made.applied) == (1, 0, {str(again): 1})
+    assert (made.new, made.restored, made.skipped, made.applied) == (1, 1, 0, {str(again): 1})  # n1, by the new file
     compact(folder)
     assert _append(folder, file, new, known=known).applied == {str(file): 1, str(new): 3}
     revert(folder, 0)

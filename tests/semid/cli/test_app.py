@@ -263,6 +263,7 @@ def test_boosts_are_options_or_a_table_and_the_option_counts_more(monkeypatch, c
         ("", "--boost a", "--boost a: expected ID=FACTOR, a finite number of 0 or more after the =, such as i1=1.5"),
         ("", "--boost a=-1", "--boost a=-1: expected ID=FACTOR"),
         ("", "--boost a=nan", "--boost a=nan: expected ID=FACTOR"),
+        ("", "--boost a=1 a=2", "--boost a=2: a is given already (1.0); give it once"),
         ("item_id,boost\na,x\n", "--boosts {t}", "{t}: column 'boost': expected numbers, got string"),
         ("item_id,boost\na,1\nb,\n", "--boosts {t}", "{t}: row 2, column 'boost': expected a finite number of 0"),
         ("item_id,boost\na,1\na,2\n", "--boosts {t}", "{t}: row 2, column 'item_id': 'a' is given twice"),

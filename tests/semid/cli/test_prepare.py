@@ -75,6 +75,8 @@ def test_pretrained_encoders_make_columns_in_place_of_the_words(tmp_path, capsys
     assert f"made 8-d vectors of title (short) by {bert}" in " ".join(capsys.readouterr().out.split())
     with pytest.raises(SemidError, match="encoder nowhere: no such folder"):  # before any table is read
         Parquet(out=tmp_path / "e", encoder=("nowhere",), items=tmp_path / "no", interactions=tmp_path / "no").run()
+    with pytest.raises(SemidError, match="--encoder-tokens is of encoders of texts; name one after --encoder"):
+        Parquet(out=tmp_path / "e", encoder=(str(ENCODERS / "vit"),), encoder_tokens=3, **paths).run()
 
 
 def test_ties_are_shuffled_on_request(tmp_path, capsys):

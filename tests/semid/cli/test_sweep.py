@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from semid import artifacts
 from semid.catalog import SemanticCatalog
 from semid.cli import app, main, sweep
 from semid.cli.space import Searched, Space
@@ -39,7 +40,7 @@ def folder(tmp_path, monkeypatch):
     def train(self):
         values = [-abs(self.config.training.optimizer.learning_rate - 0.01), -1.0]
         (tmp_path / "out").mkdir(exist_ok=True)
-        file = tmp_path / self.out / "history.jsonl"
+        file = artifacts.resolved(self.out) / "history.jsonl"
         file.parent.mkdir(parents=True)
         records = [{"step": step, sweep.METRIC: value} for step, value in enumerate(values)]
         file.write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -92,6 +93,10 @@ def test_a_searched_tokenizer_makes_the_catalogue_of_each_trial(space):
         (
             SPACE + "  epochs: {low: 0, high: 1, log: true}",
             "line 6: train.epochs: .* above 0 for log, got 0, 1",
+        ),
+        (
+            SPACE + "  epochs: {low: 1, high: 2, log: yes}",
+            "line 6: train.epochs: log: expected true or false, got 'yes'",
         ),
         (SPACE + "  epochs: {low: a, high: 1}", "line 6: train.epochs: expected a number, got 'a'"),
         (
@@ -175,6 +180,13 @@ def test_an_interrupted_trial_goes_on_with_its_values_in_its_folder(space, folde
     assert seen[1] == seen[0]
     assert seen[2].out != seen[0].out
     assert [state for state, _ in _values(folder, file)] == ["FAIL", "COMPLETE", "COMPLETE"]
+
+
+def test_the_folder_of_a_sweep_may_be_below_the_home_or_a_url_of_this_machine(space, folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    for out in ("~/out", f"file://{folder}"):
+        _sweep(file := space(), out, 1 + out.startswith("file"))
+    assert [state for state, _ in _values(folder, file)] == ["COMPLETE"] * 2
 
 
 def test_a_sweep_at_a_url_is_refused(space, capsys):

@@ -10,7 +10,8 @@ from semid.artifacts import Kind, read_artifact
 from semid.cli import main
 from semid.config import to_dict
 from semid.data.simulated import SimulatedConfig, simulate
-from semid.encoders import ContentReader, PretrainedText, TextFromScratch
+from semid.encoders import ContentReader, PretrainedText, SideAdapters, TextFromScratch
+from semid.errors import SemidError
 from semid.generators import GeneratorConfig
 from semid.joint import JointConfig, Phase, encode_items, trained_encoder
 from semid.tokenizers import RQVaeConfig
@@ -95,3 +96,6 @@ def test_a_folder_is_tuned_as_asked(tmp_path):
     source = command._text()
     assert isinstance(source, PretrainedText)
     assert (source.folder, source.tuning.rank) == (str(tmp_path), 8)
+    assert TrainEndToEnd(tmp_path, tmp_path / "m", text=str(tmp_path))._text().tuning == SideAdapters()
+    with pytest.raises(SemidError, match=r"--tuning full is of pretrained encoders; give the folder of one"):
+        TrainEndToEnd(tmp_path, tmp_path / "m", tuning="full").run()

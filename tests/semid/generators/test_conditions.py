@@ -316,7 +316,7 @@ def test_the_command_line_asks_and_says_what_it_does_not_know(home, dataset, cap
     for words, said in (
         (["event=bay"], "unknown event 'bay'; did you mean 'buy'"),
         (["brand=acme"], "--condition brand=acme: expected event=NAME, group=NAME or text=WORDS"),
-        (["event=buy", "event=look"], "--condition event=look: event is asked for already (buy)"),
+        (["event=buy", "event=look"], "--condition event=look: event is given already (buy)"),
     ):
         with pytest.raises(SystemExit):
             main([*line, "--condition", *words])
@@ -370,6 +370,7 @@ def test_events_of_an_item_have_probabilities_that_sum_to_one(valued, dataset):
     probabilities = valued.event_probs([HISTORY, ["i3"]], dataset.item_ids.to_pylist(), events=[DONE, [None]])
     assert probabilities.shape == (2, ITEMS, 2)
     np.testing.assert_allclose(probabilities.sum(axis=-1), 1, atol=1e-5)
+    assert valued.event_probs([], ["i7"]).shape == (0, 1, 2)
     bought = valued.event_probs([HISTORY], ["i7", "i11"], events=[DONE])[0, :, 0]
     assert bought[0] < 0.1
     assert bought[1] > 0.9

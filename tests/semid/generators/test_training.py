@@ -33,6 +33,7 @@ from semid.generators import (
     training_rows,
 )
 from semid.generators.training import check_catalog, check_teacher
+from semid.graphs import ItemGraph
 from semid.recommender import ItemData, ModelSpec, Recommender
 from semid.training import OptimizerConfig, StepContext, TrainingConfig
 from seq_models import (
@@ -505,3 +506,21 @@ def test_a_teacher_of_another_dataset_is_refused(dataset, catalog):
     check_teacher(of(dataset.digest), dataset, config)  # control
     with pytest.raises(SemidError, match=r"before: trained on dataset digest 0{16}, not on this one"):
         check_teacher(of("0" * 64), dataset, config)
+    graph = ItemGraph.fit(dataset)
+    other = dataclasses.replace(graph, dataset="0" * 64)
+    mixing = dataclasses.replace(CONFIG, objective=ObjectiveConfig(distillation=1.0, teacher_graph=0.5))
+    for taught_by, asked in ((None, config), (teacher, mixing)):  # the graph alone, and mixed with the dense model
+
+        def teachers(graph: ItemGraph, taught_by=taught_by, asked=asked) -> Teacher:
+            return as_teacher(taught_by or graph, asked.objective, graph=graph)
+
+        check_teacher(teachers(graph), dataset, asked)  # control
+        with pytest.raises(SemidError, match=r"the item graph: trained on dataset digest 0{16}, not on this one"):
+            check_teacher(teachers(other), dataset, asked)
+
+
+def test_a_share_of_the_graph_is_of_a_dense_teacher(dataset):
+    for weight, teacher in ((1.0, as_teacher(ItemGraph.fit(dataset), ObjectiveConfig())), (0.0, None)):
+        objective = ObjectiveConfig(distillation=weight, teacher_graph=0.5)
+        with pytest.raises(SemidError, match=r"teacher_graph 0.5 mixes the item graph with a dense teacher \(SASRec\)"):
+            check_teacher(teacher, dataset, dataclasses.replace(CONFIG, objective=objective))

@@ -18,7 +18,7 @@ from semid.catalog import extend
 from semid.data.simulated import SimulatedConfig, simulate
 from semid.encoders import FeatureEncoder, FeatureRows, FusionConfig, ItemContent, ItemEncoder
 from semid.errors import SemidError
-from semid.generators import ConditionsConfig, GeneratorConfig
+from semid.generators import ConditionsConfig, GeneratorConfig, ObjectiveConfig
 from semid.graphs import ItemGraph
 from semid.joint import (
     HoldThenRefit,
@@ -44,7 +44,7 @@ from semid.recommender import ModelSpec
 from semid.stage import place_of_all
 from semid.tokenizers import RQVAE, RQVaeConfig, SemanticTokenizer
 from semid.training import OptimizerConfig, SingleRows, TrainingConfig, make_mesh, read_history, replace_leaves
-from seq_models import FlatDecoderConfig, Inputs, RQTransformerConfig, TransformerConfig, last_state
+from seq_models import FlatDecoderConfig, Inputs, RQTransformerConfig, SoftmaxOver, TransformerConfig, last_state
 
 
 def short(epochs=1.0, **rates):
@@ -402,6 +402,20 @@ def test_a_phase_that_leaves_the_encoders_without_a_gradient_is_refused():
 def test_other_families_are_refused():
     with pytest.raises(SemidError, match="end-to-end training is of the RQ-Transformer, not of FlatDecoderConfig"):
         JointConfig(generator=GeneratorConfig(FlatDecoderConfig(BACKBONE)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"features": ()}, "leave features out"),
+        ({"objective": ObjectiveConfig(distillation=1.0)}, "leave distillation and teacher_graph out"),
+        ({"objective": ObjectiveConfig(teacher_graph=0.5)}, "leave distillation and teacher_graph out"),
+        ({"objective": ObjectiveConfig(normalization=SoftmaxOver.CHILDREN)}, "over the vocabulary, not over children"),
+    ],
+)
+def test_settings_of_the_generator_that_joint_steps_do_not_read_are_refused(settings, message):
+    with pytest.raises(SemidError, match=message):
+        JointConfig(generator=dataclasses.replace(CONFIG.generator, **settings))
 
 
 def trained_model(world, folder):

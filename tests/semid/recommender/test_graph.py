@@ -120,6 +120,8 @@ def test_a_graph_of_other_items_and_odd_weights_are_refused(model):
     with pytest.raises(SemidError, match="expected a graph_weight from 0"):
         model.with_graph(_graph(), weight=1.5)
     with pytest.raises(SemidError, match="expected a graph_weight from 0"):
+        dataclasses.replace(model.spec, graph_weight=1.5)  # as a file may have it
+    with pytest.raises(SemidError, match="expected a graph_weight from 0"):
         _top(model, graph_weight=-0.1)
     with pytest.raises(SemidError, match="needs an item graph, and the recommender has none"):
         _top(model.with_graph(None), graph_weight=0.5)

@@ -13,7 +13,7 @@ from semid import artifacts
 from semid.catalog import SemanticCatalog
 from semid.data import Histories, Standardizer
 from semid.errors import SemidError
-from semid.recommender import ItemData, ModelSpec, Recommender, Scorer, ranking
+from semid.recommender import ItemData, ModelSpec, Recommender, Sampling, Scorer, ranking
 from semid.recommender.ranking import Ranking
 from seq_models import (
     DenseConfig,
@@ -78,6 +78,22 @@ def _histories(n: int, *, seed: int = 0, shortest: int = 1) -> list[list[str]]:
 def _brute_force(scores: np.ndarray, k: int, *, without: tuple[str, ...] = ()) -> tuple[list[str], list[float]]:
     order = [row for row in np.argsort(-scores, kind="stable") if IDS[row] not in without][:k]
     return [IDS[row] for row in order], [float(scores[row]) for row in order]
+
+
+def test_histories_without_items_share_a_list_and_masks_and_draws_are_ranked_in_blocks(model, monkeypatch):
+    masks, draw = np.random.default_rng(0).random((3, ITEMS)) < 0.5, Sampling().noise
+    one_by_one = [model.most_popular(1, K, mask[None]) for mask in masks]
+    drawn = [model._ranking(None).most_popular(1, K, None, noise=draw(np.array([user]))) for user in range(3)]
+    monkeypatch.setattr("semid.recommender.ranking._SCORES", ITEMS)
+    for allowed in (None, masks[:1]):
+        shared = model.most_popular(3, K, allowed)
+        assert [part.strides[0] for part in shared] == [0, 0]
+        for part, of_one in zip(shared, model.most_popular(1, K, allowed), strict=True):
+            np.testing.assert_array_equal(part, np.repeat(of_one, 3, axis=0))
+    in_blocks = model.most_popular(3, K, masks), model._ranking(None).most_popular(3, K, None, noise=draw(np.arange(3)))
+    for found, expected in zip(in_blocks, (one_by_one, drawn), strict=True):
+        for part, parts in zip(found, zip(*expected, strict=True), strict=True):
+            np.testing.assert_array_equal(part, np.concatenate(parts))
 
 
 def test_scores_are_log_probabilities(model):

@@ -6,7 +6,8 @@ import jax
 import pytest
 from tasks import FAMILIES, STACK, joint, tokenizer
 
-from semid.generators import GeneratorConfig, ProgramSizes, search_program, training_program
+from semid.errors import SemidError
+from semid.generators import GeneratorConfig, ObjectiveConfig, ProgramSizes, search_program, training_program
 from semid.training import (
     OptimizerConfig,
     TrainingConfig,
@@ -16,7 +17,7 @@ from semid.training import (
     make_step,
     put_batch,
 )
-from seq_models import HybridConfig, Mixer, RQTransformerConfig
+from seq_models import HybridConfig, Mixer, RQTransformerConfig, SoftmaxOver
 
 PLATFORMS = ("tpu", "cuda")
 TINY = ProgramSizes(items=64, level_sizes=(4, 4), num_features=6, users=2, beam_size=4)
@@ -43,6 +44,15 @@ def config(name):
 @pytest.mark.parametrize("name", ALL)
 def test_training_steps(name):
     assert_lowers(training_program(config(name), TINY, mesh())[0])
+
+
+def test_a_step_over_children_is_traced_and_one_with_a_teacher_refused():
+    def program(objective):
+        return training_program(replace(config("rq-transformer"), objective=objective), TINY, mesh())
+
+    program(ObjectiveConfig(normalization=SoftmaxOver.CHILDREN))
+    with pytest.raises(SemidError, match="there is no teacher: leave distillation out"):
+        program(ObjectiveConfig(distillation=1.0))
 
 
 @pytest.mark.parametrize("name", ALL)
