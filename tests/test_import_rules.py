@@ -84,8 +84,8 @@ RULES = {
         | {"semid.stage", "semid.recommender", "semid.tokenizers", "semid.generators", "semid.graphs"},
         ARRAYS | JAX | {"optax"},
     ),
-    # The report reads result files.
-    "semid.report": Rule(BASE | {"semid.catalog", "semid.evaluation"}, ARRAYS | {"jinja2", "plotly", "umap"}),
+    # The report reads result files, and the tags of a dataset's items.
+    "semid.report": Rule(BASE | {"semid.catalog", "semid.data", "semid.evaluation"}, ARRAYS | {"jinja2", "plotly", "umap"}),
     # The top: `semid` names where its public names are; nothing imports the command line or an experiment.
     "semid": Rule({"semid"}, set()),
     "semid.cli": Rule(EVERYTHING - {"experiments"}),
