@@ -85,7 +85,9 @@ RULES = {
         ARRAYS | JAX | {"optax"},
     ),
     # The report reads result files, and the tags of a dataset's items.
-    "semid.report": Rule(BASE | {"semid.catalog", "semid.data", "semid.evaluation"}, ARRAYS | {"jinja2", "plotly", "umap"}),
+    "semid.report": Rule(
+        BASE | {"semid.catalog", "semid.data", "semid.evaluation"}, ARRAYS | {"jinja2", "plotly", "umap"}
+    ),
     # The top: `semid` names where its public names are; nothing imports the command line or an experiment.
     "semid": Rule({"semid"}, set()),
     "semid.cli": Rule(EVERYTHING - {"experiments"}),
