@@ -40,6 +40,8 @@ def rewritten(value: T, rules: Mapping[type, Callable[[Any], Any]]) -> T:
     """The value with every dataclass in it, the innermost first, as the rule of its type has it."""
     if isinstance(value, tuple):
         return type(value)(rewritten(one, rules) for one in value)
+    if isinstance(value, dict):
+        return {name: rewritten(one, rules) for name, one in value.items()}
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return value
     parts = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}

@@ -314,6 +314,7 @@ def _block(
     if id_axes:
         of_device, largest = largest, jax.lax.pmax(largest, id_axes)
         total = jax.lax.psum(total * jnp.exp(of_device - largest), id_axes)
+    total = jnp.where(total > 0, total, 1)  # all ids are left out: such a state has no target and no weight
     by_state, by_ids = over_ids(differentiate, jnp.zeros(state.shape, jnp.float32))
     here = ((target >= 0) & (target < num_ids))[:, None]
     own = jnp.where(here, of_ids.reshape(-1, state.shape[1])[jnp.where(here[:, 0], target, 0)], 0)

@@ -23,7 +23,6 @@ from seq_models.trie import Children, CodeTrie
 from seq_models.types import Cache, Prefixes, Size, SoftmaxOver
 
 Step = Callable[[Cache, Prefixes], tuple[Float[Array, "batch beam size"], Cache]]
-ItemScores = Callable[[Int[Array, "batch beam group"]], Float[Array, "batch beam group"]]
 
 
 class Beams(NamedTuple):
@@ -57,19 +56,16 @@ def beam_search(
     beam_size: int,
     num_results: int | None = None,
     softmax_over: SoftmaxOver = SoftmaxOver.VOCABULARY,
-    temperature: float = 1.0,
     mask: ItemMask | None = None,
-    item_scores: ItemScores | None = None,
     mixture: PrefixMasses | None = None,
     noise: GumbelNoise | None = None,
 ) -> Beams:
     """The items that beam search finds most probable, per user; to be called inside jit, trie and mask as arguments.
 
     A level keeps min(beam_size, nodes of the level) prefixes, of those that lead to an item the `mask` allows; the
-    mask changes no probability. `temperature` divides the logits. Ties keep the order of their prefixes, then of their
-    codes. Items that share their codes share their log-probability too: they come in order of falling `item_scores`,
-    a function of item rows, or else in the trie's order. `num_results` (beam_size unless given) items are returned; if
-    fewer are found (of probability above zero), the last are not valid.
+    mask changes no probability. Ties keep the order of their prefixes, then of their codes. Items of the same codes
+    have the same log-probability and come in the trie's order. `num_results` (beam_size unless given) items are
+    returned; if fewer are found (of probability above zero), the last are not valid.
 
     With a `mixture`, prefixes are ranked by their mass under it, and each item has its own probability there, the
     model's part of which is the leaf's divided by its number of items. What the mixture closes
@@ -82,13 +78,13 @@ def beam_search(
     Raises ValueError for numbers out of range and for logits of another shape than the trie's levels.
     """
     num_results = beam_size if num_results is None else num_results
-    _check_numbers(beam_size, num_results, temperature)
+    _check_numbers(beam_size, num_results)
     start = jnp.zeros((batch, 1), jnp.int32)
     nothing = start.astype(jnp.float32)
     live = _Live(start, no_prefixes(batch), nothing, nothing)
     for level, size in enumerate(trie.level_sizes):
         logits, cache = step(cache, live.prefixes)
-        logits = checked_logits(logits, (*live.nodes.shape, size), level) / temperature
+        logits = checked_logits(logits, (*live.nodes.shape, size), level)
         children = trie.children(live.nodes, level=level)
         total = log_total(logits, children if softmax_over is SoftmaxOver.CHILDREN else None)
         log_probs = normalized(at_tokens(logits, children.tokens), total[..., None])
@@ -107,7 +103,7 @@ def beam_search(
         before, live = live, _extend(live, trie, children, scores, num_beams, drawn)
         if mixture is not None:
             live = live._replace(log_probs=_log_probs(before, live.prefixes, logits, total))
-    return _items(live, trie, mask, item_scores, num_results, mixture, noise)
+    return _items(live, trie, mask, num_results, mixture, noise)
 
 
 def no_prefixes(batch: Size) -> Prefixes:
@@ -198,7 +194,6 @@ def _items(
     live: _Live,
     trie: CodeTrie,
     mask: ItemMask | None,
-    item_scores: ItemScores | None,
     num_results: int,
     mixture: PrefixMasses | None,
     noise: GumbelNoise | None,
@@ -207,9 +202,6 @@ def _items(
     rows, positions, valid = trie.items(live.nodes)
     if mask is not None:
         valid = mask.left(valid, live.nodes, positions, level=len(trie.level_sizes))
-    if item_scores is not None:
-        order = jnp.argsort(jnp.where(valid, item_scores(rows), -jnp.inf), axis=-1, descending=True)
-        rows, valid = (jnp.take_along_axis(x, order, axis=-1) for x in (rows, valid))
     log_probs, drawn = live.scores[..., None], None
     if mixture is not None:
         valid &= log_probs != -jnp.inf
@@ -243,10 +235,8 @@ def _flat(x: Array) -> Array:
     return x.reshape(x.shape[0], -1)
 
 
-def _check_numbers(beam_size: int, num_results: int, temperature: float) -> None:
+def _check_numbers(beam_size: int, num_results: int) -> None:
     if beam_size < 1:
         raise ValueError(f"beam_size must be at least 1, got {beam_size}")
     if not 1 <= num_results <= beam_size:
         raise ValueError(f"num_results must be from 1 to beam_size {beam_size}, got {num_results}")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}")

@@ -169,11 +169,6 @@ def _by_weight(
     return np.concatenate([np.array(block) for block in found], axis=1)
 
 
-def _best(scores: Float[np.ndarray, "n items"]) -> Int[np.ndarray, "n 10"]:
-    some = np.argpartition(-scores, 10, axis=1)[:, :10]
-    return np.take_along_axis(some, np.argsort(-np.take_along_axis(scores, some, axis=1), axis=1), axis=1)
-
-
 @jax.jit
 def _probabilities(
     model: GraphReader,

@@ -156,7 +156,7 @@ class DenseTeacher:
             model = nnx.merge(graph, params)
             states = model.states(vectors, history, segments)
             states = (last_state(states, segments) if single else states).reshape(-1, states.shape[-1])
-            logits = products(states, vectors, model.dtype)
+            logits = products(model.ranked_by(states), model.ranked_by(vectors), model.dtype)
             if not self.repeats:
                 seen = seen_items(history, segments, last=single).reshape(len(logits), -1)
                 position = jnp.arange(len(logits))[:, None]

@@ -22,7 +22,7 @@ from semid.errors import SemidError
 from semid.evaluation import accuracy, group_ids, item_places
 from semid.generators.calibration import with_calibrated_events
 from semid.generators.conditions import ConditionsConfig
-from semid.generators.distillation import GraphTeacher, MixedTeacher, TaughtHistories, Teacher, as_teacher
+from semid.generators.distillation import DenseTeacher, GraphTeacher, MixedTeacher, TaughtHistories, Teacher, as_teacher
 from semid.generators.mixing import mixed, with_fitted_repeats
 from semid.generators.objective import LossTables, ObjectiveConfig, generator_loss
 from semid.generators.starting import started
@@ -307,7 +307,13 @@ def check_teacher(teacher: Teacher | None, dataset: Dataset, config: GeneratorCo
         raise SemidError("the teacher's items are not the dataset's in the same order; train it on this dataset")
     if teacher is not None and teacher.origin is not None:
         dataset.check_source(teacher.origin, what="the teacher", remedy="train a teacher on this dataset")
-    counted = teacher.graph if isinstance(teacher, MixedTeacher) else teacher
+    counted, dense = (teacher.graph, teacher.dense) if isinstance(teacher, MixedTeacher) else (teacher, teacher)
+    known = dense.recommender.conditions if isinstance(dense, DenseTeacher) else None
+    if known is not None and (known.event_inputs or known.reads_times):
+        raise SemidError(
+            "the teacher reads events or times of histories, which it is not told when it teaches; train one without "
+            "(--event-inputs, --time-inputs, --time-bias)"
+        )
     if isinstance(counted, GraphTeacher):
         counted.graph.check_dataset(dataset)
 

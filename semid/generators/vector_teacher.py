@@ -16,8 +16,8 @@ from semid.errors import SemidError
 from semid.training import PackedRows
 from seq_models import TeacherItems
 
-# Positions whose scores are held at once.
-_BLOCK = 1024
+# Scores that are held at once.
+_SCORES = 1 << 24
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,8 +57,9 @@ class VectorTeacher:
         unit = _unit(self.vectors)
         items = np.full((*rows.targets.shape, k), -1, np.int32).reshape(-1, k)
         scores = np.full(items.shape, -np.inf, np.float32)
-        for start in range(0, len(asked), _BLOCK):
-            block = slice(start, start + _BLOCK)
+        size = max(_SCORES // len(unit), 1)
+        for start in range(0, len(asked), size):
+            block = slice(start, start + size)
             items[block], scores[block] = self._largest(unit, asked[block], k)
         shape = (*rows.targets.shape, k)
         return TeacherItems(items.reshape(shape), scores.reshape(shape))

@@ -18,6 +18,9 @@ from semid.graphs.lightgcn import GraphConfig
 from semid.graphs.ranking import BATCH, best_items, by_popularity, without_history
 from semid.graphs.transitions import pruned, scaled_rows
 
+# Scores of histories by items that are held at once.
+_SCORES = 1 << 24
+
 
 @dataclass(frozen=True, eq=False)
 class ItemKNN:
@@ -146,8 +149,9 @@ def _best(
 ) -> Int[np.ndarray, "n k"]:
     """The `k` items of the largest scores, those of the history left out; ties as in `order`."""
     lists = [np.full((0, k), -1, np.int32)]
-    for start in range(0, len(histories), BATCH):
-        part = histories.take(slice(start, start + BATCH))
+    size = max(min(BATCH, _SCORES // max(len(order), 1)), 1)
+    for start in range(0, len(histories), size):
+        part = histories.take(slice(start, start + size))
         table = scores(part)
         if leave_out:
             items, owner = part.flat()

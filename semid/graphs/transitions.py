@@ -130,11 +130,13 @@ def content_edges(vectors: Float[np.ndarray, "items dim"], config: ItemGraphConf
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit = vectors / np.where(norms > 0, norms, 1)
     there = nearest >= 0
-    powers = np.zeros(nearest.shape, np.float32)
+    cosines = np.full(nearest.shape, -np.inf, np.float32)
     for column in range(nearest.shape[1]):
-        powers[:, column] = np.exp(np.einsum("id,id->i", unit, unit[nearest[:, column]]) / config.temperature)
-    powers = np.where(there, powers, 0)
-    weights = powers / np.maximum(powers.sum(axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        found = np.einsum("id,id->i", unit, unit[nearest[:, column]])
+        cosines[:, column] = np.where(there[:, column], found, -np.inf)
+    largest = np.where(there.any(axis=1), cosines.max(axis=1, initial=-np.inf), 0)[:, None]
+    powers = np.exp((cosines - largest) / config.temperature)
+    weights = powers / np.maximum(powers.sum(axis=1, keepdims=True), 1)
     source = np.repeat(np.arange(len(vectors)), there.sum(axis=1))
     shape = (len(vectors), len(vectors))
     return sparse.coo_array((weights[there], (source, nearest[there])), shape=shape).tocsr()

@@ -44,10 +44,11 @@ def accumulated(
 
     steps = (microbatches(batch, parts, mesh), jax.random.split(key, parts))
     (total, rest), (weights, metrics) = jax.lax.scan(add, (jax.tree.map(jnp.zeros_like, params), rest), steps)
-    count = jnp.maximum(jnp.sum(weights), 1)
+    targets = jnp.sum(weights)
+    count = jnp.where(targets == 0, 1, targets)  # weights of targets may come to less than 1
     means = {name: jnp.sum(values.astype(jnp.float32) * weights) / count for name, values in metrics.items()}
     if TARGETS in metrics:
-        means[TARGETS] = count
+        means[TARGETS] = targets
     return Gradients(jax.tree.map(lambda t: t / count.astype(t.dtype), total), means, rest)
 
 

@@ -201,6 +201,7 @@ def _stop_hook(stop: Callable[[int], bool], validation: _Validation) -> Hook:
         state = validation(at, state, metrics)
         if stop(at):
             if not validation.due(at):
+                _check_finite(at, jax.device_get(metrics), validation.checkpoints)
                 validation.save(state)
             validation.checkpoints.wait()
             LOG.warning("stopped at step %d of %d; the same command goes on from there", at, validation.num_steps)

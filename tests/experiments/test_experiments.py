@@ -11,7 +11,7 @@ import pytest
 
 from experiments import configs
 from experiments.__main__ import main
-from experiments.budgets import Budget
+from experiments.budgets import Budget, within
 from experiments.command import Options, parsed, run_all
 from experiments.data import WORLD, stored_dataset, world_of
 from experiments.experiment import TEACHER, Experiment, TeacherVectors, chosen, experiments
@@ -108,6 +108,8 @@ def test_the_cpu_budget_is_a_share_of_all_epochs(tmp_path):
     assert full.resolved("tiger").model.training.epochs == 390
     assert cpu.resolved("tiger").model.training.epochs == pytest.approx(6)
     assert cpu.resolved("tiger").tokenizer.method.training.epochs == pytest.approx(3000 * 6 / 390)
+    tiny = within(experiments()["mscgrec.both-text"], Budget.SMOKE, interactions=100)
+    assert max(max(one.method.level_sizes) for one in tiny.sequences.values()) == max(tiny.tokenizer.method.level_sizes)
     assert cpu.resolved("recipe.semid-hybrid") == full.resolved("recipe.semid-hybrid")
 
 

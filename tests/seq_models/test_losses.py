@@ -92,6 +92,17 @@ def test_a_state_may_leave_out_all_ids_but_its_target(monkeypatch):
         np.testing.assert_allclose(gradient, 0, atol=1e-4)
 
 
+def test_a_state_without_target_may_leave_out_all_ids():
+    states, vectors, targets, _ = problem(5, 6)
+    targets, without = targets.at[4].set(-1), jnp.full((5, 6), -1).at[4].set(jnp.arange(6))
+    loss = jax.value_and_grad(softmax_cross_entropy, (0, 1))
+    value, gradients = loss(states, vectors, targets, jnp.ones(5).at[4].set(0), without=without)
+    expected, others = loss(states[:4], vectors, targets[:4], jnp.ones(4))
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    np.testing.assert_allclose(gradients[0], np.pad(others[0], ((0, 1), (0, 0))), atol=1e-6)
+    np.testing.assert_allclose(gradients[1], others[1], atol=1e-6)
+
+
 def test_one_block_holds_a_small_problem():
     check(problem(40, 30))
 

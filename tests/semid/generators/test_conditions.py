@@ -480,6 +480,10 @@ def test_other_families_with_one_state_know_values_too(dataset, family):
     config = dataclasses.replace(VALUED, model=FAMILIES[family], features=features, training=training)
     trained = train(dataset, catalog_of(dataset), config)
     assert trained.recommend([HISTORY], k=2, values={"buy": 1}).scores.shape == (1, 2)
+    if family == "sasrec":
+        told = dataclasses.replace(CONFIG, objective=ObjectiveConfig(distillation=1.0))
+        with pytest.raises(SemidError, match="the teacher reads events or times of histories"):
+            train(dataset, catalog_of(dataset), told, teacher=trained)
 
 
 def _loss(dataset, family, weights, *, head=False, interactions=False):

@@ -11,7 +11,7 @@ from scipy import sparse
 from semid import SemidError, artifacts, evaluate
 from semid.data import Dataset, Histories
 from semid.graphs import ItemGraph, ItemGraphConfig, fit_graph, tuned
-from semid.graphs.transitions import count_transitions, pruned, row_blocks
+from semid.graphs.transitions import content_edges, count_transitions, pruned, row_blocks
 
 ITEMS = 9
 CONFIG = ItemGraphConfig(window=3, neighbors=2, width=ITEMS)
@@ -59,6 +59,14 @@ def _edges(train, vectors, config, *, loops: bool = False) -> np.ndarray:
     c = np.array([[counts[i, j] for j in range(ITEMS)] for i in range(ITEMS)])
     edges = c + config.smoothing * c @ content + config.content * content
     return edges / edges.sum(axis=1, keepdims=True) ** config.degree_power
+
+
+def test_items_that_are_nearly_one_keep_their_edges_at_any_temperature():
+    vectors = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+    vectors[1] = vectors[0] * 1.0001
+    edges = content_edges(vectors, ItemGraphConfig(neighbors=3, temperature=1e-3)).toarray()
+    np.testing.assert_allclose(edges.sum(axis=1), 1, rtol=1e-6)
+    assert edges[0, 1] > 0.999 < edges[1, 0]
 
 
 def _next_item(history, edges, config, *, loops: bool) -> np.ndarray:

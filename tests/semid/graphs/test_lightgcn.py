@@ -23,7 +23,7 @@ from semid.graphs import (
     train_graph,
 )
 from semid.graphs.lightgcn import Edges, _pruned, propagated
-from semid.graphs.losses import bootstrap_loss, bpr_loss, ego_norm, uniform_loss
+from semid.graphs.losses import bootstrap_loss, bpr_loss, ego_norm, uniform_loss, uniformity
 from semid.graphs.neighbors import neighbors
 from semid.graphs.propagation import content_graph, hyperedges, make_graph, over_hyperedges, propagate
 
@@ -289,6 +289,12 @@ def test_the_uniform_loss_equals_its_definition():
     )
     made = uniform_loss(*map(jnp.asarray, (final, triples, content)), weight=0.7)
     np.testing.assert_allclose(made, wanted, rtol=1e-5)
+
+
+def test_one_id_alone_has_no_uniformity_and_no_gradient():
+    value, gradient = jax.value_and_grad(uniformity)(jnp.eye(3)[:2], jnp.zeros(2, jnp.int32))
+    assert value == 0
+    np.testing.assert_array_equal(gradient, 0)
 
 
 @pytest.mark.parametrize("config", [MMHCLConfig(8, 2, 20, 256, 0.02), CM3Config(8, 2, 20, 256, 0.02, neighbors=5)])

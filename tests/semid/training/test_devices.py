@@ -8,8 +8,10 @@ everywhere: the random bits of a step do not depend on how arrays are laid out.
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from semid.data import Histories
 from semid.generators import LossTables, ObjectiveConfig, generator_loss
@@ -26,6 +28,7 @@ from semid.training import (
     pack,
     put_batch,
 )
+from semid.training.gradients import TARGETS, Gradients, accumulated
 from seq_models import DenseConfig, ItemTables, Mixer, RQTransformerConfig
 from seq_models.layers import TransformerConfig, dropout
 
@@ -63,6 +66,21 @@ def losses(
         found.append(float(metrics["loss"]))
     assert jax.tree.map(lambda x: x.sharding, state) == laid_out
     return np.array(found), {name: np.asarray(leaf) for name, leaf in named_leaves(state.params).items()}
+
+
+def test_targets_of_small_weight_weigh_as_much_in_parts():
+    """As much of the mean, that is: weights come to .003 in all."""
+
+    def gradient(params, rest, rows, key):
+        weight = rows["weight"].sum()
+        value = (rows["weight"] * rows["x"]).sum() / weight
+        return Gradients(nnx.State({"w": value}), {"loss": value, TARGETS: weight}, rest)
+
+    rows = {"weight": jnp.full(4, 1e-3).at[0].set(0), "x": jnp.arange(4.0)}
+    params, mesh = nnx.State({"w": jnp.zeros(())}), make_mesh(jax.devices()[:1])
+    found = accumulated(gradient, params, nnx.State({}), rows, jax.random.key(0), parts=2, mesh=mesh)
+    assert [float(x) for x in (found.gradients["w"], found.metrics["loss"])] == pytest.approx([2, 2])
+    assert float(found.metrics[TARGETS]) == pytest.approx(3e-3)
 
 
 def assert_the_same(found, expected):
