@@ -41,7 +41,7 @@ def rewritten(value: T, rules: Mapping[type, Callable[[Any], Any]]) -> T:
     if isinstance(value, tuple):
         return type(value)(rewritten(one, rules) for one in value)
     if isinstance(value, dict):
-        return {name: rewritten(one, rules) for name, one in value.items()}
+        return type(value)((name, rewritten(one, rules)) for name, one in value.items())
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return value
     parts = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
