@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from quantizers import (
     Distance,
@@ -23,6 +23,7 @@ from quantizers import (
     ResidualQuantizer,
     Sinkhorn,
     diversity_loss,
+    masked_mean,
     usage_entropy_loss,
 )
 from semid.tokenizers.blocks import map_blocks
@@ -60,13 +61,14 @@ class AutoencoderConfig:
 
 
 class Pass(NamedTuple):
-    """One pass of vectors `x` through the autoencoder."""
+    """One pass of vectors `x` through the autoencoder; rows outside `mask` (None: no row) count for nothing."""
 
     x: Float[Array, "n dim"]
     latents: Float[Array, "n latent"]
     found: ResidualCodes
     quantized: Quantized
     reconstruction: Float[Array, "n dim"]
+    mask: Bool[Array, " n"] | None = None
 
 
 class RQVAE(nnx.Module):
@@ -107,13 +109,18 @@ class RQVAE(nnx.Module):
         return _through(self.decoder, self.quantizer.decode(codes))
 
     def __call__(
-        self, x: Float[Array, "n dim"], *, key: PRNGKeyArray | None = None, progress: Float[Array, ""] | float = 1.0
+        self,
+        x: Float[Array, "n dim"],
+        *,
+        mask: Bool[Array, " n"] | None = None,
+        key: PRNGKeyArray | None = None,
+        progress: Float[Array, ""] | float = 1.0,
     ) -> Pass:
-        """One pass; `key` and `progress` are the assignment's (see ResidualQuantizer)."""
+        """One pass; `mask`, `key` and `progress` are the assignment's (see ResidualQuantizer)."""
         latents = self.latents(x)
-        found = self.quantizer.search(latents, key=key, progress=progress)
-        quantized = self.quantizer.quantize_found(latents, found)
-        return Pass(x, latents, found, quantized, _through(self.decoder, quantized.vectors))
+        found = self.quantizer.search(latents, mask=mask, key=key, progress=progress)
+        quantized = self.quantizer.quantize_found(latents, found, mask=mask)
+        return Pass(x, latents, found, quantized, _through(self.decoder, quantized.vectors), mask)
 
     def initialize(self, x: Float[np.ndarray, "items dim"], *, iterations: int, seed: int) -> None:
         """Set codebooks by residual k-means on the latents of all items; without iterations they stay random."""
@@ -134,17 +141,19 @@ def autoencoder_loss(
     model: RQVAE, config: AutoencoderConfig, passed: Pass
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """Reconstruction + codebook + commitment (TIGER, eq. 1-2), means over rows and dimensions, and spread of codes."""
-    reconstruction = jnp.mean(jnp.square(passed.reconstruction - passed.x))
+    errors, mask = jnp.square(passed.reconstruction - passed.x), passed.mask
+    reconstruction = jnp.mean(errors) if mask is None else masked_mean(errors.mean(-1), mask=mask)
     losses = passed.quantized.losses
     loss = config.reconstruction * reconstruction + config.commitment * losses.commitment
     if config.decay is None:
         loss += losses.codebook
     if config.entropy:
-        loss += config.entropy * usage_entropy_loss(passed.found.probabilities)
+        loss += config.entropy * usage_entropy_loss(passed.found.probabilities, mask=mask)
     if config.diversity:
         levels = zip(model.quantizer.codebooks, model.clusters, strict=True)
         for level, (book, clusters) in enumerate(levels):
-            loss += config.diversity * diversity_loss(book[...], clusters[...], codes=passed.found.codes[..., level])
+            codes = passed.found.codes[..., level]
+            loss += config.diversity * diversity_loss(book[...], clusters[...], codes=codes, mask=mask)
     return loss, {"reconstruction": reconstruction, **losses._asdict()}
 
 

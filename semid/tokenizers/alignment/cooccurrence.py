@@ -49,7 +49,7 @@ class Cooccurrence(Alignment):
         signals: Signals = tables.signals
         draw_key, search_key = jax.random.split(context.key)
         partners, mask = draw_entries(signals.partners, rows, draw_key)
-        others = model(tables.x[partners], key=search_key, progress=context.progress)
+        others = model(tables.x[partners], mask=mask, key=search_key, progress=context.progress)
         loss = info_nce(
             self.head(items.quantized.vectors),
             self.head(others.quantized.vectors),

@@ -144,7 +144,7 @@ class Das(Alignment):
         signals: Signals = tables.signals
         user_key, other_key, partner_key, search_key = jax.random.split(context.key, 4)
         users, mask = draw_entries(signals.consumers, rows, user_key)
-        passed = self.users(signals.users[users], key=search_key, progress=context.progress)
+        passed = self.users(signals.users[users], mask=mask, key=search_key, progress=context.progress)
         self.users.quantizer.update_statistics(passed.found, mask=mask)
         loss, _ = autoencoder_loss(self.users, self.method, passed)
         click, debias = self._click_model(rows, users, signals, mask)

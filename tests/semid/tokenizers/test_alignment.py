@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from flax import nnx
 
-from quantizers import Gumbel, Nearest, Schedule
+from quantizers import Gumbel, Nearest, Schedule, Sinkhorn
 from semid import artifacts
 from semid.data import Dataset, GlobalTime
 from semid.errors import SemidError
@@ -158,14 +158,15 @@ def _tables() -> Tables:
     return jax.tree.map(jnp.asarray, Tables(rng.normal(size=(12, DIM)).astype(np.float32), signals))
 
 
-def _batch(config, monkeypatch, *, progress: float = 0.5, method: RQVaeConfig = METHOD):
-    """The loss of one batch, its metrics, and all that went into it. The n-th draw takes column n."""
+def _batch(config, monkeypatch, *, progress: float = 0.5, method: RQVaeConfig = METHOD, none: int = 0):
+    """The loss of one batch, its metrics, and all that went into it. The n-th draw takes column n, `none` of a row that
+    has no entry."""
     tables = _tables()
     columns = iter(range(3))
 
     def drawn(table, rows, key):
         column = table[rows, next(columns)]
-        return jnp.maximum(column, 0), column >= 0
+        return jnp.where(column >= 0, column, none), column >= 0
 
     for module in (cooccurrence, das):
         monkeypatch.setattr(module, "draw_entries", drawn)
@@ -332,10 +333,17 @@ def test_das_is_six_views_a_click_model_and_the_users_own_quantizer(monkeypatch)
     for name, value in {**views, "click": click, "debias": debias}.items():
         assert metrics.pop(f"alignment/{name}") == pytest.approx(value, rel=1e-4), name
     assert not metrics
-    users = np.maximum(np.asarray(tables.signals.consumers)[ROWS, 0], 0)
+    users = np.asarray(tables.signals.consumers)[ROWS[ROWS != 11], 0]
     own, _ = autoencoder_loss(module.users, METHOD, module.users(tables.signals.users[users]))
     expected = float(own) + 0.7 * click + 0.4 * debias + 0.3 * sum(views.values())
     assert loss == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("config", [CooccurrenceConfig(), DasConfig()], ids=lambda config: config.name)
+def test_what_is_drawn_where_there_is_nothing_to_draw_counts_for_nothing(config, monkeypatch):
+    balanced = dataclasses.replace(METHOD, assignments=(Sinkhorn(),), entropy=0.1)
+    losses = [_batch(config, monkeypatch, method=balanced, none=none)[0] for none in (0, 6)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
 
 
 def test_das_moves_the_users_codebooks_where_they_are_moving_averages(monkeypatch):
