@@ -51,7 +51,7 @@ class RQVaeConfig(AutoencoderConfig, TokenizerMethod):
     """Autoencoder with a residual quantizer in the middle (TIGER's tokenizer, arXiv 2305.05065)."""
 
     reseed: bool = True
-    """Once per epoch, give codes that no item uses a random residual; without, codebooks may collapse."""
+    """Once per epoch but the last, give codes that no item uses a random residual; without, codebooks may collapse."""
     training: TrainingConfig = TrainingConfig(
         epochs=50, batch_size=256, validate_every=10, optimizer=OptimizerConfig(learning_rate=1e-3)
     )
@@ -195,8 +195,11 @@ def reseeding(
 def maintain_codebooks(
     model: AlignedRQVAE, x: Float[Array, "items dim"], config: RQVaeConfig, *, every: int, seed: int
 ) -> Callable[[int, TrainState, dict[str, Any]], TrainState]:
-    """A hook that every `every` steps re-seeds dead codes, and clusters codes again for the diversity loss."""
-    reseed = reseeding(model, config, seed=seed)
+    """A hook that every `every` steps, an epoch, re-seeds dead codes, and clusters codes again for the diversity loss.
+
+    None is re-seeded at the last step: nothing would train it.
+    """
+    reseed, last = reseeding(model, config, seed=seed), round(config.training.num_epochs * every)
 
     def cluster(state: TrainState) -> TrainState:
         def refresh(current: AlignedRQVAE) -> None:
@@ -207,7 +210,7 @@ def maintain_codebooks(
         return edit_variables(model, state, refresh)
 
     def hook(at: int, state: TrainState, metrics: dict[str, Any]) -> TrainState:
-        if at % every == 0 and config.reseed:
+        if at % every == 0 and at < last and config.reseed:
             state = reseed(state, x)
         return cluster(state) if at % every == 0 and config.diversity else state
 

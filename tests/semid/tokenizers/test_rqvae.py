@@ -125,6 +125,19 @@ def test_entropy_and_diversity_are_added_by_their_weights():
     assert float(loss) == pytest.approx(float(base) + 0.2 * diversity, rel=1e-5)
 
 
+def test_rows_outside_the_mask_count_for_nothing():
+    config = _config(assignments=(Sinkhorn(),), entropy=0.7, diversity=0.2)
+    model, keep = _model(config), np.arange(ITEMS) % 3 > 0
+    for level, clusters in enumerate(model.clusters):
+        clusters[...] = jnp.asarray(np.arange(SMALL.level_sizes[level]) % 2)
+    masked = model(jnp.asarray(X), mask=jnp.asarray(keep))
+    alone, whole = (model(jnp.asarray(x)) for x in (X[keep], X))
+    np.testing.assert_array_equal(masked.found.codes[keep], alone.found.codes)
+    assert not np.array_equal(whole.found.codes[keep], alone.found.codes)  # the control
+    losses = (jax.tree.leaves(autoencoder_loss(model, config, passed)) for passed in (masked, alone))
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
 def _gradients(config: RQVaeConfig, *alignments: Alignment):
     """Loss, metrics and the gradients by name, of one batch."""
     model = AlignedRQVAE(_model(config), alignments)
@@ -270,8 +283,8 @@ def test_codebooks_are_found_by_their_type():
     assert not named_leaves(nnx.state(_model(_config(decay=0.9)), Codebook))  # moving averages learn by no gradient
 
 
-def test_between_epochs_and_without_care_nothing_changes():
-    for config, step in ((SMALL, 2), (_config(diversity=1e-4), 4), (_config(reseed=False), 3)):
+def test_between_epochs_at_the_last_step_and_without_care_nothing_changes():
+    for config, step in ((SMALL, 2), (SMALL, 6), (_config(diversity=1e-4), 4), (_config(reseed=False), 3)):
         _, before, after = _cared(config, step=step)
         assert after is before
 

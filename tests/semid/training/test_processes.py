@@ -245,7 +245,7 @@ def test_two_processes_tokenize_as_one(two, tmp_path, name):
         np.testing.assert_allclose(together[tensor], alone[tensor], atol=1e-5, err_msg=tensor)
     codes = [SemanticCatalog.read(folder / name / "catalog.parquet").codes for folder in (two, tmp_path)]
     np.testing.assert_array_equal(*codes)
-    if name == "vae":  # control: codes were dead, so that the last epoch re-seeded some
+    if name == "vae":  # control: codes were dead, so that the first epoch re-seeded some
         looks = [r for r in read_history(two / name / "history.jsonl") if "validation/explained" in r]
         assert looks[0]["validation/usage/level_0"] < 1
 
