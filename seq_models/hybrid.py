@@ -102,7 +102,7 @@ class HybridTransformer(RQTransformer):
         states = self.asked(history, inputs.conditions)
         logits = self.depth_logits(states, codes, key=depth_key)
         terms = code_loss_terms(logits, tables, batch, trie=trie, smoothing=smoothing)
-        # An unknown item is no negative: of a zero vector it adds the same to every sum.
+        # An unknown item is a constant negative: its zero vector has the logit 0 and no gradient.
         vectors = jnp.where(tables.known[:, None], self.vectors(_required(tables.features)), 0.0)
         queries = self.queries(states)
         if self.event_head is not None:

@@ -361,7 +361,7 @@ def _tables(recommender: Recommender, dataset: Dataset, objective: ObjectiveConf
 
 
 def _state_vectors(dataset: Dataset, column: str) -> Float[Array, "items dim"] | None:
-    """The column's vectors at length 1, zero for items that training has not seen, which so are no negatives."""
+    """The column's vectors at length 1, zero, a constant negative, for items that training has not seen."""
     if not column:
         return None
     vectors, known = dataset.vectors(column), training_counts(dataset) > 0
