@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import abc
 import enum
+import functools
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from quantizers import Schedule
 from semid.errors import SemidError
 from semid.generators import GeneratorConfig
-from semid.joint.model import HISTORY_TERMS, Objective, Reach, StepConfig
+from semid.joint.model import HISTORY_TERMS, Objective, Reach, StepConfig, joint_loss, joint_losses
 from semid.tokenizers import RQVaeConfig
-from semid.training import OptimizerConfig, TrainingConfig
+from semid.training import Loss, OptimizerConfig, TrainingConfig
 from seq_models import RQTransformerConfig, SoftmaxOver
 
 
@@ -48,6 +49,21 @@ class Phase:
                 "no loss reaches the encoders: without a window only terms of the target's side do; give a window of "
                 "at least 1, or weight to contrast, or choose Reach.TOKENIZER"
             )
+
+    @property
+    def trains_codebooks(self) -> bool:
+        """The codebooks' rate is above 0."""
+        name, rates = "autoencoder/quantizer/codebooks", self.training.optimizer.rates
+        return next((rate for part, rate in rates if name.startswith(part)), 1.0) > 0
+
+    def loss(self, generator: GeneratorConfig) -> Loss:
+        """Loss of a step that trains this generator; two losses where gradients in conflict are treated."""
+        return functools.partial(
+            joint_loss if self.surgery is Surgery.NONE else joint_losses,
+            config=self.step,
+            smoothing=generator.objective.label_smoothing,
+            hold_codebooks=not self.trains_codebooks,
+        )
 
 
 class CodeSchedule(abc.ABC):
@@ -147,5 +163,10 @@ class JointConfig:
             raise SemidError(
                 "joint steps normalize over the vocabulary, not over children; leave normalization out (`semid train`)"
             )
+        for name in ("event_weights", "interaction_weights", "state_column"):
+            if getattr(objective, name):
+                raise SemidError(
+                    f"joint steps weigh targets alike and pull states to no vectors; leave {name} out (`semid train`)"
+                )
         if min(self.tie_break, self.cycles) < 1:
             raise SemidError(f"expected tie_break and cycles of at least 1, got {self.tie_break} and {self.cycles}")

@@ -166,19 +166,37 @@ class _BatchItems(NamedTuple):
 
 
 def joint_loss(
-    model: JointModel, batch: PackedRows, tables: ContentTables, context: StepContext, *, config: StepConfig
+    model: JointModel,
+    batch: PackedRows,
+    tables: ContentTables,
+    context: StepContext,
+    *,
+    config: StepConfig,
+    smoothing: float = 0.0,
+    hold_codebooks: bool = False,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """The weighted sum of all terms for rows of one history and one target each; every term is a metric."""
-    losses, metrics = joint_losses(model, batch, tables, context, config=config)
+    losses, metrics = joint_losses(
+        model, batch, tables, context, config=config, smoothing=smoothing, hold_codebooks=hold_codebooks
+    )
     return jnp.sum(losses), metrics
 
 
 def joint_losses(
-    model: JointModel, batch: PackedRows, tables: ContentTables, context: StepContext, *, config: StepConfig
+    model: JointModel,
+    batch: PackedRows,
+    tables: ContentTables,
+    context: StepContext,
+    *,
+    config: StepConfig,
+    smoothing: float = 0.0,
+    hold_codebooks: bool = False,
 ) -> tuple[Float[Array, "2"], dict[str, Array]]:
     """The tokenizer's own terms, and the others, as two losses: for gradient surgery."""
     weights = config.objective.weights(context.progress)
-    terms, metrics = joint_terms(model, batch, tables, context, config=config)
+    terms, metrics = joint_terms(
+        model, batch, tables, context, config=config, smoothing=smoothing, hold_codebooks=hold_codebooks
+    )
     weighted = {name: weights[name] * term for name, term in terms.items()}
     own = [value for name, value in weighted.items() if name in TOKENIZER_TERMS]
     others = [value for name, value in weighted.items() if name not in TOKENIZER_TERMS]
@@ -188,9 +206,20 @@ def joint_losses(
 
 
 def joint_terms(
-    model: JointModel, batch: PackedRows, tables: ContentTables, context: StepContext, *, config: StepConfig
+    model: JointModel,
+    batch: PackedRows,
+    tables: ContentTables,
+    context: StepContext,
+    *,
+    config: StepConfig,
+    smoothing: float = 0.0,
+    hold_codebooks: bool = False,
 ) -> tuple[Terms, dict[str, Array]]:
-    """The unweighted terms, by name. Writes what it encoded into the bank."""
+    """The unweighted terms, by name. Writes what it encoded into the bank.
+
+    `smoothing` is the label smoothing of the generation term. With `hold_codebooks` the quantizer's statistics, which
+    with a decay are its codebooks, stay as they are.
+    """
     wanted = set(config.objective.weights(context.progress))
     encode_key, search_key, target_key, generate_key = jax.random.split(context.key, 4)
     items, metrics = _encode_batch(model, batch, tables, encode_key, config)
@@ -198,14 +227,15 @@ def joint_terms(
     terms = _tokenizer_terms(passed)
     if wanted & {"generation", "sequence_item", "preference", "teacher_states"}:
         state = _state(model, batch, tables, items.history, context, (search_key, generate_key), config)
-        terms |= _generator_terms(model, batch, tables, state, passed, generate_key)
+        terms |= _generator_terms(model, batch, tables, state, passed, generate_key, smoothing)
     if "contrast" in wanted:
         terms["contrast"] = session_contrast(
             items.last, items.targets, items=batch.targets, sessions=batch.segments.max(axis=1)
         )
     if "teacher_codes" in wanted:
         terms["teacher_codes"] = _teacher_code_term(model, batch, tables, passed)
-    model.autoencoder.quantizer.update_statistics(passed.found)
+    if not hold_codebooks:
+        model.autoencoder.quantizer.update_statistics(passed.found)
     return {name: term for name, term in terms.items() if name in wanted}, metrics
 
 
@@ -255,7 +285,8 @@ def _state(
 ) -> Float[Array, "b state"]:
     """The generator's state after each history, read through the codes that the tokenizer gives its vectors now."""
     quantizer = model.autoencoder.quantizer
-    found = quantizer.search(model.autoencoder.latents(vectors), key=keys[0], progress=context.progress)
+    latents, real = model.autoencoder.latents(vectors), batch.segments > 0
+    found = quantizer.search(latents, mask=real, key=keys[0], progress=context.progress)
     books = [book[...] for book in quantizer.codebooks]
     mixtures = code_mixtures(found, books, relaxation=config.relaxation, distance=quantizer.distance)
     if config.reach is Reach.GENERATOR:
@@ -268,12 +299,13 @@ def _state(
 
 
 def _inputs(model: JointModel, batch: PackedRows, tables: ContentTables, key: Key[Array, ""]) -> Inputs:
-    """Codes of the histories as the catalogue has them, and their events, times and conditions, if any are read."""
+    """Rows and codes of the histories as the catalogue has them, and their events, times and conditions, if any are
+    read."""
     codes = model.codes[...]
     items = ItemTables(codes, None, jnp.ones(len(codes), bool), groups=tables.groups, texts=tables.texts)
     along = {name: getattr(batch, name) for name in ("events", "target_events", "times")}
     rows = TrainingBatch(batch.history, batch.segments, batch.targets, **along)
-    return model.generator.training_inputs(items, rows, key)._replace(ids=None)
+    return model.generator.training_inputs(items, rows, key)
 
 
 def _tokenizer_terms(passed: Pass) -> Terms:
@@ -294,13 +326,14 @@ def _generator_terms(
     state: Float[Array, "b state"],
     passed: Pass,
     key: Key[Array, ""],
+    smoothing: float,
 ) -> Terms:
     codes, weights = model.codes[...][batch.targets], jnp.ones(len(batch.targets))
     logits = model.generator.depth_logits(state, codes, key=jax.random.fold_in(key, 1))
     books = [book[...] for book in model.autoencoder.quantizer.codebooks]
     distance = model.autoencoder.quantizer.distance
     terms = {
-        "generation": code_cross_entropy(logits, codes, weights).sum(),
+        "generation": code_cross_entropy(logits, codes, weights, smoothing=smoothing).sum(),
         "sequence_item": code_agreement(model.to_latent(state), passed.latents, books, distance=distance),
         "preference": symmetric_info_nce(model.to_item(state), passed.reconstruction, items=batch.targets),
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import replace
 from typing import Any, cast
 
@@ -15,7 +14,7 @@ from semid.encoders import FeatureEncoder, FeatureRows, FusionConfig, ItemEncode
 from semid.errors import SemidError
 from semid.generators import GeneratorConfig, ProgramSizes, check_sizes
 from semid.joint.config import JointConfig
-from semid.joint.model import ContentTables, JointModel, joint_loss
+from semid.joint.model import ContentTables, JointModel
 from semid.recommender import ModelSpec
 from semid.tokenizers import RQVAE
 from semid.training import (
@@ -61,7 +60,7 @@ def joint_program(config: GeneratorConfig, sizes: ProgramSizes, mesh: Mesh) -> t
     step = make_step(
         model,
         optimizer,
-        functools.partial(joint_loss, config=phase.step),
+        phase.loss(config),
         tables=ContentTables({"content": content}),
         seed=0,
         num_steps=10_000,

@@ -18,7 +18,7 @@ from quantizers import Schedule, health
 from semid.generators import GeneratorConfig, fit_generator, validation
 from semid.joint.config import JointConfig, Phase, Surgery
 from semid.joint.context import WARM_UP, Context
-from semid.joint.model import JointModel, Objective, StepConfig, joint_loss, joint_losses
+from semid.joint.model import JointModel, Objective, StepConfig
 from semid.joint.surgery import sum_without_conflict
 from semid.tokenizers import RQVAE, AlignedRQVAE, reseeding, train_autoencoder
 from semid.training import SingleRows, Task, TrainState, edit_variables, train, with_variables
@@ -167,7 +167,7 @@ def _take_steps(
     apart = phase.surgery is Surgery.PROJECT
     task = Task(
         model,
-        functools.partial(joint_losses if apart else joint_loss, config=phase.step),
+        phase.loss(generator),
         SingleRows(
             histories if generator.conditions.reads_events else histories.without_events(),
             max_history=generator.max_history,
@@ -211,15 +211,14 @@ def _validation(context: Context) -> Callable[[JointModel], dict[str, float]]:
 def _refresh_hooks(model: JointModel, phase: Phase, context: Context, steps_per_epoch: int) -> list[Hook]:
     """A hook that recomputes all codes from the bank, as often as the schedule says, and records how many changed.
 
-    Dead codes of a tokenizer that learns are re-seeded first.
+    Dead codes of a tokenizer that learns are re-seeded first, but for the last step: nothing would train them.
     """
     every_epochs, tokenizer = context.config.codes.refresh_every, context.config.tokenizer
     if every_epochs is None:
         return []
     every = max(round(every_epochs * steps_per_epoch), 1)
-    reseed = reseeding(model, tokenizer, seed=context.seed)
-    rates = phase.training.optimizer.rates
-    maintained = tokenizer.reseed and all(rate for part, rate in rates if "autoencoder".startswith(part))
+    reseed, last = reseeding(model, tokenizer, seed=context.seed), round(phase.training.num_epochs * steps_per_epoch)
+    maintained = tokenizer.reseed and phase.trains_codebooks
 
     def refresh(current: JointModel) -> None:
         codes = context.codes_from_bank(current)
@@ -230,7 +229,7 @@ def _refresh_hooks(model: JointModel, phase: Phase, context: Context, steps_per_
     def hook(at: int, state: TrainState, metrics: dict[str, Any]) -> TrainState:
         if at % every:
             return state
-        if maintained:
+        if maintained and at < last:
             state = reseed(state, context.item_vectors(with_variables(model, state.params, state.rest)))
         return edit_variables(model, state, refresh)
 

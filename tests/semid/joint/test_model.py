@@ -10,14 +10,17 @@ import optax
 import pytest
 from flax import nnx
 
-from quantizers import Nearest, Schedule
+from quantizers import Nearest, Schedule, Sinkhorn
 from semid.encoders import FeatureRows
-from semid.joint import JointModel, Objective, Reach, Relaxation, StepConfig
+from semid.generators import GeneratorConfig
+from semid.joint import JointModel, Objective, Phase, Reach, Relaxation, StepConfig
 from semid.joint.model import HISTORY_TERMS, TOKENIZER_TERMS, ContentTables, joint_loss, joint_terms
 from semid.tokenizers import RQVAE, RQVaeConfig
 from semid.training import (
+    OptimizerConfig,
     PackedRows,
     StepContext,
+    TrainingConfig,
     create_state,
     make_mesh,
     make_step,
@@ -53,14 +56,12 @@ class TwoTowers(nnx.Module):
         return self.fusion(self.text(content["text"].vectors) + self.image(content["image"].vectors))
 
 
-def make(*, temperature=1.0):
+def make(*, assignment=Nearest(), decay=None, ids=False):
     rng = np.random.default_rng(0)
-    assignments = (Nearest(Schedule(temperature)),)
-    tokenizer = RQVaeConfig(assignments=assignments, level_sizes=SIZES, hidden=(8,), latent=4)
+    tokenizer = RQVaeConfig(assignments=(assignment,), level_sizes=SIZES, hidden=(8,), latent=4, decay=decay)
     backbone = TransformerConfig(dim=8, layers=1, heads=2, hidden=8, dropout=0.0)
-    generator = RQTransformer(
-        RQTransformerConfig(backbone), level_sizes=(*SIZES, 3), num_features=DIM, rngs=nnx.Rngs(1)
-    )
+    sizes = {"level_sizes": (*SIZES, 3), "num_features": DIM, "num_items": ITEMS}
+    generator = RQTransformer(RQTransformerConfig(backbone, id_embedding=ids), **sizes, rngs=nnx.Rngs(1))
     codes = np.column_stack([rng.integers(0, size, ITEMS) for size in (*SIZES, 3)]).astype(np.int32)
     model = JointModel(
         TwoTowers(nnx.Rngs(2)),
@@ -100,12 +101,13 @@ def context():
     return StepContext(jax.random.key(0), jnp.float32(1.0))
 
 
-def gradients(model, batch, tables, config):
+def gradients(model, batch, tables, config, **options):
     """Of every unweighted term, by name: its gradient by every parameter, by name."""
     graph, params, rest = nnx.split(model, nnx.Param, ...)
 
     def of(params):
-        return joint_terms(nnx.merge(graph, params, rest, copy=True), batch, tables, context(), config=config)[0]
+        current = nnx.merge(graph, params, rest, copy=True)
+        return joint_terms(current, batch, tables, context(), config=config, **options)[0]
 
     found = jax.jit(jax.jacrev(of))(params)  # one program for all terms
     return {term: {name: np.asarray(leaf) for name, leaf in named_leaves(of).items()} for term, of in found.items()}
@@ -162,9 +164,10 @@ def test_without_window_only_terms_of_the_target_reach_the_encoders():
 
 
 def test_a_full_window_is_the_step_that_encodes_every_item():
-    """Generation loss, its value and all gradients, against an implementation without a bank."""
-    model, tables, batch = make()
-    config = StepConfig(objective=only("generation"), window=LENGTH)
+    """Generation loss, its value and all gradients, against an implementation without a bank; of a generator that reads
+    items' ids, with label smoothing."""
+    model, tables, batch = make(ids=True)
+    config, smoothing = StepConfig(objective=only("generation"), window=LENGTH), 0.1
     graph, params, rest = nnx.split(model, nnx.Param, ...)
 
     @jax.jit
@@ -180,17 +183,43 @@ def test_a_full_window_is_the_step_that_encodes_every_item():
             residual = residual - jax.lax.stop_gradient(book[...][distance.argmin(-1)])
         codes = current.codes[...]
         mixtures.append(jax.nn.one_hot(codes[batch.history][..., -1], 3))
-        inputs = Inputs(codes[batch.history], vectors, mixtures=tuple(mixtures))
+        inputs = Inputs(codes[batch.history], vectors, batch.history, tuple(mixtures))
         state = last_state(current.generator.states(inputs, batch.segments), batch.segments)
         logits = current.generator.depth_logits(state, codes[batch.targets])
-        return code_cross_entropy(logits, codes[batch.targets], jnp.ones(BATCH)).sum()
+        return code_cross_entropy(logits, codes[batch.targets], jnp.ones(BATCH), smoothing=smoothing).sum()
 
-    found = gradients(model, batch, tables, config)["generation"]
+    found = gradients(model, batch, tables, config, smoothing=smoothing)["generation"]
     expected = {name: np.asarray(leaf) for name, leaf in named_leaves(jax.jit(jax.grad(plain))(params)).items()}
     for name, gradient in expected.items():
         np.testing.assert_allclose(found[name], gradient, rtol=1e-5, atol=1e-5, err_msg=name)
-    value, _ = jax.jit(functools.partial(joint_loss, config=config))(model, batch, tables, context())
+    value, _ = jax.jit(functools.partial(joint_loss, config=config, smoothing=smoothing))(
+        model, batch, tables, context()
+    )
     assert float(value) == pytest.approx(float(plain(params)), rel=1e-5)
+
+
+def test_padding_takes_no_part_in_a_balanced_plan():
+    model, tables, batch = make(assignment=Sinkhorn())
+    config = StepConfig(objective=only("generation"), window=0)
+    losses = []
+    for more in (0, 4):
+        history, segments = (jnp.pad(of, ((0, 0), (0, more))) for of in (batch.history, batch.segments))
+        padded = batch._replace(history=history, segments=segments)
+        losses.append(float(jax.jit(functools.partial(joint_loss, config=config))(model, padded, tables, context())[0]))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+def test_codebooks_that_are_running_statistics_stay_where_the_tokenizer_is_frozen(rate):
+    model, tables, batch = make(decay=0.9)
+    optimizer = OptimizerConfig(rates=(("autoencoder", rate),))
+    phase = Phase(TrainingConfig(optimizer=optimizer), StepConfig(only("reconstruction")))
+    quantizer = model.autoencoder.quantizer
+    variables = [*quantizer.codebooks, *quantizer.usage]
+    before = [np.asarray(of[...]) for of in variables]
+    phase.loss(GeneratorConfig())(model, batch, tables, context())
+    same = [np.array_equal(old, of[...]) for old, of in zip(before, variables, strict=True)]
+    assert same == [rate == 0] * 4
 
 
 @pytest.mark.parametrize("film", [False, True])
@@ -271,7 +300,7 @@ def loss_and_written(model, batch, tables, config):
 
 def test_at_the_lowest_temperature_soft_inputs_are_the_hard_ones():
     def generation(temperature, relaxation):
-        model, tables, batch = make(temperature=temperature)
+        model, tables, batch = make(assignment=Nearest(Schedule(temperature)))
         config = StepConfig(objective=only("generation"), relaxation=relaxation)
         return float(jax.jit(functools.partial(joint_loss, config=config))(model, batch, tables, context())[0])
 

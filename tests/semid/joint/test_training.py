@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from types import SimpleNamespace
 
 import fsspec
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 import pytest
+import shapes
 from flax import nnx
 
 from quantizers import Schedule, health
@@ -38,6 +40,7 @@ from semid.joint import (
     train_end_to_end,
     trained_encoder,
 )
+from semid.joint import stages as joint_stages
 from semid.joint.context import WARM_UP
 from semid.joint.training import STATE_FILE
 from semid.recommender import ModelSpec
@@ -295,6 +298,19 @@ def test_a_cycle_holds_the_codes_and_ends_with_a_tokenizer_and_a_generator_fitte
     assert anew[0] > first[-1]
 
 
+def test_dead_codes_are_revived_at_every_refresh_but_the_last(monkeypatch):
+    revived, state = [], SimpleNamespace(params=None, rest=None)
+    monkeypatch.setattr(joint_stages, "reseeding", lambda *_, **__: lambda state, _: revived.append(step) or state)
+    monkeypatch.setattr(joint_stages, "with_variables", lambda *_: None)
+    monkeypatch.setattr(joint_stages, "edit_variables", lambda _, state, __: state)
+    context = SimpleNamespace(config=CONFIG, seed=0, item_vectors=lambda _: None)
+    with shapes.unchecked():
+        (hook,) = joint_stages._refresh_hooks(None, CONFIG.joint[0], context, 4)  # every two steps of four
+        for step in range(1, 5):
+            hook(step, state, {})
+    assert revived == [2]
+
+
 @pytest.fixture(scope="module")
 def next_day(world):
     """The same world with two more items, and an interaction with each of them at the end of two users' histories."""
@@ -326,7 +342,7 @@ def test_the_next_day_goes_on_from_the_artifact(world, next_day, runs, tmp_path)
     )
     before, after = (load_tensors(path / STATE_FILE) for path in (home / "end-to-end", tmp_path / "next"))
     kept = [name for name in before if not name.startswith(("bank/", "codes", "churn"))]
-    assert all(np.array_equal(before[name], after[name]) for name in kept if "usage" not in name)
+    assert all(np.array_equal(before[name], after[name]) for name in kept)
     old = slice(0, world.num_items)
     np.testing.assert_array_equal(found.codes[old], made["end-to-end"].codes)
     np.testing.assert_allclose(after["bank/vectors"][old], before["bank/vectors"][old], atol=1e-5)
@@ -411,6 +427,9 @@ def test_other_families_are_refused():
         ({"objective": ObjectiveConfig(distillation=1.0)}, "leave distillation and teacher_graph out"),
         ({"objective": ObjectiveConfig(teacher_graph=0.5)}, "leave distillation and teacher_graph out"),
         ({"objective": ObjectiveConfig(normalization=SoftmaxOver.CHILDREN)}, "over the vocabulary, not over children"),
+        ({"objective": ObjectiveConfig(event_weights={"buy": 2.0})}, "leave event_weights out"),
+        ({"objective": ObjectiveConfig(interaction_weights=True)}, "leave interaction_weights out"),
+        ({"objective": ObjectiveConfig(state_column="fused")}, "leave state_column out"),
     ],
 )
 def test_settings_of_the_generator_that_joint_steps_do_not_read_are_refused(settings, message):
