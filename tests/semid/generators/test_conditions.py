@@ -304,7 +304,7 @@ def test_settings_out_of_range_are_refused():
     with pytest.raises(SemidError, match="the sizes of conditions are a dataset's"):
         search_program(CONFIG, ProgramSizes(), make_mesh())
     with pytest.raises(SemidError, match="the sizes of conditions are a dataset's"):
-        joint_program(CONFIG, ProgramSizes(), make_mesh())
+        joint_program(dataclasses.replace(CONFIG, features=None), ProgramSizes(), make_mesh())
 
 
 def test_the_command_line_asks_and_says_what_it_does_not_know(home, dataset, capsys):
