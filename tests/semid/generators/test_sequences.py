@@ -171,7 +171,7 @@ def test_by_command_line_from_catalogues_to_a_package(dataset, home, tmp_path, c
     np.testing.assert_array_equal(shown(packaged).scores, shown(trained).scores)
     of_now = ["--catalog", str(tmp_path / "codes"), *given, "--beam-size", "2", "--split", "validation"]
     main(["evaluate", "--model", str(tmp_path / "model"), "--dataset", data, *of_now])
-    measured = json.loads((tmp_path / "metrics_validation.json").read_text())["provenance"]
+    measured = json.loads((tmp_path / "metrics_validation_catalog.json").read_text())["provenance"]
     assert measured["sequences"] == {"image": SemanticCatalog.load(tmp_path / "image").digest}
     with pytest.raises(SystemExit):
         main([*asked[:-1], str(tmp_path / "other"), "--sequences", "image", *tiny])
