@@ -127,10 +127,11 @@ def evaluate(
         lists.append(ranked)
         progress(min(start + batch_size, len(task.examples)), len(task.examples))
     active_state = MetricState(state.totals, state.recommended[task.active], state.k)
+    provenance = _provenance(task, ks, exclude_seen, options) | _model(ranker)
     return Metrics(
         values=active_state.compute(),
         per_example={name: np.concatenate([part[name] for part in per_example]) for name in per_example[0]},
-        provenance=_provenance(task, ks, exclude_seen, options) | _model(ranker) | _own(own),
+        provenance=provenance | ({"own_conditions": list(own)} if own else {}),
         ranked=np.concatenate(lists),
         groups=task.members,
     )
@@ -144,10 +145,6 @@ def own_condition(ranker: Ranker, examples: Examples, parts: Sequence[str]) -> d
     if conditions is None:
         raise SemidError(f"{type(ranker).__name__} knows no conditions to be asked by; leave `own` out")
     return {"condition": conditions(examples.targets, examples.target_events, parts)}
-
-
-def _own(parts: Sequence[str]) -> dict[str, Any]:
-    return {"own_conditions": list(parts)} if parts else {}
 
 
 def _model(ranker: Ranker) -> dict[str, Any]:

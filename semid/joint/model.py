@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -166,19 +166,13 @@ class _BatchItems(NamedTuple):
 
 
 def joint_loss(
-    model: JointModel,
-    batch: PackedRows,
-    tables: ContentTables,
-    context: StepContext,
-    *,
-    config: StepConfig,
-    smoothing: float = 0.0,
-    hold_codebooks: bool = False,
+    model: JointModel, batch: PackedRows, tables: ContentTables, context: StepContext, **settings: Any
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """The weighted sum of all terms for rows of one history and one target each; every term is a metric."""
-    losses, metrics = joint_losses(
-        model, batch, tables, context, config=config, smoothing=smoothing, hold_codebooks=hold_codebooks
-    )
+    """The weighted sum of all terms for rows of one history and one target each; every term is a metric.
+
+    `settings` are those of `joint_terms`.
+    """
+    losses, metrics = joint_losses(model, batch, tables, context, **settings)
     return jnp.sum(losses), metrics
 
 
@@ -189,14 +183,14 @@ def joint_losses(
     context: StepContext,
     *,
     config: StepConfig,
-    smoothing: float = 0.0,
-    hold_codebooks: bool = False,
+    **settings: Any,
 ) -> tuple[Float[Array, "2"], dict[str, Array]]:
-    """The tokenizer's own terms, and the others, as two losses: for gradient surgery."""
+    """The tokenizer's own terms, and the others, as two losses: for gradient surgery.
+
+    `settings` are the others of `joint_terms`.
+    """
     weights = config.objective.weights(context.progress)
-    terms, metrics = joint_terms(
-        model, batch, tables, context, config=config, smoothing=smoothing, hold_codebooks=hold_codebooks
-    )
+    terms, metrics = joint_terms(model, batch, tables, context, config=config, **settings)
     weighted = {name: weights[name] * term for name, term in terms.items()}
     own = [value for name, value in weighted.items() if name in TOKENIZER_TERMS]
     others = [value for name, value in weighted.items() if name not in TOKENIZER_TERMS]
