@@ -10,7 +10,6 @@ measured without and with the item graph at ranking.
     contrast        the layer is trained by contrast of consecutive items first (`end-to-end.staged` is the same)
     end-to-end      joint steps whose recommendation loss reaches the layer, then tokenizer and generator again
     both            the contrast, then the joint steps
-    kept            as `both`, but the tokenizer stays: codes follow the vectors once, and the generator learns on
     stopped         as `both`, gradients stopped at the layer
 
 `end-to-end` against `frozen` is the claim of LEMUR (arXiv 2511.10962); `both` against `contrast` says what the joint
@@ -23,12 +22,12 @@ from dataclasses import replace
 from experiments.configs.end_to_end import TOGETHER, training
 from experiments.experiment import CONTENT, Experiment
 from semid.encoders import ContentConfig, FusionConfig
-from semid.joint import JointConfig, Reach, Refresh
+from semid.joint import JointConfig, Reach
 from semid.training import TrainingConfig
 
 # MiniLM's width.
 ENCODERS = ContentConfig(text=None, vectors=(CONTENT,), fusion=FusionConfig(dim=384, hidden=128, identity=True))
-_GENERATOR, _JOINT, _FINETUNE = 3, 2, 2
+_GENERATOR, _JOINT, _FINETUNE = 6, 2, 16
 
 
 def _stage(epochs: float, batch_size: int, learning_rate: float, **rates: float) -> TrainingConfig:
@@ -48,14 +47,12 @@ BOTH = replace(
 def config() -> dict[str, Experiment]:
     (phase,) = BOTH.joint
     alone = replace(BOTH, joint=(), finetune=_stage(_JOINT + _GENERATOR + _FINETUNE, 64, 1e-3))
-    kept = replace(BOTH, codes=Refresh(_JOINT), finetune=_stage(_GENERATOR + _FINETUNE, 64, 1e-3))
     stopped = replace(phase, step=replace(phase.step, reach=Reach.TOKENIZER))
     return {
         "frozen": _variant("frozen encoder", replace(alone, encoder=None)),
         "contrast": _variant("contrast", alone),
         "end-to-end": _variant("end to end", replace(BOTH, encoder=None)),
         "both": _variant("contrast, then end to end", BOTH),
-        "kept": _variant("contrast, then end to end, tokenizer kept", kept),
         "stopped": _variant("contrast, then stopped at the encoder", replace(BOTH, joint=(stopped,))),
     }
 

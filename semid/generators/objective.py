@@ -71,6 +71,9 @@ class ObjectiveConfig:
                 f"{self.teacher_temperature}"
             )
 
+    def __hash__(self) -> int:  # a dict has none
+        return hash(repr(self))
+
     def resolved(self, *, repeats: bool, taught: bool) -> ObjectiveConfig:
         """The config with what it leaves open, by the data and by whether there is a teacher."""
         return replace(

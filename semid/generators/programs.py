@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +22,7 @@ from semid.training import (
     PackedRows,
     TrainState,
     abstract_state,
+    bound_loss,
     divisible_batch_size,
     make_optimizer,
     make_step,
@@ -68,7 +68,7 @@ def training_program(config: GeneratorConfig, sizes: ProgramSizes, mesh: Mesh) -
     step = make_step(
         model,
         optimizer,
-        functools.partial(generator_loss, objective=config.objective),
+        bound_loss(generator_loss, objective=config.objective),
         tables=LossTables(_tables(sizes), abstract_trie(sizes) if constrained else None),
         seed=0,
         num_steps=10_000,

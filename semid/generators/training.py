@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,6 +44,7 @@ from semid.training import (
     SingleRows,
     Task,
     TrainingConfig,
+    bound_loss,
 )
 from semid.training import train as run_training
 from seq_models import CodeTrie, ItemModel, Layout, ModelConfig, RQTransformerConfig, SoftmaxOver
@@ -272,7 +272,7 @@ def fit_generator(
     score = validation(dataset, config, seed=seed)
     task = Task(
         model,
-        functools.partial(generator_loss, objective=config.objective),
+        bound_loss(generator_loss, objective=config.objective),
         rows,
         tables=tables,
         validate=lambda candidate: score(recommender.with_model(_served(candidate))),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import enum
-import functools
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -13,7 +12,7 @@ from semid.errors import SemidError
 from semid.generators import GeneratorConfig
 from semid.joint.model import HISTORY_TERMS, Objective, Reach, StepConfig, joint_loss, joint_losses
 from semid.tokenizers import RQVaeConfig
-from semid.training import Loss, OptimizerConfig, TrainingConfig
+from semid.training import Loss, OptimizerConfig, TrainingConfig, bound_loss
 from seq_models import RQTransformerConfig, SoftmaxOver
 
 
@@ -58,7 +57,7 @@ class Phase:
 
     def loss(self, generator: GeneratorConfig) -> Loss:
         """Loss of a step that trains this generator; two losses where gradients in conflict are treated."""
-        return functools.partial(
+        return bound_loss(
             joint_loss if self.surgery is Surgery.NONE else joint_losses,
             config=self.step,
             smoothing=generator.objective.label_smoothing,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -39,6 +38,7 @@ from semid.training import (
     Task,
     TrainingConfig,
     TrainState,
+    bound_loss,
     edit_moments,
     edit_variables,
     train,
@@ -148,7 +148,7 @@ def train_autoencoder(
 
     task = Task(
         model,
-        functools.partial(joint_loss, config=config),
+        bound_loss(joint_loss, config=config),
         rows,
         tables=tables,
         validate=validate,

@@ -188,8 +188,9 @@ def train(task: Task, config: TrainingConfig, *, run: RunFolder, seed: int, mesh
                     hooks: list[Hook] = [trace, log, *task.hooks(steps_per_epoch), _stop_hook(stop, validation)]
                     state = fit(state, timed_step, timed_batches, num_steps=num_steps, hooks=hooks)
                 tracker.say(str(wall_time))
-        best = checkpoints.restore(state, checkpoints.best_step or num_steps)
-        return with_variables(task.model, *jax.device_get(gathered((best.params, best.rest), mesh)))
+        best = checkpoints.best_step or num_steps
+        state = state if int(state.step) == best else checkpoints.restore(state, best)
+        return with_variables(task.model, *jax.device_get(gathered((state.params, state.rest), mesh)))
     finally:
         checkpoints.close()
 

@@ -71,6 +71,7 @@ class OptimizerConfig:
                 raise SemidError(f"{self.name} has no option {option!r}{_suggestion(option, known)}")
 
 
+@functools.lru_cache(maxsize=64)  # the same object for the same settings, as `make_step` compares them
 def make_optimizer(config: OptimizerConfig, *, num_steps: int) -> optax.GradientTransformation:
     """The optax chain of `config` over `num_steps` steps."""
     rate = learning_rate(config, num_steps=num_steps)

@@ -35,6 +35,9 @@ Loss = Callable[[Any, Any, Any, "StepContext"], tuple[Array, dict[str, Array]]]
 Combine = Callable[[Sequence[nnx.State]], tuple[nnx.State, dict[str, Array]]]
 Step = Callable[["TrainState", Any], tuple["TrainState", dict[str, Array]]]
 
+# `functools.partial`, the same object for equal arguments: trainings of equal losses share a program (`make_step`).
+bound_loss = functools.lru_cache(maxsize=64)(functools.partial)
+
 
 class StepContext(NamedTuple):
     """Further inputs of a loss: a PRNG key, and the share of training done, in [0, 1)."""
@@ -147,9 +150,30 @@ def make_step(
     `targets`. Each microbatch draws its own dropout, and sees the variables that a loss set in the one before.
 
     With `combine` the loss is a vector, and the step follows what `combine` makes of its entries' gradients.
+
+    Steps of equal models, losses (`bound_loss`), optimizers (`make_optimizer`) and numbers share one program.
     """
     graph, *_ = split_variables(model)
-    layout = _layout(model, optimizer, mesh)
+    layout = jax.tree.flatten(_layout(model, optimizer, mesh))
+    program = _program(graph, optimizer, loss, tuple(layout[0]), layout[1], seed, num_steps, mesh, accumulate, combine)
+    return TrainStep(program, jax.tree.map(lambda x: _placed(x, table_sharding(x, mesh)), tables), mesh)
+
+
+@functools.lru_cache(maxsize=16)
+def _program(
+    graph: nnx.GraphDef[Any],
+    optimizer: optax.GradientTransformation,
+    loss: Loss,
+    shardings_of_state: tuple[NamedSharding, ...],
+    structure: jax.tree_util.PyTreeDef,
+    seed: int,
+    num_steps: int,
+    mesh: Mesh,
+    accumulate: int,
+    combine: Combine | None,
+) -> Any:
+    """The step's program: one for all trainings of these arguments, which compile it once."""
+    layout = jax.tree.unflatten(structure, shardings_of_state)
 
     def row_gradients(
         params: nnx.State, rest: nnx.State, rows: Any, key: Array, *, tables: Any, progress: Array
@@ -183,7 +207,7 @@ def make_step(
         metrics = {"gradient_norm": optax.tree.norm(found.gradients), **found.metrics}
         return TrainState(state.step + 1, params, found.rest, opt_state), metrics
 
-    return TrainStep(step, jax.tree.map(lambda x: _placed(x, table_sharding(x, mesh)), tables), mesh)
+    return step
 
 
 def _placed(x: Any, sharding: NamedSharding) -> Any:

@@ -11,6 +11,7 @@ from flax import nnx
 from semid.errors import SemidError
 from semid.training import (
     OptimizerConfig,
+    bound_loss,
     create_state,
     make_mesh,
     make_optimizer,
@@ -131,6 +132,23 @@ def test_a_step_counts_donates_and_leaves_the_callers_model_alone():
     assert (np.asarray(changed["vector"]) != before["vector"]).all()
     np.testing.assert_array_equal(with_variables(model, newer.params, newer.rest).vector[...], changed["vector"])
     np.testing.assert_array_equal(with_variables(model, newer.params, newer.rest).fixed[...], before["fixed"])
+
+
+def test_steps_of_equal_arguments_are_one_program():
+    traced, mesh = [], make_mesh()
+
+    def loss(model, batch, tables, context, *, scale):
+        traced.append(scale)
+        return scale * jnp.mean(batch @ model.matrix[...]), {}
+
+    batch = put_batch(np.ones((8, 2), np.float32), mesh)
+    for scale, rate in ((1.0, 0.1), (1.0, 0.1), (2.0, 0.1), (2.0, 0.2)):
+        model, optimizer = Tiny(), make_optimizer(OptimizerConfig(learning_rate=rate), num_steps=NUM_STEPS)
+        options = {"tables": None, "seed": 0, "num_steps": NUM_STEPS, "mesh": mesh}
+        make_step(model, optimizer, bound_loss(loss, scale=scale), **options)(
+            create_state(model, optimizer, mesh), batch
+        )
+    assert traced == [1.0, 2.0, 2.0]
 
 
 def test_gradient_norm_is_of_the_gradient_before_clipping():
