@@ -10,6 +10,7 @@ measured without and with the item graph at ranking.
     contrast        the layer is trained by contrast of consecutive items first (`end-to-end.staged` is the same)
     end-to-end      joint steps whose recommendation loss reaches the layer, then tokenizer and generator again
     both            the contrast, then the joint steps
+    held            as `both`, with the contrast as a term of the joint steps (LEMUR's objective)
     stopped         as `both`, gradients stopped at the layer
 
 `end-to-end` against `frozen` is the claim of LEMUR (arXiv 2511.10962); `both` against `contrast` says what the joint
@@ -21,6 +22,7 @@ from dataclasses import replace
 
 from experiments.configs.end_to_end import TOGETHER, training
 from experiments.experiment import CONTENT, Experiment
+from quantizers import Schedule
 from semid.encoders import ContentConfig, FusionConfig
 from semid.joint import JointConfig, Reach
 from semid.training import TrainingConfig
@@ -48,11 +50,13 @@ def config() -> dict[str, Experiment]:
     (phase,) = BOTH.joint
     alone = replace(BOTH, joint=(), finetune=_stage(_JOINT + _GENERATOR + _FINETUNE, 64, 1e-3))
     stopped = replace(phase, step=replace(phase.step, reach=Reach.TOKENIZER))
+    held = replace(phase, step=replace(phase.step, objective=replace(phase.step.objective, contrast=Schedule(1.0))))
     return {
         "frozen": _variant("frozen encoder", replace(alone, encoder=None)),
         "contrast": _variant("contrast", alone),
         "end-to-end": _variant("end to end", replace(BOTH, encoder=None)),
         "both": _variant("contrast, then end to end", BOTH),
+        "held": _variant("contrast, then end to end with it", replace(BOTH, joint=(held,))),
         "stopped": _variant("contrast, then stopped at the encoder", replace(BOTH, joint=(stopped,))),
     }
 
