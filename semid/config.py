@@ -169,19 +169,20 @@ def _read_enum(kind: type[enum.Enum], value: Any, where: str) -> enum.Enum:
         raise SemidError(f"{where}: expected one of {', '.join(str(m.value) for m in kind)}, got {value!r}") from None
 
 
-def difference(old: dict, new: dict, *, prefix: str = "") -> str:
-    """The first entries in which two JSON configs differ, for a message: `epochs: 3 -> 4, ...`; empty if none does.
+def difference(old: dict, new: dict, *, prefix: str = "", most: int | None = 4) -> str:
+    """The first `most` entries in which two JSON configs differ (None: all), for a message: `epochs: 3 -> 4, ...`.
 
-    An absent entry is None, and 36 is 36.0: what was written before a field was added or given as a float still reads.
+    Empty if none does. An absent entry is None, and 36 is 36.0: what was written before a field was added or given as a
+    float still reads.
     """
     changes = []
     for key in sorted(old.keys() | new.keys()):
         a, b = old.get(key), new.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
-            changes.append(difference(a, b, prefix=f"{prefix}{key}."))
+            changes.append(difference(a, b, prefix=f"{prefix}{key}.", most=most))
         elif a != b:
             changes.append(f"{prefix}{key}: {_short(a)} -> {_short(b)}")
-    return ", ".join([change for change in changes if change][:4])
+    return ", ".join([change for change in changes if change][:most])
 
 
 def _short(value: Any) -> str:

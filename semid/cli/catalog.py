@@ -72,7 +72,7 @@ class Remove:
     items: tuple[str, ...] = ()
     """Item ids."""
     file: PathOrUrl | None = None
-    """File of item ids, one a line, or table with a column item_id."""
+    """File of item ids, one id per line, or table with a column item_id."""
 
     def run(self) -> None:
         from semid.catalog import remove

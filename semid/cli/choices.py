@@ -126,8 +126,8 @@ def subcommands(base: type, *, first: str) -> Any:
 
 
 def print_chosen(given: Any, resolved: Any, *, by: str) -> None:
-    """Print the settings that the data have chosen, where the options leave them open."""
-    if chosen := difference(to_dict(given), to_dict(resolved)):
+    """Print all settings that the data have chosen, where the options leave them open."""
+    if chosen := difference(to_dict(given), to_dict(resolved), most=None):
         console.print(f"by {by}: {chosen}")
 
 

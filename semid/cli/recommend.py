@@ -39,7 +39,7 @@ class Recommend:
     exclude_seen: bool = False
     """Leave out items of the history."""
     allow: PathOrUrl | None = None
-    """File of item ids, one a line, or table with a column item_id: no other is recommended (what is in stock, say)."""
+    """File of item ids, one id per line, or table with a column item_id: only these are recommended (in stock, say)."""
     deny: PathOrUrl | None = None
     """File or table of item ids that are not recommended."""
     boost: tuple[str, ...] = ()

@@ -34,7 +34,7 @@ class Sweep:
     """Search for options of `semid train` (and of `semid tokenize`) by validation, with optuna; extra `sweep`.
 
     A trial trains a model in OUT/trials, and its value is the best NDCG@10 of its validations: test is never read. One
-    that fails is recorded. The same command goes on where it was stopped; given several times at once, the trials are
+    that fails is recorded. The same command resumes where it was stopped; given several times at once, the trials are
     shared among the processes. At the end the best trials are printed, OUT/config.yaml has the options of the best for
     `semid train --config`, and OUT/sweep.html shows which fields matter.
     """

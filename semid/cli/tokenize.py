@@ -164,7 +164,7 @@ class Tokenize:
     of their codes. With --catalog and --input: encode files with that catalogue's tokenizer, a file of codes for each.
 
     Options of a method follow its name, after all others; `semid tokenize rq-vae --help` lists them. On several hosts,
-    start training as `semid train`, and encode with --scheduler. What was stopped goes on when it is given again.
+    start training as `semid train`, and encode with --scheduler. What was stopped resumes when it is given again.
     """
 
     out: str

@@ -32,7 +32,7 @@ class Train:
     """Train a generator (or, with the subcommand sasrec, SASRec) on the dataset's training histories.
 
     Options of a model follow its name (`sasrec --dim 64`, or `--model sasrec --model.dim 64` anywhere), those of the
-    default one need none; `semid train sasrec --help` lists them. Interrupted runs go on from their last checkpoint
+    default one need none; `semid train sasrec --help` lists them. Interrupted runs resume from their last checkpoint
     when the same command is given again, on whatever devices there are. On several hosts, give each the same command
     and JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
     """

@@ -44,7 +44,7 @@ class TrainEndToEnd:
     together, so that the recommendation loss reaches the encoders of texts and pictures.
 
     The model folder is one like any other for `semid evaluate`, `recommend`, `package` and `export-program`. An
-    interrupted run goes on from its last checkpoint when the same command is given again.
+    interrupted run resumes from its last checkpoint when the same command is given again.
     """
 
     dataset: PathOrUrl

@@ -32,17 +32,17 @@ class ConditionsConfig:
     """Read the events of the history, next to its items."""
     event_head: bool = False
     """Learn the probabilities of events given item and history, so that `recommend(values=)` ranks by expected value.
-    RQ-Transformer, hybrid and SASRec alone."""
+    Not for the flat decoder and the encoder-decoder."""
     calibrate_events: bool = later_field(False)
     """Shift the event head's logits after training, so that its probabilities fit the validation targets."""
     film: bool = False
     """Let conditions scale and shift the state that the next item is decoded from (FiLM), instead of adding them to the
-    input of the position before it. RQ-Transformer, hybrid and SASRec alone."""
+    input of the position before it. Not for the flat decoder and the encoder-decoder."""
     time_inputs: bool = later_field(False)
     """Read the time since the item before, by powers of two of seconds, next to each item."""
     time_bias: bool = later_field(False)
     """Add to the scores of attention a learned number for each head and power of two of the seconds between two items.
-    RQ-Transformer, hybrid and SASRec alone."""
+    Not for the flat decoder and the encoder-decoder."""
     drop_conditions: float = 0.1
     """Share of the conditions that training leaves out, so that the model learns to be asked without."""
 

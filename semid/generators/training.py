@@ -133,7 +133,7 @@ def train(
 ) -> Recommender:
     """Train a model on the dataset's training histories and write the model artifact `out`.
 
-    A stage (see `run_stage`): an interrupted run of the same request goes on from its checkpoints, a finished one is
+    A stage (see `run_stage`): an interrupted run of the same request resumes from its checkpoints, a finished one is
     read, and without `out` nothing is written. A `teacher` is a dense model, or anything else that ranks items.
     A `graph` is mixed with the trained model at the weight that is best on validation; where items repeat, so is the
     factor of the model's probability of those in the history.

@@ -72,7 +72,8 @@ class GraphConfig(Signal):
     weight_decay: float = 1e-4
     """Weight of half the squared norm of a batch's ego embeddings, a mean over its interactions."""
     keep: float = later_field(1.0)
-    """Share of the edges that an epoch propagates over, drawn anew, those of popular nodes less often (FREEDOM)."""
+    """Share of the edges that an epoch propagates over, drawn again each epoch, those of popular nodes less often
+    (FREEDOM)."""
     neighbors: int = later_field(0)
     """Nearest items by content whose ego embeddings are added to an item's vector, normalized by degree; 0: none."""
     residual: bool = later_field(False)

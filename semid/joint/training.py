@@ -86,7 +86,7 @@ def train_end_to_end(
     objective's distillation terms. A `graph` is mixed with the trained model at the weight that is best on
     validation; where items repeat, so is the factor of the model's probability of those in the history.
 
-    A stage (see `run_stage`): an interrupted run of the same request goes on from its checkpoints, a finished one is
+    A stage (see `run_stage`): an interrupted run of the same request resumes from its checkpoints, a finished one is
     read, and without `out` nothing is written. The artifact is a recommender like any other (its features are the item
     vectors), with all parameters and the bank in `joint.safetensors`, what encodes other items (`trained_encoder`,
     `ContentReader.load`), and the records of all stages in `history.jsonl`. With `shared` the first three stages keep

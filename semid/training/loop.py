@@ -130,7 +130,7 @@ class RunFolder:
 def train(task: Task, config: TrainingConfig, *, run: RunFolder, seed: int, mesh: Mesh | None = None) -> Any:
     """Train `task.model` and return one with the best validated variables.
 
-    Checkpoints, `history.jsonl` and the request are kept in the run's folder; a run of the same request goes on where
+    Checkpoints, `history.jsonl` and the request are kept in the run's folder; a run of the same request resumes where
     the last checkpoint stands, to the same bits if the devices are as many.
 
     Where there are several processes each calls this with the same arguments and gets the same model; each reads its
