@@ -173,12 +173,17 @@ OTHERS |= {"--config", "--track", "--profile", "--quiet", "--verbose", "--debug"
 
 
 @functools.cache
-def _options() -> set[str]:
-    """Options of all commands, as the script of the shell's completion knows them."""
+def _completion() -> str:
+    """The script of the shell's completion: options of all commands, and the help of each."""
     script = io.StringIO()
     with contextlib.redirect_stdout(script), pytest.raises(SystemExit):
         app.parse(["--tyro-print-completion", "bash"])
-    return _option_words(script.getvalue()) | OTHERS
+    return script.getvalue()
+
+
+@functools.cache
+def _options() -> set[str]:
+    return _option_words(_completion()) | OTHERS
 
 
 def _option_words(text: str) -> set[str]:
@@ -235,6 +240,11 @@ def test_an_unknown_name_would_be_found():
 @each_page
 def test_plain_english(page):
     assert page.name in FREE or DIALECT.findall(_prose(page.read_text())) == []
+
+
+def test_help_and_navigation_are_plain_english():
+    assert "Dataset folder" in _completion()
+    assert DIALECT.findall(_completion() + (ROOT / "mkdocs.yml").read_text()) == []
 
 
 def test_dialect_would_be_found():

@@ -78,7 +78,7 @@ def train(out: Path, peer_python: Path | None = None, rounds: int = 7, steps: in
             "matmul, GFLOP/s": rate,
             "items per second at the floor": BATCH * rate * 1e9 / flops,
             "share of the floor's speed": flops / (rate * 1e9) / median,
-            "semid is faster by": median / float(np.median(seconds["semid"])),
+            "semid's speed over this one's": median / float(np.median(seconds["semid"])),
         }
     report(figures, out)
 

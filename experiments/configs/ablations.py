@@ -34,17 +34,17 @@ def config() -> dict[str, Experiment]:
         "no-content": Experiment("item graph without content", ItemGraphConfig(columns=())),
         "narrow": replace(dense, title="SASRec-CE of half the width", model=narrow),
         "repeats": replace(dense, title="SASRec-CE of half the width, history kept in the softmax", model=kept),
-        "codes-alone": replace(hybrid, title="semid, hybrid, codes alone", model=recipe.hybrid()),
-        "untaught": replace(hybrid, title="semid, hybrid, codes alone, untaught", model=untaught),
+        "codes-alone": replace(hybrid, title="semid, recipe, codes alone", model=recipe.hybrid()),
+        "untaught": replace(hybrid, title="semid, recipe, codes alone, untaught", model=untaught),
         "random-start": replace(
             hybrid,
-            title="semid, hybrid, codes alone, from random parameters",
+            title="semid, recipe, codes alone, from random parameters",
             model=recipe.hybrid(start_from_teacher=False),
         ),
         "narrow-depth": replace(
-            hybrid, title="semid, hybrid, codes alone, narrow depth decoder", model=recipe.hybrid(depth_hidden=None)
+            hybrid, title="semid, recipe, codes alone, narrow depth decoder", model=recipe.hybrid(depth_hidden=None)
         ),
         "vocabulary": replace(
-            hybrid, title="semid, hybrid, codes alone, softmax over the vocabulary", model=of_vocabulary
+            hybrid, title="semid, recipe, codes alone, softmax over the vocabulary", model=of_vocabulary
         ),
     }

@@ -97,7 +97,7 @@ def config() -> dict[str, Experiment]:
             minutes=11,
         ),
         "semid-hybrid": Experiment(
-            "semid, hybrid",
+            "semid, recipe",
             hybrid(dense_share=0.6),
             HYBRID_CODES,
             teacher="recipe.sasrec-text",

@@ -93,7 +93,7 @@ class StepConfig:
     relaxation: Relaxation = Relaxation.SOFT_BACKWARD
     """Path of the gradient through the codes that the generator reads."""
     window: int = 2
-    """The last items of a history that are encoded afresh, and so carry the generation loss to the encoders."""
+    """The last items of a history that are encoded again, and so carry the generation loss to the encoders."""
     forward: float = 1.0
     """Share of a step's windows, and of its targets where a term reads them, that is encoded; the others are read from
     the bank."""
