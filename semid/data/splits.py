@@ -34,6 +34,10 @@ class GlobalTime:
     test: float = 0.9
     """Quantile of time at which test begins."""
 
+    def __post_init__(self) -> None:
+        if not 0 < self.validation < self.test < 1:
+            raise SemidError(f"expected 0 < validation < test < 1, got {self.validation} and {self.test}")
+
 
 @dataclass(frozen=True)
 class HeldOutItems:
@@ -48,6 +52,8 @@ class HeldOutItems:
     """Seed that draws them."""
 
     def __post_init__(self) -> None:
+        if not 0 < self.fraction < 1:
+            raise SemidError(f"expected a fraction of the items between 0 and 1, got {self.fraction}")
         check_seed(self.seed)
 
 
@@ -145,8 +151,6 @@ def _global_time(dataset: Interactions, rule: GlobalTime) -> Splits:
     if dataset.time_unit != "seconds":
         has = "positions alone" if dataset.time_unit == "position" else "each user's own clock"
         raise SemidError(f"the global-time split needs timestamps, this dataset has {has}; use leave-one-out")
-    if not 0 < rule.validation < rule.test < 1:
-        raise SemidError(f"expected 0 < validation < test < 1, got {rule.validation} and {rule.test}")
     cut = np.quantile(dataset.time, [rule.validation, rule.test])
     early = np.bincount(dataset.user[dataset.time < cut[0]], minlength=dataset.num_users)
     starts = dataset.offsets[:-1]

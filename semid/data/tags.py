@@ -13,7 +13,8 @@ from jaxtyping import Float, Int
 from semid.arrow import decoded, is_list, is_string
 from semid.errors import SemidError, did_you_mean
 
-_USUAL, _STEP = re.compile("categor|genre|tag", re.IGNORECASE), " > "
+_USUAL = re.compile(r"(?i:categor|genre|(?<![a-z])tags?(?![a-z]))|(?<=[a-z])Tags?(?![a-z])")  # no percenTAGe
+_STEP = " > "
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,15 +28,15 @@ class SourceOrder:
 
     def sort_keys(self, interactions: pa.Table) -> SortKeys:
         """Keys of a stable sort of checked interactions, after user and time, in the order of `np.lexsort`."""
-        return _columns(interactions, "position") or _columns(interactions, "ticks")
+        return (*_columns(interactions, "position"), *_columns(interactions, "ticks"))
 
 
 @dataclass(frozen=True)
 class ShuffledTies:
     """Ties in an order drawn by `seed`; `position` and the order of the source are set aside.
 
-    The draw goes through all interactions by user id, item id (both as text) and time: the same in whatever order the
-    rows come.
+    The draw goes through all interactions by user id, item id (both as text), time and, where there are such, event and
+    weight: the same in whatever order the rows come.
     """
 
     seed: int = 0
@@ -53,8 +53,9 @@ class ShuffledTies:
     def sort_keys(self, interactions: pa.Table) -> SortKeys:
         """Keys as of `SourceOrder`; times finer than a second still order what falls into one."""
         ticks = _columns(interactions, "ticks")
-        ids = (_places(interactions[name]) for name in ("item_id", "user_id"))
-        canonical = np.lexsort((*ticks, *_columns(interactions, "timestamp"), *ids))
+        names = [name for name in ("weight", "event") if name in interactions.column_names]
+        others, ids = ([_places(interactions[name]) for name in of] for of in (names, ("item_id", "user_id")))
+        canonical = np.lexsort((*others, *ticks, *_columns(interactions, "timestamp"), *ids))
         drawn = np.empty(len(canonical), np.int64)
         drawn[canonical] = np.random.default_rng(self.seed).permutation(len(canonical))
         return (drawn, *ticks)
@@ -67,7 +68,7 @@ def _columns(interactions: pa.Table, name: str) -> SortKeys:
     return (interactions[name].to_numpy(),) if name in interactions.column_names else ()
 
 
-def _places(ids: pa.ChunkedArray) -> Int[np.ndarray, " n"]:
-    """Place of each id among the distinct ones, sorted."""
-    encoded = ids.combine_chunks().dictionary_encode()
+def _places(values: pa.ChunkedArray) -> Int[np.ndarray, " n"]:
+    """Place of each value among the distinct ones, sorted; null is the last."""
+    encoded = values.combine_chunks().dictionary_encode(null_encoding="encode")
     return pc.rank(encoded.dictionary).to_numpy()[encoded.indices.to_numpy()].astype(np.int64)

@@ -92,8 +92,9 @@ def test_global_time_needs_timestamps_and_ordered_quantiles():
     assert len(build(rows, GlobalTime()).splits.test) == 1
     with pytest.raises(SemidError, match="needs timestamps"):
         _ = build(rows, GlobalTime(), order="position").splits
-    with pytest.raises(SemidError, match=r"expected 0 < validation < test < 1, got 0.9 and 0.8"):
-        _ = build(rows, GlobalTime(0.9, 0.8)).splits
+    for quantiles in ((0.9, 0.8), (float("nan"), 0.8), (0.8, float("inf"))):
+        with pytest.raises(SemidError, match="expected 0 < validation < test < 1, got {} and {}".format(*quantiles)):
+            GlobalTime(*quantiles)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -123,11 +124,17 @@ def test_held_out_items_depend_on_the_seed_alone():
     assert targets[0] == targets[1] != targets[2]
 
 
-@pytest.mark.parametrize("fraction", [0.0, 0.05, 1.0])
+@pytest.mark.parametrize("fraction", [0.05, 0.99])
 def test_held_out_fraction_must_leave_items_on_both_sides(fraction):
     rows = random_rows(0)
     with pytest.raises(SemidError, match=f"fraction {fraction} of 12 items holds out"):
         _ = build(rows, HeldOutItems(fraction), items=12).splits
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, float("nan"), float("inf")])
+def test_what_is_no_fraction_is_refused(fraction):
+    with pytest.raises(SemidError, match=f"expected a fraction of the items between 0 and 1, got {fraction}"):
+        HeldOutItems(fraction)
 
 
 def test_examples_by_name():

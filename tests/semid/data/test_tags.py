@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from semid.data import Tags, usual_tags
+from semid.data import Tags, usual_tag_column, usual_tags
 from semid.errors import SemidError
 
 ITEMS = pa.table(
@@ -58,6 +58,17 @@ def test_shares_are_means_of_the_items_distributions():
             for tag in genres[item]:
                 expected[user, tags.names.to_pylist().index(tag)] += 1 / len(genres[item]) / len(items)
     np.testing.assert_allclose(tags.shares(rows, owner, owners=3), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_usual"),
+    [
+        *((name, True) for name in ("tag", "Tags", "item_tags", "tag_2", "productTags", "subcategory", "mainGenre")),
+        *((name, False) for name in ("discount_percentage", "vintage", "stage", "heritage", "tagline")),
+    ],
+)
+def test_tag_is_a_whole_word(name, is_usual):
+    assert (usual_tag_column(pa.schema({name: pa.string()})) == name) == is_usual
 
 
 def test_the_usual_column_is_found_by_its_name():

@@ -77,6 +77,22 @@ def test_positions_are_set_aside_and_times_below_a_second_are_not():
     assert [item for item, _ in ordered["u"]] == COLUMNS["item_id"][:19:-1]
 
 
+def test_positions_break_the_ties_of_times_below_a_second_alone():
+    late = pa.array([1000 - row // 2 for row in range(ITEMS)], pa.timestamp("ms"))  # two rows tie each
+    columns = COLUMNS | {"timestamp": late, "position": range(ITEMS)}
+    found = [item for item, _ in sequences(build(SourceOrder(), columns=columns))["u"]]
+    assert found == [f"i{row + of:02}" for row in range(38, 19, -2) for of in (0, 1)]
+
+
+def test_events_and_weights_tell_rows_of_one_item_and_time_apart():
+    rows = {"user_id": ["u"] * 8, "item_id": ["i00"] * 8, "timestamp": [0] * 8}
+    rows |= {"event": ["a", None, "b", "a"] * 2, "weight": [0.0] * 4 + [1.0] * 4}
+    orders = [build(ShuffledTies(), columns=rows, rows=order) for order in (range(8), range(7, -1, -1))]
+    pairs = [list(zip(of.event.to_pylist(), of.weight.tolist(), strict=True)) for of in orders]
+    assert pairs[0] == pairs[1]
+    assert len(set(pairs[0])) == 6  # control: the rows are not alike
+
+
 def test_the_rule_is_a_part_of_the_dataset_and_the_default_leaves_no_trace(tmp_path):
     plain, shuffled = build(SourceOrder()), build(ShuffledTies(5))
     assert "ties" not in plain.config
