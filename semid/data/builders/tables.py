@@ -51,6 +51,11 @@ class TableBuilder(tfds.core.GeneratorBasedBuilder):
         self.checksums = dict(checksums or {})
         super().__init__(**{"file_format": "array_record"} | kwargs)
 
+    def present(self, folder: Path) -> dict[str, Path]:
+        """The raw files that would be read now of the manual folder, by name; of fixed names those that are there."""
+        names = [*self.info.metadata["sha256"]]
+        return {name: folder / name for name in names if (folder / name).is_file()}
+
     @abc.abstractmethod
     def _located(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Path]:
         """The raw files of this table by name, found or downloaded."""
@@ -199,10 +204,14 @@ def _records(builder: TableBuilder, manual_dir: Path) -> list[dict]:
 def _check_unchanged(builder: TableBuilder, manual_dir: Path) -> None:
     what = f"{builder.data_path}, prepared from"
     fix = "remove that folder to prepare it again, or bring that file back"
-    for name, digest in builder.info.metadata["sha256"].items():
+    recorded = builder.info.metadata["sha256"]
+    for name, digest in recorded.items():
         _check_same(f"{what} {name}", digest, builder.checksums.get(name, digest), fix)
-        if (manual_dir / name).is_file():
-            _check_same(f"{what} {name}", digest, sha256(manual_dir / name), fix)
+    for name, path in builder.present(manual_dir).items():
+        digest = sha256(path)
+        if name not in recorded and digest not in recorded.values():  # else it has another name alone
+            raise SemidError(f"{builder.data_path}: prepared without {path}; remove that folder to prepare it again")
+        _check_same(f"{what} {name}", recorded.get(name, digest), digest, fix)
 
 
 def _check_same(what: str, digest: str, expected: str, fix: str) -> None:

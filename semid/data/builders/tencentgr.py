@@ -76,19 +76,26 @@ class TencentGR(TableBuilder):
         }
 
     def _located(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Path]:
-        config, page = self.builder_config, RELEASES[self.builder_config.release]
+        page = RELEASES[self.builder_config.release]
         try:
             folder = Path(dl_manager.manual_dir)
         except AssertionError as error:  # what TFDS raises for a folder that is absent or empty
             raise SemidError(f"{str(error).split('. ')[0]}; put the files of {page} there") from None
-        wanted = ["seq", *(["item_feat", *map(_folder, config.embeddings)] if self._holds_items else [])]
-        paths: dict[str, Path] = {}
-        for name in wanted:
-            files = sorted(folder.glob(f"{name}/*.parquet"))
-            if not files or len({file.parent for file in files}) > 1:
+        for name in self._folders:
+            if len({file.parent for file in folder.glob(f"{name}/*.parquet")}) != 1:
                 raise SemidError(f"{folder}: expected Parquet files in one folder {name}; download them from {page}")
-            paths |= {file.relative_to(folder).as_posix(): file for file in files}
-        if self._holds_items and config.item_ids is not None:
+        return self.present(folder)
+
+    @property
+    def _folders(self) -> list[str]:
+        """Patterns of the folders that this table is read from."""
+        return ["seq", *(["item_feat", *map(_folder, self.builder_config.embeddings)] if self._holds_items else [])]
+
+    def present(self, folder: Path) -> dict[str, Path]:
+        files = [file for name in self._folders for file in sorted(folder.glob(f"{name}/*.parquet"))]
+        paths = {file.relative_to(folder).as_posix(): file for file in files}
+        config = self.builder_config
+        if self._holds_items and config.embeddings and config.item_ids is not None:
             paths[config.item_ids.name] = config.item_ids
         return paths
 

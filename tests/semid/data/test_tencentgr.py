@@ -198,6 +198,20 @@ def test_another_map_of_ids_is_not_read_as_the_one_before(mapped):
         read_tencentgr("1m", **mapped, embeddings=(81,))
 
 
+@pytest.mark.parametrize("name", ["other_ids.parquet", "raw/seq/part-00002.parquet"])
+def test_files_that_came_later_are_not_left_out(mapped, name):
+    before = read_tencentgr("1m", **mapped, embeddings=(81,))
+    table = pq.read_table(mapped["item_ids"] if name == "other_ids.parquet" else mapped["manual_dir"] / "seq")
+    path = mapped["manual_dir"].parent / name
+    pq.write_table(table, path)
+    if name == "other_ids.parquet":  # control: the same file under another name
+        mapped["item_ids"] = path
+        assert read_tencentgr("1m", **mapped, embeddings=(81,)).digest == before.digest
+        pq.write_table(table[:-1], path)
+    with pytest.raises(SemidError, match=f": prepared without {path}; remove that folder to prepare it again"):
+        read_tencentgr("1m", **mapped, embeddings=(81,))
+
+
 def rewrite(folder: Path, name: str, change) -> None:
     path = sorted((folder / name).glob("*.parquet"))[-1]
     pq.write_table(change(pq.read_table(path)), path)
