@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -45,10 +46,24 @@ def to_matrix(column: pa.ChunkedArray | pa.FixedSizeListArray) -> Shaped[np.ndar
 def digest(table: pa.Table) -> str:
     """sha256 of a table's schema and values; the names that Parquet gives the values of lists do not count."""
     table = table.cast(pa.schema([field.with_type(_unnamed(field.type)) for field in table.schema]))
-    table, sink = table.combine_chunks(), pa.BufferOutputStream()
+    table, sink = table.combine_chunks(), _Hash()
     with pa.ipc.new_stream(sink, table.schema) as stream:
         stream.write_table(table)
-    return hashlib.sha256(sink.getvalue()).hexdigest()
+    return sink.total.hexdigest()
+
+
+class _Hash(io.RawIOBase):
+    """File that is hashed instead of kept."""
+
+    def __init__(self) -> None:
+        self.total = hashlib.sha256()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.total.update(data)
+        return len(data)
 
 
 def is_string(kind: pa.DataType) -> bool:

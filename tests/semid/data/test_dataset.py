@@ -1,3 +1,4 @@
+import hashlib
 import io
 
 import numpy as np
@@ -6,6 +7,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from semid.arrow import digest
 from semid.artifacts import read_artifact
 from semid.data import Dataset, GlobalTime, HeldOutItems, LeaveOneOut
 from semid.errors import SemidError
@@ -166,6 +168,15 @@ def test_save_and_load_without_options_from_pandas(tmp_path):
     assert (loaded.event, loaded.weight, loaded.time_unit) == (None, None, "position")
     assert (loaded.item_ids.to_pylist(), loaded.users.to_pylist()) == (["1", "2"], ["7"])
     assert (loaded.user.tolist(), loaded.item.tolist(), loaded.time.tolist()) == ([0], [1], [0])
+
+
+def test_the_digest_of_a_table_is_that_of_its_stream_in_arrow_format():
+    whole = pa.table(ITEMS)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, whole.schema) as stream:
+        stream.write_table(whole)
+    assert digest(whole) == hashlib.sha256(sink.getvalue()).hexdigest()
+    assert digest(pa.concat_tables([whole[:3], whole[3:]])) == digest(whole) != digest(whole[:3])
 
 
 def test_equal_datasets_have_equal_digests(tmp_path):
