@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import enum
 import inspect
 import json
@@ -30,7 +29,7 @@ from semid.cli.fields import (
     value_at,
 )
 from semid.config import to_dict
-from semid.errors import SemidError
+from semid.errors import SemidError, did_you_mean
 
 CONFIG = "config.yaml"
 Key = tuple[str, ...]
@@ -181,9 +180,8 @@ def _alternative(alternatives: Mapping[str, type | None], entry: Entry) -> type 
         return None
     names, name = _by_name(alternatives), str(entry.node.value)
     if name not in names:
-        raise SemidError(
-            f"{entry.where}: expected one of {', '.join(alternatives)}, got {name!r}{nearest(name, names)}"
-        )
+        hint = did_you_mean(name, names, cutoff=0.3)
+        raise SemidError(f"{entry.where}: expected one of {', '.join(alternatives)}, got {name!r}{hint}")
     return names[name]
 
 
@@ -204,13 +202,9 @@ def _field(fields: Sequence[Field], entry: Entry, *, groups: bool = False) -> Fi
     if field is None or (field.alternatives and not groups):
         what = "expected its options, got a value" if field else "unknown key"
         known = [".".join(field.name[at:]) for field in fields for at in (0, field.scope)]
-        raise SemidError(f"{entry.where}: {what}{nearest('.'.join(entry.key), known) if not field else ''}")
+        hint = "" if field else did_you_mean(".".join(entry.key), known, cutoff=0.3)
+        raise SemidError(f"{entry.where}: {what}{hint}")
     return field
-
-
-def nearest(name: str, names: Any) -> str:
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.3)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _built(cls: Any, path: Key, chosen: Chosen, values: Values, default: Any) -> Any:
@@ -318,7 +312,8 @@ def _of_config(alternatives: Mapping[str, type | None], entry: Entry) -> Any:
 def _of_names(named: Mapping[str, Any], entry: Entry) -> Any:
     name = _scalar(entry, f"one of {', '.join(named)}")
     if name not in named:
-        raise SemidError(f"{entry.where}: expected one of {', '.join(named)}, got {name!r}{nearest(name, named)}")
+        hint = did_you_mean(name, named, cutoff=0.3)
+        raise SemidError(f"{entry.where}: expected one of {', '.join(named)}, got {name!r}{hint}")
     return named[name]
 
 

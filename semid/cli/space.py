@@ -10,10 +10,10 @@ from typing import Any
 import tyro
 import yaml
 
-from semid.cli.config_files import TRUTH, Entry, build, entries_of, nearest, read_mapping
+from semid.cli.config_files import TRUTH, Entry, build, entries_of, read_mapping
 from semid.cli.tokenize import Tokenize
 from semid.cli.train import Train
-from semid.errors import SemidError
+from semid.errors import SemidError, did_you_mean
 
 SECTIONS: dict[str, Any] = {"tokenize": Tokenize, "train": Train}
 _RANGE, _CHOICES = {"low", "high", "log"}, "choices"
@@ -57,7 +57,7 @@ class Space:
         for name, (key, node) in nodes.items():
             line = f"{file}: line {key.start_mark.line + 1}: {name}"
             if name not in SECTIONS:
-                raise SemidError(f"{line}: expected tokenize or train{nearest(name, SECTIONS)}")
+                raise SemidError(f"{line}: expected tokenize or train{did_you_mean(name, SECTIONS, cutoff=0.3)}")
             if not isinstance(node, yaml.MappingNode):
                 raise SemidError(f"{line}: expected the options of `semid {name}`")
         space = cls(str(file), {name: node for name, (_, node) in nodes.items()})

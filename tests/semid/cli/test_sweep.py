@@ -83,7 +83,7 @@ def test_a_searched_tokenizer_makes_the_catalogue_of_each_trial(space):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("trian: {}", "line 1: trian: expected tokenize or train; did you mean train?"),
+        ("trian: {}", "line 1: trian: expected tokenize or train; did you mean 'train'?"),
         ("train: 3", "line 1: train: expected the options of `semid train`"),
         ("{}", "expected the options of `semid train` below `train:`, got none"),
         ("train: {dataset: d, catalog: c}", "train: no field is searched"),
@@ -104,7 +104,7 @@ def test_a_searched_tokenizer_makes_the_catalogue_of_each_trial(space):
             "line 6: train.epochs: steps: expected low, high and log",
         ),
         (SPACE + "  epochs: {choices: 3}", "line 6: train.epochs: expected a list of choices"),
-        (SPACE + "  epoch: {low: 1, high: 2}", "line 6: epoch: unknown key; did you mean epochs?"),
+        (SPACE + "  epoch: {low: 1, high: 2}", "line 6: epoch: unknown key; did you mean 'epochs'?"),
         (SPACE + "  row-length: {low: 0.5, high: 2}", "line 6: row_length: expected a value of type int, got '0.5'"),
         (SPACE + "  batch-size: {low: 0, high: 2}", "line 6: batch_size: expected batch_size above 0, got 0"),
     ],
