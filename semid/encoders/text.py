@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from array import array
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float
-from scipy.sparse import coo_array, csr_array
+from scipy.sparse import csr_array
 from scipy.sparse.linalg import svds
 
 from semid.data import Dataset, StoredEncoder, joined_texts
@@ -67,8 +68,7 @@ class LatentSemantics:
         cls, texts: Sequence[str], config: LatentSemanticsConfig, *, inputs: tuple[str, ...] = ()
     ) -> LatentSemantics:
         """Fit to texts. Raises SemidError if there are fewer than 3, or they share fewer than 2 words."""
-        found = [_words_of(text) for text in texts]
-        frequency = Counter(word for of_text in found for word in set(of_text))
+        frequency = Counter(word for text in texts for word in set(_words_of(text)))
         shared = sorted((word for word, n in frequency.items() if n > 1), key=lambda w: (-frequency[w], w))
         words = tuple(shared[: config.vocabulary])
         if len(words) < 2 or len(texts) < 3:
@@ -77,7 +77,7 @@ class LatentSemantics:
                 "give a vector column before tokenizing"
             )
         idf = np.log(len(texts) / np.array([frequency[word] for word in words])) + 1
-        weights = _tf_idf(found, words, idf)
+        weights = _tf_idf(texts, words, idf)
         rank = min(config.dim, min(weights.shape) - 1)
         start = np.random.default_rng(0).standard_normal(min(weights.shape)).astype(np.float32)
         _, singular, right = svds(weights, k=rank, v0=start)
@@ -100,7 +100,7 @@ class LatentSemantics:
 
     def encode_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "n width"]:
         """Vectors of texts; each depends on no other."""
-        vectors = _tf_idf([_words_of(text) for text in texts], self.words, self.idf) @ self.basis
+        vectors = _tf_idf(texts, self.words, self.idf) @ self.basis
         length = np.linalg.norm(vectors, axis=1, keepdims=True)
         return np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 1e-6)
 
@@ -122,12 +122,15 @@ def _words_of(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
-def _tf_idf(texts: Sequence[Sequence[str]], words: Sequence[str], idf: Float[np.ndarray, " words"]) -> csr_array:
+def _tf_idf(texts: Sequence[str], words: Sequence[str], idf: Float[np.ndarray, " words"]) -> csr_array:
     """(1 + log count) * idf of each word in each text, float32."""
     place = {word: index for index, word in enumerate(words)}
-    entries = [(row, place[word]) for row, of_text in enumerate(texts) for word in of_text if word in place]
-    rows, columns = np.reshape(np.array(entries, np.int64), (-1, 2)).T
-    shape = (len(texts), len(words))
-    counts = coo_array((np.ones(len(rows), np.float32), (rows, columns)), shape=shape).tocsr()
+    columns, ends = array("i"), array("q", [0])
+    for text in texts:
+        columns.extend(place[word] for word in _words_of(text) if word in place)
+        ends.append(len(columns))
+    ones, shape = np.ones(len(columns), np.float32), (len(texts), len(words))
+    counts = csr_array((ones, np.array(columns, np.int32), np.array(ends, np.int64)), shape=shape)
+    counts.sum_duplicates()
     counts.data = ((1 + np.log(counts.data)) * idf[counts.indices]).astype(np.float32)
     return counts

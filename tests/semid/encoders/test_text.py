@@ -6,6 +6,7 @@ import pytest
 
 from semid.data import Dataset
 from semid.encoders import LatentSemantics, LatentSemanticsConfig, restore_encoders, with_text_vectors
+from semid.encoders.text import _tf_idf
 from semid.errors import SemidError
 
 TOPICS = (
@@ -53,6 +54,14 @@ def test_the_singular_value_decomposition_is_that_of_a_dense_solver():
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     got = latent_semantic_vectors(texts, dim=5)
     np.testing.assert_allclose(got @ got.T, expected @ expected.T, atol=1e-5)  # free of the signs of the axes
+
+
+def test_weights_are_those_of_counts_in_any_order_of_words():
+    texts, words, idf = ["two one two x", "", "one three"], ("one", "two", "three"), np.array([1.5, 2.0, 0.5])
+    expected = [[1.5, 2.0 * (1 + np.log(2.0)), 0.0], [0.0, 0.0, 0.0], [1.5, 0.0, 0.5]]
+    found = _tf_idf(texts, words, idf)
+    np.testing.assert_array_equal(found.toarray(), np.array(expected, np.float32))
+    assert (found.nnz, found.indices.tolist(), found.dtype) == (4, [0, 1, 0, 2], np.float32)
 
 
 def test_the_same_texts_give_the_same_bits():
