@@ -162,10 +162,15 @@ def _claim_file(file: Path, stack: contextlib.ExitStack) -> None:
     stack.enter_context(artifacts.locked(file.with_name(f".{file.name}.lock"), file))
 
 
-def store_dataset(dataset: Dataset, out: str | Path) -> Dataset:
-    """Write a dataset to `out`, unless the same one, by its source, was written there before.
+def store_dataset(
+    dataset: Dataset, out: str | Path, *, source: dict | None = None, work: Callable[[], Dataset] | None = None
+) -> Dataset:
+    """Write a dataset, or what `work` makes of it with this `source`, to `out`, unless the same one, by its source, was
+    written there before.
 
     Raises SemidError if `out` holds another dataset, naming what differs.
     """
-    request = Request(Kind.DATASET, dataset.config, {})
-    return run_stage(request, out, load=Dataset.load, work=lambda _: dataset, write=Dataset.write)
+    config = dataset.config if source is None else dataset.replace(source=source).config
+    make = work or (lambda: dataset)
+    request = Request(Kind.DATASET, config, {})
+    return run_stage(request, out, load=Dataset.load, work=lambda _: make(), write=Dataset.write)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass, field
+from functools import partial, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Union
 
@@ -11,9 +12,11 @@ import tyro
 from rich.table import Table
 
 from semid import artifacts
+from semid.arrow import digest
 from semid.artifacts import Kind
 from semid.cli.choices import Column, PathOrUrl, Ties, columns_of
 from semid.cli.console import console
+from semid.config import to_dict
 from semid.data import SUFFIXES, Dataset, LeaveOneOut, SourceOrder, SplitRule, table_kind
 from semid.errors import SemidError
 from semid.stage import store_dataset
@@ -50,13 +53,16 @@ class _Source(abc.ABC):
         encoders = [_pretrained(name, self.encoder_tokens) for name in self.encoder]
         if self.encoder_tokens is not None and all(encoder.reader == "image" for encoder in encoders):
             raise SemidError("--encoder-tokens is of encoders of texts; name one after --encoder, or leave it out")
+        recipes = {encoder.column: to_dict(encoder) for encoder in encoders}
+        if len(recipes) < len(encoders):
+            columns = ", ".join(encoder.column for encoder in encoders)
+            raise SemidError(f"--encoder: two make one column ({columns}); name each: COLUMN=FOLDER")
         dataset = self.read()
         _print_statistics(dataset)
-        for encoder in encoders:
-            dataset = _with_pretrained_vectors(dataset, encoder)
-        if self.text_vectors and not dataset.vector_columns:
+        if self.text_vectors and not dataset.vector_columns and not encoders:
             dataset = _with_text_vectors(dataset, self.text_vectors)
-        store_dataset(dataset, self.out)
+        encode = partial(reduce, _with_pretrained_vectors, encoders, dataset)
+        store_dataset(dataset, self.out, source={**(dataset.source or {}), **recipes}, work=encode)
         console.print(f"dataset: {self.out}")
 
 
@@ -186,7 +192,7 @@ class HuggingFace(_Recorded):
         items, interactions = (
             read_huggingface(self.dataset, part, revision=self.revision) for part in (self.items, self.interactions)
         )
-        return Dataset.from_tables(
+        dataset = Dataset.from_tables(
             items,
             interactions,
             name=self.name or artifacts.resolved(self.out).name,
@@ -194,6 +200,8 @@ class HuggingFace(_Recorded):
             ties=self.ties,
             columns=columns_of(self.columns),
         )
+        source, checksums = dataset.source or {}, {"items": digest(items), "interactions": digest(interactions)}
+        return dataset.replace(source={**source, "sha256": {**source["sha256"], **checksums}})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,7 +291,7 @@ class Simulated(_Source):
     """Generate the embedded simulated catalogue, whose true next-item distribution is known."""
 
     num_items: int = 2_000
-    """Items."""
+    """Items; above 10,000 they have no pictures."""
     num_users: int = 4_000
     """Users."""
     seed: int = 0

@@ -7,7 +7,14 @@ import importlib as _importlib
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
-from semid.data.content import ContentEncoder, StoredEncoder, is_encoder_file, joined_texts, read_encoders
+from semid.data.content import (
+    ContentEncoder,
+    StoredEncoder,
+    check_column,
+    is_encoder_file,
+    joined_texts,
+    read_encoders,
+)
 from semid.data.dataset import Dataset
 from semid.data.faults import Faults, raise_faults
 from semid.data.features import Standardizer, content_blocks
@@ -49,6 +56,7 @@ __all__ = [
     "as_mapped_table",
     "as_masks",
     "as_table",
+    "check_column",
     "content_blocks",
     "is_encoder_file",
     "joined_texts",

@@ -25,6 +25,12 @@ _FOLDER, _HEADER = "encoders", "semid.encoder"
 _COLUMN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 
 
+def check_column(name: str) -> None:
+    """Raise SemidError for a name of a vector column that is no name of a file."""
+    if not _COLUMN.fullmatch(name):
+        raise SemidError(f"column {name!r}: expected letters, digits, _, - and dots; choose another name")
+
+
 @runtime_checkable
 class ContentEncoder(Protocol):
     """A fitted encoder of items' content."""
@@ -56,8 +62,7 @@ class StoredEncoder:
     tensors: Mapping[str, np.ndarray] = field(repr=False)
 
     def __post_init__(self) -> None:
-        if not _COLUMN.fullmatch(self.column):
-            raise SemidError(f"column {self.column!r}: expected letters, digits, _, - and dots; choose another name")
+        check_column(self.column)
 
     @property
     def digest(self) -> str:

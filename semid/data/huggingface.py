@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from semid.data.faults import Faults, raise_faults
 from semid.errors import SemidError
 
 
@@ -14,7 +17,8 @@ def read_huggingface(name: str, part: str, *, revision: str | None = None) -> pa
     """One table of a dataset of the hub (`org/name`) or in a folder.
 
     `part` is a split, or CONFIG:SPLIT; in a folder the subfolder of that name, as `save_to_disk` has one per split.
-    Pictures become their bytes. Raises SemidError without the library (extra `hf`), and for what is not there.
+    Pictures become their bytes, those of local files too. Raises SemidError without the library (extra `hf`), and for
+    what is not there.
     """
     try:
         import datasets
@@ -31,5 +35,23 @@ def read_huggingface(name: str, part: str, *, revision: str | None = None) -> pa
         raise SemidError(f"{name}: no table {part!r} ({' '.join(str(error).split())[:300]})") from None
     for index, field in enumerate(table.schema):
         if pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0:
-            table = table.set_column(index, field.name, pc.struct_field(table[field.name], "bytes"))
+            faults = Faults(f"{name}: {part}")
+            table = table.set_column(index, field.name, _file_bytes(field.name, table[field.name], faults))
+            raise_faults(faults.lines)
     return table
+
+
+def _file_bytes(name: str, values: pa.ChunkedArray, faults: Faults) -> pa.Array | pa.ChunkedArray:
+    """Bytes of structs of bytes and path, read from the local file where there are none; absent files are faults."""
+    found = pc.struct_field(values, "bytes")
+    if values.type.get_field_index("path") < 0:
+        return found
+    paths = pc.struct_field(values, "path")
+    named = pc.and_(found.is_null(), paths.is_valid()).to_numpy()
+    absent = named & np.array([not os.path.isfile(path or "") for path in paths.to_pylist()], bool)
+    faults.rows(name, absent, "no bytes, and no such file: {}; store the bytes in the dataset", paths)
+    if absent.any() or not named.any():
+        return found
+    rows = zip(found, paths, named, strict=True)
+    files = [Path(path.as_py()).read_bytes() if read else data.as_py() for data, path, read in rows]
+    return pa.array(files, pa.binary())

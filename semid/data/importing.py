@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from semid.arrow import is_fixed_vector, is_string, is_text, to_lists
+from semid.arrow import digest, is_fixed_vector, is_string, is_text, to_lists
 from semid.artifacts import fetched, refresh
 from semid.data.faults import Faults, raise_faults
 from semid.data.tables import log_unused, read_mapped, table_digest
@@ -41,6 +41,7 @@ def read_import(
     faults = Faults(str(files.get("items", "items")))
     folder = files["items"].parent if "items" in files else Path()
     items, interactions = read_mapped(tables | files, columns).values()
+    has_paths = "image_path" in items.column_names
     items = add_vector_files(_with_images(items, folder, faults), vector_files, faults)
     interaction_file = str(files.get("interactions", "interactions"))
     names = (items.column_names, interactions.column_names)
@@ -51,6 +52,8 @@ def read_import(
     raise_faults(faults.lines)
     files |= {f"vectors.{column}": path for column, path in vector_files.items()}
     checksums = {key: table_digest(path) for key, path in files.items()}
+    if has_paths and "image" in items.column_names:
+        checksums["image"] = digest(items.select(["image"]))
     others = [name for name in names[1] if name not in interactions.column_names]
     log_unused([*_unused(names[0], items.schema), *others])
     mapped = {"columns": dict(columns)} if columns else {}

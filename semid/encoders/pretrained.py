@@ -5,7 +5,6 @@ from __future__ import annotations
 import abc
 import functools
 import importlib.util
-import os
 import re
 import warnings
 from collections.abc import Callable, Sequence
@@ -21,12 +20,12 @@ from flax import nnx
 from jaxtyping import Float, Int
 
 from semid import artifacts
-from semid.data import Dataset, StoredEncoder, joined_texts
+from semid.data import Dataset, StoredEncoder, check_column, joined_texts
 from semid.encoders.content import ImageRows, TextRows, take
 from semid.encoders.content_encoders import ContentEncoderConfig
 from semid.encoders.image import ImageEncoder, image_rows, load_image_encoder
 from semid.encoders.transformer import TextEncoder, load_text_encoder
-from semid.encoders.weights import Settings, folder_digest, read_modules
+from semid.encoders.weights import Settings, find_folder, folder_digest, read_modules
 from semid.errors import SemidError
 from semid.progress import show_progress
 
@@ -34,7 +33,7 @@ _TEXTS, _PICTURES = ("bert", "t5"), ("vit", "clip", "clip_vision_model", "dinov2
 # Modules of sentence-transformers whose work the own reader does.
 _MODULES = ("Transformer", "Pooling", "Normalize")
 _BATCH = 64
-_IMAGE = "image"
+_IMAGE, _BYTES = "image", (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_null)
 _EXTRA = "sentence_transformers"
 
 Reader = Literal["text", "image", "sentence-transformers"]
@@ -69,6 +68,8 @@ class PretrainedVectorsConfig(ContentEncoderConfig):
     def __post_init__(self) -> None:
         if self.max_length is not None and self.max_length < 1:
             raise SemidError(f"expected at least 1 token for texts, got {self.max_length}")
+        if self.column:
+            check_column(self.column)
 
     def resolved(self) -> PretrainedVectorsConfig:
         """The config with column, revision, digest and all that the folder says.
@@ -104,7 +105,13 @@ class PretrainedVectorsConfig(ContentEncoderConfig):
         return _Pictures(folder) if self.reader == _IMAGE else _Texts(folder, self.max_length)
 
     def fit(self, dataset: Dataset) -> PretrainedEncoder:
-        """The encoder, which reads the dataset's texts or pictures. Raises SemidError if there are none."""
+        """The encoder, which reads the dataset's texts or pictures. Raises SemidError if there are none, or if it would
+        replace a column that holds no vectors."""
+        if self.column in dataset.items.column_names and self.column not in dataset.vector_columns:
+            raise SemidError(
+                f"dataset {dataset.name!r}: column {self.column!r} is there and holds no vectors; choose another name "
+                f"for those of {self.encoder}"
+            )
         if self.reader != _IMAGE:
             return PretrainedEncoder(self, dataset.text_inputs())
         if _IMAGE not in dataset.items.column_names:
@@ -149,25 +156,10 @@ class PretrainedEncoder:
         return self.config.open(self._folder())
 
     def _folder(self) -> Path:
-        """The encoder's folder: where SEMID_ENCODERS has its very files, else where it was."""
-        config = self.config
-        for place in filter(None, os.environ.get("SEMID_ENCODERS", "").split(os.pathsep)):
-            for moved in (Path(place), Path(place) / Path(config.encoder).name):
-                if moved.is_dir() and any(moved.glob("*.json")) and folder_digest(moved) == config.weights:
-                    return moved
-        folder = artifacts.local_folder(config.encoder, revision=config.revision)
-        remedy = f"name the folder that has them by the variable SEMID_ENCODERS, or bring the column {self.column!r}"
-        if not folder.is_dir():
-            raise SemidError(
-                f"column {self.column!r} is made by the encoder {config.encoder}, and there is no such folder here; put"
-                f" its files (sha256 {config.weights}) there, {remedy}"
-            )
-        if (digest := folder_digest(folder)) != config.weights:
-            raise SemidError(
-                f"{folder}: not the files that made column {self.column!r} (sha256 {config.weights}, now {digest}); put"
-                f" those back, {remedy}"
-            )
-        return folder
+        config, column = self.config, f"column {self.column!r}"
+        return find_folder(
+            config.encoder, config.weights, revision=config.revision, reader=column, remedy=f", or bring the {column}"
+        )
 
 
 class _Vectors(abc.ABC):
@@ -223,6 +215,9 @@ class _Pictures(_Vectors):
 
     def __call__(self, items: pa.Table, inputs: Sequence[str]) -> Float[np.ndarray, "n width"]:
         images = items[inputs[0]]
+        if not any(is_kind(images.type) for is_kind in _BYTES):
+            what = f"expected the bytes of PNG or JPEG files, got {images.type}; store them as binary"
+            raise SemidError(f"column {inputs[0]!r}: {what}")
         named = items["item_id"] if "item_id" in items.column_names else pa.array(range(1, len(images) + 1))
         vectors = np.zeros((len(images), self.width), np.float32)
         present = np.flatnonzero(images.is_valid().to_numpy(zero_copy_only=False))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
@@ -221,3 +222,26 @@ def folder_digest(folder: str | Path) -> str:
     if not files:
         raise SemidError(f"expected a model's files in {folder}, found none; give a folder in the Hugging Face layout")
     return artifacts.sha256_json({str(path.relative_to(folder)): artifacts.sha256(path) for path in files})
+
+
+def find_folder(folder: str, digest: str | None, *, reader: str, revision: str | None = None, remedy: str = "") -> Path:
+    """The folder with a model's files of this digest: below one of SEMID_ENCODERS, else where it was, `folder`.
+
+    Raises SemidError naming the `reader` of the files if they are missing or others, and the ways out: SEMID_ENCODERS,
+    and the `remedy`.
+    """
+    for place in filter(None, os.environ.get("SEMID_ENCODERS", "").split(os.pathsep)):
+        for moved in (Path(place), Path(place) / Path(folder).name):
+            if moved.is_dir() and any(moved.glob("*.json")) and folder_digest(moved) == digest:
+                return moved
+    # What came from the hub has a revision: any other name, if absent, is not asked for there.
+    here = artifacts.fetched(folder) if revision is None else artifacts.local_folder(folder, revision=revision)
+    remedy = f"name the folder that has them by the variable SEMID_ENCODERS{remedy}"
+    if not here.is_dir():
+        absent = f"{reader} needs the encoder {folder}, and there is no such folder here"
+        raise SemidError(f"{absent}; put its files (sha256 {digest}) there, {remedy}")
+    if (found := folder_digest(here)) != digest:
+        raise SemidError(
+            f"{here}: not the files that {reader} needs (sha256 {digest}, now {found}); put those back, {remedy}"
+        )
+    return here

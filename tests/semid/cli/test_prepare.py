@@ -73,6 +73,14 @@ def test_pretrained_encoders_make_columns_in_place_of_the_words(tmp_path, capsys
     assert {stored.settings["max_length"] for stored in dataset.encoders} == {3}
     assert dataset.config["source"]["short"]["pooling"] == "cls"
     assert f"made 8-d vectors of title (short) by {bert}" in " ".join(capsys.readouterr().out.split())
+    main([*line.split(), "--encoder", str(bert), f"short={bert}", "--encoder-tokens", "3"])
+    assert "made" not in capsys.readouterr().out  # what is there is not encoded again
+    assert Dataset.load(tmp_path / "d").digest == dataset.digest
+    with pytest.raises(SystemExit):
+        main([*line.split(), "--encoder", str(bert), "--encoder-tokens", "3"])
+    assert "in use by a dataset of other settings (source.short: " in capsys.readouterr().err
+    with pytest.raises(SemidError, match=r"two make one column \(text_bert, text_bert\); name each: COLUMN=FOLDER"):
+        Parquet(out=tmp_path / "e", encoder=(str(bert), str(bert)), **paths).run()
     with pytest.raises(SemidError, match="encoder nowhere: no such folder"):  # before any table is read
         Parquet(out=tmp_path / "e", encoder=("nowhere",), items=tmp_path / "no", interactions=tmp_path / "no").run()
     with pytest.raises(SemidError, match="--encoder-tokens is of encoders of texts; name one after --encoder"):

@@ -14,7 +14,7 @@ ITEMS = pa.table(
     {
         "asin": ["a", "b", "c"],
         "title": ["red shoe", "blue shoe", "straw hat"],
-        "image": pa.array([{"bytes": b"png", "path": None}, None, {"bytes": None, "path": "x"}]),
+        "image": pa.array([{"bytes": b"png", "path": "x"}, None, {"bytes": None, "path": "x"}]),
     }
 )
 SEEN = pa.table({"user_id": ["u"] * 3 + ["v"] * 3, "asin": list("abcbca"), "timestamp": [1, 2, 3] * 2})
@@ -63,7 +63,12 @@ def test_a_split_of_the_hub_and_a_subfolder_are_tables(asked, tmp_path):
 def test_pictures_become_their_bytes(monkeypatch, tmp_path):
     fake = types.SimpleNamespace(load_from_disk=lambda _: _Table(ITEMS))
     monkeypatch.setitem(sys.modules, "datasets", fake)
-    assert read_huggingface(str(tmp_path), "items")["image"].to_pylist() == [b"png", None, None]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org").mkdir()
+    with pytest.raises(SemidError, match=r"^org: items: row 3, column 'image': no bytes, and no such file: x; store"):
+        read_huggingface("org", "items")
+    (tmp_path / "x").write_bytes(b"jpeg")
+    assert read_huggingface("org", "items")["image"].to_pylist() == [b"png", None, b"jpeg"]
 
 
 def test_without_the_library_the_extra_is_named(monkeypatch):
@@ -72,9 +77,14 @@ def test_without_the_library_the_extra_is_named(monkeypatch):
         read_huggingface("org/name", "items")
 
 
-def test_the_command_makes_a_dataset_with_columns_of_other_names(asked, tmp_path):
+def test_the_command_makes_a_dataset_with_columns_of_other_names(asked, tmp_path, monkeypatch, capsys):
     options = f"--items items --interactions log --columns item_id=asin --text-vectors 0 --out {tmp_path}/out"
     main(["prepare", "huggingface", str(tmp_path), *options.split()])
     dataset = Dataset.load(tmp_path / "out")
     assert dataset.item_ids.to_pylist() == ["a", "b", "c"]
     assert dataset.num_users == 2
+    main(["prepare", "huggingface", str(tmp_path), *options.split()])  # control: the same tables are the same dataset
+    monkeypatch.setitem(globals(), "SEEN", SEEN.set_column(2, "timestamp", pa.array([3, 2, 1] * 2)))
+    with pytest.raises(SystemExit):
+        main(["prepare", "huggingface", str(tmp_path), *options.split()])
+    assert "in use by a dataset of other settings (source.sha256.interactions: " in capsys.readouterr().err

@@ -191,6 +191,11 @@ def test_image_paths_become_images(tmp_path):
     dataset = Dataset.from_tables(path, pa.table(INTERACTIONS), name="t")
     assert dataset.items["image"].to_pylist() == [png(), None, png()]
     assert dataset.text_columns == ["title"]
+    assert Dataset.from_tables(path, pa.table(INTERACTIONS), name="t").source == dataset.source
+    Image.new("RGB", (4, 4), (30, 20, 10)).save(tmp_path / "a.png")
+    other = Dataset.from_tables(path, pa.table(INTERACTIONS), name="t")
+    changed = {key for key, value in other.source["sha256"].items() if value != dataset.source["sha256"][key]}
+    assert changed == {"image"}
 
 
 def test_missing_images_are_faults_among_the_others(tmp_path):

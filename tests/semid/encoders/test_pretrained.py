@@ -111,6 +111,21 @@ def test_pictures_become_the_vectors_of_the_loaded_encoder(dataset):
     blind = dataset.replace(items=dataset.items.drop_columns(["image"]))
     with pytest.raises(SemidError, match=r"dataset 'words' has no column 'image' of pictures for .*vit to read"):
         with_content_vectors(blind, PretrainedVectorsConfig(str(GOLDEN / "vit")))
+    (encoder,) = restore_encoders(made.encoders).values()
+    for values, kind in ((["a.png"], "string"), ([{"bytes": b"x"}], "struct<bytes: binary>")):
+        with pytest.raises(SemidError, match=f"column 'image': expected the bytes of PNG or JPEG files, got {kind};"):
+            encoder.encode(pa.table({"image": values}))
+    assert not encoder.encode(pa.table({"image": [None]})).any()  # control
+
+
+@pytest.mark.parametrize("column", ["title", "item_id", "image"])
+def test_a_column_that_holds_no_vectors_is_not_replaced(dataset, bert, column):
+    config = PretrainedVectorsConfig(str(bert), column).resolved()
+    with pytest.raises(SemidError, match=f"dataset 'words': column '{column}' is there and holds no vectors; choose"):
+        config.fit(dataset)
+    config.fit(
+        dataset.replace(items=pa.table({"text": TITLES, column: pa.array([[1.0]] * 7, pa.list_(pa.float32(), 1))}))
+    )
 
 
 @pytest.mark.filterwarnings("ignore:.*have nothing in title")
@@ -133,7 +148,7 @@ def test_new_items_are_encoded_by_their_texts_at_every_door_while_the_folder_is_
     bert.rename(tmp_path / "moved")
     tokenizer = SemanticTokenizer.from_pretrained(tmp_path / "catalog")  # it can do without as long as vectors come
     np.testing.assert_array_equal(tokenizer.encode(made.vectors("text")), catalog.codes[:7])
-    with pytest.raises(SemidError, match=r"column 'text' is made by the encoder .*tiny bert, and there is no such"):
+    with pytest.raises(SemidError, match=r"column 'text' needs the encoder .*tiny bert, and there is no such"):
         tokenizer.encode(raw)
     elsewhere = tmp_path / "models" / bert.name
     elsewhere.parent.mkdir()
@@ -148,7 +163,7 @@ def test_new_items_are_encoded_by_their_texts_at_every_door_while_the_folder_is_
     np.testing.assert_array_equal(encoded.lookup(["n0", "n1"]), catalog.lookup(["i2", "i4"]))
     (elsewhere / "vocab.txt").write_text("changed")
     elsewhere.rename(bert)
-    with pytest.raises(SemidError, match=r"tiny bert: not the files that made column 'text' \(sha256 [0-9a-f]{64}, n"):
+    with pytest.raises(SemidError, match=r"tiny bert: not the files that column 'text' needs \(sha256 [0-9a-f]{64}, n"):
         SemanticTokenizer.from_pretrained(tmp_path / "catalog").encode(raw)
 
 
@@ -173,6 +188,8 @@ def test_what_cannot_be_read_is_refused_with_the_extra_that_might(dataset, bert,
         PretrainedVectorsConfig("nowhere").resolved()
     with pytest.raises(SemidError, match="expected at least 1 token for texts, got 0"):
         PretrainedVectorsConfig(str(bert), max_length=0)
+    with pytest.raises(SemidError, match="column 'a b': expected letters, digits, _, - and dots; choose another name"):
+        PretrainedVectorsConfig(str(bert), "a b")
     modules = [{"type": f"sentence_transformers.models.{name}"} for name in ("Transformer", "Pooling", "Dense")]
     (bert / "modules.json").write_text(json.dumps(modules))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
