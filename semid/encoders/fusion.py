@@ -134,7 +134,7 @@ class ItemEncoder(nnx.Module):
     def _start_at_identity(self, widths: Mapping[str, int]) -> None:
         if other := {name: width for name, width in widths.items() if width != self.dim}:
             raise SemidError(f"identity: expected vectors as wide as dim {self.dim}, got {other}; give that dim")
-        for linear in self.projections.values():
+        for _, linear in self.projections.items():  # a column may be called `values`
             linear.kernel[...] = jnp.eye(self.dim)
         self.feed.down.kernel[...] = jnp.zeros_like(self.feed.down.kernel[...])
 

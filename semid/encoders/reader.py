@@ -5,7 +5,8 @@ from __future__ import annotations
 import abc
 import tempfile
 import warnings
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -21,7 +22,7 @@ from semid.encoders.fusion import Content, FeatureEncoder, FusionConfig, ItemEnc
 from semid.encoders.image import ImageConfig, ImageEncoder, image_rows, load_image_encoder
 from semid.encoders.transformer import TextEncoder, TextEncoderConfig, load_text_encoder
 from semid.encoders.vocabulary import Tokenizer, Vocabulary
-from semid.encoders.weights import folder_digest
+from semid.encoders.weights import find_folder, folder_digest
 from semid.errors import SemidError
 
 CONFIG_FILE, VOCABULARY_FILE = "content.json", "vocabulary.model"
@@ -57,6 +58,10 @@ class Source(abc.ABC):
     def weights_digest(self) -> str | None:
         """Digest of the pretrained weights, if there are any."""
         return None
+
+    def located(self, digest: str | None, *, reader: str) -> Source:
+        """The source with the folder where the pretrained weights of this digest are now (see `find_folder`)."""
+        return self
 
 
 class TextSource(Source):
@@ -107,6 +112,9 @@ class PretrainedText(TextSource):
     def weights_digest(self) -> str:
         return folder_digest(self.folder)
 
+    def located(self, digest: str | None, *, reader: str) -> PretrainedText:
+        return replace(self, folder=str(find_folder(self.folder, digest, reader=reader)))
+
 
 @dataclass(frozen=True)
 class ImageFromScratch(ImageSource):
@@ -144,6 +152,9 @@ class PretrainedImage(ImageSource):
     def weights_digest(self) -> str:
         return folder_digest(self.folder)
 
+    def located(self, digest: str | None, *, reader: str) -> PretrainedImage:
+        return replace(self, folder=str(find_folder(self.folder, digest, reader=reader)))
+
 
 @dataclass(frozen=True)
 class _VectorSource(Source):
@@ -172,8 +183,10 @@ class ContentConfig:
     def __post_init__(self) -> None:
         if not self.sources:
             raise SemidError("expected text, image or vectors to encode items from, got none of them")
-        if clash := {"text", "image"} & set(self.vectors):
-            raise SemidError(f"a vector column named {clash.pop()!r} cannot be told from that modality; rename it")
+        # `items` is a method of the mapping that holds the encoders.
+        reserved = {"text", "image", "items", *(["cross"] if self.fusion.cross else [])}
+        if clash := sorted(reserved & set(self.vectors)):
+            raise SemidError(f"a vector column named {clash[0]!r} cannot be told from a part of the encoder; rename it")
 
     @property
     def sources(self) -> dict[str, Source]:
@@ -185,6 +198,16 @@ class ContentConfig:
         """Digests of the pretrained weights, as parents of what is trained from them."""
         digests = {f"{name}_weights": source.weights_digest() for name, source in self.sources.items()}
         return {name: digest for name, digest in digests.items() if digest is not None}
+
+    def located(self, digests: Mapping[str, str], *, reader: str) -> ContentConfig:
+        """The config with the folders where the pretrained weights of these digests are now."""
+        named = {"text": self.text, "image": self.image}
+        found = {
+            name: source.located(digests.get(f"{name}_weights"), reader=reader)
+            for name, source in named.items()
+            if source is not None
+        }
+        return replace(self, **found)  # type: ignore[arg-type]
 
 
 class ContentReader:
@@ -202,7 +225,8 @@ class ContentReader:
     def load(cls, folder: str | Path) -> ContentReader:
         """Read what `write` wrote: the reader of an end-to-end model, for the content of other items.
 
-        Raises SemidError if there is none, or pretrained weights have changed since.
+        Pretrained weights are found by their digest (see `find_folder`).
+        Raises SemidError if there is none, or pretrained weights are missing or have changed since.
         """
         folder = artifacts.fetched(folder)
         file = folder / CONFIG_FILE
@@ -210,9 +234,7 @@ class ContentReader:
             raise SemidError(f"{folder}: expected {CONFIG_FILE}, found none; its encoders were built by the caller")
         record = artifacts.read_json(file)
         config = from_dict(ContentConfig, record["config"], where=str(file))
-        if (digests := config.weights_digests()) != record["weights"]:
-            changed = next(name for name in digests if digests[name] != record["weights"].get(name))
-            raise SemidError(f"{file}: {changed} are no longer those of training; put the folder's files back")
+        config = config.located(record["weights"], reader=str(file))
         written = record["modalities"]
         return cls(config, {name: of.load(folder, written[name]) for name, of in config.sources.items()})
 

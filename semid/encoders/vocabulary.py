@@ -107,6 +107,10 @@ class PretrainedTokenizer:
 
     def rows(self, texts: Sequence[str], *, max_length: int) -> Tokenized:
         """See `Tokenizer`. Special tokens count, and are kept where a text is cut."""
+        special = self._tokenizer.num_special_tokens_to_add(False)
+        if max_length <= special:
+            what = f"expected more tokens for a text than the {special} that stand around each, got {max_length}"
+            raise SemidError(f"{self._folder}: {what}; raise max_length (`semid prepare --encoder-tokens`)")
         with _faults_of(self._folder):
             self._tokenizer.enable_truncation(max_length)
             encodings = self._tokenizer.encode_batch(list(texts))

@@ -92,20 +92,39 @@ def test_pretrained_encoders_are_tuned_and_read_again_from_their_folders(world, 
     assert np.abs(encoded(content)).max() > 0.1
 
 
-def test_other_weights_than_those_of_training_are_refused(world, pretrained, tmp_path):
-    text, _ = pretrained
-    read_content(world, ContentConfig(PretrainedText(str(text), tuning=LowRank(rank=2)))).reader.write(tmp_path)
-    with (text / "model.safetensors").open("ab") as file:
+def test_pretrained_folders_are_found_where_they_have_moved_and_other_weights_refused(
+    world, pretrained, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    read_content(world, ContentConfig(PretrainedText("bert", tuning=LowRank(rank=2)))).reader.write(tmp_path)
+    assert ContentReader.load(tmp_path).config.text.folder == "bert"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(SemidError, match=r"content.json needs the encoder bert, and there is no such folder here; put"):
+        ContentReader.load(tmp_path)
+    monkeypatch.setenv("SEMID_ENCODERS", str(tmp_path))
+    reader = ContentReader.load(tmp_path)
+    assert reader.config.text.folder == str(tmp_path / "bert")
+    reader.write(tmp_path)  # control: the one that is written next has the folder that was found
+    monkeypatch.delenv("SEMID_ENCODERS")
+    ContentReader.load(tmp_path)
+    with (tmp_path / "bert" / "model.safetensors").open("ab") as file:
         file.write(b" ")
-    with pytest.raises(SemidError, match="text_weights are no longer those of training; put the folder's files back"):
+    with pytest.raises(
+        SemidError, match=r"bert: not the files that .*content.json needs \(sha256 .*; put those back, n"
+    ):
         ContentReader.load(tmp_path)
 
 
 def test_what_does_not_fit_is_refused(world, tmp_path):
     with pytest.raises(SemidError, match="expected text, image or vectors to encode items from, got none"):
         ContentConfig(text=None)
-    with pytest.raises(SemidError, match="a vector column named 'image' cannot be told from that modality"):
+    with pytest.raises(SemidError, match="a vector column named 'image' cannot be told from a part of the"):
         ContentConfig(vectors=("image",))
+    for fusion, column in ((FusionConfig(), "items"), (FusionConfig(cross=True), "cross")):
+        with pytest.raises(SemidError, match=f"a vector column named '{column}' cannot be told from a part of the"):
+            ContentConfig(vectors=(column,), fusion=fusion)
+    ContentConfig(vectors=("cross",))  # control
     with pytest.raises(SemidError, match="no vector column 'absent'"):
         read_content(world, ContentConfig(text=None, vectors=("absent",)))
     blind = world.replace(items=world.items.drop_columns(["image"]))

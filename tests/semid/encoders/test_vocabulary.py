@@ -102,6 +102,12 @@ def test_a_pretrained_tokenizer_says_what_transformers_says(tmp_path, file):
     rows, cut = tokenizer.rows(list(WORDPIECES), max_length=5)
     assert cut == 3
     assert rows.tokens[0].tolist() == [2, 5, 9, 6, 3]  # what ends a text stays
+    for length in (2, 1, 0, -1):
+        with pytest.raises(
+            SemidError, match=f"more tokens for a text than the 2 that stand around each, got {length};"
+        ):
+            tokenizer.rows(list(WORDPIECES), max_length=length)
+    assert tokenizer.rows(list(WORDPIECES), max_length=3).rows.tokens[0].tolist() == [2, 5, 3]  # control
 
 
 def test_upper_case_is_kept_where_the_settings_say_so(tmp_path):
