@@ -20,7 +20,7 @@ _NO_CURVES = {"stage", "step", "epoch", "seconds", "time", "elapsed", "targets"}
 def curves(run: Path) -> list[dict[str, Any]]:
     """The panels of each subfolder that has a `history.jsonl`, and of each stage that its records name."""
     found = []
-    for file in sorted(run.glob("*/history.jsonl")):
+    for file in sorted(file for file in run.glob("*/history.jsonl") if not is_hidden(file.parent)):
         stages: dict[str, list[dict[str, Any]]] = {}
         for record in _read_history(file):
             stages.setdefault(record.get("stage", ""), []).append(record)
@@ -29,6 +29,11 @@ def curves(run: Path) -> list[dict[str, Any]]:
             title = f"{name}: {stage}" if stage else name
             found.append({"title": title, "figures": _panels(records)})
     return found
+
+
+def is_hidden(folder: Path) -> bool:
+    """Tell whether a folder is no artifact by its name, such as one that is being written."""
+    return folder.name.startswith(".")
 
 
 def goes_on(folder: Path) -> bool:

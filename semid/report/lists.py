@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from semid.evaluation import half_width
-from semid.report.text import DASH, number_of, safe, words
+from semid.report.text import DASH, number, safe, words
 
 _MEANINGS = {
     "novelty": (
@@ -24,31 +24,43 @@ _MEANINGS = {
     "worst_group": ("Worst group", "least NDCG of the thirds of users by length of their history"),
     "weak_users": ("Weak users", "share of users with a short history and an NDCG below the mean"),
 }
+_IN_FIGURES = ("novelty", "diversity", "code_diversity")  # the first two that are there
 MAX_COLORS = 6  # models with a color of their own in the figures: the best
 
 
-def list_section(rows: Sequence[dict], about: Mapping[str, Any], ranking: str) -> dict[str, Any] | None:
-    """Table and figures of the rows that have metrics of lists; None where none has.
+_SOURCES = {"vectors": "Vectors: column", "codes_of": "Codes: those of", "tags": "Tags: column"}
 
-    `about` is what `metrics.json` says of all its lists, `ranking` the accuracy that figures show them against.
-    """
-    rows = [row for row in rows if row["lists"]]
-    if not rows:
-        return None
+
+class About(NamedTuple):
+    """Length of lists, and what their metrics read; lists that differ in it never meet in one table."""
+
+    k: int
+    sources: tuple[str, ...]
+
+    @classmethod
+    def read(cls, lists: Mapping[str, Any]) -> About:
+        """What `metrics.json` says of its lists."""
+        return cls(lists["k"], tuple(f"{what} {lists[key]}" for key, what in _SOURCES.items() if lists.get(key)))
+
+
+def list_sections(rows: Sequence[dict]) -> list[dict[str, Any]]:
+    """Table and figures of the rows that have metrics of lists, for each kind of list."""
+    return [_section(rows, about) for about in dict.fromkeys(about for row in rows for about in row["lists"])]
+
+
+def _section(rows: Sequence[dict], about: About) -> dict[str, Any]:
+    rows = [row | {"lists": row["lists"][about]} for row in rows if about in row["lists"]]
     columns = [key for key in _MEANINGS if any(key in row["lists"] for row in rows)]
-    figures = [_plane(rows, key, ranking) for key in ("novelty", "diversity", "code_diversity") if key in columns]
+    colored = [row["label"] for row in rows if row["model"] != "oracle"][:MAX_COLORS]
+    figures = [_plane(rows, key, about.k, colored) for key in _IN_FIGURES if key in columns]
     return {
-        "k": about["k"],
+        **about._asdict(),
         "columns": [_MEANINGS[key][0] for key in columns],
         "meanings": [_MEANINGS[key] for key in columns],
-        "sources": [f"{what} {about[key]}" for key, what in _SOURCES.items() if about.get(key)],
         "rows": [(row, [_cell(row["lists"].get(key)) for key in columns]) for row in rows],
         "figures": figures[:2],
-        "legend": [safe(row["label"]) for row in rows if row["model"] != "oracle"][:MAX_COLORS],
+        "legend": [safe(label) for label in colored],
     }
-
-
-_SOURCES = {"vectors": "Vectors: column", "codes_of": "Codes: those of", "tags": "Tags: column"}
 
 
 def _cell(stated: Mapping[str, float] | None) -> tuple[str, str] | None:
@@ -59,9 +71,10 @@ def _cell(stated: Mapping[str, float] | None) -> tuple[str, str] | None:
     return f"{stated['value']:.3f}", f"{low}{DASH}{high}"
 
 
-def _plane(rows: Sequence[dict], key: str, ranking: str) -> dict[str, Any]:
-    """A dot for each model: accuracy by a metric of its lists, with the intervals of both."""
-    shown = [row for row in rows if key in row["lists"]]
+def _plane(rows: Sequence[dict], key: str, k: int, colored: Sequence[str]) -> dict[str, Any]:
+    """A dot for each model: NDCG at `k` by a metric of its lists, with the intervals of both, in its legend's color."""
+    ranking = f"ndcg@{k}"
+    shown = [row for row in rows if key in row["lists"] and number(row["values"].get(ranking)) is not None]
     users = [row["users"].values.get(ranking) if row["users"] else None for row in shown]
     points = [row["lists"][key] for row in shown]
     return {
@@ -71,9 +84,10 @@ def _plane(rows: Sequence[dict], key: str, ranking: str) -> dict[str, Any]:
         "y_title": words(ranking),
         "names": [safe(row["label"]) for row in shown],
         "oracle": [row["model"] == "oracle" for row in shown],
+        "colors": [colored.index(row["label"]) if row["label"] in colored else None for row in shown],
         "x": [point["value"] for point in points],
         "below": [point["value"] - point["low"] for point in points],
         "above": [point["high"] - point["value"] for point in points],
-        "y": [number_of(row["values"], ranking, default=0.0) for row in shown],
+        "y": [row["values"][ranking] for row in shown],
         "y_errors": [None if values is None else half_width(values) for values in users],
     }

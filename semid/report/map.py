@@ -27,11 +27,13 @@ def item_map(items: Items, catalog: SemanticCatalog) -> dict[str, Any] | None:
     except ImportError:
         return None
     column = _vector_column(items)
-    if column is None or len(items.item_ids) <= _NEIGHBORS:
+    if column is None:
         return None
     rows = np.sort(np.random.default_rng(_SEED).permutation(len(items.item_ids))[:MAX_POINTS])
     codes, known = catalog.find_rows(items.item_ids.take(rows))
     rows, codes = rows[known], codes[known]
+    if len(rows) <= _NEIGHBORS:
+        return None
     vectors = to_matrix(read_parquet(items.file, columns=[column])[column])[rows] if items.file else np.zeros((0, 1))
     settings = {"n_neighbors": _NEIGHBORS, "metric": "cosine", "random_state": _SEED, "n_jobs": 1}
     points: Float[np.ndarray, "n 2"] = UMAP(**settings).fit_transform(vectors.astype(np.float32))

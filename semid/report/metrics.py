@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from semid.evaluation import GROUPS, half_width
-from semid.report.lists import list_section
+from semid.evaluation import GROUPS, half_width, main_cutoff
+from semid.report.lists import About, list_sections
 from semid.report.text import formatted, number, number_of, safe, words
 from semid.report.users import paired
 
@@ -25,35 +27,44 @@ _MEASURED = {"seen": "seen items {}", "asked": "asked for {}", "catalog": "catal
 def metric_tables(sections: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """One table for each dataset, split and way of measuring: figures of two kinds never meet in one column."""
     groups: dict[tuple[str, ...], list[dict]] = {}
-    about: dict[tuple[str, ...], dict[str, Any]] = {}
     for section, result in ((run, result) for run in sections for result in run["results"]):
         for row in result["rows"]:
-            dataset, how = result["dataset"] or section["dataset"], {"seen": "included"} | row
+            how = {"seen": "included"} | row
             measured = [text.format(how[name]) for name, text in _MEASURED.items() if name in how]
-            key = (dataset, result["split"] and f"{result['split']} split", *measured)
-            rows, of_lists = groups.setdefault(key, []), result["lists"]
-            about.setdefault(key, of_lists)
+            key = (result["dataset"], result["split"] and f"{result['split']} split", *measured)
+            rows = groups.setdefault(key, [])
             values = {key: value for key, value in row.items() if key != "model" and key not in _MEASURED}
             same = next((r for r in rows if (r["model"], r["values"]) == (row["model"], values)), None)
             if same is None:
-                users = result["users"].get(row["model"])
-                shown = {"model": row["model"], "values": values, "runs": [section["name"]], "users": users}
-                rows.append(shown | {"lists": next((r for r in of_lists["rows"] if r["model"] == row["model"]), {})})
-            elif section["name"] not in same["runs"]:  # a baseline that several runs share is shown once
+                same = {"model": row["model"], "values": values, "runs": [], "file": Path(result["file"]).stem}
+                same |= {"users": result["users"].get(row["model"]), "lists": {}}
+                rows.append(same)
+            if section["name"] not in same["runs"]:  # a baseline that several runs share is shown once
                 same["runs"].append(section["name"])
-    return [_table(", ".join(filter(None, key)), rows, about[key]) for key, rows in groups.items()]
+            if of_lists := next((r for r in result["lists"]["rows"] if r["model"] == row["model"]), None):
+                same["lists"].setdefault(About.read(result["lists"]), of_lists)
+    return [_table(", ".join(filter(None, key)), rows) for key, rows in groups.items()]
 
 
-def _table(heading: str, rows: list[dict], about: dict[str, Any]) -> dict[str, Any]:
+def _ranking(columns: Sequence[str]) -> str:
+    """The column that models are ranked by: NDCG, else recall, at the main cut-off; "" where there is neither."""
+    for metric in ("ndcg", "recall"):
+        if ks := [int(match[1]) for c in columns if (match := re.fullmatch(rf"{metric}@(\d+)", c))]:
+            return f"{metric}@{main_cutoff(ks)}"
+    return ""
+
+
+def _table(heading: str, rows: list[dict]) -> dict[str, Any]:
     columns = list(dict.fromkeys(key for row in rows for key in row["values"]))
-    ranking = next((c for start in ("ndcg@10", "ndcg@", "recall@") for c in columns if c.startswith(start)), "")
+    ranking = _ranking(columns)
     rows.sort(key=lambda row: (row["model"] == "oracle", -_value(row, ranking, default=0.0)))
     models = [row for row in rows if row["model"] != "oracle"]
     ceiling = max((_value(row, ranking) for row in rows if row["model"] == "oracle"), default=math.nan)
     runs = {run for row in rows for run in row["runs"]}
+    labels = Counter(_label(row, runs) for row in rows)
     for row in rows:
         share = _value(row, ranking) / ceiling if ceiling > 0 else math.nan
-        row["label"] = _label(row, runs)
+        row["label"] = _label(row, runs, by_file=labels[_label(row, runs)] > 1)
         row["best"] = bool(ranking) and row in models[:1]
         row["share"] = share if share >= 0 else None
     shown = [c for c in columns if re.fullmatch(_MAIN, c)]
@@ -67,7 +78,7 @@ def _table(heading: str, rows: list[dict], about: dict[str, Any]) -> dict[str, A
         "summary": _summary(models, ranking),
         "paired": _paired(models, ranking),
         "figures": [_dots(rows, c) for c in columns if re.fullmatch(r"(recall|ndcg)@\d+", c)],
-        "lists": list_section(rows, about, ranking),
+        "lists": list_sections(rows),
         "groups": [figure for group in GROUPS if (figure := _groups(rows, columns, group))],
         "wide": any(len(row["label"]) > 12 for row in rows),
     }
@@ -84,11 +95,11 @@ def _cells(rows: Sequence[dict], columns: Sequence[str], models: Sequence[dict])
     return {"columns": [words(c) for c in columns], "rows": list(zip(rows, lines, strict=True))}
 
 
-def _label(row: dict, runs: set[str]) -> str:
-    """The model's name, with its run where the table's runs differ in it."""
-    if set(row["runs"]) == runs:
-        return str(row["model"])
-    return f"{row['model']} ({row['runs'][0] if len(row['runs']) == 1 else str(len(row['runs'])) + ' runs'})"
+def _label(row: dict, runs: set[str], *, by_file: bool = False) -> str:
+    """The model's name, with its run where the table's runs differ in it, and with its file of metrics `by_file`."""
+    of_runs = row["runs"][0] if len(row["runs"]) == 1 else f"{len(row['runs'])} runs"
+    parts = [of_runs] * (set(row["runs"]) != runs) + [row["file"]] * by_file
+    return f"{row['model']} ({', '.join(parts)})" if parts else str(row["model"])
 
 
 def _summary(models: Sequence[dict], ranking: str) -> str:
@@ -136,7 +147,8 @@ def _groups(rows: Sequence[dict], columns: Iterable[str], group: str) -> dict[st
     found = [match for c in columns if (match := re.fullmatch(rf"((?:recall|ndcg)@\d+)/{group}_(\w+)", c))]
     if not found:
         return None
-    metric, names = found[0][1], [match[2] for match in found]
+    metric = found[0][1]
+    names = [match[2] for match in found if match[1] == metric]
     series = []
     for row in rows[:MAX_SERIES]:
         values = [number(row["values"].get(f"{metric}/{group}_{name}")) for name in names]

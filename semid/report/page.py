@@ -21,7 +21,7 @@ from semid.catalog import CATALOG_FILE, SemanticCatalog
 from semid.errors import SemidError
 from semid.evaluation import users_file
 from semid.report.catalog import Items, comparison, learned, tree, usage
-from semid.report.curves import curves, goes_on
+from semid.report.curves import curves, goes_on, is_hidden
 from semid.report.map import item_map
 from semid.report.metrics import metric_tables
 from semid.report.text import DASH, formatted, number, plain, words
@@ -36,6 +36,8 @@ MAX_EXAMPLES = 14
 MAX_HISTORY = 12
 MAX_DIFFERENCES = 60
 _IN_HEADINGS = {"dataset", "split", "exclude_seen"}  # of each table: a run may hold rows of both kinds
+# Datasets of one name that differ in one of these are shown apart.
+_IDENTITY = ("users", "items", "interactions", "split_rule", "tie_rule")
 
 
 def write_report(runs: Sequence[str | Path], out: str | Path) -> Path:
@@ -48,8 +50,10 @@ def write_report(runs: Sequence[str | Path], out: str | Path) -> Path:
     out = artifacts.try_file(out)
     plotly_js = _plotly()
     sections = [_section(name, artifacts.fetched(run), len(runs)) for name, run in zip(_names(runs), runs, strict=True)]
+    title = ", ".join(dict.fromkeys(section["dataset"] for section in sections))
+    _tell_datasets_apart(sections)
     page = _template().render(
-        title=", ".join(dict.fromkeys(section["dataset"] for section in sections)),
+        title=title,
         runs=sections,
         tables=metric_tables(sections),
         learned=_learned(sections),
@@ -92,6 +96,20 @@ def _names(runs: Sequence[str | Path]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(run) for run in runs]
 
 
+def _tell_datasets_apart(sections: Sequence[dict[str, Any]]) -> None:
+    """Add the runs' names to a dataset's name that several datasets have."""
+    found: dict[str, dict[tuple[str, ...], dict[str, None]]] = {}
+    for section, result in ((run, result) for run in sections for result in run["results"]):
+        found.setdefault(result["dataset"], {}).setdefault(result["identity"], {})[section["name"]] = None
+    for section, result in ((run, result) for run in sections for result in run["results"]):
+        if len(datasets := found[result["dataset"]]) > 1:
+            names = list(datasets[result["identity"]])
+            shared = sum(section["name"] in runs for runs in datasets.values()) > 1  # one run, several datasets
+            words = [f"{section['name']}/{result['file']}"] if shared else names
+            result["dataset"] += f" ({', '.join(words)})"
+        section["dataset"] = section["results"][0]["dataset"]
+
+
 def _section(name: str, run: Path, num_runs: int) -> dict[str, Any]:
     """All that the page shows of one run."""
     first = _result(run / "metrics.json")
@@ -102,13 +120,17 @@ def _section(name: str, run: Path, num_runs: int) -> dict[str, Any]:
     examples = _verified(run / "examples.json", [result["files"] for result in (first, *others)])
     made = _artifacts(run, first["models"])
     named = (entry["manifest"].config.get("name") for entry in made if entry["manifest"].kind == "dataset")
-    items, codes = Items.read(run / "dataset" / "items.parquet"), run / "catalog" / CATALOG_FILE
-    catalog = SemanticCatalog.read(codes) if codes.is_file() else None
+    first["dataset"] = first["dataset"] or plain(next(named, None) or name)
+    for other in others:
+        if not other["dataset"]:
+            other |= {key: first[key] for key in ("dataset", "identity")}
+    items, catalog = Items.read(run / "dataset" / "items.parquet"), _catalog(run / "catalog")
+    of_model = _catalog(run / first["models"][0]) if first["models"] else None
     health_file = run / "catalog" / "health.json"
     health = artifacts.read_json(health_file) if health_file.is_file() else {}
     return {
         "name": name,
-        "dataset": first["dataset"] or plain(next(named, None) or name),
+        "dataset": first["dataset"],
         "results": [first, *others],
         "curves": curves(run),
         "levels": usage(health, tie_break=catalog.tie_break) if catalog else [],
@@ -116,9 +138,15 @@ def _section(name: str, run: Path, num_runs: int) -> dict[str, Any]:
         "learned": learned(health),
         "tree": tree(catalog, items, MAX_TILES // num_runs) if catalog else None,
         "map": item_map(items, catalog) if catalog else None,
-        "examples": _examples(examples, catalog, items, MAX_IMAGE_BYTES // num_runs),
+        "examples": _examples(examples, of_model or catalog, items, MAX_IMAGE_BYTES // num_runs),
         "artifacts": made,
     }
+
+
+def _catalog(folder: Path) -> SemanticCatalog | None:
+    """The codes of a catalogue or of a model; None where there are none."""
+    file = folder / CATALOG_FILE
+    return SemanticCatalog.read(file) if file.is_file() else None
 
 
 def _result(file: Path) -> dict[str, Any]:
@@ -129,6 +157,7 @@ def _result(file: Path) -> dict[str, Any]:
     return {
         "file": file.name,
         "dataset": plain(provenance.get("dataset", "")),
+        "identity": tuple(plain(provenance.get(key, "")) for key in _IDENTITY),
         "split": plain(metrics.get("split", "")),
         "rows": metrics["rows"],
         "files": files,
@@ -149,7 +178,7 @@ def _lists(metrics: dict[str, Any], file: Path) -> dict[str, Any]:
             for key, stated in row.items():
                 if key != "model" and not all(isinstance(stated[part], float) for part in ("value", "low", "high")):
                     raise TypeError(key)
-        return {"k": int(lists["k"]), **lists}
+        return {**lists, "k": int(lists["k"])}
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise SemidError(f"{file}: not the metrics of lists of an evaluation ({error!r}); evaluate again") from None
 
@@ -279,7 +308,7 @@ def _artifacts(run: Path, models: Sequence[str]) -> list[dict[str, Any]]:
     manifest, codes or a finished log."""
     files = [file for name in (artifacts.MANIFEST, CATALOG_FILE, "history.jsonl") for file in run.glob(f"*/{name}")]
     folders = {file.parent for file in files} | {run / name for name in ("dataset", "catalog", *models)}
-    folders = {folder for folder in folders if folder.is_dir() and not goes_on(folder)}
+    folders = {folder for folder in folders if folder.is_dir() and not is_hidden(folder) and not goes_on(folder)}
     found = {
         folder: artifacts.read_artifact(folder, artifacts.read_manifest(folder).kind) for folder in sorted(folders)
     }

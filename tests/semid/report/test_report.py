@@ -23,6 +23,7 @@ from semid.errors import SemidError
 from semid.evaluation import write_metrics
 from semid.report import write_report
 from semid.report.catalog import Items, tree
+from semid.report.map import item_map
 from semid.tokenizers import level_health
 
 EVIL = "<script>alert('title')</script>"
@@ -200,6 +201,23 @@ def test_metrics_of_lists_have_a_table_with_intervals_and_figures_against_accura
     assert (novelty["title"], novelty["names"], novelty["x"]) == ("NDCG@10 by novelty", ["semid", "oracle"], [7.0, 6.0])
     assert (novelty["y"], novelty["below"], novelty["above"]) == ([0.03, 0.04], [0.25, 0.25], [0.5, 0.5])
     assert (diversity["names"], diversity["oracle"]) == (["semid"], [False])
+    assert (novelty["colors"], diversity["colors"]) == ([0, None], [0])
+    rows = [{"model": "semid", **_lists(novelty=7.0)}, {"model": "popularity", **_lists(novelty=8.0, diversity=0.5)}]
+    longer = [row | {"recall@20": 0.5, "ndcg@20": row["ndcg@10"]} for row in ROWS]
+    write_metrics(run / "metrics.json", "test", ROWS, {"dataset": "tiny"})
+    twenty = about | {"k": 20, "rows": rows}
+    write_metrics(run / "metrics_k20.json", "test", longer, {"dataset": "tiny"}, lists=twenty)
+    ten = about | {"k": 10, "rows": rows[:1]}
+    write_metrics(run / "metrics_k10.json", "test", ROWS, {"dataset": "tiny"}, lists=ten)
+    page = _page(run)
+    assert re.findall(r"<h4>Lists of (\d+)</h4>", page) == ["10", "20"]  # none for the file without any
+    planes = [(f["title"], f["names"], f["colors"]) for f in _figures(page) if f["kind"] == "plane"]
+    shorter, name = "semid (metrics)", "semid (metrics_k20)"
+    assert planes == [
+        ("NDCG@10 by novelty", [shorter], [0]),
+        ("NDCG@20 by novelty", [name, "popularity (metrics_k20)"], [0, 1]),
+        ("NDCG@20 by diversity", ["popularity (metrics_k20)"], [1]),
+    ]
     about["rows"] = [{"model": "semid", "novelty": {"value": 7.0}}]
     write_metrics(run / "metrics.json", "test", ROWS, {}, lists=about)
     with pytest.raises(SemidError, match=r"metrics.json: not the metrics of lists of an evaluation"):
@@ -268,6 +286,8 @@ def test_a_map_of_the_items_is_drawn_where_umap_is_installed(run, monkeypatch):
             return x[:, :2]
 
     monkeypatch.setitem(sys.modules, "umap", types.SimpleNamespace(UMAP=Umap))
+    few = SemanticCatalog(pa.array(_ids(15)), codes[:15], (4, 5))
+    assert item_map(Items.read(run / "dataset" / "items.parquet"), few) is None
     by_code, by_category = (f for f in _figures(_page(run)) if f["kind"] == "map")
     assert by_code["colors"] == [0] * 5 + [1] * 5 + [2] * 5 + [3] * 5
     assert by_category["colors"] == [0, 1] * 10
@@ -320,6 +340,24 @@ def test_an_example_marks_the_hit_and_the_shared_codes(run):
     assert "<code><b>&lt;a_0&gt;</b>&lt;b_0&gt;&lt;c_1&gt;</code>" in page  # i1 shares the first code of i2
     assert "\N{MINUS SIGN}2.50" in page
     assert 'title="gone"' in page  # an item that neither catalogue nor dataset has is shown by its id
+
+
+def test_examples_show_the_codes_that_their_model_was_trained_on(run):
+    shutil.rmtree(run / "model")
+    with write_artifact(run / "model", kind="model", config={}) as folder:
+        catalog = SemanticCatalog(pa.array(_ids(5)), CODES[[0, 3, 2, 1, 4]], (2, 4, 2), tie_break=True)
+        catalog.write(folder / "catalog.parquet")
+    metrics = json.loads((run / "metrics.json").read_text())
+    metrics["provenance"]["models"] = {"runs/demo/model": "0" * 64}
+    _write_json(run / "metrics.json", metrics)
+    assert re.search(r'title="i1">.*?<code>&lt;a_1&gt;&lt;b_2&gt;&lt;c_0&gt;</code>', _page(run), re.DOTALL)
+
+
+def test_a_folder_that_is_being_written_is_no_artifact(run):
+    hidden = run / ".catalog.writing-vm-1"
+    shutil.copytree(run / "model", hidden)
+    (hidden / "manifest.json").unlink()
+    assert ".catalog.writing" not in _page(run)
 
 
 def test_titles_cannot_inject_markup(run):
@@ -473,9 +511,22 @@ def test_files_of_other_kinds_join_the_page_in_tables_of_their_own(run):
     ]
 
 
-def test_a_row_that_two_files_of_a_run_share_is_shown_once(run):
+def test_a_row_that_two_files_of_a_run_share_is_shown_once_and_others_name_their_file(run):
     shutil.copy(run / "metrics.json", run / "metrics_again.json")
     assert [row[0] for row in _table_rows(_page(run))] == ["semid", "popularity", "oracle"]
+    rows = [row | ({"ndcg@10": 0.02} if row["model"] == "semid" else {}) for row in ROWS]
+    _write_json(run / "metrics_beam10.json", {"split": "test", "rows": rows})
+    names = [row[0] for row in _table_rows(_page(run))]
+    assert names == ["semid (metrics)", "semid (metrics_beam10)", "popularity", "oracle"]
+
+
+def test_models_are_ranked_at_the_main_cutoff(run):
+    keys = ("ndcg@10/activity_low", "ndcg@5", "ndcg@100", "ndcg@20")
+    rows = [{"model": model, **dict.fromkeys(keys, value), "ndcg@100": 1 - value} for model, value in (("a", 0.2), ("b", 0.1))]
+    _write_json(run / "metrics.json", {"split": "test", "rows": rows})
+    assert "b leads with NDCG@100 0.9000" in _page(run)
+    _write_json(run / "metrics.json", {"split": "test", "rows": [row | {"ndcg@10": row["ndcg@20"]} for row in rows]})
+    assert "a leads with NDCG@10 0.2000" in _page(run)
 
 
 def test_a_damaged_file_of_another_kind_is_refused(run, tmp_path):
@@ -678,12 +729,32 @@ def test_of_many_levels_the_table_shows_some(run):
     assert [row[0] for row in _learned(_page(run))] == ["a", "b", "d", "h", "p", "t"]
 
 
-def test_only_runs_of_one_dataset_are_compared(run, tmp_path):
+@pytest.mark.parametrize(
+    ("provenance", "names", "lead"),
+    [
+        ({"dataset": "Another"}, ["Tiny &amp; Co", "Another"], "Tiny &amp; Co, Another"),
+        (
+            {"dataset": "Tiny & Co", "users": 4},  # such as another seed's world
+            ["Tiny &amp; Co (demo)", "Tiny &amp; Co (other)"],
+            "Tiny &amp; Co",
+        ),
+    ],
+)
+def test_only_runs_of_one_dataset_are_compared(run, tmp_path, provenance, names, lead):
     other = _make_run(tmp_path / "other")
     metrics = json.loads((other / "metrics.json").read_text())
-    _write_json(other / "metrics.json", metrics | {"provenance": {"dataset": "Another"}})
+    _write_json(other / "metrics.json", metrics | {"provenance": provenance})
     for one in (run, other):
         _learn(one, 1, content_only=False)
     page = _page(run, other)
-    assert re.findall("<h3>(Tiny &amp; Co|Another)</h3>", page) == ["Tiny &amp; Co", "Another"]
+    assert f"<h1>{lead}</h1>" in page
+    assert re.findall("<h3>([^<]*), test split, seen items included</h3>", page) == names
+    assert re.findall("<h3>((?:Tiny|Another)[^<]*)</h3>", page.partition('id="learned"')[2]) == names
     assert len([figure for figure in _figures(page) if figure["kind"] == "levels"]) == 4
+
+
+def test_two_datasets_of_one_name_in_a_run_are_told_apart_by_their_files(run):
+    about = {"split": "test", "provenance": {"dataset": "Tiny & Co", "users": 4}}
+    _write_json(run / "metrics_other_dataset.json", {**about, "rows": ROWS})
+    names = re.findall(r"<h3>Tiny &amp; Co \(([^<]*)\), test split", _page(run))
+    assert names == ["demo/metrics.json", "demo/metrics_other_dataset.json"]
