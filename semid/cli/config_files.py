@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import enum
+import errno
 import inspect
 import json
 import types
@@ -30,6 +31,7 @@ from semid.cli.fields import (
 )
 from semid.config import to_dict
 from semid.errors import SemidError, did_you_mean
+from semid.progress import LOG
 
 CONFIG = "config.yaml"
 Key = tuple[str, ...]
@@ -408,5 +410,10 @@ def write_beside(name: str, command: Any) -> None:
     text = f"# semid {name} --config {CONFIG}\n{to_yaml(command)}"
     file = folder / CONFIG
     if not file.is_file() or file.read_text(encoding="utf-8") != text:
-        with artifacts.replacing(file) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        try:
+            with artifacts.replacing(file) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+        except OSError as error:  # the artifact is there already, in a place to read from alone
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            LOG.info("%s: not written (%s); the artifact is as it was", file, error.strerror)

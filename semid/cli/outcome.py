@@ -64,7 +64,7 @@ class Outcome:
             return 128 + signal.SIGPIPE  # as of a process that the signal ends
         if self.debug:
             traceback.print_exception(error)
-        if stopped := _stopped(error):
+        if stopped := stopped_by(error):
             print(f"semid: {self._stopped_line(stopped)}", file=sys.stderr)
             return 128 + stopped.number
         from semid.artifacts import shown  # here: a command that only prints help is quick
@@ -105,7 +105,7 @@ def _output_has_no_reader() -> bool:
     return True
 
 
-def _stopped(error: BaseException | None) -> Stopped | None:
+def stopped_by(error: BaseException | None) -> Stopped | None:
     """The signal behind an exception: libraries may answer it with one of their own."""
     while error is not None and not isinstance(error, Stopped):
         error = error.__cause__ or error.__context__

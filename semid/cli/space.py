@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,14 +55,18 @@ class Space:
     @classmethod
     def read(cls, file: str | Path) -> Space:
         """Read a space. Raises SemidError naming the line for what is no space, or would not fit its command."""
-        nodes = {str(key.value): (key, node) for key, node in read_mapping(file).value}
-        for name, (key, node) in nodes.items():
+        sections: dict[str, yaml.MappingNode] = {}
+        for key, node in read_mapping(file).value:
+            name = str(key.value)
             line = f"{file}: line {key.start_mark.line + 1}: {name}"
+            if name in sections:
+                raise SemidError(f"{line}: given twice; keep one")
             if name not in SECTIONS:
                 raise SemidError(f"{line}: expected tokenize or train{did_you_mean(name, SECTIONS, cutoff=0.3)}")
             if not isinstance(node, yaml.MappingNode):
                 raise SemidError(f"{line}: expected the options of `semid {name}`")
-        space = cls(str(file), {name: node for name, (_, node) in nodes.items()})
+            sections[name] = node
+        space = cls(str(file), sections)
         for name, node in space.sections.items():
             space._filled(node, name, {})
         space._check()
@@ -73,14 +79,21 @@ class Space:
             if not any(key.startswith(f"{name}.") for key in self.searched):
                 once = "; tokenize once, and name its folder as train.catalog" if name == "tokenize" else ""
                 raise SemidError(f"{self.file}: {name}: no field is searched: none has low and high, or choices{once}")
+        for name, places in self._places("trial").items():
+            if searched := next((key for key in places if f"{name}.{key}" in self.searched), None):
+                raise SemidError(f"{self.file}: {name}.{searched}: each trial has its own; leave it out")
         for end in (0, 1):
             self.commands({name: one.ends[end] for name, one in self.searched.items()}, "trial")
 
     def commands(self, values: Mapping[str, Any], folder: str | Path) -> dict[str, Any]:
         """The commands of a trial by their names, with these values; they write below the folder."""
-        catalog = {"catalog": f"{folder}/catalog"} if "tokenize" in self.sections else {}
-        places = {"tokenize": {"out": f"{folder}/catalog"}, "train": {"out": f"{folder}/model", **catalog}}
+        places = self._places(folder)
         return {name: self._command(name, values, places[name]) for name in SECTIONS if name in self.sections}
+
+    def _places(self, folder: str | Path) -> dict[str, dict[str, str]]:
+        """Options of a trial's commands that are folders below its own."""
+        catalog = {"catalog": f"{folder}/catalog"} if "tokenize" in self.sections else {}
+        return {"tokenize": {"out": f"{folder}/catalog"}, "train": {"out": f"{folder}/model", **catalog}}
 
     def _command(self, name: str, values: Mapping[str, Any], places: Mapping[str, str]) -> Any:
         node = self._filled(self.sections[name], name, values)
@@ -107,6 +120,9 @@ class Space:
 
     def _searched(self, name: str, node: yaml.Node, keys: Mapping[str, Any]) -> Searched:
         where = f"{self.file}: line {node.start_mark.line + 1}: {name}"
+        for at, (key, _) in enumerate(node.value):
+            if str(key.value) in [str(other.value) for other, _ in node.value[:at]]:
+                raise SemidError(f"{where}: {key.value}: given twice; keep one")
         if unknown := sorted(set(keys) - (_RANGE if "low" in keys else {_CHOICES})):
             raise SemidError(f"{where}: {unknown[0]}: expected low, high and log, or choices")
         if "low" not in keys:
@@ -128,11 +144,10 @@ class Space:
 
 def _number(node: yaml.Node, where: str) -> float:
     for kind in (int, float):
-        try:
-            return kind(node.value)
-        except (TypeError, ValueError):
-            pass
-    raise SemidError(f"{where}: expected a number, got {node.value!r}")
+        with contextlib.suppress(TypeError, ValueError):
+            if math.isfinite(value := kind(node.value)):
+                return value
+    raise SemidError(f"{where}: expected a finite number, got {node.value!r}")
 
 
 def _truth(node: yaml.Node, where: str) -> bool:

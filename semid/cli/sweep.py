@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from semid import artifacts
 from semid.cli.choices import PathOrUrl
 from semid.cli.config_files import CONFIG, to_yaml
 from semid.cli.console import console
+from semid.cli.outcome import stopped_by
 from semid.cli.space import Space
 from semid.config import check_seed, difference
 from semid.errors import SemidError
@@ -27,6 +29,8 @@ STUDY, PAGE = "study.db", "sweep.html"
 _SHOWN = 5
 # Trials that may fail before one succeeds: after these the fault is in what all of them share.
 _FAILURES = 3
+# Tries to make the study's tables, which another process may be making.
+_TRIES = 10
 
 
 @dataclass(frozen=True)
@@ -69,22 +73,22 @@ class Sweep:
         study.sampler = optuna.samplers.TPESampler(
             seed=(self.seed * 1_000_003 + trial.number) % 2**32, constant_liar=True
         )
-        values = {name: one.suggest(trial, name) for name, one in space.searched.items()}
         folder = trial.user_attrs.get("folder", f"trials/{trial.number:04d}")
         trial.set_user_attr("folder", folder)
         try:
+            values = {name: one.suggest(trial, name) for name, one in space.searched.items()}
             value = _validated(space.commands(values, f"{self.out}/{folder}"), f"{self.out}/{folder}")
-        except Exception as error:
+        except BaseException as error:
+            if stopped_by(error) or not isinstance(error, Exception):  # a signal: the next process goes on with it
+                trial.set_user_attr("interrupted", True)
+                study.tell(trial, state=optuna.trial.TrialState.FAIL)
+                study.enqueue_trial(trial.params, user_attrs={"folder": folder})
+                raise
             line = next(iter(str(error).splitlines()), "") or type(error).__name__
             trial.set_user_attr("error", line)
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
             console.print(f"trial {trial.number} failed: {line}")
             _check_failures(study)
-        except BaseException:  # a signal: the next process goes on with it
-            trial.set_user_attr("interrupted", True)
-            study.tell(trial, state=optuna.trial.TrialState.FAIL)
-            study.enqueue_trial(values, user_attrs={"folder": folder})
-            raise
         else:
             study.tell(trial, value)
             console.print(f"trial {trial.number}: {METRIC} {value:.4f}")
@@ -121,13 +125,28 @@ def _study(folder: Path, space: Space) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     artifacts.try_file(folder / CONFIG)
     folder.mkdir(parents=True, exist_ok=True)
-    storage = optuna.storages.RDBStorage(f"sqlite:///{folder / STUDY}", engine_kwargs={"connect_args": {"timeout": 60}})
+    storage = _storage(f"sqlite:///{folder / STUDY}")
     study = optuna.create_study(study_name="sweep", storage=storage, direction="maximize", load_if_exists=True)
     before = study.user_attrs.get("space")
     if before is not None and (change := difference(before, space.plain)):
         raise SemidError(f"{folder}: a sweep of another space ({change}); choose another --out, or give that space")
     study.set_user_attr("space", space.plain)
     return study
+
+
+def _storage(url: str) -> optuna.storages.RDBStorage:
+    """The database of studies, new or opened; tried again where another process makes its tables at the same time."""
+    import optuna
+    from sqlalchemy.exc import IntegrityError, OperationalError
+
+    def opened() -> optuna.storages.RDBStorage:
+        return optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
+
+    for _ in range(_TRIES):
+        with contextlib.suppress(IntegrityError, OperationalError):
+            return opened()
+        time.sleep(0.2)
+    return opened()
 
 
 def _finished(study: optuna.Study) -> list[Any]:

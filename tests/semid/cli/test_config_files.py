@@ -1,6 +1,8 @@
 """Options of a command in a file: read as its defaults, refused by line, written next to what was made of them."""
 
+import errno
 import json
+import os
 
 import pytest
 import tyro
@@ -215,7 +217,7 @@ def test_no_options_are_a_file_too(tmp_path):
     assert build(Train, read_entries(_written(tmp_path, "# none\n")), chosen={}).dataset is tyro.MISSING
 
 
-def test_the_written_file_makes_the_same_artifact(tmp_path):
+def test_the_written_file_makes_the_same_artifact(tmp_path, monkeypatch, capsys):
     first, second = tmp_path / "a", tmp_path / "b"
     main(["prepare", "simulated", "--out", str(first), "--num-items", "80", "--num-users", "30", "--seed", "3"])
     file = first / "config.yaml"
@@ -230,3 +232,15 @@ def test_the_written_file_makes_the_same_artifact(tmp_path):
     before = file.stat().st_mtime_ns
     main(["prepare", "--config", str(file)])
     assert file.stat().st_mtime_ns == before
+
+    def fail(path):
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(artifacts, "replacing", fail)
+    words = ["prepare", "--config", str(file), "--out", f"{tmp_path}/b/../a"]  # other options of the same artifact
+    number = errno.EROFS
+    main(words)
+    assert "config.yaml: not written (Read-only file system); the artifact is as it was" in capsys.readouterr().err
+    number = errno.ENOSPC  # control
+    with pytest.raises(SystemExit):
+        main(words)

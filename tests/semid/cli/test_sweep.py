@@ -1,12 +1,16 @@
 """The command `semid sweep`: its space, failed and interrupted trials, resumption."""
 
 import json
+import signal
 
+import optuna
 import pytest
+import sqlalchemy
 
 from semid import artifacts
 from semid.catalog import SemanticCatalog
 from semid.cli import app, main, sweep
+from semid.cli.outcome import Stopped
 from semid.cli.space import Searched, Space
 from semid.cli.train import Train
 from semid.data.simulated import SimulatedConfig, simulate
@@ -98,7 +102,16 @@ def test_a_searched_tokenizer_makes_the_catalogue_of_each_trial(space):
             SPACE + "  epochs: {low: 1, high: 2, log: yes}",
             "line 6: train.epochs: log: expected true or false, got 'yes'",
         ),
-        (SPACE + "  epochs: {low: a, high: 1}", "line 6: train.epochs: expected a number, got 'a'"),
+        (SPACE + "  epochs: {low: a, high: 1}", "line 6: train.epochs: expected a finite number, got 'a'"),
+        (SPACE + "  epochs: {low: 1, high: inf}", "line 6: train.epochs: expected a finite number, got 'inf'"),
+        (SPACE + "  epochs: {low: 1, low: 2, high: 3}", "line 6: train.epochs: low: given twice; keep one"),
+        (SPACE + SPACE, "line 6: train: given twice; keep one"),
+        (SPACE + "  out: {choices: [a, b]}", "train.out: each trial has its own; leave it out"),
+        (
+            SPACE.replace("c\n", "{choices: [c, e]}\n")
+            + "tokenize: {dataset: d, method: {type: rq-kmeans, iterations: {low: 1, high: 2}}}",
+            "train.catalog: each trial has its own; leave it out",
+        ),
         (
             SPACE + "  epochs: {low: 1, high: 2, steps: 3}",
             "line 6: train.epochs: steps: expected low, high and log",
@@ -154,6 +167,29 @@ def test_a_failed_trial_is_recorded_and_the_next_one_runs(space, folder, monkeyp
     assert "trial 1 failed: MemoryError\n" in printed
 
 
+def test_a_value_that_cannot_be_drawn_fails_its_trial(space, folder, monkeypatch, capsys):
+    monkeypatch.setattr(Searched, "suggest", lambda self, trial, name: [][0])
+    with pytest.raises(SystemExit):
+        _sweep(file := space(), folder, 9)
+    assert "all 3 trials failed" in capsys.readouterr().err
+    assert [state for state, _ in _values(folder, file)] == ["FAIL"] * 3
+
+
+def test_tables_that_another_sweep_makes_at_the_same_time(space, folder, monkeypatch):
+    made, make = [], optuna.storages.RDBStorage.__init__
+
+    def racing(self, *arguments, **options):
+        made.append(arguments)
+        if len(made) < 3:
+            raise sqlalchemy.exc.OperationalError("CREATE TABLE studies", {}, Exception("table studies already exists"))
+        make(self, *arguments, **options)
+
+    monkeypatch.setattr(optuna.storages.RDBStorage, "__init__", racing)
+    monkeypatch.setattr(sweep.time, "sleep", lambda seconds: None)
+    assert _values(folder, space()) == []
+    assert len(made) == 3
+
+
 def test_a_fault_of_all_trials_ends_the_sweep(space, folder, monkeypatch, capsys):
     def fail(self):
         raise SemidError("d: no such dataset")
@@ -164,13 +200,20 @@ def test_a_fault_of_all_trials_ends_the_sweep(space, folder, monkeypatch, capsys
     assert capsys.readouterr().err == "semid: all 3 trials failed, the last by: d: no such dataset\n"
 
 
-@pytest.mark.parametrize("signal", [KeyboardInterrupt, SystemExit])
-def test_an_interrupted_trial_goes_on_with_its_values_in_its_folder(space, folder, monkeypatch, signal):
+def _answered():
+    """An error of a library that Ctrl-C has interrupted."""
+    error = RuntimeError("callback failed")
+    error.__cause__ = Stopped(signal.SIGINT)
+    return error
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(), _answered()])
+def test_an_interrupted_trial_goes_on_with_its_values_in_its_folder(space, folder, monkeypatch, error):
     train, seen = Train.run, []
 
     def stop(self):
         seen.append(self)
-        raise signal
+        raise error
 
     monkeypatch.setattr(Train, "run", stop)
     with pytest.raises((KeyboardInterrupt, SystemExit)):

@@ -522,7 +522,8 @@ def test_a_row_that_two_files_of_a_run_share_is_shown_once_and_others_name_their
 
 def test_models_are_ranked_at_the_main_cutoff(run):
     keys = ("ndcg@10/activity_low", "ndcg@5", "ndcg@100", "ndcg@20")
-    rows = [{"model": model, **dict.fromkeys(keys, value), "ndcg@100": 1 - value} for model, value in (("a", 0.2), ("b", 0.1))]
+    values = {"a": 0.2, "b": 0.1}
+    rows = [{"model": name, **dict.fromkeys(keys, value), "ndcg@100": 1 - value} for name, value in values.items()]
     _write_json(run / "metrics.json", {"split": "test", "rows": rows})
     assert "b leads with NDCG@100 0.9000" in _page(run)
     _write_json(run / "metrics.json", {"split": "test", "rows": [row | {"ndcg@10": row["ndcg@20"]} for row in rows]})
