@@ -138,13 +138,16 @@ class Runner:
         return known[baseline.value]
 
     def _generator(self, experiment: Experiment, config: GeneratorConfig, out: Path) -> Recommender:
-        catalog = self._numbers() if experiment.tokenizer is None else self._codes(experiment, experiment.tokenizer)
+        tokenizer = experiment.tokenizer
+        catalog = self._numbers() if tokenizer is None else self._codes("codes", experiment, tokenizer)
         read = {*(config.features or ()), config.objective.state_column}
         data = self._taught(experiment) if TEACHER in read else self.data
         graph = None if experiment.graph is None else self.run(experiment.graph).ranker
         teacher = self._teacher(experiment) if config.objective.distillation else None
         options: dict[str, Any] = {"out": out, "seed": self.seed, "graph": graph, "teacher": teacher}
-        options["sequences"] = {name: self._codes(experiment, one) for name, one in experiment.sequences.items()}
+        options["sequences"] = {
+            name: self._codes(f"codes of {name}", experiment, one) for name, one in experiment.sequences.items()
+        }
         return self._stage("model", out, lambda: train(data, catalog, config, **options))
 
     def _numbers(self) -> SemanticCatalog:
@@ -152,12 +155,12 @@ class Runner:
         items = self.data.num_items
         return SemanticCatalog(self.data.item_ids, np.arange(items, dtype=np.int32)[:, None], (items,))
 
-    def _codes(self, experiment: Experiment, config: TokenizerConfig) -> SemanticCatalog:
+    def _codes(self, role: str, experiment: Experiment, config: TokenizerConfig) -> SemanticCatalog:
         signal = config.signal.name if config.alignment and isinstance(config.signal, VectorColumn) else None
         data = self._taught(experiment) if TEACHER in {*(config.columns or ()), signal} else self.data
         settings = [to_dict(config.resolved(data.num_items)), data.parents]
         out = self._shared(config.method.name, settings)
-        return self._stage("codes", out, lambda: tokenize(data, config, out=out, seed=self.seed))
+        return self._stage(role, out, lambda: tokenize(data, config, out=out, seed=self.seed))
 
     def _end_to_end(self, experiment: Experiment, config: JointConfig, out: Path) -> Recommender:
         terms = {term for phase in config.joint for term in phase.step.objective.weights(0.0)}

@@ -143,6 +143,13 @@ def _entry(
     baseline: str,
 ) -> Entry:
     results = [record["result"] for record in of_seeds.values()]
+    for name in ("budget", "changed"):
+        values = {seed: record["result"]["provenance"][name] for seed, record in of_seeds.items()}
+        if len(set(values.values())) > 1:
+            listed = "; ".join(f"seed {seed}: {value or 'nothing'}" for seed, value in values.items())
+            raise SemidError(
+                f"{dataset}: {row}: seeds differ in {name} ({listed}); name folders or --seeds of one kind"
+            )
     name = next(iter(of_seeds.values()))["request"]["experiment"]
     known, about = experiments().get(name), [result["provenance"] for result in results]
     title = name if known is None else known.title
@@ -196,12 +203,17 @@ def _difference(
     baseline: str,
     against: Mapping[int | None, Mapping[str, Any]],
 ) -> Entry | None:
-    """Recall@10 of a row less the baseline's, by the seeds that both have; one without seeds goes with all."""
+    """Recall@10 of a row less the baseline's on the same dataset, by the seeds that both have; one without seeds goes
+    with all."""
+
+    def users(record: Mapping[str, Any]) -> str:
+        return str(record["request"]["dataset"])
+
     pairs = [(record, against.get(seed, against.get(None))) for seed, record in of_seeds.items()]
-    pairs = [(record, other) for record, other in pairs if other is not None]
+    pairs = [(record, other) for record, other in pairs if other is not None and users(other) == users(record)]
     if row == baseline or not pairs:
         return None
-    same_users = len({record["request"]["dataset"] for record, _ in pairs}) == 1
+    same_users = len({users(record) for record, _ in pairs}) == 1
 
     def recall(records: Sequence[Any], of_row: str) -> Float[np.ndarray, " users"]:
         values = [np.array(record["result"]["rows"][of_row]["recall@10"]) for record in records]
@@ -216,10 +228,13 @@ def markdown(rows: Sequence[Entry], dataset: str, names: Sequence[str] = ()) -> 
     """The tables of a dataset, of all experiments or of those named, in their order: seen items included, and excluded
     where that differs; then where they come from."""
     own = [row for row in rows if row["dataset"] == dataset]
-    if names:
-        own = [row for name in chosen(names) for row in own if row["experiment"] == name]
     if not own:
         raise SemidError(f"no rows of dataset {dataset!r}; those there are of {_distinct(r['dataset'] for r in rows)}")
+    if names:
+        there, own = own, [row for name in chosen(names) for row in own if row["experiment"] == name]
+        if not own:
+            experiments = ", ".join(_distinct(row["experiment"] for row in there))
+            raise SemidError(f"no rows of dataset {dataset!r} and {', '.join(names)}; there are those of {experiments}")
     parts = [_grid(own, "included")]
     if others := [row for row in own if row["values"]["included"] != row["values"]["excluded"]]:
         parts += ["Seen items excluded, where that is another figure:", _grid(others, "excluded")]
@@ -233,7 +248,7 @@ def _grid(rows: Sequence[Entry], seen: str) -> str:
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in rows:
         cells = [_cell(row["values"][seen][metric]) for metric in COLUMNS.values()]
-        cells += [_interval(row["difference"])] if over else []
+        cells += [_interval(row["difference"], baseline)] if over else []
         minutes = [value for value in row["minutes"] if value is not None]
         seeds = ", ".join("-" if seed is None else str(seed) for seed in row["seeds"])
         cells += [f"{np.mean(minutes):.1f}" if minutes else "", ", ".join(row["commits"])]
@@ -261,11 +276,12 @@ def _figure(value: float) -> str:
     return f"{value:.4f}".replace("0.", ".", 1)
 
 
-def _interval(difference: Mapping[str, Any] | None) -> str:
+def _interval(difference: Mapping[str, Any] | None, baseline: str | None) -> str:
+    """Mean and interval of a difference, and what it is to where that is not the column's baseline."""
     if difference is None:
         return ""
     mean, low, high = (f"{difference[name]:+.4f}".replace("0.", ".", 1) for name in ("mean", "low", "high"))
-    return f"{mean} [{low}, {high}]"
+    return f"{mean} [{low}, {high}]" + (f" over {difference['baseline']}" if difference["baseline"] != baseline else "")
 
 
 def _makers(rows: Sequence[Entry]) -> str:

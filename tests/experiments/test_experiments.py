@@ -113,6 +113,16 @@ def test_the_cpu_budget_is_a_share_of_all_epochs(tmp_path):
     assert cpu.resolved("recipe.semid-hybrid") == full.resolved("recipe.semid-hybrid")
 
 
+def test_each_tokenization_of_a_run_is_a_stage_of_its_own(layout, tmp_path, monkeypatch):
+    data = stored_dataset(layout, tmp_path / "dataset", world=SimulatedConfig(images=False), ties=SourceOrder())
+    runner, roles = Runner(experiments(), data, tmp_path, seed=0), []
+    monkeypatch.setattr(runner, "_taught", lambda experiment: data)
+    monkeypatch.setattr(runner, "_stage", lambda role, out, work: roles.append(role))
+    experiment = dataclasses.replace(experiments()["mscgrec.both-text"], graph=None)
+    runner._generator(experiment, experiment.model, tmp_path / "model")
+    assert roles == ["codes", "codes of behavior", "model"]
+
+
 def test_arms_read_what_their_names_say():
     arms = {name.partition(".")[2]: experiments()[name] for name in chosen(["alignment"])}
     content = {name: arm.tokenizer.columns for name, arm in arms.items() if arm.tokenizer.columns}

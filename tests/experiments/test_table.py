@@ -71,6 +71,10 @@ def test_worlds_of_their_own_are_compared_over_all_users(records):
     ]
     difference = {entry["row"]: entry for entry in entries(worlds, "bigram")}["default"]["difference"]
     assert (difference["mean"], difference["low"], difference["high"]) == (0, 0, 0)
+    worlds[0]["request"]["dataset"] = "another world of seed 0"
+    worlds[2]["result"]["rows"]["default"]["recall@10"] = [1.0] * 5  # it has no pair, so that only seed 1 counts
+    difference = {entry["row"]: entry for entry in entries(worlds, "bigram")}["default"]["difference"]
+    assert (difference["mean"], difference["low"], difference["high"]) == (0, 0, 0)
 
 
 def test_a_row_of_another_version_budget_or_settings_says_so(records):
@@ -88,6 +92,23 @@ def test_two_results_of_one_seed_and_folders_without_any_are_refused(records, tm
         entries([*records, records[1]], "item-graph")
     with pytest.raises(SemidError, match="no results of experiments; run some"):
         collected([tmp_path])
+
+
+@pytest.mark.parametrize(("name", "value"), [("budget", "cpu"), ("changed", "beam_size: 50 -> 9")])
+def test_seeds_of_another_budget_or_other_settings_are_refused(records, name, value):
+    records[2]["result"]["provenance"][name] = value
+    with pytest.raises(SemidError, match=rf"toys: default: seeds differ in {name} \(seed 0: .*; seed 1: {value}\)"):
+        entries(records, "item-graph")
+
+
+def test_a_difference_to_another_baseline_names_it(records):
+    rows = entries(records, "item-graph")
+    (other,) = [
+        row for row in entries([records[0], record("bigram", None, [0.0] * USERS)], "bigram") if row["difference"]
+    ]
+    text = markdown([*rows[1:], other], "toys")
+    assert "| R@10 over item-graph [95%] |" in text
+    assert text.count(" over bigram |") == 1
 
 
 def test_fresh_rows_take_the_place_of_those_of_before(records):
@@ -133,7 +154,9 @@ def test_a_dataset_without_the_named_experiments_is_left_out(records, tmp_path, 
     assert "games" not in shown
     main(["--json", str(file), "--experiments", "bigram"])
     assert "games" in capsys.readouterr().out
-    with pytest.raises(SemidError, match="no rows of dataset 'toys'"):
+    with pytest.raises(
+        SemidError, match="no rows of dataset 'toys' and tiger; there are those of item-graph, default, "
+    ):
         main(["--json", str(file), "--experiments", "tiger"])
 
 
