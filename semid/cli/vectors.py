@@ -38,7 +38,9 @@ class _Fuse(FuseConfig):
 
     def plain(self) -> FuseConfig:
         """The config as it is stored."""
-        signal = _SIGNALS[self.behavior]() if self.behavior in _SIGNALS else VectorColumn(self.behavior)
+        kind = _SIGNALS.get(self.behavior)
+        column = {"column": self.column} if kind and any(f.name == "column" for f in fields(kind)) else {}
+        signal = kind(**column) if kind else VectorColumn(self.behavior)
         return FuseConfig(**{**{f.name: getattr(self, f.name) for f in fields(FuseConfig)}, "signal": signal})
 
 

@@ -138,25 +138,34 @@ class ItemGraph:
 
         `histories` are of item rows, those of the new items behind the others'; the last `new` items of each (all, if
         not given) are the interactions that the graph has not counted. What comes out is what fitting to everything
-        would give. Raises SemidError for items that it has, and for vectors missing or of another width.
+        would give. Raises SemidError for items that it has or that are given twice, for vectors that are missing, of
+        another width or not finite, and for `new` beyond a history.
         """
         added = as_ids(item_ids)
         if len(there := added.filter(pa.compute.is_in(added, self.item_ids))):
             raise SemidError(f"item {there[0].as_py()!r} is in the graph already ({len(there)} of {len(added)} are)")
+        if twice := next((pair for pair in added.value_counts() if pair["counts"].as_py() > 1), None):
+            raise SemidError(f"item {twice['values'].as_py()!r} is given {twice['counts']} times; keep one")
         total, everything = len(self.item_ids) + len(added), self.vectors
         if self.vectors is not None and len(added):
             width = self.vectors.shape[1]
             if vectors is None or vectors.shape != (len(added), width):
                 got, columns = "none" if vectors is None else list(vectors.shape), ", ".join(self.config.columns or ())
                 raise SemidError(f"expected vectors [{len(added)}, {width}] of the new items ({columns}), got {got}")
+            if len(rows := np.flatnonzero(~np.isfinite(vectors).all(axis=1))):
+                raise SemidError(f"expected finite vectors, got NaN or infinity for item {added[rows[0]].as_py()!r}")
             everything = np.concatenate([self.vectors, vectors.astype(np.float32)])
         counts, popularity = self.counts.copy(), np.pad(self.train_counts, (0, len(added)))
         counts.resize((total, total))
         if histories is not None:
-            fresh = histories.lengths if new is None else new
-            counts = counts + count_transitions(
-                histories, self.config, num_items=total, loops=self.repeats, new=np.asarray(fresh)
-            )
+            lengths = histories.lengths
+            fresh = lengths if new is None else np.asarray(new)
+            if fresh.shape != lengths.shape:
+                raise SemidError(f"expected new [{len(lengths)}], a number for each history, got {list(fresh.shape)}")
+            if len(rows := np.flatnonzero((fresh < 0) | (fresh > lengths))):
+                row = int(rows[0])
+                raise SemidError(f"expected new of 0 to {lengths[row]} for history {row}, its items, got {fresh[row]}")
+            counts = counts + count_transitions(histories, self.config, num_items=total, loops=self.repeats, new=fresh)
             popularity = popularity + replace(histories, starts=histories.ends - fresh).popularity(total)
         ids = pa.concat_arrays([self.item_ids, added.cast(self.item_ids.type)])
         return self._build(ids, self.config, counts, everything, popularity, self.repeats, self.dataset)

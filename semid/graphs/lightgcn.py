@@ -98,9 +98,9 @@ class GraphConfig(Signal):
         for name in ("dim", "epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise SemidError(f"expected {name} of at least 1, got {getattr(self, name)}")
-        if self.layers < 0 or self.learning_rate <= 0 or self.weight_decay < 0:
+        if not (self.layers >= 0 and 0 < self.learning_rate < np.inf and 0 <= self.weight_decay < np.inf):
             raise SemidError(
-                "expected layers of 0 or more, learning_rate above 0 and weight_decay of 0 or more, "
+                "expected layers of 0 or more, learning_rate above 0 and weight_decay of 0 or more, all finite, "
                 f"got {self.layers}, {self.learning_rate} and {self.weight_decay}"
             )
         if not (0 < self.keep <= 1 and 0 <= self.dropout < 1 and self.neighbors >= 0):
@@ -108,10 +108,11 @@ class GraphConfig(Signal):
                 "expected keep above 0 up to 1, dropout of 0 to below 1 and neighbors of 0 or more, "
                 f"got {self.keep}, {self.dropout} and {self.neighbors}"
             )
-        if min(self.uniformity, self.hyperedges, self.views) < 0 or (self.views and not self.hyperedges):
+        weights = (self.contrast, self.uniformity, self.hyperedges, self.views)
+        if not all(0 <= weight < np.inf for weight in weights) or (self.views and not self.hyperedges):
             raise SemidError(
-                "expected uniformity, hyperedges and views of 0 or more, and views with hyperedges alone, "
-                f"got {self.uniformity}, {self.hyperedges} and {self.views}"
+                "expected contrast, uniformity, hyperedges and views finite and not below 0, views with hyperedges alone, "
+                f"got {self.contrast}, {self.uniformity}, {self.hyperedges} and {self.views}"
             )
 
     @property

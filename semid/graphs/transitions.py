@@ -60,9 +60,10 @@ class ItemGraphConfig:
         for name in ("decay", "backward", "degree_power", "recency"):
             if not 0 <= getattr(self, name) <= 1:
                 raise SemidError(f"expected {name} of 0 to 1, got {getattr(self, name)}")
-        if (self.smoothing or 0) < 0 or (self.content or 0) < 0 or not self.temperature > 0:
+        weights = (self.smoothing or 0, self.content or 0)
+        if not (all(0 <= weight < np.inf for weight in weights) and 0 < self.temperature < np.inf):
             raise SemidError(
-                "expected smoothing and content of 0 or more and temperature above 0, got "
+                "expected smoothing and content of 0 or more and temperature above 0, all finite, got "
                 f"{self.smoothing}, {self.content} and {self.temperature}"
             )
 

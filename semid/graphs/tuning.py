@@ -116,10 +116,12 @@ class _Scores:
 
 
 def _ndcg_at_10(scores: sparse.csr_array, targets: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """NDCG@10 of targets in sparse rows of scores; a target without a score is a miss."""
+    """NDCG@10 of targets in sparse rows of scores, ties in the order of columns, as `best_items` lists them; a target
+    without a score is a miss."""
     owner = np.repeat(np.arange(len(targets)), np.diff(scores.indptr))
     of_target = np.zeros(len(targets), scores.dtype)
     hit = scores.indices == targets[owner]
     of_target[owner[hit]] = scores.data[hit]
-    above = np.bincount(owner[scores.data > of_target[owner]], minlength=len(targets))
+    before = (scores.data == of_target[owner]) & (scores.indices < targets[owner])
+    above = np.bincount(owner[(scores.data > of_target[owner]) | before], minlength=len(targets))
     return np.where((above < 10) & (of_target > 0), 1 / np.log2(above + 2.0), 0)

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from quantizers import unit_rows
 from semid.data import Dataset, Standardizer, StoredEncoder
 from semid.errors import SemidError
-from semid.graphs.columns.base import ColumnConfig, ColumnEncoder, minimized
+from semid.graphs.columns.base import ColumnConfig, ColumnEncoder, check_training, minimized
 from semid.graphs.cooccurrence import interactions_matrix
 from semid.graphs.signals import Signal
 
@@ -59,9 +59,9 @@ class AlphaRecConfig(ColumnConfig, Signal):
     name = "alpharec"
 
     def __post_init__(self) -> None:
-        for name in ("dim", "epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise SemidError(f"expected {name} of at least 1, got {getattr(self, name)}")
+        check_training(self, ("dim", "epochs", "batch_size"))
+        if self.hidden < 0:
+            raise SemidError(f"expected hidden of 0 or more, got {self.hidden}")
 
     def fitted(self, dataset: Dataset) -> tuple[Mapped, Float[np.ndarray, "items width"]]:
         encoder, x = self._trained(dataset, seed=self.seed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,19 @@ from semid.progress import show_progress
 from semid.stage import Request, run_stage
 
 _TURN = 50  # steps of one program
+
+
+def check_training(config: Any, sizes: Sequence[str]) -> None:
+    """Raise SemidError for sizes below 1, and for a temperature or rates that are out of range or not finite."""
+    for name in sizes:
+        if getattr(config, name) < 1:
+            raise SemidError(f"expected {name} of at least 1, got {getattr(config, name)}")
+    above = config.temperature, config.learning_rate
+    if not (all(0 < value < np.inf for value in above) and 0 <= config.weight_decay < np.inf):
+        raise SemidError(
+            "expected temperature and learning_rate above 0 and weight_decay of 0 or more, all finite, "
+            f"got {above[0]}, {above[1]} and {config.weight_decay}"
+        )
 
 
 @dataclass(frozen=True)

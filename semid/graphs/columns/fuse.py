@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from quantizers import info_nce, unit_rows
 from semid.data import Dataset, Standardizer, StoredEncoder
 from semid.errors import SemidError
-from semid.graphs.columns.base import ColumnConfig, ColumnEncoder, minimized
+from semid.graphs.columns.base import ColumnConfig, ColumnEncoder, check_training, minimized
 from semid.graphs.signals import PpmiConfig, Signal, standardize_known
 
 
@@ -51,9 +51,7 @@ class FuseConfig(ColumnConfig):
     name = "fuse"
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise SemidError(f"expected {name} of at least 1, got {getattr(self, name)}")
+        check_training(self, ("epochs", "batch_size"))
 
     def fitted(self, dataset: Dataset) -> tuple[Fused, Float[np.ndarray, "items width"]]:
         source, x = self.read(dataset)

@@ -7,7 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from semid.catalog import SemanticCatalog
+from semid.cli import app
 from semid.data import Dataset
+from semid.graphs import PpmiConfig
 from tests.semid.cli.test_main import _write_tables, run
 
 
@@ -41,6 +43,13 @@ def test_other_ways(home, tmp_path, way, width):
     run(f"vectors --dataset {{h}}/dataset --out {{t}}/out {way}", h=home, t=tmp_path)
     name = f"text_lsa_{way.split()[0]}"
     assert Dataset.load(tmp_path / "out").vectors(name).shape == (40, width)
+
+
+@pytest.mark.parametrize("behavior", ["freedom", "alpharec"])
+def test_signals_that_read_content_read_the_column_that_is_named(behavior):
+    words = ["vectors", "--dataset", "d", "--out", "o", "fuse", "--column", "seen"]
+    assert app.parse([*words, "--behavior", behavior]).way.plain().signal.column == "seen"
+    assert app.parse(words).way.plain().signal == PpmiConfig()
 
 
 def test_a_column_that_is_not_there_is_named(home, tmp_path, capsys):

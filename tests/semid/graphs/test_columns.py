@@ -188,6 +188,12 @@ def test_what_cannot_be_made_is_refused(dataset):
         SmoothConfig(layers=0)
     with pytest.raises(SemidError, match="epochs of at least 1, got 0"):
         FuseConfig(epochs=0)
+    wrong = ({"temperature": 0}, {"learning_rate": np.nan}, {"weight_decay": -1}, {"temperature": np.inf})
+    for config, setting in [*((FuseConfig, one) for one in wrong), *((AlphaRecConfig, one) for one in wrong)]:
+        with pytest.raises(SemidError, match=rf"{next(iter(setting))} .*, got .*{next(iter(setting.values()))}"):
+            config(**setting)
+    with pytest.raises(SemidError, match="hidden of 0 or more, got -5"):
+        AlphaRecConfig(hidden=-5)
     made = add_column(dataset, SmoothConfig())
     with pytest.raises(SemidError, match="column 'content': expected vectors of 6 dimensions in every row"):
         restore_encoders(made.encoders)["content_smooth"].encode(pa.table({"content": [[1.0, 2.0]]}))

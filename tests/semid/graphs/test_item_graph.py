@@ -11,7 +11,9 @@ from scipy import sparse
 from semid import SemidError, artifacts, evaluate
 from semid.data import Dataset, Histories
 from semid.graphs import ItemGraph, ItemGraphConfig, fit_graph, tuned
+from semid.graphs.ranking import best_items
 from semid.graphs.transitions import content_edges, count_transitions, pruned, row_blocks
+from semid.graphs.tuning import _ndcg_at_10
 
 ITEMS = 9
 CONFIG = ItemGraphConfig(window=3, neighbors=2, width=ITEMS)
@@ -163,6 +165,14 @@ def test_new_items_and_interactions_join_as_if_they_had_been_there():
         grown.append(["i7"], vectors=_vectors()[:1])
     with pytest.raises(SemidError, match=r"expected vectors \[1, 3\] of the new items \(content\), got none"):
         grown.append(["new"])
+    with pytest.raises(SemidError, match="item 'new' is given 2 times; keep one"):
+        grown.append(["new", "other", "new"], vectors=_vectors(3))
+    with pytest.raises(SemidError, match="expected finite vectors, got NaN or infinity for item 'other'"):
+        grown.append(["new", "other"], vectors=np.array([[1, 2, 3], [1, np.nan, 3]], np.float32))
+    more = Histories.from_lists([[0], [1, 2]])
+    for fresh, message in (([0, 3], "0 to 2 for history 1, its items, got 3"), ([0], r"\[2\], .*, got \[1\]")):
+        with pytest.raises(SemidError, match=f"expected new .*{message}"):
+            grown.append(histories=more, new=np.array(fresh))
 
 
 def test_ranking_follows_the_distribution_then_popularity_under_masks():
@@ -211,6 +221,18 @@ def test_the_weight_of_content_is_chosen_by_what_it_is_worth():
     assert tuned(_dataset(lists, vectors=rng.normal(size=(ITEMS, 3)).astype(np.float32)), start).content == 0
 
 
+def test_ties_are_ranked_in_tuning_as_in_evaluation():
+    scores = sparse.csr_array(np.array([[3, 2, 2, 2, 0]] * 4, np.float32))
+    targets = np.array([1, 3, 0, 4])
+    places = [
+        row.tolist().index(target) if target in row else None
+        for row, target in zip(best_items(scores.copy(), k=4, popular=np.arange(5)), targets, strict=True)
+    ]
+    expected = [0 if place is None else 1 / np.log2(place + 2) for place in places]
+    assert places == [1, 3, 0, None]
+    np.testing.assert_allclose(_ndcg_at_10(scores, targets), expected)
+
+
 def test_histories_of_one_item_leave_content_and_popularity(caplog):
     dataset = _dataset([[item] for item in (3, 3, 5, 0, 1, 2)], vectors=_vectors())
     graph = ItemGraph.fit(dataset, CONFIG)
@@ -235,6 +257,8 @@ def test_weights_of_content_that_is_not_there_are_refused():
         ItemGraph.fit(dataset, ItemGraphConfig(content=2.0))
     with pytest.raises(SemidError, match="no vector column 'text' for content edges; there are none"):
         ItemGraph.fit(dataset, ItemGraphConfig(columns=("text",)))
-    for wrong in ({"recency": 1.5}, {"width": 0}, {"content": -1.0}, {"temperature": 0.0}):
+    nan, inf = np.nan, np.inf
+    infinite = ({"content": inf}, {"content": nan}, {"smoothing": nan}, {"temperature": inf})
+    for wrong in ({"recency": 1.5}, {"width": 0}, {"content": -1.0}, {"temperature": 0.0}, *infinite):
         with pytest.raises(SemidError, match=f"expected .*{next(iter(wrong))}"):
             ItemGraphConfig(**wrong)

@@ -164,7 +164,10 @@ def test_no_interactions_is_an_error():
 
 @pytest.mark.parametrize(
     "setting",
-    [{"dim": 0}, {"layers": -1}, {"epochs": 0}, {"batch_size": 0}, {"learning_rate": 0}, {"weight_decay": -1}],
+    [
+        *({"dim": 0}, {"layers": -1}, {"epochs": 0}, {"batch_size": 0}, {"learning_rate": 0}, {"weight_decay": -1}),
+        *({"learning_rate": np.nan}, {"weight_decay": np.inf}, {"contrast": -1}, {"uniformity": np.nan}),
+    ],
 )
 def test_bad_settings(setting):
     with pytest.raises(SemidError, match=next(iter(setting))):
