@@ -24,12 +24,12 @@ import tyro
 from experiments.faults import damage, fuzz, inputs, kills
 from experiments.faults.parsers import parsers
 from experiments.faults.world import make_world
+from semid.cli.app import run_command
 from semid.stage import run_recorded
 
 Measure = Callable[[], dict[str, Any]]
 Part = Literal["damage", "kills", "disks", "input", "fuzz"]
 PARTS: tuple[Part, ...] = ("damage", "kills", "disks", "input", "fuzz")
-GOOD = {"named", "harmless", "none", "read", "same"}
 
 
 @dataclass(frozen=True)
@@ -115,4 +115,4 @@ def show(part: str, results: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    run_command(None, lambda words: tyro.cli(main, args=list(words)), name="reliability")

@@ -34,7 +34,6 @@ from semid.tokenizers import SemanticTokenizer
 from semid.training import HISTORY, OptimizerConfig, TrainState, create_state, make_mesh, make_optimizer, named_leaves
 from semid.training.checkpoints import Checkpoints
 
-OUTCOMES = ("named", "harmless", "unnamed", "traceback", "wrong", "died", "control failed")
 _CONTROL_EVERY = 100
 _REQUEST = {"config": {"epochs": 3}, "seed": 0}
 

@@ -130,7 +130,7 @@ class _Parser:
         except SemidError as error:
             named = self._home.name in str(error)
             return {"outcome": "named"} if named else {"outcome": "unnamed", "text": str(error)}
-        except TimeoutError:
+        except _Hang:
             return {"outcome": "hang", "input": content[:4000].hex()}
         except Exception as error:
             text = "".join(traceback.format_exception(error))[-900:]
@@ -139,5 +139,9 @@ class _Parser:
             signal.setitimer(signal.ITIMER_PROF, 0)
 
 
+class _Hang(BaseException):
+    """A parser that takes too long: no `OSError`, which it may catch."""
+
+
 def _hang(*_: Any) -> None:
-    raise TimeoutError
+    raise _Hang

@@ -132,16 +132,24 @@ def measure(world: Path) -> dict[str, Any]:
 
 
 def _run(line: str, world: Path, home: Path) -> tuple[Ended, list[str]]:
-    """The end of a command, and what it has written."""
+    """The end of a command, and what it has written or changed, the world's files included."""
     out = home / "out"
     out.mkdir(exist_ok=True)
     places = {"world": world, "out": out, "in": home / "in"}
-    before = {path for path in home.rglob("*") if path.name not in ("log", "log.usage")}
+    before = _listed(home) | _listed(world)
     ended = run_command([word.format_map(places) for word in line.split()], log=home / "log.txt", seconds=120)
-    after = {path for path in home.rglob("*") if not path.name.startswith("log.")}
+    after = _listed(home) | _listed(world)
     if line == CONTROL:
         return ended, []
-    return ended, sorted(str(path.relative_to(home)) for path in after - before)
+    changed = {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
+    return ended, sorted(str(path.relative_to(home if path.is_relative_to(home) else world)) for path in changed)
+
+
+def _listed(folder: Path) -> dict[Path, tuple[int, int]]:
+    """Size and time of all files but logs, nothing of folders."""
+    paths = (path for path in folder.rglob("*") if not path.name.startswith("log."))
+    states = ((path, path.stat()) for path in paths)
+    return {path: (0, 0) if path.is_dir() else (state.st_size, state.st_mtime_ns) for path, state in states}
 
 
 def _faults(end: Ended, written: list[str], clean: Ended) -> list[str]:

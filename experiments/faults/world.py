@@ -81,7 +81,7 @@ def make_world(world: Path) -> Path:
         if command == "prepare":
             _write_inputs(world)
     for later in _LATER:
-        _run(later.format(world=world).split(), world)
+        _run([word.format(world=world) for word in later.split()], world)
     make_checkpoints(world / "checkpoints")
     (world / "complete").touch()
     return world

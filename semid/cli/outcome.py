@@ -17,7 +17,7 @@ from types import FrameType
 from semid.errors import SemidError
 
 # Commands that keep what they have done when they are stopped.
-_RESUMED = ("demo", "tokenize", "train", "sweep", "train-end-to-end", "experiments")
+_RESUMED = ("demo", "tokenize", "train", "sweep", "train-end-to-end", "experiments", "reliability")
 
 
 class Stopped(KeyboardInterrupt):

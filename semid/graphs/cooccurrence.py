@@ -53,18 +53,18 @@ def cooccurrence(histories: Histories, *, num_items: int, window: int) -> sparse
     return (counts + counts.T).tocsr()
 
 
-def ppmi(counts: sparse.sparray, *, smoothing: float = 0.75, shift: float = 0.0) -> sparse.csr_array:
-    """Float64[items, contexts]: positive pointwise mutual information `max(log p(i, j) / (p(i) p'(j)) - shift, 0)`.
+def ppmi(counts: sparse.sparray, *, smoothing: float = 0.75) -> sparse.csr_array:
+    """Float64[items, contexts]: positive pointwise mutual information `max(log p(i, j) / (p(i) p'(j)), 0)`.
 
     `p'` is the contexts' distribution to the power `smoothing`, normalized, so that rare contexts do not win by their
     rarity (Levy, Goldberg & Dagan, TACL 2015, section 3); with smoothing the result of symmetric counts is not
-    symmetric. `shift` is their log k, in nats.
+    symmetric.
     """
     pairs = counts.tocoo()
     rows = np.asarray(counts.sum(1), np.float64)
     contexts = np.asarray(counts.sum(0), np.float64) ** smoothing  # an empty one has no entry that reads it
     row, column = pairs.coords
-    information = np.log(pairs.data * contexts[contexts > 0].sum() / (rows[row] * contexts[column])) - shift
+    information = np.log(pairs.data * contexts[contexts > 0].sum() / (rows[row] * contexts[column]))
     keep = information > 0
     return sparse.coo_array((information[keep], (row[keep], column[keep])), shape=counts.shape).tocsr()
 

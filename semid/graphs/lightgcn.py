@@ -111,8 +111,8 @@ class GraphConfig(Signal):
         weights = (self.contrast, self.uniformity, self.hyperedges, self.views)
         if not all(0 <= weight < np.inf for weight in weights) or (self.views and not self.hyperedges):
             raise SemidError(
-                "expected contrast, uniformity, hyperedges and views finite and not below 0, views with hyperedges alone, "
-                f"got {self.contrast}, {self.uniformity}, {self.hyperedges} and {self.views}"
+                "expected contrast, uniformity, hyperedges and views of 0 or more, all finite, and views with "
+                f"hyperedges alone, got {self.contrast}, {self.uniformity}, {self.hyperedges} and {self.views}"
             )
 
     @property

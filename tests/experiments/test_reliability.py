@@ -4,12 +4,15 @@ import json
 import os
 import random
 import signal
+import warnings
 
 import pyarrow as pa
 import pytest
 
 from experiments import reliability
 from experiments.faults import damage, fuzz, inputs, kills
+from experiments.faults import world as world_module
+from experiments.faults.world import make_world
 from semid.data import Dataset
 
 ITEMS = pa.table({"item_id": ["a", "b", "c"], "title": ["x", "y", "z"]})
@@ -81,6 +84,48 @@ def test_moments_inside_a_write_are_counted_and_no_others(tmp_path, monkeypatch)
 def test_every_input_has_its_files():
     named = {word.removeprefix("{in}/") for line in inputs.INPUTS for word in line.split() if word.startswith("{in}/")}
     assert {name for name in named if "absent" not in name and "/" not in name} <= inputs.FILES.keys()
+
+
+def test_what_a_command_writes_into_the_world_is_noticed(world, tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    home.mkdir()
+    ended = inputs.Ended(1, "semid: no", 0.0, 0.0)
+    monkeypatch.setattr(inputs, "run_command", lambda words, log, seconds: ended)
+    assert inputs._run("train", world, home) == (ended, [])  # control
+
+    def meddle(words, log, seconds):
+        (world / "dataset" / "manifest.json").write_text("{}")
+        (home / "out" / "m").mkdir()
+        return ended
+
+    monkeypatch.setattr(inputs, "run_command", meddle)
+    assert inputs._run("train", world, home) == (ended, ["dataset/manifest.json", "out/m"])
+
+
+def test_a_parser_that_hangs_is_noticed_whatever_errors_it_catches(monkeypatch):
+    def read(path):
+        try:
+            signal.raise_signal(signal.SIGPROF)
+        except Exception:
+            return
+
+    monkeypatch.setattr(fuzz, "parsers", lambda world: {"x": (b"content", ".txt", read)})
+    before = signal.getsignal(signal.SIGPROF)
+    with warnings.catch_warnings():
+        trial = fuzz._Parser(None, "x", float("inf"))
+        assert trial("x", random.Random(0))["outcome"] == "hang"
+        trial._home.cleanup()
+    signal.signal(signal.SIGPROF, before)
+
+
+def test_the_later_versions_of_a_world_take_any_folder(tmp_path, monkeypatch):
+    ran, home = [], tmp_path / "a folder"
+    monkeypatch.setattr(world_module, "_run", lambda words, folder: ran.append(words))
+    for name in ("_write_inputs", "make_checkpoints"):
+        monkeypatch.setattr(world_module, name, lambda folder: None)
+    monkeypatch.setattr(world_module, "lay_out", lambda command, world, out: out.mkdir(parents=True, exist_ok=True))
+    make_world(home)
+    assert ["catalog", "remove", "--catalog", f"{home}/grown", "--items", "new-1", "new-2"] in ran
 
 
 def test_results_are_written_once_and_shown(tmp_path, monkeypatch, capsys):
