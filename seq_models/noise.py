@@ -8,7 +8,6 @@ and Where to Find Them", ICML 2019, section 4.2).
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import jax
@@ -33,12 +32,12 @@ class GumbelNoise(NamedTuple):
         of_children: Float[Array, "b beam n"],
         *,
         step: int,
-        below: tuple[int, int],
+        below: tuple[Int[Array, "b beam"], Int[Array, "b beam n"]],
     ) -> Float[Array, "b beam n"]:
         """Perturbed values of children, given those of their parents and the log-probabilities of both.
 
-        `parents` is None at the root, whose children depend on nothing. `below` are the most items below any one parent
-        and any one child.
+        `parents` is None at the root, whose children depend on nothing. `below` are the numbers of items below the
+        parents and the children.
 
         The children need not have all of a parent's probability: codes that no item has, and items that a mask denies,
         may have a part. That part takes its share of the maximum and is dropped, so that the items left are perturbed
@@ -47,7 +46,7 @@ class GumbelNoise(NamedTuple):
         """
         inverse = 1 / self.temperature
         spread = jnp.maximum(0.0, 1 - inverse)
-        above, own = (spread * math.log(n) for n in below)
+        above, own = (spread * jnp.log(jnp.maximum(n, 1).astype(jnp.float32)) for n in below)
         location = of_children * inverse + own
         noisy = location + self._gumbel(location.shape[1:], step=step)
         if parents is None:

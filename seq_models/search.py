@@ -7,7 +7,6 @@ per level: levels are unrolled, since their vocabularies differ. At level 0 each
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -98,7 +97,7 @@ def beam_search(
         num_beams = min(beam_size, trie.tokens[level].shape[0])
         scores, drawn = jnp.where(open_, scores, -jnp.inf), None
         if noise is not None:
-            below = _items_below(trie, level), _items_below(trie, level + 1)
+            below = trie.item_counts(live.nodes, level=level), trie.item_counts(children.nodes, level=level + 1)
             drawn = noise.of_children(live.drawn, live.scores, scores, step=level, below=below)
         before, live = live, _extend(live, trie, children, scores, num_beams, drawn)
         if mixture is not None:
@@ -175,11 +174,6 @@ def _best(
     return jnp.take_along_axis(scores, best, axis=-1), best, kept
 
 
-def _items_below(trie: CodeTrie, level: int) -> int:
-    """The most items that any one prefix of `level` codes leads to, by the trie's widths."""
-    return min(math.prod((*trie.fan_outs[level:], trie.max_leaf_items)), trie.num_items)
-
-
 def _log_probs(
     before: _Live, prefixes: Prefixes, logits: Float[Array, "batch parents size"], total: Float[Array, "batch parents"]
 ) -> Float[Array, "batch beam"]:
@@ -209,9 +203,9 @@ def _items(
         log_probs = mixture.terms.of_items(_flat(own), _flat(rows)).reshape(rows.shape)
     if noise is not None:
         shares = jnp.where(valid, _shares(live, trie) if mixture is None else log_probs, -jnp.inf)
-        level = len(trie.level_sizes)
-        below = _items_below(trie, level), 1
-        drawn = _flat(noise.of_children(live.drawn, live.scores, shares, step=level, below=below))
+        below = trie.leaf_counts(live.nodes), jnp.ones_like(rows)
+        step = len(trie.level_sizes)
+        drawn = _flat(noise.of_children(live.drawn, live.scores, shares, step=step, below=below))
     # top_k is stable, so it closes the gaps of padded leaves and, of equal scores, changes no order
     log_probs = _flat(jnp.where(valid, log_probs, -jnp.inf))
     log_probs, best, _ = _best(log_probs, min(num_results, log_probs.shape[-1]), drawn)

@@ -190,7 +190,14 @@ class CodeTrie:
 
     def leaf_counts(self, leaves: Int[Array, "*b"]) -> Int[Array, "*b"]:
         """Numbers of items of leaves."""
-        first, end = _range(self.leaf_start, leaves)
+        return self.item_counts(leaves, level=len(self.level_sizes))
+
+    def item_counts(self, nodes: Int[Array, "*b"], *, level: int) -> Int[Array, "*b"]:
+        """Numbers of items below nodes of the level before `level`."""
+        first, end = nodes, nodes + 1
+        for start in (*self.child_start, self.leaf_start)[level:]:
+            if start is not None:
+                first, end = start[first], start[end]
         return end - first
 
     def parents(self, nodes: Int[Array, "*b"], *, level: int) -> Int[Array, "*b"]:

@@ -114,6 +114,24 @@ def test_a_beam_as_wide_as_the_list_is_exact_where_nothing_is_left_out(trie):
     assert_drawn(np.asarray(beams.rows), np.exp(log_probs(SoftmaxOver.CHILDREN)))
 
 
+def test_above_temperature_one_items_of_small_and_large_leaves_are_drawn_alike():
+    """16 items, all alike: eight in leaves of their own, eight in one."""
+    codes = np.array([*([0, code] for code in range(8)), *[[1, 0]] * 8])
+    trie = CodeTrie.from_codes(codes, (2, 8))
+    np.testing.assert_array_equal(trie.item_counts(jnp.arange(2), level=1), [8, 8])
+
+    @jax.jit
+    def first(trie, noise):
+        def even(cache, prefixes):
+            return jnp.zeros((*prefixes.codes.shape[:2], (2, 8)[prefixes.level])), cache
+
+        options = {"beam_size": 16, "softmax_over": SoftmaxOver.CHILDREN}
+        return beam_search(even, (), trie, batch=4000, noise=noise, **options).rows[:, 0]
+
+    drawn = np.bincount(first(trie, noise_of(0, jnp.arange(4000), temperature=2.0)), minlength=16)
+    assert chisquare(drawn).pvalue > 1e-3
+
+
 def test_at_a_temperature_near_zero_the_draw_is_the_list_of_the_beam():
     rng, sizes = np.random.default_rng(1), (6, 5, 7)
     codes = np.unique(rng.integers(0, sizes, size=(80, 3)), axis=0)
