@@ -17,7 +17,7 @@ from semid.config import from_dict
 from semid.data import Dataset, Examples, HeldOutItems
 from semid.data.simulated import SimulatedConfig, simulate
 from semid.evaluation.baselines import Bigram, Popularity
-from semid.evaluation.evaluator import GROUPS, Metrics, Ranker, evaluate, examples_for_ranker, own_condition
+from semid.evaluation.evaluator import GROUPS, Metrics, Ranker, condition_option, evaluate, examples_for_ranker
 from semid.progress import show_progress
 
 # Users whose scores of all items are held at once.
@@ -114,7 +114,7 @@ def _condition(
 ) -> dict[str, Any]:
     """The option by which a model is asked for these targets, as `compare` asks it."""
     asked = _asked(ranker, own, condition)
-    return own_condition(ranker, examples, asked.pop("own", ())) | asked
+    return condition_option(ranker, examples, asked.get("own", ()), asked.get("condition"))
 
 
 def user_table(measured: Mapping[str, Metrics], dataset: Dataset, *, split: str = "test") -> pa.Table:
@@ -173,14 +173,15 @@ def against_exact(
     own: Sequence[str] = (),
     condition: Mapping[str, str] | None = None,
 ) -> dict[str, float]:
-    """Beam search against exact scoring: the share of the exact k best items that the search lists too.
+    """Beam search against exact scoring: the share of the exact k best items that the search lists too. An item that is
+    as probable as the last of them is as good; one without probability is not looked for.
 
     Over users drawn by `seed`, as many as 2 million (user, item) pairs allow; asked as by `compare`.
     """
     examples, _ = examples_for_ranker(ranker, dataset, split)
     users = max(min(len(examples), (1 << 21) // len(ranker.item_ids)), 1)
     examples = examples.take(np.random.default_rng(seed).permutation(len(examples))[:users])
-    listed = []
+    number = np.zeros(2, np.int64)  # of items as good as the exact best that are listed, and of those
     with show_progress("comparing the beam with exact scores", total=users, unit="users") as progress:
         progress.say("compiling ...")
         asked = _condition(ranker, examples, own, condition)
@@ -189,10 +190,12 @@ def against_exact(
             some = slice(start, start + _USERS)
             part = examples.take(some)
             scores = ranker.catalog_log_probs(part.histories, **_condition(ranker, part, own, condition))
-            exact = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-            listed.append((found[some, :, None] == exact[:, None, :]).any(axis=1))
+            exact = -np.sort(-scores, axis=1)[:, :k]
+            possible = np.where(exact > -np.inf, exact, np.inf)
+            listed = np.where(found[some] >= 0, np.take_along_axis(scores, found[some], axis=1), -np.inf)
+            number += np.array([(listed >= possible.min(axis=1, keepdims=True)).sum(), np.isfinite(possible).sum()])
             progress.advance(min(start + _USERS, users))
-    return {"users": users, "beam_size": beam_size, f"exact_top_{k}_found": float(np.concatenate(listed).mean())}
+    return {"users": users, "beam_size": beam_size, f"exact_top_{k}_found": float(number[0] / max(number[1], 1))}
 
 
 def largest_differences(

@@ -103,13 +103,15 @@ def evaluate(
     counted.
     `own` asks a model that knows conditions for each target by what it is: ("event",) tells it whether the user bought
     or looked; such figures answer another question than those without, and say so in their provenance.
-    `options` go to `ranker.rank` (a Recommender takes `beam_size`, `condition`, `sample`); `progress(done, total)` is
-    called with 0 before the first batch and then after each.
+    `options` go to `ranker.rank` (a Recommender takes `beam_size`, `condition`, `sample`), of several conditions, one
+    for each example, those of a batch; `progress(done, total)` is called with 0 before the first batch and then after
+    each.
     Raises SemidError if the ranker does not know an item of the data, or lists an item twice, one that does not exist
     or one that it may not.
     """
     _check_arguments(ranker, ks, batch_size)
-    task = _task(ranker, _evaluation_set(ranker, data, split, drop_unknown), ks, allowed, exclude_seen)
+    evaluation_set = _evaluation_set(ranker, data, split, drop_unknown)
+    task = _task(ranker, evaluation_set, ks, allowed, exclude_seen)
     state, per_example, lists = MetricState({}, np.zeros(len(task.groups), np.int64), max(ks)), [], []
     progress = progress or _silent
     if "sample" in options:  # a draw depends on a history's number in the call
@@ -117,8 +119,9 @@ def evaluate(
     progress(0, len(task.examples))
     for start in range(0, len(task.examples), batch_size):
         part = task.part(slice(start, start + batch_size))
-        condition = own_condition(ranker, task.examples.take(part.window), own)
-        arguments = {**part.mask, **condition, **options}
+        condition = _select_conditions(options.get("condition"), evaluation_set, part.window)
+        asked = condition_option(ranker, task.examples.take(part.window), own, condition)
+        arguments = {**part.mask, **options, **asked}
         ranked = np.asarray(ranker.rank(part.histories, k=max(ks), exclude_seen=exclude_seen, **arguments))
         _check_lists(ranked, part, max(ks), ranker)
         batch, values = _measure(task, part, ranked, ks)
@@ -137,14 +140,32 @@ def evaluate(
     )
 
 
-def own_condition(ranker: Ranker, examples: Examples, parts: Sequence[str]) -> dict[str, Any]:
-    """The option of a ranker that is asked for these targets by what they are; without parts, none."""
-    if not parts:
-        return {}
+def condition_option(ranker: Ranker, examples: Examples, own: Sequence[str], condition: Any = None) -> dict[str, Any]:
+    """The option of a ranker that is asked for these targets by what they are, in these parts, or by a condition."""
+    if not own:
+        return {} if condition is None else {"condition": condition}
+    if condition is not None:
+        raise SemidError(
+            "`own` asks for each target by what it is and `condition` for something else; give one of them"
+        )
     conditions = getattr(ranker, "own_conditions", None)
     if conditions is None:
         raise SemidError(f"{type(ranker).__name__} knows no conditions to be asked by; leave `own` out")
-    return {"condition": conditions(examples.targets, examples.target_events, parts)}
+    return {"condition": conditions(examples.targets, examples.target_events, own)}
+
+
+def _select_conditions(given: Any, evaluation_set: EvaluationSet, window: slice) -> Any:
+    """Of several conditions, one for each example that was asked, a list or arrays by part, those of a window."""
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        return given
+    rows, is_arrays = evaluation_set.rows[window], hasattr(given, "_fields")
+    for part in given if is_arrays else [given]:
+        if part is not None and len(part) != evaluation_set.asked:
+            each = f"one for each of {evaluation_set.asked} examples"
+            raise SemidError(f"expected one condition, or {each}, got {len(part)}")
+    if is_arrays:
+        return type(given)(*(None if part is None else np.asarray(part)[rows] for part in given))
+    return [given[row] for row in rows]
 
 
 def _model(ranker: Ranker) -> dict[str, Any]:

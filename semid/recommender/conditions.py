@@ -155,6 +155,8 @@ def as_conditions(
     None for a model that knows none. Raises SemidError for what it does not know, naming the nearest that it does.
     """
     if isinstance(condition, Conditions):
+        if wrong := [len(part) for part in condition if part is not None and len(part) != number]:
+            raise SemidError(f"expected one condition for each of {number} histories, got {wrong[0]}")
         return None if spec is None else _complete(condition, number, spec)
     if condition is None or isinstance(condition, (Condition, Mapping)):
         each = [_named(condition)] * number

@@ -20,6 +20,7 @@ from semid.evaluation import (
     largest_differences,
     user_table,
 )
+from seq_models import Conditions
 
 ITEMS = 12
 
@@ -267,6 +268,21 @@ def test_what_the_beam_loses(dataset):
     assert against_exact(Narrow(dataset.item_ids), dataset, k=4, beam_size=7)["exact_top_4_found"] == expected
 
 
+class Even(Toy):
+    """One item is the best, two are equal, no other can be; it lists the first and one of the two."""
+
+    def catalog_log_probs(self, histories: Histories) -> np.ndarray:
+        return np.tile([-1, -2, -2] + [-np.inf] * (ITEMS - 3), (len(histories), 1))
+
+    def rank(self, histories: Histories, *, k: int, exclude_seen: bool, **options) -> np.ndarray:
+        return np.tile(np.array([0, 2, -1, -1], np.int32)[:k], (len(histories), 1))
+
+
+@pytest.mark.parametrize(("k", "share"), [(2, 1), (4, 2 / 3)])
+def test_equal_items_are_as_good_and_impossible_ones_are_not_missed(dataset, k, share):
+    assert against_exact(Even(dataset.item_ids), dataset, k=k)[f"exact_top_{k}_found"] == share
+
+
 class Told(Toy):
     """Ranks by distance to what it is asked for: the targets, or one row for all; anything last, where it is not."""
 
@@ -279,6 +295,10 @@ class Told(Toy):
     def log_probs(self, histories: Histories, rows: np.ndarray, condition=None) -> np.ndarray:
         wanted = {"group": "5"} if condition is None else condition
         wanted = np.full(len(histories), int(wanted["group"])) if isinstance(wanted, dict) else wanted
+        if isinstance(wanted, Conditions):
+            wanted = wanted.group
+        elif isinstance(wanted, list):
+            wanted = np.array([int(one["group"]) for one in wanted])
         return -np.abs(rows[None, :] - wanted[:, None] - 0.25)
 
     def catalog_log_probs(self, histories: Histories, condition=None) -> np.ndarray:
@@ -300,6 +320,23 @@ def test_beams_and_examples_are_those_of_what_is_asked(dataset, monkeypatch, ask
         (first,) = user["recommendations"]
         assert first["item_id"] == (user["target"] if "own" in asked else "i9")
         assert (first["score"], first["graph_share"]) == (-0.25, -0.25)
+
+
+def test_conditions_of_each_example_go_with_its_batch(dataset):
+    ranker, targets = Told(dataset.item_ids), dataset.splits.test.targets
+    each = [{"group": str(row)} for row in targets.tolist()]
+    for condition in (each, Conditions(group=targets)):
+        found = evaluate(ranker, dataset, ks=(1,), beam_size=1, batch_size=4, condition=condition)
+        assert found.values["recall@1"] == 1
+    for condition in (each[:4], Conditions(group=targets[:4])):
+        with pytest.raises(SemidError, match="expected one condition, or one for each of 9 examples, got 4"):
+            evaluate(ranker, dataset, ks=(1,), beam_size=1, batch_size=4, condition=condition)
+
+
+@pytest.mark.parametrize("measure", [evaluate, against_exact])
+def test_targets_are_asked_for_in_one_way(dataset, measure):
+    with pytest.raises(SemidError, match="`own` asks for each target by what it is and `condition` for something else"):
+        measure(Told(dataset.item_ids), dataset, beam_size=1, own=("group",), condition={"group": "9"})
 
 
 def test_all_that_takes_time_says_how_far_it_is(dataset, caplog, monkeypatch):

@@ -35,7 +35,15 @@ from semid.graphs import ItemGraph
 from semid.joint import joint_program
 from semid.recommender import Condition, Recommender, Sampling, export_program
 from semid.training import OptimizerConfig, StepContext, TrainingConfig, make_mesh
-from seq_models import DenseConfig, EncoderDecoderConfig, FlatDecoderConfig, HybridConfig, Layout, RQTransformerConfig
+from seq_models import (
+    Conditions,
+    DenseConfig,
+    EncoderDecoderConfig,
+    FlatDecoderConfig,
+    HybridConfig,
+    Layout,
+    RQTransformerConfig,
+)
 from seq_models import TransformerConfig as Stack
 
 ITEMS, STEP = 12, {"look": 1, "buy": 5}
@@ -199,6 +207,7 @@ def test_the_artifact_knows_names_and_words_and_the_catalogue_may_grow(home, mod
         ({"text": "nothing such"}, "the encoder text_lsa knows no word of the text 'nothing such'"),
         ({"brand": "acme boots"}, "a condition has event, group, text, got 'brand'"),
         ([{"event": "buy"}] * 2, "expected one condition, or one for each of 1 histories, got 2"),
+        (Conditions(event=np.array([1, 2])), "expected one condition for each of 1 histories, got 2"),
         (["buy"], r"expected a condition such as \{'event': 'buy'\}, got 'buy'"),
     ],
 )
