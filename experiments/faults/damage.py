@@ -64,7 +64,7 @@ def _tokenizer(folder: Path) -> str:
 def _model(folder: Path) -> str:
     recommender = Recommender.from_pretrained(folder)
     read = (recommender.scorer.params, recommender.scorer.tables, recommender.scorer.trie)
-    popular = recommender.most_popular(1, 10, None)
+    popular = recommender.most_popular(10)
     leaves = {str(n): np.asarray(leaf) for n, leaf in enumerate(jax.tree.leaves((*read, *popular)))}
     return recommender.catalog.digest + _of_arrays(leaves)
 

@@ -122,15 +122,18 @@ class Ranking(NamedTuple):
     def log_probs(
         self, histories: Histories, rows: Int[np.ndarray, " n"], *, conditions: Conditions | None = None
     ) -> Float[np.ndarray, "histories n"]:
-        """Exact log-probabilities of item rows after each history (of popularity, after an empty one)."""
+        """Exact log-probabilities of item rows after each history (of popularity, after an empty one), -inf of removed
+        items."""
         scores = np.empty((len(histories), len(rows)), np.float32)
         width = min(len(rows), _PAIRS) or 1
-        for index, requests in self._requests(histories, self._batch_size(_PAIRS // width), conditions=conditions):
+        size = self._batch_size(min(_PAIRS // width, _BATCH))
+        for index, requests in self._requests(histories, size, conditions=conditions):
             for start in range(0, len(rows), width):
                 block = np.resize(rows[start : start + width], width)  # one shape; what repeats is cut off again
                 values = np.asarray(self.scorer.log_probs(requests, jax.device_put(block)))
                 kept = slice(start, min(start + width, len(rows)))
                 scores[index, kept] = values[: len(index), : kept.stop - kept.start]
+        scores[:, ~self.catalog.active[rows]] = -np.inf
         for user in self._with_older(histories):
             scores[user, np.isin(rows, histories[user])] = -np.inf
         scores[histories.lengths == 0] = self._popularity()[rows]

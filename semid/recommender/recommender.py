@@ -41,7 +41,6 @@ from semid.recommender.spec import ModelSpec
 from semid.recommender.versions import build_trie
 from semid.training import named_leaves
 from seq_models import (
-    Boosts,
     Capacity,
     Conditions,
     DenseConfig,
@@ -382,7 +381,7 @@ class Recommender:
                 capacity_factor=self._capacity_factor,
             )
             rows = None if self._capacity is None else trie.num_items
-        if rows is not None and active is None:
+        if self._capacity_factor is not None and active is None:
             active = catalog.active  # the same programs with and without removed items
         tables = self.items.tables(catalog, active=active, rows=rows)
         softmax_over, mixture = self.spec.normalization, self._mixture(len(tables.codes))
@@ -633,7 +632,8 @@ class Recommender:
     ) -> Float[np.ndarray, "histories n"]:
         """Exact log-probabilities of item rows after each history (of popularity, after an empty one).
 
-        -inf of items that the search leaves out: where nothing repeats, all of a history, however long.
+        -inf of items that the search leaves out: those removed and, where nothing repeats, all of a history, however
+        long.
         """
         return self._ranking(graph_weight).log_probs(
             histories, rows, conditions=self._conditions(condition, len(histories))
@@ -646,11 +646,10 @@ class Recommender:
         conditions = self._conditions(condition, len(histories))
         return self._ranking(graph_weight).catalog_log_probs(histories, conditions=conditions)
 
-    def most_popular(
-        self, n: int, k: int, allowed: Bool[np.ndarray, "masks items"] | None, boosts: Boosts | None = None
-    ) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
-        """The items most popular in training, of those allowed: what is recommended to who has no history."""
-        return self._ranking(None).most_popular(n, k, allowed, boosts)
+    def most_popular(self, k: int) -> tuple[Int[np.ndarray, " k"], Float[np.ndarray, " k"]]:
+        """The items most popular in training, and their scores: what is recommended to who has no history."""
+        rows, scores = self._ranking(None).most_popular(1, k, None)
+        return rows[0], scores[0]
 
     def _ranking(self, graph_weight: float | None) -> Ranking:
         """Rankings and scores of item rows, by another weight of the graph if one is given."""

@@ -74,8 +74,11 @@ class Scorer:
     def catalog_log_probs(self, requests: RequestBatch) -> Float[Array, "b items"]:
         """Exact log-probabilities of all items."""
         arrays = (self.params, self.tables, self.trie, requests, self.mixture)
-        blocks = self.model.leaf_blocks(self.trie)
-        return _catalog_log_probs(self.graph, *arrays, blocks=blocks, softmax_over=self.softmax_over)
+        return _catalog_log_probs(self.graph, *arrays, blocks=self._leaf_blocks, softmax_over=self.softmax_over)
+
+    @functools.cached_property
+    def _leaf_blocks(self) -> LeafBlocks | None:
+        return self.model.leaf_blocks(self.trie)
 
 
 def _split(model: ItemModel) -> tuple[Any, Any]:

@@ -78,7 +78,7 @@ def as_program(recommender: Recommender, *, k: int, beam_size: int) -> tuple[dic
     scorer = recommender.scorer
     fields = _arrays(scorer)
     names, structure = list(named_leaves(fields)), jax.tree.structure(fields)
-    rows, scores = (jnp.asarray(values[0]) for values in recommender.most_popular(1, k, None))
+    rows, scores = (jnp.asarray(values) for values in recommender.most_popular(k))
     popular = {"popular/rows": rows.astype(jnp.int32), "popular/scores": scores}
 
     def program(

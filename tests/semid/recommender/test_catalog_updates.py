@@ -13,7 +13,7 @@ from semid.catalog.changes import ChangeKind
 from semid.catalog.versions import commit, current
 from semid.data import Histories, Standardizer
 from semid.errors import SemidError
-from semid.recommender import ItemData, ModelSpec, Recommender, scorers
+from semid.recommender import ItemData, ModelSpec, Recommender, Scorer, ranking, scorers
 from seq_models import (
     DenseConfig,
     HybridConfig,
@@ -106,6 +106,21 @@ def test_what_is_removed_is_not_recommended_and_what_is_left_all_is(model):
     assert "i2" in _answers(model.with_catalog(_catalog(LATER), vectors=RAW[ITEMS:])).item_ids[0]  # control
     gone = updated.catalog_log_probs(Histories.from_lists([[1, 2], [17], [], [3]]))[:, GONE]
     np.testing.assert_array_equal(gone, -np.inf)
+
+
+def test_removed_items_have_no_score_and_histories_are_scored_in_batches(model, monkeypatch):
+    sizes = []
+
+    def even(scorer: Scorer, requests, rows) -> np.ndarray:
+        sizes.append(len(requests.history))
+        return np.zeros((len(requests.history), len(rows)), np.float32)
+
+    monkeypatch.setattr(Scorer, "log_probs", even)
+    monkeypatch.setattr(ranking, "_BATCH", 2)
+    updated = model.with_catalog(_catalog(LATER, GONE), vectors=RAW[ITEMS:])
+    scores = updated.score([["i1"], ["i2"], ["i3"]], ["i17", "i5", "i2"])
+    np.testing.assert_array_equal(scores, [[-np.inf, 0, -np.inf]] * 3)
+    assert sizes == [2, 1]
 
 
 def test_a_history_that_holds_a_removed_item_is_read(model):
@@ -239,8 +254,10 @@ def test_a_model_that_knows_items_by_row_does_not_gain_any(config):
 
 
 def test_a_dense_model_does_not_recommend_what_is_removed():
-    model = _make(DenseConfig(backbone=BACKBONE), _catalog(ITEMS), width=0)
-    before, after = (_answers(m).item_ids for m in (model, model.with_catalog(_catalog(ITEMS, (2,)))))
+    model = _make(DenseConfig(backbone=BACKBONE), _catalog(ITEMS), width=0, capacity_factor=1.0)
+    before, programs = _answers(model).item_ids, _programs()
+    after = _answers(model.with_catalog(_catalog(ITEMS, (2,)))).item_ids
+    assert _programs() == programs
     assert [len(ids) for ids in before] == [ITEMS] * len(HISTORIES)
     assert after == [[item for item in ids if item != "i2"] for ids in before]
 

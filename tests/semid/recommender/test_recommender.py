@@ -82,15 +82,16 @@ def _brute_force(scores: np.ndarray, k: int, *, without: tuple[str, ...] = ()) -
 
 def test_histories_without_items_share_a_list_and_masks_and_draws_are_ranked_in_blocks(model, monkeypatch):
     masks, draw = np.random.default_rng(0).random((3, ITEMS)) < 0.5, Sampling().noise
-    one_by_one = [model.most_popular(1, K, mask[None]) for mask in masks]
-    drawn = [model._ranking(None).most_popular(1, K, None, noise=draw(np.array([user]))) for user in range(3)]
+    ranking_of = model._ranking(None)
+    one_by_one = [ranking_of.most_popular(1, K, mask[None]) for mask in masks]
+    drawn = [ranking_of.most_popular(1, K, None, noise=draw(np.array([user]))) for user in range(3)]
     monkeypatch.setattr("semid.recommender.ranking._SCORES", ITEMS)
     for allowed in (None, masks[:1]):
-        shared = model.most_popular(3, K, allowed)
+        shared = ranking_of.most_popular(3, K, allowed)
         assert [part.strides[0] for part in shared] == [0, 0]
-        for part, of_one in zip(shared, model.most_popular(1, K, allowed), strict=True):
+        for part, of_one in zip(shared, ranking_of.most_popular(1, K, allowed), strict=True):
             np.testing.assert_array_equal(part, np.repeat(of_one, 3, axis=0))
-    in_blocks = model.most_popular(3, K, masks), model._ranking(None).most_popular(3, K, None, noise=draw(np.arange(3)))
+    in_blocks = ranking_of.most_popular(3, K, masks), ranking_of.most_popular(3, K, None, noise=draw(np.arange(3)))
     for found, expected in zip(in_blocks, (one_by_one, drawn), strict=True):
         for part, parts in zip(found, zip(*expected, strict=True), strict=True):
             np.testing.assert_array_equal(part, np.concatenate(parts))
@@ -111,7 +112,10 @@ def test_the_whole_catalogue_is_scored_as_its_items_are(model, monkeypatch):
     histories = Histories.from_lists([[1, 2, 3], [], *([row] for row in range(5))])
     monkeypatch.setattr(ranking, "_USERS", 4)
     monkeypatch.setattr(codes, "_LEAVES", 7)  # blocks of both, the last ones short
+    model, calls, blocks = model.with_model(model.model), [], type(model.model).leaf_blocks
+    monkeypatch.setattr(type(model.model), "leaf_blocks", lambda *args: calls.append(args) or blocks(*args))
     found = model.catalog_log_probs(histories)
+    assert len(calls) == 1  # for two batches
     np.testing.assert_allclose(found, model.log_probs(histories, np.arange(ITEMS)), atol=1e-5)
     assert (found.argsort(axis=1) != found[0].argsort()).any()  # control
 
