@@ -301,7 +301,7 @@ def metrics_table(rows: Sequence[dict], ks: Sequence[int]) -> Table:
     shown |= {"MRR": "mrr", f"cover@{max(ks)}": f"coverage@{max(ks)}", "valid": "valid"}
     table = Table("model", *shown, box=box.SIMPLE)  # so that eight columns fit 80 characters
     for row in rows:
-        table.add_row(str(row["model"]), *(f"{row[name]:.4f}" for name in shown.values()))
+        table.add_row(str(row["model"]), *(f"{row[name]:.4f}" if name in row else "" for name in shown.values()))
     return table
 
 

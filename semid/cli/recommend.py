@@ -148,7 +148,9 @@ class Recommend:
         given = {} if self.boosts is None else read_boosts(self.boosts, columns=columns)
         if self.boosts is not None:
             self._mask_of(recommender, list(given), self.boosts)
-        return {**given, **by_name(self.boost, "--boost", _boost)}
+        named = by_name(self.boost, "--boost", _boost)
+        self._mask_of(recommender, list(named), "--boost")
+        return {**given, **named}
 
     def _mask(self, recommender: Recommender, file: str | Path) -> Bool[np.ndarray, " items"]:
         """The items that a file lists. Raises SemidError naming the file where an id is unknown."""

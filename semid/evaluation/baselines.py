@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -12,6 +12,8 @@ from jaxtyping import Bool, Int
 from semid.data import Histories, as_masks
 from semid.evaluation.metrics import in_history, repeated
 
+# Candidates of histories with masks of their own that are held at once.
+_CANDIDATES = 1 << 22
 Allowed = Bool[np.ndarray, " items"] | Bool[np.ndarray, "n items"] | None
 
 
@@ -33,10 +35,16 @@ class Popularity:
         self, histories: Histories, *, k: int, exclude_seen: bool = False, allowed: Allowed = None
     ) -> Int[np.ndarray, "n k"]:
         """The `k` most popular item rows for each history, -1 where there are fewer; `allowed` is as in `evaluate`."""
-        left_out = _LeftOut.of(histories, len(self.order), exclude_seen, allowed)
-        popular = self.order[: k + left_out.most]
-        candidates = np.broadcast_to(popular, (len(histories), len(popular)))
-        return _first_wanted(candidates, left_out.among(candidates), k)
+        return _rank(self, histories, k, exclude_seen, allowed)
+
+    def _only(self, allowed: Bool[np.ndarray, " items"]) -> Popularity:
+        """The same of these items alone."""
+        return replace(self, order=self.order[allowed[self.order]])
+
+    def _candidates(self, histories: Histories, reach: int) -> Int[np.ndarray, "n m"]:
+        """The first `reach` items, best first."""
+        popular = self.order[:reach]
+        return np.broadcast_to(popular, (len(histories), len(popular)))
 
 
 @dataclass(frozen=True)
@@ -71,13 +79,19 @@ class Bigram:
         self, histories: Histories, *, k: int, exclude_seen: bool = False, allowed: Allowed = None
     ) -> Int[np.ndarray, "n k"]:
         """The `k` best item rows for each history, -1 where there are fewer; `allowed` is as in `evaluate`."""
-        left_out = _LeftOut.of(histories, len(self.order), exclude_seen, allowed)
-        reach = k + left_out.most
-        following = self._following(histories, reach)
+        return _rank(self, histories, k, exclude_seen, allowed)
+
+    def _only(self, allowed: Bool[np.ndarray, " items"]) -> Bigram:
+        """The same of these items alone."""
+        order, kept = self.order[allowed[self.order]], allowed[self.successors]
+        bounds = np.concatenate([[0], np.cumsum(kept)])[self.bounds]
+        return replace(self, order=order, successors=self.successors[kept], bounds=bounds)
+
+    def _candidates(self, histories: Histories, reach: int) -> Int[np.ndarray, "n m"]:
+        """The first `reach` items that followed and the first that are popular, best first, with repeats and -1."""
         popular = self.order[:reach]
-        candidates = np.hstack([following, np.broadcast_to(popular, (len(histories), len(popular)))])
-        unwanted = repeated(candidates) | (candidates < 0) | left_out.among(candidates)
-        return _first_wanted(candidates, unwanted, k)
+        following = self._following(histories, reach)
+        return np.hstack([following, np.broadcast_to(popular, (len(histories), len(popular)))])
 
     def _following(self, histories: Histories, reach: int) -> Int[np.ndarray, "n m"]:
         """The first `reach` successors of each history's last item, -1 where there are fewer."""
@@ -97,28 +111,31 @@ def _by_popularity(train: Histories, num_items: int) -> Int[np.ndarray, " items"
     return np.argsort(-counts, kind="stable").astype(np.int32)
 
 
-@dataclass(frozen=True)
-class _LeftOut:
-    """Items that may not be recommended to each history."""
-
-    seen: Histories | None
-    masks: Bool[np.ndarray, "masks items"] | None
-
-    @classmethod
-    def of(cls, histories: Histories, num_items: int, exclude_seen: bool, allowed: Allowed) -> _LeftOut:
-        many = len(histories)
-        masks = None if allowed is None else as_masks(allowed, num_items=num_items, num_histories=many)
-        return cls(histories if exclude_seen else None, masks)
-
-    @property
-    def most(self) -> int:
-        """Most of them for one history: so many more candidates leave enough."""
-        seen = 0 if self.seen is None else int(self.seen.lengths.max(initial=0))
-        return seen + (0 if self.masks is None else int((~self.masks).sum(axis=1).max(initial=0)))
-
-    def among(self, candidates: Int[np.ndarray, "n m"]) -> Bool[np.ndarray, "n m"]:
-        unwanted = np.zeros(candidates.shape, bool) if self.seen is None else in_history(candidates, self.seen)
-        return unwanted if self.masks is None else unwanted | ~np.take_along_axis(self.masks, candidates, axis=1)
+def _rank(
+    model: Popularity | Bigram, histories: Histories, k: int, exclude_seen: bool, allowed: Allowed
+) -> Int[np.ndarray, "n k"]:
+    """The first `k` candidates of each history that are wanted. A mask for all is taken off the candidates, one for
+    each needs so many more of them: few histories at once."""
+    num_items = len(model.item_ids)
+    masks = None if allowed is None else as_masks(allowed, num_items=num_items, num_histories=len(histories))
+    if masks is not None and len(masks) == 1:
+        model, masks = model._only(masks[0]), None
+    size = max(len(histories) if masks is None else _CANDIDATES // num_items, 1)
+    ranked = np.full((len(histories), k), -1, np.int32)
+    for start in range(0, len(histories), size):
+        block = slice(start, start + size)
+        some = histories.take(block)
+        reach = k + (int(some.lengths.max(initial=0)) if exclude_seen else 0)
+        if masks is not None:
+            reach += int((~masks[block]).sum(axis=1).max(initial=0))
+        candidates = model._candidates(some, reach)
+        unwanted = repeated(candidates) | (candidates < 0)
+        if exclude_seen:
+            unwanted |= in_history(candidates, some)
+        if masks is not None:
+            unwanted |= ~np.take_along_axis(masks[block], candidates, axis=1)
+        ranked[block] = _first_wanted(candidates, unwanted, k)
+    return ranked
 
 
 def _first_wanted(

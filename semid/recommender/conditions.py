@@ -79,6 +79,11 @@ class ConditionSpec:
         )
 
     @property
+    def reads_events(self) -> bool:
+        """The model reads the events of the history's items: as inputs, or as conditions that are added to these."""
+        return self.event_inputs or (self.on_event and not self.film)
+
+    @property
     def reads_times(self) -> bool:
         """The model reads the times of the history's items."""
         return self.time_inputs or self.time_bias

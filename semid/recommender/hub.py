@@ -22,11 +22,12 @@ def upload(
     if importlib.util.find_spec("huggingface_hub") is None:
         raise SemidError("the Hugging Face hub needs an extra; pip install 'semid[hub]'")
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError  # of the HTTP client: without a network
 
     api = HfApi(token=token)
     try:
         made = api.create_repo(repo_id, private=private, exist_ok=True)
         commit = api.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message=message, revision=revision)
-    except (OSError, ValueError) as error:
+    except (HTTPError, OSError, ValueError) as error:
         raise SemidError(f"{repo_id}: not uploaded ({first_line(error)})") from None
     return str(commit.commit_url)

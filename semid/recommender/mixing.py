@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 import jax
@@ -46,6 +47,8 @@ def build_mixture(graph: ItemGraph | None, *, weight: float, repeat_factor: floa
 def build_boosts(boosts: Mapping[Id, float], catalog: SemanticCatalog, *, skip_unknown: bool) -> Boosts:
     """Factors of item ids, for all requests alike, in few shapes. Raises SemidError for unknown ids and bad factors."""
     ids = as_ids(boosts)
+    if again := next((item for item, times in Counter(ids.to_pylist()).items() if times > 1), None):
+        raise SemidError(f"boosts: item {again!r} is given twice, as text and as a number; keep one of the two")
     try:
         factors = np.asarray(list(boosts.values()), np.float32)
     except (TypeError, ValueError) as error:

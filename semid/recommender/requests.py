@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import jax
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 from semid.catalog import SemanticCatalog
 from semid.data import Histories, Id, as_ids
@@ -35,9 +35,9 @@ def read_histories(
     seconds = None if times is None else _seconds(times, known, conditions)
     if events is None:
         return Histories.from_lists(rows, times=seconds)
-    if conditions is None or not conditions.events:
+    if conditions is None or not conditions.reads_events:
         raise SemidError("the model reads no events; leave them out, or train one with --event-inputs")
-    names = list(events)
+    names = [_event_names(of, index) for index, of in enumerate(events)]
     if (given := [len(of) for of in names]) != (wanted := [len(of) for of in known]):
         raise SemidError(f"expected an event for each item of the histories, {wanted[:9]}, got {given[:9]}")
     codes = [conditions.event_codes(of, where=f"history {index}") for index, of in enumerate(names)]
@@ -48,16 +48,33 @@ def read_histories(
 def _seconds(
     times: Iterable[Sequence[float]], known: Sequence[Bool[np.ndarray, " _"]], conditions: ConditionSpec | None
 ) -> list[Int[np.ndarray, " _"]]:
-    """Seconds of the known items. Raises SemidError for a model that reads none, and where some are missing."""
+    """Seconds of the known items. Raises SemidError for a model that reads none, for what is no list of numbers in
+    order, and where some are missing."""
     if conditions is None or not conditions.reads_times:
         raise SemidError("the model reads no times; leave them out, or train one with --time-inputs or --time-bias")
-    seconds = [np.asarray(of, np.float64) for of in times]
+    seconds = [_numbers(of, index) for index, of in enumerate(times)]
     if (given := [of.size for of in seconds]) != (wanted := [len(of) for of in known]):
         raise SemidError(f"expected a time for each item of the histories, {wanted[:9]}, got {given[:9]}")
-    for index, of in enumerate(seconds):
-        if not np.isfinite(of).all() or (np.diff(of) < 0).any():
-            raise SemidError(f"history {index}: expected times in seconds, none before the last, got {of.tolist()}")
     return [of[there].astype(np.int64) for of, there in zip(seconds, known, strict=True)]
+
+
+def _numbers(times: Sequence[float], index: int) -> Float[np.ndarray, " _"]:
+    try:
+        numbers = np.asarray(times)
+    except ValueError:  # lists of several lengths
+        numbers = np.empty((), object)
+    if numbers.ndim == 1 and numbers.dtype.kind in "iuf":
+        seconds = numbers.astype(np.float64)
+        if (np.abs(seconds) < 2.0**63).all() and not (np.diff(seconds) < 0).any():
+            return seconds
+    got = f"{str(times)[:80]} ({numbers.dtype})"
+    raise SemidError(f"history {index}: expected times in seconds, a list of numbers, none before the last, got {got}")
+
+
+def _event_names(events: Sequence[str | None], index: int) -> list[str | None]:
+    if isinstance(events, str) or not isinstance(events, Iterable):
+        raise SemidError(f"history {index}: expected a list of events, None for an unknown one, got {events!r}")
+    return list(events)
 
 
 def _known_rows(

@@ -47,6 +47,8 @@ def export_program(
       batch: `history` int32 [batch, max_history] holds item rows, oldest first, the latest `max_history` of them, from
       the left on; `lengths` int32 [batch] says how many. Rows int32 [batch, k] are best first, -1 where there are
       fewer, scores float32 [batch, k] their log-probabilities (-inf). For length 0: the most popular of training.
+      Where nothing repeats (`leaves_out_history` in `program.json`), the items of `history` are left out, while
+      `recommend` leaves out those before them too: drop these, and choose a `k` that allows for it.
       Where the model knows conditions, a fourth argument has them: the dict `conditions` of `events` int32
       [batch, max_history] and, as it knows them, `event`, `group` int32 [batch] and `text` float32 [batch, width],
       numbered from 1 by the names in `program.json`, zeros for any;
@@ -150,6 +152,7 @@ def _facts(recommender: Recommender, exported: export.Exported, folder: Path) ->
         "model": type(recommender.model).__name__,
         "items": len(recommender.item_ids),
         "max_history": spec.max_history,
+        "leaves_out_history": not recommender.repeats,
         "inputs": {
             "arrays": "arrays.safetensors",
             "history": {"dtype": "int32", "shape": ["batch", spec.max_history]},
@@ -220,8 +223,14 @@ def recommend(histories):
         for name, given in settings["inputs"].get("conditions", {}).items()
     }
     fourth = [conditions] if "conditions" in settings["inputs"] else []
-    rows, scores = program(arrays, history, lengths, *fourth)
-    return [[item_ids[row] for row in best if row >= 0] for best in np.asarray(rows)], np.asarray(scores)
+    rows, scores = map(np.array, program(arrays, history, lengths, *fourth))
+    if settings.get("leaves_out_history"):  # the program has left out the latest items, but knows no earlier ones
+        for user, items in enumerate(histories):
+            scores[user, np.isin(rows[user], [row_of[item_id] for item_id in items])] = -np.inf
+        order = np.argsort(-scores, axis=1, kind="stable")
+        rows, scores = (np.take_along_axis(found, order, axis=1) for found in (rows, scores))
+    rows = np.where(scores > -np.inf, rows, -1)
+    return [[item_ids[row] for row in best if row >= 0] for best in rows], scores
 '''
 
 _README = f"""# A recommender as a StableHLO program
@@ -240,6 +249,9 @@ A model that knows conditions takes a fourth argument, `program(arrays, history,
 names, shapes and types of `inputs.conditions` in `program.json`, zeros where nothing is asked for and where an event of
 the history is not known; `times`, where there are any, are seconds since the history's first item, -1 where they are
 not known and behind the history; `inputs.condition_names` has the events and groups that are numbered from 1.
+
+Where `program.json` says `leaves_out_history`, the program recommends none of the items that it reads, the latest
+`max_history`; the lines above drop earlier ones from its k items, so that lists of longer histories may be shorter.
 
 The program is compiled once for every batch size that it meets: fill batches up to a few sizes. `program.json` has the
 shapes, `item_ids.parquet` the item of each row, `manifest.json` the sha256 of every file.

@@ -268,14 +268,16 @@ def test_boosts_are_options_or_a_table_and_the_option_counts_more(monkeypatch, c
         ("item_id,boost\na,1\nb,\n", "--boosts {t}", "{t}: row 2, column 'boost': expected a finite number of 0"),
         ("item_id,boost\na,1\na,2\n", "--boosts {t}", "{t}: row 2, column 'item_id': 'a' is given twice"),
         ("item_id,weight\na,1\n", "--boosts {t}", "{t}: column 'boost': missing; found item_id, weight; rename one"),
+        ("", "--boost zz=0", "--boost: item id 'zz'"),
         ("item_id,boost\nzz,1\n", "--boosts {t}", "{t}: item id 'zz'"),
     ):
         table.write_text(content)
         with pytest.raises(SystemExit):
             main(f"{line} {options.format(t=table)}".split())
         assert said.format(t=table) in capsys.readouterr().err
-    main(f"{line} --boosts {table} --skip-unknown".split())
-    assert "dropped 1 unknown of 1 items" in capsys.readouterr().out
+    main(f"{line} --boosts {table} --boost zz=0 --skip-unknown".split())
+    said = capsys.readouterr().out
+    assert all(f"dropped 1 unknown of 1 items of {of}" in said.replace("\n", "") for of in (table, "--boost"))
 
 
 def test_compiled_programs_are_kept_in_the_users_cache(monkeypatch, tmp_path):

@@ -18,7 +18,7 @@ from quantizers import OverusedGumbel, Schedule
 from semid import artifacts
 from semid.catalog import SemanticCatalog, read_tokens
 from semid.cli import main
-from semid.cli.evaluate import hints
+from semid.cli.evaluate import hints, metrics_table
 from semid.cli.tokenize import Tokenize
 from semid.cli.verbosity import LOGGER, log_lines
 from semid.config import choices
@@ -189,6 +189,11 @@ def test_models_below_the_baselines_are_told_what_to_try():
     assert hints([{"model": "m", "ndcg@3": 0.1}, {"model": "popularity", "ndcg@3": 0.2}], (1, 3))[0].startswith(
         "m: NDCG@3"
     )
+
+
+def test_a_figure_of_no_example_is_an_empty_cell():
+    row = {"model": "m", "recall@3": 0.5, "ndcg@3": 0.5, "mrr": 0.25, "coverage@3": 0.0}  # no item was asked for
+    assert [list(column.cells) for column in metrics_table([row], (3,)).columns[-3:]] == [["0.2500"], ["0.0000"], [""]]
 
 
 def test_a_model_of_the_hub_is_named_like_a_folder(home, tmp_path, capsys, monkeypatch):

@@ -1,5 +1,6 @@
 """Popularity and bigram against a plain recount in dictionaries."""
 
+import importlib
 import itertools
 from collections import Counter
 
@@ -11,6 +12,7 @@ from semid.data import Histories
 from semid.evaluation import Bigram, Popularity
 
 ITEMS = 12
+baselines = importlib.import_module("semid.evaluation.baselines")  # the package has a function of that name
 IDS = pa.array([f"i{row}" for row in range(ITEMS)])
 
 
@@ -30,7 +32,8 @@ def _recount(train: list[list[int]], history: list[int], *, use_bigrams: bool) -
 @pytest.mark.parametrize("masks", [None, 1, 42])
 @pytest.mark.parametrize("k", [1, 4, ITEMS + 3])
 @pytest.mark.parametrize("model", [Popularity, Bigram])
-def test_ranking_equals_a_recount(model, k, masks, exclude_seen):
+def test_ranking_equals_a_recount(model, k, masks, exclude_seen, monkeypatch):
+    monkeypatch.setattr(baselines, "_CANDIDATES", 5 * ITEMS)
     rng = np.random.default_rng(k)
     train, queries = _lists(rng, 15), [*_lists(rng, 40), [], [ITEMS - 1]]
     allowed = np.ones((1, ITEMS), bool) if masks is None else rng.random((masks, ITEMS)) < 0.6
@@ -44,6 +47,19 @@ def test_ranking_equals_a_recount(model, k, masks, exclude_seen):
         order = _recount(train, history, use_bigrams=model is Bigram)
         expected = [item for item in order if mask[item] and not (exclude_seen and item in history)][:k]
         assert got == expected + [-1] * (k - len(expected)), history
+
+
+@pytest.mark.parametrize("model", [Popularity, Bigram])
+@pytest.mark.parametrize("shared", [True, False])
+def test_masks_hold_few_candidates(model, shared, monkeypatch):
+    held, choose = [], baselines._first_wanted
+    monkeypatch.setattr(baselines, "_first_wanted", lambda *args: held.append(args[0].shape) or choose(*args))
+    monkeypatch.setattr(baselines, "_CANDIDATES", 2 * ITEMS)
+    fitted, queries = model.fit(Histories.from_lists([[0, 1]]), IDS), Histories.from_lists([[2]] * 5)
+    mask = np.arange(ITEMS) >= ITEMS - 3
+    ranked = fitted.rank(queries, k=2, allowed=mask if shared else np.tile(mask, (5, 1)))
+    assert ranked.tolist() == [[ITEMS - 3, ITEMS - 2]] * 5
+    assert held == ([(5, 2)] if shared else [(2, 11), (2, 11), (1, 11)])
 
 
 def test_bigrams_do_not_cross_from_one_history_into_the_next():

@@ -33,7 +33,8 @@ from semid.generators.calibration import fitted_biases
 from semid.generators.training import _tables, _untrained
 from semid.graphs import ItemGraph
 from semid.joint import joint_program
-from semid.recommender import Condition, Recommender, Sampling, export_program
+from semid.recommender import Condition, ConditionSpec, Recommender, Sampling, export_program
+from semid.recommender.requests import read_histories
 from semid.training import OptimizerConfig, StepContext, TrainingConfig, make_mesh
 from seq_models import (
     Conditions,
@@ -219,6 +220,9 @@ def test_unknown_conditions_are_refused(model, asked, said):
 def test_unknown_events_and_other_lengths_are_refused(model):
     with pytest.raises(SemidError, match=r"history 0: unknown event 'lok'; did you mean 'look'\?"):
         model.recommend([HISTORY], events=[["look", "lok", None]])
+    for events in (None, "buy", 5):
+        with pytest.raises(SemidError, match=rf"history 0: expected a list of events, .*got {events!r}$"):
+            model.recommend([HISTORY], events=[events])
     with pytest.raises(SemidError, match=r"expected an event for each item of the histories, \[3\], got \[2\]"):
         model.recommend([HISTORY], events=[DONE[:2]])
     dropped = model.recommend([["i0", "gone", "i1", "i6"]], events=[["look", "buy", "look", "buy"]], skip_unknown=True)
@@ -226,6 +230,26 @@ def test_unknown_events_and_other_lengths_are_refused(model):
     histories = dataclasses.replace(model._histories([HISTORY], False), events=np.array([1, 2, 3], np.int32))
     with pytest.raises(SemidError, match=r"expected events of histories from 0 \(unknown\) to 2, the model's, got 3"):
         model.rank(histories, k=1, exclude_seen=False)
+
+
+@pytest.mark.parametrize(
+    ("read", "reads"),
+    [
+        ({"event_inputs": True}, True),
+        ({"on_event": True}, True),
+        ({"on_event": True, "film": True}, False),
+        ({"event_head": True}, False),
+    ],
+    ids=str,
+)
+def test_events_of_histories_are_for_models_that_read_them(model, read, reads):
+    spec = ConditionSpec(("buy", "look"), **read)
+    options = {"conditions": spec, "skip_unknown": False, "events": [DONE]}
+    if reads:
+        assert read_histories([HISTORY], model.catalog, **options).events.tolist() == [2, 2, 1]
+    else:
+        with pytest.raises(SemidError, match="the model reads no events; leave them out"):
+            read_histories([HISTORY], model.catalog, **options)
 
 
 def test_a_model_trained_without_conditions_is_as_ever_and_cannot_be_asked(dataset, tmp_path):

@@ -119,8 +119,11 @@ def test_evaluation_reads_the_dataset_s_times(model, dataset):
 def test_what_cannot_be_read_is_refused(model, dataset):
     with pytest.raises(SemidError, match="a time for each item"):
         model.recommend([HISTORY], times=[[1, 2]])
-    with pytest.raises(SemidError, match="history 0: expected times in seconds"):
-        model.recommend([HISTORY], times=[[3, 2, 1]])
+    dates = np.array(["2024-01-01", "2024-01-02", "2024-01-03"], "datetime64[ns]")
+    for times in ([3, 2, 1], dates, dates.astype("datetime64[s]").tolist(), [["a"]], [[1], [2, 3]], ["1", "2", "3"],
+                  [1, 2, 1e19], [1, 2, None], None):  # fmt: skip
+        with pytest.raises(SemidError, match="history 0: expected times in seconds, a list of numbers"):
+            model.recommend([HISTORY], times=[times])
     with pytest.raises(SemidError, match="has positions and no times"):
         READ.fit(circle("position"))
     none = dataclasses.replace(model.spec, conditions=None)

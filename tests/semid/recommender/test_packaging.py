@@ -420,9 +420,10 @@ def test_pushing_uploads_what_saving_writes(recommender, home, monkeypatch):
     assert calls["repo"] == ("org/name", {"private": True, "exist_ok": True})
     assert calls["upload"] == {"repo_id": "org/name", "commit_message": "First", "revision": "next"}
     assert set(calls["files"]) == (FILES | {"metrics.json"}) - {"manifest.json"}
-    monkeypatch.setattr(Api, "upload_folder", lambda self, **_: (_ for _ in ()).throw(OSError("403\nForbidden")))
-    with pytest.raises(SemidError, match=r"org/name: not uploaded \(403\)$"):
-        recommender.push_to_hub("org/name")
+    for error in (OSError("403\nForbidden"), huggingface_hub.errors.HTTPError("403\nno network")):
+        monkeypatch.setattr(Api, "upload_folder", lambda self, error=error, **_: (_ for _ in ()).throw(error))
+        with pytest.raises(SemidError, match=r"org/name: not uploaded \(403\)$"):
+            recommender.push_to_hub("org/name")
 
 
 def test_a_repository_is_downloaded_where_there_is_no_such_folder(folder, recommender, tmp_path, monkeypatch):

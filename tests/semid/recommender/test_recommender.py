@@ -534,6 +534,7 @@ def test_boosts_multiply_probabilities_and_nothing_else(unrepeated):
         ),
         ({"boosts": {"i5": "much"}}, "^expected numbers as boosts"),
         ({"boosts": {"x": 2.0}}, "item id 'x'"),
+        ({"boosts": {5: 2.0, "5": 3.0}}, "^boosts: item '5' is given twice, as text and as a number; keep one"),
         ({"graph_weight": 0.5}, r"^a graph_weight of 0\.5 needs an item graph, and the recommender has none$"),
         (
             {"graph_weight": 1.5},

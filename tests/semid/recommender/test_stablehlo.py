@@ -25,7 +25,7 @@ from semid.catalog import SemanticCatalog
 from semid.data import Histories
 from semid.errors import SemidError
 from semid.recommender import ItemData, ModelSpec, Recommender, export_program
-from semid.recommender.stablehlo import LOADER
+from semid.recommender.stablehlo import LOADER, USE
 from semid.training import named_leaves
 from seq_models import (
     DenseConfig,
@@ -164,6 +164,7 @@ def test_the_folder_is_an_artifact_that_says_what_it_holds(codes):
     assert facts["sha256"] == {name: manifest.files[name] for name in data}
     assert facts["catalog"] == recommender.catalog.digest
     assert (facts["k"], facts["max_history"], facts["platforms"]) == (K, LENGTH, ["cpu", "cuda", "tpu"])
+    assert not facts["leaves_out_history"]
     assert pq.read_table(folder / "item_ids.parquet", page_checksum_verification=True)["item_id"].to_pylist() == IDS
     exported = export.deserialize((folder / "program.stablehlo").read_bytes())
     assert exported.platforms == ("cpu", "cuda", "tpu")
@@ -204,6 +205,18 @@ def test_the_documented_lines_load_it_where_semid_cannot_be_imported(codes):
     live = recommender.recommend(histories, k=K, beam_size=BEAM)
     assert ids == live.item_ids
     np.testing.assert_allclose(scores, live.scores, atol=1e-5)
+
+
+@pytest.mark.parametrize("leaves_out", [True, False])
+def test_the_documented_lines_leave_out_what_the_program_does_not_read(leaves_out):
+    """The program answers with the first item of a history of which it reads the last two."""
+    answer = np.tile(np.array([4, 0, 3, -1], np.int32), (2, 1)), np.tile([-1, -2, -3, -np.inf], (2, 1))
+    settings = {"max_history": 2, "leaves_out_history": leaves_out, "inputs": {}}
+    names = {"np": np, "item_ids": IDS, "settings": settings, "arrays": {}, "program": lambda *_: answer}
+    exec(USE, names)
+    ids, scores = names["recommend"]([["i0", "i1", "i2"], []])
+    assert ids == [["i4", "i3"] if leaves_out else ["i4", "i0", "i3"], ["i4", "i0", "i3"]]
+    np.testing.assert_array_equal(scores[0], [-1, -3, -np.inf, -np.inf] if leaves_out else answer[1][0])
 
 
 @pytest.mark.parametrize("name", ["program.stablehlo", "arrays.safetensors", "item_ids.parquet", "program.json"])
