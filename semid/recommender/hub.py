@@ -22,7 +22,7 @@ def upload(
     if importlib.util.find_spec("huggingface_hub") is None:
         raise SemidError("the Hugging Face hub needs an extra; pip install 'semid[hub]'")
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HTTPError  # of the HTTP client: without a network
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # the HTTP client's: no network
 
     api = HfApi(token=token)
     try:
