@@ -358,7 +358,8 @@ class Recommender:
 
         def appended(columns: tuple[str, ...], width: int) -> Float[np.ndarray, "new dim"]:
             vectors = appended_vectors(folder, columns, new, version, removed=removed)
-            return vectors if vectors.shape[1] else np.zeros((len(new), width), np.float32)  # none: all are removed
+            unread = removed.all() and vectors.shape[1] != width  # some column has no vectors, of items that are gone
+            return np.zeros((len(new), width), np.float32) if unread else vectors
 
         vectors, near = None, None
         if len(new) and self.spec.num_features and self.spec.columns:

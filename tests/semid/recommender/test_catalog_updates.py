@@ -283,7 +283,7 @@ def test_a_folder_has_all_that_a_model_needs(model, tmp_path):
 def _append(folder, first: int, **columns) -> None:
     """One item, with codes and these vectors."""
     lists = {"codes": CODES, **columns}.items()
-    table = {name: pa.FixedSizeListArray.from_arrays(pa.array(x[first]), 3) for name, x in lists}
+    table = {name: pa.FixedSizeListArray.from_arrays(pa.array(x[first]), x.shape[1]) for name, x in lists}
     commit(folder, current(folder), ChangeKind.APPEND, pa.table({"item_id": IDS[first : first + 1], **table}))
 
 
@@ -331,6 +331,14 @@ def test_an_item_without_the_vectors_that_a_model_reads_can_be_mended(model, tmp
     commit(folder, current(folder), ChangeKind.REMOVE, pa.table({"item_id": [IDS[ITEMS]]}))
     gone = model.with_catalog(_catalog(ITEMS + 1, (ITEMS,)), vectors=np.zeros((1, WIDTH), np.float32))
     _same(model.with_version(folder), gone)
+    columns = {"columns": ("w2", "v")}  # of which the item has the first
+    one, other = (
+        Recommender(m.model, m.catalog, spec=dataclasses.replace(m.spec, **columns), items=m.items)
+        for m in (model, gone)
+    )
+    _append(folder, ITEMS, w2=RAW[:, :2])
+    commit(folder, current(folder), ChangeKind.REMOVE, pa.table({"item_id": [IDS[ITEMS]]}))
+    _same(one.with_version(folder), other)
     _append(folder, ITEMS, v=RAW)
     _same(model.with_version(folder), model.with_catalog(_catalog(ITEMS + 1), vectors=RAW[ITEMS : ITEMS + 1]))
 
