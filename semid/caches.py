@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,16 +27,20 @@ def remove_oldest(
 
     Those that were read at the time `before` or later stay, and those whose names below `folder` are `spared`.
     """
-    files = [(path, path.lstat()) for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
-    total = sum(stat.st_size for _, stat in files)
-    for path, stat in sorted(files, key=lambda file: _last_read(file[1])):
-        if total <= limit or _last_read(stat) >= before:
+    files = []
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # another process renamed or removed it
+            if stat.S_ISREG((found := path.lstat()).st_mode):
+                files.append((path, found))
+    total = sum(found.st_size for _, found in files)
+    for path, found in sorted(files, key=lambda file: _last_read(file[1])):
+        if total <= limit or _last_read(found) >= before:
             break
         if not spared(path.relative_to(folder).as_posix()):
             with contextlib.suppress(OSError):
                 path.unlink()
-                total -= stat.st_size
+                total -= found.st_size
 
 
-def _last_read(stat: os.stat_result) -> float:
-    return max(stat.st_atime, stat.st_mtime)
+def _last_read(found: os.stat_result) -> float:
+    return max(found.st_atime, found.st_mtime)

@@ -21,7 +21,7 @@ from semid.artifacts.files import (
     write_json,
     write_once,
 )
-from semid.artifacts.hub import first_line, is_repository, local_folder
+from semid.artifacts.hub import is_repository, local_folder
 from semid.artifacts.locks import locked
 from semid.artifacts.manifests import (
     MANIFEST,
@@ -34,7 +34,18 @@ from semid.artifacts.manifests import (
     read_manifest,
 )
 from semid.artifacts.places import Place, resolved, try_file, try_folder
-from semid.artifacts.remote import as_url, fetched, local_only, place, refresh, remove, shown, upload, url_of
+from semid.artifacts.remote import (
+    as_url,
+    fetched,
+    first_line,
+    local_only,
+    place,
+    refresh,
+    remove,
+    shown,
+    upload,
+    url_of,
+)
 from semid.artifacts.writing import check_output, fill, is_current, output_folder, write_artifact
 
 __all__ = [

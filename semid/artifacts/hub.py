@@ -6,7 +6,7 @@ import importlib.util
 import re
 from pathlib import Path
 
-from semid.artifacts.remote import fetched
+from semid.artifacts.remote import fetched, first_line
 from semid.errors import SemidError
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -36,8 +36,3 @@ def is_repository(path: str | Path) -> bool:
     if not isinstance(path, str) or not _REPO_ID.fullmatch(path) or Path(path.split("/")[0]).exists():
         return False
     return importlib.util.find_spec("huggingface_hub") is not None
-
-
-def first_line(error: Exception) -> str:
-    """First line of an error's message, or its name."""
-    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -40,6 +40,8 @@ _NO_HOST = "_"
 _WRITING = ".writing-url"
 # Bytes of all copies, and the folder that has a file for each process that reads some.
 LIMIT, _USERS = 32 << 30, ".users"
+# The folder of files that are being downloaded.
+_ARRIVING = ".arriving"
 
 
 def locate(path: str) -> tuple[AbstractFileSystem, str]:
@@ -131,6 +133,9 @@ def refresh(path: Path) -> None:
 def make_room() -> None:
     """Remove copies, those first that were not read for longest, until all take no more than `LIMIT` bytes (none, with
     SEMID_CACHE=off). Copies that a process may be reading stay, and what goes with unfinished work."""
+    for leftover in (_copies() / _ARRIVING).glob(f"*{in_use('arriving', '')}*"):
+        if has_ended(leftover):
+            leftover.unlink(missing_ok=True)
     remove_oldest(_copies(), limit=0 if is_off() else LIMIT, before=_first_use(), spared=_goes_with_work)
 
 
@@ -220,9 +225,9 @@ def _download(fs: AbstractFileSystem, name: str, path: Path, facts: dict[str, An
             os.utime(path, (time.time(), stamp))  # it is in use
             return
     path.parent.mkdir(parents=True, exist_ok=True)
-    arriving = _copies() / ".arriving"  # what a kill leaves there is in nobody's way
+    arriving = _copies() / _ARRIVING
     arriving.mkdir(exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=arriving)
+    descriptor, temporary = tempfile.mkstemp(dir=arriving, suffix=in_use("arriving"))
     os.close(descriptor)
     try:
         fs.get_file(name, temporary)
@@ -329,5 +334,11 @@ def _naming(url: str, done: str) -> Iterator[None]:
     except (SemidError, FileExistsError):
         raise
     except Exception as error:
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise SemidError(f"{url}: cannot be {done} ({reason}); check the URL and your rights to it") from None
+        raise SemidError(
+            f"{url}: cannot be {done} ({first_line(error)}); check the URL and your rights to it"
+        ) from None
+
+
+def first_line(error: BaseException) -> str:
+    """First line of an error's message, or its name."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

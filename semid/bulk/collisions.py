@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import glob
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 from semid import artifacts
 from semid.artifacts import Kind, Manifest, Origin
 from semid.bulk.encoding import REQUEST, TOKENIZER, digest_of
-from semid.catalog import CATALOG_FILE, Collisions, copy_tokenizer_files, file_metadata
+from semid.catalog import CATALOG_FILE, CatalogPath, Collisions, copy_tokenizer_files, file_metadata
 from semid.config import to_dict
 from semid.data import storage
 from semid.errors import SemidError
@@ -27,7 +28,7 @@ _ROWS = 1 << 17  # of a row group
 _TABLE = """
     CREATE TABLE items AS
     SELECT item_id, codes, (row_number() OVER (PARTITION BY codes ORDER BY item_id) - 1)::INTEGER AS number
-    FROM read_parquet($files)
+    FROM read_parquet($files, hive_partitioning = false)
 """
 
 
@@ -53,8 +54,8 @@ def write_catalog(
     another tokenizer, and where the disk or the memory is too small.
     """
     if temp_directory is not None:
-        artifacts.local_only(temp_directory, "DuckDB spills there")
-    out, tokenizer = artifacts.resolved(out), artifacts.fetched(tokenizer)
+        temp_directory = artifacts.local_only(temp_directory, "DuckDB spills there")
+    out, tokenizer = artifacts.resolved(out), CatalogPath.parse(tokenizer).folder
     parent = check_catalog(out, tokenizer=tokenizer, collisions=collisions, memory_limit=memory_limit)
     loaded = SemanticTokenizer.from_pretrained(tokenizer)
     config = to_dict(dataclasses.replace(loaded.config, collisions=collisions))
@@ -84,7 +85,7 @@ def check_catalog(out: str | Path, *, tokenizer: str | Path, collisions: Collisi
         raise SemidError(
             f"collisions {collisions.value!r} needs all vectors at once; for that of files take tie-break or allowed"
         )
-    parent = artifacts.read_artifact(artifacts.fetched(tokenizer), Kind.CATALOG)
+    parent = artifacts.read_artifact(CatalogPath.parse(tokenizer).folder, Kind.CATALOG)
     out = artifacts.check_output(out, kind=Kind.CATALOG)
     if (out / artifacts.MANIFEST).is_file():
         made = artifacts.read_artifact(out, Kind.CATALOG)
@@ -127,16 +128,24 @@ def _fill(database: Any, codes: Sequence[str]) -> None:
     """Make the table of all items. Raises SemidError naming a file that DuckDB alone cannot read."""
     duckdb = _duckdb()
     try:
-        database.execute(_TABLE, {"files": list(codes)})
+        database.execute(_TABLE, {"files": _patterns(codes)})
     except duckdb.OutOfMemoryException:  # of no file
         raise
     except duckdb.Error:
         for path in codes:
             try:
-                database.execute("SELECT bit_xor(hash(item_id, codes)) FROM read_parquet($file)", {"file": path})
+                database.execute(
+                    "SELECT bit_xor(hash(item_id, codes)) FROM read_parquet($files, hive_partitioning = false)",
+                    {"files": _patterns([path])},
+                )
             except duckdb.Error as error:
                 raise SemidError(_damaged(path, error)) from None
         raise
+
+
+def _patterns(codes: Sequence[str]) -> list[str]:
+    """Patterns that match these very files: DuckDB takes names for such."""
+    return [glob.escape(path) for path in codes]
 
 
 @contextlib.contextmanager
@@ -215,7 +224,8 @@ def _distinct(batches: Iterator[pa.RecordBatch], database: Any, codes: Sequence[
 
 
 def _raise_repeated(item_id: str, database: Any, codes: Sequence[str]) -> None:
-    query = "SELECT filename FROM read_parquet($files, filename=true) WHERE item_id = $item ORDER BY filename"
-    found = database.cursor().execute(query, {"files": list(codes), "item": item_id}).fetchall()
+    files = "read_parquet($files, filename = true, hive_partitioning = false)"
+    query = f"SELECT filename FROM {files} WHERE item_id = $item ORDER BY filename"
+    found = database.cursor().execute(query, {"files": _patterns(codes), "item": item_id}).fetchall()
     where = ", ".join(name for (name,) in found[:4])
     raise SemidError(f"item id {item_id!r} appears {len(found)} times, in {where}; keep one of its rows, encode again")

@@ -16,6 +16,7 @@ from jaxtyping import Int
 
 from semid.arrow import to_lists
 from semid.artifacts import sha256_json
+from semid.catalog import file_metadata
 from semid.config import to_dict
 from semid.data import Block, VectorFile, storage
 from semid.errors import SemidError
@@ -109,7 +110,7 @@ def _writing(
     """A function that appends ids and codes to a Parquet file, which stands at `path` once all are written."""
     schema = pa.schema(
         {"item_id": pa.string(), "codes": pa.list_(pa.int32(), len(level_sizes))},
-        metadata={"semid.level_sizes": ",".join(map(str, level_sizes)), "semid.tie_break": "0", **metadata},
+        metadata=file_metadata(level_sizes, tie_break=False, source_columns={}) | metadata,
     )
     held: list[pa.RecordBatch] = []
 

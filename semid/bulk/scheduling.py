@@ -50,8 +50,13 @@ def encode_files(
     files that were encoded since it was called last.
 
     Raises SemidError when all others are done, naming the files that failed, each with its reason: column and row of a
-    missing column or id, of a vector that is not finite or of another width, or an output made from something else.
+    missing column or id, of a vector that is not finite or of another width, or an output made from something else;
+    and before all work for negative `retries` and a `block` of no rows.
     """
+    if retries < 0 or block < 1:
+        raise SemidError(
+            f"expected 0 or more --retries and a block of 1 row or more, got {retries} and {block}; correct them"
+        )
     jobs = _jobs(tokenizer, inputs, out, id_column=id_column, columns=columns, block=block)
     folder = storage.absolute(out)
     with _claimed(folder, jobs):

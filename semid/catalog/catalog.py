@@ -28,6 +28,8 @@ CATALOG_FILE = "catalog.parquet"
 TOKENIZER_FILE = "tokenizer.safetensors"
 TOKENIZER_CONFIG = "tokenizer.config.json"
 _SOURCE_COLUMNS = "semid.source_columns"  # of the metadata of `CATALOG_FILE`
+# Share of the items, one in so many, below which ids are looked up in a dict that is kept.
+_FEW = 64
 
 
 class CatalogPath(NamedTuple):
@@ -189,6 +191,10 @@ class SemanticCatalog:
         return total.hexdigest()
 
     @functools.cached_property
+    def _rows_by_id(self) -> dict[str, int]:
+        return {item: row for row, item in enumerate(self.item_ids.to_pylist())}
+
+    @functools.cached_property
     def _by_codes(self) -> Mapping[tuple[int, ...], np.ndarray]:
         order = np.lexsort(self.codes.T[::-1])
         order = order[self.active[order]]
@@ -224,8 +230,12 @@ class SemanticCatalog:
 
     def find_rows(self, item_ids: Iterable[Id] | pa.Array) -> tuple[Int[np.ndarray, " n"], np.ndarray]:
         """Item rows of external ids, -1 where unknown, and which are known. Raises SemidError for what is no id."""
-        found = pc.index_in(as_ids(item_ids), self.item_ids)
-        rows = found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
+        ids = as_ids(item_ids)
+        if len(ids) * _FEW < len(self):  # Arrow's index is built of all items at each call
+            rows = np.fromiter((self._rows_by_id.get(one, -1) for one in ids.to_pylist()), np.int32, len(ids))
+        else:
+            found = pc.index_in(ids, self.item_ids)
+            rows = found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
         return rows, rows >= 0
 
     def select(self, item_ids: pa.Array) -> SemanticCatalog:

@@ -387,7 +387,7 @@ def column_digest(column: pa.ChunkedArray) -> str:
         total = hashlib.sha256(str([str(column.type.value_type), column.type.list_size]).encode())
         total.update(np.ascontiguousarray(to_matrix(column)).tobytes())
         return total.hexdigest()
-    if pa.types.is_list(column.type):  # a snapshot's vectors, null where an item has none
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):  # a snapshot's, null where there are none
         values = column.combine_chunks()
         lengths = pc.fill_null(pc.list_value_length(values), -1).to_numpy()
         total = hashlib.sha256(str(column.type.value_type).encode() + lengths.astype(np.int64).tobytes())

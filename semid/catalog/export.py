@@ -20,7 +20,7 @@ from jaxtyping import Int
 
 from semid import artifacts
 from semid.arrow import to_lists
-from semid.catalog.catalog import SemanticCatalog, code_tokens, level_name
+from semid.catalog.catalog import SemanticCatalog, code_tokens, file_metadata, level_name
 from semid.data import as_ids, read_text
 from semid.errors import SemidError
 
@@ -105,8 +105,7 @@ def _write_parquet(catalog: SemanticCatalog, file: Path, version: int, digest: s
     """
     metadata = {
         "semid.schema_version": str(SCHEMA_VERSION),
-        "semid.level_sizes": ",".join(map(str, catalog.level_sizes)),
-        "semid.tie_break": str(int(catalog.tie_break)),
+        **file_metadata(catalog.level_sizes, tie_break=catalog.tie_break, source_columns={}),
         "semid.version": str(version),
         "semid.catalog": digest,
     }

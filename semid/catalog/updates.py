@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import functools
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -13,12 +14,13 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 
+from semid import artifacts
 from semid.arrow import to_lists
-from semid.catalog.catalog import SemanticCatalog
+from semid.catalog.catalog import TOKENIZER_FILE, SemanticCatalog
 from semid.catalog.changes import ChangeKind
 from semid.catalog.collisions import Collisions, Residuals, place
 from semid.catalog.versions import Version, commit, open_for_change
-from semid.data import Block, ContentEncoder, Id, VectorFile, as_ids, log_unused, storage
+from semid.data import Block, ContentEncoder, Id, VectorFile, as_ids, as_mapped_table, log_unused, storage
 from semid.errors import SemidError
 
 # Rows that are read at once.
@@ -43,6 +45,7 @@ class Encoder(Protocol):
     def is_residual(self) -> bool: ...
     def encode(self, vectors: Float[np.ndarray, "n dim"]) -> Int[np.ndarray, "n level"]: ...
     def last_residuals(self, vectors: Float[np.ndarray, "n dim"], codes: Int[np.ndarray, "n level"]) -> Residuals: ...
+    def tensors(self) -> dict[str, np.ndarray]: ...
 
 
 class Known(enum.Enum):
@@ -92,20 +95,30 @@ def append(
     input. An item that was removed comes back with its old codes. A file that was appended before, as its sha256 tells,
     is left out as long as any of its items is there.
     Raises SemidError naming file, column and row of what cannot be read or encoded, of an id that is given twice or is
-    in the catalogue (unless `known` says otherwise), and of an item for which no codes are left.
+    in the catalogue (unless `known` says otherwise), and of an item for which no codes are left; and for a `tokenizer`
+    that did not make the catalogue's codes.
     """
     folder, before = open_for_change(folder)
+    _check_tokenizer(folder, tokenizer)
     files = [file for path in inputs for file in storage.find(path)]
     names = before.catalog.source_columns
-    given = _Given.read(files, tokenizer, id_column=id_column, columns=columns, names=names)
+    digests = {file: _digest(file) for file in files}
+    again = {file: before.sources[digest] for file, digest in digests.items() if digest in before.sources}
+    applied = {
+        file: version
+        for file, version in again.items()
+        if _are_active(before.catalog, _item_ids(file, id_column, names)).any()
+    }
+    left = [file for file in files if file not in applied]
+    given = _Given.read(left, tokenizer, id_column=id_column, columns=columns, names=names)
+    if not len(given.item_ids) and not applied:
+        raise SemidError(f"{', '.join(files) or 'no file'}: no item to append")
     rows, is_known = before.catalog.find_rows(given.item_ids)
-    active = is_known & before.catalog.active[rows]
-    applied = given.applied(before.sources, active)
-    kept = given.outside(applied)
+    active, kept = _are_active(before.catalog, given.item_ids), np.arange(len(given.item_ids))
     skipped = 0
     if known is Known.SKIP:
-        again = active[kept] | given.repeated(kept)
-        skipped, kept = int(again.sum()), kept[~again]
+        skip = active | given.repeated(kept)
+        skipped, kept = int(skip.sum()), kept[~skip]
     given.check_new(kept, active if known is Known.ERROR else np.zeros_like(active))
     if not len(kept):
         return Appended(before, 0, 0, 0, skipped, 0, applied)
@@ -116,8 +129,7 @@ def append(
         table = table.append_column(name, to_lists(vectors))
     updated = int(active[kept].sum())
     kind = ChangeKind.UPDATE if updated else ChangeKind.APPEND
-    sources = [digest for path, digest in given.digests.items() if path not in applied]
-    after = commit(folder, before, kind, table.take(pa.array(kept)), sources=sources)
+    after = commit(folder, before, kind, table.take(pa.array(kept)), sources=[digests[file] for file in left])
     new = int((~is_known[kept]).sum())
     return Appended(after, new, len(kept) - new - updated, moved, skipped, updated, applied)
 
@@ -178,8 +190,6 @@ class _Given:
     vectors: dict[str, Float[np.ndarray, "n _"]]
     files: list[tuple[int, VectorFile]]
     """Each file with the place of its first item."""
-    digests: dict[str, str]
-    """sha256 of each file."""
 
     @classmethod
     def read(
@@ -197,7 +207,7 @@ class _Given:
         files: list[tuple[int, VectorFile]] = []
         inputs: list[str] = []
         for path in paths:
-            try:
+            with _reading(path):
                 file = VectorFile.open(
                     path,
                     dim=tokenizer.dim,
@@ -208,34 +218,15 @@ class _Given:
                     names=names,
                 )
                 blocks = list(file.blocks(_ROWS))
-            except (OSError, pa.ArrowException) as error:
-                raise SemidError(f"{path}: not readable ({str(error).splitlines()[0]}); check the file") from None
             inputs = inputs or list(columns or tokenizer.input_columns) or list(file.widths)
             if files and file.widths != files[0][1].widths:
                 raise SemidError(f"{path}: has vectors {file.widths}, but {paths[0]} has {files[0][1].widths}")
             files.append((sum(map(len, ids)), file))
             ids += [block.item_ids for block in blocks]
             found += [_by_column(block) for block in blocks]
-        if not sum(map(len, ids)):
-            raise SemidError(f"{', '.join(paths) or 'no file'}: no item to append")
         log_unused(name for _, file in files for name in file.unused)
-        vectors = {name: np.concatenate([one[name] for one in found]) for name in found[0]}
-        return cls(pa.concat_arrays(ids), inputs, vectors, files, {path: storage.sha256(path) for path in paths})
-
-    def _rows_of_files(self) -> dict[str, Int[np.ndarray, " rows"]]:
-        ends = [first for first, _ in self.files[1:]] + [len(self.item_ids)]
-        return {file.path: np.arange(first, end) for (first, file), end in zip(self.files, ends, strict=True)}
-
-    def applied(self, sources: Mapping[str, int], active: Bool[np.ndarray, " n"]) -> dict[str, int]:
-        """Files that were appended before, and by which version, of which some item is `active`."""
-        rows = self._rows_of_files()
-        before = {path: sources[digest] for path, digest in self.digests.items() if digest in sources}
-        return {path: version for path, version in before.items() if active[rows[path]].any()}
-
-    def outside(self, files: Container[str]) -> Int[np.ndarray, " kept"]:
-        """Items of all other files."""
-        rows = [rows for path, rows in self._rows_of_files().items() if path not in files]
-        return np.concatenate([np.zeros(0, np.int64), *rows])
+        vectors = {name: np.concatenate([one[name] for one in found]) for name in next(iter(found), {})}
+        return cls(pa.concat_arrays([pa.array([], pa.string()), *ids]), inputs, vectors, files)
 
     def repeated(self, kept: Int[np.ndarray, " kept"]) -> Bool[np.ndarray, " kept"]:
         """Tell which of the `kept` items are given before among them."""
@@ -262,6 +253,48 @@ class _Given:
         for twice in kept[self.repeated(kept)][:1].tolist():
             before = next(item for item in kept.tolist() if self.item_ids[item] == self.item_ids[twice])
             raise SemidError(f"{self.at(twice)} is given twice, before as {self.at(before)}")
+
+
+def _check_tokenizer(folder: Path, tokenizer: Encoder) -> None:
+    """Raise SemidError for a tokenizer of other arrays than the one that made the catalogue's codes."""
+    file, given = folder / TOKENIZER_FILE, tokenizer.tensors()
+    own = artifacts.load_tensors(file) if file.exists() else {}
+    if own.keys() != given.keys() or not all(np.array_equal(own[name], given[name]) for name in own):
+        raise SemidError(f"{folder}: its codes are not of this tokenizer; append with its own "
+                         "(SemanticTokenizer.from_pretrained of the same folder)")  # fmt: skip
+
+
+@contextlib.contextmanager
+def _reading(path: str) -> Iterator[None]:
+    """Errors of reading a file as SemidErrors that name it."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise SemidError(f"{path}: no such file; check the path") from None
+    except (OSError, pa.ArrowException) as error:
+        raise SemidError(f"{path}: not readable ({artifacts.first_line(error)}); check the file") from None
+
+
+def _digest(path: str) -> str:
+    """sha256 of a file. Raises SemidError naming it where it cannot be read."""
+    with _reading(path):
+        return storage.sha256(path)
+
+
+def _item_ids(path: str, id_column: str, names: Mapping[str, str]) -> pa.Array:
+    """Ids of a file that was appended before, without its vectors; none if it has no such column."""
+    source: str | pa.Table = path
+    with _reading(path):
+        with contextlib.suppress(SemidError), storage.open_parquet(path) as file:  # else it is text
+            source = file.read(columns=[*{id_column, names.get(id_column, id_column)}])
+        table = as_mapped_table(source, names, strings=(id_column,))
+    return as_ids(table[id_column]) if id_column in table.column_names else pa.array([], pa.string())
+
+
+def _are_active(catalog: SemanticCatalog, item_ids: pa.Array) -> Bool[np.ndarray, " n"]:
+    """Tell which items a catalogue has and recommends."""
+    rows, known = catalog.find_rows(item_ids)
+    return known & catalog.active[rows]
 
 
 def _by_column(block: Block) -> dict[str, Float[np.ndarray, "n _"]]:

@@ -192,7 +192,8 @@ def revert(folder: str | Path, version: int) -> Version:
 def compact(folder: str | Path) -> Version:
     """Write a snapshot of the current version next to the changes, which stay, and remove earlier snapshots.
 
-    Loading reads it in their place. Raises SemidError naming a file that does not fit.
+    Loading reads it in their place; the last one before it stays, as others may be reading it.
+    Raises SemidError naming a file that does not fit.
     """
     folder = CatalogPath.writable(folder)
     base, found = _base(folder), list_files(folder)
@@ -204,9 +205,8 @@ def compact(folder: str | Path) -> Version:
     if is_due:
         header, items = _snapshot(base, after, changes)
         write_change(folder, header, items)
-    for earlier in found.snapshots:
-        if earlier < found.last:
-            artifacts.remove(snapshot_file(folder, earlier))
+    for earlier in [number for number in found.snapshots if number < found.last][:-1]:
+        artifacts.remove(snapshot_file(folder, earlier))
     return after
 
 
@@ -233,8 +233,8 @@ def _last_given(name: str, item_ids: pa.Array, changes: Sequence[Change]) -> pa.
     lengths = [0 if vector is None else len(vector) for vector in vectors]
     values = np.concatenate([vector for vector in vectors if vector is not None])
     missing = pa.array([vector is None for vector in vectors])
-    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
-    return pa.ListArray.from_arrays(offsets, pa.array(values), mask=missing)
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+    return pa.LargeListArray.from_arrays(offsets, pa.array(values), mask=missing)
 
 
 def _places(changes: Sequence[Change], item_ids: pa.Array) -> list[list[int | None]]:
@@ -319,7 +319,8 @@ def _vectors(
         if name not in change.header.columns or not asked_for:
             continue
         whole = read_change(change.file, ("item_id", name))
-        for place, vector in given_vectors(whole, name, places):
+        wanted = [place if place in asked_for else None for place in places]  # of the others a later change counts
+        for place, vector in given_vectors(whole, name, wanted):
             width = width or len(vector)
             if len(vector) != width:
                 raise SemidError(
@@ -356,7 +357,7 @@ def diff(old: SemanticCatalog, new: SemanticCatalog) -> Difference:
     same = old.codes[rows, :shared] == new.codes[others, :shared]
     one_sided = (1.0,) * (max(old.num_levels, new.num_levels) - shared)
     by_level = (*(1 - same.mean(axis=0)).tolist(), *one_sided) if len(common) else ()
-    changed = 1.0 if one_sided else 1 - float(same.all(axis=1).mean()) if len(common) else 0.0
+    changed = 0.0 if not len(common) else 1.0 if one_sided else 1 - float(same.all(axis=1).mean())
     return Difference(
         after.filter(pc.invert(pc.is_in(after, before))).to_pylist(),
         before.filter(pc.invert(pc.is_in(before, after))).to_pylist(),

@@ -84,7 +84,7 @@ class Sweep:
                 study.tell(trial, state=optuna.trial.TrialState.FAIL)
                 study.enqueue_trial(trial.params, user_attrs={"folder": folder})
                 raise
-            line = next(iter(str(error).splitlines()), "") or type(error).__name__
+            line = artifacts.first_line(error)
             trial.set_user_attr("error", line)
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
             console.print(f"trial {trial.number} failed: {line}")

@@ -21,6 +21,7 @@ from semid.graphs import PpmiConfig, Signal, VectorColumn
 from semid.progress import show_progress
 from semid.recommender import Recommender
 from semid.tokenizers import (
+    HEALTH_FILE,
     AlignmentConfig,
     RQVaeConfig,
     SemanticTokenizer,
@@ -73,13 +74,21 @@ class _Alignment(_Options):
         return tuple(getattr(self, name) for name in self.alignment)
 
     def chosen_signal(self) -> Signal:
-        """The signal's config. Raises SemidError where a teacher is missing, or it or a signal has no use."""
+        """The signal's config. Raises SemidError where a teacher is missing, or it, a signal or an option is unused."""
         if (self.signal == "model") != (self.teacher is not None):
             raise SemidError("--signal model and --teacher FOLDER go together; give both, or neither")
         option = "--teacher" if self.teacher else f"--signal {self.signal}"
-        if self.signal != PpmiConfig.name and not any("vectors" in block.needs for block in self.blocks()):
-            users = ", ".join(name for name, cls in _ALIGNMENTS.items() if "vectors" in cls.needs)
-            raise SemidError(f"{option} is for {users}; name one of them after --alignment")
+        users = [name for name, cls in _ALIGNMENTS.items() if "vectors" in cls.needs]
+        is_read = not set(users).isdisjoint(self.alignment)
+        if self.signal != PpmiConfig.name and not is_read:
+            raise SemidError(f"{option} is for {', '.join(users)}; name one of them after --alignment")
+        in_use = {*self.alignment, self.signal if is_read else ""}
+        for name in [name for name in _SIGNALS | _ALIGNMENTS if name not in in_use]:
+            if given := _changed(getattr(self, name), getattr(_Options(), name)):
+                needed = f"--alignment {name}"
+                if name in _SIGNALS:
+                    needed = f"--signal {name} with --alignment {'|'.join(users)}"
+                raise SemidError(f"--{name}.{given.replace('_', '-')} is for {needed}; give that, or leave it out")
         return VectorColumn(_TEACHER) if self.signal == "model" else getattr(self, self.signal)
 
 
@@ -108,7 +117,7 @@ class _Files:
     def encode(self, out: str, *, columns: tuple[str, ...] | None, collisions: Collisions) -> None:
         """Write a file of codes to `out` for each, and the catalogue of them all where that is asked for."""
         from semid.bulk import check_catalog, encode_files, write_catalog
-        from semid.data.storage import find
+        from semid.data.storage import absolute, find
 
         if self.catalog is None or not self.input:
             raise SemidError("--catalog FOLDER and --input FILES go together: whose tokenizer, and what to encode")
@@ -120,6 +129,9 @@ class _Files:
             "memory_limit": self.memory_limit,
         }
         if self.new_catalog:  # before hours of encoding
+            if f"{absolute(out)}/".startswith(f"{absolute(self.new_catalog)}/"):
+                what = f"--new-catalog {self.new_catalog}: would hold the files of codes (--out {out})"
+                raise SemidError(f"{what}; choose a folder of its own")
             check_catalog(self.new_catalog, **resolved)
         tokenizer = SemanticTokenizer.from_pretrained(self.catalog)
         files = [found for pattern in self.input for found in find(pattern)]
@@ -210,6 +222,9 @@ class Tokenize:
         dataset = Dataset.load(folder)
         config = TokenizerConfig(**{**vars(self.config), "alignment": self.alignment.blocks(), "signal": signal})
         if teacher:
+            if _TEACHER in dataset.vector_columns:
+                raise SemidError(f"dataset {dataset.name!r}: has a vector column {_TEACHER!r}, the name of those of "
+                                 "--teacher; rename it")  # fmt: skip
             config = replace(config, columns=config.columns or tuple(dataset.vector_columns))
             model = Recommender.from_pretrained(teacher)
             if model.origin is not None:
@@ -228,7 +243,7 @@ def _changed(given: Any, default: Any) -> str | None:
 
 
 def _print_health(folder: str) -> None:
-    health = artifacts.read_json(artifacts.resolved(folder) / "health.json")
+    health = artifacts.read_json(artifacts.resolved(folder) / HEALTH_FILE)
     table = Table("level", "codes", "used", "usage", "perplexity", "dead", title="codes")
     for level in health["levels"]:
         numbers = (level["size"], level["used"], f"{level['usage']:.1%}", f"{level['perplexity']:.1f}", level["dead"])

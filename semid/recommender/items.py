@@ -36,14 +36,18 @@ class ItemData(NamedTuple):
         catalog: SemanticCatalog,
         spec: ModelSpec,
         *,
-        vectors: Float[np.ndarray, "new dim"] | None,
+        first: int,
+        vectors: Float[np.ndarray, "later dim"] | None,
         sequences: Mapping[str, SemanticCatalog],
     ) -> ItemData:
-        """The same for a catalogue with more items, behind these; see `Recommender.with_catalog`."""
+        """The same for a catalogue with more items, behind these; see `Recommender.with_catalog`.
+
+        `vectors` are those of all items from the row `first` on.
+        """
         new, features = len(catalog) - len(self.train_counts), self.features
-        if new and features is not None:
-            added = standardize_appended(self.standardizer, vectors, new=new, columns=spec.columns)
-            features = np.concatenate([features, added])
+        if features is not None and (new or (vectors is not None and len(catalog) > first)):
+            added = standardize_appended(self.standardizer, vectors, new=len(catalog) - first, columns=spec.columns)
+            features = np.concatenate([features[:first], added])
         if sequences and spec.sequences is None:
             raise SemidError("the model reads no further code sequences; leave `sequences` out")
         codes = () if spec.sequences is None else spec.sequences.appended(self.sequences, catalog.item_ids, sequences)

@@ -323,22 +323,32 @@ class Recommender:
         Raises SemidError where items or codes that the model knows differ, where vectors are missing, and for a model
         that learned something of each item if items were appended.
         """
-        catalog = self._reordered(catalog)
+        first, catalog = len(self.catalog), self._reordered(catalog)
+        return self._updated(catalog, first, vectors=vectors, graph_vectors=graph_vectors, sequences=sequences or {})
+
+    def _updated(
+        self,
+        catalog: SemanticCatalog,
+        first: int,
+        *,
+        vectors: Float[np.ndarray, "later dim"] | None,
+        graph_vectors: Float[np.ndarray, "later dim_of_graph"] | None,
+        sequences: Mapping[str, SemanticCatalog],
+    ) -> Recommender:
+        """`with_catalog` of a catalogue in the order of this, with the vectors of all items from the row `first` on."""
         new = len(catalog) - len(self.catalog)
         other = copy.copy(self)
         other.catalog = catalog
         other.catalog_updated = self.catalog_updated or catalog.digest != self.catalog.digest
         known = catalog.digest if self.spec.catalog else ""
-        other.spec = dataclasses.replace(self.spec, num_items=len(catalog), catalog=known)
-        other.items = self.items.appended(catalog, self.spec, vectors=vectors, sequences=sequences or {})
+        trained = self._trained_items if len(catalog) > self._trained_items else None
+        other.spec = dataclasses.replace(self.spec, num_items=len(catalog), catalog=known, trained_items=trained)
+        other.items = self.items.appended(catalog, self.spec, first=first, vectors=vectors, sequences=sequences)
         rows = np.pad(np.arange(len(self.catalog)), (0, new), constant_values=-1)
         other._groups = {name: groups.take(rows) for name, groups in self._groups.items()}
-        if new and self._graph is not None:
+        if self._graph is not None:
             near = vectors if graph_vectors is None else graph_vectors
-            try:
-                other._graph = self._graph.append(catalog.item_ids[len(self.catalog) :], vectors=near)
-            except SemidError as error:
-                raise SemidError(f"item graph: {error}; give those as graph_vectors") from None
+            other._graph = self._updated_graph(self._graph, catalog.item_ids, first, near)
         other._scorer = other._build_scorer(self.model)
         return other
 
@@ -351,10 +361,12 @@ class Recommender:
     ) -> Recommender:
         """`with_catalog` of the current, or a given, version of a catalogue folder, which holds appended vectors.
 
-        `sequences` are folders of the catalogues of further code sequences, by name.
+        Those of all items that training did not see are read as that version has them. `sequences` are folders of the
+        catalogues of further code sequences, by name.
         """
         catalog = self._reordered(SemanticCatalog.load(folder, version))
-        new, removed = catalog.item_ids[len(self.catalog) :], ~catalog.active[len(self.catalog) :]
+        first = self._trained_items
+        new, removed = catalog.item_ids[first:], ~catalog.active[first:]
 
         def appended(columns: tuple[str, ...], width: int) -> Float[np.ndarray, "new dim"]:
             vectors = appended_vectors(folder, columns, new, version, removed=removed)
@@ -367,7 +379,30 @@ class Recommender:
         if len(new) and self._graph is not None and self._graph.vectors is not None:
             near = appended(self._graph.config.columns or (), self._graph.vectors.shape[1])
         read = {name: SemanticCatalog.load(one) for name, one in (sequences or {}).items()}
-        return self.with_catalog(catalog, vectors=vectors, graph_vectors=near, sequences=read)
+        return self._updated(catalog, first, vectors=vectors, graph_vectors=near, sequences=read)
+
+    @property
+    def _trained_items(self) -> int:
+        """Number of items of its training, whose rows come first and whose vectors stay."""
+        return len(self.catalog) if self.spec.trained_items is None else self.spec.trained_items
+
+    def _updated_graph(
+        self, graph: ItemGraph, item_ids: pa.Array, first: int, vectors: Float[np.ndarray, "later dim"] | None
+    ) -> ItemGraph:
+        """The graph with the items behind its own, and with these vectors of all items from the row `first` on."""
+        known = len(graph.item_ids)
+        later = known - first
+        try:
+            if later and vectors is not None and graph.vectors is not None:
+                everything = np.concatenate([graph.vectors[:first], vectors[:later]])
+                if len(item_ids) == known and np.array_equal(everything, graph.vectors):
+                    return graph
+                graph = dataclasses.replace(graph, vectors=everything)  # `append` computes the edges again
+            elif len(item_ids) == known:
+                return graph
+            return graph.append(item_ids[known:], vectors=None if vectors is None else vectors[later:])
+        except ValueError as error:  # SemidError, or vectors of another width
+            raise SemidError(f"item graph: {error}; give those as graph_vectors") from None
 
     def _build_scorer(self, model: ItemModel) -> Scorer:
         """The scorer on tables of the catalogue, and, for models that search it, on its trie."""

@@ -81,12 +81,14 @@ def _known_rows(
     histories: Iterable[Iterable[Id]], catalog: SemanticCatalog, skip_unknown: bool
 ) -> list[tuple[Int[np.ndarray, " length"], Bool[np.ndarray, " length"]]]:
     """Rows of each history's items, and which are known."""
-    result = []
+    given, result = [pa.array([], pa.string())], []
     for index, history in enumerate(histories):
         if isinstance(history, str):
             raise SemidError(f"history {index} is the string {history!r}; expected a list of item ids")
-        ids = as_ids(history, what=f"item ids (history {index})")
-        rows, known = catalog.find_rows(ids)
+        given.append(as_ids(history, what=f"item ids (history {index})"))
+    ends = np.cumsum([len(ids) for ids in given])[:-1]  # all are looked up at once
+    split = (np.split(of_all, ends)[1:] for of_all in catalog.find_rows(pa.concat_arrays(given)))
+    for index, (ids, rows, known) in enumerate(zip(given[1:], *split, strict=True)):
         if not known.all() and not skip_unknown:
             unknown = ids.filter(pa.array(~known))
             raise SemidError(

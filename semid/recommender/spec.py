@@ -48,6 +48,8 @@ class ModelSpec:
     """Conditions on the next item that it knows; None: it knows none."""
     sequences: SequencesSpec | None = config.later_field(None)
     """Further code sequences of the items that it reads; None: there are none."""
+    trained_items: int | None = config.later_field(None)
+    """Items of its training, the first ones of a later version of the catalogue; None: all."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.repeat_factor < math.inf:

@@ -17,7 +17,7 @@ def map_blocks(function: Callable[[Array], Array], x: Array | np.ndarray) -> np.
 
     A short block is padded to a power of two, so that few shapes are compiled.
     """
-    blocks = [x[at : at + BLOCK] for at in range(0, len(x), BLOCK)]
+    blocks = [x[at : at + BLOCK] for at in range(0, len(x), BLOCK)] or [x]
     sizes = [min(1 << (len(block) - 1).bit_length(), BLOCK) for block in blocks]
     results = (function(jnp.asarray(pad_rows(block, rows=size))) for block, size in zip(blocks, sizes, strict=True))
     return np.concatenate([np.asarray(out)[: len(block)] for out, block in zip(results, blocks, strict=True)])

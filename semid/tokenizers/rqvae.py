@@ -15,7 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from quantizers import balanced_kmeans, code_counts, health, reseed_dead_codes, residual_codes
+from quantizers import Distance, balanced_kmeans, code_counts, health, reseed_dead_codes, residual_codes, unit_vectors
 from semid.catalog import Residuals
 from semid.config import to_dict
 from semid.errors import SemidError
@@ -90,7 +90,10 @@ class RQVaeConfig(AutoencoderConfig, TokenizerMethod):
         return RQVAE(self, dim=dim, rngs=nnx.Rngs(0))
 
     def last_residuals(self, model: Any, x: Float[np.ndarray, "n dim"], codes: Int[np.ndarray, "n level"]) -> Residuals:
-        return last_residuals(model.quantizer, map_blocks(model.latents, x), codes)
+        residuals = last_residuals(model.quantizer, map_blocks(model.latents, x), codes)
+        if self.metric is not Distance.COSINE:
+            return residuals
+        return Residuals(*(np.asarray(unit_vectors(vectors)) for vectors in residuals))
 
 
 class AlignedRQVAE(nnx.Module):

@@ -195,6 +195,10 @@ class SemanticTokenizer:
         a column that is missing, and naming the first row that is not finite.
         """
         vectors = items if isinstance(items, np.ndarray | jax.Array) else self.content_vectors(items)
+        if vectors.ndim != 2:
+            raise SemidError(
+                f"expected content vectors [items, {self.dim}], got {list(vectors.shape)}; give a row per item"
+            )
         codes = map_blocks(self.encode_block, vectors)
         bad = np.flatnonzero(codes[:, 0] < 0)
         if len(bad):

@@ -15,6 +15,7 @@ from semid import artifacts
 from semid.artifacts import remote
 from semid.artifacts.locks import Owner
 from semid.artifacts.manifests import MANIFEST
+from semid.artifacts.processes import in_use
 from semid.errors import SemidError
 
 
@@ -108,9 +109,13 @@ def test_copies_that_were_not_read_for_longest_make_room(there, cache, monkeypat
     artifacts.fetched(f"{there}/b")
     assert (folder / MANIFEST).exists()
     other.rename(marker.with_name(marker.name.rpartition("-")[0] + "-999999999"))  # one that has ended
+    arriving = marker.parent.with_name(".arriving")
+    for process in (1, 999999999):  # a download of one that lives, and of one that was killed
+        (arriving / f"tmp{in_use('arriving', process)}").touch()
     copy = artifacts.fetched(f"{there}/b")
     assert not any(file.is_file() for file in folder.rglob("*"))
     assert [file.name for file in marker.parent.iterdir()] == [marker.name]
+    assert [file.name for file in arriving.iterdir()] == [f"tmp{in_use('arriving', 1)}"]
     assert artifacts.read_artifact(copy, "model")
     assert work.exists()
     assert artifacts.read_artifact(artifacts.fetched(f"{there}/a"), "model")  # fetched again

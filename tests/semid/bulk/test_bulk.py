@@ -82,6 +82,8 @@ def test_codes_are_those_of_encode_standardized_by_hand(any_tokenizer):
     np.testing.assert_array_equal(any_tokenizer.encode(x), by_hand)
     half = x.astype(np.float16)
     np.testing.assert_array_equal(any_tokenizer.encode(half), any_tokenizer.encode(half.astype(np.float32)))
+    with pytest.raises(SemidError, match=r"expected content vectors \[items, 8\], got \[8\]; give a row per item"):
+        any_tokenizer.encode(x[0])
 
 
 @pytest.mark.parametrize("rows", [ROWS, 32, 31, 1, 0])
@@ -99,8 +101,7 @@ def test_files_of_any_length_get_the_codes_of_encode(any_tokenizer, tmp_path, ro
     )
     table = pq.read_table(tmp_path / "codes/part.parquet", page_checksum_verification=True)
     assert table["item_id"].to_pylist() == [f"part-{row}" for row in range(rows)]
-    expected = any_tokenizer.encode(x).tolist() if rows else []
-    assert table["codes"].to_pylist() == expected
+    assert table["codes"].to_pylist() == any_tokenizer.encode(x).tolist()
     assert done == ([str(tmp_path / "codes/part.parquet")], rows, [])
     assert [sum(of) for of in zip(*seen, strict=True)] == [rows, 1]
 
@@ -410,6 +411,22 @@ def test_the_catalog_does_not_depend_on_the_order_of_the_files_and_is_written_on
         write_catalog(files[:2], tmp_path / "two", tokenizer=home / "catalog")
 
 
+def test_names_of_files_are_no_patterns_and_those_of_folders_no_columns(catalog, tmp_path, monkeypatch):
+    home, _ = catalog
+    _, files = _encoded(home, tmp_path)
+    odd = tmp_path / "codes=1" / "items[1].parquet"
+    odd.parent.mkdir()
+    for path, source in ((odd, files[0]), (odd.with_name("items1.parquet"), files[1])):
+        path.write_bytes(Path(source).read_bytes())
+    write_catalog(files[:1], tmp_path / "plain", tokenizer=home / "catalog")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_catalog([str(odd)], tmp_path / "odd", tokenizer=f"{home}/catalog@0", temp_directory="~/codes")
+    one, two = (SemanticCatalog.read(tmp_path / name / "catalog.parquet") for name in ("plain", "odd"))
+    assert one.digest == two.digest
+    with pytest.raises(SemidError, match=r"appears 2 times, in .*codes/x\.parquet, .*codes=1/items\[1\]\.parquet;"):
+        write_catalog([files[0], str(odd)], tmp_path / "both", tokenizer=home / "catalog")
+
+
 def test_paths_are_those_of_any_file_system(catalog, tmp_path):
     home, _ = catalog
     tokenizer, files = _encoded(home, "memory://bulk")
@@ -572,6 +589,9 @@ _JOIN = "--catalog {home}/catalog --input {home}/items.parquet --collisions tie-
         ),
         (f"{_JOIN} {{home}}/new --memory-limit lots", "--memory-limit 'lots': expected one such as 4GiB .*Memory"),
         (f"{_JOIN} {{home}}", "output folder in use by something that is no catalog artifact"),
+        (f"{_JOIN} {{out}}/codes", r"codes: would hold the files of codes \(--out .*/codes\); choose a folder of its"),
+        (f"{_JOIN} {{out}}", "would hold the files of codes"),
+        ("--catalog {home}/catalog --input {home}/items.parquet --retries=-1", "expected 0 or more --retries and a bl"),
         (f"{_JOIN} {{home}}/catalog", "catalog: in use by another catalogue"),
         (
             f"{_JOIN.replace('/catalog', '/model')} {{home}}/new",
@@ -582,7 +602,7 @@ _JOIN = "--catalog {home}/catalog --input {home}/items.parquet --collisions tie-
 def test_the_command_answers_bad_input_with_one_line(catalog, tmp_path, capsys, options, message):
     home, _ = catalog
     with pytest.raises(SystemExit):
-        main(["tokenize", "--out", str(tmp_path / "codes"), *options.format(home=home).split()])
+        main(["tokenize", "--out", str(tmp_path / "codes"), *options.format(home=home, out=tmp_path).split()])
     (said,) = capsys.readouterr().err.splitlines()
     assert re.search(message, said)
     assert not (tmp_path / "codes").exists()

@@ -59,6 +59,14 @@ def test_unknown_ids_are_named_or_marked():
     assert (rows.tolist(), known.tolist()) == ([-1, 1, -1], [False, True, False])
 
 
+def test_few_ids_of_many_items_are_found_as_all_are():
+    ids = [f"i{row}" for row in range(200)]
+    catalog = make(ids, np.zeros((200, 2)))
+    for asked, expected in ((["i7", "x", "i199"], [7, -1, 199]), ([*ids, "x"], [*range(200), -1])):
+        rows, known = catalog.find_rows(asked)
+        assert (rows.tolist(), rows.dtype, known.tolist()) == (expected, np.int32, [row >= 0 for row in expected])
+
+
 def test_what_is_no_list_of_ids_is_refused():
     with pytest.raises(SemidError, match="expected a list of item ids, got the string 'abc'; put it in a list"):
         make().rows("abc")

@@ -12,7 +12,7 @@ import pytest
 from semid import artifacts
 from semid.arrow import to_lists
 from semid.catalog import CATALOG_FILE, SemanticCatalog
-from semid.catalog.changes import ChangeKind
+from semid.catalog.changes import ChangeKind, list_files, snapshot_file
 from semid.catalog.versions import Version, apply, commit, compact, current, history, revert, vectors, verify
 from semid.cli import main
 from semid.errors import SemidError
@@ -84,11 +84,38 @@ def test_life_goes_on_after_a_snapshot_and_replicas_follow(folder, tmp_path):
     compact(replica)
     compact(folder)
     assert _state(folder) == _state(replica)
-    assert [path.name for path in (folder / "snapshots").iterdir()] == ["000006.parquet"]
+    assert [snapshot_file(folder, 4).exists(), snapshot_file(folder, 6).exists()] == [True, True]  # others may read it
     np.testing.assert_array_equal(vectors(folder, ["v"], pa.array(["k", "g"])), V[[7, 4]])
     assert verify(folder).number == verify(replica).number == 6
     with pytest.raises(SemidError, match="is a snapshot of version 6; apply the changes themselves"):
         apply(replica, folder / "snapshots/000006.parquet")
+    _change(folder, ChangeKind.REMOVE, "k")
+    compact(folder)
+    assert list_files(folder).snapshots == [6, 7]
+
+
+def test_an_item_with_vectors_of_another_width_since_harms_no_other_item(folder):
+    _change(folder, ChangeKind.APPEND, "gh", v=V[:2])
+    _change(folder, ChangeKind.UPDATE, "g", v=np.ones((1, 3)))
+    with pytest.raises(SemidError, match=r"000001\.parquet: has vectors of 2 dimensions, later changes of 3 \('v'\)"):
+        vectors(folder, ["v"], pa.array(["g", "h"]))
+    compact(folder)
+    _change(folder, ChangeKind.UPDATE, "g", v=V[2:3])
+    np.testing.assert_array_equal(vectors(folder, ["v"], pa.array(["g", "h"])), V[[2, 1]])
+
+
+def test_snapshots_of_lists_with_short_offsets_are_read(folder):
+    """As they were written until there could be more numbers than 2^31."""
+    _changes(folder)
+    items = pa.array(list("ghijab"))
+    before, given = compact(folder).digest, vectors(folder, ["v"], items)
+    file = snapshot_file(folder, 4)
+    table = pa.parquet.read_table(file)
+    assert table.schema.field("v").type == pa.large_list(pa.float32())
+    schema = pa.schema([(one.name, pa.list_(pa.float32()) if one.name in "vw" else one.type) for one in table.schema])
+    pa.parquet.write_table(table.cast(schema).replace_schema_metadata(table.schema.metadata), file)
+    assert verify(folder).digest == before
+    np.testing.assert_array_equal(vectors(folder, ["v"], items), given)
 
 
 def test_a_snapshot_of_another_catalogue_is_refused(folder, tmp_path):

@@ -1,8 +1,10 @@
 """Items appended to a catalogue against a search of every free code, and bad input named by file, column and row."""
 
 import itertools
+import json
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import create_autospec
 
 import jax.numpy as jnp
 import numpy as np
@@ -236,7 +238,7 @@ def test_bad_items_are_named_and_nothing_is_written(folder, tmp_path, ids, point
     append(folder, [_file(tmp_path / "f.parquet", ["x", "y"], _points(2, 0))])  # control
 
 
-def test_faults_of_a_second_file_are_found_there(folder, tmp_path):
+def test_faults_of_a_second_file_are_found_there(folder, tmp_path, monkeypatch):
     good = _file(tmp_path / "good.parquet", ["x", "y"], _points(2, 0))
     with pytest.raises(
         SemidError, match=r"bad\.parquet: column 'item_id', row 1: item 'y' is given twice, .*good\.parq"
@@ -246,6 +248,10 @@ def test_faults_of_a_second_file_are_found_there(folder, tmp_path):
         append(folder, [good, tmp_path / "none.parquet"])
     with pytest.raises(SemidError, match="no file: no item to append"):
         append(folder, [])
+    with monkeypatch.context() as patch:
+        patch.setattr(updates.storage, "sha256", create_autospec(updates.storage.sha256, side_effect=OSError()))
+        with pytest.raises(SemidError, match=r"good\.parquet: not readable \(OSError\); check the file"):
+            append(folder, [good])
     tabled = _make(tmp_path / "tabled", columns=("v",))
     wide = _file(tmp_path / "wide.parquet", ["z"], _points(1, 0), w=np.ones((1, 1), np.float32))
     with pytest.raises(
@@ -260,6 +266,14 @@ def test_a_catalogue_without_tokenizer_takes_nothing(tmp_path):
     with pytest.raises(SemidError, match="its codes were imported, there is no tokenizer"):
         append(tmp_path / "c", [_file(tmp_path / "f.parquet", ["x"], _points(1, 0))])
     assert remove(tmp_path / "c", ["i0"]).number == 1  # which needs none
+
+
+def test_codes_of_another_tokenizer_are_refused(folder, tmp_path):
+    own, file = SemanticTokenizer.from_pretrained(folder), _file(tmp_path / "f.parquet", ["x"], _points(1, 0))
+    other = replace(own, standardizer=Standardizer(np.ones(DIM, np.float32), np.ones(DIM, np.float32)))
+    with pytest.raises(SemidError, match="catalog: its codes are not of this tokenizer; append with its own"):
+        updates.append(folder, [file], tokenizer=other)
+    assert updates.append(folder, [file], tokenizer=own).new == 1  # control
 
 
 def test_what_cannot_be_removed_is_named(folder):
@@ -346,6 +360,19 @@ def test_a_file_that_was_appended_before_is_left_out_whatever_its_name(folder, t
     revert(folder, 0)
     made = _append(folder, again, known=known)  # nothing of it is there: it is not what it was
     assert (made.restored, made.applied) == (2, {})
+
+
+def test_of_files_that_were_appended_before_only_the_ids_are_read(tmp_path, monkeypatch):
+    folder, points, lines = _make(tmp_path / "catalog", columns=("v",)), _points(3, seed=5), tmp_path / "2.jsonl"
+    old = _file(tmp_path / "1.parquet", ["n0"], points[:1])
+    lines.write_text(json.dumps({"item_id": "n1", "v": points[1].tolist()}) + "\n")
+    append(folder, [old, lines])
+    wide = _file(tmp_path / "3.parquet", ["n2"], points[2:], w=np.ones((1, 3), np.float32))  # which the others lack
+    opened = create_autospec(updates.VectorFile.open, side_effect=updates.VectorFile.open)
+    monkeypatch.setattr(updates.VectorFile, "open", opened)
+    made = _append(folder, old, lines, wide, known=Known.SKIP)
+    assert (made.new, made.applied) == (1, {str(old): 1, str(lines): 1})
+    assert [call.args[0] for call in opened.call_args_list] == [str(wide)]
 
 
 @pytest.mark.parametrize("write", [lambda f: remove(f, ["i0"]), lambda f: append(f, []), compact])

@@ -363,6 +363,7 @@ def test_differences_are_those_counted_by_hand():
     assert diff(old, old) == Difference([], [], 4, 0.0, (0.0, 0.0, 0.0))
     shorter = diff(old, SemanticCatalog(old.item_ids, ALL[:5, :2], SIZES[:2], False))
     assert (shorter.appended, shorter.changed, shorter.changed_by_level) == (["e"], 1.0, (0.0, 0.0, 1.0))
+    assert diff(old, SemanticCatalog(pa.array(["z"]), ALL[:1, :2], SIZES[:2], False)).changed == 0.0  # of no item
     apart = diff(old, SemanticCatalog(pa.array(["z"]), ALL[:1], SIZES, False))
     assert (apart.common, apart.changed, apart.changed_by_level) == (0, 0.0, ())
 

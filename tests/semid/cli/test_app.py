@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -315,6 +316,14 @@ def test_the_cache_loses_what_was_not_read_for_longest(tmp_path):
     assert len(list(tmp_path.iterdir())) == 3
     remove_oldest(tmp_path, limit=5)
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_the_cache_may_lose_files_to_another_process_meanwhile(tmp_path, monkeypatch):
+    for name in "ab":
+        (tmp_path / name).write_bytes(b"123")
+    monkeypatch.setattr(Path, "rglob", lambda self, _: [tmp_path / "gone", tmp_path / "a", tmp_path / "b"])
+    remove_oldest(tmp_path, limit=0)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("words", ["--version", "train --help", "catalog history --catalog {catalog}"])

@@ -473,6 +473,10 @@ def test_a_teacher_of_another_split_is_refused(home, tmp_path, capsys):
     capsys.readouterr()
     line = "tokenize --dataset {t}/d --out {t}/c --alignment letter --signal model --teacher {h}/model"
     assert f"{home}/model: trained on dataset digest" in fails(capsys, line, h=home, t=tmp_path)
+    dataset = Dataset.load(home / "dataset")
+    dataset.with_vectors("teacher", np.ones((dataset.num_items, 2), np.float32)).save(tmp_path / "t")
+    said = fails(capsys, line.replace("{t}/d", "{t}/t"), h=home, t=tmp_path)
+    assert "has a vector column 'teacher', the name of those of --teacher; rename it" in said
 
 
 def fails(capsys, line: str, **paths: Path) -> str:
@@ -513,6 +517,9 @@ BAD = [
     (TOKENIZE + "{t}/c --columns nope", "no vector column 'nope' in dataset 'dataset'"),
     (TOKENIZE + "{t}/c --alignment letter --signal model", "--signal model and --teacher FOLDER go together"),
     (TOKENIZE + "{t}/c --alignment letter --teacher {h}/model", "--signal model and --teacher FOLDER go together"),
+    (TOKENIZE + "{t}/c --alignment das --letter.weight.value 5", "--letter.weight is for --alignment letter; give"),
+    (TOKENIZE + "{t}/c --alignment letter --lightgcn.dim 9", r"--lightgcn.dim is for --signal lightgcn with --align"),
+    (TOKENIZE + "{t}/c --ppmi.dim 9", r"--ppmi.dim is for --signal ppmi with --alignment das\|distill\|letter\|match;"),
     (TOKENIZE + "{t}/c --signal lightgcn --alignment cooccurrence", "--signal lightgcn is for das, distill, letter,"),
     (TOKENIZE + "{t}/c --signal model --teacher {h}/model", "--teacher is for das, distill, letter, match; name one"),
     (TOKENIZE + "{t}/c --alignment letter --signal model --teacher {h}/model",

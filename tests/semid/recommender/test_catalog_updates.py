@@ -280,11 +280,35 @@ def test_a_folder_has_all_that_a_model_needs(model, tmp_path):
         assert len(half.codes) == ITEMS + 3
 
 
-def _append(folder, first: int, **columns) -> None:
+def _append(folder, first: int, kind: ChangeKind = ChangeKind.APPEND, **columns) -> None:
     """One item, with codes and these vectors."""
     lists = {"codes": CODES, **columns}.items()
     table = {name: pa.FixedSizeListArray.from_arrays(pa.array(x[first]), x.shape[1]) for name, x in lists}
-    commit(folder, current(folder), ChangeKind.APPEND, pa.table({"item_id": IDS[first : first + 1], **table}))
+    commit(folder, current(folder), kind, pa.table({"item_id": IDS[first : first + 1], **table}))
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_appended_items_that_were_updated_since_have_their_new_vectors(model, tmp_path, written):
+    """Those of training keep theirs: the model learned them."""
+    folder = tmp_path / "catalog"
+    with artifacts.write_artifact(folder, kind="catalog", config={}) as new:
+        _catalog(ITEMS).write(new / CATALOG_FILE)
+    for row in (ITEMS, ITEMS + 1):
+        _append(folder, row, v=RAW)
+    first = model.with_version(folder)
+    if written:
+        with artifacts.write_artifact(tmp_path / "model", kind="model", config={}) as new:
+            first.write(new)
+        first = Recommender.from_pretrained(tmp_path / "model", capacity_factor=2.0)
+    for row in (0, ITEMS):
+        _append(folder, row, ChangeKind.UPDATE, v=RAW + 1)
+    later = RAW[ITEMS : ITEMS + 2] + np.array([[1], [0]], np.float32)
+    expected = model.with_catalog(_catalog(ITEMS + 2), vectors=later)
+    np.testing.assert_array_equal(first.with_version(folder).items.features, expected.items.features)
+    _append(folder, ITEMS + 2, v=RAW)
+    expected = expected.with_catalog(_catalog(ITEMS + 3), vectors=RAW[ITEMS + 2 : ITEMS + 3])
+    np.testing.assert_array_equal(first.with_version(folder).items.features, expected.items.features)
+    assert first.with_version(folder).spec == expected.spec
 
 
 @pytest.mark.parametrize("left_out", [(), (9,)])

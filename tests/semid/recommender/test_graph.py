@@ -7,13 +7,26 @@ import pyarrow as pa
 import pytest
 
 from semid import artifacts
+from semid.catalog import CATALOG_FILE
+from semid.catalog.changes import ChangeKind
 from semid.data import Histories
 from semid.errors import SemidError
 from semid.generators.mixing import mixed, with_fitted_repeats
 from semid.graphs import ItemGraph, ItemGraphConfig
 from semid.recommender import Recommender
 from seq_models import RQTransformerConfig
-from tests.semid.recommender.test_catalog_updates import BACKBONE, BEAM, GONE, IDS, ITEMS, LATER, RAW, _catalog, _make
+from tests.semid.recommender.test_catalog_updates import (
+    BACKBONE,
+    BEAM,
+    GONE,
+    IDS,
+    ITEMS,
+    LATER,
+    RAW,
+    _append,
+    _catalog,
+    _make,
+)
 
 K = 6
 CONFIG = ItemGraphConfig(window=2, neighbors=3, width=8, columns=("v",)).resolved(["v"])
@@ -72,6 +85,23 @@ def test_an_appended_item_is_found_through_the_graph(model):
     assert any(item in IDS[ITEMS:] for found in _top(later, graph_weight=1.0)[0] for item in found)
     with pytest.raises(SemidError, match=r"item graph: expected vectors \[.*; give those as graph_vectors"):
         model.with_catalog(_catalog(LATER), vectors=RAW[ITEMS:], graph_vectors=RAW[ITEMS:, :1])
+
+
+def test_the_graph_follows_appended_items_that_were_updated_since(model, tmp_path):
+    folder = tmp_path / "catalog"
+    with artifacts.write_artifact(folder, kind="catalog", config={}) as new:
+        _catalog(ITEMS).write(new / CATALOG_FILE)
+    for row in range(ITEMS, ITEMS + 2):
+        _append(folder, row, v=RAW)
+    first = model.with_version(folder)
+    assert first.with_version(folder).graph is first.graph  # nothing to compute again
+    _append(folder, ITEMS, ChangeKind.UPDATE, v=-RAW)
+    vectors = RAW[ITEMS : ITEMS + 2] * np.array([[-1], [1]], np.float32)
+    expected = model.with_catalog(_catalog(ITEMS + 2), vectors=vectors)
+    assert first.with_version(folder).graph.digest == expected.graph.digest != first.graph.digest
+    _append(folder, ITEMS + 2, v=RAW)
+    expected = expected.with_catalog(_catalog(ITEMS + 3), vectors=RAW[ITEMS + 2 : ITEMS + 3])
+    assert first.with_version(folder).graph.digest == expected.graph.digest
 
 
 def test_items_that_were_removed_since_are_not_recommended_through_the_graph(model):

@@ -1,6 +1,7 @@
 """The recommender against brute force: search equals scoring every item, whatever the batch, the filter or the file."""
 
 import dataclasses
+from unittest import mock
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ from semid.data import Histories, Standardizer
 from semid.errors import SemidError
 from semid.recommender import ItemData, ModelSpec, Recommender, Sampling, Scorer, ranking
 from semid.recommender.ranking import Ranking
+from semid.recommender.requests import read_histories
 from seq_models import (
     DenseConfig,
     EncoderDecoderConfig,
@@ -417,6 +419,12 @@ def test_a_model_and_its_parts_are_one_line_in_a_notebook(model, tmp_path):
     assert repr(loaded) == f"{made.removesuffix(')')}, from {tmp_path}/model)"
     top = repr(loaded.recommend(_histories(4), k=K, beam_size=BEAM))
     assert top == "Recommendations(6 items for each of 4 histories)"
+
+
+def test_the_ids_of_all_histories_are_looked_up_at_once(model):
+    with mock.patch.object(SemanticCatalog, "find_rows", autospec=True, side_effect=SemanticCatalog.find_rows) as find:
+        read = read_histories([["i1", "x", "i2"], [], ["i3"]], model.catalog, conditions=None, skip_unknown=True)
+    assert ([rows.tolist() for rows in read.padded(2)[0]], find.call_count) == ([[1, 2], [0, 0], [3, 0]], 1)
 
 
 def test_unknown_ids_stop_or_are_dropped(model):

@@ -459,3 +459,9 @@ def test_last_residuals_are_what_the_last_level_quantizes(tmp_path, config):
     np.testing.assert_array_equal(book, last)
     nearest = ((residuals[:, None] - last[None]) ** 2).sum(-1).argmin(-1)
     np.testing.assert_array_equal(nearest, codes[:, 1])
+    if isinstance(config.method, RQVaeConfig):  # the same model, its codes by direction
+        config = dataclasses.replace(config, method=dataclasses.replace(config.method, metric=Distance.COSINE))
+        unit, units = config.method.last_residuals(tokenizer.model, tokenizer.standardizer(vectors), codes)
+        for found, expected in ((unit, residuals), (units, last)):
+            lengths = np.linalg.norm(expected, axis=1, keepdims=True)
+            np.testing.assert_allclose(found, expected / lengths, atol=1e-4)
