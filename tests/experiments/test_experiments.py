@@ -144,7 +144,7 @@ def test_end_to_end_variants_have_as_many_epochs():
         if name.startswith(("end-to-end.", "encoders."))
     }
     assert len(given) == 11
-    assert {name.partition(".")[0]: epochs for name, epochs in given.items()} == {"encoders": 7, "end-to-end": 42}
+    assert {name.partition(".")[0]: epochs for name, epochs in given.items()} == {"encoders": 24, "end-to-end": 42}
     assert len(set(given.values())) == 2
 
 
