@@ -186,7 +186,7 @@ def test_settings_of_stages_are_options_of_files(parsed):
         ("- a", "expected options as `key: value`, got a list"),
         ("? [a]\n: 3", "line 1: .*expected the name of an option"),
         ("seed: !!python/object/apply:os.system [ls]", "line 1: seed: expected int, got a list"),
-        ("a: " + "[" * 5000 + "]" * 5000, "nested too deeply"),
+        ("a: " + "[" * 1000 + "]" * 1000, "nested too deeply"),
     ],
 )
 def test_what_does_not_fit_is_said_by_file_and_line(parsed, tmp_path, text, message):
