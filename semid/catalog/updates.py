@@ -257,8 +257,10 @@ class _Given:
 
 def _check_tokenizer(folder: Path, tokenizer: Encoder) -> None:
     """Raise SemidError for a tokenizer of other arrays than the one that made the catalogue's codes."""
-    file, given = folder / TOKENIZER_FILE, tokenizer.tensors()
-    own = artifacts.load_tensors(file) if file.exists() else {}
+    file = folder / TOKENIZER_FILE
+    if not file.exists():  # imported codes, of which nothing tells what made them
+        return
+    own, given = artifacts.load_tensors(file), tokenizer.tensors()
     if own.keys() != given.keys() or not all(np.array_equal(own[name], given[name]) for name in own):
         raise SemidError(f"{folder}: its codes are not of this tokenizer; append with its own "
                          "(SemanticTokenizer.from_pretrained of the same folder)")  # fmt: skip
