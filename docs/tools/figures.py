@@ -326,7 +326,8 @@ def words() -> Drawing:
 
 def encoders() -> Drawing:
     """Recall@10 on Beauty of encoders trained by what, from the table of results: as they come, by a contrast, by the
-    recommendation loss, by both; alone with the paired interval around frozen, and mixed with the item graph."""
+    recommendation loss, by both; alone with the interval of the paired difference to frozen, and mixed with the item
+    graph."""
     found = {
         row["row"]: row for row in json.loads((FOLDER.parents[1] / "results.json").read_text(encoding="utf-8"))["rows"]
     }
@@ -345,7 +346,7 @@ def encoders() -> Drawing:
         drawing.text((20, y + 5), found[name]["title"], anchor="start")
         drawing.line((at(0), y), (at(0.125), y), width=1)
         if (paired := found[name]["difference"]) is not None:
-            low, high = (at(recall["encoders.frozen"] + paired[end]) for end in ("low", "high"))
+            low, high = (at(recall[name] + paired[end] - paired["mean"]) for end in ("low", "high"))
             drawing.line((low, y), (high, y), COLORS[0], 4)
         for of, color in ((name, COLORS[0]), (f"{name} + graph", COLORS[1])):
             drawing.dot((at(recall[of]), y), color, 5)
