@@ -19,7 +19,7 @@ import pyarrow.parquet
 from fsspec.implementations.local import LocalFileSystem
 
 from semid.arrow import is_list, is_string
-from semid.artifacts import fetched, sha256, sha256_json
+from semid.artifacts import fetched, first_line, sha256, sha256_json
 from semid.data import storage
 from semid.data.faults import HALF_CHARACTER
 from semid.data.storage import partitions
@@ -62,7 +62,7 @@ def read_table(path: str | Path, *, strings: Sequence[str] = _STRINGS) -> pa.Tab
         own = {name for part in parts.values() for name in part.column_names}
         return _typed(table, [name for name in table.column_names if name not in own.union(strings)])
     except pa.ArrowException as error:
-        raise SemidError(f"{path}: its parts are no one table ({_first_line(error)}); write them alike") from None
+        raise SemidError(f"{path}: its parts are no one table ({first_line(error)}); write them alike") from None
 
 
 def with_partitions(table: pa.Table, values: Mapping[str, str | None]) -> pa.Table:
@@ -193,7 +193,7 @@ def read_text(path: str | Path) -> str:
     except FileNotFoundError:
         raise SemidError(f"{path}: no such file; check the path") from None
     except _UNREADABLE as error:
-        raise SemidError(f"{path}: not readable as text ({_first_line(error)}); check the file") from None
+        raise SemidError(f"{path}: not readable as text ({first_line(error)}); check the file") from None
     if fault := _encoding_fault(data):
         raise SemidError(f"{path}: {fault}")
     return data.decode("utf-8-sig")
@@ -221,7 +221,7 @@ def _read_file(path: Path, strings: Sequence[str]) -> pa.Table:
     except _UNREADABLE as error:
         fault = None if kind == "parquet" else _text_fault(path, kind)
         raise SemidError(
-            f"{path}: not readable as {suffix[1:]} ({fault or _first_line(error)}); check the file"
+            f"{path}: not readable as {suffix[1:]} ({fault or first_line(error)}); check the file"
         ) from None
 
 
@@ -388,7 +388,3 @@ def _json_kinds(name: str, value: Any) -> Iterator[tuple[str, str]]:
         yield from _json_kinds(f"{name}[]", inner)
     for key, inner in value.items() if isinstance(value, dict) else ():
         yield from _json_kinds(f"{name}.{key}", inner)
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from jaxtyping import Bool
 
 from semid.arrow import are_vectors, decoded, is_list, is_string
+from semid.artifacts import first_line
 from semid.data.faults import Faults, raise_faults
 from semid.data.ids import read_ids
 from semid.data.images import image_problem
@@ -180,7 +181,7 @@ def _timestamps(name: str, texts: pa.ChunkedArray, faults: Faults) -> pa.Chunked
         bad = np.array([text is not None and not _is_date(text) for text in texts.to_pylist()], bool)
         faults.rows(name, bad, "{!r} is no time; expected " + _TIME, texts)
         if not bad.any():
-            faults.column(name, f"{str(error).splitlines()[0]}; expected {_TIME}")
+            faults.column(name, f"{first_line(error)}; expected {_TIME}")
         return texts
 
 

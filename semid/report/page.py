@@ -107,6 +107,7 @@ def _tell_datasets_apart(sections: Sequence[dict[str, Any]]) -> None:
             shared = sum(section["name"] in runs for runs in datasets.values()) > 1  # one run, several datasets
             words = [f"{section['name']}/{result['file']}"] if shared else names
             result["dataset"] += f" ({', '.join(words)})"
+    for section in sections:
         section["dataset"] = section["results"][0]["dataset"]
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import jax
 
+from semid.artifacts import first_line
 from semid.errors import SemidError
 
 
@@ -79,5 +80,4 @@ def _slice(topology: str) -> Sequence[jax.Device]:
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     except (RuntimeError, ValueError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise SemidError(f"topology {topology}: libtpu has no such slice ({first})") from None
+        raise SemidError(f"topology {topology}: libtpu has no such slice ({first_line(error)})") from None

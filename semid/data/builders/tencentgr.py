@@ -321,7 +321,7 @@ def _batches(files: Sequence[Path], columns: Mapping[str, _Kind]) -> Iterator[tu
                 for batch in file.iter_batches(_ROWS, columns=list(columns)):
                     yield path, batch
             except (OSError, pa.ArrowException) as error:
-                problem = str(error).splitlines()[0]
+                problem = artifacts.first_line(error)
                 raise SemidError(f"{path}: damaged or not readable ({problem}); download the file again") from None
 
 
