@@ -12,8 +12,8 @@ from semid.encoders import BlocksConfig, FusionConfig, TextEncoderConfig, TextFr
 from semid.generators import GeneratorConfig
 from semid.joint import JointConfig, Refresh
 from semid.tokenizers import ProductConfig, RQKmeansConfig, RQVaeConfig
-from semid.training import TrainingConfig
-from seq_models import EncoderDecoderConfig, TransformerConfig
+from semid.training import OptimizerConfig, TrainingConfig
+from seq_models import EncoderDecoderConfig, RQTransformerConfig, TransformerConfig
 
 T = TypeVar("T")
 
@@ -61,6 +61,7 @@ def _epochs(share: float) -> dict[type, Callable[[Any], Any]]:
 
 
 _SIZES = {"dim": 8, "layers": 1, "heads": 2, "hidden": 8}
+_RATES = {"learning_rate": 1e-3, "weight_decay": 0.01}
 _BATCH, _BEAM = 64, 10
 
 
@@ -74,12 +75,17 @@ def _tiny(experiment: Experiment, interactions: int) -> Experiment:
         levels = max(2, len(config.assignments))
         return dataclasses.replace(config, level_sizes=(8,) * levels, hidden=(8,), latent=8)
 
+    def depth(config: RQTransformerConfig) -> RQTransformerConfig:
+        return dataclasses.replace(config, depth_hidden=config.depth_hidden and 8)
+
     brief = {"epochs": epochs, "batch_size": _BATCH, "accumulate": 1, "validate_every": epochs}
     seen = {"max_history": 5, "row_length": 10, "validation_users": 64, "validation_beam": _BEAM}
     rules = {
         TrainingConfig: rule(**brief),
+        OptimizerConfig: rule(**_RATES),
         Refresh: lambda _: Refresh(epochs / 2),
-        TransformerConfig: rule(**_SIZES, kv_heads=None),
+        TransformerConfig: rule(**_SIZES, kv_heads=None, dropout=0.1),
+        RQTransformerConfig: depth,
         BlocksConfig: rule(**_SIZES),
         FusionConfig: rule(dim=8, hidden=8, identity=False),
         EncoderDecoderConfig: rule(decoder_layers=1),

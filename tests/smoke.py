@@ -1,5 +1,7 @@
 """A pulse of experiments: a few steps of tiny models on one small simulated world, the first of each kind measured."""
 
+import numpy as np
+
 from experiments.budgets import Budget
 from experiments.data import stored_dataset, world_of
 from experiments.experiment import Baseline, experiments
@@ -9,6 +11,18 @@ from semid.catalog import SemanticCatalog
 from semid.config import to_dict
 from semid.data import SourceOrder
 from semid.tokenizers import tokenize
+from seq_models import Capacity
+
+
+def roomy(from_codes):
+    """`CodeTrie.from_codes` with room for any codes of as many items: tries of equal level sizes share programs."""
+
+    def build(codes, level_sizes, *, capacity=None, **options):
+        most = tuple(min(size, len(codes)) for size in level_sizes)
+        leaf_items = 1 if len(np.unique(codes, axis=0)) == len(codes) else len(codes)
+        return from_codes(codes, level_sizes, capacity=capacity or Capacity(len(codes), most, leaf_items), **options)
+
+    return build
 
 
 class Smoke:

@@ -82,9 +82,10 @@ class Scorer:
 
 
 def _split(model: ItemModel) -> tuple[Any, Any]:
-    """Graph and parameters, these on the device: training returns them in host memory."""
+    """Graph and parameters, these committed to the device: training validates with such and returns them in host
+    memory, and a search would be compiled for either."""
     graph, params = nnx.split(model)
-    return graph, jax.device_put(params)
+    return graph, jax.tree.map(lambda x: jax.device_put(x, x.sharding), jax.device_put(params))
 
 
 # Jitted at module level with the graph as a static argument: a model with new parameters runs in the same program.

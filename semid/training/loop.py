@@ -80,12 +80,14 @@ def fit(
     state: TrainState, step: Step, batches: Iterator[Any], *, num_steps: int, hooks: Sequence[Hook] = ()
 ) -> TrainState:
     """Run `step` until the state has taken `num_steps`. After each step the hooks are called in order with (step,
-    state, metrics); each returns the state to continue with, or raises StopTraining."""
+    state, metrics); each returns the state to continue with, or raises StopTraining. One that a hook made is laid out
+    as the step's, which would be compiled again for any other layout."""
     for at in range(int(state.step) + 1, num_steps + 1):
         state, metrics = step(state, next(batches))
         try:
             for hook in hooks:
-                state = hook(at, state, metrics)
+                after = hook(at, state, metrics)
+                state = after if after is state else jax.device_put(after, jax.tree.map(lambda x: x.sharding, state))
         except StopTraining:
             break
     return state

@@ -104,7 +104,8 @@ def create_state(model: nnx.Module, optimizer: optax.GradientTransformation, mes
 
 @jax.jit
 def _copy(tree: Tree) -> Tree:
-    return jax.tree.map(jnp.copy, tree)
+    """Copies of the types that a step returns: where the first step's were weak, the second would compile again."""
+    return jax.tree.map(lambda x: jnp.copy(x).astype(x.dtype), tree)
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:
@@ -191,7 +192,6 @@ def _program(
         gradients, found = combine([pull(one)[0] for one in jnp.eye(len(values), dtype=values.dtype)])
         return Gradients(gradients, metrics | found, after)
 
-    # Inputs are taken as they lie: what a hook returns may lie otherwise than what the step returned.
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=(layout, replicated(mesh)))
     def step(state: TrainState, batch: Any, tables: Any) -> tuple[TrainState, dict[str, Array]]:
         # The hardware generator costs a fraction of threefry; keys of different steps never meet.

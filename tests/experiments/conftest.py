@@ -8,13 +8,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import shapes
-from smoke import Smoke
+from smoke import Smoke, roomy
 
 from experiments.benchmarks import generators as peers
 from experiments.benchmarks import minutes
 from semid.cli import tokenize as cli_tokenize
 from semid.cli import train as cli
 from semid.tokenizers import RQVaeConfig
+from seq_models import CodeTrie
 
 ITEMS, USERS, LENGTH = 48, 40, 6
 TINY = {"dim": 8, "layers": 1, "heads": 2, "hidden": 8}
@@ -58,6 +59,7 @@ def smoke(tmp_path_factory):
     runs = Smoke(tmp_path_factory.mktemp("smoke"))
     with pytest.MonkeyPatch.context() as patch, shapes.unchecked():
         patch.setattr("experiments.runner.tokenize", runs.tokenize)
+        patch.setattr(CodeTrie, "from_codes", roomy(CodeTrie.from_codes))
         yield runs
 
 
