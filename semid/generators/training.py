@@ -286,7 +286,7 @@ def fit_generator(
 
 
 def _served(model: ItemModel) -> ItemModel:
-    """The model without what training alone reads; one that has nothing of it stays as it is, and so do its programs."""
+    """The model without what training alone reads; one that has none of it keeps its structure, and so its programs."""
     if model.state_head is not None:
         model.state_head = None
     return model

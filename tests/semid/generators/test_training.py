@@ -35,6 +35,7 @@ from semid.generators import (
 from semid.generators.training import check_catalog, check_teacher
 from semid.graphs import ItemGraph
 from semid.recommender import ItemData, ModelSpec, Recommender
+from semid.recommender.scorers import _top
 from semid.training import OptimizerConfig, StepContext, TrainingConfig
 from seq_models import (
     CodeTrie,
@@ -395,6 +396,14 @@ def test_the_history_and_its_best_score(trained, dataset):
     assert len(scores) > 1
     found = evaluate(recommender, dataset, split="validation", ks=(10,), beam_size=20).values["ndcg@10"]
     assert found == pytest.approx(max(scores), abs=1e-6)
+
+
+def test_validation_searches_with_the_program_of_the_trained_recommender(dataset, catalog, tmp_path):
+    config = dataclasses.replace(CONFIG, training=TrainingConfig(epochs=2, batch_size=8), validation_beam=7)
+    before = _top._cache_size()
+    recommender = train(dataset, catalog, config, out=tmp_path / "model", seed=0)
+    evaluate(recommender, dataset, split="validation", ks=(10,), beam_size=7)
+    assert _top._cache_size() == before + 1
 
 
 def test_the_same_request_is_not_trained_again(trained, catalog, caplog):

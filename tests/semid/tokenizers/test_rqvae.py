@@ -20,6 +20,7 @@ from semid.training import (
     OptimizerConfig,
     StepContext,
     TrainingConfig,
+    TrainStep,
     create_state,
     make_mesh,
     make_optimizer,
@@ -317,6 +318,14 @@ def test_an_alignment_of_weight_zero_trains_the_same_autoencoder(tmp_path):
     for name, leaf in leaves[0].items():
         np.testing.assert_allclose(leaves[1][name], leaf, rtol=1e-5, atol=1e-7, err_msg=name)
     assert not np.allclose(leaves[2]["encoder/0/kernel"], leaves[0]["encoder/0/kernel"], atol=1e-3)
+
+
+def test_a_training_whose_hooks_change_its_state_compiles_one_step(tmp_path, monkeypatch):
+    calls, call = [], TrainStep.__call__
+    monkeypatch.setattr(TrainStep, "__call__", lambda step, *given: calls.append(step) or call(step, *given))
+    _trained(_config(level_sizes=(5, 6)), tmp_path)  # re-seeds after the first of two epochs
+    assert len(calls) == 6
+    assert calls[0].program._cache_size() == 1
 
 
 def test_codes_are_clustered_from_the_first_step(tmp_path):
