@@ -11,6 +11,7 @@ import dataclasses
 import enum
 import functools
 import inspect
+import math
 import types
 import typing
 from typing import Any, TypeVar
@@ -37,6 +38,8 @@ def to_dict(config: Any) -> Any:
         return [to_dict(value) for value in config]
     if isinstance(config, dict):
         return {str(key): to_dict(value) for key, value in config.items()}
+    if isinstance(config, float) and not math.isfinite(config):
+        raise SemidError(f"a config holds finite numbers; got {config}")
     if config is None or isinstance(config, (bool, int, float, str)):
         return config
     raise SemidError(f"a config holds plain values and dataclasses; got {type(config).__name__}")
@@ -112,6 +115,10 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         if len(inner) != len(value):
             raise SemidError(f"{where}: expected {len(inner)} values, got {len(value)}")
         return tuple(_read(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(inner, value, strict=True)))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise SemidError(f"{where}: expected names and values, got {value!r}")
+        return {key: _read(args[1], one, f"{where}.{key}") for key, one in value.items()}
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return _read_enum(kind, value, where)
     if kind is float and type(value) is int:
@@ -191,6 +198,6 @@ def _short(value: Any) -> str:
 
 
 def check_seed(seed: int | None) -> None:
-    """Raise SemidError for a negative seed, which NumPy does not take, before any work."""
-    if seed is not None and seed < 0:
-        raise SemidError(f"expected a seed of 0 or more, got {seed}")
+    """Raise SemidError, before any work, for a seed that NumPy does not take, or of which JAX would drop the start."""
+    if seed is not None and not 0 <= seed < 2**32:
+        raise SemidError(f"expected a seed of 0 or more, below {2**32:,}, got {seed}")

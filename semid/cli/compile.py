@@ -49,7 +49,7 @@ class Compile:
     """Division of the work among devices."""
 
     def run(self) -> None:
-        chip, mesh = chip_of(self.topology), make_mesh(topology_devices(self.topology), self.mesh)
+        mesh, chip = make_mesh(topology_devices(self.topology), self.mesh), chip_of(self.topology)
         config = GeneratorConfig(**vars(self.config))
         config = replace(config, model=config.model.with_dropout(0.1))
         program, name = (joint_program, "joint step") if self.end_to_end else (training_program, "training step")

@@ -74,6 +74,7 @@ def training_program(config: GeneratorConfig, sizes: ProgramSizes, mesh: Mesh) -
         num_steps=10_000,
         mesh=mesh,
         accumulate=training.accumulate,
+        rates=training.optimizer.rates,
     )
     single = model.layout is Layout.SINGLE
     length = config.max_history if single else config.row_length

@@ -66,6 +66,7 @@ def joint_program(config: GeneratorConfig, sizes: ProgramSizes, mesh: Mesh) -> t
         num_steps=10_000,
         mesh=mesh,
         accumulate=training.accumulate,
+        rates=phase.training.optimizer.rates,
     )
     count = divisible_batch_size(training.batch_size, rows=1 << 62, mesh=mesh, accumulate=training.accumulate)
     by_rows = NamedSharding(mesh, ROWS)

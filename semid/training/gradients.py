@@ -1,4 +1,4 @@
-"""Gradient accumulation: a batch's gradients as the weighted mean over microbatches, to save memory."""
+"""Gradient accumulation: a batch's gradients as the weighted mean over microbatches, to save memory; and parts held."""
 
 from __future__ import annotations
 
@@ -16,6 +16,15 @@ from semid.training.mesh import ROWS, row_parts
 
 TARGETS = "targets"
 """The metric with the number of targets that a loss is a mean over; without it, microbatches weigh the same."""
+
+
+# Parts of a model, by the beginning of their names, and the share of the learning rate they take.
+Rates = tuple[tuple[str, float], ...]
+
+
+def rate_of(name: str, rates: Rates) -> float:
+    """The share of the learning rate of a parameter: that of the first part whose name it begins with, else 1."""
+    return next((share for start, share in rates if name.startswith(start)), 1.0)
 
 
 class Gradients(NamedTuple):

@@ -13,10 +13,11 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from semid.errors import SemidError
+from semid.errors import SemidError, did_you_mean
 from semid.progress import LOG
 from semid.training.batches import batches
 from semid.training.checkpoints import Checkpoints
+from semid.training.gradients import Rates
 from semid.training.mesh import divisible_batch_size, gathered, make_mesh, put_batch
 from semid.training.optimizers import OptimizerConfig, make_optimizer
 from semid.training.processes import from_first, stop_requested
@@ -31,6 +32,7 @@ from semid.training.state import (
     TrainState,
     create_state,
     make_step,
+    named_leaves,
     with_variables,
 )
 from semid.training.tracking import NullTracker, Tracker
@@ -52,7 +54,8 @@ class TrainingConfig:
     batch_size: int = 64
     """Rows of a global batch."""
     accumulate: int = 1
-    """Microbatches that a batch is computed in, one after the other: less memory, the same step."""
+    """Microbatches that a batch is computed in, one after the other: less memory. It is the same step where the loss is
+    a mean over rows or targets; what compares the rows of a batch (contrasts, balanced codes) sees a microbatch."""
     optimizer: OptimizerConfig = OptimizerConfig()
     validate_every: float = 1.0
     """Epochs between validations (and checkpoints)."""
@@ -151,7 +154,8 @@ def train(task: Task, config: TrainingConfig, *, run: RunFolder, seed: int, mesh
     try:
         with wall_time.spent_on("input"):
             rows.prepare(run.folder / SHARES)
-        own = task.optimizer
+        own, rates = task.optimizer, () if task.optimizer else config.optimizer.rates
+        _check_parts(task.model, rates)
         optimizer = own(num_steps) if own else make_optimizer(config.optimizer, num_steps=num_steps)
         state = create_state(task.model, optimizer, mesh)
         process = (jax.process_index(), jax.process_count())
@@ -168,6 +172,7 @@ def train(task: Task, config: TrainingConfig, *, run: RunFolder, seed: int, mesh
             mesh=mesh,
             accumulate=config.accumulate,
             combine=task.combine,
+            rates=rates,
         )
         device_batches, first = (put_batch(batch, mesh) for batch in iterator), int(state.step)
         timed_batches, timed_step = wall_time.timed("input", device_batches), wall_time.first_timed("compiling", step)
@@ -195,6 +200,15 @@ def train(task: Task, config: TrainingConfig, *, run: RunFolder, seed: int, mesh
         return with_variables(task.model, *jax.device_get(gathered((state.params, state.rest), mesh)))
     finally:
         checkpoints.close()
+
+
+def _check_parts(model: nnx.Module, rates: Rates) -> None:
+    """Raise SemidError for the rate of a part that the model does not have: it would change nothing."""
+    parts = {*vars(model), *named_leaves(nnx.state(model))}
+    for start, _ in rates:
+        if not any(name.startswith(start) for name in parts):
+            known = {name.split("/")[0] for name in named_leaves(nnx.state(model))}
+            raise SemidError(f"rates: no part of the model begins with {start!r}{did_you_mean(start, known)}")
 
 
 def _stop_hook(stop: Callable[[int], bool], validation: _Validation) -> Hook:

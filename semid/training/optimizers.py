@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 from typing import Any
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from semid.errors import SemidError
+from semid.training.gradients import Rates, rate_of
 from semid.training.state import leaf_name
 
 # They need more than gradients and parameters: losses, keys, another evaluation, a rate that stays as it is.
@@ -54,17 +56,24 @@ class OptimizerConfig:
     """Decay of the second moment of adam and adamw."""
     options: tuple[tuple[str, float], ...] = ()
     """Further arguments of the optimizer's function: `(("b1", 0.95),)`."""
-    rates: tuple[tuple[str, float], ...] = ()
+    rates: Rates = ()
     """Parts of the model, by the beginning of their names, and the share of the learning rate they take; 0 freezes a
     part. The first that matches counts, and parts without one take it all."""
 
     def __post_init__(self) -> None:
-        if any(share < 0 for _, share in self.rates):
+        if not all(share >= 0 for _, share in self.rates):
             raise SemidError(f"expected rates, shares of the learning rate, of at least 0, got {self.rates}")
-        if not self.learning_rate > 0:
-            raise SemidError(f"expected a learning_rate above 0, got {self.learning_rate}")
-        if not 0 <= self.warmup < 1:
-            raise SemidError(f"expected warmup, a share of all steps, in [0, 1), got {self.warmup}")
+        if not 0 < self.learning_rate < math.inf:
+            raise SemidError(f"expected a finite learning_rate above 0, got {self.learning_rate}")
+        if not 0 < self.clip < math.inf:
+            raise SemidError(f"expected a finite clip above 0 (1e9 clips nothing), got {self.clip}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise SemidError(f"expected a finite weight_decay of at least 0, got {self.weight_decay}")
+        if not 0 <= self.final <= 1:
+            raise SemidError(f"expected final, a share of the peak, in [0, 1], got {self.final}")
+        for name, what in (("warmup", ", a share of all steps,"), ("beta2", "")):
+            if not 0 <= getattr(self, name) < 1:
+                raise SemidError(f"expected {name}{what} in [0, 1), got {getattr(self, name)}")
         known = set(_parameters(_factory(self.name))) - set(_arguments(self, lambda step: step))
         for option, _ in self.options:
             if option not in known:
@@ -88,7 +97,8 @@ def make_optimizer(config: OptimizerConfig, *, num_steps: int) -> optax.Gradient
 
 def learning_rate(config: OptimizerConfig, *, num_steps: int) -> optax.Schedule:
     """The learning rate of each step."""
-    peak, last, warmup = config.learning_rate, config.final * config.learning_rate, round(config.warmup * num_steps)
+    peak, last = config.learning_rate, config.final * config.learning_rate
+    warmup = min(round(config.warmup * num_steps), max(num_steps - 1, 0))
     if config.schedule is RateSchedule.COSINE:
         return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(num_steps, 1), end_value=last)
     end = last if config.schedule is RateSchedule.LINEAR else peak
@@ -159,7 +169,7 @@ def _clip(config: OptimizerConfig) -> optax.GradientTransformation:
     clip = optax.clip_by_global_norm(config.clip)
 
     def trained(path: Any, gradient: jax.Array) -> jax.Array:
-        return gradient if _rate(leaf_name(path), config.rates) else jnp.zeros_like(gradient)
+        return gradient if rate_of(leaf_name(path), config.rates) else jnp.zeros_like(gradient)
 
     def clipped(gradients: Any, _: Any) -> Any:
         gradients = jax.tree_util.tree_map_with_path(trained, gradients)
@@ -168,9 +178,5 @@ def _clip(config: OptimizerConfig) -> optax.GradientTransformation:
     return optax.stateless(clipped)
 
 
-def _at_rates(updates: Any, rates: tuple[tuple[str, float], ...]) -> Any:
-    return jax.tree_util.tree_map_with_path(lambda path, u: u * _rate(leaf_name(path), rates), updates)
-
-
-def _rate(name: str, rates: tuple[tuple[str, float], ...]) -> float:
-    return next((share for start, share in rates if name.startswith(start)), 1.0)
+def _at_rates(updates: Any, rates: Rates) -> Any:
+    return jax.tree_util.tree_map_with_path(lambda path, u: u * rate_of(leaf_name(path), rates), updates)

@@ -189,6 +189,7 @@ class SingleRows(Rows):
             raise SemidError(f"expected max_history of at least 1, got {max_history}")
         self._train, self._max_history = train, max_history
         self._times = train.times if times else None
+        self._largest = -1  # bucket of a row, once `buckets` has looked
         first = 1 if seen is None else np.maximum(seen, 1)
         self._until = np.cumsum(np.maximum(train.ends - train.starts - first, 0))  # targets up to and with each history
         if not len(self):
@@ -205,14 +206,15 @@ class SingleRows(Rows):
     def buckets(self, batch_size: int) -> Int[np.ndarray, " rows"] | None:
         """The bucket of each row: the smallest of `_lengths` that holds its history, if enough rows share it."""
         found = np.concatenate([self._buckets_of(block) for block in _blocks(len(self))])
-        for bucket in range(len(self._lengths) - 1):
+        self._largest = int(found.max())
+        for bucket in range(self._largest):
             if np.count_nonzero(found == bucket) < _MIN_BATCHES * batch_size:
                 found[found == bucket] += 1
         return None if (found == found[0]).all() else found
 
     def batch(self, index: Int[np.ndarray, " n"], *, bucket: int) -> PackedRows:
         """Rows by number, padded to the length of the bucket."""
-        return self._padded(index, int(self._lengths[bucket]))
+        return self._padded(index, int(self._lengths[self._largest if bucket < 0 else bucket]))
 
     def _buckets_of(self, index: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
         owner, target = self._targets(index)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import hashlib
 import importlib
 import os
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -42,8 +42,7 @@ class TensorBoard:
         check_folder(run.folder)
         from tensorboardX import SummaryWriter
 
-        after = run.first_step + 1 if run.first_step else None
-        self._writer = SummaryWriter(str(run.folder / "tensorboard"), purge_step=after)
+        self._writer = SummaryWriter(str(run.folder / "tensorboard"), purge_step=run.first_step + 1)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -63,7 +62,7 @@ class WeightsAndBiases:
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "semid"),
             name=run.title,
-            id=hashlib.sha256(str(run.folder).encode()).hexdigest()[:16],
+            id=_run_id(run),
             resume="allow",
             config=dict(run.config),
         )
@@ -73,6 +72,15 @@ class WeightsAndBiases:
 
     def close(self, *, failed: bool) -> None:
         self._run.finish(exit_code=int(failed))
+
+
+def _run_id(run: TrackedRun) -> str:
+    """The id that the folder keeps for a resumed run; a run from the start is another one, in whatever folder."""
+    kept = run.folder / "wandb.id"
+    if not (run.first_step and kept.exists()):
+        with artifacts.replacing(kept) as written:
+            written.write_text(uuid.uuid4().hex[:16], encoding="ascii")
+    return kept.read_text(encoding="ascii")
 
 
 class MLflow:

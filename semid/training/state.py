@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Int
 
 from semid.errors import SemidError
-from semid.training.gradients import Gradients, accumulated
+from semid.training.gradients import Gradients, Rates, accumulated, rate_of
 from semid.training.mesh import (
     ShardedByRows,
     TableByRows,
@@ -34,6 +34,10 @@ Loss = Callable[[Any, Any, Any, "StepContext"], tuple[Array, dict[str, Array]]]
 # What becomes of the gradients of several losses: one gradient, and scalars to log.
 Combine = Callable[[Sequence[nnx.State]], tuple[nnx.State, dict[str, Array]]]
 Step = Callable[["TrainState", Any], tuple["TrainState", dict[str, Array]]]
+
+# The hardware generator costs a fraction of threefry; keys of different steps never meet.
+_IMPL = "rbg"
+_KEY = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0, impl=_IMPL)))
 
 # `functools.partial`, the same object for equal arguments: trainings of equal losses share a program (`make_step`).
 bound_loss = functools.lru_cache(maxsize=64)(functools.partial)
@@ -65,19 +69,26 @@ class TrainStep:
     """A jitted training step on its mesh, with the tables that it reads."""
 
     program: Any
-    """The jitted function of (state, batch, tables)."""
+    """The jitted function of (state, batch, tables, key)."""
     tables: Any
     mesh: Mesh
+    seed: int
 
     def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
         """The state after the step, and its metrics; the state before is donated."""
         with jax.set_mesh(self.mesh):
-            return self.program(state, batch, self.tables)
+            return self.program(state, batch, self.tables, self._key)
 
     def trace(self, state: TrainState, batch: Any) -> jax.stages.Traced:
         """The program for these arguments, arrays or shapes, before it is lowered for a platform."""
         with jax.set_mesh(self.mesh):
-            return self.program.trace(state, batch, self.tables)
+            key = jax.ShapeDtypeStruct(_KEY.shape, _KEY.dtype, sharding=replicated(self.mesh))
+            return self.program.trace(state, batch, self.tables, key)
+
+    @functools.cached_property
+    def _key(self) -> Array:
+        """The numbers of the seed's key, an argument of the program: trainings of other seeds run in the same one."""
+        return jax.device_put(jax.random.key_data(jax.random.key(self.seed, impl=_IMPL)), replicated(self.mesh))
 
     def lower(self, state: TrainState, batch: Any) -> jax.stages.Lowered:
         """The program lowered; it has a `cost_analysis`, compiled a `memory_analysis`."""
@@ -139,6 +150,7 @@ def make_step(
     mesh: Mesh,
     accumulate: int = 1,
     combine: Combine | None = None,
+    rates: Rates = (),
 ) -> TrainStep:
     """The jitted training step: `loss(model, batch, tables, context) -> (scalar, metrics)`, gradients, update.
 
@@ -152,12 +164,17 @@ def make_step(
 
     With `combine` the loss is a vector, and the step follows what `combine` makes of its entries' gradients.
 
-    Steps of equal models, losses (`bound_loss`), optimizers (`make_optimizer`) and numbers share one program.
+    `rates` are the optimizer's: of parts at 0 no gradients are computed, nor do they count in `gradient_norm`.
+
+    Steps of equal models, losses (`bound_loss`), optimizers (`make_optimizer`) and numbers but the seed share one
+    program.
     """
     graph, *_ = split_variables(model)
     layout = jax.tree.flatten(_layout(model, optimizer, mesh))
-    program = _program(graph, optimizer, loss, tuple(layout[0]), layout[1], seed, num_steps, mesh, accumulate, combine)
-    return TrainStep(program, jax.tree.map(lambda x: _placed(x, table_sharding(x, mesh)), tables), mesh)
+    held = tuple(name for name in named_leaves(split_variables(model)[1]) if not rate_of(name, rates))
+    options = (held, num_steps, mesh, accumulate, combine)
+    program = _program(graph, optimizer, loss, tuple(layout[0]), layout[1], *options)
+    return TrainStep(program, jax.tree.map(lambda x: _placed(x, table_sharding(x, mesh)), tables), mesh, seed)
 
 
 @functools.lru_cache(maxsize=16)
@@ -167,7 +184,7 @@ def _program(
     loss: Loss,
     shardings_of_state: tuple[NamedSharding, ...],
     structure: jax.tree_util.PyTreeDef,
-    seed: int,
+    held: tuple[str, ...],
     num_steps: int,
     mesh: Mesh,
     accumulate: int,
@@ -180,7 +197,7 @@ def _program(
         params: nnx.State, rest: nnx.State, rows: Any, key: Array, *, tables: Any, progress: Array
     ) -> Gradients:
         def compute(params: nnx.State) -> tuple[Array, tuple[dict[str, Array], nnx.State]]:
-            params = as_used(params, layout.params)
+            params = _without_gradients(as_used(params, layout.params), held)
             current = nnx.merge(graph, params, rest, copy=True)  # a loss may set variables of its own
             value, metrics = loss(current, rows, tables, StepContext(key, progress))
             return value, ({"loss": jnp.sum(value), **metrics}, split_variables(current)[2])
@@ -193,9 +210,8 @@ def _program(
         return Gradients(gradients, metrics | found, after)
 
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=(layout, replicated(mesh)))
-    def step(state: TrainState, batch: Any, tables: Any) -> tuple[TrainState, dict[str, Array]]:
-        # The hardware generator costs a fraction of threefry; keys of different steps never meet.
-        key = jax.random.fold_in(jax.random.key(seed, impl="rbg"), state.step)
+    def step(state: TrainState, batch: Any, tables: Any, key: Array) -> tuple[TrainState, dict[str, Array]]:
+        key = jax.random.fold_in(jax.random.wrap_key_data(key, impl=_IMPL), state.step)
         of = functools.partial(row_gradients, tables=tables, progress=state.step.astype(jnp.float32) / num_steps)
         if accumulate == 1:
             found = of(state.params, state.rest, batch, key)
@@ -208,6 +224,13 @@ def _program(
         return TrainState(state.step + 1, params, found.rest, opt_state), metrics
 
     return step
+
+
+def _without_gradients(params: nnx.State, held: tuple[str, ...]) -> nnx.State:
+    """`params`, those of these names behind a `stop_gradient`."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: jax.lax.stop_gradient(x) if leaf_name(path) in held else x, params
+    )
 
 
 def _placed(x: Any, sharding: NamedSharding) -> Any:

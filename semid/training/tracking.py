@@ -7,15 +7,15 @@ import errno
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, SupportsFloat
 
 from semid import artifacts
 from semid.errors import SemidError
-from semid.progress import show_progress
-from semid.training.sinks import TrackedRun, check_folder, check_tracker, chosen_trackers, open_sinks
+from semid.progress import LOG, show_progress
+from semid.training.sinks import Sink, TrackedRun, check_folder, check_tracker, chosen_trackers, open_sinks
 
 HISTORY = "history.jsonl"
 
@@ -58,7 +58,7 @@ class Tracker:
             kept = [r for r in read_history(self.path) if r["step"] <= first_step] if self.path.exists() else []
             with artifacts.replacing(self.path) as rewritten:  # a kill here loses no record
                 rewritten.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-        self._sinks = open_sinks(TrackedRun(folder, title, config or {}, first_step), trackers)
+        self._sinks = list(open_sinks(TrackedRun(folder, title, config or {}, first_step), trackers))
         self._file = self.path.open("ab", buffering=0)
         self._progress = show_progress(title, total=num_steps, unit="steps", done=first_step)
 
@@ -71,8 +71,8 @@ class Tracker:
     ) -> None:
         self._progress.__exit__()
         self._file.close()
-        for sink in self._sinks:
-            sink.close(failed=error is not None and not isinstance(error, SystemExit))
+        failed = error is not None and not isinstance(error, SystemExit)
+        self._tell(lambda sink: sink.close(failed=failed))
 
     def log(self, step: int, scalars: Mapping[str, SupportsFloat]) -> None:
         """Record the scalars of one step; a value that is not finite becomes null."""
@@ -83,8 +83,17 @@ class Tracker:
 
     def show(self, step: int, values: Mapping[str, float]) -> None:
         """Give scalars of one step to the trackers alone: times, of which no two runs have the same."""
-        for sink in self._sinks:
-            sink.log(step, values)
+        self._tell(lambda sink: sink.log(step, values))
+
+    def _tell(self, call: Callable[[Sink], None]) -> None:
+        """Call each tracker; one that fails is left out from then on, as the training matters more."""
+        for sink in tuple(self._sinks):
+            try:
+                call(sink)
+            except Exception as error:
+                self._sinks.remove(sink)
+                name, why = type(sink).__name__, artifacts.first_line(error)
+                LOG.warning("%s: %s; what follows is in %s alone", name, why, self.path)
 
     def _append(self, line: bytes) -> None:
         """Write a whole line, or raise SemidError and leave none of it."""

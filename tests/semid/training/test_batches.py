@@ -193,6 +193,13 @@ def test_batches_of_single_rows_are_those_of_rows_kept_in_memory():
         assert all((a == b).all() for a, b in zip(ours[:3], theirs[:3], strict=True))
 
 
+def test_batches_are_no_longer_than_the_longest_history_needs():
+    rows = SingleRows(Histories.from_lists([[1, 2, 3]] * 40), max_history=20)
+    assert rows.buckets(4) is None
+    options = {"batch_size": 4, "num_batches": 2, "seed": 0}
+    assert {batch.history.shape for batch in batches(rows, **options)} == {(4, 5)}
+
+
 def test_batches_are_of_rows_of_about_one_length(monkeypatch):
     """Every example once an epoch, short ones together and padded to less; each process makes the same of it."""
     lists = ragged(np.random.default_rng(0), users=300, longest=16)

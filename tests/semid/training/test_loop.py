@@ -165,6 +165,14 @@ def test_an_optimizer_of_ones_own_is_given_the_number_of_steps(tmp_path):
     assert position(walked) == 4 * 4
 
 
+def test_a_rate_of_a_part_that_the_model_has_not_is_refused(tmp_path):
+    for start in ("a", "", "at"):
+        held = OptimizerConfig(learning_rate=RATE, rates=((start, 0.0),))
+        assert position(run(tmp_path / f"held {start}", Script(0.1), steps=2, optimizer=held)) == 0
+    with pytest.raises(SemidError, match=r"rates: no part of the model begins with .att.; did you mean .at.\?"):
+        run(tmp_path / "bad", Script(), optimizer=OptimizerConfig(rates=(("att", 0.0),)))
+
+
 def test_the_last_step_is_validated_whatever_the_rhythm(tmp_path):
     script = Script(0.1, 0.2, 0.3)
     assert position(run(tmp_path, script, steps=11, every=5)) == 11

@@ -91,6 +91,13 @@ def test_gradients_are_clipped_by_their_global_norm(gradient, seen):
         ({"warmup": -0.1}, "warmup"),
         ({"learning_rate": 0.0}, "learning_rate above 0, got 0.0"),
         ({"learning_rate": float("nan")}, "learning_rate above 0, got nan"),
+        ({"learning_rate": float("inf")}, "finite learning_rate above 0, got inf"),
+        ({"clip": 0.0}, r"finite clip above 0 \(1e9 clips nothing\), got 0.0"),
+        ({"clip": float("inf")}, "clip"),
+        ({"weight_decay": -0.1}, "weight_decay of at least 0, got -0.1"),
+        ({"final": -1.0}, r"final, a share of the peak, in \[0, 1\], got -1.0"),
+        ({"beta2": 1.0}, r"beta2 in \[0, 1\), got 1.0"),
+        ({"rates": (("head", float("nan")),)}, "rates"),
     ],
 )
 def test_an_optimizer_that_cannot_work(bad, message):
@@ -98,9 +105,10 @@ def test_an_optimizer_that_cannot_work(bad, message):
         OptimizerConfig(**bad)
 
 
-@pytest.mark.parametrize("num_steps", [1, 2])
-def test_the_shortest_run_has_a_schedule(num_steps):
-    assert make_optimizer(OptimizerConfig(), num_steps=num_steps).init(nnx.state(Tiny(), nnx.Param))
+@pytest.mark.parametrize("num_steps", [1, 2, 20])
+@pytest.mark.parametrize("warmup", [0.05, 0.98])
+def test_the_shortest_run_has_a_schedule(num_steps, warmup):
+    assert make_optimizer(OptimizerConfig(warmup=warmup), num_steps=num_steps).init(nnx.state(Tiny(), nnx.Param))
 
 
 def noisy_loss(model, batch, tables, context):
@@ -134,7 +142,7 @@ def test_a_step_counts_donates_and_leaves_the_callers_model_alone():
     np.testing.assert_array_equal(with_variables(model, newer.params, newer.rest).fixed[...], before["fixed"])
 
 
-def test_steps_of_equal_arguments_are_one_program():
+def test_steps_of_equal_arguments_are_one_program_whatever_their_seed():
     traced, mesh = [], make_mesh()
 
     def loss(model, batch, tables, context, *, scale):
@@ -142,13 +150,29 @@ def test_steps_of_equal_arguments_are_one_program():
         return scale * jnp.mean(batch @ model.matrix[...]), {}
 
     batch = put_batch(np.ones((8, 2), np.float32), mesh)
-    for scale, rate in ((1.0, 0.1), (1.0, 0.1), (2.0, 0.1), (2.0, 0.2)):
+    for seed, (scale, rate) in enumerate(((1.0, 0.1), (1.0, 0.1), (2.0, 0.1), (2.0, 0.2))):
         model, optimizer = Tiny(), make_optimizer(OptimizerConfig(learning_rate=rate), num_steps=NUM_STEPS)
-        options = {"tables": None, "seed": 0, "num_steps": NUM_STEPS, "mesh": mesh}
+        options = {"tables": None, "seed": seed, "num_steps": NUM_STEPS, "mesh": mesh}
         make_step(model, optimizer, bound_loss(loss, scale=scale), **options)(
             create_state(model, optimizer, mesh), batch
         )
     assert traced == [1.0, 2.0, 2.0]
+
+
+def test_a_part_at_rate_0_costs_no_gradient_and_does_not_count():
+    def loss(model, batch, tables, context):
+        return jnp.mean(batch @ model.matrix[...] @ jnp.ones((3, 64)) @ jnp.ones((64, 3)) @ model.vector[...]), {}
+
+    batch = put_batch(np.ones((8, 2), np.float32), mesh := make_mesh())
+    flops, norms = [], []
+    for rates in ((), (("matrix", 0.0),)):
+        model, optimizer = Tiny(), make_optimizer(OptimizerConfig(rates=rates), num_steps=NUM_STEPS)
+        options = {"tables": None, "seed": 0, "num_steps": NUM_STEPS, "mesh": mesh, "rates": rates}
+        step, state = make_step(model, optimizer, loss, **options), create_state(model, optimizer, mesh)
+        flops.append(step.lower(state, batch).compile().cost_analysis()["flops"])
+        norms.append(float(step(state, batch)[1]["gradient_norm"]))
+    assert flops[1] < 0.8 * flops[0]
+    assert 0 < norms[1] < norms[0]
 
 
 def test_gradient_norm_is_of_the_gradient_before_clipping():

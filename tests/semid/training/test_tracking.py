@@ -160,8 +160,22 @@ def test_weights_and_biases_gets_scalars_config_and_end(tmp_path, library, monke
     assert (begin, options["project"], options["name"], options["config"]) == ("init", "semid", "a run", {"seed": 3})
     assert (log, end) == (("log", ({"loss": 2.5},), {"step": 1}), ("finish", (), {"exit_code": 0}))
     track(tmp_path, [], trackers=("wandb",))
-    assert library.calls[3][2]["id"] == options["id"]  # a resumed run is the same run
+    assert library.calls[3][2]["id"] != options["id"]  # one from the start is another
+    with Tracker(tmp_path, title="a run", num_steps=9, first_step=4, trackers=("wandb",)):
+        assert library.calls[-1][2]["id"] == library.calls[3][2]["id"]  # a resumed run is the same run
     assert len(read_history(tmp_path / HISTORY)) == 0
+
+
+@pytest.mark.parametrize("fails", ["log", "finish"])
+def test_a_tracker_that_fails_later_is_left_out_and_the_training_goes_on(tmp_path, library, monkeypatch, caplog, fails):
+    monkeypatch.setattr(library, fails, lambda *_, **__: 1 / 0, raising=False)
+    records = [(1, {"loss": 2.5}), (2, {"loss": 2.0})]
+    with caplog.at_level("WARNING", "semid"):
+        track(tmp_path, records, trackers=("wandb", "mlflow"))
+    assert len(read_history(tmp_path / HISTORY)) == 2
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert warning.startswith("WeightsAndBiases: division by zero; what follows is in ")
+    assert library.calls[-1][0] == "set_terminated"
 
 
 def test_mlflow_gets_scalars_config_and_end(tmp_path, library):
