@@ -222,7 +222,7 @@ def _stop_hook(stop: Callable[[int], bool], validation: _Validation) -> Hook:
                 validation.save(state)
             validation.checkpoints.wait()
             LOG.warning("stopped at step %d of %d; the same command goes on from there", at, validation.num_steps)
-            raise SystemExit(0)
+            raise SystemExit(143)
         return state
 
     return end

@@ -74,4 +74,8 @@ def test_training_pods_are_told_what_the_code_reads():
     first = f"{job['metadata']['name']}-0.{service['metadata']['name']}"
     assert environment["JAX_COORDINATOR_ADDRESS"].startswith(f"{first}:")
     assert job["spec"]["template"]["spec"]["subdomain"] == service["metadata"]["name"]
+    (ended, taken) = job["spec"]["podFailurePolicy"]["rules"]
+    assert ended["onExitCodes"] == {"containerName": container["name"], "operator": "In", "values": [143]}
+    assert (ended["action"], taken["action"]) == ("Ignore", "Ignore")
+    assert job["spec"]["template"]["spec"]["restartPolicy"] == "Never"  # else the policy is refused
     assert all(f"`{name}`" in (DOCS / "cluster.md").read_text() for name in processes._OURS)
