@@ -69,7 +69,10 @@ class Outcome:
             return 128 + stopped.number
         from semid.artifacts import shown  # here: a command that only prints help is quick
 
-        line = str(error) if isinstance(error, (SemidError, OSError)) else self._fault(error)
+        if isinstance(error, (SemidError, OSError)):
+            line = str(error)
+        else:
+            line = _memory_line(error) or self._fault(error)
         print(f"semid: {shown(line)}", file=sys.stderr)
         return 1
 
@@ -93,6 +96,17 @@ class Outcome:
         except OSError:
             return f"{line}run again with --debug for the traceback, and please report it)"
         return f"{line}please report it with its traceback, {file.name}; --debug prints it)"
+
+
+def _memory_line(error: BaseException) -> str | None:
+    """The line of an error of memory, the host's or a device's; None for any other."""
+    of_device = type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in str(error)
+    if not (of_device or isinstance(error, MemoryError)):
+        return None
+    from semid.artifacts import first_line
+
+    advice = "train with a smaller --batch-size or more --accumulate, search with a smaller --beam-size"
+    return f"out of memory ({first_line(error)}); {advice}"
 
 
 def _output_has_no_reader() -> bool:

@@ -10,15 +10,18 @@ import sys
 import warnings
 from pathlib import Path
 
+import jax
 import numpy as np
 import pyarrow as pa
 import pytest
+from rich.table import Table
 
 from semid import __version__, artifacts
 from semid.caches import remove_oldest
 from semid.catalog import CATALOG_FILE, SemanticCatalog
 from semid.cli import app, log_lines, main
 from semid.cli.cache import use_compilation_cache
+from semid.cli.console import console
 from semid.cli.options import as_typed
 from semid.cli.recommend import Recommend
 from semid.cli.train import Train
@@ -47,6 +50,19 @@ def _raising(error):
         raise error
 
     return action
+
+
+def test_tables_have_ids_and_codes_whole_where_nothing_is_as_wide(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "40")
+    table = Table("rank", "item id", "codes", title="two")
+    ids = [f"01000000-0000-0000-0000-00000000000{last}" for last in (1, 2)]
+    for item_id in ids:
+        table.add_row("1", item_id, "<a_201><b_11><c_255><d_17>")
+    console.print(table)
+    printed = capsys.readouterr().out
+    lines = [line.split() for line in printed.splitlines() if "0000" in line]
+    assert [(line[3], line[5]) for line in lines] == [(item_id, "<a_201><b_11><c_255><d_17>") for item_id in ids]
+    assert "\u2026" not in printed
 
 
 @pytest.fixture(autouse=True)
@@ -105,6 +121,19 @@ def test_an_error_is_one_line_and_a_traceback_on_request(monkeypatch, capsys):
         code, error = _ending(monkeypatch, capsys, _raising(SemidError("x: no such thing")), line)
         assert (code, error.startswith("Traceback")) == (1, True)
         assert error.endswith("\nsemid: x: no such thing\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "what"),
+    [
+        (MemoryError(), "MemoryError"),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no 9 bytes\nof HBM"), "RESOURCE_EXHAUSTED: no 9 bytes"),
+    ],
+)
+def test_a_lack_of_memory_is_no_fault_and_says_what_to_make_smaller(monkeypatch, capsys, error, what):
+    code, line = _ending(monkeypatch, capsys, _raising(error), TRAIN, Train)
+    advice = "train with a smaller --batch-size or more --accumulate, search with a smaller --beam-size"
+    assert (code, line) == (1, f"semid: out of memory ({what}); {advice}\n")
 
 
 def test_an_error_that_nobody_foresaw_is_one_line_and_keeps_its_traceback(monkeypatch, capsys, tmp_path):
