@@ -7,7 +7,7 @@ A history's next item is distributed as the sum of the edges of its items, the l
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -227,9 +227,9 @@ class ItemGraph:
         write_parquet(pa.table({"item_id": self.item_ids}), folder / _ITEMS)
 
     @staticmethod
-    def is_in(folder: Path) -> bool:
-        """True for a folder that `write` wrote to."""
-        return (folder / _SETTINGS).exists()
+    def is_in(files: Collection[str]) -> bool:
+        """True for the files of an artifact that `write` wrote to."""
+        return _SETTINGS in files
 
     @classmethod
     def read(cls, folder: Path) -> ItemGraph:

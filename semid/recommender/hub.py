@@ -14,11 +14,17 @@ from pathlib import Path
 from semid.artifacts import first_line
 from semid.errors import SemidError
 
+# Files of a package, in folders too: those of an upload before that this one lacks are deleted.
+_PACKAGE_FILES = ["*.json", "*.safetensors", "*.parquet", "*.model"]
+
 
 def upload(
     folder: Path, repo_id: str, *, message: str, private: bool | None, revision: str | None, token: str | None
 ) -> str:
-    """Upload a folder in one commit, making the repository if there is none, and give the commit's address."""
+    """Upload a folder in one commit, in place of an earlier package, and give the commit's address.
+
+    A repository that does not exist is made.
+    """
     if importlib.util.find_spec("huggingface_hub") is None:
         raise SemidError("the Hugging Face hub needs an extra; pip install 'semid[hub]'")
     from huggingface_hub import HfApi
@@ -27,7 +33,13 @@ def upload(
     api = HfApi(token=token)
     try:
         made = api.create_repo(repo_id, private=private, exist_ok=True)
-        commit = api.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message=message, revision=revision)
+        commit = api.upload_folder(
+            repo_id=made.repo_id,
+            folder_path=folder,
+            commit_message=message,
+            revision=revision,
+            delete_patterns=_PACKAGE_FILES,
+        )
     except (HTTPError, OSError, ValueError) as error:
         raise SemidError(f"{repo_id}: not uploaded ({first_line(error)})") from None
     return str(commit.commit_url)

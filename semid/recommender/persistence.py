@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,11 @@ def write_model(folder: Path, spec: ModelSpec, params: Any, items: ItemData) -> 
         of_items.encoder.write(folder / _CONDITIONS)  # the tokenizer's may have the same name
 
 
-def read_model(folder: Path) -> tuple[ModelSpec, ItemModel, ItemData]:
-    """Read what `write_model` wrote. Raises SemidError naming file and tensor that does not fit or is not finite."""
+def read_model(folder: Path, files: Iterable[str]) -> tuple[ModelSpec, ItemModel, ItemData]:
+    """Read what `write_model` wrote into an artifact of these `files`.
+
+    Raises SemidError naming file and tensor that does not fit or is not finite.
+    """
     spec, file = read_spec(folder), folder / _PARAMETERS
     graph, state = nnx.split(nnx.eval_shape(lambda: spec.build(seed=0)))  # drawing parameters takes a second
     parameters, tensors = artifacts.load_tensors(file), artifacts.load_tensors(folder / _ITEMS)
@@ -49,12 +53,9 @@ def read_model(folder: Path) -> tuple[ModelSpec, ItemModel, ItemData]:
     artifacts.check_finite(tensors, where=folder / _ITEMS, may_be_infinite=(_SCALE,))  # of a constant dimension
     model = nnx.merge(graph, replace_leaves(state, parameters, where=str(file)))
     standardizer = Standardizer(tensors[_MEAN], tensors[_SCALE]) if _MEAN in tensors else None
-    encoders = read_encoders(folder / _CONDITIONS, _encoder_files(folder / _CONDITIONS))
+    of_conditions = [name.removeprefix(f"{_CONDITIONS}/") for name in files if name.startswith(f"{_CONDITIONS}/")]
+    encoders = read_encoders(folder / _CONDITIONS, of_conditions)
     of_items = ItemConditions(tensors.get(_GROUPS), tensors.get(_TEXTS), next(iter(encoders), None))
     number = 0 if spec.sequences is None else len(spec.sequences.names)
     sequences = tuple(tensors[_SEQUENCE.format(at)] for at in range(number))
     return spec, model, ItemData(tensors["train_counts"], tensors.get("features"), standardizer, of_items, sequences)
-
-
-def _encoder_files(folder: Path) -> list[str]:
-    return [str(file.relative_to(folder)) for file in folder.glob("encoders/*.safetensors")]

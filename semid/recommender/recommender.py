@@ -196,14 +196,15 @@ class Recommender:
             )
         path = artifacts.local_folder(path, revision=revision)
         origin = Origin(path, artifacts.read_artifact(path, Kind.MODEL))
-        spec, model, items = read_model(path)
+        files = origin.manifest.files  # those alone: a folder may hold more, which nothing verifies
+        spec, model, items = read_model(path, files)
         loaded = cls(
             model,
             SemanticCatalog.read(path / CATALOG_FILE),
             spec=spec,
             items=items,
             capacity_factor=capacity_factor,
-            graph=ItemGraph.read(path) if ItemGraph.is_in(path) else None,
+            graph=ItemGraph.read(path) if ItemGraph.is_in(files) else None,
         ).with_origin(origin)
         return loaded if catalog is None else loaded.with_version(catalog, sequences=sequences)
 
@@ -241,7 +242,7 @@ class Recommender:
     ) -> str:
         """Upload what `save_pretrained` writes to `org/name` on the Hugging Face hub (extra `hub`), in one commit.
 
-        Gives the commit's address. Raises SemidError if the extra is missing or the hub refuses.
+        Files of an earlier package that this one lacks are deleted there (JSON, safetensors, Parquet). Gives the commit's address. Raises SemidError if the extra is missing or the hub refuses.
         """
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "model"

@@ -66,6 +66,17 @@ def test_a_mixed_model_is_read_as_it_was_written(model, tmp_path):
     assert Recommender.from_pretrained(tmp_path / "package").graph.digest != ""
 
 
+def test_files_that_the_manifest_does_not_list_are_not_read(model, tmp_path):
+    with artifacts.write_artifact(tmp_path / "model", kind="model", config={}) as folder:
+        model.with_graph(None).write(folder)
+    model.graph.write(tmp_path / "model")  # as a download over an earlier one leaves them
+    (tmp_path / "model/condition/encoders").mkdir(parents=True)
+    artifacts.save_tensors(tmp_path / "model/condition/encoders/of_another.safetensors", {"x": np.zeros(1)})
+    read = Recommender.from_pretrained(tmp_path / "model")
+    assert (read.graph, read.items.conditions.encoder) == (None, None)
+    assert _top(read)[0] == _top(model.with_graph(None))[0]
+
+
 def test_the_weight_one_is_the_graphs_own_ranking(model):
     rows = Histories.from_lists([[IDS.index(item) for item in history] for history in HISTORIES])
     expected, q = model.graph.rank(rows, k=K), model.graph.distribution(rows).toarray()

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 
 import jax
@@ -418,7 +419,10 @@ def test_pushing_uploads_what_saving_writes(recommender, home, monkeypatch):
     address = recommender.push_to_hub("org/name", metrics=home / "metrics.json", **options)
     assert address == "https://hub/org/name/commit/1"
     assert calls["repo"] == ("org/name", {"private": True, "exist_ok": True})
+    deleted = calls["upload"].pop("delete_patterns")
     assert calls["upload"] == {"repo_id": "org/name", "commit_message": "First", "revision": "next"}
+    assert [name for name in calls["files"] if not any(fnmatch(name, pattern) for pattern in deleted)] == ["README.md"]
+    assert not any(fnmatch("LICENSE", pattern) for pattern in deleted)
     assert set(calls["files"]) == (FILES | {"metrics.json"}) - {"manifest.json"}
     for error in (OSError("403\nForbidden"), huggingface_hub.errors.HTTPError("403\nno network")):
         monkeypatch.setattr(Api, "upload_folder", lambda self, error=error, **_: (_ for _ in ()).throw(error))
