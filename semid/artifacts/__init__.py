@@ -22,7 +22,7 @@ from semid.artifacts.files import (
     write_once,
 )
 from semid.artifacts.hub import is_repository, local_folder
-from semid.artifacts.locks import locked
+from semid.artifacts.locks import Owner, locked
 from semid.artifacts.manifests import (
     MANIFEST,
     PAGE,
@@ -55,6 +55,7 @@ __all__ = [
     "Kind",
     "Manifest",
     "Origin",
+    "Owner",
     "Place",
     "as_url",
     "check_finite",

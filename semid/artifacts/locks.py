@@ -46,6 +46,10 @@ class Owner:
         """Tell whether this machine runs it; of a process in another container that is not known."""
         return self.boot == _boot() and self.started != "" and self.started == _started(self.pid)
 
+    def has_ended(self) -> bool:
+        """Tell whether this machine ran it and does so no more; of another machine or container that is not known."""
+        return self.host == platform.node() and self.started != "" and not self.lives()
+
 
 @contextlib.contextmanager
 def locked(file: Path, path: Path) -> Iterator[None]:

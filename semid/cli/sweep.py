@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +59,7 @@ class Sweep:
         space = Space.read(self.space)
         folder = artifacts.local_only(self.out, "the study is a file of SQLite")
         study = _study(folder, space)
+        _enqueue_killed(study)
         while (left := self.trials - len(_finished(study))) > 0:
             console.print(f"trial {self.trials - left + 1} of {self.trials}")
             self._trial(study, space)
@@ -75,14 +76,13 @@ class Sweep:
         )
         folder = trial.user_attrs.get("folder", f"trials/{trial.number:04d}")
         trial.set_user_attr("folder", folder)
+        trial.set_user_attr("owner", asdict(artifacts.Owner.this()))
         try:
             values = {name: one.suggest(trial, name) for name, one in space.searched.items()}
             value = _validated(space.commands(values, f"{self.out}/{folder}"), f"{self.out}/{folder}")
         except BaseException as error:
             if stopped_by(error) or not isinstance(error, Exception):  # a signal: the next process goes on with it
-                trial.set_user_attr("interrupted", True)
-                study.tell(trial, state=optuna.trial.TrialState.FAIL)
-                study.enqueue_trial(trial.params, user_attrs={"folder": folder})
+                _enqueue_again(study, trial)
                 raise
             line = artifacts.first_line(error)
             trial.set_user_attr("error", line)
@@ -147,6 +147,26 @@ def _storage(url: str) -> optuna.storages.RDBStorage:
             return opened()
         time.sleep(0.2)
     return opened()
+
+
+def _enqueue_killed(study: optuna.Study) -> None:
+    """Have the trials run again whose process, of this machine, ended without a word."""
+    import optuna
+
+    for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
+        owner = trial.user_attrs.get("owner")
+        if owner is not None and artifacts.Owner(**owner).has_ended():
+            with contextlib.suppress(ValueError, RuntimeError):  # another process was quicker
+                _enqueue_again(study, optuna.trial.Trial(study, trial._trial_id))
+
+
+def _enqueue_again(study: optuna.Study, trial: optuna.Trial) -> None:
+    """Record a trial as interrupted, and have its values run again in its folder."""
+    import optuna
+
+    trial.set_user_attr("interrupted", True)
+    study.tell(trial, state=optuna.trial.TrialState.FAIL)
+    study.enqueue_trial(trial.params, user_attrs={"folder": trial.user_attrs["folder"]})
 
 
 def _finished(study: optuna.Study) -> list[Any]:
