@@ -34,6 +34,8 @@ from semid.errors import SemidError, did_you_mean
 from semid.progress import LOG
 
 CONFIG = "config.yaml"
+# Options that name the artifact that a command makes: the first of them that is given and is one.
+_OUTPUTS = ("new_catalog", "out")
 Key = tuple[str, ...]
 
 
@@ -403,12 +405,14 @@ def write_beside(name: str, command: Any) -> None:
     """Write all options of a command that has made an artifact into its folder, for `--config`."""
     if name == "package":  # it goes to others, whom the paths of this machine do not concern
         return
-    out = [field.path for field in fields_below(type(command), {}, command) if field.path[-1] == "out"]
-    folder = artifacts.resolved(value_at(command, out[0])) if out and value_at(command, out[0]) else None
-    if folder is None or not (folder / artifacts.MANIFEST).is_file():
-        return
-    text = f"# semid {name} --config {CONFIG}\n{to_yaml(command)}"
-    file = folder / CONFIG
+    paths = {field.path[-1]: field.path for field in fields_below(type(command), {}, command)}
+    given = [value_at(command, paths[option]) for option in _OUTPUTS if option in paths]
+    folders = [artifacts.resolved(path) for path in given if path]
+    if folder := next((folder for folder in folders if (folder / artifacts.MANIFEST).is_file()), None):
+        _write_config(folder / CONFIG, f"# semid {name} --config {CONFIG}\n{to_yaml(command)}")
+
+
+def _write_config(file: Path, text: str) -> None:
     if not file.is_file() or file.read_text(encoding="utf-8") != text:
         try:
             with artifacts.replacing(file) as temporary:

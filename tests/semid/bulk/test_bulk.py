@@ -538,6 +538,8 @@ def test_the_command_encodes_a_pattern_with_a_catalogues_tokenizer(catalog, tmp_
     assert set(SemanticCatalog.read(tmp_path / "all/catalog.parquet").item_ids.to_pylist()) == {
         f"i{n}" for n in range(ROWS)
     }
+    assert f"new-catalog: {tmp_path}/all\n" in (tmp_path / "all/config.yaml").read_text()
+    assert not (tmp_path / "codes/config.yaml").exists()
 
 
 def test_a_generator_is_trained_on_the_catalog_of_many_files_in_the_datasets_order(catalog, tmp_path, monkeypatch):

@@ -832,7 +832,7 @@ def test_every_command_reads_and_writes_urls(home, bucket, capsys, tmp_path):
     assert _there("imported/changes/000001.parquet")
     run("catalog append --catalog {u}/catalog --input {u}/I.parquet --known skip", u=bucket)
     run("tokenize --catalog {u}/catalog --input {u}/I.parquet --out {u}/codes --new-catalog {u}/all", u=bucket)
-    assert {"catalog.parquet", "manifest.json"} < {name.split("/")[3] for name in _listing("all")}
+    assert {"catalog.parquet", "config.yaml", "manifest.json"} <= {name.split("/")[3] for name in _listing("all")}
     run("package --model {u}/model --metrics {u}/metrics.json --out {u}/package", u=bucket)
     run("recommend --model {u}/package --history i0 -k 3", u=bucket)
     run("report {u}", u=bucket)
