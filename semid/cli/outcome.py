@@ -69,10 +69,7 @@ class Outcome:
             return 128 + stopped.number
         from semid.artifacts import shown  # here: a command that only prints help is quick
 
-        if isinstance(error, (SemidError, OSError)):
-            line = str(error)
-        else:
-            line = _memory_line(error) or self._fault(error)
+        line = str(error) if isinstance(error, (SemidError, OSError)) else _memory_line(error) or self._fault(error)
         print(f"semid: {shown(line)}", file=sys.stderr)
         return 1
 

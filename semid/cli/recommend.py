@@ -18,7 +18,7 @@ from rich.table import Table
 from semid import artifacts
 from semid.cli.choices import PathOrUrl, by_name, condition_of, load_recommender
 from semid.cli.console import console
-from semid.data import Dataset, parse_ids, read_boosts, read_id_file
+from semid.data import Dataset, as_ids, parse_ids, read_boosts, read_id_file
 from semid.errors import SemidError
 from semid.recommender import Explanation, Recommender, Sampling
 
@@ -53,7 +53,7 @@ class Recommend:
     one or several."""
     events: str | None = None
     """Events of the items of the history, in their order, separated by commas or as a JSON list: for a model that
-    reads events."""
+    reads events. One that is left empty, or null, is unknown: 'click,,buy'."""
     times: str | None = None
     """Times of the items of the history in seconds, in their order, separated by commas or as a JSON list: for a model
     that reads times; without them they are unknown."""
@@ -88,7 +88,7 @@ class Recommend:
         if self.skip_unknown and history and self._dropped(recommender, history, "the history") == len(history):
             console.print("no known item left: the most popular of training")
         condition = condition_of(self.condition) or None
-        events = None if self.events is None else parse_ids(self.events)
+        events = None if self.events is None else _events(self.events)
         times = None if self.times is None else _seconds(self.times)
         top = recommender.recommend(
             [history],
@@ -179,6 +179,19 @@ def _seconds(text: str) -> list[float]:
         return [float(word) for word in (json.loads(text) if text.lstrip().startswith("[") else text.split(","))]
     except (ValueError, TypeError):
         raise SemidError(f"--times: expected seconds, separated by commas or as a JSON list, got {text!r}") from None
+
+
+def _events(text: str) -> list[str | None]:
+    """Events as the option --events gives them, None where one is unknown."""
+    if not text.lstrip().startswith("["):
+        return [name.strip() or None for name in text.split(",")] if text.strip() else []
+    try:
+        names = ["" if name is None else name for name in json.loads(text)]
+        return [name or None for name in as_ids(names, what="events").to_pylist()]
+    except (ValueError, RecursionError) as error:  # a SemidError is a ValueError
+        raise SemidError(
+            f"--events: expected events, separated by commas or as a JSON list, got {text[:80]!r} ({error})"
+        ) from None
 
 
 def _limit(word: str) -> tuple[str, int]:

@@ -242,7 +242,8 @@ class Recommender:
     ) -> str:
         """Upload what `save_pretrained` writes to `org/name` on the Hugging Face hub (extra `hub`), in one commit.
 
-        Files of an earlier package that this one lacks are deleted there (JSON, safetensors, Parquet). Gives the commit's address. Raises SemidError if the extra is missing or the hub refuses.
+        Files of an earlier package that this one lacks are deleted there (JSON, safetensors, Parquet).
+        Gives the commit's address. Raises SemidError if the extra is missing or the hub refuses.
         """
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "model"

@@ -23,7 +23,7 @@ from semid.cli import app, log_lines, main
 from semid.cli.cache import use_compilation_cache
 from semid.cli.console import console
 from semid.cli.options import as_typed
-from semid.cli.recommend import Recommend
+from semid.cli.recommend import Recommend, _events
 from semid.cli.train import Train
 from semid.data import GlobalTime, HeldOutItems
 from semid.errors import SemidError
@@ -308,6 +308,25 @@ def test_boosts_are_options_or_a_table_and_the_option_counts_more(monkeypatch, c
     main(f"{line} --boosts {table} --boost zz=0 --skip-unknown".split())
     said = capsys.readouterr().out
     assert all(f"dropped 1 unknown of 1 items of {of}" in said.replace("\n", "") for of in (table, "--boost"))
+
+
+@pytest.mark.parametrize(
+    ("text", "events"),
+    [
+        ("click, ,buy", ["click", None, "buy"]),
+        ("click,", ["click", None]),
+        ('["a,b", null, "", 3]', ["a,b", None, None, "3"]),
+        (" ", []),
+    ],
+)
+def test_an_event_that_is_left_empty_is_unknown(text, events):
+    assert _events(text) == events
+
+
+@pytest.mark.parametrize("text", ["[click]", "[[1]]", "[true]"])
+def test_what_is_no_list_of_events_is_said_by_the_option(text):
+    with pytest.raises(SemidError, match=rf"^--events: expected events, .* got {re.escape(repr(text))} "):
+        _events(text)
 
 
 def test_compiled_programs_are_kept_in_the_users_cache(monkeypatch, tmp_path):

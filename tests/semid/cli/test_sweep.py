@@ -2,6 +2,7 @@
 
 import json
 import signal
+from dataclasses import asdict
 
 import optuna
 import pytest
@@ -119,6 +120,7 @@ def test_a_searched_tokenizer_makes_the_catalogue_of_each_trial(space):
         (SPACE + "  epochs: {choices: 3}", "line 6: train.epochs: expected a list of choices"),
         (SPACE + "  epoch: {low: 1, high: 2}", "line 6: epoch: unknown key; did you mean 'epochs'?"),
         (SPACE + "  row-length: {low: 0.5, high: 2}", "line 6: row_length: expected a value of type int, got '0.5'"),
+        (SPACE + "  batch-size: {choices: [1, 0, 2]}", "line 6: batch_size: expected batch_size above 0, got 0"),
         (SPACE + "  batch-size: {low: 0, high: 2}", "line 6: batch_size: expected batch_size above 0, got 0"),
     ],
 )
@@ -223,6 +225,24 @@ def test_an_interrupted_trial_goes_on_with_its_values_in_its_folder(space, folde
     assert seen[1] == seen[0]
     assert seen[2].out != seen[0].out
     assert [state for state, _ in _values(folder, file)] == ["FAIL", "COMPLETE", "COMPLETE"]
+
+
+def test_a_trial_whose_process_was_killed_is_run_again_first_and_one_that_runs_is_left(space, folder):
+    study = sweep._study(folder, Space.read(file := space()))
+    owner = asdict(artifacts.Owner.this())
+    owners = [owner | {"started": "0"}, owner, owner | {"host": "elsewhere", "boot": "other"}, None]
+    for at, of in enumerate(owners):  # a killed one's, this process, another machine's, of an earlier semid
+        trial = study.ask()
+        trial.suggest_int("train.model.layers", 1, 4)
+        trial.set_user_attr("folder", f"trials/{at:04d}")
+        if of is not None:
+            trial.set_user_attr("owner", of)
+    _sweep(file, folder, 2)
+    trials = study.trials
+    assert [trial.state.name for trial in trials] == ["FAIL", *["RUNNING"] * 3, "COMPLETE", "COMPLETE"]
+    assert [trial.user_attrs["folder"] for trial in trials[4:]] == ["trials/0000", "trials/0005"]
+    assert trials[4].params["train.model.layers"] == trials[0].params["train.model.layers"]
+    assert (folder / "trials/0000/model/history.jsonl").is_file()
 
 
 def test_the_folder_of_a_sweep_may_be_below_the_home_or_a_url_of_this_machine(space, folder, monkeypatch):
