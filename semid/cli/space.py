@@ -82,11 +82,14 @@ class Space:
         for name, places in self._places("trial").items():
             if searched := next((key for key in places if f"{name}.{key}" in self.searched), None):
                 raise SemidError(f"{self.file}: {name}.{searched}: each trial has its own; leave it out")
-        ends = [{name: one.ends[end] for name, one in self.searched.items()} for end in (0, 1)]
-        # The others are at their first.
-        alone = [{name: choice} for name, one in self.searched.items() for choice in one.choices[1:]]
-        for values in [*ends, *alone]:
+        first, last = ({name: one.ends[end] for name, one in self.searched.items()} for end in (0, 1))
+        for values in (first, last):
             self.commands(values, "trial")
+        for choice in ({name: value} for name, one in self.searched.items() for value in one.choices[1:-1]):
+            try:
+                self.commands(first | choice, "trial")
+            except SemidError:  # a choice need not go with every other
+                self.commands(last | choice, "trial")
 
     def commands(self, values: Mapping[str, Any], folder: str | Path) -> dict[str, Any]:
         """The commands of a trial by their names, with these values; they write below the folder."""
