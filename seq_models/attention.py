@@ -41,11 +41,15 @@ def rotate(x: Float[Array, "b t heads width"], positions: Int[Array, "#b #t"]) -
     return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(x.dtype)
 
 
+def segment_begins(segments: Int[Array, "b t"]) -> Bool[Array, "b t"]:
+    """True at the first entry of each segment."""
+    return jnp.concatenate([jnp.ones_like(segments[:, :1], bool), segments[:, 1:] != segments[:, :-1]], axis=1)
+
+
 def segment_positions(segments: Int[Array, "b t"]) -> Int[Array, "b t"]:
     """Position of each entry within its segment, from 0."""
     index = jnp.broadcast_to(jnp.arange(segments.shape[-1])[None], segments.shape)
-    begins = jnp.concatenate([jnp.ones_like(segments[:, :1], bool), segments[:, 1:] != segments[:, :-1]], axis=1)
-    return index - jax.lax.cummax(jnp.where(begins, index, 0), axis=1)
+    return index - jax.lax.cummax(jnp.where(segment_begins(segments), index, 0), axis=1)
 
 
 def attend_rows(

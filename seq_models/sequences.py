@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
+from seq_models.attention import segment_begins
+
 # Codes of items, an array [..., level] for each sequence; -1 where the item has none.
 Sequences = tuple[Int[Array, "*n _"], ...]
 
@@ -59,13 +61,16 @@ class SequenceEncoder(nnx.Module):
         return functools.reduce(jnp.add, parts)
 
     def drop(self, sequences: Sequences, segments: Int[Array, "b t"], key: Key[Array, ""] | None) -> Sequences:
-        """Sequences of a training step, of which a share of the histories lacks each; without a key as they are."""
+        """Sequences of a training step, of which a share of the histories lacks each; without a key as they are.
+
+        `segments` tell the histories of a row apart, by any numbers.
+        """
         if key is None or not self.drop_share:
             return sequences
         shape = (len(sequences), segments.shape[0], segments.shape[1] + 1)
         gone = jax.random.bernoulli(key, self.drop_share, shape)
-        at = jnp.broadcast_to(segments[None], (len(sequences), *segments.shape))
-        gone = jnp.take_along_axis(gone, at, axis=2)
+        nth = jnp.cumsum(segment_begins(segments), axis=1, dtype=jnp.int32)  # of the row's segments, from 1
+        gone = jnp.take_along_axis(gone, jnp.broadcast_to(nth[None], (len(sequences), *nth.shape)), axis=2)
         return tuple(jnp.where(out[..., None], -1, codes) for out, codes in zip(gone, sequences, strict=True))
 
     @staticmethod

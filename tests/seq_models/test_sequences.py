@@ -137,9 +137,17 @@ def test_training_leaves_whole_sequences_of_whole_histories_out():
         assert (whole == gone.any(axis=-1)).all()
         assert (whole[:, [0, 2, 2]] == whole[:, [1, 3, 4]]).all()
         assert abs(whole[:, [0, 2, 5]].mean() - 0.3) < 0.02
+    drawn = np.asarray(jax.random.bernoulli(jax.random.key(0), 0.3, (2, 2000, 7)))  # one per segment of a row
+    for gone, of_segments in zip(dropped, drawn, strict=True):
+        np.testing.assert_array_equal(gone[..., 0], of_segments[:, [1, 1, 2, 2, 2, 3]])
     both = (dropped[0][:, 0, 0] & dropped[1][:, 0, 0]).mean()
     assert abs(both - 0.09) < 0.02  # each by itself
     assert encoder.drop(told, segments, None) is told
+    # A row of one history is numbered by its user, whatever the number.
+    single = [encoder.drop(told, jnp.full((2000, 6), number), jax.random.key(0)) for number in (1, 1000)]
+    for first, other in zip(*single, strict=True):
+        np.testing.assert_array_equal(first, other)
+        assert abs((np.asarray(first) < 0).mean() - 0.3) < 0.02
 
 
 def test_what_only_a_further_sequence_tells_is_learned():
