@@ -53,6 +53,11 @@ class ConditionsConfig:
             raise SemidError("calibrate_events is for the probabilities of an event head: give event_head too")
         if self.film and not (self.on_event or self.on_group or self.on_text):
             raise SemidError("film is how conditions enter the model: give on_event, on_group or on_text too")
+        if self.event_head and self.on_event and not (self.film or self.drop_conditions):
+            raise SemidError(
+                "event_head learns where the state has not read the event as a condition, with drop_conditions of 0 "
+                "nowhere: give film, or drop_conditions above 0"
+            )
         if self.text_columns and self.on_text is None:
             raise SemidError("text_columns are what conditions on texts are written from: give on_text too")
 

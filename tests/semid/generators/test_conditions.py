@@ -332,6 +332,11 @@ def test_settings_out_of_range_are_refused():
         ConditionsConfig(drop_conditions=1.0)
     with pytest.raises(SemidError, match="give on_event, on_group or on_text too"):
         ConditionsConfig(film=True, event_inputs=True)
+    told = {"on_event": True, "event_head": True, "drop_conditions": 0.0}  # everywhere: the head would learn nothing
+    with pytest.raises(SemidError, match="nowhere: give film, or drop_conditions above 0"):
+        ConditionsConfig(**told)
+    for learning in ({"film": True}, {"drop_conditions": 0.1}, {"on_event": False}):
+        ConditionsConfig(**told | learning)
     with pytest.raises(SemidError, match="give on_text too"):
         ConditionsConfig(text_columns=("brand",))
     with pytest.raises(SemidError, match="the sizes of conditions are a dataset's"):
