@@ -152,8 +152,8 @@ class DenseTransformer(ItemModel):
         smoothing: float = 0.0,
         key: Key[Array, ""] | None = None,
     ) -> dict[str, Float[Array, "..."]]:
-        """Full-softmax cross-entropy of the next item, a sum over widths: the whole loss, and so named, but for
-        those of events and states."""
+        """Full-softmax cross-entropy of the next item, a sum over widths (`loss/item`), and the terms of events and
+        states."""
         vectors = self.vectors(tables.features)
         events, conditions = self.training_conditions(tables, batch, key)
         inputs: dict[str, Any] = {"events": events, "conditions": conditions, "times": self.training_times(batch, key)}
@@ -163,7 +163,7 @@ class DenseTransformer(ItemModel):
         for width in self.widths:
             narrow = (queries[..., :width], vectors[:, :width])
             loss += item_cross_entropy(*narrow, batch.targets, batch.weights, seen=batch.seen)
-        terms = {"loss": loss} | self.state_terms(queries, tables, batch)
+        terms = {"loss/item": loss} | self.state_terms(queries, tables, batch)
         if self.event_head is None:
             return terms
         return terms | self.event_terms(states, self._embedded(vectors, batch.targets), batch, conditions, key)

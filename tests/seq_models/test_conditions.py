@@ -184,7 +184,7 @@ def target_loss(model, batch, targets):
         )  # as the whole batch says, whatever is left of the targets
         batch = batch._replace(targets=jnp.asarray(kept))
     terms = model.loss_terms(tables(), batch)
-    return float(jnp.sum(terms.get("loss/dense", terms.get("loss/level", terms.get("loss")))))
+    return float(jnp.sum(terms.get("loss/dense", terms.get("loss/level", terms.get("loss/item")))))
 
 
 @every_model

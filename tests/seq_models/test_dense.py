@@ -128,7 +128,7 @@ def test_the_loss_is_summed_over_widths_and_a_slice_ranks_alone():
 
     def loss(config):
         one = DenseTransformer(config, num_items=IDS, rngs=nnx.Rngs(0))
-        return float(jax.jit(lambda one: one.loss_terms(tables, batch)["loss"])(one))
+        return float(jax.jit(lambda one: one.loss_terms(tables, batch)["loss/item"])(one))
 
     states, vectors = np.asarray(states_of(m, m.vectors(None))), np.asarray(m.vectors(None))
     of_width = {}

@@ -486,6 +486,7 @@ def test_the_gradient_of_the_loss_terms_reaches_every_parameter(name):
     leaves = jax.tree.leaves_with_path(gradient)
     unreached = [jax.tree_util.keystr(path) for path, g in leaves if not (np.isfinite(g).all() and g.any())]
     assert unreached == []
+    assert "loss" not in terms  # so is their sum named where they are logged
     assert set(terms) - set(plain) == ({"loss/distillation"} if FAMILIES[name].has_codes else set())
     for term in plain:
         np.testing.assert_allclose(terms[term], plain[term], rtol=1e-5)
