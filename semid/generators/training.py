@@ -96,6 +96,13 @@ class GeneratorConfig:
                 raise SemidError(f"expected {name} of at least 1, got {getattr(self, name)}")
         if not 0 <= self.drop_sequences < 1:
             raise SemidError(f"expected drop_sequences in [0, 1), got {self.drop_sequences}")
+        objective = self.objective
+        if not self.model.has_codes and (
+            objective.label_smoothing or objective.normalization is not SoftmaxOver.VOCABULARY
+        ):
+            raise SemidError(
+                f"label_smoothing and normalization are of codes; {self.model.title} has none: leave them out"
+            )
 
     @property
     def reads_events(self) -> bool:

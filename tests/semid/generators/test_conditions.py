@@ -591,6 +591,8 @@ def test_an_event_head_adds_a_term_and_weighs_it():
     value, terms, _ = _loss(data, "rq-transformer", {}, head=True)
     assert terms["loss/event"] == pytest.approx(np.log(2))  # at first all events are alike
     assert value == pytest.approx(plain + np.log(2), rel=1e-6)
+    value, terms, _ = _loss(data, "sasrec", {}, head=True)
+    assert value == pytest.approx(terms["loss/item"] + terms["loss/event"], rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -330,6 +330,13 @@ def test_a_teacher_without_a_use_for_it_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_settings_of_codes_are_refused_for_a_model_without():
+    for objective in (CHILDREN, ObjectiveConfig(label_smoothing=0.1)):
+        GeneratorConfig(model=CODES, objective=objective)
+        with pytest.raises(SemidError, match=r"are of codes; SASRec has none: leave them out"):
+            GeneratorConfig(model=FAMILIES["sasrec"], objective=objective)
+
+
 def test_features_are_standardized_chosen_and_absent(dataset):
     assert content_features(dataset, ()) is None
     features = content_features(dataset, ("v",))
