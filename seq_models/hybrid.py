@@ -44,6 +44,11 @@ class HybridConfig(RQTransformerConfig):
         if not self.temperature > 0:
             raise ValueError(f"expected a temperature above 0, got {self.temperature}")
 
+    @property
+    def has_dense_head(self) -> bool:
+        """True: it ranks by it."""
+        return True
+
     def build(
         self, *, level_sizes: tuple[int, ...], num_items: int, num_features: int, rngs: nnx.Rngs
     ) -> HybridTransformer:

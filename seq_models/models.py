@@ -46,6 +46,11 @@ class ModelConfig(abc.ABC):
     """An item's codes are decoded from one state per history, as end-to-end training needs."""
 
     @property
+    def has_dense_head(self) -> bool:
+        """True where a generator of codes scores all items from its state too, by a loss of its own."""
+        return False
+
+    @property
     @abc.abstractmethod
     def has_item_embeddings(self) -> bool:
         """True where the model has a learned vector per item row, and so none for items added later."""

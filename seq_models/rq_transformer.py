@@ -60,6 +60,11 @@ class RQTransformerConfig(CodeConfig):
         if not 0.0 <= self.depth_dropout < 1.0:
             raise ValueError(f"depth_dropout {self.depth_dropout} must lie in [0, 1)")
 
+    @property
+    def has_dense_head(self) -> bool:
+        """True with a `dense_share`."""
+        return self.dense_share > 0
+
     def build(
         self, *, level_sizes: tuple[int, ...], num_items: int, num_features: int, rngs: nnx.Rngs
     ) -> RQTransformer:

@@ -13,7 +13,7 @@ from semid.generators import GeneratorConfig
 from semid.joint.model import HISTORY_TERMS, Objective, Reach, StepConfig, joint_loss, joint_losses
 from semid.tokenizers import RQVaeConfig
 from semid.training import Loss, OptimizerConfig, TrainingConfig, bound_loss
-from seq_models import RQTransformerConfig, SoftmaxOver
+from seq_models import SoftmaxOver
 
 
 class Surgery(enum.Enum):
@@ -146,8 +146,10 @@ class JointConfig:
             raise SemidError(
                 f"end-to-end training is of the RQ-Transformer, not of {type(self.generator.model).__name__}"
             )
-        if isinstance(self.generator.model, RQTransformerConfig) and self.generator.model.dense_share:
-            raise SemidError("end-to-end training trains no dense head; leave dense_share out (`semid train`)")
+        if self.generator.model.has_dense_head:
+            raise SemidError(
+                "joint steps train no dense head; take the RQ-Transformer without dense_share, or `semid train`"
+            )
         if self.generator.start_from_teacher:
             raise SemidError("end-to-end training starts from no teacher; leave start_from_teacher out (`semid train`)")
         if self.generator.features is not None:

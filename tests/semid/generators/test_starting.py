@@ -17,7 +17,14 @@ from semid.generators.starting import started
 from semid.joint import JointConfig
 from semid.recommender import ItemData, ModelSpec, Recommender
 from semid.training import TrainingConfig
-from seq_models import DenseConfig, EncoderDecoderConfig, ParallelHeadsConfig, RQTransformerConfig, TransformerConfig
+from seq_models import (
+    DenseConfig,
+    EncoderDecoderConfig,
+    HybridConfig,
+    ParallelHeadsConfig,
+    RQTransformerConfig,
+    TransformerConfig,
+)
 
 ITEMS = 12
 BACKBONE = TransformerConfig(dim=8, layers=2, heads=2, hidden=8, dropout=0.1)
@@ -108,9 +115,9 @@ def test_what_cannot_start_from_the_teacher_is_refused(catalog, model, teacher, 
 
 def test_end_to_end_training_has_no_dense_head():
     generator = JointConfig().generator
-    with_head = replace(generator.model, id_embedding=True, dense_share=0.4)
-    with pytest.raises(SemidError, match="trains no dense head; leave dense_share out"):
-        JointConfig(generator=replace(generator, model=with_head))
+    for model in (replace(generator.model, id_embedding=True, dense_share=0.4), HybridConfig()):
+        with pytest.raises(SemidError, match="joint steps train no dense head; take the RQ-Transformer without"):
+            JointConfig(generator=replace(generator, model=model))
 
 
 def test_end_to_end_training_starts_from_no_teacher():
