@@ -35,12 +35,15 @@ class DenseConfig(ModelConfig):
     """Numbers of states and item vectors by whose first ones alone items can be ranked as well: the loss is summed over
     these widths and the full one (fMRLRec)."""
     width: int | None = field(default=None, metadata={"later": True})
-    """The first numbers by which items are ranked; none given: all. Chosen after training."""
+    """The first numbers by which items are ranked, one of widths or all; none given: all. Chosen after training."""
 
     def __post_init__(self) -> None:
-        for width in (*self.widths, *([] if self.width is None else [self.width])):
+        for width in self.widths:
             if not 1 <= width <= self.backbone.dim:
                 raise ValueError(f"expected widths of 1 to dim {self.backbone.dim}, got {width}")
+        trained = (*self.widths, self.backbone.dim)
+        if self.width is not None and self.width not in trained:
+            raise ValueError(f"expected a width that is trained, of {', '.join(map(str, trained))}, got {self.width}")
 
     @property
     def has_item_embeddings(self) -> bool:

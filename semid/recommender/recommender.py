@@ -275,7 +275,7 @@ class Recommender:
         """The same ranking by the first `width` numbers of its item vectors; None: all.
 
         A SASRec that was trained for several `widths` serves at each of them, with so much smaller an index. Raises
-        SemidError for a model that speaks in codes, and ValueError for a width that its vectors do not have.
+        SemidError for a model that speaks in codes, and ValueError for a width that it was not trained for.
         """
         model = self.dense_model()
         config = dataclasses.replace(typing.cast(DenseConfig, self.spec.model), width=width)

@@ -37,7 +37,7 @@ MODELS = {
     "encoder-decoder": (EncoderDecoderConfig(backbone=BACKBONE, decoder_layers=1), 0),
     "flat": (FlatDecoderConfig(backbone=BACKBONE), 0),
     "hybrid": (HybridConfig(backbone=BACKBONE), 3),
-    "dense": (DenseConfig(backbone=BACKBONE), 0),
+    "dense": (DenseConfig(backbone=BACKBONE, widths=(4,)), 0),
 }
 
 
@@ -565,7 +565,8 @@ def test_a_dense_model_serves_at_a_width_that_is_chosen_later(tmp_path):
     loaded = Recommender.from_pretrained(tmp_path / "narrow")
     assert (loaded.spec.model.width, model.spec.model.width) == (4, None)
     np.testing.assert_array_equal(loaded.score(histories, IDS), narrow.score(histories, IDS))
-    with pytest.raises(ValueError, match="expected widths of 1 to dim 8, got 9"):
-        model.with_width(9)
+    for untrained in (3, 9):
+        with pytest.raises(ValueError, match=f"expected a width that is trained, of 4, 8, got {untrained}"):
+            model.with_width(untrained)
     with pytest.raises(SemidError, match="this one speaks in codes"):
         _make("codes", _catalog()).with_width(4)
