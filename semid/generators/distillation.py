@@ -97,8 +97,18 @@ class TaughtHistories(Rows):
         return len(self._rows)
 
     def __getitem__(self, index: Int[np.ndarray, " n"]) -> TaughtRows:
-        best = {"teacher_items": self._items[index], "teacher_scores": self._scores[index]}
-        return TaughtRows(**self._rows[index]._asdict(), **best)
+        return self._taught(self._rows[index], index)
+
+    def buckets(self, batch_size: int) -> Int[np.ndarray, " rows"] | None:
+        """Those of the rows."""
+        return self._rows.buckets(batch_size)
+
+    def batch(self, index: Int[np.ndarray, " n"], *, bucket: int) -> TaughtRows:
+        """Rows by number, as long as the rows themselves are in this bucket."""
+        return self._taught(self._rows.batch(index, bucket=bucket), index)
+
+    def _taught(self, rows: PackedRows, index: Int[np.ndarray, " n"]) -> TaughtRows:
+        return TaughtRows(**rows._asdict(), teacher_items=self._items[index], teacher_scores=self._scores[index])
 
     @property
     def arrays(self) -> tuple[np.ndarray, ...]:
@@ -113,7 +123,7 @@ def as_teacher(
     Raises SemidError, when it is asked, for a recommender that speaks in codes.
     """
     if isinstance(teacher, ItemGraph):
-        return GraphTeacher(teacher)
+        return GraphTeacher(teacher, repeats=objective.repeats is not False)
     if not isinstance(teacher, Recommender):
         return teacher
     dense = DenseTeacher(teacher, repeats=teacher.repeats and objective.repeats is not False)
@@ -121,7 +131,8 @@ def as_teacher(
         return dense
     if graph is None:
         raise SemidError(f"teacher_graph {objective.teacher_graph} needs an item graph; give one (--graph)")
-    return MixedTeacher(dense, GraphTeacher(graph), objective.teacher_graph)
+    counted = GraphTeacher(graph, repeats=objective.repeats is not False)
+    return MixedTeacher(dense, counted, objective.teacher_graph)
 
 
 @dataclass(frozen=True)
@@ -176,9 +187,11 @@ class DenseTeacher:
 
 @dataclass(frozen=True)
 class GraphTeacher:
-    """An item graph as teacher; what it has counted in a row's own history is taken out first."""
+    """An item graph as teacher; what it has counted in a row's own history is taken out first. Without `repeats`, a
+    position's own history has no share."""
 
     graph: ItemGraph
+    repeats: bool = True
 
     @property
     def item_ids(self) -> pa.Array:
@@ -214,7 +227,7 @@ class GraphTeacher:
         bounds = np.concatenate([[0], np.cumsum(lengths)])
         histories = Histories(np.full(len(starts), -1, np.int32), items.astype(np.int32), bounds[:-1], bounds[1:])
         is_last = np.isin(np.arange(len(row)), ends - 1)
-        for block, shares in LeaveOneOut(self.graph).distributions(histories):
+        for block, shares in LeaveOneOut(self.graph, repeats=self.repeats).distributions(histories):
             at = source[block]
             asked = np.flatnonzero((at >= 0) & (is_last[at] if single else rows.targets[row[at], column[at]] >= 0))
             places = (row[at[asked]],) if single else (row[at[asked]], column[at[asked]])

@@ -25,11 +25,12 @@ _POSITIONS = 1 << 13
 class LeaveOneOut:
     """The next item's distribution at every position of training histories, a history's own transitions taken out.
 
-    Exact among the `2 width` largest edges of each item.
+    Exact among the `2 width` largest edges of each item. Without `repeats`, or where nothing repeats in the graph, no
+    item of the history up to a position comes next.
     """
 
-    def __init__(self, graph: ItemGraph) -> None:
-        config, counts = graph.config, graph.counts
+    def __init__(self, graph: ItemGraph, *, repeats: bool = True) -> None:
+        config, counts, self._repeats = graph.config, graph.counts, graph.repeats and repeats
         self._config, self._loops, self._num_items = config, graph.repeats, len(graph.item_ids)
         self._content = None if graph.vectors is None else content_edges(graph.vectors, config)
         parts = []
@@ -59,7 +60,7 @@ class LeaveOneOut:
         degrees = np.maximum(self._degrees[items] - np.asarray(own.sum(axis=1)), 0)
         weights = (self._config.recency ** np.arange(self._config.window)).astype(np.float32)
         scores = _backward(owner, weights) @ scaled_by_degree(rest, degrees, self._config)
-        return normalized(scores.tocsr() if self._loops else self._unseen(scores.tocsr(), items, owner))
+        return normalized(scores.tocsr() if self._repeats else self._unseen(scores.tocsr(), items, owner))
 
     def _own_counts(self, items: Int[np.ndarray, " n"], owner: Int[np.ndarray, " n"]) -> sparse.csr_array:
         """The part that each history has added to the row of each of its items, [positions, items]."""

@@ -22,6 +22,7 @@ from semid.generators import (
     GeneratorConfig,
     LossTables,
     ObjectiveConfig,
+    TaughtHistories,
     Teacher,
     as_teacher,
     content_features,
@@ -33,10 +34,10 @@ from semid.generators import (
     training_rows,
 )
 from semid.generators.training import check_catalog, check_teacher
-from semid.graphs import ItemGraph
+from semid.graphs import ItemGraph, ItemGraphConfig
 from semid.recommender import ItemData, ModelSpec, Recommender
 from semid.recommender.scorers import _top
-from semid.training import OptimizerConfig, StepContext, TrainingConfig
+from semid.training import OptimizerConfig, SingleRows, StepContext, TrainingConfig, pack
 from seq_models import (
     CodeTrie,
     DenseConfig,
@@ -283,6 +284,36 @@ class Oracle:
     def best(self, rows, *, k):
         items = np.stack([rows.targets, *[np.full_like(rows.targets, -1)] * (k - 1)], axis=-1)
         return TeacherItems(items, np.where(items < 0, -np.inf, 0.0))
+
+
+def test_a_teacher_changes_no_bucket_of_the_rows(tmp_path):
+    rows = SingleRows(Histories.from_lists([list(range(9))] * 50), max_history=8)
+    known = TaughtHistories(rows, Oracle(pa.array([f"i{row}" for row in range(9)])), ObjectiveConfig(distillation=1.0))
+    known.prepare(tmp_path)
+    buckets = rows.buckets(1)
+    assert set(buckets) == {0, 1, 2}
+    np.testing.assert_array_equal(known.buckets(1), buckets)
+    index = np.flatnonzero(buckets == 0)
+    batch, plain = (of.batch(index, bucket=0) for of in (known, rows))
+    assert batch.history.shape == plain.history.shape == (len(index), 2)
+    np.testing.assert_array_equal(batch.teacher_items[:, 0], plain.targets)
+
+
+@pytest.mark.parametrize("repeats", [None, True, False])
+def test_an_item_graph_teaches_nothing_of_the_history_where_the_model_leaves_it_out(catalog, repeats):
+    histories = Histories.from_lists([[0, 1, 0, 2], [1, 0, 1, 3, 0], [2, 0, 1, 2, 0]])
+    graph = ItemGraph.from_histories(histories, catalog.item_ids, ItemGraphConfig().resolved([]), repeats=True)
+    spec = ModelSpec(FAMILIES["sasrec"], (3, 4), ITEMS, 0, max_history=4)
+    dense = Recommender(spec.build(seed=0), catalog, spec=spec, items=ItemData(np.ones(ITEMS, np.int32)))
+    rows = pack(histories, max_history=4, row_length=6)
+    there = rows.targets >= 0
+    seen = np.asarray(_training_batch(*rows[:3]).without_repeats().seen)[there]
+    for teacher, share in ((graph, 0.0), (dense, 0.5)):
+        objective = ObjectiveConfig(repeats=repeats, teacher_graph=share)
+        best = as_teacher(teacher, objective, graph=graph).best(rows, k=ITEMS)
+        items, shares = best.rows[there], np.exp(best.scores[there])
+        of_history = shares[(items[..., None] == seen[:, None]).any(axis=-1) & (items >= 0)].sum()
+        assert (of_history > 0) == (repeats is not False)
 
 
 @pytest.mark.parametrize("family", ["rq-transformer", "encoder-decoder", "hybrid"])
