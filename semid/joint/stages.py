@@ -15,6 +15,7 @@ from flax import nnx
 from jaxtyping import Int
 
 from quantizers import Schedule, health
+from semid import artifacts
 from semid.generators import GeneratorConfig, fit_generator, validation
 from semid.joint.config import JointConfig, Phase, Surgery
 from semid.joint.context import WARM_UP, Context
@@ -94,6 +95,7 @@ class FitTokenizer(Stage):
             seed=seed,
             folder=run.folder,
             mesh=context.mesh,
+            inputs=artifacts.sha256_json(run.request),
         )
         model.codes[...] = jnp.asarray(context.codes_from_bank(model))
         return model

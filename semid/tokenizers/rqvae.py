@@ -134,8 +134,13 @@ def train_autoencoder(
     seed: int,
     folder: Path,
     mesh: Mesh | None,
+    inputs: str | None = None,
 ) -> RQVAE:
-    """Train an initialized `model` on all items, to the last step: no held-out score would choose another."""
+    """Train an initialized `model` on all items, to the last step: no held-out score would choose another.
+
+    `inputs` is a digest of what `x` and `signals` were computed from, where their last bits depend on the machine: the
+    checkpoints are known by it, so that another machine resumes; None: by the digest of the arrays.
+    """
     rows = ItemRows(np.arange(len(x), dtype=np.int32))
     tables = Tables(jnp.asarray(x), signals)
     if config.diversity:
@@ -157,7 +162,7 @@ def train_autoencoder(
         validate=validate,
         hooks=lambda steps_per_epoch: [maintain_codebooks(model, tables.x, config, every=steps_per_epoch, seed=seed)],
     )
-    owner = {**request, "config": to_dict(config), "seed": seed, "tables": _digest(tables)}
+    owner = {**request, "config": to_dict(config), "seed": seed, "tables": inputs or _digest(tables)}
     run = RunFolder(folder, owner, title="training the tokenizer")
     return train(task, config.training, run=run, seed=seed, mesh=mesh).autoencoder
 
