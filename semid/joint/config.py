@@ -43,6 +43,13 @@ class Phase:
 
     def __post_init__(self) -> None:
         step = self.step
+        if not step.objective.weights(0.0):
+            raise SemidError("no term of the objective has a weight: joint steps would learn nothing; give one to some")
+        if step.reach is Reach.ENCODER and not step.backward and self._rate("encoder/") > 0:
+            raise SemidError(
+                "no loss reaches the encoders: none of the items is differentiated; give backward above 0, or the "
+                "encoder a rate of 0, or choose Reach.TOKENIZER"
+            )
         if step.reach is Reach.ENCODER and not step.window and set(step.objective.weights(0.0)) <= HISTORY_TERMS:
             raise SemidError(
                 "no loss reaches the encoders: without a window only terms of the target's side do; give a window of "
@@ -52,8 +59,11 @@ class Phase:
     @property
     def trains_codebooks(self) -> bool:
         """The codebooks' rate is above 0."""
-        name, rates = "autoencoder/quantizer/codebooks", self.training.optimizer.rates
-        return next((rate for part, rate in rates if name.startswith(part)), 1.0) > 0
+        return self._rate("autoencoder/quantizer/codebooks") > 0
+
+    def _rate(self, name: str) -> float:
+        """Share of the learning rate that a part of the joint model takes."""
+        return next((rate for part, rate in self.training.optimizer.rates if name.startswith(part)), 1.0)
 
     def loss(self, generator: GeneratorConfig) -> Loss:
         """Loss of a step that trains this generator; two losses where gradients in conflict are treated."""
@@ -61,6 +71,7 @@ class Phase:
             joint_loss if self.surgery is Surgery.NONE else joint_losses,
             config=self.step,
             smoothing=generator.objective.label_smoothing,
+            repeats=generator.objective.repeats is not False,
             hold_codebooks=not self.trains_codebooks,
         )
 
@@ -169,5 +180,15 @@ class JointConfig:
                 raise SemidError(
                     f"joint steps weigh targets alike and pull states to no vectors; leave {name} out (`semid train`)"
                 )
+        if self.codes.refresh_every is not None and any(phase.step.dropout for phase in self.joint):
+            raise SemidError(
+                "codes are refreshed from the bank, which holds noisy vectors under dropout; leave dropout of the step "
+                "out, or choose HoldThenRefit"
+            )
+        trainings = {"encoder": self.encoder, "tokenizer.training": self.tokenizer.training, "finetune": self.finetune}
+        trainings |= {f"joint.{number}.training": phase.training for number, phase in enumerate(self.joint)}
+        for name, training in trainings.items():
+            if training is not None and training.epochs is None:
+                raise SemidError(f"expected a number of epochs for {name}, got none; name one")
         if min(self.tie_break, self.cycles) < 1:
             raise SemidError(f"expected tie_break and cycles of at least 1, got {self.tie_break} and {self.cycles}")

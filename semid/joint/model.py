@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from quantizers import Schedule, usage_entropy_loss
 from semid.encoders import Content, ItemEncoder, take
-from semid.errors import SemidError
+from semid.errors import SemidError, did_you_mean
 from semid.joint.bank import MemoryBank, bucket_sizes, encode_fresh, unique_rows
 from semid.joint.codes import Relaxation, code_mixtures
 from semid.joint.terms import code_agreement, session_contrast, symmetric_info_nce
@@ -63,8 +63,11 @@ class Objective:
 
     @classmethod
     def only(cls, **terms: Schedule) -> Objective:
-        """These terms, and none of those that are on by default."""
-        return cls(**{field.name: terms.get(field.name, Schedule(0.0)) for field in fields(cls)})
+        """These terms, and none of those that are on by default. Raises SemidError for an unknown name."""
+        names = [field.name for field in fields(cls)]
+        for name in terms.keys() - set(names):
+            raise SemidError(f"the joint step has no term {name!r}{did_you_mean(name, names)}")
+        return cls(**{name: terms.get(name, Schedule(0.0)) for name in names})
 
     def weights(self, progress: Float[Array, ""] | float) -> dict[str, Float[Array, ""]]:
         """Weights of the terms that count at any time."""
@@ -207,12 +210,14 @@ def joint_terms(
     *,
     config: StepConfig,
     smoothing: float = 0.0,
+    repeats: bool = True,
     hold_codebooks: bool = False,
 ) -> tuple[Terms, dict[str, Array]]:
     """The unweighted terms, by name. Writes what it encoded into the bank.
 
-    `smoothing` is the label smoothing of the generation term. With `hold_codebooks` the quantizer's statistics, which
-    with a decay are its codebooks, stay as they are.
+    `smoothing` is the label smoothing of the generation term, in which without `repeats` a target that stands in its
+    own history does not count. With `hold_codebooks` the quantizer's statistics, which with a decay are its codebooks,
+    stay as they are.
     """
     wanted = set(config.objective.weights(context.progress))
     encode_key, search_key, target_key, generate_key = jax.random.split(context.key, 4)
@@ -221,7 +226,7 @@ def joint_terms(
     terms = _tokenizer_terms(passed)
     if wanted & {"generation", "sequence_item", "preference", "teacher_states"}:
         state = _state(model, batch, tables, items.history, context, (search_key, generate_key), config)
-        terms |= _generator_terms(model, batch, tables, state, passed, generate_key, smoothing)
+        terms |= _generator_terms(model, batch, tables, state, passed, generate_key, smoothing, repeats)
     if "contrast" in wanted:
         terms["contrast"] = session_contrast(
             items.last, items.targets, items=batch.targets, sessions=batch.segments.max(axis=1)
@@ -321,8 +326,10 @@ def _generator_terms(
     passed: Pass,
     key: Key[Array, ""],
     smoothing: float,
+    repeats: bool,
 ) -> Terms:
-    codes, weights = model.codes[...][batch.targets], jnp.ones(len(batch.targets))
+    codes, rows = model.codes[...][batch.targets], TrainingBatch(batch.history, batch.segments, batch.targets)
+    weights = jnp.ones(len(batch.targets)) if repeats else rows.without_repeats().weights
     logits = model.generator.depth_logits(state, codes, key=jax.random.fold_in(key, 1))
     books = [book[...] for book in model.autoencoder.quantizer.codebooks]
     distance = model.autoencoder.quantizer.distance

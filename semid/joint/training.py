@@ -57,8 +57,8 @@ from seq_models import RQTransformer
 STATE_FILE = "joint.safetensors"
 
 # Versions of what `train_end_to_end` does with the same settings: one more where targets that no term reads are left to
-# the bank, and two where the factor of what repeats is chosen.
-_VERSION, _OF_WINDOWS, _OF_REPEATS = 1, 1, 2
+# the bank, two where the factor of what repeats is chosen, and four where repeats do not count in joint steps.
+_VERSION, _OF_WINDOWS, _OF_REPEATS, _OF_UNSEEN = 1, 1, 2, 4
 
 _SCRATCH = "scratch"
 
@@ -96,8 +96,8 @@ def train_end_to_end(
     the targets that it did not have, and an item unknown to it enters the bank when a step first encodes it. The last
     stage has all histories again, so that the generator forgets none.
 
-    Raises SemidError if content is missing or of other items, the objective wants a teacher that is not given,
-    `previous` is of other settings, codes collapse, or `out` is in use.
+    Raises SemidError if content is missing or of other items, the objective wants a teacher that is not given, or
+    none that is, `previous` is of other settings or has embeddings of other items, codes collapse, or `out` is in use.
     """
     source = _content_config(text, image, content)
     fitted = dataset if previous is None else previous.dataset
@@ -115,7 +115,7 @@ def train_end_to_end(
     def work(folder: Path) -> _Trained:
         home = folder if shared is None else _shared_folder(shared, request)
         given = content if content is not None else read_content(dataset, source, seed=seed, cache=home / "states")
-        _check(dataset, given, config, teacher)
+        _check(dataset, given, config, teacher, previous)
         context = Context(
             dataset=dataset,
             content=given.rows,
@@ -223,9 +223,16 @@ def _request(
         path = artifacts.fetched(previous.path)
         origin = Origin(path, artifacts.read_artifact(path, Kind.MODEL))
         previous.dataset.check_source(origin, what="the previous run", remedy="give the dataset of that run")
+        same = dataset.item_ids.equals(previous.dataset.item_ids)
+        if config.generator.model.has_item_embeddings and not same:
+            raise SemidError(
+                "previous: embeddings of item ids know nothing of other items; leave id_embedding out, or begin anew"
+            )
         parents["previous"] = origin.digest
     whole = all(phase.step.reads_targets for phase in config.joint)
     version = _VERSION + (not whole) * _OF_WINDOWS + dataset.repeats.common * _OF_REPEATS
+    if config.joint and config.generator.objective.repeats is False and dataset.repeats.repeated:
+        version += _OF_UNSEEN
     return Request(Kind.MODEL, settings, parents, seed, version)
 
 
@@ -302,7 +309,11 @@ def _write_history(stages: Sequence[Stage], context: Context) -> None:
 
 
 def _check(
-    dataset: Dataset, content: ItemContent, config: JointConfig, teacher: Float[np.ndarray, "items teacher"] | None
+    dataset: Dataset,
+    content: ItemContent,
+    config: JointConfig,
+    teacher: Float[np.ndarray, "items teacher"] | None,
+    previous: PreviousRun | None,
 ) -> None:
     check_content(content.rows)
     if (rows := len(jax.tree.leaves(dict(content.rows))[0])) != dataset.num_items:
@@ -310,5 +321,7 @@ def _check(
     terms = {name for phase in config.joint for name in phase.step.objective.weights(0.0)}
     if teacher is None and (unheard := sorted(terms & TEACHER_TERMS)):
         raise SemidError(f"the term {unheard[0]} learns from a teacher: give its item vectors, or weight 0")
+    if teacher is not None and previous is None and not terms & TEACHER_TERMS:  # a previous run's variables want one
+        raise SemidError("no term learns from the teacher: weigh teacher_codes or teacher_states, or give no teacher")
     if teacher is not None and len(teacher) != dataset.num_items:
         raise SemidError(f"expected a teacher's vectors of {dataset.num_items} items, got {len(teacher)}")

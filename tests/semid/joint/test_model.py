@@ -12,7 +12,7 @@ from flax import nnx
 
 from quantizers import Nearest, Schedule, Sinkhorn
 from semid.encoders import FeatureRows
-from semid.generators import GeneratorConfig
+from semid.generators import GeneratorConfig, ObjectiveConfig
 from semid.joint import JointModel, Objective, Phase, Reach, Relaxation, StepConfig
 from semid.joint.model import HISTORY_TERMS, TOKENIZER_TERMS, ContentTables, joint_loss, joint_terms
 from semid.tokenizers import RQVAE, RQVaeConfig
@@ -220,6 +220,23 @@ def test_codebooks_that_are_running_statistics_stay_where_the_tokenizer_is_froze
     phase.loss(GeneratorConfig())(model, batch, tables, context())
     same = [np.array_equal(old, of[...]) for old, of in zip(before, variables, strict=True)]
     assert same == [rate == 0] * 4
+
+
+def test_targets_in_their_own_history_do_not_count_where_nothing_repeats():
+    """Not one of the batch, then all but the first row's: its loss alone is left."""
+    _, tables, batch = make()
+    phase = Phase(TrainingConfig(), StepConfig(only("generation"), window=0, reach=Reach.TOKENIZER))
+    unseen = jnp.full(BATCH, ITEMS - 1).at[1:].set(batch.history[1:, 0])
+    batch = batch._replace(history=jnp.minimum(batch.history, ITEMS - 2))
+    of_first = jax.tree.map(lambda x: x[:1], batch._replace(targets=unseen))
+    losses = {}
+    for repeats in (None, True, False):
+        loss = jax.jit(phase.loss(GeneratorConfig(objective=ObjectiveConfig(repeats=repeats))))
+        every = [of_first, *(batch._replace(targets=of) for of in (unseen, batch.history[:, 0]))]
+        losses[repeats] = [float(loss(make()[0], rows, tables, context())[0]) for rows in every]
+    assert losses[None] == losses[True]
+    assert min(losses[True]) > 0
+    assert losses[False] == [losses[True][0], pytest.approx(losses[True][0], rel=1e-6), 0.0]
 
 
 @pytest.mark.parametrize("film", [False, True])

@@ -41,8 +41,8 @@ from semid.joint import (
     trained_encoder,
 )
 from semid.joint import stages as joint_stages
-from semid.joint.context import WARM_UP
-from semid.joint.training import STATE_FILE
+from semid.joint.context import WARM_UP, Context
+from semid.joint.training import STATE_FILE, _request
 from semid.recommender import ModelSpec
 from semid.stage import place_of_all
 from semid.tokenizers import RQVAE, RQVaeConfig, SemanticTokenizer
@@ -217,6 +217,26 @@ def test_what_is_finished_is_not_made_again(world, runs):
     np.testing.assert_array_equal(again.codes, made["staged"].codes)
 
 
+def test_another_machine_goes_on_from_the_shared_warm_up(world, runs, tmp_path, monkeypatch):
+    """Its encoders give vectors of other last bits. Vectors of other settings, which no name of a stage tells, are
+    refused all the same."""
+    home, made = runs
+    fill = Context.fill_bank
+
+    def last_bits(context, model):
+        fill(context, model)
+        first = np.asarray(model.bank.vectors[...])[0, 0]
+        model.bank.vectors[...] = model.bank.vectors[...].at[0, 0].set(np.nextafter(first, np.float32(9)))
+
+    monkeypatch.setattr(Context, "fill_bank", last_bits)
+    again = run(world, STAGED, tmp_path / "again", shared=home / "shared")
+    assert np.array_equal(again.codes, made["staged"].codes)
+    settings = dataclasses.replace(CONFIG.tokenizer, commitment=0.5)
+    for config in (dataclasses.replace(STAGED, encoder=None), dataclasses.replace(STAGED, tokenizer=settings)):
+        with pytest.raises(SemidError, match=r"shared.tokenizer"):
+            run(world, config, tmp_path / "other", shared=home / "shared")
+
+
 def test_without_a_folder_the_model_is_in_memory(world, runs, tmp_path, monkeypatch):
     home, made = runs
     monkeypatch.chdir(tmp_path)
@@ -360,6 +380,16 @@ def test_the_earlier_dataset_is_that_of_the_artifact(next_day, runs, tmp_path):
         run(next_day, CONFIG, tmp_path / "other", previous=PreviousRun(home / "end-to-end", next_day))
 
 
+def test_embeddings_of_item_ids_are_not_continued_with_other_items(world, next_day, runs, tmp_path):
+    home, _ = runs
+    model = dataclasses.replace(CONFIG.generator.model, id_embedding=True)
+    config = dataclasses.replace(CONFIG, generator=dataclasses.replace(CONFIG.generator, model=model))
+    previous = PreviousRun(home / "end-to-end", world)
+    with pytest.raises(SemidError, match="previous: embeddings of item ids know nothing of other items"):
+        run(next_day, config, tmp_path / "next", previous=previous)
+    _request(world, config, None, None, None, previous, 0)  # the same items
+
+
 def test_only_what_is_new_is_a_target_of_the_next_day(world, next_day):
     had = {user: len(history) for user, history in zip(world.users.to_pylist(), world.splits.train, strict=True)}
     seen = np.array([had[user] for user in next_day.users.to_pylist()])
@@ -395,6 +425,8 @@ def test_a_term_that_learns_from_a_teacher_wants_one(world, tmp_path):
     few = np.zeros((3, 4), np.float32)
     with pytest.raises(SemidError, match="expected a teacher's vectors of 120 items, got 3"):
         run(world, taught, tmp_path / "few", teacher=few)
+    with pytest.raises(SemidError, match="no term learns from the teacher: weigh teacher_codes or teacher_states"):
+        run(world, CONFIG, tmp_path / "untaught", teacher=np.zeros((120, 4), np.float32))
 
 
 def test_content_of_other_items_is_refused(world, tmp_path):
@@ -413,6 +445,32 @@ def test_a_phase_that_leaves_the_encoders_without_a_gradient_is_refused():
         Phase(short(), StepConfig(alone, window=0))
     Phase(short(), StepConfig(dataclasses.replace(alone, contrast=Schedule(0.1)), window=0))
     Phase(short(), StepConfig(alone, window=0, reach=Reach.TOKENIZER))
+
+
+def test_settings_of_joint_steps_that_do_nothing_are_refused():
+    alone = Objective.only(generation=Schedule(1.0))
+    with pytest.raises(SemidError, match=r"no term 'generaton'; did you mean 'generation'\?"):
+        Objective.only(generaton=Schedule(1.0))
+    with pytest.raises(SemidError, match="no term of the objective has a weight"):
+        Phase(short(), StepConfig(Objective.only()))
+    still = StepConfig(alone, backward=0.0)
+    with pytest.raises(SemidError, match="no loss reaches the encoders: none of the items is differentiated"):
+        Phase(short(), still)
+    Phase(short(encoder=0.0), still)
+    Phase(short(), dataclasses.replace(still, reach=Reach.TOKENIZER))
+    noisy = (Phase(short(), StepConfig(alone, dropout=True)),)
+    with pytest.raises(SemidError, match="the bank, which holds noisy vectors under dropout"):
+        dataclasses.replace(CONFIG, joint=noisy)
+    dataclasses.replace(CONFIG, joint=noisy, codes=HoldThenRefit())
+
+
+@pytest.mark.parametrize("place", ["encoder", "tokenizer.training", "joint.0.training", "finetune"])
+def test_a_stage_without_a_number_of_epochs_is_named_before_any_work(place):
+    endless = TrainingConfig(epochs=None)
+    tokenizer = dataclasses.replace(CONFIG.tokenizer, training=endless)
+    fields = {"tokenizer.training": {"tokenizer": tokenizer}, "joint.0.training": {"joint": (Phase(endless),)}}
+    with pytest.raises(SemidError, match=f"expected a number of epochs for {place}, got none; name one"):
+        dataclasses.replace(CONFIG, **fields.get(place, {place: endless}))
 
 
 def test_other_families_are_refused():
