@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from quantizers import Schedule
-from semid.errors import SemidError
+from semid.errors import SemidError, did_you_mean
 from semid.generators import GeneratorConfig
-from semid.joint.model import HISTORY_TERMS, Objective, Reach, StepConfig, joint_loss, joint_losses
+from semid.joint.model import HISTORY_TERMS, PARTS, Objective, Reach, StepConfig, joint_loss, joint_losses
 from semid.tokenizers import RQVaeConfig
 from semid.training import Loss, OptimizerConfig, TrainingConfig, bound_loss
 from seq_models import SoftmaxOver
@@ -43,6 +43,9 @@ class Phase:
 
     def __post_init__(self) -> None:
         step = self.step
+        for start, _ in self.training.optimizer.rates:
+            if not any(f"{part}/".startswith(start) or start.startswith(f"{part}/") for part in PARTS):
+                raise SemidError(f"rates: the joint model has no part {start!r}{did_you_mean(start, PARTS)}")
         if not step.objective.weights(0.0):
             raise SemidError("no term of the objective has a weight: joint steps would learn nothing; give one to some")
         if step.reach is Reach.ENCODER and not step.backward and self._rate("encoder/") > 0:

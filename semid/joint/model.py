@@ -130,6 +130,10 @@ class ContentTables(NamedTuple):
     texts: Float[Array, "items text"] | None = None
 
 
+# Parts of a JointModel that are trained, by their names.
+PARTS = ("encoder", "autoencoder", "generator", "bank", "to_latent", "to_item", "teacher_to_latent", "to_teacher")
+
+
 class JointModel(nnx.Module):
     """Encoders, tokenizer, generator, the bank between them, and the catalogue's codes."""
 

@@ -12,9 +12,10 @@ from flax import nnx
 
 from quantizers import Nearest, Schedule, Sinkhorn
 from semid.encoders import FeatureRows
+from semid.errors import SemidError
 from semid.generators import GeneratorConfig, ObjectiveConfig
 from semid.joint import JointModel, Objective, Phase, Reach, Relaxation, StepConfig
-from semid.joint.model import HISTORY_TERMS, TOKENIZER_TERMS, ContentTables, joint_loss, joint_terms
+from semid.joint.model import HISTORY_TERMS, PARTS, TOKENIZER_TERMS, ContentTables, joint_loss, joint_terms
 from semid.tokenizers import RQVAE, RQVaeConfig
 from semid.training import (
     OptimizerConfig,
@@ -207,6 +208,14 @@ def test_padding_takes_no_part_in_a_balanced_plan():
         padded = batch._replace(history=history, segments=segments)
         losses.append(float(jax.jit(functools.partial(joint_loss, config=config))(model, padded, tables, context())[0]))
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+
+
+def test_rates_are_of_parts_of_the_joint_model():
+    assert set(PARTS) == {name.split("/")[0] for name in named_leaves(nnx.state(make()[0], nnx.Param))}
+    for start in ("", "auto", "encoder", "encoder/text", "autoencoder/quantizer"):
+        Phase(TrainingConfig(optimizer=OptimizerConfig(rates=((start, 0.5),))))
+    with pytest.raises(SemidError, match="no part 'autoencodr'; did you mean 'autoencoder'"):
+        Phase(TrainingConfig(optimizer=OptimizerConfig(rates=(("autoencodr", 0.0),))))
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3])
