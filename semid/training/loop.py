@@ -142,8 +142,8 @@ def train(task: Task, config: TrainingConfig, *, run: RunFolder, seed: int, mesh
     own rows, all see one folder, and only the first writes the history. `task.validate` runs on each, on arrays of its
     own; the scores of the first count.
     Raises SemidError when the loss is not finite, with the step and the last good checkpoint. After SIGTERM a
-    checkpoint is written at once (with several processes, at the next step that is logged), and SystemExit of status 143
-    raised.
+    checkpoint is written at once (with several processes, at the next step that is logged), and SystemExit of status
+    143 raised.
     """
     wall_time, mesh, rows = WallTime(), make_mesh() if mesh is None else mesh, as_rows(task.rows)
     size = divisible_batch_size(config.batch_size, rows=len(rows), mesh=mesh, accumulate=config.accumulate)
