@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Integer
-from scipy.sparse import csr_array, diags_array, eye_array, sparray
-from scipy.sparse.linalg import cg
+from scipy.sparse import csr_array, diags_array
+from scipy.sparse.linalg import LinearOperator, cg
 
 from quantizers.collisions import collision_groups
 
@@ -198,13 +198,20 @@ def _probe_errors(
     train, test = one_hot[~held], one_hot[held]
     mean = target[~held].mean()
     centered, wanted = target[~held] - mean, target[held] - mean
-    gram, moment = train.T @ train, train.T @ centered
     errors = [[wanted @ wanted] * len(_RIDGES)]
     for end in ends:
-        weights = [_solve(gram[:end, :end] + ridge * eye_array(end), moment[:end]) for ridge in _RIDGES]
-        errors.append([float(np.square(wanted - test[:, :end] @ found).sum()) for found in weights])
+        seen, unseen = train[:, :end], test[:, :end]
+        weights = [_ridge_weights(seen, centered, ridge=ridge) for ridge in _RIDGES]
+        errors.append([float(np.square(wanted - unseen @ found).sum()) for found in weights])
     return np.array(errors)
 
 
-def _solve(matrix: sparray, right: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    return cg(matrix, right, rtol=1e-8, M=diags_array(1 / matrix.diagonal()))[0]
+def _ridge_weights(
+    one_hot: csr_array, target: Float[np.ndarray, " items"], *, ridge: float
+) -> Float[np.ndarray, " column"]:
+    """Weights by conjugate gradients, from products with `one_hot` alone: of many levels its Gram matrix is dense."""
+    transposed = one_hot.T
+    normal = LinearOperator(
+        (one_hot.shape[1],) * 2, matvec=lambda v: transposed @ (one_hot @ v) + ridge * v, dtype=np.float64
+    )
+    return cg(normal, transposed @ target, rtol=1e-8, M=diags_array(1 / (one_hot.sum(0) + ridge)))[0]

@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
+from scipy.sparse import csc_array, csr_array
 
 from quantizers.metrics import (
     CodeHealth,
@@ -144,6 +145,21 @@ def test_explained_by_codes_equals_the_dense_probe_and_finds_what_is_there():
     np.testing.assert_allclose(found, _dense_probe(codes, target, sizes), rtol=1e-6)
     assert found[2] > 0.95 > 0.8 > found[0] > 0.3
     np.testing.assert_array_equal(found, linear_probe_r2(codes, target, level_sizes=sizes))
+
+
+def test_the_probe_multiplies_codes_by_vectors_alone(monkeypatch):
+    """A product of one-hot codes with themselves is dense at many levels: gigabytes, sliced for each prefix."""
+    multiplied = []
+    for matrix in (csc_array, csr_array):
+        product = matrix.__matmul__
+
+        def watched(self, other, product=product):
+            multiplied.append(other.ndim)
+            return product(self, other)
+
+        monkeypatch.setattr(matrix, "__matmul__", watched)
+    linear_probe_r2(np.array([[0, 1], [1, 0]] * 5), np.arange(10.0), level_sizes=(2, 2))
+    assert set(multiplied) == {1}
 
 
 @pytest.mark.parametrize("items", [400, 4000])
