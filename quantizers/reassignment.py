@@ -1,7 +1,7 @@
 """Collision policies that give colliding items other codes of the last level. Deterministic, on the host, in float64.
 
-Both change the last level only, and there only groups with a collision. All they know lies in the codes: running them
-again on their result continues where they stopped.
+Both change the last level only, and there only groups with a collision. All they know lies in the codes: run again on
+their result they continue from it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from quantizers.collisions import collision_groups
 _BLOCK_ENTRIES = 2**16  # distances in work at once: half a MiB, which stays in the cache during the iterations
 _TIE = 1e-6  # shares of a code that differ by less, relatively, are equal: rounding must not choose codes
 _TINY = 1e-300
+_PATIENCE = 5  # rounds of Sinkhorn without fewer collisions; in crowded groups every other round has more of them
 
 
 class Reassignment(NamedTuple):
@@ -41,8 +42,9 @@ def sinkhorn_reassign(
     """Spread each group of items with equal codes over the last level by Sinkhorn on its own distance table.
 
     `residuals` are what the last level quantizes, `codebook` its code vectors. An item may move onto a code that
-    another one holds, hence the rounds; they end early when nothing collides. True duplicates never part. LC-Rec
-    (arXiv 2311.09049); where an item holds several codes equally, the nearest of them is taken.
+    another one holds, hence the rounds: the best of them counts, with the fewest colliding items, and they end early
+    when nothing collides or five in a row were no better. True duplicates never part. LC-Rec (arXiv 2311.09049, which
+    takes the last round); where an item holds several codes equally, the nearest of them is taken.
     """
     residuals, codebook = _checked(codes, residuals, codebook)
     if rounds < 0 or iterations < 1 or not epsilon > 0:
@@ -55,14 +57,17 @@ def sinkhorn_reassign(
         distances = _squared_distances(residuals[rows], codebook)
         return _sinkhorn_codes(distances, epsilon=epsilon, iterations=iterations)
 
-    result, prefix = codes.copy(), _prefix_groups(codes)
+    current, prefix = codes.copy(), _prefix_groups(codes)
+    best, tried = _reassigned(codes, codes.copy(), prefix), 0
     for _ in range(rounds):
-        groups = _groups_within(prefix, result[:, -1])
-        collides = np.bincount(groups) > 1
-        if not collides.any():
+        if not best.colliding or tried == _PATIENCE:
             break
-        _choose(result, _stacks(groups, collides, row_entries=len(codebook)), spread)
-    return _reassigned(codes, result, prefix)
+        groups = _groups_within(prefix, current[:, -1])
+        _choose(current, _stacks(groups, np.bincount(groups) > 1, row_entries=len(codebook)), spread)
+        found, tried = _reassigned(codes, current.copy(), prefix), tried + 1
+        if found.colliding < best.colliding:
+            best, tried = found, 0
+    return best
 
 
 def min_cost_reassign(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.special import logsumexp
 
+from quantizers import reassignment
 from quantizers.collisions import collision_groups
 from quantizers.reassignment import min_cost_reassign, sinkhorn_reassign
 
@@ -122,17 +123,32 @@ def test_sinkhorn_equals_the_naive_rounds(epsilon):
 
 
 def test_sinkhorn_continues_where_it_stopped():
-    codes, residuals, codebook = _problem(3, items=400, prefixes=5)  # crowded: collisions are left for many rounds
+    codes, residuals, codebook = _problem(0)
     half = sinkhorn_reassign(codes, residuals=residuals, codebook=codebook, rounds=2)
     assert half.colliding > 0
     resumed = sinkhorn_reassign(half.codes, residuals=residuals, codebook=codebook, rounds=2)
     whole = sinkhorn_reassign(codes, residuals=residuals, codebook=codebook, rounds=4)
     np.testing.assert_array_equal(resumed.codes, whole.codes)
     assert (half.codes != whole.codes).any()
-    ten = sinkhorn_reassign(codes, residuals=residuals, codebook=codebook, rounds=10)
-    twenty = sinkhorn_reassign(ten.codes, residuals=residuals, codebook=codebook, rounds=10)
-    straight = sinkhorn_reassign(codes, residuals=residuals, codebook=codebook, rounds=20)
-    np.testing.assert_array_equal(twenty.codes, straight.codes)
+    straight = sinkhorn_reassign(codes, residuals=residuals, codebook=codebook)
+    again = sinkhorn_reassign(straight.codes, residuals=residuals, codebook=codebook)
+    np.testing.assert_array_equal(again.codes, straight.codes)
+
+
+def test_sinkhorn_gives_the_best_of_its_rounds_and_ends_when_none_is_better(monkeypatch):
+    codes, residuals, codebook = _problem(3, items=400, prefixes=5)  # crowded: collisions come and go for many rounds
+    colliding, choose = [_colliding(codes)], reassignment._choose
+
+    def watched(current, *args):
+        choose(current, *args)
+        colliding.append(_colliding(current))
+
+    monkeypatch.setattr(reassignment, "_choose", watched)
+    found = sinkhorn_reassign(codes, residuals=residuals, codebook=codebook)
+    best = int(np.argmin(colliding))
+    assert colliding[1] < colliding[2] > colliding[3] < colliding[4]
+    assert found.colliding == _colliding(found.codes) == colliding[best] < colliding[-1]
+    assert len(colliding) == 1 + best + 5
 
 
 def test_no_rounds_and_no_items():
