@@ -14,7 +14,9 @@ class GradientPath(Enum):
 
     `STRAIGHT_THROUGH`: the identity. `ROTATION`: see `rotate`. `SOFT_BACKWARD`: the gradient of the soft vectors
     (DIGER, arXiv 2601.19711; BLOGER, arXiv 2510.21242). `SOFT`: value and gradient are those of the soft vectors,
-    `sum_l p_l @ E_l`, and residuals subtract soft vectors too (UniGRec, arXiv 2601.17438).
+    `sum_l p_l @ E_l`, and residuals subtract soft vectors too (UniGRec, arXiv 2601.17438). Codes found so are those of
+    `encode`, which subtracts nearest code vectors, only where the assignment's temperature comes to be low against the
+    distances (UniGRec: .01 to .001).
     """
 
     STRAIGHT_THROUGH = "straight_through"

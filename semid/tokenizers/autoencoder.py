@@ -43,7 +43,9 @@ class AutoencoderConfig:
     assignments: tuple[Nearest | Sinkhorn | Gumbel | OverusedGumbel, ...] = (Nearest(),)
     """Choice of codes in training, one for all levels or one per level; the catalogue's codes are the nearest."""
     path: GradientPath = GradientPath.STRAIGHT_THROUGH
-    """Gradient estimator of the quantizer."""
+    """Gradient estimator of the quantizer. Soft paths depend on the assignments' temperature: at the default of 1 soft
+    vectors may be far from the nearest codes, and with `soft` the catalogue's codes are then not the trained ones
+    (UniGRec: from .01 to .001)."""
     metric: Distance = Distance.EUCLIDEAN
     """Distance by which a code is the nearest."""
     decay: float | None = None
@@ -55,7 +57,7 @@ class AutoencoderConfig:
     entropy: float = 0.0
     """Weight of the loss that spreads each batch over the codes (UniGRec: 1e-4)."""
     diversity: float = 0.0
-    """Weight of the loss that spreads clusters of codes in space (LETTER: 1e-4)."""
+    """Weight of the loss that spreads clusters of codes in space (LETTER: 1e-4); not with `decay`."""
     kmeans_iterations: int = 25
     """Lloyd iterations of the codebooks' initialization on all items; 0: random codebooks, which may collapse."""
 

@@ -66,6 +66,11 @@ class RQVaeConfig(AutoencoderConfig, TokenizerMethod):
         check_iterations(self.kmeans_iterations)
         if self.decay is not None and not 0 <= self.decay < 1:
             raise SemidError(f"expected decay in [0, 1), got {self.decay}; leave it out to learn codebooks by gradient")
+        if self.decay is not None and self.diversity:
+            raise SemidError(
+                "diversity is a loss of codebooks learned by gradient, and with decay they are moving averages; "
+                "leave one of the two out"
+            )
 
     def fit(self, x: Float[np.ndarray, "items dim"], context: FitContext) -> RQVAE:
         """Initialize on all items and train, with the signals that the alignments read."""

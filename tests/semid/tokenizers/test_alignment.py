@@ -388,10 +388,8 @@ class Killed(Exception):
 
 
 def test_an_aligned_run_that_was_killed_ends_on_the_same_bits(tmp_path, monkeypatch):
-    """Noise, moving codebooks, clusters and what the alignments train: all of it is in the checkpoints."""
-    method = dataclasses.replace(
-        METHOD, decay=0.9, diversity=1e-3, assignments=(Nearest(), Gumbel(Schedule(0.1, initial=1.0)))
-    )
+    """Noise, usage, clusters and what the alignments train: all of it is in the checkpoints."""
+    method = dataclasses.replace(METHOD, diversity=1e-3, assignments=(Nearest(), Gumbel(Schedule(0.1, initial=1.0))))
     some = (LetterConfig(), CooccurrenceConfig())
     config = TokenizerConfig(method, ("content",), alignment=some, signal=SIGNALS["ppmi"])
 

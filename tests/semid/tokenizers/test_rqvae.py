@@ -340,6 +340,7 @@ def test_codes_are_clustered_from_the_first_step(tmp_path):
         ({"assignments": ()}, "expected 1 or 2 assignments, got 0"),
         ({"assignments": (Nearest(), Sinkhorn(), Nearest())}, "expected 1 or 2 assignments, got 3"),
         ({"decay": 1.0}, r"expected decay in \[0, 1\), got 1.0"),
+        ({"decay": 0.9, "diversity": 1e-4}, "leave one of the two out"),
         ({"kmeans_iterations": -1}, "expected iterations of 0 or more, got -1"),
         ({"latent": 0}, "sizes of at least 1"),
     ],
