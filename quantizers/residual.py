@@ -12,13 +12,14 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Integer, PRNGKeyArray
 
 from quantizers.assignment import Assignment, Nearest
-from quantizers.distances import Distance, distances, unit_vectors
+from quantizers.distances import Distance, distances
 from quantizers.gradients import GradientPath, rotate, soft_vectors, straight_through
 from quantizers.maintenance import cluster_means, code_counts, ema_codebook, fit_codebooks
 from quantizers.types import Quantized, QuantizerLosses
 
 Codebooks = Sequence[Float[Array, "_ dim"]]
 
+_ROUNDING = 1e-5  # a residual shorter than this share of what a level quantized is that level's rounding
 _USAGE_DECAY = 0.99  # of `ResidualQuantizer.usage` where codebooks are learned by gradient (DIGER's)
 
 
@@ -53,7 +54,7 @@ def residual_codes(
     Residuals subtract the code without its gradient, `r_l = r_{l-1} - sg(e_l)`: each of them keeps the identity as its
     derivative by x. (Subtracting a straight-through code instead makes that derivative zero from the second level on.)
     On the `SOFT` path they subtract the soft vector, gradient and all. Without `usage` all codes count as used alike.
-    With `unit_norm` every residual is scaled to norm 1 before the next level quantizes it.
+    With `unit_norm` every residual is scaled to norm 1 (see `unit_residuals`) before the next level quantizes it.
     """
     lead = x.shape[:-1]
     residual = _unmasked(x.astype(jnp.float32), mask).reshape(-1, x.shape[-1])
@@ -74,8 +75,8 @@ def residual_codes(
         chosen.append(vector.reshape(x.shape))
         probabilities.append(assigned.probabilities.reshape(*lead, len(book)))
         soft = path is GradientPath.SOFT
-        residual = residual - (soft_vectors(assigned.probabilities, book) if soft else jax.lax.stop_gradient(vector))
-        residual = unit_vectors(residual) if unit_norm else residual
+        left = residual - (soft_vectors(assigned.probabilities, book) if soft else jax.lax.stop_gradient(vector))
+        residual = unit_residuals(left, of=residual) if unit_norm else left
     return ResidualCodes(jnp.stack(codes, -1), jnp.stack(residuals, -2), jnp.stack(chosen, -2), tuple(probabilities))
 
 
@@ -145,6 +146,13 @@ def residual_decode(codes: Integer[Array, "*b level"], codebooks: Codebooks) -> 
         raise ValueError(f"decode: expected codes of shape [..., {len(codebooks)}], one per level, got {codes.shape}")
     vectors = [jnp.take(codebook, codes[..., level], axis=0) for level, codebook in enumerate(codebooks)]
     return jnp.stack(vectors, -2).sum(-2)
+
+
+def unit_residuals(residuals: Float[Array, "*b dim"], *, of: Float[Array, "*b dim"]) -> Float[Array, "*b dim"]:
+    """Residuals `of` vectors, scaled to norm 1; one below 1e-5 of its vector is rounding, has no direction, and is 0."""
+    squares = jnp.square(residuals).sum(-1, keepdims=True)
+    real = squares > _ROUNDING**2 * jnp.square(of).sum(-1, keepdims=True)
+    return jnp.where(real, residuals * jax.lax.rsqrt(jnp.where(real, squares, 1)), 0)
 
 
 def assignments_per_level(assignments: Assignment | tuple[Assignment, ...], num_levels: int) -> tuple[Assignment, ...]:

@@ -12,10 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Integer, PRNGKeyArray
 
-from quantizers.distances import nearest, unit_vectors
+from quantizers.distances import nearest
 from quantizers.gradients import straight_through
 from quantizers.kmeans import Blocks, KMeans, kmeans, lloyd_pass
-from quantizers.residual import quantize_found, residual_codes, residual_decode, residual_encode, residual_quantize
+from quantizers.residual import (
+    quantize_found,
+    residual_codes,
+    residual_decode,
+    residual_encode,
+    residual_quantize,
+    unit_residuals,
+)
 from quantizers.types import Quantized
 
 _SAMPLES_PER_CODE = 128
@@ -43,7 +50,8 @@ class ResidualKMeans:
     """Residual quantizer of fixed codebooks, one per level; a pytree.
 
     With `norms` every residual is scaled to unit norm before it is quantized, so that all levels use all of their
-    codes, however few items have large residuals. Decoding gives it the mean norm of its level.
+    codes, however few items have large residuals; that of an item alone on its code stays 0. Decoding gives it the mean
+    norm of its level.
     """
 
     codebooks: tuple[Float[Array, "_ dim"], ...]
@@ -137,7 +145,7 @@ def cluster_levels(
     warns if that is fewer than asked for. Raises ValueError for no levels, no items, or naming a row not finite.
     """
     _check_sizes(level_sizes)
-    residuals = jnp.asarray(x, jnp.float32)
+    residuals = inputs = jnp.asarray(x, jnp.float32)
     if not len(residuals):
         raise ValueError("residual k-means: expected at least one vector, got none")
     _check_finite(np.asarray(jnp.isfinite(residuals).all(-1)), first=0, what=f" of {len(residuals)}")
@@ -145,15 +153,15 @@ def cluster_levels(
     for level, level_key in enumerate(jax.random.split(key, len(level_sizes))):
         size = level_sizes[level]
         norms.append(jnp.linalg.norm(residuals, axis=-1).mean() if level else jnp.ones(()))
-        residuals = unit_vectors(residuals) if unit_norm and level else residuals
-        slices = (np.asarray(residuals[start : start + _SLICE]) for start in range(0, len(residuals), _SLICE))
+        inputs = unit_residuals(residuals, of=inputs) if unit_norm and level else residuals
+        slices = (np.asarray(inputs[start : start + _SLICE]) for start in range(0, len(inputs), _SLICE))
         few = _few_rows(slices, at_most=size)
         if few is None:
-            centroids, assigned, _ = cluster(residuals, num_codes=size, iterations=iterations, key=level_key)
+            centroids, assigned, _ = cluster(inputs, num_codes=size, iterations=iterations, key=level_key)
         else:
             centroids = _shrunk(few, level=level, size=size)
-            assigned = nearest(residuals, centroids)
-        residuals = residuals - centroids[assigned]
+            assigned = nearest(inputs, centroids)
+        residuals = inputs - centroids[assigned]
         codebooks.append(centroids)
         codes.append(assigned)
     return LevelClusters(tuple(codebooks), jnp.stack(codes, -1), jnp.stack(norms))

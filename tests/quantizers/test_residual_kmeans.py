@@ -49,6 +49,21 @@ def test_residuals_of_unit_norm_use_codebooks_that_a_few_large_ones_would_take()
         )
 
 
+def test_rounding_of_items_alone_on_their_code_is_not_scaled_to_unit_norm():
+    rng = np.random.default_rng(0)
+    clusters = np.repeat(3 * rng.normal(size=(60, 8)), 6, axis=0) + 0.1 * rng.normal(size=(360, 8))
+    x = jnp.asarray(np.concatenate([clusters, 40 * rng.normal(size=(30, 8))]), jnp.float32)
+    settings = {"level_sizes": (90, 8, 8), "iterations": 10, "key": KEY, "unit_norm": True}
+    fitted = ResidualKMeans.fit(x, **settings)
+    codes = fitted.encode(x)
+    np.testing.assert_array_equal(cluster_levels(x, **settings).codes, codes)
+    np.testing.assert_array_equal(fitted.encode(jnp.nextafter(x, jnp.inf)), codes)
+    np.testing.assert_array_equal(np.concatenate([fitted.encode(x[row : row + 1]) for row in range(len(x))]), codes)
+    second = ResidualKMeans(fitted.codebooks[:2], fitted.norms[:2]).last_inputs(x)
+    np.testing.assert_array_equal(second[-30:], 0)
+    np.testing.assert_allclose(np.linalg.norm(second[:-30], axis=-1), 1, rtol=1e-5)
+
+
 def test_every_level_balances_the_items_it_was_fitted_to(x):
     found = cluster_levels(x, level_sizes=(7, 6), iterations=8, key=KEY, cluster=balanced_kmeans)
     for level, size in enumerate((7, 6)):
