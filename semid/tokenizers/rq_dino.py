@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from quantizers import ResidualQuantizer
+from quantizers import ResidualCodes, ResidualQuantizer
 
 
 class RqDinoLoss(NamedTuple):
-    """Terms of a step, to be added up (the commitment by .25 or so), and the mean of the teacher's logits."""
+    """Terms of a step, to be added up (the commitment by .25 or so), the mean of the teacher's logits, and the codes."""
 
     agreement: Float[Array, ""]
     """Cross-entropy of the student's classes to the teacher's, over pairs of different crops, in nats."""
@@ -21,6 +21,8 @@ class RqDinoLoss(NamedTuple):
     commitment: Float[Array, ""]
     center: Float[Array, " classes"]
     """To be averaged over steps (DINO: .9 of the old) and given as `center`."""
+    found: ResidualCodes
+    """Of all crops, for the quantizer's `update_statistics`, which is to be called in every step."""
 
 
 def rq_dino_loss(
@@ -32,13 +34,16 @@ def rq_dino_loss(
     center: Float[Array, " classes"],
     student_temperature: float = 0.1,
     teacher_temperature: float = 0.04,
+    key: PRNGKeyArray | None = None,
+    progress: Float[Array, ""] | float = 1.0,
 ) -> RqDinoLoss:
     """DINO's loss (Caron et al., arXiv 2104.14294, eq. 3) with a residual quantizer before the student's head.
 
     `student` are the student encoder's states of all crops of a batch's pictures, the large ones first; `teacher` the
     logits of the large crops by the teacher, encoder and head, whose parameters are moving averages of the student's
     and which quantizes nothing. Each crop's quantized state predicts what the teacher says of every other large crop.
-    A picture's codes are those of the student's state of the whole picture.
+    A picture's codes are those of the student's state of the whole picture. `key` and `progress` are the assignment's
+    (see ResidualQuantizer); a quantizer with `decay` has no codebook loss, so leave out `codebook`.
 
     For accelerators: with DINO's crops (two of 224 pixels, eight of 96) and a ViT-S/16 of 4.6 billion products a step
     costs about 115 GFLOP per picture (3.5 whole pictures forth and back by the student, two forth by the teacher), so
@@ -50,11 +55,12 @@ def rq_dino_loss(
         raise ValueError(
             f"expected two crops or more, those that the teacher sees first, got {len(student)} and {len(teacher)}"
         )
-    quantized = quantizer(student)
+    found = quantizer.search(student, key=key, progress=progress)
+    quantized = quantizer.quantize_found(student, found)
     wanted = jax.nn.softmax((jax.lax.stop_gradient(teacher) - center[None, None]) / teacher_temperature)
     said = jax.nn.log_softmax(head(quantized.vectors) / student_temperature)
     pairs = -jnp.einsum("gnc,vnc->gv", wanted, said) / student.shape[1]
     others = 1 - jnp.eye(len(teacher), len(student))
     agreement = jnp.sum(pairs * others) / jnp.sum(others)
     losses = quantized.losses
-    return RqDinoLoss(agreement, losses.codebook, losses.commitment, jnp.mean(teacher, axis=(0, 1)))
+    return RqDinoLoss(agreement, losses.codebook, losses.commitment, jnp.mean(teacher, axis=(0, 1)), found)

@@ -7,7 +7,7 @@ import optax
 import pytest
 from flax import nnx
 
-from quantizers import ResidualQuantizer
+from quantizers import Gumbel, ResidualQuantizer, Schedule
 from semid.data.simulated import SimulatedConfig, simulate
 from semid.encoders import ImageConfig, ImageEncoder, image_rows
 from semid.encoders.blocks import BlocksConfig
@@ -38,6 +38,19 @@ def test_the_loss_by_its_definition():
     np.testing.assert_allclose(found.center, teacher.mean((0, 1)), rtol=1e-5)
     losses = quantizer(jnp.asarray(student, jnp.float32)).losses
     assert (found.codebook, found.commitment) == (losses.codebook, losses.commitment)
+
+
+def test_the_codes_of_a_step_move_usage_and_noise_takes_the_key_and_the_progress():
+    quantizer = ResidualQuantizer((7, 7), dim=5, rngs=nnx.Rngs(0), assignment=Gumbel(Schedule(0.0, initial=1e3)))
+    student = jnp.asarray(np.random.default_rng(0).normal(size=(3, 40, 5)), jnp.float32)
+    arguments = {"quantizer": quantizer, "head": lambda x: x, "center": jnp.zeros(5), "key": jax.random.key(1)}
+    early = rq_dino_loss(student, student[:2], progress=0.0, **arguments).found
+    late = rq_dino_loss(student, student[:2], progress=1.0, **arguments).found
+    np.testing.assert_array_equal(late.codes, quantizer.encode(student))
+    assert (early.codes != late.codes).any(-1).mean() > 0.5
+    quantizer.update_statistics(late)
+    shares = np.bincount(np.asarray(late.codes)[..., 0].ravel(), minlength=7) / 120
+    np.testing.assert_allclose(quantizer.usage[0][...], 0.99 / 7 + 0.01 * shares, rtol=1e-5)
 
 
 def test_too_few_crops_are_refused():
