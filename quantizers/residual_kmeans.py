@@ -37,7 +37,10 @@ class ClusterFunction(Protocol):
 
 
 class LevelClusters(NamedTuple):
-    """Codebooks, the codes assigned to the items when these were fitted, and the mean norm of each level's inputs."""
+    """Codebooks, the codes assigned to the items when these were fitted, and the mean norm of each level's inputs.
+
+    With clusters of equal size these codes are not all the nearest, which `ResidualKMeans.encode` gives.
+    """
 
     codebooks: tuple[Float[Array, "_ dim"], ...]
     codes: Int[Array, "items level"]
@@ -139,7 +142,7 @@ def cluster_levels(
     cluster: ClusterFunction = kmeans,
     unit_norm: bool = False,
 ) -> LevelClusters:
-    """Cluster the vectors, then what each level leaves of them, with `unit_norm` scaled to norm 1.
+    """Cluster the vectors, then what their nearest codes of each level leave of them, with `unit_norm` of norm 1.
 
     A level with no more distinct vectors than codes has exactly one code for each of them, whatever `cluster` is, and
     warns if that is fewer than asked for. Raises ValueError for no levels, no items, or naming a row not finite.
@@ -161,7 +164,9 @@ def cluster_levels(
         else:
             centroids = _shrunk(few, level=level, size=size)
             assigned = nearest(inputs, centroids)
-        residuals = inputs - centroids[assigned]
+        # What `encode` will leave of each item; clusters of equal size leave something else.
+        own = assigned if cluster is kmeans else nearest(inputs, centroids)
+        residuals = inputs - centroids[own]
         codebooks.append(centroids)
         codes.append(assigned)
     return LevelClusters(tuple(codebooks), jnp.stack(codes, -1), jnp.stack(norms))

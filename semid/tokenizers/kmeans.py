@@ -32,7 +32,8 @@ class RQKmeansConfig(TokenizerMethod):
     iterations: int = 25
     """Lloyd iterations per level."""
     balanced: bool = False
-    """Clusters of equal size (OneRec)."""
+    """Codebooks fitted as means of clusters of equal size (OneRec). Items take the nearest code, so that their numbers
+    per code are more even than without, not equal."""
     unit_norm: bool | None = None
     """Residuals scaled to norm 1 before each further level: it uses its whole codebook, where without a few items with
     large residuals take most of its codes. None given: no, as codes of before there was the choice."""

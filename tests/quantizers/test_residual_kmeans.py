@@ -69,6 +69,9 @@ def test_every_level_balances_the_items_it_was_fitted_to(x):
     for level, size in enumerate((7, 6)):
         counts = np.bincount(found.codes[:, level], minlength=size)
         assert counts.max() - counts.min() <= 1
+    left = x - found.codebooks[0][ResidualKMeans(found.codebooks).encode(jnp.asarray(x))[:, 0]]  # by nearest codes
+    means = [left[found.codes[:, 1] == code].mean(0) for code in range(6)]
+    np.testing.assert_allclose(found.codebooks[1], means, atol=1e-5)
     plain = cluster_levels(x, level_sizes=(7, 6), iterations=8, key=KEY)
     assert np.ptp(np.bincount(plain.codes[:, 0])) > 10  # control
     assert _error(ResidualKMeans(found.codebooks), x) < 2 * _error(ResidualKMeans(plain.codebooks), x)
