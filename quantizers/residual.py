@@ -149,7 +149,7 @@ def residual_decode(codes: Integer[Array, "*b level"], codebooks: Codebooks) -> 
 
 
 def unit_residuals(residuals: Float[Array, "*b dim"], *, of: Float[Array, "*b dim"]) -> Float[Array, "*b dim"]:
-    """Residuals `of` vectors, scaled to norm 1; one below 1e-5 of its vector is rounding, has no direction, and is 0."""
+    """Residuals `of` vectors, scaled to norm 1; one below 1e-5 of its vector is rounding without a direction: 0."""
     squares = jnp.square(residuals).sum(-1, keepdims=True)
     real = squares > _ROUNDING**2 * jnp.square(of).sum(-1, keepdims=True)
     return jnp.where(real, residuals * jax.lax.rsqrt(jnp.where(real, squares, 1)), 0)

@@ -13,7 +13,7 @@ from quantizers import ResidualCodes, ResidualQuantizer
 
 
 class RqDinoLoss(NamedTuple):
-    """Terms of a step, to be added up (the commitment by .25 or so), the mean of the teacher's logits, and the codes."""
+    """Terms of a step, to be added up (the commitment by .25 or so), the mean of the teacher's logits, and codes."""
 
     agreement: Float[Array, ""]
     """Cross-entropy of the student's classes to the teacher's, over pairs of different crops, in nats."""
