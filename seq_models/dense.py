@@ -171,11 +171,18 @@ class DenseTransformer(ItemModel):
             return terms
         return terms | self.event_terms(states, self._embedded(vectors, batch.targets), batch, conditions, key)
 
+    def item_vectors(self, tables: ItemTables) -> Float[Array, "items dim"] | None:
+        """Vectors of all items where they are more than the learned ones."""
+        return None if self.project is None or tables.features is None else self.vectors(tables.features)
+
+    def _request_vectors(self, tables: ItemTables) -> Float[Array, "items dim"]:
+        return self.vectors(tables.features) if tables.item_vectors is None else tables.item_vectors
+
     def event_log_probs(
         self, tables: ItemTables, requests: RequestBatch, rows: Int[Array, "b n"]
     ) -> Float[Array, "b n event"]:
         """Of the items, given their vectors and the state after the history."""
-        vectors = self.vectors(tables.features)
+        vectors = self._request_vectors(tables)
         inputs = _request_inputs(requests, tables)
         states = self.history_states(vectors, requests.history, requests.segments, **inputs)
         return self.events_after(last_state(states, requests.segments), self._embedded(vectors, rows))
@@ -228,7 +235,7 @@ class DenseTransformer(ItemModel):
         self, tables: ItemTables, requests: RequestBatch, mixture: Mixture | None
     ) -> Float[Array, "b items"]:
         inputs = _request_inputs(requests, tables)
-        scores = self.scores(self.vectors(tables.features), requests.history, requests.segments, **inputs)
+        scores = self.scores(self._request_vectors(tables), requests.history, requests.segments, **inputs)
         return mixed_catalog(active_log_probs(scores, tables), mixture, requests, tables)
 
 

@@ -169,12 +169,17 @@ class HybridTransformer(RQTransformer):
         """Log-probabilities of the dense head, by which it ranks, of all items."""
         return mixed_catalog(self._log_probs(tables, requests), mixture, requests, tables)
 
+    def item_vectors(self, tables: ItemTables) -> Float[Array, "items dim"]:
+        """Vectors of all items in the dense head."""
+        return self.vectors(_required(tables.features))
+
     def leaf_blocks(self, trie: CodeTrie | None) -> None:
         """None: the dense head reads no trie."""
 
     def _log_probs(self, tables: ItemTables, requests: RequestBatch) -> Float[Array, "b items"]:
         states = self.encode_history(requests.inputs(tables), requests.segments)
-        return active_log_probs(self.scores(states, self.vectors(_required(tables.features))), tables)
+        vectors = self.item_vectors(tables) if tables.item_vectors is None else tables.item_vectors
+        return active_log_probs(self.scores(states, vectors), tables)
 
 
 def _required(features: Float[Array, "items feature"] | None) -> Float[Array, "items feature"]:

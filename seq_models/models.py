@@ -226,6 +226,11 @@ class ItemModel(nnx.Module):
     ) -> Float[Array, "b items"]:
         """Exact log-probabilities of all items. To be called inside jit, `blocks` (`leaf_blocks`) as a static."""
 
+    def item_vectors(self, tables: ItemTables) -> Float[Array, "items dim"] | None:
+        """Vectors of all items that requests are scored by, computed from the tables and from no request; None: there
+        are none, or they are parameters as they stand."""
+        return None
+
     def leaf_blocks(self, trie: CodeTrie | None) -> LeafBlocks | None:
         """The blocks in which `catalog_log_probs` goes through the trie; None: it does not read the trie."""
         return None

@@ -137,8 +137,14 @@ class RQTransformer(StateDecoder):
         if not self.dense_share:
             return None
         states = self.encode_history(requests.inputs(tables), requests.segments)
-        scores = products(states, self._item_vectors(tables), self.config.backbone.dtype)
+        vectors = self._item_vectors(tables) if tables.item_vectors is None else tables.item_vectors
+        scores = products(states, vectors, self.config.backbone.dtype)
         return dense_shares(active_log_probs(scores, tables), mixture, requests, tables, total=self.dense_share)
+
+    def item_vectors(self, tables: ItemTables) -> Float[Array, "items dim"] | None:
+        """Vectors of all items in the dense head, where they are more than the embeddings of ids."""
+        content = self.project is not None and tables.features is not None
+        return self._item_vectors(tables) if self.dense_share and content else None
 
     def _item_vectors(self, tables: ItemTables) -> Float[Array, "items dim"]:
         """Vectors of what is read of each item besides its codes, as large as SASRec's."""

@@ -85,7 +85,8 @@ class ItemTables(NamedTuple):
     Rows behind the last item's are spare capacity. `active` marks rows whose item may be recommended; None: all. What
     an item is as the answer to a condition: the `groups` it is in, from 1, 0 behind them, and the vector of its text.
     `sequences` are its further code sequences, -1 where it has none, which a model reads that knows some. `vectors`, of
-    length 1 or 0, are those that training pulls states to (`ItemModel.state_terms`).
+    length 1 or 0, are those that training pulls states to (`ItemModel.state_terms`); `item_vectors` the model's own, of
+    requests alone: computed once for all of them (`ItemModel.item_vectors`); None: each batch computes them.
     """
 
     codes: Int[Array, "items level"]
@@ -96,6 +97,7 @@ class ItemTables(NamedTuple):
     texts: Float[Array, "items text"] | None = None
     sequences: Sequences | None = None
     vectors: Float[Array, "items dim"] | None = None
+    item_vectors: Float[Array, "items dim"] | None = None
 
     @classmethod
     def from_arrays(

@@ -60,21 +60,31 @@ class Scorer:
     def _top_arguments(self, requests: RequestBatch, k: int, beam_size: int) -> tuple[tuple, dict[str, Any]]:
         beam_size = 0 if self.trie is None else max(beam_size, k)  # without a trie, one program for all beam sizes
         options = {"k": k, "beam_size": beam_size, "softmax_over": self.softmax_over}
-        return (self.graph, self.params, self.tables, self.trie, requests, self.mixture), options
+        return (self.graph, self.params, self._request_tables, self.trie, requests, self.mixture), options
 
     def log_probs(self, requests: RequestBatch, rows: Int[Array, " n"]) -> Float[Array, "b n"]:
         """Exact log-probabilities of item rows."""
-        arrays = (self.params, self.tables, self.trie, requests, rows, self.mixture)
+        arrays = (self.params, self._request_tables, self.trie, requests, rows, self.mixture)
         return _log_probs(self.graph, *arrays, softmax_over=self.softmax_over)
 
     def event_log_probs(self, requests: RequestBatch, rows: Int[Array, "b n"]) -> Float[Array, "b n event"]:
         """Logarithms of p(event | item, history) of each request's own items."""
-        return _event_log_probs(self.graph, self.params, self.tables, requests, rows)
+        return _event_log_probs(self.graph, self.params, self._request_tables, requests, rows)
 
     def catalog_log_probs(self, requests: RequestBatch) -> Float[Array, "b items"]:
         """Exact log-probabilities of all items."""
-        arrays = (self.params, self.tables, self.trie, requests, self.mixture)
+        arrays = (self.params, self._request_tables, self.trie, requests, self.mixture)
         return _catalog_log_probs(self.graph, *arrays, blocks=self._leaf_blocks, softmax_over=self.softmax_over)
+
+    @functools.cached_property
+    def _request_tables(self) -> ItemTables:
+        """The tables, with the item vectors that the model computes from them: once, not for every batch. Of shapes,
+        without."""
+        arrays = (self.graph, self.params, self.tables)
+        shapes = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(arrays[1:]))
+        if shapes or _item_vectors.eval_shape(*arrays) is None:
+            return self.tables
+        return self.tables._replace(item_vectors=_item_vectors(*arrays))
 
     @functools.cached_property
     def _leaf_blocks(self) -> LeafBlocks | None:
@@ -102,6 +112,11 @@ def _top(
     **options: Any,
 ) -> TopK:
     return nnx.merge(graph, params).top(tables, trie, requests, mixture=mixture, **options)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _item_vectors(graph: Any, params: Any, tables: ItemTables) -> Float[Array, "items dim"] | None:
+    return nnx.merge(graph, params).item_vectors(tables)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -132,7 +132,7 @@ def test_a_history_that_holds_a_removed_item_is_read(model):
 
 
 def _programs() -> int:
-    jitted = (scorers._top, scorers._log_probs, scorers._catalog_log_probs)
+    jitted = (scorers._top, scorers._log_probs, scorers._catalog_log_probs, scorers._item_vectors)
     return sum(one._cache_size() for one in jitted)
 
 

@@ -362,6 +362,33 @@ def test_another_model_takes_the_same_tables(model, monkeypatch):
     assert model.recommend(_histories(4), k=K, beam_size=BEAM).item_ids == before.item_ids  # it keeps its own
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        HybridConfig(backbone=BACKBONE),
+        DenseConfig(backbone=BACKBONE),
+        RQTransformerConfig(backbone=BACKBONE, id_embedding=True, dense_share=0.5),
+    ],
+)
+def test_item_vectors_are_computed_once_for_all_requests(config, monkeypatch):
+    monkeypatch.setitem(MODELS, "own", (config, 3))
+    model = _make("own", _catalog())
+    scorer = model.scorer
+    told = scorer._request_tables
+    assert told is scorer._request_tables
+    assert model.tables.item_vectors is None  # which training reads, where parameters change
+
+    def scores(tables):
+        other = dataclasses.replace(scorer)
+        vars(other)["_request_tables"] = tables
+        model._scorer = other
+        return model.score(_histories(3), IDS)
+
+    expected = scores(model.tables)
+    np.testing.assert_allclose(scores(told), expected, atol=1e-5)
+    assert np.abs(scores(told._replace(item_vectors=-told.item_vectors)) - expected).max() > 1e-3  # control
+
+
 def test_parameters_from_the_host_are_uploaded_once(model):
     on_host = nnx.merge(model._scorer.graph, jax.device_get(model._scorer.params))
     assert any(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(nnx.state(on_host)))  # control
