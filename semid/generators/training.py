@@ -50,8 +50,9 @@ from semid.training import train as run_training
 from seq_models import CodeTrie, EncoderDecoderConfig, ItemModel, Layout, ModelConfig, RQTransformerConfig, SoftmaxOver
 
 # Versions of what `train` does with the same settings; the second where more is chosen after training. Four more where
-# rows with a teacher are batched by length, or the teacher leaves the history out though items repeat.
-_VERSION, _VERSION_OF_CHOICES, _OF_TEACHERS = 1, 3, 4
+# rows with a teacher are batched by length, or the teacher leaves the history out though items repeat; eight where rows
+# of one history have further code sequences, which they all lacked.
+_VERSION, _VERSION_OF_CHOICES, _OF_TEACHERS, _OF_SEQUENCES = 1, 3, 4, 8
 # Times as many validation users choose what is chosen after training as choose a checkpoint.
 _MORE_USERS = 4
 
@@ -168,8 +169,9 @@ def train(
         graph.check_dataset(dataset)
         parents["graph"] = graph.digest
     version = _VERSION if graph is None and not repeats else _VERSION_OF_CHOICES
-    by_length, unseen = isinstance(config.model, EncoderDecoderConfig), repeats and config.objective.repeats is False
-    version += _OF_TEACHERS * (teacher is not None and (by_length or unseen))
+    single, unseen = isinstance(config.model, EncoderDecoderConfig), repeats and config.objective.repeats is False
+    version += _OF_TEACHERS * (teacher is not None and (single or unseen))
+    version += _OF_SEQUENCES * (single and bool(sequences))
     request = Request(Kind.MODEL, {"generator": to_dict(config)}, parents, seed, version)
 
     def work(folder: Path) -> Recommender:

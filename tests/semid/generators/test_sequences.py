@@ -1,6 +1,7 @@
 """Further code sequences, from catalogues to the command line: what is read of them, and where an item has none."""
 
 import json
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -17,7 +18,7 @@ from semid.errors import SemidError
 from semid.generators import GeneratorConfig, train
 from semid.recommender import Recommender, export_program, read_spec
 from semid.training import OptimizerConfig, TrainingConfig, make_mesh
-from seq_models import DenseConfig, RQTransformerConfig
+from seq_models import DenseConfig, EncoderDecoderConfig, RQTransformerConfig
 from seq_models import TransformerConfig as Stack
 
 ITEMS = 12
@@ -99,6 +100,20 @@ def test_without_any_the_config_and_the_model_are_those_of_before(dataset, tmp_p
     plain = train(dataset, CODES, CONFIG, out=tmp_path / "plain", sequences={}, mesh=ONE_DEVICE)
     assert "sequences" not in json.loads((tmp_path / "plain" / "config.json").read_text())
     assert plain.tables.sequences is None
+
+
+def test_what_the_encoder_decoder_did_not_learn_is_trained_again(dataset, model, monkeypatch):
+    requests = []
+
+    def asked(request, *_, **__):
+        requests.append(request)
+        return model
+
+    monkeypatch.setattr("semid.generators.training.run_stage", asked)
+    for family in (EncoderDecoderConfig(BACKBONE), CONFIG.model):
+        for sequences in (SEQUENCES, {}):
+            train(dataset, CODES, replace(CONFIG, model=family), sequences=sequences)
+    assert [request.version for request in requests] == [9, 1, 1, 1]
 
 
 def test_appended_items_are_read_by_later_catalogues_or_without(model):
