@@ -51,7 +51,7 @@ from seq_models import CodeTrie, EncoderDecoderConfig, ItemModel, Layout, ModelC
 
 # Versions of what `train` does with the same settings; the second where more is chosen after training. Four more where
 # rows with a teacher are batched by length, or the teacher leaves the history out though items repeat; eight where rows
-# of one history have further code sequences, which they all lacked.
+# of one history have further code sequences, which nearly all lacked.
 _VERSION, _VERSION_OF_CHOICES, _OF_TEACHERS, _OF_SEQUENCES = 1, 3, 4, 8
 # Times as many validation users choose what is chosen after training as choose a checkpoint.
 _MORE_USERS = 4
