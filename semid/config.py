@@ -200,4 +200,4 @@ def _short(value: Any) -> str:
 def check_seed(seed: int | None) -> None:
     """Raise SemidError, before any work, for a seed that NumPy does not take, or of which JAX would drop the start."""
     if seed is not None and not 0 <= seed < 2**32:
-        raise SemidError(f"expected a seed of 0 or more, below {2**32:,}, got {seed}")
+        raise SemidError(f"expected a seed {'of 0 or more' if seed < 0 else 'below 2**32'}, got {seed}")

@@ -161,10 +161,12 @@ def test_a_split_without_examples_says_why(rule, why):
     assert len(build(often, rule).splits.examples("test"))
 
 
-def test_a_negative_seed_is_refused():
+def test_a_seed_that_is_none_is_refused():
     with pytest.raises(SemidError, match="expected a seed of 0 or more, got -1"):
         HeldOutItems(seed=-1)
-    HeldOutItems(seed=0)  # control
+    with pytest.raises(SemidError, match=r"expected a seed below 2\*\*32, got 4294967296"):
+        HeldOutItems(seed=2**32)
+    HeldOutItems(seed=2**32 - 1)  # control
 
 
 @pytest.mark.parametrize("rule", [LeaveOneOut(), GlobalTime(0.5, 0.7), HeldOutItems(0.4)])
