@@ -173,7 +173,7 @@ class _Program:
         options: dict[str, Any] = {"tables": None, "seed": 0, "num_steps": 10_000, "mesh": self.mesh}
         step = make_step(nnx.eval_shape(way.model), self.optimizer, way.loss, **options)
         lowered = replace(step, tables=tables).lower(self.state, batch)
-        self.flops, self.program = _flops(lowered), lowered.compile()
+        self.flops, self.program, self.key = _flops(lowered), lowered.compile(), step.key
 
     def _first(self) -> TrainState:
         """The state before the first step."""
@@ -188,7 +188,7 @@ class _Program:
         """Seconds of so many steps."""
         started = time.perf_counter()
         for _ in range(steps):
-            self.state, self.metrics = self.program(self.state, *self.given)
+            self.state, self.metrics = self.program(self.state, *self.given, self.key)
         jax.block_until_ready(self.state)
         return time.perf_counter() - started
 

@@ -165,13 +165,13 @@ class _Training:
         step = make_step(model, optimizer, generator_loss, **options, accumulate=variant.accumulate)
         if not variant.donate:
             step = replace(step, program=jax.jit(step.program.__wrapped__))
-        self.tables, self.program = step.tables, step.lower(self.state, next(self.batches)).compile()
+        self.given, self.program = (step.tables, step.key), step.lower(self.state, next(self.batches)).compile()
 
     def take(self, steps: int) -> dict[str, float]:
         """Take so many steps: the seconds, those of the processor, and the targets they had."""
         found, started, before = [], time.monotonic(), time.process_time()
         for batch in itertools.islice(self.batches, steps):
-            self.state, metrics = self.program(self.state, batch, self.tables)
+            self.state, metrics = self.program(self.state, batch, *self.given)
             found.append(metrics["targets"])
         jax.block_until_ready(found)
         seconds, processor = time.monotonic() - started, time.process_time() - before

@@ -77,7 +77,7 @@ class TrainStep:
     def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
         """The state after the step, and its metrics; the state before is donated."""
         with jax.set_mesh(self.mesh):
-            return self.program(state, batch, self.tables, self._key)
+            return self.program(state, batch, self.tables, self.key)
 
     def trace(self, state: TrainState, batch: Any) -> jax.stages.Traced:
         """The program for these arguments, arrays or shapes, before it is lowered for a platform."""
@@ -86,8 +86,8 @@ class TrainStep:
             return self.program.trace(state, batch, self.tables, key)
 
     @functools.cached_property
-    def _key(self) -> Array:
-        """The numbers of the seed's key, an argument of the program: trainings of other seeds run in the same one."""
+    def key(self) -> Array:
+        """The numbers of the seed's key, the program's last argument: trainings of other seeds run in the same one."""
         return jax.device_put(jax.random.key_data(jax.random.key(self.seed, impl=_IMPL)), replicated(self.mesh))
 
     def lower(self, state: TrainState, batch: Any) -> jax.stages.Lowered:

@@ -63,9 +63,9 @@ def start(out: Path, *devices: int) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
-def finish(process: subprocess.Popen) -> None:
+def finish(process: subprocess.Popen, *, status: int = 0) -> None:
     _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
+    assert process.returncode == status, errors
 
 
 def steps_done(out: Path) -> int:
@@ -91,7 +91,7 @@ def tell_to_end(process: subprocess.Popen, out: Path, *, after: int) -> int:
     while steps_done(out) <= after and process.poll() is None:
         time.sleep(0.005)
     process.terminate()
-    finish(process)
+    finish(process, status=128 + signal.SIGTERM)
     return steps_done(out)
 
 
