@@ -61,7 +61,6 @@ def _epochs(share: float) -> dict[type, Callable[[Any], Any]]:
 
 
 _SIZES = {"dim": 8, "layers": 1, "heads": 2, "hidden": 8}
-_RATES = {"learning_rate": 1e-3, "weight_decay": 0.01}
 _BATCH, _BEAM = 64, 10
 
 
@@ -82,7 +81,7 @@ def _tiny(experiment: Experiment, interactions: int) -> Experiment:
     seen = {"max_history": 5, "row_length": 10, "validation_users": 64, "validation_beam": _BEAM}
     rules = {
         TrainingConfig: rule(**brief),
-        OptimizerConfig: rule(**_RATES),
+        OptimizerConfig: rule(learning_rate=1e-3, weight_decay=0.01),  # and dropout: one for all, who share programs
         Refresh: lambda _: Refresh(epochs / 2),
         TransformerConfig: rule(**_SIZES, kv_heads=None, dropout=0.1),
         RQTransformerConfig: depth,

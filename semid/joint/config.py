@@ -12,7 +12,7 @@ from semid.errors import SemidError, did_you_mean
 from semid.generators import GeneratorConfig
 from semid.joint.model import HISTORY_TERMS, PARTS, Objective, Reach, StepConfig, joint_loss, joint_losses
 from semid.tokenizers import RQVaeConfig
-from semid.training import Loss, OptimizerConfig, TrainingConfig, bound_loss
+from semid.training import Loss, OptimizerConfig, TrainingConfig, bound_loss, rate_of
 from seq_models import SoftmaxOver
 
 
@@ -66,7 +66,7 @@ class Phase:
 
     def _rate(self, name: str) -> float:
         """Share of the learning rate that a part of the joint model takes."""
-        return next((rate for part, rate in self.training.optimizer.rates if name.startswith(part)), 1.0)
+        return rate_of(name, self.training.optimizer.rates)
 
     def loss(self, generator: GeneratorConfig) -> Loss:
         """Loss of a step that trains this generator; two losses where gradients in conflict are treated."""

@@ -3,6 +3,7 @@
 from semid.training.batches import batches
 from semid.training.checkpoints import discard_checkpoints
 from semid.training.compiled import Compiled, DoesNotFit, compile_for, size_on_a_device
+from semid.training.gradients import rate_of
 from semid.training.loop import RunFolder, StopTraining, Task, TrainingConfig, fit, train
 from semid.training.mesh import (
     ROWS,
@@ -93,6 +94,7 @@ __all__ = [
     "pack",
     "profiled",
     "put_batch",
+    "rate_of",
     "read_history",
     "replace_leaves",
     "replicated",

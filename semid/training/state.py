@@ -37,7 +37,6 @@ Step = Callable[["TrainState", Any], tuple["TrainState", dict[str, Array]]]
 
 # The hardware generator costs a fraction of threefry; keys of different steps never meet.
 _IMPL = "rbg"
-_KEY = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0, impl=_IMPL)))
 
 # `functools.partial`, the same object for equal arguments: trainings of equal losses share a program (`make_step`).
 bound_loss = functools.lru_cache(maxsize=64)(functools.partial)
@@ -82,13 +81,13 @@ class TrainStep:
     def trace(self, state: TrainState, batch: Any) -> jax.stages.Traced:
         """The program for these arguments, arrays or shapes, before it is lowered for a platform."""
         with jax.set_mesh(self.mesh):
-            key = jax.ShapeDtypeStruct(_KEY.shape, _KEY.dtype, sharding=replicated(self.mesh))
-            return self.program.trace(state, batch, self.tables, key)
+            key = jax.eval_shape(lambda: _key_numbers(self.seed))
+            return self.program.trace(state, batch, self.tables, _placed(key, replicated(self.mesh)))
 
     @functools.cached_property
     def key(self) -> Array:
         """The numbers of the seed's key, the program's last argument: trainings of other seeds run in the same one."""
-        return jax.device_put(jax.random.key_data(jax.random.key(self.seed, impl=_IMPL)), replicated(self.mesh))
+        return jax.device_put(_key_numbers(self.seed), replicated(self.mesh))
 
     def lower(self, state: TrainState, batch: Any) -> jax.stages.Lowered:
         """The program lowered; it has a `cost_analysis`, compiled a `memory_analysis`."""
@@ -224,6 +223,10 @@ def _program(
         return TrainState(state.step + 1, params, found.rest, opt_state), metrics
 
     return step
+
+
+def _key_numbers(seed: int) -> Array:
+    return jax.random.key_data(jax.random.key(seed, impl=_IMPL))
 
 
 def _without_gradients(params: nnx.State, held: tuple[str, ...]) -> nnx.State:
