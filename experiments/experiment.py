@@ -67,6 +67,8 @@ class Experiment:
     `TEACHER` for tokenizers and models that name it."""
     vectors: TeacherVectors = TeacherVectors.OWN
     """Content of that column."""
+    columns: dict[str, str] = later_field({})
+    """Further vector columns for its tokenizers: the item vectors of these experiments, by the column's name."""
     graph: str | None = None
     """The item graph that is mixed with the model: measured without and with it."""
     encoders: ContentConfig | None = None
@@ -88,7 +90,7 @@ class Experiment:
     @property
     def needs(self) -> tuple[str, ...]:
         """Experiments that come before it."""
-        return tuple(name for name in (self.teacher, self.graph) if name is not None)
+        return tuple(name for name in (self.teacher, *self.columns.values(), self.graph) if name is not None)
 
     @property
     def seeded(self) -> bool:

@@ -11,7 +11,7 @@ Next to a stage's folder stands `FOLDER.made.json`: the minutes that it took, an
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -115,7 +115,11 @@ class Runner:
         if experiment.weights is not None:
             encoders = replace(encoders, text=PretrainedText(experiment.weights))
         encoders = replace(encoders, vectors=self._columns(encoders.vectors))
-        return encoders if "image" in self.data.items.column_names else replace(encoders, image=None)
+        if "image" in self.data.items.column_names:
+            return encoders
+        if encoders.text is None and not encoders.vectors:
+            raise SemidError(f"dataset {self.data.name!r} has no pictures, which is all that this experiment reads")
+        return replace(encoders, image=None)
 
     def _train(self, experiment: Experiment, out: Path) -> Ranker:
         match experiment.model:
@@ -141,7 +145,7 @@ class Runner:
         tokenizer = experiment.tokenizer
         catalog = self._numbers() if tokenizer is None else self._codes("codes", experiment, tokenizer)
         read = {*(config.features or ()), config.objective.state_column}
-        data = self._taught(experiment) if TEACHER in read else self.data
+        data = self._with_columns(experiment, read)
         graph = None if experiment.graph is None else self.run(experiment.graph).ranker
         teacher = self._teacher(experiment) if config.objective.distillation else None
         options: dict[str, Any] = {"out": out, "seed": self.seed, "graph": graph, "teacher": teacher}
@@ -157,7 +161,7 @@ class Runner:
 
     def _codes(self, role: str, experiment: Experiment, config: TokenizerConfig) -> SemanticCatalog:
         signal = config.signal.name if config.alignment and isinstance(config.signal, VectorColumn) else None
-        data = self._taught(experiment) if TEACHER in {*(config.columns or ()), signal} else self.data
+        data = self._with_columns(experiment, {*(config.columns or ()), signal})
         settings = [to_dict(config.resolved(data.num_items)), data.parents]
         out = self._shared(config.method.name, settings)
         return self._stage(role, out, lambda: tokenize(data, config, out=out, seed=self.seed))
@@ -182,6 +186,14 @@ class Runner:
         if experiment.teacher is None:
             raise SemidError(f"{experiment.title}: expected the name of a teacher, got none; name one (--teacher)")
         return self.run(experiment.teacher).ranker
+
+    def _with_columns(self, experiment: Experiment, names: Collection[str | None]) -> Dataset:
+        """The dataset with those of these vector columns that are item vectors of other experiments."""
+        data = self._taught(experiment) if TEACHER in names else self.data
+        for column in sorted(set(experiment.columns) & set(names)):
+            model: Any = self.run(experiment.columns[column]).ranker
+            data = data.with_vectors(column, model.item_vectors(), origin=model.origin)
+        return data
 
     def _taught(self, experiment: Experiment) -> Dataset:
         """The dataset with the column `TEACHER`."""

@@ -10,8 +10,16 @@ from experiments.runner import Runner
 from semid.catalog import SemanticCatalog
 from semid.config import to_dict
 from semid.data import SourceOrder
+from semid.joint import JointConfig
 from semid.tokenizers import tokenize
 from seq_models import Capacity
+
+# Experiments end to end, and those that read vectors of one.
+END_TO_END = [
+    name
+    for name, one in experiments().items()
+    if any(isinstance(experiments()[need].model, JointConfig) for need in (name, *one.columns.values()))
+]
 
 
 def roomy(from_codes):

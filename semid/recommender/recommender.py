@@ -645,7 +645,14 @@ class Recommender:
         return own_conditions(rows, events, parts, spec=self.conditions, items=self.items.conditions)
 
     def item_vectors(self) -> Float[np.ndarray, "items dim"]:
-        """The vectors by which a dense model scores its items. Raises SemidError for a model that speaks in codes."""
+        """The vectors by which a dense model scores its items, or those that an end-to-end model's encoders give them.
+
+        Raises SemidError for another model of codes.
+        """
+        if self.spec.model.has_codes:
+            if self.items.features is None or self.spec.columns:
+                raise SemidError("expected item vectors of a dense (SASRec) or an end-to-end model, which this is not")
+            return self.items.features
         model = self.dense_model()
         return np.asarray(model.ranked_by(model.vectors(self.tables.features)))
 
@@ -657,7 +664,7 @@ class Recommender:
     def dense_model(self) -> DenseTransformer:
         """The model, of a dense recommender. Raises SemidError for one that speaks in codes."""
         if self.spec.model.has_codes:
-            raise SemidError("item vectors are those of a dense model (SASRec); this one speaks in codes")
+            raise SemidError("expected a dense model (SASRec), got one that speaks in codes")
         return typing.cast(DenseTransformer, self.model)
 
     def log_probs(

@@ -1,14 +1,12 @@
 """A pulse of every experiment but those end to end, which have a file of their own for a process of their own."""
 
 import pytest
+from smoke import END_TO_END
 
 from experiments.experiment import experiments
-from semid.joint import JointConfig
 
 
-@pytest.mark.parametrize(
-    "name", [name for name, one in experiments().items() if not isinstance(one.model, JointConfig)]
-)
+@pytest.mark.parametrize("name", [name for name in experiments() if name not in END_TO_END])
 def test_a_few_steps(name, smoke):
     smoke.run(name)
 

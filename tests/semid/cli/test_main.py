@@ -523,7 +523,7 @@ BAD = [
     (TOKENIZE + "{t}/c --signal lightgcn --alignment cooccurrence", "--signal lightgcn is for das, distill, letter,"),
     (TOKENIZE + "{t}/c --signal model --teacher {h}/model", "--teacher is for das, distill, letter, match; name one"),
     (TOKENIZE + "{t}/c --alignment letter --signal model --teacher {h}/model",
-     r"item vectors are those of a dense model \(SASRec\); this one speaks in codes"),
+     r"expected item vectors of a dense \(SASRec\) or an end-to-end model, which this is not"),
     (TOKENIZE + "{t}/c --alignment letter --signal model --teacher {h}/catalog",
      "expected an artifact of kind 'model', found 'catalog'"),
     (TOKENIZE + "{t}/c --alignment letter das letter " + TOKENIZER, "an alignment is named twice"),

@@ -127,7 +127,7 @@ def test_other_items_are_encoded_and_recommended_without_training(world, runs):
     given = item_encoder(world)
     loaded, encoder = Recommender.from_pretrained(path), trained_encoder(path, given.encoder)
     vectors = encode_items(encoder, {"content": jax.tree.map(lambda x: x[:2], given.rows["content"])})
-    np.testing.assert_allclose(vectors, np.asarray(loaded.tables.features)[:2], atol=1e-5)
+    np.testing.assert_allclose(vectors, loaded.item_vectors()[:2], atol=1e-5)
     codes = SemanticTokenizer.from_pretrained(path).encode(vectors)
     np.testing.assert_array_equal(codes, loaded.codes[:2, :-1])
     later = extend(loaded.catalog, ["new 0", "new 1"], codes)

@@ -1,0 +1,67 @@
+"""Three code sequences of an item, of its text, its picture and its behavior, and which of them is generated (MSCGRec).
+
+    python -m experiments mscgrec pictures item-graph --dataset ../shared/data/ml1m --budget cpu --seeds 0
+    python -m experiments pictures.three-behavior --dataset ... --model.drop-sequences 0    # none is left out
+
+    encoder           a small vision transformer from scratch, by contrast of consecutive items, and RQ-VAE codes of its
+                      vectors, with a generator that is hardly trained: the vectors are what the others read
+    image             one sequence, of these vectors
+    three-text        all three are read, that of the text is generated
+    three-image       all three are read, that of the picture is generated
+    three-behavior    all three are read, that of the behavior is generated, as in the paper
+
+All else is as in `mscgrec`, which has the arms of one and of two sequences. The paper (arXiv 2602.03713) has codes of
+pictures by self-supervision (`semid.tokenizers.rq_dino_loss`, for accelerators).
+"""
+
+from dataclasses import replace
+
+from experiments.configs.end_to_end import ENCODERS, training
+from experiments.configs.mscgrec import BEHAVIOR, CPU, TEXT
+from experiments.configs.mscgrec import config as without_pictures
+from experiments.experiment import Experiment
+from semid.encoders import ContentConfig
+from semid.generators import GeneratorConfig
+from semid.joint import JointConfig
+from semid.tokenizers import RQKmeansConfig, RQVaeConfig, TokenizerConfig
+
+_COLUMN = "pictures"
+_IMAGE = TokenizerConfig(RQKmeansConfig(), columns=(_COLUMN,))
+
+
+def config() -> dict[str, Experiment]:
+    encoder = JointConfig(
+        encoder=training(1, 256, 2e-3),
+        tokenizer=RQVaeConfig(hidden=(256, 128)),
+        generator=GeneratorConfig(training=training(0.5, 64, 3e-3)),
+        joint=(),
+        finetune=training(0.5, 64, 1e-3),
+    )
+    arms = without_pictures()
+    image = replace(
+        arms["text"],
+        title="codes of pictures",
+        tokenizer=_IMAGE,
+        columns={_COLUMN: "pictures.encoder"},
+        datasets=("ml1m",),
+    )
+    names = {"text": "text", "image": "pictures", "behavior": "behavior"}
+    codes = {"text": TEXT, "image": _IMAGE, "behavior": BEHAVIOR}
+
+    def three(target: str) -> Experiment:
+        others = [name for name in codes if name != target]
+        title = f"codes of {names[target]}, {names[others[0]]} and {names[others[1]]} read too"
+        sequences = {name: codes[name] for name in others}
+        return replace(image, title=title, tokenizer=codes[target], sequences=sequences)
+
+    return {
+        "encoder": Experiment(
+            "encoder of pictures",
+            encoder,
+            encoders=ContentConfig(text=None, image=ENCODERS.image),
+            cpu=CPU,
+            datasets=("ml1m",),
+        ),
+        "image": image,
+        **{f"three-{target}": three(target) for target in codes},
+    }
