@@ -37,6 +37,7 @@ class Baseline(enum.Enum):
     POPULARITY = "popularity"
     BIGRAM = "bigram"
     ITEM_KNN = "item-knn"
+    CONTENT_KNN = "content-knn"
     ORACLE = "oracle"
     """The true distribution of a simulated dataset: the ceiling."""
 

@@ -30,7 +30,7 @@ from semid.encoders import ContentConfig, PretrainedText, read_content
 from semid.errors import SemidError
 from semid.evaluation import Ranker, baselines
 from semid.generators import GeneratorConfig, train
-from semid.graphs import ItemGraphConfig, ItemKNN, VectorColumn, fit_graph
+from semid.graphs import ItemGraphConfig, ItemKNN, VectorColumn, VectorKNN, fit_graph
 from semid.joint import TEACHER_TERMS, JointConfig, train_end_to_end
 from semid.recommender import Recommender
 from semid.tokenizers import TokenizerConfig, tokenize
@@ -136,6 +136,8 @@ class Runner:
     def _baseline(self, baseline: Baseline) -> Ranker:
         if baseline is Baseline.ITEM_KNN:
             return ItemKNN.fit(self.data)
+        if baseline is Baseline.CONTENT_KNN:
+            return VectorKNN.fit(self.data, np.concatenate([self.data.vectors(name) for name in self.content], axis=1))
         known = baselines(self.data)
         if baseline.value not in known:
             raise SemidError(f"dataset {self.data.name!r} has no {baseline.value}: only simulated ones have it")

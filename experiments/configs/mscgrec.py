@@ -35,16 +35,16 @@ def config() -> dict[str, Experiment]:
         "codes of text",
         GeneratorConfig(features=(), training=training),
         TEXT,
-        teacher="recipe.sasrec-text",
         graph="item-graph",
         cpu=CPU,
         paper="arXiv 2602.03713",
     )
-    behavior = replace(text, title="codes of behavior", tokenizer=BEHAVIOR)
+    with_behavior = replace(text, teacher="recipe.sasrec-text")
+    behavior = replace(with_behavior, title="codes of behavior", tokenizer=BEHAVIOR)
     return {
         "text": text,
         "behavior": behavior,
-        "both-text": replace(text, title="codes of text, behavior read too", sequences={"behavior": BEHAVIOR}),
+        "both-text": replace(with_behavior, title="codes of text, behavior read too", sequences={"behavior": BEHAVIOR}),
         "both-behavior": replace(behavior, title="codes of behavior, text read too", sequences={"text": TEXT}),
-        "concatenation": replace(text, title="codes of text and behavior in one", tokenizer=HYBRID_CODES),
+        "concatenation": replace(with_behavior, title="codes of text and behavior in one", tokenizer=HYBRID_CODES),
     }

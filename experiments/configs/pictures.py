@@ -15,6 +15,7 @@ pictures by self-supervision (`semid.tokenizers.rq_dino_loss`, for accelerators)
 """
 
 from dataclasses import replace
+from typing import Any
 
 from experiments.configs.end_to_end import ENCODERS, training
 from experiments.configs.mscgrec import BEHAVIOR, CPU, TEXT
@@ -38,13 +39,7 @@ def config() -> dict[str, Experiment]:
         finetune=training(0.5, 64, 1e-3),
     )
     arms = without_pictures()
-    image = replace(
-        arms["text"],
-        title="codes of pictures",
-        tokenizer=_IMAGE,
-        columns={_COLUMN: "pictures.encoder"},
-        datasets=("ml1m",),
-    )
+    of_pictures: dict[str, Any] = {"columns": {_COLUMN: "pictures.encoder"}, "datasets": ("ml1m",)}
     names = {"text": "text", "image": "pictures", "behavior": "behavior"}
     codes = {"text": TEXT, "image": _IMAGE, "behavior": BEHAVIOR}
 
@@ -52,7 +47,7 @@ def config() -> dict[str, Experiment]:
         others = [name for name in codes if name != target]
         title = f"codes of {names[target]}, {names[others[0]]} and {names[others[1]]} read too"
         sequences = {name: codes[name] for name in others}
-        return replace(image, title=title, tokenizer=codes[target], sequences=sequences)
+        return replace(arms["behavior"], title=title, tokenizer=codes[target], sequences=sequences, **of_pictures)
 
     return {
         "encoder": Experiment(
@@ -62,6 +57,6 @@ def config() -> dict[str, Experiment]:
             cpu=CPU,
             datasets=("ml1m",),
         ),
-        "image": image,
+        "image": replace(arms["text"], title="codes of pictures", tokenizer=_IMAGE, **of_pictures),
         **{f"three-{target}": three(target) for target in codes},
     }

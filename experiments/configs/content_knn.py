@@ -1,0 +1,14 @@
+"""Content kNN: cosines of an item's content vector with the mean of those of the history.
+
+    python -m experiments content-knn --dataset ../shared/data/amazon14_beauty
+
+Nothing is trained, and no other user is looked at: what a model finds beyond it, it has from interactions. It is the
+baseline of cold items (`python -m experiments.layout --split-rule held-out-items` holds some out). Measured on Beauty:
+docs/results.md.
+"""
+
+from experiments.experiment import Baseline, Experiment
+
+
+def config() -> Experiment:
+    return Experiment("content kNN", Baseline.CONTENT_KNN)
