@@ -25,7 +25,7 @@ from semid.training import (
 )
 from seq_models import RQTransformer, RQTransformerConfig, TransformerConfig
 
-RECIPES = {name: experiments()[name].model for name in ("unigrec", "etegrec", "bloger")}
+RECIPES = {name.split(".")[0]: experiments()[name].model for name in ("unigrec.joint", "etegrec", "bloger")}
 ITEMS, DIM, SIZES, BATCH, LENGTH = 30, 6, (4, 4), 8, 5
 
 
