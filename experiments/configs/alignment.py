@@ -39,16 +39,19 @@ def _aligned(
     return TokenizerConfig(method, columns, alignment=alignment, signal=VectorColumn(TEACHER))
 
 
+_BOTH = (CONTENT, TEACHER)
+JOINT = _aligned(DistillConfig(), CooccurrenceConfig(), reconstruction=0.0, columns=_BOTH)
+
+
 def config() -> dict[str, Experiment]:
-    both = (CONTENT, TEACHER)
     distill = _aligned(DistillConfig(), reconstruction=0.2)
     tokenizers = {
         "text": TokenizerConfig(),
         "letter": letter.tokenizer(RQVaeConfig(diversity=1e-4)),
         "distill": distill,
         "das": _aligned(DasConfig(), reconstruction=1.0),
-        "concatenation": TokenizerConfig(columns=both),
-        "joint": _aligned(DistillConfig(), CooccurrenceConfig(), reconstruction=0.0, columns=both),
+        "concatenation": TokenizerConfig(columns=_BOTH),
+        "joint": JOINT,
         "collaborative": TokenizerConfig(columns=(TEACHER,)),
         "random": distill,
         "shuffled": distill,

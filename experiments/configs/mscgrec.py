@@ -4,18 +4,20 @@
     python -m experiments mscgrec.both-behavior --dataset ... --model.drop-sequences 0    # none is left out
 
     text             one sequence, of the text vectors
-    behavior        one sequence, of the item vectors of recipe.sasrec-text
+    behavior         one sequence, of the item vectors of recipe.sasrec-text
     both-text        both are read, that of the text is generated
-    both-behavior   both are read, that of the behavior is generated, as in the paper
+    both-behavior    both are read, that of the behavior is generated, as in the paper
     concatenation    one sequence, of both vectors side by side
+    joint            the same, by an RQ-VAE that is aligned with users (`alignment.joint`)
 
-Residual k-means of three levels, RQ-Transformers of the default size, 12 epochs, no vectors as input, each measured
-alone and with the item graph. The paper (arXiv 2602.03713) has T5, a position for each code and a third sequence from
-images; it reports Recall@10 .0315 on Beauty of 2023, where SASRec has .0317.
+Residual k-means of three levels (but the last), RQ-Transformers of the default size, 12 epochs, no vectors as input,
+each measured alone and with the item graph. The paper (arXiv 2602.03713) has T5, a position for each code and a third
+sequence from images; it reports Recall@10 .0315 on Beauty of 2023, where SASRec has .0317.
 """
 
 from dataclasses import replace
 
+from experiments.configs.alignment import JOINT
 from experiments.configs.recipe import HYBRID_CODES
 from experiments.experiment import CONTENT, TEACHER, Experiment
 from semid.generators import GeneratorConfig
@@ -47,4 +49,5 @@ def config() -> dict[str, Experiment]:
         "both-text": replace(with_behavior, title="codes of text, behavior read too", sequences={"behavior": BEHAVIOR}),
         "both-behavior": replace(behavior, title="codes of behavior, text read too", sequences={"text": TEXT}),
         "concatenation": replace(with_behavior, title="codes of text and behavior in one", tokenizer=HYBRID_CODES),
+        "joint": replace(with_behavior, title="codes of text and behavior in one, aligned", tokenizer=JOINT),
     }
