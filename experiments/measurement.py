@@ -64,7 +64,7 @@ def _measure(run: Run, data: Dataset, budget: str) -> dict[str, Any]:
             excluded = included if left_out else _compared(run, ranker, data, split, exclude_seen=True)
             row[split] = {"included": included.values, "excluded": excluded.values}
         row["recall@10"] = included.per_example["recall@10"].tolist()  # of test, by user
-        if isinstance(ranker, Recommender) and ranker.codes is not None and budget != Budget.SMOKE.value:
+        if isinstance(ranker, Recommender) and ranker.codes is not None and budget == Budget.FULL.value:
             row["beam"] = against_exact(ranker, data, split="validation", beam_size=run.experiment.beam_size)
         rows[label], provenance = row, included.provenance
     return {
