@@ -15,7 +15,7 @@ measured without and with the item graph at ranking.
 
 `held` against `frozen` is the claim of LEMUR (arXiv 2511.10962); `both` against `contrast` says what the joint
 steps add to a warm-up, against `stopped` what of that is their gradient. Expected on Beauty over `frozen` (Recall@10):
-`contrast` +.0032, `held` +.0024, `end-to-end` -.0026; `both` and `stopped` are not measured.
+`contrast` +.0032, `held` +.0024, `end-to-end` -.0019, `both` and `stopped` nothing.
 """
 
 from dataclasses import replace
