@@ -37,6 +37,7 @@ def config() -> dict[str, Experiment]:
         generator=GeneratorConfig(training=training(0.5, 64, 3e-3)),
         joint=(),
         finetune=training(0.5, 64, 1e-3),
+        tie_break=1024,  # films without a poster share their codes
     )
     arms = without_pictures()
     of_pictures: dict[str, Any] = {"columns": {_COLUMN: "pictures.encoder"}, "datasets": ("ml1m",)}
