@@ -19,12 +19,12 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 from scipy import sparse
 
-from quantizers import info_nce, unit_rows
+from quantizers import unit_rows
 from semid.config import later_field
 from semid.data import Dataset, Histories, Standardizer
 from semid.errors import SemidError
 from semid.graphs.cooccurrence import interactions_matrix
-from semid.graphs.losses import bootstrap_loss, bpr_loss, ego_norm, uniform_loss, view_contrast
+from semid.graphs.losses import bootstrap_loss, bpr_loss, content_contrast, ego_norm, uniform_loss, view_contrast
 from semid.graphs.propagation import (
     Graph,
     Hyperedges,
@@ -37,8 +37,6 @@ from semid.graphs.propagation import (
 )
 from semid.graphs.signals import Signal, vector_column
 from semid.progress import show_progress
-
-_CONTRAST_TEMPERATURE = 0.2
 
 
 class Objective(enum.Enum):
@@ -83,14 +81,16 @@ class GraphConfig(Signal):
     dropout: float = later_field(0.3)
     """Of the bootstrap's targets."""
     contrast: float = later_field(0.0)
-    """Weight of InfoNCE between final item vectors and projected content (RLMRec)."""
+    """Weight of InfoNCE between final item vectors and projected content (RLMRec), among at most 1024 of a step's
+    interactions."""
     uniformity: float = later_field(0.5)
-    """Weight of the distances to others (uniform alone)."""
+    """Weight of the distances to others, among at most 1024 of a step's interactions (uniform alone)."""
     hyperedges: int = later_field(0)
     """Nearest items by content in a neighborhood over which items propagate, as users do over the items that they
     share; the result, of embeddings of its own and at length 1, is added to the final vectors (MMHCL); 0: none."""
     views: float = later_field(0.0)
-    """Weight of InfoNCE between a node's vectors by edges and by hyperedges."""
+    """Weight of InfoNCE between a node's vectors by edges and by hyperedges, among at most 1024 of a step's
+    interactions."""
     column: str = later_field("")
     """Vector column of content; none given: the dataset's only one. It is read by all that needs content."""
 
@@ -328,8 +328,7 @@ def _epoch(
         else:
             value = bpr_loss(final, triples)
         if content is not None and config.contrast:
-            rows = triples[:, 1]
-            value += config.contrast * info_nce(final[rows], content, ids=rows, temperature=_CONTRAST_TEMPERATURE)
+            value += config.contrast * content_contrast(final, triples, content)
         if by_hyperedges is not None and config.views:
             value += config.views * view_contrast(by_edges, by_hyperedges, triples)
         return value

@@ -10,7 +10,9 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from quantizers import info_nce, unit_rows
 
+_CONTRAST_TEMPERATURE = 0.2
 _VIEW_TEMPERATURE = 0.6
+_CONTRASTED = 1024  # triples compared with each other: a table of all 4096 of a step would take most of its time
 _MOST_ALIKE = 0.8  # cosine of content from which on items repel each other no less (CM3)
 
 
@@ -55,11 +57,14 @@ def uniform_loss(
     weight: float,
 ) -> Float[Array, ""]:
     """Mean squared distance of users and their items on the sphere, and `weight` times half of the uniformity of users
-    and of items, the latter calibrated by the cosine of their content (CM3, section 4)."""
+    and of items, the latter calibrated by the cosine of their content (CM3, section 4). Uniformity is that of the first
+    1024 triples."""
     users, items = unit_rows(final[triples[:, 0]]), unit_rows(final[triples[:, 1]])
-    alike = unit_rows(content)
+    first = slice(_CONTRASTED)
+    alike = unit_rows(content[first])
     expected = 2 - 2 * jnp.clip(alike @ alike.T, 0, _MOST_ALIKE)
-    apart = uniformity(users, triples[:, 0]) + uniformity(items, triples[:, 1], expected=expected)
+    apart = uniformity(users[first], triples[first, 0])
+    apart += uniformity(items[first], triples[first, 1], expected=expected)
     return jnp.square(users - items).sum(-1).mean() + weight / 2 * apart
 
 
@@ -78,12 +83,20 @@ def uniformity(
 def view_contrast(
     by_edges: Float[Array, "nodes dim"], by_hyperedges: Float[Array, "nodes dim"], triples: Int[Array, "n 3"]
 ) -> Float[Array, ""]:
-    """InfoNCE between the two vectors of a batch's users, and of its items (MMHCL)."""
+    """InfoNCE between the two vectors of the users, and of the items, of the first 1024 triples (MMHCL)."""
     terms = [
         info_nce(by_edges[rows], by_hyperedges[rows], ids=rows, temperature=_VIEW_TEMPERATURE)
-        for rows in (triples[:, 0], triples[:, 1])
+        for rows in (triples[:_CONTRASTED, 0], triples[:_CONTRASTED, 1])
     ]
     return terms[0] + terms[1]
+
+
+def content_contrast(
+    final: Float[Array, "nodes dim"], triples: Int[Array, "n 3"], content: Float[Array, "n dim"]
+) -> Float[Array, ""]:
+    """InfoNCE between the vectors of the items of the first 1024 triples and their projected content (RLMRec)."""
+    rows = triples[:_CONTRASTED, 1]
+    return info_nce(final[rows], content[:_CONTRASTED], ids=rows, temperature=_CONTRAST_TEMPERATURE)
 
 
 def _dropped(x: Float[Array, "n dim"], key: PRNGKeyArray, *, rate: float) -> Float[Array, "n dim"]:

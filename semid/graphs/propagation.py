@@ -16,7 +16,7 @@ _WIDTH = 8  # neighbors per row of the graph: summing gathered columns is severa
 
 
 class Graph(NamedTuple):
-    """A sparse symmetric matrix, as `D^-1/2 A D^-1/2`: row `r` adds up to 8 weighted neighbors into node `nodes[r]`."""
+    """A sparse matrix, most often `D^-1/2 A D^-1/2`: row `r` adds up to 8 weighted neighbors into node `nodes[r]`."""
 
     nodes: Int[Array, " rows"]
     neighbors: Int[Array, "rows width"]
@@ -54,7 +54,7 @@ def normalized_graph(adjacency: sparse.csr_array, *, rows: int = 0) -> Graph:
 
 
 def weighted_graph(adjacency: sparse.csr_array, *, rows: int = 0) -> Graph:
-    """A sparse symmetric matrix as it is, with at least so many rows."""
+    """A sparse matrix as it is, with at least so many rows."""
     degrees = np.diff(adjacency.indptr)
     used = -(-degrees // _WIDTH)
     nodes = np.repeat(np.arange(len(degrees)), used)
@@ -81,23 +81,25 @@ def propagate(x: Float[Array, "nodes dim"], graph: Graph, *, layers: int) -> Flo
     return total / (layers + 1)
 
 
-def one_round(x: Float[Array, "nodes dim"], graph: Graph) -> Float[Array, "nodes dim"]:
-    """The matrix times `x`."""
+def one_round(x: Float[Array, "n dim"], graph: Graph, *, nodes: int | None = None) -> Float[Array, "nodes dim"]:
+    """The matrix times `x`; `nodes`: the matrix's rows, where it is not square."""
     known = "promise_in_bounds"  # no clamping: it would cost as much as the sum
     columns = range(graph.neighbors.shape[1])
     sums = sum(graph.weights[:, c, None] * x.at[graph.neighbors[:, c]].get(mode=known) for c in columns)
-    return jax.ops.segment_sum(sums, graph.nodes, num_segments=len(x), indices_are_sorted=True, mode=known)
+    return jax.ops.segment_sum(sums, graph.nodes, num_segments=nodes or len(x), indices_are_sorted=True, mode=known)
 
 
 class Hyperedges(NamedTuple):
     """Sets of users and of items that propagate over a node that they share (MMHCL, arXiv 2504.16576).
 
-    Users propagate over the items that they have had: `D^-1/2 (R R^T - diag) D^-1/2`, in two rounds over `shared`, the
-    unweighted graph of users and items. An item propagates over neighborhoods of content, each of an item and its
-    nearest: the normalized `H H^T`.
+    Users propagate over the items that they have had: `D^-1/2 (R R^T - diag) D^-1/2`, from users to items and back. An
+    item propagates over neighborhoods of content, each of an item and its nearest: the normalized `H H^T`.
     """
 
-    shared: Graph
+    to_items: Graph
+    """`R^T`, unweighted."""
+    to_users: Graph
+    """`R`."""
     counts: Float[Array, " users"]
     """Items that a user has had, the diagonal of `R R^T`."""
     scale: Float[Array, " users"]
@@ -106,12 +108,12 @@ class Hyperedges(NamedTuple):
 
 def hyperedges(interactions: sparse.csr_array, content: Float[np.ndarray, "items dim"], k: int) -> Hyperedges:
     """Of a binary [users, items] matrix, and of the `k` nearest of each item by cosine."""
-    adjacency = sparse.block_array([[None, interactions], [interactions.T, None]], format="csr")
     counts = np.diff(interactions.indptr).astype(np.float64)
     others = interactions @ np.bincount(interactions.indices, minlength=interactions.shape[1]) - counts
     near = nearest_matrix(content, k) + sparse.eye_array(len(content), format="csr", dtype=np.float32)
     return Hyperedges(
-        weighted_graph(adjacency),
+        weighted_graph(interactions.T.tocsr()),
+        weighted_graph(interactions),
         jnp.asarray(counts, jnp.float32),
         jnp.asarray(1 / np.sqrt(np.maximum(others, 1)), jnp.float32),
         normalized_graph((near.T @ near).tocsr()),
@@ -123,9 +125,8 @@ def over_hyperedges(x: Float[Array, "nodes dim"], edges: Hyperedges, *, layers: 
     num_users = len(edges.counts)
     for _ in range(layers):
         users = edges.scale[:, None] * x[:num_users]
-        had = one_round(jnp.concatenate([users, jnp.zeros_like(x[num_users:])]), edges.shared)
-        had = had.at[:num_users].set(0)
-        users = one_round(had, edges.shared)[:num_users] - edges.counts[:, None] * users
+        had = one_round(users, edges.to_items, nodes=len(x) - num_users)
+        users = one_round(had, edges.to_users, nodes=num_users) - edges.counts[:, None] * users
         items = one_round(x[num_users:], edges.content)
         x = jnp.concatenate([edges.scale[:, None] * users, items])
     return x

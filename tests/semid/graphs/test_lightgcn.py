@@ -20,10 +20,19 @@ from semid.graphs import (
     LightGCNConfig,
     MMHCLConfig,
     interactions_matrix,
+    losses,
     train_graph,
 )
 from semid.graphs.lightgcn import Edges, _pruned, propagated
-from semid.graphs.losses import bootstrap_loss, bpr_loss, ego_norm, uniform_loss, uniformity
+from semid.graphs.losses import (
+    bootstrap_loss,
+    bpr_loss,
+    content_contrast,
+    ego_norm,
+    uniform_loss,
+    uniformity,
+    view_contrast,
+)
 from semid.graphs.neighbors import neighbors
 from semid.graphs.propagation import content_graph, hyperedges, make_graph, over_hyperedges, propagate
 
@@ -292,6 +301,34 @@ def test_the_uniform_loss_equals_its_definition():
     )
     made = uniform_loss(*map(jnp.asarray, (final, triples, content)), weight=0.7)
     np.testing.assert_allclose(made, wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda x, triples: view_contrast(x, 2 * x, triples),
+        lambda x, triples: content_contrast(x, triples, x[triples[:, 2]]),
+        lambda x, triples: uniform_loss(x, triples, x[triples[:, 2]], weight=1.0),
+    ],
+)
+def test_a_step_compares_1024_of_its_triples_with_each_other(loss):
+    """Not all 4096: a table of these would take most of a step's time."""
+
+    def program(n):
+        return str(jax.make_jaxpr(jax.grad(loss))(jnp.ones((9, 3)), jnp.zeros((n, 3), jnp.int32)))
+
+    assert "[4096,4096]" not in program(4096)
+    assert "[1024,1024]" in program(4096)
+    assert "[1000,1000]" in program(1000)  # control: all of a smaller step
+
+
+def test_views_are_contrasted_by_the_first_triples(monkeypatch):
+    x, y = (jax.random.normal(jax.random.key(seed), (6, 3)) for seed in range(2))
+    triples = jnp.asarray([[0, 3, 1], [1, 4, 2], [2, 5, 0]])
+    whole = view_contrast(x, y, triples)
+    monkeypatch.setattr(losses, "_CONTRASTED", 2)
+    np.testing.assert_array_equal(view_contrast(x, y, triples), view_contrast(x, y, triples[:2]))
+    assert view_contrast(x, y, triples) != whole
 
 
 def test_one_id_alone_has_no_uniformity_and_no_gradient():
