@@ -30,7 +30,8 @@ class Ranker(Protocol):
     last level only tells colliding items apart. `rank(histories, *, k, exclude_seen, **options)` gives the `k` best of
     its item rows for each history, Int [n, k], best first, -1 where there are fewer. A ranker that has `active`,
     booleans by item row, never recommends the others: they are no part of the catalogue that it is measured on. One
-    whose `repeats` is False never recommends an item of the history, asked to or not.
+    whose `repeats` is False never recommends an item of the history, asked to or not. To one that has `user_ids` the
+    `users` of histories are places among these, -1 for others.
     """
 
     @property
@@ -299,6 +300,7 @@ def _masks(
 def examples_for_ranker(ranker: Ranker, dataset: Dataset, split: str) -> tuple[Examples, Int[np.ndarray, " items"]]:
     """The split's examples, and the training count of every item, in the ranker's rows."""
     examples, train = _with_known_events(dataset.splits.examples(split), dataset, ranker), dataset.splits.train
+    examples = _with_known_users(examples, dataset, ranker)
     counts = train.popularity(dataset.num_items)
     if dataset.item_ids.equals(ranker.item_ids):
         return examples, counts
@@ -318,6 +320,16 @@ def _with_known_events(examples: Examples, dataset: Dataset, ranker: Ranker) -> 
     places = np.array([0, *(names.index(name) + 1 if name in names else 0 for name in dataset.events)], np.int32)
     histories = replace(examples.histories, events=places[examples.histories.events])
     return replace(examples, histories=histories, target_events=places[examples.target_events])
+
+
+def _with_known_users(examples: Examples, dataset: Dataset, ranker: Ranker) -> Examples:
+    """The examples with users numbered as a ranker that has `user_ids` does, -1 for others."""
+    known = getattr(ranker, "user_ids", None)
+    if known is None or dataset.users.equals(known):
+        return examples
+    places = pc.fill_null(pc.index_in(dataset.users, known), -1).to_numpy().astype(np.int32)
+    histories = replace(examples.histories, users=places[examples.histories.users])
+    return replace(examples, histories=histories)
 
 
 def _check_known(rows: Int[np.ndarray, " items"], examples: Examples, dataset: Dataset, split: str) -> None:

@@ -13,6 +13,7 @@ from scipy.special import log_softmax
 
 from semid.artifacts import Origin
 from semid.errors import SemidError
+from semid.graphs.ranking import largest
 from semid.training import PackedRows
 from seq_models import TeacherItems
 
@@ -72,7 +73,7 @@ class VectorTeacher:
         logits = (_unit(sums) @ unit.T) / self.temperature
         for row, history in enumerate(histories):
             logits[row, history] = -np.inf
-        best = np.argsort(-logits, axis=1, kind="stable")[:, :k]
+        best = largest(logits, k)
         log_probs = np.take_along_axis(log_softmax(logits, axis=1), best, axis=1)
         there = np.isfinite(log_probs) & np.array([len(history) > 0 for history in histories])[:, None]
         return np.where(there, best, -1).astype(np.int32), np.where(there, log_probs, -np.inf).astype(np.float32)

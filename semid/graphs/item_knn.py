@@ -13,9 +13,10 @@ from scipy import sparse
 
 from quantizers import unit_vectors
 from semid.data import Dataset, Histories
+from semid.errors import SemidError
 from semid.graphs.cooccurrence import interactions_matrix
 from semid.graphs.lightgcn import GraphConfig
-from semid.graphs.ranking import BATCH, best_items, by_popularity, without_history
+from semid.graphs.ranking import BATCH, best_items, by_popularity, largest, without_history
 from semid.graphs.transitions import pruned, scaled_rows
 
 # Scores of histories by items that are held at once.
@@ -108,11 +109,12 @@ class VectorKNN:
 class UserItemVectors:
     """Scores an item by the inner product of its vector with the user's: LightGCN and its kin.
 
-    It is a `Ranker` for `semid.evaluate`, for the users that it was trained on. Where `repeats` is false, items of the
-    history are never recommended.
+    It is a `Ranker` for `semid.evaluate`, for the users that it was trained on, found by their ids. Where `repeats` is
+    false, items of the history are never recommended.
     """
 
     item_ids: pa.Array
+    user_ids: pa.Array
     items: Float[np.ndarray, "items dim"]
     users: Float[np.ndarray, "users dim"]
     train_counts: Int[np.ndarray, " items"]
@@ -126,10 +128,19 @@ class UserItemVectors:
         """Train on the dataset's training histories."""
         made = config.vectors(dataset, seed=seed)
         popularity = dataset.splits.train.popularity(dataset.num_items).astype(np.int64)
-        return cls(dataset.item_ids, made.items, made.users, popularity, dataset.repeats.common)
+        return cls(dataset.item_ids, dataset.users, made.items, made.users, popularity, dataset.repeats.common)
 
     def rank(self, histories: Histories, *, k: int, exclude_seen: bool = False) -> Int[np.ndarray, "n k"]:
-        """The `k` best item rows for the user of each history, ties by popularity; -1 where there are fewer."""
+        """The `k` best item rows for the user of each history, ties by popularity; -1 where there are fewer.
+
+        Raises SemidError for a history of none of the users.
+        """
+        if len(rows := np.flatnonzero((histories.users < 0) | (histories.users >= len(self.users)))):
+            raise SemidError(
+                f"expected histories of the {len(self.users):,} users that these vectors were trained on, and "
+                f"{len(rows):,} of {len(histories):,} are of none, the first of them history {rows[0]}; train on a "
+                "dataset with these users, or rank by histories (VectorKNN)"
+            )
         return _best(
             lambda part: self.users[part.users] @ self.items.T,
             histories,
@@ -157,7 +168,7 @@ def _best(
             items, owner = part.flat()
             table[owner, items] = -np.inf
         table = table[:, order]
-        best = np.argsort(-table, axis=1, kind="stable")[:, :k]
+        best = largest(table, k)
         found = np.where(np.isneginf(np.take_along_axis(table, best, axis=1)), -1, order[best])
         lists.append(np.pad(found, ((0, 0), (0, k - best.shape[1])), constant_values=-1).astype(np.int32))
     return np.concatenate(lists)

@@ -43,6 +43,21 @@ def best_items(
     return ranked
 
 
+def largest(scores: Float[np.ndarray, "n items"], k: int) -> Int[np.ndarray, "n k"]:
+    """Columns of the `k` largest scores of each row (all, where there are fewer), largest first, ties by column.
+
+    Entries below a row's k-th largest are never sorted.
+    """
+    if k >= scores.shape[1]:
+        return np.argsort(-scores, axis=1, kind="stable")
+    thresholds = -np.partition(-scores, k - 1, axis=1)[:, k - 1]
+    rows, columns = np.nonzero(~(scores < thresholds[:, None]))  # NaN comes last, as by argsort
+    order = np.lexsort((columns, -scores[rows, columns], rows))
+    rows, columns = rows[order], columns[order]
+    place = np.arange(len(rows)) - np.searchsorted(rows, np.arange(len(scores)))[rows]
+    return columns[place < k].reshape(len(scores), k)
+
+
 def by_popularity(counts: Int[np.ndarray, " items"]) -> Int[np.ndarray, " items"]:
     """Item rows by descending count, ties by row."""
     return np.argsort(-counts, kind="stable").astype(np.int32)

@@ -1,22 +1,25 @@
-"""Item-kNN against its definition, and as a ranker."""
+"""Rankers by nearness: item-kNN against its definition, and vectors of users."""
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from semid.data import Dataset, Histories
+from semid.errors import SemidError
 from semid.evaluation import evaluate
-from semid.graphs import ItemKNN
+from semid.graphs import ItemKNN, LightGCNConfig, UserItemVectors
+from semid.graphs.ranking import largest
 
 USERS, ITEMS = 30, 12
 
 
-def drawn(repeats=False):
+def drawn(repeats=False, users=range(USERS)):
     rng = np.random.default_rng(0)
     rows = [rng.choice(ITEMS, 6, replace=repeats) for _ in range(USERS)]
     interactions = {
-        "user_id": [f"u{user}" for user in range(USERS) for _ in range(6)],
-        "item_id": [f"i{row}" for of_user in rows for row in of_user],
-        "timestamp": list(range(6)) * USERS,
+        "user_id": [f"u{user}" for user in users for _ in range(6)],
+        "item_id": [f"i{row}" for user in users for row in rows[user]],
+        "timestamp": list(range(6)) * len(users),
     }
     items = pa.table({"item_id": [f"i{row}" for row in range(ITEMS)], "title": ["x"] * ITEMS})
     return Dataset.from_tables(items, pa.table(interactions), name="drawn")
@@ -57,3 +60,28 @@ def test_it_is_measured_as_any_ranker():
     found = evaluate(ItemKNN.fit(drawn()), drawn(), ks=(5,))
     assert found.provenance["leaves_out_history"]
     assert 0 < found.values["recall@5"] <= 1
+
+
+def test_vectors_of_users_are_found_by_their_ids():
+    """Without its first user a dataset numbers all others anew."""
+    whole, rest = drawn(), drawn(users=range(1, USERS))
+    ranker = UserItemVectors.fit(whole, LightGCNConfig(dim=4, epochs=2), seed=0)
+    of_all, of_rest = evaluate(ranker, whole, ks=(5,)), evaluate(ranker, rest, ks=(5,))
+    places = [whole.users.to_pylist().index(user) for user in rest.users.to_pylist()]
+    np.testing.assert_array_equal(of_rest.ranked, of_all.ranked[places])
+    np.testing.assert_array_equal(of_rest.per_example["ndcg@5"], of_all.per_example["ndcg@5"][places])
+    own = UserItemVectors.fit(rest, LightGCNConfig(dim=4, epochs=2), seed=0)
+    with pytest.raises(SemidError, match=r"of the 29 users that .* 1 of 30 are of none, the first of them history 0;"):
+        evaluate(own, whole, ks=(5,))
+    table = pa.table({"history": [["i0"], ["i1", "i2"]], "target": ["i3", "i4"]})
+    with pytest.raises(SemidError, match=r"of the 30 users that .* 2 of 2 are of none"):
+        evaluate(ranker, table, ks=(5,))
+
+
+@pytest.mark.parametrize("k", [1, 3, 8, 9, 20])
+def test_the_largest_are_those_of_a_stable_sort(k):
+    scores = np.random.default_rng(0).integers(0, 4, (40, 9)).astype(np.float32)  # many ties
+    scores[:3] = -np.inf
+    scores[3:6, 2:] = -np.inf
+    scores[6, ::2] = np.nan
+    np.testing.assert_array_equal(largest(scores, k), np.argsort(-scores, axis=1, kind="stable")[:, :k])
