@@ -150,10 +150,12 @@ def _read_choice(base: Any, value: Any, where: str) -> Any:
     """A config of the class that `type` names among those below the base."""
     if not isinstance(value, dict):
         raise SemidError(f"{where}: expected the keys of a {base.__name__}, got {value!r}")
-    by_type = {cls.__name__: cls for cls in choices(base).values()}
+    below = [cls for cls in _subclasses(base) if dataclasses.is_dataclass(cls) and not inspect.isabstract(cls)]
+    by_type = {cls.__name__: cls for cls in below}  # those without a name of their own too: `to_dict` writes them
     if (name := value.get("type")) not in by_type:
-        hint = did_you_mean(name, by_type, cutoff=0.6)
-        raise SemidError(f"{where}.type: expected one of {', '.join(by_type)}, got {name!r}{hint}")
+        named = [cls.__name__ for cls in choices(base).values()]
+        hint = did_you_mean(name, named, cutoff=0.6)
+        raise SemidError(f"{where}.type: expected one of {', '.join(named)}, got {name!r}{hint}")
     return _read_dataclass(by_type[name], value, where)
 
 

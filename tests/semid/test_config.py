@@ -170,7 +170,7 @@ class FramedSquare(Square):
 
 
 @dataclass(frozen=True)
-class Nameless(Disc):  # inherits its name, so it is no choice either
+class Nameless(Disc):  # inherits its name, so it is no choice either, but is read where it was written
     pass
 
 
@@ -208,7 +208,7 @@ def test_the_choices_of_an_abstract_base_are_its_named_dataclasses():
     assert choices(Rectangle) == {"framed square": FramedSquare, "square": Square}
 
 
-@pytest.mark.parametrize("drawing", [Drawing(), Drawing(Disc(2.0), FramedSquare(3.0, 4)), Drawing(FramedSquare())])
+@pytest.mark.parametrize("drawing", [Drawing(), Drawing(Disc(2.0), FramedSquare(3.0, 4)), Drawing(Nameless(1.0))])
 def test_a_field_of_an_abstract_base_is_read_by_its_type(drawing):
     assert from_dict(Drawing, json.loads(json.dumps(to_dict(drawing)))) == drawing
     assert to_dict(Drawing(Disc(2)))["shape"] == {"type": "Disc", "radius": 2.0}
@@ -218,7 +218,7 @@ def test_a_field_of_an_abstract_base_is_read_by_its_type(drawing):
     ("shape", "expected"),
     [
         ({"type": "Disk"}, "^config.shape.type: expected one of Disc, FramedSquare, Square, got 'Disk'; did you mean"),
-        ({"type": "Nameless", "radius": 1}, "^config.shape.type: expected one of Disc, FramedSquare, Square, got 'Nam"),
+        ({"type": "Rectangle"}, "^config.shape.type: expected one of Disc, FramedSquare, Square, got 'Rectangle'"),
         ({"radius": 1}, "^config.shape.type: expected one of Disc, FramedSquare, Square, got None$"),
         ({"type": "Disc"}, "^config.shape: key 'radius' is missing$"),
         ({"type": "Square", "witdh": 1}, "^config.shape: unknown key 'witdh'; did you mean 'width'[?]$"),

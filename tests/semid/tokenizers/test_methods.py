@@ -6,7 +6,7 @@ import pytest
 
 from semid.config import choices, from_dict, to_dict
 from semid.errors import SemidError
-from semid.graphs import PpmiConfig, Signal, VectorColumn
+from semid.graphs import FuseConfig, GraphConfig, MMHCLConfig, PpmiConfig, Signal, VectorColumn
 from semid.tokenizers import (
     AlignmentConfig,
     ProductConfig,
@@ -49,6 +49,13 @@ def test_the_command_line_finds_all_by_name():
     assert list(choices(AlignmentConfig)) == ["cooccurrence", "das", "distill", "letter", "match"]
     assert set(choices(Signal).values()) >= {PpmiConfig, VectorColumn}
     assert all(cls.needs <= set(Signals._fields) for cls in choices(AlignmentConfig).values())
+
+
+@pytest.mark.parametrize("signal", [GraphConfig(neighbors=5), MMHCLConfig(), PpmiConfig(), VectorColumn("v")])
+def test_signals_are_read_as_they_were_written(signal):
+    """`GraphConfig` too, which has no name for the command line."""
+    for config in (TokenizerConfig(signal=signal), FuseConfig(signal=signal)):
+        assert from_dict(type(config), to_dict(config)) == config
 
 
 def test_an_alignment_without_a_loss_is_abstract():
