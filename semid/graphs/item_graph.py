@@ -104,7 +104,12 @@ class ItemGraph:
         repeats: bool = False,
         dataset: str = "",
     ) -> ItemGraph:
-        """The graph of these histories of item rows, and of content `vectors` by item row, if there are any."""
+        """The graph of these histories of item rows, and of content `vectors` by item row, if there are any.
+
+        Raises SemidError where a weight of content is given and there are no vectors.
+        """
+        there = vectors is not None and config.columns != ()
+        config = replace(replace(config, columns=None).resolved(("vectors",) if there else ()), columns=config.columns)
         counts = count_transitions(histories, config, num_items=len(item_ids), loops=repeats)
         if not counts.nnz:
             remains = "content neighbors and popularity remain" if vectors is not None else "popularity remains"

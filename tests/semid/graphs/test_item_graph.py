@@ -249,12 +249,25 @@ def test_histories_of_one_item_leave_content_and_popularity(caplog):
         tuned(dataset, CONFIG)
 
 
+def test_histories_and_vectors_give_the_graph_that_fitting_to_their_dataset_gives():
+    dataset, queries = _dataset(_unrepeated(8), vectors=_vectors()), Histories.from_lists([[0, 1], [4]])
+    fitted = ItemGraph.fit(dataset, CONFIG)
+    for vectors, expected in ((_vectors(), fitted), (None, ItemGraph.fit(_dataset(_unrepeated(8)), CONFIG))):
+        graph = ItemGraph.from_histories(dataset.splits.train, dataset.item_ids, CONFIG, vectors=vectors)
+        np.testing.assert_array_equal(graph.distribution(queries).toarray(), expected.distribution(queries).toarray())
+        assert (graph.config.content, graph.config.smoothing) == (expected.config.content, expected.config.smoothing)
+    assert not np.array_equal(graph.edges.weights, fitted.edges.weights)  # control: content counts
+
+
 def test_weights_of_content_that_is_not_there_are_refused():
     dataset = _dataset(_unrepeated(7))
     graph = ItemGraph.fit(dataset, CONFIG)
     assert (graph.config.content, graph.config.smoothing, graph.vectors) == (0, 0, None)
     with pytest.raises(SemidError, match=r"content 2\.0 weigh content edges, and the items have no vectors"):
         ItemGraph.fit(dataset, ItemGraphConfig(content=2.0))
+    ids, histories = pa.array([f"i{row}" for row in range(ITEMS)]), Histories.from_lists(LISTS)
+    with pytest.raises(SemidError, match=r"content 2\.0 weigh content edges, and the items have no vectors"):
+        ItemGraph.from_histories(histories, ids, ItemGraphConfig(content=2.0))
     with pytest.raises(SemidError, match="no vector column 'text' for content edges; there are none"):
         ItemGraph.fit(dataset, ItemGraphConfig(columns=("text",)))
     nan, inf = np.nan, np.inf
