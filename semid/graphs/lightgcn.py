@@ -245,8 +245,8 @@ def train_graph(
             progress.advance(epoch + 1)
     final = np.asarray(_final(state[0], edges, num_users=num_users, config=config))
     joined = _degrees(matrix) > 0
-    if nearest is not None or sets is not None:
-        joined[num_users:] = True
+    if content is not None and (nearest is not None or sets is not None):
+        joined[num_users:] |= np.linalg.norm(content, axis=1) > 0
     final = np.where(joined[:, None], final, np.float32(0))
     return GraphVectors(items=final[num_users:], users=final[:num_users])
 

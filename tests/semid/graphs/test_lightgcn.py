@@ -259,6 +259,14 @@ def test_freedom_places_an_item_that_nobody_has_had_by_its_content(planted, cont
     assert not np.array_equal(made.items, _with_content(planted, -content[::-1].copy(), FREEDOM).items)  # control
 
 
+@pytest.mark.parametrize("config", [FREEDOM, MMHCLConfig(8, 2, 1, 256, 0.02)])
+def test_an_item_without_interactions_and_without_content_has_no_vector(planted, content, config):
+    without = content.copy()
+    without[40] = 0
+    np.testing.assert_array_equal(_with_content(planted, without, replace(config, epochs=1)).items[40], 0)
+    assert np.abs(_with_content(planted, content, replace(config, epochs=1)).items[40]).max() > 0  # control
+
+
 def test_without_negatives_vectors_do_not_collapse_and_keep_the_communities(planted, content):
     made = _with_content(planted, content, BM3Config(8, 2, 20, 256, 0.02))
     unit = made.items[:40] / np.linalg.norm(made.items[:40], axis=1, keepdims=True)
