@@ -17,7 +17,7 @@ from semid.cli.console import console
 from semid.config import choices
 from semid.data import Dataset
 from semid.errors import SemidError
-from semid.graphs import PpmiConfig, Signal, VectorColumn
+from semid.graphs import AlphaRecConfig, PpmiConfig, Signal, VectorColumn
 from semid.progress import show_progress
 from semid.recommender import Recommender
 from semid.tokenizers import (
@@ -89,6 +89,8 @@ class _Alignment(_Options):
                 if name in _SIGNALS:
                     needed = f"--signal {name} with --alignment {'|'.join(users)}"
                 raise SemidError(f"--{name}.{given.replace('_', '-')} is for {needed}; give that, or leave it out")
+        if self.signal == AlphaRecConfig.name and self.alpharec.seed:
+            raise SemidError("--alpharec.seed is for `semid vectors alpharec`; a signal is trained with --seed")
         return VectorColumn(_TEACHER) if self.signal == "model" else getattr(self, self.signal)
 
 

@@ -61,7 +61,10 @@ def vector_column(dataset: Dataset, name: str) -> tuple[str, Float[np.ndarray, "
     columns = dataset.vector_columns
     if not name and len(columns) != 1:
         found = ", ".join(columns) or "none"
-        raise SemidError(f"dataset {dataset.name!r} has vector columns {found}; name the one to read (--column)")
+        raise SemidError(
+            f"dataset {dataset.name!r} has vector columns {found}; name the one to read (`column`: --column of "
+            "`semid vectors`, --freedom.column and the like of `semid tokenize --signal freedom`)"
+        )
     name = name or columns[0]
     return name, dataset.vectors(name)
 

@@ -112,11 +112,16 @@ class ColumnEncoder(abc.ABC):
 def add_column(dataset: Dataset, config: ColumnConfig, *, out: str | Path | None = None) -> Dataset:
     """`dataset` with the vector column that `config` makes, written to the folder `out` if one is given.
 
-    A stage (see `run_stage`): the same column of the same dataset is read where it was written before.
+    A stage (see `run_stage`): the same column of the same dataset is read where it was written before. Raises
+    SemidError where the dataset has a column of that name, which other columns and models may be made of.
     """
-
-    name, _ = config.read(dataset)
-    recipe = {**(dataset.source or {}), f"{name}_{config.name}": to_dict(config)}
+    made = f"{config.read(dataset)[0]}_{config.name}"
+    if made in dataset.vector_columns:
+        raise SemidError(
+            f"dataset {dataset.name!r} has a column {made!r} already, and others may be made of it; "
+            "take the dataset that it was added to"
+        )
+    recipe = {**(dataset.source or {}), made: to_dict(config)}
     request = Request(Kind.DATASET, dataset.replace(source=recipe).config, dataset.parents)
     work = partial(with_content_vectors, dataset, config)
     return run_stage(request, out, load=Dataset.load, work=lambda _: work(), write=Dataset.write)

@@ -520,6 +520,7 @@ BAD = [
     (TOKENIZE + "{t}/c --alignment das --letter.weight.value 5", "--letter.weight is for --alignment letter; give"),
     (TOKENIZE + "{t}/c --alignment letter --lightgcn.dim 9", r"--lightgcn.dim is for --signal lightgcn with --align"),
     (TOKENIZE + "{t}/c --ppmi.dim 9", r"--ppmi.dim is for --signal ppmi with --alignment das\|distill\|letter\|match;"),
+    (TOKENIZE + "{t}/c --alignment letter --signal alpharec --alpharec.seed 3", "a signal is trained with --seed"),
     (TOKENIZE + "{t}/c --signal lightgcn --alignment cooccurrence", "--signal lightgcn is for das, distill, letter,"),
     (TOKENIZE + "{t}/c --signal model --teacher {h}/model", "--teacher is for das, distill, letter, match; name one"),
     (TOKENIZE + "{t}/c --alignment letter --signal model --teacher {h}/model",

@@ -182,7 +182,7 @@ def test_a_column_of_a_column_that_an_encoder_makes_takes_new_items_by_their_tex
 
 
 def test_what_cannot_be_made_is_refused(dataset):
-    with pytest.raises(SemidError, match="vector columns content, more; name the one to read"):
+    with pytest.raises(SemidError, match=r"vector columns content, more; name the one to read .*--freedom\.column"):
         add_column(dataset.with_vectors("more", np.ones((ITEMS, 2))), SmoothConfig())
     with pytest.raises(SemidError, match="layers of 1 or more, got 0"):
         SmoothConfig(layers=0)
@@ -195,6 +195,10 @@ def test_what_cannot_be_made_is_refused(dataset):
     with pytest.raises(SemidError, match="hidden of 0 or more, got -5"):
         AlphaRecConfig(hidden=-5)
     made = add_column(dataset, SmoothConfig())
+    with pytest.raises(SemidError, match="has a column 'content_smooth' already"):
+        add_column(made, SmoothConfig("content", layers=1))
+    other = add_column(made, SmoothConfig("content_smooth"))  # control: a column of another name
+    assert other.vector_columns == ["content", "content_smooth", "content_smooth_smooth"]
     with pytest.raises(SemidError, match="column 'content': expected vectors of 6 dimensions in every row"):
         restore_encoders(made.encoders)["content_smooth"].encode(pa.table({"content": [[1.0, 2.0]]}))
     assert isinstance(FuseConfig().signal, PpmiConfig)
