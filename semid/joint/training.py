@@ -39,6 +39,7 @@ from semid.encoders import (
     TextFromScratch,
     TextSource,
     check_content,
+    present_of,
     read_content,
 )
 from semid.errors import SemidError
@@ -96,8 +97,9 @@ def train_end_to_end(
     the targets that it did not have, and an item unknown to it enters the bank when a step first encodes it. The last
     stage has all histories again, so that the generator forgets none.
 
-    Raises SemidError if content is missing or of other items, the objective wants a teacher that is not given, or
-    none that is, `previous` is of other settings or has embeddings of other items, codes collapse, or `out` is in use.
+    Raises SemidError if content is missing or of other items, more items than `tie_break` have none, the objective
+    wants a teacher that is not given, or none that is, `previous` is of other settings or has embeddings of other
+    items, codes collapse, or `out` is in use.
     """
     source = _content_config(text, image, content)
     fitted = dataset if previous is None else previous.dataset
@@ -316,6 +318,12 @@ def _check(
     previous: PreviousRun | None,
 ) -> None:
     check_content(content.rows)
+    present = np.stack([np.asarray(present_of(rows)) for rows in content.rows.values()])
+    if (alike := int((~present.any(axis=0)).sum())) > config.tie_break:
+        raise SemidError(
+            f"{alike} items have nothing that the encoders read, so they share their codes, and tie_break leaves room "
+            f"for {config.tie_break}; give tie_break {alike} or more, or leave these items out"
+        )
     if (rows := len(jax.tree.leaves(dict(content.rows))[0])) != dataset.num_items:
         raise SemidError(f"expected content of the dataset's {dataset.num_items} items, got {rows} rows; make it anew")
     terms = {name for phase in config.joint for name in phase.step.objective.weights(0.0)}

@@ -42,7 +42,7 @@ from semid.joint import (
 )
 from semid.joint import stages as joint_stages
 from semid.joint.context import WARM_UP, Context
-from semid.joint.training import STATE_FILE, _request
+from semid.joint.training import STATE_FILE, _check, _request
 from semid.recommender import ModelSpec
 from semid.stage import place_of_all
 from semid.tokenizers import RQVAE, RQVaeConfig, SemanticTokenizer
@@ -128,6 +128,7 @@ def test_other_items_are_encoded_and_recommended_without_training(world, runs):
     loaded, encoder = Recommender.from_pretrained(path), trained_encoder(path, given.encoder)
     vectors = encode_items(encoder, {"content": jax.tree.map(lambda x: x[:2], given.rows["content"])})
     np.testing.assert_allclose(vectors, loaded.item_vectors()[:2], atol=1e-5)
+    assert not np.shares_memory(loaded.item_vectors(), loaded.items.features)  # the caller's own, to be scaled in place
     codes = SemanticTokenizer.from_pretrained(path).encode(vectors)
     np.testing.assert_array_equal(codes, loaded.codes[:2, :-1])
     later = extend(loaded.catalog, ["new 0", "new 1"], codes)
@@ -437,6 +438,17 @@ def test_content_of_other_items_is_refused(world, tmp_path):
     none = {"content": content["content"]._replace(present=jnp.zeros(120, bool))}
     with pytest.raises(SemidError, match="expected items with 'content', got none among 120"):
         train_end_to_end(world, content=ItemContent(none, encoder), config=CONFIG, out=tmp_path / "none")
+
+
+def test_more_items_without_content_than_the_tie_break_tells_apart_are_refused_before_any_work(world):
+    content, encoder, _ = item_encoder(world)
+    first = {"content": content["content"]._replace(present=jnp.arange(120) >= 5)}  # in a single modality: none of them
+    both = first | {"other": content["content"]._replace(present=jnp.arange(120) < 1)}
+    for rows, alike in ((first, 5), (both, 4)):
+        _check(world, ItemContent(rows, encoder), dataclasses.replace(CONFIG, tie_break=alike), None, None)
+        few = dataclasses.replace(CONFIG, tie_break=alike - 1)
+        with pytest.raises(SemidError, match=rf"{alike} items have nothing that .* give tie_break {alike} or more"):
+            _check(world, ItemContent(rows, encoder), few, None, None)
 
 
 def test_a_phase_that_leaves_the_encoders_without_a_gradient_is_refused():
