@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from jaxtyping import Bool, Int
 
 from semid import artifacts
@@ -132,6 +133,15 @@ class SemanticCatalog:
     def provenance(self) -> str:
         """Digest of the artifact that it is a version of, or of its own content where there is none."""
         return self.digest if self.origin is None else self.origin.digest
+
+    @property
+    def provenance_of_items(self) -> str:
+        """`provenance`, and for a version with other items than the artifact their codes too: for what reads codes only
+        of the items that it has."""
+        origin = self.origin
+        if origin is None or len(self) == pq.read_metadata(origin.folder / CATALOG_FILE).num_rows:
+            return self.provenance
+        return artifacts.sha256_json([origin.digest, replace(self, removed=None).digest])
 
     def __post_init__(self) -> None:
         if not len(self.item_ids):

@@ -162,7 +162,7 @@ def train(
     start = teacher
     teacher = None if teacher is None else as_teacher(teacher, config.objective, graph=graph)
     parents = {**dataset.parents, "catalog": catalog.provenance}
-    parents |= {f"sequence {name}": one.provenance for name, one in sequences.items()}
+    parents |= {f"sequence {name}": one.provenance_of_items for name, one in sequences.items()}
     if teacher is not None:
         parents["teacher"] = teacher.digest
     if graph is not None:

@@ -10,7 +10,10 @@ import pytest
 from jax import export
 from safetensors.numpy import load_file
 
-from semid.catalog import SemanticCatalog
+from semid import artifacts
+from semid.catalog import CATALOG_FILE, SemanticCatalog, remove
+from semid.catalog.changes import ChangeKind
+from semid.catalog.versions import commit, current
 from semid.cli import main
 from semid.config import to_dict
 from semid.data import Dataset
@@ -114,6 +117,26 @@ def test_what_the_encoder_decoder_did_not_learn_is_trained_again(dataset, model,
         for sequences in (SEQUENCES, {}):
             train(dataset, CODES, replace(CONFIG, model=family), sequences=sequences)
     assert [request.version for request in requests] == [9, 1, 1, 1]
+
+
+def test_another_version_of_a_sequence_is_another_request(dataset, model, tmp_path, monkeypatch):
+    requests = []
+    monkeypatch.setattr("semid.generators.training.run_stage", lambda one, *_, **__: requests.append(one) or model)
+    folder = tmp_path / "image"
+    with artifacts.write_artifact(folder, kind="catalog", config={}, parents=dataset.parents) as new:
+        IMAGE.write(new / CATALOG_FILE)
+
+    def asked(name):
+        train(dataset, CODES, CONFIG, sequences={"image": SemanticCatalog.load(name)})
+        return requests[-1].parents["sequence image"]
+
+    before = asked(folder)
+    assert before == asked(folder) == SemanticCatalog.load(folder).origin.digest
+    appended = pa.table({"item_id": ["i5"], "codes": pa.array([[1, 1]], pa.list_(pa.int32(), 2))})
+    commit(folder, current(folder), ChangeKind.APPEND, appended)
+    after = asked(folder)
+    remove(folder, ["i14"])  # its codes are read as before
+    assert before == asked(f"{folder}@0") != after == asked(folder)
 
 
 def test_appended_items_are_read_by_later_catalogues_or_without(model):
