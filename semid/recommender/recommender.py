@@ -289,7 +289,7 @@ class Recommender:
         other = copy.copy(self)
         other.origin, other.catalog_updated, other._graph = None, False, graph
         other.spec = spec
-        other._scorer = dataclasses.replace(self._scorer, mixture=other._mixture())
+        other._scorer = self._scorer.with_mixture(other._mixture())
         return other
 
     def with_groups(self, items: typing.Any, *columns: str) -> Recommender:
@@ -439,7 +439,7 @@ class Recommender:
         check_graph_weight(graph_weight)
         if mixture is None or mixture.neighbors is None:
             raise SemidError(f"a graph_weight of {graph_weight} needs an item graph, and the recommender has none")
-        return dataclasses.replace(self._scorer, mixture=mixture._replace(weight=jnp.float32(graph_weight)))
+        return self._scorer.with_mixture(mixture._replace(weight=jnp.float32(graph_weight)))
 
     def _reordered(self, catalog: SemanticCatalog) -> SemanticCatalog:
         """A later version with the rows of this first. Raises SemidError where the model does not fit it."""
@@ -652,7 +652,7 @@ class Recommender:
         if self.spec.model.has_codes:
             if self.items.features is None or self.spec.columns:
                 raise SemidError("expected item vectors of a dense (SASRec) or an end-to-end model, which this is not")
-            return self.items.features
+            return self.items.features.copy()
         model = self.dense_model()
         return np.asarray(model.ranked_by(model.vectors(self.tables.features)))
 

@@ -42,6 +42,13 @@ class Scorer:
         graph, params = _split(model)
         return replace(self, graph=graph, params=params)
 
+    def with_mixture(self, mixture: Mixture | None) -> Scorer:
+        """The scorer with another mixture; it shares what was computed from model, tables and trie."""
+        other, _ = replace(self, mixture=mixture), self._request_tables
+        computed = ("_request_tables", "_leaf_blocks")
+        vars(other).update({name: vars(self)[name] for name in computed if name in vars(self)})
+        return other
+
     @property
     def model(self) -> ItemModel:
         """The model, which shares the parameters."""

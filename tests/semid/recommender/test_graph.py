@@ -1,6 +1,7 @@
 """A model mixed with an item graph: files, growth, explanations; tests/seq_models/test_mixture.py has the rest."""
 
 import dataclasses
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -13,8 +14,8 @@ from semid.data import Histories
 from semid.errors import SemidError
 from semid.generators.mixing import mixed, with_fitted_repeats
 from semid.graphs import ItemGraph, ItemGraphConfig
-from semid.recommender import Recommender
-from seq_models import RQTransformerConfig
+from semid.recommender import Recommender, scorers
+from seq_models import RQTransformer, RQTransformerConfig
 from tests.semid.recommender.test_catalog_updates import (
     BACKBONE,
     BEAM,
@@ -75,6 +76,23 @@ def test_files_that_the_manifest_does_not_list_are_not_read(model, tmp_path):
     read = Recommender.from_pretrained(tmp_path / "model")
     assert (read.graph, read.items.conditions.encoder) == (None, None)
     assert _top(read)[0] == _top(model.with_graph(None))[0]
+
+
+def test_other_weights_read_what_was_computed_once(monkeypatch):
+    config = RQTransformerConfig(backbone=BACKBONE, id_embedding=True, dense_share=0.5)
+    vectors, passes = mock.Mock(wraps=scorers._item_vectors), mock.Mock(side_effect=RQTransformer.leaf_blocks)
+    monkeypatch.setattr(scorers, "_item_vectors", vectors)
+    monkeypatch.setattr(RQTransformer, "leaf_blocks", lambda *arguments: passes(*arguments))
+    mixed = _make(config, _catalog(ITEMS)).with_graph(_graph(), weight=0.4)
+    rows = Histories.from_lists([[1, 2], [3]])
+    mixed.catalog_log_probs(rows)
+    for _ in range(2):
+        found = mixed.catalog_log_probs(rows, graph_weight=0.3)
+    assert (vectors.call_count, passes.call_count) == (1, 1)
+    other = _make(config, _catalog(ITEMS)).with_graph(_graph(), weight=0.3)
+    np.testing.assert_array_equal(found, other.catalog_log_probs(rows))
+    assert np.abs(found - mixed.catalog_log_probs(rows)).max() > 1e-3  # control
+    assert mixed.with_model(mixed.model).scorer._request_tables is not mixed.scorer._request_tables
 
 
 def test_the_weight_one_is_the_graphs_own_ranking(model):
