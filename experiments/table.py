@@ -38,6 +38,7 @@ COLUMNS = {
     "coverage@10": "coverage@10",
     "Gini@10": "gini@10",
 }
+_SPLITS = {"GlobalTime": "_global_time", "HeldOutItems": "_held_out"}
 _MARKED = re.compile(r"(<!-- table (\S+)((?: [\w.-]+)*) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 Entry = dict[str, Any]
@@ -131,8 +132,10 @@ def joined(rows: Sequence[Entry], fresh: Sequence[Entry]) -> list[Entry]:
 
 
 def _dataset(record: Mapping[str, Any]) -> str:
+    """Name of the dataset, its split where that is not by users, and its ties where they are shuffled."""
     evaluation = record["result"]["provenance"]["evaluation"]
-    return str(evaluation["dataset"]) + ("" if "source order" in evaluation["tie_rule"] else "_shuffled")
+    split = _SPLITS.get(evaluation["split_rule"]["type"], "")
+    return str(evaluation["dataset"]) + split + ("" if "source order" in evaluation["tie_rule"] else "_shuffled")
 
 
 def _entry(

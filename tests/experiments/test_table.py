@@ -13,6 +13,8 @@ import pytest
 from experiments.provenance import code
 from experiments.table import collected, entries, joined, main, markdown, rewritten
 from semid import __version__
+from semid.config import to_dict
+from semid.data import GlobalTime, HeldOutItems, LeaveOneOut
 from semid.errors import SemidError
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -31,7 +33,11 @@ def record(name, seed, recall, *, row=None, dataset="d", **about):
         "budget": "full",
         "changed": "",
         "stages": stages,
-        "evaluation": {"dataset": "toys", "tie_rule": "interactions of equal time in source order"},
+        "evaluation": {
+            "dataset": "toys",
+            "tie_rule": "interactions of equal time in source order",
+            "split_rule": {"type": "LeaveOneOut"},
+        },
         **about,
     }
     test = {"included": values, "excluded": values}
@@ -85,6 +91,10 @@ def test_a_row_of_another_version_budget_or_settings_says_so(records):
     shuffled = copy.deepcopy(records[0])
     shuffled["result"]["provenance"]["evaluation"]["tie_rule"] = "interactions of equal time shuffled by seed 0"
     assert entries([shuffled], "item-graph")[0]["dataset"] == "toys_shuffled"
+    for rule, name in ((HeldOutItems(), "toys_held_out"), (GlobalTime(), "toys_global_time"), (LeaveOneOut(), "toys")):
+        other = copy.deepcopy(records[0])
+        other["result"]["provenance"]["evaluation"]["split_rule"] = to_dict(rule)
+        assert entries([other], "item-graph")[0]["dataset"] == name
 
 
 def test_two_results_of_one_seed_and_folders_without_any_are_refused(records, tmp_path):
