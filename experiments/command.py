@@ -85,6 +85,8 @@ def run_all(names: Sequence[str], options: Options, known: Mapping[str, Experime
         data = stored_dataset(options.dataset, path, world=world, ties=options.ties)
         runner = Runner(known, data, out, seed=seed, budget=options.budget)
         for name in names:
+            runner.check(name)
+        for name in names:
             results.append(measured(runner.run(name), data, budget=options.budget.value))
             on_first(lambda: print_results(results[-1]))
     return results

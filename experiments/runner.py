@@ -82,7 +82,17 @@ class Runner:
         if isinstance(experiment.model, GeneratorConfig):
             features = self._columns(experiment.model.features)
             experiment = replace(experiment, model=replace(experiment.model, features=features))
+        if experiment.model is Baseline.CONTENT_KNN and not self.content:
+            raise SemidError(f"dataset {self.data.name!r} has no vector columns, which is all that content kNN reads")
         return replace(experiment, encoders=self._encoders(experiment))
+
+    def check(self, name: str) -> None:
+        """Resolve an experiment and all that it needs, before any is trained.
+
+        Raises SemidError for one that reads what the dataset lacks.
+        """
+        for need in self.resolved(name).needs:
+            self.check(need)
 
     def run(self, name: str) -> Run:
         """Train an experiment, and what it needs first."""

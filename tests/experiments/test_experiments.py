@@ -113,6 +113,17 @@ def test_the_cpu_budget_is_a_share_of_all_epochs(tmp_path):
     assert cpu.resolved("recipe.semid-hybrid") == full.resolved("recipe.semid-hybrid")
 
 
+def test_what_the_dataset_lacks_is_said_before_any_experiment_is_trained(layout, tmp_path, monkeypatch):
+    (layout / "text_minilm_f16.npy").unlink()
+    monkeypatch.setattr(Runner, "_train", lambda *_: pytest.fail("trained"))
+    for names, message in (
+        (["popularity", "content-knn"], "dataset 'tiny' has no vector columns, which is all that content kNN reads"),
+        (["popularity", "pictures.three-text"], "dataset 'tiny' has no pictures, which is all that this experiment"),
+    ):
+        with pytest.raises(SemidError, match=message):
+            run_all(names, Options(layout, tmp_path / "run"), experiments())
+
+
 def test_each_tokenization_of_a_run_is_a_stage_of_its_own(layout, tmp_path, monkeypatch):
     data = stored_dataset(layout, tmp_path / "dataset", world=SimulatedConfig(images=False), ties=SourceOrder())
     runner, roles = Runner(experiments(), data, tmp_path, seed=0), []
