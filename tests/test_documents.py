@@ -12,7 +12,7 @@ import re
 import shlex
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -22,6 +22,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import semid
+from experiments.command import Options, parsed
+from experiments.experiment import chosen, experiments
 from semid.catalog import remove
 from semid.cli import app
 from semid.cli.verbosity import Verbosity
@@ -215,6 +217,24 @@ def test_commands_of_a_commit_are_not_those_of_today():
 def test_modules_that_are_run_exist(page):
     modules = re.findall(r"python -m (experiments[\w.]*)", _of_today(page.read_text()))
     assert [module for module in modules if importlib.util.find_spec(module) is None] == []
+
+
+def test_commands_of_experiments_parse(monkeypatch):
+    monkeypatch.delattr(TrainingConfig, "__tyro_markers__", raising=False)  # set where `semid tokenize` was imported
+    of_all = {f"--{option.name}" for option in fields(Options)}  # the same for every experiment, and parsed once
+    lines = set[tuple[str, ...]]()
+    for file in (*(ROOT / "docs").glob("*.md"), *(ROOT / "experiments" / "configs").glob("*.py")):
+        for words in _commands(_of_today(file.read_text()), "python -m experiments"):
+            if words[0] not in ("list", "table") and "..." not in words:
+                first = next((at for at, word in enumerate(words) if word.startswith("-")), len(words))
+                names, options = chosen(words[:first]), words[first:]
+                own = {word for word in options if word.startswith("--")} - of_all
+                lines |= {(name, *options) for name in (names if own else ["popularity"])}
+    assert {"popularity", "mmgrec"} <= {name for name, *_ in lines}
+    for name, *options in lines:
+        parsed(name, experiments()[name], options)
+    with pytest.raises(SystemExit):  # control
+        parsed("mmgrec", experiments()["mmgrec"], ["--model.relation"])
 
 
 def test_experiments_of_the_methods_exist():

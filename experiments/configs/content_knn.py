@@ -3,8 +3,7 @@
     python -m experiments content-knn --dataset ../shared/data/amazon14_beauty
 
 Nothing is trained, and no other user is looked at: what a model finds beyond it, it has from interactions. It is the
-baseline of cold items, of which `python -m experiments.layout ... split-rule:held-out-items` makes some. Measured on
-Beauty: docs/results.md.
+baseline of cold items, of which `python -m experiments.layout ... split-rule:held-out-items` makes some.
 """
 
 from experiments.experiment import Baseline, Experiment

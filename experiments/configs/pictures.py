@@ -10,6 +10,8 @@
     three-image       all three are read, that of the picture is generated
     three-behavior    all three are read, that of the behavior is generated, as in the paper
 
+Films without a poster have one code, and numbers of the last level that tell them apart, which the other arms read too.
+
 All else is as in `mscgrec`, which has the arms of one and of two sequences. The paper (arXiv 2602.03713) has codes of
 pictures by self-supervision (`semid.tokenizers.rq_dino_loss`, for accelerators).
 """
