@@ -27,6 +27,9 @@ from semid.training import HISTORY, REQUEST, check_events, discard_checkpoints, 
 
 STAGE_VERSION = "stage_version"
 
+# Linux gives a process 65,530 maps of memory, and LLVM ends it where a program gets none; a stage makes some thousands.
+_MAPS, _MOST_MAPS = Path("/proc/self/maps"), 30_000
+
 
 @runtime_checkable
 class Stored(Protocol):
@@ -83,6 +86,7 @@ def run_stage(
     Raises SemidError, before any work, if `out` cannot be written, another run is writing it, or it holds anything
     else, naming what differs.
     """
+    _forget_programs()
     if out is None:
         check_events(request.settings)
         with tempfile.TemporaryDirectory() as temporary:
@@ -101,6 +105,12 @@ def run_stage(
                 return result.with_origin(Origin(out, artifacts.read_manifest(out)))
     on_first(functools.partial(_discard, out))  # a kill may have come between the artifact and this
     return load(out)
+
+
+def _forget_programs() -> None:
+    """Drop compiled programs where a process of many trainings, such as a notebook's, has come to hold too many."""
+    if _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > _MOST_MAPS:
+        jax.clear_caches()
 
 
 def place_of_all(path: str | Path) -> Path:
@@ -140,6 +150,7 @@ def run_recorded(request: Mapping[str, Any], file: str | Path, work: Callable[[]
     Raises SemidError, before any work, if `file` cannot be written, another run is writing it, or it holds the result
     of another request, naming what differs.
     """
+    _forget_programs()
     file = artifacts.resolved(file)
     on_first(lambda: artifacts.refresh(file))
     with contextlib.ExitStack() as stack:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 from semid import artifacts
+from semid import stage as stage_module
 from semid.artifacts import Kind, Origin, files
 from semid.artifacts.locks import Owner
 from semid.data import Dataset
@@ -46,6 +47,16 @@ def stage(out, request: Request = REQUEST, *, text: str = "first", log: bool = F
         return Note(text)
 
     return run_stage(request, out, load=Note.load, work=work, write=Note.write)
+
+
+@pytest.mark.parametrize("limit", [0, 10**9])
+def test_programs_are_forgotten_where_they_hold_too_many_maps_of_memory(limit, tmp_path, monkeypatch):
+    forgotten = []
+    monkeypatch.setattr(stage_module.jax, "clear_caches", lambda: forgotten.append(True))
+    monkeypatch.setattr(stage_module, "_MOST_MAPS", limit)
+    stage(tmp_path / "a")
+    run_recorded({"of": 1}, tmp_path / "r.json", lambda: 1)
+    assert len(forgotten) == (2 if stage_module._MAPS.exists() and not limit else 0)
 
 
 def test_it_is_made_once_and_read_again(tmp_path, caplog):
