@@ -375,6 +375,7 @@ def test_python_of_end_to_end_fits(shop, monkeypatch):
         ["dataset", "out"],
         ["dataset", "image", "out", "text"],
         ["content", "dataset", "out"],
+        ["content", "dataset", "out"],
     ]
 
 
