@@ -22,6 +22,11 @@ def twin_name(name: str, ties: TieRule) -> str:
     return name if ties == SourceOrder() else f"{name}_{ties.description.replace(' ', '_')}"
 
 
+def read_dataset(folder: Path) -> Dataset:
+    """The dataset of a folder that `semid prepare` wrote, or of one in the layout of the development data."""
+    return Dataset.load(folder) if (folder / MANIFEST).is_file() else read_layout(folder)
+
+
 def stored_dataset(source: Path | None, path: Path, *, world: SimulatedConfig, ties: TieRule) -> Dataset:
     """The dataset of a folder that `semid prepare` wrote, of a layout folder, or of a simulated world, as an artifact.
 

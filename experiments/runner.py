@@ -155,7 +155,7 @@ class Runner:
 
     def _generator(self, experiment: Experiment, config: GeneratorConfig, out: Path) -> Recommender:
         tokenizer = experiment.tokenizer
-        catalog = self._numbers() if tokenizer is None else self._codes("codes", experiment, tokenizer)
+        catalog = item_numbers(self.data) if tokenizer is None else self._codes("codes", experiment, tokenizer)
         read = {*(config.features or ()), config.objective.state_column}
         data = self._with_columns(experiment, read)
         graph = None if experiment.graph is None else self.run(experiment.graph).ranker
@@ -165,11 +165,6 @@ class Runner:
             name: self._codes(f"codes of {name}", experiment, one) for name, one in experiment.sequences.items()
         }
         return self._stage("model", out, lambda: train(data, catalog, config, **options))
-
-    def _numbers(self) -> SemanticCatalog:
-        """Item numbers as codes, for models that read none."""
-        items = self.data.num_items
-        return SemanticCatalog(self.data.item_ids, np.arange(items, dtype=np.int32)[:, None], (items,))
 
     def _codes(self, role: str, experiment: Experiment, config: TokenizerConfig) -> SemanticCatalog:
         signal = config.signal.name if config.alignment and isinstance(config.signal, VectorColumn) else None
@@ -237,6 +232,11 @@ class Runner:
             self._made[role] = about | made
             if jax.process_index() == 0 and out.parent.is_dir():
                 write_json(file, made)
+
+
+def item_numbers(data: Dataset) -> SemanticCatalog:
+    """Item numbers as codes, for models that read none."""
+    return SemanticCatalog(data.item_ids, np.arange(data.num_items, dtype=np.int32)[:, None], (data.num_items,))
 
 
 def _without_none(value: Any) -> Any:

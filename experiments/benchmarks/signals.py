@@ -17,8 +17,8 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 
-from experiments.layout import read_layout
-from semid.artifacts import MANIFEST, try_file, write_json
+from experiments.data import read_dataset
+from semid.artifacts import try_file, write_json
 from semid.data import Dataset, Standardizer
 from semid.evaluation import Ranker, evaluate
 from semid.graphs import (
@@ -60,7 +60,7 @@ def main(
         only: Rows to measure; none given: all.
     """
     out, rows = try_file(out), []
-    data = Dataset.load(dataset) if (dataset / MANIFEST).is_file() else read_layout(dataset)
+    data = read_dataset(dataset)
     measures = rankers(data, column, seed, epochs) | columns(data, column, seed)
     for name, measure in measures.items():
         if not only or name in only:

@@ -11,16 +11,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import tyro
 
 from experiments.configs.recipe import sasrec
-from experiments.layout import read_layout
-from semid.artifacts import MANIFEST
-from semid.catalog import SemanticCatalog
+from experiments.data import read_dataset
+from experiments.runner import item_numbers
 from semid.data import Dataset
 from semid.evaluation import evaluate
-from semid.generators import GeneratorConfig, train
+from semid.generators import train
 from semid.recommender import Recommender
 from seq_models import DenseConfig, TransformerConfig
 
@@ -35,7 +33,7 @@ def main(dataset: Path, out: Path, widths: tuple[int, ...] = (16, 32, 64), epoch
         epochs: Passes over the training data.
         seed: Of all trainings.
     """
-    data = Dataset.load(dataset) if (dataset / MANIFEST).is_file() else read_layout(dataset)
+    data = read_dataset(dataset)
     together = _trained(data, max(widths), epochs, seed, out / "together", nested=widths)
     for width in sorted(widths):
         served, alone = (
@@ -50,9 +48,8 @@ def _trained(
 ) -> Recommender:
     backbone = TransformerConfig(dim=width, hidden=2 * width, dropout=0.4)
     model = DenseConfig(backbone, widths=tuple(one for one in nested if one < width))
-    config: GeneratorConfig = replace(sasrec(features=(), epochs=epochs), model=model)
-    numbers = np.arange(data.num_items, dtype=np.int32)[:, None]
-    return train(data, SemanticCatalog(data.item_ids, numbers, (data.num_items,)), config, out=out, seed=seed)
+    config = replace(sasrec(features=(), epochs=epochs), model=model)
+    return train(data, item_numbers(data), config, out=out, seed=seed)
 
 
 def _measured(model: Recommender, data: Dataset) -> float:
