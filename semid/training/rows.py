@@ -268,17 +268,33 @@ def _counted(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _best_fit(sizes: np.ndarray, row_length: int) -> np.ndarray:
     """The row of each of sizes in descending order, which goes into the fullest row that has room, behind the others
-    there."""
-    by_room: list[list[int]] = [[] for _ in range(row_length + 1)]
-    row_of, num_rows = np.empty(len(sizes), np.int64), 0
-    for index, size in enumerate(sizes.tolist()):
-        room = next((r for r in range(size, row_length + 1) if by_room[r]), None)
-        if room is None:
-            row, room, num_rows = num_rows, row_length, num_rows + 1
-        else:
-            row = by_room[room].pop()
-        row_of[index] = row
-        by_room[room - size].append(row)
+    there.
+
+    All of one size are placed at once: a row takes as many as its room holds one after the other, since with one more
+    it is still the fullest that has room.
+    """
+    by_room = [np.zeros(0, np.int64)] * (row_length + 1)  # rows by what is free in them; the last is filled first
+    row_of, placed, num_rows = np.empty(len(sizes), np.int64), 0, 0
+    counts = np.bincount(sizes, minlength=row_length + 1).tolist()
+    for size in (size for size in range(row_length, 0, -1) if counts[size]):
+        end = placed + counts[size]
+        for room in (room for room in range(size, row_length + 1) if room == row_length or len(by_room[room])):
+            if placed == end:
+                break
+            per_row = room // size
+            needed = -(-(end - placed) // per_row)
+            if room == row_length:
+                rows, num_rows = np.arange(num_rows, num_rows + needed), num_rows + needed
+            else:
+                rows, by_room[room] = by_room[room][-needed:][::-1], by_room[room][:-needed]
+            into = np.repeat(rows, per_row)[: end - placed]
+            row_of[placed : placed + len(into)] = into
+            placed += len(into)
+            full, in_last = divmod(len(into), per_row)
+            for filled, number in ((rows[:full], per_row), (rows[full:], in_last)):
+                if len(filled):
+                    left = room - number * size
+                    by_room[left] = np.concatenate([by_room[left], filled])
     return row_of
 
 

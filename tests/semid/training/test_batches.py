@@ -11,6 +11,7 @@ import pytest
 from semid.data import Histories
 from semid.errors import SemidError
 from semid.training import PackedHistories, PackedRows, SharedArray, SingleRows, batches, pack
+from semid.training.rows import _best_fit
 
 
 class Rows(NamedTuple):
@@ -119,6 +120,29 @@ def test_packing_is_best_fit():
     # 5 and 4 open rows with room for 1 and 2; 2 goes to the second, 1 to the first: not one row more than needed.
     packed = pack(Histories.from_lists([[0] * (n + 1) for n in (1, 4, 2, 5)]), max_history=6, row_length=6)
     assert sorted((packed.segments != 0).sum(axis=1)) == [6, 6]
+
+
+def _one_by_one(sizes, row_length):
+    """Best fit as it is defined, a window at a time."""
+    by_room = [[] for _ in range(row_length + 1)]
+    row_of, num_rows = [], 0
+    for size in sizes:
+        room = next((r for r in range(size, row_length + 1) if by_room[r]), None)
+        if room is None:
+            row, room, num_rows = num_rows, row_length, num_rows + 1
+        else:
+            row = by_room[room].pop()
+        row_of.append(row)
+        by_room[room - size].append(row)
+    return row_of
+
+
+@pytest.mark.parametrize("seed", range(64))
+def test_windows_of_one_size_at_once_are_placed_as_one_by_one(seed):
+    rng, row_length = np.random.default_rng(seed), seed + 1
+    for number in (0, 1, 40, 400):
+        sizes = -np.sort(-rng.integers(1, rng.integers(1, row_length + 1) + 1, number))
+        np.testing.assert_array_equal(_best_fit(sizes, row_length), _one_by_one(sizes.tolist(), row_length))
 
 
 def expected_contexts(lists, *, max_history: int) -> dict[int, list[int]]:
