@@ -124,7 +124,9 @@ def shrunk_to(items: int, method: _Method) -> _Method:
 
 def explained_variance(x: Float[np.ndarray, "n dim"], reconstructed: Float[np.ndarray, "n dim"]) -> float:
     """1 - MSE / variance of standardized `x`."""
-    return float(1 - np.mean(np.square(reconstructed - x)) / max(np.mean(np.square(x)), 1e-12))
+    error = reconstructed - x
+    error *= error
+    return float(1 - np.mean(error) / max(np.mean(np.square(x)), 1e-12))
 
 
 def check_sizes(level_sizes: tuple[int, ...], *widths: int) -> None:

@@ -1,5 +1,7 @@
 """Standardized content vectors, worked by hand."""
 
+import tracemalloc
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -39,6 +41,34 @@ def test_a_constant_dimension_becomes_zero(constant):
 def test_float16_columns_do_not_overflow():
     block = np.array([[60000.0], [0.0]] * 500, np.float16)
     np.testing.assert_allclose(Standardizer.fit([block])(block)[:2, 0], [1, -1])
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("widths", [(1,), (16,), (17,), (48,), (33, 16), (1, 1), (1, 40, 2)])
+def test_columns_at_a_time_are_as_all_at_once(kind, order, widths):
+    rng = np.random.default_rng(0)
+    order = order if len(widths) == 1 else "C"  # as those of a dataset are
+    blocks = [np.asarray(rng.normal(3, 5, (5001, width)).astype(kind), order=order) for width in widths]
+    joined = np.concatenate(blocks, axis=1, dtype=np.float64)
+    weights = [np.sqrt(sum(widths) / len(widths) / width) for width in widths for _ in range(width)]
+    found = Standardizer.fit(blocks)
+    np.testing.assert_array_equal(found.mean, joined.mean(axis=0).astype(np.float32))
+    np.testing.assert_array_equal(found.scale, (joined.std(axis=0) / weights).astype(np.float32))
+    x = np.concatenate(blocks, axis=1)
+    given = x.copy()
+    np.testing.assert_array_equal(found(x), ((given - found.mean) / found.scale).astype(np.float32))
+    np.testing.assert_array_equal(x, given)
+
+
+def test_memory_is_that_of_some_columns_and_of_the_result():
+    x = np.random.default_rng(0).normal(size=(20_000, 128)).astype(np.float32)
+    tracemalloc.start()
+    found = Standardizer.fit([x])
+    assert tracemalloc.get_traced_memory()[1] < x.nbytes
+    found(x)
+    assert tracemalloc.get_traced_memory()[1] < 1.1 * x.nbytes
+    tracemalloc.stop()
 
 
 def test_another_width_is_refused():
