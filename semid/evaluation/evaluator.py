@@ -19,7 +19,7 @@ from semid.data import Dataset, Examples, Histories, SourceOrder, TieRule, as_ma
 from semid.errors import SemidError
 from semid.evaluation import metrics
 from semid.evaluation.held_out import EvaluationSet, examples_from_table
-from semid.evaluation.metrics import MetricState
+from semid.evaluation.metrics import ItemGroups, MetricState
 
 
 @runtime_checkable
@@ -113,7 +113,7 @@ def evaluate(
     _check_arguments(ranker, ks, batch_size)
     evaluation_set = _evaluation_set(ranker, data, split, drop_unknown)
     task = _task(ranker, evaluation_set, ks, allowed, exclude_seen)
-    state, per_example, lists = MetricState({}, np.zeros(len(task.groups), np.int64), max(ks)), [], []
+    state, per_example, lists = MetricState({}, np.zeros(len(task.popularity), np.int64), max(ks)), [], []
     progress = progress or _silent
     if "sample" in options:  # a draw depends on a history's number in the call
         batch_size = max(len(task.examples), 1)
@@ -186,7 +186,7 @@ class _Task:
 
     examples: Examples
     source: dict[str, Any]
-    groups: Int[np.ndarray, " items"]
+    groups: ItemGroups
     code_groups: Int[np.ndarray, " items"] | None
     popularity: Float[np.ndarray, " items"]
     members: dict[str, Int[np.ndarray, " n"]]
@@ -252,8 +252,8 @@ def _task(
 ) -> _Task:
     examples, counts = evaluation_set.examples, evaluation_set.counts
     codes = None if ranker.codes is None else np.asarray(ranker.codes)
-    groups = np.arange(len(counts)) if codes is None else metrics.group_ids(codes)
-    code_groups = groups if codes is not None else None
+    groups = ItemGroups(np.arange(len(counts)) if codes is None else metrics.group_ids(codes))
+    code_groups = groups.numbers if codes is not None else None
     if codes is not None and ranker.tie_break:
         code_groups = metrics.group_ids(codes[:, :-1])
     active = getattr(ranker, "active", np.ones(len(counts), bool))
@@ -349,7 +349,7 @@ def _check_known(rows: Int[np.ndarray, " items"], examples: Examples, dataset: D
 def _measure(
     task: _Task, part: _Part, ranked: Int[np.ndarray, "n k"], ks: Sequence[int]
 ) -> tuple[MetricState, dict[str, Float[np.ndarray, " n"]]]:
-    places = metrics.item_places(ranked, part.targets, task.groups, seen=part.seen, allowed=part.allowed)
+    places = task.groups.places(ranked, part.targets, seen=part.seen, allowed=part.allowed)
     per_example = metrics.accuracy(places, ks)
     values = dict(per_example)
     if task.code_groups is not None:
@@ -357,7 +357,7 @@ def _measure(
         values |= {f"code_{name}": value for name, value in by_code.items() if name != "mrr"}
     for name, members in task.segments.items():
         values[name] = per_example[name.split("/")[0]][members[part.window]]
-    available = metrics.num_candidates(len(part.targets), len(task.groups), seen=part.seen, allowed=part.allowed)
+    available = metrics.num_candidates(len(part.targets), len(task.popularity), seen=part.seen, allowed=part.allowed)
     return metrics.measure(values, ranked, available=available, popularity=task.popularity), per_example
 
 

@@ -12,6 +12,7 @@ the target stands at each of the ranks p..p+g-1 with probability 1/g, so for a g
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -65,14 +66,41 @@ def item_places(
     inside a group. With `seen`, the items of each history are no candidates; with `allowed` (one mask for all, or one
     each), nor are others than these: they count in no group, and a target among them is not found.
     """
-    sizes = np.bincount(groups)
-    listed, wanted = np.where(ranked >= 0, groups[ranked], -1), groups[targets]
-    if seen is None and allowed is None:
-        return _places(listed, wanted, sizes[listed], sizes[wanted])
-    counts = _candidates(np.column_stack([listed, wanted]), groups, seen=seen, allowed=allowed)
-    places = _places(listed, wanted, counts[:, :-1], counts[:, -1])
-    found = reachable(targets, seen=seen, allowed=allowed)
-    return Places(np.where(found, places.first, 0), np.maximum(places.size, 1))
+    return ItemGroups(groups).places(ranked, targets, seen=seen, allowed=allowed)
+
+
+@dataclass(frozen=True, eq=False)
+class ItemGroups:
+    """The group of each item, and the members of each group, which are sorted once for any number of batches."""
+
+    numbers: Int[np.ndarray, " items"]
+
+    @functools.cached_property
+    def sizes(self) -> Int[np.ndarray, " groups"]:
+        """Number of members of each group."""
+        return np.bincount(self.numbers)
+
+    @functools.cached_property
+    def members(self) -> tuple[Int[np.ndarray, " items"], Int[np.ndarray, " groups"]]:
+        """Item rows, group after group, and where each group starts among them."""
+        return np.argsort(self.numbers, kind="stable"), np.cumsum(self.sizes) - self.sizes
+
+    def places(
+        self,
+        ranked: Int[np.ndarray, "n k"],
+        targets: Int[np.ndarray, " n"],
+        *,
+        seen: Histories | None = None,
+        allowed: Bool[np.ndarray, "masks items"] | None = None,
+    ) -> Places:
+        """`item_places` in these groups."""
+        listed, wanted = np.where(ranked >= 0, self.numbers[ranked], -1), self.numbers[targets]
+        if seen is None and allowed is None:
+            return _places(listed, wanted, self.sizes[listed], self.sizes[wanted])
+        counts = _candidates(np.column_stack([listed, wanted]), self, seen=seen, allowed=allowed)
+        places = _places(listed, wanted, counts[:, :-1], counts[:, -1])
+        found = reachable(targets, seen=seen, allowed=allowed)
+        return Places(np.where(found, places.first, 0), np.maximum(places.size, 1))
 
 
 def reachable(
@@ -97,24 +125,23 @@ def num_candidates(
 
 def _candidates(
     wanted: Int[np.ndarray, "n m"],
-    groups: Int[np.ndarray, " items"],
+    groups: ItemGroups,
     *,
     seen: Histories | None,
     allowed: Bool[np.ndarray, "masks items"] | None,
 ) -> Int[np.ndarray, "n m"]:
     """Number of members of each wanted group that may be recommended; entries of group -1 mean nothing."""
-    sizes = np.bincount(groups)
-    counts = sizes[wanted]
+    num_groups, counts = len(groups.sizes), groups.sizes[wanted]
     if allowed is not None:
-        order, starts = np.argsort(groups, kind="stable"), np.cumsum(sizes) - sizes
+        order, starts = groups.members
         mask, of_size, counts = _mask_rows(allowed, len(wanted))[:, None], counts, np.zeros_like(counts)
         for member in range(of_size.max(initial=0)):
             inside = member < of_size
             counts += inside & allowed[mask, order[np.where(inside, starts[wanted] + member, 0)]]
     if seen is not None:
-        owner, item = _distinct(seen, len(groups), allowed)
-        keys, gone = np.unique(owner * len(sizes) + groups[item], return_counts=True)
-        counts = counts - _lookup(keys, gone, np.arange(len(wanted))[:, None] * len(sizes) + wanted)
+        owner, item = _distinct(seen, len(groups.numbers), allowed)
+        keys, gone = np.unique(owner * num_groups + groups.numbers[item], return_counts=True)
+        counts = counts - _lookup(keys, gone, np.arange(len(wanted))[:, None] * num_groups + wanted)
     return counts
 
 

@@ -6,6 +6,7 @@ A history's next item is distributed as the sum of the edges of its items, the l
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
@@ -179,12 +180,17 @@ class ItemGraph:
         """The probabilities [histories, items] of the next item, as far as edges lead there; nothing after none."""
         return next_item(histories, self._matrix, self.config, loops=self.repeats)
 
-    @property
+    @functools.cached_property
     def _matrix(self) -> sparse.csr_array:
+        """The edges as a matrix [items, items]."""
         there = self.edges.rows >= 0
         starts = np.concatenate([[0], np.cumsum(there.sum(axis=1))])
         shape = (len(self.item_ids), len(self.item_ids))
         return sparse.csr_array((self.edges.weights[there], self.edges.rows[there], starts), shape=shape)
+
+    @functools.cached_property
+    def _popular(self) -> Int[np.ndarray, " items"]:
+        return by_popularity(self.train_counts)
 
     def rank(
         self,
@@ -198,16 +204,15 @@ class ItemGraph:
 
         Where nothing repeats, none of them is of the history, whatever `exclude_seen` says.
         """
-        num_items, matrix = len(self.item_ids), self._matrix
+        num_items, lists = len(self.item_ids), [np.zeros((0, k), np.int32)]
         masks = None if allowed is None else as_masks(allowed, num_items=num_items, num_histories=len(histories))
-        popular, lists = by_popularity(self.train_counts), [np.zeros((0, k), np.int32)]
         for start in range(0, len(histories), BATCH):
             part = histories.take(slice(start, start + BATCH))
-            q = next_item(part, matrix, self.config, loops=self.repeats)
+            q = self.distribution(part)
             some = None if masks is None else masks if len(masks) == 1 else masks[start : start + BATCH]
             seen = part if exclude_seen or not self.repeats else None
             q = without_history(q, part) if exclude_seen else q
-            lists.append(best_items(q, k=k, popular=popular, seen=seen, allowed=some))
+            lists.append(best_items(q, k=k, popular=self._popular, seen=seen, allowed=some))
         return np.concatenate(lists)
 
     def log_probs(self, histories: Histories, rows: Int[np.ndarray, " n"]) -> Float[np.ndarray, "histories n"]:

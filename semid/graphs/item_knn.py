@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -56,8 +57,7 @@ class ItemKNN:
 
     def rank(self, histories: Histories, *, k: int, exclude_seen: bool = False) -> Int[np.ndarray, "n k"]:
         """The `k` best item rows for each history, then the most popular; -1 where there are fewer."""
-        popular, leave_out = by_popularity(self.train_counts), exclude_seen or not self.repeats
-        lists = [np.zeros((0, k), np.int32)]
+        leave_out, lists = exclude_seen or not self.repeats, [np.zeros((0, k), np.int32)]
         for start in range(0, len(histories), BATCH):
             part = histories.take(slice(start, start + BATCH))
             items, owner = part.flat()
@@ -66,8 +66,12 @@ class ItemKNN:
             scores = sparse.csr_array((taken > 0).astype(np.float32) @ self.similarity)
             seen = part if leave_out else None
             scores = scores if seen is None else without_history(scores, seen)
-            lists.append(best_items(scores, k=k, popular=popular, seen=seen))
+            lists.append(best_items(scores, k=k, popular=self._popular, seen=seen))
         return np.concatenate(lists)
+
+    @functools.cached_property
+    def _popular(self) -> Int[np.ndarray, " items"]:
+        return by_popularity(self.train_counts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,15 +98,22 @@ class VectorKNN:
 
     def rank(self, histories: Histories, *, k: int, exclude_seen: bool = False) -> Int[np.ndarray, "n k"]:
         """The `k` best item rows for each history, ties by popularity; -1 where there are fewer."""
-        unit, order = np.asarray(unit_vectors(self.vectors)), by_popularity(self.train_counts)
 
         def scores(part: Histories) -> Float[np.ndarray, "n items"]:
             items, owner = part.flat()
             sums = np.zeros((len(part), self.vectors.shape[1]), np.float32)
             np.add.at(sums, owner, self.vectors[items])
-            return np.asarray(unit_vectors(sums)) @ unit.T
+            return np.asarray(unit_vectors(sums)) @ self._unit.T
 
-        return _best(scores, histories, k=k, order=order, leave_out=exclude_seen or not self.repeats)
+        return _best(scores, histories, k=k, order=self._popular, leave_out=exclude_seen or not self.repeats)
+
+    @functools.cached_property
+    def _unit(self) -> Float[np.ndarray, "items dim"]:
+        return np.asarray(unit_vectors(self.vectors))
+
+    @functools.cached_property
+    def _popular(self) -> Int[np.ndarray, " items"]:
+        return by_popularity(self.train_counts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,9 +156,13 @@ class UserItemVectors:
             lambda part: self.users[part.users] @ self.items.T,
             histories,
             k=k,
-            order=by_popularity(self.train_counts),
+            order=self._popular,
             leave_out=exclude_seen or not self.repeats,
         )
+
+    @functools.cached_property
+    def _popular(self) -> Int[np.ndarray, " items"]:
+        return by_popularity(self.train_counts)
 
 
 def _best(

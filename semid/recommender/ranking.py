@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from semid.catalog import SemanticCatalog
 from semid.data import Histories, as_masks
 from semid.errors import SemidError
+from semid.graphs.ranking import largest
 from semid.recommender.lists import Sampling
 from semid.recommender.mixing import log_factors
 from semid.recommender.requests import request_batches, select_masks
@@ -32,12 +33,13 @@ _best_allowed, _first_within = (jax.jit(chosen, static_argnums=2) for chosen in 
 
 
 class Ranking(NamedTuple):
-    """A scorer on the items of a catalogue, whose training counts answer histories without items."""
+    """A scorer on the items of a catalogue, whose popularity answers histories without items."""
 
     scorer: Scorer
     spec: ModelSpec
     catalog: SemanticCatalog
-    train_counts: Int[np.ndarray, " items"]
+    popularity: Float[np.ndarray, " items"]
+    """`log_popularity` of the catalogue."""
 
     def top(
         self,
@@ -136,7 +138,7 @@ class Ranking(NamedTuple):
         scores[:, ~self.catalog.active[rows]] = -np.inf
         for user in self._with_older(histories):
             scores[user, np.isin(rows, histories[user])] = -np.inf
-        scores[histories.lengths == 0] = self._popularity()[rows]
+        scores[histories.lengths == 0] = self.popularity[rows]
         return scores
 
     def catalog_log_probs(
@@ -149,7 +151,7 @@ class Ranking(NamedTuple):
             scores[index] = found[: len(index), : len(self.catalog)]
         for user in self._with_older(histories):
             scores[user, histories[user]] = -np.inf
-        scores[histories.lengths == 0] = self._popularity()
+        scores[histories.lengths == 0] = self.popularity
         return scores
 
     def most_popular(
@@ -163,9 +165,9 @@ class Ranking(NamedTuple):
         noise: GumbelNoise | None = None,
     ) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
         """The items most popular in training, of those allowed: what is recommended to who has no history."""
-        popularity = self._popularity()
+        popularity = self.popularity
         if boosts is not None:
-            popularity += log_factors(boosts, len(popularity))
+            popularity = popularity + log_factors(boosts, len(popularity))
         all_alike = noise is None and (allowed is None or len(allowed) == 1)
         rows, scores = np.empty((1 if all_alike else n, k), np.int32), np.empty((1 if all_alike else n, k), np.float32)
         size = max(_SCORES // len(popularity), 1)
@@ -218,11 +220,12 @@ class Ranking(NamedTuple):
         most = histories if self.spec.model.has_codes else min(histories, _SCORES // len(self.catalog))
         return max(most, 1)
 
-    def _popularity(self) -> Float[np.ndarray, " items"]:
-        """Logs of the smoothed shares, -inf of removed items."""
-        counts = np.where(self.catalog.active, self.train_counts + 1.0, 0)
-        with np.errstate(divide="ignore"):
-            return np.log(counts / counts.sum()).astype(np.float32)
+
+def log_popularity(catalog: SemanticCatalog, train_counts: Int[np.ndarray, " items"]) -> Float[np.ndarray, " items"]:
+    """Logs of the items' smoothed shares of the training interactions, -inf of removed items."""
+    counts = np.where(catalog.active, train_counts + 1.0, 0)
+    with np.errstate(divide="ignore"):
+        return np.log(counts / max(counts.sum(), 1)).astype(np.float32)
 
 
 def _best(
@@ -240,7 +243,7 @@ def _best(
         requests = RequestBatch(nothing, nothing, limits=limits, noise=noise)
         found = _best_allowed(jax.device_put(scores), requests, k)
         return np.asarray(found.rows), np.asarray(found.scores)
-    best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    best = largest(scores, k)
     values = np.take_along_axis(scores, best, axis=1)
     missing = ((0, 0), (0, k - best.shape[1]))
     rows = np.pad(np.where(values == -np.inf, -1, best), missing, constant_values=-1)

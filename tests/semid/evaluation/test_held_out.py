@@ -245,7 +245,7 @@ class Fixed:
         return np.tile(np.pad(kept[:k], (0, max(k - len(kept), 0)), constant_values=-1), (len(histories), 1))
 
 
-def test_removed_items_are_no_part_of_the_catalogue():
+def test_removed_items_are_no_part_of_the_catalogue(monkeypatch):
     codes = {"a": [0], "b": [0], "c": [1], "d": [2]}  # a, which shares its codes with b, is removed
     whole, rest = Fixed(["b", "d"], ["a", "b", "c", "d"], codes), Fixed(["b", "d"], ["b", "c", "d"], codes)
     whole.active = np.array([False, True, True, True])
@@ -254,6 +254,12 @@ def test_removed_items_are_no_part_of_the_catalogue():
     assert found.values == expected.values
     assert found.values["recall@1"] == 0.5
     assert found.provenance["catalogue_items"] == 3
+    table = pa.concat_tables([table] * 3)
+    sorted_shapes, argsort = [], np.argsort
+    monkeypatch.setattr(np, "argsort", lambda a, **kw: (sorted_shapes.append(a.shape), argsort(a, **kw))[1])
+    assert evaluate(whole, table, ks=(1, 3), batch_size=2).values == expected.values
+    assert sorted_shapes.count((len(codes),)) == 1  # the items by their groups, once for three batches
+    monkeypatch.undo()
     del whole.active
     assert evaluate(whole, table, ks=(1, 3)).values != expected.values
     whole.active = np.array([False, True, True, True])

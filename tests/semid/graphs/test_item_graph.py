@@ -10,8 +10,9 @@ from scipy import sparse
 
 from semid import SemidError, artifacts, evaluate
 from semid.data import Dataset, Histories
-from semid.graphs import ItemGraph, ItemGraphConfig, fit_graph, tuned
-from semid.graphs.ranking import best_items
+from semid.graphs import Edges, ItemGraph, ItemGraphConfig, fit_graph, item_graph, tuned
+from semid.graphs.item_graph import next_item
+from semid.graphs.ranking import best_items, by_popularity
 from semid.graphs.transitions import content_edges, count_transitions, pruned, row_blocks
 from semid.graphs.tuning import _ndcg_at_10
 
@@ -188,6 +189,19 @@ def test_ranking_follows_the_distribution_then_popularity_under_masks():
     allowed[[2, 3]] = True
     assert set(graph.rank(queries, k=3, allowed=allowed).ravel().tolist()) == {2, 3, -1}
     assert evaluate(graph, dataset).values["recall@10"] > 0.5
+
+
+def test_rankings_of_one_graph_share_its_matrix_and_its_order_by_popularity(monkeypatch):
+    graph, read, sorted_counts = ItemGraph.fit(_dataset(_unrepeated(5))), [], []
+    monkeypatch.setattr(item_graph, "next_item", lambda *args, **kw: (read.append(args[1]), next_item(*args, **kw))[1])
+    monkeypatch.setattr(item_graph, "by_popularity", lambda c: (sorted_counts.append(c), by_popularity(c))[1])
+    lists = [graph.rank(Histories.from_lists([[0, 1], [4]]), k=5) for _ in range(2)]
+    np.testing.assert_array_equal(*lists)
+    assert len(read) == 2
+    assert read[0] is read[1]
+    assert len(sorted_counts) == 1
+    other = dataclasses.replace(graph, edges=Edges(graph.edges.rows, graph.edges.weights * 2))  # shares nothing of it
+    np.testing.assert_array_equal(other._matrix.data, graph._matrix.data * 2)
 
 
 def test_a_graph_is_read_as_it_was_written(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from semid.data import Dataset, Histories
 from semid.errors import SemidError
 from semid.evaluation import evaluate
-from semid.graphs import ItemKNN, LightGCNConfig, UserItemVectors
+from semid.graphs import ItemKNN, LightGCNConfig, UserItemVectors, VectorKNN, item_knn
 from semid.graphs.ranking import largest
 
 USERS, ITEMS = 30, 12
@@ -76,6 +76,17 @@ def test_vectors_of_users_are_found_by_their_ids():
     table = pa.table({"history": [["i0"], ["i1", "i2"]], "target": ["i3", "i4"]})
     with pytest.raises(SemidError, match=r"of the 30 users that .* 2 of 2 are of none"):
         evaluate(ranker, table, ks=(5,))
+
+
+def test_all_vectors_are_normalized_once(monkeypatch):
+    dataset, normalized = drawn(), []
+    ranker = VectorKNN.fit(dataset, np.random.default_rng(0).normal(size=(ITEMS, 3)))
+    unit_vectors = item_knn.unit_vectors
+    monkeypatch.setattr(item_knn, "unit_vectors", lambda x: (normalized.append(len(x)), unit_vectors(x))[1])
+    found = [evaluate(ranker, dataset, ks=(5,), batch_size=size).ranked for size in (7, USERS)]
+    np.testing.assert_array_equal(*found)
+    assert normalized.count(ITEMS) == 1
+    assert len(normalized) == 1 + 5 + 1  # and the histories of each batch
 
 
 @pytest.mark.parametrize("k", [1, 3, 8, 9, 20])

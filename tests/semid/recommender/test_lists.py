@@ -1,4 +1,6 @@
-"""Lists with at most so many items of a group, and lists that are drawn, by names and against loops over all items."""
+"""Lists with at most so many items of a group, drawn or by popularity, by names and against loops over all items."""
+
+import dataclasses
 
 import numpy as np
 import pyarrow as pa
@@ -8,7 +10,7 @@ from semid.catalog import SemanticCatalog
 from semid.data import Dataset
 from semid.errors import SemidError
 from semid.evaluation import evaluate
-from semid.recommender import ItemData, ModelSpec, Recommender, Sampling
+from semid.recommender import ItemData, ModelSpec, Recommender, Sampling, ranking
 from seq_models import DenseConfig, HybridConfig, RQTransformerConfig, TransformerConfig
 
 ITEMS, K = 24, 8
@@ -130,3 +132,28 @@ def test_what_cannot_be_is_said(model):
             Sampling(temperature=wrong)
     with pytest.raises(SemidError, match="expected a seed from 0"):
         Sampling(seed=-1)
+
+
+@pytest.mark.parametrize("k", [1, 4, ITEMS, ITEMS + 3])
+def test_the_best_by_popularity_are_those_of_a_stable_sort(k):
+    scores = np.random.default_rng(0).integers(0, 4, (20, ITEMS)).astype(np.float32)  # many ties
+    scores[:3] = scores[3:6, 2:] = -np.inf
+    rows, values = ranking._best(scores, k, None, None, None)
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    expected = np.take_along_axis(scores, order, axis=1)
+    np.testing.assert_array_equal(rows[:, :ITEMS], np.where(np.isneginf(expected), -1, order))
+    np.testing.assert_array_equal(values[:, :ITEMS], expected)
+    assert (rows[:, ITEMS:] == -1).all()
+    assert np.isneginf(values[:, ITEMS:]).all()
+
+
+def test_requests_share_the_popularity_of_the_catalogue_and_boosts_do_not_change_it(model):
+    before = model._ranking(None).popularity.copy()
+    boosted, plain = model.recommend([[]], k=K, boosts={"i3": 1e9}), model.recommend([[]], k=K)
+    assert boosted.item_ids[0][0] == "i3" != plain.item_ids[0][0]
+    assert model._ranking(None).popularity is model._ranking(None).popularity
+    np.testing.assert_array_equal(model._ranking(None).popularity, before)
+    removed = np.arange(ITEMS) == int(before.argmax())
+    later = model.with_catalog(dataclasses.replace(model.catalog, removed=removed))
+    assert np.flatnonzero(np.isneginf(later._ranking(None).popularity)).tolist() == np.flatnonzero(removed).tolist()
+    assert later.recommend([[]], k=1).item_ids[0] == plain.item_ids[0][1:2]
