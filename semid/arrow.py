@@ -17,6 +17,8 @@ from jaxtyping import Shaped
 from semid.errors import SemidError
 
 _Column = TypeVar("_Column", pa.Array, pa.ChunkedArray)
+# Rows of strings that are made at once: Arrow holds 2 GiB of them in a chunk.
+_ROWS_AT_ONCE = 1 << 22
 
 
 def write_parquet(table: pa.Table, path: str | Path) -> None:
@@ -111,7 +113,19 @@ def decoded(values: _Column) -> _Column:
     if not pa.types.is_dictionary(values.type):
         return values
     if isinstance(values, pa.ChunkedArray):
-        chunks = [decoded(chunk) for chunk in values.chunks]
+        chunks = [decoded(piece) for piece in _pieces(values)]
         return pa.chunked_array(chunks, None if chunks else values.type.value_type)
     words = values.dictionary
     return (words.cast(pa.string()) if is_string(words.type) else words).take(values.indices)
+
+
+def as_strings(values: _Column) -> _Column:
+    """The values of a column as strings, such as those of whole numbers or of large strings."""
+    if isinstance(values, pa.ChunkedArray):
+        return pa.chunked_array([piece.cast(pa.string()) for piece in _pieces(values)], pa.string())
+    return values.cast(pa.string())
+
+
+def _pieces(values: pa.ChunkedArray) -> list[pa.Array]:
+    """The chunks of a column, cut where they are long."""
+    return [chunk.slice(at, _ROWS_AT_ONCE) for chunk in values.chunks for at in range(0, len(chunk), _ROWS_AT_ONCE)]

@@ -163,7 +163,7 @@ class Dataset:
     ) -> Dataset:
         """Map the ids of checked tables to rows and sort."""
         columns = interactions.column_names
-        encoded = interactions["user_id"].combine_chunks().dictionary_encode()
+        encoded = interactions["user_id"].dictionary_encode().combine_chunks()  # joined first, ids may exceed 2 GiB
         user = encoded.indices.to_numpy().astype(np.int32)
         item = pc.index_in(interactions["item_id"], items["item_id"]).to_numpy().astype(np.int32)
         time_column = "timestamp" if "timestamp" in columns else "position"

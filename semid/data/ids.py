@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool
 
-from semid.arrow import decoded, is_string
+from semid.arrow import as_strings, decoded, is_string
 from semid.data.faults import HALF_CHARACTER, Faults, raise_faults
 from semid.data.tables import as_mapped_table, is_table, log_unused, read_text
 from semid.errors import SemidError
@@ -35,7 +35,7 @@ def read_ids(name: str, values: _Column, faults: Faults) -> _Column:
         shown = f"{values.type} (row {faults.first + row + 1}: {example!r})"
         faults.column(name, f"expected strings or integers, got {shown}; convert the column to strings")
         return values
-    ids = values.cast(pa.string())
+    ids = as_strings(values)
     faults.rows(name, ids.is_null().to_numpy(zero_copy_only=False), "is null; fill it in or drop the row")
     empty = pc.fill_null(pc.equal(ids, ""), False).to_numpy(zero_copy_only=False)
     faults.rows(name, empty, "is empty; fill it in or drop the row")

@@ -70,5 +70,5 @@ def _columns(interactions: pa.Table, name: str) -> SortKeys:
 
 def _places(values: pa.ChunkedArray) -> Int[np.ndarray, " n"]:
     """Place of each value among the distinct ones, sorted; null is the last."""
-    encoded = values.combine_chunks().dictionary_encode(null_encoding="encode")
+    encoded = values.dictionary_encode(null_encoding="encode").combine_chunks()
     return pc.rank(encoded.dictionary).to_numpy()[encoded.indices.to_numpy()].astype(np.int64)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool
 
-from semid.arrow import are_vectors, decoded, is_list, is_string
+from semid.arrow import are_vectors, as_strings, decoded, is_list, is_string
 from semid.artifacts import first_line
 from semid.data.faults import Faults, raise_faults
 from semid.data.ids import read_ids
@@ -111,7 +111,7 @@ def _strings(name: str, values: pa.ChunkedArray, faults: Faults) -> pa.ChunkedAr
     if not (is_string(values.type) or pa.types.is_integer(values.type) or pa.types.is_null(values.type)):
         faults.column(name, f"expected strings or integers, got {values.type}; convert it to strings")
         return values
-    return values.cast(pa.string())
+    return as_strings(values)
 
 
 def _check_null(name: str, values: pa.ChunkedArray, faults: Faults) -> None:
@@ -124,7 +124,7 @@ def _check_unique(ids: pa.ChunkedArray, faults: Faults) -> None:
     if pc.count_distinct(known).as_py() == len(known):
         return
     rows = np.flatnonzero(_mask(pc.not_equal(ids, "")))
-    codes = known.combine_chunks().dictionary_encode().indices.to_numpy()
+    codes = known.dictionary_encode().combine_chunks().indices.to_numpy()
     first = np.unique(codes, return_index=True)[1]
     repeated = np.zeros(len(ids), bool)
     repeated[rows[first[codes] != np.arange(len(codes))]] = True

@@ -7,9 +7,10 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from semid import arrow
 from semid.arrow import digest
 from semid.artifacts import read_artifact
-from semid.data import Dataset, GlobalTime, HeldOutItems, LeaveOneOut
+from semid.data import Dataset, GlobalTime, HeldOutItems, LeaveOneOut, ShuffledTies, SourceOrder
 from semid.errors import SemidError
 
 
@@ -54,6 +55,31 @@ def test_a_dataset_is_one_line_in_a_notebook(tmp_path):
     line = "Dataset('shop': 2 users, 4 items, 6 interactions, vectors half, single"
     assert repr(build()) == f"{line})"
     assert repr(build().save(tmp_path / "d")) == f"{line}, from {tmp_path}/d)"
+
+
+def in_kinds(values):
+    """A column in a chunk per kind of string that Arrow has, of a dictionary as well; or in two chunks."""
+    column = pa.chunked_array([values])
+    for kind in (pa.large_string(), pa.string_view()):
+        yield column.cast(kind)
+    yield column.cast(pa.large_string()).dictionary_encode()
+    yield pa.chunked_array([[], values[:1], values[1:]], pa.string())
+
+
+@pytest.mark.parametrize("kind", range(4))
+@pytest.mark.parametrize("rows", [1, 4, 100])
+@pytest.mark.parametrize("ties", [SourceOrder(), ShuffledTies()])
+def test_strings_are_joined_nowhere_and_give_the_same_dataset(kind, rows, ties, monkeypatch):
+    expected = build(ties=ties)
+    monkeypatch.setattr(arrow, "_ROWS_AT_ONCE", rows)
+    columns = {name: list(in_kinds(INTERACTIONS[name]))[kind] for name in ("user_id", "item_id", "event")}
+    ids = arrow.as_strings(arrow.decoded(columns["user_id"]))
+    assert ids.to_pylist() == INTERACTIONS["user_id"]
+    assert max(map(len, ids.chunks)) <= rows
+    found = build(INTERACTIONS | columns, ties=ties)
+    assert_same(found, expected)
+    assert found.users.type == found.event.type == pa.string()
+    assert found.digest == expected.digest
 
 
 def test_build_maps_ids_and_sorts_by_user_and_time():
