@@ -7,10 +7,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jax.experimental.multihost_utils import process_allgather
+from jax.experimental.multihost_utils import sync_global_devices
 from jaxtyping import Int, Shaped
 
-from semid.training.rows import checksum
 from semid.training.tracking import naming
 
 # Folder of them within a run's.
@@ -25,8 +24,8 @@ def own_share(count: int) -> Int[np.ndarray, " n"]:
 class SharedArray:
     """An array by rows, read a few rows at a time; `parts` are the processes' shares in their order."""
 
-    def __init__(self, parts: Sequence[Shaped[np.ndarray, "_ ..."]], checksums: Int[np.ndarray, " parts"]) -> None:
-        self._parts, self.checksums = parts, checksums
+    def __init__(self, parts: Sequence[Shaped[np.ndarray, "_ ..."]]) -> None:
+        self._parts = parts
         self._ends = np.cumsum([len(part) for part in parts])
 
     @classmethod
@@ -37,13 +36,13 @@ class SharedArray:
         into its memory, where only what is read takes any. All of them call this, and wait for each other.
         """
         if jax.process_count() == 1:
-            return cls([own], np.array([checksum(own)]))
+            return cls([own])
         files = [file.with_name(f"{file.name}.{process}.npy") for process in range(jax.process_count())]
         with naming(files[jax.process_index()]):
             file.parent.mkdir(parents=True, exist_ok=True)
             np.save(files[jax.process_index()], own)
-        checksums = process_allgather(np.uint32(checksum(own)))
-        return cls([np.load(part, mmap_mode="r") for part in files], checksums)
+        sync_global_devices(file.name)
+        return cls([np.load(part, mmap_mode="r") for part in files])
 
     def __getitem__(self, index: Int[np.ndarray, " n"]) -> Shaped[np.ndarray, "n ..."]:
         """Rows by number."""

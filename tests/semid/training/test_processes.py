@@ -138,7 +138,7 @@ class Distance:
 
 
 def distilled(folder: Path) -> dict[str, np.ndarray]:
-    """Training rows with what the teacher ranks best, and the same of this process's batches."""
+    """Training rows with what the teacher ranks best, the same of this process's batches, and the state after them."""
     rng, teacher = np.random.default_rng(0), Distance()
     train = Histories.from_lists([rng.integers(0, ITEMS, size).tolist() for size in rng.integers(2, 9, 31)])
     packed = PackedHistories(train, max_history=4, row_length=6)
@@ -147,7 +147,8 @@ def distilled(folder: Path) -> dict[str, np.ndarray]:
     assert teacher.asked <= -(-len(rows) // jax.process_count())
     fields = {name: field for name, field in rows[np.arange(len(rows))]._asdict().items() if field is not None}
     mine = batches(rows, batch_size=4, num_batches=9, seed=0, process=(jax.process_index(), jax.process_count()))
-    return fields | {"stream": np.stack([batch.teacher_items for batch in mine])}
+    stream = np.stack([batch.teacher_items for batch in mine])
+    return fields | {"stream": stream, "state": np.frombuffer(mine.get_state(), np.uint8)}
 
 
 def worker(folder: Path) -> None:
