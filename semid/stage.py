@@ -84,10 +84,13 @@ def run_stage(
     history goes with them. Without `out` the object lives in memory and nothing is left on the disk. Of several
     processes each calls this; the first reads and writes files.
     Raises SemidError, before any work, if `out` cannot be written, another run is writing it, or it holds anything
-    else, naming what differs.
+    else, naming what differs; and without `out` where several processes make a catalogue or a model, as they share the
+    folder of its checkpoints.
     """
     _forget_programs()
     if out is None:
+        if request.kind in (Kind.CATALOG, Kind.MODEL) and jax.process_count() > 1:
+            raise SemidError("several processes share the folder of a run's checkpoints: name one with out")
         check_events(request.settings)
         with tempfile.TemporaryDirectory() as temporary:
             return work(Path(temporary) / "checkpoints")

@@ -252,6 +252,18 @@ def test_several_processes_are_refused_a_url(bucket, monkeypatch):
         run_stage(REQUEST, f"{bucket}/a", load=Note.load, work=never, write=Note.write)
 
 
+@pytest.mark.parametrize("kind", [Kind.CATALOG, Kind.MODEL, Kind.GRAPH])
+def test_several_processes_train_nothing_without_a_folder(kind, monkeypatch):
+    request = dataclasses.replace(REQUEST, kind=kind)
+    assert stage(None, request).text == "first"
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    if kind is Kind.GRAPH:  # control: it has no checkpoints, and each process makes the same
+        assert stage(None, request).text == "first"
+        return
+    with pytest.raises(SemidError, match=r"^several processes share the folder of a run's checkpoints: name one with"):
+        run_stage(request, None, load=Note.load, work=never, write=Note.write)
+
+
 def test_events_that_cannot_be_written_are_refused_before_any_work(bucket, tmp_path, monkeypatch):
     watched = dataclasses.replace(REQUEST, settings={"stages": [{"training": {"tensorboard": True}}]})
     make = {"load": Note.load, "write": Note.write}
