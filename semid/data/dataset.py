@@ -336,6 +336,10 @@ class Dataset:
 
     def statistics(self) -> dict[str, int | float | str]:
         """Counts to print first: users, items, interactions, lengths, ties, repeats, split sizes."""
+        return dict(self._statistics)
+
+    @functools.cached_property
+    def _statistics(self) -> dict[str, int | float | str]:
         lengths = np.diff(self.offsets)
         new_user = np.diff(self.user, prepend=-1) != 0
         tied = ~new_user & (np.diff(self.time, prepend=0) == 0)

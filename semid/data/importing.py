@@ -14,7 +14,7 @@ from semid.arrow import digest, is_fixed_vector, is_string, is_text, to_lists
 from semid.artifacts import fetched, refresh
 from semid.data.faults import Faults, raise_faults
 from semid.data.tables import log_unused, read_mapped, table_digest
-from semid.data.validation import checked_tables
+from semid.data.validation import INTERACTION_READERS, checked_tables
 from semid.errors import SemidError
 
 
@@ -40,7 +40,8 @@ def read_import(
     vector_files = {column: fetched(path) for column, path in vectors.items()}
     faults = Faults(str(files.get("items", "items")))
     folder = files["items"].parent if "items" in files else Path()
-    items, interactions = read_mapped(tables | files, columns).values()
+    needed = {"interactions": {*INTERACTION_READERS, *columns.values()}}
+    items, interactions = read_mapped(tables | files, columns, needed=needed).values()
     has_paths = "image_path" in items.column_names
     items = add_vector_files(_with_images(items, folder, faults), vector_files, faults)
     interaction_file = str(files.get("interactions", "interactions"))

@@ -7,7 +7,7 @@ import functools
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,7 +39,9 @@ _UNREADABLE = (pa.ArrowException, OSError, UnicodeError, OverflowError, MemoryEr
 _JSON_KINDS = {str: "string", int: "number", float: "number", bool: "boolean", list: "list", dict: "object"}
 
 
-def read_table(path: str | Path, *, strings: Sequence[str] = _STRINGS) -> pa.Table:
+def read_table(
+    path: str | Path, *, strings: Sequence[str] = _STRINGS, needed: Collection[str] | None = None
+) -> pa.Table:
     """Read a `.parquet` (`.pq`), `.csv`, `.tsv`, `.jsonl` or `.ndjson` file, or a folder of such parts as Spark writes.
 
     Partitions of a folder (`day=2024-05-01/part-0.parquet`) are columns: whole numbers, dates or, if any value is
@@ -48,12 +50,13 @@ def read_table(path: str | Path, *, strings: Sequence[str] = _STRINGS) -> pa.Tab
     Text files are UTF-8, or UTF-16 with a byte order mark, and may be compressed (`.csv.gz`). In CSV and TSV, the
     columns `strings` (else ids and the usual text columns: title, name, text, brand, description, category) are
     strings whatever they look like, and an empty field is null; TSV has quotes only where all of a file's quotes are
-    those of a CSV writer. Strings of JSONL are strings, also where they look like dates.
+    those of a CSV writer. Strings of JSONL are strings, also where they look like dates. Columns of Parquet that are
+    not among those `needed` (None: all are) come as nulls.
     Raises SemidError naming the file, and the line where there is one, if it is absent, not of its kind, or of a kind
     that is not known.
     """
     path = fetched(path)
-    parts = {part: _read_file(part, strings) for part in table_files(path)}
+    parts = {part: _read_file(part, strings, needed) for part in table_files(path)}
     if not path.is_dir():
         return parts[path]
     tables = [with_partitions(table, partitions(part.relative_to(path))) for part, table in parts.items()]
@@ -121,11 +124,13 @@ def log_unused(columns: Iterable[str]) -> None:
         _LOG.info("not used: %s", ", ".join(names))
 
 
-def as_table(table: str | Path | pa.Table | Any, *, strings: Sequence[str] = _STRINGS) -> pa.Table:
+def as_table(
+    table: str | Path | pa.Table | Any, *, strings: Sequence[str] = _STRINGS, needed: Collection[str] | None = None
+) -> pa.Table:
     """An Arrow table of a file (see `read_table`), a pandas DataFrame, an Arrow dataset, a polars frame, lazy or not,
     or what else has Arrow's stream interface, such as a DuckDB relation."""
     if isinstance(table, (str, Path)):
-        return read_table(table, strings=strings)
+        return read_table(table, strings=strings, needed=needed)
     if isinstance(table, pa.Table):
         return table
     if hasattr(table, "scanner"):  # a dataset of Arrow's, whose module imports pandas
@@ -158,13 +163,20 @@ def with_own_names(table: pa.Table, columns: Mapping[str, str]) -> pa.Table:
     return table.rename_columns([names.get(name, name) for name in table.column_names])
 
 
-def read_mapped(tables: Mapping[str, str | Path | pa.Table | Any], columns: Mapping[str, str]) -> dict[str, pa.Table]:
+def read_mapped(
+    tables: Mapping[str, str | Path | pa.Table | Any],
+    columns: Mapping[str, str],
+    *,
+    needed: Mapping[str, Collection[str]],
+) -> dict[str, pa.Table]:
     """Tables (see `as_table`) with columns named as semid does: `{"item_id": "asin"}` where it is `asin` in them.
 
+    `needed` are the columns that are, by the names that they have there, of each table of which not all are.
     Raises SemidError for a column that no table has, naming the nearest, and where a table has both names.
     """
     theirs = [column for own, column in columns.items() if own in _STRINGS]
-    read = {key: as_table(table, strings=(*_STRINGS, *theirs)) for key, table in tables.items()}
+    strings = (*_STRINGS, *theirs)
+    read = {key: as_table(table, strings=strings, needed=needed.get(key)) for key, table in tables.items()}
     known = [name for table in read.values() for name in table.column_names]
     for own, column in columns.items():
         if column not in known:
@@ -206,11 +218,11 @@ def _suffix(path: Path) -> str:
     return suffixes[-1] if suffixes else ""
 
 
-def _read_file(path: Path, strings: Sequence[str]) -> pa.Table:
+def _read_file(path: Path, strings: Sequence[str], needed: Collection[str] | None) -> pa.Table:
     kind, suffix = table_kind(path), _suffix(path)
     try:
         if kind == "parquet":
-            table = pa.parquet.ParquetFile(path, page_checksum_verification=True).read()
+            table = _read_parquet(path, needed)
         elif kind == "jsonl":
             table = _read_json(path)
         else:
@@ -223,6 +235,16 @@ def _read_file(path: Path, strings: Sequence[str]) -> pa.Table:
         raise SemidError(
             f"{path}: not readable as {suffix[1:]} ({fault or first_line(error)}); check the file"
         ) from None
+
+
+def _read_parquet(path: Path, needed: Collection[str] | None) -> pa.Table:
+    with pa.parquet.ParquetFile(path, page_checksum_verification=True) as file:
+        names = file.schema_arrow.names
+        if needed is None or len(set(names)) < len(names):
+            return file.read()
+        table = file.read(columns=[name for name in names if name in needed])
+        nothing = pa.nulls(file.metadata.num_rows)
+    return pa.table({name: table[name] if name in needed else nothing for name in names})
 
 
 def _open_text(path: Path) -> pa.NativeFile:

@@ -63,16 +63,10 @@ def _items(table: pa.Table, faults: Faults) -> pa.Table:
 
 
 def _interactions(table: pa.Table, faults: Faults) -> pa.Table:
-    readers: dict[str, _Reader] = {
-        "user_id": read_ids,
-        "item_id": read_ids,
-        "timestamp": _times,
-        "position": _whole_numbers,
-        "event": _strings,
-        "weight": _weights,
-    }
-    read = _read_columns(table, readers, lambda name, values, faults: values, ("user_id", "item_id"), faults)
-    read = read.select([name for name in read.column_names if name in readers])
+    read = _read_columns(
+        table, INTERACTION_READERS, lambda name, values, faults: values, ("user_id", "item_id"), faults
+    )
+    read = read.select([name for name in read.column_names if name in INTERACTION_READERS])
     if not read.num_rows:
         return read
     if not {"timestamp", "position"} & set(read.column_names):
@@ -319,3 +313,14 @@ def _images(name: str, values: pa.ChunkedArray, faults: Faults) -> pa.ChunkedArr
     for problem in sorted(set(problems) - {""}):
         faults.rows(name, problems == problem, problem)
     return values
+
+
+# Readers of the columns of interactions, by name; other columns are not read.
+INTERACTION_READERS: dict[str, _Reader] = {
+    "user_id": read_ids,
+    "item_id": read_ids,
+    "timestamp": _times,
+    "position": _whole_numbers,
+    "event": _strings,
+    "weight": _weights,
+}

@@ -176,13 +176,16 @@ def test_statistics_by_hand():
 
 
 @pytest.mark.parametrize("rule", [LeaveOneOut(), GlobalTime(0.5, 0.75), HeldOutItems(0.5, seed=3)])
-def test_save_and_load_give_the_same_dataset(tmp_path, rule):
+def test_save_and_load_give_the_same_dataset(tmp_path, rule, monkeypatch):
     dataset = build(split_rule=rule, source={"type": "by hand", "nested": {"n": 1}})
     dataset.save(tmp_path / "d")
     loaded = Dataset.load(tmp_path / "d")
     assert_same(dataset, loaded)
     np.testing.assert_array_equal(loaded.vectors("half"), dataset.vectors("half"))
     assert loaded.items["image"].to_pylist() == [png("red"), None, png("blue"), None]
+    assert loaded.statistics() == dataset.statistics()
+    loaded.statistics().clear()  # a copy of what is counted once
+    monkeypatch.setattr(np, "unique", None)
     assert loaded.statistics() == dataset.statistics()
 
 

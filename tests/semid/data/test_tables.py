@@ -193,6 +193,37 @@ def test_what_nothing_reads_is_said(caplog):
     assert len(caplog.messages) == 1
 
 
+def test_columns_of_parquet_that_nothing_reads_stay_on_disk(tmp_path, caplog, monkeypatch):
+    caplog.set_level("INFO", "semid")
+    extra = {"a.b": [1.5, None, 2.0], "user_id.x": ["1", "2", "3"], "weight": [1, 2, 3], "by": [[1], [2], [3]]}
+    table = pa.table({**extra, **INTERACTIONS.rename_columns({"user_id": "uid"}).to_pydict()})
+    asked, read = [], pq.ParquetFile.read
+
+    def watched(file, columns=None):
+        asked.append(columns)
+        return read(file, columns=columns)
+
+    monkeypatch.setattr(pq.ParquetFile, "read", watched)
+    for part in (tmp_path / "one.parquet", tmp_path / "all" / "day=3" / "0.parquet"):
+        part.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, part)
+    for source in (table, tmp_path / "one.parquet", tmp_path / "all"):
+        found = Dataset.from_tables(ITEMS, source, name="t", columns={"user_id": "uid"})
+        assert found.weight.tolist() == [1, 2, 3]
+        assert found.user.tolist() == [0, 0, 0]
+    assert asked == [["weight", "uid", "item_id", "timestamp"]] * 2
+    unused = "not used: a.b, user_id.x, by"
+    assert caplog.messages == [unused, unused, f"{unused}, day"]
+    twice = pa.table([*table.columns, table["by"]], names=[*table.column_names, "by"])
+    pq.write_table(twice, tmp_path / "one.parquet")
+    with pytest.raises(SemidError, match=r"one.parquet: column 'by': occurs more than once"):
+        Dataset.from_tables(ITEMS, tmp_path / "one.parquet", name="t", columns={"user_id": "uid"})
+    with pytest.raises(
+        SemidError, match=r"column 'user_id': is missing; found a\.b, user_id\.x, weight, by, uid, item_id"
+    ):
+        Dataset.from_tables(ITEMS, tmp_path / "all" / "day=3" / "0.parquet", name="t")
+
+
 @pytest.mark.parametrize("kind", [pa.int8(), pa.int64(), pa.uint8()])
 def test_vectors_of_integers_are_vectors(kind):
     lists = pa.array([[1, 0, 5], [0, 1, 7], [1, 1, 100]], pa.list_(kind))
