@@ -6,6 +6,8 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
+
 from experiments.budgets import Budget
 from experiments.provenance import code, command, machine
 from experiments.runner import Run
@@ -63,12 +65,14 @@ def _measure(run: Run, data: Dataset, budget: str) -> dict[str, Any]:
             left_out = not getattr(ranker, "repeats", True)  # then it leaves them out by itself
             excluded = included if left_out else _compared(run, ranker, data, split, exclude_seen=True)
             row[split] = {"included": included.values, "excluded": excluded.values}
-        row["recall@10"] = included.per_example["recall@10"].tolist()  # of test, by user
+        row["recall@10"] = included.per_example["recall@10"].tolist()  # of test, by example
         if isinstance(ranker, Recommender) and ranker.codes is not None and budget == Budget.FULL.value:
             row["beam"] = against_exact(ranker, data, split="validation", beam_size=run.experiment.beam_size)
         rows[label], provenance = row, included.provenance
+    users = data.splits.examples("test").histories.users
     return {
         "rows": rows,
+        **({"users": users.tolist()} if len(np.unique(users)) < len(users) else {}),  # of test, where they repeat
         "provenance": {
             "measured": datetime.now(UTC).isoformat(timespec="seconds"),
             "command": command(),

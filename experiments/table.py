@@ -6,8 +6,9 @@
 
 A table of a page stands between `<!-- table DATASET [NAME ...] -->` and `<!-- end of table -->`; names are of
 experiments or of their files, none: all. Values are means and sample standard deviations over seeds; differences of
-Recall@10 are bootstrapped over users, each user's value averaged over seeds (simulated worlds have users of their own:
-over all).
+Recall@10 are bootstrapped over users, each example's value averaged over seeds (simulated worlds have users of their
+own: over all). A `results.json` without `users` (of one target per user, or of an earlier version) is read as one user
+for each example.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import tyro
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from experiments.experiment import chosen, experiments
 from experiments.measurement import RESULTS
@@ -218,13 +219,23 @@ def _difference(
         return None
     same_users = len({users(record) for record, _ in pairs}) == 1
 
-    def recall(records: Sequence[Any], of_row: str) -> Float[np.ndarray, " users"]:
+    def recall(records: Sequence[Any], of_row: str) -> Float[np.ndarray, " n"]:
         values = [np.array(record["result"]["rows"][of_row]["recall@10"]) for record in records]
         return np.mean(values, axis=0) if same_users else np.concatenate(values)
 
     ours, theirs = zip(*pairs, strict=True)
-    found = paired_bootstrap(recall(ours, row), recall(theirs, baseline))._asdict()
+    values = recall(ours, row), recall(theirs, baseline)
+    of_users = _users([(*ours, *theirs)] if same_users else pairs)
+    found = paired_bootstrap(*values, users=of_users)._asdict()
     return {"baseline": baseline, **found}
+
+
+def _users(records: Sequence[Sequence[Any]]) -> Int[np.ndarray, " n"] | None:
+    """Numbers of the examples' users by the records of each dataset; None: each has its own."""
+    stored = [next((one["result"]["users"] for one in some if "users" in one["result"]), None) for some in records]
+    if None in stored:
+        return None
+    return np.concatenate([np.array(users) + (at << 32) for at, users in enumerate(stored)])
 
 
 def markdown(rows: Sequence[Entry], dataset: str, names: Sequence[str] = ()) -> str:

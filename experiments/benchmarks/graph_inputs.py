@@ -112,7 +112,7 @@ def main(dataset: Path, graph: Path, out: Path, epochs: float = 20, seed: int = 
         means = [f"{one.mean():.4f}" for one in ndcg[reads]]
         print(f"{arm}: validation NDCG@10 {means[0]}, with the graph at {_WEIGHTS[best]}: {means[1]}")
     for name, ours, theirs in zip(("alone", "mixed"), ndcg[True], ndcg[False], strict=True):
-        print(f"gain {name}: {paired_bootstrap(ours, theirs)}")
+        print(f"gain {name}: {paired_bootstrap(ours, theirs, users=examples.histories.users)}")
 
 
 def _tables(data: Dataset) -> ItemTables:

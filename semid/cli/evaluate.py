@@ -45,7 +45,7 @@ _LISTS = {
 # Value of a condition that stands for what each target is.
 _OWN = "own"
 # Raised where the same request comes to give other figures, so that those of before are measured again.
-_VERSION = 2
+_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,11 @@ class Evaluate:
         lists = compare_lists(measured, rankers, dataset, split=self.split, k=k, tags=self.tags)
         values = None if valued is None else compare_values(measured, valued, k=k)
         compared = _accuracies((k,)).values()
-        half = {name: {key: half_width(measured[name].per_example[key]) for key in compared} for name in models}
+        of_user = dataset.splits.examples(self.split).histories.users
+        accuracies = {name: measured[name].per_example for name in models}
+        half = {
+            name: {key: half_width(own[key], users=of_user) for key in compared} for name, own in accuracies.items()
+        }
         provenance |= {"beam_against_exact": searched, "half_width_95": half}
         self._print({"rows": rows, "lists": lists, "values": values, "provenance": provenance}, models, dataset)
         first = next(iter(models))

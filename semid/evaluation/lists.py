@@ -1,6 +1,6 @@
 """Metrics of lists themselves: how well known, how unlike each other, how like the history, how surprising, for whom.
 
-All are means over users of a value per list of item rows (-1 for none), but for the last two of `compare_lists`.
+All are means over lists of item rows (-1 for none) of a value of each, but for the last two of `compare_lists`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from jaxtyping import Float, Int, Shaped
 
 from semid.data import Dataset, Histories, Tags, usual_tags
 from semid.evaluation.evaluator import GROUPS, Metrics, Ranker, examples_for_ranker
+from semid.evaluation.metrics import user_numbers
 
 # Smoothing of the calibration (Steck, RecSys 2018, eq. 7).
 _ALPHA = 0.01
@@ -99,14 +100,15 @@ def compare_lists(
 ) -> dict[str, Any]:
     """Metrics of the lists of `k` of each model that `compare` has measured, as `metrics.json` holds them.
 
-    Each is {value, low, high}, the last two a 95% interval by a bootstrap over users, the same draws for all models. To
-    those of `list_metrics` come `serendipity`, the recall of targets that are not in the bigram's list; `worst_group`,
-    the least NDCG of the thirds of users by length of their history; and `weak_users`, the share of users with a
-    history of the shortest third and an NDCG below the mean. Codes are those of the first ranker that has any, for all
-    alike.
+    Each is {value, low, high}, the last two a 95% interval by a bootstrap over users (each with all lists), the same
+    draws for all models. To those of `list_metrics` come `serendipity`, the recall of targets that are not in the
+    bigram's list; `worst_group`, the least NDCG of the thirds of users by length of their history; and `weak_users`,
+    the share of users with a history of the shortest third and an NDCG below the mean: a user of several targets counts
+    once for each. Codes are those of the first ranker that has any, for all alike.
     """
     coded = next((name for name, ranker in rankers.items() if ranker.codes is not None), None)
     traits = ListTraits.from_dataset(dataset, tags=tags, coded=None if coded is None else rankers[coded])
+    users = user_numbers(dataset.splits.examples(split).histories.users)
     values = {}
     for name, metrics in measured.items():
         histories = examples_for_ranker(rankers[name], dataset, split)[0].histories
@@ -114,27 +116,27 @@ def compare_lists(
         if "bigram" in measured:
             surprising = measured["bigram"].per_example[f"recall@{k}"] == 0
             found["serendipity"] = metrics.per_example[f"recall@{k}"] * surprising
-        values[name] = _Users(found, metrics.per_example[f"ndcg@{k}"], metrics.groups["activity"])
+        values[name] = _Lists(found, metrics.per_example[f"ndcg@{k}"], metrics.groups["activity"])
     return {
         "k": k,
         "tags": None if traits.tags is None else traits.tags.column,
         "vectors": dataset.vector_columns[0] if dataset.vector_columns else None,
         "codes_of": coded,
         "bootstrap": {"samples": samples, "seed": seed},
-        "rows": _with_intervals(values, samples=samples, seed=seed),
+        "rows": _with_intervals(values, users, samples=samples, seed=seed),
     }
 
 
 @dataclass(frozen=True, eq=False)
-class _Users:
-    """Values of each user under one model."""
+class _Lists:
+    """Values of each list of one model."""
 
     of_lists: dict[str, Float[np.ndarray, " n"]]
     ndcg: Float[np.ndarray, " n"]
     activity: Int[np.ndarray, " n"]
 
     def means(self, weights: Float[np.ndarray, "samples n"]) -> dict[str, Float[np.ndarray, " samples"]]:
-        """The metrics of weighted users; those that no user has are left out."""
+        """The metrics of weighted lists; those that no list has are left out."""
         found = {name: _mean(weights, value) for name, value in self.of_lists.items() if not np.isnan(value).all()}
         groups = [self.activity == number for number in range(len(GROUPS["activity"]))]
         by_group = [_mean(weights, np.where(group, self.ndcg, np.nan)) for group in groups if group.any()]
@@ -144,17 +146,19 @@ class _Users:
         return found
 
 
-def _with_intervals(values: Mapping[str, _Users], *, samples: int, seed: int) -> list[dict[str, Any]]:
+def _with_intervals(
+    values: Mapping[str, _Lists], users: Int[np.ndarray, " n"], *, samples: int, seed: int
+) -> list[dict[str, Any]]:
     """A row for each model; nobody's draw depends on how many are measured."""
-    users = len(next(iter(values.values())).ndcg)
-    point = {name: of.means(np.ones((1, users))) for name, of in values.items()}
+    point = {name: of.means(np.ones((1, len(users)))) for name, of in values.items()}
+    total = int(users.max(initial=-1)) + 1
     drawn: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in values}
     rng = np.random.default_rng(seed)
-    for size in _sizes(samples, max(1, _BATCH // users)):
-        picks = rng.integers(users, size=(size, users)) + np.arange(size)[:, None] * users
-        weights = np.bincount(picks.ravel(), minlength=size * users).reshape(size, users).astype(np.float64)
+    for size in _sizes(samples, max(1, _BATCH // len(users))):
+        picks = rng.integers(total, size=(size, total)) + np.arange(size)[:, None] * total
+        weights = np.bincount(picks.ravel(), minlength=size * total).reshape(size, total).astype(np.float64)
         for name, of in values.items():
-            drawn[name].append(of.means(weights))
+            drawn[name].append(of.means(np.take(weights, users, axis=1)))
     rows = []
     for name, means in point.items():
         row: dict[str, Any] = {"model": name}

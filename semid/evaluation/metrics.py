@@ -295,27 +295,50 @@ def _lookup(
     return np.where(found, np.append(values, 0)[at], 0)
 
 
-def half_width(values: Float[np.ndarray, " n"]) -> float:
-    """Half of the 95% interval of a mean over examples (normal approximation); 0 for fewer than two."""
-    return 1.96 * float(values.std()) / float(np.sqrt(len(values))) if len(values) > 1 else 0.0
+def user_numbers(users: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    """Dense numbers of the users of examples; an example without one (-1) counts as a user of its own."""
+    own = users.max(initial=0) + 1 + np.arange(len(users))
+    return np.unique(np.where(users >= 0, users, own), return_inverse=True)[1]
+
+
+def half_width(values: Float[np.ndarray, " n"], *, users: Int[np.ndarray, " n"] | None = None) -> float:
+    """Half of the 95% interval of a mean over examples (normal approximation); 0 for fewer than two users.
+
+    `users` are the numbers of the examples' users (None: each has its own): other users might have been drawn, with
+    all their examples.
+    """
+    deviations = _user_sums(values - values.sum() / max(len(values), 1), users)
+    return 1.96 * float(np.sqrt(np.square(deviations).sum())) / len(values) if len(deviations) > 1 else 0.0
+
+
+def _user_sums(values: Float[np.ndarray, " n"], users: Int[np.ndarray, " n"] | None) -> Float[np.ndarray, " users"]:
+    return values if users is None else np.bincount(user_numbers(users), values)
 
 
 def paired_bootstrap(
-    a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"], *, samples: int = 10_000, seed: int = 0
+    a: Float[np.ndarray, " n"],
+    b: Float[np.ndarray, " n"],
+    *,
+    users: Int[np.ndarray, " n"] | None = None,
+    samples: int = 10_000,
+    seed: int = 0,
 ) -> Difference:
-    """Does A beat B? Per-example values of two models on the same examples, resampled together.
+    """Does A beat B? Per-example values of two models on the same examples, resampled together, by `users` (the numbers
+    of the examples' users; None: each has its own): a user is drawn with all examples.
 
-    Drawing n examples with replacement is a multinomial draw over the distinct differences, of which ranking metrics
-    have few. The p-value is 2 min(P(mean* <= 0), P(mean* >= 0)), with one added to counts so that it is never 0.
+    Drawing with replacement is a multinomial draw over the users' distinct sums of differences and counts of examples,
+    of which ranking metrics have few; a drawn mean is the sum of the drawn sums by that of the drawn counts. The
+    p-value is 2 min(P(mean* <= 0), P(mean* >= 0)), with one added to counts so that it is never 0.
     Raises SemidError if the arrays are not of one length.
     """
     if a.shape != b.shape or not len(a):
         raise SemidError(f"expected two equally long arrays of values per example, got {a.shape} and {b.shape}")
-    difference, counts = np.unique(a - b, return_counts=True)
+    sums, examples = _user_sums(a - b, users), _user_sums(np.ones(len(a)), users)
+    pairs, counts = np.unique(sums + 1j * examples, return_counts=True)
     rng = np.random.default_rng(seed)
     chunks = np.array_split(np.arange(samples), 1 + samples * len(counts) // 2**22)  # bounds the memory of a draw
-    draws = [rng.multinomial(len(a), counts / len(a), size=len(chunk)) @ difference for chunk in chunks]
-    means = np.concatenate(draws) / len(a)
+    draws = (rng.multinomial(len(sums), counts / len(sums), size=len(chunk)) for chunk in chunks)
+    means = np.concatenate([drawn @ pairs.real / (drawn @ pairs.imag) for drawn in draws])
     tail = min((means <= 0).sum(), (means >= 0).sum())
     low, high = np.quantile(means, [0.025, 0.975])
     return Difference(float((a - b).mean()), float(low), float(high), min(1.0, 2 * float(tail + 1) / (samples + 1)))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from semid.evaluation import half_width
 from semid.report.text import DASH, number, safe, words
+from semid.report.users import error
 
 _MEANINGS = {
     "novelty": (
@@ -75,7 +75,6 @@ def _plane(rows: Sequence[dict], key: str, k: int, colored: Sequence[str]) -> di
     """A dot for each model: NDCG at `k` by a metric of its lists, with the intervals of both, in its legend's color."""
     ranking = f"ndcg@{k}"
     shown = [row for row in rows if key in row["lists"] and number(row["values"].get(ranking)) is not None]
-    users = [row["users"].values.get(ranking) if row["users"] else None for row in shown]
     points = [row["lists"][key] for row in shown]
     return {
         "kind": "plane",
@@ -89,5 +88,5 @@ def _plane(rows: Sequence[dict], key: str, k: int, colored: Sequence[str]) -> di
         "below": [point["value"] - point["low"] for point in points],
         "above": [point["high"] - point["value"] for point in points],
         "y": [row["values"][ranking] for row in shown],
-        "y_errors": [None if values is None else half_width(values) for values in users],
+        "y_errors": [error(row["users"], ranking) for row in shown],
     }

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from semid.evaluation import GROUPS, half_width, main_cutoff
+from semid.evaluation import GROUPS, main_cutoff
 from semid.report.lists import About, list_sections
 from semid.report.text import formatted, number, number_of, safe, words
-from semid.report.users import paired
+from semid.report.users import error, paired
 
 # What a reader compares models by; other columns stand in a table that one opens.
 _MAIN = r"(recall|ndcg|hit)@\d+|mrr|coverage@\d+|gini@\d+"
@@ -131,13 +131,12 @@ def _dots(rows: Sequence[dict], column: str) -> dict[str, Any]:
     """A dot for each model, with the 95% interval over users where every user's figures are there."""
     shown = [row for row in reversed(rows) if _value(row, column) >= 0]  # plotly draws from below
     kinds = ["oracle" if row["model"] == "oracle" else "best" if row["best"] else "other" for row in shown]
-    users = [row["users"].values.get(column) if row["users"] else None for row in shown]
     return {
         "kind": "dots",
         "title": words(column),
         "labels": [safe(row["label"]) for row in shown],
         "values": [_value(row, column) for row in shown],
-        "errors": [None if values is None else half_width(values) for values in users],
+        "errors": [error(row["users"], column) for row in shown],
         "kinds": kinds,
     }
 
@@ -153,9 +152,9 @@ def _groups(rows: Sequence[dict], columns: Iterable[str], group: str) -> dict[st
     for row in rows[:MAX_SERIES]:
         values = [number(row["values"].get(f"{metric}/{group}_{name}")) for name in names]
         errors: list[float | None] = [None] * len(names)
-        if row["users"] and metric in row["users"].values and group in row["users"].groups:
-            per_user, members = row["users"].values[metric], row["users"].groups[group]
-            errors = [half_width(per_user[np.equal(members, GROUPS[group].index(n))]) for n in names]
+        if row["users"] and group in row["users"].groups:
+            members = row["users"].groups[group]
+            errors = [error(row["users"], metric, np.equal(members, GROUPS[group].index(n))) for n in names]
         series.append({"name": safe(row["label"]), "values": values, "errors": errors})
     title = f"{words(metric)} {_GROUP_TITLES[group]}"
     return {"kind": "groups", "title": title, "labels": names, "series": series}

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from semid.arrow import read_parquet
 from semid.errors import SemidError
-from semid.evaluation import GROUPS, paired_bootstrap
+from semid.evaluation import GROUPS, half_width, paired_bootstrap
 from semid.report.text import signed
 
 
@@ -27,6 +28,11 @@ class UserFigures:
     """Number of its group in `GROUPS`."""
     values: dict[str, Float[np.ndarray, " n"]]
     """By metric."""
+
+    @cached_property
+    def users(self) -> Int[np.ndarray, " n"]:
+        """Number of the user of each example."""
+        return self.examples["user"].combine_chunks().dictionary_encode().indices.to_numpy()
 
 
 def read_users(file: Path) -> dict[str, UserFigures]:
@@ -53,14 +59,22 @@ def _numbers(column: pa.ChunkedArray, names: tuple[str, ...], file: Path) -> Int
     return np.array([names.index(name) for name in column.to_pylist()], np.int64)
 
 
+def error(figures: UserFigures | None, metric: str, some: Bool[np.ndarray, " n"] | None = None) -> float | None:
+    """Half of the 95% interval of a model's mean over all examples, or some; None where no file has each user's."""
+    if figures is None or metric not in figures.values:
+        return None
+    rows = slice(None) if some is None else some
+    return half_width(figures.values[metric][rows], users=figures.users[rows])
+
+
 def paired(ours: UserFigures, theirs: UserFigures, metrics: tuple[str, ...]) -> dict[str, Any] | None:
     """Differences of two models on the same users, with 95% intervals, and how many users gain and lose; None where
     they were measured on other users, or by other metrics."""
     if not ours.examples.equals(theirs.examples) or not set(metrics) <= ours.values.keys() & theirs.values.keys():
         return None
-    cells = []
+    cells, users = [], ours.users
     for metric in metrics:
-        found = paired_bootstrap(ours.values[metric], theirs.values[metric], samples=2_000)
+        found = paired_bootstrap(ours.values[metric], theirs.values[metric], users=users, samples=2_000)
         cells.append(f"{signed(found.mean)} [{signed(found.low)}, {signed(found.high)}]")
-    difference = ours.values[metrics[-1]] - theirs.values[metrics[-1]]
+    difference = np.bincount(users, ours.values[metrics[-1]] - theirs.values[metrics[-1]])
     return {"cells": cells, "gain": int((difference > 0).sum()), "lose": int((difference < 0).sum())}

@@ -15,9 +15,10 @@ from experiments.budgets import Budget, within
 from experiments.command import Options, parsed, run_all
 from experiments.data import WORLD, stored_dataset, world_of
 from experiments.experiment import TEACHER, Experiment, TeacherVectors, chosen, experiments
+from experiments.layout import read_layout
 from experiments.measurement import measured
 from experiments.runner import Runner
-from semid.data import Dataset, ShuffledTies, SourceOrder
+from semid.data import Dataset, HeldOutItems, ShuffledTies, SourceOrder
 from semid.data.simulated import SimulatedConfig
 from semid.errors import SemidError
 from semid.generators import GeneratorConfig
@@ -34,6 +35,7 @@ def test_what_is_finished_is_skipped_and_test_is_read_once(tmp_path, monkeypatch
     monkeypatch.setattr("experiments.measurement.compare", lambda *_, **__: pytest.fail("measured again"))
     assert run_all(["popularity", "item-graph"], options, experiments()) == first
     assert caplog.text.count("skipped") == 2  # the dataset and the graph
+    assert not any("users" in result for result in first)  # each has one target
     assert "item-graph, test, seen items included: R@5 ." in capsys.readouterr().out
     changed = dict(experiments()) | {"popularity": dataclasses.replace(experiments()["popularity"], beam_size=9)}
     options = dataclasses.replace(options, budget=Budget.FULL, seeds=(0,))
@@ -43,6 +45,14 @@ def test_what_is_finished_is_skipped_and_test_is_read_once(tmp_path, monkeypatch
     when = re.escape(first[0]["provenance"]["measured"])
     with pytest.raises(SemidError, match=rf"test was read on {when} by another request \(beam_size: 10 -> 9\), and is"):
         measured(again.run("popularity"), again.data, budget="full")
+
+
+def test_results_say_whose_an_example_is_where_users_have_several(layout, tmp_path):
+    read_layout(layout, split_rule=HeldOutItems(fraction=0.4)).save(tmp_path / "dataset")
+    (result,) = run_all(["popularity"], Options(tmp_path / "dataset", tmp_path / "run", **SMOKE), experiments())
+    users = Dataset.load(tmp_path / "dataset").splits.test.histories.users
+    assert result["users"] == users.tolist()
+    assert len(set(result["users"])) < len(users) == len(result["rows"]["popularity"]["recall@10"])
 
 
 def test_another_dataset_or_other_settings_in_the_same_folder_are_refused(layout, tmp_path):

@@ -83,6 +83,33 @@ def test_worlds_of_their_own_are_compared_over_all_users(records):
     assert (difference["mean"], difference["low"], difference["high"]) == (0, 0, 0)
 
 
+def test_users_of_several_targets_are_one_draw_where_results_tell_them(records):
+    def differences(some):
+        return {entry["row"]: entry for entry in entries(some, "item-graph")}["default"]["difference"]
+
+    def eightfold(told):
+        found = copy.deepcopy(records)
+        for one in found:
+            for row in one["result"]["rows"].values():
+                row["recall@10"] = np.repeat(row["recall@10"], 8).tolist()
+        for one in told:
+            found[one]["result"]["users"] = np.repeat(np.arange(USERS), 8).tolist()
+        return found
+
+    expected = pytest.approx(differences(records))
+    assert differences(eightfold([0, 1, 2])) == differences(eightfold([0])) == differences(eightfold([2])) == expected
+    assert differences(eightfold([]))["low"] > differences(records)["low"]  # an earlier file
+    worlds = eightfold([0, 1, 2])
+    graph = copy.deepcopy(worlds[0])
+    for seed, one in enumerate((worlds[0], graph)):
+        one["request"] |= {"seed": seed, "dataset": f"d{seed}"}
+        worlds[1 + seed]["request"]["dataset"] = f"d{seed}"
+    apart = differences([*worlds, graph])
+    for one in (*worlds, graph):
+        one["result"].pop("users")
+    assert apart["low"] < differences([*worlds, graph])["low"]
+
+
 def test_a_row_of_another_version_budget_or_settings_says_so(records):
     changed = record("bigram", None, [0.0] * USERS, semid="0.0.9", budget="cpu", changed="beam_size: 50 -> 9")
     text = markdown(joined([], entries([*records, changed], "item-graph")), "toys")

@@ -1,5 +1,6 @@
 """Metrics of lists against loops over pairs and tags, and numbers worked out by hand."""
 
+import dataclasses
 import itertools
 import math
 
@@ -184,6 +185,28 @@ def test_intervals_are_those_of_a_bootstrap_over_users(dataset, compared):
     novelty, row = values["novelty"], found["rows"][0]["novelty"]
     half = 1.96 * novelty.std() / math.sqrt(USERS)
     np.testing.assert_allclose([row["low"], row["high"]], [novelty.mean() - half, novelty.mean() + half], rtol=0.05)
+
+
+def test_a_user_of_several_targets_is_drawn_with_all_lists(dataset, compared):
+    measured, found = compared
+    again, rows = dataclasses.replace(dataset), np.repeat(np.arange(USERS), 8)
+    again.__dict__["splits"] = dataclasses.replace(dataset.splits, test=dataset.splits.test.take(rows))
+    repeated = {
+        name: dataclasses.replace(
+            metrics,
+            ranked=metrics.ranked[rows],
+            per_example={metric: values[rows] for metric, values in metrics.per_example.items()},
+            groups={group: members[rows] for group, members in metrics.groups.items()},
+        )
+        for name, metrics in measured.items()
+    }
+    rankers = {name: Popularity.fit(dataset.splits.train, dataset.item_ids) for name in measured}  # never asked
+    for row, expected in zip(
+        compare_lists(repeated, rankers, again, k=3, samples=400)["rows"], found["rows"], strict=True
+    ):
+        assert row.keys() == expected.keys()
+        for metric in row.keys() - {"model"}:
+            assert row[metric] == pytest.approx(expected[metric], rel=1e-9)
 
 
 def test_bad_columns_of_tags_are_named(dataset):

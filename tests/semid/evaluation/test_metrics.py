@@ -200,6 +200,36 @@ def test_bootstrap_interval_is_that_of_resampling_examples():
     assert got != metrics.paired_bootstrap(a, b, samples=5000, seed=3)
 
 
+def test_intervals_are_over_users_and_not_over_their_examples():
+    rng = np.random.default_rng(6)
+    a, b, users = rng.random(60), rng.random(60), rng.permutation(90)[:60]
+    alone = metrics.half_width(a), metrics.paired_bootstrap(a, b, samples=500)
+    for own in (users, np.full(60, -1)):  # one example per user, whose numbers say nothing
+        assert metrics.half_width(a, users=own) == pytest.approx(alone[0], rel=1e-12)
+        assert metrics.paired_bootstrap(a, b, users=own, samples=500) == alone[1]
+    a8, b8, users8 = np.repeat(a, 8), np.repeat(b, 8), np.repeat(users, 8)
+    mixed = rng.permutation(480)
+    half = metrics.half_width(a8[mixed], users=users8[mixed])
+    difference = metrics.paired_bootstrap(a8[mixed], b8[mixed], users=users8[mixed], samples=500)
+    assert half == pytest.approx(alone[0], rel=1e-9)
+    np.testing.assert_allclose(difference, alone[1], rtol=1e-9)
+    assert metrics.half_width(a8) < 0.4 * half  # control: as if there were eight times as many users
+    assert metrics.half_width(a, users=np.zeros(60, np.int64)) == 0
+
+
+def test_users_of_several_examples_are_drawn_with_all_of_them():
+    rng = np.random.default_rng(7)
+    users = rng.integers(40, size=200)
+    a, b = rng.random(200) + users / 40, rng.random(200)
+    got = metrics.paired_bootstrap(a, b, users=users, samples=5000, seed=2)
+    of_user = [np.flatnonzero(users == user) for user in np.unique(users)]
+    drawn = [np.concatenate([of_user[u] for u in rng.integers(len(of_user), size=len(of_user))]) for _ in range(5000)]
+    expected = np.quantile([(a - b)[rows].mean() for rows in drawn], [0.025, 0.975])
+    np.testing.assert_allclose([got.low, got.high], expected, atol=0.01)
+    assert got.mean == (a - b).mean()
+    assert metrics.half_width(a - b, users=users) == pytest.approx((got.high - got.low) / 2, rel=0.1)
+
+
 def test_bootstrap_refuses_unpaired_values():
     with pytest.raises(SemidError, match=r"got \(3,\) and \(4,\)"):
         metrics.paired_bootstrap(np.zeros(3), np.zeros(4))

@@ -180,6 +180,26 @@ def test_every_users_figures_give_intervals_groups_and_paired_differences(run, t
     assert "bigram (other)</th><td>+0" not in _page(run, other)
 
 
+def test_intervals_and_gains_count_a_user_of_several_targets_once(run):
+    def shown() -> tuple[list, list]:
+        page = _page(run)
+        (pair,) = re.findall(r'<table class="pairwise">.*?<tbody>(.*?)</tbody>', page, re.DOTALL)
+        errors = [f["errors"] for f in _figures(page) if f["kind"] == "dots"]
+        errors += [series["errors"] for f in _figures(page) if f["kind"] == "groups" for series in f["series"]]
+        return errors, re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", pair)
+
+    write_metrics(run / "metrics.json", "test", MEASURED, {"dataset": "tiny"}, users=USERS)
+    errors, cells = shown()
+    eightfold = USERS.take(np.repeat(np.arange(4), 8))
+    write_metrics(run / "metrics.json", "test", MEASURED, {"dataset": "tiny"}, users=eightfold)
+    np.testing.assert_allclose(np.concatenate(shown()[0]), np.concatenate(errors))
+    assert shown()[1] == cells
+    strangers = eightfold.set_column(0, "user", pa.array([f"v{n}" for n in range(32)]))
+    write_metrics(run / "metrics.json", "test", MEASURED, {"dataset": "tiny"}, users=strangers)
+    assert max(shown()[0][0]) < 0.4 * max(errors[0])  # control: 32 users
+    assert shown()[1][3:] == ["24", "8"]
+
+
 def _lists(**values: float) -> dict[str, Any]:
     return {name: {"value": value, "low": value - 0.25, "high": value + 0.5} for name, value in values.items()}
 
