@@ -421,7 +421,8 @@ class Validation:
         codes, histories = recommender.codes, self.examples.histories
         groups = np.arange(self.num_items) if codes is None else group_ids(codes)
         ranked = recommender.rank(histories, k=10, exclude_seen=False, beam_size=self.beam_size)
-        return accuracy(item_places(ranked, self.examples.targets, groups), (10,))
+        seen = None if recommender.repeats else histories
+        return accuracy(item_places(ranked, self.examples.targets, groups, seen=seen), (10,))
 
 
 def validation(dataset: Dataset, config: GeneratorConfig, *, seed: int) -> Validation:

@@ -33,7 +33,7 @@ from semid.generators import (
     training_counts,
     training_rows,
 )
-from semid.generators.training import check_catalog, check_teacher
+from semid.generators.training import check_catalog, check_teacher, validation
 from semid.graphs import ItemGraph, ItemGraphConfig
 from semid.recommender import ItemData, ModelSpec, Recommender
 from semid.recommender.scorers import _top
@@ -463,6 +463,18 @@ def test_checkpoints_that_a_kill_left_beside_the_artifact_go(trained, catalog):
     (left / "request.json").write_text("{}")
     train(dataset, catalog, config, out=home / "model", seed=2)
     assert sorted(path.name for path in home.iterdir()) == ["dataset", "model"]
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(0.0, 1.0), (1.0, 10 / ITEMS)])
+def test_validation_counts_items_of_one_code_as_evaluate_does(factor, expected, dataset):
+    """All items have one code: where the four of the history are left out, the other eight stand in the first ten."""
+    catalog = SemanticCatalog(dataset.item_ids, np.zeros((ITEMS, 2), np.int32), (3, 4))
+    spec = ModelSpec(CODES, catalog.level_sizes, ITEMS, 0, max_history=4, repeat_factor=factor)
+    model = Recommender(spec.build(seed=0), catalog, spec=spec, items=ItemData(training_counts(dataset)))
+    found = validation(dataset, CONFIG, seed=0)(model)
+    measured = evaluate(model, dataset, split="validation", ks=(10,), beam_size=CONFIG.validation_beam).values
+    assert found == pytest.approx({name: measured[name] for name in found})
+    assert found["recall@10"] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("name", ["max_history", "row_length", "validation_users", "validation_beam"])
