@@ -31,6 +31,7 @@ def metric_tables(sections: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         for row in result["rows"]:
             how = {"seen": "included"} | row
             measured = [text.format(how[name]) for name, text in _MEASURED.items() if name in how]
+            measured += ["with models trained on another dataset"] * result["other_dataset"]
             key = (result["dataset"], result["split"] and f"{result['split']} split", *measured)
             rows = groups.setdefault(key, [])
             values = {key: value for key, value in row.items() if key != "model" and key not in _MEASURED}

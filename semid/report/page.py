@@ -120,13 +120,15 @@ def _section(name: str, run: Path, num_runs: int) -> dict[str, Any]:
         other["provenance"] = {key: value for key, value in stated if first["provenance"].get(key) != value}
     examples = _verified(run / "examples.json", [result["files"] for result in (first, *others)])
     made = _artifacts(run, first["models"])
+    for result in (first, *others):
+        _check_measured(run, result, made)
     named = (entry["manifest"].config.get("name") for entry in made if entry["manifest"].kind == "dataset")
     first["dataset"] = first["dataset"] or plain(next(named, None) or name)
     for other in others:
         if not other["dataset"]:
             other |= {key: first[key] for key in ("dataset", "identity")}
     items, catalog = Items.read(run / "dataset" / "items.parquet"), _catalog(run / "catalog")
-    of_model = _catalog(run / first["models"][0]) if first["models"] else None
+    of_model = next((_catalog(run / model) for model in first["models"]), None)
     health_file = run / "catalog" / "health.json"
     health = artifacts.read_json(health_file) if health_file.is_file() else {}
     return {
@@ -165,6 +167,7 @@ def _result(file: Path) -> dict[str, Any]:
         "lists": _lists(metrics, file),
         "users": read_users(_verified(users, [files])) if users.name in files else {},
         "models": _folders(provenance.get("models")),
+        "other_dataset": bool(provenance.get("trained_on_other_dataset")),
         "provenance": {key.replace("_", " "): plain(v) for key, v in provenance.items() if key not in _IN_HEADINGS},
     }
 
@@ -188,9 +191,21 @@ def _names_model(row: Any) -> bool:
     return isinstance(row, dict) and isinstance(row.get("model"), str)
 
 
-def _folders(models: Any) -> list[str]:
-    """Names of the folders of measured models, whose digests stand by their paths."""
-    return [name for path in models if (name := Path(path).name)] if isinstance(models, dict) else []
+def _folders(models: Any) -> dict[str, list[str]]:
+    """Digests of the measured models, which stand by their paths, by the names of their folders."""
+    found: dict[str, list[str]] = {}
+    for path, digest in models.items() if isinstance(models, dict) else ():
+        if name := Path(path).name:
+            found.setdefault(name, []).append(digest)
+    return found
+
+
+def _check_measured(run: Path, result: Mapping[str, Any], made: Sequence[Mapping[str, Any]]) -> None:
+    """Raise SemidError for a model in the run's folder that is not what the file's figures are of, nor its package."""
+    for folder, manifest in ((entry["folder"], entry["manifest"]) for entry in made):
+        measured = result["models"].get(folder)
+        if measured and not {manifest.digest, manifest.parents.get("model")} & set(measured):
+            raise SemidError(f"{run / folder}: not the model that {result['file']} measured; evaluate again")
 
 
 def _metrics(file: Path) -> dict[str, Any]:
@@ -304,7 +319,7 @@ def _shared(tokens: Sequence[str], target: Sequence[str]) -> int:
     return next((n for n, (own, wanted) in enumerate(pairs) if own != wanted), min(len(tokens), len(target)))
 
 
-def _artifacts(run: Path, models: Sequence[str]) -> list[dict[str, Any]]:
+def _artifacts(run: Path, models: Iterable[str]) -> list[dict[str, Any]]:
     """The artifacts in a run's folder, every file verified: `dataset`, `catalog`, the measured models, and what holds a
     manifest, codes or a finished log."""
     files = [file for name in (artifacts.MANIFEST, CATALOG_FILE, "history.jsonl") for file in run.glob(f"*/{name}")]

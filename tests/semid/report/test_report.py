@@ -368,7 +368,7 @@ def test_examples_show_the_codes_that_their_model_was_trained_on(run):
         catalog = SemanticCatalog(pa.array(_ids(5)), CODES[[0, 3, 2, 1, 4]], (2, 4, 2), tie_break=True)
         catalog.write(folder / "catalog.parquet")
     metrics = json.loads((run / "metrics.json").read_text())
-    metrics["provenance"]["models"] = {"runs/demo/model": "0" * 64}
+    metrics["provenance"]["models"] = {"runs/demo/model": read_artifact(run / "model", "model").digest}
     _write_json(run / "metrics.json", metrics)
     assert re.search(r'title="i1">.*?<code>&lt;a_1&gt;&lt;b_2&gt;&lt;c_0&gt;</code>', _page(run), re.DOTALL)
 
@@ -455,7 +455,7 @@ def test_nested_provenance_is_readable(run):
         "seeds": [0, 1],
         "minutes": [{"codes-text": 1.23456, "sasrec": 0.5}, {"codes-text": 2.0, "sasrec": 1234.5}],
         "tercile_bounds": {"activity": [3, 5], "popularity": [1, 2000]},
-        "models": {"runs/demo/model": "0123456789abcdef" * 4},
+        "models": {"runs/elsewhere/sasrec": "0123456789abcdef" * 4},
     }
     _write_json(run / "metrics.json", metrics)
     assert dict(re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", _facts(_page(run))[0])) == {
@@ -463,7 +463,7 @@ def test_nested_provenance_is_readable(run):
         "seeds": "0, 1",
         "minutes": "codes-text 1.235, sasrec 0.5; codes-text 2, sasrec 1,234",
         "tercile bounds": "activity (3, 5), popularity (1, 2,000)",
-        "models": "runs/demo/model 0123456789abcdef",
+        "models": "runs/elsewhere/sasrec 0123456789abcdef",
     }
 
 
