@@ -20,7 +20,7 @@ from semid.training.checkpoints import Checkpoints
 from semid.training.gradients import Rates
 from semid.training.mesh import divisible_batch_size, gathered, make_mesh, put_batch
 from semid.training.optimizers import OptimizerConfig, make_optimizer
-from semid.training.processes import from_first, stop_requested
+from semid.training.processes import from_first, on_first, stop_requested
 from semid.training.profiling import WallTime, traced_steps
 from semid.training.rows import as_rows
 from semid.training.shares import SHARES
@@ -35,7 +35,7 @@ from semid.training.state import (
     named_leaves,
     with_variables,
 )
-from semid.training.tracking import NullTracker, Tracker
+from semid.training.tracking import Tracker, open_tracker
 
 Hook = Callable[[int, TrainState, dict[str, Any]], TrainState]
 Validate = Callable[[Any], dict[str, float]]
@@ -176,7 +176,6 @@ def train(task: Task, config: TrainingConfig, *, run: RunFolder, seed: int, mesh
         )
         device_batches, first = (put_batch(batch, mesh) for batch in iterator), int(state.step)
         timed_batches, timed_step = wall_time.timed("input", device_batches), wall_time.first_timed("compiling", step)
-        open_tracker = Tracker if jax.process_index() == 0 else NullTracker
         with open_tracker(
             run.folder,
             title=run.title,
@@ -240,7 +239,7 @@ def _log_hook(tracker: Tracker, validation: _Validation, every: int) -> Hook:
             pending.clear()
         if at % every == 0:
             values = jax.device_get(metrics)
-            tracker.log(at, values)
+            on_first(lambda: tracker.log(at, values))
             tracker.advance(at, f"loss {values['loss']:.4f}")
         return state
 
@@ -272,7 +271,7 @@ class _Validation:
             scores = from_first(self.task.validate(with_variables(self.task.model, *whole)))
         _check_finite(at, scores, self.checkpoints)
         # Logged before it is saved: a resumed run repeats the records after its checkpoint, and none before it.
-        self.tracker.log(at, {f"validation/{name}": value for name, value in scores.items()})
+        on_first(lambda: self.tracker.log(at, {f"validation/{name}": value for name, value in scores.items()}))
         self.save(state, scores)
         self.tracker.show(at, {f"wall_time/{name}": share for name, share in self.wall_time.shares.items()})
         shown = self.task.select or next(iter(scores))

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jax.experimental.multihost_utils import broadcast_one_to_all, process_allgather
 
+from semid.artifacts import first_line
 from semid.errors import SemidError
 
 _OURS = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -100,17 +101,18 @@ def from_first(value: Any) -> Any:
 
 
 def on_first(function: Callable[[], Any]) -> Any:
-    """Run `function` in the first process while the others wait; all return its result, of JSON's types, or raise its
-    error."""
+    """Run `function` in the first process while the others wait; all return its result, of JSON's types. What it raises
+    is raised there, and SemidError with its first line in the others."""
     if jax.process_count() == 1:
         return function()
-    result, error = None, None
     if jax.process_index() == 0:
         try:
             result = function()
-        except (SemidError, OSError) as caught:
-            error = str(caught)
-    result, error = from_first([result, error])
-    if error:
+        except Exception as raised:
+            from_first([None, first_line(raised)])
+            raise
+        return from_first([result, None])[0]
+    result, error = from_first(None)
+    if error is not None:
         raise SemidError(error)
     return result

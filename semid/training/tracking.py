@@ -15,6 +15,7 @@ from typing import Any, SupportsFloat
 from semid import artifacts
 from semid.errors import SemidError
 from semid.progress import LOG, show_progress
+from semid.training.processes import on_first
 from semid.training.sinks import Sink, TrackedRun, check_folder, check_tracker, chosen_trackers, open_sinks
 
 HISTORY = "history.jsonl"
@@ -138,6 +139,13 @@ class NullTracker(Tracker):
 
     def say(self, text: str) -> None:
         del text
+
+
+def open_tracker(folder: Path, **options: Any) -> Tracker:
+    """The log of a run in the first process, one that records nothing in the others; what it raises, all raise."""
+    opened: list[Tracker] = [NullTracker(folder)]
+    on_first(lambda: opened.append(Tracker(folder, **options)))
+    return opened[-1]
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -38,10 +39,13 @@ from semid.training import (
     named_leaves,
     on_first,
     own_share,
+    processes,
     read_history,
     train,
 )
+from semid.training.loop import _log_hook
 from semid.training.processes import from_first
+from semid.training.tracking import NullTracker, open_tracker
 from seq_models import TeacherItems
 
 ITEMS, STEPS = 40, 12
@@ -340,6 +344,48 @@ def test_one_process_is_the_first():
     done = []
     on_first(lambda: done.append(1))
     assert (done, from_first({"a": [1.5]})) == ([1], {"a": [1.5]})
+
+
+def _broken_log(folder: Path) -> None:
+    (folder / "history.jsonl").write_text("no record\n")
+    open_tracker(folder, title="next", num_steps=1)
+
+
+def _full_disk(folder: Path) -> None:
+    class Full(NullTracker):
+        def log(self, step, scalars):
+            raise SemidError("history.jsonl: cannot be written")
+
+    log = _log_hook(Full(folder), SimpleNamespace(due=lambda at: False, checkpoints=None), 1)
+    log(1, None, {"loss": 1.0})
+
+
+def _unforeseen(folder: Path) -> None:
+    on_first(lambda: {}["gone"])
+
+
+@pytest.mark.parametrize(
+    ("work", "kind", "line"),
+    [
+        (_broken_log, SemidError, "history.jsonl: line 1: not a record of a training log; delete the file"),
+        (_full_disk, SemidError, "history.jsonl: cannot be written"),
+        (_unforeseen, KeyError, "'gone'"),
+    ],
+)
+def test_what_the_first_process_raises_the_others_raise(tmp_path, monkeypatch, work, kind, line):
+    sent: list[np.ndarray] = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    for index, expected, broadcast in (
+        (0, kind, lambda value: sent.append(value) or value),
+        (1, SemidError, lambda value: sent.pop(0)),
+    ):
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        monkeypatch.setattr(processes, "broadcast_one_to_all", broadcast)
+        with pytest.raises(expected) as raised:
+            work(tmp_path)
+        assert type(raised.value) is expected
+        assert str(raised.value).endswith(line)
+    assert not sent
 
 
 if __name__ == "__main__":
