@@ -17,7 +17,14 @@ import pyarrow.parquet as pq
 from semid import artifacts
 from semid.artifacts import Kind, Manifest, Origin
 from semid.bulk.encoding import REQUEST, TOKENIZER, digest_of
-from semid.catalog import CATALOG_FILE, CatalogPath, Collisions, copy_tokenizer_files, file_metadata
+from semid.catalog import (
+    CATALOG_FILE,
+    CatalogPath,
+    Collisions,
+    copy_tokenizer_files,
+    file_metadata,
+    warn_of_large_group,
+)
 from semid.config import to_dict
 from semid.data import storage
 from semid.errors import SemidError
@@ -194,18 +201,22 @@ def _write(
     database: Any, file: Path, codes: Sequence[str], tokenizer: SemanticTokenizer, collisions: Collisions
 ) -> None:
     tie_break = collisions is Collisions.TIE_BREAK
-    ((items, largest),) = database.sql("SELECT count(*), max(number) + 1 FROM items").fetchall()
+    query = "SELECT count(*), max(number) + 1, arg_max(item_id, number) FROM items"
+    ((items, largest, item),) = database.sql(query).fetchall()
     if not items:
         raise SemidError(f"{len(codes)} files of codes hold no item; a catalogue needs at least one")
-    sizes = (*tokenizer.level_sizes, largest) if tie_break else tokenizer.level_sizes
+    sizes = tokenizer.level_sizes
+    if tie_break:
+        warn_of_large_group(largest, item, sizes)
+        sizes = (*sizes, largest)
     schema = pa.schema(
         {"item_id": pa.string(), "codes": pa.list_(pa.int32(), len(sizes))},
         metadata=file_metadata(sizes, tie_break=tie_break, source_columns=tokenizer.source_columns),
     )
     chosen = "list_append(codes, number)" if tie_break else "codes"
-    query = database.sql(f"SELECT item_id, {chosen} AS codes FROM items ORDER BY item_id")
+    rows = database.sql(f"SELECT item_id, {chosen} AS codes FROM items ORDER BY item_id")
     with pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer:
-        for batch in _distinct(query.to_arrow_reader(_ROWS), database, codes):
+        for batch in _distinct(rows.to_arrow_reader(_ROWS), database, codes):
             flat = batch["codes"].flatten()
             columns = [batch["item_id"].cast(pa.string()), pa.FixedSizeListArray.from_arrays(flat, len(sizes))]
             writer.write_batch(pa.record_batch(columns, schema=schema))

@@ -10,7 +10,7 @@ from semid.catalog.catalog import (
     file_metadata,
     level_name,
 )
-from semid.catalog.collisions import Collisions, Residuals
+from semid.catalog.collisions import Collisions, Residuals, warn_of_large_group
 from semid.catalog.export import Format, export, read_tokens
 from semid.catalog.updates import Known, append, extend, remove
 from semid.catalog.versions import Version
@@ -34,4 +34,5 @@ __all__ = [
     "level_name",
     "read_tokens",
     "remove",
+    "warn_of_large_group",
 ]

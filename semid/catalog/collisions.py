@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from semid.catalog.catalog import SemanticCatalog
+from semid.progress import LOG
+
+# Items of one group of equal codes, for each code of the largest level, from which on a warning names the group.
+_LARGE = 4
 
 
 class Collisions(enum.Enum):
@@ -35,6 +39,17 @@ class Collisions(enum.Enum):
     def moves_last_code(self) -> bool:
         """The last code is re-assigned, by the vectors that its level quantizes."""
         return self in (Collisions.SINKHORN, Collisions.MIN_COST)
+
+
+def warn_of_large_group(size: int, item: str, level_sizes: Sequence[int]) -> None:
+    """Warn where a last level tells apart far more items of equal codes, such as `item`, than the others have codes."""
+    if size > _LARGE * max(level_sizes):
+        LOG.warning(
+            "%d items, such as %s, share all codes: the last level, which tells them apart, has as many, and every "
+            "search is as wide; give these items content that differs, take more levels, or --collisions allowed",
+            size,
+            item,
+        )
 
 
 class Residuals(NamedTuple):

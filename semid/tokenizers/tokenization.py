@@ -25,7 +25,7 @@ from quantizers import (
 )
 from semid import artifacts
 from semid.artifacts import Kind, Origin
-from semid.catalog import CATALOG_FILE, Collisions, SemanticCatalog
+from semid.catalog import CATALOG_FILE, Collisions, SemanticCatalog, warn_of_large_group
 from semid.config import to_dict
 from semid.data import Dataset
 from semid.errors import SemidError
@@ -110,6 +110,8 @@ def _resolved(
     policy, sizes = tokenizer.config.collisions, tokenizer.level_sizes
     if policy.adds_level:
         broken = tie_break(codes, popularity=popularity if policy is Collisions.POPULARITY else None)
+        item = str(dataset.item_ids[int(broken.codes[:, -1].argmax())])
+        warn_of_large_group(broken.level_size, item, sizes)
         codes, sizes = broken.codes, (*sizes, broken.level_size)
     if policy.moves_last_code:
         residuals, codebook = tokenizer.last_residuals(vectors, codes)

@@ -371,7 +371,10 @@ def _encoded(home, folder) -> tuple[SemanticTokenizer, list[str]]:
 
 
 @pytest.mark.parametrize("collisions", [Collisions.TIE_BREAK, Collisions.ALLOWED])
-def test_the_catalog_of_many_files_is_in_order_of_ids_and_ties_are_broken_in_it(catalog, tmp_path, collisions):
+def test_the_catalog_of_many_files_is_in_order_of_ids_and_ties_are_broken_in_it(
+    catalog, tmp_path, collisions, caplog, monkeypatch
+):
+    monkeypatch.setattr("semid.catalog.collisions._LARGE", 0.2)  # of 5 codes
     home, _ = catalog
     tokenizer, files = _encoded(home, tmp_path)
     write_catalog(files, tmp_path / "all", tokenizer=home / "catalog", collisions=collisions)
@@ -382,6 +385,9 @@ def test_the_catalog_of_many_files_is_in_order_of_ids_and_ties_are_broken_in_it(
     broken = tie_break(codes)
     assert broken.level_size > 1
     tied = collisions is Collisions.TIE_BREAK
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    largest = found.item_ids.filter(broken.codes[:, -1] == broken.level_size - 1).to_pylist()
+    assert any(f"{broken.level_size} items, such as {item}, share all codes" in str(warned) for item in largest) == tied
     np.testing.assert_array_equal(found.codes, broken.codes if tied else codes)
     assert found.item_ids.to_pylist() == [table["item_id"][row].as_py() for row in order]
     assert (found.level_sizes, found.tie_break) == ((4, 5, broken.level_size) if tied else (4, 5), tied)

@@ -465,3 +465,17 @@ def test_last_residuals_are_what_the_last_level_quantizes(tmp_path, config):
         for found, expected in ((unit, residuals), (units, last)):
             lengths = np.linalg.norm(expected, axis=1, keepdims=True)
             np.testing.assert_allclose(found, expected / lengths, atol=1e-4)
+
+
+@pytest.mark.parametrize("policy", [Collisions.TIE_BREAK, Collisions.ALLOWED])
+def test_many_items_of_equal_content_are_warned_of_where_they_make_a_level(caplog, policy):
+    config = TokenizerConfig(RQKmeansConfig((16, 16), iterations=2), collisions=policy)
+    vectors = np.random.default_rng(0).normal(size=(1000, 6))
+    assert tokenize(_dataset(vectors), config).level_sizes[2:] < (4 * 16,)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    equal = vectors.copy()
+    equal[:300] = 9.0
+    tokenize(_dataset(equal), config)
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    start = "300 items, such as i299, share all codes"
+    assert [message[: len(start)] for message in warned] == ([start] if policy.adds_level else [])
