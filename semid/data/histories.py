@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from semid.errors import SemidError
 
 # Share of the targets from which on they count as repeating: fewer, in a log of millions, are its faults.
 _COMMON = 1e-3
-# `repeats` goes through about so many items at once.
+# `popularity` and `repeats` go through about so many items at once.
 _ITEMS = 1 << 20
 
 
@@ -108,18 +108,26 @@ class Histories:
 
     def popularity(self, num_items: int) -> Int[np.ndarray, " items"]:
         """Number of occurrences of each item row."""
-        return np.bincount(self.flat()[0], minlength=num_items)
+        counts = np.zeros(num_items, np.int64)
+        for part in self._parts():
+            counts += np.bincount(part.flat()[0], minlength=num_items)
+        return counts
 
     def repeats(self) -> Repeats:
         """Repeats among the items behind each history's first, each after all that its history has before it."""
-        size, seen = int(self.items.max(initial=0)) + 1, np.cumsum(self.lengths, dtype=np.int64)
-        cuts = np.searchsorted(seen, np.arange(0, seen[-1] if len(seen) else 0, _ITEMS)).tolist()
-        repeated = 0
-        for start, end in itertools.pairwise([*cuts, len(self)]):
-            items, owner = self.take(slice(start, end)).flat()
+        size, repeated = int(self.items.max(initial=0)) + 1, 0
+        for part in self._parts():
+            items, owner = part.flat()
             pairs = np.sort(owner * size + items)
             repeated += int((pairs[1:] == pairs[:-1]).sum())
         return Repeats(repeated, int(np.maximum(self.lengths - 1, 0).sum()))
+
+    def _parts(self) -> Iterator[Histories]:
+        """The histories, those of about `_ITEMS` items at once."""
+        seen = np.cumsum(self.lengths, dtype=np.int64)
+        cuts = np.searchsorted(seen, np.arange(0, seen[-1] if len(seen) else 0, _ITEMS)).tolist()
+        for start, end in itertools.pairwise([*cuts, len(self)]):
+            yield self.take(slice(start, end))
 
     def padded(self, length: int) -> tuple[Int[np.ndarray, "n length"], Bool[np.ndarray, "n length"]]:
         """The last `length` items of each history, right-padded with row 0, and where they are real."""

@@ -114,6 +114,7 @@ def evaluate(
     evaluation_set = _evaluation_set(ranker, data, split, drop_unknown)
     task = _task(ranker, evaluation_set, ks, allowed, exclude_seen)
     state, per_example, lists = MetricState({}, np.zeros(len(task.popularity), np.int64), max(ks)), [], []
+    out_of_reach = 0
     progress = progress or _silent
     if "sample" in options:  # a draw depends on a history's number in the call
         batch_size = max(len(task.examples), 1)
@@ -127,11 +128,12 @@ def evaluate(
         _check_lists(ranked, part, max(ks), ranker)
         batch, values = _measure(task, part, ranked, ks)
         state += batch
+        out_of_reach += int((~metrics.reachable(part.targets, seen=part.seen, allowed=part.allowed)).sum())
         per_example.append(values)
         lists.append(ranked)
         progress(min(start + batch_size, len(task.examples)), len(task.examples))
     active_state = MetricState(state.totals, state.recommended[task.active], state.k)
-    provenance = _provenance(task, ks, exclude_seen, options) | _model(ranker)
+    provenance = _provenance(task, ks, exclude_seen, options, out_of_reach) | _model(ranker)
     return Metrics(
         values=active_state.compute(),
         per_example={name: np.concatenate([part[name] for part in per_example]) for name in per_example[0]},
@@ -387,12 +389,12 @@ def _check_lists(ranked: Int[np.ndarray, "n k"], part: _Part, k: int, ranker: Ra
             raise SemidError(f"{model}.rank listed items {what}: {wrong.sum()} entries of a batch, the first {first!r}")
 
 
-def _provenance(task: _Task, ks: Sequence[int], exclude_seen: bool, options: Mapping[str, Any]) -> dict[str, Any]:
+def _provenance(
+    task: _Task, ks: Sequence[int], exclude_seen: bool, options: Mapping[str, Any], out_of_reach: int
+) -> dict[str, Any]:
     plain = (bool, int, float, str, type(None))
-    whole = task.part(slice(None))
-    reached = metrics.reachable(whole.targets, seen=whole.seen, allowed=whole.allowed)
     active = int(task.active.sum())
-    allowed = active if whole.allowed is None else float(whole.allowed.sum(axis=1).mean())
+    allowed = active if task.allowed is None else float(task.allowed.sum(axis=1).mean())
     masked = {} if allowed == active else {"allowed_items": allowed}
     return {
         "tie_rule": _tie_rule(SourceOrder()),  # a table's histories are in its own order
@@ -401,7 +403,7 @@ def _provenance(task: _Task, ks: Sequence[int], exclude_seen: bool, options: Map
         "examples": len(task.examples),
         "exclude_seen": exclude_seen,
         **masked,
-        "targets_out_of_reach": int((~reached).sum()),
+        "targets_out_of_reach": out_of_reach,
         "ks": list(ks),
         "options": {name: value if isinstance(value, plain) else str(value) for name, value in options.items()},
         "tercile_bounds": task.bounds,

@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -56,6 +58,27 @@ def test_repeats_are_targets_that_stand_before_in_their_own_history(block, monke
     assert Histories.from_lists(lists).repeats() == Repeats(sum(targets), len(targets))
     assert Histories.from_lists([[1, 2], [2, 1], [3]]).repeats() == Repeats(0, 2)  # of others, nothing repeats
     assert Histories.from_lists([]).repeats().share == 0
+
+
+@pytest.mark.parametrize("block", [1, 3, 100])
+def test_popularity_counts_the_items_of_all_histories(block, monkeypatch):
+    monkeypatch.setattr("semid.data.histories._ITEMS", block)
+    histories = Histories.from_lists([[], [7, 7, 1], [], [8], [], [7, 8, 7, 7]])
+    assert histories.popularity(10).tolist() == [0, 1, 0, 0, 0, 0, 0, 5, 2, 0]
+    assert histories.take(slice(2, 4)).popularity(9).tolist() == [0] * 8 + [1]
+    assert Histories.from_lists([]).popularity(2).tolist() == [0, 0]
+
+
+def test_popularity_takes_the_memory_of_a_part(monkeypatch):
+    monkeypatch.setattr("semid.data.histories._ITEMS", 1 << 12)
+    users, ends = 8_000, np.arange(1, 8_001) * 25
+    histories = Histories(np.zeros(users, np.int32), np.zeros(users * 25, np.int32), ends - 25, ends)
+    tracemalloc.start()
+    try:
+        assert histories.popularity(3).tolist() == [users * 25, 0, 0]
+        assert tracemalloc.get_traced_memory()[1] < 3 * users * 25  # bytes; of all at once, 25 per item
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(

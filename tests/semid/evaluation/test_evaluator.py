@@ -98,6 +98,11 @@ def test_any_batch_size_gives_the_same(dataset, bigram, exclude_seen):
     assert parts.values == pytest.approx(whole.values, abs=1e-12)
     np.testing.assert_array_equal(parts.per_example["ndcg@10"], whole.per_example["ndcg@10"])
     assert done == [(now, USERS) for now in (0, 7, 14, 21, 28, 35, 40)]
+    assert parts.provenance == whole.provenance
+    test = dataset.splits.test
+    repeated = sum(target in test.histories[row] for row, target in enumerate(test.targets))
+    assert whole.provenance["targets_out_of_reach"] == (repeated if exclude_seen else 0)
+    assert repeated > 0
 
 
 def test_a_ranker_with_rows_in_another_order_is_measured_alike(dataset, bigram):
