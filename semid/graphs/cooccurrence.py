@@ -16,6 +16,8 @@ from scipy.sparse.linalg import svds
 from semid.data import Histories
 from semid.errors import SemidError
 
+# Rows of pairs that `ppmi` computes at once.
+_ROWS = 1 << 12
 _DENSE_ROWS = 512  # up to here a dense SVD is as fast, and equal singular values cannot make ARPACK restart unseeded
 
 
@@ -60,13 +62,16 @@ def ppmi(counts: sparse.sparray, *, smoothing: float = 0.75) -> sparse.csr_array
     rarity (Levy, Goldberg & Dagan, TACL 2015, section 3); with smoothing the result of symmetric counts is not
     symmetric.
     """
-    pairs = counts.tocoo()
     rows = np.asarray(counts.sum(1), np.float64)
     contexts = np.asarray(counts.sum(0), np.float64) ** smoothing  # an empty one has no entry that reads it
-    row, column = pairs.coords
-    information = np.log(pairs.data * contexts[contexts > 0].sum() / (rows[row] * contexts[column]))
-    keep = information > 0
-    return sparse.coo_array((information[keep], (row[keep], column[keep])), shape=counts.shape).tocsr()
+    total, counts, blocks = contexts[contexts > 0].sum(), sparse.csr_array(counts), []
+    for start in range(0, counts.shape[0], _ROWS):
+        pairs = counts[start : start + _ROWS].tocoo()
+        row, column = pairs.coords
+        information = np.log(pairs.data * total / (rows[start + row] * contexts[column]))
+        keep = information > 0
+        blocks.append(sparse.coo_array((information[keep], (row[keep], column[keep])), shape=pairs.shape).tocsr())
+    return sparse.vstack(blocks, format="csr")
 
 
 def ppmi_vectors(

@@ -98,8 +98,25 @@ def count_transitions(
     """Float32[items, items]: `decay^(d - 1)` for each pair at distance d <= window, and `backward` times that reversed.
 
     `loops` counts pairs of one item with itself too. With `new`, the number of each history's latest items that were
-    not counted before, only pairs count whose later item is one of them. Memory is that of the result.
+    not counted before, only pairs count whose later item is one of them. Memory is about three times that
+    of the result.
     """
+    counts = _forward_transitions(histories, config, num_items=num_items, loops=loops, new=new)
+    if not config.backward:
+        return counts
+    backward = (config.backward * counts.T).tocsr()
+    return (counts + backward).tocsr()
+
+
+def _forward_transitions(
+    histories: Histories,
+    config: ItemGraphConfig,
+    *,
+    num_items: int,
+    loops: bool,
+    new: Int[np.ndarray, " n"] | None,
+) -> sparse.csr_array:
+    """The transitions from earlier to later items."""
     items, owner = histories.flat()
     if len(items) and (items.min() < 0 or items.max() >= num_items):
         raise SemidError(f"expected item rows of 0 to {num_items - 1} in histories, got {items.min()} to {items.max()}")
@@ -122,7 +139,7 @@ def count_transitions(
         source, target = items[at[np.nonzero(pairs)[0]]], items[later[pairs]]
         weights = np.broadcast_to(weight, pairs.shape)[pairs]
         counts = counts + sparse.coo_array((weights, (source, target)), shape=counts.shape).tocsr()
-    return (counts + config.backward * counts.T).tocsr() if config.backward else counts
+    return counts
 
 
 def content_edges(vectors: Float[np.ndarray, "items dim"], config: ItemGraphConfig) -> sparse.csr_array:

@@ -27,9 +27,9 @@ from semid import artifacts
 from semid.artifacts import Kind, Origin
 from semid.catalog import CATALOG_FILE, Collisions, SemanticCatalog, warn_of_large_group
 from semid.config import to_dict
-from semid.data import Dataset
+from semid.data import Dataset, Histories
 from semid.errors import SemidError
-from semid.graphs import PpmiConfig
+from semid.graphs import PpmiConfig, co_consumed
 from semid.stage import Request, run_stage
 from semid.tokenizers.blocks import map_blocks
 from semid.tokenizers.kmeans import RQKmeansConfig, fit_kmeans
@@ -37,6 +37,8 @@ from semid.tokenizers.method import FitContext
 from semid.tokenizers.tokenizer import ContentColumns, SemanticTokenizer, TokenizerConfig
 
 HEALTH_FILE = "health.json"
+# Training interactions that the collaborative health of codes is computed from, of users drawn where there are more.
+_INTERACTIONS = 5_000_000
 # Version of what `tokenize` does with the same settings.
 _VERSION = 1
 
@@ -158,11 +160,20 @@ def _collaborative_health(
     context: FitContext,
 ) -> dict[str, Any]:
     """Collaborative information in the codes, per prefix, and for an aligned tokenizer also in those of content alone:
-    residual k-means of the same vectors and sizes. Empty for a dataset with too few interactions."""
+    residual k-means of the same vectors and sizes. Empty for a dataset with too few interactions.
+
+    Of very many interactions co-consumed items are those of some users, whose `collaborative_interactions` are stated.
+    """
     if np.ptp(popularity) == 0 or len(codes) < 10:
         return {}
+    train, window = context.dataset.splits.train, PpmiConfig().window
+    is_counted = window in [alignment.co_consumption_window for alignment in context.alignment]
+    some = train if is_counted else _some_users(train)
     try:
-        partners = context.co_consumption.partners(PpmiConfig().window)
+        if some is train:
+            partners = context.co_consumption.partners(window)
+        else:
+            partners = co_consumed(some, num_items=len(codes), window=window, seed=context.seed)
     except SemidError:
         return {}
 
@@ -181,4 +192,14 @@ def _collaborative_health(
             content = fit_kmeans(x, RQKmeansConfig(tokenizer.level_sizes), seed=context.seed)
         reference = map_blocks(content.encode, x)
         result["content_only"] = measured(reference, health(reference, tokenizer.level_sizes))
-    return {"collaborative": result}
+    drawn = {} if some is train else {"collaborative_interactions": int(some.lengths.sum())}
+    return {"collaborative": result} | drawn
+
+
+def _some_users(histories: Histories) -> Histories:
+    """Histories of users drawn by a fixed seed, of `_INTERACTIONS` at most; all, where there are no more."""
+    if histories.lengths.sum() <= _INTERACTIONS:
+        return histories
+    order = np.random.default_rng(0).permutation(len(histories))
+    number = np.searchsorted(np.cumsum(histories.lengths[order], dtype=np.int64), _INTERACTIONS, side="right")
+    return histories.take(np.sort(order[:number]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections import Counter
 
@@ -59,6 +60,18 @@ def test_cooccurrence_reads_the_windows_of_overlapping_histories_only():
     histories = Histories(np.array([0, 1], np.int32), np.arange(6, dtype=np.int32), np.array([0, 2]), np.array([3, 4]))
     counts = cooccurrence(histories, num_items=6, window=5)
     np.testing.assert_array_equal(counts.toarray(), _counted([[0, 1, 2], [2, 3]], 6, 5))
+
+
+def test_ppmi_in_blocks_of_rows_is_the_same_to_the_bit(monkeypatch):
+    counts = cooccurrence(_random_histories(0, num_items=40, num_users=60), num_items=40, window=5)
+    whole = ppmi(counts)
+    monkeypatch.setattr(importlib.import_module("semid.graphs.cooccurrence"), "_ROWS", 7)
+    blocks = ppmi(counts)
+    assert blocks.shape == whole.shape
+    for name in ("indptr", "indices", "data"):
+        found, expected = getattr(blocks, name), getattr(whole, name)
+        assert found.dtype == expected.dtype
+        np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("smoothing", [1.0, 0.75])

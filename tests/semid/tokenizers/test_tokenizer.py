@@ -1,6 +1,7 @@
 """Tokenizers on a tiny catalogue: what they write and read back, and that training and codebook maintenance work."""
 
 import dataclasses
+import importlib
 import json
 
 import numpy as np
@@ -479,3 +480,28 @@ def test_many_items_of_equal_content_are_warned_of_where_they_make_a_level(caplo
     warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     start = "300 items, such as i299, share all codes"
     assert [message[: len(start)] for message in warned] == ([start] if policy.adds_level else [])
+
+
+@pytest.mark.parametrize("most", [1_000, 5_000_000])
+def test_the_collaborative_health_reads_some_users_of_a_large_log(tmp_path, monkeypatch, most):
+    rng = np.random.default_rng(0)
+    dataset = _dataset(users=tuple(tuple(rng.permutation(ITEMS)[: rng.integers(4, 12)].tolist()) for _ in range(400)))
+    monkeypatch.setattr("semid.tokenizers.tokenization._INTERACTIONS", most)
+    counted, module = [], importlib.import_module("semid.graphs.cooccurrence")
+    cooccurrence = module.cooccurrence
+
+    def recorded(histories, **options):
+        counted.append(int(histories.lengths.sum()))
+        return cooccurrence(histories, **options)
+
+    monkeypatch.setattr(module, "cooccurrence", recorded)
+    tokenize(dataset, CONFIGS["rq-k-means"], out=tmp_path / "catalog")
+    health, every = artifacts.read_json(tmp_path / "catalog/health.json"), int(dataset.splits.train.lengths.sum())
+    assert every > 1_500
+    assert health["collaborative"]["codes"]["neighbors_sharing"][0] > 0
+    if most > every:
+        assert counted == [every]
+        assert "collaborative_interactions" not in health
+    else:
+        assert counted == [health["collaborative_interactions"]]
+        assert 950 < counted[0] <= most
