@@ -150,14 +150,13 @@ class Evaluate:
         }
         rankers = {**models, **_parts(models), **baselines(dataset, asked=(*own, *condition))}
         catalog = next((m.catalog for m in models.values() if isinstance(m, Recommender)), None)
-        removed = None if catalog is None else catalog.item_ids.filter(pa.array(~catalog.active))
         measured = compare(
             rankers,
             dataset,
             **shared,
             ks=self.ks,
             exclude_seen=self.exclude_seen,
-            removed=removed,
+            catalog=None if catalog is None else catalog.item_ids.filter(pa.array(catalog.active)),
         )
         about = {"seen": "excluded"} if self.exclude_seen else {}
         about |= {"asked": " ".join(sorted(self.condition))} if self.condition else {}

@@ -10,7 +10,6 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from jaxtyping import Float, Int
 
 from semid.config import from_dict
@@ -62,17 +61,12 @@ def compare(
     exclude_seen: bool = False,
     own: Sequence[str] = (),
     condition: Mapping[str, str] | None = None,
-    removed: pa.Array | None = None,
+    catalog: pa.Array | None = None,
 ) -> dict[str, Metrics]:
     """Metrics of each ranker by name, with progress shown; `beam_size` is for those that search (they have codes),
-    `own` (see `evaluate`) and `condition` for those that know conditions. The items `removed` from the catalogue are
-    recommended by none."""
+    `own` (see `evaluate`) and `condition` for those that know conditions. Rankers without `active` are measured on the
+    items of `catalog`, given by their ids, as those that have it are on their own."""
     users = len(dataset.splits.examples(split))
-
-    def allowed(ranker: Ranker) -> dict[str, Any]:
-        if removed is None or not len(removed) or hasattr(ranker, "active"):
-            return {}
-        return {"allowed": ~pc.is_in(ranker.item_ids, removed).to_numpy(zero_copy_only=False)}
 
     def measure(name: str, ranker: Ranker) -> Metrics:
         with show_progress(f"evaluating {name}", total=users, unit="users") as progress:
@@ -92,7 +86,7 @@ def compare(
                 progress=show,
                 **_search_options(ranker, beam_size),
                 **_asked(ranker, own, condition),
-                **allowed(ranker),
+                catalog=None if hasattr(ranker, "active") else catalog,
             )
 
     return {name: measure(name, ranker) for name, ranker in rankers.items()}

@@ -83,6 +83,7 @@ def evaluate(
     ks: Sequence[int] = (5, 10),
     exclude_seen: bool = False,
     allowed: Bool[np.ndarray, " items"] | Bool[np.ndarray, "n items"] | None = None,
+    catalog: pa.Array | None = None,
     drop_unknown: bool = False,
     own: Sequence[str] = (),
     batch_size: int = 1024,
@@ -102,6 +103,8 @@ def evaluate(
     `allowed` says by the ranker's item row what may be recommended, to all or to each example. A target that is not
     allowed, or stands in its history under `exclude_seen` or for a model that leaves that out, is a miss: such are
     counted.
+    `catalog` are the ids of the items that several models are measured on: a ranker recommends no others, and those
+    that it does not know count in coverage, Gini and popularity ranks. None: the ranker's own catalogue.
     `own` asks a model that knows conditions for each target by what it is: ("event",) tells it whether the user bought
     or looked; such figures answer another question than those without, and say so in their provenance.
     `options` go to `ranker.rank` (a Recommender takes `beam_size`, `condition`, `sample`), of several conditions, one
@@ -112,7 +115,7 @@ def evaluate(
     """
     _check_arguments(ranker, ks, batch_size)
     evaluation_set = _evaluation_set(ranker, data, split, drop_unknown)
-    task = _task(ranker, evaluation_set, ks, allowed, exclude_seen)
+    task = _task(ranker, evaluation_set, ks, allowed, exclude_seen, catalog)
     state, per_example, lists = MetricState({}, np.zeros(len(task.popularity), np.int64), max(ks)), [], []
     out_of_reach = 0
     progress = progress or _silent
@@ -132,7 +135,8 @@ def evaluate(
         per_example.append(values)
         lists.append(ranked)
         progress(min(start + batch_size, len(task.examples)), len(task.examples))
-    active_state = MetricState(state.totals, state.recommended[task.active], state.k)
+    recommended = np.concatenate([state.recommended[task.active], np.zeros(task.unknown, np.int64)])
+    active_state = MetricState(state.totals, recommended, state.k)
     provenance = _provenance(task, ks, exclude_seen, options, out_of_reach) | _model(ranker)
     return Metrics(
         values=active_state.compute(),
@@ -195,6 +199,8 @@ class _Task:
     segments: dict[str, Bool[np.ndarray, " n"]]
     bounds: dict[str, list[int]]
     active: Bool[np.ndarray, " items"]
+    unknown: int
+    """Number of items of the catalogue that the ranker does not know."""
     allowed: Bool[np.ndarray, "masks items"] | None
     unseen: bool
     """No list may hold an item of the history."""
@@ -251,6 +257,7 @@ def _task(
     ks: Sequence[int],
     allowed: Bool[np.ndarray, "..."] | None,
     exclude_seen: bool,
+    catalog: pa.Array | None,
 ) -> _Task:
     examples, counts = evaluation_set.examples, evaluation_set.counts
     codes = None if ranker.codes is None else np.asarray(ranker.codes)
@@ -258,7 +265,10 @@ def _task(
     code_groups = groups.numbers if codes is not None else None
     if codes is not None and ranker.tie_break:
         code_groups = metrics.group_ids(codes[:, :-1])
-    active = getattr(ranker, "active", np.ones(len(counts), bool))
+    active, unknown = getattr(ranker, "active", np.ones(len(counts), bool)), 0
+    if catalog is not None:
+        active = active & pc.is_in(ranker.item_ids, catalog).to_numpy(zero_copy_only=False)
+        unknown = len(catalog) - int(active.sum())
     lengths, wanted = examples.histories.lengths, counts[examples.targets]
     activity, warm = metrics.terciles(lengths), metrics.terciles(counts[active & (counts > 0)])
     cold = GROUPS["popularity"].index("cold")
@@ -271,10 +281,13 @@ def _task(
     bounds = {"activity": activity.tolist(), "popularity": warm.tolist()}
     masks = _masks(allowed, active, evaluation_set)
     popularity = np.zeros(len(counts))
-    popularity[active] = metrics.popularity_ranks(counts[active])
+    ranks = metrics.popularity_ranks(np.append(counts[active], np.zeros(unknown, np.int64)))
+    popularity[active] = ranks[: active.sum()]
     source = {**evaluation_set.provenance, "leaves_out_history": not getattr(ranker, "repeats", True)}
     unseen = exclude_seen or source["leaves_out_history"]
-    return _Task(examples, source, groups, code_groups, popularity, members, segments, bounds, active, masks, unseen)
+    return _Task(
+        examples, source, groups, code_groups, popularity, members, segments, bounds, active, unknown, masks, unseen
+    )
 
 
 def main_cutoff(ks: Sequence[int]) -> int:
@@ -399,7 +412,7 @@ def _provenance(
     return {
         "tie_rule": _tie_rule(SourceOrder()),  # a table's histories are in its own order
         **task.source,
-        "catalogue_items": active,
+        "catalogue_items": active + task.unknown,
         "examples": len(task.examples),
         "exclude_seen": exclude_seen,
         **masked,

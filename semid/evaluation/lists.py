@@ -36,6 +36,8 @@ class ListTraits:
     vectors: Float[np.ndarray, "items dim"] | None = None
     codes: Int[np.ndarray, "items level"] | None = None
     tags: Tags | None = None
+    total: int | None = None
+    """Of all counts, each raised by one; None: of these items'."""
 
     @classmethod
     def from_dataset(cls, dataset: Dataset, *, tags: str | None = None, coded: Ranker | None = None) -> ListTraits:
@@ -67,6 +69,7 @@ class ListTraits:
             None if self.vectors is None else _at(self.vectors, rows, missing=0),
             None if self.codes is None else _at(self.codes, rows, missing=-1),
             None if self.tags is None else self.tags.take(rows),
+            int(self.counts.sum()) + len(self.counts) if self.total is None else self.total,
         )
 
 
@@ -195,7 +198,7 @@ def _batches(ranked: Int[np.ndarray, "n k"], traits: ListTraits) -> Iterator[sli
 def _of_batch(
     ranked: Int[np.ndarray, "n k"], histories: Histories, traits: ListTraits
 ) -> dict[str, Float[np.ndarray, " n"]]:
-    found = {"novelty": _novelty(ranked, traits.counts)}
+    found = {"novelty": _novelty(ranked, traits)}
     if traits.vectors is not None:
         found["diversity"] = _diversity(ranked, traits.vectors)
     if traits.codes is not None:
@@ -205,8 +208,9 @@ def _of_batch(
     return found
 
 
-def _novelty(ranked: Int[np.ndarray, "n k"], counts: Int[np.ndarray, " items"]) -> Float[np.ndarray, " n"]:
-    bits = -np.log2((counts + 1) / (counts.sum() + len(counts)))
+def _novelty(ranked: Int[np.ndarray, "n k"], traits: ListTraits) -> Float[np.ndarray, " n"]:
+    counts = traits.counts
+    bits = -np.log2((counts + 1) / (counts.sum() + len(counts) if traits.total is None else traits.total))
     listed = ranked >= 0
     return _ratio(np.where(listed, bits[ranked], 0.0).sum(axis=1), listed.sum(axis=1))
 

@@ -15,6 +15,7 @@ from semid.evaluation import (
     against_exact,
     baselines,
     compare,
+    compare_lists,
     evaluate,
     example_users,
     largest_differences,
@@ -83,14 +84,41 @@ def test_excluding_seen_items_reaches_every_ranker(dataset):
 
 @pytest.mark.filterwarnings("ignore:.*removed from the catalogue")
 def test_items_removed_from_the_catalogue_are_recommended_by_none(dataset):
-    removed = pa.array([dataset.item_ids[row].as_py() for row in (0, 3)])
+    catalog = dataset.item_ids.filter(pa.array(~np.isin(np.arange(ITEMS), [0, 3])))
     toy = Toy(dataset.item_ids)
     toy.active = np.ones(ITEMS, bool)  # knows by itself
-    measured = compare(baselines(dataset) | {"toy": toy}, dataset, ks=(ITEMS,), removed=removed)
+    measured = compare(baselines(dataset) | {"toy": toy}, dataset, ks=(ITEMS,), catalog=catalog)
     for name in ("popularity", "bigram"):
         assert not np.isin(measured[name].ranked, [0, 3]).any()
-        assert measured[name].provenance["allowed_items"] == ITEMS - 2
+        assert measured[name].provenance["catalogue_items"] == ITEMS - 2
     assert "allowed" not in toy.asked[0]
+
+
+@pytest.mark.filterwarnings("ignore:.*removed from the catalogue")
+def test_lists_alike_of_a_catalogue_with_removed_and_appended_items_have_the_same_figures(dataset):
+    class Model(Popularity):
+        """Popularity that knows by itself what was removed, and the items appended."""
+
+        @property
+        def active(self) -> np.ndarray:
+            return np.arange(len(self.item_ids)) % 4 > 0
+
+    train, ids = dataset.splits.train, dataset.item_ids
+    model = Model.fit(train, pa.concat_arrays([ids, pa.array(["new 0", "new 1", "new 2"])]))
+    rankers = {"model": model, "popularity": Popularity.fit(train, ids)}
+    catalog = model.item_ids.filter(pa.array(model.active))
+    ours, theirs = compare(rankers, dataset, ks=(3, 5), catalog=catalog).values()
+    np.testing.assert_array_equal(ours.ranked, theirs.ranked)
+    assert ours.values == theirs.values
+    assert ours.provenance == theirs.provenance
+    for name, members in ours.groups.items():
+        np.testing.assert_array_equal(members, theirs.groups[name])
+    control = compare(rankers, dataset, ks=(3, 5))["popularity"]
+    assert control.values["coverage@5"] != ours.values["coverage@5"] == 5 / 11
+    novelty = [
+        row["novelty"] for row in compare_lists({"model": ours, "popularity": theirs}, rankers, dataset, k=5)["rows"]
+    ]
+    assert novelty[0] == novelty[1]
 
 
 def test_baselines_learn_from_training_alone(dataset):
