@@ -9,8 +9,8 @@
 Terms, weights, relaxation and rates are the paper's. Ours are the RQ-Transformer, a level that tells colliding items
 apart, the minus in code logits (which the release leaves out), and numbers of epochs that a small machine bears. Items
 come as vectors, whose projection is not trained. Published on Beauty: Recall@10 .0825, NDCG@10 .0457, its ladder .0617
-(TIGER), .0697 (soft codes), .0742 (joint), .0746 (uniformity), .0825 (distillation). Measured on Beauty (Recall@10, seed
-0): joint .0345, staged .0493, distilled .0600.
+(TIGER), .0697 (soft codes), .0742 (joint), .0746 (uniformity), .0825 (distillation). Measured on Beauty (Recall@10):
+joint .0345, staged .0493, distilled .0600.
 """
 
 from dataclasses import replace
