@@ -108,7 +108,7 @@ def collected(folders: Sequence[Path], names: Sequence[str] = (), seeds: Sequenc
 def entries(records: Sequence[Mapping[str, Any]], baseline: str) -> list[Entry]:
     """One entry per dataset and row, with the values of every seed and the difference to the baseline.
 
-    Raises SemidError for two results of one seed.
+    Raises SemidError for two results of one seed, and for seeds of unequal budget, settings, split or dataset.
     """
     by_row: dict[tuple[str, str], dict[int | None, Mapping[str, Any]]] = {}
     for record in records:
@@ -147,8 +147,9 @@ def _entry(
     baseline: str,
 ) -> Entry:
     results = [record["result"] for record in of_seeds.values()]
-    for name in ("budget", "changed"):
-        values = {seed: record["result"]["provenance"][name] for seed, record in of_seeds.items()}
+    kinds = {seed: _kind(record) for seed, record in of_seeds.items()}
+    for name in next(iter(kinds.values())):
+        values = {seed: kind[name] for seed, kind in kinds.items()}
         if len(set(values.values())) > 1:
             listed = "; ".join(f"seed {seed}: {value or 'nothing'}" for seed, value in values.items())
             raise SemidError(
@@ -179,6 +180,16 @@ def _entry(
         "changed": about[0]["changed"],
         "difference": _difference(row, of_seeds, baseline, against),
     }
+
+
+def _kind(record: Mapping[str, Any]) -> dict[str, str]:
+    """Properties of a run that all seeds of a row must share; each seed of the simulator has a dataset of its own."""
+    provenance = record["result"]["provenance"]
+    evaluation = provenance["evaluation"]
+    rule = dict(evaluation["split_rule"])
+    split = ", ".join([rule.pop("type"), *(f"{name} {value}" for name, value in rule.items())])
+    dataset = "simulated" if evaluation["dataset"] == "simulated" else record["request"]["dataset"][:16]
+    return {"budget": provenance["budget"], "changed": provenance["changed"], "split": split, "dataset": dataset}
 
 
 def _distinct(values: Any) -> list[Any]:

@@ -75,6 +75,8 @@ def test_worlds_of_their_own_are_compared_over_all_users(records):
     worlds = [
         record(name, seed, [seed] * (5 + seed), dataset=f"d{seed}") for name in ("bigram", "default") for seed in (0, 1)
     ]
+    for one in worlds:
+        one["result"]["provenance"]["evaluation"]["dataset"] = "simulated"
     difference = {entry["row"]: entry for entry in entries(worlds, "bigram")}["default"]["difference"]
     assert (difference["mean"], difference["low"], difference["high"]) == (0, 0, 0)
     worlds[0]["request"]["dataset"] = "another world of seed 0"
@@ -104,6 +106,8 @@ def test_users_of_several_targets_are_one_draw_where_results_tell_them(records):
     for seed, one in enumerate((worlds[0], graph)):
         one["request"] |= {"seed": seed, "dataset": f"d{seed}"}
         worlds[1 + seed]["request"]["dataset"] = f"d{seed}"
+    for one in (*worlds, graph):
+        one["result"]["provenance"]["evaluation"]["dataset"] = "simulated"
     apart = differences([*worlds, graph])
     for one in (*worlds, graph):
         one["result"].pop("users")
@@ -136,6 +140,21 @@ def test_seeds_of_another_budget_or_other_settings_are_refused(records, name, va
     records[2]["result"]["provenance"][name] = value
     with pytest.raises(SemidError, match=rf"toys: default: seeds differ in {name} \(seed 0: .*; seed 1: {value}\)"):
         entries(records, "item-graph")
+
+
+def test_seeds_of_another_dataset_or_split_are_refused(records):
+    assert [row["seeds"] for row in entries(records, "item-graph")] == [[None], [0, 1]]
+    records[2]["request"]["dataset"] = "other"
+    with pytest.raises(SemidError, match=r"toys: default: seeds differ in dataset \(seed 0: d; seed 1: other\); name "):
+        entries(records, "item-graph")
+    for one, fraction in zip(records[1:], (0.1, 0.5), strict=True):
+        rule = to_dict(HeldOutItems(fraction))
+        one["result"]["provenance"]["evaluation"] |= {"dataset": "simulated", "split_rule": rule}
+    listed = r"\(seed 0: HeldOutItems, fraction 0.1, seed 0; seed 1: HeldOutItems, fraction 0.5, seed 0\)"
+    with pytest.raises(SemidError, match=rf"simulated_held_out: default: seeds differ in split {listed}"):
+        entries(records, "item-graph")
+    records[2]["result"]["provenance"]["evaluation"]["split_rule"]["fraction"] = 0.1
+    assert [row["seeds"] for row in entries(records, "item-graph")] == [[None], [0, 1]]
 
 
 def test_a_difference_to_another_baseline_names_it(records):
