@@ -23,13 +23,15 @@ class Popularity:
 
     item_ids: pa.Array
     order: Int[np.ndarray, " items"]
+    repeats: bool = True
+    """Items of the history may be recommended."""
     codes: ClassVar[None] = None
     tie_break: ClassVar[bool] = False
 
     @classmethod
-    def fit(cls, train: Histories, item_ids: pa.Array) -> Popularity:
+    def fit(cls, train: Histories, item_ids: pa.Array, *, repeats: bool = True) -> Popularity:
         """Count the training interactions; `item_ids` by item row."""
-        return cls(item_ids, _by_popularity(train, len(item_ids)))
+        return cls(item_ids, _by_popularity(train, len(item_ids)), repeats)
 
     def rank(
         self, histories: Histories, *, k: int, exclude_seen: bool = False, allowed: Allowed = None
@@ -59,11 +61,13 @@ class Bigram:
     order: Int[np.ndarray, " items"]
     successors: Int[np.ndarray, " pairs"]
     bounds: Int[np.ndarray, " bounds"]
+    repeats: bool = True
+    """Items of the history may be recommended."""
     codes: ClassVar[None] = None
     tie_break: ClassVar[bool] = False
 
     @classmethod
-    def fit(cls, train: Histories, item_ids: pa.Array) -> Bigram:
+    def fit(cls, train: Histories, item_ids: pa.Array, *, repeats: bool = True) -> Bigram:
         """Count which item follows which in the training histories; `item_ids` by item row."""
         num_items, order = len(item_ids), _by_popularity(train, len(item_ids))
         items, owner = train.flat()
@@ -73,7 +77,7 @@ class Bigram:
         previous, following = pairs // num_items, pairs % num_items
         best_first = np.lexsort((np.argsort(order)[following], -counts, previous))
         bounds = np.searchsorted(previous, np.arange(num_items + 1))
-        return cls(item_ids, order, following[best_first].astype(np.int32), bounds)
+        return cls(item_ids, order, following[best_first].astype(np.int32), bounds, repeats)
 
     def rank(
         self, histories: Histories, *, k: int, exclude_seen: bool = False, allowed: Allowed = None
@@ -116,7 +120,7 @@ def _rank(
 ) -> Int[np.ndarray, "n k"]:
     """The first `k` candidates of each history that are wanted. A mask for all is taken off the candidates, one for
     each needs so many more of them: few histories at once."""
-    num_items = len(model.item_ids)
+    num_items, exclude_seen = len(model.item_ids), exclude_seen or not model.repeats
     masks = None if allowed is None else as_masks(allowed, num_items=num_items, num_histories=len(histories))
     if masks is not None and len(masks) == 1:
         model, masks = model._only(masks[0]), None

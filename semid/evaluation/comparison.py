@@ -26,14 +26,15 @@ _USERS = 64
 def baselines(dataset: Dataset, *, asked: Collection[str] = ()) -> dict[str, Ranker]:
     """Popularity and item bigram, from training histories; for a simulated dataset also the oracle: the ceiling.
 
+    Where nothing repeats, popularity and bigram leave the history out, as models do.
     Held-out items leave holes in the histories, for which the oracle is no ceiling: no oracle there, nor where models
     are `asked` for other parts of a condition than the event. Nor has a dataset one that this version of the simulator
     does not make from its config, which a warning says.
     """
-    train = dataset.splits.train
+    train, repeats = dataset.splits.train, dataset.repeats.common
     rankers: dict[str, Ranker] = {
-        "popularity": Popularity.fit(train, dataset.item_ids),
-        "bigram": Bigram.fit(train, dataset.item_ids),
+        "popularity": Popularity.fit(train, dataset.item_ids, repeats=repeats),
+        "bigram": Bigram.fit(train, dataset.item_ids, repeats=repeats),
     }
     source = dataset.source or {}
     no_ceiling = isinstance(dataset.split_rule, HeldOutItems) or not set(asked) <= {"event"}

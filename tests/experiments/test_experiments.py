@@ -196,7 +196,9 @@ def test_the_command_line(tmp_path, capsys):
     main([])
     assert "python -m experiments list" in capsys.readouterr().out
     main(["bigram", "--budget", "smoke", "--out", str(tmp_path), "--quiet"])
-    assert "bigram, test, seen items excluded: R@5 ." in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "bigram, test, seen items included: R@5 ." in shown
+    assert "seen items excluded" not in shown  # nothing repeats, so that the history is left out
     with pytest.raises(SystemExit):
         main(["table", str(tmp_path / "nothing")])
     assert "no results of experiments" in capsys.readouterr().err

@@ -220,6 +220,7 @@ class Oracle:
     """Events, places and weights of the dataset's interactions, where the world has events."""
     codes: ClassVar[None] = None
     tie_break: ClassVar[bool] = False
+    repeats: ClassVar[bool] = False
 
     def probabilities(
         self,

@@ -21,6 +21,7 @@ from semid.evaluation import (
     largest_differences,
     user_table,
 )
+from semid.graphs import ItemGraph, ItemKNN
 from seq_models import Conditions
 
 ITEMS = 12
@@ -130,6 +131,20 @@ def test_baselines_learn_from_training_alone(dataset):
     assert not np.array_equal(np.argsort(-everything, kind="stable"), expected.order)  # control: it would differ
 
 
+@pytest.mark.parametrize("repeats", [False, True])
+def test_baselines_leave_the_history_out_where_nothing_repeats(dataset, repeats):
+    if repeats:
+        dataset = dataset.replace(item=dataset.item.reshape(9, 5)[:, [0, 1, 0, 3, 1]].ravel())
+    assert dataset.repeats.common == repeats
+    found = baselines(dataset)
+    measured = compare(found | {"kNN": ItemKNN.fit(dataset), "graph": ItemGraph.fit(dataset)}, dataset)
+    assert [one.provenance["leaves_out_history"] for one in measured.values()] == [not repeats] * 4
+    for name, ranker in found.items():
+        asked = evaluate(ranker, dataset, exclude_seen=True)
+        assert (measured[name].values == asked.values) == (not repeats)
+        assert np.array_equal(measured[name].ranked, asked.ranked) == (not repeats)
+
+
 def test_a_simulated_dataset_brings_its_oracle(tmp_path):
     config = SimulatedConfig(
         num_items=60, num_users=80, taxonomy=(2, 2, 2), max_length=12, mean_length=7, images=False, seed=2
@@ -143,6 +158,7 @@ def test_a_simulated_dataset_brings_its_oracle(tmp_path):
     ranks = [oracle.rank(examples.histories, k=5, exclude_seen=False) for oracle in (world.oracle, found["oracle"])]
     np.testing.assert_array_equal(*ranks)
     measured = compare(found, loaded, ks=(10,))
+    assert all(one.provenance["leaves_out_history"] for one in measured.values())
     best = measured["oracle"].values["recall@10"]
     assert best > max(measured[name].values["recall@10"] for name in ("popularity", "bigram"))
 
