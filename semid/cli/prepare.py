@@ -115,7 +115,15 @@ class _Recorded(_Source):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Tables(_Recorded):
+class _Imported(_Recorded):
+    """Interactions of the user's own tables, where lines may be sent twice; readers of published data drop these."""
+
+    drop_repeated_lines: bool = False
+    """Keep only the first of interactions that are equal in user, item, time, event and weight: events sent twice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tables(_Imported):
     format: ClassVar[str]
     items: PathOrUrl
     """Table with item_id; text columns, vector columns and image or image_path as there are."""
@@ -145,6 +153,7 @@ class _Tables(_Recorded):
             ties=self.ties,
             vectors=self.vectors,
             columns=columns_of(self.columns),
+            drop_repeated_lines=self.drop_repeated_lines,
         )
 
 
@@ -170,7 +179,7 @@ class Jsonl(_Tables):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HuggingFace(_Recorded):
+class HuggingFace(_Imported):
     """Import two tables of a dataset of the Hugging Face hub, or of a folder that `save_to_disk` wrote (extra `hf`)."""
 
     dataset: tyro.conf.Positional[str]
@@ -199,6 +208,7 @@ class HuggingFace(_Recorded):
             split_rule=self.split_rule,
             ties=self.ties,
             columns=columns_of(self.columns),
+            drop_repeated_lines=self.drop_repeated_lines,
         )
         source, checksums = dataset.source or {}, {"items": digest(items), "interactions": digest(interactions)}
         return dataset.replace(source={**source, "sha256": {**source["sha256"], **checksums}})

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,10 +22,12 @@ from semid.data.content import StoredEncoder, joined_texts, read_encoders
 from semid.data.histories import Repeats
 from semid.data.importing import read_import
 from semid.data.splits import LeaveOneOut, SplitRule, Splits, split
-from semid.data.ties import SourceOrder, TieRule
+from semid.data.ties import SourceOrder, TieRule, other_columns, repeated_lines
 from semid.data.validation import checked_items, checked_tables
 from semid.errors import SemidError
 from semid.notebooks import Facts
+
+_LOG = logging.getLogger("semid")
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,7 @@ class Dataset:
         ties: TieRule = SourceOrder(),
         vectors: Mapping[str, str | Path] | None = None,
         columns: Mapping[str, str] | None = None,
+        drop_repeated_lines: bool = False,
     ) -> Dataset:
         """Import two tables, each a file that `read_table` knows, a pandas DataFrame, a polars frame, lazy or not, an
         Arrow table or dataset, a DuckDB relation, or anything else with Arrow's stream interface.
@@ -104,7 +109,7 @@ class Dataset:
         files. Columns are those of `build`; those that nothing reads are logged. `vectors` names `.npy` files of floats
         [items, dim], row `i` for item row `i`, one for each vector column to add. A string column `image_path`
         (relative to the items file, or to the working directory) is replaced by `image` with the content of the files;
-        null or empty is an item without image.
+        null or empty is an item without image. `drop_repeated_lines` is as of `build`.
         Raises SemidError that lists all faults of all tables, a line each.
         """
         tables = read_import(items, interactions, vectors=vectors or {}, columns=columns or {})
@@ -116,6 +121,7 @@ class Dataset:
             ties=ties,
             source=tables.source,
             file=tables.interaction_file,
+            drop_repeated_lines=drop_repeated_lines,
         )
 
     @classmethod
@@ -130,12 +136,15 @@ class Dataset:
         source: dict | None = None,
         item_file: str = "items",
         interaction_file: str = "interactions",
+        drop_repeated_lines: bool = False,
     ) -> Dataset:
         """Check the tables, map ids to rows and sort.
 
         `items` needs `item_id`; `interactions` needs `user_id`, `item_id` and `timestamp` (seconds since 1970, ISO-8601
         text or datetimes) or `position`, and may have `event`, what the user did, which models may read, and `weight`,
         by which training may weigh its targets. `ties` orders a user's interactions of equal time.
+        `drop_repeated_lines` keeps the first of those that are equal in user, item, time, event and weight, and records
+        the number of the others in `source`.
         Raises SemidError listing every fault with file, row and column.
         """
         items, interactions = checked_tables(items, interactions, item_file, interaction_file)
@@ -147,6 +156,7 @@ class Dataset:
             ties=ties,
             source=source or {},
             file=interaction_file,
+            drop_repeated_lines=drop_repeated_lines,
         )
 
     @classmethod
@@ -160,8 +170,9 @@ class Dataset:
         ties: TieRule,
         source: dict,
         file: str,
+        drop_repeated_lines: bool,
     ) -> Dataset:
-        """Map the ids of checked tables to rows and sort."""
+        """Map the ids of checked tables to rows and sort. Warns of lines that repeat an earlier one, or drops them."""
         columns = interactions.column_names
         encoded = interactions["user_id"].dictionary_encode().combine_chunks()  # joined first, ids may exceed 2 GiB
         user = encoded.indices.to_numpy().astype(np.int32)
@@ -174,6 +185,19 @@ class Dataset:
                 "add it, or leave ties in source order"
             )
         order = np.lexsort((*ties.sort_keys(interactions), time, user))  # stable: the rest stays in source order
+        others = itertools.chain([item[order]], (column[order] for column in other_columns(interactions)))
+        repeats = repeated_lines(user[order], time[order], others)
+        if drop_repeated_lines:
+            kept = np.ones(len(user), bool)
+            kept[order[repeats]] = False
+            interactions, user, item, time = interactions.filter(pa.array(kept)), user[kept], item[kept], time[kept]
+            order = np.lexsort((*ties.sort_keys(interactions), time, user))
+            source = source | {"repeated lines left out": len(repeats)}
+        elif len(repeats):
+            *equal, last = ["user", "item", *(name for name in (time_column, "event", "weight") if name in columns)]
+            what = f"of {len(user):,} interactions repeat {', '.join(equal)} and {last} of an earlier one"
+            remedy = "where these are one event sent twice, drop them (--drop-repeated-lines), as they become targets"
+            _LOG.warning("%s: %s %s; %s", file, f"{len(repeats):,}", what, remedy)
         return cls(
             items=items,
             users=encoded.dictionary,
@@ -344,6 +368,8 @@ class Dataset:
         new_user = np.diff(self.user, prepend=-1) != 0
         tied = ~new_user & (np.diff(self.time, prepend=0) == 0)
         pairs = np.unique(self.user.astype(np.int64) * self.num_items + self.item)
+        more = {name: of for name, of in (("event", self.event_codes), ("weight", self.weight)) if of is not None}
+        lines = len(repeated_lines(self.user, self.time, [self.item, *more.values()]))
         return {
             "users": self.num_users,
             "items": self.num_items,
@@ -353,6 +379,7 @@ class Dataset:
             "same time as the one before": int(tied.sum()),
             "order of equal times": self.ties.description,
             "repeated (user, item)": int(len(self.item) - len(pairs)),
+            **({f"repeated ({', '.join(['user', 'item', 'time', *more])})": lines} if lines else {}),
             "split": config.to_dict(self.split_rule)["type"],
             **({} if self.event_codes is None else {"events": self._event_counts(self.event_codes)}),
             "training interactions": self.num_training_interactions,

@@ -1,13 +1,17 @@
-"""Order of a user's interactions of equal time, by a declared rule: it stands before anything is split or trained."""
+"""Order of a user's interactions of equal time, by a declared rule: it stands before anything is split or trained.
+
+Lines that repeat an earlier one are found among them.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Int
+from jaxtyping import Bool, Int, Shaped
 
 from semid.config import check_seed
 
@@ -62,6 +66,40 @@ class ShuffledTies:
 
 
 TieRule = SourceOrder | ShuffledTies
+
+
+def repeated_lines(
+    user: Int[np.ndarray, " n"], time: Int[np.ndarray, " n"], others: Iterable[Shaped[np.ndarray, " n"]]
+) -> Int[np.ndarray, " repeats"]:
+    """Places of interactions, which are sorted by user and time, that equal an earlier one in `others`, too.
+
+    Of each column, only what is equal in all before it is sorted, which is little of a long log.
+    """
+    rows, run = _runs((user[1:] == user[:-1]) & (time[1:] == time[:-1]))
+    columns = iter(others)
+    while len(rows) and (column := next(columns, None)) is not None:
+        order = np.lexsort((column[rows], run))  # stable: the earliest stays first
+        rows, run, values = rows[order], run[order], column[rows[order]]
+        places, run = _runs((run[1:] == run[:-1]) & (values[1:] == values[:-1]))
+        rows = rows[places]
+    return np.sort(rows[1:][run[1:] == run[:-1]])
+
+
+def _runs(equal: Bool[np.ndarray, " pairs"]) -> tuple[Int[np.ndarray, " places"], Int[np.ndarray, " places"]]:
+    """Places in runs of equal neighbors, and the number of the run that each is in."""
+    to_last, to_next = np.append(False, equal), np.append(equal, False)
+    places = np.flatnonzero(to_last | to_next)
+    return places, np.cumsum(~to_last[places])
+
+
+def other_columns(interactions: pa.Table) -> Iterator[Shaped[np.ndarray, " n"]]:
+    """What tells checked interactions of one user, item and second apart, as numbers: ticks, event and weight."""
+    yield from _columns(interactions, "ticks")
+    if "event" in interactions.column_names:
+        event = interactions["event"].dictionary_encode(null_encoding="encode").combine_chunks()
+        yield event.indices.to_numpy()
+    if "weight" in interactions.column_names:
+        yield interactions["weight"].to_numpy()
 
 
 def _columns(interactions: pa.Table, name: str) -> SortKeys:

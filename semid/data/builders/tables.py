@@ -177,17 +177,16 @@ def read_dataset(
     """
     items, histories = (_records(builder, artifacts.fetched(manual_dir)) for builder in builders)
     interactions = _interaction_table(histories, builders[1].info.features)
-    distinct = _without_repeats(interactions)
     metadata = [builder.info.metadata for builder in builders]
     files, counts = ({k: v for each in metadata for k, v in each.get(key, {}).items()} for key in ("sha256", "counts"))
-    dropped = interactions.num_rows - distinct.num_rows
     return Dataset.build(
         builders[0].item_table(items),
-        distinct,
+        interactions,
         name=name,
         split_rule=split_rule,
         ties=ties,
-        source=source | {"sha256": files, "repeated lines left out": dropped, **counts},
+        source=source | {"sha256": files, **counts},
+        drop_repeated_lines=True,
     )
 
 
@@ -246,9 +245,3 @@ def _ids(values: list) -> pa.Array:
     if isinstance(values[0], np.ndarray):
         return pa.array(np.concatenate(values)).cast(pa.string())
     return pa.array([each.decode() for value in values for each in value])
-
-
-def _without_repeats(interactions: pa.Table) -> pa.Table:
-    rows = interactions.append_column("row", pa.array(np.arange(interactions.num_rows)))
-    first = rows.group_by(interactions.column_names).aggregate([("row", "min")])["row_min"]
-    return interactions.take(pa.array(np.sort(first.to_numpy())))

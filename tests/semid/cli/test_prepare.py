@@ -102,6 +102,18 @@ def test_ties_are_shuffled_on_request(tmp_path, capsys):
     assert Dataset.load(tmp_path / "plain").item.tolist() == [0, 1, 2]
 
 
+def test_lines_sent_twice_are_dropped_on_request(tmp_path):
+    doubled = pa.concat_tables([pa.table(INTERACTIONS), pa.table(INTERACTIONS)[:1]])
+    paths = tables(tmp_path, interactions=doubled)
+    line = f"prepare parquet --items {paths['items']} --interactions {paths['interactions']} --text-vectors 0"
+    main([*line.split(), "--out", f"{tmp_path}/all"])
+    main([*line.split(), "--out", f"{tmp_path}/once", "--drop-repeated-lines"])
+    assert Dataset.load(tmp_path / "all").item.tolist() == [0, 0, 1, 2]
+    once = Dataset.load(tmp_path / "once")
+    assert once.item.tolist() == [0, 1, 2]
+    assert once.source["repeated lines left out"] == 1
+
+
 @pytest.mark.parametrize("ties", ["sorted", "shuffled:", "shuffled:-1", "source:1", "shuffled:x"])
 def test_unknown_tie_rules_are_named_with_the_known_ones(capsys, ties):
     with pytest.raises(SystemExit) as stop:

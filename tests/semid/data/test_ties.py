@@ -5,6 +5,7 @@ import pytest
 
 from semid.artifacts import read_manifest
 from semid.data import Dataset, ShuffledTies, SourceOrder
+from semid.data.ties import repeated_lines
 from semid.errors import SemidError
 from semid.stage import store_dataset
 
@@ -126,3 +127,64 @@ def test_positions_alone_have_no_ties(tmp_path):
 def test_seeds_start_at_0():
     with pytest.raises(SemidError, match="expected a seed of 0 or more, got -1"):
         ShuffledTies(-1)
+
+
+DOUBLED = {
+    "user_id": ["u", "u", "v", "u", "u", "v", "u"],
+    "item_id": ["a", "b", "a", "a", "a", "a", "b"],
+    "timestamp": [5, 5, 5, 5, 9, 5, 5],
+    "event": ["buy", None, "buy", "buy", "buy", "view", None],
+    "weight": [1.0, 2.0, 1.0, 1.0, 1.0, 1.0, 3.0],
+}
+
+
+@pytest.mark.parametrize(
+    ("columns", "repeats", "equal"),
+    [
+        (["event", "weight"], [3], "user, item, timestamp, event and weight"),
+        (["event"], [3, 6], "user, item, timestamp and event"),
+        (["weight"], [3, 5], "user, item, timestamp and weight"),
+        ([], [3, 5, 6], "user, item and timestamp"),
+    ],
+)
+def test_lines_sent_twice_are_told_and_dropped_on_request(caplog, columns, repeats, equal):
+    table = pa.table(DOUBLED).select(["user_id", "item_id", "timestamp", *columns])
+    items = pa.table({"item_id": ["a", "b"]})
+    plain = Dataset.build(items, table, name="t", interaction_file="X.csv")
+    said = f"X.csv: {len(repeats)} of 7 interactions repeat {equal} of an earlier one; "
+    assert caplog.messages == [
+        said + "where these are one event sent twice, drop them (--drop-repeated-lines), as they become targets"
+    ]
+    assert plain.statistics()[f"repeated ({', '.join(['user', 'item', 'time', *columns])})"] == len(repeats)
+    caplog.clear()
+    rest = table.take(pa.array([row for row in range(7) if row not in repeats]))
+    for ties in (SourceOrder(), ShuffledTies(3)):
+        dropped = Dataset.build(items, table, name="t", ties=ties, drop_repeated_lines=True)
+        assert dropped.source == {"repeated lines left out": len(repeats)}
+        assert dropped.replace(source={}).digest == Dataset.build(items, rest, name="t", ties=ties).digest
+    assert caplog.messages == []
+    assert not any(name.startswith("repeated (user, item, ") for name in dropped.statistics())
+
+
+def test_an_item_again_at_another_time_repeats_no_line(caplog):
+    rows = {"user_id": ["u"] * 3, "item_id": ["a", "b", "a"]}
+    late = pa.array([1000, 1000, 1001], pa.timestamp("ms"))  # two events of one second
+    for order in ({"timestamp": [1, 1, 2]}, {"timestamp": late}, {"position": [0, 1, 2]}):
+        table = pa.table(rows | order)
+        dataset = Dataset.build(pa.table({"item_id": ["a", "b"]}), table, name="t", drop_repeated_lines=True)
+        assert len(dataset.item) == 3
+        Dataset.build(pa.table({"item_id": ["a", "b"]}), table, name="t")
+    assert caplog.messages == []
+    Dataset.build(pa.table({"item_id": ["a", "b"]}), pa.table(rows | {"position": [0, 1, 0]}), name="t")  # control
+    assert "1 of 3 interactions repeat user, item and position of an earlier one" in caplog.text
+
+
+def test_repeated_lines_are_those_of_enumeration():
+    rng = np.random.default_rng(0)
+    user, time, item, event = (np.sort(rng.integers(0, 4, 200)), *rng.integers(0, 4, (3, 200)))
+    time = time[np.lexsort((time, user))]
+    lines = list(zip(user, time, item, event, strict=True))
+    expected = [row for row, line in enumerate(lines) if line in lines[:row]]
+    assert 0 < len(expected) < 200
+    assert repeated_lines(user, time, [item, event]).tolist() == expected
+    assert repeated_lines(user[:1], time[:1], [item[:1]]).tolist() == []
