@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from datetime import datetime
 
@@ -16,7 +17,12 @@ from semid.data.faults import Faults, raise_faults
 from semid.data.ids import read_ids
 from semid.data.images import image_problem
 
+_LOG = logging.getLogger("semid")
 _YEAR_10000 = 253_402_300_800  # seconds since 1970; what lies beyond is milliseconds
+_YEAR_1971, _YEAR_1990 = 31_536_000, 631_152_000
+_DAYS_TO_1990 = 7_305  # numbers below it count from a start of their own: 1, 2, 3
+# Numbers that read as YYYYMMDDhhmm and YYYYMMDDhhmmss of 1990 to 2100: no seconds or milliseconds of any time soon.
+_DIGITS = ((199001010000, 210012312359), (19900101000000, 21001231235959))
 _TICKS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 _TIME = "seconds since 1970, ISO-8601 text such as 2024-05-31T12:00:00Z, or datetimes"
 _NUMBER = r"^-?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
@@ -33,7 +39,8 @@ def checked_tables(
     lists (float16 stays, anything else becomes float32). Times may be seconds since 1970, ISO-8601 text (without a zone
     it is UTC), dates or datetimes. Where they are finer than a second a column `ticks` has them whole, so that cutting
     them to seconds does not lose their order. Other columns of the interactions go.
-    Raises one SemidError that lists all faults of both tables, a line each: file, row, column, what to do.
+    Raises one SemidError that lists all faults of both tables, a line each: file, row, column, what to do. Warns of
+    times that are hardly seconds.
     """
     item_faults, interaction_faults = Faults(item_file), Faults(interaction_file)
     items = _items(items, item_faults)
@@ -41,6 +48,8 @@ def checked_tables(
     if all(_has_string_ids(table) for table in (items, interactions)):
         _check_known(interactions["item_id"], items["item_id"], interaction_faults, item_file)
     raise_faults(item_faults.lines + interaction_faults.lines)
+    if "timestamp" in interactions.column_names:
+        _warn_of_times(interactions["timestamp"], interaction_file)
     return items, interactions
 
 
@@ -214,15 +223,28 @@ def _seconds(name: str, values: pa.ChunkedArray, faults: Faults) -> pa.ChunkedAr
     else:
         values = values.cast(pa.int64(), safe=False)
     _check_null(name, values, faults)
-    late = _mask(pc.or_(pc.greater_equal(values, _YEAR_10000), pc.less_equal(values, -_YEAR_10000)))
+    digits = np.any([_mask(pc.and_(pc.greater_equal(values, a), pc.less_equal(values, b))) for a, b in _DIGITS], axis=0)
+    faults.rows(name, digits, "{} reads as the digits of a date and a time; expected " + _TIME, values)
+    late = _mask(pc.or_(pc.greater_equal(values, _YEAR_10000), pc.less_equal(values, -_YEAR_10000))) & ~digits
     what = "{} lies beyond the year 9999; timestamps are in seconds: divide milliseconds by 1000"
     faults.rows(name, late, what, values)
-    if not is_float or late.any():
+    if not is_float or late.any() or digits.any():
         return values
     numbers = values.fill_null(0).to_numpy()
     if (numbers % 1 == 0).all():
         return values.cast(pa.int64())
     return pa.chunked_array([np.floor(numbers * 1e6).astype(np.int64)]).cast(pa.timestamp("us"))
+
+
+def _warn_of_times(seconds: pa.ChunkedArray, file: str) -> None:
+    """Warn where all times lie in 1970 or before, as dates and days read as seconds do, or some of a later log's do."""
+    early, largest = pc.sum(pc.less(seconds, _YEAR_1971)).as_py(), pc.max(seconds).as_py()
+    if early == len(seconds) and largest >= _DAYS_TO_1990:
+        what = "are they days or hours, or dates such as 20240131? write seconds, or ISO-8601 text (2024-01-31)"
+        _LOG.warning("%s: all timestamps lie in 1970 or before, the largest is %d; %s", file, largest, what)
+    elif early and 2 * pc.sum(pc.greater_equal(seconds, _YEAR_1990)).as_py() > len(seconds):
+        what = "most after 1990; does 0 stand for an unknown time? drop these rows, or give them their times"
+        _LOG.warning("%s: %s of %s timestamps lie before 1971, %s", file, f"{early:,}", f"{len(seconds):,}", what)
 
 
 def _in_seconds(interactions: pa.Table) -> pa.Table:

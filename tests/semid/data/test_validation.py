@@ -146,6 +146,12 @@ def test_duplicates_are_the_rows_after_the_first(rows):
         (None, INTERACTIONS | {"timestamp": [1.5, np.nan, 2.0]}, "row 2, column 'timestamp': is null"),
         (None, INTERACTIONS | {"position": [1.0, 2.5, 3.0]}, "row 2, column 'position': 2.5 is not a whole number"),
         (None, INTERACTIONS | {"timestamp": [1, 2, 1_700_000_000_000]}, "row 3, .* divide milliseconds by 1000"),
+        (
+            None,
+            INTERACTIONS | {"timestamp": [1, 2, 20240131120000]},
+            "row 3, .* 20240131120000 reads as the digits of a ",
+        ),
+        (None, INTERACTIONS | {"timestamp": ["202401311200"] * 3}, "row 1, .* 202401311200 reads as the digits of a "),
         (None, INTERACTIONS | {"timestamp": [1.0, 2.0, np.inf]}, "row 3, column 'timestamp': inf lies beyond"),
         (None, INTERACTIONS | {"position": [0, None, 2]}, "row 2, column 'position': is null"),
         (None, INTERACTIONS | {"weight": [b"1"] * 3}, "column 'weight': expected numbers, got binary"),
@@ -293,3 +299,33 @@ def test_large_images_are_refused_by_their_header(size):
     table = pa.table({"item_id": ["a"], "image": pa.array([png_header(*size)], pa.binary())})
     with pytest.raises(SemidError, match="row 1, column 'image': image of more than 64,000,000 pixels; scale it down"):
         checked_items(table, "I")
+
+
+SECONDS = [1_706_659_200, 1_706_745_600, 1_706_832_000]  # 2024
+
+
+@pytest.mark.parametrize(
+    ("times", "said"),
+    [
+        (
+            [20240131, 20240201, 19991231],
+            "all timestamps lie in 1970 or before, the largest is 20240201; are they days ",
+        ),
+        (["20240131", "20240201", "20240202"], "all timestamps lie in 1970 or before, the largest is 20240202; "),
+        (
+            [19_753, 19_754, 19_755],
+            "all timestamps lie in 1970 or before, the largest is 19755; are they days or hours",
+        ),
+        ([0, *SECONDS[1:]], "1 of 3 timestamps lie before 1971, most after 1990; does 0 stand for an unknown time?"),
+        (SECONDS, None),
+        (["2024-01-31", "2024-02-01", "2024-02-02"], None),
+        ([1, 2, 3], None),  # a count of their own
+        ([0, 10**8, 2 * 10**8], None),  # 1970 to 1976
+    ],
+)
+def test_times_that_are_hardly_seconds_are_told(caplog, times, said):
+    check(interactions=INTERACTIONS | {"timestamp": times})
+    assert len(caplog.messages) == (said is not None)
+    assert said is None or caplog.messages[0].startswith(f"X.csv: {said}")
+    check(interactions={"user_id": ["u"], "item_id": ["a"], "position": [20240131]})
+    assert len(caplog.messages) == (said is not None)
