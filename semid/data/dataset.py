@@ -359,7 +359,7 @@ class Dataset:
         return joined_texts(self.items, self.text_inputs())
 
     def statistics(self) -> dict[str, int | float | str]:
-        """Counts to print first: users, items, interactions, lengths, ties, repeats, split sizes."""
+        """Counts to print first: users, items, interactions, lengths, days, ties, repeats, split sizes."""
         return dict(self._statistics)
 
     @functools.cached_property
@@ -376,6 +376,7 @@ class Dataset:
             "items never interacted with": int(self.num_items - len(np.unique(self.item))),
             "interactions": len(self.item),
             "interactions a user (min / mean / max)": f"{lengths.min()} / {lengths.mean():.2f} / {lengths.max()}",
+            **({"times": f"{_day(self.time.min())} to {_day(self.time.max())}"} if self.time_unit == "seconds" else {}),
             "same time as the one before": int(tied.sum()),
             "order of equal times": self.ties.description,
             "repeated (user, item)": int(len(self.item) - len(pairs)),
@@ -454,6 +455,10 @@ class Dataset:
             origin=origin,
             encoders=read_encoders(path, origin.manifest.files),
         )
+
+
+def _day(seconds: np.integer) -> str:
+    return str(np.datetime64(int(seconds), "s").astype("datetime64[D]"))
 
 
 def _place(origin: Origin | None) -> dict[str, str]:

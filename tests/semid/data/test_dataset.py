@@ -163,6 +163,7 @@ def test_statistics_by_hand():
         "items never interacted with": 1,
         "interactions": 6,
         "interactions a user (min / mean / max)": "2 / 3.00 / 4",
+        "times": "1970-01-01 to 1970-01-01",
         "same time as the one before": 1,
         "order of equal times": "in source order",
         "repeated (user, item)": 1,
@@ -173,6 +174,9 @@ def test_statistics_by_hand():
         "validation examples": 1,
         "test examples": 1,
     }
+    later = build(INTERACTIONS | {"timestamp": ["2024-01-31"] * 5 + ["2024-02-29T23:59:59"]})
+    assert later.statistics()["times"] == "2024-01-31 to 2024-02-29"
+    assert "times" not in build({**INTERACTIONS, "position": range(6), "timestamp": [None] * 6}).statistics()
 
 
 @pytest.mark.parametrize("rule", [LeaveOneOut(), GlobalTime(0.5, 0.75), HeldOutItems(0.5, seed=3)])
