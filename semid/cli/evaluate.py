@@ -156,6 +156,7 @@ class Evaluate:
             **shared,
             ks=self.ks,
             exclude_seen=self.exclude_seen,
+            other_dataset=self.other_dataset,
             catalog=None if catalog is None else catalog.item_ids.filter(pa.array(catalog.active)),
         )
         about = {"seen": "excluded"} if self.exclude_seen else {}
@@ -280,16 +281,10 @@ class Evaluate:
 
     def _provenance(self, dataset: Dataset, models: dict[str, Recommender | ItemGraph]) -> dict[str, Any]:
         """The models' digests; raises SemidError for a model of another dataset, unless that is asked for."""
-        origins = {path: model.origin for path, model in models.items() if model.origin is not None}
-        other = {path: origin.manifest.parents.get("dataset", "unknown") for path, origin in origins.items()}
-        other = {path: digest for path, digest in other.items() if digest != dataset.digest}
-        if other and not self.other_dataset:
-            path, digest = next(iter(other.items()))
-            raise SemidError(
-                f"{path}: trained on dataset digest {digest[:16]}, not on {self.dataset} of {dataset.digest[:16]};"
-                " name the one that it was trained on, or measure on this one all the same with --other-dataset"
-            )
-        digests = {"models": {path: origin.digest for path, origin in origins.items()}}
+        from semid.evaluation import other_datasets
+
+        other = other_datasets(models, dataset, other_dataset=self.other_dataset)
+        digests = {"models": {path: model.origin.digest for path, model in models.items() if model.origin is not None}}
         return digests | ({"trained_on_other_dataset": other} if other else {})
 
 

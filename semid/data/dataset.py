@@ -323,19 +323,19 @@ class Dataset:
         tables = (self.items.drop_columns(list(self.added)), pa.table({"user_id": self.users}), self._interactions)
         return artifacts.sha256_json([self.config, *map(arrow.digest, tables)])
 
-    def other_source(self, origin: Origin) -> str | None:
-        """Digest of the dataset that an artifact was made from, "unknown" where it does not say; None: it is this one.
+    def other_source(self, made: Origin | str) -> str | None:
+        """Digest of the dataset that an artifact was made from ("unknown" where it does not say), or what is in memory
+        and says this digest; None: it is this one.
 
         What is test here may be training there.
         """
-        digest = origin.manifest.parents.get("dataset", "unknown")
+        digest = made if isinstance(made, str) else made.manifest.parents.get("dataset", "unknown")
         return None if digest == self.digest or digest == self._content_digest else digest
 
     def check_source(self, made: Origin | str, *, what: str, remedy: str) -> None:
         """Raise SemidError where an artifact, or `what` is in memory and made from a dataset of this digest, was made
         from another dataset: what is test here may have been training there. `remedy` is the way out."""
-        digest = made if isinstance(made, str) else made.manifest.parents.get("dataset", "unknown")
-        if digest != self.digest and digest != self._content_digest:
+        if (digest := self.other_source(made)) is not None:
             where = what if isinstance(made, str) else made.folder
             raise SemidError(
                 f"{where}: trained on dataset digest {digest[:16]}, not on this one of {self.digest[:16]}; what is "

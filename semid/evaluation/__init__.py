@@ -16,6 +16,7 @@ from semid.evaluation.evaluator import (
     evaluate,
     examples_file,
     main_cutoff,
+    other_datasets,
     users_file,
     write_metrics,
 )
@@ -55,6 +56,7 @@ __all__ = [
     "largest_differences",
     "list_metrics",
     "main_cutoff",
+    "other_datasets",
     "paired_bootstrap",
     "target_values",
     "user_table",

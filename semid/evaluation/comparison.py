@@ -63,10 +63,11 @@ def compare(
     own: Sequence[str] = (),
     condition: Mapping[str, str] | None = None,
     catalog: pa.Array | None = None,
+    other_dataset: bool = False,
 ) -> dict[str, Metrics]:
     """Metrics of each ranker by name, with progress shown; `beam_size` is for those that search (they have codes),
-    `own` (see `evaluate`) and `condition` for those that know conditions. Rankers without `active` are measured on the
-    items of `catalog`, given by their ids, as those that have it are on their own."""
+    `own` (see `evaluate`, as for `other_dataset`) and `condition` for those that know conditions. Rankers without
+    `active` are measured on the items of `catalog`, given by their ids, as those that have it are on their own."""
     users = len(dataset.splits.examples(split))
 
     def measure(name: str, ranker: Ranker) -> Metrics:
@@ -84,6 +85,7 @@ def compare(
                 split=split,
                 ks=ks,
                 exclude_seen=exclude_seen,
+                other_dataset=other_dataset,
                 progress=show,
                 **_search_options(ranker, beam_size),
                 **_asked(ranker, own, condition),

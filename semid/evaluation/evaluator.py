@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 
 from semid import artifacts
 from semid.arrow import write_parquet
+from semid.artifacts import Origin
 from semid.data import Dataset, Examples, Histories, SourceOrder, TieRule, as_masks
 from semid.errors import SemidError
 from semid.evaluation import metrics
@@ -31,7 +32,9 @@ class Ranker(Protocol):
     its item rows for each history, Int [n, k], best first, -1 where there are fewer. A ranker that has `active`,
     booleans by item row, never recommends the others: they are no part of the catalogue that it is measured on. One
     whose `repeats` is False never recommends an item of the history, asked to or not. To one that has `user_ids` the
-    `users` of histories are places among these, -1 for others.
+    `users` of histories are places among these, -1 for others. One that has `origin`, the artifact that it is from, or
+    `dataset`, the digest of the dataset that it was trained on, is measured on another dataset only where that is asked
+    for.
     """
 
     @property
@@ -85,6 +88,7 @@ def evaluate(
     allowed: Bool[np.ndarray, " items"] | Bool[np.ndarray, "n items"] | None = None,
     catalog: pa.Array | None = None,
     drop_unknown: bool = False,
+    other_dataset: bool = False,
     own: Sequence[str] = (),
     batch_size: int = 1024,
     progress: Callable[[int, int], None] | None = None,
@@ -105,16 +109,18 @@ def evaluate(
     counted.
     `catalog` are the ids of the items that several models are measured on: a ranker recommends no others, and those
     that it does not know count in coverage, Gini and popularity ranks. None: the ranker's own catalogue.
+    `other_dataset` measures also a ranker that was trained on another dataset, which the provenance says: what is test
+    here may have been training there.
     `own` asks a model that knows conditions for each target by what it is: ("event",) tells it whether the user bought
     or looked; such figures answer another question than those without, and say so in their provenance.
     `options` go to `ranker.rank` (a Recommender takes `beam_size`, `condition`, `sample`), of several conditions, one
     for each example, those of a batch; `progress(done, total)` is called with 0 before the first batch and then after
     each.
-    Raises SemidError if the ranker does not know an item of the data, or lists an item twice, one that does not exist
-    or one that it may not.
+    Raises SemidError if the ranker does not know an item of the data, was trained on another dataset, or lists an item
+    twice, one that does not exist or one that it may not.
     """
     _check_arguments(ranker, ks, batch_size)
-    evaluation_set = _evaluation_set(ranker, data, split, drop_unknown)
+    evaluation_set = _evaluation_set(ranker, data, split, drop_unknown, other_dataset)
     task = _task(ranker, evaluation_set, ks, allowed, exclude_seen, catalog)
     state, per_example, lists = MetricState({}, np.zeros(len(task.popularity), np.int64), max(ks)), [], []
     out_of_reach = 0
@@ -230,13 +236,42 @@ class _Part:
         return {} if self.allowed is None else {"allowed": self.allowed[0] if len(self.allowed) == 1 else self.allowed}
 
 
-def _evaluation_set(ranker: Ranker, data: Any, split: str, drop_unknown: bool) -> EvaluationSet:
+def other_datasets(rankers: Mapping[str, Ranker], dataset: Dataset, *, other_dataset: bool) -> dict[str, str]:
+    """Digests of the datasets of rankers that were trained on another one than this, by the rankers' names.
+
+    An item graph that is mixed with a ranker counts as well. Raises SemidError for the first of them unless an
+    `other_dataset` is asked for.
+    """
+    parts = [(name, part) for name, ranker in rankers.items() for part in (ranker, getattr(ranker, "graph", None))]
+    trained = [(name, _trained_on(part)) for name, part in parts]
+    found = {name: digest for name, made in trained if made and (digest := dataset.other_source(made)) is not None}
+    if found and not other_dataset:
+        (name, digest), *_ = found.items()
+        here = f"dataset {dataset.name!r}" if dataset.origin is None else dataset.origin.folder
+        raise SemidError(
+            f"{name}: trained on dataset digest {digest[:16]}, not on {here} of {dataset.digest[:16]}, and what is test"
+            " here may have been training there; name the one that it was trained on, or measure on this one all the"
+            " same with other_dataset=True (--other-dataset)"
+        )
+    return found
+
+
+def _trained_on(ranker: Any) -> Origin | str | None:
+    """The artifact of a ranker, or the digest of the dataset that it was trained on; None or empty: not known."""
+    known = getattr(ranker, "origin", None) or getattr(ranker, "dataset", None)
+    return known if isinstance(known, Origin | str) else None
+
+
+def _evaluation_set(ranker: Ranker, data: Any, split: str, drop_unknown: bool, other_dataset: bool) -> EvaluationSet:
     if not isinstance(data, Dataset):
         if split != "test":
             raise SemidError(f"a table has no split {split!r}; leave it out, all its rows are examples")
         return examples_from_table(ranker, data, drop_unknown=drop_unknown)
     if drop_unknown:
         raise SemidError("drop_unknown is for tables; a dataset's items are those that its catalogue was made from")
+    origin = getattr(ranker, "origin", None)
+    name = type(ranker).__name__ if origin is None else str(origin.folder)
+    trained_on = other_datasets({name: ranker}, data, other_dataset=other_dataset)
     examples, counts = examples_for_ranker(ranker, data, split)
     provenance = {
         "dataset": data.name,
@@ -247,6 +282,7 @@ def _evaluation_set(ranker: Ranker, data: Any, split: str, drop_unknown: bool) -
         "split_rule": data.config["split_rule"],
         "repeat_share": data.repeats.share,
         "tie_rule": _tie_rule(data.ties),
+        **({"trained_on_other_dataset": trained_on} if trained_on else {}),
     }
     return EvaluationSet(examples, counts, provenance, np.arange(len(examples)), len(examples))
 

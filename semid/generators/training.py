@@ -253,7 +253,7 @@ def _untrained(
     )
     codes = sequence_codes(sequences, dataset.item_ids)
     items = ItemData(counts, features, standardizer, conditions.of_items, codes)
-    return Recommender(spec.build(seed=seed), catalog, spec=spec, items=items)
+    return Recommender(spec.build(seed=seed), catalog, spec=spec, items=items, dataset=dataset.digest)
 
 
 def write_statistics(dataset: Dataset, folder: Path) -> None:
@@ -341,6 +341,8 @@ def training_rows(dataset: Dataset, config: GeneratorConfig, layout: Layout) -> 
     else:
         train = train.without_weights()
     times = config.conditions.reads_times
+    if isinstance(dense, DenseTeacher) and (made := dense.recommender.dataset):
+        dataset.check_source(made, what="the teacher", remedy="train a teacher on this dataset")
     if layout is Layout.SINGLE:
         return SingleRows(train, max_history=history, times=times)
     append_last = layout is Layout.CLOSED

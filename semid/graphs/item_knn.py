@@ -39,6 +39,8 @@ class ItemKNN:
     """Cosines [items, items], those of each item's nearest alone."""
     train_counts: Int[np.ndarray, " items"]
     repeats: bool
+    dataset: str = ""
+    """Digest of the dataset that it was fitted to."""
 
     codes: ClassVar[None] = None
     tie_break: ClassVar[bool] = False
@@ -53,7 +55,7 @@ class ItemKNN:
         cosines = sparse.csr_array(scaled_rows(sparse.csr_array(taken.T @ taken), scale) @ sparse.diags_array(scale))
         cosines.setdiag(0)
         popularity = train.popularity(dataset.num_items).astype(np.int64)
-        return cls(dataset.item_ids, pruned(cosines, neighbors), popularity, dataset.repeats.common)
+        return cls(dataset.item_ids, pruned(cosines, neighbors), popularity, dataset.repeats.common, dataset.digest)
 
     def rank(self, histories: Histories, *, k: int, exclude_seen: bool = False) -> Int[np.ndarray, "n k"]:
         """The `k` best item rows for each history, then the most popular; -1 where there are fewer."""
@@ -86,6 +88,8 @@ class VectorKNN:
     vectors: Float[np.ndarray, "items dim"]
     train_counts: Int[np.ndarray, " items"]
     repeats: bool
+    dataset: str = ""
+    """Digest of the dataset that it was fitted to."""
 
     codes: ClassVar[None] = None
     tie_break: ClassVar[bool] = False
@@ -94,7 +98,7 @@ class VectorKNN:
     def fit(cls, dataset: Dataset, vectors: Float[np.ndarray, "items dim"]) -> VectorKNN:
         """Rank the dataset's items by these vectors."""
         popularity = dataset.splits.train.popularity(dataset.num_items).astype(np.int64)
-        return cls(dataset.item_ids, vectors.astype(np.float32), popularity, dataset.repeats.common)
+        return cls(dataset.item_ids, vectors.astype(np.float32), popularity, dataset.repeats.common, dataset.digest)
 
     def rank(self, histories: Histories, *, k: int, exclude_seen: bool = False) -> Int[np.ndarray, "n k"]:
         """The `k` best item rows for each history, ties by popularity; -1 where there are fewer."""
@@ -130,6 +134,8 @@ class UserItemVectors:
     users: Float[np.ndarray, "users dim"]
     train_counts: Int[np.ndarray, " items"]
     repeats: bool
+    dataset: str = ""
+    """Digest of the dataset that it was fitted to."""
 
     codes: ClassVar[None] = None
     tie_break: ClassVar[bool] = False
@@ -139,7 +145,9 @@ class UserItemVectors:
         """Train on the dataset's training histories."""
         made = config.vectors(dataset, seed=seed)
         popularity = dataset.splits.train.popularity(dataset.num_items).astype(np.int64)
-        return cls(dataset.item_ids, dataset.users, made.items, made.users, popularity, dataset.repeats.common)
+        return cls(
+            dataset.item_ids, dataset.users, made.items, made.users, popularity, dataset.repeats.common, dataset.digest
+        )
 
     def rank(self, histories: Histories, *, k: int, exclude_seen: bool = False) -> Int[np.ndarray, "n k"]:
         """The `k` best item rows for the user of each history, ties by popularity; -1 where there are fewer.

@@ -106,7 +106,7 @@ class Context:
         counts, spec = training_counts(self.dataset), replace(self.spec(model.encoder.dim), catalog=catalog.digest)
         vectors, unchanged = np.asarray(self.item_vectors(model)), Standardizer.identity(model.encoder.dim)
         items = ItemData(counts, vectors, unchanged, self.conditions.of_items)
-        return Recommender(model.generator, catalog, spec=spec, items=items)
+        return Recommender(model.generator, catalog, spec=spec, items=items, dataset=self.dataset.digest)
 
     def item_vectors(self, model: JointModel) -> Float[Array, "items dim"]:
         """The bank's vectors of all items."""

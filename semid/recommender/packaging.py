@@ -58,17 +58,20 @@ def write_package(
     catalog: SemanticCatalog,
     parameters: int,
     origin: Origin | None,
+    dataset: str,
     catalog_updated: bool,
     metrics: str | Path | Measured | None,
     license: str | None,
 ) -> None:
     """Write the artifact `path`: the files of `write`, those that go with the model, and its card.
 
-    `catalog_updated` says that the catalogue is a later version than the one that the model was measured on.
+    `dataset` is the digest of the one that it was trained on, empty where not known. `catalog_updated` says that the
+    catalogue is a later version than the one that the model was measured on.
     """
     _check_place(path, origin)
     made = Manifest(Kind.MODEL, {"spec": spec}, {}) if origin is None else origin.manifest
-    parents = made.parents if origin is None else {"model": origin.digest, **made.parents}
+    parents = {"dataset": dataset} if dataset else {}
+    parents |= {} if origin is None else {"model": origin.digest, **made.parents}
     measured = None if metrics is None else _read_metrics(metrics, origin, catalog, catalog_updated=catalog_updated)
     with artifacts.write_artifact(
         path, kind=Kind.MODEL, config=made.config, parents=parents, seed=made.seed, devices=made.devices

@@ -59,6 +59,8 @@ class Recommender:
     training counts, scored by the log of their smoothed share (the documented cold start). It is a `Ranker` for
     `semid.evaluate`.
 
+    `dataset` is the digest of the dataset that it was trained on; empty: not known, and so measured on any.
+
     `graph` is an item graph that is mixed with the model, at the weight `spec.graph_weight`. With the standardizer of
     the items' features, and with tables for `capacity_factor` times the items, the same programs serve later versions
     of the catalogue (`with_catalog`).
@@ -73,6 +75,7 @@ class Recommender:
         items: ItemData,
         capacity_factor: float | None = None,
         graph: ItemGraph | None = None,
+        dataset: str = "",
     ) -> None:
         if spec.catalog not in ("", catalog.digest):
             raise SemidError(
@@ -88,6 +91,7 @@ class Recommender:
             check_graph(graph, catalog.item_ids)
         self._capacity: Capacity | None = None
         self.origin: Origin | None = None  # the artifact of this very model, if there is one
+        self.dataset = dataset  # digest of the dataset that it was trained on; empty: not known
         self.catalog_updated = False  # it recommends from a later version of its catalogue than the origin holds
         self._scorer = self._build_scorer(model)
 
@@ -124,7 +128,7 @@ class Recommender:
     def with_origin(self, origin: Origin) -> Recommender:
         """Name the artifact that holds this very recommender."""
         other = copy.copy(self)
-        other.origin = origin
+        other.origin, other.dataset = origin, origin.manifest.parents.get("dataset", self.dataset)
         return other
 
     @property
@@ -224,6 +228,7 @@ class Recommender:
             catalog=self.catalog,
             parameters=sum(leaf.size for leaf in jax.tree.leaves(self._scorer.params)),
             origin=self.origin,
+            dataset=self.dataset,
             catalog_updated=self.catalog_updated,
             metrics=metrics,
             license=license,

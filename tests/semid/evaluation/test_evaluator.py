@@ -1,5 +1,6 @@
 """The evaluator: chunks, item rows of another order, collisions, rankers that break the rules, what is written."""
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -9,9 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from semid.data import Dataset, Histories, ShuffledTies, SourceOrder
+from semid.artifacts import Manifest, Origin
+from semid.data import Dataset, HeldOutItems, Histories, ShuffledTies, SourceOrder
 from semid.errors import SemidError
-from semid.evaluation import Bigram, Popularity, evaluate, write_metrics
+from semid.evaluation import Bigram, Popularity, compare, evaluate, write_metrics
+from semid.graphs import ItemGraph
 
 ITEMS, USERS = 15, 40
 IN_HISTORY_ONLY, COLD_TARGET, UNUSED = 12, 13, 14
@@ -246,6 +249,31 @@ def test_lists_of_another_shape_or_type_are_refused(dataset):
 def test_wrong_arguments_are_refused(dataset, bigram, changes, message):
     with pytest.raises(SemidError, match=message):
         evaluate(bigram, dataset, **changes)
+
+
+def test_a_ranker_of_another_dataset_is_measured_only_where_asked(dataset, tmp_path):
+    """The same interactions, cut in another way: what is test here was trained on there."""
+    graph, other = ItemGraph.fit(dataset), dataset.replace(split_rule=HeldOutItems(0.5))
+    message = rf"trained on dataset digest {dataset.digest[:16]}, not on .*{other.digest[:16]}.*other_dataset=True"
+    made = Origin(tmp_path / "made", Manifest("graph", {}, {}, {"dataset": dataset.digest}))
+    mixed = Fixed(dataset.item_ids, [0])
+    mixed.graph = graph
+    rankers = {"ItemGraph": graph, str(tmp_path / "made"): graph.with_origin(made), "Fixed": mixed}
+    for name, ranker in rankers.items():
+        assert "trained_on_other_dataset" not in evaluate(ranker, dataset).provenance
+        with pytest.raises(SemidError, match=f"^{name}: {message}"):
+            evaluate(ranker, other)
+        with pytest.raises(SemidError, match=message):
+            compare({"a": ranker}, other)
+        asked = compare({"a": ranker}, other, other_dataset=True)["a"].provenance
+        assert asked["trained_on_other_dataset"] == {name: dataset.digest}
+    saved = dataset.replace().save(tmp_path / "dataset")
+    for same in (saved, saved.with_vectors("v", np.eye(ITEMS))):  # saved since, with a column more
+        evaluate(graph, same)
+    evaluate(ItemGraph.fit(saved), saved.with_vectors("v", np.eye(ITEMS)))
+    with pytest.raises(SemidError, match="trained on dataset digest unknown"):
+        evaluate(graph.with_origin(Origin(tmp_path, Manifest("graph", {}, {}))), dataset)
+    evaluate(dataclasses.replace(graph, dataset=""), other)  # one that does not know
 
 
 def test_what_is_no_ranker_is_refused(dataset):

@@ -179,7 +179,7 @@ def test_events_of_another_dataset_are_numbered_by_the_models_names(model, datas
     """There, an event comes before all others by name, so that numbers differ."""
     renamed = dataset.replace(event=pa.array(["again", *dataset.event.to_pylist()[1:]]))
     assert renamed.events == ("again", "buy", "look")
-    own = [evaluate(model, data, own=("event",)).per_example["mrr"] for data in (dataset, renamed)]
+    own = [evaluate(model, data, own=("event",), other_dataset=True).per_example["mrr"] for data in (dataset, renamed)]
     np.testing.assert_allclose(own[1][1:], own[0][1:])
 
 

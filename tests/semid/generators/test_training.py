@@ -583,3 +583,7 @@ def test_a_share_of_the_graph_is_of_a_dense_teacher(dataset):
         objective = ObjectiveConfig(distillation=weight, teacher_graph=0.5)
         with pytest.raises(SemidError, match=r"teacher_graph 0.5 mixes the item graph with a dense teacher \(SASRec\)"):
             check_teacher(teacher, dataset, dataclasses.replace(CONFIG, objective=objective))
+    teacher.dataset = "0" * 64  # in memory
+    with pytest.raises(SemidError, match=r"the teacher: trained on dataset digest 0{16}, not on this one"):
+        check_teacher(as_teacher(teacher, config.objective), dataset, config)
+    teacher.dataset = dataset.digest

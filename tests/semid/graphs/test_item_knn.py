@@ -66,13 +66,13 @@ def test_vectors_of_users_are_found_by_their_ids():
     """Without its first user a dataset numbers all others anew."""
     whole, rest = drawn(), drawn(users=range(1, USERS))
     ranker = UserItemVectors.fit(whole, LightGCNConfig(dim=4, epochs=2), seed=0)
-    of_all, of_rest = evaluate(ranker, whole, ks=(5,)), evaluate(ranker, rest, ks=(5,))
+    of_all, of_rest = evaluate(ranker, whole, ks=(5,)), evaluate(ranker, rest, ks=(5,), other_dataset=True)
     places = [whole.users.to_pylist().index(user) for user in rest.users.to_pylist()]
     np.testing.assert_array_equal(of_rest.ranked, of_all.ranked[places])
     np.testing.assert_array_equal(of_rest.per_example["ndcg@5"], of_all.per_example["ndcg@5"][places])
     own = UserItemVectors.fit(rest, LightGCNConfig(dim=4, epochs=2), seed=0)
     with pytest.raises(SemidError, match=r"of the 29 users that .* 1 of 30 are of none, the first of them history 0;"):
-        evaluate(own, whole, ks=(5,))
+        evaluate(own, whole, ks=(5,), other_dataset=True)
     table = pa.table({"history": [["i0"], ["i1", "i2"]], "target": ["i3", "i4"]})
     with pytest.raises(SemidError, match=r"of the 30 users that .* 2 of 2 are of none"):
         evaluate(ranker, table, ks=(5,))

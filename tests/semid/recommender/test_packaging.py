@@ -343,6 +343,7 @@ def test_a_recommender_made_in_memory_is_handed_over_too(recommender, tmp_path):
     assert "this folder cannot encode new items" in card
     assert "| trained |" not in card
     again = Recommender.from_pretrained(tmp_path / "out")
+    assert again.origin.manifest.parents == {"dataset": recommender.origin.manifest.parents["dataset"]}
     assert again.recommend(HISTORIES).item_ids == recommender.recommend(HISTORIES).item_ids
     with pytest.raises(SemidError, match="no tokenizer came with it; encode with what made the codes"):
         SemanticTokenizer.from_pretrained(tmp_path / "out")
