@@ -64,7 +64,7 @@ class ItemGraph:
     """Users take items again, in the histories that it was fitted to."""
     edges: Edges
     dataset: str = ""
-    """Digest of the dataset that it was fitted to."""
+    """Digest of the dataset that it was fitted to; empty: not known."""
     origin: Origin | None = None
 
     codes: ClassVar[None] = None
@@ -144,8 +144,10 @@ class ItemGraph:
 
         `histories` are of item rows, those of the new items behind the others'; the last `new` items of each (all, if
         not given) are the interactions that the graph has not counted. What comes out is what fitting to everything
-        would give. Raises SemidError for items that it has or that are given twice, for vectors that are missing, of
-        another width or not finite, and for `new` beyond a history.
+        would give. With interactions it is no longer the graph of its dataset, whose targets may be among them (its
+        `dataset` is another digest), but one to recommend with.
+        Raises SemidError for items that it has or that are given twice, for vectors that are missing, of another width
+        or not finite, and for `new` beyond a history.
         """
         added = as_ids(item_ids)
         if len(there := added.filter(pa.compute.is_in(added, self.item_ids))):
@@ -163,6 +165,7 @@ class ItemGraph:
             everything = np.concatenate([self.vectors, vectors.astype(np.float32)])
         counts, popularity = self.counts.copy(), np.pad(self.train_counts, (0, len(added)))
         counts.resize((total, total))
+        dataset = self.dataset
         if histories is not None:
             lengths = histories.lengths
             fresh = lengths if new is None else np.asarray(new)
@@ -173,8 +176,10 @@ class ItemGraph:
                 raise SemidError(f"expected new of 0 to {lengths[row]} for history {row}, its items, got {fresh[row]}")
             counts = counts + count_transitions(histories, self.config, num_items=total, loops=self.repeats, new=fresh)
             popularity = popularity + replace(histories, starts=histories.ends - fresh).popularity(total)
+            if dataset and fresh.any():
+                dataset = artifacts.sha256_json([dataset, "and interactions since"])
         ids = pa.concat_arrays([self.item_ids, added.cast(self.item_ids.type)])
-        return self._build(ids, self.config, counts, everything, popularity, self.repeats, self.dataset)
+        return self._build(ids, self.config, counts, everything, popularity, self.repeats, dataset)
 
     def distribution(self, histories: Histories) -> sparse.csr_array:
         """The probabilities [histories, items] of the next item, as far as edges lead there; nothing after none."""

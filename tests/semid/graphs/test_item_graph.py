@@ -176,6 +176,29 @@ def test_new_items_and_interactions_join_as_if_they_had_been_there():
             grown.append(histories=more, new=np.array(fresh))
 
 
+def test_a_graph_with_newer_interactions_is_of_no_dataset():
+    """They may be its test: neither is it measured there, nor does anything learn from it."""
+    dataset = _dataset(_unrepeated(4), vectors=_vectors())
+    graph, whole = (
+        ItemGraph.fit(dataset, CONFIG),
+        Histories.from_lists([items.tolist() for items in dataset.splits.test.histories]),
+    )
+    items = graph.append(["new"], vectors=_vectors(1))
+    same = graph.append(histories=whole, new=np.zeros(len(whole), int))
+    for other in (items, same):
+        other.check_dataset(dataset)
+        assert other.dataset == graph.dataset
+    grown = graph.append(histories=whole)
+    assert grown.append(histories=whole).dataset != grown.dataset
+    with pytest.raises(SemidError, match="the item graph: trained on dataset digest"):
+        grown.check_dataset(dataset)
+    with pytest.raises(SemidError, match=r"^ItemGraph: trained on dataset digest"):
+        evaluate(grown, dataset)
+    assert evaluate(grown, dataset, other_dataset=True).values["recall@10"] > 0.5
+    unknown = dataclasses.replace(graph, dataset="").append(histories=whole)
+    assert unknown.dataset == ""
+
+
 def test_ranking_follows_the_distribution_then_popularity_under_masks():
     dataset = _dataset(_unrepeated(5), vectors=_vectors())
     graph = ItemGraph.fit(dataset, dataclasses.replace(CONFIG, width=2))
