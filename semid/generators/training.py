@@ -13,10 +13,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from semid import artifacts
-from semid.artifacts import Kind
+from semid.artifacts import Kind, Origin
 from semid.catalog import SemanticCatalog
-from semid.config import later_field, to_dict
-from semid.data import Dataset, Examples, Standardizer, content_blocks
+from semid.config import from_dict, later_field, to_dict
+from semid.data import Dataset, Examples, Standardizer, content_blocks, read_encoders
+from semid.encoders import ContentEncoderConfig
 from semid.errors import SemidError
 from semid.evaluation import accuracy, group_ids, item_places
 from semid.generators.calibration import with_calibrated_events
@@ -25,7 +26,7 @@ from semid.generators.distillation import DenseTeacher, GraphTeacher, MixedTeach
 from semid.generators.mixing import mixed, with_fitted_repeats
 from semid.generators.objective import LossTables, ObjectiveConfig, generator_loss
 from semid.generators.starting import started
-from semid.graphs import ItemGraph
+from semid.graphs import ColumnConfig, ItemGraph
 from semid.recommender import (
     DATASET_FILE,
     ItemData,
@@ -197,20 +198,39 @@ def check_catalog(catalog: SemanticCatalog, dataset: Dataset, *, other_dataset: 
     """Raise SemidError for a catalogue of another dataset, by digest; one in memory is not of a known one.
 
     A catalogue of encoded files (`write_catalog`) says its tokenizer alone, which is of another dataset if any. Codes
-    that were aligned with interactions are refused also where an `other_dataset` is asked for.
+    that were aligned with interactions, or read vectors made from them, are refused also where an `other_dataset` is
+    asked for.
     """
     if catalog.origin is None or (digest := dataset.other_source(catalog.origin)) is None:
         return
     made = catalog.origin.manifest
-    aligned = "alignment" in made.config.get("tokenizer", {}) and bool(made.config["tokenizer"]["alignment"])
-    if not aligned and (other_dataset or "tokenizer" in made.parents):
+    learned = ""
+    if made.config.get("tokenizer", {}).get("alignment"):
+        learned = "its codes are aligned with interactions that may be test here"
+    elif column := _learned_column(catalog.origin):
+        learned = (
+            f"its codes read the column {column!r}, whose vectors may be made from interactions that are test here"
+        )
+    if not learned and (other_dataset or "tokenizer" in made.parents):
         return
-    what = "its codes are aligned with interactions that may be test here" if aligned else "its test may differ"
-    remedy = "tokenize this dataset" + ("" if aligned else ", or train on it all the same with --other-dataset")
+    what = learned or "its test may differ"
+    remedy = "tokenize this dataset" + ("" if learned else ", or train on it all the same with --other-dataset")
     raise SemidError(
         f"{catalog.origin.folder}: made from dataset digest {digest[:16]}, not from this one of {dataset.digest[:16]}; "
         f"{what}; {remedy}"
     )
+
+
+def _learned_column(origin: Origin) -> str | None:
+    """A column that a catalogue's tokenizer read and that is not known to be content alone: made from interactions as
+    well (`semid vectors`), or added to the dataset in memory (`with_vectors`), such as a model's item vectors."""
+    made = origin.manifest
+    names = [name for name in made.parents if name not in ("dataset", "tokenizer")]
+    for encoder in read_encoders(origin.folder, made.files):
+        config = from_dict(ContentEncoderConfig, encoder.settings, where=f"encoder of column {encoder.column!r}")  # type: ignore[type-abstract]
+        names += [encoder.column] * isinstance(config, ColumnConfig)
+    columns = made.config.get("tokenizer", {}).get("columns")
+    return next((name for name in names if columns is None or name in columns), None)
 
 
 def _codes_of(catalog: SemanticCatalog, dataset: Dataset) -> SemanticCatalog:
@@ -321,6 +341,8 @@ def check_teacher(teacher: Teacher | None, dataset: Dataset, config: GeneratorCo
     if teacher is not None and teacher.origin is not None:
         dataset.check_source(teacher.origin, what="the teacher", remedy="train a teacher on this dataset")
     counted, dense = (teacher.graph, teacher.dense) if isinstance(teacher, MixedTeacher) else (teacher, teacher)
+    if isinstance(dense, DenseTeacher) and (made := dense.recommender.dataset):
+        dataset.check_source(made, what="the teacher", remedy="train a teacher on this dataset")
     known = dense.recommender.conditions if isinstance(dense, DenseTeacher) else None
     if known is not None and (known.event_inputs or known.reads_times):
         raise SemidError(
@@ -341,8 +363,6 @@ def training_rows(dataset: Dataset, config: GeneratorConfig, layout: Layout) -> 
     else:
         train = train.without_weights()
     times = config.conditions.reads_times
-    if isinstance(dense, DenseTeacher) and (made := dense.recommender.dataset):
-        dataset.check_source(made, what="the teacher", remedy="train a teacher on this dataset")
     if layout is Layout.SINGLE:
         return SingleRows(train, max_history=history, times=times)
     append_last = layout is Layout.CLOSED

@@ -34,7 +34,7 @@ from semid.generators import (
     training_rows,
 )
 from semid.generators.training import check_catalog, check_teacher, validation
-from semid.graphs import ItemGraph, ItemGraphConfig
+from semid.graphs import ItemGraph, ItemGraphConfig, SmoothConfig, add_column
 from semid.recommender import ItemData, ModelSpec, Recommender
 from semid.recommender.scorers import _top
 from semid.training import OptimizerConfig, SingleRows, StepContext, TrainingConfig, pack
@@ -543,6 +543,25 @@ def test_a_catalogue_of_another_dataset_is_refused(dataset, catalog, config, par
     check_catalog(catalog.with_origin(_origin(config, dataset=dataset.digest)), dataset)  # control
 
 
+@pytest.mark.parametrize(
+    ("columns", "refused"),
+    [(None, "v_smooth"), (["v_smooth"], "v_smooth"), (["v"], None), (["v", "taught"], "taught")],
+)
+def test_codes_of_vectors_that_interactions_made_are_not_taken_for_another_dataset(
+    dataset, catalog, columns, refused, tmp_path
+):
+    smoothed = add_column(dataset.with_vectors("v", np.eye(ITEMS)), SmoothConfig("v"))
+    smoothed.encoders[-1].write(tmp_path)
+    files, parents = {"encoders/v_smooth.safetensors": ""}, {"dataset": "0" * 64, "taught": "1" * 64}
+    made = Manifest("catalog", {"tokenizer": {"columns": columns}}, files, parents if columns else {})
+    other = catalog.with_origin(Origin(tmp_path, made))
+    if refused is None:
+        check_catalog(other, dataset, other_dataset=True)
+        return
+    with pytest.raises(SemidError, match=f"its codes read the column '{refused}', .*; tokenize this dataset$"):
+        check_catalog(other, dataset, other_dataset=True)
+
+
 def test_catalogues_that_say_no_dataset_or_the_same_in_another_way_are_taken(dataset, catalog, tmp_path):
     check_catalog(catalog, dataset)  # in memory
     check_catalog(catalog.with_origin(_origin({"tokenizer": {"alignment": []}}, tokenizer="0" * 64)), dataset)
@@ -565,6 +584,10 @@ def test_a_teacher_of_another_dataset_is_refused(dataset, catalog):
     check_teacher(of(dataset.digest), dataset, config)  # control
     with pytest.raises(SemidError, match=r"before: trained on dataset digest 0{16}, not on this one"):
         check_teacher(of("0" * 64), dataset, config)
+    teacher.dataset = "0" * 64  # in memory
+    with pytest.raises(SemidError, match=r"the teacher: trained on dataset digest 0{16}, not on this one"):
+        check_teacher(as_teacher(teacher, config.objective), dataset, config)
+    teacher.dataset = dataset.digest
     graph = ItemGraph.fit(dataset)
     other = dataclasses.replace(graph, dataset="0" * 64)
     mixing = dataclasses.replace(CONFIG, objective=ObjectiveConfig(distillation=1.0, teacher_graph=0.5))
@@ -583,7 +606,3 @@ def test_a_share_of_the_graph_is_of_a_dense_teacher(dataset):
         objective = ObjectiveConfig(distillation=weight, teacher_graph=0.5)
         with pytest.raises(SemidError, match=r"teacher_graph 0.5 mixes the item graph with a dense teacher \(SASRec\)"):
             check_teacher(teacher, dataset, dataclasses.replace(CONFIG, objective=objective))
-    teacher.dataset = "0" * 64  # in memory
-    with pytest.raises(SemidError, match=r"the teacher: trained on dataset digest 0{16}, not on this one"):
-        check_teacher(as_teacher(teacher, config.objective), dataset, config)
-    teacher.dataset = dataset.digest
