@@ -26,7 +26,7 @@ from semid import artifacts
 from semid.artifacts import Kind, Origin
 from semid.catalog import TOKENIZER_CONFIG
 from semid.config import to_dict
-from semid.data import Dataset, Standardizer
+from semid.data import Dataset, LeaveOneOut, Standardizer
 from semid.encoders import (
     ContentConfig,
     ContentReader,
@@ -49,6 +49,7 @@ from semid.joint.config import JointConfig
 from semid.joint.context import WARM_UP, Context, PreviousRun, encode_items
 from semid.joint.model import TEACHER_TERMS, JointModel
 from semid.joint.stages import Stage, plan
+from semid.progress import LOG
 from semid.recommender import Recommender, read_spec
 from semid.stage import Request, place_of_all, run_stage
 from semid.tokenizers import RQVAE, SemanticTokenizer, TokenizerConfig, map_blocks
@@ -98,8 +99,8 @@ def train_end_to_end(
     stage has all histories again, so that the generator forgets none.
 
     Raises SemidError if content is missing or of other items, more items than `tie_break` have none, the objective
-    wants a teacher that is not given, or none that is, `previous` is of other settings or has embeddings of other
-    items, codes collapse, or `out` is in use.
+    wants a teacher that is not given, or none that is, `previous` is of other settings, has embeddings of other items
+    or trained on what is not the beginning of the training histories here, codes collapse, or `out` is in use.
     """
     source = _content_config(text, image, content)
     fitted = dataset if previous is None else previous.dataset
@@ -225,6 +226,7 @@ def _request(
         path = artifacts.fetched(previous.path)
         origin = Origin(path, artifacts.read_artifact(path, Kind.MODEL))
         previous.dataset.check_source(origin, what="the previous run", remedy="give the dataset of that run")
+        _check_continued(dataset, previous.dataset)
         same = dataset.item_ids.equals(previous.dataset.item_ids)
         if config.generator.model.has_item_embeddings and not same:
             raise SemidError(
@@ -236,6 +238,33 @@ def _request(
     if config.joint and config.generator.objective.repeats is False and dataset.repeats.repeated:
         version += _OF_UNSEEN
     return Request(Kind.MODEL, settings, parents, seed, version)
+
+
+def _check_continued(dataset: Dataset, before: Dataset) -> None:
+    """Raise SemidError unless the training history of every user of both datasets begins with the earlier one's, behind
+    which training goes on: else it would miss new items, or what is held out here would have been trained on."""
+    now, then = dataset.splits.train, before.splits.train
+    places = pc.index_in(before.users, dataset.users).fill_null(-1).to_numpy()
+    known = np.flatnonzero(places >= 0)
+    user, then = places[known], then.take(known)
+    allowed = now.lengths[user]
+    if isinstance(before.split_rule, LeaveOneOut) and isinstance(dataset.split_rule, LeaveOneOut):
+        # Who had two interactions trained on both; with a third one the second is validation.
+        short = (np.diff(before.offsets)[known] == 2) & (np.diff(dataset.offsets)[user] == 3)
+        allowed = np.where(short, 2, allowed)
+        if short.any():
+            LOG.warning("previous: that run trained on what is validation here of %s users", f"{short.sum():,}")
+    rows, owner = then.flat()
+    items = pc.index_in(before.item_ids, dataset.item_ids).fill_null(-1).to_numpy()[rows]
+    place = np.arange(len(rows)) - (np.cumsum(then.lengths) - then.lengths)[owner]
+    same = place < allowed[owner]
+    same[same] = now.items[(now.starts[user][owner] + place)[same]] == items[same]
+    if not same.all():
+        raise SemidError(
+            f"previous: user {before.users[int(known[owner[np.argmin(same)]])].as_py()!r}: what that run trained on is "
+            "not the beginning of the training history here (interactions left out, or another split); keep the older "
+            "interactions and the split rule, or begin anew"
+        )
 
 
 def _shared_folder(path: str | Path, request: Request) -> Path:

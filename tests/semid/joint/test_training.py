@@ -17,6 +17,7 @@ from quantizers import Schedule, health
 from semid import Dataset, Recommender
 from semid.artifacts import Kind, load_tensors, read_artifact
 from semid.catalog import extend
+from semid.data import GlobalTime, LeaveOneOut
 from semid.data.simulated import SimulatedConfig, simulate
 from semid.encoders import FeatureEncoder, FeatureRows, FusionConfig, ItemContent, ItemEncoder
 from semid.errors import SemidError
@@ -42,7 +43,7 @@ from semid.joint import (
 )
 from semid.joint import stages as joint_stages
 from semid.joint.context import WARM_UP, Context
-from semid.joint.training import STATE_FILE, _check, _request
+from semid.joint.training import STATE_FILE, _check, _check_continued, _request
 from semid.recommender import ModelSpec
 from semid.stage import place_of_all
 from semid.tokenizers import RQVAE, RQVaeConfig, SemanticTokenizer
@@ -398,6 +399,38 @@ def test_only_what_is_new_is_a_target_of_the_next_day(world, next_day):
     assert len(rows) == sum(len(history) for history in next_day.splits.train) - sum(had.values())
     with pytest.raises(SemidError, match="no training history has an item that it did not have before"):
         SingleRows(world.splits.train, max_history=4, seen=world.splits.train.lengths)
+
+
+def _of(lists: dict[str, str], *, rule=LeaveOneOut()) -> Dataset:
+    """A dataset of users' items, one letter each, of which the n-th is of second n."""
+    rows = [(user, item, at) for user, items in lists.items() for at, item in enumerate(items)]
+    users, items, times = zip(*rows, strict=True)
+    interactions = pa.table({"user_id": users, "item_id": items, "timestamp": times})
+    return Dataset.build(pa.table({"item_id": sorted({*items})}), interactions, name="tiny", split_rule=rule)
+
+
+def test_what_was_trained_on_begins_the_training_histories_of_the_next_run(caplog):
+    before = _of({"u": "cdefg", "w": "fgfgf", "x": "fg", "gone": "cde"})
+    same = {"w": "fgfgf", "x": "fgfg"}
+    _check_continued(before, before)
+    _check_continued(_of({"new": "agc", "u": "cdefgab", **same}), before)  # items and users have other rows
+    assert not caplog.messages
+    refused = {
+        "without its oldest": {"u": "defgab", **same},
+        "with another one": {"u": "cdgfgab", **same},
+        "with fewer": {"u": "cdef", **same},
+    }
+    for lists in refused.values():
+        with pytest.raises(SemidError, match=r"^previous: user 'u': what that run trained on is not the beginning of"):
+            _check_continued(_of(lists), before)
+    _check_continued(_of({"u": "cdefg", "w": "fgfgf", "x": "fgf"}), before)
+    assert caplog.messages == ["previous: that run trained on what is validation here of 1 users"]
+    with pytest.raises(SemidError, match=r"^previous: user 'x'"):
+        _check_continued(_of({"u": "cdefg", "w": "fgfgf", "x": "ffg"}), before)
+    long, rule = {"u": "abcabcabca", "w": "bcabcabcab"}, GlobalTime(0.4, 0.6)
+    _check_continued(_of(long, rule=rule), _of(long, rule=GlobalTime(0.3, 0.5)))
+    with pytest.raises(SemidError, match="or another split"):  # its test targets were trained on
+        _check_continued(_of(long, rule=rule), _of(long))
 
 
 def test_a_model_of_all_stages_is_asked_for_an_event_and_a_group(world, next_day, tmp_path):
