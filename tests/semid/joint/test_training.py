@@ -402,8 +402,8 @@ def test_only_what_is_new_is_a_target_of_the_next_day(world, next_day):
 
 
 def _of(lists: dict[str, str], *, rule=LeaveOneOut()) -> Dataset:
-    """A dataset of users' items, one letter each, of which the n-th is of second n."""
-    rows = [(user, item, at) for user, items in lists.items() for at, item in enumerate(items)]
+    """A dataset of users' items, one letter each, a second apart."""
+    rows = [(user, item, 1_700_000_000 + at) for user, items in lists.items() for at, item in enumerate(items)]
     users, items, times = zip(*rows, strict=True)
     interactions = pa.table({"user_id": users, "item_id": items, "timestamp": times})
     return Dataset.build(pa.table({"item_id": sorted({*items})}), interactions, name="tiny", split_rule=rule)
