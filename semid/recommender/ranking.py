@@ -15,7 +15,7 @@ from semid.errors import SemidError
 from semid.graphs.ranking import largest
 from semid.recommender.lists import Sampling
 from semid.recommender.mixing import log_factors
-from semid.recommender.requests import request_batches, select_masks
+from semid.recommender.requests import power_of_two, request_batches, select_masks
 from semid.recommender.scorers import Scorer
 from semid.recommender.spec import ModelSpec
 from seq_models import Boosts, Conditions, GroupLimits, GumbelNoise, RequestBatch, TopK, best_allowed, first_within
@@ -74,28 +74,23 @@ class Ranking(NamedTuple):
             noise = None if sample is None else sample.noise(index[0] + np.arange(len(requests.history)))
             asked_for = requests._replace(limits=limits if values is None else None, noise=noise)
             found = self.scorer.top(asked_for, k=k if values is None else max(beam_size, k), beam_size=beam_size)
+            if values is not None:  # all rows of the batch, which are of few numbers
+                by_value = TopK(*jax.device_put(self._by_value(requests, found, values)))
+                found = _first_within(by_value, limits, k)
             rows, of_rows = (np.asarray(part)[: len(index)] for part in found)
-            if values is not None:
-                by_value = TopK(*jax.device_put(self._by_value(requests, rows, of_rows, values)))
-                rows, of_rows = (np.asarray(part) for part in _first_within(by_value, limits, k))
             ranked[index], scores[index] = rows[:, :k], of_rows[:, :k]
         if len(empty := np.flatnonzero(histories.lengths == 0)):
-            noise = None if sample is None else sample.noise(empty)
+            noise = None if sample is None else sample.noise(np.resize(empty, power_of_two(len(empty))))
             popular = self.most_popular(len(empty), k, select_masks(allowed, empty), boosts, limits=limits, noise=noise)
             ranked[empty], scores[empty] = popular
         return ranked, scores
 
     def _by_value(
-        self,
-        requests: RequestBatch,
-        rows: Int[np.ndarray, "n m"],
-        log_probs: Float[np.ndarray, "n m"],
-        values: Float[np.ndarray, " events"],
+        self, requests: RequestBatch, found: TopK, values: Float[np.ndarray, " events"]
     ) -> tuple[Int[np.ndarray, "n m"], Float[np.ndarray, "n m"]]:
         """Items by expected value, and its logarithm: of p(item) sum over events of value p(event | item, history)."""
-        padded = np.full((len(requests.history), rows.shape[1]), -1, np.int32)
-        padded[: len(rows)] = rows
-        events = np.exp(np.asarray(self.scorer.event_log_probs(requests, jax.device_put(padded))))[: len(rows)]
+        events = np.exp(np.asarray(self.scorer.event_log_probs(requests, found.rows)))
+        rows, log_probs = (np.asarray(part) for part in found)
         with np.errstate(divide="ignore"):
             worth = np.where(rows >= 0, log_probs + np.log(events @ values), -np.inf).astype(np.float32)
         order = np.argsort(-worth, axis=1, kind="stable")
@@ -113,12 +108,13 @@ class Ranking(NamedTuple):
         number, events = rows.shape[-1], 0 if self.spec.conditions is None else len(self.spec.conditions.events)
         log_probs = np.empty((len(histories), number, events), np.float32)
         every = np.broadcast_to(rows, (len(histories), number))
-        size = self._batch_size(min(_PAIRS // max(number, 1), _BATCH))
+        width = power_of_two(max(number, 1))
+        size = self._batch_size(min(_PAIRS // width, _BATCH))
         for index, requests in self._requests(histories, size, conditions=conditions):
-            padded = np.full((len(requests.history), number), -1, np.int32)
-            padded[: len(index)] = every[index]
+            padded = np.full((len(requests.history), width), -1, np.int32)
+            padded[: len(index), :number] = every[index]
             values = np.asarray(self.scorer.event_log_probs(requests, jax.device_put(padded)))
-            log_probs[index] = values[: len(index)]
+            log_probs[index] = values[: len(index), :number]
         return log_probs
 
     def log_probs(
@@ -127,11 +123,11 @@ class Ranking(NamedTuple):
         """Exact log-probabilities of item rows after each history (of popularity, after an empty one), -inf of removed
         items."""
         scores = np.empty((len(histories), len(rows)), np.float32)
-        width = min(len(rows), _PAIRS) or 1
+        width = min(power_of_two(max(len(rows), 1)), _PAIRS)
         size = self._batch_size(min(_PAIRS // width, _BATCH))
         for index, requests in self._requests(histories, size, conditions=conditions):
             for start in range(0, len(rows), width):
-                block = np.resize(rows[start : start + width], width)  # one shape; what repeats is cut off again
+                block = np.resize(rows[start : start + width], width)  # few shapes; what repeats is cut off again
                 values = np.asarray(self.scorer.log_probs(requests, jax.device_put(block)))
                 kept = slice(start, min(start + width, len(rows)))
                 scores[index, kept] = values[: len(index), : kept.stop - kept.start]
@@ -164,18 +160,22 @@ class Ranking(NamedTuple):
         limits: GroupLimits | None = None,
         noise: GumbelNoise | None = None,
     ) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
-        """The items most popular in training, of those allowed: what is recommended to who has no history."""
-        popularity = self.popularity
+        """The items most popular in training, of those allowed: what is recommended to who has no history.
+
+        `noise` may have more keys than n.
+        """
+        popularity, slots = self.popularity, len(self.scorer.tables.codes)
         if boosts is not None:
             popularity = popularity + log_factors(boosts, len(popularity))
         all_alike = noise is None and (allowed is None or len(allowed) == 1)
         rows, scores = np.empty((1 if all_alike else n, k), np.int32), np.empty((1 if all_alike else n, k), np.float32)
-        size = max(_SCORES // len(popularity), 1)
+        size = max(_SCORES // slots, 1)
         for start in range(0, len(rows), size):
             index = np.arange(start, min(start + size, len(rows)))
-            drawn = None if noise is None else noise._replace(keys=noise.keys[index])
+            padded = (min(size, power_of_two(len(index))), slots)
+            drawn = None if noise is None else noise._replace(keys=noise.keys[np.resize(index, padded[0])])
             every = np.broadcast_to(popularity, (len(index), len(popularity)))
-            rows[index], scores[index] = _best(every, k, select_masks(allowed, index), limits, drawn)
+            rows[index], scores[index] = _best(every, k, select_masks(allowed, index), limits, drawn, padded=padded)
         return np.broadcast_to(rows, (n, k)), np.broadcast_to(scores, (n, k))
 
     def _with_older(self, histories: Histories) -> list[int]:
@@ -234,15 +234,22 @@ def _best(
     allowed: Bool[np.ndarray, "masks items"] | None,
     limits: GroupLimits | None,
     noise: GumbelNoise | None,
+    *,
+    padded: tuple[int, int],
 ) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
-    """The k best items of each row of scores, of those allowed, or as drawn, and their scores."""
+    """The k best items of each row of scores, of those allowed, or as drawn, and their scores.
+
+    What runs on the device reads scores of the shape `padded`, and as many keys of noise.
+    """
     if allowed is not None:
         scores = np.where(allowed, scores, np.float32(-np.inf))
     if limits is not None or noise is not None:
-        nothing = jax.device_put(np.zeros((len(scores), 1), np.int32))
+        n, missing = len(scores), [(0, size - has) for size, has in zip(padded, scores.shape, strict=True)]
+        nothing = jax.device_put(np.zeros((padded[0], 1), np.int32))
         requests = RequestBatch(nothing, nothing, limits=limits, noise=noise)
+        scores = np.pad(scores, missing, constant_values=-np.inf)
         found = _best_allowed(jax.device_put(scores), requests, k)
-        return np.asarray(found.rows), np.asarray(found.scores)
+        return np.asarray(found.rows)[:n], np.asarray(found.scores)[:n]
     best = largest(scores, k)
     values = np.take_along_axis(scores, best, axis=1)
     missing = ((0, 0), (0, k - best.shape[1]))

@@ -118,7 +118,7 @@ def request_batches(
     """
     for start in range(0, len(histories), size):
         index = np.arange(start, min(start + size, len(histories)))
-        batch, rows = histories.take(index), min(size, _power_of_two(len(index)))
+        batch, rows = histories.take(index), min(size, power_of_two(len(index)))
         history, real = batch.padded(max_history)
         masks, denied = select_masks(allowed, index), _seen_items(batch) if exclude_seen else None
         if masks is not None and (spare := slots - masks.shape[1]):
@@ -145,7 +145,7 @@ def select_masks(masks: Bool[np.ndarray, "masks items"] | None, index: Int[np.nd
 
 def _seen_items(histories: Histories) -> Int[np.ndarray, "histories n"]:
     """The items of each history, -1 behind them."""
-    rows, real = histories.padded(_power_of_two(max(int(histories.lengths.max(initial=0)), 1)))
+    rows, real = histories.padded(power_of_two(max(int(histories.lengths.max(initial=0)), 1)))
     return np.where(real, rows, -1)
 
 
@@ -154,7 +154,7 @@ def _conditions_of(conditions: Conditions, index: Int[np.ndarray, " n"], rows: i
     return Conditions(*(None if part is None else jax.device_put(_pad_rows(part[index], rows)) for part in conditions))
 
 
-def _power_of_two(n: int) -> int:
+def power_of_two(n: int) -> int:
     """The least power of two that is not below n."""
     return 1 << (n - 1).bit_length()
 

@@ -33,7 +33,7 @@ from semid.generators.calibration import fitted_biases
 from semid.generators.training import _tables, _untrained
 from semid.graphs import ItemGraph
 from semid.joint import joint_program
-from semid.recommender import Condition, ConditionSpec, Recommender, Sampling, export_program
+from semid.recommender import Condition, ConditionSpec, Recommender, Sampling, export_program, ranking, scorers
 from semid.recommender.requests import read_histories
 from semid.training import OptimizerConfig, StepContext, TrainingConfig, make_mesh
 from seq_models import (
@@ -409,6 +409,10 @@ def test_events_of_an_item_have_probabilities_that_sum_to_one(valued, dataset):
     assert probabilities.shape == (2, ITEMS, 2)
     np.testing.assert_allclose(probabilities.sum(axis=-1), 1, atol=1e-5)
     assert valued.event_probs([], ["i7"]).shape == (0, 1, 2)
+    four = valued.event_probs([HISTORY], ["i7", "i11", "i3", "i4"], events=[DONE])
+    programs = scorers._event_log_probs._cache_size()
+    np.testing.assert_array_equal(valued.event_probs([HISTORY], ["i7", "i11", "i3"], events=[DONE]), four[:, :3])
+    assert scorers._event_log_probs._cache_size() == programs
     bought = valued.event_probs([HISTORY], ["i7", "i11"], events=[DONE])[0, :, 0]
     assert bought[0] < 0.1
     assert bought[1] > 0.9
@@ -445,6 +449,11 @@ def test_limits_of_groups_cut_lists_ranked_by_value_and_draws_do_not_go_with_the
     firsts = [next(item for item in every if ids.index(item) % 2 == half) for half in (0, 1)]
     found = halves.recommend([HISTORY], k=4, at_most={"half": 1}, **asked).item_ids[0]
     assert found == sorted(firsts, key=every.index)
+    programs = ranking._first_within._cache_size()
+    halves.recommend([HISTORY] * 4, k=4, at_most={"half": 1}, **asked | {"events": [DONE] * 4})
+    three = halves.recommend([HISTORY] * 3, k=4, at_most={"half": 1}, **asked | {"events": [DONE] * 3})
+    assert three.item_ids == [found] * 3
+    assert ranking._first_within._cache_size() == programs + 1
     with pytest.raises(SemidError, match="values rank the items and sampling draws them"):
         valued.recommend([HISTORY], k=4, sample=Sampling(), **asked)
 

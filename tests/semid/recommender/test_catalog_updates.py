@@ -13,7 +13,7 @@ from semid.catalog.changes import ChangeKind
 from semid.catalog.versions import commit, current
 from semid.data import Histories, Standardizer
 from semid.errors import SemidError
-from semid.recommender import ItemData, ModelSpec, Recommender, Scorer, ranking, scorers
+from semid.recommender import ItemData, ModelSpec, Recommender, Sampling, Scorer, ranking, scorers
 from seq_models import (
     DenseConfig,
     HybridConfig,
@@ -154,6 +154,30 @@ def test_an_appended_item_is_reached_at_once_without_compiling(model):
     assert _programs() == before
     _answers(_plain(model, _catalog(LATER)))  # control: without it, another number of items is another program
     assert _programs() > before
+
+
+def test_a_few_items_more_or_less_are_scored_in_one_program(model):
+    scorers._log_probs.clear_cache()
+    model.score(HISTORIES, IDS[:5])
+    of_eight = model.score(HISTORIES, IDS[:8])
+    for n in (6, 7):
+        np.testing.assert_array_equal(model.score(HISTORIES, IDS[:n]), of_eight[:, :n])
+    assert scorers._log_probs._cache_size() == 1
+    model.score(HISTORIES, IDS[:9])  # control
+    assert scorers._log_probs._cache_size() == 2
+
+
+def test_lists_without_history_are_drawn_in_one_program_though_items_come(model):
+    ranking._best_allowed.clear_cache()
+    drawn = [model.recommend([[]] * n, k=3, sample=Sampling(seed=1)).item_ids for n in (3, 4)]
+    assert drawn[0] == drawn[1][:3]  # whoever else asks
+    updated = model.with_catalog(_catalog(LATER), vectors=RAW[ITEMS:])
+    lists = [updated.recommend([[]] * n, k=3, sample=Sampling(seed=1), allowed=updated.allow(IDS)) for n in (3, 4)]
+    assert [len(set(ids)) for top in lists for ids in top.item_ids] == [3] * 7
+    assert ranking._best_allowed._cache_size() == 1
+    plain = _plain(model, _catalog(LATER)).recommend([[]] * 4, k=3, sample=Sampling(seed=1))  # control
+    assert ranking._best_allowed._cache_size() == 2
+    _agree(lists[1], plain)  # spare rows change no draw
 
 
 def test_beyond_its_room_it_compiles_and_answers_all_the_same(model):

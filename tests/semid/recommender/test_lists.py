@@ -138,7 +138,7 @@ def test_what_cannot_be_is_said(model):
 def test_the_best_by_popularity_are_those_of_a_stable_sort(k):
     scores = np.random.default_rng(0).integers(0, 4, (20, ITEMS)).astype(np.float32)  # many ties
     scores[:3] = scores[3:6, 2:] = -np.inf
-    rows, values = ranking._best(scores, k, None, None, None)
+    rows, values = ranking._best(scores, k, None, None, None, padded=scores.shape)
     order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     expected = np.take_along_axis(scores, order, axis=1)
     np.testing.assert_array_equal(rows[:, :ITEMS], np.where(np.isneginf(expected), -1, order))
