@@ -30,6 +30,7 @@ from semid.artifacts.manifests import (
     Kind,
     Manifest,
     Origin,
+    opened,
     read_artifact,
     read_manifest,
 )
@@ -71,6 +72,7 @@ __all__ = [
     "local_folder",
     "local_only",
     "locked",
+    "opened",
     "output_folder",
     "parse_json",
     "place",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -116,14 +118,40 @@ def read_artifact(path: str | Path, kind: str, *others: str) -> Manifest:
     manifest = read_manifest(path)
     if manifest.kind not in (kind, *others):
         raise SemidError(f"{path}: expected an artifact of kind {str(kind)!r}, found {manifest.kind!r}; check the path")
-    for name, expected in manifest.files.items():
-        if name == PAGE:
-            continue
-        if not os.path.lexists(path / name):
-            raise SemidError(f"{path / name}: listed in {MANIFEST} but missing; write the artifact again")
-        if sha256(regular_file(path, name)) != expected:
-            raise SemidError(f"{path / name}: content does not match its sha256 in {MANIFEST}; write it again")
+    with _unreplaced(path, manifest):
+        for name, expected in manifest.files.items():
+            if name == PAGE:
+                continue
+            if not os.path.lexists(path / name):
+                raise SemidError(f"{path / name}: listed in {MANIFEST} but missing; write the artifact again")
+            if sha256(regular_file(path, name)) != expected:
+                raise SemidError(f"{path / name}: content does not match its sha256 in {MANIFEST}; write it again")
     return manifest
+
+
+@contextlib.contextmanager
+def opened(path: str | Path, kind: str, *others: str) -> Iterator[Origin]:
+    """Verify the artifact at `path`, as `read_artifact` does, to read its files in the body.
+
+    Raises SemidError, also in place of an error of the body, where another process replaced the artifact meanwhile.
+    """
+    manifest = read_artifact(path, kind, *others)
+    with _unreplaced(Path(path), manifest):
+        yield Origin(Path(path), manifest)
+
+
+@contextlib.contextmanager
+def _unreplaced(path: Path, manifest: Manifest) -> Iterator[None]:
+    """Raise SemidError after the body, also in place of its error, where the artifact is another by then."""
+    try:
+        yield
+    finally:
+        try:
+            same = read_manifest(path).digest == manifest.digest
+        except SemidError:
+            same = False
+        if not same:
+            raise SemidError(f"{path}: was replaced while it was read; load it again") from None
 
 
 def read_manifest(path: Path) -> Manifest:

@@ -112,11 +112,11 @@ class SemanticCatalog:
         Raises SemidError naming a file that does not fit.
         """
         folder, version = CatalogPath.parse(folder, version)
-        manifest = artifacts.read_artifact(folder, Kind.CATALOG)
-        catalog = cls.read(folder / CATALOG_FILE).with_origin(Origin(folder, manifest))
-        tokenizer = manifest.files.get(TOKENIZER_FILE, "")
-        base = BaseVersion(folder, manifest.digest, tokenizer, catalog.level_sizes)
-        return catalog.after(list(read_changes(base, version, columns=STATE_COLUMNS)))
+        with artifacts.opened(folder, Kind.CATALOG) as origin:
+            catalog = cls.read(folder / CATALOG_FILE).with_origin(origin)
+            tokenizer = origin.manifest.files.get(TOKENIZER_FILE, "")
+            base = BaseVersion(folder, origin.digest, tokenizer, catalog.level_sizes)
+            return catalog.after(list(read_changes(base, version, columns=STATE_COLUMNS)))
 
     def after(self, changes: Sequence[Change]) -> SemanticCatalog:
         """Catalogue after these changes. Raises SemidError naming the file and the item that does not fit."""

@@ -273,8 +273,8 @@ class ItemGraph:
     def load(cls, path: str | Path) -> ItemGraph:
         """Read the artifact that `build_graph` (`semid graph`) wrote, every file verified."""
         path = artifacts.fetched(path)
-        origin = Origin(path, artifacts.read_artifact(path, Kind.GRAPH))
-        return cls.read(path).with_origin(origin)
+        with artifacts.opened(path, Kind.GRAPH) as origin:
+            return cls.read(path).with_origin(origin)
 
     def check_dataset(self, dataset: Dataset) -> None:
         """Raise SemidError for a graph that was fitted to another dataset, which may have what is test here."""

@@ -180,10 +180,10 @@ def trained_encoder(path: str | Path, encoder: ItemEncoder | None = None) -> Ite
     artifact tells how. Raises SemidError naming a tensor that does not fit.
     """
     path = artifacts.fetched(path)
-    artifacts.read_artifact(path, Kind.MODEL)
-    encoder = ContentReader.load(path).encoder() if encoder is None else encoder
     file, prefix = path / STATE_FILE, "encoder/"
-    leaves = artifacts.load_tensors(file)
+    with artifacts.opened(path, Kind.MODEL):
+        encoder = ContentReader.load(path).encoder() if encoder is None else encoder
+        leaves = artifacts.load_tensors(file)
     own = {name.removeprefix(prefix): leaf for name, leaf in leaves.items() if name.startswith(prefix)}
     graph, state = nnx.split(encoder)
     return nnx.merge(graph, replace_leaves(state, own, where=str(file)))

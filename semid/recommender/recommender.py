@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Int
 from semid import artifacts, config
 from semid.artifacts import Kind, Origin
 from semid.catalog import CATALOG_FILE, SemanticCatalog
+from semid.catalog.versions import current as read_version
 from semid.catalog.versions import vectors as appended_vectors
 from semid.data import Histories, Id, Tags, as_ids, as_mapped_table
 from semid.errors import SemidError
@@ -199,17 +200,17 @@ class Recommender:
                 "`sequences` have codes of appended items, which come with their catalogue: give it (--catalog)"
             )
         path = artifacts.local_folder(path, revision=revision)
-        origin = Origin(path, artifacts.read_artifact(path, Kind.MODEL))
-        files = origin.manifest.files  # those alone: a folder may hold more, which nothing verifies
-        spec, model, items = read_model(path, files)
-        loaded = cls(
-            model,
-            SemanticCatalog.read(path / CATALOG_FILE),
-            spec=spec,
-            items=items,
-            capacity_factor=capacity_factor,
-            graph=ItemGraph.read(path) if ItemGraph.is_in(files) else None,
-        ).with_origin(origin)
+        with artifacts.opened(path, Kind.MODEL) as origin:
+            files = origin.manifest.files  # those alone: a folder may hold more, which nothing verifies
+            spec, model, items = read_model(path, files)
+            loaded = cls(
+                model,
+                SemanticCatalog.read(path / CATALOG_FILE),
+                spec=spec,
+                items=items,
+                capacity_factor=capacity_factor,
+                graph=ItemGraph.read(path) if ItemGraph.is_in(files) else None,
+            ).with_origin(origin)
         return loaded if catalog is None else loaded.with_version(catalog, sequences=sequences)
 
     def save_pretrained(
@@ -371,12 +372,12 @@ class Recommender:
         Those of all items that training did not see are read as that version has them. `sequences` are folders of the
         catalogues of further code sequences, by name.
         """
-        catalog = self._reordered(SemanticCatalog.load(folder, version))
-        first = self._trained_items
+        found = read_version(folder, version)
+        catalog, first = self._reordered(found.catalog), self._trained_items
         new, removed = catalog.item_ids[first:], ~catalog.active[first:]
 
         def appended(columns: tuple[str, ...], width: int) -> Float[np.ndarray, "new dim"]:
-            vectors = appended_vectors(folder, columns, new, version, removed=removed)
+            vectors = appended_vectors(folder, columns, new, found.number, removed=removed)  # of no later version
             unread = removed.all() and vectors.shape[1] != width  # some column has no vectors, of items that are gone
             return np.zeros((len(new), width), np.float32) if unread else vectors
 

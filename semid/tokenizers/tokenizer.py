@@ -250,36 +250,37 @@ class SemanticTokenizer:
     def from_pretrained(cls, path: str | Path) -> SemanticTokenizer:
         """Load the tokenizer of a catalogue or model artifact, every file verified."""
         path = CatalogPath.parse(path).folder
-        made = artifacts.read_artifact(path, Kind.CATALOG, Kind.MODEL)
-        if TOKENIZER_FILE not in made.files or (made.kind == Kind.CATALOG and "tokenizer" not in made.config):
-            why = (
-                "its codes were imported, there is no tokenizer"
-                if made.kind == Kind.CATALOG
-                else "no tokenizer came with it"
+        with artifacts.opened(path, Kind.CATALOG, Kind.MODEL) as origin:
+            made = origin.manifest
+            if TOKENIZER_FILE not in made.files or (made.kind == Kind.CATALOG and "tokenizer" not in made.config):
+                why = (
+                    "its codes were imported, there is no tokenizer"
+                    if made.kind == Kind.CATALOG
+                    else "no tokenizer came with it"
+                )
+                raise SemidError(f"{path}: {why}; encode with what made the codes")
+            carried = path / TOKENIZER_CONFIG
+            settings = made.config["tokenizer"] if made.kind == Kind.CATALOG else artifacts.read_json(carried)
+            config = from_dict(TokenizerConfig, settings, where=str(path))
+            catalog = SemanticCatalog.read(path / CATALOG_FILE)
+            sizes = catalog.level_sizes[: len(config.method.level_sizes)]
+            config = dataclasses.replace(config, method=dataclasses.replace(config.method, level_sizes=sizes))
+            file = path / TOKENIZER_FILE
+            tensors = artifacts.load_tensors(file)
+            columns = artifacts.parse_json(artifacts.load_metadata(file).get(_COLUMNS, "[]"), where=file)
+            if not isinstance(columns, list) or not all(isinstance(name, str) for name in columns):
+                raise SemidError(
+                    f"{file}: expected names of columns in its header, got {repr(columns)[:80]}; tokenize again"
+                )
+            encoders = read_encoders(path, made.files)
+            return cls.from_tensors(
+                config,
+                tensors,
+                columns=tuple(columns),
+                encoders=encoders,
+                source_columns=catalog.source_columns,
+                where=str(file),
             )
-            raise SemidError(f"{path}: {why}; encode with what made the codes")
-        carried = path / TOKENIZER_CONFIG
-        settings = made.config["tokenizer"] if made.kind == Kind.CATALOG else artifacts.read_json(carried)
-        config = from_dict(TokenizerConfig, settings, where=str(path))
-        catalog = SemanticCatalog.read(path / CATALOG_FILE)
-        sizes = catalog.level_sizes[: len(config.method.level_sizes)]
-        config = dataclasses.replace(config, method=dataclasses.replace(config.method, level_sizes=sizes))
-        file = path / TOKENIZER_FILE
-        tensors = artifacts.load_tensors(file)
-        columns = artifacts.parse_json(artifacts.load_metadata(file).get(_COLUMNS, "[]"), where=file)
-        if not isinstance(columns, list) or not all(isinstance(name, str) for name in columns):
-            raise SemidError(
-                f"{file}: expected names of columns in its header, got {repr(columns)[:80]}; tokenize again"
-            )
-        encoders = read_encoders(path, made.files)
-        return cls.from_tensors(
-            config,
-            tensors,
-            columns=tuple(columns),
-            encoders=encoders,
-            source_columns=catalog.source_columns,
-            where=str(file),
-        )
 
     @classmethod
     def from_tensors(

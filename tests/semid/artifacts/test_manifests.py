@@ -30,6 +30,28 @@ def forge(folder, **changes):
     (folder / MANIFEST).write_text(json.dumps(artifacts.sealed(values)))
 
 
+@pytest.mark.parametrize("change", ["replaced", "deleted"])
+def test_an_artifact_that_changes_while_it_is_read_is_refused(folder, change):
+    def load() -> None:
+        with artifacts.opened(folder, "model") as origin:
+            shutil.rmtree(folder)
+            if change == "replaced":
+                with artifacts.write_artifact(folder, kind="model", config={"of": "another"}) as new:
+                    (new / "a.txt").write_text("a")
+            (origin.folder / "sub" / "b.txt").read_text()  # its own error would mislead
+
+    with pytest.raises(SemidError, match=f"{folder}: was replaced while it was read; load it again"):
+        load()
+
+
+def test_an_error_of_an_artifact_that_stands_is_not_hidden(folder):
+    with pytest.raises(KeyError, match="own"), artifacts.opened(folder, "model"):
+        raise KeyError("own")
+    (folder / "a.txt").write_text("b")
+    with pytest.raises(SemidError, match="content does not match"), artifacts.opened(folder, "model"):
+        pass
+
+
 NAMES = ("../secret", "/etc/hostname", "sub/../../secret", "./a.txt", "sub//b.txt", "", "..", "..\\secret", "a\n")
 
 

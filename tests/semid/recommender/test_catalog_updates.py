@@ -13,7 +13,7 @@ from semid.catalog.changes import ChangeKind
 from semid.catalog.versions import commit, current
 from semid.data import Histories, Standardizer
 from semid.errors import SemidError
-from semid.recommender import ItemData, ModelSpec, Recommender, Sampling, Scorer, ranking, scorers
+from semid.recommender import ItemData, ModelSpec, Recommender, Sampling, Scorer, ranking, recommender, scorers
 from seq_models import (
     DenseConfig,
     HybridConfig,
@@ -211,6 +211,21 @@ def test_an_updated_model_is_written_and_read(model, tmp_path):
     _same(*(_as_it_is(m.with_catalog(later, vectors=RAW[ITEMS + 2 :])) for m in (loaded, updated)))
 
 
+def test_a_package_that_is_replaced_while_it_is_read_is_refused(model, tmp_path, monkeypatch):
+    model.save_pretrained(tmp_path / "package")
+    other = model.with_model(model.spec.build(seed=99))
+
+    def meanwhile(*args, read=recommender.read_model):
+        other.save_pretrained(tmp_path / "package")
+        return read(*args)
+
+    monkeypatch.setattr(recommender, "read_model", meanwhile)
+    with pytest.raises(SemidError, match="package: was replaced while it was read; load it again"):
+        Recommender.from_pretrained(tmp_path / "package")
+    loaded = Recommender.from_pretrained(tmp_path / "package")  # control: replaced by its like
+    _same(loaded, _as_it_is(other))
+
+
 def _as_it_is(model: Recommender) -> Recommender:
     """The same with no spare capacity."""
     return Recommender(model.model, model.catalog, spec=model.spec, items=model.items)
@@ -333,6 +348,24 @@ def test_appended_items_that_were_updated_since_have_their_new_vectors(model, tm
     expected = expected.with_catalog(_catalog(ITEMS + 3), vectors=RAW[ITEMS + 2 : ITEMS + 3])
     np.testing.assert_array_equal(first.with_version(folder).items.features, expected.items.features)
     assert first.with_version(folder).spec == expected.spec
+
+
+def test_vectors_are_those_of_the_version_that_was_read_though_another_comes(model, tmp_path, monkeypatch):
+    folder = tmp_path / "catalog"
+    with artifacts.write_artifact(folder, kind="catalog", config={}) as new:
+        _catalog(ITEMS).write(new / CATALOG_FILE)
+    _append(folder, ITEMS, v=RAW)
+
+    def meanwhile(*args, read=recommender.appended_vectors, **options):
+        _append(folder, ITEMS, ChangeKind.UPDATE, v=-RAW)
+        return read(*args, **options)
+
+    monkeypatch.setattr(recommender, "appended_vectors", meanwhile)
+    found = model.with_version(folder)
+    monkeypatch.undo()
+    first, second = (model.with_version(folder, version).items.features for version in (1, 2))
+    np.testing.assert_array_equal(found.items.features, first)
+    assert not np.array_equal(first, second)  # control
 
 
 @pytest.mark.parametrize("left_out", [(), (9,)])
