@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -77,7 +78,7 @@ class LatentSemantics:
                 "give a vector column before tokenizing"
             )
         idf = np.log(len(texts) / np.array([frequency[word] for word in words])) + 1
-        weights = _tf_idf(texts, words, idf)
+        weights = _tf_idf(texts, _places_of(words), idf)
         rank = min(config.dim, min(weights.shape) - 1)
         start = np.random.default_rng(0).standard_normal(min(weights.shape)).astype(np.float32)
         _, singular, right = svds(weights, k=rank, v0=start)
@@ -94,13 +95,17 @@ class LatentSemantics:
         """Dimensions of a vector."""
         return self.basis.shape[1]
 
+    @functools.cached_property
+    def _places(self) -> dict[str, int]:
+        return _places_of(self.words)
+
     def encode(self, items: pa.Table) -> Float[np.ndarray, "n width"]:
         """Vectors of items by their text columns. Raises SemidError naming one that is missing or holds no text."""
         return self.encode_texts(joined_texts(items, self.inputs))
 
     def encode_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "n width"]:
         """Vectors of texts; each depends on no other."""
-        vectors = _tf_idf(texts, self.words, self.idf) @ self.basis
+        vectors = _tf_idf(texts, self._places, self.idf) @ self.basis
         length = np.linalg.norm(vectors, axis=1, keepdims=True)
         return np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 1e-6)
 
@@ -122,14 +127,17 @@ def _words_of(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
-def _tf_idf(texts: Sequence[str], words: Sequence[str], idf: Float[np.ndarray, " words"]) -> csr_array:
-    """(1 + log count) * idf of each word in each text, float32."""
-    place = {word: index for index, word in enumerate(words)}
+def _places_of(words: Sequence[str]) -> dict[str, int]:
+    return {word: index for index, word in enumerate(words)}
+
+
+def _tf_idf(texts: Sequence[str], place: Mapping[str, int], idf: Float[np.ndarray, " words"]) -> csr_array:
+    """(1 + log count) * idf of each word in each text, float32, by the words' places."""
     columns, ends = array("i"), array("q", [0])
     for text in texts:
         columns.extend(place[word] for word in _words_of(text) if word in place)
         ends.append(len(columns))
-    ones, shape = np.ones(len(columns), np.float32), (len(texts), len(words))
+    ones, shape = np.ones(len(columns), np.float32), (len(texts), len(place))
     counts = csr_array((ones, np.array(columns, np.int32), np.array(ends, np.int64)), shape=shape)
     counts.sum_duplicates()
     counts.data = ((1 + np.log(counts.data)) * idf[counts.indices]).astype(np.float32)

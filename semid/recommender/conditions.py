@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float, Int
 
 from semid.config import later_field
-from semid.data import StoredEncoder
+from semid.data import ContentEncoder, StoredEncoder
 from semid.errors import SemidError, did_you_mean
 from seq_models import Conditions, ConditionSizes
 
@@ -125,6 +126,10 @@ class ConditionSpec:
         return [0 if name is None else _place(name, self.events, f"{where}: unknown event") for name in names]
 
 
+# Encoders that were restored, as long as the stored ones are in use.
+_RESTORED: WeakKeyDictionary[StoredEncoder, ContentEncoder] = WeakKeyDictionary()
+
+
 class ItemConditions(NamedTuple):
     """The conditions that items meet, by item row (see `ItemTables`), and the encoder of conditions that are texts."""
 
@@ -145,11 +150,18 @@ class ItemConditions(NamedTuple):
 
 def encode_texts(encoder: StoredEncoder, texts: Sequence[str]) -> Float[np.ndarray, "n width"]:
     """Vectors of texts that are no item's; zeros where the encoder knows no word of it."""
-    from semid.encoders import restore_encoders
-
     first, *others = encoder.inputs
     table = pa.table({first: pa.array(texts, pa.string()), **{name: pa.nulls(len(texts)) for name in others}})
-    return restore_encoders([encoder])[encoder.column].encode(table).astype(np.float32)
+    return _restored(encoder).encode(table).astype(np.float32)
+
+
+def _restored(encoder: StoredEncoder) -> ContentEncoder:
+    """The encoder, which is restored once: a pretrained one reads its files and compiles a program."""
+    from semid.encoders import restore_encoders
+
+    if encoder not in _RESTORED:
+        _RESTORED[encoder] = restore_encoders([encoder])[encoder.column]
+    return _RESTORED[encoder]
 
 
 def as_conditions(

@@ -54,6 +54,11 @@ class ItemData(NamedTuple):
         counts = np.pad(self.train_counts, (0, new))
         return ItemData(counts, features, self.standardizer, self.conditions.padded(new), codes)
 
+    def has_inputs_of(self, other: ItemData) -> bool:
+        """Tell whether models read the same features and further codes of these items as of others, as many."""
+        own, others = ([x for x in (data.features, *data.sequences) if x is not None] for data in (self, other))
+        return all(np.array_equal(*pair) for pair in zip(own, others, strict=True))
+
     def tables(
         self, catalog: SemanticCatalog, *, active: Bool[np.ndarray, " items"] | None, rows: int | None
     ) -> ItemTables:

@@ -14,6 +14,7 @@ from jaxtyping import Int
 
 from semid.data import Tags, as_ids
 from semid.errors import SemidError
+from semid.progress import LOG
 from seq_models import GroupLimits, GumbelNoise, noise_of
 
 
@@ -48,8 +49,10 @@ def groups_of(items: pa.Table, columns: tuple[str, ...], item_ids: pa.Array) -> 
     if "item_id" not in items.column_names:
         raise SemidError(f"no column 'item_id' among the items' {items.column_names}; name that of the ids so")
     rows = pc.fill_null(pc.index_in(item_ids, as_ids(items["item_id"])), -1).to_numpy().astype(np.int64)
-    if (rows < 0).all():
+    if (lacking := int((rows < 0).sum())) == len(rows):
         raise SemidError(f"the table of {items.num_rows:,} items has none of the model's; give that of its dataset")
+    if lacking:
+        LOG.warning("groups: the table lacks %d of %d items, which at_most does not limit", lacking, len(rows))
     return {column: tags.take(rows) for column, tags in groups.items()}
 
 

@@ -66,7 +66,7 @@ def write_package(
     """Write the artifact `path`: the files of `write`, those that go with the model, and its card.
 
     `dataset` is the digest of the one that it was trained on, empty where not known. `catalog_updated` says that the
-    catalogue is a later version than the one that the model was measured on.
+    catalogue, or vectors of its items, are another version than the one that the model was measured on.
     """
     _check_place(path, origin)
     made = Manifest(Kind.MODEL, {"spec": spec}, {}) if origin is None else origin.manifest

@@ -93,7 +93,8 @@ class Recommender:
         self._capacity: Capacity | None = None
         self.origin: Origin | None = None  # the artifact of this very model, if there is one
         self.dataset = dataset  # digest of the dataset that it was trained on; empty: not known
-        self.catalog_updated = False  # it recommends from a later version of its catalogue than the origin holds
+        # It recommends from another version of its catalogue than the origin holds, or by other vectors of its items.
+        self.catalog_updated = False
         self._scorer = self._build_scorer(model)
 
     def _repr_html_(self) -> str:
@@ -303,7 +304,9 @@ class Recommender:
 
         A column holds strings or whole numbers, or lists of such: an item may be in several groups. Steps of a path
         (`Beauty > Hair Care`) are groups each; one that all items share is none. Columns may have the names of the
-        dataset's own tables. Raises SemidError naming a column that is not there.
+        dataset's own tables. Items that the table lacks, such as those appended later, are in no group, which limits
+        nothing, until it is called again with a table that has them. Raises SemidError naming a column that is not
+        there.
         """
         read = ("item_id", *columns)
         names = {own: theirs for own, theirs in self.catalog.source_columns.items() if own in read}
@@ -329,7 +332,8 @@ class Recommender:
         where all are removed.
         The same programs run as long as the version fits the capacity of this; else they are compiled again.
         Raises SemidError where items or codes that the model knows differ, where vectors are missing, and for a model
-        that learned something of each item if items were appended.
+        that learned something of each item if items were appended. Items that came later are in no group until
+        `with_groups` is called again with a table that has them.
         """
         first, catalog = len(self.catalog), self._reordered(catalog)
         return self._updated(catalog, first, vectors=vectors, graph_vectors=graph_vectors, sequences=sequences or {})
@@ -347,7 +351,6 @@ class Recommender:
         new = len(catalog) - len(self.catalog)
         other = copy.copy(self)
         other.catalog = catalog
-        other.catalog_updated = self.catalog_updated or catalog.digest != self.catalog.digest
         known = catalog.digest if self.spec.catalog else ""
         trained = self._trained_items if len(catalog) > self._trained_items else None
         other.spec = dataclasses.replace(self.spec, num_items=len(catalog), catalog=known, trained_items=trained)
@@ -357,6 +360,8 @@ class Recommender:
         if self._graph is not None:
             near = vectors if graph_vectors is None else graph_vectors
             other._graph = self._updated_graph(self._graph, catalog.item_ids, first, near)
+        same = catalog.digest == self.catalog.digest and other._graph is self._graph
+        other.catalog_updated = self.catalog_updated or not (same and other.items.has_inputs_of(self.items))
         other._scorer = other._build_scorer(self.model)
         return other
 
@@ -370,7 +375,8 @@ class Recommender:
         """`with_catalog` of the current, or a given, version of a catalogue folder, which holds appended vectors.
 
         Those of all items that training did not see are read as that version has them. `sequences` are folders of the
-        catalogues of further code sequences, by name.
+        catalogues of further code sequences, by name. No recommender goes back to a version that lacks items which it
+        has: load the model again with that version, or revert the catalogue, which makes a later one.
         """
         found = read_version(folder, version)
         catalog, first = self._reordered(found.catalog), self._trained_items
@@ -451,6 +457,14 @@ class Recommender:
     def _reordered(self, catalog: SemanticCatalog) -> SemanticCatalog:
         """A later version with the rows of this first. Raises SemidError where the model does not fit it."""
         if reason := self.spec.incompatibility(self.catalog, catalog):
+            known = catalog.find_rows(self.item_ids)[1]
+            alike = catalog.level_sizes == self.catalog.level_sizes
+            if alike and known[: self._trained_items].all() and not known.all():
+                raise SemidError(
+                    f"this recommender has {(~known).sum()} appended items that the version lacks (an earlier one?): "
+                    'load the model again with catalog="FOLDER@3", or make it the current one (semid catalog revert '
+                    "--to 3)"
+                )
             raise SemidError(
                 f"the model does not fit this catalogue: {reason}; give a later version of its own, or train again"
             )

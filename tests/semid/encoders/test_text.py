@@ -8,6 +8,7 @@ from semid.data import Dataset
 from semid.encoders import LatentSemantics, LatentSemanticsConfig, restore_encoders, with_text_vectors
 from semid.encoders.text import _tf_idf
 from semid.errors import SemidError
+from semid.recommender import encode_texts
 
 TOPICS = (
     "lipstick gloss matte red lips makeup colour",
@@ -59,7 +60,7 @@ def test_the_singular_value_decomposition_is_that_of_a_dense_solver():
 def test_weights_are_those_of_counts_in_any_order_of_words():
     texts, words, idf = ["two one two x", "", "one three"], ("one", "two", "three"), np.array([1.5, 2.0, 0.5])
     expected = [[1.5, 2.0 * (1 + np.log(2.0)), 0.0], [0.0, 0.0, 0.0], [1.5, 0.0, 0.5]]
-    found = _tf_idf(texts, words, idf)
+    found = _tf_idf(texts, {word: place for place, word in enumerate(words)}, idf)
     np.testing.assert_array_equal(found.toarray(), np.array(expected, np.float32))
     assert (found.nnz, found.indices.tolist(), found.dtype) == (4, [0, 1, 0, 2], np.float32)
 
@@ -124,6 +125,17 @@ def test_the_encoder_goes_with_the_dataset_and_gives_its_items_the_vectors_that_
         np.testing.assert_array_equal(encoder.encode(loaded.items.slice(7, 1)), loaded.vectors("text_lsa")[7:8])
     assert made.with_vectors("text_lsa", np.zeros((30, 2))).encoders == ()  # that column is another's now
     assert made.with_vectors("other", np.zeros((30, 2))).encoders == made.encoders  # control
+
+
+def test_texts_that_are_asked_for_again_restore_no_encoder_again(monkeypatch):
+    stored, other = (with_text_vectors(_dataset(_texts()), dim=4).encoders[0] for _ in range(2))
+    restored, restore = [], LatentSemanticsConfig.restore
+    monkeypatch.setattr(LatentSemanticsConfig, "restore", lambda self, one: restored.append(one) or restore(self, one))
+    first, again, of_other = (encode_texts(one, ["red lipstick"]) for one in (stored, stored, other))
+    assert restored == [stored, other]
+    np.testing.assert_array_equal(first, again)
+    np.testing.assert_array_equal(first, of_other)
+    assert first.any()
 
 
 def test_folding_in_is_the_projection_that_a_dense_solver_gives():

@@ -10,7 +10,7 @@ import pytest
 from semid import artifacts
 from semid.catalog import CATALOG_FILE, SemanticCatalog
 from semid.catalog.changes import ChangeKind
-from semid.catalog.versions import commit, current
+from semid.catalog.versions import commit, current, revert
 from semid.data import Histories, Standardizer
 from semid.errors import SemidError
 from semid.recommender import ItemData, ModelSpec, Recommender, Sampling, Scorer, ranking, recommender, scorers
@@ -366,6 +366,37 @@ def test_vectors_are_those_of_the_version_that_was_read_though_another_comes(mod
     first, second = (model.with_version(folder, version).items.features for version in (1, 2))
     np.testing.assert_array_equal(found.items.features, first)
     assert not np.array_equal(first, second)  # control
+
+
+def test_metrics_go_with_the_version_and_the_vectors_that_were_measured_alone(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("semid.recommender.packaging.model_card", lambda **_: "")
+    folder = tmp_path / "catalog"
+    with artifacts.write_artifact(folder, kind="catalog", config={}) as new:
+        _catalog(ITEMS).write(new / CATALOG_FILE)
+    _append(folder, ITEMS, v=RAW)
+    with artifacts.write_artifact(tmp_path / "model", kind="model", config={}) as new:
+        model.with_version(folder).write(new)
+        artifacts.write_json(new / "metrics.json", {})
+    unchanged = Recommender.from_pretrained(tmp_path / "model", catalog=folder)
+    _append(folder, ITEMS, ChangeKind.UPDATE, v=-RAW)
+    updated = Recommender.from_pretrained(tmp_path / "model", catalog=folder)
+    assert unchanged.catalog.digest == updated.catalog.digest
+    for name, one, later in (("a", unchanged, False), ("b", updated, True)):
+        one.save_pretrained(tmp_path / name)
+        assert one.catalog_updated == later == (not (tmp_path / name / "metrics.json").exists())
+
+
+def test_a_recommender_does_not_go_back_and_says_what_does(model, tmp_path):
+    folder = tmp_path / "catalog"
+    with artifacts.write_artifact(folder, kind="catalog", config={}) as new:
+        _catalog(ITEMS).write(new / CATALOG_FILE)
+    for row in (ITEMS, ITEMS + 1):
+        _append(folder, row, v=RAW)
+    with pytest.raises(SemidError, match=r"has 1 appended items that the version lacks .* load the model again"):
+        model.with_version(folder, 2).with_version(folder, 1)
+    assert len(model.with_version(folder, 1).catalog) == ITEMS + 1  # control: from the base
+    revert(folder, 1)  # as it says
+    assert not model.with_version(folder, 2).with_version(folder).active[-1]
 
 
 @pytest.mark.parametrize("left_out", [(), (9,)])

@@ -94,11 +94,14 @@ def test_first_items_are_drawn_in_proportion_to_their_probabilities(model):
         assert np.abs(counts / n - 1 / ITEMS).max() > 0.03  # control
 
 
-def test_a_later_catalogue_keeps_the_groups_of_its_items():
+def test_a_later_catalogue_keeps_the_groups_of_its_items(caplog):
     config, _ = MODELS["codes"]
     spec = ModelSpec(config, (5, 4, 3), num_items=ITEMS, num_features=0, max_history=4)
     made = Recommender(spec.build(seed=5), catalog(), spec=spec, items=ItemData(np.ones(ITEMS, np.int32)))
     later = made.with_groups(TABLE, "brand").with_catalog(catalog(ITEMS + 4))
+    assert not caplog.messages
+    later.with_groups(TABLE, "brand")
+    assert caplog.messages == ["groups: the table lacks 4 of 28 items, which at_most does not limit"]
     listed = later.recommend([["i1"]], k=ITEMS + 4, at_most={"brand": 1}).item_ids[0]
     brands = [BRANDS[int(item[1:])] for item in listed if int(item[1:]) < ITEMS]
     assert sorted(brand for brand in brands if brand) == sorted({brand for brand in BRANDS if brand})
