@@ -244,10 +244,10 @@ def _best(
     if allowed is not None:
         scores = np.where(allowed, scores, np.float32(-np.inf))
     if limits is not None or noise is not None:
-        n, missing = len(scores), [(0, size - has) for size, has in zip(padded, scores.shape, strict=True)]
+        n, spare = len(scores), [(0, size - has) for size, has in zip(padded, scores.shape, strict=True)]
         nothing = jax.device_put(np.zeros((padded[0], 1), np.int32))
         requests = RequestBatch(nothing, nothing, limits=limits, noise=noise)
-        scores = np.pad(scores, missing, constant_values=-np.inf)
+        scores = np.pad(scores, spare, constant_values=-np.inf)
         found = _best_allowed(jax.device_put(scores), requests, k)
         return np.asarray(found.rows)[:n], np.asarray(found.scores)[:n]
     best = largest(scores, k)
