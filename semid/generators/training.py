@@ -15,9 +15,8 @@ from jaxtyping import Array, Float, Int
 from semid import artifacts
 from semid.artifacts import Kind, Origin
 from semid.catalog import SemanticCatalog
-from semid.config import from_dict, later_field, to_dict
+from semid.config import later_field, to_dict
 from semid.data import Dataset, Examples, Standardizer, content_blocks, read_encoders
-from semid.encoders import ContentEncoderConfig
 from semid.errors import SemidError
 from semid.evaluation import accuracy, group_ids, item_places
 from semid.generators.calibration import with_calibrated_events
@@ -226,9 +225,8 @@ def _learned_column(origin: Origin) -> str | None:
     well (`semid vectors`), or added to the dataset in memory (`with_vectors`), such as a model's item vectors."""
     made = origin.manifest
     names = [name for name in made.parents if name not in ("dataset", "tokenizer")]
-    for encoder in read_encoders(origin.folder, made.files):
-        config = from_dict(ContentEncoderConfig, encoder.settings, where=f"encoder of column {encoder.column!r}")  # type: ignore[type-abstract]
-        names += [encoder.column] * isinstance(config, ColumnConfig)
+    encoders = read_encoders(origin.folder, made.files)
+    names += [encoder.column for encoder in encoders if ColumnConfig.has_fitted(encoder)]
     columns = made.config.get("tokenizer", {}).get("columns")
     return next((name for name in names if columns is None or name in columns), None)
 

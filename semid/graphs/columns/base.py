@@ -16,8 +16,8 @@ import pyarrow as pa
 from jaxtyping import Array, Float, Key, PRNGKeyArray
 
 from semid.artifacts import Kind
-from semid.config import to_dict
-from semid.data import Dataset
+from semid.config import from_dict, to_dict
+from semid.data import Dataset, StoredEncoder
 from semid.encoders import ContentEncoderConfig, FittedEncoder, with_content_vectors
 from semid.errors import SemidError
 from semid.graphs.signals import vector_column
@@ -60,6 +60,12 @@ class ColumnConfig(ContentEncoderConfig):
 
     @abc.abstractmethod
     def fitted(self, dataset: Dataset) -> tuple[FittedEncoder, Float[np.ndarray, "items width"]]: ...
+
+    @classmethod
+    def has_fitted(cls, encoder: StoredEncoder) -> bool:
+        """Whether a config of this kind fitted a stored encoder, so that interactions are in its vectors."""
+        where = f"encoder of column {encoder.column!r}"
+        return isinstance(from_dict(ContentEncoderConfig, encoder.settings, where=where), cls)  # type: ignore[type-abstract]
 
 
 @dataclass(frozen=True, eq=False)
