@@ -330,7 +330,12 @@ class Dataset:
         What is test here may be training there.
         """
         digest = made if isinstance(made, str) else made.manifest.parents.get("dataset", "unknown")
-        return None if digest == self.digest or digest == self._content_digest else digest
+        return None if digest in {self.digest, *self._saved_as} or digest == self._content_digest else digest
+
+    @functools.cached_property
+    def _saved_as(self) -> set[str]:
+        """Digests of the artifacts that this very object was written to."""
+        return set()
 
     def check_source(self, made: Origin | str, *, what: str, remedy: str) -> None:
         """Raise SemidError where an artifact, or `what` is in memory and made from a dataset of this digest, was made
@@ -413,6 +418,7 @@ class Dataset:
 
     def with_origin(self, origin: Origin) -> Dataset:
         """Name the artifact that holds this very dataset."""
+        self._saved_as.add(origin.digest)
         return self.replace(origin=origin)
 
     @property

@@ -267,10 +267,12 @@ def test_a_ranker_of_another_dataset_is_measured_only_where_asked(dataset, tmp_p
             compare({"a": ranker}, other)
         asked = compare({"a": ranker}, other, other_dataset=True)["a"].provenance
         assert asked["trained_on_other_dataset"] == {name: dataset.digest}
-    saved = dataset.replace().save(tmp_path / "dataset")
+    written = dataset.replace()
+    saved = written.save(tmp_path / "dataset")
     for same in (saved, saved.with_vectors("v", np.eye(ITEMS))):  # saved since, with a column more
         evaluate(graph, same)
-    evaluate(ItemGraph.fit(saved), saved.with_vectors("v", np.eye(ITEMS)))
+    for same in (written, saved.with_vectors("v", np.eye(ITEMS))):  # what was saved, before and after
+        evaluate(ItemGraph.fit(saved), same)
     with pytest.raises(SemidError, match="trained on dataset digest unknown"):
         evaluate(graph.with_origin(Origin(tmp_path, Manifest("graph", {}, {}))), dataset)
     evaluate(dataclasses.replace(graph, dataset=""), other)  # one that does not know
