@@ -26,12 +26,13 @@ from semid.progress import show_progress
 from semid.stage import Request, run_stage
 
 # Version of what `fit_graph` does with the same settings.
-_VERSION = 1
+_VERSION = 2
 # Validation examples on which constants are chosen.
 _EXAMPLES = 4096
-# Values that are tried one constant after another, from the one that matters most.
+# Values that are tried one constant after another, from the one that matters most. Content is weighed in transitions,
+# of which an item may have thousands: items without any are found only where its weight is as large.
 _GRID: dict[str, Sequence[float]] = {
-    "content": (0.0, 1.0, 3.0, 6.0, 10.0, 16.0),
+    "content": (0.0, 1.0, 3.0, 6.0, 10.0, 16.0, 64.0, 256.0, 1024.0, 4096.0),
     "smoothing": (0.0, 0.5, 1.0),
     "degree_power": (0.3, 0.5, 0.7, 1.0),
     "recency": (0.35, 0.5, 0.6, 0.7, 0.8),
