@@ -1,6 +1,7 @@
 """`ItemGraph`: which item leads to which, counted and not trained; a recommender of its own and a part of others.
 
-Its edges `G = D^-a (C + tau C T + kappa T)` come from transitions of training histories and from neighbors by content.
+Its edges `G = D^-a (C + tau C T + nu C N + kappa T)` come from transitions of training histories and from neighbors by
+content, which also say what would lead to items that are new.
 A history's next item is distributed as the sum of the edges of its items, the later ones weighted more.
 """
 
@@ -29,6 +30,7 @@ from semid.graphs.transitions import (
     ItemGraphConfig,
     content_edges,
     count_transitions,
+    passed_on,
     pruned_edges,
     row_blocks,
     scaled_by_degree,
@@ -288,7 +290,7 @@ class ItemGraph:
 
 def content_vectors(dataset: Dataset, config: ItemGraphConfig) -> Float[np.ndarray, "items dim"] | None:
     """The columns that content edges are found by, side by side; None where nothing weighs them."""
-    if not config.columns or not (config.content or config.smoothing):
+    if not config.columns or not (config.content or config.smoothing or config.new_items):
         return None
     return np.concatenate(content_blocks(dataset, config.columns), axis=1).astype(np.float32)
 
@@ -298,8 +300,9 @@ def build_edges(counts: sparse.csr_array, content: sparse.csr_array | None, conf
     num_items = counts.shape[0]
     rows = np.full((num_items, config.width), -1, np.int32)
     weights = np.zeros((num_items, config.width), np.float32)
+    passed = None if content is None else passed_on(counts, content, config)
     for block in row_blocks(counts, config):
-        edges, degrees = pruned_edges(counts[block], content, None if content is None else content[block], config)
+        edges, degrees = pruned_edges(counts[block], passed, None if content is None else content[block], config)
         edges = scaled_by_degree(edges, degrees, config)
         there = np.arange(config.width) < np.diff(edges.indptr)[:, None]
         rows[block][there], weights[block][there] = edges.indices, edges.data

@@ -14,7 +14,7 @@ from scipy import sparse
 from semid.data import Histories
 from semid.graphs.item_graph import ItemGraph
 from semid.graphs.ranking import normalized
-from semid.graphs.transitions import content_edges, pruned_edges, row_blocks, scaled_by_degree
+from semid.graphs.transitions import content_edges, passed_on, pruned_edges, row_blocks, scaled_by_degree
 
 # An item's edges of which a history's own counts are taken out: so many times as many as the graph keeps.
 _SPARE = 2
@@ -25,18 +25,19 @@ _POSITIONS = 1 << 13
 class LeaveOneOut:
     """The next item's distribution at every position of training histories, a history's own transitions taken out.
 
-    Exact among the `2 width` largest edges of each item. Without `repeats`, or where nothing repeats in the graph, no
-    item of the history up to a position comes next.
+    Exact among the `2 width` largest edges of each item; items are new that no history holds, this one included.
+    Without `repeats`, or where nothing repeats in the graph, no item of the history up to a position comes next.
     """
 
     def __init__(self, graph: ItemGraph, *, repeats: bool = True) -> None:
         config, counts, self._repeats = graph.config, graph.counts, graph.repeats and repeats
         self._config, self._loops, self._num_items = config, graph.repeats, len(graph.item_ids)
-        self._content = None if graph.vectors is None else content_edges(graph.vectors, config)
+        content = None if graph.vectors is None else content_edges(graph.vectors, config)
+        self._passed = None if content is None else passed_on(counts, content, config)
         parts = []
         for block in row_blocks(counts, config):
-            own = None if self._content is None else self._content[block]
-            parts.append(pruned_edges(counts[block], self._content, own, config, width=_SPARE * config.width))
+            own = None if content is None else content[block]
+            parts.append(pruned_edges(counts[block], self._passed, own, config, width=_SPARE * config.width))
         self._edges = sparse.vstack([edges for edges, _ in parts], format="csr")
         self._degrees = np.concatenate([degrees for _, degrees in parts])
 
@@ -52,8 +53,8 @@ class LeaveOneOut:
     def _block(self, histories: Histories) -> sparse.csr_array:
         items, owner = histories.flat()
         own = self._own_counts(items, owner)
-        if self._content is not None and self._config.smoothing:
-            own = own + self._config.smoothing * (own @ self._content)
+        if self._passed is not None:
+            own = own + own @ self._passed
         rest = sparse.csr_array(self._edges[items] - own)
         rest.data[rest.data < 1e-5] = 0  # own counts of edges that are not kept; and what rounding leaves
         rest.eliminate_zeros()

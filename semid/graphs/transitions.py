@@ -18,15 +18,17 @@ from semid.graphs.neighbors import neighbors
 
 # Pairs of positions that are counted at once, and entries of the product of counts and content edges.
 _PAIRS, _ENTRIES = 1 << 23, 1 << 24
-# Weights of content where there is any: of smoothed counts, and of the content edges themselves.
-_SMOOTHING, _CONTENT = 1.0, 6.0
+# Weights where there is content: of smoothed counts, of counts that new items are given, and of the content edges.
+_SMOOTHING, _NEW_ITEMS, _CONTENT = 1.0, 1.0, 6.0
 
 
 @dataclass(frozen=True)
 class ItemGraphConfig:
-    """Constants of an item graph `G = D^-a (C + tau C T + kappa T)` and of its reading of a history.
+    """Constants of an item graph `G = D^-a (C + tau C T + nu C N + kappa T)` and of its reading of a history.
 
-    `C` are counts of transitions, `T` content neighbors of weights that sum to one, `D` the sums of the rows.
+    `C` are counts of transitions, `T` content neighbors of weights that sum to one, `D` the sums of the rows. `C N` are
+    the counts of items that no transition leads to: the mean of those that lead to their content neighbors, so `N` is
+    the transpose of `T` at their columns.
     """
 
     window: int = 20
@@ -42,6 +44,9 @@ class ItemGraphConfig:
     smoothing: float | None = None
     """tau: weight of counts that are passed on to the content neighbors of the items that followed; none given: 1, or 0
     where the items have no vectors."""
+    new_items: float | None = None
+    """nu: weight of the counts that are given to items without any, the mean of their content neighbors'; none given:
+    1, or 0 where the items have no vectors."""
     content: float | None = None
     """kappa: weight of the content edges, in transitions; none given: 6, or 0 where the items have no vectors."""
     degree_power: float = 0.5
@@ -60,11 +65,11 @@ class ItemGraphConfig:
         for name in ("decay", "backward", "degree_power", "recency"):
             if not 0 <= getattr(self, name) <= 1:
                 raise SemidError(f"expected {name} of 0 to 1, got {getattr(self, name)}")
-        weights = (self.smoothing or 0, self.content or 0)
+        weights = (self.smoothing or 0, self.new_items or 0, self.content or 0)
         if not (all(0 <= weight < np.inf for weight in weights) and 0 < self.temperature < np.inf):
             raise SemidError(
-                "expected smoothing and content of 0 or more and temperature above 0, all finite, got "
-                f"{self.smoothing}, {self.content} and {self.temperature}"
+                "expected smoothing, new_items and content of 0 or more and temperature above 0, all finite, got "
+                f"{self.smoothing}, {self.new_items}, {self.content} and {self.temperature}"
             )
 
     def resolved(self, columns: Sequence[str]) -> ItemGraphConfig:
@@ -75,16 +80,17 @@ class ItemGraphConfig:
         chosen = tuple(columns) if self.columns is None else self.columns
         if missing := [name for name in chosen if name not in columns]:
             raise SemidError(f"no vector column {missing[0]!r} for content edges; there are {list(columns) or 'none'}")
-        if not chosen and (self.smoothing or self.content):
+        if not chosen and (self.smoothing or self.new_items or self.content):
             raise SemidError(
-                f"smoothing {self.smoothing} and content {self.content} weigh content edges, and the items have no "
-                "vectors; give a dataset with a vector column (`semid prepare` makes one of texts), or 0"
+                f"smoothing {self.smoothing}, new_items {self.new_items} and content {self.content} weigh content "
+                "edges, and the items have no vectors; give a dataset with a vector column (`semid prepare` makes one "
+                "of texts), or 0"
             )
-        smoothing, content = (
-            given if given is not None else default if chosen else 0.0
-            for given, default in ((self.smoothing, _SMOOTHING), (self.content, _CONTENT))
+        defaults = ((self.smoothing, _SMOOTHING), (self.new_items, _NEW_ITEMS), (self.content, _CONTENT))
+        smoothing, new_items, content = (
+            given if given is not None else default if chosen else 0.0 for given, default in defaults
         )
-        return replace(self, columns=chosen, smoothing=smoothing, content=content)
+        return replace(self, columns=chosen, smoothing=smoothing, new_items=new_items, content=content)
 
 
 def count_transitions(
@@ -160,29 +166,41 @@ def content_edges(vectors: Float[np.ndarray, "items dim"], config: ItemGraphConf
     return sparse.coo_array((weights[there], (source, nearest[there])), shape=shape).tocsr()
 
 
+def passed_on(counts: sparse.csr_array, content: sparse.csr_array, config: ItemGraphConfig) -> sparse.csr_array | None:
+    """`tau T + nu N`, the share of the counts that lead to an item that others are given; None where it is nothing.
+
+    `counts` are those of all items.
+    """
+    new = np.asarray(counts.sum(axis=0)) == 0
+    smoothing, new_items = config.smoothing or 0.0, config.new_items if config.new_items and new.any() else 0.0
+    if not new_items:
+        return smoothing * content if smoothing else None
+    to_new = sparse.csr_array(sparse.diags_array(new.astype(np.float32)) @ content).T
+    return (smoothing * content + new_items * to_new).tocsr()
+
+
 def weighted_edges(
-    counts: sparse.csr_array, content: sparse.csr_array | None, own: sparse.csr_array | None, config: ItemGraphConfig
+    counts: sparse.csr_array, passed: sparse.csr_array | None, own: sparse.csr_array | None, config: ItemGraphConfig
 ) -> sparse.csr_array:
-    """`C + tau C T + kappa T` of some rows: their `counts`, and the rows `own` of the whole `content`."""
+    """`C + tau C T + nu C N + kappa T` of some rows: their `counts`, what is `passed_on`, their `own` content edges."""
     edges = counts
-    if content is not None and own is not None:
-        if config.smoothing:
-            edges = edges + config.smoothing * (counts @ content)
-        if config.content:
-            edges = edges + config.content * own
+    if passed is not None:
+        edges = edges + counts @ passed
+    if own is not None and config.content:
+        edges = edges + config.content * own
     return sparse.csr_array(edges)
 
 
 def pruned_edges(
     counts: sparse.csr_array,
-    content: sparse.csr_array | None,
+    passed: sparse.csr_array | None,
     own: sparse.csr_array | None,
     config: ItemGraphConfig,
     *,
     width: int | None = None,
 ) -> tuple[sparse.csr_array, Float[np.ndarray, " rows"]]:
     """The `width` (or else the config's) largest `weighted_edges` of each row, and the row sums of all of them."""
-    edges = weighted_edges(counts, content, own, config)
+    edges = weighted_edges(counts, passed, own, config)
     degrees = np.asarray(edges.sum(axis=1), np.float64)
     return pruned(edges, config.width if width is None else width), degrees
 

@@ -19,6 +19,7 @@ from semid.graphs.transitions import (
     ItemGraphConfig,
     content_edges,
     count_transitions,
+    passed_on,
     pruned_edges,
     scaled_by_degree,
 )
@@ -29,14 +30,15 @@ from semid.stage import Request, run_stage
 _VERSION = 2
 # Validation examples on which constants are chosen.
 _EXAMPLES = 4096
-# Values that are tried one constant after another, from the one that matters most. Content is weighed in transitions,
-# of which an item may have thousands: items without any are found only where its weight is as large.
+# Values that are tried one constant after another, from the one that matters most.
 _GRID: dict[str, Sequence[float]] = {
-    "content": (0.0, 1.0, 3.0, 6.0, 10.0, 16.0, 64.0, 256.0, 1024.0, 4096.0),
+    "content": (0.0, 1.0, 3.0, 6.0, 10.0, 16.0),
     "smoothing": (0.0, 0.5, 1.0),
+    "new_items": (0.0, 1.0, 2.0, 4.0, 8.0, 16.0),
     "degree_power": (0.3, 0.5, 0.7, 1.0),
     "recency": (0.35, 0.5, 0.6, 0.7, 0.8),
 }
+_OF_CONTENT = ("content", "smoothing", "new_items")
 
 
 def fit_graph(
@@ -55,8 +57,8 @@ def fit_graph(
 
 
 def tuned(dataset: Dataset, config: ItemGraphConfig = ItemGraphConfig()) -> ItemGraphConfig:
-    """The config with weights of content and smoothing, power of the degree and recency by NDCG@10 on (a sample of) the
-    validation split.
+    """The config with weights of content, smoothing and new items, power of the degree and recency by NDCG@10 on (a
+    sample of) the validation split.
 
     Two rounds, one constant after another; another value is taken where it gains more than the standard error of the
     paired difference, so that what does not matter stays as it is. Raises SemidError without validation examples.
@@ -66,7 +68,7 @@ def tuned(dataset: Dataset, config: ItemGraphConfig = ItemGraphConfig()) -> Item
         examples = examples.take(np.random.default_rng(0).permutation(len(examples))[:_EXAMPLES])
     config = config.resolved(dataset.vector_columns)
     score = _Scores(dataset, examples, config)
-    grid = {name: values for name, values in _GRID.items() if config.columns or name not in ("content", "smoothing")}
+    grid = {name: values for name, values in _GRID.items() if config.columns or name not in _OF_CONTENT}
     best = score(config)
     total = 2 * sum(map(len, grid.values()))
     with show_progress("tuning the graph", total=total, unit="settings") as progress:
@@ -107,7 +109,8 @@ class _Scores:
         without_recency = replace(config, recency=0.0)
         if self.edges is None or self.edges[0] != without_recency:
             own = None if self.content is None else self.content[self.rows]
-            edges = scaled_by_degree(*pruned_edges(self.counts[self.rows], self.content, own, config), config)
+            passed = None if self.content is None else passed_on(self.counts, self.content, config)
+            edges = scaled_by_degree(*pruned_edges(self.counts[self.rows], passed, own, config), config)
             starts = np.zeros(self.counts.shape[0] + 1, np.int64)
             starts[self.rows + 1] = np.diff(edges.indptr)
             whole = sparse.csr_array((edges.data, edges.indices, np.cumsum(starts)), shape=self.counts.shape)

@@ -43,7 +43,7 @@ def _unrepeated(seed: int, users: int = 12) -> list[list[int]]:
 
 
 def _edges(train, vectors, config, *, loops: bool = False) -> np.ndarray:
-    """`D^-a (C + tau C T + kappa T)`, entry by entry."""
+    """`D^-a (C + tau C T + nu C N + kappa T)`, entry by entry."""
     counts = defaultdict(float)
     for items in train:
         for t, source in enumerate(items):
@@ -61,6 +61,8 @@ def _edges(train, vectors, config, *, loops: bool = False) -> np.ndarray:
             content[i, j] = powers[j] / sum(powers.values())
     c = np.array([[counts[i, j] for j in range(ITEMS)] for i in range(ITEMS)])
     edges = c + config.smoothing * c @ content + config.content * content
+    for j in np.flatnonzero(c.sum(axis=0) == 0):
+        edges[:, j] += config.new_items * sum(content[j, k] * c[:, k] for k in range(ITEMS))
     return edges / edges.sum(axis=1, keepdims=True) ** config.degree_power
 
 
@@ -258,7 +260,7 @@ def test_the_weight_of_content_is_chosen_by_what_it_is_worth():
     assert tuned(_dataset(lists, vectors=rng.normal(size=(ITEMS, 3)).astype(np.float32)), start).content == 0
 
 
-def test_items_without_transitions_are_weighed_against_those_with_hundreds():
+def test_new_items_are_found_where_their_content_neighbors_are():
     """Users take twins one after the other: of a twin that training never had, its content alone tells."""
     rng = np.random.default_rng(0)
     twins = [np.stack([pairs, pairs + 20], axis=1).ravel() for pairs in (rng.permutation(20) for _ in range(200))]
@@ -268,10 +270,11 @@ def test_items_without_transitions_are_weighed_against_those_with_hundreds():
     table = pa.table({"item_id": [f"i{row}" for row in range(40)], "content": pa.array(list(near))})
     interactions = pa.table({"user_id": users, "item_id": items, "position": position})
     dataset = Dataset.build(table, interactions, split_rule=HeldOutItems(0.2), name="twins")
-    config = tuned(dataset, CONFIG)
-    assert config.content > 16
-    usual, chosen = (evaluate(ItemGraph.fit(dataset, graph), dataset, split="test") for graph in (CONFIG, config))
-    assert chosen.values["recall@5"] > 3 * usual.values["recall@5"]  # the twin that comes first cannot be told
+    without = dataclasses.replace(CONFIG, new_items=0.0)
+    chosen = tuned(dataset, without)
+    assert chosen.new_items > 1
+    few, many = (evaluate(ItemGraph.fit(dataset, config), dataset, split="test") for config in (without, chosen))
+    assert many.values["recall@5"] > 3 * few.values["recall@5"]  # the twin that comes first cannot be told
 
 
 def test_ties_are_ranked_in_tuning_as_in_evaluation():

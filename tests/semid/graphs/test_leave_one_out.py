@@ -17,12 +17,17 @@ def _graph(lists, *, repeats: bool, config: ItemGraphConfig) -> ItemGraph:
     return ItemGraph.from_histories(histories, ids, config, vectors=_vectors(), repeats=repeats)
 
 
-@pytest.mark.parametrize("lists", [_unrepeated(0), LISTS], ids=["nothing repeats", "repeats"])
+@pytest.mark.parametrize(
+    "lists",
+    [_unrepeated(0), [[item for item in items if item != 8] for items in _unrepeated(0)], LISTS],
+    ids=["nothing repeats", "a new item", "repeats"],
+)
 @pytest.mark.parametrize("smoothing", [0.0, 1.0])
 def test_equals_the_graph_of_all_other_histories(lists, smoothing, monkeypatch):
     monkeypatch.setattr("semid.graphs.leave_one_out._POSITIONS", 9)
-    config = dataclasses.replace(CONFIG, smoothing=smoothing).resolved(["content"])
     repeats = lists is LISTS
+    # Without their one history, items of LISTS would be new; what is new is what no history has.
+    config = dataclasses.replace(CONFIG, smoothing=smoothing, new_items=0.0 if repeats else 1.0).resolved(["content"])
     whole = _graph(lists, repeats=repeats, config=config)
     found = np.zeros((sum(map(len, lists)), ITEMS))
     for block, distributions in LeaveOneOut(whole).distributions(Histories.from_lists(lists)):
