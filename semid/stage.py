@@ -165,9 +165,9 @@ def run_recorded(request: Mapping[str, Any], file: str | Path, work: Callable[[]
                 return result
     record = artifacts.read_json(file)
     if not isinstance(record, dict) or set(record) != {"request", "result"}:
-        raise SemidError(f"{file}: holds no result of a request; choose another --out or delete it")
+        raise SemidError(f"{file}: holds no result of a request; choose another path (--out) or delete it")
     if change := difference(record["request"], dict(request)):
-        raise SemidError(f"{file}: the result of another request ({change}); choose another --out or delete it")
+        raise SemidError(f"{file}: the result of another request ({change}); choose another path (--out) or delete it")
     return record["result"]
 
 

@@ -202,6 +202,31 @@ def test_an_option_that_does_not_exist_would_be_found():
     assert _option_words("Unless `--split-rules` says so, or `--out`.") - _options() == {"--split-rules"}
 
 
+def _bare_options(code: str) -> list[str]:
+    """Texts of the code, docstrings apart, that name an option outside of parentheses and backquotes."""
+    tree, bare = ast.parse(code), []
+    docstrings = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    parts = {part for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    for node in ast.walk(tree):
+        text = ast.unparse(node) if isinstance(node, ast.JoinedStr) else getattr(node, "value", None)
+        if isinstance(text, str) and node not in docstrings | parts:
+            bare += [text] if _option_words(re.sub(r"\([^()]*\)|`[^`]*`", "", text)) else []
+    return bare
+
+
+LIBRARY = [file for name in OWN[:3] for file in (ROOT / name).rglob("*.py") if "cli" not in file.parts]
+
+
+def test_messages_for_users_of_python_name_the_parameter_before_the_option():
+    bare = [text for file in LIBRARY for text in _bare_options(file.read_text())]
+    assert [text for text in bare if "semid evaluate --model" not in text] == []  # a command, as the report shows it
+
+
+def test_an_option_alone_would_be_found():
+    code = '''"""Of --this."""\nsay(f"{a}: give --that, or {b}")\nsay("give those (--those), by `semid --them`")'''
+    assert _bare_options(code) == ["f'{a}: give --that, or {b}'"]
+
+
 def _of_today(text: str) -> str:
     """The text without blocks of commands that begin with `git checkout COMMIT`: these are of that commit."""
     return re.sub(r"^    git checkout [0-9a-f]{7}\n(?: {4}.*\n)*", "", text, flags=re.MULTILINE)

@@ -122,7 +122,7 @@ def _check_free(file: Path, descriptor: int, path: Path) -> None:
         taken = owner is not None and owner.lives()
     owner = _owner(descriptor)
     if taken:
-        raise SemidError(f"{path}: in use by {owner or 'another process'}; wait for it, or choose another --out")
+        raise SemidError(f"{path}: in use by {owner or 'another process'}; wait for it, or choose another path (--out)")
     if owner is not None and owner.is_elsewhere():
         raise SemidError(f"{path}: in use by {owner}; if that no longer runs, delete {file}")
 

@@ -59,7 +59,7 @@ def resolved(path: str | Path) -> Path:
     try:
         return remote.place(path).resolve()
     except (OSError, RuntimeError, ValueError) as error:  # a circle of links, no such home, a null character
-        raise SemidError(f"{str(path)!r}: no path to write to ({error}); choose another --out") from None
+        raise SemidError(f"{str(path)!r}: no path to write to ({error}); choose another path (--out)") from None
 
 
 def try_folder(path: str | Path) -> Place:
@@ -151,5 +151,5 @@ def _try(path: Path) -> None:
 def _refusal(path: Path, error: OSError) -> SemidError:
     for above in path.parents:
         if os.path.lexists(above) and not above.is_dir():
-            return SemidError(f"{above}: is a file, and {path} should go below it; choose another --out")
-    return SemidError(f"{path}: cannot be written ({error.strerror or error}); choose another --out")
+            return SemidError(f"{above}: is a file, and {path} should go below it; choose another path (--out)")
+    return SemidError(f"{path}: cannot be written ({error.strerror or error}); choose another path (--out)")

@@ -114,7 +114,9 @@ def is_current(path: str | Path, *, kind: str, config: dict, parents: Mapping[st
         for made in (read_artifact(path, kind), _request(kind, config, parents, seed))
     ]
     if change := difference(*asked_for):
-        raise SemidError(f"{path}: in use by a {kind} of other settings ({change}); choose another --out or delete it")
+        raise SemidError(
+            f"{path}: in use by a {kind} of other settings ({change}); choose another path (--out) or delete it"
+        )
     _LOG.info("%s: this %s exists, made with the same settings and inputs; skipped", remote.url_of(path) or path, kind)
     return True
 
@@ -141,13 +143,17 @@ def output_folder(path: str | Path, *, kind: str) -> Place:
 def _check_use(path: Path, *, kind: str) -> None:
     """Raise SemidError if something other than an artifact of this kind stands at `path`."""
     if above := next((p for p in path.absolute().parents if p.exists() and not p.is_dir()), None):
-        raise SemidError(f"{above}: is a file, and {path} should go below it; choose another --out")
+        raise SemidError(f"{above}: is a file, and {path} should go below it; choose another path (--out)")
     if not path.exists():
         return
     if not path.is_dir() or ((not (path / MANIFEST).is_file()) and not is_empty(path)):
-        raise SemidError(f"{path}: output folder in use by something that is no {kind} artifact; choose another --out")
+        raise SemidError(
+            f"{path}: output folder in use by something that is no {kind} artifact; choose another path (--out)"
+        )
     if (path / MANIFEST).is_file() and (found := read_manifest(path).kind) != kind:
-        raise SemidError(f"{path}: output folder in use by a {found} artifact; choose another --out for this {kind}")
+        raise SemidError(
+            f"{path}: output folder in use by a {found} artifact; choose another path (--out) for this {kind}"
+        )
 
 
 def _request(kind: str, config: dict, parents: Mapping[str, str] | None, seed: int | None) -> Manifest:

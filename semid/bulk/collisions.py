@@ -102,7 +102,9 @@ def check_catalog(out: str | Path, *, tokenizer: str | Path, collisions: Collisi
     try:
         duckdb.connect(config={"memory_limit": memory_limit}).close()
     except duckdb.Error as error:
-        raise SemidError(f"--memory-limit {memory_limit!r}: expected one such as 4GiB ({_line(error)})") from None
+        raise SemidError(
+            f"memory_limit {memory_limit!r} (--memory-limit): expected one such as 4GiB ({_line(error)})"
+        ) from None
     return parent
 
 
@@ -185,7 +187,8 @@ def _database(codes: Sequence[str], scratch: Path, memory_limit: str, out: Path)
             yield database
     except (duckdb.Error, pa.ArrowException) as error:  # Arrow's where the rows are read
         raise SemidError(
-            f"{out}: not written; DuckDB, spilling to {scratch} beyond --memory-limit {memory_limit}: {_line(error)}"
+            f"{out}: not written; DuckDB, spilling to {scratch} beyond memory_limit {memory_limit} (--memory-limit): "
+            f"{_line(error)}"
         ) from None
 
 

@@ -140,7 +140,7 @@ def _items_of(output: str, request: str) -> int | None:
         found, items = (file.schema_arrow.metadata or {}).get(REQUEST.encode()), file.metadata.num_rows
     if found != request.encode():
         what = "not written by `semid tokenize`" if found is None else "made by another tokenizer or of another input"
-        raise SemidError(f"{output}: exists, and was {what}; choose another --out or delete it")
+        raise SemidError(f"{output}: exists, and was {what}; choose another path (--out) or delete it")
     return items
 
 

@@ -55,7 +55,8 @@ def encode_files(
     """
     if retries < 0 or block < 1:
         raise SemidError(
-            f"expected 0 or more --retries and a block of 1 row or more, got {retries} and {block}; correct them"
+            f"expected 0 or more retries (--retries) and a block of 1 row or more, got {retries} and {block}; correct "
+            "them"
         )
     jobs = _jobs(tokenizer, inputs, out, id_column=id_column, columns=columns, block=block)
     folder = storage.absolute(out)
@@ -117,7 +118,7 @@ def _jobs(
         if (other := made.setdefault(name, source)) != source:
             raise SemidError(f"{other} and {source} would both be written to {folder}/{name}; encode them apart")
         if storage.is_same(source, f"{folder}/{name}"):
-            raise SemidError(f"{source}: its codes would be written to this very file; choose another folder for --out")
+            raise SemidError(f"{source}: its codes would be written to this very file; choose another folder (--out)")
     digest, chosen = digest_of(tokenizer), tuple(columns or ())
     return [Job(source, f"{folder}/{name}", digest, id_column, chosen, block) for name, source in made.items()]
 

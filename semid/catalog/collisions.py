@@ -46,7 +46,8 @@ def warn_of_large_group(size: int, item: str, level_sizes: Sequence[int]) -> Non
     if size > _LARGE * max(level_sizes):
         LOG.warning(
             "%d items, such as %s, share all codes: the last level, which tells them apart, has as many, and every "
-            "search is as wide; give these items content that differs, take more levels, or --collisions allowed",
+            "search is as wide; give these items content that differs, take more levels, or let them share codes "
+            "(--collisions allowed)",
             size,
             item,
         )

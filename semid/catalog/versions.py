@@ -325,7 +325,7 @@ def _vectors(
             if len(vector) != width:
                 raise SemidError(
                     f"{change.file}: has vectors of {len(vector)} dimensions, later changes of {width} ({name!r}); "
-                    "append its items again, with --known update and vectors as wide"
+                    "append its items again, with vectors as wide (--known update)"
                 )
             vectors.setdefault(place, vector)
     result = np.zeros((len(item_ids), width), np.float32)

@@ -204,7 +204,7 @@ class VectorFile:
         if len(found) > 1:  # their order would be a guess, and wrong codes look like any others
             raise SemidError(
                 f"{self.path}: has vector columns {', '.join(found)}, and the tokenizer does not say which it was "
-                "fitted to; name them after --columns, in the order of its dataset"
+                "fitted to; name them as columns (--columns), in the order of its dataset"
             )
         return found
 

@@ -121,7 +121,7 @@ def as_teacher(
 ) -> Teacher:
     """A dense recommender, mixed with `graph` as the objective says, or an item graph as a teacher; a teacher as it is.
 
-    Raises SemidError, when it is asked, for a recommender that speaks in codes.
+    Raises SemidError, when it is asked, for a generator of codes.
     """
     if isinstance(teacher, ItemGraph):
         return GraphTeacher(teacher, repeats=objective.repeats is not False)

@@ -213,7 +213,9 @@ def check_catalog(catalog: SemanticCatalog, dataset: Dataset, *, other_dataset: 
     if not learned and (other_dataset or "tokenizer" in made.parents):
         return
     what = learned or "its test may differ"
-    remedy = "tokenize this dataset" + ("" if learned else ", or train on it all the same with --other-dataset")
+    remedy = "tokenize this dataset"
+    if not learned:
+        remedy += ", or train on it all the same with other_dataset=True (--other-dataset)"
     raise SemidError(
         f"{catalog.origin.folder}: made from dataset digest {digest[:16]}, not from this one of {dataset.digest[:16]}; "
         f"{what}; {remedy}"
@@ -339,6 +341,8 @@ def check_teacher(teacher: Teacher | None, dataset: Dataset, config: GeneratorCo
     if teacher is not None and teacher.origin is not None:
         dataset.check_source(teacher.origin, what="the teacher", remedy="train a teacher on this dataset")
     counted, dense = (teacher.graph, teacher.dense) if isinstance(teacher, MixedTeacher) else (teacher, teacher)
+    if isinstance(dense, DenseTeacher):
+        dense.recommender.dense_model(remedy="name a teacher that `semid train sasrec` wrote (--teacher)")
     if isinstance(dense, DenseTeacher) and (made := dense.recommender.dataset):
         dataset.check_source(made, what="the teacher", remedy="train a teacher on this dataset")
     known = dense.recommender.conditions if isinstance(dense, DenseTeacher) else None

@@ -59,11 +59,15 @@ def vector_column(dataset: Dataset, name: str) -> tuple[str, Float[np.ndarray, "
     Raises SemidError naming the columns where there is a choice, or none.
     """
     columns = dataset.vector_columns
-    if not name and len(columns) != 1:
-        found = ", ".join(columns) or "none"
+    if not name and not columns:
         raise SemidError(
-            f"dataset {dataset.name!r} has vector columns {found}; name the one to read (`column`: --column of "
-            "`semid vectors`, --freedom.column and the like of `semid tokenize --signal freedom`)"
+            f"dataset {dataset.name!r} has no vector column to read; add one, such as one of texts (`semid prepare`, "
+            "or semid.encoders.with_text_vectors(dataset))"
+        )
+    if not name and len(columns) != 1:
+        raise SemidError(
+            f"dataset {dataset.name!r} has vector columns {', '.join(columns)}; name the one to read (`column`: "
+            "--column of `semid vectors`, --freedom.column and the like of `semid tokenize --signal freedom`)"
         )
     name = name or columns[0]
     return name, dataset.vectors(name)

@@ -113,7 +113,9 @@ class ConditionSpec:
         probabilities of events.
         """
         if not self.event_head:
-            raise SemidError("the model knows no probabilities of events; train one with --event-head, or ask without")
+            raise SemidError(
+                "the model knows no probabilities of events; train one with event_head (--event-head), or ask without"
+            )
         found = np.zeros(len(self.events), np.float32)
         for name, value in values.items():
             found[_place(name, self.events, "values: unknown event") - 1] = value
@@ -220,7 +222,8 @@ def _check_known(parts: Iterable[str], spec: ConditionSpec | None) -> None:
     if unknown := sorted(set(parts) - set(known)):
         knows = f"it knows {', '.join(known)}" if known else "it was trained without conditions"
         raise SemidError(
-            f"the model cannot be asked for {unknown[0]} ({knows}); train one with --on-{unknown[0]}, or ask without"
+            f"the model cannot be asked for {unknown[0]} ({knows}); train one with on_{unknown[0]} "
+            f"(--on-{unknown[0]}), or ask without"
         )
 
 

@@ -282,7 +282,7 @@ class Recommender:
         """The same ranking by the first `width` numbers of its item vectors; None: all.
 
         A SASRec that was trained for several `widths` serves at each of them, with so much smaller an index. Raises
-        SemidError for a model that speaks in codes, and ValueError for a width that it was not trained for.
+        SemidError for a generator of codes, and ValueError for a width that it was not trained for.
         """
         model = self.dense_model()
         config = dataclasses.replace(typing.cast(DenseConfig, self.spec.model), width=width)
@@ -655,7 +655,7 @@ class Recommender:
     ) -> Float[np.ndarray, "histories n event"]:
         """Logarithms of `event_probs` by item rows, the same after all histories or each one's own."""
         if self.conditions is None or not self.conditions.event_head:
-            raise SemidError("the model knows no probabilities of events; train one with --event-head")
+            raise SemidError("the model knows no probabilities of events; train one with event_head (--event-head)")
         return self._ranking(None).event_log_probs(histories, rows, conditions=self._conditions(None, len(histories)))
 
     def own_conditions(
@@ -672,20 +672,27 @@ class Recommender:
         """
         if self.spec.model.has_codes:
             if self.items.features is None or self.spec.columns:
-                raise SemidError("expected item vectors of a dense (SASRec) or an end-to-end model, which this is not")
+                raise SemidError(
+                    f"expected item vectors of a dense (SASRec) or an end-to-end model, got {self._kind_of_codes}"
+                )
             return self.items.features.copy()
         model = self.dense_model()
         return np.asarray(model.ranked_by(model.vectors(self.tables.features)))
+
+    @property
+    def _kind_of_codes(self) -> str:
+        """The kind of this generator of codes and its folder, for messages."""
+        return f"a generator of codes, {self.spec.model.title}{f' of {self.origin.folder}' if self.origin else ''}"
 
     @property
     def model(self) -> ItemModel:
         """The model and its parameters, which it shares."""
         return self._scorer.model
 
-    def dense_model(self) -> DenseTransformer:
-        """The model, of a dense recommender. Raises SemidError for one that speaks in codes."""
+    def dense_model(self, *, remedy: str = "take a SASRec model") -> DenseTransformer:
+        """The model, of a dense recommender. Raises SemidError with the `remedy` for a generator of codes."""
         if self.spec.model.has_codes:
-            raise SemidError("expected a dense model (SASRec), got one that speaks in codes")
+            raise SemidError(f"expected a dense model (SASRec), got {self._kind_of_codes}; {remedy}")
         return typing.cast(DenseTransformer, self.model)
 
     def log_probs(
@@ -728,7 +735,9 @@ class Recommender:
         if not values:
             return None
         if self.conditions is None or conditions is None:
-            raise SemidError("the model knows no probabilities of events; train one with --event-head, or ask without")
+            raise SemidError(
+                "the model knows no probabilities of events; train one with event_head (--event-head), or ask without"
+            )
         if conditions.event is not None and conditions.event.any():
             raise SemidError("values weigh all events: ask for no event next to them")
         return self.conditions.event_values(values)

@@ -36,7 +36,7 @@ def read_histories(
     if events is None:
         return Histories.from_lists(rows, times=seconds)
     if conditions is None or not conditions.reads_events:
-        raise SemidError("the model reads no events; leave them out, or train one with --event-inputs")
+        raise SemidError("the model reads no events; leave them out, or train one with event_inputs (--event-inputs)")
     names = [_event_names(of, index) for index, of in enumerate(events)]
     if (given := [len(of) for of in names]) != (wanted := [len(of) for of in known]):
         raise SemidError(f"expected an event for each item of the histories, {wanted[:9]}, got {given[:9]}")
@@ -51,7 +51,10 @@ def _seconds(
     """Seconds of the known items. Raises SemidError for a model that reads none, for what is no list of numbers in
     order, and where some are missing."""
     if conditions is None or not conditions.reads_times:
-        raise SemidError("the model reads no times; leave them out, or train one with --time-inputs or --time-bias")
+        raise SemidError(
+            "the model reads no times; leave them out, or train one with time_inputs (--time-inputs) or time_bias "
+            "(--time-bias)"
+        )
     seconds = [_numbers(of, index) for index, of in enumerate(times)]
     if (given := [of.size for of in seconds]) != (wanted := [len(of) for of in known]):
         raise SemidError(f"expected a time for each item of the histories, {wanted[:9]}, got {given[:9]}")

@@ -69,7 +69,10 @@ class TokenizerConfig:
 
     def __post_init__(self) -> None:
         if self.alignment and not self.method.can_align:
-            raise SemidError(f"{type(self.method).__name__} trains nothing that could be aligned; take the RQ-VAE")
+            raise SemidError(
+                f"alignment (--alignment) is for a method that trains, and {self.method.name} does not; take "
+                f"{RQVaeConfig.name}, or leave it out"
+            )
         if self.collisions.moves_last_code and not self.method.is_residual:
             raise SemidError(
                 f"collisions {self.collisions.value!r} moves the last residual code, and product codes have none; "
@@ -93,13 +96,13 @@ class ContentColumns:
     def read(cls, dataset: Dataset, columns: tuple[str, ...] | None) -> ContentColumns:
         """Read the named columns, None for all. Raises SemidError where there are none."""
         if columns == ():
-            raise SemidError("no column was chosen; name some after --columns, or leave it out to take all")
+            raise SemidError("no column was chosen; name some as columns (--columns), or leave them out to take all")
         names = tuple(dataset.vector_columns if columns is None else columns)
         blocks = content_blocks(dataset, names)
         if not blocks:
             raise SemidError(
-                f"dataset {dataset.name!r} has no vector columns to tokenize; add one, or make text vectors with "
-                "semid.encoders.with_text_vectors(dataset)"
+                f"dataset {dataset.name!r} has no vector columns to tokenize; add one, such as one of texts "
+                "(`semid prepare`, or semid.encoders.with_text_vectors(dataset))"
             )
         return cls(names, tuple(block.shape[1] for block in blocks), np.concatenate(blocks, axis=1))
 

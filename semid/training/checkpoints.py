@@ -163,9 +163,9 @@ def _claim(folder: Path, request: dict) -> None:
     """Write `request` into the folder, or check that the folder belongs to it."""
     artifacts.refresh(folder)
     if folder.exists() and not folder.is_dir():
-        raise SemidError(f"{folder}: is a file, and checkpoints should go below it; choose another --out")
+        raise SemidError(f"{folder}: is a file, and checkpoints should go below it; choose another path (--out)")
     if glob.has_magic(str(folder.absolute())):  # Orbax globs below it, and finds nothing of what it wrote
-        raise SemidError(f"{folder}: checkpoints cannot go below a path with *, ? or [; choose another --out")
+        raise SemidError(f"{folder}: checkpoints cannot go below a path with *, ? or [; choose another path (--out)")
     folder.mkdir(parents=True, exist_ok=True)
     half_written = set(folder.glob(f".{REQUEST}.writing*"))  # by a run killed in its first moments
     if (folder / REQUEST).exists() and any(entry.name.isdecimal() for entry in folder.iterdir()):
@@ -173,9 +173,11 @@ def _claim(folder: Path, request: dict) -> None:
         if not isinstance(written, dict):
             raise SemidError(f"{folder / REQUEST}: not the request of a run; delete {folder} and run again")
         if change := config.difference(written, request):
-            raise SemidError(f"{folder}: checkpoints of another run ({change}); delete the folder or change --out")
+            raise SemidError(
+                f"{folder}: checkpoints of another run ({change}); delete the folder, or choose another path (--out)"
+            )
     elif not (folder / REQUEST).exists() and set(folder.iterdir()) - half_written:
-        raise SemidError(f"{folder}: holds files that are no checkpoints of semid; choose another --out")
+        raise SemidError(f"{folder}: holds files that are no checkpoints of semid; choose another path (--out)")
     else:
         artifacts.write_json(folder / REQUEST, request)
 

@@ -299,6 +299,6 @@ def _check_finite(at: int, values: Mapping[str, SupportsFloat], checkpoints: Che
         folder, last = checkpoints.folder, checkpoints.last_step
         good = "no checkpoint was written; "
         if last:  # and no run of another learning rate goes on from it
-            good = f"the last good checkpoint is {folder / str(last)}; delete {folder} or choose another --out, "
+            good = f"the last good checkpoint is {folder / str(last)}; delete {folder} or choose another path (--out), "
         name = "loss" if "loss" in bad else bad[0]
         raise SemidError(f"{name} is not finite at step {at}; {good}lower the learning rate and run again")

@@ -177,5 +177,5 @@ def open_sinks(run: TrackedRun, names: tuple[str, ...]) -> list[Sink]:
             raise
         except Exception as error:  # each library has its own
             said = " ".join(str(error).split())[:300] or type(error).__name__
-            raise SemidError(f"{name} cannot begin a run ({said}); mend that, or leave it out of --track") from None
+            raise SemidError(f"{name} cannot begin a run ({said}); mend that, or leave it out (--track)") from None
     return opened

@@ -170,7 +170,7 @@ def test_the_place_is_tried_before_the_work(tmp_path):
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_second_run_of_the_same_folder_is_refused_while_the_first_works(tmp_path, seed):
-    refused = f"a: in use by process {os.getpid()} on .*; wait for it, or choose another --out"
+    refused = rf"a: in use by process {os.getpid()} on .*; wait for it, or choose another path \(--out\)"
     other = dataclasses.replace(REQUEST, seed=seed)
 
     def work(_) -> Note:

@@ -137,7 +137,7 @@ def test_a_folder_in_use_is_not_overwritten(tmp_path):
     for name in ("notes", "file"):
         with pytest.raises(SemidError, match=f"{name}: output folder in use by something that is no model artifact"):
             write(tmp_path / name)
-    with pytest.raises(SemidError, match="m: output folder in use by a model artifact; choose another --out"):
+    with pytest.raises(SemidError, match="m: output folder in use by a model artifact; choose another path"):
         write(tmp_path / "m", kind="dataset")
     assert (tmp_path / "notes" / "diary.txt").read_text() == "mine"
     assert read_artifact(tmp_path / "m", "model").config == {"epochs": 3}

@@ -104,10 +104,10 @@ def test_an_artifact_is_written_through_a_link(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("f/m", r"f: is a file, and .*f/m should go below it; choose another --out"),
-        ("x" * 250, r"xxx: cannot be written \(File name too long\); choose another --out"),
-        ("circle/m", r"circle/m'?: (no path to write to|cannot be written) \(.*; choose another --out"),
-        ("/proc/m", r"/proc/m: cannot be written \(.*\); choose another --out"),
+        ("f/m", r"f: is a file, and .*f/m should go below it; choose another path \(--out\)"),
+        ("x" * 250, r"xxx: cannot be written \(File name too long\); choose another path \(--out\)"),
+        ("circle/m", r"circle/m'?: (no path to write to|cannot be written) \(.*; choose another path \(--out\)"),
+        ("/proc/m", r"/proc/m: cannot be written \(.*\); choose another path \(--out\)"),
     ],
 )
 def test_what_cannot_be_written_is_named(tmp_path, attempt, name, message):
@@ -125,7 +125,7 @@ def test_a_folder_is_no_file(tmp_path):
 
 def test_a_full_disk_is_named(volume):
     (volume / "filler").write_bytes(bytes(1 << 20))
-    with pytest.raises(SemidError, match=r"m: cannot be written \(No space left on device\); choose another --out"):
+    with pytest.raises(SemidError, match=r"m: cannot be written \(No space left on device\); choose another path"):
         artifacts.try_folder(volume / "m")
     (volume / "filler").unlink()
     assert artifacts.try_folder(volume / "m") == Place(volume / "m", inside=False)

@@ -187,7 +187,7 @@ def test_the_columns_of_an_artifact_are_read_and_none_are_guessed(tmp_path, reco
         append(tmp_path / "c", [tmp_path / "1.parquet"])
         np.testing.assert_array_equal(SemanticCatalog.load(tmp_path / "c").codes[6:], tokenizer.encode(points))
     else:
-        with pytest.raises(SemidError, match=r"1.parquet: has vector columns w, v, and .* name them after --columns"):
+        with pytest.raises(SemidError, match=r"1.parquet: has vector columns w, v, and .* name them as columns"):
             append(tmp_path / "c", [tmp_path / "1.parquet"])
 
 

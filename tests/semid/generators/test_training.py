@@ -525,7 +525,7 @@ ALIGNED = {"tokenizer": {"alignment": [{"type": "LetterConfig"}]}}
 @pytest.mark.parametrize(
     ("config", "parents", "message"),
     [
-        ({}, {"dataset": "0" * 64}, "before: made from dataset digest 0{16}, not from this one .*with --other-dataset"),
+        ({}, {"dataset": "0" * 64}, "before: made from dataset digest 0{16}, not .*other_dataset=True .--other-d"),
         ({}, {}, "made from dataset digest unknown, not from this one"),
         (ALIGNED, {"dataset": "0" * 64}, "aligned with interactions that may be test here; tokenize this dataset$"),
         (ALIGNED, {"tokenizer": "0" * 64}, "made from dataset digest unknown.*aligned"),  # files encoded with it

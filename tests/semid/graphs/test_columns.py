@@ -184,6 +184,9 @@ def test_a_column_of_a_column_that_an_encoder_makes_takes_new_items_by_their_tex
 def test_what_cannot_be_made_is_refused(dataset):
     with pytest.raises(SemidError, match=r"vector columns content, more; name the one to read .*--freedom\.column"):
         add_column(dataset.with_vectors("more", np.ones((ITEMS, 2))), SmoothConfig())
+    bare = dataset.replace(items=dataset.items.select(["item_id"]))
+    with pytest.raises(SemidError, match=r"has no vector column to read; add one, such as one of texts \(`semid prep"):
+        add_column(bare, SmoothConfig())
     with pytest.raises(SemidError, match="layers of 1 or more, got 0"):
         SmoothConfig(layers=0)
     with pytest.raises(SemidError, match="epochs of at least 1, got 0"):

@@ -595,5 +595,5 @@ def test_a_dense_model_serves_at_a_width_that_is_chosen_later(tmp_path):
     for untrained in (3, 9):
         with pytest.raises(ValueError, match=f"expected a width that is trained, of 4, 8, got {untrained}"):
             model.with_width(untrained)
-    with pytest.raises(SemidError, match="got one that speaks in codes"):
+    with pytest.raises(SemidError, match="got a generator of codes, RQ-Transformer; take a SASRec model"):
         _make("codes", _catalog()).with_width(4)

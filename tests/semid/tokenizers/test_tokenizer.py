@@ -225,7 +225,7 @@ def test_columns_are_chosen_by_name(tmp_path):
     assert not np.array_equal(codes(both), codes(alone))
     with pytest.raises(SemidError, match="no vector column 'nope' in dataset 'tiny'"):
         SemanticTokenizer.fit(alone, TokenizerConfig(method, ("nope",)), seed=0, folder=tmp_path)
-    with pytest.raises(SemidError, match=r"^no column was chosen; name some after --columns, or leave it out"):
+    with pytest.raises(SemidError, match=r"^no column was chosen; name some as columns .--columns., or leave them out"):
         SemanticTokenizer.fit(alone, TokenizerConfig(method, ()), seed=0, folder=tmp_path)
 
 
@@ -233,7 +233,8 @@ def test_columns_are_chosen_by_name(tmp_path):
 def test_a_dataset_that_cannot_be_tokenized_leaves_nothing_behind(tmp_path, config):
     bare = _dataset().replace(items=_dataset().items.select(["item_id"]))
     same = _dataset(np.ones((ITEMS, 6)))
-    for dataset, message in ((bare, "has no vector columns to tokenize"), (same, "all items have the same vector")):
+    none = r"has no vector columns to tokenize; add one, such as one of texts \(`semid prepare`, or "
+    for dataset, message in ((bare, none), (same, "all items have the same vector")):
         with pytest.raises(SemidError, match=message):
             tokenize(dataset, config, out=tmp_path / "catalog")
     assert list(tmp_path.iterdir()) == []
