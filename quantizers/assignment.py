@@ -68,7 +68,9 @@ class Sinkhorn:
     """Assign the code with the largest share in the balanced plan of the whole batch (LC-Rec, arXiv 2311.09049)."""
 
     epsilon: float = 0.003
+    """Weight of the plan's entropy, relative to half the range of the distances; small: near the nearest codes."""
     iterations: int = 50
+    """Rounds that balance the plan."""
     temperature: Schedule = Schedule(1.0)
 
     def __post_init__(self) -> None:

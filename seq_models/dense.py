@@ -23,7 +23,10 @@ from seq_models.types import ItemTables, Layout, RequestBatch, SoftmaxOver, TopK
 
 @dataclass(frozen=True)
 class DenseConfig(ModelConfig):
-    """The backbone's size. The item vectors are learned by id, and are the output matrix as well."""
+    """SASRec, dense and without codes: the baseline, the teacher, and good where no items come between trainings.
+
+    The item vectors are learned by id, and are the output matrix as well.
+    """
 
     name: ClassVar[str] = "sasrec"
     title: ClassVar[str] = "SASRec"

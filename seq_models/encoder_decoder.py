@@ -35,7 +35,10 @@ from seq_models.types import Decoded, Inputs, Layout, Prefixes
 
 @dataclass(frozen=True)
 class EncoderDecoderConfig(CodeConfig):
-    """The encoder's size (`backbone`) and the decoder's depth; its width is the encoder's."""
+    """TIGER: an encoder over all codes of a history, and a decoder with cross-attention; for comparison with papers.
+
+    The width of the decoder is that of the encoder (`backbone`).
+    """
 
     name: ClassVar[str] = "encoder-decoder"
     title: ClassVar[str] = "encoder-decoder (TIGER)"

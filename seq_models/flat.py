@@ -24,7 +24,10 @@ from seq_models.types import Decoded, Inputs, Layout, Prefixes
 
 @dataclass(frozen=True)
 class FlatDecoderConfig(CodeConfig):
-    """The stack's size; its `kv_heads` is what a cached token costs."""
+    """One causal stack over all codes of a history; for comparison with papers.
+
+    `kv_heads` of the stack is what a cached token costs.
+    """
 
     name: ClassVar[str] = "flat"
     title: ClassVar[str] = "flat decoder"

@@ -29,7 +29,7 @@ from seq_models.types import ItemTables, RequestBatch, SoftmaxOver, TopK, Traini
 
 @dataclass(frozen=True)
 class HybridConfig(RQTransformerConfig):
-    """Settings of the generator, and the dense head's temperature."""
+    """LIGER: the RQ-Transformer with a dense head over content vectors; for catalogues where many items are cold."""
 
     name: ClassVar[str] = "hybrid"
     title: ClassVar[str] = "hybrid (LIGER)"

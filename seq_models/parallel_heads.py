@@ -24,7 +24,7 @@ from seq_models.types import Inputs, Prefixes
 
 @dataclass(frozen=True)
 class ParallelHeadsConfig(CodeConfig):
-    """The backbone's size, and the temperature of the heads."""
+    """RPG: a head per level reads the state after the history alone; for unordered codes (`opq`) and wide beams."""
 
     name: ClassVar[str] = "parallel-heads"
     title: ClassVar[str] = "parallel heads (RPG)"

@@ -28,7 +28,7 @@ from seq_models.types import ItemTables, Prefixes, RequestBatch, TrainingBatch
 
 @dataclass(frozen=True)
 class RQTransformerConfig(CodeConfig):
-    """The backbone's size, the depth decoder's, and whether output heads are the input tables."""
+    """One position per item, and a small depth decoder over the levels of the next item: the model to start with."""
 
     name: ClassVar[str] = "rq-transformer"
     title: ClassVar[str] = "RQ-Transformer"

@@ -19,7 +19,7 @@ from seq_models import ModelConfig, RQTransformerConfig
 
 @dataclass(frozen=True)
 class Generator(GeneratorConfig):
-    """A GeneratorConfig whose models are subcommands, by their names."""
+    """What a model reads, its validation, and the options of its own, which follow its name."""
 
     model: Annotated[ModelConfig, subcommands(ModelConfig, first=RQTransformerConfig.name)] = RQTransformerConfig()
     """Generators of codes: RQ-Transformer, encoder-decoder (TIGER), flat decoder, hybrid (LIGER: a dense head ranks,
@@ -48,7 +48,7 @@ class Train:
     """Seed of parameters, shuffling and dropout."""
     teacher: str | None = None
     """Folder of a SASRec model (or its org/name on the Hugging Face hub) or of an item graph, of the same dataset; the
-    generator learns its ranking too (objective.distillation)."""
+    generator learns its ranking too (--distillation)."""
     graph: PathOrUrl | None = None
     """Folder of an item graph of the same dataset (`semid graph`), which is mixed with the model, in the search too, at
     the weight that is best on validation."""

@@ -61,12 +61,15 @@ class GraphConfig(Signal):
     """
 
     dim: int = 64
+    """Dimensions of the vectors."""
     layers: int = 3
     """Rounds of propagation; the final vectors are the mean over 0 to `layers` rounds."""
     epochs: int = 10
+    """Passes over the interactions."""
     batch_size: int = 4096
     """Interactions per step, each with one random item as negative; fewer where there are fewer interactions."""
     learning_rate: float = 1e-2
+    """Learning rate of Adam."""
     weight_decay: float = 1e-4
     """Weight of half the squared norm of a batch's ego embeddings, a mean over its interactions."""
     keep: float = later_field(1.0)

@@ -55,7 +55,7 @@ class OptimizerConfig:
     beta2: float = 0.98
     """Decay of the second moment of adam and adamw."""
     options: tuple[tuple[str, float], ...] = ()
-    """Further arguments of the optimizer's function: `(("b1", 0.95),)`."""
+    """Further arguments of the optimizer's function, NAME NUMBER each (`--options b1 0.95`)."""
     rates: Rates = ()
     """Parts of the model, by the beginning of their names, and the share of the learning rate they take; 0 freezes a
     part. The first that matches counts, and parts without one take it all."""

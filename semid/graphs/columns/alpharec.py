@@ -49,11 +49,15 @@ class AlphaRecConfig(ColumnConfig, Signal):
     hidden: int = 0
     """Width of a hidden layer; 0: the map is linear."""
     temperature: float = 0.15
+    """Divides the cosines."""
     epochs: int = 10
+    """Passes over the interactions."""
     batch_size: int = 4096
     """Interactions per step, all with the same negatives; fewer where there are fewer interactions."""
     learning_rate: float = 2e-3
+    """Learning rate of AdamW."""
     weight_decay: float = 1e-6
+    """Decoupled decay of AdamW."""
     seed: int = 0
     """Seed of the parameters, batches and negatives."""
     name = "alpharec"

@@ -41,11 +41,15 @@ class FuseConfig(ColumnConfig):
     signal: Signal = PpmiConfig()
     """Collaborative vectors, from co-occurrence, by LightGCN, or a column that the dataset has."""
     temperature: float = 0.07
+    """Divides the cosines of InfoNCE."""
     epochs: int = 100
+    """Passes over the items."""
     batch_size: int = 1024
     """Items per step: each one's negatives are the others."""
     learning_rate: float = 1e-3
+    """Learning rate of AdamW."""
     weight_decay: float = 1e-4
+    """Decoupled decay of AdamW."""
     seed: int = 0
     """Seed of the signal, the parameters and the batches."""
     name = "fuse"

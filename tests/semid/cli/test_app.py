@@ -236,6 +236,10 @@ def test_options_of_every_choice_of_subcommands_have_names_of_their_own(capsys, 
         assert sorted(set(options)) == sorted(options), words
     assert {("prepare", "simulated", "held-out-items"), ("tokenize", "rq-vae", "sinkhorn")} <= set(helps)
     assert "--split-seed" in helps["prepare", "simulated", "held-out-items"]  # the expression finds what is there
+    empty = re.compile(r"--[\w.-]+ [A-Z|]+ +\((?:default|required).*")
+    assert {words: found for words, text in helps.items() if (found := empty.findall(text))} == {}
+    assert empty.findall("--epochs INT   (default: 10)")  # control
+    assert [words for words, text in helps.items() if re.search(r"[A-Z]\w+Config\b", text)] == []
 
 
 def test_a_simulated_world_and_the_draw_of_its_held_out_items_have_a_seed_each():
