@@ -29,6 +29,7 @@ _DEFAULT_FAMILY = RQTransformerConfig.name
 # Baselines that a model should not come out below, and what to try where it does.
 _FLOORS = ("popularity", "bigram", "item graph")
 _TRY = "try more --epochs, more --dropout or a smaller --dim"
+_TRY_OF_GRAPH = "mix it with the graph (`semid train --graph`), or "
 _TRY_OF_CODES = "larger --level-sizes of `semid tokenize` where many items share codes, or `semid train sasrec`"
 _TRY_OF_DENSE = "or other --features"
 # Short names of the metrics of lists, so that all fit 80 characters.
@@ -324,15 +325,19 @@ def values_table(values: Mapping[str, Any]) -> Table:
 
 
 def hints(rows: Sequence[dict], ks: Sequence[int]) -> list[str]:
-    """A line for each model below popularity or bigram by NDCG@10 (else at the largest cut-off), with what to try."""
+    """A line for each model below popularity, bigram or an item graph by NDCG@10 (else at the largest cut-off), with
+    what to try."""
     metric = f"ndcg@{10 if 10 in ks else max(ks)}"
     floors = {str(row["model"]): row[metric] for row in rows if row["model"] in _FLOORS}
+    mixed = {row["model"].removesuffix(" alone") for row in rows if row["model"].endswith(" alone")}
     lines = []
     for row in rows:
         above = [f"{name} ({floor:.4f})" for name, floor in floors.items() if row[metric] < floor]
         if above and row["model"] not in (*_FLOORS, "oracle"):
             has_codes = any(name.startswith("code_") for name in row)
             advice = f"{_TRY}, {_TRY_OF_CODES if has_codes else _TRY_OF_DENSE}"
+            if row[metric] < floors.get("item graph", 0) and row["model"].removesuffix(" alone") not in mixed:
+                advice = _TRY_OF_GRAPH + advice
             lines.append(f"{row['model']}: {metric.upper()} {row[metric]:.4f} is below {' and '.join(above)}; {advice}")
     return lines
 

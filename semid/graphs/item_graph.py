@@ -273,7 +273,7 @@ class ItemGraph:
 
     @classmethod
     def load(cls, path: str | Path) -> ItemGraph:
-        """Read the artifact that `build_graph` (`semid graph`) wrote, every file verified."""
+        """Read the artifact that `fit_graph` (`semid graph`) wrote, every file verified."""
         path = artifacts.fetched(path)
         with artifacts.opened(path, Kind.GRAPH) as origin:
             return cls.read(path).with_origin(origin)

@@ -186,6 +186,11 @@ def test_models_below_the_baselines_are_told_what_to_try():
     assert with_codes[0].endswith("where many items share codes, or `semid train sasrec`")
     assert second.startswith("b: NDCG@10 0.2500 is below bigram (0.3000); try")
     assert hints(rows[2:], (5, 10)) == []
+    graph = {"model": "item graph", "ndcg@10": 0.28}
+    unmixed, _ = hints([*rows, graph], (5, 10))
+    assert "and item graph (0.2800); mix it with the graph (`semid train --graph`), or try more --epochs" in unmixed
+    mixed = hints([*rows, {"model": "a alone", "ndcg@10": 0.05}, graph], (5, 10))
+    assert [("is below" in line, "--graph" in line) for line in (*mixed[:1], mixed[-1])] == [(True, False)] * 2
     assert hints([{"model": "m", "ndcg@3": 0.1}, {"model": "popularity", "ndcg@3": 0.2}], (1, 3))[0].startswith(
         "m: NDCG@3"
     )
