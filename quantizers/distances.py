@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+_ENTRIES = 2**24  # of the table of distances of one slice: 64 MiB
+
 
 class Distance(Enum):
     """Distance by which the nearest code is chosen. `COSINE` ignores lengths in this; code vectors keep theirs."""
@@ -59,6 +61,15 @@ def nearest(
 ) -> Int[Array, "*b"]:
     """Nearest code of each vector; the lowest index wins a tie."""
     return first_argmin(distances(x, codebook, distance=distance))
+
+
+def nearest_by_slices(
+    x: Float[Array, "n dim"], codebook: Float[Array | np.ndarray, "codes dim"], *, distance: Distance
+) -> Int[Array, " n"]:
+    """`nearest` of any number of vectors: the table of their distances is never whole."""
+    rows = max(_ENTRIES // len(codebook), 1)
+    slices = [nearest(x[at : at + rows], codebook, distance=distance) for at in range(0, len(x), rows)]
+    return jnp.concatenate(slices)
 
 
 def first_argmin(table: Float[Array, "*b codes"]) -> Int[Array, "*b"]:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Integer, PRNGKeyArray
 
 from quantizers.distances import first_argmin, squared_distances
 
@@ -255,18 +255,25 @@ def _jitted_nearest(
     return _nearest(points, keep, centroids)
 
 
-def _clusters(points: Float[Array, "n dim"], codes: Int[Array, " n"], *, num_codes: int) -> _Clusters:
-    """Sums and counts, always added in the same order; a code of `num_codes` leaves its point out."""
+def sums_by_code(
+    points: Float[Array, "n dim"], codes: Integer[Array, " n"], *, num_codes: int
+) -> Float[Array, "codes dim"]:
+    """Sum of the points on each code, always added in the same order; a code of `num_codes` leaves its point out."""
 
-    def scattered(points: Float[Array, "n dim"], codes: Int[Array, " n"]) -> Float[Array, "codes dim"]:
+    def scattered(points: Float[Array, "n dim"], codes: Integer[Array, " n"]) -> Float[Array, "codes dim"]:
         return jnp.zeros((num_codes, points.shape[1])).at[codes].add(points, mode="drop")
 
-    def multiplied(points: Float[Array, "n dim"], codes: Int[Array, " n"]) -> Float[Array, "codes dim"]:
+    def multiplied(points: Float[Array, "n dim"], codes: Integer[Array, " n"]) -> Float[Array, "codes dim"]:
         one_hot = (codes[:, None] == jnp.arange(num_codes)[None, :]).astype(jnp.float32)
         return jnp.matmul(one_hot.T, points, precision=jax.lax.Precision.HIGHEST)
 
     # A scatter is cheap and serial on a CPU; an accelerator's atomics would add in an order that varies.
-    sums = jax.lax.platform_dependent(points, codes, cpu=scattered, default=multiplied)
+    return jax.lax.platform_dependent(points, codes, cpu=scattered, default=multiplied)
+
+
+def _clusters(points: Float[Array, "n dim"], codes: Int[Array, " n"], *, num_codes: int) -> _Clusters:
+    """Sums and counts; a code of `num_codes` leaves its point out."""
+    sums = sums_by_code(points, codes, num_codes=num_codes)
     return _Clusters(sums, jnp.zeros(num_codes, jnp.int32).at[codes].add(1, mode="drop"))
 
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Integer, PRNGKeyArray
 
-from quantizers.distances import Distance, nearest, unit_vectors
-from quantizers.kmeans import kmeans
+from quantizers.distances import Distance, nearest_by_slices, unit_vectors
+from quantizers.kmeans import kmeans, sums_by_code
 
 
 class ReseededCodebooks(NamedTuple):
@@ -45,7 +45,7 @@ def fit_codebooks(
         codebook, codes = clusters.centroids, clusters.assignments
         if distance is Distance.COSINE:  # clusters of unit_vectors, codes that keep their members' lengths
             codebook = cluster_means(residuals, codes, num_codes=size)
-            codes = nearest(residuals, codebook, distance=distance)
+            codes = nearest_by_slices(residuals, codebook, distance=distance)
         residuals = residuals - codebook[codes]
         codebooks.append(codebook)
     return tuple(codebooks)
@@ -66,7 +66,7 @@ def cluster_means(
 ) -> Float[Array, "codes dim"]:
     """Mean of the vectors on each code, masked ones left out; zero for a code that has none."""
     kept = jnp.ones(len(x), bool) if mask is None else mask
-    sums = jnp.zeros((num_codes, x.shape[1])).at[codes].add(jnp.where(kept[:, None], x, 0))
+    sums = sums_by_code(jnp.where(kept[:, None], x, 0), codes, num_codes=num_codes)
     (counts,) = code_counts(codes[:, None], level_sizes=(num_codes,), mask=kept)
     return sums / jnp.maximum(counts, 1)[:, None].astype(x.dtype)
 

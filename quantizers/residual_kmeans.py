@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Integer, PRNGKeyArray
 
-from quantizers.distances import nearest
+from quantizers.distances import Distance, nearest, nearest_by_slices
 from quantizers.gradients import straight_through
 from quantizers.kmeans import Blocks, KMeans, kmeans, lloyd_pass
 from quantizers.residual import (
@@ -163,9 +163,11 @@ def cluster_levels(
             centroids, assigned, _ = cluster(inputs, num_codes=size, iterations=iterations, key=level_key)
         else:
             centroids = _shrunk(few, level=level, size=size)
-            assigned = nearest(inputs, centroids)
+            assigned = nearest_by_slices(inputs, centroids, distance=Distance.EUCLIDEAN)
         # What `encode` will leave of each item; clusters of equal size leave something else.
-        own = assigned if cluster is kmeans else nearest(inputs, centroids)
+        own = assigned
+        if cluster is not kmeans:
+            own = nearest_by_slices(inputs, centroids, distance=Distance.EUCLIDEAN)
         residuals = inputs - centroids[own]
         codebooks.append(centroids)
         codes.append(assigned)

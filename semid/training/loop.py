@@ -136,7 +136,8 @@ def train(task: Task, config: TrainingConfig, *, run: RunFolder, seed: int, mesh
     """Train `task.model` and return one with the best validated variables.
 
     Checkpoints, `history.jsonl` and the request are kept in the run's folder; a run of the same request resumes where
-    the last checkpoint stands, to the same bits if the devices are as many.
+    the last checkpoint stands. If the devices are as many, it does so to the same bits on CPUs and, by XLA's design, on
+    TPUs; on GPUs with `XLA_FLAGS=--xla_gpu_deterministic_ops=true` (not tried): else their sums have no fixed order.
 
     Where there are several processes each calls this with the same arguments and gets the same model; each reads its
     own rows, all see one folder, and only the first writes the history. `task.validate` runs on each, on arrays of its

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from quantizers import Distance, code_logits, distances, nearest, unit_vectors
+from quantizers.distances import nearest_by_slices
 
 
 @pytest.fixture
@@ -49,6 +51,15 @@ def test_logits_decrease_with_distance(distance):
     arc = jnp.asarray(np.stack([np.cos(angles), np.sin(angles)], -1), jnp.float32)
     assert (np.diff(-distances(arc[0], arc, distance=distance)) < 0).all()
     assert (np.diff(code_logits(arc[0], arc, temperature=0.5)) < 0).all()
+
+
+@pytest.mark.parametrize("distance", Distance)
+def test_slices_have_the_nearest_codes_of_all(x, codebook, distance, monkeypatch):
+    rows = jnp.asarray(x.reshape(-1, 5))
+    for entries in (11 * 4, 5):
+        monkeypatch.setattr(sys.modules["quantizers.distances"], "_ENTRIES", entries)
+        found = nearest_by_slices(rows, codebook, distance=distance)
+        np.testing.assert_array_equal(found, nearest(rows, codebook, distance=distance))
 
 
 def test_directions_have_length_one_and_zero_stays_zero(x):

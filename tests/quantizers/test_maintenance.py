@@ -34,6 +34,14 @@ def test_means_are_those_of_the_members_that_count():
     np.testing.assert_array_equal(found[7], 0)
 
 
+def test_means_are_summed_in_a_fixed_order_on_a_gpu():
+    """Not by a scatter, whose atomic additions have none; counts are integers, for which the order does not matter."""
+    traced = cluster_means.trace(jnp.ones((50, DIM)), jnp.zeros(50, jnp.int32), num_codes=8)
+    programs = [traced.lower(lowering_platforms=(name,)).as_text() for name in ("cpu", "cuda")]
+    scatters = [program.count('"stablehlo.scatter"') for program in programs]
+    assert scatters == [2, 1]
+
+
 def test_moving_averages_equal_a_second_implementation_with_sums():
     """Van den Oord et al.: N <- d N + (1 - d) n, m <- d m + (1 - d) sum of inputs, e = m / N, ten steps."""
     rng, decay = np.random.default_rng(0), 0.9
