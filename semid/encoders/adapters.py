@@ -258,7 +258,8 @@ def _write_states(path: Path, backbone: Backbone, rows: Rows, *, states: int, ba
 
     @jax.jit
     def compute(variables: nnx.State, rows: Rows, chosen: Array) -> Array:
-        return read_states(nnx.merge(graph, variables).hidden(jax.tree.map(lambda x: x[chosen], rows)), states)
+        with jax.default_matmul_precision("highest"):  # codes depend on these states
+            return read_states(nnx.merge(graph, variables).hidden(jax.tree.map(lambda x: x[chosen], rows)), states)
 
     items, shape = len(jax.tree.leaves(rows)[0]), (states, backbone.dim)
     with artifacts.replacing(path) as temporary:

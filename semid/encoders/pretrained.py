@@ -278,7 +278,12 @@ def _max_length(folder: Path) -> int | None:
 def _program(encoder: TextEncoder | ImageEncoder) -> Callable[[TextRows | ImageRows], np.ndarray]:
     graph, state = nnx.split(encoder)
     encode: Any = jax.jit(lambda state, rows: nnx.merge(graph, state)(rows))
-    return lambda rows: np.asarray(encode(state, rows))
+
+    def apply(rows: TextRows | ImageRows) -> np.ndarray:
+        with jax.default_matmul_precision("highest"):  # codes are made of these vectors
+            return np.asarray(encode(state, rows))
+
+    return apply
 
 
 def _batches(rows: Int[np.ndarray, " n"]) -> list[Int[np.ndarray, " _"]]:

@@ -155,4 +155,5 @@ def encode_items(
 # Variables are arguments: XLA takes long to fold them as constants, and on CPUs has given garbage for a layer of zeros.
 @functools.partial(jax.jit, static_argnums=0)
 def _encode(graph: Any, variables: Any, rows: Int[Array, " n"], content: Content) -> Float[Array, "n dim"]:
-    return nnx.merge(graph, variables)({name: take(of, rows) for name, of in content.items()})
+    with jax.default_matmul_precision("highest"):  # codes are made of these vectors
+        return nnx.merge(graph, variables)({name: take(of, rows) for name, of in content.items()})

@@ -102,9 +102,14 @@ class RQVAE(nnx.Module):
         """Inputs of the quantizer."""
         return _through(self.encoder, x)
 
+    def exact_latents(self, x: Float[Array, "*b dim"]) -> Float[Array, "*b latent"]:
+        """`latents` with float32 products on every device, for codes that last: less precise products change some."""
+        with jax.default_matmul_precision("highest"):
+            return self.latents(x)
+
     def encode(self, x: Float[Array, "*b dim"]) -> Int[Array, "*b level"]:
         """Codes of standardized vectors."""
-        return self.quantizer.encode(self.latents(x))
+        return self.quantizer.encode(self.exact_latents(x))
 
     def decode(self, codes: Int[Array, "*b level"]) -> Float[Array, "*b dim"]:
         """Standardized vectors reconstructed from codes."""
@@ -128,7 +133,7 @@ class RQVAE(nnx.Module):
         """Set codebooks by residual k-means on the latents of all items; without iterations they stay random."""
         if not iterations:
             return
-        latents = jnp.asarray(map_blocks(self.latents, x))
+        latents = jnp.asarray(map_blocks(self.exact_latents, x))
         self.quantizer.initialize(latents, iterations=iterations, key=jax.random.key(seed))
 
 

@@ -95,7 +95,7 @@ class RQVaeConfig(AutoencoderConfig, TokenizerMethod):
         return RQVAE(self, dim=dim, rngs=nnx.Rngs(0))
 
     def last_residuals(self, model: Any, x: Float[np.ndarray, "n dim"], codes: Int[np.ndarray, "n level"]) -> Residuals:
-        residuals = last_residuals(model.quantizer, map_blocks(model.latents, x), codes)
+        residuals = last_residuals(model.quantizer, map_blocks(model.exact_latents, x), codes)
         if self.metric is not Distance.COSINE:
             return residuals
         return Residuals(*(np.asarray(unit_vectors(vectors)) for vectors in residuals))
@@ -184,11 +184,14 @@ def reseeding(
     def reseed(state: TrainState, x: Float[Array, "items dim"]) -> TrainState:
         current = with_variables(model, state.params, state.rest).autoencoder
         books = tuple(book[...] for book in current.quantizer.codebooks)
-        latents = jax.lax.map(current.latents, x, batch_size=BLOCK)
-        found = residual_codes(latents, books, distance=config.metric)
-        counts = code_counts(found.codes, level_sizes=current.quantizer.level_sizes)
+
+        def search(row: Float[Array, " dim"]) -> tuple[Int[Array, " level"], Float[Array, "level latent"]]:
+            return residual_codes(current.exact_latents(row), books, distance=config.metric)[:2]
+
+        codes, residuals = jax.lax.map(search, x, batch_size=BLOCK)  # no table of all items' distances
+        counts = code_counts(codes, level_sizes=current.quantizer.level_sizes)
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        fresh = reseed_dead_codes(books, counts, residuals=found.residuals, key=key)
+        fresh = reseed_dead_codes(books, counts, residuals=residuals, key=key)
 
         def replace(current: Any) -> None:
             for book, vectors in zip(current.autoencoder.quantizer.codebooks, fresh.codebooks, strict=True):

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import fsspec
+import jax
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -19,6 +20,7 @@ from semid.catalog import Collisions, SemanticCatalog, append
 from semid.data import Dataset
 from semid.encoders import (
     PretrainedVectorsConfig,
+    TextEncoder,
     TextRows,
     image_rows,
     load_image_encoder,
@@ -55,6 +57,19 @@ def dataset() -> Dataset:
     items["image"] = [None, *(_picture(row) for row in range(6))]
     interactions = pa.table({"user_id": ["u"] * 3, "item_id": ["i0", "i1", "i2"], "position": [0, 1, 2]})
     return Dataset.build(pa.table(items), interactions, name="words", source={"type": "test"})
+
+
+def test_items_are_encoded_by_float32_products(dataset, bert, monkeypatch):
+    """On every device: codes are made of these vectors."""
+    seen, encode = set(), TextEncoder.__call__
+
+    def asked(*args, **named):
+        seen.add(jax.config.jax_default_matmul_precision)
+        return encode(*args, **named)
+
+    monkeypatch.setattr(TextEncoder, "__call__", asked)
+    with_content_vectors(dataset, PretrainedVectorsConfig(str(bert)))
+    assert seen == {"highest"}
 
 
 def test_texts_become_the_vectors_of_the_loaded_encoder(dataset, bert):

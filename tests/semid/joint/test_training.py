@@ -211,6 +211,20 @@ def test_all_items_are_encoded_as_each_is():
     np.testing.assert_allclose(encode_items(encoder, content), encoder(content), atol=1e-5)
 
 
+def test_items_are_encoded_by_float32_products():
+    """On every device: codes are made of these vectors."""
+    seen = []
+
+    class Asked(ItemEncoder):
+        def __call__(self, content, *, key=None):
+            seen.append(jax.config.jax_default_matmul_precision)
+            return super().__call__(content, key=key)
+
+    encoder = Asked({"x": FeatureEncoder(4)}, FusionConfig(dim=4), rngs=nnx.Rngs(0))
+    encode_items(encoder, {"x": FeatureRows(jnp.ones((3, 4)), jnp.ones(3, bool))})
+    assert seen == ["highest"]
+
+
 def test_what_is_finished_is_not_made_again(world, runs):
     home, made = runs
     before = {path: path.stat().st_mtime_ns for path in (home / "staged").iterdir()}

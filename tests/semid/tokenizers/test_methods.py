@@ -1,8 +1,10 @@
 """The interfaces of methods, alignments and signals, and configs that were written before them."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxprs import precisions
 
 from semid.config import choices, from_dict, to_dict
 from semid.errors import SemidError
@@ -33,6 +35,7 @@ def test_every_method_builds_a_model_of_its_sizes(method):
     assert model.level_sizes == method.level_sizes
     assert model.encode(jnp.zeros((5, 6))).shape == (5, 2)
     assert model.decode(jnp.zeros((5, 2), jnp.int32)).shape == (5, 6)
+    assert precisions(model.encode, jnp.zeros((5, 6))) == {jax.lax.Precision.HIGHEST}  # or items get other codes
 
 
 def test_codes_that_are_not_residual_have_no_last_residuals():

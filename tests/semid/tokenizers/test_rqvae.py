@@ -1,6 +1,7 @@
 """The RQ-VAE's losses against numpy, the reach of an alignment's gradients, and codebook maintenance."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from jaxprs import equations, precisions
 
 from quantizers import Codebook, Distance, GradientPath, Gumbel, Nearest, Schedule, Sinkhorn
 from semid.errors import SemidError
@@ -275,6 +277,23 @@ def test_codes_are_revived_under_any_optimizer(optimizer, zeroed):
     changed = [name for name in old if not np.array_equal(old[name], new[name])]
     assert len([name for name in changed if name.endswith("autoencoder/quantizer/codebooks/0")]) == zeroed
     assert all("autoencoder/quantizer/codebooks" in name for name in changed)
+
+
+def test_no_table_of_all_items_and_codes_is_made_to_revive_codes():
+    items, config = 2**18, _config(level_sizes=(64, 64), kmeans_iterations=0)
+    model = AlignedRQVAE(_model(config), [])
+    state = create_state(model, make_optimizer(OptimizerConfig(), num_steps=10), make_mesh(jax.devices()[:1]))
+    traced = reseeding(model, config, seed=0).trace(state, jax.ShapeDtypeStruct((items, DIM), jnp.float32))
+    made = [math.prod(array.aval.shape) for equation in equations(traced.jaxpr.jaxpr) for array in equation.outvars]
+    assert max(made) == items * config.latent * 2  # the residuals of both levels
+
+
+def test_codes_that_last_are_made_by_float32_products_and_training_is_not():
+    model, x = _model(), jnp.asarray(X)
+    for exact in (model.encode, model.exact_latents):
+        assert precisions(exact, x) == {jax.lax.Precision.HIGHEST}
+    assert precisions(model.latents, x) == {None}
+    np.testing.assert_array_equal(model.latents(x), model.exact_latents(x))
 
 
 def test_codebooks_are_found_by_their_type():
