@@ -18,7 +18,7 @@ from semid.progress import LOG
 from semid.training.batches import batches
 from semid.training.checkpoints import Checkpoints
 from semid.training.gradients import Rates
-from semid.training.mesh import divisible_batch_size, gathered, make_mesh, put_batch
+from semid.training.mesh import divisible_batch_size, gathered, make_mesh, on_host, put_batch
 from semid.training.optimizers import OptimizerConfig, make_optimizer
 from semid.training.processes import from_first, on_first, stop_requested
 from semid.training.profiling import WallTime, traced_steps
@@ -197,7 +197,7 @@ def train(task: Task, config: TrainingConfig, *, run: RunFolder, seed: int, mesh
                 tracker.say(str(wall_time))
         best = checkpoints.best_step or num_steps
         state = state if int(state.step) == best else checkpoints.restore(state, best)
-        return with_variables(task.model, *jax.device_get(gathered((state.params, state.rest), mesh)))
+        return with_variables(task.model, *on_host((state.params, state.rest), mesh))
     finally:
         checkpoints.close()
 

@@ -159,8 +159,26 @@ def _devices(axis: Axis, mesh: Mesh) -> int:
 
 
 def gathered(tree: Any, mesh: Mesh) -> Any:
-    """Whole arrays on this process's first device, for code that knows of no mesh."""
-    return jax.tree.map(lambda x: x.addressable_data(0), jax.device_put(tree, replicated(mesh)))
+    """Whole arrays on this process's first device, for code that knows of no mesh; no other device gets a copy of what
+    is divided (of several processes: of one array at a time)."""
+
+    def whole(x: Array) -> Array:
+        if x.is_fully_replicated:
+            return x.addressable_data(0)
+        return jax.device_put(on_host(x, mesh), x.addressable_shards[0].device)
+
+    return jax.tree.map(whole, tree)
+
+
+def on_host(tree: Any, mesh: Mesh) -> Any:
+    """Whole arrays in this process's own memory, past its devices; those divided among processes one at a time."""
+
+    def own(x: Array) -> Array | np.ndarray:
+        if x.is_fully_addressable or x.is_fully_replicated:
+            return x
+        return jax.device_get(jax.device_put(x, replicated(mesh)).addressable_data(0))
+
+    return jax.device_get(jax.tree.map(own, tree))
 
 
 def divisible_batch_size(batch_size: int, *, rows: int, mesh: Mesh, accumulate: int = 1) -> int:

@@ -7,7 +7,7 @@ from flax import nnx
 
 from semid.errors import SemidError
 from semid.training import MeshConfig, ShardedByRows, divisible_batch_size, make_mesh, put_batch, replicated, shardings
-from semid.training.mesh import gathered, leaf_sharding, table_sharding
+from semid.training.mesh import gathered, leaf_sharding, on_host, table_sharding
 
 ALL = ("data", "fsdp", "tensor")
 
@@ -119,12 +119,19 @@ def check_layout(sharding, shape, spec):
     assert {shard.data.shape for shard in placed.addressable_shards} == {tuple(split)}
 
 
-def test_gathered_arrays_are_whole_on_one_device():
+def test_gathered_arrays_are_whole_on_one_device_and_put_on_no_other(monkeypatch):
     mesh, values = make_mesh(config=MeshConfig(2, 2)), np.arange(32, dtype=np.float32).reshape(4, 8)
-    split = jax.device_put({"x": values}, leaf_sharding("kernel", values.shape, mesh))
-    whole = gathered(split, mesh)["x"]
-    assert whole.devices() == {jax.devices()[0]}
-    np.testing.assert_array_equal(whole, values)
+    layouts = {"split": leaf_sharding("kernel", values.shape, mesh), "whole": replicated(mesh)}
+    tree, placed, put = {name: jax.device_put(values, layout) for name, layout in layouts.items()}, [], jax.device_put
+    monkeypatch.setattr(jax, "device_put", lambda x, where: placed.append(where) or put(x, where))
+    for x in gathered(tree, mesh).values():
+        assert x.devices() == {jax.devices()[0]}
+        np.testing.assert_array_equal(x, values)
+    assert placed == [jax.devices()[0]]  # what was divided, on the first device alone
+    for x in on_host(tree, mesh).values():
+        assert isinstance(x, np.ndarray)
+        np.testing.assert_array_equal(x, values)
+    assert len(placed) == 1
 
 
 @pytest.mark.parametrize("sizes", [(0, 1), (1, 0), (-2, 1)])
