@@ -172,6 +172,7 @@ def test_a_wrong_option_would_be_found(capsys):
 # Options of other programs, and those that are read before a command's.
 OTHERS = {"--upgrade", "--require-hashes", "--no-warm", "--budget", "--workers", "--nthreads", "--nv", "--help"}
 OTHERS |= {"--config", "--track", "--profile", "--quiet", "--verbose", "--debug", "--model", "--method", "--split-rule"}
+OTHERS |= {"--xla_gpu_deterministic_ops", "--xla_tpu_spmd_rng_bit_generator_unsafe"}
 
 
 @functools.cache
