@@ -1,6 +1,6 @@
 """Vector quantizers in JAX: from vectors to short tuples of discrete codes and back."""
 
-from quantizers.alignment import AxisName, Similarity, in_batch_bce, info_nce, masked_mean, unit_rows
+from quantizers.alignment import Similarity, in_batch_bce, info_nce, masked_mean, unit_rows
 from quantizers.assignment import AssignedCodes, Assignment, Gumbel, Nearest, OverusedGumbel, Sinkhorn, sinkhorn
 from quantizers.collisions import TieBreak, collision_groups, tie_break
 from quantizers.distances import Distance, code_logits, distances, nearest, squared_distances, unit_vectors
@@ -46,7 +46,6 @@ from quantizers.types import Quantized, Quantizer, QuantizerLosses
 __all__ = [
     "AssignedCodes",
     "Assignment",
-    "AxisName",
     "Blocks",
     "ClusterFunction",
     "CodeHealth",

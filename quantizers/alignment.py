@@ -1,8 +1,7 @@
 """Losses that align vectors of one space with those of another, with the other rows of the batch as negatives.
 
 They are functions of gathered rows. Under `jax.jit` with rows sharded over a mesh (Auto axes) nothing more is needed:
-the arrays are global, and so are the negatives. Inside `jax.shard_map` each device sees its rows only: name the mesh
-axis (or axes) of the rows as `axis_name` and the loss, the same on every device, is that of the whole batch.
+the arrays are global, and so are the negatives.
 """
 
 from __future__ import annotations
@@ -16,8 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Integer
 
-AxisName = str | tuple[str, ...]
-
 
 class Similarity(enum.Enum):
     """Score of a pair: COSINE ignores lengths, INNER_PRODUCT keeps them (LETTER's release, at temperature 1)."""
@@ -27,14 +24,14 @@ class Similarity(enum.Enum):
 
 
 class _Pairs(NamedTuple):
-    """Scores of this device's anchors with all candidates, and masks of each anchor's positive and its negatives."""
+    """Scores of anchors with all candidates, and masks of each anchor's positive and its negatives."""
 
-    logits: Float[Array, "n candidates"]
-    positive: Bool[Array, "n candidates"]
-    negative: Bool[Array, "n candidates"]
+    logits: Float[Array, "n n"]
+    positive: Bool[Array, "n n"]
+    negative: Bool[Array, "n n"]
 
 
-@partial(jax.jit, static_argnames=("similarity", "axis_name"))
+@partial(jax.jit, static_argnames="similarity")
 def info_nce(
     anchors: Float[Array, "n dim"],
     positives: Float[Array, "n dim"],
@@ -43,18 +40,16 @@ def info_nce(
     similarity: Similarity = Similarity.COSINE,
     mask: Bool[Array, " n"] | None = None,
     ids: Integer[Array, " n"] | None = None,
-    false_negatives: Bool[Array, "n candidates"] | None = None,
+    false_negatives: Bool[Array, "n n"] | None = None,
     log_popularity: Float[Array, " n"] | None = None,
-    axis_name: AxisName | None = None,
 ) -> Float[Array, ""]:
     """-mean_r log softmax_c(sim(anchors_r, positives_c) / temperature - log_popularity_c)[r] (arXiv 1807.03748, eq. 4).
 
-    Row `c` is a negative of row `r` unless it is masked, has the same id, or `false_negatives[r, c]`; with `axis_name`
-    the columns of `false_negatives` are the rows of all devices. Masked rows count for nothing, NaN or not; the mean
-    over no rows is 0. `ids` and `log_popularity` (finite) are those of the positives: the latter corrects for popular
-    ones being drawn more often (log-Q: Yi et al., RecSys 2019). Computed in float32. One direction: for both, average
-    with the call that swaps the sides, its ids and popularity being the other side's. Raises ValueError for shapes
-    that do not agree.
+    Row `c` is a negative of row `r` unless it is masked, has the same id, or `false_negatives[r, c]`. Masked rows count
+    for nothing, NaN or not; the mean over no rows is 0. `ids` and `log_popularity` (finite) are those of the positives:
+    the latter corrects for popular ones being drawn more often (log-Q: Yi et al., RecSys 2019). Computed in float32.
+    One direction: for both, average with the call that swaps the sides, its ids and popularity being the other side's.
+    Raises ValueError for shapes that do not agree.
     """
     pairs = _pairs(
         anchors,
@@ -65,12 +60,11 @@ def info_nce(
         ids=ids,
         false_negatives=false_negatives,
         log_popularity=log_popularity,
-        axis_name=axis_name,
     )
-    return masked_mean(_cross_entropy(pairs), mask=mask, axis_name=axis_name)
+    return masked_mean(_cross_entropy(pairs), mask=mask)
 
 
-@partial(jax.jit, static_argnames=("similarity", "axis_name"))
+@partial(jax.jit, static_argnames="similarity")
 def in_batch_bce(
     anchors: Float[Array, "n dim"],
     positives: Float[Array, "n dim"],
@@ -79,9 +73,8 @@ def in_batch_bce(
     similarity: Similarity = Similarity.INNER_PRODUCT,
     mask: Bool[Array, " n"] | None = None,
     ids: Integer[Array, " n"] | None = None,
-    false_negatives: Bool[Array, "n candidates"] | None = None,
+    false_negatives: Bool[Array, "n n"] | None = None,
     log_popularity: Float[Array, " n"] | None = None,
-    axis_name: AxisName | None = None,
 ) -> Float[Array, ""]:
     """Binary cross-entropy of each row's positive, plus the mean of its negatives', which are the other rows'.
 
@@ -96,9 +89,8 @@ def in_batch_bce(
         ids=ids,
         false_negatives=false_negatives,
         log_popularity=log_popularity,
-        axis_name=axis_name,
     )
-    return masked_mean(_binary_cross_entropy(pairs), mask=mask, axis_name=axis_name)
+    return masked_mean(_binary_cross_entropy(pairs), mask=mask)
 
 
 def unit_rows(
@@ -109,17 +101,11 @@ def unit_rows(
 
 
 def masked_mean(
-    x: Float[Array | np.ndarray, " n"],
-    *,
-    mask: Bool[Array | np.ndarray, " n"] | None = None,
-    axis_name: AxisName | None = None,
+    x: Float[Array | np.ndarray, " n"], *, mask: Bool[Array | np.ndarray, " n"] | None = None
 ) -> Float[Array, ""]:
-    """Mean over the rows of all devices where `mask` is true; 0 if there are none."""
+    """Mean over the rows where `mask` is true; 0 if there are none."""
     counted = jnp.ones(x.shape, bool) if mask is None else mask
-    total, count = jnp.where(counted, x, 0).sum(), counted.sum()
-    if axis_name is not None:
-        total, count = jax.lax.psum((total, count), axis_name)
-    return total / jnp.maximum(count, 1).astype(jnp.float32)
+    return jnp.where(counted, x, 0).sum() / jnp.maximum(counted.sum(), 1).astype(jnp.float32)
 
 
 def _pairs(
@@ -130,24 +116,22 @@ def _pairs(
     similarity: Similarity,
     mask: Bool[Array, " n"] | None,
     ids: Integer[Array, " n"] | None,
-    false_negatives: Bool[Array, "n candidates"] | None,
+    false_negatives: Bool[Array, "n n"] | None,
     log_popularity: Float[Array, " n"] | None,
-    axis_name: AxisName | None,
 ) -> _Pairs:
     _check_pairs(anchors, positives, mask=mask, ids=ids, log_popularity=log_popularity)
     scale = _unit if similarity is Similarity.COSINE else lambda x: x
-    candidates = _gathered(scale(_zero_masked(positives, mask)), axis_name)
+    candidates = scale(_zero_masked(positives, mask))
     products = jnp.matmul(scale(_zero_masked(anchors, mask)), candidates.T, precision=jax.lax.Precision.HIGHEST)
     logits = products / temperature
     if log_popularity is not None:
-        logits = logits - _gathered(_zero_masked(log_popularity, mask), axis_name)[None, :]
-    first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * len(anchors)
-    own = (jnp.arange(len(anchors)) + first)[:, None] == jnp.arange(len(candidates))[None, :]
+        logits = logits - _zero_masked(log_popularity, mask)[None, :]
+    own = jnp.eye(len(anchors), dtype=bool)
     negative = ~own
     if mask is not None:
-        negative &= _gathered(mask, axis_name)[None, :]
+        negative &= mask[None, :]
     if ids is not None:
-        negative &= ids[:, None] != _gathered(ids, axis_name)[None, :]
+        negative &= ids[:, None] != ids[None, :]
     if false_negatives is not None:
         if false_negatives.shape != own.shape:
             raise ValueError(f"alignment: expected false_negatives of shape {own.shape}, got {false_negatives.shape}")
@@ -179,10 +163,6 @@ def _unit(x: Float[Array, "n dim"]) -> Float[Array, "n dim"]:
     squares = jnp.square(x).sum(-1, keepdims=True)
     directed = squares > jnp.finfo(jnp.float32).tiny
     return x * jnp.where(directed, jax.lax.rsqrt(jnp.where(directed, squares, 1)), 0)
-
-
-def _gathered(x: Array, axis_name: AxisName | None) -> Array:
-    return x if axis_name is None else jax.lax.all_gather(x, axis_name, tiled=True)
 
 
 def _check_pairs(x: Array, y: Array, **rows: Array | None) -> None:

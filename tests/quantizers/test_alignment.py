@@ -131,20 +131,17 @@ def test_cosine_forgets_lengths_and_inner_products_do_not():
     np.testing.assert_allclose(inner(3 * a, b), info_nce(a, b, similarity=Similarity.INNER_PRODUCT, temperature=1 / 3))
 
 
-def all_losses(x: list[Any], *, with_rows: dict[str, Any], pairs: dict[str, Any]) -> jax.Array:
+def all_losses(x: list[Any], options: dict[str, Any]) -> jax.Array:
     """Every loss of this file on four arrays of rows."""
-    axis = {name: with_rows[name] for name in ("mask", "axis_name") if name in with_rows}
-    cosines = (unit_rows(x[0], mask=with_rows.get("mask")) * unit_rows(x[1], mask=with_rows.get("mask"))).sum(-1)
-    terms = [info_nce(*x[:2], **with_rows, **pairs), in_batch_bce(*x[2:], **with_rows, **pairs)]
-    return jnp.stack([*terms, masked_mean(cosines, **axis)])
+    mask = options.get("mask")
+    cosines = (unit_rows(x[0], mask=mask) * unit_rows(x[1], mask=mask)).sum(-1)
+    terms = [info_nce(*x[:2], **options), in_batch_bce(*x[2:], **options)]
+    return jnp.stack([*terms, masked_mean(cosines, mask=mask)])
 
 
 @jax.jit
 def values_and_gradients(x: list[Any], options: dict[str, Any]) -> tuple[Any, Any]:
-    pairs = {name: options[name] for name in ("false_negatives",) if name in options}
-    rows = {name: value for name, value in options.items() if name not in pairs}
-    loss = partial(all_losses, with_rows=rows, pairs=pairs)
-    return loss(x), jax.jacrev(loss)(x)
+    return all_losses(x, options), jax.jacrev(all_losses)(x, options)
 
 
 def test_masked_rows_reach_neither_values_nor_gradients(options):
@@ -207,39 +204,6 @@ MESH_AXES = ("data", "fsdp")
 
 def mesh_of_eight() -> jax.sharding.Mesh:
     return jax.make_mesh((4, 2), MESH_AXES, axis_types=(AxisType.Auto,) * 2)
-
-
-@pytest.mark.parametrize("chosen", [(), OPTIONS], ids=["plain", "all options"])
-@pytest.mark.parametrize("inside", [False, True], ids=["gradient of shard_map", "shard_map of gradient"])
-def test_shard_map_gives_the_loss_of_the_whole_batch(options, chosen, inside):
-    chosen, x = {name: jnp.asarray(options[name]) for name in chosen}, [jnp.asarray(v) for v in vectors(4)]
-    expected, expected_gradients = values_and_gradients(x, chosen)
-    weights = jnp.arange(1.0, 4)  # one number to differentiate, the terms told apart
-
-    def local(x: list[jax.Array], chosen: dict[str, jax.Array], axis: Any = MESH_AXES) -> jax.Array:
-        pairs = {name: chosen[name] for name in chosen if name == "false_negatives"}
-        rows = {name: chosen[name] for name in chosen if name not in pairs}
-        return all_losses(x, with_rows={**rows, "axis_name": axis}, pairs=pairs)
-
-    def total(*args: Any) -> jax.Array:
-        return (local(*args) * weights).sum()
-
-    sharded = partial(jax.shard_map, mesh=mesh_of_eight(), in_specs=P(MESH_AXES))
-    values = jax.jit(sharded(local, out_specs=P()))(x, chosen)
-    np.testing.assert_allclose(values, expected, rtol=1e-5)
-    if inside:
-        gradients = jax.jit(sharded(jax.grad(total), out_specs=P(MESH_AXES)))(x, chosen)
-    else:
-        gradients = jax.jit(jax.grad(sharded(total, out_specs=P())))(x, chosen)
-    for gradient, wanted in zip(gradients, expected_gradients, strict=True):
-        np.testing.assert_allclose(gradient, jnp.tensordot(weights, wanted, 1), rtol=1e-4, atol=1e-6)
-
-
-def test_control_without_the_axis_negatives_are_those_of_one_device():
-    a, b = vectors(2)
-    spread = partial(jax.shard_map, mesh=mesh_of_eight(), in_specs=P(MESH_AXES))
-    local = spread(lambda a, b: info_nce(a, b)[None], out_specs=P(MESH_AXES))(a, b).mean()
-    assert local < info_nce(a, b) - 0.5
 
 
 @pytest.mark.parametrize("chosen", [(), OPTIONS], ids=["plain", "all options"])

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Integer
 
-from quantizers import AxisName, Schedule, Similarity, in_batch_bce, info_nce, masked_mean, unit_rows
+from quantizers import Schedule, Similarity, in_batch_bce, info_nce, masked_mean, unit_rows
 from semid.errors import SemidError
 from semid.tokenizers.alignment.base import Alignment, AlignmentConfig, Signals, draw_entries, is_entry
 from semid.tokenizers.autoencoder import RQVAE, AutoencoderConfig, Pass, Tables, autoencoder_loss
@@ -56,7 +56,7 @@ class DebiasLosses(NamedTuple):
     apart: Float[Array, ""]
 
 
-@partial(jax.jit, static_argnames=("loss", "axis_name"))
+@partial(jax.jit, static_argnames="loss")
 def debiased_click_loss(
     user_interest: Float[Array, "n dim"],
     user_conformity: Float[Array, "n bias"],
@@ -66,9 +66,8 @@ def debiased_click_loss(
     loss: ClickLoss = ClickLoss.SOFTMAX,
     mask: Bool[Array, " n"] | None = None,
     ids: Integer[Array, " n"] | None = None,
-    false_negatives: Bool[Array, "n candidates"] | None = None,
+    false_negatives: Bool[Array, "n n"] | None = None,
     log_popularity: Float[Array, " n"] | None = None,
-    axis_name: AxisName | None = None,
 ) -> Float[Array, ""]:
     """Loss of clicks: the user of a row clicked its item, the items of the other rows are negatives.
 
@@ -87,18 +86,16 @@ def debiased_click_loss(
         ids=ids,
         false_negatives=false_negatives,
         log_popularity=log_popularity,
-        axis_name=axis_name,
     )
 
 
-@partial(jax.jit, static_argnames="axis_name")
+@jax.jit
 def debias_loss(
     interest: Float[Array, "n dim"],
     bias: Float[Array, "n dim"],
     observed: Float[Array, "n dim"],
     *,
     mask: Bool[Array, " n"] | None = None,
-    axis_name: AxisName | None = None,
 ) -> DebiasLosses:
     """Losses that keep popularity in `bias` and out of `interest` (DAS, arXiv 2508.10584).
 
@@ -112,7 +109,7 @@ def debias_loss(
     interests, biases, targets = (unit_rows(x, mask=mask) for x in (interest, bias, observed))
     tied = 1 - (biases * targets).sum(-1)
     apart = jnp.square((interests * biases).sum(-1))
-    return DebiasLosses(*(masked_mean(x, mask=mask, axis_name=axis_name) for x in (tied, apart)))
+    return DebiasLosses(*(masked_mean(x, mask=mask) for x in (tied, apart)))
 
 
 class Das(Alignment):

@@ -45,19 +45,15 @@ def test_debias_losses_are_cosines(options):
     np.testing.assert_allclose(debias_loss(-bias, bias, -bias), [2, 1], rtol=1e-6)
 
 
-def all_losses(x: list[Any], *, with_rows: dict[str, Any], pairs: dict[str, Any]) -> jax.Array:
+def all_losses(x: list[Any], options: dict[str, Any]) -> jax.Array:
     """Every loss of this file on four arrays of rows."""
-    click = partial(debiased_click_loss, *x, **with_rows, **pairs)
-    axis = {name: with_rows[name] for name in ("mask", "axis_name") if name in with_rows}
-    return jnp.stack([click(), click(loss=ClickLoss.BCE), *debias_loss(*x[:3], **axis)])
+    click = partial(debiased_click_loss, *x, **options)
+    return jnp.stack([click(), click(loss=ClickLoss.BCE), *debias_loss(*x[:3], mask=options.get("mask"))])
 
 
 @jax.jit
 def values_and_gradients(x: list[Any], options: dict[str, Any]) -> tuple[Any, Any]:
-    pairs = {name: options[name] for name in ("false_negatives",) if name in options}
-    rows = {name: value for name, value in options.items() if name not in pairs}
-    loss = partial(all_losses, with_rows=rows, pairs=pairs)
-    return loss(x), jax.jacrev(loss)(x)
+    return all_losses(x, options), jax.jacrev(all_losses)(x, options)
 
 
 def test_masked_rows_reach_neither_values_nor_gradients(options):
@@ -114,32 +110,6 @@ MESH_AXES = ("data", "fsdp")
 
 def mesh_of_eight() -> jax.sharding.Mesh:
     return jax.make_mesh((4, 2), MESH_AXES, axis_types=(AxisType.Auto,) * 2)
-
-
-@pytest.mark.parametrize("chosen", [(), OPTIONS], ids=["plain", "all options"])
-@pytest.mark.parametrize("inside", [False, True], ids=["gradient of shard_map", "shard_map of gradient"])
-def test_shard_map_gives_the_loss_of_the_whole_batch(options, chosen, inside):
-    chosen, x = {name: jnp.asarray(options[name]) for name in chosen}, [jnp.asarray(v) for v in vectors(4)]
-    expected, expected_gradients = values_and_gradients(x, chosen)
-    weights = jnp.arange(1.0, 5)  # one number to differentiate, the terms told apart
-
-    def local(x: list[jax.Array], chosen: dict[str, jax.Array], axis: Any = MESH_AXES) -> jax.Array:
-        pairs = {name: chosen[name] for name in chosen if name == "false_negatives"}
-        rows = {name: chosen[name] for name in chosen if name not in pairs}
-        return all_losses(x, with_rows={**rows, "axis_name": axis}, pairs=pairs)
-
-    def total(*args: Any) -> jax.Array:
-        return (local(*args) * weights).sum()
-
-    sharded = partial(jax.shard_map, mesh=mesh_of_eight(), in_specs=P(MESH_AXES))
-    values = jax.jit(sharded(local, out_specs=P()))(x, chosen)
-    np.testing.assert_allclose(values, expected, rtol=1e-5)
-    if inside:
-        gradients = jax.jit(sharded(jax.grad(total), out_specs=P(MESH_AXES)))(x, chosen)
-    else:
-        gradients = jax.jit(jax.grad(sharded(total, out_specs=P())))(x, chosen)
-    for gradient, wanted in zip(gradients, expected_gradients, strict=True):
-        np.testing.assert_allclose(gradient, jnp.tensordot(weights, wanted, 1), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("chosen", [(), OPTIONS], ids=["plain", "all options"])
