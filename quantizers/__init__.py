@@ -1,6 +1,6 @@
 """Vector quantizers in JAX: from vectors to short tuples of discrete codes and back."""
 
-from quantizers.alignment import Similarity, in_batch_bce, info_nce, masked_mean, unit_rows
+from quantizers.alignment import Similarity, info_nce, masked_mean, unit_rows
 from quantizers.assignment import AssignedCodes, Assignment, Gumbel, Nearest, OverusedGumbel, Sinkhorn, sinkhorn
 from quantizers.collisions import TieBreak, collision_groups, tie_break
 from quantizers.distances import Distance, code_logits, distances, nearest, squared_distances, unit_vectors
@@ -84,7 +84,6 @@ __all__ = [
     "ema_codebook",
     "fit_codebooks",
     "health",
-    "in_batch_bce",
     "info_nce",
     "kmeans",
     "linear_probe_r2",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import enum
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,14 +20,6 @@ class Similarity(enum.Enum):
 
     COSINE = "cosine"
     INNER_PRODUCT = "inner product"
-
-
-class _Pairs(NamedTuple):
-    """Scores of anchors with all candidates, and masks of each anchor's positive and its negatives."""
-
-    logits: Float[Array, "n n"]
-    positive: Bool[Array, "n n"]
-    negative: Bool[Array, "n n"]
 
 
 @partial(jax.jit, static_argnames="similarity")
@@ -51,74 +42,6 @@ def info_nce(
     One direction: for both, average with the call that swaps the sides, its ids and popularity being the other side's.
     Raises ValueError for shapes that do not agree.
     """
-    pairs = _pairs(
-        anchors,
-        positives,
-        temperature=temperature,
-        similarity=similarity,
-        mask=mask,
-        ids=ids,
-        false_negatives=false_negatives,
-        log_popularity=log_popularity,
-    )
-    return masked_mean(_cross_entropy(pairs), mask=mask)
-
-
-@partial(jax.jit, static_argnames="similarity")
-def in_batch_bce(
-    anchors: Float[Array, "n dim"],
-    positives: Float[Array, "n dim"],
-    *,
-    temperature: float | Float[Array, ""] = 1.0,
-    similarity: Similarity = Similarity.INNER_PRODUCT,
-    mask: Bool[Array, " n"] | None = None,
-    ids: Integer[Array, " n"] | None = None,
-    false_negatives: Bool[Array, "n n"] | None = None,
-    log_popularity: Float[Array, " n"] | None = None,
-) -> Float[Array, ""]:
-    """Binary cross-entropy of each row's positive, plus the mean of its negatives', which are the other rows'.
-
-    The rest is as in `info_nce`; the positive and all negatives together have equal weight.
-    """
-    pairs = _pairs(
-        anchors,
-        positives,
-        temperature=temperature,
-        similarity=similarity,
-        mask=mask,
-        ids=ids,
-        false_negatives=false_negatives,
-        log_popularity=log_popularity,
-    )
-    return masked_mean(_binary_cross_entropy(pairs), mask=mask)
-
-
-def unit_rows(
-    x: Float[Array | np.ndarray, "n dim"], *, mask: Bool[Array | np.ndarray, " n"] | None = None
-) -> Float[Array, "n dim"]:
-    """Rows of length 1 in float32; a row that is zero or masked, NaN or not, becomes zero and gets no gradient."""
-    return _unit(_zero_masked(x, mask))
-
-
-def masked_mean(
-    x: Float[Array | np.ndarray, " n"], *, mask: Bool[Array | np.ndarray, " n"] | None = None
-) -> Float[Array, ""]:
-    """Mean over the rows where `mask` is true; 0 if there are none."""
-    counted = jnp.ones(x.shape, bool) if mask is None else mask
-    return jnp.where(counted, x, 0).sum() / jnp.maximum(counted.sum(), 1).astype(jnp.float32)
-
-
-def _pairs(
-    anchors: Float[Array, "n dim"],
-    positives: Float[Array, "n dim"],
-    *,
-    temperature: float | Float[Array, ""],
-    similarity: Similarity,
-    mask: Bool[Array, " n"] | None,
-    ids: Integer[Array, " n"] | None,
-    false_negatives: Bool[Array, "n n"] | None,
-    log_popularity: Float[Array, " n"] | None,
-) -> _Pairs:
     _check_pairs(anchors, positives, mask=mask, ids=ids, log_popularity=log_popularity)
     scale = _unit if similarity is Similarity.COSINE else lambda x: x
     candidates = scale(_zero_masked(positives, mask))
@@ -136,18 +59,23 @@ def _pairs(
         if false_negatives.shape != own.shape:
             raise ValueError(f"alignment: expected false_negatives of shape {own.shape}, got {false_negatives.shape}")
         negative &= ~false_negatives
-    return _Pairs(logits, own, negative)
+    total = jax.nn.logsumexp(logits, axis=-1, where=own | negative)
+    return masked_mean(total - jnp.where(own, logits, 0).sum(-1), mask=mask)
 
 
-def _cross_entropy(pairs: _Pairs) -> Float[Array, " n"]:
-    total = jax.nn.logsumexp(pairs.logits, axis=-1, where=pairs.positive | pairs.negative)
-    return total - jnp.where(pairs.positive, pairs.logits, 0).sum(-1)
+def unit_rows(
+    x: Float[Array | np.ndarray, "n dim"], *, mask: Bool[Array | np.ndarray, " n"] | None = None
+) -> Float[Array, "n dim"]:
+    """Rows of length 1 in float32; a row that is zero or masked, NaN or not, becomes zero and gets no gradient."""
+    return _unit(_zero_masked(x, mask))
 
 
-def _binary_cross_entropy(pairs: _Pairs) -> Float[Array, " n"]:
-    clicked = jnp.where(pairs.positive, jax.nn.softplus(-pairs.logits), 0).sum(-1)
-    others = jnp.where(pairs.negative, jax.nn.softplus(pairs.logits), 0).sum(-1)
-    return clicked + others / jnp.maximum(pairs.negative.sum(-1), 1).astype(jnp.float32)
+def masked_mean(
+    x: Float[Array | np.ndarray, " n"], *, mask: Bool[Array | np.ndarray, " n"] | None = None
+) -> Float[Array, ""]:
+    """Mean over the rows where `mask` is true; 0 if there are none."""
+    counted = jnp.ones(x.shape, bool) if mask is None else mask
+    return jnp.where(counted, x, 0).sum() / jnp.maximum(counted.sum(), 1).astype(jnp.float32)
 
 
 def _zero_masked(

@@ -45,9 +45,5 @@ def cross_entropy(own: float, negatives: list[float]) -> float:
     return np.log(np.exp([own, *negatives]).sum()) - own
 
 
-def binary_cross_entropy(own: float, negatives: list[float]) -> float:
-    return np.log1p(np.exp(-own)) + (np.log1p(np.exp(negatives)).mean() if negatives else 0)
-
-
 def unit(x: np.ndarray) -> np.ndarray:
     return x / np.linalg.norm(x, axis=-1, keepdims=True)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import enum
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -14,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Integer
 
-from quantizers import Schedule, Similarity, in_batch_bce, info_nce, masked_mean, unit_rows
+from quantizers import Schedule, Similarity, info_nce, masked_mean, unit_rows
 from semid.errors import SemidError
 from semid.tokenizers.alignment.base import Alignment, AlignmentConfig, Signals, draw_entries, is_entry
 from semid.tokenizers.autoencoder import RQVAE, AutoencoderConfig, Pass, Tables, autoencoder_loss
@@ -40,15 +38,6 @@ class DasConfig(AlignmentConfig):
         return Das(self, method, dim=dim, signals=signals, seed=seed, rngs=nnx.Rngs(seed))
 
 
-class ClickLoss(enum.Enum):
-    """Loss by which a clicked pair scores above the pairs of other rows."""
-
-    SOFTMAX = "softmax"
-    """Sampled softmax over the batch."""
-    BCE = "bce"
-    """Binary cross-entropy: the clicked pair, and the mean over the row's negatives, with equal weight."""
-
-
 class DebiasLosses(NamedTuple):
     """Unweighted means: `tied` of 1 - cos(bias, observed), `apart` of the squared cos(interest, bias)."""
 
@@ -56,28 +45,24 @@ class DebiasLosses(NamedTuple):
     apart: Float[Array, ""]
 
 
-@partial(jax.jit, static_argnames="loss")
+@jax.jit
 def debiased_click_loss(
     user_interest: Float[Array, "n dim"],
     user_conformity: Float[Array, "n bias"],
     item_property: Float[Array, "n dim"],
     item_popularity: Float[Array, "n bias"],
     *,
-    loss: ClickLoss = ClickLoss.SOFTMAX,
     mask: Bool[Array, " n"] | None = None,
     ids: Integer[Array, " n"] | None = None,
     false_negatives: Bool[Array, "n n"] | None = None,
-    log_popularity: Float[Array, " n"] | None = None,
 ) -> Float[Array, ""]:
     """Loss of clicks: the user of a row clicked its item, the items of the other rows are negatives.
 
     Scores are interest . property + conformity . popularity (DAS, arXiv 2508.10584, after DICE, arXiv 2006.11011).
-    The rest is as in `info_nce`, `ids` being the items'. Without `log_popularity` popular items are negatives more
-    often, which hides from the popularity vectors the very thing that they are to explain.
+    The rest is as in `info_nce`, `ids` being the items'; popular items are negatives more often, uncorrected.
     """
     _check_shapes(conformity=user_conformity, popularity=item_popularity)
-    score = info_nce if loss is ClickLoss.SOFTMAX else in_batch_bce
-    return score(
+    return info_nce(
         jnp.concatenate([user_interest, user_conformity], -1),
         jnp.concatenate([item_property, item_popularity], -1),
         temperature=1.0,
@@ -85,7 +70,6 @@ def debiased_click_loss(
         mask=mask,
         ids=ids,
         false_negatives=false_negatives,
-        log_popularity=log_popularity,
     )
 
 
