@@ -26,7 +26,7 @@ from quantizers.metrics import (
     neighbor_preservation,
     reconstruction_error,
 )
-from quantizers.product import ProductKMeans, product_codes, product_decode, product_quantize
+from quantizers.product import ProductKMeans
 from quantizers.reassignment import Reassignment, min_cost_reassign, sinkhorn_reassign
 from quantizers.residual import (
     Codebook,
@@ -93,9 +93,6 @@ __all__ = [
     "nearest",
     "neighbor_prefix_overlap",
     "neighbor_preservation",
-    "product_codes",
-    "product_decode",
-    "product_quantize",
     "quantize_found",
     "reconstruction_error",
     "reseed_dead_codes",

@@ -56,20 +56,17 @@ def _checked(x: Float[Array | np.ndarray, "n dim"], *, num_codes: int, iteration
 
 
 def balanced_kmeans(
-    x: Float[Array | np.ndarray, "n dim"], *, num_codes: int, iterations: int, key: PRNGKeyArray, slack: float = 0.0
+    x: Float[Array | np.ndarray, "n dim"], *, num_codes: int, iterations: int, key: PRNGKeyArray
 ) -> KMeans:
     """k-means whose clusters have equal sizes, as OneRec's tokenizer (arXiv 2502.18965) asks for.
 
-    In `assignments` no code has more than `ceil(n / codes) * (1 + slack)` points; without slack, sizes differ by at
-    most one. Each centroid is the mean of the points assigned to it, which need not be the nearest ones. Lloyd's
-    iterations with an auction for the seats, on the host: memory for a few tables of n x codes distances.
-    Raises ValueError as `kmeans`, and for a negative slack.
+    Sizes in `assignments` differ by at most one. Each centroid is the mean of the points assigned to it, which need not
+    be the nearest ones. Lloyd's iterations with an auction for the seats, on the host: memory for a few tables of
+    n x codes distances. Raises ValueError as `kmeans`.
     """
-    if not slack >= 0:
-        raise ValueError(f"balanced_kmeans: expected slack >= 0, got {slack}")
     x = _checked(x, num_codes=num_codes, iterations=iterations)
     center = x.mean(0, keepdims=True)
-    x, seats = x - center, _seats(len(x), num_codes=num_codes, slack=slack)
+    x, seats = x - center, len(x) // num_codes + (np.arange(num_codes) < len(x) % num_codes)
     centroids = _initialize(x, num_codes=num_codes, key=key)
     prices = np.zeros(num_codes, np.float32)
     for iteration, step in enumerate(np.geomspace(_FIRST_STEP, _LAST_STEP, max(iterations, 1))):
@@ -77,12 +74,6 @@ def balanced_kmeans(
         if iteration < iterations:
             centroids = _jitted_update(x, centroids, jnp.asarray(codes))
     return KMeans(centroids + center, jnp.asarray(codes), _distances_to_own(x, centroids, jnp.asarray(codes)).sum())
-
-
-def _seats(n: int, *, num_codes: int, slack: float) -> Int[np.ndarray, " codes"]:
-    if slack:
-        return np.full(num_codes, math.floor(-(-n // num_codes) * (1 + slack)))
-    return n // num_codes + (np.arange(num_codes) < n % num_codes)
 
 
 def _auction(

@@ -63,54 +63,33 @@ class ProductKMeans:
         num_levels, num_codes, _ = self.codebooks.shape
         return (num_codes,) * num_levels
 
+    @jax.jit
     def __call__(self, x: Float[Array, "*b dim"], *, mask: Bool[Array, "*b"] | None = None) -> Quantized:
-        return product_quantize(x, self.codebooks, self.rotation, mask=mask)
+        """Codes, straight-through vectors, and losses: mean squares over dimensions and the items where `mask` is true.
 
+        The rotation is taken as fixed: no gradient reaches it.
+        """
+        codebooks, rotation = self.codebooks, jax.lax.stop_gradient(self.rotation)
+        parts = _parts(x, rotation, len(codebooks))
+        codes = _nearest(parts, codebooks)
+        chosen = _chosen(codes, codebooks)
+        codebook_errors = level_errors(jax.lax.stop_gradient(parts) - chosen, mask=mask)
+        commitment_errors = level_errors(parts - jax.lax.stop_gradient(chosen), mask=mask)
+        losses = QuantizerLosses(codebook_errors.mean(), commitment_errors.mean())
+        return Quantized(codes, straight_through(x, _joined(chosen, rotation)), losses)
+
+    @jax.jit
     def encode(self, x: Float[Array, "*b dim"]) -> Int[Array, "*b level"]:
-        return product_codes(x, self.codebooks, self.rotation)
+        """Nearest code of every part of `x @ rotation`."""
+        return _nearest(_parts(x, self.rotation, len(self.codebooks)), self.codebooks)
 
+    @jax.jit
     def decode(self, codes: Integer[Array, "*b level"]) -> Float[Array, "*b dim"]:
-        return product_decode(codes, self.codebooks, self.rotation)
-
-
-@jax.jit
-def product_codes(
-    x: Float[Array, "*b dim"], codebooks: Float[Array, "level codes part"], rotation: Float[Array, "dim dim"]
-) -> Int[Array, "*b level"]:
-    """Nearest code of every part of `x @ rotation`."""
-    return _nearest(_parts(x, rotation, len(codebooks)), codebooks)
-
-
-@jax.jit
-def product_quantize(
-    x: Float[Array, "*b dim"],
-    codebooks: Float[Array, "level codes part"],
-    rotation: Float[Array, "dim dim"],
-    *,
-    mask: Bool[Array, "*b"] | None = None,
-) -> Quantized:
-    """Codes, straight-through vectors, and losses: mean squares over dimensions and the items where `mask` is true.
-
-    The rotation is taken as fixed: no gradient reaches it.
-    """
-    rotation = jax.lax.stop_gradient(rotation)
-    parts = _parts(x, rotation, len(codebooks))
-    codes = _nearest(parts, codebooks)
-    chosen = _chosen(codes, codebooks)
-    codebook_errors = level_errors(jax.lax.stop_gradient(parts) - chosen, mask=mask)
-    commitment_errors = level_errors(parts - jax.lax.stop_gradient(chosen), mask=mask)
-    losses = QuantizerLosses(codebook_errors.mean(), commitment_errors.mean())
-    return Quantized(codes, straight_through(x, _joined(chosen, rotation)), losses)
-
-
-@jax.jit
-def product_decode(
-    codes: Integer[Array, "*b level"], codebooks: Float[Array, "level codes part"], rotation: Float[Array, "dim dim"]
-) -> Float[Array, "*b dim"]:
-    """Code vectors side by side, rotated back; a code outside its codebook gives NaN."""
-    if codes.shape[-1] != len(codebooks):
-        raise ValueError(f"decode: expected codes of shape [..., {len(codebooks)}], one per level, got {codes.shape}")
-    return _joined(_chosen(codes, codebooks), rotation)
+        """Code vectors side by side, rotated back; a code outside its codebook gives NaN."""
+        num_levels = len(self.codebooks)
+        if codes.shape[-1] != num_levels:
+            raise ValueError(f"decode: expected codes of shape [..., {num_levels}], one per level, got {codes.shape}")
+        return _joined(_chosen(codes, self.codebooks), self.rotation)
 
 
 def _parts(x: Float[Array, "*b dim"], rotation: Float[Array, "dim dim"], num_levels: int) -> Array:

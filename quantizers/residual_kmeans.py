@@ -31,7 +31,7 @@ _SLICE = 4096  # rows
 
 @runtime_checkable
 class ClusterFunction(Protocol):
-    """Clustering of one level: `kmeans`, `balanced_kmeans`, or either with options bound by `functools.partial`."""
+    """Clustering of one level: `kmeans` or `balanced_kmeans`."""
 
     def __call__(self, x: Float[Array, "n dim"], *, num_codes: int, iterations: int, key: PRNGKeyArray) -> KMeans: ...
 

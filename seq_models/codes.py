@@ -132,17 +132,6 @@ class CodeModel(ItemModel):
         With a key, as in training: with dropout. Logits at positions without a target are undefined.
         """
 
-    def logits(
-        self,
-        inputs: Inputs,
-        segments: Int[Array, "b t"],
-        targets: Int[Array, "*n level"],
-        *,
-        key: Key[Array, ""] | None = None,
-    ) -> tuple[Float[Array, "*n _"], ...]:
-        """Those of `decode`."""
-        return self.decode(inputs, segments, targets, key=key).logits
-
     @abc.abstractmethod
     def encode_history(self, inputs: Inputs, segments: Int[Array, "b t"]) -> Context:
         """The context of a search, of rows with one history each."""

@@ -129,9 +129,7 @@ class ImageEncoder(nnx.Module):
         return states[:, 0] if self.config.class_token else jnp.mean(states, axis=1)
 
 
-def load_image_encoder(
-    folder: str | Path, *, precision: Precision = Precision.FLOAT32, remat: bool = False
-) -> ImageEncoder:
+def load_image_encoder(folder: str | Path, *, precision: Precision = Precision.FLOAT32) -> ImageEncoder:
     """The ViT, CLIP vision or DINOv2 model in a folder of the Hugging Face layout; its vectors are the class token's.
 
     The config's `size`, `mean`, `std` and `resampling` are those of preprocessor_config.json; positions are resampled
@@ -157,7 +155,6 @@ def load_image_encoder(
             epsilon=raw["layer_norm_eps"],
             architecture=family.architecture,
             dtype=precision,
-            remat=remat,
         )
         native = ImageConfig(
             size=_side(raw["image_size"], folder / "config.json"),

@@ -203,16 +203,14 @@ class LoadedText(NamedTuple):
     tokenizer: PretrainedTokenizer
 
 
-def load_text_encoder(
-    folder: str | Path, *, pooling: Pooling | None = None, precision: Precision = Precision.FLOAT32, remat: bool = False
-) -> LoadedText:
+def load_text_encoder(folder: str | Path, *, pooling: Pooling | None = None) -> LoadedText:
     """The encoder of `load_transformer` and the tokenizer of the same folder.
 
     Raises SemidError for what either does not read, and for a tokenizer of more tokens than the encoder knows.
     """
     folder = fetched(folder)
     tokenizer = PretrainedTokenizer(folder)
-    encoder = load_transformer(folder, pooling=pooling, precision=precision, remat=remat)
+    encoder = load_transformer(folder, pooling=pooling)
     if tokenizer.size > encoder.tokens.num_embeddings:
         known = encoder.tokens.num_embeddings
         raise SemidError(
@@ -222,7 +220,7 @@ def load_text_encoder(
 
 
 def load_transformer(
-    folder: str | Path, *, pooling: Pooling | None = None, precision: Precision = Precision.FLOAT32, remat: bool = False
+    folder: str | Path, *, pooling: Pooling | None = None, precision: Precision = Precision.FLOAT32
 ) -> TextEncoder:
     """The BERT or T5 encoder in a folder of the Hugging Face layout.
 
@@ -240,7 +238,7 @@ def load_transformer(
         config,
         pooling=pooling or _read_pooling(folder),
         normalize=_normalizes(folder),
-        blocks=replace(config.blocks, dtype=precision, remat=remat),
+        blocks=replace(config.blocks, dtype=precision),
     )
     return load_weights(
         lambda: TextEncoder(config, vocabulary=raw["vocab_size"], rngs=nnx.Rngs(0)),

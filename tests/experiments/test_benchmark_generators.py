@@ -94,7 +94,7 @@ def test_flops_of_a_step_are_those_that_the_compiler_counts():
 
     def loss(params):
         whole = generators.nnx.merge(graph, params)
-        logits = whole.logits(tables.inputs(history), jax.numpy.ones_like(history), tables.codes[:4])
+        logits = whole.decode(tables.inputs(history), jax.numpy.ones_like(history), tables.codes[:4]).logits
         return sum(jax.nn.logsumexp(one, axis=-1).sum() for one in logits)
 
     graph, params = generators.nnx.split(built)

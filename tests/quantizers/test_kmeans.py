@@ -123,21 +123,11 @@ def test_balanced_clusters_differ_by_at_most_one(n):
     sizes = np.bincount(fitted.assignments, minlength=7)
     assert sizes.max() - sizes.min() <= 1
     assert sizes.sum() == n
+    plain = kmeans(x, num_codes=7, iterations=5, key=jax.random.key(0))
+    assert np.ptp(np.bincount(plain.assignments, minlength=7)) > 1 or n == 7  # control
     means = np.stack([x[np.asarray(fitted.assignments) == code].mean(0) for code in range(7)])
     np.testing.assert_allclose(fitted.centroids, means, atol=1e-5)
     np.testing.assert_allclose(fitted.inertia, np.square(x - means[fitted.assignments]).sum(), rtol=1e-5, atol=1e-4)
-
-
-def test_slack_bounds_sizes_and_buys_smaller_errors():
-    x = _clusters_of_very_different_sizes(500)
-    plain = kmeans(x, num_codes=7, iterations=20, key=jax.random.key(0))
-    runs = [
-        balanced_kmeans(x, num_codes=7, iterations=20, key=jax.random.key(0), slack=slack) for slack in (0, 0.5, 100)
-    ]
-    assert np.bincount(plain.assignments).max() > 108  # control: ceil(500 / 7) = 72, and 108 with half as much again
-    assert np.bincount(runs[1].assignments).max() <= 108
-    assert runs[0].inertia > runs[1].inertia > runs[2].inertia
-    np.testing.assert_allclose(runs[2].inertia, plain.inertia, rtol=1e-5)
 
 
 def test_balanced_clusters_are_as_tight_as_with_the_best_assignments():
@@ -162,8 +152,6 @@ def test_balance_splits_copies_and_survives_few_points():
     few = balanced_kmeans(np.eye(3, dtype=np.float32), num_codes=5, iterations=3, key=jax.random.key(0))
     assert len(np.unique(few.assignments)) == 3
     np.testing.assert_allclose(few.inertia, 0, atol=1e-6)
-    with pytest.raises(ValueError, match="slack >= 0, got -1"):
-        balanced_kmeans(copies, num_codes=4, iterations=2, key=jax.random.key(0), slack=-1)
 
 
 @pytest.mark.parametrize("sizes", [(300,), (1, 100, 0, 199), (50,) * 6])

@@ -213,7 +213,7 @@ def test_no_position_reads_the_condition_of_a_later_one(name):
         if isinstance(m, type(nnx.merge(*random("dense")))):
             return [m.states(m.vectors(None), batch.history, batch.segments, **told)]
         read = tables().inputs(batch.history)._replace(**told)
-        return m.logits(read, batch.segments, batch.target_codes(tables()))
+        return m.decode(read, batch.segments, batch.target_codes(tables())).logits
 
     before = run(params, conditions.event, events)
     for at in range(LENGTH):

@@ -81,7 +81,7 @@ def built(name, sizes=SIZES, changes=(), stack=()):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _logits(graph, params, inputs, segments, targets, key):
-    return nnx.merge(graph, params).logits(inputs, segments, targets, key=key)
+    return nnx.merge(graph, params).decode(inputs, segments, targets, key=key).logits
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -263,7 +263,7 @@ def with_everything(model, seed=7):
 @functools.partial(jax.jit, static_argnums=0)
 def value_and_gradient(graph, params, inputs, segments, targets, key):
     def loss(params):
-        found = nnx.merge(graph, params).logits(inputs, segments, targets, key=key)
+        found = nnx.merge(graph, params).decode(inputs, segments, targets, key=key).logits
         chosen = (jnp.take_along_axis(jax.nn.log_softmax(x), targets[..., i, None], -1) for i, x in enumerate(found))
         return -sum(jnp.mean(x) for x in chosen)
 
@@ -372,7 +372,8 @@ def test_new_values_run_in_the_same_program(name):
         traces.append(1)
         m = nnx.merge(model[0], params)
         context, root = m.encode_history(inputs, segments), jnp.zeros((1, 1, 0), jnp.int32)
-        return m.logits(inputs, segments, targets), m.decode_step(context, m.init_cache(context), Prefixes(root, root))
+        logits = m.decode(inputs, segments, targets).logits
+        return logits, m.decode_step(context, m.init_cache(context), Prefixes(root, root))
 
     for seed in (9, 10):
         codes, segments, targets, _ = map(jnp.asarray, row(model, [random_codes(seed, 5)]))

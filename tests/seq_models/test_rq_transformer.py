@@ -47,7 +47,7 @@ def model(name):
 @functools.partial(jax.jit, static_argnums=0)
 def _logits(graph, params, codes, targets):
     m, segments = nnx.merge(graph, params), jnp.ones(codes.shape[:2], jnp.int32)
-    return m.states(Inputs(codes), segments), m.logits(Inputs(codes), segments, targets)
+    return m.states(Inputs(codes), segments), m.decode(Inputs(codes), segments, targets).logits
 
 
 def states_and_logits(name, codes, targets):
@@ -56,7 +56,7 @@ def states_and_logits(name, codes, targets):
 
 @jax.jit
 def logits_of(model, inputs, segments, targets, key=None):
-    return model.logits(inputs, segments, targets, key=key)
+    return model.decode(inputs, segments, targets, key=key).logits
 
 
 @jax.jit
