@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -73,6 +73,31 @@ class ImageSource(Source):
 
 
 @dataclass(frozen=True)
+class _Pretrained(Source):
+    """Config of a modality whose encoder is read from a folder of the Hugging Face layout."""
+
+    folder: str
+    tuning: Tuning = SideAdapters()
+    """Parameters that are trained."""
+
+    @abc.abstractmethod
+    def build(self) -> Modality:
+        """Read the encoder; nothing is fitted to a dataset."""
+
+    def fit(self, dataset: Dataset) -> Modality:
+        return self.build()
+
+    def load(self, folder: Path, written: dict[str, Any]) -> Modality:
+        return self.build()
+
+    def weights_digest(self) -> str:
+        return folder_digest(self.folder)
+
+    def located(self, digest: str | None, *, reader: str) -> Source:
+        return replace(self, folder=str(find_folder(self.folder, digest, reader=reader)))
+
+
+@dataclass(frozen=True)
 class TextFromScratch(TextSource):
     """Train a small transformer, over a vocabulary of pieces of words of the dataset's own texts."""
 
@@ -91,29 +116,20 @@ class TextFromScratch(TextSource):
 
 
 @dataclass(frozen=True)
-class PretrainedText(TextSource):
+class PretrainedText(_Pretrained, TextSource):
     """Start from a BERT, MiniLM, E5 or sentence-T5 model in a folder of the Hugging Face layout."""
 
     name: ClassVar[str] = "pretrained"
 
     folder: str
     """config.json, safetensors and the tokenizer's files."""
-    tuning: Tuning = SideAdapters()
-    """Parameters that are trained."""
     max_length: int = 64
     """Tokens of a text at most; fewer where the model reads fewer."""
 
-    def fit(self, dataset: Dataset) -> Modality:
-        return _PretrainedText(self)
-
-    def load(self, folder: Path, written: dict[str, Any]) -> Modality:
-        return _PretrainedText(self)
-
-    def weights_digest(self) -> str:
-        return folder_digest(self.folder)
-
-    def located(self, digest: str | None, *, reader: str) -> PretrainedText:
-        return replace(self, folder=str(find_folder(self.folder, digest, reader=reader)))
+    def build(self) -> Modality:
+        backbone, tokenizer = load_text_encoder(self.folder)
+        longest = min(self.max_length, backbone.config.max_length)
+        return _Tuned(backbone, self.tuning, lambda dataset: _text_rows(dataset, tokenizer, longest))
 
 
 @dataclass(frozen=True)
@@ -133,27 +149,17 @@ class ImageFromScratch(ImageSource):
 
 
 @dataclass(frozen=True)
-class PretrainedImage(ImageSource):
+class PretrainedImage(_Pretrained, ImageSource):
     """Start from a ViT, CLIP or DINOv2 model in a folder of the Hugging Face layout."""
 
     name: ClassVar[str] = "pretrained"
 
     folder: str
     """config.json, preprocessor_config.json and safetensors."""
-    tuning: Tuning = SideAdapters()
-    """Parameters that are trained."""
 
-    def fit(self, dataset: Dataset) -> Modality:
-        return _PretrainedImage(self)
-
-    def load(self, folder: Path, written: dict[str, Any]) -> Modality:
-        return _PretrainedImage(self)
-
-    def weights_digest(self) -> str:
-        return folder_digest(self.folder)
-
-    def located(self, digest: str | None, *, reader: str) -> PretrainedImage:
-        return replace(self, folder=str(find_folder(self.folder, digest, reader=reader)))
+    def build(self) -> Modality:
+        backbone = load_image_encoder(self.folder)
+        return _Tuned(backbone, self.tuning, lambda dataset: _image_rows(dataset, backbone.config))
 
 
 @dataclass(frozen=True)
@@ -300,20 +306,6 @@ class _ScratchText(Modality):
         return {}
 
 
-class _PretrainedText(Modality):
-    def __init__(self, config: PretrainedText) -> None:
-        self.config = config
-        self.backbone, self.tokenizer = load_text_encoder(config.folder)
-
-    def rows(self, dataset: Dataset, *, cache: Path) -> Rows:
-        longest = min(self.config.max_length, self.backbone.config.max_length)
-        rows = _text_rows(dataset, self.tokenizer, longest)
-        return _tuned_rows(self.backbone, rows, self.config.tuning, cache)
-
-    def encoder(self, rngs: nnx.Rngs) -> Encoder:
-        return _tuned_encoder(self.backbone, self.config.tuning, rngs)
-
-
 class _ScratchImage(Modality):
     def __init__(self, config: ImageConfig) -> None:
         self.config = config
@@ -325,15 +317,21 @@ class _ScratchImage(Modality):
         return ImageEncoder(self.config, rngs=rngs)
 
 
-class _PretrainedImage(Modality):
-    def __init__(self, config: PretrainedImage) -> None:
-        self.config, self.backbone = config, load_image_encoder(config.folder)
+class _Tuned(Modality):
+    """A pretrained backbone that is trained as `tuning` says, and what reads its rows."""
+
+    def __init__(self, backbone: Backbone, tuning: Tuning, read: Callable[[Dataset], Rows]) -> None:
+        self.backbone, self.tuning, self.read = backbone, tuning, read
 
     def rows(self, dataset: Dataset, *, cache: Path) -> Rows:
-        return _tuned_rows(self.backbone, _image_rows(dataset, self.backbone.config), self.config.tuning, cache)
+        """The states that side adapters read, which never change; else the content itself."""
+        rows, tuning = self.read(dataset), self.tuning
+        return cached_states(cache, self.backbone, rows, config=tuning) if isinstance(tuning, SideAdapters) else rows
 
     def encoder(self, rngs: nnx.Rngs) -> Encoder:
-        return _tuned_encoder(self.backbone, self.config.tuning, rngs)
+        if isinstance(self.tuning, SideAdapters):
+            return SideTower(self.backbone.dim, self.tuning, rngs=rngs)
+        return tuned(nnx.clone(self.backbone), self.tuning, rngs=rngs)
 
 
 class _Vectors(Modality):
@@ -363,14 +361,3 @@ def _image_rows(dataset: Dataset, config: ImageConfig) -> ImageRows:
     if "image" not in dataset.items.column_names:
         raise SemidError(f"dataset {dataset.name!r} has no column 'image' of pictures; leave the image encoder out")
     return image_rows(dataset.items["image"].to_pylist(), item_ids=dataset.item_ids.to_pylist(), config=config)
-
-
-def _tuned_rows(backbone: Backbone, rows: Rows, tuning: Tuning, cache: Path) -> Rows:
-    """The states that side adapters read, which never change; else the content itself."""
-    return cached_states(cache, backbone, rows, config=tuning) if isinstance(tuning, SideAdapters) else rows
-
-
-def _tuned_encoder(backbone: Backbone, tuning: Tuning, rngs: nnx.Rngs) -> Encoder:
-    if isinstance(tuning, SideAdapters):
-        return SideTower(backbone.dim, tuning, rngs=rngs)
-    return tuned(nnx.clone(backbone), tuning, rngs=rngs)
