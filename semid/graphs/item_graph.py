@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +25,7 @@ from semid.artifacts import Kind, Origin
 from semid.config import from_dict, to_dict
 from semid.data import Dataset, Histories, Id, as_ids, as_masks, content_blocks
 from semid.errors import SemidError
-from semid.graphs.ranking import BATCH, best_items, by_popularity, normalized, without_history
+from semid.graphs.ranking import BATCH, ItemRanker, best_items, normalized, without_history
 from semid.graphs.transitions import (
     ItemGraphConfig,
     content_edges,
@@ -48,29 +48,16 @@ class Edges(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class ItemGraph:
-    """Weighted edges between items, and the counts and vectors that they are computed from.
+class ItemGraph(ItemRanker):
+    """Weighted edges between items, and the counts and vectors that they are computed from."""
 
-    It is a `Ranker` for `semid.evaluate`. Where `repeats` is false, items of the history are never recommended.
-    """
-
-    item_ids: pa.Array
     config: ItemGraphConfig
     counts: sparse.csr_array
     """Weighted transitions, [items, items]."""
     vectors: Float[np.ndarray, "items dim"] | None
     """Content vectors; None: edges are transitions alone."""
-    train_counts: Int[np.ndarray, " items"]
-    """Number of interactions per item."""
-    repeats: bool
-    """Users take items again, in the histories that it was fitted to."""
     edges: Edges
-    dataset: str = ""
-    """Digest of the dataset that it was fitted to; empty: not known."""
     origin: Origin | None = None
-
-    codes: ClassVar[None] = None
-    tie_break: ClassVar[bool] = False
 
     def __repr__(self) -> str:
         num_edges, origin = int((self.edges.rows >= 0).sum()), f", from {self.origin.folder}" if self.origin else ""
@@ -132,7 +119,7 @@ class ItemGraph:
         dataset: str,
     ) -> ItemGraph:
         edges = build_edges(counts, None if vectors is None else content_edges(vectors, config), config)
-        return cls(item_ids, config, counts, vectors, train_counts, repeats, edges, dataset)
+        return cls(item_ids, train_counts, repeats, dataset, config, counts, vectors, edges)
 
     def append(
         self,
@@ -194,10 +181,6 @@ class ItemGraph:
         starts = np.concatenate([[0], np.cumsum(there.sum(axis=1))])
         shape = (len(self.item_ids), len(self.item_ids))
         return sparse.csr_array((self.edges.weights[there], self.edges.rows[there], starts), shape=shape)
-
-    @functools.cached_property
-    def _popular(self) -> Int[np.ndarray, " items"]:
-        return by_popularity(self.train_counts)
 
     def rank(
         self,
@@ -262,13 +245,13 @@ class ItemGraph:
         values = (tensors["counts/values"], tensors["counts/rows"], tensors["counts/starts"])
         return cls(
             ids,
+            tensors["train_counts"],
+            settings["repeats"],
+            settings["dataset"],
             made,
             sparse.csr_array(values, shape=(len(ids), len(ids))),
             tensors.get("vectors"),
-            tensors["train_counts"],
-            settings["repeats"],
             Edges(rows, weights),
-            settings["dataset"],
         )
 
     @classmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,7 @@ from semid.data import Dataset, Histories
 from semid.errors import SemidError
 from semid.graphs.cooccurrence import interactions_matrix
 from semid.graphs.lightgcn import GraphConfig
-from semid.graphs.ranking import BATCH, best_items, by_popularity, largest, without_history
+from semid.graphs.ranking import BATCH, ItemRanker, best_items, largest, without_history
 from semid.graphs.transitions import pruned, scaled_rows
 
 # Scores of histories by items that are held at once.
@@ -25,25 +25,16 @@ _SCORES = 1 << 24
 
 
 @dataclass(frozen=True, eq=False)
-class ItemKNN:
+class ItemKNN(ItemRanker):
     """Item kNN, the oldest of collaborative recommenders (Sarwar et al., 2001).
 
     Scores an item by the sum of its cosines with the items of the history, among the nearest of each.
 
-    The cosine is that of the sets of users that have had the two. It is a `Ranker` for `semid.evaluate`. Where
-    `repeats` is false, items of the history are never recommended.
+    The cosine is that of the sets of users that have had the two.
     """
 
-    item_ids: pa.Array
     similarity: sparse.csr_array
     """Cosines [items, items], those of each item's nearest alone."""
-    train_counts: Int[np.ndarray, " items"]
-    repeats: bool
-    dataset: str = ""
-    """Digest of the dataset that it was fitted to."""
-
-    codes: ClassVar[None] = None
-    tie_break: ClassVar[bool] = False
 
     @classmethod
     def fit(cls, dataset: Dataset, *, neighbors: int = 100) -> ItemKNN:
@@ -54,8 +45,7 @@ class ItemKNN:
         scale = np.where(counts > 0, counts, 1) ** -0.5
         cosines = sparse.csr_array(scaled_rows(sparse.csr_array(taken.T @ taken), scale) @ sparse.diags_array(scale))
         cosines.setdiag(0)
-        popularity = train.popularity(dataset.num_items).astype(np.int64)
-        return cls(dataset.item_ids, pruned(cosines, neighbors), popularity, dataset.repeats.common, dataset.digest)
+        return cls(**_items(dataset), similarity=pruned(cosines, neighbors))
 
     def rank(self, histories: Histories, *, k: int, exclude_seen: bool = False) -> Int[np.ndarray, "n k"]:
         """The `k` best item rows for each history, then the most popular; -1 where there are fewer."""
@@ -71,34 +61,19 @@ class ItemKNN:
             lists.append(best_items(scores, k=k, popular=self._popular, seen=seen))
         return np.concatenate(lists)
 
-    @functools.cached_property
-    def _popular(self) -> Int[np.ndarray, " items"]:
-        return by_popularity(self.train_counts)
-
 
 @dataclass(frozen=True, eq=False)
-class VectorKNN:
+class VectorKNN(ItemRanker):
     """Scores an item by the cosine of its vector with the mean of those of the history: content kNN, or, with a
     signal's vectors, what that signal alone recommends.
-
-    It is a `Ranker` for `semid.evaluate`. Where `repeats` is false, items of the history are never recommended.
     """
 
-    item_ids: pa.Array
     vectors: Float[np.ndarray, "items dim"]
-    train_counts: Int[np.ndarray, " items"]
-    repeats: bool
-    dataset: str = ""
-    """Digest of the dataset that it was fitted to."""
-
-    codes: ClassVar[None] = None
-    tie_break: ClassVar[bool] = False
 
     @classmethod
     def fit(cls, dataset: Dataset, vectors: Float[np.ndarray, "items dim"]) -> VectorKNN:
         """Rank the dataset's items by these vectors."""
-        popularity = dataset.splits.train.popularity(dataset.num_items).astype(np.int64)
-        return cls(dataset.item_ids, vectors.astype(np.float32), popularity, dataset.repeats.common, dataset.digest)
+        return cls(**_items(dataset), vectors=vectors.astype(np.float32))
 
     def rank(self, histories: Histories, *, k: int, exclude_seen: bool = False) -> Int[np.ndarray, "n k"]:
         """The `k` best item rows for each history, ties by popularity; -1 where there are fewer."""
@@ -115,39 +90,23 @@ class VectorKNN:
     def _unit(self) -> Float[np.ndarray, "items dim"]:
         return np.asarray(unit_vectors(self.vectors))
 
-    @functools.cached_property
-    def _popular(self) -> Int[np.ndarray, " items"]:
-        return by_popularity(self.train_counts)
-
 
 @dataclass(frozen=True, eq=False)
-class UserItemVectors:
+class UserItemVectors(ItemRanker):
     """Scores an item by the inner product of its vector with the user's: LightGCN and its kin.
 
-    It is a `Ranker` for `semid.evaluate`, for the users that it was trained on, found by their ids. Where `repeats` is
-    false, items of the history are never recommended.
+    It ranks for the users that it was trained on, found by their ids.
     """
 
-    item_ids: pa.Array
     user_ids: pa.Array
     items: Float[np.ndarray, "items dim"]
     users: Float[np.ndarray, "users dim"]
-    train_counts: Int[np.ndarray, " items"]
-    repeats: bool
-    dataset: str = ""
-    """Digest of the dataset that it was fitted to."""
-
-    codes: ClassVar[None] = None
-    tie_break: ClassVar[bool] = False
 
     @classmethod
     def fit(cls, dataset: Dataset, config: GraphConfig, *, seed: int) -> UserItemVectors:
         """Train on the dataset's training histories."""
         made = config.vectors(dataset, seed=seed)
-        popularity = dataset.splits.train.popularity(dataset.num_items).astype(np.int64)
-        return cls(
-            dataset.item_ids, dataset.users, made.items, made.users, popularity, dataset.repeats.common, dataset.digest
-        )
+        return cls(**_items(dataset), user_ids=dataset.users, items=made.items, users=made.users)
 
     def rank(self, histories: Histories, *, k: int, exclude_seen: bool = False) -> Int[np.ndarray, "n k"]:
         """The `k` best item rows for the user of each history, ties by popularity; -1 where there are fewer.
@@ -168,9 +127,15 @@ class UserItemVectors:
             leave_out=exclude_seen or not self.repeats,
         )
 
-    @functools.cached_property
-    def _popular(self) -> Int[np.ndarray, " items"]:
-        return by_popularity(self.train_counts)
+
+def _items(dataset: Dataset) -> dict[str, Any]:
+    """The fields of `ItemRanker`, of this dataset."""
+    return {
+        "item_ids": dataset.item_ids,
+        "train_counts": dataset.splits.train.popularity(dataset.num_items).astype(np.int64),
+        "repeats": dataset.repeats.common,
+        "dataset": dataset.digest,
+    }
 
 
 def _best(

@@ -1,8 +1,13 @@
-"""Lists of items by sparse scores: the largest first, then the most popular."""
+"""Lists of items by sparse scores: the largest first, then the most popular; and the base of rankers of them."""
 
 from __future__ import annotations
 
+import functools
+from dataclasses import dataclass
+from typing import ClassVar
+
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 from scipy import sparse
 
@@ -11,6 +16,26 @@ from semid.graphs.transitions import pruned, scaled_rows
 
 # Histories whose scores are computed at once.
 BATCH = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class ItemRanker:
+    """Base of what ranks items after histories, ties by popularity: a `Ranker` for `semid.evaluate`."""
+
+    item_ids: pa.Array
+    train_counts: Int[np.ndarray, " items"]
+    """Number of interactions per item."""
+    repeats: bool
+    """Users take items again, in the histories that it was fitted to. If not, none of the history is recommended."""
+    dataset: str
+    """Digest of the dataset that it was fitted to; empty: not known."""
+
+    codes: ClassVar[None] = None
+    tie_break: ClassVar[bool] = False
+
+    @functools.cached_property
+    def _popular(self) -> Int[np.ndarray, " items"]:
+        return by_popularity(self.train_counts)
 
 
 def best_items(

@@ -10,7 +10,7 @@ from scipy import sparse
 
 from semid import SemidError, artifacts, evaluate
 from semid.data import Dataset, HeldOutItems, Histories
-from semid.graphs import Edges, ItemGraph, ItemGraphConfig, fit_graph, item_graph, tuned
+from semid.graphs import Edges, ItemGraph, ItemGraphConfig, fit_graph, item_graph, ranking, tuned
 from semid.graphs.item_graph import next_item
 from semid.graphs.ranking import best_items, by_popularity
 from semid.graphs.transitions import content_edges, count_transitions, pruned, row_blocks
@@ -219,7 +219,7 @@ def test_ranking_follows_the_distribution_then_popularity_under_masks():
 def test_rankings_of_one_graph_share_its_matrix_and_its_order_by_popularity(monkeypatch):
     graph, read, sorted_counts = ItemGraph.fit(_dataset(_unrepeated(5))), [], []
     monkeypatch.setattr(item_graph, "next_item", lambda *args, **kw: (read.append(args[1]), next_item(*args, **kw))[1])
-    monkeypatch.setattr(item_graph, "by_popularity", lambda c: (sorted_counts.append(c), by_popularity(c))[1])
+    monkeypatch.setattr(ranking, "by_popularity", lambda c: (sorted_counts.append(c), by_popularity(c))[1])
     lists = [graph.rank(Histories.from_lists([[0, 1], [4]]), k=5) for _ in range(2)]
     np.testing.assert_array_equal(*lists)
     assert len(read) == 2
