@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs
 
 demo: install-core
-	$(BIN)/python -m experiments.demo --out runs/demo
+	$(BIN)/semid demo --out runs/demo
 
 test: install  ## two workers, since compiling is most of the time
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -223,7 +223,7 @@ def test_a_violation_is_caught(module, source):
         ("semid.joint.codes", "from quantizers import Distance\nfrom seq_models import Inputs"),
         ("semid.tokenizers.alignment", "from semid.graphs import ppmi"),
         ("semid.cli.app", "def f():\n    from semid.data.builders import read_movielens"),
-        ("experiments.demo", "from semid.cli import main"),
+        ("experiments.layout", "from semid.cli.app import run_command"),
     ],
 )
 def test_what_is_allowed_is_not(module, source):
