@@ -174,9 +174,10 @@ def _splash(q: Array, kv: KeyValue, segments: Array, *, causal: bool, interpret:
 
 
 def attend_past(q: Float[Array, "*b heads width"], past: Past) -> Float[Array, "*b heads width"]:
-    """One query over a handful of levels, by sums of products: XLA fuses them, and would not fuse tiny matmuls."""
+    """One query over a handful of levels, by sums of products in float32: XLA fuses them, and would not fuse tiny
+    matmuls."""
     past = _for_every_head(past, q)
-    return _mix(_scores(q, past), [kv.values for kv in past])
+    return _mix(_scores(q, past), [kv.values for kv in past]).astype(q.dtype)
 
 
 def attend_history(
@@ -185,12 +186,14 @@ def attend_history(
     """Each beam's query over the history of its user, held once for all beams, and over the beam's own past.
 
     The result of attention over the history joins the levels of the past as one more value, scored by the logarithm
-    of its summed powers.
+    of its summed powers. All of it is float32: JAX rounds that logarithm to the numbers of the keys, and in bfloat16
+    the history's weight would be off by a tenth.
     """
-    read, score = jax.nn.dot_product_attention(q, *history, mask=real[:, None, None, :], return_residual=True)
+    query, keys, values = (x.astype(jnp.float32) for x in (q, *history))
+    read, score = jax.nn.dot_product_attention(query, keys, values, mask=real[:, None, None, :], return_residual=True)
     past = _for_every_head(past, q)
-    scores = jnp.concatenate([score.astype(jnp.float32)[None], _scores(q, past)])
-    return _mix(scores, [read, *(kv.values for kv in past)])
+    scores = jnp.concatenate([score[None], _scores(q, past)])
+    return _mix(scores, [read, *(kv.values for kv in past)]).astype(q.dtype)
 
 
 def _for_every_head(past: Past, q: Float[Array, "*b heads width"]) -> Past:
@@ -200,13 +203,14 @@ def _for_every_head(past: Past, q: Float[Array, "*b heads width"]) -> Past:
 
 
 def _scores(q: Float[Array, "*b heads width"], past: Past) -> Float[Array, "level *b heads"]:
-    products = [jnp.sum(q * kv.keys, axis=-1, dtype=jnp.float32) for kv in past]
+    q = q.astype(jnp.float32)
+    products = [jnp.sum(q * kv.keys.astype(jnp.float32), axis=-1) for kv in past]
     return jnp.stack(products) * (q.shape[-1] ** -0.5)
 
 
 def _mix(scores: Float[Array, "n *b heads"], values: list[Array]) -> Float[Array, "*b heads width"]:
-    shares = jax.nn.softmax(scores, axis=0).astype(values[0].dtype)
-    return functools.reduce(jnp.add, [share[..., None] * value for share, value in zip(shares, values, strict=True)])
+    shares, exact = jax.nn.softmax(scores, axis=0), [value.astype(jnp.float32) for value in values]
+    return functools.reduce(jnp.add, [share[..., None] * value for share, value in zip(shares, exact, strict=True)])
 
 
 def gather_ancestors(past: Past, ancestors: Int[Array, "b beam level"]) -> Past:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import AxisType
+from scipy import special
 
 from seq_models import attention as attending
 from seq_models import backbones
@@ -243,6 +244,31 @@ def test_beams_read_a_shared_history_and_their_own_past():
         )
         powers = np.exp(keys @ np.asarray(q[user, beam, head], np.float64) / 2**0.5)
         np.testing.assert_allclose(got[user, beam, head], powers @ values / powers.sum(), atol=1e-5)
+
+
+def test_in_bfloat16_beams_weigh_the_history_as_float32_does():
+    """Against one softmax over all keys, of the same rounded inputs: nothing but the result is rounded."""
+
+    def rounded(seed, *shape):
+        return normal(seed, *shape).astype(jnp.bfloat16)
+
+    q, history = 3 * rounded(50, 4, 3, 2, 16), KeyValue(rounded(51, 4, 40, 2, 16), 1 + rounded(52, 4, 40, 2, 16))
+    past = tuple(KeyValue(rounded(53 + i, 4, 3, 2, 16), rounded(56 + i, 4, 3, 2, 16) - 1) for i in range(2))
+    real = jnp.ones((4, 40), bool)
+    got = jax.jit(attend_history)(q, history, real, past)
+    alone = jax.jit(attend_past)(q, past)
+    assert got.dtype == alone.dtype == jnp.bfloat16
+    q, history, past = jax.tree.map(lambda x: np.asarray(x, np.float64), (q, history, past))
+    scores = np.concatenate(
+        [np.einsum("bqhw,bkhw->kbqh", q, history.keys), np.stack([(q * kv.keys).sum(-1) for kv in past])]
+    )
+    values = np.concatenate(
+        [np.broadcast_to(np.moveaxis(history.values, 1, 0)[:, :, None], (40, *q.shape)), [kv.values for kv in past]]
+    )
+    for found, first in ((got, 0), (alone, 40)):
+        expected = np.einsum("kbqh,kbqhw->bqhw", special.softmax(scores[first:] / 4, axis=0), values[first:])
+        error = np.abs(np.asarray(found, np.float64) - expected)
+        assert (error <= 2.0**-8 * np.abs(expected) + 1e-6).all(), error.max()
 
 
 def test_products_are_summed_in_float32():
