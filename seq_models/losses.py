@@ -14,9 +14,11 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from seq_models.sharing import shared_axes
 from seq_models.trie import Children, CodeTrie
 
-# Logits held at once: a block stays in the cache of a CPU core.
-_BLOCK = 1 << 21
-# A block holds all ids if it then has so many states; if not, many states, and the ids in blocks of their own.
+# Logits held at once: a block stays in the cache of a CPU core. A GPU waits for the launch of every product, so that it
+# takes more at once (256 MiB).
+_BLOCK, _GPU_BLOCK = 1 << 21, 1 << 26
+# A block holds all ids if it then has so many states (on a GPU a multiple of that); if not, many states, and the ids
+# in blocks of their own.
 _FEW_STATES, _MANY_STATES = 64, 1024
 
 
@@ -257,12 +259,33 @@ def _shard(
     id_axes: tuple[str, ...],
 ) -> tuple[Array, _Gradients]:
     """One device's states over its own ids: the loss and all gradients, summed over the mesh where they must be."""
+    run = functools.partial(_by_blocks, row_axes=row_axes, id_axes=id_axes)
+    gpu = functools.partial(run, block=_GPU_BLOCK, multiple=_FEW_STATES)
+    return jax.lax.platform_dependent(
+        states, vectors, targets, weights, without, cuda=gpu, rocm=gpu, default=functools.partial(run, block=_BLOCK)
+    )
+
+
+def _by_blocks(
+    states: Array,
+    vectors: Array,
+    targets: Array,
+    weights: Array,
+    without: Array | None,
+    *,
+    block: int,
+    multiple: int = 1,
+    row_axes: tuple[str, ...],
+    id_axes: tuple[str, ...],
+) -> tuple[Array, _Gradients]:
+    """`_shard` with so many logits at once, and a multiple of states."""
     n, ids = len(states), len(vectors)
     without = jnp.zeros((n, 0), targets.dtype) if without is None else without
     if id_axes:
         targets, without = (x - ids * jax.lax.axis_index(id_axes) for x in (targets, without))
-    rows = min(_BLOCK // ids if _BLOCK // ids >= _FEW_STATES else _MANY_STATES, n)
-    width = min(max(_BLOCK // rows, 1), ids)
+    rows = block // ids // multiple * multiple if block // ids >= _FEW_STATES else _MANY_STATES
+    rows = min(rows, n)
+    width = min(max(block // rows, 1), ids)
     blocks = [_padded(x, rows) for x in (states, targets, weights, without)]
     one = functools.partial(_block, of_ids=_padded(vectors.astype(states.dtype), width), num_ids=ids, id_axes=id_axes)
     by_vectors, (losses, by_states) = jax.lax.scan(one, jnp.zeros(vectors.shape, jnp.float32), tuple(blocks))
@@ -291,8 +314,7 @@ def _block(
     def logits_of(vectors: Array, begin: Array) -> Array:
         logits = jnp.matmul(state, vectors.T, preferred_element_type=jnp.float32)
         if without.shape[1]:
-            at = jnp.where(without < begin, width, without - begin)  # what lies outside is dropped
-            logits = jax.vmap(lambda row, gone: row.at[gone].set(-jnp.inf, mode="drop"))(logits, at)
+            logits = _leave_out(logits, jnp.where(without < begin, width, without - begin))
         if num_ids % width == 0:
             return logits
         return jnp.where((begin + jnp.arange(width) < num_ids)[None], logits, -jnp.inf)
@@ -327,6 +349,29 @@ def _block(
     at_target = jnp.where(here, -weight[:, None] * state32, 0.0)
     by_vectors = by_vectors.at[jnp.where(here[:, 0], target, 0)].add(at_target)
     return by_vectors, (jnp.log(total[:, 0]) + largest[:, 0] - target_logit, by_state)
+
+
+def _leave_out(logits: Float[Array, "rows width"], at: Int[Array, "rows without"]) -> Float[Array, "rows width"]:
+    """-inf in the columns `at` of each row, of which those from `width` on are none."""
+
+    def scattered(logits: Array, at: Array) -> Array:
+        return jax.vmap(lambda row, gone: row.at[gone].set(-jnp.inf, mode="drop"))(logits, at)
+
+    # A TPU scatters entry by entry.
+    return jax.lax.platform_dependent(logits, at, tpu=_leave_out_by_comparison, default=scattered)
+
+
+def _leave_out_by_comparison(logits: Array, at: Array) -> Array:
+    """`_leave_out` without a scatter. Column c is bit `c // words` of word `c % words` of its row, so that each of `at`
+    is compared with a 32nd of the columns."""
+    rows, width = logits.shape
+    words = -(-width // 32)
+    bit = jnp.where(at < width, jnp.left_shift(jnp.uint32(1), (at // words).astype(jnp.uint32)), jnp.uint32(0))
+    is_word = (at % words)[:, :, None] == jax.lax.broadcasted_iota(at.dtype, (1, 1, words), 2)
+    packed = jnp.bitwise_or.reduce(jnp.where(is_word, bit[:, :, None], jnp.uint32(0)), axis=1)
+    bits = packed[:, None] >> jax.lax.broadcasted_iota(jnp.uint32, (1, 32, 1), 1)
+    gone = (bits.reshape(rows, -1)[:, :width] & jnp.uint32(1)) == 1
+    return jnp.where(gone, -jnp.inf, logits)
 
 
 def _padded(x: Array, size: int) -> Shaped[Array, "blocks size *rest"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -101,6 +102,55 @@ def test_a_state_without_target_may_leave_out_all_ids():
     np.testing.assert_allclose(value, expected, rtol=1e-6)
     np.testing.assert_allclose(gradients[0], np.pad(others[0], ((0, 1), (0, 0))), atol=1e-6)
     np.testing.assert_allclose(gradients[1], others[1], atol=1e-6)
+
+
+@pytest.mark.parametrize("width", [1, 31, 64, 70, 256])
+def test_columns_are_left_out_by_comparison_as_by_a_scatter(width):
+    rng = np.random.default_rng(0)
+    logits, at = rng.normal(size=(5, width)).astype(np.float32), rng.integers(0, 2 * width, (5, 9)).astype(np.int32)
+    at[:, 1], at[0, 2:], at[1, 2] = at[:, 0], width, 2**31 - 1
+    logits, at = jax.device_put((logits, at))
+    left = np.array(jax.jit(losses._leave_out)(logits, at))
+    assert np.isneginf(left).any()
+    np.testing.assert_array_equal(jax.jit(losses._leave_out_by_comparison)(logits, at), left)
+
+
+def test_a_tpu_scatters_no_single_logits():
+    """Nothing but the targets' rows of the vectors' gradient."""
+    inputs = problem(8, 12)
+    loss = jax.jit(jax.grad(functools.partial(softmax_cross_entropy, without=left_out(inputs, 3)), FLOATS))
+
+    def scatters(platform):
+        text = loss.trace(*inputs).lower(lowering_platforms=(platform,)).as_text()
+        return ["update_window_dims" in line for line in text.splitlines() if "#stablehlo.scatter" in line]
+
+    assert scatters("tpu") == [True]
+    assert not all(scatters("cpu"))  # control
+
+
+def test_a_gpu_takes_more_logits_at_once(monkeypatch):
+    for name, value in {"_BLOCK": 24, "_GPU_BLOCK": 200, "_FEW_STATES": 4, "_MANY_STATES": 4}.items():
+        monkeypatch.setattr(losses, name, value)
+    inputs = problem(23, 14)
+    without, loss = left_out(inputs, 3), jax.value_and_grad(softmax_cross_entropy, FLOATS)
+
+    def turns():
+        """Of the loops over blocks of states, and of ids within them, and what they add up to."""
+        jax.clear_caches()
+        run = functools.partial(loss, without=without)
+        return re.findall(r"length=(\d+)", str(jax.make_jaxpr(run)(*inputs))), jax.jit(run)(*inputs)
+
+    def for_gpus(*inputs, cuda=None, default, **others):
+        return (cuda or default)(*inputs)
+
+    monkeypatch.setattr(losses.jax.lax, "platform_dependent", lambda *inputs, default, **others: default(*inputs))
+    many, expected = turns()
+    monkeypatch.setattr(losses.jax.lax, "platform_dependent", for_gpus)
+    few, got = turns()
+    assert {*many} == {"6", "3"}
+    assert {*few} == {"2", "1"}  # 12 states, a multiple of 4, and all ids
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
 
 
 def test_one_block_holds_a_small_problem():
