@@ -11,6 +11,8 @@ from typing import NamedTuple
 _BITS = {"pred": 8, "bf16": 16, "f16": 16, "f32": 32, "f64": 64, "c64": 64, "c128": 128, "u4": 4, "s4": 4}
 _KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _ARRAY = re.compile(r"\b([a-z]+[0-9]*)\[([0-9,]*)\]")
+# Arrays in the fast memory of a TPU's core.
+_ON_CHIP = re.compile(r"\b[a-z]+[0-9]*\[[0-9,]*\]\{[^}]*S\(1\)\}")
 _LINE = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _OPCODE = re.compile(r"^(\((?:[^()]|\([^()]*\))*\)|\S+) ([\w\-]+)\(([^)]*)\)(.*)$")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|branch_computations)=(\{[^}]*\}|%?[\w.\-]+)")
@@ -49,10 +51,10 @@ class Program:
         times, fused = {entry: 1}, set()
         for name in _callers_first(entry, computations):
             for instruction in computations[name]:
-                loops = re.search(r'known_trip_count":\{"n":"(\d+)"', instruction.attributes)
+                turns = _turns(instruction, computations)
                 for called in _called(instruction):
                     if called in computations:
-                        times[called] = times.get(called, 0) + times[name] * (int(loops[1]) if loops else 1)
+                        times[called] = times.get(called, 0) + times[name] * turns
                         if instruction.opcode not in ("while", "conditional", "call"):
                             fused.add(called)
         return cls(computations, times, frozenset(fused))
@@ -71,7 +73,7 @@ class Program:
 
     @property
     def traffic(self) -> float:
-        """Bytes that instructions read and write in memory; of a slice of an array, that of the slice."""
+        """Bytes that instructions read and write in main memory; of a slice of an array, that of the slice."""
         return float(sum(self._bytes(name, one) * self.times[name] for name, one in self._run(fused=False)))
 
     def _run(self, *, fused: bool = True) -> Iterator[tuple[str, _Instruction]]:
@@ -82,12 +84,12 @@ class Program:
     def _bytes(self, name: str, instruction: _Instruction) -> float:
         if instruction.opcode in _FREE or instruction.opcode.endswith(("-done", "-update")):
             return 0.0
-        results = {one.name: one.result for one in self.computations[name]}
+        results = {one.name: _ON_CHIP.sub("", one.result) for one in self.computations[name]}
         read = [_size(results.get(operand, "")) for operand in instruction.operands]
-        written = _size(instruction.result)
+        written = _size(results[instruction.name])
         inside = next((self.computations[c] for c in _called(instruction) if c in self.computations), ())
         if instruction.opcode == "fusion":
-            for index, small in _sliced(inside).items():
+            for index, small in _sliced(inside, self.computations).items():
                 read[index] = min(read[index], small)
             if inside and inside[-1].opcode == "dynamic-update-slice":
                 of = {one.name: one.result for one in inside}
@@ -120,6 +122,20 @@ def _called(instruction: _Instruction) -> list[str]:
     return [name.strip().lstrip("%") for names in named for name in names]
 
 
+def _turns(instruction: _Instruction, computations: Mapping[str, tuple[_Instruction, ...]]) -> int:
+    """Turns of a loop, by the compiler's word or, as in programs for TPUs, by the number that its counter is compared
+    with; 1 of all else."""
+    if said := re.search(r'known_trip_count":\{"n":"(\d+)"', instruction.attributes):
+        return int(said[1])
+    condition = re.search(r"condition=%?([\w.\-]+)", instruction.attributes)
+    inside = computations.get(condition[1], ()) if condition else ()
+    if not inside or inside[-1].opcode != "compare" or "direction=LT" not in inside[-1].attributes:
+        return 1
+    numbers = {one.name: one.operands for one in inside if one.opcode == "constant"}
+    bound = "".join(numbers.get(inside[-1].operands[1], ()))
+    return int(bound) if bound.isdigit() else 1
+
+
 def _callers_first(entry: str, computations: Mapping[str, tuple[_Instruction, ...]]) -> list[str]:
     """All computations that are reached, none before one that calls it."""
     order: list[str] = []
@@ -136,19 +152,26 @@ def _callers_first(entry: str, computations: Mapping[str, tuple[_Instruction, ..
     return order[::-1]
 
 
-def _sliced(inside: tuple[_Instruction, ...]) -> dict[int, float]:
-    """Bytes that a fusion reads of parameters which it only slices, by their number."""
+def _sliced(inside: tuple[_Instruction, ...], computations: Mapping[str, tuple[_Instruction, ...]]) -> dict[int, float]:
+    """Bytes that a fusion reads of parameters which it, or a fusion within it, only slices, by their number."""
     small = {}
     for parameter in (one for one in inside if one.opcode == "parameter"):
         users = [one for one in inside if parameter.name in one.operands]
-        if users and all(_reads_a_part(one, parameter.name) for one in users):
-            read = [_size(one.result) for one in users if one.opcode != "dynamic-update-slice"]
+        parts = [_part_read(one, parameter.name, computations) for one in users]
+        read = [part for part in parts if part is not None]
+        if users and len(read) == len(parts):
             small[int(parameter.operands[0])] = sum(read)
     return small
 
 
-def _reads_a_part(user: _Instruction, name: str) -> bool:
-    return user.opcode in ("dynamic-slice", "gather", "dynamic-update-slice") and user.operands[0] == name
+def _part_read(user: _Instruction, name: str, computations: Mapping[str, tuple[_Instruction, ...]]) -> float | None:
+    """Bytes that an instruction reads of an operand that it slices; None of one that it reads whole."""
+    if user.opcode == "fusion" and user.operands.count(name) == 1:
+        inside = next((computations[called] for called in _called(user) if called in computations), ())
+        return _sliced(inside, computations).get(user.operands.index(name))
+    if user.opcode not in ("dynamic-slice", "gather", "dynamic-update-slice") or user.operands[0] != name:
+        return None
+    return 0.0 if user.opcode == "dynamic-update-slice" else _size(user.result)
 
 
 def _size(shape: str) -> float:

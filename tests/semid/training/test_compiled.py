@@ -8,6 +8,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from semid.errors import SemidError
 from semid.training import chip_of, compile_for, make_mesh, topology_devices
 from semid.training.compiled import Compiled, DoesNotFit, Exchange, products
+from semid.training.programs import Program
 from semid.training.topologies import CHIPS
 
 
@@ -30,6 +31,54 @@ def test_loops_count_as_often_as_they_run():
     assert found.traffic >= 8 * (2 * 64 * 32 + 32 * 32) * 4
     assert found.arguments == (64 * 32 + 32 * 32) * 4
     assert (found.times, found.bound, found.peak_share) == ({}, None, None)
+
+
+OF_A_TPU = """\
+%slice (of: f32[306,8], at: s32[]) -> f32[1,8] {
+  %of = f32[306,8]{1,0} parameter(0)
+  %at.1 = s32[]{:T(128)} parameter(1)
+  ROOT %one = f32[1,8]{1,0} dynamic-slice(%of, %at.1, %at.1), dynamic_slice_sizes={1,8}
+}
+
+%doubled (all: f32[306,8], at: s32[]) -> f32[8] {
+  %all = f32[306,8]{1,0} parameter(0)
+  %at.2 = s32[]{:T(128)} parameter(1)
+  %own = f32[1,8]{1,0} fusion(%all, %at.2), kind=kLoop, calls=%slice
+  %flat = f32[8]{0} bitcast(%own)
+  ROOT %sum = f32[8]{0} add(%flat, %flat)
+}
+
+%condition (at_most: (s32[], f32[306,8])) -> pred[] {
+  %bound = s32[]{:T(128)} constant(306), metadata={op_name="while"}
+  %counter = (s32[]{:T(128)}, f32[306,8]{1,0}) parameter(0)
+  %at = s32[]{:T(128)} get-tuple-element(%counter), index=0
+  ROOT %less = pred[]{:T(512)} compare(%at, %bound), direction=LT, metadata={op_name="lt"}
+}
+
+%body (turn: (s32[], f32[306,8])) -> (s32[], f32[306,8]) {
+  %turn = (s32[]{:T(128)}, f32[306,8]{1,0}) parameter(0)
+  %at.3 = s32[]{:T(128)} get-tuple-element(%turn), index=0
+  %x = f32[306,8]{1,0} get-tuple-element(%turn), index=1
+  %twice = f32[8]{0} fusion(%x, %at.3), kind=kOutput, calls=%doubled
+  ROOT %next = (s32[]{:T(128)}, f32[306,8]{1,0}) tuple(%at.3, %x)
+}
+
+ENTRY %main (given: (s32[], f32[306,8])) -> (s32[], f32[306,8]) {
+  %given = (s32[]{:T(128)}, f32[306,8]{1,0}) parameter(0)
+  ROOT %loop = (s32[]{:T(128)}, f32[306,8]{1,0}) while(%given), condition=%condition, body=%body
+}
+"""
+
+
+def test_loops_of_a_tpu_are_counted_by_their_condition():
+    """Its programs have no word of the compiler's on how often they run."""
+    assert Program.parse(OF_A_TPU).times["body"] == 306
+    numbers = 4 + 9  # of the slice's index, and of the counter's comparison
+    assert Program.parse(OF_A_TPU).traffic == 306 * (2 * 8 * 4 + numbers)  # a slice at a turn, and the sum
+    on_chip = OF_A_TPU.replace("%twice = f32[8]{0}", "%twice = f32[8]{0:T(128)S(1)}")
+    assert Program.parse(on_chip).traffic == 306 * (8 * 4 + numbers)
+    for other in (("direction=LT", "direction=NE"), ("constant(306)", "parameter(1)")):
+        assert Program.parse(OF_A_TPU.replace(*other)).times["body"] == 1  # it may end at any turn
 
 
 @pytest.mark.parametrize(
