@@ -187,7 +187,7 @@ def attend_history(
 
     The result of attention over the history joins the levels of the past as one more value, scored by the logarithm
     of its summed powers. All of it is float32: JAX rounds that logarithm to the numbers of the keys, and in bfloat16
-    the history's weight would be off by a tenth.
+    the history's weight would be off by up to a tenth.
     """
     query, keys, values = (x.astype(jnp.float32) for x in (q, *history))
     read, score = jax.nn.dot_product_attention(query, keys, values, mask=real[:, None, None, :], return_residual=True)
