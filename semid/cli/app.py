@@ -92,12 +92,15 @@ def _run(words: Sequence[str]) -> None:
 
 def trackers_of(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Names after `--track`, and the other words. Raises SemidError where none follows or nothing is trained."""
+    from semid.cli.options import split_equals
+
+    words = split_equals(words, "--track")
     if "--track" not in words:
         return [], list(words)
     at = words.index("--track")
     names = list(itertools.takewhile(TRACKERS.__contains__, words[at + 1 :]))
     if not names or words[0] not in TRAINING:
-        word = next(iter(words[at + 1 :]), "none")
+        word = next(iter(words[at + 1 :]), "") or "none"
         near = [] if names else difflib.get_close_matches(word, TRACKERS, n=1)
         what = f"; did you mean {near[0]}?" if near else f", of a command that trains ({', '.join(TRAINING)})"
         raise SemidError(f"--track: expected some of {', '.join(TRACKERS)}, got {word}{what}")
@@ -106,12 +109,16 @@ def trackers_of(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def profile_of(words: Sequence[str]) -> tuple[str | None, list[str]]:
     """The folder after `--profile`, and the other words. Raises SemidError where none follows or nothing is trained."""
+    from semid.cli.options import split_equals
+
+    words = split_equals(words, "--profile")
     if "--profile" not in words:
         return None, list(words)
     at = words.index("--profile")
-    if words[0] not in TRAINING or at + 1 == len(words) or words[at + 1].startswith("-"):
+    folder = next(iter(words[at + 1 :]), "")
+    if words[0] not in TRAINING or not folder or folder.startswith("-"):
         raise SemidError(f"--profile: expected a folder, of a command that trains ({', '.join(TRAINING)})")
-    return words[at + 1], [*words[:at], *words[at + 2 :]]
+    return folder, [*words[:at], *words[at + 2 :]]
 
 
 def run(name: str, command: Any) -> None:

@@ -81,12 +81,17 @@ def file_of_options(command: str, words: Sequence[str]) -> tuple[str | None, lis
     return next(iter(files), None), others
 
 
+def split_equals(words: Sequence[str], option: str) -> list[str]:
+    """Words with `OPTION=VALUE` of this option as two words."""
+    return [part for word in words for part in (word.split("=", 1) if word.startswith(f"{option}=") else [word])]
+
+
 def as_typed(command: str, words: Sequence[str]) -> list[str]:
     """Words with `--model NAME` as the subcommand NAME, and its options `--model.dim 64` as `--dim 64`."""
     if command not in _CHOICES:
         return list(words)
     option, at = _CHOICES[command]
-    words = [part for word in words for part in (word.split("=", 1) if word.startswith(f"{option}=") else [word])]
+    words = split_equals(words, option)
     names, others, rest = [], [], iter(words)
     for word in rest:
         if word == option:

@@ -402,23 +402,36 @@ def test_a_broken_pipe_elsewhere_is_an_error(monkeypatch, capfd):
         ("train --track mlfow --dataset d", "got mlfow; did you mean mlflow?"),
         ("train --dataset d --track", "got none, of a command that trains"),
         ("evaluate --track wandb", "got wandb, of a command that trains"),
+        ("evaluate --track=wandb", "got wandb, of a command that trains"),
+        ("train --track=", "got none, of a command that trains"),
     ],
 )
 def test_trackers_are_named_after_commands_that_train(capsys, line, message):
     with pytest.raises(SystemExit):
         main(line.split())
     assert message in capsys.readouterr().err
-    assert app.trackers_of(["train", "--track", "wandb", "tensorboard", "sasrec", "-k", "3"]) == (
-        ["wandb", "tensorboard"],
-        ["train", "sasrec", "-k", "3"],
-    )
+    for words in (["--track", "wandb"], ["--track=wandb"]):
+        assert app.trackers_of(["train", *words, "tensorboard", "sasrec", "-k", "3"]) == (
+            ["wandb", "tensorboard"],
+            ["train", "sasrec", "-k", "3"],
+        )
     assert tuple(SINKS) == app.TRACKERS
 
 
-@pytest.mark.parametrize("line", ["train --profile --dataset d", "train --dataset d --profile", "evaluate --profile x"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "train --profile --dataset d",
+        "train --dataset d --profile",
+        "train --profile= --dataset d",
+        "evaluate --profile x",
+        "evaluate --profile=x",
+    ],
+)
 def test_a_profile_has_a_folder_and_is_of_a_command_that_trains(capsys, line):
     with pytest.raises(SystemExit):
         main(line.split())
     assert "--profile: expected a folder, of a command that trains (demo, " in capsys.readouterr().err
     assert app.profile_of(["train", "--profile", "x", "-k", "3"]) == ("x", ["train", "-k", "3"])
+    assert app.profile_of(["train", "--profile=x", "-k", "3"]) == ("x", ["train", "-k", "3"])
     assert app.profile_of(["evaluate", "-k", "3"]) == (None, ["evaluate", "-k", "3"])
