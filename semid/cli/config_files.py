@@ -26,6 +26,7 @@ from semid.cli.fields import (
     chosen_in,
     default_of,
     fields_below,
+    sole,
     unwrapped,
     value_at,
 )
@@ -40,15 +41,17 @@ Key = tuple[str, ...]
 
 
 class Entry(NamedTuple):
-    """A key of a file, that of the mappings around it included, and its value."""
+    """A key of a file, that of the mappings around it included, and its value; `within`, for a key in a list's element,
+    the list's own."""
 
     key: Key
     node: yaml.Node
     file: str
+    within: Key = ()
 
     @property
     def where(self) -> str:
-        return f"{self.file}: line {self.node.start_mark.line + 1}: {'.'.join(self.key)}"
+        return f"{self.file}: line {self.node.start_mark.line + 1}: {'.'.join((*self.within, *self.key))}"
 
 
 def read_entries(file: str | Path) -> list[Entry]:
@@ -90,16 +93,16 @@ def _text(path: Path, file: str) -> str:
         raise SemidError(f"{file}: not a readable text file ({error})") from None
 
 
-def _entries(mapping: yaml.MappingNode, above: Key, file: str) -> Iterator[Entry]:
+def _entries(mapping: yaml.MappingNode, above: Key, file: str, within: Key = ()) -> Iterator[Entry]:
     seen = set()
     for key_node, node in mapping.value:
         key = (*above, *str(key_node.value).replace("-", "_").split("."))
         if not isinstance(key_node, yaml.ScalarNode) or key in seen:
             what = "given twice; keep one" if key in seen else "expected the name of an option"
             line = key_node.start_mark.line + 1
-            raise SemidError(f"{file}: line {line}: {'.'.join(key)}: {what}")
+            raise SemidError(f"{file}: line {line}: {'.'.join((*within, *key))}: {what}")
         seen.add(key)
-        yield Entry(key, node, file)
+        yield Entry(key, node, file, within)
 
 
 Chosen = dict[Key, type | None]
@@ -141,7 +144,7 @@ def _opened(entries: Sequence[Entry]) -> Iterator[Entry]:
     for entry in entries:
         yield entry
         if isinstance(entry.node, yaml.MappingNode):
-            yield from _opened(list(_entries(entry.node, entry.key, entry.file)))
+            yield from _opened(list(_entries(entry.node, entry.key, entry.file, entry.within)))
 
 
 def _joined(fields: Sequence[Field], entries: Sequence[Entry]) -> Iterator[Entry]:
@@ -229,10 +232,12 @@ def _built(cls: Any, path: Key, chosen: Chosen, values: Values, default: Any) ->
 def _part(kind: Any, path: Key, chosen: Chosen, values: Values, default: Any) -> Any:
     if path in values:
         return values[path][0]
-    cls = chosen.get(path, None if default is MISSING else type(default))
+    cls, alternatives = chosen.get(path, None if default is MISSING else type(default)), alternatives_of(kind)
     if path in chosen and cls is None:
         return None
-    if cls and alternatives_of(kind):
+    if default is MISSING and any(key[: len(path)] == path for key in values):
+        cls = cls or sole(alternatives)
+    if cls and alternatives:
         return _built(cls, path, chosen, values, default if type(default) is cls else MISSING)
     return tyro.MISSING if default is MISSING else default
 
@@ -303,7 +308,7 @@ def _of_config(alternatives: Mapping[str, type | None], entry: Entry) -> Any:
     if not isinstance(entry.node, yaml.MappingNode):
         cls = _alternative(alternatives, entry)
         return cls and cls()
-    inside = list(_entries(entry.node, (), entry.file))
+    inside = list(_entries(entry.node, (), entry.file, (*entry.within, *entry.key)))
     named = next((one for one in inside if one.key == ("type",)), None)
     cls = _alternative(alternatives, named) if named else next(iter(alternatives.values()))
     made = cls and build(cls, [one for one in inside if one is not named], chosen={})

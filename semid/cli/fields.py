@@ -69,7 +69,7 @@ def _fields(
         if own:
             yield Field(below, name, scope, hints[field.name], alternatives)
         value = default_of(field, default)
-        found = chosen.get(below, None if value is MISSING or value is None else type(value))
+        found = chosen.get(below, sole(alternatives) if value is MISSING else None if value is None else type(value))
         if found and alternatives:
             inner = value if type(value) is found else MISSING
             if len(alternatives) - ("none" in alternatives) > 1:
@@ -111,6 +111,11 @@ def alternatives_of(kind: Any) -> dict[str, type | None]:
     for one in typing.get_args(kind):
         found |= {"none": None} if one is type(None) else alternatives_of(one)
     return found if any(found.values()) else {}
+
+
+def sole(alternatives: Mapping[str, type | None]) -> type | None:
+    """The class that stands where there is no choice; None where there is one."""
+    return next(iter(alternatives.values())) if len(alternatives) == 1 else None
 
 
 def _names(cls: Any, marks: tuple) -> Iterator[str]:

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 
 import pytest
 import tyro
@@ -17,7 +18,8 @@ from semid.cli.train import Train
 from semid.config import to_dict
 from semid.data import GlobalTime, HeldOutItems, ShuffledTies
 from semid.errors import SemidError
-from semid.joint import JointConfig
+from semid.joint import JointConfig, Phase, Surgery
+from semid.training import TrainingConfig
 from seq_models import DenseConfig, RQTransformerConfig
 
 PLACES = "dataset: d\ncatalog: c\nout: o\n"
@@ -161,6 +163,23 @@ def test_settings_of_stages_are_options_of_files(parsed):
     whole = json.dumps(to_dict(config))
     for text in (whole, f"stages: {whole}", "stages: {tie-break: 9, cycles: 2}", "tie_break: 9\ncycles: 2"):
         assert parsed(f"train-end-to-end --config {{}} {' '.join(places)}", text).stages == config
+
+
+def test_configs_inside_of_a_list_are_mappings_like_others(parsed):
+    """Those without a default too, which need no `type`."""
+    line = "train-end-to-end --config {} --dataset d --out o"
+    for phase in ("training: {epochs: 1}", "training.epochs: 1", "training: {type: TrainingConfig, epochs: 1}"):
+        text = f"stages:\n  joint:\n  - {phase}\n  - training: {{type: TrainingConfig}}\n    surgery: project"
+        joint = parsed(line, text).stages.joint
+        assert joint == (Phase(TrainingConfig(epochs=1)), Phase(TrainingConfig(), surgery=Surgery.PROJECT))
+    for phase, message in (
+        ("training: {epochz: 1}", "line 3: stages.joint.training.epochz: unknown key; did you mean 'training.epochs'?"),
+        ("training: {epochs: many}", "line 3: stages.joint.training.epochs: expected a value of type float"),
+        ("{training: {epochs: 1}, training: {}}", "line 3: stages.joint.training: given twice; keep one"),
+        ("surgery: project", "line 3: stages.joint: training is missing; give it"),
+    ):
+        with pytest.raises(SemidError, match=re.escape(message)):
+            parsed(line, f"stages:\n  joint:\n  - {phase}")
 
 
 @pytest.mark.parametrize(
