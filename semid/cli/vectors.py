@@ -32,15 +32,15 @@ class _Fuse(FuseConfig):
 
     __doc__ = FuseConfig.__doc__
     signal: tyro.conf.Suppress[tyro.conf.Fixed[Signal]] = PpmiConfig()
-    behavior: str = PpmiConfig.name
+    signal_name: Annotated[str, tyro.conf.arg(name="signal")] = PpmiConfig.name
     """Collaborative vectors: ppmi (from co-occurrence), lightgcn, freedom, bm3, mmhcl, cm3 or alpharec, each with its
     defaults; or the name of a vector column, such as the item vectors of a trained model."""
 
     def plain(self) -> FuseConfig:
         """The config as it is stored."""
-        kind = _SIGNALS.get(self.behavior)
+        kind = _SIGNALS.get(self.signal_name)
         column = {"column": self.column} if kind and any(f.name == "column" for f in fields(kind)) else {}
-        signal = kind(**column) if kind else VectorColumn(self.behavior)
+        signal = kind(**column) if kind else VectorColumn(self.signal_name)
         return FuseConfig(**{**{f.name: getattr(self, f.name) for f in fields(FuseConfig)}, "signal": signal})
 
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
+from semid.config import choices
 from semid.data import Dataset
-from semid.errors import SemidError
+from semid.errors import SemidError, did_you_mean
 from semid.graphs.cooccurrence import ppmi_vectors
 
 
@@ -46,9 +47,12 @@ class VectorColumn(Signal):
     def item_vectors(self, dataset: Dataset, *, seed: int) -> Float[np.ndarray, "items signal"]:
         del seed
         if self.name not in dataset.vector_columns:
+            others = [name for name, cls in choices(Signal).items() if cls is not VectorColumn]
+            hint = did_you_mean(self.name, [*dataset.vector_columns, *others], cutoff=0.3)
+            columns = ", ".join(dataset.vector_columns) or "none"
             raise SemidError(
-                f"dataset {dataset.name!r} has no vector column {self.name!r} to align with (it has "
-                f"{', '.join(dataset.vector_columns) or 'none'}); name one of them, or another signal"
+                f"dataset {dataset.name!r} has no vector column {self.name!r} (it has {columns}), nor is that another "
+                f"signal ({', '.join(others)}){hint}"
             )
         return dataset.vectors(self.name)
 

@@ -49,7 +49,7 @@ LINES = (
     "package --model m --out o --license apache-2.0",
     "report a b",
     "vectors --dataset d --out o smooth --layers 2",
-    "vectors --dataset d --out o fuse --behavior lightgcn --epochs 3",
+    "vectors --dataset d --out o fuse --signal lightgcn --epochs 3",
 )
 
 

@@ -22,7 +22,7 @@ def home(tmp_path_factory):
 
 
 def test_a_fused_column_is_tokenized_and_takes_new_items_by_their_texts(home, capsys):
-    run("vectors --dataset {h}/dataset --out {h}/fused fuse --epochs 2 --behavior lightgcn", h=home)
+    run("vectors --dataset {h}/dataset --out {h}/fused fuse --epochs 2 --signal lightgcn", h=home)
     assert "made 128-d vectors of text_lsa (text_lsa_fuse)" in capsys.readouterr().out
     dataset = Dataset.load(home / "fused")
     assert dataset.vector_columns == ["text_lsa", "text_lsa_fuse"]
@@ -37,7 +37,7 @@ def test_a_fused_column_is_tokenized_and_takes_new_items_by_their_texts(home, ca
 
 @pytest.mark.parametrize(
     ("way", "width"),
-    [("fuse --epochs 1 --behavior text_lsa", 12), ("smooth --layers 1", 6), ("alpharec --dim 3 --epochs 1", 3)],
+    [("fuse --epochs 1 --signal text_lsa", 12), ("smooth --layers 1", 6), ("alpharec --dim 3 --epochs 1", 3)],
 )
 def test_other_ways(home, tmp_path, way, width):
     run(f"vectors --dataset {{h}}/dataset --out {{t}}/out {way}", h=home, t=tmp_path)
@@ -45,10 +45,10 @@ def test_other_ways(home, tmp_path, way, width):
     assert Dataset.load(tmp_path / "out").vectors(name).shape == (40, width)
 
 
-@pytest.mark.parametrize("behavior", ["freedom", "alpharec"])
-def test_signals_that_read_content_read_the_column_that_is_named(behavior):
+@pytest.mark.parametrize("signal", ["freedom", "alpharec"])
+def test_signals_that_read_content_read_the_column_that_is_named(signal):
     words = ["vectors", "--dataset", "d", "--out", "o", "fuse", "--column", "seen"]
-    assert app.parse([*words, "--behavior", behavior]).way.plain().signal.column == "seen"
+    assert app.parse([*words, "--signal", signal]).way.plain().signal.column == "seen"
     assert app.parse(words).way.plain().signal == PpmiConfig()
 
 
@@ -56,3 +56,11 @@ def test_a_column_that_is_not_there_is_named(home, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run("vectors --dataset {h}/dataset --out {t}/out smooth --column text", h=home, t=tmp_path)
     assert "no vector column 'text'" in capsys.readouterr().err
+
+
+def test_a_signal_that_is_not_there_is_answered_with_those_that_are(home, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run("vectors --dataset {h}/dataset --out {t}/out fuse --signal lightgnc", h=home, t=tmp_path)
+    said = capsys.readouterr().err
+    assert "has no vector column 'lightgnc' (it has text_lsa), nor is that another signal (alpharec, bm3, cm3, " in said
+    assert said.endswith("lightgcn, mmhcl, ppmi); did you mean 'lightgcn'?\n")

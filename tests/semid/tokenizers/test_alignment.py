@@ -426,7 +426,7 @@ def test_what_the_dataset_cannot_give_is_named():
             read_signals(of, configs, signal, x, seed=0)
 
     fails(
-        r"'tiny' has no vector column 'nope' to align with \(it has content, teacher\)",
+        r"'tiny' has no vector column 'nope' \(it has content, teacher\), nor is that another signal \(alpharec, ",
         LetterConfig(),
         signal=VectorColumn("nope"),
     )
