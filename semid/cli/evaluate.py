@@ -158,7 +158,7 @@ class Evaluate:
             ks=self.ks,
             exclude_seen=self.exclude_seen,
             other_dataset=self.other_dataset,
-            catalog=None if catalog is None else catalog.item_ids.filter(pa.array(catalog.active)),
+            item_ids=None if catalog is None else catalog.item_ids.filter(pa.array(catalog.active)),
         )
         about = {"seen": "excluded"} if self.exclude_seen else {}
         about |= {"asked": " ".join(sorted(self.condition))} if self.condition else {}

@@ -16,7 +16,15 @@ from semid.config import from_dict
 from semid.data import Dataset, Examples, HeldOutItems
 from semid.data.simulated import SimulatedConfig, simulate
 from semid.evaluation.baselines import Bigram, Popularity
-from semid.evaluation.evaluator import GROUPS, Metrics, Ranker, condition_option, evaluate, examples_for_ranker
+from semid.evaluation.evaluator import (
+    GROUPS,
+    Metrics,
+    Ranker,
+    condition_option,
+    evaluate,
+    examples_for_ranker,
+    search_options,
+)
 from semid.progress import show_progress
 
 # Users whose scores of all items are held at once.
@@ -62,12 +70,12 @@ def compare(
     exclude_seen: bool = False,
     own: Sequence[str] = (),
     condition: Mapping[str, str] | None = None,
-    catalog: pa.Array | None = None,
+    item_ids: pa.Array | None = None,
     other_dataset: bool = False,
 ) -> dict[str, Metrics]:
     """Metrics of each ranker by name, with progress shown; `beam_size` is for those that search (they have codes),
     `own` (see `evaluate`, as for `other_dataset`) and `condition` for those that know conditions. Rankers without
-    `active` are measured on the items of `catalog`, given by their ids, as those that have it are on their own."""
+    `active` are measured on the items of these `item_ids`, as those that have it are on their own."""
     users = len(dataset.splits.examples(split))
 
     def measure(name: str, ranker: Ranker) -> Metrics:
@@ -87,16 +95,12 @@ def compare(
                 exclude_seen=exclude_seen,
                 other_dataset=other_dataset,
                 progress=show,
-                **_search_options(ranker, beam_size),
+                beam_size=beam_size,
                 **_asked(ranker, own, condition),
-                catalog=None if hasattr(ranker, "active") else catalog,
+                item_ids=None if hasattr(ranker, "active") else item_ids,
             )
 
     return {name: measure(name, ranker) for name, ranker in rankers.items()}
-
-
-def _search_options(ranker: Ranker, beam_size: int) -> dict[str, Any]:
-    return {} if ranker.codes is None else {"beam_size": beam_size}
 
 
 def _asked(ranker: Ranker, own: Sequence[str], condition: Mapping[str, str] | None) -> dict[str, Any]:
@@ -256,7 +260,7 @@ def example_users(
     users = []
     with show_progress("listing example users", total=len(examples), unit="users") as progress:
         progress.say("compiling ...")
-        options = _search_options(ranker, beam_size) | _condition(ranker, examples, own, condition)
+        options = search_options(ranker, {"beam_size": beam_size}) | _condition(ranker, examples, own, condition)
         ranked = ranker.rank(examples.histories, k=k, exclude_seen=exclude_seen, **options)
         for index in range(len(examples)):
             users.append(one(index))

@@ -86,7 +86,7 @@ def evaluate(
     ks: Sequence[int] = (5, 10),
     exclude_seen: bool = False,
     allowed: Bool[np.ndarray, " items"] | Bool[np.ndarray, "n items"] | None = None,
-    catalog: pa.Array | None = None,
+    item_ids: pa.Array | None = None,
     drop_unknown: bool = False,
     other_dataset: bool = False,
     own: Sequence[str] = (),
@@ -107,21 +107,23 @@ def evaluate(
     `allowed` says by the ranker's item row what may be recommended, to all or to each example. A target that is not
     allowed, or stands in its history under `exclude_seen` or for a model that leaves that out, is a miss: such are
     counted.
-    `catalog` are the ids of the items that several models are measured on: a ranker recommends no others, and those
-    that it does not know count in coverage, Gini and popularity ranks. None: the ranker's own catalogue.
+    `item_ids` are the items that several models are measured on: a ranker recommends no others, and those that it does
+    not know count in coverage, Gini and popularity ranks. None: the ranker's own catalogue.
     `other_dataset` measures also a ranker that was trained on another dataset, which the provenance says: what is test
     here may have been training there.
     `own` asks a model that knows conditions for each target by what it is: ("event",) tells it whether the user bought
     or looked; such figures answer another question than those without, and say so in their provenance.
     `options` go to `ranker.rank` (a Recommender takes `beam_size`, `condition`, `sample`), of several conditions, one
-    for each example, those of a batch; `progress(done, total)` is called with 0 before the first batch and then after
-    each.
+    for each example, those of a batch; `beam_size` goes to rankers that have codes alone. `progress(done, total)` is
+    called with 0 before the first batch and then after each.
     Raises SemidError if the ranker does not know an item of the data, was trained on another dataset, or lists an item
     twice, one that does not exist or one that it may not.
     """
     _check_arguments(ranker, ks, batch_size)
+    _check_item_ids(item_ids, options)
+    options = search_options(ranker, options)
     evaluation_set = _evaluation_set(ranker, data, split, drop_unknown, other_dataset)
-    task = _task(ranker, evaluation_set, ks, allowed, exclude_seen, catalog)
+    task = _task(ranker, evaluation_set, ks, allowed, exclude_seen, item_ids)
     state, per_example, lists = MetricState({}, np.zeros(len(task.popularity), np.int64), max(ks)), [], []
     out_of_reach = 0
     progress = progress or _silent
@@ -151,6 +153,11 @@ def evaluate(
         ranked=np.concatenate(lists),
         groups=task.members,
     )
+
+
+def search_options(ranker: Ranker, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a ranker's call, without a beam's size where it has no codes to search."""
+    return {name: value for name, value in options.items() if name != "beam_size" or ranker.codes is not None}
 
 
 def condition_option(ranker: Ranker, examples: Examples, own: Sequence[str], condition: Any = None) -> dict[str, Any]:
@@ -293,7 +300,7 @@ def _task(
     ks: Sequence[int],
     allowed: Bool[np.ndarray, "..."] | None,
     exclude_seen: bool,
-    catalog: pa.Array | None,
+    item_ids: pa.Array | None,
 ) -> _Task:
     examples, counts = evaluation_set.examples, evaluation_set.counts
     codes = None if ranker.codes is None else np.asarray(ranker.codes)
@@ -302,9 +309,9 @@ def _task(
     if codes is not None and ranker.tie_break:
         code_groups = metrics.group_ids(codes[:, :-1])
     active, unknown = getattr(ranker, "active", np.ones(len(counts), bool)), 0
-    if catalog is not None:
-        active = active & pc.is_in(ranker.item_ids, catalog).to_numpy(zero_copy_only=False)
-        unknown = len(catalog) - int(active.sum())
+    if item_ids is not None:
+        active = active & pc.is_in(ranker.item_ids, item_ids).to_numpy(zero_copy_only=False)
+        unknown = len(item_ids) - int(active.sum())
     lengths, wanted = examples.histories.lengths, counts[examples.targets]
     activity, warm = metrics.terciles(lengths), metrics.terciles(counts[active & (counts > 0)])
     cold = GROUPS["popularity"].index("cold")
@@ -417,6 +424,15 @@ def _check_arguments(ranker: Ranker, ks: Sequence[int], batch_size: int) -> None
         raise SemidError(f"expected a ranker with item_ids, codes, tie_break and rank(), got {type(ranker).__name__}")
     if not ks or min(ks) < 1 or batch_size < 1:
         raise SemidError(f"expected ks and batch_size of at least 1, got ks {tuple(ks)} and batch_size {batch_size}")
+
+
+def _check_item_ids(item_ids: Any, options: Mapping[str, Any]) -> None:
+    if "catalog" in options or not isinstance(item_ids, pa.Array | pa.ChunkedArray | None):
+        got = "catalog=" if "catalog" in options else f"a {type(item_ids).__name__}"
+        raise SemidError(
+            f"expected item_ids as a pyarrow array, got {got}; another catalogue is for the model to take: "
+            "Recommender.from_pretrained(model, catalog=...)"
+        )
 
 
 def _check_lists(ranked: Int[np.ndarray, "n k"], part: _Part, k: int, ranker: Ranker) -> None:

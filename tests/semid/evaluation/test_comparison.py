@@ -73,6 +73,9 @@ def test_the_rows_are_those_of_evaluate_and_only_searchers_get_a_beam(dataset):
     assert plain.asked == [{"k": 3, "exclude_seen": False}]
     alone = evaluate(Toy(dataset.item_ids), dataset, split="validation", ks=(3,))
     assert measured["b"].values == alone.values
+    same = evaluate(plain, dataset, split="validation", ks=(3,), beam_size=7)  # no search, and so no beam
+    assert (same.values, same.provenance) == (alone.values, alone.provenance)
+    assert plain.asked[-1] == {"k": 3, "exclude_seen": False}
     assert measured["a"].provenance["options"] == {"beam_size": 7}
 
 
@@ -88,7 +91,7 @@ def test_items_removed_from_the_catalogue_are_recommended_by_none(dataset):
     catalog = dataset.item_ids.filter(pa.array(~np.isin(np.arange(ITEMS), [0, 3])))
     toy = Toy(dataset.item_ids)
     toy.active = np.ones(ITEMS, bool)  # knows by itself
-    measured = compare(baselines(dataset) | {"toy": toy}, dataset, ks=(ITEMS,), catalog=catalog)
+    measured = compare(baselines(dataset) | {"toy": toy}, dataset, ks=(ITEMS,), item_ids=catalog)
     for name in ("popularity", "bigram"):
         assert not np.isin(measured[name].ranked, [0, 3]).any()
         assert measured[name].provenance["catalogue_items"] == ITEMS - 2
@@ -108,7 +111,7 @@ def test_lists_alike_of_a_catalogue_with_removed_and_appended_items_have_the_sam
     model = Model.fit(train, pa.concat_arrays([ids, pa.array(["new 0", "new 1", "new 2"])]))
     rankers = {"model": model, "popularity": Popularity.fit(train, ids)}
     catalog = model.item_ids.filter(pa.array(model.active))
-    ours, theirs = compare(rankers, dataset, ks=(3, 5), catalog=catalog).values()
+    ours, theirs = compare(rankers, dataset, ks=(3, 5), item_ids=catalog).values()
     np.testing.assert_array_equal(ours.ranked, theirs.ranked)
     assert ours.values == theirs.values
     assert ours.provenance == theirs.provenance

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from semid.artifacts import Manifest, Origin
+from semid.catalog import SemanticCatalog
 from semid.data import Dataset, HeldOutItems, Histories, ShuffledTies, SourceOrder
 from semid.errors import SemidError
 from semid.evaluation import Bigram, Popularity, compare, evaluate, write_metrics
@@ -277,6 +278,21 @@ def test_what_is_no_ranker_is_refused(dataset):
         evaluate(object(), dataset)
 
 
+@pytest.mark.parametrize(
+    ("option", "got"),
+    [
+        ({"catalog": "runs/catalog"}, "catalog="),
+        ({"catalog": pa.array(["i1"])}, "catalog="),
+        ({"item_ids": "runs/catalog"}, "a str"),
+        ({"item_ids": SemanticCatalog(pa.array(["i1"]), np.zeros((1, 1), np.int32), (1,))}, "a SemanticCatalog"),
+    ],
+)
+def test_a_catalogue_is_given_to_the_model_not_to_its_measurement(dataset, bigram, option, got):
+    message = rf"expected item_ids as a pyarrow array, got {got}; .*Recommender.from_pretrained\(model, catalog=...\)"
+    with pytest.raises(SemidError, match=message):
+        evaluate(bigram, dataset, **option)
+
+
 def test_options_go_to_the_ranker_and_into_the_provenance(dataset, bigram):
     @dataclass
     class Searching(Fixed):
@@ -286,11 +302,12 @@ def test_options_go_to_the_ranker_and_into_the_provenance(dataset, bigram):
             self.beam_sizes += (beam_size,)
             return super().rank(histories, k=k, exclude_seen=exclude_seen)
 
-    ranker = Searching(dataset.item_ids, [0])
+    ranker = Searching(dataset.item_ids, [0], codes=np.arange(ITEMS)[:, None])
     assert evaluate(ranker, dataset, beam_size=50).provenance["options"] == {"beam_size": 50}
     assert ranker.beam_sizes == (50,)
-    with pytest.raises(TypeError, match="beam_size"):
-        evaluate(bigram, dataset, beam_size=50)
+    assert evaluate(bigram, dataset, beam_size=50).provenance["options"] == {}  # it has no codes to search
+    with pytest.raises(TypeError, match="temperature"):
+        evaluate(bigram, dataset, temperature=2)
 
 
 def test_the_tie_rule_stands_beside_the_values():
