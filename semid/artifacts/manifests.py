@@ -33,6 +33,11 @@ MANIFEST = "manifest.json"
 PAGE = "README.md"
 # A manifest has some kilobytes.
 MAX_BYTES = 16 << 20
+# What is done with an item graph, said where one is given in place of a model.
+_USES_OF_GRAPH = (
+    "an item graph is measured by `semid evaluate` (without --catalog), mixed with a model (--graph) and taught from "
+    "(--teacher of `semid train`)"
+)
 _SHA256 = re.compile("[0-9a-f]{64}")
 _TYPES: dict[str, Any] = {
     "kind": str,
@@ -117,7 +122,8 @@ def read_artifact(path: str | Path, kind: str, *others: str) -> Manifest:
     path = Path(path)
     manifest = read_manifest(path)
     if manifest.kind not in (kind, *others):
-        raise SemidError(f"{path}: expected an artifact of kind {str(kind)!r}, found {manifest.kind!r}; check the path")
+        remedy = _USES_OF_GRAPH if (kind, manifest.kind) == (Kind.MODEL, Kind.GRAPH) else "check the path"
+        raise SemidError(f"{path}: expected an artifact of kind {str(kind)!r}, found {manifest.kind!r}; {remedy}")
     with _unreplaced(path, manifest):
         for name, expected in manifest.files.items():
             if name == PAGE:

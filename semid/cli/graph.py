@@ -17,7 +17,7 @@ from semid.graphs import ItemGraphConfig, fit_graph
 class Graph:
     """Count which items lead to which in the training histories, and find each item's neighbors by content.
 
-    The graph recommends by itself (`semid evaluate --model`), teaches a generator (`semid train --teacher`), and is
+    The graph ranks by itself in `semid evaluate` (--model), teaches a generator (`semid train --teacher`), and is
     mixed into a model's search (`semid train --graph`).
     """
 

@@ -69,6 +69,9 @@ class Recommend:
     """Of the draw: near 0 the best, 1 the model's own probabilities, above bolder."""
     seed: int = 0
     """Of the draw."""
+    graph_weight: float | None = None
+    """Weight of the model's item graph, from 0 (the model alone) to 1 (the graph alone); none given: the one that was
+    chosen in training."""
     explain: bool = False
     """Show the item graph's share of each probability, and the items of the history that it comes from."""
     catalog: PathOrUrl | None = None
@@ -104,6 +107,7 @@ class Recommend:
             events=None if events is None else [events],
             times=None if times is None else [times],
             values=self.values or None,
+            graph_weight=self.graph_weight,
         )
         if not top.item_ids[0]:
             console.print(
@@ -113,7 +117,8 @@ class Recommend:
         explained = []
         if self.explain:
             asked: dict[str, Any] = {"condition": condition, "events": events, "times": times}
-            explained = recommender.explain(history, top.item_ids[0], skip_unknown=self.skip_unknown, **asked)
+            asked |= {"graph_weight": self.graph_weight, "skip_unknown": self.skip_unknown}
+            explained = recommender.explain(history, top.item_ids[0], **asked)
         table = Table("rank", "item id", "log of value" if self.values else "log-probability", "codes")
         tokens = recommender.catalog.tokens_of(recommender.catalog.rows(top.item_ids[0]))
         for rank, (item_id, score, codes) in enumerate(zip(top.item_ids[0], top.scores[0], tokens, strict=False), 1):

@@ -115,6 +115,9 @@ def test_wrong_kind_no_artifact_and_no_manifest_are_told_apart(tmp_path):
     write(tmp_path / "m")
     with pytest.raises(SemidError, match="m: expected an artifact of kind 'dataset', found 'model'; check the path"):
         read_artifact(tmp_path / "m", "dataset")
+    write(tmp_path / "g", kind="graph")
+    with pytest.raises(SemidError, match="found 'graph'; an item graph is measured by `semid evaluate`"):
+        read_artifact(tmp_path / "g", "model")
     with pytest.raises(SemidError, match="nowhere: no such artifact"):
         read_artifact(tmp_path / "nowhere", "model")
     change_manifest(tmp_path / "m", surprise=1)

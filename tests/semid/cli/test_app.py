@@ -275,9 +275,17 @@ class _Asked(Recommender):
     def __init__(self):
         pass
 
-    def recommend(self, histories, *, boosts, **options):
-        self.boosts = boosts
+    def recommend(self, histories, *, boosts, graph_weight, **options):
+        self.boosts, self.graph_weight = boosts, graph_weight
         return Recommendations([[]], np.zeros((1, 0), np.float32))
+
+
+def test_the_weight_of_the_graph_is_an_option(monkeypatch):
+    asked = _Asked()
+    monkeypatch.setattr(Recommender, "from_pretrained", lambda *_, **__: asked)
+    for option, weight in (("--graph-weight 0.25", 0.25), ("--graph-weight 0", 0.0), ("", None)):
+        main(f"recommend --model m --history a {option}".split())
+        assert asked.graph_weight == weight
 
 
 def test_boosts_are_options_or_a_table_and_the_option_counts_more(monkeypatch, capsys, tmp_path):
