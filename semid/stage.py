@@ -69,6 +69,14 @@ class Request:
         return {"config": self.config, "seed": self.seed, "parents": dict(self.parents)}
 
 
+def refuse_path(given: Any, *loaders: str) -> None:
+    """Raise SemidError for a path where a stage takes what it holds, which `loaders` such as `Dataset.load` read."""
+    if isinstance(given, str | Path):
+        kinds = " or ".join(loader.partition(".")[0] for loader in loaders)
+        loads = " or ".join(f"{loader}({str(given)!r})" for loader in loaders)
+        raise SemidError(f"expected {'an' if kinds[0] in 'AEIOU' else 'a'} {kinds}, got a path: {loads}")
+
+
 def run_stage(
     request: Request,
     out: str | Path | None,

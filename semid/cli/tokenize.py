@@ -229,14 +229,7 @@ class Tokenize:
                                  "--teacher; rename it")  # fmt: skip
             config = replace(config, columns=config.columns or tuple(dataset.vector_columns))
             model = Recommender.from_pretrained(teacher)
-            if model.origin is not None:
-                dataset.check_source(model.origin, what="the teacher", remedy="train a teacher on this dataset")
-            rows = model.catalog.rows(dataset.item_ids)
-            try:
-                vectors = model.item_vectors()
-            except SemidError as error:
-                raise SemidError(f"--teacher: {error}; name one that `semid train sasrec` wrote") from None
-            dataset = dataset.with_vectors(_TEACHER, vectors[rows], origin=model.origin)
+            dataset = dataset.with_vectors(_TEACHER, model.item_vectors_for(dataset), origin=model.origin)
         given, config = config, config.resolved(dataset.num_items)
         print_chosen(given, config, by=f"{dataset.num_items:,} items")
         tokenize(dataset, config, out=out, seed=self.seed, mesh=make_mesh(config=self.mesh))

@@ -27,6 +27,7 @@ from semid.encoders import (
 from semid.errors import SemidError
 from semid.graphs import ItemGraph
 from semid.joint import JointConfig, train_end_to_end
+from semid.recommender import Recommender
 from semid.training import MeshConfig, make_mesh
 
 _SCRATCH, _NONE = "scratch", "none"
@@ -60,6 +61,9 @@ class TrainEndToEnd:
     tuning: Literal["side-adapters", "low-rank", "full", "frozen"] | None = None
     """Parameters of pretrained encoders that are trained: of small adapters that read their states (computed once, the
     cheapest), of low-rank changes of their matrices, all, or none; none given: side-adapters."""
+    teacher: str | None = None
+    """Folder (or org/name of the Hugging Face hub) of a model that `semid train sasrec` wrote on this dataset. The
+    terms teacher_codes and teacher_states of the stages' settings learn from its item vectors."""
     graph: PathOrUrl | None = None
     """Folder of an item graph of the same dataset (`semid graph`), which is mixed with the model, in the search too, at
     the weight that is best on validation."""
@@ -88,6 +92,7 @@ class TrainEndToEnd:
             config=config,
             out=self.out,
             seed=self.seed,
+            teacher=None if self.teacher is None else Recommender.from_pretrained(self.teacher),
             graph=None if self.graph is None else ItemGraph.load(self.graph),
             mesh=make_mesh(config=self.mesh),
         )

@@ -35,7 +35,7 @@ from semid.recommender import (
     copy_tokenizer,
     sequence_codes,
 )
-from semid.stage import Request, run_stage
+from semid.stage import Request, refuse_path, run_stage
 from semid.training import (
     OptimizerConfig,
     PackedHistories,
@@ -155,7 +155,11 @@ def train(
     dataset, whose training may have what is test here, and if `out` is in use.
     """
     sequences = sequences or {}
+    refuse_path(dataset, "Dataset.load")
+    refuse_path(teacher, "Recommender.from_pretrained", "ItemGraph.load")
+    refuse_path(graph, "ItemGraph.load")
     for one in (catalog, *sequences.values()):
+        refuse_path(one, "SemanticCatalog.load")
         check_catalog(one, dataset, other_dataset=other_dataset)
     repeats = dataset.repeats.common
     config = config.resolved(dataset.num_training_interactions, repeats=repeats, taught=teacher is not None)

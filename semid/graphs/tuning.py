@@ -24,7 +24,7 @@ from semid.graphs.transitions import (
     scaled_by_degree,
 )
 from semid.progress import show_progress
-from semid.stage import Request, run_stage
+from semid.stage import Request, refuse_path, run_stage
 
 # Version of what `fit_graph` does with the same settings.
 _VERSION = 2
@@ -48,6 +48,7 @@ def fit_graph(
 
     With `tune` its constants are chosen on validation. A stage (see `run_stage`): without `out` nothing is written.
     """
+    refuse_path(dataset, "Dataset.load")
     request = Request(Kind.GRAPH, {"graph": to_dict(config), "tune": tune}, dataset.parents, None, _VERSION)
 
     def work(folder: Path) -> ItemGraph:

@@ -51,7 +51,7 @@ from semid.joint.model import TEACHER_TERMS, JointModel
 from semid.joint.stages import Stage, plan
 from semid.progress import LOG
 from semid.recommender import Recommender, read_spec
-from semid.stage import Request, place_of_all, run_stage
+from semid.stage import Request, place_of_all, refuse_path, run_stage
 from semid.tokenizers import RQVAE, SemanticTokenizer, TokenizerConfig, map_blocks
 from semid.training import HISTORY, REQUEST, check_events, named_leaves, on_first, read_history, replace_leaves
 from seq_models import RQTransformer
@@ -74,7 +74,7 @@ def train_end_to_end(
     config: JointConfig = JointConfig(),
     out: str | Path | None = None,
     seed: int = 0,
-    teacher: Float[np.ndarray, "items teacher"] | None = None,
+    teacher: Recommender | Float[np.ndarray, "items teacher"] | None = None,
     graph: ItemGraph | None = None,
     previous: PreviousRun | None = None,
     shared: str | Path | None = None,
@@ -84,9 +84,10 @@ def train_end_to_end(
 
     `text` and `image` say how items are encoded: "scratch", the folder of a pretrained model (its states read by side
     adapters), or a config such as `PretrainedText(folder, tuning=LowRank())`; None leaves the modality out. `content`
-    is for all else: content and encoder that `read_content` or the caller has made. `teacher` are item vectors for the
-    objective's distillation terms. A `graph` is mixed with the trained model at the weight that is best on
-    validation; where items repeat, so is the factor of the model's probability of those in the history.
+    is for all else: content and encoder that `read_content` or the caller has made. The terms `teacher_codes` and
+    `teacher_states` learn from a `teacher`: a model that has item vectors, such as SASRec, or the vectors. A `graph` is
+    mixed with the trained model at the weight that is best on validation; where items repeat, so is the factor of the
+    model's probability of those in the history.
 
     A stage (see `run_stage`): an interrupted run of the same request resumes from its checkpoints, a finished one is
     read, and without `out` nothing is written. The artifact is a recommender like any other (its features are the item
@@ -102,7 +103,12 @@ def train_end_to_end(
     wants a teacher that is not given, or none that is, `previous` is of other settings, has embeddings of other items
     or trained on what is not the beginning of the training histories here, codes collapse, or `out` is in use.
     """
+    refuse_path(dataset, "Dataset.load")
+    refuse_path(teacher, "Recommender.from_pretrained")
+    refuse_path(graph, "ItemGraph.load")
     source = _content_config(text, image, content)
+    vectors = _teacher_vectors(teacher, dataset)
+    _check_teacher(vectors, dataset, config, previous)
     fitted = dataset if previous is None else previous.dataset
     config = config.resolved(
         items=fitted.num_items,
@@ -118,12 +124,12 @@ def train_end_to_end(
     def work(folder: Path) -> _Trained:
         home = folder if shared is None else _shared_folder(shared, request)
         given = content if content is not None else read_content(dataset, source, seed=seed, cache=home / "states")
-        _check(dataset, given, config, teacher, previous)
+        _check(dataset, given, config)
         context = Context(
             dataset=dataset,
             content=given.rows,
             config=config,
-            teacher=teacher,
+            teacher=vectors,
             previous=previous,
             request=of_stages,
             folder=folder,
@@ -209,7 +215,7 @@ def _request(
     config: JointConfig,
     source: ContentConfig | None,
     content: ItemContent | None,
-    teacher: Float[np.ndarray, "items teacher"] | None,
+    teacher: Recommender | Float[np.ndarray, "items teacher"] | None,
     previous: PreviousRun | None,
     seed: int,
 ) -> Request:
@@ -220,7 +226,9 @@ def _request(
         parents |= source.weights_digests()
     if content is not None:
         parents["content"] = content.digest()
-    if teacher is not None:
+    if isinstance(teacher, Recommender):
+        parents["teacher"] = teacher.digest
+    elif teacher is not None:
         parents["teacher"] = hashlib.sha256(np.ascontiguousarray(teacher).tobytes()).hexdigest()
     if previous is not None:
         path = artifacts.fetched(previous.path)
@@ -339,13 +347,33 @@ def _write_history(stages: Sequence[Stage], context: Context) -> None:
     (context.folder / HISTORY).write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
 
 
-def _check(
-    dataset: Dataset,
-    content: ItemContent,
-    config: JointConfig,
+def _teacher_vectors(
+    teacher: Recommender | Float[np.ndarray, "items teacher"] | None, dataset: Dataset
+) -> Float[np.ndarray, "items teacher"] | None:
+    if isinstance(teacher, Recommender):
+        return teacher.item_vectors_for(dataset)
+    if teacher is not None and np.ndim(teacher) != 2:
+        raise SemidError(f"expected a Recommender or item vectors as the teacher, got {type(teacher).__name__}")
+    return teacher
+
+
+def _check_teacher(
     teacher: Float[np.ndarray, "items teacher"] | None,
+    dataset: Dataset,
+    config: JointConfig,
     previous: PreviousRun | None,
 ) -> None:
+    """Raise SemidError unless there are a teacher's vectors, of all items, just where a term learns from them."""
+    terms = {name for phase in config.joint for name in phase.step.objective.weights(0.0)}
+    if teacher is None and (unheard := sorted(terms & TEACHER_TERMS)):
+        raise SemidError(f"the term {unheard[0]} learns from a teacher: give one (--teacher), or weight 0")
+    if teacher is not None and previous is None and not terms & TEACHER_TERMS:  # a previous run's variables want one
+        raise SemidError("no term learns from the teacher: weigh teacher_codes or teacher_states, or give no teacher")
+    if teacher is not None and len(teacher) != dataset.num_items:
+        raise SemidError(f"expected a teacher's vectors of {dataset.num_items} items, got {len(teacher)}")
+
+
+def _check(dataset: Dataset, content: ItemContent, config: JointConfig) -> None:
     check_content(content.rows)
     present = np.stack([np.asarray(present_of(rows)) for rows in content.rows.values()])
     if (alike := int((~present.any(axis=0)).sum())) > config.tie_break:
@@ -355,10 +383,3 @@ def _check(
         )
     if (rows := len(jax.tree.leaves(dict(content.rows))[0])) != dataset.num_items:
         raise SemidError(f"expected content of the dataset's {dataset.num_items} items, got {rows} rows; make it anew")
-    terms = {name for phase in config.joint for name in phase.step.objective.weights(0.0)}
-    if teacher is None and (unheard := sorted(terms & TEACHER_TERMS)):
-        raise SemidError(f"the term {unheard[0]} learns from a teacher: give its item vectors, or weight 0")
-    if teacher is not None and previous is None and not terms & TEACHER_TERMS:  # a previous run's variables want one
-        raise SemidError("no term learns from the teacher: weigh teacher_codes or teacher_states, or give no teacher")
-    if teacher is not None and len(teacher) != dataset.num_items:
-        raise SemidError(f"expected a teacher's vectors of {dataset.num_items} items, got {len(teacher)}")

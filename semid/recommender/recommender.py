@@ -22,7 +22,7 @@ from semid.artifacts import Kind, Origin
 from semid.catalog import CATALOG_FILE, SemanticCatalog
 from semid.catalog.versions import current as read_version
 from semid.catalog.versions import vectors as appended_vectors
-from semid.data import Histories, Id, Tags, as_ids, as_mapped_table
+from semid.data import Dataset, Histories, Id, Tags, as_ids, as_mapped_table
 from semid.errors import SemidError
 from semid.graphs import ItemGraph
 from semid.notebooks import Facts
@@ -678,6 +678,19 @@ class Recommender:
             return self.items.features.copy()
         model = self.dense_model()
         return np.asarray(model.ranked_by(model.vectors(self.tables.features)))
+
+    def item_vectors_for(self, dataset: Dataset) -> Float[np.ndarray, "items dim"]:
+        """The `item_vectors` of a dataset's items, in its order, to teach what is trained on it.
+
+        Raises SemidError where this model was trained on another dataset, or has no item vectors.
+        """
+        if made := self.origin or self.dataset:
+            dataset.check_source(made, what="the teacher", remedy="train a teacher on this dataset")
+        try:
+            vectors = self.item_vectors()
+        except SemidError as error:
+            raise SemidError(f"teacher (--teacher): {error}; name one that `semid train sasrec` wrote") from None
+        return vectors[self.catalog.rows(dataset.item_ids)]
 
     @property
     def _kind_of_codes(self) -> str:

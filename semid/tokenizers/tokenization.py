@@ -30,7 +30,7 @@ from semid.config import to_dict
 from semid.data import Dataset, Histories
 from semid.errors import SemidError
 from semid.graphs import PpmiConfig, co_consumed
-from semid.stage import Request, run_stage
+from semid.stage import Request, refuse_path, run_stage
 from semid.tokenizers.blocks import map_blocks
 from semid.tokenizers.kmeans import RQKmeansConfig, fit_kmeans
 from semid.tokenizers.method import FitContext
@@ -57,6 +57,7 @@ def tokenize(
     (see `run_stage`): without `out` nothing is written. Training is shared over `mesh` (all devices); of several
     processes each calls this with the same arguments.
     """
+    refuse_path(dataset, "Dataset.load")
     config = config.resolved(dataset.num_items)
     request = Request(Kind.CATALOG, {"tokenizer": to_dict(config)}, dataset.parents, seed, _VERSION)
     made = run_stage(

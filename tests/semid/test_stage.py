@@ -3,8 +3,11 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import sys
+from functools import partial
+from pathlib import Path
 
 import fsspec
 import numpy as np
@@ -17,7 +20,11 @@ from semid.artifacts import Kind, Origin, files
 from semid.artifacts.locks import Owner
 from semid.data import Dataset
 from semid.errors import SemidError
+from semid.generators import train
+from semid.graphs import SmoothConfig, add_column, fit_graph
+from semid.joint import train_end_to_end
 from semid.stage import Request, run_recorded, run_stage
+from semid.tokenizers import tokenize
 
 REQUEST = Request(Kind.MODEL, {"size": 3}, {"dataset": "d" * 64}, seed=1, version=1)
 
@@ -57,6 +64,32 @@ def test_programs_are_forgotten_where_they_hold_too_many_maps_of_memory(limit, t
     stage(tmp_path / "a")
     run_recorded({"of": 1}, tmp_path / "r.json", lambda: 1)
     assert len(forgotten) == (2 if stage_module._MAPS.exists() and not limit else 0)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (tokenize, "expected a Dataset, got a path: Dataset.load('x')"),
+        (fit_graph, "expected a Dataset, got a path: Dataset.load('x')"),
+        (train_end_to_end, "expected a Dataset, got a path: Dataset.load('x')"),
+        (partial(add_column, config=SmoothConfig()), "expected a Dataset, got a path: Dataset.load('x')"),
+        (partial(train, catalog=None), "expected a Dataset, got a path: Dataset.load('x')"),
+        (partial(train, None), "expected a SemanticCatalog, got a path: SemanticCatalog.load('x')"),
+        (
+            lambda path: train(None, None, teacher=path),
+            "expected a Recommender or ItemGraph, got a path: Recommender.from_pretrained('x') or ItemGraph.load('x')",
+        ),
+        (lambda path: train(None, None, graph=Path(path)), "expected an ItemGraph, got a path: ItemGraph.load('x')"),
+        (
+            lambda path: train_end_to_end(None, teacher=path),
+            "expected a Recommender, got a path: Recommender.from_pretrained('x')",
+        ),
+        (lambda path: train_end_to_end(None, graph=path), "expected an ItemGraph, got a path: ItemGraph.load('x')"),
+    ],
+)
+def test_a_path_where_a_stage_takes_what_it_holds_is_answered_with_its_loader(call, message):
+    with pytest.raises(SemidError, match=re.escape(message)):
+        call("x")
 
 
 def test_it_is_made_once_and_read_again(tmp_path, caplog):

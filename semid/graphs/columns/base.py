@@ -22,7 +22,7 @@ from semid.encoders import ContentEncoderConfig, FittedEncoder, with_content_vec
 from semid.errors import SemidError
 from semid.graphs.signals import vector_column
 from semid.progress import show_progress
-from semid.stage import Request, run_stage
+from semid.stage import Request, refuse_path, run_stage
 
 _TURN = 50  # steps of one program
 
@@ -121,6 +121,7 @@ def add_column(dataset: Dataset, config: ColumnConfig, *, out: str | Path | None
     A stage (see `run_stage`): the same column of the same dataset is read where it was written before. Raises
     SemidError where the dataset has a column of that name, which other columns and models may be made of.
     """
+    refuse_path(dataset, "Dataset.load")
     made = f"{config.read(dataset)[0]}_{config.name}"
     if made in dataset.vector_columns:
         raise SemidError(

@@ -16,7 +16,7 @@ from flax import nnx
 from quantizers import Schedule, health
 from semid import Dataset, Recommender
 from semid.artifacts import Kind, load_tensors, read_artifact
-from semid.catalog import extend
+from semid.catalog import SemanticCatalog, extend
 from semid.data import GlobalTime, LeaveOneOut
 from semid.data.simulated import SimulatedConfig, simulate
 from semid.encoders import FeatureEncoder, FeatureRows, FusionConfig, ItemContent, ItemEncoder
@@ -43,12 +43,20 @@ from semid.joint import (
 )
 from semid.joint import stages as joint_stages
 from semid.joint.context import WARM_UP, Context
-from semid.joint.training import STATE_FILE, _check, _check_continued, _request
-from semid.recommender import ModelSpec
+from semid.joint.training import STATE_FILE, _check, _check_continued, _request, _teacher_vectors
+from semid.recommender import ItemData, ModelSpec
 from semid.stage import place_of_all
 from semid.tokenizers import RQVAE, RQVaeConfig, SemanticTokenizer
 from semid.training import OptimizerConfig, SingleRows, TrainingConfig, make_mesh, read_history, replace_leaves
-from seq_models import FlatDecoderConfig, Inputs, RQTransformerConfig, SoftmaxOver, TransformerConfig, last_state
+from seq_models import (
+    DenseConfig,
+    FlatDecoderConfig,
+    Inputs,
+    RQTransformerConfig,
+    SoftmaxOver,
+    TransformerConfig,
+    last_state,
+)
 
 
 def short(epochs=1.0, **rates):
@@ -468,13 +476,31 @@ def test_a_model_of_all_stages_is_asked_for_an_event_and_a_group(world, next_day
 def test_a_term_that_learns_from_a_teacher_wants_one(world, tmp_path):
     step = StepConfig(Objective(teacher_codes=Schedule(0.01)), reach=Reach.TOKENIZER)
     taught = dataclasses.replace(CONFIG, joint=(Phase(short(), step),))
-    with pytest.raises(SemidError, match="the term teacher_codes learns from a teacher: give its item vectors"):
+    with pytest.raises(SemidError, match="the term teacher_codes learns from a teacher: give one"):
         run(world, taught, tmp_path / "deaf")
     few = np.zeros((3, 4), np.float32)
     with pytest.raises(SemidError, match="expected a teacher's vectors of 120 items, got 3"):
         run(world, taught, tmp_path / "few", teacher=few)
     with pytest.raises(SemidError, match="no term learns from the teacher: weigh teacher_codes or teacher_states"):
         run(world, CONFIG, tmp_path / "untaught", teacher=np.zeros((120, 4), np.float32))
+    with pytest.raises(SemidError, match="expected a Recommender or item vectors as the teacher, got ItemGraph"):
+        run(world, taught, tmp_path / "graph", teacher=ItemGraph.fit(world))
+    with pytest.raises(SemidError, match="the term teacher_codes learns"):  # before content is read
+        train_end_to_end(world, text="no such folder", config=taught)
+
+
+def test_a_model_teaches_by_its_item_vectors_and_is_a_parent(world):
+    order = np.arange(120)[::-1]
+    catalog = SemanticCatalog(world.item_ids.take(pa.array(order)), order[:, None].astype(np.int32), (120,))
+    spec = ModelSpec(DenseConfig(BACKBONE), (120,), 120, 0, max_history=HISTORY)
+    items = ItemData(np.zeros(120, np.int64))
+    teacher = Recommender(spec.build(seed=0), catalog, spec=spec, items=items, dataset=world.digest)
+    np.testing.assert_array_equal(_teacher_vectors(teacher, world), teacher.item_vectors()[order])
+    request = _request(world, CONFIG, None, None, teacher, None, 0)
+    assert request.parents == {"dataset": world.digest, "teacher": teacher.digest}
+    teacher.dataset = "0" * 64
+    with pytest.raises(SemidError, match=r"the teacher: trained on dataset digest 0{16}, not on this one"):
+        _teacher_vectors(teacher, world)
 
 
 def test_content_of_other_items_is_refused(world, tmp_path):
@@ -492,10 +518,10 @@ def test_more_items_without_content_than_the_tie_break_tells_apart_are_refused_b
     first = {"content": content["content"]._replace(present=jnp.arange(120) >= 5)}  # in a single modality: none of them
     both = first | {"other": content["content"]._replace(present=jnp.arange(120) < 1)}
     for rows, alike in ((first, 5), (both, 4)):
-        _check(world, ItemContent(rows, encoder), dataclasses.replace(CONFIG, tie_break=alike), None, None)
+        _check(world, ItemContent(rows, encoder), dataclasses.replace(CONFIG, tie_break=alike))
         few = dataclasses.replace(CONFIG, tie_break=alike - 1)
         with pytest.raises(SemidError, match=rf"{alike} items have nothing that .* give tie_break {alike} or more"):
-            _check(world, ItemContent(rows, encoder), few, None, None)
+            _check(world, ItemContent(rows, encoder), few)
 
 
 def test_a_phase_that_leaves_the_encoders_without_a_gradient_is_refused():
