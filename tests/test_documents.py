@@ -129,6 +129,11 @@ def _parse(arguments: list[str]) -> object:
 
 
 @each_page
+def test_no_page_holds_the_marks_of_a_merge(page):
+    assert not re.search(r"^(?:<{7}|>{7}) ", page.read_text(), re.MULTILINE)
+
+
+@each_page
 def test_links_lead_to_files_and_headings(page):
     text = page.read_text()
     assert _broken(_links(text), page.parent) == []
