@@ -8,7 +8,7 @@
 Behavior is the item vectors of recipe.sasrec-text; RQ-Transformers of the default size, 12 epochs, no vectors as input.
 The paper (arXiv 2502.06269) pulls to the vector that its codes are of, which it aligns along with a DIN; it reports
 Recall@20 14.7% over the best generative baseline on a Beauty of its own. Measured on the
-simulated catalogue alone (docs/results.md).
+simulated catalogue and on Beauty: less with it (docs/results.md).
 """
 
 from dataclasses import replace
