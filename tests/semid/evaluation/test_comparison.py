@@ -351,7 +351,9 @@ class Told(Toy):
     def catalog_log_probs(self, histories: Histories, condition=None) -> np.ndarray:
         return self.log_probs(histories, np.arange(ITEMS), condition)
 
-    def rank(self, histories: Histories, *, k: int, exclude_seen: bool, beam_size: int = 1, condition=None) -> np.ndarray:
+    def rank(
+        self, histories: Histories, *, k: int, exclude_seen: bool, beam_size: int = 1, condition=None
+    ) -> np.ndarray:
         return np.argsort(-self.catalog_log_probs(histories, condition), axis=1)[:, :k].astype(np.int32)
 
     def explain_rows(self, histories: Histories, rows: np.ndarray, condition=None) -> list:
