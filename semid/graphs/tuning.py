@@ -38,7 +38,7 @@ _GRID: dict[str, Sequence[float]] = {
     "degree_power": (0.3, 0.5, 0.7, 1.0),
     "recency": (0.35, 0.5, 0.6, 0.7, 0.8),
 }
-_OF_CONTENT = ("content", "smoothing", "new_items")
+_OF_CONTENT = {"content", "smoothing", "new_items"}
 
 
 def fit_graph(
@@ -62,14 +62,17 @@ def tuned(dataset: Dataset, config: ItemGraphConfig = ItemGraphConfig()) -> Item
     sample of) the validation split.
 
     Two rounds, one constant after another; another value is taken where it gains more than the standard error of the
-    paired difference, so that what does not matter stays as it is. Raises SemidError without validation examples.
+    paired difference, so that what does not matter stays as it is. A given weight of new items is kept: validation
+    may have hardly any of those that are to come. Raises SemidError without validation examples.
     """
     examples = dataset.splits.examples("validation")
     if len(examples) > _EXAMPLES:
         examples = examples.take(np.random.default_rng(0).permutation(len(examples))[:_EXAMPLES])
+    kept = {"new_items"} if config.new_items is not None else set()
     config = config.resolved(dataset.vector_columns)
     score = _Scores(dataset, examples, config)
-    grid = {name: values for name, values in _GRID.items() if config.columns or name not in _OF_CONTENT}
+    kept |= set() if config.columns else _OF_CONTENT
+    grid = {name: values for name, values in _GRID.items() if name not in kept}
     best = score(config)
     total = 2 * sum(map(len, grid.values()))
     with show_progress("tuning the graph", total=total, unit="settings") as progress:

@@ -270,9 +270,9 @@ def test_new_items_are_found_where_their_content_neighbors_are():
     table = pa.table({"item_id": [f"i{row}" for row in range(40)], "content": pa.array(list(near))})
     interactions = pa.table({"user_id": users, "item_id": items, "position": position})
     dataset = Dataset.build(table, interactions, split_rule=HeldOutItems(0.2), name="twins")
-    without = dataclasses.replace(CONFIG, new_items=0.0)
-    chosen = tuned(dataset, without)
+    without, chosen = dataclasses.replace(CONFIG, new_items=0.0), tuned(dataset, CONFIG)
     assert chosen.new_items > 1
+    assert tuned(dataset, without).new_items == 0  # what is given is kept
     few, many = (evaluate(ItemGraph.fit(dataset, config), dataset, split="test") for config in (without, chosen))
     assert many.values["recall@5"] > 3 * few.values["recall@5"]  # the twin that comes first cannot be told
 
