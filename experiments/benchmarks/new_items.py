@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Int
 
 from experiments.data import read_dataset
 from semid.data import Dataset, Histories
+from semid.errors import SemidError
 from semid.graphs import ItemGraph, ItemGraphConfig, VectorKNN, tuned
 from semid.graphs.item_graph import content_vectors
 from semid.stage import run_recorded
@@ -62,7 +63,8 @@ def _measured(
     known, before = (without(histories, new) for histories in (data.splits.train, examples.histories))
     config = tuned(data, replace(ItemGraphConfig(), new_items=0.0))
     vectors = content_vectors(data, config)
-    assert vectors is not None
+    if vectors is None:
+        raise SemidError(f"dataset {data.name!r} has no vector columns, by which new items are found (`semid prepare`)")
     rankers: dict[str, Any] = {"nearest content": VectorKNN.fit(data, vectors)}
     for weight in weights:
         chosen = replace(config, new_items=float(weight))

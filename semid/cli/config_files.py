@@ -109,22 +109,24 @@ Chosen = dict[Key, type | None]
 Values = dict[Key, tuple[Any, Entry]]
 
 
-def build(cls: Any, entries: Sequence[Entry], *, chosen: Mapping[Key, type | None]) -> Any:
+def build(cls: Any, entries: Sequence[Entry], *, chosen: Mapping[Key, type | None], listed: bool = False) -> Any:
     """A `cls` of these entries and, where they name none, of the `chosen` alternatives, by paths; else of its defaults.
 
     What has no value at all is `tyro.MISSING`. Raises SemidError naming the line for a key that is unknown (with the
     nearest) or ambiguous, and for a value that does not fit.
     """
-    found, values = _resolved(cls, entries, chosen)
+    found, values = _resolved(cls, entries, chosen, listed)
     return _built(cls, (), found, values, MISSING)
 
 
-def _resolved(cls: Any, entries: Sequence[Entry], chosen: Mapping[Key, type | None]) -> tuple[Chosen, Values]:
+def _resolved(
+    cls: Any, entries: Sequence[Entry], chosen: Mapping[Key, type | None], listed: bool = False
+) -> tuple[Chosen, Values]:
     """Chosen alternatives and plain values, by paths: choices first, for others' keys may belong to the chosen."""
     chosen = dict(chosen)
     left = list(_opened(entries))
     while True:
-        fields = list(fields_below(cls, chosen))
+        fields = list(fields_below(cls, chosen, listed=listed))
         named = {id(entry): found for entry in left if (found := _choice(fields, entry))}
         if not named:
             break
@@ -311,7 +313,7 @@ def _of_config(alternatives: Mapping[str, type | None], entry: Entry) -> Any:
     inside = list(_entries(entry.node, (), entry.file, (*entry.within, *entry.key)))
     named = next((one for one in inside if one.key == ("type",)), None)
     cls = _alternative(alternatives, named) if named else next(iter(alternatives.values()))
-    made = cls and build(cls, [one for one in inside if one is not named], chosen={})
+    made = cls and build(cls, [one for one in inside if one is not named], chosen={}, listed=True)
     missing = [name for name, value in vars(made).items() if value is tyro.MISSING]
     if missing:
         raise SemidError(f"{entry.where}: {missing[0]} is missing; give it")

@@ -44,10 +44,13 @@ class Field:
 
 
 def fields_below(
-    cls: Any, chosen: Mapping[Path, type | None], default: Any = MISSING, *, path: Path = ()
+    cls: Any, chosen: Mapping[Path, type | None], default: Any = MISSING, *, path: Path = (), listed: bool = False
 ) -> Iterator[Field]:
-    """All fields, configs before what they hold, with the alternatives that are chosen, else the defaults'."""
-    yield from _fields(cls, chosen, default, path, path, 0, False)
+    """All fields, configs before what they hold, with the alternatives that are chosen, else the defaults'.
+
+    Of a config that stands in a list, `listed`, all names are whole: the command line does not show them.
+    """
+    yield from _fields(cls, chosen, default, path, path, 0, None if listed else False)
 
 
 def _fields(

@@ -68,10 +68,11 @@ def tuned(dataset: Dataset, config: ItemGraphConfig = ItemGraphConfig()) -> Item
     examples = dataset.splits.examples("validation")
     if len(examples) > _EXAMPLES:
         examples = examples.take(np.random.default_rng(0).permutation(len(examples))[:_EXAMPLES])
-    kept = {"new_items"} if config.new_items is not None else set()
-    config = config.resolved(dataset.vector_columns)
+    given, config = config, config.resolved(dataset.vector_columns)
     score = _Scores(dataset, examples, config)
-    kept |= set() if config.columns else _OF_CONTENT
+    kept = set() if given.new_items is None else {"new_items"}
+    if not config.columns:
+        kept |= _OF_CONTENT
     grid = {name: values for name, values in _GRID.items() if name not in kept}
     best = score(config)
     total = 2 * sum(map(len, grid.values()))

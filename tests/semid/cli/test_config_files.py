@@ -173,7 +173,7 @@ def test_configs_inside_of_a_list_are_mappings_like_others(parsed):
         joint = parsed(line, text).stages.joint
         assert joint == (Phase(TrainingConfig(epochs=1)), Phase(TrainingConfig(), surgery=Surgery.PROJECT))
     for phase, message in (
-        ("training: {epochz: 1}", "line 3: stages.joint.training.epochz: unknown key; did you mean"),
+        ("training: {epochz: 1}", "line 3: stages.joint.training.epochz: unknown key; did you mean 'training.epochs'?"),
         ("training: {epochs: many}", "line 3: stages.joint.training.epochs: expected a value of type float"),
         ("{training: {epochs: 1}, training: {}}", "line 3: stages.joint.training: given twice; keep one"),
         ("surgery: project", "line 3: stages.joint: training is missing; give it"),
