@@ -68,8 +68,8 @@ TOGETHER = JointConfig(
 def variant(title: str, model: JointConfig, *, paper: str = "", expected: str = "") -> Experiment:
     """An experiment on texts and pictures."""
     datasets = ("simulated", "ml1m", "amazon14_beauty")
-    options: dict[str, Any] = {"datasets": datasets, "paper": paper, "expected": expected, "cpu": 0.05}
-    return Experiment(title, model, encoders=ENCODERS, **options)
+    options: dict[str, Any] = {"datasets": datasets, "paper": paper, "expected": expected, "cpu": 1 / 3}
+    return Experiment(title, model, encoders=ENCODERS, graph="item-graph", **options)
 
 
 def with_step(**changes: Any) -> JointConfig:
