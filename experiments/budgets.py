@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from experiments.experiment import Experiment
-from semid.encoders import BlocksConfig, FusionConfig, TextEncoderConfig, TextFromScratch
+from semid.encoders import BlocksConfig, FusionConfig, PretrainedText, TextEncoderConfig, TextFromScratch
 from semid.generators import GeneratorConfig
 from semid.joint import JointConfig, Refresh
 from semid.tokenizers import ProductConfig, RQKmeansConfig, RQVaeConfig
@@ -77,6 +77,7 @@ def _tiny(experiment: Experiment, interactions: int) -> Experiment:
     def depth(config: RQTransformerConfig) -> RQTransformerConfig:
         return dataclasses.replace(config, depth_hidden=config.depth_hidden and 8)
 
+    scratch = TextFromScratch(TextEncoderConfig(BlocksConfig(**_SIZES), max_length=8), vocabulary=200)
     brief = {"epochs": epochs, "batch_size": _BATCH, "accumulate": 1, "validate_every": epochs}
     seen = {"max_history": 5, "row_length": 10, "validation_users": 64, "validation_beam": _BEAM}
     rules = {
@@ -94,6 +95,7 @@ def _tiny(experiment: Experiment, interactions: int) -> Experiment:
         ProductConfig: rule(level_sizes=(8,) * 4, rotations=1),
         TextEncoderConfig: rule(max_length=8),
         TextFromScratch: rule(vocabulary=200),
+        PretrainedText: lambda _: scratch,
         JointConfig: rule(tie_break=256, cycles=1),
     }
     return dataclasses.replace(rewritten(experiment, rules), beam_size=_BEAM)

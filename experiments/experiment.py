@@ -75,7 +75,8 @@ class Experiment:
     encoders: ContentConfig | None = None
     """Encoders of an end-to-end model (pictures where there are any); None: items come as vectors."""
     weights: str | None = None
-    """Folder of a pretrained text encoder in place of the one from scratch; side adapters read it."""
+    """Folder of a pretrained text encoder, tuned as `encoders` says; in place of one from scratch, side adapters read
+    it."""
     beam_size: int = 50
     """Beams per user when it is measured."""
     cpu: float = 1.0

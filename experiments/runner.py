@@ -123,7 +123,8 @@ class Runner:
             is_joint = isinstance(experiment.model, JointConfig)
             return ContentConfig(text=None, vectors=self.content) if is_joint and self.content else None
         if experiment.weights is not None:
-            encoders = replace(encoders, text=PretrainedText(experiment.weights))
+            text = encoders.text if isinstance(encoders.text, PretrainedText) else PretrainedText(experiment.weights)
+            encoders = replace(encoders, text=replace(text, folder=experiment.weights))
         encoders = replace(encoders, vectors=self._columns(encoders.vectors))
         if "image" in self.data.items.column_names:
             return encoders

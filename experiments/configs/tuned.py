@@ -1,0 +1,46 @@
+"""A pretrained text encoder that the recommendation loss reaches: its matrices by low rank, or every parameter.
+
+    python -m experiments tuned --dataset ../shared/data/amazon14_beauty --weights models/all-MiniLM-L6-v2 --seeds 0
+    python -m experiments encoders.frozen --dataset ../shared/data/amazon14_beauty --seeds 0
+
+    low-rank        LoRA of rank 8 on queries and values
+    full            all of MiniLM, at a hundredth of the generator's rate
+
+Items are encoded from 32 tokens of their texts. Both are `encoders.held` without its warm-up by contrast, which would
+encode every item of each of its steps: as many epochs of the generator, the contrast as a term of the joint steps, and
+a tenth of a step's items encoded and differentiated, which is what makes it bearable on two cores. Against
+`encoders.frozen`, the same vectors as they come.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from experiments.configs.encoders import BOTH
+from experiments.configs.encoders import config as of_vectors
+from experiments.experiment import Experiment
+from semid.encoders import ContentConfig, Full, FusionConfig, LowRank, PretrainedText, Tuning
+from semid.joint import JointConfig
+
+_WEIGHTS = "models/all-MiniLM-L6-v2"
+
+
+def config() -> dict[str, Experiment]:
+    return {"low-rank": _variant("low rank", LowRank(), 0.3), "full": _variant("every parameter", Full(), 0.01)}
+
+
+def _variant(title: str, tuning: Tuning, rate: float) -> Experiment:
+    held = of_vectors()["held"]
+    assert isinstance(held.model, JointConfig)
+    (phase,) = held.model.joint
+    optimizer = replace(phase.training.optimizer, rates=(("autoencoder", 0.0), ("encoder", rate)))
+    step: dict[str, Any] = {"window": 1, "forward": 0.1, "backward": 0.1}
+    sampled = replace(phase, training=replace(phase.training, optimizer=optimizer), step=replace(phase.step, **step))
+    encoders = ContentConfig(
+        PretrainedText(_WEIGHTS, tuning, max_length=32), fusion=FusionConfig(dim=384, hidden=128, identity=True)
+    )
+    return replace(
+        held,
+        title=f"texts' encoder tuned end to end, {title}",
+        model=replace(BOTH, encoder=None, joint=(sampled,)),
+        encoders=encoders,
+    )
