@@ -60,7 +60,7 @@ def _epochs(share: float) -> dict[type, Callable[[Any], Any]]:
     return {TrainingConfig: shortened, Refresh: lambda refresh: Refresh(refresh.every * share)}
 
 
-_SIZES = {"dim": 8, "layers": 1, "heads": 2, "hidden": 8}
+_SIZES: dict[str, Any] = {"dim": 8, "layers": 1, "heads": 2, "hidden": 8}
 _BATCH, _BEAM = 64, 10
 
 

@@ -75,8 +75,8 @@ class Experiment:
     encoders: ContentConfig | None = None
     """Encoders of an end-to-end model (pictures where there are any); None: items come as vectors."""
     weights: str | None = None
-    """Folder of a pretrained text encoder, tuned as `encoders` says; in place of one from scratch, side adapters read
-    it."""
+    """Folder of a pretrained encoder of texts, of pictures where these alone are read. In place of one from scratch it
+    has side adapters; else it is tuned as `encoders` says."""
     beam_size: int = 50
     """Beams per user when it is measured."""
     cpu: float = 1.0

@@ -26,7 +26,7 @@ from semid.artifacts import MANIFEST, read_json, sha256_json, write_json
 from semid.catalog import SemanticCatalog
 from semid.config import difference, to_dict
 from semid.data import Dataset
-from semid.encoders import ContentConfig, PretrainedText, read_content
+from semid.encoders import ContentConfig, PretrainedImage, PretrainedText, read_content
 from semid.errors import SemidError
 from semid.evaluation import Ranker, baselines
 from semid.generators import GeneratorConfig, train
@@ -123,8 +123,7 @@ class Runner:
             is_joint = isinstance(experiment.model, JointConfig)
             return ContentConfig(text=None, vectors=self.content) if is_joint and self.content else None
         if experiment.weights is not None:
-            text = encoders.text if isinstance(encoders.text, PretrainedText) else PretrainedText(experiment.weights)
-            encoders = replace(encoders, text=replace(text, folder=experiment.weights))
+            encoders = _from_weights(encoders, experiment.title, experiment.weights)
         encoders = replace(encoders, vectors=self._columns(encoders.vectors))
         if "image" in self.data.items.column_names:
             return encoders
@@ -163,7 +162,7 @@ class Runner:
         teacher = self._teacher(experiment) if config.objective.distillation else None
         options: dict[str, Any] = {"out": out, "seed": self.seed, "graph": graph, "teacher": teacher}
         options["sequences"] = {
-            name: self._codes(f"codes of {name}", experiment, one) for name, one in experiment.sequences.items()
+            name: self._sequence(f"codes of {name}", experiment, one) for name, one in experiment.sequences.items()
         }
         return self._stage("model", out, lambda: train(data, catalog, config, **options))
 
@@ -174,6 +173,18 @@ class Runner:
         out = self._shared(config.method.name, settings)
         return self._stage(role, out, lambda: tokenize(data, config, out=out, seed=self.seed))
 
+    def _sequence(self, role: str, experiment: Experiment, config: TokenizerConfig) -> SemanticCatalog:
+        """Codes to read: without a picture, none where they are of vectors of pictures alone."""
+        catalog = self._codes(role, experiment, config)
+        encoders = [
+            self.resolved(experiment.columns[name]).encoders
+            for name in config.columns or ()
+            if name in experiment.columns
+        ]
+        if not any(one is not None and set(one.sources) == {"image"} for one in encoders):
+            return catalog
+        return catalog.select(self.data.item_ids.filter(self.data.items["image"].is_valid().combine_chunks()))
+
     def _end_to_end(self, experiment: Experiment, config: JointConfig, out: Path) -> Recommender:
         terms = {term for phase in config.joint for term in phase.step.objective.weights(0.0)}
         teacher = self._teacher(experiment).item_vectors() if terms & TEACHER_TERMS else None
@@ -181,10 +192,10 @@ class Runner:
             raise SemidError(f"dataset {self.data.name!r} has no vector columns for an end-to-end model to read")
         graph = None if experiment.graph is None else self.run(experiment.graph).ranker
         options: dict[str, Any] = {"config": config, "out": out, "seed": self.seed, "teacher": teacher, "graph": graph}
-        if encoders.vectors:
-            options["content"] = read_content(self.data, encoders, seed=self.seed)
-        else:
+        if encoders == ContentConfig(encoders.text, encoders.image):
             options |= {"text": encoders.text, "image": encoders.image}
+        else:
+            options["content"] = read_content(self.data, encoders, seed=self.seed)
         first = [to_dict(part) for part in (encoders, config.encoder, config.tokenizer, config.generator) if part]
         settings = [*first, config.tie_break, self.data.parents, experiment.teacher if teacher is not None else None]
         shared = self._shared("warm-up", settings)
@@ -233,6 +244,16 @@ class Runner:
             self._made[role] = about | made
             if jax.process_index() == 0 and out.parent.is_dir():
                 write_json(file, made)
+
+
+def _from_weights(encoders: ContentConfig, title: str, folder: str) -> ContentConfig:
+    """The encoders with one of texts, or of pictures where these alone are read, that starts from given weights."""
+    if encoders.text is None and encoders.image is None:
+        raise SemidError(f"{title}: it reads vectors, no weights of an encoder; leave --weights out")
+    if encoders.text is None:
+        return replace(encoders, image=PretrainedImage(folder))
+    text = encoders.text if isinstance(encoders.text, PretrainedText) else PretrainedText(folder)
+    return replace(encoders, text=replace(text, folder=folder))
 
 
 def item_numbers(data: Dataset) -> SemanticCatalog:

@@ -10,7 +10,8 @@
     three-image       all three are read, that of the picture is generated
     three-behavior    all three are read, that of the behavior is generated, as in the paper
 
-Films without a poster have one code, and numbers of the last level that tell them apart, which the other arms read too.
+Films without a poster have one code, and numbers of the last level that tell them apart, where pictures are generated;
+where they are read, none, which is a learned row. `pictures.encoder --weights DIR` starts from a pretrained encoder.
 
 All else is as in `mscgrec`, which has the arms of one and of two sequences. Measured on MovieLens-1M at a third of the
 epochs (Recall@10): behavior .2104, with text .2194, with text and pictures .2283. The paper (arXiv 2602.03713) has

@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -17,9 +18,10 @@ from experiments.data import WORLD, stored_dataset, world_of
 from experiments.experiment import TEACHER, Experiment, TeacherVectors, chosen, experiments
 from experiments.layout import read_layout
 from experiments.measurement import measured
-from experiments.runner import Runner
+from experiments.runner import Runner, item_numbers
 from semid.data import Dataset, HeldOutItems, ShuffledTies, SourceOrder
 from semid.data.simulated import SimulatedConfig
+from semid.encoders import PretrainedImage, PretrainedText
 from semid.errors import SemidError
 from semid.generators import GeneratorConfig
 from semid.training import TrainingConfig
@@ -142,6 +144,36 @@ def test_each_tokenization_of_a_run_is_a_stage_of_its_own(layout, tmp_path, monk
     experiment = dataclasses.replace(experiments()["mscgrec.both-text"], graph=None)
     runner._generator(experiment, experiment.model, tmp_path / "model")
     assert roles == ["codes", "codes of behavior", "model"]
+
+
+def test_items_without_a_picture_have_no_codes_of_pictures_to_read(tmp_path, monkeypatch):
+    data = stored_dataset(None, tmp_path / "dataset", world=world_of(0, small=True), ties=SourceOrder())
+    images = pa.array([None, *data.items["image"].to_pylist()[1:]], pa.binary())
+    items = data.items.set_column(data.items.column_names.index("image"), "image", images)
+    runner = Runner(experiments(), dataclasses.replace(data, items=items), tmp_path, seed=0)
+    monkeypatch.setattr(runner, "_codes", lambda *_: item_numbers(data))
+    monkeypatch.setattr(runner, "_with_columns", lambda *_: data)
+    monkeypatch.setattr("experiments.runner.train", lambda *_, sequences, **__: sequences)
+    monkeypatch.setattr(runner, "_stage", lambda role, out, work: work())
+    experiment = dataclasses.replace(runner.resolved("pictures.three-behavior"), graph=None)
+    read = runner._generator(experiment, experiment.model, tmp_path / "model")
+    assert read["text"].item_ids.equals(data.item_ids)
+    assert read["image"].item_ids.equals(data.item_ids[1:])
+
+
+def test_weights_are_of_texts_or_where_these_alone_are_read_of_pictures(tmp_path):
+    data = stored_dataset(None, tmp_path / "dataset", world=world_of(0, small=True), ties=SourceOrder())
+
+    def sources(name):
+        given = {name: dataclasses.replace(experiments()[name], weights="here")}
+        return Runner(given, data, tmp_path, seed=0).resolved(name).encoders.sources
+
+    assert sources("pictures.encoder") == {"image": PretrainedImage("here")}
+    assert sources("end-to-end.together")["text"] == PretrainedText("here")
+    tuned = experiments()["tuned.low-rank"].encoders.text
+    assert sources("tuned.low-rank")["text"] == dataclasses.replace(tuned, folder="here")
+    with pytest.raises(SemidError, match="frozen encoder: it reads vectors, no weights of an encoder; leave --weights"):
+        sources("encoders.frozen")
 
 
 def test_arms_read_what_their_names_say():
