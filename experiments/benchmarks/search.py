@@ -6,10 +6,7 @@
 Catalogues are random codes. The model is a table of logits by the code before, so that what is timed is the search. The
 control, `unconstrained`, is a beam search over all products of the vocabularies, whose results need not exist. Every
 contender runs once a round, in turn; given are users per second of its fastest round, and per second of processor time,
-which says more where other work shares the machine. What a mixture with an item graph costs, and what a condition, is
-measured on searches with a model, an RQ-Transformer of the recipes' size, as ratios of medians. Peak memory is that of
-the whole process so far, its libraries and the codes included.
-"""
+which says """
 
 from __future__ import annotations
 
@@ -28,7 +25,7 @@ import tyro
 from jaxtyping import Array, Float, Int
 
 from semid.artifacts import try_file, write_json
-from semid.recommender import ConditionSpec, ModelSpec, Scorer
+from semid.recommender import ConditionSpec, ModelSpec, Scorer, SequencesSpec
 from seq_models import (
     Conditions,
     ItemNeighbors,
@@ -175,7 +172,8 @@ def _mixture_costs(
     """Times of a search with a model, alone and mixed with an item graph, after histories of 20 items."""
     num_items, keys = trie.num_items, jax.random.split(jax.random.key(0), 3)
     spec = ModelSpec(RQTransformerConfig(_BACKBONE), trie.level_sizes, num_items, 0, max_history=20)
-    tables = ItemTables.from_arrays(codes, None, np.ones(num_items, np.int32))
+    counts = np.ones(num_items, np.int32)
+    tables = ItemTables.from_arrays(codes, None, counts)
     scorer = Scorer.from_model(spec.build(seed=0), tables=tables, trie=trie, softmax_over=SoftmaxOver.VOCABULARY)
     edges_of = (num_items, edges)
     neighbors = ItemNeighbors(
@@ -196,6 +194,10 @@ def _mixture_costs(
     asked = scorer.with_model(replace(spec, conditions=conditions).build(seed=0))
     wish = requests._replace(target_conditions=Conditions(jnp.ones(users, jnp.int32)))
     contenders["asked for an event"] = functools.partial(asked.top, wish, k=10, beam_size=beam_size)
+    further = SequencesSpec(("text", "image"), (trie.level_sizes,) * 2, ("", ""))
+    reading = scorer.with_model(replace(spec, sequences=further).build(seed=0))
+    reading = replace(reading, tables=ItemTables.from_arrays(codes, None, counts, sequences=(codes, codes)))
+    contenders["two further code sequences"] = functools.partial(reading.top, requests, k=10, beam_size=beam_size)
     medians = {name: np.median(times, axis=0) / users for name, times in _seconds(contenders, rounds).items()}
     figures: dict[str, float] = {}
     for name, times in medians.items():
