@@ -208,14 +208,17 @@ class SideTower(nnx.Module):
 class CrossTower(nnx.Module):
     """m_k = A(m_{k-1} + sum_j g_kj h_kj) over the modalities j: the inter-modal tower of IISAN, for any number of them.
 
-    Gates are a softmax over the modalities that an item has, for two of them the published sigmoid. Where widths
-    differ, states are projected to the widest first (IISAN-Versa, arXiv 2411.02992).
+    Gates are a softmax over the modalities that an item has, for two of them the published sigmoid. States of a wider
+    modality are taken down to the narrowest, by a linear layer for each step (IISAN-Versa, arXiv 2411.02992).
     """
 
     def __init__(self, dims: Sequence[int], config: SideAdapters, *, rngs: nnx.Rngs) -> None:
-        self.dim = max(dims)
-        differ = len(set(dims)) > 1
-        self.projections = nnx.List([nnx.Linear(dim, self.dim, rngs=rngs) for dim in dims]) if differ else None
+        self.dim = min(dims)
+
+        def down(dim: int) -> nnx.List:
+            return nnx.List([nnx.Linear(dim, self.dim, rngs=rngs) for _ in range(config.states)])
+
+        self.down = nnx.List([down(dim) if dim > self.dim else None for dim in dims])
         self.adapters = nnx.List([Adapter(self.dim, config.hidden, rngs=rngs) for _ in range(config.states)])
         self.gates = nnx.Param(jnp.zeros((config.states, len(dims))))
 
@@ -223,8 +226,7 @@ class CrossTower(nnx.Module):
         self, states: Sequence[Float[Array, "n state _"]], present: Bool[Array, "n modality"]
     ) -> Float[Array, "n dim"]:
         """The last state; `states` of each modality in the order of `dims`."""
-        if self.projections is not None:
-            states = [project(x) for project, x in zip(self.projections, states, strict=True)]
+        states = [x if down is None else _stepwise(down, x) for down, x in zip(self.down, states, strict=True)]
         logits = self.gates[...][None] / _TEMPERATURE
         gates = jax.nn.softmax(jnp.where(present[:, None], logits, -1e9), axis=-1)
         mixed = jnp.einsum("nkj,nkjd->nkd", gates, jnp.stack(states, axis=2))
@@ -232,6 +234,10 @@ class CrossTower(nnx.Module):
         for k, adapter in enumerate(self.adapters):
             x = adapter(x + mixed[:, k])
         return x
+
+
+def _stepwise(layers: Sequence[nnx.Linear], states: Float[Array, "n state wide"]) -> Float[Array, "n state narrow"]:
+    return jnp.stack([layer(states[:, k]) for k, layer in enumerate(layers)], axis=1)
 
 
 def cached_states(

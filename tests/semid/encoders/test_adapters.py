@@ -152,20 +152,24 @@ def test_states_are_read_at_equal_distances_and_stay_finite():
     assert jnp.isfinite(read_states(hidden * 1e6, 7)).all()
 
 
+def _affine(layer, x):
+    return x @ np.asarray(layer.kernel[...]) + np.asarray(layer.bias[...])[None]
+
+
+def _block(tower, k, x):
+    adapter = tower.adapters[k]
+    return _affine(adapter.up, np.maximum(_affine(adapter.down, x), 0)) + x
+
+
 def test_a_side_tower_computes_the_published_recurrence():
     tower = SideTower(2, SideAdapters(states=3, hidden=4), rngs=nnx.Rngs(0))
     tower.gates[...] = jnp.array([0.05, -0.1])
     states = np.random.default_rng(0).normal(size=(5, 3, 2)).astype(np.float16)
 
-    def block(k, x):
-        a = tower.adapters[k]
-        inner = np.maximum(x @ a.down.kernel[...] + np.asarray(a.down.bias[...])[None], 0)
-        return inner @ a.up.kernel[...] + np.asarray(a.up.bias[...])[None] + x
-
-    expected = block(0, states[:, 0].astype(np.float32))
+    expected = _block(tower, 0, states[:, 0].astype(np.float32))
     for k, mu in ((1, 0.05), (2, -0.1)):
         g = 1 / (1 + np.exp(-mu / 0.1))
-        expected = block(k, g * states[:, k].astype(np.float32) + (1 - g) * np.asarray(expected))
+        expected = _block(tower, k, g * states[:, k].astype(np.float32) + (1 - g) * np.asarray(expected))
     np.testing.assert_allclose(tower(HiddenRows(jnp.asarray(states), jnp.ones(5, bool))), expected, atol=1e-6)
 
 
@@ -176,6 +180,25 @@ def test_the_tower_between_modalities_reads_only_what_is_there():
     before, after = (tower([text, x], only_text) for x in (image, image + 1))
     np.testing.assert_array_equal(before[0], after[0])
     assert jnp.any(before[1] != after[1])
+
+
+@pytest.mark.parametrize(("widths", "narrow"), [((4, 2), 2), ((2, 4), 2), ((3, 3), 3)])
+def test_the_tower_between_modalities_takes_the_wider_down_to_the_narrower_at_every_step(widths, narrow):
+    tower, mu = CrossTower(widths, SideAdapters(states=3, hidden=4), rngs=nnx.Rngs(0)), np.array([0.1, 0.0, -0.2])
+    tower.gates[...] = jnp.stack([jnp.asarray(mu), jnp.zeros(3)], axis=1)  # the first modality's: sigmoid(mu / .1)
+    states = [np.random.default_rng(j).normal(size=(5, 3, dim)).astype(np.float32) for j, dim in enumerate(widths)]
+    expected = np.zeros((5, narrow), np.float32)
+    for k in range(3):
+        first, second = (
+            x[:, k] if x.shape[-1] == narrow else _affine(tower.down[j][k], x[:, k]) for j, x in enumerate(states)
+        )
+        g = 1 / (1 + np.exp(-mu[k] / 0.1))
+        expected = _block(tower, k, expected + g * first + (1 - g) * second)
+    found = tower([jnp.asarray(x) for x in states], jnp.ones((5, 2), bool))
+    assert found.shape == (5, tower.dim) == (5, narrow)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    parameters = {name.split(".")[0] for name in _names(nnx.state(tower, nnx.Param))}
+    assert parameters == {"adapters", "gates", *(["down"] if len(set(widths)) > 1 else [])}  # as it was where equal
 
 
 @pytest.mark.parametrize("tuning", [Full(), Frozen(), LowRank(rank=2), LowRank(rank=2, layers=("up", "down", "out"))])
