@@ -349,6 +349,8 @@ def _generator_terms(
 
 
 def _teacher_code_term(model: JointModel, batch: PackedRows, tables: ContentTables, passed: Pass) -> Float[Array, ""]:
+    """Agreement of codes at a temperature of 1 whatever the assignment's, and with hard residuals, as UniGRec's release
+    has it: at its .001 codes are one-hot, and those of two items tens of thousands of nats apart."""
     if model.teacher_to_latent is None or tables.teacher is None:
         raise TypeError("the term teacher_codes needs a teacher's item vectors")
     quantizer = model.autoencoder.quantizer

@@ -24,8 +24,9 @@ def code_agreement(
     """KL(A || B) + KL(B || A) of the codes that two latents of a row take, summed over levels, mean over rows.
 
     A level's codes have the probabilities softmax(-d / temperature). Of a history's summary and its target item this is
-    ETEGRec's sequence-item alignment (arXiv 2409.05546); of a teacher's and the item's own latents, UniGRec's
-    distillation into the tokenizer (arXiv 2601.17438). (Both releases leave out the minus.) 0 if no row counts.
+    ETEGRec's sequence-item alignment (arXiv 2409.05546); of a teacher's and the item's own latents, a distillation into
+    the tokenizer after UniGRec (arXiv 2601.17438), whose release has the history's summary in place of the item's own.
+    (Both releases leave out the minus.) 0 if no row counts.
     """
     each = jnp.zeros(len(a))
     for of_a, of_b in zip(
