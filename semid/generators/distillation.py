@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -21,6 +21,7 @@ from semid.artifacts import Origin
 from semid.data import Histories
 from semid.errors import SemidError
 from semid.generators.objective import ObjectiveConfig
+from semid.generators.vector_teacher import VectorTeacher
 from semid.graphs import ItemGraph, LeaveOneOut, pruned
 from semid.recommender import Recommender
 from semid.training import PackedRows, Rows, SharedArray, own_share
@@ -119,12 +120,15 @@ class TaughtHistories(Rows):
 def as_teacher(
     teacher: Recommender | ItemGraph | Teacher, objective: ObjectiveConfig, *, graph: ItemGraph | None = None
 ) -> Teacher:
-    """A dense recommender, mixed with `graph` as the objective says, or an item graph as a teacher; a teacher as it is.
+    """A dense recommender, mixed with `graph` as the objective says, or an item graph as a teacher; a teacher as it is,
+    but for item vectors, which have no `repeats` where the objective has none.
 
     Raises SemidError, when it is asked, for a generator of codes.
     """
     if isinstance(teacher, ItemGraph):
         return GraphTeacher(teacher, repeats=objective.repeats is not False)
+    if isinstance(teacher, VectorTeacher):
+        return replace(teacher, repeats=teacher.repeats and objective.repeats is not False)
     if not isinstance(teacher, Recommender):
         return teacher
     dense = DenseTeacher(teacher, repeats=teacher.repeats and objective.repeats is not False)

@@ -23,7 +23,8 @@ _SCORES = 1 << 24
 
 @dataclass(frozen=True, eq=False)
 class VectorTeacher:
-    """Ranks items by the softmax of their cosines with the mean of a history's vectors; those of the history are out.
+    """Ranks items by the softmax of their cosines with the mean of a history's vectors; without `repeats`, a position's
+    own history has no share. `train` takes `repeats` away where its objective has none.
 
     AlphaRec's vectors (`semid.graphs.AlphaRecConfig`) say so what they say as a recommender. Raises SemidError for
     vectors of other items, and a temperature that is not above 0.
@@ -34,6 +35,7 @@ class VectorTeacher:
     temperature: float = 0.15
     origin: Origin | None = None
     """The artifact that the vectors are from."""
+    repeats: bool = True
 
     def __post_init__(self) -> None:
         if len(self.vectors) != len(self.item_ids) or not self.temperature > 0:
@@ -44,8 +46,9 @@ class VectorTeacher:
 
     @property
     def digest(self) -> str:
-        """Digest of vectors and temperature."""
-        total = hashlib.sha256(repr((self.vectors.shape, self.temperature)).encode())
+        """Digest of vectors, temperature and `repeats`, which none had once."""
+        settings = (self.vectors.shape, self.temperature, *(["repeats"] if self.repeats else []))
+        total = hashlib.sha256(repr(settings).encode())
         total.update(np.ascontiguousarray(self.vectors, np.float32).data)
         return total.hexdigest()
 
@@ -71,8 +74,9 @@ class VectorTeacher:
         """The best items after these histories, and their log-probabilities; none after an empty one."""
         sums = np.stack([self.vectors[history].sum(axis=0) for history in histories])
         logits = (_unit(sums) @ unit.T) / self.temperature
-        for row, history in enumerate(histories):
-            logits[row, history] = -np.inf
+        if not self.repeats:
+            for row, history in enumerate(histories):
+                logits[row, history] = -np.inf
         best = largest(logits, k)
         log_probs = np.take_along_axis(log_softmax(logits, axis=1), best, axis=1)
         there = np.isfinite(log_probs) & np.array([len(history) > 0 for history in histories])[:, None]

@@ -24,6 +24,7 @@ from semid.generators import (
     ObjectiveConfig,
     TaughtHistories,
     Teacher,
+    VectorTeacher,
     as_teacher,
     content_features,
     distillation,
@@ -300,7 +301,7 @@ def test_a_teacher_changes_no_bucket_of_the_rows(tmp_path):
 
 
 @pytest.mark.parametrize("repeats", [None, True, False])
-def test_an_item_graph_teaches_nothing_of_the_history_where_the_model_leaves_it_out(catalog, repeats):
+def test_a_teacher_teaches_nothing_of_the_history_where_the_model_leaves_it_out(catalog, repeats):
     histories = Histories.from_lists([[0, 1, 0, 2], [1, 0, 1, 3, 0], [2, 0, 1, 2, 0]])
     graph = ItemGraph.from_histories(histories, catalog.item_ids, ItemGraphConfig().resolved([]), repeats=True)
     spec = ModelSpec(FAMILIES["sasrec"], (3, 4), ITEMS, 0, max_history=4)
@@ -308,7 +309,8 @@ def test_an_item_graph_teaches_nothing_of_the_history_where_the_model_leaves_it_
     rows = pack(histories, max_history=4, row_length=6)
     there = rows.targets >= 0
     seen = np.asarray(_training_batch(*rows[:3]).without_repeats().seen)[there]
-    for teacher, share in ((graph, 0.0), (dense, 0.5)):
+    vectors = VectorTeacher(catalog.item_ids, np.random.default_rng(0).normal(size=(ITEMS, 3)).astype(np.float32))
+    for teacher, share in ((graph, 0.0), (dense, 0.5), (vectors, 0.0)):
         objective = ObjectiveConfig(repeats=repeats, teacher_graph=share)
         best = as_teacher(teacher, objective, graph=graph).best(rows, k=ITEMS)
         items, shares = best.rows[there], np.exp(best.scores[there])
