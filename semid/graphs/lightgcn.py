@@ -16,12 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from scipy import sparse
 
 from quantizers import unit_rows
 from semid.config import later_field
-from semid.data import Dataset, Histories, Standardizer
+from semid.data import Dataset, Histories
 from semid.errors import SemidError
 from semid.graphs.cooccurrence import interactions_matrix
 from semid.graphs.losses import bootstrap_loss, bpr_loss, content_contrast, ego_norm, uniform_loss, view_contrast
@@ -35,7 +35,7 @@ from semid.graphs.propagation import (
     over_hyperedges,
     propagate,
 )
-from semid.graphs.signals import Signal, vector_column
+from semid.graphs.signals import Signal, content_scale, has_content, standardize_content, vector_column
 from semid.progress import show_progress
 
 
@@ -125,6 +125,10 @@ class GraphConfig(Signal):
 
     def item_vectors(self, dataset: Dataset, *, seed: int) -> Float[np.ndarray, "items signal"]:
         return self.vectors(dataset, seed=seed).items
+
+    def lacks_content(self, dataset: Dataset) -> bool:
+        of_losses = self.contrast or self.objective is not Objective.BPR
+        return bool(of_losses) and not has_content(vector_column(dataset, self.column)[1]).all()
 
     def vectors(self, dataset: Dataset, *, seed: int) -> GraphVectors:
         """Final vectors of the dataset's items and users."""
@@ -220,7 +224,8 @@ def train_graph(
 ) -> GraphVectors:
     """Train on the different (user, item) pairs of the training histories, and on the items' content vectors.
 
-    Nodes without any get zero vectors, but for items with content neighbors. Deterministic by seed on one machine.
+    Nodes without any get zero vectors, but for items with content neighbors. Rows of zeros are items without content,
+    which no loss of content counts. Deterministic by seed on one machine.
     Raises SemidError without any interaction, and for content that is needed and absent.
     """
     title = type(config).__name__.removesuffix("Config")
@@ -228,7 +233,10 @@ def train_graph(
     if config.reads_content and content is None:
         raise SemidError(f"{title}: expected content vectors of the items, got none")
     nearest = content_graph(content, config.neighbors) if content is not None and config.neighbors else None
-    features = jnp.asarray(Standardizer.fit([content])(content)) if content is not None else None
+    features, present = None, np.ones(num_items, bool)
+    if content is not None:
+        features, present = jnp.asarray(standardize_content(content, content_scale(content))), has_content(content)
+    counted = None if present.all() else jnp.asarray(present)
     users, items = (jnp.asarray(index, jnp.int32) for index in matrix.tocoo().coords)
     key, start_key = jax.random.split(jax.random.key(seed))
     ego = 0.1 * jax.random.normal(start_key, (num_users + num_items, config.dim))
@@ -243,13 +251,13 @@ def train_graph(
         for epoch in range(config.epochs):
             kept = edges if config.keep == 1 else _pruned(edges, matrix, config.keep, rng)
             epoch_key = jax.random.fold_in(key, epoch)
-            state = _epoch(state, kept, users, items, features, epoch_key, num_users=num_users, config=config)
+            state = _epoch(state, kept, users, items, features, counted, epoch_key, num_users=num_users, config=config)
             jax.block_until_ready(state)
             progress.advance(epoch + 1)
     final = np.asarray(_final(state[0], edges, num_users=num_users, config=config))
     joined = _degrees(matrix) > 0
     if content is not None and (nearest is not None or sets is not None):
-        joined[num_users:] |= np.linalg.norm(content, axis=1) > 0
+        joined[num_users:] |= present
     final = np.where(joined[:, None], final, np.float32(0))
     return GraphVectors(items=final[num_users:], users=final[:num_users])
 
@@ -302,12 +310,16 @@ def _epoch(
     users: Int[Array, " n"],
     items: Int[Array, " n"],
     features: Float[Array, "items width"] | None,
+    present: Bool[Array, " items"] | None,
     key: PRNGKeyArray,
     *,
     num_users: int,
     config: GraphConfig,
 ) -> _State:
-    """One pass over the shuffled interactions in equal batches (what is left over waits for the next shuffle)."""
+    """One pass over the shuffled interactions in equal batches (what is left over waits for the next shuffle).
+
+    `present`: items with content, None for all.
+    """
     optimizer = optax.adam(config.learning_rate)
     order_key, negative_key = jax.random.split(key)
     size = min(config.batch_size, len(users))
@@ -321,17 +333,19 @@ def _epoch(
         by_edges: Array, heads: Heads, by_hyperedges: Array | None, triples: Int[Array, "n 3"], key: PRNGKeyArray
     ) -> Array:
         final = by_edges if by_hyperedges is None else by_edges + by_hyperedges
-        content = None
+        content, rows = None, triples[:, 1] - num_users
+        there = None if present is None else present[rows]
         if heads.content is not None and features is not None:
-            content = features[triples[:, 1] - num_users] @ heads.content
+            content = features[rows] @ heads.content
         if content is not None and heads.predictor is not None:
-            value = bootstrap_loss(final, triples, content, heads.predictor, key, dropout=config.dropout)
+            head, dropout = heads.predictor, config.dropout
+            value = bootstrap_loss(final, triples, content, head, key, dropout=dropout, present=there)
         elif features is not None and config.objective is Objective.UNIFORM:
-            value = uniform_loss(final, triples, features[triples[:, 1] - num_users], weight=config.uniformity)
+            value = uniform_loss(final, triples, features[rows], weight=config.uniformity)
         else:
             value = bpr_loss(final, triples)
         if content is not None and config.contrast:
-            value += config.contrast * content_contrast(final, triples, content)
+            value += config.contrast * content_contrast(final, triples, content, present=there)
         if by_hyperedges is not None and config.views:
             value += config.views * view_contrast(by_edges, by_hyperedges, triples)
         return value

@@ -6,9 +6,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from quantizers import info_nce, unit_rows
+from quantizers import info_nce, masked_mean, unit_rows
 
 _CONTRAST_TEMPERATURE = 0.2
 _VIEW_TEMPERATURE = 0.6
@@ -30,22 +30,25 @@ def bootstrap_loss(
     key: PRNGKeyArray,
     *,
     dropout: float,
+    present: Bool[Array, " n"] | None = None,
 ) -> Float[Array, ""]:
     """Mean of `1 - cos` between predictions of a user, an item and its content, and the vectors that they are to equal:
-    the item, the user; and for the content the item and itself. Targets have dropout and no gradient."""
+    the item, the user; and for the content the item and itself, means over the items with content where not all are
+    `present`. Targets have dropout and no gradient."""
     users, items = final[triples[:, 0]], final[triples[:, 1]]
     targets = [
         jax.lax.stop_gradient(_dropped(vectors, jax.random.fold_in(key, place), rate=dropout))
         for place, vectors in enumerate((users, items, content))
     ]
     of_content = content @ predictor
+    mean = jnp.mean if present is None else functools.partial(masked_mean, mask=present)
     pairs = (
-        (users @ predictor, targets[1]),
-        (items @ predictor, targets[0]),
-        (of_content, targets[1]),
-        (of_content, targets[2]),
+        (users @ predictor, targets[1], jnp.mean),
+        (items @ predictor, targets[0], jnp.mean),
+        (of_content, targets[1], mean),
+        (of_content, targets[2], mean),
     )
-    cosines = [(unit_rows(one) * unit_rows(other)).sum(-1).mean() for one, other in pairs]
+    cosines = [mean((unit_rows(one) * unit_rows(other)).sum(-1)) for one, other, mean in pairs]
     return len(pairs) - functools.reduce(jnp.add, cosines)
 
 
@@ -57,8 +60,8 @@ def uniform_loss(
     weight: float,
 ) -> Float[Array, ""]:
     """Mean squared distance of users and their items on the sphere, and `weight` times half of the uniformity of users
-    and of items, the latter calibrated by the cosine of their content (CM3, section 4). Uniformity is that of the first
-    1024 triples."""
+    and of items, the latter calibrated by the cosine of their content (CM3, section 4), 0 for items without content,
+    whose rows are zero. Uniformity is that of the first 1024 triples."""
     users, items = unit_rows(final[triples[:, 0]]), unit_rows(final[triples[:, 1]])
     first = slice(_CONTRASTED)
     alike = unit_rows(content[first])
@@ -92,11 +95,16 @@ def view_contrast(
 
 
 def content_contrast(
-    final: Float[Array, "nodes dim"], triples: Int[Array, "n 3"], content: Float[Array, "n dim"]
+    final: Float[Array, "nodes dim"],
+    triples: Int[Array, "n 3"],
+    content: Float[Array, "n dim"],
+    *,
+    present: Bool[Array, " n"] | None = None,
 ) -> Float[Array, ""]:
-    """InfoNCE between the vectors of the items of the first 1024 triples and their projected content (RLMRec)."""
-    rows = triples[:_CONTRASTED, 1]
-    return info_nce(final[rows], content[:_CONTRASTED], ids=rows, temperature=_CONTRAST_TEMPERATURE)
+    """InfoNCE between the vectors of the items of the first 1024 triples and their projected content (RLMRec); items
+    without content, not `present`, count for nothing."""
+    rows, mask = triples[:_CONTRASTED, 1], None if present is None else present[:_CONTRASTED]
+    return info_nce(final[rows], content[:_CONTRASTED], mask=mask, ids=rows, temperature=_CONTRAST_TEMPERATURE)
 
 
 def _dropped(x: Float[Array, "n dim"], key: PRNGKeyArray, *, rate: float) -> Float[Array, "n dim"]:

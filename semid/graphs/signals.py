@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from semid.config import choices
-from semid.data import Dataset
+from semid.data import Dataset, Standardizer
 from semid.errors import SemidError, did_you_mean
 from semid.graphs.cooccurrence import ppmi_vectors
 
@@ -20,6 +20,11 @@ class Signal(abc.ABC):
     @abc.abstractmethod
     def item_vectors(self, dataset: Dataset, *, seed: int) -> Float[np.ndarray, "items signal"]:
         """Item vectors from training interactions alone. Raises SemidError naming what the dataset lacks."""
+
+    def lacks_content(self, dataset: Dataset) -> bool:
+        """Whether items lack content that it is trained on, which makes stages that read it of another version."""
+        del dataset
+        return False
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,22 @@ def vector_column(dataset: Dataset, name: str) -> tuple[str, Float[np.ndarray, "
         )
     name = name or columns[0]
     return name, dataset.vectors(name)
+
+
+def has_content(x: Float[np.ndarray, "n dim"]) -> Bool[np.ndarray, " n"]:
+    """Rows of items with content: zeros stand for none."""
+    return np.linalg.norm(x, axis=1) > 0
+
+
+def content_scale(x: Float[np.ndarray, "items dim"]) -> Standardizer:
+    """Standardizer fitted to the rows with content, if there are any."""
+    present = has_content(x)
+    return Standardizer.fit([x[present] if present.any() and not present.all() else x])
+
+
+def standardize_content(x: Float[np.ndarray, "n dim"], scale: Standardizer) -> Float[np.ndarray, "n dim"]:
+    """Standardized rows; those without content stay zero."""
+    return np.where(has_content(x)[:, None], scale(x), np.float32(0))
 
 
 def standardize_known(vectors: Float[np.ndarray, "n dim"], known: Bool[np.ndarray, " n"]) -> Float[np.ndarray, "n dim"]:

@@ -39,7 +39,7 @@ from semid.tokenizers.tokenizer import ContentColumns, SemanticTokenizer, Tokeni
 HEALTH_FILE = "health.json"
 # Training interactions that the collaborative health of codes is computed from, of users drawn where there are more.
 _INTERACTIONS = 5_000_000
-# Version of what `tokenize` does with the same settings.
+# Version of what `tokenize` does with the same settings; one more where items lack content that the signal trains on.
 _VERSION = 1
 
 
@@ -59,7 +59,9 @@ def tokenize(
     """
     refuse_path(dataset, "Dataset.load")
     config = config.resolved(dataset.num_items)
-    request = Request(Kind.CATALOG, {"tokenizer": to_dict(config)}, dataset.parents, seed, _VERSION)
+    reads_signal = any("vectors" in alignment.needs for alignment in config.alignment)
+    version = _VERSION + (reads_signal and config.signal.lacks_content(dataset))
+    request = Request(Kind.CATALOG, {"tokenizer": to_dict(config)}, dataset.parents, seed, version)
     made = run_stage(
         request,
         out,

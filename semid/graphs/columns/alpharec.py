@@ -20,7 +20,7 @@ from semid.data import Dataset, Standardizer, StoredEncoder
 from semid.errors import SemidError
 from semid.graphs.columns.base import ColumnConfig, ColumnEncoder, check_training, minimized
 from semid.graphs.cooccurrence import interactions_matrix
-from semid.graphs.signals import Signal
+from semid.graphs.signals import Signal, content_scale, has_content, standardize_content
 
 _NEGATIVES = 256
 
@@ -41,7 +41,8 @@ class AlphaRecConfig(ColumnConfig, Signal):
     """Item vectors of AlphaRec: content, mapped so that the mean of a user's other items finds each item of the user's
     among 256 random ones, by InfoNCE on cosines.
 
-    A function of content, so that new items have one too. As a signal it is trained with the tokenizer's seed.
+    A function of content, so that new items have one too. Rows of zeros are items without content: no loss counts them,
+    and they stay zero. As a signal it is trained with the tokenizer's seed.
     """
 
     dim: int = 64
@@ -80,16 +81,19 @@ class AlphaRecConfig(ColumnConfig, Signal):
 
     def _trained(self, dataset: Dataset, *, seed: int) -> tuple[Mapped, Float[np.ndarray, "items dim"]]:
         source, x = self.read(dataset)
-        scale = Standardizer.fit([x])
+        scale, present = content_scale(x), has_content(x)
         matrix = interactions_matrix(dataset.splits.train, num_items=dataset.num_items, num_users=dataset.num_users)
+        matrix = matrix[:, present]
         counts = np.diff(matrix.indptr)
         users, items = matrix.tocoo().coords
         several = counts[users] > 1
         if not several.any():
-            raise SemidError(f"dataset {dataset.name!r}: no user has two items in training, whose mean could find one")
+            raise SemidError(
+                f"dataset {dataset.name!r}: no user has two items with content in training, whose mean could find one"
+            )
         of_several = [jnp.asarray(index[several], jnp.int32) for index in (users, items)]
         pairs = Interactions(of_several[0], of_several[1], jnp.asarray(counts, jnp.float32))
-        layers, _ = trained_map(scale(x), pairs, self, seed=seed)
+        layers, _ = trained_map(scale(x)[present], pairs, self, seed=seed)
         arrays = {f"layer{place}": np.asarray(layer) for place, layer in enumerate(layers)}
         return Mapped(source, {"mean": scale.mean, "scale": scale.scale, **arrays}, self.name), x
 
@@ -111,7 +115,7 @@ class Mapped(ColumnEncoder):
         return tuple(jnp.asarray(self.arrays[name]) for name in sorted(self.arrays) if name.startswith("layer"))
 
     def from_vectors(self, x: Float[np.ndarray, "n dim"]) -> Float[np.ndarray, "n width"]:
-        standardized = Standardizer(self.arrays["mean"], self.arrays["scale"])(x)
+        standardized = standardize_content(x, Standardizer(self.arrays["mean"], self.arrays["scale"]))
         return np.asarray(mapped(self._layers, jnp.asarray(standardized)))
 
 

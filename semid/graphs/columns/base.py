@@ -20,11 +20,12 @@ from semid.config import from_dict, to_dict
 from semid.data import Dataset, StoredEncoder
 from semid.encoders import ContentEncoderConfig, FittedEncoder, with_content_vectors
 from semid.errors import SemidError
-from semid.graphs.signals import vector_column
+from semid.graphs.signals import has_content, vector_column
 from semid.progress import show_progress
-from semid.stage import Request, refuse_path, run_stage
+from semid.stage import STAGE_VERSION, Request, refuse_path, run_stage
 
 _TURN = 50  # steps of one program
+_VERSION_OF_ABSENT = 1  # of what is trained where items lack content; recipes of before have none
 
 
 def check_training(config: Any, sizes: Sequence[str]) -> None:
@@ -54,6 +55,10 @@ class ColumnConfig(ContentEncoderConfig):
     def read(self, dataset: Dataset) -> tuple[str, Float[np.ndarray, "items dim"]]:
         """Name and vectors of the column."""
         return vector_column(dataset, self.column)
+
+    def lacks_content(self, dataset: Dataset) -> bool:
+        """Whether items lack content that it is trained on, which makes its stage of another version."""
+        return not has_content(self.read(dataset)[1]).all()
 
     def fit(self, dataset: Dataset) -> FittedEncoder:
         return self.fitted(dataset)[0]
@@ -128,7 +133,8 @@ def add_column(dataset: Dataset, config: ColumnConfig, *, out: str | Path | None
             f"dataset {dataset.name!r} has a column {made!r} already, and others may be made of it; "
             "take the dataset that it was added to"
         )
-    recipe = {**(dataset.source or {}), made: to_dict(config)}
+    version = {STAGE_VERSION: _VERSION_OF_ABSENT} if config.lacks_content(dataset) else {}
+    recipe = {**(dataset.source or {}), made: to_dict(config) | version}
     request = Request(Kind.DATASET, dataset.replace(source=recipe).config, dataset.parents)
     work = partial(with_content_vectors, dataset, config)
     return run_stage(request, out, load=Dataset.load, work=lambda _: work(), write=Dataset.write)

@@ -20,7 +20,7 @@ from quantizers import info_nce, unit_rows
 from semid.data import Dataset, Standardizer, StoredEncoder
 from semid.errors import SemidError
 from semid.graphs.columns.base import ColumnConfig, ColumnEncoder, check_training, minimized
-from semid.graphs.signals import PpmiConfig, Signal, standardize_known
+from semid.graphs.signals import PpmiConfig, Signal, content_scale, has_content, standardize_known
 
 
 class Projection(NamedTuple):
@@ -35,7 +35,8 @@ class FuseConfig(ColumnConfig):
     """Unit vectors of behavior and of content, side by side: content is projected to where InfoNCE finds it next to the
     same item's behavior, so that neither dominates the other in codes of both.
 
-    The first half of an item without training interactions, appended later or not, is its projected content, too.
+    The first half of an item without training interactions, appended later or not, is its projected content, too. An
+    item without content, a row of zeros, is in no step and has zeros for it.
     """
 
     signal: Signal = PpmiConfig()
@@ -61,14 +62,19 @@ class FuseConfig(ColumnConfig):
         source, x = self.read(dataset)
         signal = self.signal.item_vectors(dataset, seed=self.seed)
         known = (dataset.splits.train.popularity(dataset.num_items) > 0) & signal.any(axis=1)
-        if known.sum() < 2:
-            raise SemidError(f"dataset {dataset.name!r}: {known.sum()} items have collaborative vectors, 2 are needed")
-        behavior, scale = standardize_known(signal, known).astype(np.float32), Standardizer.fit([x])
-        projection, _ = aligned(scale(x)[known], behavior[known], self)
+        both = known & has_content(x)
+        if both.sum() < 2:
+            what = "content and collaborative vectors"
+            raise SemidError(f"dataset {dataset.name!r}: {both.sum()} items have {what}, 2 are needed")
+        behavior, scale = standardize_known(signal, known).astype(np.float32), content_scale(x)
+        projection, _ = aligned(scale(x)[both], behavior[both], self)
         arrays = {"mean": scale.mean, "scale": scale.scale, **projection._asdict()}
         encoder = Fused(source, {name: np.asarray(array) for name, array in arrays.items()}, self.name)
         projected = encoder.projected(x)
         return encoder, _side_by_side(np.where(known[:, None], behavior, projected), projected)
+
+    def lacks_content(self, dataset: Dataset) -> bool:
+        return super().lacks_content(dataset) or self.signal.lacks_content(dataset)
 
     def restore(self, stored: StoredEncoder) -> Fused:
         return Fused(stored.inputs[0], stored.tensors, self.name)
@@ -87,10 +93,11 @@ class Fused(ColumnEncoder):
         return len(self.arrays["bias"]) // 3 * 2
 
     def projected(self, x: Float[np.ndarray, "n dim"]) -> Float[np.ndarray, "n half"]:
-        """Content in the space of behavior."""
+        """Content in the space of behavior; zero where there is none."""
         standardized = Standardizer(self.arrays["mean"], self.arrays["scale"])(x)
         parameters = Projection(jnp.asarray(self.arrays["kernel"]), jnp.asarray(self.arrays["bias"]))
-        return np.asarray(modulated(parameters, jnp.asarray(standardized)))
+        projected = np.asarray(modulated(parameters, jnp.asarray(standardized)))
+        return np.where(has_content(x)[:, None], projected, np.float32(0))
 
     def from_vectors(self, x: Float[np.ndarray, "n dim"]) -> Float[np.ndarray, "n width"]:
         projected = self.projected(x)

@@ -45,6 +45,9 @@ class SmoothConfig(ColumnConfig):
         if self.layers < 1:
             raise SemidError(f"expected layers of 1 or more, got {self.layers}")
 
+    def lacks_content(self, dataset: Dataset) -> bool:
+        return False  # nothing is trained
+
     def fitted(self, dataset: Dataset) -> tuple[Keep, Float[np.ndarray, "items width"]]:
         source, x = self.read(dataset)
         counts = cooccurrence(dataset.splits.train, num_items=dataset.num_items, window=self.window)

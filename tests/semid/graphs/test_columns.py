@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from semid.data import Dataset
+from semid.artifacts import read_manifest
+from semid.config import to_dict
+from semid.data import Dataset, Standardizer
 from semid.encoders import restore_encoders, with_text_vectors
 from semid.errors import SemidError
 from semid.graphs import (
     AlphaRecConfig,
+    BM3Config,
+    CM3Config,
     EdgeWeights,
+    FreedomConfig,
     FuseConfig,
+    GraphConfig,
+    MMHCLConfig,
     PpmiConfig,
     SmoothConfig,
     VectorColumn,
@@ -23,9 +33,10 @@ from semid.graphs import (
     cooccurrence,
     neighbor_overlap,
 )
-from semid.graphs.columns.alpharec import Interactions, contrast, mapped
+from semid.graphs.columns.alpharec import Interactions, contrast, mapped, trained_map
 from semid.graphs.columns.fuse import Projection, aligned, modulated
 from semid.graphs.neighbors import neighbors
+from semid.graphs.signals import standardize_known
 
 ITEMS, NEW = 30, 29  # nobody has had the last two
 
@@ -145,6 +156,68 @@ def test_alpharec_finds_the_communities_and_knows_new_items(dataset):
     assert share(vectors) > 0.95 > share(dataset.vectors("content"))
     encoder = restore_encoders(made.encoders)["content_alpharec"]
     np.testing.assert_allclose(encoder.encode(dataset.items.slice(NEW)), vectors[NEW:], atol=1e-5)
+
+
+LACKING = [0, 1, 2, NEW]
+THERE = ~np.isin(np.arange(ITEMS), LACKING)
+
+
+@pytest.fixture(scope="module")
+def bare(behaved) -> Dataset:
+    """Where some items have no content."""
+    return behaved.with_vectors("bare", np.where(THERE[:, None], behaved.vectors("content"), np.float32(0)))
+
+
+def test_fused_columns_learn_of_items_with_content_and_leave_the_others_without(bare):
+    config, x, behavior = replace(CONFIG, column="bare"), bare.vectors("bare"), bare.vectors("behavior")
+    made = add_column(bare, config)
+    halves = made.vectors("bare_fuse").reshape(ITEMS, 2, 6)
+    np.testing.assert_array_equal(halves[LACKING, 1], 0)
+    np.testing.assert_array_equal(halves[NEW], 0)
+    np.testing.assert_allclose(np.linalg.norm(halves[LACKING[:3], 0], axis=1), 1, atol=1e-5)  # behavior stays
+    encoder, scale = restore_encoders(made.encoders)["bare_fuse"], Standardizer.fit([x[THERE]])
+    np.testing.assert_array_equal(encoder.encode(made.items)[LACKING], 0)
+    known = np.arange(ITEMS) < 28
+    of_known = standardize_known(behavior, known).astype(np.float32)
+    expected = aligned(scale(x)[THERE & known], of_known[THERE & known], config)[0]
+    np.testing.assert_array_equal(encoder.tensors()["mean"], scale.mean)
+    np.testing.assert_array_equal(encoder.tensors()["kernel"], expected.kernel)
+    with pytest.raises(SemidError, match="0 items have content and collaborative vectors, 2 are needed"):
+        add_column(bare.with_vectors("none", 0 * x), replace(config, column="none"))
+
+
+def test_alpharec_learns_of_items_with_content_and_leaves_the_others_without(bare):
+    config, x = AlphaRecConfig("bare", dim=4, epochs=2, batch_size=64), bare.vectors("bare")
+    made, train = add_column(bare, config), bare.splits.train
+    np.testing.assert_array_equal(made.vectors("bare_alpharec")[LACKING], 0)
+    place, taken = np.cumsum(THERE) - 1, {user: set() for user in range(bare.num_users)}
+    for at, user in enumerate(train.users):
+        taken[user] |= {place[item] for item in train[at] if THERE[item]}
+    pairs = [(user, item) for user, items in taken.items() for item in sorted(items) if len(items) > 1]
+    users, items = (jnp.asarray(side, jnp.int32) for side in zip(*pairs, strict=True))
+    counts = jnp.asarray([len(items) for items in taken.values()], jnp.float32)
+    scale = Standardizer.fit([x[THERE]])
+    layers, _ = trained_map(scale(x[THERE]), Interactions(users, items, counts), config, seed=0)
+    tensors = restore_encoders(made.encoders)["bare_alpharec"].tensors()
+    np.testing.assert_array_equal(tensors["mean"], scale.mean)
+    np.testing.assert_array_equal(tensors["layer0"], layers[0])
+
+
+def test_what_trains_on_absent_content_is_of_another_version(bare, tmp_path):
+    graphs = (CM3Config, BM3Config, partial(GraphConfig, contrast=0.1), AlphaRecConfig)
+    others = (FreedomConfig, MMHCLConfig, GraphConfig, PpmiConfig)  # whose vectors are those of before
+    for column, expected in (("bare", True), ("content", False)):
+        assert {config(column=column).lacks_content(bare) for config in graphs} == {expected}
+        assert FuseConfig("content", AlphaRecConfig(column)).lacks_content(bare) == expected
+        assert not SmoothConfig(column).lacks_content(bare)
+        config = AlphaRecConfig(column, dim=4, epochs=1)
+        add_column(bare, config, out=tmp_path / column)
+        recipe = read_manifest(tmp_path / column).config["source"][f"{column}_alpharec"]
+        assert recipe == to_dict(config) | ({"stage_version": 1} if expected else {})
+        assert Dataset.load(tmp_path / column).vector_columns[-1] == f"{column}_alpharec"
+    assert not any(
+        config(**({} if config is PpmiConfig else {"column": "bare"})).lacks_content(bare) for config in others
+    )
 
 
 def test_a_ranker_by_vectors_takes_the_mean_of_the_history(dataset):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from quantizers import unit_rows
-from semid.data import Histories
+from semid.data import Histories, Standardizer
 from semid.errors import SemidError
 from semid.graphs import (
     BM3Config,
@@ -20,6 +20,7 @@ from semid.graphs import (
     LightGCNConfig,
     MMHCLConfig,
     interactions_matrix,
+    lightgcn,
     losses,
     train_graph,
 )
@@ -234,8 +235,10 @@ def test_a_pruned_graph_keeps_a_share_of_the_edges_fewer_of_popular_nodes(plante
     assert int((whole.interactions.weights > 0).sum()) == 156  # control
 
 
-def test_the_bootstrap_loss_equals_its_definition():
-    rng = np.random.default_rng(0)
+@pytest.mark.parametrize("absent", [[], [1, 2]])
+def test_the_bootstrap_loss_equals_its_definition(absent):
+    """Of content over the items that have some."""
+    rng, there = np.random.default_rng(0), np.setdiff1d(np.arange(4), absent)
     final, content, head = (rng.normal(size=shape).astype(np.float32) for shape in ((6, 3), (4, 3), (3, 3)))
     triples = rng.integers(0, 6, (4, 3))
 
@@ -244,10 +247,48 @@ def test_the_bootstrap_loss_equals_its_definition():
 
     users, items = final[triples[:, 0]], final[triples[:, 1]]
     expected = apart(users @ head, items) + apart(items @ head, users)
-    expected += apart(content @ head, items) + apart(content @ head, content)
-    arrays = map(jnp.asarray, (final, triples, content, head))
-    made = bootstrap_loss(*arrays, jax.random.key(0), dropout=0.0)
+    expected += apart((content @ head)[there], items[there]) + apart((content @ head)[there], content[there])
+    arrays, present = map(jnp.asarray, (final, triples, content, head)), jnp.asarray(np.isin(np.arange(4), there))
+    made = bootstrap_loss(*arrays, jax.random.key(0), dropout=0.0, present=present if absent else None)
     np.testing.assert_allclose(made, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("absent", [[], [1, 3]])
+def test_the_contrast_equals_its_definition(absent):
+    """InfoNCE among the items that have content, each against those of other ids."""
+    rng, there = np.random.default_rng(0), np.setdiff1d(np.arange(5), absent)
+    final, content = (rng.normal(size=(n, 3)).astype(np.float32) for n in (6, 5))
+    triples = np.array([[0, 4, 1], [1, 5, 2], [2, 4, 0], [2, 3, 1], [0, 3, 1]])
+    items = triples[:, 1]
+    x, y = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (final[items], content))
+
+    def loss(row):
+        others = [x[row] @ y[c] / 0.2 for c in there if items[c] != items[row]]
+        own = x[row] @ y[row] / 0.2
+        return np.log(np.exp([own, *others]).sum()) - own
+
+    present = jnp.asarray(np.isin(np.arange(5), there)) if absent else None
+    made = content_contrast(*map(jnp.asarray, (final, triples, content)), present=present)
+    np.testing.assert_allclose(made, np.mean([loss(row) for row in there]), rtol=1e-5)
+
+
+def test_content_that_items_lack_is_zero_and_counted_by_no_loss(planted, content, monkeypatch):
+    """Where all have some, the scale is that of all and nothing is masked."""
+    there = np.arange(41) % 4 > 0
+    without = np.where(there[:, None], content, np.float32(0))
+    for config in (BM3Config(8, 2, 2, 256, 0.02), CM3Config(8, 2, 2, 256, 0.02, contrast=1.0)):
+        assert np.isfinite(_with_content(planted, without, config).items).all()
+    passed = []
+    monkeypatch.setattr(lightgcn, "_epoch", lambda state, *given, **_: passed.append(given[3:5]) or state)
+    for vectors in (content, without, 0 * content):
+        _with_content(planted, vectors, BM3Config(8, 2, 1, 256, 0.02))
+    np.testing.assert_array_equal(passed[0][0], Standardizer.fit([content])(content))
+    assert passed[0][1] is None
+    expected = np.zeros_like(content)
+    expected[there] = Standardizer.fit([content[there]])(content[there])
+    np.testing.assert_array_equal(passed[1][0], expected)
+    np.testing.assert_array_equal(passed[1][1], there)
+    assert not any(array.any() for array in passed[2])  # nobody has any
 
 
 def test_freedom_places_an_item_that_nobody_has_had_by_its_content(planted, content):
@@ -290,14 +331,17 @@ def test_hyperedges_propagate_by_dense_matrices(content):
     np.testing.assert_allclose(made, dense @ dense @ x, atol=1e-5)
 
 
-def test_the_uniform_loss_equals_its_definition():
-    """Over pairs of other users, and of other items; the latter from distances that their content lets expect."""
+@pytest.mark.parametrize("absent", [[], [1, 3]])
+def test_the_uniform_loss_equals_its_definition(absent):
+    """Over pairs of other users, and of other items; the latter from distances that their content lets expect, those of
+    unlike items where one has none."""
     rng = np.random.default_rng(0)
     final, content = (rng.normal(size=(n, 3)).astype(np.float32) for n in (6, 4))
     triples = np.array([[0, 4, 1], [1, 4, 2], [2, 5, 0], [2, 3, 1]])
     users, items, alike = (
         x / np.linalg.norm(x, axis=1, keepdims=True) for x in (final[triples[:, 0]], final[triples[:, 1]], content)
     )
+    content[absent], there = 0, np.setdiff1d(np.arange(4), absent)
 
     def apart(x, ids, expected):
         pairs = [(a, b) for a in range(4) for b in range(4) if ids[a] != ids[b]]
@@ -305,7 +349,11 @@ def test_the_uniform_loss_equals_its_definition():
 
     wanted = np.mean(np.sum((users - items) ** 2, axis=1)) + 0.35 * (
         apart(users, triples[:, 0], lambda a, b: 0)
-        + apart(items, triples[:, 1], lambda a, b: 2 - 2 * np.clip(alike[a] @ alike[b], 0, 0.8))
+        + apart(
+            items,
+            triples[:, 1],
+            lambda a, b: 2 - 2 * np.clip(alike[a] @ alike[b], 0, 0.8) if a in there and b in there else 2,
+        )
     )
     made = uniform_loss(*map(jnp.asarray, (final, triples, content)), weight=0.7)
     np.testing.assert_allclose(made, wanted, rtol=1e-5)

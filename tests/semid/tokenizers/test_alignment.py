@@ -13,7 +13,7 @@ from quantizers import Gumbel, Nearest, Schedule, Sinkhorn
 from semid import artifacts
 from semid.data import Dataset, GlobalTime
 from semid.errors import SemidError
-from semid.graphs import LightGCNConfig, PpmiConfig, VectorColumn
+from semid.graphs import CM3Config, LightGCNConfig, PpmiConfig, VectorColumn
 from semid.tokenizers import (
     RQVAE,
     CooccurrenceConfig,
@@ -26,6 +26,7 @@ from semid.tokenizers import (
     RQVaeConfig,
     SemanticTokenizer,
     TokenizerConfig,
+    tokenization,
     tokenize,
 )
 from semid.tokenizers.alignment import Signals, base, cooccurrence, das, read_signals
@@ -445,3 +446,19 @@ def test_what_trains_nothing_cannot_be_aligned():
     for method in (RQKmeansConfig((4, 4)), ProductConfig((4, 4))):
         with pytest.raises(SemidError, match=rf"^alignment .--alignment. is for .* and {method.name} does not; take"):
             TokenizerConfig(method, alignment=(LetterConfig(),))
+
+
+def test_codes_by_a_signal_that_trains_on_absent_content_are_of_another_version(monkeypatch):
+    def asked(request, *_, **__):
+        raise SemidError(f"version {request.version}")
+
+    monkeypatch.setattr(tokenization, "run_stage", asked)
+    dataset = _dataset().with_vectors("bare", np.eye(ITEMS, DIM))
+    for column, alignment, version in (
+        ("bare", LetterConfig(), 2),
+        ("content", LetterConfig(), 1),
+        ("bare", CooccurrenceConfig(), 1),  # which reads no signal
+    ):
+        config = TokenizerConfig(METHOD, ("content",), alignment=(alignment,), signal=CM3Config(column=column))
+        with pytest.raises(SemidError, match=f"version {version}"):
+            tokenize(dataset, config)
