@@ -5,8 +5,9 @@
 
 A joint step encodes a share p of what a batch asks for, its targets and the last w items of its histories, and
 differentiates a share q; it is compared with the staged step, in which the generator alone learns from the same rows,
-and with the step that encodes every item of the histories. Then an encoder of a pre-trained one's size, tuned in every
-way that there is; and the step with a bank too large for one device, which is compiled and not run.
+with the default joint step, whose one term reads no targets' vectors, so that they are not encoded, and with the step
+that encodes every item of the histories. Then an encoder of a pre-trained one's size, tuned in every way that there
+is; and the step with a bank too large for one device, which is compiled and not run.
 
 Everything is random, as no cost depends on it. Speed is compared within rounds, in which every way takes its turn, as
 in `training.py`. Memory is what the compiled step says that it needs, on one device. FLOPs are XLA's count of the
@@ -55,7 +56,7 @@ from semid.encoders import (
     tuned,
 )
 from semid.generators import LossTables, generator_loss
-from semid.joint import JointModel, Objective, StepConfig, bucket_sizes
+from semid.joint import JointConfig, JointModel, Objective, StepConfig, bucket_sizes
 from semid.joint.model import ContentTables, joint_loss
 from semid.tokenizers import RQVAE, RQVaeConfig
 from semid.training import (
@@ -76,7 +77,7 @@ from semid.training import (
 from seq_models import ItemTables, RQTransformer, RQTransformerConfig, TransformerConfig, code_cross_entropy, last_state
 
 MIB, GIGA, PIXELS = 2**20, 1e9, 32
-STAGED, EVERY = "staged", "every history item"
+STAGED, DEFAULT, EVERY = "staged", "w 2, p 1, q 1, generation alone (the default)", "every history item"
 OBJECTIVE = Objective(contrast=Schedule(0.1))
 
 
@@ -137,7 +138,8 @@ def main(
 
     Args:
         out: File to write.
-        rounds: Times that every way takes its turn; 0: the bank alone is looked at.
+        rounds: Times that every way takes its turn; 0: nothing is run, and the steps' FLOPs and memory are all, or with
+            `bank` the bank's.
         steps: Steps of a turn.
         windows: Last items of a history that are encoded afresh, w.
         rates: Shares that are encoded and differentiated, p and q.
@@ -150,8 +152,9 @@ def main(
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "jax": jax.__version__,
     }
-    if rounds:
+    if rounds or not bank:
         figures["steps"] = _joint_steps(sizes, windows, rates, rounds, steps)
+    if rounds:
         figures["tunings"] = _tunings(pretrained, rounds, steps)
     if bank:
         figures["bank"] = [_bank(replace(sizes, items=bank, dim=256))]
@@ -216,21 +219,27 @@ def _placed(tree: Any, lay: Any) -> Any:
 
 
 def _compared(ways: dict[str, Way], rounds: int, steps: int) -> dict[str, dict[str, Any]]:
-    """Costs of the variants, and their times relative to the first in the same round."""
+    """Costs of the variants, and with `rounds` their times relative to the first in the same round."""
     programs = {name: _Program(way) for name, way in ways.items()}
+    times = _times(programs, rounds, steps) if rounds else {}
+    return {
+        name: {"step, GFLOP": program.flops / GIGA, **times.get(name, {}), **program.needs()}
+        for name, program in programs.items()
+    }
+
+
+def _times(programs: dict[str, _Program], rounds: int, steps: int) -> dict[str, dict[str, Any]]:
     for program in programs.values():
         program.start()
     takes = [{name: one.take(steps) / steps for name, one in programs.items()} for _ in range(rounds + 1)][1:]
     seconds = {name: np.array([take[name] for take in takes]) for name in programs}
     first, rows = next(iter(programs)), {}
-    for name, program in programs.items():
+    for name in programs:
         low, middle, high = np.quantile(seconds[name] / seconds[first], (0.25, 0.5, 0.75))
         rows[name] = {
-            "step, GFLOP": program.flops / GIGA,
             "ms a step": 1e3 * float(np.median(seconds[name])),
             f"time over {first}": float(middle),
             "quartiles": f"{low:.3g} to {high:.3g}",
-            **program.needs(),
         }
     return rows
 
@@ -244,6 +253,7 @@ def _joint_steps(
         for w in windows
         for p, q in rates
     }
+    configs[DEFAULT] = JointConfig().joint[0].step
     configs[EVERY] = StepConfig(OBJECTIVE, window=sizes.history)
     ways = _staged(sizes) | {name: _joint(sizes, config) for name, config in configs.items()}
     costs = _compared(ways, rounds, steps)
@@ -254,7 +264,7 @@ def _joint_steps(
 
 def _encoding(sizes: Sizes, config: StepConfig, flops: tuple[float, float]) -> dict[str, float]:
     """Items that a step encodes: its program is fixed, so as many however often a batch repeats them."""
-    most = sizes.batch * (1 + min(config.window, sizes.history))
+    most = sizes.batch * (config.reads_targets + min(config.window, sizes.history))
     forward, backward = bucket_sizes(most, forward=config.forward, backward=config.backward)
     still, learning = flops
     taken = (forward - backward) * still + backward * learning

@@ -46,13 +46,20 @@ def figures(tmp_path_factory):
 
 def test_fewer_items_are_encoded_for_fewer_operations(figures):
     rows = {row.pop("step"): row for row in figures["steps"]}
-    staged, _, few, every = rows.values()
-    assert list(rows) == ["staged", "staged, every item a target", "w 1, p 0.2, q 0.2", "every history item"]
-    assert [few["items encoded"], every["items encoded"]] == [7, 80]  # of 16 targets and histories of 4
+    staged, _, few, default, every = rows.values()
+    assert list(rows) == ["staged", "staged, every item a target", "w 1, p 0.2, q 0.2", joint.DEFAULT, joint.EVERY]
+    encoded = [few["items encoded"], default["items encoded"], every["items encoded"]]
+    assert encoded == [7, 32, 80]  # of 16 targets and histories of 4; no target where the generation term is alone
     assert 0 < few["over p = q = 1"] <= 0.6
     assert few["encoder, GFLOP"] / 7 == pytest.approx(every["encoder, GFLOP"] / 80)
     assert staged["step, GFLOP"] < few["step, GFLOP"] < every["step, GFLOP"]
     assert all(row["time over staged"] > 0 for row in rows.values())
+
+
+def test_without_rounds_nothing_is_run_and_figures_are_those_of_the_programs():
+    rows = joint._joint_steps(SIZES, (1,), ((0.2, 0.2),), rounds=0, steps=1)
+    counted = {"step, GFLOP", "trained, with moments, MiB", "temporaries, MiB", "in all, MiB"}
+    assert all(counted <= set(row) and "ms a step" not in row for row in rows)
 
 
 def test_a_gradient_costs_more_than_a_vector_and_less_than_four():
