@@ -59,8 +59,9 @@ from seq_models import RQTransformer
 STATE_FILE = "joint.safetensors"
 
 # Versions of what `train_end_to_end` does with the same settings: one more where targets that no term reads are left to
-# the bank, two where the factor of what repeats is chosen, and four where repeats do not count in joint steps.
-_VERSION, _OF_WINDOWS, _OF_REPEATS, _OF_UNSEEN = 1, 1, 2, 4
+# the bank, two where the factor of what repeats is chosen, four where repeats do not count in joint steps, and eight
+# where items are new to a run that is continued without joint steps.
+_VERSION, _OF_WINDOWS, _OF_REPEATS, _OF_UNSEEN, _OF_NEW_ITEMS = 1, 1, 2, 4, 8
 
 _SCRATCH = "scratch"
 
@@ -96,8 +97,8 @@ def train_end_to_end(
     their checkpoints there, for runs that differ in the later ones alone.
 
     With `previous` all variables are that run's, and its bank: the first three stages are left out, joint steps have
-    the targets that it did not have, and an item unknown to it enters the bank when a step first encodes it. The last
-    stage has all histories again, so that the generator forgets none.
+    the targets that it did not have, and an item unknown to it enters the bank when a step first encodes it, or at once
+    where there are none. The last stage has all histories again, so that the generator forgets none.
 
     Raises SemidError if content is missing or of other items, more items than `tie_break` have none, the objective
     wants a teacher that is not given, or none that is, `previous` is of other settings, has embeddings of other items
@@ -245,6 +246,8 @@ def _request(
     version = _VERSION + (not whole) * _OF_WINDOWS + dataset.repeats.common * _OF_REPEATS
     if config.joint and config.generator.objective.repeats is False and dataset.repeats.repeated:
         version += _OF_UNSEEN
+    if previous is not None and not config.joint and not dataset.item_ids.equals(previous.dataset.item_ids):
+        version += _OF_NEW_ITEMS
     return Request(Kind.MODEL, settings, parents, seed, version)
 
 
@@ -333,7 +336,10 @@ def _continued(encoder: ItemEncoder, context: Context, previous: PreviousRun) ->
     model.select_items(rows)
     vectors = context.item_vectors(model)
     if len(new := np.flatnonzero(rows < 0)):
-        vectors = vectors.at[new].set(encode_items(model.encoder, context.content, new))
+        encoded = jnp.asarray(encode_items(model.encoder, context.content, new))
+        vectors = vectors.at[new].set(encoded)
+        if not context.config.joint:  # else its steps write them, or what follows them
+            model.bank.write(jnp.asarray(new), encoded, mask=jnp.ones(len(new), bool))
     model.codes[...] = jnp.asarray(context.with_tie_break(map_blocks(model.autoencoder.encode, vectors)))
     return model
 

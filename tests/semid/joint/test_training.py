@@ -395,6 +395,17 @@ def test_the_next_day_goes_on_from_the_artifact(world, next_day, runs, tmp_path)
     assert looked["validation/bank/coverage"] == pytest.approx(1 - 1 / next_day.num_items)  # one was never a target
 
 
+def test_without_joint_steps_new_items_enter_the_bank_at_once(world, next_day, runs, tmp_path):
+    previous = PreviousRun(runs[0] / "staged", world)
+    run(next_day, dataclasses.replace(STAGED, finetune=short(0.1)), tmp_path / "next", previous=previous)
+    before, after = (load_tensors(path / STATE_FILE) for path in (previous.path, tmp_path / "next"))
+    model, content = trained_model(next_day, tmp_path / "next"), item_encoder(next_day).rows
+    new, old = np.arange(world.num_items, next_day.num_items), slice(0, world.num_items)
+    np.testing.assert_allclose(after["bank/vectors"][new], encode_items(model.encoder, content, new), atol=1e-5)
+    assert len(np.unique(after["bank/vectors"][new], axis=0)) == len(new) > 1
+    np.testing.assert_array_equal(after["bank/vectors"][old], before["bank/vectors"][old])
+
+
 def test_the_earlier_dataset_is_that_of_the_artifact(next_day, runs, tmp_path):
     home, _ = runs
     with pytest.raises(
