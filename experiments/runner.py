@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
@@ -27,7 +27,7 @@ from semid.catalog import SemanticCatalog
 from semid.config import difference, to_dict
 from semid.data import Dataset
 from semid.encoders import ContentConfig, PretrainedImage, PretrainedText, read_content
-from semid.errors import SemidError
+from semid.errors import SemidError, did_you_mean
 from semid.evaluation import Ranker, baselines
 from semid.generators import GeneratorConfig, train
 from semid.graphs import ItemGraphConfig, ItemKNN, VectorColumn, VectorKNN, fit_graph
@@ -86,13 +86,20 @@ class Runner:
             raise SemidError(f"dataset {self.data.name!r} has no vector columns, which is all that content kNN reads")
         return replace(experiment, encoders=self._encoders(experiment))
 
-    def check(self, name: str) -> None:
+    def check(self, name: str, *, needed_by: tuple[str, ...] = ()) -> None:
         """Resolve an experiment and all that it needs, before any is trained.
 
-        Raises SemidError for one that reads what the dataset lacks.
+        Raises SemidError for one that reads what the dataset lacks, that does not exist, or that needs itself.
         """
-        for need in self.resolved(name).needs:
-            self.check(need)
+        if name not in self._known:
+            raise SemidError(f"{needed_by[-1]} needs {name!r}, which is no experiment{did_you_mean(name, self._known)}")
+        if name in needed_by:
+            raise SemidError(f"{' needs '.join((*needed_by, name))}; name another teacher, graph or column")
+        experiment = self.resolved(name)
+        if experiment.model is Baseline.ORACLE:
+            self._baseline(experiment.model)  # raises where there is none
+        for need in experiment.needs:
+            self.check(need, needed_by=(*needed_by, name))
 
     def run(self, name: str) -> Run:
         """Train an experiment, and what it needs first."""
@@ -115,16 +122,23 @@ class Runner:
         return tuple(column for one in named for column in (self.content if one == CONTENT else (one,)))
 
     def _of_columns(self, config: TokenizerConfig) -> TokenizerConfig:
-        return replace(config, columns=self._columns(config.columns))
+        if not (columns := self._columns(config.columns)):
+            raise SemidError(f"dataset {self.data.name!r} has no vector columns to tokenize; add one (`semid prepare`)")
+        return replace(config, columns=columns)
 
     def _encoders(self, experiment: Experiment) -> ContentConfig | None:
         encoders = experiment.encoders
         if encoders is None:
-            is_joint = isinstance(experiment.model, JointConfig)
-            return ContentConfig(text=None, vectors=self.content) if is_joint and self.content else None
+            if not isinstance(experiment.model, JointConfig):
+                return None
+            if not self.content:
+                raise SemidError(f"dataset {self.data.name!r} has no vector columns for an end-to-end model to read")
+            return ContentConfig(text=None, vectors=self.content)
         if experiment.weights is not None:
             encoders = _from_weights(encoders, experiment.title, experiment.weights)
         encoders = replace(encoders, vectors=self._columns(encoders.vectors))
+        if encoders.text is not None and not self.data.text_columns:
+            raise SemidError(f"dataset {self.data.name!r} has no texts, which this experiment reads")
         if "image" in self.data.items.column_names:
             return encoders
         if encoders.text is None and not encoders.vectors:
@@ -188,8 +202,7 @@ class Runner:
     def _end_to_end(self, experiment: Experiment, config: JointConfig, out: Path) -> Recommender:
         terms = {term for phase in config.joint for term in phase.step.objective.weights(0.0)}
         teacher = self._teacher(experiment).item_vectors() if terms & TEACHER_TERMS else None
-        if (encoders := experiment.encoders) is None:
-            raise SemidError(f"dataset {self.data.name!r} has no vector columns for an end-to-end model to read")
+        encoders = cast(ContentConfig, experiment.encoders)  # as resolved
         graph = None if experiment.graph is None else self.run(experiment.graph).ranker
         options: dict[str, Any] = {"config": config, "out": out, "seed": self.seed, "teacher": teacher, "graph": graph}
         if encoders == ContentConfig(encoders.text, encoders.image):

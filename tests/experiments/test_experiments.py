@@ -130,10 +130,36 @@ def test_what_the_dataset_lacks_is_said_before_any_experiment_is_trained(layout,
     monkeypatch.setattr(Runner, "_train", lambda *_: pytest.fail("trained"))
     for names, message in (
         (["popularity", "content-knn"], "dataset 'tiny' has no vector columns, which is all that content kNN reads"),
-        (["popularity", "pictures.three-text"], "dataset 'tiny' has no pictures, which is all that this experiment"),
+        (["popularity", "pictures.image"], "dataset 'tiny' has no pictures, which is all that this experiment"),
+        (["popularity", "tiger"], "dataset 'tiny' has no vector columns to tokenize; add one"),
+        (["popularity", "etegrec"], "dataset 'tiny' has no vector columns for an end-to-end model to read"),
+        (["popularity", "oracle"], "dataset 'tiny' has no oracle: only simulated ones have it"),
     ):
         with pytest.raises(SemidError, match=message):
             run_all(names, Options(layout, tmp_path / "run"), experiments())
+    data = read_layout(layout)
+    Runner(experiments(), data, tmp_path, seed=0).check("end-to-end.together")
+    bare = dataclasses.replace(data, items=data.items.select(["item_id"]))
+    with pytest.raises(SemidError, match="dataset 'tiny' has no texts, which this experiment reads"):
+        Runner(experiments(), bare, tmp_path, seed=0).check("end-to-end.together")
+
+
+@pytest.mark.parametrize(
+    ("teachers", "message"),
+    [
+        ({"distilled.sasrec": "nosuch"}, "distilled.sasrec needs 'nosuch', which is no experiment; did you mean '"),
+        ({"distilled.sasrec": "recipe"}, "needs 'recipe', which is no experiment; did you mean 'recipe.semid-text'"),
+        ({"distilled.sasrec": "distilled.sasrec"}, "^distilled.sasrec needs distilled.sasrec; name another teacher"),
+        ({"distilled.sasrec": "sasrec", "sasrec": "distilled.sasrec"}, "^distilled.sasrec needs sasrec needs dist"),
+    ],
+)
+def test_a_need_that_is_no_experiment_or_needs_itself_is_said_before_any_is_trained(
+    teachers, message, layout, tmp_path
+):
+    known = dict(experiments())
+    known |= {name: dataclasses.replace(known[name], teacher=teacher) for name, teacher in teachers.items()}
+    with pytest.raises(SemidError, match=message):
+        Runner(known, read_layout(layout), tmp_path, seed=0).check("distilled.sasrec")
 
 
 def test_each_tokenization_of_a_run_is_a_stage_of_its_own(layout, tmp_path, monkeypatch):
