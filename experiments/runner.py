@@ -10,6 +10,7 @@ Next to a stage's folder stands `FOLDER.made.json`: the minutes that it took, an
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
@@ -212,7 +213,8 @@ class Runner:
         first = [to_dict(part) for part in (encoders, config.encoder, config.tokenizer, config.generator) if part]
         settings = [*first, config.tie_break, self.data.parents, experiment.teacher if teacher is not None else None]
         shared = self._shared("warm-up", settings)
-        return self._stage("model", out, lambda: train_end_to_end(self.data, shared=shared, **options))
+        work = functools.partial(train_end_to_end, self.data, shared=shared, **options)
+        return self._stage("model", out, work, warm_up=shared)
 
     def _teacher(self, experiment: Experiment) -> Any:
         if experiment.teacher is None:
@@ -241,22 +243,38 @@ class Runner:
         """Folder of a stage that runs of the same settings share; what is None may have been added since."""
         return self.out / "shared" / f"{kind}_{sha256_json(_without_none(settings))[:8]}_{self.seed}"
 
-    def _stage(self, role: str, out: Path, work: Callable[[], T]) -> T:
-        """Run a stage; the minutes of all tries, and the code that made it, are kept next to its folder."""
-        file, about = out.with_name(f"{out.name}.made.json"), {"folder": str(out.relative_to(self.out))}
-        made: dict[str, Any] = {"minutes": None, "semid": None, "commit": None}
-        made |= read_json(file) if file.is_file() else {}
-        self._made[role] = about | made
+    def _stage(self, role: str, out: Path, work: Callable[[], T], *, warm_up: Path | None = None) -> T:
+        """Run a stage. The minutes until the last checkpoint in the folder `warm_up`, which other runs read too, are a
+        stage of their own."""
+        self._record(role, out)
+        if warm_up is not None:
+            self._record("warm-up", warm_up)
         if (out / MANIFEST).is_file():
             return work()
-        started = time.monotonic()
+        started = time.time()
         try:
             return work()
         finally:
-            made = {"minutes": (made["minutes"] or 0.0) + (time.monotonic() - started) / 60, **code()}
-            self._made[role] = about | made
+            ended = time.time()
+            if warm_up is not None:
+                steps = warm_up.glob("*/[0-9]*")  # which are never written again, as other files are
+                warm = max((step.stat().st_mtime for step in steps), default=started)
+                if warm > started:
+                    self._record("warm-up", warm_up, seconds=warm - started)
+                    started = warm
+            self._record(role, out, seconds=ended - started)
+
+    def _record(self, role: str, out: Path, *, seconds: float | None = None) -> None:
+        """Record a stage as it was made: the minutes of all tries, with these seconds, and the code of the last, which
+        are kept next to its folder."""
+        file = out.with_name(f"{out.name}.made.json")
+        made: dict[str, Any] = {"minutes": None, "semid": None, "commit": None}
+        made |= read_json(file) if file.is_file() else {}
+        if seconds is not None:
+            made = {"minutes": (made["minutes"] or 0.0) + seconds / 60, **code()}
             if jax.process_index() == 0 and out.parent.is_dir():
                 write_json(file, made)
+        self._made[role] = {"folder": str(out.relative_to(self.out)), **made}
 
 
 def _from_weights(encoders: ContentConfig, title: str, folder: str) -> ContentConfig:

@@ -203,8 +203,8 @@ def _commits(provenance: Mapping[str, Any]) -> list[str | None]:
 
 
 def _minutes(stages: Mapping[str, Mapping[str, Any]]) -> float | None:
-    """Minutes of all stages that the model needs; None where one is not known."""
-    minutes = [stage["minutes"] for of_run in stages.values() for stage in of_run.values()]
+    """Minutes of all stages that the model needs, each once; None where one is not known."""
+    minutes = {stage["folder"]: stage["minutes"] for of_run in stages.values() for stage in of_run.values()}.values()
     return None if not minutes or None in minutes else round(sum(minutes), 2)
 
 

@@ -2,9 +2,12 @@
 
 import dataclasses
 import json
+import os
 import re
 import shutil
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -160,6 +163,29 @@ def test_a_need_that_is_no_experiment_or_needs_itself_is_said_before_any_is_trai
     known |= {name: dataclasses.replace(known[name], teacher=teacher) for name, teacher in teachers.items()}
     with pytest.raises(SemidError, match=message):
         Runner(known, read_layout(layout), tmp_path, seed=0).check("distilled.sasrec")
+
+
+def test_the_minutes_of_a_warm_up_are_those_of_every_run_that_reads_it(layout, tmp_path):
+    runner, shared = Runner(experiments(), read_layout(layout), tmp_path, seed=0), tmp_path / "shared" / "warm-up"
+
+    def train(warm_up, *, minutes, others):
+        """A run that began so long ago, its warm-up's last checkpoint written just now if it trained one."""
+        started, now = time.time() - 60 * (minutes + others), time.time()
+        if warm_up:
+            (shared / "generator" / "7").mkdir(parents=True)
+            os.utime(shared / "generator" / "7", (0, now - 60 * others))
+        with pytest.MonkeyPatch.context() as patch:
+            times = iter([started, now])
+            patch.setattr("experiments.runner.time", SimpleNamespace(time=lambda: next(times)))
+            (tmp_path / "run").mkdir(exist_ok=True)
+            runner._stage("model", tmp_path / "run" / f"model_{minutes}", lambda: None, warm_up=shared)
+        return {role: made["minutes"] for role, made in runner._made.items()}
+
+    assert train(True, minutes=5, others=3) == pytest.approx({"warm-up": 5, "model": 3})
+    (shared / "generator" / "history.jsonl").touch()  # as whoever reads it does
+    assert train(False, minutes=0, others=2) == pytest.approx({"warm-up": 5, "model": 2})
+    shared.with_name("warm-up.made.json").unlink()  # made before minutes of warm-ups were kept
+    assert train(False, minutes=1, others=1)["warm-up"] is None
 
 
 def test_each_tokenization_of_a_run_is_a_stage_of_its_own(layout, tmp_path, monkeypatch):

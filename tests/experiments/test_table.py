@@ -173,6 +173,12 @@ def test_fresh_rows_take_the_place_of_those_of_before(records):
     assert [(row["row"], row["seeds"]) for row in rows] == [("default", [0, 1]), ("item-graph", [None])]
 
 
+def test_minutes_of_a_stage_that_two_runs_read_count_once(records):
+    stages = records[1]["result"]["provenance"]["stages"]
+    stages["teacher"] = {"codes": {**stages["default"]["model"], "folder": "y"}, "model": stages["default"]["model"]}
+    assert entries(records[:2], "item-graph")[1]["minutes"] == [4.0]
+
+
 def test_a_page_is_written_by_one_command(records, tmp_path, capsys):
     for number, one in enumerate(records):
         folder = tmp_path / "run" / f"r{number}"
