@@ -40,6 +40,7 @@ COLUMNS = {
     "Gini@10": "gini@10",
 }
 _SPLITS = {"GlobalTime": "_global_time", "HeldOutItems": "_held_out"}
+_MARKERS = "<!-- table DATASET --> and <!-- end of table -->"
 _MARKED = re.compile(r"(<!-- table (\S+)((?: [\w.-]+)*) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 Entry = dict[str, Any]
@@ -72,16 +73,20 @@ def _table(
         raise SemidError(f"--{'baseline' if baseline else 'seeds'} is of folders of runs; name some, or leave it out")
     file = json or (None if page is None else page.with_suffix(".json"))
     rows: list[Entry] = [] if file is None or not file.is_file() else read_json(file)["rows"]
+    if not folders and not rows:
+        raise SemidError(f"{file or 'table'}: no rows; name folders of runs, or a page or a JSON file that has some")
+    if page is not None and not page.is_file():
+        raise SemidError(f"{page}: no such page; make it, with {_MARKERS} where a table goes")
     if folders:
         fresh = entries(collected(folders, experiments, seeds), baseline or "item-graph")
         if baseline and baseline not in (names := {row["row"] for row in fresh}):
             raise SemidError(f"--baseline {baseline}: the folders have no such row{did_you_mean(baseline, names)}")
         rows = joined(rows, fresh)
-        if file is not None:
-            write_json(file, {"rows": rows})
+    text = "" if page is None else rewritten(page.read_text(encoding="utf-8"), rows, where=str(page))
+    if folders and file is not None:
+        write_json(file, {"rows": rows})
     if page is not None:
         with replacing(page) as temporary:
-            text = rewritten(page.read_text(encoding="utf-8"), rows, where=str(page))
             temporary.write_text(text, encoding="utf-8")
     wanted = chosen(experiments) if experiments else {row["experiment"] for row in rows}
     shown = [row for row in rows if row["experiment"] in wanted] or rows
@@ -318,7 +323,7 @@ def _makers(rows: Sequence[Entry]) -> str:
 def rewritten(page: str, rows: Sequence[Entry], *, where: str) -> str:
     """The page with its tables made of these rows. Raises SemidError for a page without tables."""
     if not _MARKED.search(page):
-        raise SemidError(f"{where}: no table; expected <!-- table DATASET --> and <!-- end of table -->")
+        raise SemidError(f"{where}: no table; expected {_MARKERS}")
     return _MARKED.sub(lambda mark: f"{mark[1]}\n{markdown(rows, mark[2], mark[3].split())}\n\n{mark[4]}", page)
 
 

@@ -173,20 +173,41 @@ def test_fresh_rows_take_the_place_of_those_of_before(records):
     assert [(row["row"], row["seeds"]) for row in rows] == [("default", [0, 1]), ("item-graph", [None])]
 
 
+@pytest.fixture
+def results(records, tmp_path):
+    """A folder of finished runs."""
+    for number, one in enumerate(records):
+        folder = tmp_path / "run" / f"r{number}"
+        folder.mkdir(parents=True)
+        (folder / "results.json").write_text(json.dumps(one))
+    return tmp_path / "run"
+
+
 def test_minutes_of_a_stage_that_two_runs_read_count_once(records):
     stages = records[1]["result"]["provenance"]["stages"]
     stages["teacher"] = {"codes": {**stages["default"]["model"], "folder": "y"}, "model": stages["default"]["model"]}
     assert entries(records[:2], "item-graph")[1]["minutes"] == [4.0]
 
 
-def test_a_page_is_written_by_one_command(records, tmp_path, capsys):
-    for number, one in enumerate(records):
-        folder = tmp_path / "run" / f"r{number}"
-        folder.mkdir(parents=True)
-        (folder / "results.json").write_text(json.dumps(one))
+def test_nothing_is_written_without_a_page_that_has_tables(results, tmp_path):
+    page = tmp_path / "page.md"
+    with pytest.raises(
+        SemidError, match=r"page.md: no such page; make it, with <!-- table DATASET --> and <!-- end of"
+    ):
+        main([str(results), "--page", str(page)])
+    page.write_text("# Mine\n")
+    with pytest.raises(SemidError, match=r"page.md: no table; expected <!-- table DATASET --> and <!-- end of table"):
+        main([str(results), "--page", str(page)])
+    assert not page.with_suffix(".json").exists()
+    for words in ([], ["--page", str(page)], ["--json", str(tmp_path / "no.json")]):
+        with pytest.raises(SemidError, match="no rows; name folders of runs, or a page or a JSON file that has some"):
+            main(words)
+
+
+def test_a_page_is_written_by_one_command(results, tmp_path, capsys):
     page = tmp_path / "page.md"
     page.write_text("# Mine\n\n<!-- table toys default item-graph -->\nformer\n<!-- end of table -->\n\nprose\n")
-    main([str(tmp_path / "run"), "--page", str(page)])
+    main([str(results), "--page", str(page)])
     text = page.read_text()
     assert "former" not in text
     assert text.startswith("# Mine\n\n<!-- table toys default item-graph -->\n\n| model | seeds |")
@@ -198,7 +219,7 @@ def test_a_page_is_written_by_one_command(records, tmp_path, capsys):
     with pytest.raises(
         SemidError, match="--baseline item-grap: the folders have no such row; did you mean 'item-graph'"
     ):
-        main([str(tmp_path / "run"), "--baseline", "item-grap"])
+        main([str(results), "--baseline", "item-grap"])
     with pytest.raises(SemidError, match="--seeds is of folders of runs; name some, or leave it out"):
         main(["--page", str(page), "--seeds", "0"])
     with pytest.raises(SemidError, match="page: no table; expected <!-- table DATASET -->"):
