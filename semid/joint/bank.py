@@ -142,16 +142,13 @@ def bucket_sizes(n: int, *, forward: float, backward: float, parts: int = 1) -> 
     return next(sizes), next(sizes)
 
 
-def unique_rows(rows: Int[Array, "*b"], *, size: int, key: Key[Array, ""] | None = None) -> Fresh:
+def unique_rows(rows: Int[Array, "*b"], *, size: int, key: Key[Array, ""]) -> Fresh:
     """The different items among `rows`, `size` of them at random if there are more.
 
-    The order is random, so that any first few are a random choice too; without a key it is that of the rows' numbers.
+    The order is random, so that any first few are a random choice too.
     """
     unique, inverse = jnp.unique(rows, size=rows.size, fill_value=-1, return_inverse=True)
-    order = jnp.arange(rows.size)
-    if key is not None:
-        order = jnp.argsort(jnp.where(unique >= 0, jax.random.uniform(key, (rows.size,)), 2.0))
-    order = order[:size]
+    order = jnp.argsort(jnp.where(unique >= 0, jax.random.uniform(key, (rows.size,)), 2.0))[:size]
     chosen = unique[order]
     place_of = jnp.full((rows.size,), -1, jnp.int32).at[order].set(jnp.arange(len(order), dtype=jnp.int32))
     padded = jnp.pad(chosen, (0, size - len(chosen)), constant_values=-1)
