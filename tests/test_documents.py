@@ -365,7 +365,7 @@ def test_python_of_a_page_that_adds_a_family_runs(shop, name):
     done = subprocess.run(
         [sys.executable, "-c", "\n".join(blocks)],
         cwd=shop,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache")},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )
