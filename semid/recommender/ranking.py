@@ -26,6 +26,8 @@ _BATCH, BEAM = 512, 50
 _PAIRS = 1 << 16
 # ... and scoring of the whole catalogue this many histories.
 _USERS = 8
+# Lists are cut to their length afterwards: shorter ones than this share a program.
+_SHORTEST = 16
 # A dense model scores every item of the catalogue: this many scores (64 MiB) at once.
 _SCORES = 1 << 24
 
@@ -73,7 +75,8 @@ class Ranking(NamedTuple):
         for index, requests in batches:
             noise = None if sample is None else sample.noise(index[0] + np.arange(len(requests.history)))
             asked_for = requests._replace(limits=limits if values is None else None, noise=noise)
-            found = self.scorer.top(asked_for, k=k if values is None else max(beam_size, k), beam_size=beam_size)
+            length = max(beam_size, k) if values is not None else self._list_length(k, beam_size, limits)
+            found = self.scorer.top(asked_for, k=length, beam_size=beam_size)
             if values is not None:  # all rows of the batch, which are of few numbers
                 by_value = TopK(*jax.device_put(self._by_value(requests, found, values)))
                 found = _first_within(by_value, limits, k)
@@ -84,6 +87,14 @@ class Ranking(NamedTuple):
             popular = self.most_popular(len(empty), k, select_masks(allowed, empty), boosts, limits=limits, noise=noise)
             ranked[empty], scores[empty] = popular
         return ranked, scores
+
+    def _list_length(self, k: int, beam_size: int, limits: GroupLimits | None) -> int:
+        """How long a list to ask for, whose first k items are taken: each length is a program of its own, to be
+        compiled. Under limits items are chosen one by one, so that a long list is dear."""
+        rounded = max(power_of_two(k), _SHORTEST)
+        if self.scorer.trie is None:
+            return rounded
+        return max(beam_size, k) if limits is None else min(rounded, max(beam_size, k))
 
     def _by_value(
         self, requests: RequestBatch, found: TopK, values: Float[np.ndarray, " events"]

@@ -63,6 +63,9 @@ def test_lists_hold_at_most_so_many_of_a_group(model, at_most):
         expected = greedy(every, at_most)
         assert ids == expected != every[: len(expected)]
         np.testing.assert_allclose(scores[: len(ids)], [all_scores[every.index(item)] for item in ids], atol=1e-5)
+    shorter = model.recommend(HISTORIES, k=K - 3, exclude_seen=True, at_most=at_most)
+    assert shorter.item_ids == [ids[: K - 3] for ids in found.item_ids]
+    np.testing.assert_array_equal(shorter.scores, found.scores[:, : K - 3])
     assert model.recommend(HISTORIES, k=K, at_most={}).item_ids == model.recommend(HISTORIES, k=K).item_ids
 
 
@@ -72,6 +75,8 @@ def test_draws_are_by_seed_and_history_and_near_zero_the_best(model):
     assert near.item_ids == plain.item_ids
     draws = [model.recommend(HISTORIES, k=K, exclude_seen=True, sample=Sampling(seed=s)).item_ids for s in (0, 0, 1)]
     assert draws[0] == draws[1] != draws[2]
+    shorter = model.recommend(HISTORIES, k=K - 3, exclude_seen=True, sample=Sampling(seed=0)).item_ids
+    assert shorter == [ids[: K - 3] for ids in draws[0]]
     assert draws[0][1] != draws[0][4]  # two users without history
     first = model.recommend(HISTORIES[:3], k=K, exclude_seen=True, sample=Sampling(seed=0)).item_ids
     assert first == draws[0][:3]  # whoever else asks

@@ -14,7 +14,7 @@ from semid import artifacts
 from semid.catalog import SemanticCatalog
 from semid.data import Histories, Standardizer
 from semid.errors import SemidError
-from semid.recommender import ItemData, ModelSpec, Recommender, Sampling, Scorer, ranking
+from semid.recommender import ItemData, ModelSpec, Recommender, Sampling, Scorer, ranking, scorers
 from semid.recommender.ranking import Ranking
 from semid.recommender.requests import read_histories
 from seq_models import (
@@ -240,6 +240,18 @@ def test_rank_gives_the_rows_of_recommend(model):
     top = model.recommend(histories, k=K, beam_size=BEAM)
     assert (ranked.shape, ranked.dtype) == ((5, K), np.int32)
     assert [[IDS[row] for row in one] for one in ranked] == top.item_ids
+
+
+def test_shorter_lists_are_the_first_of_longer_ones_and_of_one_program(model):
+    whole = model.recommend(_histories(3), k=16, beam_size=BEAM)
+    programs = scorers._top._cache_size()
+    for k in (1, 5, K):
+        top = model.recommend(_histories(3), k=k, beam_size=BEAM)
+        assert top.item_ids == [ids[:k] for ids in whole.item_ids]
+        np.testing.assert_array_equal(top.scores, whole.scores[:, :k])
+    assert scorers._top._cache_size() == programs
+    model.recommend(_histories(3), k=BEAM + 1, beam_size=BEAM)  # control
+    assert scorers._top._cache_size() > programs
 
 
 @pytest.mark.parametrize("exclude_seen", [False, True])
