@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from semid.catalog import SemanticCatalog
 from semid.data import Dataset
-from semid.generators import GeneratorConfig, train
+from semid.generators import GeneratorConfig, ObjectiveConfig, train
 from semid.recommender import Recommender, export_program
 from semid.training import TrainingConfig, make_mesh
 from seq_models import DenseConfig, Mixer, RQTransformerConfig, TransformerConfig
@@ -25,7 +25,7 @@ RECURRENT = replace(STACK, mixer=Mixer.STATE_SPACE, state_size=3)
 
 @pytest.fixture(scope="module")
 def dataset() -> Dataset:
-    walks = np.random.default_rng(0).integers(0, ITEMS, (60, 6))
+    walks = np.stack([np.random.default_rng(user).permutation(ITEMS)[:6] for user in range(60)])
     table = {
         "user_id": np.repeat(np.arange(60), 6),
         "item_id": [f"i{row}" for row in walks.reshape(-1)],
@@ -42,7 +42,8 @@ def dataset() -> Dataset:
 )
 def test_two_steps_a_stored_model_and_its_program(model, dataset, tmp_path):
     training = TrainingConfig(epochs=2, batch_size=64, validate_every=2)
-    config = GeneratorConfig(model, features=(), max_history=4, row_length=6, training=training)
+    objective = ObjectiveConfig(repeats=True)  # no factor to compile
+    config = GeneratorConfig(model, features=(), max_history=4, row_length=6, objective=objective, training=training)
     trained = train(dataset, CATALOG, config, out=tmp_path / "model", mesh=make_mesh(jax.devices()[:1]))
     loaded = Recommender.from_pretrained(tmp_path / "model")
     wanted, read = (one.recommend([["i0", "i5", "i3"]], k=5) for one in (trained, loaded))

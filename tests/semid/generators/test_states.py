@@ -47,9 +47,10 @@ CONFIG = GeneratorConfig(
     features=(),
     max_history=4,
     row_length=6,
+    objective=ObjectiveConfig(repeats=True),  # no factor to compile
     training=TrainingConfig(epochs=2, batch_size=64, validate_every=2, log_every=1),
 )
-PULLED = replace(CONFIG, objective=ObjectiveConfig(state_column="fused", state_loss=0.5))
+PULLED = replace(CONFIG, objective=replace(CONFIG.objective, state_column="fused", state_loss=0.5))
 
 
 def unit(x):
