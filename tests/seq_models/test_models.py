@@ -58,6 +58,9 @@ MEMBERS = {
 }
 CODE_FAMILIES = ("rq", "flat", "encoder-decoder", "parallel")
 every_member = pytest.mark.parametrize("name", MEMBERS)
+# Of rows and of models, those that most tests share and so their programs.
+ROW = 12
+WITH_IDS = (("id_embedding", True),)
 every_family = pytest.mark.parametrize("name", CODE_FAMILIES)
 
 
@@ -107,8 +110,9 @@ def random_codes(seed, *shape, sizes=SIZES):
     return np.random.default_rng(seed).integers(0, sizes, (*shape, len(sizes)))
 
 
-def row(model, items, *, before=0, after=0):
-    """One row: histories side by side, the last item of each its target; any codes where there is padding.
+def row(model, items, *, before=0, width=ROW):
+    """One row: histories side by side, the last item of each its target; any codes where there is padding, before them
+    and up to the width.
 
     Returns inputs, segments, targets, and for each history where its last target is predicted.
     """
@@ -117,10 +121,11 @@ def row(model, items, *, before=0, after=0):
     inputs = [x[:stop] for x in items]
     targets = [np.concatenate([x[1:], x[:1]])[: len(i)] for x, i in zip(items, inputs, strict=True)]
     ends = np.cumsum([len(x) for x in inputs]) + before - (2 if kind is Layout.CLOSED else 1)
+    after = width - before - sum(len(x) for x in inputs)
 
     def pad(parts, edge):
-        width = ((before, after), *[(0, 0)] * (parts[0].ndim - 1))
-        return np.pad(np.concatenate(parts), width, constant_values=edge)[None]
+        around = ((before, after), *[(0, 0)] * (parts[0].ndim - 1))
+        return np.pad(np.concatenate(parts), around, constant_values=edge)[None]
 
     segments = pad([np.full(len(x), n + 1) for n, x in enumerate(inputs)], 0)
     codes = np.where(segments[..., None] == 0, np.arange(levels) % 2, pad(inputs, 0))
@@ -141,17 +146,19 @@ def close(got, expected, tolerance=1e-5):
 
 
 @every_member
-@pytest.mark.parametrize("padding", [(2, 0), (0, 3), (1, 2)])
-def test_padding_changes_nothing_wherever_it_stands(name, padding):
+@pytest.mark.parametrize("where", ["before", "after", "around"])
+def test_padding_changes_nothing_wherever_it_stands(name, where):
     model, items = built(name), random_codes(1, 5)
-    close(of_targets(model, [items], before=padding[0], after=padding[1]), of_targets(model, [items]))
+    width = 5 if layout(model) is Layout.CLOSED else 4
+    before = {"before": ROW - width, "after": 0, "around": 3}[where]
+    close(of_targets(model, [items], before=before), of_targets(model, [items], width=width))
 
 
 @pytest.mark.parametrize("name", [name for name in MEMBERS if not name.startswith("encoder-decoder")])
 def test_histories_packed_into_a_row_have_the_logits_they_have_alone(name):
     model, items = built(name), [random_codes(seed, length) for seed, length in enumerate((4, 2, 3))]
     alone = np.concatenate([of_targets(model, [one]) for one in items])
-    close(of_targets(model, items, before=1, after=1), alone)
+    close(of_targets(model, items, before=1), alone)
     assert np.abs(of_targets(model, [np.concatenate(items)])[0] - alone[2]).max() > 1e-2  # one history: they do see
 
 
@@ -182,10 +189,7 @@ def test_steps_over_shuffled_beams_give_the_teacher_forced_logits(name, left):
     for level, (prefixes, found) in enumerate(steps):
         for user, history in enumerate(histories):
             targets = np.pad(prefixes[user], ((0, 0), (0, LEVELS - level)))  # the codes at and after it must not matter
-            forced = [
-                of_targets(model, [np.concatenate([history, target[None]])], after=4 - len(history))
-                for target in targets
-            ]
+            forced = [of_targets(model, [np.concatenate([history, target[None]])]) for target in targets]
             begin = sum(SIZES[:level])
             close(found[user], np.concatenate(forced)[:, begin : begin + SIZES[level]])
 
@@ -260,19 +264,25 @@ def with_everything(model, seed=7):
     return Inputs(codes, dense, ids), jnp.asarray([[1] * 8 + [2] * 8, [1] * 16]), targets
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def value_and_gradient(graph, params, inputs, segments, targets, key):
-    def loss(params):
-        found = nnx.merge(graph, params).decode(inputs, segments, targets, key=key).logits
-        chosen = (jnp.take_along_axis(jax.nn.log_softmax(x), targets[..., i, None], -1) for i, x in enumerate(found))
-        return -sum(jnp.mean(x) for x in chosen)
+def loss(params, graph, inputs, segments, targets, key=None):
+    found = nnx.merge(graph, params).decode(inputs, segments, targets, key=key).logits
+    chosen = (jnp.take_along_axis(jax.nn.log_softmax(x), targets[..., i, None], -1) for i, x in enumerate(found))
+    return -sum(jnp.mean(x) for x in chosen)
 
-    return jax.value_and_grad(loss)(params)
+
+@functools.partial(jax.jit, static_argnums=0)
+def value_and_gradient(graph, params, *args):
+    return jax.value_and_grad(loss)(params, graph, *args)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def gradient_by_mixtures(graph, params, inputs, *args):
+    return jax.grad(lambda mixtures: loss(params, graph, inputs._replace(mixtures=mixtures), *args))(inputs.mixtures)
 
 
 @every_member
 def test_the_gradient_is_finite_and_reaches_every_parameter(name):
-    model = built(name, changes=(("id_embedding", True),))
+    model = built(name, changes=WITH_IDS)
     value, gradient = value_and_gradient(*model, *with_everything(model), jax.random.key(0))
     leaves = jax.tree.leaves_with_path(gradient)
     assert np.isfinite(value)
@@ -282,17 +292,14 @@ def test_the_gradient_is_finite_and_reaches_every_parameter(name):
 @every_member
 def test_mixtures_of_one_code_give_its_logits_and_pass_a_gradient(name):
     """Exactly its logits; the codes beside mixtures are not read; a mixture of two codes lies between them."""
-    model = built(name, changes=(("id_embedding", True),))
+    model = built(name, changes=WITH_IDS)
     inputs, segments, targets = with_everything(model)
     one_hot = tuple(jax.nn.one_hot(inputs.codes[..., level], size) for level, size in enumerate(SIZES))
     mixed = inputs._replace(codes=jnp.zeros_like(inputs.codes), mixtures=one_hot)
     for plain, found in zip(*(logits(model, x, segments, targets) for x in (inputs, mixed)), strict=True):
         np.testing.assert_array_equal(found, plain)
 
-    def loss(mixtures):
-        return value_and_gradient(*model, mixed._replace(mixtures=mixtures), segments, targets, None)[0]
-
-    for of_level in jax.grad(loss)(one_hot):
+    for of_level in gradient_by_mixtures(*model, mixed, segments, targets):
         assert np.isfinite(of_level).all()
         assert np.abs(of_level[:, 0]).max(axis=-1).all()
 
@@ -300,7 +307,7 @@ def test_mixtures_of_one_code_give_its_logits_and_pass_a_gradient(name):
 @every_family
 @pytest.mark.parametrize("again", [Remat.DOTS, Remat.FULL])
 def test_remat_gives_the_same_loss_and_gradient(name, again):
-    plain, remat = (built(name, stack=(("remat", how),)) for how in (Remat.NOTHING, again))
+    plain, remat = (built(name, changes=WITH_IDS, stack=stack) for stack in ((), (("remat", again),)))
     args = *with_everything(plain), jax.random.key(1)
     for a, b in zip(*(jax.tree.leaves(value_and_gradient(*model, *args)) for model in (plain, remat)), strict=True):
         close(a, b)
@@ -310,14 +317,13 @@ def test_remat_gives_the_same_loss_and_gradient(name, again):
 
 @every_family
 def test_bfloat16_multiplies_in_it_and_keeps_float32_parameters_and_logits(name):
-    exact, rough = (built(name, stack=(("dtype", dtype),)) for dtype in (Precision.FLOAT32, Precision.BFLOAT16))
+    rough = built(name, changes=WITH_IDS, stack=(("dtype", Precision.BFLOAT16),))
+    exact = built(name, changes=WITH_IDS)
     assert {x.dtype for x in jax.tree.leaves(rough[1])} == {jnp.dtype("float32")}
-    args = with_everything(exact)
+    args, key = with_everything(exact), jax.random.key(0)
+    expected, (wanted, _) = logits(exact, *args), value_and_gradient(*exact, *args, key)
     with jax.numpy_dtype_promotion("standard"):  # jax promotes inside dot_product_attention and in its derivative
-        found, expected = (logits(model, *args) for model in (rough, exact))
-        (value, gradient), (wanted, _) = (
-            value_and_gradient(*model, *args, jax.random.key(0)) for model in (rough, exact)
-        )
+        found, (value, gradient) = logits(rough, *args), value_and_gradient(*rough, *args, key)
         context = _read(*rough, args[0], jnp.ones((2, 16), jnp.int32))
         root = Prefixes(*[jnp.zeros((2, 1, 0), jnp.int32)] * 2)
         step, _ = _step(*rough, context, nnx.merge(*rough).init_cache(context), root)
@@ -330,7 +336,7 @@ def test_bfloat16_multiplies_in_it_and_keeps_float32_parameters_and_logits(name)
 
 @every_family
 def test_dense_and_id_inputs_are_used_and_never_tell_of_the_target(name):
-    model = built(name, changes=(("id_embedding", True),))
+    model = built(name, changes=WITH_IDS)
     inputs, segments, targets = with_everything(model)
     segments = jnp.ones_like(segments)
     whole = np.concatenate(logits(model, inputs, segments, targets), axis=-1)
