@@ -13,7 +13,7 @@ demo: install-core
 	$(BIN)/semid demo --out runs/demo
 
 test: install  ## two workers, since compiling is most of the time
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: install  ## lint and types
 	$(BIN)/ruff check .

@@ -49,6 +49,14 @@ def unchecked():
         yield
 
 
+# Of few tests that take long: begun first, lest a worker end with them alone.
+HEAVY = ("test_resume", "test_documents", "test_tutorial", "test_demo", "test_tokenizer_facts")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.stem not in HEAVY)
+
+
 def pytest_collection_finish():
     """Collect garbage rarely: compiling makes and drops so many objects that looking for circles was a tenth of it."""
     gc.collect()
