@@ -28,7 +28,7 @@ from semid.catalog import remove
 from semid.cli import app
 from semid.cli.verbosity import Verbosity
 from semid.encoders import with_text_vectors
-from semid.generators import ConditionsConfig, GeneratorConfig
+from semid.generators import ConditionsConfig, GeneratorConfig, ObjectiveConfig
 from semid.stage import store_dataset
 from semid.tokenizers import RQKmeansConfig, TokenizerConfig
 from semid.training import TrainingConfig
@@ -50,6 +50,7 @@ FREE = {"CHANGELOG.md"}
 SMALL = TokenizerConfig(method=RQKmeansConfig(level_sizes=(8, 8), iterations=2))
 TINY = GeneratorConfig(
     model=RQTransformerConfig(backbone=TransformerConfig(dim=16, layers=1, hidden=16)),
+    objective=ObjectiveConfig(repeats=True),  # no factor to compile
     training=TrainingConfig(epochs=0.1),
     validation_users=8,
 )
@@ -58,10 +59,11 @@ ALONE = ("how-to/own-model", "how-to/own-quantizer")
 _SHRUNK = """
 from dataclasses import replace
 import semid
+from semid.generators import ObjectiveConfig
 from semid.training import TrainingConfig
 from seq_models import TransformerConfig
 train, tiny = semid.train, TransformerConfig(dim=16, layers=1, hidden=16)
-few = dict(training=TrainingConfig(epochs=0.1), validation_users=8)
+few = dict(objective=ObjectiveConfig(repeats=True), training=TrainingConfig(epochs=0.1), validation_users=8)
 semid.train = lambda data, catalog, config, out: train(
     data, catalog, replace(config, model=replace(config.model, backbone=tiny), **few), out=out
 )

@@ -59,7 +59,11 @@ ITEMS = 12
 BACKBONE = TransformerConfig(dim=8, layers=1, heads=2, hidden=8, dropout=0.0)
 CODES = RQTransformerConfig(backbone=BACKBONE, depth_dropout=0.0)
 CONFIG = GeneratorConfig(
-    model=CODES, max_history=4, row_length=6, training=TrainingConfig(epochs=2, batch_size=8, log_every=1)
+    model=CODES,
+    max_history=4,
+    row_length=6,
+    objective=ObjectiveConfig(repeats=True),  # no factor to compile
+    training=TrainingConfig(epochs=2, batch_size=8, log_every=1),
 )
 
 
@@ -321,7 +325,7 @@ def test_a_teacher_teaches_nothing_of_the_history_where_the_model_leaves_it_out(
 @pytest.mark.parametrize("family", ["rq-transformer", "encoder-decoder", "hybrid"])
 def test_anything_that_ranks_items_is_a_teacher(dataset, catalog, family, tmp_path):
     """The loss to one that is sure of the target is that of the target: entries that it leaves open do not count."""
-    objective = ObjectiveConfig(distillation=0.5, teacher_items=3)
+    objective = ObjectiveConfig(distillation=0.5, teacher_items=3, repeats=True)
     config = dataclasses.replace(CONFIG, model=FAMILIES[family], objective=objective)
     terms = _losses(config, dataset, catalog, teacher=Oracle(dataset.item_ids))[2]
     assert terms["loss/distillation"] == pytest.approx(terms["loss/level_0"] + terms["loss/level_1"], abs=1e-5)
