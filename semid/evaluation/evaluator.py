@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from semid import artifacts
 from semid.arrow import write_parquet
 from semid.artifacts import Origin
-from semid.data import Dataset, Examples, Histories, SourceOrder, TieRule, as_masks
+from semid.data import Dataset, Examples, Histories, SourceOrder, TieRule, as_ids, as_masks
 from semid.errors import SemidError
 from semid.evaluation import metrics
 from semid.evaluation.held_out import EvaluationSet, examples_from_table
@@ -117,10 +117,11 @@ def evaluate(
     for each example, those of a batch; `beam_size` goes to rankers that have codes alone. `progress(done, total)` is
     called with 0 before the first batch and then after each.
     Raises SemidError if the ranker does not know an item of the data, was trained on another dataset, or lists an item
-    twice, one that does not exist or one that it may not.
+    twice, one that does not exist or one that it may not; and for `item_ids` that are given twice, or that it has none
+    of.
     """
     _check_arguments(ranker, ks, batch_size)
-    _check_item_ids(item_ids, options)
+    item_ids = _checked_item_ids(item_ids, options)
     options = search_options(ranker, options)
     evaluation_set = _evaluation_set(ranker, data, split, drop_unknown, other_dataset)
     task = _task(ranker, evaluation_set, ks, allowed, exclude_seen, item_ids)
@@ -311,6 +312,11 @@ def _task(
     active, unknown = getattr(ranker, "active", np.ones(len(counts), bool)), 0
     if item_ids is not None:
         active = active & pc.is_in(ranker.item_ids, item_ids).to_numpy(zero_copy_only=False)
+        if not active.any():
+            raise SemidError(
+                f"{type(ranker).__name__} recommends none of the {len(item_ids):,} item_ids; give some of its items, "
+                "or leave item_ids out"
+            )
         unknown = len(item_ids) - int(active.sum())
     lengths, wanted = examples.histories.lengths, counts[examples.targets]
     activity, warm = metrics.terciles(lengths), metrics.terciles(counts[active & (counts > 0)])
@@ -426,13 +432,20 @@ def _check_arguments(ranker: Ranker, ks: Sequence[int], batch_size: int) -> None
         raise SemidError(f"expected ks and batch_size of at least 1, got ks {tuple(ks)} and batch_size {batch_size}")
 
 
-def _check_item_ids(item_ids: Any, options: Mapping[str, Any]) -> None:
+def _checked_item_ids(item_ids: Any, options: Mapping[str, Any]) -> pa.Array | None:
+    """The ids as strings, none of them twice."""
     if "catalog" in options or not isinstance(item_ids, pa.Array | pa.ChunkedArray | None):
         got = "catalog=" if "catalog" in options else f"a {type(item_ids).__name__}"
         raise SemidError(
             f"expected item_ids as a pyarrow array, got {got}; another catalogue is for the model to take: "
             "Recommender.from_pretrained(model, catalog=...)"
         )
+    if item_ids is None:
+        return None
+    ids = as_ids(item_ids)
+    if again := len(ids) - len(ids.unique()):
+        raise SemidError(f"item_ids name {again:,} of {len(ids):,} items again; give item_ids.unique()")
+    return ids
 
 
 def _check_lists(ranked: Int[np.ndarray, "n k"], part: _Part, k: int, ranker: Ranker) -> None:

@@ -293,6 +293,30 @@ def test_a_catalogue_is_given_to_the_model_not_to_its_measurement(dataset, bigra
         evaluate(bigram, dataset, **option)
 
 
+@pytest.mark.parametrize(
+    ("item_ids", "message"),
+    [
+        (["i0", "i1", "i0"], r"item_ids name 1 of 3 items again; give item_ids.unique\(\)"),
+        ([1, 2, 3], "Bigram recommends none of the 3 item_ids; give some of its items, or leave item_ids out"),
+        ([], "none of the 0 item_ids"),
+        (["x", "y"], "none of the 2 item_ids"),
+        ([0.5], r"item ids: entry 0 is 0.5 of type float"),
+    ],
+)
+def test_item_ids_that_would_count_for_nothing_or_twice_are_refused(dataset, bigram, item_ids, message):
+    with pytest.raises(SemidError, match=message):
+        evaluate(bigram, dataset, item_ids=pa.array(item_ids))
+
+
+@pytest.mark.filterwarnings("ignore:.*not allowed")
+def test_item_ids_of_any_type_of_text_are_the_same(dataset, bigram):
+    some = pa.concat_arrays([dataset.item_ids[:8], pa.array(["unknown"])])
+    expected = evaluate(bigram, dataset, item_ids=some)
+    measured = evaluate(bigram, dataset, item_ids=some.cast(pa.large_string()))
+    assert (measured.values, measured.provenance) == (expected.values, expected.provenance)
+    assert expected.provenance["catalogue_items"] == 9
+
+
 def test_options_go_to_the_ranker_and_into_the_provenance(dataset, bigram):
     @dataclass
     class Searching(Fixed):
