@@ -132,9 +132,11 @@ def _candidates(
 ) -> Int[np.ndarray, "n m"]:
     """Number of members of each wanted group that may be recommended; entries of group -1 mean nothing."""
     num_groups, counts = len(groups.sizes), groups.sizes[wanted]
-    if allowed is not None:
+    if allowed is not None and len(allowed) == 1:
+        counts = np.bincount(groups.numbers[allowed[0]], minlength=num_groups)[wanted]
+    elif allowed is not None:
         order, starts = groups.members
-        mask, of_size, counts = _mask_rows(allowed, len(wanted))[:, None], counts, np.zeros_like(counts)
+        mask, of_size, counts = np.arange(len(wanted))[:, None], counts, np.zeros_like(counts)
         for member in range(of_size.max(initial=0)):
             inside = member < of_size
             counts += inside & allowed[mask, order[np.where(inside, starts[wanted] + member, 0)]]

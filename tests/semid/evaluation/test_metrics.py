@@ -48,6 +48,21 @@ def test_seen_items_count_in_no_group():
     assert places.size.tolist() == [1, 1]
 
 
+@pytest.mark.parametrize("exclude_seen", [False, True])
+def test_one_mask_counts_as_the_same_for_each_and_visits_no_members(exclude_seen):
+    rng = np.random.default_rng(0)
+    numbers, n = rng.integers(0, 4, 40), 12
+    ranked, targets = rng.integers(-1, 40, (n, 6)), rng.integers(0, 40, n)
+    seen = Histories.from_lists(rng.integers(0, 40, (n, 5)).tolist()) if exclude_seen else None
+    mask = rng.random((1, 40)) < 0.5
+    one, each = metrics.ItemGroups(numbers), metrics.ItemGroups(numbers)
+    places = one.places(ranked, targets, seen=seen, allowed=mask)
+    expected = each.places(ranked, targets, seen=seen, allowed=np.repeat(mask, n, axis=0))
+    np.testing.assert_array_equal(places, expected)
+    assert "members" not in vars(one)  # of a large group they are many
+    assert "members" in vars(each)
+
+
 def _mean_over_orders(blocks: list[list[int]], target: int, k: int) -> tuple[float, float, float]:
     """Recall, NDCG and reciprocal rank at `k`, averaged over every order of the items inside each block."""
     found = []
