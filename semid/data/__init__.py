@@ -20,7 +20,7 @@ from semid.data.faults import Faults, raise_faults
 from semid.data.features import Standardizer, content_blocks
 from semid.data.histories import Histories, Repeats, seconds_since
 from semid.data.huggingface import read_huggingface
-from semid.data.ids import Id, as_ids, as_masks, parse_ids, read_boosts, read_id_file, read_ids
+from semid.data.ids import Allowed, Id, as_ids, as_masks, parse_ids, read_boosts, read_id_file, read_ids
 from semid.data.images import load_image
 from semid.data.importing import add_vector_files
 from semid.data.splits import Examples, GlobalTime, HeldOutItems, LeaveOneOut, SplitRule, Splits
@@ -31,6 +31,7 @@ from semid.data.vector_files import Block, VectorFile, output_name
 
 __all__ = [
     "SUFFIXES",
+    "Allowed",
     "Block",
     "ContentEncoder",
     "Dataset",

@@ -19,6 +19,7 @@ from semid.data.tables import as_mapped_table, is_table, log_unused, read_text
 from semid.errors import SemidError
 
 Id = str | int | np.integer
+Allowed = Bool[np.ndarray, " items"] | Bool[np.ndarray, "n items"] | None
 _Column = TypeVar("_Column", pa.Array, pa.ChunkedArray)
 _ID_COLUMN, _BOOST_COLUMN = "item_id", "boost"
 _RULE = "ids are strings or integers"

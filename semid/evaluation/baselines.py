@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -9,12 +10,11 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Int
 
-from semid.data import Histories, as_masks
+from semid.data import Allowed, Histories, as_masks
 from semid.evaluation.metrics import in_history, repeated
 
-# Candidates of histories with masks of their own that are held at once.
+# Candidates that are held at once.
 _CANDIDATES = 1 << 22
-Allowed = Bool[np.ndarray, " items"] | Bool[np.ndarray, "n items"] | None
 
 
 @dataclass(frozen=True)
@@ -118,28 +118,35 @@ def _by_popularity(train: Histories, num_items: int) -> Int[np.ndarray, " items"
 def _rank(
     model: Popularity | Bigram, histories: Histories, k: int, exclude_seen: bool, allowed: Allowed
 ) -> Int[np.ndarray, "n k"]:
-    """The first `k` candidates of each history that are wanted. A mask for all is taken off the candidates, one for
-    each needs so many more of them: few histories at once."""
+    """The first `k` candidates of each history that are wanted. A mask for all is taken off the candidates; one for
+    each, and a history that is left out, need so many more of them."""
     num_items, exclude_seen = len(model.item_ids), exclude_seen or not model.repeats
     masks = None if allowed is None else as_masks(allowed, num_items=num_items, num_histories=len(histories))
     if masks is not None and len(masks) == 1:
         model, masks = model._only(masks[0]), None
-    size = max(len(histories) if masks is None else _CANDIDATES // num_items, 1)
+    reach = np.full(len(histories), k) + (histories.lengths if exclude_seen else 0)
+    reach = np.minimum(reach if masks is None else reach + num_items - masks.sum(axis=1), num_items)
     ranked = np.full((len(histories), k), -1, np.int32)
-    for start in range(0, len(histories), size):
-        block = slice(start, start + size)
-        some = histories.take(block)
-        reach = k + (int(some.lengths.max(initial=0)) if exclude_seen else 0)
-        if masks is not None:
-            reach += int((~masks[block]).sum(axis=1).max(initial=0))
-        candidates = model._candidates(some, reach)
+    for rows in _blocks(reach):
+        some = histories.take(rows)
+        candidates = model._candidates(some, int(reach[rows[-1]]))
         unwanted = repeated(candidates) | (candidates < 0)
         if exclude_seen:
             unwanted |= in_history(candidates, some)
         if masks is not None:
-            unwanted |= ~np.take_along_axis(masks[block], candidates, axis=1)
-        ranked[block] = _first_wanted(candidates, unwanted, k)
+            unwanted |= ~masks[rows[:, None], candidates]
+        ranked[rows] = _first_wanted(candidates, unwanted, k)
     return ranked
+
+
+def _blocks(reach: Int[np.ndarray, " n"]) -> Iterator[Int[np.ndarray, " m"]]:
+    """Histories that are ranked at once, as many as their candidates allow; those that reach farthest come last."""
+    order = np.argsort(reach, kind="stable")
+    while len(order):
+        candidates = reach[order] * np.arange(1, len(order) + 1)
+        size = max(int(np.searchsorted(candidates, _CANDIDATES, side="right")), 1)
+        yield order[:size]
+        order = order[size:]
 
 
 def _first_wanted(

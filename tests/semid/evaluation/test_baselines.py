@@ -62,6 +62,19 @@ def test_masks_hold_few_candidates(model, shared, monkeypatch):
     assert held == ([(5, 2)] if shared else [(2, 11), (2, 11), (1, 11)])
 
 
+@pytest.mark.parametrize("model", [Popularity, Bigram])
+def test_a_long_history_is_ranked_apart(model, monkeypatch):
+    held, choose = [], baselines._first_wanted
+    monkeypatch.setattr(baselines, "_first_wanted", lambda *args: held.append(args[0].shape) or choose(*args))
+    monkeypatch.setattr(baselines, "_CANDIDATES", 4 * ITEMS)
+    fitted = model.fit(Histories.from_lists([[0]]), IDS, repeats=False)
+    long, short = list(range(ITEMS - 1)), [[row] for row in range(8)]
+    ranked = fitted.rank(Histories.from_lists([*short[:3], long * 2, *short[3:]]), k=2).tolist()
+    assert ranked[3] == [ITEMS - 1, -1]
+    np.testing.assert_array_equal(np.delete(ranked, 3, axis=0), fitted.rank(Histories.from_lists(short), k=2))
+    assert held == [(8, 3), (1, ITEMS), (8, 3)]
+
+
 def test_bigrams_do_not_cross_from_one_history_into_the_next():
     train = Histories.from_lists([[0, 1], [2, 3]])
     ranked = Bigram.fit(train, IDS).rank(Histories.from_lists([[1], [0]]), k=1)
