@@ -16,16 +16,16 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from scipy import sparse
 
 from semid import artifacts
 from semid.arrow import read_parquet, write_parquet
 from semid.artifacts import Kind, Origin
 from semid.config import from_dict, to_dict
-from semid.data import Dataset, Histories, Id, as_ids, as_masks, content_blocks
+from semid.data import Allowed, Dataset, Histories, Id, as_ids, content_blocks
 from semid.errors import SemidError
-from semid.graphs.ranking import BATCH, ItemRanker, best_items, normalized, without_history
+from semid.graphs.ranking import ItemRanker, best_items, normalized, without_history
 from semid.graphs.transitions import (
     ItemGraphConfig,
     content_edges,
@@ -188,18 +188,15 @@ class ItemGraph(ItemRanker):
         *,
         k: int,
         exclude_seen: bool = False,
-        allowed: Bool[np.ndarray, " items"] | Bool[np.ndarray, "n items"] | None = None,
+        allowed: Allowed = None,
     ) -> Int[np.ndarray, "n k"]:
         """The `k` most probable item rows for each history, then the most popular; -1 where there are fewer.
 
         Where nothing repeats, none of them is of the history, whatever `exclude_seen` says.
         """
-        num_items, lists = len(self.item_ids), [np.zeros((0, k), np.int32)]
-        masks = None if allowed is None else as_masks(allowed, num_items=num_items, num_histories=len(histories))
-        for start in range(0, len(histories), BATCH):
-            part = histories.take(slice(start, start + BATCH))
+        lists = [np.zeros((0, k), np.int32)]
+        for part, some in self._blocks(histories, allowed):
             q = self.distribution(part)
-            some = None if masks is None else masks if len(masks) == 1 else masks[start : start + BATCH]
             seen = part if exclude_seen or not self.repeats else None
             q = without_history(q, part) if exclude_seen else q
             lists.append(best_items(q, k=k, popular=self._popular, seen=seen, allowed=some))

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from scipy import sparse
 
 from quantizers import unit_vectors
-from semid.data import Dataset, Histories
+from semid.data import Allowed, Dataset, Histories
 from semid.errors import SemidError
 from semid.graphs.cooccurrence import interactions_matrix
 from semid.graphs.lightgcn import GraphConfig
@@ -47,18 +47,19 @@ class ItemKNN(ItemRanker):
         cosines.setdiag(0)
         return cls(**_items(dataset), similarity=pruned(cosines, neighbors))
 
-    def rank(self, histories: Histories, *, k: int, exclude_seen: bool = False) -> Int[np.ndarray, "n k"]:
+    def rank(
+        self, histories: Histories, *, k: int, exclude_seen: bool = False, allowed: Allowed = None
+    ) -> Int[np.ndarray, "n k"]:
         """The `k` best item rows for each history, then the most popular; -1 where there are fewer."""
         leave_out, lists = exclude_seen or not self.repeats, [np.zeros((0, k), np.int32)]
-        for start in range(0, len(histories), BATCH):
-            part = histories.take(slice(start, start + BATCH))
+        for part, some in self._blocks(histories, allowed):
             items, owner = part.flat()
             shape = (len(part), len(self.item_ids))
             taken = sparse.coo_array((np.ones(len(items), np.float32), (owner, items)), shape=shape).tocsr()
             scores = sparse.csr_array((taken > 0).astype(np.float32) @ self.similarity)
             seen = part if leave_out else None
             scores = scores if seen is None else without_history(scores, seen)
-            lists.append(best_items(scores, k=k, popular=self._popular, seen=seen))
+            lists.append(best_items(scores, k=k, popular=self._popular, seen=seen, allowed=some))
         return np.concatenate(lists)
 
 
@@ -75,7 +76,9 @@ class VectorKNN(ItemRanker):
         """Rank the dataset's items by these vectors."""
         return cls(**_items(dataset), vectors=vectors.astype(np.float32))
 
-    def rank(self, histories: Histories, *, k: int, exclude_seen: bool = False) -> Int[np.ndarray, "n k"]:
+    def rank(
+        self, histories: Histories, *, k: int, exclude_seen: bool = False, allowed: Allowed = None
+    ) -> Int[np.ndarray, "n k"]:
         """The `k` best item rows for each history, ties by popularity; -1 where there are fewer."""
 
         def scores(part: Histories) -> Float[np.ndarray, "n items"]:
@@ -84,7 +87,7 @@ class VectorKNN(ItemRanker):
             np.add.at(sums, owner, self.vectors[items])
             return np.asarray(unit_vectors(sums)) @ self._unit.T
 
-        return _best(scores, histories, k=k, order=self._popular, leave_out=exclude_seen or not self.repeats)
+        return _best(self, scores, histories, k=k, exclude_seen=exclude_seen, allowed=allowed)
 
     @functools.cached_property
     def _unit(self) -> Float[np.ndarray, "items dim"]:
@@ -108,7 +111,9 @@ class UserItemVectors(ItemRanker):
         made = config.vectors(dataset, seed=seed)
         return cls(**_items(dataset), user_ids=dataset.users, items=made.items, users=made.users)
 
-    def rank(self, histories: Histories, *, k: int, exclude_seen: bool = False) -> Int[np.ndarray, "n k"]:
+    def rank(
+        self, histories: Histories, *, k: int, exclude_seen: bool = False, allowed: Allowed = None
+    ) -> Int[np.ndarray, "n k"]:
         """The `k` best item rows for the user of each history, ties by popularity; -1 where there are fewer.
 
         Raises SemidError for a history of none of the users.
@@ -119,13 +124,11 @@ class UserItemVectors(ItemRanker):
                 f"{len(rows):,} of {len(histories):,} are of none, the first of them history {rows[0]}; train on a "
                 "dataset with these users, or rank by histories (VectorKNN)"
             )
-        return _best(
-            lambda part: self.users[part.users] @ self.items.T,
-            histories,
-            k=k,
-            order=self._popular,
-            leave_out=exclude_seen or not self.repeats,
-        )
+
+        def scores(part: Histories) -> Float[np.ndarray, "n items"]:
+            return self.users[part.users] @ self.items.T
+
+        return _best(self, scores, histories, k=k, exclude_seen=exclude_seen, allowed=allowed)
 
 
 def _items(dataset: Dataset) -> dict[str, Any]:
@@ -139,22 +142,24 @@ def _items(dataset: Dataset) -> dict[str, Any]:
 
 
 def _best(
+    ranker: ItemRanker,
     scores: Callable[[Histories], Float[np.ndarray, "n items"]],
     histories: Histories,
     *,
     k: int,
-    order: Int[np.ndarray, " items"],
-    leave_out: bool,
+    exclude_seen: bool,
+    allowed: Allowed,
 ) -> Int[np.ndarray, "n k"]:
-    """The `k` items of the largest scores, those of the history left out; ties as in `order`."""
-    lists = [np.full((0, k), -1, np.int32)]
+    """The `k` allowed items of the largest scores, those of the history left out; ties by popularity."""
+    order, lists = ranker._popular, [np.full((0, k), -1, np.int32)]
     size = max(min(BATCH, _SCORES // max(len(order), 1)), 1)
-    for start in range(0, len(histories), size):
-        part = histories.take(slice(start, start + size))
+    for part, some in ranker._blocks(histories, allowed, size=size):
         table = scores(part)
-        if leave_out:
+        if exclude_seen or not ranker.repeats:
             items, owner = part.flat()
             table[owner, items] = -np.inf
+        if some is not None:
+            table = np.where(some, table, -np.inf)
         table = table[:, order]
         best = largest(table, k)
         found = np.where(np.isneginf(np.take_along_axis(table, best, axis=1)), -1, order[best])

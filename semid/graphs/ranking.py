@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,7 +12,7 @@ import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 from scipy import sparse
 
-from semid.data import Histories
+from semid.data import Allowed, Histories, as_masks
 from semid.graphs.transitions import pruned, scaled_rows
 
 # Histories whose scores are computed at once.
@@ -37,6 +38,16 @@ class ItemRanker:
     def _popular(self) -> Int[np.ndarray, " items"]:
         return by_popularity(self.train_counts)
 
+    def _blocks(
+        self, histories: Histories, allowed: Allowed, *, size: int = BATCH
+    ) -> Iterator[tuple[Histories, Bool[np.ndarray, "masks items"] | None]]:
+        """So many histories at once, each time with the mask of all of them, or one for each."""
+        num_items = len(self.item_ids)
+        masks = None if allowed is None else as_masks(allowed, num_items=num_items, num_histories=len(histories))
+        for start in range(0, len(histories), size):
+            block = slice(start, start + size)
+            yield histories.take(block), masks if masks is None or len(masks) == 1 else masks[block]
+
 
 def best_items(
     scores: sparse.csr_array,
@@ -58,10 +69,12 @@ def best_items(
     places = np.arange(k) < np.diff(best.indptr)[:, None]
     ranked = np.full((scores.shape[0], k), -1, np.int32)
     ranked[places] = best.indices
+    if allowed is not None and len(allowed) == 1:
+        popular, allowed = popular[allowed[0][popular]], None
     for row in map(int, np.flatnonzero(~places[:, -1])):  # few: histories that no edges lead far from
         found = ranked[row][places[row]]
         history = popular[:0] if seen is None else seen[row]
-        order = popular if allowed is None else popular[allowed[0 if len(allowed) == 1 else row][popular]]
+        order = popular if allowed is None else popular[allowed[row][popular]]
         near = order[: k + len(found) + len(history)]
         more = near[~np.isin(near, np.concatenate([found, history]))][: k - len(found)]
         ranked[row, len(found) : len(found) + len(more)] = more

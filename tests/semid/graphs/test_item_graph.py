@@ -216,6 +216,23 @@ def test_ranking_follows_the_distribution_then_popularity_under_masks():
     assert evaluate(graph, dataset).values["recall@10"] > 0.5
 
 
+def test_one_mask_is_applied_once_to_the_order_by_popularity():
+    class Counted(np.ndarray):
+        masked = 0
+
+        def __getitem__(self, index):
+            Counted.masked += isinstance(index, np.ndarray) and len(index) == 50
+            return super().__getitem__(index)
+
+    popular, mask = np.random.default_rng(0).permutation(50).view(Counted), np.arange(50) % 3 > 0
+    nothing = sparse.csr_array((20, 50), dtype=np.float32)
+    shared = best_items(nothing, k=4, popular=popular, allowed=mask[None])
+    assert Counted.masked == 1
+    np.testing.assert_array_equal(shared, np.tile(popular[mask[popular]][:4], (20, 1)))
+    each = best_items(nothing, k=4, popular=popular, allowed=np.tile(mask, (20, 1)))
+    np.testing.assert_array_equal(each, shared)
+
+
 def test_rankings_of_one_graph_share_its_matrix_and_its_order_by_popularity(monkeypatch):
     graph, read, sorted_counts = ItemGraph.fit(_dataset(_unrepeated(5))), [], []
     monkeypatch.setattr(item_graph, "next_item", lambda *args, **kw: (read.append(args[1]), next_item(*args, **kw))[1])

@@ -62,6 +62,36 @@ def test_it_is_measured_as_any_ranker():
     assert 0 < found.values["recall@5"] <= 1
 
 
+@pytest.mark.parametrize("repeats", [False, True])
+@pytest.mark.parametrize("shared", [True, False])
+def test_masks_leave_the_order_of_what_they_allow(repeats, shared, monkeypatch):
+    monkeypatch.setattr(item_knn, "_SCORES", 7 * ITEMS)
+    rng, dataset = np.random.default_rng(1), drawn(repeats)
+    histories = dataset.splits.test.histories
+    allowed = rng.random((1 if shared else len(histories), ITEMS)) < 0.4
+    rankers = [
+        ItemKNN.fit(dataset, neighbors=4),
+        VectorKNN.fit(dataset, rng.integers(0, 2, (ITEMS, 3)).astype(np.float32)),  # many ties
+        UserItemVectors.fit(dataset, LightGCNConfig(dim=4, epochs=2), seed=0),
+    ]
+    for ranker in rankers:
+        found = ranker.rank(histories, k=5, allowed=allowed[0] if shared else allowed)
+        masks = np.broadcast_to(allowed, (len(histories), ITEMS))
+        for listed, everything, mask in zip(found, ranker.rank(histories, k=ITEMS), masks, strict=True):
+            expected = [row for row in everything if row >= 0 and mask[row]][:5]
+            assert listed.tolist() == expected + [-1] * (5 - len(expected))
+        with pytest.raises(SemidError, match="expected allowed as booleans"):
+            ranker.rank(histories, k=5, allowed=np.ones(ITEMS - 1, bool))
+
+
+@pytest.mark.filterwarnings("ignore:.*not allowed")
+def test_vectors_are_measured_on_some_items():
+    dataset = drawn()
+    found = evaluate(VectorKNN.fit(dataset, np.eye(ITEMS)), dataset, ks=(5,), item_ids=dataset.item_ids[:8])
+    assert found.ranked.max() == 7
+    assert found.provenance["catalogue_items"] == 8
+
+
 def test_vectors_of_users_are_found_by_their_ids():
     """Without its first user a dataset numbers all others anew."""
     whole, rest = drawn(), drawn(users=range(1, USERS))
