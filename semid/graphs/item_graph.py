@@ -135,8 +135,8 @@ class ItemGraph(ItemRanker):
         not given) are the interactions that the graph has not counted. What comes out is what fitting to everything
         would give. With interactions it is no longer the graph of its dataset, whose targets may be among them (its
         `dataset` is another digest), but one to recommend with.
-        Raises SemidError for items that it has or that are given twice, for vectors that are missing, of another width
-        or not finite, and for `new` beyond a history.
+        Raises SemidError for items that it has or that are given twice, for vectors that are missing, of another width,
+        not finite or of no use, and for `new` beyond a history.
         """
         added = as_ids(item_ids)
         if len(there := added.filter(pa.compute.is_in(added, self.item_ids))):
@@ -144,7 +144,9 @@ class ItemGraph(ItemRanker):
         if twice := next((pair for pair in added.value_counts() if pair["counts"].as_py() > 1), None):
             raise SemidError(f"item {twice['values'].as_py()!r} is given {twice['counts']} times; keep one")
         total, everything = len(self.item_ids) + len(added), self.vectors
-        if self.vectors is not None and len(added):
+        if vectors is not None and self.vectors is None:
+            raise SemidError("the graph has no content vectors, so items join it without any; leave them out")
+        if self.vectors is not None and (len(added) or vectors is not None):
             width = self.vectors.shape[1]
             if vectors is None or vectors.shape != (len(added), width):
                 got, columns = "none" if vectors is None else list(vectors.shape), ", ".join(self.config.columns or ())
@@ -261,6 +263,11 @@ class ItemGraph(ItemRanker):
     def check_dataset(self, dataset: Dataset) -> None:
         """Raise SemidError for a graph that was fitted to another dataset, which may have what is test here."""
         remedy = "fit a graph to this dataset (`semid graph`)"
+        if self.origin is None and not self.dataset:
+            raise SemidError(
+                "the item graph: the dataset of its histories is not known, and what is test here may be among them; "
+                f"name it by ItemGraph.from_histories(..., dataset=dataset.digest), or {remedy}"
+            )
         dataset.check_source(self.origin or self.dataset, what="the item graph", remedy=remedy)
 
     def with_origin(self, origin: Origin) -> ItemGraph:

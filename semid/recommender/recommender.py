@@ -358,7 +358,7 @@ class Recommender:
         rows = np.pad(np.arange(len(self.catalog)), (0, new), constant_values=-1)
         other._groups = {name: groups.take(rows) for name, groups in self._groups.items()}
         if self._graph is not None:
-            near = vectors if graph_vectors is None else graph_vectors
+            near = vectors if graph_vectors is None and self._graph.vectors is not None else graph_vectors
             other._graph = self._updated_graph(self._graph, catalog.item_ids, first, near)
         same = catalog.digest == self.catalog.digest and other._graph is self._graph
         other.catalog_updated = self.catalog_updated or not (same and other.items.has_inputs_of(self.items))
@@ -416,7 +416,8 @@ class Recommender:
                 return graph
             return graph.append(item_ids[known:], vectors=None if vectors is None else vectors[later:])
         except ValueError as error:  # SemidError, or vectors of another width
-            raise SemidError(f"item graph: {error}; give those as graph_vectors") from None
+            remedy = "" if graph.vectors is None else "; give those as graph_vectors"
+            raise SemidError(f"item graph: {error}{remedy}") from None
 
     def _build_scorer(self, model: ItemModel) -> Scorer:
         """The scorer on tables of the catalogue, and, for models that search it, on its trie."""

@@ -173,6 +173,13 @@ def test_new_items_and_interactions_join_as_if_they_had_been_there():
     with pytest.raises(SemidError, match="expected finite vectors, got NaN or infinity for item 'other'"):
         grown.append(["new", "other"], vectors=np.array([[1, 2, 3], [1, np.nan, 3]], np.float32))
     more = Histories.from_lists([[0], [1, 2]])
+    with pytest.raises(SemidError, match=r"expected vectors \[0, 3\] of the new items \(content\), got \[1, 3\]"):
+        grown.append(histories=more, vectors=_vectors(1))
+    assert len(grown.append(vectors=_vectors(0)).item_ids) == ITEMS  # control
+    plain = ItemGraph.fit(_dataset(lists))
+    with pytest.raises(SemidError, match="the graph has no content vectors"):
+        plain.append(["new"], vectors=_vectors(1))
+    assert len(plain.append(["new"]).item_ids) == ITEMS + 1  # control
     for fresh, message in (([0, 3], "0 to 2 for history 1, its items, got 3"), ([0], r"\[2\], .*, got \[1\]")):
         with pytest.raises(SemidError, match=f"expected new .*{message}"):
             grown.append(histories=more, new=np.array(fresh))
@@ -199,6 +206,10 @@ def test_a_graph_with_newer_interactions_is_of_no_dataset():
     assert evaluate(grown, dataset, other_dataset=True).values["recall@10"] > 0.5
     unknown = dataclasses.replace(graph, dataset="").append(histories=whole)
     assert unknown.dataset == ""
+    with pytest.raises(
+        SemidError, match=r"its histories is not known.*from_histories\(\.\.\., dataset=dataset\.digest\)"
+    ):
+        unknown.check_dataset(dataset)
 
 
 def test_ranking_follows_the_distribution_then_popularity_under_masks():

@@ -116,6 +116,14 @@ def test_an_appended_item_is_found_through_the_graph(model):
         model.with_catalog(_catalog(LATER), vectors=RAW[ITEMS:], graph_vectors=RAW[ITEMS:, :1])
 
 
+def test_vectors_are_the_models_where_the_graph_has_none(model):
+    counted = ItemGraph.from_histories(Histories.from_lists([[0, 1], [1, 2]]), pa.array(IDS[:ITEMS]), ItemGraphConfig())
+    plain = model.with_graph(counted, weight=0.4)
+    assert len(plain.with_catalog(_catalog(LATER), vectors=RAW[ITEMS:]).graph.item_ids) == LATER
+    with pytest.raises(SemidError, match=r"item graph: the graph has no content vectors, .*; leave them out$"):
+        plain.with_catalog(_catalog(LATER), vectors=RAW[ITEMS:], graph_vectors=RAW[ITEMS:])
+
+
 def test_the_graph_follows_appended_items_that_were_updated_since(model, tmp_path):
     folder = tmp_path / "catalog"
     with artifacts.write_artifact(folder, kind="catalog", config={}) as new:
