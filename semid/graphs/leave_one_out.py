@@ -47,7 +47,8 @@ class LeaveOneOut:
         start = 0
         while start < len(histories):
             end = max(int(np.searchsorted(bounds, bounds[start] + _POSITIONS, side="right")) - 1, start + 1)
-            yield slice(bounds[start], bounds[end]), self._block(histories.take(slice(start, end)))
+            if bounds[end] > bounds[start]:
+                yield slice(bounds[start], bounds[end]), self._block(histories.take(slice(start, end)))
             start = end
 
     def _block(self, histories: Histories) -> sparse.csr_array:

@@ -17,6 +17,18 @@ def _graph(lists, *, repeats: bool, config: ItemGraphConfig) -> ItemGraph:
     return ItemGraph.from_histories(histories, ids, config, vectors=_vectors(), repeats=repeats)
 
 
+def test_blocks_of_empty_histories_have_no_positions(monkeypatch):
+    monkeypatch.setattr("semid.graphs.leave_one_out._POSITIONS", 2)
+    teacher = LeaveOneOut(_graph(LISTS, repeats=True, config=CONFIG.resolved(["content"])))
+    lists = [[], [], [0, 1, 2], [], [], [1], []]
+    blocks = list(teacher.distributions(Histories.from_lists(lists)))
+    expected = list(teacher.distributions(Histories.from_lists([items for items in lists if items])))
+    assert [block for block, _ in blocks] == [block for block, _ in expected] == [slice(0, 3), slice(3, 4)]
+    for (_, found), (_, same) in zip(blocks, expected, strict=True):
+        np.testing.assert_array_equal(found.toarray(), same.toarray())
+    assert list(teacher.distributions(Histories.from_lists([[], []]))) == []
+
+
 @pytest.mark.parametrize(
     "lists",
     [_unrepeated(0), [[item for item in items if item != 8] for items in _unrepeated(0)], LISTS],
