@@ -27,7 +27,7 @@ from semid.artifacts import MANIFEST, read_json, sha256_json, write_json
 from semid.catalog import SemanticCatalog
 from semid.config import difference, to_dict
 from semid.data import Dataset
-from semid.encoders import ContentConfig, PretrainedImage, PretrainedText, read_content
+from semid.encoders import ContentConfig, FusionConfig, PretrainedImage, PretrainedText, read_content
 from semid.errors import SemidError, did_you_mean
 from semid.evaluation import Ranker, baselines
 from semid.generators import GeneratorConfig, train
@@ -206,10 +206,10 @@ class Runner:
         encoders = cast(ContentConfig, experiment.encoders)  # as resolved
         graph = None if experiment.graph is None else self.run(experiment.graph).ranker
         options: dict[str, Any] = {"config": config, "out": out, "seed": self.seed, "teacher": teacher, "graph": graph}
-        if encoders == ContentConfig(encoders.text, encoders.image):
-            options |= {"text": encoders.text, "image": encoders.image}
-        else:
+        if encoders.vectors or encoders.fusion != FusionConfig():
             options["content"] = read_content(self.data, encoders, seed=self.seed)
+        else:
+            options |= {"text": encoders.text, "image": encoders.image}
         first = [to_dict(part) for part in (encoders, config.encoder, config.tokenizer, config.generator) if part]
         settings = [*first, config.tie_break, self.data.parents, experiment.teacher if teacher is not None else None]
         shared = self._shared("warm-up", settings)
