@@ -229,16 +229,16 @@ def _helps(capsys, *words):
 
 def test_options_of_every_choice_of_subcommands_have_names_of_their_own(capsys, monkeypatch):
     """Help builds the whole parser of the subcommands that are named."""
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "120")  # one column: text next to an option is its own
     helps = {words: text for name in app.COMMANDS for words, text in _helps(capsys, name)}
     for words, text in helps.items():
         options = re.findall(r"(?<=│ )--[\w.-]+|(?<=│ -k, )--[\w.-]+", text)
         assert sorted(set(options)) == sorted(options), words
     assert {("prepare", "simulated", "held-out-items"), ("tokenize", "rq-vae", "sinkhorn")} <= set(helps)
     assert "--split-seed" in helps["prepare", "simulated", "held-out-items"]  # the expression finds what is there
-    empty = re.compile(r"--[\w.-]+ [A-Z|]+ +\((?:default|required).*")
+    empty = re.compile(r"--[\w.-]+ [A-Z|]+[\s│]+\((?:default|required).*")
     assert {words: found for words, text in helps.items() if (found := empty.findall(text))} == {}
-    assert empty.findall("--epochs INT   (default: 10)")  # control
+    assert len(empty.findall("--epochs INT   (default: 10)\n--dim INT  │\n│  (default: 8)")) == 2  # control
     assert [words for words, text in helps.items() if re.search(r"[A-Z]\w+Config\b", text)] == []
 
 

@@ -450,7 +450,7 @@ def test_later_files_may_name_columns_as_the_tables_that_were_prepared_do(home, 
         + " ".join(f"{own}={theirs}" for own, theirs in names.items()), t=tmp_path)  # fmt: skip
     run("tokenize --dataset {t}/dataset --out {t}/catalog rq-kmeans --level-sizes 6 4", t=tmp_path)
     (tmp_path / "new.csv").write_text("sku,name\nn1,word1 thing2\nn2,word4 thing0\n")
-    (tmp_path / "some.csv").write_text("sku,boost,maker\ni3,2,a\ni4,3,a\ni5,1,b\n")
+    (tmp_path / "some.csv").write_text("sku,boost,maker\ni3,2,a\ni4,1e9,a\ni5,1,b\n")
     run("catalog append --catalog {t}/catalog --input {t}/new.csv", t=tmp_path)
     run("catalog remove --catalog {t}/catalog --file {t}/some.csv", t=tmp_path)
     catalog = SemanticCatalog.load(tmp_path / "catalog")
