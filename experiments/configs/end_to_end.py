@@ -16,9 +16,9 @@ generator alone); between them come, with as many epochs of the generator in all
     stopped     the same stages, gradients stopped at the encoders
     sampled     together, a fifth of them
 
-Expected on simulated worlds: together .02 above staged, .03 above stopped (Recall@10); on MovieLens-1M at a third of the
-epochs (`--budget cpu`) .2240, staged .2212, stopped .2157. Each is measured with the item graph, too. One term more in
-the joint steps: `--model.joint.0.step.objective.contrast.value .1`.
+Expected on simulated worlds: together .02 above staged, .03 above stopped (Recall@10). On MovieLens-1M at a third of
+the epochs (`--budget cpu`): .2240, staged .2212, stopped .2157. Each is measured with the item graph, too. One term
+more in the joint steps: `--model.joint.0.step.objective.contrast.value .1`.
 """
 
 from dataclasses import replace
