@@ -13,12 +13,11 @@ a tenth of a step's items encoded and differentiated, which is what makes it bea
 """
 
 from dataclasses import replace
-from typing import Any
 
-from experiments.configs.encoders import BOTH
+from experiments.configs.encoders import ENCODERS
 from experiments.configs.encoders import config as of_vectors
 from experiments.experiment import Experiment
-from semid.encoders import ContentConfig, Full, FusionConfig, LowRank, PretrainedText, Tuning
+from semid.encoders import Full, LowRank, PretrainedText, Tuning
 from semid.joint import JointConfig
 
 _WEIGHTS = "models/all-MiniLM-L6-v2"
@@ -33,14 +32,14 @@ def _variant(title: str, tuning: Tuning, rate: float) -> Experiment:
     assert isinstance(held.model, JointConfig)
     (phase,) = held.model.joint
     optimizer = replace(phase.training.optimizer, rates=(("autoencoder", 0.0), ("encoder", rate)))
-    step: dict[str, Any] = {"window": 1, "forward": 0.1, "backward": 0.1}
-    sampled = replace(phase, training=replace(phase.training, optimizer=optimizer), step=replace(phase.step, **step))
-    encoders = ContentConfig(
-        PretrainedText(_WEIGHTS, tuning, max_length=32), fusion=FusionConfig(dim=384, hidden=128, identity=True)
+    sampled = replace(
+        phase,
+        training=replace(phase.training, optimizer=optimizer),
+        step=replace(phase.step, window=1, forward=0.1, backward=0.1),
     )
     return replace(
         held,
         title=f"texts' encoder tuned end to end, {title}",
-        model=replace(BOTH, encoder=None, joint=(sampled,)),
-        encoders=encoders,
+        model=replace(held.model, encoder=None, joint=(sampled,)),
+        encoders=replace(ENCODERS, text=PretrainedText(_WEIGHTS, tuning, max_length=32), vectors=()),
     )
