@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -51,6 +51,8 @@ class ColumnConfig(ContentEncoderConfig):
 
     column: str = ""
     """Vector column to read; none given: the dataset's only one."""
+    version: ClassVar[int] = 0
+    """Of its stage, where all items have content."""
 
     def read(self, dataset: Dataset) -> tuple[str, Float[np.ndarray, "items dim"]]:
         """Name and vectors of the column."""
@@ -133,8 +135,8 @@ def add_column(dataset: Dataset, config: ColumnConfig, *, out: str | Path | None
             f"dataset {dataset.name!r} has a column {made!r} already, and others may be made of it; "
             "take the dataset that it was added to"
         )
-    version = {STAGE_VERSION: _VERSION_OF_ABSENT} if config.lacks_content(dataset) else {}
-    recipe = {**(dataset.source or {}), made: to_dict(config) | version}
+    version = max(config.version, _VERSION_OF_ABSENT * config.lacks_content(dataset))
+    recipe = {**(dataset.source or {}), made: to_dict(config) | ({STAGE_VERSION: version} if version else {})}
     request = Request(Kind.DATASET, dataset.replace(source=recipe).config, dataset.parents)
     work = partial(with_content_vectors, dataset, config)
     return run_stage(request, out, load=Dataset.load, work=lambda _: work(), write=Dataset.write)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from quantizers import info_nce, unit_rows
 from semid.data import Dataset, Standardizer, StoredEncoder
@@ -54,6 +54,7 @@ class FuseConfig(ColumnConfig):
     seed: int = 0
     """Seed of the signal, the parameters and the batches."""
     name = "fuse"
+    version = 2  # how batches are drawn
 
     def __post_init__(self) -> None:
         check_training(self, ("epochs", "batch_size"))
@@ -113,10 +114,11 @@ def aligned(
     kernel = dim**-0.5 * jax.random.normal(start_key, (dim, width))
     start = Projection(jnp.pad(kernel, ((0, 0), (0, 2 * width))), jnp.zeros(3 * width))
     size = min(config.batch_size, items)
+    order = np.random.default_rng(config.seed).permutation(items)  # `_drawn` never has two neighbors of it in a batch
     return minimized(
         partial(_alignment_loss, size=size, temperature=config.temperature),
         start,
-        (jnp.asarray(x), jnp.asarray(behavior)),
+        (jnp.asarray(x[order]), jnp.asarray(behavior[order])),
         steps=config.epochs * -(-items // size),
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
@@ -143,9 +145,15 @@ def _alignment_loss(
 ) -> Float[Array, ""]:
     """InfoNCE in both directions on a batch of different items."""
     x, behavior = data
-    rows = jax.random.permutation(key, len(x))[:size]
+    rows = _drawn(key, len(x), size)
     projected, own = modulated(parameters, x[rows]), behavior[rows]
     return 0.5 * sum(info_nce(*pair, temperature=temperature) for pair in ((projected, own), (own, projected)))
+
+
+def _drawn(key: PRNGKeyArray, items: int, size: int) -> Int[Array, " size"]:
+    """Different rows, one of each of `size` runs of as many items: a permutation would sort all items in every step."""
+    bounds = np.arange(size + 1) * items // size
+    return jax.random.randint(key, (size,), bounds[:-1].astype(np.int32), bounds[1:].astype(np.int32))
 
 
 def _side_by_side(

@@ -34,7 +34,7 @@ from semid.graphs import (
     neighbor_overlap,
 )
 from semid.graphs.columns.alpharec import Interactions, contrast, mapped, trained_map
-from semid.graphs.columns.fuse import Projection, aligned, modulated
+from semid.graphs.columns.fuse import Projection, _drawn, aligned, modulated
 from semid.graphs.neighbors import neighbors
 from semid.graphs.signals import standardize_known
 
@@ -103,8 +103,17 @@ def test_alignment_learns_and_content_then_finds_its_behavior(behaved):
     assert found(aligned(x, behavior[::-1].copy(), CONFIG)[0]) < 0.3  # control: the behavior of others
 
 
-def test_fused_vectors_are_unit_halves_and_content_stands_in_for_absent_behavior(behaved):
-    made = add_column(behaved, CONFIG)
+def test_a_batch_to_fuse_has_different_items_and_every_item_is_drawn():
+    keys = jax.random.split(jax.random.key(0), 200)
+    rows = np.asarray(jax.vmap(lambda key: _drawn(key, ITEMS, 7))(keys))
+    assert (np.diff(rows, axis=1) > 0).all()
+    assert set(rows.flat) == set(range(ITEMS))
+    np.testing.assert_array_equal(_drawn(keys[0], 7, 7), np.arange(7))
+
+
+def test_fused_vectors_are_unit_halves_and_content_stands_in_for_absent_behavior(behaved, tmp_path):
+    made = add_column(behaved, CONFIG, out=tmp_path / "fused")
+    assert read_manifest(tmp_path / "fused").config["source"]["content_fuse"]["stage_version"] == 2
     fused = made.vectors("content_fuse")
     halves = fused.reshape(ITEMS, 2, 6)
     np.testing.assert_allclose(np.linalg.norm(halves, axis=-1), 1, atol=1e-5)
