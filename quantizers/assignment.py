@@ -6,6 +6,7 @@ An assignment is a frozen dataclass: hashable, so that a compiled function can d
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -51,6 +52,9 @@ class Nearest:
 
     temperature: Schedule = Schedule(1.0)
 
+    def __post_init__(self) -> None:
+        _check_temperature(self)
+
     def __call__(
         self,
         distances: Float[Array, "n codes"],
@@ -76,6 +80,7 @@ class Sinkhorn:
     def __post_init__(self) -> None:
         if not self.epsilon > 0 or self.iterations < 1:
             raise ValueError(f"Sinkhorn: expected epsilon > 0 and iterations >= 1, got {self}")
+        _check_temperature(self)
 
     def __call__(
         self,
@@ -97,6 +102,9 @@ class Gumbel:
 
     scale: Schedule = Schedule(1.0)
     temperature: Schedule = Schedule(1.0)
+
+    def __post_init__(self) -> None:
+        _check_temperature(self)
 
     def __call__(
         self,
@@ -122,6 +130,11 @@ class OverusedGumbel:
     """A code is over-used when its share of the inputs exceeds `threshold / codes`."""
     scale: Schedule = Schedule(1.0)
     temperature: Schedule = Schedule(1.0)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold < math.inf:
+            raise ValueError(f"OverusedGumbel: expected a finite threshold above 0, got {self.threshold}")
+        _check_temperature(self)
 
     def __call__(
         self,
@@ -186,6 +199,12 @@ def _code_prices(
         return prices - eps * jnp.where(mask.any(), excess, 0)
 
     return jax.lax.fori_loop(0, iterations, balance, jnp.zeros(num_codes, jnp.float32))
+
+
+def _check_temperature(assignment: Nearest | Sinkhorn | Gumbel | OverusedGumbel) -> None:
+    if min(assignment.temperature.ends) == 0:
+        name, temperature = type(assignment).__name__, assignment.temperature
+        raise ValueError(f"{name}: expected temperatures above 0, by which distances are divided, got {temperature}")
 
 
 def _softmax(logits: Float[Array, "n codes"], temperature: Float[Array, ""]) -> Float[Array, "n codes"]:

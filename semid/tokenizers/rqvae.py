@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,9 @@ class RQVaeConfig(AutoencoderConfig, TokenizerMethod):
         if len(self.assignments) not in (1, self.num_levels):
             raise SemidError(f"expected 1 or {self.num_levels} assignments, got {len(self.assignments)}")
         check_iterations(self.kmeans_iterations)
+        for name in ("reconstruction", "commitment", "entropy", "diversity"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise SemidError(f"expected {name}, a weight, of 0 or more and finite, got {getattr(self, name)}")
         if self.decay is not None and not 0 <= self.decay < 1:
             raise SemidError(f"expected decay in [0, 1), got {self.decay}; leave it out to learn codebooks by gradient")
         if self.decay is not None and self.diversity:

@@ -159,3 +159,15 @@ def test_noise_reaches_only_inputs_of_over_used_codes(table):
 def test_sinkhorn_wants_a_positive_epsilon_and_an_iteration(options):
     with pytest.raises(ValueError, match="epsilon > 0 and iterations >= 1"):
         Sinkhorn(**options)
+
+
+@pytest.mark.parametrize("kind", [Nearest, Sinkhorn, Gumbel, OverusedGumbel])
+def test_temperatures_are_above_zero(kind):
+    for temperature in (Schedule(0.0), Schedule(0.1, initial=0.0)):
+        with pytest.raises(
+            ValueError, match=rf"^{kind.__name__}: expected temperatures above 0, by which .* got S"
+        ):
+            kind(temperature=temperature)
+    with pytest.raises(ValueError, match="expected a finite threshold above 0, got 0"):
+        OverusedGumbel(threshold=0)
+    kind(temperature=Schedule(1e-3))

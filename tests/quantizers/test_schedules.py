@@ -19,6 +19,13 @@ def test_constant_without_initial():
     np.testing.assert_array_equal([Schedule(0.7)(p) for p in (0.0, 0.5, 1.0)], np.float32([0.7] * 3))
 
 
+@pytest.mark.parametrize("bad", [{"value": -0.1}, {"value": float("nan")}, {"value": 1.0, "initial": -0.1}])
+def test_values_are_finite_and_not_negative(bad):
+    with pytest.raises(ValueError, match=r"expected value and initial of 0 or more, both finite, got Schedule\(value="):
+        Schedule(**bad)
+    assert Schedule(0.0, initial=2).ends == (2, 0.0)
+
+
 @pytest.mark.parametrize("until", [0.0, -0.5, 1.5])
 def test_until_is_a_share(until):
     with pytest.raises(ValueError, match="until"):

@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from quantizers import Schedule, info_nce
-from semid.tokenizers.alignment.base import Alignment, AlignmentConfig, Signals, draw_entries, is_entry
+from semid.tokenizers.alignment.base import Alignment, AlignmentConfig, Signals, check_numbers, draw_entries, is_entry
 from semid.tokenizers.autoencoder import RQVAE, AutoencoderConfig, Pass, Tables
 from semid.training import StepContext
 
@@ -26,6 +26,9 @@ class CooccurrenceConfig(AlignmentConfig):
     """Positions of a history within which two items are co-consumed."""
     name = "cooccurrence"
     needs = frozenset({"partners", "partner_log_share"})
+
+    def __post_init__(self) -> None:
+        check_numbers(self, above=("temperature",))
 
     @property
     def co_consumption_window(self) -> int | None:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Integer
 
 from quantizers import Schedule, Similarity, info_nce, masked_mean, unit_rows
 from semid.errors import SemidError
-from semid.tokenizers.alignment.base import Alignment, AlignmentConfig, Signals, draw_entries, is_entry
+from semid.tokenizers.alignment.base import Alignment, AlignmentConfig, Signals, check_numbers, draw_entries, is_entry
 from semid.tokenizers.autoencoder import RQVAE, AutoencoderConfig, Pass, Tables, autoencoder_loss
 from semid.training import StepContext
 
@@ -33,6 +33,9 @@ class DasConfig(AlignmentConfig):
     """Weight of keeping popularity and conformity apart from them."""
     name = "das"
     needs = frozenset(Signals._fields)
+
+    def __post_init__(self) -> None:
+        check_numbers(self, weights=("click", "debias"), above=("temperature",))
 
     def build(self, method: AutoencoderConfig, *, dim: int, signals: Signals, seed: int) -> Das:
         return Das(self, method, dim=dim, signals=signals, seed=seed, rngs=nnx.Rngs(seed))

@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from quantizers import Schedule, info_nce
-from semid.tokenizers.alignment.base import Alignment, AlignmentConfig, Signals
+from semid.tokenizers.alignment.base import Alignment, AlignmentConfig, Signals, check_numbers
 from semid.tokenizers.autoencoder import RQVAE, AutoencoderConfig, Pass, Tables
 from semid.training import StepContext
 
@@ -23,6 +23,9 @@ class LetterConfig(AlignmentConfig):
     """Of the cosines. Lower ones tell single items apart, which takes codes from what groups of items share."""
     name = "letter"
     needs = frozenset({"vectors"})
+
+    def __post_init__(self) -> None:
+        check_numbers(self, above=("temperature",))
 
     def build(self, method: AutoencoderConfig, *, dim: int, signals: Signals, seed: int) -> Letter:
         del dim

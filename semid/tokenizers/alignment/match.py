@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from quantizers import Schedule, masked_mean
-from semid.tokenizers.alignment.base import Alignment, AlignmentConfig, Signals
+from semid.tokenizers.alignment.base import Alignment, AlignmentConfig, Signals, check_numbers
 from semid.tokenizers.autoencoder import RQVAE, AutoencoderConfig, Pass, Tables
 from semid.training import StepContext
 
@@ -25,6 +25,9 @@ class MatchConfig(AlignmentConfig):
     """Weight of the collaborative vectors' reconstruction, which keeps their latents apart, next to the match's 1."""
     name = "match"
     needs = frozenset({"vectors"})
+
+    def __post_init__(self) -> None:
+        check_numbers(self, weights=("reconstruction",))
 
     def build(self, method: AutoencoderConfig, *, dim: int, signals: Signals, seed: int) -> Match:
         del dim

@@ -442,6 +442,21 @@ def test_what_the_dataset_cannot_give_is_named():
     read_signals(alone, (LetterConfig(),), VectorColumn("teacher"), x, seed=0)  # which needs no two items
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "value", "limit"),
+    [
+        (LetterConfig, "temperature", 0.0, "above 0"),
+        (CooccurrenceConfig, "temperature", -0.1, "above 0"),
+        (DasConfig, "debias", -1.0, "of 0 or more"),
+        (MatchConfig, "reconstruction", np.nan, "of 0 or more"),
+    ],
+)
+def test_weights_and_temperatures_that_cannot_train_are_refused(kind, name, value, limit):
+    with pytest.raises(SemidError, match=f"alignment {kind.name}: expected {name} {limit}, finite, got {value}"):
+        kind(**{name: value})
+    kind(**{name: 0.1})
+
+
 def test_what_trains_nothing_cannot_be_aligned():
     for method in (RQKmeansConfig((4, 4)), ProductConfig((4, 4))):
         with pytest.raises(SemidError, match=rf"^alignment .--alignment. is for .* and {method.name} does not; take"):

@@ -362,6 +362,8 @@ def test_codes_are_clustered_from_the_first_step(tmp_path):
         ({"decay": 0.9, "diversity": 1e-4}, "leave one of the two out"),
         ({"kmeans_iterations": -1}, "expected iterations of 0 or more, got -1"),
         ({"latent": 0}, "sizes of at least 1"),
+        ({"commitment": -1.0}, "expected commitment, a weight, of 0 or more and finite, got -1.0"),
+        ({"reconstruction": np.inf}, "expected reconstruction, a weight, of 0 or more and finite, got inf"),
     ],
 )
 def test_configs_that_cannot_work(bad, message):
