@@ -109,12 +109,20 @@ def is_fixed_vector(kind: pa.DataType) -> bool:
 
 
 def decoded(values: _Column) -> _Column:
-    """The values of a categorical column (of pandas, polars or Parquet) without its dictionary; others as they are."""
-    if not pa.types.is_dictionary(values.type):
+    """The values of a categorical column (of pandas, polars or Parquet), or of lists of such, without the dictionary,
+    and views as what they are views of, as few of Arrow's functions know these; others as they are."""
+    kind = values.type
+    if pa.types.is_string_view(kind):
+        return as_strings(values)
+    if pa.types.is_binary_view(kind):
+        return values.cast(pa.large_binary())
+    if is_list(kind) and pa.types.is_dictionary(kind.value_type):
+        return values.cast(pa.large_list(kind.value_type.value_type))
+    if not pa.types.is_dictionary(kind):
         return values
     if isinstance(values, pa.ChunkedArray):
         chunks = [decoded(piece) for piece in _pieces(values)]
-        return pa.chunked_array(chunks, None if chunks else values.type.value_type)
+        return pa.chunked_array(chunks, None if chunks else kind.value_type)
     words = values.dictionary
     return (words.cast(pa.string()) if is_string(words.type) else words).take(values.indices)
 

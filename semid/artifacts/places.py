@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from semid.artifacts import remote
-from semid.artifacts.files import flush, remove_dead, temporary_file
+from semid.artifacts.files import flush, read_json, remove_dead, temporary_file
 from semid.artifacts.processes import in_use
 from semid.errors import SemidError
 
@@ -20,6 +21,7 @@ _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 # Entries of a folder that are no artifact's: a writer's own in a folder that is written into, and a disk's.
 _OWN = re.compile(r"\.lock|\.checkpoints|\.(writing|trying)[-.].+")
 _DISK = "lost+found"
+_MANIFEST = "manifest.json"
 
 
 class Place(NamedTuple):
@@ -70,14 +72,14 @@ def try_folder(path: str | Path) -> Place:
     path = resolved(path)
     try:
         if path.is_dir() and _is_fixed(path):
-            _try(path / "manifest.json")
+            _try(path / _MANIFEST)
             return Place(path, inside=True)
         try:
             _try(path)
         except OSError as error:
             if error.errno not in _REFUSED or not path.is_dir():
                 raise
-            _try(path / "manifest.json")
+            _try(path / _MANIFEST)
             return Place(path, inside=True)
         remote.try_url(path)
         return Place(path, inside=False)
@@ -88,18 +90,32 @@ def try_folder(path: str | Path) -> Place:
 def try_file(path: str | Path) -> Path:
     """Path, without `~` and links, where a file can be written, tried as `try_folder` does.
 
-    Raises SemidError naming the path and what forbids it.
+    Raises SemidError naming the path and what forbids it, such as an artifact that the file is part of.
     """
     path = resolved(path)
     remote.refresh(path)
     try:
         if path.is_dir():
             raise SemidError(f"{path}: is a folder; name the file to write")
+        _check_no_part(path)
         _try(path)
         remote.try_url(path)
     except OSError as error:
         raise _refusal(path, error) from None
     return path
+
+
+def _check_no_part(path: Path) -> None:
+    """Raise SemidError for a file of an artifact, as that would not be read any more."""
+    for folder in path.parents:
+        with contextlib.suppress(SemidError):  # none, or one of something else
+            manifest = read_json(folder / _MANIFEST)
+            files = manifest.get("files") if isinstance(manifest, dict) else None
+            if isinstance(files, dict) and path.relative_to(folder).as_posix() in {*files, _MANIFEST}:
+                break
+    else:
+        return
+    raise SemidError(f"{path}: is a file of the artifact {folder}; choose another path (--out)")
 
 
 def is_empty(folder: Path) -> bool:

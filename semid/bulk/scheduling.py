@@ -60,6 +60,8 @@ def encode_files(
         )
     jobs = _jobs(tokenizer, inputs, out, id_column=id_column, columns=columns, block=block)
     folder = storage.absolute(out)
+    if storage.exists(f"{folder}/{artifacts.MANIFEST}"):
+        raise SemidError(f"{folder}: is an artifact of semid; choose another folder for the files of codes (--out)")
     with _claimed(folder, jobs):
         before = storage.names_in(folder)  # a task that is repeated finds the output of its first run
         if scheduler == LOCAL:

@@ -250,7 +250,10 @@ def read_tokens(
     items: list[str] = []
     codes: list[list[int]] = []
     levels = len(level_sizes or ())
-    for where, item, text in _tsv_items(path) if path.suffix == ".tsv" else _json_items(path):
+    is_tsv = path.name.removesuffix(".gz").endswith(".tsv")
+    if path.suffix in (".parquet", ".pq", ".csv"):
+        raise SemidError(f"{path}: expected token strings in an index.json, or a .tsv of item id, tab and token string")
+    for where, item, text in _tsv_items(path) if is_tsv else _json_items(path):
         if not item:
             raise SemidError(f"{where}: an id is empty; name the item or leave it out")
         row = _codes(where, text)
@@ -270,7 +273,8 @@ def read_tokens(
 def _json_items(path: Path) -> Iterator[tuple[str, str, str]]:
     """Place, item id and token string of every item."""
     data = _read_json(path)
-    items = data.get("items", data) if isinstance(data, dict) else data
+    items = data.get("items") if isinstance(data, dict) else None
+    items = items if isinstance(items, dict) else data  # else it is the id of an item
     if not isinstance(items, dict) or not items:
         raise SemidError(f"{path}: expected an object from item ids to code tokens, got {json.dumps(data)[:40]}")
     for item, tokens in items.items():

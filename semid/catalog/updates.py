@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from semid import artifacts
 from semid.arrow import to_lists
 from semid.catalog.catalog import TOKENIZER_FILE, SemanticCatalog
-from semid.catalog.changes import ChangeKind
+from semid.catalog.changes import STATE_COLUMNS, ChangeKind
 from semid.catalog.collisions import Collisions, Residuals, place
 from semid.catalog.versions import Version, commit, open_for_change
 from semid.data import Block, ContentEncoder, Id, VectorFile, as_ids, as_mapped_table, log_unused, storage
@@ -217,6 +217,7 @@ class _Given:
                     others=True,
                     names=names,
                 )
+                _check_names(path, file.widths)
                 blocks = list(file.blocks(_ROWS))
             inputs = inputs or list(columns or tokenizer.input_columns) or list(file.widths)
             if files and file.widths != files[0][1].widths:
@@ -253,6 +254,13 @@ class _Given:
         for twice in kept[self.repeated(kept)][:1].tolist():
             before = next(item for item in kept.tolist() if self.item_ids[item] == self.item_ids[twice])
             raise SemidError(f"{self.at(twice)} is given twice, before as {self.at(before)}")
+
+
+def _check_names(path: str, columns: Iterable[str]) -> None:
+    """Raise SemidError for a column of vectors that has the name of what a change says of its items."""
+    for name in columns:
+        if name in STATE_COLUMNS:
+            raise SemidError(f"{path}: column {name!r} has the name of a catalogue's own; rename or drop it")
 
 
 def _check_tokenizer(folder: Path, tokenizer: Encoder) -> None:

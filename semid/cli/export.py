@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 import tyro
 
 from semid import artifacts
@@ -15,6 +16,7 @@ from semid.catalog.versions import current
 from semid.cli.choices import PathOrUrl, load_recommender
 from semid.cli.console import console
 from semid.data import Dataset
+from semid.errors import SemidError
 from semid.stage import Request, run_stage
 from semid.tokenizers import HEALTH_FILE, level_health
 
@@ -91,7 +93,13 @@ class ImportCodes:
     def run(self) -> None:
         dataset = Dataset.load(self.dataset)
         found = read_tokens(self.codes, level_sizes=self.level_sizes or None, tie_break=self.tie_break)
-        codes = found.lookup(dataset.item_ids.to_pylist())
+        rows, known = found.find_rows(dataset.item_ids)
+        if len(missing := np.flatnonzero(~known)):
+            raise SemidError(
+                f"{self.codes}: has no codes for {len(missing):,} of the dataset's {len(known):,} items, such as "
+                f"{dataset.item_ids[int(missing[0])].as_py()!r}; add them, or prepare a dataset without these items"
+            )
+        codes = found.codes[rows]
         if len(found) > len(codes):
             console.print(f"left out {len(found) - len(codes)} items of {self.codes} that the dataset does not have")
         catalog = SemanticCatalog(

@@ -18,7 +18,7 @@ import pyarrow as pa
 from jaxtyping import Float
 
 from semid import artifacts
-from semid.arrow import is_text
+from semid.arrow import decoded, is_list, is_text
 from semid.errors import SemidError
 
 _FOLDER, _HEADER = "encoders", "semid.encoder"
@@ -108,10 +108,15 @@ def joined_texts(items: pa.Table, columns: Sequence[str]) -> list[str]:
     for name in columns:
         if name not in items.column_names:
             raise SemidError(f"column {name!r} is missing; found {', '.join(items.column_names)}; add it, empty or not")
-        if not (is_text(kind := items.schema.field(name).type) or pa.types.is_null(kind)):
+        kind = decoded(items[name]).type
+        if not (is_text(kind) or pa.types.is_null(kind.value_type if is_list(kind) else kind)):
             raise SemidError(f"column {name!r}: expected texts, got {kind}; convert it to strings")
     rows = zip(*(items[name].to_pylist() for name in columns), strict=True)
-    return [". ".join(_as_text(value) for value in row if value) for row in rows]
+    return [". ".join(_as_text(value) for value in map(_without_nulls, row) if value) for row in rows]
+
+
+def _without_nulls(value: str | list[str | None] | None) -> str | list[str] | None:
+    return [part for part in value if part is not None] if isinstance(value, list) else value
 
 
 def _as_text(value: str | list[str]) -> str:

@@ -153,6 +153,8 @@ def _check_columns(path: str | Path, table: pa.Table, names: Iterable[str], *, r
     for name in names:
         if name not in table.column_names:
             raise SemidError(f"{path}: column {name!r}: missing; found {', '.join(table.column_names)}; {remedy}")
+        if table.column_names.count(name) > 1:
+            raise SemidError(f"{path}: column {name!r} occurs more than once; rename or drop one")
 
 
 def _as_id(value: Any) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from semid.arrow import digest, is_fixed_vector, is_string, is_text, to_lists
+from semid.arrow import decoded, digest, is_fixed_vector, is_string, is_text, to_lists
 from semid.artifacts import fetched, refresh
 from semid.data.faults import Faults, raise_faults
 from semid.data.tables import log_unused, read_mapped, table_digest
@@ -102,15 +102,18 @@ def _load_vectors(path: str | Path, column: str, num_items: int, faults: Faults)
 def _with_images(items: pa.Table, folder: Path, faults: Faults) -> pa.Table:
     if "image_path" not in items.column_names:
         return items
-    if not is_string(items.schema.field("image_path").type):
-        faults.column("image_path", f"expected strings, got {items.schema.field('image_path').type}; convert it")
+    names = decoded(items["image_path"])
+    if not (is_string(names.type) or pa.types.is_null(names.type)):
+        faults.column("image_path", f"expected strings, got {names.type}; convert it")
         return items
-    names = items["image_path"].to_pylist()
-    paths = [folder / name if name else None for name in names]
+    paths = [folder / name if name else None for name in names.to_pylist()]
     for path in filter(None, paths):
         refresh(path)
     absent = np.array([path is not None and not os.path.isfile(path) for path in paths], bool)  # False for any name
-    faults.rows("image_path", absent, "no such file: {}; correct the path or leave it empty", items["image_path"])
+    faults.rows("image_path", absent, "no such file: {}; correct the path or leave it empty", names)
+    items = items.drop_columns("image_path")
+    if not any(paths):  # what the column `image` has stays
+        return items
     images = [None if path is None or gone else path.read_bytes() for path, gone in zip(paths, absent, strict=True)]
-    replaced = [name for name in ("image", "image_path") if name in items.column_names]
-    return items.drop_columns(replaced).append_column("image", pa.array(images, pa.binary()))
+    items = items.drop_columns("image") if "image" in items.column_names else items
+    return items.append_column("image", pa.array(images, pa.binary()))

@@ -176,6 +176,9 @@ def read_mapped(
     """
     theirs = [column for own, column in columns.items() if own in _STRINGS]
     strings = (*_STRINGS, *theirs)
+    for column in columns.values():
+        if len(same := [f"{own}={column}" for own, name in columns.items() if name == column]) > 1:
+            raise SemidError(f"columns {' '.join(same)}: one column has one name in semid; leave out the others")
     read = {key: as_table(table, strings=strings, needed=needed.get(key)) for key, table in tables.items()}
     known = [name for table in read.values() for name in table.column_names]
     for own, column in columns.items():

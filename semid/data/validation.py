@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from datetime import datetime
@@ -20,6 +21,7 @@ from semid.data.images import image_problem
 _LOG = logging.getLogger("semid")
 _YEAR_10000 = 253_402_300_800  # seconds since 1970; what lies beyond is milliseconds
 _YEAR_1971, _YEAR_1990 = 31_536_000, 631_152_000
+_LARGEST = 2**63 - 1  # of int64
 _DAYS_TO_1990 = 7_305  # numbers below it count from a start of their own: 1, 2, 3
 # Numbers that read as YYYYMMDDhhmm and YYYYMMDDhhmmss of 1990 to 2100: no seconds or milliseconds of any time soon.
 _DIGITS = ((199001010000, 210012312359), (19900101000000, 21001231235959))
@@ -198,9 +200,18 @@ def _is_date(text: str) -> bool:
 
 
 def _as_numbers(texts: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Texts of numbers as int64 where all are whole, else as float64."""
-    whole = pc.all(pc.match_substring_regex(texts, r"^-?\d{1,18}$")).as_py()
-    return texts.cast(pa.int64() if whole else pa.float64())
+    """Texts of numbers as int64 where all are whole and such, else as float64."""
+    if pc.all(pc.match_substring_regex(texts, r"^-?\d+$")).as_py():
+        with contextlib.suppress(pa.ArrowInvalid):  # of more than 64 bits
+            return texts.cast(pa.int64())
+    return texts.cast(pa.float64())
+
+
+def _signed(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Whole numbers as int64; those above the largest one as that."""
+    if pa.types.is_uint64(values.type):
+        values = pc.min_element_wise(values, pa.scalar(_LARGEST, pa.uint64()), skip_nulls=False)
+    return values.cast(pa.int64())
 
 
 def _numbers(name: str, values: pa.ChunkedArray, faults: Faults) -> pa.ChunkedArray | None:
@@ -217,17 +228,18 @@ def _numbers(name: str, values: pa.ChunkedArray, faults: Faults) -> pa.ChunkedAr
 
 def _seconds(name: str, values: pa.ChunkedArray, faults: Faults) -> pa.ChunkedArray:
     """Numbers of seconds: int64 where all are whole, else timestamps in microseconds."""
+    given = values
     if is_float := pa.types.is_floating(values.type):
         values = values.cast(pa.float64())
         values = pc.if_else(pc.is_nan(values), pa.scalar(None, pa.float64()), values)
     else:
-        values = values.cast(pa.int64(), safe=False)
+        values = _signed(values)
     _check_null(name, values, faults)
     digits = np.any([_mask(pc.and_(pc.greater_equal(values, a), pc.less_equal(values, b))) for a, b in _DIGITS], axis=0)
     faults.rows(name, digits, "{} reads as the digits of a date and a time; expected " + _TIME, values)
     late = _mask(pc.or_(pc.greater_equal(values, _YEAR_10000), pc.less_equal(values, -_YEAR_10000))) & ~digits
     what = "{} lies beyond the year 9999; timestamps are in seconds: divide milliseconds by 1000"
-    faults.rows(name, late, what, values)
+    faults.rows(name, late, what, given)
     if not is_float or late.any() or digits.any():
         return values
     numbers = values.fill_null(0).to_numpy()
@@ -270,9 +282,12 @@ def _whole_numbers(name: str, column: pa.ChunkedArray, faults: Faults) -> pa.Chu
         numbers = values.cast(pa.float64())
         bad = _mask(pc.or_(pc.not_equal(pc.floor(numbers), numbers), pc.greater_equal(pc.abs(numbers), 2.0**63)))
         faults.rows(name, bad, "{} is not a whole number; round it or drop the row", values)
-        if bad.any():
-            return values
-    return values.cast(pa.int64(), safe=False)
+        return values if bad.any() else values.cast(pa.int64(), safe=False)
+    numbers = _signed(values)
+    if pa.types.is_uint64(values.type):
+        late = _mask(pc.greater(values, pa.scalar(_LARGEST, pa.uint64())))
+        faults.rows(name, late, "{} takes more than the 63 bits of a position; count from less", values)
+    return numbers
 
 
 def _weights(name: str, column: pa.ChunkedArray, faults: Faults) -> pa.ChunkedArray:

@@ -184,6 +184,9 @@ class VectorFile:
         """With the widths of the columns to read, and the encoders of those that are made."""
         with self._opened() as source:
             schema = source.schema_arrow
+            for name in schema.names:
+                if schema.names.count(name) > 1:
+                    raise SemidError(f"{self.path}: column {name!r} occurs more than once; rename or drop one")
             wanted = list(columns) or self._only_vectors(schema)
             made = {name: encoder for name, encoder in encoders.items() if name not in schema.names}
             self._check_columns(source, wanted, made)

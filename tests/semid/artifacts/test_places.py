@@ -123,6 +123,18 @@ def test_a_folder_is_no_file(tmp_path):
         artifacts.try_file(tmp_path)
 
 
+def test_a_file_of_an_artifact_is_not_written_over(tmp_path):
+    write(tmp_path / "m")
+    for name in ("a.txt", "sub/b.txt", MANIFEST):
+        with pytest.raises(
+            SemidError, match=rf"m/{name}: is a file of the artifact .*m; choose another path \(--out\)"
+        ):
+            artifacts.try_file(tmp_path / "m" / name)
+    (tmp_path / MANIFEST).write_text("[]")  # of something else
+    for name in ("m/c.txt", "a.txt", MANIFEST):
+        assert artifacts.try_file(tmp_path / name) == tmp_path / name
+
+
 def test_a_full_disk_is_named(volume):
     (volume / "filler").write_bytes(bytes(1 << 20))
     with pytest.raises(SemidError, match=r"m: cannot be written \(No space left on device\); choose another path"):

@@ -212,6 +212,10 @@ def test_what_stands_already_is_never_overwritten(tokenizer, tmp_path):
     _write(tmp_path / "more/a.parquet", _vectors())
     with pytest.raises(SemidError, match="would both be written to"):
         encode_files(tokenizer, [file, tmp_path / "more/a.parquet"], tmp_path / "both")
+    with artifacts.write_artifact(tmp_path / "model", kind="model", config={}):
+        pass
+    with pytest.raises(SemidError, match=r"model: is an artifact of semid; choose another folder .* \(--out\)"):
+        encode_files(tokenizer, [file], tmp_path / "model")
 
 
 def _with(value: float) -> np.ndarray:
@@ -264,6 +268,14 @@ def test_bad_input_is_named(tokenizer, tmp_path, fault):
     with pytest.raises(SemidError, match=message):
         encode_files(fitted, [tmp_path / "bad.parquet"], tmp_path / "codes", block=32)
     assert not list(tmp_path.glob("codes/*"))
+
+
+@pytest.mark.parametrize("name", ["item_id", "v", "w"])
+def test_columns_of_one_name_are_named(tokenizer, tmp_path, name):
+    table = pa.table({"item_id": ["a"], "v": _lists(_vectors()[:1]), "w": [1]})
+    pq.write_table(table.append_column(name, table[name]), tmp_path / "bad.parquet")
+    with pytest.raises(SemidError, match=f"bad.parquet: column '{name}' occurs more than once; rename or drop one"):
+        encode_files(tokenizer, [tmp_path / "bad.parquet"], tmp_path / "codes")
 
 
 @pytest.mark.parametrize(

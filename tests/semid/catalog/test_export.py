@@ -1,6 +1,7 @@
 """The catalogue in others' formats and back."""
 
 import dataclasses
+import gzip
 import json
 import re
 import sys
@@ -315,6 +316,21 @@ def test_lines_of_other_systems_are_read(tmp_path):
     (tmp_path / "tokens.tsv").write_bytes(b"\xff\t<a_1>")
     with pytest.raises(SemidError, match=r"tokens.tsv: line 1: byte 0 \(0xff\) is not UTF-8"):
         read_tokens(tmp_path / "tokens.tsv")
+
+
+def test_an_item_may_be_called_items(tmp_path):
+    catalog = dataclasses.replace(CATALOG, item_ids=pa.array(["items", "added_tokens", "z"]))
+    for format in (Format.JSON, Format.HF_TOKENS):
+        export(catalog, format, tmp_path / "index.json")
+        assert _same(read_tokens(tmp_path / "index.json", level_sizes=(5, 2)), catalog)
+
+
+def test_compressed_lines_are_read_and_other_tables_refused(tmp_path):
+    (tmp_path / "tokens.tsv.gz").write_bytes(gzip.compress(b"i\t<a_1>\n"))
+    assert read_tokens(tmp_path / "tokens.tsv.gz").codes.tolist() == [[1]]
+    export(CATALOG, Format.PARQUET, tmp_path / "catalog.parquet")
+    with pytest.raises(SemidError, match=r"catalog.parquet: expected token strings in an index.json, or a .tsv"):
+        read_tokens(tmp_path / "catalog.parquet")
 
 
 def test_a_byte_order_mark_is_no_part_of_an_id(tmp_path):

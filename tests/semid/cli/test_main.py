@@ -558,7 +558,8 @@ BAD = [
     ("export-program --model {h}/model --out {h}/model", "in use by a model artifact"),
     ("export-program --model {h}/model --out {t}/p -k 0", "expected k and beam_size of at least 1, got 0 and 50"),
     ("export-program --model {h}/model --out {t}/p --sequences image={h}/catalog", "come with their catalogue: give"),
-    ("import-codes --codes {h}/I.parquet --dataset {h}/dataset --out {t}/c", "I.parquet: line 1: byte .* is not UTF-8"),
+    ("import-codes --codes {h}/I.parquet --dataset {h}/dataset --out {t}/c",
+     "I.parquet: expected token strings in an index.json"),
     ("import-codes --codes {h}/metrics.json --dataset {h}/dataset --out {t}/c",
      "metrics.json: item 'split': 'test' is no"),
     ("evaluate --model {h}/model --dataset {h}/dataset --out {t}/m.json --event-values click 1",
@@ -645,7 +646,8 @@ def test_an_empty_catalogue(home, tmp_path, capsys):
 def test_codes_that_lack_an_item(home, tmp_path, capsys):
     (tmp_path / "codes.json").write_text(json.dumps({f"i{row}": "<a_1>" for row in range(ITEMS - 1)}))
     line = "import-codes --codes {t}/codes.json --dataset {h}/dataset --out {t}/c"
-    assert f"item id 'i{ITEMS - 1}'" in fails(capsys, line, h=home, t=tmp_path)
+    expected = f"codes.json: has no codes for 1 of the dataset's {ITEMS} items, such as 'i{ITEMS - 1}'; add them"
+    assert expected in fails(capsys, line, h=home, t=tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["dataset", "catalog", "model"])

@@ -10,7 +10,7 @@ from PIL import Image
 from semid import arrow
 from semid.arrow import digest
 from semid.artifacts import read_artifact
-from semid.data import Dataset, GlobalTime, HeldOutItems, LeaveOneOut, ShuffledTies, SourceOrder
+from semid.data import Dataset, GlobalTime, HeldOutItems, LeaveOneOut, ShuffledTies, SourceOrder, joined_texts
 from semid.errors import SemidError
 
 
@@ -123,11 +123,27 @@ def test_fractions_of_a_second_order_what_falls_into_one():
     assert dataset.item.tolist() == [1, 0, 2, 1, 2, 0]
 
 
+def test_texts_may_be_categorical_views_or_empty_lists():
+    words = pa.array(["p", None, "q"])
+    lists = pa.array([["r"], [], None])
+    kinds = [pa.large_list(pa.dictionary(pa.int8(), pa.large_string())), pa.list_(pa.string())]
+    for one in (words, words.dictionary_encode(), words.cast(pa.string_view())):
+        for several in (lists.cast(kind) for kind in kinds):
+            table = pa.table({"one": one, "several": several})
+            assert joined_texts(table, ("one", "several")) == ["p. r", "", "q"]
+        table = pa.table({"one": one, "several": pa.array([[], None, []])})  # of nothing, by its type
+        assert joined_texts(table, ("one", "several")) == ["p", "", "q"]
+    with pytest.raises(SemidError, match="column 'one': expected texts, got int64; convert it to strings"):
+        joined_texts(pa.table({"one": [1]}), ("one",))
+
+
 def test_columns_by_what_they_are():
     dataset = build(items=ITEMS | {"numbers": pa.array([[1, 2]] * 4, pa.list_(pa.int32(), 2))})
     assert dataset.text_columns == ["title", "tags"]
     assert dataset.vector_columns == ["half", "single", "numbers"]
     assert dataset.texts() == ["t0. x > y", "z", "t2", ""]
+    with_nulls = build(items=ITEMS | {"tags": [["x", None, "y"], ["z"], None, [None]]})
+    assert with_nulls.texts() == dataset.texts()
     assert build(items=ITEMS | {"text": ["p", "q", "r", "s"]}).texts() == ["p", "q", "r", "s"]
     with pytest.raises(SemidError, match="dataset 'shop' has neither vector nor text columns"):
         build(items={"item_id": ITEMS["item_id"]}).texts()

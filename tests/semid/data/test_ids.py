@@ -151,6 +151,9 @@ def test_a_table_of_ids_is_read_as_tables_are(tmp_path, caplog):
     file.write_text("id\na\n")
     with pytest.raises(SemidError, match=r"stock.csv: column 'item_id': missing; found id; rename one"):
         read_id_file(file)
+    file.write_text("item_id,item_id\na,b\n")
+    with pytest.raises(SemidError, match=r"stock.csv: column 'item_id' occurs more than once; rename or drop one"):
+        read_id_file(file)
     file.write_text("item_id,price\n,1\n")
     with pytest.raises(SemidError, match=r"stock.csv: row 1, column 'item_id': is null"):
         read_id_file(file)

@@ -198,6 +198,15 @@ def test_image_paths_become_images(tmp_path):
     assert changed == {"image"}
 
 
+@pytest.mark.parametrize("kind", [pa.null(), pa.string(), pa.dictionary(pa.int32(), pa.string())])
+def test_paths_that_are_all_empty_leave_the_images(kind):
+    items = pa.table(ITEMS | {"image_path": pa.nulls(3, kind), "image": [png(), None, png()]})
+    dataset = Dataset.from_tables(items, pa.table(INTERACTIONS), name="t")
+    assert dataset.items["image"].to_pylist() == [png(), None, png()]
+    without = Dataset.from_tables(items.drop_columns("image"), pa.table(INTERACTIONS), name="t")
+    assert without.items.column_names == ["item_id", "title", "price"]
+
+
 def test_missing_images_are_faults_among_the_others(tmp_path):
     (tmp_path / "a.png").write_bytes(b"no image")
     table = ITEMS | {"image_path": ["a.png", "b.png", None]}
@@ -241,6 +250,7 @@ def test_columns_of_other_names_are_mapped(tmp_path):
         ({"asin": "brand"}, "no table has a column 'brand'; write brand=asin, the name in semid first"),
         ({"item_id": "asn"}, r"columns item_id=asn: no table has a column 'asn'; did you mean 'asin'\?"),
         ({"item_id": "asin"}, "columns item_id=asin: the items have a column 'item_id' too; leave one out"),
+        ({"title": "name", "text": "name"}, "columns title=name text=name: one column has one name in semid; leave"),
     ],
 )
 def test_columns_that_do_not_fit_are_named(columns, message):

@@ -154,6 +154,16 @@ def test_duplicates_are_the_rows_after_the_first(rows):
         (None, INTERACTIONS | {"timestamp": ["202401311200"] * 3}, "row 1, .* 202401311200 reads as the digits of a "),
         (None, INTERACTIONS | {"timestamp": [1.0, 2.0, np.inf]}, "row 3, column 'timestamp': inf lies beyond"),
         (None, INTERACTIONS | {"position": [0, None, 2]}, "row 2, column 'position': is null"),
+        (
+            None,
+            INTERACTIONS | {"position": pa.array([0, 1, 2**63], pa.uint64())},
+            "row 3, column 'position': 9223372036854775808 takes more than the 63 bits of a position",
+        ),
+        (
+            None,
+            INTERACTIONS | {"timestamp": pa.array([0, 2**64 - 1, None], pa.uint64())},
+            "row 2, column 'timestamp': 18446744073709551615 lies beyond the year 9999",
+        ),
         (None, INTERACTIONS | {"weight": [b"1"] * 3}, "column 'weight': expected numbers, got binary"),
         (None, INTERACTIONS | {"weight": ["1", "0.5", "NULL"]}, "row 3, column 'weight': 'NULL' is no number"),
         (None, INTERACTIONS | {"weight": ["1", None, "x"]}, "row 2, column 'weight': is null"),  # next to the other
@@ -210,6 +220,20 @@ def test_timestamps_of_every_unit_become_seconds(unit):
     assert not {"position", "ticks"} & set(interactions.column_names)
 
 
+@pytest.mark.parametrize("kind", [pa.int64(), pa.uint64(), pa.string(), pa.string_view()])
+def test_positions_of_19_digits_keep_their_order(kind):
+    positions = [2**63 - 1, 2**63 - 2, 7]
+    interactions = check(interactions=INTERACTIONS | {"position": pa.array(positions).cast(pa.string()).cast(kind)})[1]
+    assert interactions["position"].to_pylist() == positions
+
+
+def test_lists_of_categoricals_are_lists_of_texts():
+    kind = pa.large_list(pa.dictionary(pa.uint32(), pa.large_string()))
+    values = [["p", "q"], None, ["p", None]]
+    found = checked_items(pa.table(ITEMS | {"tags": pa.array(values).cast(kind)}), "I")["tags"]
+    assert (found.type, found.to_pylist()) == (pa.list_(pa.string()), values)
+
+
 def test_dates_are_midnights():
     days = pa.array([0, 1, 2], pa.date32())
     assert check(interactions=INTERACTIONS | {"timestamp": days})[1]["timestamp"].to_pylist() == [0, 86400, 172800]
@@ -225,7 +249,9 @@ def test_timestamps_finer_than_a_second_keep_their_order_as_ticks():
     assert own["position"].to_pylist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
+)
 def test_iso_8601_text_is_read_with_and_without_zone(kind):
     texts = [
         "1970-01-02",
