@@ -3,10 +3,11 @@
     p(i | h) = [(1 - weight) r_i p_model(i | h) + weight q(i | h)] w_i
 
 `r_i` is the repeat factor f for items of the history and (1 - f s) / (1 - s) for the others, s being the model's mass
-on the history, so that the sum stays what it was; q is the normalized sum of the edges of the history's items, the
-latest counting most; `w_i` are a request's factors, 1 unless given, after which scores are no longer a distribution. A
-model of codes divides a leaf's probability evenly among its items; one with a dense head mixes its own two parts first,
-after the factors of repeats, which each part has for itself.
+on the history, so that the sum stays what it was (f is at most what leaves the others a millionth, lest lists end with
+the history); q is the normalized sum of the edges of the history's items, the latest counting most; `w_i` are a
+request's factors, 1 unless given, after which scores are no longer a distribution. A model of codes divides a leaf's
+probability evenly among its items; one with a dense head mixes its own two parts first, after the factors of repeats,
+which each part has for itself.
 
 `MixtureTerms` are these numbers for a batch of requests. They mix log-probabilities of items given, and of all items.
 `PrefixMasses` are what they add to the prefixes of a trie, for a search by the mass of what lies under a prefix: sums
@@ -34,6 +35,8 @@ from seq_models.types import Boosts, ItemTables, RequestBatch
 GRAPH_ITEMS = 256
 # Share of a prefix's model mass that is left at least, where items are taken out of it: more than the sums' rounding.
 _LEFT = 1e-6
+# Mass that a repeat factor leaves to items outside the history at least: they follow those in it.
+_OUTSIDE = 1e-6
 # No history is as long.
 _WHOLE = 2**31 - 1
 
@@ -330,9 +333,9 @@ def _repeat_factors(
     seen: Float[Array, " b"], factor: Float[Array, ""]
 ) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
     """Factors of the model's probability outside and inside the history, on which it has the mass `seen`."""
-    kept = jnp.minimum(factor * seen, 1.0)
-    others = jnp.where(factor == 1, 1.0, (1 - kept) / jnp.maximum(1 - seen, 1e-6))
-    return others, jnp.where(factor * seen > 1, 1 / seen, factor)
+    outside = jnp.maximum(1 - factor * seen, _OUTSIDE)
+    others = jnp.where(factor == 1, 1.0, outside / jnp.maximum(1 - seen, 1e-6))
+    return others, jnp.where(factor * seen > 1 - _OUTSIDE, (1 - _OUTSIDE) / seen, factor)
 
 
 def _graph_items(

@@ -51,8 +51,9 @@ from seq_models import CodeTrie, EncoderDecoderConfig, ItemModel, Layout, ModelC
 
 # Versions of what `train` does with the same settings; the second where more is chosen after training. Four more where
 # rows with a teacher are batched by length, or the teacher leaves the history out though items repeat; eight where rows
-# of one history have further code sequences, which nearly all lacked.
-_VERSION, _VERSION_OF_CHOICES, _OF_TEACHERS, _OF_SEQUENCES = 1, 3, 4, 8
+# of one history have further code sequences, which nearly all lacked; sixteen where the factor of what repeats is
+# chosen, of which large ones left some histories without any item.
+_VERSION, _VERSION_OF_CHOICES, _OF_TEACHERS, _OF_SEQUENCES, _OF_REPEATS = 1, 3, 4, 8, 16
 # Times as many validation users choose what is chosen after training as choose a checkpoint.
 _MORE_USERS = 4
 
@@ -176,6 +177,7 @@ def train(
     single, unseen = isinstance(config.model, EncoderDecoderConfig), repeats and config.objective.repeats is False
     version += _OF_TEACHERS * (teacher is not None and (single or unseen))
     version += _OF_SEQUENCES * (single and bool(sequences))
+    version += _OF_REPEATS * (repeats and config.objective.repeats is not False)
     request = Request(Kind.MODEL, {"generator": to_dict(config)}, parents, seed, version)
 
     def work(folder: Path) -> Recommender:

@@ -59,9 +59,10 @@ from seq_models import RQTransformer
 STATE_FILE = "joint.safetensors"
 
 # Versions of what `train_end_to_end` does with the same settings: one more where targets that no term reads are left to
-# the bank, two where the factor of what repeats is chosen, four where repeats do not count in joint steps, and eight
-# where items are new to a run that is continued without joint steps.
-_VERSION, _OF_WINDOWS, _OF_REPEATS, _OF_UNSEEN, _OF_NEW_ITEMS = 1, 1, 2, 4, 8
+# the bank, two where the factor of what repeats is chosen, four where repeats do not count in joint steps, eight where
+# items are new to a run that is continued without joint steps, and sixteen where that factor may be chosen, of
+# which large ones left some histories without any item.
+_VERSION, _OF_WINDOWS, _OF_REPEATS, _OF_UNSEEN, _OF_NEW_ITEMS, _OF_FACTORS = 1, 1, 2, 4, 8, 16
 
 _SCRATCH = "scratch"
 
@@ -244,8 +245,10 @@ def _request(
         parents["previous"] = origin.digest
     whole = all(phase.step.reads_targets for phase in config.joint)
     version = _VERSION + (not whole) * _OF_WINDOWS + dataset.repeats.common * _OF_REPEATS
-    if config.joint and config.generator.objective.repeats is False and dataset.repeats.repeated:
+    unseen = config.generator.objective.repeats is False
+    if config.joint and unseen and dataset.repeats.repeated:
         version += _OF_UNSEEN
+    version += (dataset.repeats.common and not unseen) * _OF_FACTORS
     if previous is not None and not config.joint and not dataset.item_ids.equals(previous.dataset.item_ids):
         version += _OF_NEW_ITEMS
     return Request(Kind.MODEL, settings, parents, seed, version)

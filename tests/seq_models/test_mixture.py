@@ -154,7 +154,7 @@ def expected(alone, tables, batch, mixed, *, leaves, most=mixture.GRAPH_ITEMS, d
 def repeated(p, seen, factor):
     """A distribution after the factor of the items of the history."""
     s = p[seen].sum()
-    own = min(factor, 1 / s) if s else factor
+    own = min(factor, (1 - 1e-6) / s) if s else factor
     return p * np.where(seen, own, (1 - own * s) / (1 - s))
 
 
@@ -206,6 +206,18 @@ def test_a_search_by_mass_equals_enumeration(kind, softmax_over):
         found = run("rq-transformer", kind, batch, mixed, seed=seed % 3, softmax_over=softmax_over)
         check(found, expected(alone, tables, batch, mixed, leaves=True), batch)
     assert ranked_and_scored._cache_size() - before == 2  # with a mixture and without
+
+
+def test_items_outside_the_history_follow_it_whatever_the_factor():
+    """Of which the history's mass would be more than all: a search that drops all else finds nothing."""
+    batch, (tables, _), options = requests(0), catalogue("levels"), {"softmax_over": SoftmaxOver.CHILDREN}
+    mixed = Mixture.from_numbers(neighbors(0), repeat_factor=1e6)
+    _, _, alone = run("rq-transformer", "levels", batch._replace(boosts=None), None, **options)
+    p = expected(alone, tables, batch._replace(boosts=None), mixed, leaves=True)
+    seen = np.stack([np.isin(np.arange(ROWS), rows) for rows in np.asarray(batch.history)])
+    assert ((p * ~seen).sum(axis=1) < 1e-5).any()  # control: the factor is at its bound
+    found = run("rq-transformer", "levels", batch, mixed, **options)
+    check(found, expected(alone, tables, batch, mixed, leaves=True), batch)
 
 
 @pytest.mark.parametrize("name", [*FAMILIES][1:])
