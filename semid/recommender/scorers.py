@@ -44,8 +44,8 @@ class Scorer:
 
     def with_mixture(self, mixture: Mixture | None) -> Scorer:
         """The scorer with another mixture; it shares what was computed from model, tables and trie."""
-        other, _ = replace(self, mixture=mixture), self._request_tables
-        computed = ("_request_tables", "_leaf_blocks")
+        other, _ = replace(self, mixture=mixture), self.request_tables
+        computed = ("request_tables", "_leaf_blocks")
         vars(other).update({name: vars(self)[name] for name in computed if name in vars(self)})
         return other
 
@@ -67,26 +67,28 @@ class Scorer:
     def _top_arguments(self, requests: RequestBatch, k: int, beam_size: int) -> tuple[tuple, dict[str, Any]]:
         beam_size = 0 if self.trie is None else max(beam_size, k)  # without a trie, one program for all beam sizes
         options = {"k": k, "beam_size": beam_size, "softmax_over": self.softmax_over}
-        return (self.graph, self.params, self._request_tables, self.trie, requests, self.mixture), options
+        return (self.graph, self.params, self.request_tables, self.trie, requests, self.mixture), options
 
     def log_probs(self, requests: RequestBatch, rows: Int[Array, " n"]) -> Float[Array, "b n"]:
         """Exact log-probabilities of item rows."""
-        arrays = (self.params, self._request_tables, self.trie, requests, rows, self.mixture)
+        arrays = (self.params, self.request_tables, self.trie, requests, rows, self.mixture)
         return _log_probs(self.graph, *arrays, softmax_over=self.softmax_over)
 
     def event_log_probs(self, requests: RequestBatch, rows: Int[Array, "b n"]) -> Float[Array, "b n event"]:
         """Logarithms of p(event | item, history) of each request's own items."""
-        return _event_log_probs(self.graph, self.params, self._request_tables, requests, rows)
+        return _event_log_probs(self.graph, self.params, self.request_tables, requests, rows)
 
     def catalog_log_probs(self, requests: RequestBatch) -> Float[Array, "b items"]:
         """Exact log-probabilities of all items."""
-        arrays = (self.params, self._request_tables, self.trie, requests, self.mixture)
+        arrays = (self.params, self.request_tables, self.trie, requests, self.mixture)
         return _catalog_log_probs(self.graph, *arrays, blocks=self._leaf_blocks, softmax_over=self.softmax_over)
 
     @functools.cached_property
-    def _request_tables(self) -> ItemTables:
+    def request_tables(self) -> ItemTables:
         """The tables, with the item vectors that the model computes from them: once, not for every batch. Of shapes,
         without."""
+        if self.tables.item_vectors is not None:
+            return self.tables
         arrays = (self.graph, self.params, self.tables)
         shapes = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(arrays[1:]))
         if shapes or _item_vectors.eval_shape(*arrays) is None:

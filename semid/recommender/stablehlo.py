@@ -107,8 +107,9 @@ def as_program(recommender: Recommender, *, k: int, beam_size: int) -> tuple[dic
 
 
 def _arrays(scorer: Scorer) -> dict[str, Any]:
-    """The scorer's fields that hold arrays."""
-    return {name: getattr(scorer, name) for name in ("params", "tables", "trie", "mixture")}
+    """The scorer's fields that hold arrays, with what each batch would compute of all items again."""
+    fields = {name: getattr(scorer, name) for name in ("params", "trie", "mixture")}
+    return fields | {"tables": scorer.request_tables}
 
 
 def _exported(

@@ -92,7 +92,7 @@ def test_other_weights_read_what_was_computed_once(monkeypatch):
     other = _make(config, _catalog(ITEMS)).with_graph(_graph(), weight=0.3)
     np.testing.assert_array_equal(found, other.catalog_log_probs(rows))
     assert np.abs(found - mixed.catalog_log_probs(rows)).max() > 1e-3  # control
-    assert mixed.with_model(mixed.model).scorer._request_tables is not mixed.scorer._request_tables
+    assert mixed.with_model(mixed.model).scorer.request_tables is not mixed.scorer.request_tables
 
 
 def test_the_weight_one_is_the_graphs_own_ranking(model):

@@ -386,13 +386,13 @@ def test_item_vectors_are_computed_once_for_all_requests(config, monkeypatch):
     monkeypatch.setitem(MODELS, "own", (config, 3))
     model = _make("own", _catalog())
     scorer = model.scorer
-    told = scorer._request_tables
-    assert told is scorer._request_tables
+    told = scorer.request_tables
+    assert told is scorer.request_tables
     assert model.tables.item_vectors is None  # which training reads, where parameters change
 
     def scores(tables):
         other = dataclasses.replace(scorer)
-        vars(other)["_request_tables"] = tables
+        vars(other)["request_tables"] = tables
         model._scorer = other
         return model.score(_histories(3), IDS)
 

@@ -25,13 +25,14 @@ from semid.catalog import SemanticCatalog
 from semid.data import Histories
 from semid.errors import SemidError
 from semid.recommender import ItemData, ModelSpec, Recommender, export_program
-from semid.recommender.stablehlo import LOADER, USE
+from semid.recommender.stablehlo import LOADER, USE, as_program
 from semid.training import named_leaves
 from seq_models import (
     DenseConfig,
     EncoderDecoderConfig,
     FlatDecoderConfig,
     HybridConfig,
+    HybridTransformer,
     ItemNeighbors,
     Mixture,
     ParallelHeadsConfig,
@@ -137,6 +138,15 @@ def test_the_program_answers_as_the_live_recommender(written, name, sizes):
         np.testing.assert_allclose(scores, live_scores, atol=1e-5)
     assert any(not items for items in histories)  # popularity took part
     assert len({tuple(row) for row in live_rows.tolist()}) > 3  # histories matter
+
+
+def test_item_vectors_are_among_the_arrays(monkeypatch):
+    """No call computes those of all items again."""
+    arrays, program = as_program(_recommender("hybrid"), k=K, beam_size=BEAM)
+    monkeypatch.delattr(HybridTransformer, "item_vectors")
+    rows, _ = jax.eval_shape(program, arrays, *_asked(_histories(2)))
+    assert rows.shape == (2, K)
+    assert arrays["tables/item_vectors"].shape == (ITEMS, BACKBONE.dim)
 
 
 def test_the_program_holds_no_parameters(codes):
