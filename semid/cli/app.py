@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import importlib
+import inspect
 import itertools
 import sys
 import warnings
@@ -142,7 +143,7 @@ def parse(words: Sequence[str]) -> Any:
 
     name, rest = (words[0], list(words[1:])) if words else ("--help", [])
     if name.startswith("-"):
-        shown: dict[str, Any] = {"description": main.__doc__, "config": OPTIONS, "registry": REGISTRY}
+        shown: dict[str, Any] = {"description": inspect.getdoc(main), "config": OPTIONS, "registry": REGISTRY}
         return tyro.cli(_all_commands(), args=[name, *rest], prog="semid", **shown)
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)

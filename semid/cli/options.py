@@ -8,7 +8,7 @@ import io
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Annotated, cast
 
@@ -22,6 +22,34 @@ from semid.errors import SemidError
 OPTIONS = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.EnumChoicesFromValues, tyro.conf.CascadeSubcommandArgs)
 
 REGISTRY = tyro.constructors.ConstructorRegistry()
+_asked: list[tyro.constructors.StructTypeInfo] = []
+
+
+@REGISTRY.struct_rule
+def _with_joined_helps(info: tyro.constructors.StructTypeInfo) -> tyro.constructors.StructConstructorSpec | None:
+    """Fields as the parser has them, with helps that it wraps itself: it keeps the line breaks of their source."""
+    if any(info is one for one in _asked):
+        return None
+    _asked.append(info)
+    try:
+        spec = tyro.constructors.ConstructorRegistry.get_struct_spec(info)
+    finally:
+        _asked.pop()
+    if not isinstance(spec, tyro.constructors.StructConstructorSpec):
+        return None
+    return dataclasses.replace(
+        spec, fields=tuple(dataclasses.replace(field, helptext=_joined(field.helptext)) for field in spec.fields)
+    )
+
+
+def _joined(text: str | Callable[[], str | None] | None) -> Callable[[], str | None]:
+    """What gives a text with the lines of each paragraph joined."""
+
+    def joined() -> str | None:
+        made = text() if callable(text) else text
+        return made and re.sub(r"(?<!\n)\n(?!\n)", " ", made)
+
+    return joined
 
 
 @REGISTRY.struct_rule

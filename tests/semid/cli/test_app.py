@@ -242,6 +242,16 @@ def test_options_of_every_choice_of_subcommands_have_names_of_their_own(capsys, 
     assert [words for words, text in helps.items() if re.search(r"[A-Z]\w+Config\b", text)] == []
 
 
+def test_helps_are_broken_into_lines_by_the_width_of_the_terminal_alone(capsys, monkeypatch):
+    """Not where the source breaks them: a line that ends early reads as the end of a sentence."""
+    monkeypatch.setenv("COLUMNS", "160")
+    ((_, text),) = _helps(capsys, "export")
+    assert "None given: code tokens alone, with <pad>" in text  # the source breaks it after "tokens"
+    with pytest.raises(SystemExit):
+        app.parse(["--help"])
+    assert "\n`semid COMMAND --help` explains" in capsys.readouterr().out
+
+
 def test_a_simulated_world_and_the_draw_of_its_held_out_items_have_a_seed_each():
     for line in ("--split-rule held-out-items --split-rule.seed=3 --seed 5", "--seed 5 held-out-items --split-seed 3"):
         source = app.parse(f"prepare simulated --out d {line}".split()).source
