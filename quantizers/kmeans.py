@@ -132,11 +132,12 @@ def _fill(costs: Float[np.ndarray, "n codes"], seats: Int[np.ndarray, " codes"])
 
 
 def _two_cheapest(costs: Float[np.ndarray, "n codes"]) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """The cheapest column of each row, and how much more the next one costs."""
+    """The cheapest column of each row, and how much more the next one costs: 0 where no other can be had."""
     first = costs.argmin(1)[:, None]
     others = costs.copy()
     np.put_along_axis(others, first, np.inf, axis=1)
-    return first[:, 0], others.min(1) - np.take_along_axis(costs, first, axis=1)[:, 0]
+    cheapest, next_one = np.take_along_axis(costs, first, axis=1)[:, 0], others.min(1)
+    return first[:, 0], np.where(np.isinf(next_one), cheapest, next_one) - cheapest
 
 
 @jax.jit

@@ -164,9 +164,7 @@ def test_sinkhorn_wants_a_positive_epsilon_and_an_iteration(options):
 @pytest.mark.parametrize("kind", [Nearest, Sinkhorn, Gumbel, OverusedGumbel])
 def test_temperatures_are_above_zero(kind):
     for temperature in (Schedule(0.0), Schedule(0.1, initial=0.0)):
-        with pytest.raises(
-            ValueError, match=rf"^{kind.__name__}: expected temperatures above 0, by which .* got S"
-        ):
+        with pytest.raises(ValueError, match=rf"^{kind.__name__}: expected temperatures above 0, by which .* got S"):
             kind(temperature=temperature)
     with pytest.raises(ValueError, match="expected a finite threshold above 0, got 0"):
         OverusedGumbel(threshold=0)

@@ -154,6 +154,15 @@ def test_balance_splits_copies_and_survives_few_points():
     np.testing.assert_allclose(few.inertia, 0, atol=1e-6)
 
 
+@pytest.mark.parametrize(("n", "num_codes"), [(5, 1), (1, 1), (1, 3)])
+def test_where_one_code_has_seats_all_balance_on_it(n, num_codes):
+    """Nobody bids for another, over any number of rounds: no NaN, and no warning of one."""
+    x = np.random.default_rng(8).normal(size=(n, 2)).astype(np.float32)
+    found = balanced_kmeans(x, num_codes=num_codes, iterations=3, key=jax.random.key(0))
+    assert np.ptp(found.assignments) == 0
+    np.testing.assert_allclose(found.centroids[found.assignments[0]], x.mean(0), atol=1e-6)
+
+
 @pytest.mark.parametrize("sizes", [(300,), (1, 100, 0, 199), (50,) * 6])
 def test_a_pass_over_blocks_is_an_iteration_in_memory(sizes):
     x = np.random.default_rng(7).normal(size=(300, 3)).astype(np.float32)
