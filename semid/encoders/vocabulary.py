@@ -11,11 +11,15 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int
 
 from semid import artifacts
 from semid.encoders.content import TextRows
 from semid.encoders.weights import Settings
 from semid.errors import SemidError
+
+# Texts whose tokens are objects of the libraries at once: of the package tokenizers they take 130 bytes a token.
+_AT_ONCE = 4096
 
 
 class Tokenized(NamedTuple):
@@ -86,8 +90,12 @@ class Vocabulary:
 
     def rows(self, texts: Sequence[str], *, max_length: int) -> Tokenized:
         """See `Tokenizer`."""
-        tokens = self._processor.encode(list(texts), num_threads=1)
-        return _padded([of[:max_length] for of in tokens], sum(len(of) > max_length for of in tokens), max_length)
+        tokens, cut = [], 0
+        for block in _blocks(texts):
+            found = self._processor.encode(block, num_threads=1)
+            tokens += [np.asarray(of[:max_length], np.int32) for of in found]
+            cut += sum(len(of) > max_length for of in found)
+        return _padded(tokens, cut, max_length)
 
 
 class PretrainedTokenizer:
@@ -111,11 +119,15 @@ class PretrainedTokenizer:
         if max_length <= special:
             what = f"expected more tokens for a text than the {special} that stand around each, got {max_length}"
             raise SemidError(f"{self._folder}: {what}; raise max_length (`semid prepare --encoder-tokens`)")
+        tokens, cut = [], 0
         with _faults_of(self._folder):
             self._tokenizer.enable_truncation(max_length)
-            encodings = self._tokenizer.encode_batch(list(texts))
-        tokens = [of.ids if text.strip() else [] for of, text in zip(encodings, texts, strict=True)]
-        return _padded(tokens, sum(bool(of.overflowing) for of in encodings), max_length)
+            for block in _blocks(texts):
+                found = zip(self._tokenizer.encode_batch(block), block, strict=True)
+                for encoding, text in found:
+                    tokens.append(np.asarray(encoding.ids if text.strip() else [], np.int32))
+                    cut += bool(encoding.overflowing)
+        return _padded(tokens, cut, max_length)
 
 
 @contextlib.contextmanager
@@ -146,7 +158,11 @@ def _read_tokenizer(folder: Path) -> Any:
     return BertWordPieceTokenizer(str(folder / "vocab.txt"), lowercase=lowercase)
 
 
-def _padded(tokens: Sequence[Sequence[int]], cut: int, max_length: int) -> Tokenized:
+def _blocks(texts: Sequence[str]) -> Iterator[list[str]]:
+    return (list(texts[start : start + _AT_ONCE]) for start in range(0, len(texts), _AT_ONCE))
+
+
+def _padded(tokens: Sequence[Int[np.ndarray, " _"]], cut: int, max_length: int) -> Tokenized:
     """Rows as long as the longest text, rounded up to a power of two: catalogues that grow compile few programs."""
     if max_length < 1:
         raise SemidError(f"expected max_length of at least 1, got {max_length}")
@@ -155,5 +171,5 @@ def _padded(tokens: Sequence[Sequence[int]], cut: int, max_length: int) -> Token
     lengths = np.array([len(of) for of in tokens], np.int32)
     mask = np.arange(length)[None] < lengths[:, None]
     padded = np.full(mask.shape, Vocabulary.PAD, np.int32)
-    padded[mask] = np.concatenate([np.zeros(0, np.int32), *(np.asarray(of, np.int32) for of in tokens)])
+    padded[mask] = np.concatenate([np.zeros(0, np.int32), *tokens])
     return Tokenized(TextRows(jnp.asarray(padded), jnp.asarray(mask)), cut)

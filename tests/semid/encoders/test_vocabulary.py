@@ -110,6 +110,37 @@ def test_a_pretrained_tokenizer_says_what_transformers_says(tmp_path, file):
     assert tokenizer.rows(list(WORDPIECES), max_length=3).rows.tokens[0].tolist() == [2, 5, 3]  # control
 
 
+def test_texts_are_tokenized_some_at_once(tmp_path, monkeypatch):
+    """Objects of all texts of a large catalogue would take many times the rows' memory."""
+    pytest.importorskip("tokenizers")
+    shutil.copy(GOLDEN / "tokenizer.json", tmp_path)
+    asked = []
+
+    class Counting:
+        def __init__(self, whole, name):
+            self.whole, self.name = whole, name
+
+        def __getattr__(self, name):
+            found = getattr(self.whole, name)
+            if name != self.name:
+                return found
+            return lambda texts, **options: asked.append(len(texts)) or found(texts, **options)
+
+    for made, inner, name in (
+        (Vocabulary.train(TEXTS * 5, size=60), "_processor", "encode"),
+        (PretrainedTokenizer(tmp_path), "_tokenizer", "encode_batch"),
+    ):
+        monkeypatch.setattr(made, inner, Counting(getattr(made, inner), name))
+        asked.clear()
+        rows, cut = made.rows(TEXTS, max_length=5)
+        with monkeypatch.context() as patch:
+            patch.setattr("semid.encoders.vocabulary._AT_ONCE", 4)
+            some, cut_of_some = made.rows(TEXTS, max_length=5)
+        assert (asked, cut_of_some) == ([6, 4, 2], cut)
+        for one, other in zip(rows, some, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
 def test_upper_case_is_kept_where_the_settings_say_so(tmp_path):
     pytest.importorskip("tokenizers")
     shutil.copy(GOLDEN / "vocab.txt", tmp_path)
