@@ -65,5 +65,8 @@ def _parts(blocks: Sequence[Float[np.ndarray, "items _"]]) -> Iterator[Float[np.
 
 
 def content_blocks(dataset: Dataset, columns: tuple[str, ...] | None) -> list[Float[np.ndarray, "items _"]]:
-    """The named vector columns, None for all. Raises SemidError naming a column that is not there."""
-    return [dataset.vectors(column) for column in (dataset.vector_columns if columns is None else columns)]
+    """The named vector columns, None for all. Raises SemidError naming a column that is not there, or named twice."""
+    named = dataset.vector_columns if columns is None else columns
+    if twice := next((column for column in named if named.count(column) > 1), None):
+        raise SemidError(f"vector column {twice!r} is named twice and would count twice; name it once")
+    return [dataset.vectors(column) for column in named]

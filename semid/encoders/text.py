@@ -39,6 +39,8 @@ class LatentSemanticsConfig(ContentEncoderConfig):
     def __post_init__(self) -> None:
         if self.dim < 1:
             raise SemidError(f"expected at least 1 dimension for text vectors, got {self.dim}")
+        if self.vocabulary < 2:
+            raise SemidError(f"expected a vocabulary of at least 2 words, got {self.vocabulary}")
 
     def fit(self, dataset: Dataset) -> LatentSemantics:
         """Fit to the texts of the dataset's items. Raises SemidError if too few words stand in two of them."""

@@ -339,6 +339,14 @@ def _task(
     )
 
 
+def check_cutoff(measured: Mapping[str, Metrics], k: int) -> None:
+    """Raise SemidError naming a model that was not measured at this K."""
+    for name, found in measured.items():
+        if f"recall@{k}" not in found.per_example:
+            there = ", ".join(key for key in found.per_example if key.startswith("recall@"))
+            raise SemidError(f"{name} was measured at {there}, not at {k}; give a k of these, or ks with {k}")
+
+
 def main_cutoff(ks: Sequence[int]) -> int:
     """The cut-off by which models are compared: 10, or the largest."""
     return 10 if 10 in ks else max(ks)
@@ -428,6 +436,8 @@ def _measure(
 def _check_arguments(ranker: Ranker, ks: Sequence[int], batch_size: int) -> None:
     if not isinstance(ranker, Ranker):
         raise SemidError(f"expected a ranker with item_ids, codes, tie_break and rank(), got {type(ranker).__name__}")
+    if not isinstance(ks, Sequence) or not all(isinstance(k, int | np.integer) for k in ks):
+        raise SemidError(f"expected ks as a list of whole numbers, such as (5, 10), got {ks!r}")
     if not ks or min(ks) < 1 or batch_size < 1:
         raise SemidError(f"expected ks and batch_size of at least 1, got ks {tuple(ks)} and batch_size {batch_size}")
 

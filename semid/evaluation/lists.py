@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from jaxtyping import Float, Int, Shaped
 
 from semid.data import Dataset, Histories, Tags, usual_tags
-from semid.evaluation.evaluator import GROUPS, Metrics, Ranker, examples_for_ranker
+from semid.evaluation.evaluator import GROUPS, Metrics, Ranker, check_cutoff, examples_for_ranker
 from semid.evaluation.metrics import user_numbers
 
 # Smoothing of the calibration (Steck, RecSys 2018, eq. 7).
@@ -109,6 +109,7 @@ def compare_lists(
     the share of users with a history of the shortest third and an NDCG below the mean: a user of several targets counts
     once for each. Codes are those of the first ranker that has any, for all alike.
     """
+    check_cutoff(measured, k)
     coded = next((name for name, ranker in rankers.items() if ranker.codes is not None), None)
     traits = ListTraits.from_dataset(dataset, tags=tags, coded=None if coded is None else rankers[coded])
     users = user_numbers(dataset.splits.examples(split).histories.users)

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 
 from semid.data import Dataset
 from semid.errors import SemidError, did_you_mean
-from semid.evaluation.evaluator import Metrics
+from semid.evaluation.evaluator import Metrics, check_cutoff
 
 EVENT_VALUES = {"exposure": 0.0, "click": 1.0, "conversion": 2.5}
 """Values of the challenge's second round."""
@@ -99,6 +99,7 @@ def target_values(
 def compare_values(measured: Mapping[str, Metrics], targets: TargetValues, *, k: int = K) -> dict[str, Any]:
     """Both readings for each model that `compare` has measured on these targets, every example a list with one target,
     as `metrics.json` holds them."""
+    check_cutoff(measured, k)
     lists = np.arange(len(targets.values))
     scores = {
         name: value_scores(found.per_example[f"recall@{k}"], found.per_example[f"ndcg@{k}"], targets.values, lists, k=k)

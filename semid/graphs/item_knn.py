@@ -38,7 +38,9 @@ class ItemKNN(ItemRanker):
 
     @classmethod
     def fit(cls, dataset: Dataset, *, neighbors: int = 100) -> ItemKNN:
-        """Find the nearest `neighbors` of every item by training interactions."""
+        """Find the nearest `neighbors` (1 or more) of every item by training interactions."""
+        if neighbors < 1:
+            raise SemidError(f"expected neighbors of at least 1, got {neighbors}")
         train, users = dataset.splits.train, dataset.num_users
         taken = interactions_matrix(train, num_items=dataset.num_items, num_users=users)
         counts = np.asarray(taken.sum(axis=0)).ravel()

@@ -131,7 +131,12 @@ class GraphConfig(Signal):
         return bool(of_losses) and not has_content(vector_column(dataset, self.column)[1]).all()
 
     def vectors(self, dataset: Dataset, *, seed: int) -> GraphVectors:
-        """Final vectors of the dataset's items and users."""
+        """Final vectors of the dataset's items and users. Raises SemidError for a column that nothing reads."""
+        if self.column and not self.reads_content:
+            raise SemidError(
+                f"{type(self).__name__}: column {self.column!r} would do nothing, for nothing of it reads content; "
+                "give neighbors, contrast or hyperedges too, or leave column out"
+            )
         content = vector_column(dataset, self.column)[1] if self.reads_content else None
         histories, items, users = dataset.splits.train, dataset.num_items, dataset.num_users
         return train_graph(histories, content, num_items=items, num_users=users, config=self, seed=seed)

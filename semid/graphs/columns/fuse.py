@@ -57,7 +57,9 @@ class FuseConfig(ColumnConfig):
     version = 2  # how batches are drawn
 
     def __post_init__(self) -> None:
-        check_training(self, ("epochs", "batch_size"))
+        check_training(self, ("epochs",))
+        if self.batch_size < 2:
+            raise SemidError(f"expected batch_size of at least 2, an item and its negatives, got {self.batch_size}")
 
     def fitted(self, dataset: Dataset) -> tuple[Fused, Float[np.ndarray, "items width"]]:
         source, x = self.read(dataset)

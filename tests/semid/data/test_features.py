@@ -86,3 +86,5 @@ def test_content_blocks_in_the_order_asked_for(columns, widths):
     plain = Dataset.build(pa.table({"item_id": ["a", "b"]}), interactions, name="two columns")
     dataset = plain.with_vectors("text", np.eye(2, 3)).with_vectors("audio", np.eye(2, 1))
     assert [block.shape[1] for block in content_blocks(dataset, columns)] == widths
+    with pytest.raises(SemidError, match="vector column 'audio' is named twice and would count twice; name it once"):
+        content_blocks(dataset, ("text", "audio", "audio"))

@@ -106,6 +106,13 @@ def test_no_dimension_is_refused():
         latent_semantic_vectors(_texts(), dim=0)
 
 
+def test_no_vocabulary_is_refused():
+    for size in (1, -5):  # the last would leave out the five rarest words
+        with pytest.raises(SemidError, match=f"a vocabulary of at least 2 words, got {size}"):
+            LatentSemanticsConfig(vocabulary=size)
+    LatentSemanticsConfig(vocabulary=2)
+
+
 def test_a_dataset_gets_a_vector_column_and_notes_it_in_its_source():
     dataset = _dataset(_texts())
     made = with_text_vectors(dataset, dim=4)

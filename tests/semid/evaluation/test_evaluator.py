@@ -237,6 +237,8 @@ def test_lists_of_another_shape_or_type_are_refused(dataset):
     [
         ({"ks": ()}, "got ks"),
         ({"ks": (0,)}, "got ks"),
+        ({"ks": 10}, r"ks as a list of whole numbers, such as \(5, 10\), got 10"),
+        ({"ks": (5.0,)}, r"whole numbers, .* got \(5.0,\)"),
         ({"batch_size": 0}, "batch_size 0"),
         ({"split": "train"}, "train"),
     ],

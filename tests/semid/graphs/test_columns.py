@@ -273,6 +273,8 @@ def test_what_cannot_be_made_is_refused(dataset):
         SmoothConfig(layers=0)
     with pytest.raises(SemidError, match="epochs of at least 1, got 0"):
         FuseConfig(epochs=0)
+    with pytest.raises(SemidError, match="batch_size of at least 2, an item and its negatives, got 1"):
+        FuseConfig(batch_size=1)
     wrong = ({"temperature": 0}, {"learning_rate": np.nan}, {"weight_decay": -1}, {"temperature": np.inf})
     for config, setting in [*((FuseConfig, one) for one in wrong), *((AlphaRecConfig, one) for one in wrong)]:
         with pytest.raises(SemidError, match=rf"{next(iter(setting))} .*, got .*{next(iter(setting.values()))}"):

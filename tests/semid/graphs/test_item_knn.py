@@ -47,6 +47,11 @@ def test_scores_are_the_sums_of_cosines_of_the_sets_of_users():
         assert listed.tolist()[len(found) :] == rest + [-1] * (ITEMS - len(found) - len(rest))
 
 
+def test_no_neighbors_are_refused():
+    with pytest.raises(SemidError, match="neighbors of at least 1, got 0"):
+        ItemKNN.fit(drawn(), neighbors=0)
+
+
 def test_the_history_is_left_out_where_nothing_repeats_or_where_asked():
     histories = Histories.from_lists([[0, 3]])
     assert not ItemKNN.fit(drawn()).repeats

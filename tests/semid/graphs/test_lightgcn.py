@@ -7,10 +7,11 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from quantizers import unit_rows
-from semid.data import Histories, Standardizer
+from semid.data import Dataset, Histories, Standardizer
 from semid.errors import SemidError
 from semid.graphs import (
     BM3Config,
@@ -182,6 +183,15 @@ def test_no_interactions_is_an_error():
 def test_bad_settings(setting):
     with pytest.raises(SemidError, match=next(iter(setting))):
         LightGCNConfig(**setting)
+
+
+def test_a_column_that_nothing_reads_is_refused():
+    items, users = [f"i{row}" for row in range(4)], ["a", "a", "a", "b", "b", "b"]
+    rows = pa.table({"user_id": users, "item_id": [*items[:3], *items[1:]], "position": range(6)})
+    dataset = Dataset.build(pa.table({"item_id": items}), rows, name="tiny").with_vectors("content", np.eye(4))
+    with pytest.raises(SemidError, match="LightGCNConfig: column 'content' would do nothing, for nothing of it reads"):
+        LightGCNConfig(dim=2, epochs=1, column="content").item_vectors(dataset, seed=0)
+    LightGCNConfig(dim=2, epochs=1, neighbors=1, column="content").item_vectors(dataset, seed=0)
 
 
 FREEDOM = FreedomConfig(8, 2, 20, 256, 0.02, neighbors=5, keep=0.5)
