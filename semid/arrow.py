@@ -103,6 +103,15 @@ def are_vectors(values: pa.Array | pa.ChunkedArray) -> bool:
     return not values.null_count and bool(lengths["max"]) and lengths["min"] == lengths["max"]
 
 
+def is_storable(kind: pa.DataType) -> bool:
+    """A type that Parquet has: no struct without fields, as JSON's {} is, no union and no interval of a calendar."""
+    try:
+        pq.ParquetWriter(io.BytesIO(), pa.schema([("column", kind)])).close()
+    except pa.ArrowNotImplementedError:
+        return False
+    return True
+
+
 def is_fixed_vector(kind: pa.DataType) -> bool:
     """A type of vectors as a dataset holds them: lists of floats, of a fixed size."""
     return pa.types.is_fixed_size_list(kind) and pa.types.is_floating(kind.value_type)

@@ -27,7 +27,7 @@ class Encoded(NamedTuple):
 
 def encode_files(
     tokenizer: SemanticTokenizer,
-    inputs: Sequence[str | Path],
+    inputs: str | Path | Sequence[str | Path],
     out: str | Path,
     *,
     id_column: str = "item_id",
@@ -106,7 +106,7 @@ def encode_here(
 
 def _jobs(
     tokenizer: SemanticTokenizer,
-    inputs: Sequence[str | Path],
+    inputs: str | Path | Sequence[str | Path],
     out: str | Path,
     *,
     id_column: str,
@@ -115,7 +115,7 @@ def _jobs(
 ) -> list[Job]:
     """One a file. Raises SemidError where two inputs would have the same output, or one would be its own."""
     folder, made = storage.absolute(out), dict[str, str]()
-    for source in (file for path in inputs for file in storage.find(path)):
+    for source in storage.find_all(inputs):
         name = output_name(source)
         if (other := made.setdefault(name, source)) != source:
             raise SemidError(f"{other} and {source} would both be written to {folder}/{name}; encode them apart")

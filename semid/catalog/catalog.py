@@ -272,6 +272,15 @@ class SemanticCatalog:
         """Rows of the items with exactly these codes: none, one, or several that collide; never removed ones."""
         return self._by_codes.get(tuple(int(code) for code in codes), np.empty(0, np.int64)).astype(np.int32)
 
+    def equal_codes(self) -> tuple[str, str] | None:
+        """Ids of two items, removed or not, that share all codes; None: no two do."""
+        order = np.lexsort(self.codes.T[::-1])
+        same = np.flatnonzero((self.codes[order][1:] == self.codes[order][:-1]).all(axis=1))
+        if not len(same):
+            return None
+        one, other = (self.item_ids[int(row)].as_py() for row in order[same[0] : same[0] + 2])
+        return one, other
+
     def tokens_of(self, rows: Int[np.ndarray, " n"]) -> list[list[str]]:
         """Codes of item rows as language models spell them, the level's letter first: `<a_12>`, `<b_7>` (LC-Rec)."""
         names = code_tokens(self.level_sizes)

@@ -244,7 +244,7 @@ def read_tokens(
     .tsv) lines of item id and token string.
 
     Without `level_sizes` a level is as large as its largest code (plus one) says. Raises SemidError naming the file,
-    the item (and line) and what is wrong with its tokens.
+    the item (and line) and what is wrong with its tokens, and with `tie_break` two items of equal codes.
     """
     path = artifacts.fetched(path)
     items: list[str] = []
@@ -265,9 +265,15 @@ def read_tokens(
     array = np.array(codes, np.int32)
     sizes = tuple(level_sizes) if level_sizes else tuple((array.max(axis=0) + 1).tolist())
     try:
-        return SemanticCatalog(as_ids(items), array, sizes, tie_break)
+        catalog = SemanticCatalog(as_ids(items), array, sizes, tie_break)
     except SemidError as error:
         raise SemidError(f"{path}: {error}") from None
+    if tie_break and (pair := catalog.equal_codes()):
+        raise SemidError(
+            f"{path}: items {pair[0]!r} and {pair[1]!r} have the same codes, so the last level does not tell items "
+            "apart; leave out tie_break (--tie-break), or number such items there"
+        )
+    return catalog
 
 
 def _json_items(path: Path) -> Iterator[tuple[str, str, str]]:

@@ -77,7 +77,7 @@ class Appended(NamedTuple):
 
 def append(
     folder: str | Path,
-    inputs: Sequence[str | Path],
+    inputs: str | Path | Sequence[str | Path],
     *,
     tokenizer: Encoder,
     id_column: str = "item_id",
@@ -100,7 +100,7 @@ def append(
     """
     folder, before = open_for_change(folder)
     _check_tokenizer(folder, tokenizer)
-    files = [file for path in inputs for file in storage.find(path)]
+    files = storage.find_all(inputs)
     names = before.catalog.source_columns
     digests = {file: _digest(file) for file in files}
     again = {file: before.sources[digest] for file, digest in digests.items() if digest in before.sources}

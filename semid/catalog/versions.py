@@ -129,13 +129,8 @@ def verify(folder: str | Path) -> Version:
     if expected not in (None, found.catalog.num_active):
         raise SemidError(f"{changes[-1].file}: {found.catalog.num_active} items are active, expected {expected}; "
                          "restore it from a copy")  # fmt: skip
-    if found.catalog.tie_break:
-        codes = found.catalog.codes
-        order = np.lexsort(codes.T[::-1])
-        same = np.flatnonzero((codes[order][1:] == codes[order][:-1]).all(axis=1))
-        if len(same):
-            one, other = (found.catalog.item_ids[int(row)] for row in order[same[0] : same[0] + 2])
-            raise SemidError(f"{folder}: items {one} and {other} have the same codes; tokenize again")
+    if found.catalog.tie_break and (pair := found.catalog.equal_codes()):
+        raise SemidError(f"{folder}: items {pair[0]} and {pair[1]} have the same codes; tokenize again")
     return found
 
 

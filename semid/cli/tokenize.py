@@ -119,7 +119,7 @@ class _Files:
     def encode(self, out: str, *, columns: tuple[str, ...] | None, collisions: Collisions) -> None:
         """Write a file of codes to `out` for each, and the catalogue of them all where that is asked for."""
         from semid.bulk import check_catalog, encode_files, write_catalog
-        from semid.data.storage import absolute, find
+        from semid.data.storage import absolute, find_all
 
         if self.catalog is None or not self.input:
             raise SemidError("--catalog FOLDER and --input FILES go together: whose tokenizer, and what to encode")
@@ -136,7 +136,7 @@ class _Files:
                 raise SemidError(f"{what}; choose a folder of its own")
             check_catalog(self.new_catalog, **resolved)
         tokenizer = SemanticTokenizer.from_pretrained(self.catalog)
-        files = [found for pattern in self.input for found in find(pattern)]
+        files = find_all(self.input)
         started, items = time.monotonic(), 0
         with show_progress("encoding", total=len(files), unit="files") as progress:
 

@@ -25,6 +25,8 @@ def read_huggingface(name: str, part: str, *, revision: str | None = None) -> pa
     except ImportError as error:
         raise SemidError(f"{name}: reading it needs the extra ({error}): pip install 'semid[hf]'") from None
     config, _, split = part.rpartition(":")
+    if revision is not None and Path(name).is_dir():
+        raise SemidError(f"{name}: revision {revision!r} is for datasets of the hub, org/name; leave it out")
     try:
         if Path(name).is_dir():
             found = datasets.load_from_disk(str(Path(name, config, split)))

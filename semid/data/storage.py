@@ -9,7 +9,7 @@ import os
 import posixpath
 import re
 import uuid
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path, PurePath
 from urllib.parse import unquote
 
@@ -41,6 +41,11 @@ def find(pattern: str | Path) -> list[str]:
     matched = [name] if fs.exists(name) else [path for path in sorted(fs.glob(name)) if not _is_hidden(path)]
     found = [part for path in matched for part in table_files(fs, path)] or [name]
     return found if is_local(fs) else [fs.unstrip_protocol(one) for one in found]
+
+
+def find_all(inputs: str | Path | Sequence[str | Path]) -> list[str]:
+    """The files of one or several paths, URLs or patterns (see `find`)."""
+    return [file for path in ([inputs] if isinstance(inputs, str | Path) else inputs) for file in find(path)]
 
 
 def table_files(fs: AbstractFileSystem, path: str) -> list[str]:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool
 
-from semid.arrow import are_vectors, as_strings, decoded, is_list, is_string
+from semid.arrow import are_vectors, as_strings, decoded, is_list, is_storable, is_string
 from semid.artifacts import first_line
 from semid.data.faults import Faults, raise_faults
 from semid.data.ids import read_ids
@@ -35,7 +35,7 @@ _ISO_8601 = rf"^\d{{4}}-\d\d-\d\d([T ]\d\d(:\d\d(:\d\d(\.\d{{1,9}})?)?)?{_ZONE}?
 def checked_tables(
     items: pa.Table, interactions: pa.Table, item_file: str, interaction_file: str
 ) -> tuple[pa.Table, pa.Table]:
-    """Both tables with types normalized and all-null columns dropped.
+    """Both tables with types normalized; columns that are null in all rows, or of a type that Parquet lacks, go.
 
     Ids become strings, `timestamp` int64 seconds, `position` int64, `weight` float32, lists of floats fixed-size
     lists (float16 stays, anything else becomes float32). Times may be seconds since 1970, ISO-8601 text (without a zone
@@ -70,7 +70,7 @@ def _items(table: pa.Table, faults: Faults) -> pa.Table:
     table = _read_columns(table, {"item_id": read_ids, "image": _images}, _content, ("item_id",), faults)
     if _has_string_ids(table):
         _check_unique(table["item_id"], faults)
-    return table
+    return table.select([field.name for field in table.schema if is_storable(field.type)])
 
 
 def _interactions(table: pa.Table, faults: Faults) -> pa.Table:

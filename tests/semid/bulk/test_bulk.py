@@ -108,7 +108,7 @@ def test_files_of_any_length_get_the_codes_of_encode(any_tokenizer, tmp_path, ro
 
 def test_an_output_reads_as_a_catalog(tokenizer, tmp_path):
     _write(tmp_path / "part.parquet", _vectors())
-    encode_files(tokenizer, [tmp_path / "part.parquet"], tmp_path / "codes")
+    encode_files(tokenizer, tmp_path / "part.parquet", tmp_path / "codes")
     catalog = SemanticCatalog.read(tmp_path / "codes/part.parquet")
     assert (catalog.level_sizes, catalog.tie_break) == ((4, 5), False)
     np.testing.assert_array_equal(catalog.lookup(["part-3"]), tokenizer.encode(_vectors()[3:4]))

@@ -318,6 +318,15 @@ def test_lines_of_other_systems_are_read(tmp_path):
         read_tokens(tmp_path / "tokens.tsv")
 
 
+def test_a_last_level_that_tells_no_items_apart_is_no_tie_break(tmp_path):
+    (tmp_path / "tokens.tsv").write_text("i\t<a_1><b_0>\nj\t<a_0><b_0>\nk\t<a_1><b_0>\n")
+    assert read_tokens(tmp_path / "tokens.tsv").equal_codes() == ("i", "k")
+    with pytest.raises(SemidError, match=r"tokens.tsv: items 'i' and 'k' have the same codes, .*--tie-break"):
+        read_tokens(tmp_path / "tokens.tsv", tie_break=True)
+    (tmp_path / "tokens.tsv").write_text("i\t<a_1><b_0>\nj\t<a_0><b_0>\nk\t<a_1><b_1>\n")
+    assert read_tokens(tmp_path / "tokens.tsv", tie_break=True).equal_codes() is None
+
+
 def test_an_item_may_be_called_items(tmp_path):
     catalog = dataclasses.replace(CATALOG, item_ids=pa.array(["items", "added_tokens", "z"]))
     for format in (Format.JSON, Format.HF_TOKENS):

@@ -27,7 +27,7 @@ TIE_BREAK = (Collisions.TIE_BREAK, Collisions.POPULARITY)
 UNIQUE = (*TIE_BREAK, Collisions.MIN_COST)
 
 
-def append(folder: Path, inputs: list) -> updates.Appended:
+def append(folder: Path, inputs: list | Path) -> updates.Appended:
     return updates.append(folder, inputs, tokenizer=SemanticTokenizer.from_pretrained(folder))
 
 
@@ -235,7 +235,7 @@ def test_bad_items_are_named_and_nothing_is_written(folder, tmp_path, ids, point
     with pytest.raises(SemidError, match=message):
         append(folder, [_file(tmp_path / "f.parquet", ids, points)])
     assert not (folder / "changes").exists()
-    append(folder, [_file(tmp_path / "f.parquet", ["x", "y"], _points(2, 0))])  # control
+    append(folder, _file(tmp_path / "f.parquet", ["x", "y"], _points(2, 0)))  # control: one file alone
 
 
 @pytest.mark.parametrize("name", ["codes", "active"])

@@ -56,6 +56,8 @@ def test_a_split_of_the_hub_and_a_subfolder_are_tables(asked, tmp_path):
     assert asked.pop() == ("org/name", None, {"split": "log", "revision": None})
     assert read_huggingface(str(tmp_path), "full:log").num_rows == 6
     assert asked.pop() == (f"{tmp_path}/full/log", {})
+    with pytest.raises(SemidError, match=rf"{tmp_path}: revision 'v1' is for datasets of the hub, org/name; leave"):
+        read_huggingface(str(tmp_path), "full:log", revision="v1")
     with pytest.raises(SemidError, match=rf"{tmp_path}: no table 'gone' \(Directory {tmp_path}/gone not found\)"):
         read_huggingface(str(tmp_path), "gone")
 

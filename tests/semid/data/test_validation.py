@@ -5,6 +5,7 @@ import zlib
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
@@ -225,6 +226,14 @@ def test_positions_of_19_digits_keep_their_order(kind):
     positions = [2**63 - 1, 2**63 - 2, 7]
     interactions = check(interactions=INTERACTIONS | {"position": pa.array(positions).cast(pa.string()).cast(kind)})[1]
     assert interactions["position"].to_pylist() == positions
+
+
+def test_columns_that_parquet_cannot_hold_go(tmp_path):
+    """Nothing reads them: the empty objects of JSON lines, also within others, and intervals of DuckDB."""
+    odd = {"meta": [{}] * 3, "deep": [{"a": {}}] * 3, "every": [pa.MonthDayNano([1, 2, 3])] * 3}
+    kept = checked_items(pa.table(ITEMS | odd | {"box": [{"a": 1}] * 3, "price": [1, 2, 3]}), "I")
+    assert kept.column_names == ["item_id", "title", "box", "price"]
+    pa.parquet.write_table(kept, tmp_path / "items.parquet")
 
 
 def test_lists_of_categoricals_are_lists_of_texts():
