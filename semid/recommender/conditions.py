@@ -118,7 +118,11 @@ class ConditionSpec:
             )
         found = np.zeros(len(self.events), np.float32)
         for name, value in values.items():
-            found[_place(name, self.events, "values: unknown event") - 1] = value
+            place = _place(name, self.events, "values: unknown event") - 1
+            try:
+                found[place] = value
+            except (TypeError, ValueError):
+                raise SemidError(f"values: expected a number for event {name!r}, got {value!r}") from None
         if not (np.isfinite(found) & (found >= 0)).all() or not found.any():
             raise SemidError(f"expected finite values of 0 or more, not all 0, got {dict(values)}")
         return found
@@ -176,7 +180,10 @@ def as_conditions(
     if isinstance(condition, Conditions):
         if wrong := [len(part) for part in condition if part is not None and len(part) != number]:
             raise SemidError(f"expected one condition for each of {number} histories, got {wrong[0]}")
-        return None if spec is None else _complete(condition, number, spec)
+        if spec is None:
+            return None
+        _check_numbers(condition, spec)
+        return _complete(condition, number, spec)
     if condition is None or isinstance(condition, (Condition, Mapping)):
         each = [_named(condition)] * number
     else:
@@ -225,6 +232,16 @@ def _check_known(parts: Iterable[str], spec: ConditionSpec | None) -> None:
             f"the model cannot be asked for {unknown[0]} ({knows}); train one with on_{unknown[0]} "
             f"(--on-{unknown[0]}), or ask without"
         )
+
+
+def _check_numbers(given: Conditions, spec: ConditionSpec) -> None:
+    """Raise SemidError for events and groups that the model's names have no number for."""
+    for part, names in (("event", spec.events), ("group", spec.groups)):
+        numbers = getattr(given, part)
+        if part not in spec.parts or numbers is None or ((numbers >= 0) & (numbers <= len(names))).all():
+            continue
+        wrong = numbers[(numbers < 0) | (numbers > len(names))][0]
+        raise SemidError(f"condition: expected a number from 0 (any) to {len(names)} as {part}, got {wrong}")
 
 
 def _named(one: Condition | Mapping[str, str] | None) -> Condition:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral
 
 import jax
 import numpy as np
@@ -69,11 +70,11 @@ def build_limits(at_most: Mapping[str, int], groups: Mapping[str, Tags], *, rows
                 f"at_most needs groups of the items by {column!r}, and {known}; give them by with_groups(items, "
                 f"{column!r}) (--items)"
             )
-        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+        if isinstance(limit, bool) or not isinstance(limit, Integral) or limit < 1:
             raise SemidError(f"expected at least 1 item of a {column}, got {limit!r}; what may not be listed, mask")
         padded = groups[column].padded()
         blocks.append(np.where(padded < 0, -1, padded + before))
-        most += [limit] * padded.shape[1]
+        most += [int(limit)] * padded.shape[1]
         before += len(groups[column])
     if not blocks:
         return None

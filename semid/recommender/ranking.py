@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from numbers import Integral
 from typing import NamedTuple
 
 import jax
@@ -59,8 +60,7 @@ class Ranking(NamedTuple):
     ) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
         """Item rows best first, or as drawn, -1 where there are fewer than k, and their scores; with `values` of
         events, of the items that the beams find the best by expected value, and its logarithms."""
-        if k < 1 or beam_size < 1:
-            raise SemidError(f"expected k and beam_size of at least 1, got {k} and {beam_size}")
+        k, beam_size = list_sizes(k, beam_size)
         if values is not None and sample is not None:
             raise SemidError("values rank the items and sampling draws them: ask for one of the two")
         exclude_seen |= bool(self._with_older(histories))
@@ -230,6 +230,13 @@ class Ranking(NamedTuple):
         """So many histories, at least one, and no more than a dense model can score all items for."""
         most = histories if self.spec.model.has_codes else min(histories, _SCORES // len(self.catalog))
         return max(most, 1)
+
+
+def list_sizes(k: int, beam_size: int) -> tuple[int, int]:
+    """Length of lists and width of beams as Python's integers; numpy's will do. Raises SemidError for others."""
+    if not all(isinstance(number, Integral) and number >= 1 for number in (k, beam_size)):
+        raise SemidError(f"expected k and beam_size of at least 1, got {k!r} and {beam_size!r}; give whole numbers")
+    return int(k), int(beam_size)
 
 
 def log_popularity(catalog: SemanticCatalog, train_counts: Int[np.ndarray, " items"]) -> Float[np.ndarray, " items"]:

@@ -22,6 +22,7 @@ from semid import artifacts
 from semid.arrow import write_parquet
 from semid.artifacts import Kind
 from semid.errors import SemidError
+from semid.recommender.ranking import list_sizes
 from semid.recommender.recommender import Recommender
 from semid.recommender.scorers import Scorer
 from semid.recommender.spec import ModelSpec
@@ -58,8 +59,7 @@ def export_program(
 
     Raises SemidError for numbers out of range, platforms that JAX does not know, and where flatbuffers is missing.
     """
-    if k < 1 or beam_size < 1:
-        raise SemidError(f"expected k and beam_size of at least 1, got {k} and {beam_size}")
+    k, beam_size = list_sizes(k, beam_size)
     artifacts.output_folder(out, kind=Kind.PROGRAM)
     if importlib.util.find_spec("flatbuffers") is None:  # jax.export writes and reads with it
         raise SemidError("a program is written with the package flatbuffers: pip install 'semid[stablehlo]'")

@@ -209,6 +209,7 @@ def test_the_artifact_knows_names_and_words_and_the_catalogue_may_grow(home, mod
         ({"brand": "acme boots"}, "a condition has event, group, text, got 'brand'"),
         ([{"event": "buy"}] * 2, "expected one condition, or one for each of 1 histories, got 2"),
         (Conditions(event=np.array([1, 2])), "expected one condition for each of 1 histories, got 2"),
+        (Conditions(event=np.array([3])), r"condition: expected a number from 0 \(any\) to 2 as event, got 3"),
         (["buy"], r"expected a condition such as \{'event': 'buy'\}, got 'buy'"),
     ],
 )
@@ -464,6 +465,7 @@ def test_limits_of_groups_cut_lists_ranked_by_value_and_draws_do_not_go_with_the
         ({"bay": 1}, "values: unknown event 'bay'; did you mean 'buy'"),
         ({"buy": -1}, "expected finite values of 0 or more, not all 0, got {'buy': -1}"),
         ({"buy": 0, "look": 0}, "expected finite values of 0 or more, not all 0"),
+        ({"buy": "x"}, "values: expected a number for event 'buy', got 'x'"),
     ],
 )
 def test_values_that_rank_nothing_are_refused(valued, model, values, said):

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import shapes
 from flax import nnx
 
 from semid import artifacts
@@ -500,10 +501,16 @@ def test_what_is_no_list_of_histories_is_refused(model, histories, message):
         model.recommend(histories)
 
 
-@pytest.mark.parametrize("options", [{"k": 0}, {"beam_size": 0}, {"k": -1}])
+@pytest.mark.parametrize("options", [{"k": 0}, {"beam_size": 0}, {"k": -1}, {"k": 5.0}])
 def test_nothing_to_recommend_is_refused(model, options):
     with pytest.raises(SemidError, match="expected k and beam_size of at least 1, got"):
         model.recommend([["i1"]], **options)
+
+
+def test_numbers_of_numpy_will_do(model):
+    with shapes.unchecked():
+        found = model.recommend(_histories(7), k=np.int64(K), beam_size=np.int64(BEAM))
+    assert found.item_ids == model.recommend(_histories(7), k=K, beam_size=BEAM).item_ids
 
 
 def test_items_that_share_all_codes_share_their_score_and_come_by_popularity():
