@@ -74,8 +74,8 @@ class SemanticCatalog:
     `tie_break` says that the last level carries no meaning: it only tells items apart that share the others.
     `removed` marks removed items, None where there are none: they keep row and codes, so that histories which hold them
     stay readable and no other item gets these codes, but they are never found or recommended.
-    Raises SemidError for duplicate ids, codes out of range, arrays that do not fit each other, and where no item is
-    left.
+    Raises SemidError for duplicate ids, what is no id, codes that are no integers or out of range, arrays that do not
+    fit each other, and where no item is left.
     """
 
     item_ids: pa.Array
@@ -144,6 +144,8 @@ class SemanticCatalog:
         return artifacts.sha256_json([origin.digest, replace(self, removed=None).digest])
 
     def __post_init__(self) -> None:
+        if getattr(self.item_ids, "type", None) != pa.string() or self.item_ids.null_count:
+            object.__setattr__(self, "item_ids", as_ids(self.item_ids))
         if not len(self.item_ids):
             raise SemidError("a catalogue needs at least one item; got none")
         if self.removed is not None:
@@ -157,6 +159,8 @@ class SemanticCatalog:
         if self.codes.shape != (len(self.item_ids), len(self.level_sizes)):
             expected = (len(self.item_ids), len(self.level_sizes))
             raise SemidError(f"expected codes of shape {expected} (items, levels), got {self.codes.shape}")
+        if self.codes.dtype.kind not in "iu":
+            raise SemidError(f"expected codes as integers, got {self.codes.dtype}; convert them")
         if self.tie_break and len(self.level_sizes) < 2:
             raise SemidError(
                 "tie_break says that the last level only tells items apart, and there is no other; leave it out "

@@ -138,9 +138,13 @@ def extend(catalog: SemanticCatalog, item_ids: Iterable[Id], codes: Int[np.ndarr
     """`catalog` with new items of these codes, as a tokenizer gives them, behind the others.
 
     Where the last level only tells items apart, each gets the first free number of its codes; else items may collide.
-    Raises SemidError for an item that is there, or twice among the new ones, and for one that gets no number.
+    Raises SemidError for an item that is there, or twice among the new ones, for one that gets no number, and for codes
+    of another shape.
     """
-    ids = as_ids(item_ids)
+    ids, levels = as_ids(item_ids), catalog.num_levels - catalog.tie_break
+    if codes.shape != (len(ids), levels) or codes.dtype.kind not in "iu":
+        got = f"{codes.dtype} {codes.shape}"
+        raise SemidError(f"expected codes of shape {(len(ids), levels)} (items, levels) as integers, got {got}")
     _, known = catalog.find_rows(ids)
     for at in np.flatnonzero(known)[:1].tolist():
         raise SemidError(f"item id {ids[at].as_py()!r} (entry {at}) is in the catalogue already; leave it out")

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -68,6 +68,9 @@ class Dataset:
     origin: Origin | None = field(default=None, repr=False)
     added: Mapping[str, str] = field(default_factory=dict)
     encoders: tuple[StoredEncoder, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_rules(self.split_rule, self.ties)
 
     def __repr__(self) -> str:
         counts = f"{self.num_users:,} users, {self.num_items:,} items, {len(self.item):,} interactions"
@@ -173,6 +176,7 @@ class Dataset:
         drop_repeated_lines: bool,
     ) -> Dataset:
         """Map the ids of checked tables to rows and sort. Warns of lines that repeat an earlier one, or drops them."""
+        _check_rules(split_rule, ties)
         columns = interactions.column_names
         encoded = interactions["user_id"].dictionary_encode().combine_chunks()  # joined first, ids may exceed 2 GiB
         user = encoded.indices.to_numpy().astype(np.int32)
@@ -295,8 +299,10 @@ class Dataset:
         self, column: str, vectors: Float[np.ndarray, "items dim"], *, origin: Origin | None = None
     ) -> Dataset:
         """Add a vector column (a trained model's item vectors, say); `origin` is the artifact that they are from."""
-        if vectors.shape[0] != self.num_items:
-            raise SemidError(f"expected {self.num_items} vectors for column {column!r}, got {vectors.shape[0]}")
+        vectors = np.asarray(vectors)
+        if vectors.ndim != 2 or len(vectors) != self.num_items or not vectors.size or vectors.dtype.kind not in "fiuV":
+            got = f"{vectors.dtype} {list(vectors.shape)}"
+            raise SemidError(f"column {column!r}: expected numbers [{self.num_items} items, dim], got {got}")
         lists = to_lists(vectors.astype(np.float32))
         checked = checked_items(pa.table({"item_id": self.item_ids, column: lists}), column)
         items = self.items.drop_columns([column]) if column in self.items.column_names else self.items
@@ -461,6 +467,14 @@ class Dataset:
             origin=origin,
             encoders=read_encoders(path, origin.manifest.files),
         )
+
+
+def _check_rules(split_rule: Any, ties: Any) -> None:
+    """Raise SemidError for what is no rule, such as the class of one or a rule's name on the command line."""
+    for name, given, rules in (("split_rule", split_rule, SplitRule), ("ties", ties, TieRule)):
+        if not isinstance(given, rules):
+            known = ", ".join(f"{rule.__name__}()" for rule in get_args(rules))
+            raise SemidError(f"{name}: expected one of {known} of semid.data, got {given!r}")
 
 
 def _day(seconds: np.integer) -> str:

@@ -41,6 +41,15 @@ def test_what_does_not_fit_is_refused(arguments, message):
         make(**arguments)
 
 
+def test_ids_are_strings_and_codes_integers():
+    codes = np.array(CODES)
+    assert SemanticCatalog(pa.array([7, 8, 9, 10]), codes, (3, 2)).rows([9, "7"]).tolist() == [2, 0]
+    with pytest.raises(SemidError, match="item ids: entry 3 is None of type NoneType; ids are strings or integers"):
+        SemanticCatalog(pa.array([*"abc", None]), codes, (3, 2))
+    with pytest.raises(SemidError, match="expected codes as integers, got float32; convert them"):
+        SemanticCatalog(pa.array(IDS), codes.astype(np.float32), (3, 2))
+
+
 def test_rows_and_lookup_follow_the_order_asked_for():
     catalog = make()
     assert catalog.rows(["d", "a", "d"]).tolist() == [3, 0, 3]

@@ -414,6 +414,8 @@ def test_a_catalogue_is_extended_in_memory_by_codes_of_a_tokenizer():
         (["d", "c"], [[0, 0], [1, 1]], r"item id 'c' \(entry 1\) is in the catalogue already"),
         (["d", "d"], [[0, 0], [1, 1]], "item id 'd' appears more than once"),
         (["d", "e"], [[0, 0], [0, 0]], r"item id 'e' \(entry 1\): 3 items have its codes, and no number is left"),
+        (["d"], [[0, 0, 1]], r"expected codes of shape \(1, 2\) \(items, levels\) as integers, got int64 \(1, 3\)"),
+        (["d"], [[0.5, 0]], r"as integers, got float64 \(1, 2\)"),
     ):
         with pytest.raises(SemidError, match=said):
             extend(catalog, ids, np.array(given))

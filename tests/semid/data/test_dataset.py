@@ -1,10 +1,13 @@
 import hashlib
 import io
+import re
 
+import ml_dtypes
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import shapes
 from PIL import Image
 
 from semid import arrow
@@ -164,11 +167,31 @@ def test_with_vectors_adds_and_replaces_a_checked_column():
     assert dataset.vector_columns == ["half", "single", "model"]
     np.testing.assert_array_equal(dataset.vectors("model"), vectors)
     assert dataset.with_vectors("half", vectors).vectors("half").shape == (4, 5)
-    with pytest.raises(SemidError, match="expected 4 vectors for column 'model', got 3"):
-        dataset.with_vectors("model", vectors[:3])
     vectors[2, 1] = np.nan
     with pytest.raises(SemidError, match=r"^model: row 3, column 'model': vector holds a NaN"):
         dataset.with_vectors("model", vectors)
+
+
+def test_what_is_no_matrix_of_numbers_is_no_vector_column():
+    vectors = np.arange(8).reshape(4, 2)
+    for given in (vectors.astype(ml_dtypes.bfloat16), vectors, vectors.tolist()):
+        with shapes.unchecked():
+            dataset = build().with_vectors("v", given)
+        np.testing.assert_array_equal(dataset.vectors("v"), vectors)
+    for wrong in (vectors[:3], vectors[:, :0], vectors[:, 0], vectors[None], vectors.astype(str)):
+        shape = re.escape(f"got {wrong.dtype} {list(wrong.shape)}")
+        with pytest.raises(SemidError, match=rf"column 'v': expected numbers \[4 items, dim\], {shape}"):
+            build().with_vectors("v", wrong)
+
+
+@pytest.mark.parametrize(
+    ("rules", "named"),
+    [({"split_rule": GlobalTime}, "split_rule: .* GlobalTime"), ({"ties": "shuffled"}, "ties: .* ShuffledTies")],
+)
+def test_what_is_no_rule_is_named(rules, named):
+    for made in (lambda: build(**rules), lambda: build().replace(**rules)):
+        with pytest.raises(SemidError, match=rf"{named}\(\).*, got {re.escape(repr(next(iter(rules.values()))))}$"):
+            made()
 
 
 def test_statistics_by_hand():
