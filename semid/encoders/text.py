@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float
 from scipy.sparse import csr_array
-from scipy.sparse.linalg import svds
 
 from semid.data import Dataset, StoredEncoder, joined_texts
 from semid.encoders.content_encoders import ContentEncoderConfig, with_content_vectors
+from semid.encoders.factors import truncated_svd
 from semid.errors import SemidError
 
 COLUMN = "text_lsa"
@@ -83,8 +83,7 @@ class LatentSemantics:
         weights = _tf_idf(texts, _places_of(words), idf)
         rank = min(config.dim, min(weights.shape) - 1)
         start = np.random.default_rng(0).standard_normal(min(weights.shape)).astype(np.float32)
-        _, singular, right = svds(weights, k=rank, v0=start)
-        basis = right[np.argsort(-singular)].T
+        basis = truncated_svd(weights, rank=rank, start=start).right.T
         return cls(inputs, words, idf, np.ascontiguousarray(basis, np.float32))
 
     @property

@@ -11,14 +11,14 @@ import functools
 import numpy as np
 from jaxtyping import Float, Int
 from scipy import sparse
-from scipy.sparse.linalg import svds
 
 from semid.data import Histories
+from semid.encoders.factors import truncated_svd
 from semid.errors import SemidError
 
 # Rows of pairs that `ppmi` computes at once.
 _ROWS = 1 << 12
-_DENSE_ROWS = 512  # up to here a dense SVD is as fast, and equal singular values cannot make ARPACK restart unseeded
+_DENSE_ROWS = 512  # up to here a dense SVD is as fast
 
 
 def interactions_matrix(histories: Histories, *, num_items: int, num_users: int) -> sparse.csr_array:
@@ -176,7 +176,6 @@ def _factors(matrix: sparse.csr_array, dim: int, seed: int) -> Float[np.ndarray,
         left, singular, _ = np.linalg.svd(matrix.toarray(), full_matrices=False)
     else:
         start = np.random.default_rng(seed).normal(size=min(matrix.shape))
-        left, singular, _ = svds(matrix, k=dim, v0=start)
-        left, singular = left[:, ::-1], singular[::-1]
+        left, singular, _ = truncated_svd(matrix, rank=dim, start=start)
     left = left[:, :dim] * np.sqrt(singular[:dim])
     return left * np.sign(left[np.abs(left).argmax(0), np.arange(dim)])

@@ -3,9 +3,12 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+from scipy import sparse
+from scipy.sparse.linalg import svds
 
 from semid.data import Dataset
 from semid.encoders import LatentSemantics, LatentSemanticsConfig, restore_encoders, with_text_vectors
+from semid.encoders.factors import truncated_svd
 from semid.encoders.text import _tf_idf
 from semid.errors import SemidError
 from semid.recommender import encode_texts
@@ -70,6 +73,27 @@ def test_the_same_texts_give_the_same_bits():
     assert first.dtype == np.float32
     np.testing.assert_array_equal(first, second)
     assert not np.array_equal(first, latent_semantic_vectors(_texts(seed=1), dim=6))
+
+
+def test_few_different_texts_give_the_same_bits_too():
+    """Where many dimensions are left that nothing lies in, ARPACK draws vectors as it goes."""
+    rng, words = np.random.default_rng(0), [f"w{place}" for place in range(600)]
+    texts = [" ".join(rng.choice(words, 12)) for _ in range(5)] * 140
+    found = [LatentSemantics.fit(texts, LatentSemanticsConfig(dim=16)).basis for _ in range(3)]
+    assert found[0].shape[1] == 16
+    for again in found[1:]:
+        np.testing.assert_array_equal(again, found[0])
+
+
+@pytest.mark.parametrize("shape", [(90, 70), (30, 70)])
+def test_factors_are_those_of_scipy_to_the_bit(shape):
+    rng = np.random.default_rng(0)
+    matrix = sparse.random_array(shape, density=0.2, rng=rng, dtype=np.float32).tocsr()
+    start = rng.standard_normal(min(shape)).astype(np.float32)
+    expected = svds(matrix, k=8, v0=start)
+    found = truncated_svd(matrix, rank=8, start=start)
+    for ours, theirs in zip(found, (expected[0][:, ::-1], expected[1][::-1], expected[2][::-1]), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_vectors_have_unit_length_and_texts_without_known_words_are_zero():

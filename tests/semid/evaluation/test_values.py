@@ -99,9 +99,7 @@ def test_models_of_a_dataset_with_events(dataset):
     assert row["weighted_ndcg"] == pytest.approx((1 + 1 / np.log2(3)) / 3)
     assert row["value_recall"] == pytest.approx(2 / 4.5)
     assert row["value_ndcg"] == pytest.approx((1 + 1 / np.log2(3)) / 4.5)
-    with pytest.raises(
-        SemidError, match=r"popularity was measured at recall@2, recall@10, not at 5; give a k of"
-    ):
+    with pytest.raises(SemidError, match=r"popularity was measured at recall@2, recall@10, not at 5; give a k of"):
         compare_values(measured, target_values(dataset), k=5)
     of_exposures = compare_values(measured, target_values(dataset, values={"exposure": 3}), k=2)["rows"][0]
     assert of_exposures["value_recall"] == of_exposures["weighted_recall"] == 0
