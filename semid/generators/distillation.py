@@ -22,7 +22,7 @@ from semid.data import Histories
 from semid.errors import SemidError
 from semid.generators.objective import ObjectiveConfig
 from semid.generators.vector_teacher import VectorTeacher
-from semid.graphs import ItemGraph, LeaveOneOut, pruned
+from semid.graphs import ItemGraph, LeaveOneOutGraph, pruned
 from semid.recommender import Recommender
 from semid.training import PackedRows, Rows, SharedArray, own_share
 from seq_models import TeacherItems, last_state
@@ -232,7 +232,7 @@ class GraphTeacher:
         bounds = np.concatenate([[0], np.cumsum(lengths)])
         histories = Histories(np.full(len(starts), -1, np.int32), items.astype(np.int32), bounds[:-1], bounds[1:])
         is_last = np.isin(np.arange(len(row)), ends - 1)
-        for block, shares in LeaveOneOut(self.graph, repeats=self.repeats).distributions(histories):
+        for block, shares in LeaveOneOutGraph(self.graph, repeats=self.repeats).distributions(histories):
             at = source[block]
             asked = np.flatnonzero((at >= 0) & (is_last[at] if single else rows.targets[row[at], column[at]] >= 0))
             places = (row[at[asked]],) if single else (row[at[asked]], column[at[asked]])

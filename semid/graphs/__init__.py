@@ -13,7 +13,7 @@ from semid.graphs.cooccurrence import (
 )
 from semid.graphs.item_graph import Edges, ItemGraph
 from semid.graphs.item_knn import ItemKNN, UserItemVectors, VectorKNN
-from semid.graphs.leave_one_out import LeaveOneOut
+from semid.graphs.leave_one_out import LeaveOneOutGraph
 from semid.graphs.lightgcn import (
     BM3Config,
     CM3Config,
@@ -21,7 +21,7 @@ from semid.graphs.lightgcn import (
     GraphConfig,
     LightGCNConfig,
     MMHCLConfig,
-    Objective,
+    TripleLoss,
     train_graph,
 )
 from semid.graphs.neighbors import neighbor_overlap
@@ -43,13 +43,13 @@ __all__ = [
     "ItemGraph",
     "ItemGraphConfig",
     "ItemKNN",
-    "LeaveOneOut",
+    "LeaveOneOutGraph",
     "LightGCNConfig",
     "MMHCLConfig",
-    "Objective",
     "PpmiConfig",
     "Signal",
     "SmoothConfig",
+    "TripleLoss",
     "UserItemVectors",
     "VectorColumn",
     "VectorKNN",

@@ -22,7 +22,7 @@ _SPARE = 2
 _POSITIONS = 1 << 13
 
 
-class LeaveOneOut:
+class LeaveOneOutGraph:
     """The next item's distribution at every position of training histories, a history's own transitions taken out.
 
     Exact among the `2 width` largest edges of each item; items are new that no history holds, this one included.

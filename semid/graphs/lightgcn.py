@@ -39,7 +39,7 @@ from semid.graphs.signals import Signal, content_scale, has_content, standardize
 from semid.progress import show_progress
 
 
-class Objective(enum.Enum):
+class TripleLoss(enum.Enum):
     """Loss of a step's (user, item, random item) triples."""
 
     BPR = "bpr"
@@ -79,7 +79,7 @@ class GraphConfig(Signal):
     """Nearest items by content whose ego embeddings are added to an item's vector, normalized by degree; 0: none."""
     residual: bool = later_field(False)
     """Add an item's own ego embedding to its vector (BM3)."""
-    objective: Objective = later_field(Objective.BPR)
+    objective: TripleLoss = later_field(TripleLoss.BPR)
     """Loss of a step."""
     dropout: float = later_field(0.3)
     """Of the bootstrap's targets."""
@@ -121,13 +121,13 @@ class GraphConfig(Signal):
     @property
     def reads_content(self) -> bool:
         """Some part of it needs the column."""
-        return bool(self.neighbors or self.contrast or self.hyperedges or self.objective is not Objective.BPR)
+        return bool(self.neighbors or self.contrast or self.hyperedges or self.objective is not TripleLoss.BPR)
 
     def item_vectors(self, dataset: Dataset, *, seed: int) -> Float[np.ndarray, "items signal"]:
         return self.vectors(dataset, seed=seed).items
 
     def lacks_content(self, dataset: Dataset) -> bool:
-        of_losses = self.contrast or self.objective is not Objective.BPR
+        of_losses = self.contrast or self.objective is not TripleLoss.BPR
         return bool(of_losses) and not has_content(vector_column(dataset, self.column)[1]).all()
 
     def vectors(self, dataset: Dataset, *, seed: int) -> GraphVectors:
@@ -165,7 +165,7 @@ class BM3Config(GraphConfig):
 
     layers: int = 2
     residual: bool = True
-    objective: Objective = Objective.BOOTSTRAP
+    objective: TripleLoss = TripleLoss.BOOTSTRAP
     name = "bm3"
 
 
@@ -184,7 +184,7 @@ class CM3Config(GraphConfig):
     """CM3: alignment and calibrated uniformity on the sphere (Zhou et al., arXiv 2508.01226)."""
 
     neighbors: int = 10
-    objective: Objective = Objective.UNIFORM
+    objective: TripleLoss = TripleLoss.UNIFORM
     name = "cm3"
 
 
@@ -195,7 +195,7 @@ class GraphVectors(NamedTuple):
     users: Float[np.ndarray, "users dim"]
 
 
-class Edges(NamedTuple):
+class TrainingEdges(NamedTuple):
     """Edges that a step propagates over: users with items, and items with items by content."""
 
     interactions: Graph
@@ -250,7 +250,7 @@ def train_graph(
     optimizer = optax.adam(config.learning_rate)
     state = (parameters, optimizer.init(parameters))
     sets = hyperedges(matrix, content, config.hyperedges) if content is not None and config.hyperedges else None
-    edges, rng = Edges(make_graph(matrix), nearest, sets), np.random.default_rng(seed)
+    edges, rng = TrainingEdges(make_graph(matrix), nearest, sets), np.random.default_rng(seed)
     with show_progress(f"training {title}", total=config.epochs, unit="epochs") as progress:
         progress.say("compiling ...")
         for epoch in range(config.epochs):
@@ -269,14 +269,14 @@ def train_graph(
 
 def _heads(features: Float[Array, "items dim"] | None, config: GraphConfig, key: PRNGKeyArray) -> Heads:
     """The maps that the config's loss trains, at their start."""
-    bootstrap = config.objective is Objective.BOOTSTRAP
+    bootstrap = config.objective is TripleLoss.BOOTSTRAP
     mapped = features is not None and (bootstrap or config.contrast > 0)
     shape = (features.shape[1], config.dim) if mapped and features is not None else (1, 1)
     content = shape[0] ** -0.5 * jax.random.normal(key, shape)
     return Heads(content if mapped else None, jnp.eye(config.dim) if bootstrap else None)
 
 
-def _pruned(edges: Edges, matrix: sparse.csr_array, keep: float, rng: np.random.Generator) -> Edges:
+def _pruned(edges: TrainingEdges, matrix: sparse.csr_array, keep: float, rng: np.random.Generator) -> TrainingEdges:
     """A share of the interactions, drawn without replacement by `1 / sqrt(d_u d_i)`, and normalized anew."""
     pairs, degrees = matrix.tocoo(), _degrees(matrix)
     users, items = pairs.coords
@@ -288,7 +288,7 @@ def _pruned(edges: Edges, matrix: sparse.csr_array, keep: float, rng: np.random.
 
 
 def propagated(
-    ego: Float[Array, "nodes dim"], edges: Edges, *, num_users: int, config: GraphConfig
+    ego: Float[Array, "nodes dim"], edges: TrainingEdges, *, num_users: int, config: GraphConfig
 ) -> Float[Array, "nodes dim"]:
     """Final vectors before any head: linear and symmetric, as `propagate` is."""
     final = propagate(ego, edges.interactions, layers=config.layers)
@@ -298,7 +298,9 @@ def propagated(
 
 
 @partial(jax.jit, static_argnames=("num_users", "config"))
-def _final(parameters: Parameters, edges: Edges, *, num_users: int, config: GraphConfig) -> Float[Array, "nodes dim"]:
+def _final(
+    parameters: Parameters, edges: TrainingEdges, *, num_users: int, config: GraphConfig
+) -> Float[Array, "nodes dim"]:
     final = propagated(parameters.ego, edges, num_users=num_users, config=config)
     if parameters.hyper is not None and edges.hyper is not None:
         final += unit_rows(over_hyperedges(parameters.hyper, edges.hyper, layers=config.layers))
@@ -311,7 +313,7 @@ _State = tuple[Parameters, optax.OptState]
 @partial(jax.jit, static_argnames=("num_users", "config"), donate_argnums=0)
 def _epoch(
     state: _State,
-    edges: Edges,
+    edges: TrainingEdges,
     users: Int[Array, " n"],
     items: Int[Array, " n"],
     features: Float[Array, "items width"] | None,
@@ -345,7 +347,7 @@ def _epoch(
         if content is not None and heads.predictor is not None:
             head, dropout = heads.predictor, config.dropout
             value = bootstrap_loss(final, triples, content, head, key, dropout=dropout, present=there)
-        elif features is not None and config.objective is Objective.UNIFORM:
+        elif features is not None and config.objective is TripleLoss.UNIFORM:
             value = uniform_loss(final, triples, features[rows], weight=config.uniformity)
         else:
             value = bpr_loss(final, triples)

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from semid.data import Histories
-from semid.graphs import ItemGraph, ItemGraphConfig, LeaveOneOut
+from semid.graphs import ItemGraph, ItemGraphConfig, LeaveOneOutGraph
 from tests.semid.graphs.test_item_graph import CONFIG, ITEMS, LISTS, _unrepeated, _vectors
 
 
@@ -19,7 +19,7 @@ def _graph(lists, *, repeats: bool, config: ItemGraphConfig) -> ItemGraph:
 
 def test_blocks_of_empty_histories_have_no_positions(monkeypatch):
     monkeypatch.setattr("semid.graphs.leave_one_out._POSITIONS", 2)
-    teacher = LeaveOneOut(_graph(LISTS, repeats=True, config=CONFIG.resolved(["content"])))
+    teacher = LeaveOneOutGraph(_graph(LISTS, repeats=True, config=CONFIG.resolved(["content"])))
     lists = [[], [], [0, 1, 2], [], [], [1], []]
     blocks = list(teacher.distributions(Histories.from_lists(lists)))
     expected = list(teacher.distributions(Histories.from_lists([items for items in lists if items])))
@@ -42,7 +42,7 @@ def test_equals_the_graph_of_all_other_histories(lists, smoothing, monkeypatch):
     config = dataclasses.replace(CONFIG, smoothing=smoothing, new_items=0.0 if repeats else 1.0).resolved(["content"])
     whole = _graph(lists, repeats=repeats, config=config)
     found = np.zeros((sum(map(len, lists)), ITEMS))
-    for block, distributions in LeaveOneOut(whole).distributions(Histories.from_lists(lists)):
+    for block, distributions in LeaveOneOutGraph(whole).distributions(Histories.from_lists(lists)):
         found[block] = distributions.toarray()
     place, differs = 0, 0
     for user, items in enumerate(lists):

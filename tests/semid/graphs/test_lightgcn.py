@@ -25,7 +25,7 @@ from semid.graphs import (
     losses,
     train_graph,
 )
-from semid.graphs.lightgcn import Edges, _pruned, propagated
+from semid.graphs.lightgcn import TrainingEdges, _pruned, propagated
 from semid.graphs.losses import (
     bootstrap_loss,
     bpr_loss,
@@ -226,7 +226,7 @@ def test_content_neighbors_are_added_by_a_dense_matrix(content):
     dense *= scale[:, None] * scale
     ego = np.random.default_rng(0).normal(size=(43, 3)).astype(np.float32)
     matrix = interactions_matrix(_histories([[0, 1], [2]]), num_items=41, num_users=2)
-    edges = Edges(make_graph(matrix), graph)
+    edges = TrainingEdges(make_graph(matrix), graph)
     made = jax.jit(lambda ego: propagated(ego, edges, num_users=2, config=FREEDOM))(ego)
     plain = propagate(jnp.asarray(ego), edges.interactions, layers=2)
     np.testing.assert_allclose(made[2:] - plain[2:], dense @ ego[2:], atol=1e-5)
@@ -236,7 +236,7 @@ def test_content_neighbors_are_added_by_a_dense_matrix(content):
 def test_a_pruned_graph_keeps_a_share_of_the_edges_fewer_of_popular_nodes(planted):
     lists = [[0, 1 + user] for user in range(39)]  # all have item 0
     matrix = interactions_matrix(_histories(lists), num_items=41, num_users=39)
-    whole = Edges(make_graph(matrix), None)
+    whole = TrainingEdges(make_graph(matrix), None)
     kept = _pruned(whole, matrix, 0.5, np.random.default_rng(0)).interactions
     assert kept.nodes.shape == whole.interactions.nodes.shape
     assert int((kept.weights > 0).sum()) == 78  # 39 of 78 pairs, both ways
