@@ -125,13 +125,16 @@ def decoded(values: _Column) -> _Column:
         return as_strings(values)
     if pa.types.is_binary_view(kind):
         return values.cast(pa.large_binary())
-    if is_list(kind) and pa.types.is_dictionary(kind.value_type):
-        return values.cast(pa.large_list(kind.value_type.value_type))
-    if not pa.types.is_dictionary(kind):
+    of_lists = is_list(kind) and pa.types.is_dictionary(kind.value_type)
+    if not (of_lists or pa.types.is_dictionary(kind)):
         return values
     if isinstance(values, pa.ChunkedArray):
         chunks = [decoded(piece) for piece in _pieces(values)]
         return pa.chunked_array(chunks, None if chunks else kind.value_type)
+    if of_lists:
+        lengths = pc.fill_null(pc.list_value_length(values), 0).to_numpy()
+        offsets = pa.array(np.cumsum([0, *lengths], dtype=np.int64))
+        return pa.LargeListArray.from_arrays(offsets, decoded(values.flatten()), mask=values.is_null())
     words = values.dictionary
     return (words.cast(pa.string()) if is_string(words.type) else words).take(values.indices)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import posixpath
 import warnings
+from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -184,8 +185,8 @@ class VectorFile:
         """With the widths of the columns to read, and the encoders of those that are made."""
         with self._opened() as source:
             schema = source.schema_arrow
-            for name in schema.names:
-                if schema.names.count(name) > 1:
+            for name, count in Counter(schema.names).items():
+                if count > 1:
                     raise SemidError(f"{self.path}: column {name!r} occurs more than once; rename or drop one")
             wanted = list(columns) or self._only_vectors(schema)
             made = {name: encoder for name, encoder in encoders.items() if name not in schema.names}

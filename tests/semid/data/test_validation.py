@@ -237,10 +237,17 @@ def test_columns_that_parquet_cannot_hold_go(tmp_path):
 
 
 def test_lists_of_categoricals_are_lists_of_texts():
-    kind = pa.large_list(pa.dictionary(pa.uint32(), pa.large_string()))
     values = [["p", "q"], None, ["p", None]]
-    found = checked_items(pa.table(ITEMS | {"tags": pa.array(values).cast(kind)}), "I")["tags"]
-    assert (found.type, found.to_pylist()) == (pa.list_(pa.string()), values)
+    words = pa.array(["q", "p"]).cast(pa.string_view())
+    polars = pa.DictionaryArray.from_arrays(pa.array([1, 0, 1, None], pa.uint32()), words)
+    parts = [
+        pa.array(values).cast(pa.large_list(pa.dictionary(pa.uint32(), pa.large_string()))),
+        pa.ListArray.from_arrays(pa.array([0, None, 2, 4], pa.int32()), polars),
+        pa.array([["z"], *values]).cast(pa.list_(pa.dictionary(pa.int8(), pa.string())))[1:],
+    ]
+    for column in parts:
+        found = checked_items(pa.table(ITEMS | {"tags": column}), "I")["tags"]
+        assert (found.type, found.to_pylist()) == (pa.list_(pa.string()), values)
 
 
 def test_dates_are_midnights():
