@@ -57,7 +57,9 @@ def _by_lists(unit: Float[np.ndarray, "n dim"], k: int, block: int) -> Int[np.nd
     """Each list's members against the members of the lists whose centers are nearest to its own."""
     centers = _centers(unit, round(_LISTS * len(unit) ** 0.5))
     own = np.concatenate([np.argmax(unit[i : i + block] @ centers.T, axis=1) for i in range(0, len(unit), block)])
-    members = np.split(np.argsort(own, kind="stable"), np.cumsum(np.bincount(own, minlength=len(centers)))[:-1])
+    # Of equal vectors come equal centers, all but one without members, and each of them the nearest to the others.
+    used, sizes = np.unique(own, return_counts=True)
+    centers, members = centers[used], np.split(np.argsort(own, kind="stable"), np.cumsum(sizes)[:-1])
     nearest = np.full((len(unit), k), -1, np.int32)
     for center, of_list in enumerate(members):
         probes = np.argsort(-(centers @ centers[center]))[:_PROBES]

@@ -254,6 +254,20 @@ def test_neighbors_of_many_vectors_are_looked_for_in_the_nearest_lists(monkeypat
     assert 0.9 < np.mean(shared) / 5 < 1
 
 
+def test_lists_that_equal_vectors_leave_empty_are_not_searched(monkeypatch):
+    rng = np.random.default_rng(0)
+    vectors = np.repeat(rng.normal(size=(60, 8)), 20, axis=0) + 0.3 * rng.normal(size=(1200, 8))
+    vectors[:700] = vectors[0]
+    exact = neighbors(vectors, k=5)
+    monkeypatch.setattr("semid.graphs.neighbors._EXACT", 100)
+    monkeypatch.setattr("semid.graphs.neighbors._PROBES", 4)
+    found = neighbors(vectors, k=5, block=64)
+    assert (found[:700] < 700).all()
+    others = exact.min(axis=1) >= 700
+    shared = [len(set(a) & set(b)) for a, b in zip(found[others].tolist(), exact[others].tolist(), strict=True)]
+    assert np.mean(shared) / 5 > 0.9
+
+
 @pytest.mark.parametrize(("columns", "k"), [(31, 3), (64, 2), (100, 2), (330, 10), (1000, 10)])
 def test_the_largest_by_stripes_are_the_largest(columns, k):
     values = np.random.default_rng(columns).normal(size=(7, columns)).astype(np.float32)
