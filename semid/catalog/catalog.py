@@ -52,11 +52,11 @@ class CatalogPath(NamedTuple):
         return cls(artifacts.fetched(folder), int(number))
 
     @classmethod
-    def writable(cls, name: str | Path) -> Path:
-        """The folder, to write its next version. Raises SemidError where a version is named."""
+    def writable(cls, name: str | Path, *, because: str = "a new version follows the current one") -> Path:
+        """The folder, to write its next version or to read all. Raises SemidError where a version is named."""
         found = cls.parse(name)
         if found.version is not None:
-            raise SemidError(f"{name}: a new version follows the current one; leave out @{found.version}")
+            raise SemidError(f"{name}: {because}; leave out @{found.version}")
         return found.folder
 
 

@@ -97,7 +97,7 @@ def _after(base: Version, changes: Sequence[Change]) -> Version:
 
 def history(folder: str | Path) -> list[Entry]:
     """All versions, the artifact itself first. Reads no items."""
-    folder = CatalogPath.writable(folder)
+    folder = CatalogPath.writable(folder, because="the history is of all versions")
     base = _base(folder)
     made = artifacts.read_manifest(folder)
     active = base.catalog.num_active
@@ -116,7 +116,7 @@ def verify(folder: str | Path) -> Version:
     """Read every byte of every version. Raises SemidError naming the first file that does not fit: edited, missing, of
     another catalogue or tokenizer, with codes out of range, an item twice or moved, or codes of two items; and a
     snapshot that is not what the changes come to."""
-    folder = CatalogPath.writable(folder)
+    folder = CatalogPath.writable(folder, because="all versions are verified")
     base, snapshots = _base(folder), list_files(folder).snapshots
     changes = list(_changes(folder, base, None, None if snapshots else STATE_COLUMNS, snapshots=False))
     if not snapshots:  # the vectors too, which need not be in memory together
@@ -190,7 +190,7 @@ def compact(folder: str | Path) -> Version:
     Loading reads it in their place; the last one before it stays, as others may be reading it.
     Raises SemidError naming a file that does not fit.
     """
-    folder = CatalogPath.writable(folder)
+    folder = CatalogPath.writable(folder, because="a snapshot is of the current version")
     base, found = _base(folder), list_files(folder)
     is_due = found.last and found.last not in found.snapshots
     if is_due:

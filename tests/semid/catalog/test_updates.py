@@ -15,7 +15,7 @@ import pytest
 from quantizers import ProductKMeans, ResidualKMeans
 from semid import artifacts
 from semid.catalog import CATALOG_FILE, Collisions, Known, SemanticCatalog, extend, remove, updates
-from semid.catalog.versions import compact, current, revert, vectors, verify
+from semid.catalog.versions import compact, current, history, revert, vectors, verify
 from semid.cli import main
 from semid.config import to_dict
 from semid.data import Standardizer
@@ -383,13 +383,22 @@ def test_of_files_that_were_appended_before_only_the_ids_are_read(tmp_path, monk
     assert [call.args[0] for call in opened.call_args_list] == [str(wide)]
 
 
-@pytest.mark.parametrize("write", [lambda f: remove(f, ["i0"]), lambda f: append(f, []), compact])
-def test_a_version_is_read_and_not_written_to(folder, tmp_path, write):
+@pytest.mark.parametrize(
+    ("write", "because"),
+    [
+        (lambda f: remove(f, ["i0"]), "a new version follows the current one"),
+        (lambda f: append(f, []), "a new version follows the current one"),
+        (compact, "a snapshot is of the current version"),
+        (history, "the history is of all versions"),
+        (verify, "all versions are verified"),
+    ],
+)
+def test_a_version_is_read_and_not_written_to(folder, tmp_path, write, because):
     append(folder, [_file(tmp_path / "1.parquet", ["n0"], _points(1, seed=4))])
     at = f"{folder}@0"
     assert len(SemanticCatalog.load(at)) == len(current(at).catalog) == 6
     assert SemanticTokenizer.from_pretrained(at).dim == DIM
-    with pytest.raises(SemidError, match=r"catalog@0: a new version follows the current one; leave out @0"):
+    with pytest.raises(SemidError, match=rf"catalog@0: {because}; leave out @0"):
         write(at)
     with pytest.raises(SemidError, match="names version 0, and version 1 is asked for"):
         SemanticCatalog.load(at, 1)
