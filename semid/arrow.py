@@ -132,7 +132,7 @@ def decoded(values: _Column) -> _Column:
         chunks = [decoded(piece) for piece in _pieces(values)]
         return pa.chunked_array(chunks, None if chunks else kind.value_type)
     if of_lists:
-        lengths = pc.fill_null(pc.list_value_length(values), 0).to_numpy()
+        lengths: np.ndarray = pc.fill_null(pc.list_value_length(values), 0).to_numpy()
         offsets = pa.array(np.cumsum([0, *lengths], dtype=np.int64))
         return pa.LargeListArray.from_arrays(offsets, decoded(values.flatten()), mask=values.is_null())
     words = values.dictionary
