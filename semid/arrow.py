@@ -130,7 +130,8 @@ def decoded(values: _Column) -> _Column:
         return values
     if isinstance(values, pa.ChunkedArray):
         chunks = [decoded(piece) for piece in _pieces(values)]
-        return pa.chunked_array(chunks, None if chunks else kind.value_type)
+        empty = pa.large_list(kind.value_type.value_type) if of_lists else kind.value_type
+        return pa.chunked_array(chunks, None if chunks else empty)
     if of_lists:
         lengths: np.ndarray = pc.fill_null(pc.list_value_length(values), 0).to_numpy()
         offsets = pa.array(np.cumsum([0, *lengths], dtype=np.int64))

@@ -8,6 +8,8 @@ import warnings
 import zlib
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from semid.errors import SemidError
 
 if TYPE_CHECKING:
@@ -31,6 +33,8 @@ def load_image(data: bytes, *, size: int) -> Image.Image:
         if image.width * image.height > MAX_PIXELS:
             raise Image.DecompressionBombError
         image.draft("RGB", (size, size))
+        if image.mode.startswith("I"):  # gray of 16 bits, of which Pillow makes white of all but the darkest
+            return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
         return image.convert("RGB")
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise SemidError(large) from None

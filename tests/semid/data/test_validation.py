@@ -9,6 +9,7 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
+from semid.data import load_image
 from semid.data.validation import checked_items, checked_tables
 from semid.errors import SemidError
 
@@ -334,6 +335,12 @@ def test_undecodable_images_are_faults(data):
     assert str(caught.value) == (
         "I: row 2, column 'image': not a readable PNG or JPEG image; replace it or set it to null"
     )
+
+
+def test_gray_of_16_bits_is_that_gray():
+    gray, buffer = np.arange(256, dtype=np.uint16).reshape(16, 16), io.BytesIO()
+    Image.fromarray(257 * gray).save(buffer, "PNG")
+    np.testing.assert_array_equal(np.asarray(load_image(buffer.getvalue(), size=16)), np.stack([gray] * 3, axis=-1))
 
 
 @pytest.mark.parametrize("size", [(8001, 8000), (9500, 9500), (60000, 60000)])
