@@ -49,9 +49,10 @@ def read_table(
 
     Text files are UTF-8, or UTF-16 with a byte order mark, and may be compressed (`.csv.gz`). In CSV and TSV, the
     columns `strings` (else ids and the usual text columns: title, name, text, brand, description, category) are
-    strings whatever they look like, and an empty field is null; TSV has quotes only where all of a file's quotes are
-    those of a CSV writer. Strings of JSONL are strings, also where they look like dates. Columns of Parquet that are
-    not among those `needed` (None: all are) come as nulls.
+    strings whatever they look like, other columns where any of their values, in whatever part, is no number, time or
+    boolean, and an empty field is null; TSV has quotes only where all of a file's quotes are those of a CSV writer.
+    Strings of JSONL are strings, also where they look like dates. Columns of Parquet that are not among those `needed`
+    (None: all are) come as nulls.
     Raises SemidError naming the file, and the line where there is one, if it is absent, not of its kind, or of a kind
     that is not known.
     """
@@ -59,6 +60,8 @@ def read_table(
     parts = {part: _read_file(part, strings, needed) for part in table_files(path)}
     if not path.is_dir():
         return parts[path]
+    if table_kind(path) == "csv" and (mixed := _strings_in_some(parts.values())):
+        parts = {part: _read_file(part, (*strings, *mixed), needed) for part in parts}
     tables = [with_partitions(table, partitions(part.relative_to(path))) for part, table in parts.items()]
     try:
         table = pa.concat_tables(tables, promote_options="permissive")
@@ -66,6 +69,13 @@ def read_table(
         return _typed(table, [name for name in table.column_names if name not in own.union(strings)])
     except pa.ArrowException as error:
         raise SemidError(f"{path}: its parts are no one table ({first_line(error)}); write them alike") from None
+
+
+def _strings_in_some(tables: Iterable[pa.Table]) -> set[str]:
+    """Columns that are strings in some tables and other values in others, as in CSV files that are read one by one."""
+    fields = [field for table in tables for field in table.schema if not pa.types.is_null(field.type)]
+    of_strings = {field.name for field in fields if is_string(field.type)}
+    return of_strings & {field.name for field in fields if not is_string(field.type)}
 
 
 def with_partitions(table: pa.Table, values: Mapping[str, str | None]) -> pa.Table:

@@ -126,6 +126,18 @@ def test_a_folder_of_parts_is_a_table(tmp_path):
         read_table(folder)
 
 
+@pytest.mark.parametrize(("suffix", "separator"), [(".csv", ","), (".tsv", "\t")])
+def test_a_column_of_parts_is_strings_where_any_part_has_such(tmp_path, suffix, separator):
+    lines = ["item_id,isbn,w,day", "a,007,1,2024-01-01", "b,08X,.5,none", "c,,,"]
+    for number, line in enumerate(lines[1:]):
+        text = f"{lines[0]}\n{line}\n".replace(",", separator)
+        (tmp_path / f"part-{number}{suffix}").write_text(text)
+    table = read_table(tmp_path)
+    assert table["isbn"].to_pylist() == ["007", "08X", None]
+    assert table["w"].to_pylist() == [1, 0.5, None]
+    assert table["day"].to_pylist() == ["2024-01-01", "none", None]
+
+
 def test_partitions_of_a_folder_are_columns(tmp_path):
     """As Spark and Hive write them."""
     days = {"2024-05-01": "a", "2024-05-02": "b", "__HIVE_DEFAULT_PARTITION__": "c"}
