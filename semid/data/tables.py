@@ -18,7 +18,7 @@ import pyarrow.json
 import pyarrow.parquet
 from fsspec.implementations.local import LocalFileSystem
 
-from semid.arrow import is_list, is_string
+from semid.arrow import decoded, is_list, is_string
 from semid.artifacts import fetched, first_line, sha256, sha256_json
 from semid.data import storage
 from semid.data.faults import HALF_CHARACTER
@@ -62,7 +62,7 @@ def read_table(
         return parts[path]
     if table_kind(path) == "csv" and (mixed := _strings_in_some(parts.values())):
         parts = {part: _read_file(part, (*strings, *mixed), needed) for part in parts}
-    tables = [with_partitions(table, partitions(part.relative_to(path))) for part, table in parts.items()]
+    tables = [with_partitions(_decoded(table), partitions(part.relative_to(path))) for part, table in parts.items()]
     try:
         table = pa.concat_tables(tables, promote_options="permissive")
         own = {name for part in parts.values() for name in part.column_names}
@@ -76,6 +76,14 @@ def _strings_in_some(tables: Iterable[pa.Table]) -> set[str]:
     fields = [field for table in tables for field in table.schema if not pa.types.is_null(field.type)]
     of_strings = {field.name for field in fields if is_string(field.type)}
     return of_strings & {field.name for field in fields if not is_string(field.type)}
+
+
+def _decoded(table: pa.Table) -> pa.Table:
+    """A part with categorical columns as their values, which other parts may hold alone."""
+    for at, field in enumerate(table.schema):
+        if (column := decoded(table.column(at))).type != field.type:
+            table = table.set_column(at, field.name, column)
+    return table
 
 
 def with_partitions(table: pa.Table, values: Mapping[str, str | None]) -> pa.Table:

@@ -138,6 +138,14 @@ def test_a_column_of_parts_is_strings_where_any_part_has_such(tmp_path, suffix, 
     assert table["day"].to_pylist() == ["2024-01-01", "none", None]
 
 
+def test_parts_may_be_categorical_in_some(tmp_path):
+    values = pa.array(["x", "y"])
+    kinds = [pa.string(), pa.dictionary(pa.int8(), pa.string()), pa.string_view(), pa.large_string()]
+    for number, kind in enumerate(kinds):
+        pq.write_table(pa.table({"item_id": [1, 2], "brand": values.cast(kind)}), tmp_path / f"{number}.parquet")
+    assert read_table(tmp_path)["brand"].to_pylist() == ["x", "y"] * 4
+
+
 def test_partitions_of_a_folder_are_columns(tmp_path):
     """As Spark and Hive write them."""
     days = {"2024-05-01": "a", "2024-05-02": "b", "__HIVE_DEFAULT_PARTITION__": "c"}
