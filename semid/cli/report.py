@@ -18,6 +18,9 @@ class Report:
 
     runs: tyro.conf.Positional[tuple[PathOrUrl, ...]]
     """Run folders, each with a metrics.json."""
+    dataset: PathOrUrl | None = None
+    """Dataset folder with the items' titles, pictures and categories, for runs without a folder `dataset` of their own;
+    none given: such items are shown by their ids."""
     out: PathOrUrl | None = None
     """File to write; none given: report.html in the first run's folder."""
 
@@ -26,5 +29,5 @@ class Report:
 
         if not self.runs:
             raise SemidError("report: expected at least one run folder; name folders that hold a metrics.json")
-        out = write_report(self.runs, self.out or f"{self.runs[0]}/report.html")
+        out = write_report(self.runs, self.out or f"{self.runs[0]}/report.html", dataset=self.dataset)
         console.print(f"wrote {artifacts.shown(str(out))}")

@@ -40,16 +40,20 @@ _IN_HEADINGS = {"dataset", "split", "exclude_seen"}  # of each table: a run may 
 _IDENTITY = ("users", "items", "interactions", "split_rule", "tie_rule")
 
 
-def write_report(runs: Sequence[str | Path], out: str | Path) -> Path:
-    """Write the report of `runs` to the HTML file `out` and return its path.
+def write_report(runs: Sequence[str | Path], out: str | Path, *, dataset: str | Path | None = None) -> Path:
+    """Write the report of `runs` to the HTML file `out` and return its path. Titles, pictures and categories of items
+    are those of a run's folder `dataset`, of `dataset` for runs that have none.
 
     Raises SemidError for no run, a run without `metrics.json`, an unreadable file, or a damaged artifact.
     """
     if not runs:
         raise SemidError("report: expected at least one run folder, got none; name folders that hold metrics.json")
     out = artifacts.try_file(out)
-    plotly_js = _plotly()
-    sections = [_section(name, artifacts.fetched(run), len(runs)) for name, run in zip(_names(runs), runs, strict=True)]
+    plotly_js, folder = _plotly(), None
+    if dataset is not None:
+        artifacts.read_artifact(folder := artifacts.fetched(dataset), artifacts.Kind.DATASET)
+    places = [(name, artifacts.fetched(run)) for name, run in zip(_names(runs), runs, strict=True)]
+    sections = [_section(name, run, folder, len(runs)) for name, run in places]
     title = ", ".join(dict.fromkeys(section["dataset"] for section in sections))
     _tell_datasets_apart(sections)
     page = _template().render(
@@ -111,8 +115,8 @@ def _tell_datasets_apart(sections: Sequence[dict[str, Any]]) -> None:
         section["dataset"] = section["results"][0]["dataset"]
 
 
-def _section(name: str, run: Path, num_runs: int) -> dict[str, Any]:
-    """All that the page shows of one run."""
+def _section(name: str, run: Path, dataset: Path | None, num_runs: int) -> dict[str, Any]:
+    """All that the page shows of one run; items as in `dataset` where the run has none."""
     first = _result(run / "metrics.json")
     others = [_result(file) for file in sorted(run.glob("metrics_*.json"))]
     for other in others:  # what differs is all that is worth saying again
@@ -127,7 +131,9 @@ def _section(name: str, run: Path, num_runs: int) -> dict[str, Any]:
     for other in others:
         if not other["dataset"]:
             other |= {key: first[key] for key in ("dataset", "identity")}
-    items, catalog = Items.read(run / "dataset" / "items.parquet"), _catalog(run / "catalog")
+    own = run / "dataset"
+    items = Items.read((own if dataset is None or own.is_dir() else dataset) / "items.parquet")
+    catalog = _catalog(run / "catalog")
     of_model = next((_catalog(run / model) for model in first["models"]), None)
     health_file = run / "catalog" / "health.json"
     health = artifacts.read_json(health_file) if health_file.is_file() else {}

@@ -109,6 +109,15 @@ def _table_rows(page: str) -> list[list[str]]:
     return [[re.sub("<[^>]*>", "", cell) for cell in re.findall(r"<t[hd].*?</t[hd]>", row, re.DOTALL)] for row in rows]
 
 
+def test_items_of_a_run_without_a_dataset_are_those_of_the_dataset_that_is_given(run, tmp_path):
+    dataset = shutil.move(run / "dataset", tmp_path / "elsewhere")
+    assert "Night cream" not in _page(run)
+    page = write_report([run], tmp_path / "report.html", dataset=dataset).read_text()
+    assert "Night cream" in page and "data:image/png;base64," in page and "mixed or other" in page
+    with pytest.raises(SemidError, match="expected an artifact of kind 'dataset', found 'catalog'"):
+        write_report([run], tmp_path / "report.html", dataset=run / "catalog")
+
+
 def test_metrics_are_ranked_beside_their_share_of_the_oracle(run):
     page = _page(run)
     assert "<h1>Tiny &amp; Co</h1>" in page
