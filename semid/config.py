@@ -182,10 +182,12 @@ def difference(old: dict, new: dict, *, prefix: str = "", most: int | None = 4) 
     """The first `most` entries in which two JSON configs differ (None: all), for a message: `epochs: 3 -> 4, ...`.
 
     Empty if none does. An absent entry is None, and 36 is 36.0: what was written before a field was added or given as a
-    float still reads.
+    float still reads. Of two configs of another `type` that alone is said: what else they hold is not the same choice.
     """
+    of_types = [side.get("type") for side in (old, new)]
+    of_other = None not in of_types and of_types[0] != of_types[1]
     changes = []
-    for key in sorted(old.keys() | new.keys()):
+    for key in ["type"] if of_other else sorted(old.keys() | new.keys()):
         a, b = old.get(key), new.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
             changes.append(difference(a, b, prefix=f"{prefix}{key}.", most=most))

@@ -98,14 +98,21 @@ def trackers_of(words: Sequence[str]) -> tuple[list[str], list[str]]:
     words = split_equals(words, "--track")
     if "--track" not in words:
         return [], list(words)
+    _check_trains(words, "--track")
     at = words.index("--track")
     names = list(itertools.takewhile(TRACKERS.__contains__, words[at + 1 :]))
-    if not names or words[0] not in TRAINING:
+    if not names:
         word = next(iter(words[at + 1 :]), "") or "none"
-        near = [] if names else difflib.get_close_matches(word, TRACKERS, n=1)
-        what = f"; did you mean {near[0]}?" if near else f", of a command that trains ({', '.join(TRAINING)})"
-        raise SemidError(f"--track: expected some of {', '.join(TRACKERS)}, got {word}{what}")
+        near = difflib.get_close_matches(word, TRACKERS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise SemidError(f"--track: expected some of {', '.join(TRACKERS)}, got {word}{hint}")
     return names, [*words[:at], *words[at + 1 + len(names) :]]
+
+
+def _check_trains(words: Sequence[str], option: str) -> None:
+    """Raise SemidError for an option of trainings given to another command, or before the command's name."""
+    if words[0] not in TRAINING:
+        raise SemidError(f"{option}: expected after the name of a command that trains ({', '.join(TRAINING)})")
 
 
 def profile_of(words: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -115,10 +122,11 @@ def profile_of(words: Sequence[str]) -> tuple[str | None, list[str]]:
     words = split_equals(words, "--profile")
     if "--profile" not in words:
         return None, list(words)
+    _check_trains(words, "--profile")
     at = words.index("--profile")
     folder = next(iter(words[at + 1 :]), "")
-    if words[0] not in TRAINING or not folder or folder.startswith("-"):
-        raise SemidError(f"--profile: expected a folder, of a command that trains ({', '.join(TRAINING)})")
+    if not folder or folder.startswith("-"):
+        raise SemidError(f"--profile: expected a folder, got {folder or 'none'}")
     return folder, [*words[:at], *words[at + 2 :]]
 
 

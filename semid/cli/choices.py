@@ -57,13 +57,8 @@ Ties = Annotated[
 def _renamed(word: str) -> tuple[str, str]:
     own, _, theirs = word.partition("=")
     if not own or not theirs:
-        raise SemidError(f"columns: expected NAME=COLUMN, such as item_id=asin, got {word!r}")
+        raise SemidError(f"expected columns as NAME=COLUMN, such as item_id=asin, got {word!r}")
     return own, theirs
-
-
-def _column(word: str) -> str:
-    _renamed(word)
-    return word
 
 
 Column = Annotated[
@@ -71,7 +66,7 @@ Column = Annotated[
     tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
         metavar="NAME=COLUMN",
-        instance_from_str=lambda words: _column(words[0]),
+        instance_from_str=lambda words: words[0],
         is_instance=lambda value: isinstance(value, str),
         str_from_instance=lambda value: [value],
     ),
@@ -87,6 +82,12 @@ def by_name(words: Sequence[str], option: str, read: Callable[[str], tuple[str, 
             raise SemidError(f"{option} {word}: {name} is given already ({found[name]}); give it once")
         found[name] = value
     return found
+
+
+def check_columns(words: Sequence[str]) -> None:
+    """Raise SemidError for a word that is no NAME=COLUMN."""
+    for word in words:
+        _renamed(word)
 
 
 def columns_of(words: Sequence[str]) -> dict[str, str]:

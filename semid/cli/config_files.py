@@ -259,7 +259,9 @@ def _naming(entries: Sequence[Entry]) -> Iterator[None]:
         yield
     except ValueError as error:
         about = [entry for entry in entries if entry.key[-1] in str(error)] or entries
-        raise SemidError(f"{about[0].where}: {error}" if about else str(error)) from None
+        if not about:
+            raise SemidError(str(error)) from None
+        raise SemidError(f"{about[0].where}: {str(error).removeprefix(f'{about[0].key[-1]}: ')}") from None
 
 
 def _value(kind: Any, entry: Entry) -> Any:
@@ -267,8 +269,9 @@ def _value(kind: Any, entry: Entry) -> Any:
     kind, marks = unwrapped(kind)
     node = entry.node
     if spec := next((mark for mark in marks if isinstance(mark, SPEC)), None):
+        text = _of_text(str, entry)
         with _naming([entry]):
-            return spec.instance_from_str([_of_text(str, entry)])
+            return spec.instance_from_str([text])
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType) and not alternatives_of(kind):
         return _of_union(args, entry)

@@ -14,7 +14,7 @@ from rich.table import Table
 from semid import artifacts
 from semid.arrow import digest
 from semid.artifacts import Kind
-from semid.cli.choices import Column, PathOrUrl, Ties, columns_of
+from semid.cli.choices import Column, PathOrUrl, Ties, check_columns, columns_of
 from semid.cli.console import console
 from semid.config import to_dict
 from semid.data import SUFFIXES, Dataset, LeaveOneOut, SourceOrder, SplitRule, table_kind
@@ -120,6 +120,11 @@ class _Imported(_Recorded):
 
     drop_repeated_lines: bool = False
     """Keep only the first of interactions that are equal in user, item, time, event and weight: events sent twice."""
+    columns: tuple[Column, ...] = ()
+    """Columns that have another name in the tables: item_id=asin title=name."""
+
+    def __post_init__(self) -> None:
+        check_columns(self.columns)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,8 +138,6 @@ class _Tables(_Imported):
     (`--interaction-weights`)."""
     vectors: dict[str, PathOrUrl] = field(default_factory=dict)
     """Vector columns from .npy files: NAME FILE, row i for item row i."""
-    columns: tuple[Column, ...] = ()
-    """Columns that have another name in the tables: item_id=asin title=name."""
     name: str = ""
     """Name of the dataset; none given: the output folder's."""
 
@@ -190,8 +193,6 @@ class HuggingFace(_Imported):
     """Split with the interactions, likewise."""
     revision: str | None = None
     """Commit, tag or branch of the hub; none given: its main branch."""
-    columns: tuple[Column, ...] = ()
-    """Columns that have another name in the tables: item_id=asin title=name."""
     name: str = ""
     """Name of the dataset; none given: the output folder's."""
 

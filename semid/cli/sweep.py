@@ -56,6 +56,8 @@ class Sweep:
 
     def run(self) -> None:
         check_seed(self.seed)
+        if self.trials < 1:
+            raise SemidError(f"--trials {self.trials}: expected at least 1")
         space = Space.read(self.space)
         folder = artifacts.local_only(self.out, "the study is a file of SQLite")
         study = _study(folder, space)
@@ -123,6 +125,8 @@ def _study(folder: Path, space: Space) -> optuna.Study:
     except ImportError:
         raise SemidError("a sweep needs the extra: pip install 'semid[sweep]'") from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    if (folder / artifacts.MANIFEST).is_file():
+        raise SemidError(f"{folder}: is an artifact; choose another folder for the sweep (--out)")
     artifacts.try_file(folder / CONFIG)
     folder.mkdir(parents=True, exist_ok=True)
     storage = _storage(f"sqlite:///{folder / STUDY}")

@@ -246,6 +246,9 @@ def test_difference_names_what_differs():
     assert difference(old, old) == ""
     assert difference(old, to_dict(Train("a", Adam(0.5), epochs=4))) == "epochs: 3 -> 4, optimizer.rate: 0.001 -> 0.5"
     assert difference({"a": 1}, {"b": None, "c": 2}) == "a: 1 -> None, c: None -> 2"
+    kinds = ({"of": {"type": kind, f"size_{kind}": 8}, "seed": seed} for kind, seed in (("A", 0), ("B", 1)))
+    assert difference(*kinds) == "of.type: 'A' -> 'B', seed: 0 -> 1"
+    assert difference({"type": {"choices": ["a"]}}, {"type": "a"}).startswith("type: {'choices'")
     assert difference(dict.fromkeys("abcdef", 1), {}).count("->") == 4
 
 

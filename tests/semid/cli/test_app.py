@@ -265,6 +265,10 @@ def test_a_simulated_world_and_the_draw_of_its_held_out_items_have_a_seed_each()
         (f"{TRAIN} --model.dim 7", "semid train: --model.dim 7: dim 7 must divide into 2 heads"),
         ("tokenize --dataset d --out o --decay=1.5", "semid tokenize: --decay 1.5: expected decay in [0, 1)"),
         ("tokenize --dataset d --out o rq-vae --level-sizes 4 0", "semid tokenize: --level-sizes 4 0: expected si"),
+        (
+            "prepare csv --items i.csv --interactions j.csv --out o --columns item_id",
+            "semid prepare: --columns item_id: expected columns as NAME=COLUMN, such as item_id=asin, got 'item_id'\n",
+        ),
         (f"{TRAIN} --lr 0.1", "semid train: --lr is called --learning-rate here\n"),
         ("tokenise --dataset d", "semid: no command 'tokenise'; did you mean tokenize?\n"),
         ("xyz", "semid: no command 'xyz'; semid --help lists them\n"),
@@ -418,10 +422,11 @@ def test_a_broken_pipe_elsewhere_is_an_error(monkeypatch, capfd):
     ("line", "message"),
     [
         ("train --track mlfow --dataset d", "got mlfow; did you mean mlflow?"),
-        ("train --dataset d --track", "got none, of a command that trains"),
-        ("evaluate --track wandb", "got wandb, of a command that trains"),
-        ("evaluate --track=wandb", "got wandb, of a command that trains"),
-        ("train --track=", "got none, of a command that trains"),
+        ("train --dataset d --track", "expected some of tensorboard, wandb, mlflow, got none"),
+        ("evaluate --track wandb", "--track: expected after the name of a command that trains (demo, "),
+        ("evaluate --track=wandb", "--track: expected after the name of a command that trains"),
+        ("--track wandb train --dataset d", "--track: expected after the name of a command that trains"),
+        ("train --track=", "expected some of tensorboard, wandb, mlflow, got none"),
     ],
 )
 def test_trackers_are_named_after_commands_that_train(capsys, line, message):
@@ -437,19 +442,19 @@ def test_trackers_are_named_after_commands_that_train(capsys, line, message):
 
 
 @pytest.mark.parametrize(
-    "line",
+    ("line", "message"),
     [
-        "train --profile --dataset d",
-        "train --dataset d --profile",
-        "train --profile= --dataset d",
-        "evaluate --profile x",
-        "evaluate --profile=x",
+        ("train --profile --dataset d", "--profile: expected a folder, got --dataset"),
+        ("train --dataset d --profile", "--profile: expected a folder, got none"),
+        ("train --profile= --dataset d", "--profile: expected a folder, got none"),
+        ("evaluate --profile x", "--profile: expected after the name of a command that trains (demo, "),
+        ("evaluate --profile=x", "--profile: expected after the name of a command that trains"),
     ],
 )
-def test_a_profile_has_a_folder_and_is_of_a_command_that_trains(capsys, line):
+def test_a_profile_has_a_folder_and_is_of_a_command_that_trains(capsys, line, message):
     with pytest.raises(SystemExit):
         main(line.split())
-    assert "--profile: expected a folder, of a command that trains (demo, " in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert app.profile_of(["train", "--profile", "x", "-k", "3"]) == ("x", ["train", "-k", "3"])
     assert app.profile_of(["train", "--profile=x", "-k", "3"]) == ("x", ["train", "-k", "3"])
     assert app.profile_of(["evaluate", "-k", "3"]) == (None, ["evaluate", "-k", "3"])

@@ -199,6 +199,7 @@ def test_configs_inside_of_a_list_are_mappings_like_others(parsed):
         ("batch-size: 0", "line 1: batch_size: expected batch_size above 0, got 0"),
         ("epochs: 1\ntraining: {epochs: 2}", "line 2: training.epochs: given before as epochs; keep one"),
         ("epochs: 1\nepochs: 2", "line 2: epochs: given twice; keep one"),
+        ("dataset: [a, b]", "line 1: dataset: expected str, got a list"),
         ("training: 3", "line 1: training: expected its options, got a value"),
         ("dataset: &a d\nout: *a", "line 2: aliases"),
         ("dataset: [d", "line 1: not valid YAML"),
@@ -209,8 +210,9 @@ def test_configs_inside_of_a_list_are_mappings_like_others(parsed):
     ],
 )
 def test_what_does_not_fit_is_said_by_file_and_line(parsed, tmp_path, text, message):
-    with pytest.raises(SemidError, match=rf"run\.yaml: {message.replace('?', '[?]')}"):
+    with pytest.raises(SemidError, match=rf"run\.yaml: {message.replace('?', '[?]')}") as error:
         parsed("train --config {}", text)
+    assert str(error.value).count("run.yaml") == 1
 
 
 @pytest.mark.parametrize(

@@ -258,6 +258,20 @@ def test_a_sweep_at_a_url_is_refused(space, capsys):
     assert "the study is a file of SQLite" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("trials", "message"), [(0, "--trials 0: expected at least 1"), (1, "out: is an artifact; ch")]
+)
+def test_no_trials_and_the_folder_of_an_artifact_are_refused(space, folder, capsys, trials, message):
+    folder.mkdir()
+    if trials:
+        (folder / artifacts.MANIFEST).write_text("{}")
+    before = sorted(folder.iterdir())
+    with pytest.raises(SystemExit):
+        _sweep(space(), folder, trials)
+    assert message in capsys.readouterr().err
+    assert sorted(folder.iterdir()) == before
+
+
 def test_two_steps_of_training(space, tmp_path):
     """The real thing, of the smallest model."""
     dataset = store_dataset(simulate(SimulatedConfig(num_items=80, num_users=40, images=False)).dataset, tmp_path / "d")

@@ -113,7 +113,7 @@ def test_items_of_a_run_without_a_dataset_are_those_of_the_dataset_that_is_given
     dataset = shutil.move(run / "dataset", tmp_path / "elsewhere")
     assert "Night cream" not in _page(run)
     page = write_report([run], tmp_path / "report.html", dataset=dataset).read_text()
-    assert "Night cream" in page and "data:image/png;base64," in page and "mixed or other" in page
+    assert all(text in page for text in ("Night cream", "data:image/png;base64,", "mixed or other"))
     with pytest.raises(SemidError, match="expected an artifact of kind 'dataset', found 'catalog'"):
         write_report([run], tmp_path / "report.html", dataset=run / "catalog")
 
