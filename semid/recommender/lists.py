@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
+from typing import NamedTuple
 
 import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Int
+from jaxtyping import Array, Int
 
 from semid.data import Tags, as_ids
 from semid.errors import SemidError
@@ -57,12 +58,38 @@ def groups_of(items: pa.Table, columns: tuple[str, ...], item_ids: pa.Array) -> 
     return {column: tags.take(rows) for column, tags in groups.items()}
 
 
-def build_limits(at_most: Mapping[str, int], groups: Mapping[str, Tags], *, rows: int) -> GroupLimits | None:
+class PlacedGroups(NamedTuple):
+    """Groups of items by several columns as `GroupLimits` has them, on the device, and the column of each, by place."""
+
+    groups: Int[Array, "items m"]
+    columns: Int[np.ndarray, " m"]
+
+    @classmethod
+    def of_columns(cls, tags: Sequence[Tags], *, rows: int) -> PlacedGroups:
+        """Groups for tables of so many rows."""
+        blocks, before = [], 0
+        for of_column in tags:
+            padded = of_column.padded()
+            blocks.append(np.where(padded < 0, -1, padded + before))
+            before += len(of_column)
+        every = np.hstack(blocks).astype(np.int32)
+        every = np.pad(every, ((0, rows - len(every)), (0, 0)), constant_values=-1)
+        columns = np.repeat(np.arange(len(blocks)), [block.shape[1] for block in blocks])
+        return cls(jax.device_put(every), columns)
+
+
+def build_limits(
+    at_most: Mapping[str, int],
+    groups: Mapping[str, Tags],
+    *,
+    rows: int,
+    placed: dict[tuple[str, ...], PlacedGroups],
+) -> GroupLimits | None:
     """Limits for tables of so many rows, on the device; None where nothing is limited.
 
+    `placed` keeps the groups of columns that are asked for: those of all items are made once, and not for each request.
     Raises SemidError for a column without groups, and for a number that is not a whole one from 1 on.
     """
-    blocks, most, before = [], [], 0
     for column, limit in at_most.items():
         if column not in groups:
             known = f"it has those of {', '.join(groups)}" if groups else "it has none"
@@ -72,12 +99,10 @@ def build_limits(at_most: Mapping[str, int], groups: Mapping[str, Tags], *, rows
             )
         if isinstance(limit, bool) or not isinstance(limit, Integral) or limit < 1:
             raise SemidError(f"expected at least 1 item of a {column}, got {limit!r}; what may not be listed, mask")
-        padded = groups[column].padded()
-        blocks.append(np.where(padded < 0, -1, padded + before))
-        most += [int(limit)] * padded.shape[1]
-        before += len(groups[column])
-    if not blocks:
+    if not at_most:
         return None
-    every = np.hstack(blocks).astype(np.int32)
-    every = np.pad(every, ((0, rows - len(every)), (0, 0)), constant_values=-1)
-    return GroupLimits(jax.device_put(every), jax.device_put(np.array(most, np.int32)))
+    names = tuple(at_most)
+    if names not in placed:
+        placed[names] = PlacedGroups.of_columns([groups[name] for name in names], rows=rows)
+    every, columns = placed[names]
+    return GroupLimits(every, jax.device_put(np.array(list(at_most.values()), np.int32)[columns]))

@@ -30,7 +30,7 @@ from semid.recommender.conditions import Condition, ConditionLike, ConditionSpec
 from semid.recommender.explanation import Explanation, explanations
 from semid.recommender.hub import upload
 from semid.recommender.items import ItemData
-from semid.recommender.lists import Sampling, build_limits, groups_of
+from semid.recommender.lists import PlacedGroups, Sampling, build_limits, groups_of
 from semid.recommender.mixing import build_boosts, build_mixture, check_graph, check_graph_weight
 from semid.recommender.packaging import Measured, write_package
 from semid.recommender.persistence import read_model, write_model
@@ -88,6 +88,7 @@ class Recommender:
         self.catalog, self.spec = catalog, spec
         self.items, self._capacity_factor, self._graph = items, capacity_factor, graph
         self._groups: dict[str, Tags] = {}
+        self._placed_groups: dict[tuple[str, ...], PlacedGroups] = {}
         if graph is not None:
             check_graph(graph, catalog.item_ids)
         self._capacity: Capacity | None = None
@@ -312,6 +313,7 @@ class Recommender:
         names = {own: theirs for own, theirs in self.catalog.source_columns.items() if own in read}
         other = copy.copy(self)
         other._groups = self._groups | groups_of(as_mapped_table(items, names, strings=read), columns, self.item_ids)
+        other._placed_groups = {}
         return other
 
     def with_catalog(
@@ -357,6 +359,7 @@ class Recommender:
         other.items = self.items.appended(catalog, self.spec, first=first, vectors=vectors, sequences=sequences)
         rows = np.pad(np.arange(len(self.catalog)), (0, new), constant_values=-1)
         other._groups = {name: groups.take(rows) for name, groups in self._groups.items()}
+        other._placed_groups = {}
         if self._graph is not None:
             near = vectors if graph_vectors is None and self._graph.vectors is not None else graph_vectors
             other._graph = self._updated_graph(self._graph, catalog.item_ids, first, near)
@@ -757,7 +760,7 @@ class Recommender:
         return self.conditions.event_values(values)
 
     def _limits(self, at_most: Mapping[str, int] | None) -> GroupLimits | None:
-        return build_limits(at_most or {}, self._groups, rows=len(self.tables.codes))
+        return build_limits(at_most or {}, self._groups, rows=len(self.tables.codes), placed=self._placed_groups)
 
     def _conditions(self, condition: ConditionLike, number: int) -> Conditions | None:
         """Conditions of so many histories, in numbers."""

@@ -8,7 +8,7 @@ import pytest
 import shapes
 
 from semid.catalog import SemanticCatalog
-from semid.data import Dataset
+from semid.data import Dataset, Tags
 from semid.errors import SemidError
 from semid.evaluation import evaluate
 from semid.recommender import ItemData, ModelSpec, Recommender, Sampling, ranking
@@ -126,6 +126,19 @@ def test_lists_of_both_kinds_can_be_evaluated(model):
     assert found.provenance["options"] == {name: str(value) for name, value in options.items()}
     histories = dataset.splits.test.histories
     np.testing.assert_array_equal(found.ranked, model.rank(histories, k=5, exclude_seen=False, **options))
+
+
+def test_groups_of_all_items_are_placed_once(model, monkeypatch):
+    calls, padded = [], Tags.padded
+    monkeypatch.setattr(Tags, "padded", lambda tags: calls.append(tags.column) or padded(tags))
+    fresh = model.with_groups(TABLE, "brand", "categories")
+    for at_most in ({"brand": 1}, {"brand": 2}, {"brand": 1, "categories": 3}):
+        limits = [one._limits(at_most) for one in (fresh, fresh.with_model(fresh.model))]
+        assert [of.most[0] for of in limits] == [at_most["brand"]] * 2
+    assert calls == ["brand", "brand", "categories"]
+    other = pa.table({"item_id": TABLE["item_id"], "brand": TABLE["brand"][::-1]})
+    again = fresh.with_groups(other, "brand")._limits({"brand": 1})
+    assert not np.array_equal(again.groups, fresh._limits({"brand": 1}).groups)
 
 
 def test_what_cannot_be_is_said(model):
