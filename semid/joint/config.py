@@ -10,7 +10,16 @@ from typing import ClassVar
 from quantizers import Schedule
 from semid.errors import SemidError, did_you_mean
 from semid.generators import GeneratorConfig
-from semid.joint.model import HISTORY_TERMS, PARTS, Objective, Reach, StepConfig, joint_loss, joint_losses
+from semid.joint.model import (
+    HISTORY_TERMS,
+    PARTS,
+    TOKENIZER_TERMS,
+    Objective,
+    Reach,
+    StepConfig,
+    joint_loss,
+    joint_losses,
+)
 from semid.tokenizers import RQVaeConfig
 from semid.training import Loss, OptimizerConfig, TrainingConfig, bound_loss, rate_of
 from seq_models import SoftmaxOver
@@ -48,6 +57,13 @@ class Phase:
                 raise SemidError(f"rates: the joint model has no part {start!r}{did_you_mean(start, PARTS)}")
         if not step.objective.weights(0.0):
             raise SemidError("no term of the objective has a weight: joint steps would learn nothing; give one to some")
+        terms = set(step.objective.weights(0.0))
+        if self.surgery is Surgery.PROJECT and not (terms & TOKENIZER_TERMS and terms - TOKENIZER_TERMS):
+            raise SemidError(
+                "surgery treats the gradients of the tokenizer's terms and of the others, and the objective has those "
+                f"of one alone ({', '.join(sorted(terms))}); weigh one of {', '.join(sorted(TOKENIZER_TERMS))} and one "
+                "of the others, or leave surgery out"
+            )
         if step.reach is Reach.ENCODER and not step.backward and self._rate("encoder/") > 0:
             raise SemidError(
                 "no loss reaches the encoders: none of the items is differentiated; give backward above 0, or the "

@@ -549,6 +549,10 @@ def test_settings_of_joint_steps_that_do_nothing_are_refused():
         Objective.only(generaton=Schedule(1.0))
     with pytest.raises(SemidError, match="no term of the objective has a weight"):
         Phase(short(), StepConfig(Objective.only()))
+    for objective in (alone, Objective.only(reconstruction=Schedule(1.0), entropy=Schedule(1.0))):
+        with pytest.raises(SemidError, match=r"surgery treats .* of one alone \((generation|entropy, recons)"):
+            Phase(short(), StepConfig(objective), Surgery.PROJECT)
+    Phase(short(), StepConfig(dataclasses.replace(alone, codebook=Schedule(1.0))), Surgery.PROJECT)
     still = StepConfig(alone, backward=0.0)
     with pytest.raises(SemidError, match="no loss reaches the encoders: none of the items is differentiated"):
         Phase(short(), still)
