@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
+from dataclasses import dataclass
 from numbers import Integral
 from typing import NamedTuple
 
@@ -35,14 +37,33 @@ _SCORES = 1 << 24
 _best_allowed, _first_within = (jax.jit(chosen, static_argnums=2) for chosen in (best_allowed, first_within))
 
 
+@dataclass(frozen=True, eq=False)
+class Popularity:
+    """Popularity of a catalogue's items in training."""
+
+    log_shares: Float[np.ndarray, " items"]
+    """Logs of the items' smoothed shares of the interactions, -inf of removed items."""
+
+    @classmethod
+    def from_counts(cls, catalog: SemanticCatalog, train_counts: Int[np.ndarray, " items"]) -> Popularity:
+        """Popularity by numbers of interactions."""
+        counts = np.where(catalog.active, train_counts + 1.0, 0)
+        with np.errstate(divide="ignore"):
+            return cls(np.log(counts / max(counts.sum(), 1)).astype(np.float32))
+
+    @functools.cached_property
+    def order(self) -> Int[np.ndarray, " items"]:
+        """Item rows, the most popular first: sorted once, and not for each request."""
+        return np.argsort(-self.log_shares, kind="stable").astype(np.int32)
+
+
 class Ranking(NamedTuple):
     """A scorer on the items of a catalogue, whose popularity answers histories without items."""
 
     scorer: Scorer
     spec: ModelSpec
     catalog: SemanticCatalog
-    popularity: Float[np.ndarray, " items"]
-    """`log_popularity` of the catalogue."""
+    popularity: Popularity
 
     def top(
         self,
@@ -145,7 +166,7 @@ class Ranking(NamedTuple):
         scores[:, ~self.catalog.active[rows]] = -np.inf
         for user in self._with_older(histories):
             scores[user, np.isin(rows, histories[user])] = -np.inf
-        scores[histories.lengths == 0] = self.popularity[rows]
+        scores[histories.lengths == 0] = self.popularity.log_shares[rows]
         return scores
 
     def catalog_log_probs(
@@ -158,7 +179,7 @@ class Ranking(NamedTuple):
             scores[index] = found[: len(index), : len(self.catalog)]
         for user in self._with_older(histories):
             scores[user, histories[user]] = -np.inf
-        scores[histories.lengths == 0] = self.popularity
+        scores[histories.lengths == 0] = self.popularity.log_shares
         return scores
 
     def most_popular(
@@ -175,7 +196,10 @@ class Ranking(NamedTuple):
 
         `noise` may have more keys than n.
         """
-        popularity, slots = self.popularity, len(self.scorer.tables.codes)
+        popularity, slots = self.popularity.log_shares, len(self.scorer.tables.codes)
+        if all(option is None for option in (allowed, boosts, limits, noise)):
+            rows, scores = _listed(self.popularity.order[None, :k], popularity[None], k)
+            return np.broadcast_to(rows, (n, k)), np.broadcast_to(scores, (n, k))
         if boosts is not None:
             popularity = popularity + log_factors(boosts, len(popularity))
         all_alike = noise is None and (allowed is None or len(allowed) == 1)
@@ -239,13 +263,6 @@ def list_sizes(k: int, beam_size: int) -> tuple[int, int]:
     return int(k), int(beam_size)
 
 
-def log_popularity(catalog: SemanticCatalog, train_counts: Int[np.ndarray, " items"]) -> Float[np.ndarray, " items"]:
-    """Logs of the items' smoothed shares of the training interactions, -inf of removed items."""
-    counts = np.where(catalog.active, train_counts + 1.0, 0)
-    with np.errstate(divide="ignore"):
-        return np.log(counts / max(counts.sum(), 1)).astype(np.float32)
-
-
 def _best(
     scores: Float[np.ndarray, "n items"],
     k: int,
@@ -268,7 +285,13 @@ def _best(
         scores = np.pad(scores, spare, constant_values=-np.inf)
         found = _best_allowed(jax.device_put(scores), requests, k)
         return np.asarray(found.rows)[:n], np.asarray(found.scores)[:n]
-    best = largest(scores, k)
+    return _listed(largest(scores, k), scores, k)
+
+
+def _listed(
+    best: Int[np.ndarray, "n _"], scores: Float[np.ndarray, "n items"], k: int
+) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
+    """The best items of each row of scores and these, -1 and -inf where there are fewer than k."""
     values = np.take_along_axis(scores, best, axis=1)
     missing = ((0, 0), (0, k - best.shape[1]))
     rows = np.pad(np.where(values == -np.inf, -1, best), missing, constant_values=-1)

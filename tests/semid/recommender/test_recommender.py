@@ -100,6 +100,15 @@ def test_histories_without_items_share_a_list_and_masks_and_draws_are_ranked_in_
             np.testing.assert_array_equal(part, np.concatenate(parts))
 
 
+def test_the_most_popular_are_sorted_once(model, monkeypatch):
+    ranking_of, everything = model._ranking(None), np.ones((1, ITEMS), bool)
+    of_all = ranking_of.most_popular(1, ITEMS + 2, everything)
+    monkeypatch.setattr(ranking, "largest", None)  # which goes through all items
+    for part, expected in zip(ranking_of.most_popular(1, ITEMS + 2, None), of_all, strict=True):
+        np.testing.assert_array_equal(part, expected)
+    assert ranking_of.popularity.order is model._ranking(0.0).popularity.order
+
+
 def test_scores_are_log_probabilities(model):
     scores = model.score(_histories(5), IDS)
     assert scores.shape == (5, ITEMS)
