@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from semid.errors import SemidError, did_you_mean
 
 T = TypeVar("T")
+E = TypeVar("E", bound=enum.Enum)
 _LATER = "later"
 
 
@@ -120,7 +121,7 @@ def _read(kind: Any, value: Any, where: str) -> Any:
             raise SemidError(f"{where}: expected names and values, got {value!r}")
         return {key: _read(args[1], one, f"{where}.{key}") for key, one in value.items()}
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
-        return _read_enum(kind, value, where)
+        return enum_member(kind, value, where)
     if kind is float and type(value) is int:
         return float(value)
     if kind is not Any and origin is None and type(value) is not kind:
@@ -171,7 +172,8 @@ def _read_union(kinds: tuple, value: Any, where: str) -> Any:
     return _read(kinds[0], value, where)
 
 
-def _read_enum(kind: type[enum.Enum], value: Any, where: str) -> enum.Enum:
+def enum_member(kind: type[E], value: Any, where: str) -> E:
+    """Member of an enum, given as such or by its value. Raises SemidError naming the values that there are."""
     try:
         return kind(value)
     except ValueError:

@@ -25,7 +25,7 @@ from semid.catalog import (
     file_metadata,
     warn_of_large_group,
 )
-from semid.config import to_dict
+from semid.config import enum_member, to_dict
 from semid.data import storage
 from semid.errors import SemidError
 from semid.tokenizers import SemanticTokenizer
@@ -44,7 +44,7 @@ def write_catalog(
     out: str | Path,
     *,
     tokenizer: str | Path,
-    collisions: Collisions = Collisions.TIE_BREAK,
+    collisions: Collisions | str = Collisions.TIE_BREAK,
     memory_limit: str = "1GiB",
     temp_directory: str | Path | None = None,
 ) -> None:
@@ -60,6 +60,9 @@ def write_catalog(
     Raises SemidError for what `check_catalog` refuses, naming an id that is there twice, with its files, codes of
     another tokenizer, and where the disk or the memory is too small.
     """
+    collisions = enum_member(Collisions, collisions, "collisions")
+    if not codes:
+        raise SemidError("expected at least one file of codes, got none")
     if temp_directory is not None:
         temp_directory = artifacts.local_only(temp_directory, "DuckDB spills there")
     out, tokenizer = artifacts.resolved(out), CatalogPath.parse(tokenizer).folder
@@ -82,12 +85,15 @@ def write_catalog(
         copy_tokenizer_files(Origin(tokenizer, parent), folder)
 
 
-def check_catalog(out: str | Path, *, tokenizer: str | Path, collisions: Collisions, memory_limit: str) -> Manifest:
+def check_catalog(
+    out: str | Path, *, tokenizer: str | Path, collisions: Collisions | str, memory_limit: str
+) -> Manifest:
     """The manifest of the catalogue `tokenizer`, if `write_catalog` may go on: what it can know without files of codes.
 
     Raises SemidError for a policy that needs all vectors, a `tokenizer` that is no catalogue, an `out` that is in use,
     a memory limit that is none, and where there is no DuckDB.
     """
+    collisions = enum_member(Collisions, collisions, "collisions")
     if collisions not in (Collisions.TIE_BREAK, Collisions.ALLOWED):
         raise SemidError(
             f"collisions {collisions.value!r} needs all vectors at once; for that of files take tie-break or allowed"

@@ -21,6 +21,7 @@ from jaxtyping import Int
 from semid import artifacts
 from semid.arrow import to_lists
 from semid.catalog.catalog import SemanticCatalog, code_tokens, file_metadata, level_name
+from semid.config import enum_member
 from semid.data import as_ids, read_text
 from semid.errors import SemidError
 
@@ -48,7 +49,7 @@ class Format(enum.Enum):
 
 def export(
     catalog: SemanticCatalog,
-    format: Format,
+    format: Format | str,
     out: str | Path,
     *,
     base: str | Path | None = None,
@@ -63,7 +64,7 @@ def export(
     tokenizer knows nothing else. Raises SemidError if `out` is a folder, for a base of no use, and for item ids that
     the format cannot hold.
     """
-    out = artifacts.try_file(out)
+    format, out = enum_member(Format, format, "format"), artifacts.try_file(out)
     if base is not None and format is not Format.HF_TOKENIZER:
         raise SemidError(f"a base tokenizer is for the format hf-tokenizer, not for {format.value}; leave out the base")
     start = None if base is None else artifacts.fetched(base)

@@ -20,6 +20,7 @@ from semid.catalog.catalog import TOKENIZER_FILE, SemanticCatalog
 from semid.catalog.changes import STATE_COLUMNS, ChangeKind
 from semid.catalog.collisions import Collisions, Residuals, place
 from semid.catalog.versions import Version, commit, open_for_change
+from semid.config import enum_member
 from semid.data import Block, ContentEncoder, Id, VectorFile, as_ids, as_mapped_table, log_unused, storage
 from semid.errors import SemidError
 
@@ -82,7 +83,7 @@ def append(
     tokenizer: Encoder,
     id_column: str = "item_id",
     columns: Sequence[str] | None = None,
-    known: Known = Known.ERROR,
+    known: Known | str = Known.ERROR,
 ) -> Appended:
     """Append the items of files (Parquet, CSV, TSV or JSONL), or folders of such parts, to a catalogue, as its next
     version.
@@ -98,6 +99,7 @@ def append(
     in the catalogue (unless `known` says otherwise), and of an item for which no codes are left; and for a `tokenizer`
     that did not make the catalogue's codes.
     """
+    known = enum_member(Known, known, "known")
     folder, before = open_for_change(folder)
     _check_tokenizer(folder, tokenizer)
     files = storage.find_all(inputs)

@@ -29,7 +29,7 @@ from semid.catalog import (
     Residuals,
     SemanticCatalog,
 )
-from semid.config import from_dict
+from semid.config import enum_member, from_dict
 from semid.data import (
     ContentEncoder,
     Dataset,
@@ -68,6 +68,7 @@ class TokenizerConfig:
     """Collaborative item vectors that all but co-occurrence align with."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "collisions", enum_member(Collisions, self.collisions, "collisions"))
         if self.alignment and not self.method.can_align:
             raise SemidError(
                 f"alignment (--alignment) is for a method that trains, and {self.method.name} does not; take "

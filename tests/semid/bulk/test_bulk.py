@@ -628,6 +628,16 @@ def test_the_command_answers_bad_input_with_one_line(catalog, tmp_path, capsys, 
     assert not (tmp_path / "codes").exists()
 
 
+def test_a_catalog_of_no_files_and_of_an_unknown_policy_is_refused(catalog, tmp_path):
+    for codes, policy, message in (
+        ([], "allowed", "expected at least one file of codes, got none"),
+        (["c.parquet"], "none", "collisions: expected one of tie-break, popularity, .*, got 'none'"),
+        (["c.parquet"], "allowed", "c.parquet: no such file"),
+    ):
+        with pytest.raises(SemidError, match=message):
+            write_catalog(codes, tmp_path / "out", tokenizer=catalog[0] / "catalog", collisions=policy)
+
+
 def test_blocks_of_all_files_share_one_program(tokenizer, tmp_path):
     files = [tmp_path / f"{rows}.parquet" for rows in (5, 31, 64)]
     for file in files:

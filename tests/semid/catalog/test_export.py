@@ -31,6 +31,13 @@ def test_json_is_the_index_of_lc_rec(tmp_path):
     assert written == {"x": ["<a_3>", "<b_0>"], "y": ["<a_0>", "<b_1>"], "ü/3": ["<a_2>", "<b_0>"]}
 
 
+def test_a_format_is_named_by_its_value_too(tmp_path):
+    export(CATALOG, "tsv", tmp_path / "tokens.tsv")
+    assert _same(read_tokens(tmp_path / "tokens.tsv", level_sizes=(5, 2)), CATALOG)
+    with pytest.raises(SemidError, match=r"format: expected one of parquet, json, tsv, .*, got 'csv'"):
+        export(CATALOG, "csv", tmp_path / "tokens.csv")
+
+
 def test_hf_tokens_list_every_token_of_every_level(tmp_path):
     export(CATALOG, Format.HF_TOKENS, tmp_path / "tokens.json")
     written = json.loads((tmp_path / "tokens.json").read_text(encoding="utf-8"))

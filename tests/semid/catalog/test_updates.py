@@ -319,7 +319,7 @@ def test_the_command_appends_what_a_pattern_finds(folder, tmp_path, capsys):
 # What is there already.
 
 
-def _append(folder: Path, *files: Path, known: Known) -> updates.Appended:
+def _append(folder: Path, *files: Path, known: Known | str) -> updates.Appended:
     return updates.append(folder, list(files), tokenizer=SemanticTokenizer.from_pretrained(folder), known=known)
 
 
@@ -348,6 +348,16 @@ def test_known_items_are_refused_skipped_or_given_new_content(folder, tmp_path):
     assert verify(folder).catalog.num_active == len(before) + 4
     with pytest.raises(SemidError, match=r"item 'n9' is given twice, before as .*row 1: item 'n9'"):
         _append(folder, _file(tmp_path / "6.parquet", ["n9", "n9"], points[:2]), known=Known.UPDATE)
+
+
+def test_known_items_are_treated_by_the_value_of_the_policy_too(folder, tmp_path):
+    file = _file(tmp_path / "f.parquet", ["i0", "n"], _points(2, seed=5))
+    with pytest.raises(SemidError, match="item 'i0' is in the catalogue already"):
+        _append(folder, file, known="error")
+    with pytest.raises(SemidError, match="known: expected one of error, skip, update, got 'ignore'"):
+        _append(folder, file, known="ignore")
+    made = _append(folder, file, known="skip")
+    assert (made.new, made.skipped, made.updated) == (1, 1, 0)
 
 
 @pytest.mark.parametrize("known", Known)
