@@ -100,7 +100,7 @@ class Ranking(NamedTuple):
             found = self.scorer.top(asked_for, k=length, beam_size=beam_size)
             if values is not None:  # all rows of the batch, which are of few numbers
                 by_value = TopK(*jax.device_put(self._by_value(requests, found, values)))
-                found = _first_within(by_value, limits, k)
+                found = _first_within(by_value, limits, self._list_length(k, beam_size, limits))
             rows, of_rows = (np.asarray(part)[: len(index)] for part in found)
             ranked[index], scores[index] = rows[:, :k], of_rows[:, :k]
         if len(empty := np.flatnonzero(histories.lengths == 0)):
@@ -112,10 +112,9 @@ class Ranking(NamedTuple):
     def _list_length(self, k: int, beam_size: int, limits: GroupLimits | None) -> int:
         """How long a list to ask for, whose first k items are taken: each length is a program of its own, to be
         compiled. Under limits items are chosen one by one, so that a long list is dear."""
-        rounded = max(power_of_two(k), _SHORTEST)
         if self.scorer.trie is None:
-            return rounded
-        return max(beam_size, k) if limits is None else min(rounded, max(beam_size, k))
+            return _rounded(k)
+        return max(beam_size, k) if limits is None else min(_rounded(k), max(beam_size, k))
 
     def _by_value(
         self, requests: RequestBatch, found: TopK, values: Float[np.ndarray, " events"]
@@ -256,6 +255,11 @@ class Ranking(NamedTuple):
         return max(most, 1)
 
 
+def _rounded(k: int) -> int:
+    """One length for lists of several."""
+    return max(power_of_two(k), _SHORTEST)
+
+
 def list_sizes(k: int, beam_size: int) -> tuple[int, int]:
     """Length of lists and width of beams as Python's integers; numpy's will do. Raises SemidError for others."""
     if not all(isinstance(number, Integral) and number >= 1 for number in (k, beam_size)):
@@ -283,8 +287,8 @@ def _best(
         nothing = jax.device_put(np.zeros((padded[0], 1), np.int32))
         requests = RequestBatch(nothing, nothing, limits=limits, noise=noise)
         scores = np.pad(scores, spare, constant_values=-np.inf)
-        found = _best_allowed(jax.device_put(scores), requests, k)
-        return np.asarray(found.rows)[:n], np.asarray(found.scores)[:n]
+        found = _best_allowed(jax.device_put(scores), requests, _rounded(k))
+        return np.asarray(found.rows)[:n, :k], np.asarray(found.scores)[:n, :k]
     return _listed(largest(scores, k), scores, k)
 
 

@@ -171,6 +171,8 @@ def test_lists_without_history_are_drawn_in_one_program_though_items_come(model)
     ranking._best_allowed.clear_cache()
     drawn = [model.recommend([[]] * n, k=3, sample=Sampling(seed=1)).item_ids for n in (3, 4)]
     assert drawn[0] == drawn[1][:3]  # whoever else asks
+    longer = model.recommend([[]] * 4, k=5, sample=Sampling(seed=1)).item_ids
+    assert [ids[:3] for ids in longer] == drawn[1]
     updated = model.with_catalog(_catalog(LATER), vectors=RAW[ITEMS:])
     lists = [updated.recommend([[]] * n, k=3, sample=Sampling(seed=1), allowed=updated.allow(IDS)) for n in (3, 4)]
     assert [len(set(ids)) for top in lists for ids in top.item_ids] == [3] * 7
