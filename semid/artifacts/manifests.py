@@ -38,6 +38,8 @@ _USES_OF_GRAPH = (
     "an item graph is measured by `semid evaluate` (without --catalog), mixed with a model (--graph) and taught from "
     "(--teacher of `semid train`)"
 )
+# Artifacts in a folder that are named where the folder itself is none.
+_SHOWN = 4
 _SHA256 = re.compile("[0-9a-f]{64}")
 _TYPES: dict[str, Any] = {
     "kind": str,
@@ -167,7 +169,11 @@ def read_manifest(path: Path) -> Manifest:
     file = path / MANIFEST
     if not file.exists() and is_unfinished(path):
         raise SemidError(f"{file}: no such file, the artifact is unfinished; run the command that writes it again")
-    if file.exists() and regular_file(path, MANIFEST).stat().st_size > MAX_BYTES:
+    if not file.exists():
+        below = sorted(str(manifest.parent) for manifest in path.glob(f"[!.]*/{MANIFEST}"))[:_SHOWN]
+        hint = f", such as {' or '.join(below)}" if below else ""
+        raise SemidError(f"{file}: no such file; expected a folder that semid wrote{hint}")
+    if regular_file(path, MANIFEST).stat().st_size > MAX_BYTES:
         raise SemidError(f"{file}: larger than {MAX_BYTES} bytes, which no manifest of semid is; check the path")
     data = read_json(file)
     version = data.get("schema_version") if isinstance(data, dict) else None

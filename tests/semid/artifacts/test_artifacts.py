@@ -127,8 +127,10 @@ def test_wrong_kind_no_artifact_and_no_manifest_are_told_apart(tmp_path):
     with pytest.raises(SemidError, match=r"manifest.json: not valid JSON"):
         read_artifact(tmp_path / "m", "model")
     (tmp_path / "m" / "manifest.json").unlink()
-    with pytest.raises(SemidError, match=r"manifest.json: no such file"):
+    with pytest.raises(SemidError, match=r"manifest.json: no such file; expected a folder that semid wrote$"):
         read_artifact(tmp_path / "m", "model")
+    with pytest.raises(SemidError, match=rf"expected a folder that semid wrote, such as {tmp_path}/g$"):
+        read_artifact(tmp_path, "model")
 
 
 def test_a_folder_in_use_is_not_overwritten(tmp_path):
