@@ -42,6 +42,11 @@ class Sampling:
         return noise_of(self.seed, jax.device_put(index.astype(np.int32)), temperature=self.temperature)
 
 
+def is_whole(number: object) -> bool:
+    """True of an integer, one of numpy's too, that is no boolean."""
+    return isinstance(number, Integral) and not isinstance(number, bool)
+
+
 def groups_of(items: pa.Table, columns: tuple[str, ...], item_ids: pa.Array) -> dict[str, Tags]:
     """Groups of a catalogue's items by columns of a table with `item_id`, none for items that it lacks.
 
@@ -97,7 +102,7 @@ def build_limits(
                 f"at_most needs groups of the items by {column!r}, and {known}; give them by with_groups(items, "
                 f"{column!r}) (--items)"
             )
-        if isinstance(limit, bool) or not isinstance(limit, Integral) or limit < 1:
+        if not is_whole(limit) or limit < 1:
             raise SemidError(f"expected at least 1 item of a {column}, got {limit!r}; what may not be listed, mask")
     if not at_most:
         return None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from numbers import Integral
 from typing import NamedTuple
 
 import jax
@@ -16,7 +15,7 @@ from semid.catalog import SemanticCatalog
 from semid.data import Histories, as_masks
 from semid.errors import SemidError
 from semid.graphs.ranking import largest
-from semid.recommender.lists import Sampling
+from semid.recommender.lists import Sampling, is_whole
 from semid.recommender.mixing import log_factors
 from semid.recommender.requests import power_of_two, request_batches, select_masks
 from semid.recommender.scorers import Scorer
@@ -262,7 +261,7 @@ def _rounded(k: int) -> int:
 
 def list_sizes(k: int, beam_size: int) -> tuple[int, int]:
     """Length of lists and width of beams as Python's integers; numpy's will do. Raises SemidError for others."""
-    if not all(isinstance(number, Integral) and number >= 1 for number in (k, beam_size)):
+    if not all(is_whole(number) and number >= 1 for number in (k, beam_size)):
         raise SemidError(f"expected k and beam_size of at least 1, got {k!r} and {beam_size!r}; give whole numbers")
     return int(k), int(beam_size)
 
