@@ -43,7 +43,7 @@ class FiniteScalarQuantizer:
                 f"decode: expected codes of shape [..., {len(self.level_sizes)}], one per level, got {codes.shape}"
             )
         sizes = _row(self.level_sizes, codes.ndim)
-        steps = sizes - 1
+        codes, steps = codes.astype(jnp.int32), sizes - 1  # twice a code may not fit into its own type
         values = (2 * codes - steps).astype(jnp.float32) / jnp.maximum(steps, 1).astype(jnp.float32)
         exists = ((codes >= 0) & (codes < sizes)).all(-1, keepdims=True)
         return jnp.where(exists, values, jnp.nan)

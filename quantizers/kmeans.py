@@ -259,6 +259,7 @@ def sums_by_code(
         one_hot = (codes[:, None] == jnp.arange(num_codes)[None, :]).astype(jnp.float32)
         return jnp.matmul(one_hot.T, points, precision=jax.lax.Precision.HIGHEST)
 
+    codes = codes.astype(jnp.int32)  # `num_codes` may not fit into their own type
     # A scatter is cheap and serial on a CPU; an accelerator's atomics would add in an order that varies.
     return jax.lax.platform_dependent(points, codes, cpu=scattered, default=multiplied)
 

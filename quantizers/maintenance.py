@@ -55,6 +55,7 @@ def code_counts(
     codes: Integer[Array, "*b level"], *, level_sizes: Sequence[int], mask: Bool[Array, "*b"] | None = None
 ) -> tuple[Int[Array, " _"], ...]:
     """Occurrences of each code of each level, masked items left out."""
+    codes = codes.astype(jnp.int32)  # the number of codes may not fit into their own type
     weights = jnp.ones(codes.shape[:-1], jnp.int32) if mask is None else mask.astype(jnp.int32)
     return tuple(
         jnp.zeros(size, jnp.int32).at[codes[..., level]].add(weights) for level, size in enumerate(level_sizes)

@@ -53,6 +53,12 @@ def test_every_code_of_every_size_survives_the_round_trip():
     np.testing.assert_array_equal(quantizer.encode(quantizer.decode(codes)), codes)
 
 
+@pytest.mark.parametrize(("dtype", "size"), [(np.uint8, 250), (np.int8, 120)])
+def test_codes_of_small_integers_decode_as_others(dtype, size):
+    quantizer, codes = FiniteScalarQuantizer((size,)), np.arange(size)[:, None]
+    np.testing.assert_array_equal(quantizer.decode(jnp.asarray(codes.astype(dtype))), quantizer.decode(codes))
+
+
 def test_control_tanh_would_lose_the_outer_codes():
     quantizer = FiniteScalarQuantizer(SIZES)
     top = quantizer.decode(jnp.array([7, 4, 4, 4]))

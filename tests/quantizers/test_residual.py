@@ -131,6 +131,8 @@ def test_counts_are_those_of_bincount(codebooks, x):
         part = code_counts(codes, level_sizes=LEVEL_SIZES, mask=mask)[level]
         np.testing.assert_array_equal(whole, np.bincount(codes[:, level], minlength=size))
         np.testing.assert_array_equal(part, np.bincount(codes[:13, level], minlength=size))
+    (small,) = code_counts(jnp.array([[3], [100]], jnp.int8), level_sizes=(200,))  # which int8 does not hold
+    assert np.flatnonzero(small).tolist() == [3, 100]
 
 
 def test_reseeding_revives_dead_codes_and_leaves_the_living_alone(codebooks, x):
