@@ -34,8 +34,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if not 0 < self.temperature < math.inf:
             raise SemidError(f"expected a temperature above 0, got {self.temperature}; the best items need no sampling")
-        if not 0 <= self.seed < 2**32:
-            raise SemidError(f"expected a seed from 0 to 2**32 - 1, got {self.seed}")
+        if not is_whole(self.seed) or not 0 <= self.seed < 2**32:
+            raise SemidError(f"expected a seed from 0 to 2**32 - 1, a whole number, got {self.seed}")
 
     def noise(self, index: Int[np.ndarray, " b"]) -> GumbelNoise:
         """The noise of the histories of these numbers."""

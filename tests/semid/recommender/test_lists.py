@@ -154,8 +154,9 @@ def test_what_cannot_be_is_said(model):
     for wrong in (0.0, float("nan"), float("inf")):
         with pytest.raises(SemidError, match="expected a temperature above 0"):
             Sampling(temperature=wrong)
-    with pytest.raises(SemidError, match="expected a seed from 0"):
-        Sampling(seed=-1)
+    for wrong in (-1, 1.5):
+        with pytest.raises(SemidError, match="expected a seed from 0"):
+            Sampling(seed=wrong)
 
 
 @pytest.mark.parametrize("k", [1, 4, ITEMS, ITEMS + 3])
