@@ -113,7 +113,7 @@ class Runner:
             seed = self.seed if experiment.seeded or self.simulated else None
             folder = self.out / (name if seed is None else f"{name}_{seed}")
             ranker = self._train(experiment, folder / "model")
-            changed = difference(to_dict(experiments()[name]), to_dict(self._known[name]))
+            changed = difference(_settings(experiments()[name]), _settings(self._known[name]))
             self._runs[name] = Run(name, experiment, seed, folder, ranker, before | {name: self._made}, changed)
         return self._runs[name]
 
@@ -275,6 +275,12 @@ class Runner:
             if jax.process_index() == 0 and out.parent.is_dir():
                 write_json(file, made)
         self._made[role] = {"folder": str(out.relative_to(self.out)), **made}
+
+
+def _settings(experiment: Experiment) -> dict[str, Any]:
+    """What tells it from others in a table: of a folder of weights the name, where it reads any."""
+    read = experiment.weights is not None and experiment.encoders is not None
+    return to_dict(replace(experiment, weights=Path(str(experiment.weights)).name if read else None))
 
 
 def _from_weights(encoders: ContentConfig, title: str, folder: str) -> ContentConfig:

@@ -21,7 +21,8 @@ from experiments.data import WORLD, stored_dataset, world_of
 from experiments.experiment import TEACHER, Experiment, TeacherVectors, chosen, experiments
 from experiments.layout import read_layout
 from experiments.measurement import measured
-from experiments.runner import Runner, item_numbers
+from experiments.runner import Runner, _settings, item_numbers
+from semid.config import difference
 from semid.data import Dataset, HeldOutItems, ShuffledTies, SourceOrder
 from semid.data.simulated import SimulatedConfig
 from semid.encoders import PretrainedImage, PretrainedText
@@ -226,6 +227,13 @@ def test_weights_are_of_texts_or_where_these_alone_are_read_of_pictures(tmp_path
     assert sources("tuned.low-rank")["text"] == dataclasses.replace(tuned, folder="here")
     with pytest.raises(SemidError, match="frozen encoder: it reads vectors, no weights of an encoder; leave --weights"):
         sources("encoders.frozen")
+
+
+def test_a_folder_of_weights_is_told_by_its_name_by_what_reads_it(tmp_path):
+    known = {name: dataclasses.replace(experiments()[name], weights="models/bert") for name in ("popularity", "lemur")}
+    data = stored_dataset(None, tmp_path / "dataset", world=world_of(0, small=True), ties=SourceOrder())
+    assert Runner(known, data, tmp_path, seed=0).run("popularity").changed == ""
+    assert difference(_settings(experiments()["lemur"]), _settings(known["lemur"])) == "weights: None -> 'bert'"
 
 
 def test_arms_read_what_their_names_say():
