@@ -109,9 +109,12 @@ def is_current(path: str | Path, *, kind: str, config: dict, parents: Mapping[st
     _check_use(path, kind=kind)
     if not (path / MANIFEST).is_file():
         return False
+    standing = read_artifact(path, kind)
+    if standing.digest in parents.values():
+        raise SemidError(f"{path}: is what the new {kind} is made of; choose another path (--out)")
     asked_for = [
         made.config | {"schema_version": made.schema_version, "seed": made.seed, "parents": made.parents}
-        for made in (read_artifact(path, kind), _request(kind, config, parents, seed))
+        for made in (standing, _request(kind, config, parents, seed))
     ]
     if change := difference(*asked_for):
         raise SemidError(

@@ -132,7 +132,7 @@ def explained_variance(x: Float[np.ndarray, "n dim"], reconstructed: Float[np.nd
 def check_sizes(level_sizes: tuple[int, ...], *widths: int) -> None:
     """Raise SemidError unless every size is at least 1."""
     if min(*level_sizes, *widths, 1, 1) < 1:
-        raise SemidError(f"expected sizes of at least 1, got {level_sizes} and {widths}")
+        raise SemidError(f"expected sizes of at least 1, got {', '.join(map(str, (*level_sizes, *widths)))}")
 
 
 def check_iterations(*iterations: int) -> None:

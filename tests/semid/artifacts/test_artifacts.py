@@ -154,6 +154,13 @@ def test_current_is_the_same_kind_config_parents_and_seed(tmp_path):
     assert current(tmp_path / "m")
 
 
+def test_what_an_artifact_is_made_of_is_not_its_place(tmp_path):
+    """Nobody is told to delete it."""
+    teacher = write(tmp_path / "m")
+    with pytest.raises(SemidError, match=r"m: is what the new model is made of; choose another path \(--out\)$"):
+        current(tmp_path / "m", parents={"teacher": teacher.digest})
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
