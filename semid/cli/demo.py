@@ -34,6 +34,9 @@ class Demo:
     """Passes of the tokenizer and of both models over their data. None given: the defaults of each."""
 
     def run(self) -> None:
+        from semid.training import TrainingConfig
+
+        TrainingConfig(epochs=self.epochs)  # its fault before the work
         started, out = time.monotonic(), artifacts.as_url(self.out) or artifacts.resolved(self.out)
         data, catalog = ("--dataset", f"{out}/dataset"), ("--catalog", f"{out}/catalog")
         seeded, passes = ("--seed", self.seed), () if self.epochs is None else ("--epochs", self.epochs)

@@ -294,6 +294,13 @@ class _Asked(Recommender):
         return Recommendations([[]], np.zeros((1, 0), np.float32))
 
 
+def test_a_demo_of_no_epochs_is_refused_before_any_work(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(app, "run", lambda name, command: command.run() if name == "demo" else pytest.fail(name))
+    with pytest.raises(SystemExit):
+        main(["demo", "--out", str(tmp_path / "demo"), "--epochs", "-1"])
+    assert capsys.readouterr().err == "semid: expected epochs above 0, got -1.0\n"
+
+
 def test_the_weight_of_the_graph_is_an_option(monkeypatch):
     asked = _Asked()
     monkeypatch.setattr(Recommender, "from_pretrained", lambda *_, **__: asked)
