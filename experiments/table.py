@@ -14,6 +14,7 @@ for each example.
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ COLUMNS = {
     "Gini@10": "gini@10",
 }
 _SPLITS = {"GlobalTime": "_global_time", "HeldOutItems": "_held_out"}
+_COLUMNS = 127  # of prose in pages
 _MARKERS = "<!-- table DATASET --> and <!-- end of table -->"
 _MARKED = re.compile(r"(<!-- table (\S+)((?: [\w.-]+)*) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
@@ -317,7 +319,8 @@ def _interval(difference: Mapping[str, Any] | None, baseline: str | None) -> str
 def _makers(rows: Sequence[Entry]) -> str:
     machines = _distinct(machine for row in rows for machine in row["machines"])
     days = sorted({when[:10] for row in rows for when in row["measured"]})
-    return f"Machine: {'; '.join(machines)}. Test was read once per model, {' to '.join(days[:1] + days[1:][-1:])}."
+    text = f"Machine: {'; '.join(machines)}. Test was read once per model, {' to '.join(days[:1] + days[1:][-1:])}."
+    return textwrap.fill(text, _COLUMNS, break_on_hyphens=False)
 
 
 def rewritten(page: str, rows: Sequence[Entry], *, where: str) -> str:

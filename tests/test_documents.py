@@ -46,8 +46,6 @@ DIALECT = re.compile(
 )
 # Its tables have old names.
 FREE = {"CHANGELOG.md"}
-# Pages whose prose is not wrapped yet.
-UNWRAPPED = {"results.md"}
 
 SMALL = TokenizerConfig(method=RQKmeansConfig(level_sizes=(8, 8), iterations=2))
 TINY = GeneratorConfig(
@@ -295,7 +293,7 @@ def test_an_unknown_name_would_be_found():
 @each_page
 def test_prose_keeps_within_127_columns(page):
     long = [line for line in _prose(page.read_text()).splitlines() if len(line) > 127 and line[0] not in "|<"]
-    assert page.name in UNWRAPPED or long == []
+    assert long == []
 
 
 @each_page
