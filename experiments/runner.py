@@ -278,9 +278,9 @@ class Runner:
 
 
 def _settings(experiment: Experiment) -> dict[str, Any]:
-    """What tells it from others in a table: of a folder of weights the name, where it reads any."""
-    read = experiment.weights is not None and experiment.encoders is not None
-    return to_dict(replace(experiment, weights=Path(str(experiment.weights)).name if read else None))
+    """Settings that tell it from others in a table: of a folder of weights the name, where it reads any."""
+    weights = experiment.weights if experiment.encoders is not None else None
+    return to_dict(replace(experiment, weights=weights and Path(weights).name))
 
 
 def _from_weights(encoders: ContentConfig, title: str, folder: str) -> ContentConfig:

@@ -1,4 +1,4 @@
-"""What items that came today get of an item graph, and what that costs the others.
+"""Share that items that came today get of an item graph, and what that costs the others.
 
     python -m experiments.benchmarks.new_items --dataset ../shared/data/amazon14_beauty --out runs/new_items/beauty.json
 

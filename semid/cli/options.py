@@ -43,7 +43,7 @@ def _with_joined_helps(info: tyro.constructors.StructTypeInfo) -> tyro.construct
 
 
 def _joined(text: str | Callable[[], str | None] | None) -> Callable[[], str | None]:
-    """What gives a text with the lines of each paragraph joined."""
+    """Function that gives a text with the lines of each paragraph joined."""
 
     def joined() -> str | None:
         made = text() if callable(text) else text

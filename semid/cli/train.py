@@ -19,7 +19,7 @@ from seq_models import ModelConfig, RQTransformerConfig
 
 @dataclass(frozen=True)
 class Generator(GeneratorConfig):
-    """What a model reads, its validation, and the options of its own, which follow its name."""
+    """Inputs of a model, its validation, and the options of its own, which follow its name."""
 
     model: Annotated[ModelConfig, subcommands(ModelConfig, first=RQTransformerConfig.name)] = RQTransformerConfig()
     """Generators of codes: RQ-Transformer, encoder-decoder (TIGER), flat decoder, hybrid (LIGER: a dense head ranks,

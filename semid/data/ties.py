@@ -93,7 +93,7 @@ def _runs(equal: Bool[np.ndarray, " pairs"]) -> tuple[Int[np.ndarray, " places"]
 
 
 def other_columns(interactions: pa.Table) -> Iterator[Shaped[np.ndarray, " n"]]:
-    """What tells checked interactions of one user, item and second apart, as numbers: ticks, event and weight."""
+    """Numbers that tell checked interactions of one user, item and second apart: ticks, event and weight."""
     yield from _columns(interactions, "ticks")
     if "event" in interactions.column_names:
         event = interactions["event"].dictionary_encode(null_encoding="encode").combine_chunks()

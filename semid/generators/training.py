@@ -466,7 +466,7 @@ def validation(dataset: Dataset, config: GeneratorConfig, *, seed: int) -> Valid
 def with_choices(
     trained: Recommender, dataset: Dataset, config: GeneratorConfig, *, graph: ItemGraph | None, seed: int
 ) -> Recommender:
-    """What is chosen after training, on more users than a checkpoint, as NDCG@10 is flat there: the weight of a graph,
+    """The model with its choices after training, on more users than a checkpoint, as NDCG@10 is flat there: the graph's weight,
     and where items repeat in the training data, the factor of the model's probability of those in the history."""
     more = replace(config, validation_users=_MORE_USERS * config.validation_users)
     score = validation(dataset, more, seed=seed)

@@ -22,7 +22,7 @@ class Signal(abc.ABC):
         """Item vectors from training interactions alone. Raises SemidError naming what the dataset lacks."""
 
     def lacks_content(self, dataset: Dataset) -> bool:
-        """Whether items lack content that it is trained on, which makes stages that read it of another version."""
+        """True where items lack content that it is trained on, which makes stages that read it of another version."""
         del dataset
         return False
 

@@ -109,7 +109,7 @@ class Ranking(NamedTuple):
         return ranked, scores
 
     def _list_length(self, k: int, beam_size: int, limits: GroupLimits | None) -> int:
-        """How long a list to ask for, whose first k items are taken: each length is a program of its own, to be
+        """Length of the list to ask for, whose first k items are taken: each length is a program of its own, to be
         compiled. Under limits items are chosen one by one, so that a long list is dear."""
         if self.scorer.trie is None:
             return _rounded(k)

@@ -39,7 +39,7 @@ class About(NamedTuple):
 
     @classmethod
     def read(cls, lists: Mapping[str, Any]) -> About:
-        """What `metrics.json` says of its lists."""
+        """Entry of `metrics.json` on its lists."""
         return cls(lists["k"], tuple(f"{what} {lists[key]}" for key, what in _SOURCES.items() if lists.get(key)))
 
 

@@ -59,7 +59,7 @@ class ColumnConfig(ContentEncoderConfig):
         return vector_column(dataset, self.column)
 
     def lacks_content(self, dataset: Dataset) -> bool:
-        """Whether items lack content that it is trained on, which makes its stage of another version."""
+        """True where items lack content that it is trained on, which makes its stage of another version."""
         return not has_content(self.read(dataset)[1]).all()
 
     def fit(self, dataset: Dataset) -> FittedEncoder:
@@ -70,7 +70,7 @@ class ColumnConfig(ContentEncoderConfig):
 
     @classmethod
     def has_fitted(cls, encoder: StoredEncoder) -> bool:
-        """Whether a config of this kind fitted a stored encoder, so that interactions are in its vectors."""
+        """True where a config of this kind fitted a stored encoder, so that interactions are in its vectors."""
         where = f"encoder of column {encoder.column!r}"
         return isinstance(from_dict(ContentEncoderConfig, encoder.settings, where=where), cls)  # type: ignore[type-abstract]
 
