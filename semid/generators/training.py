@@ -466,8 +466,8 @@ def validation(dataset: Dataset, config: GeneratorConfig, *, seed: int) -> Valid
 def with_choices(
     trained: Recommender, dataset: Dataset, config: GeneratorConfig, *, graph: ItemGraph | None, seed: int
 ) -> Recommender:
-    """The model with its choices after training, on more users than a checkpoint, as NDCG@10 is flat there: the graph's weight,
-    and where items repeat in the training data, the factor of the model's probability of those in the history."""
+    """The model with its choices after training, on more users than a checkpoint, as NDCG@10 is flat there: a graph's
+    weight, and where items repeat in the training data, the factor of its probability of those in the history."""
     more = replace(config, validation_users=_MORE_USERS * config.validation_users)
     score = validation(dataset, more, seed=seed)
     whole = trained if graph is None else mixed(trained, graph, score)

@@ -37,14 +37,14 @@ _best_allowed, _first_within = (jax.jit(chosen, static_argnums=2) for chosen in 
 
 
 @dataclass(frozen=True, eq=False)
-class Popularity:
+class ItemPopularity:
     """Popularity of a catalogue's items in training."""
 
     log_shares: Float[np.ndarray, " items"]
     """Logs of the items' smoothed shares of the interactions, -inf of removed items."""
 
     @classmethod
-    def from_counts(cls, catalog: SemanticCatalog, train_counts: Int[np.ndarray, " items"]) -> Popularity:
+    def from_counts(cls, catalog: SemanticCatalog, train_counts: Int[np.ndarray, " items"]) -> ItemPopularity:
         """Popularity by numbers of interactions."""
         counts = np.where(catalog.active, train_counts + 1.0, 0)
         with np.errstate(divide="ignore"):
@@ -62,7 +62,7 @@ class Ranking(NamedTuple):
     scorer: Scorer
     spec: ModelSpec
     catalog: SemanticCatalog
-    popularity: Popularity
+    popularity: ItemPopularity
 
     def top(
         self,

@@ -34,7 +34,7 @@ from semid.recommender.lists import PlacedGroups, Sampling, build_limits, groups
 from semid.recommender.mixing import build_boosts, build_mixture, check_graph, check_graph_weight
 from semid.recommender.packaging import Measured, write_package
 from semid.recommender.persistence import read_model, write_model
-from semid.recommender.ranking import BEAM, Popularity, Ranking
+from semid.recommender.ranking import BEAM, ItemPopularity, Ranking
 from semid.recommender.recommendations import Recommendations
 from semid.recommender.requests import read_histories
 from semid.recommender.scorers import Scorer
@@ -439,7 +439,7 @@ class Recommender:
             active = catalog.active  # the same programs with and without removed items
         tables = self.items.tables(catalog, active=active, rows=rows)
         softmax_over, mixture = self.spec.normalization, self._mixture(len(tables.codes))
-        self._popularity = Popularity.from_counts(catalog, self.train_counts)
+        self._popularity = ItemPopularity.from_counts(catalog, self.train_counts)
         return Scorer.from_model(model, tables=tables, trie=trie, softmax_over=softmax_over, mixture=mixture)
 
     def _mixture(self, rows: int | None = None) -> Mixture | None:
