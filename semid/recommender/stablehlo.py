@@ -219,13 +219,13 @@ def recommend(histories):
     for user, items in enumerate(histories):
         latest = [row_of[item_id] for item_id in items][-settings["max_history"] :]
         history[user, : len(latest)], lengths[user] = latest, len(latest)
-    conditions = {  # of a model that knows some: nothing is asked for, and no event or time is known
+    conditions = {  # for a model with conditions: none requested, all events and times unknown
         name: np.full([len(histories), *given["shape"][1:]], -1 if name == "times" else 0, given["dtype"])
         for name, given in settings["inputs"].get("conditions", {}).items()
     }
     fourth = [conditions] if "conditions" in settings["inputs"] else []
     rows, scores = map(np.array, program(arrays, history, lengths, *fourth))
-    if settings.get("leaves_out_history"):  # the program has left out the latest items, but knows no earlier ones
+    if settings.get("leaves_out_history"):  # the program leaves out only the latest max_history items
         for user, items in enumerate(histories):
             scores[user, np.isin(rows[user], [row_of[item_id] for item_id in items])] = -np.inf
         order = np.argsort(-scores, axis=1, kind="stable")
