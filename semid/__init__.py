@@ -1,6 +1,6 @@
 """semid: generative recommendation with semantic IDs in JAX.
 
-The names below are loaded when they are first used, so that `import semid` costs little.
+The public names are loaded on first use, so that `import semid` is cheap.
 """
 
 import importlib as _importlib

@@ -17,8 +17,8 @@ from jaxtyping import Shaped
 from semid.errors import SemidError
 
 _Column = TypeVar("_Column", pa.Array, pa.ChunkedArray)
-# Rows of strings that are made at once: Arrow holds 2 GiB of them in a chunk.
-_ROWS_AT_ONCE = 1 << 22
+# Rows of strings per chunk: a chunk of Arrow strings holds at most 2 GiB.
+_CHUNK_ROWS = 1 << 22
 
 
 def write_parquet(table: pa.Table, path: str | Path) -> None:
@@ -27,7 +27,7 @@ def write_parquet(table: pa.Table, path: str | Path) -> None:
 
 
 def read_parquet(path: str | Path, *, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a Parquet file, checksums verified. Raises SemidError naming the file if it is absent or damaged."""
+    """Read a Parquet file and verify its checksums. Raises SemidError naming the file if it is missing or damaged."""
     try:
         return pq.read_table(path, columns=columns, page_checksum_verification=True)
     except (OSError, pa.ArrowException) as error:
@@ -46,7 +46,7 @@ def to_matrix(column: pa.ChunkedArray | pa.FixedSizeListArray) -> Shaped[np.ndar
 
 
 def digest(table: pa.Table) -> str:
-    """sha256 of a table's schema and values; the names that Parquet gives the values of lists do not count."""
+    """sha256 of a table's schema and values, whatever name Parquet gives the elements of lists."""
     table = table.cast(pa.schema([field.with_type(_unnamed(field.type)) for field in table.schema]))
     table, sink = table.combine_chunks(), _Hash()
     with pa.ipc.new_stream(sink, table.schema) as stream:
@@ -55,7 +55,7 @@ def digest(table: pa.Table) -> str:
 
 
 class _Hash(io.RawIOBase):
-    """File that is hashed instead of kept."""
+    """Writable file that hashes what is written instead of storing it."""
 
     def __init__(self) -> None:
         self.total = hashlib.sha256()
@@ -84,14 +84,14 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def _unnamed(kind: pa.DataType) -> pa.DataType:
-    """A type whose lists, if it is one, have Arrow's own name for their values."""
+    """The type with Arrow's default name for the elements of its lists, if it is a list type."""
     if pa.types.is_fixed_size_list(kind):
         return pa.list_(kind.value_type, kind.list_size)
     return pa.list_(_unnamed(kind.value_type)) if pa.types.is_list(kind) else kind
 
 
 def is_vector(kind: pa.DataType) -> bool:
-    """A type of lists of numbers, of a fixed size or not; integers are those of quantized vectors, say."""
+    """Lists of numbers, of a fixed size or not; integers may be quantized vectors."""
     return is_list(kind) and (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type))
 
 
@@ -104,7 +104,7 @@ def are_vectors(values: pa.Array | pa.ChunkedArray) -> bool:
 
 
 def is_storable(kind: pa.DataType) -> bool:
-    """A type that Parquet has: no struct without fields, as JSON's {} is, no union and no interval of a calendar."""
+    """A type that Parquet can hold: no struct without fields (JSON's {}), no union, no calendar interval."""
     try:
         pq.ParquetWriter(io.BytesIO(), pa.schema([("column", kind)])).close()
     except pa.ArrowNotImplementedError:
@@ -113,13 +113,13 @@ def is_storable(kind: pa.DataType) -> bool:
 
 
 def is_fixed_vector(kind: pa.DataType) -> bool:
-    """A type of vectors as a dataset holds them: lists of floats, of a fixed size."""
+    """The type of a dataset's vector columns: fixed-size lists of floats."""
     return pa.types.is_fixed_size_list(kind) and pa.types.is_floating(kind.value_type)
 
 
 def decoded(values: _Column) -> _Column:
-    """The values of a categorical column (of pandas, polars or Parquet), or of lists of such, without the dictionary,
-    and views as what they are views of, as few of Arrow's functions know these; others as they are."""
+    """A column with dictionary-encoded values (pandas, polars or Parquet categories, or lists of them) decoded, and
+    string and binary views as plain strings and binaries, since few Arrow functions take views; others unchanged."""
     kind = values.type
     if pa.types.is_string_view(kind):
         return as_strings(values)
@@ -141,12 +141,12 @@ def decoded(values: _Column) -> _Column:
 
 
 def as_strings(values: _Column) -> _Column:
-    """The values of a column as strings, such as those of whole numbers or of large strings."""
+    """A column of whole numbers, large strings or the like as strings."""
     if isinstance(values, pa.ChunkedArray):
         return pa.chunked_array([piece.cast(pa.string()) for piece in _pieces(values)], pa.string())
     return values.cast(pa.string())
 
 
 def _pieces(values: pa.ChunkedArray) -> list[pa.Array]:
-    """The chunks of a column, cut where they are long."""
-    return [chunk.slice(at, _ROWS_AT_ONCE) for chunk in values.chunks for at in range(0, len(chunk), _ROWS_AT_ONCE)]
+    """The chunks of a column, cut to at most `_CHUNK_ROWS` rows."""
+    return [chunk.slice(at, _CHUNK_ROWS) for chunk in values.chunks for at in range(0, len(chunk), _CHUNK_ROWS)]

@@ -1,4 +1,4 @@
-"""The user's cache, `$XDG_CACHE_HOME/semid` or `~/.cache/semid`, and its bound. Imports nothing that is slow."""
+"""The user's cache folder, `$XDG_CACHE_HOME/semid` or `~/.cache/semid`, and the limit of its size. Fast to import."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from pathlib import Path
 
 
 def user_cache(name: str) -> Path:
-    """A folder of the user's cache."""
+    """Path of the folder `name` in the user's cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "semid" / name
 
 
 def is_off() -> bool:
-    """Tell whether SEMID_CACHE=off asks to keep nothing."""
+    """Tell whether SEMID_CACHE=off disables caching."""
     return os.environ.get("SEMID_CACHE") == "off"
 
 
 def remove_oldest(
     folder: Path, *, limit: int, before: float = math.inf, spared: Callable[[str], bool] = lambda name: False
 ) -> None:
-    """Remove the files that were not read for longest, until the rest take no more than `limit` bytes.
+    """Remove the least recently read files below `folder` until the rest take at most `limit` bytes.
 
-    Those that were read at the time `before` or later stay, and those whose names below `folder` are `spared`.
+    Files last read at time `before` or later stay, and so do those whose relative paths are `spared`.
     """
     files = []
     for path in folder.rglob("*"):
         with contextlib.suppress(FileNotFoundError):  # another process renamed or removed it
-            if stat.S_ISREG((found := path.lstat()).st_mode):
-                files.append((path, found))
-    total = sum(found.st_size for _, found in files)
-    for path, found in sorted(files, key=lambda file: _last_read(file[1])):
-        if total <= limit or _last_read(found) >= before:
+            if stat.S_ISREG((status := path.lstat()).st_mode):
+                files.append((path, status))
+    total = sum(status.st_size for _, status in files)
+    for path, status in sorted(files, key=lambda file: _last_read(file[1])):
+        if total <= limit or _last_read(status) >= before:
             break
         if not spared(path.relative_to(folder).as_posix()):
             with contextlib.suppress(OSError):
                 path.unlink()
-                total -= found.st_size
+                total -= status.st_size
 
 
-def _last_read(found: os.stat_result) -> float:
-    return max(found.st_atime, found.st_mtime)
+def _last_read(status: os.stat_result) -> float:
+    return max(status.st_atime, status.st_mtime)

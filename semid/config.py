@@ -1,8 +1,8 @@
 """Frozen dataclasses as configuration: to JSON and back, with unknown keys refused by name.
 
-A config belongs to the component it configures and nests. A choice between alternatives is a union of dataclasses, or
-an abstract base of theirs, written as `{"type": "ClassName", ...}`; or it is an enum, written as its value (or as its
-`stored`, where a field of before had another type).
+A config belongs to the component it configures, and configs nest. A choice between alternatives is a union of
+dataclasses, or their abstract base, written as `{"type": "ClassName", ...}`; or an enum, written as its value (or as
+its `stored` attribute, if the field once had another type).
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def to_dict(config: Any) -> Any:
     """
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         kinds = _hints(type(config))
-        said = [f for f in dataclasses.fields(config) if not (_LATER in f.metadata and _is_default(config, f))]
-        values = {f.name: _with_floats(kinds[f.name], getattr(config, f.name)) for f in said}
+        written = [f for f in dataclasses.fields(config) if not (_LATER in f.metadata and _is_default(config, f))]
+        values = {f.name: _with_floats(kinds[f.name], getattr(config, f.name)) for f in written}
         return {"type": type(config).__name__, **{name: to_dict(value) for name, value in values.items()}}
     if isinstance(config, enum.Enum):
         return getattr(config, "stored", config.value)
@@ -47,16 +47,16 @@ def to_dict(config: Any) -> Any:
 
 
 def later_field(default: T) -> T:
-    """A dataclass field that came after configs were stored: at its default `to_dict` leaves it out, so that digests of
-    what was made before stay what they are. A dict's default is a copy of it."""
+    """Dataclass field that was added after configs had been stored. `to_dict` leaves it out at its default, so that
+    digests of older artifacts stay the same. A default dict is copied per instance."""
     if isinstance(default, dict):
         return typing.cast(T, dataclasses.field(default_factory=default.copy, metadata={_LATER: True}))
     return dataclasses.field(default=default, metadata={_LATER: True})
 
 
 def _is_default(config: Any, field: dataclasses.Field) -> bool:
-    made = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-    return getattr(config, field.name) == made
+    default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    return getattr(config, field.name) == default
 
 
 def from_dict(cls: type[T], data: dict, *, where: str = "config") -> T:
@@ -68,10 +68,10 @@ def from_dict(cls: type[T], data: dict, *, where: str = "config") -> T:
 
 
 def choices(base: type) -> dict[str, type[Any]]:
-    """The alternatives below an abstract config base, by their `name`: its concrete dataclasses, in order of names.
+    """Alternatives of an abstract config base: its concrete dataclasses by their `name`, sorted by name.
 
-    A class is an alternative if it says `name` itself; one that inherits it is not. Where `name` is a field, the class
-    goes by its own. Those of a module appear once it is imported.
+    A class is an alternative if it defines `name` itself, not if it inherits it. If `name` is a field, the key is the
+    name of the class. Classes of a module appear once it is imported.
     """
     below = [cls for cls in _subclasses(base) if dataclasses.is_dataclass(cls)]
     own = [cls for cls in below if "name" in vars(cls) or "name" in inspect.get_annotations(cls)]
@@ -89,12 +89,12 @@ def _hints(cls: Any) -> dict[str, Any]:
 
 
 def _with_floats(kind: Any, value: Any) -> Any:
-    """`value` with integers made floats where its declared type has floats and no integers."""
+    """`value` with integers converted to floats where the declared type allows floats and no integers."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if kind is float and type(value) is int:
         return float(value)
     if origin in (typing.Union, types.UnionType) and int not in args:
-        return functools.reduce(lambda found, one: _with_floats(one, found), args, value)
+        return functools.reduce(lambda converted, one: _with_floats(one, converted), args, value)
     if origin is tuple and isinstance(value, (tuple, list)):
         inner = args[:1] * len(value) if args[1:] == (Ellipsis,) else args
         return tuple(_with_floats(one, item) for one, item in zip(inner, value, strict=True))
@@ -148,11 +148,11 @@ def _read_dataclass(cls: Any, value: Any, where: str) -> Any:
 
 
 def _read_choice(base: Any, value: Any, where: str) -> Any:
-    """A config of the class that `type` names among those below the base."""
+    """A config of the subclass of `base` that the key `type` names."""
     if not isinstance(value, dict):
         raise SemidError(f"{where}: expected the keys of a {base.__name__}, got {value!r}")
     below = [cls for cls in _subclasses(base) if dataclasses.is_dataclass(cls) and not inspect.isabstract(cls)]
-    by_type = {cls.__name__: cls for cls in below}  # those without a name of their own too: `to_dict` writes them
+    by_type = {cls.__name__: cls for cls in below}  # also classes that are no alternatives, since `to_dict` writes them
     if (name := value.get("type")) not in by_type:
         named = [cls.__name__ for cls in choices(base).values()]
         hint = did_you_mean(name, named, cutoff=0.6)
@@ -173,7 +173,7 @@ def _read_union(kinds: tuple, value: Any, where: str) -> Any:
 
 
 def enum_member(kind: type[E], value: Any, where: str) -> E:
-    """Member of an enum, given as such or by its value. Raises SemidError naming the values that there are."""
+    """Member of an enum, given as member or value. Raises SemidError listing the valid values."""
     try:
         return kind(value)
     except ValueError:
@@ -183,13 +183,13 @@ def enum_member(kind: type[E], value: Any, where: str) -> E:
 def difference(old: dict, new: dict, *, prefix: str = "", most: int | None = 4) -> str:
     """The first `most` entries in which two JSON configs differ (None: all), for a message: `epochs: 3 -> 4, ...`.
 
-    Empty if none does. An absent entry is None, and 36 is 36.0: what was written before a field was added or given as a
-    float still reads. Of two configs of another `type` that alone is said: what else they hold is not the same choice.
+    Empty if they agree. An absent entry equals None, and 36 equals 36.0, so that configs written before a field was
+    added or became a float still match. If the `type` differs, only that is shown, as other keys are not comparable.
     """
-    of_types = [side.get("type") for side in (old, new)]
-    of_other = None not in of_types and of_types[0] != of_types[1]
+    old_type, new_type = old.get("type"), new.get("type")
+    other_type = None not in (old_type, new_type) and old_type != new_type
     changes = []
-    for key in ["type"] if of_other else sorted(old.keys() | new.keys()):
+    for key in ["type"] if other_type else sorted(old.keys() | new.keys()):
         a, b = old.get(key), new.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
             changes.append(difference(a, b, prefix=f"{prefix}{key}.", most=most))
@@ -204,6 +204,6 @@ def _short(value: Any) -> str:
 
 
 def check_seed(seed: int | None) -> None:
-    """Raise SemidError, before any work, for a seed that NumPy does not take, or of which JAX would drop the start."""
+    """Raise SemidError for a seed that NumPy refuses (negative) or whose upper bits JAX would drop (2**32 and more)."""
     if seed is not None and not 0 <= seed < 2**32:
         raise SemidError(f"expected a seed {'of 0 or more' if seed < 0 else 'below 2**32'}, got {seed}")

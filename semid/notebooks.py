@@ -1,4 +1,4 @@
-"""Small tables of facts about an object for notebooks, as text and as HTML; Arrow tables as pandas."""
+"""Display of objects in notebooks: small tables as text and HTML, and Arrow tables as pandas DataFrames."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from semid.errors import SemidError
 
 @dataclass(frozen=True, repr=False)
 class Facts:
-    """Named values below a title."""
+    """Titled table of named values, shown as text or HTML."""
 
     title: str
     values: Mapping[str, Any]

@@ -1,7 +1,7 @@
-"""Progress of long work: a bar on a terminal, one line that changes in a notebook, log lines elsewhere.
+"""Progress of long work: a bar on a terminal, one line that is rewritten in a notebook, log lines elsewhere.
 
-The lines are records of the logger `semid` at level INFO, so that whoever configures logging has them; the command line
-shows them on stderr. Bars are shown unless that logger has a level above INFO of its own.
+Log lines go to the logger `semid` at level INFO; the command line shows them on stderr. Bars and notebook lines are
+hidden if that logger's own level is above INFO.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ LOG = logging.getLogger("semid")
 
 
 def show_progress(title: str, *, total: int, unit: str, done: int = 0) -> Progress:
-    """A view of pieces of work that are done, of all:
+    """Show how much of some work is done:
 
         with show_progress("training", total=1000, unit="steps") as progress:
             progress.say("compiling ...")
             progress.advance(20, "loss 0.5000")
 
-    says `training: 20/1,000 steps, loss 0.5000, 43.2 steps/s, 0:00:22 left`.
+    prints `training: 20/1,000 steps, loss 0.5000, 43.2 steps/s, 0:00:22 left`.
     """
     kind = Progress
     if LOG.level <= logging.INFO:
@@ -30,38 +30,38 @@ def show_progress(title: str, *, total: int, unit: str, done: int = 0) -> Progre
 
 
 class Progress:
-    """Log lines at growing intervals, and one of the end."""
+    """Log lines at growing intervals, and a last one at the end."""
 
-    # Seconds until the next line: few at first, so that a log shows soon that all is well.
+    # Seconds until the next line: short at first, so that a log soon shows that the work is progressing.
     pauses: tuple[float, ...] = (3.0, 10.0, 20.0, 30.0)
 
     def __init__(self, title: str, *, total: int, unit: str, done: int = 0) -> None:
         self.title, self.total, self.unit, self.done, self.note = title, total, unit, done, ""
-        self._first: tuple[float, int] | None = None  # rates are from the first advance on: before it is compilation
+        self._first: tuple[float, int] | None = None  # rates count from the first advance: compilation precedes it
         self._lines, self._next_line, self._shown, self._ended = 0, 0.0, done, False
 
     def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._ended = True  # of work that ends before all is done, no time is left
+        self._ended = True  # the last line shows no time left, even if the work stopped early
         if self._shown != self.done:
             self._show_line()
 
     def advance(self, done: int, note: str = "") -> None:
-        """Show that so many pieces are done, with a short note."""
+        """Show that `done` units of the total are done, with a short note."""
         self.done, self.note = done, note
         if time.monotonic() >= self._next_line:
             self._show_line()
         self._first = self._first or (time.monotonic(), done)
 
     def say(self, text: str) -> None:
-        """Show what is under way before the next piece is done."""
+        """Show what is happening before the next unit is done."""
         self._put(f"{self.title}: {text}")
 
     @property
     def line(self) -> str:
-        """Title, pieces, note, pieces per second and the time that is left."""
+        """Title, units done, note, units per second and the time left."""
         parts = [f"{self.title}: {self.done:,}/{self.total:,} {self.unit}", self.note]
         if self._first is not None and self.done > self._first[1]:
             rate = (self.done - self._first[1]) / max(time.monotonic() - self._first[0], 1e-9)
@@ -80,7 +80,7 @@ class Progress:
 
 
 class _NotebookLine(Progress):
-    """One line under the cell, written over and over; ipywidgets are not needed."""
+    """One line under the cell, rewritten in place; needs no ipywidgets."""
 
     pauses = (0.5,)
 
@@ -94,7 +94,7 @@ class _NotebookLine(Progress):
 
 
 class _Bar(Progress):
-    """A bar of rich, for terminals."""
+    """Progress bar on a terminal, drawn by rich."""
 
     def __init__(self, title: str, *, total: int, unit: str, done: int = 0) -> None:
         from rich import progress as rich

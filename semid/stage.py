@@ -1,8 +1,8 @@
-"""One protocol for every stage: skip what exists, resume what was interrupted, work, write whole, with provenance.
+"""Stages: reuse an existing artifact, resume an interrupted run, or do the work and write the result atomically.
 
-A stage turns inputs into one artifact. Its request (settings, parents' digests, seed, version of the stage's code)
-names that artifact: where it exists it is read, else the work is done, going on from the checkpoints of an interrupted
-run of the same request, and written under a temporary name that is renamed at the end.
+A stage turns inputs into one artifact, identified by its request: settings, digests of its parents, seed, and version
+of the stage's code. If the artifact exists, it is read. Otherwise the work runs, from the last checkpoint if the same
+request was interrupted before, and the result is written under a temporary name that is renamed at the end.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from semid.training import HISTORY, REQUEST, check_events, discard_checkpoints, 
 
 STAGE_VERSION = "stage_version"
 
-# Linux gives a process 65,530 maps of memory, and LLVM ends it where a program gets none; a stage makes some thousands.
-_MAPS, _MOST_MAPS = Path("/proc/self/maps"), 30_000
+# Linux allows a process 65,530 memory maps, and LLVM aborts the process when none is left; a stage uses some thousands.
+_MAPS, _MAX_MAPS = Path("/proc/self/maps"), 30_000
 
 
 @runtime_checkable
 class Stored(Protocol):
-    """Object that knows the artifact which holds it."""
+    """Object that records the artifact it is stored in."""
 
     def with_origin(self, origin: Origin) -> Any: ...
 
@@ -45,8 +45,8 @@ T = TypeVar("T", bound=Stored)
 class Request:
     """Everything that determines a stage's artifact.
 
-    `version` is that of the stage's code: raise it where the same settings come to mean something else, so that
-    artifacts of before are not taken for current ones.
+    `version` is the version of the stage's code: raise it when the same settings come to mean something else, so that
+    older artifacts are not reused.
     """
 
     kind: Kind
@@ -70,7 +70,7 @@ class Request:
 
 
 def refuse_path(given: Any, *loaders: str) -> None:
-    """Raise SemidError for a path where a stage takes what it holds, which `loaders` such as `Dataset.load` read."""
+    """Raise SemidError if `given` is a path and not the object that one of `loaders`, e.g. `Dataset.load`, returns."""
     if isinstance(given, str | Path):
         kinds = " or ".join(loader.partition(".")[0] for loader in loaders)
         loads = " or ".join(f"{loader}({str(given)!r})" for loader in loaders)
@@ -85,67 +85,67 @@ def run_stage(
     work: Callable[[Path], T],
     write: Callable[[T, Path], None],
 ) -> T:
-    """Return the object that `request` describes, read from the artifact `out` or made and written there.
+    """Return the object that `request` describes: loaded from the artifact `out` if it exists, else made and written.
 
-    `work(folder)` makes it, keeping checkpoints and `history.jsonl` in `folder` (`<out>.checkpoints`; where `out` is
-    a mount point or the working directory, `<out>/.checkpoints`), and `write(object, folder)` writes its files; the
-    history goes with them. Without `out` the object lives in memory and nothing is left on the disk. Of several
-    processes each calls this; the first reads and writes files.
-    Raises SemidError, before any work, if `out` cannot be written, another run is writing it, or it holds anything
-    else, naming what differs; and without `out` where several processes make a catalogue or a model, as they share the
-    folder of its checkpoints.
+    `work(folder)` makes the object and keeps checkpoints and `history.jsonl` in `folder` (`<out>.checkpoints`, or
+    `<out>/.checkpoints` if `out` is a mount point or the working directory). `write(object, folder)` writes its files;
+    the history is copied next to them. Without `out` the object stays in memory and nothing is left on the disk. Every
+    process of a distributed run calls this; the first one reads and writes the files.
+    Raises SemidError, before any work, if `out` cannot be written, is being written by another run, or holds something
+    else, naming what differs; also if several processes make a catalogue or a model without `out`, since they need a
+    shared folder for its checkpoints.
     """
-    _forget_programs()
+    _drop_programs()
     if out is None:
         if request.kind in (Kind.CATALOG, Kind.MODEL) and jax.process_count() > 1:
-            raise SemidError("several processes share the folder of a run's checkpoints: name one with out")
+            raise SemidError("several processes need one folder for the checkpoints that they share; set out")
         check_events(request.settings)
         with tempfile.TemporaryDirectory() as temporary:
             return work(Path(temporary) / "checkpoints")
-    out = place_of_all(out)
+    out = shared_folder(out)
     current = functools.partial(
         artifacts.is_current, out, kind=request.kind, config=request.config, parents=request.parents, seed=request.seed
     )
     with contextlib.ExitStack() as stack:
-        if not on_first(current):  # asked by each, the last might find what the first has just written
+        if not on_first(current):  # one process checks: a slower one might already see what the first has written
             check_events(request.settings, out)
             place = Place(out, on_first(functools.partial(_claim, out, request.kind, stack)))
-            if not on_first(current):  # another run may have come first
+            if not on_first(current):  # another run may have finished between check and lock
                 result = work(place.checkpoints)
                 on_first(functools.partial(_write, request, place, functools.partial(write, result)))
                 return result.with_origin(Origin(out, artifacts.read_manifest(out)))
-    on_first(functools.partial(_discard, out))  # a kill may have come between the artifact and this
+    on_first(functools.partial(_discard, out))  # a run killed after writing the artifact leaves its checkpoints
     return load(out)
 
 
-def _forget_programs() -> None:
-    """Drop compiled programs where a process of many trainings, such as a notebook's, has come to hold too many."""
-    if _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > _MOST_MAPS:
+def _drop_programs() -> None:
+    """Drop compiled programs if the process, say a notebook with many trainings, has mapped too much memory."""
+    if _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > _MAX_MAPS:
         jax.clear_caches()
 
 
-def place_of_all(path: str | Path) -> Path:
-    """Absolute path of a folder that every process writes to. Raises SemidError for a URL where there are several."""
+def shared_folder(path: str | Path) -> Path:
+    """Absolute path of a folder that all processes write to. Raises SemidError for a URL if there are several."""
     path = artifacts.resolved(path)
     if (url := artifacts.url_of(path)) and jax.process_count() > 1:
-        raise SemidError(f"{url}: several processes write one folder that they share; give such a one, and copy it")
+        raise SemidError(f"{url}: several processes need a folder on a disk that they share; write there, then copy it")
     return path
 
 
 def _claim(out: Path, kind: Kind, stack: contextlib.ExitStack) -> bool:
-    """Try the place of an artifact, lock it until the stack ends, and tell whether it is inside its folder."""
+    """Check that `out` can be written, lock it until the stack closes, and return its `Place.inside`."""
     place = artifacts.output_folder(out, kind=kind)
     stack.enter_context(artifacts.locked(place.lock, out))
     return place.inside
 
 
 def _write(request: Request, place: Place, write: Callable[[Path], None]) -> None:
-    wanted = Manifest(request.kind, request.config, {}, dict(request.parents), request.seed)
+    manifest = Manifest(request.kind, request.config, {}, dict(request.parents), request.seed)
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     folder = place.checkpoints
-    with artifacts.fill(place, wanted, devices=devices) as temporary:
+    with artifacts.fill(place, manifest, devices=devices) as temporary:
         write(temporary)
-        if (folder / REQUEST).exists() and (folder / HISTORY).exists():  # else the folder is another's
+        if (folder / REQUEST).exists() and (folder / HISTORY).exists():  # without a request it is not semid's folder
             shutil.copy(folder / HISTORY, temporary / HISTORY)
     discard_checkpoints(folder)
 
@@ -156,26 +156,26 @@ def _discard(out: Path) -> None:
 
 
 def run_recorded(request: Mapping[str, Any], file: str | Path, work: Callable[[], Any]) -> Any:
-    """Return the JSON result of `request`, read from `file` or worked out and written there with the request.
+    """Return the JSON result of `request`: read from `file` if it exists, else computed and written with the request.
 
-    Raises SemidError, before any work, if `file` cannot be written, another run is writing it, or it holds the result
-    of another request, naming what differs.
+    Raises SemidError, before any work, if `file` cannot be written, is being written by another run, or holds the
+    result of another request, naming what differs.
     """
-    _forget_programs()
+    _drop_programs()
     file = artifacts.resolved(file)
     on_first(lambda: artifacts.refresh(file))
     with contextlib.ExitStack() as stack:
         if not on_first(file.exists):
             on_first(functools.partial(_claim_file, file, stack))
-            if not on_first(file.exists):  # another run may have come first
+            if not on_first(file.exists):  # another run may have finished between check and lock
                 result = work()
                 on_first(lambda: artifacts.write_json(file, {"request": dict(request), "result": result}))
                 return result
     record = artifacts.read_json(file)
     if not isinstance(record, dict) or set(record) != {"request", "result"}:
-        raise SemidError(f"{file}: holds no result of a request; choose another path (--out) or delete it")
+        raise SemidError(f"{file}: is not a result file of semid; choose another path (--out) or delete it")
     if change := difference(record["request"], dict(request)):
-        raise SemidError(f"{file}: the result of another request ({change}); choose another path (--out) or delete it")
+        raise SemidError(f"{file}: result of another request ({change}); choose another path (--out) or delete it")
     return record["result"]
 
 
@@ -187,9 +187,9 @@ def _claim_file(file: Path, stack: contextlib.ExitStack) -> None:
 def store_dataset(
     dataset: Dataset, out: str | Path, *, source: dict | None = None, work: Callable[[], Dataset] | None = None
 ) -> Dataset:
-    """Write a dataset, or what `work` makes of it with this `source`, to `out`, unless the same one, by its source, was
-    written there before.
+    """Write a dataset to `out`, unless `out` holds one of the same config; return it with its origin.
 
+    `work`, if given, makes the dataset to write (say, with encoded columns), whose `source` is then the given one.
     Raises SemidError if `out` holds another dataset, naming what differs.
     """
     config = dataset.config if source is None else dataset.replace(source=source).config

@@ -1,6 +1,6 @@
 """Datasets: items and interactions, histories, splits, content vectors, importing and validation.
 
-The readers of public datasets are loaded when they are first used: their builders need TFDS, which is slow to import.
+The readers of public datasets are loaded on first use: their builders need TFDS, which is slow to import.
 """
 
 import importlib as _importlib

@@ -1,6 +1,7 @@
-"""Content encoders: what makes a vector column of the raw columns of items, fitted once and stored with what reads it.
+"""Content encoders: they compute a vector column from raw columns of items, e.g. LSA vectors from texts.
 
-A dataset and a tokenizer carry an encoder in plain values (`StoredEncoder`); `semid.encoders` fits and restores it.
+An encoder is fitted once and stored in plain values (`StoredEncoder`) in every dataset, tokenizer and model that needs
+its vectors; `semid.encoders` fits and restores it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _COLUMN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 
 
 def check_column(name: str) -> None:
-    """Raise SemidError for a name of a vector column that is no name of a file."""
+    """Raise SemidError for a vector column's name that cannot be a file name."""
     if not _COLUMN.fullmatch(name):
         raise SemidError(f"column {name!r}: expected letters, digits, _, - and dots; choose another name")
 
@@ -37,7 +38,7 @@ class ContentEncoder(Protocol):
 
     @property
     def column(self) -> str:
-        """Name of the vector column that it makes."""
+        """Name of its vector column."""
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -48,12 +49,12 @@ class ContentEncoder(Protocol):
         """Dimensions of a vector."""
 
     def encode(self, items: pa.Table) -> Float[np.ndarray, "n width"]:
-        """Vectors of items, from a table with its `inputs`; zeros where it knows nothing of an item's content."""
+        """Vectors of items, from a table with its `inputs`; zeros for items without known content."""
 
 
 @dataclass(frozen=True, eq=False)
 class StoredEncoder:
-    """A fitted content encoder in plain values: the columns that it reads and makes, its settings and its arrays."""
+    """A fitted content encoder in plain values: input and output columns, settings and arrays."""
 
     column: str
     inputs: tuple[str, ...]
@@ -66,7 +67,7 @@ class StoredEncoder:
 
     @property
     def digest(self) -> str:
-        """sha256 of all that its vectors depend on."""
+        """sha256 of everything that its vectors depend on."""
         arrays = {name: [str(array.dtype), *array.shape] for name, array in sorted(self.tensors.items())}
         total = hashlib.sha256(json.dumps([self.column, self.inputs, self.settings, arrays]).encode())
         for name in arrays:
@@ -82,12 +83,12 @@ class StoredEncoder:
 
 
 def is_encoder_file(name: str) -> bool:
-    """Tell whether a file of an artifact, by its name there, is a content encoder's."""
+    """Tell whether `name`, relative to an artifact, is the file of a content encoder."""
     return Path(name).parent == Path(_FOLDER)
 
 
 def read_encoders(folder: Path, files: Iterable[str]) -> tuple[StoredEncoder, ...]:
-    """The content encoders among the files of an artifact. Raises SemidError naming one that is none."""
+    """The content encoders among the files of an artifact. Raises SemidError naming a file that is not readable."""
     return tuple(_read(folder / name) for name in sorted(files) if is_encoder_file(name))
 
 
@@ -101,9 +102,9 @@ def _read(file: Path) -> StoredEncoder:
 
 
 def joined_texts(items: pa.Table, columns: Sequence[str]) -> list[str]:
-    """One text per item: its text columns, those that are not empty, joined.
+    """One text per item: its non-empty text columns joined.
 
-    Raises SemidError naming a column that is missing or holds no text.
+    Raises SemidError naming a column that is missing or of another type.
     """
     for name in columns:
         if name not in items.column_names:

@@ -1,4 +1,4 @@
-"""`Dataset`: items and interactions, external ids mapped to dense rows once, here."""
+"""`Dataset`: items and interactions. External ids are mapped to dense rows here and nowhere else."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ class Dataset:
 
     `items` is an Arrow table whose row number is the item row used everywhere: `item_id` (string, unique), text
     columns, optionally `image` (encoded bytes) and vector columns (fixed-size lists of floats). `user`, `item` and
-    `time` hold one entry an interaction, sorted by user, then time, ties as the rule `ties` has put them. `time_unit`
-    is "seconds", "relative" (seconds since the user's own first interaction) or, where the source has no times,
-    "position". `origin` is the artifact that it was read from, and `added` has the digests of what vector columns
-    added since were made from, by column. `encoders` made vector columns of others.
+    `time` hold one entry per interaction, sorted by user, then time; the rule `ties` orders equal times. `time_unit`
+    is "seconds", "relative" (seconds since the user's own first interaction) or, if the source has no times,
+    "position". `origin` is the artifact that the dataset was read from. For each vector column added since, `added`
+    has the digest of its source. `encoders` are the fitted encoders that made vector columns from raw ones.
     """
 
     items: pa.Table
@@ -89,7 +89,7 @@ class Dataset:
 
     @property
     def source_columns(self) -> dict[str, str]:
-        """Names that columns had in the tables that it is from, `{"item_id": "asin"}`; those that differ."""
+        """Column names of the source tables where they differ from semid's, e.g. `{"item_id": "asin"}`."""
         return dict((self.source or {}).get("columns", {}))
 
     @classmethod
@@ -105,15 +105,15 @@ class Dataset:
         columns: Mapping[str, str] | None = None,
         drop_repeated_lines: bool = False,
     ) -> Dataset:
-        """Import two tables, each a file that `read_table` knows, a pandas DataFrame, a polars frame, lazy or not, an
-        Arrow table or dataset, a DuckDB relation, or anything else with Arrow's stream interface.
+        """Import two tables. Each may be a file or folder of part files (see `read_table`), a pandas DataFrame, a
+        polars frame (lazy or not), an Arrow table or dataset, a DuckDB relation, or any other Arrow stream.
 
-        `columns` says where a column has another name than here: `{"item_id": "asin"}`. A file may be a folder of part
-        files. Columns are those of `build`; those that nothing reads are logged. `vectors` names `.npy` files of floats
-        [items, dim], row `i` for item row `i`, one for each vector column to add. A string column `image_path`
-        (relative to the items file, or to the working directory) is replaced by `image` with the content of the files;
-        null or empty is an item without image. `drop_repeated_lines` is as of `build`.
-        Raises SemidError that lists all faults of all tables, a line each.
+        `columns` maps semid's column names to the tables' own where they differ: `{"item_id": "asin"}`. See `build`
+        for the columns and `drop_repeated_lines`; columns that nothing reads are logged. `vectors` maps each vector
+        column to add to a `.npy` file of floats [items, dim], row `i` for item row `i`. A string column `image_path`
+        (relative to the items file, or to the working directory) is replaced by `image`, the content of the files;
+        null or empty means no image.
+        Raises SemidError that lists all faults of all tables, one per line.
         """
         tables = read_import(items, interactions, vectors=vectors or {}, columns=columns or {})
         return cls._from_checked(
@@ -144,10 +144,10 @@ class Dataset:
         """Check the tables, map ids to rows and sort.
 
         `items` needs `item_id`; `interactions` needs `user_id`, `item_id` and `timestamp` (seconds since 1970, ISO-8601
-        text or datetimes) or `position`, and may have `event`, what the user did, which models may read, and `weight`,
-        by which training may weigh its targets. `ties` orders a user's interactions of equal time.
-        `drop_repeated_lines` keeps the first of those that are equal in user, item, time, event and weight, and records
-        the number of the others in `source`.
+        text or datetimes) or `position`. Optional are `event` (what the user did, an input of models that read events)
+        and `weight` (of the interaction as a training target). `ties` orders a user's interactions of equal time.
+        `drop_repeated_lines` keeps the first of the lines with equal user, item, time, event and weight, and records
+        the number of dropped lines in `source`.
         Raises SemidError listing every fault with file, row and column.
         """
         items, interactions = checked_tables(items, interactions, item_file, interaction_file)
@@ -175,10 +175,11 @@ class Dataset:
         file: str,
         drop_repeated_lines: bool,
     ) -> Dataset:
-        """Map the ids of checked tables to rows and sort. Warns of lines that repeat an earlier one, or drops them."""
+        """Map the ids of checked tables to rows and sort. Drops lines that repeat an earlier one, or warns of them."""
         _check_rules(split_rule, ties)
         columns = interactions.column_names
-        encoded = interactions["user_id"].dictionary_encode().combine_chunks()  # joined first, ids may exceed 2 GiB
+        # Encode before combining chunks: the ids themselves may exceed the 2 GiB of one chunk.
+        encoded = interactions["user_id"].dictionary_encode().combine_chunks()
         user = encoded.indices.to_numpy().astype(np.int32)
         item = pc.index_in(interactions["item_id"], items["item_id"]).to_numpy().astype(np.int32)
         time_column = "timestamp" if "timestamp" in columns else "position"
@@ -200,7 +201,7 @@ class Dataset:
         elif len(repeats):
             *equal, last = ["user", "item", *(name for name in (time_column, "event", "weight") if name in columns)]
             what = f"of {len(user):,} interactions repeat {', '.join(equal)} and {last} of an earlier one"
-            remedy = "where these are one event sent twice, drop them (--drop-repeated-lines), as they become targets"
+            remedy = "all become targets; if they are events logged twice, drop them (--drop-repeated-lines)"
             _LOG.warning("%s: %s %s; %s", file, f"{len(repeats):,}", what, remedy)
         return cls(
             items=items,
@@ -243,9 +244,9 @@ class Dataset:
 
     @functools.cached_property
     def events(self) -> tuple[str, ...]:
-        """Names of what users did with items, sorted; none without a column of events.
+        """Distinct event names, sorted; empty if the dataset has no events.
 
-        Raises SemidError naming the first row without one: what a model is told must be known everywhere.
+        Raises SemidError naming the first interaction without an event: a model that reads events needs all of them.
         """
         if self.event is None:
             return ()
@@ -259,11 +260,11 @@ class Dataset:
 
     @functools.cached_property
     def event_codes(self) -> Int[np.ndarray, " n"] | None:
-        """Place of each interaction's event among `events`, from 1; 0 where it is null. None without a column."""
+        """Index of each interaction's event in `events`, from 1; 0 if it is null. None if the dataset has no events."""
         if self.event is None:
             return None
-        found = pc.index_in(self.event, value_set=pa.array(self._event_names, pa.string()))
-        return pc.add(found.fill_null(-1), 1).to_numpy(zero_copy_only=False).astype(np.int32)
+        index = pc.index_in(self.event, value_set=pa.array(self._event_names, pa.string()))
+        return pc.add(index.fill_null(-1), 1).to_numpy(zero_copy_only=False).astype(np.int32)
 
     @functools.cached_property
     def _event_names(self) -> tuple[str, ...]:
@@ -271,12 +272,12 @@ class Dataset:
 
     @property
     def num_training_interactions(self) -> int:
-        """Interactions of the training histories."""
+        """Number of interactions in the training histories."""
         return int(self.splits.train.lengths.sum())
 
     @functools.cached_property
     def repeats(self) -> Repeats:
-        """Training targets, all items of the training histories but each one's first, that their own history holds."""
+        """Counts of training targets (all items of a history but its first) and of those seen earlier in it."""
         return self.splits.train.repeats()
 
     @property
@@ -286,11 +287,11 @@ class Dataset:
 
     @property
     def vector_columns(self) -> list[str]:
-        """Names of the columns of ready-made vectors."""
+        """Names of the vector columns."""
         return [f.name for f in self.items.schema if arrow.is_fixed_vector(f.type)]
 
     def vectors(self, column: str) -> Float[np.ndarray, "items dim"]:
-        """A vector column in float32. Raises SemidError if there is none of that name."""
+        """A vector column in float32. Raises SemidError if there is no such column."""
         if column not in self.vector_columns:
             raise SemidError(f"no vector column {column!r} in dataset {self.name!r}; it has {self.vector_columns}")
         return to_matrix(self.items[column]).astype(np.float32)
@@ -298,7 +299,7 @@ class Dataset:
     def with_vectors(
         self, column: str, vectors: Float[np.ndarray, "items dim"], *, origin: Origin | None = None
     ) -> Dataset:
-        """Add a vector column (a trained model's item vectors, say); `origin` is the artifact that they are from."""
+        """Copy with a vector column added or replaced, e.g. by a model's item vectors; `origin` is their artifact."""
         vectors = np.asarray(vectors)
         if vectors.ndim != 2 or len(vectors) != self.num_items or not vectors.size or vectors.dtype.kind not in "fiuV":
             got = f"{vectors.dtype} {list(vectors.shape)}"
@@ -306,22 +307,22 @@ class Dataset:
         lists = to_lists(vectors.astype(np.float32))
         checked = checked_items(pa.table({"item_id": self.item_ids, column: lists}), column)
         items = self.items.drop_columns([column]) if column in self.items.column_names else self.items
-        made_from = arrow.digest(pa.table({column: lists})) if origin is None else origin.digest
+        source_digest = arrow.digest(pa.table({column: lists})) if origin is None else origin.digest
         return self.replace(
             items=items.append_column(column, checked[column]),
             origin=self.origin,
-            added={**self.added, column: made_from},
+            added={**self.added, column: source_digest},
             encoders=tuple(encoder for encoder in self.encoders if encoder.column != column),
         )
 
     def replace(self, **changes: Any) -> Dataset:
-        """Copy with some fields changed: another dataset, which no artifact holds unless `origin` names it."""
+        """Copy with some fields changed. The copy counts as a new dataset, in no artifact unless `origin` names one."""
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return Dataset(**fields | {"origin": None, "added": {}} | changes)
 
     @functools.cached_property
     def digest(self) -> str:
-        """Digest of the artifact that it was read from, or of its content where there is none, without `added`."""
+        """Digest of the artifact that it was read from, else of its content without the columns `added`."""
         return self._content_digest if self.origin is None else self.origin.digest
 
     @functools.cached_property
@@ -330,22 +331,24 @@ class Dataset:
         return artifacts.sha256_json([self.config, *map(arrow.digest, tables)])
 
     def other_source(self, made: Origin | str) -> str | None:
-        """Digest of the dataset that an artifact was made from ("unknown" where it does not say), or what is in memory
-        and says this digest; None: it is this one.
+        """Compare the dataset that an artifact was made from, or a dataset's digest, with this dataset.
 
-        What is test here may be training there.
+        Returns None if they are the same, else the digest of the other ("unknown" if the artifact names none).
         """
         digest = made if isinstance(made, str) else made.manifest.parents.get("dataset", "unknown")
         return None if digest in {self.digest, *self._saved_as} or digest == self._content_digest else digest
 
     @functools.cached_property
     def _saved_as(self) -> set[str]:
-        """Digests of the artifacts that this very object was written to."""
+        """Digests of the artifacts that this object was written to."""
         return set()
 
     def check_source(self, made: Origin | str, *, what: str, remedy: str) -> None:
-        """Raise SemidError where an artifact, or `what` is in memory and made from a dataset of this digest, was made
-        from another dataset: what is test here may have been training there. `remedy` is the way out."""
+        """Raise SemidError if `made` was made from another dataset, whose training part may contain this test part.
+
+        `made` is an artifact, or the digest of the dataset that an object in memory, called `what`, was made from.
+        `remedy` ends the message.
+        """
         if (digest := self.other_source(made)) is not None:
             where = what if isinstance(made, str) else made.folder
             raise SemidError(
@@ -355,22 +358,22 @@ class Dataset:
 
     @property
     def parents(self) -> dict[str, str]:
-        """Digests of what an artifact made from this dataset is made from, by their roles."""
+        """Parents of an artifact made from this dataset: digests by role."""
         return {"dataset": self.digest, **self.added}
 
     def text_inputs(self) -> tuple[str, ...]:
-        """Columns of the items' texts: `text` if there is one, else all text columns. Raises SemidError for none."""
+        """The text columns to read: `text` if it exists, else all. Raises SemidError if there are none."""
         columns = ("text",) if "text" in self.text_columns else tuple(self.text_columns)
         if not columns:
             raise SemidError(f"dataset {self.name!r} has neither vector nor text columns; add one to the items table")
         return columns
 
     def texts(self) -> list[str]:
-        """Texts of the items: their `text_inputs` joined."""
+        """One text per item: its `text_inputs` joined."""
         return joined_texts(self.items, self.text_inputs())
 
     def statistics(self) -> dict[str, int | float | str]:
-        """Counts to print first: users, items, interactions, lengths, days, ties, repeats, split sizes."""
+        """Summary statistics: users, items, interactions, lengths, dates, ties, repeats, split sizes."""
         return dict(self._statistics)
 
     @functools.cached_property
@@ -379,7 +382,8 @@ class Dataset:
         new_user = np.diff(self.user, prepend=-1) != 0
         tied = ~new_user & (np.diff(self.time, prepend=0) == 0)
         pairs = np.unique(self.user.astype(np.int64) * self.num_items + self.item)
-        more = {name: of for name, of in (("event", self.event_codes), ("weight", self.weight)) if of is not None}
+        optional = (("event", self.event_codes), ("weight", self.weight))
+        more = {name: values for name, values in optional if values is not None}
         lines = len(repeated_lines(self.user, self.time, [self.item, *more.values()]))
         return {
             "users": self.num_users,
@@ -401,14 +405,14 @@ class Dataset:
         }
 
     def _event_counts(self, codes: Int[np.ndarray, " n"]) -> str:
-        """Events and their numbers, most frequent first."""
+        """Events and their counts as text, most frequent first."""
         numbers = zip(np.bincount(codes, minlength=1).tolist(), ("null", *self._event_names), strict=True)
         ordered = sorted((one for one in numbers if one[0]), reverse=True)
         shown = ", ".join(f"{name} {number:,}" for number, name in ordered[:6])
         return shown + (f" and {len(ordered) - 6:,} more" if len(ordered) > 6 else "")
 
     def save(self, path: str | Path) -> Dataset:
-        """Write the artifact and return the dataset with its origin; one that stands there is replaced."""
+        """Write the artifact, replacing an existing one, and return the dataset with its origin."""
         with artifacts.write_artifact(path, kind=Kind.DATASET, config=self.config) as folder:
             self.write(folder)
         path = artifacts.resolved(path)
@@ -423,7 +427,7 @@ class Dataset:
             encoder.write(folder)
 
     def with_origin(self, origin: Origin) -> Dataset:
-        """Name the artifact that holds this very dataset."""
+        """Copy whose origin is the artifact that this dataset was written to or read from."""
         self._saved_as.add(origin.digest)
         return self.replace(origin=origin)
 
@@ -438,17 +442,17 @@ class Dataset:
     def config(self) -> dict:
         """Name, rules, source and time unit, as the artifact's manifest records them.
 
-        Ties in source order are not in it: it was written, and hashed, before there was another rule.
+        The default tie rule, source order, is left out: manifests written before there was a choice lack the key.
         """
-        made = config.to_dict(DatasetConfig(self.name, self.split_rule, self.source or {}, self.time_unit, self.ties))
-        return {name: value for name, value in made.items() if name != "ties" or self.ties != SourceOrder()}
+        full = config.to_dict(DatasetConfig(self.name, self.split_rule, self.source or {}, self.time_unit, self.ties))
+        return {name: value for name, value in full.items() if name != "ties" or self.ties != SourceOrder()}
 
     @classmethod
     def load(cls, path: str | Path) -> Dataset:
-        """Read what `save` wrote, every file verified. Raises SemidError naming what is wrong."""
+        """Read a dataset artifact and verify every file. Raises SemidError naming what is wrong."""
         path = artifacts.fetched(path)
         origin = Origin(path, artifacts.read_artifact(path, Kind.DATASET))
-        made = config.from_dict(DatasetConfig, origin.manifest.config, where=str(path))
+        stored = config.from_dict(DatasetConfig, origin.manifest.config, where=str(path))
         interactions = read_parquet(path / "interactions.parquet")
         has = interactions.column_names
         return cls(
@@ -457,20 +461,20 @@ class Dataset:
             user=interactions["user"].to_numpy(),
             item=interactions["item"].to_numpy(),
             time=interactions["time"].to_numpy(),
-            name=made.name,
-            time_unit=made.time_unit,
+            name=stored.name,
+            time_unit=stored.time_unit,
             event=interactions["event"].combine_chunks() if "event" in has else None,
             weight=interactions["weight"].to_numpy() if "weight" in has else None,
-            split_rule=made.split_rule,
-            ties=made.ties,
-            source=made.source,
+            split_rule=stored.split_rule,
+            ties=stored.ties,
+            source=stored.source,
             origin=origin,
             encoders=read_encoders(path, origin.manifest.files),
         )
 
 
 def _check_rules(split_rule: Any, ties: Any) -> None:
-    """Raise SemidError for what is no rule, such as the class of one or a rule's name on the command line."""
+    """Raise SemidError for anything that is not an instance of a rule, such as its class or its command-line name."""
     for name, given, rules in (("split_rule", split_rule, SplitRule), ("ties", ties, TieRule)):
         if not isinstance(given, rules):
             known = ", ".join(f"{rule.__name__}()" for rule in get_args(rules))

@@ -12,26 +12,26 @@ from jaxtyping import Bool, Float, Int
 
 from semid.errors import SemidError
 
-# Share of the targets from which on they count as repeating: fewer, in a log of millions, are its faults.
+# Smallest share of repeated targets that counts as behavior: fewer are errors of the log.
 _COMMON = 1e-3
-# `popularity` and `repeats` go through about so many items at once.
-_ITEMS = 1 << 20
+# Items per chunk in `popularity` and `repeats`, approximately.
+_CHUNK_ITEMS = 1 << 20
 
 
 class Repeats(NamedTuple):
-    """Number of targets that stand in their own history, and of all targets."""
+    """Number of repeated targets (items seen earlier in their own history), and of all targets."""
 
     repeated: int
     targets: int
 
     @property
     def share(self) -> float:
-        """Share of the targets that stand in their own history; 0 where there are none."""
+        """Share of the targets that are repeated; 0 without targets."""
         return self.repeated / max(self.targets, 1)
 
     @property
     def common(self) -> bool:
-        """At least one target in a thousand stands in its own history: what repeats is a part of the behavior."""
+        """At least one target in a thousand is repeated, so that repeating is part of users' behavior."""
         return self.repeated > 0 and self.share >= _COMMON
 
     def __str__(self) -> str:
@@ -44,10 +44,9 @@ class Histories:
     """Item rows of `n` histories, oldest first: history `i` is `items[starts[i]:ends[i]]`.
 
     Windows may overlap, so that a user's training, validation and test histories share one array. `users` are dense
-    user indices, -1 where the history belongs to nobody in the dataset. `events`, one for each of `items`, say what was
-    done with it: places among known names (`Dataset.events`) from 1, 0 where that is unknown; None: none are known.
-    `times` say when, in seconds since any moment; None: that is not known. `weights` say how much each counts as a
-    target; None: all alike.
+    user indices, -1 if the history belongs to nobody in the dataset. Parallel to `items`: `events` are indices into
+    `Dataset.events` from 1, 0 for unknown (None: all are unknown); `times` are seconds since any fixed moment (None:
+    unknown); `weights` are those of the items as training targets (None: equal).
     """
 
     users: Int[np.ndarray, " n"]
@@ -66,12 +65,12 @@ class Histories:
         events: Sequence[Sequence[int] | Int[np.ndarray, " _"]] | None = None,
         times: Sequence[Sequence[int] | Int[np.ndarray, " _"]] | None = None,
     ) -> Histories:
-        """Histories of nobody in particular, from lists of item rows, and of events and times of the same lengths."""
+        """Histories of unknown users, from lists of item rows and, of the same lengths, events and times."""
         ends = np.cumsum([len(rows) for rows in lists], dtype=np.int64)
         items = np.array([row for rows in lists for row in rows], np.int32)
         starts = np.concatenate([[0], ends[:-1]]).astype(np.int64) if lists else ends
         codes = None if events is None else np.array([code for codes in events for code in codes], np.int32)
-        seconds = None if times is None else np.array([second for of in times for second in of], np.int64)
+        seconds = None if times is None else np.array([second for row in times for second in row], np.int64)
         users = np.full(len(lists), -1, np.int32)
         return cls(users=users, items=items, starts=starts, ends=ends, events=codes, times=seconds)
 
@@ -88,11 +87,11 @@ class Histories:
         return (self.ends - self.starts).astype(np.int32)
 
     def without_events(self) -> Histories:
-        """The same items, whatever was done with them."""
+        """The same histories without events."""
         return replace(self, events=None)
 
     def without_weights(self) -> Histories:
-        """The same items, all of which count alike."""
+        """The same histories with equal weights."""
         return replace(self, weights=None)
 
     def take(self, index: Int[np.ndarray, " m"] | slice) -> Histories:
@@ -114,7 +113,7 @@ class Histories:
         return counts
 
     def repeats(self) -> Repeats:
-        """Repeats among the items behind each history's first, each after all that its history has before it."""
+        """Count repeats: targets are all items but each history's first, each preceded by the items before it."""
         size, repeated = int(self.items.max(initial=0)) + 1, 0
         for part in self._parts():
             items, owner = part.flat()
@@ -123,33 +122,33 @@ class Histories:
         return Repeats(repeated, int(np.maximum(self.lengths - 1, 0).sum()))
 
     def _parts(self) -> Iterator[Histories]:
-        """The histories, those of about `_ITEMS` items at once."""
+        """The histories in consecutive parts of about `_CHUNK_ITEMS` items."""
         seen = np.cumsum(self.lengths, dtype=np.int64)
-        cuts = np.searchsorted(seen, np.arange(0, seen[-1] if len(seen) else 0, _ITEMS)).tolist()
+        cuts = np.searchsorted(seen, np.arange(0, seen[-1] if len(seen) else 0, _CHUNK_ITEMS)).tolist()
         for start, end in itertools.pairwise([*cuts, len(self)]):
             yield self.take(slice(start, end))
 
     def padded(self, length: int) -> tuple[Int[np.ndarray, "n length"], Bool[np.ndarray, "n length"]]:
-        """The last `length` items of each history, right-padded with row 0, and where they are real."""
+        """The last `length` items of each history, right-padded with row 0, and a mask of the real ones."""
         source, real = self._latest(length)
-        return _taken(self.items, source, real), real
+        return _gathered(self.items, source, real), real
 
     def padded_events(self, length: int) -> Int[np.ndarray, "n length"]:
-        """The events of the last `length` items of each history, right-padded with 0; 0 where none are known."""
+        """The events of the last `length` items of each history, right-padded with 0; 0 if unknown."""
         source, real = self._latest(length)
-        return np.zeros(real.shape, np.int32) if self.events is None else _taken(self.events, source, real)
+        return np.zeros(real.shape, np.int32) if self.events is None else _gathered(self.events, source, real)
 
     def padded_times(self, length: int) -> Int[np.ndarray, "n length"]:
-        """Seconds from the first of the last `length` items of each history to each of them, right-padded with -1; -1
-        where times are not known."""
+        """Times of the last `length` items of each history, in seconds since the first of these items, right-padded
+        with -1; -1 if unknown."""
         source, real = self._latest(length)
         if self.times is None:
             return np.full(real.shape, -1, np.int32)
-        times = _taken(self.times, source, real, np.int64)
+        times = _gathered(self.times, source, real, np.int64)
         return np.where(real, seconds_since(times, times[:, :1]), -1).astype(np.int32)
 
     def _latest(self, length: int) -> tuple[Int[np.ndarray, "n length"], Bool[np.ndarray, "n length"]]:
-        """Places of the last `length` items on the flat array, and which are real."""
+        """Indices of the last `length` items in the flat array, and a mask of the real ones."""
         if length < 1:
             raise SemidError(f"expected a length of at least 1 to pad to, got {length}")
         source = np.maximum(self.starts, self.ends - length)[:, None] + np.arange(length)
@@ -157,16 +156,17 @@ class Histories:
 
 
 def seconds_since(times: Int[np.ndarray, "*n"], first: Int[np.ndarray, "*#n"]) -> Int[np.ndarray, "*n"]:
-    """Seconds from the first to each, at least 0 and at most as many as 32 bits hold (68 years)."""
+    """Seconds since `first`, clipped to 0 and the largest int32 (68 years)."""
     return np.clip(times - first, 0, np.iinfo(np.int32).max)
 
 
-def _taken(
+def _gathered(
     values: Int[np.ndarray, " total"],
     source: Int[np.ndarray, "n length"],
     real: Bool[np.ndarray, "n length"],
     kind: type[np.integer] = np.int32,
 ) -> Int[np.ndarray, "n length"]:
-    taken = np.zeros(real.shape, kind)
-    taken[real] = values[source[real]]
-    return taken
+    """`values` at the indices `source` where `real`, else 0."""
+    gathered = np.zeros(real.shape, kind)
+    gathered[real] = values[source[real]]
+    return gathered

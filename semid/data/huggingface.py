@@ -1,4 +1,4 @@
-"""Tables of the `datasets` library: of the Hugging Face hub, or of a folder that `save_to_disk` wrote."""
+"""Tables read by the `datasets` library: from the Hugging Face hub, or from a folder that `save_to_disk` wrote."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from semid.errors import SemidError
 
 
 def read_huggingface(name: str, part: str, *, revision: str | None = None) -> pa.Table:
-    """One table of a dataset of the hub (`org/name`) or in a folder.
+    """Read one table of a dataset on the hub (`org/name`) or in a folder.
 
-    `part` is a split, or CONFIG:SPLIT; in a folder the subfolder of that name, as `save_to_disk` has one per split.
-    Pictures become their bytes, those of local files too. Raises SemidError without the library (extra `hf`), and for
-    what is not there.
+    `part` is SPLIT or CONFIG:SPLIT; in a folder, the subfolder that `save_to_disk` wrote for the split. Images become
+    the bytes of their files. Raises SemidError if the library is missing (extra `hf`), or the table.
     """
     try:
         import datasets
@@ -29,10 +28,10 @@ def read_huggingface(name: str, part: str, *, revision: str | None = None) -> pa
         raise SemidError(f"{name}: revision {revision!r} is for datasets of the hub, org/name; leave it out")
     try:
         if Path(name).is_dir():
-            found = datasets.load_from_disk(str(Path(name, config, split)))
+            loaded = datasets.load_from_disk(str(Path(name, config, split)))
         else:
-            found = datasets.load_dataset(name, config or None, split=split, revision=revision)
-        table: pa.Table = found.with_format("arrow")[:]
+            loaded = datasets.load_dataset(name, config or None, split=split, revision=revision)
+        table: pa.Table = loaded.with_format("arrow")[:]
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise SemidError(f"{name}: no table {part!r} ({' '.join(str(error).split())[:300]})") from None
     for index, field in enumerate(table.schema):
@@ -44,16 +43,16 @@ def read_huggingface(name: str, part: str, *, revision: str | None = None) -> pa
 
 
 def _file_bytes(name: str, values: pa.ChunkedArray, faults: Faults) -> pa.Array | pa.ChunkedArray:
-    """Bytes of structs of bytes and path, read from the local file where there are none; absent files are faults."""
-    found = pc.struct_field(values, "bytes")
+    """Bytes of structs {bytes, path}, read from the local file where `bytes` is null; missing files are faults."""
+    data = pc.struct_field(values, "bytes")
     if values.type.get_field_index("path") < 0:
-        return found
+        return data
     paths = pc.struct_field(values, "path")
-    named = pc.and_(found.is_null(), paths.is_valid()).to_numpy()
+    named = pc.and_(data.is_null(), paths.is_valid()).to_numpy()
     absent = named & np.array([not os.path.isfile(path or "") for path in paths.to_pylist()], bool)
     faults.rows(name, absent, "no bytes, and no such file: {}; store the bytes in the dataset", paths)
     if absent.any() or not named.any():
-        return found
-    rows = zip(found, paths, named, strict=True)
-    files = [Path(path.as_py()).read_bytes() if read else data.as_py() for data, path, read in rows]
+        return data
+    rows = zip(data, paths, named, strict=True)
+    files = [Path(path.as_py()).read_bytes() if read else stored.as_py() for stored, path, read in rows]
     return pa.array(files, pa.binary())

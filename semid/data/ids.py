@@ -1,4 +1,4 @@
-"""Ids of items and users: strings, or integers in decimal, by one rule wherever they come from."""
+"""Ids of items and users: strings, or integers written in decimal. One rule for all sources."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _RULE = "ids are strings or integers"
 
 
 def read_ids(name: str, values: _Column, faults: Faults) -> _Column:
-    """The ids of a column as strings. What is no id joins the faults, and a column of another type comes back as it is.
+    """The ids of a column as strings. Invalid ids are added to `faults`; a column of another type is returned as is.
 
-    No ids are floats (1e16 and 10000000000000001 are one), booleans, dates, nulls and empty strings.
+    Invalid are floats (1e16 and 10000000000000001 are the same float), booleans, dates, nulls and empty strings.
     """
     values = decoded(values)
     if not (is_string(values.type) or pa.types.is_integer(values.type) or pa.types.is_null(values.type)):
@@ -45,7 +45,7 @@ def read_ids(name: str, values: _Column, faults: Faults) -> _Column:
 
 
 def as_ids(values: Iterable[Id] | pa.Array | pa.ChunkedArray, *, what: str = "item ids") -> pa.Array:
-    """Ids given in Python as strings: of a list, set, array, pandas or polars series, or Arrow array, by position.
+    """Ids given in Python (list, set, array, pandas or polars series, Arrow array) as an array of strings.
 
     Raises SemidError naming `what` and the first entry that is no id.
     """
@@ -73,7 +73,7 @@ def as_ids(values: Iterable[Id] | pa.Array | pa.ChunkedArray, *, what: str = "it
 
 
 def parse_ids(text: str) -> list[str]:
-    """Ids written in one line: separated by commas, without blanks around them, or a JSON list, where they may be any.
+    """Ids written in one line: separated by commas, blanks around them removed, or a JSON list of any ids.
 
     Raises SemidError for text that begins with a bracket and is no JSON list of ids.
     """
@@ -88,7 +88,7 @@ def parse_ids(text: str) -> list[str]:
 def as_masks(
     allowed: Any, *, num_items: int, num_histories: int, of: str = "histories"
 ) -> Bool[np.ndarray, "masks items"]:
-    """One mask of items for all histories, or one for each. Raises SemidError for anything else, such as item ids."""
+    """`allowed` as masks: one for all histories or one per history. Raises SemidError for anything else, e.g. ids."""
     try:
         masks = np.atleast_2d(allowed)
     except ValueError:  # lists of several lengths
@@ -101,8 +101,8 @@ def as_masks(
 
 
 def read_id_file(path: str | Path, *, columns: Mapping[str, str] | None = None) -> list[str]:
-    """The ids of a text file, one a line; blanks belong to them, and empty lines do not count. Of a table's file, those
-    of the column item_id, which may have the name that `columns` give it (see `as_mapped_table`)."""
+    """The ids of a text file, one per line (blanks are part of an id, empty lines are skipped), or of a table's column
+    item_id, which may have the name that `columns` maps it to (see `as_mapped_table`)."""
     if is_table(path):
         return _table_ids(path, columns or {})
     lines = (line.removesuffix("\r") for line in read_text(path).split("\n"))
@@ -110,9 +110,9 @@ def read_id_file(path: str | Path, *, columns: Mapping[str, str] | None = None) 
 
 
 def read_boosts(path: str | Path, *, columns: Mapping[str, str] | None = None) -> dict[str, float]:
-    """Factors of items in a table's file, its columns item_id (or as `columns` name it) and boost.
+    """Boost factors by item id, from the columns item_id (or the name that `columns` maps it to) and boost of a file.
 
-    Raises SemidError naming file, column and row of what is no number, and of an item that is given twice.
+    Raises SemidError naming file, column and row of an invalid factor or a repeated item.
     """
     table, faults = _read(path, columns or {}, (_ID_COLUMN, _BOOST_COLUMN)), Faults(str(path))
     _check_columns(path, table, (_ID_COLUMN, _BOOST_COLUMN), remedy="rename one")
@@ -145,7 +145,7 @@ def _table_ids(path: str | Path, columns: Mapping[str, str]) -> list[str]:
 
 
 def _read(path: str | Path, columns: Mapping[str, str], names: Iterable[str]) -> pa.Table:
-    """A table whose columns of these names may have others; all further ones keep their own."""
+    """Read a table; the columns `names` may be under the names that `columns` maps them to."""
     return as_mapped_table(path, {name: columns[name] for name in names if name in columns})
 
 
@@ -158,7 +158,7 @@ def _check_columns(path: str | Path, table: pa.Table, names: Iterable[str], *, r
 
 
 def _as_id(value: Any) -> str | None:
-    """A Python value as an id; None where it is none."""
+    """A Python value as an id, or None if it is no valid id."""
     if isinstance(value, str):
         return str(value)
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
@@ -167,7 +167,7 @@ def _as_id(value: Any) -> str | None:
 
 
 def _undecodable(ids: pa.Array | pa.ChunkedArray) -> Bool[np.ndarray, " n"]:
-    """Tell which strings are not UTF-8, as those of a damaged file."""
+    """Mask of the strings that are not UTF-8, e.g. from a damaged file."""
     bad = np.zeros(len(ids), bool)
     try:
         ids.validate(full=True)

@@ -1,4 +1,4 @@
-"""Decoding of PNG and JPEG files, with faults and decompression bombs as messages."""
+"""Decoding of PNG and JPEG images; damaged files and decompression bombs raise SemidError."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ MAX_PIXELS = 64_000_000
 
 
 def load_image(data: bytes, *, size: int) -> Image.Image:
-    """Decode a PNG or JPEG file; a large JPEG at a half, a quarter or an eighth, of sides not below `size`.
+    """Decode a PNG or JPEG file; a large JPEG is decoded at 1/2, 1/4 or 1/8 scale, its sides not below `size`.
 
-    The size in the header is judged before a pixel is decoded. Raises SemidError, which names no item.
+    The size in the header is checked before any pixel is decoded. Raises SemidError without the name of the item.
     """
     from PIL import Image
 
@@ -33,17 +33,17 @@ def load_image(data: bytes, *, size: int) -> Image.Image:
         if image.width * image.height > MAX_PIXELS:
             raise Image.DecompressionBombError
         image.draft("RGB", (size, size))
-        if image.mode.startswith("I"):  # gray of 16 bits, of which Pillow makes white of all but the darkest
+        if image.mode.startswith("I"):  # 16-bit gray: Pillow's own conversion clips nearly all of it to white
             return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
         return image.convert("RGB")
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise SemidError(large) from None
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error):  # Pillow's for damaged files
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error):  # Pillow's errors for damaged files
         raise SemidError("not a readable PNG or JPEG image; replace it or set it to null") from None
 
 
 def image_problem(data: bytes | None) -> str:
-    """The fault of an image file; "" for a readable one, and for none."""
+    """Why an image file is not readable; "" if it is, or if there is no image."""
     try:
         if data is not None:
             load_image(data, size=1)

@@ -19,7 +19,7 @@ from semid.errors import SemidError
 
 
 class ImportedTables(NamedTuple):
-    """Checked items and interactions, checksums of the files that they are from, and a name of the interactions."""
+    """Checked items and interactions, their `source` (checksums and column names), and the interactions' file name."""
 
     items: pa.Table
     interactions: pa.Table
@@ -34,7 +34,7 @@ def read_import(
     vectors: Mapping[str, str | Path],
     columns: Mapping[str, str],
 ) -> ImportedTables:
-    """Read and check the tables of `Dataset.from_tables`. Raises SemidError that lists all faults, a line each."""
+    """Read and check the tables of `Dataset.from_tables`. Raises SemidError that lists all faults, one per line."""
     tables = {"items": items, "interactions": interactions}
     files = {key: fetched(table) for key, table in tables.items() if isinstance(table, (str, Path))}
     vector_files = {column: fetched(path) for column, path in vectors.items()}
@@ -62,13 +62,13 @@ def read_import(
 
 
 def _unused(items: Sequence[str], checked: pa.Schema) -> list[str]:
-    """Columns of items that nothing reads: neither text nor vector."""
+    """Columns of items that nothing reads, being neither text nor vectors."""
     read = {field.name for field in checked if is_text(field.type) or is_fixed_vector(field.type)}
     return [name for name in items if name not in read | {"image"}]
 
 
 def add_vector_files(items: pa.Table, files: Mapping[str, str | Path], faults: Faults) -> pa.Table:
-    """`items` with a vector column for each `.npy` file, in place of one of that name; unfit files join the faults."""
+    """`items` with a vector column from each `.npy` file, replacing one of the same name; bad files go to `faults`."""
     for column, path in files.items():
         values = _load_vectors(path, column, items.num_rows, faults)
         items = items.drop_columns([column]) if column in items.column_names else items
@@ -77,14 +77,11 @@ def add_vector_files(items: pa.Table, files: Mapping[str, str | Path], faults: F
 
 
 def _load_vectors(path: str | Path, column: str, num_items: int, faults: Faults) -> pa.FixedSizeListArray | None:
-    """The vectors of a `.npy` file with one row an item; None, and lines among the faults, where it is not that.
-
-    float16 stays, anything else becomes float32.
-    """
+    """The vectors of a `.npy` file with one row per item, float16 or else float32; None, and faults, if it is not."""
     own = Faults(str(path), faults.lines)
     try:
-        vectors = np.load(path, allow_pickle=False, mmap_mode="r")  # a header may speak of more than memory
-    except Exception as error:  # what parsing a header as Python raises: of the tokenizer, the syntax, the types
+        vectors = np.load(path, allow_pickle=False, mmap_mode="r")  # a false header may claim more than the memory
+    except Exception as error:  # NumPy parses the header as Python source, which can raise nearly anything
         own.table(f"not readable as .npy ({error}); check the file")
         return None
     is_matrix = isinstance(vectors, np.ndarray) and vectors.ndim == 2 and vectors.dtype.kind == "f"
@@ -92,7 +89,7 @@ def _load_vectors(path: str | Path, column: str, num_items: int, faults: Faults)
         found = f"{vectors.dtype} {list(vectors.shape)}" if isinstance(vectors, np.ndarray) else "an archive"
         own.table(f"expected floats [{num_items}, dim], a row for each item, got {found}")
         return None
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
+    with np.errstate(over="ignore"):  # numbers too large for float32 become infinite and are reported below
         vectors = vectors.astype(np.float16 if vectors.dtype == np.float16 else np.float32)
     finite = np.isfinite(vectors).all(axis=1)
     own.rows(column, ~finite, "vector holds a NaN or infinite number; fix it or drop the item")
@@ -109,10 +106,11 @@ def _with_images(items: pa.Table, folder: Path, faults: Faults) -> pa.Table:
     paths = [folder / name if name else None for name in names.to_pylist()]
     for path in filter(None, paths):
         refresh(path)
-    absent = np.array([path is not None and not os.path.isfile(path) for path in paths], bool)  # False for any name
+    # os.path.isfile, unlike Path.is_file, is False for impossible names instead of raising.
+    absent = np.array([path is not None and not os.path.isfile(path) for path in paths], bool)
     faults.rows("image_path", absent, "no such file: {}; correct the path or leave it empty", names)
     items = items.drop_columns("image_path")
-    if not any(paths):  # what the column `image` has stays
+    if not any(paths):  # keep a column `image` as it is
         return items
     images = [None if path is None or gone else path.read_bytes() for path, gone in zip(paths, absent, strict=True)]
     items = items.drop_columns("image") if "image" in items.column_names else items

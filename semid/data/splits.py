@@ -1,7 +1,7 @@
-"""Cutting interactions into training, validation and test by a declared rule.
+"""Splitting interactions into training, validation and test by a declared rule.
 
-The order of a user's interactions is the dataset's: by time, ties by its rule (`semid.data.ties`). Everything that
-learns (tokenizer, collaborative signals, popularity, generator) sees `Splits.train` alone.
+A user's interactions are in the dataset's order: by time, then by its tie rule (`semid.data.ties`). Everything that
+learns (tokenizer, collaborative signals, popularity, generator) sees only `Splits.train`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class LeaveOneOut:
 
 @dataclass(frozen=True)
 class GlobalTime:
-    """Interactions after the `validation` and `test` quantiles of all timestamps are targets, what precedes trains.
+    """Interactions before the `validation` quantile of all timestamps train; later ones are validation or test targets.
 
-    An interaction at the very boundary goes to the later part. A target's history is all that its user did before.
+    An interaction exactly at a boundary goes to the later part. A target's history is all that its user did before.
     """
 
     validation: float = 0.8
@@ -41,15 +41,15 @@ class GlobalTime:
 
 @dataclass(frozen=True)
 class HeldOutItems:
-    """Cold start: a random `fraction` of the items never trains; half are validation targets, half test targets.
+    """Cold start: a random `fraction` of the items is never trained on; half are validation targets, half test targets.
 
-    Histories hold the user's earlier warm items only.
+    Histories hold only the user's earlier warm items.
     """
 
     fraction: float = 0.1
     """Share of the items held out."""
     seed: int = 0
-    """Seed that draws them."""
+    """Seed of the random choice."""
 
     def __post_init__(self) -> None:
         if not 0 < self.fraction < 1:
@@ -67,9 +67,9 @@ _WHY_EMPTY = {
 
 @dataclass(frozen=True)
 class Examples:
-    """Histories and the item row that came next: what a model is asked in validation and test.
+    """Validation or test examples: histories, and the item row that came next in each.
 
-    `target_events` say what was done with the targets, as `Histories.events` do; None: none are known.
+    `target_events` are the events of the targets, coded as in `Histories.events`; None: unknown.
     """
 
     histories: Histories
@@ -95,7 +95,7 @@ class Splits:
     rule: SplitRule = LeaveOneOut()
 
     def examples(self, name: str) -> Examples:
-        """The examples of `validation` or `test`. Raises SemidError for another name or when there are none."""
+        """The examples of `validation` or `test`. Raises SemidError for another name or an empty split."""
         if name not in ("validation", "test"):
             raise SemidError(f"expected split 'validation' or 'test', got {name!r}")
         examples: Examples = getattr(self, name)
@@ -106,7 +106,7 @@ class Splits:
 
 @runtime_checkable
 class Interactions(Protocol):
-    """Interactions of a dataset to be split, those of a user consecutive, by time."""
+    """Interactions of a dataset to split: consecutive per user, in order of time."""
 
     @property
     def user(self) -> Int[np.ndarray, " interactions"]: ...
@@ -129,7 +129,7 @@ class Interactions(Protocol):
 
 
 def split(dataset: Interactions, rule: SplitRule) -> Splits:
-    """Cut the interactions by `rule`. Raises SemidError where it needs timestamps that are not there."""
+    """Split the interactions by `rule`. Raises SemidError if it needs timestamps and the dataset has none."""
     if isinstance(rule, LeaveOneOut):
         return _leave_one_out(dataset)
     if isinstance(rule, GlobalTime):
@@ -177,27 +177,27 @@ def _held_out_items(dataset: Interactions, rule: HeldOutItems) -> Splits:
     is_cold = np.zeros(dataset.num_items, bool)
     is_cold[cold] = True
     warm = ~is_cold[dataset.item]
-    # Positions on the array of warm interactions alone: a window there is a history without cold items.
+    # Positions in the array of warm interactions: a window of it is a history without cold items.
     position = np.concatenate([[0], np.cumsum(warm)])
     warm_items, starts = dataset.item[warm], position[dataset.offsets[:-1]]
     events = dataset.event_codes
     warm_events, times = None if events is None else events[warm], _times(dataset)
-    along = warm_events, None if times is None else times[warm]
+    parallel = warm_events, None if times is None else times[warm]
     weights = None if dataset.weight is None else dataset.weight[warm]
-    train = Histories(_users(dataset), warm_items, starts, position[dataset.offsets[1:]], *along, weights)
+    train = Histories(_users(dataset), warm_items, starts, position[dataset.offsets[1:]], *parallel, weights)
 
     def examples(items: np.ndarray) -> Examples:
-        wanted: Bool[np.ndarray, " n"] = np.isin(dataset.item, items)
-        at = np.flatnonzero(wanted & (position[:-1] > starts[dataset.user]))
+        is_target: Bool[np.ndarray, " n"] = np.isin(dataset.item, items)
+        at = np.flatnonzero(is_target & (position[:-1] > starts[dataset.user]))
         users = dataset.user[at]
-        histories = Histories(users, warm_items, starts[users], position[at], *along)
+        histories = Histories(users, warm_items, starts[users], position[at], *parallel)
         return Examples(histories, dataset.item[at], None if events is None else events[at])
 
     return Splits(train, examples(cold[: count // 2]), examples(cold[count // 2 :]), rule)
 
 
 def _times(dataset: Interactions) -> Int[np.ndarray, " interactions"] | None:
-    """Seconds of each interaction; None where the dataset has positions alone."""
+    """Time of each interaction in seconds; None if the dataset has only positions."""
     return None if dataset.time_unit == "position" else dataset.time
 
 
@@ -206,7 +206,7 @@ def _users(dataset: Interactions) -> Int[np.ndarray, " users"]:
 
 
 def _before(dataset: Interactions, at: Int[np.ndarray, " n"]) -> Examples:
-    """Examples whose targets stand at positions `at`, and whose histories are all that precedes them."""
+    """Examples whose targets are the interactions `at`, and whose histories are all that the user did before."""
     users, events = dataset.user[at], dataset.event_codes
     histories = Histories(users, dataset.item, dataset.offsets[users], at, events, _times(dataset))
     return Examples(histories, dataset.item[at], None if events is None else events[at])

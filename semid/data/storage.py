@@ -1,4 +1,4 @@
-"""Files by path or URL (`s3://bucket/items.parquet`), through fsspec: found, opened, written whole or not at all."""
+"""Files by path or URL (`s3://bucket/items.parquet`) through fsspec: finding, opening, and atomic writing."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from semid.errors import SemidError
 
 _READ_BUFFER = 1 << 20
 WRITING = ".writing-"
-# A folder of the rows with one value of a column, and how Hive spells null.
+# Folder of a partition (rows with one value of a column), and how Hive spells null.
 _PARTITION, _NULL = re.compile(r"([^/=]+)=([^/]*)"), "__HIVE_DEFAULT_PARTITION__"
 
 
 def absolute(path: str | Path) -> str:
-    """Absolute path or URL, which means the same to another process."""
+    """Absolute path or URL, valid in any process."""
     fs, name = locate(str(path))
     return name if is_local(fs) else fs.unstrip_protocol(name)
 
 
 def find(pattern: str | Path) -> list[str]:
-    """The files of a path, URL or pattern such as 'items/*.parquet', in order of name, and of folders their parts (see
-    `table_files`); the pattern itself where it finds none."""
+    """The files that a path, URL or pattern such as 'items/*.parquet' names, sorted; a folder stands for its parts (see
+    `table_files`). Without a match, the pattern itself."""
     fs, name = locate(as_url(pattern) or str(pattern))
     matched = [name] if fs.exists(name) else [path for path in sorted(fs.glob(name)) if not _is_hidden(path)]
-    found = [part for path in matched for part in table_files(fs, path)] or [name]
-    return found if is_local(fs) else [fs.unstrip_protocol(one) for one in found]
+    files = [part for path in matched for part in table_files(fs, path)] or [name]
+    return files if is_local(fs) else [fs.unstrip_protocol(file) for file in files]
 
 
 def find_all(inputs: str | Path | Sequence[str | Path]) -> list[str]:
@@ -49,10 +49,10 @@ def find_all(inputs: str | Path | Sequence[str | Path]) -> list[str]:
 
 
 def table_files(fs: AbstractFileSystem, path: str) -> list[str]:
-    """The files of a table: itself, or the parts in a folder and in its partitions (`day=1`), as Spark writes them.
+    """The files of a table: the file itself, or the parts in a folder and its partitions (`day=1`), as Spark writes it.
 
-    Names that begin with `_` or a dot do not count. Raises SemidError for a folder that has none, has folders that are
-    no partitions, or is an artifact.
+    Names that begin with `_` or a dot are ignored. Raises SemidError for a folder that has no files, has subfolders
+    that are no partitions, or is an artifact.
     """
     if not fs.isdir(path):
         return [path]
@@ -82,42 +82,42 @@ def _is_hidden(path: str) -> bool:
 
 
 def partitions(path: str | PurePath) -> dict[str, str | None]:
-    """Columns and their values that the innermost folders of a file name (`day=1/shop=x/part-0.parquet`)."""
+    """Columns and values of a file's partition, read from its innermost folders (`day=1/shop=x/part-0.parquet`)."""
     values: dict[str, str | None] = {}
     for folder in reversed(PurePath(path).parts[:-1]):
-        if (found := _PARTITION.fullmatch(folder)) is None:
+        if (partition := _PARTITION.fullmatch(folder)) is None:
             break
-        values[unquote(found[1])] = None if found[2] == _NULL else unquote(found[2])
+        values[unquote(partition[1])] = None if partition[2] == _NULL else unquote(partition[2])
     return values
 
 
 def is_local(fs: AbstractFileSystem) -> bool:
-    """Tell whether names there are those of the operating system."""
+    """Tell whether `fs` is the local file system."""
     return type(fs) is LocalFileSystem
 
 
 def is_same(path: str, other: str) -> bool:
-    """Tell whether two paths are one file's; links and `..` count where names are the operating system's."""
+    """Tell whether two paths name the same file; links and `..` are resolved if both are local."""
     (fs, name), (other_fs, other_name) = locate(path), locate(other)
     local = is_local(fs) and is_local(other_fs)
     return os.path.realpath(name) == os.path.realpath(other_name) if local else path == other
 
 
 def exists(path: str) -> bool:
-    """Tell whether there is such a file."""
+    """Tell whether the file exists."""
     fs, name = locate(path)
     return fs.exists(name)
 
 
 def names_in(folder: str) -> set[str]:
-    """The names of a folder's files; none if there is no such folder."""
+    """Names of the files in a folder; empty if the folder does not exist."""
     fs, path = locate(folder)
     fs.invalidate_cache()
     return {posixpath.basename(name) for name in fs.find(path, maxdepth=1)}
 
 
 def version(path: str) -> list[str]:
-    """Version of a file: its size and, where the file system knows it, the time of writing."""
+    """Version of a file: its size and, if the file system knows it, its modification time."""
     fs, name = locate(path)
     try:
         written = str(fs.modified(name))
@@ -134,9 +134,9 @@ def sha256(path: str) -> str:
 
 
 def open_parquet(path: str) -> pq.ParquetFile:
-    """A Parquet file that is read piece by piece: a row group may be larger than memory.
+    """Open a Parquet file to be read in small batches, as a row group may be larger than memory.
 
-    Raises SemidError where there is none, and OSError where it may be that it cannot be read just now.
+    Raises SemidError if it is missing or not Parquet, and OSError for failures that may be temporary.
     """
     fs, name = locate(path)
     try:
@@ -149,14 +149,14 @@ def open_parquet(path: str) -> pq.ParquetFile:
         raise SemidError(f"{path}: no such file") from None
     except IsADirectoryError:
         raise SemidError(f"{path}: is a folder; name its files, such as {path}/*.parquet") from None
-    except (pa.ArrowInvalid, UnicodeDecodeError) as error:  # the latter for names of columns
+    except (pa.ArrowInvalid, UnicodeDecodeError) as error:  # the latter is raised for column names
         raise SemidError(f"{path}: not a readable Parquet file ({error})") from None
 
 
 @contextlib.contextmanager
 def replacing(path: str) -> Iterator[tuple[AbstractFileSystem, str]]:
-    """A name of one's own to write to, which becomes `path` at the end: another writer of the same file, as there may
-    be after a failure of the network, cannot meddle. Left without an exception or not at all."""
+    """Yield a unique temporary name, renamed to `path` at the end and removed after an exception. Concurrent writers of
+    the same file, possible after a network failure, do not interfere."""
     fs, name = locate(path)
     folder, file = posixpath.split(name)
     temporary = f"{folder}/.{file}{WRITING}{uuid.uuid4().hex}"
@@ -170,7 +170,7 @@ def replacing(path: str) -> Iterator[tuple[AbstractFileSystem, str]]:
 
 
 def remove_leftovers(folder: str, names: Container[str]) -> None:
-    """Remove what killed writers of these files left in a folder; call it once the files stand."""
+    """Remove temporary files that killed writers of the files `names` left in a folder; call it once those exist."""
     fs, path = locate(folder)
     fs.invalidate_cache()
     for leftover in fs.glob(f"{glob.escape(path)}/.*{WRITING}*"):

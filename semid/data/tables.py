@@ -1,4 +1,4 @@
-"""Tables of files, folders and frames, read alike wherever semid takes one: types are pinned, faults named by line."""
+"""Reading of tables from files, folders and data frames, by the same rules wherever semid takes a table."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ SUFFIXES = {"parquet": (".parquet", ".pq"), "csv": (".csv", ".tsv"), "jsonl": ("
 COMPRESSED = (".gz", ".bz2", ".lz4", ".zst")
 _TEXTS = ("title", "name", "text", "brand", "description", "category")
 _STRINGS = ("item_id", "user_id", "event", "image_path", *_TEXTS)  # never numbers: "007" keeps its zeros
-# Bytes of a text file that are parsed at once: at least a line, so that a longer line asks for more.
+# Bytes per block of a text file. A block must hold a whole line, so larger ones are tried if a line does not fit.
 _BLOCKS = (1 << 20, 1 << 24, 1 << 28)
 _BOM = b"\xef\xbb\xbf"
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
-# What damaged files raise: the last for names of columns and the sizes that a header speaks of.
+# What damaged files raise; the last two for sizes that a damaged header claims.
 _UNREADABLE = (pa.ArrowException, OSError, UnicodeError, OverflowError, MemoryError)
 _JSON_KINDS = {str: "string", int: "number", float: "number", bool: "boolean", list: "list", dict: "object"}
 
@@ -44,23 +44,21 @@ def read_table(
 ) -> pa.Table:
     """Read a `.parquet` (`.pq`), `.csv`, `.tsv`, `.jsonl` or `.ndjson` file, or a folder of such parts as Spark writes.
 
-    Partitions of a folder (`day=2024-05-01/part-0.parquet`) are columns: whole numbers, dates or, if any value is
-    neither, strings. A column that the files have too is read from these.
+    Partitions of a folder (`day=2024-05-01/part-0.parquet`) become columns of whole numbers, dates or, if any value is
+    neither, strings. If the files have a column of that name, it wins.
 
     Text files are UTF-8, or UTF-16 with a byte order mark, and may be compressed (`.csv.gz`). In CSV and TSV, the
-    columns `strings` (else ids and the usual text columns: title, name, text, brand, description, category) are
-    strings whatever they look like, other columns where any of their values, in whatever part, is no number, time or
-    boolean, and an empty field is null; TSV has quotes only where all of a file's quotes are those of a CSV writer.
-    Strings of JSONL are strings, also where they look like dates. Columns of Parquet that are not among those `needed`
-    (None: all are) come as nulls.
-    Raises SemidError naming the file, and the line where there is one, if it is absent, not of its kind, or of a kind
-    that is not known.
+    columns `strings` (default: ids and the usual text columns title, name, text, brand, description, category) are
+    always strings; another column is of strings if any value in any part is no number, time or boolean. An empty field
+    is null. Quotes in TSV are read as such only if all of them are placed as a CSV writer would. Strings in JSONL stay
+    strings even if they look like dates. Parquet columns that are not in `needed` (None: all are) come as nulls.
+    Raises SemidError naming the file, and the line if known, if it is missing, damaged or of an unknown kind.
     """
     path = fetched(path)
     parts = {part: _read_file(part, strings, needed) for part in table_files(path)}
     if not path.is_dir():
         return parts[path]
-    if table_kind(path) == "csv" and (mixed := _strings_in_some(parts.values())):
+    if table_kind(path) == "csv" and (mixed := _mixed_columns(parts.values())):
         parts = {part: _read_file(part, (*strings, *mixed), needed) for part in parts}
     tables = [with_partitions(_decoded(table), partitions(part.relative_to(path))) for part, table in parts.items()]
     try:
@@ -71,15 +69,15 @@ def read_table(
         raise SemidError(f"{path}: its parts are no one table ({first_line(error)}); write them alike") from None
 
 
-def _strings_in_some(tables: Iterable[pa.Table]) -> set[str]:
-    """Columns that are strings in some tables and other values in others, as in CSV files that are read one by one."""
+def _mixed_columns(tables: Iterable[pa.Table]) -> set[str]:
+    """Columns that are strings in some tables and of another type in others, as the parts of a CSV table may be."""
     fields = [field for table in tables for field in table.schema if not pa.types.is_null(field.type)]
     of_strings = {field.name for field in fields if is_string(field.type)}
     return of_strings & {field.name for field in fields if not is_string(field.type)}
 
 
 def _decoded(table: pa.Table) -> pa.Table:
-    """A part with categorical columns as their values, which other parts may hold alone."""
+    """A part with its categorical columns decoded, since other parts may hold plain values."""
     for at, field in enumerate(table.schema):
         if (column := decoded(table.column(at))).type != field.type:
             table = table.set_column(at, field.name, column)
@@ -87,7 +85,7 @@ def _decoded(table: pa.Table) -> pa.Table:
 
 
 def with_partitions(table: pa.Table, values: Mapping[str, str | None]) -> pa.Table:
-    """`table` with a column of strings per partition whose name it does not have."""
+    """`table` with a constant string column added for each partition value, unless it has a column of that name."""
     for name, value in values.items():
         if name not in table.column_names:
             table = table.append_column(name, pa.array([value] * table.num_rows, pa.string()))
@@ -95,7 +93,7 @@ def with_partitions(table: pa.Table, values: Mapping[str, str | None]) -> pa.Tab
 
 
 def _typed(table: pa.Table, names: Sequence[str]) -> pa.Table:
-    """`table` with columns of strings as numbers or dates, where all of a column's are."""
+    """`table` with the string columns `names` cast to numbers or dates, if all their values allow it."""
     for name in names:
         for kind in (pa.int64(), pa.date32()):
             with contextlib.suppress(pa.ArrowException):
@@ -105,7 +103,7 @@ def _typed(table: pa.Table, names: Sequence[str]) -> pa.Table:
 
 
 def table_kind(path: str | Path) -> str:
-    """Kind of a table's file, or of the first file of its folder: a key of `SUFFIXES`. Raises SemidError for none."""
+    """Kind of a file, or of the first file in a folder: a key of `SUFFIXES`. Raises SemidError for other suffixes."""
     path = fetched(path)
     suffix = _suffix(table_files(path)[0] if path.is_dir() else path)
     kind = next((kind for kind, suffixes in SUFFIXES.items() if suffix in suffixes), None)
@@ -115,9 +113,9 @@ def table_kind(path: str | Path) -> str:
 
 
 def table_files(path: Path) -> list[Path]:
-    """The files of a table: itself, or the parts in its folder (see `storage.table_files`).
+    """The files of a local table: the file itself, or the parts in its folder (see `storage.table_files`).
 
-    Raises SemidError where there are none.
+    Raises SemidError if there are none.
     """
     if not path.exists():
         raise SemidError(f"{path}: no such file; check the path")
@@ -125,19 +123,19 @@ def table_files(path: Path) -> list[Path]:
 
 
 def is_table(path: str | Path) -> bool:
-    """Tell whether a path's suffix is that of a table's file."""
+    """Tell whether a path has a suffix of tables."""
     return any(_suffix(Path(path)) in suffixes for suffixes in SUFFIXES.values())
 
 
 def table_digest(path: Path) -> str:
-    """sha256 of a table's file, or of its folder's files by their names."""
+    """sha256 of a table's file, or of the names and contents of the files in its folder."""
     if not path.is_dir():
         return sha256(path)
     return sha256_json({part.relative_to(path).as_posix(): sha256(part) for part in table_files(path)})
 
 
 def log_unused(columns: Iterable[str]) -> None:
-    """Say which columns of what was read nothing reads, if there are any: each once."""
+    """Log the columns that nothing reads, each once, if there are any."""
     if names := list(dict.fromkeys(columns)):
         _LOG.info("not used: %s", ", ".join(names))
 
@@ -145,8 +143,8 @@ def log_unused(columns: Iterable[str]) -> None:
 def as_table(
     table: str | Path | pa.Table | Any, *, strings: Sequence[str] = _STRINGS, needed: Collection[str] | None = None
 ) -> pa.Table:
-    """An Arrow table of a file (see `read_table`), a pandas DataFrame, an Arrow dataset, a polars frame, lazy or not,
-    or what else has Arrow's stream interface, such as a DuckDB relation."""
+    """Convert to an Arrow table: a file (see `read_table`), a pandas DataFrame, an Arrow dataset, a polars frame, lazy
+    or not, or anything else with Arrow's stream interface, such as a DuckDB relation."""
     if isinstance(table, (str, Path)):
         return read_table(table, strings=strings, needed=needed)
     if isinstance(table, pa.Table):
@@ -169,14 +167,14 @@ def as_table(
 def as_mapped_table(
     table: str | Path | pa.Table | Any, columns: Mapping[str, str], *, strings: Sequence[str] = _STRINGS
 ) -> pa.Table:
-    """A table (see `as_table`) of new items or ids, by the names of columns in semid or those that they had in the
-    dataset's own tables (`{"item_id": "asin"}`)."""
+    """A table (see `as_table`) of new items or ids. Its columns may have semid's names, or the names in the dataset's
+    source tables that `columns` maps these to (`{"item_id": "asin"}`)."""
     theirs = [columns[name] for name in strings if name in columns]
     return with_own_names(as_table(table, strings=(*strings, *theirs)), columns)
 
 
 def with_own_names(table: pa.Table, columns: Mapping[str, str]) -> pa.Table:
-    """`table` with columns named as in semid where it has the other name alone."""
+    """`table` with columns renamed to semid's names, unless it has a column of that name already."""
     names = {theirs: own for own, theirs in columns.items() if own not in table.column_names}
     return table.rename_columns([names.get(name, name) for name in table.column_names])
 
@@ -187,10 +185,10 @@ def read_mapped(
     *,
     needed: Mapping[str, Collection[str]],
 ) -> dict[str, pa.Table]:
-    """Tables (see `as_table`) with columns named as semid does: `{"item_id": "asin"}` where it is `asin` in them.
+    """Read tables (see `as_table`) and rename their columns to semid's names: `{"item_id": "asin"}` renames `asin`.
 
-    `needed` are the columns that are, by the names that they have there, of each table of which not all are.
-    Raises SemidError for a column that no table has, naming the nearest, and where a table has both names.
+    `needed` lists the columns to read, by their names in the table, for the tables of which not all are needed.
+    Raises SemidError for a column that no table has, naming the nearest, and for a table that has both names.
     """
     theirs = [column for own, column in columns.items() if own in _STRINGS]
     strings = (*_STRINGS, *theirs)
@@ -217,9 +215,9 @@ def _renamed(table: pa.Table, columns: Mapping[str, str], what: str) -> pa.Table
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a file in UTF-8, with or without a byte order mark, or in UTF-16 with one; compressed or not.
+    """The text of a file in UTF-8 (byte order mark optional) or UTF-16 (with one), compressed or not.
 
-    Raises SemidError naming the file, and the line that is not such text.
+    Raises SemidError naming the file, and the line that cannot be decoded.
     """
     try:
         data = _open_text(fetched(path)).read()
@@ -248,7 +246,7 @@ def _read_file(path: Path, strings: Sequence[str], needed: Collection[str] | Non
             table = _read_json(path)
         else:
             table = _read_tsv(path, strings) if suffix == ".tsv" else _read_csv(path, strings)
-        _ = table.column_names  # raises UnicodeDecodeError, as the next line for what they hold
+        _ = table.column_names  # raises UnicodeDecodeError for damaged names; the next line checks the values
         table.validate(full=True)
         return table
     except _UNREADABLE as error:
@@ -269,7 +267,7 @@ def _read_parquet(path: Path, needed: Collection[str] | None) -> pa.Table:
 
 
 def _open_text(path: Path) -> pa.NativeFile:
-    """A stream of the file's text in UTF-8, if it is UTF-16 or that; decompressed."""
+    """The file as a stream, decompressed, and UTF-16 converted to UTF-8."""
     with pa.input_stream(str(path)) as stream:
         is_utf_16 = stream.read(2) in _UTF_16
     stream = pa.input_stream(str(path))
@@ -277,7 +275,7 @@ def _open_text(path: Path) -> pa.NativeFile:
 
 
 def _in_blocks(read: Callable[[int], pa.Table]) -> pa.Table:
-    """`read(block)` with blocks that are large enough for the longest line."""
+    """`read(block)` with the smallest block size that holds the longest line."""
     for block in _BLOCKS:
         try:
             return read(block)
@@ -288,7 +286,7 @@ def _in_blocks(read: Callable[[int], pa.Table]) -> pa.Table:
 
 
 def _read_csv(path: Path, strings: Sequence[str]) -> pa.Table:
-    """Raises SemidError where a quote that is never closed, or not at the end of its field, would swallow lines."""
+    """Read CSV. Raises SemidError if a quote that is not closed at the end of its field would swallow lines."""
     table = _read_separated(path, ",", '"', strings)
     if _any(table, lambda column: pc.match_substring(column, "\n")) and (line := _quotes(path, b",").misplaced):
         raise SemidError(f"{path}: line {line}: a field begins with a quote and does not end with it; double it")
@@ -296,7 +294,7 @@ def _read_csv(path: Path, strings: Sequence[str]) -> pa.Table:
 
 
 def _read_tsv(path: Path, strings: Sequence[str]) -> pa.Table:
-    """TSV has no quotes, unless all that begin a field also end it and some are there as a CSV writer needs them."""
+    """Read TSV. Quotes are plain characters, unless every quoted field ends with its quote and some needed quoting."""
     table, error = None, None
     try:
         table = _read_separated(path, "\t", False, strings)
@@ -325,18 +323,19 @@ def _read_separated(path: Path, separator: str, quote: str | bool, strings: Sequ
     try:
         table = _in_blocks(read)
     except pa.ArrowInvalid:
-        table = _in_blocks(functools.partial(read, use_threads=False))  # this one's error has the row's number
+        table = _in_blocks(functools.partial(read, use_threads=False))  # without threads the error names the row
     if any(pa.types.is_binary(field.type) for field in table.schema):
         raise pa.ArrowInvalid("not UTF-8")
     return table
 
 
 class _Quotes(NamedTuple):
-    """Quotes that begin a field: a field needs them (for a quote, separator or line break), or all have them; and the
-    first line with one that does not end its field."""
+    """Use of quotes at the beginning of fields."""
 
     needed: bool
+    """A field needs its quotes (it holds a quote, separator or line break), or the file begins with one."""
     misplaced: int | None
+    """First line with a quote that begins a field and does not end it; None if there is none."""
 
 
 def _quotes(path: Path, separator: bytes) -> _Quotes:
@@ -356,14 +355,14 @@ def _any(table: pa.Table, holds: Callable[[pa.ChunkedArray], pa.ChunkedArray]) -
 
 
 def _read_json(path: Path) -> pa.Table:
-    """Arrow makes times of strings that look like them: such columns are read again, as strings."""
+    """Read JSON lines. Arrow turns strings that look like times into times: read such columns again as strings."""
 
     def read(block: int) -> pa.Table:
         options = pa.json.ReadOptions(block_size=block)
         return pa.json.read_json(pa.BufferReader(data), read_options=options, parse_options=parse)
 
     data = _open_text(path).read().removeprefix(_BOM)
-    if re.search(rb"(?m)^[ \t\r]*[^{\s]", data):  # where a block begins with null, Arrow ends the process
+    if re.search(rb"(?m)^[ \t\r]*[^{\s]", data):  # a block that begins with null would crash Arrow
         raise pa.ArrowInvalid("a line is no object")
     parse = pa.json.ParseOptions()
     table = _in_blocks(read)
@@ -375,7 +374,7 @@ def _read_json(path: Path) -> pa.Table:
 
 
 def _without_times(kind: pa.DataType) -> pa.DataType:
-    """A type that JSON was read as, with strings in place of times."""
+    """A type that Arrow inferred from JSON, with strings in place of times."""
     if is_list(kind):
         return pa.list_(_without_times(kind.value_type))
     if pa.types.is_struct(kind):
@@ -384,7 +383,7 @@ def _without_times(kind: pa.DataType) -> pa.DataType:
 
 
 def _text_fault(path: Path, kind: str) -> str | None:
-    """The first fault of a text file that Arrow does not read, with its line; None where there is nothing to see."""
+    """The first fault, with its line, of a text file that Arrow refused; None if none is found."""
     try:
         data = _open_text(path).read()
     except _UNREADABLE:
@@ -403,7 +402,7 @@ def _encoding_fault(data: bytes) -> str | None:
 
 
 def _json_fault(data: bytes) -> str | None:
-    """The first line that is no JSON object, or has a value of another kind than an earlier line."""
+    """The first line that is no JSON object, or where a value is of another kind than in an earlier line."""
     kinds: dict[str, tuple[str, int]] = {}
     for number, line in enumerate(data.removeprefix(_BOM).split(b"\n"), 1):
         try:
@@ -416,7 +415,7 @@ def _json_fault(data: bytes) -> str | None:
             return f"line {number}: no JSON object: {error}"
         if not isinstance(row, dict):
             return f"line {number}: expected an object, got {line[:40].decode(errors='replace')!r}; write one a line"
-        for name, kind in (found for key, value in row.items() for found in _json_kinds(key, value)):
+        for name, kind in (pair for key, value in row.items() for pair in _json_kinds(key, value)):
             first, where = kinds.setdefault(name, (kind, number))
             if kind != first:
                 return f"line {number}: {name!r} is {kind}, in line {where} {first}; write all alike"
@@ -424,7 +423,7 @@ def _json_fault(data: bytes) -> str | None:
 
 
 def _json_kinds(name: str, value: Any) -> Iterator[tuple[str, str]]:
-    """Names and kinds of a value and of what it holds; null fits all kinds."""
+    """Names and kinds of a value and all values nested in it; null, which fits any kind, is skipped."""
     if value is not None:
         yield name, _JSON_KINDS[type(value)]
     for inner in value if isinstance(value, list) else ():

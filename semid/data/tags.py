@@ -1,4 +1,4 @@
-"""Tags of items: the values of a column such as brand, category or genre, of which an item may have several."""
+"""Tags of items: values of a column such as brand, category or genre; an item may have several."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _STEP = " > "
 
 @dataclass(frozen=True, eq=False)
 class Tags:
-    """Tags by item row: row `i` has the tags `numbers[bounds[i]:bounds[i + 1]]` of `names`, none twice; both sorted."""
+    """Tags by item row: item `i` has the tags `names[numbers[bounds[i]:bounds[i + 1]]]`, sorted and without repeats."""
 
     column: str
     names: pa.Array
@@ -28,11 +28,11 @@ class Tags:
 
     @classmethod
     def from_column(cls, items: pa.Table, column: str) -> Tags:
-        """Tags of a column of strings, whole numbers, booleans, or lists of such; nulls and empty strings are none.
+        """Tags from a column of strings, whole numbers, booleans, or lists of them; nulls and empty strings are no tag.
 
-        A path such as `Beauty > Hair Care > Shampoos` has its steps as tags. A tag that all tagged items share, such as
-        the root of all paths, tells nothing apart and is left out.
-        Raises SemidError naming the nearest column where there is none of that name, and for a column of another type.
+        A path such as `Beauty > Hair Care > Shampoos` is split into one tag per step. A tag that all tagged items
+        share, such as the root of all paths, is left out, as it distinguishes nothing.
+        Raises SemidError for an unknown column, naming the nearest one, and for a column of another type.
         """
         lists = tag_lists(items, column)
         kept = pc.fill_null(pc.not_equal(lists.flatten(), ""), False)
@@ -42,10 +42,10 @@ class Tags:
         width = max(len(distinct), 1)
         owner, numbers = np.divmod(np.unique(owner * width + pc.index_in(values, distinct).to_numpy()), width)
         counts, tagged = np.bincount(numbers, minlength=width), len(np.unique(owner))
-        telling = (counts < tagged)[numbers]
+        not_shared = (counts < tagged)[numbers]
         names = np.flatnonzero((counts > 0) & (counts < tagged))
-        bounds = np.concatenate([[0], np.cumsum(np.bincount(owner[telling], minlength=len(lists)))])
-        numbers = np.searchsorted(names, numbers[telling])
+        bounds = np.concatenate([[0], np.cumsum(np.bincount(owner[not_shared], minlength=len(lists)))])
+        numbers = np.searchsorted(names, numbers[not_shared])
         return cls(column, distinct.take(pa.array(names)), numbers.astype(np.int32), bounds.astype(np.int64))
 
     def __len__(self) -> int:
@@ -58,13 +58,13 @@ class Tags:
         return np.diff(self.bounds)
 
     def take(self, rows: Int[np.ndarray, " n"]) -> Tags:
-        """Tags of the items in these rows; none for -1."""
-        numbers, owner = self._of(rows)
+        """Tags of the items `rows`; none for -1."""
+        numbers, owner = self._gather(rows)
         bounds = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=len(rows)))])
         return Tags(self.column, self.names, numbers, bounds.astype(np.int64))
 
     def padded(self) -> Int[np.ndarray, "items width"]:
-        """Tags of each item side by side, -1 behind them."""
+        """Tags of each item as one row, right-padded with -1."""
         counts = self.counts
         places = np.full((len(counts), max(int(counts.max(initial=0)), 1)), -1, np.int32)
         places[np.arange(places.shape[1]) < counts[:, None]] = self.numbers
@@ -73,17 +73,17 @@ class Tags:
     def shares(
         self, rows: Int[np.ndarray, " n"], owner: Int[np.ndarray, " n"], *, owners: int
     ) -> Float[np.ndarray, "owners tags"]:
-        """Distribution of tags over the items of each owner: p(g | u), the mean of p(g | i), which is 1 / (number of
-        i's tags) for each of its tags (Steck, RecSys 2018, eq. 2); zeros for an owner of no tagged item. Rows of -1 are
-        no item."""
-        numbers, entry = self._of(rows)
+        """Distribution of tags over the items of each owner: p(g | u), the mean over the owner's items i of p(g | i),
+        which is 1 / (number of i's tags) for each tag of i (Steck, RecSys 2018, eq. 2). Zeros for an owner without
+        tagged items; rows of -1 are skipped."""
+        numbers, entry = self._gather(rows)
         weights = 1 / np.bincount(entry, minlength=len(rows))[entry]
         keys = owner[entry].astype(np.int64) * len(self) + numbers
         sums = np.bincount(keys, weights=weights, minlength=owners * len(self)).reshape(owners, len(self))
         return sums / np.maximum(sums.sum(axis=1, keepdims=True), 1e-12)
 
-    def _of(self, rows: Int[np.ndarray, " n"]) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"]]:
-        """Tags of the items in these rows, and the place among them that each belongs to."""
+    def _gather(self, rows: Int[np.ndarray, " n"]) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"]]:
+        """All tags of the items `rows`, and for each tag the index in `rows` of its item."""
         real = np.maximum(rows, 0)
         starts, lengths = self.bounds[real], np.where(rows < 0, 0, self.counts[real])
         owner = np.repeat(np.arange(len(rows)), lengths)
@@ -92,13 +92,12 @@ class Tags:
 
 
 def usual_tag_column(schema: pa.Schema) -> str | None:
-    """The first column of tags whose name says category, genre or tag; None where there is none."""
+    """The first column of tags whose name contains category, genre or tag; None if there is none."""
     return next((field.name for field in schema if _USUAL.search(field.name) and _taggable(field.type)), None)
 
 
 def usual_tags(items: pa.Table) -> Tags | None:
-    """Tags of the first column whose name says category, genre or tag; None where there is none, or none that tells
-    items apart."""
+    """Tags of the `usual_tag_column`; None if there is no such column, or no tag that distinguishes items."""
     column = usual_tag_column(items.schema)
     tags = None if column is None else Tags.from_column(items, column)
     return tags if tags is not None and len(tags) else None

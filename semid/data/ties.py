@@ -1,6 +1,6 @@
-"""Order of a user's interactions of equal time, by a declared rule: it stands before anything is split or trained.
+"""Order of a user's interactions of equal time, by a declared rule that is applied before splitting and training.
 
-Lines that repeat an earlier one are found among them.
+Also finds lines that repeat an earlier line.
 """
 
 from __future__ import annotations
@@ -20,27 +20,28 @@ SortKeys = tuple[Int[np.ndarray, " n"], ...]
 
 @dataclass(frozen=True)
 class SourceOrder:
-    """Ties by `position` where there is one, else in the order of the source.
+    """Ties in order of `position` if there is such a column, else in the order of the source.
 
-    Many sources sort a day by item: what a model learns from that order tells nothing of users. See `ShuffledTies`.
+    Many sources sort each day's lines by item: an order that a model can learn and that says nothing about users. See
+    `ShuffledTies`.
     """
 
     @property
     def description(self) -> str:
-        """Words that follow "interactions of equal time"."""
+        """Phrase to follow "interactions of equal time"."""
         return "in source order"
 
     def sort_keys(self, interactions: pa.Table) -> SortKeys:
-        """Keys of a stable sort of checked interactions, after user and time, in the order of `np.lexsort`."""
+        """Keys for `np.lexsort`, to follow user and time, of checked interactions."""
         return (*_columns(interactions, "position"), *_columns(interactions, "ticks"))
 
 
 @dataclass(frozen=True)
 class ShuffledTies:
-    """Ties in an order drawn by `seed`; `position` and the order of the source are set aside.
+    """Ties in a random order drawn by `seed`, whatever their `position` and order in the source.
 
-    The draw goes through all interactions by user id, item id (both as text), time and, where there are such, event and
-    weight: the same in whatever order the rows come.
+    Random numbers are assigned to the interactions sorted by user id, item id (both as text), time and, if present,
+    event and weight, so that the result does not depend on the order of the rows.
     """
 
     seed: int = 0
@@ -51,14 +52,14 @@ class ShuffledTies:
 
     @property
     def description(self) -> str:
-        """Words that follow "interactions of equal time"."""
+        """Phrase to follow "interactions of equal time"."""
         return f"shuffled by seed {self.seed}"
 
     def sort_keys(self, interactions: pa.Table) -> SortKeys:
-        """Keys as of `SourceOrder`; times finer than a second still order what falls into one."""
+        """Keys as in `SourceOrder.sort_keys`; times finer than a second still order interactions within it."""
         ticks = _columns(interactions, "ticks")
-        names = [name for name in ("weight", "event") if name in interactions.column_names]
-        others, ids = ([_places(interactions[name]) for name in of] for of in (names, ("item_id", "user_id")))
+        optional = [name for name in ("weight", "event") if name in interactions.column_names]
+        others, ids = ([_ranks(interactions[name]) for name in names] for names in (optional, ("item_id", "user_id")))
         canonical = np.lexsort((*others, *ticks, *_columns(interactions, "timestamp"), *ids))
         drawn = np.empty(len(canonical), np.int64)
         drawn[canonical] = np.random.default_rng(self.seed).permutation(len(canonical))
@@ -71,9 +72,9 @@ TieRule = SourceOrder | ShuffledTies
 def repeated_lines(
     user: Int[np.ndarray, " n"], time: Int[np.ndarray, " n"], others: Iterable[Shaped[np.ndarray, " n"]]
 ) -> Int[np.ndarray, " repeats"]:
-    """Places of interactions, which are sorted by user and time, that equal an earlier one in `others`, too.
+    """Indices of interactions (sorted by user and time) that equal an earlier one in user, time and all of `others`.
 
-    Of each column, only what is equal in all before it is sorted, which is little of a long log.
+    Of each further column only the rows that tie in all earlier ones are sorted: a small part of a long log.
     """
     rows, run = _runs((user[1:] == user[:-1]) & (time[1:] == time[:-1]))
     columns = iter(others)
@@ -86,14 +87,14 @@ def repeated_lines(
 
 
 def _runs(equal: Bool[np.ndarray, " pairs"]) -> tuple[Int[np.ndarray, " places"], Int[np.ndarray, " places"]]:
-    """Places in runs of equal neighbors, and the number of the run that each is in."""
+    """Indices that are in a run of equal neighbors, and the number of the run for each."""
     to_last, to_next = np.append(False, equal), np.append(equal, False)
     places = np.flatnonzero(to_last | to_next)
     return places, np.cumsum(~to_last[places])
 
 
 def other_columns(interactions: pa.Table) -> Iterator[Shaped[np.ndarray, " n"]]:
-    """Numbers that tell checked interactions of one user, item and second apart: ticks, event and weight."""
+    """Numeric columns besides user, item and second that distinguish interactions: ticks, event and weight."""
     yield from _columns(interactions, "ticks")
     if "event" in interactions.column_names:
         event = interactions["event"].dictionary_encode(null_encoding="encode").combine_chunks()
@@ -106,7 +107,7 @@ def _columns(interactions: pa.Table, name: str) -> SortKeys:
     return (interactions[name].to_numpy(),) if name in interactions.column_names else ()
 
 
-def _places(values: pa.ChunkedArray) -> Int[np.ndarray, " n"]:
-    """Place of each value among the distinct ones, sorted; null is the last."""
+def _ranks(values: pa.ChunkedArray) -> Int[np.ndarray, " n"]:
+    """Rank of each value among the sorted distinct ones; nulls last."""
     encoded = values.dictionary_encode(null_encoding="encode").combine_chunks()
     return pc.rank(encoded.dictionary).to_numpy()[encoded.indices.to_numpy()].astype(np.int64)

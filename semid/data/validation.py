@@ -1,4 +1,4 @@
-"""Checking item and interaction tables: types normalized, every fault found before one error names them all."""
+"""Validation of item and interaction tables: types are normalized, and one error lists all faults."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from semid.data.ids import read_ids
 from semid.data.images import image_problem
 
 _LOG = logging.getLogger("semid")
-_YEAR_10000 = 253_402_300_800  # seconds since 1970; what lies beyond is milliseconds
+_YEAR_10000 = 253_402_300_800  # seconds since 1970; larger numbers are probably milliseconds
 _YEAR_1971, _YEAR_1990 = 31_536_000, 631_152_000
 _LARGEST = 2**63 - 1  # of int64
-_DAYS_TO_1990 = 7_305  # numbers below it count from a start of their own: 1, 2, 3
-# Numbers that read as YYYYMMDDhhmm and YYYYMMDDhhmmss of 1990 to 2100: no seconds or milliseconds of any time soon.
+_DAYS_TO_1990 = 7_305  # smaller numbers are counters such as 1, 2, 3
+# Numbers of the form YYYYMMDDhhmm and YYYYMMDDhhmmss, 1990 to 2100; as seconds or milliseconds they are far away.
 _DIGITS = ((199001010000, 210012312359), (19900101000000, 21001231235959))
 _TICKS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 _TIME = "seconds since 1970, ISO-8601 text such as 2024-05-31T12:00:00Z, or datetimes"
@@ -35,14 +35,14 @@ _ISO_8601 = rf"^\d{{4}}-\d\d-\d\d([T ]\d\d(:\d\d(:\d\d(\.\d{{1,9}})?)?)?{_ZONE}?
 def checked_tables(
     items: pa.Table, interactions: pa.Table, item_file: str, interaction_file: str
 ) -> tuple[pa.Table, pa.Table]:
-    """Both tables with types normalized; columns that are null in all rows, or of a type that Parquet lacks, go.
+    """Both tables with normalized types, without columns that are all null or of a type that Parquet lacks.
 
     Ids become strings, `timestamp` int64 seconds, `position` int64, `weight` float32, lists of floats fixed-size
-    lists (float16 stays, anything else becomes float32). Times may be seconds since 1970, ISO-8601 text (without a zone
-    it is UTC), dates or datetimes. Where they are finer than a second a column `ticks` has them whole, so that cutting
-    them to seconds does not lose their order. Other columns of the interactions go.
-    Raises one SemidError that lists all faults of both tables, a line each: file, row, column, what to do. Warns of
-    times that are hardly seconds.
+    lists (float16 stays, anything else becomes float32). Times may be seconds since 1970, ISO-8601 text (UTC unless it
+    has a zone), dates or datetimes. If any is finer than a second, a column `ticks` keeps the full times, so that
+    truncation to seconds does not lose their order. Other columns of the interactions are dropped.
+    Raises one SemidError that lists all faults of both tables, one per line: file, row, column, what to do. Warns of
+    times that are probably not in seconds.
     """
     item_faults, interaction_faults = Faults(item_file), Faults(interaction_file)
     items = _items(items, item_faults)
@@ -56,7 +56,7 @@ def checked_tables(
 
 
 def checked_items(items: pa.Table, item_file: str) -> pa.Table:
-    """The items half of `checked_tables`."""
+    """Check an items table alone (see `checked_tables`)."""
     faults = Faults(item_file)
     items = _items(items, faults)
     raise_faults(faults.lines)
@@ -89,7 +89,7 @@ def _interactions(table: pa.Table, faults: Faults) -> pa.Table:
 def _read_columns(
     table: pa.Table, readers: dict[str, _Reader], default: _Reader, required: tuple[str, ...], faults: Faults
 ) -> pa.Table:
-    """Every column through its reader; all-null columns that are not required go."""
+    """Normalize every column by its reader; drop all-null columns that are not required."""
     names = table.column_names
     for name in sorted({name for name in names if names.count(name) > 1}):
         faults.column(name, "occurs more than once; rename or drop one")
@@ -108,7 +108,7 @@ def _has_string_ids(table: pa.Table) -> bool:
 
 
 def _mask(condition: pa.ChunkedArray) -> Bool[np.ndarray, " n"]:
-    """An Arrow condition as a NumPy mask, unknown counted as false."""
+    """An Arrow condition as a NumPy mask; null counts as false."""
     return condition.fill_null(False).to_numpy()
 
 
@@ -146,7 +146,7 @@ def _braces(text: str) -> str:
 
 
 def _times(name: str, values: pa.ChunkedArray, faults: Faults) -> pa.ChunkedArray:
-    """Whole seconds as int64, anything else as Arrow timestamps."""
+    """Times as int64 if they are whole seconds, else as Arrow timestamps."""
     if is_string(values.type):
         values = _parsed(name, values, faults)
     if pa.types.is_integer(values.type) or pa.types.is_floating(values.type):
@@ -160,7 +160,7 @@ def _times(name: str, values: pa.ChunkedArray, faults: Faults) -> pa.ChunkedArra
 
 
 def _parsed(name: str, texts: pa.ChunkedArray, faults: Faults) -> pa.ChunkedArray:
-    """Texts as numbers of seconds where all are, ISO-8601 texts as timestamps; those without a zone are UTC."""
+    """Texts as numbers of seconds if all are numbers, as timestamps if all are ISO-8601 (UTC unless with a zone)."""
     iso, number = (_mask(pc.match_substring_regex(texts, pattern)) for pattern in (_ISO_8601, _NUMBER))
     bad = ~(iso | number | _mask(texts.is_null()))
     faults.rows(name, bad, "{!r} is no time; expected " + _TIME, texts)
@@ -174,7 +174,7 @@ def _parsed(name: str, texts: pa.ChunkedArray, faults: Faults) -> pa.ChunkedArra
 
 
 def _timestamps(name: str, texts: pa.ChunkedArray, faults: Faults) -> pa.ChunkedArray:
-    """ISO-8601 texts in microseconds, or in nanoseconds where one is as fine; that holds the years 1677 to 2262."""
+    """ISO-8601 texts in microseconds; in nanoseconds (only years 1677 to 2262) if one has more than six decimals."""
     is_fine = pc.any(pc.match_substring_regex(texts, r"\.\d{7}")).as_py()
     kind = pa.timestamp("ns" if is_fine else "us")
     zoned = pc.match_substring_regex(texts, rf":.*{_ZONE}$|[T ]\d\d{_ZONE}$")
@@ -191,7 +191,7 @@ def _timestamps(name: str, texts: pa.ChunkedArray, faults: Faults) -> pa.Chunked
 
 
 def _is_date(text: str) -> bool:
-    """Tell whether the calendar and the clock have what an ISO-8601 text says."""
+    """Tell whether an ISO-8601 text is a valid date and time."""
     try:
         datetime.fromisoformat(text)
     except ValueError:
@@ -200,22 +200,22 @@ def _is_date(text: str) -> bool:
 
 
 def _as_numbers(texts: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Texts of numbers as int64 where all are whole and such, else as float64."""
+    """Texts of numbers as int64 if all are whole and fit, else as float64."""
     if pc.all(pc.match_substring_regex(texts, r"^-?\d+$")).as_py():
-        with contextlib.suppress(pa.ArrowInvalid):  # of more than 64 bits
+        with contextlib.suppress(pa.ArrowInvalid):  # more than 64 bits
             return texts.cast(pa.int64())
     return texts.cast(pa.float64())
 
 
 def _signed(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Whole numbers as int64; those above the largest one as that."""
+    """Whole numbers as int64, clipped to the largest one."""
     if pa.types.is_uint64(values.type):
         values = pc.min_element_wise(values, pa.scalar(_LARGEST, pa.uint64()), skip_nulls=False)
     return values.cast(pa.int64())
 
 
 def _numbers(name: str, values: pa.ChunkedArray, faults: Faults) -> pa.ChunkedArray | None:
-    """A column of numbers, which may be texts of them; None, and lines among the faults, for any other."""
+    """A column of numbers, or of texts of numbers; None, and faults, for any other."""
     if is_string(values.type):
         bad = _mask(pc.invert(pc.match_substring_regex(values, _NUMBER)))
         faults.rows(name, bad, "{!r} is no number; correct it or drop the row", values)
@@ -227,7 +227,7 @@ def _numbers(name: str, values: pa.ChunkedArray, faults: Faults) -> pa.ChunkedAr
 
 
 def _seconds(name: str, values: pa.ChunkedArray, faults: Faults) -> pa.ChunkedArray:
-    """Numbers of seconds: int64 where all are whole, else timestamps in microseconds."""
+    """Numbers of seconds: int64 if all are whole, else timestamps in microseconds."""
     given = values
     if is_float := pa.types.is_floating(values.type):
         values = values.cast(pa.float64())
@@ -249,7 +249,7 @@ def _seconds(name: str, values: pa.ChunkedArray, faults: Faults) -> pa.ChunkedAr
 
 
 def _warn_of_times(seconds: pa.ChunkedArray, file: str) -> None:
-    """Warn where all times lie in 1970 or before, as dates and days read as seconds do, or some of a later log's do."""
+    """Warn if all times lie in 1970 or before (probably days or dates), or a few do in a log that is mostly recent."""
     early, largest = pc.sum(pc.less(seconds, _YEAR_1971)).as_py(), pc.max(seconds).as_py()
     if early == len(seconds) and largest >= _DAYS_TO_1990:
         what = "are they days or hours, or dates such as 20240131? write seconds, or ISO-8601 text (2024-01-31)"
@@ -260,7 +260,7 @@ def _warn_of_times(seconds: pa.ChunkedArray, file: str) -> None:
 
 
 def _in_seconds(interactions: pa.Table) -> pa.Table:
-    """Timestamps cut to seconds; where some are finer, all are in `ticks` too."""
+    """Timestamps truncated to seconds; if any is finer, the full times are added as `ticks`."""
     names = interactions.column_names
     if "timestamp" not in names or not pa.types.is_timestamp(interactions["timestamp"].type):
         return interactions
@@ -303,9 +303,9 @@ def _weights(name: str, column: pa.ChunkedArray, faults: Faults) -> pa.ChunkedAr
 
 
 def _content(name: str, values: pa.ChunkedArray, faults: Faults) -> pa.ChunkedArray:
-    """Texts as strings (large ones beyond 2 GiB), lists of numbers as vectors, anything else as it is.
+    """Texts as strings (large strings beyond 2 GiB), lists of numbers as vectors, anything else unchanged.
 
-    Lists of integers are vectors (quantized ones, say) where all have one length.
+    Lists of integers count as (quantized) vectors if all have the same length.
     """
     kind = values.type
     if are_vectors(values):
@@ -352,7 +352,7 @@ def _images(name: str, values: pa.ChunkedArray, faults: Faults) -> pa.ChunkedArr
     return values
 
 
-# Readers of the columns of interactions, by name; other columns are not read.
+# Readers of the columns of interactions, by name; other columns are dropped.
 INTERACTION_READERS: dict[str, _Reader] = {
     "user_id": read_ids,
     "item_id": read_ids,

@@ -1,4 +1,4 @@
-"""Tables of items: the vectors that a tokenizer reads, given or made of raw columns, and their rows, block by block."""
+"""Item tables as input of a tokenizer: vectors, stored or computed by content encoders, read in blocks of rows."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from semid.errors import SemidError
 
 
 class Block(NamedTuple):
-    """Rows of one file: the first row's number, ids, and vectors of all columns side by side, float16 or float32."""
+    """Consecutive rows of one file, from row `first`: ids, and concatenated vector columns, float16 or float32."""
 
     file: VectorFile
     first: int
@@ -36,30 +36,30 @@ class Block(NamedTuple):
 
 
 def output_name(path: str) -> str:
-    """Name of a Parquet file that is made of a table's file: its own, or with the suffix of Parquet; that of a part of
-    partitions begins with theirs."""
+    """Name of the Parquet file written for an input file: the same name with suffix `.parquet`, after the names of its
+    partition folders, if any."""
     folders = path.split("/")[-1 - len(storage.partitions(path)) : -1]
     name = "-".join([*folders, posixpath.basename(path)])
     return f"{name.removesuffix(suffix)}.parquet" if (suffix := _text_suffix(name)) else name
 
 
 def _text_suffix(path: str) -> str:
-    """Suffix of a CSV, TSV or JSONL file, compressed or not; empty: it is Parquet."""
+    """Suffix of a CSV, TSV or JSONL file, compressed or not; empty for Parquet."""
     plain = [suffix for kind in ("csv", "jsonl") for suffix in SUFFIXES[kind]]
     suffixes = [*plain, *(suffix + end for suffix in plain for end in COMPRESSED)]
     return next((path[-len(suffix) :] for suffix in suffixes if path.lower().endswith(suffix)), "")
 
 
 class TableFile(NamedTuple):
-    """A table in memory, read as a Parquet file is, by its own names of columns or those that they have in semid."""
+    """A table in memory with the interface of `PartFile`; columns have semid's names."""
 
     table: pa.Table
     stored: Sequence[str]
-    """Its own names of the columns."""
+    """Original column names."""
 
     @classmethod
     def named(cls, table: pa.Table, names: Mapping[str, str]) -> TableFile:
-        """With the names that columns have in semid; `names` says which others they may have."""
+        """Rename columns to semid's names; `names` maps these to the names that the table may use."""
         return cls(with_own_names(table, names), table.column_names)
 
     @property
@@ -76,16 +76,16 @@ class TableFile(NamedTuple):
 
 
 class PartFile(NamedTuple):
-    """A Parquet file whose columns may have other names; the values of its partitions are columns of strings."""
+    """A Parquet file with columns renamed to semid's names and its partition values added as string columns."""
 
     file: pq.ParquetFile
     partitions: Mapping[str, str | None]
     names: Mapping[str, str]
-    """Names that columns may have in the file, by their own."""
+    """Names that columns may have in the file, by semid's names."""
 
     @property
     def stored(self) -> Sequence[str]:
-        """The file's own names of the columns."""
+        """Original column names."""
         return with_partitions(self.file.schema_arrow.empty_table(), self.partitions).column_names
 
     @property
@@ -105,26 +105,27 @@ class PartFile(NamedTuple):
         return with_own_names(with_partitions(table, self.partitions), self.names)
 
     def _stored(self, columns: Sequence[str]) -> list[str]:
-        """Columns by all names that they may have; those that are not there are not read."""
+        """All names that the columns may have in the file; Parquet skips those that do not exist."""
         return [*columns, *(self.names[name] for name in columns if name in self.names)]
 
 
 @dataclass(frozen=True)
 class VectorFile:
-    """A file or table of items, and how wide each of its vector columns is, given or made by an encoder."""
+    """A file or table of items with the vector columns to read from it, stored or computed by an encoder."""
 
     path: str
-    """Name in messages, of a file also its path or URL."""
+    """Path or URL of the file; of a table, a name for messages."""
     id_column: str | None
     widths: dict[str, int]
+    """Dimensions of each vector column."""
     encoders: Mapping[str, ContentEncoder] = field(default_factory=dict)
-    """Encoders of the columns that are made."""
+    """Encoders of the computed columns."""
     table: TableFile | None = None
-    """A table in memory, and the content of CSV and JSONL files, which are read whole."""
+    """Content of a table in memory, or of a CSV or JSONL file, which is read whole."""
     unused: tuple[str, ...] = ()
     """Columns that nothing reads."""
     names: Mapping[str, str] = field(default_factory=dict)
-    """Names that columns may have in the file, by their own."""
+    """Names that columns may have in the file, by semid's names."""
 
     @classmethod
     def open(
@@ -138,15 +139,15 @@ class VectorFile:
         others: bool = False,
         names: Mapping[str, str] | None = None,
     ) -> VectorFile:
-        """Open a Parquet file, or one that `read_table` knows. `columns` are the vectors to read, `dim` dimensions in
-        all; none given: the only ones. Those that the file lacks `encoders` make of its raw columns. Columns may have
-        the names of the dataset's own tables, as `names` say (`{"item_id": "asin"}`).
+        """Open a file that `read_table` knows. `columns` are the vector columns to read, of `dim` dimensions in total;
+        if empty, the file's only one. Columns that the file lacks are computed from raw columns by `encoders`. `names`
+        maps semid's column names to those that the file may use (`{"item_id": "asin"}`).
 
-        With `others`, all further vectors are read too: columns that hold them, where the type has no width as wide as
-        the first row's, and what encoders can make.
+        With `others`, all further vectors are read too: stored columns, and those that the encoders can compute. A
+        column of lists without a fixed size is as wide as its first row.
 
-        Raises SemidError naming the column that is missing or no list of numbers, several of which none is known to be
-        the tokenizer's, and widths that do not add up to `dim`.
+        Raises SemidError naming a column that is missing or no list of numbers; if `columns` is empty and the file has
+        several; and for widths that do not add up to `dim`.
         """
         encoders, names, table = encoders or {}, names or {}, None
         if _text_suffix(path):
@@ -157,7 +158,7 @@ class VectorFile:
         return cls(path, id_column, {}, {}, table, names=names)._resolved(dim, columns, encoders, others=others)
 
     @classmethod
-    def of_table(
+    def from_table(
         cls,
         table: pa.Table,
         *,
@@ -166,13 +167,13 @@ class VectorFile:
         encoders: Mapping[str, ContentEncoder],
         names: Mapping[str, str],
     ) -> VectorFile:
-        """A table in memory, whose ids are not read; see `open`."""
+        """Like `open`, for a table in memory, without its ids."""
         content = TableFile.named(table, names)
         return cls("items", None, {}, {}, content, names=names)._resolved(dim, columns, encoders, others=False)
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[TableFile | PartFile]:
-        """The content, to be read piece by piece."""
+        """The content, to be read in batches."""
         if self.table is not None:
             yield self.table
             return
@@ -182,72 +183,72 @@ class VectorFile:
     def _resolved(
         self, dim: int, columns: Sequence[str], encoders: Mapping[str, ContentEncoder], *, others: bool
     ) -> VectorFile:
-        """With the widths of the columns to read, and the encoders of those that are made."""
+        """Copy with the widths of the columns to read, and the encoders of those to compute."""
         with self._opened() as source:
             schema = source.schema_arrow
             for name, count in Counter(schema.names).items():
                 if count > 1:
                     raise SemidError(f"{self.path}: column {name!r} occurs more than once; rename or drop one")
-            wanted = list(columns) or self._only_vectors(schema)
-            made = {name: encoder for name, encoder in encoders.items() if name not in schema.names}
-            self._check_columns(source, wanted, made)
-            widths = self._widths(schema, wanted, made, dim)
+            vectors = list(columns) or self._only_vectors(schema)
+            computed = {name: encoder for name, encoder in encoders.items() if name not in schema.names}
+            self._check_columns(source, vectors, computed)
+            widths = self._widths(schema, vectors, computed, dim)
             if others:
                 widths |= self._other_widths(source, widths)
-                widths |= {name: one.width for name, one in made.items() if set(one.inputs) <= set(schema.names)}
-        used = {name: made[name] for name in widths if name in made}
+                widths |= {name: one.width for name, one in computed.items() if set(one.inputs) <= set(schema.names)}
+        used = {name: computed[name] for name in widths if name in computed}
         read = {self.id_column, *widths, *(name for encoder in used.values() for name in encoder.inputs)}
         unused = tuple(theirs for name, theirs in zip(schema.names, source.stored, strict=True) if name not in read)
         return replace(self, widths=widths, encoders=used, unused=unused)
 
     def _only_vectors(self, schema: pa.Schema) -> list[str]:
-        """The column of vectors, if there is one."""
+        """The only vector column, if there is one."""
         lists = [field for field in schema if is_vector(field.type)]
-        found = [field.name for field in lists if pa.types.is_floating(field.type.value_type)]
-        found = found or [field.name for field in lists]
-        if len(found) > 1:  # their order would be a guess, and wrong codes look like any others
+        names = [field.name for field in lists if pa.types.is_floating(field.type.value_type)]
+        names = names or [field.name for field in lists]
+        if len(names) > 1:  # their order would be a guess, and wrong codes look like any others
             raise SemidError(
-                f"{self.path}: has vector columns {', '.join(found)}, and the tokenizer does not say which it was "
+                f"{self.path}: has vector columns {', '.join(names)}, and the tokenizer does not say which it was "
                 "fitted to; name them as columns (--columns), in the order of its dataset"
             )
-        return found
+        return names
 
     def _check_columns(
-        self, source: TableFile | PartFile, wanted: Sequence[str], made: Mapping[str, ContentEncoder]
+        self, source: TableFile | PartFile, vectors: Sequence[str], computed: Mapping[str, ContentEncoder]
     ) -> None:
         """Raise SemidError for a column that is missing, and for one that holds no vectors."""
-        schema, found = source.schema_arrow, f"is missing; found {', '.join(source.stored)}"
+        schema, missing = source.schema_arrow, f"is missing; found {', '.join(source.stored)}"
         if self.id_column is not None and self.id_column not in schema.names:
             raise SemidError(
-                f"{self.path}: column {self._named(self.id_column)} {found}; name that of the ids (--id-column)"
+                f"{self.path}: column {self._shown(self.id_column)} {missing}; name the column of ids (--id-column)"
             )
-        for name in (one for one in wanted if one not in made):
+        for name in (one for one in vectors if one not in computed):
             if name not in schema.names:
-                raise SemidError(f"{self.path}: column {self._named(name)} {found}; add or rename one")
-        for name in wanted:
-            for raw in made[name].inputs if name in made else ():
+                raise SemidError(f"{self.path}: column {self._shown(name)} {missing}; add or rename one")
+        for name in vectors:
+            for raw in computed[name].inputs if name in computed else ():
                 if raw not in schema.names:
                     raise SemidError(
-                        f"{self.path}: column {self._named(raw)}, of which {name!r} is made, {found}; add it"
+                        f"{self.path}: column {self._shown(raw)}, from which {name!r} is computed, {missing}; add it"
                     )
-            if name not in made and not is_vector(kind := schema.field(name).type):
+            if name not in computed and not is_vector(kind := schema.field(name).type):
                 raise SemidError(f"{self.path}: column {name!r}: expected lists of numbers, got {kind}")
 
-    def _named(self, column: str) -> str:
-        """A column's name, and the other that it may have."""
+    def _shown(self, column: str) -> str:
+        """A column's name for messages, with its other possible name."""
         return f"{column!r}" + (f" (or {self.names[column]!r})" if column in self.names else "")
 
     def _widths(
-        self, schema: pa.Schema, wanted: Sequence[str], made: Mapping[str, ContentEncoder], dim: int
+        self, schema: pa.Schema, vectors: Sequence[str], computed: Mapping[str, ContentEncoder], dim: int
     ) -> dict[str, int]:
-        """Widths of the columns that the tokenizer reads; one that the schema leaves open is what is left of `dim`."""
-        fixed = {name: made[name].width for name in wanted if name in made}
-        given = [schema.field(name) for name in wanted if name not in made]
-        fixed |= {field.name: field.type.list_size for field in given if pa.types.is_fixed_size_list(field.type)}
-        free = [field.name for field in given if field.name not in fixed]
+        """Widths of the columns that the tokenizer reads; one without a fixed size takes what is left of `dim`."""
+        fixed = {name: computed[name].width for name in vectors if name in computed}
+        stored = [schema.field(name) for name in vectors if name not in computed]
+        fixed |= {field.name: field.type.list_size for field in stored if pa.types.is_fixed_size_list(field.type)}
+        free = [field.name for field in stored if field.name not in fixed]
         if len(free) > 1:
             raise SemidError(f"{self.path}: columns {free} have no fixed width; write them as fixed-size lists")
-        widths = {name: fixed.get(name, dim - sum(fixed.values())) for name in wanted}
+        widths = {name: fixed.get(name, dim - sum(fixed.values())) for name in vectors}
         if sum(widths.values()) != dim or min(widths.values(), default=0) < 1:
             shown = ", ".join(f"{name}: {width}" for name, width in fixed.items()) or "none"
             raise SemidError(
@@ -256,9 +257,9 @@ class VectorFile:
         return widths
 
     def _other_widths(self, source: TableFile | PartFile, read: Container[str]) -> dict[str, int]:
-        """Widths of the vector columns that are not `read` yet; where the type has none, that of the first row counts.
+        """Widths of the vector columns that are not in `read`; a list without a fixed size is as wide as its first row.
 
-        Raises SemidError where the first row has none.
+        Raises SemidError if that row has no vector.
         """
         lists = [field for field in source.schema_arrow if is_vector(field.type) and field.name not in read]
         others = [field for field in lists if are_vectors(source.read(columns=[field.name])[field.name])]
@@ -274,22 +275,22 @@ class VectorFile:
         return {field.name: widths[field.name] for field in others}
 
     def blocks(self, rows: int) -> Iterator[Block]:
-        """The file in blocks of at most `rows`; one empty block of an empty file."""
+        """The file in blocks of at most `rows`; an empty file is one empty block."""
         first, raw = 0, [name for encoder in self.encoders.values() for name in encoder.inputs]
-        given = [name for name in self.widths if name not in self.encoders]
+        stored = [name for name in self.widths if name not in self.encoders]
         ids = [] if self.id_column is None else [self.id_column]
         unknown = dict.fromkeys(self.encoders, 0)
         with self._opened() as file:
-            for batch in file.iter_batches(rows, columns=list(dict.fromkeys([*ids, *given, *raw]))):
-                made = {name: self._made(name, batch) for name in self.encoders}
+            for batch in file.iter_batches(rows, columns=list(dict.fromkeys([*ids, *stored, *raw]))):
+                computed = {name: self._encoded(name, batch) for name in self.encoders}
                 vectors = [
-                    made[name] if name in made else self._vectors(batch.column(name), name, first)
+                    computed[name] if name in computed else self._vectors(batch.column(name), name, first)
                     for name in self.widths
                 ]
                 joined = vectors[0] if len(vectors) == 1 else np.concatenate(vectors, axis=1)
                 yield Block(self, first, self._ids(batch, first), joined)
                 first += len(batch)
-                for name, values in made.items():
+                for name, values in computed.items():
                     unknown[name] += int((~values.any(axis=1)).sum())
         if not first:
             empty = np.zeros((0, sum(self.widths.values())), np.float32)
@@ -299,12 +300,12 @@ class VectorFile:
                 self._warn(name, count, first)
 
     def request(self, tokenizer: str) -> str:
-        """Hash of all that the output depends on: the tokenizer's digest, the columns, and the file's version."""
+        """Hash of everything that the output depends on: the tokenizer's digest, the columns, the file's version."""
         name = posixpath.basename(self.path)
         return sha256_json([tokenizer, self.id_column, list(self.widths.items()), name, *storage.version(self.path)])
 
     def at(self, column: str | None, row: int) -> str:
-        """Place of a fault, for messages; rows are counted from 1, as elsewhere in files."""
+        """Location of a fault, for messages; rows are counted from 1."""
         return f"{self.path}: column {column!r}, row {row + 1}"
 
     def _vectors(self, values: pa.Array, name: str, first: int) -> Float[np.ndarray, "n width"]:
@@ -322,8 +323,8 @@ class VectorFile:
         array = flat.to_numpy().reshape(len(values), width)
         return array if array.dtype == np.float16 else array.astype(np.float32, copy=False)
 
-    def _made(self, name: str, batch: pa.RecordBatch) -> Float[np.ndarray, "n width"]:
-        """Vectors of raw columns."""
+    def _encoded(self, name: str, batch: pa.RecordBatch) -> Float[np.ndarray, "n width"]:
+        """Vectors that the encoder of a column computes from raw columns."""
         try:
             return self.encoders[name].encode(pa.Table.from_batches([batch]))
         except SemidError as error:

@@ -51,7 +51,7 @@ from semid.joint.model import TEACHER_TERMS, JointModel
 from semid.joint.stages import Stage, plan
 from semid.progress import LOG
 from semid.recommender import Recommender, read_spec
-from semid.stage import Request, place_of_all, refuse_path, run_stage
+from semid.stage import Request, refuse_path, run_stage, shared_folder
 from semid.tokenizers import RQVAE, SemanticTokenizer, TokenizerConfig, map_blocks
 from semid.training import HISTORY, REQUEST, check_events, named_leaves, on_first, read_history, replace_leaves
 from seq_models import RQTransformer
@@ -283,7 +283,7 @@ def _check_continued(dataset: Dataset, before: Dataset) -> None:
 
 def _shared_folder(path: str | Path, request: Request) -> Path:
     """The folder that runs share, tried before any work."""
-    folder = place_of_all(path)
+    folder = shared_folder(path)
     check_events(request.settings, folder)
     return Path(on_first(lambda: str(artifacts.try_folder(folder).path)))
 

@@ -212,7 +212,7 @@ class SemanticTokenizer:
     def content_vectors(self, items: pa.Table | Any) -> Float[np.ndarray, "n dim"]:
         """Content vectors of a table of items, as `encode` takes it. Raises SemidError naming a column that is missing
         or cannot be read."""
-        file = VectorFile.of_table(
+        file = VectorFile.from_table(
             as_table(items),
             dim=self.dim,
             columns=self.input_columns,

@@ -60,7 +60,7 @@ def stage(out, request: Request = REQUEST, *, text: str = "first", log: bool = F
 def test_programs_are_forgotten_where_they_hold_too_many_maps_of_memory(limit, tmp_path, monkeypatch):
     forgotten = []
     monkeypatch.setattr(stage_module.jax, "clear_caches", lambda: forgotten.append(True))
-    monkeypatch.setattr(stage_module, "_MOST_MAPS", limit)
+    monkeypatch.setattr(stage_module, "_MAX_MAPS", limit)
     stage(tmp_path / "a")
     run_recorded({"of": 1}, tmp_path / "r.json", lambda: 1)
     assert len(forgotten) == (2 if stage_module._MAPS.exists() and not limit else 0)
@@ -140,10 +140,10 @@ def test_a_result_is_worked_out_once_per_request(tmp_path):
 
     assert [run_recorded({"seed": 1}, file, work) for _ in range(2)] == [{"answer": 42}] * 2
     assert len(calls) == 1
-    with pytest.raises(SemidError, match=r"the result of another request \(seed: 1 -> 2\)"):
+    with pytest.raises(SemidError, match=r"result of another request \(seed: 1 -> 2\)"):
         run_recorded({"seed": 2}, file, work)
     file.write_text(json.dumps({"rows": []}))
-    with pytest.raises(SemidError, match="holds no result of a request"):
+    with pytest.raises(SemidError, match="is not a result file of semid"):
         run_recorded({"seed": 1}, file, work)
 
 
@@ -281,7 +281,9 @@ def test_a_stage_of_a_url_is_made_once_whatever_machine_asks(bucket, tmp_path, c
 
 def test_several_processes_are_refused_a_url(bucket, monkeypatch):
     monkeypatch.setattr("jax.process_count", lambda: 2)
-    with pytest.raises(SemidError, match="memory://bucket/a: several processes write one folder that they share"):
+    with pytest.raises(
+        SemidError, match="memory://bucket/a: several processes need a folder on a disk that they share"
+    ):
         run_stage(REQUEST, f"{bucket}/a", load=Note.load, work=never, write=Note.write)
 
 
@@ -293,7 +295,9 @@ def test_several_processes_train_nothing_without_a_folder(kind, monkeypatch):
     if kind is Kind.GRAPH:  # control: it has no checkpoints, and each process makes the same
         assert stage(None, request).text == "first"
         return
-    with pytest.raises(SemidError, match=r"^several processes share the folder of a run's checkpoints: name one with"):
+    with pytest.raises(
+        SemidError, match=r"^several processes need one folder for the checkpoints that they share; set"
+    ):
         run_stage(request, None, load=Note.load, work=never, write=Note.write)
 
 

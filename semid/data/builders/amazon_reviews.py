@@ -1,7 +1,7 @@
 """5-core Amazon reviews of 2014 (McAuley et al., SIGIR 2015), 2018 (Ni et al., EMNLP 2019) and 2023 (Hou et al., 2024).
 
-Each year has its own forms: 2014 and 2018 reviews are JSON lines, those of 2023 CSV with milliseconds; metadata are
-Python literals in 2014 and JSON lines later, with other names for the same fields.
+Formats differ by year: reviews are JSON lines in 2014 and 2018, CSV with milliseconds in 2023; metadata are Python
+literals in 2014 and JSON lines later, with other names for the same fields.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _UCSD = "https://mcauleylab.ucsd.edu/public_datasets/data"
 
 @dataclass(frozen=True)
 class Release:
-    """Files of a release; `{}` stands for the category."""
+    """URLs of a release's files, with `{}` for the category, and its categories."""
 
     page: str
     reviews: str
@@ -105,7 +105,7 @@ class AmazonConfig(tfds.core.BuilderConfig):
 class AmazonReviews(RatingsBuilder):
     """5-core Amazon reviews of a year and a category; the items are the reviewed ones, with their metadata.
 
-    The published files are taken as they are: no further k-core filter.
+    The published files are used as they are, without a further k-core filter.
     """
 
     MANUAL_DOWNLOAD_INSTRUCTIONS = "Put two files into the manual folder (without them, they are downloaded):\n" + (
@@ -141,9 +141,9 @@ class AmazonReviews(RatingsBuilder):
     def _items(self, paths: Mapping[str, Path], wanted: set[str]) -> dict[str, dict]:
         parse = partial(_METADATA[self.builder_config.year], wanted=wanted)
         items: dict[str, dict] = {}
-        for found in parse_lines(list(paths.values())[1], parse):
-            if found:
-                items.setdefault(*found)  # 2018 has lines twice
+        for entry in parse_lines(list(paths.values())[1], parse):
+            if entry:
+                items.setdefault(*entry)  # the file of 2018 repeats lines
         return items
 
 
@@ -160,30 +160,30 @@ def _rating(line: str) -> Interaction:
     return interaction(user_id, item_id, milliseconds=int(milliseconds), rating=float(rating))
 
 
-_Found = tuple[str, dict] | None
+_Entry = tuple[str, dict] | None
 _ASIN = re.compile(r"""'asin': '(\w+)'""")
 _PRICE = re.compile(r"\$?(\d[\d,]*(?:\.\d+)?)")
 
 
-def _metadata_2014(line: str, *, wanted: set[str]) -> _Found:
+def _metadata_2014(line: str, *, wanted: set[str]) -> _Entry:
     asin = _ASIN.search(line)
-    if asin and asin[1] not in wanted:  # most are not, and parsing a literal takes long: 0.4 ms
+    if asin and asin[1] not in wanted:  # skips most lines: parsing a literal is slow, 0.4 ms
         return None
-    record = ast.literal_eval(line)  # never eval: literals alone are data
+    record = ast.literal_eval(line)  # unlike eval, accepts only literals
     if not isinstance(record, dict):
         raise ValueError(f"expected an object, got {line[:80]}")
     categories = [name for path in record.get("categories") or [] for name in path]
     return _item(record, record["asin"], wanted, brand="brand", categories=categories, features=None)
 
 
-def _metadata_2018(line: str, *, wanted: set[str]) -> _Found:
+def _metadata_2018(line: str, *, wanted: set[str]) -> _Entry:
     record = json_object(line)
-    if "getTime" in (record.get("title") or ""):  # a script of the page in place of the title
+    if "getTime" in (record.get("title") or ""):  # a script of the web page in place of the title
         record["title"] = None
     return _item(record, record["asin"], wanted, brand="brand", categories=record.get("category"), features="feature")
 
 
-def _metadata_2023(line: str, *, wanted: set[str]) -> _Found:
+def _metadata_2023(line: str, *, wanted: set[str]) -> _Entry:
     record = json_object(line)
     categories = record.get("categories")
     return _item(record, record["parent_asin"], wanted, brand="store", categories=categories, features="features")
@@ -192,7 +192,7 @@ def _metadata_2023(line: str, *, wanted: set[str]) -> _Found:
 _METADATA = {2014: _metadata_2014, 2018: _metadata_2018, 2023: _metadata_2023}
 
 
-def _item(record: dict, item_id: str, wanted: set[str], *, brand: str, categories: Any, features: str | None) -> _Found:
+def _item(record: dict, item_id: str, wanted: set[str], *, brand: str, categories: Any, features: str | None) -> _Entry:
     if item_id not in wanted:
         return None
     names = dict.fromkeys(_text(name) for name in categories or [])  # several paths, without duplicates
@@ -217,7 +217,7 @@ def _text(value: Any) -> str:
 
 
 def _price(value: Any) -> str:
-    """Dollars as "$3.17"; nothing for what is no single amount (ranges, "None", style sheets)."""
+    """Dollars as "$3.17"; empty for anything but a single amount (ranges, "None", style sheets)."""
     amount = _PRICE.fullmatch(str(value))
     return f"${float(amount[1].replace(',', '')):.2f}" if amount else ""
 
@@ -235,10 +235,10 @@ def read_amazon_reviews(
 ) -> Dataset:
     """5-core Amazon reviews of `year` (2014, 2018 or 2023) and `category` ("Beauty"), from files in `manual_dir`.
 
-    Files that are not there are downloaded. They are written below `data_dir` once, as array_record files, and read
-    from there afterwards. `checksums` maps names of raw files to the sha256 that they must have. Items are the
-    reviewed ones by ascending ASIN, with `title`, `brand`, `price`, `features`, `description` and `categories`, null
-    where there is none. Raises SemidError saying which file is missing, damaged or changed.
+    Missing files are downloaded. The dataset is prepared once, as array_record files below `data_dir`, and read from
+    there afterwards. `checksums` maps names of raw files to their expected sha256. Items are the reviewed ones by
+    ascending ASIN, with `title`, `brand`, `price`, `features`, `description` and `categories`, null where unknown.
+    Raises SemidError naming the file that is missing, damaged or changed.
     """
     if year not in RELEASES:
         raise SemidError(f"expected year {', '.join(map(str, RELEASES))}, got {year}")

@@ -46,7 +46,7 @@ class Movielens1m(RatingsBuilder):
     def _located(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Path]:
         try:
             unpacked = {name: Path(dl_manager.manual_dir) / name for name in (_RATINGS, _MOVIES)}
-        except AssertionError:  # what TFDS raises for a folder that is absent or empty
+        except AssertionError:  # TFDS raises it for a folder that is missing or empty
             unpacked = {}
         if unpacked and all(path.is_file() for path in unpacked.values()):
             return unpacked
@@ -95,9 +95,10 @@ def read_movielens(
 ) -> Dataset:
     """MovieLens-1M from `ml-1m.zip` or the folder `ml-1m` in `manual_dir`, else downloaded.
 
-    It is written below `data_dir` once, as array_record files, and read from there afterwards. `checksums` maps names
-    of raw files to the sha256 that they must have. Items are the rated movies by ascending number, each with `title`
-    (its year in it) and `categories` (genres). Raises SemidError saying which file is missing, damaged or changed.
+    The dataset is prepared once, as array_record files below `data_dir`, and read from there afterwards. `checksums`
+    maps names of raw files to their expected sha256. Items are the rated movies by ascending number, with `title`
+    (including the year) and `categories` (genres). Raises SemidError naming the file that is missing, damaged or
+    changed.
     """
     data_dir = artifacts.local_only(data_dir, "TensorFlow Datasets prepares files there")
     builders = [

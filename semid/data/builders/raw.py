@@ -1,4 +1,4 @@
-"""Reading published files: lines with their number, texts without markup, interactions grouped by user."""
+"""Parsing of published files: numbered lines, texts without markup, interactions grouped by user."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ Interaction = tuple[str, str, int, float]  # user id, item id, milliseconds sinc
 
 _GZIP = b"\x1f\x8b"
 _TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
-_SURROGATE = re.compile("[\ud800-\udfff]")  # half a character of UTF-16, as JSON may escape it; no text can hold it
+_SURROGATE = re.compile("[\ud800-\udfff]")  # unpaired halves of UTF-16 characters, possible in JSON escapes
 _YEAR_10000 = 253_402_300_800_000  # milliseconds since 1970
-# What parsing a line of text can raise; the last two come from literals nested without end.
+# What parsing a line can raise; the last two come from deeply nested literals.
 _UNREADABLE = (ValueError, SyntaxError, KeyError, TypeError, OverflowError, RecursionError, MemoryError)
-# What opening and unpacking a damaged file can raise; RuntimeError is of encrypted members and unknown methods.
+# What opening and unpacking a damaged file can raise; RuntimeError: encrypted members and unknown methods.
 DAMAGED = (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, RuntimeError, struct.error)
 
 
@@ -47,7 +47,7 @@ class Interactions:
     rating: Float[np.ndarray, " n"]
 
     def histories(self) -> Iterator[dict]:
-        """One record a user, users by first appearance, each by time, what ties in file order."""
+        """One record per user, users by first appearance, interactions by time and then file order."""
         order = np.lexsort((self.time, self.user))  # stable
         ends = np.cumsum(np.bincount(self.user, minlength=len(self.user_ids)))
         for user_id, rows in zip(self.user_ids, np.split(order, ends[:-1]), strict=True):
@@ -56,7 +56,7 @@ class Interactions:
 
 
 def read_interactions(rows: Iterable[Interaction], path: Path | zipfile.Path) -> Interactions:
-    """Number the ids of `rows`, which come from `path`. Raises SemidError when there are none."""
+    """Collect `rows`, parsed from `path`, and number their ids. Raises SemidError if there are none."""
     users: dict[str, int] = {}
     items: dict[str, int] = {}
     user, item, time, rating = array("i"), array("i"), array("q"), array("f")
@@ -67,12 +67,12 @@ def read_interactions(rows: Iterable[Interaction], path: Path | zipfile.Path) ->
         rating.append(stars)
     if not user:
         raise SemidError(f"{path}: no interactions in it; download the file again")
-    times = np.asarray(time).view(np.int64)  # an array of "q" is of C's long long, which NumPy does not call int64
+    times = np.asarray(time).view(np.int64)  # array("q") holds C's long long, another NumPy type than int64
     return Interactions(list(users), list(items), np.asarray(user), np.asarray(item), times, np.asarray(rating))
 
 
 def interaction(user_id: str, item_id: str, *, milliseconds: int, rating: float) -> Interaction:
-    """The four values, checked. Raises ValueError for ids that are no text and times that are none."""
+    """The four values, checked. Raises ValueError for invalid ids and times."""
     for value in (user_id, item_id):
         if not isinstance(value, str) or not value or _SURROGATE.search(value):
             raise ValueError(f"expected an id, got {value!r}")
@@ -84,9 +84,9 @@ def interaction(user_id: str, item_id: str, *, milliseconds: int, rating: float)
 def parse_lines(
     path: Path | zipfile.Path, parse: Callable[[str], T], *, encoding: str = "utf-8", header: str | None = None
 ) -> Iterator[T]:
-    """`parse(line)` for each line that is not blank; a first line `header` is expected and left out.
+    """`parse(line)` for each non-blank line, after a first line that must equal `header`, if given.
 
-    Gzip is recognized by content. Raises SemidError naming file and line where a line cannot be parsed.
+    Gzip is recognized by content. Raises SemidError naming file and line if a line cannot be parsed.
     """
     for number, line in enumerate(_lines(path), 1):
         try:
@@ -102,7 +102,7 @@ def parse_lines(
 
 
 def json_object(line: str) -> dict[str, Any]:
-    """The JSON object that a line is. Raises ValueError for JSON of another type."""
+    """Parse a line as a JSON object. Raises ValueError for other JSON."""
     record = json.loads(line)
     if not isinstance(record, dict):
         raise ValueError(f"expected an object, got {line[:80]}")
@@ -120,5 +120,5 @@ def _lines(path: Path | zipfile.Path) -> Iterator[bytes]:
 
 
 def clean(text: str) -> str:
-    """Text without HTML tags, entities and halves of characters, every stretch of white space one blank."""
+    """Text without HTML tags, entities and unpaired surrogates, with white space collapsed to single blanks."""
     return " ".join(html.unescape(_TAG.sub(" ", _SURROGATE.sub("", text))).split())

@@ -1,8 +1,8 @@
-"""Common parts of the builders: tables of items and histories in array_record files, and the way to a `Dataset`.
+"""Common parts of the TFDS builders: tables of items and histories in array_record files, read as a `Dataset`.
 
-Features belong to a TFDS config, so that each table is a config of its own (`...-items`, `...-histories`), as in TFDS'
-own MovieLens. A histories record is one user. Records keep the order in which they are generated
-(`disable_shuffling`): that order gives the item rows and decides ties.
+TFDS features belong to a config, so each table has its own config (`...-items`, `...-histories`), as in TFDS' own
+MovieLens. A record of histories is one user. Records keep the order in which they are generated
+(`disable_shuffling`), as it gives the item rows and decides ties.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SPLIT = "full"
 
 @dataclass(frozen=True)
 class RawFile:
-    """A published file: its name, where it can be had, and the page that explains it."""
+    """A published file: name, download URL, and the page that describes it."""
 
     name: str
     url: str
@@ -39,10 +39,10 @@ class RawFile:
 
 
 class TableBuilder(tfds.core.GeneratorBasedBuilder):
-    """Two tables of one source. The name of a config ends in "-items" or "-histories".
+    """Builder of the two tables of a source. The name of a config ends in "-items" or "-histories".
 
-    `checksums` maps names of raw files to the sha256 that they must have; of any other file it is only recorded, in
-    the metadata of the prepared table.
+    `checksums` maps names of raw files to their expected sha256; that of other files is only recorded, in the metadata
+    of the prepared table.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -52,7 +52,7 @@ class TableBuilder(tfds.core.GeneratorBasedBuilder):
         super().__init__(**{"file_format": "array_record"} | kwargs)
 
     def present(self, folder: Path) -> dict[str, Path]:
-        """The raw files that would be read now of the manual folder, by name; of fixed names those that are there."""
+        """The raw files in the manual folder that would be read now, by name; of a fixed list, those that exist."""
         names = [*self.info.metadata["sha256"]]
         return {name: folder / name for name in names if (folder / name).is_file()}
 
@@ -99,7 +99,7 @@ class TableBuilder(tfds.core.GeneratorBasedBuilder):
 
 
 class RatingsBuilder(TableBuilder):
-    """A source of ratings in lines, and of metadata of the rated items."""
+    """Builder for a source with one rating per line, and metadata of the rated items."""
 
     TEXTS: ClassVar[tuple[str, ...]]  # text columns of the items, next to `item_id` and the list `categories`
 
@@ -124,7 +124,7 @@ class RatingsBuilder(TableBuilder):
         }
 
     def item_table(self, records: list[dict]) -> pa.Table:
-        """Texts and lists of them, null where there are none."""
+        """Texts and lists of texts, null where empty."""
         return pa.table({column: pa.array([_value(record[column]) for record in records]) for column in records[0]})
 
     def _generate_records(self, paths: Mapping[str, Path]) -> Iterator[dict]:
@@ -134,14 +134,14 @@ class RatingsBuilder(TableBuilder):
     def _item_records(self, paths: Mapping[str, Path], interactions: Interactions) -> Iterator[dict]:
         known = self._items(paths, set(interactions.item_ids))
         blank: dict[str, Any] = {**dict.fromkeys(self.TEXTS, ""), "categories": []}
-        for item_id in sorted(interactions.item_ids, key=lambda each: (len(each), each)):  # so that numbers ascend
+        for item_id in sorted(interactions.item_ids, key=lambda each: (len(each), each)):  # numeric order of numbers
             yield {"item_id": item_id} | known.get(item_id, blank)
 
 
 def locate(raw: RawFile, dl_manager: tfds.download.DownloadManager) -> tuple[str, Path]:
-    """Name and path of `raw`, or of its unpacked form, in the manual folder; else downloaded.
+    """Name and path of `raw` or its unpacked form in the manual folder, else of the downloaded file.
 
-    Raises SemidError saying which file belongs in which folder.
+    Raises SemidError naming the file to put into the folder if neither works.
     """
     try:
         folder = Path(dl_manager.manual_dir)
@@ -149,11 +149,11 @@ def locate(raw: RawFile, dl_manager: tfds.download.DownloadManager) -> tuple[str
             if (folder / name).is_file():
                 return name, folder / name
         absent = f"no {raw.name} in {folder}"
-    except AssertionError as error:  # what TFDS raises for a folder that is absent or empty
+    except AssertionError as error:  # TFDS raises it for a folder that is missing or empty
         absent = str(error).split(". ")[0]
     try:
         head = urllib.request.Request(raw.url, method="HEAD")
-        urllib.request.urlopen(head, timeout=20).close()  # TFDS tries a host that is not reachable for minutes
+        urllib.request.urlopen(head, timeout=20).close()  # TFDS itself retries an unreachable host for minutes
         return raw.name, Path(dl_manager.download(raw.url))
     except (OSError, tfds.download.DownloadError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -170,10 +170,10 @@ def read_dataset(
     ties: TieRule,
     source: dict,
 ) -> Dataset:
-    """The dataset of an items and a histories builder, prepared if they are not yet.
+    """The dataset of an items and a histories builder, which are prepared first if needed.
 
-    A line that repeats user, item, time and event of an earlier one is the same once more and left out; a user's
-    interactions with an item at different times all stay. Ratings stay out too: what counts is that an item was rated.
+    A line that repeats user, item, time and event of an earlier one is dropped; a user's interactions with an item at
+    different times all stay. Ratings are dropped: every rating counts as an interaction.
     """
     items, histories = (_records(builder, artifacts.fetched(manual_dir)) for builder in builders)
     interactions = _interaction_table(histories, builders[1].info.features)
@@ -208,7 +208,7 @@ def _check_unchanged(builder: TableBuilder, manual_dir: Path) -> None:
         _check_same(f"{what} {name}", digest, builder.checksums.get(name, digest), fix)
     for name, path in builder.present(manual_dir).items():
         digest = sha256(path)
-        if name not in recorded and digest not in recorded.values():  # else it has another name alone
+        if name not in recorded and digest not in recorded.values():  # a renamed file of equal content is fine
             raise SemidError(f"{builder.data_path}: prepared without {path}; remove that folder to prepare it again")
         _check_same(f"{what} {name}", recorded.get(name, digest), digest, fix)
 
@@ -219,7 +219,7 @@ def _check_same(what: str, digest: str, expected: str, fix: str) -> None:
 
 
 def _value(value: bytes | list[bytes]) -> str | list[str] | None:
-    """Text or texts; None, which is null in Arrow, where there are none."""
+    """Decoded text or texts; None (null in Arrow) if empty."""
     if isinstance(value, bytes):
         return value.decode() or None
     return [each.decode() for each in value] or None

@@ -1,8 +1,8 @@
 """TencentGR-1M and -10M of the Tencent Advertising Algorithm Challenge 2025 (Pan et al., arXiv 2604.04976).
 
-Sequences and item features have numbers for ids, embeddings have the original ids (`anonymous_cid`). The map between
-the two is published in `indexer.pkl` alone, a pickle, which runs code when it is opened: it is never opened here, and
-embeddings need the map as a table.
+Sequences and item features use numbers as ids, embeddings the original ids (`anonymous_cid`). The map between the two
+is published only as `indexer.pkl`. A pickle runs code when it is opened, so semid never opens it: embeddings need the
+map as a table.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from semid.errors import SemidError
 RELEASES = {each: f"https://huggingface.co/datasets/TAAC2025/TencentGR-{each.upper()}" for each in ("1m", "10m")}
 ACTIONS = ("exposure", "click", "conversion")  # by action_type
 FEATURES = ("100", "101", "102", "112", "114", "115", "116", "117", "118", "119", "120", "121", "122")
-_ROWS = 4096  # of a Parquet file that are held at once
-_NOTHING = np.iinfo(np.int64).min  # a field without a value
+_ROWS = 4096  # rows of a Parquet file per batch
+_NOTHING = np.iinfo(np.int64).min  # marks a field without a value
 
 
 @dataclass(eq=False)
 class TencentConfig(tfds.core.BuilderConfig):
-    """A release, and what is read of it."""
+    """A release, and the part of it to read."""
 
     release: str = "1m"
     users: int | None = None
@@ -48,9 +48,9 @@ class TencentConfig(tfds.core.BuilderConfig):
 
 
 class TencentGR(TableBuilder):
-    """TencentGR: one history a user, each interaction an exposure, click or conversion; the items are those in them.
+    """TencentGR: one history per user, each interaction an exposure, click or conversion; items are those in histories.
 
-    Files are read in batches: what is held is a batch, and what belongs to the chosen users.
+    Files are read in batches: memory holds one batch, and the data of the chosen users.
     """
 
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
@@ -62,7 +62,7 @@ class TencentGR(TableBuilder):
     def _features(self) -> dict[str, Any]:
         tensor = tfds.features.Tensor
         if self._holds_items:
-            vector = tensor(shape=(None,), dtype=np.float32)  # the files say how wide
+            vector = tensor(shape=(None,), dtype=np.float32)  # the width is known only from the files
             numbers = {
                 "item_id": tensor(shape=(), dtype=np.int64),
                 "features": tensor(shape=(len(FEATURES),), dtype=np.int64),
@@ -79,7 +79,7 @@ class TencentGR(TableBuilder):
         page = RELEASES[self.builder_config.release]
         try:
             folder = Path(dl_manager.manual_dir)
-        except AssertionError as error:  # what TFDS raises for a folder that is absent or empty
+        except AssertionError as error:  # TFDS raises it for a folder that is missing or empty
             raise SemidError(f"{str(error).split('. ')[0]}; put the files of {page} there") from None
         for name in self._folders:
             if len({file.parent for file in folder.glob(f"{name}/*.parquet")}) != 1:
@@ -103,7 +103,7 @@ class TencentGR(TableBuilder):
         return self._items(paths) if self._holds_items else self._histories(paths)
 
     def item_table(self, records: list[dict]) -> pa.Table:
-        """Fields as words, `100_4` in `feature_100`, null where there is none, and vectors."""
+        """Fields as words, e.g. `100_4` in `feature_100`, null without a value, and vectors."""
         values = np.array([record["features"] for record in records])
         columns = {"item_id": pa.array([record["item_id"] for record in records], pa.int64()).cast(pa.string())}
         for name, numbers in zip(FEATURES, values.T, strict=True):
@@ -146,7 +146,7 @@ def _column(embedding: int) -> str:
 
 
 def _folder(embedding: int) -> str:
-    """Pattern of an embedding's folder, whose name has the width too, which differs between releases."""
+    """Pattern of an embedding's folder, whose name ends with the width, which differs between releases."""
     return f"mm_emb/emb_{embedding}_*"
 
 
@@ -155,7 +155,7 @@ def _under(paths: Mapping[str, Path], folder: str) -> list[Path]:
 
 
 class _Kind(NamedTuple):
-    """Check of a column's type, and the words for what it admits."""
+    """Check of a column's type, and a description of the types it admits."""
 
     admits: Callable[[pa.DataType], bool]
     expected: str
@@ -185,7 +185,7 @@ _VECTOR = _Kind(is_vector, "lists of numbers")
 
 @dataclass(frozen=True)
 class _Sequences:
-    """Some users' interactions: user after user, each in file order."""
+    """Interactions of some users: user after user, each in file order."""
 
     users: pa.Array
     lengths: Int[np.ndarray, " users"]
@@ -197,7 +197,7 @@ class _Sequences:
 
 
 def _sequences(files: Sequence[Path], *, users: int | None, seed: int) -> Iterator[_Sequences]:
-    """The interactions of all users, or of as many rows of the files, drawn by a seed."""
+    """Interactions in batches: of all users, or of `users` rows of the files drawn by `seed`."""
     chosen, first = _chosen_rows(files, users, seed), 0
     for path, batch in _batches(files, {"user_id": _ID, "seq": _SEQUENCE}):
         rows = np.arange(len(batch))
@@ -252,7 +252,7 @@ def _flat(path: Path, batch: pa.RecordBatch) -> _Sequences:
 def _item_features(
     files: Sequence[Path], items: Int[np.ndarray, " n"]
 ) -> tuple[Int[np.ndarray, "n features"], Bool[np.ndarray, " n"]]:
-    """Values of the items' fields, `_NOTHING` where there is none, and which items have any."""
+    """Values of the items' fields, `_NOTHING` where missing, and a mask of the items that the files have."""
     values, known = np.full((len(items), len(FEATURES)), _NOTHING), np.zeros(len(items), bool)
     for path, batch in _batches(files, {"item_id": _INTEGER} | dict.fromkeys(FEATURES, _NUMBER)):
         at = pc.index_in(batch.column("item_id").cast(pa.int64()), value_set=pa.array(items))
@@ -268,7 +268,7 @@ def _item_features(
 
 
 def _original_ids(path: Path, items: Int[np.ndarray, " n"]) -> pa.Array:
-    """The original id of each item, null where the table has none."""
+    """Original id of each item; null if the table lacks it."""
     names = ("item_id", "anonymous_cid")
     table = read_table(path, strings=names)
     for name in names:
@@ -282,7 +282,7 @@ def _original_ids(path: Path, items: Int[np.ndarray, " n"]) -> pa.Array:
 
 
 def _vectors(files: Sequence[Path], originals: pa.Array) -> tuple[Float[np.ndarray, "items width"], int]:
-    """The vectors by original ids, zeros where there is none, and how many there are."""
+    """Vectors of the items by original ids, zeros where missing, and the number of items that have one."""
     rows = np.flatnonzero(originals.is_valid().to_numpy(zero_copy_only=False))
     known, vectors, found = originals.drop_null(), None, np.zeros(len(originals), bool)
     for path, batch in _batches(files, {"anonymous_cid": _ID, "emb": _VECTOR}):
@@ -339,15 +339,15 @@ def read_tencentgr(
     ties: TieRule = SourceOrder(),
     checksums: Mapping[str, str] | None = None,
 ) -> Dataset:
-    """TencentGR of `release` "1m" or "10m": `users` of it drawn by `seed` (all: None), from the folders `seq`,
-    `item_feat` and `mm_emb/emb_*` in `manual_dir`.
+    """TencentGR of `release` "1m" or "10m", from the folders `seq`, `item_feat` and `mm_emb/emb_*` in `manual_dir`;
+    with `users`, a random choice of so many by `seed`.
 
     Items are those of the chosen users by ascending number, with the fields of `item_feat` as words (`feature_100` is
-    `100_4`) and vectors `emb_81`, as wide as their files have them, of the `embeddings` that are named. Those need
-    `item_ids`, a table with columns `item_id` and `anonymous_cid`; an item without a vector has zeros. Interactions
-    have the events `exposure`, `click` and `conversion`; an action type that is null is an exposure. The dataset's
-    `source` has the counts of all these. Prepared files are kept below `data_dir`. Raises SemidError naming the file
-    and the column that is not as published.
+    `100_4`) and the vectors `emb_81` etc. of the chosen `embeddings`. These need `item_ids`, a table with columns
+    `item_id` and `anonymous_cid`; an item without a vector gets zeros. Interactions have the events `exposure`, `click`
+    and `conversion`; a null action type counts as an exposure. The dataset's `source` records how often each of these
+    substitutions was made. Prepared files are kept below `data_dir`. Raises SemidError naming the file and column that
+    is not as published.
     """
     check_seed(seed)
     if release not in RELEASES:

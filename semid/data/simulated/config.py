@@ -1,4 +1,4 @@
-"""Settings of a simulated world: sizes, tastes and noise."""
+"""Settings of the simulator: sizes, tastes, events and noise."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COMPONENTS = ("taste", "transition", "variant", "successor", "popularity")
 
 @dataclass(frozen=True)
 class Mixture:
-    """Weights of the five components; those that can offer something share the whole."""
+    """Weights of the five components of the next-item distribution, renormalized over those that can offer an item."""
 
     taste: float = 0.54
     transition: float = 0.27
@@ -25,9 +25,9 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Events:
-    """Probabilities of exposure, click and buy by the component that an item comes from, and position bias.
+    """Probabilities of exposure, click and buy for each component that an item may come from, and position bias.
 
-    Variants of a product and successors are bought, favourites clicked, popular items merely shown.
+    By default variants of a product and successors are mostly bought, favourites clicked, popular items only shown.
     """
 
     taste: tuple[float, float, float] = (0.3, 0.6, 0.1)
@@ -36,9 +36,9 @@ class Events:
     successor: tuple[float, float, float] = (0.1, 0.2, 0.7)
     popularity: tuple[float, float, float] = (0.95, 0.04, 0.01)
     position_bias: float = 0.0
-    """Items are shown at one of ten places, popular ones above, and the r-th is examined with probability
-    `r ** -position_bias`; what is not examined is an exposure. The dataset then has weights of inverse propensity.
-    0: everything is examined."""
+    """Items are shown in lists of ten places, popular ones near the top. Place r is examined with probability
+    `r ** -position_bias`, and an unexamined item is an exposure. The dataset then has inverse-propensity weights. 0:
+    everything is examined."""
 
     def __post_init__(self) -> None:
         for name in COMPONENTS:
@@ -51,28 +51,28 @@ class Events:
 
 @dataclass(frozen=True)
 class SimulatedConfig:
-    """A simulated world. Same config, same dataset, byte for byte. Nothing repeats: no user takes an item twice."""
+    """A simulated world. Equal configs give equal datasets, byte for byte. No user takes an item twice."""
 
     num_items: int = 2_000
     num_users: int = 4_000
     mean_length: float = 10.0
-    """Interactions of a user on average; none has fewer than `min_length` or more than `max_length`."""
+    """Mean number of interactions per user, each within `min_length` and `max_length`."""
     min_length: int = 5
     max_length: int = 50
     taxonomy: tuple[int, int, int] = (4, 3, 3)
     """Departments, categories in each, kinds in each category."""
     styles: int = 2
     favourites: int = 3
-    """Kinds a user has a taste for, at any time."""
+    """Favourite kinds of a user at any time."""
     drift: float = 0.3
-    """Chance that a favourite has been replaced by another at the end of the user's sequence."""
+    """Probability that a favourite is replaced by another over the user's sequence."""
     next_kinds: int = 4
     """Kinds that may follow a kind by transition."""
     successors: int = 2
-    """Items that may follow an item in particular."""
+    """Items that may follow a particular item."""
     family_size: float = 3.0
-    """Variants of a product on average: near-duplicates of one family, taken in turn. 1: no item has another variant,
-    and the other components share the weight of `mixture.variant`."""
+    """Mean number of variants of a product, a family of near-duplicates. 1: no item has another variant, and the other
+    components share the weight of `mixture.variant`."""
     mixture: Mixture = Mixture()
     zipf: float = 1.2
     """Popularity of the r-th item of a cell is `r ** -zipf`."""
@@ -81,8 +81,8 @@ class SimulatedConfig:
     days: int = 1_000
     content_dim: int = 32
     content_noise: float = 0.7
-    """Deviation of a product's own noise in `content`, next to taxonomy parts of deviation 0.6 to 1; variants of one
-    product deviate from it by less."""
+    """Standard deviation of a product's own part of `content`; those of the taxonomy's parts are 0.6 to 1. Variants of
+    a product deviate less from each other."""
     images: bool = True
     seed: int = 0
     events: Events | None = None
@@ -117,5 +117,5 @@ class SimulatedConfig:
         return round(self.late_items * self.num_items)
 
     def recorded(self) -> dict:
-        """The JSON form. Events that are off are not in it: worlds were recorded, and hashed, before there were any."""
+        """The JSON form, without `events` if they are off, so that it equals records made before events existed."""
         return {name: value for name, value in to_dict(self).items() if value is not None}

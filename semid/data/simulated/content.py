@@ -84,8 +84,8 @@ BRANDS = tuple(
     for start in ("Brun", "Quil", "Tarv", "Osk", "Fenn", "Mirr", "Dalv", "Yost", "Plem", "Skar")
 )
 FAVOURITES = 3  # words of a pool that a taxonomy node prefers
-WORD_NOISE = 0.2  # chance of any other word of the pool
-VARIANT_NOISE = 0.3  # deviation of a variant from its product, relative to that of products from each other
+WORD_NOISE = 0.2  # probability of a random word of the pool instead
+VARIANT_NOISE = 0.3  # standard deviation of variants of a product, relative to that between products
 
 
 def item_table(
@@ -100,10 +100,10 @@ def item_table(
     images: bool,
     rng: np.random.Generator,
 ) -> pa.Table:
-    """The items table of cells (kind x style), appeal (log popularity, of which content shows a part) and families.
+    """Items table from each item's cell (kind x style), appeal (log popularity, partly visible in the content) and
+    family.
 
-    A family is one product: its items share cell and appeal, and differ in the number of their shade and in a little
-    noise.
+    A family is one product: its items share cell and appeal, and differ only in the number of their shade and noise.
     """
     words_rng, vector_rng, image_rng, variant_rng = rng.spawn(4)
     rows, product = _products(family)
@@ -120,7 +120,7 @@ def item_table(
 
 
 def _products(family: Int[np.ndarray, " items"]) -> tuple[Int[np.ndarray, " products"], Int[np.ndarray, " items"]]:
-    """The first item row of each family, ascending, and each item's place among them: its product."""
+    """First item row of each family, ascending, and the index into these for each item: its product."""
     _, first, number = np.unique(family, return_index=True, return_inverse=True)
     return np.sort(first), np.argsort(np.argsort(first))[number]
 
@@ -128,7 +128,7 @@ def _products(family: Int[np.ndarray, " items"]) -> tuple[Int[np.ndarray, " prod
 def _own_noise(
     product: Int[np.ndarray, " items"], dim: int, rng: np.random.Generator
 ) -> Float[np.ndarray, "items dim"]:
-    """Words that set variants of one product apart; none where an item is the only one of its product."""
+    """Noise that distinguishes the variants of a product; zero for the only item of a product."""
     several = np.bincount(product)[product] > 1
     return rng.standard_normal((len(product), dim), np.float32) * (np.float32(VARIANT_NOISE) * several[:, None])
 
@@ -139,7 +139,7 @@ def numbered_ids(prefix: str, count: int) -> pa.Array:
 
 
 def _levels(cell: np.ndarray, taxonomy: tuple[int, int, int], styles: int) -> dict[str, Int[np.ndarray, " products"]]:
-    """Each product's node on every level of the taxonomy, numbered across the level."""
+    """Taxonomy node of each product on every level, numbered across the level."""
     kind = cell // styles
     category = kind // taxonomy[2]
     return {"department": category // taxonomy[1], "category": category, "kind": kind, "style": cell % styles}
@@ -167,7 +167,7 @@ def _words(
 
 
 def _shades(product: Int[np.ndarray, " items"]) -> pa.Array:
-    """The end of each item's title: its number among the product's variants, nothing where it is the only one."""
+    """Suffix of each item's title: its number among the product's variants; empty for an only item."""
     order = np.argsort(product, kind="stable")
     number = np.empty(len(product), np.int64)
     number[order] = 1 + np.arange(len(product)) - np.searchsorted(product[order], product[order])
@@ -189,13 +189,13 @@ def _paths(taxonomy: tuple[int, int, int]) -> list[tuple[str, str, str]]:
 
 
 def _name(words: tuple[str, ...], index: int) -> str:
-    """The word at `index`; once through, they start over with a number."""
+    """The word at `index`; beyond the end, words repeat with a number."""
     series = index // len(words)
     return words[index % len(words)] + (f" {series + 1}" if series else "")
 
 
 def _pick(pool: tuple[str, ...], group: Int[np.ndarray, " n"], rng: np.random.Generator) -> pa.Array:
-    """A word for each product, mostly one of the few that its group prefers."""
+    """A word for each product, mostly one of the few that its group favours."""
     index = group * FAVOURITES + rng.integers(FAVOURITES, size=len(group))
     noisy = rng.random(len(group)) < WORD_NOISE
     index[noisy] = rng.integers(len(pool), size=noisy.sum())
@@ -205,7 +205,7 @@ def _pick(pool: tuple[str, ...], group: Int[np.ndarray, " n"], rng: np.random.Ge
 def _vectors(
     levels: dict[str, np.ndarray], appeal: np.ndarray, *, dim: int, noise: float, rng: np.random.Generator
 ) -> Float[np.ndarray, "products dim"]:
-    """Vectors as of a text encoder: a part for each taxonomy node, one for appeal, and the product's own noise."""
+    """Vectors like a text encoder's: a sum of parts for each taxonomy node, the appeal, and the product's own noise."""
     vectors = rng.standard_normal((len(appeal), dim), np.float32) * np.float32(noise)
     for name, scale in (("department", 1.0), ("category", 0.8), ("kind", 0.8), ("style", 0.6)):
         parts = rng.standard_normal((int(levels[name].max()) + 1, dim), np.float32) * np.float32(scale)
@@ -217,7 +217,7 @@ def _vectors(
 
 
 def _images(levels: dict[str, np.ndarray], noise: Float[np.ndarray, "items 3"], size: int = 32) -> list[bytes]:
-    """PNGs: lobes by department, color by category, stripes by kind, background by style; place and turn by `noise`."""
+    """PNGs: lobes show department, color category, stripes kind, background style; `noise` shifts and rotates them."""
     rows = zip(*(levels[name].tolist() for name in ("department", "category", "kind", "style")), noise, strict=True)
     return [_png(_pixels(*row, size=size)) for row in rows]
 

@@ -1,9 +1,9 @@
-"""Events of a simulated world's interactions: P(event | component that the item comes from), and position bias.
+"""Events of simulated interactions: P(event | component that the item comes from), and position bias.
 
 The component of an item is not observed, so `P(event | item, history)` is the mean of `P(event | component)` over the
-components that offer the item, by their shares of its probability. With position bias, an item stands at a place of
-its list, popular ones above, and is examined with probability `(1 + place) ** -bias`; what is not examined is a mere
-exposure.
+components that offer the item, weighted by their shares of its probability. With position bias, an item is shown at a
+place of a list, popular ones near the top, and examined with probability `(1 + place) ** -bias`; an unexamined item is
+an exposure.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from jaxtyping import Float, Int
 from semid.data.simulated.config import EVENTS, SimulatedConfig
 from semid.errors import SemidError, did_you_mean
 
-PLACES = 10  # of a list
+PLACES = 10  # length of a list
 EXPOSURE = EVENTS.index("exposure")
-ANY = -1  # no event is asked for
+ANY = -1  # any event
 
 
 class Shown(NamedTuple):
-    """Places from 0 at which items may stand, and how often each is examined."""
+    """Distribution of the items' places in a list, from 0, and probability that each place is examined."""
 
     place: Float[np.ndarray, "items places"]
     """Probability of each place, by item row."""
     examined: Float[np.ndarray, " places"]
-    """Probability that what stands there is examined: the propensity of clicks and purchases."""
+    """Probability that the item there is examined: the propensity of clicks and purchases."""
 
     @classmethod
-    def of(cls, config: SimulatedConfig, popularity: Float[np.ndarray, " items"]) -> Shown:
-        """Places of items of this popularity: binomial, the mean from the top for the most popular to the bottom."""
+    def by_popularity(cls, config: SimulatedConfig, popularity: Float[np.ndarray, " items"]) -> Shown:
+        """Binomial places: the mean moves from the top for the most popular item to the bottom for the least."""
         bias = 0.0 if config.events is None else config.events.position_bias
         rank = np.argsort(np.argsort(-popularity, kind="stable"), kind="stable")
         low = (rank / max(len(rank) - 1, 1))[:, None]
@@ -44,15 +44,15 @@ class Shown(NamedTuple):
 
     @property
     def examination(self) -> Float[np.ndarray, " items"]:
-        """Probability that an item is examined, over its places."""
+        """Probability that an item is examined, averaged over its places."""
         return self.place @ self.examined
 
 
 class Log(NamedTuple):
-    """Record of each interaction."""
+    """Event, place and weight of each interaction."""
 
     event: pa.Array
-    """Names, of `EVENTS`."""
+    """Names from `EVENTS`."""
     place: Int[np.ndarray, " n"]
     """Place in the list, 0 the first."""
     weight: Float[np.ndarray, " n"]
@@ -62,7 +62,7 @@ class Log(NamedTuple):
 def draw_log(
     shown: Shown, items: Int[np.ndarray, " n"], examined: Float[np.ndarray, "n events"], rng: np.random.Generator
 ) -> Log:
-    """Place, event and weight of interactions with `items`, where `examined` has P(event | item, history) of an item
+    """Draw place, event and weight of interactions with `items`; `examined` is P(event | item, history) for an item
     that is examined."""
     place = _draw(shown.place[items], rng)
     event = np.where(rng.random(len(items)) < shown.examined[place], _draw(examined, rng), EXPOSURE)
@@ -71,13 +71,13 @@ def draw_log(
 
 
 def _draw(p: Float[np.ndarray, "n choices"], rng: np.random.Generator) -> Int[np.ndarray, " n"]:
-    """One column of each row, by probability."""
+    """Draw one column per row, by its probability."""
     ends = np.cumsum(p, axis=1)
     return (ends <= rng.random(len(p))[:, None] * ends[:, -1:]).sum(axis=1)
 
 
 def event_numbers(event: str | Sequence[str | None], count: int) -> Int[np.ndarray, " n"]:
-    """Numbers in `EVENTS` of one name for all or one each, `ANY` for None.
+    """Indices in `EVENTS` of one name for all or one name each; `ANY` for None.
 
     Raises SemidError for other names, naming the nearest.
     """

@@ -1,4 +1,4 @@
-"""The latent side of a simulated world, the true distribution of the next item, and the ranker that knows it."""
+"""Latent state of a simulated world, the true distribution of the next item, and the ranker that uses it."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from semid.data.simulated.events import ANY, EXPOSURE, Log, Shown, draw_log, eve
 from semid.errors import SemidError
 
 RECENT = 3  # last items of a history whose other variants may come next
-DENSE_ENTRIES = 1 << 24  # bound on rows x items of one block of dense probabilities
+DENSE_ENTRIES = 1 << 24  # maximum of rows x items in one block of dense probabilities
 
 
 @dataclass(frozen=True)
 class World:
-    """The items' latent side. A `slot` is a place in the order by cell and popularity; item rows are shuffled.
+    """Latent state of the items. A `slot` is a position in the order by cell and popularity; item rows are shuffled.
 
-    A *group* is a run of slots: group `c` below `config.num_cells` is a cell, the others are families of variants.
+    A *group* is a run of slots: groups below `config.num_cells` are cells, the others are families of variants.
     """
 
     config: SimulatedConfig
     cell: Int[np.ndarray, " items"]
     family: Int[np.ndarray, " items"]  # group of the item's variants, itself among them
     share: Float[np.ndarray, " items"]  # of the item in its cell
-    per_others: Float[np.ndarray, " items"]  # 1 / share of the other variants in the family, 0 where there are none
+    per_others: Float[np.ndarray, " items"]  # 1 / share of the other variants in the family, 0 if there are none
     release: Int[np.ndarray, " items"]  # seconds
     successors: Int[np.ndarray, "items s"]
     next_kinds: Int[np.ndarray, "kinds m"]
@@ -43,15 +43,15 @@ class World:
     cumulative: Float[np.ndarray, " items+1"]  # of `share` by slot, from 0
 
     def draw_from_groups(self, groups: Int[np.ndarray, " n"], rng: np.random.Generator) -> Int[np.ndarray, " n"]:
-        """One item row from each group, by share."""
+        """Draw one item row from each group, by share."""
         start, stop = self.start[groups], self.stop[groups]
         low, high = self.cumulative[start], self.cumulative[stop]
         slot = np.searchsorted(self.cumulative, low + rng.random(len(groups)) * (high - low), side="right") - 1
-        # The clip is for the last bit of the cumulative sum alone.
+        # The clip only corrects rounding of the cumulative sum.
         return self.row_of_slot[np.clip(slot, start, stop - 1)]
 
     def draw(self, choices: Choices, rng: np.random.Generator) -> Int[np.ndarray, " n"]:
-        """One item row from each mixture, seen or not, released or not."""
+        """Draw one item row from each mixture, even if seen or not yet released."""
         ends = np.cumsum(choices.weights, axis=1)
         column = (ends <= rng.random(len(ends))[:, None] * ends[:, -1:]).sum(axis=1)
         last = choices.values.shape[1]  # the column of popularity, which has a weight and no value
@@ -69,7 +69,7 @@ class World:
         seen: Int[np.ndarray, " total"],
         owner: Int[np.ndarray, " total"],
     ) -> Float[np.ndarray, "n items"]:
-        """Probabilities of the next item at `time`, where row `owner[i]` has had item `seen[i]`."""
+        """Probabilities of the next item at `time`, if row `owner[i]` has seen item `seen[i]`."""
         return self.possible(self.masses(choices), time, seen=seen, owner=owner)
 
     def possible(
@@ -80,7 +80,7 @@ class World:
         seen: Int[np.ndarray, " total"],
         owner: Int[np.ndarray, " total"],
     ) -> Float[np.ndarray, "n items"]:
-        """Probabilities from masses: those of what is seen or not released at `time` go, the rest renormalizes."""
+        """Normalize masses to probabilities, without items that are seen or not released at `time`."""
         p = masses
         p[self.release > time[:, None]] = 0
         p[owner, seen] = 0
@@ -88,7 +88,7 @@ class World:
         return p
 
     def masses(self, choices: Choices) -> Float[np.ndarray, "n items"]:
-        """Weight of each item in each mixture, seen or not, released or not; linear in the mixture's weights."""
+        """Unnormalized weight of each item in each mixture, even if seen or unreleased; linear in mixture weights."""
         row = np.arange(len(choices.weights))
         weight = np.zeros((len(row), len(self.group_share)))
         weight[:, : len(self.cell_share)] = choices.weights[:, -1:] * self.cell_share
@@ -103,7 +103,7 @@ class World:
         return p
 
     def masses_by_choice(self, choices: Choices, items: Int[np.ndarray, "n k"]) -> Float[np.ndarray, "n k choices"]:
-        """Contribution of each choice to the masses of some items; the sum over choices is `masses` there."""
+        """Contribution of each choice to the masses of some items; summed over choices, it is their `masses`."""
         groups, rows = np.split(choices.values[:, None], [choices.num_groups], axis=2)
         item, share = items[..., None], self.share[items][..., None]
         inside = (groups == self.cell[item]) | (groups == self.family[item])
@@ -122,12 +122,12 @@ class World:
 
     @functools.cached_property
     def shown(self) -> Shown:
-        """Where the items stand in their lists; by overall popularity."""
-        return Shown.of(self.config, self.cell_share[self.cell] * self.share)
+        """Places of the items in lists, by overall popularity."""
+        return Shown.by_popularity(self.config, self.cell_share[self.cell] * self.share)
 
 
 class Choices(NamedTuple):
-    """Mixtures over what comes next: `num_groups` columns of groups, then items; the last weight is popularity's.
+    """Mixtures of sources of the next item: `num_groups` columns of groups, then items; the last weight is popularity.
 
     Weights need not sum to 1.
     """
@@ -140,13 +140,13 @@ class Choices(NamedTuple):
         return Choices(self.values[index], self.weights[index], self.num_groups)
 
     def scaled(self, factor: Float[np.ndarray, "*n choices"]) -> Choices:
-        """With weights times a factor."""
+        """Copy with weights multiplied by a factor."""
         return self._replace(weights=self.weights * factor)
 
 
 @dataclass(frozen=True)
 class People:
-    """The users' latent side: favourite cells at the start and at the end, and when each interaction happens."""
+    """Latent state of the users: favourite cells at the start and at the end, and times of interactions."""
 
     early: Int[np.ndarray, "users f"]
     late: Int[np.ndarray, "users f"]
@@ -158,7 +158,7 @@ class People:
         return np.diff(self.offsets)
 
     def time_of(self, users: Int[np.ndarray, " n"], steps: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-        """Time of the user's interaction number `steps`; the last one's time from there on."""
+        """Time of the user's interaction number `steps`; beyond the last one, its time."""
         return self.time[np.minimum(self.offsets[users] + steps, self.offsets[users + 1] - 1)]
 
 
@@ -170,24 +170,22 @@ def mixtures(
     steps: Int[np.ndarray, " n"],
     recent: Int[np.ndarray, "n recent"],
 ) -> Choices:
-    """Mixture from which the next item is drawn at a user's step, after the `RECENT` items `recent`.
-
-    Latest first, -1 for none.
-    """
+    """Mixture from which the next item is drawn at a user's step. `recent` are the last items, latest first, -1 for
+    none."""
     config, weights = world.config, world.config.mixture
     age = np.minimum(steps / np.maximum(people.lengths[users] - 1, 1), 1.0)[:, None]
     last, has_last = recent[:, 0], recent[:, :1] >= 0
     cell = world.cell[last]
     following = world.next_kinds[cell // config.styles] * config.styles + (cell % config.styles)[:, None]
     favourite, transition, successor = (
-        weight * _falling(count)[None]
+        weight * _halving(count)[None]
         for weight, count in (
             (weights.taste, config.favourites),
             (weights.transition, config.next_kinds),
             (weights.successor, config.successors),
         )
     )
-    variant = weights.variant * _falling(RECENT) * (recent >= 0) * world.per_others[recent]
+    variant = weights.variant * _halving(RECENT) * (recent >= 0) * world.per_others[recent]
     popularity = np.full((len(users), 1), weights.popularity)
     taste = [(1 - age) * favourite, age * favourite]
     columns = [*taste, has_last * transition, variant, has_last * successor, popularity]
@@ -196,19 +194,19 @@ def mixtures(
 
 
 class OracleConditions(NamedTuple):
-    """Conditions on the next item that the oracle knows, as a model's do: names of events, sorted."""
+    """Conditions on the next item that the oracle supports, in the form of a model's: sorted event names."""
 
     events: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Oracle:
-    """The ranker that knows each user's latent state: in expectation no model recommends better.
+    """Ranker that knows each user's latent state: in expectation no model recommends better.
 
-    The length of a history is the user's step, its last items those that the next depends on. Histories from which
-    items are missing (held-out items) are ranked as they are, and the result is no ceiling.
+    The length of a history is taken as the user's step, its last items as those the next depends on. For histories
+    with items left out (held-out items), the ranking is therefore no upper bound.
 
-    Given an `event` of the next item, one for all histories or one for each, None for any, it ranks by Bayes' rule:
+    With an `event` of the next item (one for all histories or one each, None for any), it ranks by Bayes' rule:
     `p(item | history, event)` is proportional to the sum over components of `P(event | component) p(component, item |
     history)`.
     """
@@ -217,7 +215,7 @@ class Oracle:
     people: People
     item_ids: pa.Array
     log: Log | None = None
-    """Events, places and weights of the dataset's interactions, where the world has events."""
+    """Events, places and weights of the dataset's interactions, if the world has events."""
     codes: ClassVar[None] = None
     tie_break: ClassVar[bool] = False
     repeats: ClassVar[bool] = False
@@ -229,10 +227,10 @@ class Oracle:
         event: str | Sequence[str | None] | None = None,
         allowed: Bool[np.ndarray, "*n items"] | None = None,
     ) -> Float[np.ndarray, "n items"]:
-        """The true distribution of the next item, given its `event` and that it is `allowed` (of a group, say).
+        """True distribution of the next item, given its `event` and a mask of `allowed` items.
 
-        Rows sum to 1, or to 0 where nothing that is allowed can come. Raises SemidError for users or items of
-        elsewhere, and for unknown events.
+        Rows sum to 1, or to 0 if no allowed item is possible. Raises SemidError for users or items that are not of this
+        world, and for unknown events.
         """
         choices, time = self._mixtures(histories)
         masses = self.world.masses(choices) if event is None else self._masses_of_event(choices, event)
@@ -242,7 +240,7 @@ class Oracle:
     def event_probabilities(
         self, histories: Histories, items: Int[np.ndarray, "n k"]
     ) -> Float[np.ndarray, "n k events"]:
-        """P(event | item, history) of `EVENTS`, where the next item is one of `items`; rows sum to 1."""
+        """P(event | item, history) over `EVENTS`, for each of `items` as the next item; sums to 1 over events."""
         p, examination = self._events_if_examined(histories, items), self.world.shown.examination[items]
         p *= examination[..., None]
         p[..., EXPOSURE] += 1 - examination
@@ -266,13 +264,13 @@ class Oracle:
 
     @property
     def conditions(self) -> OracleConditions | None:
-        """Conditions that `rank` may be asked for; None where the world has no events."""
+        """Conditions that `rank` supports; None if the world has no events."""
         return None if self.world.config.events is None else OracleConditions(tuple(sorted(EVENTS)))
 
     def own_conditions(
         self, rows: Int[np.ndarray, " n"], events: Int[np.ndarray, " n"] | None, parts: Sequence[str]
     ) -> list[dict[str, str]]:
-        """Conditions that ask for items by these events of theirs, numbered by `conditions`."""
+        """Conditions that ask for the items' own `events`, numbered from 1 as in `conditions`; 0: any."""
         if self.conditions is None or events is None or list(parts) != ["event"]:
             raise SemidError(f"the oracle knows its world's events alone, and cannot be asked for {', '.join(parts)}")
         return [{"event": self.conditions.events[code - 1]} if code else {} for code in events]
@@ -286,17 +284,17 @@ class Oracle:
         condition: Mapping[str, str] | Sequence[Mapping[str, str]] | None = None,
         allowed: Bool[np.ndarray, "*n items"] | None = None,
     ) -> Int[np.ndarray, "n k"]:
-        """The `k` likeliest item rows, best first, -1 where fewer can come; no seen item ever can.
+        """The `k` likeliest item rows, best first, padded with -1. Seen items have probability zero in any case.
 
-        `condition` asks for an event of the next item, `{"event": "buy"}`, of all histories or of each; `allowed` is as
-        in `probabilities`.
+        `condition` asks for an event of the next item, `{"event": "buy"}`, for all histories or one each; `allowed` is
+        as in `probabilities`.
         """
         events = None if condition is None else _events(condition, len(histories))
         ranked = np.full((len(histories), k), -1, np.int32)
         for block in blocks(np.arange(len(histories)), self.world.config.num_items):
-            asked = None if events is None else [events[row] for row in block]
+            block_events = None if events is None else [events[row] for row in block]
             masks = allowed[block] if allowed is not None and allowed.ndim == 2 else allowed
-            p = self.probabilities(histories.take(block), event=asked, allowed=masks)
+            p = self.probabilities(histories.take(block), event=block_events, allowed=masks)
             best = np.argpartition(-p, min(k, p.shape[1]) - 1, axis=1)[:, :k]
             value = np.take_along_axis(p, best, axis=1)
             order = np.lexsort((best, -value))  # equal probabilities: the lower row first
@@ -305,7 +303,7 @@ class Oracle:
         return ranked
 
     def _mixtures(self, histories: Histories) -> tuple[Choices, Int[np.ndarray, " n"]]:
-        """Mixture and time of each next item."""
+        """Mixture and time of the next item of each history."""
         self._check(histories)
         users, steps = histories.users, histories.lengths
         recent = np.full((len(histories), RECENT), -1)
@@ -316,7 +314,7 @@ class Oracle:
         return choices, self.people.time_of(users, steps)
 
     def draw_log(self, items: Int[np.ndarray, " n"], rng: np.random.Generator) -> Log:
-        """Places, events and weights of all interactions, `items` user after user."""
+        """Draw places, events and weights of all interactions; `items` are sorted by user."""
         offsets, lengths, at = self.people.offsets, self.people.lengths, np.arange(len(items))
         users = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
         histories = Histories(users, items, offsets[users], at)
@@ -342,15 +340,15 @@ class Oracle:
 
 
 def _events(condition: Mapping[str, str] | Sequence[Mapping[str, str]], number: int) -> list[str | None]:
-    """The event that each history is asked for; None: any."""
-    asked = [condition] * number if isinstance(condition, Mapping) else list(condition)
-    if len(asked) != number or any(set(one) - {"event"} for one in asked):
+    """Event in each history's condition; None: any."""
+    conditions = [condition] * number if isinstance(condition, Mapping) else list(condition)
+    if len(conditions) != number or any(set(one) - {"event"} for one in conditions):
         raise SemidError(f"the oracle takes one condition {{'event': NAME}}, or one per history, got {condition}")
-    return [one.get("event") for one in asked]
+    return [one.get("event") for one in conditions]
 
 
-def _falling(count: int) -> Float[np.ndarray, " count"]:
-    """Weights that halve from one to the next and sum to 1."""
+def _halving(count: int) -> Float[np.ndarray, " count"]:
+    """Weights that halve at each step and sum to 1."""
     return normalized(0.5 ** np.arange(count))
 
 

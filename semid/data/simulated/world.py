@@ -1,19 +1,19 @@
-"""A simulated world that knows the true distribution of the next item: the embedded dataset, and the tests' world.
+"""A simulator with a known distribution of the next item: source of the embedded dataset, and of data for tests.
 
-Items sit in *cells*, the leaves of a latent taxonomy (department > category > kind, each kind in several styles), with
-Zipf popularity inside a cell. The items of a cell fall into *families*: variants of one product, next to each other in
+Items belong to *cells*, the leaves of a latent taxonomy (department > category > kind, each kind in several styles),
+with Zipf popularity inside a cell. The items of a cell form *families*: variants of one product, adjacent in
 popularity, with nearly the same content. A user's next item comes from a mixture of five components:
 
     taste        a cell from the user's favourite kinds in the user's style; favourites drift over the user's lifetime
     transition   a cell that follows the last item's kind in a sparse transition matrix, in the last item's style
     variant      another variant of one of the last three items, the last one most often
     successor    one of the few items that follow the last item in particular
-    popularity   any cell, by its share of the whole
+    popularity   any cell, by its overall share
 
-and an item from the cell or family by its share. Items the user has had and items not yet released have probability
-zero, and the rest renormalises, so `p(next | user, step, history)` is explicit: `Oracle` computes it, rejection
-sampling draws from it. Where the config has `events`, each item is shown, clicked or bought with the probabilities of
-the component that it came from (`semid.data.simulated.events`); the items are the same without.
+and within a cell or family an item is drawn by its share. Items the user has had and items not yet released have
+probability zero, and the rest is renormalised, so `p(next | user, step, history)` is explicit: `Oracle` computes it,
+rejection sampling draws from it. If the config has `events`, each item is shown, clicked or bought with the
+probabilities of the component that it came from (`semid.data.simulated.events`); the items are the same either way.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from semid.data.simulated.oracle import RECENT, Oracle, People, World, blocks, m
 
 START = 1_577_836_800  # 2020-01-01, in seconds
 DAY = 86_400
-HOME_SHARE = 0.7  # how often a favourite kind is from the user's home department
-USERS_AT_ONCE = 1 << 16
-REJECTION_ROUNDS = 32  # whoever has no item after so many draws gets one from the dense distribution
+HOME_SHARE = 0.7  # probability that a favourite kind is drawn from the user's home department
+USER_BLOCK = 1 << 16
+REJECTION_ROUNDS = 32  # after so many rejected draws, an item is drawn from the dense distribution
 
 
 class Simulation(NamedTuple):
-    """A dataset and the oracle that knows how it came about."""
+    """A dataset and the oracle that knows the distribution it was drawn from."""
 
     dataset: Dataset
     oracle: Oracle
 
 
 def simulate(config: SimulatedConfig) -> Simulation:
-    """Make the world of `config`; `dataset.source["config"]` rebuilds it."""
-    # One stream per part: switching images off changes no interaction.
+    """Simulate the world of `config`, which `dataset.source["config"]` records."""
+    # Each part has its own random stream, so that, say, switching images off changes no interaction.
     parts = (np.random.default_rng([config.seed, part]) for part in range(5))
     world_rng, people_rng, walk_rng, content_rng, log_rng = parts
     world = make_world(config, world_rng)
@@ -128,7 +128,7 @@ def make_world(config: SimulatedConfig, rng: np.random.Generator) -> World:
 
 
 def make_people(config: SimulatedConfig, world: World, rng: np.random.Generator) -> People:
-    """Favourites, lengths and a clock that all users share."""
+    """Draw the users' favourites, lengths, and times on a clock that all users share."""
     num_users, horizon = config.num_users, config.days * DAY
     home = _draw_kinds(world, rng, (num_users, 1)) // math.prod(config.taxonomy[1:])
     style = rng.integers(config.styles, size=(num_users, 1))
@@ -151,10 +151,10 @@ def draw_next(
     seen: Int[np.ndarray, "n step"],
     rng: np.random.Generator,
 ) -> Int[np.ndarray, " n"]:
-    """The next item row of users who have had `seen`, oldest first.
+    """Draw the next item row of users who have had the items `seen`, oldest first.
 
-    Redrawing what is seen or unreleased is drawing from the renormalised distribution. The rounds are bounded: what
-    is left after them is drawn from the same distribution in dense form.
+    Redrawing seen or unreleased items samples from the renormalised distribution. After `REJECTION_ROUNDS` rounds, the
+    remaining users get an item from the same distribution in dense form.
     """
     steps = np.full(len(users), seen.shape[1])
     recent = np.full((len(users), RECENT), -1)
@@ -179,17 +179,17 @@ def draw_next(
 
 
 def _walk(world: World, people: People, rng: np.random.Generator) -> Int[np.ndarray, " n"]:
-    """Item rows of all interactions, user after user."""
+    """Draw the item rows of all interactions, sorted by user."""
     item = np.empty(len(people.time), np.int32)
     lengths = people.lengths
-    for first in range(0, len(lengths), USERS_AT_ONCE):
-        users = np.arange(first, min(first + USERS_AT_ONCE, len(lengths)))
-        users = users[np.argsort(-lengths[users], kind="stable")]  # those still walking are always the first ones
+    for first in range(0, len(lengths), USER_BLOCK):
+        users = np.arange(first, min(first + USER_BLOCK, len(lengths)))
+        users = users[np.argsort(-lengths[users], kind="stable")]  # longest first: users still active are a prefix
         rows = np.empty((len(users), lengths[users[0]]), np.int32)
         for step in range(rows.shape[1]):
-            walking = int((lengths[users] > step).sum())
-            rows[:walking, step] = draw_next(world, people, users=users[:walking], seen=rows[:walking, :step], rng=rng)
-            item[people.offsets[users[:walking]] + step] = rows[:walking, step]
+            active = int((lengths[users] > step).sum())
+            rows[:active, step] = draw_next(world, people, users=users[:active], seen=rows[:active, :step], rng=rng)
+            item[people.offsets[users[:active]] + step] = rows[:active, step]
     return item
 
 
@@ -198,7 +198,7 @@ def _draw_kinds(world: World, rng: np.random.Generator, shape: tuple[int, ...]) 
 
 
 def _draw_favourites(world: World, home: Int[np.ndarray, "n 1"], rng: np.random.Generator) -> Int[np.ndarray, "n f"]:
-    """Favourite kinds, most from the home department."""
+    """Draw favourite kinds, most of them from the home department."""
     shape = (len(home), world.config.favourites)
     kinds_each = math.prod(world.config.taxonomy[1:])
     at_home = home * kinds_each + rng.integers(kinds_each, size=shape)

@@ -83,7 +83,9 @@ def test_a_table_of_items_is_encoded_as_their_vectors_are(dataset, folder):
         np.testing.assert_array_equal(tokenizer.encode(items), tokenizer.encode(expected))
     given = raw.append_column("text_lsa", dataset.items["text_lsa"].combine_chunks().take(pa.array([3] * 20)))
     np.testing.assert_array_equal(tokenizer.content_vectors(given), expected[[3] * 20])  # vectors that are there count
-    with pytest.raises(SemidError, match="items: column 'brand', of which 'text_lsa' is made, is missing; found item_"):
+    with pytest.raises(
+        SemidError, match="items: column 'brand', from which 'text_lsa' is computed, is missing; found item_"
+    ):
         tokenizer.encode(raw.drop_columns(["brand"]))
 
 

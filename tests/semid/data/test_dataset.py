@@ -74,7 +74,7 @@ def in_kinds(values):
 @pytest.mark.parametrize("ties", [SourceOrder(), ShuffledTies()])
 def test_strings_are_joined_nowhere_and_give_the_same_dataset(kind, rows, ties, monkeypatch):
     expected = build(ties=ties)
-    monkeypatch.setattr(arrow, "_ROWS_AT_ONCE", rows)
+    monkeypatch.setattr(arrow, "_CHUNK_ROWS", rows)
     columns = {name: list(in_kinds(INTERACTIONS[name]))[kind] for name in ("user_id", "item_id", "event")}
     ids = arrow.as_strings(arrow.decoded(columns["user_id"]))
     assert ids.to_pylist() == INTERACTIONS["user_id"]

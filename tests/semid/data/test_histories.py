@@ -51,7 +51,7 @@ def test_padded_holds_the_last_items_on_the_left(length):
 
 @pytest.mark.parametrize("block", [1, 3, 100])
 def test_repeats_are_targets_that_stand_before_in_their_own_history(block, monkeypatch):
-    monkeypatch.setattr("semid.data.histories._ITEMS", block)
+    monkeypatch.setattr("semid.data.histories._CHUNK_ITEMS", block)
     rng = np.random.default_rng(0)
     lists = [[], [7], [7, 7], [7, 8, 7, 7], [7], *(rng.integers(0, 9, n).tolist() for n in rng.integers(0, 12, 30))]
     targets = [row[at] in row[:at] for row in lists for at in range(1, len(row))]
@@ -62,7 +62,7 @@ def test_repeats_are_targets_that_stand_before_in_their_own_history(block, monke
 
 @pytest.mark.parametrize("block", [1, 3, 100])
 def test_popularity_counts_the_items_of_all_histories(block, monkeypatch):
-    monkeypatch.setattr("semid.data.histories._ITEMS", block)
+    monkeypatch.setattr("semid.data.histories._CHUNK_ITEMS", block)
     histories = Histories.from_lists([[], [7, 7, 1], [], [8], [], [7, 8, 7, 7]])
     assert histories.popularity(10).tolist() == [0, 1, 0, 0, 0, 0, 0, 5, 2, 0]
     assert histories.take(slice(2, 4)).popularity(9).tolist() == [0] * 8 + [1]
@@ -70,7 +70,7 @@ def test_popularity_counts_the_items_of_all_histories(block, monkeypatch):
 
 
 def test_popularity_takes_the_memory_of_a_part(monkeypatch):
-    monkeypatch.setattr("semid.data.histories._ITEMS", 1 << 12)
+    monkeypatch.setattr("semid.data.histories._CHUNK_ITEMS", 1 << 12)
     users, ends = 8_000, np.arange(1, 8_001) * 25
     histories = Histories(np.zeros(users, np.int32), np.zeros(users * 25, np.int32), ends - 25, ends)
     tracemalloc.start()

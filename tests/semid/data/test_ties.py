@@ -153,7 +153,7 @@ def test_lines_sent_twice_are_told_and_dropped_on_request(caplog, columns, repea
     plain = Dataset.build(items, table, name="t", interaction_file="X.csv")
     said = f"X.csv: {len(repeats)} of 7 interactions repeat {equal} of an earlier one; "
     assert caplog.messages == [
-        said + "where these are one event sent twice, drop them (--drop-repeated-lines), as they become targets"
+        said + "all become targets; if they are events logged twice, drop them (--drop-repeated-lines)"
     ]
     assert plain.statistics()[f"repeated ({', '.join(['user', 'item', 'time', *columns])})"] == len(repeats)
     caplog.clear()

@@ -45,7 +45,7 @@ from semid.joint import stages as joint_stages
 from semid.joint.context import WARM_UP, Context
 from semid.joint.training import STATE_FILE, _check, _check_continued, _request, _teacher_vectors
 from semid.recommender import ItemData, ModelSpec
-from semid.stage import place_of_all
+from semid.stage import shared_folder
 from semid.tokenizers import RQVAE, RQVaeConfig, SemanticTokenizer
 from semid.training import OptimizerConfig, SingleRows, TrainingConfig, make_mesh, read_history, replace_leaves
 from seq_models import (
@@ -290,7 +290,7 @@ def test_a_warm_up_is_shared_by_url(world, runs, tmp_path, monkeypatch):
             run(world, watched, tmp_path / "out", shared=shared)
         monkeypatch.setattr("jax.process_count", lambda: 2)
         with pytest.raises(SemidError, match=f"{shared}: several processes write one folder"):
-            place_of_all(shared)
+            shared_folder(shared)
     finally:
         there.store.clear()
 
