@@ -203,6 +203,32 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
+def check_range(
+    config: Any,
+    *names: str,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+) -> None:
+    """Raise SemidError unless the numbers in these fields (numbers, tuples of them, None) are finite and in the range.
+
+    A range has one lower bound, `at_least` or `above`, and at most one upper bound, `at_most` or `below`.
+    """
+    low, high = above if at_least is None else at_least, below if at_most is None else at_most
+    if high is None:
+        expected = f"of at least {low}" if above is None else f"above {low}"
+    else:
+        expected = f"in {'[' if above is None else '('}{low}, {high}{']' if below is None else ')'}"
+    for name in names:
+        value = getattr(config, name)
+        for number in value if isinstance(value, tuple) else () if value is None else (value,):
+            in_range = (low < number or number == at_least) and (high is None or number < high or number == at_most)
+            if not in_range or number == math.inf:
+                finite = " and finite" if number == math.inf else ""
+                raise SemidError(f"expected {name} {expected}{finite}, got {value}")
+
+
 def check_seed(seed: int | None) -> None:
     """Raise SemidError for a seed that NumPy refuses (negative) or whose upper bits JAX would drop (2**32 and more)."""
     if seed is not None and not 0 <= seed < 2**32:

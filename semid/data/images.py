@@ -19,11 +19,11 @@ MAX_PIXELS = 64_000_000
 
 
 def load_image(data: bytes, *, size: int) -> Image.Image:
-    """Decode a PNG or JPEG file; a large JPEG is decoded at 1/2, 1/4 or 1/8 scale, its sides not below `size`.
+    """Decode a PNG or JPEG file, upright; a large JPEG is decoded at 1/2, 1/4 or 1/8 scale, its sides not below `size`.
 
     The size in the header is checked before any pixel is decoded. Raises SemidError without the name of the item.
     """
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     large = f"image of more than {MAX_PIXELS:,} pixels; scale it down or set it to null"
     try:
@@ -33,6 +33,7 @@ def load_image(data: bytes, *, size: int) -> Image.Image:
         if image.width * image.height > MAX_PIXELS:
             raise Image.DecompressionBombError
         image.draft("RGB", (size, size))
+        ImageOps.exif_transpose(image, in_place=True)  # cameras store pictures as their sensor lay
         if image.mode.startswith("I"):  # 16-bit gray: Pillow's own conversion clips nearly all of it to white
             return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
         return image.convert("RGB")

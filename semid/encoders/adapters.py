@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Float16, Key
 
 from semid import artifacts
-from semid.config import to_dict
+from semid.config import check_range, to_dict
 from semid.encoders.blocks import Constant
 from semid.encoders.content import HiddenRows, Rows, arrays_digest, named_variables, present_of
 from semid.errors import SemidError
@@ -44,8 +44,9 @@ class LowRank:
     """Names of the matrices: query, key, value, out, up, down, gate."""
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or not self.layers:
-            raise SemidError(f"expected a rank of at least 1 and a layer, got {self.rank} and {self.layers}")
+        check_range(self, "rank", at_least=1)
+        if not self.layers:
+            raise SemidError("expected the names of matrices in layers, got none; give some, such as query and value")
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,7 @@ class SideAdapters:
     """Width inside an adapter."""
 
     def __post_init__(self) -> None:
-        if min(self.states, self.hidden) < 1:
-            raise SemidError(f"expected states and hidden of at least 1, got {self.states} and {self.hidden}")
+        check_range(self, "states", "hidden", at_least=1)
 
 
 Tuning = Frozen | SideAdapters | LowRank | Full

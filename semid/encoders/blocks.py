@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from semid.config import check_range
 from semid.errors import SemidError
 from seq_models import Precision, dropout, linear, split_key
 
@@ -128,13 +129,10 @@ class BlocksConfig:
     """Compute each block again in the backward pass instead of keeping what is inside it."""
 
     def __post_init__(self) -> None:
-        for name in ("dim", "layers", "heads", "hidden"):
-            if getattr(self, name) < 1:
-                raise SemidError(f"expected {name} of at least 1, got {getattr(self, name)}")
+        check_range(self, "dim", "layers", "heads", "hidden", at_least=1)
+        check_range(self, "dropout", at_least=0, below=1)
         if self.head_width is None and self.dim % self.heads:
             raise SemidError(f"dim {self.dim} must divide into {self.heads} heads; change either or give head_width")
-        if not 0.0 <= self.dropout < 1.0:
-            raise SemidError(f"dropout {self.dropout} must lie in [0, 1)")
 
 
 def norm(config: BlocksConfig, *, rngs: nnx.Rngs) -> nnx.LayerNorm | nnx.RMSNorm:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Key
 
-from semid.config import later_field
+from semid.config import check_range, later_field
 from semid.encoders.adapters import CrossTower, Encoder, SideTower
 from semid.encoders.blocks import BlocksConfig, FeedForward
 from semid.encoders.content import FeatureRows, Rows, present_of
@@ -38,11 +38,8 @@ class FusionConfig:
     and the layer that mixes adds nothing. Untrained, a pretrained encoder's neighbors are then an item's."""
 
     def __post_init__(self) -> None:
-        if min(self.dim, self.hidden) < 1 or not 0.0 <= self.modality_dropout < 1.0:
-            raise SemidError(
-                "expected dim and hidden of at least 1 and modality_dropout in [0, 1), "
-                f"got {self.dim}, {self.hidden} and {self.modality_dropout}"
-            )
+        check_range(self, "dim", "hidden", at_least=1)
+        check_range(self, "modality_dropout", at_least=0, below=1)
 
 
 class FeatureEncoder(nnx.Module):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from semid.config import later_field
+from semid.config import check_range, later_field
 from semid.data import Dataset, StoredEncoder, Tags, joined_texts
 from semid.errors import SemidError
 from semid.recommender import ConditionSpec, ItemConditions, encode_texts
@@ -47,8 +47,7 @@ class ConditionsConfig:
     """Share of the conditions that training leaves out, so that the model learns to be asked without."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.drop_conditions < 1:
-            raise SemidError(f"expected drop_conditions in [0, 1), got {self.drop_conditions}")
+        check_range(self, "drop_conditions", at_least=0, below=1)
         if self.calibrate_events and not self.event_head:
             raise SemidError("calibrate_events is for the probabilities of an event head: give event_head too")
         if self.film and not (self.on_event or self.on_group or self.on_text):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from semid.config import later_field
+from semid.config import check_range, later_field
 from semid.errors import SemidError, did_you_mean
 from semid.training import StepContext
 from seq_models import CodeTrie, ItemModel, ItemTables, SoftmaxOver, TeacherItems, TrainingBatch
@@ -59,17 +59,10 @@ class ObjectiveConfig:
         weights = self.event_weights.values()
         if not all(0 <= weight < math.inf for weight in weights) or (weights and not any(weights)):
             raise SemidError(f"expected event_weights of 0 or more, not all 0, got {self.event_weights}")
-        if not 0 < self.state_loss < math.inf:
-            raise SemidError(f"expected state_loss above 0, got {self.state_loss}")
-        if not 0 <= self.label_smoothing < 1:
-            raise SemidError(f"expected label_smoothing in [0, 1), got {self.label_smoothing}")
-        if not 0 <= self.teacher_graph <= 1:
-            raise SemidError(f"expected teacher_graph of 0 to 1, got {self.teacher_graph}")
-        if self.teacher_items < 1 or not self.teacher_temperature > 0:
-            raise SemidError(
-                f"expected teacher_items of at least 1 and teacher_temperature above 0, got {self.teacher_items} and "
-                f"{self.teacher_temperature}"
-            )
+        check_range(self, "state_loss", "teacher_temperature", above=0)
+        check_range(self, "label_smoothing", at_least=0, below=1)
+        check_range(self, "teacher_graph", at_least=0, at_most=1)
+        check_range(self, "teacher_items", at_least=1)
 
     def __hash__(self) -> int:  # a dict has none
         return hash(repr(self))

@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
+from semid.config import check_range
 from semid.errors import SemidError
 from semid.generators.conditions import ConditionsConfig
 from semid.generators.objective import LossTables, generator_loss
@@ -54,9 +55,7 @@ class ProgramSizes:
     """The most items that share their codes."""
 
     def __post_init__(self) -> None:
-        for name in ("items", "item_dim", "users", "beam_size", "leaf_items"):
-            if getattr(self, name) < 1:
-                raise SemidError(f"expected {name} of at least 1, got {getattr(self, name)}")
+        check_range(self, "items", "item_dim", "users", "beam_size", "leaf_items", at_least=1)
 
 
 def training_program(config: GeneratorConfig, sizes: ProgramSizes, mesh: Mesh) -> tuple[jax.stages.Traced, TrainState]:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from semid import artifacts
 from semid.artifacts import Kind, Origin
 from semid.catalog import SemanticCatalog
-from semid.config import later_field, to_dict
+from semid.config import check_range, later_field, to_dict
 from semid.data import Dataset, Examples, Standardizer, content_blocks, read_encoders
 from semid.errors import SemidError
 from semid.evaluation import accuracy, group_ids, item_places
@@ -94,11 +94,8 @@ class GeneratorConfig:
     """Beam size in validation."""
 
     def __post_init__(self) -> None:
-        for name in ("max_history", "row_length", "validation_users", "validation_beam"):
-            if getattr(self, name) < 1:
-                raise SemidError(f"expected {name} of at least 1, got {getattr(self, name)}")
-        if not 0 <= self.drop_sequences < 1:
-            raise SemidError(f"expected drop_sequences in [0, 1), got {self.drop_sequences}")
+        check_range(self, "max_history", "row_length", "validation_users", "validation_beam", at_least=1)
+        check_range(self, "drop_sequences", at_least=0, below=1)
         objective = self.objective
         if not self.model.has_codes and (
             objective.label_smoothing or objective.normalization is not SoftmaxOver.VOCABULARY

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from scipy import sparse
 
 from quantizers import unit_rows
-from semid.config import later_field
+from semid.config import check_range, later_field
 from semid.data import Dataset, Histories
 from semid.errors import SemidError
 from semid.graphs.cooccurrence import interactions_matrix
@@ -98,25 +98,14 @@ class GraphConfig(Signal):
     """Vector column of content; none given: the dataset's only one. It is read by all that needs content."""
 
     def __post_init__(self) -> None:
-        for name in ("dim", "epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise SemidError(f"expected {name} of at least 1, got {getattr(self, name)}")
-        if not (self.layers >= 0 and 0 < self.learning_rate < np.inf and 0 <= self.weight_decay < np.inf):
-            raise SemidError(
-                "expected layers of 0 or more, learning_rate above 0 and weight_decay of 0 or more, all finite, "
-                f"got {self.layers}, {self.learning_rate} and {self.weight_decay}"
-            )
-        if not (0 < self.keep <= 1 and 0 <= self.dropout < 1 and self.neighbors >= 0):
-            raise SemidError(
-                "expected keep above 0 up to 1, dropout of 0 to below 1 and neighbors of 0 or more, "
-                f"got {self.keep}, {self.dropout} and {self.neighbors}"
-            )
-        weights = (self.contrast, self.uniformity, self.hyperedges, self.views)
-        if not all(0 <= weight < np.inf for weight in weights) or (self.views and not self.hyperedges):
-            raise SemidError(
-                "expected contrast, uniformity, hyperedges and views of 0 or more, all finite, and views with "
-                f"hyperedges alone, got {self.contrast}, {self.uniformity}, {self.hyperedges} and {self.views}"
-            )
+        check_range(self, "dim", "epochs", "batch_size", at_least=1)
+        check_range(self, "learning_rate", above=0)
+        check_range(self, "keep", above=0, at_most=1)
+        check_range(self, "dropout", at_least=0, below=1)
+        check_range(self, "layers", "weight_decay", "neighbors", "hyperedges", at_least=0)
+        check_range(self, "contrast", "uniformity", "views", at_least=0)
+        if self.views and not self.hyperedges:
+            raise SemidError("views contrast vectors by edges with those by hyperedges: give hyperedges too")
 
     @property
     def reads_content(self) -> bool:

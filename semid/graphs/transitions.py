@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy import sparse
 
+from semid.config import check_range
 from semid.data import Histories
 from semid.errors import SemidError
 from semid.graphs.neighbors import neighbors
@@ -59,18 +60,10 @@ class ItemGraphConfig:
     """Vector columns that content neighbors are found by; none given: all of them; empty: no content."""
 
     def __post_init__(self) -> None:
-        for name in ("window", "neighbors", "width"):
-            if getattr(self, name) < 1:
-                raise SemidError(f"expected {name} of at least 1, got {getattr(self, name)}")
-        for name in ("decay", "backward", "degree_power", "recency"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise SemidError(f"expected {name} of 0 to 1, got {getattr(self, name)}")
-        weights = (self.smoothing or 0, self.new_items or 0, self.content or 0)
-        if not (all(0 <= weight < np.inf for weight in weights) and 0 < self.temperature < np.inf):
-            raise SemidError(
-                "expected smoothing, new_items and content of 0 or more and temperature above 0, all finite, got "
-                f"{self.smoothing}, {self.new_items}, {self.content} and {self.temperature}"
-            )
+        check_range(self, "window", "neighbors", "width", at_least=1)
+        check_range(self, "decay", "backward", "degree_power", "recency", at_least=0, at_most=1)
+        check_range(self, "smoothing", "new_items", "content", at_least=0)
+        check_range(self, "temperature", above=0)
 
     def resolved(self, columns: Sequence[str]) -> ItemGraphConfig:
         """The config for items with these vector columns.

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from quantizers import Schedule
+from semid.config import check_range
 from semid.errors import SemidError, did_you_mean
 from semid.generators import GeneratorConfig
 from semid.joint.model import (
@@ -132,8 +133,7 @@ class Refresh(CodeSchedule):
     refits = False
 
     def __post_init__(self) -> None:
-        if not self.every > 0:
-            raise SemidError(f"expected codes refreshed every so many epochs, above 0, got {self.every}")
+        check_range(self, "every", above=0)
 
     @property
     def refresh_every(self) -> float:
@@ -209,5 +209,4 @@ class JointConfig:
         for name, training in trainings.items():
             if training is not None and training.epochs is None:
                 raise SemidError(f"expected a number of epochs for {name}, got none; name one")
-        if min(self.tie_break, self.cycles) < 1:
-            raise SemidError(f"expected tie_break and cycles of at least 1, got {self.tie_break} and {self.cycles}")
+        check_range(self, "tie_break", "cycles", at_least=1)

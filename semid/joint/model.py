@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from quantizers import Schedule, usage_entropy_loss
+from semid.config import check_range
 from semid.encoders import Content, ItemEncoder, take
 from semid.errors import SemidError, did_you_mean
 from semid.joint.bank import MemoryBank, bucket_sizes, encode_fresh, unique_rows
@@ -106,8 +107,7 @@ class StepConfig:
     """Encode with the encoders' dropout; the bank then holds noisy vectors, of which no codes should be made."""
 
     def __post_init__(self) -> None:
-        if self.window < 0:
-            raise SemidError(f"expected a window of at least 0 items, got {self.window}")
+        check_range(self, "window", at_least=0)
         bucket_sizes(1, forward=self.forward, backward=self.backward)  # raises for rates that do not fit
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,8 +51,7 @@ class ModelSpec:
     """Items of its training, the first ones of a later version of the catalogue; None: all."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.repeat_factor < math.inf:
-            raise SemidError(f"expected a repeat_factor of 0 or more, got {self.repeat_factor}")
+        config.check_range(self, "repeat_factor", at_least=0)
         check_graph_weight(self.graph_weight)
 
     def build(self, *, seed: int) -> ItemModel:

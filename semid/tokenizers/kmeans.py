@@ -12,12 +12,11 @@ from jaxtyping import Float, Int
 
 from quantizers import ResidualKMeans, balanced_kmeans, kmeans
 from semid.catalog import Residuals
+from semid.config import check_range
 from semid.tokenizers.blocks import map_blocks
 from semid.tokenizers.method import (
     FitContext,
     TokenizerMethod,
-    check_iterations,
-    check_sizes,
     last_residuals,
 )
 
@@ -41,8 +40,8 @@ class RQKmeansConfig(TokenizerMethod):
     is_residual = True
 
     def __post_init__(self) -> None:
-        check_sizes(self.level_sizes)
-        check_iterations(self.iterations)
+        check_range(self, "level_sizes", at_least=1)
+        check_range(self, "iterations", at_least=0)
 
     def fit(self, x: Float[np.ndarray, "items dim"], context: FitContext) -> ResidualKMeans:
         return fit_kmeans(x, self, seed=context.seed)

@@ -127,15 +127,3 @@ def explained_variance(x: Float[np.ndarray, "n dim"], reconstructed: Float[np.nd
     error = reconstructed - x
     error *= error
     return float(1 - np.mean(error) / max(np.mean(np.square(x)), 1e-12))
-
-
-def check_sizes(level_sizes: tuple[int, ...], *widths: int) -> None:
-    """Raise SemidError unless every size is at least 1."""
-    if min(*level_sizes, *widths, 1, 1) < 1:
-        raise SemidError(f"expected sizes of at least 1, got {', '.join(map(str, (*level_sizes, *widths)))}")
-
-
-def check_iterations(*iterations: int) -> None:
-    """Raise SemidError for a negative number."""
-    if min(iterations) < 0:
-        raise SemidError(f"expected iterations of 0 or more, got {min(iterations)}")

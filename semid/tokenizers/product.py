@@ -10,8 +10,9 @@ import numpy as np
 from jaxtyping import Float
 
 from quantizers import ProductKMeans
+from semid.config import check_range
 from semid.errors import SemidError
-from semid.tokenizers.method import FitContext, TokenizerMethod, check_iterations, check_sizes, shrunk_to
+from semid.tokenizers.method import FitContext, TokenizerMethod, shrunk_to
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class ProductConfig(TokenizerMethod):
     default_levels = 16
 
     def __post_init__(self) -> None:
-        check_sizes(self.level_sizes)
-        check_iterations(self.iterations, self.rotations)
+        check_range(self, "level_sizes", at_least=1)
+        check_range(self, "iterations", "rotations", at_least=0)
         if len(set(self.level_sizes)) > 1:
             raise SemidError(f"product codes have one size, got {self.level_sizes}; make all level_sizes the same")
 

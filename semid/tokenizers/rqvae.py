@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from quantizers import Distance, balanced_kmeans, code_counts, health, reseed_dead_codes, residual_codes, unit_vectors
 from semid.catalog import Residuals
-from semid.config import to_dict
+from semid.config import check_range, to_dict
 from semid.errors import SemidError
 from semid.tokenizers.alignment import Alignment, read_signals
 from semid.tokenizers.autoencoder import RQVAE, AutoencoderConfig, Tables, autoencoder_loss
@@ -26,8 +25,6 @@ from semid.tokenizers.blocks import BLOCK, map_blocks
 from semid.tokenizers.method import (
     FitContext,
     TokenizerMethod,
-    check_iterations,
-    check_sizes,
     explained_variance,
     last_residuals,
     shrunk_to,
@@ -61,15 +58,12 @@ class RQVaeConfig(AutoencoderConfig, TokenizerMethod):
     can_align = True
 
     def __post_init__(self) -> None:
-        check_sizes(self.level_sizes, *self.hidden, self.latent)
+        check_range(self, "level_sizes", "hidden", "latent", at_least=1)
         if len(self.assignments) not in (1, self.num_levels):
             raise SemidError(f"expected 1 or {self.num_levels} assignments, got {len(self.assignments)}")
-        check_iterations(self.kmeans_iterations)
-        for name in ("reconstruction", "commitment", "entropy", "diversity"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise SemidError(f"expected {name}, a weight, of 0 or more and finite, got {getattr(self, name)}")
-        if self.decay is not None and not 0 <= self.decay < 1:
-            raise SemidError(f"expected decay in [0, 1), got {self.decay}; leave it out to learn codebooks by gradient")
+        check_range(self, "kmeans_iterations", at_least=0)
+        check_range(self, "reconstruction", "commitment", "entropy", "diversity", at_least=0)
+        check_range(self, "decay", at_least=0, below=1)
         if self.decay is not None and self.diversity:
             raise SemidError(
                 "diversity is a loss of codebooks learned by gradient, and with decay they are moving averages; "

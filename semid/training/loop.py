@@ -13,6 +13,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from semid.config import check_range
 from semid.errors import SemidError, did_you_mean
 from semid.progress import LOG
 from semid.training.batches import batches
@@ -67,9 +68,8 @@ class TrainingConfig:
     """Write TensorBoard events next to the checkpoints, with which they go in the end (as --track tensorboard)."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate", "validate_every", "patience", "log_every"):
-            if (value := getattr(self, name)) is not None and not value > 0:
-                raise SemidError(f"expected {name} above 0, got {value}")
+        check_range(self, "epochs", "validate_every", above=0)
+        check_range(self, "batch_size", "accumulate", "patience", "log_every", at_least=1)
 
     @property
     def num_epochs(self) -> float:
@@ -151,13 +151,13 @@ def train(task: Task, config: TrainingConfig, *, run: RunFolder, seed: int, mesh
     steps_per_epoch = -(-len(rows) // size)
     num_steps = max(round(config.num_epochs * steps_per_epoch), 1)
     every = max(min(round(config.validate_every * steps_per_epoch), num_steps), 1)
+    own, rates = task.optimizer, () if task.optimizer else config.optimizer.rates
+    _check_parts(task.model, rates)
+    optimizer = own(num_steps) if own else make_optimizer(config.optimizer, num_steps=num_steps)
     checkpoints = Checkpoints(run.folder, request=run.request, select=task.select)
     try:
         with wall_time.spent_on("input"):
             rows.prepare(run.folder / SHARES)
-        own, rates = task.optimizer, () if task.optimizer else config.optimizer.rates
-        _check_parts(task.model, rates)
-        optimizer = own(num_steps) if own else make_optimizer(config.optimizer, num_steps=num_steps)
         state = create_state(task.model, optimizer, mesh)
         process = (jax.process_index(), jax.process_count())
         iterator = batches(rows, batch_size=size, num_batches=num_steps, seed=seed, process=process)

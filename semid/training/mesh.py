@@ -14,6 +14,7 @@ from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
+from semid.config import check_range
 from semid.errors import SemidError
 
 AXES = ("data", "fsdp", "tensor")
@@ -66,8 +67,7 @@ class MeshConfig:
     """Devices that share the rows of a batch, each computing a part of every matrix product."""
 
     def __post_init__(self) -> None:
-        if min(self.fsdp, self.tensor) < 1:
-            raise SemidError(f"expected fsdp and tensor of at least 1, got {self.fsdp} and {self.tensor}")
+        check_range(self, "fsdp", "tensor", at_least=1)
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None, config: MeshConfig = MeshConfig()) -> Mesh:

@@ -6,7 +6,6 @@ import dataclasses
 import difflib
 import functools
 import inspect
-import math
 from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 from typing import Any
@@ -15,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from semid.config import check_range
 from semid.errors import SemidError
 from semid.training.gradients import Rates, rate_of
 from semid.training.state import leaf_name
@@ -63,17 +63,10 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if not all(share >= 0 for _, share in self.rates):
             raise SemidError(f"expected rates, shares of the learning rate, of at least 0, got {self.rates}")
-        if not 0 < self.learning_rate < math.inf:
-            raise SemidError(f"expected a finite learning_rate above 0, got {self.learning_rate}")
-        if not 0 < self.clip < math.inf:
-            raise SemidError(f"expected a finite clip above 0 (1e9 clips nothing), got {self.clip}")
-        if not 0 <= self.weight_decay < math.inf:
-            raise SemidError(f"expected a finite weight_decay of at least 0, got {self.weight_decay}")
-        if not 0 <= self.final <= 1:
-            raise SemidError(f"expected final, a share of the peak, in [0, 1], got {self.final}")
-        for name, what in (("warmup", ", a share of all steps,"), ("beta2", "")):
-            if not 0 <= getattr(self, name) < 1:
-                raise SemidError(f"expected {name}{what} in [0, 1), got {getattr(self, name)}")
+        check_range(self, "learning_rate", "clip", above=0)
+        check_range(self, "weight_decay", at_least=0)
+        check_range(self, "final", at_least=0, at_most=1)
+        check_range(self, "warmup", "beta2", at_least=0, below=1)
         known = set(_parameters(_factory(self.name))) - set(_arguments(self, lambda step: step))
         for option, _ in self.options:
             if option not in known:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from semid.config import choices, difference, from_dict, to_dict
+from semid.config import check_range, choices, difference, from_dict, to_dict
 from semid.errors import SemidError
 from seq_models import Remat, TransformerConfig
 
@@ -257,3 +257,30 @@ def test_an_enum_in_place_of_another_type_is_stored_as_before():
         config = TransformerConfig(remat=remat)
         assert to_dict(config)["remat"] == stored
         assert from_dict(TransformerConfig, to_dict(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("value", "range_", "message"),
+    [
+        (0, {"at_least": 1}, "of at least 1, got 0"),
+        (0.0, {"above": 0}, r"above 0, got 0\.0"),
+        (float("nan"), {"at_least": 0}, "of at least 0, got nan"),
+        (float("inf"), {"above": 0}, "above 0 and finite, got inf"),
+        (1.0, {"at_least": 0, "below": 1}, r"in \[0, 1\), got 1\.0"),
+        (1.5, {"above": 0, "at_most": 1}, r"in \(0, 1\], got 1\.5"),
+        ((4, 0), {"at_least": 1}, r"of at least 1, got \(4, 0\)"),
+    ],
+)
+def test_a_number_out_of_range_is_named(value, range_, message):
+    with pytest.raises(SemidError, match=f"^expected extra {message}$"):
+        check_range(Train("a", extra=value), "extra", **range_)
+
+
+def test_bounds_are_in_the_range_or_not_as_they_say_and_none_is_left_alone():
+    for value, range_ in [
+        (1, {"at_least": 1}),
+        (1.0, {"above": 0, "at_most": 1}),
+        ((4, 1), {"at_least": 1}),
+        (None, {"above": 0}),
+    ]:
+        check_range(Train("a", extra=value), "extra", **range_)

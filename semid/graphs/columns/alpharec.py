@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from quantizers import unit_rows
+from semid.config import check_range
 from semid.data import Dataset, Standardizer, StoredEncoder
 from semid.errors import SemidError
 from semid.graphs.columns.base import ColumnConfig, ColumnEncoder, check_training, minimized
@@ -65,8 +66,7 @@ class AlphaRecConfig(ColumnConfig, Signal):
 
     def __post_init__(self) -> None:
         check_training(self, ("dim", "epochs", "batch_size"))
-        if self.hidden < 0:
-            raise SemidError(f"expected hidden of 0 or more, got {self.hidden}")
+        check_range(self, "hidden", at_least=0)
 
     def fitted(self, dataset: Dataset) -> tuple[Mapped, Float[np.ndarray, "items width"]]:
         encoder, x = self._trained(dataset, seed=self.seed)

@@ -16,7 +16,7 @@ import pyarrow as pa
 from jaxtyping import Array, Float, Key, PRNGKeyArray
 
 from semid.artifacts import Kind
-from semid.config import from_dict, to_dict
+from semid.config import check_range, from_dict, to_dict
 from semid.data import Dataset, StoredEncoder
 from semid.encoders import ContentEncoderConfig, FittedEncoder, with_content_vectors
 from semid.errors import SemidError
@@ -30,15 +30,9 @@ _VERSION_OF_ABSENT = 1  # of what is trained where items lack content; recipes o
 
 def check_training(config: Any, sizes: Sequence[str]) -> None:
     """Raise SemidError for sizes below 1, and for a temperature or rates that are out of range or not finite."""
-    for name in sizes:
-        if getattr(config, name) < 1:
-            raise SemidError(f"expected {name} of at least 1, got {getattr(config, name)}")
-    above = config.temperature, config.learning_rate
-    if not (all(0 < value < np.inf for value in above) and 0 <= config.weight_decay < np.inf):
-        raise SemidError(
-            "expected temperature and learning_rate above 0 and weight_decay of 0 or more, all finite, "
-            f"got {above[0]}, {above[1]} and {config.weight_decay}"
-        )
+    check_range(config, *sizes, at_least=1)
+    check_range(config, "temperature", "learning_rate", above=0)
+    check_range(config, "weight_decay", at_least=0)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from quantizers import info_nce, unit_rows
+from semid.config import check_range
 from semid.data import Dataset, Standardizer, StoredEncoder
 from semid.errors import SemidError
 from semid.graphs.columns.base import ColumnConfig, ColumnEncoder, check_training, minimized
@@ -58,8 +59,7 @@ class FuseConfig(ColumnConfig):
 
     def __post_init__(self) -> None:
         check_training(self, ("epochs",))
-        if self.batch_size < 2:
-            raise SemidError(f"expected batch_size of at least 2, an item and its negatives, got {self.batch_size}")
+        check_range(self, "batch_size", at_least=2)  # an item and its negatives
 
     def fitted(self, dataset: Dataset) -> tuple[Fused, Float[np.ndarray, "items width"]]:
         source, x = self.read(dataset)

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy import sparse
 
+from semid.config import check_range
 from semid.data import Dataset, StoredEncoder
-from semid.errors import SemidError
 from semid.graphs.columns.base import ColumnConfig, ColumnEncoder
 from semid.graphs.cooccurrence import cooccurrence
 from semid.graphs.transitions import scaled_rows
@@ -42,8 +42,7 @@ class SmoothConfig(ColumnConfig):
     name = "smooth"
 
     def __post_init__(self) -> None:
-        if self.layers < 1:
-            raise SemidError(f"expected layers of 1 or more, got {self.layers}")
+        check_range(self, "layers", at_least=1)
 
     def lacks_content(self, dataset: Dataset) -> bool:
         return False  # nothing is trained

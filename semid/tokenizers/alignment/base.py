@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import math
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -12,7 +11,6 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from quantizers import Schedule
-from semid.errors import SemidError
 from semid.tokenizers.autoencoder import RQVAE, AutoencoderConfig, Pass, Tables
 from semid.training import StepContext
 
@@ -67,14 +65,6 @@ class AlignmentConfig(abc.ABC):
     @abc.abstractmethod
     def build(self, method: AutoencoderConfig, *, dim: int, signals: Signals, seed: int) -> Alignment:
         """The module that aligns an autoencoder of `method` for items of `dim` content dimensions."""
-
-
-def check_numbers(config: AlignmentConfig, *, weights: tuple[str, ...] = (), above: tuple[str, ...] = ()) -> None:
-    """Raise SemidError for a number of these names below 0, or not above it, or not finite."""
-    for name in (*weights, *above):
-        value, limit = getattr(config, name), "above 0" if name in above else "of 0 or more"
-        if not 0 <= value < math.inf or (name in above and not value):
-            raise SemidError(f"alignment {config.name}: expected {name} {limit}, finite, got {value}")
 
 
 def draw_entries(

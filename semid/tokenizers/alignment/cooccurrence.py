@@ -9,7 +9,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from quantizers import Schedule, info_nce
-from semid.tokenizers.alignment.base import Alignment, AlignmentConfig, Signals, check_numbers, draw_entries, is_entry
+from semid.config import check_range
+from semid.tokenizers.alignment.base import Alignment, AlignmentConfig, Signals, draw_entries, is_entry
 from semid.tokenizers.autoencoder import RQVAE, AutoencoderConfig, Pass, Tables
 from semid.training import StepContext
 
@@ -28,7 +29,7 @@ class CooccurrenceConfig(AlignmentConfig):
     needs = frozenset({"partners", "partner_log_share"})
 
     def __post_init__(self) -> None:
-        check_numbers(self, above=("temperature",))
+        check_range(self, "temperature", above=0)
 
     @property
     def co_consumption_window(self) -> int | None:

@@ -13,8 +13,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Integer
 
 from quantizers import Schedule, Similarity, info_nce, masked_mean, unit_rows
+from semid.config import check_range
 from semid.errors import SemidError
-from semid.tokenizers.alignment.base import Alignment, AlignmentConfig, Signals, check_numbers, draw_entries, is_entry
+from semid.tokenizers.alignment.base import Alignment, AlignmentConfig, Signals, draw_entries, is_entry
 from semid.tokenizers.autoencoder import RQVAE, AutoencoderConfig, Pass, Tables, autoencoder_loss
 from semid.training import StepContext
 
@@ -35,7 +36,8 @@ class DasConfig(AlignmentConfig):
     needs = frozenset(Signals._fields)
 
     def __post_init__(self) -> None:
-        check_numbers(self, weights=("click", "debias"), above=("temperature",))
+        check_range(self, "click", "debias", at_least=0)
+        check_range(self, "temperature", above=0)
 
     def build(self, method: AutoencoderConfig, *, dim: int, signals: Signals, seed: int) -> Das:
         return Das(self, method, dim=dim, signals=signals, seed=seed, rngs=nnx.Rngs(seed))

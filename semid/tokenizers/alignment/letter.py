@@ -8,7 +8,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from quantizers import Schedule, info_nce
-from semid.tokenizers.alignment.base import Alignment, AlignmentConfig, Signals, check_numbers
+from semid.config import check_range
+from semid.tokenizers.alignment.base import Alignment, AlignmentConfig, Signals
 from semid.tokenizers.autoencoder import RQVAE, AutoencoderConfig, Pass, Tables
 from semid.training import StepContext
 
@@ -25,7 +26,7 @@ class LetterConfig(AlignmentConfig):
     needs = frozenset({"vectors"})
 
     def __post_init__(self) -> None:
-        check_numbers(self, above=("temperature",))
+        check_range(self, "temperature", above=0)
 
     def build(self, method: AutoencoderConfig, *, dim: int, signals: Signals, seed: int) -> Letter:
         del dim

@@ -9,7 +9,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from quantizers import Schedule, masked_mean
-from semid.tokenizers.alignment.base import Alignment, AlignmentConfig, Signals, check_numbers
+from semid.config import check_range
+from semid.tokenizers.alignment.base import Alignment, AlignmentConfig, Signals
 from semid.tokenizers.autoencoder import RQVAE, AutoencoderConfig, Pass, Tables
 from semid.training import StepContext
 
@@ -27,7 +28,7 @@ class MatchConfig(AlignmentConfig):
     needs = frozenset({"vectors"})
 
     def __post_init__(self) -> None:
-        check_numbers(self, weights=("reconstruction",))
+        check_range(self, "reconstruction", at_least=0)
 
     def build(self, method: AutoencoderConfig, *, dim: int, signals: Signals, seed: int) -> Match:
         del dim

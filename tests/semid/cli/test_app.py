@@ -261,10 +261,10 @@ def test_a_simulated_world_and_the_draw_of_its_held_out_items_have_a_seed_each()
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (f"{TRAIN} --batch-size 0", "semid train: --batch-size 0: expected batch_size above 0, got 0\n"),
+        (f"{TRAIN} --batch-size 0", "semid train: --batch-size 0: expected batch_size of at least 1, got 0\n"),
         (f"{TRAIN} --model.dim 7", "semid train: --model.dim 7: dim 7 must divide into 2 heads"),
         ("tokenize --dataset d --out o --decay=1.5", "semid tokenize: --decay 1.5: expected decay in [0, 1)"),
-        ("tokenize --dataset d --out o rq-vae --level-sizes 4 0", "semid tokenize: --level-sizes 4 0: expected si"),
+        ("tokenize --dataset d --out o rq-vae --level-sizes 4 0", "semid tokenize: --level-sizes 4 0: expected lev"),
         (
             "prepare csv --items i.csv --interactions j.csv --out o --columns item_id",
             "semid prepare: --columns item_id: expected columns as NAME=COLUMN, such as item_id=asin, got 'item_id'\n",

@@ -196,7 +196,7 @@ def test_configs_inside_of_a_list_are_mappings_like_others(parsed):
         ("normalization: child", "line 1: normalization: expected one of .*did you mean 'children'?"),
         ("rates: [[a]]", "line 1: rates: expected 2 values, got 1"),
         ("dim: 6\nheads: 4", "line 1: dim: dim 6 must divide into 4 heads"),
-        ("batch-size: 0", "line 1: batch_size: expected batch_size above 0, got 0"),
+        ("batch-size: 0", "line 1: batch_size: expected batch_size of at least 1, got 0"),
         ("epochs: 1\ntraining: {epochs: 2}", "line 2: training.epochs: given before as epochs; keep one"),
         ("epochs: 1\nepochs: 2", "line 2: epochs: given twice; keep one"),
         ("dataset: [a, b]", "line 1: dataset: expected str, got a list"),

@@ -92,7 +92,7 @@ def test_words_that_are_spelled_alike_have_files_of_their_own():
     ("line", "message"),
     [
         ("graph --dataset {h}/dataset --out {t}/g --columns text", "no vector column 'text' for content edges"),
-        ("graph --dataset {h}/dataset --out {t}/g --recency 2", "expected recency of 0 to 1, got 2.0"),
+        ("graph --dataset {h}/dataset --out {t}/g --recency 2", "expected recency in [0, 1], got 2.0"),
         ("recommend --model {h}/teacher --history i1 --explain", "the model has no item graph"),
         (
             "train --dataset {h}/dataset --catalog {h}/catalog --out {t}/m --teacher {h}/teacher --teacher-graph 0.5",

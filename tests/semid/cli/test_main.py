@@ -722,7 +722,7 @@ def test_a_dataset_without_vectors_or_text(home, tmp_path, capsys):
     [
         ("tokenize --dataset d --out o rq-vae --latnt 4", "--latent"),
         ("train --dataset d --catalog c --out o --epoch 3", "--epochs"),
-        ("tokenize --dataset d --out o rq-vae --level-sizes 4 0", "expected sizes of at least 1"),
+        ("tokenize --dataset d --out o rq-vae --level-sizes 4 0", "expected level_sizes of at least 1, got (4, 0)"),
         ("tokenize --dataset d --out o opq --level-sizes 4 5", "product codes have one size"),
         ("tokenize --dataset d --out o --collisions sinkhorn opq", "product codes have none"),
         ("tokenize --dataset d --out o rq-vae --decay 1.5", "expected decay in"),

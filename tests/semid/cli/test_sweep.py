@@ -120,8 +120,8 @@ def test_a_searched_tokenizer_makes_the_catalogue_of_each_trial(space):
         (SPACE + "  epochs: {choices: 3}", "line 6: train.epochs: expected a list of choices"),
         (SPACE + "  epoch: {low: 1, high: 2}", "line 6: epoch: unknown key; did you mean 'epochs'?"),
         (SPACE + "  row-length: {low: 0.5, high: 2}", "line 6: row_length: expected a value of type int, got '0.5'"),
-        (SPACE + "  batch-size: {choices: [1, 0, 2]}", "line 6: batch_size: expected batch_size above 0, got 0"),
-        (SPACE + "  batch-size: {low: 0, high: 2}", "line 6: batch_size: expected batch_size above 0, got 0"),
+        (SPACE + "  batch-size: {choices: [1, 0, 2]}", "line 6: batch_size: expected batch_size of at least 1, got 0"),
+        (SPACE + "  batch-size: {low: 0, high: 2}", "line 6: batch_size: expected batch_size of at least 1, got 0"),
     ],
 )
 def test_what_is_no_space_is_said_before_any_trial(space, text, message):

@@ -378,3 +378,10 @@ def test_times_that_are_hardly_seconds_are_told(caplog, times, said):
     assert said is None or caplog.messages[0].startswith(f"X.csv: {said}")
     check(interactions={"user_id": ["u"], "item_id": ["a"], "position": [20240131]})
     assert len(caplog.messages) == (said is not None)
+
+
+def test_a_picture_is_read_as_the_camera_was_held():
+    values, buffer, exif = np.arange(18, dtype=np.uint8).reshape(2, 3, 3), io.BytesIO(), Image.Exif()
+    exif[274] = 6  # orientation: turned to the left
+    Image.fromarray(values).save(buffer, "PNG", exif=exif)
+    np.testing.assert_array_equal(np.asarray(load_image(buffer.getvalue(), size=16)), np.rot90(values, -1))

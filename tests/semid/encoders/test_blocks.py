@@ -151,7 +151,7 @@ def test_activations(activation):
     [
         ({"dim": 9}, "dim 9 must divide into 2 heads; change either or give head_width"),
         ({"layers": 0}, "expected layers of at least 1, got 0"),
-        ({"dropout": 1.0}, r"dropout 1.0 must lie in \[0, 1\)"),
+        ({"dropout": 1.0}, r"expected dropout in \[0, 1\), got 1.0"),
     ],
 )
 def test_impossible_sizes_are_refused(change, message):

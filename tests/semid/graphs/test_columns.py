@@ -269,17 +269,17 @@ def test_what_cannot_be_made_is_refused(dataset):
     bare = dataset.replace(items=dataset.items.select(["item_id"]))
     with pytest.raises(SemidError, match=r"has no vector column to read; add one, such as one of texts \(`semid prep"):
         add_column(bare, SmoothConfig())
-    with pytest.raises(SemidError, match="layers of 1 or more, got 0"):
+    with pytest.raises(SemidError, match="layers of at least 1, got 0"):
         SmoothConfig(layers=0)
     with pytest.raises(SemidError, match="epochs of at least 1, got 0"):
         FuseConfig(epochs=0)
-    with pytest.raises(SemidError, match="batch_size of at least 2, an item and its negatives, got 1"):
+    with pytest.raises(SemidError, match="batch_size of at least 2, got 1"):
         FuseConfig(batch_size=1)
     wrong = ({"temperature": 0}, {"learning_rate": np.nan}, {"weight_decay": -1}, {"temperature": np.inf})
     for config, setting in [*((FuseConfig, one) for one in wrong), *((AlphaRecConfig, one) for one in wrong)]:
-        with pytest.raises(SemidError, match=rf"{next(iter(setting))} .*, got .*{next(iter(setting.values()))}"):
+        with pytest.raises(SemidError, match=rf"{next(iter(setting))} .*, got {next(iter(setting.values()))}"):
             config(**setting)
-    with pytest.raises(SemidError, match="hidden of 0 or more, got -5"):
+    with pytest.raises(SemidError, match="hidden of at least 0, got -5"):
         AlphaRecConfig(hidden=-5)
     made = add_column(dataset, SmoothConfig())
     with pytest.raises(SemidError, match="has a column 'content_smooth' already"):

@@ -447,12 +447,12 @@ def test_what_the_dataset_cannot_give_is_named():
     [
         (LetterConfig, "temperature", 0.0, "above 0"),
         (CooccurrenceConfig, "temperature", -0.1, "above 0"),
-        (DasConfig, "debias", -1.0, "of 0 or more"),
-        (MatchConfig, "reconstruction", np.nan, "of 0 or more"),
+        (DasConfig, "debias", -1.0, "of at least 0"),
+        (MatchConfig, "reconstruction", np.nan, "of at least 0"),
     ],
 )
 def test_weights_and_temperatures_that_cannot_train_are_refused(kind, name, value, limit):
-    with pytest.raises(SemidError, match=f"alignment {kind.name}: expected {name} {limit}, finite, got {value}"):
+    with pytest.raises(SemidError, match=f"^expected {name} {limit}, got {value}$"):
         kind(**{name: value})
     kind(**{name: 0.1})
 

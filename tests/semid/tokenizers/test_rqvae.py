@@ -360,10 +360,10 @@ def test_codes_are_clustered_from_the_first_step(tmp_path):
         ({"assignments": (Nearest(), Sinkhorn(), Nearest())}, "expected 1 or 2 assignments, got 3"),
         ({"decay": 1.0}, r"expected decay in \[0, 1\), got 1.0"),
         ({"decay": 0.9, "diversity": 1e-4}, "leave one of the two out"),
-        ({"kmeans_iterations": -1}, "expected iterations of 0 or more, got -1"),
-        ({"latent": 0}, "sizes of at least 1"),
-        ({"commitment": -1.0}, "expected commitment, a weight, of 0 or more and finite, got -1.0"),
-        ({"reconstruction": np.inf}, "expected reconstruction, a weight, of 0 or more and finite, got inf"),
+        ({"kmeans_iterations": -1}, "expected kmeans_iterations of at least 0, got -1"),
+        ({"latent": 0}, "expected latent of at least 1, got 0"),
+        ({"commitment": -1.0}, "expected commitment of at least 0, got -1.0"),
+        ({"reconstruction": np.inf}, "expected reconstruction of at least 0 and finite, got inf"),
     ],
 )
 def test_configs_that_cannot_work(bad, message):

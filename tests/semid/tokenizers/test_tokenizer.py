@@ -243,7 +243,7 @@ def test_a_dataset_that_cannot_be_tokenized_leaves_nothing_behind(tmp_path, conf
 @pytest.mark.parametrize("sizes", [(0,), (4, -1)])
 @pytest.mark.parametrize("kind", [RQVaeConfig, RQKmeansConfig, ProductConfig])
 def test_level_sizes_are_checked(kind, sizes):
-    with pytest.raises(SemidError, match="expected sizes of at least 1"):
+    with pytest.raises(SemidError, match="expected level_sizes of at least 1"):
         kind(level_sizes=sizes)
     kind(level_sizes=(4, 4))
 
@@ -252,7 +252,7 @@ def test_level_sizes_are_checked(kind, sizes):
 def test_iterations_are_checked(bad):
     kinds = [ProductConfig] if "rotations" in bad else [ProductConfig, RQKmeansConfig]
     for kind in kinds:
-        with pytest.raises(SemidError, match="expected iterations of 0 or more, got -1"):
+        with pytest.raises(SemidError, match=r"expected (iterations|rotations) of at least 0, got -1"):
             kind(level_sizes=(4, 4), **bad)
 
 

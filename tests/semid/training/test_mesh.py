@@ -136,7 +136,7 @@ def test_gathered_arrays_are_whole_on_one_device_and_put_on_no_other(monkeypatch
 
 @pytest.mark.parametrize("sizes", [(0, 1), (1, 0), (-2, 1)])
 def test_axes_of_no_devices(sizes):
-    with pytest.raises(SemidError, match=f"^expected fsdp and tensor of at least 1, got {sizes[0]} and {sizes[1]}$"):
+    with pytest.raises(SemidError, match=f"^expected (fsdp|tensor) of at least 1, got {min(sizes)}$"):
         MeshConfig(*sizes)
 
 
