@@ -34,4 +34,6 @@ class Graph:
         dataset = Dataset.load(self.dataset)
         graph = fit_graph(dataset, self.config, tune=self.tune, out=self.out)
         print_chosen(self.config, graph.config, by="validation" if self.tune else "the dataset's columns")
+        if self.config.new_items is None and graph.config.new_items == 0 and graph.config.columns:
+            console.print("nothing leads to new items at new_items 0.0: to append some, give --new-items 1")
         console.print(f"graph: {self.out}")

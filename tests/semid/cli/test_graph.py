@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from semid import artifacts
@@ -86,6 +87,17 @@ def test_words_that_are_spelled_alike_have_files_of_their_own():
     names = {Evaluate(model=("m",), dataset="d", condition=(word,))._suffix for word in words}
     assert len(names) == len(words)
     assert max(map(len, names)) < 64
+
+
+def test_a_graph_that_validation_leaves_without_new_items_says_so(home, tmp_path, capsys, monkeypatch):
+    chosen = {"content": (6.0,), "smoothing": (1.0,), "new_items": (0.0,), "degree_power": (0.5,), "recency": (0.5,)}
+    monkeypatch.setattr("semid.graphs.tuning._GRID", chosen)
+    monkeypatch.setattr(
+        "semid.graphs.tuning._Scores", lambda *_: lambda config: np.array([float(not config.new_items)])
+    )
+    for options, hints in (("--tune", 1), ("--tune --new-items 1", 0), ("--new-items 0", 0)):
+        run(f"graph --dataset {{h}}/dataset --out {{t}}/{len(options)} {options}", h=home, t=tmp_path)
+        assert capsys.readouterr().out.count("nothing leads to new items at new_items 0.0") == hints
 
 
 @pytest.mark.parametrize(
