@@ -24,6 +24,7 @@ from semid.artifacts.files import (
 from semid.artifacts.hub import is_repository, local_folder
 from semid.artifacts.locks import Owner, locked
 from semid.artifacts.manifests import (
+    CONFIG,
     MANIFEST,
     PAGE,
     SCHEMA_VERSION,
@@ -50,6 +51,7 @@ from semid.artifacts.remote import (
 from semid.artifacts.writing import check_output, fill, is_current, output_folder, write_artifact
 
 __all__ = [
+    "CONFIG",
     "MANIFEST",
     "PAGE",
     "SCHEMA_VERSION",

@@ -31,6 +31,8 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 # The page that says what a folder is, which its readers may edit: no code reads it, and no load verifies it.
 PAGE = "README.md"
+# All options of the command that made an artifact, for `--config`: they name paths, so that no digest covers it.
+CONFIG = "config.yaml"
 # A manifest has some kilobytes.
 MAX_BYTES = 16 << 20
 # What is done with an item graph, said where one is given in place of a model.

@@ -17,7 +17,7 @@ from pathlib import Path
 from semid.artifacts import remote
 from semid.artifacts.files import Rename, rename, sealed, sha256, write_json
 from semid.artifacts.locks import locked
-from semid.artifacts.manifests import MANIFEST, Manifest, read_artifact, read_manifest, regular_file
+from semid.artifacts.manifests import CONFIG, MANIFEST, Manifest, read_artifact, read_manifest, regular_file
 from semid.artifacts.places import Place, is_empty, resolved, try_folder
 from semid.artifacts.processes import has_ended, in_use
 from semid.config import difference
@@ -139,8 +139,26 @@ def check_output(path: str | Path, *, kind: str) -> Path:
 
 
 def output_folder(path: str | Path, *, kind: str) -> Place:
-    """Where an artifact of this kind can be written, also in place of one that stands; else as `check_output`."""
-    return try_folder(check_output(path, kind=kind))
+    """Where an artifact of this kind can be written, also in place of one that stands; else as `check_output`.
+
+    Raises SemidError, too, where one stands with a file that is not its own, such as another artifact in its folder.
+    """
+    place = try_folder(check_output(path, kind=kind))
+    if not place.inside and (place.path / MANIFEST).is_file():
+        _check_nothing_else(place.path, kind=kind)
+    return place
+
+
+def _check_nothing_else(folder: Path, *, kind: str) -> None:
+    """Raise SemidError for a file in the folder of an artifact that is not its own: it would go with the artifact."""
+    own = {*read_manifest(folder).files, MANIFEST, CONFIG}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if name not in own and (path.is_symlink() or not path.is_dir()):
+            raise SemidError(
+                f"{folder}: the {kind} there would be replaced, and with it {name}, which is not part of it; move that "
+                "file, or choose another path (--out)"
+            )
 
 
 def _check_use(path: Path, *, kind: str) -> None:

@@ -34,7 +34,6 @@ from semid.config import to_dict
 from semid.errors import SemidError, did_you_mean
 from semid.progress import LOG
 
-CONFIG = "config.yaml"
 # Options that name the artifact that a command makes: the first of them that is given and is one.
 _OUTPUTS = ("new_catalog", "out")
 Key = tuple[str, ...]
@@ -419,7 +418,8 @@ def write_beside(name: str, command: Any) -> None:
     given = [value_at(command, paths[option]) for option in _OUTPUTS if option in paths]
     folders = [artifacts.resolved(path) for path in given if path]
     if folder := next((folder for folder in folders if (folder / artifacts.MANIFEST).is_file()), None):
-        _write_config(folder / CONFIG, f"# semid {name} --config {CONFIG}\n{to_yaml(command)}")
+        head = f"# semid {name} --config {artifacts.CONFIG}"
+        _write_config(folder / artifacts.CONFIG, f"{head}\n{to_yaml(command)}")
 
 
 def _write_config(file: Path, text: str) -> None:

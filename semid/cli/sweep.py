@@ -13,7 +13,7 @@ from rich.table import Table
 
 from semid import artifacts
 from semid.cli.choices import PathOrUrl
-from semid.cli.config_files import CONFIG, to_yaml
+from semid.cli.config_files import to_yaml
 from semid.cli.console import console
 from semid.cli.outcome import stopped_by
 from semid.cli.space import Space
@@ -109,13 +109,13 @@ class Sweep:
             table.add_row(str(rank), str(trial.number), f"{trial.value:.4f}", *fields)
         console.print(table)
         best = space.commands(done[0].params, f"{self.out}/{done[0].user_attrs['folder']}")["train"]
-        text = f"# semid train --config {CONFIG}\n{to_yaml(replace(best, out=f'{self.out}/best'))}"
-        with artifacts.replacing(folder / CONFIG) as temporary:
+        text = f"# semid train --config {artifacts.CONFIG}\n{to_yaml(replace(best, out=f'{self.out}/best'))}"
+        with artifacts.replacing(folder / artifacts.CONFIG) as temporary:
             temporary.write_text(text, encoding="utf-8")
         done.sort(key=lambda trial: trial.number)
         values = [(trial.number, float(trial.value or 0), trial.params) for trial in done]
         page = write_sweep(folder / PAGE, METRIC.removeprefix("validation/"), values, _importances(study, len(done)))
-        console.print(f"best: semid train --config {self.out}/{CONFIG}; importances: {page}")
+        console.print(f"best: semid train --config {self.out}/{artifacts.CONFIG}; importances: {page}")
 
 
 def _study(folder: Path, space: Space) -> optuna.Study:
@@ -127,7 +127,7 @@ def _study(folder: Path, space: Space) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     if (folder / artifacts.MANIFEST).is_file():
         raise SemidError(f"{folder}: is an artifact; choose another folder for the sweep (--out)")
-    artifacts.try_file(folder / CONFIG)
+    artifacts.try_file(folder / artifacts.CONFIG)
     folder.mkdir(parents=True, exist_ok=True)
     storage = _storage(f"sqlite:///{folder / STUDY}")
     study = optuna.create_study(study_name="sweep", storage=storage, direction="maximize", load_if_exists=True)

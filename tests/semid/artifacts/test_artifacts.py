@@ -92,6 +92,21 @@ def test_an_artifact_of_the_same_kind_is_replaced_whole(tmp_path):
     assert os.listdir(tmp_path) == ["m"]
 
 
+@pytest.mark.parametrize("name", ["notes.txt", ".git/HEAD", "other/manifest.json"])
+def test_an_artifact_with_files_of_others_in_its_folder_is_not_replaced(tmp_path, name):
+    write(tmp_path / "m")
+    (tmp_path / "m" / "config.yaml").write_text("epochs: 3")  # the command's options, which go with it
+    (tmp_path / "m" / "empty").mkdir()
+    write(tmp_path / "m", text="new")
+    file = tmp_path / "m" / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("mine")
+    with pytest.raises(SemidError, match=rf"m: the model there would be replaced, and with it {name}, which is not"):
+        write(tmp_path / "m")
+    assert file.read_text() == "mine"
+    assert (tmp_path / "m" / "a.txt").read_text() == "new"
+
+
 @pytest.mark.parametrize("name", ["a.txt", "sub/b.txt"])
 def test_changed_and_missing_files_are_named(tmp_path, name):
     write(tmp_path / "m")
