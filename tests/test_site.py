@@ -61,7 +61,7 @@ def test_every_page_has_its_place_in_the_navigation():
 def test_a_page_has_one_title(hook):
     """Its first heading is its name in the navigation."""
     named = re.findall(r"- ([^:\n]+): ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
-    texts = {there: (ROOT / here).read_text() for here, there in hook.OF_ROOT.items() if here.endswith(".md")}
+    texts = {there: (ROOT / here).read_text() for here, there in hook.ROOT_PAGES.items() if here.endswith(".md")}
     texts |= {f"notebooks/{file.stem}.md": hook.notebook_page(file) for file in (ROOT / "docs").rglob("*.ipynb")}
     texts |= {path: (ROOT / "docs" / path).read_text() for _, path in named if (ROOT / "docs" / path).is_file()}
     titles = {path: re.search(r"^# (.*)$", text, re.MULTILINE)[1] for path, text in texts.items()}

@@ -97,7 +97,7 @@ def semantic_ids() -> Drawing:
 
 
 def residual_quantization() -> Drawing:
-    """One vector approximated level by level, and the error that is left."""
+    """One vector approximated level by level, and the remaining error."""
     rng = np.random.default_rng(3)
     vectors = rng.normal(size=(2_000, 2)).astype(np.float32)
     sizes = (8, 8, 8)
@@ -118,7 +118,7 @@ def residual_quantization() -> Drawing:
     (target,) = _at(one, left=20, reach=2.6)
     drawing.dot(target, INK, 5)
     drawing.text(target - (0, 12), f"codes {tuple(int(code) for code in codes)}")
-    drawing.text((520, 22), "mean squared error left", size=14)
+    drawing.text((520, 22), "remaining mean squared error", size=14)
     rest = jnp.asarray(vectors)
     for level in range(-1, len(sizes)):
         if level >= 0:
@@ -190,11 +190,11 @@ def trie() -> Drawing:
             siblings = sorted({row[level] for row in codes.tolist() if tuple(row[:level]) == prefix[:-1]})
             weights = np.exp(logits[level, sum(prefix[:-1]) % 3])
             mass[prefix] = mass[prefix[:-1]] * weights[prefix[-1]] / weights[siblings].sum()
-    alive, chosen = {()}, {()}
+    beam, chosen = {()}, {()}
     for level in range(1, 4):
-        below = [node for node in mass if len(node) == level and node[:-1] in alive]
-        alive = set(sorted(below, key=lambda node: -mass[node])[:2])
-        chosen |= alive
+        below = [node for node in mass if len(node) == level and node[:-1] in beam]
+        beam = set(sorted(below, key=lambda node: -mass[node])[:2])
+        chosen |= beam
     drawing = Drawing(
         680, 330, "A prefix tree of six items with probabilities; a beam of two keeps two nodes per level"
     )
@@ -288,16 +288,16 @@ def sampled_negatives() -> Drawing:
 
 
 def asking() -> Drawing:
-    """What users of a simulated shop do with the ten likeliest items, by the event that was asked for: the oracle's."""
+    """Events of users of a simulated shop on the oracle's ten likeliest items, for each condition on the event."""
     world = SimulatedConfig(num_items=200, num_users=200, taxonomy=(2, 2, 2), images=False, events=Events())
-    made = simulate(world)
-    histories = made.dataset.splits.test.histories
-    drawing = Drawing(680, 290, "Lists asked for clicks and for purchases are clicked and bought more")
+    simulation = simulate(world)
+    histories = simulation.dataset.splits.test.histories
+    drawing = Drawing(680, 290, "Lists conditioned on clicks and on purchases are clicked and bought more")
     for panel, event in enumerate((None, "click", "buy")):
         left = 20 + 220 * panel
-        ranked = made.oracle.rank(histories, k=10, condition={} if event is None else {"event": event})
-        shares = made.oracle.event_probabilities(histories, ranked).mean(axis=(0, 1))
-        drawing.text((left + 105, 24), "asked for nothing" if event is None else f"asked for {event}", size=14)
+        ranked = simulation.oracle.rank(histories, k=10, condition={} if event is None else {"event": event})
+        shares = simulation.oracle.event_probabilities(histories, ranked).mean(axis=(0, 1))
+        drawing.text((left + 105, 24), "no condition" if event is None else f"condition: {event}", size=14)
         for index, (name, share) in enumerate(zip(EVENTS, shares, strict=True)):
             drawing.bar(left + 64 * index + 15, 245, 50, max(190 * share, 1.5), COLORS[index])
             drawing.text((left + 64 * index + 40, 237 - 190 * share), f"{share:.2f}", size=13)
@@ -307,7 +307,7 @@ def asking() -> Drawing:
 
 
 def words() -> Drawing:
-    """Items of a simulated shop by their text vectors, in their two largest directions, and words that may be asked."""
+    """Items of a simulated shop by their text vectors, in their two principal directions, and words of requests."""
     world = SimulatedConfig(num_items=200, num_users=20, taxonomy=(2, 2, 2), images=False)
     items = with_text_vectors(simulate(world).dataset, dim=8)
     asked = ("kitchen", "garden", "cookware", "tableware", "hand tools", "plant care")
@@ -325,14 +325,14 @@ def words() -> Drawing:
 
 
 def encoders() -> Drawing:
-    """Recall@10 on Beauty of encoders trained by what, from the table of results: as they come, by a contrast, by the
-    recommendation loss, by both; alone with the interval of the paired difference to frozen, and mixed with the item
-    graph."""
-    found = {
+    """Recall@10 on Beauty, from the table of results, of encoders that are frozen or trained by a contrast, by the
+    recommendation loss, or by both; alone (with the interval of the paired difference to frozen) and mixed with the
+    item graph."""
+    rows = {
         row["row"]: row for row in json.loads((FOLDER.parents[1] / "results.json").read_text(encoding="utf-8"))["rows"]
     }
-    arms = [name for name in found if name.startswith("encoders.") and not name.endswith("graph")]
-    recall = {name: np.mean(row["values"]["included"]["recall@10"]) for name, row in found.items()}
+    arms = [name for name in rows if name.startswith("encoders.") and not name.endswith("graph")]
+    recall = {name: np.mean(row["values"]["included"]["recall@10"]) for name, row in rows.items()}
     drawing = Drawing(680, 100 + 46 * len(arms), "Recall@10 of encoders trained in several ways")
 
     def at(value: float) -> float:
@@ -343,14 +343,14 @@ def encoders() -> Drawing:
 
     for place, name in enumerate(arms):
         y = 70 + 46 * place
-        drawing.text((20, y + 5), found[name]["title"], anchor="start")
+        drawing.text((20, y + 5), rows[name]["title"], anchor="start")
         drawing.line((at(0), y), (at(0.125), y), width=1)
-        if (paired := found[name]["difference"]) is not None:
+        if (paired := rows[name]["difference"]) is not None:
             low, high = (at(recall[name] + paired[end] - paired["mean"]) for end in ("low", "high"))
             drawing.line((low, y), (high, y), COLORS[0], 4)
-        for of, color in ((name, COLORS[0]), (f"{name} + graph", COLORS[1])):
-            drawing.dot((at(recall[of]), y), color, 5)
-            drawing.text((at(recall[of]), y - 10), f"{recall[of]:.4f}".removeprefix("0"), size=12)
+        for variant, color in ((name, COLORS[0]), (f"{name} + graph", COLORS[1])):
+            drawing.dot((at(recall[variant]), y), color, 5)
+            drawing.text((at(recall[variant]), y - 10), f"{recall[variant]:.4f}".removeprefix("0"), size=12)
     for value in (0, 0.025, 0.05, 0.075, 0.1, 0.125):
         drawing.text((at(value), 86 + 46 * len(arms)), f"{value:.3f}".removeprefix("0"), size=12)
     return drawing

@@ -1,4 +1,4 @@
-"""mkdocs hook: pages that come from elsewhere than `docs`: docstrings, the help of commands, notebooks, the root."""
+"""mkdocs hook that adds pages from outside `docs`: docstrings, the help of commands, notebooks, files of the root."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 LIBRARIES = ("semid", "quantizers", "seq_models")
-# Files of the root that the site holds, by their names there.
-OF_ROOT = {
+# Files of the root that the site includes, and their names there.
+ROOT_PAGES = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security-policy.md",
@@ -39,30 +39,30 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that are made here."""
+    """Add the generated pages."""
     from mkdocs.structure.files import File
 
-    made = {"reference/command-line.md": command_line(), "reference/index.md": overview()}
-    made |= {_reference_page(module): reference(module) for module in packages()}
-    made |= {there: (ROOT / here).read_text(encoding="utf-8") for here, there in OF_ROOT.items()}
+    pages = {"reference/command-line.md": command_line(), "reference/index.md": overview()}
+    pages |= {_reference_page(module): reference(module) for module in packages()}
+    pages |= {there: (ROOT / here).read_text(encoding="utf-8") for here, there in ROOT_PAGES.items()}
     for notebook in sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")):
-        made[f"notebooks/{notebook.stem}.md"] = notebook_page(notebook)
-    for path, text in made.items():
+        pages[f"notebooks/{notebook.stem}.md"] = notebook_page(notebook)
+    for path, text in pages.items():
         files.append(File.generated(config, path, content=text))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Links to notebooks and files of the root lead to their pages, those of the root into `docs` too."""
+    """Point links to notebooks and to files of the root at their pages, and links from those files into `docs`."""
     depth = page.file.src_uri.count("/")
     markdown = markdown.replace(".ipynb)", ".md)")
-    for here, there in OF_ROOT.items():
+    for here, there in ROOT_PAGES.items():
         markdown = markdown.replace(f"]({'../' * (depth + 1)}{here}", f"]({'../' * depth}{there}")
-    return markdown.replace("](docs/", "](") if page.file.src_uri in OF_ROOT.values() else markdown
+    return markdown.replace("](docs/", "](") if page.file.src_uri in ROOT_PAGES.values() else markdown
 
 
 def packages() -> list[ModuleType]:
-    """The libraries and their packages that name what is public."""
+    """The libraries and those of their packages that declare public names (`__all__`)."""
     modules = [importlib.import_module(name) for name in LIBRARIES]
     for module in list(modules):
         found = pkgutil.walk_packages(module.__path__, f"{module.__name__}.")
@@ -71,8 +71,8 @@ def packages() -> list[ModuleType]:
 
 
 def overview() -> str:
-    """Page of all packages: each with what it is and its public names."""
-    parts = ["# Packages", "Every public name, by the package that has it. The names of `semid` itself are the way in."]
+    """Page of all packages, each with its docstring's first line and its public names."""
+    parts = ["# Packages", "Every public name, by package. Start with the names of `semid` itself."]
     for module in packages():
         what = (inspect.getdoc(module) or "").partition("\n")[0]
         names = ", ".join(f"`{name}`" for name in module.__all__)
@@ -98,7 +98,7 @@ def home(name: str, module: ModuleType) -> str:
 
 
 def reference(module: ModuleType) -> str:
-    """Page of a package: what it is, its own names by their docstrings, links to those of other packages."""
+    """Page of a package: its docstring, its own names with their docstrings, links to names of other packages."""
     homes = {name: home(name, module) for name in module.__all__ if name != "__version__"}
     own = [name for name, where in homes.items() if where == module.__name__]
     others = [f"- [`{name}`][{where}.{name}]" for name, where in homes.items() if where != module.__name__]
@@ -107,7 +107,7 @@ def reference(module: ModuleType) -> str:
 
 
 def command_line() -> str:
-    """Page of all commands: the help of each, and of the choices of each."""
+    """Page of all commands: the help of each command and of its choices."""
     parts = ["# Command line", "What `--help` prints of every command.", _fenced(_help([]))]
     for words in _commands([]):
         parts += [f"{'#' * (1 + len(words))} semid {' '.join(words)}", _fenced(_help(words))]
