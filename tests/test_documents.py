@@ -1,4 +1,4 @@
-"""README and pages of docs: links, paths, commands and Python of every page fit this code."""
+"""README and docs: the links, paths, commands and Python of every page work with the current code."""
 
 import ast
 import contextlib
@@ -44,7 +44,7 @@ DIALECT = re.compile(
     r"|(?:one|a second|tokens|users|bytes) an item|one a (?:line|row|level|user))\b",
     re.IGNORECASE,
 )
-# Its tables have old names.
+# Pages that may mention names of earlier versions.
 FREE = {"CHANGELOG.md"}
 
 SMALL = TokenizerConfig(method=RQKmeansConfig(level_sizes=(8, 8), iterations=2))
@@ -79,12 +79,12 @@ def _links(text: str) -> list[str]:
 
 
 def _prose(text: str) -> str:
-    """A page without its blocks of code."""
+    """The page without code blocks."""
     return re.sub(r"^(?: {4}[^\n]*|```.*?^```)$", "", text, flags=re.MULTILINE | re.DOTALL)
 
 
 def _anchors(text: str) -> set[str]:
-    """Names of a page's headings as links spell them."""
+    """Link anchors of a page's headings."""
     headings = re.findall(r"^#+ (.*)$", _prose(text), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -101,19 +101,19 @@ def _broken(links: list[str], folder: Path) -> list[str]:
 
 
 def _python(text: str) -> list[str]:
-    """Blocks of Python of a page."""
+    """Python blocks of a page."""
     return re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 def _commands(text: str, program: str) -> list[list[str]]:
-    """Words of the command lines of `program` in blocks of code."""
+    """Arguments of each command line of `program` in the code blocks."""
     blocks = re.findall(r"^(?: {4}|\$ )(.*)$", text.replace("\\\n", " "), re.MULTILINE)
     lines = [shlex.split(line, comments=True) for line in blocks if line.startswith(f"{program} ")]
     return [line[len(shlex.split(program)) :] for line in lines]
 
 
 def _unknown_names(code: str) -> list[str]:
-    """Modules that are not there, and names that their modules do not have; methods are not looked up."""
+    """Names that their modules do not have; methods are not checked. An unknown module raises ImportError."""
     tree, unknown = ast.parse(code), []
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in OWN:
@@ -126,7 +126,7 @@ def _unknown_names(code: str) -> list[str]:
 
 
 def _parse(arguments: list[str]) -> object:
-    """The command object of an argument list of `semid`, which is not run."""
+    """The command object parsed from arguments of `semid`; it is not run."""
     return app.parse(app.profile_of(app.trackers_of(Verbosity.read(arguments)[0])[1])[1])
 
 
@@ -155,7 +155,7 @@ def test_paths_in_backquotes_exist(page):
 
 @each_page
 def test_commands_parse(page, tmp_path, monkeypatch):
-    """Where the page's files of options are, whose first line is their name."""
+    """In a folder with the page's YAML blocks as files; each block's first line is a comment with its name."""
     monkeypatch.chdir(tmp_path)
     for name, text in re.findall(r"^```yaml\n# (\S+)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL):
         (tmp_path / name).write_text(text)
@@ -176,7 +176,7 @@ def test_a_wrong_option_would_be_found(capsys):
     assert "--models" in capsys.readouterr().err
 
 
-# Options of other programs, and those that are read before a command's.
+# Options of other programs, and options that are read before those of a command.
 OTHERS = {"--upgrade", "--require-hashes", "--no-warm", "--budget", "--workers", "--nthreads", "--nv", "--help"}
 OTHERS |= {"--config", "--track", "--profile", "--quiet", "--verbose", "--debug", "--model", "--method", "--split-rule"}
 OTHERS |= {"--xla_gpu_deterministic_ops", "--xla_tpu_spmd_rng_bit_generator_unsafe"}
@@ -184,7 +184,7 @@ OTHERS |= {"--xla_gpu_deterministic_ops", "--xla_tpu_spmd_rng_bit_generator_unsa
 
 @functools.cache
 def _completion() -> str:
-    """The script of the shell's completion: options of all commands, and the help of each."""
+    """The shell completion script: all commands with their options and help."""
     script = io.StringIO()
     with contextlib.redirect_stdout(script), pytest.raises(SystemExit):
         app.parse(["--tyro-print-completion", "bash"])
@@ -211,7 +211,7 @@ def test_an_option_that_does_not_exist_would_be_found():
 
 
 def _bare_options(code: str) -> list[str]:
-    """Texts of the code, docstrings apart, that name an option outside of parentheses and backquotes."""
+    """Strings of the code, except docstrings, that name an option outside parentheses and backquotes."""
     tree, bare = ast.parse(code), []
     docstrings = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     parts = {part for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
@@ -235,20 +235,20 @@ def test_an_option_alone_would_be_found():
     assert _bare_options(code) == ["f'{a}: give --that, or {b}'"]
 
 
-def _of_today(text: str) -> str:
-    """The text without blocks of commands that begin with `git checkout COMMIT`: these are of that commit."""
+def _current(text: str) -> str:
+    """The text without blocks of commands that begin with `git checkout COMMIT`: these need that commit's code."""
     return re.sub(r"^    git checkout [0-9a-f]{7}\n(?: {4}.*\n)*", "", text, flags=re.MULTILINE)
 
 
-def test_commands_of_a_commit_are_not_those_of_today():
+def test_commands_of_an_earlier_commit_are_left_out():
     old = "    git checkout 927a479\n    python -m experiments.gone \\\n        --out x\n"
-    assert _of_today(f"a\n\n{old}\nb\n") == "a\n\n\nb\n"
-    assert _of_today("    python -m experiments.gone\n") == "    python -m experiments.gone\n"  # control
+    assert _current(f"a\n\n{old}\nb\n") == "a\n\n\nb\n"
+    assert _current("    python -m experiments.gone\n") == "    python -m experiments.gone\n"  # control
 
 
 @each_page
 def test_modules_that_are_run_exist(page):
-    modules = re.findall(r"python -m (experiments[\w.]*)", _of_today(page.read_text()))
+    modules = re.findall(r"python -m (experiments[\w.]*)", _current(page.read_text()))
     assert [module for module in modules if importlib.util.find_spec(module) is None] == []
 
 
@@ -257,7 +257,7 @@ def test_commands_of_experiments_parse(monkeypatch):
     of_all = {f"--{option.name}" for option in fields(Options)}  # the same for every experiment, and parsed once
     lines = set[tuple[str, ...]]()
     for file in (*(ROOT / "docs").glob("*.md"), *(ROOT / "experiments" / "configs").glob("*.py")):
-        for words in _commands(_of_today(file.read_text()), "python -m experiments"):
+        for words in _commands(_current(file.read_text()), "python -m experiments"):
             if words[0] not in ("list", "table") and "..." not in words:
                 first = next((at for at, word in enumerate(words) if word.startswith("-")), len(words))
                 names, options = chosen(words[:first]), words[first:]
@@ -312,7 +312,7 @@ def test_dialect_would_be_found():
 
 
 def test_readme_is_one_screen_and_runs(monkeypatch, capsys):
-    """Its Python as it stands, but for the sizes of what is trained."""
+    """Its Python unchanged, with smaller models."""
     text = (ROOT / "README.md").read_text()
     assert len(text.splitlines()) <= 85
     monkeypatch.setattr(semid, "tokenize", functools.partial(semid.tokenize, config=SMALL), raising=False)
@@ -328,7 +328,7 @@ def test_readme_is_one_screen_and_runs(monkeypatch, capsys):
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory) -> Path:
-    """A folder with everything that the pages' Python reads, tiny."""
+    """A folder with tiny versions of everything that the pages' Python reads."""
     home, rng = tmp_path_factory.mktemp("shop"), np.random.default_rng(0)
     ids = ["B000142FVW", "B0009OMU0A", "B0012Y0ZG2", *(f"i{row}" for row in range(37))]
     titles, brands = [f"word{row % 5} thing{row % 3} plain" for row in range(40)], [f"b{row % 9}" for row in range(40)]
@@ -347,15 +347,17 @@ def shop(tmp_path_factory) -> Path:
     dataset = store_dataset(made, home / "data" / "mine")
     catalog = semid.tokenize(dataset, SMALL, out=home / "runs" / "mine" / "catalog")
     recommender = semid.train(dataset, catalog, TINY, out=home / "runs" / "mine" / "model")
-    asked = ConditionsConfig(on_event=True, event_inputs=True, event_head=True, on_group="title", on_text="text_lsa")
-    semid.train(dataset, catalog, replace(TINY, conditions=asked), out=home / "runs" / "mine" / "asked")
+    conditions = ConditionsConfig(
+        on_event=True, event_inputs=True, event_head=True, on_group="title", on_text="text_lsa"
+    )
+    semid.train(dataset, catalog, replace(TINY, conditions=conditions), out=home / "runs" / "mine" / "conditioned")
     recommender.save_pretrained(home / "package")
     for item_id in ids[-3:]:
         remove(home / "runs" / "mine" / "catalog", [item_id])
     return home
 
 
-# Pages whose Python is run below, and those with a test of their own.
+# Pages whose Python is run below, and pages with tests of their own.
 RUN = ("catalog", "data", "generators", "packaging", "tokenizers", "graphs", "how-to/steer", "how-to/own-encoder")
 RUN += ("how-to/code-health", "how-to/language-model", "configs", "conditions")
 ELSEWHERE = {"README", "docs/end-to-end", "docs/stablehlo", "docs/tutorial", *(f"docs/{name}" for name in ALONE)}
@@ -368,7 +370,7 @@ def test_python_of_every_page_is_run_somewhere():
 
 @pytest.mark.parametrize("name", ALONE)
 def test_python_of_a_page_that_adds_a_family_runs(shop, name):
-    """In a process of its own: the family would be a choice in all later tests."""
+    """In a separate process: the family would stay registered in later tests."""
     blocks = [_SHRUNK, *_python((ROOT / "docs" / f"{name}.md").read_text())]
     done = subprocess.run(
         [sys.executable, "-c", "\n".join(blocks)],
@@ -382,7 +384,7 @@ def test_python_of_a_page_that_adds_a_family_runs(shop, name):
 
 @pytest.mark.parametrize("name", RUN)
 def test_python_of_a_page_runs(shop, monkeypatch, name):
-    """Its blocks one after the other."""
+    """Run its blocks in order."""
     monkeypatch.chdir(shop)
     tokenize = semid.tokenize
     monkeypatch.setattr(
@@ -401,7 +403,7 @@ def test_python_of_a_page_runs(shop, monkeypatch, name):
 
 
 def test_python_of_end_to_end_fits(shop, monkeypatch):
-    """Its blocks up to the last, which needs a run of the first; calls of the training are bound, not made."""
+    """All blocks but the last, which needs a trained model; calls of the training are only bound to its signature."""
     monkeypatch.chdir(shop)
     signature, bound = inspect.signature(semid.train_end_to_end), []
     monkeypatch.setattr(
