@@ -29,8 +29,7 @@ def metric_tables(sections: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     groups: dict[tuple[str, ...], list[dict]] = {}
     for section, result in ((run, result) for run in sections for result in run["results"]):
         for row in result["rows"]:
-            how = {"seen": "included"} | row
-            measured = [text.format(how[name]) for name, text in _MEASURED.items() if name in how]
+            measured = [text.format(row[name]) for name, text in _MEASURED.items() if name in row]
             measured += ["with models trained on another dataset"] * result["other_dataset"]
             key = (result["dataset"], result["split"] and f"{result['split']} split", *measured)
             rows = groups.setdefault(key, [])
