@@ -156,7 +156,8 @@ def _read_choice(base: Any, value: Any, where: str) -> Any:
     if (name := value.get("type")) not in by_type:
         named = [cls.__name__ for cls in choices(base).values()]
         hint = did_you_mean(name, named, cutoff=0.6)
-        raise SemidError(f"{where}.type: expected one of {', '.join(named)}, got {name!r}{hint}")
+        own = "; a class of your own is known once its module is imported" if name is not None else ""
+        raise SemidError(f"{where}.type: expected one of {', '.join(named)}, got {name!r}{hint}{own}")
     return _read_dataclass(by_type[name], value, where)
 
 
