@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Integer
 
 
 class Similarity(enum.Enum):
-    """Score of a pair: COSINE ignores lengths, INNER_PRODUCT keeps them (LETTER's release, at temperature 1)."""
+    """Score of a pair: COSINE ignores norms, INNER_PRODUCT keeps them (LETTER's release, at temperature 1)."""
 
     COSINE = "cosine"
     INNER_PRODUCT = "inner product"
@@ -36,11 +36,11 @@ def info_nce(
 ) -> Float[Array, ""]:
     """-mean_r log softmax_c(sim(anchors_r, positives_c) / temperature - log_popularity_c)[r] (arXiv 1807.03748, eq. 4).
 
-    Row `c` is a negative of row `r` unless it is masked, has the same id, or `false_negatives[r, c]`. Masked rows count
-    for nothing, NaN or not; the mean over no rows is 0. `ids` and `log_popularity` (finite) are those of the positives:
-    the latter corrects for popular ones being drawn more often (log-Q: Yi et al., RecSys 2019). Computed in float32.
-    One direction: for both, average with the call that swaps the sides, its ids and popularity being the other side's.
-    Raises ValueError for shapes that do not agree.
+    Row `c` is a negative of row `r` unless it is masked, has the same id, or `false_negatives[r, c]`. Masked rows are
+    ignored, even if they are NaN; the mean over no rows is 0. `ids` and `log_popularity` (finite) belong to the
+    positives; the latter corrects for popular items being drawn more often (log-Q: Yi et al., RecSys 2019). Computed in
+    float32. This is one direction; for both, average with a call with the sides swapped and the other side's ids and
+    popularity. Raises ValueError for shapes that do not agree.
     """
     _check_pairs(anchors, positives, mask=mask, ids=ids, log_popularity=log_popularity)
     scale = _unit if similarity is Similarity.COSINE else lambda x: x
@@ -66,7 +66,7 @@ def info_nce(
 def unit_rows(
     x: Float[Array | np.ndarray, "n dim"], *, mask: Bool[Array | np.ndarray, " n"] | None = None
 ) -> Float[Array, "n dim"]:
-    """Rows of length 1 in float32; a row that is zero or masked, NaN or not, becomes zero and gets no gradient."""
+    """Rows scaled to norm 1, in float32; a row that is zero or masked (even if NaN) becomes zero without gradient."""
     return _unit(_zero_masked(x, mask))
 
 
@@ -81,13 +81,13 @@ def masked_mean(
 def _zero_masked(
     x: Float[Array | np.ndarray, " n *rest"], mask: Bool[Array | np.ndarray, " n"] | None
 ) -> Float[Array, " n *rest"]:
-    """`x` in float32, masked rows zero: before any arithmetic, so that a NaN there reaches no gradient."""
+    """`x` in float32 with masked rows set to zero, before any arithmetic, so that a NaN there reaches no gradient."""
     x = jnp.asarray(x, jnp.float32)
     return x if mask is None else jnp.where(jnp.expand_dims(mask, range(1, x.ndim)), x, 0)
 
 
 def _unit(x: Float[Array, "n dim"]) -> Float[Array, "n dim"]:
-    """Rows of length 1; a row of zeros, which has no direction, stays and gets no gradient."""
+    """Rows scaled to norm 1; a row of zeros, which has no direction, stays zero and gets no gradient."""
     squares = jnp.square(x).sum(-1, keepdims=True)
     directed = squares > jnp.finfo(jnp.float32).tiny
     return x * jnp.where(directed, jax.lax.rsqrt(jnp.where(directed, squares, 1)), 0)

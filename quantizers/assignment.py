@@ -22,7 +22,7 @@ _ANNEALED = 0.3  # share of Sinkhorn's iterations in which epsilon falls to its 
 
 
 class AssignedCodes(NamedTuple):
-    """Codes, and the softmax of the code logits: differentiable, and free under jit where it is not used."""
+    """Codes, and the softmax of the code logits, which is differentiable, and under jit not computed if not used."""
 
     codes: Int[Array, " n"]
     probabilities: Float[Array, "n codes"]
@@ -72,7 +72,7 @@ class Sinkhorn:
     """Assign the code with the largest share in the balanced plan of the whole batch (LC-Rec, arXiv 2311.09049)."""
 
     epsilon: float = 0.003
-    """Weight of the plan's entropy, relative to half the range of the distances; small: near the nearest codes."""
+    """Weight of the plan's entropy, relative to half the range of the distances; small values approach `Nearest`."""
     iterations: int = 50
     """Rounds that balance the plan."""
     temperature: Schedule = Schedule(1.0)
@@ -161,8 +161,8 @@ def sinkhorn(
 ) -> Float[Array, "n codes"]:
     """Entropic transport plan: rows where `mask` holds sum to 1 / their number, the others to 0, columns to 1 / codes.
 
-    `epsilon` is relative to half the range of the distances, as in LC-Rec. The logarithms of the plan are balanced
-    instead of the plan, so that float32 is enough; rows are exact, columns as near as the iterations brought them.
+    `epsilon` is relative to half the range of the distances, as in LC-Rec. The plan is balanced in log space, so that
+    float32 is enough; row sums are exact, column sums are approximate and depend on the number of iterations.
     """
     mask = jnp.ones(len(distances), bool) if mask is None else mask
     costs = _scaled(distances, mask)
@@ -172,7 +172,7 @@ def sinkhorn(
 
 
 def _scaled(distances: Float[Array, "n codes"], mask: Bool[Array, " n"]) -> Float[Array, "n codes"]:
-    """Distances brought to [-1, 1], the largest and the smallest of the rows that count deciding; no gradient."""
+    """Distances scaled to [-1, 1] by their range over the rows in `mask`; no gradient."""
     costs = jax.lax.stop_gradient(distances)
     real = mask[:, None] & jnp.isfinite(costs)
     high = jnp.max(costs, where=real, initial=-jnp.inf)

@@ -1,4 +1,4 @@
-"""Groups of items that share all codes, and a level that tells them apart. Exact, deterministic, on the host."""
+"""Groups of items that share all codes, and a tie-break level that distinguishes them. Deterministic, on the host."""
 
 from __future__ import annotations
 

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-_ENTRIES = 2**24  # of the table of distances of one slice: 64 MiB
+_ENTRIES = 2**24  # entries of the distance table of one slice: 64 MiB
 
 
 class Distance(Enum):
-    """Distance by which the nearest code is chosen. `COSINE` ignores lengths in this; code vectors keep theirs."""
+    """Distance by which the nearest code is chosen. `COSINE` ignores norms; decoded code vectors keep theirs."""
 
     EUCLIDEAN = "euclidean"
     COSINE = "cosine"
@@ -22,7 +22,7 @@ class Distance(Enum):
 def distances(
     x: Float[Array | np.ndarray, "*b dim"], codebook: Float[Array | np.ndarray, "codes dim"], *, distance: Distance
 ) -> Float[Array, "*b codes"]:
-    """Squared distances, of the vectors or (`COSINE`: 2 - 2 cos) of their directions."""
+    """Squared distances between the vectors or, for `COSINE`, between their directions (2 - 2 cos)."""
     if distance is Distance.COSINE:
         return squared_distances(unit_vectors(x), unit_vectors(codebook))
     return squared_distances(x, codebook)
@@ -40,7 +40,7 @@ def squared_distances(
 
 
 def unit_vectors(x: Float[Array | np.ndarray, "*b dim"]) -> Float[Array, "*b dim"]:
-    """Vectors scaled to length one, in float32; one shorter than 1e-12 has no direction and stays as it is."""
+    """Vectors scaled to norm 1, in float32; one shorter than 1e-12 has no direction and is returned unchanged."""
     x = jnp.asarray(x, jnp.float32)
     squares = jnp.square(x).sum(-1, keepdims=True)
     return x * jax.lax.rsqrt(jnp.where(squares > 1e-24, squares, 1))
@@ -66,15 +66,15 @@ def nearest(
 def nearest_by_slices(
     x: Float[Array, "n dim"], codebook: Float[Array | np.ndarray, "codes dim"], *, distance: Distance
 ) -> Int[Array, " n"]:
-    """`nearest` of any number of vectors: the table of their distances is never whole."""
+    """`nearest` for any number of vectors, in slices, so that memory holds only a part of the distance table."""
     rows = max(_ENTRIES // len(codebook), 1)
     slices = [nearest(x[at : at + rows], codebook, distance=distance) for at in range(0, len(x), rows)]
     return jnp.concatenate(slices)
 
 
 def first_argmin(table: Float[Array, "*b codes"]) -> Int[Array, "*b"]:
-    """The first index of each row's smallest value: argmin, which XLA does not vectorize on CPUs."""
-    # Both reductions must see the same digits: fused apart, the table could be computed twice, and rounded differently.
+    """The first index of each row's smallest value: an argmin that XLA vectorizes on CPUs, unlike its own."""
+    # Both reductions must see the same bits: fused separately, the table could be computed and rounded twice.
     table = jax.lax.optimization_barrier(jax.lax.stop_gradient(table))
     indices = jnp.arange(table.shape[-1], dtype=jnp.int32)
     smallest = table == table.min(-1, keepdims=True)

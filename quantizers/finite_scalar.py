@@ -16,7 +16,7 @@ from quantizers.types import Quantized, QuantizerLosses
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class FiniteScalarQuantizer:
-    """Quantizer of one code per dimension, as in (8, 5, 5, 5): nothing to fit, no loss; a pytree without leaves."""
+    """Quantizer with one code per dimension, e.g. (8, 5, 5, 5): nothing to fit, no loss; a pytree without leaves."""
 
     level_sizes: Sequence[int] = field(metadata={"static": True})
 
@@ -37,13 +37,13 @@ class FiniteScalarQuantizer:
         return _rounded(bound(x, self.level_sizes), self.level_sizes)
 
     def decode(self, codes: Integer[Array, "*b level"]) -> Float[Array, "*b level"]:
-        """Code `c` of `n` is `(2 c - (n - 1)) / (n - 1)`; an item with a code that does not exist is NaN."""
+        """Code `c` of `n` becomes `(2 c - (n - 1)) / (n - 1)`; an item with a code out of range becomes NaN."""
         if codes.shape[-1] != len(self.level_sizes):
             raise ValueError(
                 f"decode: expected codes of shape [..., {len(self.level_sizes)}], one per level, got {codes.shape}"
             )
         sizes = _row(self.level_sizes, codes.ndim)
-        codes, steps = codes.astype(jnp.int32), sizes - 1  # twice a code may not fit into its own type
+        codes, steps = codes.astype(jnp.int32), sizes - 1  # 2 * code may overflow a small type
         values = (2 * codes - steps).astype(jnp.float32) / jnp.maximum(steps, 1).astype(jnp.float32)
         exists = ((codes >= 0) & (codes < sizes)).all(-1, keepdims=True)
         return jnp.where(exists, values, jnp.nan)
@@ -52,9 +52,9 @@ class FiniteScalarQuantizer:
 def bound(x: Float[Array, "*b level"], level_sizes: Sequence[int]) -> Float[Array, "*b level"]:
     """`z / (1 + |z|^n)^(1/n)` for a level of `n` codes: a smooth map onto (-1, 1), in float32.
 
-    The paper leaves the map open and takes tanh as its example. This one moves no point of the grid by more than half
-    a step, so that `encode(decode(codes)) == codes`: tanh would pull the outer codes of a fine level inwards. The grid
-    is symmetric for even `n` too: 0 lies between its two middle codes.
+    The paper leaves the map open, with tanh as an example. This one moves no grid point by more than half a step, so
+    that `encode(decode(codes)) == codes`; tanh would pull the outer codes of a fine level inwards. The grid is
+    symmetric also for even `n`: 0 lies between the two middle codes.
     """
     if x.shape[-1] != len(level_sizes):
         raise ValueError(

@@ -10,13 +10,13 @@ from jaxtyping import Array, Float
 
 
 class GradientPath(Enum):
-    """Estimator of the gradient of the quantized vectors. The first three leave their value as decoded.
+    """Estimator of the gradient of the quantized vectors. With the first three, their values are the decoded vectors.
 
     `STRAIGHT_THROUGH`: the identity. `ROTATION`: see `rotate`. `SOFT_BACKWARD`: the gradient of the soft vectors
-    (DIGER, arXiv 2601.19711; BLOGER, arXiv 2510.21242). `SOFT`: value and gradient are those of the soft vectors,
-    `sum_l p_l @ E_l`, and residuals subtract soft vectors too (UniGRec, arXiv 2601.17438). Codes found so are those of
-    `encode`, which subtracts nearest code vectors, only where the assignment's temperature comes to be low against the
-    distances (UniGRec: .01 to .001).
+    (DIGER, arXiv 2601.19711; BLOGER, arXiv 2510.21242). `SOFT`: value and gradient of the soft vectors,
+    `sum_l p_l @ E_l`, and residuals subtract soft vectors, too (UniGRec, arXiv 2601.17438). These codes agree with
+    `encode`, which subtracts the nearest code vectors, only if the assignment's temperature becomes low compared with
+    the distances (UniGRec: .01 to .001).
     """
 
     STRAIGHT_THROUGH = "straight_through"
@@ -26,18 +26,16 @@ class GradientPath(Enum):
 
 
 def straight_through(x: Float[Array, "*b dim"], quantized: Float[Array, "*b dim"]) -> Float[Array, "*b dim"]:
-    """Value of `quantized` with the gradient of `x`, in the dtype of `x`.
-
-    It is `x + sg(quantized - x)`, arranged so that no digit of `quantized` is lost.
-    """
+    """Value of `quantized` with the gradient of `x`, in the dtype of `x`: `x + sg(quantized - x)`, computed so that the
+    value is exact."""
     return jax.lax.stop_gradient(quantized).astype(x.dtype) + (x - jax.lax.stop_gradient(x))
 
 
 def rotate(x: Float[Array, "*b dim"], quantized: Float[Array, "*b dim"]) -> Float[Array, "*b dim"]:
-    """Value of `quantized`, with the scaled rotation that takes `x` there, held constant, as its derivative by `x`.
+    """Value of `quantized`; the derivative by `x` is the scaled rotation that maps `x` to it, treated as constant.
 
-    The rotation trick (Fifty et al., arXiv 2410.06424, section 4.2): `|q|/|x| (I - 2 s s' + 2 q x')`, where q and x
-    are directions and s that of their sum. Where `x` is zero there is no such rotation, and the identity serves.
+    The rotation trick (Fifty et al., arXiv 2410.06424, section 4.2): `|q|/|x| (I - 2 s s' + 2 q x')`, where q, x and s
+    are the directions of `quantized`, of `x` and of the sum of these two. For zero `x`, the identity is used.
     """
     start, end = jax.lax.stop_gradient(x).astype(jnp.float32), jax.lax.stop_gradient(quantized).astype(jnp.float32)
     length = jnp.linalg.norm(start, axis=-1, keepdims=True)

@@ -14,12 +14,12 @@ from jaxtyping import Array, Bool, Float, Int, Integer, PRNGKeyArray
 
 from quantizers.distances import first_argmin, squared_distances
 
-Blocks = Callable[[], Iterable[Float[np.ndarray, "_ dim"]]]  # the same rows in the same order, call after call
+Blocks = Callable[[], Iterable[Float[np.ndarray, "_ dim"]]]  # each call returns the same rows in the same order
 
 _CHUNK_ENTRIES = 2**20  # entries of one block of the distance table: 4 MiB
 _SAMPLES_PER_CODE = 16
-_AUCTION_ENTRIES = 2**28  # table entries until an auction closes: small ones come to their end, large ones take seconds
-_FIRST_STEP, _LAST_STEP = 1.0, 0.02  # of the auctions of balanced k-means: coarse while centroids still move
+_AUCTION_ENTRIES = 2**28  # table entries read before an auction is stopped: enough for small ones, seconds for large
+_FIRST_STEP, _LAST_STEP = 1.0, 0.02  # bid steps of balanced k-means: coarse while centroids still move
 
 
 class KMeans(NamedTuple):
@@ -31,7 +31,7 @@ class KMeans(NamedTuple):
 
 
 class _Clusters(NamedTuple):
-    """Sum and number of the points of every code."""
+    """Sum and number of the points of each code."""
 
     sums: Float[Array, "codes dim"]
     counts: Int[Array, " codes"]
@@ -40,9 +40,9 @@ class _Clusters(NamedTuple):
 def kmeans(x: Float[Array | np.ndarray, "n dim"], *, num_codes: int, iterations: int, key: PRNGKeyArray) -> KMeans:
     """Greedy k-means++ (Arthur & Vassilvitskii, 2007) on a sample of 16 points per code, then Lloyd on all points.
 
-    A cluster that empties moves to one of the points farthest from their centroids. With fewer distinct points than
-    codes every distinct point becomes a centroid (given an iteration or two) and the codes left over duplicate others.
-    Deterministic by key on one machine. Raises ValueError for no points, no codes or a negative count of iterations.
+    An empty cluster moves to one of the points farthest from their centroids. With fewer distinct points than codes,
+    every distinct point becomes a centroid (after an iteration or two) and the remaining codes are duplicates.
+    Deterministic per key on one machine. Raises ValueError for no points, no codes or a negative count of iterations.
     """
     return _kmeans(_checked(x, num_codes=num_codes, iterations=iterations), iterations, key, num_codes=num_codes)
 
@@ -58,11 +58,11 @@ def _checked(x: Float[Array | np.ndarray, "n dim"], *, num_codes: int, iteration
 def balanced_kmeans(
     x: Float[Array | np.ndarray, "n dim"], *, num_codes: int, iterations: int, key: PRNGKeyArray
 ) -> KMeans:
-    """k-means whose clusters have equal sizes, as OneRec's tokenizer (arXiv 2502.18965) asks for.
+    """k-means with clusters of equal size, as in OneRec's tokenizer (arXiv 2502.18965).
 
     Sizes in `assignments` differ by at most one. Each centroid is the mean of the points assigned to it, which need not
-    be the nearest ones. Lloyd's iterations with an auction for the seats, on the host: memory for a few tables of
-    n x codes distances. Raises ValueError as `kmeans`.
+    be the nearest ones. Lloyd's iterations with an auction as assignment, on the host; memory holds a few tables of
+    n x codes distances. Raises ValueError as `kmeans` does.
     """
     x = _checked(x, num_codes=num_codes, iterations=iterations)
     center = x.mean(0, keepdims=True)
@@ -83,11 +83,12 @@ def _auction(
     *,
     step: float,
 ) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " codes"]]:
-    """Cheap assignment of all points to codes with seats, and the prices of these (an auction; Bertsekas, 1988).
+    """Low-cost assignment of all points to codes with limited seats, and the codes' prices (auction; Bertsekas, 1988).
 
-    All points that are out bid at once: each the price at which its next best code becomes as good, and a step more
-    (a multiple of the mean distance to the nearest code). A full code keeps its highest bids; the lowest of them is its
-    price. Who is still out when the work is spent takes a free seat; the next auction starts from these prices.
+    All unassigned points bid at once: the price at which their second best code becomes as good, plus a step (a
+    multiple of the mean distance to the nearest code). A full code keeps its highest bids; the lowest of them is its
+    price. Points still unassigned when the work limit is reached take free seats (`_fill`). The next auction starts
+    from these prices.
     """
     step = step * max(float(costs.min(1).mean()), float(costs.mean()) / 20) or 1.0
     codes, bids = np.full(len(costs), -1), np.zeros(len(costs), np.float32)
@@ -111,9 +112,10 @@ def _auction(
 
 
 def _fill(costs: Float[np.ndarray, "n codes"], seats: Int[np.ndarray, " codes"]) -> Int[np.ndarray, " n"]:
-    """Wave after wave every point asks for its cheapest code with free seats; who would lose most is seated first.
+    """Assign points to free seats in rounds: every point asks for its cheapest code with free seats, and those that
+    would lose most otherwise are seated first.
 
-    A code that turns somebody down is full, so that there are at most as many waves as codes.
+    A code that refuses a point is full, so there are at most as many rounds as codes.
     """
     codes, left, free = np.full(len(costs), -1), np.arange(len(costs)), np.arange(len(seats))
     while len(left):
@@ -132,7 +134,7 @@ def _fill(costs: Float[np.ndarray, "n codes"], seats: Int[np.ndarray, " codes"])
 
 
 def _two_cheapest(costs: Float[np.ndarray, "n codes"]) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """The cheapest column of each row, and how much more the next one costs: 0 where no other can be had."""
+    """The cheapest column of each row, and the extra cost of the second cheapest: 0 if there is no other."""
     first = costs.argmin(1)[:, None]
     others = costs.copy()
     np.put_along_axis(others, first, np.inf, axis=1)
@@ -150,9 +152,9 @@ def _jitted_update(
 def lloyd_pass(
     blocks: Iterable[Float[np.ndarray, "_ dim"]], centroids: Float[Array, "codes dim"]
 ) -> Float[Array, "codes dim"]:
-    """One iteration of Lloyd over all blocks, as `kmeans` does it in memory, whatever the blocks' sizes.
+    """One Lloyd iteration over all blocks, equal to that of `kmeans` in memory, whatever the sizes of the blocks.
 
-    Memory for one block and a few codebooks; sums over blocks are in float64.
+    Memory holds one block and a few codebooks; sums over blocks are float64.
     """
     num_codes, dim = centroids.shape
     sums, counts = np.zeros((num_codes, dim)), np.zeros(num_codes, np.int64)
@@ -197,7 +199,7 @@ def _kmeans(x: Float[Array, "n dim"], iterations: int | Int[Array, ""], key: PRN
 def _chunked(
     x: Float[Array, "n dim"], *, num_codes: int
 ) -> tuple[Float[Array, "chunk row dim"], Bool[Array, "chunk row"]]:
-    """Equal chunks, the last one padded, each with a distance table of bounded size."""
+    """Chunks of equal size, the last one padded, so that each has a distance table of bounded size."""
     n, dim = x.shape
     num_chunks = -(-n * num_codes // _CHUNK_ENTRIES)
     rows = -(-n // num_chunks)
@@ -218,7 +220,7 @@ def _initialize(x: Float[Array, "n dim"], *, num_codes: int, key: PRNGKeyArray) 
         products = jnp.matmul(x[rows], x.T, precision=jax.lax.Precision.HIGHEST)
         scale = squares[rows][:, None] + squares[None, :]
         distances = scale - 2 * products
-        return jnp.where(distances > 1e-6 * scale, distances, 0)  # below that, rounding: the same point
+        return jnp.where(distances > 1e-6 * scale, distances, 0)  # smaller ones are rounding errors of equal points
 
     def draw(distances: Float[Array, " n"], step_key: PRNGKeyArray) -> tuple[Float[Array, " n"], Int[Array, ""]]:
         drawn = jax.random.categorical(step_key, jnp.log(distances)[None, :], shape=(num_candidates,))
@@ -250,7 +252,7 @@ def _jitted_nearest(
 def sums_by_code(
     points: Float[Array, "n dim"], codes: Integer[Array, " n"], *, num_codes: int
 ) -> Float[Array, "codes dim"]:
-    """Sum of the points on each code, always added in the same order; a code of `num_codes` leaves its point out."""
+    """Sum of the points on each code, added in a fixed order; points with code `num_codes` are skipped."""
 
     def scattered(points: Float[Array, "n dim"], codes: Integer[Array, " n"]) -> Float[Array, "codes dim"]:
         return jnp.zeros((num_codes, points.shape[1])).at[codes].add(points, mode="drop")
@@ -259,13 +261,13 @@ def sums_by_code(
         one_hot = (codes[:, None] == jnp.arange(num_codes)[None, :]).astype(jnp.float32)
         return jnp.matmul(one_hot.T, points, precision=jax.lax.Precision.HIGHEST)
 
-    codes = codes.astype(jnp.int32)  # `num_codes` may not fit into their own type
+    codes = codes.astype(jnp.int32)  # `num_codes` may not fit into a smaller type
     # A scatter is cheap and serial on a CPU; an accelerator's atomics would add in an order that varies.
     return jax.lax.platform_dependent(points, codes, cpu=scattered, default=multiplied)
 
 
 def _clusters(points: Float[Array, "n dim"], codes: Int[Array, " n"], *, num_codes: int) -> _Clusters:
-    """Sums and counts; a code of `num_codes` leaves its point out."""
+    """Sums and counts of the clusters; points with code `num_codes` are skipped."""
     sums = sums_by_code(points, codes, num_codes=num_codes)
     return _Clusters(sums, jnp.zeros(num_codes, jnp.int32).at[codes].add(1, mode="drop"))
 
@@ -285,7 +287,7 @@ def _assign(
 def _update(
     x: Float[Array, "n dim"], centroids: Float[Array, "codes dim"], codes: Int[Array, " n"], clusters: _Clusters
 ) -> Float[Array, "codes dim"]:
-    """Means of the clusters; the i-th empty cluster moves to the i-th farthest point, where one is off its centroid."""
+    """Means of the clusters; the i-th empty one moves to the i-th farthest point, if that is not on its centroid."""
 
     def farthest() -> Float[Array, "codes dim"]:
         far, points = jax.lax.top_k(_distances_to_own(x, centroids, codes), min(len(x), len(centroids)))
@@ -300,7 +302,7 @@ def _update(
 def _means(
     centroids: Float[Array, "codes dim"], clusters: _Clusters, far: Float[Array, " m"], points: Float[Array, "m dim"]
 ) -> Float[Array, "codes dim"]:
-    """Means of the clusters; the i-th empty one moves to `points[i]` where its distance `far[i]` is not zero."""
+    """Means of the clusters; the i-th empty one moves to `points[i]` if its distance `far[i]` is not zero."""
     empty = clusters.counts == 0
     averages = clusters.sums / jnp.maximum(clusters.counts, 1).astype(jnp.float32)[:, None]
     rank = jnp.cumsum(empty) - 1

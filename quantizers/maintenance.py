@@ -43,7 +43,7 @@ def fit_codebooks(
         points = unit_vectors(residuals) if distance is Distance.COSINE else residuals
         clusters = kmeans(points, num_codes=size, iterations=iterations, key=level_key)
         codebook, codes = clusters.centroids, clusters.assignments
-        if distance is Distance.COSINE:  # clusters of unit_vectors, codes that keep their members' lengths
+        if distance is Distance.COSINE:  # cluster unit vectors; code vectors are means with the original norms
             codebook = cluster_means(residuals, codes, num_codes=size)
             codes = nearest_by_slices(residuals, codebook, distance=distance)
         residuals = residuals - codebook[codes]
@@ -55,7 +55,7 @@ def code_counts(
     codes: Integer[Array, "*b level"], *, level_sizes: Sequence[int], mask: Bool[Array, "*b"] | None = None
 ) -> tuple[Int[Array, " _"], ...]:
     """Occurrences of each code of each level, masked items left out."""
-    codes = codes.astype(jnp.int32)  # the number of codes may not fit into their own type
+    codes = codes.astype(jnp.int32)  # the number of codes may not fit into a smaller type
     weights = jnp.ones(codes.shape[:-1], jnp.int32) if mask is None else mask.astype(jnp.int32)
     return tuple(
         jnp.zeros(size, jnp.int32).at[codes[..., level]].add(weights) for level, size in enumerate(level_sizes)
@@ -65,7 +65,7 @@ def code_counts(
 def cluster_means(
     x: Float[Array, "n dim"], codes: Integer[Array, " n"], *, num_codes: int, mask: Bool[Array, " n"] | None = None
 ) -> Float[Array, "codes dim"]:
-    """Mean of the vectors on each code, masked ones left out; zero for a code that has none."""
+    """Mean of the unmasked vectors on each code; zero for a code without any."""
     kept = jnp.ones(len(x), bool) if mask is None else mask
     sums = sums_by_code(jnp.where(kept[:, None], x, 0), codes, num_codes=num_codes)
     (counts,) = code_counts(codes[:, None], level_sizes=(num_codes,), mask=kept)
@@ -82,7 +82,7 @@ def ema_codebook(
 ) -> Float[Array, "codes dim"]:
     """Codebook of moving averages of each code's inputs (arXiv 1711.00937, appendix A.1); an unused code stays.
 
-    The moving sum that the paper stores is the code times its usage, so that these two are all there is to keep.
+    The paper stores moving sums; here they are the code times its usage, so that only these two are stored.
     """
     weights = decay * usage + (1 - decay) * shares
     sums = decay * usage[:, None] * codebook + (1 - decay) * shares[:, None] * means
@@ -100,7 +100,7 @@ def reseed_dead_codes(
 ) -> ReseededCodebooks:
     """Replace every code with a zero count by a random residual of its level (as given by `residual_codes`).
 
-    Residuals are drawn without replacement; with more dead codes than items some are used again.
+    Residuals are drawn without replacement; with more dead codes than items, some are reused.
     """
     keys = jax.random.split(key, len(codebooks))
     dead = tuple(count == 0 for count in counts)
@@ -114,7 +114,8 @@ def usage_entropy_loss(
 ) -> Float[Array, ""]:
     """Minus the entropy (nats) of the batch's mean probabilities, summed over levels (UniGRec, arXiv 2601.17438).
 
-    It lies between minus the sum of log(codes), all codes used alike, and 0, one code per level; 0 if no row counts.
+    It lies between minus the sum of log(codes) (all codes equally used) and 0 (one code per level); 0 if all rows are
+    masked.
     """
     total = jnp.zeros((), jnp.float32)
     for level in probabilities:
@@ -132,11 +133,12 @@ def diversity_loss(
     codes: Integer[Array, "*b"],
     mask: Bool[Array, "*b"] | None = None,
 ) -> Float[Array, ""]:
-    """Loss of one level that draws codes of a cluster together and clusters apart (LETTER, arXiv 2405.07314, eq. 5).
+    """Loss of one level that pulls codes of a cluster together and pushes clusters apart (LETTER, arXiv 2405.07314,
+    eq. 5).
 
-    For every chosen code the cross-entropy of finding a cluster mate among all other codes by inner product, in the
-    mean over its mates, of which LETTER draws one. A code without mates adds nothing. `clusters` labels the codes;
-    balanced clusters, renewed once an epoch, are what LETTER uses.
+    For every chosen code, the cross-entropy of a code of the same cluster among all other codes by inner product,
+    averaged over the codes of the cluster (LETTER draws one). A code alone in its cluster adds nothing. `clusters`
+    labels the codes; LETTER uses balanced clusters, recomputed once per epoch.
     """
     num_codes = len(codebook)
     vectors = codebook.astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""Metrics of a code assignment: health, fidelity to the vectors, information on targets. Deterministic, on the host."""
+"""Metrics of code assignments: usage, fidelity to vectors, information about targets. Deterministic, on the host."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scipy.sparse.linalg import LinearOperator, cg
 
 from quantizers.collisions import collision_groups
 
-_BLOCK_ENTRIES = 2**25  # distances in work at once: 128 MiB
+_BLOCK_ENTRIES = 2**25  # distances per block: 128 MiB
 _TIE = 1e-5  # squared distances that differ by less than this share of the mean squared norm are equal in float32
 _FOLDS = 5
 _RIDGES = (1.0, 10.0, 100.0, 1000.0)
@@ -22,9 +22,9 @@ _RIDGES = (1.0, 10.0, 100.0, 1000.0)
 class LevelHealth:
     """Usage of the codes of one level.
 
-    `usage`: share of codes in use; `dead`: number of the others; `entropy` in nats; `perplexity` is its exp.
+    `usage`: share of codes in use; `dead`: number of unused codes; `entropy` in nats; `perplexity`: exp(entropy).
 
-    `gini`: inequality of the item counts over all codes, dead too; from 0 (all equal) to 1 - 1 / size (one has all).
+    `gini`: inequality of the item counts over all codes, from 0 (all equal) to 1 - 1 / size (all items on one code).
     """
 
     size: int
@@ -39,7 +39,7 @@ class LevelHealth:
 class CodeHealth:
     """Usage of all levels, and collisions. `dataclasses.asdict` gives JSON types.
 
-    `collision_rate`: share of items whose codes another item has too.
+    `collision_rate`: share of items that share all codes with another item.
     """
 
     items: int
@@ -77,8 +77,8 @@ def neighbor_preservation(
 ) -> float:
     """Share of an item's `k` nearest neighbors that are also its `k` nearest in the reconstruction.
 
-    The mean over `sample` random items (all, if there are fewer); neighbors are sought among all items. Those that tie
-    for the last places, of which colliding codes make many, take equal parts of them. Costs sample * items * dim.
+    Averaged over `sample` random items (at most all); neighbors are among all items. Items that tie for the last
+    places, as many do under colliding codes, count in equal parts. Costs sample * items * dim.
     """
     if x.ndim != 2 or x.shape != reconstruction.shape or not 1 <= k < len(x) or sample < 1:
         raise ValueError(
@@ -119,8 +119,8 @@ def linear_probe_r2(
 ) -> Float[np.ndarray, " level"]:
     """Held-out R^2 of a linear probe of `target` (say log-popularity) from one-hot codes of levels 1..l, for each l.
 
-    Ridge regression in 5 fixed folds, against the mean of the other four, with one of 4 penalties, so that codes that
-    tell nothing come out at about 0 however many they are. Raises ValueError for a target that does not vary.
+    Ridge regression in 5 fixed folds, compared with the mean of the other four folds, with the best of 4 penalties, so
+    that uninformative codes score about 0 however many there are. Raises ValueError for a constant target.
     """
     _check(codes, level_sizes, where="linear_probe_r2")
     if target.shape != (len(codes),) or len(codes) < _FOLDS or not np.isfinite(target).all() or np.ptp(target) == 0:
@@ -132,7 +132,7 @@ def linear_probe_r2(
     fold = np.random.default_rng(0).permutation(len(codes)) % _FOLDS
     ends = np.cumsum(level_sizes)
     errors = np.stack([_probe_errors(one_hot, target, fold == held, ends) for held in range(_FOLDS)])
-    best = (errors.sum(0) - errors).argmin(-1, keepdims=True)  # a fold's penalty is chosen by the other folds' errors
+    best = (errors.sum(0) - errors).argmin(-1, keepdims=True)  # choose a fold's penalty by the errors of other folds
     missed = np.take_along_axis(errors, best, axis=-1)[..., 0].sum(0)
     return 1 - missed[1:] / missed[0]
 
@@ -209,7 +209,7 @@ def _probe_errors(
 def _ridge_weights(
     one_hot: csr_array, target: Float[np.ndarray, " items"], *, ridge: float
 ) -> Float[np.ndarray, " column"]:
-    """Weights by conjugate gradients, from products with `one_hot` alone: of many levels its Gram matrix is dense."""
+    """Weights by conjugate gradients, which needs only products with `one_hot`: the Gram matrix would be dense."""
     transposed = one_hot.T
     normal = LinearOperator(
         (one_hot.shape[1],) * 2, matvec=lambda v: transposed @ (one_hot @ v) + ridge * v, dtype=np.float64

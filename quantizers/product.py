@@ -1,6 +1,6 @@
-"""Product quantization: one small codebook for each part of the vector, after a rotation that may be optimized.
+"""Product quantization: one small codebook per part of the vector, after an optional optimized rotation.
 
-Codes are unordered: each stands for its own coordinates, whatever the others are (Jégou et al., 2011). The rotation is
+Codes are unordered: each encodes its own coordinates, independently of the others (Jégou et al., 2011). The rotation is
 the non-parametric one of optimized product quantization (Ge et al., CVPR 2013).
 """
 
@@ -42,10 +42,10 @@ class ProductKMeans:
         key: PRNGKeyArray,
         rotation_rounds: int = 0,
     ) -> ProductKMeans:
-        """Fit plain product quantization without `rotation_rounds`, optimized with some (faiss takes 50).
+        """Fit codebooks; with `rotation_rounds` above 0 (faiss: 50), optimize the rotation, too.
 
-        `level_sizes` are all the same, and as many as divide `dim`. Raises ValueError otherwise, or for a row that is
-        not finite.
+        `level_sizes` must be equal, and their number must divide `dim`. Raises ValueError otherwise, or for a row that
+        is not finite.
         """
         x = jnp.asarray(x, jnp.float32)
         _check(x, level_sizes)
@@ -98,7 +98,7 @@ def _parts(x: Float[Array, "*b dim"], rotation: Float[Array, "dim dim"], num_lev
 
 
 def _nearest(parts: Float[Array, "*b level part"], codebooks: Float[Array, "level codes part"]) -> Array:
-    """One level after the other: faster than a batched product on CPUs, in the memory of one table of distances."""
+    """Nearest codes level by level, which on CPUs is faster than a batched product, and needs one distance table."""
     codes = jax.lax.map(lambda level: nearest(*level), (jnp.moveaxis(parts, -2, 0), codebooks))
     return jnp.moveaxis(codes, 0, -1)
 
@@ -128,7 +128,7 @@ def _fit_codebooks(
     iterations: int,
     key: PRNGKeyArray,
 ) -> Float[Array, "level codes part"]:
-    """k-means of one part after the other: compiled once, in the memory of one."""
+    """k-means part by part: compiled once, with the memory of one part."""
 
     def fit(level: tuple[Float[Array, "items part"], PRNGKeyArray]) -> Float[Array, "codes part"]:
         part, level_key = level
@@ -141,8 +141,9 @@ def _fit_codebooks(
 def _best_rotation(
     x: Float[Array, "items dim"], *, num_levels: int, num_codes: int, iterations: int, rounds: int, key: PRNGKeyArray
 ) -> Float[Array, "dim dim"]:
-    """The better of two starts: correlated coordinates want the principal one, parts that are clustered their own."""
-    x = x - x.mean(0, keepdims=True)  # a common offset would hold the rotation back
+    """The better result of two starts: the principal axes, good for correlated coordinates, and the identity, good for
+    clustered parts."""
+    x = x - x.mean(0, keepdims=True)  # a common offset would hinder the rotation
     shape = {"num_levels": num_levels, "num_codes": num_codes, "iterations": iterations}
     found = []
     for start in (jnp.eye(x.shape[1]), _principal_rotation(x, num_levels=num_levels)):
@@ -151,7 +152,7 @@ def _best_rotation(
 
 
 def _principal_rotation(x: Float[Array, "items dim"], *, num_levels: int) -> Float[Array, "dim dim"]:
-    """Principal axes, dealt out so that the parts' products of variances are alike (Ge et al., section 3.2)."""
+    """Principal axes, distributed so that the parts have similar products of variances (Ge et al., section 3.2)."""
     variances, axes = np.linalg.eigh(np.asarray(_matmul(x.T, x), np.float64))
     logs = np.log(np.maximum(variances, max(variances[-1], 1e-30) * 1e-9))
     parts: list[list[int]] = [[] for _ in range(num_levels)]
@@ -168,9 +169,9 @@ def _optimize_rotation(
     rotation: Float[Array, "dim dim"],
     rounds: int | Int[Array, ""],
 ) -> tuple[Float[Array, "dim dim"], Float[Array, ""]]:
-    """In turn: codes and their means under the rotation (one step of Lloyd's), the best rotation under the codes.
+    """Alternate between one Lloyd step under the rotation and the best rotation under the codes.
 
-    Returns the rotation and the mean square error of the last codes.
+    Returns the rotation and the mean squared error of the last codes.
     """
 
     def one_round(_: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
@@ -178,7 +179,7 @@ def _optimize_rotation(
         parts = _parts(x, rotation, len(codebooks))
         codes, codebooks = _lloyd(parts, codebooks)
         chosen = _chosen(codes, codebooks)
-        # Orthogonal Procrustes: the rotation of the least |x R - chosen|^2.
+        # Orthogonal Procrustes: the rotation R that minimizes |x R - chosen|^2.
         left, _, right = jnp.linalg.svd(_matmul(x.T, chosen.reshape(x.shape)))
         return codebooks, _matmul(left, right), jnp.square(parts - chosen).mean()
 
@@ -198,7 +199,7 @@ def _lloyd(
 def _lloyd_level(
     points: Float[Array, "items part"], codebook: Float[Array, "codes part"]
 ) -> tuple[Int[Array, " items"], Float[Array, "codes part"]]:
-    """In chunks. A code of no item stays. Sums by matrix product, which adds in a fixed order."""
+    """Lloyd step of one level, in chunks. Unused codes stay. Sums are matrix products, which add in a fixed order."""
     num_codes, dim = codebook.shape
     rows = min(len(points), max(1, _CHUNK_ENTRIES // num_codes))
     padding = -len(points) % rows

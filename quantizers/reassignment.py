@@ -1,7 +1,7 @@
 """Collision policies that give colliding items other codes of the last level. Deterministic, on the host, in float64.
 
-Both change the last level only, and there only groups with a collision. All they know lies in the codes: run again on
-their result they continue from it.
+Both change only the last level, and only groups with a collision. They keep no state but the codes: run again on their
+result, they continue from it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from scipy.optimize import linear_sum_assignment
 
 from quantizers.collisions import collision_groups
 
-_BLOCK_ENTRIES = 2**16  # distances in work at once: half a MiB, which stays in the cache during the iterations
+_BLOCK_ENTRIES = 2**16  # distances per block: half a MiB, which stays in the cache during the iterations
 _TIE = 1e-6  # shares of a code that differ by less, relatively, are equal: rounding must not choose codes
 _TINY = 1e-300
 _PATIENCE = 5  # rounds of Sinkhorn without fewer collisions; in crowded groups every other round has more of them
@@ -41,10 +41,10 @@ def sinkhorn_reassign(
 ) -> Reassignment:
     """Spread each group of items with equal codes over the last level by Sinkhorn on its own distance table.
 
-    `residuals` are what the last level quantizes, `codebook` its code vectors. An item may move onto a code that
-    another one holds, hence the rounds: the best of them counts, with the fewest colliding items, and they end early
-    when nothing collides or five in a row were no better. True duplicates never part. LC-Rec (arXiv 2311.09049, which
-    takes the last round); where an item holds several codes equally, the nearest of them is taken.
+    `residuals` are the inputs of the last level, `codebook` its code vectors. As an item may move to a code that
+    another item has, this is repeated: the round with the fewest colliding items counts, and rounds end early when
+    nothing collides or five in a row were no better. Items with equal residuals are never separated. After LC-Rec
+    (arXiv 2311.09049), which uses the last round. If an item's largest share is on several codes, it gets the nearest.
     """
     residuals, codebook = _checked(codes, residuals, codebook)
     if rounds < 0 or iterations < 1 or not epsilon > 0:
@@ -64,9 +64,9 @@ def sinkhorn_reassign(
             break
         groups = _groups_within(prefix, current[:, -1])
         _choose(current, _stacks(groups, np.bincount(groups) > 1, row_entries=len(codebook)), spread)
-        found, tried = _reassigned(codes, current.copy(), prefix), tried + 1
-        if found.colliding < best.colliding:
-            best, tried = found, 0
+        result, tried = _reassigned(codes, current.copy(), prefix), tried + 1
+        if result.colliding < best.colliding:
+            best, tried = result, 0
     return best
 
 
@@ -76,7 +76,7 @@ def min_cost_reassign(
     residuals: Float[np.ndarray, "items dim"],
     codebook: Float[np.ndarray, "codes dim"],
 ) -> Reassignment:
-    """Make all rows unique at the least sum of squared distances between residuals and last codes.
+    """Make all rows unique with the least sum of squared distances between residuals and last code vectors.
 
     Every group of items that share all codes but the last, if it contains a collision, is assigned again, one item per
     code (linear sum assignment). Raises ValueError for such a group with more items than the codebook has codes.
@@ -123,7 +123,7 @@ def _choose(
     stacks: Iterator[Int[np.ndarray, "group item"]],
     last: Callable[[Int[np.ndarray, "group item"]], Int[np.ndarray, "group item"]],
 ) -> None:
-    """Write the last codes that `last` gives for each stack of rows; the stacks are independent, hence the threads."""
+    """Set the last codes of each stack of rows to the result of `last`; stacks are independent and run in threads."""
     every = list(stacks)
     with ThreadPoolExecutor() as pool:
         for rows, chosen in zip(every, pool.map(last, every), strict=True):
@@ -141,15 +141,15 @@ def _squared_distances(
 def _sinkhorn_codes(
     distances: Float[np.ndarray, "group item codes"], *, epsilon: float, iterations: int
 ) -> Int[np.ndarray, "group item"]:
-    """The code of which each item holds the most in its group's transport plan, the nearest of them if several.
+    """The code with an item's largest share in its group's transport plan; among equal shares, the nearest code.
 
-    The plan is `u * kernel * v`: every code holds 1, every item an equal part of their sum. The iteration ends, as
-    LC-Rec's, with `v`: what the items hold of a code adds up to exactly 1. Distances are scaled per group, to a range
-    of 2.
+    The plan is `u * kernel * v`: every code has mass 1, every item an equal part of the total. As in LC-Rec, the
+    iteration ends with `v`, so that the items' shares of a code sum to exactly 1. Distances are scaled per group, to a
+    range of 2.
     """
     low, high = distances.min((1, 2), keepdims=True), distances.max((1, 2), keepdims=True)
     scale = epsilon * np.maximum((high - low) / 2, _TINY)
-    # Rows start at 1: a factor that `u` takes up. The smallest entry at epsilon .003 is exp(-667), which float64 holds.
+    # Rows are scaled to a maximum of 1, which `u` absorbs. The smallest entry at epsilon .003, exp(-667), fits float64.
     kernel = np.exp((distances.min(-1, keepdims=True) - distances) / scale)
     groups, items, num_codes = distances.shape
     v = np.ones((groups, num_codes))
@@ -173,7 +173,7 @@ def _checked(
     residuals: Float[np.ndarray, "items dim"],
     codebook: Float[np.ndarray, "codes dim"],
 ) -> tuple[Float[np.ndarray, "items dim"], Float[np.ndarray, "codes dim"]]:
-    """Both as arrays on the host, the codebook in float64."""
+    """Residuals and codebook, checked, as arrays on the host, the codebook in float64."""
     residuals, codebook = np.asarray(residuals), np.asarray(codebook, np.float64)
     collision_groups(codes[:1])  # its check of dtype and shape
     if residuals.shape != (len(codes), *codebook.shape[1:]) or codebook.ndim != 2 or 0 in codebook.shape:

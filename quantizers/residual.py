@@ -19,14 +19,14 @@ from quantizers.types import Quantized, QuantizerLosses
 
 Codebooks = Sequence[Float[Array, "_ dim"]]
 
-_ROUNDING = 1e-5  # a residual shorter than this share of what a level quantized is that level's rounding
-_USAGE_DECAY = 0.99  # of `ResidualQuantizer.usage` where codebooks are learned by gradient (DIGER's)
+_ROUNDING = 1e-5  # a residual shorter than this share of the level's input is a rounding error
+_USAGE_DECAY = 0.99  # decay of `ResidualQuantizer.usage` if codebooks are learned by gradient (DIGER's)
 
 
 class ResidualCodes(NamedTuple):
-    """Codes of a residual search, with the residual that each level quantizes and the code vector chosen, in float32.
+    """Codes of a residual search, with the residual that each level quantizes and the chosen code vector, in float32.
 
-    `probabilities` are those of the assignment, one array per level; under jit they are free where they are not used.
+    `probabilities` are the assignment's, one array per level; under jit they are not computed if not used.
     """
 
     codes: Int[Array, "*b level"]
@@ -49,12 +49,12 @@ def residual_codes(
     path: GradientPath = GradientPath.STRAIGHT_THROUGH,
     unit_norm: bool = False,
 ) -> ResidualCodes:
-    """Codes level by level, each level's by its assignment (one for all, or one per level); nearest by default.
+    """Codes level by level, by one assignment for all levels or one per level; the nearest codes by default.
 
-    Residuals subtract the code without its gradient, `r_l = r_{l-1} - sg(e_l)`: each of them keeps the identity as its
-    derivative by x. (Subtracting a straight-through code instead makes that derivative zero from the second level on.)
-    On the `SOFT` path they subtract the soft vector, gradient and all. Without `usage` all codes count as used alike.
-    With `unit_norm` every residual is scaled to norm 1 (see `unit_residuals`) before the next level quantizes it.
+    Residuals subtract the code vector without its gradient, `r_l = r_{l-1} - sg(e_l)`, so that the derivative of each
+    residual by x is the identity. (Subtracting a straight-through code would make it zero from the second level on.)
+    On the `SOFT` path they subtract the soft vector with its gradient. Without `usage`, all codes count as equally
+    used. With `unit_norm`, every residual is scaled to norm 1 (see `unit_residuals`) before the next level.
     """
     lead = x.shape[:-1]
     residual = _unmasked(x.astype(jnp.float32), mask).reshape(-1, x.shape[-1])
@@ -75,8 +75,8 @@ def residual_codes(
         chosen.append(vector.reshape(x.shape))
         probabilities.append(assigned.probabilities.reshape(*lead, len(book)))
         soft = path is GradientPath.SOFT
-        left = residual - (soft_vectors(assigned.probabilities, book) if soft else jax.lax.stop_gradient(vector))
-        residual = unit_residuals(left, of=residual) if unit_norm else left
+        rest = residual - (soft_vectors(assigned.probabilities, book) if soft else jax.lax.stop_gradient(vector))
+        residual = unit_residuals(rest, of=residual) if unit_norm else rest
     return ResidualCodes(jnp.stack(codes, -1), jnp.stack(residuals, -2), jnp.stack(chosen, -2), tuple(probabilities))
 
 
@@ -88,7 +88,7 @@ def residual_encode(
     distance: Distance = Distance.EUCLIDEAN,
     unit_norm: bool = False,
 ) -> Int[Array, "*b level"]:
-    """Nearest codes alone: the other results of `residual_codes` are never computed."""
+    """Nearest codes only: the other results of `residual_codes` are not computed."""
     return residual_codes(x, codebooks, distance=distance, unit_norm=unit_norm).codes
 
 
@@ -101,7 +101,7 @@ def quantize_found(
     mask: Bool[Array, "*b"] | None = None,
     path: GradientPath = GradientPath.STRAIGHT_THROUGH,
 ) -> Quantized:
-    """Quantized vectors of codes found before (by `residual_codes`), and losses summed over levels.
+    """Quantized vectors of the codes `found` by `residual_codes`, and losses summed over levels.
 
     See `level_errors` for `mask`.
     """
@@ -134,9 +134,10 @@ def level_errors(
     """Mean square of each level over dimensions and over the items where `mask` is true (0 if there are none)."""
     if mask is None:
         mask = jnp.ones(difference.shape[:-2], bool)
-    kept = jnp.where(mask[..., None, None], difference, 0)  # before the square: a NaN there must not reach the gradient
+    # Mask before the square, so that a NaN of a masked item does not reach the gradient.
+    masked = jnp.where(mask[..., None, None], difference, 0)
     count = jnp.maximum(mask.sum(), 1).astype(jnp.float32)
-    return jnp.square(kept).mean(-1).sum(range(mask.ndim)) / count
+    return jnp.square(masked).mean(-1).sum(range(mask.ndim)) / count
 
 
 @jax.jit
@@ -149,14 +150,14 @@ def residual_decode(codes: Integer[Array, "*b level"], codebooks: Codebooks) -> 
 
 
 def unit_residuals(residuals: Float[Array, "*b dim"], *, of: Float[Array, "*b dim"]) -> Float[Array, "*b dim"]:
-    """Residuals `of` vectors, scaled to norm 1; one below 1e-5 of its vector is rounding without a direction: 0."""
+    """Residuals `of` vectors scaled to norm 1; one below 1e-5 of its vector is a rounding error and becomes 0."""
     squares = jnp.square(residuals).sum(-1, keepdims=True)
     real = squares > _ROUNDING**2 * jnp.square(of).sum(-1, keepdims=True)
     return jnp.where(real, residuals * jax.lax.rsqrt(jnp.where(real, squares, 1)), 0)
 
 
 def assignments_per_level(assignments: Assignment | tuple[Assignment, ...], num_levels: int) -> tuple[Assignment, ...]:
-    """One assignment per level. Raises ValueError for another number of them."""
+    """One assignment per level. Raises ValueError for a wrong number."""
     listed = assignments if isinstance(assignments, tuple) else (assignments,) * num_levels
     if len(listed) != num_levels:
         raise ValueError(f"expected one assignment, or one for each of {num_levels} levels, got {len(listed)}")
@@ -164,25 +165,25 @@ def assignments_per_level(assignments: Assignment | tuple[Assignment, ...], num_
 
 
 def _unmasked(x: Float[Array, "*b dim"], mask: Bool[Array, "*b"] | None) -> Float[Array, "*b dim"]:
-    """`x`, with no gradient and no NaN of a masked row, which would reach what the rows share."""
+    """`x` without the gradients and NaNs of masked rows, which would reach the shared codebooks."""
     if mask is None:
         return x
     return jnp.where(mask[..., None], x, jax.lax.stop_gradient(jnp.nan_to_num(x, nan=0, posinf=0, neginf=0)))
 
 
 class Codebook(nnx.Param):
-    """Code vectors `Float[codes, dim]` learned by gradient: the variable type by which training finds them."""
+    """Code vectors `Float[codes, dim]` learned by gradient; training selects them by this variable type."""
 
 
 class RunningStatistic(nnx.Variable):
-    """A variable that `ResidualQuantizer.update_statistics` sets; no gradient and no optimizer changes it."""
+    """Variable set by `ResidualQuantizer.update_statistics` and not by gradients or optimizers."""
 
 
 class ResidualQuantizer(nnx.Module):
-    """Residual quantizer learned by gradient: add `losses.codebook` and .25 `losses.commitment`, or so, to the loss.
+    """Residual quantizer learned by gradient: add `losses.codebook` and about .25 `losses.commitment` to the loss.
 
-    With `decay` (.99) codebooks are moving averages of their inputs instead: leave out `losses.codebook` and call
-    `update_statistics` in every step. `usage` is the recent share of inputs on each code; `update_statistics` keeps it.
+    With `decay` (.99), codebooks are moving averages of their inputs instead: leave out `losses.codebook` and call
+    `update_statistics` in every step, which also updates `usage`, the recent share of inputs on each code.
     """
 
     def __init__(
@@ -230,7 +231,7 @@ class ResidualQuantizer(nnx.Module):
         key: PRNGKeyArray | None = None,
         progress: Float[Array, ""] | float = 1.0,
     ) -> ResidualCodes:
-        """Search codes, the first half of a call; `progress` is the share of training done, no `key` means no noise."""
+        """Search codes: the first half of a call. `progress` is the share of training done; without `key`, no noise."""
         usage = tuple(share[...] for share in self.usage)
         options = {"usage": usage, "mask": mask, "key": key, "progress": progress}
         static = {"assignments": self.assignments, "distance": self.distance, "path": self.path}
@@ -239,11 +240,11 @@ class ResidualQuantizer(nnx.Module):
     def quantize_found(
         self, x: Float[Array, "*b dim"], found: ResidualCodes, *, mask: Bool[Array, "*b"] | None = None
     ) -> Quantized:
-        """Quantize with codes found by `search`, the second half of a call."""
+        """Quantize with the codes found by `search`: the second half of a call."""
         return quantize_found(x, found, self._arrays(), mask=mask, path=self.path)
 
     def update_statistics(self, found: ResidualCodes, *, mask: Bool[Array, "*b"] | None = None) -> None:
-        """Move `usage` (and, with `decay`, the codebooks) towards the codes found; unchanged if no row counts."""
+        """Update `usage` and, with `decay`, the codebooks by the codes found; no change if all rows are masked."""
         decay = _USAGE_DECAY if self.decay is None else self.decay
         keep = jnp.ones(found.codes.shape[:-1], bool) if mask is None else mask
         total = jnp.maximum(keep.sum(), 1).astype(jnp.float32)
@@ -272,4 +273,4 @@ class ResidualQuantizer(nnx.Module):
             usage[...] = jnp.full_like(usage[...], 1 / len(centroids))
 
     def _arrays(self) -> tuple[Float[Array, "_ dim"], ...]:
-        return tuple(jnp.asarray(codebook[...]) for codebook in self.codebooks)  # of a trained model NumPy's
+        return tuple(jnp.asarray(codebook[...]) for codebook in self.codebooks)  # a trained model may hold NumPy arrays

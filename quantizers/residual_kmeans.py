@@ -1,4 +1,4 @@
-"""Residual k-means: the training-free sibling of `ResidualQuantizer`."""
+"""Residual k-means: a residual quantizer fitted level by level, without gradients."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class ClusterFunction(Protocol):
 
 
 class LevelClusters(NamedTuple):
-    """Codebooks, the codes assigned to the items when these were fitted, and the mean norm of each level's inputs.
+    """Codebooks, the items' codes in the fit, and the mean norm of each level's inputs.
 
-    With clusters of equal size these codes are not all the nearest, which `ResidualKMeans.encode` gives.
+    With clusters of equal size, some of these codes differ from the nearest ones of `ResidualKMeans.encode`.
     """
 
     codebooks: tuple[Float[Array, "_ dim"], ...]
@@ -50,16 +50,16 @@ class LevelClusters(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ResidualKMeans:
-    """Residual quantizer of fixed codebooks, one per level; a pytree.
+    """Residual quantizer with fixed codebooks, one per level; a pytree.
 
-    With `norms` every residual is scaled to unit norm before it is quantized, so that all levels use all of their
-    codes, however few items have large residuals; that of an item alone on its code stays 0. Decoding gives it the mean
-    norm of its level.
+    With `norms`, every residual is scaled to norm 1 before it is quantized, so that all levels use all of their codes
+    even if few items have large residuals; the residual of an item that is alone on its code stays 0. Decoding scales
+    code vectors back to the mean norm of their level.
     """
 
     codebooks: tuple[Float[Array, "_ dim"], ...]
     norms: Float[Array, " level"] | None = None
-    """Mean norms of the residuals before they were scaled; 1 for the first level, which is not."""
+    """Mean norms of the residuals before scaling; 1 for the first level, which is not scaled."""
 
     @classmethod
     def fit(
@@ -82,12 +82,12 @@ class ResidualKMeans:
     def fit_blocks(
         cls, blocks: Blocks, *, level_sizes: Sequence[int], iterations: int, passes: int, key: PRNGKeyArray
     ) -> ResidualKMeans:
-        """Fit to vectors that need not fit in memory: each call of `blocks()` gives them, in blocks of any sizes.
+        """Fit to vectors that need not fit in memory: each call of `blocks()` returns them, in blocks of any size.
 
-        Each level starts from `iterations` of k-means on a uniform sample of 128 rows per code, and is then refined by
-        `passes` exact iterations of Lloyd over all blocks, which are read `levels * (passes + 1) + 1` times at most.
-        Where the sample holds all rows this is `fit` with `iterations + passes`. Levels shrink, and errors are raised,
-        as in `cluster_levels`. Memory: the sample, one block and the codebooks.
+        Each level starts with `iterations` of k-means on a uniform sample of 128 rows per code, and is then refined by
+        `passes` exact Lloyd iterations over all blocks, which are read at most `levels * (passes + 1) + 1` times. If
+        the sample holds all rows, this equals `fit` with `iterations + passes`. Levels shrink, and errors are raised,
+        as in `cluster_levels`. Memory holds the sample, one block and the codebooks.
         """
         _check_sizes(level_sizes)
         rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
@@ -99,7 +99,7 @@ class ResidualKMeans:
             if few is not None:
                 codebooks.append(_shrunk(few, level=level, size=level_sizes[level]))
                 continue
-            # Distances lose digits far from the origin: passes see the vectors around the sample's mean.
+            # Distances lose precision far from the origin, so passes use vectors centered on the sample's mean.
             center = residuals.mean(0, keepdims=True)
             found = kmeans(residuals, num_codes=level_sizes[level], iterations=iterations, key=level_key)
             centroids = found.centroids - center
@@ -142,10 +142,12 @@ def cluster_levels(
     cluster: ClusterFunction = kmeans,
     unit_norm: bool = False,
 ) -> LevelClusters:
-    """Cluster the vectors, then what their nearest codes of each level leave of them, with `unit_norm` of norm 1.
+    """Cluster the vectors, then for each further level their residuals after the nearest codes, with `unit_norm` scaled
+    to norm 1.
 
-    A level with no more distinct vectors than codes has exactly one code for each of them, whatever `cluster` is, and
-    warns if that is fewer than asked for. Raises ValueError for no levels, no items, or naming a row not finite.
+    A level with at most as many distinct vectors as codes gets exactly one code per vector, whatever `cluster` is, and
+    warns if these are fewer codes than requested. Raises ValueError for no levels, no items, or a row that is not
+    finite.
     """
     _check_sizes(level_sizes)
     residuals = inputs = jnp.asarray(x, jnp.float32)
@@ -164,7 +166,7 @@ def cluster_levels(
         else:
             centroids = _shrunk(few, level=level, size=size)
             assigned = nearest_by_slices(inputs, centroids, distance=Distance.EUCLIDEAN)
-        # What `encode` will leave of each item; clusters of equal size leave something else.
+        # Residuals as in `encode`, after the nearest codes, which clusters of equal size may not assign.
         own = assigned
         if cluster is not kmeans:
             own = nearest_by_slices(inputs, centroids, distance=Distance.EUCLIDEAN)
@@ -177,7 +179,7 @@ def cluster_levels(
 def _few_rows(
     blocks: Iterable[Float[np.ndarray, "_ dim"]], *, at_most: int
 ) -> Float[np.ndarray, "distinct dim"] | None:
-    """Distinct rows in order of appearance; None, without reading on, as soon as there are too many."""
+    """Distinct rows in order of appearance; None as soon as there are more than `at_most`, without reading on."""
     seen: dict[bytes, None] = {}
     dim = 0
     for block in blocks:
@@ -199,7 +201,7 @@ def _shrunk(few: Float[np.ndarray, "distinct dim"], *, level: int, size: int) ->
 
 
 def _sample(blocks: Blocks, *, size: int, rng: np.random.Generator) -> Float[np.ndarray, "sample dim"]:
-    """A uniform sample of rows in their order, the same however the rows are divided into blocks."""
+    """A uniform sample of rows in their order, independent of how they are divided into blocks."""
     draws, rows, count = np.zeros(0), np.zeros((0, 0), np.float32), 0
     for block in blocks():
         _check_finite(np.asarray(np.isfinite(block).all(-1)), first=count, what="")

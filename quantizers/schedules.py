@@ -1,4 +1,4 @@
-"""A number that changes in the course of training."""
+"""Schedules of loss weights, temperatures and scales over training."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from jaxtyping import Array, Float
 
 @dataclass(frozen=True)
 class Schedule:
-    """A weight, a temperature or a scale, 0 or more, that goes linearly from `initial`, at the start of training, to
-    `value`; constant without `initial`."""
+    """A non-negative number (a weight, temperature or scale) that changes linearly from `initial` to `value` during
+    training; constant without `initial`."""
 
     value: float
     """The value at the end."""
@@ -29,11 +29,11 @@ class Schedule:
 
     @property
     def ends(self) -> tuple[float, ...]:
-        """The values at the start and at the end, one if it is constant; all others lie between them."""
+        """Values at the start and the end, or the only value if constant; all others lie between them."""
         return (self.value,) if self.initial is None else (self.initial, self.value)
 
     def __call__(self, progress: Float[Array, ""] | float) -> Float[Array, ""]:
-        """Value when the share `progress` (0 to 1) of the training is done."""
+        """Value after the share `progress` (0 to 1) of training."""
         start = self.value if self.initial is None else self.initial
         share = jnp.clip(jnp.asarray(progress, jnp.float32) / self.until, 0, 1)
         return start + share * (self.value - start)

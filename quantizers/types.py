@@ -8,7 +8,8 @@ from jaxtyping import Array, Bool, Float, Int, Integer
 
 
 class QuantizerLosses(NamedTuple):
-    """Unweighted losses: `codebook` moves codes to vectors, `commitment` vectors to codes (arXiv 1711.00937, eq. 3)."""
+    """Unweighted losses: `codebook` moves code vectors to their inputs, `commitment` inputs to their code vectors (arXiv
+    1711.00937, eq. 3)."""
 
     codebook: Float[Array, ""]
     commitment: Float[Array, ""]

@@ -19,7 +19,7 @@ from seq_models.losses import (
 from seq_models.masks import ItemMask
 from seq_models.mixture import ItemNeighbors, Mixture
 from seq_models.models import ItemModel, ModelConfig
-from seq_models.noise import GumbelNoise, noise_of
+from seq_models.noise import GumbelNoise, request_noise
 from seq_models.parallel_heads import ParallelHeads, ParallelHeadsConfig
 from seq_models.ranking import best_allowed, first_within
 from seq_models.rq_transformer import RQTransformer, RQTransformerConfig
@@ -98,7 +98,7 @@ __all__ = [
     "item_log_probs",
     "last_state",
     "linear",
-    "noise_of",
+    "request_noise",
     "softmax_cross_entropy",
     "split_key",
     "weighted_mean",

@@ -1,4 +1,4 @@
-"""Attention's mathematics: over packed rows, over the few codes of a prefix, over a history that all beams share."""
+"""Attention functions: over packed rows, over the few codes of a prefix, over a history shared by all beams."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from jaxtyping import Array, Bool, Float, Int
 
 from seq_models.sharing import HEAD_AXES, ROW_AXES, axes_spec, dividing
 
-# Queries that attend at once: the scores of longer rows are never all held.
+# Queries per block: longer rows never hold all their scores at once.
 _QUERIES = 512
-# Queries, and keys, of one step of the kernel for TPUs.
+# Queries, and keys, per step of the kernel for TPUs.
 _SPLASH_BLOCK = 256
 
 
 class KeyValue(NamedTuple):
-    """Keys and values of attention; each group of `heads / kv_heads` query heads shares one head of these."""
+    """Keys and values of attention; each group of `heads / kv_heads` query heads shares one of their heads."""
 
     keys: Float[Array, "*b kv_heads width"]
     values: Float[Array, "*b kv_heads width"]
 
 
-# Of queries from `start` to `stop` and keys up to `last`, [b, heads, stop - start, last].
+# Called with `start, stop, last`: bias of the queries from `start` to `stop` and the keys up to `last`.
 AttentionBias = Callable[[int, int, int], Float[Array, "b heads q k"]]
 Past = tuple[KeyValue, ...]  # one per level so far
 
@@ -60,25 +60,25 @@ def attend_rows(
     causal: bool,
     bias: AttentionBias | None = None,
 ) -> Float[Array, "b t heads width"]:
-    """Attention within segments; causal: to no later position. Padding sees padding, so no query is without keys.
+    """Attention within segments; causal: to no later position. Padding attends to padding, so every query has keys.
     A `bias` is added to the scores.
 
-    Rows of up to 512 positions hold all their scores. Longer ones hold those of a part, so that memory grows with the
-    length and not with its square, by what the platform that the program is lowered for has: on TPUs the splash
-    attention that JAX ships, elsewhere blocks of queries, each by cuDNN where the process has CUDA and it takes them.
-    With a bias they go by blocks everywhere.
+    Rows of up to 512 positions compute all scores at once. Longer rows compute them in parts, so that memory grows
+    linearly with the length. The platform that the program is lowered for decides how: on TPUs JAX's splash attention,
+    elsewhere blocks of queries, computed by cuDNN if the process has CUDA and cuDNN supports the shapes. With a bias,
+    blocks are used everywhere.
     """
     if q.shape[1] <= _QUERIES:
         return _attend_block(q, kv, segments, start=0, causal=causal, bias=bias)
     blocks = functools.partial(_attend_blocks, causal=causal, bias=bias)
-    if bias is not None or not isinstance(q.shape[0], int):  # nor do kernels take a symbolic size
+    if bias is not None or not isinstance(q.shape[0], int):  # the kernels take neither a bias nor a symbolic size
         return blocks(q, kv, segments)
     return jax.lax.platform_dependent(
         q,
         kv,
         segments,
         tpu=functools.partial(splash_attention, causal=causal),
-        cuda=functools.partial(blocks, implementation="cudnn") if _cudnn_takes(q) else blocks,
+        cuda=functools.partial(blocks, implementation="cudnn") if _cudnn_supports(q) else blocks,
         default=blocks,
     )
 
@@ -92,7 +92,7 @@ def _attend_blocks(
     bias: AttentionBias | None = None,
     implementation: Literal["cudnn"] | None = None,
 ) -> Array:
-    """Block by block of queries, whose scores the backward pass computes again."""
+    """Attention in blocks of queries; the backward pass computes their scores again."""
     settings: dict[str, Any] = {"causal": causal, "bias": bias, "implementation": implementation}
     blocks = [
         jax.checkpoint(functools.partial(_attend_block, start=start, **settings))(
@@ -113,7 +113,7 @@ def _attend_block(
     bias: AttentionBias | None = None,
     implementation: Literal["cudnn"] | None = None,
 ) -> Array:
-    """Queries from `start` on over all keys that any of them sees."""
+    """Attention of the queries from position `start` on over all keys that any of them sees."""
     stop = start + q.shape[1]
     last = stop if causal else segments.shape[1]
     sees = segments[:, start:stop, None] == segments[:, None, :last]
@@ -125,9 +125,9 @@ def _attend_block(
     )
 
 
-def _cudnn_takes(q: Float[Array, "b t heads width"]) -> bool:
-    """True where this process has CUDA, and the numbers, widths and lengths (even) are some that cuDNN's flash
-    attention takes with a mask."""
+def _cudnn_supports(q: Float[Array, "b t heads width"]) -> bool:
+    """True if this process has CUDA and cuDNN's flash attention with a mask supports the dtype, width and (even)
+    length."""
     fits = q.dtype.itemsize == 2 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128 and q.shape[1] % 2 == 0
     return fits and "cuda" in jax.extend.backend.get_backend().platform_version
 
@@ -140,8 +140,8 @@ def splash_attention(
     causal: bool,
     interpret: bool = False,
 ) -> Float[Array, "b t heads width"]:
-    """Attention within segments by the kernel for TPUs, each device for its rows and heads; `interpret` runs it
-    anywhere, slowly."""
+    """Attention within segments by the kernel for TPUs, each device on its own rows and heads. `interpret` runs it on
+    any device, slowly."""
     run = functools.partial(_splash, causal=causal, interpret=interpret)
     rows, heads = dividing(ROW_AXES, q.shape[0]), dividing(HEAD_AXES, kv.keys.shape[2])
     if not rows and not heads:
@@ -174,8 +174,7 @@ def _splash(q: Array, kv: KeyValue, segments: Array, *, causal: bool, interpret:
 
 
 def attend_past(q: Float[Array, "*b heads width"], past: Past) -> Float[Array, "*b heads width"]:
-    """One query over a handful of levels, by sums of products in float32: XLA fuses them, and would not fuse tiny
-    matmuls."""
+    """Attention of one query over a few levels, by float32 sums of products, which XLA fuses, unlike tiny matmuls."""
     past = _for_every_head(past, q)
     return _mix(_scores(q, past), [kv.values for kv in past]).astype(q.dtype)
 
@@ -183,11 +182,11 @@ def attend_past(q: Float[Array, "*b heads width"], past: Past) -> Float[Array, "
 def attend_history(
     q: Float[Array, "b beam heads width"], history: KeyValue, real: Bool[Array, "b t"], past: Past
 ) -> Float[Array, "b beam heads width"]:
-    """Each beam's query over the history of its user, held once for all beams, and over the beam's own past.
+    """Attention of each beam's query over its user's history, stored once for all beams, and over the beam's own past.
 
-    The result of attention over the history joins the levels of the past as one more value, scored by the logarithm
-    of its summed powers. All of it is float32: JAX rounds that logarithm to the numbers of the keys, and in bfloat16
-    the history's weight would be off by up to a tenth.
+    The result of attention over the history is treated as one more value next to the levels of the past, its score
+    being the logsumexp over the history. Everything is float32: JAX rounds that logsumexp to the dtype of the keys, and
+    in bfloat16 the weight of the history would be off by up to a tenth.
     """
     query, keys, values = (x.astype(jnp.float32) for x in (q, *history))
     read, score = jax.nn.dot_product_attention(query, keys, values, mask=real[:, None, None, :], return_residual=True)
@@ -197,7 +196,7 @@ def attend_history(
 
 
 def _for_every_head(past: Past, q: Float[Array, "*b heads width"]) -> Past:
-    """Keys and values of groups repeated for each of their heads: of a few levels, that costs nothing."""
+    """Keys and values repeated for each query head of a group: cheap for a few levels."""
     group = q.shape[-2] // past[0].keys.shape[-2]
     return past if group == 1 else jax.tree.map(lambda x: jnp.repeat(x, group, axis=-2), past)
 
@@ -214,7 +213,7 @@ def _mix(scores: Float[Array, "n *b heads"], values: list[Array]) -> Float[Array
 
 
 def gather_ancestors(past: Past, ancestors: Int[Array, "b beam level"]) -> Past:
-    """Gather each live beam's own past from the results of every step, which are of the beams that were live then."""
+    """Gather each live beam's own past from the results of every step, which are in the order of that step's beams."""
     return tuple(
         jax.tree.map(lambda kept, at=ancestors[..., step]: jax.vmap(lambda beams, i: beams[i])(kept, at), kv)
         for step, kv in enumerate(past)

@@ -1,4 +1,4 @@
-"""Backbones: what reads histories, packed into rows, by attention or by a state-space recurrence."""
+"""Backbones: they read histories, packed into rows, by attention or by a state-space recurrence."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from seq_models.conditions import TimeBias
 from seq_models.layers import Attend, Block, Mixer, TransformerConfig, dropout, fused, norm, split_key
 from seq_models.state_space import StateSpaceBlock, Within
 
-# More blocks than this are compiled as one, in a loop.
+# Deeper stacks are compiled as a loop over one block.
 _UNROLLED = 6
 
 
 @runtime_checkable
 class Backbone(Protocol):
-    """Reader of packed rows: the state at position `t` is of its own segment up to `t`."""
+    """Reader of packed rows: the state at position `t` depends on its own segment up to `t`."""
 
     config: TransformerConfig
 
@@ -33,8 +33,8 @@ class Backbone(Protocol):
         times: TimeBias | None = None,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "b t dim"]:
-        """States at every position. `segments` numbers the histories of a row from 1; 0 is padding. `times` say how
-        much the time between items counts. With a key: with dropout."""
+        """States at every position. `segments` numbers the histories of a row from 1; 0 is padding. `times` is a bias
+        by the time between items. Dropout is applied if there is a key."""
         ...
 
 
@@ -44,7 +44,7 @@ def build_backbone(config: TransformerConfig, *, rngs: nnx.Rngs) -> Backbone:
 
 
 class Stack(nnx.Module):
-    """Blocks of one kind, one after another: dropout before the first, a norm behind the last."""
+    """Stack of blocks of one kind, with dropout before the first and a norm after the last."""
 
     def __init__(self, config: TransformerConfig, block: type[Any], *, rngs: nnx.Rngs) -> None:
         self.config = config
@@ -54,12 +54,12 @@ class Stack(nnx.Module):
     def begin(
         self, x: Float[Array, "b t dim"], key: Key[Array, ""] | None
     ) -> tuple[Float[Array, "b t dim"], list[Key[Array, ""] | None]]:
-        """The input of the first block, and the keys of all."""
+        """The input of the first block, and the dropout keys of all blocks."""
         input_key, *keys = split_key(key, len(self.blocks) + 1)
         return dropout(x.astype(self.config.dtype.value), self.config.rate, input_key), keys
 
     def run(self, x: Float[Array, "b t dim"], context: Any, keys: list[Any]) -> tuple[Array, tuple]:
-        """The states, and what each block keeps; `context` is what all blocks read next to the states."""
+        """The states, and the second result of each block; `context` is an input of all blocks besides the states."""
         run = self._scanned if len(self.blocks) > _UNROLLED else self._unrolled
         x, kept = run(x, context, keys)
         return self.norm(x), kept
@@ -72,7 +72,7 @@ class Stack(nnx.Module):
         return x, tuple(kept)
 
     def _scanned(self, x: Array, context: Any, keys: list[Any]) -> tuple[Array, tuple]:
-        """The same by a loop over the blocks' parameters, stacked in the step alone: one block is compiled."""
+        """`_unrolled` as a scan, so that one block is compiled; the blocks' parameters are stacked for this call."""
         graph, *_ = nnx.split(self.blocks[0])
         states = [nnx.split(block)[1] for block in self.blocks]
         stacked = jax.tree.map(lambda *layers: jnp.stack(layers), *zip(states, keys, strict=True))
@@ -87,8 +87,8 @@ class Stack(nnx.Module):
 
 
 class Transformer(Stack):
-    """Blocks of attention: position `t` sees its own segment; causal: no later position of it. Without `rotary` it
-    knows no positions but by that.
+    """Stack of attention blocks: a position sees its own segment, if `causal` only up to itself. Without `rotary`
+    embeddings, causality is the only information on positions.
 
     Raises ValueError for a config of another mixer.
     """
@@ -110,7 +110,7 @@ class Transformer(Stack):
         times: TimeBias | None = None,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "b t dim"]:
-        """States at every position; the bias by `times` is added to the scores of attention in every block."""
+        """States at every position; the bias by `times` is added to the attention scores of every block."""
         return self.read(x, segments, times=times, key=key)[0]
 
     def read(
@@ -133,9 +133,9 @@ class Transformer(Stack):
 def attend_within(
     segments: Int[Array, "b t"], *, causal: bool, rotary: int | None = None, bias: AttentionBias | None = None
 ) -> Attend:
-    """Attention of packed rows; keeps the rotated keys. A `bias` is added to the scores.
+    """Attention function for packed rows, which also returns the rotated keys. A `bias` is added to the scores.
 
-    The first `rotary` numbers of a head (None: all; 0: none) are rotated by positions within segments.
+    The first `rotary` dimensions of a head (None: all; 0: none) are rotated by positions within segments.
     """
     positions = segment_positions(segments)
 
@@ -152,7 +152,7 @@ def attend_within(
 
 
 class Related(NamedTuple):
-    """Attention, and the user of each position, which blocks with a relation term read."""
+    """Attention function with the user vector of each position, for blocks with a relation term."""
 
     attend: Attend
     users: Float[Array, "b t dim"]
@@ -166,7 +166,8 @@ class RelationBlock(Block):
     """A block whose attention has MMGRec's relation term (arXiv 2404.16555): scores
     `(q k + (s_q q') (s_k k')) / sqrt(width)` and values `v + s_v v'`, with scales `s` that are linear in the user.
 
-    The user is the mean of the history that a position sees, so that new ones are served; there, a learned vector.
+    The user vector is the mean of the history that a position sees, so that new users have one; in MMGRec, it is
+    learned.
     """
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs) -> None:
@@ -177,7 +178,7 @@ class RelationBlock(Block):
         self.scale_qkv = fused(config, config.dim, outputs, rngs)
 
     def mix(self, x: Array, attend: Any, key: Key[Array, ""] | None) -> tuple[Array, KeyValue]:
-        """The first half, both products of a head as one of twice its width."""
+        """The first half of the block. Both products of a head are one product of twice the width."""
         normed = self.norm_attention(x)
         q, (keys, values) = self.attention.project(normed)
         related = self.relation_qkv(normed) * self.scale_qkv(attend.users)
@@ -194,7 +195,7 @@ class RelationBlock(Block):
 def _means(
     x: Float[Array, "b t dim"], segments: Int[Array, "b t"], *, causal: bool, heads: int
 ) -> Float[Array, "b t dim"]:
-    """Means of what each position sees of its segment: attention to all of it alike."""
+    """Mean of what each position sees of its segment, by attention with equal weights."""
     values = x.reshape(*x.shape[:2], heads, -1)
     nothing = jnp.zeros_like(values)
     return attend_rows(nothing, KeyValue(nothing, values), segments, causal=causal).reshape(x.shape)

@@ -1,4 +1,4 @@
-"""Generators of codes: items embedded by their codes, logits of a level's codes, and losses and search from these."""
+"""Base of the generators of codes: embeddings of items by their codes, logits per level, losses and search."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ from seq_models.types import (
     TrainingBatch,
 )
 
-# Folded into a step's key, for the sequences that are left out: the key's other uses stay what they are.
+# Folded into a step's key to draw dropped sequences without changing its other uses.
 _DROP_SEQUENCES = 0x5E_05
-# Leaves that a pass over the whole catalogue scores at once: their logits stay in cache.
+# Leaves per block when the whole catalogue is scored: their logits fit into a CPU's cache.
 _LEAVES = 512
 
 
@@ -51,9 +51,9 @@ class CodeConfig(ModelConfig):
     backbone: TransformerConfig = TransformerConfig(dropout=None)
     """Reads the history."""
     tied_heads: bool = True
-    """Score a level's codes by the embeddings that the input uses; if not, by tables of their own."""
+    """Score a level's codes with the input's embeddings; if not, with separate tables."""
     id_embedding: bool = False
-    """Add a learned embedding of the item's row to the input. A hybrid: it knows nothing of new items."""
+    """Add a learned embedding of the item's row to the input. A hybrid: items added later have none."""
 
     @property
     def has_item_embeddings(self) -> bool:
@@ -68,13 +68,13 @@ class CodeConfig(ModelConfig):
 class CodeModel(ItemModel):
     """A model of the next item's codes, level by level, given a history of items.
 
-    A family adds its layers and three ways to compute logits: all levels at once, given the target (`decode`), and one
-    level at a time for the beams of a search (`encode_history`, `init_cache`, `decode_step`). Losses, search and exact
-    scores follow from these.
+    A family adds its layers and computes logits in two ways: of all levels at once, given the target (`decode`), and of
+    one level at a time for the beams of a search (`encode_history`, `init_cache`, `decode_step`). Losses, search and
+    exact scores are built on these.
     """
 
     sequences: SequenceEncoder | None = None
-    """Embeddings of further code sequences of the items; None: it reads none."""
+    """Embeddings of the items' further code sequences; None: it reads none."""
 
     def __init__(
         self, config: CodeConfig, *, level_sizes: tuple[int, ...], num_features: int, num_items: int, rngs: nnx.Rngs
@@ -89,29 +89,30 @@ class CodeModel(ItemModel):
         self.ids = embedding(num_items, dim, rngs) if config.id_embedding else None
 
     def add_conditions(self, sizes: ConditionSizes, *, rngs: nnx.Rngs) -> None:
-        """Let the model know conditions. Raises ValueError for ones by FiLM where items have no state of their own."""
+        """Add support of conditions. Raises ValueError for FiLM, a bias by time or an event head if the family does not
+        decode an item from one state."""
         if sizes.film and not self.config.decodes_from_state:
-            raise ValueError(f"FiLM needs one state that an item is decoded from, which {self.config.title} has not")
+            raise ValueError(f"FiLM needs one state that an item is decoded from, which {self.config.title} lacks")
         if sizes.time_bias and not self.config.decodes_from_state:
             raise ValueError(f"a bias by time is between items, and {self.config.title} attends to codes")
         if sizes.head and not self.config.decodes_from_state:
             raise ValueError(
-                f"events are read from one state that an item is decoded from, which {self.config.title} has not"
+                f"an event head needs one state that an item is decoded from, which {self.config.title} lacks"
             )
         self.conditioning = ConditionEncoder(sizes, self.config.backbone, rngs=rngs)
         if sizes.head:
             self.event_head = EventHead(sizes.head, self.config.backbone, rngs=rngs)
 
     def add_sequences(self, sizes: SequenceSizes, *, rngs: nnx.Rngs) -> None:
-        """Let the model read further code sequences of its items."""
+        """Add further code sequences of the items as inputs."""
         self.sequences = SequenceEncoder(sizes, self.config.backbone.dim, rngs=rngs)
 
     def add_state_head(self, width: int, *, rngs: nnx.Rngs) -> None:
-        """Let training pull states to vectors of the items."""
+        """Add the head of `state_terms`, for item vectors of `width` dimensions."""
         self.state_head = nnx.Linear(self.config.backbone.dim, width, rngs=rngs)
 
     def add_heads(self, rngs: nnx.Rngs) -> None:
-        """Add the output side; apart from the input side, so that a model's own layers may be drawn between them."""
+        """Add the output tables. Separate from `__init__`, so that families initialize their own layers before them."""
         self.heads = None if self.config.tied_heads else self._new_tables(rngs)
         self.biases = nnx.List([nnx.Param(jnp.zeros((size,))) for size in self.level_sizes])
 
@@ -129,12 +130,12 @@ class CodeModel(ItemModel):
     ) -> Decoded:
         """Logits of every level given the codes before it; `*n` is `b t`, or `b` for SINGLE.
 
-        With a key, as in training: with dropout. Logits at positions without a target are undefined.
+        Dropout is applied if there is a key. Logits at positions without a target are undefined.
         """
 
     @abc.abstractmethod
     def encode_history(self, inputs: Inputs, segments: Int[Array, "b t"]) -> Context:
-        """The context of a search, of rows with one history each."""
+        """The context of a search, from rows with one history each."""
 
     @abc.abstractmethod
     def init_cache(self, context: Context) -> Cache:
@@ -155,8 +156,8 @@ class CodeModel(ItemModel):
         smoothing: float = 0.0,
         key: Key[Array, ""] | None = None,
     ) -> dict[str, Float[Array, "..."]]:
-        """Cross-entropy of each level's code (`loss/level`), of a teacher's codes (`loss/distillation`, summed) and of
-        the targets' vectors given states (`loss/state`)."""
+        """Cross-entropy of each level's code (`loss/level`), with a teacher that of its codes, summed over levels
+        (`loss/distillation`), and the terms of `state_terms`."""
         inputs, codes = self.training_inputs(tables, batch, key), batch.target_codes(tables)
         logits, states = self.decode(inputs, batch.segments, codes, key=key)
         terms = code_loss_terms(logits, tables, batch, trie=trie, smoothing=smoothing)
@@ -183,7 +184,7 @@ class CodeModel(ItemModel):
         softmax_over: SoftmaxOver,
         mixture: Mixture | None = None,
     ) -> TopK:
-        """The k best items that a beam search finds; those that limits leave room for are the first of its beams'."""
+        """The k best items that a beam search finds; with limits, the first k of the beams' items within them."""
         trie, mask, masses, denied = _required(trie), None, None, requests.denied
         steps = self._steps(tables, requests)
         terms = self._terms(steps, mixture, requests, tables, trie, softmax_over)
@@ -216,13 +217,15 @@ class CodeModel(ItemModel):
         softmax_over: SoftmaxOver,
         mixture: Mixture | None = None,
     ) -> Float[Array, "b n"]:
-        """Exact log-probabilities: without a mixture or boosts, of the items' codes."""
+        """Exact log-probabilities of the items' codes or, with a mixture or boosts, of the items."""
         steps = self._steps(tables, requests)
-        every = jnp.broadcast_to(rows[None], (requests.history.shape[0], len(rows)))
+        rows_per_user = jnp.broadcast_to(rows[None], (requests.history.shape[0], len(rows)))
         terms = self._terms(steps, mixture, requests, tables, trie, softmax_over)
         if terms is None:
-            return item_log_probs(*steps, tables.codes[every], trie=trie, softmax_over=softmax_over)
-        return terms.of_items(_shares(steps, tables, _required(trie), softmax_over, every), every)
+            return item_log_probs(*steps, tables.codes[rows_per_user], trie=trie, softmax_over=softmax_over)
+        return terms.item_log_probs(
+            _item_shares(steps, tables, _required(trie), softmax_over, rows_per_user), rows_per_user
+        )
 
     def catalog_log_probs(
         self,
@@ -234,7 +237,7 @@ class CodeModel(ItemModel):
         softmax_over: SoftmaxOver,
         mixture: Mixture | None = None,
     ) -> Float[Array, "b items"]:
-        """Exact log-probabilities of all items: each prefix of codes is computed once for all items behind it."""
+        """Exact log-probabilities of all items: each prefix of codes is computed once for all items that share it."""
         trie = _required(trie)
         if blocks is None:
             raise ValueError("a pass over all items needs the blocks of the trie: pass leaf_blocks(trie)")
@@ -250,11 +253,11 @@ class CodeModel(ItemModel):
         return mixed_catalog(log_probs, mixture, requests, tables, dense)
 
     def leaf_blocks(self, trie: CodeTrie | None) -> LeafBlocks | None:
-        """Blocks whose logits stay in cache."""
+        """Blocks of leaves whose logits fit into a CPU's cache."""
         return LeafBlocks.from_trie(_required(trie), _LEAVES)
 
     def _steps(self, tables: ItemTables, requests: RequestBatch) -> tuple[Step, Cache]:
-        """The step function of a search over these histories, and its first cache."""
+        """The step function of a search for these requests, and its initial cache."""
         context = self.encode_history(requests.inputs(tables), requests.segments)
         return functools.partial(self.decode_step, context), self.init_cache(context)
 
@@ -267,15 +270,15 @@ class CodeModel(ItemModel):
         trie: CodeTrie | None,
         softmax_over: SoftmaxOver,
     ) -> MixtureTerms | None:
-        """Changes that a mixture, boosts or a dense head make to the items of these requests; None: there are none."""
+        """Changes by a mixture, boosts or a dense head to the probabilities of items; None: there are none."""
         dense = self.dense_items(mixture, requests, tables)
         if not is_mixed(mixture, requests, dense):
             return None
-        score = functools.partial(_shares, steps, tables, _required(trie), softmax_over)
+        score = functools.partial(_item_shares, steps, tables, _required(trie), softmax_over)
         return MixtureTerms.from_requests(mixture, requests, tables, score=score, dense=dense)
 
     def dense_items(self, mixture: Mixture | None, requests: RequestBatch, tables: ItemTables) -> ItemShares | None:
-        """The items of a dense head with their shares in the model's distribution; None: it has no such head."""
+        """Items of a dense head with their shares of the model's distribution; None: there is no such head."""
         return None
 
     def item_states(self, inputs: Inputs) -> Float[Array, "b t dim"]:
@@ -283,8 +286,8 @@ class CodeModel(ItemModel):
         return self._with_others(functools.reduce(jnp.add, self._embedded(inputs)), inputs)
 
     def token_states(self, inputs: Inputs) -> Float[Array, "b tokens dim"]:
-        """One position per code, `t * levels` of them. An item's other inputs are added at its last code alone: the
-        codes before it are what its own later codes are predicted from."""
+        """One position per code, `t * levels` in total. An item's other inputs are added only at its last code, since
+        its later codes are predicted from the positions before and must not see them."""
         *first, last = self._embedded(inputs)
         tokens = jnp.stack([*first, self._with_others(last, inputs)], axis=2)
         return tokens.reshape(tokens.shape[0], -1, tokens.shape[-1])
@@ -292,7 +295,7 @@ class CodeModel(ItemModel):
     def _embedded(self, inputs: Inputs) -> list[Float[Array, "b t dim"]]:
         if inputs.mixtures is None:
             return [table(inputs.codes[..., level]) for level, table in enumerate(self.tables)]
-        # At full precision, so that the mixture of one code is its row of the table.
+        # Full precision, so that a mixture of a single code gives exactly its row of the table.
         mean = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
         levels = zip(inputs.mixtures, self.tables, strict=True)
         return [mean(mixture, table.embedding[...]) for mixture, table in levels]
@@ -322,7 +325,7 @@ def code_loss_terms(
     trie: CodeTrie | None,
     smoothing: float,
 ) -> dict[str, Float[Array, "..."]]:
-    """The terms of teacher-forced logits: `loss/level` and, with a teacher, `loss/distillation`."""
+    """Loss terms of teacher-forced logits: `loss/level` and, with a teacher, `loss/distillation`."""
     codes, weights = batch.target_codes(tables), batch.weights
     if trie is None:
         levels = code_cross_entropy(logits, codes, weights, smoothing=smoothing)
@@ -331,20 +334,18 @@ def code_loss_terms(
     if batch.teacher is None:
         return {"loss/level": levels}
     rows, scores = batch.teacher
-    of_teacher = distillation(
-        logits, codes, weights, teacher_codes=tables.codes[rows], teacher_scores=scores, trie=trie
-    )
-    return {"loss/level": levels, "loss/distillation": of_teacher.sum()}
+    taught = distillation(logits, codes, weights, teacher_codes=tables.codes[rows], teacher_scores=scores, trie=trie)
+    return {"loss/level": levels, "loss/distillation": taught.sum()}
 
 
-def _shares(
+def _item_shares(
     steps: tuple[Step, Cache],
     tables: ItemTables,
     trie: CodeTrie,
     softmax_over: SoftmaxOver,
     rows: Int[Array, "b n"],
 ) -> Float[Array, "b n"]:
-    """Log-probabilities of items, of which those of one leaf have equal shares; -inf of rows that are none."""
+    """Log-probabilities of items, each an equal share of its leaf's; -inf for rows that are not in the trie."""
     (*_, leaves, _), found = trie.members_of_items(rows, tables.codes)
     leaf = item_log_probs(*steps, tables.codes[rows], trie=trie, softmax_over=softmax_over)
     return jnp.where(found, leaf - jnp.log(trie.leaf_counts(leaves).astype(jnp.float32)), -jnp.inf)

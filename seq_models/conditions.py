@@ -1,9 +1,9 @@
-"""Conditions on the next item: inputs of a position next to the item that the position holds.
+"""Conditions on the next item: additional inputs of the positions of a history.
 
-Position `t` of a row carries the condition of item `t + 1`: of the training data what that item was (its event, its
-group, a text of it), of a request what is wanted. Each part is embedded and either added to what the position reads or
-scales and shifts the state that the next item is decoded from (FiLM, Perez et al., AAAI 2018). Training leaves parts
-out at random, so that "any" is learned too. All embeddings begin at zero: a fresh model is the unconditioned one.
+Position `t` of a row carries the condition on item `t + 1`: in training what that item was (its event, its group, its
+text), in a request what is asked for. Each part is embedded and either added to the input of the position, or scales
+and shifts the state from which the next item is decoded (FiLM, Perez et al., AAAI 2018). Training drops parts at
+random, so that "any" is learned, too. All embeddings are initialized to zero: a new model ignores conditions.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from seq_models.layers import TransformerConfig, dropout, norm
 
-# Buckets of seconds: binary digits of 32-bit numbers.
+# Number of buckets of seconds: one per binary digit of a 32-bit number.
 _GAPS = 31
 
 
 class Conditions(NamedTuple):
     """Conditions on the items that follow, one per position or per request; a part that is None is "any" everywhere.
 
-    Events and groups are numbered from 1, 0 being any; the vector of any text is zero.
+    Events and groups are numbered from 1, with 0 for "any"; a zero vector stands for any text.
     """
 
     event: Int[Any, "*n"] | None = None
@@ -35,59 +35,59 @@ class Conditions(NamedTuple):
 
 
 class Times(NamedTuple):
-    """Times of the positions of rows of histories, numbered by `segments`: seconds since any moment of each history, -1
-    where they are not known."""
+    """Times of the positions of histories, which `segments` numbers: seconds since any fixed moment per history, -1 if
+    unknown."""
 
     seconds: Int[Any, "b t"]
     segments: Int[Any, "b t"]
 
     def gaps(self) -> Int[Array, "b t"]:
-        """Buckets of the seconds since the item before (`gap_buckets`), 0 of each history's first."""
+        """Buckets of the seconds since the item before (`gap_buckets`); 0 for the first item of a history."""
         before, same = jnp.roll(self.seconds, 1, axis=1), self.segments == jnp.roll(self.segments, 1, axis=1)
         later = jnp.arange(self.seconds.shape[1])[None] > 0
         return gap_buckets(self.seconds, jnp.where(same & later, before, -1))
 
 
 class TimeBias(NamedTuple):
-    """Bias of attention by the time between items: a number per head and bucket of the seconds (`gap_buckets`)."""
+    """Bias of attention by the time between items: a number per head and bucket of seconds (`gap_buckets`)."""
 
     table: Float[Array, "buckets heads"]
     times: Times
 
     def between(self, start: int, stop: int, last: int) -> Float[Array, "b heads q k"]:
-        """Of the items from `start` to `stop` and those up to `last`, to be added to the scores of attention."""
+        """Bias of attention scores between queries from `start` to `stop` and keys up to `last`."""
         seconds = self.times.seconds
         gaps = gap_buckets(seconds[:, start:stop, None], seconds[:, None, :last])
         return jnp.moveaxis(self.table[gaps], -1, 1)
 
     def before(self) -> Float[Array, "b t heads"]:
-        """Of each item and the one before it in its history; 0 where the time between them is not known."""
+        """Bias between each item and the one before it in its history; 0 if the time between them is unknown."""
         gaps = self.times.gaps()
         return jnp.where(gaps[..., None] > 0, self.table[gaps], 0.0)
 
 
 @dataclass(frozen=True)
 class ConditionSizes:
-    """Numbers of events and groups, and width of texts, that a model's conditions may have; 0: no such condition."""
+    """Sizes of a model's conditions: numbers of events and groups, width of texts; 0: no such condition."""
 
     event: int = 0
-    """Events that the next item may be asked for."""
+    """Number of events as conditions on the next item."""
     group: int = 0
-    """Groups of items that it may be asked from."""
+    """Number of groups as conditions on the next item."""
     text: int = 0
     """Dimensions of a text's vector."""
     inputs: int = 0
-    """Events of the history's items, which are inputs and no conditions."""
+    """Number of events as inputs of the history's items."""
     film: bool = False
     """Conditions scale and shift the state before the next item is decoded, instead of being added to the input."""
     drop: float = 0.1
-    """Share of the conditions that training leaves out."""
+    """Share of the conditions that training drops."""
     head: int = 0
-    """Events whose probabilities, given item and history, are learned; 0: none are."""
+    """Number of events whose probabilities, given item and history, are learned."""
     time_inputs: bool = False
     """The time since the item before is an input."""
     time_bias: bool = False
-    """Attention has a bias by the time between two items; in a state-space backbone it changes what is kept."""
+    """Attention has a bias by the time between two items; in a state-space backbone it changes the decay."""
 
     def __post_init__(self) -> None:
         if min(self.event, self.group, self.text, self.inputs, self.head) < 0 or not 0 <= self.drop < 1:
@@ -113,7 +113,7 @@ class ConditionEncoder(nnx.Module):
 
     @property
     def reads_event(self) -> bool:
-        """States of the history know the next item's event where that is asked for: it is added to the input."""
+        """True if states depend on the next item's event as a condition: it is added to the input."""
         return self.event is not None and not self.sizes.film
 
     def add_to_input(
@@ -124,8 +124,8 @@ class ConditionEncoder(nnx.Module):
         *,
         times: Times | None = None,
     ) -> Float[Array, "b t dim"]:
-        """Inputs of positions, with the events of their items, the times since the items before and, unless these
-        modulate states, the conditions."""
+        """Add to the inputs `x` of positions the events of their items, the times since the items before and, unless
+        they modulate states, the conditions."""
         if self.inputs is not None:
             x = x + _lookup(self.inputs, events, x).astype(x.dtype)
         if self.gaps is not None:
@@ -134,7 +134,7 @@ class ConditionEncoder(nnx.Module):
         return x if encoded is None else x + encoded.astype(x.dtype)
 
     def modulate(self, states: Float[Array, "b t dim"], conditions: Conditions | None) -> Float[Array, "b t dim"]:
-        """States scaled and shifted by the conditions where these are FiLM; otherwise as they are."""
+        """States scaled and shifted by the conditions if these are FiLM, else unchanged."""
         film = self._encode(states, conditions) if self.sizes.film else None
         if film is None:
             return states
@@ -142,13 +142,12 @@ class ConditionEncoder(nnx.Module):
         return states * (1 + scale).astype(states.dtype) + shift.astype(states.dtype)
 
     def time_bias(self, times: Times | None) -> TimeBias | None:
-        """The bias by the times between items, one table for all blocks; None: there is none, as where no time is
-        known."""
+        """The bias by the times between items, one table for all blocks; None if there is none or no time is known."""
         return None if self.bias is None or times is None else TimeBias(self.bias.embedding[...], times)
 
     def drop_times(self, times: Times | None, key: Key[Array, ""] | None) -> Times | None:
-        """Times of a training step, if the model reads any, with a share `drop` of the rows unknown; without a key as
-        they are."""
+        """Times of a training step, if the model reads them, made unknown in a share `drop` of the rows; without a key
+        unchanged."""
         if self.gaps is None and self.bias is None:
             return None
         if times is None or key is None or not self.sizes.drop:
@@ -159,11 +158,11 @@ class ConditionEncoder(nnx.Module):
     def drop(
         self, events: Int[Array, "b t"] | None, conditions: Conditions, key: Key[Array, ""] | None
     ) -> tuple[Int[Array, "b t"] | None, Conditions]:
-        """Events and conditions of a training step, some of them unknown. Without a key as they are.
+        """Events and conditions of a training step, some of them dropped. Without a key, all are kept.
 
-        A share `drop` of the positions has no condition: half of it whole rows, half single positions. The others have
-        any of the sets of parts that the model knows, all sets alike, so that each part is learned without the others.
-        Of the events, a share `drop` is left out in the same way.
+        A share `drop` of the positions loses its condition: half of it in whole rows, half at single positions. Each
+        other position keeps a random subset of the parts that the model supports, drawn uniformly, so that each part is
+        learned without the others. Of the events, a share `drop` is dropped in the same way.
         """
         if key is None or not self.sizes.drop:
             return events, conditions
@@ -182,7 +181,7 @@ class ConditionEncoder(nnx.Module):
         return events, Conditions(*(None if x is None else left.pop(0) for x in parts))
 
     def _encode(self, x: Float[Array, "b t dim"], conditions: Conditions | None) -> Float[Array, "b t width"] | None:
-        """The sum of the embeddings of all parts, for positions as `x` has them; None: the model knows none."""
+        """Sum of the embeddings of all parts, for the positions of `x`; None if the model supports none."""
         event, group, text = Conditions() if conditions is None else conditions
         parts: list[Array] = []
         if self.event is not None:
@@ -195,10 +194,10 @@ class ConditionEncoder(nnx.Module):
 
 
 def gap_buckets(times: Int[Array, "*#n"], others: Int[Array, "*#n"]) -> Int[Array, "*n"]:
-    """Buckets of the seconds between two times of one history, by powers of two, from 1; 0 where one is unknown (-1).
+    """Buckets of the seconds between two times of a history, by powers of two, from 1; 0 if one is unknown (-1).
 
-    Bucket `n` holds from 2^(n-1) - 1 to 2^n - 2 seconds: the binary digits of the seconds and one. HSTU (arXiv
-    2402.17152, section 3.1) and TiSASRec (WSDM 2020) give attention such times.
+    Bucket `n` holds from 2^(n-1) - 1 to 2^n - 2 seconds: n is the number of binary digits of the seconds plus one. HSTU
+    (arXiv 2402.17152, section 3.1) and TiSASRec (WSDM 2020) use such times in attention.
     """
     seconds = jnp.abs(times - others)
     digits = 32 - jax.lax.clz(jnp.minimum(seconds, jnp.iinfo(jnp.int32).max - 1) + 1)
@@ -206,11 +205,11 @@ def gap_buckets(times: Int[Array, "*#n"], others: Int[Array, "*#n"]) -> Int[Arra
 
 
 class EventHead(nnx.Module):
-    """Logits of the events of an item, from the state after the history, its embedding and the product of the two.
+    """Logits of the events of an item, from the state after the history, the item's embedding and their product.
 
-    With the probability of the item they give that of item and event (ESMM, Ma et al., SIGIR 2018, eq. 1, for codes):
-    p(item, event | history) = p(item | history) p(event | item, history). The product says whether the item suits the
-    history, as its own probability does. At first all events are alike.
+    With the item's probability they give that of item and event (ESMM, Ma et al., SIGIR 2018, eq. 1, for codes):
+    p(item, event | history) = p(item | history) p(event | item, history). The elementwise product tells how well the
+    item fits the history. A new head gives all events the same probability.
     """
 
     def __init__(self, size: int, config: TransformerConfig, *, rngs: nnx.Rngs) -> None:
@@ -222,20 +221,20 @@ class EventHead(nnx.Module):
     def __call__(
         self, states: Float[Array, "*n dim"], items: Float[Array, "*n dim"], *, key: Key[Array, ""] | None = None
     ) -> Float[Array, "*n event"]:
-        """Logits, of states after histories and embeddings of the items that followed. With a key: with dropout."""
+        """Logits from states after histories and embeddings of the items that followed. Dropout needs a key."""
         state, item = self.state_norm(states.astype(jnp.float32)), self.item_norm(items.astype(jnp.float32))
         x = dropout(jnp.concatenate([state, item, state * item], axis=-1), self.rate, key)
         return self.out(jax.nn.silu(self.hidden(x)))
 
 
 class TextProjection(nnx.Module):
-    """Projection of a text's vector to the width of an embedding, and the embedding of any text."""
+    """Projection of a text's vector to the width of an embedding, and an embedding for "any text"."""
 
     def __init__(self, size: int, width: int) -> None:
         self.matrix, self.any = nnx.Param(jnp.zeros((size, width))), nnx.Param(jnp.zeros(width))
 
     def __call__(self, text: Float[Array, "b t text"] | None, x: Float[Array, "b t dim"]) -> Float[Array, "b t width"]:
-        """Embeddings at positions, as `x` has them."""
+        """Embeddings at the positions of `x`."""
         anything = jnp.broadcast_to(self.any[...][None, None], (*x.shape[:2], self.any.shape[0]))
         if text is None:
             return anything
@@ -257,9 +256,10 @@ def _where(kept: Bool[Array, "b t"], x: Array) -> Array:
 
 
 def after_histories(own: Conditions, last: Conditions, segments: Int[Array, "b t"]) -> Conditions:
-    """Conditions at every position of rows with one history each, from those that its items met and the next one's.
+    """Conditions at every position of rows with one history each.
 
-    `own` are the items' own: position `t` carries those of item `t + 1`. The last item's carries `last`, one per row.
+    `own` are the conditions that the items meet: position `t` carries those of item `t + 1`. The position of the last
+    item carries `last`, the conditions on the next item, one per row.
     """
     if all(part is None for part in (*own, *last)):
         return own

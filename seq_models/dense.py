@@ -23,9 +23,9 @@ from seq_models.types import ItemTables, Layout, RequestBatch, SoftmaxOver, TopK
 
 @dataclass(frozen=True)
 class DenseConfig(ModelConfig):
-    """SASRec, dense and without codes: the baseline, the teacher, and good where no items come between trainings.
+    """SASRec, dense and without codes: the baseline, the teacher, and good if no items are added between trainings.
 
-    The item vectors are learned by id, and are the output matrix as well.
+    Item vectors are learned by id and serve as the output matrix, too.
     """
 
     name: ClassVar[str] = "sasrec"
@@ -33,12 +33,12 @@ class DenseConfig(ModelConfig):
     has_codes: ClassVar[bool] = False
 
     backbone: TransformerConfig = TransformerConfig(dropout=0.3)
-    # "later": stored configs leave these out at their defaults.
+    # "later": added after configs were stored, which omit these fields at their defaults.
     widths: tuple[int, ...] = field(default=(), metadata={"later": True})
-    """Numbers of states and item vectors by whose first ones alone items can be ranked as well: the loss is summed over
-    these widths and the full one (fMRLRec)."""
+    """Numbers of leading dimensions that can rank items alone: the loss is summed over these widths and the full one
+    (fMRLRec)."""
     width: int | None = field(default=None, metadata={"later": True})
-    """The first numbers by which items are ranked, one of widths or all; none given: all. Chosen after training."""
+    """Number of leading dimensions that rank items: one of widths, or None for all. Chosen after training."""
 
     def __post_init__(self) -> None:
         for width in self.widths:
@@ -50,7 +50,7 @@ class DenseConfig(ModelConfig):
 
     @property
     def has_item_embeddings(self) -> bool:
-        """True: a vector per item is all it has."""
+        """True: it represents items by learned vectors."""
         return True
 
     def build(
@@ -60,14 +60,14 @@ class DenseConfig(ModelConfig):
         return DenseTransformer(self, num_items=num_items, num_features=num_features, rngs=rngs)
 
     def label(self, *, num_features: int) -> str:
-        """Set apart where content vectors are added to the ids."""
+        """The family's name, marked if content vectors are added to the ids."""
         return f"{self.name}-content" if num_features else self.name
 
 
 class DenseTransformer(ItemModel):
     """Scores every item as the next one by the inner product of its vector with the history's state.
 
-    An item's vector is a learned embedding, plus a projection of its dense input where there is one.
+    An item's vector is a learned embedding, plus a projection of its dense input if there is one.
     """
 
     layout = Layout.PACKED
@@ -80,7 +80,7 @@ class DenseTransformer(ItemModel):
         self.backbone = build_backbone(config.backbone, rngs=rngs)
 
     def vectors(self, features: Float[Array, "items feature"] | None) -> Float[Array, "items dim"]:
-        """The vector of every item."""
+        """Vectors of all items."""
         table = self.ids.embedding[...]
         return table if self.project is None or features is None else table + self.project(features).astype(table.dtype)
 
@@ -95,7 +95,7 @@ class DenseTransformer(ItemModel):
         times: Times | None = None,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "b t dim"]:
-        """States of histories of item rows, in the dtype in which they are multiplied with the vectors."""
+        """States after histories of item rows, in the dtype of the product with item vectors."""
         inputs: dict[str, Any] = {"events": events, "conditions": conditions, "times": times}
         states = self.history_states(vectors, history, segments, **inputs, key=key)
         return self._queries(states, conditions)
@@ -119,7 +119,7 @@ class DenseTransformer(ItemModel):
         return self.backbone(x, segments, times=bias, key=key)
 
     def _queries(self, states: Float[Array, "b t dim"], conditions: Conditions | None) -> Float[Array, "b t dim"]:
-        return self.asked(states, conditions).astype(self.dtype.value)
+        return self.modulated(states, conditions).astype(self.dtype.value)
 
     def scores(
         self,
@@ -131,22 +131,22 @@ class DenseTransformer(ItemModel):
         conditions: Conditions | None = None,
         times: Times | None = None,
     ) -> Float[Array, "b items"]:
-        """Logits of every item after the history of each row, padded on either side."""
+        """Logits of every item after the history in each row, which may be padded on either side."""
         states = self.states(vectors, history, segments, events=events, conditions=conditions, times=times)
         return products(self.ranked_by(last_state(states, segments)), self.ranked_by(vectors), self.dtype)
 
     def ranked_by(self, x: Float[Array, "*n dim"]) -> Float[Array, "*n width"]:
-        """The numbers of states and vectors whose inner products rank items."""
+        """The leading dimensions of states or vectors whose inner products rank items."""
         return x if self.width is None else x[..., : self.width]
 
     def add_conditions(self, sizes: ConditionSizes, *, rngs: nnx.Rngs) -> None:
-        """Let the model know conditions."""
+        """Add support of conditions."""
         self.conditioning = ConditionEncoder(sizes, self.backbone.config, rngs=rngs)
         if sizes.head:
             self.event_head = EventHead(sizes.head, self.backbone.config, rngs=rngs)
 
     def add_state_head(self, width: int, *, rngs: nnx.Rngs) -> None:
-        """Let training pull states to vectors of the items."""
+        """Add the head of `state_terms`, for item vectors of `width` dimensions."""
         self.state_head = nnx.Linear(self.backbone.config.dim, width, rngs=rngs)
 
     def loss_terms(
@@ -175,7 +175,7 @@ class DenseTransformer(ItemModel):
         return terms | self.event_terms(states, self._embedded(vectors, batch.targets), batch, conditions, key)
 
     def item_vectors(self, tables: ItemTables) -> Float[Array, "items dim"] | None:
-        """Vectors of all items where they are more than the learned ones."""
+        """Vectors of all items, if they are more than the learned embeddings."""
         return None if self.project is None or tables.features is None else self.vectors(tables.features)
 
     def _request_vectors(self, tables: ItemTables) -> Float[Array, "items dim"]:
@@ -184,14 +184,14 @@ class DenseTransformer(ItemModel):
     def event_log_probs(
         self, tables: ItemTables, requests: RequestBatch, rows: Int[Array, "b n"]
     ) -> Float[Array, "b n event"]:
-        """Of the items, given their vectors and the state after the history."""
+        """Event log-probabilities from the items' vectors and the state after the history."""
         vectors = self._request_vectors(tables)
         inputs = _request_inputs(requests, tables)
         states = self.history_states(vectors, requests.history, requests.segments, **inputs)
         return self.events_after(last_state(states, requests.segments), self._embedded(vectors, rows))
 
     def _embedded(self, vectors: Float[Array, "items dim"], rows: Int[Array, "*n"]) -> Float[Array, "*n dim"]:
-        """Vectors of items as large as their embeddings in histories."""
+        """Vectors of items, scaled like their embeddings in histories."""
         return vectors[jnp.maximum(rows, 0)] * (vectors.shape[-1] ** 0.5)
 
     def top(
@@ -205,7 +205,7 @@ class DenseTransformer(ItemModel):
         softmax_over: SoftmaxOver,
         mixture: Mixture | None = None,
     ) -> TopK:
-        """The k items of the highest scores; nothing is searched."""
+        """The k items with the highest scores, without a search."""
         return best_allowed(self._log_probs(tables, requests, mixture), requests, k)
 
     def log_probs(
@@ -218,7 +218,7 @@ class DenseTransformer(ItemModel):
         softmax_over: SoftmaxOver,
         mixture: Mixture | None = None,
     ) -> Float[Array, "b n"]:
-        """Log-probabilities of the items among all."""
+        """Log-probabilities of the given items."""
         return self._log_probs(tables, requests, mixture)[:, rows]
 
     def catalog_log_probs(
@@ -243,5 +243,5 @@ class DenseTransformer(ItemModel):
 
 
 def _request_inputs(requests: RequestBatch, tables: ItemTables) -> dict[str, Any]:
-    """Inputs of requests' positions next to their items."""
+    """Inputs of the requests' positions besides their items."""
     return {"events": requests.events, "conditions": requests.conditions(tables), "times": requests.own_times}

@@ -1,9 +1,9 @@
 """Encoder-decoder over codes, as in TIGER (Rajput et al., NeurIPS 2023).
 
-The encoder reads the codes of a history in both directions, one token per code, or, where it is to know no order
-(MMGRec, arXiv 2404.16555), one per item and without positions; the decoder writes the next item's.
-Keys and values of the cross-attention are computed once per user and shared by all beams. Unlike TIGER's T5 here:
-rotary positions for its position buckets, SwiGLU, an embedding table and a head for each level.
+The encoder reads the codes of a history bidirectionally, one token per code or, for histories as sets (MMGRec, arXiv
+2404.16555), one per item without positions. The decoder generates the codes of the next item. Keys and values of the
+cross-attention are computed once per user and shared by all beams. Differences from TIGER's T5: rotary positions
+instead of position buckets, SwiGLU, and an embedding table and a head per level.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from seq_models.types import Decoded, Inputs, Layout, Prefixes
 class EncoderDecoderConfig(CodeConfig):
     """TIGER: an encoder over all codes of a history, and a decoder with cross-attention; for comparison with papers.
 
-    The width of the decoder is that of the encoder (`backbone`).
+    The decoder has the width of the encoder (`backbone`).
     """
 
     name: ClassVar[str] = "encoder-decoder"
@@ -45,7 +45,7 @@ class EncoderDecoderConfig(CodeConfig):
 
     decoder_layers: int = 2
     """Blocks of the decoder."""
-    # "later": stored configs leave it out at its default.
+    # "later": added after configs were stored, which omit the field at its default.
     order_free: bool = field(default=False, metadata={"later": True})
     """Histories are sets (MMGRec): the encoder reads one position per item, the sum of its codes, and no order."""
 
@@ -135,10 +135,10 @@ class EncoderDecoder(CodeModel):
         *,
         key: Key[Array, ""] | None = None,
     ) -> Decoded:
-        """Teacher-forced logits of every level of the item behind each history, and the decoder's first states."""
+        """Teacher-forced logits of every level of the item after each history, and the decoder's first states."""
         encoder_key, decoder_key = split_key(key, 2)
         memory = self._memory(inputs, segments, encoder_key)
-        written = [self._written(targets[:, None], level) for level in range(len(self.level_sizes))]
+        written = [self._decoder_input(targets[:, None], level) for level in range(len(self.level_sizes))]
         x = jnp.concatenate(written, axis=1)
         attend = attend_within(jnp.ones(x.shape[:2], jnp.int32), causal=True)
         x, _ = self._decode(x, [attend] * len(self.decoder), memory, decoder_key)
@@ -150,15 +150,15 @@ class EncoderDecoder(CodeModel):
         return self._memory(inputs, segments, None)
 
     def init_cache(self, context: Memory) -> tuple[Past, ...]:
-        """Nothing computed yet."""
+        """The empty cache."""
         return ((),) * len(self.decoder)
 
     def decode_step(
         self, context: Memory, cache: tuple[Past, ...], prefixes: Prefixes
     ) -> tuple[Float[Array, "batch beam size"], tuple[Past, ...]]:
-        """Logits of the prefixes' next level; this step's keys and values are added to the cache."""
+        """Logits of the prefixes' next level, and the cache with this step's keys and values."""
         attends = [_attend_after(gather_ancestors(past, prefixes.ancestors)) for past in cache]
-        x, new = self._decode(self._written(prefixes.codes, prefixes.level), attends, context, None)
+        x, new = self._decode(self._decoder_input(prefixes.codes, prefixes.level), attends, context, None)
         return self.head(x, prefixes.level), append_level(cache, new)
 
     def _memory(self, inputs: Inputs, segments: Int[Array, "b t"], key: Key[Array, ""] | None) -> Memory:
@@ -169,8 +169,8 @@ class EncoderDecoder(CodeModel):
         states = self.encoder(tokens, of_tokens, key=key)
         return Memory(tuple(block.cross.remember(states) for block in self.decoder), of_tokens != 0)
 
-    def _written(self, codes: Int[Array, "b beam level"], level: int) -> Float[Array, "b beam dim"]:
-        """Input of the decoder at `level`: the code before it."""
+    def _decoder_input(self, codes: Int[Array, "b beam level"], level: int) -> Float[Array, "b beam dim"]:
+        """Input of the decoder at `level`: the embedding of the code before it."""
         if level:
             return self.tables[level - 1](codes[..., level - 1])
         begin = self.begin[...]
@@ -191,7 +191,7 @@ class EncoderDecoder(CodeModel):
 
 
 def _attend_after(past: Past) -> Attend:
-    """Self-attention of one query per beam, at the position behind its past."""
+    """Self-attention of one query per beam, at the position after its past."""
 
     def attend(q: Array, kv: KeyValue) -> tuple[Array, KeyValue]:
         position = jnp.full((1, 1), len(past))

@@ -1,9 +1,9 @@
 """Flat decoder: one causal transformer over the codes of a history, item after item, level after level.
 
-Position `t` of a row holds an item, and so `levels` tokens of the stack. The first code of item `t + 1` is predicted
-from the last token of item `t`, its code at level `l` from its token at `l - 1`: in training the row itself must hold
-the target (`Layout.CLOSED`). In search the keys and values of the history are computed once per user and shared by all
-beams; a beam keeps those of its own codes alone.
+Position `t` of a row holds an item, that is `levels` tokens. The first code of item `t + 1` is predicted from the last
+token of item `t`, its code at level `l` from its token at `l - 1`, so that in training the row must contain the target
+(`Layout.CLOSED`). In search the keys and values of the history are computed once per user and shared by all beams; a
+beam keeps only those of its own codes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from seq_models.types import Decoded, Inputs, Layout, Prefixes
 class FlatDecoderConfig(CodeConfig):
     """One causal stack over all codes of a history; for comparison with papers.
 
-    `kv_heads` of the stack is what a cached token costs.
+    `kv_heads` of the stack determines the memory of a cached token.
     """
 
     name: ClassVar[str] = "flat"
@@ -75,8 +75,8 @@ class FlatDecoder(CodeModel):
         *,
         key: Key[Array, ""] | None = None,
     ) -> Decoded:
-        """Teacher-forced logits of the item at the position behind each, read from `inputs` and not from `targets`, and
-        the states of the last code of the item at each."""
+        """Teacher-forced logits of the item after each position, whose codes are read from `inputs`, not `targets`; and
+        the states at each position's last code."""
         states = self.backbone(self.token_states(inputs), self._token_segments(segments), key=key)
         by_level = states.reshape(*segments.shape, len(self.level_sizes), -1)
         before = [by_level[:, :, -1], *jnp.moveaxis(jnp.roll(by_level[:, :, :-1], -1, axis=1), 2, 0)]
@@ -89,20 +89,20 @@ class FlatDecoder(CodeModel):
         return History(blocks, of_tokens != 0, last_state(states, of_tokens))
 
     def init_cache(self, context: History) -> tuple[Past, ...]:
-        """Nothing computed yet."""
+        """The empty cache."""
         return ((),) * len(self.backbone.blocks)
 
     def decode_step(
         self, context: History, cache: tuple[Past, ...], prefixes: Prefixes
     ) -> tuple[Float[Array, "batch beam size"], tuple[Past, ...]]:
-        """Logits of the prefixes' next level; the last code's keys and values are added to the cache."""
-        if prefixes.level == 0:  # the history's last token has answered already
+        """Logits of the prefixes' next level, and the cache with the last code's keys and values."""
+        if prefixes.level == 0:  # the history's last token predicts the first code
             return self.head(context.last[:, None, :], 0), cache
         level = prefixes.level - 1
         x = self.tables[level](prefixes.codes[..., level]).astype(self.config.backbone.dtype.value)
         position, new = jnp.sum(context.real, axis=1, keepdims=True) + level, []
         for block, history, past in zip(self.backbone.blocks, context.blocks, cache, strict=True):
-            own = gather_ancestors(past, prefixes.ancestors[..., 1:])  # the first step left nothing
+            own = gather_ancestors(past, prefixes.ancestors[..., 1:])  # the first step wrote no entry
             x, kv = block(x, _attend_after(history, context.real, own, position), None)
             new.append(kv)
         return self.head(self.backbone.norm(x), prefixes.level), append_level(cache, new)

@@ -1,8 +1,8 @@
 """A generator of codes with a dense head over item vectors (LIGER, arXiv 2411.18814).
 
-Beams of codes propose items; the dense head ranks them together with the items whose codes nobody has learned: it knows
-an item by its content alone. Unlike there, the backbone is that of the RQ-Transformer, every position is a query, and
-items are known to the head by two layers over their dense input.
+A beam search over codes proposes items. The dense head, which knows items only by their content, ranks them together
+with the cold items, whose codes were never trained on. Unlike LIGER, the backbone is that of the RQ-Transformer, every
+position is a query, and an item's vector is computed by two layers from its dense input.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ class HybridConfig(RQTransformerConfig):
     title: ClassVar[str] = "hybrid (LIGER)"
 
     temperature: float = 0.07
-    """Divides the cosines between states and item vectors."""
+    """Temperature: divides the cosines between states and item vectors."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.dense_share:
-            raise ValueError("LIGER's dense head ranks all that is found, without a share; leave dense_share out")
+            raise ValueError("LIGER ranks all candidates by its dense head, without a share; leave dense_share out")
         if not self.temperature > 0:
             raise ValueError(f"expected a temperature above 0, got {self.temperature}")
 
     @property
     def has_dense_head(self) -> bool:
-        """True: it ranks by it."""
+        """True: it ranks by its dense head."""
         return True
 
     def build(
@@ -80,11 +80,11 @@ class HybridTransformer(RQTransformer):
         self.item_out = linear(config.backbone, 2 * dim, dim, rngs)
 
     def vectors(self, features: Float[Array, "items feature"]) -> Float[Array, "items dim"]:
-        """Item vectors of length 1."""
+        """Item vectors of norm 1."""
         return unit(self.item_out(jax.nn.silu(self.item_hidden(features))))
 
     def queries(self, states: Float[Array, "*b dim"]) -> Float[Array, "*b dim"]:
-        """States such that their inner products with item vectors are logits: cosines over the temperature."""
+        """States scaled so that their inner products with item vectors are logits: cosines over the temperature."""
         return unit(states) / self.temperature
 
     def scores(self, states: Float[Array, "b dim"], vectors: Float[Array, "items dim"]) -> Float[Array, "b items"]:
@@ -100,14 +100,14 @@ class HybridTransformer(RQTransformer):
         smoothing: float = 0.0,
         key: Key[Array, ""] | None = None,
     ) -> dict[str, Float[Array, "..."]]:
-        """The terms of codes, and the dense head's over all training items (LIGER, section 3): one pass of states."""
+        """Loss terms of the codes and of the dense head over all training items (LIGER, section 3), in one pass."""
         backbone_key, depth_key = split_key(key, 2)
         inputs, codes = self.training_inputs(tables, batch, key), batch.target_codes(tables)
         history = self.history_states(inputs, batch.segments, key=backbone_key)
-        states = self.asked(history, inputs.conditions)
+        states = self.modulated(history, inputs.conditions)
         logits = self.depth_logits(states, codes, key=depth_key)
         terms = code_loss_terms(logits, tables, batch, trie=trie, smoothing=smoothing)
-        # An unknown item is a constant negative: its zero vector has the logit 0 and no gradient.
+        # An item outside the training set is a constant negative: its zero vector gives logit 0 and no gradient.
         vectors = jnp.where(tables.known[:, None], self.vectors(_required(tables.features)), 0.0)
         queries = self.queries(states)
         if self.event_head is not None:
@@ -126,20 +126,19 @@ class HybridTransformer(RQTransformer):
         softmax_over: SoftmaxOver,
         mixture: Mixture | None = None,
     ) -> TopK:
-        """The best by the dense head of all items that the beams find or that training never saw.
+        """The best items by the dense head, among those that the beam search finds and those that training never saw.
 
-        A mixture is one with the dense head's distribution. Items of the graph's distribution, of the history and of
-        the boosts are candidates then, so that the beams are left to what the codes alone find. Limits and noise act on
-        the candidates.
+        A mixture is with the dense head's distribution. Items of the graph's distribution, the history and the boosts
+        are then candidates, too, and the beam search uses the codes alone. Limits and noise apply to the candidates.
         """
         log_probs, search = self._log_probs(tables, requests), requests._replace(limits=None, noise=None)
         terms = catalog_terms(log_probs, mixture, requests, tables)
         if terms is not None:
-            log_probs = terms.of_catalog(log_probs)
+            log_probs = terms.catalog_log_probs(log_probs)
             search = search._replace(denied=terms.closed(requests.denied), boosts=None)
         beams = super().top(tables, trie, search, k=beam_size, beam_size=beam_size, softmax_over=softmax_over).rows
         candidates = jnp.broadcast_to(~tables.known[None], log_probs.shape)
-        for rows in (beams, *(() if terms is None else terms.named)):
+        for rows in (beams, *(() if terms is None else terms.named_rows)):
             candidates = set_items(candidates, rows, True)
         return best_allowed(jnp.where(candidates, log_probs, -jnp.inf), requests, k)
 
@@ -184,5 +183,5 @@ class HybridTransformer(RQTransformer):
 
 def _required(features: Float[Array, "items feature"] | None) -> Float[Array, "items feature"]:
     if features is None:
-        raise ValueError("the dense head reads the items' dense input, and the tables have none")
+        raise ValueError("the dense head needs the items' dense input, and the tables have none")
     return features

@@ -1,4 +1,4 @@
-"""Transformer pieces that every model shares: projections of attention, SwiGLU, dropout, and the block."""
+"""Transformer layers shared by all models: attention projections, SwiGLU, dropout, and the block."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from seq_models.attention import KeyValue
 
 
 class Precision(enum.Enum):
-    """Number format in which matrices are multiplied. Parameters, norms, softmax and logits are float32 in any case."""
+    """Dtype of matrix products. Parameters, norms, softmax and logits are always float32."""
 
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
 
 
 class Remat(enum.Enum):
-    """Values that the backward pass computes again instead of keeping them: less memory, more time."""
+    """Values that the backward pass recomputes instead of storing them: less memory, more time."""
 
     NOTHING = "nothing"
     DOTS = "dots"
-    """Of each block all but the products with its matrices."""
+    """All values of a block but the products with its matrices."""
     FULL = "full"
-    """Each block, but for its input."""
+    """All values of a block but its input."""
 
     @classmethod
     def _missing_(cls, value: object) -> Remat | None:
-        """Configs once said yes or no."""
+        """Members for the booleans of older configs."""
         return {True: cls.FULL, False: cls.NOTHING}[value] if isinstance(value, bool) else None
 
     @property
     def stored(self) -> bool | str:
-        """The value in stored configs: yes or no as before, so that what was made before is of the same settings."""
+        """The value in stored configs: a boolean where older configs had one, so that their digests still match."""
         return self.value if self is Remat.DOTS else self is Remat.FULL
 
     def __call__(self, run: Callable[..., Any]) -> Callable[..., Any]:
-        """`run`, a block's pass, computed again as this says."""
+        """`run`, the forward pass of a block, with the chosen rematerialization."""
         if self is Remat.NOTHING:
             return run
         dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
@@ -50,7 +50,7 @@ class Remat(enum.Enum):
 
 
 class Mixer(enum.Enum):
-    """Way in which a position of a history reads the positions before it."""
+    """Layer by which a position of a history reads the positions before it."""
 
     ATTENTION = "attention"
     STATE_SPACE = "state-space"
@@ -72,22 +72,22 @@ class TransformerConfig:
     hidden: int = 128
     """Width inside the SwiGLU (three matrices of dim x hidden)."""
     dropout: float | None = 0.2
-    """Share of values dropped on the input and on each residual, in training. None: 0.1, or what whoever trains chooses
-    by the data (`semid train`: 0.3 below 10,000 training interactions)."""
+    """Dropout on the input and on each residual. None: 0.1, or the trainer's choice by the data (`semid train`: 0.3
+    below 10,000 training interactions)."""
     dtype: Precision = Precision.FLOAT32
-    """Number format in which matrices are multiplied."""
+    """Dtype of matrix products."""
     remat: Remat = Remat.NOTHING
-    """Values that the backward pass computes again instead of keeping them: nothing, of each block all but its
-    products with matrices (dots), or each block (full): less memory, more time."""
-    # "later": stored configs leave these out at their defaults.
+    """Values that the backward pass recomputes instead of storing them, for less memory and more time: none, all of a
+    block but its products with matrices (dots), or all of a block (full)."""
+    # "later": added after configs were stored, which omit these fields at their defaults.
     mixer: Mixer = field(default=Mixer.ATTENTION, metadata={"later": True})
-    """Way in which positions of a history read those before them: attention, or a state-space recurrence (after
-    MMM4Rec, arXiv 2506.02916), for models that decode an item from one state."""
+    """How positions of a history read those before them: attention or, for models that decode an item from one state, a
+    state-space recurrence (after MMM4Rec, arXiv 2506.02916)."""
     state_size: int = field(default=64, metadata={"later": True})
-    """Numbers that the recurrence keeps for each number of a state (state-space alone)."""
+    """State size of the recurrence per dimension (state-space only)."""
     relation: bool = field(default=False, metadata={"later": True})
-    """Attention has a second product of queries and keys, and second values, scaled by the mean of the history
-    (MMGRec's relation term, arXiv 2404.16555)."""
+    """Add MMGRec's relation term to attention (arXiv 2404.16555): a second product of queries and keys, and second
+    values, scaled by the mean of the history."""
 
     def __post_init__(self) -> None:
         for name in ("dim", "layers", "heads", "hidden", "state_size"):
@@ -104,15 +104,15 @@ class TransformerConfig:
 
     @property
     def rate(self) -> float:
-        """Dropout, 0.1 where none is named."""
+        """The dropout rate; 0.1 if the config sets none."""
         return 0.1 if self.dropout is None else self.dropout
 
 
 def dropout(x: Float[Array, "*b dim"], rate: float, key: Key[Array, ""] | None) -> Float[Array, "*b dim"]:
-    """Zero a share `rate` of `x` and rescale the rest; the identity without a key (that is: in evaluation).
+    """Zero a share `rate` of `x` and rescale the rest; the identity without a key, as in evaluation.
 
-    The rate is rounded to 1/256, so that one 32-bit draw serves four values: the generator of random bits, not the
-    arithmetic, is what dropout costs on a CPU.
+    The rate is rounded to 1/256, so that one random 32-bit number serves four values: on a CPU, most of the cost of
+    dropout is generating random bits.
     """
     keep = max(round((1.0 - rate) * 256), 1)
     if key is None or keep == 256:
@@ -128,7 +128,7 @@ def split_key(key: Key[Array, ""] | None, n: int) -> list[Key[Array, ""] | None]
 
 
 def products(x: Float[Array, "*b dim"], table: Float[Array, "n dim"], dtype: Precision) -> Float[Array, "*b n"]:
-    """Inner products with every row of `table`, multiplied in `dtype`, summed in float32: logits."""
+    """Logits: inner products with every row of `table`, multiplied in `dtype` and summed in float32."""
     x, table = x.astype(dtype.value), table.astype(dtype.value)
     return jnp.matmul(x, table.T, preferred_element_type=jnp.float32)
 
@@ -146,27 +146,27 @@ def norm(config: TransformerConfig, rngs: nnx.Rngs) -> nnx.RMSNorm:
 
 @runtime_checkable
 class HasPrecision(Protocol):
-    """A config that states the precision of matrix products."""
+    """A config with the dtype of matrix products."""
 
     @property
     def dtype(self) -> Precision: ...
 
 
 def linear(config: HasPrecision, inputs: int, outputs: int, rngs: nnx.Rngs, *, bias: bool = False) -> nnx.Linear:
-    """A matrix with float32 parameters, multiplied in the config's dtype."""
+    """A linear layer with float32 parameters, multiplied in the config's dtype."""
     return nnx.Linear(inputs, outputs, use_bias=bias, dtype=config.dtype.value, rngs=rngs)
 
 
 def fused(config: HasPrecision, inputs: int, outputs: tuple[int, ...], rngs: nnx.Rngs) -> nnx.LinearGeneral:
-    """Matrices of the same input as one, the first axis of `outputs` telling them apart.
+    """Several matrices with the same input as one layer; the first axis of `outputs` numbers them.
 
-    Their outputs have axes of their own, so that devices may share each of the matrices.
+    The outputs keep separate axes, so that each matrix can be sharded.
     """
     return nnx.LinearGeneral(inputs, outputs, use_bias=False, dtype=config.dtype.value, rngs=rngs)
 
 
 class Attention(nnx.Module):
-    """Projections of self-attention; the caller attends."""
+    """Projections of self-attention; the attention itself is the caller's."""
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs) -> None:
         kv_heads = config.kv_heads or config.heads
@@ -179,9 +179,9 @@ class Attention(nnx.Module):
         return self.split(self.qkv(x))
 
     def split(self, qkv: Float[Array, "*b n kv_heads width"]) -> tuple[Float[Array, "*b heads width"], KeyValue]:
-        """Queries, and keys and values, of fused ones."""
+        """Split fused projections into queries, and keys and values."""
         q, k, v = jnp.split(qkv, [self.group, self.group + 1], axis=-3)
-        q = jnp.swapaxes(q, -3, -2)  # to the heads of a group side by side
+        q = jnp.swapaxes(q, -3, -2)  # the heads of a group become adjacent
         return q.reshape((*qkv.shape[:-3], -1, q.shape[-1])), KeyValue(k[..., 0, :, :], v[..., 0, :, :])
 
     def merge(self, heads: Float[Array, "*b heads width"]) -> Float[Array, "*b dim"]:
@@ -201,7 +201,7 @@ class SwiGLU(nnx.Module):
         return self.down(jax.nn.silu(gate) * value)
 
 
-# From queries, keys and values to the attended values, and the keys and values to keep.
+# Attention of a block: maps queries, keys and values to the attended values, and the keys and values to cache.
 Attend = Callable[[Array, KeyValue], tuple[Array, KeyValue]]
 
 
@@ -216,12 +216,12 @@ class Block(nnx.Module):
         self.feed = SwiGLU(config, rngs=rngs)
 
     def mix(self, x: Array, attend: Attend, key: Key[Array, ""] | None) -> tuple[Array, KeyValue]:
-        """The first half: states with what they attended to, and the keys and values to keep."""
+        """The first half, attention: the states, and the keys and values to cache."""
         heads, kept = attend(*self.attention.project(self.norm_attention(x)))
         return x + dropout(self.attention.merge(heads), self.rate, key), kept
 
     def feed_forward(self, x: Array, key: Key[Array, ""] | None) -> Array:
-        """The second half."""
+        """The second half, the feed-forward layer."""
         return x + dropout(self.feed(self.norm_feed(x)), self.rate, key)
 
     def __call__(self, x: Array, attend: Attend, key: Key[Array, ""] | None) -> tuple[Array, KeyValue]:
@@ -231,7 +231,7 @@ class Block(nnx.Module):
 
 
 def last_state(states: Float[Array, "b t dim"], segments: Int[Array, "b t"]) -> Float[Array, "b dim"]:
-    """The state at the last real position of rows that hold one history each, padded on either side."""
+    """The state at the last real position of rows with one history each, which may be padded on either side."""
     index = jnp.arange(segments.shape[1])[None]
     last = jnp.max(jnp.where(segments != 0, index, 0), axis=1)
     return jnp.take_along_axis(states, last[:, None, None], axis=1)[:, 0]

@@ -1,4 +1,4 @@
-"""Limits on lists: at most so many items of one group (a brand, a category)."""
+"""Limits on recommendation lists: a maximum number of items per group (a brand, a category)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from jaxtyping import Array, Bool, Float, Int
 class GroupLimits(NamedTuple):
     """Groups of items, for all requests alike, and how many items of one group a list may hold.
 
-    An item may be in several groups, -1 for none. Each column of `groups` has a limit: groups that are limited alike
-    (the categories of an item) share numbers, others (its brand) have others.
+    An item may be in several groups; -1 is none. Each column of `groups` has a limit `most`. Columns of the same kind
+    (an item's categories) number their groups alike, columns of different kinds (its brand) do not share numbers.
     """
 
     groups: Int[Array, "items m"]
@@ -22,9 +22,9 @@ class GroupLimits(NamedTuple):
     def select(
         self, values: Float[Array, "b n"], rows: Int[Array, "#b n"], k: int
     ) -> tuple[Int[Array, "b k"], Bool[Array, "b k"]]:
-        """Places of the items chosen greedily, and which of them are any: k times the best that no full group closes.
+        """Greedy choice: k times the best item that is in no full group. Returns indices, and which of them are items.
 
-        `rows` are the items' (-1 for none); a value of -inf is no candidate.
+        `rows` are the item rows (-1 for none); a value of -inf is no candidate.
         """
         groups = jnp.where((rows < 0)[..., None], -1, self.groups[jnp.maximum(rows, 0)])
         user, (batch, n) = jnp.arange(values.shape[0]), values.shape

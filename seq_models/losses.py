@@ -1,4 +1,4 @@
-"""Losses of models of codes, and of items: pure functions, to be weighted and added up by a training loss."""
+"""Losses over codes and over items: pure functions, which a training loss weighs and adds up."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from seq_models.sharing import shared_axes
 from seq_models.trie import Children, CodeTrie
 
-# Logits held at once: a block stays in the cache of a CPU core. A GPU waits for the launch of every product, so that it
-# takes more at once (256 MiB).
+# Logits per block: it fits into the cache of a CPU core. A GPU has a launch cost per product, so its blocks are larger
+# (256 MiB).
 _BLOCK, _GPU_BLOCK = 1 << 21, 1 << 26
-# A block holds all ids if it then has so many states (on a GPU a multiple of that); if not, many states, and the ids
-# in blocks of their own.
+# A block spans all ids if it then has at least _FEW_STATES states (on a GPU a multiple of that); otherwise it has
+# _MANY_STATES, and the ids are split into blocks, too.
 _FEW_STATES, _MANY_STATES = 64, 1024
 
 
@@ -29,7 +29,7 @@ def code_cross_entropy(
     *,
     smoothing: float = 0.0,
 ) -> Float[Array, " level"]:
-    """Weighted mean of each level's cross-entropy, in nats; with `smoothing`, that share of the target is uniform."""
+    """Weighted mean of each level's cross-entropy, in nats; `smoothing` is the share of label smoothing."""
     levels = [
         weighted_mean(cross_entropy(of_level, codes[..., level], smoothing=smoothing), weights)
         for level, of_level in enumerate(logits)
@@ -57,7 +57,7 @@ def constrained_cross_entropy(
 ) -> Float[Array, "*n"]:
     """Cross-entropy of `codes` among the children of their prefix in the trie (MSCGRec, arXiv 2602.03713).
 
-    `children` are the tokens that may follow, padded where not `valid`; the code itself must be one of them.
+    `children` are the tokens that may follow, with padding where not `valid`; the code itself must be one of them.
     """
     among, total = _among(logits, children, valid)
     loss = total - _at(logits, codes)
@@ -86,7 +86,7 @@ def child_cross_entropy(
 
 
 def _children(trie: CodeTrie, codes: Int[Array, "*n level"]) -> list[Children]:
-    """The children of the codes' prefix before each level."""
+    """Children of the codes' prefixes, for each level."""
     path = trie.path(codes)
     parents = (jnp.zeros_like(path[0]), *path[:-1])
     return [trie.children(nodes, level=level) for level, nodes in enumerate(parents)]
@@ -95,7 +95,7 @@ def _children(trie: CodeTrie, codes: Int[Array, "*n level"]) -> list[Children]:
 def _among(
     logits: Float[Array, "*n size"], children: Int[Array, "*n fan_out"], valid: Bool[Array, "*n fan_out"]
 ) -> tuple[Float[Array, "*n fan_out"], Float[Array, "*n"]]:
-    """Logits of the children, -inf where not valid, and the logarithm of their exponentials' sum."""
+    """Logits of the children, -inf where not valid, and their logsumexp."""
     among = jnp.where(valid, jnp.take_along_axis(logits, children, axis=-1), -jnp.inf)
     largest = jax.lax.stop_gradient(jnp.max(among, axis=-1, keepdims=True))
     return among, jnp.log(jnp.sum(jnp.exp(among - largest), axis=-1)) + largest[..., 0]
@@ -109,9 +109,9 @@ def item_cross_entropy(
     *,
     seen: Int[Array, "*n s"] | None = None,
 ) -> Float[Array, ""]:
-    """Weighted mean of the full-softmax cross-entropy of the next item among all but those `seen`, in nats.
+    """Weighted mean of the full-softmax cross-entropy of the next item, in nats, over all items but those `seen`.
 
-    On a mesh that `jax.set_mesh` has set, devices share items and states (`shared_axes`).
+    On a mesh set by `jax.set_mesh`, items and states are sharded (`shared_axes`).
     """
     flat = (states.reshape(-1, states.shape[-1]), vectors, jnp.maximum(targets, 0).reshape(-1), weights.reshape(-1))
     without = None if seen is None else seen.reshape(-1, seen.shape[-1])
@@ -129,10 +129,10 @@ def teacher_shift(
     teacher_rows: Int[Array, "*n k"],
     teacher_scores: Float[Array, "*n k"],
 ) -> Float[Array, ""]:
-    """Change of `item_cross_entropy` where a teacher's distribution over k items takes the place of the target: the
-    weighted mean of the target's logit less the teacher's mean logit; 0 where it names no item.
+    """Change of `item_cross_entropy` when a teacher's distribution over k items replaces the target: weighted mean of
+    the target's logit minus the mean logit under the teacher; 0 at positions without teacher items.
 
-    `teacher_scores` are logits, -inf of items that do not count.
+    `teacher_scores` are logits, -inf for items that do not count.
     """
     counts = teacher_scores > -jnp.inf
     shares = jax.nn.softmax(jnp.where(counts, teacher_scores, jnp.finfo(jnp.float32).min), axis=-1)
@@ -152,11 +152,12 @@ def distillation(
 ) -> Float[Array, " level"]:
     """Cross-entropy of each level to a teacher that scores items, given the target's codes before that level.
 
-    `teacher_codes` are those of k items, for instance its best; `teacher_scores` their logits, divided by a temperature
-    if desired, -inf of those that do not count. The teacher's probability of a code is that of the items that share the
-    target's prefix, summed by code; where none of the k items shares it, the level has no loss. UniGRec (arXiv
-    2601.17438) distils a teacher over items as well, by contrasting states: this needs no projection between their
-    widths. With a `trie`, the student's probabilities are those among the children of the target's prefix.
+    `teacher_codes` are the codes of k items, e.g. the teacher's best; `teacher_scores` their logits, divided by a
+    temperature if desired, -inf for items that do not count. The teacher's probability of a code is the sum over the
+    items with the target's prefix and that code; if none of the k items has the prefix, the level has no loss. UniGRec
+    (arXiv 2601.17438), too, distills a teacher over items, by contrasting states; comparing distributions of codes
+    needs no projection between widths. With a `trie`, the student's softmax is over the children of the target's
+    prefix.
     """
     shares_prefix, losses = teacher_scores > -jnp.inf, []
     children = None if trie is None else _children(trie, codes)
@@ -174,7 +175,7 @@ def distillation(
 
 
 def weighted_mean(losses: Float[Array, "*n"], weights: Float[Array, "*n"]) -> Float[Array, ""]:
-    """Mean by weight; 0 where all weights are."""
+    """Weighted mean; 0 if all weights are 0."""
     total = jnp.sum(weights)
     return jnp.sum(losses * weights) / jnp.where(total == 0, 1.0, total)
 
@@ -193,24 +194,24 @@ def softmax_cross_entropy(
     row_axes: tuple[str, ...] = (),
     id_axes: tuple[str, ...] = (),
 ) -> Float[Array, ""]:
-    """Sum over n of `weight * -log softmax(vectors @ state)[target]`, never holding all n x ids logits.
+    """Sum over n of `weight * -log softmax(vectors @ state)[target]`, without ever storing all n x ids logits.
 
-    The softmax of a state is over all ids but those in its row of `without`, in any order and number, -1 for none; its
-    target must not be one of them, where it has weight.
+    The softmax of a state is over all ids except those in its row of `without`, in any order, padded with -1. The
+    target must not be one of them if its weight is not 0.
 
-    Blocks of states are taken one after another, and each block's gradient is computed along with its loss, as in
-    fused linear cross-entropy kernels: three matrix products, and two passes over logits that stay in cache. Where the
-    ids are too many for that, they go by blocks as well, at the price of a fourth product.
+    States are processed in blocks, and the gradient of a block is computed together with its loss, as in fused linear
+    cross-entropy kernels: three matrix products, and two passes over logits that stay in cache. If there are too many
+    ids for that, they are processed in blocks, too, at the cost of a fourth product.
 
-    Matrices are multiplied in the dtype of `states` and summed in float32. On a mesh that `jax.set_mesh` has set, the
-    states may lie over `row_axes` and the vectors over `id_axes`, whose sizes must divide n and ids: each device then
-    computes its part of the logits, and only sums travel.
+    Matrices are multiplied in the dtype of `states` and summed in float32. On a mesh set by `jax.set_mesh`, states may
+    be sharded over `row_axes` and vectors over `id_axes`, whose sizes must divide n and ids: each device then computes
+    its part of the logits, and devices exchange only sums.
     """
     return _weighted_sum(states, vectors, targets, weights, without, (row_axes, id_axes))
 
 
 class _Gradients(NamedTuple):
-    """Arrays, or how they lie on a mesh."""
+    """Gradients by argument, or their partition specs."""
 
     states: Any
     vectors: Any
@@ -258,7 +259,7 @@ def _shard(
     row_axes: tuple[str, ...],
     id_axes: tuple[str, ...],
 ) -> tuple[Array, _Gradients]:
-    """One device's states over its own ids: the loss and all gradients, summed over the mesh where they must be."""
+    """Loss and gradients of one device's states over its own ids, summed over the mesh where needed."""
     run = functools.partial(_by_blocks, row_axes=row_axes, id_axes=id_axes)
     gpu = functools.partial(run, block=_GPU_BLOCK, multiple=_FEW_STATES)
     return jax.lax.platform_dependent(
@@ -278,7 +279,7 @@ def _by_blocks(
     row_axes: tuple[str, ...],
     id_axes: tuple[str, ...],
 ) -> tuple[Array, _Gradients]:
-    """`_shard` with so many logits at once, and a multiple of states."""
+    """`_shard` with at most `block` logits at once, in blocks whose number of states is a multiple of `multiple`."""
     n, ids = len(states), len(vectors)
     without = jnp.zeros((n, 0), targets.dtype) if without is None else without
     if id_axes:
@@ -304,12 +305,12 @@ def _block(
     num_ids: int,
     id_axes: tuple[str, ...],
 ) -> tuple[Array, tuple[Float[Array, " rows"], Float[Array, "rows dim"]]]:
-    """Loss and gradient of one block of states, those of the vectors added to what came before."""
+    """Loss and gradient of one block of states; gradients of the vectors are added to `by_vectors`."""
     state, target, weight, without = inputs
     blocks, width = of_ids.shape[:2]
     begins = width * jnp.arange(blocks)
-    over_ids = functools.partial(jax.lax.scan, xs=(of_ids, begins), unroll=blocks == 1)  # one block: no loop, and so
-    # the logits below are computed once
+    # With a single block there is no loop, and the compiler computes the logits below only once.
+    over_ids = functools.partial(jax.lax.scan, xs=(of_ids, begins), unroll=blocks == 1)
 
     def logits_of(vectors: Array, begin: Array) -> Array:
         logits = jnp.matmul(state, vectors.T, preferred_element_type=jnp.float32)
@@ -330,13 +331,13 @@ def _block(
         by_state += jnp.matmul(shares, ids[0], preferred_element_type=jnp.float32)
         return by_state, jnp.matmul(shares.T, state, preferred_element_type=jnp.float32)
 
-    # Not -inf: all ids of a block may be left out.
+    # Finite instead of -inf, since all ids of a block may be left out.
     start = jnp.full((len(state), 1), jnp.finfo(jnp.float32).min), jnp.zeros((len(state), 1))
     (largest, total), _ = over_ids(measure, start)
     if id_axes:
         of_device, largest = largest, jax.lax.pmax(largest, id_axes)
         total = jax.lax.psum(total * jnp.exp(of_device - largest), id_axes)
-    total = jnp.where(total > 0, total, 1)  # all ids are left out: such a state has no target and no weight
+    total = jnp.where(total > 0, total, 1)  # a state for which all ids are left out has no target and weight 0
     by_state, by_ids = over_ids(differentiate, jnp.zeros(state.shape, jnp.float32))
     here = ((target >= 0) & (target < num_ids))[:, None]
     own = jnp.where(here, of_ids.reshape(-1, state.shape[1])[jnp.where(here[:, 0], target, 0)], 0)
@@ -352,18 +353,18 @@ def _block(
 
 
 def _leave_out(logits: Float[Array, "rows width"], at: Int[Array, "rows without"]) -> Float[Array, "rows width"]:
-    """-inf in the columns `at` of each row, of which those from `width` on are none."""
+    """Set the columns `at` of each row to -inf; indices of `width` or more are ignored."""
 
     def scattered(logits: Array, at: Array) -> Array:
         return jax.vmap(lambda row, gone: row.at[gone].set(-jnp.inf, mode="drop"))(logits, at)
 
-    # A TPU scatters entry by entry.
+    # A TPU would scatter entry by entry.
     return jax.lax.platform_dependent(logits, at, tpu=_leave_out_by_comparison, default=scattered)
 
 
 def _leave_out_by_comparison(logits: Array, at: Array) -> Array:
-    """`_leave_out` without a scatter. Column c is bit `c // words` of word `c % words` of its row, so that each of `at`
-    is compared with a 32nd of the columns."""
+    """`_leave_out` without a scatter. Column c is bit `c // words` of word `c % words` of its row, so that each index
+    in `at` is compared with only one word per 32 columns."""
     rows, width = logits.shape
     words = -(-width // 32)
     bit = jnp.where(at < width, jnp.left_shift(jnp.uint32(1), (at // words).astype(jnp.uint32)), jnp.uint32(0))
@@ -375,7 +376,7 @@ def _leave_out_by_comparison(logits: Array, at: Array) -> Array:
 
 
 def _padded(x: Array, size: int) -> Shaped[Array, "blocks size *rest"]:
-    """In blocks of `size` rows, the last one filled up with zeros."""
+    """`x` in blocks of `size` rows, the last one padded with zeros."""
     blocks = -(-len(x) // size)
     missing = blocks * size - len(x)
     return jnp.pad(x, ((0, missing), *[(0, 0)] * (x.ndim - 1))).reshape(blocks, size, *x.shape[1:])

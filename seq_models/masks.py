@@ -1,8 +1,8 @@
 """Masks of the items that a request may return: any subset, per user, over the same trie.
 
 Allowed items are marked at every node, so that a search reads the marks next to the tokens. A list of denied items
-closes few nodes, those whose allowed items are all denied: they are computed once, from the items upwards, and looked
-up among the parents that a search extends, so that a denied item costs about the same in any catalogue.
+closes only few nodes, those whose allowed items are all denied. They are computed once, from the items upwards, and
+looked up among the parents that a search extends, so that the cost of a denied item hardly depends on the catalogue.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from seq_models.trie import CodeTrie, windows
 
 
 class Closed(NamedTuple):
-    """Members of one level, nodes or items, that are closed, and their parents (-1 for none)."""
+    """Closed members of one level, nodes or items, and their parents; -1 marks an unused entry."""
 
     members: Int[Array, "users n"]
     parents: Int[Array, "users n"]
 
 
 class ItemMask(NamedTuple):
-    """Items allowed to each user, or to all users alike, of one trie: a pytree.
+    """Items of a trie that are allowed to each user, or to all users: a pytree.
 
-    Both have an entry for each level, and one for the items by position. Where all nodes have one child each, they
-    share an array with their children.
+    Both fields have an entry per level, and one for the items by position. If all nodes of a level have one child, the
+    level shares its array with the next.
     """
 
     allowed: tuple[Bool[Array, "users members"], ...] | None
     """True at members with an allowed item; None: all are allowed."""
     denied: tuple[Closed, ...] | None
-    """Allowed members of which all allowed items are denied."""
+    """Allowed members whose allowed items are all denied."""
 
     @classmethod
     def from_items(
@@ -45,13 +45,13 @@ class ItemMask(NamedTuple):
         denied: Int[Array | np.ndarray, "users n"] | None = None,
         codes: Int[Array | np.ndarray, "rows level"] | None = None,
     ) -> ItemMask:
-        """The items that are allowed (by row, all where not given) less those denied (rows, -1 for none).
+        """The `allowed` items (a mask by item row; default: all) without the `denied` ones (item rows, padded with -1).
 
-        Either has one row for each user, or a single one for all. `allowed` takes time and memory in proportion to the
-        catalogue, so a mask that many requests share (in stock, by country) is best made once; `denied`, to its length,
-        and it needs the `codes` that the trie was built from. Raises ValueError for `allowed` of another number of
-        items than the trie has, or has capacity for, for codes of another shape than the trie's, and for denied rows
-        outside the catalogue where these are a numpy array.
+        Each has one row per user, or a single one for all. The cost of `allowed` is proportional to the catalogue, so a
+        mask that many requests share (in stock, by country) is best built once; the cost of `denied` is proportional to
+        its length, and it needs the `codes` that the trie was built from. Raises ValueError if `allowed` does not have
+        the trie's number of items (its capacity), for codes of another shape than the trie's, and for denied rows
+        outside the catalogue if they are a numpy array.
         """
         open_ = None
         if allowed is not None:
@@ -61,7 +61,7 @@ class ItemMask(NamedTuple):
             return cls(open_, None)
         return cls(open_, _denied(trie, _checked_denied(denied, trie), _checked_codes(codes, trie), open_))
 
-    def left(
+    def filter_members(
         self,
         valid: Bool[Array, "batch beam n"],
         parents: Int[Array, "batch beam"],
@@ -69,45 +69,47 @@ class ItemMask(NamedTuple):
         *,
         level: int,
     ) -> Bool[Array, "batch beam n"]:
-        """Valid members of parents (children at `level`, or items) that lead to an item left to the user, as a mask."""
+        """The mask `valid` of members of parents (children at `level`, or items) without those that lead to no item
+        which the user may get."""
         if self.allowed is not None:
             valid &= _open(self.allowed[level], members)
         return valid if self.denied is None else _without(valid, parents, members, self.denied[level])
 
     def allows(self, positions: Int[Array, "batch n"]) -> Bool[Array, "batch n"]:
-        """Items left to the user, by position; of a position that no item has: any."""
-        left = jnp.ones(positions.shape, bool)
+        """Mask of the item positions that the user may get; arbitrary for positions without an item."""
+        allows = jnp.ones(positions.shape, bool)
         if self.allowed is not None:
-            left = _open(self.allowed[-1], positions[..., None])[..., 0]
+            allows = _open(self.allowed[-1], positions[..., None])[..., 0]
         if self.denied is not None:
             positions_closed = jnp.where(self.denied[-1].parents < 0, -1, self.denied[-1].members)
-            left &= (positions[:, :, None] != positions_closed[:, None, :]).all(axis=-1)
-        return left
+            allows &= (positions[:, :, None] != positions_closed[:, None, :]).all(axis=-1)
+        return allows
 
 
-def places_of(
+def locate_members(
     members: Int[Array, "#users n"],
     parents: Int[Array, "#users n"],
     beams: Int[Array, "users beam"],
     of_beams: Int[Array, "users beam width"],
 ) -> tuple[Int[Array, "users n"], Int[Array, "users n"]]:
-    """Where members stand among those of beams: the beam that is their parent, and the place; behind all if none is."""
+    """Indices of members among the members of beams: the beam of their parent, and the place in its row. The place is
+    the row's width if no beam is the parent."""
     count = beams.shape[1]
     here = parents[:, :, None] == beams[:, None, :]
-    first = jnp.where(here, jnp.arange(count)[None, None], count).min(axis=-1)  # a few times as fast as argmax
+    first = jnp.where(here, jnp.arange(count)[None, None], count).min(axis=-1)  # a few times faster than argmax
     beam = jnp.minimum(first, count - 1)
     firsts = jnp.take_along_axis(of_beams[..., 0], beam, axis=-1)
     return beam, jnp.where(first < count, members - firsts, of_beams.shape[-1])
 
 
 def _without(valid: Array, parents: Array, members: Array, closed: Closed) -> Bool[Array, "batch beam n"]:
-    """Clear the places of closed members, a handful; those whose parent is not there have none."""
-    beam, place = places_of(closed.members, closed.parents, parents, members)
+    """`valid` without the few closed members; those whose parent is no beam have no place in it."""
+    beam, place = locate_members(closed.members, closed.parents, parents, members)
     return jax.vmap(lambda v, b, p: v.at[b, p].set(False, mode="drop"))(valid, beam, place)
 
 
 def _open(allowed: Bool[Array, "users members"], members: Int[Array, "batch *b n"]) -> Bool[Array, "batch *b n"]:
-    """Mask of the contiguous members that are allowed to their user."""
+    """Mask of contiguous members that are allowed to their user."""
     if len(allowed) == 1:
         return windows(allowed[0], members)
     return jax.vmap(windows)(allowed, members)
@@ -132,7 +134,7 @@ def _any_of(
 def _denied(
     trie: CodeTrie, rows: Int[Array, "users n"], codes: Int[Array, "items level"], allowed: tuple[Array, ...] | None
 ) -> tuple[Closed, ...]:
-    """From the items upwards, a node is closed if as many of its members are closed as it has that are allowed."""
+    """Closed members of all levels, from the items upwards: a node is closed if all its allowed members are closed."""
     if allowed is not None:
         rows = jnp.broadcast_to(rows, (max(len(rows), len(allowed[0])), rows.shape[1]))
     members, found, _ = sorted_members(trie, rows, codes)
@@ -152,15 +154,15 @@ def _denied(
 def sorted_members(
     trie: CodeTrie, rows: Int[Array, "users n"], codes: Int[Array, "items level"]
 ) -> tuple[tuple[Int[Array, "users n"], ...], Bool[Array, "users n"], Int[Array, "users n"]]:
-    """`CodeTrie.members_of_items` in order of positions, and that order of the rows."""
+    """`CodeTrie.members_of_items` sorted by position, and the order that sorts them."""
     members, found = trie.members_of_items(rows, codes)
-    order = order_of(members[-1], most=trie.num_items)
+    order = stable_order(members[-1], most=trie.num_items)
     *ordered, found = (jnp.take_along_axis(x, order, axis=-1) for x in (*members, found))
     return tuple(ordered), found, order
 
 
 def _run_sums(flags: Bool[Array, "users n"], keys: Int[Array, "users n"]) -> Int[Array, "users n"]:
-    """Number of flags set in each run of equal keys, at its last entry; elsewhere 0."""
+    """Number of set flags in each run of equal keys, at the run's last entry; elsewhere 0."""
     sums = jnp.cumsum(flags, axis=-1, dtype=jnp.int32)
     changes = keys[:, 1:] != keys[:, :-1]
     first, last = (jnp.pad(changes, ((0, 0), pad), constant_values=True) for pad in ((1, 0), (0, 1)))
@@ -168,23 +170,24 @@ def _run_sums(flags: Bool[Array, "users n"], keys: Int[Array, "users n"]) -> Int
     return jnp.where(last, sums - before, 0)
 
 
-def order_of(keys: Int[Array, "users n"], *, most: int) -> Int[Array, "users n"]:
-    """Stable order of keys from 0 to `most`; sorted with their places in 32 bits, which a CPU does far faster.
+def stable_order(keys: Int[Array, "users n"], *, most: int) -> Int[Array, "users n"]:
+    """Indices that stably sort keys from 0 to `most`. Key and index are packed into 32 bits, which a CPU sorts far
+    faster than pairs.
 
-    Where these do not hold both, by the low bits of the keys first, then by the others.
+    If both do not fit, keys are sorted by their low bits first, then by the others.
     """
     bits = (keys.shape[1] - 1).bit_length()
-    room = 32 - bits
-    if most.bit_length() > room:
-        low = order_of(keys & ((1 << room) - 1), most=(1 << room) - 1)
-        high = order_of(jnp.take_along_axis(keys >> room, low, axis=-1), most=most >> room)
+    key_bits = 32 - bits
+    if most.bit_length() > key_bits:
+        low = stable_order(keys & ((1 << key_bits) - 1), most=(1 << key_bits) - 1)
+        high = stable_order(jnp.take_along_axis(keys >> key_bits, low, axis=-1), most=most >> key_bits)
         return jnp.take_along_axis(low, high, axis=-1)
     packed = (keys.astype(jnp.uint32) << bits) | jnp.arange(keys.shape[1], dtype=jnp.uint32)[None]
     return (jnp.sort(packed, axis=-1) & ((1 << bits) - 1)).astype(jnp.int32)
 
 
 def run_sums(values: Float[Array, "users n"], keys: Int[Array, "users n"]) -> Float[Array, "users n"]:
-    """Sums of runs of equal keys up to each entry, within a run alone, so that none is the difference of two sums."""
+    """Cumulative sums within runs of equal keys. They never subtract two sums, which would lose precision."""
     places = jnp.arange(keys.shape[1], dtype=jnp.int32)[None]
 
     def doubled(power: Int[Array, ""], sums: Float[Array, "users n"]) -> Float[Array, "users n"]:

@@ -1,17 +1,17 @@
-"""Mixtures of a model's distribution over items with an item graph's, repeats and business rules included.
+"""Mixtures of a model's distribution over items with an item graph's, including repeats and business rules.
 
     p(i | h) = [(1 - weight) r_i p_model(i | h) + weight q(i | h)] w_i
 
 `r_i` is the repeat factor f for items of the history and (1 - f s) / (1 - s) for the others, s being the model's mass
-on the history, so that the sum stays what it was (f is at most what leaves the others a millionth, lest lists end with
-the history); q is the normalized sum of the edges of the history's items, the latest counting most; `w_i` are a
-request's factors, 1 unless given, after which scores are no longer a distribution. A model of codes divides a leaf's
-probability evenly among its items; one with a dense head mixes its own two parts first, after the factors of repeats,
-which each part has for itself.
+on the history, so that the total is unchanged (f is bounded so that the others keep at least a millionth, and lists can
+go on after the history's items). q is the normalized sum of the edges of the history's items, the latest weighted most.
+`w_i` are a request's factors, by default 1; with others, scores are no longer a distribution. A model of codes divides
+a leaf's probability evenly among its items. A model with a dense head first mixes its own two parts, each with its own
+repeat factors.
 
-`MixtureTerms` are these numbers for a batch of requests. They mix log-probabilities of items given, and of all items.
-`PrefixMasses` are what they add to the prefixes of a trie, for a search by the mass of what lies under a prefix: sums
-over the few items that the terms name, so that they cost the same in any catalogue.
+`MixtureTerms` are these numbers for a batch of requests; they mix log-probabilities of given items, or of all items.
+`PrefixMasses` are the terms summed over the prefixes of a trie, for a search by the mass below a prefix. They involve
+only the few items that the terms treat separately, so their cost does not depend on the catalogue.
 """
 
 from __future__ import annotations
@@ -25,42 +25,42 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from seq_models.masks import ItemMask, order_of, places_of, run_sums, sorted_members
+from seq_models.masks import ItemMask, locate_members, run_sums, sorted_members, stable_order
 from seq_models.ranking import scatter_rows
 from seq_models.sharing import top_k
 from seq_models.trie import CodeTrie
 from seq_models.types import Boosts, ItemTables, RequestBatch
 
-# Items of a distribution that is added to a model's: its largest shares, which are then the distribution.
+# Items kept of a distribution that is added to a model's: its largest shares, renormalized.
 GRAPH_ITEMS = 256
-# Share of a prefix's model mass that is left at least, where items are taken out of it: more than the sums' rounding.
+# Minimum share of a prefix's model mass that remains when items are removed from it: above the rounding of sums.
 _LEFT = 1e-6
-# Mass that a repeat factor leaves to items outside the history at least: they follow those in it.
+# Minimum mass that a repeat factor leaves to items outside the history.
 _OUTSIDE = 1e-6
-# No history is as long.
+# Window longer than any history.
 _WHOLE = 2**31 - 1
 
 
 class ItemNeighbors(NamedTuple):
-    """Edges of an item graph by item row: neighbors' rows (-1: none) and their weights, above 0."""
+    """Edges of an item graph by item row: rows of the neighbors (-1: none) and weights, above 0."""
 
     rows: Int[Array, "items width"]
     weights: Float[Array, "items width"]
 
 
 class Mixture(NamedTuple):
-    """Item graph and numbers of a mixture: a pytree, to be passed to jitted functions as an argument."""
+    """Item graph and parameters of a mixture: a pytree, passed to jitted functions as an argument."""
 
     neighbors: ItemNeighbors | None
     weight: Float[Array, ""]
     """Share of the graph's distribution, from 0 to 1; 0 for a request whose history has no edges."""
     decay: Float[Array, ""]
-    """Factor of an item's edges in the graph's distribution, per item that came after it in the history."""
+    """Factor of an item's edges in the graph's distribution, applied once per later item in the history."""
     window: Int[Array, ""]
-    """Latest items of the history whose edges count."""
+    """Number of latest items of the history whose edges count."""
     repeat_factor: Float[Array, ""]
-    """Factor of the model's probability of items in the history: 0 where nothing repeats, 1: as the model says.
-    At 0 these have no share in the graph's distribution either."""
+    """Factor of the model's probability of items in the history: 0: they are never recommended, neither by the graph's
+    distribution; 1: the model's own probability."""
 
     @classmethod
     def from_numbers(
@@ -72,7 +72,8 @@ class Mixture(NamedTuple):
         window: int | None = None,
         repeat_factor: float = 1.0,
     ) -> Mixture:
-        """The mixture with numbers on the device; no window: the whole history. Raises ValueError if out of range."""
+        """Mixture of plain numbers, put on the device. Window None: the whole history. Raises ValueError for numbers
+        out of range."""
         if not (0 <= weight <= 1 and 0 <= decay <= 1 and 0 <= repeat_factor < math.inf):
             raise ValueError(
                 "expected a weight and a decay from 0 to 1 and a repeat_factor of at least 0, "
@@ -84,31 +85,31 @@ class Mixture(NamedTuple):
 
 
 class ItemShares(NamedTuple):
-    """Items with a share in a distribution (-1 for none), no item twice, and their shares."""
+    """Distinct items (padded with -1) and their shares of a distribution."""
 
     rows: Int[Array, "b m"]
     shares: Float[Array, "b m"]
 
 
 class MixtureTerms(NamedTuple):
-    """The items for which a mixture does something else than for all others, per request, and what it does.
+    """The items that a mixture treats differently from all others, per request, and the numbers for them.
 
-    Rows are -1 where there is none; no list holds an item twice.
+    Lists of rows are distinct and padded with -1.
     """
 
     history: Int[Array, "b t"]
     added: Int[Array, "b m"]
     added_masses: Float[Array, "b m"]
-    """Of the graph, weight q(i), and of a dense head."""
+    """Masses from the graph, weight q(i), and from a dense head."""
     others: Float[Array, " b"]
     """Factor of the model's probability of items outside the history."""
     repeated: Float[Array, " b"]
-    """... and in it."""
+    """Factor of the model's probability of items in the history."""
     repeats: Bool[Array, ""]
-    """False where items of the history have probability 0."""
+    """False if items of the history have probability 0."""
     boosts: Boosts | None
     history_log_probs: Float[Array, "b t"]
-    """Under the model alone, where its factor differs from the others'; else anything."""
+    """Under the model alone; arbitrary if the repeat factor is 1."""
     boost_log_probs: Float[Array, "b n"] | None
 
     @classmethod
@@ -121,8 +122,8 @@ class MixtureTerms(NamedTuple):
         score: Callable[[Int[Array, "b _"]], Float[Array, "b _"]],
         dense: ItemShares | None = None,
     ) -> MixtureTerms:
-        """The terms of requests; `score` gives the model's log-probabilities of item rows (of -1: -inf), those of its
-        codes where it has a dense head, whose items are `dense`, with their shares in the model's distribution."""
+        """Terms of requests. `score` returns the model's log-probabilities of item rows (-inf for -1). For a model with
+        a dense head these are the probabilities by codes, and `dense` the head's items with their shares."""
         mixture = Mixture.from_numbers() if mixture is None else mixture
         history = _distinct(jnp.where(requests.segments > 0, requests.history, -1))
         factor, nothing_seen = mixture.repeat_factor, jnp.full(history.shape, -jnp.inf)
@@ -148,12 +149,12 @@ class MixtureTerms(NamedTuple):
         )
 
     @property
-    def named(self) -> tuple[Int[Array, "b _"], ...]:
-        """Rows of the items that the terms treat apart, -1 for none."""
+    def named_rows(self) -> tuple[Int[Array, "b _"], ...]:
+        """Rows of the items that the terms treat separately, padded with -1."""
         return (self.history, self.added) if self.boosts is None else (self.history, self.added, self.boosts.rows)
 
     def closed(self, denied: Int[Array, "users n"] | None) -> Int[Array, "b _"]:
-        """Rows of probability exactly zero, -1 for none, with those denied anyway."""
+        """Rows of items with probability zero, in addition to those `denied`; padded with -1."""
         lists = [jnp.where(self.repeats, -1, self.history)]
         if denied is not None:
             lists.append(jnp.broadcast_to(denied, (self.history.shape[0], denied.shape[1])))
@@ -161,15 +162,15 @@ class MixtureTerms(NamedTuple):
             lists.append(jnp.where(self.boosts.factors > 0, -1, self.boosts.rows))
         return jnp.concatenate(lists, axis=1)
 
-    def of_items(self, log_probs: Float[Array, "b n"], rows: Int[Array, "b n"]) -> Float[Array, "b n"]:
-        """Log-probabilities of item rows, from the model's."""
+    def item_log_probs(self, log_probs: Float[Array, "b n"], rows: Int[Array, "b n"]) -> Float[Array, "b n"]:
+        """Mix the model's log-probabilities of item rows."""
         seen = _same(rows, self.history).any(axis=-1)
         factors = jnp.where(seen, self.repeated[:, None], self.others[:, None])
         masses = jnp.where(_same(rows, self.added), self.added_masses[:, None], 0.0).sum(axis=-1)
-        return jnp.logaddexp(log_probs + jnp.log(factors), jnp.log(masses)) + jnp.log(self.boosts_of(rows))
+        return jnp.logaddexp(log_probs + jnp.log(factors), jnp.log(masses)) + jnp.log(self.boost_factors(rows))
 
-    def of_catalog(self, log_probs: Float[Array, "b items"]) -> Float[Array, "b items"]:
-        """Log-probabilities of all items, from the model's."""
+    def catalog_log_probs(self, log_probs: Float[Array, "b items"]) -> Float[Array, "b items"]:
+        """Mix the model's log-probabilities of all items."""
         user = jnp.arange(log_probs.shape[0])[:, None]
         seen, added = (scatter_rows(rows, log_probs.shape[1]) for rows in (self.history, self.added))
         repeated = _at_rows(log_probs, self.history) + jnp.log(self.repeated)[:, None]
@@ -182,25 +183,25 @@ class MixtureTerms(NamedTuple):
         rows = scatter_rows(self.boosts.rows, log_probs.shape[1])
         return mixed.at[user, rows].add(jnp.log(self.boosts.factors), mode="drop")
 
-    def boosts_of(self, rows: Int[Array, "b n"]) -> Float[Array, "b n"]:
-        """A request's own factors of item rows."""
+    def boost_factors(self, rows: Int[Array, "b n"]) -> Float[Array, "b n"]:
+        """The requests' factors of item rows."""
         if self.boosts is None:
             return jnp.ones(rows.shape)
         return jnp.where(_same(rows, self.boosts.rows), self.boosts.factors[:, None], 1.0).prod(axis=-1)
 
 
 class NodeMasses(NamedTuple):
-    """Masses that the items named by a mixture add to the nodes above them at one level; parents are -1 for none."""
+    """Masses that a mixture's separately treated items add to the nodes of one level; unused entries have parent -1."""
 
     nodes: Int[Array, "b n"]
     parents: Int[Array, "b n"]
     of_model: Float[Array, "b n"]
-    """Change of the model's mass, mostly downwards."""
+    """Change of the model's mass, mostly negative."""
     added: Float[Array, "b n"]
 
 
 class PrefixMasses(NamedTuple):
-    """Masses of the prefixes of a trie under a mixture, of all that a mask leaves of the items that the terms name."""
+    """Changes of the masses of a trie's prefixes under a mixture, over the items that a mask allows."""
 
     terms: MixtureTerms
     levels: tuple[NodeMasses, ...]
@@ -209,7 +210,7 @@ class PrefixMasses(NamedTuple):
     def from_terms(
         cls, terms: MixtureTerms, trie: CodeTrie, codes: Int[Array, "items level"], *, mask: ItemMask | None
     ) -> PrefixMasses:
-        """Sums of the terms, from the items upwards."""
+        """Sum the terms over the trie, from the items upwards."""
         named = _named_items(terms)
         members, found, order = sorted_members(trie, named.rows, codes)
         before, after, added = (jnp.take_along_axis(x, order, axis=-1) for x in named[1:])
@@ -224,7 +225,7 @@ class PrefixMasses(NamedTuple):
             levels.append(NodeMasses(nodes, jnp.where(last, parents, -1), *sums))
         return cls(terms, tuple(levels))
 
-    def of_children(
+    def child_log_masses(
         self,
         log_probs: Float[Array, "b beam n"],
         parents: Int[Array, "b beam"],
@@ -232,9 +233,9 @@ class PrefixMasses(NamedTuple):
         *,
         level: int,
     ) -> Float[Array, "b beam n"]:
-        """Logs of the masses of children of parents, from the model's log-probabilities of them."""
+        """Log masses of the children of beams, from the model's log-probabilities of them."""
         own, scores = self.levels[level], log_probs + jnp.log(self.terms.others)[:, None, None]
-        beam, place = places_of(own.nodes, own.parents, parents, children)
+        beam, place = locate_members(own.nodes, own.parents, parents, children)
         user = jnp.arange(beam.shape[0])[:, None]
         before = scores.at[user, beam, place].get(mode="fill", fill_value=-jnp.inf)
         mass = jnp.exp(before)
@@ -244,7 +245,7 @@ class PrefixMasses(NamedTuple):
 
 
 def is_mixed(mixture: Mixture | None, requests: RequestBatch, dense: ItemShares | None = None) -> bool:
-    """True where scores are other than the model's own, or than those of its codes."""
+    """True if scores differ from the model's own, or from those of its codes."""
     return mixture is not None or requests.boosts is not None or dense is not None
 
 
@@ -255,7 +256,7 @@ def catalog_terms(
     tables: ItemTables,
     dense: ItemShares | None = None,
 ) -> MixtureTerms | None:
-    """The terms where the model's log-probabilities of all items are known; None: nothing is mixed."""
+    """Terms from the model's log-probabilities of all items; None if nothing is mixed."""
     if not is_mixed(mixture, requests, dense):
         return None
     score = functools.partial(_at_rows, log_probs)
@@ -269,9 +270,9 @@ def mixed_catalog(
     tables: ItemTables,
     dense: ItemShares | None = None,
 ) -> Float[Array, "b items"]:
-    """Log-probabilities of all items, from the model's."""
+    """Mix the model's log-probabilities of all items."""
     terms = catalog_terms(log_probs, mixture, requests, tables, dense)
-    return log_probs if terms is None else terms.of_catalog(log_probs)
+    return log_probs if terms is None else terms.catalog_log_probs(log_probs)
 
 
 def dense_shares(
@@ -282,7 +283,7 @@ def dense_shares(
     *,
     total: float,
 ) -> ItemShares:
-    """The items of a dense head's largest probabilities, after the factors of repeats; the shares sum to `total`."""
+    """The items with a dense head's largest probabilities after repeat factors; their shares sum to `total`."""
     if mixture is not None:
         repeats = mixture._replace(neighbors=None, weight=jnp.zeros_like(mixture.weight))
         log_probs = mixed_catalog(log_probs, repeats, requests._replace(boosts=None), tables)
@@ -291,19 +292,18 @@ def dense_shares(
 
 
 def _distinct(rows: Int[Array, "b n"]) -> Int[Array, "b n"]:
-    """The rows with -1 in place of those that stand in an earlier place too."""
+    """The rows with repetitions replaced by -1."""
     earlier = jnp.tril(jnp.ones((rows.shape[1],) * 2, bool), -1)
     return jnp.where((_same(rows, rows) & earlier[None]).any(axis=-1), -1, rows)
 
 
 def _at_rows(values: Float[Array, "b items"], rows: Int[Array, "b n"]) -> Float[Array, "b n"]:
     """Log-probabilities at item rows, -inf at -1."""
-    found = jnp.take_along_axis(values, jnp.maximum(rows, 0), axis=-1)
-    return jnp.where(rows < 0, -jnp.inf, found)
+    return jnp.where(rows < 0, -jnp.inf, jnp.take_along_axis(values, jnp.maximum(rows, 0), axis=-1))
 
 
 class _NamedItems(NamedTuple):
-    """Item rows, their mass in the model before and after the factors of repeats and requests, and what is added."""
+    """Item rows, their model mass before and after the factors of repeats and requests, and the added mass."""
 
     rows: Int[Array, "b n"]
     before: Float[Array, "b n"]
@@ -312,27 +312,27 @@ class _NamedItems(NamedTuple):
 
 
 def _named_items(terms: MixtureTerms) -> _NamedItems:
-    """The items that the terms treat apart; one that stands in several lists has its model's mass in one alone."""
+    """The items that the terms treat separately. An item in several lists has its model mass in only one of them."""
 
-    def of_model(rows: Array, log_probs: Array) -> tuple[Array, Array]:
+    def model_masses(rows: Array, log_probs: Array) -> tuple[Array, Array]:
         seen, mass = _same(rows, terms.history).any(axis=-1), jnp.exp(log_probs)
-        factors = jnp.where(seen, terms.repeated[:, None], terms.others[:, None]) * terms.boosts_of(rows)
+        factors = jnp.where(seen, terms.repeated[:, None], terms.others[:, None]) * terms.boost_factors(rows)
         return mass * terms.others[:, None], mass * factors
 
     history, none = terms.history_log_probs, jnp.zeros_like(terms.added_masses)
-    lists = [(terms.added, none, none, terms.added_masses * terms.boosts_of(terms.added))]
+    lists = [(terms.added, none, none, terms.added_masses * terms.boost_factors(terms.added))]
     if terms.boosts is not None and terms.boost_log_probs is not None:
         rows = terms.boosts.rows
-        lists.append((rows, *of_model(rows, terms.boost_log_probs), jnp.zeros_like(terms.boost_log_probs)))
+        lists.append((rows, *model_masses(rows, terms.boost_log_probs), jnp.zeros_like(terms.boost_log_probs)))
         history = jnp.where(_same(terms.history, rows).any(axis=-1), -jnp.inf, history)
-    lists.append((terms.history, *of_model(terms.history, history), jnp.zeros_like(history)))
+    lists.append((terms.history, *model_masses(terms.history, history), jnp.zeros_like(history)))
     return _NamedItems(*(jnp.concatenate(columns, axis=1) for columns in zip(*lists, strict=True)))
 
 
 def _repeat_factors(
     seen: Float[Array, " b"], factor: Float[Array, ""]
 ) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
-    """Factors of the model's probability outside and inside the history, on which it has the mass `seen`."""
+    """Factors of the model's probability outside and inside the history; `seen` is the model's mass inside."""
     outside = jnp.maximum(1 - factor * seen, _OUTSIDE)
     others = jnp.where(factor == 1, 1.0, outside / jnp.maximum(1 - seen, 1e-6))
     return others, jnp.where(factor * seen > 1 - _OUTSIDE, (1 - _OUTSIDE) / seen, factor)
@@ -341,7 +341,7 @@ def _repeat_factors(
 def _graph_items(
     mixture: Mixture, requests: RequestBatch, history: Int[Array, "b t"], tables: ItemTables
 ) -> ItemShares:
-    """The graph's distribution, of items that may be recommended at all; its shares sum to 1 or are all 0."""
+    """The graph's distribution over items that may be recommended; its shares sum to 1 or are all 0."""
     neighbors, none = mixture.neighbors, (history.shape[0], 0)
     if neighbors is None:
         return ItemShares(jnp.zeros(none, jnp.int32), jnp.zeros(none))
@@ -365,16 +365,16 @@ def _graph_items(
 
 
 def _largest(weights: Float[Array, "b n"]) -> ItemShares:
-    """Places of the largest weights, and their shares, which sum to 1 or are all 0."""
+    """Indices of the largest weights, and their shares, which sum to 1 or are all 0."""
     weights, best = top_k(weights, min(GRAPH_ITEMS, weights.shape[1]))
     shares = weights / jnp.maximum(weights.sum(axis=-1, keepdims=True), 1e-30)
     return ItemShares(jnp.where(weights > 0, best, -1), shares)
 
 
 def _summed(rows: Int[Array, "b n"], weights: Float[Array, "b n"], *, size: int) -> ItemShares:
-    """The rows, of so many items, in order, each once, with the sum of its weights; -1 and 0 in the places between."""
+    """The distinct rows (of `size` items), sorted, with the sums of their weights; other places hold -1 and 0."""
     rows = jnp.where(rows < 0, size, rows)
-    order = order_of(rows, most=size)
+    order = stable_order(rows, most=size)
     rows, weights = (jnp.take_along_axis(x, order, axis=-1) for x in (rows, weights))
     last = rows != jnp.pad(rows[:, 1:], ((0, 0), (0, 1)), constant_values=-1)
     weights = jnp.where(last, run_sums(weights, rows), 0.0)
@@ -382,7 +382,7 @@ def _summed(rows: Int[Array, "b n"], weights: Float[Array, "b n"], *, size: int)
 
 
 def _for_each(boosts: Boosts | None, history: Int[Array, "b t"]) -> Boosts | None:
-    """The boosts with a row for each history."""
+    """The boosts with one row per history."""
     if boosts is None:
         return None
     shape = (history.shape[0], boosts.rows.shape[1])

@@ -1,7 +1,7 @@
-"""Interface of all model families: a config that builds its model; a model that states its losses and ranks items.
+"""Interface of all model families: a config builds its model; the model computes its losses and ranks items.
 
-A family is one file: its config, named for the command line, and its model. `seq_models.codes` has what generators of
-codes share, `seq_models.dense` a model that scores every item at once.
+A family is one file with its config, whose name is also its command-line name, and its model. `seq_models.codes` has
+the base of generators of codes, `seq_models.dense` a model that scores every item at once.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from seq_models.sequences import SequenceSizes
 from seq_models.trie import CodeTrie
 from seq_models.types import ItemTables, Layout, RequestBatch, SoftmaxOver, TopK, TrainingBatch
 
-# Folded into a step's key, for what is left out of the conditions: the key's other uses stay what they are.
+# Folded into a step's key for independent draws that leave its other uses unchanged: dropped conditions, ...
 _DROP = 0x70_1D
-# ... and for the dropout of the event head.
+# ... dropout of the event head, ...
 _EVENTS = 0x70_1E
-# ... and for the times that are left out.
+# ... and dropped times.
 _DROP_TIMES = 0x70_1F
-# Divides the cosines between states and the vectors that they are pulled to (UNGER's, arXiv 2502.06269).
+# Temperature of the cosines between states and the vectors that they learn (UNGER's, arXiv 2502.06269).
 _STATE_TEMPERATURE = 0.07
 
 
@@ -37,83 +37,83 @@ class ModelConfig(abc.ABC):
     """Architecture and sizes of a model; a frozen dataclass per family."""
 
     name: ClassVar[str]
-    """The family on the command line."""
+    """Name of the family on the command line."""
     title: ClassVar[str]
-    """The family in a text."""
+    """Name of the family in texts."""
     has_codes: ClassVar[bool]
-    """The model reads and generates codes, so that it ranks items by a search over the catalogue's trie."""
+    """The model reads and generates codes, and ranks items by a search over the catalogue's trie."""
     decodes_from_state: ClassVar[bool] = False
-    """An item's codes are decoded from one state per history, as end-to-end training needs."""
+    """An item's codes are decoded from one state per history, as end-to-end training requires."""
 
     @property
     def has_dense_head(self) -> bool:
-        """True where a generator of codes scores all items from its state too, by a loss of its own."""
+        """True if a generator of codes also scores all items from its state, with a loss of its own."""
         return False
 
     @property
     @abc.abstractmethod
     def has_item_embeddings(self) -> bool:
-        """True where the model has a learned vector per item row, and so none for items added later."""
+        """True if the model learns a vector per item row; items added later have none."""
 
     @abc.abstractmethod
     def build(self, *, level_sizes: tuple[int, ...], num_items: int, num_features: int, rngs: nnx.Rngs) -> ItemModel:
-        """A model with fresh parameters for a catalogue of these sizes; `num_features`: width of the dense input."""
+        """A freshly initialized model for a catalogue of these sizes; `num_features`: width of the dense input."""
 
     def with_dropout(self, rate: float) -> ModelConfig:
-        """The config with this dropout where it names none."""
+        """The config with dropout `rate`, unless it sets one."""
         del rate
         return self
 
     def label(self, *, num_features: int) -> str:
-        """Name of such a model in a table of results, where the dense input may set it apart."""
+        """Name of the model in tables of results, which may depend on whether it has a dense input."""
         return self.name
 
 
 class ItemModel(nnx.Module):
-    """A model of the next item of a history. Item rows alone go in and out; all else is read from `tables`.
+    """A model of the next item of a history. Inputs and outputs are item rows; everything else comes from `tables`.
 
-    Rows of a batch hold histories numbered by `segments` from 1, 0 being padding; no history sees another, and the
-    place of padding changes nothing.
+    Rows of a batch hold histories numbered by `segments` from 1, 0 is padding. Histories do not see each other, and the
+    position of padding does not matter.
     """
 
     layout: ClassVar[Layout]
     conditioning: ConditionEncoder | None = None
-    """Embeddings of the conditions that the model knows; None: it knows none."""
+    """Embeddings of the conditions that the model supports; None: it supports none."""
     event_head: EventHead | None = None
-    """Probabilities of events given item and history; None: it has not learned them."""
+    """Probabilities of events given item and history; None: not learned."""
     state_head: nnx.Linear | None = None
-    """Map from states to the vectors that they are pulled to, in training alone; None: there are none."""
+    """Map from states to the item vectors that they learn, used only in training; None: no such loss."""
 
     def add_conditions(self, sizes: ConditionSizes, *, rngs: nnx.Rngs) -> None:
-        """Let the model know conditions on the next item. Raises ValueError where it cannot."""
+        """Add support of conditions on the next item. Raises ValueError if the family has none."""
         raise ValueError(f"{type(self).__name__} knows no conditions; give another family, or no conditions")
 
     def add_sequences(self, sizes: SequenceSizes, *, rngs: nnx.Rngs) -> None:
-        """Let the model read further code sequences of its items. Raises ValueError where it cannot."""
+        """Add further code sequences of the items as inputs. Raises ValueError if the family reads none."""
         raise ValueError(f"{type(self).__name__} reads no codes, and so no further sequences of them")
 
     def add_state_head(self, width: int, *, rngs: nnx.Rngs) -> None:
-        """Let training pull states to vectors of the items. Raises ValueError where items have no such state."""
+        """Add the head of `state_terms`. Raises ValueError if the family does not decode items from a state."""
         raise ValueError(f"{type(self).__name__} has no state that an item is decoded from; leave out its vectors")
 
     def training_conditions(
         self, tables: ItemTables, batch: TrainingBatch, key: Key[Array, ""] | None
     ) -> tuple[Int[Array, "b t"] | None, Conditions | None]:
-        """Events of a training step's histories, and conditions on the items that follow; none where it knows none.
+        """Events of a training step's histories, and conditions on the items that follow; None if not supported.
 
-        With a key a share of them is left out, so that the model learns to do without.
+        With a key, a share of them is dropped, so that the model also learns to rank without them.
         """
         if self.conditioning is None:
             return None, None
         choice, drop = split_key(None if key is None else jax.random.fold_in(key, _DROP), 2)
         return self.conditioning.drop(batch.events, batch.conditions(tables, key=choice), drop)
 
-    def asked(self, states: Float[Array, "b t dim"], conditions: Conditions | None) -> Float[Array, "b t dim"]:
-        """States after histories as the next items are decoded from them: by FiLM, if the model knows conditions so."""
+    def modulated(self, states: Float[Array, "b t dim"], conditions: Conditions | None) -> Float[Array, "b t dim"]:
+        """States after histories, modulated by the conditions (FiLM) if the model reads them so, else unchanged."""
         return states if self.conditioning is None else self.conditioning.modulate(states, conditions)
 
     def training_times(self, batch: TrainingBatch, key: Key[Array, ""] | None) -> Times | None:
-        """Times of a training step's histories, if the model reads any; with a key some are left out."""
+        """Times of a training step's histories, if the model reads them; with a key, some are dropped."""
         if self.conditioning is None:
             return None
         times = None if batch.times is None else Times(batch.times, batch.segments)
@@ -128,13 +128,13 @@ class ItemModel(nnx.Module):
         key: Key[Array, ""] | None,
     ) -> dict[str, Float[Array, ""]]:
         """Cross-entropy of the targets' events (`loss/event`), given states after histories and embeddings of the
-        targets, if it learns them: where the event is known and no condition that the state has read gives it away."""
+        targets; empty without an event head. Targets count if their event is known and was not an input condition."""
         if self.event_head is None or batch.target_events is None:
             return {}
-        given = None if conditions is None else conditions.event
+        condition = None if conditions is None else conditions.event
         learned = (batch.targets >= 0) & (batch.target_events > 0)
-        if given is not None and self.conditioning is not None and self.conditioning.reads_event:
-            learned &= given == 0
+        if condition is not None and self.conditioning is not None and self.conditioning.reads_event:
+            learned &= condition == 0
         key = None if key is None else jax.random.fold_in(key, _EVENTS)
         each = cross_entropy(self.event_head(states, items, key=key), jnp.maximum(batch.target_events - 1, 0))
         return {"loss/event": weighted_mean(each, learned.astype(jnp.float32))}
@@ -142,9 +142,9 @@ class ItemModel(nnx.Module):
     def state_terms(
         self, states: Float[Array, "*n dim"], tables: ItemTables, batch: TrainingBatch
     ) -> dict[str, Float[Array, ""]]:
-        """Cross-entropy (`loss/state`) with which states, mapped to the width of the items' vectors, find that of the
-        target among all by cosine, if the model has a head for it: UNGER's distillation (arXiv 2502.06269, stage 2),
-        with all items in place of a batch's."""
+        """Cross-entropy of the targets (`loss/state`) under a softmax of cosines between states, mapped by the state
+        head, and the vectors of all items; empty without that head. After UNGER's distillation (arXiv 2502.06269, stage
+        2), which compares with the items of a batch only."""
         if self.state_head is None or tables.vectors is None:
             return {}
         queries = unit(self.state_head(states.astype(jnp.float32))) / _STATE_TEMPERATURE
@@ -154,14 +154,14 @@ class ItemModel(nnx.Module):
     def event_log_probs(
         self, tables: ItemTables, requests: RequestBatch, rows: Int[Array, "b n"]
     ) -> Float[Array, "b n event"]:
-        """Logarithms of p(event | item, history) of these items, of which -1 is none in particular, for every event.
+        """Log of p(event | item, history) for every event and these items (arbitrary for row -1).
 
-        To be called inside jit. Raises ValueError for a model that has not learned them.
+        Call it inside jit. Raises ValueError for a model that has not learned these probabilities.
         """
         raise ValueError(f"{type(self).__name__} knows no probabilities of events")
 
     def events_after(self, states: Float[Array, "b dim"], items: Float[Array, "b n dim"]) -> Float[Array, "b n event"]:
-        """`event_log_probs` of items by their embeddings, after states of histories."""
+        """`event_log_probs` from states after histories and embeddings of items."""
         if self.event_head is None:
             raise ValueError("the model has not learned probabilities of events; train it with an event head")
         states = jnp.broadcast_to(states[:, None], items.shape)
@@ -179,8 +179,8 @@ class ItemModel(nnx.Module):
     ) -> dict[str, Float[Array, "..."]]:
         """Losses by name, unweighted means over the targets, in nats; a vector has one entry per level.
 
-        With a `trie`, a level's softmax is over the children of the target's prefix. `smoothing` is the share of each
-        code's target that is uniform. With a key: with dropout.
+        With a `trie`, a level's softmax is over the children of the target's prefix. `smoothing` is the share of label
+        smoothing. Dropout is applied if there is a key.
         """
 
     @abc.abstractmethod
@@ -195,9 +195,9 @@ class ItemModel(nnx.Module):
         softmax_over: SoftmaxOver,
         mixture: Mixture | None = None,
     ) -> TopK:
-        """The k best items per history; a search keeps `beam_size` beams, at least k. To be called inside jit.
+        """The k best items per history; a search keeps `beam_size` beams, at least k. Call it inside jit.
 
-        With a `mixture` or the requests' boosts, probabilities are those of `seq_models.mixture`, here and below.
+        With a `mixture` or boosts in the requests, probabilities are those of `seq_models.mixture`, also below.
         """
 
     @abc.abstractmethod
@@ -211,7 +211,7 @@ class ItemModel(nnx.Module):
         softmax_over: SoftmaxOver,
         mixture: Mixture | None = None,
     ) -> Float[Array, "b n"]:
-        """Exact log-probabilities of item rows. To be called inside jit."""
+        """Exact log-probabilities of item rows. Call it inside jit."""
 
     @abc.abstractmethod
     def catalog_log_probs(
@@ -224,13 +224,13 @@ class ItemModel(nnx.Module):
         softmax_over: SoftmaxOver,
         mixture: Mixture | None = None,
     ) -> Float[Array, "b items"]:
-        """Exact log-probabilities of all items. To be called inside jit, `blocks` (`leaf_blocks`) as a static."""
+        """Exact log-probabilities of all items. Call it inside jit, with the `leaf_blocks` as a static argument."""
 
     def item_vectors(self, tables: ItemTables) -> Float[Array, "items dim"] | None:
-        """Vectors of all items that requests are scored by, computed from the tables and from no request; None: there
-        are none, or they are parameters as they stand."""
+        """Vectors of all items that score requests, if they are computed from the tables; None: there are none, or they
+        are plain parameters."""
         return None
 
     def leaf_blocks(self, trie: CodeTrie | None) -> LeafBlocks | None:
-        """The blocks in which `catalog_log_probs` goes through the trie; None: it does not read the trie."""
+        """Blocks of the trie for `catalog_log_probs`; None: it does not use the trie."""
         return None

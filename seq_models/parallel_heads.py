@@ -1,8 +1,8 @@
 """Parallel heads (RPG, Hou et al., KDD 2025, arXiv 2506.05781): all codes of the next item at once, from one state.
 
-The codes of an item are independent given the history: p(item | history) is the product of what the heads say of each,
-so that the order of the codes does not matter. A head is a residual block (its matrix zero at first, as there), and
-scores a level's codes by cosines with their embeddings over a temperature.
+The codes of an item are independent given the history: p(item | history) is the product of the heads' probabilities, so
+that the order of the codes does not matter. A head is a residual block (its matrix initialized to zero, as in RPG), and
+scores a level's codes by cosines with their embeddings, divided by a temperature.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ from seq_models.types import Inputs, Prefixes
 
 @dataclass(frozen=True)
 class ParallelHeadsConfig(CodeConfig):
-    """RPG: a head per level reads the state after the history alone; for unordered codes (`opq`) and wide beams."""
+    """RPG: one head per level, which reads only the state after the history; for unordered codes (`opq`) and wide
+    beams."""
 
     name: ClassVar[str] = "parallel-heads"
     title: ClassVar[str] = "parallel heads (RPG)"
     decodes_from_state: ClassVar[bool] = True
 
     temperature: float = 0.03
-    """Divides the cosines between the heads' outputs and the embeddings of codes."""
+    """Temperature: divides the cosines between the heads' outputs and the embeddings of codes."""
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
@@ -45,7 +46,7 @@ class ParallelHeadsConfig(CodeConfig):
 
 
 class ParallelHeads(StateDecoder):
-    """A model of the next item's codes by one head per level, each of which reads the state after the history alone.
+    """A model of the next item's codes with one head per level, which reads only the state after the history.
 
     See RQTransformer for arguments. An item's position is the mean of its code embeddings, not their sum.
     """
@@ -79,12 +80,12 @@ class ParallelHeads(StateDecoder):
     def depth_logits(
         self, states: Float[Array, "*n dim"], targets: Int[Array, "*n level"], *, key: Key[Array, ""] | None = None
     ) -> tuple[Float[Array, "*n _"], ...]:
-        """Logits of every level of the item after each of the given states; nothing else is read."""
+        """Logits of every level of the item after each of the given states; they do not depend on `targets`."""
         del targets, key
         return tuple(self.head(states, level) for level in range(len(self.level_sizes)))
 
     def init_cache(self, context: Float[Array, "batch dim"]) -> tuple[()]:
-        """Nothing is kept from level to level."""
+        """The empty cache; levels share nothing."""
         return ()
 
     def decode_step(

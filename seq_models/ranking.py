@@ -1,4 +1,4 @@
-"""Items ranked by a score of every item: removed items, masks of requests, the k best."""
+"""Ranking of items by scores of all items: removed items, masks of requests, the k best."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from seq_models.types import ItemTables, RequestBatch, TopK
 
 
 def active_log_probs(logits: Float[Array, "b items"], tables: ItemTables) -> Float[Array, "b items"]:
-    """Log-probabilities over the active items, -inf of all other rows."""
+    """Log-probabilities over the active items; -inf for all other rows."""
     logits = share_items(logits)
     logits = logits if tables.active is None else jnp.where(tables.active[None], logits, -jnp.inf)
     return jax.nn.log_softmax(logits, axis=-1)
 
 
 def best_allowed(scores: Float[Array, "b items"], requests: RequestBatch, k: int) -> TopK:
-    """The k best items that each request allows, or, with noise, k drawn from them without replacement."""
-    scores = _only_allowed(scores, requests)
+    """The k best items that each request allows or, with noise, k drawn from them without replacement."""
+    scores = _mask_scores(scores, requests)
     order = scores if requests.noise is None else requests.noise.perturb(scores)
     if requests.limits is not None:
         every = jnp.arange(scores.shape[1], dtype=jnp.int32)[None]
@@ -36,7 +36,7 @@ def best_allowed(scores: Float[Array, "b items"], requests: RequestBatch, k: int
 
 
 def first_within(found: TopK, limits: GroupLimits | None, k: int) -> TopK:
-    """The first k items of longer lists that the limits leave room for; without limits, the lists."""
+    """The first k items of longer lists that fit within the limits; without limits, the lists as they are."""
     if limits is None:
         return found
     falling = -jnp.arange(found.rows.shape[1], dtype=jnp.float32)[None]
@@ -46,11 +46,11 @@ def first_within(found: TopK, limits: GroupLimits | None, k: int) -> TopK:
 
 
 def scatter_rows(rows: Int[Array, "b n"], size: int) -> Int[Array, "b n"]:
-    """Item rows as indices of a scatter that drops what lies outside: -1 (no item) moves behind the last row."""
+    """Item rows as indices of a scatter with mode "drop": -1 (no item) becomes an index beyond the last row."""
     return jnp.where(rows < 0, size, rows)
 
 
-def _only_allowed(scores: Float[Array, "b items"], requests: RequestBatch) -> Float[Array, "b items"]:
+def _mask_scores(scores: Float[Array, "b items"], requests: RequestBatch) -> Float[Array, "b items"]:
     if requests.allowed is not None:
         scores = jnp.where(requests.allowed, scores, -jnp.inf)
     return scores if requests.denied is None else set_items(scores, requests.denied, -jnp.inf)

@@ -1,9 +1,9 @@
 """RQ-Transformer (Lee et al., CVPR 2022): one position per item, and a small causal decoder over its levels.
 
-The backbone reads a history with each item as one position, the sum of its code embeddings. The depth decoder writes
-the codes of the next item level by level, conditioned on the backbone's state: for level `l` its input is
-`state + sum_{j<l} e_j(c_j) + p_l` (eq. 9 there, with the state added at every level rather than at the first alone).
-In search the backbone runs once per user and only the depth decoder once per beam and level.
+The backbone reads a history with each item as one position, the sum of its code embeddings. The depth decoder generates
+the codes of the next item level by level, conditioned on the backbone's state: its input for level `l` is
+`state + sum_{j<l} e_j(c_j) + p_l` (eq. 9 there, but with the state added at every level, not only the first). In search
+the backbone runs once per user, and only the depth decoder runs per beam and level.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ class RQTransformerConfig(CodeConfig):
     """Blocks of the depth decoder, which has the backbone's width."""
     depth_dropout: float = 0.0
     """Dropout in the depth decoder."""
-    # "later": stored configs leave it out at its default.
+    # "later": added after configs were stored, which omit the field at its default.
     depth_hidden: int | None = field(default=None, metadata={"later": True})
-    """Width inside the SwiGLUs of the depth decoder, where state and earlier codes meet; none given: the backbone's."""
+    """Width inside the SwiGLUs of the depth decoder, which combine state and earlier codes; None: the backbone's."""
     scaled_codes: bool = field(default=False, metadata={"later": True})
     """Multiply the embeddings of earlier codes by the square root of dim where the depth decoder reads them (Vaswani et
-    al. 2017, section 3.4): they are as large as the state then."""
+    al. 2017, section 3.4), so that they are as large as the state."""
     dense_share: float = field(default=0.0, metadata={"later": True})
-    """Share, in the probabilities of items, of a dense head: inner products of the state with what is read of each item
-    besides its codes, as in SASRec, trained by a cross-entropy over all items. It needs the id embedding."""
+    """Share of a dense head in the probabilities of items: inner products of the state with the inputs of each item
+    other than its codes, as in SASRec, trained by a cross-entropy over all items. It needs the id embedding."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.dense_share < 1:
@@ -79,7 +79,7 @@ class RQTransformer(StateDecoder):
     """Autoregressive model of the next item's codes given a history of items.
 
     `level_sizes` are the codebook sizes; `num_features` is the width of the dense input (0: none); `num_items` the
-    number of items, read when the config asks for an id embedding.
+    number of items, used only for an id embedding.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class RQTransformer(StateDecoder):
     ) -> tuple[Float[Array, "*n _"], ...]:
         """Teacher-forced logits of the item after each of the given states.
 
-        Level by level, as in search: on a CPU that is faster than one array of all levels, whose copies it saves.
+        Computed level by level, as in search: on a CPU this is faster than one array of all levels, as it saves copies.
         """
         summed, past, logits = states.reshape(-1, states.shape[-1]), self._no_past(), []
         codes = targets.reshape(len(summed), -1)
@@ -120,20 +120,20 @@ class RQTransformer(StateDecoder):
     def state_terms(
         self, states: Float[Array, "*n dim"], tables: ItemTables, batch: TrainingBatch
     ) -> dict[str, Float[Array, ""]]:
-        """With a dense head, its cross-entropy over all items too (`loss/dense`): to the target or, where there is a
-        teacher, to the target and the teacher's items by half."""
+        """The base's terms and, with a dense head, its cross-entropy over all items (`loss/dense`): to the target or,
+        with a teacher, half to the target and half to the teacher's items."""
         terms = super().state_terms(states, tables, batch)
         if not self.dense_share:
             return terms
-        asked = (states, self._item_vectors(tables), batch.targets, batch.weights)
-        dense = item_cross_entropy(*asked, seen=batch.seen)
+        arguments = (states, self._item_vectors(tables), batch.targets, batch.weights)
+        dense = item_cross_entropy(*arguments, seen=batch.seen)
         if batch.teacher is not None:
             rows, scores = batch.teacher
-            dense += teacher_shift(*asked, teacher_rows=rows, teacher_scores=scores) / 2
+            dense += teacher_shift(*arguments, teacher_rows=rows, teacher_scores=scores) / 2
         return terms | {"loss/dense": dense}
 
     def dense_items(self, mixture: Mixture | None, requests: RequestBatch, tables: ItemTables) -> ItemShares | None:
-        """The dense head's items, whose shares sum to its own."""
+        """The dense head's items, with shares that sum to `dense_share`."""
         if not self.dense_share:
             return None
         states = self.encode_history(requests.inputs(tables), requests.segments)
@@ -142,12 +142,12 @@ class RQTransformer(StateDecoder):
         return dense_shares(active_log_probs(scores, tables), mixture, requests, tables, total=self.dense_share)
 
     def item_vectors(self, tables: ItemTables) -> Float[Array, "items dim"] | None:
-        """Vectors of all items in the dense head, where they are more than the embeddings of ids."""
+        """Vectors of all items in the dense head, if they are more than the embeddings of ids."""
         content = self.project is not None and tables.features is not None
         return self._item_vectors(tables) if self.dense_share and content else None
 
     def _item_vectors(self, tables: ItemTables) -> Float[Array, "items dim"]:
-        """Vectors of what is read of each item besides its codes, as large as SASRec's."""
+        """Vectors from the inputs of each item other than its codes, scaled as in SASRec."""
         assert self.ids is not None
         spare = len(tables.known) - self.ids.num_embeddings
         read = jnp.pad(self.ids.embedding[...], ((0, spare), (0, 0)))
@@ -156,13 +156,13 @@ class RQTransformer(StateDecoder):
         return read / read.shape[-1] ** 0.5
 
     def init_cache(self, context: Float[Array, "batch dim"]) -> DepthCache:
-        """Nothing computed yet."""
+        """The empty cache."""
         return self._no_past()
 
     def decode_step(
         self, context: Float[Array, "batch dim"], cache: DepthCache, prefixes: Prefixes
     ) -> tuple[Float[Array, "batch beam size"], DepthCache]:
-        """Logits of the prefixes' next level, and the cache with this level's keys and values as they are."""
+        """Logits of the prefixes' next level, and the cache with this level's keys and values added."""
         embedded = [self._read(level, prefixes.codes[..., level]) for level in range(prefixes.level)]
         x = functools.reduce(jnp.add, embedded, context[:, None, :])
         x, new = self._decode(x, prefixes.level, [gather_ancestors(past, prefixes.ancestors) for past in cache], None)

@@ -1,4 +1,4 @@
-"""Exact log-probabilities by the same steps as in search: of given items, or of the whole catalogue."""
+"""Exact log-probabilities of given items or the whole catalogue, by the same step function as the search."""
 
 from __future__ import annotations
 
@@ -29,45 +29,45 @@ def item_log_probs(
     trie: CodeTrie | None = None,
     softmax_over: SoftmaxOver = SoftmaxOver.VOCABULARY,
 ) -> Float[Array, "batch n"]:
-    """Exact log-probabilities of given codes, by the same `step` as in search; the trie is needed for CHILDREN only.
+    """Exact log-probabilities of given codes, by the `step` of the search; the trie is needed for CHILDREN only.
 
     Codes outside a level's vocabulary (or, for CHILDREN, outside the trie) have log-probability -inf.
     """
     if softmax_over is SoftmaxOver.CHILDREN and trie is None:
-        raise ValueError("SoftmaxOver.CHILDREN needs the trie whose children are meant, got trie=None")
-    among = trie if softmax_over is SoftmaxOver.CHILDREN else None
+        raise ValueError("SoftmaxOver.CHILDREN needs a trie, got trie=None")
+    child_trie = trie if softmax_over is SoftmaxOver.CHILDREN else None
     batch, n, num_levels = codes.shape
     own = jnp.broadcast_to(jnp.arange(n, dtype=jnp.int32)[None], (batch, n))
     total, nodes, prefixes = jnp.zeros((batch, n), jnp.float32), jnp.zeros_like(own), no_prefixes(batch)
     for level in range(num_levels):
-        logits, cache = step(cache, prefixes)  # of one beam at first, then of one for each item
+        logits, cache = step(cache, prefixes)  # one beam at level 0, then one per item
         logits = jnp.broadcast_to(logits, (batch, n, logits.shape[-1])).astype(jnp.float32)
         target = codes[..., level].astype(jnp.int32)
         token = jnp.clip(target, 0, logits.shape[-1] - 1)
-        if among is None:
+        if child_trie is None:
             log_probs = normalized(at_tokens(logits, token[..., None])[..., 0], log_total(logits))
         else:
-            log_probs, nodes = _follow(logits, among, nodes, target, level)
+            log_probs, nodes = _follow(logits, child_trie, nodes, target, level)
         total += jnp.where(token == target, log_probs, -jnp.inf)
         prefixes = extend_prefixes(prefixes, own if level else jnp.zeros_like(own), token)
     return total
 
 
 class LeafBlocks(NamedTuple):
-    """Blocks of contiguous leaves of a trie: plain integers, for jit a static argument."""
+    """Blocks of contiguous leaves of a trie: plain integers, a static argument under jit."""
 
     size: int
     number: int
     widths: tuple[int, ...]
-    """Per level: the most nodes of any one block."""
+    """Maximum nodes of a block, per level."""
 
     @classmethod
     def from_trie(cls, trie: CodeTrie, size: int) -> LeafBlocks:
-        """Blocks of at most `size` leaves; reads the trie's arrays, so to be called outside jit."""
+        """Blocks of at most `size` leaves. Reads the trie's arrays: call it outside jit."""
         if size < 1:
             raise ValueError(f"a block must hold at least 1 leaf, got {size}")
         leaves = 1
-        for start in trie.child_start:  # padding aside
+        for start in trie.child_start:  # the number of leaves without padding
             leaves = leaves if start is None else int(start[leaves])
         first = jnp.arange(0, leaves, size, dtype=jnp.int32)
         last, widths = jnp.minimum(first + size, leaves) - 1, []
@@ -87,11 +87,11 @@ def catalog_log_probs(
     softmax_over: SoftmaxOver = SoftmaxOver.VOCABULARY,
     divided: bool = False,
 ) -> Float[Array, "batch items"]:
-    """Exact log-probability of every item, by row (-inf for rows that a capacity leaves free); to be called inside jit.
+    """Exact log-probability of every item, by row (-inf for free rows of a capacity). Call it inside jit.
 
-    Block by block: the nodes above a block's leaves are contiguous at every level, so a prefix is computed once, or
-    once more where two blocks meet in it. Items that share their codes each get the leaf's log-probability, or that of
-    an equal share if it is `divided`.
+    Leaves are scored in blocks. The nodes above a block are contiguous at every level, so a prefix is computed once per
+    block that it is in. Items with equal codes each get the leaf's log-probability or, if `divided`, that of an equal
+    share.
     """
 
     def score(first_leaf: Int[Array, ""]) -> Float[Array, "batch size"]:
@@ -115,7 +115,7 @@ def _block_log_probs(
     widths: tuple[int, ...],
     softmax_over: SoftmaxOver,
 ) -> Float[Array, "batch size"]:
-    """Log-probabilities of the leaves from `first_leaf` on. A level's nodes behind those of the block are not read."""
+    """Log-probabilities of the leaves from `first_leaf` on; the results of nodes outside the block are not used."""
     firsts = [first_leaf]
     for level in reversed(range(len(widths))):
         firsts.insert(0, trie.parents(firsts[0], level=level))
@@ -138,10 +138,10 @@ def _block_log_probs(
 def _follow(
     logits: Float[Array, "batch n size"], trie: CodeTrie, nodes: Int[Array, "batch n"], codes: Array, level: int
 ) -> tuple[Float[Array, "batch n"], Int[Array, "batch n"]]:
-    """Log-probability among the children of `nodes` of the one whose token is the code (-inf if none), and its node."""
+    """Log-probability, among the children of `nodes`, of the child whose token is the code (-inf if none); its node."""
     children = trie.children(nodes, level=level)
     is_code = children.valid & (children.tokens == codes[..., None])
     log_probs = normalized(at_tokens(logits, children.tokens), log_total(logits, children)[..., None])
-    found = jnp.argmax(is_code, axis=-1, keepdims=True)
-    node = jnp.take_along_axis(children.nodes, found, axis=-1)[..., 0]
+    place = jnp.argmax(is_code, axis=-1, keepdims=True)
+    node = jnp.take_along_axis(children.nodes, place, axis=-1)[..., 0]
     return jnp.where(is_code, log_probs, -jnp.inf).max(axis=-1), node

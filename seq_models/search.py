@@ -1,8 +1,8 @@
-"""Beam search over a code trie: every beam it returns is an item that exists, and one that the request may return.
+"""Beam search over a code trie: every returned beam is an existing item that the request allows.
 
-A model takes part through one function, `step(cache, prefixes) -> (logits, cache)` (`seq_models.codes`), called once
-per level: levels are unrolled, since their vocabularies differ. At level 0 each user has a single beam. `logits`,
-`Float[batch beam level_sizes[level]]`, are those of the next code of each beam.
+The model is one function, `step(cache, prefixes) -> (logits, cache)` (`seq_models.codes`), called once per level:
+levels are unrolled, since their vocabularies differ. At level 0 each user has a single beam. `logits`,
+`Float[batch beam level_sizes[level]]`, score the next code of each beam.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Step = Callable[[Cache, Prefixes], tuple[Float[Array, "batch beam size"], Cache]
 
 
 class Beams(NamedTuple):
-    """Items, best first. Where not `valid`: row and codes -1, log-probability -inf."""
+    """Items, best first. If not `valid`: row and codes -1, log-probability -inf."""
 
     rows: Int[Array, "batch beam"]
     codes: Int[Array, "batch beam level"]
@@ -34,7 +34,7 @@ class Beams(NamedTuple):
 
 
 class _Live(NamedTuple):
-    """Prefixes still in the search, best first; a score of -inf where there is none."""
+    """Prefixes still in the search, best first, padded with scores of -inf."""
 
     nodes: Int[Array, "batch beam"]
     prefixes: Prefixes
@@ -43,7 +43,7 @@ class _Live(NamedTuple):
     scores: Float[Array, "batch beam"]
     """Under the mixture, if there is one."""
     drawn: Float[Array, "batch beam"] | None = None
-    """Perturbed, where items are drawn."""
+    """Perturbed scores, if items are drawn at random."""
 
 
 def beam_search(
@@ -59,22 +59,21 @@ def beam_search(
     mixture: PrefixMasses | None = None,
     noise: GumbelNoise | None = None,
 ) -> Beams:
-    """The items that beam search finds most probable, per user; to be called inside jit, trie and mask as arguments.
+    """The most probable items per user that beam search finds. Call it inside jit, with trie and mask as arguments.
 
-    A level keeps min(beam_size, nodes of the level) prefixes, of those that lead to an item the `mask` allows; the
-    mask changes no probability. Ties keep the order of their prefixes, then of their codes. Items of the same codes
-    have the same log-probability and come in the trie's order. `num_results` (beam_size unless given) items are
-    returned; if fewer are found (of probability above zero), the last are not valid.
+    Each level keeps the best min(beam_size, nodes of the level) prefixes that lead to an item the `mask` allows; the
+    mask changes no probability. Ties are broken by the order of prefixes, then of codes. Items with equal codes have
+    the same log-probability and come in the trie's order. `num_results` (default: beam_size) items are returned; if
+    fewer have a probability above zero, the last entries are not valid.
 
-    With a `mixture`, prefixes are ranked by their mass under it, and each item has its own probability there, the
-    model's part of which is the leaf's divided by its number of items. What the mixture closes
-    (`MixtureTerms.closed`), the mask has to deny.
+    With a `mixture`, prefixes are ranked by their mass under it. The model's probability of a leaf is then divided
+    evenly among its items. Items of probability zero (`MixtureTerms.closed`) must be denied by the mask.
 
-    With `noise`, beams are kept and items returned in the order of their perturbed log-probabilities: a draw without
-    replacement (`seq_models.noise`), exact where the beam holds all prefixes; at temperature 1 over the children of a
-    trie without mask, whatever its width. Items of one leaf have equal shares of its probability.
+    With `noise`, beams and items are ordered by perturbed log-probabilities: a draw without replacement
+    (`seq_models.noise`). It is exact if the beam holds all prefixes, and for any beam size at temperature 1 with
+    `SoftmaxOver.CHILDREN` and without a mask. The items of a leaf share its probability equally.
 
-    Raises ValueError for numbers out of range and for logits of another shape than the trie's levels.
+    Raises ValueError for numbers out of range and for logits whose shape does not match the trie's levels.
     """
     num_results = beam_size if num_results is None else num_results
     _check_numbers(beam_size, num_results)
@@ -89,16 +88,16 @@ def beam_search(
         log_probs = normalized(at_tokens(logits, children.tokens), total[..., None])
         scores = live.log_probs[..., None] + log_probs
         if mixture is not None:
-            scores = mixture.of_children(scores, live.nodes, children.nodes, level=level)
+            scores = mixture.child_log_masses(scores, live.nodes, children.nodes, level=level)
         open_ = children.valid & (live.scores != -jnp.inf)[..., None]
         if mask is not None:
-            open_ = mask.left(open_, live.nodes, children.nodes, level=level)
-        # enough candidates: either beam_size parents with a child each, or all parents and so all nodes of the level
+            open_ = mask.filter_members(open_, live.nodes, children.nodes, level=level)
+        # There are enough candidates: beam_size parents with a child each, or all parents, hence all nodes.
         num_beams = min(beam_size, trie.tokens[level].shape[0])
         scores, drawn = jnp.where(open_, scores, -jnp.inf), None
         if noise is not None:
             below = trie.item_counts(live.nodes, level=level), trie.item_counts(children.nodes, level=level + 1)
-            drawn = noise.of_children(live.drawn, live.scores, scores, step=level, below=below)
+            drawn = noise.perturb_children(live.drawn, live.scores, scores, step=level, below=below)
         before, live = live, _extend(live, trie, children, scores, num_beams, drawn)
         if mixture is not None:
             live = live._replace(log_probs=_log_probs(before, live.prefixes, logits, total))
@@ -112,7 +111,7 @@ def no_prefixes(batch: Size) -> Prefixes:
 
 
 def extend_prefixes(prefixes: Prefixes, places: Int[Array, "batch n"], tokens: Int[Array, "batch n"]) -> Prefixes:
-    """The prefixes at `places`, each with one of `tokens` added."""
+    """The prefixes at indices `places`, each extended by one of `tokens`."""
     codes, ancestors = take_beams(prefixes, places)
     return Prefixes(
         *(jnp.concatenate([old, new[..., None]], -1) for old, new in ((codes, tokens), (ancestors, places)))
@@ -120,7 +119,7 @@ def extend_prefixes(prefixes: Prefixes, places: Int[Array, "batch n"], tokens: I
 
 
 def checked_logits(logits: Array, expected: tuple[Size, ...], level: int) -> Float[Array, "batch beam size"]:
-    """Logits in float32; raises ValueError where they are not [batch, beam, level size]."""
+    """Logits in float32. Raises ValueError if they are not [batch, beam, level size]."""
     if logits.shape != expected:
         raise ValueError(
             f"step must return logits [batch, beam, level size] = {expected} at level {level}, got {logits.shape}"
@@ -129,7 +128,7 @@ def checked_logits(logits: Array, expected: tuple[Size, ...], level: int) -> Flo
 
 
 def log_total(logits: Float[Array, "batch beam size"], children: Children | None = None) -> Float[Array, "batch beam"]:
-    """The logarithm of the softmax's sum: over the vocabulary or, where given, over each beam's children."""
+    """Log of the softmax's denominator: over the vocabulary or, if given, over each beam's children."""
     if children is None:
         return jax.nn.logsumexp(logits, axis=-1)
     return jax.nn.logsumexp(at_tokens(logits, children.tokens), axis=-1, where=children.valid)
@@ -142,7 +141,7 @@ def at_tokens(
 
 
 def normalized(logits: Float[Array, "*n"], total: Float[Array, "*#n"]) -> Float[Array, "*n"]:
-    """Log-probabilities. A step may forbid codes by logits of -inf; where it forbids all, `total` is -inf as well."""
+    """Log-probabilities. A step may forbid codes by logits of -inf; if it forbids all, `total` is -inf, too."""
     return jnp.where(logits == -jnp.inf, -jnp.inf, logits - total)
 
 
@@ -154,30 +153,30 @@ def _extend(
     num_beams: int,
     drawn: Float[Array, "batch beam fan_out"] | None,
 ) -> _Live:
-    """The best children of the live prefixes, looked up again: cheaper than to keep the nodes of all that are not."""
+    """The best children of the live prefixes. Their nodes are computed again, which is cheaper than keeping all."""
     level, token = live.prefixes.level, trie.tokens[live.prefixes.level]
-    log_probs, best, kept = _best(_flat(scores), num_beams, None if drawn is None else _flat(drawn))
+    log_probs, best, drawn = _best(_flat(scores), num_beams, None if drawn is None else _flat(drawn))
     parents = best // scores.shape[-1]
     nodes = take_beams(children.nodes[..., 0], parents) + best % scores.shape[-1]
     nodes = jnp.minimum(nodes, len(trie.tokens[level]) - 1)
     prefixes = extend_prefixes(live.prefixes, parents, token[nodes].astype(jnp.int32))
-    return _Live(nodes, prefixes, log_probs, log_probs, kept)
+    return _Live(nodes, prefixes, log_probs, log_probs, drawn)
 
 
 def _best(
     scores: Float[Array, "batch n"], k: int, drawn: Float[Array, "batch n"] | None
 ) -> tuple[Float[Array, "batch k"], Int[Array, "batch k"], Float[Array, "batch k"] | None]:
-    """The best scores and their places, or those drawn, and what they have drawn."""
+    """Scores, indices and perturbed scores of the k best: by `drawn`, the perturbed scores, if given, else by score."""
     if drawn is None:
         return *top_k(scores, k), None
-    kept, best = top_k(drawn, k)
-    return jnp.take_along_axis(scores, best, axis=-1), best, kept
+    drawn, best = top_k(drawn, k)
+    return jnp.take_along_axis(scores, best, axis=-1), best, drawn
 
 
 def _log_probs(
     before: _Live, prefixes: Prefixes, logits: Float[Array, "batch parents size"], total: Float[Array, "batch parents"]
 ) -> Float[Array, "batch beam"]:
-    """The model's log-probabilities of prefixes, where scores are not: looked up, cheaper than to keep those of all."""
+    """The model's log-probabilities of prefixes whose scores are a mixture's, computed again for the kept ones only."""
     parents, tokens = prefixes.ancestors[..., -1], prefixes.codes[..., -1]
     last = jnp.take_along_axis(_flat(logits), parents * logits.shape[-1] + tokens, axis=-1)
     sums, own = (take_beams(x, parents) for x in (total, before.log_probs))
@@ -192,21 +191,21 @@ def _items(
     mixture: PrefixMasses | None,
     noise: GumbelNoise | None,
 ) -> Beams:
-    """Leaves opened into their items, order kept, cut or padded to `num_results`."""
+    """The items of the leaves in the same order, cut or padded to `num_results`."""
     rows, positions, valid = trie.items(live.nodes)
     if mask is not None:
-        valid = mask.left(valid, live.nodes, positions, level=len(trie.level_sizes))
+        valid = mask.filter_members(valid, live.nodes, positions, level=len(trie.level_sizes))
     log_probs, drawn = live.scores[..., None], None
     if mixture is not None:
         valid &= log_probs != -jnp.inf
         own = jnp.broadcast_to(_shares(live, trie), rows.shape)
-        log_probs = mixture.terms.of_items(_flat(own), _flat(rows)).reshape(rows.shape)
+        log_probs = mixture.terms.item_log_probs(_flat(own), _flat(rows)).reshape(rows.shape)
     if noise is not None:
         shares = jnp.where(valid, _shares(live, trie) if mixture is None else log_probs, -jnp.inf)
         below = trie.leaf_counts(live.nodes), jnp.ones_like(rows)
         step = len(trie.level_sizes)
-        drawn = _flat(noise.of_children(live.drawn, live.scores, shares, step=step, below=below))
-    # top_k is stable, so it closes the gaps of padded leaves and, of equal scores, changes no order
+        drawn = _flat(noise.perturb_children(live.drawn, live.scores, shares, step=step, below=below))
+    # top_k is stable: it moves padding to the end and keeps the order of equal scores.
     log_probs = _flat(jnp.where(valid, log_probs, -jnp.inf))
     log_probs, best, _ = _best(log_probs, min(num_results, log_probs.shape[-1]), drawn)
     codes = take_beams(live.prefixes.codes, best // trie.max_leaf_items)
@@ -221,7 +220,7 @@ def _items(
 
 
 def _shares(live: _Live, trie: CodeTrie) -> Float[Array, "batch beam 1"]:
-    """The model's log-probability of each item of a leaf, all of which have the same."""
+    """The model's log-probability of each item of a leaf, the same for all of them."""
     return (live.log_probs - jnp.log(trie.leaf_counts(live.nodes).astype(jnp.float32)))[..., None]
 
 

@@ -20,8 +20,8 @@ from seq_models.types import Decoded, Inputs, ItemTables, Layout, RequestBatch, 
 class StateDecoder(CodeModel):
     """A generator whose backbone reads a history with each item as one position, the sum of its code embeddings.
 
-    A family adds its layers, the logits of an item's codes after a state (`depth_logits`), and the same one level at a
-    time (`init_cache`, `decode_step`), with the state as a search's context.
+    A family adds its layers, the logits of an item's codes given a state (`depth_logits`), and the same one level at a
+    time (`init_cache`, `decode_step`). The state is the context of a search.
     """
 
     layout = Layout.PACKED
@@ -33,13 +33,13 @@ class StateDecoder(CodeModel):
         self.backbone = build_backbone(config.backbone, rngs=rngs)
 
     def start_from(self, backbone: Backbone, items: Float[Array, "items dim"]) -> None:
-        """Read histories as another model does: by the parameters of its backbone, with `items`, what it reads of each
-        item, for the embeddings of their ids. The dense input adds nothing at first, codes little.
+        """Initialize from another model: copy the parameters of its backbone, and use `items`, its inputs for each
+        item, as id embeddings. At first the dense input then contributes nothing, codes little.
 
         Raises ValueError without an id embedding.
         """
         if self.ids is None:
-            raise ValueError("items are read by embeddings of their ids, and the model has none; set id_embedding")
+            raise ValueError("the other model's items become id embeddings, and this model has none; set id_embedding")
         nnx.update(self.backbone, jax.tree.map(jnp.copy, nnx.state(backbone)))
         self.ids.embedding[...] = items
         if self.project is not None:
@@ -54,8 +54,8 @@ class StateDecoder(CodeModel):
     def states(
         self, inputs: Inputs, segments: Int[Array, "b t"], *, key: Key[Array, ""] | None = None
     ) -> Float[Array, "b t dim"]:
-        """States that items are decoded from: entry `t` has read positions up to and including `t` of its segment."""
-        return self.asked(self.history_states(inputs, segments, key=key), inputs.conditions)
+        """States from which items are decoded: entry `t` depends on its segment up to and including position `t`."""
+        return self.modulated(self.history_states(inputs, segments, key=key), inputs.conditions)
 
     def history_states(
         self, inputs: Inputs, segments: Int[Array, "b t"], *, key: Key[Array, ""] | None = None
@@ -86,13 +86,13 @@ class StateDecoder(CodeModel):
         smoothing: float = 0.0,
         key: Key[Array, ""] | None = None,
     ) -> dict[str, Float[Array, "..."]]:
-        """The terms of codes and states and, with an event head, of the targets' events."""
+        """Loss terms of codes and states and, with an event head, of the targets' events."""
         if self.event_head is None:
             return super().loss_terms(tables, batch, trie=trie, smoothing=smoothing, key=key)
         backbone_key, depth_key = split_key(key, 2)
         inputs, codes = self.training_inputs(tables, batch, key), batch.target_codes(tables)
         history = self.history_states(inputs, batch.segments, key=backbone_key)
-        states = self.asked(history, inputs.conditions)
+        states = self.modulated(history, inputs.conditions)
         logits = self.depth_logits(states, codes, key=depth_key)
         terms = code_loss_terms(logits, tables, batch, trie=trie, smoothing=smoothing)
         terms |= self.event_terms(history, self.code_sums(codes), batch, inputs.conditions, key)
@@ -101,13 +101,13 @@ class StateDecoder(CodeModel):
     def event_log_probs(
         self, tables: ItemTables, requests: RequestBatch, rows: Int[Array, "b n"]
     ) -> Float[Array, "b n event"]:
-        """Of the items, given their codes and the state after the history: that after the last code."""
+        """Event log-probabilities from the items' code embeddings and the state after the history."""
         states = self.history_states(requests.inputs(tables), requests.segments)
         items = self.code_sums(tables.codes[jnp.maximum(rows, 0)])
         return self.events_after(last_state(states, requests.segments), items)
 
     def code_sums(self, codes: Int[Array, "*n level"]) -> Float[Array, "*n dim"]:
-        """The sums of the embeddings of items' codes."""
+        """Sums of the embeddings of items' codes."""
         return functools.reduce(jnp.add, [table(codes[..., level]) for level, table in enumerate(self.tables)])
 
     def encode_history(self, inputs: Inputs, segments: Int[Array, "b t"]) -> Float[Array, "b dim"]:

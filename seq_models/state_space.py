@@ -1,9 +1,9 @@
 """A state-space recurrence over histories (after Mamba-2, arXiv 2405.21060, and MMM4Rec, arXiv 2506.02916).
 
-A head keeps a state `h_t = a_t h_{t-1} + d_t b_t x_t^T` and reads it as `c_t h_t`. What is kept (`a_t`), written
-(`d_t b_t`) and read (`c_t`) depends on the input; `a_t = exp(-d_t r)`, and `d_t` on the time since the item before
-where times are read. At the first position of a segment `a_t` is 0. Rows go by chunks: inside of one by products with
-decays, as attention without a softmax would; from one to the next by an associative scan over the chunks' states.
+A head has a state `h_t = a_t h_{t-1} + d_t b_t x_t^T` and outputs `c_t h_t`. The decay `a_t = exp(-d_t r)`, the write
+`d_t b_t` and the read `c_t` depend on the input; if times are read, `d_t` also depends on the time since the item
+before. At the first position of a segment `a_t` is 0. Rows are processed in chunks: within a chunk by products with
+decays, like attention without a softmax; between chunks by an associative scan over the chunks' states.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from jaxtyping import Array, Float, Int, Key
 
 from seq_models.layers import SwiGLU, TransformerConfig, dropout, fused, linear, norm, split_key
 
-# Positions that are read by products; more go from chunk to chunk.
+# Positions per chunk.
 _CHUNK = 64
-# Positions of the convolution before the recurrence, the last of which is the own one.
+# Width of the causal convolution before the recurrence.
 _TAPS = 4
-# Items after which a fresh head's state has decayed to 1 / e: from one head to the last, in equal ratios.
+# Items after which a new head's state has decayed to 1 / e, spaced geometrically from the first head to the last.
 _SHORTEST, _LONGEST = 1.0, 32.0
 
 
 class Within(NamedTuple):
-    """Segments of rows, and what times add to the logits of steps; None: no time is read."""
+    """Segments of rows, and the bias of the step sizes' logits by times; None: times are not read."""
 
     segments: Int[Array, "b t"]
     by_time: Float[Array, "b t heads"] | None = None
 
 
 class StateSpace(nnx.Module):
-    """The recurrence with its projections: a short convolution before it, a gate and a norm behind it."""
+    """The recurrence with its projections: a short convolution before it, a gate and a norm after it."""
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs) -> None:
         heads, width = config.heads, config.dim // config.heads
@@ -47,7 +47,7 @@ class StateSpace(nnx.Module):
         self.out = linear(config, config.dim, config.dim, rngs)
 
     def __call__(self, x: Float[Array, "b t dim"], within: Within) -> Float[Array, "b t dim"]:
-        """The state that every position reads of its own segment up to itself."""
+        """Outputs at every position, which depend on its segment up to it."""
         values, gate = jnp.moveaxis(self.mix(x), -3, 0)
         values = jax.nn.silu(convolved(values, self.taps[...].astype(values.dtype), within.segments))
         keys, queries = jnp.split(self.maps(x), 2, axis=-1)
@@ -72,7 +72,7 @@ class StateSpaceBlock(nnx.Module):
         self.feed = SwiGLU(config, rngs=rngs)
 
     def __call__(self, x: Array, within: Within, key: Key[Array, ""] | None) -> tuple[Array, tuple[()]]:
-        """The states, and nothing to keep."""
+        """The states, and an empty cache."""
         first, second = split_key(key, 2)
         x = x + dropout(self.mixer(self.norm_mixer(x), within), self.rate, first)
         return x + dropout(self.feed(self.norm_feed(x)), self.rate, second), ()
@@ -81,7 +81,7 @@ class StateSpaceBlock(nnx.Module):
 def convolved(
     x: Float[Array, "b t heads width"], taps: Float[Array, "taps heads width"], segments: Int[Array, "b t"]
 ) -> Float[Array, "b t heads width"]:
-    """Sums of `taps[n]` times the position `n` before, of the own segment."""
+    """Causal convolution within segments: sums of `taps[n]` times the entry `n` positions before."""
     length, total = x.shape[1], x * taps[0][None, None]
     for lag in range(1, len(taps)):
         own = jnp.pad(segments, ((0, 0), (lag, 0)), constant_values=-1)[:, :length] == segments
@@ -99,9 +99,9 @@ def recurrence(
     *,
     chunk: int = _CHUNK,
 ) -> Float[Array, "b t heads width"]:
-    """`queries_t h_t` of `h_t = exp(log_decays_t) h_{t-1} + keys_t values_t^T`, for each head, zero before a segment.
+    """`queries_t h_t` with `h_t = exp(log_decays_t) h_{t-1} + keys_t values_t^T`, per head; h is zero before a segment.
 
-    Decays and what goes from chunk to chunk are float32, products in the dtype of `values`.
+    Decays and the states between chunks are float32, products are in the dtype of `values`.
     """
     length, size = values.shape[1], min(chunk, values.shape[1])
     missing = -length % size
@@ -128,13 +128,13 @@ def _from_before(
     queries: Float[Array, "b n t state"],
     segments: Int[Array, "b n t"],
 ) -> Float[Array, "b n t heads width"]:
-    """The state read of the chunks before one, with decays summed up from each chunk's start."""
+    """Contribution of earlier chunks to the outputs of each chunk; `total` are log decays summed from its start."""
     last = segments[:, :, -1]
     before = jnp.pad(last, ((0, 0), (1, 0)), constant_values=-2)[:, :-1]
     to_end = _exp(total[:, :, -1:] - total, segments == last[..., None])
     written = values * to_end[..., None].astype(values.dtype)
     states = jnp.einsum("bnkd,bnkhw->bnhdw", keys, written, preferred_element_type=jnp.float32)
-    # A segment that ends two chunks in a row is all of the second.
+    # A segment at the end of two consecutive chunks fills the second one.
     kept = _exp(total[:, :, -1], last == before)[..., None, None]
     _, states = jax.lax.associative_scan(_joined, (kept, states), axis=1)
     entering = jnp.pad(states, ((0, 0), (1, 0), (0, 0), (0, 0), (0, 0)))[:, :-1].astype(values.dtype)
@@ -143,10 +143,10 @@ def _from_before(
 
 
 def _joined(first: tuple[Array, Array], second: tuple[Array, Array]) -> tuple[Array, Array]:
-    """Decay and state of two stretches, one after the other."""
+    """Decay and state of two consecutive stretches."""
     return first[0] * second[0], second[0] * first[1] + second[1]
 
 
 def _exp(log: Float[Array, "*b heads"], there: Array) -> Float[Array, "*b heads"]:
-    """Decays, 0 where there is none."""
+    """Decays, 0 where not `there`."""
     return jnp.exp(jnp.where(there[..., None], log, -jnp.inf))

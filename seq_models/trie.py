@@ -1,7 +1,7 @@
-"""The prefix tree of a catalogue's codes, as flat arrays that live on the device.
+"""The prefix tree (trie) of a catalogue's codes, as flat arrays on the device.
 
-Layout after STATIC (arXiv 2602.22647): rows sorted lexicographically, one compressed sparse row per node. Unlike there,
-levels have vocabularies of their own, items with equal codes stay apart, and a leaf knows its items.
+Layout after STATIC (arXiv 2602.22647): codes sorted lexicographically, one compressed sparse row per node. Unlike
+there, each level has its own vocabulary, and a leaf may hold several items of equal codes.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from jaxtyping import Array, Bool, Int, Integer, Shaped
 
 
 class Members(NamedTuple):
-    """Nodes or positions of items below nodes, padded to the most that any has (where not `valid`, with another).
+    """Children or items of nodes, padded to the most that any node has (with arbitrary indices where not `valid`).
 
-    Valid ones are as far from `indices[..., 0]` in the tree as they are in `indices`.
+    They are contiguous: a valid entry at place p is `indices[..., 0] + p`.
     """
 
     indices: Int[Array, "*b width"]
@@ -29,7 +29,7 @@ class Members(NamedTuple):
 
 
 class Children(NamedTuple):
-    """Members of nodes with their tokens (where not `valid`, any)."""
+    """Child nodes and their tokens, padded with arbitrary ones where not `valid`."""
 
     nodes: Int[Array, "*b fan_out"]
     tokens: Int[Array, "*b fan_out"]
@@ -37,7 +37,7 @@ class Children(NamedTuple):
 
 
 class LeafItems(NamedTuple):
-    """Members of leaves: the rows of their items (where not `valid`, 0), and their positions among the sorted items."""
+    """Items of leaves: their rows (0 where not `valid`), and their positions among the sorted items."""
 
     rows: Int[Array, "*b group"]
     positions: Int[Array, "*b group"]
@@ -46,13 +46,13 @@ class LeafItems(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Capacity:
-    """The most that a trie may hold. Tries of one capacity and equal level sizes run in the same compiled program."""
+    """Maximum sizes of a trie. Tries of equal capacity and level sizes run in the same compiled program."""
 
     items: int
     fan_outs: tuple[int, ...]
-    """Children of any one parent, per level."""
+    """Maximum children of a parent, per level."""
     leaf_items: int
-    """Items of any one leaf."""
+    """Maximum items of a leaf."""
 
     @classmethod
     def around(cls, trie: CodeTrie, *, factor: float = 1.5) -> Capacity:
@@ -64,7 +64,7 @@ class Capacity:
 
     @property
     def nodes(self) -> tuple[int, ...]:
-        """The most nodes per level, the root before them."""
+        """Maximum nodes per level, beginning with the root."""
         return tuple(itertools.accumulate((1, *self.fan_outs), lambda parents, most: min(self.items, parents * most)))
 
 
@@ -75,22 +75,23 @@ def _static() -> Any:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class CodeTrie:
-    """Prefix tree over the codes of a catalogue: a pytree, to be passed to jitted functions as an argument.
+    """Prefix tree over the codes of a catalogue: a pytree, passed to jitted functions as an argument.
 
-    Nodes are numbered per level in lexicographic order of their prefixes; the root is node 0 before the first level.
-    Node n before `level` has the children `child_start[level][n]` to `child_start[level][n + 1]` (excluded) of `level`,
-    and leaf n, a node of the last level, holds the items at positions `leaf_start[n]` to `leaf_start[n + 1]` of the
-    sorted items. Where no range may hold more than one member, ranges are not stored: node n has member n.
+    Nodes are numbered per level in lexicographic order of their prefixes; the root is node 0 of the level before the
+    first. Its children at `level` are the nodes `child_start[level][n]` to `child_start[level][n + 1]` (excluded) for
+    node n of the level before. Leaf n, a node of the last level, holds the items at positions `leaf_start[n]` to
+    `leaf_start[n + 1]` (excluded) of the sorted items. If no node has more than one member, starts are None: the member
+    of node n is n.
 
-    Two tries of equal static fields and equal array shapes, as those of one capacity, run in the same compiled program.
+    Tries of equal static fields and array shapes, such as those of one capacity, run in the same compiled program.
     """
 
     tokens: tuple[Integer[Array, " nodes"], ...]  # in the smallest type that holds the level's size
     child_start: tuple[Int[Array, " parents_plus_1"] | None, ...]
     leaf_start: Int[Array, " leaves_plus_1"] | None
-    item_rows: Int[Array, " items"]  # by position; `items` behind the last, where a capacity or removals leave it free
+    item_rows: Int[Array, " items"]  # by position; padded with the number of `items` up to the capacity
     level_sizes: tuple[int, ...] = _static()
-    fan_outs: tuple[int, ...] = _static()  # per level: most children of any one parent
+    fan_outs: tuple[int, ...] = _static()  # per level: maximum children of a parent
     max_leaf_items: int = _static()
 
     @classmethod
@@ -103,12 +104,12 @@ class CodeTrie:
         active: Bool[np.ndarray, "items"] | None = None,
         capacity: Capacity | None = None,
     ) -> CodeTrie:
-        """Build from codes whose row index is the item row.
+        """Build the trie from codes by item row.
 
-        Items of one leaf lie in order of falling popularity, where given, then of their rows. Items that are not
-        `active` are not in the trie, though they count as rows. With a capacity, arrays and widths are those of the
-        fullest trie it allows. Raises ValueError for codes outside `level_sizes`, for popularities or `active` of
-        another number of items, for none active, and for a catalogue beyond the capacity.
+        Items of one leaf are ordered by descending popularity, if given, then by row. Items that are not `active` keep
+        their row numbers and are left out of the trie. With a capacity, arrays have its maximum sizes. Raises
+        ValueError for codes outside `level_sizes`, for `popularity` or `active` of another length, if no item is
+        active, and for a catalogue beyond the capacity.
         """
         codes = np.asarray(codes)
         level_sizes = tuple(int(size) for size in level_sizes)
@@ -136,11 +137,11 @@ class CodeTrie:
 
     @property
     def num_items(self) -> int:
-        """Item rows, or as many as the capacity allows."""
+        """Number of item rows; with a capacity, its maximum."""
         return self.item_rows.shape[0]
 
     def children(self, nodes: Int[Array, "*b"], *, level: int) -> Children:
-        """The children, at `level`, of nodes of the level before (of the root, node 0, for level 0)."""
+        """The children at `level` of nodes of the level before; for level 0, of the root, node 0."""
         index, valid = self.members(nodes, level=level)
         return Children(index, windows(self.tokens[level], index).astype(jnp.int32), valid)
 
@@ -150,7 +151,7 @@ class CodeTrie:
         return LeafItems(jnp.where(valid, windows(self.item_rows, index), 0), index, valid)
 
     def members(self, nodes: Int[Array, "*b"], *, level: int) -> Members:
-        """The children's nodes alone or, for the level after the last, the positions of leaves' items."""
+        """Child nodes at `level` or, for the level after the last, positions of the leaves' items."""
         start = (*self.child_start, self.leaf_start)[level]
         if start is None:
             return Members(nodes[..., None], jnp.ones((*nodes.shape, 1), bool))
@@ -162,7 +163,7 @@ class CodeTrie:
         return Members(jnp.minimum(index, end - 1), (first <= index) & (index < end))
 
     def path(self, codes: Int[Array, "*b level"]) -> tuple[Int[Array, "*b"], ...]:
-        """The node at each level that codes of items lead to; codes that no item has lead to some other."""
+        """The node at each level on the path of items' codes; arbitrary nodes for codes that no item has."""
         node, nodes = jnp.zeros(codes.shape[:-1], jnp.int32), []
         for level, (token, most) in enumerate(zip(self.tokens, self.fan_outs, strict=True)):
             first, end = _range(self.child_start[level], node)
@@ -177,9 +178,10 @@ class CodeTrie:
     def members_of_items(
         self, rows: Int[Array, "*b"], codes: Int[Array, "items level"]
     ) -> tuple[tuple[Int[Array, "*b"], ...], Bool[Array, "*b"]]:
-        """Nodes at each level that lead to item rows, then their positions, and which of the rows are items here.
+        """Path of each item row: its node at each level, then its position; and a mask of the rows in the trie.
 
-        `codes` are those that the trie was built from. Of other rows the nodes are any, the position is `num_items`.
+        `codes` are those that the trie was built from. Rows that are not in it get arbitrary nodes, and the position
+        `num_items`.
         """
         path = self.path(codes.at[rows].get(mode="fill", fill_value=0))
         items = self.items(path[-1])
@@ -189,11 +191,11 @@ class CodeTrie:
         return (*path, jnp.where(found, positions, self.num_items)), found
 
     def leaf_counts(self, leaves: Int[Array, "*b"]) -> Int[Array, "*b"]:
-        """Numbers of items of leaves."""
+        """Number of items of each leaf."""
         return self.item_counts(leaves, level=len(self.level_sizes))
 
     def item_counts(self, nodes: Int[Array, "*b"], *, level: int) -> Int[Array, "*b"]:
-        """Numbers of items below nodes of the level before `level`."""
+        """Number of items below each node of the level before `level`."""
         first, end = nodes, nodes + 1
         for start in (*self.child_start, self.leaf_start)[level:]:
             if start is not None:
@@ -201,18 +203,18 @@ class CodeTrie:
         return end - first
 
     def parents(self, nodes: Int[Array, "*b"], *, level: int) -> Int[Array, "*b"]:
-        """The nodes of the level before whose children the nodes of `level` are."""
-        return _holders(self.child_start[level], nodes)
+        """The parents, on the level before, of nodes of `level`."""
+        return _owners(self.child_start[level], nodes)
 
     def leaves(self, positions: Int[Array, "*b"]) -> Int[Array, "*b"]:
         """The leaves that hold the items at `positions`."""
-        return _holders(self.leaf_start, positions)
+        return _owners(self.leaf_start, positions)
 
 
 def windows(table: Shaped[Array, " n"], index: Int[Array, "*b width"]) -> Shaped[Array, "*b width"]:
-    """Entries `index[..., 0]` of the table and those behind it: what `table[index]` is where these are contiguous.
+    """`table[index]` for indices that are contiguous along the last axis: a slice from `index[..., 0]`.
 
-    Reading ranges is a few times as fast on a CPU as reading entries one by one.
+    On a CPU, reading slices is a few times faster than gathering entries.
     """
 
     def read(first: Int[Array, ""]) -> Shaped[Array, " width"]:
@@ -227,7 +229,7 @@ def _range(start: Int[Array, " n_plus_1"] | None, nodes: Int[Array, "*b"]) -> tu
     return (nodes, nodes + 1) if start is None else (start[nodes], start[nodes + 1])
 
 
-def _holders(start: Int[Array, " n_plus_1"] | None, members: Int[Array, "*b"]) -> Int[Array, "*b"]:
+def _owners(start: Int[Array, " n_plus_1"] | None, members: Int[Array, "*b"]) -> Int[Array, "*b"]:
     return members if start is None else jnp.searchsorted(start, members, side="right").astype(jnp.int32) - 1
 
 
@@ -237,16 +239,16 @@ def _holders(start: Int[Array, " n_plus_1"] | None, members: Int[Array, "*b"]) -
 def _sorted_rows(
     codes: Int[np.ndarray, "items level"], level_sizes: tuple[int, ...], popularity: np.ndarray | None
 ) -> Int[np.ndarray, " items"]:
-    """Rows in order of their codes, then of falling popularity, then of the row.
+    """Rows sorted by code sequence, then descending popularity, then row.
 
-    Columns are packed into 64-bit keys, for numpy sorts those with vector instructions: 50 times as fast as a lexsort
-    of the columns. Whenever a key is full, its rank among the keys goes on in its place.
+    Columns are packed into 64-bit keys, which numpy sorts with vector instructions, 50 times faster than a lexsort of
+    the columns. When a key is full, it is replaced by its rank among the keys.
     """
     num_items = len(codes)
     columns = list(zip(codes.T, level_sizes, strict=True))
     if popularity is not None:
         columns.append((np.unique(-np.asarray(popularity, np.float64), return_inverse=True)[1], num_items))
-    columns.append((np.arange(num_items, dtype=np.uint32), num_items))  # last, so no two keys are equal in the end
+    columns.append((np.arange(num_items, dtype=np.uint32), num_items))  # makes all keys distinct
     key, used = np.zeros(num_items, np.uint64), 0
     for column, size in columns:
         bits = (size - 1).bit_length()
@@ -270,13 +272,13 @@ def _dense_ranks(keys: np.ndarray) -> np.ndarray:
 def _ranges(
     codes: np.ndarray, item_rows: np.ndarray, level_sizes: tuple[int, ...]
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Tokens of the nodes, level by level, and the starts of nodes' children, from the root's to the leaves' items."""
+    """Tokens of the nodes per level, and the starts of nodes' children per level, the last those of leaves' items."""
     opens = np.zeros(len(item_rows), bool)
     opens[0] = True
     tokens, starts = [], []
     for column, size in zip(codes.T, level_sizes, strict=True):
         parents, column = opens.copy(), column[item_rows]
-        opens[1:] |= column[1:] != column[:-1]  # a node opens where any column so far changes
+        opens[1:] |= column[1:] != column[:-1]  # a new node begins where any column so far changes
         starts.append(_starts(parents[opens]))
         tokens.append(column[opens].astype(_token_type(size)))
     return tokens, [*starts, _starts(opens)]

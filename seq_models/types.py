@@ -1,4 +1,4 @@
-"""Integers in, integers out: the inputs of a model's positions, tables of items, requests, and the items found."""
+"""Data types of models and search: inputs, item tables, training batches, requests, and results. All are pytrees."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from seq_models.limits import GroupLimits
 from seq_models.noise import GumbelNoise
 from seq_models.sequences import Sequences
 
-# All that the beams of a user share, a pytree of arrays [batch, ...]; never repeated per beam.
+# What all beams of a user share (such as an encoded history): a pytree of arrays [batch, ...], not repeated per beam.
 Context = Any
-# Results of earlier search steps, a pytree of arrays [batch, beam of that step, ...]; never re-gathered.
+# Results of earlier search steps: a pytree of arrays [batch, beam of that step, ...], kept in the order of that step.
 Cache = Any
 # Size of an axis: an int, or a symbolic dimension of `jax.export`.
 Size = SupportsInt
 
 
 class Inputs(NamedTuple):
-    """Inputs of the positions of a history. Absent ones are None; a model adds up the embeddings of the others.
+    """Inputs of the positions of a history. A model adds up the embeddings of those that are not None.
 
-    `mixtures`, one array per level, replace the codes where given: a level's embedding is the mean under its mixture.
-    `events` say what was done with the items, from 1, 0 unknown; `times` when; `conditions` are those on the items that
-    follow; `sequences` are the items' further code sequences.
+    `mixtures`, if given, replace the codes: for each level a distribution over its codes, embedded as the mean of their
+    embeddings. `events` are the events of the items, from 1, 0 for unknown; `times` their times; `conditions` are the
+    conditions on the items that follow; `sequences` are the items' further code sequences.
     """
 
     codes: Int[Array, "b t level"]
@@ -42,7 +42,7 @@ class Inputs(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """Teacher-forced logits, one array per level, and the states that the items' first codes are decoded from."""
+    """Teacher-forced logits, one array per level, and the states from which the items' first codes are decoded."""
 
     logits: tuple[Float[Array, "*n _"], ...]
     states: Float[Array, "*n dim"]
@@ -51,8 +51,8 @@ class Decoded(NamedTuple):
 class Prefixes(NamedTuple):
     """Live beams of a search before `level` codes are chosen, best first.
 
-    `ancestors[..., l]` is the index, among the beams that were live at step `l`, of the beam this one descends from:
-    the cache entry that step `l` wrote for it is found there.
+    `ancestors[..., l]` is the index, among the beams of step `l`, of the beam that this one descends from, and thus of
+    the cache entry that step `l` wrote for it.
     """
 
     codes: Int[Array, "batch beam level"]
@@ -65,28 +65,28 @@ class Prefixes(NamedTuple):
 
 
 class Layout(enum.Enum):
-    """Arrangement of training histories in rows, which decides the positions that teacher-forced logits are of."""
+    """Arrangement of training histories in rows, and with it the positions that have teacher-forced logits."""
 
     PACKED = "packed"  # several histories per row; every position predicts the item after it
-    CLOSED = "closed"  # packed, and behind each history its last target, which predicts nothing
+    CLOSED = "closed"  # packed, and each history is followed by its last target, which predicts nothing
     SINGLE = "single"  # one history and one target per row
 
 
 class SoftmaxOver(enum.Enum):
-    """Set over which a level's probabilities sum to one; it should be the same in training and in search."""
+    """Set over which a level's probabilities sum to one; should be the same in training and search."""
 
     VOCABULARY = "vocabulary"  # the level's whole vocabulary: the model's own probability
     CHILDREN = "children"  # the children of the prefix in the trie: the probability given that the item exists
 
 
 class ItemTables(NamedTuple):
-    """Per item row, on the device: codes, dense input (None: there is none), and membership in the training set.
+    """Device tables by item row: codes, dense input (None: no such input), and membership in the training set.
 
-    Rows behind the last item's are spare capacity. `active` marks rows whose item may be recommended; None: all. What
-    an item is as the answer to a condition: the `groups` it is in, from 1, 0 behind them, and the vector of its text.
-    `sequences` are its further code sequences, -1 where it has none, which a model reads that knows some. `vectors`, of
-    length 1 or 0, are those that training pulls states to (`ItemModel.state_terms`); `item_vectors` the model's own, of
-    requests alone: computed once for all of them (`ItemModel.item_vectors`); None: each batch computes them.
+    Rows after the last item are spare capacity. `active` marks items that may be recommended; None: all. For
+    conditions, `groups` has the groups of each item, from 1, padded with 0, and `texts` the vector of its text.
+    `sequences` are further code sequences, -1 for a missing one, for models that read them. `vectors`, of norm 1 or 0,
+    are targets of states in training (`ItemModel.state_terms`). `item_vectors`, used in requests only, are the model's
+    own, computed once for all batches (`ItemModel.item_vectors`); None: each batch computes them.
     """
 
     codes: Int[Array, "items level"]
@@ -112,7 +112,7 @@ class ItemTables(NamedTuple):
         sequences: tuple[Int[np.ndarray, "items _"], ...] = (),
         rows: int | None = None,
     ) -> ItemTables:
-        """Tables on the default device; with `rows`, so many in all, zeros (and False) behind the items'."""
+        """Tables on the default device; with `rows`, padded with zeros (and False) to that many rows."""
 
         def put(values: np.ndarray) -> Array:
             spare = 0 if rows is None else rows - len(values)
@@ -132,7 +132,7 @@ class ItemTables(NamedTuple):
         )
 
     def inputs(self, rows: Int[Array, "b t"]) -> Inputs:
-        """Inputs of positions that hold these item rows."""
+        """Inputs of positions whose items are `rows`."""
         dense = None if self.features is None else self.features[rows]
         further = None if self.sequences is None else tuple(codes[rows] for codes in self.sequences)
         return Inputs(self.codes[rows], dense, rows, sequences=further)
@@ -140,19 +140,19 @@ class ItemTables(NamedTuple):
     def conditions(
         self, rows: Int[Array, "*n"], events: Int[Array, "*n"] | None, *, key: Key[Array, ""] | None = None
     ) -> Conditions:
-        """Conditions that these items meet, with these events; any for row -1.
+        """Conditions that these items with these events meet; "any" for row -1.
 
-        Of an item in several groups, one: with a key a drawn one, else the first.
+        For an item in several groups, one of them: drawn at random with a key, else the first.
         """
         some, at = rows >= 0, jnp.maximum(rows, 0)
         event = None if events is None else jnp.where(some, events, 0)
-        group = None if self.groups is None else jnp.where(some, _one_of(self.groups[at], key), 0)
+        group = None if self.groups is None else jnp.where(some, _choose_group(self.groups[at], key), 0)
         text = None if self.texts is None else jnp.where(some[..., None], self.texts[at], 0.0)
         return Conditions(event, group, text)
 
 
-def _one_of(groups: Int[Array, "*n m"], key: Key[Array, ""] | None) -> Int[Array, "*n"]:
-    """One of each item's groups, 0 where it has none."""
+def _choose_group(groups: Int[Array, "*n m"], key: Key[Array, ""] | None) -> Int[Array, "*n"]:
+    """One of each item's groups, 0 if it has none."""
     if key is None or groups.shape[-1] == 1:
         return groups[..., 0]
     number = jnp.maximum(jnp.sum(groups > 0, axis=-1), 1)
@@ -163,7 +163,7 @@ def _one_of(groups: Int[Array, "*n m"], key: Key[Array, ""] | None) -> Int[Array
 class TeacherItems(NamedTuple):
     """A teacher's best items per target position, and their scores: logits, divided by a temperature if desired.
 
-    -1 and -inf where there are fewer than k.
+    Padded with -1 and -inf if there are fewer than k.
     """
 
     rows: Int[Any, "*n k"]
@@ -173,10 +173,10 @@ class TeacherItems(NamedTuple):
 class TrainingBatch(NamedTuple):
     """Histories of item rows and the items that followed, in the model's layout.
 
-    `segments` numbers the histories of a row from 1, 0 being padding; `targets` is -1 where there is none. `seen` are
-    the items that a target cannot be, -1 for none. `events` are those of the history's items, `target_events` those of
-    the targets; `importance` weighs the targets in means of losses, by their events, say; None: all alike. `times` are
-    those of the history's items (see `Times`).
+    `segments` numbers the histories of a row from 1, 0 is padding; `targets` is -1 at positions without one. `seen` are
+    the items left out of a target's softmax, padded with -1. `events` and `times` (see `Times`) belong to the items of
+    the history, `target_events` to the targets. `importance` are the targets' weights in means of losses, by event,
+    say; None: equal.
     """
 
     history: Int[Array, "b t"]
@@ -190,34 +190,34 @@ class TrainingBatch(NamedTuple):
     times: Int[Array, "b t"] | None = None
 
     def conditions(self, tables: ItemTables, *, key: Key[Array, ""] | None = None) -> Conditions:
-        """The conditions on the item after each position of the history, which that item meets."""
-        wanted = tables.conditions(self.targets, self.target_events, key=key)
+        """Conditions on the item after each position of the history, met by that item."""
+        conditions = tables.conditions(self.targets, self.target_events, key=key)
         if self.targets.ndim == self.history.ndim:
-            return wanted
-        return after_histories(tables.conditions(self.history, self.events), wanted, self.segments)
+            return conditions
+        return after_histories(tables.conditions(self.history, self.events), conditions, self.segments)
 
     def without_repeats(self) -> TrainingBatch:
-        """The batch where no item follows itself: `seen` is each position's own history; a target in it is none."""
+        """The batch without repeated items: `seen` is each position's own history, and targets in it are dropped."""
         seen = seen_items(self.history, self.segments, last=self.targets.ndim == 1)
         repeated = jnp.any(seen == self.targets[..., None], axis=-1)
         return self._replace(targets=jnp.where(repeated, -1, self.targets), seen=seen)
 
     @property
     def weights(self) -> Float[Array, "*n"]:
-        """1, or their importance, at positions with a target, 0 elsewhere."""
-        there = (self.targets >= 0).astype(jnp.float32)
-        return there if self.importance is None else there * self.importance
+        """The importance (by default 1) at positions with a target, 0 elsewhere."""
+        has_target = (self.targets >= 0).astype(jnp.float32)
+        return has_target if self.importance is None else has_target * self.importance
 
     def target_codes(self, tables: ItemTables) -> Int[Array, "*n level"]:
-        """Codes of the targets; of some item where there is none."""
+        """Codes of the targets; those of an arbitrary item at positions without one."""
         return tables.codes[jnp.maximum(self.targets, 0)]
 
 
 class Boosts(NamedTuple):
     """Factors of the probabilities of some items: freshness, a business rule. One row for all histories, or one each.
 
-    Item rows are distinct, -1 for none; factors are at least 0. Probabilities are multiplied and not renormalized: the
-    scores of other items stay what they are, those of boosted ones may exceed a probability.
+    Item rows are distinct, padded with -1; factors are at least 0. Probabilities are multiplied and not renormalized:
+    the scores of other items do not change, and those of boosted items may exceed 1.
     """
 
     rows: Int[Array, "b n"]
@@ -227,7 +227,8 @@ class Boosts(NamedTuple):
 def seen_items(
     history: Int[Array, "b t"], segments: Int[Array, "b t"], *, last: bool
 ) -> Int[Array, "b t t"] | Int[Array, "b t"]:
-    """The items of each position's own segment up to it, else -1; of rows with one history each, up to the `last`."""
+    """Items of each position's own segment up to it, else -1; if `last`, only those of the last position, for rows with
+    one history each."""
     if last:
         return jnp.where(segments > 0, history, -1)
     position = jnp.arange(history.shape[1])
@@ -240,9 +241,9 @@ class RequestBatch(NamedTuple):
     """Histories of item rows, one per row, the items that may be returned, and factors of items' probabilities.
 
     `segments` is 1 where `history` holds an item. `allowed` (None: all) has one row for all histories, or one for each;
-    `denied` are item rows, -1 for none. `events` and `times` are those of the history's items, `target_conditions`, one
-    per history, those on what is recommended. With `limits`, a list holds no more of a group; with `noise` it is drawn,
-    not the best.
+    `denied` are item rows, padded with -1. `events` and `times` belong to the history's items; `target_conditions`, one
+    per history, are the conditions on the recommended items. `limits` bounds the items per group in a list; with
+    `noise` the list is a random draw instead of the best items.
     """
 
     history: Int[Array, "b t"]
@@ -267,7 +268,7 @@ class RequestBatch(NamedTuple):
         return None if self.times is None else Times(self.times, self.segments)
 
     def conditions(self, tables: ItemTables) -> Conditions:
-        """Conditions on the item after each position: those that the history's items meet, and the request's."""
+        """Conditions on the item after each position: those met by the history's next item, last the request's."""
         own = tables.conditions(self.history, self.events)
         return after_histories(
             own, Conditions() if self.target_conditions is None else self.target_conditions, self.segments
@@ -275,7 +276,7 @@ class RequestBatch(NamedTuple):
 
 
 class TopK(NamedTuple):
-    """Item rows, best first (or as drawn), and their log-probabilities; -1 and -inf where there are fewer than k."""
+    """Item rows, best first (or as drawn), and their log-probabilities, padded with -1 and -inf."""
 
     rows: Int[Array, "b k"]
     scores: Float[Array, "b k"]

@@ -17,7 +17,7 @@ from jaxtyping import Array, Int
 from semid.data import Tags, as_ids
 from semid.errors import SemidError
 from semid.progress import LOG
-from seq_models import GroupLimits, GumbelNoise, noise_of
+from seq_models import GroupLimits, GumbelNoise, request_noise
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Sampling:
 
     def noise(self, index: Int[np.ndarray, " b"]) -> GumbelNoise:
         """The noise of the histories of these numbers."""
-        return noise_of(self.seed, jax.device_put(index.astype(np.int32)), temperature=self.temperature)
+        return request_noise(self.seed, jax.device_put(index.astype(np.int32)), temperature=self.temperature)
 
 
 def is_whole(number: object) -> bool:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seq_models.masks import ItemMask, order_of, run_sums
+from seq_models.masks import ItemMask, run_sums, stable_order
 from seq_models.trie import Capacity, CodeTrie
 
 ITEMS, USERS, SIZES = 23, 4, (3, 3, 3)
@@ -30,7 +30,7 @@ def left_of_all(trie: CodeTrie, mask: ItemMask) -> list[jax.Array]:
         nodes = jnp.arange(len(members_of(level)[0]), dtype=jnp.int32)
         nodes = jnp.broadcast_to(nodes[None], (USERS, len(nodes)))
         members, valid = trie.members(nodes, level=level)
-        left.append(mask.left(valid, nodes, members, level=level))
+        left.append(mask.filter_members(valid, nodes, members, level=level))
     return left
 
 
@@ -130,7 +130,7 @@ def test_bad_masks_are_refused(lists, message):
 @pytest.mark.parametrize("most", [40, 2**30], ids=["at once", "by parts"])
 def test_keys_are_ordered_stably(most):
     keys = np.random.default_rng(0).choice([0, 5, 39, 40, most - 1, most], (USERS, 37)).astype(np.int32)
-    np.testing.assert_array_equal(order_of(jnp.asarray(keys), most=most), np.argsort(keys, axis=1, kind="stable"))
+    np.testing.assert_array_equal(stable_order(jnp.asarray(keys), most=most), np.argsort(keys, axis=1, kind="stable"))
 
 
 def test_sums_of_runs_are_exact_whatever_stands_around_them():

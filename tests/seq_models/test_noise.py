@@ -26,7 +26,7 @@ from seq_models import (
     SoftmaxOver,
     TransformerConfig,
     beam_search,
-    noise_of,
+    request_noise,
 )
 from seq_models.noise import truncated
 
@@ -97,7 +97,7 @@ def test_a_wide_beam_draws_items_without_replacement(trie, softmax_over, tempera
     if denied:
         mask = ItemMask.from_items(trie, denied=np.array([denied]), codes=CODES)
         weights[list(denied)] = 0
-    noise = noise_of(3, jnp.arange(DRAWS), temperature=temperature)
+    noise = request_noise(3, jnp.arange(DRAWS), temperature=temperature)
     beams = search(trie, noise, mask, beam_size=ITEMS, softmax_over=softmax_over)
     rows = np.asarray(beams.rows)
     assert_drawn(rows, weights)
@@ -109,7 +109,7 @@ def test_a_wide_beam_draws_items_without_replacement(trie, softmax_over, tempera
 
 
 def test_a_beam_as_wide_as_the_list_is_exact_where_nothing_is_left_out(trie):
-    noise = noise_of(4, jnp.arange(DRAWS), temperature=1.0)
+    noise = request_noise(4, jnp.arange(DRAWS), temperature=1.0)
     beams = search(trie, noise, beam_size=2, softmax_over=SoftmaxOver.CHILDREN)
     assert_drawn(np.asarray(beams.rows), np.exp(log_probs(SoftmaxOver.CHILDREN)))
 
@@ -128,7 +128,7 @@ def test_above_temperature_one_items_of_small_and_large_leaves_are_drawn_alike()
         options = {"beam_size": 16, "softmax_over": SoftmaxOver.CHILDREN}
         return beam_search(even, (), trie, batch=4000, noise=noise, **options).rows[:, 0]
 
-    drawn = np.bincount(first(trie, noise_of(0, jnp.arange(4000), temperature=2.0)), minlength=16)
+    drawn = np.bincount(first(trie, request_noise(0, jnp.arange(4000), temperature=2.0)), minlength=16)
     assert chisquare(drawn).pvalue > 1e-3
 
 
@@ -147,7 +147,7 @@ def test_at_a_temperature_near_zero_the_draw_is_the_list_of_the_beam():
 
     trie = CodeTrie.from_codes(codes, sizes)
     best = run(trie, None, drawn=False)
-    near, far = (run(trie, noise_of(0, jnp.arange(5), temperature=t), drawn=True) for t in (1e-4, 1.0))
+    near, far = (run(trie, request_noise(0, jnp.arange(5), temperature=t), drawn=True) for t in (1e-4, 1.0))
     for one, other in zip(best, near, strict=True):
         np.testing.assert_array_equal(one, other)
     assert (np.asarray(best.rows) != np.asarray(far.rows)).any()  # control
@@ -204,7 +204,7 @@ def test_models_draw_from_their_own_probabilities_under_masks_and_boosts(name):
     boosts = Boosts(jnp.array([[0, 6]], jnp.int32), jnp.array([[2.0, 0.5]]))
     log_p = np.asarray(scores(*model, requests_of(1, boosts=boosts), softmax_over=softmax_over))[0]
     weights = np.where(np.arange(ITEMS) == 3, 0, np.exp(log_p.astype(np.float64) / 0.8))
-    noise = noise_of(1, jnp.arange(4000), temperature=0.8)
+    noise = request_noise(1, jnp.arange(4000), temperature=0.8)
     asked = requests_of(4000, denied=jnp.broadcast_to(denied, (4000, 2)), boosts=boosts, noise=noise)
     found = top(*model, asked, k=2, softmax_over=softmax_over)
     assert_drawn(np.asarray(found.rows), weights)
@@ -214,7 +214,7 @@ def test_models_draw_from_their_own_probabilities_under_masks_and_boosts(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_a_draw_depends_on_its_own_key_alone_and_limits_cut_it(name):
     model, softmax_over = built(name)
-    noise = noise_of(2, jnp.arange(6), temperature=1.0)
+    noise = request_noise(2, jnp.arange(6), temperature=1.0)
     whole = top(*model, requests_of(6, noise=noise), k=ITEMS, softmax_over=softmax_over)
     alone = top(*model, requests_of(6, noise=GumbelNoise(noise.keys[::-1], noise.temperature)), k=ITEMS,
                 softmax_over=softmax_over)  # fmt: skip
@@ -231,5 +231,5 @@ def test_a_draw_depends_on_its_own_key_alone_and_limits_cut_it(name):
 def test_bad_temperatures_are_refused():
     for wrong in (0.0, -1.0, float("nan")):
         with pytest.raises(ValueError, match="temperature must be above 0"):
-            noise_of(0, jnp.arange(2), temperature=wrong)
-    assert noise_of(0, jnp.arange(2), temperature=0.5).temperature == 0.5  # control
+            request_noise(0, jnp.arange(2), temperature=wrong)
+    assert request_noise(0, jnp.arange(2), temperature=0.5).temperature == 0.5  # control
