@@ -169,7 +169,7 @@ def draw(figures: dict[int, dict[str, float]], out: Path) -> None:
     parts = [f'<path d="M{left},10 V{height - bottom} H{width - 150}" fill="none" stroke="black"/>']
     parts += [_text(at(items, 0)[0], height - bottom + 18, f"{items:,}", "middle") for items in figures]
     parts += [_text(left - 6, at(min(figures), tick)[1] + 4, f"{tick:g}", "end") for tick in _ticks(top)]
-    parts += [_text(left, height - 4, "items"), _text(8, 10, "us an item")]
+    parts += [_text(left, height - 4, "items"), _text(8, 10, "us per item")]
     ends = sorted((at(max(values), values[max(values)])[1], line) for line, values in shown.items())
     label = -np.inf
     for end, line in ends:
