@@ -1,7 +1,7 @@
 """Co-occurrence of items in training histories, as sparse counts and as vectors.
 
-Pass `splits.train` and nothing else, since the results reach the tokenizer. Sparse matrices carry nothing but
-their entries; rows and columns are item rows, or dense user indices where the name says users.
+Pass `splits.train` only, since the results reach the tokenizer. Rows and columns of sparse matrices are item rows, or
+user indices where the shape says users.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from semid.errors import SemidError
 
 # Rows of pairs that `ppmi` computes at once.
 _ROWS = 1 << 12
-_DENSE_ROWS = 512  # up to here a dense SVD is as fast
+_DENSE_ROWS = 512  # up to this many rows a dense SVD is as fast
 
 
 def interactions_matrix(histories: Histories, *, num_items: int, num_users: int) -> sparse.csr_array:
@@ -121,7 +121,7 @@ def sample_partners(weights: sparse.sparray, *, samples: int = 32, seed: int) ->
 
 
 def co_consumed(histories: Histories, *, num_items: int, window: int, seed: int) -> Int[np.ndarray, "items sample"]:
-    """Items within `window` positions of each item in a history, drawn with PPMI weights; -1 for items without any.
+    """Items that stand within `window` positions of each item, drawn by PPMI weights; -1 for items without any.
 
     Raises SemidError when no item has one.
     """
@@ -158,7 +158,7 @@ def user_vectors(
 
 
 def _interactions(histories: Histories, num_items: int) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
-    """Item row and index of the history of every interaction, checked."""
+    """Item row and history index of every interaction, checked."""
     items, owner = histories.flat()
     if not len(items):
         raise SemidError(

@@ -1,8 +1,9 @@
-"""`ItemGraph`: which item leads to which, counted and not trained; a recommender of its own and a part of others.
+"""`ItemGraph`: weighted edges from items to likely next items, counted and not trained. It ranks by itself, or mixed
+with a model.
 
-Its edges `G = D^-a (C + tau C T + nu C N + kappa T)` come from transitions of training histories and from neighbors by
-content, which also say what would lead to items that are new.
-A history's next item is distributed as the sum of the edges of its items, the later ones weighted more.
+Its edges `G = D^-a (C + tau C T + nu C N + kappa T)` come from transitions in training histories and from content
+neighbors, through which edges also lead to new items. The next item's distribution is the sum of the edges of the
+history's items, later items weighted more.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ from semid.graphs.transitions import (
     ItemGraphConfig,
     content_edges,
     count_transitions,
-    passed_on,
     pruned_edges,
     row_blocks,
     scaled_by_degree,
+    spreading_matrix,
 )
 from semid.progress import LOG
 
@@ -75,7 +76,7 @@ class ItemGraph(ItemRanker):
     def fit(cls, dataset: Dataset, config: ItemGraphConfig = ItemGraphConfig()) -> ItemGraph:
         """Count transitions of the training histories and find content neighbors.
 
-        Raises SemidError where a weight of content is given and the dataset has no vector column.
+        Raises SemidError if a content weight is given and the dataset has no vector column.
         """
         config, train = config.resolved(dataset.vector_columns), dataset.splits.train
         vectors, repeats = content_vectors(dataset, config), dataset.repeats.common
@@ -94,12 +95,12 @@ class ItemGraph(ItemRanker):
         repeats: bool = False,
         dataset: str = "",
     ) -> ItemGraph:
-        """The graph of these histories of item rows, and of content `vectors` by item row, if there are any.
+        """Fit to histories of item rows, and to content `vectors` by item row, if there are any.
 
-        Raises SemidError where a weight of content is given and there are no vectors.
+        Raises SemidError if a content weight is given and there are no vectors.
         """
-        there = vectors is not None and config.columns != ()
-        config = replace(replace(config, columns=None).resolved(("vectors",) if there else ()), columns=config.columns)
+        columns = ("vectors",) if vectors is not None and config.columns != () else ()
+        config = replace(replace(config, columns=None).resolved(columns), columns=config.columns)
         counts = count_transitions(histories, config, num_items=len(item_ids), loops=repeats)
         if not counts.nnz:
             remains = "content neighbors and popularity remain" if vectors is not None else "popularity remains"
@@ -129,21 +130,21 @@ class ItemGraph(ItemRanker):
         histories: Histories | None = None,
         new: Int[np.ndarray, " n"] | None = None,
     ) -> ItemGraph:
-        """The graph with more items, which join by their raw content `vectors`, and more interactions.
+        """The graph with more items, by their raw content `vectors`, and more interactions, as if fitted to everything.
 
-        `histories` are of item rows, those of the new items behind the others'; the last `new` items of each (all, if
-        not given) are the interactions that the graph has not counted. What comes out is what fitting to everything
-        would give. With interactions it is no longer the graph of its dataset, whose targets may be among them (its
-        `dataset` is another digest), but one to recommend with.
-        Raises SemidError for items that it has or that are given twice, for vectors that are missing, of another width,
-        not finite or of no use, and for `new` beyond a history.
+        `histories` are of item rows, where new items follow the present ones; the last `new` items of each (by default
+        all) are interactions that the graph has not counted yet. Test targets of its dataset may be among them, so a
+        graph with such interactions has another `dataset` digest: it can recommend, but not be evaluated there.
+        Raises SemidError for items that the graph has or that are given twice, for vectors that are missing, of another
+        width, not finite or without use, and for `new` above a history's length.
         """
         added = as_ids(item_ids)
-        if len(there := added.filter(pa.compute.is_in(added, self.item_ids))):
-            raise SemidError(f"item {there[0].as_py()!r} is in the graph already ({len(there)} of {len(added)} are)")
+        if len(present := added.filter(pa.compute.is_in(added, self.item_ids))):
+            present_id = present[0].as_py()
+            raise SemidError(f"item {present_id!r} is in the graph already ({len(present)} of {len(added)} are)")
         if twice := next((pair for pair in added.value_counts() if pair["counts"].as_py() > 1), None):
             raise SemidError(f"item {twice['values'].as_py()!r} is given {twice['counts']} times; keep one")
-        total, everything = len(self.item_ids) + len(added), self.vectors
+        total, all_vectors = len(self.item_ids) + len(added), self.vectors
         if vectors is not None and self.vectors is None:
             raise SemidError("the graph has no content vectors, so items join it without any; leave them out")
         if self.vectors is not None and (len(added) or vectors is not None):
@@ -153,36 +154,36 @@ class ItemGraph(ItemRanker):
                 raise SemidError(f"expected vectors [{len(added)}, {width}] of the new items ({columns}), got {got}")
             if len(rows := np.flatnonzero(~np.isfinite(vectors).all(axis=1))):
                 raise SemidError(f"expected finite vectors, got NaN or infinity for item {added[rows[0]].as_py()!r}")
-            everything = np.concatenate([self.vectors, vectors.astype(np.float32)])
+            all_vectors = np.concatenate([self.vectors, vectors.astype(np.float32)])
         counts, popularity = self.counts.copy(), np.pad(self.train_counts, (0, len(added)))
         counts.resize((total, total))
         dataset = self.dataset
         if histories is not None:
             lengths = histories.lengths
-            fresh = lengths if new is None else np.asarray(new)
-            if fresh.shape != lengths.shape:
-                raise SemidError(f"expected new [{len(lengths)}], a number for each history, got {list(fresh.shape)}")
-            if len(rows := np.flatnonzero((fresh < 0) | (fresh > lengths))):
+            new = lengths if new is None else np.asarray(new)
+            if new.shape != lengths.shape:
+                raise SemidError(f"expected new [{len(lengths)}], a number for each history, got {list(new.shape)}")
+            if len(rows := np.flatnonzero((new < 0) | (new > lengths))):
                 row = int(rows[0])
-                raise SemidError(f"expected new of 0 to {lengths[row]} for history {row}, its items, got {fresh[row]}")
-            counts = counts + count_transitions(histories, self.config, num_items=total, loops=self.repeats, new=fresh)
-            popularity = popularity + replace(histories, starts=histories.ends - fresh).popularity(total)
-            if dataset and fresh.any():
+                raise SemidError(f"expected new of 0 to {lengths[row]} for history {row}, its items, got {new[row]}")
+            counts = counts + count_transitions(histories, self.config, num_items=total, loops=self.repeats, new=new)
+            popularity = popularity + replace(histories, starts=histories.ends - new).popularity(total)
+            if dataset and new.any():
                 dataset = artifacts.sha256_json([dataset, "and interactions since"])
         ids = pa.concat_arrays([self.item_ids, added.cast(self.item_ids.type)])
-        return self._build(ids, self.config, counts, everything, popularity, self.repeats, dataset)
+        return self._build(ids, self.config, counts, all_vectors, popularity, self.repeats, dataset)
 
     def distribution(self, histories: Histories) -> sparse.csr_array:
-        """The probabilities [histories, items] of the next item, as far as edges lead there; nothing after none."""
+        """Probabilities [histories, items] of the next item: 0 where no edge leads, all 0 after an empty history."""
         return next_item(histories, self._matrix, self.config, loops=self.repeats)
 
     @functools.cached_property
     def _matrix(self) -> sparse.csr_array:
         """The edges as a matrix [items, items]."""
-        there = self.edges.rows >= 0
-        starts = np.concatenate([[0], np.cumsum(there.sum(axis=1))])
+        real = self.edges.rows >= 0
+        starts = np.concatenate([[0], np.cumsum(real.sum(axis=1))])
         shape = (len(self.item_ids), len(self.item_ids))
-        return sparse.csr_array((self.edges.weights[there], self.edges.rows[there], starts), shape=shape)
+        return sparse.csr_array((self.edges.weights[real], self.edges.rows[real], starts), shape=shape)
 
     def rank(
         self,
@@ -194,7 +195,7 @@ class ItemGraph(ItemRanker):
     ) -> Int[np.ndarray, "n k"]:
         """The `k` most probable item rows for each history, then the most popular; -1 where there are fewer.
 
-        Where nothing repeats, none of them is of the history, whatever `exclude_seen` says.
+        Where items do not repeat, those of the history are never listed, whatever `exclude_seen` says.
         """
         lists = [np.zeros((0, k), np.int32)]
         for part, some in self._blocks(histories, allowed):
@@ -227,14 +228,14 @@ class ItemGraph(ItemRanker):
 
     @staticmethod
     def is_in(files: Collection[str]) -> bool:
-        """True for the files of an artifact that `write` wrote to."""
+        """True if these files of an artifact include a graph's."""
         return _SETTINGS in files
 
     @classmethod
     def read(cls, folder: Path) -> ItemGraph:
         """Read what `write` wrote. Raises SemidError naming the file that does not fit."""
         settings, file = artifacts.read_json(folder / _SETTINGS), folder / _TENSORS
-        made = from_dict(ItemGraphConfig, settings["config"], where=str(folder / _SETTINGS))
+        config = from_dict(ItemGraphConfig, settings["config"], where=str(folder / _SETTINGS))
         tensors = artifacts.load_tensors(file)
         ids = read_parquet(folder / _ITEMS)["item_id"].combine_chunks()
         artifacts.check_finite(tensors, where=file)
@@ -247,7 +248,7 @@ class ItemGraph(ItemRanker):
             tensors["train_counts"],
             settings["repeats"],
             settings["dataset"],
-            made,
+            config,
             sparse.csr_array(values, shape=(len(ids), len(ids))),
             tensors.get("vectors"),
             Edges(rows, weights),
@@ -261,11 +262,11 @@ class ItemGraph(ItemRanker):
             return cls.read(path).with_origin(origin)
 
     def check_dataset(self, dataset: Dataset) -> None:
-        """Raise SemidError for a graph that was fitted to another dataset, which may have what is test here."""
+        """Raise SemidError for a graph of another dataset, which may have counted interactions that are test here."""
         remedy = "fit a graph to this dataset (`semid graph`)"
         if self.origin is None and not self.dataset:
             raise SemidError(
-                "the item graph: the dataset of its histories is not known, and what is test here may be among them; "
+                "the item graph: the dataset of its histories is not known and may hold test interactions of this one; "
                 f"name it by ItemGraph.from_histories(..., dataset=dataset.digest), or {remedy}"
             )
         dataset.check_source(self.origin or self.dataset, what="the item graph", remedy=remedy)
@@ -276,7 +277,7 @@ class ItemGraph(ItemRanker):
 
 
 def content_vectors(dataset: Dataset, config: ItemGraphConfig) -> Float[np.ndarray, "items dim"] | None:
-    """The columns that content edges are found by, side by side; None where nothing weighs them."""
+    """The columns for content edges, side by side; None if no weight uses content."""
     if not config.columns or not (config.content or config.smoothing or config.new_items):
         return None
     return np.concatenate(content_blocks(dataset, config.columns), axis=1).astype(np.float32)
@@ -287,12 +288,12 @@ def build_edges(counts: sparse.csr_array, content: sparse.csr_array | None, conf
     num_items = counts.shape[0]
     rows = np.full((num_items, config.width), -1, np.int32)
     weights = np.zeros((num_items, config.width), np.float32)
-    passed = None if content is None else passed_on(counts, content, config)
+    spreading = None if content is None else spreading_matrix(counts, content, config)
     for block in row_blocks(counts, config):
-        edges, degrees = pruned_edges(counts[block], passed, None if content is None else content[block], config)
+        edges, degrees = pruned_edges(counts[block], spreading, None if content is None else content[block], config)
         edges = scaled_by_degree(edges, degrees, config)
-        there = np.arange(config.width) < np.diff(edges.indptr)[:, None]
-        rows[block][there], weights[block][there] = edges.indices, edges.data
+        real = np.arange(config.width) < np.diff(edges.indptr)[:, None]
+        rows[block][real], weights[block][real] = edges.indices, edges.data
     return Edges(rows, weights)
 
 
@@ -301,7 +302,7 @@ def next_item(
 ) -> sparse.csr_array:
     """The distribution [histories, items] of the next item: `sum_t recency^(n - t) G[h_t]`, normalized.
 
-    Without `loops` items of the history get nothing.
+    Without `loops` items of the history get 0.
     """
     rows, real = histories.padded(config.window)
     age = real.sum(axis=1, keepdims=True) - 1 - np.arange(config.window)

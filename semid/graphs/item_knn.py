@@ -1,4 +1,4 @@
-"""Items by their nearness to those of a history: by users in common (`ItemKNN`), or by vectors (`VectorKNN`)."""
+"""Rankers of items near those of a history: by users in common (`ItemKNN`), or by vectors (`VectorKNN`)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from semid.graphs.lightgcn import GraphConfig
 from semid.graphs.ranking import BATCH, ItemRanker, best_items, largest, without_history
 from semid.graphs.transitions import pruned, scaled_rows
 
-# Scores of histories by items that are held at once.
+# Scores of items after histories that are computed at once.
 _SCORES = 1 << 24
 
 
@@ -28,13 +28,12 @@ _SCORES = 1 << 24
 class ItemKNN(ItemRanker):
     """Item kNN, the oldest of collaborative recommenders (Sarwar et al., 2001).
 
-    Scores an item by the sum of its cosines with the items of the history, among the nearest of each.
-
-    The cosine is that of the sets of users that have had the two.
+    Scores an item by the sum of its cosines with the history's items, over the nearest of each. The cosine is that of
+    the sets of users who have had the two items.
     """
 
     similarity: sparse.csr_array
-    """Cosines [items, items], those of each item's nearest alone."""
+    """Cosines [items, items] of each item with its nearest, else 0."""
 
     @classmethod
     def fit(cls, dataset: Dataset, *, neighbors: int = 100) -> ItemKNN:
@@ -47,7 +46,7 @@ class ItemKNN(ItemRanker):
         scale = np.where(counts > 0, counts, 1) ** -0.5
         cosines = sparse.csr_array(scaled_rows(sparse.csr_array(taken.T @ taken), scale) @ sparse.diags_array(scale))
         cosines.setdiag(0)
-        return cls(**_items(dataset), similarity=pruned(cosines, neighbors))
+        return cls(**_ranker_fields(dataset), similarity=pruned(cosines, neighbors))
 
     def rank(
         self, histories: Histories, *, k: int, exclude_seen: bool = False, allowed: Allowed = None
@@ -67,8 +66,9 @@ class ItemKNN(ItemRanker):
 
 @dataclass(frozen=True, eq=False)
 class VectorKNN(ItemRanker):
-    """Scores an item by the cosine of its vector with the mean of those of the history: content kNN, or, with a
-    signal's vectors, what that signal alone recommends.
+    """Scores an item by the cosine of its vector with the mean of the history's vectors.
+
+    With content vectors this is content kNN, with a signal's the signal as a recommender.
     """
 
     vectors: Float[np.ndarray, "items dim"]
@@ -76,7 +76,7 @@ class VectorKNN(ItemRanker):
     @classmethod
     def fit(cls, dataset: Dataset, vectors: Float[np.ndarray, "items dim"]) -> VectorKNN:
         """Rank the dataset's items by these vectors."""
-        return cls(**_items(dataset), vectors=vectors.astype(np.float32))
+        return cls(**_ranker_fields(dataset), vectors=vectors.astype(np.float32))
 
     def rank(
         self, histories: Histories, *, k: int, exclude_seen: bool = False, allowed: Allowed = None
@@ -89,7 +89,7 @@ class VectorKNN(ItemRanker):
             np.add.at(sums, owner, self.vectors[items])
             return np.asarray(unit_vectors(sums)) @ self._unit.T
 
-        return _best(self, scores, histories, k=k, exclude_seen=exclude_seen, allowed=allowed)
+        return _rank_by_scores(self, scores, histories, k=k, exclude_seen=exclude_seen, allowed=allowed)
 
     @functools.cached_property
     def _unit(self) -> Float[np.ndarray, "items dim"]:
@@ -110,8 +110,8 @@ class UserItemVectors(ItemRanker):
     @classmethod
     def fit(cls, dataset: Dataset, config: GraphConfig, *, seed: int) -> UserItemVectors:
         """Train on the dataset's training histories."""
-        made = config.vectors(dataset, seed=seed)
-        return cls(**_items(dataset), user_ids=dataset.users, items=made.items, users=made.users)
+        vectors = config.vectors(dataset, seed=seed)
+        return cls(**_ranker_fields(dataset), user_ids=dataset.users, items=vectors.items, users=vectors.users)
 
     def rank(
         self, histories: Histories, *, k: int, exclude_seen: bool = False, allowed: Allowed = None
@@ -130,11 +130,11 @@ class UserItemVectors(ItemRanker):
         def scores(part: Histories) -> Float[np.ndarray, "n items"]:
             return self.users[part.users] @ self.items.T
 
-        return _best(self, scores, histories, k=k, exclude_seen=exclude_seen, allowed=allowed)
+        return _rank_by_scores(self, scores, histories, k=k, exclude_seen=exclude_seen, allowed=allowed)
 
 
-def _items(dataset: Dataset) -> dict[str, Any]:
-    """The fields of `ItemRanker`, of this dataset."""
+def _ranker_fields(dataset: Dataset) -> dict[str, Any]:
+    """Fields of an `ItemRanker` for this dataset."""
     return {
         "item_ids": dataset.item_ids,
         "train_counts": dataset.splits.train.popularity(dataset.num_items).astype(np.int64),
@@ -143,7 +143,7 @@ def _items(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def _best(
+def _rank_by_scores(
     ranker: ItemRanker,
     scores: Callable[[Histories], Float[np.ndarray, "n items"]],
     histories: Histories,

@@ -1,6 +1,6 @@
-"""An item graph's distributions on its own training histories, without what it counted in each of them.
+"""An item graph's distributions on its own training histories, each without that history's counts.
 
-Asked as it is, it would teach back the very pairs that it has counted.
+With them, a generator would be taught the very transitions to its training targets.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ from scipy import sparse
 from semid.data import Histories
 from semid.graphs.item_graph import ItemGraph
 from semid.graphs.ranking import normalized
-from semid.graphs.transitions import content_edges, passed_on, pruned_edges, row_blocks, scaled_by_degree
+from semid.graphs.transitions import content_edges, pruned_edges, row_blocks, scaled_by_degree, spreading_matrix
 
-# An item's edges of which a history's own counts are taken out: so many times as many as the graph keeps.
-_SPARE = 2
+# Edges per item from which a history's counts are subtracted, as a multiple of those that the graph keeps.
+_WIDTH_FACTOR = 2
 # Positions whose distributions are computed at once.
 _POSITIONS = 1 << 13
 
 
 class LeaveOneOutGraph:
-    """The next item's distribution at every position of training histories, a history's own transitions taken out.
+    """Distributions of the next item at every position of training histories, without the history's own transitions.
 
-    Exact among the `2 width` largest edges of each item; items are new that no history holds, this one included.
-    Without `repeats`, or where nothing repeats in the graph, no item of the history up to a position comes next.
+    Exact among the `2 width` largest edges of each item; but an item counts as new only if no history holds it, not
+    even this one. Without `repeats`, or if items do not repeat in the graph, those of the history so far get 0.
     """
 
     def __init__(self, graph: ItemGraph, *, repeats: bool = True) -> None:
         config, counts, self._repeats = graph.config, graph.counts, graph.repeats and repeats
         self._config, self._loops, self._num_items = config, graph.repeats, len(graph.item_ids)
         content = None if graph.vectors is None else content_edges(graph.vectors, config)
-        self._passed = None if content is None else passed_on(counts, content, config)
+        self._spreading = None if content is None else spreading_matrix(counts, content, config)
         parts = []
         for block in row_blocks(counts, config):
-            own = None if content is None else content[block]
-            parts.append(pruned_edges(counts[block], self._passed, own, config, width=_SPARE * config.width))
+            near = None if content is None else content[block]
+            parts.append(pruned_edges(counts[block], self._spreading, near, config, width=_WIDTH_FACTOR * config.width))
         self._edges = sparse.vstack([edges for edges, _ in parts], format="csr")
         self._degrees = np.concatenate([degrees for _, degrees in parts])
 
@@ -54,18 +54,18 @@ class LeaveOneOutGraph:
     def _block(self, histories: Histories) -> sparse.csr_array:
         items, owner = histories.flat()
         own = self._own_counts(items, owner)
-        if self._passed is not None:
-            own = own + own @ self._passed
+        if self._spreading is not None:
+            own = own + own @ self._spreading
         rest = sparse.csr_array(self._edges[items] - own)
-        rest.data[rest.data < 1e-5] = 0  # own counts of edges that are not kept; and what rounding leaves
+        rest.data[rest.data < 1e-5] = 0  # negative where the edge was pruned, or what rounding leaves
         rest.eliminate_zeros()
         degrees = np.maximum(self._degrees[items] - np.asarray(own.sum(axis=1)), 0)
         weights = (self._config.recency ** np.arange(self._config.window)).astype(np.float32)
-        scores = _backward(owner, weights) @ scaled_by_degree(rest, degrees, self._config)
-        return normalized(scores.tocsr() if self._repeats else self._unseen(scores.tocsr(), items, owner))
+        scores = _weights_by_age(owner, weights) @ scaled_by_degree(rest, degrees, self._config)
+        return normalized(scores.tocsr() if self._repeats else self._without_seen(scores.tocsr(), items, owner))
 
     def _own_counts(self, items: Int[np.ndarray, " n"], owner: Int[np.ndarray, " n"]) -> sparse.csr_array:
-        """The part that each history has added to the row of each of its items, [positions, items]."""
+        """Counts [positions, items] that each history has added to the rows of its items."""
         shape, config = (len(items), self._num_items), self._config
         own = sparse.csr_array(shape, dtype=np.float32)
         for distance in range(1, min(config.window, len(items) - 1) + 1):
@@ -78,23 +78,24 @@ class LeaveOneOutGraph:
             other = np.concatenate([items[later], items[earlier]])
             weight = np.repeat([1, config.backward], len(earlier)) * config.decay ** (distance - 1)
             own = own + sparse.coo_array((weight.astype(np.float32), (place, other)), shape=shape).tocsr()
-        # An item that stands in the history more than once: each place takes out what all of them have added.
+        # Where an item stands at several positions of the history, subtract at each what all of them have added.
         same = sparse.coo_array(_equal_places(items, owner), shape=(len(items), len(items))).tocsr()
         return (same @ own).tocsr()
 
-    def _unseen(
+    def _without_seen(
         self, scores: sparse.csr_array, items: Int[np.ndarray, " n"], owner: Int[np.ndarray, " n"]
     ) -> sparse.csr_array:
-        """The scores of items that do not stand in the history up to the position."""
-        held = sparse.csr_array((np.ones(len(items), np.float32), items, np.arange(len(items) + 1)), shape=scores.shape)
-        seen = _backward(owner, np.ones(len(owner), np.float32)) @ held
+        """Scores without those of the history's items up to each position."""
+        ones = np.ones(len(items), np.float32)
+        items_at = sparse.csr_array((ones, items, np.arange(len(items) + 1)), shape=scores.shape)
+        seen = _weights_by_age(owner, ones) @ items_at
         rest = sparse.csr_array(scores - scores.multiply(seen > 0))
         rest.eliminate_zeros()
         return rest
 
 
-def _backward(owner: Int[np.ndarray, " n"], weights: Float[np.ndarray, " ages"]) -> sparse.csr_array:
-    """Weights [positions, positions], by age, of the items of its history up to each position."""
+def _weights_by_age(owner: Int[np.ndarray, " n"], weights: Float[np.ndarray, " ages"]) -> sparse.csr_array:
+    """Weights [positions, positions] of the positions of its history up to each position, by their age."""
     at, places, values = [], [], []
     for age, weight in enumerate(weights):
         later = np.flatnonzero(owner[age:] == owner[: len(owner) - age]) + age

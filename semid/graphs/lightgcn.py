@@ -1,4 +1,4 @@
-"""LightGCN and its kin: item and user vectors by propagation on the graph of users and their items, and on content's.
+"""LightGCN and its kin: item and user vectors by propagation on graphs of users' items and of content.
 
 He et al., "LightGCN: Simplifying and Powering Graph Convolution Network for Recommendation", arXiv 2002.02126. Nodes
 are the users, then the items. Propagation is linear and symmetric, so it is its own transpose: the gradient with
@@ -31,9 +31,9 @@ from semid.graphs.propagation import (
     content_graph,
     hyperedges,
     make_graph,
-    one_round,
-    over_hyperedges,
     propagate,
+    propagate_hyperedges,
+    propagate_once,
 )
 from semid.graphs.signals import Signal, content_scale, has_content, standardize_content, vector_column
 from semid.progress import show_progress
@@ -43,10 +43,10 @@ class TripleLoss(enum.Enum):
     """Loss of a step's (user, item, random item) triples."""
 
     BPR = "bpr"
-    """The item's inner product with the user is to exceed the random item's."""
+    """The user's inner product with the item is to exceed that with the random item."""
     BOOTSTRAP = "bootstrap"
-    """BM3's, without negatives: linear predictions from a user, an item and its content are to equal each other's
-    vectors, which have dropout and no gradient."""
+    """BM3's, without negatives: a user, an item and its content each predict others' vectors by a linear map; targets
+    have dropout and no gradient."""
     UNIFORM = "uniform"
     """CM3's, without negatives: users and their items lie near each other on the sphere, users and items far from
     others; items of like content repel each other less."""
@@ -54,10 +54,10 @@ class TripleLoss(enum.Enum):
 
 @dataclass(frozen=True)
 class GraphConfig(Signal):
-    """Vectors of users and items, trained on the graph of who has had what: edges, propagation and loss.
+    """Vectors of users and items, trained on the graph of their interactions: edges, propagation and loss.
 
-    Final vectors are means over rounds of propagation; to an item's may be added those of its nearest by content, and
-    its own. LightGCN is this with all defaults.
+    Final vectors are means over rounds of propagation. To an item's, the embeddings of its content neighbors and its
+    own may be added. The defaults are LightGCN.
     """
 
     dim: int = 64
@@ -82,20 +82,20 @@ class GraphConfig(Signal):
     objective: TripleLoss = later_field(TripleLoss.BPR)
     """Loss of a step."""
     dropout: float = later_field(0.3)
-    """Of the bootstrap's targets."""
+    """Dropout of the targets (bootstrap alone)."""
     contrast: float = later_field(0.0)
     """Weight of InfoNCE between final item vectors and projected content (RLMRec), among at most 1024 of a step's
     interactions."""
     uniformity: float = later_field(0.5)
-    """Weight of the distances to others, among at most 1024 of a step's interactions (uniform alone)."""
+    """Weight of the uniformity, over at most 1024 of a step's interactions (uniform alone)."""
     hyperedges: int = later_field(0)
-    """Nearest items by content in a neighborhood over which items propagate, as users do over the items that they
-    share; the result, of embeddings of its own and at length 1, is added to the final vectors (MMHCL); 0: none."""
+    """Nearest items in a content neighborhood, over which items propagate as users do over the items that they share.
+    The result, from embeddings of its own and at unit length, is added to the final vectors (MMHCL). 0: none."""
     views: float = later_field(0.0)
     """Weight of InfoNCE between a node's vectors by edges and by hyperedges, among at most 1024 of a step's
     interactions."""
     column: str = later_field("")
-    """Vector column of content; none given: the dataset's only one. It is read by all that needs content."""
+    """Vector column of the content that the other settings read; none given: the dataset's only one."""
 
     def __post_init__(self) -> None:
         check_range(self, "dim", "epochs", "batch_size", at_least=1)
@@ -109,7 +109,7 @@ class GraphConfig(Signal):
 
     @property
     def reads_content(self) -> bool:
-        """Some part of it needs the column."""
+        """Some setting needs the content column."""
         return bool(self.neighbors or self.contrast or self.hyperedges or self.objective is not TripleLoss.BPR)
 
     def item_vectors(self, dataset: Dataset, *, seed: int) -> Float[np.ndarray, "items signal"]:
@@ -123,7 +123,7 @@ class GraphConfig(Signal):
         """Final vectors of the dataset's items and users. Raises SemidError for a column that nothing reads."""
         if self.column and not self.reads_content:
             raise SemidError(
-                f"{type(self).__name__}: column {self.column!r} would do nothing, for nothing of it reads content; "
+                f"{type(self).__name__}: column {self.column!r} would not be read, as no setting needs content; "
                 "give neighbors, contrast or hyperedges too, or leave column out"
             )
         content = vector_column(dataset, self.column)[1] if self.reads_content else None
@@ -193,14 +193,14 @@ class TrainingEdges(NamedTuple):
 
 
 class Heads(NamedTuple):
-    """Linear maps that losses of content or without negatives train; None where none does."""
+    """Linear maps that some losses train, of content and of predictions; None where no loss does."""
 
     content: Float[Array, "dim width"] | None
     predictor: Float[Array, "width width"] | None
 
 
 class Parameters(NamedTuple):
-    """Embeddings that are propagated over edges, maps, and embeddings that are propagated over hyperedges, if any."""
+    """Embeddings to propagate over edges, linear maps, and embeddings to propagate over hyperedges, if any."""
 
     ego: Float[Array, "nodes dim"]
     heads: Heads
@@ -218,9 +218,9 @@ def train_graph(
 ) -> GraphVectors:
     """Train on the different (user, item) pairs of the training histories, and on the items' content vectors.
 
-    Nodes without any get zero vectors, but for items with content neighbors. Rows of zeros are items without content,
-    which no loss of content counts. Deterministic by seed on one machine.
-    Raises SemidError without any interaction, and for content that is needed and absent.
+    Nodes without interactions get zero vectors, except items with content if that is propagated. Items without content
+    have rows of zeros in `content`, and no content loss counts them. Deterministic by seed on one machine.
+    Raises SemidError without any interaction, and if content is needed and missing.
     """
     title = type(config).__name__.removesuffix("Config")
     matrix = interactions_matrix(histories, num_items=num_items, num_users=num_users)
@@ -230,7 +230,7 @@ def train_graph(
     features, present = None, np.ones(num_items, bool)
     if content is not None:
         features, present = jnp.asarray(standardize_content(content, content_scale(content))), has_content(content)
-    counted = None if present.all() else jnp.asarray(present)
+    mask = None if present.all() else jnp.asarray(present)
     users, items = (jnp.asarray(index, jnp.int32) for index in matrix.tocoo().coords)
     key, start_key = jax.random.split(jax.random.key(seed))
     ego = 0.1 * jax.random.normal(start_key, (num_users + num_items, config.dim))
@@ -243,9 +243,9 @@ def train_graph(
     with show_progress(f"training {title}", total=config.epochs, unit="epochs") as progress:
         progress.say("compiling ...")
         for epoch in range(config.epochs):
-            kept = edges if config.keep == 1 else _pruned(edges, matrix, config.keep, rng)
+            drawn = edges if config.keep == 1 else _draw_edges(edges, matrix, config.keep, rng)
             epoch_key = jax.random.fold_in(key, epoch)
-            state = _epoch(state, kept, users, items, features, counted, epoch_key, num_users=num_users, config=config)
+            state = _epoch(state, drawn, users, items, features, mask, epoch_key, num_users=num_users, config=config)
             jax.block_until_ready(state)
             progress.advance(epoch + 1)
     final = np.asarray(_final(state[0], edges, num_users=num_users, config=config))
@@ -257,7 +257,7 @@ def train_graph(
 
 
 def _heads(features: Float[Array, "items dim"] | None, config: GraphConfig, key: PRNGKeyArray) -> Heads:
-    """The maps that the config's loss trains, at their start."""
+    """Initialize the maps that the config's losses train."""
     bootstrap = config.objective is TripleLoss.BOOTSTRAP
     mapped = features is not None and (bootstrap or config.contrast > 0)
     shape = (features.shape[1], config.dim) if mapped and features is not None else (1, 1)
@@ -265,8 +265,8 @@ def _heads(features: Float[Array, "items dim"] | None, config: GraphConfig, key:
     return Heads(content if mapped else None, jnp.eye(config.dim) if bootstrap else None)
 
 
-def _pruned(edges: TrainingEdges, matrix: sparse.csr_array, keep: float, rng: np.random.Generator) -> TrainingEdges:
-    """A share of the interactions, drawn without replacement by `1 / sqrt(d_u d_i)`, and normalized anew."""
+def _draw_edges(edges: TrainingEdges, matrix: sparse.csr_array, keep: float, rng: np.random.Generator) -> TrainingEdges:
+    """Draw a share of the interactions without replacement, by weights `1 / sqrt(d_u d_i)`, and normalize again."""
     pairs, degrees = matrix.tocoo(), _degrees(matrix)
     users, items = pairs.coords
     log_weights = -0.5 * np.log(degrees[users].astype(np.float64) * degrees[matrix.shape[0] + items])
@@ -282,7 +282,7 @@ def propagated(
     """Final vectors before any head: linear and symmetric, as `propagate` is."""
     final = propagate(ego, edges.interactions, layers=config.layers)
     if edges.content is not None:
-        final = final.at[num_users:].add(one_round(ego[num_users:], edges.content))
+        final = final.at[num_users:].add(propagate_once(ego[num_users:], edges.content))
     return final.at[num_users:].add(ego[num_users:]) if config.residual else final
 
 
@@ -292,7 +292,7 @@ def _final(
 ) -> Float[Array, "nodes dim"]:
     final = propagated(parameters.ego, edges, num_users=num_users, config=config)
     if parameters.hyper is not None and edges.hyper is not None:
-        final += unit_rows(over_hyperedges(parameters.hyper, edges.hyper, layers=config.layers))
+        final += unit_rows(propagate_hyperedges(parameters.hyper, edges.hyper, layers=config.layers))
     return final if parameters.heads.predictor is None else final @ parameters.heads.predictor
 
 
@@ -312,9 +312,9 @@ def _epoch(
     num_users: int,
     config: GraphConfig,
 ) -> _State:
-    """One pass over the shuffled interactions in equal batches (what is left over waits for the next shuffle).
+    """One pass over the shuffled interactions in batches of equal size; a remainder is left out.
 
-    `present`: items with content, None for all.
+    `present`: items with content; None: all.
     """
     optimizer = optax.adam(config.learning_rate)
     order_key, negative_key = jax.random.split(key)
@@ -351,13 +351,13 @@ def _epoch(
         final = propagated(parameters.ego, edges, num_users=num_users, config=config)
         view, pull = None, None
         if parameters.hyper is not None and edges.hyper is not None:
-            view, pull = jax.vjp(unit_rows, over_hyperedges(parameters.hyper, edges.hyper, layers=config.layers))
+            view, pull = jax.vjp(unit_rows, propagate_hyperedges(parameters.hyper, edges.hyper, layers=config.layers))
         of_final, of_heads, of_view = jax.grad(loss, argnums=(0, 1, 2))(final, parameters.heads, view, triples, key)
         gradient = propagated(of_final, edges, num_users=num_users, config=config)
         gradient += config.weight_decay * jax.grad(ego_norm)(parameters.ego, triples)
         if pull is not None and edges.hyper is not None:
             (of_rounds,) = pull(of_view)
-            of_view = over_hyperedges(of_rounds, edges.hyper, layers=config.layers)
+            of_view = propagate_hyperedges(of_rounds, edges.hyper, layers=config.layers)
         with jax.numpy_dtype_promotion("standard"):  # optax's bias correction multiplies an integer count
             updates, moments = optimizer.update(Parameters(gradient, of_heads, of_view), moments)
         return (optax.apply_updates(parameters, updates), moments), None

@@ -1,4 +1,4 @@
-"""Losses of vectors of users and items on graphs: functions of final vectors and a batch's triples of nodes."""
+"""Losses of graph vectors of users and items: functions of final vectors and a batch's (user, item, negative) nodes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from quantizers import info_nce, masked_mean, unit_rows
 _CONTRAST_TEMPERATURE = 0.2
 _VIEW_TEMPERATURE = 0.6
 _CONTRASTED = 1024  # triples compared with each other: a table of all 4096 of a step would take most of its time
-_MOST_ALIKE = 0.8  # cosine of content from which on items repel each other no less (CM3)
+_MOST_ALIKE = 0.8  # larger cosines of content count as this one, so that items of like content still repel (CM3)
 
 
 def bpr_loss(final: Float[Array, "nodes dim"], triples: Int[Array, "n 3"]) -> Float[Array, ""]:
@@ -32,9 +32,8 @@ def bootstrap_loss(
     dropout: float,
     present: Bool[Array, " n"] | None = None,
 ) -> Float[Array, ""]:
-    """Mean of `1 - cos` between predictions of a user, an item and its content, and the vectors that they are to equal:
-    the item, the user; and for the content the item and itself, means over the items with content where not all are
-    `present`. Targets have dropout and no gradient."""
+    """Sum of four means of `1 - cos` between a linear prediction and its target: user to item, item to user, content to
+    item and content to itself. Targets have dropout and no gradient. Content counts only where it is `present`."""
     users, items = final[triples[:, 0]], final[triples[:, 1]]
     targets = [
         jax.lax.stop_gradient(_dropped(vectors, jax.random.fold_in(key, place), rate=dropout))
@@ -59,9 +58,9 @@ def uniform_loss(
     *,
     weight: float,
 ) -> Float[Array, ""]:
-    """Mean squared distance of users and their items on the sphere, and `weight` times half of the uniformity of users
-    and of items, the latter calibrated by the cosine of their content (CM3, section 4), 0 for items without content,
-    whose rows are zero. Uniformity is that of the first 1024 triples."""
+    """Mean squared distance of users and their items on the sphere, plus `weight` / 2 times the uniformity of users and
+    of items, over the first 1024 triples. The items' is calibrated by the cosine of their content (CM3, section 4),
+    which is 0 for items without content (rows of zeros)."""
     users, items = unit_rows(final[triples[:, 0]]), unit_rows(final[triples[:, 1]])
     first = slice(_CONTRASTED)
     alike = unit_rows(content[first])
@@ -74,7 +73,7 @@ def uniform_loss(
 def uniformity(
     x: Float[Array, "n dim"], ids: Int[Array, " n"], *, expected: Float[Array, "n n"] | None = None
 ) -> Float[Array, ""]:
-    """Logarithm of the mean of `exp(-2 (|x - y|^2 - expected))` over pairs of other ids; `x` of length 1."""
+    """Logarithm of the mean of `exp(-2 (|x - y|^2 - expected))` over pairs of different ids; `x` at unit length."""
     distances = 2 - 2 * x @ x.T
     pairs = ids[:, None] != ids[None]
     exponents = -2 * (distances if expected is None else distances - expected)
@@ -101,8 +100,7 @@ def content_contrast(
     *,
     present: Bool[Array, " n"] | None = None,
 ) -> Float[Array, ""]:
-    """InfoNCE between the vectors of the items of the first 1024 triples and their projected content (RLMRec); items
-    without content, not `present`, count for nothing."""
+    """InfoNCE between the items of the first 1024 triples and their projected content, if `present` (RLMRec)."""
     rows, mask = triples[:_CONTRASTED, 1], None if present is None else present[:_CONTRASTED]
     return info_nce(final[rows], content[:_CONTRASTED], mask=mask, ids=rows, temperature=_CONTRAST_TEMPERATURE)
 

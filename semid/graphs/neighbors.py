@@ -9,11 +9,11 @@ from jaxtyping import Float, Int
 
 from semid.errors import SemidError
 
-# Up to so many vectors all pairs are compared.
+# All pairs are compared up to this many vectors.
 _EXACT = 50_000
-# Lists per square root of the vectors and lists that are searched; vectors per list and rounds of k-means.
+# Lists per square root of the vectors, and lists to search; k-means on this many vectors per list, for so many rounds.
 _LISTS, _PROBES, _SAMPLE, _ROUNDS = 2, 24, 32, 4
-# Columns of which the largest is looked at first.
+# Columns whose maximum is computed first.
 _STRIPE = 32
 
 
@@ -57,7 +57,7 @@ def _by_lists(unit: Float[np.ndarray, "n dim"], k: int, block: int) -> Int[np.nd
     """Each list's members against the members of the lists whose centers are nearest to its own."""
     centers = _centers(unit, round(_LISTS * len(unit) ** 0.5))
     own = np.concatenate([np.argmax(unit[i : i + block] @ centers.T, axis=1) for i in range(0, len(unit), block)])
-    # Of equal vectors come equal centers, all but one without members, and each of them the nearest to the others.
+    # Equal vectors give equal centers, which are each other's nearest and all but one without members: drop these.
     used, sizes = np.unique(own, return_counts=True)
     centers, members = centers[used], np.split(np.argsort(own, kind="stable"), np.cumsum(sizes)[:-1])
     nearest = np.full((len(unit), k), -1, np.int32)
@@ -111,7 +111,8 @@ def _largest(values: Float[np.ndarray, "r c"], k: int) -> Int[np.ndarray, "r k"]
 
 
 def _largest_by_stripes(values: Float[np.ndarray, "r c"], k: int) -> Int[np.ndarray, "r k"]:
-    """The same, faster, with other ones among equals: they lie in the `k` stripes of columns of the largest maxima."""
+    """`_largest`, faster, but for the choice among equals: they lie in the `k` stripes of columns with the largest
+    maxima."""
     number = values.shape[1] // _STRIPE
     if number <= k:
         return _largest(values, k)

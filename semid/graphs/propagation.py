@@ -16,7 +16,7 @@ _WIDTH = 8  # neighbors per row of the graph: summing gathered columns is severa
 
 
 class Graph(NamedTuple):
-    """A sparse matrix, most often `D^-1/2 A D^-1/2`: row `r` adds up to 8 weighted neighbors into node `nodes[r]`."""
+    """A sparse matrix, most often `D^-1/2 A D^-1/2`: row `r` adds at most 8 weighted neighbors to node `nodes[r]`."""
 
     nodes: Int[Array, " rows"]
     neighbors: Int[Array, "rows width"]
@@ -30,7 +30,7 @@ def make_graph(interactions: sparse.csr_array, *, rows: int = 0) -> Graph:
 
 
 def content_graph(content: Float[np.ndarray, "items dim"], k: int) -> Graph:
-    """Graph of the items' `k` nearest by cosine, made symmetric, all alike: FREEDOM's frozen graph."""
+    """Graph of each item's `k` nearest by cosine, unweighted and made symmetric: FREEDOM's frozen graph."""
     one_way = nearest_matrix(content, k)
     return normalized_graph(one_way.maximum(one_way.T).tocsr())
 
@@ -44,7 +44,7 @@ def nearest_matrix(content: Float[np.ndarray, "items dim"], k: int) -> sparse.cs
 
 
 def normalized_graph(adjacency: sparse.csr_array, *, rows: int = 0) -> Graph:
-    """`D^-1/2 A D^-1/2` of a symmetric matrix, D its row sums, with at least so many rows, so that shapes stay."""
+    """`D^-1/2 A D^-1/2` of a symmetric matrix, D its row sums; at least `rows` rows, so that shapes stay the same."""
     sums = np.asarray(adjacency.sum(axis=1, dtype=np.float64)).reshape(-1)
     scale = 1 / np.sqrt(np.maximum(sums, 1)).astype(np.float32)
     nodes = np.repeat(np.arange(len(sums)), np.diff(adjacency.indptr))
@@ -54,7 +54,7 @@ def normalized_graph(adjacency: sparse.csr_array, *, rows: int = 0) -> Graph:
 
 
 def weighted_graph(adjacency: sparse.csr_array, *, rows: int = 0) -> Graph:
-    """A sparse matrix as it is, with at least so many rows."""
+    """Graph of a sparse matrix as it is, with at least `rows` rows."""
     degrees = np.diff(adjacency.indptr)
     used = -(-degrees // _WIDTH)
     nodes = np.repeat(np.arange(len(degrees)), used)
@@ -76,12 +76,12 @@ def propagate(x: Float[Array, "nodes dim"], graph: Graph, *, layers: int) -> Flo
     """Mean of `x` after 0 to `layers` rounds of propagation (equations 3 and 4, all layers weighted alike)."""
     total = x
     for _ in range(layers):
-        x = one_round(x, graph)
+        x = propagate_once(x, graph)
         total += x
     return total / (layers + 1)
 
 
-def one_round(x: Float[Array, "n dim"], graph: Graph, *, nodes: int | None = None) -> Float[Array, "nodes dim"]:
+def propagate_once(x: Float[Array, "n dim"], graph: Graph, *, nodes: int | None = None) -> Float[Array, "nodes dim"]:
     """The matrix times `x`; `nodes`: the matrix's rows, where it is not square."""
     known = "promise_in_bounds"  # no clamping: it would cost as much as the sum
     columns = range(graph.neighbors.shape[1])
@@ -92,8 +92,8 @@ def one_round(x: Float[Array, "n dim"], graph: Graph, *, nodes: int | None = Non
 class Hyperedges(NamedTuple):
     """Sets of users and of items that propagate over a node that they share (MMHCL, arXiv 2504.16576).
 
-    Users propagate over the items that they have had: `D^-1/2 (R R^T - diag) D^-1/2`, from users to items and back. An
-    item propagates over neighborhoods of content, each of an item and its nearest: the normalized `H H^T`.
+    Users propagate over the items that they have had: `D^-1/2 (R R^T - diag) D^-1/2`, from users to items and back.
+    Items propagate over content neighborhoods, each of an item and its nearest: the normalized `H H^T`.
     """
 
     to_items: Graph
@@ -107,7 +107,7 @@ class Hyperedges(NamedTuple):
 
 
 def hyperedges(interactions: sparse.csr_array, content: Float[np.ndarray, "items dim"], k: int) -> Hyperedges:
-    """Of a binary [users, items] matrix, and of the `k` nearest of each item by cosine."""
+    """Hyperedges of a binary [users, items] matrix, and of each item's `k` nearest by cosine."""
     counts = np.diff(interactions.indptr).astype(np.float64)
     others = interactions @ np.bincount(interactions.indices, minlength=interactions.shape[1]) - counts
     near = nearest_matrix(content, k) + sparse.eye_array(len(content), format="csr", dtype=np.float32)
@@ -120,13 +120,13 @@ def hyperedges(interactions: sparse.csr_array, content: Float[np.ndarray, "items
     )
 
 
-def over_hyperedges(x: Float[Array, "nodes dim"], edges: Hyperedges, *, layers: int) -> Float[Array, "nodes dim"]:
-    """Vectors after so many rounds, users among themselves and items among themselves: symmetric as well."""
+def propagate_hyperedges(x: Float[Array, "nodes dim"], edges: Hyperedges, *, layers: int) -> Float[Array, "nodes dim"]:
+    """Vectors after `layers` rounds, users among users and items among items: linear and symmetric as well."""
     num_users = len(edges.counts)
     for _ in range(layers):
         users = edges.scale[:, None] * x[:num_users]
-        had = one_round(users, edges.to_items, nodes=len(x) - num_users)
-        users = one_round(had, edges.to_users, nodes=num_users) - edges.counts[:, None] * users
-        items = one_round(x[num_users:], edges.content)
+        had = propagate_once(users, edges.to_items, nodes=len(x) - num_users)
+        users = propagate_once(had, edges.to_users, nodes=num_users) - edges.counts[:, None] * users
+        items = propagate_once(x[num_users:], edges.content)
         x = jnp.concatenate([edges.scale[:, None] * users, items])
     return x

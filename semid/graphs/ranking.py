@@ -1,4 +1,4 @@
-"""Lists of items by sparse scores: the largest first, then the most popular; and the base of rankers of them."""
+"""Lists of items by sparse scores, filled up with the most popular; and the base class of item rankers."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ BATCH = 1024
 
 @dataclass(frozen=True, eq=False)
 class ItemRanker:
-    """Base of what ranks items after histories, ties by popularity: a `Ranker` for `semid.evaluate`."""
+    """Base of rankers of items after histories, ties by popularity: a `Ranker` for `semid.evaluate`."""
 
     item_ids: pa.Array
     train_counts: Int[np.ndarray, " items"]
     """Number of interactions per item."""
     repeats: bool
-    """Users take items again, in the histories that it was fitted to. If not, none of the history is recommended."""
+    """Items repeat in the histories that it was fitted to; if not, it recommends no item of the history."""
     dataset: str
     """Digest of the dataset that it was fitted to; empty: not known."""
 
@@ -41,7 +41,7 @@ class ItemRanker:
     def _blocks(
         self, histories: Histories, allowed: Allowed, *, size: int = BATCH
     ) -> Iterator[tuple[Histories, Bool[np.ndarray, "masks items"] | None]]:
-        """So many histories at once, each time with the mask of all of them, or one for each."""
+        """Blocks of `size` histories, each with the one mask for all, or one per history."""
         num_items = len(self.item_ids)
         masks = None if allowed is None else as_masks(allowed, num_items=num_items, num_histories=len(histories))
         for start in range(0, len(histories), size):
@@ -59,8 +59,8 @@ def best_items(
 ) -> Int[np.ndarray, "n k"]:
     """The `k` items of the largest positive scores of each row, then the first of `popular`; -1 where there are fewer.
 
-    With `seen` popularity adds no item of the history of the same index; with `allowed` (one mask for all, or one each)
-    none but these are listed.
+    Popularity adds no item of the history of the same index in `seen`. Only items that are `allowed` (one mask for all,
+    or one per row) are listed.
     """
     if allowed is not None:
         owner = np.repeat(np.arange(scores.shape[0]), np.diff(scores.indptr))
@@ -102,7 +102,7 @@ def by_popularity(counts: Int[np.ndarray, " items"]) -> Int[np.ndarray, " items"
 
 
 def without_history(scores: sparse.csr_array, histories: Histories) -> sparse.csr_array:
-    """The scores of items that are not in the histories."""
+    """Scores without those of the histories' items."""
     items, owner = histories.flat()
     seen = sparse.coo_array((np.ones(len(items), np.float32), (owner, items)), shape=scores.shape).tocsr()
     rest = sparse.csr_array(scores - scores.multiply(seen > 0))

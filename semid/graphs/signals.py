@@ -22,7 +22,7 @@ class Signal(abc.ABC):
         """Item vectors from training interactions alone. Raises SemidError naming what the dataset lacks."""
 
     def lacks_content(self, dataset: Dataset) -> bool:
-        """True where items lack content that it is trained on, which makes stages that read it of another version."""
+        """True if some items lack the content that it trains on: stages that read it then have another version."""
         del dataset
         return False
 
@@ -63,9 +63,9 @@ class VectorColumn(Signal):
 
 
 def vector_column(dataset: Dataset, name: str) -> tuple[str, Float[np.ndarray, "items dim"]]:
-    """Name and vectors of a column, of the dataset's only one for "".
+    """Name and vectors of a column; "" is the dataset's only one.
 
-    Raises SemidError naming the columns where there is a choice, or none.
+    Raises SemidError, for "", if there is no column or a choice of several.
     """
     columns = dataset.vector_columns
     if not name and not columns:
@@ -83,7 +83,7 @@ def vector_column(dataset: Dataset, name: str) -> tuple[str, Float[np.ndarray, "
 
 
 def has_content(x: Float[np.ndarray, "n dim"]) -> Bool[np.ndarray, " n"]:
-    """Rows of items with content: zeros stand for none."""
+    """True at rows with content; rows of zeros are items without."""
     return np.linalg.norm(x, axis=1) > 0
 
 
@@ -101,7 +101,7 @@ def standardize_content(x: Float[np.ndarray, "n dim"], scale: Standardizer) -> F
 def standardize_known(vectors: Float[np.ndarray, "n dim"], known: Bool[np.ndarray, " n"]) -> Float[np.ndarray, "n dim"]:
     """Zero mean and unit variance by dimension over the known rows, zero for the others.
 
-    Around a common mean all cosines are near 1.
+    Without centering, vectors around a common mean have cosines near 1.
     """
     deviation = vectors[known].std(0)
     scaled = (vectors - vectors[known].mean(0)) / np.where(deviation > 1e-8, deviation, np.inf)

@@ -17,19 +17,19 @@ from semid.data import Histories
 from semid.errors import SemidError
 from semid.graphs.neighbors import neighbors
 
-# Pairs of positions that are counted at once, and entries of the product of counts and content edges.
+# Bounds of what is computed at once: pairs of positions, and entries of the product of counts and content edges.
 _PAIRS, _ENTRIES = 1 << 23, 1 << 24
-# Weights where there is content: of smoothed counts, of counts that new items are given, and of the content edges.
+# Default weights of items with content: of smoothed counts, of counts given to new items, and of content edges.
 _SMOOTHING, _NEW_ITEMS, _CONTENT = 1.0, 1.0, 6.0
 
 
 @dataclass(frozen=True)
 class ItemGraphConfig:
-    """Constants of an item graph `G = D^-a (C + tau C T + nu C N + kappa T)` and of its reading of a history.
+    """Constants of an item graph `G = D^-a (C + tau C T + nu C N + kappa T)`, and weights of a history's items.
 
-    `C` are counts of transitions, `T` content neighbors of weights that sum to one, `D` the sums of the rows. `C N` are
-    the counts of items that no transition leads to: the mean of those that lead to their content neighbors, so `N` is
-    the transpose of `T` at their columns.
+    `C` counts transitions, rows of `T` are weights of content neighbors that sum to one, and `D` are the row sums of
+    the bracket. `C N` gives each new item, to which no transition leads, the mean count of its content neighbors:
+    `N` is the transpose of `T` in the new items' columns, and zero elsewhere.
     """
 
     window: int = 20
@@ -39,25 +39,25 @@ class ItemGraphConfig:
     backward: float = 0.1
     """Weight of the reverse of each transition."""
     neighbors: int = 10
-    """Nearest items by cosine of the content vectors that an item has an edge to."""
+    """Content edges of an item: to its nearest items by cosine of the content vectors."""
     temperature: float = 0.1
     """Divides the cosines before their softmax."""
     smoothing: float | None = None
-    """tau: weight of counts that are passed on to the content neighbors of the items that followed; none given: 1, or 0
+    """tau: weight of the counts that also go to the content neighbors of the item that followed; none given: 1, or 0
     where the items have no vectors."""
     new_items: float | None = None
-    """nu: weight of the counts that are given to items without any, the mean of their content neighbors'; none given:
-    1, or 0 where the items have no vectors."""
+    """nu: weight of the counts that items without any get, the mean of their content neighbors'; none given: 1, or 0
+    where the items have no vectors."""
     content: float | None = None
     """kappa: weight of the content edges, in transitions; none given: 6, or 0 where the items have no vectors."""
     degree_power: float = 0.5
     """a: power of its degree that an item's edges are divided by; 1 makes them probabilities."""
     recency: float = 0.5
-    """Factor of an item's weight in the history per item that came after it."""
+    """Factor on the weight of a history's item for each item after it."""
     width: int = 64
-    """Largest edges per item that are kept."""
+    """Number of edges kept per item, the largest."""
     columns: tuple[str, ...] | None = None
-    """Vector columns that content neighbors are found by; none given: all of them; empty: no content."""
+    """Vector columns to find content neighbors by; none given: all of them; empty: no content."""
 
     def __post_init__(self) -> None:
         check_range(self, "window", "neighbors", "width", at_least=1)
@@ -66,7 +66,7 @@ class ItemGraphConfig:
         check_range(self, "temperature", above=0)
 
     def resolved(self, columns: Sequence[str]) -> ItemGraphConfig:
-        """The config for items with these vector columns.
+        """Fill in the defaults for items with these vector columns.
 
         Raises SemidError for a column that they lack, and for weights of content where they have none.
         """
@@ -96,9 +96,8 @@ def count_transitions(
 ) -> sparse.csr_array:
     """Float32[items, items]: `decay^(d - 1)` for each pair at distance d <= window, and `backward` times that reversed.
 
-    `loops` counts pairs of one item with itself too. With `new`, the number of each history's latest items that were
-    not counted before, only pairs count whose later item is one of them. Memory is about three times that
-    of the result.
+    `loops` counts pairs of an item with itself too. `new` is the number of each history's latest items that were not
+    counted before: only pairs whose later item is one of them count. Memory is about three times that of the result.
     """
     counts = _forward_transitions(histories, config, num_items=num_items, loops=loops, new=new)
     if not config.backward:
@@ -115,13 +114,13 @@ def _forward_transitions(
     loops: bool,
     new: Int[np.ndarray, " n"] | None,
 ) -> sparse.csr_array:
-    """The transitions from earlier to later items."""
+    """Count transitions from earlier to later items."""
     items, owner = histories.flat()
     if len(items) and (items.min() < 0 or items.max() >= num_items):
         raise SemidError(f"expected item rows of 0 to {num_items - 1} in histories, got {items.min()} to {items.max()}")
-    fresh = np.ones(len(items), bool)
+    is_new = np.ones(len(items), bool)
     if new is not None:
-        fresh = np.arange(len(items)) >= (np.cumsum(histories.lengths) - new)[owner]
+        is_new = np.arange(len(items)) >= (np.cumsum(histories.lengths) - new)[owner]
     window = min(config.window, max(int(histories.lengths.max(initial=0)) - 1, 0))
     steps = np.arange(1, window + 1)
     weight = (config.decay ** (steps - 1.0)).astype(np.float32)
@@ -132,7 +131,7 @@ def _forward_transitions(
         later = at[:, None] + steps
         inside = later < len(items)
         later = np.minimum(later, len(items) - 1)
-        pairs = inside & (owner[later] == owner[at][:, None]) & fresh[later]
+        pairs = inside & (owner[later] == owner[at][:, None]) & is_new[later]
         if not loops:
             pairs &= items[later] != items[at][:, None]
         source, target = items[at[np.nonzero(pairs)[0]]], items[later[pairs]]
@@ -142,25 +141,27 @@ def _forward_transitions(
 
 
 def content_edges(vectors: Float[np.ndarray, "items dim"], config: ItemGraphConfig) -> sparse.csr_array:
-    """Float32[items, items]: softmax of cosine over temperature among the nearest items; no row for a zero vector."""
+    """Float32[items, items]: softmax of cosine over temperature among the nearest items; zero vectors have none."""
     nearest = neighbors(vectors, k=config.neighbors)
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit = vectors / np.where(norms > 0, norms, 1)
-    there = nearest >= 0
+    real = nearest >= 0
     cosines = np.full(nearest.shape, -np.inf, np.float32)
     for column in range(nearest.shape[1]):
-        found = np.einsum("id,id->i", unit, unit[nearest[:, column]])
-        cosines[:, column] = np.where(there[:, column], found, -np.inf)
-    largest = np.where(there.any(axis=1), cosines.max(axis=1, initial=-np.inf), 0)[:, None]
+        products = np.einsum("id,id->i", unit, unit[nearest[:, column]])
+        cosines[:, column] = np.where(real[:, column], products, -np.inf)
+    largest = np.where(real.any(axis=1), cosines.max(axis=1, initial=-np.inf), 0)[:, None]
     powers = np.exp((cosines - largest) / config.temperature)
     weights = powers / np.maximum(powers.sum(axis=1, keepdims=True), 1)
-    source = np.repeat(np.arange(len(vectors)), there.sum(axis=1))
+    source = np.repeat(np.arange(len(vectors)), real.sum(axis=1))
     shape = (len(vectors), len(vectors))
-    return sparse.coo_array((weights[there], (source, nearest[there])), shape=shape).tocsr()
+    return sparse.coo_array((weights[real], (source, nearest[real])), shape=shape).tocsr()
 
 
-def passed_on(counts: sparse.csr_array, content: sparse.csr_array, config: ItemGraphConfig) -> sparse.csr_array | None:
-    """`tau T + nu N`, the share of the counts that lead to an item that others are given; None where it is nothing.
+def spreading_matrix(
+    counts: sparse.csr_array, content: sparse.csr_array, config: ItemGraphConfig
+) -> sparse.csr_array | None:
+    """`tau T + nu N`, by which the counts that lead to an item spread to others; None if it is zero.
 
     `counts` are those of all items.
     """
@@ -173,27 +174,30 @@ def passed_on(counts: sparse.csr_array, content: sparse.csr_array, config: ItemG
 
 
 def weighted_edges(
-    counts: sparse.csr_array, passed: sparse.csr_array | None, own: sparse.csr_array | None, config: ItemGraphConfig
+    counts: sparse.csr_array,
+    spreading: sparse.csr_array | None,
+    content: sparse.csr_array | None,
+    config: ItemGraphConfig,
 ) -> sparse.csr_array:
-    """`C + tau C T + nu C N + kappa T` of some rows: their `counts`, what is `passed_on`, their `own` content edges."""
+    """`C + tau C T + nu C N + kappa T` for the rows of `counts` and `content`; see `spreading_matrix`."""
     edges = counts
-    if passed is not None:
-        edges = edges + counts @ passed
-    if own is not None and config.content:
-        edges = edges + config.content * own
+    if spreading is not None:
+        edges = edges + counts @ spreading
+    if content is not None and config.content:
+        edges = edges + config.content * content
     return sparse.csr_array(edges)
 
 
 def pruned_edges(
     counts: sparse.csr_array,
-    passed: sparse.csr_array | None,
-    own: sparse.csr_array | None,
+    spreading: sparse.csr_array | None,
+    content: sparse.csr_array | None,
     config: ItemGraphConfig,
     *,
     width: int | None = None,
 ) -> tuple[sparse.csr_array, Float[np.ndarray, " rows"]]:
-    """The `width` (or else the config's) largest `weighted_edges` of each row, and the row sums of all of them."""
-    edges = weighted_edges(counts, passed, own, config)
+    """The `width` (by default the config's) largest `weighted_edges` of each row, and the row sums before pruning."""
+    edges = weighted_edges(counts, spreading, content, config)
     degrees = np.asarray(edges.sum(axis=1), np.float64)
     return pruned(edges, config.width if width is None else width), degrees
 
@@ -207,14 +211,14 @@ def scaled_by_degree(
 
 
 def scaled_rows(matrix: sparse.csr_array, factors: Float[np.ndarray, " rows"]) -> sparse.csr_array:
-    """The rows times their factors, entries in the order that they have."""
+    """Multiply each row by its factor; entries keep their order."""
     scaled = matrix.copy()
     scaled.data *= np.repeat(factors.astype(np.float32), np.diff(matrix.indptr))
     return scaled
 
 
 def row_blocks(counts: sparse.csr_array, config: ItemGraphConfig) -> Iterator[slice]:
-    """Blocks of rows whose combined edges are of bounded size."""
+    """Blocks of rows whose weighted edges have a bounded number of entries."""
     entries = np.cumsum(np.diff(counts.indptr).astype(np.int64) * (1 + config.neighbors) + config.neighbors)
     start = 0
     while start < counts.shape[0]:
@@ -225,7 +229,7 @@ def row_blocks(counts: sparse.csr_array, config: ItemGraphConfig) -> Iterator[sl
 
 
 def pruned(matrix: sparse.csr_array, width: int) -> sparse.csr_array:
-    """The `width` largest positive entries of each row, in their order: largest first, ties by column."""
+    """The `width` largest positive entries of each row, largest first, ties by column."""
     matrix = sparse.csr_array(matrix)
     owner = np.repeat(np.arange(matrix.shape[0], dtype=np.int32), np.diff(matrix.indptr))
     if (np.diff(matrix.indptr) > 4 * width).any():  # most entries of long rows need no sorting

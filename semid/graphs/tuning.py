@@ -19,18 +19,18 @@ from semid.graphs.transitions import (
     ItemGraphConfig,
     content_edges,
     count_transitions,
-    passed_on,
     pruned_edges,
     scaled_by_degree,
+    spreading_matrix,
 )
 from semid.progress import show_progress
 from semid.stage import Request, refuse_path, run_stage
 
-# Version of what `fit_graph` does with the same settings.
+# Version of the `fit_graph` stage: raised where the same settings come to give another graph.
 _VERSION = 2
 # Validation examples on which constants are chosen.
 _EXAMPLES = 4096
-# Values that are tried one constant after another, from the one that matters most.
+# Values to try, one constant after another, the most important first.
 _GRID: dict[str, Sequence[float]] = {
     "content": (0.0, 1.0, 3.0, 6.0, 10.0, 16.0),
     "smoothing": (0.0, 0.5, 1.0),
@@ -38,7 +38,7 @@ _GRID: dict[str, Sequence[float]] = {
     "degree_power": (0.3, 0.5, 0.7, 1.0),
     "recency": (0.35, 0.5, 0.6, 0.7, 0.8),
 }
-_OF_CONTENT = {"content", "smoothing", "new_items"}
+_CONTENT_WEIGHTS = {"content", "smoothing", "new_items"}
 
 
 def fit_graph(
@@ -58,22 +58,22 @@ def fit_graph(
 
 
 def tuned(dataset: Dataset, config: ItemGraphConfig = ItemGraphConfig()) -> ItemGraphConfig:
-    """The config with weights of content, smoothing and new items, power of the degree and recency by NDCG@10 on (a
+    """Choose the weights of content, smoothing and new items, the power of the degree and the recency, by NDCG@10 on (a
     sample of) the validation split.
 
-    Two rounds, one constant after another; another value is taken where it gains more than the standard error of the
-    paired difference, so that what does not matter stays as it is. A given weight of new items is kept: validation
-    may have hardly any of those that are to come. Raises SemidError without validation examples.
+    Two rounds, one constant after another. A value must gain more than the standard error of the paired difference, so
+    that constants without effect stay as they are. A given weight of new items is kept, as validation may have hardly
+    any new items. Raises SemidError without validation examples.
     """
     examples = dataset.splits.examples("validation")
     if len(examples) > _EXAMPLES:
         examples = examples.take(np.random.default_rng(0).permutation(len(examples))[:_EXAMPLES])
     given, config = config, config.resolved(dataset.vector_columns)
     score = _Scores(dataset, examples, config)
-    kept = set() if given.new_items is None else {"new_items"}
+    fixed = set() if given.new_items is None else {"new_items"}
     if not config.columns:
-        kept |= _OF_CONTENT
-    grid = {name: values for name, values in _GRID.items() if name not in kept}
+        fixed |= _CONTENT_WEIGHTS
+    grid = {name: values for name, values in _GRID.items() if name not in fixed}
     best = score(config)
     total = 2 * sum(map(len, grid.values()))
     with show_progress("tuning the graph", total=total, unit="settings") as progress:
@@ -91,7 +91,7 @@ def tuned(dataset: Dataset, config: ItemGraphConfig = ItemGraphConfig()) -> Item
 
 
 class _Scores:
-    """NDCG@10 per example of graphs, of which only the edges of the histories' items are computed."""
+    """NDCG@10 of graphs per example; only the edges of the histories' items are computed."""
 
     def __init__(self, dataset: Dataset, examples: Examples, config: ItemGraphConfig) -> None:
         train, num_items, self.loops = dataset.splits.train, dataset.num_items, dataset.repeats.common
@@ -113,9 +113,9 @@ class _Scores:
     def _ndcg(self, config: ItemGraphConfig) -> Float[np.ndarray, " n"]:
         without_recency = replace(config, recency=0.0)
         if self.edges is None or self.edges[0] != without_recency:
-            own = None if self.content is None else self.content[self.rows]
-            passed = None if self.content is None else passed_on(self.counts, self.content, config)
-            edges = scaled_by_degree(*pruned_edges(self.counts[self.rows], passed, own, config), config)
+            near = None if self.content is None else self.content[self.rows]
+            spreading = None if self.content is None else spreading_matrix(self.counts, self.content, config)
+            edges = scaled_by_degree(*pruned_edges(self.counts[self.rows], spreading, near, config), config)
             starts = np.zeros(self.counts.shape[0] + 1, np.int64)
             starts[self.rows + 1] = np.diff(edges.indptr)
             whole = sparse.csr_array((edges.data, edges.indices, np.cumsum(starts)), shape=self.counts.shape)

@@ -1,4 +1,4 @@
-"""Vector columns that training interactions and another column make: smoothed, fused, mapped."""
+"""Vector columns derived from another column and training interactions: smoothed, fused, mapped."""
 
 from semid.graphs.columns.alpharec import AlphaRecConfig
 from semid.graphs.columns.base import ColumnConfig, add_column

@@ -1,7 +1,8 @@
 """AlphaRec: one map of frozen language vectors under which users are the means of their items.
 
 Sheng et al., "Language Representations Can be What Recommenders Need", arXiv 2407.05441. The release maps items and
-then propagates over the graph of users and items; here the map is all, so that it knows items without interactions.
+then propagates over the graph of users and items; here only the map is used, so that items without interactions have
+vectors too.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from quantizers import unit_rows
 from semid.config import check_range
 from semid.data import Dataset, Standardizer, StoredEncoder
 from semid.errors import SemidError
-from semid.graphs.columns.base import ColumnConfig, ColumnEncoder, check_training, minimized
+from semid.graphs.columns.base import ColumnConfig, ColumnEncoder, check_training, minimize
 from semid.graphs.cooccurrence import interactions_matrix
 from semid.graphs.signals import Signal, content_scale, has_content, standardize_content
 
@@ -39,11 +40,11 @@ class Interactions(NamedTuple):
 
 @dataclass(frozen=True)
 class AlphaRecConfig(ColumnConfig, Signal):
-    """Item vectors of AlphaRec: content, mapped so that the mean of a user's other items finds each item of the user's
+    """Item vectors of AlphaRec: content, mapped so that the mean of a user's other items finds each of the user's items
     among 256 random ones, by InfoNCE on cosines.
 
-    A function of content, so that new items have one too. Rows of zeros are items without content: no loss counts them,
-    and they stay zero. As a signal it is trained with the tokenizer's seed.
+    The map reads content alone, so that new items have vectors too. Items without content (rows of zeros) are left out
+    of the loss and stay zero. As a signal it is trained with the tokenizer's seed.
     """
 
     dim: int = 64
@@ -89,11 +90,11 @@ class AlphaRecConfig(ColumnConfig, Signal):
         several = counts[users] > 1
         if not several.any():
             raise SemidError(
-                f"dataset {dataset.name!r}: no user has two items with content in training, whose mean could find one"
+                f"dataset {dataset.name!r}: no user has two training items with content, one to find by the other"
             )
         of_several = [jnp.asarray(index[several], jnp.int32) for index in (users, items)]
         pairs = Interactions(of_several[0], of_several[1], jnp.asarray(counts, jnp.float32))
-        layers, _ = trained_map(scale(x)[present], pairs, self, seed=seed)
+        layers, _ = fit_map(scale(x)[present], pairs, self, seed=seed)
         arrays = {f"layer{place}": np.asarray(layer) for place, layer in enumerate(layers)}
         return Mapped(source, {"mean": scale.mean, "scale": scale.scale, **arrays}, self.name), x
 
@@ -126,7 +127,7 @@ def mapped(layers: Layers, x: Float[Array, "n dim"]) -> Float[Array, "n width"]:
     return x
 
 
-def trained_map(
+def fit_map(
     x: Float[np.ndarray, "items dim"], pairs: Interactions, config: AlphaRecConfig, *, seed: int
 ) -> tuple[Layers, Float[np.ndarray, " steps"]]:
     """The layers of the map, and the loss of every step."""
@@ -137,7 +138,7 @@ def trained_map(
         for key, before, after in zip(keys, widths[:-1], widths[1:], strict=False)
     )
     size = min(config.batch_size, len(pairs.users))
-    return minimized(
+    return minimize(
         partial(contrast, size=size, temperature=config.temperature),
         start,
         (jnp.asarray(x), pairs),

@@ -1,4 +1,4 @@
-"""Vector columns made of other columns and of training interactions: what all of them share."""
+"""Base of vector columns derived from another column and training interactions."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from semid.graphs.signals import has_content, vector_column
 from semid.progress import show_progress
 from semid.stage import STAGE_VERSION, Request, refuse_path, run_stage
 
-_TURN = 50  # steps of one program
-_VERSION_OF_ABSENT = 1  # of what is trained where items lack content; recipes of before have none
+_SCAN_STEPS = 50  # training steps per compiled call
+_ABSENT_CONTENT_VERSION = 1  # stage version of training with items that lack content; recipes before it have none
 
 
 def check_training(config: Any, sizes: Sequence[str]) -> None:
@@ -37,23 +37,23 @@ def check_training(config: Any, sizes: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class ColumnConfig(ContentEncoderConfig):
-    """A vector column made of the vector column `column` and of the dataset's training interactions.
+    """Settings of a vector column derived from the vector column `column` and the dataset's training interactions.
 
-    Its name is that of the column it reads, `_` and the config's own. Items that are appended to a catalogue later are
-    given the vectors that `encode` makes of the column alone.
+    Its name is that of the column it reads, `_` and the config's own. Items that are appended to a catalogue later get
+    the vectors that `encode` makes of that column alone.
     """
 
     column: str = ""
     """Vector column to read; none given: the dataset's only one."""
     version: ClassVar[int] = 0
-    """Of its stage, where all items have content."""
+    """Version of its stage if all items have content."""
 
     def read(self, dataset: Dataset) -> tuple[str, Float[np.ndarray, "items dim"]]:
         """Name and vectors of the column."""
         return vector_column(dataset, self.column)
 
     def lacks_content(self, dataset: Dataset) -> bool:
-        """True where items lack content that it is trained on, which makes its stage of another version."""
+        """True if some items lack the content that it trains on: its stage then has another version."""
         return not has_content(self.read(dataset)[1]).all()
 
     def fit(self, dataset: Dataset) -> FittedEncoder:
@@ -64,7 +64,7 @@ class ColumnConfig(ContentEncoderConfig):
 
     @classmethod
     def has_fitted(cls, encoder: StoredEncoder) -> bool:
-        """True where a config of this kind fitted a stored encoder, so that interactions are in its vectors."""
+        """True if a config of this kind fitted the stored encoder, so that its vectors depend on interactions."""
         where = f"encoder of column {encoder.column!r}"
         return isinstance(from_dict(ContentEncoderConfig, encoder.settings, where=where), cls)  # type: ignore[type-abstract]
 
@@ -120,23 +120,23 @@ def add_column(dataset: Dataset, config: ColumnConfig, *, out: str | Path | None
     """`dataset` with the vector column that `config` makes, written to the folder `out` if one is given.
 
     A stage (see `run_stage`): the same column of the same dataset is read where it was written before. Raises
-    SemidError where the dataset has a column of that name, which other columns and models may be made of.
+    SemidError if the dataset has a column of that name, which other columns and models may depend on.
     """
     refuse_path(dataset, "Dataset.load")
-    made = f"{config.read(dataset)[0]}_{config.name}"
-    if made in dataset.vector_columns:
+    column = f"{config.read(dataset)[0]}_{config.name}"
+    if column in dataset.vector_columns:
         raise SemidError(
-            f"dataset {dataset.name!r} has a column {made!r} already, and others may be made of it; "
+            f"dataset {dataset.name!r} has a column {column!r} already, and others may be made of it; "
             "take the dataset that it was added to"
         )
-    version = max(config.version, _VERSION_OF_ABSENT * config.lacks_content(dataset))
-    recipe = {**(dataset.source or {}), made: to_dict(config) | ({STAGE_VERSION: version} if version else {})}
+    version = max(config.version, _ABSENT_CONTENT_VERSION * config.lacks_content(dataset))
+    recipe = {**(dataset.source or {}), column: to_dict(config) | ({STAGE_VERSION: version} if version else {})}
     request = Request(Kind.DATASET, dataset.replace(source=recipe).config, dataset.parents)
     work = partial(with_content_vectors, dataset, config)
     return run_stage(request, out, load=Dataset.load, work=lambda _: work(), write=Dataset.write)
 
 
-def minimized(
+def minimize(
     loss: Callable[[Any, Any, PRNGKeyArray], Float[Array, ""]],
     parameters: Any,
     data: Any,
@@ -161,14 +161,14 @@ def minimized(
         return (optax.apply_updates(parameters, updates), moments), value
 
     @partial(jax.jit, donate_argnums=0)
-    def several(state: Any, keys: Key[Array, " n"], data: Any) -> tuple[Any, Float[Array, " n"]]:
+    def run_steps(state: Any, keys: Key[Array, " n"], data: Any) -> tuple[Any, Float[Array, " n"]]:
         return jax.lax.scan(lambda state, key: step(state, key, data), state, keys)
 
-    state, values, size = (parameters, optimizer.init(parameters)), [], min(_TURN, steps)
+    state, values, size = (parameters, optimizer.init(parameters)), [], min(_SCAN_STEPS, steps)
     with show_progress(title, total=steps, unit="steps") as progress:
         progress.say("compiling ...")
         for first in range(0, steps, size):
-            state, value = several(state, jax.random.split(jax.random.fold_in(key, first), size), data)
+            state, value = run_steps(state, jax.random.split(jax.random.fold_in(key, first), size), data)
             values.append(np.asarray(value))
             progress.advance(min(first + size, steps))
     return state[0], np.concatenate(values)

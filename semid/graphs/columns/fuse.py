@@ -1,8 +1,8 @@
 """Content and behavior side by side with equal weight: UNGER's alignment of content with collaborative vectors.
 
 Xiao et al., "UNGER: Generative Recommendation with A Unified Code via Semantic and Collaborative Integration",
-arXiv 2502.06269. There the alignment is trained along with the recommender whose vectors are `E_C`; here those are
-given, and stay.
+arXiv 2502.06269. There the alignment is trained along with the recommender whose vectors are `E_C`; here those vectors
+are given and fixed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from quantizers import info_nce, unit_rows
 from semid.config import check_range
 from semid.data import Dataset, Standardizer, StoredEncoder
 from semid.errors import SemidError
-from semid.graphs.columns.base import ColumnConfig, ColumnEncoder, check_training, minimized
+from semid.graphs.columns.base import ColumnConfig, ColumnEncoder, check_training, minimize
 from semid.graphs.signals import PpmiConfig, Signal, content_scale, has_content, standardize_known
 
 
@@ -33,11 +33,11 @@ class Projection(NamedTuple):
 
 @dataclass(frozen=True)
 class FuseConfig(ColumnConfig):
-    """Unit vectors of behavior and of content, side by side: content is projected to where InfoNCE finds it next to the
-    same item's behavior, so that neither dominates the other in codes of both.
+    """Unit vectors of behavior and of content, side by side: InfoNCE trains a projection of content to be near the same
+    item's behavior, so that neither dominates the other in codes of both.
 
-    The first half of an item without training interactions, appended later or not, is its projected content, too. An
-    item without content, a row of zeros, is in no step and has zeros for it.
+    Items without training interactions, appended later or not, have their projected content in both halves. Items
+    without content (rows of zeros) are not trained on, and their half for content is zero.
     """
 
     signal: Signal = PpmiConfig()
@@ -55,7 +55,7 @@ class FuseConfig(ColumnConfig):
     seed: int = 0
     """Seed of the signal, the parameters and the batches."""
     name = "fuse"
-    version = 2  # how batches are drawn
+    version = 2  # of how batches are drawn
 
     def __post_init__(self) -> None:
         check_training(self, ("epochs",))
@@ -70,7 +70,7 @@ class FuseConfig(ColumnConfig):
             what = "content and collaborative vectors"
             raise SemidError(f"dataset {dataset.name!r}: {both.sum()} items have {what}, 2 are needed")
         behavior, scale = standardize_known(signal, known).astype(np.float32), content_scale(x)
-        projection, _ = aligned(scale(x)[both], behavior[both], self)
+        projection, _ = fit_projection(scale(x)[both], behavior[both], self)
         arrays = {"mean": scale.mean, "scale": scale.scale, **projection._asdict()}
         encoder = Fused(source, {name: np.asarray(array) for name, array in arrays.items()}, self.name)
         projected = encoder.projected(x)
@@ -107,7 +107,7 @@ class Fused(ColumnEncoder):
         return _side_by_side(projected, projected)
 
 
-def aligned(
+def fit_projection(
     x: Float[np.ndarray, "items dim"], behavior: Float[np.ndarray, "items half"], config: FuseConfig
 ) -> tuple[Projection, Float[np.ndarray, " steps"]]:
     """Projection of `x` that finds the same row of `behavior` among others, and vice versa; the loss of every step."""
@@ -116,8 +116,8 @@ def aligned(
     kernel = dim**-0.5 * jax.random.normal(start_key, (dim, width))
     start = Projection(jnp.pad(kernel, ((0, 0), (0, 2 * width))), jnp.zeros(3 * width))
     size = min(config.batch_size, items)
-    order = np.random.default_rng(config.seed).permutation(items)  # `_drawn` never has two neighbors of it in a batch
-    return minimized(
+    order = np.random.default_rng(config.seed).permutation(items)  # as `_draw_rows` never draws two of one run
+    return minimize(
         partial(_alignment_loss, size=size, temperature=config.temperature),
         start,
         (jnp.asarray(x[order]), jnp.asarray(behavior[order])),
@@ -147,13 +147,13 @@ def _alignment_loss(
 ) -> Float[Array, ""]:
     """InfoNCE in both directions on a batch of different items."""
     x, behavior = data
-    rows = _drawn(key, len(x), size)
+    rows = _draw_rows(key, len(x), size)
     projected, own = modulated(parameters, x[rows]), behavior[rows]
     return 0.5 * sum(info_nce(*pair, temperature=temperature) for pair in ((projected, own), (own, projected)))
 
 
-def _drawn(key: PRNGKeyArray, items: int, size: int) -> Int[Array, " size"]:
-    """Different rows, one of each of `size` runs of as many items: a permutation would sort all items in every step."""
+def _draw_rows(key: PRNGKeyArray, items: int, size: int) -> Int[Array, " size"]:
+    """Different rows, one from each of `size` equal runs of items: a permutation would sort all items in every step."""
     bounds = np.arange(size + 1) * items // size
     return jax.random.randint(key, (size,), bounds[:-1].astype(np.int32), bounds[1:].astype(np.int32))
 

@@ -1,4 +1,4 @@
-"""Vectors propagated over a graph of items: what is consumed together grows alike, and nothing is trained."""
+"""Vectors propagated over a graph of items, so that co-consumed items become alike; nothing is trained."""
 
 from __future__ import annotations
 
@@ -47,19 +47,19 @@ class SmoothConfig(ColumnConfig):
     def lacks_content(self, dataset: Dataset) -> bool:
         return False  # nothing is trained
 
-    def fitted(self, dataset: Dataset) -> tuple[Keep, Float[np.ndarray, "items width"]]:
+    def fitted(self, dataset: Dataset) -> tuple[UnchangedVectors, Float[np.ndarray, "items width"]]:
         source, x = self.read(dataset)
         counts = cooccurrence(dataset.splits.train, num_items=dataset.num_items, window=self.window)
-        made = smoothed(x, item_edges(counts, self.weights), layers=self.layers)
-        return Keep(source, {"width": np.array([x.shape[1]])}, self.name), made
+        vectors = smoothed(x, item_edges(counts, self.weights), layers=self.layers)
+        return UnchangedVectors(source, {"width": np.array([x.shape[1]])}, self.name), vectors
 
-    def restore(self, stored: StoredEncoder) -> Keep:
-        return Keep(stored.inputs[0], stored.tensors, self.name)
+    def restore(self, stored: StoredEncoder) -> UnchangedVectors:
+        return UnchangedVectors(stored.inputs[0], stored.tensors, self.name)
 
 
 @dataclass(frozen=True, eq=False)
-class Keep(ColumnEncoder):
-    """The own vectors of items that have no edges."""
+class UnchangedVectors(ColumnEncoder):
+    """The column's own vectors, for items that have no edges."""
 
     @property
     def source_width(self) -> int:

@@ -33,8 +33,8 @@ from semid.graphs import (
     cooccurrence,
     neighbor_overlap,
 )
-from semid.graphs.columns.alpharec import Interactions, contrast, mapped, trained_map
-from semid.graphs.columns.fuse import Projection, _drawn, aligned, modulated
+from semid.graphs.columns.alpharec import Interactions, contrast, fit_map, mapped
+from semid.graphs.columns.fuse import Projection, _draw_rows, fit_projection, modulated
 from semid.graphs.neighbors import neighbors
 from semid.graphs.signals import standardize_known
 
@@ -92,7 +92,7 @@ def behaved(dataset) -> Dataset:
 
 def test_alignment_learns_and_content_then_finds_its_behavior(behaved):
     x, behavior = (behaved.vectors(name) for name in ("content", "behavior"))
-    projection, losses = aligned(x, behavior, CONFIG)
+    projection, losses = fit_projection(x, behavior, CONFIG)
     assert losses[-20:].mean() < 0.3 * losses[:5].mean()
 
     def found(projection):
@@ -100,15 +100,15 @@ def test_alignment_learns_and_content_then_finds_its_behavior(behaved):
         return ((unit[0] @ unit[1].T).argmax(axis=1) == np.arange(ITEMS)).mean()
 
     assert found(projection) > 0.9
-    assert found(aligned(x, behavior[::-1].copy(), CONFIG)[0]) < 0.3  # control: the behavior of others
+    assert found(fit_projection(x, behavior[::-1].copy(), CONFIG)[0]) < 0.3  # control: the behavior of others
 
 
 def test_a_batch_to_fuse_has_different_items_and_every_item_is_drawn():
     keys = jax.random.split(jax.random.key(0), 200)
-    rows = np.asarray(jax.vmap(lambda key: _drawn(key, ITEMS, 7))(keys))
+    rows = np.asarray(jax.vmap(lambda key: _draw_rows(key, ITEMS, 7))(keys))
     assert (np.diff(rows, axis=1) > 0).all()
     assert set(rows.flat) == set(range(ITEMS))
-    np.testing.assert_array_equal(_drawn(keys[0], 7, 7), np.arange(7))
+    np.testing.assert_array_equal(_draw_rows(keys[0], 7, 7), np.arange(7))
 
 
 def test_fused_vectors_are_unit_halves_and_content_stands_in_for_absent_behavior(behaved, tmp_path):
@@ -188,7 +188,7 @@ def test_fused_columns_learn_of_items_with_content_and_leave_the_others_without(
     np.testing.assert_array_equal(encoder.encode(made.items)[LACKING], 0)
     known = np.arange(ITEMS) < 28
     of_known = standardize_known(behavior, known).astype(np.float32)
-    expected = aligned(scale(x)[THERE & known], of_known[THERE & known], config)[0]
+    expected = fit_projection(scale(x)[THERE & known], of_known[THERE & known], config)[0]
     np.testing.assert_array_equal(encoder.tensors()["mean"], scale.mean)
     np.testing.assert_array_equal(encoder.tensors()["kernel"], expected.kernel)
     with pytest.raises(SemidError, match="0 items have content and collaborative vectors, 2 are needed"):
@@ -206,7 +206,7 @@ def test_alpharec_learns_of_items_with_content_and_leaves_the_others_without(bar
     users, items = (jnp.asarray(side, jnp.int32) for side in zip(*pairs, strict=True))
     counts = jnp.asarray([len(items) for items in taken.values()], jnp.float32)
     scale = Standardizer.fit([x[THERE]])
-    layers, _ = trained_map(scale(x[THERE]), Interactions(users, items, counts), config, seed=0)
+    layers, _ = fit_map(scale(x[THERE]), Interactions(users, items, counts), config, seed=0)
     tensors = restore_encoders(made.encoders)["bare_alpharec"].tensors()
     np.testing.assert_array_equal(tensors["mean"], scale.mean)
     np.testing.assert_array_equal(tensors["layer0"], layers[0])

@@ -25,7 +25,7 @@ from semid.graphs import (
     losses,
     train_graph,
 )
-from semid.graphs.lightgcn import TrainingEdges, _pruned, propagated
+from semid.graphs.lightgcn import TrainingEdges, _draw_edges, propagated
 from semid.graphs.losses import (
     bootstrap_loss,
     bpr_loss,
@@ -36,7 +36,7 @@ from semid.graphs.losses import (
     view_contrast,
 )
 from semid.graphs.neighbors import neighbors
-from semid.graphs.propagation import content_graph, hyperedges, make_graph, over_hyperedges, propagate
+from semid.graphs.propagation import content_graph, hyperedges, make_graph, propagate, propagate_hyperedges
 
 SMALL = LightGCNConfig(dim=8, layers=2, epochs=10, batch_size=256, learning_rate=0.02)
 
@@ -189,7 +189,7 @@ def test_a_column_that_nothing_reads_is_refused():
     items, users = [f"i{row}" for row in range(4)], ["a", "a", "a", "b", "b", "b"]
     rows = pa.table({"user_id": users, "item_id": [*items[:3], *items[1:]], "position": range(6)})
     dataset = Dataset.build(pa.table({"item_id": items}), rows, name="tiny").with_vectors("content", np.eye(4))
-    with pytest.raises(SemidError, match="LightGCNConfig: column 'content' would do nothing, for nothing of it reads"):
+    with pytest.raises(SemidError, match="LightGCNConfig: column 'content' would not be read, as no setting needs"):
         LightGCNConfig(dim=2, epochs=1, column="content").item_vectors(dataset, seed=0)
     LightGCNConfig(dim=2, epochs=1, neighbors=1, column="content").item_vectors(dataset, seed=0)
 
@@ -237,7 +237,7 @@ def test_a_pruned_graph_keeps_a_share_of_the_edges_fewer_of_popular_nodes(plante
     lists = [[0, 1 + user] for user in range(39)]  # all have item 0
     matrix = interactions_matrix(_histories(lists), num_items=41, num_users=39)
     whole = TrainingEdges(make_graph(matrix), None)
-    kept = _pruned(whole, matrix, 0.5, np.random.default_rng(0)).interactions
+    kept = _draw_edges(whole, matrix, 0.5, np.random.default_rng(0)).interactions
     assert kept.nodes.shape == whole.interactions.nodes.shape
     assert int((kept.weights > 0).sum()) == 78  # 39 of 78 pairs, both ways
     of_popular = (kept.weights[kept.nodes == 39] > 0).sum()
@@ -337,7 +337,7 @@ def test_hyperedges_propagate_by_dense_matrices(content):
         scale = np.maximum(block.sum(axis=1), 1) ** -0.5
         dense[start : start + len(block), start : start + len(block)] = scale[:, None] * block * scale
     x = np.random.default_rng(0).normal(size=(46, 3)).astype(np.float32)
-    made = jax.jit(over_hyperedges, static_argnames="layers")(x, hyperedges(matrix, content, 5), layers=2)
+    made = jax.jit(propagate_hyperedges, static_argnames="layers")(x, hyperedges(matrix, content, 5), layers=2)
     np.testing.assert_allclose(made, dense @ dense @ x, atol=1e-5)
 
 
@@ -421,11 +421,11 @@ def test_the_gradient_of_hyperedges_is_the_one_by_differentiation(planted, conte
     x, other = (jnp.asarray(rng.normal(size=(242, 4)), jnp.float32) for _ in range(2))
 
     def loss(x):
-        return jnp.sum(other * unit_rows(over_hyperedges(x, edges, layers=2)))
+        return jnp.sum(other * unit_rows(propagate_hyperedges(x, edges, layers=2)))
 
     def ours(x):
-        _, pull = jax.vjp(unit_rows, over_hyperedges(x, edges, layers=2))
-        return over_hyperedges(*pull(other), edges, layers=2)
+        _, pull = jax.vjp(unit_rows, propagate_hyperedges(x, edges, layers=2))
+        return propagate_hyperedges(*pull(other), edges, layers=2)
 
     np.testing.assert_allclose(jax.jit(ours)(x), jax.jit(jax.grad(loss))(x), atol=1e-5)
 
