@@ -22,7 +22,7 @@ from semid.generators.training import (
     training_counts,
     training_rows,
     validation,
-    with_choices,
+    with_tuned_mixture,
     write_statistics,
 )
 from semid.generators.vector_teacher import VectorTeacher
@@ -54,6 +54,6 @@ __all__ = [
     "training_rows",
     "validation",
     "with_calibrated_events",
-    "with_choices",
+    "with_tuned_mixture",
     "write_statistics",
 ]

@@ -1,4 +1,4 @@
-"""Conditions on the next item that a generator learns to be asked under, read from a dataset's events and items."""
+"""Conditions on the next item that a generator is trained with, read from a dataset's events and items."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from semid.recommender import ConditionSpec, ItemConditions, encode_texts
 
 @dataclass(frozen=True)
 class ConditionsConfig:
-    """Conditions on the next item under which a model can be asked (`recommend(condition=)`), and events as inputs."""
+    """Conditions on the next item that requests may set (`recommend(condition=)`), and events and times as inputs."""
 
     on_event: bool = False
     """Condition on the next item's event: "what would they buy next"."""
     on_group: str | None = None
-    """Condition on a group of the next item: a column of items with texts or whole numbers, or lists of such, such as
-    brand; a group that all items share is none."""
+    """Condition on a group of the next item, such as its brand: a column of the items with texts or whole numbers, or
+    lists of these. A group that all items share does not count."""
     on_text: str | None = None
-    """Condition on a text of the next item, read by the encoder of this vector column (`semid prepare --encoder`, or
-    text_lsa), which stays as it is."""
+    """Condition on a text that describes the next item, encoded by the encoder of this vector column (`semid prepare
+    --encoder`, or text_lsa), which is not trained."""
     text_columns: tuple[str, ...] = ()
-    """Columns of items that the texts are written from; none given: those that the encoder reads."""
+    """Columns of the items whose texts are joined in training; none given: those that the encoder reads."""
     event_inputs: bool = False
     """Read the events of the history, next to its items."""
     event_head: bool = False
@@ -39,12 +39,12 @@ class ConditionsConfig:
     """Let conditions scale and shift the state that the next item is decoded from (FiLM), instead of adding them to the
     input of the position before it. Not for the flat decoder and the encoder-decoder."""
     time_inputs: bool = later_field(False)
-    """Read the time since the item before, by powers of two of seconds, next to each item."""
+    """Read the time since the previous item next to each item, in powers of two of seconds."""
     time_bias: bool = later_field(False)
-    """Add to the scores of attention a learned number for each head and power of two of the seconds between two items.
-    Not for the flat decoder and the encoder-decoder."""
+    """Add a learned bias to attention scores, per head and power of two of the seconds between two items. Not for
+    the flat decoder and the encoder-decoder."""
     drop_conditions: float = 0.1
-    """Share of the conditions that training leaves out, so that the model learns to be asked without."""
+    """Share of the conditions that training hides, so that the model also learns to answer without any."""
 
     def __post_init__(self) -> None:
         check_range(self, "drop_conditions", at_least=0, below=1)
@@ -54,11 +54,11 @@ class ConditionsConfig:
             raise SemidError("film is how conditions enter the model: give on_event, on_group or on_text too")
         if self.event_head and self.on_event and not (self.film or self.drop_conditions):
             raise SemidError(
-                "event_head learns where the state has not read the event as a condition, with drop_conditions of 0 "
+                "event_head learns from states that have not read the event as a condition, with drop_conditions of 0 "
                 "nowhere: give film, or drop_conditions above 0"
             )
         if self.text_columns and self.on_text is None:
-            raise SemidError("text_columns are what conditions on texts are written from: give on_text too")
+            raise SemidError("text_columns are read for conditions on texts only: give on_text too")
 
     @property
     def reads_times(self) -> bool:
@@ -71,18 +71,18 @@ class ConditionsConfig:
         return self.on_event or self.event_inputs or self.event_head
 
     def fit(self, dataset: Dataset) -> FittedConditions:
-        """Names and numbers of what the dataset's items and interactions are.
+        """Read the conditions' names, and those that each item meets, from the dataset.
 
-        Raises SemidError where the dataset lacks what is asked for, and for events that are null.
+        Raises SemidError if the dataset lacks what they are read from, and for events that are null.
         """
         if self.reads_times and dataset.time_unit == "position":
-            raise SemidError(f"dataset {dataset.name!r} has positions and no times; read none")
+            raise SemidError(f"dataset {dataset.name!r} has positions and no times; leave these out")
         if not (self.reads_events or self.reads_times or self.on_group or self.on_text):
             return FittedConditions(None, ItemConditions())
         events = dataset.events if self.reads_events else ()
         if self.reads_events and not events:
             raise SemidError(
-                f"dataset {dataset.name!r} has no column 'event'; add one to its interactions, or read none"
+                f"dataset {dataset.name!r} has no column 'event'; add one to its interactions, or leave events out"
             )
         names, groups = ((), None) if self.on_group is None else _groups(dataset, self.on_group)
         encoder = None if self.on_text is None else _text_encoder(dataset, self.on_text)
@@ -105,14 +105,14 @@ class ConditionsConfig:
 
 
 class FittedConditions(NamedTuple):
-    """Conditions that a model is to know, None for none, and those that items meet."""
+    """Spec of the conditions that a model learns, None without any, and the conditions that each item meets."""
 
     spec: ConditionSpec | None
     of_items: ItemConditions
 
 
 def _groups(dataset: Dataset, column: str) -> tuple[tuple[str, ...], Int[np.ndarray, "items m"]]:
-    """The groups' names, sorted, and each item's, numbered from 1, 0 behind them."""
+    """Sorted names of the groups, and the groups of each item by number, from 1, padded with 0."""
     tags = Tags.from_column(dataset.items, column)
     if not len(tags):
         raise SemidError(f"dataset {dataset.name!r}: column {column!r} tells no items apart; choose another")
@@ -124,7 +124,7 @@ def _text_encoder(dataset: Dataset, column: str) -> StoredEncoder:
     found = by_column.get(column)
     if found is None or not set(found.inputs) <= set(dataset.text_columns):
         raise SemidError(
-            f"dataset {dataset.name!r}: no encoder of texts has made a column {column!r}, to read conditions by; "
+            f"dataset {dataset.name!r}: no text encoder made a column {column!r}, to encode conditions with; "
             f"there are {', '.join(by_column) or 'none'}; make one (`semid prepare --encoder`, or --text-vectors)"
         )
     return found

@@ -1,4 +1,4 @@
-"""Distillation: what a teacher thinks comes next, at every position of the training rows."""
+"""Distillation: a teacher's ranking of the next item at every position of the training rows."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ from seq_models.types import seen_items
 
 # A dense teacher scores this many (position, item) pairs at once.
 _SCORES = 1 << 24
-# Items of a dense teacher that are mixed with a graph's.
+# Best items of a dense teacher that are mixed with a graph's.
 _DENSE_ITEMS = 256
-# Blocks of targets: their places in `rows.targets`, and distributions [targets, items].
-_Shares = Iterator[tuple[tuple[Int[np.ndarray, " n"], ...], sparse.csr_array]]
+# Blocks of targets: their indices in `rows.targets`, and their distributions [targets, items].
+_Distributions = Iterator[tuple[tuple[Int[np.ndarray, " n"], ...], sparse.csr_array]]
 
 
 @runtime_checkable
 class Teacher(Protocol):
-    """Anything that ranks the items that may come next: a generator learns its ranking (`train(teacher=)`).
+    """Ranks the items that may come next; a generator learns its ranking (`train(teacher=)`).
 
-    `item_ids` gives its row order, which must be the dataset's, `digest` tells it from others, and `origin` names the
-    artifact that holds it, None where there is none. `best(rows, k=)` gives its k best items at every position of rows
-    of several histories, Int [rows, length, k], or after each of rows of one history, [rows, k], and their
-    log-probabilities; -1 and -inf where there are fewer. The rows are all that is trained on, with their targets, which
-    a teacher that has counted them must take out again; what it says where there is no target is not used.
+    `item_ids` are its items by row, the dataset's in the same order; `digest` identifies it, and `origin` is the
+    artifact that holds it, if any. `best(rows, k=)` returns its k best items and their log-probabilities, -1 and -inf
+    where there are fewer: [rows, length, k], one list per position, for rows of several histories, or [rows, k], one
+    per row, for rows of one. The rows are those of training and hold their targets: a teacher that was fitted to them
+    by counting must leave out what each history has added. Lists at positions without a target are not used.
     """
 
     @property
@@ -80,16 +80,16 @@ def taught(rows: PackedRows, teacher: Teacher, objective: ObjectiveConfig) -> Ta
 
 
 class TaughtHistories(Rows):
-    """Rows of histories, `rows[index] -> TaughtRows`, with the rankings of a teacher that `prepare` asks.
+    """Rows of histories with a teacher's rankings, `rows[index] -> TaughtRows`, which `prepare` computes.
 
-    Each process asks about its own share of the rows (see `SharedArray`).
+    Each process computes those of its own share of the rows (see `SharedArray`).
     """
 
     def __init__(self, rows: Rows, teacher: Teacher, objective: ObjectiveConfig) -> None:
         self._rows, self._teacher, self._objective = rows, teacher, objective
 
     def prepare(self, folder: Path) -> None:
-        """Ask the teacher."""
+        """Compute the teacher's rankings."""
         own = taught(self._rows[own_share(len(self))], self._teacher, self._objective)
         self._items = SharedArray.exchanged(own.teacher_items, folder / "items")
         self._scores = SharedArray.exchanged(own.teacher_scores, folder / "scores")
@@ -101,11 +101,11 @@ class TaughtHistories(Rows):
         return self._taught(self._rows[index], index)
 
     def buckets(self, batch_size: int) -> Int[np.ndarray, " rows"] | None:
-        """Those of the rows."""
+        """Buckets of the rows."""
         return self._rows.buckets(batch_size)
 
     def batch(self, index: Int[np.ndarray, " n"], *, bucket: int) -> TaughtRows:
-        """Rows by number, as long as the rows themselves are in this bucket."""
+        """Rows by number, of the bucket's length."""
         return self._taught(self._rows.batch(index, bucket=bucket), index)
 
     def _taught(self, rows: PackedRows, index: Int[np.ndarray, " n"]) -> TaughtRows:
@@ -113,17 +113,17 @@ class TaughtHistories(Rows):
 
     @property
     def arrays(self) -> tuple[np.ndarray, ...]:
-        """Those of the rows and the teacher's digest: its scores depend on the device that computes them."""
+        """Arrays of the rows, and the teacher's digest: its scores would depend on the device that computes them."""
         return *self._rows.arrays, np.frombuffer(self._teacher.digest.encode(), np.uint8)
 
 
 def as_teacher(
     teacher: Recommender | ItemGraph | Teacher, objective: ObjectiveConfig, *, graph: ItemGraph | None = None
 ) -> Teacher:
-    """A dense recommender, mixed with `graph` as the objective says, or an item graph as a teacher; a teacher as it is,
-    but for item vectors, which have no `repeats` where the objective has none.
+    """Make a teacher of an item graph, or of a dense recommender, which is mixed with `graph` if the objective says so.
 
-    Raises SemidError, when it is asked, for a generator of codes.
+    A teacher stays as it is, but item vectors leave the history out where the objective does. A generator of codes
+    raises SemidError when it is to rank.
     """
     if isinstance(teacher, ItemGraph):
         return GraphTeacher(teacher, repeats=objective.repeats is not False)
@@ -154,16 +154,16 @@ class DenseTeacher:
 
     @property
     def digest(self) -> str:
-        """The recommender's."""
+        """Digest of the recommender."""
         return self.recommender.digest
 
     @property
     def origin(self) -> Origin | None:
-        """The recommender's."""
+        """Artifact of the recommender."""
         return self.recommender.origin
 
     def best(self, rows: PackedRows, *, k: int) -> TeacherItems:
-        """The k best items of the model, a bounded number of scores at a time."""
+        """The model's k best items; the number of scores held at once is bounded."""
         model, tables, single = self.recommender.dense_model(), self.recommender.tables, rows.targets.ndim == 1
         vectors, (graph, params) = model.vectors(tables.features), nnx.split(model)
 
@@ -182,18 +182,18 @@ class DenseTeacher:
             return TeacherItems(jnp.where(values == -jnp.inf, -1, items).reshape(shape), values.reshape(shape))
 
         size = max(_SCORES // (len(vectors) * (1 if single else rows.history.shape[1])), 1)
-        found: list[TeacherItems] = []
+        blocks: list[TeacherItems] = []
         for start, stop in itertools.pairwise([*range(0, len(rows.history), size), len(rows.history)]):
             block = (rows.history[start:stop], rows.segments[start:stop])
             padded = (np.pad(part, ((0, size - len(part)), (0, 0))) for part in block)  # one shape, so one program
-            found.append(TeacherItems(*(np.asarray(part)[: stop - start] for part in best(params, vectors, *padded))))
-        return TeacherItems(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+            blocks.append(TeacherItems(*(np.asarray(part)[: stop - start] for part in best(params, vectors, *padded))))
+        return TeacherItems(*(np.concatenate(parts) for parts in zip(*blocks, strict=True)))
 
 
 @dataclass(frozen=True)
 class GraphTeacher:
-    """An item graph as teacher; what it has counted in a row's own history is taken out first. Without `repeats`, a
-    position's own history has no share."""
+    """An item graph as teacher, without the transitions that it has counted in the ranked history itself. Without
+    `repeats`, items of the history up to a position are not ranked there."""
 
     graph: ItemGraph
     repeats: bool = True
@@ -205,27 +205,27 @@ class GraphTeacher:
 
     @property
     def digest(self) -> str:
-        """The graph's."""
+        """Digest of the graph."""
         return self.graph.digest
 
     @property
     def origin(self) -> Origin | None:
-        """The graph's."""
+        """Artifact of the graph."""
         return self.graph.origin
 
     def best(self, rows: PackedRows, *, k: int) -> TeacherItems:
-        """The k items of the largest shares."""
-        return _largest(self.shares(rows), rows, k)
+        """The k most probable items."""
+        return _most_probable(self.distributions(rows), rows, k)
 
-    def shares(self, rows: PackedRows) -> _Shares:
-        """For blocks of the rows' targets: their places in `rows.targets`, and distributions [targets, items]."""
+    def distributions(self, rows: PackedRows) -> _Distributions:
+        """Per block of the rows' targets: their indices in `rows.targets`, and their distributions [targets, items]."""
         row, column = np.nonzero(rows.segments)
         single = rows.targets.ndim == 1
         segment = rows.segments[row, column]
         starts = np.flatnonzero(np.diff(row, prepend=-1) | np.diff(segment, prepend=-1))
         ends = np.append(starts[1:], len(row))
         last = rows.targets[row[ends - 1]] if single else rows.targets[row[ends - 1], column[ends - 1]]
-        # A history's last target, which is counted with it, stands behind it, unless that is what its last item is.
+        # The graph has counted each history with its last target: append that, unless the row already ends with it.
         items = np.insert(rows.history[row, column], ends[last >= 0], last[last >= 0])
         lengths = ends - starts + (last >= 0)
         source = np.insert(np.arange(len(row)), ends[last >= 0], -1)
@@ -234,16 +234,17 @@ class GraphTeacher:
         is_last = np.isin(np.arange(len(row)), ends - 1)
         for block, shares in LeaveOneOutGraph(self.graph, repeats=self.repeats).distributions(histories):
             at = source[block]
-            asked = np.flatnonzero((at >= 0) & (is_last[at] if single else rows.targets[row[at], column[at]] >= 0))
-            places = (row[at[asked]],) if single else (row[at[asked]], column[at[asked]])
-            yield places, shares[asked]
+            has_target = is_last[at] if single else rows.targets[row[at], column[at]] >= 0
+            chosen = np.flatnonzero((at >= 0) & has_target)
+            indices = (row[at[chosen]],) if single else (row[at[chosen]], column[at[chosen]])
+            yield indices, shares[chosen]
 
 
 @dataclass(frozen=True)
 class MixedTeacher:
     """A dense model and an item graph as one teacher: the mean of their distributions, weighted by the graph's share.
 
-    Of the dense model its 256 best items count.
+    Only the dense model's 256 best items count.
     """
 
     dense: DenseTeacher
@@ -257,36 +258,37 @@ class MixedTeacher:
 
     @property
     def digest(self) -> str:
-        """Digest of both and the share."""
+        """Digest of model, graph and share."""
         return artifacts.sha256_json([self.dense.digest, self.graph.digest, self.graph_share])
 
     @property
     def origin(self) -> Origin | None:
-        """The dense model's."""
+        """Artifact of the dense model."""
         return self.dense.origin
 
     def best(self, rows: PackedRows, *, k: int) -> TeacherItems:
-        """The k items of the largest shares."""
+        """The k most probable items."""
         dense = self.dense.best(rows, k=min(_DENSE_ITEMS, len(self.item_ids)))
 
-        def mixed() -> _Shares:
-            for places, shares in self.graph.shares(rows):
-                columns, values = np.asarray(dense.rows)[places], np.exp(np.asarray(dense.scores)[places])
-                there = columns >= 0
-                starts = np.concatenate([[0], np.cumsum(there.sum(axis=1))])
-                of_dense = sparse.csr_array((values[there], columns[there], starts), shape=shares.shape)
-                yield places, sparse.csr_array((1 - self.graph_share) * of_dense + self.graph_share * shares)
+        def mixed() -> _Distributions:
+            for indices, graph_shares in self.graph.distributions(rows):
+                items, values = np.asarray(dense.rows)[indices], np.exp(np.asarray(dense.scores)[indices])
+                real = items >= 0
+                starts = np.concatenate([[0], np.cumsum(real.sum(axis=1))])
+                dense_shares = sparse.csr_array((values[real], items[real], starts), shape=graph_shares.shape)
+                mixture = (1 - self.graph_share) * dense_shares + self.graph_share * graph_shares
+                yield indices, sparse.csr_array(mixture)
 
-        return _largest(mixed(), rows, k)
+        return _most_probable(mixed(), rows, k)
 
 
-def _largest(blocks: _Shares, rows: PackedRows, k: int) -> TeacherItems:
-    """The k items of the largest shares at each target, and the logs of these."""
+def _most_probable(blocks: _Distributions, rows: PackedRows, k: int) -> TeacherItems:
+    """The k most probable items at each target, and their log-probabilities."""
     shape = (*rows.targets.shape, k)
     items, log_probs = np.full(shape, -1, np.int32), np.full(shape, -np.inf, np.float32)
-    for places, shares in blocks:
+    for indices, shares in blocks:
         largest = pruned(shares, k)
         nth = np.arange(largest.nnz) - np.repeat(largest.indptr[:-1], np.diff(largest.indptr))
-        at = tuple(np.repeat(place, np.diff(largest.indptr)) for place in places)
+        at = tuple(np.repeat(index, np.diff(largest.indptr)) for index in indices)
         items[(*at, nth)], log_probs[(*at, nth)] = largest.indices, np.log(largest.data)
     return TeacherItems(items, log_probs)

@@ -1,4 +1,4 @@
-"""The weight of an item graph next to a trained model, and the factor of what repeats, chosen on validation."""
+"""Choice of an item graph's weight, and of the factor on repeated items, for a trained model on validation."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from semid.graphs import ItemGraph
 from semid.progress import LOG, show_progress
 from semid.recommender import Recommender
 
-# Tried one after another; of equal scores the first is taken.
+# Candidates in order of trial; of equal scores the first wins.
 _FACTORS = (0.0, 0.25, 0.5, 2.0, 4.0)
 _WEIGHTS = (0.0, 0.2, 0.4, 0.6, 0.8)
 
 Score = Callable[[Recommender], Mapping[str, float]]
 
 
-def mixed(recommender: Recommender, graph: ItemGraph, score: Score) -> Recommender:
-    """The recommender mixed with the graph at the weight of the highest NDCG@10 by `score`.
+def with_best_graph_weight(recommender: Recommender, graph: ItemGraph, score: Score) -> Recommender:
+    """Mix the recommender with the graph at the weight of the highest NDCG@10 by `score`.
 
-    Of 0, .2, ... .8, then of the best one and those .1 from it.
+    Tries 0, .2, ... .8, then the two weights at .1 from the best of these.
     """
     scores: dict[float, float] = {}
     with show_progress("choosing the weight of the item graph", total=len(_WEIGHTS) + 2, unit="values") as progress:
@@ -39,22 +39,22 @@ def mixed(recommender: Recommender, graph: ItemGraph, score: Score) -> Recommend
     return recommender.with_graph(graph, weight=best)
 
 
-def with_fitted_repeats(
+def with_best_repeat_factor(
     recommender: Recommender, ndcg: Callable[[Recommender], Float[np.ndarray, " n"]]
 ) -> Recommender:
-    """The recommender with a factor of its probability of items in the history, by NDCG@10 per validation example.
+    """Set the factor on the probabilities of the history's items that is best by NDCG@10 per validation example.
 
-    Another factor than 1 is taken where it gains more than the standard error of the paired difference: few examples
-    leave it as it is.
+    A factor must beat the best so far, at first 1, by more than the standard error of the paired difference, so that
+    few examples change nothing.
     """
-    best, of_best = recommender, ndcg(recommender)
+    best, best_ndcg = recommender, ndcg(recommender)
     with show_progress("choosing the repeat factor", total=len(_FACTORS), unit="values") as progress:
         for done, factor in enumerate(_FACTORS, 1):
             candidate = recommender.with_repeat_factor(factor)
-            of_candidate = ndcg(candidate)
-            gain = of_candidate - of_best
+            candidate_ndcg = ndcg(candidate)
+            gain = candidate_ndcg - best_ndcg
             if gain.mean() > gain.std() / np.sqrt(len(gain)):
-                best, of_best = candidate, of_candidate
-            progress.advance(done, f"{factor}: NDCG@10 {of_candidate.mean():.4f}")
-    LOG.info("repeat factor: %s, validation NDCG@10 %.4f", best.spec.repeat_factor, of_best.mean())
+                best, best_ndcg = candidate, candidate_ndcg
+            progress.advance(done, f"{factor}: NDCG@10 {candidate_ndcg.mean():.4f}")
+    LOG.info("repeat factor: %s, validation NDCG@10 %.4f", best.spec.repeat_factor, best_ndcg.mean())
     return best

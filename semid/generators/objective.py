@@ -23,7 +23,7 @@ class ObjectiveConfig:
     """Weights and variants of the losses."""
 
     label_smoothing: float = 0.0
-    """Share of each code's target that is uniform: over its level, or over what it is normalized over."""
+    """Share of each code's target distribution that is uniform, over the codes that `normalization` names."""
     normalization: SoftmaxOver = SoftmaxOver.VOCABULARY
     """Set over which a level's probabilities sum to one, in training and in search: `children` of the prefix in the
     catalogue is the constrained softmax of MSCGRec (arXiv 2602.03713)."""
@@ -33,27 +33,26 @@ class ObjectiveConfig:
     teacher_items: int = 32
     """Number of the teacher's best items that are used."""
     teacher_graph: float = 0.0
-    """Share of the item graph (--graph) in what the teacher says."""
+    """Share of the item graph (--graph) in the teacher's distribution."""
     teacher_temperature: float = 1.0
     """Divides the teacher's scores."""
     dense: float = 1.0
     """Weight of the dense head's cross-entropy over all items (hybrid, and RQ-Transformer with a dense_share)."""
     repeats: bool | None = None
-    """An item of the history may come next. False: those are left out of every softmax over items, in training and in
-    recommendation. None given: by the data, false where fewer than one training target in a
-    thousand stands in its own history."""
+    """Items of the history may come next. False: they are left out of every softmax over items, in training and in
+    recommendation. None given: false where fewer than one training target in a thousand stands in its own history."""
 
     event_weights: dict[str, float] = later_field({})
-    """Weights of targets by their events, EVENT NUMBER: how much each counts in the mean of the loss; others: 1."""
+    """Weights of targets in the mean of the loss by their event, EVENT NUMBER; others: 1."""
     interaction_weights: bool = later_field(False)
-    """Weigh targets by the dataset's column `weight` too, such as one of inverse propensities."""
+    """Multiply the targets' weights by the dataset's column `weight`, such as inverse propensities."""
     event_loss: float = later_field(1.0)
-    """Weight of the cross-entropy of events given item and history (with event_head alone)."""
+    """Weight of the cross-entropy of events given item and history (only with event_head)."""
     state_column: str = later_field("")
-    """Vector column, such as a fused one: the state that an item is decoded from finds the item's vector there among
-    all items' (UNGER's distillation, arXiv 2502.06269); none given: none."""
+    """Vector column to distill, such as a fused one: the state that an item is decoded from must find the item's vector
+    among those of all items (UNGER, arXiv 2502.06269); none given: none."""
     state_loss: float = later_field(1.0)
-    """Weight of the cross-entropy of those vectors (with state_column alone)."""
+    """Weight of that cross-entropy over the vectors (only with state_column)."""
 
     def __post_init__(self) -> None:
         weights = self.event_weights.values()
@@ -64,11 +63,11 @@ class ObjectiveConfig:
         check_range(self, "teacher_graph", at_least=0, at_most=1)
         check_range(self, "teacher_items", at_least=1)
 
-    def __hash__(self) -> int:  # a dict has none
+    def __hash__(self) -> int:  # the generated one fails on a dict
         return hash(repr(self))
 
     def resolved(self, *, repeats: bool, taught: bool) -> ObjectiveConfig:
-        """The config with what it leaves open, by the data and by whether there is a teacher."""
+        """Fill in the defaults that depend on the data (`repeats`) and on a teacher (`taught`)."""
         return replace(
             self,
             distillation=float(taught) if self.distillation is None else self.distillation,
@@ -77,12 +76,12 @@ class ObjectiveConfig:
 
     @property
     def repeat_factor(self) -> float:
-        """Factor of the model's probability of items in the history."""
+        """Factor on the model's probabilities of the history's items."""
         return 0.0 if self.repeats is False else 1.0
 
     @property
     def weights(self) -> dict[str, float]:
-        """Weights of the loss terms by name; terms that are not named count as they are."""
+        """Weights of the loss terms by name; the other terms have a weight of 1."""
         return {
             "loss/distillation": self.distillation or 0.0,
             "loss/dense": self.dense,
@@ -122,9 +121,9 @@ def generator_loss(
     *,
     objective: ObjectiveConfig = ObjectiveConfig(),
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """The weighted sum of the model's loss terms, in nats per target, for PackedRows, SingleRows or TaughtRows.
+    """Weighted sum of the model's loss terms, in nats per target, for PackedRows, SingleRows or TaughtRows.
 
-    Every term is a metric, a vector of them one per entry (`loss/level_0`, ...); `targets` is their number.
+    Every term is a metric, a vector one per entry (`loss/level_0`, ...); `targets` is the number of targets.
     """
     rows = _training_batch(batch, objective, tables.event_weights)
     terms = model.loss_terms(
@@ -141,17 +140,17 @@ def _training_batch(
     batch: Any, objective: ObjectiveConfig, event_weights: Float[Array, " events"] | None
 ) -> TrainingBatch:
     teacher = TeacherItems(batch.teacher_items, batch.teacher_scores) if objective.distillation else None
-    events = {"events": batch.events, "target_events": batch.target_events, "times": batch.times}
-    events["importance"] = batch.target_weights
+    optional = {"events": batch.events, "target_events": batch.target_events, "times": batch.times}
+    optional["importance"] = batch.target_weights
     if event_weights is not None:
         weights = event_weights[batch.target_events]
-        events["importance"] = weights if batch.target_weights is None else weights * batch.target_weights
-    rows = TrainingBatch(batch.history, batch.segments, batch.targets, teacher, **events)
+        optional["importance"] = weights if batch.target_weights is None else weights * batch.target_weights
+    rows = TrainingBatch(batch.history, batch.segments, batch.targets, teacher, **optional)
     return rows if objective.repeat_factor else rows.without_repeats()
 
 
 def _trie(tables: LossTables, objective: ObjectiveConfig) -> CodeTrie | None:
-    """The trie, where probabilities are over the children of a prefix."""
+    """The trie, if probabilities are over the children of a prefix."""
     if objective.normalization is not SoftmaxOver.CHILDREN:
         return None
     if tables.trie is None:

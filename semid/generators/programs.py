@@ -1,4 +1,4 @@
-"""The training step and the search of a generator, traced from sizes alone: neither data nor parameters are made."""
+"""The training step and the search of a generator, traced from sizes alone, without data or parameters."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from seq_models import CodeTrie, ItemModel, ItemTables, Layout, RequestBatch, So
 
 @dataclass(frozen=True)
 class ProgramSizes:
-    """Sizes of a catalogue and of requests, where none are at hand."""
+    """Sizes of a catalogue and of requests, in place of real ones."""
 
     items: int = 12_000
     """Items of the catalogue."""
@@ -48,18 +48,18 @@ class ProgramSizes:
     item_dim: int = 64
     """Width of the item vectors that end-to-end training makes of content."""
     users: int = 512
-    """Histories that a search answers at once, over all devices."""
+    """Histories per search, over all devices."""
     beam_size: int = 50
-    """Beams of a search, and items that it finds."""
+    """Beams of a search, and items per list."""
     leaf_items: int = 4
-    """The most items that share their codes."""
+    """Largest number of items that share all codes."""
 
     def __post_init__(self) -> None:
         check_range(self, "items", "item_dim", "users", "beam_size", "leaf_items", at_least=1)
 
 
 def training_program(config: GeneratorConfig, sizes: ProgramSizes, mesh: Mesh) -> tuple[jax.stages.Traced, TrainState]:
-    """The training step for a batch of the config's size, and the state that it takes, as shapes."""
+    """Trace the training step for a batch of the config's size; also returns the shapes of its state."""
     model, training = _model(config, sizes), config.training
     constrained = config.objective.normalization is SoftmaxOver.CHILDREN
     batch_size = divisible_batch_size(training.batch_size, rows=1 << 62, mesh=mesh, accumulate=training.accumulate)
@@ -84,10 +84,10 @@ def training_program(config: GeneratorConfig, sizes: ProgramSizes, mesh: Mesh) -
 
 
 def search_program(config: GeneratorConfig, sizes: ProgramSizes, mesh: Mesh) -> jax.stages.Traced:
-    """The search for so many users at once, their histories divided among the devices.
+    """Trace the search for `sizes.users` histories, which are divided among the devices.
 
-    Parameters are divided along `tensor` alone; the trie and small item tables are on every device, large ones over
-    them all.
+    Parameters are sharded along `tensor` alone, large item tables over all devices; the trie and small tables are
+    replicated.
     """
     if sizes.users % row_parts(mesh):
         raise SemidError(f"{sizes.users} users do not divide among {row_parts(mesh)} devices; change either")
@@ -106,7 +106,7 @@ def search_program(config: GeneratorConfig, sizes: ProgramSizes, mesh: Mesh) -> 
 
 
 def abstract_trie(sizes: ProgramSizes) -> CodeTrie:
-    """The shapes of a trie of so many items whose nodes have children of every code, as far as there are items."""
+    """Shapes of a trie of `sizes.items` items whose nodes have a child for every code, as far as there are items."""
     nodes = tuple(itertools.accumulate(sizes.level_sizes, lambda n, size: min(n * size, sizes.items)))
     parents = (1, *nodes[:-1])
     types = [np.uint8 if size <= 2**8 else np.uint16 if size <= 2**16 else np.int32 for size in sizes.level_sizes]
@@ -122,7 +122,7 @@ def abstract_trie(sizes: ProgramSizes) -> CodeTrie:
 
 
 def check_sizes(config: GeneratorConfig) -> None:
-    """Raise SemidError for what has sizes that only a dataset tells, and for a teacher, which is not here."""
+    """Raise SemidError for settings whose sizes depend on a dataset, and for distillation, which needs a teacher."""
     if config.conditions != ConditionsConfig():
         raise SemidError("the sizes of conditions are a dataset's, and there is none: leave conditions out")
     if config.objective.state_column:

@@ -1,4 +1,4 @@
-"""The start of a generator's training from its teacher's parameters."""
+"""Initialization of a generator from its teacher's parameters."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from seq_models import TransformerConfig
 from seq_models.state_decoder import StateDecoder
 
 
-def started(untrained: Recommender, teacher: Any) -> Recommender:
-    """The recommender, an untrained generator, whose states of histories are those of its teacher, a SASRec model, but
-    for the small embeddings of codes.
+def start_from_teacher(untrained: Recommender, teacher: Any) -> Recommender:
+    """Copy backbone and item vectors of a SASRec `teacher` into an untrained generator: apart from the small embeddings
+    of codes, both then encode a history alike.
 
-    Raises SemidError for a teacher that is none or has another backbone, and for a generator that does not read items
-    by embeddings of their ids, one position each.
+    Raises SemidError for a teacher that is no SASRec model or has another backbone, and for a generator that does not
+    read an item as one position with an embedding of its id.
     """
     model = untrained.model
     if not isinstance(model, StateDecoder) or model.ids is None:
@@ -42,6 +42,6 @@ def started(untrained: Recommender, teacher: Any) -> Recommender:
 
 
 def _shape(backbone: TransformerConfig) -> TransformerConfig:
-    """The config with nothing but what parameters depend on."""
+    """The config with defaults for the settings that no parameter depends on."""
     default = TransformerConfig()
     return replace(backbone, dropout=default.dropout, dtype=default.dtype, remat=default.remat)

@@ -22,9 +22,9 @@ from semid.evaluation import accuracy, group_ids, item_places
 from semid.generators.calibration import with_calibrated_events
 from semid.generators.conditions import ConditionsConfig
 from semid.generators.distillation import DenseTeacher, GraphTeacher, MixedTeacher, TaughtHistories, Teacher, as_teacher
-from semid.generators.mixing import mixed, with_fitted_repeats
+from semid.generators.mixing import with_best_graph_weight, with_best_repeat_factor
 from semid.generators.objective import LossTables, ObjectiveConfig, generator_loss
-from semid.generators.starting import started
+from semid.generators.starting import start_from_teacher
 from semid.graphs import ColumnConfig, ItemGraph
 from semid.recommender import (
     DATASET_FILE,
@@ -49,19 +49,20 @@ from semid.training import (
 from semid.training import train as run_training
 from seq_models import CodeTrie, EncoderDecoderConfig, ItemModel, Layout, ModelConfig, RQTransformerConfig, SoftmaxOver
 
-# Versions of what `train` does with the same settings; the second where more is chosen after training. Four more where
-# rows with a teacher are batched by length, or the teacher leaves the history out though items repeat; eight where rows
-# of one history have further code sequences, which nearly all lacked; sixteen where the factor of what repeats is
-# chosen, of which large ones left some histories without any item.
-_VERSION, _VERSION_OF_CHOICES, _OF_TEACHERS, _OF_SEQUENCES, _OF_REPEATS = 1, 3, 4, 8, 16
-# Times as many validation users choose what is chosen after training as choose a checkpoint.
-_MORE_USERS = 4
+# Version of the `train` stage: changed code that trains another model from the same settings needs another version, so
+# that older artifacts are not taken for current ones. The second: graph weight or repeat factor chosen after training.
+_VERSION, _VERSION_WITH_MIXTURE = 1, 3
+# Added to the version of the requests that a change concerns; all others keep theirs, and with it their artifacts.
+_TEACHER_CHANGE = 4  # rows with a teacher are batched by length; a teacher leaves the history out even if items repeat
+_SEQUENCES_FIX = 8  # nearly all rows of one history lacked the further code sequences
+_REPEAT_FACTOR_FIX = 16  # large factors, among which validation chooses, left some histories without recommendations
 
-
-# Default passes over training data of at least so many interactions, and how many times as many over smaller data.
-_EPOCHS, _INTERACTIONS, _MORE = 36.0, 25_000, 6
-# Default dropout, and that of data with fewer interactions.
-_DROPOUT, _FEW, _DROPOUT_OF_FEW = 0.1, 10_000, 0.3
+# Validation users that tune the mixture, as a multiple of those that select a checkpoint.
+_MIXTURE_USERS = 4
+# Default epochs from `_FULL_SIZE` training interactions on; fewer interactions get up to `_MOST_PASSES` times as many.
+_EPOCHS, _FULL_SIZE, _MOST_PASSES = 36.0, 25_000, 6
+# Default dropout, and that of data with fewer interactions than `_SMALL_DATA`.
+_DROPOUT, _SMALL_DATA, _SMALL_DATA_DROPOUT = 0.1, 10_000, 0.3
 
 
 @dataclass(frozen=True)
@@ -74,19 +75,19 @@ class GeneratorConfig:
     features: tuple[str, ...] | None = None
     """Vector columns that the model reads next to the codes; none given: all of them; empty: none."""
     max_history: int = 20
-    """Items of a history that the model sees, the latest."""
+    """Number of latest items of a history that the model reads."""
     row_length: int = 32
     """Positions of a packed training row."""
     conditions: ConditionsConfig = later_field(ConditionsConfig())
-    """Conditions under which the model can be asked."""
+    """Conditions on the next item that requests may set, and events and times as inputs."""
     drop_sequences: float = later_field(0.1)
-    """Share of the histories of which training leaves out a further code sequence, each by itself, so that items which
-    lack one are served."""
+    """Share of the histories for which training hides a further code sequence, drawn for each sequence, so that the
+    model can serve items that lack one."""
     objective: ObjectiveConfig = ObjectiveConfig()
     """The losses."""
     start_from_teacher: bool = later_field(False)
-    """Begin with the backbone and the item vectors of the teacher, a SASRec model of the same backbone (but for
-    dropout), in place of random ones; for models that decode an item from one state, with id_embedding."""
+    """Initialize backbone and item embeddings from the teacher, a SASRec model with the same backbone (its dropout may
+    differ). For models that decode an item from one state, with id_embedding."""
     training: TrainingConfig = TrainingConfig(epochs=None, optimizer=OptimizerConfig(learning_rate=3e-3))
     validation_users: int = 2048
     """Validation examples, drawn by the seed, on which NDCG@10 selects the model."""
@@ -110,18 +111,17 @@ class GeneratorConfig:
         return self.conditions.reads_events or bool(self.objective.event_weights)
 
     def resolved(self, interactions: int, *, repeats: bool, taught: bool = False) -> GeneratorConfig:
-        """The config with what it leaves open, by the number of training interactions, by whether one `repeats`, and by
-        whether there is a teacher.
+        """Fill in the defaults that depend on the training data (`repeats`: items repeat) and on a teacher (`taught`).
 
-        Epochs: 36 from 25,000 interactions on; below that more, so that as many are passed, up to 216, with validations
-        as many times further apart. Dropout of a generator of codes: 0.1 from 10,000 on, 0.3 below.
+        Epochs: 36 from 25,000 interactions on; below that proportionally more, up to 216, with validations as many
+        times further apart. Dropout of a generator of codes: 0.1 from 10,000 interactions on, 0.3 below.
         """
-        model = self.model.with_dropout(_DROPOUT if interactions >= _FEW else _DROPOUT_OF_FEW)
+        model = self.model.with_dropout(_DROPOUT if interactions >= _SMALL_DATA else _SMALL_DATA_DROPOUT)
         resolved = replace(self, model=model, objective=self.objective.resolved(repeats=repeats, taught=taught))
         if self.training.epochs is not None:
             return resolved
-        more = round(min(max(_INTERACTIONS / max(interactions, 1), 1.0), _MORE), 2)
-        epochs, every = round(_EPOCHS * more, 2), round(self.training.validate_every * more, 2)
+        passes = round(min(max(_FULL_SIZE / max(interactions, 1), 1.0), _MOST_PASSES), 2)
+        epochs, every = round(_EPOCHS * passes, 2), round(self.training.validate_every * passes, 2)
         return replace(resolved, training=replace(self.training, epochs=epochs, validate_every=every))
 
 
@@ -140,17 +140,16 @@ def train(
 ) -> Recommender:
     """Train a model on the dataset's training histories and write the model artifact `out`.
 
-    A stage (see `run_stage`): an interrupted run of the same request resumes from its checkpoints, a finished one is
-    read, and without `out` nothing is written. A `teacher` is a dense model, or anything else that ranks items.
-    A `graph` is mixed with the trained model at the weight that is best on validation; where items repeat, so is the
-    factor of the model's probability of those in the history.
-    `sequences` are catalogues of the same items, by names such as `image`: the model reads their codes too, of the
-    items that they have, and generates those of `catalog` alone.
-    The catalogue's tokenizer goes with the model, so that items appended later can be encoded. With `other_dataset` the
-    catalogue may be one of another dataset, such as an earlier one of the same shop: codes of content know no
-    interactions.
-    Raises SemidError if catalogue, dataset and teacher have other items, for a teacher or a catalogue of another
-    dataset, whose training may have what is test here, and if `out` is in use.
+    A stage (see `run_stage`): it resumes an interrupted run of the same request from its checkpoints and reads a
+    finished one; without `out` nothing is written. The `teacher` to distill is a dense model, or anything else that
+    ranks items. The `graph` is mixed with the trained model at the weight that is best on validation. Where items
+    repeat, validation also chooses the factor on the probabilities of the history's items.
+    `sequences` are further catalogues of the same items, by names such as `image`: the model reads their codes as well,
+    which an item may lack, but generates only those of `catalog`.
+    The catalogue's tokenizer is copied into the artifact, to encode items that are appended later. `other_dataset`
+    allows a catalogue of another dataset, such as an earlier one of the same shop, if its codes depend on content only.
+    Raises SemidError if the items of catalogue, dataset and teacher differ, for a teacher or catalogue of another
+    dataset, which may have been trained on interactions that are test here, and if `out` is in use.
     """
     sequences = sequences or {}
     refuse_path(dataset, "Dataset.load")
@@ -161,7 +160,7 @@ def train(
         check_catalog(one, dataset, other_dataset=other_dataset)
     repeats = dataset.repeats.common
     config = config.resolved(dataset.num_training_interactions, repeats=repeats, taught=teacher is not None)
-    start = teacher
+    given_teacher = teacher
     teacher = None if teacher is None else as_teacher(teacher, config.objective, graph=graph)
     parents = {**dataset.parents, "catalog": catalog.provenance}
     parents |= {f"sequence {name}": one.provenance_of_items for name, one in sequences.items()}
@@ -170,22 +169,22 @@ def train(
     if graph is not None:
         graph.check_dataset(dataset)
         parents["graph"] = graph.digest
-    version = _VERSION if graph is None and not repeats else _VERSION_OF_CHOICES
+    version = _VERSION if graph is None and not repeats else _VERSION_WITH_MIXTURE
     single, unseen = isinstance(config.model, EncoderDecoderConfig), repeats and config.objective.repeats is False
-    version += _OF_TEACHERS * (teacher is not None and (single or unseen))
-    version += _OF_SEQUENCES * (single and bool(sequences))
-    version += _OF_REPEATS * (repeats and config.objective.repeats is not False)
+    version += _TEACHER_CHANGE * (teacher is not None and (single or unseen))
+    version += _SEQUENCES_FIX * (single and bool(sequences))
+    version += _REPEAT_FACTOR_FIX * (repeats and config.objective.repeats is not False)
     request = Request(Kind.MODEL, {"generator": to_dict(config)}, parents, seed, version)
 
     def work(folder: Path) -> Recommender:
         check_teacher(teacher, dataset, config)
-        untrained = _untrained(dataset, _codes_of(catalog, dataset), config, sequences=sequences, seed=seed)
+        untrained = _build_untrained(dataset, _select_items(catalog, dataset), config, sequences=sequences, seed=seed)
         if config.start_from_teacher:
-            untrained = started(untrained, start)
+            untrained = start_from_teacher(untrained, given_teacher)
         title = "training" if out is None else f"training {Path(out).name}"
         run = RunFolder(folder, request.checkpoints, title=title)
         trained = fit_generator(untrained, dataset, config, run=run, seed=seed, teacher=teacher, mesh=mesh)
-        return with_choices(trained, dataset, config, graph=graph, seed=seed)
+        return with_tuned_mixture(trained, dataset, config, graph=graph, seed=seed)
 
     def write(recommender: Recommender, folder: Path) -> None:
         recommender.write(folder)
@@ -197,47 +196,46 @@ def train(
 
 
 def check_catalog(catalog: SemanticCatalog, dataset: Dataset, *, other_dataset: bool = False) -> None:
-    """Raise SemidError for a catalogue of another dataset, by digest; one in memory is not of a known one.
+    """Raise SemidError for a catalogue of another dataset, by digest; one in memory records no dataset and passes.
 
-    A catalogue of encoded files (`write_catalog`) says its tokenizer alone, which is of another dataset if any. Codes
-    that were aligned with interactions, or read vectors made from them, are refused also where an `other_dataset` is
-    asked for.
+    A catalogue of encoded files (`write_catalog`) passes too: it records its tokenizer alone. Codes that depend on
+    interactions, by alignment or by the vectors that were tokenized, are refused even with `other_dataset`.
     """
     if catalog.origin is None or (digest := dataset.other_source(catalog.origin)) is None:
         return
-    made = catalog.origin.manifest
+    manifest = catalog.origin.manifest
     learned = ""
-    if made.config.get("tokenizer", {}).get("alignment"):
+    if manifest.config.get("tokenizer", {}).get("alignment"):
         learned = "its codes are aligned with interactions that may be test here"
     elif column := _learned_column(catalog.origin):
         learned = (
             f"its codes read the column {column!r}, whose vectors may be made from interactions that are test here"
         )
-    if not learned and (other_dataset or "tokenizer" in made.parents):
+    if not learned and (other_dataset or "tokenizer" in manifest.parents):
         return
-    what = learned or "its test may differ"
+    reason = learned or "its test split may differ"
     remedy = "tokenize this dataset"
     if not learned:
         remedy += ", or train on it all the same with other_dataset=True (--other-dataset)"
     raise SemidError(
         f"{catalog.origin.folder}: made from dataset digest {digest[:16]}, not from this one of {dataset.digest[:16]}; "
-        f"{what}; {remedy}"
+        f"{reason}; {remedy}"
     )
 
 
 def _learned_column(origin: Origin) -> str | None:
-    """A column that a catalogue's tokenizer read and that is not known to be content alone: made from interactions as
-    well (`semid vectors`), or added to the dataset in memory (`with_vectors`), such as a model's item vectors."""
-    made = origin.manifest
-    names = [name for name in made.parents if name not in ("dataset", "tokenizer")]
-    encoders = read_encoders(origin.folder, made.files)
+    """A column of a catalogue's tokenizer that may depend on interactions, None if all are content: one made from them
+    (`semid vectors`), or one added in memory (`with_vectors`), such as a model's item vectors."""
+    manifest = origin.manifest
+    names = [name for name in manifest.parents if name not in ("dataset", "tokenizer")]
+    encoders = read_encoders(origin.folder, manifest.files)
     names += [encoder.column for encoder in encoders if ColumnConfig.has_fitted(encoder)]
-    columns = made.config.get("tokenizer", {}).get("columns")
+    columns = manifest.config.get("tokenizer", {}).get("columns")
     return next((name for name in names if columns is None or name in columns), None)
 
 
-def _codes_of(catalog: SemanticCatalog, dataset: Dataset) -> SemanticCatalog:
-    """The codes of the dataset's items, in its order, whatever was appended or removed since."""
+def _select_items(catalog: SemanticCatalog, dataset: Dataset) -> SemanticCatalog:
+    """Select the dataset's items from the catalogue, in their order; items may have been appended or removed since."""
     if not catalog.find_rows(dataset.item_ids)[1].all():
         raise SemidError(
             f"the catalogue's {len(catalog)} items are not all of the dataset's {dataset.num_items}; "
@@ -246,7 +244,7 @@ def _codes_of(catalog: SemanticCatalog, dataset: Dataset) -> SemanticCatalog:
     return catalog.select(dataset.item_ids)
 
 
-def _untrained(
+def _build_untrained(
     dataset: Dataset,
     catalog: SemanticCatalog,
     config: GeneratorConfig,
@@ -254,7 +252,7 @@ def _untrained(
     sequences: Mapping[str, SemanticCatalog] | None = None,
     seed: int,
 ) -> Recommender:
-    """The recommender before its first step."""
+    """Build the recommender, its parameters drawn by the seed."""
     sequences = sequences or {}
     if sequences and not config.model.has_codes:
         raise SemidError(f"further code sequences are for models of codes; {config.model.title} reads none")
@@ -297,7 +295,7 @@ def fit_generator(
     teacher: Teacher | None = None,
     mesh: Mesh | None = None,
 ) -> Recommender:
-    """Train the recommender's model on from the parameters it has; nothing is written but to the run's folder."""
+    """Train the recommender's model from its current parameters; only the run's folder is written to."""
     model, tables = recommender.model, _tables(recommender, dataset, config.objective)
     if tables.items.vectors is not None:
         model.add_state_head(tables.items.vectors.shape[1], rngs=nnx.Rngs(seed))
@@ -310,26 +308,26 @@ def fit_generator(
         bound_loss(generator_loss, objective=config.objective),
         rows,
         tables=tables,
-        validate=lambda candidate: score(recommender.with_model(_served(candidate))),
+        validate=lambda candidate: score(recommender.with_model(_drop_state_head(candidate))),
         select="ndcg@10",
     )
-    model = _served(run_training(task, config.training, run=run, seed=seed, mesh=mesh))
+    model = _drop_state_head(run_training(task, config.training, run=run, seed=seed, mesh=mesh))
     trained = recommender.with_model(model)
     if not config.conditions.calibrate_events:
         return trained
     return with_calibrated_events(trained, dataset.splits.examples("validation"))
 
 
-def _served(model: ItemModel) -> ItemModel:
-    """The model without what training alone reads; one that has none of it keeps its structure, and so its programs."""
-    if model.state_head is not None:
+def _drop_state_head(model: ItemModel) -> ItemModel:
+    """Remove the state head, which training alone reads, in place."""
+    if model.state_head is not None:  # else its structure would change, and its programs be compiled again
         model.state_head = None
     return model
 
 
 def check_teacher(teacher: Teacher | None, dataset: Dataset, config: GeneratorConfig) -> None:
-    """Raise SemidError unless there is a teacher just where the objective distills, of this dataset and its items, and
-    unless it mixes in an item graph where the objective says how much."""
+    """Raise SemidError unless there is a teacher exactly if the objective distills, trained on this dataset, and mixed
+    with an item graph if the objective has a share for it."""
     if (teacher is not None) != bool(config.objective.distillation):
         raise SemidError("distillation needs a weight above 0 and a teacher: give both (--teacher), or neither")
     if (share := config.objective.teacher_graph) and not isinstance(teacher, MixedTeacher):
@@ -351,7 +349,7 @@ def check_teacher(teacher: Teacher | None, dataset: Dataset, config: GeneratorCo
     known = dense.recommender.conditions if isinstance(dense, DenseTeacher) else None
     if known is not None and (known.event_inputs or known.reads_times):
         raise SemidError(
-            "the teacher reads events or times of histories, which it is not told when it teaches; train one without "
+            "the teacher reads events or times of histories, which distillation does not give it; train one without "
             "(--event-inputs, --time-inputs, --time-bias)"
         )
     if isinstance(counted, GraphTeacher):
@@ -359,7 +357,7 @@ def check_teacher(teacher: Teacher | None, dataset: Dataset, config: GeneratorCo
 
 
 def training_rows(dataset: Dataset, config: GeneratorConfig, layout: Layout) -> Rows:
-    """The training histories, as the model's layout wants them."""
+    """Rows of the training histories in the model's layout."""
     train, history = dataset.splits.train, config.max_history
     if not config.reads_events:
         train = train.without_events()
@@ -401,7 +399,7 @@ def _tables(recommender: Recommender, dataset: Dataset, objective: ObjectiveConf
 
 
 def _state_vectors(dataset: Dataset, column: str) -> Float[Array, "items dim"] | None:
-    """The column's vectors at length 1, zero, a constant negative, for items that training has not seen."""
+    """The column's vectors at unit length; zeros, which are constant negatives, for items without training data."""
     if not column:
         return None
     vectors, known = dataset.vectors(column), training_counts(dataset) > 0
@@ -417,7 +415,7 @@ def content_features(dataset: Dataset, columns: tuple[str, ...] | None) -> Float
 def _content(
     dataset: Dataset, columns: tuple[str, ...] | None
 ) -> tuple[Float[np.ndarray, "items feature"] | None, Standardizer | None]:
-    """`content_features` and what standardized them, which appended items will need."""
+    """`content_features` and their standardizer, which appended items will need."""
     blocks = content_blocks(dataset, columns)
     if not blocks:
         return None, None
@@ -432,7 +430,7 @@ def training_counts(dataset: Dataset) -> Int[np.ndarray, " items"]:
 
 @dataclass(frozen=True)
 class Validation:
-    """Scores of recommenders on a fixed sample of the validation split, whose items are `num_items`."""
+    """Accuracy of recommenders on a fixed sample of the validation split, in a catalogue of `num_items`."""
 
     examples: Examples
     num_items: int
@@ -444,7 +442,7 @@ class Validation:
         return {name: float(values[name].mean()) for name in ("ndcg@10", "recall@10")}
 
     def accuracies(self, recommender: Recommender) -> dict[str, Float[np.ndarray, " n"]]:
-        """The same and more, per example."""
+        """Recall@10, NDCG@10 and the other metrics of lists of 10, per example."""
         codes, histories = recommender.codes, self.examples.histories
         groups = np.arange(self.num_items) if codes is None else group_ids(codes)
         ranked = recommender.rank(histories, k=10, exclude_seen=False, beam_size=self.beam_size)
@@ -453,21 +451,24 @@ class Validation:
 
 
 def validation(dataset: Dataset, config: GeneratorConfig, *, seed: int) -> Validation:
-    """Validation on as many users as the config says, drawn by the seed."""
+    """Build the validation of `config.validation_users` examples, drawn by the seed."""
     examples: Examples = dataset.splits.examples("validation")
     if len(examples) > config.validation_users:
         examples = examples.take(np.random.default_rng(seed).permutation(len(examples))[: config.validation_users])
     return Validation(examples, dataset.num_items, config.validation_beam)
 
 
-def with_choices(
+def with_tuned_mixture(
     trained: Recommender, dataset: Dataset, config: GeneratorConfig, *, graph: ItemGraph | None, seed: int
 ) -> Recommender:
-    """The model with its choices after training, on more users than a checkpoint, as NDCG@10 is flat there: a graph's
-    weight, and where items repeat in the training data, the factor of its probability of those in the history."""
-    more = replace(config, validation_users=_MORE_USERS * config.validation_users)
-    score = validation(dataset, more, seed=seed)
-    whole = trained if graph is None else mixed(trained, graph, score)
-    if not (dataset.repeats.common and whole.repeats):
-        return whole
-    return with_fitted_repeats(whole, lambda candidate: score.accuracies(candidate)["ndcg@10"])
+    """Mix in the graph, if there is one, at the best weight on validation; where items repeat in the training data,
+    also choose the factor on the probabilities of the history's items.
+
+    More users decide than about a checkpoint, as NDCG@10 is flat in both.
+    """
+    more_users = replace(config, validation_users=_MIXTURE_USERS * config.validation_users)
+    score = validation(dataset, more_users, seed=seed)
+    mixed = trained if graph is None else with_best_graph_weight(trained, graph, score)
+    if not (dataset.repeats.common and mixed.repeats):
+        return mixed
+    return with_best_repeat_factor(mixed, lambda candidate: score.accuracies(candidate)["ndcg@10"])

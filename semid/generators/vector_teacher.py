@@ -17,17 +17,17 @@ from semid.graphs.ranking import largest
 from semid.training import PackedRows
 from seq_models import TeacherItems
 
-# Scores that are held at once.
+# Scores that are computed at once.
 _SCORES = 1 << 24
 
 
 @dataclass(frozen=True, eq=False)
 class VectorTeacher:
-    """Ranks items by the softmax of their cosines with the mean of a history's vectors; without `repeats`, a position's
-    own history has no share. `train` takes `repeats` away where its objective has none.
+    """Ranks items by the softmax of their cosines with the mean of a history's vectors.
 
-    AlphaRec's vectors (`semid.graphs.AlphaRecConfig`) say so what they say as a recommender. Raises SemidError for
-    vectors of other items, and a temperature that is not above 0.
+    AlphaRec's vectors (`semid.graphs.AlphaRecConfig`) rank as AlphaRec itself does. Without `repeats` the history's own
+    items are not ranked; `train` turns it off where its objective leaves them out. Raises SemidError for another number
+    of vectors than of items, and a temperature that is not above 0.
     """
 
     item_ids: pa.Array
@@ -46,29 +46,29 @@ class VectorTeacher:
 
     @property
     def digest(self) -> str:
-        """Digest of vectors, temperature and `repeats`, which none had once."""
+        """Digest of vectors, temperature and `repeats`; without the last it is that of before there was the field."""
         settings = (self.vectors.shape, self.temperature, *(["repeats"] if self.repeats else []))
         total = hashlib.sha256(repr(settings).encode())
         total.update(np.ascontiguousarray(self.vectors, np.float32).data)
         return total.hexdigest()
 
     def best(self, rows: PackedRows, *, k: int) -> TeacherItems:
-        """The k items of the largest shares at every position, or after each row of one history."""
+        """The k most probable items at every position, or after each row of one history."""
         single = rows.targets.ndim == 1
-        asked = [
+        histories = [
             history for row in zip(rows.history, rows.segments, strict=True) for history in _prefixes(*row, single)
         ]
         unit = _unit(self.vectors)
         items = np.full((*rows.targets.shape, k), -1, np.int32).reshape(-1, k)
         scores = np.full(items.shape, -np.inf, np.float32)
         size = max(_SCORES // len(unit), 1)
-        for start in range(0, len(asked), size):
+        for start in range(0, len(histories), size):
             block = slice(start, start + size)
-            items[block], scores[block] = self._largest(unit, asked[block], k)
+            items[block], scores[block] = self._most_probable(unit, histories[block], k)
         shape = (*rows.targets.shape, k)
         return TeacherItems(items.reshape(shape), scores.reshape(shape))
 
-    def _largest(
+    def _most_probable(
         self, unit: Float[np.ndarray, "items dim"], histories: Sequence[Int[np.ndarray, " _"]], k: int
     ) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
         """The best items after these histories, and their log-probabilities; none after an empty one."""
@@ -79,8 +79,8 @@ class VectorTeacher:
                 logits[row, history] = -np.inf
         best = largest(logits, k)
         log_probs = np.take_along_axis(log_softmax(logits, axis=1), best, axis=1)
-        there = np.isfinite(log_probs) & np.array([len(history) > 0 for history in histories])[:, None]
-        return np.where(there, best, -1).astype(np.int32), np.where(there, log_probs, -np.inf).astype(np.float32)
+        real = np.isfinite(log_probs) & np.array([len(history) > 0 for history in histories])[:, None]
+        return np.where(real, best, -1).astype(np.int32), np.where(real, log_probs, -np.inf).astype(np.float32)
 
 
 def _unit(vectors: Float[np.ndarray, "n dim"]) -> Float[np.ndarray, "n dim"]:
@@ -91,7 +91,7 @@ def _unit(vectors: Float[np.ndarray, "n dim"]) -> Float[np.ndarray, "n dim"]:
 def _prefixes(
     history: Int[np.ndarray, " length"], segments: Int[np.ndarray, " length"], single: bool
 ) -> list[Int[np.ndarray, " _"]]:
-    """For each position of a row the items of its segment up to it; with `single` those of the whole row."""
+    """Items of its segment up to each position of a row; with `single`, all of the row once."""
     if single:
         return [history[segments != 0]]
     begins = np.maximum.accumulate(np.where(np.diff(segments, prepend=-1) != 0, np.arange(len(segments)), 0))

@@ -30,7 +30,7 @@ class Bank(ShardedByRows):
 class Fresh(NamedTuple):
     """Items to encode, each once; where not `real`, a row is padding.
 
-    `place` has the position among them of each item of the rows that they were drawn from, -1 for one left out.
+    `place` is the index in `rows` of each item that they were drawn from, -1 if it was left out.
     """
 
     rows: Int[Array, " size"]
@@ -78,13 +78,13 @@ class MemoryBank(nnx.Module):
     def write(
         self, rows: Int[Array, " n"], vectors: Float[Array, "n dim"], *, mask: Bool[Array, " n"]
     ) -> Float[Array, ""]:
-        """Store vectors of items, each row at most once, where `mask` holds. Returns their agreement.
+        """Store vectors of items, each row at most once, where `mask` holds. Returns their agreement with the old ones.
 
         In a step, write before you read: to keep what a write replaces, XLA would copy the bank.
         """
         stored, written, writes = self.vectors[...][rows], self.written[...][rows], self.writes[...] + 1
         target = jnp.where(mask, rows, len(self.written[...]))  # outside, and so dropped
-        # What is dropped is the old value, so that the write must follow the reads above, and needs no copy either.
+        # Dropped rows carry their old value, so that the write depends on the reads above, and needs no copy either.
         kept = jnp.where(mask[:, None], jax.lax.stop_gradient(vectors), stored)
         self.vectors[...] = self.vectors[...].at[target].set(kept, mode="drop")
         self.written[...] = self.written[...].at[target].set(jnp.where(mask, writes, written), mode="drop")
@@ -92,12 +92,12 @@ class MemoryBank(nnx.Module):
         return agreement(kept, stored, mask=mask & (written >= 0))
 
     def select_items(self, rows: Int[np.ndarray, " items"]) -> None:
-        """Hold the items that were in these rows, in this order; -1 is an item never written."""
+        """Keep the items of these rows, in this order; -1 adds an item that was never written."""
         padded = np.pad(rows, (0, _capacity(len(rows)) - len(rows)), constant_values=-1)
-        held, source = jnp.asarray(padded >= 0), jnp.asarray(np.maximum(padded, 0))
+        kept, source = jnp.asarray(padded >= 0), jnp.asarray(np.maximum(padded, 0))
         self.num_items = len(rows)
-        self.vectors = Bank(jnp.where(held[:, None], self.vectors[...][source], 0.0))
-        self.written = Bank(jnp.where(held, self.written[...][source], -1))
+        self.vectors = Bank(jnp.where(kept[:, None], self.vectors[...][source], 0.0))
+        self.written = Bank(jnp.where(kept, self.written[...][source], -1))
 
     def health(self) -> BankHealth:
         """Coverage of the catalogue, and percentiles of the ages of what was written (0 if nothing was).
@@ -122,7 +122,7 @@ def _capacity(num_items: int) -> int:
 def agreement(
     fresh: Float[Array, "n dim"], stored: Float[Array, "n dim"], *, mask: Bool[Array, " n"]
 ) -> Float[Array, ""]:
-    """Mean cosine of fresh vectors with what was stored of the same items; 0 if no row counts."""
+    """Mean cosine of fresh vectors with the stored ones of the same items; 0 if no row counts."""
     lengths = jnp.linalg.norm(fresh, axis=-1) * jnp.linalg.norm(stored, axis=-1)
     return _mean((fresh * stored).sum(-1) / jnp.maximum(lengths, 1e-12), mask)
 

@@ -20,7 +20,8 @@ class Relaxation(enum.Enum):
     SOFT = "soft"
     """softmax(-d / temperature), value and gradient: UniGRec's own."""
     STRAIGHT_THROUGH = "straight_through"
-    """The code itself; its gradient goes to -d as it is (Bengio et al., arXiv 1308.3432). A control: codes collapse."""
+    """The code itself; its gradient is passed to -d unchanged (Bengio et al., arXiv 1308.3432). A control: codes
+    collapse."""
 
 
 def code_mixtures(
@@ -33,12 +34,12 @@ def code_mixtures(
     """Mixtures of codes, one per level, of a quantizer's search; the generator reads `mixture @ table` as embedding."""
     if relaxation is Relaxation.SOFT:
         return found.probabilities
-    passing = found.probabilities
+    soft_codes = found.probabilities
     if relaxation is Relaxation.STRAIGHT_THROUGH:
-        passing = level_logits(found, codebooks, distance=distance)
+        soft_codes = level_logits(found, codebooks, distance=distance)
     sizes = (len(book) for book in codebooks)
     chosen = (jax.nn.one_hot(found.codes[..., level], size) for level, size in enumerate(sizes))
-    return tuple(straight_through(soft, hard) for soft, hard in zip(passing, chosen, strict=True))
+    return tuple(straight_through(soft, hard) for soft, hard in zip(soft_codes, chosen, strict=True))
 
 
 def level_logits(

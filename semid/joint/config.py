@@ -27,12 +27,12 @@ from seq_models import SoftmaxOver
 
 
 class Surgery(enum.Enum):
-    """Treatment of a tokenizer's gradient and a recommendation's that oppose each other."""
+    """Treatment of conflicts between the gradients of tokenizer and recommendation."""
 
     NONE = "none"
-    """They are added up."""
+    """The gradients are added up."""
     PROJECT = "project"
-    """The recommendation's gives way, parameter by parameter (BLOGER, arXiv 2510.21242)."""
+    """The recommendation's is projected, parameter by parameter (BLOGER, arXiv 2510.21242)."""
 
 
 def _training(epochs: float, batch_size: int, learning_rate: float, **rates: float) -> TrainingConfig:
@@ -47,7 +47,7 @@ class Phase:
     training: TrainingConfig
     """Their number and rates; a rate of 0 for `encoder`, `autoencoder` or `generator` freezes that part."""
     step: StepConfig = StepConfig()
-    """Losses of a step, and the modules that they reach."""
+    """Losses of a step, and the parts that they reach."""
     surgery: Surgery = Surgery.NONE
     """Treatment of gradients in conflict."""
 
@@ -146,28 +146,28 @@ class JointConfig:
     """Settings of the stages, in their order."""
 
     encoder: TrainingConfig | None = _training(2, 256, 1e-3)
-    """Encoders learn to tell the next item from the others of a batch; None: they stay as they are given, but for the
-    scale and bias that standardize their vectors over the catalogue."""
+    """Warm-up of the encoders, which learn to tell the next item from the others of a batch. None: only their last
+    scale and bias change, to standardize their vectors over the catalogue."""
     tokenizer: RQVaeConfig = RQVaeConfig(hidden=(128,))
     """The RQ-VAE, warmed up on the encoders' vectors."""
     generator: GeneratorConfig = GeneratorConfig(training=_training(12, 64, 3e-3))
-    """The generator, warmed up on the first codes, and how candidates are validated."""
+    """The generator, warmed up on the first codes, and the validation of candidates."""
     joint: tuple[Phase, ...] = (
         Phase(_training(3, 256, 1e-3, autoencoder=0.0), StepConfig(Objective.only(generation=Schedule(1.0)))),
     )
-    """Encoders and generator together; several phases alternate; without any, training is staged."""
+    """Joint steps of encoders and generator; several phases follow one another; none: staged training."""
     cycles: int = 1
     """Repetitions of the sequence of phases."""
     codes: CodeSchedule = HoldThenRefit()
     """When the catalogue's codes change."""
     finetune: TrainingConfig = _training(12, 64, 1e-3)
-    """The generator alone, on the codes that came out."""
+    """Last training of the generator alone, on the final codes."""
     tie_break: int = 64
-    """Size of the last level, which tells items apart that share their codes: how many may."""
+    """Size of the last level, which tells items that share their codes apart: at most so many may."""
 
     def resolved(self, *, items: int, interactions: int, repeats: bool) -> JointConfig:
-        """The config with the level sizes and epochs that so many items and training interactions get where none are
-        named, and for interactions that repeat or do not."""
+        """Fill in level sizes and epochs by the numbers of items and training interactions, and what depends on whether
+        items repeat."""
         generator = self.generator.resolved(interactions, repeats=repeats)
         return replace(self, tokenizer=self.tokenizer.resolved(items), generator=generator)
 

@@ -1,4 +1,4 @@
-"""Inputs that the stages of an end-to-end run share, and the questions that every stage asks of the joint model."""
+"""Inputs that the stages of an end-to-end run share, and operations on the joint model that they need."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from semid.recommender import ItemData, ModelSpec, Recommender
 from semid.tokenizers import map_blocks
 from semid.training import RunFolder
 
-# The stages whose results runs may share that differ in the later ones alone, in their order.
+# The first stages, in order: runs that differ only in later ones may share their results.
 WARM_UP = ("encoder", "tokenizer", "generator")
 
 
@@ -77,7 +77,7 @@ class Context:
 
     @functools.cached_property
     def conditions(self) -> FittedConditions:
-        """Conditions that the generator is to know."""
+        """Conditions that the generator learns."""
         return self.config.generator.conditions.fit(self.dataset)
 
     @property
@@ -131,7 +131,7 @@ class Context:
     def with_tie_break(self, codes: Int[np.ndarray, "items level"]) -> Int[np.ndarray, "items level+1"]:
         """Append a level that tells items of equal codes apart.
 
-        Raises SemidError if it is too small, as where codes collapse.
+        Raises SemidError if more items share codes than it has room for, as when codes collapse.
         """
         broken = tie_break(codes)
         if broken.level_size > self.config.tie_break:

@@ -27,7 +27,7 @@ Terms = dict[str, Float[Array, ""]]
 
 
 class Reach(enum.Enum):
-    """Depth to which the gradient of the recommendation losses goes back."""
+    """Deepest part of the model that the gradient of the recommendation losses reaches."""
 
     GENERATOR = "generator"
     """As in staged training: tokenizer and encoders do not learn from it."""
@@ -46,43 +46,44 @@ class Objective:
     reconstruction: Schedule = Schedule(1.0)
     """Mean squared error of the target items' vectors."""
     codebook: Schedule = Schedule(1.0)
-    """Pulls codes to what they quantize."""
+    """Pulls code vectors to the latents that they quantize."""
     commitment: Schedule = Schedule(0.25)
-    """Pulls what is quantized to its codes."""
+    """Pulls latents to their code vectors."""
     entropy: Schedule = Schedule(1e-4)
     """Spreads a batch over the codes (UniGRec, arXiv 2601.17438)."""
     contrast: Schedule = Schedule(0.0)
-    """The item before and the target find each other among the batch's (LEMUR's SQDC, arXiv 2511.10962)."""
+    """InfoNCE from the history's last item to the target, among the batch's (LEMUR's SQDC, arXiv 2511.10962)."""
     sequence_item: Schedule = Schedule(0.0)
-    """The history's codes and the target's agree (ETEGRec's SIA, arXiv 2409.05546)."""
+    """KL divergences between the code probabilities of history and target (ETEGRec's SIA, arXiv 2409.05546)."""
     preference: Schedule = Schedule(0.0)
-    """The generator's state and the target's reconstruction find each other (ETEGRec's PSA)."""
+    """InfoNCE between the generator's state and the target's reconstruction, both ways (ETEGRec's PSA)."""
     teacher_codes: Schedule = Schedule(0.0)
-    """Codes agree with those of a teacher's item vectors (UniGRec's distillation into the tokenizer)."""
+    """KL divergences from and to the codes of a teacher's item vectors (UniGRec's distillation into the tokenizer)."""
     teacher_states: Schedule = Schedule(0.0)
-    """The generator's state finds the teacher's vector of the target (UniGRec's into the generator)."""
+    """InfoNCE between the generator's state and the teacher's vector of the target, both ways (UniGRec's into the
+    generator)."""
 
     @classmethod
     def only(cls, **terms: Schedule) -> Objective:
-        """These terms, and none of those that are on by default. Raises SemidError for an unknown name."""
+        """These terms alone, without the defaults. Raises SemidError for an unknown name."""
         names = [field.name for field in fields(cls)]
         for name in terms.keys() - set(names):
             raise SemidError(f"the joint step has no term {name!r}{did_you_mean(name, names)}")
         return cls(**{name: terms.get(name, Schedule(0.0)) for name in names})
 
     def weights(self, progress: Float[Array, ""] | float) -> dict[str, Float[Array, ""]]:
-        """Weights of the terms that count at any time."""
+        """Weights, at this progress, of the terms whose schedule has a weight at any time."""
         named = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: weight(progress) for name, weight in named.items() if weight.value or weight.initial}
 
 
-# The terms of the tokenizer alone, to which the others give way in gradient surgery (BLOGER, arXiv 2510.21242).
+# Terms of the tokenizer alone, which prevail over the others in gradient surgery (BLOGER, arXiv 2510.21242).
 TOKENIZER_TERMS = {"reconstruction", "codebook", "commitment", "entropy"}
-# Those whose gradient reaches the encoders, if at all, through what is read of the history.
+# Terms whose gradient reaches the encoders, if at all, through the history's items.
 HISTORY_TERMS = {"generation", "codebook", "teacher_states"}
-# Those that do not read the target's vector, but its codes or the teacher's.
+# Terms that read the target's codes or the teacher's vector of it, but not its own vector.
 _STATE_TERMS = {"generation", "teacher_states"}
-# Those that learn from a teacher's item vectors.
+# Terms that learn from a teacher's item vectors.
 TEACHER_TERMS = {"teacher_codes", "teacher_states"}
 
 
@@ -93,18 +94,18 @@ class StepConfig:
     objective: Objective = Objective()
     """The terms and their weights."""
     reach: Reach = Reach.ENCODER
-    """Depth of the recommendation losses' gradient."""
+    """Deepest part that the recommendation losses' gradient reaches."""
     relaxation: Relaxation = Relaxation.SOFT_BACKWARD
     """Path of the gradient through the codes that the generator reads."""
     window: int = 2
-    """The last items of a history that are encoded again, and so carry the generation loss to the encoders."""
+    """Number of last items of a history that a step encodes; through them the generation loss reaches the encoders."""
     forward: float = 1.0
-    """Share of a step's windows, and of its targets where a term reads them, that is encoded; the others are read from
-    the bank."""
+    """Share of the items in a step's windows, and of its targets if a term reads them, to encode; the others are read
+    from the bank."""
     backward: float = 1.0
-    """Share that is differentiated."""
+    """Share of these items to encode with a gradient."""
     dropout: bool = False
-    """Encode with the encoders' dropout; the bank then holds noisy vectors, of which no codes should be made."""
+    """Encode with the encoders' dropout; the bank then holds noisy vectors, from which no codes should be computed."""
 
     def __post_init__(self) -> None:
         check_range(self, "window", at_least=0)
@@ -112,7 +113,7 @@ class StepConfig:
 
     @property
     def reads_targets(self) -> bool:
-        """Some term reads the targets' vectors, which are then encoded; without a window they always are."""
+        """Targets are encoded: because a term reads their vectors, or because there is no window."""
         return not self.window or not set(self.objective.weights(0.0)) <= _STATE_TERMS
 
 
@@ -158,7 +159,7 @@ class JointModel(nnx.Module):
         self.to_teacher = nnx.Linear(state, num_teacher, rngs=rngs) if num_teacher else None
 
     def select_items(self, rows: Int[np.ndarray, " items"]) -> None:
-        """Hold the items that were in these rows, in this order; -1 is a new item, without a vector and with code 0."""
+        """Keep the items of these rows, in this order; -1 adds a new item, without a vector and with code 0."""
         codes = jnp.where(jnp.asarray(rows >= 0)[:, None], self.codes[...][np.maximum(rows, 0)], 0)
         self.codes = Codes(codes)
         self.bank.select_items(rows)
@@ -217,48 +218,47 @@ def joint_terms(
     repeats: bool = True,
     hold_codebooks: bool = False,
 ) -> tuple[Terms, dict[str, Array]]:
-    """The unweighted terms, by name. Writes what it encoded into the bank.
+    """The unweighted terms, by name. Writes the encoded vectors into the bank.
 
-    `smoothing` is the label smoothing of the generation term, in which without `repeats` a target that stands in its
-    own history does not count. With `hold_codebooks` the quantizer's statistics, which with a decay are its codebooks,
-    stay as they are.
+    `smoothing` is the label smoothing of the generation term; without `repeats`, targets that stand in their own
+    history do not count in it. `hold_codebooks` keeps the quantizer's statistics, which with a decay are its codebooks.
     """
-    wanted = set(config.objective.weights(context.progress))
+    names = set(config.objective.weights(context.progress))
     encode_key, search_key, target_key, generate_key = jax.random.split(context.key, 4)
     items, metrics = _encode_batch(model, batch, tables, encode_key, config)
     passed = model.autoencoder(items.targets, key=target_key, progress=context.progress)
     terms = _tokenizer_terms(passed)
-    if wanted & {"generation", "sequence_item", "preference", "teacher_states"}:
+    if names & {"generation", "sequence_item", "preference", "teacher_states"}:
         state = _state(model, batch, tables, items.history, context, (search_key, generate_key), config)
         terms |= _generator_terms(model, batch, tables, state, passed, generate_key, smoothing, repeats)
-    if "contrast" in wanted:
+    if "contrast" in names:
         terms["contrast"] = session_contrast(
             items.last, items.targets, items=batch.targets, sessions=batch.segments.max(axis=1)
         )
-    if "teacher_codes" in wanted:
+    if "teacher_codes" in names:
         terms["teacher_codes"] = _teacher_code_term(model, batch, tables, passed)
     if not hold_codebooks:
         model.autoencoder.quantizer.update_statistics(passed.found)
-    return {name: term for name, term in terms.items() if name in wanted}, metrics
+    return {name: term for name, term in terms.items() if name in names}, metrics
 
 
 def _encode_batch(
     model: JointModel, batch: PackedRows, tables: ContentTables, key: Key[Array, ""], config: StepConfig
 ) -> tuple[_BatchItems, dict[str, Array]]:
-    """Encode the last items of the histories, and the targets where a term reads them; write them into the bank, and
-    read all others from it."""
+    """Encode the last items of the histories, and the targets if the config reads them; write these vectors into the
+    bank, and read all others from it."""
     real = batch.segments > 0
     lengths = real.sum(axis=1, keepdims=True)
-    behind = lengths - 1 - jnp.arange(real.shape[1])[None]  # items between here and the end
-    windowed = real & (behind < config.window)
+    later_items = lengths - 1 - jnp.arange(real.shape[1])[None]
+    windowed = real & (later_items < config.window)
     first = batch.targets[:, None]
     if not config.reads_targets:
         first = jnp.take_along_axis(batch.history, jnp.maximum(lengths - 1, 0), axis=1)
-    wanted = jnp.concatenate([first, jnp.where(windowed, batch.history, first)], 1)
-    most = len(wanted) * (config.reads_targets + min(config.window, real.shape[1]))
+    candidates = jnp.concatenate([first, jnp.where(windowed, batch.history, first)], 1)
+    most = len(candidates) * (config.reads_targets + min(config.window, real.shape[1]))
     forward, backward = bucket_sizes(most, forward=config.forward, backward=config.backward, parts=row_devices())
     order_key, dropout_key = jax.random.split(key)
-    fresh = unique_rows(wanted, size=forward, key=order_key)
+    fresh = unique_rows(candidates, size=forward, key=order_key)
     dropout = dropout_key if config.dropout else None
 
     def encode(rows: Int[Array, " n"]) -> Float[Array, "n dim"]:
@@ -286,7 +286,7 @@ def _state(
     keys: tuple[Key[Array, ""], Key[Array, ""]],
     config: StepConfig,
 ) -> Float[Array, "b state"]:
-    """The generator's state after each history, read through the codes that the tokenizer gives its vectors now."""
+    """The generator's state after each history, whose items it reads as code mixtures of the current tokenizer."""
     quantizer = model.autoencoder.quantizer
     latents, real = model.autoencoder.latents(vectors), batch.segments > 0
     found = quantizer.search(latents, mask=real, key=keys[0], progress=context.progress)
@@ -295,15 +295,14 @@ def _state(
     if config.reach is Reach.GENERATOR:
         mixtures = jax.lax.stop_gradient(mixtures)
     inputs, sizes = _inputs(model, batch, tables, keys[1]), model.generator.level_sizes
-    # A level that tells colliding items apart is no quantizer's: it is as the catalogue has it.
+    # The level of the tie-break has no codebook: its codes are the catalogue's.
     others = (jax.nn.one_hot(inputs.codes[..., level], sizes[level]) for level in range(len(mixtures), len(sizes)))
     inputs = inputs._replace(dense=vectors, mixtures=(*mixtures, *others))
     return last_state(model.generator.states(inputs, batch.segments, key=keys[1]), batch.segments)
 
 
 def _inputs(model: JointModel, batch: PackedRows, tables: ContentTables, key: Key[Array, ""]) -> Inputs:
-    """Rows and codes of the histories as the catalogue has them, and their events, times and conditions, if any are
-    read."""
+    """Rows and catalogue codes of the histories, and their events, times and conditions if the generator reads any."""
     codes = model.codes[...]
     items = ItemTables(codes, None, jnp.ones(len(codes), bool), groups=tables.groups, texts=tables.texts)
     along = {name: getattr(batch, name) for name in ("events", "target_events", "times")}
@@ -312,7 +311,8 @@ def _inputs(model: JointModel, batch: PackedRows, tables: ContentTables, key: Ke
 
 
 def _tokenizer_terms(passed: Pass) -> Terms:
-    """The vectors are what they are: reconstruction must not pull them to where they are easy to reconstruct."""
+    """Terms of the tokenizer alone. Reconstruction has no gradient to its targets, which would move to where they are
+    easy to reconstruct."""
     losses = passed.quantized.losses
     return {
         "reconstruction": jnp.mean(jnp.square(passed.reconstruction - jax.lax.stop_gradient(passed.x))),
@@ -349,8 +349,9 @@ def _generator_terms(
 
 
 def _teacher_code_term(model: JointModel, batch: PackedRows, tables: ContentTables, passed: Pass) -> Float[Array, ""]:
-    """Agreement of codes at a temperature of 1 whatever the assignment's, and with hard residuals, as UniGRec's release
-    has it: at its .001 codes are one-hot, and those of two items tens of thousands of nats apart."""
+    """Agreement of codes at a temperature of 1, whatever the assignment's, and with hard residuals, as in UniGRec's
+    release: at the assignment's .001 there, codes are one-hot and those of two items tens of thousands of nats apart.
+    """
     if model.teacher_to_latent is None or tables.teacher is None:
         raise TypeError("the term teacher_codes needs a teacher's item vectors")
     quantizer = model.autoencoder.quantizer

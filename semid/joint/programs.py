@@ -1,4 +1,4 @@
-"""The joint step of end-to-end training, traced from sizes alone: neither data nor parameters are made."""
+"""The joint step of end-to-end training, traced from sizes alone, without data or parameters."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from seq_models import RQTransformer
 
 
 def joint_program(config: GeneratorConfig, sizes: ProgramSizes, mesh: Mesh) -> tuple[jax.stages.Traced, TrainState]:
-    """The default joint step with this generator, for a batch of the config's size, and the state that it takes, as
-    shapes.
+    """Trace the default joint step with this generator for a batch of the config's size; also returns the shapes of its
+    state.
 
-    Content are vectors of `sizes.num_features`, of which an encoder makes item vectors of `sizes.item_dim`; the last of
-    `sizes.level_sizes` tells items apart that share their codes.
+    An encoder maps content vectors of width `sizes.num_features` to item vectors of width `sizes.item_dim`; the last of
+    `sizes.level_sizes` is the tie-break.
     """
     given, training = JointConfig(generator=config), config.training
     check_sizes(config)

@@ -1,4 +1,4 @@
-"""The stages of end-to-end training, one class each: what a stage changes of the joint model."""
+"""The stages of end-to-end training, one class each: which parts of the joint model a stage trains or replaces."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ Hook = Callable[[int, TrainState, dict[str, Any]], TrainState]
 
 @dataclass(frozen=True)
 class Stage(abc.ABC):
-    """A stage of a run, with the name of its checkpoints' folder."""
+    """A stage of a run; `name` is the folder of its checkpoints."""
 
     name: str
 
     @abc.abstractmethod
     def __call__(self, model: JointModel, context: Context) -> JointModel:
-        """Run the stage, going on from its last checkpoint, and return the model with what it has learned."""
+        """Run the stage, from its last checkpoint if there is one, and return the trained model."""
 
 
 def plan(config: JointConfig, *, warm_up: bool) -> list[Stage]:
@@ -76,7 +76,7 @@ class WarmUpEncoder(Stage):
 
 @dataclass(frozen=True)
 class FitTokenizer(Stage):
-    """Train a new tokenizer on the vectors that the encoders give the items now, and encode the catalogue with it."""
+    """Train a new tokenizer on the encoders' current item vectors, and encode the catalogue with it."""
 
     def __call__(self, model: JointModel, context: Context) -> JointModel:
         config, seed = context.config.tokenizer, context.seed
@@ -103,7 +103,7 @@ class FitTokenizer(Stage):
 
 @dataclass(frozen=True)
 class FitGenerator(Stage):
-    """Train a new generator on the codes as they are."""
+    """Train a new generator on the current codes."""
 
     def __call__(self, model: JointModel, context: Context) -> JointModel:
         model.generator = cast(RQTransformer, context.spec(model.encoder.dim).build(seed=context.seed))
@@ -112,11 +112,11 @@ class FitGenerator(Stage):
 
 @dataclass(frozen=True)
 class JointSteps(Stage):
-    """Train the parts of the model together, as one phase says; then refresh the codes, if the schedule does."""
+    """Train the parts of the model together by the settings of one phase; then refresh the codes, if scheduled."""
 
     phase: Phase
     last: bool
-    """It is the run's last phase, which may step back to its best checkpoint: another ends where it ends."""
+    """The run's last phase, which may return to its best checkpoint; others end with their last step."""
 
     def __call__(self, model: JointModel, context: Context) -> JointModel:
         schedule = context.config.codes
@@ -133,7 +133,7 @@ class JointSteps(Stage):
 
 @dataclass(frozen=True)
 class Finetune(Stage):
-    """Train the generator on, with all else as it is."""
+    """Continue to train the generator; all else is fixed."""
 
     def __call__(self, model: JointModel, context: Context) -> JointModel:
         config = replace(context.config.generator, training=context.config.finetune)
@@ -141,7 +141,7 @@ class Finetune(Stage):
 
 
 def _train_generator(name: str, model: JointModel, config: GeneratorConfig, context: Context) -> JointModel:
-    """Train the model's generator from the parameters it has."""
+    """Train the model's generator from its current parameters."""
     trained = fit_generator(
         context.recommender(model),
         context.dataset,
@@ -166,7 +166,6 @@ def _take_steps(
 ) -> JointModel:
     """Train by joint steps on training histories with one target each."""
     generator, histories = context.config.generator, context.dataset.splits.train.without_weights()
-    apart = phase.surgery is Surgery.PROJECT
     task = Task(
         model,
         phase.loss(generator),
@@ -180,15 +179,15 @@ def _take_steps(
         validate=validate,
         select=select,
         hooks=hooks,
-        combine=sum_without_conflict if apart else None,
+        combine=sum_without_conflict if phase.surgery is Surgery.PROJECT else None,
     )
     trained = train(task, phase.training, run=context.run_folder(name), seed=context.seed, mesh=context.mesh)
     graph, state = nnx.split(trained)
-    return nnx.merge(graph, jax.tree.map(jnp.asarray, state))  # the loop gives arrays of the host
+    return nnx.merge(graph, jax.tree.map(jnp.asarray, state))  # the loop returns arrays on the host
 
 
 def _items_seen(context: Context) -> Int[np.ndarray, " histories"] | None:
-    """Number of items of each training history that a previous run has trained on."""
+    """Number of items per training history that the previous run has trained on; None: there is none."""
     if context.previous is None:
         return None
     before = context.previous.dataset
@@ -197,7 +196,7 @@ def _items_seen(context: Context) -> Int[np.ndarray, " histories"] | None:
 
 
 def _validation(context: Context) -> Callable[[JointModel], dict[str, float]]:
-    """Accuracy as the generator's own stages measure it, and the health of bank and codes."""
+    """Accuracy, measured as in the generator's own stages, and the health of bank and codes."""
     score = validation(context.dataset, context.config.generator, seed=context.seed)
 
     def validate(candidate: JointModel) -> dict[str, float]:
@@ -211,16 +210,16 @@ def _validation(context: Context) -> Callable[[JointModel], dict[str, float]]:
 
 
 def _refresh_hooks(model: JointModel, phase: Phase, context: Context, steps_per_epoch: int) -> list[Hook]:
-    """A hook that recomputes all codes from the bank, as often as the schedule says, and records how many changed.
+    """A hook that recomputes all codes from the bank, as scheduled, and records how many changed.
 
-    Dead codes of a tokenizer that learns are re-seeded first, but for the last step: nothing would train them.
+    Dead codes of a tokenizer in training are re-seeded first, except at the last step, after which nothing trains them.
     """
     every_epochs, tokenizer = context.config.codes.refresh_every, context.config.tokenizer
     if every_epochs is None:
         return []
     every = max(round(every_epochs * steps_per_epoch), 1)
     reseed, last = reseeding(model, tokenizer, seed=context.seed), round(phase.training.num_epochs * steps_per_epoch)
-    maintained = tokenizer.reseed and phase.trains_codebooks
+    reseeds = tokenizer.reseed and phase.trains_codebooks
 
     def refresh(current: JointModel) -> None:
         codes = context.codes_from_bank(current)
@@ -231,7 +230,7 @@ def _refresh_hooks(model: JointModel, phase: Phase, context: Context, steps_per_
     def hook(at: int, state: TrainState, metrics: dict[str, Any]) -> TrainState:
         if at % every:
             return state
-        if maintained and at < last:
+        if reseeds and at < last:
             state = reseed(state, context.item_vectors(with_variables(model, state.params, state.rest)))
         return edit_variables(model, state, refresh)
 

@@ -18,27 +18,27 @@ class Projected(NamedTuple):
 
 
 def projected(gradients: Any, against: Any) -> Projected:
-    """Take from each leaf whose inner product with that of `against` is negative its component along it.
+    """Remove from each leaf its component along the leaf of `against`, where their inner product is negative.
 
-    As BLOGER does per parameter (arXiv 2510.21242), `against` being the tokenizer's gradient, the other one the
-    recommendation's.
+    BLOGER does so per parameter (arXiv 2510.21242), with the tokenizer's gradient as `against` and the recommendation's
+    as the other.
     """
     leaves, structure = jax.tree.flatten(gradients)
     others = jax.tree.leaves(against)
-    found = [_leaf(leaf, other) for leaf, other in zip(leaves, others, strict=True)]
+    found = [_project_leaf(leaf, other) for leaf, other in zip(leaves, others, strict=True)]
     conflicts, shared = (jnp.stack(flags).sum().astype(jnp.float32) for flags in list(zip(*found, strict=True))[1:])
     return Projected(jax.tree.unflatten(structure, [leaf for leaf, *_ in found]), conflicts / jnp.maximum(shared, 1.0))
 
 
 def sum_without_conflict(gradients: Sequence[Any]) -> tuple[Any, dict[str, Array]]:
-    """The gradients of two losses added up, the second giving way; and the share of leaves in conflict, to log."""
-    kept, yielding = gradients
-    found = projected(yielding, kept)
+    """Sum of the gradients of two losses, the second projected; and the share of leaves in conflict, to log."""
+    kept, other = gradients
+    found = projected(other, kept)
     return jax.tree.map(jnp.add, kept, found.gradients), {"conflicts": found.conflicts}
 
 
-def _leaf(x: Array, other: Array) -> tuple[Array, Array, Array]:
-    """The leaf without what opposes `other`, whether it did, and whether both losses reach it."""
+def _project_leaf(x: Array, other: Array) -> tuple[Array, Array, Array]:
+    """The leaf without the part that opposes `other`, whether it did, and whether both losses reach it."""
     inner, square = (x * other).sum(), (other * other).sum()
     conflict = inner < 0
     share = jnp.where(conflict, inner / jnp.where(conflict, square, 1), 0)

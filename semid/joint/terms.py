@@ -19,12 +19,12 @@ def code_agreement(
     *,
     distance: Distance = Distance.EUCLIDEAN,
 ) -> Float[Array, ""]:
-    """KL(A || B) + KL(B || A) of the codes that two latents of a row take, summed over levels, mean over rows.
+    """KL(A || B) + KL(B || A) of the code probabilities of a row's two latents, summed over levels, mean over rows.
 
-    A level's codes have the probabilities softmax(-d). Of a history's summary and its target item this is
-    ETEGRec's sequence-item alignment (arXiv 2409.05546); of a teacher's and the item's own latents, a distillation into
-    the tokenizer after UniGRec (arXiv 2601.17438), whose release has the history's summary in place of the item's own.
-    (Both releases leave out the minus.)
+    A level's codes have the probabilities softmax(-d). Between a history's summary and its target item this is
+    ETEGRec's sequence-item alignment (arXiv 2409.05546); between a teacher's and the item's own latents, distillation
+    into the tokenizer after UniGRec (arXiv 2601.17438), whose release has the history's summary in place of the item's
+    own. (Both releases leave out the minus.)
     """
     each = jnp.zeros(len(a))
     for of_a, of_b in zip(*(_log_shares(x, codebooks, distance) for x in (a, b)), strict=True):
@@ -38,11 +38,11 @@ def symmetric_info_nce(
     *,
     items: Int[Array, " n"],
 ) -> Float[Array, ""]:
-    """Contrast of two vectors of a row, each to find the other; rows of the same target item are no negatives.
+    """InfoNCE between a row's two vectors, in both directions; rows of the same target item are no negatives.
 
-    Of the decoder's first state and the tokenizer's reconstruction of the target this is ETEGRec's
-    preference-semantic alignment (arXiv 2409.05546); of that state and a teacher's, UniGRec's distillation into the
-    generator (arXiv 2601.17438).
+    Between the decoder's first state and the tokenizer's reconstruction of the target this is ETEGRec's
+    preference-semantic alignment (arXiv 2409.05546); between that state and a teacher's vector, UniGRec's distillation
+    into the generator (arXiv 2601.17438).
     """
     return (info_nce(a, b, temperature=0.07, ids=items) + info_nce(b, a, temperature=0.07, ids=items)) / 2
 
@@ -54,7 +54,7 @@ def session_contrast(
     items: Int[Array, " n"],
     sessions: Int[Array, " n"],
 ) -> Float[Array, ""]:
-    """Contrast of queries, or of items seen before, with the items that followed (LEMUR's SQDC, arXiv 2511.10962).
+    """InfoNCE from queries, or items seen before, to the items that followed (LEMUR's SQDC, arXiv 2511.10962).
 
     Other targets of the same session, and the same item elsewhere, are no negatives.
     """

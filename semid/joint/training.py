@@ -1,6 +1,6 @@
-"""Training end to end: encoders, tokenizer and generator one after the other, then together, then the generator alone.
+"""End-to-end training: encoders, tokenizer and generator one after the other, then together, then the generator alone.
 
-Staged training is the same without the joint steps, which is what they are measured against.
+Staged training, the baseline of the joint steps, is the same without them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from semid.encoders import (
     read_content,
 )
 from semid.errors import SemidError
-from semid.generators import with_choices, write_statistics
+from semid.generators import with_tuned_mixture, write_statistics
 from semid.graphs import ItemGraph
 from semid.joint.config import JointConfig
 from semid.joint.context import WARM_UP, Context, PreviousRun, encode_items
@@ -58,11 +58,14 @@ from seq_models import RQTransformer
 
 STATE_FILE = "joint.safetensors"
 
-# Versions of what `train_end_to_end` does with the same settings: one more where targets that no term reads are left to
-# the bank, two where the factor of what repeats is chosen, four where repeats do not count in joint steps, eight where
-# items are new to a run that is continued without joint steps, and sixteen where that factor may be chosen, of
-# which large ones left some histories without any item.
-_VERSION, _OF_WINDOWS, _OF_REPEATS, _OF_UNSEEN, _OF_NEW_ITEMS, _OF_FACTORS = 1, 1, 2, 4, 8, 16
+# Version of the `train_end_to_end` stage. Each change that trains another model from the same settings has a number,
+# added for the requests that it concerns; all others keep their version, and with it their artifacts.
+_VERSION = 1
+_UNREAD_TARGETS_CHANGE = 1  # targets whose vectors no term reads come from the bank
+_REPEAT_FACTOR_CHANGE = 2  # where items repeat, a repeat factor is chosen
+_NO_REPEATS_FIX = 4  # targets that repeat do not count in joint steps without `repeats`
+_NEW_ITEMS_FIX = 8  # new items of a run that is continued without joint steps enter the bank
+_REPEAT_FACTOR_FIX = 16  # large factors, among which validation chooses, left some histories without recommendations
 
 _SCRATCH = "scratch"
 
@@ -84,26 +87,26 @@ def train_end_to_end(
 ) -> Recommender:
     """Train encoders, tokenizer and generator on the dataset's training histories, and write the model artifact `out`.
 
-    `text` and `image` say how items are encoded: "scratch", the folder of a pretrained model (its states read by side
+    `text` and `image` choose the encoders: "scratch", the folder of a pretrained model (its states read by side
     adapters), or a config such as `PretrainedText(folder, tuning=LowRank())`; None leaves the modality out. `content`
-    is for all else: content and encoder that `read_content` or the caller has made. The terms `teacher_codes` and
-    `teacher_states` learn from a `teacher`: a model that has item vectors, such as SASRec, or the vectors. A `graph` is
-    mixed with the trained model at the weight that is best on validation; where items repeat, so is the factor of the
-    model's probability of those in the history.
+    replaces both: content and encoder from `read_content` or the caller. The terms `teacher_codes` and `teacher_states`
+    learn from a `teacher`: a model that has item vectors, such as SASRec, or the vectors. The `graph` is mixed with the
+    trained model at the weight that is best on validation. Where items repeat, validation also chooses the factor on
+    the probabilities of the history's items.
 
-    A stage (see `run_stage`): an interrupted run of the same request resumes from its checkpoints, a finished one is
-    read, and without `out` nothing is written. The artifact is a recommender like any other (its features are the item
-    vectors), with all parameters and the bank in `joint.safetensors`, what encodes other items (`trained_encoder`,
-    `ContentReader.load`), and the records of all stages in `history.jsonl`. With `shared` the first three stages keep
-    their checkpoints there, for runs that differ in the later ones alone.
+    A stage (see `run_stage`): it resumes an interrupted run of the same request from its checkpoints and reads a
+    finished one; without `out` nothing is written. The artifact is a recommender like any other (its features are the
+    item vectors). It also holds all parameters and the bank (`joint.safetensors`), the encoders for other items (see
+    `trained_encoder`, `ContentReader.load`), and the records of all stages (`history.jsonl`). `shared` is a folder for
+    the checkpoints of the first three stages, which runs that differ only in later stages can share.
 
-    With `previous` all variables are that run's, and its bank: the first three stages are left out, joint steps have
-    the targets that it did not have, and an item unknown to it enters the bank when a step first encodes it, or at once
-    where there are none. The last stage has all histories again, so that the generator forgets none.
+    `previous` is a run to continue from its variables and bank: the first three stages are skipped, and joint steps
+    train on the targets that it did not have. New items enter the bank when a joint step first encodes them, or at once
+    without joint steps. The last stage trains on all histories, so that the generator forgets none.
 
-    Raises SemidError if content is missing or of other items, more items than `tie_break` have none, the objective
-    wants a teacher that is not given, or none that is, `previous` is of other settings, has embeddings of other items
-    or trained on what is not the beginning of the training histories here, codes collapse, or `out` is in use.
+    Raises SemidError if content is missing or of other items, if more than `tie_break` items have none, if the
+    objective needs a teacher and none is given, or the reverse, if `previous` has other settings, embeddings of other
+    items, or histories that those here do not begin with, if codes collapse, and if `out` is in use.
     """
     refuse_path(dataset, "Dataset.load")
     refuse_path(teacher, "Recommender.from_pretrained")
@@ -118,32 +121,32 @@ def train_end_to_end(
         repeats=fitted.repeats.common,
     )
     request = _request(dataset, config, source, content, teacher, previous, seed)
-    of_stages = {"seed": seed, "parents": dict(request.parents), "content": request.config.get("content")}
+    stage_request = {"seed": seed, "parents": dict(request.parents), "content": request.config.get("content")}
     if graph is not None:
         graph.check_dataset(dataset)
         request = dataclasses.replace(request, parents={**request.parents, "graph": graph.digest})
 
     def work(folder: Path) -> _Trained:
-        home = folder if shared is None else _shared_folder(shared, request)
-        given = content if content is not None else read_content(dataset, source, seed=seed, cache=home / "states")
-        _check(dataset, given, config)
+        warm_up = folder if shared is None else _shared_folder(shared, request)
+        read = content if content is not None else read_content(dataset, source, seed=seed, cache=warm_up / "states")
+        _check(dataset, read, config)
         context = Context(
             dataset=dataset,
-            content=given.rows,
+            content=read.rows,
             config=config,
             teacher=vectors,
             previous=previous,
-            request=of_stages,
+            request=stage_request,
             folder=folder,
-            shared=None if shared is None else home,
+            shared=None if shared is None else warm_up,
             title="" if out is None else f" of {Path(out).name}",
             seed=seed,
             mesh=mesh,
         )
-        on_first(lambda: _own(folder, request))
-        model = _run_stages(nnx.clone(given.encoder), context)
-        trained = with_choices(context.recommender(model), dataset, config.generator, graph=graph, seed=seed)
-        return _Trained(trained, model, given.reader)
+        on_first(lambda: _write_request(folder, request))
+        model = _run_stages(nnx.clone(read.encoder), context)
+        trained = with_tuned_mixture(context.recommender(model), dataset, config.generator, graph=graph, seed=seed)
+        return _Trained(trained, model, read.reader)
 
     def write(trained: _Trained, folder: Path) -> None:
         trained.recommender.write(folder)
@@ -155,7 +158,7 @@ def train_end_to_end(
 
 @dataclasses.dataclass(frozen=True)
 class _Trained:
-    """A recommender, and the joint model that it is part of, if that was trained just now."""
+    """A recommender, and if it was just trained the joint model that it is part of."""
 
     recommender: Recommender
     model: JointModel | None = None
@@ -171,7 +174,7 @@ class _Trained:
     def write(self, folder: Path, config: JointConfig) -> None:
         """Write the joint model's variables, the tokenizer of its item vectors, and the reader of content."""
         if self.model is None:
-            raise TypeError("a model that was read is not written again")
+            raise TypeError("a recommender that was read has no joint model to write")
         artifacts.save_tensors(folder / STATE_FILE, jax.device_get(named_leaves(nnx.state(self.model))))
         settings, unchanged = TokenizerConfig(method=config.tokenizer), Standardizer.identity(self.model.encoder.dim)
         SemanticTokenizer(settings, unchanged, self.model.autoencoder).write(folder)
@@ -184,8 +187,8 @@ def trained_encoder(path: str | Path, encoder: ItemEncoder | None = None) -> Ite
     """Load the encoders of an end-to-end model, to encode other items (`encode_items`): the artifact's
     `SemanticTokenizer` gives these vectors codes, and `Recommender.with_catalog` recommends them.
 
-    `encoder`, which is changed in place of a new one, is built as the one given in `content` was; without it the
-    artifact tells how. Raises SemidError naming a tensor that does not fit.
+    An `encoder` built like the one given in `content` is needed for such a model, and stays unchanged. Raises
+    SemidError naming a tensor that does not fit.
     """
     path = artifacts.fetched(path)
     file, prefix = path / STATE_FILE, "encoder/"
@@ -200,7 +203,7 @@ def trained_encoder(path: str | Path, encoder: ItemEncoder | None = None) -> Ite
 def _content_config(
     text: TextSource | str | None, image: ImageSource | str | None, content: ItemContent | None
 ) -> ContentConfig | None:
-    """Config of the content to read; None where it is given."""
+    """Config of the content to read; None if `content` is given."""
     if content is not None:
         if (text, image) != (_SCRATCH, None):
             raise SemidError("expected text and image, or content, got both; content has its own encoders")
@@ -240,30 +243,31 @@ def _request(
         same = dataset.item_ids.equals(previous.dataset.item_ids)
         if config.generator.model.has_item_embeddings and not same:
             raise SemidError(
-                "previous: embeddings of item ids know nothing of other items; leave id_embedding out, or begin anew"
+                "previous: embeddings of item ids know nothing of other items; leave id_embedding out, or train from "
+                "scratch"
             )
         parents["previous"] = origin.digest
-    whole = all(phase.step.reads_targets for phase in config.joint)
-    version = _VERSION + (not whole) * _OF_WINDOWS + dataset.repeats.common * _OF_REPEATS
-    unseen = config.generator.objective.repeats is False
-    if config.joint and unseen and dataset.repeats.repeated:
-        version += _OF_UNSEEN
-    version += (dataset.repeats.common and not unseen) * _OF_FACTORS
+    version, no_repeats = _VERSION, config.generator.objective.repeats is False
+    version += _UNREAD_TARGETS_CHANGE * any(not phase.step.reads_targets for phase in config.joint)
+    version += _REPEAT_FACTOR_CHANGE * dataset.repeats.common
+    version += _REPEAT_FACTOR_FIX * (dataset.repeats.common and not no_repeats)
+    if config.joint and no_repeats and dataset.repeats.repeated:
+        version += _NO_REPEATS_FIX
     if previous is not None and not config.joint and not dataset.item_ids.equals(previous.dataset.item_ids):
-        version += _OF_NEW_ITEMS
+        version += _NEW_ITEMS_FIX
     return Request(Kind.MODEL, settings, parents, seed, version)
 
 
 def _check_continued(dataset: Dataset, before: Dataset) -> None:
-    """Raise SemidError unless the training history of every user of both datasets begins with the earlier one's, behind
-    which training goes on: else it would miss new items, or what is held out here would have been trained on."""
+    """Raise SemidError unless the training history of every user of both datasets begins with the earlier one's. Else
+    the continued run would miss interactions, or the previous one would have trained on what is held out here."""
     now, then = dataset.splits.train, before.splits.train
     places = pc.index_in(before.users, dataset.users).fill_null(-1).to_numpy()
     known = np.flatnonzero(places >= 0)
     user, then = places[known], then.take(known)
     allowed = now.lengths[user]
     if isinstance(before.split_rule, LeaveOneOut) and isinstance(dataset.split_rule, LeaveOneOut):
-        # Who had two interactions trained on both; with a third one the second is validation.
+        # With two interactions of a user, both were trained on; now that there is a third, the second is validation.
         short = (np.diff(before.offsets)[known] == 2) & (np.diff(dataset.offsets)[user] == 3)
         allowed = np.where(short, 2, allowed)
         if short.any():
@@ -277,19 +281,19 @@ def _check_continued(dataset: Dataset, before: Dataset) -> None:
         raise SemidError(
             f"previous: user {before.users[int(known[owner[np.argmin(same)]])].as_py()!r}: what that run trained on is "
             "not the beginning of the training history here (interactions left out, or another split); keep the older "
-            "interactions and the split rule, or begin anew"
+            "interactions and the split rule, or train from scratch"
         )
 
 
 def _shared_folder(path: str | Path, request: Request) -> Path:
-    """The folder that runs share, tried before any work."""
+    """Check that the shared folder can be written to, before any work, and return it."""
     folder = shared_folder(path)
     check_events(request.settings, folder)
     return Path(on_first(lambda: str(artifacts.try_folder(folder).path)))
 
 
-def _own(folder: Path, request: Request) -> None:
-    """Mark the folder of the stages' folders as this run's, to be discarded with it."""
+def _write_request(folder: Path, request: Request) -> None:
+    """Write the run's request into the folder of its stages' checkpoints, which is discarded with it."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / REQUEST).exists():
         artifacts.write_json(folder / REQUEST, request.checkpoints)
@@ -299,9 +303,9 @@ def _run_stages(encoder: ItemEncoder, context: Context) -> JointModel:
     """Run all stages, from an untrained model or from that of the previous run, and write their history."""
     stages = plan(context.config, warm_up=context.previous is None)
     if context.previous is None:
-        model = _untrained(encoder, context, num_items=context.dataset.num_items)
+        model = _build_untrained(encoder, context, num_items=context.dataset.num_items)
     else:
-        model = _continued(encoder, context, context.previous)
+        model = _load_previous(encoder, context, context.previous)
     for stage in stages:
         with contextlib.ExitStack() as stack:
             if context.shared is not None and stage.name in WARM_UP:
@@ -315,7 +319,7 @@ def _lock(folder: Path, stack: contextlib.ExitStack) -> None:
     stack.enter_context(artifacts.locked(folder.with_name(f".{folder.name}.lock"), folder))
 
 
-def _untrained(encoder: ItemEncoder, context: Context, *, num_items: int) -> JointModel:
+def _build_untrained(encoder: ItemEncoder, context: Context, *, num_items: int) -> JointModel:
     config, seed = context.config, context.seed
     autoencoder = RQVAE(config.tokenizer, dim=encoder.dim, rngs=nnx.Rngs(seed))
     generator = cast(RQTransformer, context.spec(encoder.dim).build(seed=seed))
@@ -324,16 +328,17 @@ def _untrained(encoder: ItemEncoder, context: Context, *, num_items: int) -> Joi
     return JointModel(encoder, autoencoder, generator, codes=codes, num_teacher=width, rngs=nnx.Rngs(seed + 1))
 
 
-def _continued(encoder: ItemEncoder, context: Context, previous: PreviousRun) -> JointModel:
-    """The previous run's model on the dataset's items, known by their ids; new ones get codes of their own vectors."""
+def _load_previous(encoder: ItemEncoder, context: Context, previous: PreviousRun) -> JointModel:
+    """Load the previous run's model for the dataset's items, found by their ids; codes are computed from the vectors in
+    the bank, and for new items from their content."""
     file, before = artifacts.place(previous.path) / STATE_FILE, previous.dataset
     if read_spec(file.parent).conditions != context.conditions.spec:
         raise SemidError(
             f"{file.parent}: the previous run knows other conditions (names of events and groups are a part of them); "
-            "give the same, or begin anew"
+            "give the same, or train from scratch"
         )
     leaves = artifacts.load_tensors(file)
-    graph, state = nnx.split(_untrained(encoder, context, num_items=before.num_items))
+    graph, state = nnx.split(_build_untrained(encoder, context, num_items=before.num_items))
     model = nnx.merge(graph, replace_leaves(state, leaves, where=str(file)))
     rows = pc.index_in(context.dataset.item_ids, before.item_ids).fill_null(-1).to_numpy()
     model.select_items(rows)
@@ -341,7 +346,7 @@ def _continued(encoder: ItemEncoder, context: Context, previous: PreviousRun) ->
     if len(new := np.flatnonzero(rows < 0)):
         encoded = jnp.asarray(encode_items(model.encoder, context.content, new))
         vectors = vectors.at[new].set(encoded)
-        if not context.config.joint:  # else its steps write them, or what follows them
+        if not context.config.joint:  # else joint steps, or the stages after them, write these
             model.bank.write(jnp.asarray(new), encoded, mask=jnp.ones(len(new), bool))
     model.codes[...] = jnp.asarray(context.with_tie_break(map_blocks(model.autoencoder.encode, vectors)))
     return model
@@ -372,11 +377,12 @@ def _check_teacher(
     config: JointConfig,
     previous: PreviousRun | None,
 ) -> None:
-    """Raise SemidError unless there are a teacher's vectors, of all items, just where a term learns from them."""
+    """Raise SemidError unless a teacher's vectors, of all items, are given exactly if a term learns from them."""
     terms = {name for phase in config.joint for name in phase.step.objective.weights(0.0)}
-    if teacher is None and (unheard := sorted(terms & TEACHER_TERMS)):
-        raise SemidError(f"the term {unheard[0]} learns from a teacher: give one (--teacher), or weight 0")
-    if teacher is not None and previous is None and not terms & TEACHER_TERMS:  # a previous run's variables want one
+    if teacher is None and (lacking := sorted(terms & TEACHER_TERMS)):
+        raise SemidError(f"the term {lacking[0]} learns from a teacher: give one (--teacher), or weight 0")
+    # A previous model may have heads for a teacher.
+    if teacher is not None and previous is None and not terms & TEACHER_TERMS:
         raise SemidError("no term learns from the teacher: weigh teacher_codes or teacher_states, or give no teacher")
     if teacher is not None and len(teacher) != dataset.num_items:
         raise SemidError(f"expected a teacher's vectors of {dataset.num_items} items, got {len(teacher)}")
@@ -391,4 +397,4 @@ def _check(dataset: Dataset, content: ItemContent, config: JointConfig) -> None:
             f"for {config.tie_break}; give tie_break {alike} or more, or leave these items out"
         )
     if (rows := len(jax.tree.leaves(dict(content.rows))[0])) != dataset.num_items:
-        raise SemidError(f"expected content of the dataset's {dataset.num_items} items, got {rows} rows; make it anew")
+        raise SemidError(f"expected content of the dataset's {dataset.num_items} items, got {rows} rows; read it again")

@@ -29,8 +29,8 @@ from semid.generators import (
     train,
     training_rows,
 )
-from semid.generators.calibration import fitted_biases
-from semid.generators.training import _tables, _untrained
+from semid.generators.calibration import fit_biases
+from semid.generators.training import _build_untrained, _tables
 from semid.graphs import ItemGraph
 from semid.joint import joint_program
 from semid.recommender import Condition, ConditionSpec, Recommender, Sampling, export_program, ranking, scorers
@@ -309,7 +309,7 @@ def test_distillation_and_a_graph_go_with_conditions(dataset):
         (ConditionsConfig(on_group="colour"), "no column 'colour' among the items'"),
         (
             ConditionsConfig(on_text="text"),
-            "no encoder of texts has made a column 'text', to read conditions by",
+            "no text encoder made a column 'text', to encode conditions with",
         ),
         (dataclasses.replace(ASKED, text_columns=("price",)), "column 'price' is missing"),
     ],
@@ -504,7 +504,7 @@ def test_biases_of_events_that_never_were_are_bounded():
     rng = np.random.default_rng(0)
     log_probs = np.log(rng.dirichlet(np.ones(3), 200)).astype(np.float32)
     done = rng.integers(0, 2, 200).astype(np.int32)
-    change = fitted_biases(log_probs, done)
+    change = fit_biases(log_probs, done)
     found = np.exp(log_probs + change)
     found /= found.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(found.sum(axis=0) + change, np.bincount(done, minlength=3), atol=1e-2)
@@ -547,7 +547,7 @@ def _loss(dataset, family, weights, *, head=False, interactions=False):
         features=features,
         objective=objective,
     )
-    recommender = _untrained(dataset, catalog_of(dataset), config, seed=1)
+    recommender = _build_untrained(dataset, catalog_of(dataset), config, seed=1)
     rows = training_rows(dataset, config, recommender.model.layout)
     batch = rows[np.arange(len(rows))]
     tables = _tables(recommender, dataset, objective)

@@ -13,7 +13,7 @@ from semid.catalog import SemanticCatalog
 from semid.data import Dataset
 from semid.errors import SemidError
 from semid.generators import GeneratorConfig, train
-from semid.generators.starting import started
+from semid.generators.starting import start_from_teacher
 from semid.joint import JointConfig
 from semid.recommender import ItemData, ModelSpec, Recommender
 from semid.training import TrainingConfig
@@ -60,7 +60,7 @@ def untrained(model, catalog, *, seed) -> Recommender:
 def test_states_are_the_teachers_but_for_the_codes(catalog, family):
     """Content that the teacher projects is in its item vectors; the two share no parameters afterwards."""
     teacher, own = untrained(DENSE, catalog, seed=0), untrained(FAMILIES[family], catalog, seed=1)
-    model = started(own, teacher).model
+    model = start_from_teacher(own, teacher).model
     for table in model.tables:
         table.embedding[...] = jnp.zeros_like(table.embedding[...])
     history, segments = jnp.array([[3, 1, 4, 7, 2]]), jnp.array([[1, 1, 1, 2, 2]])
@@ -110,7 +110,7 @@ def _config(model) -> GeneratorConfig:
 def test_what_cannot_start_from_the_teacher_is_refused(catalog, model, teacher, message):
     given = None if teacher is None else untrained(teacher, catalog, seed=0)
     with pytest.raises(SemidError, match=message):
-        started(untrained(model, catalog, seed=1), given)
+        start_from_teacher(untrained(model, catalog, seed=1), given)
 
 
 def test_end_to_end_training_has_no_dense_head():
