@@ -41,17 +41,17 @@ class AutoencoderConfig:
     latent: int = 32
     """Dimensions of the quantized vector."""
     assignments: tuple[Nearest | Sinkhorn | Gumbel | OverusedGumbel, ...] = (Nearest(),)
-    """Choice of codes in training, one for all levels or one per level; the catalogue's codes are the nearest."""
+    """Assignment of codes in training, one for all levels or one per level; the catalogue has the nearest codes."""
     path: GradientPath = GradientPath.STRAIGHT_THROUGH
-    """Gradient estimator of the quantizer. Soft paths depend on the assignments' temperature: at the default of 1 soft
-    vectors may be far from the nearest codes, and with `soft` the catalogue's codes are then not the trained ones
-    (UniGRec: from .01 to .001)."""
+    """Gradient estimator of the quantizer. Soft paths depend on the assignments' temperature (UniGRec: from .01 to
+    .001): at the default of 1, soft vectors may be far from the nearest codes, and `soft` then trains other vectors
+    than the catalogue's codes stand for."""
     metric: Distance = Distance.EUCLIDEAN
-    """Distance by which a code is the nearest."""
+    """Distance by which the nearest code is found."""
     decay: float | None = None
-    """Codebooks as moving averages of their inputs with this decay; none given: learned by gradient."""
+    """Decay of codebooks that are moving averages of their inputs; none given: codebooks are learned by gradient."""
     reconstruction: float = 1.0
-    """Weight of the content's reconstruction; less of it leaves an alignment more of the codes."""
+    """Weight of the content's reconstruction; the lower, the more an alignment decides about the codes."""
     commitment: float = 0.25
     """Weight of the commitment loss."""
     entropy: float = 0.0
@@ -63,7 +63,7 @@ class AutoencoderConfig:
 
 
 class Pass(NamedTuple):
-    """One pass of vectors `x` through the autoencoder; rows outside `mask` (None: no row) count for nothing."""
+    """One pass of vectors `x` through the autoencoder; rows outside `mask` count in no loss (None: all count)."""
 
     x: Float[Array, "n dim"]
     latents: Float[Array, "n latent"]
@@ -103,7 +103,7 @@ class RQVAE(nnx.Module):
         return _through(self.encoder, x)
 
     def exact_latents(self, x: Float[Array, "*b dim"]) -> Float[Array, "*b latent"]:
-        """`latents` with float32 products on every device, for codes that last: less precise products change some."""
+        """`latents` with float32 products on every device, for stored codes: less precise products change some."""
         with jax.default_matmul_precision("highest"):
             return self.latents(x)
 
@@ -123,14 +123,14 @@ class RQVAE(nnx.Module):
         key: PRNGKeyArray | None = None,
         progress: Float[Array, ""] | float = 1.0,
     ) -> Pass:
-        """One pass; `mask`, `key` and `progress` are the assignment's (see ResidualQuantizer)."""
+        """One pass; for `mask`, `key` and `progress` see ResidualQuantizer."""
         latents = self.latents(x)
         found = self.quantizer.search(latents, mask=mask, key=key, progress=progress)
         quantized = self.quantizer.quantize_found(latents, found, mask=mask)
         return Pass(x, latents, found, quantized, _through(self.decoder, quantized.vectors), mask)
 
     def initialize(self, x: Float[np.ndarray, "items dim"], *, iterations: int, seed: int) -> None:
-        """Set codebooks by residual k-means on the latents of all items; without iterations they stay random."""
+        """Set codebooks by residual k-means on the latents of all items; with 0 iterations they stay random."""
         if not iterations:
             return
         latents = jnp.asarray(map_blocks(self.exact_latents, x))
@@ -147,7 +147,8 @@ class Tables(NamedTuple):
 def autoencoder_loss(
     model: RQVAE, config: AutoencoderConfig, passed: Pass
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """Reconstruction + codebook + commitment (TIGER, eq. 1-2), means over rows and dimensions, and spread of codes."""
+    """Reconstruction + codebook + commitment (TIGER, eq. 1-2), means over rows and dimensions, and the losses that
+    spread codes."""
     errors, mask = jnp.square(passed.reconstruction - passed.x), passed.mask
     reconstruction = jnp.mean(errors) if mask is None else masked_mean(errors.mean(-1), mask=mask)
     losses = passed.quantized.losses

@@ -1,4 +1,4 @@
-"""Functions of rows applied in blocks, so that memory is bounded and few shapes are compiled."""
+"""Row-wise functions applied in blocks, so that memory is bounded and few shapes are compiled."""
 
 from __future__ import annotations
 

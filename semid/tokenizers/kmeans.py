@@ -31,11 +31,11 @@ class RQKmeansConfig(TokenizerMethod):
     iterations: int = 25
     """Lloyd iterations per level."""
     balanced: bool = False
-    """Codebooks fitted as means of clusters of equal size (OneRec). Items take the nearest code, so that their numbers
-    per code are more even than without, not equal."""
+    """Fit codebooks to clusters of equal size (OneRec). Items then take the nearest code, so usage is more even than
+    without, not equal."""
     unit_norm: bool | None = None
-    """Residuals scaled to norm 1 before each further level: it uses its whole codebook, where without a few items with
-    large residuals take most of its codes. None given: no, as codes of before there was the choice."""
+    """Scale residuals to norm 1 before each further level, which then uses its whole codebook; else a few items with
+    large residuals take most of its codes. None given: no."""
     name = "rq-kmeans"
     is_residual = True
 

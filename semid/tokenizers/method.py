@@ -1,4 +1,4 @@
-"""The interface of tokenization methods: a config that fits a model, and builds an empty one to be loaded."""
+"""The interface of tokenization methods: a config that fits a model, or builds one to load arrays into."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ class CodeModel(Protocol):
 
 @dataclass(frozen=True)
 class FitContext:
-    """Inputs of a fit next to the vectors. Methods that train nothing need the seed alone."""
+    """Inputs of a fit besides the vectors. Methods without training need only the seed."""
 
     dataset: Dataset
     seed: int
     folder: Path
-    """Of checkpoints and `history.jsonl`."""
+    """Folder of checkpoints and `history.jsonl`."""
     alignment: Sequence[AlignmentConfig]
     signal: Signal
     mesh: Mesh | None
 
     @functools.cached_property
     def co_consumption(self) -> CoConsumption:
-        """Draws of co-consumed items, which alignments and the health of codes share."""
+        """Co-consumed items, drawn once for alignments and code health."""
         return CoConsumption(self.dataset.splits.train, num_items=self.dataset.num_items, seed=self.seed)
 
 
@@ -60,15 +60,15 @@ _LARGEST, _SMALLEST = 256, 16
 
 
 def codebook_size(items: int) -> int:
-    """Codebook size of a level where none is named: the power of two nearest to a quarter of the items, from 16 (or
-    their number) to 256, as it is from 725 items on."""
+    """Default codebook size of a level: the power of two nearest to a quarter of the items, at least 16 (or the number
+    of items) and at most 256, which is reached at 725 items."""
     nearest = 2 ** round(math.log2(max(items, 1) / 4))
     return min(max(nearest, _SMALLEST), _LARGEST, max(items, 1))
 
 
 @dataclass(frozen=True)
 class TokenizerMethod(abc.ABC):
-    """Settings of a tokenization method. A new one is a file here, and its name in `semid.tokenizers`."""
+    """Settings of a tokenization method. A new one is a file here, exported in `semid.tokenizers`."""
 
     level_sizes: tuple[int, ...]
     """Codebook size of each level; none given: by the number of items (see `resolved`)."""
@@ -77,17 +77,17 @@ class TokenizerMethod(abc.ABC):
     is_residual: ClassVar[bool] = False
     """Each level quantizes the residual of those before it, so that collision policies can move the last code."""
     can_align: ClassVar[bool] = False
-    """It trains, so that alignments can join."""
+    """It trains, so that alignments can be added to its loss."""
     default_levels: ClassVar[int] = 3
-    """Number of levels where none are named."""
+    """Number of levels if no sizes are given."""
 
     @property
     def num_levels(self) -> int:
-        """Levels that the catalogue's codes will have, before collisions are resolved."""
+        """Number of levels before collisions are resolved."""
         return len(self.level_sizes) or self.default_levels
 
     def resolved(self: _Method, items: int) -> _Method:
-        """The method with its level sizes, those named or `codebook_size(items)` for each level."""
+        """Fill in the default level sizes, `codebook_size(items)` for each level."""
         sizes = self.level_sizes or (codebook_size(items),) * self.default_levels
         return dataclasses.replace(self, level_sizes=sizes)
 
@@ -100,16 +100,16 @@ class TokenizerMethod(abc.ABC):
 
     @abc.abstractmethod
     def build(self, dim: int) -> CodeModel:
-        """A model of the right shapes for vectors of `dim` dimensions, its arrays to be loaded."""
+        """Build a model of the right shapes for vectors of `dim` dimensions, to load arrays into."""
 
     def last_residuals(self, model: Any, x: Float[np.ndarray, "n dim"], codes: Int[np.ndarray, "n level"]) -> Residuals:
         """Inputs of the last level, for a residual method. Raises SemidError for others."""
         del model, x, codes
-        raise SemidError(f"the codes of {self.name} are no residual codes, so that none of them has a last residual")
+        raise SemidError(f"the codes of {self.name} are no residual codes and have no last residual")
 
 
 def last_residuals(quantizer: Any, latents: Float[np.ndarray, "n dim"], codes: Int[np.ndarray, "n level"]) -> Residuals:
-    """Inputs of a residual quantizer's last level for vectors of the given codes."""
+    """Inputs of a residual quantizer's last level, and its codebook, for latents with these codes."""
     book = np.asarray(quantizer.codebooks[-1][...])
     return Residuals(latents - (map_blocks(quantizer.decode, codes) - book[codes[:, -1]]), book)
 

@@ -17,7 +17,7 @@ from semid.tokenizers.method import FitContext, TokenizerMethod, shrunk_to
 
 @dataclass(frozen=True)
 class ProductConfig(TokenizerMethod):
-    """Optimized product quantization: many unordered codes, each of its own part of the rotated vector (RPG)."""
+    """Optimized product quantization: many unordered codes, one per part of the rotated vector (RPG)."""
 
     level_sizes: tuple[int, ...] = ()
     """Codebook size of each code; 4 to 64 codes are usual. None given: 16 codes of the power of two nearest to a

@@ -1,4 +1,4 @@
-"""RQ-DINO: codes of pictures by self-supervision, without reconstruction (MSCGRec, arXiv 2602.03713)."""
+"""RQ-DINO: self-supervised codes of pictures, without reconstruction (MSCGRec, arXiv 2602.03713)."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from quantizers import ResidualCodes, ResidualQuantizer
 
 
 class RqDinoLoss(NamedTuple):
-    """Terms of a step, to be added up (the commitment by .25 or so), the mean of the teacher's logits, and codes."""
+    """Terms of a step, to be added up (commitment with a weight of about .25), the mean of the teacher's logits, and
+    codes."""
 
     agreement: Float[Array, ""]
     """Cross-entropy of the student's classes to the teacher's, over pairs of different crops, in nats."""
     codebook: Float[Array, ""]
     commitment: Float[Array, ""]
     center: Float[Array, " classes"]
-    """To be averaged over steps (DINO: .9 of the old) and given as `center`."""
+    """Mean of the teacher's logits; its moving average over steps (DINO: decay .9) is the next `center`."""
     found: ResidualCodes
-    """Of all crops, for the quantizer's `update_statistics`, which is to be called in every step."""
+    """Codes of all crops, for the quantizer's `update_statistics`, to be called in every step."""
 
 
 def rq_dino_loss(
@@ -39,17 +40,17 @@ def rq_dino_loss(
 ) -> RqDinoLoss:
     """DINO's loss (Caron et al., arXiv 2104.14294, eq. 3) with a residual quantizer before the student's head.
 
-    `student` are the student encoder's states of all crops of a batch's pictures, the large ones first; `teacher` the
-    logits of the large crops by the teacher, encoder and head, whose parameters are moving averages of the student's
-    and which quantizes nothing. Each crop's quantized state predicts what the teacher says of every other large crop.
-    A picture's codes are those of the student's state of the whole picture. `key` and `progress` are the assignment's
-    (see ResidualQuantizer); a quantizer with `decay` has no codebook loss, so leave out `codebook`.
+    `student` are the student encoder's states of all crops of a batch's pictures, the large ones first. `teacher` are
+    the logits of the large crops by the teacher (encoder and head), whose parameters are moving averages of the
+    student's and which does not quantize. Each crop's quantized state predicts the teacher's classes of every other
+    large crop. A picture's codes are those of the student's state of the whole picture. For `key` and `progress` see
+    ResidualQuantizer; a quantizer with `decay` has no codebook loss, so leave out `codebook`.
 
     For accelerators: with DINO's crops (two of 224 pixels, eight of 96) and a ViT-S/16 of 4.6 billion products a step
     costs about 115 GFLOP per picture (3.5 whole pictures forth and back by the student, two forth by the teacher), so
     that 100 epochs over 4,000 posters are 5 * 10^16: minutes on an accelerator at 10^14 a second, days on two cores.
 
-    Raises ValueError where there are fewer crops than the teacher has seen, or only one.
+    Raises ValueError for fewer crops of the student than of the teacher, or only one.
     """
     if not len(teacher) <= len(student) or len(student) < 2:
         raise ValueError(
@@ -57,9 +58,9 @@ def rq_dino_loss(
         )
     found = quantizer.search(student, key=key, progress=progress)
     quantized = quantizer.quantize_found(student, found)
-    wanted = jax.nn.softmax((jax.lax.stop_gradient(teacher) - center[None, None]) / teacher_temperature)
-    said = jax.nn.log_softmax(head(quantized.vectors) / student_temperature)
-    pairs = -jnp.einsum("gnc,vnc->gv", wanted, said) / student.shape[1]
+    targets = jax.nn.softmax((jax.lax.stop_gradient(teacher) - center[None, None]) / teacher_temperature)
+    log_probs = jax.nn.log_softmax(head(quantized.vectors) / student_temperature)
+    pairs = -jnp.einsum("gnc,vnc->gv", targets, log_probs) / student.shape[1]
     others = 1 - jnp.eye(len(teacher), len(student))
     agreement = jnp.sum(pairs * others) / jnp.sum(others)
     losses = quantized.losses

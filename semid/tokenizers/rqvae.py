@@ -1,4 +1,4 @@
-"""The RQ-VAE: an autoencoder trained with its residual quantizer, aligned or not."""
+"""The RQ-VAE: an autoencoder trained with its residual quantizer, with or without alignments."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class RQVaeConfig(AutoencoderConfig, TokenizerMethod):
     """Autoencoder with a residual quantizer in the middle (TIGER's tokenizer, arXiv 2305.05065)."""
 
     reseed: bool = True
-    """Once per epoch but the last, give codes that no item uses a random residual; without, codebooks may collapse."""
+    """After each epoch but the last, set codes that no item uses to random residuals; else codebooks may collapse."""
     training: TrainingConfig = TrainingConfig(
         epochs=50, batch_size=256, validate_every=10, optimizer=OptimizerConfig(learning_rate=1e-3)
     )
@@ -71,7 +71,7 @@ class RQVaeConfig(AutoencoderConfig, TokenizerMethod):
             )
 
     def fit(self, x: Float[np.ndarray, "items dim"], context: FitContext) -> RQVAE:
-        """Initialize on all items and train, with the signals that the alignments read."""
+        """Initialize on all items and train, with alignments if there are any."""
         config, seed, dim = shrunk_to(len(x), self), context.seed, x.shape[1]
         model = RQVAE(config, dim=dim, rngs=nnx.Rngs(seed))
         model.initialize(x, iterations=config.kmeans_iterations, seed=seed)
@@ -100,7 +100,7 @@ class RQVaeConfig(AutoencoderConfig, TokenizerMethod):
 
 
 class AlignedRQVAE(nnx.Module):
-    """An RQ-VAE and the alignments that are trained with it, then dropped."""
+    """An RQ-VAE with the alignments of its training, which are dropped afterwards."""
 
     def __init__(self, autoencoder: RQVAE, alignments: Sequence[Alignment]) -> None:
         self.autoencoder = autoencoder
@@ -108,7 +108,7 @@ class AlignedRQVAE(nnx.Module):
 
 
 class ItemRows(NamedTuple):
-    """A batch of item rows, whose vectors are gathered on the device."""
+    """A batch of item rows; vectors are gathered on the device."""
 
     rows: Int[Any, " n"]
 
@@ -116,13 +116,13 @@ class ItemRows(NamedTuple):
 def joint_loss(
     model: AlignedRQVAE, batch: ItemRows, tables: Tables, context: StepContext, *, config: RQVaeConfig
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """Sum of the autoencoder's loss and the alignments'."""
+    """Sum of the losses of autoencoder and alignments."""
     search_key, *keys = jax.random.split(context.key, 1 + len(model.alignments))
     passed = model.autoencoder(tables.x[batch.rows], key=search_key, progress=context.progress)
     loss, metrics = autoencoder_loss(model.autoencoder, config, passed)
     for align, key in zip(model.alignments, keys, strict=True):
-        term, found = align(model.autoencoder, batch.rows, passed, tables, context._replace(key=key))
-        loss, metrics = loss + term, metrics | found
+        term, logged = align(model.autoencoder, batch.rows, passed, tables, context._replace(key=key))
+        loss, metrics = loss + term, metrics | logged
     model.autoencoder.quantizer.update_statistics(passed.found)
     return loss, metrics
 
@@ -139,10 +139,10 @@ def train_autoencoder(
     mesh: Mesh | None,
     inputs: str | None = None,
 ) -> RQVAE:
-    """Train an initialized `model` on all items, to the last step: no held-out score would choose another.
+    """Train an initialized `model` on all items to the last step, as there is no held-out score to stop by.
 
-    `inputs` is a digest of what `x` and `signals` were computed from, where their last bits depend on the machine: the
-    checkpoints are known by it, so that another machine resumes; None: by the digest of the arrays.
+    Checkpoints are identified by `inputs`, a digest of what `x` and `signals` were computed from, so that a machine on
+    which their last bits differ can resume; None: by a digest of the arrays.
     """
     rows = ItemRows(np.arange(len(x), dtype=np.int32))
     tables = Tables(jnp.asarray(x), signals)
@@ -173,7 +173,7 @@ def train_autoencoder(
 def reseeding(
     model: Any, config: RQVaeConfig, *, seed: int
 ) -> Callable[[TrainState, Float[Array, "items dim"]], TrainState]:
-    """A function that re-seeds dead codes of the state of a model with an `autoencoder`, given all items' vectors.
+    """A function of a train state and all items' vectors that re-seeds dead codes of the model's `autoencoder`.
 
     A dead code becomes a random residual, and its optimizer moments zero.
     """
@@ -195,13 +195,13 @@ def reseeding(
             for book, vectors in zip(current.autoencoder.quantizer.codebooks, fresh.codebooks, strict=True):
                 book[...] = vectors
 
-        def forget(moments: Any) -> None:
+        def reset(moments: Any) -> None:
             levels = zip(moments.autoencoder.quantizer.codebooks, fresh.codebooks, fresh.replaced, strict=True)
             for moment, book, dead in levels:
-                if np.shape(moment.get_value()) == book.shape:  # an optimizer may keep less: factors, or nothing
+                if np.shape(moment.get_value()) == book.shape:  # some optimizers keep factors, or nothing
                     moment[...] = jnp.where(dead[:, None], 0, moment[...])
 
-        return edit_variables(model, edit_moments(model, state, forget), replace)
+        return edit_variables(model, edit_moments(model, state, reset), replace)
 
     return reseed
 
@@ -209,7 +209,7 @@ def reseeding(
 def maintain_codebooks(
     model: AlignedRQVAE, x: Float[Array, "items dim"], config: RQVaeConfig, *, every: int, seed: int
 ) -> Callable[[int, TrainState, dict[str, Any]], TrainState]:
-    """A hook that every `every` steps, an epoch, re-seeds dead codes, and clusters codes again for the diversity loss.
+    """A hook that, after each epoch of `every` steps, re-seeds dead codes and clusters codes for the diversity loss.
 
     None is re-seeded at the last step: nothing would train it.
     """
@@ -232,10 +232,10 @@ def maintain_codebooks(
 
 
 def _code_clusters(codebook: Float[Array, "codes dim"], *, seed: int) -> Int[Array, " codes"]:
-    """LETTER's balanced clusters of codes: 10, or fewer where a cluster would have no two codes."""
+    """LETTER's balanced clusters of codes: 10, or fewer so that each has two codes."""
     clusters = max(min(10, len(codebook) // 2), 1)
-    alone = jnp.asarray(np.asarray(codebook))  # not of a mesh, whose other processes would have to take part
-    return balanced_kmeans(alone, num_codes=clusters, iterations=10, key=jax.random.key(seed)).assignments
+    local = jnp.asarray(np.asarray(codebook))  # off the mesh, whose other processes would have to take part
+    return balanced_kmeans(local, num_codes=clusters, iterations=10, key=jax.random.key(seed)).assignments
 
 
 def _digest(tree: Any) -> str:

@@ -57,7 +57,7 @@ class TokenizerConfig:
     """Settings of a tokenizer: method, columns, collisions, alignment."""
 
     method: TokenizerMethod = RQVaeConfig()
-    """RQ-VAE, or its training-free siblings."""
+    """RQ-VAE, or a method without training."""
     columns: tuple[str, ...] | None = None
     """Vector columns to tokenize; none given: all of the dataset's."""
     collisions: Collisions = Collisions.TIE_BREAK
@@ -65,7 +65,7 @@ class TokenizerConfig:
     alignment: tuple[AlignmentConfig, ...] = ()
     """Collaborative losses of the RQ-VAE's training."""
     signal: Signal = PpmiConfig()
-    """Collaborative item vectors that all but co-occurrence align with."""
+    """Collaborative item vectors to align with (by every alignment but co-occurrence)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "collisions", enum_member(Collisions, self.collisions, "collisions"))
@@ -81,7 +81,7 @@ class TokenizerConfig:
             )
 
     def resolved(self, items: int) -> TokenizerConfig:
-        """The config with the level sizes that `items` items get where none are named."""
+        """Fill in default level sizes by the number of items."""
         return dataclasses.replace(self, method=self.method.resolved(items))
 
 
@@ -95,7 +95,7 @@ class ContentColumns:
 
     @classmethod
     def read(cls, dataset: Dataset, columns: tuple[str, ...] | None) -> ContentColumns:
-        """Read the named columns, None for all. Raises SemidError where there are none."""
+        """Read the named columns; None: all. Raises SemidError if there are none."""
         if columns == ():
             raise SemidError("no column was chosen; name some as columns (--columns), or leave them out to take all")
         names = tuple(dataset.vector_columns if columns is None else columns)
@@ -113,22 +113,23 @@ class ContentColumns:
         return np.split(self.vectors, np.cumsum(self.widths)[:-1], axis=1)
 
 
-_COLUMNS = "columns"  # of tokenizer.safetensors' metadata: a config without columns does not say which a dataset had
+# Metadata of tokenizer.safetensors: a config whose columns are None does not tell which the dataset had.
+_COLUMNS = "columns"
 
 
 @dataclass(frozen=True)
 class SemanticTokenizer:
-    """A fitted tokenizer: encodes vectors of the columns that it was fitted to, standardized as these were."""
+    """A fitted tokenizer: encodes vectors of the columns that it was fitted to, by the standardizer of the fit."""
 
     config: TokenizerConfig
     standardizer: Standardizer
     model: CodeModel
     columns: tuple[str, ...] = ()
-    """Vector columns of the fit, in their order; empty where they are not known."""
+    """Vector columns that it was fitted to, in order; empty: not known."""
     encoders: tuple[StoredEncoder, ...] = ()
-    """Content encoders of the dataset of the fit, which make vector columns of raw ones."""
+    """Content encoders of that dataset, which compute vector columns from raw ones."""
     source_columns: Mapping[str, str] = field(default_factory=dict)
-    """Names that columns had in the dataset's tables, `{"item_id": "asin"}`: items may come with them."""
+    """Names of columns in the dataset's own tables, `{"item_id": "asin"}`, which items to encode may have too."""
 
     def __repr__(self) -> str:
         sizes = " x ".join(map(str, self.config.method.level_sizes))
@@ -148,7 +149,7 @@ class SemanticTokenizer:
 
     @classmethod
     def fit_columns(cls, content: ContentColumns, config: TokenizerConfig, context: FitContext) -> SemanticTokenizer:
-        """Fit to columns that were read before; see `fit`."""
+        """`fit` on columns that are already read."""
         standardizer, columns = Standardizer.fit(content.blocks), content.names
         x = standardizer(content.vectors)
         if not np.any(x):
@@ -156,7 +157,7 @@ class SemanticTokenizer:
             raise SemidError(f"dataset {name!r}: all items have the same vector; nothing tells them apart")
         config = config.resolved(len(x))
         model = config.method.fit(x, context)
-        # A codebook may have come out smaller than was asked for.
+        # A codebook may be smaller than configured.
         method = dataclasses.replace(config.method, level_sizes=model.level_sizes)
         encoders, names = context.dataset.encoders, context.dataset.source_columns
         return cls(dataclasses.replace(config, method=method), standardizer, model, columns, encoders, names)
@@ -168,12 +169,12 @@ class SemanticTokenizer:
 
     @property
     def input_columns(self) -> tuple[str, ...]:
-        """Vector columns to read, in order; empty where they are not known."""
+        """Vector columns to read, in order; empty: not known."""
         return self.columns or self.config.columns or ()
 
     @functools.cached_property
     def content_encoders(self) -> Mapping[str, ContentEncoder]:
-        """Content encoders by the vector column that each makes of raw ones."""
+        """Content encoders by the vector column that each computes."""
         return restore_encoders(self.encoders)
 
     @property
@@ -192,11 +193,11 @@ class SemanticTokenizer:
         return self.config.method.level_sizes
 
     def encode(self, items: Float[np.ndarray, "n dim"] | pa.Table | Any) -> Int[np.ndarray, "n level"]:
-        """Codes of items: of their content vectors (the fitted columns side by side), or of a table of them.
+        """Codes of items, given as content vectors (the fitted columns side by side) or as a table.
 
-        A table is one of Arrow, pandas or polars with the fitted columns, or the raw ones of which the content encoders
-        make these, by their names in the dataset or in the tables that it is from. Raises SemidError for another width,
-        a column that is missing, and naming the first row that is not finite.
+        A table of Arrow, pandas or polars has the fitted columns, or the raw ones that the content encoders read, named
+        as in the dataset or in the dataset's own tables. Raises SemidError for vectors of another width, for a missing
+        column, and naming the first row that is not finite.
         """
         vectors = items if isinstance(items, np.ndarray | jax.Array) else self.content_vectors(items)
         if vectors.ndim != 2:
@@ -210,8 +211,8 @@ class SemanticTokenizer:
         return codes
 
     def content_vectors(self, items: pa.Table | Any) -> Float[np.ndarray, "n dim"]:
-        """Content vectors of a table of items, as `encode` takes it. Raises SemidError naming a column that is missing
-        or cannot be read."""
+        """Content vectors of a table of items (see `encode`). Raises SemidError naming a column that is missing or
+        cannot be read."""
         file = VectorFile.from_table(
             as_table(items),
             dim=self.dim,
@@ -222,19 +223,19 @@ class SemanticTokenizer:
         return np.concatenate([block.vectors for block in file.blocks(BLOCK)])
 
     def encode_block(self, vectors: Float[np.ndarray, "n dim"] | Array) -> Int[Array, "n level"]:
-        """`encode` by one program, compiled once for each number of rows; rows that are not finite get codes -1."""
+        """`encode` in one program per number of rows; rows that are not finite get codes -1."""
         self.standardizer.check_width(vectors.shape[1])
         return _encode(self.model, self.standardizer.mean, self.standardizer.scale, vectors)
 
     def explained(
         self, vectors: Float[np.ndarray, "n dim"], *, codes: Int[np.ndarray, "n level"] | None = None
     ) -> float:
-        """Share of the standardized vectors' variance that their codes reconstruct (1 - MSE / variance)."""
+        """Share of the standardized vectors' variance that the codes explain (1 - MSE / variance)."""
         codes = self.encode(vectors) if codes is None else codes
         return explained_variance(self.standardizer(vectors), map_blocks(self.model.decode, codes))
 
     def last_residuals(self, vectors: Float[np.ndarray, "n dim"], codes: Int[np.ndarray, "n level"]) -> Residuals:
-        """Vectors that the last level quantizes, and its codebook, by which collision policies re-assign codes."""
+        """Vectors that the last level quantizes, and its codebook: from these, policies re-assign colliding codes."""
         return self.config.method.last_residuals(self.model, self.standardizer(vectors), codes)
 
     def write(self, folder: Path) -> None:
@@ -245,7 +246,7 @@ class SemanticTokenizer:
             encoder.write(folder)
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """All fitted arrays, by name: with the config and `columns`, the whole tokenizer."""
+        """All fitted arrays, by name; with the config and `columns` they are the whole tokenizer."""
         statistics = {_MEAN: self.standardizer.mean, _SCALE: self.standardizer.scale}
         arrays = jax.device_get(named_leaves(_variables(self.model)))
         return statistics | {f"model/{name}": np.asarray(value) for name, value in arrays.items()}
@@ -255,16 +256,11 @@ class SemanticTokenizer:
         """Load the tokenizer of a catalogue or model artifact, every file verified."""
         path = CatalogPath.parse(path).folder
         with artifacts.opened(path, Kind.CATALOG, Kind.MODEL) as origin:
-            made = origin.manifest
-            if TOKENIZER_FILE not in made.files or (made.kind == Kind.CATALOG and "tokenizer" not in made.config):
-                why = (
-                    "its codes were imported, there is no tokenizer"
-                    if made.kind == Kind.CATALOG
-                    else "no tokenizer came with it"
-                )
+            manifest, is_catalog = origin.manifest, origin.manifest.kind == Kind.CATALOG
+            if TOKENIZER_FILE not in manifest.files or (is_catalog and "tokenizer" not in manifest.config):
+                why = "its codes were imported, there is no tokenizer" if is_catalog else "no tokenizer came with it"
                 raise SemidError(f"{path}: {why}; encode with what made the codes")
-            carried = path / TOKENIZER_CONFIG
-            settings = made.config["tokenizer"] if made.kind == Kind.CATALOG else artifacts.read_json(carried)
+            settings = manifest.config["tokenizer"] if is_catalog else artifacts.read_json(path / TOKENIZER_CONFIG)
             config = from_dict(TokenizerConfig, settings, where=str(path))
             catalog = SemanticCatalog.read(path / CATALOG_FILE)
             sizes = catalog.level_sizes[: len(config.method.level_sizes)]
@@ -276,7 +272,7 @@ class SemanticTokenizer:
                 raise SemidError(
                     f"{file}: expected names of columns in its header, got {repr(columns)[:80]}; tokenize again"
                 )
-            encoders = read_encoders(path, made.files)
+            encoders = read_encoders(path, manifest.files)
             return cls.from_tensors(
                 config,
                 tensors,
@@ -297,9 +293,9 @@ class SemanticTokenizer:
         source_columns: Mapping[str, str] | None = None,
         where: str,
     ) -> SemanticTokenizer:
-        """The tokenizer of `tensors()`, its config, columns and content encoders.
+        """Build the tokenizer from its `tensors()`, config, columns and content encoders.
 
-        Raises SemidError naming `where` if they do not fit or are not finite.
+        Raises SemidError naming `where` if tensors do not fit or are not finite.
         """
         artifacts.check_finite(tensors, where=where, may_be_infinite=(_SCALE,))  # of a constant dimension
         tensors = dict(tensors)

@@ -1,4 +1,4 @@
-"""Alignments: collaborative losses that train the tokenizer in the steps of its reconstruction, one file each."""
+"""Alignments: collaborative losses that are added to the tokenizer's reconstruction, one file each."""
 
 from semid.tokenizers.alignment.base import Alignment, AlignmentConfig, Signals
 from semid.tokenizers.alignment.cooccurrence import CooccurrenceConfig

@@ -1,4 +1,4 @@
-"""The interface of alignments: a config block each, and the module that it builds."""
+"""The interface of alignments: a config, and the module that it builds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from semid.training import StepContext
 
 
 class Signals(NamedTuple):
-    """Device tables that alignments read; None where none does. Partners and consumers are -1 where there is none."""
+    """Device tables that alignments read, None if none does. Partners and consumers are -1 for items without any."""
 
     known: Bool[Any, " items"] = None
     """Items with a training interaction."""
@@ -39,32 +39,32 @@ class Signals(NamedTuple):
 
 
 class Alignment(nnx.Module):
-    """A collaborative loss added to reconstruction and quantization, with the parameters trained along."""
+    """A collaborative loss added to reconstruction and quantization, with its own parameters."""
 
     @abc.abstractmethod
     def __call__(
         self, model: RQVAE, rows: Int[Array, " n"], items: Pass, tables: Tables, context: StepContext
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """The weighted loss for the items `rows`, which `model` passed as `items`, and metrics to log."""
+        """The weighted loss of the item rows `rows`, whose pass through `model` is `items`, and metrics to log."""
 
 
 class AlignmentConfig(abc.ABC):
-    """Settings of an alignment. A new one is a file here: its config, its module, its name in `semid.tokenizers`."""
+    """Settings of an alignment. A new one is a file here with config and module, exported in `semid.tokenizers`."""
 
     name: ClassVar[str]
     """Name on the command line, and of its options there."""
     needs: ClassVar[frozenset[str]]
-    """Fields of `Signals` that it reads, next to `known`."""
+    """Fields of `Signals` that it reads besides `known`."""
     weight: Schedule
 
     @property
     def co_consumption_window(self) -> int | None:
-        """Positions of a history within which items are co-consumed; None: as another alignment has it."""
+        """Positions of a history within which items are co-consumed; None: no window of its own."""
         return None
 
     @abc.abstractmethod
     def build(self, method: AutoencoderConfig, *, dim: int, signals: Signals, seed: int) -> Alignment:
-        """The module that aligns an autoencoder of `method` for items of `dim` content dimensions."""
+        """Build the module that aligns an autoencoder of settings `method` on content of `dim` dimensions."""
 
 
 def draw_entries(

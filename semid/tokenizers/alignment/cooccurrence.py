@@ -1,4 +1,4 @@
-"""Co-occurrence: each quantized vector finds that of a co-consumed item."""
+"""Co-occurrence: InfoNCE from each quantized vector to that of a co-consumed item."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from semid.training import StepContext
 
 @dataclass(frozen=True)
 class CooccurrenceConfig(AlignmentConfig):
-    """Co-consumed items: each quantized vector finds that of an item of the same users, drawn by PPMI."""
+    """Co-consumed items: InfoNCE from each quantized vector to that of an item of the same users, drawn by PPMI."""
 
     weight: Schedule = Schedule(0.3)
     """Weight of the loss."""
     temperature: float = 0.1
-    """Of the cosines."""
+    """Temperature of the cosines."""
     window: int = 5
     """Positions of a history within which two items are co-consumed."""
     name = "cooccurrence"

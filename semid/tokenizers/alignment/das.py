@@ -1,4 +1,4 @@
-"""DAS: dual views of items and users, both quantized, against interests rid of popularity (arXiv 2508.10584)."""
+"""DAS: dual views of items and users, both quantized, aligned with debiased interests (arXiv 2508.10584)."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from semid.training import StepContext
 
 @dataclass(frozen=True)
 class DasConfig(AlignmentConfig):
-    """Dual views, users quantized too, against interests rid of popularity (DAS, arXiv 2508.10584)."""
+    """Dual views: items and users are quantized and aligned with debiased interests (DAS, arXiv 2508.10584)."""
 
     weight: Schedule = Schedule(0.1)
     """Weight of each of the six views: user-item, same entity and co-occurrence, from either side."""
     temperature: float = 0.07
-    """Of the cosines."""
+    """Temperature of the cosines."""
     click: float = 0.1
-    """Weight of the click model whose interests and properties are aligned with."""
+    """Weight of the click model, which learns the interests and properties to align with."""
     debias: float = 0.1
-    """Weight of keeping popularity and conformity apart from them."""
+    """Weight of the losses that keep popularity and conformity out of these."""
     name = "das"
     needs = frozenset(Signals._fields)
 
@@ -61,10 +61,10 @@ def debiased_click_loss(
     ids: Integer[Array, " n"] | None = None,
     false_negatives: Bool[Array, "n n"] | None = None,
 ) -> Float[Array, ""]:
-    """Loss of clicks: the user of a row clicked its item, the items of the other rows are negatives.
+    """Loss of clicks: the user of a row clicked its item; the items of other rows are negatives.
 
     Scores are interest . property + conformity . popularity (DAS, arXiv 2508.10584, after DICE, arXiv 2006.11011).
-    The rest is as in `info_nce`, `ids` being the items'; popular items are negatives more often, uncorrected.
+    `ids` are the items'; the rest is as in `info_nce`, without correction for popular items being negatives more often.
     """
     _check_shapes(conformity=user_conformity, popularity=item_popularity)
     return info_nce(
@@ -88,9 +88,9 @@ def debias_loss(
 ) -> DebiasLosses:
     """Losses that keep popularity in `bias` and out of `interest` (DAS, arXiv 2508.10584).
 
-    Of users these are interest and conformity, of items property and popularity. `observed` is a vector computed from
-    the counts of training (activity, popularity); if that function is learned, add the click loss: alone, both sides of
-    `tied` may become one constant. Means over rows where `mask` is true. Raises SemidError for shapes that differ.
+    For users these are interest and conformity, for items property and popularity. `observed` is a vector computed from
+    training counts (activity, popularity); if that function is learned, add the click loss, or both sides of `tied` may
+    collapse to a constant. Means over rows where `mask` is true. Raises SemidError for shapes that differ.
     """
     _check_shapes(interest=interest, bias=bias, observed=observed)
     if mask is not None and mask.shape != interest.shape[:1]:
@@ -163,7 +163,7 @@ class Das(Alignment):
         mask: Bool[Array, " n"],
         keys: tuple[Array, Array],
     ) -> dict[str, Float[Array, ""]]:
-        """InfoNCE of quantized items and users with properties and interests: each other's, their own, and those of
+        """InfoNCE from quantized items and users to properties and interests: each other's, their own, and those of
         co-consumed items and co-consumers."""
         interests, properties = self.interest[...], self.property[...]
         item, user = self.item_head(items.quantized.vectors), self.user_head(passed.quantized.vectors)

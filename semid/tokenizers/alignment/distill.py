@@ -1,4 +1,4 @@
-"""Distillation: each quantized vector is regressed on its own collaborative vector."""
+"""Distillation: the item's collaborative vector is regressed on its quantized vector."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from semid.training import StepContext
 
 @dataclass(frozen=True)
 class DistillConfig(AlignmentConfig):
-    """Item-to-item, by regression: each quantized vector, projected, is to equal its own collaborative vector."""
+    """Regression: each quantized vector, projected, is to equal the item's collaborative vector."""
 
     weight: Schedule = Schedule(1.0)
     """Weight of the mean squared error; the content's has a weight of 1."""

@@ -1,4 +1,4 @@
-"""LETTER: each quantized vector finds its own collaborative vector."""
+"""LETTER: InfoNCE between each quantized vector and the item's collaborative vector."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from semid.training import StepContext
 
 @dataclass(frozen=True)
 class LetterConfig(AlignmentConfig):
-    """Item-to-item: each quantized vector, projected, finds its own collaborative vector (LETTER, arXiv 2405.07314)."""
+    """InfoNCE between projected quantized vectors and the items' collaborative vectors (LETTER, arXiv 2405.07314)."""
 
     weight: Schedule = Schedule(1.0)
     """Weight of the loss."""
     temperature: float = 0.5
-    """Of the cosines. Lower ones tell single items apart, which takes codes from what groups of items share."""
+    """Temperature of the cosines. A low one makes codes tell single items apart, at the cost of what groups share."""
     name = "letter"
     needs = frozenset({"vectors"})
 

@@ -1,4 +1,4 @@
-"""Matching: content and collaborative vectors each have an autoencoder, and their latents are to equal each other."""
+"""Matching: an autoencoder for content and one for collaborative vectors, whose latents are to be equal."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from semid.training import StepContext
 
 @dataclass(frozen=True)
 class MatchConfig(AlignmentConfig):
-    """Item-to-item: each quantized vector equals the latent of its own collaborative vector, from which that vector can
-    be decoded again (the matching autoencoders of A-LLMRec, arXiv 2404.11343)."""
+    """Each quantized vector is to equal the latent of the item's collaborative vector, which can be decoded from it
+    (the matching autoencoders of A-LLMRec, arXiv 2404.11343)."""
 
     weight: Schedule = Schedule(1.0)
     """Weight of both mean squared errors; the content's has a weight of 1."""
     reconstruction: float = 0.5
-    """Weight of the collaborative vectors' reconstruction, which keeps their latents apart, next to the match's 1."""
+    """Weight of the collaborative vectors' reconstruction, which keeps their latents apart; the match has 1."""
     name = "match"
     needs = frozenset({"vectors"})
 

@@ -1,4 +1,4 @@
-"""Signals of a dataset's training interactions, read once, before training."""
+"""Tables that alignments read, computed from a dataset's training interactions once, before training."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def read_signals(
 ) -> Signals:
     """Tables that the alignments need, from training interactions (and a vector column) alone.
 
-    `co_consumption` has the draws to share with others of the same seed. Nothing is read for no alignments.
+    `co_consumption` shares its draws with others of the same seed. Without alignments nothing is computed.
     Raises SemidError naming the signal that the dataset cannot give.
     """
     if not alignments:
