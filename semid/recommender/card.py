@@ -1,4 +1,4 @@
-"""The model card: a README.md as the Hugging Face hub reads it, from the records of how an artifact was made."""
+"""The model card: a README.md in the Hugging Face hub's format, from the records of an artifact's origin."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ def model_card(
     metrics: dict[str, Any] | None,
     license: str | None,
 ) -> str:
-    """The card. `spec`, `training`, `dataset`, `tokenizer` and `metrics` are JSON files of its folder.
+    """The card. `spec`, `training`, `dataset`, `tokenizer` and `metrics` are the JSON files of its folder.
 
-    `metrics` has this model's row first. Names in them may hold anything: they break neither Markdown nor YAML.
+    `metrics` has this model's row first. Names may hold any characters: they are escaped in Markdown and YAML.
     """
-    made = config.from_dict(ModelSpec, spec, where="the model's config")
-    model = made.model
+    model_spec = config.from_dict(ModelSpec, spec, where="the model's config")
+    model = model_spec.model
     return _template().render(
         front=front_matter(model.title, metrics, license),
         family=model.title,
         spec=spec,
         sizes=_sizes(spec["model"]),
         has_codes=model.has_codes,
-        sequences=() if made.sequences is None else made.sequences.names,
-        conditions=None if made.conditions is None else made.conditions.description,
+        sequences=() if model_spec.sequences is None else model_spec.sequences.names,
+        conditions=None if model_spec.conditions is None else model_spec.conditions.description,
         catalog=catalog,
         parameters=parameters,
         training=training,
@@ -75,7 +75,7 @@ def front_matter(family: str, metrics: dict[str, Any] | None, license: str | Non
 
 
 def plain(text: Any) -> str:
-    """Text on one line, without letters that cannot be printed."""
+    """Text on one line; unprintable characters become spaces."""
     return " ".join("".join(letter if letter.isprintable() else " " for letter in str(text)).split())
 
 
@@ -85,13 +85,13 @@ def markdown(text: Any) -> str:
 
 
 def _columns(ks: Sequence[int]) -> dict[str, str]:
-    """Heads of the metrics' table, and the names of the values below them."""
+    """Column heads of the metrics' table, and the metrics that they show."""
     shown = {f"{label}@{k}": f"{name}@{k}" for k in ks for label, name in (("Recall", "recall"), ("NDCG", "ndcg"))}
     return shown | {"MRR": "mrr", f"coverage@{max(ks)}": f"coverage@{max(ks)}"}
 
 
 def _sizes(model: dict[str, Any]) -> str:
-    """The sizes of the backbone and the rest of the model's numbers, for reading."""
+    """The whole numbers of a model's config and its backbone's, in words."""
     flat = {name: value for name, value in model.items() if type(value) is int}
     flat |= {name: value for name, value in model.get("backbone", {}).items() if type(value) is int}
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in flat.items())

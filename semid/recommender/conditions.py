@@ -1,4 +1,4 @@
-"""Conditions on what is recommended, by name: an event, a group of items, a text; and what items meet them."""
+"""Conditions on recommended items by name (an event, a group of items, a text), and those that each item meets."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from seq_models import Conditions, ConditionSizes
 class Condition:
     """Condition on a recommended item; None: any.
 
-    `event` is what the user would do with it ("buy"), `group` the one it is in (a brand), and `text` says what it is
-    like, in words of the texts that the model was trained on.
+    `event` is what the user would do with it ("buy"), `group` a group that it is in (a brand), and `text` a description
+    in words of the texts that the model was trained on.
     """
 
     event: str | None = None
@@ -36,30 +36,30 @@ PARTS = tuple(field.name for field in fields(Condition))
 
 @dataclass(frozen=True)
 class ConditionSpec:
-    """Conditions on the next item that a model knows, by name, and how they enter it."""
+    """Conditions on the next item that a model was trained with, by name, and how they enter it."""
 
     events: tuple[str, ...] = ()
     """Names of the events of the training data, sorted."""
     on_event: bool = False
-    """The next item may be asked for by its event."""
+    """Requests may set the next item's event."""
     event_inputs: bool = False
     """The events of the history's items are inputs."""
     event_head: bool = False
     """Probabilities of events given item and history are learned."""
     group: str = ""
-    """Column of the items that `groups` are from; empty: there are none."""
+    """Column of the items that `groups` are from; empty: none."""
     groups: tuple[str, ...] = ()
-    """Names of groups that the next item may be asked from, sorted."""
+    """Names of the groups that requests may set, sorted."""
     text: str = ""
-    """Vector column whose encoder reads conditions that are texts; empty: there are none."""
+    """Vector column whose encoder encodes conditions that are texts; empty: none."""
     text_width: int = 0
     """Dimensions of a text's vector."""
     film: bool = False
     """Conditions scale and shift the state before the next item is decoded, instead of being added to the input."""
     drop: float = 0.1
-    """Share of the conditions that training leaves out."""
+    """Share of the conditions that training hides."""
     time_inputs: bool = later_field(False)
-    """Times since the item before are inputs."""
+    """Times since the previous item are inputs."""
     time_bias: bool = later_field(False)
     """Attention has a bias by the time between two items."""
 
@@ -91,7 +91,7 @@ class ConditionSpec:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The parts of a `Condition` that the model knows."""
+        """The parts of a `Condition` that requests may set."""
         known = {"event": self.on_event, "group": bool(self.groups), "text": bool(self.text)}
         return tuple(part for part in PARTS if known[part])
 
@@ -107,32 +107,32 @@ class ConditionSpec:
         return "; ".join([*(words[part] for part in self.parts), *values, *inputs])
 
     def event_values(self, values: Mapping[str, float]) -> Float[np.ndarray, " events"]:
-        """Values by the events' numbers from 0 on, 0 of those not named.
+        """Values by event number, from 0; events that are not named have 0.
 
-        Raises SemidError for unknown events, values that are negative or all 0, and a model that knows no
-        probabilities of events.
+        Raises SemidError for unknown events, for values that are negative or all 0, and for a model without an event
+        head.
         """
         if not self.event_head:
             raise SemidError(
                 "the model knows no probabilities of events; train one with event_head (--event-head), or ask without"
             )
-        found = np.zeros(len(self.events), np.float32)
+        by_event = np.zeros(len(self.events), np.float32)
         for name, value in values.items():
-            place = _place(name, self.events, "values: unknown event") - 1
+            event = _number(name, self.events, "values: unknown event") - 1
             try:
-                found[place] = value
+                by_event[event] = value
             except (TypeError, ValueError):
                 raise SemidError(f"values: expected a number for event {name!r}, got {value!r}") from None
-        if not (np.isfinite(found) & (found >= 0)).all() or not found.any():
+        if not (np.isfinite(by_event) & (by_event >= 0)).all() or not by_event.any():
             raise SemidError(f"expected finite values of 0 or more, not all 0, got {dict(values)}")
-        return found
+        return by_event
 
     def event_codes(self, names: Sequence[str | None], *, where: str) -> list[int]:
-        """Numbers of events, 0 where it is None. Raises SemidError for one that the model does not know."""
-        return [0 if name is None else _place(name, self.events, f"{where}: unknown event") for name in names]
+        """Numbers of events, from 1; 0 for None. Raises SemidError for one that the model does not know."""
+        return [0 if name is None else _number(name, self.events, f"{where}: unknown event") for name in names]
 
 
-# Encoders that were restored, as long as the stored ones are in use.
+# Restored encoders, kept as long as the stored ones are in use.
 _RESTORED: WeakKeyDictionary[StoredEncoder, ContentEncoder] = WeakKeyDictionary()
 
 
@@ -144,25 +144,25 @@ class ItemConditions(NamedTuple):
     encoder: StoredEncoder | None = None
 
     def padded(self, new: int) -> ItemConditions:
-        """With so many items behind the others, which are in no group and have no text."""
+        """The same with `new` more items, which are in no group and have no text."""
         groups, texts = (None if x is None else np.pad(x, ((0, new), (0, 0))) for x in (self.groups, self.texts))
         return self._replace(groups=groups, texts=texts)
 
     def of_items(self, rows: Int[np.ndarray, " n"], events: Int[np.ndarray, " n"] | None) -> Conditions:
-        """The conditions that items with these events meet; of several groups the first."""
+        """The conditions that items with these events meet, with the first of several groups."""
         group = None if self.groups is None else self.groups[rows, 0]
         return Conditions(events, group, None if self.texts is None else self.texts[rows])
 
 
 def encode_texts(encoder: StoredEncoder, texts: Sequence[str]) -> Float[np.ndarray, "n width"]:
-    """Vectors of texts that are no item's; zeros where the encoder knows no word of it."""
+    """Vectors of texts that belong to no item; zeros for a text without words that the encoder knows."""
     first, *others = encoder.inputs
     table = pa.table({first: pa.array(texts, pa.string()), **{name: pa.nulls(len(texts)) for name in others}})
     return _restored(encoder).encode(table).astype(np.float32)
 
 
 def _restored(encoder: StoredEncoder) -> ContentEncoder:
-    """The encoder, which is restored once: a pretrained one reads its files and compiles a program."""
+    """Restore the encoder, once: a pretrained one reads its files and compiles a program."""
     from semid.encoders import restore_encoders
 
     if encoder not in _RESTORED:
@@ -173,9 +173,9 @@ def _restored(encoder: StoredEncoder) -> ContentEncoder:
 def as_conditions(
     condition: ConditionLike, *, number: int, spec: ConditionSpec | None, items: ItemConditions
 ) -> Conditions | None:
-    """Conditions of so many histories in numbers; all parts that the model knows are there, 0 where any will do.
+    """Conditions of `number` histories as numbers, with all parts that the model knows; 0 is "any".
 
-    None for a model that knows none. Raises SemidError for what it does not know, naming the nearest that it does.
+    None for a model without conditions. Raises SemidError for unknown parts and names, with the nearest known name.
     """
     if isinstance(condition, Conditions):
         if wrong := [len(part) for part in condition if part is not None and len(part) != number]:
@@ -190,18 +190,18 @@ def as_conditions(
         each = [_named(one) for one in condition]
     if len(each) != number:
         raise SemidError(f"expected one condition, or one for each of {number} histories, got {len(each)}")
-    wanted = {part for one in each for part in PARTS if getattr(one, part) is not None}
-    _check_known(wanted, spec)
+    given = {part for one in each for part in PARTS if getattr(one, part) is not None}
+    _check_known(given, spec)
     if spec is None:
         return None
     events = spec.event_codes([one.event for one in each], where="condition") if spec.on_event else []
-    groups = [0 if one.group is None else _place(one.group, spec.groups, "condition: unknown group") for one in each]
-    found = Conditions(
-        np.array(events, np.int32) if "event" in wanted else None,
-        np.array(groups, np.int32) if "group" in wanted else None,
-        _texts([one.text for one in each], items.encoder, spec) if "text" in wanted else None,
+    groups = [0 if one.group is None else _number(one.group, spec.groups, "condition: unknown group") for one in each]
+    conditions = Conditions(
+        np.array(events, np.int32) if "event" in given else None,
+        np.array(groups, np.int32) if "group" in given else None,
+        _texts([one.text for one in each], items.encoder, spec) if "text" in given else None,
     )
-    return _complete(found, number, spec)
+    return _complete(conditions, number, spec)
 
 
 def own_conditions(
@@ -212,9 +212,9 @@ def own_conditions(
     spec: ConditionSpec | None,
     items: ItemConditions,
 ) -> Conditions:
-    """Conditions that items with these events meet, of which the named parts alone.
+    """The named parts of the conditions that items with these events meet.
 
-    Raises SemidError for parts that the model does not know, and for events where there are none.
+    Raises SemidError for parts that the model does not know, and for the part `event` without events.
     """
     _check_known(parts, spec)
     own = items.of_items(rows, events)._asdict()
@@ -258,8 +258,8 @@ def _shown(names: Sequence[str]) -> str:
     return ", ".join(names[:6]) + (f" and {len(names) - 6:,} more" if len(names) > 6 else "")
 
 
-def _place(name: str, names: Sequence[str], what: str) -> int:
-    """Place of a name, from 1."""
+def _number(name: str, names: Sequence[str], what: str) -> int:
+    """Number of a name, from 1."""
     if name in names:
         return names.index(name) + 1
     raise SemidError(f"{what} {name!r}{did_you_mean(name, names)} It knows {_shown(names)}")
@@ -278,13 +278,13 @@ def _texts(
     return np.stack([nothing if text is None else vectors[text] for text in texts])
 
 
-def _complete(found: Conditions, number: int, spec: ConditionSpec) -> Conditions:
-    """All parts that the model knows, and no other: a model has one program, whatever it is asked."""
+def _complete(conditions: Conditions, number: int, spec: ConditionSpec) -> Conditions:
+    """Exactly the parts that the model knows, so that all requests run in one program."""
     absent = Conditions(
         np.zeros(number, np.int32), np.zeros(number, np.int32), np.zeros((number, spec.text_width), np.float32)
     )
     parts = asdict(Condition())
     for part in spec.parts:
-        given = getattr(found, part)
+        given = getattr(conditions, part)
         parts[part] = getattr(absent, part) if given is None else given
     return Conditions(**parts)

@@ -13,9 +13,9 @@ from semid.graphs import ItemGraph
 
 @dataclass(frozen=True)
 class Explanation:
-    """A recommended item, its log-probability, the item graph's share of that, and whose edges it is made of.
+    """A recommended item, its log-probability, and the item graph's share of its probability.
 
-    `sources` are items of the history and their shares of the graph's part, largest first.
+    `sources` are the history's items with edges to it and their shares of the graph's part, largest first.
     """
 
     item_id: str
@@ -41,7 +41,7 @@ def explanations(
     explained = []
     for row, log_prob, of_model in zip(rows.tolist(), mixed, alone, strict=True):
         shares = edge_shares(graph, history, row)
-        # Where no edge leads anywhere from the history the weight is 0; else the model has the rest of it.
+        # The mixture is weight * graph + (1 - weight) * model; without edges from the history, the model alone.
         of_graph = 1 - (1 - weight) * np.exp(of_model - log_prob) if shares and log_prob > -np.inf else 0.0
         item_id, *names = item_ids.take(pa.array([row, *shares], pa.int32())).to_pylist()
         sources = tuple(zip(names, shares.values(), strict=True))
@@ -50,7 +50,7 @@ def explanations(
 
 
 def edge_shares(graph: ItemGraph, history: Int[np.ndarray, " n"], row: int) -> dict[int, float]:
-    """Shares of each item of the history, by its row, in the graph's score of an item; empty where no edge leads."""
+    """Shares of the history's items, by row, in the graph's score of an item; empty if no edge leads to it."""
     latest = history[-graph.config.window :]
     shares: dict[int, float] = {}
     for age, source in enumerate(latest[::-1].tolist()):

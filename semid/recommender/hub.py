@@ -2,8 +2,8 @@
 
 Not through `huggingface_hub.ModelHubMixin`: its `save_pretrained` removes the folder's config.json before anything is
 written, its `from_pretrained` hands the entries of config.json to `__init__` as arguments wherever the names agree
-(`model` and `catalog` do), and its `__new__` keeps a copy of the whole catalogue as configuration. What it does beside
-that are the three calls of `upload` and `artifacts.local_folder`.
+(`model` and `catalog` do), and its `__new__` keeps a copy of the whole catalogue as configuration. The rest of it are
+the three calls of `upload` and `artifacts.local_folder`.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from pathlib import Path
 from semid.artifacts import first_line
 from semid.errors import SemidError
 
-# Files of a package, in folders too: those of an upload before that this one lacks are deleted.
+# Files of a package, in subfolders too: those of an earlier upload that this one lacks are deleted.
 _PACKAGE_FILES = ["*.json", "*.safetensors", "*.parquet", "*.model"]
 
 
 def upload(
     folder: Path, repo_id: str, *, message: str, private: bool | None, revision: str | None, token: str | None
 ) -> str:
-    """Upload a folder in one commit, in place of an earlier package, and give the commit's address.
+    """Upload a folder in one commit, in place of an earlier package, and return the commit's address.
 
-    A repository that does not exist is made.
+    The repository is created if it does not exist.
     """
     if importlib.util.find_spec("huggingface_hub") is None:
         raise SemidError("the Hugging Face hub needs an extra; pip install 'semid[hub]'")
@@ -32,9 +32,9 @@ def upload(
 
     api = HfApi(token=token)
     try:
-        made = api.create_repo(repo_id, private=private, exist_ok=True)
+        repository = api.create_repo(repo_id, private=private, exist_ok=True)
         commit = api.upload_folder(
-            repo_id=made.repo_id,
+            repo_id=repository.repo_id,
             folder_path=folder,
             commit_message=message,
             revision=revision,

@@ -1,4 +1,4 @@
-"""Data of its items that a model reads, by item row, of the catalogue of its training and of later versions."""
+"""Item data that a model reads, by item row, for the catalogue of its training and for later versions."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from seq_models import ItemTables
 
 
 class ItemData(NamedTuple):
-    """Data of its items that a model reads, by item row: their training counts, and what else it was trained with.
+    """Item data that a model reads, by item row, with the items' training counts.
 
-    `features` are its dense input, which `standardizer` made of raw vectors; `conditions` are those that the items
-    meet, and `sequences` their further code sequences.
+    `features` are the dense input, which `standardizer` computes from raw vectors; `conditions` are those that the
+    items meet, and `sequences` their further code sequences.
     """
 
     train_counts: Int[np.ndarray, " items"]
@@ -40,9 +40,9 @@ class ItemData(NamedTuple):
         vectors: Float[np.ndarray, "later dim"] | None,
         sequences: Mapping[str, SemanticCatalog],
     ) -> ItemData:
-        """The same for a catalogue with more items, behind these; see `Recommender.with_catalog`.
+        """The same for a catalogue with more items after these; see `Recommender.with_catalog`.
 
-        `vectors` are those of all items from the row `first` on.
+        `vectors` are those of all items from row `first` on.
         """
         new, features = len(catalog) - len(self.train_counts), self.features
         if features is not None and (new or (vectors is not None and len(catalog) > first)):
@@ -54,15 +54,15 @@ class ItemData(NamedTuple):
         counts = np.pad(self.train_counts, (0, new))
         return ItemData(counts, features, self.standardizer, self.conditions.padded(new), codes)
 
-    def has_inputs_of(self, other: ItemData) -> bool:
-        """Tell whether models read the same features and further codes of these items as of others, as many."""
+    def same_inputs_as(self, other: ItemData) -> bool:
+        """True if features and further codes equal those of `other`, which has as many items."""
         own, others = ([x for x in (data.features, *data.sequences) if x is not None] for data in (self, other))
         return all(np.array_equal(*pair) for pair in zip(own, others, strict=True))
 
     def tables(
         self, catalog: SemanticCatalog, *, active: Bool[np.ndarray, " items"] | None, rows: int | None
     ) -> ItemTables:
-        """Tables for the model, on the default device; with `rows`, so many in all."""
+        """Tables for the model, on the default device, padded to `rows` rows if given."""
         return ItemTables.from_arrays(
             catalog.codes,
             self.features,

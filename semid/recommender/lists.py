@@ -1,4 +1,4 @@
-"""Lists other than the k best: with at most so many items of a group, or drawn."""
+"""Lists other than the k best: with a limit of items per group, or sampled."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from seq_models import GroupLimits, GumbelNoise, request_noise
 
 @dataclass(frozen=True)
 class Sampling:
-    """A draw of items without replacement, each in proportion to its probability to the power 1 / temperature.
+    """Sampling of items without replacement, in proportion to their probability to the power 1 / temperature.
 
-    The list is in the order drawn. The draw of a history depends on the seed and on its number in the call.
+    The list is in the order drawn. A history's draw depends on the seed and on its index in the call.
     """
 
     temperature: float = 1.0
@@ -38,23 +38,23 @@ class Sampling:
             raise SemidError(f"expected a seed from 0 to 2**32 - 1, a whole number, got {self.seed}")
 
     def noise(self, index: Int[np.ndarray, " b"]) -> GumbelNoise:
-        """The noise of the histories of these numbers."""
+        """Noise for the histories of these indices."""
         return request_noise(self.seed, jax.device_put(index.astype(np.int32)), temperature=self.temperature)
 
 
 def is_whole(number: object) -> bool:
-    """True of an integer, one of numpy's too, that is no boolean."""
+    """True for integers, numpy's too, but not for booleans."""
     return isinstance(number, Integral) and not isinstance(number, bool)
 
 
-def groups_of(items: pa.Table, columns: tuple[str, ...], item_ids: pa.Array) -> dict[str, Tags]:
-    """Groups of a catalogue's items by columns of a table with `item_id`, none for items that it lacks.
+def item_groups(items: pa.Table, columns: tuple[str, ...], item_ids: pa.Array) -> dict[str, Tags]:
+    """Groups of a catalogue's items by columns of a table with `item_id`; items that it lacks have none.
 
-    Raises SemidError for a column that is not there or holds no groups, and where the table has none of the items.
+    Raises SemidError for a column that is missing or holds no groups, and if the table has none of the items.
     """
     groups = {column: Tags.from_column(items, column) for column in columns}
     if "item_id" not in items.column_names:
-        raise SemidError(f"no column 'item_id' among the items' {items.column_names}; name that of the ids so")
+        raise SemidError(f"no column 'item_id' among the items' {items.column_names}; rename the column of the ids")
     rows = pc.fill_null(pc.index_in(item_ids, as_ids(items["item_id"])), -1).to_numpy().astype(np.int64)
     if (lacking := int((rows < 0).sum())) == len(rows):
         raise SemidError(f"the table of {items.num_rows:,} items has none of the model's; give that of its dataset")
@@ -64,23 +64,23 @@ def groups_of(items: pa.Table, columns: tuple[str, ...], item_ids: pa.Array) -> 
 
 
 class PlacedGroups(NamedTuple):
-    """Groups of items by several columns as `GroupLimits` has them, on the device, and the column of each, by place."""
+    """Groups of items by several columns, as in `GroupLimits`, on the device, and the column of each position."""
 
     groups: Int[Array, "items m"]
     columns: Int[np.ndarray, " m"]
 
     @classmethod
     def of_columns(cls, tags: Sequence[Tags], *, rows: int) -> PlacedGroups:
-        """Groups for tables of so many rows."""
-        blocks, before = [], 0
+        """Groups by these columns, for tables of `rows` rows."""
+        blocks, offset = [], 0
         for of_column in tags:
             padded = of_column.padded()
-            blocks.append(np.where(padded < 0, -1, padded + before))
-            before += len(of_column)
-        every = np.hstack(blocks).astype(np.int32)
-        every = np.pad(every, ((0, rows - len(every)), (0, 0)), constant_values=-1)
+            blocks.append(np.where(padded < 0, -1, padded + offset))
+            offset += len(of_column)
+        groups = np.hstack(blocks).astype(np.int32)
+        groups = np.pad(groups, ((0, rows - len(groups)), (0, 0)), constant_values=-1)
         columns = np.repeat(np.arange(len(blocks)), [block.shape[1] for block in blocks])
-        return cls(jax.device_put(every), columns)
+        return cls(jax.device_put(groups), columns)
 
 
 def build_limits(
@@ -90,10 +90,10 @@ def build_limits(
     rows: int,
     placed: dict[tuple[str, ...], PlacedGroups],
 ) -> GroupLimits | None:
-    """Limits for tables of so many rows, on the device; None where nothing is limited.
+    """Build the limits for tables of `rows` rows, on the device; None: nothing is limited.
 
-    `placed` keeps the groups of columns that are asked for: those of all items are made once, and not for each request.
-    Raises SemidError for a column without groups, and for a number that is not a whole one from 1 on.
+    `placed` caches the groups by columns, so that those of all items are built once and not for each request.
+    Raises SemidError for a column without groups, and for a limit that is no whole number of at least 1.
     """
     for column, limit in at_most.items():
         if column not in groups:
@@ -103,11 +103,11 @@ def build_limits(
                 f"{column!r}) (--items)"
             )
         if not is_whole(limit) or limit < 1:
-            raise SemidError(f"expected at least 1 item of a {column}, got {limit!r}; what may not be listed, mask")
+            raise SemidError(f"expected at least 1 item of a {column}, got {limit!r}; to list none, mask the items")
     if not at_most:
         return None
     names = tuple(at_most)
     if names not in placed:
         placed[names] = PlacedGroups.of_columns([groups[name] for name in names], rows=rows)
-    every, columns = placed[names]
-    return GroupLimits(every, jax.device_put(np.array(list(at_most.values()), np.int32)[columns]))
+    device_groups, columns = placed[names]
+    return GroupLimits(device_groups, jax.device_put(np.array(list(at_most.values()), np.int32)[columns]))

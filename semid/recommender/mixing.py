@@ -1,4 +1,4 @@
-"""An item graph next to a model, on the device; and the factors of a request's items."""
+"""Device arrays of the item graph that is mixed with a model, and of a request's boosts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def check_graph_weight(weight: float) -> None:
 
 
 def build_mixture(graph: ItemGraph | None, *, weight: float, repeat_factor: float, rows: int) -> Mixture | None:
-    """The mixture for tables of so many rows, on the device; None: the model's own probabilities."""
+    """Build the mixture for tables of `rows` rows, on the device; None: the model's own probabilities."""
     if graph is None:
         return None if repeat_factor == 1 else Mixture.from_numbers(repeat_factor=repeat_factor)
     edges = graph.edges
@@ -45,7 +45,8 @@ def build_mixture(graph: ItemGraph | None, *, weight: float, repeat_factor: floa
 
 
 def build_boosts(boosts: Mapping[Id, float], catalog: SemanticCatalog, *, skip_unknown: bool) -> Boosts:
-    """Factors of item ids, for all requests alike, in few shapes. Raises SemidError for unknown ids and bad factors."""
+    """Build the factors of items for all requests alike, padded to few shapes. Raises SemidError for unknown ids and
+    bad factors."""
     ids = as_ids(boosts)
     if again := next((item for item, times in Counter(ids.to_pylist()).items() if times > 1), None):
         raise SemidError(f"boosts: item {again!r} is given twice, as text and as a number; keep one of the two")
@@ -63,7 +64,7 @@ def build_boosts(boosts: Mapping[Id, float], catalog: SemanticCatalog, *, skip_u
 
 
 def log_factors(boosts: Boosts, num_items: int) -> Float[np.ndarray, " items"]:
-    """Logs of the factors of all items, for all requests alike."""
+    """Logs of the factors, for every item of the catalogue."""
     factors, (rows, given) = np.ones(num_items, np.float32), (np.asarray(x)[0] for x in boosts)
     factors[rows[rows >= 0]] = given[rows >= 0]
     with np.errstate(divide="ignore"):

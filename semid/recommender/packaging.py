@@ -27,15 +27,15 @@ class Measured(Protocol):
 
 
 def trained_digest(origin: Origin) -> str:
-    """Digest of the artifact that training wrote: this one's, or that of the model which was packaged as this one."""
+    """Digest of the artifact that training wrote: this one's, or for a package that of the model in it."""
     return origin.manifest.parents.get("model", origin.digest)
 
 
 def copy_files_to(folder: Path, origin: Origin, *, metrics: bool) -> None:
-    """Copy what goes with a model (tokenizer, data statistics, metrics) and is not in `folder` yet.
+    """Copy a model's other files (tokenizer, data statistics, ...) that are not in `folder` yet.
 
-    Logs of training stay behind, and metrics unless they are asked for.
-    Raises SemidError for a file that is no longer what it was when the recommender was loaded.
+    Training logs are not copied, and metrics only if `metrics`.
+    Raises SemidError for a file that has changed since the recommender was loaded.
     """
     for name in origin.manifest.files:
         written, log = (folder / name).exists(), Path(name).suffix == ".jsonl"
@@ -44,7 +44,7 @@ def copy_files_to(folder: Path, origin: Origin, *, metrics: bool) -> None:
 
 
 def copy_tokenizer(catalog: Origin, folder: Path) -> None:
-    """Copy the tokenizer of a catalogue artifact, config and all; a catalogue of imported codes has none."""
+    """Copy the tokenizer of a catalogue artifact and its config; a catalogue of imported codes has none."""
     if "tokenizer" in catalog.manifest.config:
         copy_tokenizer_files(catalog, folder)
         artifacts.write_json(folder / TOKENIZER_CONFIG, catalog.manifest.config["tokenizer"])
@@ -63,18 +63,18 @@ def write_package(
     metrics: str | Path | Measured | None,
     license: str | None,
 ) -> None:
-    """Write the artifact `path`: the files of `write`, those that go with the model, and its card.
+    """Write the artifact `path`: the files of `write`, the other files of the model, and its card.
 
-    `dataset` is the digest of the one that it was trained on, empty where not known. `catalog_updated` says that the
-    catalogue, or vectors of its items, are another version than the one that the model was measured on.
+    `dataset` is the digest of the dataset that it was trained on; empty: not known. `catalog_updated`: the catalogue,
+    or vectors of its items, are of another version than the model's own metrics.
     """
     _check_place(path, origin)
-    made = Manifest(Kind.MODEL, {"spec": spec}, {}) if origin is None else origin.manifest
+    manifest = Manifest(Kind.MODEL, {"spec": spec}, {}) if origin is None else origin.manifest
     parents = {"dataset": dataset} if dataset else {}
-    parents |= {} if origin is None else {"model": origin.digest, **made.parents}
+    parents |= {} if origin is None else {"model": origin.digest, **manifest.parents}
     measured = None if metrics is None else _read_metrics(metrics, origin, catalog, catalog_updated=catalog_updated)
     with artifacts.write_artifact(
-        path, kind=Kind.MODEL, config=made.config, parents=parents, seed=made.seed, devices=made.devices
+        path, kind=Kind.MODEL, config=manifest.config, parents=parents, seed=manifest.seed, devices=manifest.devices
     ) as folder:
         write(folder)
         if measured is not None:
@@ -82,7 +82,7 @@ def write_package(
         if origin is not None:
             copy_files_to(folder, origin, metrics=not catalog_updated)
             if TRAINING not in origin.manifest.files:
-                artifacts.write_json(folder / TRAINING, _training(made))
+                artifacts.write_json(folder / TRAINING, _training(manifest))
         found = {name: _json(folder / name) for name in (METRICS, DATASET_FILE, TOKENIZER_CONFIG, TRAINING)}
         card = model_card(
             spec=spec,
@@ -97,10 +97,10 @@ def write_package(
         (folder / PAGE).write_text(card, encoding="utf-8")
 
 
-def _training(made: Manifest) -> dict[str, Any]:
-    """Time, devices, packages and seed of a training, which the manifest of its package does not hold."""
-    about = {name: getattr(made, name) for name in ("created", "devices", "packages", "seed")}
-    return {"digest": made.digest, **about}
+def _training(manifest: Manifest) -> dict[str, Any]:
+    """Time, devices, packages and seed of a training run, which the manifest of its package does not hold."""
+    about = {name: getattr(manifest, name) for name in ("created", "devices", "packages", "seed")}
+    return {"digest": manifest.digest, **about}
 
 
 def _json(file: Path) -> Any:
@@ -108,7 +108,7 @@ def _json(file: Path) -> Any:
 
 
 def _check_place(path: Path, origin: Origin | None) -> None:
-    """Raise SemidError unless `path` is free or a package, which may be replaced, and not the folder that is read."""
+    """Raise SemidError unless `path` is free, or a package to replace that the recommender was not loaded from."""
     path = artifacts.resolved(path)
     if origin is not None and path == origin.folder.resolve():
         raise SemidError(f"{path}: the recommender was loaded from here; choose another folder")
@@ -117,8 +117,8 @@ def _check_place(path: Path, origin: Origin | None) -> None:
         raise SemidError(f"{path}: in use by a model that `semid train` wrote; choose another folder")
 
 
-def _check_asked(provenance: Mapping[str, Any], where: str) -> None:
-    """Raise SemidError for figures of a model that was asked for something: a card's are of what it does by itself."""
+def _check_unconditional(provenance: Mapping[str, Any], where: str) -> None:
+    """Raise SemidError for metrics that were measured under a condition: a card has those without."""
     asked = provenance.get("own_conditions") or provenance.get("options", {}).get("condition")
     if asked:
         raise SemidError(f"{where}: the model was asked for {asked}; give metrics without a condition")
@@ -127,11 +127,11 @@ def _check_asked(provenance: Mapping[str, Any], where: str) -> None:
 def _read_metrics(
     metrics: str | Path | Measured, origin: Origin | None, catalog: SemanticCatalog, *, catalog_updated: bool
 ) -> dict[str, Any]:
-    """The rows of this model and of the control baselines, as `metrics.json` has them: the model's first."""
+    """Metrics of this model, the first row, and of the control baselines, in the format of `metrics.json`."""
     known = () if origin is None else (origin.digest, trained_digest(origin))
     if not isinstance(metrics, (str, Path)):
         provenance = {name: value for name, value in metrics.provenance.items() if name != "model"}
-        _check_asked(provenance, "these metrics")
+        _check_unconditional(provenance, "these metrics")
         if (about := metrics.provenance.get("model")) is None or about["origin"] not in (known or (None,)):
             raise SemidError("these metrics are of another model; give what `semid.evaluate` gives of this one")
         if about["catalog"] != catalog.digest:
@@ -141,7 +141,7 @@ def _read_metrics(
     read = artifacts.read_sealed(file)
     if not isinstance(read, dict) or not {"split", "rows", "provenance"} <= set(read):
         raise SemidError(f"{file}: expected split, rows and provenance, as `semid evaluate` writes them")
-    _check_asked(read["provenance"], str(file))
+    _check_unconditional(read["provenance"], str(file))
     measured: Mapping[str, str] = read["provenance"].get("models", {})
     own = [index for index, digest in enumerate(measured.values()) if digest in known]
     if not own or len(read["rows"]) < len(measured):

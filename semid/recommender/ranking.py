@@ -1,4 +1,4 @@
-"""Rankings and exact scores of item rows after histories of them, in batches."""
+"""Rankings and exact scores of item rows after histories, in batches."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from seq_models import Boosts, Conditions, GroupLimits, GumbelNoise, RequestBatc
 
 # Users a search runs at once, at the default beam; wider beams take proportionally fewer.
 _BATCH, BEAM = 512, 50
-# Exact scoring holds this many (history, item) pairs at once.
+# Exact scoring computes this many (history, item) pairs at once.
 _PAIRS = 1 << 16
 # ... and scoring of the whole catalogue this many histories.
 _USERS = 8
-# Lists are cut to their length afterwards: shorter ones than this share a program.
+# Lists up to this length share a program: they are computed at this length and cut.
 _SHORTEST = 16
 # A dense model scores every item of the catalogue: this many scores (64 MiB) at once.
 _SCORES = 1 << 24
@@ -78,8 +78,8 @@ class Ranking(NamedTuple):
         limits: GroupLimits | None = None,
         sample: Sampling | None = None,
     ) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
-        """Item rows best first, or as drawn, -1 where there are fewer than k, and their scores; with `values` of
-        events, of the items that the beams find the best by expected value, and its logarithms."""
+        """Item rows best first, or as drawn, -1 where there are fewer than k, and their scores. With `values` of
+        events, the items that the beams find are ranked by expected value, and scores are its logarithms."""
         k, beam_size = list_sizes(k, beam_size)
         if values is not None and sample is not None:
             raise SemidError("values rank the items and sampling draws them: ask for one of the two")
@@ -97,7 +97,7 @@ class Ranking(NamedTuple):
             asked_for = requests._replace(limits=limits if values is None else None, noise=noise)
             length = max(beam_size, k) if values is not None else self._list_length(k, beam_size, limits)
             found = self.scorer.top(asked_for, k=length, beam_size=beam_size)
-            if values is not None:  # all rows of the batch, which are of few numbers
+            if values is not None:  # for the padded batch, so that shapes are few
                 by_value = TopK(*jax.device_put(self._by_value(requests, found, values)))
                 found = _first_within(by_value, limits, self._list_length(k, beam_size, limits))
             rows, of_rows = (np.asarray(part)[: len(index)] for part in found)
@@ -109,8 +109,8 @@ class Ranking(NamedTuple):
         return ranked, scores
 
     def _list_length(self, k: int, beam_size: int, limits: GroupLimits | None) -> int:
-        """Length of the list to ask for, whose first k items are taken: each length is a program of its own, to be
-        compiled. Under limits items are chosen one by one, so that a long list is dear."""
+        """Length of the list to compute, whose first k items are kept: every length is another program to compile.
+        Under limits items are chosen one by one, so that long lists are slow."""
         if self.scorer.trie is None:
             return _rounded(k)
         return max(beam_size, k) if limits is None else min(_rounded(k), max(beam_size, k))
@@ -134,7 +134,7 @@ class Ranking(NamedTuple):
         *,
         conditions: Conditions | None = None,
     ) -> Float[np.ndarray, "histories n event"]:
-        """Logarithms of p(event | item, history) of item rows, after each history, all the same or its own."""
+        """Logarithms of p(event | item, history) of item rows, the same for all histories or each one's own."""
         number, events = rows.shape[-1], 0 if self.spec.conditions is None else len(self.spec.conditions.events)
         log_probs = np.empty((len(histories), number, events), np.float32)
         every = np.broadcast_to(rows, (len(histories), number))
@@ -157,7 +157,7 @@ class Ranking(NamedTuple):
         size = self._batch_size(min(_PAIRS // width, _BATCH))
         for index, requests in self._requests(histories, size, conditions=conditions):
             for start in range(0, len(rows), width):
-                block = np.resize(rows[start : start + width], width)  # few shapes; what repeats is cut off again
+                block = np.resize(rows[start : start + width], width)  # few shapes; repeated rows are cut off below
                 values = np.asarray(self.scorer.log_probs(requests, jax.device_put(block)))
                 kept = slice(start, min(start + width, len(rows)))
                 scores[index, kept] = values[: len(index), : kept.stop - kept.start]
@@ -170,7 +170,7 @@ class Ranking(NamedTuple):
     def catalog_log_probs(
         self, histories: Histories, *, conditions: Conditions | None = None
     ) -> Float[np.ndarray, "histories items"]:
-        """`log_probs` of all items, at the price of fewer: those that begin alike share the computation."""
+        """`log_probs` of all items, at less cost: items whose codes begin alike share the computation."""
         scores = np.empty((len(histories), len(self.catalog)), np.float32)
         for index, requests in self._requests(histories, self._batch_size(_USERS), conditions=conditions):
             found = np.asarray(self.scorer.catalog_log_probs(requests))
@@ -190,9 +190,9 @@ class Ranking(NamedTuple):
         limits: GroupLimits | None = None,
         noise: GumbelNoise | None = None,
     ) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
-        """The items most popular in training, of those allowed: what is recommended to who has no history.
+        """The allowed items that are most popular in training: the lists for n empty histories.
 
-        `noise` may have more keys than n.
+        `noise` may have more than n keys.
         """
         popularity, slots = self.popularity.log_shares, len(self.scorer.tables.codes)
         if all(option is None for option in (allowed, boosts, limits, noise)):
@@ -212,8 +212,8 @@ class Ranking(NamedTuple):
         return np.broadcast_to(rows, (n, k)), np.broadcast_to(scores, (n, k))
 
     def _with_older(self, histories: Histories) -> list[int]:
-        """Indices of histories of which more is to be closed than the model reads: where nothing repeats, it closes
-        what it reads."""
+        """Indices of the histories with items to leave out that the model does not read: if items do not repeat, it
+        leaves out those that it reads."""
         longer = np.flatnonzero(histories.lengths > self.spec.max_history)
         return [] if self.spec.repeat_factor else longer.tolist()
 
@@ -249,18 +249,18 @@ class Ranking(NamedTuple):
             raise SemidError(f"expected events of histories from 0 (unknown) to {known}, the model's, got {highest}")
 
     def _batch_size(self, histories: int) -> int:
-        """So many histories, at least one, and no more than a dense model can score all items for."""
+        """`histories`, or fewer if a dense model would hold too many scores; at least 1."""
         most = histories if self.spec.model.has_codes else min(histories, _SCORES // len(self.catalog))
         return max(most, 1)
 
 
 def _rounded(k: int) -> int:
-    """One length for lists of several."""
+    """Length at which a list of k items is computed."""
     return max(power_of_two(k), _SHORTEST)
 
 
 def list_sizes(k: int, beam_size: int) -> tuple[int, int]:
-    """Length of lists and width of beams as Python's integers; numpy's will do. Raises SemidError for others."""
+    """`k` and `beam_size` as Python integers. Raises SemidError unless they are whole numbers of at least 1."""
     if not all(is_whole(number) and number >= 1 for number in (k, beam_size)):
         raise SemidError(f"expected k and beam_size of at least 1, got {k!r} and {beam_size!r}; give whole numbers")
     return int(k), int(beam_size)
@@ -275,9 +275,9 @@ def _best(
     *,
     padded: tuple[int, int],
 ) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
-    """The k best items of each row of scores, of those allowed, or as drawn, and their scores.
+    """The k best allowed items of each row of scores, or those drawn, and their scores.
 
-    What runs on the device reads scores of the shape `padded`, and as many keys of noise.
+    On the device, scores are padded to the shape `padded`; `noise` has as many keys.
     """
     if allowed is not None:
         scores = np.where(allowed, scores, np.float32(-np.inf))
@@ -294,7 +294,7 @@ def _best(
 def _listed(
     best: Int[np.ndarray, "n _"], scores: Float[np.ndarray, "n items"], k: int
 ) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
-    """The best items of each row of scores and these, -1 and -inf where there are fewer than k."""
+    """The `best` items of each row and their scores, -1 and -inf where there are fewer than k."""
     values = np.take_along_axis(scores, best, axis=1)
     missing = ((0, 0), (0, k - best.shape[1]))
     rows = np.pad(np.where(values == -np.inf, -1, best), missing, constant_values=-1)

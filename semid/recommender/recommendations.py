@@ -1,4 +1,4 @@
-"""Recommended items per history, as `Recommender.recommend` gives them."""
+"""Recommended items per history, the result of `Recommender.recommend`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from semid.notebooks import Facts, as_pandas
 
-# Histories, and items of each, that a notebook shows of recommendations.
+# Histories, and items per history, that a notebook shows.
 _SHOWN = 5
 
 

@@ -30,7 +30,7 @@ from semid.recommender.conditions import Condition, ConditionLike, ConditionSpec
 from semid.recommender.explanation import Explanation, explanations
 from semid.recommender.hub import upload
 from semid.recommender.items import ItemData
-from semid.recommender.lists import PlacedGroups, Sampling, build_limits, groups_of
+from semid.recommender.lists import PlacedGroups, Sampling, build_limits, item_groups
 from semid.recommender.mixing import build_boosts, build_mixture, check_graph, check_graph_weight
 from semid.recommender.packaging import Measured, write_package
 from semid.recommender.persistence import read_model, write_model
@@ -54,17 +54,16 @@ from seq_models import (
 
 
 class Recommender:
-    """A trained model and its catalogue: recommends items to histories of items.
+    """A trained model and its catalogue: recommends items for histories of items. A `Ranker` for `semid.evaluate`.
 
-    `items` is what the model reads of its items. A history without items is answered with the most popular of their
-    training counts, scored by the log of their smoothed share (the documented cold start). It is a `Ranker` for
-    `semid.evaluate`.
+    `items` is the item data that the model reads, with training counts: a history without items gets the most popular
+    items, scored by the log of their smoothed share (the documented cold start).
 
-    `dataset` is the digest of the dataset that it was trained on; empty: not known, and so measured on any.
+    `dataset` is the digest of the dataset that it was trained on; empty: not known, so that it is measured on any.
 
-    `graph` is an item graph that is mixed with the model, at the weight `spec.graph_weight`. With the standardizer of
-    the items' features, and with tables for `capacity_factor` times the items, the same programs serve later versions
-    of the catalogue (`with_catalog`).
+    `graph` is an item graph to mix with the model, at the weight `spec.graph_weight`. Later versions of the catalogue
+    (`with_catalog`) need the standardizer of the items' features; they run in the same compiled programs if tables have
+    room for `capacity_factor` times the items.
     """
 
     def __init__(
@@ -80,8 +79,8 @@ class Recommender:
     ) -> None:
         if spec.catalog not in ("", catalog.digest):
             raise SemidError(
-                f"the model speaks the codes of another catalogue (digest {spec.catalog[:12]}) than the one given "
-                f"({catalog.digest[:12]}); give that one, or train on this one"
+                f"the model was trained on the codes of another catalogue (digest {spec.catalog[:12]}) than the one "
+                f"given ({catalog.digest[:12]}); give that one, or train on this one"
             )
         if capacity_factor is not None and capacity_factor < 1:
             raise SemidError(f"expected a capacity_factor of 1 or more, got {capacity_factor}")
@@ -94,7 +93,7 @@ class Recommender:
         self._capacity: Capacity | None = None
         self.origin: Origin | None = None  # the artifact of this very model, if there is one
         self.dataset = dataset  # digest of the dataset that it was trained on; empty: not known
-        # It recommends from another version of its catalogue than the origin holds, or by other vectors of its items.
+        # Its catalogue, or vectors of its items, are of another version than those in the origin.
         self.catalog_updated = False
         self._scorer = self._build_scorer(model)
 
@@ -129,7 +128,7 @@ class Recommender:
         return total.hexdigest()
 
     def with_origin(self, origin: Origin) -> Recommender:
-        """Name the artifact that holds this very recommender."""
+        """The same, with the artifact that holds it as origin."""
         other = copy.copy(self)
         other.origin, other.dataset = origin, origin.manifest.parents.get("dataset", self.dataset)
         return other
@@ -141,7 +140,7 @@ class Recommender:
 
     @property
     def scorer(self) -> Scorer:
-        """Rankings and exact scores of the model, with the arrays that it reads, on the device."""
+        """The model and the arrays that it reads, on the device, for rankings and exact scores."""
         return self._scorer
 
     @property
@@ -151,7 +150,7 @@ class Recommender:
 
     @property
     def codes(self) -> Int[np.ndarray, "items level"] | None:
-        """The catalogue's codes, None where the model does not speak in codes."""
+        """The catalogue's codes; None for a model without codes."""
         return self.catalog.codes if self.spec.model.has_codes else None
 
     @property
@@ -161,17 +160,17 @@ class Recommender:
 
     @property
     def repeats(self) -> bool:
-        """False: it never recommends an item of the history, as nothing repeats in its training data."""
+        """False: it never recommends items of the history, as items do not repeat in its training data."""
         return self.spec.repeat_factor > 0
 
     @property
     def conditions(self) -> ConditionSpec | None:
-        """Conditions on what is recommended that the model knows; None: it knows none."""
+        """Conditions on recommended items that the model was trained with; None: none."""
         return self.spec.conditions
 
     @property
     def graph(self) -> ItemGraph | None:
-        """The item graph that is mixed with the model."""
+        """The item graph that is mixed with the model, if there is one."""
         return self._graph
 
     @property
@@ -191,9 +190,9 @@ class Recommender:
     ) -> Recommender:
         """Load what `semid train` or `save_pretrained` wrote, every file verified.
 
-        With `catalog`, the folder of its catalogue, it recommends that one's current version (`with_version`), whose
-        appended items are read in the further code `sequences` by the folders of those, by name.
-        With `capacity_factor`, say 1.5, its tables hold so many times the items: `with_catalog` then compiles nothing.
+        `catalog` is the folder of its catalogue, to recommend from the current version (`with_version`); `sequences`
+        are the folders of its further code sequences by name, which have the codes of appended items.
+        With `capacity_factor`, say 1.5, tables have room for so many times the items: `with_catalog` compiles nothing.
         A string `org/name` that is no path is a repository of the Hugging Face hub (extra `hub`), at its `revision`.
         Raises SemidError naming what is wrong.
         """
@@ -220,8 +219,8 @@ class Recommender:
     ) -> None:
         """Package the model: a folder with its catalogue, tokenizer and card, without the state of training.
 
-        `metrics` (a `metrics.json` of `semid evaluate`, or what `semid.evaluate` gives) go into the card with their
-        protocol, `license` into its head. A package that stands there is replaced.
+        `metrics` (a `metrics.json` of `semid evaluate`, or the result of `semid.evaluate`) go into the card with their
+        protocol, `license` into its head. An earlier package there is replaced.
         Raises SemidError for metrics of another model, and if `folder` holds anything else.
         """
         write_package(
@@ -251,7 +250,7 @@ class Recommender:
         """Upload what `save_pretrained` writes to `org/name` on the Hugging Face hub (extra `hub`), in one commit.
 
         Files of an earlier package that this one lacks are deleted there (JSON, safetensors, Parquet).
-        Gives the commit's address. Raises SemidError if the extra is missing or the hub refuses.
+        Returns the commit's address. Raises SemidError if the extra is missing or the hub refuses.
         """
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "model"
@@ -259,14 +258,14 @@ class Recommender:
             return upload(folder, repo_id, message=message, private=private, revision=revision, token=token)
 
     def with_model(self, model: ItemModel) -> Recommender:
-        """The same with another model of this `spec`; shares the item tables and the trie, which cost time to make."""
+        """The same with another model of this `spec`; shares the item tables and the trie, which take time to build."""
         other = copy.copy(self)
         other.origin, other.catalog_updated = None, False
         other._scorer = self._scorer.with_model(model)
         return other
 
     def with_graph(self, graph: ItemGraph | None, *, weight: float = 0.5) -> Recommender:
-        """The same mixed with this item graph, of this weight, or with none; one program serves graphs of one width.
+        """The same mixed with this item graph at this weight, or with none; graphs of one width share a program.
 
         Raises SemidError for a graph of other items than the catalogue's and for a weight out of range.
         """
@@ -276,14 +275,14 @@ class Recommender:
         return self._mixed(graph, dataclasses.replace(self.spec, graph_weight=0.0 if graph is None else weight))
 
     def with_repeat_factor(self, factor: float) -> Recommender:
-        """The same with this factor of the model's probability of items in the history. Raises SemidError below 0."""
+        """The same with this factor on the model's probabilities of the history's items. Raises SemidError below 0."""
         return self._mixed(self._graph, dataclasses.replace(self.spec, repeat_factor=factor))
 
     def with_width(self, width: int | None) -> Recommender:
-        """The same ranking by the first `width` numbers of its item vectors; None: all.
+        """The same, ranking by the first `width` dimensions of its item vectors; None: all.
 
-        A SASRec that was trained for several `widths` serves at each of them, with so much smaller an index. Raises
-        SemidError for a generator of codes, and ValueError for a width that it was not trained for.
+        A SASRec trained for several `widths` ranks at each of them, with a smaller index. Raises SemidError for a
+        generator of codes, and ValueError for a width that it was not trained for.
         """
         model = self.dense_model()
         config = dataclasses.replace(typing.cast(DenseConfig, self.spec.model), width=width)
@@ -293,7 +292,7 @@ class Recommender:
         return other
 
     def _mixed(self, graph: ItemGraph | None, spec: ModelSpec) -> Recommender:
-        """The same with another graph, and numbers of the mixture as this spec says."""
+        """The same with this graph, mixed by the weights of this spec."""
         other = copy.copy(self)
         other.origin, other.catalog_updated, other._graph = None, False, graph
         other.spec = spec
@@ -303,16 +302,15 @@ class Recommender:
     def with_groups(self, items: typing.Any, *columns: str) -> Recommender:
         """The same with groups of its items, for `at_most`: columns of a table with `item_id`, such as a dataset's.
 
-        A column holds strings or whole numbers, or lists of such: an item may be in several groups. Steps of a path
-        (`Beauty > Hair Care`) are groups each; one that all items share is none. Columns may have the names of the
-        dataset's own tables. Items that the table lacks, such as those appended later, are in no group, which limits
-        nothing, until it is called again with a table that has them. Raises SemidError naming a column that is not
-        there.
+        A column holds strings or whole numbers, or lists of these: an item may be in several groups. Each step of a
+        path (`Beauty > Hair Care`) is a group; one that all items share does not count. Columns may be named as in the
+        dataset's own tables. Items that the table lacks, such as those appended later, are in no group and so not
+        limited: call it again with a table that has them. Raises SemidError naming a missing column.
         """
         read = ("item_id", *columns)
         names = {own: theirs for own, theirs in self.catalog.source_columns.items() if own in read}
         other = copy.copy(self)
-        other._groups = self._groups | groups_of(as_mapped_table(items, names, strings=read), columns, self.item_ids)
+        other._groups = self._groups | item_groups(as_mapped_table(items, names, strings=read), columns, self.item_ids)
         other._placed_groups = {}
         return other
 
@@ -324,18 +322,17 @@ class Recommender:
         graph_vectors: Float[np.ndarray, "new dim_of_graph"] | None = None,
         sequences: Mapping[str, SemanticCatalog] | None = None,
     ) -> Recommender:
-        """The same model on a later version of its catalogue: it recommends what was appended, not what was removed.
+        """The same model on a later version of its catalogue: it recommends appended items, and no removed ones.
 
-        Rows of the items that the model knows stay, those of all others follow in the order that they have there.
-        `vectors` are raw ones of the others, the columns `spec.columns` side by side, for a model that reads any, and
-        `graph_vectors` those that the item graph finds neighbors by (`vectors`, where not given), if there is one.
-        `sequences` are later versions of the catalogues of further code sequences, by name; an item that none of them
-        has is read without. A model that learned something of each item (SASRec, id embeddings) leaves the others out,
-        where all are removed.
-        The same programs run as long as the version fits the capacity of this; else they are compiled again.
-        Raises SemidError where items or codes that the model knows differ, where vectors are missing, and for a model
-        that learned something of each item if items were appended. Items that came later are in no group until
-        `with_groups` is called again with a table that has them.
+        Items that the recommender has keep their rows; the new ones follow in the catalogue's order. `vectors` are the
+        raw vectors of the new items (the columns `spec.columns` side by side), for a model that reads any, and
+        `graph_vectors` those that an item graph finds their neighbors by (default: `vectors`). `sequences` are later
+        versions of the catalogues of further code sequences, by name; items without such codes are read without.
+        A model with a learned vector per item (SASRec, id embeddings) leaves new items out, which must all be removed.
+        Programs are compiled again only if the version exceeds the capacity of this recommender's tables.
+        Raises SemidError if items or codes that the model knows differ, if vectors are missing, and for active new
+        items of a model with a learned vector per item. New items are in no group until `with_groups` is called again
+        with a table that has them.
         """
         first, catalog = len(self.catalog), self._reordered(catalog)
         return self._updated(catalog, first, vectors=vectors, graph_vectors=graph_vectors, sequences=sequences or {})
@@ -349,7 +346,7 @@ class Recommender:
         graph_vectors: Float[np.ndarray, "later dim_of_graph"] | None,
         sequences: Mapping[str, SemanticCatalog],
     ) -> Recommender:
-        """`with_catalog` of a catalogue in the order of this, with the vectors of all items from the row `first` on."""
+        """`with_catalog` for a catalogue in this one's order, with the vectors of all items from row `first` on."""
         new = len(catalog) - len(self.catalog)
         other = copy.copy(self)
         other.catalog = catalog
@@ -364,7 +361,7 @@ class Recommender:
             near = vectors if graph_vectors is None and self._graph.vectors is not None else graph_vectors
             other._graph = self._updated_graph(self._graph, catalog.item_ids, first, near)
         same = catalog.digest == self.catalog.digest and other._graph is self._graph
-        other.catalog_updated = self.catalog_updated or not (same and other.items.has_inputs_of(self.items))
+        other.catalog_updated = self.catalog_updated or not (same and other.items.same_inputs_as(self.items))
         other._scorer = other._build_scorer(self.model)
         return other
 
@@ -375,19 +372,19 @@ class Recommender:
         *,
         sequences: Mapping[str, str | Path] | None = None,
     ) -> Recommender:
-        """`with_catalog` of the current, or a given, version of a catalogue folder, which holds appended vectors.
+        """`with_catalog` for the current version of a catalogue folder, or a given one, with the vectors stored there.
 
-        Those of all items that training did not see are read as that version has them. `sequences` are folders of the
-        catalogues of further code sequences, by name. No recommender goes back to a version that lacks items which it
-        has: load the model again with that version, or revert the catalogue, which makes a later one.
+        All items that were not in training get the vectors that they have in that version. `sequences` are folders of
+        the catalogues of further code sequences, by name. A recommender cannot go back to a version that lacks some of
+        its items: load the model again with that version, or revert the catalogue, which makes a later version.
         """
         found = read_version(folder, version)
         catalog, first = self._reordered(found.catalog), self._trained_items
         new, removed = catalog.item_ids[first:], ~catalog.active[first:]
 
         def appended(columns: tuple[str, ...], width: int) -> Float[np.ndarray, "new dim"]:
-            vectors = appended_vectors(folder, columns, new, found.number, removed=removed)  # of no later version
-            unread = removed.all() and vectors.shape[1] != width  # some column has no vectors, of items that are gone
+            vectors = appended_vectors(folder, columns, new, found.number, removed=removed)  # as of this version
+            unread = removed.all() and vectors.shape[1] != width  # a column lacks vectors of removed items
             return np.zeros((len(new), width), np.float32) if unread else vectors
 
         vectors, near = None, None
@@ -400,30 +397,30 @@ class Recommender:
 
     @property
     def _trained_items(self) -> int:
-        """Number of items of its training, whose rows come first and whose vectors stay."""
+        """Number of items that it was trained on; their rows come first, and their vectors never change."""
         return len(self.catalog) if self.spec.trained_items is None else self.spec.trained_items
 
     def _updated_graph(
         self, graph: ItemGraph, item_ids: pa.Array, first: int, vectors: Float[np.ndarray, "later dim"] | None
     ) -> ItemGraph:
-        """The graph with the items behind its own, and with these vectors of all items from the row `first` on."""
-        known = len(graph.item_ids)
-        later = known - first
+        """The graph with the items that follow its own, and with these vectors of all items from row `first` on."""
+        size = len(graph.item_ids)
+        changed = size - first
         try:
-            if later and vectors is not None and graph.vectors is not None:
-                everything = np.concatenate([graph.vectors[:first], vectors[:later]])
-                if len(item_ids) == known and np.array_equal(everything, graph.vectors):
+            if changed and vectors is not None and graph.vectors is not None:
+                all_vectors = np.concatenate([graph.vectors[:first], vectors[:changed]])
+                if len(item_ids) == size and np.array_equal(all_vectors, graph.vectors):
                     return graph
-                graph = dataclasses.replace(graph, vectors=everything)  # `append` computes the edges again
-            elif len(item_ids) == known:
+                graph = dataclasses.replace(graph, vectors=all_vectors)  # `append` computes the edges again
+            elif len(item_ids) == size:
                 return graph
-            return graph.append(item_ids[known:], vectors=None if vectors is None else vectors[later:])
+            return graph.append(item_ids[size:], vectors=None if vectors is None else vectors[changed:])
         except ValueError as error:  # SemidError, or vectors of another width
             remedy = "" if graph.vectors is None else "; give those as graph_vectors"
             raise SemidError(f"item graph: {error}{remedy}") from None
 
     def _build_scorer(self, model: ItemModel) -> Scorer:
-        """The scorer on tables of the catalogue, and, for models that search it, on its trie."""
+        """Build the scorer on the catalogue's tables and, for models of codes, its trie."""
         catalog, rows = self.catalog, None
         active, trie = None if catalog.removed is None else catalog.active, None
         if self.spec.model.has_codes:
@@ -443,7 +440,7 @@ class Recommender:
         return Scorer.from_model(model, tables=tables, trie=trie, softmax_over=softmax_over, mixture=mixture)
 
     def _mixture(self, rows: int | None = None) -> Mixture | None:
-        """The mixture, for tables of so many rows, or of the scorer's."""
+        """Build the mixture, for tables of `rows` rows (default: the scorer's)."""
         rows = len(self.tables.codes) if rows is None else rows
         weights = {"weight": self.spec.graph_weight, "repeat_factor": self.spec.repeat_factor}
         return build_mixture(self._graph, **weights, rows=rows)
@@ -459,7 +456,7 @@ class Recommender:
         return self._scorer.with_mixture(mixture._replace(weight=jnp.float32(graph_weight)))
 
     def _reordered(self, catalog: SemanticCatalog) -> SemanticCatalog:
-        """A later version with the rows of this first. Raises SemidError where the model does not fit it."""
+        """A later version in the order of this one, new items last. Raises SemidError if the model does not fit it."""
         if reason := self.spec.incompatibility(self.catalog, catalog):
             known = catalog.find_rows(self.item_ids)[1]
             alike = catalog.level_sizes == self.catalog.level_sizes
@@ -501,24 +498,23 @@ class Recommender:
     ) -> Recommendations:
         """The k best items for each history of external ids, oldest first.
 
-        The search keeps `beam_size` beams, or k if that is more. `allowed` says by item row (`allow` makes it of ids)
-        what may be recommended, to all or to each history; with `exclude_seen`, what a history holds may not. Both are
-        part of the search: whatever is allowed can be found, and where less than k is, the list is shorter.
+        The search keeps `beam_size` beams, or k if that is more. `allowed` masks the item rows that may be recommended,
+        for all histories or each (`allow` builds it from ids); `exclude_seen` leaves out the history's items. Both are
+        part of the search: every allowed item can be found, and only if there are fewer than k is a list shorter.
 
-        `boosts` multiply the probabilities of items, for freshness or a business rule, and enter the search too, at the
-        price of an exact score of each; the scores of boosted items are then no log-probabilities. `graph_weight`
-        replaces the weight of the item graph: 0 is the model alone, 1 the graph alone, which may know fewer than k.
+        `boosts` multiply the probabilities of items, for freshness or a business rule. They enter the search too, at
+        the cost of an exact score of each; scores of boosted items are then no log-probabilities. `graph_weight`
+        replaces the weight of the item graph: 0 is the model alone, 1 the graph alone, which may rank fewer than k.
 
-        `condition` says what is wanted, of a model that was trained to be asked: `{"event": "buy"}`, a `group` of
-        items, a `text`, or a `Condition`; one for all histories or one for each; any where there is none. `events` are
-        those of the histories' items, a list for each, None where one is unknown; `times` are in seconds, a list for
-        each, for a model that reads times (unknown without). To who has no history none of these matters. `values` of
-        events, `{"click": 1, "buy": 2.5}`, rank what the beams find by expected value, for a model that was trained
-        with an event head; scores are then its logarithms.
+        `condition` is what a model that was trained with conditions is asked for: `{"event": "buy"}`, a `group` of
+        items, a `text`, or a `Condition`, one for all histories or one each. `events` and `times` (in seconds) are
+        those of the histories' items, a list for each, for a model that reads them; an unknown event is None. For an
+        empty history none of these matters. `values` of events, `{"click": 1, "buy": 2.5}`, rank the items that the
+        beams find by expected value, for a model with an event head; scores are then its logarithms.
 
-        `at_most` limits the items of one group in a list, `{"brand": 2}` (`with_groups` gives their groups): the best
-        that leave room are chosen one by one, of all that the beams find, so that narrow limits want wide beams.
-        `sample` draws the list without replacement instead of taking the best; its scores are not sorted then.
+        `at_most` limits the items per group in a list, `{"brand": 2}` (see `with_groups`). The list is filled greedily
+        from all items that the beams find, so that narrow limits need wide beams. `sample` draws the list without
+        replacement instead of taking the best; its scores are not sorted.
         Raises SemidError for numbers out of range, for conditions and events that the model does not know, and for an
         unknown id, unless `skip_unknown` drops it.
         """
@@ -540,7 +536,7 @@ class Recommender:
         return Recommendations(ids, scores)
 
     def allow(self, item_ids: Iterable[Id], *, skip_unknown: bool = False) -> Bool[np.ndarray, " items"]:
-        """True at the rows of these items: what is in stock, say; masks combine by `&`, `|` and `~`.
+        """Mask that is True at the rows of these items, say those in stock; masks combine by `&`, `|` and `~`.
 
         Raises SemidError for an unknown id, unless `skip_unknown` leaves it out: a shop has items newer than the model.
         """
@@ -579,7 +575,7 @@ class Recommender:
         events: Sequence[str | None] | None = None,
         times: Sequence[float] | None = None,
     ) -> list[Explanation]:
-        """Log-probability of each item after the history, and the item graph's part in it, with the items it came from.
+        """Log-probability of each item after the history, and the item graph's share of it, by the history's items.
 
         `condition`, and `events` and `times` of the history, are those of `recommend`.
         Raises SemidError for a model without an item graph, and for an unknown id, unless `skip_unknown` drops it from
@@ -622,7 +618,7 @@ class Recommender:
     ) -> Int[np.ndarray, "n k"]:
         """Item rows best first, -1 where there are fewer than k; see `recommend`.
 
-        The answer to a history depends (to rounding) on no other.
+        A history's list does not depend on other histories, up to rounding.
         """
         conditions = self._conditions(condition, len(histories))
         return self._ranking(graph_weight).top(
@@ -646,13 +642,13 @@ class Recommender:
         times: Iterable[Sequence[float]] | None = None,
         skip_unknown: bool = False,
     ) -> Float[np.ndarray, "histories items event"]:
-        """Probabilities of the events (`conditions.events`) of each item, should it follow each history, with `events`
-        and `times` of its items.
+        """Probabilities of the events (`conditions.events`), if each item follows each history; `events` and `times`
+        are those of the history's items.
 
         They sum to one over the events. Raises SemidError for a model that was trained without an event head.
         """
-        rows, wanted = self._histories(histories, skip_unknown, events, times), self.catalog.rows(item_ids)
-        return np.exp(self.event_log_probs(rows, wanted))
+        rows, item_rows = self._histories(histories, skip_unknown, events, times), self.catalog.rows(item_ids)
+        return np.exp(self.event_log_probs(rows, item_rows))
 
     def event_log_probs(
         self, histories: Histories, rows: Int[np.ndarray, " n"] | Int[np.ndarray, "histories n"]
@@ -665,8 +661,8 @@ class Recommender:
     def own_conditions(
         self, rows: Int[np.ndarray, " n"], events: Int[np.ndarray, " n"] | None, parts: Sequence[str]
     ) -> Conditions:
-        """Conditions that items with these events meet, of which the named parts alone: to ask for each target by what
-        it is. Raises SemidError for parts that the model does not know."""
+        """The named parts of the conditions that items with these events meet, to ask for each target by its own.
+        Raises SemidError for parts that the model does not know."""
         return own_conditions(rows, events, parts, spec=self.conditions, items=self.items.conditions)
 
     def item_vectors(self) -> Float[np.ndarray, "items dim"]:
@@ -684,7 +680,7 @@ class Recommender:
         return np.asarray(model.ranked_by(model.vectors(self.tables.features)))
 
     def item_vectors_for(self, dataset: Dataset) -> Float[np.ndarray, "items dim"]:
-        """The `item_vectors` of a dataset's items, in its order, to teach what is trained on it.
+        """The `item_vectors` of a dataset's items, in its order, for a model that learns from this one.
 
         Raises SemidError where this model was trained on another dataset, or has no item vectors.
         """
@@ -698,16 +694,16 @@ class Recommender:
 
     @property
     def _kind_of_codes(self) -> str:
-        """The kind of this generator of codes and its folder, for messages."""
+        """Family and folder of this generator of codes, for messages."""
         return f"a generator of codes, {self.spec.model.title}{f' of {self.origin.folder}' if self.origin else ''}"
 
     @property
     def model(self) -> ItemModel:
-        """The model and its parameters, which it shares."""
+        """The model; it shares the parameters."""
         return self._scorer.model
 
     def dense_model(self, *, remedy: str = "take a SASRec model") -> DenseTransformer:
-        """The model, of a dense recommender. Raises SemidError with the `remedy` for a generator of codes."""
+        """The dense model. Raises SemidError with the `remedy` for a generator of codes."""
         if self.spec.model.has_codes:
             raise SemidError(f"expected a dense model (SASRec), got {self._kind_of_codes}; {remedy}")
         return typing.cast(DenseTransformer, self.model)
@@ -722,8 +718,7 @@ class Recommender:
     ) -> Float[np.ndarray, "histories n"]:
         """Exact log-probabilities of item rows after each history (of popularity, after an empty one).
 
-        -inf of items that the search leaves out: those removed and, where nothing repeats, all of a history, however
-        long.
+        -inf for items that the search leaves out: removed ones and, if items do not repeat, the whole history's.
         """
         return self._ranking(graph_weight).log_probs(
             histories, rows, conditions=self._conditions(condition, len(histories))
@@ -732,12 +727,12 @@ class Recommender:
     def catalog_log_probs(
         self, histories: Histories, *, graph_weight: float | None = None, condition: ConditionLike = None
     ) -> Float[np.ndarray, "histories items"]:
-        """`log_probs` of all items, at the price of fewer: those that begin alike share the computation."""
+        """`log_probs` of all items, at less cost: items whose codes begin alike share the computation."""
         conditions = self._conditions(condition, len(histories))
         return self._ranking(graph_weight).catalog_log_probs(histories, conditions=conditions)
 
     def most_popular(self, k: int) -> tuple[Int[np.ndarray, " k"], Float[np.ndarray, " k"]]:
-        """The items most popular in training, and their scores: what is recommended to who has no history."""
+        """The items most popular in training, and their scores: the list for an empty history."""
         rows, scores = self._ranking(None).most_popular(1, k, None)
         return rows[0], scores[0]
 
@@ -748,7 +743,7 @@ class Recommender:
     def _values(
         self, values: Mapping[str, float] | None, conditions: Conditions | None
     ) -> Float[np.ndarray, " events"] | None:
-        """Values of the model's events. Raises SemidError where they cannot be asked for."""
+        """Values by event number. Raises SemidError if the model or the conditions do not allow them."""
         if not values:
             return None
         if self.conditions is None or conditions is None:
@@ -763,7 +758,7 @@ class Recommender:
         return build_limits(at_most or {}, self._groups, rows=len(self.tables.codes), placed=self._placed_groups)
 
     def _conditions(self, condition: ConditionLike, number: int) -> Conditions | None:
-        """Conditions of so many histories, in numbers."""
+        """Conditions of `number` histories as numbers."""
         return as_conditions(condition, number=number, spec=self.conditions, items=self.items.conditions)
 
     def _histories(
@@ -773,7 +768,7 @@ class Recommender:
         events: Iterable[Sequence[str | None]] | None = None,
         times: Iterable[Sequence[float]] | None = None,
     ) -> Histories:
-        """Histories of external ids, of names of events, and of times, in numbers."""
+        """Histories as item rows, event numbers and times."""
         return read_histories(
             histories,
             self.catalog,

@@ -1,4 +1,4 @@
-"""Histories of ids in numbers, and as request batches of few shapes, so that few programs are compiled."""
+"""Histories of ids as item rows, and as request batches of few shapes, so that few programs are compiled."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def read_histories(
     events: Iterable[Sequence[str | None]] | None = None,
     times: Iterable[Sequence[float]] | None = None,
 ) -> Histories:
-    """Histories of external ids, of names of events, and of times, in numbers.
+    """Convert histories of external ids, event names and times to item rows, event numbers and seconds.
 
     Raises SemidError for ids that the catalogue does not know, unless `skip_unknown` drops them, for events and times
-    that a model of these `conditions` does not read, and where some are missing.
+    that a model of these `conditions` does not read, and if some are missing.
     """
     found = _known_rows(histories, catalog, skip_unknown)
     rows, known = [rows[known].tolist() for rows, known in found], [known for _, known in found]
@@ -38,8 +38,8 @@ def read_histories(
     if conditions is None or not conditions.reads_events:
         raise SemidError("the model reads no events; leave them out, or train one with event_inputs (--event-inputs)")
     names = [_event_names(of, index) for index, of in enumerate(events)]
-    if (given := [len(of) for of in names]) != (wanted := [len(of) for of in known]):
-        raise SemidError(f"expected an event for each item of the histories, {wanted[:9]}, got {given[:9]}")
+    if (given := [len(of) for of in names]) != (expected := [len(of) for of in known]):
+        raise SemidError(f"expected an event for each item of the histories, {expected[:9]}, got {given[:9]}")
     codes = [conditions.event_codes(of, where=f"history {index}") for index, of in enumerate(names)]
     of_known = [np.array(of)[there] for of, there in zip(codes, known, strict=True)]
     return Histories.from_lists(rows, events=of_known, times=seconds)
@@ -48,16 +48,16 @@ def read_histories(
 def _seconds(
     times: Iterable[Sequence[float]], known: Sequence[Bool[np.ndarray, " _"]], conditions: ConditionSpec | None
 ) -> list[Int[np.ndarray, " _"]]:
-    """Seconds of the known items. Raises SemidError for a model that reads none, for what is no list of numbers in
-    order, and where some are missing."""
+    """Times of the known items. Raises SemidError for a model that reads none, for anything but a sorted list of
+    numbers, and if some are missing."""
     if conditions is None or not conditions.reads_times:
         raise SemidError(
             "the model reads no times; leave them out, or train one with time_inputs (--time-inputs) or time_bias "
             "(--time-bias)"
         )
     seconds = [_numbers(of, index) for index, of in enumerate(times)]
-    if (given := [of.size for of in seconds]) != (wanted := [len(of) for of in known]):
-        raise SemidError(f"expected a time for each item of the histories, {wanted[:9]}, got {given[:9]}")
+    if (given := [of.size for of in seconds]) != (expected := [len(of) for of in known]):
+        raise SemidError(f"expected a time for each item of the histories, {expected[:9]}, got {given[:9]}")
     return [of[there].astype(np.int64) for of, there in zip(seconds, known, strict=True)]
 
 
@@ -83,7 +83,7 @@ def _event_names(events: Sequence[str | None], index: int) -> list[str | None]:
 def _known_rows(
     histories: Iterable[Iterable[Id]], catalog: SemanticCatalog, skip_unknown: bool
 ) -> list[tuple[Int[np.ndarray, " length"], Bool[np.ndarray, " length"]]]:
-    """Rows of each history's items, and which are known."""
+    """Item rows of each history, and a mask of the known ones."""
     given, result = [pa.array([], pa.string())], []
     for index, history in enumerate(histories):
         if isinstance(history, str):
@@ -114,10 +114,11 @@ def request_batches(
     conditions: Conditions | None = None,
     times: bool = False,
 ) -> Iterator[tuple[Int[np.ndarray, " n"], RequestBatch]]:
-    """Batches of requests with the indices of their histories: `size` each, or a power of two for the last few.
+    """Batches of `size` requests, the last padded to a power of two, with the indices of their histories.
 
-    A batch holds the last `max_history` items of each history, and masks of `slots` item rows, as the tables have; with
-    `conditions`, one per history, the items' events too, unknown where there are none; their times, if asked for.
+    A batch holds the last `max_history` items of each history, and masks of `slots` item rows, as many as the tables
+    have. With `conditions`, one per history, it has the items' events too, unknown if there are none, and with `times`
+    their times.
     """
     for start in range(0, len(histories), size):
         index = np.arange(start, min(start + size, len(histories)))
@@ -147,13 +148,13 @@ def select_masks(masks: Bool[np.ndarray, "masks items"] | None, index: Int[np.nd
 
 
 def _seen_items(histories: Histories) -> Int[np.ndarray, "histories n"]:
-    """The items of each history, -1 behind them."""
+    """The items of each history, padded with -1."""
     rows, real = histories.padded(power_of_two(max(int(histories.lengths.max(initial=0)), 1)))
     return np.where(real, rows, -1)
 
 
 def _conditions_of(conditions: Conditions, index: Int[np.ndarray, " n"], rows: int) -> Conditions:
-    """The conditions of the histories at `index`, and any of what pads them."""
+    """The conditions of the histories at `index`, padded with "any"."""
     return Conditions(*(None if part is None else jax.device_put(_pad_rows(part[index], rows)) for part in conditions))
 
 

@@ -15,7 +15,7 @@ from seq_models import CodeTrie, ItemModel, ItemTables, LeafBlocks, Mixture, Req
 
 @dataclass(frozen=True, eq=False)
 class Scorer:
-    """A model apart from its parameters (`graph`, `params`), the item tables, a model of codes' trie, and a mixture."""
+    """A model split into `graph` and `params`, with the item tables, the trie of a model of codes, and a mixture."""
 
     graph: Any
     params: Any
@@ -34,7 +34,7 @@ class Scorer:
         softmax_over: SoftmaxOver,
         mixture: Mixture | None = None,
     ) -> Scorer:
-        """The scorer of any model."""
+        """Build the scorer of any model."""
         return cls(*_split(model), tables, trie, softmax_over, mixture)
 
     def with_model(self, model: ItemModel) -> Scorer:
@@ -85,8 +85,8 @@ class Scorer:
 
     @functools.cached_property
     def request_tables(self) -> ItemTables:
-        """The tables, with the item vectors that the model computes from them: once, not for every batch. Of shapes,
-        without."""
+        """The tables with the item vectors that the model computes from them, once and not for every batch; without
+        these if the tables are shapes."""
         if self.tables.item_vectors is not None:
             return self.tables
         arrays = (self.graph, self.params, self.tables)
@@ -101,8 +101,8 @@ class Scorer:
 
 
 def _split(model: ItemModel) -> tuple[Any, Any]:
-    """Graph and parameters, these committed to the device: training validates with such and returns them in host
-    memory, and a search would be compiled for either."""
+    """Graph and parameters, which are committed to the device: training validates with committed ones and returns ones
+    in host memory, and the search would be compiled for each kind."""
     graph, params = nnx.split(model)
     return graph, jax.tree.map(lambda x: jax.device_put(x, x.sharding), jax.device_put(params))
 

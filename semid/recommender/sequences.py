@@ -26,9 +26,9 @@ class SequencesSpec:
     level_sizes: tuple[tuple[int, ...], ...]
     """Codebook sizes of each."""
     catalogs: tuple[str, ...]
-    """Digests of the catalogues that they are of."""
+    """Digests of their catalogues."""
     drop: float = 0.1
-    """Share of the histories of which training leaves a sequence out, each by itself."""
+    """Share of the histories for which training hides a sequence, drawn for each sequence."""
 
     @classmethod
     def of(cls, catalogs: Mapping[str, SemanticCatalog], *, drop: float) -> SequencesSpec | None:
@@ -46,8 +46,7 @@ class SequencesSpec:
     def appended(
         self, own: SequenceCodes, item_ids: pa.Array, later: Mapping[str, SemanticCatalog]
     ) -> tuple[Int[np.ndarray, "all _"], ...]:
-        """Codes of these items, of which the first are the model's `own`: those behind them by later versions of the
-        catalogues, as far as there are any.
+        """Codes of these items, the model's `own` first; `later` versions of the catalogues give missing ones, else -1.
 
         Raises SemidError for a sequence that the model does not read, and for a catalogue with other codes.
         """

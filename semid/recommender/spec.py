@@ -1,4 +1,4 @@
-"""`ModelSpec`: the settings that build a model of any family again, and that say which catalogues it can recommend."""
+"""`ModelSpec`: the settings that build a model of any family again, and the catalogues that it can recommend from."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SPEC_FILE = "config.json"
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """All it takes to build the model again, and to search with it as it was trained."""
+    """Settings that build the model again, and that search with it as it was trained."""
 
     model: ModelConfig
     """The family and its sizes."""
@@ -31,7 +31,7 @@ class ModelSpec:
     num_features: int
     """Width of the dense input; 0: none."""
     max_history: int
-    """Items of a history that it reads, the latest."""
+    """Number of latest items of a history that it reads."""
     normalization: SoftmaxOver = SoftmaxOver.VOCABULARY
     """Set over which the probabilities of codes sum to one, in training and in search."""
     catalog: str = ""
@@ -39,25 +39,24 @@ class ModelSpec:
     columns: tuple[str, ...] = ()
     """Vector columns of the dense input, side by side; empty: none, or not known."""
     repeat_factor: float = 1.0
-    """Factor of the model's probability of items in the history: 0 where nothing repeats in training; 1: as the model
-    says."""
+    """Factor on the model's probabilities of the history's items: 0 if items do not repeat in training."""
     graph_weight: float = 0.0
     """Share of the item graph's distribution in the recommender's; 0: there is none."""
     conditions: ConditionSpec | None = config.later_field(None)
-    """Conditions on the next item that it knows; None: it knows none."""
+    """Conditions on the next item that it was trained with; None: none."""
     sequences: SequencesSpec | None = config.later_field(None)
-    """Further code sequences of the items that it reads; None: there are none."""
+    """Further code sequences of the items that it reads; None: none."""
     trained_items: int | None = config.later_field(None)
-    """Items of its training, the first ones of a later version of the catalogue; None: all."""
+    """Number of items that it was trained on, the first in a later version of the catalogue; None: all."""
 
     def __post_init__(self) -> None:
         config.check_range(self, "repeat_factor", at_least=0)
         check_graph_weight(self.graph_weight)
 
     def build(self, *, seed: int) -> ItemModel:
-        """The model, with parameters drawn from `seed`; conditions and sequences move none of the others.
+        """Build the model with parameters drawn by `seed`; those of conditions and sequences change none of the others.
 
-        Raises SemidError for what its family does not have.
+        Raises SemidError for settings that its family does not support.
         """
         rngs = nnx.Rngs(seed)
         try:

@@ -1,6 +1,6 @@
 """The recommender as a program for JAX alone: StableHLO, with every array that it reads in a file next to it.
 
-Who loads it needs jax, flatbuffers, numpy, safetensors and pyarrow, and neither semid nor flax: see docs/stablehlo.md.
+Loading it needs jax, flatbuffers, numpy, safetensors and pyarrow, but neither semid nor flax: see docs/stablehlo.md.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def as_program(recommender: Recommender, *, k: int, beam_size: int) -> tuple[dic
 
 
 def _arrays(scorer: Scorer) -> dict[str, Any]:
-    """The scorer's fields that hold arrays, with what each batch would compute of all items again."""
+    """The scorer's array fields, with the item vectors, which each batch would compute again."""
     fields = {name: getattr(scorer, name) for name in ("params", "trie", "mixture")}
     return fields | {"tables": scorer.request_tables}
 
@@ -128,7 +128,7 @@ def _exported(
 
 
 def _condition_shapes(spec: ModelSpec) -> dict[str, tuple[tuple[int, ...], Any]]:
-    """Shapes, but for the batch, and types of what a model that knows conditions is asked by."""
+    """Shapes, without the batch, and types of the input `conditions`; empty for a model without conditions."""
     if spec.conditions is None:
         return {}
     shapes: dict[str, tuple[tuple[int, ...], Any]] = {"event": ((), np.int32), "group": ((), np.int32)}

@@ -1,4 +1,4 @@
-"""A model on later versions of its catalogue: the trie at a fixed capacity, and features of appended items."""
+"""Later versions of a model's catalogue: the trie at a fixed capacity, and features of appended items."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def build_trie(
 ) -> tuple[CodeTrie, Capacity | None]:
     """Build the catalogue's trie, and return it with the capacity that its arrays have.
 
-    That is `capacity`, so that programs compiled for it serve on, or if the catalogue exceeds it a new one for
-    `capacity_factor` times the items; None where neither is asked for.
+    That is `capacity`, so that programs compiled for it stay in use, unless the catalogue exceeds it: then a new one
+    for `capacity_factor` times the items. None if neither is given.
     """
 
     def build(capacity: Capacity | None) -> CodeTrie:
@@ -52,7 +52,7 @@ def standardize_appended(
     new: int,
     columns: tuple[str, ...],
 ) -> Float[np.ndarray, "new feature"]:
-    """Features of appended items from their raw vectors. Raises SemidError where they cannot be made."""
+    """Features of appended items from their raw vectors. Raises SemidError if these are missing or do not fit."""
     if standardizer is None:
         raise SemidError(
             "the model reads vectors, but it was written without their standardizer, which the vectors of "

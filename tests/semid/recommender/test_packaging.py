@@ -304,7 +304,7 @@ def _break(folder: Path, how: str, home: Path) -> None:
     [
         ("edited", "metrics.json: content does not match its sha256"),
         ("missing", "items.safetensors: listed in manifest.json but missing"),
-        ("other level sizes", "the model speaks the codes of another catalogue"),
+        ("other level sizes", "the model was trained on the codes of another catalogue"),
     ],
 )
 def test_a_broken_folder_gets_one_clear_line(home, folder, tmp_path, how, says, capsys):

@@ -239,7 +239,7 @@ def test_the_catalogue_must_be_the_one_whose_codes_the_model_speaks():
     model = spec.build(seed=0)
     Recommender(model, catalog, **parts)  # control
     other = SemanticCatalog(catalog.item_ids, catalog.codes[::-1], catalog.level_sizes, tie_break=True)
-    with pytest.raises(SemidError, match="speaks the codes of another catalogue"):
+    with pytest.raises(SemidError, match="trained on the codes of another catalogue"):
         Recommender(model, other, **parts)
 
 
