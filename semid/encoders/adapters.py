@@ -34,7 +34,7 @@ class Full:
 
 @dataclass(frozen=True)
 class LowRank:
-    """Matrices change by a product of two narrow ones (LoRA: Hu et al. 2021), nothing else does."""
+    """Only a product of two narrow matrices, which is added to each matrix, is trained (LoRA: Hu et al. 2021)."""
 
     rank: int = 8
     """Width of the narrow matrices."""
@@ -76,7 +76,7 @@ class Encoder(Protocol):
 
 @runtime_checkable
 class Backbone(Encoder, Protocol):
-    """An encoder that shows the pooled states of its embeddings and of each of its blocks."""
+    """An encoder that can return the pooled states of its embeddings and of each of its blocks."""
 
     config: Any
 
@@ -109,7 +109,7 @@ def freeze(module: Any) -> Any:
 
 
 class LowRankLinear(nnx.Module):
-    """A linear layer and a change of low rank, zero before training."""
+    """A linear layer plus a low-rank one, which is zero before training."""
 
     def __init__(self, base: nnx.Linear, config: LowRank, *, rngs: nnx.Rngs) -> None:
         self.scale = config.alpha / config.rank
@@ -127,7 +127,7 @@ class LowRankLinear(nnx.Module):
 
 
 def with_low_rank(module: Any, config: LowRank, *, rngs: nnx.Rngs) -> Any:
-    """`module` with every `nnx.Linear` of those names wrapped, in place."""
+    """Wrap every `nnx.Linear` that `config.layers` names, in place."""
     found = [
         (part, name)
         for _, part in list(nnx.iter_modules(module))
@@ -169,7 +169,7 @@ def read_states(hidden: Float[Array, "n layer dim"], states: int) -> Float16[Arr
 class SideTower(nnx.Module):
     """s_0 = A(h_0), s_k = A(g_k h_k + (1 - g_k) s_{k-1}): the intra-modal tower of IISAN (arXiv 2404.02059).
 
-    Rows are the content that `backbone` reads, or its states from `cached_states`, for which it need not be held.
+    Rows are the content that `backbone` reads, or its states from `cached_states`, which need no backbone.
     """
 
     def __init__(self, dim: int, config: SideAdapters, *, backbone: Backbone | None = None, rngs: nnx.Rngs) -> None:
@@ -188,7 +188,7 @@ class SideTower(nnx.Module):
             if states.shape[1:] != (self.config.states, self.dim):
                 expected = (self.config.states, self.dim)
                 raise SemidError(
-                    f"side adapters: expected states of {expected}, got {states.shape[1:]}; cache them anew"
+                    f"side adapters: expected states of {expected}, got {states.shape[1:]}; cache them again"
                 )
         elif self.backbone is None:
             raise SemidError(f"side adapters: expected cached states, got {type(rows).__name__}; give the backbone too")
@@ -208,8 +208,8 @@ class SideTower(nnx.Module):
 class CrossTower(nnx.Module):
     """m_k = A(m_{k-1} + sum_j g_kj h_kj) over the modalities j: the inter-modal tower of IISAN, for any number of them.
 
-    Gates are a softmax over the modalities that an item has, for two of them the published sigmoid. States of a wider
-    modality are taken down to the narrowest, by a linear layer for each step (IISAN-Versa, arXiv 2411.02992).
+    Gates are a softmax over the modalities that an item has; for two it is the published sigmoid. States of wider
+    modalities are projected to the narrowest width, by a linear layer for each step (IISAN-Versa, arXiv 2411.02992).
     """
 
     def __init__(self, dims: Sequence[int], config: SideAdapters, *, rngs: nnx.Rngs) -> None:
@@ -243,7 +243,7 @@ def _stepwise(layers: Sequence[nnx.Linear], states: Float[Array, "n state wide"]
 def cached_states(
     folder: str | Path, backbone: Backbone, rows: Rows, *, config: SideAdapters, batch_size: int = 256
 ) -> HiddenRows:
-    """Compute the states that side adapters read, of all items, once, and keep them in `folder` as float16.
+    """Compute the states of all items that side adapters read, once, and cache them in `folder` as float16.
 
     The file is named by a digest of weights, config and content, and appears when it is complete. It holds
     `items x states x dim` halves: 11 kB per item for BERT or ViT.

@@ -44,13 +44,13 @@ class Activation(enum.Enum):
 
 
 class _Block:
-    """Arrangement of a block, here of a pre-norm one; an architecture overrides the facts in which it differs."""
+    """Structure of a block, by default a pre-norm one; an architecture overrides what differs."""
 
     norm_first: ClassVar[bool] = True
-    """Norms before attention and feed-forward and one at the end, or after each residual."""
+    """Norms stand before attention and feed-forward, with one at the end; else after each residual."""
     norm: ClassVar[type[nnx.LayerNorm] | type[nnx.RMSNorm]] = nnx.LayerNorm
     bias: ClassVar[bool] = True
-    """Biases of the matrices."""
+    """Matrices have biases."""
     scale_logits: ClassVar[bool] = True
     """Divide attention logits by the square root of a head's width."""
     layer_scale: ClassVar[bool] = False
@@ -58,7 +58,7 @@ class _Block:
     gated: bool = False
     """Multiply the activation with a second matrix's output."""
     buckets: int = 0
-    """Distances told apart by biases of attention; 0: positions are added to the input instead."""
+    """Buckets of distances with a learned attention bias each; 0: positions are added to the input instead."""
     max_distance: int = 0
     """Distances from here on share a bucket."""
 
@@ -93,7 +93,7 @@ class T5(_Block):
     gated: bool = False
     """Multiply the activation with a second matrix's output (T5 1.1)."""
     buckets: int = 32
-    """Distances told apart: half for earlier positions, half for later ones."""
+    """Buckets of distances: half for earlier positions, half for later ones."""
     max_distance: int = 128
     """Distances from here on share a bucket."""
 
@@ -118,7 +118,7 @@ class BlocksConfig:
     dropout: float = 0.1
     """Share of values dropped on the input and on each residual, in training."""
     activation: Activation = Activation.GELU
-    """Of the feed-forward layer."""
+    """Activation of the feed-forward layer."""
     architecture: Architecture = PreNorm()
     """Where norms stand and which parameters a block has."""
     epsilon: float = 1e-6
@@ -126,7 +126,7 @@ class BlocksConfig:
     dtype: Precision = Precision.FLOAT32
     """Precision of matrix products."""
     remat: bool = False
-    """Compute each block again in the backward pass instead of keeping what is inside it."""
+    """Recompute each block in the backward pass instead of keeping its activations."""
 
     def __post_init__(self) -> None:
         check_range(self, "dim", "layers", "heads", "hidden", at_least=1)
@@ -136,7 +136,7 @@ class BlocksConfig:
 
 
 def norm(config: BlocksConfig, *, rngs: nnx.Rngs) -> nnx.LayerNorm | nnx.RMSNorm:
-    """The config's norm over the last axis, to float32 from whatever comes in."""
+    """The config's norm over the last axis, with float32 outputs."""
     # The fast variance E[x^2] - E[x]^2 loses digits where the mean is large, as in trained models it is.
     return config.architecture.norm(
         config.dim, epsilon=config.epsilon, dtype=jnp.float32, use_fast_variance=False, rngs=rngs
@@ -164,7 +164,7 @@ class Attention(nnx.Module):
         n, t, _ = x.shape
         q, k, v = (project(x).reshape(n, t, self.heads, -1) for project in (self.query, self.key, self.value))
         seen = None if mask is None else mask[:, None, None, :]
-        with jax.numpy_dtype_promotion("standard"):  # of bfloat16 it takes the logits to float32 implicitly
+        with jax.numpy_dtype_promotion("standard"):  # it converts bfloat16 logits to float32 implicitly
             read = jax.nn.dot_product_attention(q, k, v, bias=bias, mask=seen, scale=self.scale)
         return self.out(read.reshape(n, t, -1))
 

@@ -1,4 +1,4 @@
-"""The items' content as arrays, a row per item: it lies on the device and is gathered by item rows inside a step."""
+"""Content of items as arrays with a row per item, which lie on the device and are gathered inside a step."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _R = TypeVar("_R", bound=Rows)
 
 
 def take(rows: _R, indices: Int[Array, " n"] | Int[np.ndarray, " n"]) -> _R:
-    """The content of those items."""
+    """Content of the items at these indices."""
     return jax.tree.map(lambda array: array[indices], rows)
 
 
@@ -56,7 +56,7 @@ def present_of(rows: Rows) -> Bool[Array, " items"]:
 
 
 def arrays_digest(header: Any, named: Iterable[tuple[str, Any]]) -> str:
-    """sha256 of arrays, by their names, types and shapes, and of a JSON value."""
+    """sha256 of a JSON value and of arrays with their names, types and shapes."""
     hashed = hashlib.sha256(json.dumps(header).encode())
     for name, array in named:
         hashed.update(f"{name} {array.dtype} {array.shape}".encode())

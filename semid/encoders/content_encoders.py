@@ -1,4 +1,4 @@
-"""Registry of content encoders: configs that fit one to a dataset, by `name`, and restore it from plain values."""
+"""Registry of content encoders, by `name`: configs that fit one to a dataset, or restore it from stored values."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class FittedEncoder(ContentEncoder, Protocol):
 
 
 class ContentEncoderConfig(abc.ABC):
-    """Settings of a content encoder; a subclass is a frozen dataclass that says its `name`."""
+    """Settings of a content encoder; a subclass is a frozen dataclass with a `name`."""
 
     name: ClassVar[str]
 
@@ -38,17 +38,17 @@ class ContentEncoderConfig(abc.ABC):
         """Fit to all of the dataset's items. Raises SemidError where they lack what it needs."""
 
     def fitted(self, dataset: Dataset) -> tuple[FittedEncoder, Float[np.ndarray, "items width"]]:
-        """The encoder, and the vectors of the dataset's own items, of which it may know more than their content."""
+        """The encoder, and vectors of the dataset's own items, which may depend on more than their content."""
         encoder = self.fit(dataset)
         return encoder, encoder.encode(dataset.items)
 
     @abc.abstractmethod
     def restore(self, stored: StoredEncoder) -> FittedEncoder:
-        """The fitted encoder whose plain values these are."""
+        """Restore the fitted encoder from its stored values."""
 
 
 def with_content_vectors(dataset: Dataset, config: ContentEncoderConfig) -> Dataset:
-    """`dataset` with a vector column that a newly fitted encoder makes; the encoder and its recipe go with it."""
+    """`dataset` with the vector column of a newly fitted encoder, which is stored with it, as is its recipe."""
     config = config.resolved()
     (encoder, vectors), recipe = config.fitted(dataset), to_dict(config)
     stored = StoredEncoder(encoder.column, encoder.inputs, recipe, encoder.tensors())
@@ -57,7 +57,7 @@ def with_content_vectors(dataset: Dataset, config: ContentEncoderConfig) -> Data
 
 
 def restore_encoders(stored: Iterable[StoredEncoder]) -> dict[str, ContentEncoder]:
-    """Content encoders by the column that each makes; one that reads another's column reads what that one does.
+    """Content encoders by the column that each makes, from raw columns: one that reads another's column calls that one.
 
     Raises SemidError for one of an unknown config.
     """
@@ -74,14 +74,14 @@ def restore_encoders(stored: Iterable[StoredEncoder]) -> dict[str, ContentEncode
 
 @dataclass(frozen=True)
 class _Chain:
-    """An encoder of vectors that other encoders make of raw columns."""
+    """An encoder, and the encoders that make the vector columns it reads."""
 
     last: ContentEncoder
     first: tuple[ContentEncoder, ...]
 
     @classmethod
     def of(cls, encoder: ContentEncoder, others: Mapping[str, ContentEncoder]) -> ContentEncoder:
-        """`encoder` itself where it reads raw columns alone."""
+        """Chain `encoder` to those whose columns it reads; it stays as it is if it reads raw columns only."""
         first = tuple(cls.of(others[name], others) for name in encoder.inputs if name in others)
         return cls(encoder, first) if first else encoder
 
@@ -95,7 +95,7 @@ class _Chain:
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Raw columns that all of them read."""
+        """Raw columns that any of them reads."""
         made = {encoder.column for encoder in self.first}
         raw = [name for name in self.last.inputs if name not in made]
         return tuple(dict.fromkeys([*raw, *(name for encoder in self.first for name in encoder.inputs)]))

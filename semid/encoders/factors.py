@@ -1,4 +1,4 @@
-"""Truncated singular value decomposition of a sparse matrix, of the same bits in every process."""
+"""Truncated singular value decomposition of a sparse matrix, with the same bits in every process."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from jaxtyping import Float
 from scipy import sparse
 from scipy.sparse.linalg import LinearOperator, aslinearoperator, eigsh
 
-# ARPACK draws a vector where it has found all of an invariant subspace, as of equal rows: until SciPy 1.17 by a seed of
-# its own, since then by the operating system's entropy, unless it is given a generator. `svds` gives it none.
+# ARPACK draws a random vector once it has found all of an invariant subspace, as with equal rows: until SciPy 1.17 by a
+# fixed seed, since then from the operating system's entropy, unless it gets a generator, which `svds` does not pass on.
 _SEEDED = {"rng": 0} if "rng" in inspect.signature(eigsh).parameters else {}
 
 
@@ -25,8 +25,8 @@ class Factors(NamedTuple):
 
 
 def truncated_svd(matrix: sparse.csr_array, *, rank: int, start: Float[np.ndarray, " _"]) -> Factors:
-    """The `rank` largest singular values, fewer than there are rows and columns, and their vectors; `start` is as long
-    as the shorter of the two. What `scipy.sparse.linalg.svds` computes."""
+    """The `rank` largest singular values, fewer than rows and columns, and their vectors, as by
+    `scipy.sparse.linalg.svds`. The vector `start` is as long as the shorter side."""
     operator = aslinearoperator(matrix)
     tall = operator if operator.shape[0] >= operator.shape[1] else operator.H
     squared = LinearOperator(

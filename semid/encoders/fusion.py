@@ -23,19 +23,19 @@ Content = Mapping[str, Rows]
 
 @dataclass(frozen=True)
 class FusionConfig:
-    """Configuration of the layer that makes one vector of those of an item's modalities."""
+    """Settings of the layer that fuses the vectors of an item's modalities into one."""
 
     dim: int = 64
     """Width of an item's vector."""
     hidden: int = 128
     """Width inside the layer that mixes the modalities."""
     modality_dropout: float = 0.1
-    """Share of an item's modalities hidden in training, never all of them, so that no modality is relied on alone."""
+    """Share of an item's modalities hidden in training, never all, so that vectors do not rely on one modality."""
     cross: bool = False
     """Add the tower between modalities that reads the states of all side towers (IISAN)."""
     identity: bool = later_field(False)
-    """Start as the sum of the encoders' own vectors, all of width `dim`, but for the norm: projections are the identity
-    and the layer that mixes adds nothing. Untrained, a pretrained encoder's neighbors are then an item's."""
+    """Start as the normed sum of the encoders' vectors, all of width `dim`: projections are the identity and the mixing
+    layer adds nothing. Before training, items then have the same neighbors as by a pretrained encoder."""
 
     def __post_init__(self) -> None:
         check_range(self, "dim", "hidden", at_least=1)
@@ -54,7 +54,7 @@ class FeatureEncoder(nnx.Module):
 
 
 def check_content(content: Content) -> None:
-    """Raises SemidError naming a modality that no item has, or one of another number of items."""
+    """Raise SemidError for a modality that no item has, and for modalities of different numbers of items."""
     items = {name: len(present_of(rows)) for name, rows in content.items()}
     if len(set(items.values())) > 1:
         raise SemidError(f"expected content of the same items, got {items} rows; make all from one dataset")
@@ -66,7 +66,7 @@ def check_content(content: Content) -> None:
 def keep_modalities(
     present: Bool[Array, "n modality"], rate: float, key: Key[Array, ""] | None
 ) -> Bool[Array, "n modality"]:
-    """`present` with a share `rate` hidden, but never all of an item's; unchanged without a key."""
+    """`present` with a share `rate` hidden, but never all of an item's modalities; unchanged without a key."""
     if key is None or rate == 0.0:
         return present
     kept = present & jax.random.bernoulli(key, 1.0 - rate, present.shape)
@@ -74,12 +74,12 @@ def keep_modalities(
 
 
 class ItemEncoder(nnx.Module):
-    """Each modality projected to one width, a learned vector in place of what is missing; summed, mixed, normed."""
+    """Projects modalities to one width, with a learned vector for missing ones; then sums, mixes and normalizes."""
 
     def __init__(self, encoders: Mapping[str, Encoder], config: FusionConfig, *, rngs: nnx.Rngs) -> None:
         if not encoders:
             raise SemidError("expected at least one encoder, got none; name what items are encoded from")
-        encoders = dict(sorted(encoders.items()))  # the order in which a module's state is put together again
+        encoders = dict(sorted(encoders.items()))  # in the order in which nnx merges state
         self.config, self.dim = config, config.dim
         self.encoders = nnx.Dict(**encoders)
         self.cross = _cross_tower(encoders, rngs) if config.cross else None
@@ -103,7 +103,7 @@ class ItemEncoder(nnx.Module):
         """
         if set(content) != set(self.encoders):
             raise SemidError(
-                f"expected content of {sorted(self.encoders)}, got {sorted(content)}; give what is encoded"
+                f"expected content of {sorted(self.encoders)}, got {sorted(content)}; give it for every encoder"
             )
         drop, *keys = split_key(key, 1 + len(content))
         present = jnp.stack([present_of(content[name]) for name in self.encoders], axis=1)
@@ -123,7 +123,7 @@ class ItemEncoder(nnx.Module):
 
     def standardize(self, vectors: Float[Array, "items dim"]) -> None:
         """Change the last scale and bias so that the catalogue, now encoded as `vectors`, has mean 0 and variance 1 in
-        every dimension: vectors that differ from a common mean by little leave a quantizer nothing to tell apart."""
+        every dimension: a quantizer cannot tell apart vectors that differ little from a common mean."""
         mean, deviation = vectors.mean(0), jnp.maximum(vectors.std(0), 1e-6)
         self.scale[...] = self.scale[...] / deviation
         self.bias[...] = (self.bias[...] - mean) / deviation

@@ -28,7 +28,7 @@ class ImageConfig:
     size: int = 64
     """Pictures are scaled to `size` x `size` pixels, whatever their proportions: nothing is cut off."""
     patch: int = 8
-    """Sides of the square patches that become positions; size / patch of them stand in a row."""
+    """Side of the square patches, each of which becomes a position."""
     blocks: BlocksConfig = BlocksConfig()
     """The transformer over the patches."""
     class_token: bool = False
@@ -40,7 +40,7 @@ class ImageConfig:
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     """... which are then divided by this."""
     resampling: int = 3
-    """Pillow's number of the filter that scales; 3: bicubic."""
+    """Pillow's number of the scaling filter; 3: bicubic."""
 
     def __post_init__(self) -> None:
         if min(self.size, self.patch) < 1 or self.size % self.patch:
@@ -65,7 +65,7 @@ def image_rows(images: Sequence[bytes | None], *, item_ids: Sequence[str], confi
         if data is None:
             continue
         try:
-            image = load_image(data, size=2 * config.size)  # half of what is scaled away may go before the filter
+            image = load_image(data, size=2 * config.size)  # decoding may downscale, to twice the size
         except SemidError as error:
             raise SemidError(f"item {item_id!r}: {error}") from None
         pixels[row] = np.asarray(image.resize((config.size, config.size), config.resampling))
@@ -73,7 +73,7 @@ def image_rows(images: Sequence[bytes | None], *, item_ids: Sequence[str], confi
 
 
 class Patches(nnx.Module):
-    """A linear map of square patches. As a matrix product it trains 4 times as fast on a CPU as as a convolution."""
+    """A linear map of square patches, as a matrix product: it trains 4 times as fast on a CPU as a convolution."""
 
     def __init__(self, config: ImageConfig, *, rngs: nnx.Rngs) -> None:
         self.dtype = config.blocks.dtype.value
@@ -248,7 +248,7 @@ _CLIP = _Family(
 _FAMILIES = {"vit": _VIT, "dinov2": _DINO, "clip": _CLIP, "clip_vision_model": _CLIP}
 
 
-# Pixels on a side of a picture, at most.
+# Largest side of a picture, in pixels.
 _LONGEST = 4096
 
 

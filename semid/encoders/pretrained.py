@@ -1,4 +1,4 @@
-"""Vectors of texts or pictures by a pretrained encoder, which stays where it is: its recipe names its files."""
+"""Vectors of texts or pictures by a pretrained encoder, whose files stay in their folder: the recipe has a digest."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from semid.errors import SemidError
 from semid.progress import show_progress
 
 _TEXTS, _PICTURES = ("bert", "t5"), ("vit", "clip", "clip_vision_model", "dinov2")
-# Modules of sentence-transformers whose work the own reader does.
+# Modules of sentence-transformers that the built-in reader implements.
 _MODULES = ("Transformer", "Pooling", "Normalize")
 _BATCH = 64
 _IMAGE, _BYTES = "image", (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_null)
@@ -51,11 +51,11 @@ class PretrainedVectorsConfig(ContentEncoderConfig):
     column: str = ""
     """Vector column to make; none given: text_ or image_ and the encoder's name."""
     max_length: int | None = None
-    """Tokens of a text at most; none given: what sentence_bert_config.json says, else what the encoder reads."""
+    """Maximum tokens of a text; none given: by sentence_bert_config.json, else as many as the encoder reads."""
     revision: str | None = None
     """Commit of a repository of the hub."""
     reader: Reader | None = None
-    """Reader of the folder; with `weights`, `width`, `pooling` and `normalize`, part of the resolved recipe."""
+    """Reader of the folder. It, `weights`, `width`, `pooling` and `normalize` are set in the resolved recipe."""
     weights: str | None = None
     """sha256 of the folder's settings, tokenizer and weights."""
     width: int | None = None
@@ -72,7 +72,7 @@ class PretrainedVectorsConfig(ContentEncoderConfig):
             check_column(self.column)
 
     def resolved(self) -> PretrainedVectorsConfig:
-        """The config with column, revision, digest and all that the folder says.
+        """The config with column, revision, digest and the folder's settings filled in.
 
         Raises SemidError naming what is missing in the folder, or the extra that would read it.
         """
@@ -86,27 +86,27 @@ class PretrainedVectorsConfig(ContentEncoderConfig):
             revision=folder.name if artifacts.is_repository(self.encoder) else None,
             weights=folder_digest(folder),
         )
-        found = config.open(folder)
+        encoder = config.open(folder)
         name = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(self.encoder.rstrip("/")).name)
         kind = _IMAGE if config.reader == _IMAGE else "text"
         return replace(
             config,
             column=self.column or f"{kind}_{name}",
-            width=found.width,
-            max_length=found.max_length,
-            pooling=found.pooling,
-            normalize=found.normalize,
+            width=encoder.width,
+            max_length=encoder.max_length,
+            pooling=encoder.pooling,
+            normalize=encoder.normalize,
         )
 
     def open(self, folder: Path) -> _Vectors:
-        """The encoder in the folder."""
+        """Open the encoder in the folder."""
         if self.reader == "sentence-transformers":
             return _SentenceTransformer(folder, self.max_length)
         return _Pictures(folder) if self.reader == _IMAGE else _Texts(folder, self.max_length)
 
     def fit(self, dataset: Dataset) -> PretrainedEncoder:
-        """The encoder, which reads the dataset's texts or pictures. Raises SemidError if there are none, or if it would
-        replace a column that holds no vectors."""
+        """The encoder for the dataset's texts or pictures. Raises SemidError if there are none, or if its column would
+        replace one that holds no vectors."""
         if self.column in dataset.items.column_names and self.column not in dataset.vector_columns:
             raise SemidError(
                 f"dataset {dataset.name!r}: column {self.column!r} is there and holds no vectors; choose another name "
@@ -124,8 +124,8 @@ class PretrainedVectorsConfig(ContentEncoderConfig):
 
 @dataclass(frozen=True, eq=False)
 class PretrainedEncoder:
-    """A pretrained encoder of a resolved config; its folder is read where items are first encoded, and must then be
-    that of the recipe."""
+    """A pretrained encoder of a resolved config; its folder is read when items are first encoded, and must then hold
+    the recipe's files."""
 
     config: PretrainedVectorsConfig
     inputs: tuple[str, ...]
@@ -192,14 +192,14 @@ class _Texts(_Vectors):
             warnings.warn(f"{cut} of {len(texts)} texts are cut to {self.max_length} tokens", stacklevel=2)
         tokens, mask = np.asarray(rows.tokens), np.asarray(rows.mask)
         lengths, vectors = mask.sum(axis=1), np.zeros((len(texts), self.width), np.float32)
-        # A text's own length says how far it is padded, whatever others there are: fewer products, the same vector.
+        # Padding depends on a text's own length alone: fewer products, and other texts do not change its vector.
         padded = np.minimum(8 << np.maximum(np.ceil(np.log2(np.maximum(lengths, 1) / 8)), 0).astype(int), mask.shape[1])
         with show_progress("encoding texts", total=len(texts), unit="items") as progress:
             for length in np.unique(padded[lengths > 0]):
                 for chosen in _batches(np.flatnonzero((padded == length) & (lengths > 0))):
                     batch = _full(chosen)
-                    found = self._encode(TextRows(*(jnp.asarray(of[batch, :length]) for of in (tokens, mask))))
-                    vectors[chosen] = found[: len(chosen)]
+                    encoded = self._encode(TextRows(*(jnp.asarray(of[batch, :length]) for of in (tokens, mask))))
+                    vectors[chosen] = encoded[: len(chosen)]
                     progress.advance(progress.done + len(chosen))
         return vectors
 
@@ -253,7 +253,7 @@ class _SentenceTransformer(_Vectors):
 
 
 def _reader_of(folder: Path) -> Reader:
-    """Reader of the folder. Raises SemidError where nothing does."""
+    """Reader of the folder. Raises SemidError if there is none."""
     config, listed = folder / "config.json", read_modules(folder)
     kind = Settings.read(config).get("model_type") if config.is_file() else None
     others = [module for module in listed if not module.endswith(_MODULES)]
@@ -291,5 +291,5 @@ def _batches(rows: Int[np.ndarray, " n"]) -> list[Int[np.ndarray, " _"]]:
 
 
 def _full(rows: Int[np.ndarray, " n"]) -> Int[np.ndarray, " batch"]:
-    """The rows, the first one repeated up to a whole batch: one program for all."""
+    """The rows, padded to a whole batch by repeating the first: one program for all."""
     return np.concatenate([rows, np.repeat(rows[:1], _BATCH - len(rows))])

@@ -40,12 +40,12 @@ class Modality(abc.ABC):
         """A new encoder of the rows."""
 
     def write(self, folder: Path) -> dict[str, Any]:
-        """Write what the config does not tell: files into `folder`; what is JSON is returned."""
+        """Write what the config does not have: files into `folder`; JSON values are returned."""
         return {}
 
 
 class Source(abc.ABC):
-    """Config of a modality, which builds it."""
+    """Config that builds a modality."""
 
     @abc.abstractmethod
     def fit(self, dataset: Dataset) -> Modality:
@@ -99,14 +99,14 @@ class _Pretrained(Source):
 
 @dataclass(frozen=True)
 class TextFromScratch(TextSource):
-    """Train a small transformer, over a vocabulary of pieces of words of the dataset's own texts."""
+    """Train a small transformer over a subword vocabulary of the dataset's own texts."""
 
     name: ClassVar[str] = "scratch"
 
     encoder: TextEncoderConfig = field(default_factory=TextEncoderConfig)
     """The transformer."""
     vocabulary: int = 4000
-    """Pieces of the vocabulary at most."""
+    """Largest number of subwords."""
 
     def fit(self, dataset: Dataset) -> Modality:
         return _ScratchText(self.encoder, Vocabulary.train(dataset.texts(), size=self.vocabulary))
@@ -124,7 +124,7 @@ class PretrainedText(_Pretrained, TextSource):
     folder: str
     """config.json, safetensors and the tokenizer's files."""
     max_length: int = 64
-    """Tokens of a text at most; fewer where the model reads fewer."""
+    """Maximum tokens of a text; fewer if the model reads fewer."""
 
     def build(self) -> Modality:
         backbone, tokenizer = load_text_encoder(self.folder)
@@ -175,7 +175,7 @@ class _VectorSource(Source):
 
 @dataclass(frozen=True)
 class ContentConfig:
-    """The content that items are encoded from, by which encoders."""
+    """Content that items are encoded from, and its encoders."""
 
     text: TextSource | None = TextFromScratch()
     """Encoder of the texts; None: texts are not read."""
@@ -184,7 +184,7 @@ class ContentConfig:
     vectors: tuple[str, ...] = ()
     """Columns of ready-made vectors, read as they are."""
     fusion: FusionConfig = FusionConfig()
-    """The layer that makes one vector of those of an item's modalities."""
+    """The layer that fuses the vectors of an item's modalities into one."""
 
     def __post_init__(self) -> None:
         if not self.sources:
@@ -261,14 +261,14 @@ class ContentReader:
         return {name: of.rows(dataset, cache=Path(cache)) for name, of in self.modalities.items()}
 
     def encoder(self, *, seed: int = 0) -> ItemEncoder:
-        """A new encoder of the content, untrained but for what is pretrained."""
+        """A new encoder of the content, with initial or pretrained parameters."""
         rngs = nnx.Rngs(seed)
         encoders = {name: modality.encoder(rngs) for name, modality in self.modalities.items()}
         return ItemEncoder(encoders, self.config.fusion, rngs=rngs)
 
 
 class ItemContent(NamedTuple):
-    """Content of all items, the encoder that reads it, and the reader of both where they were read from a dataset."""
+    """Content of all items, the encoder that reads it, and the reader that gave both, if one did."""
 
     rows: Content
     encoder: ItemEncoder
@@ -318,13 +318,13 @@ class _ScratchImage(Modality):
 
 
 class _Tuned(Modality):
-    """A pretrained backbone that is trained as `tuning` says, and what reads its rows."""
+    """A pretrained backbone, its tuning, and the function that reads its rows."""
 
     def __init__(self, backbone: Backbone, tuning: Tuning, read: Callable[[Dataset], Rows]) -> None:
         self.backbone, self.tuning, self.read = backbone, tuning, read
 
     def rows(self, dataset: Dataset, *, cache: Path) -> Rows:
-        """The states that side adapters read, which never change; else the content itself."""
+        """The content or, for side adapters, the frozen states that they read."""
         rows, tuning = self.read(dataset), self.tuning
         return cached_states(cache, self.backbone, rows, config=tuning) if isinstance(tuning, SideAdapters) else rows
 

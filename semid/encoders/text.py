@@ -28,8 +28,8 @@ _WORD = re.compile(r"\w\w+")
 class LatentSemanticsConfig(ContentEncoderConfig):
     """Truncated SVD of tf-idf (Deerwester et al. 1990).
 
-    Words that stand in one text alone are left out, and of the others the `vocabulary` most frequent are kept. There
-    are fewer than `dim` dimensions where texts or words are too few.
+    The `vocabulary` most frequent of the words that are in two texts or more are kept. There are fewer than `dim`
+    dimensions if there are too few texts or words.
     """
 
     name: ClassVar[str] = "lsa"
@@ -43,7 +43,7 @@ class LatentSemanticsConfig(ContentEncoderConfig):
             raise SemidError(f"expected a vocabulary of at least 2 words, got {self.vocabulary}")
 
     def fit(self, dataset: Dataset) -> LatentSemantics:
-        """Fit to the texts of the dataset's items. Raises SemidError if too few words stand in two of them."""
+        """Fit to the texts of the dataset's items. Raises SemidError if too few words are in two of them."""
         inputs = dataset.text_inputs()
         return LatentSemantics.fit(joined_texts(dataset.items, inputs), self, inputs=inputs)
 
@@ -55,10 +55,10 @@ class LatentSemanticsConfig(ContentEncoderConfig):
 
 @dataclass(frozen=True, eq=False)
 class LatentSemantics:
-    """Fitted latent semantic analysis: vectors of texts, of unit length; those of texts without known words are zero.
+    """Fitted latent semantic analysis: unit vectors of texts, zero for texts without known words.
 
-    A text's tf-idf is projected onto the right singular vectors of the fitted texts', which folds new texts in and
-    gives the fitted ones `U S`.
+    A text's tf-idf is projected onto the right singular vectors of that of the fitted texts: this folds new texts in,
+    and gives the fitted ones `U S`, before normalization.
     """
 
     inputs: tuple[str, ...]
@@ -105,7 +105,7 @@ class LatentSemantics:
         return self.encode_texts(joined_texts(items, self.inputs))
 
     def encode_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "n width"]:
-        """Vectors of texts; each depends on no other."""
+        """Vectors of texts, each independent of the others."""
         vectors = _tf_idf(texts, self._places, self.idf) @ self.basis
         length = np.linalg.norm(vectors, axis=1, keepdims=True)
         return np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 1e-6)
@@ -119,7 +119,7 @@ class LatentSemantics:
 def with_text_vectors(dataset: Dataset, *, dim: int = LatentSemanticsConfig.dim) -> Dataset:
     """`dataset` with a vector column `text_lsa` made from its text columns, and the encoder that makes it.
 
-    Raises SemidError if there are none, or too few words stand in two items.
+    Raises SemidError if there are none, or too few words are in two items.
     """
     return with_content_vectors(dataset, LatentSemanticsConfig(dim))
 

@@ -36,13 +36,13 @@ class TextEncoderConfig:
     blocks: BlocksConfig = field(default_factory=BlocksConfig)
     """The stack; T5's has its own positions."""
     max_length: int = 64
-    """Tokens of a text at most."""
+    """Maximum tokens of a text."""
     pooling: Pooling = Pooling.MEAN
-    """Over the real tokens, or the state of the first."""
+    """Mean over the real tokens, or the state of the first."""
     normalize: bool = False
     """Vectors of unit length."""
     segments: int = 0
-    """Rows of BERT's table of segments, of which a lone text uses the first."""
+    """Rows of BERT's segment table; a single text uses the first."""
 
 
 class TextEncoder(nnx.Module):
@@ -54,7 +54,7 @@ class TextEncoder(nnx.Module):
         architecture = config.blocks.architecture
         self.positions = None if architecture.buckets else nnx.Embed(config.max_length, self.dim, rngs=rngs)
         self.segments = nnx.Embed(config.segments, self.dim, rngs=rngs) if config.segments else None
-        # A stack of norms after residuals expects a norm before the first block too.
+        # Post-norm blocks expect normed inputs.
         self.norm = None if architecture.norm_first else norm(config.blocks, rngs=rngs)
         self.blocks = Blocks(config.blocks, rngs=rngs)
 
@@ -90,7 +90,7 @@ class TextEncoder(nnx.Module):
 
 
 class _Layout(NamedTuple):
-    """Readers of an architecture's config.json, and its tensors' names."""
+    """Reader of an architecture's config.json, and names and prefixes of its tensors."""
 
     config: Callable[[Settings, Path], TextEncoderConfig]
     names: Callable[[TextEncoderConfig], dict[str, str]]
@@ -197,7 +197,7 @@ def _normalizes(folder: Path) -> bool:
 
 
 class LoadedText(NamedTuple):
-    """An encoder with its weights, and what makes its rows."""
+    """An encoder with its weights, and the tokenizer of its rows."""
 
     encoder: TextEncoder
     tokenizer: PretrainedTokenizer
@@ -224,10 +224,10 @@ def load_transformer(
 ) -> TextEncoder:
     """The BERT or T5 encoder in a folder of the Hugging Face layout.
 
-    Pooling and normalization are those that sentence-transformers' files in the folder state, as far as there are any;
-    `pooling` overrides. A dense layer behind the pooling (sentence-T5) is not read: fusion projects anyway.
+    Pooling and normalization are read from the files of sentence-transformers in the folder; `pooling` overrides. A
+    dense layer after the pooling (sentence-T5) is not read, as fusion projects anyway.
 
-    Raises SemidError for another architecture, tensors that do not fit, or pooling that nothing states.
+    Raises SemidError for another architecture, for tensors that do not fit, and if nothing states the pooling.
     """
     folder = fetched(folder)
     raw = read_config(folder, kinds=_LAYOUTS)

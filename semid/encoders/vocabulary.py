@@ -18,12 +18,12 @@ from semid.encoders.content import TextRows
 from semid.encoders.weights import Settings
 from semid.errors import SemidError
 
-# Texts whose tokens are objects of the libraries at once: of the package tokenizers they take 130 bytes a token.
+# Texts to tokenize at once: the objects of the package tokenizers take 130 bytes a token.
 _AT_ONCE = 4096
 
 
 class Tokenized(NamedTuple):
-    """Rows of tokens, and the number of texts that were longer than a row and lost their end."""
+    """Rows of tokens, and the number of texts that were longer than a row and cut."""
 
     rows: TextRows
     cut: int
@@ -42,7 +42,7 @@ class Tokenizer(Protocol):
 
 
 class Vocabulary:
-    """A SentencePiece unigram model (Kudo 2018). `model` is the whole of it: bytes that belong into an artifact."""
+    """A SentencePiece unigram model (Kudo 2018). `model` is its serialized form, to be stored in an artifact."""
 
     PAD = 0
 
@@ -75,7 +75,7 @@ class Vocabulary:
                 unk_id=1,
                 bos_id=-1,
                 eos_id=-1,
-                num_threads=1,  # sums of threads come in any order
+                num_threads=1,  # several threads add up in any order
                 minloglevel=2,
             )
         except RuntimeError as error:
@@ -92,9 +92,9 @@ class Vocabulary:
         """See `Tokenizer`."""
         tokens, cut = [], 0
         for block in _blocks(texts):
-            found = self._processor.encode(block, num_threads=1)
-            tokens += [np.asarray(of[:max_length], np.int32) for of in found]
-            cut += sum(len(of) > max_length for of in found)
+            encoded = self._processor.encode(block, num_threads=1)
+            tokens += [np.asarray(ids[:max_length], np.int32) for ids in encoded]
+            cut += sum(len(ids) > max_length for ids in encoded)
         return _padded(tokens, cut, max_length)
 
 
@@ -104,7 +104,7 @@ class PretrainedTokenizer:
     def __init__(self, folder: str | Path) -> None:
         """Read tokenizer.json, or where it is missing a WordPiece vocab.txt. Raises SemidError if there is neither."""
         self._folder = Path(folder)
-        with _faults_of(self._folder):
+        with _naming(self._folder):
             self._tokenizer = _read_tokenizer(self._folder)
             self._tokenizer.no_padding()
 
@@ -120,25 +120,24 @@ class PretrainedTokenizer:
             what = f"expected more tokens for a text than the {special} that stand around each, got {max_length}"
             raise SemidError(f"{self._folder}: {what}; raise max_length (`semid prepare --encoder-tokens`)")
         tokens, cut = [], 0
-        with _faults_of(self._folder):
+        with _naming(self._folder):
             self._tokenizer.enable_truncation(max_length)
             for block in _blocks(texts):
-                found = zip(self._tokenizer.encode_batch(block), block, strict=True)
-                for encoding, text in found:
+                for encoding, text in zip(self._tokenizer.encode_batch(block), block, strict=True):
                     tokens.append(np.asarray(encoding.ids if text.strip() else [], np.int32))
                     cut += bool(encoding.overflowing)
         return _padded(tokens, cut, max_length)
 
 
 @contextlib.contextmanager
-def _faults_of(folder: Path) -> Iterator[None]:
-    """Name the folder in what the package tokenizers raises, also where it misses a token only once it needs it."""
+def _naming(folder: Path) -> Iterator[None]:
+    """Name the folder in errors of the package tokenizers, some of which are raised only when a token is needed."""
     try:
         yield
     except SemidError:
         raise
     except Exception as error:  # the library raises nothing narrower
-        raise SemidError(f"{folder}: its tokenizer is of no use ({error}); fetch the tokenizer's files") from None
+        raise SemidError(f"{folder}: its tokenizer cannot be used ({error}); fetch the tokenizer's files") from None
 
 
 def _read_tokenizer(folder: Path) -> Any:

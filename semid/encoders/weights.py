@@ -28,7 +28,7 @@ _ACTIVATIONS = {
     "quick_gelu": Activation.QUICK_GELU,
     "relu": Activation.RELU,
 }
-# What a leaf of a layer is called in the files; the second names are those of checkpoints that came from TensorFlow.
+# Names of a layer's leaves in the files; the second are those of checkpoints converted from TensorFlow.
 _LEAVES = {"kernel": ("weight",), "embedding": ("weight",), "scale": ("weight", "gamma"), "bias": ("bias", "beta")}
 # Torch keeps outputs first: matrices [out, in], convolutions [out, in, height, width].
 _TO_KERNEL = {2: (1, 0), 4: (2, 3, 1, 0)}
@@ -37,7 +37,7 @@ _M = TypeVar("_M", bound=nnx.Module)
 _FETCH = "fetch the model's own folder"
 
 
-# Settings that are read of foreign files, by what they must be: a model of any others could not be built, or not here.
+# Settings of foreign files by the kind of value that they must have: no model could be built from others.
 _DEPTHS = ("num_hidden_layers", "num_layers")
 _COUNTS = (
     *("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size", "max_seq_length"),
@@ -70,7 +70,7 @@ _KINDS: Mapping[str, tuple[tuple[str, ...], Callable[[Any], bool]]] = {
 
 
 class Settings(dict[str, Any]):
-    """The object of a JSON file, without nulls; it names the file where a setting is missing or of another kind."""
+    """The object of a JSON file, without nulls. Settings that are missing or of another kind raise SemidError."""
 
     def __init__(self, values: Mapping[str, Any], path: Path) -> None:
         super().__init__({name: value for name, value in values.items() if value is not None})
@@ -90,7 +90,7 @@ class Settings(dict[str, Any]):
 
     @contextlib.contextmanager
     def naming(self) -> Iterator[None]:
-        """Name the file in what a config says of settings that do not fit each other."""
+        """Name the file in a config's errors about settings that do not fit each other."""
         try:
             yield
         except SemidError as error:
@@ -133,20 +133,20 @@ def load_weights(
 ) -> _M:
     """Build a module and read its parameters from the folder's safetensors, as float32.
 
-    `names` maps each layer of the module ("layers.{}.attention.query") to its name in the files; numbers are put in for
-    braces, in order. A name may stand for one parameter too. A task's checkpoint calls the same tensors by a
-    prefix ("bert."): the first of `prefixes` that fits is taken. Tensors that the module has no place for are ignored.
+    `names` maps each layer of the module ("layers.{}.attention.query"), or single parameter, to its name in the files;
+    braces stand for the numbers, in order. In a task's checkpoint all names have a prefix ("bert."): the first of
+    `prefixes` that fits is used. Tensors that the module does not have are ignored.
 
     Raises SemidError for a tensor that is missing or of another shape, and names it.
     """
     graph, state = nnx.split(nnx.eval_shape(build))
     tensors = _Tensors(Path(folder))
-    wanted = [(path, variable, _candidates(path, names)) for path, variable in nnx.to_flat_state(state)]
-    fits = (p for p in prefixes if any(p + name in tensors.files for name in wanted[0][2]))
+    named = [(path, variable, _candidates(path, names)) for path, variable in nnx.to_flat_state(state)]
+    fits = (p for p in prefixes if any(p + name in tensors.files for name in named[0][2]))
     prefix = next(fits, prefixes[0])
     filled = [
-        (path, variable.replace(tensors.read([prefix + n for n in called], variable.shape, str(path[-1]))))
-        for path, variable, called in wanted
+        (path, variable.replace(tensors.read([prefix + n for n in candidates], variable.shape, str(path[-1]))))
+        for path, variable, candidates in named
     ]
     return nnx.merge(graph, nnx.from_flat_state(filled))
 
@@ -176,7 +176,7 @@ class _Tensors:
             )
 
     def read(self, candidates: list[str], shape: tuple[int, ...], leaf: str) -> Float[jnp.ndarray, "*shape"]:
-        """The one of `candidates` that exists, in the order of axes of a `leaf` of that shape."""
+        """Read the first of `candidates` that exists, with the axes in the order of a `leaf` of that shape."""
         name = next((name for name in candidates if name in self.files), None)
         if name is None:
             raise SemidError(f"{self.folder}: expected a tensor {candidates[0]!r}, found none; is it another model's?")
@@ -198,7 +198,7 @@ class _Tensors:
 
 
 def _read_index(path: Path) -> dict[str, str]:
-    """Names of files by the tensors in them. Raises SemidError for an index that names no files next to it."""
+    """File names by tensor name. Raises SemidError unless the files are next to the index."""
     files = Settings.read(path)["weight_map"]
     named = isinstance(files, dict) and all(
         isinstance(file, str) and Path(file).name == file for file in files.values()
@@ -225,16 +225,16 @@ def folder_digest(folder: str | Path) -> str:
 
 
 def find_folder(folder: str, digest: str | None, *, reader: str, revision: str | None = None, remedy: str = "") -> Path:
-    """The folder with a model's files of this digest: below one of SEMID_ENCODERS, else where it was, `folder`.
+    """The folder with a model's files of this digest: one in or below those of SEMID_ENCODERS, else `folder` itself.
 
-    Raises SemidError naming the `reader` of the files if they are missing or others, and the ways out: SEMID_ENCODERS,
-    and the `remedy`.
+    Raises SemidError if files are missing or differ, naming their `reader` and the remedies: SEMID_ENCODERS, and
+    `remedy`.
     """
     for place in filter(None, os.environ.get("SEMID_ENCODERS", "").split(os.pathsep)):
         for moved in (Path(place), Path(place) / Path(folder).name):
             if moved.is_dir() and any(moved.glob("*.json")) and folder_digest(moved) == digest:
                 return moved
-    # What came from the hub has a revision: any other name, if absent, is not asked for there.
+    # Only encoders from the hub have a revision: other folders that are missing are not looked for there.
     here = artifacts.fetched(folder) if revision is None else artifacts.local_folder(folder, revision=revision)
     remedy = f"name the folder that has them by the variable SEMID_ENCODERS{remedy}"
     if not here.is_dir():

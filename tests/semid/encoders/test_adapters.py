@@ -244,5 +244,5 @@ def test_what_does_not_fit_is_refused():
     tower = SideTower(8, SIDE, rngs=nnx.Rngs(0))
     with pytest.raises(SemidError, match="expected cached states, got FeatureRows"):
         tower(FeatureRows(jnp.zeros((1, 8)), jnp.ones(1, bool)))
-    with pytest.raises(SemidError, match=r"expected states of \(3, 8\), got \(2, 8\); cache them anew"):
+    with pytest.raises(SemidError, match=r"expected states of \(3, 8\), got \(2, 8\); cache them again"):
         tower(HiddenRows(jnp.zeros((1, 2, 8), jnp.float16), jnp.ones(1, bool)))
