@@ -573,7 +573,7 @@ def test_a_generator_is_trained_on_the_catalog_of_many_files_in_the_datasets_ord
         given.append((dataset, catalog))
         raise SemidError("that is enough")
 
-    monkeypatch.setattr("semid.generators.training._untrained", capture)
+    monkeypatch.setattr("semid.generators.training._build_untrained", capture)
     with pytest.raises(SystemExit):
         main(f"train --dataset {tmp_path}/dataset --catalog {tmp_path}/all --out {tmp_path}/model".split())
     ((dataset, found),) = given

@@ -206,7 +206,9 @@ def test_where_items_repeat_their_factor_is_chosen(world, tmp_path, monkeypatch)
     items[1::2] = items[: 2 * (len(items) // 2) : 2]
     repeating = world.replace(item=items)
     assert repeating.repeats.common
-    monkeypatch.setattr("semid.generators.training.with_fitted_repeats", lambda whole, _: whole.with_repeat_factor(0.5))
+    monkeypatch.setattr(
+        "semid.generators.training.with_best_repeat_factor", lambda whole, _: whole.with_repeat_factor(0.5)
+    )
     made = run(repeating, STAGED, tmp_path / "out")
     assert made.spec.repeat_factor == Recommender.from_pretrained(tmp_path / "out").spec.repeat_factor == 0.5
 

@@ -12,7 +12,7 @@ from semid.catalog import CATALOG_FILE
 from semid.catalog.changes import ChangeKind
 from semid.data import Histories
 from semid.errors import SemidError
-from semid.generators.mixing import mixed, with_fitted_repeats
+from semid.generators.mixing import with_best_graph_weight, with_best_repeat_factor
 from semid.graphs import ItemGraph, ItemGraphConfig
 from semid.recommender import Recommender, scorers
 from seq_models import RQTransformer, RQTransformerConfig
@@ -196,7 +196,9 @@ def test_a_graph_of_other_items_and_odd_weights_are_refused(model):
 
 def test_weight_and_repeat_factor_are_chosen_by_the_score_that_they_reach(model):
     """Scores that want the weight .3, and the factor 2: of all examples, or of so few that it may be chance."""
-    chosen = mixed(model.with_graph(None), _graph(), lambda one: {"ndcg@10": -abs(one.spec.graph_weight - 0.3)})
+    chosen = with_best_graph_weight(
+        model.with_graph(None), _graph(), lambda one: {"ndcg@10": -abs(one.spec.graph_weight - 0.3)}
+    )
     assert (chosen.spec.graph_weight, chosen.spec.repeat_factor) == (0.3, 0.0)
     plain, noise = model.with_graph(None).with_repeat_factor(1.0), np.array([4.0, -2.0, -2.0])
     for given, by_chance, factor in ((chosen, 0, 2.0), (plain, 0, 2.0), (plain, 1, 1.0)):
@@ -205,5 +207,5 @@ def test_weight_and_repeat_factor_are_chosen_by_the_score_that_they_reach(model)
             gain = -abs(one.spec.repeat_factor - 2)
             return gain + by_chance * one.spec.repeat_factor * noise
 
-        fitted = with_fitted_repeats(given, ndcg)
+        fitted = with_best_repeat_factor(given, ndcg)
         assert (fitted.spec.repeat_factor, fitted.spec.graph_weight) == (factor, given.spec.graph_weight)
