@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Annotated
 
 import tyro
@@ -39,8 +39,10 @@ class _Fuse(FuseConfig):
     def plain(self) -> FuseConfig:
         """The config as it is stored."""
         kind = _SIGNALS.get(self.signal_name)
-        column = {"column": self.column} if kind and any(f.name == "column" for f in fields(kind)) else {}
-        signal = kind(**column) if kind else VectorColumn(self.signal_name)
+        signal = kind() if kind else VectorColumn(self.signal_name)
+        has_column = kind is not None and any(f.name == "column" for f in fields(kind))
+        if has_column and getattr(signal, "reads_content", True):  # LightGCN has the field, and does not read it
+            signal = replace(signal, column=self.column)
         return FuseConfig(**{**{f.name: getattr(self, f.name) for f in fields(FuseConfig)}, "signal": signal})
 
 

@@ -9,7 +9,7 @@ import pytest
 from semid.catalog import SemanticCatalog
 from semid.cli import app
 from semid.data import Dataset
-from semid.graphs import PpmiConfig
+from semid.graphs import LightGCNConfig, PpmiConfig
 from tests.semid.cli.test_main import _write_tables, run
 
 
@@ -22,7 +22,7 @@ def home(tmp_path_factory):
 
 
 def test_a_fused_column_is_tokenized_and_takes_new_items_by_their_texts(home, capsys):
-    run("vectors --dataset {h}/dataset --out {h}/fused fuse --epochs 2 --signal lightgcn", h=home)
+    run("vectors --dataset {h}/dataset --out {h}/fused fuse --epochs 2 --column text_lsa --signal lightgcn", h=home)
     assert "made 128-d vectors of text_lsa (text_lsa_fuse)" in capsys.readouterr().out
     dataset = Dataset.load(home / "fused")
     assert dataset.vector_columns == ["text_lsa", "text_lsa_fuse"]
@@ -50,6 +50,7 @@ def test_signals_that_read_content_read_the_column_that_is_named(signal):
     words = ["vectors", "--dataset", "d", "--out", "o", "fuse", "--column", "seen"]
     assert app.parse([*words, "--signal", signal]).way.plain().signal.column == "seen"
     assert app.parse(words).way.plain().signal == PpmiConfig()
+    assert app.parse([*words, "--signal", "lightgcn"]).way.plain().signal == LightGCNConfig()  # it refuses a column
 
 
 def test_a_column_that_is_not_there_is_named(home, tmp_path, capsys):
