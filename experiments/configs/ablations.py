@@ -1,4 +1,4 @@
-"""The recipe with a part taken away: what each part is worth.
+"""Ablations of the recipe: each variant lacks one part.
 
     python -m experiments ablations recipe item-graph --dataset ../shared/data/amazon14_beauty --seeds 0 1 2
 
@@ -11,7 +11,7 @@
     narrow-depth   codes-alone whose depth decoder is as wide inside as the backbone
     vocabulary     codes-alone whose probabilities are over each level's whole vocabulary
 
-Measured, but for vocabulary: docs/results.md.
+All but `vocabulary` are measured: docs/results.md.
 """
 
 from dataclasses import replace

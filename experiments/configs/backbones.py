@@ -8,7 +8,7 @@
 
 MMM4Rec reads text and images in two recurrences that exchange their maps, is trained on other domains first, and
 reports N@10 .0365 -> .0481 on Pantry; here one recurrence reads the sum of an item's codes. Measured on
-the simulated catalogue, where the state space gains, and on Beauty, where nothing does (docs/results.md).
+the simulated catalogue, where the state space gains, and on Beauty, where no backbone does (docs/results.md).
 """
 
 from dataclasses import replace

@@ -2,9 +2,9 @@
 
     python -m experiments bloger --dataset ../shared/data/amazon14_beauty
 
-To first order: the published outer loss is taken after one more step of the generator, ours before it. What else is
-ours is said in unigrec.py. Published on Beauty, at the level of codes: Recall@10 .0654, NDCG@10 .0361; frozen codes
-.0609, without the surgery of gradients .0530. Not measured yet.
+To first order: the published outer loss is taken after one more step of the generator, ours before it. unigrec.py lists
+the other differences. Published on Beauty, at the level of codes: Recall@10 .0654, NDCG@10 .0361; with frozen codes
+.0609, without gradient surgery .0530. Not measured yet.
 """
 
 from experiments.configs.unigrec import GENERATOR, NONE, training

@@ -2,8 +2,8 @@
 
     python -m experiments content-knn --dataset ../shared/data/amazon14_beauty
 
-Nothing is trained, and no other user is looked at: what a model finds beyond it, it has from interactions. It is the
-baseline of cold items, of which `python -m experiments.layout ... split-rule:held-out-items` makes some.
+Nothing is trained and no other user is read, so whatever a model finds beyond it comes from interactions. It is the
+baseline for cold items; `python -m experiments.layout ... split-rule:held-out-items` makes a dataset with some.
 """
 
 from experiments.experiment import Baseline, Experiment

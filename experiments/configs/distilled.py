@@ -3,7 +3,7 @@
     python -m experiments distilled default --dataset ../shared/data/amazon14_beauty
 
 The default generator with a cross-entropy to the 32 best items of a teacher, level by level (after UniGRec, arXiv
-2601.17438). The graph answers as if it had not counted the history that it is asked about. Measured on the small
+2601.17438). The graph ranks leave-one-out: without the counts of the history itself. Measured on the small
 simulated catalogue: docs/results.md. In the recipe, whose generators are taught by both, validation preferred that to
 SASRec alone.
 """

@@ -1,20 +1,20 @@
-"""The worth of training an encoder: by a contrast of consecutive items, by the recommendation loss, by both.
+"""Encoders trained by a contrast of consecutive items, by the recommendation loss, by both, or not at all.
 
     python -m experiments encoders item-graph --dataset ../shared/data/amazon14_beauty
 
-Items come as vectors of a pretrained encoder, and what is trained is a residual layer on them that starts as the
-identity: so `frozen` has the vectors as they come. All variants have as many epochs of the generator, and each is
+Items come as vectors of a pretrained encoder. A residual layer on them, which starts as the identity, is trained; so
+`frozen` has the vectors as they come. All variants have the same number of epochs of the generator, and each is
 measured without and with the item graph at ranking.
 
-    frozen          tokenizer and generator alone, as generative recommenders are mostly built
+    frozen          tokenizer and generator alone, as most generative recommenders are built
     contrast        the layer is trained by contrast of consecutive items first (`end-to-end.staged` is the same)
     end-to-end      joint steps whose recommendation loss reaches the layer, then tokenizer and generator again
     both            the contrast, then the joint steps
     held            as `both`, with the contrast as a term of the joint steps (LEMUR's objective)
     stopped         as `both`, gradients stopped at the layer
 
-`held` against `frozen` is the claim of LEMUR (arXiv 2511.10962); `both` against `contrast` says what the joint
-steps add to a warm-up, against `stopped` what of that is their gradient. Expected on Beauty over `frozen` (Recall@10):
+`held` against `frozen` tests the claim of LEMUR (arXiv 2511.10962). `both` against `contrast` shows what the joint
+steps add to a warm-up, and against `stopped` which part of that is due to their gradient. Expected on Beauty over `frozen` (Recall@10):
 `contrast` +.0032, `held` +.0024, `end-to-end` -.0019, `both` and `stopped` nothing.
 """
 

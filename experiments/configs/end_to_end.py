@@ -1,20 +1,20 @@
-"""The value of end-to-end training: the recommendation loss reaches the tokenizer, and the encoders, or neither.
+"""End-to-end training: the recommendation loss reaches the tokenizer, the encoders, or neither.
 
     python -m experiments end-to-end --dataset ../shared/data/ml1m --budget cpu --seeds 0 1 2
     python -m experiments end-to-end --dataset ../shared/data/amazon14_beauty --weights models/all-MiniLM-L6-v2
     python -m experiments end-to-end                                                  # a simulated world per seed
 
-Items are encoded from what one can read and see of them: a SentencePiece vocabulary of the catalogue's own texts with a
-small transformer, and a small vision transformer on the pictures, if there are any. The variants share their first
-stages (encoders by contrast of consecutive items, RQ-VAE on their vectors, generator on its codes) and their last (the
-generator alone); between them come, with as many epochs of the generator in all,
+Items are encoded from their texts, by a small transformer on a SentencePiece vocabulary of the catalogue, and from their
+pictures, if there are any, by a small vision transformer. The variants share their first stages (encoders by contrast
+of consecutive items, RQ-VAE on their vectors, generator on its codes) and their last one (the generator alone). They
+have the same number of epochs of the generator in all, and differ in what comes between:
 
     staged      nothing: the last stage gets these epochs
     joint       joint steps whose recommendation loss reaches the tokenizer, codes refreshed; the encoders are frozen
-    together    joint steps whose recommendation loss reaches the encoders, codes fixed; then tokenizer and generator
-                are trained again on the updated vectors: their own losses would only hold the encoders back before
+    together    joint steps whose recommendation loss alone reaches the encoders, codes fixed; then tokenizer and
+                generator are trained again on the updated vectors
     stopped     the same stages, gradients stopped at the encoders
-    sampled     together, a fifth of them
+    sampled     as together, with a fifth of each step's items encoded and differentiated
 
 Expected on simulated worlds: together .02 above staged, .03 above stopped (Recall@10). On MovieLens-1M at a third of
 the epochs (`--budget cpu`): .2240, staged .2212, stopped .2157. Each is measured with the item graph, too. One term

@@ -2,9 +2,9 @@
 
     python -m experiments etegrec --dataset ../shared/data/amazon14_beauty
 
-Terms, weights and the alternation are the paper's; what is ours is said in unigrec.py, and items come as content
-vectors, not as SASRec's. In UniGRec's harness on Beauty: Recall@10 .0809, NDCG@10 .0448. Measured
-here on the simulated shop of docs/results.md: .2313 and .1371.
+Terms, weights and the alternation are the paper's. Items come as content vectors, not as SASRec's; unigrec.py lists the
+other differences. In UniGRec's harness on Beauty: Recall@10 .0809, NDCG@10 .0448. Measured here on the simulated shop
+of docs/results.md: .2313 and .1371.
 """
 
 from experiments.configs.unigrec import GENERATOR, NONE, training

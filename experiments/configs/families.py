@@ -7,8 +7,8 @@
     encoder-decoder   every target is an example of its own
     flat              one causal stack over all codes: decoder-only
 
-Batches have about 2,000 targets in the packed rows of the first and last, 256 where every row is one target;
-microbatches are what a CPU's caches like best. The second command has minutes to a mark and speed. Measured on Beauty
+Batches have about 2,000 targets in the packed rows of the first and last, 256 where every row is one target; the sizes
+of microbatches suit a CPU's caches. The second command measures the minutes to a mark, and speed. Measured on Beauty
 before the history was left out, one seed (docs/benchmarks.md).
 """
 

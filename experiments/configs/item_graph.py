@@ -2,8 +2,8 @@
 
     python -m experiments item-graph --dataset ../shared/data/amazon14_beauty
 
-Nothing is trained, and on Beauty it finds more than every published row: a model that does not beat it has learned
-nothing of use, and what a model adds to it is its worth.
+Nothing is trained, and on Beauty it finds more than every published row. A model that does not beat it has learned
+nothing useful; the worth of a model is what it adds to the graph.
 """
 
 from experiments.experiment import Experiment

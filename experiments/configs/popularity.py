@@ -2,7 +2,7 @@
 
     python -m experiments popularity --dataset ../shared/data/amazon14_beauty
 
-Nothing is trained. What does not beat it has learned nothing.
+Nothing is trained. A model that does not beat it has learned nothing.
 """
 
 from experiments.experiment import Baseline, Experiment

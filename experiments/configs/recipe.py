@@ -10,11 +10,10 @@
                     item-id embedding (so it knows no cold items)
 
 Each is measured alone and mixed with the item graph, inside the search. All have twice the default width. The
-generators are taught by SASRec and the graph, half each. semid-hybrid begins with sasrec-text's backbone and item
-vectors, has probabilities over the codes that follow in the catalogue, as in the search, a wide depth decoder, and a
-dense head with .6 of its probabilities.
-semid-text is as it was before these; its teacher is `ablations.narrow`. Expected on Beauty (test Recall@10):
-semid-hybrid .117, with the graph .124, seen items never recommended. `ablations` has what lacks a part.
+generators are taught by SASRec and the graph, half each. semid-hybrid starts from sasrec-text's backbone and item
+vectors; its softmax is over the codes that follow in the catalogue, as in the search; it has a wide depth decoder, and
+a dense head with .6 of its probabilities. semid-text is older and has none of these; its teacher is `ablations.narrow`. Expected on Beauty (test Recall@10):
+semid-hybrid .117, with the graph .124, seen items never recommended. `ablations` lacks one part each.
 """
 
 from dataclasses import replace

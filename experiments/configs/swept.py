@@ -4,8 +4,8 @@
     semid sweep --space experiments/sasrec_space.yaml --out runs/sweep --trials 20
     python -m experiments swept sasrec --dataset data/simulated
 
-The space has width, layers, dropout, learning rate and weight decay; the schedule is that of `sasrec`. The best trial's
-values, rounded; a sweep never reads test. Its figure, and the sweep: docs/results.md.
+The space has width, layers, dropout, learning rate and weight decay; the schedule is that of `sasrec`. The values are
+the best trial's, rounded; a sweep never reads test. Figures: docs/results.md.
 """
 
 from dataclasses import replace
