@@ -14,8 +14,8 @@ measured without and with the item graph at ranking.
     stopped         as `both`, gradients stopped at the layer
 
 `held` against `frozen` tests the claim of LEMUR (arXiv 2511.10962). `both` against `contrast` shows what the joint
-steps add to a warm-up, and against `stopped` which part of that is due to their gradient. Expected on Beauty over `frozen` (Recall@10):
-`contrast` +.0032, `held` +.0024, `end-to-end` -.0019, `both` and `stopped` nothing.
+steps add to a warm-up, and against `stopped` which part of that is due to their gradient. Expected on Beauty over
+`frozen` (Recall@10): `contrast` +.0032, `held` +.0024, `end-to-end` -.0019, `both` and `stopped` nothing.
 """
 
 from dataclasses import replace

@@ -4,10 +4,10 @@
     python -m experiments end-to-end --dataset ../shared/data/amazon14_beauty --weights models/all-MiniLM-L6-v2
     python -m experiments end-to-end                                                  # a simulated world per seed
 
-Items are encoded from their texts, by a small transformer on a SentencePiece vocabulary of the catalogue, and from their
-pictures, if there are any, by a small vision transformer. The variants share their first stages (encoders by contrast
-of consecutive items, RQ-VAE on their vectors, generator on its codes) and their last one (the generator alone). They
-have the same number of epochs of the generator in all, and differ in what comes between:
+Items are encoded from their texts, by a small transformer on a SentencePiece vocabulary of the catalogue, and from
+their pictures, if there are any, by a small vision transformer. The variants share their first stages (encoders by
+contrast of consecutive items, RQ-VAE on their vectors, generator on its codes) and their last one (the generator
+alone). They have the same number of epochs of the generator in all, and differ in what comes between:
 
     staged      nothing: the last stage gets these epochs
     joint       joint steps whose recommendation loss reaches the tokenizer, codes refreshed; the encoders are frozen

@@ -2,7 +2,8 @@
 
     python -m experiments item-knn --dataset ../shared/data/amazon14_beauty
 
-Nothing is trained; 100 neighbors per item. Unlike the item graph it has no direction, recency or content. Measured on Beauty: docs/results.md.
+Nothing is trained; 100 neighbors per item. Unlike the item graph it has no direction, recency or content. Measured on
+Beauty: docs/results.md.
 """
 
 from experiments.experiment import Baseline, Experiment

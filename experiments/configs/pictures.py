@@ -3,15 +3,16 @@
     python -m experiments mscgrec pictures item-graph --dataset ../shared/data/ml1m --budget cpu --seeds 0
     python -m experiments pictures.three-behavior --dataset ... --model.drop-sequences 0    # none is left out
 
-    encoder           a small vision transformer from scratch, by contrast of consecutive items, whose vectors the others
-                      read; its RQ-VAE and generator are hardly trained
+    encoder           a small vision transformer from scratch, by contrast of consecutive items, whose vectors the
+                      others read; its RQ-VAE and generator are hardly trained
     image             one sequence, of these vectors
     three-text        all three are read, that of the text is generated
     three-image       all three are read, that of the picture is generated
     three-behavior    all three are read, that of the behavior is generated, as in the paper
 
 Where pictures are generated, films without a poster share their codes and differ in the last level alone. Where
-pictures are read, these films have none, which is a learned row. `pictures.encoder --weights DIR` starts from a pretrained encoder.
+pictures are read, these films have none, which is a learned row. `pictures.encoder --weights DIR` starts from a
+pretrained encoder.
 
 All else is as in `mscgrec`, which has the arms of one and of two sequences. Measured on MovieLens-1M at a third of the
 epochs, seed 0 (Recall@10): pictures .0942; text .1470, with behavior read too .1901, with pictures as well .1978;

@@ -12,8 +12,9 @@
 Each is measured alone and mixed with the item graph, inside the search. All have twice the default width. The
 generators are taught by SASRec and the graph, half each. semid-hybrid starts from sasrec-text's backbone and item
 vectors; its softmax is over the codes that follow in the catalogue, as in the search; it has a wide depth decoder, and
-a dense head with .6 of its probabilities. semid-text is older and has none of these; its teacher is `ablations.narrow`. Expected on Beauty (test Recall@10):
-semid-hybrid .117, with the graph .124, seen items never recommended. `ablations` lacks one part each.
+a dense head with .6 of its probabilities. semid-text is older and has none of these; its teacher is `ablations.narrow`.
+Expected on Beauty (test Recall@10): semid-hybrid .117, with the graph .124, seen items never recommended. `ablations`
+lacks one part each.
 """
 
 from dataclasses import replace
