@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int, Integer
 
 
 class QuantizerLosses(NamedTuple):
-    """Unweighted losses: `codebook` moves code vectors to their inputs, `commitment` inputs to their code vectors (arXiv
+    """Unweighted losses: `codebook` moves code vectors to inputs, `commitment` inputs to code vectors (arXiv
     1711.00937, eq. 3)."""
 
     codebook: Float[Array, ""]

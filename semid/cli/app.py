@@ -1,6 +1,6 @@
 """The command line: `semid COMMAND ...`; `semid --help` lists the commands.
 
-A command's module is imported once its name is known, inside of what answers signals and errors.
+A command's module is imported once its name is known, with the handling of signals and errors already in place.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Generative recommendation with semantic IDs: prepare, tokenize, train, evaluate, recommend, export, report.
 
     `semid COMMAND --help` explains a command, `semid demo` shows them at work, `semid --version` prints the version.
-    With every command: --quiet (warnings, errors and results alone), --verbose, --debug (tracebacks too), and --config
-    FILE.yaml: options by their names, which those of the command line replace. With those that train: --track
-    tensorboard wandb mlflow, or some of these, and --profile FOLDER, which traces ten steps of each training to it.
+    Every command takes --quiet (only warnings, errors and results), --verbose, --debug (also tracebacks) and --config
+    FILE.yaml, a file of options, which those of the command line override. Commands that train also take --track with
+    one or more of tensorboard, wandb and mlflow, and --profile FOLDER, which traces ten steps of each training.
     """
     run_command(arguments, _run)
 
@@ -60,19 +60,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run_command(
     arguments: Sequence[str] | None, run: Callable[[Sequence[str]], None], *, name: str | None = None
 ) -> None:
-    """Run the words of a command line without the options of verbosity, as a command: log lines, one line for an error,
-    the exit status. `name` is that of the command where the first word is not."""
+    """Call `run` with the words of a command line, without those of verbosity, as a command: with log lines, one line
+    per error, and an exit status. `name` is the command's name, if it is not the first word."""
     words, verbosity = Verbosity.read(sys.argv[1:] if arguments is None else arguments)
     outcome = Outcome(words if name is None else [name, *words], debug=verbosity.debug)
     try:
         try:
             with signals_raised(), log_lines(verbosity.level):
-                if "jax" not in sys.modules:  # else it has read its settings
+                if "jax" not in sys.modules:  # otherwise JAX has already read its settings
                     verbosity.quiet_libraries()
                     use_compilation_cache()
                 run(words)
         finally:
-            sys.stdout.flush()  # here: whoever reads it may be gone
+            sys.stdout.flush()  # raises here, where it is handled, if the reader of a pipe has ended
     except (Stopped, Exception) as error:
         raise SystemExit(outcome.report(error)) from None
 
@@ -92,7 +92,7 @@ def _run(words: Sequence[str]) -> None:
 
 
 def trackers_of(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Names after `--track`, and the other words. Raises SemidError where none follows or nothing is trained."""
+    """Trackers named by `--track`, and the other words. Raises SemidError without names, or if nothing is trained."""
     from semid.cli.options import split_equals
 
     words = split_equals(words, "--track")
@@ -110,13 +110,13 @@ def trackers_of(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _check_trains(words: Sequence[str], option: str) -> None:
-    """Raise SemidError for an option of trainings given to another command, or before the command's name."""
+    """Raise SemidError if an option of training is given to another command, or before the command's name."""
     if words[0] not in TRAINING:
         raise SemidError(f"{option}: expected after the name of a command that trains ({', '.join(TRAINING)})")
 
 
 def profile_of(words: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The folder after `--profile`, and the other words. Raises SemidError where none follows or nothing is trained."""
+    """The folder after `--profile`, and the other words. Raises SemidError without one, or if nothing is trained."""
     from semid.cli.options import split_equals
 
     words = split_equals(words, "--profile")
@@ -131,7 +131,7 @@ def profile_of(words: Sequence[str]) -> tuple[str | None, list[str]]:
 
 
 def run(name: str, command: Any) -> None:
-    """Run a command, and write its options next to the artifact that it makes."""
+    """Run a command, and write its options into the artifact that it makes."""
     from semid.cli.config_files import write_beside
     from semid.training import on_first
 
@@ -140,10 +140,9 @@ def run(name: str, command: Any) -> None:
 
 
 def parse(words: Sequence[str]) -> Any:
-    """The command that these words, and a file of options that they name, describe.
+    """The command that these words describe, together with the file of options that they may name.
 
-    Raises SystemExit for a word that does not exist or fit, after saying so, and for a request of help, after answering
-    it; SemidError for what is wrong with the file.
+    Raises SystemExit after printing a message about a wrong word, or the help; SemidError for faults of the file.
     """
     import tyro
 
@@ -180,7 +179,7 @@ def _load(name: str) -> type:
 
 
 def _all_commands() -> Any:
-    """A choice of all commands, for the list of them and for the shell's completion."""
+    """Choice of all commands, for their list and for shell completion."""
     import functools
     import operator
     from typing import Annotated

@@ -12,8 +12,8 @@ LIMIT = 2 << 30
 def use_compilation_cache() -> None:
     """Keep compiled programs in the user's cache, `$XDG_CACHE_HOME/semid/xla` or `~/.cache/semid/xla`.
 
-    Set in the environment, which JAX reads when it is imported. JAX_COMPILATION_CACHE_DIR is taken as given, and
-    SEMID_CACHE=off keeps none. Where the folder cannot be written, nothing is kept.
+    Sets environment variables, which JAX reads when it is imported. A JAX_COMPILATION_CACHE_DIR that is set takes
+    precedence, and SEMID_CACHE=off disables the cache. It is also disabled if the folder cannot be written.
     """
     if is_off() or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return

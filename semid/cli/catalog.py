@@ -18,7 +18,7 @@ from semid.data import read_id_file
 from semid.errors import SemidError
 from semid.recommender import read_spec
 
-# Ids that are printed of a difference.
+# Number of ids printed per difference.
 _SHOWN = 5
 
 
@@ -26,7 +26,7 @@ _SHOWN = 5
 class Append:
     """Append items, encoded by the catalogue's tokenizer; existing codes never change.
 
-    A file has the vector columns that the tokenizer was fitted to, or the raw columns (texts) of which they were made.
+    A file has the vector columns that the tokenizer was fitted to, or the raw columns (texts) to compute them from.
     """
 
     catalog: PathOrUrl
@@ -36,10 +36,10 @@ class Append:
     id_column: str = "item_id"
     """Column of the ids."""
     columns: tuple[str, ...] = ()
-    """Vector columns that the tokenizer reads, side by side; none given: those it was fitted to."""
+    """Vector columns for the tokenizer, concatenated in this order; none given: those it was fitted to."""
     known: Literal["error", "skip", "update"] = "error"
-    """Items that are in the catalogue already: refuse them all (error), leave them as they are (skip), or give them the
-    new vectors, with the codes that they have (update)."""
+    """Items that are already in the catalogue: stop with an error, keep them unchanged (skip), or replace their vectors
+    and keep their codes (update)."""
 
     def run(self) -> None:
         from semid.catalog import append
@@ -65,7 +65,7 @@ class Append:
 
 @dataclass(frozen=True)
 class Remove:
-    """Remove items: not recommended, still readable in histories, and no other item gets their codes."""
+    """Remove items: they are never recommended, stay readable in histories, and their codes are not reused."""
 
     catalog: PathOrUrl
     """Catalogue folder."""
@@ -85,12 +85,12 @@ class Remove:
 
 @dataclass(frozen=True)
 class Apply:
-    """Bring a copy of a catalogue forward by the files of its changes (CATALOG/changes/000001.parquet, ...)."""
+    """Apply the change files of a catalogue (CATALOG/changes/000001.parquet, ...) to a copy of it."""
 
     catalog: PathOrUrl
-    """Catalogue folder, a copy of the one that the changes were made in."""
+    """Catalogue folder, a copy of the one with the changes."""
     change: tuple[PathOrUrl, ...]
-    """Files of changes, in order."""
+    """Change files, in order."""
 
     def run(self) -> None:
         if not self.change:
@@ -102,9 +102,9 @@ class Apply:
 
 @dataclass(frozen=True)
 class Revert:
-    """Make a version whose items are those of an earlier one: what came since is removed, what went comes back.
+    """Make a new version with the items of an earlier one: items added since are removed, removed ones are restored.
 
-    Codes never change, and versions in between stay. Content that was updated stays as it is.
+    Codes never change, and the versions in between stay. Updated content is not reverted.
     """
 
     catalog: PathOrUrl
@@ -123,7 +123,7 @@ class Revert:
 
 @dataclass(frozen=True)
 class Compact:
-    """Write what the changes come to in one file next to them, which loads in their place; the changes stay."""
+    """Merge all changes into one file, which is loaded instead of them; the files of the changes stay."""
 
     catalog: PathOrUrl
     """Catalogue folder."""
@@ -136,9 +136,9 @@ class Compact:
 
 @dataclass(frozen=True)
 class Diff:
-    """Compare two catalogues: items that came and went, codes that changed, models that no longer fit.
+    """Compare two catalogues: added and removed items, changed codes, models that no longer fit.
 
-    A new tokenizer changes all codes, and models of the old ones must be trained again. Between
+    A new tokenizer changes all codes, and models trained on the old ones must be trained again. Between
     versions of one catalogue no code ever changes.
     """
 
@@ -147,7 +147,7 @@ class Diff:
     new: tyro.conf.Positional[str]
     """Catalogue folder; FOLDER@3 is its version 3."""
     model: tuple[str, ...] = ()
-    """Model folders, or org/name of the Hugging Face hub: does each fit the new catalogue?"""
+    """Model folders, or org/name of the Hugging Face hub, to check against the new catalogue."""
 
     def run(self) -> None:
         old, new = SemanticCatalog.load(self.old), SemanticCatalog.load(self.new)
@@ -169,7 +169,7 @@ class Diff:
 
 @dataclass(frozen=True)
 class Verify:
-    """Check every byte of every version: digests, order, codes within their sizes, no item twice, none moved."""
+    """Check every byte of every version: digests, order, codes within their level sizes, no item twice, none moved."""
 
     catalog: PathOrUrl
     """Catalogue folder."""
@@ -225,7 +225,7 @@ def _name(folder: str | Path, version: versions.Version) -> str:
 
 
 def _incompatibility(name: str, catalog: SemanticCatalog) -> str | None:
-    """The reason why a model folder's model cannot recommend from this catalogue; None: it can."""
+    """Why the model of a folder cannot recommend from this catalogue; None if it can."""
     model = artifacts.local_folder(name)
     artifacts.read_artifact(model, Kind.MODEL)
     return read_spec(model).incompatibility(SemanticCatalog.read(model / CATALOG_FILE), catalog)

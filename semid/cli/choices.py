@@ -1,4 +1,4 @@
-"""Types of options: paths or URLs, choices between configs as subcommands; and choices that the data make."""
+"""Types of options: paths or URLs, NAME=VALUE words, and choices between configs as subcommands."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # they import JAX
 T = TypeVar("T")
 
 PathOrUrl = Annotated[
-    str | Path,  # the parser's own Path makes one slash of two
+    str | Path,  # the parser's own Path would reduce the two slashes of a URL to one
     tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
         metavar="PATH|URL",
@@ -74,7 +74,7 @@ Column = Annotated[
 
 
 def by_name(words: Sequence[str], option: str, read: Callable[[str], tuple[str, T]]) -> dict[str, T]:
-    """Values of an option's NAME=VALUE words, as `read` splits each. Raises SemidError for a name given twice."""
+    """Values of an option's NAME=VALUE words, split by `read`. Raises SemidError for a name given twice."""
     found: dict[str, T] = {}
     for word in words:
         name, value = read(word)
@@ -91,17 +91,17 @@ def check_columns(words: Sequence[str]) -> None:
 
 
 def columns_of(words: Sequence[str]) -> dict[str, str]:
-    """Columns of NAME=COLUMN words, by name. Raises SemidError for one that is none, and for a name given twice."""
+    """Columns by name, from NAME=COLUMN words. Raises SemidError for a malformed word or a name given twice."""
     return by_name(words, "--columns", _renamed)
 
 
 def condition_of(words: Sequence[str]) -> dict[str, str]:
-    """Condition of PART=VALUE words. Raises SemidError for one that is none, and for a part given twice."""
+    """Condition from PART=VALUE words. Raises SemidError for a malformed word or a part given twice."""
     return by_name(words, "--condition", _condition)
 
 
 def folders_of(words: Sequence[str]) -> dict[str, str]:
-    """Folders of NAME=FOLDER words, by name. Raises SemidError for one that is none, and for a name given twice."""
+    """Folders by name, from NAME=FOLDER words. Raises SemidError for a malformed word or a name given twice."""
     return by_name(words, "--sequences", _folder)
 
 
@@ -120,27 +120,28 @@ def _folder(word: str) -> tuple[str, str]:
 
 
 def subcommands(base: type, *, first: str) -> Any:
-    """Annotation of a field of an abstract config base: a subcommand per choice, by its name, `first` before others."""
+    """Annotation for a field of an abstract config base: one subcommand per alternative, by its name, `first` listed
+    first."""
     named: list[tuple[str, type]] = sorted(choices(base).items(), key=lambda choice: choice[0] != first)
     kinds: tuple[Any, ...] = tuple(Annotated[cls, tyro.conf.subcommand(name)] for name, cls in named)
     return tyro.conf.arg(constructor=functools.reduce(operator.or_, kinds))
 
 
 def print_chosen(given: Any, resolved: Any, *, by: str) -> None:
-    """Print all settings that the data have chosen, where the options leave them open."""
+    """Print the settings that were left open by the options and chosen from the data."""
     if chosen := difference(to_dict(given), to_dict(resolved), most=None):
         console.print(f"by {by}: {chosen}")
 
 
 def load_recommender(model: str, catalog: str | Path | None, sequences: Sequence[str]) -> Recommender:
-    """Load a model, for the current version of its catalogue and of its further code sequences (NAME=FOLDER words)."""
+    """Load a model with the current versions of its catalogue and of its further code sequences (NAME=FOLDER words)."""
     from semid.recommender import Recommender
 
     return Recommender.from_pretrained(model, catalog=catalog, sequences=folders_of(sequences))
 
 
 def load_ranker(path: str) -> Recommender | ItemGraph:
-    """Load the model, from a folder or the Hugging Face hub, or the item graph that a folder holds."""
+    """Load a model, from a folder or the Hugging Face hub, or an item graph from a folder."""
     from semid.graphs import ItemGraph
     from semid.recommender import Recommender
 

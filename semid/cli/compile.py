@@ -31,10 +31,10 @@ from semid.training import (
 @tyro.conf.configure(tyro.conf.OmitArgPrefixes)
 @dataclass(frozen=True)
 class Compile:
-    """Compile a training step and a search for a slice of accelerators that need not be there, from sizes alone, and
-    print what they need of a chip and the time that its published rates allow.
+    """Compile a training step and a search for accelerators that need not be present, from sizes alone, and print the
+    memory and operations that a chip needs and the time at its published rates.
 
-    For TPUs it needs libtpu (extra `tpu`). What does not fit ends with one line and the option that would make it fit.
+    TPUs need libtpu (extra `tpu`). If a program does not fit, one line names an option that would help.
     """
 
     topology: str = "cpu"
@@ -42,9 +42,9 @@ class Compile:
     config: tyro.conf.OmitArgPrefixes[Generator] = Generator()
     sizes: ProgramSizes = ProgramSizes()
     end_to_end: bool = False
-    """Compile the joint step of end-to-end training (`semid train-end-to-end`) in place of the generator's: content of
-    --num-features numbers per item, of which an encoder makes vectors of --item-dim, a tokenizer, a generator, and the
-    bank of all items' vectors. The last of --level-sizes tells items apart that share their codes."""
+    """Compile the joint step of end-to-end training (`semid train-end-to-end`) instead of the generator's: an encoder
+    from --num-features numbers per item to vectors of --item-dim, a tokenizer, a generator, and the memory bank of all
+    items' vectors. The last of --level-sizes is the tie-break."""
     mesh: MeshConfig = MeshConfig()
     """Division of the work among devices."""
 
@@ -70,7 +70,7 @@ class Compile:
             raise SemidError(f"the {what} does not fit: {error}; {self._remedy(state, mesh)}") from None
 
     def _remedy(self, state: TrainState | None, mesh: Mesh) -> str:
-        """The option that would make it fit: more devices for the state if that is the most of it, or smaller parts."""
+        """The option to try: more devices if most of the memory is the state, else smaller parts of a batch."""
         chip, accumulate = chip_of(self.topology), self.config.training.accumulate
         if state is None:
             return f"try --users {max(self.sizes.users // 4, 1)}"
@@ -93,7 +93,7 @@ def print_needs(name: str, needs: Compiled, *, state: int | None = None) -> None
 
 
 def table(needs: Compiled, *, state: int | None = None) -> dict[str, str]:
-    """A program's needs a device and step, in words."""
+    """What a program needs per device and step, as texts by name."""
     of = "" if needs.chip is None else f" of {needs.chip.memory / 2**30:.1f} GiB"
     rows = {} if state is None else {"state": size(state)}
     rows |= {
@@ -114,7 +114,7 @@ def table(needs: Compiled, *, state: int | None = None) -> dict[str, str]:
 
 
 def size(count: float) -> str:
-    """Bytes in the unit that fits."""
+    """A number of bytes in a suitable unit."""
     unit = next((unit for unit in ("GiB", "MiB", "KiB") if count >= _UNITS[unit]), "B")
     return f"{count / _UNITS[unit]:.4g} {unit}"
 

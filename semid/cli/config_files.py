@@ -34,14 +34,14 @@ from semid.config import to_dict
 from semid.errors import SemidError, did_you_mean
 from semid.progress import LOG
 
-# Options that name the artifact that a command makes: the first of them that is given and is one.
+# Options that name the artifact that a command makes; the first one that names an artifact counts.
 _OUTPUTS = ("new_catalog", "out")
 Key = tuple[str, ...]
 
 
 class Entry(NamedTuple):
-    """A key of a file, that of the mappings around it included, and its value; `within`, for a key in a list's element,
-    the list's own."""
+    """A value of a file and its key, which includes the keys of the mappings around it. `within` is the key of the list
+    for an entry inside a list's element."""
 
     key: Key
     node: yaml.Node
@@ -54,7 +54,7 @@ class Entry(NamedTuple):
 
 
 def read_entries(file: str | Path) -> list[Entry]:
-    """Keys of a YAML file. Raises SemidError naming the line that is no YAML, or a key that stands there twice."""
+    """Entries of a YAML file. Raises SemidError naming the line that is not YAML, or a key that is given twice."""
     return entries_of(read_mapping(file), str(file))
 
 
@@ -64,7 +64,7 @@ def entries_of(mapping: yaml.MappingNode, file: str) -> list[Entry]:
 
 
 def read_mapping(file: str | Path) -> yaml.MappingNode:
-    """The mapping of a YAML file, empty for an empty file. Raises SemidError naming the line that is no YAML."""
+    """The mapping of a YAML file, empty for an empty file. Raises SemidError naming the line that is not YAML."""
     text = _text(artifacts.fetched(file), str(file))
     try:
         if alias := next((event for event in yaml.parse(text) if isinstance(event, yaml.AliasEvent)), None):
@@ -109,10 +109,11 @@ Values = dict[Key, tuple[Any, Entry]]
 
 
 def build(cls: Any, entries: Sequence[Entry], *, chosen: Mapping[Key, type | None], listed: bool = False) -> Any:
-    """A `cls` of these entries and, where they name none, of the `chosen` alternatives, by paths; else of its defaults.
+    """Build `cls` from entries. Where they choose no alternative of a config, that of `chosen` (by path) or the default
+    is used.
 
-    What has no value at all is `tyro.MISSING`. Raises SemidError naming the line for a key that is unknown (with the
-    nearest) or ambiguous, and for a value that does not fit.
+    Fields without any value become `tyro.MISSING`. Raises SemidError naming the line of a key that is unknown (with the
+    nearest one) or ambiguous, and of a value of a wrong type.
     """
     found, values = _resolved(cls, entries, chosen, listed)
     return _built(cls, (), found, values, MISSING)
@@ -121,7 +122,7 @@ def build(cls: Any, entries: Sequence[Entry], *, chosen: Mapping[Key, type | Non
 def _resolved(
     cls: Any, entries: Sequence[Entry], chosen: Mapping[Key, type | None], listed: bool = False
 ) -> tuple[Chosen, Values]:
-    """Chosen alternatives and plain values, by paths: choices first, for others' keys may belong to the chosen."""
+    """Chosen alternatives and plain values, by path. Choices are resolved first, as other keys may belong to them."""
     chosen = dict(chosen)
     left = list(_opened(entries))
     while True:
@@ -141,7 +142,7 @@ def _resolved(
 
 
 def _opened(entries: Sequence[Entry]) -> Iterator[Entry]:
-    """Entries and those of their mappings, each after the one that it is in."""
+    """Entries and, after each, the entries of its mapping."""
     for entry in entries:
         yield entry
         if isinstance(entry.node, yaml.MappingNode):
@@ -149,7 +150,7 @@ def _opened(entries: Sequence[Entry]) -> Iterator[Entry]:
 
 
 def _joined(fields: Sequence[Field], entries: Sequence[Entry]) -> Iterator[Entry]:
-    """Entries without mappings that only group others, and without the parts of those that are values."""
+    """Entries without mappings that only group others, and without the parts of mappings that are values."""
     inside: list[Key] = []
     for entry in entries:
         if any(entry.key[: len(key)] == key for key in inside):
@@ -163,7 +164,7 @@ def _joined(fields: Sequence[Field], entries: Sequence[Entry]) -> Iterator[Entry
 
 
 def _choice(fields: Sequence[Field], entry: Entry) -> tuple[Key, type | None] | None:
-    """The path of a choice and the class that an entry names: `model: sasrec`, or `type: sasrec` inside of it."""
+    """Path and class of the choice that an entry makes: `model: sasrec`, or `type: sasrec` inside of it."""
     if not isinstance(entry.node, yaml.ScalarNode):
         return None
     key = entry.key[:-1] if entry.key[-1] == "type" else entry.key
@@ -174,7 +175,7 @@ def _choice(fields: Sequence[Field], entry: Entry) -> tuple[Key, type | None] | 
 
 
 def _root(fields: Sequence[Field], entry: Entry) -> Field | None:
-    """The only config that may be of the type that a whole file names."""
+    """The field that a `type` at the top of a file chooses, if there is only one candidate."""
     of_type = [field for field in fields if entry.node.value in _by_name(field.alternatives)]
     return of_type[0] if len(of_type) == 1 else None
 
@@ -194,7 +195,7 @@ def _alternative(alternatives: Mapping[str, type | None], entry: Entry) -> type 
 
 
 def _best(fields: Sequence[Field], key: Key, entry: Entry) -> Field | None:
-    """The field that a key names. Raises SemidError where it names several equally well."""
+    """The field that a key names. Raises SemidError if several match equally well."""
     ranks = [(rank, len(field.path), field) for field in fields if (rank := field.rank(key)) is not None]
     if not ranks:
         return None
@@ -216,7 +217,7 @@ def _field(fields: Sequence[Field], entry: Entry, *, groups: bool = False) -> Fi
 
 
 def _built(cls: Any, path: Key, chosen: Chosen, values: Values, default: Any) -> Any:
-    """An instance of `cls`, of what stands below `path`; `default` itself where nothing does."""
+    """An instance of `cls` from the values below `path`; `default` itself if there are none."""
     given = [key for key in (*values, *chosen) if key[: len(path)] == path]
     if not given and default is not MISSING:
         return default
@@ -244,7 +245,7 @@ def _part(kind: Any, path: Key, chosen: Chosen, values: Values, default: Any) ->
 
 
 def _unfinished(cls: Any, values: Mapping[str, Any]) -> Any:
-    """A `cls` that lacks what the command line must give."""
+    """An instance of `cls` without the values that the command line must provide."""
     made = object.__new__(cls)
     for name, value in values.items():
         object.__setattr__(made, name, value)
@@ -253,7 +254,7 @@ def _unfinished(cls: Any, values: Mapping[str, Any]) -> Any:
 
 @contextlib.contextmanager
 def _naming(entries: Sequence[Entry]) -> Iterator[None]:
-    """Name the line of the option that a config's refusal is about."""
+    """Add the line of the option to the error of a config that refuses it."""
     try:
         yield
     except ValueError as error:
@@ -264,7 +265,7 @@ def _naming(entries: Sequence[Entry]) -> Iterator[None]:
 
 
 def _value(kind: Any, entry: Entry) -> Any:
-    """The value of an entry where `kind` is declared."""
+    """The value of an entry, as the type `kind`."""
     kind, marks = unwrapped(kind)
     node = entry.node
     if spec := next((mark for mark in marks if isinstance(mark, SPEC)), None):
@@ -308,7 +309,7 @@ def _of_tuple(kinds: Sequence[Any], entry: Entry) -> tuple:
 
 
 def _of_config(alternatives: Mapping[str, type | None], entry: Entry) -> Any:
-    """A config inside of a list: a name, or its options with `type` where there are several."""
+    """A config inside a list: a name, or its options, with `type` if there are alternatives."""
     if not isinstance(entry.node, yaml.MappingNode):
         cls = _alternative(alternatives, entry)
         return cls and cls()
@@ -361,7 +362,7 @@ def _shown(node: yaml.Node) -> str:
 
 
 def to_yaml(command: Any) -> str:
-    """All options of a command, those that were not given included, as `build` reads them."""
+    """All options of a command, including defaults, in the form that `build` reads."""
     tree: dict[str, Any] = {}
     for field in fields_below(type(command), {}, command):
         value = value_at(command, field.path)
@@ -380,7 +381,7 @@ def _put(tree: dict[str, Any], name: Key, value: Any) -> None:
 
 
 def _plain(kind: Any, value: Any) -> Any:
-    """A value in YAML's types."""
+    """A value as plain YAML types."""
     kind, marks = unwrapped(kind)
     if spec := next((mark for mark in marks if isinstance(mark, SPEC)), None):
         return " ".join(spec.str_from_instance(value))
@@ -394,9 +395,9 @@ def _plain(kind: Any, value: Any) -> Any:
 
 
 def with_file(cls: Any, file: str | Path, first: str, parse: Callable[[Any], Any]) -> Any:
-    """The command that `parse` makes of its words and, as their defaults, of a file's options.
+    """The command that `parse` builds from its words, with a file's options as defaults.
 
-    `first` is the first word: it may name an alternative of a choice that has no default (`prepare parquet`).
+    `first` is the first word: it may name an alternative of a choice without default (`prepare parquet`).
     """
     entries = read_entries(file)
     by_word = {field.path: field.alternatives[first] for field in fields_below(cls, {}) if first in field.alternatives}
@@ -411,8 +412,8 @@ def with_file(cls: Any, file: str | Path, first: str, parse: Callable[[Any], Any
 
 
 def write_beside(name: str, command: Any) -> None:
-    """Write all options of a command that has made an artifact into its folder, for `--config`."""
-    if name == "package":  # it goes to others, whom the paths of this machine do not concern
+    """Write all options of a command into the folder of the artifact that it made, for `--config`."""
+    if name == "package":  # packages are for others, and options contain paths of this machine
         return
     paths = {field.path[-1]: field.path for field in fields_below(type(command), {}, command)}
     given = [value_at(command, paths[option]) for option in _OUTPUTS if option in paths]
@@ -427,7 +428,7 @@ def _write_config(file: Path, text: str) -> None:
         try:
             with artifacts.replacing(file) as temporary:
                 temporary.write_text(text, encoding="utf-8")
-        except OSError as error:  # the artifact is there already, in a place to read from alone
+        except OSError as error:  # an existing artifact may be in a read-only folder
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise
             LOG.info("%s: not written (%s); the artifact is as it was", file, error.strerror)

@@ -8,20 +8,20 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-# Characters of the widest table: more than any has.
+# Maximum width of a table in characters, more than any needs.
 _WIDEST = 1 << 20
 
 
 class _Console(Console):
     def print(self, *objects: Any, **options: Any) -> None:
-        """Print as rich does, but tables as wide as their cells: two ids that are cut off look alike."""
+        """Print as rich does, but tables at full width: ids that are cut off would look alike."""
         for table in objects:
             if isinstance(table, Table):
                 table.width = Measurement.get(self, self.options.update(width=_WIDEST), table).maximum
         super().print(*objects, **options)
 
     def on_broken_pipe(self) -> None:
-        """Let the error through: `Outcome` answers it."""
+        """Raise the error, which `Outcome` handles."""
         raise
 
 

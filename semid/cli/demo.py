@@ -17,9 +17,9 @@ from semid.cli.console import console
 class Demo:
     """Run the whole job on the embedded simulated catalogue, as the commands a user would type. No download.
 
-    Leaves dataset/, catalog/, graph/, sasrec/, model/, metrics.json, examples.json, users.parquet and report.html in
-    the folder. The oracle in the table knows the simulator's true next-item distribution: no model can beat it but by
-    chance. A second run skips what is there. The first takes 250 CPU seconds.
+    Writes dataset/, catalog/, graph/, sasrec/, model/, metrics.json, examples.json, users.parquet and report.html into
+    the folder. The oracle in the table knows the simulator's true next-item distribution: no model can beat it except
+    by chance. The first run takes 250 CPU seconds; a second one skips what exists.
     """
 
     out: PathOrUrl = Path("runs/demo")
@@ -36,7 +36,7 @@ class Demo:
     def run(self) -> None:
         from semid.training import TrainingConfig
 
-        TrainingConfig(epochs=self.epochs)  # its fault before the work
+        TrainingConfig(epochs=self.epochs)  # raises for wrong epochs before any work
         started, out = time.monotonic(), artifacts.as_url(self.out) or artifacts.resolved(self.out)
         data, catalog = ("--dataset", f"{out}/dataset"), ("--catalog", f"{out}/catalog")
         seeded, passes = ("--seed", self.seed), () if self.epochs is None else ("--epochs", self.epochs)
@@ -63,7 +63,7 @@ def _run(*words: object) -> None:
 
 
 def _first_history(folder: str) -> list[str]:
-    """Item ids before the first test target."""
+    """Item ids of the first test history."""
     from semid.data import Dataset
 
     dataset = Dataset.load(folder)

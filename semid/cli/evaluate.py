@@ -26,7 +26,7 @@ from seq_models import RQTransformerConfig
 
 # The family that `semid train` trains unless another is named.
 _DEFAULT_FAMILY = RQTransformerConfig.name
-# Baselines that a model should not come out below, and what to try where it does.
+# Baselines that a model should not fall below, and advice if it does.
 _FLOORS = ("popularity", "bigram", "item graph")
 _TRY = "try more --epochs, more --dropout or a smaller --dim"
 _TRY_OF_GRAPH = "mix it with the graph (`semid train --graph`), or "
@@ -43,17 +43,17 @@ _LISTS = {
     "worst_group": "worst",
     "weak_users": "weak",
 }
-# Value of a condition that stands for what each target is.
+# Value of a condition that asks for each target's own event, group or text.
 _OWN = "own"
-# Raised where the same request comes to give other figures, so that those of before are measured again.
+# Raise it when the same request comes to give other figures, so that older files are measured again.
 _VERSION = 4
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure models, their parts, popularity and bigram (and the oracle, where the dataset is simulated).
+    """Measure models, their parts, popularity and bigram (and the oracle, if the dataset is simulated).
 
-    What the file holds of the same models, dataset and options is printed, not measured again.
+    If the file to write already has the metrics of the same models, dataset and options, they are only printed.
     """
 
     model: tuple[str, ...]
@@ -65,34 +65,35 @@ class Evaluate:
     ks: tuple[int, ...] = (5, 10)
     """Cut-offs of the metrics."""
     beam_size: int = 50
-    """Beams per user."""
+    """Beams per user in the search."""
     exclude_seen: bool = False
-    """Never recommend an item of the history. Such figures must not be compared with the others."""
+    """Never recommend an item of the history. These figures are not comparable with others."""
     condition: tuple[str, ...] = ()
-    """Condition that the models are asked under: event=NAME, group=NAME, text=WORDS; or what each target is: event=own.
-    None given: none. Such figures answer another question than the others."""
+    """Condition on the recommended items: event=NAME, group=NAME or text=WORDS, or each target's own: event=own. These
+    figures are not comparable with others. None given: no condition."""
     catalog: PathOrUrl | None = None
-    """Catalogue folder of the models: its current version is measured (FOLDER@3: version 3), no removed item."""
+    """Catalogue folder of the models, to recommend from its current version (FOLDER@3: version 3), without removed
+    items."""
     sequences: tuple[str, ...] = ()
     """Catalogue folders of the models' further code sequences, NAME=FOLDER each, that have codes of appended items."""
     tags: str | None = None
-    """Column of the items that divides them (category, brand, genre), for metrics of lists; the first of which the name
-    says category, genre or tag, where not given."""
+    """Column of the items' tags (category, brand, genre), for metrics of lists; none given: the first whose name
+    contains category, genre or tag."""
     event_values: dict[str, float] = field(default_factory=dict)
-    """Values of events of the targets, EVENT NUMBER, for scores by value (weighted_*, value_*): others count 0. None
-    given: exposure 0, click 1, conversion 2.5, where the dataset has no other events."""
+    """Values of the targets' events, EVENT NUMBER, for scores by value (weighted_*, value_*); other events count 0.
+    None given: exposure 0, click 1, conversion 2.5, if the dataset has no other events."""
     other_dataset: bool = False
-    """Measure on a dataset the model was not trained on; its test targets may have been trained on."""
+    """Allow a dataset other than the one the model was trained on; its test targets may have been trained on."""
     out: PathOrUrl | None = None
-    """File to write, with examples and every user's accuracies next to it: of metrics.json examples.json and
-    users.parquet, of NAME.json examples_NAME.json and users_NAME.parquet. None given: metrics.json next to the first
-    model's folder; the name gains _validation, _seen_excluded, _catalog, _other_dataset and what is asked
-    (_asked_event-own) with those options, and no examples are written then."""
+    """File to write, with examples and every user's accuracies next to it: examples.json and users.parquet for
+    metrics.json, examples_NAME.json and users_NAME.parquet for NAME.json. None given: metrics.json next to the first
+    model's folder; with options that change the figures the name gets a suffix (_validation, _seen_excluded, _catalog,
+    _other_dataset, _asked_event-own), and no examples are written."""
 
     def run(self) -> None:
         from semid.evaluation import examples_file, target_values, users_file
 
-        _ = self._asked  # its faults before the work
+        _ = self._asked  # raises for wrong conditions before any work
         if not self.model:
             raise SemidError("evaluate: expected at least one model folder after --model, got none")
         out = artifacts.try_file(self.out or self._folder() / f"metrics{self._suffix}.json")
@@ -100,7 +101,7 @@ class Evaluate:
         companions = [artifacts.try_file(users_file(out)), *([examples] if examples else [])]
         dataset = Dataset.load(self.dataset)
         if self.tags is not None:
-            Tags.from_column(dataset.items, self.tags)  # its faults before the work
+            Tags.from_column(dataset.items, self.tags)  # raises for a wrong column before any work
         valued = target_values(dataset, split=self.split, values=self.event_values or None)
         loaded = {path: self._load(path) for path in self.model}
         provenance = self._provenance(dataset, loaded)
@@ -193,7 +194,7 @@ class Evaluate:
         dataset: Dataset,
         options: Mapping[str, Any],
     ) -> list[dict[str, Any]]:
-        """Users drawn at random, and those on whom the model gains and loses most against the best of the others."""
+        """Examples of random users, and of those for whom the model gains or loses most against the best other one."""
         from semid.evaluation import example_users, largest_differences, main_cutoff
 
         metric = f"ndcg@{main_cutoff(self.ks)}"
@@ -237,16 +238,16 @@ class Evaluate:
         return load_recommender(path, self.catalog, self.sequences) if given else load_ranker(path)
 
     def _folder(self) -> Path:
-        """The folder that holds the first model's. Raises SemidError for a model of the hub."""
+        """The parent folder of the first model. Raises SemidError for a model of the hub."""
         if artifacts.is_repository(self.model[0]):
             raise SemidError(f"{self.model[0]}: a model of the hub has no folder here; name a file with --out")
         return artifacts.place(self.model[0]).absolute().parent
 
     def _request(self, dataset: Dataset, provenance: Mapping[str, Any]) -> str:
-        """Digest of all that determines the figures."""
+        """Digest of everything that determines the figures."""
         given = {name: getattr(self, name) for name in ("model", "split", "ks", "beam_size", "exclude_seen", "tags")}
         given |= {"event_values": self.event_values} if self.event_values else {}
-        # Another name than before, when the beam and the examples were not asked: such figures are made anew.
+        # A new key: files written when the request did not include the beam and examples are measured again.
         given |= {"asked": self._asked} if self.condition else {}
         of_models = {name: provenance.get(name) for name in ("models", "catalog")}
         of_models |= {"sequences": provenance["sequences"]} if self.sequences else {}
@@ -254,7 +255,7 @@ class Evaluate:
 
     @property
     def _suffix(self) -> str:
-        """Suffix of the file's name for figures other than those of test with seen items included."""
+        """Suffix of the file's name, unless the figures are those of test with seen items included."""
         chosen = {
             "_validation": self.split == "validation",
             "_seen_excluded": self.exclude_seen,
@@ -266,22 +267,22 @@ class Evaluate:
 
     @staticmethod
     def _slug(word: str) -> str:
-        """Letters, digits and hyphens for PART=VALUE; where they say not all of it, with a digest of the word."""
+        """PART=VALUE as letters, digits and hyphens, with a digest of the word if that loses information."""
         slug = re.sub(r"[^a-z0-9]+", "-", word.lower()).strip("-")[:40]
         return slug if slug == word.replace("=", "-", 1) else f"{slug}-{artifacts.sha256_json(word)[:8]}"
 
     @property
     def _asked(self) -> tuple[tuple[str, ...], dict[str, str]]:
-        """Parts that each target is asked for by what it is, and what all are asked for."""
+        """Parts of the condition that are each target's own, and the parts that are the same for all."""
         asked = condition_of(self.condition)
         own = tuple(part for part, value in asked.items() if value == _OWN)
         if own and len(own) < len(asked):
             words = " ".join(self.condition)
-            raise SemidError(f"--condition {words}: ask for what each target is, or for the same of all")
+            raise SemidError(f"--condition {words}: give =own for all parts, or for none")
         return own, {} if own else asked
 
     def _provenance(self, dataset: Dataset, models: dict[str, Recommender | ItemGraph]) -> dict[str, Any]:
-        """The models' digests; raises SemidError for a model of another dataset, unless that is asked for."""
+        """The models' digests. Raises SemidError for a model of another dataset, unless --other-dataset allows it."""
         from semid.evaluation import other_datasets
 
         other = other_datasets(models, dataset, other_dataset=self.other_dataset)
@@ -295,17 +296,17 @@ def _accuracies(ks: Sequence[int]) -> dict[str, str]:
 
 
 def metrics_table(rows: Sequence[dict], ks: Sequence[int]) -> Table:
-    """Models as lines, the main metrics as columns."""
+    """Table of models (rows) and main metrics (columns)."""
     shown = _accuracies(ks)
     shown |= {"MRR": "mrr", f"cover@{max(ks)}": f"coverage@{max(ks)}", "valid": "valid"}
-    table = Table("model", *shown, box=box.SIMPLE)  # so that eight columns fit 80 characters
+    table = Table("model", *shown, box=box.SIMPLE)  # narrow, so that eight columns fit 80 characters
     for row in rows:
         table.add_row(str(row["model"]), *(f"{row[name]:.4f}" if name in row else "" for name in shown.values()))
     return table
 
 
 def lists_table(lists: Mapping[str, Any]) -> Table:
-    """Models as lines, metrics of their lists as columns, those that any model has."""
+    """Table of models (rows) and the list metrics that any model has (columns)."""
     shown = {key: short for key, short in _LISTS.items() if any(key in row for row in lists["rows"])}
     table = Table(f"lists of {lists['k']}", *shown.values(), box=box.SIMPLE)
     for row in lists["rows"]:
@@ -314,7 +315,7 @@ def lists_table(lists: Mapping[str, Any]) -> Table:
 
 
 def values_table(values: Mapping[str, Any]) -> Table:
-    """Models as lines, scores by the value of events as columns, in both readings."""
+    """Table of models (rows) and scores by the value of events (columns), weighted_* and value_*."""
     shown = [f"{reading}_{name}" for reading in ("weighted", "value") for name in ("recall", "ndcg", "score")]
     short = [name.replace("weighted", "w").replace("recall", "R").replace("ndcg", "N") for name in shown]
     worth = ", ".join(f"{event} {value:g}" for event, value in values["values"].items())
@@ -325,8 +326,8 @@ def values_table(values: Mapping[str, Any]) -> Table:
 
 
 def hints(rows: Sequence[dict], ks: Sequence[int]) -> list[str]:
-    """A line for each model below popularity, bigram or an item graph by NDCG@10 (else at the largest cut-off), with
-    what to try."""
+    """One line of advice per model that is below popularity, bigram or an item graph by NDCG@10 (or at the largest
+    cut-off)."""
     metric = f"ndcg@{10 if 10 in ks else max(ks)}"
     floors = {str(row["model"]): row[metric] for row in rows if row["model"] in _FLOORS}
     mixed = {row["model"].removesuffix(" alone") for row in rows if row["model"].endswith(" alone")}
@@ -343,7 +344,7 @@ def hints(rows: Sequence[dict], ks: Sequence[int]) -> list[str]:
 
 
 def _names(models: Mapping[str, Recommender | ItemGraph]) -> dict[str, str]:
-    """Names in tables, by path: a model's kind; where another model could be called so, its folder's; else its path."""
+    """Names for tables, by path: the model's kind; if that is ambiguous, the folder's name; else the path."""
     words = {path: (_label(model), Path(path).name) for path, model in models.items()}
     names = {}
     for path, own in words.items():
@@ -353,7 +354,7 @@ def _names(models: Mapping[str, Recommender | ItemGraph]) -> dict[str, str]:
 
 
 def _parts(models: Mapping[str, Recommender | ItemGraph]) -> dict[str, Recommender | ItemGraph]:
-    """The models that are mixed with an item graph without it, and the graphs alone."""
+    """Parts of models with an item graph: the model without the graph, and the graph alone."""
     mixed = {name: model for name, model in models.items() if isinstance(model, Recommender) and model.graph}
     graphs = {model.graph.digest: model.graph for model in mixed.values() if model.graph is not None}
     given = [model.edges for model in models.values() if isinstance(model, ItemGraph)]
@@ -368,7 +369,7 @@ def _parts(models: Mapping[str, Recommender | ItemGraph]) -> dict[str, Recommend
 
 
 def _label(model: Recommender | ItemGraph) -> str:
-    """`semid` for the default family, the family's name for others; sasrec-content is SASRec with content vectors."""
+    """`semid` for the default family, else the family's name; sasrec-content is SASRec with content vectors."""
     if isinstance(model, ItemGraph):
         return "item graph"
     spec = model.spec
@@ -376,7 +377,7 @@ def _label(model: Recommender | ItemGraph) -> str:
 
 
 def _measured(file: Path, request: str, companions: Sequence[Path]) -> dict[str, Any] | None:
-    """The content of a file of metrics, where it answers this request and the files next to it are those of it."""
+    """The content of a metrics file, if it has this request and the files next to it belong to it; else None."""
     if not file.is_file():
         return None
     try:

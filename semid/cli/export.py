@@ -1,4 +1,4 @@
-"""The commands `semid export`, `semid export-program` and `semid import-codes`: to others' formats, and from them."""
+"""The commands `semid export`, `semid export-program` and `semid import-codes`: conversion of formats."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from semid.tokenizers import HEALTH_FILE, level_health
 
 @dataclass(frozen=True)
 class Export:
-    """Write a catalogue in a format of others."""
+    """Write a catalogue in another format."""
 
     catalog: PathOrUrl
     """Catalogue folder: its current version (FOLDER@3: version 3) is written, without removed items."""
@@ -45,7 +45,7 @@ class Export:
 
 @dataclass(frozen=True)
 class ExportProgram:
-    """Write a trained recommender as StableHLO with its arrays, to be loaded by JAX without semid."""
+    """Write a trained recommender as StableHLO with its arrays, which JAX loads without semid."""
 
     model: str
     """Model folder, or org/name of the Hugging Face hub (extra `hub`)."""
@@ -56,11 +56,11 @@ class ExportProgram:
     sequences: tuple[str, ...] = ()
     """Catalogue folders of the model's further code sequences, NAME=FOLDER each, that have codes of appended items."""
     k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10
-    """Number of items that it recommends."""
+    """Number of items to recommend."""
     beam_size: int = 50
     """Beams of the search."""
     platforms: tuple[Literal["cpu", "cuda", "rocm", "tpu"], ...] = ("cpu", "cuda", "tpu")
-    """Where it will run."""
+    """Platforms that it will run on."""
 
     def run(self) -> None:
         from semid.recommender import export_program
@@ -77,18 +77,18 @@ class ExportProgram:
 
 @dataclass(frozen=True)
 class ImportCodes:
-    """Make a catalogue of codes from elsewhere: an index.json of LC-Rec or MiniOneRec, by the dataset's item ids."""
+    """Make a catalogue from codes of other tools: an index.json of LC-Rec or MiniOneRec, by the dataset's item ids."""
 
     codes: PathOrUrl
-    """The index.json; or a file .tsv of item id, tab and token string."""
+    """The index.json, or a .tsv file with item id and token string."""
     dataset: PathOrUrl
-    """Dataset folder whose items the codes are of."""
+    """Dataset folder of the items."""
     out: PathOrUrl
     """Catalogue folder to write."""
     tie_break: bool = False
-    """The last level carries no meaning and only tells colliding items apart."""
+    """The last level is a tie-break, without meaning, that distinguishes colliding items."""
     level_sizes: tuple[int, ...] = ()
-    """Codebook sizes. None given: the largest code of each level is its last."""
+    """Codebook sizes. None given: one more than the largest code of each level."""
 
     def run(self) -> None:
         dataset = Dataset.load(self.dataset)

@@ -1,4 +1,4 @@
-"""Fields of a command, those of its configs and of their chosen alternatives included, by their command-line names."""
+"""Fields of a command by their command-line names, including those of its configs and their chosen alternatives."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ MISSING = dataclasses.MISSING
 
 @dataclass(frozen=True)
 class Field:
-    """A field below a command: `path` leads to it through attributes, `name` is its key in a file of options.
+    """A field below a command: `path` are the attributes that lead to it, `name` is its key in a file of options.
 
-    `scope` of the name are the choices that it belongs to; the rest is the option: `model`, `dim` for `--dim`.
+    The first `scope` parts of the name are the choices that it belongs to, the rest is the option: `model`, `dim` for
+    `--dim`.
     """
 
     path: Path
@@ -32,11 +33,10 @@ class Field:
     scope: int
     kind: Any
     alternatives: Mapping[str, type | None]
-    """Classes of the config that stands here, by name; empty for a plain value."""
+    """Config classes possible here, by name; empty for a plain value."""
 
     def rank(self, key: Path) -> int | None:
-        """Rank of the way in which `key` names the field: 0 as files do, 1 as options do, 2 by some of its path; None:
-        it does not."""
+        """How `key` names the field: 0 as in files, 1 as an option, 2 by part of its path; None: not at all."""
         if key in (self.name, self.name[self.scope :]):
             return int(key != self.name)
         above = iter(self.path[:-1])
@@ -46,9 +46,9 @@ class Field:
 def fields_below(
     cls: Any, chosen: Mapping[Path, type | None], default: Any = MISSING, *, path: Path = (), listed: bool = False
 ) -> Iterator[Field]:
-    """All fields, configs before what they hold, with the alternatives that are chosen, else the defaults'.
+    """All fields, configs before their own fields, for the chosen alternatives or else the defaults.
 
-    Of a config that stands in a list, `listed`, all names are whole: the command line does not show them.
+    For a config inside a list (`listed`), names are complete, as the command line does not show them.
     """
     yield from _fields(cls, chosen, default, path, path, 0, None if listed else False)
 
@@ -56,7 +56,7 @@ def fields_below(
 def _fields(
     cls: Any, chosen: Mapping[Path, type | None], default: Any, path: Path, prefix: Path, scope: int, short: bool | None
 ) -> Iterator[Field]:
-    """`short`: names without those of the configs around them; None: never, in what the command line does not show."""
+    """`short`: omit the names of enclosing configs; None: never omit, for fields not shown on the command line."""
     hints = typing.get_type_hints(cls, include_extras=True)
     if short is not None:
         short = short or tyro.conf.OmitArgPrefixes in getattr(cls, "__tyro_markers__", ())
@@ -86,14 +86,14 @@ SPEC = tyro.constructors.PrimitiveConstructorSpec
 
 
 def default_of(field: dataclasses.Field, default: Any) -> Any:
-    """The field's value in an instance, or else its own default; MISSING: there is none."""
+    """The field's value in an instance, else its own default; MISSING if there is none."""
     if default is not MISSING:
         return getattr(default, field.name)
     return field.default_factory() if callable(field.default_factory) else field.default
 
 
 def unwrapped(kind: Any) -> tuple[Any, tuple]:
-    """A type without its annotations, and these."""
+    """A type without its annotations, and the annotations."""
     marks: tuple = ()
     while typing.get_origin(kind) is typing.Annotated:
         marks += tuple(kind.__metadata__)
@@ -102,7 +102,7 @@ def unwrapped(kind: Any) -> tuple[Any, tuple]:
 
 
 def alternatives_of(kind: Any) -> dict[str, type | None]:
-    """Config classes that may stand where `kind` is declared, by their names on the command line; else none."""
+    """Config classes that a field declared as `kind` may have, by command-line name; empty for plain values."""
     kind, marks = unwrapped(kind)
     if inspect.isabstract(kind):
         return dict(choices(kind))
@@ -117,12 +117,12 @@ def alternatives_of(kind: Any) -> dict[str, type | None]:
 
 
 def sole(alternatives: Mapping[str, type | None]) -> type | None:
-    """The class that stands where there is no choice; None where there is one."""
+    """The only class if there is no choice, else None."""
     return next(iter(alternatives.values())) if len(alternatives) == 1 else None
 
 
 def _names(cls: Any, marks: tuple) -> Iterator[str]:
-    """Name of a subcommand, of the class itself, or made of its class's name."""
+    """Name of a subcommand: declared, the class's own, or derived from the name of the class."""
     yield from (mark.name for mark in marks if isinstance(getattr(mark, "name", None), str))
     if isinstance(name := vars(cls).get("name"), str) and "name" not in cls.__dataclass_fields__:
         yield name
@@ -130,12 +130,12 @@ def _names(cls: Any, marks: tuple) -> Iterator[str]:
 
 
 def value_at(config: Any, path: Path) -> Any:
-    """The value that a path leads to."""
+    """The value at a path of attributes."""
     return functools.reduce(getattr, path, config)
 
 
 def chosen_in(config: Any) -> dict[Path, type | None]:
-    """The class that stands wherever a config, itself chosen, has a choice."""
+    """The chosen class at each choice within a config, by path."""
     choices = [field.path for field in fields_below(type(config), {}, config) if len(field.alternatives) > 1]
     values = {path: value_at(config, path) for path in choices}
     return {path: None if value is None else type(value) for path, value in values.items()}

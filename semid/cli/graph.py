@@ -26,8 +26,8 @@ class Graph:
     out: PathOrUrl
     """Graph folder to write."""
     tune: bool = False
-    """Choose content, smoothing, new items, degree power and recency on validation, starting from the values given;
-    a given weight of new items is kept."""
+    """Choose content, smoothing, new items, degree power and recency on validation, starting from the given values; a
+    weight of new items that is given is kept."""
     config: tyro.conf.OmitArgPrefixes[ItemGraphConfig] = ItemGraphConfig()
 
     def run(self) -> None:

@@ -1,4 +1,4 @@
-"""Words of a command as its parser takes them, and what is said of those that do not fit."""
+"""Conversion of a command's words for its parser, and messages about words that do not fit."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ import tyro
 from semid.data import HeldOutItems
 from semid.errors import SemidError
 
-# Options stand in any order, before or after the name of a model, a method or a rule, and those of the default one
-# need no name.
+# Options may come in any order, before or after the name of a model, a method or a rule. Those of the default one need
+# no name.
 OPTIONS = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.EnumChoicesFromValues, tyro.conf.CascadeSubcommandArgs)
 
 REGISTRY = tyro.constructors.ConstructorRegistry()
@@ -27,7 +27,7 @@ _asked: list[tyro.constructors.StructTypeInfo] = []
 
 @REGISTRY.struct_rule
 def _with_joined_helps(info: tyro.constructors.StructTypeInfo) -> tyro.constructors.StructConstructorSpec | None:
-    """Fields as the parser has them, with helps that it wraps itself: it keeps the line breaks of their source."""
+    """The parser's fields with unwrapped help texts, since it keeps the line breaks of their source."""
     if any(info is one for one in _asked):
         return None
     _asked.append(info)
@@ -43,7 +43,7 @@ def _with_joined_helps(info: tyro.constructors.StructTypeInfo) -> tyro.construct
 
 
 def _joined(text: str | Callable[[], str | None] | None) -> Callable[[], str | None]:
-    """Function that gives a text with the lines of each paragraph joined."""
+    """Function that returns the text with the lines of each paragraph joined."""
 
     def joined() -> str | None:
         made = text() if callable(text) else text
@@ -54,7 +54,7 @@ def _joined(text: str | Callable[[], str | None] | None) -> Callable[[], str | N
 
 @REGISTRY.struct_rule
 def _held_out_items(info: tyro.constructors.StructTypeInfo) -> tyro.constructors.StructConstructorSpec | None:
-    """HeldOutItems, its seed as --split-seed: --seed is the simulated world's."""
+    """HeldOutItems with its seed as --split-seed, since --seed is the simulated world's."""
     if info.type is not HeldOutItems:
         return None
     given = info.default if isinstance(info.default, HeldOutItems) else HeldOutItems()
@@ -64,21 +64,21 @@ def _held_out_items(info: tyro.constructors.StructTypeInfo) -> tyro.constructors
         HeldOutItems,
         (
             field("fraction", float, given.fraction, "Share of the items held out."),
-            field("seed", cast(type, seed), given.seed, "Seed that draws them (--seed is the simulated world's)."),
+            field("seed", cast(type, seed), given.seed, "Seed of the choice (--seed is the simulated world's)."),
         ),
     )
 
 
-# The option of a command that names a choice of configs (subcommands to the parser), and where the name goes.
+# Options of commands that name an alternative of a config (a subcommand for the parser), and where its name goes.
 _CHOICES = {
     "prepare": ("--split-rule", 1),
     "tokenize": ("--method", 0),
     "train": ("--model", 0),
     "compile": ("--model", 0),
 }
-# The name of a choice's option that is not its own: another option has that name.
+# Options of choices that have another name, as another option has theirs.
 _RENAMED = {"--split-rule.seed": "--split-seed"}
-# Names of other tools for options.
+# Names of options in other tools.
 _ELSEWHERE = {
     "--lr": "--learning-rate",
     "--wd": "--weight-decay",
@@ -94,7 +94,7 @@ _PACKAGES = ("semid", "quantizers", "seq_models")
 
 
 def file_of_options(command: str, words: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The file after `--config`, and the other words. Raises SemidError where none follows, or several are named."""
+    """The file after `--config`, and the other words. Raises SemidError if none follows, or if there are several."""
     files, others, rest = [], [], iter(words)
     for word in rest:
         option, equals, file = word.partition("=")
@@ -110,12 +110,12 @@ def file_of_options(command: str, words: Sequence[str]) -> tuple[str | None, lis
 
 
 def split_equals(words: Sequence[str], option: str) -> list[str]:
-    """Words with `OPTION=VALUE` of this option as two words."""
+    """Words with `OPTION=VALUE` split into two words."""
     return [part for word in words for part in (word.split("=", 1) if word.startswith(f"{option}=") else [word])]
 
 
 def as_typed(command: str, words: Sequence[str]) -> list[str]:
-    """Words with `--model NAME` as the subcommand NAME, and its options `--model.dim 64` as `--dim 64`."""
+    """Words with `--model NAME` replaced by the subcommand NAME, and its options `--model.dim 64` by `--dim 64`."""
     if command not in _CHOICES:
         return list(words)
     option, at = _CHOICES[command]
@@ -131,7 +131,7 @@ def as_typed(command: str, words: Sequence[str]) -> list[str]:
 
 
 def _own_name(word: str, option: str) -> str:
-    """An option of a choice without the choice's name before it; any other word as it is."""
+    """An option of a choice without the prefix of the choice; other words unchanged."""
     name, equals, value = word.partition("=")
     return (
         _RENAMED.get(name, name.replace(f"{option}.", "--", 1)) + equals + value
@@ -142,7 +142,7 @@ def _own_name(word: str, option: str) -> str:
 
 @contextlib.contextmanager
 def hints(command: str, words: Sequence[str]) -> Iterator[None]:
-    """Let the parser say what does not fit; a value that a config refuses is said in one line, after its option."""
+    """Add hints to the parser's messages; a value that a config refuses gives one line with its option."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -160,7 +160,7 @@ def hints(command: str, words: Sequence[str]) -> Iterator[None]:
 
 
 def _refusal(stop: BaseException) -> ValueError | None:
-    """The ValueError of a config of ours that made the parser stop."""
+    """The ValueError of a semid config that made the parser stop, if any."""
     error: BaseException | None = stop
     while error is not None:
         if isinstance(error, ValueError) and _frames(error)[-1].f_globals["__name__"].startswith(_PACKAGES):
@@ -174,7 +174,7 @@ def _frames(error: ValueError) -> list[FrameType]:
 
 
 def _options_of(refusal: ValueError, words: Sequence[str]) -> str:
-    """The given options that set fields of the refusing config, with their values; those that it names, if any."""
+    """The given options, with values, that set fields of the refusing config; only those that it names, if any."""
     owners = [frame.f_locals.get("self") for frame in _frames(refusal)]
     fields = {field.name for owner in owners if dataclasses.is_dataclass(owner) for field in dataclasses.fields(owner)}
     given: dict[str, list[str]] = {}

@@ -1,4 +1,4 @@
-"""The end of a command that did not come to its own: signals and errors, each one line and an exit status."""
+"""Signals and errors that end a command: one line and an exit status each."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from types import FrameType
 
 from semid.errors import SemidError
 
-# Commands that keep what they have done when they are stopped.
+# Commands that can resume after they were stopped.
 _RESUMED = ("demo", "tokenize", "train", "sweep", "train-end-to-end", "experiments", "reliability")
 
 
 class Stopped(KeyboardInterrupt):
-    """SIGINT or SIGTERM, as an exception that libraries know to let through."""
+    """SIGINT or SIGTERM, as an exception that libraries do not swallow."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -35,7 +35,7 @@ def signals_raised() -> Iterator[None]:
         yield
         return
     heeded = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, _stop) for number in heeded}  # the shell has the background ignore SIGINT
+    before = {number: signal.signal(number, _stop) for number in heeded}  # shells make background jobs ignore SIGINT
     try:
         yield
     finally:
@@ -46,28 +46,28 @@ def signals_raised() -> Iterator[None]:
 def _stop(number: int, frame: FrameType | None) -> None:
     del frame
     for each in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(each) is _stop:  # what is ignored stays so
+        if signal.getsignal(each) is _stop:  # keep ignoring signals that are ignored
             signal.signal(each, signal.SIG_DFL)
     raise Stopped(number)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Words of a command, and whether its errors are shown with their tracebacks."""
+    """Reports the end of a command, given its words and whether errors are shown with tracebacks."""
 
     words: Sequence[str]
     debug: bool
 
     def report(self, error: BaseException) -> int:
-        """Print one line about what ended the command, none if its output has no reader, and give the exit status."""
+        """Print one line about what ended the command (none if its output has no reader); return the exit status."""
         if isinstance(error, BrokenPipeError) and _output_has_no_reader():
-            return 128 + signal.SIGPIPE  # as of a process that the signal ends
+            return 128 + signal.SIGPIPE  # like a process ended by the signal
         if self.debug:
             traceback.print_exception(error)
         if stopped := stopped_by(error):
             print(f"semid: {self._stopped_line(stopped)}", file=sys.stderr)
             return 128 + stopped.number
-        from semid.artifacts import shown  # here: a command that only prints help is quick
+        from semid.artifacts import shown  # imported here so that --help stays fast
 
         line = str(error) if isinstance(error, (SemidError, OSError)) else _memory_line(error) or self._fault(error)
         print(f"semid: {shown(line)}", file=sys.stderr)
@@ -82,7 +82,7 @@ class Outcome:
         return f"{name} {what}; the same command {after}"
 
     def _fault(self, error: BaseException) -> str:
-        """The line of an unforeseen exception, whose traceback is kept: hours of work may lie before it."""
+        """The line for an unforeseen exception; the traceback is kept in a file, as hours of work may precede it."""
         first = next(iter(str(error).splitlines()), "")
         line = f"{type(error).__name__}: {first} (unexpected; "
         if self.debug:
@@ -96,7 +96,7 @@ class Outcome:
 
 
 def _memory_line(error: BaseException) -> str | None:
-    """The line of an error of memory, the host's or a device's; None for any other."""
+    """The line for an out-of-memory error of the host or a device; None for other errors."""
     of_device = type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in str(error)
     if not (of_device or isinstance(error, MemoryError)):
         return None
@@ -107,7 +107,7 @@ def _memory_line(error: BaseException) -> str | None:
 
 
 def _output_has_no_reader() -> bool:
-    """Tell whether what reads the output has ended (`semid ... | head`), and drop what was still to be written."""
+    """Tell whether the reader of the output has ended (`semid ... | head`), and discard unwritten output."""
     poll, output = select.poll(), sys.stdout.fileno()
     poll.register(output, 0)
     if not poll.poll(0):
@@ -117,7 +117,7 @@ def _output_has_no_reader() -> bool:
 
 
 def stopped_by(error: BaseException | None) -> Stopped | None:
-    """The signal behind an exception: libraries may answer it with one of their own."""
+    """The signal that caused an exception; libraries may wrap it in exceptions of their own."""
     while error is not None and not isinstance(error, Stopped):
         error = error.__cause__ or error.__context__
     return error

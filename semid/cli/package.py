@@ -10,12 +10,12 @@ from semid.cli.console import console
 
 @dataclass(frozen=True)
 class Package:
-    """Package a model: a folder with its catalogue, tokenizer and card, without the state of training."""
+    """Package a model for others: a folder with its catalogue, tokenizer and card, without training state."""
 
     model: str
     """Model folder, or org/name of the Hugging Face hub (extra `hub`)."""
     out: PathOrUrl
-    """Folder to write; a package that stands there is replaced."""
+    """Folder to write; an existing package is replaced."""
     catalog: PathOrUrl | None = None
     """Catalogue folder of the model: its current version is packaged (FOLDER@3: version 3)."""
     sequences: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""`semid prepare`: one dataclass a source, each a subcommand that reads a dataset, shows it and writes it."""
+"""The command `semid prepare`: one dataclass per source, each a subcommand that reads, summarizes and writes data."""
 
 from __future__ import annotations
 
@@ -32,31 +32,31 @@ class _Source(abc.ABC):
     out: PathOrUrl
     """Dataset folder to write."""
     split_rule: SplitRule = LeaveOneOut()
-    """Rule that cuts interactions into training, validation and test."""
+    """Rule that splits interactions into training, validation and test."""
     text_vectors: int = 128
-    """Dimensions of vectors made from the items' words (LSA) where the items bring no vectors. 0: make none."""
+    """Dimensions of LSA vectors made from the items' texts, if the items have no vectors. 0: make none."""
     encoder: tuple[str, ...] = ()
-    """Pretrained encoders that make a vector column each, of the items' texts or pictures: folders in the Hugging Face
-    layout, or org/name of its hub (extra `hub`); COLUMN=FOLDER names the column."""
+    """Pretrained encoders of texts or pictures, each making a vector column: folders in the Hugging Face layout, or
+    org/name of its hub (extra `hub`); COLUMN=FOLDER names the column."""
     encoder_tokens: int | None = None
-    """Tokens of a text that its encoder reads at most; none given: as many as its folder says."""
+    """Maximum tokens per text for text encoders; none given: the limit in the encoder's folder."""
 
     @abc.abstractmethod
     def read(self) -> Dataset:
         """Read the dataset of this source."""
 
     def run(self) -> None:
-        """Read, print statistics, write. What forbids writing is found before anything is read."""
+        """Read, print statistics, write. Raises for an output that cannot be written before reading anything."""
         artifacts.check_output(self.out, kind=Kind.DATASET)
         if self.text_vectors < 0:
             raise SemidError(f"expected text_vectors of 0 (make none) or more, got {self.text_vectors}")
         encoders = [_pretrained(name, self.encoder_tokens) for name in self.encoder]
         if self.encoder_tokens is not None and all(encoder.reader == "image" for encoder in encoders):
-            raise SemidError("--encoder-tokens is of encoders of texts; name one after --encoder, or leave it out")
+            raise SemidError("--encoder-tokens is for text encoders; name one after --encoder, or leave it out")
         recipes = {encoder.column: to_dict(encoder) for encoder in encoders}
         if len(recipes) < len(encoders):
             columns = ", ".join(encoder.column for encoder in encoders)
-            raise SemidError(f"--encoder: two make one column ({columns}); name each: COLUMN=FOLDER")
+            raise SemidError(f"--encoder: two have one column ({columns}); name each: COLUMN=FOLDER")
         dataset = self.read()
         _print_statistics(dataset)
         if self.text_vectors and not dataset.vector_columns and not encoders:
@@ -74,7 +74,7 @@ def _print_statistics(dataset: Dataset) -> None:
 
 
 def _pretrained(name: str, max_length: int | None) -> PretrainedVectorsConfig:
-    """Config of FOLDER or COLUMN=FOLDER, with what the folder says."""
+    """Config for FOLDER or COLUMN=FOLDER, with the settings in the folder."""
     from semid.encoders import PretrainedVectorsConfig
 
     column, equals, folder = name.partition("=")
@@ -94,7 +94,7 @@ def _with_pretrained_vectors(dataset: Dataset, config: PretrainedVectorsConfig) 
 
 
 def _with_text_vectors(dataset: Dataset, dim: int) -> Dataset:
-    """`dataset` with vectors of its texts; as it is, and a line that says why, where they do not suffice."""
+    """`dataset` with LSA vectors of its texts; unchanged, with a printed reason, if they do not suffice."""
     from semid.encoders import with_text_vectors
 
     try:
@@ -108,20 +108,20 @@ def _with_text_vectors(dataset: Dataset, dim: int) -> Dataset:
 
 @dataclass(frozen=True, kw_only=True)
 class _Recorded(_Source):
-    """Interactions that were recorded, where some of a user's may be of one time: simulated ones never are."""
+    """Source of recorded interactions, where a user may have several at one time, unlike in simulated data."""
 
     ties: Ties = SourceOrder()
-    """Order of a user's interactions of equal time: that of the source, or drawn by a seed (0 if none is given)."""
+    """Order of a user's interactions of equal time: that of the source, or random by a seed (0 if none is given)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Imported(_Recorded):
-    """Interactions of the user's own tables, where lines may be sent twice; readers of published data drop these."""
+    """Source of the user's own tables, which may repeat lines; readers of published data drop repeated lines."""
 
     drop_repeated_lines: bool = False
-    """Keep only the first of interactions that are equal in user, item, time, event and weight: events sent twice."""
+    """Keep only the first of interactions with equal user, item, time, event and weight (events logged twice)."""
     columns: tuple[Column, ...] = ()
-    """Columns that have another name in the tables: item_id=asin title=name."""
+    """Names of columns in the tables where they differ from semid's: item_id=asin title=name."""
 
     def __post_init__(self) -> None:
         check_columns(self.columns)
@@ -131,13 +131,13 @@ class _Imported(_Recorded):
 class _Tables(_Imported):
     format: ClassVar[str]
     items: PathOrUrl
-    """Table with item_id; text columns, vector columns and image or image_path as there are."""
+    """Table with item_id, and optionally text columns, vector columns, and image or image_path."""
     interactions: PathOrUrl
-    """Table with user_id, item_id, and timestamp (seconds, ISO-8601 or datetimes) or position; event, what the user
-    did, is for models that read it (`semid train --on-event`), weight for trainings that weigh targets by it
+    """Table with user_id, item_id, and timestamp (seconds, ISO-8601 or datetimes) or position; optionally event, what
+    the user did, for models that read it (`semid train --on-event`), and weight, for training with weighted targets
     (`--interaction-weights`)."""
     vectors: dict[str, PathOrUrl] = field(default_factory=dict)
-    """Vector columns from .npy files: NAME FILE, row i for item row i."""
+    """Vector columns to add from .npy files: NAME FILE, with row i for item row i."""
     name: str = ""
     """Name of the dataset; none given: the output folder's."""
 
@@ -169,14 +169,14 @@ class Parquet(_Tables):
 
 @dataclass(frozen=True, kw_only=True)
 class Csv(_Tables):
-    """Import items and interactions from two CSV (or .tsv) files with a header line; .gz and such are read too."""
+    """Import items and interactions from two CSV (or .tsv) files with a header line, compressed (.gz) or not."""
 
     format = "csv"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Jsonl(_Tables):
-    """Import items and interactions from two files with one JSON object a line; .gz and such are read too."""
+    """Import items and interactions from two files with one JSON object per line, compressed (.gz) or not."""
 
     format = "jsonl"
 
@@ -188,7 +188,7 @@ class HuggingFace(_Imported):
     dataset: tyro.conf.Positional[str]
     """org/name of the hub, or a folder."""
     items: str
-    """Split with the items, or CONFIG:SPLIT; of a folder, the subfolder. Columns as of `semid prepare parquet`."""
+    """Split with the items, or CONFIG:SPLIT; in a folder, the subfolder. Columns as for `semid prepare parquet`."""
     interactions: str
     """Split with the interactions, likewise."""
     revision: str | None = None
@@ -217,12 +217,12 @@ class HuggingFace(_Imported):
 
 @dataclass(frozen=True, kw_only=True)
 class AmazonReviews(_Recorded):
-    """Amazon reviews, 5-core, from the files you downloaded (or downloaded now where the host allows it)."""
+    """5-core Amazon reviews, from files you downloaded (or downloaded now, if the network allows it)."""
 
     year: Literal[2014, 2018, 2023]
     """Release: 2014, 2018 or 2023."""
     category: str
-    """Category as its files spell it, such as Beauty or All_Beauty."""
+    """Category as spelled in the file names, such as Beauty or All_Beauty."""
     manual_dir: PathOrUrl
     """Folder with the raw files."""
     data_dir: PathOrUrl = Path("data/tfds")
@@ -269,21 +269,21 @@ class TencentGR(_Recorded):
     data_dir: PathOrUrl = Path("data/tfds")
     """Folder for the prepared array_record files."""
     users: int | None = None
-    """Read only so many users, drawn by --seed; none given: all."""
+    """Number of users to read, drawn at random by --seed; none given: all."""
     seed: int = 0
-    """Seed that draws the users."""
+    """Seed of the random choice of users."""
     embeddings: tuple[int, ...] = ()
-    """Multi-modal embeddings to read, by number: 81 makes the vector column emb_81; they need --item-ids."""
+    """Numbers of the multi-modal embeddings to read, each as a vector column such as emb_81; needs --item-ids."""
     item_ids: PathOrUrl | None = None
-    """Table with item_id, as in seq, and anonymous_cid, as in mm_emb: indexer.pkl, which has both, is never opened."""
+    """Table that maps item_id, as in seq, to anonymous_cid, as in mm_emb (the pickle indexer.pkl is never opened)."""
 
     def read(self) -> Dataset:
         from semid.data import read_tencentgr
 
         if self.item_ids is not None and not self.embeddings:
-            raise SemidError("--item-ids joins embeddings to the items; name some after --embeddings, or leave it out")
+            raise SemidError("--item-ids is for embeddings; name some after --embeddings, or leave it out")
         if self.seed and self.users is None:
-            raise SemidError("--seed draws the users; say how many with --users, or leave it out")
+            raise SemidError("--seed is for a random choice of users; give their number with --users, or leave it out")
         return read_tencentgr(
             self.release,
             manual_dir=self.manual_dir,
@@ -302,22 +302,22 @@ class Simulated(_Source):
     """Generate the embedded simulated catalogue, whose true next-item distribution is known."""
 
     num_items: int = 2_000
-    """Items; above 10,000 they have no pictures."""
+    """Number of items; above 10,000 they have no pictures."""
     num_users: int = 4_000
-    """Users."""
+    """Number of users."""
     seed: int = 0
     """Seed of the world."""
     events: bool = False
-    """Say of every interaction whether it is an exposure, a click or a buy; the interactions are the same."""
+    """Add an event to every interaction (exposure, click or buy); the interactions are otherwise the same."""
     position_bias: float = 0.0
-    """Examine the r-th of ten places of a list with probability r ** -BIAS only, and weigh clicks and purchases by its
-    inverse (with --events). 0: none."""
+    """Position bias, with --events: place r of ten in a list is examined with probability r ** -BIAS, and clicks and
+    purchases are weighted by its inverse. 0: none."""
 
     def read(self) -> Dataset:
         from semid.data.simulated import Events, SimulatedConfig, simulate
 
         if self.position_bias and not self.events:
-            raise SemidError("--position-bias is of clicks and purchases; add --events")
+            raise SemidError("--position-bias needs clicks and purchases; add --events")
         world = SimulatedConfig(
             num_items=self.num_items,
             num_users=self.num_users,

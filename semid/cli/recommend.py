@@ -30,8 +30,8 @@ class Recommend:
     model: str
     """Model folder, or org/name of the Hugging Face hub (extra `hub`)."""
     history: str
-    """Item ids, oldest first, separated by commas, or a JSON list: '["i1", "i2"]', for ids with commas or outer blanks.
-    Empty: the most popular items of training."""
+    """Item ids, oldest first, separated by commas, or as a JSON list '["i1", "i2"]' for ids with commas or outer
+    blanks. Empty: the most popular items of training are recommended."""
     k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10
     """Number of items."""
     beam_size: int = 50
@@ -43,40 +43,40 @@ class Recommend:
     deny: PathOrUrl | None = None
     """File or table of item ids that are not recommended."""
     boost: tuple[str, ...] = ()
-    """Factors of items' probabilities, ID=FACTOR each: 2 doubles one, 0 rules an item out."""
+    """Factors of items' probabilities, ID=FACTOR each: 2 doubles a probability, 0 excludes an item."""
     boosts: PathOrUrl | None = None
-    """Table of such factors, its columns item_id and boost; what --boost says of an item counts more."""
+    """Table of such factors with columns item_id and boost; factors of --boost take precedence."""
     skip_unknown: bool = False
-    """Drop unknown ids from the history and the files, and say how many, instead of stopping."""
+    """Drop unknown ids from the history and the files, and print how many, instead of stopping."""
     condition: tuple[str, ...] = ()
-    """Condition on the items, of a model that was trained with some: event=NAME, group=NAME, text=WORDS,
-    one or several."""
+    """Condition on the items, for a model trained with conditions: one or more of event=NAME, group=NAME and
+    text=WORDS."""
     events: str | None = None
-    """Events of the items of the history, in their order, separated by commas or as a JSON list: for a model that
-    reads events. One that is left empty, or null, is unknown: 'click,,buy'."""
+    """Events of the history's items, in the same order, separated by commas or as a JSON list, for a model that reads
+    events. An empty or null entry is unknown: 'click,,buy'."""
     times: str | None = None
-    """Times of the items of the history in seconds, in their order, separated by commas or as a JSON list: for a model
-    that reads times; without them they are unknown."""
+    """Times of the history's items in seconds, in the same order, separated by commas or as a JSON list, for a model
+    that reads times. None given: unknown."""
     values: dict[str, float] = field(default_factory=dict)
-    """Values of events, EVENT NUMBER: rank by expected value, for a model that was trained with --event-head."""
+    """Values of events, EVENT NUMBER: rank by expected value, for a model trained with --event-head."""
     at_most: tuple[str, ...] = ()
-    """Most items of one group in the list, COLUMN=NUMBER each (brand=2), by columns of --items."""
+    """Maximum number of items per group in the list, COLUMN=NUMBER each (brand=2), with columns of --items."""
     items: PathOrUrl | None = None
     """Dataset folder, or table with the columns item_id and those of --at-most."""
     sample: bool = False
-    """Draw the list without replacement, by the items' probabilities, instead of taking the best."""
+    """Draw the list at random without replacement, by the items' probabilities, instead of taking the best."""
     temperature: float = 1.0
-    """Of the draw: near 0 the best, 1 the model's own probabilities, above bolder."""
+    """Temperature of the draw: near 0 the best items, 1 the model's own probabilities, above 1 more random."""
     seed: int = 0
-    """Of the draw."""
+    """Seed of the draw."""
     graph_weight: float | None = None
-    """Weight of the model's item graph, from 0 (the model alone) to 1 (the graph alone); none given: the one that was
-    chosen in training."""
+    """Weight of the model's item graph, from 0 (only the model) to 1 (only the graph); none given: the weight chosen in
+    training."""
     explain: bool = False
     """Show the item graph's share of each probability, and the items of the history that it comes from."""
     catalog: PathOrUrl | None = None
-    """Catalogue folder whose current version (FOLDER@3: version 3) is recommended from: with items appended, without
-    items removed since."""
+    """Catalogue folder to recommend from: its current version (FOLDER@3: version 3), with appended and without removed
+    items."""
     sequences: tuple[str, ...] = ()
     """Catalogue folders of the model's further code sequences, NAME=FOLDER each, that have codes of appended items."""
 
@@ -110,9 +110,7 @@ class Recommend:
             graph_weight=self.graph_weight,
         )
         if not top.item_ids[0]:
-            console.print(
-                "nothing that may be recommended is left: look at --allow, --deny, --boost and --exclude-seen"
-            )
+            console.print("no item is left to recommend: check --allow, --deny, --boost and --exclude-seen")
             return
         explained = []
         if self.explain:
@@ -128,16 +126,16 @@ class Recommend:
             console.print(_explained(explained))
 
     def _check_used(self) -> None:
-        """Raise SemidError for options that without another one would change nothing."""
+        """Raise SemidError for options that have no effect without another one."""
         if self.items is not None and not self.at_most:
             raise SemidError(
-                "--items has the groups that --at-most limits; give --at-most COLUMN=NUMBER, or leave it out"
+                "--items has the groups of --at-most; give --at-most COLUMN=NUMBER too, or leave --items out"
             )
         if not self.sample and (self.temperature, self.seed) != (1.0, 0):
-            raise SemidError("--temperature and --seed are of a list that is drawn; add --sample, or leave them out")
+            raise SemidError("--temperature and --seed are for random lists; add --sample, or leave them out")
 
     def _allowed(self, recommender: Recommender) -> Bool[np.ndarray, " items"] | None:
-        """Items that the two files leave, None where neither is given."""
+        """Mask of the items that the files of --allow and --deny leave; None without such files."""
         if self.allow is None and self.deny is None:
             return None
         allowed = np.ones(len(recommender.catalog), bool)
@@ -148,7 +146,7 @@ class Recommend:
         return allowed
 
     def _boosts(self, recommender: Recommender) -> dict[Any, float]:
-        """Factors of the table and the option. Raises SemidError naming the file, or the word, that is at fault."""
+        """Factors of the table and the option. Raises SemidError naming the wrong file or word."""
         columns = recommender.catalog.source_columns
         given = {} if self.boosts is None else read_boosts(self.boosts, columns=columns)
         if self.boosts is not None:
@@ -158,11 +156,11 @@ class Recommend:
         return {**given, **named}
 
     def _mask(self, recommender: Recommender, file: str | Path) -> Bool[np.ndarray, " items"]:
-        """The items that a file lists. Raises SemidError naming the file where an id is unknown."""
+        """Mask of the items that a file lists. Raises SemidError naming the file if an id is unknown."""
         return self._mask_of(recommender, read_id_file(file, columns=recommender.catalog.source_columns), file)
 
     def _mask_of(self, recommender: Recommender, ids: list[str], file: str | Path) -> Bool[np.ndarray, " items"]:
-        """The items of these ids. Raises SemidError naming the file where one is unknown."""
+        """Mask of the items with these ids. Raises SemidError naming the file if one is unknown."""
         if self.skip_unknown:
             self._dropped(recommender, ids, str(file))
         try:
@@ -171,7 +169,7 @@ class Recommend:
             raise SemidError(f"{file}: {error}; correct it, or drop such with --skip-unknown") from None
 
     def _dropped(self, recommender: Recommender, ids: list[str], of: str) -> int:
-        """Say and give the number of unknown ids."""
+        """Print and return the number of unknown ids."""
         unknown = int((~recommender.catalog.find_rows(ids)[1]).sum())
         if unknown:
             console.print(f"dropped {unknown} unknown of {len(ids)} items of {of}")
@@ -179,7 +177,7 @@ class Recommend:
 
 
 def _seconds(text: str) -> list[float]:
-    """Times as the option --times gives them."""
+    """Parse the option --times."""
     try:
         return [float(word) for word in (json.loads(text) if text.lstrip().startswith("[") else text.split(","))]
     except (ValueError, TypeError):
@@ -187,7 +185,7 @@ def _seconds(text: str) -> list[float]:
 
 
 def _events(text: str) -> list[str | None]:
-    """Events as the option --events gives them, None where one is unknown."""
+    """Parse the option --events; None for an unknown event."""
     if not text.lstrip().startswith("["):
         return [name.strip() or None for name in text.split(",")] if text.strip() else []
     try:
@@ -200,7 +198,7 @@ def _events(text: str) -> list[str | None]:
 
 
 def _limit(word: str) -> tuple[str, int]:
-    """COLUMN=NUMBER; a column's name may hold = too."""
+    """Parse COLUMN=NUMBER; the name of the column may contain =."""
     column, _, number = word.rpartition("=")
     if not (column and number.isdecimal() and int(number)):
         raise SemidError(f"--at-most {word}: expected COLUMN=NUMBER, a whole number from 1 on, such as brand=2")
@@ -208,13 +206,13 @@ def _limit(word: str) -> tuple[str, int]:
 
 
 def _items(path: str | Path) -> pa.Table | Path:
-    """The items of a dataset's folder, or the file of a table."""
+    """The items table of a dataset folder, or the path of a table."""
     folder = artifacts.fetched(path)
     return Dataset.load(folder).items if (folder / artifacts.MANIFEST).is_file() else folder
 
 
 def _boost(word: str) -> tuple[str, float]:
-    """ID=FACTOR; an id may hold = too."""
+    """Parse ID=FACTOR; the id may contain =."""
     item, _, factor = word.rpartition("=")
     with contextlib.suppress(ValueError):
         if item and 0 <= float(factor) < math.inf:
@@ -223,7 +221,7 @@ def _boost(word: str) -> tuple[str, float]:
 
 
 def _explained(items: list[Explanation]) -> Table:
-    """Items as lines: the graph's share, and the three items of the history with most of it."""
+    """Table of items (rows): the graph's share, and the three items of the history that contribute most to it."""
     table = Table("item id", "of the graph", "through")
     for item in items:
         through = ", ".join(f"{source} ({share:.0%})" for source, share in item.sources[:3])

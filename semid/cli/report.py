@@ -19,8 +19,8 @@ class Report:
     runs: tyro.conf.Positional[tuple[PathOrUrl, ...]]
     """Run folders, each with a metrics.json."""
     dataset: PathOrUrl | None = None
-    """Dataset folder with the items' titles, pictures and categories, for runs without a folder `dataset` of their own;
-    none given: such items are shown by their ids."""
+    """Dataset folder with the items' titles, pictures and categories, for runs without a folder `dataset`; none given:
+    their items are shown by id."""
     out: PathOrUrl | None = None
     """File to write; none given: report.html in the first run's folder."""
 

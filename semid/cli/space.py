@@ -1,4 +1,4 @@
-"""Search space of a sweep: files of options, in which ranges and choices stand in place of values."""
+"""Search space of a sweep: a file of options with ranges and choices in place of values."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _RANGE, _CHOICES = {"low", "high", "log"}, "choices"
 
 @dataclass(frozen=True)
 class Searched:
-    """A field that is searched: a range of numbers (whole ones if both ends are), or texts of choices."""
+    """A searched field: a range of numbers (integers if both ends are), or a list of choices as texts."""
 
     low: float = 0
     high: float = 0
@@ -31,7 +31,7 @@ class Searched:
     choices: tuple[str, ...] = ()
 
     def suggest(self, trial: Any, name: str) -> Any:
-        """A value by the sampler of an optuna trial."""
+        """A value suggested by an optuna trial."""
         if self.choices:
             return trial.suggest_categorical(name, self.choices)
         whole = isinstance(self.low, int) and isinstance(self.high, int)
@@ -39,13 +39,13 @@ class Searched:
 
     @property
     def ends(self) -> tuple[Any, Any]:
-        """Two values of it, the first and the last."""
+        """The first and the last value."""
         return (self.choices[0], self.choices[-1]) if self.choices else (self.low, self.high)
 
 
 @dataclass(frozen=True)
 class Space:
-    """Options of `semid train`, and of `semid tokenize` where its fields are searched, as a file has them."""
+    """Search space from a file: options of `semid train` and, if its fields are searched, of `semid tokenize`."""
 
     file: str
     sections: Mapping[str, yaml.MappingNode]
@@ -54,7 +54,7 @@ class Space:
 
     @classmethod
     def read(cls, file: str | Path) -> Space:
-        """Read a space. Raises SemidError naming the line for what is no space, or would not fit its command."""
+        """Read a space. Raises SemidError naming the line of an error, or of an option that the command refuses."""
         sections: dict[str, yaml.MappingNode] = {}
         for key, node in read_mapping(file).value:
             name = str(key.value)
@@ -88,16 +88,16 @@ class Space:
         for choice in ({name: value} for name, one in self.searched.items() for value in one.choices[1:-1]):
             try:
                 self.commands(first | choice, "trial")
-            except SemidError:  # a choice need not go with every other
+            except SemidError:  # not all combinations of choices need be valid
                 self.commands(last | choice, "trial")
 
     def commands(self, values: Mapping[str, Any], folder: str | Path) -> dict[str, Any]:
-        """The commands of a trial by their names, with these values; they write below the folder."""
+        """The commands of a trial by name, with these values; they write below the folder."""
         places = self._places(folder)
         return {name: self._command(name, values, places[name]) for name in SECTIONS if name in self.sections}
 
     def _places(self, folder: str | Path) -> dict[str, dict[str, str]]:
-        """Options of a trial's commands that are folders below its own."""
+        """Options of a trial's commands that name folders below the trial's."""
         catalog = {"catalog": f"{folder}/catalog"} if "tokenize" in self.sections else {}
         return {"tokenize": {"out": f"{folder}/catalog"}, "train": {"out": f"{folder}/model", **catalog}}
 
@@ -111,7 +111,7 @@ class Space:
         return command
 
     def _filled(self, node: yaml.Node, name: str, values: Mapping[str, Any]) -> Any:
-        """A copy of a node with values, else their first, in place of what is searched, which is noted."""
+        """Copy of a node, with searched fields recorded and replaced by `values` (else by their first value)."""
         if not isinstance(node, yaml.MappingNode):
             return node
         keys = {str(key.value): value for key, value in node.value}
@@ -144,7 +144,7 @@ class Space:
 
     @property
     def plain(self) -> dict[str, Any]:
-        """The space as JSON, to tell another one."""
+        """The space as JSON, to compare it with others."""
         return {name: yaml.load(yaml.serialize(node), Loader=yaml.BaseLoader) for name, node in self.sections.items()}
 
 
@@ -167,7 +167,7 @@ def _text(node: yaml.Node) -> str:
 
 
 def _node(value: Any, at: yaml.Node) -> yaml.Node:
-    """A value as it would stand in the file, at the line of another."""
+    """A YAML node for a value, with the line number of the node `at`."""
     if not isinstance(value, str):
         return _scalar(str(value), at)
     node = yaml.compose(value, Loader=yaml.SafeLoader)

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 METRIC = "validation/ndcg@10"
 STUDY, PAGE = "study.db", "sweep.html"
 _SHOWN = 5
-# Trials that may fail before one succeeds: after these the fault is in what all of them share.
+# Failures allowed before the first success: more of them mean a fault that all trials share.
 _FAILURES = 3
-# Tries to make the study's tables, which another process may be making.
+# Attempts to create the study's tables, which another process may be creating.
 _TRIES = 10
 
 
@@ -37,22 +37,22 @@ _TRIES = 10
 class Sweep:
     """Search for options of `semid train` (and of `semid tokenize`) by validation, with optuna; extra `sweep`.
 
-    A trial trains a model in OUT/trials, and its value is the best NDCG@10 of its validations: test is never read. One
-    that fails is recorded. The same command resumes where it was stopped; given several times at once, the trials are
-    shared among the processes. At the end the best trials are printed, OUT/config.yaml has the options of the best for
-    `semid train --config`, and OUT/sweep.html shows which fields matter.
+    A trial trains a model in OUT/trials; its value is the best NDCG@10 of its validations, and test is never read.
+    Failed trials are recorded. The same command resumes where it was stopped; started several times at once, the
+    processes share the trials. At the end the best trials are printed, OUT/config.yaml has the options of the best one
+    for `semid train --config`, and OUT/sweep.html shows which fields matter.
     """
 
     space: PathOrUrl
-    """YAML file with the options of `semid train` below `train:`, as --config takes them, where `{low: 1e-4, high:
-    1e-2, log: true}` or `{choices: [a, b]}` stands for a field that is searched. Options below `tokenize:`, some of
-    them searched, make a catalogue for each trial."""
+    """YAML file with options of `semid train` below `train:`, as for --config. A searched field has the value `{low:
+    1e-4, high: 1e-2, log: true}` or `{choices: [a, b]}`. With options below `tokenize:`, some of them searched, each
+    trial has its own catalogue."""
     out: PathOrUrl
     """Folder of the study and its trials."""
     trials: int = 20
-    """Trials in all, those of before included."""
+    """Total number of trials, including earlier ones."""
     seed: int = 0
-    """Seed of the search. That of training is an option of the space."""
+    """Seed of the search. The seed of training is an option of the space."""
 
     def run(self) -> None:
         check_seed(self.seed)
@@ -72,7 +72,7 @@ class Sweep:
         import optuna
 
         trial = study.ask()
-        # A sampler per trial: those of several processes, or of a later one, would draw the same numbers.
+        # One sampler per trial: with one per process, all processes would draw the same numbers.
         study.sampler = optuna.samplers.TPESampler(
             seed=(self.seed * 1_000_003 + trial.number) % 2**32, constant_liar=True
         )
@@ -83,7 +83,7 @@ class Sweep:
             values = {name: one.suggest(trial, name) for name, one in space.searched.items()}
             value = _validated(space.commands(values, f"{self.out}/{folder}"), f"{self.out}/{folder}")
         except BaseException as error:
-            if stopped_by(error) or not isinstance(error, Exception):  # a signal: the next process goes on with it
+            if stopped_by(error) or not isinstance(error, Exception):  # a signal: the next process resumes the trial
                 _enqueue_again(study, trial)
                 raise
             line = artifacts.first_line(error)
@@ -119,7 +119,7 @@ class Sweep:
 
 
 def _study(folder: Path, space: Space) -> optuna.Study:
-    """The study of a folder, new or gone on with. Raises SemidError where it is of another space."""
+    """The study of a folder, new or existing. Raises SemidError if it has another space."""
     try:
         import optuna
     except ImportError:
@@ -139,7 +139,7 @@ def _study(folder: Path, space: Space) -> optuna.Study:
 
 
 def _storage(url: str) -> optuna.storages.RDBStorage:
-    """The database of studies, new or opened; tried again where another process makes its tables at the same time."""
+    """The database of studies, new or existing; retries if another process is creating its tables at the same time."""
     import optuna
     from sqlalchemy.exc import IntegrityError, OperationalError
 
@@ -154,18 +154,18 @@ def _storage(url: str) -> optuna.storages.RDBStorage:
 
 
 def _enqueue_killed(study: optuna.Study) -> None:
-    """Have the trials run again whose process, of this machine, ended without a word."""
+    """Queue again the trials whose process, on this machine, was killed."""
     import optuna
 
     for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
         owner = trial.user_attrs.get("owner")
         if owner is not None and artifacts.Owner(**owner).has_ended():
-            with contextlib.suppress(ValueError, RuntimeError):  # another process was quicker
+            with contextlib.suppress(ValueError, RuntimeError):  # another process has done it already
                 _enqueue_again(study, optuna.trial.Trial(study, trial._trial_id))
 
 
 def _enqueue_again(study: optuna.Study, trial: optuna.Trial) -> None:
-    """Record a trial as interrupted, and have its values run again in its folder."""
+    """Record a trial as interrupted, and queue its values again in the same folder."""
     import optuna
 
     trial.set_user_attr("interrupted", True)
@@ -174,7 +174,7 @@ def _enqueue_again(study: optuna.Study, trial: optuna.Trial) -> None:
 
 
 def _finished(study: optuna.Study) -> list[Any]:
-    """Trials that have a value or failed, other than by a signal."""
+    """Trials that have a value or failed, except those ended by a signal."""
     ended = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name in ("COMPLETE", "FAIL")]
     return [trial for trial in ended if "interrupted" not in trial.user_attrs]
 
@@ -186,13 +186,13 @@ def _check_failures(study: optuna.Study) -> None:
 
 
 def _validated(commands: dict[str, Any], folder: str) -> float:
-    """Run a trial's commands, and give the best validation that its training recorded."""
+    """Run a trial's commands, and return the best validation value that its training recorded."""
     import jax
 
     from semid.cli import app
 
     with contextlib.ExitStack() as stack:
-        stack.callback(jax.clear_caches)  # other sizes are other programs
+        stack.callback(jax.clear_caches)  # trials of other sizes do not reuse programs
         for name, command in commands.items():
             app.run(name, command)
     history = read_history(artifacts.resolved(f"{folder}/model") / HISTORY)
@@ -203,7 +203,7 @@ def _validated(commands: dict[str, Any], folder: str) -> float:
 
 
 def _importances(study: optuna.Study, trials: int) -> dict[str, float]:
-    """Share of each field in what makes trials good (PED-ANOVA); none for too few trials."""
+    """Importance of each field for the value of trials (PED-ANOVA); empty for too few trials."""
     import optuna
 
     if trials < 4:
@@ -211,12 +211,12 @@ def _importances(study: optuna.Study, trials: int) -> dict[str, float]:
     evaluator = optuna.importance.PedAnovaImportanceEvaluator(evaluate_on_local=False)
     try:
         return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
-    except (ValueError, RuntimeError):  # all values alike
+    except (ValueError, RuntimeError):  # all values are equal
         return {}
 
 
 def _labels(names: Iterable[str]) -> list[str]:
-    """Last parts of names, and whole ones where two have the same."""
+    """Last parts of names, or whole names if their last parts are equal."""
     last = {name: name.rpartition(".")[2] for name in names}
     return [part if [*last.values()].count(part) == 1 else name for name, part in last.items()]
 

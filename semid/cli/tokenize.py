@@ -31,16 +31,16 @@ from semid.tokenizers import (
 )
 from semid.training import MeshConfig, TrainingConfig, make_mesh
 
-# Options of training stand without its name (--epochs); those of schedules have theirs (--temperature.value).
+# Options of training have no prefix (--epochs); those of schedules do (--temperature.value).
 tyro.conf.configure(tyro.conf.OmitArgPrefixes)(TrainingConfig)
 
 
 @dataclass(frozen=True)
 class _Tokenizer(TokenizerConfig):
-    """A TokenizerConfig whose methods have their usual names as subcommands."""
+    """A TokenizerConfig with its methods as subcommands."""
 
     method: Annotated[TokenizerMethod, subcommands(TokenizerMethod, first="rq-vae")] = RQVaeConfig()
-    """RQ-VAE, or its training-free siblings."""
+    """RQ-VAE, or a method without training."""
     alignment: tyro.conf.Suppress[tyro.conf.Fixed[tuple[AlignmentConfig, ...]]] = ()
     signal: tyro.conf.Suppress[tyro.conf.Fixed[Signal]] = PpmiConfig()
 
@@ -49,7 +49,7 @@ class _Tokenizer(TokenizerConfig):
 _TEACHER = "teacher"
 _ALIGNMENTS = choices(AlignmentConfig)
 _SIGNALS = {name: cls for name, cls in choices(Signal).items() if cls is not VectorColumn}
-# A field for the options of each signal and alignment, by its name.
+# One field per signal and alignment, named like it, with its options.
 _Options: Any = make_dataclass(
     "_Options", [(name, cls, cls()) for name, cls in (_SIGNALS | _ALIGNMENTS).items()], frozen=True
 )
@@ -57,15 +57,15 @@ _Options: Any = make_dataclass(
 
 @dataclass(frozen=True)
 class _Alignment(_Options):
-    """Alignments of the training, and the signal they read; each has its own options."""
+    """Alignments of the RQ-VAE's training, and the signal they use; each has its own options."""
 
     alignment: tuple[Literal[tuple(_ALIGNMENTS)], ...] = ()  # type: ignore[valid-type]  # all subclasses there are
     """Collaborative losses of the RQ-VAE's training: items find their collaborative vectors (letter), equal them
     (distill) or their latents (match), find co-consumed items (cooccurrence), or the dual views of users and items
     (das)."""
     signal: Literal[(*_SIGNALS, "model")] = PpmiConfig.name  # type: ignore[valid-type]
-    """Collaborative vectors for all but cooccurrence: from co-occurrence, by LightGCN or its kin, by AlphaRec's map of
-    content, or of the model after --teacher."""
+    """Collaborative vectors for all alignments but cooccurrence: from co-occurrence (ppmi), by a graph model (lightgcn,
+    freedom, bm3, mmhcl, cm3), by AlphaRec's map of content, or of the model given by --teacher (model)."""
     teacher: str | None = None
     """Folder (or org/name of the Hugging Face hub) of a model that `semid train sasrec` wrote on this dataset."""
 
@@ -74,7 +74,7 @@ class _Alignment(_Options):
         return tuple(getattr(self, name) for name in self.alignment)
 
     def chosen_signal(self) -> Signal:
-        """The signal's config. Raises SemidError where a teacher is missing, or it, a signal or an option is unused."""
+        """The signal's config. Raises SemidError if a teacher is missing, or a teacher, signal or option is unused."""
         if (self.signal == "model") != (self.teacher is not None):
             raise SemidError("--signal model and --teacher FOLDER go together; give both, or neither")
         option = "--teacher" if self.teacher else f"--signal {self.signal}"
@@ -96,33 +96,33 @@ class _Alignment(_Options):
 
 @dataclass(frozen=True)
 class _Files:
-    """Items in Parquet files, of any number and size, and the processes that encode them."""
+    """Files of items to encode, of any number and size, and the processes that encode them."""
 
     catalog: PathOrUrl | None = None
     """Catalogue folder whose tokenizer encodes the files of --input; nothing is trained."""
     input: tuple[str, ...] = ()
-    """Files of items, folders of parts, or patterns such as 'items/*.parquet', with the vector columns of the tokenizer
-    or the raw ones that its encoders read: Parquet, by paths or URLs that fsspec knows (s3://...), or local CSV, TSV
-    and JSONL."""
+    """Files of items, folders of parts, or patterns such as 'items/*.parquet', with the tokenizer's vector columns or
+    the raw columns that its encoders read. Parquet by path or any URL of fsspec (s3://...); CSV, TSV and JSONL by local
+    path."""
     id_column: str = "item_id"
     """Column of the ids."""
     scheduler: str = "local"
     """Encoding processes: this one (local), or the workers of a Dask cluster, by its scheduler's tcp://HOST:PORT."""
     retries: int = 2
-    """Further attempts at a file that a disk or a network fails to read or write."""
+    """Number of retries for a file after a failure of disk or network."""
     new_catalog: PathOrUrl | None = None
-    """Catalogue folder to write of all the items, in the order of their ids; collisions are resolved in DuckDB. Items
-    of equal codes get new last numbers: it is one to train on. One in use grows by `semid catalog append`."""
+    """Catalogue folder to write, with all items sorted by id; DuckDB resolves collisions. Its tie-breaks are new, so
+    train a model on it; to extend a catalogue in use, run `semid catalog append` instead."""
     memory_limit: str = "1GiB"
     """Memory of DuckDB, which spills the rest to disk."""
 
     def encode(self, out: str, *, columns: tuple[str, ...] | None, collisions: Collisions) -> None:
-        """Write a file of codes to `out` for each, and the catalogue of them all where that is asked for."""
+        """Write a file of codes to `out` for each input file, and the catalogue of all with --new-catalog."""
         from semid.bulk import check_catalog, encode_files, write_catalog
         from semid.data.storage import absolute, find_all
 
         if self.catalog is None or not self.input:
-            raise SemidError("--catalog FOLDER and --input FILES go together: whose tokenizer, and what to encode")
+            raise SemidError("--catalog FOLDER (the tokenizer) and --input FILES (the items) go together; give both")
         if not self.new_catalog:
             self._check_no_catalog(collisions)
         resolved: dict[str, Any] = {
@@ -165,24 +165,25 @@ class _Files:
             console.print(f"catalogue: {self.new_catalog}")
 
     def _check_no_catalog(self, collisions: Collisions) -> None:
-        """Raise SemidError for an option that is of the catalogue alone, where none is written."""
+        """Raise SemidError for an option of --new-catalog without it."""
         given = ["--collisions"] if collisions is not TokenizerConfig.collisions else []
         given += ["--memory-limit"] if self.memory_limit != _Files.memory_limit else []
         if given:
-            raise SemidError(f"tokenize: {given[0]} is of a catalogue of all files; add --new-catalog, or leave it out")
+            raise SemidError(f"tokenize: {given[0]} is for --new-catalog; add that, or leave it out")
 
 
 @dataclass(frozen=True)
 class Tokenize:
-    """With --dataset: train a tokenizer on the items' vectors (and, aligned, on interactions) and write the catalogue
-    of their codes. With --catalog and --input: encode files with that catalogue's tokenizer, a file of codes for each.
+    """With --dataset: train a tokenizer on the items' vectors (with --alignment, also on interactions) and write the
+    catalogue of their codes. With --catalog and --input: encode files with that catalogue's tokenizer, one file of
+    codes for each.
 
     Options of a method follow its name, after all others; `semid tokenize rq-vae --help` lists them. On several hosts,
-    start training as `semid train`, and encode with --scheduler. What was stopped resumes when it is given again.
+    start training like `semid train`, and encode with --scheduler. The same command resumes an interrupted run.
     """
 
     out: str
-    """Catalogue folder to write; of --input, the folder (or URL) for files of the same names."""
+    """Catalogue folder to write; with --input, the folder (or URL) for the files of codes."""
     dataset: PathOrUrl | None = None
     """Dataset folder to train on."""
     files: Annotated[_Files, tyro.conf.arg(name="")] = _Files()
@@ -191,7 +192,7 @@ class Tokenize:
     seed: int = 0
     """Seed of initialization and shuffling."""
     mesh: Annotated[MeshConfig, tyro.conf.arg(name="")] = MeshConfig()
-    """Mesh of devices that share the training of the RQ-VAE."""
+    """Mesh of devices for the training of the RQ-VAE."""
 
     def run(self) -> None:
         if (self.dataset is None) == (self.files.catalog is None):
@@ -237,7 +238,7 @@ class Tokenize:
 
 
 def _changed(given: Any, default: Any) -> str | None:
-    """The first field that differs from `default`'s."""
+    """The first field that differs from its value in `default`."""
     return next((f.name for f in fields(given) if getattr(given, f.name) != getattr(default, f.name)), None)
 
 

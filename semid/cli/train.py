@@ -19,7 +19,7 @@ from seq_models import ModelConfig, RQTransformerConfig
 
 @dataclass(frozen=True)
 class Generator(GeneratorConfig):
-    """Inputs of a model, its validation, and the options of its own, which follow its name."""
+    """Inputs of a model and its validation; the model's own options follow its name."""
 
     model: Annotated[ModelConfig, subcommands(ModelConfig, first=RQTransformerConfig.name)] = RQTransformerConfig()
     """Generators of codes: RQ-Transformer, encoder-decoder (TIGER), flat decoder, hybrid (LIGER: a dense head ranks,
@@ -31,10 +31,10 @@ class Generator(GeneratorConfig):
 class Train:
     """Train a generator (or, with the subcommand sasrec, SASRec) on the dataset's training histories.
 
-    Options of a model follow its name (`sasrec --dim 64`, or `--model sasrec --model.dim 64` anywhere), those of the
-    default one need none; `semid train sasrec --help` lists them. Interrupted runs resume from their last checkpoint
-    when the same command is given again, on whatever devices there are. On several hosts, give each the same command
-    and JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+    Options of a model follow its name (`sasrec --dim 64`, or `--model sasrec --model.dim 64` anywhere); those of the
+    default model need no name. `semid train sasrec --help` lists them. The same command resumes an interrupted run from
+    its last checkpoint, on any devices. On several hosts, run the same command on each, with JAX_COORDINATOR_ADDRESS,
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID set.
     """
 
     dataset: PathOrUrl
@@ -48,17 +48,17 @@ class Train:
     """Seed of parameters, shuffling and dropout."""
     teacher: str | None = None
     """Folder of a SASRec model (or its org/name on the Hugging Face hub) or of an item graph, of the same dataset; the
-    generator learns its ranking too (--distillation)."""
+    generator learns its ranking, too (--distillation)."""
     graph: PathOrUrl | None = None
-    """Folder of an item graph of the same dataset (`semid graph`), which is mixed with the model, in the search too, at
-    the weight that is best on validation."""
+    """Folder of an item graph of the same dataset (`semid graph`) to mix with the model, also in its search, with the
+    weight that is best on validation."""
     sequences: tuple[str, ...] = ()
-    """Catalogue folders of the same items whose codes the model reads too, NAME=FOLDER each (image=runs/mine/images);
+    """Catalogue folders of the same items whose codes are further inputs, NAME=FOLDER each (image=runs/mine/images);
     items may be missing there."""
     other_dataset: bool = False
-    """Take a catalogue that was made from another dataset, such as an earlier one whose codes are to stay."""
+    """Accept a catalogue made from another dataset, such as an earlier version whose codes you want to keep."""
     mesh: MeshConfig = MeshConfig()
-    """Division of the work among devices."""
+    """Distribution of the work over devices."""
 
     def run(self) -> None:
         dataset, given = Dataset.load(self.dataset), GeneratorConfig(**vars(self.config))

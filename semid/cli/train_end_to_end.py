@@ -41,11 +41,11 @@ _TUNINGS: dict[str, Tuning] = {
 
 @dataclass(frozen=True)
 class TrainEndToEnd:
-    """Train encoders, tokenizer and generator on the dataset's training histories: one after the other first, then
+    """Train encoders, tokenizer and generator on the dataset's training histories: first one after the other, then
     together, so that the recommendation loss reaches the encoders of texts and pictures.
 
-    The model folder is one like any other for `semid evaluate`, `recommend`, `package` and `export-program`. An
-    interrupted run resumes from its last checkpoint when the same command is given again.
+    `semid evaluate`, `recommend`, `package` and `export-program` take the model folder like any other. The same command
+    resumes an interrupted run from its last checkpoint.
     """
 
     dataset: PathOrUrl
@@ -53,22 +53,22 @@ class TrainEndToEnd:
     out: PathOrUrl
     """Model folder to write."""
     text: str = _SCRATCH
-    """Encoder of the texts: scratch (a small transformer and a vocabulary of the dataset's own texts), none, or the
+    """Encoder of the texts: scratch (a small transformer with a vocabulary from the dataset's texts), none, or the
     folder of a pretrained BERT, MiniLM, E5 or sentence-T5 model in the Hugging Face layout."""
     image: str = _NONE
     """Encoder of the pictures: none, scratch (a small vision transformer), or the folder of a pretrained ViT, CLIP or
     DINOv2 model."""
     tuning: Literal["side-adapters", "low-rank", "full", "frozen"] | None = None
-    """Parameters of pretrained encoders that are trained: of small adapters that read their states (computed once, the
-    cheapest), of low-rank changes of their matrices, all, or none; none given: side-adapters."""
+    """Parameters of pretrained encoders to train: small adapters that read the encoder's states (computed once; the
+    cheapest), low-rank changes of its matrices, all, or none; none given: side-adapters."""
     teacher: str | None = None
     """Folder (or org/name of the Hugging Face hub) of a model that `semid train sasrec` wrote on this dataset. The
     terms teacher_codes and teacher_states of the stages' settings learn from its item vectors."""
     graph: PathOrUrl | None = None
-    """Folder of an item graph of the same dataset (`semid graph`), which is mixed with the model, in the search too, at
-    the weight that is best on validation."""
+    """Folder of an item graph of the same dataset (`semid graph`) to mix with the model, also in its search, with the
+    weight that is best on validation."""
     stages: tyro.conf.Suppress[JointConfig] = JointConfig()
-    """Settings of the stages; by a file of options alone (--config)."""
+    """Settings of the stages; only by a file of options (--config)."""
     seed: int = 0
     """Seed of parameters, shuffling and dropout."""
     mesh: Annotated[MeshConfig, tyro.conf.arg(name="")] = MeshConfig()
@@ -77,8 +77,8 @@ class TrainEndToEnd:
     def run(self) -> None:
         if self.tuning is not None and {self.text, self.image} <= {_SCRATCH, _NONE}:
             raise SemidError(
-                f"--tuning {self.tuning} is of pretrained encoders; give the folder of one (--text, --image), or leave "
-                "it out"
+                f"--tuning {self.tuning} is for pretrained encoders; give the folder of one (--text, --image), or "
+                "leave it out"
             )
         dataset, given = Dataset.load(self.dataset), self.stages
         items, interactions = dataset.num_items, dataset.num_training_interactions
@@ -114,5 +114,7 @@ class TrainEndToEnd:
 
 def _folder(value: str, option: str) -> str:
     if not artifacts.fetched(value).is_dir():
-        raise SemidError(f"{option} {value}: expected {_SCRATCH}, {_NONE} or the folder of a pretrained model; no such")
+        raise SemidError(
+            f"{option} {value}: no such folder; expected {_SCRATCH}, {_NONE} or that of a pretrained model"
+        )
     return value

@@ -28,7 +28,7 @@ _SIGNALS = {name: cls for name, cls in choices(Signal).items() if cls is not Vec
 
 @dataclass(frozen=True)
 class _Fuse(FuseConfig):
-    """A FuseConfig whose signal is named."""
+    """A FuseConfig whose signal is given by name."""
 
     __doc__ = FuseConfig.__doc__
     signal: tyro.conf.Suppress[tyro.conf.Fixed[Signal]] = PpmiConfig()
@@ -56,18 +56,18 @@ _Column = (
 @tyro.conf.configure(tyro.conf.OmitArgPrefixes)
 @dataclass(frozen=True)
 class Vectors:
-    """Make a vector column of another one and of training interactions, and write the dataset with it.
+    """Make a vector column from another one and training interactions, and write the dataset with it.
 
-    What tokenizers and models read as vectors, they read so: name the new column, COLUMN_smooth, COLUMN_fuse or
-    COLUMN_alpharec, after --columns or --features. Items that are appended later bring the column that it was made of.
+    Tokenizers and models read the new column (COLUMN_smooth, COLUMN_fuse or COLUMN_alpharec) like others, by --columns
+    or --features. Items appended later need the column that it was made from.
     """
 
     dataset: PathOrUrl
     """Dataset folder."""
     out: PathOrUrl
-    """Dataset folder to write: the same dataset, and the column."""
+    """Dataset folder to write: the same dataset with the new column."""
     way: _Column = SmoothConfig()
-    """Way to make it."""
+    """Method."""
 
     def run(self) -> None:
         config: ColumnConfig = self.way.plain() if isinstance(self.way, _Fuse) else self.way

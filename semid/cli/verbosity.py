@@ -1,4 +1,4 @@
-"""Verbosity of a command: the options --quiet, --verbose and --debug, which stand anywhere among its words."""
+"""Verbosity of a command: the options --quiet, --verbose and --debug, anywhere among its words."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ _LEVELS = {"--quiet": logging.WARNING, "--verbose": logging.DEBUG, "--debug": lo
 
 @dataclass(frozen=True)
 class Verbosity:
-    """Lowest level of log records that are shown, and the choice of tracebacks."""
+    """Lowest level of log records to show, and whether to show tracebacks."""
 
     level: int = logging.INFO
     debug: bool = False
 
     @staticmethod
     def read(words: Sequence[str]) -> tuple[list[str], Verbosity]:
-        """The other words, and what these options among them ask for; the last one counts."""
+        """The other words, and the verbosity by these options; the last one counts."""
         given = [word for word in words if word in _LEVELS]
         others = [word for word in words if word not in _LEVELS]
         return others, Verbosity(_LEVELS[given[-1]], "--debug" in given) if given else Verbosity()
 
     def quiet_libraries(self) -> None:
-        """Keep the alarms of XLA's C++ (slow compilation, say) off the console, before JAX is imported."""
+        """Silence the warnings of XLA's C++ code (such as slow compilation); call it before JAX is imported."""
         if self.level > logging.DEBUG:
             os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 @contextlib.contextmanager
 def log_lines(level: int = logging.INFO) -> Iterator[None]:
-    """Show log records of `semid`, progress included, and warnings as plain lines on stderr: as every command does, for
+    """Show log records of `semid`, including progress, and warnings as plain lines on stderr, like the commands do. For
     scripts."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Lines())
@@ -48,7 +48,7 @@ def log_lines(level: int = logging.INFO) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _log_warning
-            if level > logging.DEBUG:  # a program is compiled again
+            if level > logging.DEBUG:  # after a cache error, the program is only compiled again
                 warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
             yield
     finally:
@@ -57,10 +57,10 @@ def log_lines(level: int = logging.INFO) -> Iterator[None]:
 
 
 class _Lines(logging.Formatter):
-    """Records as they are; from warnings on, after the program's name."""
+    """Plain records, with the program's name before warnings and errors."""
 
     def format(self, record: logging.LogRecord) -> str:
-        from semid.artifacts import shown  # here: a command that only prints help is quick
+        from semid.artifacts import shown  # imported here so that --help stays fast
 
         line = shown(super().format(record))
         return f"semid: {line}" if record.levelno >= logging.WARNING else line

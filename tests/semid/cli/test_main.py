@@ -365,7 +365,7 @@ def test_only_what_the_files_leave_is_recommended(home, tmp_path, capsys):
         assert set(re.findall(r"\bi\d+\b", capsys.readouterr().out)) == expected
     (tmp_path / "sold.txt").write_text("i3\ni5\ni7\n")
     run(line + " --deny {t}/sold.txt", h=home, t=tmp_path)
-    assert "nothing that may be recommended is left" in capsys.readouterr().out
+    assert "no item is left to recommend" in capsys.readouterr().out
     (tmp_path / "stock.txt").write_text("i3\nnew\n")
     run(line + " --skip-unknown", h=home, t=tmp_path)
     shown = capsys.readouterr().out
@@ -504,9 +504,9 @@ BAD = [
     ("recommend --model {h}/model --history i1,zz", r"unknown item id 'zz' \(1 of 2 unknown\).*--skip-unknown"),
     ("recommend --model {h}/model --history i1 -k 0", "expected k and beam_size of at least 1, got 0 and 50"),
     ("recommend --model {h}/model --history i1 --at-most title", "--at-most title: expected COLUMN=NUMBER, a whole"),
-    ("recommend --model {h}/model --history i1 --items {h}/dataset", "--items has the groups that --at-most limits"),
+    ("recommend --model {h}/model --history i1 --items {h}/dataset", "--items has the groups of --at-most"),
     ("recommend --model {h}/model --history i1 --temperature 2", "--temperature and --seed are of a list .* --sample"),
-    ("recommend --model {h}/model --history i1 --seed 2", "--temperature and --seed are of a list that is drawn"),
+    ("recommend --model {h}/model --history i1 --seed 2", "--temperature and --seed are for random lists"),
     ("recommend --model {h}/model --history i1 --at-most title=0", "expected COLUMN=NUMBER, a whole number from 1"),
     ("recommend --model {h}/model --history i1 --at-most title=2 title=3", "title=3: title is given already .2.; give"),
     ("recommend --model {h}/model --history i1 --at-most title=1", "by 'title', and it has none; .*--items"),
@@ -567,12 +567,12 @@ BAD = [
     ("report", "expected at least one run folder"),
     ("report {t}", "metrics.json: no such file; `semid evaluate"),
     ("prepare simulated --out {t}/d --num-items 3", "expected 72 items or more .*, got 3"),
-    ("prepare simulated --out {t}/d --position-bias 1", "--position-bias is of clicks and purchases; add --events"),
+    ("prepare simulated --out {t}/d --position-bias 1", "--position-bias needs clicks and purchases; add --events"),
     ("prepare simulated --out {t}/d --events --position-bias -1", "position_bias: expected 0 .none. or more, got -1"),
     (PREPARE + "{t}/d --text-vectors -1", "expected text_vectors of 0 .* or more, got -1"),
     (PREPARE + "{t}/d --columns title=a title=b", "--columns title=b: title is given already .a.; give it once"),
-    (PREPARE + "{t}/d --encoder-tokens 9", "--encoder-tokens is of encoders of texts; name one after --encoder"),
-    ("prepare tencentgr --release 1m --manual-dir {t} --out {t}/d --seed 1", "--seed draws the users; say how many"),
+    (PREPARE + "{t}/d --encoder-tokens 9", "--encoder-tokens is for text encoders; name one after --encoder"),
+    ("prepare tencentgr --release 1m --manual-dir {t} --out {t}/d --seed 1", "--seed is for a random choice of users"),
     ("prepare tencentgr --release 1m --manual-dir {t} --out {t}/d --item-ids {t}/i", "--item-ids joins embeddings to"),
     (PREPARE + "{h}/dataset --text-vectors 5",
      r"in use by a dataset of other settings \(source.text_lsa.dim: 6 -> 5\)"),

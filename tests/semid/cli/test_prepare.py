@@ -79,11 +79,11 @@ def test_pretrained_encoders_make_columns_in_place_of_the_words(tmp_path, capsys
     with pytest.raises(SystemExit):
         main([*line.split(), "--encoder", str(bert), "--encoder-tokens", "3"])
     assert "in use by a dataset of other settings (source.short: " in capsys.readouterr().err
-    with pytest.raises(SemidError, match=r"two make one column \(text_bert, text_bert\); name each: COLUMN=FOLDER"):
+    with pytest.raises(SemidError, match=r"two have one column \(text_bert, text_bert\); name each: COLUMN=FOLDER"):
         Parquet(out=tmp_path / "e", encoder=(str(bert), str(bert)), **paths).run()
     with pytest.raises(SemidError, match="encoder nowhere: no such folder"):  # before any table is read
         Parquet(out=tmp_path / "e", encoder=("nowhere",), items=tmp_path / "no", interactions=tmp_path / "no").run()
-    with pytest.raises(SemidError, match="--encoder-tokens is of encoders of texts; name one after --encoder"):
+    with pytest.raises(SemidError, match="--encoder-tokens is for text encoders; name one after --encoder"):
         Parquet(out=tmp_path / "e", encoder=(str(ENCODERS / "vit"),), encoder_tokens=3, **paths).run()
 
 

@@ -99,5 +99,5 @@ def test_a_folder_is_tuned_as_asked(tmp_path):
     assert isinstance(source, PretrainedText)
     assert (source.folder, source.tuning.rank) == (str(tmp_path), 8)
     assert TrainEndToEnd(tmp_path, tmp_path / "m", text=str(tmp_path))._text().tuning == SideAdapters()
-    with pytest.raises(SemidError, match=r"--tuning full is of pretrained encoders; give the folder of one"):
+    with pytest.raises(SemidError, match=r"--tuning full is for pretrained encoders; give the folder of one"):
         TrainEndToEnd(tmp_path, tmp_path / "m", tuning="full").run()

@@ -369,7 +369,7 @@ def test_the_command_line_asks_and_says_what_it_does_not_know(home, dataset, cap
     assert "skipped" in capsys.readouterr().out.replace("\n", " ")
     with pytest.raises(SystemExit):
         main([*asked, "event=own", f"group={BRANDS[0]}"])
-    assert "ask for what each target is, or for the same of all" in capsys.readouterr().err
+    assert "give =own for all parts, or for none" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("unchecked")
