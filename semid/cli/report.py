@@ -17,7 +17,7 @@ class Report:
     """Write one offline HTML page from the result files of runs."""
 
     runs: tyro.conf.Positional[tuple[PathOrUrl, ...]]
-    """Run folders, each with a metrics.json."""
+    """Run folders, each with a metrics.json, or one of validation alone (metrics_validation.json)."""
     dataset: PathOrUrl | None = None
     """Dataset folder with the items' titles, pictures and categories, for runs without a folder `dataset`; none given:
     their items are shown by id."""

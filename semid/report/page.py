@@ -1,8 +1,8 @@
 """`write_report`: one self-contained HTML file from the result files of runs. No model is loaded, no network needed.
 
-A run is a folder. It must hold `metrics.json`; every `metrics_*.json` (validation, seen items excluded) adds its rows;
-`users.parquet`, `examples.json`, `dataset/`, `catalog/` and every subfolder with a `history.jsonl` add their sections
-if they are there.
+A run is a folder. It must hold `metrics.json` or a `metrics_*.json` (validation, seen items excluded), whose rows are
+all shown; `users.parquet`, `examples.json`, `dataset/`, `catalog/` and every subfolder with a `history.jsonl` add their
+sections if they are there.
 A subfolder with a `request.json` holds the checkpoints of a training that goes on; any other must be an artifact.
 The template says how things look, this module what is shown.
 """
@@ -44,7 +44,7 @@ def write_report(runs: Sequence[str | Path], out: str | Path, *, dataset: str | 
     """Write the report of `runs` to the HTML file `out` and return its path. Titles, pictures and categories of items
     are those of a run's folder `dataset`, of `dataset` for runs that have none.
 
-    Raises SemidError for no run, a run without `metrics.json`, an unreadable file, or a damaged artifact.
+    Raises SemidError for no run, a run without metrics, an unreadable file, or a damaged artifact.
     """
     if not runs:
         raise SemidError("report: expected at least one run folder, got none; name folders that hold metrics.json")
@@ -117,8 +117,8 @@ def _tell_datasets_apart(sections: Sequence[dict[str, Any]]) -> None:
 
 def _section(name: str, run: Path, dataset: Path | None, num_runs: int) -> dict[str, Any]:
     """All that the page shows of one run; items as in `dataset` where the run has none."""
-    first = _result(run / "metrics.json")
-    others = [_result(file) for file in sorted(run.glob("metrics_*.json"))]
+    of_test, of_others = run / "metrics.json", sorted(run.glob("metrics_*.json"))
+    first, *others = map(_result, [of_test, *of_others] if of_test.is_file() or not of_others else of_others)
     for other in others:  # what differs is all that is worth saying again
         stated = other["provenance"].items()
         other["provenance"] = {key: value for key, value in stated if first["provenance"].get(key) != value}

@@ -518,6 +518,15 @@ def test_runs_share_a_table_but_seen_and_unseen_do_not(run, tmp_path):
     assert models == ["semid (other)", "semid (demo)", "popularity", "oracle", "semid", "popularity", "oracle"]
 
 
+def test_a_run_that_is_not_tested_yet_is_shown_by_its_validation(run):
+    (run / "metrics.json").rename(run / "metrics_validation.json")
+    metrics = json.loads((run / "metrics_validation.json").read_text())
+    _write_json(run / "metrics_validation.json", metrics | {"split": "validation"})
+    page = _page(run)
+    assert re.findall(r"<h3>(Tiny [^<]*)</h3>", page) == ["Tiny &amp; Co, validation split"]
+    assert "metrics_validation.json" not in _facts(page)[0]  # "what differs in" that file: it is the first here
+
+
 def test_files_of_other_kinds_join_the_page_in_tables_of_their_own(run):
     provenance = {"dataset": "Tiny & Co", "beam size": 20, "minutes": {"generator": 1.5}, "split": "validation"}
     rows = [row | {"ndcg@10": 0.5} for row in ROWS]
