@@ -32,6 +32,7 @@ _TEXTS = ("title", "name", "text", "brand", "description", "category")
 _STRINGS = ("item_id", "user_id", "event", "image_path", *_TEXTS)  # never numbers: "007" keeps its zeros
 # Bytes per block of a text file. A block must hold a whole line, so larger ones are tried if a line does not fit.
 _BLOCKS = (1 << 20, 1 << 24, 1 << 28)
+_HEADER = 1 << 16  # bytes in which the header of a CSV file ends
 _BOM = b"\xef\xbb\xbf"
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 # What damaged files raise; the last two for sizes that a damaged header claims.
@@ -286,7 +287,13 @@ def _in_blocks(read: Callable[[int], pa.Table]) -> pa.Table:
 
 
 def _read_csv(path: Path, strings: Sequence[str]) -> pa.Table:
-    """Read CSV. Raises SemidError if a quote that is not closed at the end of its field would swallow lines."""
+    """Read CSV. Raises SemidError for another separator, or if a quote that is not closed at the end of its field would
+    swallow lines."""
+    with _open_text(path) as stream:
+        header = stream.read(_HEADER).split(b"\n")[0]
+    if b"," not in header and (separator := next((s for s in "\t;|" if s.encode() in header), None)):
+        also = ", or call the file .tsv" if separator == "\t" else ""
+        raise SemidError(f"{path}: {separator!r} stands between the columns' names; separate all by commas{also}")
     table = _read_separated(path, ",", '"', strings)
     if _any(table, lambda column: pc.match_substring(column, "\n")) and (line := _quotes(path, b",").misplaced):
         raise SemidError(f"{path}: line {line}: a field begins with a quote and does not end with it; double it")

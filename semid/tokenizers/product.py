@@ -36,10 +36,12 @@ class ProductConfig(TokenizerMethod):
             raise SemidError(f"product codes have one size, got {self.level_sizes}; make all level_sizes the same")
 
     def fit(self, x: Float[np.ndarray, "items dim"], context: FitContext) -> ProductKMeans:
-        if x.shape[1] % len(self.level_sizes):
+        dim, number = x.shape[1], len(self.level_sizes)
+        if dim % number:
+            near = min((n for n in range(1, dim + 1) if dim % n == 0), key=lambda n: abs(n - number))
             raise SemidError(
-                f"{len(self.level_sizes)} product codes cannot share {x.shape[1]} content dimensions equally; "
-                "choose a number of level_sizes that divides them"
+                f"{number} product codes cannot share {dim} content dimensions equally; choose a number of level_sizes "
+                f"that divides them, such as {near} (--level-sizes {self.level_sizes[0]} {self.level_sizes[0]} ...)"
             )
         return ProductKMeans.fit(
             jnp.asarray(x),

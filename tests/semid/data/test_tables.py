@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from datetime import date
 
 import numpy as np
@@ -43,6 +44,13 @@ def test_a_quote_that_swallows_lines_of_csv_is_named(tmp_path):
     for bad in ('c,"three\nd,four\n', 'c,"three\nd,"e" five\n'):
         with pytest.raises(SemidError, match=r"i.csv: line 5: a field begins with a quote and does not end with it"):
             _read(tmp_path / "i.csv", good + bad)
+
+
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+def test_another_separator_of_csv_is_named(tmp_path, separator):
+    assert _read(tmp_path / "i.csv", "\ufeffitem_id,title\na,b;c|d\te\n")["title"] == ["b;c|d\te"]  # control
+    with pytest.raises(SemidError, match=re.escape(f"i.csv: {separator!r} stands between the columns' names")):
+        _read(tmp_path / "i.csv", f"item_id{separator}price\na{separator}1,50\n")
 
 
 def test_strings_of_jsonl_that_look_like_dates_are_strings(tmp_path):

@@ -259,8 +259,9 @@ def test_iterations_are_checked(bad):
 def test_product_codes_share_the_dimensions(tmp_path):
     with pytest.raises(SemidError, match=r"product codes have one size, got \(4, 5\)"):
         ProductConfig((4, 5))
-    for parts in (4, 5, 7):
-        with pytest.raises(SemidError, match=f"{parts} product codes cannot share 6 content dimensions equally"):
+    for parts, near in ((4, 3), (5, 6), (7, 6)):
+        message = f"{parts} product codes cannot share 6 content dimensions equally; .* such as {near} .--level-sizes 4"
+        with pytest.raises(SemidError, match=message):
             SemanticTokenizer.fit(_dataset(), TokenizerConfig(ProductConfig((4,) * parts)), seed=0, folder=tmp_path)
     SemanticTokenizer.fit(_dataset(), TokenizerConfig(ProductConfig((4,) * 6)), seed=0, folder=tmp_path)
 
