@@ -13,13 +13,13 @@ from jaxtyping import Bool, Int
 from semid.data import Allowed, Histories, as_masks
 from semid.evaluation.metrics import in_history, repeated
 
-# Candidates that are held at once.
+# Candidates per block.
 _CANDIDATES = 1 << 22
 
 
 @dataclass(frozen=True)
 class Popularity:
-    """Items by training interactions, most first, equal counts by item row: the same list for everybody."""
+    """Items by number of training interactions, ties by item row: the same list for every history."""
 
     item_ids: pa.Array
     order: Int[np.ndarray, " items"]
@@ -86,13 +86,13 @@ class Bigram:
         return _rank(self, histories, k, exclude_seen, allowed)
 
     def _only(self, allowed: Bool[np.ndarray, " items"]) -> Bigram:
-        """The same of these items alone."""
+        """The baseline restricted to these items."""
         order, kept = self.order[allowed[self.order]], allowed[self.successors]
         bounds = np.concatenate([[0], np.cumsum(kept)])[self.bounds]
         return replace(self, order=order, successors=self.successors[kept], bounds=bounds)
 
     def _candidates(self, histories: Histories, reach: int) -> Int[np.ndarray, "n m"]:
-        """The first `reach` items that followed and the first that are popular, best first, with repeats and -1."""
+        """The first `reach` successors and then the first popular items, with repeats and -1."""
         popular = self.order[:reach]
         following = self._following(histories, reach)
         return np.hstack([following, np.broadcast_to(popular, (len(histories), len(popular)))])
@@ -118,8 +118,8 @@ def _by_popularity(train: Histories, num_items: int) -> Int[np.ndarray, " items"
 def _rank(
     model: Popularity | Bigram, histories: Histories, k: int, exclude_seen: bool, allowed: Allowed
 ) -> Int[np.ndarray, "n k"]:
-    """The first `k` candidates of each history that are wanted. A mask for all is taken off the candidates; one for
-    each, and a history that is left out, need so many more of them."""
+    """The first `k` allowed candidates of each history. A common mask restricts the baseline itself; masks per history,
+    and histories that are left out, need more candidates."""
     num_items, exclude_seen = len(model.item_ids), exclude_seen or not model.repeats
     masks = None if allowed is None else as_masks(allowed, num_items=num_items, num_histories=len(histories))
     if masks is not None and len(masks) == 1:
@@ -140,7 +140,7 @@ def _rank(
 
 
 def _blocks(reach: Int[np.ndarray, " n"]) -> Iterator[Int[np.ndarray, " m"]]:
-    """Histories that are ranked at once, as many as their candidates allow; those that reach farthest come last."""
+    """Blocks of histories with a bounded number of candidates, sorted by how many candidates they need."""
     order = np.argsort(reach, kind="stable")
     while len(order):
         candidates = reach[order] * np.arange(1, len(order) + 1)
@@ -152,7 +152,7 @@ def _blocks(reach: Int[np.ndarray, " n"]) -> Iterator[Int[np.ndarray, " m"]]:
 def _first_wanted(
     candidates: Int[np.ndarray, "n m"], unwanted: Bool[np.ndarray, "n m"], k: int
 ) -> Int[np.ndarray, "n k"]:
-    """The first `k` candidates of each row that are wanted, in their order, -1 where there are fewer."""
+    """The first `k` wanted candidates of each row, in order, padded with -1."""
     order = np.argsort(unwanted, axis=1, kind="stable")[:, :k]
     best = np.where(np.take_along_axis(unwanted, order, axis=1), -1, np.take_along_axis(candidates, order, axis=1))
     ranked = np.full((len(candidates), k), -1, np.int32)

@@ -27,17 +27,16 @@ from semid.evaluation.evaluator import (
 )
 from semid.progress import show_progress
 
-# Users whose scores of all items are held at once.
+# Users per batch of scores of all items.
 _USERS = 64
 
 
 def baselines(dataset: Dataset, *, asked: Collection[str] = ()) -> dict[str, Ranker]:
     """Popularity and item bigram, from training histories; for a simulated dataset also the oracle: the ceiling.
 
-    Where nothing repeats, popularity and bigram leave the history out, as models do.
-    Held-out items leave holes in the histories, for which the oracle is no ceiling: no oracle there, nor where models
-    are `asked` for other parts of a condition than the event. Nor has a dataset one that this version of the simulator
-    does not make from its config, which a warning says.
+    If users do not repeat items, popularity and bigram leave the history out, as models do. There is no oracle for
+    held-out items (with gaps in the histories it is no ceiling), if models are `asked` for parts of a condition other
+    than the event, and for datasets that this version of the simulator does not reproduce (with a warning).
     """
     train, repeats = dataset.splits.train, dataset.repeats.common
     rankers: dict[str, Ranker] = {
@@ -48,7 +47,7 @@ def baselines(dataset: Dataset, *, asked: Collection[str] = ()) -> dict[str, Ran
     no_ceiling = isinstance(dataset.split_rule, HeldOutItems) or not set(asked) <= {"event"}
     if source.get("type") == "simulated" and not no_ceiling:
         world = from_dict(SimulatedConfig, source["config"], where=f"dataset {dataset.name!r}: source.config")
-        again = simulate(dataclasses.replace(world, images=False))  # pictures change no choice
+        again = simulate(dataclasses.replace(world, images=False))  # pictures do not change interactions
         if np.array_equal(again.dataset.item, dataset.item):
             rankers["oracle"] = again.oracle
         else:
@@ -73,9 +72,9 @@ def compare(
     item_ids: pa.Array | None = None,
     other_dataset: bool = False,
 ) -> dict[str, Metrics]:
-    """Metrics of each ranker by name, with progress shown; `beam_size` is for those that search (they have codes),
-    `own` (see `evaluate`, as for `other_dataset`) and `condition` for those that know conditions. Rankers without
-    `active` are measured on the items of these `item_ids`, as those that have it are on their own."""
+    """Metrics of each ranker by name, with progress. `beam_size` is for rankers with codes, `own` and `condition` for
+    those with conditions. Rankers without `active` are measured on the items `item_ids`, others on their own active
+    items. See `evaluate` for `own` and `other_dataset`."""
     users = len(dataset.splits.examples(split))
 
     def measure(name: str, ranker: Ranker) -> Metrics:
@@ -104,7 +103,7 @@ def compare(
 
 
 def _asked(ranker: Ranker, own: Sequence[str], condition: Mapping[str, str] | None) -> dict[str, Any]:
-    """Options of a model; who knows no conditions at all, such as popularity, is not asked."""
+    """Options of a model about conditions; none for rankers without conditions, such as popularity."""
     if not hasattr(ranker, "conditions"):
         return {}
     return ({"own": own} if own else {}) | ({"condition": condition} if condition else {})
@@ -113,7 +112,7 @@ def _asked(ranker: Ranker, own: Sequence[str], condition: Mapping[str, str] | No
 def _condition(
     ranker: Ranker, examples: Examples, own: Sequence[str], condition: Mapping[str, str] | None
 ) -> dict[str, Any]:
-    """The option by which a model is asked for these targets, as `compare` asks it."""
+    """The option `condition` of a model for these targets, as in `compare`."""
     asked = _asked(ranker, own, condition)
     return condition_option(ranker, examples, asked.get("own", ()), asked.get("condition"))
 
@@ -174,15 +173,15 @@ def against_exact(
     own: Sequence[str] = (),
     condition: Mapping[str, str] | None = None,
 ) -> dict[str, float]:
-    """Beam search against exact scoring: the share of the exact k best items that the search lists too. An item that is
-    as probable as the last of them is as good; one without probability is not looked for.
+    """Beam search compared with exact scoring: the share of the exact k best items that the search finds. Items that
+    tie with the k-th count as well; items of probability zero do not count.
 
-    Over users drawn by `seed`, as many as 2 million (user, item) pairs allow; asked as by `compare`.
+    Over random users, as many as 2 million (user, item) pairs allow; conditions as in `compare`.
     """
     examples, _ = examples_for_ranker(ranker, dataset, split)
     users = max(min(len(examples), (1 << 21) // len(ranker.item_ids)), 1)
     examples = examples.take(np.random.default_rng(seed).permutation(len(examples))[:users])
-    number = np.zeros(2, np.int64)  # of items as good as the exact best that are listed, and of those
+    number = np.zeros(2, np.int64)  # of listed items as good as the exact best, and of the exact best
     with show_progress("comparing the beam with exact scores", total=users, unit="users") as progress:
         progress.say("compiling ...")
         asked = _condition(ranker, examples, own, condition)
@@ -202,8 +201,8 @@ def against_exact(
 def largest_differences(
     ours: Float[np.ndarray, " n"], theirs: Float[np.ndarray, " n"], *, count: int = 3, seed: int = 0
 ) -> tuple[Int[np.ndarray, " gains"], Int[np.ndarray, " losses"]]:
-    """Examples on which one model's accuracy is most above another's, and most below: at most `count` of each, drawn by
-    `seed` where differences are equal."""
+    """Examples with the largest gains and losses of one model's accuracy over another's: at most `count` of each; ties
+    are drawn by `seed`."""
     difference = ours - theirs
     order = np.random.default_rng(seed).permutation(len(difference))
     order = order[np.argsort(-difference[order], kind="stable")]
@@ -225,11 +224,11 @@ def example_users(
     own: Sequence[str] = (),
     condition: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
-    """Users drawn by `seed`: history, target and the k best items with log-probability (None where it is 0: an item
-    graph's lists end with popular items that no edge leads to) and codes, as external ids.
+    """Random users, then the rows `also` of the split: history, target and the k best items with codes and
+    log-probability (None for probability 0, as of popular items at the end of an item graph's lists), as external ids.
 
-    The examples `also`, rows of the split, follow. Where the model is mixed with an item graph, each recommendation has
-    the graph's share of its probability. Asked as by `compare`.
+    If the model is mixed with an item graph, each recommendation has the graph's share of its probability. Conditions
+    as in `compare`.
     """
     examples, _ = examples_for_ranker(ranker, dataset, split)
     drawn = np.random.default_rng(seed).permutation(len(examples))[:count]

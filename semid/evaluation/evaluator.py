@@ -1,4 +1,4 @@
-"""One evaluator for every model: rank the full catalogue, measure, and say how it was measured."""
+"""One evaluator for all models: rank the full catalogue, measure, and record how it was measured."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from semid.evaluation.metrics import ItemGroups, MetricState
 class Ranker(Protocol):
     """Anything that `evaluate` can measure.
 
-    `item_ids` gives the model's own row order; `codes` is None for a model without codes; `tie_break` says that the
-    last level only tells colliding items apart. `rank(histories, *, k, exclude_seen, **options)` gives the `k` best of
-    its item rows for each history, Int [n, k], best first, -1 where there are fewer. A ranker that has `active`,
-    booleans by item row, never recommends the others: they are no part of the catalogue that it is measured on. One
-    whose `repeats` is False never recommends an item of the history, asked to or not. To one that has `user_ids` the
-    `users` of histories are places among these, -1 for others. One that has `origin`, the artifact that it is from, or
-    `dataset`, the digest of the dataset that it was trained on, is measured on another dataset only where that is asked
-    for.
+    `item_ids` defines the model's item rows; `codes` is None for a model without codes; `tie_break` tells whether the
+    last level is a tie-break. `rank(histories, *, k, exclude_seen, **options)` returns the `k` best item rows for each
+    history, Int [n, k], best first, padded with -1. Optional attributes:
+
+    `active`: mask of the item rows that it recommends; others are not part of the catalogue that it is measured on.
+    `repeats`: if False, it never recommends an item of the history, whatever `exclude_seen` is.
+    `user_ids`: the `users` of histories are then indices into these, -1 for unknown ones.
+    `origin` (its artifact) or `dataset` (digest of its training dataset): other datasets are refused by default.
     """
 
     @property
@@ -47,7 +47,7 @@ class Ranker(Protocol):
     def rank(self) -> Callable[..., Int[np.ndarray, "n k"]]: ...  # models differ in their options
 
 
-# Names of an example's groups: thirds by the length of its history, and by the training count of its target; cold: 0.
+# Groups of examples: thirds by history length, and by the training count of the target (cold: a count of 0).
 GROUPS = {"activity": ("low", "mid", "high"), "popularity": ("low", "mid", "high", "cold")}
 
 
@@ -55,7 +55,7 @@ GROUPS = {"activity": ("low", "mid", "high"), "popularity": ("low", "mid", "high
 class Metrics:
     """Means by name, the accuracies of each example in the split's order (for `paired_bootstrap`), and provenance.
 
-    Names: `recall@K` (equal to the hit rate: one target an example), `ndcg@K`, `mrr` (0 below rank max K);
+    Names: `recall@K` (equal to the hit rate, as an example has one target), `ndcg@K`, `mrr` (0 below rank max K);
     `code_recall@K`, `code_ndcg@K` for models with codes; `valid`, `coverage@K`, `gini@K`, `popularity_rank@K` of the
     lists; `ndcg@K/activity_*` by the length of the history, `ndcg@K/popularity_*` by the target's training count.
     """
@@ -101,24 +101,23 @@ def evaluate(
 
         recommender = Recommender.from_pretrained("handed_over")
         in_stock = recommender.allow(["i1", "i2", "i5"])
-        found = evaluate(recommender, "held_out.parquet", ks=(5, 10), beam_size=100, allowed=in_stock)
-        print(found.values["recall@10"], found.provenance["targets_out_of_reach"])
+        metrics = evaluate(recommender, "held_out.parquet", ks=(5, 10), beam_size=100, allowed=in_stock)
+        print(metrics.values["recall@10"], metrics.provenance["targets_out_of_reach"])
 
-    `allowed` says by the ranker's item row what may be recommended, to all or to each example. A target that is not
-    allowed, or stands in its history under `exclude_seen` or for a model that leaves that out, is a miss: such are
-    counted.
-    `item_ids` are the items that several models are measured on: a ranker recommends no others, and those that it does
+    `allowed` is a mask by the ranker's item rows of what may be recommended, for all examples or one for each. Targets
+    that cannot be recommended (not allowed, or in their history under `exclude_seen` or for a model that leaves the
+    history out) are misses, and the provenance has their number.
+    `item_ids` is the common catalogue of several models: a ranker recommends only these items, and those that it does
     not know count in coverage, Gini and popularity ranks. None: the ranker's own catalogue.
-    `other_dataset` measures also a ranker that was trained on another dataset, which the provenance says: what is test
-    here may have been training there.
-    `own` asks a model that knows conditions for each target by what it is: ("event",) tells it whether the user bought
-    or looked; such figures answer another question than those without, and say so in their provenance.
-    `options` go to `ranker.rank` (a Recommender takes `beam_size`, `condition`, `sample`), of several conditions, one
-    for each example, those of a batch; `beam_size` goes to rankers that have codes alone. `progress(done, total)` is
-    called with 0 before the first batch and then after each.
+    `other_dataset` allows a ranker trained on another dataset, whose training part may contain this test part; the
+    provenance records it.
+    `own` gives a model with conditions each target's own: ("event",) tells it whether the user bought or looked. Such
+    figures are not comparable with others, and the provenance says so.
+    `options` go to `ranker.rank` (a Recommender takes `beam_size`, `condition`, `sample`). With a condition per example
+    each batch gets its part; `beam_size` goes only to rankers with codes. `progress(done, total)` is called with 0
+    before the first batch and then after each.
     Raises SemidError if the ranker does not know an item of the data, was trained on another dataset, or lists an item
-    twice, one that does not exist or one that it may not; and for `item_ids` that are given twice, or that it has none
-    of.
+    that is repeated, unknown or not allowed; and for `item_ids` with repeats, or none of the ranker's items.
     """
     _check_arguments(ranker, ks, batch_size)
     item_ids = _checked_item_ids(item_ids, options)
@@ -128,14 +127,14 @@ def evaluate(
     state, per_example, lists = MetricState({}, np.zeros(len(task.popularity), np.int64), max(ks)), [], []
     out_of_reach = 0
     progress = progress or _silent
-    if "sample" in options:  # a draw depends on a history's number in the call
+    if "sample" in options:  # draws depend on a history's number in the call, so there is only one batch
         batch_size = max(len(task.examples), 1)
     progress(0, len(task.examples))
     for start in range(0, len(task.examples), batch_size):
         part = task.part(slice(start, start + batch_size))
         condition = _select_conditions(options.get("condition"), evaluation_set, part.window)
-        asked = condition_option(ranker, task.examples.take(part.window), own, condition)
-        arguments = {**part.mask, **options, **asked}
+        conditions = condition_option(ranker, task.examples.take(part.window), own, condition)
+        arguments = {**part.mask, **options, **conditions}
         ranked = np.asarray(ranker.rank(part.histories, k=max(ks), exclude_seen=exclude_seen, **arguments))
         _check_lists(ranked, part, max(ks), ranker)
         batch, values = _measure(task, part, ranked, ks)
@@ -157,26 +156,24 @@ def evaluate(
 
 
 def search_options(ranker: Ranker, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a ranker's call, without a beam's size where it has no codes to search."""
+    """The options of a ranker's call, without `beam_size` for rankers without codes."""
     return {name: value for name, value in options.items() if name != "beam_size" or ranker.codes is not None}
 
 
 def condition_option(ranker: Ranker, examples: Examples, own: Sequence[str], condition: Any = None) -> dict[str, Any]:
-    """The option of a ranker that is asked for these targets by what they are, in these parts, or by a condition."""
+    """The option `condition` for a ranker: each target's `own` event, group or text, or a given condition."""
     if not own:
         return {} if condition is None else {"condition": condition}
     if condition is not None:
-        raise SemidError(
-            "`own` asks for each target by what it is and `condition` for something else; give one of them"
-        )
+        raise SemidError("`own` is each target's own condition, and `condition` another one; give one of them")
     conditions = getattr(ranker, "own_conditions", None)
     if conditions is None:
-        raise SemidError(f"{type(ranker).__name__} knows no conditions to be asked by; leave `own` out")
+        raise SemidError(f"{type(ranker).__name__} knows no conditions; leave `own` out")
     return {"condition": conditions(examples.targets, examples.target_events, own)}
 
 
 def _select_conditions(given: Any, evaluation_set: EvaluationSet, window: slice) -> Any:
-    """Of several conditions, one for each example that was asked, a list or arrays by part, those of a window."""
+    """The conditions of a window of examples, if there is one per example (a list, or arrays by part); else `given`."""
     if not isinstance(given, Sequence) or isinstance(given, str):
         return given
     rows, is_arrays = evaluation_set.rows[window], hasattr(given, "_fields")
@@ -190,8 +187,7 @@ def _select_conditions(given: Any, evaluation_set: EvaluationSet, window: slice)
 
 
 def _model(ranker: Ranker) -> dict[str, Any]:
-    """Digests of a model's artifact (None: there is none) and its catalogue, so that no other model is given its
-    figures."""
+    """Digests of a model's artifact (None without one) and its catalogue, which identify the model of the figures."""
     digests = {name: getattr(getattr(ranker, name, None), "digest", None) for name in ("origin", "catalog")}
     return {"model": digests} if digests["catalog"] else {}
 
@@ -202,7 +198,7 @@ def _silent(done: int, total: int) -> None:
 
 @dataclass(frozen=True)
 class _Task:
-    """Examples in the ranker's item rows, and all that does not depend on what the ranker answers."""
+    """Examples in the ranker's item rows, and everything that does not depend on the ranker's lists."""
 
     examples: Examples
     source: dict[str, Any]
@@ -217,7 +213,7 @@ class _Task:
     """Number of items of the catalogue that the ranker does not know."""
     allowed: Bool[np.ndarray, "masks items"] | None
     unseen: bool
-    """No list may hold an item of the history."""
+    """Lists must not contain items of the history."""
 
     def part(self, window: slice) -> _Part:
         """Some of the examples."""
@@ -230,7 +226,7 @@ class _Task:
 
 @dataclass(frozen=True)
 class _Part:
-    """Examples that are asked at once, and what may be recommended to them."""
+    """A batch of examples, and what may be recommended for them."""
 
     window: slice
     histories: Histories
@@ -240,15 +236,14 @@ class _Part:
 
     @property
     def mask(self) -> dict[str, Any]:
-        """The ranker's option; rankers that know no masks are asked without."""
+        """The ranker's option `allowed`, left out if there is no mask, as some rankers do not take it."""
         return {} if self.allowed is None else {"allowed": self.allowed[0] if len(self.allowed) == 1 else self.allowed}
 
 
 def other_datasets(rankers: Mapping[str, Ranker], dataset: Dataset, *, other_dataset: bool) -> dict[str, str]:
-    """Digests of the datasets of rankers that were trained on another one than this, by the rankers' names.
+    """Datasets (digests) of the rankers that were trained on another dataset than this one, by ranker's name.
 
-    An item graph that is mixed with a ranker counts as well. Raises SemidError for the first of them unless an
-    `other_dataset` is asked for.
+    A ranker's item graph counts, too. Raises SemidError for the first such ranker unless `other_dataset` is set.
     """
     parts = [(name, part) for name, ranker in rankers.items() for part in (ranker, getattr(ranker, "graph", None))]
     trained = [(name, _trained_on(part)) for name, part in parts]
@@ -258,14 +253,14 @@ def other_datasets(rankers: Mapping[str, Ranker], dataset: Dataset, *, other_dat
         here = f"dataset {dataset.name!r}" if dataset.origin is None else dataset.origin.folder
         raise SemidError(
             f"{name}: trained on dataset digest {digest[:16]}, not on {here} of {dataset.digest[:16]}, and what is test"
-            " here may have been training there; name the one that it was trained on, or measure on this one all the"
-            " same with other_dataset=True (--other-dataset)"
+            " here may have been training there; name the dataset that it was trained on, or allow this one with"
+            " other_dataset=True (--other-dataset)"
         )
     return found
 
 
 def _trained_on(ranker: Any) -> Origin | str | None:
-    """The artifact of a ranker, or the digest of the dataset that it was trained on; None or empty: not known."""
+    """The artifact of a ranker, or the digest of the dataset that it was trained on; None or empty if unknown."""
     known = getattr(ranker, "origin", None) or getattr(ranker, "dataset", None)
     return known if isinstance(known, Origin | str) else None
 
@@ -318,12 +313,12 @@ def _task(
                 "or leave item_ids out"
             )
         unknown = len(item_ids) - int(active.sum())
-    lengths, wanted = examples.histories.lengths, counts[examples.targets]
+    lengths, target_counts = examples.histories.lengths, counts[examples.targets]
     activity, warm = metrics.terciles(lengths), metrics.terciles(counts[active & (counts > 0)])
     cold = GROUPS["popularity"].index("cold")
     members = {
         "activity": np.searchsorted(activity, lengths),
-        "popularity": np.where(wanted > 0, np.searchsorted(warm, wanted), cold),
+        "popularity": np.where(target_counts > 0, np.searchsorted(warm, target_counts), cold),
     }
     named = ((group, i, name) for group, names in GROUPS.items() for i, name in enumerate(names))
     segments = {f"ndcg@{main_cutoff(ks)}/{group}_{name}": members[group] == i for group, i, name in named}
@@ -341,9 +336,9 @@ def _task(
 
 def check_cutoff(measured: Mapping[str, Metrics], k: int) -> None:
     """Raise SemidError naming a model that was not measured at this K."""
-    for name, found in measured.items():
-        if f"recall@{k}" not in found.per_example:
-            there = ", ".join(key for key in found.per_example if key.startswith("recall@"))
+    for name, model_metrics in measured.items():
+        if f"recall@{k}" not in model_metrics.per_example:
+            there = ", ".join(key for key in model_metrics.per_example if key.startswith("recall@"))
             raise SemidError(f"{name} was measured at {there}, not at {k}; give a k of these, or ks with {k}")
 
 
@@ -355,7 +350,7 @@ def main_cutoff(ks: Sequence[int]) -> int:
 def _masks(
     allowed: Any, active: Bool[np.ndarray, " items"], evaluation_set: EvaluationSet
 ) -> Bool[np.ndarray, "masks items"] | None:
-    """One mask for all examples, or one for each that is asked; warns of targets that no list may hold."""
+    """One mask for all examples, or one for each; warns of targets that cannot be recommended."""
     if allowed is None and active.all():
         return None
     given = active[None]
@@ -370,7 +365,7 @@ def _masks(
 
 
 def examples_for_ranker(ranker: Ranker, dataset: Dataset, split: str) -> tuple[Examples, Int[np.ndarray, " items"]]:
-    """The split's examples, and the training count of every item, in the ranker's rows."""
+    """The split's examples, and the training counts of all items, in the ranker's item rows."""
     examples, train = _with_known_events(dataset.splits.examples(split), dataset, ranker), dataset.splits.train
     examples = _with_known_users(examples, dataset, ranker)
     counts = train.popularity(dataset.num_items)
@@ -385,7 +380,7 @@ def examples_for_ranker(ranker: Ranker, dataset: Dataset, split: str) -> tuple[E
 
 
 def _with_known_events(examples: Examples, dataset: Dataset, ranker: Ranker) -> Examples:
-    """The examples with events numbered by the names of a ranker that reads any (`conditions.events`), 0 for others."""
+    """The examples with events numbered as in the ranker's `conditions.events`, if it reads events; 0 for others."""
     names = getattr(getattr(ranker, "conditions", None), "events", ())
     if not names or examples.histories.events is None or examples.target_events is None or names == dataset.events:
         return examples
@@ -395,7 +390,7 @@ def _with_known_events(examples: Examples, dataset: Dataset, ranker: Ranker) -> 
 
 
 def _with_known_users(examples: Examples, dataset: Dataset, ranker: Ranker) -> Examples:
-    """The examples with users numbered as a ranker that has `user_ids` does, -1 for others."""
+    """The examples with users numbered as in the ranker's `user_ids`, if it has any; -1 for others."""
     known = getattr(ranker, "user_ids", None)
     if known is None or dataset.users.equals(known):
         return examples
@@ -406,7 +401,7 @@ def _with_known_users(examples: Examples, dataset: Dataset, ranker: Ranker) -> E
 
 def _check_known(rows: Int[np.ndarray, " items"], examples: Examples, dataset: Dataset, split: str) -> None:
     old, length = examples.histories, len(examples.histories.items) + 1
-    # Histories are windows that overlap: position i is used where more windows have started than ended.
+    # Histories are overlapping windows: position i is used if more windows have started than ended before it.
     depth = np.cumsum(np.bincount(old.starts, minlength=length) - np.bincount(old.ends, minlength=length))
     used = np.union1d(old.items[depth[:-1] > 0], examples.targets)
     unknown = used[rows[used] < 0]
@@ -443,7 +438,7 @@ def _check_arguments(ranker: Ranker, ks: Sequence[int], batch_size: int) -> None
 
 
 def _checked_item_ids(item_ids: Any, options: Mapping[str, Any]) -> pa.Array | None:
-    """The ids as strings, none of them twice."""
+    """The ids as strings, checked to be distinct."""
     if "catalog" in options or not isinstance(item_ids, pa.Array | pa.ChunkedArray | None):
         got = "catalog=" if "catalog" in options else f"a {type(item_ids).__name__}"
         raise SemidError(
@@ -505,12 +500,12 @@ def _tie_rule(ties: TieRule) -> str:
 
 
 def examples_file(metrics: Path) -> Path:
-    """File of the examples that go with a file of metrics: of metrics.json examples.json, of m.json examples_m.json."""
+    """File of the examples next to a file of metrics: examples.json for metrics.json, examples_m.json for m.json."""
     return metrics.with_name("examples.json" if metrics.name == "metrics.json" else f"examples_{metrics.name}")
 
 
 def users_file(metrics: Path) -> Path:
-    """File of every user's accuracies: of metrics.json users.parquet, of m.json users_m.parquet."""
+    """File of every user's accuracies: users.parquet for metrics.json, users_m.parquet for m.json."""
     return metrics.with_name("users.parquet" if metrics.name == "metrics.json" else f"users_{metrics.stem}.parquet")
 
 
@@ -525,11 +520,11 @@ def write_metrics(
     lists: Mapping[str, Any] | None = None,
     values: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write `metrics.json`: the split, one row a model, metrics of lists (see `compare_lists`), scores by the value of
-    events (see `compare_values`), how all was measured.
+    """Write `metrics.json`: split, one row per model, metrics of lists (see `compare_lists`), scores by the value of
+    events (see `compare_values`), and how they were measured.
 
-    `examples` of recommendations (see `example_users`) go to `examples_file` next to it and accuracies of `users` (see
-    `user_table`) to `users_file`; it has the digests of both.
+    `examples` of recommendations (see `example_users`) go to `examples_file` and accuracies of `users` (see
+    `user_table`) to `users_file`, both next to it, and it records their digests.
     """
     path = artifacts.place(path)
     content: dict[str, Any] = {"split": split, "rows": [dict(row) for row in rows], "provenance": dict(provenance)}

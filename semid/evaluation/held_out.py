@@ -21,9 +21,9 @@ _COLUMNS = {"history": "a list of item ids, oldest first", "target": "the id of 
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """Examples in a ranker's item rows, how often training has each item, and where both come from.
+    """Examples in a ranker's item rows, training counts of the items, and the provenance of both.
 
-    `rows` are the numbers of the examples in what was read, of which there were `asked`: some may have been dropped.
+    `rows` are the numbers of the examples in the source, which had `asked` rows: some may have been dropped.
     """
 
     examples: Examples
@@ -35,7 +35,7 @@ class EvaluationSet:
 
 @runtime_checkable
 class Named(Protocol):
-    """A ranker's items; one that says how often training had each has `train_counts` too."""
+    """A ranker's items; it may also have `train_counts`, their counts in training."""
 
     @property
     def item_ids(self) -> pa.Array: ...
@@ -90,7 +90,7 @@ def examples_from_table(ranker: Named, table: str | Path | pa.Table | Any, *, dr
 
 
 def _histories(values: pa.ChunkedArray, faults: Faults) -> pa.ListArray:
-    """Lists of ids as strings; what is no such list joins the faults."""
+    """Lists of ids as strings; other values are added to the faults."""
     if is_string(values.type):
         values = pa.chunked_array([pa.array(_parsed(values, faults), pa.list_(pa.string()))])
     lists = values.combine_chunks()
@@ -108,7 +108,7 @@ def _histories(values: pa.ChunkedArray, faults: Faults) -> pa.ListArray:
 
 
 def _parsed(texts: pa.ChunkedArray, faults: Faults) -> list[list[str] | None]:
-    """The ids of histories that are text; a text that is neither of its two forms joins the faults."""
+    """The ids of histories given as text; a text in neither of the two forms is added to the faults."""
     parsed: list[list[str] | None] = []
     for row, text in enumerate(texts.to_pylist()):
         try:
@@ -137,7 +137,7 @@ def _check_known(
     column: str,
     num_rows: int,
 ) -> None:
-    """Name the rows that hold an unknown id, with the first of each."""
+    """Add a fault for each row with an unknown id, with its first one."""
     where, first = np.unique(owner[unknown], return_index=True)
     if not len(where):
         return
@@ -148,5 +148,5 @@ def _check_known(
 
 
 def _digest(histories: pa.ListArray, targets: pa.Array) -> str:
-    """sha256 of the examples, whatever file or frame they came in."""
+    """sha256 of the examples, independent of the file or frame they came in."""
     return arrow.digest(pa.table({"history": histories, "target": targets}))

@@ -1,6 +1,6 @@
-"""Metrics of lists themselves: how well known, how unlike each other, how like the history, how surprising, for whom.
+"""Metrics of recommendation lists beyond accuracy: novelty, diversity, calibration, serendipity, groups of users.
 
-All are means over lists of item rows (-1 for none) of a value of each, but for the last two of `compare_lists`.
+All are means over lists of item rows (-1 for none), except the last two of `compare_lists`.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from semid.evaluation.metrics import user_numbers
 
 # Smoothing of the calibration (Steck, RecSys 2018, eq. 7).
 _ALPHA = 0.01
-# Numbers that a batch of users, or of resamples, holds at once.
+# Maximum numbers in a batch of users or of bootstrap samples.
 _BATCH = 1 << 22
 
 
 @dataclass(frozen=True, eq=False)
 class ListTraits:
-    """Traits of items that metrics of lists read, by item row; None: unknown of all, and no metric reads it.
+    """Properties of items for metrics of lists, by item row; metrics of a property that is None are left out.
 
-    `counts` are training interactions, `vectors` zeros for an item without one, `codes` -1 for an item without.
+    `counts` are training interactions; `vectors` are zeros, and `codes` -1, for items without.
     """
 
     item_ids: pa.Array
@@ -37,12 +37,12 @@ class ListTraits:
     codes: Int[np.ndarray, "items level"] | None = None
     tags: Tags | None = None
     total: int | None = None
-    """Of all counts, each raised by one; None: of these items'."""
+    """Sum of all counts plus one each; None: that of these items."""
 
     @classmethod
     def from_dataset(cls, dataset: Dataset, *, tags: str | None = None, coded: Ranker | None = None) -> ListTraits:
-        """Training counts, the first vector column, the column `tags` (the first that names categories, genres or tags,
-        where not given), and the codes of a ranker, less a level that only tells colliding items apart.
+        """Training counts, the first vector column, the column `tags` (by default the first named like categories,
+        genres or tags), and the codes of a ranker without its tie-break level.
 
         Raises SemidError for a column that is not there or holds no tags.
         """
@@ -59,7 +59,7 @@ class ListTraits:
         )
 
     def for_items(self, item_ids: pa.Array) -> ListTraits:
-        """The traits in the order of other items; unknown ones have no interactions, vector, codes or tags."""
+        """The traits for other item rows; unknown items have no interactions, vector, codes or tags."""
         if item_ids.equals(self.item_ids):
             return self
         rows = _rows(self.item_ids, item_ids)
@@ -76,12 +76,12 @@ class ListTraits:
 def list_metrics(
     ranked: Int[np.ndarray, "n k"], histories: Histories, traits: ListTraits
 ) -> dict[str, Float[np.ndarray, " n"]]:
-    """Metrics of each list, by name; NaN where a list or a history is too short to have one.
+    """Metrics of each list, by name; NaN if a list or a history is too short.
 
     `novelty`: mean of -log2 p(i) in bits, p(i) the item's share of the training interactions, each count raised by one.
-    `diversity`: 1 less the mean cosine of all pairs of items with vectors.
-    `code_diversity`: mean over all pairs of the share of levels from the first on which their codes differ: 1 where no
-    code is shared, 0 for equal codes.
+    `diversity`: 1 minus the mean cosine of all pairs of items with vectors.
+    `code_diversity`: mean over all pairs of 1 minus the share of levels in their common prefix: 1 without a common
+    first code, 0 for equal codes.
     `tag_entropy`: entropy of the tags q(g) of the list, in bits; an item's tags share its weight equally.
     `calibration_kl`: KL(p || .99 q + .01 p) in bits of the history's tags p from the list's (Steck, RecSys 2018, eq. 6
     and 7); 0 where both have the same.
@@ -103,11 +103,11 @@ def compare_lists(
 ) -> dict[str, Any]:
     """Metrics of the lists of `k` of each model that `compare` has measured, as `metrics.json` holds them.
 
-    Each is {value, low, high}, the last two a 95% interval by a bootstrap over users (each with all lists), the same
-    draws for all models. To those of `list_metrics` come `serendipity`, the recall of targets that are not in the
-    bigram's list; `worst_group`, the least NDCG of the thirds of users by length of their history; and `weak_users`,
-    the share of users with a history of the shortest third and an NDCG below the mean: a user of several targets counts
-    once for each. Codes are those of the first ranker that has any, for all alike.
+    Each is {value, low, high}, the last two a 95% interval by a bootstrap over users (each with all lists), with the
+    same draws for all models. In addition to `list_metrics` there are `serendipity`, the recall of targets that are not
+    in the bigram's list; `worst_group`, the lowest NDCG of the thirds of users by history length; and `weak_users`, the
+    share of users with a history in the shortest third and an NDCG below the mean (a user with several targets counts
+    once per target). All models use the codes of the first ranker that has any.
     """
     check_cutoff(measured, k)
     coded = next((name for name, ranker in rankers.items() if ranker.codes is not None), None)
@@ -133,14 +133,14 @@ def compare_lists(
 
 @dataclass(frozen=True, eq=False)
 class _Lists:
-    """Values of each list of one model."""
+    """Metric values of each list of one model."""
 
     of_lists: dict[str, Float[np.ndarray, " n"]]
     ndcg: Float[np.ndarray, " n"]
     activity: Int[np.ndarray, " n"]
 
     def means(self, weights: Float[np.ndarray, "samples n"]) -> dict[str, Float[np.ndarray, " samples"]]:
-        """The metrics of weighted lists; those that no list has are left out."""
+        """Means of the metrics over weighted lists; metrics that no list has are left out."""
         found = {name: _mean(weights, value) for name, value in self.of_lists.items() if not np.isnan(value).all()}
         groups = [self.activity == number for number in range(len(GROUPS["activity"]))]
         by_group = [_mean(weights, np.where(group, self.ndcg, np.nan)) for group in groups if group.any()]
@@ -153,7 +153,7 @@ class _Lists:
 def _with_intervals(
     values: Mapping[str, _Lists], users: Int[np.ndarray, " n"], *, samples: int, seed: int
 ) -> list[dict[str, Any]]:
-    """A row for each model; nobody's draw depends on how many are measured."""
+    """A row per model; the bootstrap draws do not depend on the number of models."""
     point = {name: of.means(np.ones((1, len(users)))) for name, of in values.items()}
     total = int(users.max(initial=-1)) + 1
     drawn: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in values}
@@ -174,7 +174,7 @@ def _with_intervals(
 
 
 def _mean(weights: Float[np.ndarray, "samples n"], values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " samples"]:
-    """Weighted means of the values that are there; NaN for a sample without any."""
+    """Weighted means of the values that are not NaN; NaN for a sample without any."""
     there = ~np.isnan(values)
     return _ratio(weights @ np.where(there, values, 0.0), weights @ there.astype(np.float64))
 
@@ -185,7 +185,7 @@ def _sizes(total: int, most: int) -> Iterator[int]:
 
 
 def _batches(ranked: Int[np.ndarray, "n k"], traits: ListTraits) -> Iterator[slice]:
-    """Users whose vectors, codes of pairs and tags fit into memory."""
+    """Batches of users whose vectors, pairs of codes and tags fit into memory."""
     n, k = ranked.shape
     widths = [k]
     widths += [] if traits.vectors is None else [k * traits.vectors.shape[1]]
@@ -217,7 +217,7 @@ def _novelty(ranked: Int[np.ndarray, "n k"], traits: ListTraits) -> Float[np.nda
 
 
 def _diversity(ranked: Int[np.ndarray, "n k"], vectors: Float[np.ndarray, "items dim"]) -> Float[np.ndarray, " n"]:
-    """The squared length of the sum of m unit vectors is m plus the cosines of all ordered pairs."""
+    """By the identity: the squared norm of a sum of m unit vectors is m plus the cosines of all ordered pairs."""
     found = vectors[ranked].astype(np.float64)
     lengths = np.where(ranked >= 0, np.linalg.norm(found, axis=-1), 0.0)
     count = (lengths > 0).sum(axis=1)
@@ -251,7 +251,7 @@ def _of_tags(ranked: Int[np.ndarray, "n k"], histories: Histories, tags: Tags) -
 def _ratio(
     value: Shaped[np.ndarray, "*n"], by: Shaped[np.ndarray, "*n"], *, otherwise: float = np.nan
 ) -> Float[np.ndarray, "*n"]:
-    """Quotients, with another value where there is nothing to divide by."""
+    """`value / by`, or `otherwise` where `by` is 0."""
     return np.divide(value, by, where=by != 0, out=np.full(value.shape, otherwise))
 
 
@@ -261,7 +261,7 @@ def _rows(item_ids: pa.Array, wanted: pa.Array) -> Int[np.ndarray, " n"]:
 
 
 def _at(values: Shaped[np.ndarray, "items ..."], rows: Int[np.ndarray, " n"], *, missing: int) -> np.ndarray:
-    """Values at rows; where a row is -1, `missing`."""
+    """Values at rows; `missing` for row -1."""
     found = values[rows]
     found[rows < 0] = missing
     return found

@@ -1,9 +1,9 @@
 """Ranking metrics over the full catalogue, at item level, with states that merge by addition.
 
-One target an example, so Recall@K and HitRate@K are the same number. Items that share a code tuple share a score:
-they form a group whose inner order is arbitrary, and a metric is the expectation over that order (arXiv 2605.25330
-gives the groups). With p = 1 + the number of items in all groups ranked before, and g the size of the target's group,
-the target stands at each of the ranks p..p+g-1 with probability 1/g, so for a gain per rank
+An example has one target, so Recall@K and HitRate@K are the same number. Items with equal code tuples have the same
+score: they form a group in arbitrary order, and a metric is the expectation over that order (groups as in arXiv
+2605.25330). With p = 1 + the number of items in all groups ranked before, and g the size of the target's group, the
+target has each of the ranks p..p+g-1 with probability 1/g, so for a gain per rank
 
     metric@K = (1/g) sum_{j=p}^{min(K, p+g-1)} gain(j)
 
@@ -44,7 +44,7 @@ class Difference(NamedTuple):
 
 
 def group_ids(codes: Int[np.ndarray, "items level"]) -> Int[np.ndarray, " items"]:
-    """A dense group number for each item: equal code tuples, equal numbers."""
+    """Dense group numbers of the items, equal for equal code tuples."""
     order = np.lexsort(codes.T[::-1])
     changes = (np.diff(codes[order], axis=0) != 0).any(axis=1)
     groups = np.zeros(len(codes), np.int64)
@@ -62,16 +62,16 @@ def item_places(
 ) -> Places:
     """Places of `targets` among all items, given lists of item rows (best first, -1 for none).
 
-    A group stands where its first member is listed and counts with all its members, listed or not: a list may be cut
-    inside a group. With `seen`, the items of each history are no candidates; with `allowed` (one mask for all, or one
-    each), nor are others than these: they count in no group, and a target among them is not found.
+    A group has the rank of its first listed member and counts with all its members, listed or not, as a list may be cut
+    inside a group. Items in `seen` (each history's own), and items outside `allowed` (one mask for all, or one each),
+    are no candidates: they count in no group, and such a target is not found.
     """
     return ItemGroups(groups).places(ranked, targets, seen=seen, allowed=allowed)
 
 
 @dataclass(frozen=True, eq=False)
 class ItemGroups:
-    """The group of each item, and the members of each group, which are sorted once for any number of batches."""
+    """The group of each item, and the members of each group, sorted once for all batches."""
 
     numbers: Int[np.ndarray, " items"]
 
@@ -82,7 +82,7 @@ class ItemGroups:
 
     @functools.cached_property
     def members(self) -> tuple[Int[np.ndarray, " items"], Int[np.ndarray, " groups"]]:
-        """Item rows, group after group, and where each group starts among them."""
+        """Item rows sorted by group, and where each group starts among them."""
         return np.argsort(self.numbers, kind="stable"), np.cumsum(self.sizes) - self.sizes
 
     def places(
@@ -214,7 +214,7 @@ class MetricState:
         return MetricState(totals, self.recommended + other.recommended, self.k)
 
     def compute(self) -> dict[str, float]:
-        """Means by name (those of no example are left out), then `coverage@k` and `gini@k`."""
+        """Means by name (left out without examples), then `coverage@k` and `gini@k`."""
         means = {name: value / count for name, (value, count) in self.totals.items() if count}
         coverage = float((self.recommended > 0).mean())
         return means | {f"coverage@{self.k}": coverage, f"gini@{self.k}": gini(self.recommended)}
@@ -227,10 +227,10 @@ def measure(
     available: Int[np.ndarray, " n"],
     popularity: Float[np.ndarray, " items"],
 ) -> MetricState:
-    """The state of one batch: named values to average, and what the lists hold.
+    """The state of one batch: named values to average, and the recommended items.
 
-    `valid` is the share of real items among the entries asked for, min(k, `available`) each: candidates that do not
-    exist are not missed. `popularity_rank@k` averages `popularity` (1 = most popular) over the listed items.
+    `valid` is the share of real items among the possible entries of lists, min(k, `available`) each.
+    `popularity_rank@k` averages `popularity` (1 = most popular) over the listed items.
     """
     k, items = ranked.shape[1], ranked[ranked >= 0]
     totals = {name: (float(value.sum()), len(value)) for name, value in values.items()}

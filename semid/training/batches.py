@@ -25,14 +25,14 @@ class _ShuffledBatches:
         self._checksum = functools.reduce(lambda seen, array: checksum(array, seen), data.arrays, 0)
 
     def _shuffled(self, epoch: int) -> np.ndarray:
-        """The order of the epoch's rows. With buckets, nearly all batches are of one bucket; the largest rows fill the
-        batches that two epochs share."""
+        """Order of an epoch's rows. With buckets, nearly every batch is from one bucket; the largest rows are in the
+        batches that span two epochs."""
         rng = np.random.default_rng([self._seed, epoch])
         order = rng.permutation(self._rows)
         if self._buckets is None:
             return order
         order, size = order[np.argsort(self._buckets[order], kind="stable")], self._batch_size
-        begun = min(-epoch * self._rows % size, self._rows)  # what the last batch of the epoch before still takes
+        begun = min(-epoch * self._rows % size, self._rows)  # rows that complete the last batch of the epoch before
         whole = (self._rows - begun) // size * size
         batches, rest = rng.permutation(order[:whole].reshape(-1, size)), order[whole:]
         return np.concatenate([rest[:begun], batches.reshape(-1), rest[begun:]])
@@ -50,7 +50,7 @@ class _ShuffledBatches:
         return self._data.batch(local, bucket=-1 if self._buckets is None else int(self._buckets[chosen].max()))
 
     def __repr__(self) -> str:
-        """The name of the pipeline in Grain's state, by which Grain refuses a state of other data or another seed."""
+        """Name of the pipeline in Grain's state; Grain refuses a state with another name (other data or seed)."""
         data = f"rows={self._rows}, crc32={self._checksum:08x}"
         return f"ShuffledBatches({data}, batch_size={self._batch_size}, seed={self._seed})"
 
@@ -60,9 +60,9 @@ def batches(
 ) -> grain.DataLoaderIterator:
     """A Grain iterator over `num_batches` batches of `data`, Rows or a NamedTuple of arrays with equal first axes.
 
-    Each epoch is a fresh permutation by `seed`; batches run on across epochs, so that all have one size. `process`
-    is (index, count): every process gets its slice of the global batch. The iterator's state is exact and small, and
-    no other pipeline's iterator takes it.
+    Each epoch is a new permutation by `seed`; batches may span epochs, so that all have the same size. `process` is
+    (index, count): every process gets its slice of the global batch. The iterator's state is exact and small, and
+    iterators over other data refuse it.
     Raises SemidError if the batch does not divide among the processes.
     """
     import grain
@@ -70,7 +70,7 @@ def batches(
     if batch_size < 1 or batch_size % process[1]:
         raise SemidError(f"batch size {batch_size} does not divide among {process[1]} processes")
     source = _ShuffledBatches(as_rows(data), batch_size=batch_size, num_batches=num_batches, seed=seed, process=process)
-    # A DataLoader, since its iterator's state names the source; that of a MapDataset is a bare position.
+    # A DataLoader, since its iterator's state names the source; the state of a MapDataset is only a position.
     loader = grain.DataLoader(
         data_source=source,
         sampler=grain.samplers.SequentialSampler(num_batches, grain.sharding.NoSharding()),

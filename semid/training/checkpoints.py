@@ -1,7 +1,7 @@
-"""Checkpoints of a run: the train state and the position in the data, of the best and of the last two steps.
+"""Checkpoints of a run: train state and position in the data, for the best and the last two saved steps.
 
-Each is sealed with the sha256 of its files. One that is no longer as it was written is never read: its damage is named,
-and the run goes on from the one before it.
+Each is sealed with the sha256 of its files. A changed or incomplete checkpoint is never read: a warning names the
+damage, and the run resumes from the one before it.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from semid.training.state import TrainState, named_leaves, replace_leaves
 from semid.training.tracking import HISTORY, naming
 
 _PARTS = ("params", "rest", "opt_state")
-# Threads of a save that failed are waited for so long.
+# Seconds to wait for the threads of a failed save.
 _SECONDS = 60
 
 
 class Checkpoints:
-    """The checkpoints in a folder that belongs to one request (config, seed, parents); every process opens it.
+    """Checkpoints in a folder that belongs to one request (config, seed, parents); every process opens it.
 
-    The best has the highest score `select`; without one it is the last. Warns of damaged checkpoints after the last
-    whole one, and forgets them. Raises SemidError when the folder holds checkpoints of another request, naming what
-    differs, or none that is whole, or when the best is damaged.
+    The best one has the highest score `select`; without scores it is the last. Damaged checkpoints after the last
+    intact one are removed with a warning. Raises SemidError if the folder has checkpoints of another request, naming
+    what differs, if none is intact, or if the best is damaged.
     """
 
     def __init__(self, folder: Path, *, request: dict, select: str | None) -> None:
@@ -55,8 +55,8 @@ class Checkpoints:
             on_first(functools.partial(_claim, folder, request))
             scores = on_first(lambda: list(restorable(self.folder).items()))
         self._scores: Scores = dict(map(tuple, scores))
-        options = ocp.CheckpointManagerOptions(  # that keep all: an old one goes when the new one is sealed
-            enable_async_checkpointing=False,  # what is to be done behind a save, its seal too, is in a thread of ours
+        options = ocp.CheckpointManagerOptions(  # keeps all checkpoints: old ones are removed after the new one's seal
+            enable_async_checkpointing=False,  # saving and sealing happen in a thread of this class
             cleanup_tmp_directories=True,
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=_handlers())
@@ -74,10 +74,10 @@ class Checkpoints:
     def save(self, state: TrainState, iterator: Any, scores: dict[str, float] | None = None) -> None:
         """Write a checkpoint at the state's step; one without scores is never the best.
 
-        `iterator` is the Grain iterator that feeds the run. One process copies the state and writes it while the run
-        goes on, until `wait`; several write before they return, since they tell each other how it went. Raises
-        SemidError, here or in `wait`, if this checkpoint or the one before cannot be written, naming the last good one;
-        nothing is left of it then.
+        `iterator` is the Grain iterator that feeds the run. A single process copies the state and writes it in the
+        background, until `wait`; several processes write it before they return, as they must agree on the outcome.
+        Raises SemidError, here or in `wait`, if this checkpoint or the one before cannot be written, naming the last
+        good one; an unfinished checkpoint is removed.
         """
         import orbax.checkpoint as ocp
 
@@ -104,13 +104,13 @@ class Checkpoints:
             write()
 
     def wait(self) -> None:
-        """Wait until the checkpoint that is being written, if any, is whole. Raises SemidError if it cannot be."""
+        """Wait until the checkpoint that is being written, if any, is complete. Raises SemidError if that fails."""
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
 
     def _write(self, step: int, args: Any, scores: Scores, *, log: dict[str, Any], advice: str) -> None:
-        """Write a checkpoint and seal it, `scores` being those until it; then remove those that it makes needless."""
+        """Write and seal a checkpoint, given the scores of all steps up to it; then remove those no longer needed."""
         try:
             with naming(self.folder / str(step), advice):
                 with _errors_raised_alone():
@@ -126,9 +126,9 @@ class Checkpoints:
             on_first(functools.partial(artifacts.remove, self.folder / str(old)))
 
     def restore(self, like: TrainState, step: int, iterator: Any | None = None) -> TrainState:
-        """The state saved at `step`, on the devices of `like`; the iterator, if given, is put back where it was.
+        """The state saved at `step`, on the devices of `like`; the iterator, if given, is set to its saved position.
 
-        Raises SemidError if the checkpoint is damaged, or holds another model's state or a position in other data.
+        Raises SemidError if the checkpoint is damaged, or belongs to another model or other data.
         """
         import orbax.checkpoint as ocp
 
@@ -144,14 +144,14 @@ class Checkpoints:
             read = self._manager.restore(step, args=args)
             if iterator is not None:
                 iterator.set_state(json.dumps(read.input).encode())
-        except (ValueError, KeyError, OSError) as error:  # Orbax and Grain explain themselves over several lines
+        except (ValueError, KeyError, OSError) as error:  # messages of Orbax and Grain have several lines
             why = " ".join(str(error).split())[:300]
             raise SemidError(f"{where}: cannot go on from here ({why}); delete this folder and run again") from None
         found = {name: replace_leaves(part, _with_keys(part, read[name]), where=where) for name, part in parts.items()}
         return dataclasses.replace(like, step=like.step * 0 + step, **found)
 
     def close(self) -> None:
-        """Wait for what is being written. Raises SemidError if it cannot be."""
+        """Wait for the checkpoint that is being written. Raises SemidError if that fails."""
         try:
             self.wait()
         finally:
@@ -164,10 +164,10 @@ def _claim(folder: Path, request: dict) -> None:
     artifacts.refresh(folder)
     if folder.exists() and not folder.is_dir():
         raise SemidError(f"{folder}: is a file, and checkpoints should go below it; choose another path (--out)")
-    if glob.has_magic(str(folder.absolute())):  # Orbax globs below it, and finds nothing of what it wrote
+    if glob.has_magic(str(folder.absolute())):  # Orbax uses the path in a glob, which would not find its files
         raise SemidError(f"{folder}: checkpoints cannot go below a path with *, ? or [; choose another path (--out)")
     folder.mkdir(parents=True, exist_ok=True)
-    half_written = set(folder.glob(f".{REQUEST}.writing*"))  # by a run killed in its first moments
+    half_written = set(folder.glob(f".{REQUEST}.writing*"))  # from a run killed right at its start
     if (folder / REQUEST).exists() and any(entry.name.isdecimal() for entry in folder.iterdir()):
         written = artifacts.read_json(folder / REQUEST)
         if not isinstance(written, dict):
@@ -183,11 +183,10 @@ def _claim(folder: Path, request: dict) -> None:
 
 
 class _PatientLoop(asyncio.SelectorEventLoop):
-    """An event loop that ends once its tasks have, and says nothing of errors that nobody waits for.
+    """An event loop that waits for its tasks when it is closed, and does not log errors of abandoned tasks.
 
-    Orbax gives up a save at its first error and closes the loop, while TensorStore still writes the other arrays: each
-    would then print a traceback for want of the loop, and might write where the rest has been removed. What failed
-    after the first error would be logged when it is forgotten.
+    Orbax aborts a save at its first error and closes the loop while TensorStore still writes the other arrays. Each of
+    these would then print a traceback about the closed loop, and might write after the checkpoint has been removed.
     """
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
@@ -206,7 +205,7 @@ class _PatientLoops(asyncio.DefaultEventLoopPolicy):
 
 @contextlib.contextmanager
 def _errors_raised_alone() -> Iterator[None]:
-    """Wait for all that Orbax does before its error is raised here, and keep its traces of it off the console."""
+    """Wait for all of Orbax's threads before its error is raised here, and keep its tracebacks off the console."""
     logger, policy = logging.getLogger("absl"), asyncio.get_event_loop_policy()
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -215,30 +214,30 @@ def _errors_raised_alone() -> Iterator[None]:
         yield
     finally:
         for thread in threading.enumerate():
-            if type(thread).__module__.startswith("orbax."):  # it writes on, and would fail when the process ends
+            if type(thread).__module__.startswith("orbax."):  # it is still writing, and would fail at process exit
                 thread.join(_SECONDS)
         asyncio.set_event_loop_policy(policy)
         logger.setLevel(level)
 
 
 def _remove_unsealed(folder: Path, step: int) -> None:
-    """Remove what an attempt to write a checkpoint left."""
+    """Remove the files of a checkpoint that was not completed."""
     for left in (folder / str(step), *folder.glob(f"{step}.*")):
         artifacts.remove(left)
 
 
 def _publish(folder: Path, step: int) -> None:
-    """Bring a checkpoint that is not sealed yet, and the log, to the URL that the folder is the copy of, if any."""
+    """Upload a checkpoint that is not sealed yet, and the log, if the folder is the local copy of a URL."""
     artifacts.upload(folder / str(step), folder / str(step))
     if (folder / HISTORY).exists():
         artifacts.upload(folder / HISTORY, folder / HISTORY)
 
 
 def _handlers() -> dict[str, Any]:
-    """Orbax's readers and writers of the parts of a checkpoint.
+    """Orbax's handlers of the parts of a checkpoint.
 
-    Of an array that all devices hold, each would write a slice, cut by a program per device and shape: compiling these
-    costs more than writing, unless slices are large.
+    By default, each device writes a slice of a replicated array, cut by a program per device and shape; compiling these
+    programs costs more than writing, unless slices are large.
     """
     import orbax.checkpoint as ocp
 
@@ -250,12 +249,12 @@ def _handlers() -> dict[str, Any]:
 
 
 def _plain_arrays(part: Any) -> dict[str, Array]:
-    """Arrays by name, keys as their numbers: these handlers of Orbax keep no other record of what a key is."""
+    """Arrays by name, with PRNG keys as plain numbers, since these handlers of Orbax do not record key types."""
     return {name: jax.random.key_data(leaf) if _is_key(leaf) else leaf for name, leaf in named_leaves(part).items()}
 
 
 def _copied(leaves: dict[str, Array]) -> dict[str, np.ndarray]:
-    """Copies on the host, of arrays that the next step overwrites."""
+    """Host copies of arrays that the next step overwrites."""
     return {name: np.array(leaf) for name, leaf in jax.device_get(leaves).items()}
 
 
@@ -277,14 +276,14 @@ def _restore_args(leaves: dict[str, Any]) -> Any:
 
 
 def _parts(state: TrainState) -> dict[str, Any]:
-    """The parts of the state that are saved one by one; Orbax takes no empty tree, and `rest` is often empty."""
+    """The parts of the state, which are saved separately; empty ones, as `rest` often is, are refused by Orbax."""
     parts = {name: getattr(state, name) for name in _PARTS}
     return {name: part for name, part in parts.items() if jax.tree.leaves(part)}
 
 
 def discard_checkpoints(folder: Path) -> None:
-    """Delete the folder of a run whose result is written; one that holds no checkpoints of semid is left alone."""
+    """Delete the folder of a run whose result is written; a folder without checkpoints of semid is not touched."""
     if (folder / REQUEST).is_file():
-        for step in filter(Path.is_dir, list(folder.iterdir())):  # the request last: a kill here can be made good
+        for step in filter(Path.is_dir, list(folder.iterdir())):  # request last: a killed deletion can then resume
             shutil.rmtree(step, ignore_errors=True)
         artifacts.remove(folder)

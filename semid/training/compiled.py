@@ -1,4 +1,4 @@
-"""Programs compiled ahead of time: what a step needs of a chip, and the time that the chip's published rates allow."""
+"""Programs compiled ahead of time: the memory and operations of a step, and its time at a chip's published rates."""
 
 from __future__ import annotations
 
@@ -30,32 +30,32 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Compiled:
-    """Needs of a compiled program in a step, on each of its devices."""
+    """Resources that a compiled program needs per step on each device."""
 
     devices: int
     chip: Chip | None
     arguments: float
     """Bytes of the program's inputs: state, tables, batch."""
     temporaries: float
-    """Bytes of what it holds while it runs, results that are no input's included."""
+    """Bytes of temporary arrays, and of results that do not reuse the memory of inputs."""
     products: float
     """FLOPs of matrix products, those of the whole step divided among the devices."""
     counted: float
-    """FLOPs by the compiler's count, which takes a loop for one turn; more than `products`: work done twice."""
+    """FLOPs by the compiler's count, which counts a loop body once; more than `products` means recomputation."""
     traffic: float
     """Bytes read and written in memory."""
     exchanges: tuple[Exchange, ...]
     seconds: float
-    """Taken to compile it."""
+    """Compilation time."""
 
     @property
     def memory(self) -> float:
-        """Bytes that it needs."""
+        """Total bytes."""
         return self.arguments + self.temporaries
 
     @property
     def times(self) -> dict[str, float]:
-        """Seconds that matrix products, memory and the links between chips need at least, at the chip's rates."""
+        """Minimum seconds for matrix products, memory and links between chips, at the chip's rates."""
         if self.chip is None:
             return {}
         sent = sum(exchange.sent for exchange in self.exchanges)
@@ -73,15 +73,15 @@ class Compiled:
 
     @property
     def peak_share(self) -> float | None:
-        """Share of the chip's matrix peak that a step reaches at best: one bound hides the others, nothing waits."""
+        """Largest possible share of the chip's matrix peak, if all work overlaps perfectly."""
         slowest = max(self.times.values(), default=0.0)
         return self.products / self.chip.flops / slowest if self.chip and slowest else None
 
 
 def compile_for(traced: jax.stages.Traced, *, devices: int, chip: Chip | None = None) -> Compiled:
-    """Compile a traced program for the devices that its arguments lie on, and read what it needs.
+    """Compile a traced program for the devices of its arguments, and read the resources it needs.
 
-    Raises SemidError where it does not fit into the chip's memory, by the compiler's word or by its sums.
+    Raises SemidError if it does not fit into the chip's memory, by the compiler's error or by its memory analysis.
     """
     start = time.monotonic()
     try:
@@ -117,7 +117,7 @@ class DoesNotFit(SemidError):
 
 
 def _need(message: str) -> float | None:
-    """Bytes, as the compiler says what it lacks."""
+    """Needed bytes in a compiler's error message, if it states them."""
     found = re.search(r"Used ([\d.]+)([KMG]) of", message)
     return float(found[1]) * {"K": 2.0**10, "M": 2.0**20, "G": 2.0**30}[found[2]] if found else None
 
@@ -135,8 +135,8 @@ def _exchanges(program: Program) -> tuple[Exchange, ...]:
 
 
 def products(jaxpr: ClosedJaxpr) -> float:
-    """FLOPs of all matrix products of a program, loops counted as often as they run, and of branches (those of other
-    platforms, say) the one with the most."""
+    """FLOPs of all matrix products of a program: loops count as often as they run, and of branches (say, for other
+    platforms) only the largest."""
     return _work(jaxpr.jaxpr)
 
 
@@ -145,7 +145,7 @@ def _work(jaxpr: Jaxpr) -> float:
 
 
 def _inside(equation: Any) -> float:
-    """FLOPs of the programs that an equation runs, on all devices."""
+    """FLOPs of the programs that an equation calls, on all devices."""
     name, parameters = equation.primitive.name, equation.params
     turns = parameters.get("length", 1) if name == "scan" else 1
     shards = math.prod(parameters["mesh"].shape.values()) if name == "shard_map" else 1
@@ -170,5 +170,5 @@ def _flops(equation: Any) -> float:
 
 
 def size_on_a_device(tree: Any) -> int:
-    """Bytes of the arrays of a tree of shapes with layouts, on one of their devices."""
+    """Bytes per device of a tree of array shapes with shardings."""
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))

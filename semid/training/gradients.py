@@ -1,4 +1,4 @@
-"""Gradient accumulation: a batch's gradients as the weighted mean over microbatches, to save memory; and parts held."""
+"""Gradient accumulation over microbatches, to save memory, and learning-rate factors for parts of a model."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from semid.errors import SemidError
 from semid.training.mesh import ROWS, row_parts
 
 TARGETS = "targets"
-"""The metric with the number of targets that a loss is a mean over; without it, microbatches weigh the same."""
+"""The metric with the number of targets that a loss averages over; without it, microbatches have equal weights."""
 
 
-# Parts of a model, by the beginning of their names, and the share of the learning rate they take.
+# Parts of a model, by prefixes of parameter names, and the factors of their learning rates.
 Rates = tuple[tuple[str, float], ...]
 
 
 def rate_of(name: str, rates: Rates) -> float:
-    """The share of the learning rate of a parameter: that of the first part whose name it begins with, else 1."""
+    """Factor of a parameter's learning rate: that of the first matching prefix, else 1."""
     return next((share for start, share in rates if name.startswith(start)), 1.0)
 
 
 class Gradients(NamedTuple):
-    """Gradients, scalars to log (the loss among them), and the variables that the loss set, of one pass over rows."""
+    """Gradients, scalars to log (including the loss), and the variables that the loss set, from one pass over rows."""
 
     gradients: nnx.State
     metrics: dict[str, Array]
@@ -42,7 +42,7 @@ GradFn = Callable[[nnx.State, nnx.State, Any, Key[Array, ""]], Gradients]
 def accumulated(
     grad_fn: GradFn, params: nnx.State, rest: nnx.State, batch: Any, key: Key[Array, ""], *, parts: int, mesh: Mesh
 ) -> Gradients:
-    """Gradients over `parts` microbatches, one after the other, as means weighted by their number of targets."""
+    """Gradients of a batch in `parts` sequential microbatches: means weighted by their numbers of targets."""
 
     def add(carry: tuple[Any, nnx.State], one: tuple[Any, Array]) -> tuple[tuple[Any, nnx.State], Any]:
         total, rest = carry
@@ -54,7 +54,7 @@ def accumulated(
     steps = (microbatches(batch, parts, mesh), jax.random.split(key, parts))
     (total, rest), (weights, metrics) = jax.lax.scan(add, (jax.tree.map(jnp.zeros_like, params), rest), steps)
     targets = jnp.sum(weights)
-    count = jnp.where(targets == 0, 1, targets)  # weights of targets may come to less than 1
+    count = jnp.where(targets == 0, 1, targets)  # not jnp.maximum: weights of targets may sum to less than 1
     means = {name: jnp.sum(values.astype(jnp.float32) * weights) / count for name, values in metrics.items()}
     if TARGETS in metrics:
         means[TARGETS] = targets
@@ -62,7 +62,7 @@ def accumulated(
 
 
 def microbatches(batch: Any, parts: int, mesh: Mesh) -> Any:
-    """The arrays as `parts` microbatches of every `parts`-th row, so that each device splits the rows it has.
+    """Split arrays into `parts` microbatches of every `parts`-th row, so that each device splits its own rows.
 
     Raises SemidError if the rows do not divide.
     """

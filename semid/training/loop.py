@@ -1,4 +1,4 @@
-"""The training loop, and a run with checkpoints, validation, early stopping, a log and resumption."""
+"""The training loop, and complete runs with checkpoints, validation, early stopping, a log and resumption."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ Validate = Callable[[Any], dict[str, float]]
 
 
 class StopTraining(Exception):
-    """Signal of a hook to end the loop with the state that it was given."""
+    """Raised by a hook to end the loop with the current state."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,12 +51,12 @@ class TrainingConfig:
     """Length, batches and optimizer of a training run, and how often it validates."""
 
     epochs: float | None = 30.0
-    """Passes over the training data. None: as many as what is trained has by default."""
+    """Passes over the training data. None: the default of the model that is trained."""
     batch_size: int = 64
     """Rows of a global batch."""
     accumulate: int = 1
-    """Microbatches that a batch is computed in, one after the other: less memory. It is the same step where the loss is
-    a mean over rows or targets; what compares the rows of a batch (contrasts, balanced codes) sees a microbatch."""
+    """Number of sequential microbatches per batch, to save memory. The step is the same if the loss is a mean over rows
+    or targets; losses that compare rows of a batch (contrasts, balanced codes) see one microbatch at a time."""
     optimizer: OptimizerConfig = OptimizerConfig()
     validate_every: float = 1.0
     """Epochs between validations (and checkpoints)."""
@@ -65,7 +65,7 @@ class TrainingConfig:
     log_every: int = 20
     """Steps between records of the loss."""
     tensorboard: bool = False
-    """Write TensorBoard events next to the checkpoints, with which they go in the end (as --track tensorboard)."""
+    """Write TensorBoard events next to the checkpoints, as --track tensorboard; both are deleted at the end."""
 
     def __post_init__(self) -> None:
         check_range(self, "epochs", "validate_every", above=0)
@@ -73,7 +73,7 @@ class TrainingConfig:
 
     @property
     def num_epochs(self) -> float:
-        """The epochs. Raises SemidError where they are left to what is trained."""
+        """The number of epochs. Raises SemidError if it is None."""
         if self.epochs is None:
             raise SemidError("expected a number of epochs, got none; name one")
         return self.epochs
@@ -83,8 +83,8 @@ def fit(
     state: TrainState, step: Step, batches: Iterator[Any], *, num_steps: int, hooks: Sequence[Hook] = ()
 ) -> TrainState:
     """Run `step` until the state has taken `num_steps`. After each step the hooks are called in order with (step,
-    state, metrics); each returns the state to continue with, or raises StopTraining. One that a hook made is laid out
-    as the step's, which would be compiled again for any other layout."""
+    state, metrics); each returns the state to continue with, or raises StopTraining. A state changed by a hook gets the
+    shardings of the step's, as the step would be compiled again for others."""
     for at in range(int(state.step) + 1, num_steps + 1):
         state, metrics = step(state, next(batches))
         try:
@@ -108,19 +108,19 @@ class Task:
     model: nnx.Module
     loss: Loss
     rows: Any
-    """Training data, a NamedTuple of arrays or Rows; the loss is given batches of it."""
+    """Training data, a NamedTuple of arrays or Rows; the loss gets batches of it."""
     tables: Any
     """Device arrays that no step changes (codes, features)."""
     validate: Validate
-    """A function from a model to its scores."""
+    """Maps a model to its scores."""
     select: str | None = None
     """The score to maximize; None: the last checkpoint is the best."""
     hooks: Callable[[int], Sequence[Hook]] = _no_hooks
-    """A function from the steps of an epoch to hooks that change the state (codebook maintenance)."""
+    """Maps the number of steps per epoch to hooks that change the state (codebook maintenance)."""
     combine: Combine | None = None
-    """Rule by which the gradients of a vector of losses become one (see `make_step`)."""
+    """Rule that combines the gradients of a vector of losses (see `make_step`)."""
     optimizer: Callable[[int], optax.GradientTransformation] | None = None
-    """A function from the number of steps to an optimizer of your own, in place of the config's."""
+    """Maps the number of steps to a custom optimizer, which replaces the config's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,18 +133,18 @@ class RunFolder:
 
 
 def train(task: Task, config: TrainingConfig, *, run: RunFolder, seed: int, mesh: Mesh | None = None) -> Any:
-    """Train `task.model` and return one with the best validated variables.
+    """Train `task.model` and return it with the variables of the best validation.
 
-    Checkpoints, `history.jsonl` and the request are kept in the run's folder; a run of the same request resumes where
-    the last checkpoint stands. If the devices are as many, it does so to the same bits on CPUs and, by XLA's design, on
-    TPUs; on GPUs with `XLA_FLAGS=--xla_gpu_deterministic_ops=true` (not tried): else their sums have no fixed order.
+    Checkpoints, `history.jsonl` and the request are kept in the run's folder; a run of the same request resumes from
+    the last checkpoint. With the same number of devices, the result is bitwise equal to an uninterrupted run on CPUs
+    and, by XLA's design, on TPUs; on GPUs only with `XLA_FLAGS=--xla_gpu_deterministic_ops=true` (not tried), as sums
+    there have no fixed order.
 
-    Where there are several processes each calls this with the same arguments and gets the same model; each reads its
-    own rows, all see one folder, and only the first writes the history. `task.validate` runs on each, on arrays of its
-    own; the scores of the first count.
-    Raises SemidError when the loss is not finite, with the step and the last good checkpoint. After SIGTERM a
-    checkpoint is written at once (with several processes, at the next step that is logged), and SystemExit of status
-    143 raised.
+    Several processes call this with the same arguments and get the same model. Each reads its own rows; they share one
+    folder, and only the first writes the history. `task.validate` runs in each on its own arrays; the scores of the
+    first count.
+    Raises SemidError if the loss is not finite, with the step and the last good checkpoint. After SIGTERM it writes a
+    checkpoint at once (with several processes, at the next logged step) and raises SystemExit with status 143.
     """
     wall_time, mesh, rows = WallTime(), make_mesh() if mesh is None else mesh, as_rows(task.rows)
     size = divisible_batch_size(config.batch_size, rows=len(rows), mesh=mesh, accumulate=config.accumulate)
@@ -203,7 +203,7 @@ def train(task: Task, config: TrainingConfig, *, run: RunFolder, seed: int, mesh
 
 
 def _check_parts(model: nnx.Module, rates: Rates) -> None:
-    """Raise SemidError for the rate of a part that the model does not have: it would change nothing."""
+    """Raise SemidError for a rate whose part does not exist in the model, as it would have no effect."""
     parts = {*vars(model), *named_leaves(nnx.state(model))}
     for start, _ in rates:
         if not any(name.startswith(start) for name in parts):
@@ -212,7 +212,7 @@ def _check_parts(model: nnx.Module, rates: Rates) -> None:
 
 
 def _stop_hook(stop: Callable[[int], bool], validation: _Validation) -> Hook:
-    """A hook that validates, and ends the process with a checkpoint when a scheduler asks for that."""
+    """Hook that validates and, when a scheduler stops the run, writes a checkpoint and ends the process."""
 
     def end(at: int, state: TrainState, metrics: dict[str, Any]) -> TrainState:
         state = validation(at, state, metrics)
@@ -229,14 +229,14 @@ def _stop_hook(stop: Callable[[int], bool], validation: _Validation) -> Hook:
 
 
 def _log_hook(tracker: Tracker, validation: _Validation, every: int) -> Hook:
-    """A hook that logs metrics; they stay on the device until then, so that no step waits for them."""
+    """Hook that logs metrics; until then they stay on the device, so that no step waits for them."""
     pending: list[tuple[int, dict[str, Any]]] = []
 
     def log(at: int, state: TrainState, metrics: dict[str, Any]) -> TrainState:
         pending.append((at, metrics))
         if at % every == 0 or validation.due(at):
-            for step, of_step in jax.device_get(pending):
-                _check_finite(step, of_step, validation.checkpoints)
+            for step, step_metrics in jax.device_get(pending):
+                _check_finite(step, step_metrics, validation.checkpoints)
             pending.clear()
         if at % every == 0:
             values = jax.device_get(metrics)
@@ -249,9 +249,9 @@ def _log_hook(tracker: Tracker, validation: _Validation, every: int) -> Hook:
 
 @dataclasses.dataclass(frozen=True)
 class _Validation:
-    """A hook that validates, saves, and stops when the best score is `patience` validations old.
+    """Hook that validates, saves, and stops when the best score is `patience` validations old.
 
-    It decides by the checkpoints alone, so that a resumed run decides as the unbroken one would.
+    It decides only by the checkpoints, so that a resumed run decides like an uninterrupted one.
     """
 
     task: Task
@@ -271,7 +271,7 @@ class _Validation:
         with self.wall_time.spent_on("validation"):
             scores = from_first(self.task.validate(with_variables(self.task.model, *whole)))
         _check_finite(at, scores, self.checkpoints)
-        # Logged before it is saved: a resumed run repeats the records after its checkpoint, and none before it.
+        # Log before saving: a resumed run logs again what came after its checkpoint, and nothing before it.
         on_first(lambda: self.tracker.log(at, {f"validation/{name}": value for name, value in scores.items()}))
         self.save(state, scores)
         self.tracker.show(at, {f"wall_time/{name}": share for name, share in self.wall_time.shares.items()})
@@ -299,7 +299,7 @@ def _check_finite(at: int, values: Mapping[str, SupportsFloat], checkpoints: Che
     if bad:
         folder, last = checkpoints.folder, checkpoints.last_step
         good = "no checkpoint was written; "
-        if last:  # and no run of another learning rate goes on from it
+        if last:  # a run with another learning rate cannot resume from it
             good = f"the last good checkpoint is {folder / str(last)}; delete {folder} or choose another path (--out), "
         name = "loss" if "loss" in bad else bad[0]
         raise SemidError(f"{name} is not finite at step {at}; {good}lower the learning rate and run again")

@@ -1,4 +1,4 @@
-"""The device mesh and the layout of parameters and batches on it; a single device is a mesh of 1x1x1."""
+"""The device mesh, and the sharding of parameters and batches over it; a single device is a mesh of 1x1x1."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from semid.config import check_range
 from semid.errors import SemidError
 
 AXES = ("data", "fsdp", "tensor")
-ROWS = PartitionSpec(("data", "fsdp"))  # of a batch; the devices along `tensor` share theirs
+ROWS = PartitionSpec(("data", "fsdp"))  # rows of a batch; devices along `tensor` have the same rows
 
 Axis = str | tuple[str, ...] | None
 Tree = TypeVar("Tree")
 
-# How the last axes of a variable are split, by the end of its name; the first that matches decides, and whatever
-# matches none lies whole on every device. As in Megatron-LM (arXiv 1909.08053) a matrix that opens a block is split by
-# its outputs over `tensor` (of attention: by heads) and the one that closes it by its inputs, so that a block needs one
-# sum over devices. `fsdp` splits what is stored alone: a step gathers it (`as_used`).
+# Sharding of the last axes of a variable, by the end of its name; the first match counts, and variables without a match
+# are replicated. As in Megatron-LM (arXiv 1909.08053), the first matrix of a block is split over `tensor` by outputs
+# (in attention, by heads) and the last one by inputs, so that a block needs one sum over devices. `fsdp` splits only
+# the storage: a step gathers the weights (`as_used`).
 RULES: tuple[tuple[str, tuple[Axis, ...]], ...] = (
     ("qkv/kernel", ("fsdp", None, "tensor", None)),
     ("kv/kernel", ("fsdp", None, "tensor", None)),
@@ -36,33 +36,33 @@ RULES: tuple[tuple[str, tuple[Axis, ...]], ...] = (
     ("out/kernel", ("tensor", "fsdp")),
     ("down/kernel", ("tensor", "fsdp")),
     ("kernel", ("fsdp", None)),
-    ("ids/embedding", (("fsdp", "tensor"), None)),  # of all items: it is never gathered
+    ("ids/embedding", (("fsdp", "tensor"), None)),  # a table of all items: never gathered
     ("embedding", (None, "fsdp")),
 )
 
 
-# A table of all items (codes, vectors, content) of more bytes lies in parts over all devices.
+# Tables of all items (codes, vectors, content) with more bytes are split over all devices.
 LARGE_TABLE = 1 << 30
 
 
 class ShardedByRows(nnx.Variable):
-    """A variable whose first axis is split over all devices, because no device should hold it whole (a memory bank)."""
+    """A variable whose first axis is split over all devices, as it is too large for one (a memory bank)."""
 
 
 class TableByRows(nnx.Variable):
-    """A table of all items in a model: it is laid out like those that a step reads (`table_sharding`)."""
+    """A table of all items inside a model, sharded like the tables that a step reads (`table_sharding`)."""
 
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Shape of the device mesh. It belongs to the machine, not to the experiment: a run that is resumed, or repeated
-    from its config, may have another one.
+    """Shape of the device mesh. It belongs to the machine, not to the experiment: a resumed or repeated run may have
+    another one.
 
-    Every device has its own rows of a batch, unless `tensor` devices share them.
+    Every device has its own rows of a batch, except that `tensor` devices share theirs.
     """
 
     fsdp: int = 1
-    """Devices that hold a part of every matrix and of its optimizer moments; more of them hold a larger model."""
+    """Devices over which every matrix and its optimizer moments are split; more of them fit a larger model."""
     tensor: int = 1
     """Devices that share the rows of a batch, each computing a part of every matrix product."""
 
@@ -71,10 +71,10 @@ class MeshConfig:
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None, config: MeshConfig = MeshConfig()) -> Mesh:
-    """A mesh over `devices` (default: all), the `data` axis taking what `fsdp` and `tensor` leave.
+    """A mesh over `devices` (default: all); the `data` axis gets the devices that `fsdp` and `tensor` leave.
 
-    Raises SemidError if the devices do not divide, or those of a process do not among `tensor`: a process reads rows of
-    its own.
+    Raises SemidError if the number of devices is not divisible, or a process's devices do not divide among `tensor`, as
+    each process reads its own rows.
     """
     devices = jax.devices() if devices is None else list(devices)
     fsdp, tensor = config.fsdp, config.tensor
@@ -89,42 +89,42 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, config: MeshConfig = 
     types = (AxisType.Auto,) * 3
     try:
         return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
-    except NotImplementedError:  # a slice none of whose sides make these axes: 4 x 8 x 8 by fsdp 16
+    except NotImplementedError:  # no sides of the slice match these axes, e.g. 4 x 8 x 8 for fsdp 16
         return Mesh(create_device_mesh(shape, devices, allow_split_physical_axes=True), AXES, axis_types=types)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The layout in which every device holds the whole array."""
+    """The replicated sharding: every device holds the whole array."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def leaf_sharding(name: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
-    """The layout of the variable `name`, or of its optimizer moment: by RULES, where its axes divide."""
+    """Sharding of the variable `name`, or of its optimizer moment: by RULES, if its axes are divisible."""
     return _split(shape, next((axes for end, axes in RULES if name.endswith(end)), ()), mesh)
 
 
 def row_sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
-    """The layout of a variable `ShardedByRows`, where its first axis divides."""
+    """Sharding of a variable `ShardedByRows`, if its first axis is divisible."""
     return _split(shape, (AXES, *(None,) * (len(shape) - 1)), mesh)
 
 
 def table_sharding(table: Any, mesh: Mesh) -> NamedSharding:
-    """The layout of a table of all items: whole on every device or, where it is large (`LARGE_TABLE`), split by rows
-    over all of them if these divide it. A step gathers a batch's rows of it."""
+    """Sharding of a table of all items: replicated or, if it is large (`LARGE_TABLE`) and divisible, split by rows over
+    all devices. A step gathers the rows of a batch from it."""
     size = math.prod(table.shape) * np.dtype(table.dtype).itemsize
     return row_sharding(table.shape, mesh) if size > LARGE_TABLE else replicated(mesh)
 
 
 def used_sharding(stored: NamedSharding) -> NamedSharding:
-    """The layout in which a variable stored so is computed with: whole along `fsdp`, whose devices split the rows."""
+    """Sharding for computation with a variable stored so: not split over `fsdp`, whose devices have their own rows."""
     spec = PartitionSpec(*(None if axis == "fsdp" else axis for axis in stored.spec))
     return NamedSharding(stored.mesh, spec)
 
 
 def as_used(tree: Tree, stored: Any) -> Tree:
-    """Arrays stored in the layouts `stored`, gathered for a computation; their gradients are laid out as stored.
+    """Gather arrays stored with the shardings `stored` for a computation; their gradients are sharded as stored.
 
-    Without this XLA would rather move activations than gather the weights, whose contracted axes are split.
+    Without this, XLA would move activations instead of gathering weights, since their contracted axes are split.
     """
     return jax.tree.map(_as_used, tree, stored)
 
@@ -137,7 +137,7 @@ def _as_used(x: Array, stored: NamedSharding) -> Array:
         return jax.lax.with_sharding_constraint(x, used)
 
     def scatter(_: None, gradient: Array) -> tuple[Array]:
-        summed = jax.lax.with_sharding_constraint(gradient, used)  # else the split would reach back to activations
+        summed = jax.lax.with_sharding_constraint(gradient, used)  # keeps the split from propagating to activations
         return (jax.lax.with_sharding_constraint(summed, stored),)
 
     gather.defvjp(lambda x: (gather(x), None), scatter)
@@ -145,7 +145,7 @@ def _as_used(x: Array, stored: NamedSharding) -> Array:
 
 
 def _split(shape: tuple[int, ...], axes: tuple[Axis, ...], mesh: Mesh) -> NamedSharding:
-    """The last axes of `shape` split over those of the mesh that divide them."""
+    """Sharding of the last axes of `shape` over the mesh axes that divide them."""
     if not axes or len(shape) < len(axes):
         return replicated(mesh)
     pairs = zip(axes, shape[-len(axes) :], strict=True)
@@ -159,8 +159,8 @@ def _devices(axis: Axis, mesh: Mesh) -> int:
 
 
 def gathered(tree: Any, mesh: Mesh) -> Any:
-    """Whole arrays on this process's first device, for code that knows of no mesh; no other device gets a copy of what
-    is divided (of several processes: of one array at a time)."""
+    """Whole arrays on this process's first device, for code without a mesh. Split arrays are copied to no other device
+    (with several processes, one array at a time is)."""
 
     def whole(x: Array) -> Array:
         if x.is_fully_replicated:
@@ -171,7 +171,7 @@ def gathered(tree: Any, mesh: Mesh) -> Any:
 
 
 def on_host(tree: Any, mesh: Mesh) -> Any:
-    """Whole arrays in this process's own memory, past its devices; those divided among processes one at a time."""
+    """Whole arrays in host memory; those split among processes are gathered one at a time."""
 
     def own(x: Array) -> Array | np.ndarray:
         if x.is_fully_addressable or x.is_fully_replicated:
@@ -182,10 +182,10 @@ def on_host(tree: Any, mesh: Mesh) -> Any:
 
 
 def divisible_batch_size(batch_size: int, *, rows: int, mesh: Mesh, accumulate: int = 1) -> int:
-    """The batch size to use on `rows` rows of data: `batch_size`, or where there are fewer rows, as many as make
-    `accumulate` microbatches in equal parts for the devices (but at least one row for each part).
+    """The batch size for `rows` rows of data: `batch_size` or, if there are fewer rows, the largest size that divides
+    into `accumulate` microbatches and these among the devices (at least one row each).
 
-    Raises SemidError if `batch_size` does not divide so, since rounding it would make another experiment.
+    Raises SemidError if `batch_size` is not divisible so, since rounding it would change the experiment.
     """
     devices = row_parts(mesh)
     parts = devices * accumulate
@@ -199,18 +199,18 @@ def divisible_batch_size(batch_size: int, *, rows: int, mesh: Mesh, accumulate: 
 
 
 def row_parts(mesh: Mesh | AbstractMesh) -> int:
-    """The number of parts into which the devices split the rows of a batch."""
+    """Number of parts into which the rows of a batch are split."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def row_devices() -> int:
-    """The number of parts of a batch's rows on the mesh that `jax.set_mesh` has set; 1 without one."""
+    """Number of parts of a batch's rows on the mesh set by `jax.set_mesh`; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else row_parts(mesh)
 
 
 def share_rows(x: Array) -> Array:
-    """`x` with its rows, a multiple of `row_devices()`, split over the devices; results derived from them are, too."""
+    """`x` with its rows (a multiple of `row_devices()`) split over the devices, and so the results derived from it."""
     return jax.lax.with_sharding_constraint(x, ROWS) if row_devices() > 1 else x
 
 

@@ -1,4 +1,4 @@
-"""Optimizers of optax by name, with warm-up, a learning-rate schedule, gradient clipping, and parts held or slowed."""
+"""Optimizers of optax by name, with warm-up, learning-rate schedule, gradient clipping, and rates per model part."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from semid.errors import SemidError
 from semid.training.gradients import Rates, rate_of
 from semid.training.state import leaf_name
 
-# They need more than gradients and parameters: losses, keys, another evaluation, a rate that stays as it is.
+# Not supported, as they need more than gradients and parameters: losses, keys, more evaluations, a constant rate.
 _OTHERS = {
     *("lbfgs", "optimistic_adam", "rprop", "sm3", "noisy_sgd", "dpsgd", "momo", "momo_adam", "sophia"),
     *("schedule_free", "schedule_free_adamw", "schedule_free_sgd"),
@@ -49,16 +49,16 @@ class OptimizerConfig:
     schedule: RateSchedule = RateSchedule.COSINE
     """Course of the rate after the warm-up."""
     final: float = 0.02
-    """Last learning rate as a share of the peak; a constant schedule has none."""
+    """Final learning rate as a share of the peak; not used by a constant schedule."""
     clip: float = 1.0
-    """Largest global norm of a gradient, over the parts that are trained."""
+    """Maximum global norm of the gradient, over the trained parts."""
     beta2: float = 0.98
     """Decay of the second moment of adam and adamw."""
     options: tuple[tuple[str, float], ...] = ()
     """Further arguments of the optimizer's function, NAME NUMBER each (`--options b1 0.95`)."""
     rates: Rates = ()
-    """Parts of the model, by the beginning of their names, and the share of the learning rate they take; 0 freezes a
-    part. The first that matches counts, and parts without one take it all."""
+    """Factors of the learning rate for parts of the model, by prefixes of names; 0 freezes a part. The first match
+    counts; other parts have factor 1."""
 
     def __post_init__(self) -> None:
         if not all(share >= 0 for _, share in self.rates):
@@ -73,7 +73,7 @@ class OptimizerConfig:
                 raise SemidError(f"{self.name} has no option {option!r}{_suggestion(option, known)}")
 
 
-@functools.lru_cache(maxsize=64)  # the same object for the same settings, as `make_step` compares them
+@functools.lru_cache(maxsize=64)  # one object per settings, as `make_step` compares optimizers by identity
 def make_optimizer(config: OptimizerConfig, *, num_steps: int) -> optax.GradientTransformation:
     """The optax chain of `config` over `num_steps` steps."""
     rate = learning_rate(config, num_steps=num_steps)
@@ -100,7 +100,7 @@ def learning_rate(config: OptimizerConfig, *, num_steps: int) -> optax.Schedule:
 
 
 def _arguments(config: OptimizerConfig, rate: optax.Schedule) -> dict[str, Any]:
-    """The arguments that the config sets, of those that the optimizer's function takes."""
+    """The arguments of the optimizer's function that the config sets."""
     arguments: dict[str, Any] = {"learning_rate": rate}
     if config.name in ("adam", "adamw"):
         arguments["b2"] = config.beta2
@@ -139,7 +139,7 @@ def _suggestion(name: str, known: Iterable[str]) -> str:
 
 
 def _like(value: float, default: Any) -> float:
-    """`value` as an integer where the default is one (numbers of iterations, switches)."""
+    """`value` as an integer if the default is one (numbers of iterations, switches)."""
     return int(value) if isinstance(default, int) and float(value).is_integer() else value
 
 
@@ -148,7 +148,7 @@ def _matrices(params: Any) -> Any:
 
 
 def _kernels(params: Any) -> Any:
-    """The matrices of layers, which Muon orthogonalizes; embeddings and all else go by its Adam."""
+    """The matrices of layers, which Muon orthogonalizes; embeddings and all others use its Adam."""
 
     def dimensions(path: Any, p: Any) -> optax.contrib.MuonDimensionNumbers | None:
         is_kernel = p.ndim >= 2 and leaf_name(path).endswith("kernel")
@@ -158,7 +158,7 @@ def _kernels(params: Any) -> Any:
 
 
 def _clip(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Clipping by the norm of what is trained; the gradients of parts held are zero."""
+    """Clipping by the global norm of the trained parts; gradients of frozen parts are zero."""
     clip = optax.clip_by_global_norm(config.clip)
 
     def trained(path: Any, gradient: jax.Array) -> jax.Array:

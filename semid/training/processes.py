@@ -1,4 +1,4 @@
-"""Processes of a run, one per host or per device: joining, broadcasting, work of the first, stopping together."""
+"""Processes of a distributed run, one per host or device: joining, broadcasting, work of the first, joint stopping."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from semid.artifacts import first_line
 from semid.errors import SemidError
 
 _OURS = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-# How many processes these launchers started. Of one alone JAX would make a cluster, and show it one device of several.
+# Number of processes started by a launcher. For a single one, JAX would still make a cluster, with one of its devices.
 _LAUNCHERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 
 
@@ -43,12 +43,12 @@ def join_processes() -> None:
 
 
 def _join_cluster() -> None:
-    """Join the processes of a cluster that JAX knows; nothing on a machine of which it knows none."""
+    """Join the processes of a cluster that JAX detects; do nothing if it detects none."""
     if jax.distributed.is_initialized() or any(os.environ.get(name) == "1" for name in _LAUNCHERS):
         return
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Kubernetes environment detected")  # a pod need not be one of several
+            warnings.filterwarnings("ignore", "Kubernetes environment detected")  # a single pod is no cluster
             jax.distributed.initialize()
     except (ValueError, RuntimeError) as error:
         if not str(error).startswith(_NO_CLUSTER):
@@ -56,16 +56,16 @@ def _join_cluster() -> None:
             raise SemidError(f"the processes of this cluster do not meet ({why}); set {', '.join(_OURS)}") from None
 
 
-# What `initialize` says where it detects no cluster; and in a process that has used a device, which works alone.
+# Errors of `initialize` if it detects no cluster, or if the process has used a device already and so works alone.
 _NO_CLUSTER = ("coordinator_address should be defined", "jax.distributed.initialize() must be called before")
 
 
 @contextlib.contextmanager
 def stop_requested(*, every: int) -> Iterator[Callable[[int], bool]]:
-    """Yield a function that says of a step whether the run should end after it, on all processes the same.
+    """Yield a function that tells whether the run should stop after a step, with the same result on all processes.
 
-    It should after SIGTERM, which schedulers send before they take a machine away; while the context lasts the main
-    thread handles that signal here. Several processes ask each other at every `every`th step.
+    It should stop after SIGTERM, which schedulers send before they take a machine away; the signal is handled here
+    while the context lasts. Several processes agree at every `every`th step.
     """
     told = threading.Event()
     answered = False
@@ -85,24 +85,24 @@ def stop_requested(*, every: int) -> Iterator[Callable[[int], bool]]:
     finally:
         if in_main_thread:
             signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
-        if told.is_set() and not answered:  # it came after the last step
+        if told.is_set() and not answered:  # the signal came after the last step
             signal.raise_signal(signal.SIGTERM)
 
 
 def from_first(value: Any) -> Any:
-    """The first process's `value`, of JSON's types, on every process."""
+    """Broadcast the first process's `value`, of JSON types, to every process."""
     if jax.process_count() == 1:
         return value
     text = json.dumps(value).encode()
-    text += b" " * (-len(text) % 256)  # few lengths, so few programs
+    text += b" " * (-len(text) % 256)  # few lengths, so that few programs are compiled
     length = int(broadcast_one_to_all(np.int32(len(text))))
     sent = broadcast_one_to_all(np.resize(np.frombuffer(text, np.uint8), length))
     return json.loads(sent.astype(np.uint8).tobytes())
 
 
 def on_first(function: Callable[[], Any]) -> Any:
-    """Run `function` in the first process while the others wait; all return its result, of JSON's types. What it raises
-    is raised there, and SemidError with its first line in the others."""
+    """Run `function` in the first process while the others wait; all return its result, of JSON types. An exception is
+    raised there, and a SemidError with its first line in the others."""
     if jax.process_count() == 1:
         return function()
     if jax.process_index() == 0:

@@ -1,4 +1,4 @@
-"""Wall time of a run by what it was spent on, and traces of its steps."""
+"""Wall time of a run by activity, and profiler traces of its steps."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from semid.errors import SemidError
 
 T = TypeVar("T")
 
-# Steps of a run before those that are traced: the first compiles, and the second fills queues.
+# Steps before the traced ones: the first compiles, and the second fills queues.
 _BEFORE = 2
 
 
 class WallTime:
-    """Wall time since it was made, by what it was spent on; what nothing else takes is that of steps.
+    """Wall time since its creation, by activity; time of no other activity counts as that of steps.
 
-    A device works on its own: its time is where the host waits for it, and that is counted for the steps.
+    Devices work asynchronously: their time is the host's waiting time, which counts as that of steps.
     """
 
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
@@ -32,7 +32,7 @@ class WallTime:
 
     @contextlib.contextmanager
     def spent_on(self, name: str) -> Iterator[None]:
-        """Count the time of the block for `name`."""
+        """Count the time of the block as `name`."""
         start = self._now()
         try:
             yield
@@ -40,7 +40,7 @@ class WallTime:
             self._spent[name] = self._spent.get(name, 0.0) + self._now() - start
 
     def timed(self, name: str, values: Iterator[T]) -> Iterator[T]:
-        """The values, the time that it takes to get each counted for `name`."""
+        """The values, with the time to get each counted as `name`."""
         while True:
             with self.spent_on(name):
                 try:
@@ -50,7 +50,7 @@ class WallTime:
             yield value
 
     def first_timed(self, name: str, call: Callable[..., T]) -> Callable[..., T]:
-        """The function, its first call counted for `name`."""
+        """The function, with the time of its first call counted as `name`."""
         first = True
 
         def timed(*arguments: Any) -> T:
@@ -63,7 +63,7 @@ class WallTime:
 
     @property
     def shares(self) -> dict[str, float]:
-        """Share of the wall time of steps (the goodput) and of all else, which sum to 1."""
+        """Shares of the wall time of steps (the goodput) and of all other activities; they sum to 1."""
         total = max(self._now() - self._start, 1e-9)
         others = {name: seconds / total for name, seconds in self._spent.items()}
         return {"steps": 1 - sum(others.values())} | others
@@ -83,9 +83,9 @@ _CHOSEN: contextvars.ContextVar[_Profile | None] = contextvars.ContextVar("profi
 
 @contextlib.contextmanager
 def profiled(folder: str | Path, *, steps: int = 10) -> Iterator[None]:
-    """Trace some steps of every training of the block, once they are compiled, to `folder`, one folder a training.
+    """Trace some compiled steps of every training in the block, each into a folder of its own below `folder`.
 
-    TensorBoard's profiler (xprof) opens them. Raises SemidError for a folder that cannot be written, and for a URL.
+    TensorBoard's profiler (xprof) opens the traces. Raises SemidError for a folder that cannot be written, or a URL.
     """
     if steps < 1:
         raise SemidError(f"expected at least 1 step to trace, got {steps}")
@@ -99,7 +99,7 @@ def profiled(folder: str | Path, *, steps: int = 10) -> Iterator[None]:
 
 @contextlib.contextmanager
 def traced_steps(title: str, *, first: int) -> Iterator[Callable[[int, T, Any], T]]:
-    """Yield a hook of the training loop that traces the steps after `first` that `profiled` asks for, if it does."""
+    """Yield a hook of the training loop that traces some steps after `first`, if `profiled` is active."""
     chosen, running = _CHOSEN.get(), False
     start = first + _BEFORE
 

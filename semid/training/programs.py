@@ -1,4 +1,4 @@
-"""Reading compiled programs: their collectives and traffic, loops counted as often as they run."""
+"""Analysis of compiled programs: collectives and memory traffic, with loops counted as often as they run."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _ON_CHIP = re.compile(r"\b[a-z]+[0-9]*\[[0-9,]*\]\{[^}]*S\(1\)\}")
 _LINE = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _OPCODE = re.compile(r"^(\((?:[^()]|\([^()]*\))*\)|\S+) ([\w\-]+)\(([^)]*)\)(.*)$")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|branch_computations)=(\{[^}]*\}|%?[\w.\-]+)")
-# What moves nothing: names of parts of memory, and calls whose insides are counted.
+# Opcodes without traffic: names of memory regions, and calls whose bodies are counted.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "iota"}
 
 
 class Collective(NamedTuple):
-    """An exchange between devices: bytes that a device sends over its links each time, and times per step."""
+    """An exchange between devices: bytes that a device sends each time, and number of times per step."""
 
     kind: str
     sent: float
@@ -38,7 +38,7 @@ class _Instruction(NamedTuple):
 
 @dataclass(frozen=True)
 class Program:
-    """The instructions of a compiled program by computation, and how often a step runs each of these."""
+    """The instructions of a compiled program by computation, and how often a step runs each computation."""
 
     computations: Mapping[str, tuple[_Instruction, ...]]
     times: Mapping[str, int]
@@ -46,7 +46,7 @@ class Program:
 
     @classmethod
     def parse(cls, text: str) -> Program:
-        """Read a program as `compiled.as_text()` prints it."""
+        """Parse the output of `compiled.as_text()`."""
         entry, computations = _computations(text)
         times, fused = {entry: 1}, set()
         for name in _callers_first(entry, computations):
@@ -61,7 +61,7 @@ class Program:
 
     @property
     def collectives(self) -> tuple[Collective, ...]:
-        """All exchanges between devices; of those that a TPU's program divides into steps, the first alone."""
+        """All exchanges between devices; of an exchange that a TPU program divides into steps, only the first."""
         found, seen = [], set()
         for name, instruction in self._run():
             kind = instruction.opcode.removesuffix("-start")
@@ -73,7 +73,7 @@ class Program:
 
     @property
     def traffic(self) -> float:
-        """Bytes that instructions read and write in main memory; of a slice of an array, that of the slice."""
+        """Bytes that instructions read and write in main memory; slices count with their own size."""
         return float(sum(self._bytes(name, one) * self.times[name] for name, one in self._run(fused=False)))
 
     def _run(self, *, fused: bool = True) -> Iterator[tuple[str, _Instruction]]:
@@ -123,8 +123,8 @@ def _called(instruction: _Instruction) -> list[str]:
 
 
 def _turns(instruction: _Instruction, computations: Mapping[str, tuple[_Instruction, ...]]) -> int:
-    """Turns of a loop, by the compiler's word or, as in programs for TPUs, by the number that its counter is compared
-    with; 1 of all else."""
+    """Iterations of a loop: the compiler's trip count or, as in TPU programs, the number that its counter is compared
+    with; 1 for other instructions."""
     if said := re.search(r'known_trip_count":\{"n":"(\d+)"', instruction.attributes):
         return int(said[1])
     condition = re.search(r"condition=%?([\w.\-]+)", instruction.attributes)
@@ -137,7 +137,7 @@ def _turns(instruction: _Instruction, computations: Mapping[str, tuple[_Instruct
 
 
 def _callers_first(entry: str, computations: Mapping[str, tuple[_Instruction, ...]]) -> list[str]:
-    """All computations that are reached, none before one that calls it."""
+    """All reachable computations, callers before callees."""
     order: list[str] = []
     seen: set[str] = set()
 
@@ -153,7 +153,7 @@ def _callers_first(entry: str, computations: Mapping[str, tuple[_Instruction, ..
 
 
 def _sliced(inside: tuple[_Instruction, ...], computations: Mapping[str, tuple[_Instruction, ...]]) -> dict[int, float]:
-    """Bytes that a fusion reads of parameters which it, or a fusion within it, only slices, by their number."""
+    """Bytes that a fusion reads of the parameters that it (or a fusion within it) only slices, by parameter number."""
     small = {}
     for parameter in (one for one in inside if one.opcode == "parameter"):
         users = [one for one in inside if parameter.name in one.operands]
@@ -165,7 +165,7 @@ def _sliced(inside: tuple[_Instruction, ...], computations: Mapping[str, tuple[_
 
 
 def _part_read(user: _Instruction, name: str, computations: Mapping[str, tuple[_Instruction, ...]]) -> float | None:
-    """Bytes that an instruction reads of an operand that it slices; None of one that it reads whole."""
+    """Bytes that an instruction reads of an operand that it slices; None if it reads the whole operand."""
     if user.opcode == "fusion" and user.operands.count(name) == 1:
         inside = next((computations[called] for called in _called(user) if called in computations), ())
         return _sliced(inside, computations).get(user.operands.index(name))
@@ -184,7 +184,7 @@ def _size(shape: str) -> float:
 
 
 def _sent(kind: str, instruction: _Instruction) -> float:
-    """Bytes that a device sends, by the algorithms on a ring."""
+    """Bytes that a device sends under ring algorithms."""
     shape = instruction.result
     if instruction.opcode in ("all-gather-start", "collective-permute-start"):  # of operands and results
         shape = "".join(f"{k}[{d}]" for k, d in _ARRAY.findall(shape)[1:2])
@@ -196,7 +196,7 @@ def _sent(kind: str, instruction: _Instruction) -> float:
 
 
 def _group(attributes: str) -> int:
-    """The number of devices that exchange."""
+    """Number of devices in an exchange."""
     if named := re.search(r"replica_groups=mesh\[(.*?)\].*? \{('.*?)\}", attributes):
         sizes = dict(re.findall(r"('[^']*')=(\d+)", named[1]))
         axes = re.findall(r"('[^']*')(?::\(\d+\)(\d+))?", named[2])

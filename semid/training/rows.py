@@ -1,4 +1,4 @@
-"""Rows of training data, made where they are asked for: histories packed together, or one history and one target."""
+"""Rows of training data, built on demand: several packed histories, or one history and one target."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from jaxtyping import Float, Int
 from semid.data import Histories, seconds_since
 from semid.errors import SemidError
 
-# Batches of an epoch that make rows of one length worth a compiled program of their own.
+# Minimum batches per epoch for a length of rows to get a compiled program of its own.
 _MIN_BATCHES = 100
-# Rows that are sorted into buckets at once.
+# Rows per block when rows are sorted into buckets.
 _AT_ONCE = 1 << 20
 _NO_TARGETS = "no training history has two items or more: there is nothing to learn from"
 
@@ -34,26 +34,26 @@ class Rows(abc.ABC):
     @property
     @abc.abstractmethod
     def arrays(self) -> tuple[np.ndarray, ...]:
-        """The arrays that determine the rows; a resumed run checks that they are the same."""
+        """Arrays that determine the rows; a resumed run checks that they have not changed."""
 
     def prepare(self, folder: Path) -> None:
-        """Do what must be done once before the first row is asked for; all processes see `folder`, which is theirs to
-        make."""
+        """Preparation that must be done once before the first row is read; processes share `folder`, which may not
+        exist yet."""
         del folder
 
     def buckets(self, batch_size: int) -> Int[np.ndarray, " rows"] | None:
-        """The bucket of each row, as a batch is of one bucket where possible; None: all rows are alike."""
+        """The bucket of each row (batches are from one bucket if possible); None: all rows have the same length."""
         del batch_size
         return None
 
     def batch(self, index: Int[np.ndarray, " n"], *, bucket: int) -> Any:
-        """Rows by number, none of them of a larger bucket than `bucket` (-1: the largest)."""
+        """Rows by number, none from a larger bucket than `bucket` (-1: the largest)."""
         del bucket
         return self[index]
 
 
 class _StoredRows(Rows):
-    """Rows of a NamedTuple of arrays, None where there is none."""
+    """Rows of a NamedTuple of arrays, some of which may be None."""
 
     def __init__(self, stored: Any) -> None:
         self._stored = stored
@@ -72,12 +72,11 @@ class _StoredRows(Rows):
 class PackedRows(NamedTuple):
     """Rows of several histories, or of one history and one target; numpy arrays on the host, JAX arrays in a step.
 
-    Codes are never in it: they are gathered on the device.
+    Codes are not part of it: they are gathered on the device.
     `segments` numbers the histories of a row from 1 and is 0 on padding; `targets[t]` is the item that follows
-    `history[t]`, -1 where there is none. Where the data have events, `events` are the history's and `target_events` the
-    targets' (see `Histories`), 0 on padding and where there is no target. For models that read them, `times` are
-    seconds since the history's first item in the row, -1 on padding. `target_weights` say how much targets count; None:
-    all alike.
+    `history[t]`, -1 if there is none. If the data have events, `events` are the history's and `target_events` the
+    targets' (see `Histories`), 0 on padding and without a target. For models that read them, `times` are seconds since
+    the history's first item in the row, -1 on padding. `target_weights` are weights of the targets; None: equal.
     """
 
     history: Int[Any, "rows length"]
@@ -90,12 +89,11 @@ class PackedRows(NamedTuple):
 
 
 class PackedHistories(Rows):
-    """Rows of `row_length` positions, each of several histories: packed best fit, longest first.
+    """Rows of `row_length` positions with several histories each, packed best fit, longest first.
 
-    Every item but a history's first is a target exactly once, seeing at most `max_history` items before it; longer
-    histories are cut into windows from the end. `append_last` puts behind each its last target, at a position of the
-    same segment without a target, for models whose codes are predicted from the tokens before them. With `times`, rows
-    have those of the histories.
+    Every item but a history's first is a target exactly once, after at most `max_history` items; longer histories are
+    cut into windows from the end. `append_last` appends to each history its last target, as a position without a
+    target, for models that predict codes from the tokens before them. With `times`, rows have the histories' times.
 
     Rows are built on demand, `rows[index] -> PackedRows`; memory holds two numbers per window and one per row.
     Raises SemidError when no history has two items.
@@ -112,12 +110,12 @@ class PackedHistories(Rows):
             raise SemidError(_NO_TARGETS)
         self._train, self._times = train, train.times if times else None
         self._row_length, self._append_last = row_length, append_last
-        sizes = sizes + append_last  # from here on numbers of positions
+        sizes = sizes + append_last  # from numbers of targets to numbers of positions
         longest_first = np.argsort(-sizes, kind="stable")
         row_of = _best_fit(sizes[longest_first], row_length)
         by_row = longest_first[np.argsort(row_of, kind="stable")]
         self._starts, self._sizes = starts[by_row], sizes[by_row].astype(np.int32)
-        self._bounds = np.concatenate([[0], np.cumsum(np.bincount(row_of))])  # of each row's windows
+        self._bounds = np.concatenate([[0], np.cumsum(np.bincount(row_of))])  # where each row's windows begin
 
     def __len__(self) -> int:
         return len(self._bounds) - 1
@@ -168,13 +166,13 @@ def pack(
 
 
 class SingleRows(Rows):
-    """Rows of one history and one target: every item of the training histories but their first, after at most
-    `max_history` items before it.
+    """Rows of one history and one target: every item of a training history but its first, after at most `max_history`
+    items.
 
-    Rows are built on demand, `rows[index] -> PackedRows` with targets [n], segments numbering the training histories
-    from 1; memory holds one number per history. Batches are of rows of about one length, if there are enough of them,
-    padded to a quarter of `max_history`, half of it, or all. `seen` counts the first items of each history that are no
-    targets. Raises SemidError when there is no row.
+    Rows are built on demand, `rows[index] -> PackedRows` with targets [n] and segments that number the training
+    histories from 1; memory holds one number per history. If there are enough rows of similar length, a batch has only
+    these, padded to a quarter of `max_history`, half of it, or all. `seen` is the number of first items of each history
+    that are no targets. Raises SemidError if there is no row.
     """
 
     def __init__(
@@ -189,9 +187,9 @@ class SingleRows(Rows):
             raise SemidError(f"expected max_history of at least 1, got {max_history}")
         self._train, self._max_history = train, max_history
         self._times = train.times if times else None
-        self._largest = -1  # bucket of a row, once `buckets` has looked
+        self._largest = -1  # largest bucket of a row, set by `buckets`
         first = 1 if seen is None else np.maximum(seen, 1)
-        self._until = np.cumsum(np.maximum(train.ends - train.starts - first, 0))  # targets up to and with each history
+        self._until = np.cumsum(np.maximum(train.ends - train.starts - first, 0))  # targets up to the end of a history
         if not len(self):
             raise SemidError(
                 _NO_TARGETS if seen is None else "no training history has an item that it did not have before"
@@ -226,7 +224,7 @@ class SingleRows(Rows):
         return np.unique([-(-self._max_history // 4), -(-self._max_history // 2), self._max_history])
 
     def _targets(self, index: Int[np.ndarray, " n"]) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
-        """The history of each row, and the place of its target."""
+        """The history of each row, and the index of its target."""
         owner = np.searchsorted(self._until, index, side="right")
         return owner, self._train.ends[owner] - (self._until[owner] - index)
 
@@ -252,7 +250,7 @@ class SingleRows(Rows):
 
 
 def _windows(train: Histories, max_history: int) -> tuple[np.ndarray, np.ndarray]:
-    """Start on the flat array and number of targets of each window of at most `max_history` inputs."""
+    """Start in the flat array and number of targets of each window of at most `max_history` inputs."""
     targets = np.maximum(train.lengths.astype(np.int64) - 1, 0)
     owner, nth_from_end = _counted(-(-targets // max_history))
     end = train.ends[owner] - 1 - nth_from_end * max_history
@@ -261,17 +259,16 @@ def _windows(train: Histories, max_history: int) -> tuple[np.ndarray, np.ndarray
 
 
 def _counted(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For things of which each has so many parts: the thing and the number, from 0, of each part."""
+    """For groups of the sizes `counts`: the group of each member, and its number in the group, from 0."""
     owner = np.repeat(np.arange(len(counts)), counts)
     return owner, np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
 def _best_fit(sizes: np.ndarray, row_length: int) -> np.ndarray:
-    """The row of each of sizes in descending order, which goes into the fullest row that has room, behind the others
-    there.
+    """Best-fit packing of sizes in descending order: the row of each, the fullest one with enough room.
 
-    All of one size are placed at once: a row takes as many as its room holds one after the other, since with one more
-    it is still the fullest that has room.
+    Equal sizes are placed at once: a row takes as many as fit, since after each one it remains the fullest row with
+    room.
     """
     by_room = [np.zeros(0, np.int64)] * (row_length + 1)  # rows by what is free in them; the last is filled first
     row_of, placed, num_rows = np.empty(len(sizes), np.int64), 0, 0
@@ -299,12 +296,12 @@ def _best_fit(sizes: np.ndarray, row_length: int) -> np.ndarray:
 
 
 def _blocks(count: int) -> Iterator[np.ndarray]:
-    """The numbers below `count`, not all of them at once."""
+    """The numbers below `count`, in blocks."""
     return (np.arange(start, min(start + _AT_ONCE, count)) for start in range(0, count, _AT_ONCE))
 
 
 def checksum(array: np.ndarray, seen: int = 0) -> int:
-    """CRC-32 of an array's bytes, after those of which `seen` is the checksum."""
+    """CRC-32 of an array's bytes, continuing from the checksum `seen`."""
     return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, seen)
 
 

@@ -1,4 +1,4 @@
-"""Seals of checkpoints: what a checkpoint's folder was when it was written, and which of them a run can go on from."""
+"""Seals of checkpoints: digests of a checkpoint's files when written, and the checkpoints to resume from."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Scores = dict[int, float | None]
 
 
 def best_of(scores: Scores) -> int | None:
-    """The step of the highest score; of equal ones the first: a plateau is no progress. None without a score."""
+    """The step with the highest score, the first one of equal scores; None without scores."""
     known = {step: score for step, score in scores.items() if score is not None}
     return max(known, key=lambda step: (known[step], -step), default=None)
 
 
 def steps_to_keep(scores: Scores) -> set[int]:
-    """The last two steps, and the best as of each of them: whoever goes on from the second last needs its best."""
+    """The last two steps, and the best step as of each of them, since a run resumed from the second last needs it."""
     last_two = sorted(scores)[-2:]
     best = [best_of({s: score for s, score in scores.items() if s <= last}) for last in last_two]
     return {*last_two, *(step for step in best if step is not None)}
@@ -38,8 +38,8 @@ def log_now(folder: Path) -> dict[str, Any]:
 
 
 def seal(step: Path, scores: Scores, log: dict[str, Any]) -> None:
-    """Record what a checkpoint and its request are now; `scores` are those of the steps until now, `log` is what
-    `log_now` said when the checkpoint was taken."""
+    """Record the digests of a checkpoint and its request. `scores` are those of the steps until now, `log` is what
+    `log_now` returned when the checkpoint was taken."""
     content = {
         "step": _number(step),
         "request": _request_digest(step),
@@ -52,7 +52,7 @@ def seal(step: Path, scores: Scores, log: dict[str, Any]) -> None:
 
 
 def damage(step: Path) -> str | None:
-    """The first thing about a checkpoint that is not as it was sealed; None if all is."""
+    """The first difference between a checkpoint and its seal; None if there is none."""
     try:
         sealed, found, request = _read(step), _digests(step), _request_digest(step)
     except (SemidError, OSError) as error:
@@ -68,10 +68,10 @@ def damage(step: Path) -> str | None:
 
 
 def restorable(folder: Path) -> Scores:
-    """The scores of the checkpoints that a run goes on from: the last that is whole, with the best of its time, and
-    those before it. What comes after is removed, with a warning.
+    """Scores of the checkpoints up to the one to resume from: the last intact one whose best checkpoint is intact, too.
+    Later ones are removed with a warning.
 
-    Raises SemidError naming what is damaged if there is no such checkpoint, or if the log is not as it was then.
+    Raises SemidError naming the damage if there is no such checkpoint, or if the log was changed before it.
     """
     steps = sorted((path for path in folder.iterdir() if path.name.isdecimal()), key=_number)
     damages = {step: found for step in steps if (found := damage(step))}
@@ -84,13 +84,13 @@ def restorable(folder: Path) -> Scores:
     for step in (step for step in steps if _number(step) > _number(last)):
         _forget(step, damages.get(step, "the best before it is damaged"), since=f"from step {last.name}")
     for step in (step for step in damages if _number(step) < _number(last)):
-        artifacts.remove(step)  # a kill ended its removal, or nothing needs it
+        artifacts.remove(step)  # its removal was interrupted, or it is not needed
     _check_history(folder / HISTORY, seals[last]["history"], step=last.name)
     return {_number(step): sealed["score"] for step, sealed in seals.items() if _number(step) <= _number(last)}
 
 
 def _begin_again(folder: Path, steps: list[Path], damages: dict[Path, str]) -> Scores:
-    """Forget the one checkpoint that a kill left unfinished. Raises SemidError if more was lost."""
+    """Remove the only checkpoint, which a killed run left unfinished. Raises SemidError if more was lost."""
     match list(damages.items()):
         case [(step, why)] if steps == [step] and not (step / _SEAL).exists():
             _forget(step, why, since="from the start")
@@ -111,7 +111,7 @@ def _number(step: Path) -> int:
 
 
 def _read(step: Path) -> dict[str, Any]:
-    """The seal of a checkpoint. Raises SemidError if there is none, or it is not as it was written."""
+    """The seal of a checkpoint. Raises SemidError if it is missing or changed."""
     sealed = artifacts.read_json(step / _SEAL)
     if not isinstance(sealed, dict) or sealed.pop("sha256", None) != artifacts.sha256_json(sealed):
         raise SemidError(f"{step / _SEAL}: changed")
@@ -136,7 +136,7 @@ def _sha256_of_start(file: Path, size: int) -> str | None:
 
 
 def _check_history(log: Path, written: dict[str, Any], *, step: str) -> None:
-    """Raise SemidError if the log until `step` is not as it was written; warn if it is gone."""
+    """Raise SemidError if the log until `step` has changed; warn if it is missing."""
     if written["bytes"] and not log.exists():
         warnings.warn(f"{log}: gone; the records until step {step} are lost", stacklevel=3)
     elif _sha256_of_start(log, written["bytes"]) != written["sha256"]:

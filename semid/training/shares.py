@@ -1,4 +1,4 @@
-"""Arrays of rows that every process of a run works out a share of and reads all of."""
+"""Arrays by rows of which every process computes a share and reads all."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from jaxtyping import Int, Shaped
 
 from semid.training.tracking import naming
 
-# Folder of them within a run's.
+# Their folder within a run's folder.
 SHARES = "shares"
 
 
 def own_share(count: int) -> Int[np.ndarray, " n"]:
-    """Numbers of the rows, of `count`, that this process works out."""
+    """Numbers of the rows, of `count`, that this process computes."""
     return np.array_split(np.arange(count), jax.process_count())[jax.process_index()]
 
 
@@ -30,10 +30,10 @@ class SharedArray:
 
     @classmethod
     def exchanged(cls, own: Shaped[np.ndarray, "n ..."], file: Path) -> SharedArray:
-        """The array whose share this process has worked out, `own`.
+        """The array of which this process has computed the share `own`.
 
-        Of several processes each writes its share next to `file`, in a folder that all see, and maps the others' files
-        into its memory, where only what is read takes any. All of them call this, and wait for each other.
+        Several processes write their shares next to `file`, in a shared folder, and map each other's files into memory,
+        of which only the rows that are read take any. All processes must call this, and wait for each other.
         """
         if jax.process_count() == 1:
             return cls([own])

@@ -1,4 +1,4 @@
-"""Trackers that training is shown by next to history.jsonl: TensorBoard, Weights & Biases, MLflow."""
+"""Experiment trackers for training, in addition to history.jsonl: TensorBoard, Weights & Biases, MLflow."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from semid.errors import SemidError
 
 
 class TrackedRun(NamedTuple):
-    """A training run as trackers are told of it; `first_step` is not 0 in one that was resumed."""
+    """Description of a training run for trackers; `first_step` is above 0 in a resumed run."""
 
     folder: Path
     title: str
@@ -54,7 +54,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of Weights & Biases, by its own settings (WANDB_PROJECT, WANDB_MODE, ...); a resumed one goes on."""
+    """A run of Weights & Biases, by its own settings (WANDB_PROJECT, WANDB_MODE, ...); resuming continues the run."""
 
     def __init__(self, run: TrackedRun) -> None:
         import wandb
@@ -75,7 +75,7 @@ class WeightsAndBiases:
 
 
 def _run_id(run: TrackedRun) -> str:
-    """The id that the folder keeps for a resumed run; a run from the start is another one, in whatever folder."""
+    """The run's id, stored in its folder for a resumed run; a run from the start gets a new id."""
     kept = run.folder / "wandb.id"
     if not (run.first_step and kept.exists()):
         with artifacts.replacing(kept) as written:
@@ -86,7 +86,7 @@ def _run_id(run: TrackedRun) -> str:
 class MLflow:
     """A run of MLflow, by its own settings (MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME, ...).
 
-    A resumed run is another one there, of the same name. Names of metrics have _at_ for @, which MLflow does not take.
+    A resumed run becomes a new one of the same name. Names of metrics have _at_ for @, which MLflow does not allow.
     """
 
     def __init__(self, run: TrackedRun) -> None:
@@ -130,9 +130,9 @@ _CHOSEN: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar("track
 
 @contextlib.contextmanager
 def tracked_by(*names: str) -> Iterator[None]:
-    """Show the training runs of the block by these trackers, too: tensorboard, wandb, mlflow.
+    """Track the training runs of the block by these trackers: tensorboard, wandb, mlflow.
 
-    They are no part of what determines an artifact. Raises SemidError for another name, a missing extra or login.
+    Trackers do not change any artifact. Raises SemidError for another name, or a missing extra or login.
     """
     for name in names:
         check_tracker(name)
@@ -157,17 +157,17 @@ def check_tracker(name: str) -> None:
 
 
 def chosen_trackers(*, tensorboard: bool = False) -> tuple[str, ...]:
-    """Trackers of the block that this is called in, and TensorBoard where a config asks for it."""
+    """Trackers of the enclosing `tracked_by` block, and TensorBoard if a config asks for it."""
     return tuple(dict.fromkeys([*_CHOSEN.get(), *["tensorboard"] * tensorboard]))
 
 
 def check_folder(folder: Path) -> None:
-    """Raise SemidError for the copy of a URL, to which TensorBoard cannot write."""
+    """Raise SemidError for the local copy of a URL, as TensorBoard cannot write to URLs."""
     artifacts.local_only(folder, "tensorboard writes its events while training goes on")
 
 
 def open_sinks(run: TrackedRun, names: tuple[str, ...]) -> list[Sink]:
-    """Begin a run in each of these trackers. Raises SemidError where one refuses it, in one line."""
+    """Begin a run in each of these trackers. Raises SemidError with one line if a tracker fails."""
     opened: list[Sink] = []
     for name in names:
         check_tracker(name)

@@ -26,7 +26,7 @@ _GO_ON = "make space, and give the same command again: it goes on from the last 
 
 @contextlib.contextmanager
 def naming(path: Path, advice: str = _GO_ON) -> Iterator[None]:
-    """Turn what a library raises when it cannot write `path` into one line that names it, the reason and `advice`."""
+    """Convert exceptions of libraries that cannot write `path` into one line with the path, the reason and `advice`."""
     try:
         yield
     except SemidError:
@@ -38,9 +38,9 @@ def naming(path: Path, advice: str = _GO_ON) -> Iterator[None]:
 
 
 class Tracker:
-    """A log of scalars in `history.jsonl` with progress shown; a resumed run drops the records after its first step.
+    """Training log: scalars in `history.jsonl`, and progress. A resumed run drops the records after its first step.
 
-    The same scalars go to the trackers (see `tracked_by`), with the config.
+    Scalars and config also go to the experiment trackers (see `tracked_by`).
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Tracker:
         with naming(self.path):
             folder.mkdir(parents=True, exist_ok=True)
             kept = [r for r in read_history(self.path) if r["step"] <= first_step] if self.path.exists() else []
-            with artifacts.replacing(self.path) as rewritten:  # a kill here loses no record
+            with artifacts.replacing(self.path) as rewritten:  # if killed here, no record is lost
                 rewritten.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
         self._sinks = list(open_sinks(TrackedRun(folder, title, config or {}, first_step), trackers))
         self._file = self.path.open("ab", buffering=0)
@@ -83,11 +83,11 @@ class Tracker:
         self.show(step, values)
 
     def show(self, step: int, values: Mapping[str, float]) -> None:
-        """Give scalars of one step to the trackers alone: times, of which no two runs have the same."""
+        """Send scalars of one step only to the trackers: wall times, which would make logs of equal runs differ."""
         self._tell(lambda sink: sink.log(step, values))
 
     def _tell(self, call: Callable[[Sink], None]) -> None:
-        """Call each tracker; one that fails is left out from then on, as the training matters more."""
+        """Call each tracker; one that fails is dropped with a warning, and the training continues."""
         for sink in tuple(self._sinks):
             try:
                 call(sink)
@@ -97,7 +97,7 @@ class Tracker:
                 LOG.warning("%s: %s; what follows is in %s alone", name, why, self.path)
 
     def _append(self, line: bytes) -> None:
-        """Write a whole line, or raise SemidError and leave none of it."""
+        """Write a whole line; on failure raise SemidError and remove a partial line."""
         size = os.fstat(self._file.fileno()).st_size
         with naming(self.path):
             try:
@@ -112,7 +112,7 @@ class Tracker:
         self._progress.advance(step, note)
 
     def say(self, text: str) -> None:
-        """Show what is under way before the next step is done."""
+        """Show what is happening before the next step is done."""
         self._progress.say(text)
 
 
@@ -142,16 +142,16 @@ class NullTracker(Tracker):
 
 
 def open_tracker(folder: Path, **options: Any) -> Tracker:
-    """The log of a run in the first process, one that records nothing in the others; what it raises, all raise."""
+    """A Tracker in the first process, a NullTracker in the others. An exception of the first is raised in all."""
     opened: list[Tracker] = [NullTracker(folder)]
     on_first(lambda: opened.append(Tracker(folder, **options)))
     return opened[-1]
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """The records of a `history.jsonl`; a last line cut short by a kill is left out.
+    """The records of a `history.jsonl`, without a last line that a killed run left incomplete.
 
-    Raises SemidError naming the file and the line that is no record.
+    Raises SemidError naming the file and a line that is no record.
     """
     return [
         _record(line, f"{path}: line {number}") for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1)
@@ -169,8 +169,8 @@ def _record(line: bytes, where: str) -> dict[str, Any]:
 
 
 def check_events(settings: Any, *folders: Path) -> None:
-    """Raise SemidError where settings, at any depth, or the trackers of the block ask for TensorBoard events that
-    cannot be written to the folders: one is a URL's, or the extra is missing."""
+    """Raise SemidError if TensorBoard events are requested, by settings at any depth or by `tracked_by`, and cannot be
+    written: a folder is the copy of a URL, or the extra is missing."""
     if "tensorboard" not in chosen_trackers(tensorboard=_asks_for_events(settings)):
         return
     for folder in folders:

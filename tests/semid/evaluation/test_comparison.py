@@ -384,7 +384,7 @@ def test_conditions_of_each_example_go_with_its_batch(dataset):
 
 @pytest.mark.parametrize("measure", [evaluate, against_exact])
 def test_targets_are_asked_for_in_one_way(dataset, measure):
-    with pytest.raises(SemidError, match="`own` asks for each target by what it is and `condition` for something else"):
+    with pytest.raises(SemidError, match="`own` is each target's own condition, and `condition` another one"):
         measure(Told(dataset.item_ids), dataset, beam_size=1, own=("group",), condition={"group": "9"})
 
 
