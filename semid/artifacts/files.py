@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written under a hidden name next to them and renamed; JSON, tensors and digests."""
+"""Atomic files (written under a hidden name next to them and renamed), JSON, tensors and digests."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ _UNSUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON whole or not at all."""
+    """Write JSON atomically."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1, sort_keys=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary name next to `path`, which is renamed to it at the end: a reader sees the old file or the new.
+    """Yield a temporary name next to `path`, renamed to it at the end: readers see the old file or the new one.
 
-    After an exception nothing is left behind; what a kill leaves, the next call undoes. Within another call, for the
-    name that it yields, that is the name.
+    It is removed after an exception, and by the next call if the process was killed. A nested call for the temporary
+    name of another call yields that name itself.
     """
     if path.name.endswith(f".{_writing()}"):
         yield path
@@ -63,10 +63,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def write_once(path: Path) -> Iterator[Path]:
-    """Yield a temporary name next to `path`; on success what was written there stands, on the disk, at `path`.
+    """Yield a temporary name next to `path`; on success the file is renamed to `path` and flushed to the disk.
 
-    Raises FileExistsError where something stands there already, also where another process came first. After an
-    exception nothing is left behind; what a kill leaves, the next call undoes.
+    Raises FileExistsError if `path` exists, even if another process has just made it. The temporary file is removed
+    after an exception, and by the next call if the process was killed.
     """
     with _temporary_file(path) as temporary:
         yield temporary
@@ -78,7 +78,7 @@ def write_once(path: Path) -> Iterator[Path]:
 
 
 def _publish_once(temporary: Path, path: Path) -> None:
-    """Give a file its name unless something has it: `os.replace` would put it in that one's place."""
+    """Rename a file unless the target exists, which `os.replace` would overwrite."""
     try:
         os.link(temporary, path)
     except OSError as error:
@@ -94,7 +94,7 @@ def _publish_once(temporary: Path, path: Path) -> None:
 
 
 def rename(source: Path, target: Path, how: Rename) -> bool:
-    """Rename in one step that no reader sees the middle of; False where the system or the file system has no such."""
+    """Rename atomically; False if the system or the file system does not support this kind of rename."""
     call = getattr(_libc(), "renameat2", None)
     if call is None:
         return False
@@ -111,7 +111,7 @@ def _libc() -> ctypes.CDLL:
 
 
 def flush(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on the disk."""
+    """Flush a file, or a folder's list of names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -120,7 +120,7 @@ def flush(path: Path) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file. Raises SemidError naming the file if it is absent or not JSON."""
+    """Read a JSON file. Raises SemidError naming the file if it is missing or not JSON."""
     try:
         text = path.read_bytes()
     except FileNotFoundError:
@@ -131,7 +131,7 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(text: str | bytes, *, where: str | Path) -> Any:
-    """The value of JSON in UTF-8. Raises SemidError saying `where`, also for values too deep or numbers too long."""
+    """Parse JSON in UTF-8. Raises SemidError naming `where`, also for too deep nesting or too long numbers."""
     try:
         return json.loads(text if isinstance(text, str) else text.decode("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -144,7 +144,7 @@ def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_sealed(path: Path) -> Any:
-    """Read a JSON file, without the digest that `sealed` gave it. One that has none is taken as it is.
+    """Read a JSON file, and verify and drop its digest (see `sealed`), if it has one.
 
     Raises SemidError naming the file if it is absent, not JSON, or not what its digest says.
     """
@@ -152,14 +152,14 @@ def read_sealed(path: Path) -> Any:
 
 
 def unsealed(value: Any, *, where: Path) -> Any:
-    """A JSON value without the digest of `sealed`, if it has one. Raises SemidError where that is of another value."""
+    """A JSON value without the digest of `sealed`, if it has one. Raises SemidError if the digest does not match."""
     if isinstance(value, dict) and "sha256" in value and value.pop("sha256") != sha256_json(value):
         raise SemidError(f"{where}: content does not match its own digest (edited by hand?); write it again")
     return value
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Any], *, metadata: Mapping[str, str] | None = None) -> None:
-    """Write named arrays (of numpy or a device) as one safetensors file, whole or not at all, `metadata` in its header.
+    """Write named arrays (of numpy or a device) atomically as one safetensors file, with `metadata` in its header.
 
     Raises SemidError naming the file if it cannot be written.
     """
@@ -167,13 +167,13 @@ def save_tensors(path: Path, tensors: Mapping[str, Any], *, metadata: Mapping[st
     with replacing(path) as temporary:
         try:
             save_file(arrays, temporary, metadata=dict(metadata) if metadata else None)
-        except SafetensorError as error:  # the library's, also for a full disk
+        except SafetensorError as error:  # raised also for a full disk
             raise SemidError(f"{path}: cannot be written ({error})") from None
-        temporary.chmod(path.parent.stat().st_mode & 0o666)  # the library makes files that nobody else can read
+        temporary.chmod(path.parent.stat().st_mode & 0o666)  # the library makes files that other users cannot read
 
 
 def load_tensors(path: Path) -> dict[str, np.ndarray]:
-    """Read a safetensors file. Raises SemidError naming the file if it is absent or damaged."""
+    """Read a safetensors file. Raises SemidError naming the file if it is missing or damaged."""
     with _readable_tensors(path):
         return load_file(path)
 
@@ -181,7 +181,7 @@ def load_tensors(path: Path) -> dict[str, np.ndarray]:
 def check_finite(
     tensors: Mapping[str, np.ndarray], *, where: str | Path, may_be_infinite: Collection[str] = ()
 ) -> None:
-    """Raise SemidError naming `where` and the first tensor that holds NaN, or infinity where that means nothing."""
+    """Raise SemidError naming `where` and the first tensor with NaN, or with infinity unless it is allowed there."""
     for name, tensor in tensors.items():
         if not np.isfinite(tensor).all() and (name not in may_be_infinite or np.isnan(tensor).any()):
             raise SemidError(f"{where}: tensor {name!r} holds values that are not finite; train or export it again")
@@ -207,9 +207,9 @@ def _readable_tensors(path: Path) -> Iterator[None]:
 
 
 def sha256(path: Path) -> str:
-    """Hex sha256 of a file's bytes, computed once per process while the file stays as it is."""
-    found = path.stat()
-    return _sha256(path.resolve(), found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns)
+    """Hex sha256 of a file's bytes, cached in the process until the file changes."""
+    status = path.stat()
+    return _sha256(path.resolve(), status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
 
 
 @functools.lru_cache(maxsize=1 << 14)
@@ -219,23 +219,23 @@ def _sha256(path: Path, *identity: int) -> str:
 
 
 def sha256_json(value: Any) -> str:
-    """sha256 of a JSON value, whatever the order of its keys."""
+    """sha256 of a JSON value, independent of the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def temporary_file(path: Path) -> Path:
-    """Name next to `path` under which this thread writes it."""
+    """Temporary name next to `path` under which this thread writes it."""
     return path.with_name(f".{path.name}.{_writing()}")
 
 
 def _writing() -> str:
-    """End of the names under which this thread writes files."""
+    """Suffix of this thread's temporary names."""
     return in_use(f"writing.{threading.get_ident()}")
 
 
 @contextlib.contextmanager
 def _temporary_file(path: Path) -> Iterator[Path]:
-    """Yield `temporary_file`; remove it at the end, and what killed processes left."""
+    """Yield `temporary_file`; remove it at the end, and first those that killed processes left."""
     temporary = temporary_file(path)
     remove_dead(path.parent, f"{path.name}.writing.@")
     try:
@@ -245,7 +245,7 @@ def _temporary_file(path: Path) -> Iterator[Path]:
 
 
 def remove_dead(folder: Path, name: str) -> None:
-    """Remove what killed processes of this host left under a hidden name; of a thread `name` has @."""
+    """Remove files that killed processes of this host left under a hidden name; @ in `name` stands for the thread."""
     pattern = glob.escape(f".{in_use(name, '')}").replace("@", "*")
     for leftover in folder.glob(f"{pattern}*"):
         if has_ended(leftover):

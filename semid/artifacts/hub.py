@@ -14,9 +14,9 @@ _FILES = ["*.json", "*.safetensors", "*.parquet", "*.model", "*.txt", "README.md
 
 
 def local_folder(path: str | Path, *, revision: str | None = None) -> Path:
-    """`path` itself; of a URL its copy here; of the `org/name` of a repository, and no path, the folder it came to.
+    """Local folder of a path, of a URL (its local copy), or of a hub repository `org/name` (its download).
 
-    A string counts as that only if the extra is installed and there is no folder `org` here.
+    A string counts as a repository only if the extra is installed and no local folder `org` exists.
     Raises SemidError if the hub does not have it or does not answer.
     """
     if not is_repository(path):
@@ -28,11 +28,11 @@ def local_folder(path: str | Path, *, revision: str | None = None) -> Path:
     try:
         return Path(snapshot_download(str(path), revision=revision, allow_patterns=_FILES))
     except (OSError, ValueError) as error:
-        raise SemidError(f"{path}: no such folder, and not to be had from the hub ({first_line(error)})") from None
+        raise SemidError(f"{path}: no such folder, and not available from the hub ({first_line(error)})") from None
 
 
 def is_repository(path: str | Path) -> bool:
-    """True for a string `org/name` that is no path here, where the extra is installed."""
+    """True for a string `org/name` that is no local path, if the extra is installed."""
     if not isinstance(path, str) or not _REPO_ID.fullmatch(path) or Path(path.split("/")[0]).exists():
         return False
     return importlib.util.find_spec("huggingface_hub") is not None

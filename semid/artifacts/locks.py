@@ -1,4 +1,4 @@
-"""Locks of places that one process may write: a file that says who, held by the system for as long as that lives."""
+"""Locks of output paths: a file that names the process that is writing, locked by the system while it lives."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Owner:
 
     host: str
     boot: str
-    """Identity of the running system: containers of one machine have names of their own and share this."""
+    """Boot id of the running system, which containers of a machine share, unlike host names."""
     pid: int
     started: str
-    """Time of the process's start in the system's ticks: a later process of the same number has another."""
+    """Start time of the process in system ticks, which distinguishes it from later processes of the same number."""
     since: str
-    """When it took the lock, in UTC."""
+    """Time when it took the lock, in UTC."""
 
     @classmethod
     def this(cls) -> Owner:
@@ -39,25 +39,25 @@ class Owner:
         return f"process {self.pid} on {self.host} since {self.since}"
 
     def is_elsewhere(self) -> bool:
-        """Tell whether another machine runs it."""
+        """Tell whether it runs on another machine."""
         return self.host != platform.node() and (self.boot != _boot() or not self.boot)
 
     def lives(self) -> bool:
-        """Tell whether this machine runs it; of a process in another container that is not known."""
+        """Tell whether it runs on this machine; False also for a process in another container, which is not visible."""
         return self.boot == _boot() and self.started != "" and self.started == _started(self.pid)
 
     def has_ended(self) -> bool:
-        """Tell whether this machine ran it and does so no more; of another machine or container that is not known."""
+        """Tell whether it ran on this host and has ended; False for another machine or container."""
         return self.host == platform.node() and self.started != "" and not self.lives()
 
 
 @contextlib.contextmanager
 def locked(file: Path, path: Path) -> Iterator[None]:
-    """Hold the lock `file` of `path`: one process at a time, which the file names; it goes at the end.
+    """Hold the lock `file` of `path`, which names this process, until the end of the block.
 
-    The lock of a process that was killed is taken over. Of the copy of a URL, an object there says so to others.
-    Raises SemidError naming host, number and time of the owner; of one on another machine, whose end is not seen from
-    here, with the file to delete.
+    The lock of a killed process is taken over. For the local copy of a URL, an object at the URL is the lock for other
+    machines. Raises SemidError naming host, process and time of the owner, and for one on another machine, whose end
+    is not visible from here, the file to delete.
     """
     missing = [folder for folder in file.parents if not folder.exists()]
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -67,16 +67,16 @@ def locked(file: Path, path: Path) -> Iterator[None]:
             yield
     finally:
         with contextlib.suppress(OSError):  # the folder may be gone, or the disk
-            file.unlink()  # first: whoever opened it in the meantime finds that it is another file's name now
+            file.unlink()  # before closing: a process that has opened it since sees that the name is gone
         os.close(descriptor)
-        with contextlib.suppress(OSError):  # work that failed leaves no empty folders
+        with contextlib.suppress(OSError):  # remove empty folders that failed work has left
             for folder in missing:
                 folder.rmdir()
 
 
 @contextlib.contextmanager
 def _locked_there(file: Path, path: Path) -> Iterator[None]:
-    """Hold the lock of the URL that `file` is the copy of."""
+    """Hold the lock at the URL of which `file` is the local copy, if it is one."""
     url = remote.url_of(file)
     if url is None:
         yield
@@ -95,7 +95,7 @@ def _locked_there(file: Path, path: Path) -> Iterator[None]:
 
 
 def _acquire(file: Path, path: Path) -> int:
-    """Descriptor of the file, locked and with this process's name in it."""
+    """Descriptor of the lock file, locked and naming this process."""
     while True:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         try:
@@ -111,13 +111,13 @@ def _acquire(file: Path, path: Path) -> int:
 
 
 def _check_free(file: Path, descriptor: int, path: Path) -> None:
-    """Take the system's lock. Raises SemidError where a process has it, or has the file where there are no such."""
+    """Take the system's lock. Raises SemidError if another process has it or, without system locks, owns the file."""
     taken = False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         taken = True
-    except OSError:  # a file system without locks: what the file says must do
+    except OSError:  # a file system without locks: rely on the content of the file
         owner = _owner(descriptor)
         taken = owner is not None and owner.lives()
     owner = _owner(descriptor)
@@ -135,16 +135,16 @@ def _this() -> bytes:
     return json.dumps(asdict(Owner.this())).encode()
 
 
-def _parsed(said: bytes) -> Owner | None:
-    """Owner that says so; None for nothing and for what no lock of semid says."""
+def _parsed(content: bytes) -> Owner | None:
+    """Owner in the content of a lock file; None if it is empty or not written by semid."""
     try:
-        return Owner(**json.loads(said))
+        return Owner(**json.loads(content))
     except (ValueError, TypeError, RecursionError):
         return None
 
 
 def _is_still(file: Path, descriptor: int) -> bool:
-    """Tell whether the name is still that of the open file: its last owner removes it."""
+    """Tell whether the name still refers to the open file, as the last owner removes it."""
     try:
         return os.path.samestat(os.stat(file), os.fstat(descriptor))
     except FileNotFoundError:
@@ -156,7 +156,7 @@ def _boot() -> str:
 
 
 def _started(pid: int) -> str:
-    """Time of a process's start; empty if there is no such process."""
+    """Start time of a process; empty if there is no such process."""
     return next(iter(_text(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()[19:20]), "")
 
 

@@ -1,4 +1,4 @@
-"""Manifests: what an artifact is, how it was made, and the sha256 of its files; read as if anybody had written them."""
+"""Manifests: what an artifact is, how it was made, and the sha256 of its files. They are read as untrusted input."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _USES_OF_GRAPH = (
     "an item graph is measured by `semid evaluate` (without --catalog), mixed with a model (--graph) and taught from "
     "(--teacher of `semid train`)"
 )
-# Artifacts in a folder that are named where the folder itself is none.
+# Maximum number of artifacts to suggest if a folder is none itself.
 _SHOWN = 4
 _SHA256 = re.compile("[0-9a-f]{64}")
 _TYPES: dict[str, Any] = {
@@ -101,13 +101,13 @@ class Origin:
         return self.manifest.digest
 
     def read(self, name: str) -> Any:
-        """Read a JSON file of the artifact; None where it has none of that name."""
+        """Read a JSON file of the artifact; None if it has none of that name."""
         return read_json(self.folder / name) if name in self.manifest.files else None
 
     def copy_file(self, name: str, into: Path) -> None:
         """Copy a file of the artifact into a folder.
 
-        Raises SemidError if it is no longer what it was when the artifact was read.
+        Raises SemidError if it has changed since the artifact was read.
         """
         (into / name).parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -143,7 +143,7 @@ def read_artifact(path: str | Path, kind: str, *others: str) -> Manifest:
 def opened(path: str | Path, kind: str, *others: str) -> Iterator[Origin]:
     """Verify the artifact at `path`, as `read_artifact` does, to read its files in the body.
 
-    Raises SemidError, also in place of an error of the body, where another process replaced the artifact meanwhile.
+    Raises SemidError, also in place of an error of the body, if another process has replaced the artifact meanwhile.
     """
     manifest = read_artifact(path, kind, *others)
     with _unreplaced(Path(path), manifest):

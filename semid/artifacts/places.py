@@ -1,4 +1,4 @@
-"""Places of output, tried before any work: a path that can be written, and how."""
+"""Output paths: checks, before any work, that a path can be written, and how."""
 
 from __future__ import annotations
 
@@ -18,28 +18,29 @@ from semid.artifacts.processes import in_use
 from semid.errors import SemidError
 
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
-# Entries of a folder that are no artifact's: a writer's own in a folder that is written into, and a disk's.
+# Entries of a folder that are not part of an artifact: a writer's own files, and those of a file system.
 _OWN = re.compile(r"\.lock|\.checkpoints|\.(writing|trying)[-.].+")
 _DISK = "lost+found"
 _MANIFEST = "manifest.json"
 
 
 class Place(NamedTuple):
-    """Place of an artifact: a folder that is renamed to `path` whole, or is filled, where none can take its place.
+    """How an artifact is written to `path`: as a folder that is renamed to it, or file by file into it.
 
-    `inside`: `path` is filled: a mount point, a folder where a process works, or the child of one that is read-only.
+    `inside`: file by file, as `path` cannot be replaced: it is a mount point, a process's working directory, or below a
+    read-only folder.
     """
 
     path: Path
     inside: bool
 
     def hidden(self, use: str) -> Path:
-        """Path of what goes with the work and not with the artifact, on the same disk."""
+        """Path for temporary files that are not part of the artifact, on the same disk."""
         return self.path / f".{use}" if self.inside else self.path.with_name(f".{self.path.name}.{use}")
 
     @property
     def lock(self) -> Path:
-        """File that the process which writes here holds (see `locked`)."""
+        """Lock file of the process that writes here (see `locked`)."""
         return self.hidden("lock")
 
     @property
@@ -49,14 +50,14 @@ class Place(NamedTuple):
 
     @classmethod
     def either(cls, path: Path) -> tuple[Place, Place]:
-        """Both places that a path may have been when an earlier process wrote there."""
+        """Both ways in which an earlier process may have written to a path."""
         return cls(path, inside=False), cls(path, inside=True)
 
 
 def resolved(path: str | Path) -> Path:
-    """Absolute path without `~` and links: what is written through a link stands where the link points.
+    """Absolute path with `~` and links resolved, so that writing through a link writes to its target.
 
-    That of a URL is the path of its copy here (see `semid.artifacts.remote`): what is written there goes to the URL.
+    For a URL it is the path of its local copy (see `semid.artifacts.remote`), from which files are uploaded.
     """
     try:
         return remote.place(path).resolve()
@@ -65,9 +66,9 @@ def resolved(path: str | Path) -> Path:
 
 
 def try_folder(path: str | Path) -> Place:
-    """Where a folder can be written, tried by making and renaming a file as large as a page where it would stand.
+    """Check that a folder can be written at `path`, by writing and renaming a file there; return how.
 
-    Raises SemidError naming the path and what forbids it.
+    Raises SemidError naming the path and the reason.
     """
     path = resolved(path)
     try:
@@ -88,9 +89,9 @@ def try_folder(path: str | Path) -> Place:
 
 
 def try_file(path: str | Path) -> Path:
-    """Path, without `~` and links, where a file can be written, tried as `try_folder` does.
+    """Check that a file can be written, as `try_folder` does; return its resolved path.
 
-    Raises SemidError naming the path and what forbids it, such as an artifact that the file is part of.
+    Raises SemidError naming the path and the reason, such as an artifact that the file is part of.
     """
     path = resolved(path)
     remote.refresh(path)
@@ -106,7 +107,7 @@ def try_file(path: str | Path) -> Path:
 
 
 def _check_no_part(path: Path) -> None:
-    """Raise SemidError for a file of an artifact, as that would not be read any more."""
+    """Raise SemidError for a file of an artifact, which would no longer match its digests."""
     for folder in path.parents:
         with contextlib.suppress(SemidError):  # none, or one of something else
             manifest = read_json(folder / _MANIFEST)
@@ -119,34 +120,34 @@ def _check_no_part(path: Path) -> None:
 
 
 def is_empty(folder: Path) -> bool:
-    """Tell whether a folder holds nothing, or only what an unfinished artifact leaves in one that is filled."""
+    """Tell whether a folder has no files, or only temporary ones of an unfinished artifact."""
     return all(_OWN.fullmatch(entry.name) or entry.name == _DISK for entry in folder.iterdir())
 
 
 def is_unfinished(folder: Path) -> bool:
-    """Tell whether an artifact was begun in a folder that is filled."""
+    """Tell whether a folder has temporary files of an unfinished artifact."""
     return any(_OWN.fullmatch(entry.name) for entry in folder.iterdir())
 
 
 def _is_fixed(folder: Path) -> bool:
-    """Tell whether no other folder can take the name of this one."""
+    """Tell whether this folder cannot be replaced by a rename."""
     here = Path.cwd()
     return folder in (here, *here.parents) or folder in _mount_points() or is_unfinished(folder)
 
 
 def _mount_points() -> Iterator[Path]:
-    """All mounts, those of folders of the same disk (`os.path.ismount` does not see them) included."""
+    """All mount points, including bind mounts, which `os.path.ismount` does not detect."""
     try:
         lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
     except OSError:
         return
     for line in lines:
-        name = re.sub(rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8)]), line.split()[4])
+        name = re.sub(rb"\\([0-7]{3})", lambda octal: bytes([int(octal[1], 8)]), line.split()[4])
         yield Path(os.fsdecode(name))
 
 
 def _try(path: Path) -> None:
-    """Write a file under the longest hidden name that a writer uses, below the nearest folder there is, and rename it.
+    """Write a file under the longest temporary name that a writer uses, below the nearest existing folder; rename it.
 
     Raises OSError.
     """
@@ -158,7 +159,7 @@ def _try(path: Path) -> None:
         below.mkdir(parents=True, exist_ok=True)
         temporary = below / temporary_file(path).name
         temporary.write_bytes(bytes(os.sysconf("SC_PAGE_SIZE")))
-        flush(temporary)  # a full disk may say so late
+        flush(temporary)  # a full disk may be reported only now
         os.replace(temporary, below / path.name)
     finally:
         shutil.rmtree(trial, ignore_errors=True)

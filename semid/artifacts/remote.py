@@ -1,9 +1,8 @@
-"""Places that are URLs (`gs://bucket/run`, through fsspec): each has a copy in the user's cache, which all else reads
-and writes as the folder or file that it is.
+"""URLs (`gs://bucket/run`, through fsspec) as local paths: each has a copy in the user's cache, which all other code
+reads and writes like any folder or file.
 
 The copy of gs://bucket/run is `urls/gs/bucket/run` below `$XDG_CACHE_HOME/semid` (or `~/.cache/semid`). `fetched`
-brings it up to what the URL holds, downloading what changed; writers bring what is finished to the URL. The URL is the
-truth: a copy may be deleted at any time.
+updates it from the URL, downloading what changed; writers upload finished files. The copy may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -32,20 +31,20 @@ from semid.caches import is_off, remove_oldest, user_cache
 from semid.errors import SemidError
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.DOTALL)
-_MADE_OF_PATH = re.compile(r"([a-z][a-z0-9+.-]*):/(?=[^/])")  # pathlib makes one slash of two
+_MADE_OF_PATH = re.compile(r"([a-z][a-z0-9+.-]*):/(?=[^/])")  # pathlib reduces two slashes to one
 _LOCAL = ("file", "local")
-# Stands for the empty host of URLs such as hdfs:///run in the path of a copy.
+# Replaces the empty host of URLs such as hdfs:///run in the path of a copy.
 _NO_HOST = "_"
-# An object that stands in a folder for as long as it is written.
+# Object that marks a folder while it is being written.
 _WRITING = ".writing-url"
-# Bytes of all copies, and the folder that has a file for each process that reads some.
+# Maximum bytes of all copies, and the folder with a file for each process that reads copies.
 LIMIT, _USERS = 32 << 30, ".users"
-# The folder of files that are being downloaded.
+# Folder of files that are being downloaded.
 _ARRIVING = ".arriving"
 
 
 def locate(path: str) -> tuple[AbstractFileSystem, str]:
-    """The file system of a path or URL, and its name there. Raises SemidError for one that is not known here."""
+    """The file system of a path or URL, and its name there. Raises SemidError for an unknown protocol."""
     try:
         return url_to_fs(path)
     except (ValueError, ImportError) as error:  # an unknown protocol, or one whose package is not installed
@@ -53,9 +52,9 @@ def locate(path: str) -> tuple[AbstractFileSystem, str]:
 
 
 def place(path: str | Path) -> Path:
-    """A path, `~` being the user's home, or where the copy of a URL stands, fetched or not.
+    """A local path with `~` expanded, or the path of a URL's copy, whether fetched or not.
 
-    Raises SemidError for an unknown protocol, and for the home of a user whom there is not.
+    Raises SemidError for an unknown protocol, and for the home of an unknown user.
     """
     url = as_url(path)
     if url is None:
@@ -72,7 +71,7 @@ def place(path: str | Path) -> Path:
 
 
 def as_url(path: str | Path) -> str | None:
-    """The URL that a string or path names; None for a path here."""
+    """The URL that a string or path names; None for a local path."""
     text = str(path)
     if (slash := _MADE_OF_PATH.match(text)) and slash[1] in fsspec.available_protocols():
         text = f"{slash[1]}://{text[slash.end() :]}"
@@ -90,7 +89,7 @@ def _resolved(path: Path) -> Path:
 
 
 def url_of(path: Path) -> str | None:
-    """The URL that a path is the copy of; None for all others."""
+    """The URL of which a path is the copy; None for other paths."""
     if not path.is_relative_to(_copies()):
         return None
     scheme, *parts = path.relative_to(_copies()).parts or ("",)
@@ -98,15 +97,16 @@ def url_of(path: Path) -> str | None:
 
 
 def shown(text: str) -> str:
-    """A message with URLs in place of the paths of their copies."""
+    """A message with the paths of copies replaced by their URLs."""
     found = re.compile(rf"{re.escape(str(_copies()))}/([^/\s]+)/(?:({_NO_HOST})(?=/))?")
     return found.sub(lambda copy: f"{copy[1]}://", text)
 
 
 def fetched(path: str | Path) -> Path:
-    """A path (see `place`), or the copy of a URL, which holds what the URL does now.
+    """A local path (see `place`), or the updated copy of a URL.
 
-    Only what changed is downloaded; for nothing there is no copy. Raises SemidError where the URL cannot be read.
+    Only changed files are downloaded; if nothing exists at the URL, there is no copy. Raises SemidError if the URL
+    cannot be read.
     """
     here = place(path)
     if as_url(path) is not None:
@@ -115,7 +115,7 @@ def fetched(path: str | Path) -> Path:
 
 
 def refresh(path: Path) -> None:
-    """Bring a copy of a URL up to what the URL holds; any other path stays as it is."""
+    """Update the copy of a URL; any other path is unchanged."""
     url = url_of(path)
     if url is None:
         return
@@ -131,8 +131,8 @@ def refresh(path: Path) -> None:
 
 
 def make_room() -> None:
-    """Remove copies, those first that were not read for longest, until all take no more than `LIMIT` bytes (none, with
-    SEMID_CACHE=off). Copies that a process may be reading stay, and what goes with unfinished work."""
+    """Remove the least recently read copies until all take at most `LIMIT` bytes (0 with SEMID_CACHE=off). Copies that
+    a process may be reading stay, and so do files of unfinished work."""
     for leftover in (_copies() / _ARRIVING).glob(f"*{in_use('arriving', '')}*"):
         if has_ended(leftover):
             leftover.unlink(missing_ok=True)
@@ -140,7 +140,7 @@ def make_room() -> None:
 
 
 def _say_in_use() -> None:
-    """Name this process among those that read copies; the file's time is that of its first reading."""
+    """Register this process as a reader of copies; the time of its file is that of its first read."""
     marker = _copies() / _USERS / in_use("reading")
     if not marker.exists():
         marker.parent.mkdir(parents=True, exist_ok=True)
@@ -149,7 +149,7 @@ def _say_in_use() -> None:
 
 
 def _first_use() -> float:
-    """Time of the first reading of any process that has not ended."""
+    """Earliest first read of a registered process that is still running."""
     times = [math.inf]
     for marker in (_copies() / _USERS).glob("*"):
         with contextlib.suppress(FileNotFoundError):
@@ -158,7 +158,7 @@ def _first_use() -> float:
 
 
 def _files(fs: AbstractFileSystem, root: str) -> dict[str, dict[str, Any]]:
-    """Facts that a file system has of the files below a folder, by their names there; of a file, with an empty name."""
+    """File system information of the files below a folder, by relative name; for a file, under an empty name."""
     try:
         facts = fs.info(root)
     except FileNotFoundError:
@@ -171,7 +171,7 @@ def _files(fs: AbstractFileSystem, root: str) -> dict[str, dict[str, Any]]:
 
 
 def _finished(files: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Files that a reader sees: none of a folder that is being written or was left so, nor of what goes with work."""
+    """Files for readers: without folders whose writing is unfinished, and without locks, attempts and checkpoints."""
     unfinished = {posixpath.dirname(name) for name in files if posixpath.basename(name) == _WRITING}
     seen = (name for name in files if not _goes_with_work(name) and unfinished.isdisjoint(_folders(name)))
     return {name: files[name] for name in seen}
@@ -183,7 +183,7 @@ def _folders(name: str) -> list[str]:
 
 
 def _goes_with_work(name: str) -> bool:
-    """Tell whether a name, or one above it, is that of locks, attempts and checkpoints."""
+    """Tell whether a name, or a folder in it, belongs to locks, attempts or checkpoints."""
     return any(part.startswith(".") or part.endswith(".checkpoints") for part in name.split("/"))
 
 
@@ -198,7 +198,7 @@ def _checked_name(url: str, name: str) -> str:
 
 
 def _prune(path: Path, names: Collection[str]) -> None:
-    """Remove files of a copy that its URL does not have; what goes with work here stays."""
+    """Remove files of a copy that its URL does not have, except locks, attempts and checkpoints."""
     if path.is_dir() and "" in names:
         shutil.rmtree(path)
     elif not path.is_dir():
@@ -217,12 +217,12 @@ def _prune(path: Path, names: Collection[str]) -> None:
 
 
 def _download(fs: AbstractFileSystem, name: str, path: Path, facts: dict[str, Any]) -> None:
-    """Download a file unless the copy is of it: its time of change stands for what is known of the file there."""
+    """Download a file unless the copy is current: its modification time encodes a hash of the remote file's facts."""
     stamp = int(hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()[:7], 16)
     with contextlib.suppress(OSError):
         found = path.lstat()
         if (found.st_size, found.st_mtime_ns) == (facts["size"], stamp * 10**9):
-            os.utime(path, (time.time(), stamp))  # it is in use
+            os.utime(path, (time.time(), stamp))  # mark it as recently read
             return
     path.parent.mkdir(parents=True, exist_ok=True)
     arriving = _copies() / _ARRIVING
@@ -238,7 +238,7 @@ def _download(fs: AbstractFileSystem, name: str, path: Path, facts: dict[str, An
 
 
 def try_url(path: Path) -> None:
-    """Raise SemidError where `path` is the copy of a URL that cannot be written: a small object is, and removed."""
+    """Raise SemidError if `path` is the copy of a URL that cannot be written, by writing and removing an object."""
     if url := url_of(path):
         with _naming(url, "written"):
             fs, name = locate(url)
@@ -249,10 +249,10 @@ def try_url(path: Path) -> None:
 
 
 def upload(source: Path, path: Path, *, last: str = "") -> None:
-    """Bring a file or folder to the URL that `path` is the copy of, in place of what is there; none for other paths.
+    """Upload a file or folder to the URL of which `path` is the copy, replacing what is there; no-op for other paths.
 
-    Of a folder the file `last` comes last, and an object says until then that it is unfinished, so that readers find
-    it whole or not at all. Raises SemidError where the URL cannot be written.
+    The file `last` of a folder is uploaded last, and until then an object marks the folder as unfinished, so that
+    readers find it complete or not at all. Raises SemidError if the URL cannot be written.
     """
     url = url_of(path)
     if url is None:
@@ -274,9 +274,9 @@ def upload(source: Path, path: Path, *, last: str = "") -> None:
 
 
 def write_object(path: Path, content: bytes, *, exclusive: bool = False) -> None:
-    """Write the object of the URL that `path` is the copy of; none for other paths.
+    """Write the object at the URL of which `path` is the copy; no-op for other paths.
 
-    `exclusive`: raise FileExistsError where there is one. Stores without such writes may miss one of the same moment.
+    `exclusive`: raise FileExistsError if it exists. Stores without exclusive writes may miss a simultaneous one.
     """
     if url := url_of(path):
         with _naming(url, "written"):
@@ -286,7 +286,7 @@ def write_object(path: Path, content: bytes, *, exclusive: bool = False) -> None
 
 
 def read_object(path: Path) -> bytes:
-    """Content of the object of the URL that `path` is the copy of; none if there is no such."""
+    """Content of the object at the URL of which `path` is the copy; empty if there is none."""
     url = url_of(path)
     if url is None:
         return b""
@@ -297,7 +297,7 @@ def read_object(path: Path) -> bytes:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or folder, and where it is the copy of a URL what that names."""
+    """Remove a file or folder and, if it is the copy of a URL, what is there."""
     if url := url_of(path):
         with _naming(url, "removed"), contextlib.suppress(FileNotFoundError):
             fs, name = locate(url)
@@ -307,12 +307,12 @@ def remove(path: Path) -> None:
 
 
 def is_output(path: Path) -> bool:
-    """Tell whether what is written at a path goes to a URL: it is the copy of one, and no part of unfinished work."""
+    """Tell whether a path is uploaded: the copy of a URL, and no temporary file."""
     return path.is_relative_to(_copies()) and not any(part[0] == "." for part in path.relative_to(_copies()).parts)
 
 
 def local_only(path: str | Path, why: str) -> Path:
-    """A path here, as `place` gives it. Raises SemidError for a URL, saying `why` it cannot be one."""
+    """A local path (see `place`). Raises SemidError for a URL, with the reason `why`."""
     if url := as_url(path) or url_of(Path(path)):
         raise SemidError(f"{url}: {why}, and needs a folder of this machine; give one")
     return place(path)
@@ -328,7 +328,7 @@ def _put(fs: AbstractFileSystem, content: Path | bytes, name: str, mode: str = "
 
 @contextlib.contextmanager
 def _naming(url: str, done: str) -> Iterator[None]:
-    """One line of whatever a store raises: each has errors of its own."""
+    """Convert any exception of a store to one line, as each store has its own exceptions."""
     try:
         yield
     except (SemidError, FileExistsError):

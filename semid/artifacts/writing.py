@@ -1,4 +1,4 @@
-"""Artifacts under construction: written to a hidden folder, sealed with a manifest, and shown whole or not at all."""
+"""Writing of artifacts: into a hidden folder, sealed with a manifest, and published atomically."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def write_artifact(
 ) -> Iterator[Path]:
     """Yield a temporary directory for the files of the artifact `path`, which stands there when all are written.
 
-    An artifact that already stands at `path` is replaced; anything else there is refused (see `output_folder`).
-    `parents` are digests of the artifacts that it is made from, by their roles.
-    After an exception nothing is left behind; what a kill leaves, the next call of this or `is_current` undoes.
-    Raises SemidError where another process writes there.
+    An existing artifact at `path` is replaced; anything else there is refused (see `output_folder`).
+    `parents` are digests of the artifacts that it is made from, by role.
+    Temporary files are removed after an exception, and by the next call of this or `is_current` after a kill.
+    Raises SemidError if another process is writing there.
     """
     place = output_folder(path, kind=kind)
     with locked(place.lock, place.path), fill(place, _request(kind, config, parents, seed), devices=devices) as folder:
@@ -77,14 +77,14 @@ def _show(temporary: Path, place: Place) -> None:
     if path.exists():
         if rename(temporary, path, Rename.EXCHANGE):
             return
-        os.replace(path, place.hidden(in_use("replaced")))  # it steps aside: a rename cannot replace a full directory
+        os.replace(path, place.hidden(in_use("replaced")))  # move it away: a rename cannot replace a full directory
     os.replace(temporary, path)
 
 
 def _move_up(sealed: Path, path: Path) -> None:
     """Move the files of a sealed folder to the one above in place of its artifact's, the manifest last.
 
-    What a kill cuts short is done by another call.
+    Another call completes it after a kill.
     """
     if (path / MANIFEST).is_file():
         for name in read_manifest(path).files:
@@ -101,7 +101,7 @@ def _move_up(sealed: Path, path: Path) -> None:
 def is_current(path: str | Path, *, kind: str, config: dict, parents: Mapping[str, str], seed: int | None) -> bool:
     """Tell whether `path` holds the artifact that this request would write, and log that the stage is skipped.
 
-    Raises SemidError if it holds anything else, naming what differs: an output folder in use is never overwritten.
+    Raises SemidError if it has another one, naming what differs: an output folder in use is never overwritten.
     """
     path = resolved(path)
     _remove_leftovers(path)
@@ -112,11 +112,11 @@ def is_current(path: str | Path, *, kind: str, config: dict, parents: Mapping[st
     standing = read_artifact(path, kind)
     if standing.digest in parents.values():
         raise SemidError(f"{path}: is what the new {kind} is made of; choose another path (--out)")
-    asked_for = [
+    existing, requested = (
         made.config | {"schema_version": made.schema_version, "seed": made.seed, "parents": made.parents}
         for made in (standing, _request(kind, config, parents, seed))
-    ]
-    if change := difference(*asked_for):
+    )
+    if change := difference(existing, requested):
         raise SemidError(
             f"{path}: in use by a {kind} of other settings ({change}); choose another path (--out) or delete it"
         )
@@ -127,13 +127,13 @@ def is_current(path: str | Path, *, kind: str, config: dict, parents: Mapping[st
 def check_output(path: str | Path, *, kind: str) -> Path:
     """Path, without `~` and links, where an artifact of this kind stands or can be written, tried before any work.
 
-    Raises SemidError where the path cannot be written, and if something other than such an artifact stands there.
+    Raises SemidError if the path cannot be written, or if it has something other than such an artifact.
     """
     path = resolved(path)
     _remove_leftovers(path)
     remote.refresh(path)
     _check_use(path, kind=kind)
-    if not (path / MANIFEST).is_file():  # what is finished may be where nothing can be written
+    if not (path / MANIFEST).is_file():  # a finished artifact may be in a read-only folder
         try_folder(path)
     return path
 
@@ -184,8 +184,8 @@ def _request(kind: str, config: dict, parents: Mapping[str, str] | None, seed: i
 def _remove_leftovers(path: Path, *, locked_here: bool = False) -> None:
     """Undo what killed processes of this host left of their attempts to write `path`.
 
-    An artifact that stepped aside for one that never came is put back, and one that was sealed in a folder that is
-    filled moves up. Whoever holds the lock may undo this process's attempts too, and anybody's inside the folder.
+    An artifact that was moved away for one that was never completed is put back, and one that was sealed inside its
+    folder is published. With the lock, this process's own leftovers are removed, too, and all those inside the folder.
     """
     beside, inside = Place.either(path)
     stepped_aside = _ended(beside.hidden(in_use("replaced", "")), own=locked_here)
@@ -200,7 +200,7 @@ def _remove_leftovers(path: Path, *, locked_here: bool = False) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
     for lock in (beside.lock, inside.lock):
         if lock.exists():
-            with contextlib.suppress(SemidError, OSError), locked(lock, path):  # goes with this if its owner is dead
+            with contextlib.suppress(SemidError, OSError), locked(lock, path):  # removes the lock of a dead owner
                 pass
 
 

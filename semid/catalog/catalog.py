@@ -25,23 +25,24 @@ from semid.errors import SemidError
 from semid.notebooks import Facts, as_pandas
 
 CATALOG_FILE = "catalog.parquet"
-# Files of the tokenizer that made the codes: its arrays and, in a model's folder, its config.
+# Files of the tokenizer that made the codes: its arrays and, in the folder of a model, its config.
 TOKENIZER_FILE = "tokenizer.safetensors"
 TOKENIZER_CONFIG = "tokenizer.config.json"
-_SOURCE_COLUMNS = "semid.source_columns"  # of the metadata of `CATALOG_FILE`
-# Share of the items, one in so many, below which ids are looked up in a dict that is kept.
+_SOURCE_COLUMNS = "semid.source_columns"  # key in the metadata of `CATALOG_FILE`
+# Fewer ids than 1 / _FEW of the items are looked up in a cached dict.
 _FEW = 64
 
 
 class CatalogPath(NamedTuple):
-    """A catalogue's folder and a version of it, None for the current one."""
+    """A catalogue's folder and one of its versions; None: the current one."""
 
     folder: Path
     version: int | None
 
     @classmethod
     def parse(cls, name: str | Path, version: int | None = None) -> CatalogPath:
-        """Parse FOLDER or FOLDER@VERSION; a folder whose own name is so is that. Raises SemidError for two versions."""
+        """Parse FOLDER or FOLDER@VERSION; an existing folder of that whole name takes precedence. Raises SemidError if
+        two different versions are given."""
         folder, at, number = str(name).rpartition("@")
         if not at or "/" in number or artifacts.place(name).exists():
             return cls(artifacts.fetched(name), version)
@@ -53,7 +54,7 @@ class CatalogPath(NamedTuple):
 
     @classmethod
     def writable(cls, name: str | Path, *, because: str = "a new version follows the current one") -> Path:
-        """The folder, to write its next version or to read all. Raises SemidError where a version is named."""
+        """The folder, to write its next version or to read all. Raises SemidError if a version is named."""
         found = cls.parse(name)
         if found.version is not None:
             raise SemidError(f"{name}: {because}; leave out @{found.version}")
@@ -61,7 +62,7 @@ class CatalogPath(NamedTuple):
 
 
 def copy_tokenizer_files(origin: Origin, folder: Path) -> None:
-    """Copy a catalogue's tokenizer and its content encoders, without their config, into a folder."""
+    """Copy the files of a catalogue's tokenizer and content encoders, without the config, into a folder."""
     for name in origin.manifest.files:
         if name == TOKENIZER_FILE or is_encoder_file(name):
             origin.copy_file(name, folder)
@@ -71,11 +72,11 @@ def copy_tokenizer_files(origin: Origin, folder: Path) -> None:
 class SemanticCatalog:
     """Item `i` has the external id `item_ids[i]` and the codes `codes[i]`, level `l` below `level_sizes[l]`.
 
-    `tie_break` says that the last level carries no meaning: it only tells items apart that share the others.
-    `removed` marks removed items, None where there are none: they keep row and codes, so that histories which hold them
-    stay readable and no other item gets these codes, but they are never found or recommended.
-    Raises SemidError for duplicate ids, what is no id, codes that are no integers or out of range, arrays that do not
-    fit each other, and where no item is left.
+    `tie_break` tells whether the last level is a tie-break without meaning, which numbers the items that share all
+    other codes. `removed` marks removed items (None: none): they keep row and codes, so that histories with them stay
+    readable and no other item gets their codes, but they are never found or recommended.
+    Raises SemidError for duplicate or invalid ids, codes that are no integers or out of range, arrays of different
+    lengths, and a catalogue without active items.
     """
 
     item_ids: pa.Array
@@ -84,9 +85,9 @@ class SemanticCatalog:
     tie_break: bool = False
     removed: Bool[np.ndarray, " items"] | None = None
     origin: Origin | None = field(default=None, compare=False, repr=False)
-    """The catalogue artifact that it is a version of."""
+    """The catalogue artifact of which this is a version."""
     source_columns: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
-    """Names that columns had in the dataset's tables, `{"item_id": "asin"}`: files of items and ids may have them."""
+    """Column names in the dataset's source tables, `{"item_id": "asin"}`, which files of items and ids may use."""
 
     def __repr__(self) -> str:
         sizes = " x ".join(map(str, self.level_sizes)) + (" with tie-break" if self.tie_break else "")
@@ -107,9 +108,9 @@ class SemanticCatalog:
 
     @classmethod
     def load(cls, folder: str | Path, version: int | None = None) -> SemanticCatalog:
-        """Read the current, or a given, version of a catalogue folder, every file verified; "folder@3" is version 3.
+        """Read the current or a given version of a catalogue folder and verify every file; "folder@3" is version 3.
 
-        Raises SemidError naming a file that does not fit.
+        Raises SemidError naming a file that is missing or damaged.
         """
         folder, version = CatalogPath.parse(folder, version)
         with artifacts.opened(folder, Kind.CATALOG) as origin:
@@ -119,25 +120,25 @@ class SemanticCatalog:
             return catalog.after(list(read_changes(base, version, columns=STATE_COLUMNS)))
 
     def after(self, changes: Sequence[Change]) -> SemanticCatalog:
-        """Catalogue after these changes. Raises SemidError naming the file and the item that does not fit."""
+        """Catalogue after these changes. Raises SemidError naming the file and item of an invalid change."""
         if not changes:
             return self
         items = replay(ItemCodes(self.item_ids, self.codes, ~self.active), changes, level_sizes=self.level_sizes)
         return replace(self, item_ids=items.item_ids, codes=items.codes, removed=items.removed)
 
     def with_origin(self, origin: Origin) -> SemanticCatalog:
-        """Name the artifact that this is a version of."""
+        """Copy whose origin is the artifact of which it is a version."""
         return replace(self, origin=origin)
 
     @property
     def provenance(self) -> str:
-        """Digest of the artifact that it is a version of, or of its own content where there is none."""
+        """Digest of the artifact of which it is a version, else of its own content."""
         return self.digest if self.origin is None else self.origin.digest
 
     @property
     def provenance_of_items(self) -> str:
-        """`provenance`, and for a version with other items than the artifact their codes too: for what reads codes only
-        of the items that it has."""
+        """`provenance`, and if the version has other items than the artifact also their codes; for results that depend
+        only on the codes of these items."""
         origin = self.origin
         if origin is None or len(self) == pq.read_metadata(origin.folder / CATALOG_FILE).num_rows:
             return self.provenance
@@ -218,7 +219,7 @@ class SemanticCatalog:
         return {tuple(ordered[at].tolist()): np.sort(rows) for at, rows in zip(first, groups, strict=True)}
 
     def incompatibility_with(self, later: SemanticCatalog) -> str | None:
-        """The reason why `later` is not this catalogue, in any order, with items appended or removed; None: it is."""
+        """Why `later` is not this catalogue with items appended, removed or reordered; None if it is."""
         if (self.level_sizes, self.tie_break) != (later.level_sizes, later.tie_break):
             return f"levels of {self.level_sizes} codes became {later.level_sizes}"
         rows, known = later.find_rows(self.item_ids)
@@ -243,7 +244,7 @@ class SemanticCatalog:
         return rows
 
     def find_rows(self, item_ids: Iterable[Id] | pa.Array) -> tuple[Int[np.ndarray, " n"], np.ndarray]:
-        """Item rows of external ids, -1 where unknown, and which are known. Raises SemidError for what is no id."""
+        """Item rows of external ids, -1 if unknown, and a mask of the known ones. Raises SemidError for invalid ids."""
         ids = as_ids(item_ids)
         if len(ids) * _FEW < len(self):  # Arrow's index is built of all items at each call
             rows = np.fromiter((self._rows_by_id.get(one, -1) for one in ids.to_pylist()), np.int32, len(ids))
@@ -253,13 +254,13 @@ class SemanticCatalog:
         return rows, rows >= 0
 
     def select(self, item_ids: pa.Array) -> SemanticCatalog:
-        """These items, in this order, removed ones as if they were not. Raises SemidError naming the first unknown."""
+        """These items, in this order, all of them active. Raises SemidError naming the first unknown one."""
         return replace(self, item_ids=item_ids, codes=self.lookup(item_ids), removed=None)
 
     def arranged(self, item_ids: pa.Array, *, others: bool = True) -> SemanticCatalog:
-        """These items first, in this order, and the `others` behind them in theirs; removed items stay removed.
+        """These items first, in this order, and then the `others` in their own order; removed items stay removed.
 
-        Raises SemidError naming the first unknown."""
+        Raises SemidError naming the first unknown one."""
         first = self.rows(item_ids)
         rows = np.concatenate([first, np.setdiff1d(np.arange(len(self)), first)]) if others else first
         if np.array_equal(rows, np.arange(len(self))):
@@ -273,11 +274,11 @@ class SemanticCatalog:
         return self.codes[self.rows(item_ids)]
 
     def find(self, codes: Sequence[int] | Int[np.ndarray, " level"]) -> Int[np.ndarray, " n"]:
-        """Rows of the items with exactly these codes: none, one, or several that collide; never removed ones."""
+        """Rows of the active items with exactly these codes: none, one, or several that collide."""
         return self._by_codes.get(tuple(int(code) for code in codes), np.empty(0, np.int64)).astype(np.int32)
 
     def equal_codes(self) -> tuple[str, str] | None:
-        """Ids of two items, removed or not, that share all codes; None: no two do."""
+        """Ids of two items, removed or not, that share all codes; None if there are none."""
         order = np.lexsort(self.codes.T[::-1])
         same = np.flatnonzero((self.codes[order][1:] == self.codes[order][:-1]).all(axis=1))
         if not len(same):
@@ -291,7 +292,7 @@ class SemanticCatalog:
         return [[names[level][code] for level, code in enumerate(row)] for row in self.codes[rows].tolist()]
 
     def write(self, file: Path) -> None:
-        """Write Parquet: item_id, codes (fixed-size list), removed (where any is); the rest is in its metadata."""
+        """Write Parquet: item_id, codes (fixed-size list), removed (if any is); everything else is in the metadata."""
         codes = to_lists(self.codes.astype(np.int32))
         table = pa.table({"item_id": self.item_ids, "codes": codes})
         if self.removed is not None:
@@ -301,7 +302,7 @@ class SemanticCatalog:
 
     @classmethod
     def read(cls, file: Path) -> SemanticCatalog:
-        """Read a `catalog.parquet`. Raises SemidError naming the file and what it lacks."""
+        """Read a `catalog.parquet`. Raises SemidError naming the file and what is missing."""
         table = read_parquet(file)
         metadata = table.schema.metadata or {}
         if b"semid.level_sizes" not in metadata or not {"item_id", "codes"} <= set(table.column_names):
@@ -319,7 +320,7 @@ class SemanticCatalog:
 
 
 def file_metadata(level_sizes: Sequence[int], *, tie_break: bool, source_columns: Mapping[str, str]) -> dict[str, str]:
-    """Metadata of a `catalog.parquet`: what its columns do not say."""
+    """Metadata of a `catalog.parquet`."""
     named = {_SOURCE_COLUMNS: json.dumps(dict(source_columns))} if source_columns else {}
     sizes = ",".join(map(str, level_sizes))
     return {"semid.level_sizes": sizes, "semid.tie_break": str(int(tie_break)), **named}
@@ -331,6 +332,6 @@ def code_tokens(level_sizes: Sequence[int]) -> list[list[str]]:
 
 
 def level_name(level: int) -> str:
-    """Name of a level in token strings: a to z, then aa, ab, ... as the columns of a spreadsheet."""
+    """Name of a level in token strings: a to z, then aa, ab, ... like the columns of a spreadsheet."""
     before, last = divmod(level, 26)
     return (level_name(before - 1) if before else "") + chr(ord("a") + last)

@@ -1,11 +1,11 @@
-"""Changes of a catalogue: the files `changes/000001.parquet` and so on of its folder, read in order and replayed.
+"""Changes of a catalogue: the files `changes/000001.parquet` and so on in its folder, replayed in order.
 
-Each is one small file that says which version it makes of which (by digest, as commits do), so that a replica that
-applies the files in order has the same catalogue, and a file that was edited, lost or brought twice is found. An item's
-codes never change: a removed item keeps its row and codes, and is active again if it returns.
+Each is a small file with its version number and the digest of the version before, like a commit, so that a replica that
+applies the files in order has the same catalogue, and an edited, lost or repeated file is detected. An item's codes
+never change: a removed item keeps its row and codes, and is active again if it returns.
 
-Two files more, without which a catalogue is the same: `snapshots/000100.parquet` is what the changes up to that version
-come to, and is read in their place; `head.json` names the last version, so that the loss of its file is found.
+Two more files are optional: `snapshots/000100.parquet` merges all changes up to that version and is read instead of
+them; `head.json` names the last version, so that the loss of its file is detected.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FOLDER, _SNAPSHOTS = "changes", "snapshots"
 _HEADER = b"semid.change"
 _HEAD = "head.json"
 _NAME = re.compile(r"[0-9]{6,}\.parquet")
-# Columns that say what a change does to items; all others are vectors.
+# Columns of the items' ids and states in a change; all others are vectors.
 STATE_COLUMNS = ("item_id", "codes", "active")
 
 
@@ -43,19 +43,19 @@ class ChangeKind(enum.Enum):
     """Kinds of changes."""
 
     APPEND = "append"
-    """Items that are new, or were removed."""
+    """Add items that are new or were removed."""
     REMOVE = "remove"
-    """Items that are there."""
+    """Remove active items."""
     UPDATE = "update"
-    """Items with new content, those that are there included."""
+    """Add items or replace their content; they may be active."""
     REVERT = "revert"
-    """Known items, those that are active then and those that are not."""
+    """Set which known items are active."""
     SNAPSHOT = "snapshot"
-    """All items that the changes up to a version touched: no change, but in their place."""
+    """No change: the merged state of all items that the changes up to a version touched."""
 
     @property
     def has_codes(self) -> bool:
-        """Its items have codes, and new ones are taken."""
+        """Its items have codes, and may be new."""
         return self not in (ChangeKind.REMOVE, ChangeKind.REVERT)
 
 
@@ -64,36 +64,36 @@ class Header:
     """Header of a change's file."""
 
     version: int
-    """Version that it makes."""
+    """Number of the new version."""
     kind: str
     """A `ChangeKind`."""
     parent: str
-    """Digest of the version before; of version 0, the artifact's."""
+    """Digest of the version before; for version 0, the artifact's."""
     level_sizes: tuple[int, ...]
     tokenizer: str
     """sha256 of the tokenizer's file; empty: codes were imported."""
     items: int
     """Number of items."""
     columns: dict[str, str]
-    """sha256 of each column: item_id, codes and vectors where it has them, and active where items may be either."""
+    """sha256 of each column: item_id, and codes, vectors and active if it has them."""
     created: str
-    """When, in UTC."""
+    """Time of the change, in UTC."""
     schema_version: int = SCHEMA_VERSION
     active: int | None = None
-    """Active items of the version that it makes; None in schema 1."""
+    """Number of active items in the new version; None in schema 1."""
     sources: dict[str, int] = field(default_factory=dict)
     """sha256 of the files that were appended, and by which version."""
     stands_for: str = ""
-    """Digest of the version that a snapshot stands for; empty: a change."""
+    """Digest of the version that a snapshot represents; empty for a change."""
 
     @property
     def record(self) -> dict[str, Any]:
-        """Its JSON form, without what its schema version does not have."""
+        """JSON form, without the fields that its schema version lacks."""
         return {name: value for name, value in asdict(self).items() if name in _fields(self.schema_version)}
 
     @property
     def digest(self) -> str:
-        """Digest of the version that it makes: of this header, and through its parent of every version before."""
+        """Digest of the new version: of this header, and through its parent of all versions before."""
         return artifacts.sha256_json(self.record)
 
     @property
@@ -108,7 +108,7 @@ def _fields(schema_version: int) -> set[str]:
 
 
 class Change(NamedTuple):
-    """A header and its items, or some of their columns; `file` is where it stands, for messages."""
+    """A header and its items, or some of their columns; `file` is its path, for messages."""
 
     file: Path
     header: Header
@@ -126,7 +126,7 @@ class BaseVersion(NamedTuple):
 
 
 class ItemCodes(NamedTuple):
-    """Items with their codes, and which of them are removed."""
+    """Items with their codes, and a mask of the removed ones."""
 
     item_ids: pa.Array
     codes: Int[np.ndarray, "items level"]
@@ -144,14 +144,14 @@ def snapshot_file(folder: Path, version: int) -> Path:
 
 
 class Files(NamedTuple):
-    """Versions that a catalogue's folder has: `last` by its changes and its head, and those that have a snapshot."""
+    """Versions of a catalogue's folder: the `last` one by its changes and head, and those with a snapshot."""
 
     last: int
     snapshots: list[int]
 
 
 def list_files(folder: Path) -> Files:
-    """The versions of a folder. Raises SemidError where the head is not readable."""
+    """The versions of a folder. Raises SemidError if the head is not readable."""
 
     def versions(of: str) -> list[int]:
         return sorted(int(path.stem) for path in (folder / of).glob("*") if _NAME.fullmatch(path.name))
@@ -160,7 +160,7 @@ def list_files(folder: Path) -> Files:
 
 
 def finish_killed(folder: Path) -> None:
-    """Remove what killed processes left of changes, and let the head name the last version that they made."""
+    """Remove unfinished changes of killed processes, and update the head to the last version that they finished."""
     for name in (FOLDER, _SNAPSHOTS):
         artifacts.remove_dead(folder / name, "@.writing.@")
     last = list_files(folder).last
@@ -169,7 +169,7 @@ def finish_killed(folder: Path) -> None:
 
 
 def _read_head(folder: Path) -> int:
-    """The last version that was made here, as far as is known."""
+    """The last version by the head file; 0 without one."""
     file = folder / _HEAD
     if not file.exists():
         return 0
@@ -185,7 +185,7 @@ def _head(version: int) -> dict[str, Any]:
 
 
 def _write_head(folder: Path, version: int) -> None:
-    """Name the last version, unless the disk does not take it: a head that lags behind harms nobody."""
+    """Update the head to the last version. Failures are ignored, as an outdated head does no harm."""
     with contextlib.suppress(OSError):
         artifacts.write_json(folder / _HEAD, _head(version))
 
@@ -195,7 +195,7 @@ def read_changes(
 ) -> Iterator[Change]:
     """The changes up to a version (None: all) in order, each checked to follow the one before; see `read_change`.
 
-    With `snapshots`, the latest one stands first in place of the changes that it comes of.
+    With `snapshots`, the latest snapshot comes first and replaces the changes that it merges.
     """
     folder, found = base.folder, list_files(base.folder)
     if version is not None and not 0 <= version <= found.last:
@@ -221,7 +221,7 @@ def read_changes(
 
 
 def read_snapshot(base: BaseVersion, version: int, columns: Sequence[str] | None) -> Change:
-    """Read the snapshot of a version, with these of its columns (None: all), verified against the change itself.
+    """Read some columns (None: all) of the snapshot of a version, verified against the change itself.
 
     Raises SemidError naming the file.
     """
@@ -245,7 +245,7 @@ def _check_tokenizer(base: BaseVersion, change: Change) -> None:
 
 
 def read_change(file: Path, columns: Sequence[str] | None) -> Change:
-    """Read a change with these of its columns (None: all), verified. Raises SemidError naming the file."""
+    """Read and verify some columns (None: all) of a change. Raises SemidError naming the file."""
     try:
         parquet = pq.ParquetFile(file, page_checksum_verification=True)
         header = _header(file, parquet.schema_arrow.metadata or {})
@@ -285,9 +285,9 @@ def _header(file: Path, metadata: dict[bytes, bytes]) -> Header:
 
 
 def write_change(folder: Path, header: Header, items: pa.Table) -> None:
-    """Write a change or a snapshot, whole or not at all.
+    """Write a change or a snapshot atomically.
 
-    Raises SemidError where another process came first, and where the disk does not take it.
+    Raises SemidError if another process has made this version, or if the file cannot be written.
     """
     is_snapshot = header.change_kind is ChangeKind.SNAPSHOT
     file = (snapshot_file if is_snapshot else change_file)(folder, header.version)
@@ -309,11 +309,11 @@ def write_change(folder: Path, header: Header, items: pa.Table) -> None:
 
 
 def replay(base: ItemCodes, changes: Sequence[Change], *, level_sizes: tuple[int, ...]) -> ItemCodes:
-    """Items and codes after these changes. Raises SemidError naming the file and the item that does not fit."""
+    """Items and codes after these changes. Raises SemidError naming the file and item of an invalid change."""
     touched = pa.chunked_array([chunk for change in changes for chunk in change.items["item_id"].chunks], pa.string())
     in_base = iter(pc.index_in(touched, base.item_ids).to_pylist())
-    rows: dict[str, int] = {}  # of items that were appended
-    fresh: list[np.ndarray] = []  # their codes
+    rows: dict[str, int] = {}  # rows of appended items
+    fresh: list[np.ndarray] = []  # codes of appended items
     removed = np.zeros(len(base.item_ids) + len(touched), bool)
     removed[: len(base.item_ids)] = base.removed
     for change in changes:
@@ -340,11 +340,11 @@ def replay(base: ItemCodes, changes: Sequence[Change], *, level_sizes: tuple[int
     return ItemCodes(ids, codes, removed[: len(codes)])
 
 
-_STRICT = (ChangeKind.APPEND, ChangeKind.REMOVE)  # what they do must not be done yet
+_STRICT = (ChangeKind.APPEND, ChangeKind.REMOVE)  # kinds that fail if an item already has the new state
 
 
 def _active(change: Change) -> list[bool]:
-    """Which of a change's items are active after it."""
+    """Tell for each item of a change whether it is active afterwards."""
     if "active" in change.header.columns:
         return change.items["active"].to_pylist()
     return [change.header.change_kind is not ChangeKind.REMOVE] * change.items.num_rows
@@ -366,9 +366,9 @@ def _checked_codes(change: Change, level_sizes: tuple[int, ...]) -> np.ndarray:
 
 
 def given_vectors(change: Change, name: str, places: Sequence[int | None]) -> Iterator[tuple[int, np.ndarray]]:
-    """Vectors of a column that a change gives, float32, with the places of their items; None: not asked for."""
+    """Vectors of a column in a change, float32, with their items' `places`; items with place None are skipped."""
     column = change.items[name].combine_chunks()
-    if not pa.types.is_fixed_size_list(column.type):  # a snapshot's
+    if not pa.types.is_fixed_size_list(column.type):  # snapshots have lists of variable size
         offsets, values = column.offsets.to_numpy(), column.values.to_numpy()
         given = column.is_valid().to_pylist()
         yield from (
@@ -382,7 +382,7 @@ def given_vectors(change: Change, name: str, places: Sequence[int | None]) -> It
 
 
 def column_digest(column: pa.ChunkedArray) -> str:
-    """sha256 of a column's values, however a file stores them."""
+    """sha256 of a column's values, independent of their storage."""
     if pa.types.is_fixed_size_list(column.type):
         total = hashlib.sha256(str([str(column.type.value_type), column.type.list_size]).encode())
         total.update(np.ascontiguousarray(to_matrix(column)).tobytes())

@@ -1,4 +1,4 @@
-"""Items with equal codes: the policies, and codes for newcomers next to those that are taken."""
+"""Items with equal codes: the collision policies, and free codes for new items."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from semid.catalog.catalog import SemanticCatalog
 from semid.progress import LOG
 
-# Items of one group of equal codes, for each code of the largest level, from which on a warning names the group.
+# A group of equal codes is reported if it has at least this many items per code of the largest level.
 _LARGE = 4
 
 
@@ -24,25 +24,25 @@ class Collisions(enum.Enum):
     POPULARITY = "popularity"
     """A last level ranks the items of a group by training popularity (MMGRec)."""
     SINKHORN = "sinkhorn"
-    """The last code is re-assigned by Sinkhorn within groups (LC-Rec); what still collides stays so."""
+    """The last code is re-assigned by Sinkhorn within groups (LC-Rec); some items may still collide."""
     MIN_COST = "min-cost"
-    """The last code is re-assigned at the least cost within groups of equal prefix, until every item is alone."""
+    """The last code is re-assigned at the least cost within groups of equal prefix, so that no items collide."""
     ALLOWED = "allowed"
-    """Nothing: a tuple of codes may stand for several items."""
+    """Collisions are allowed: several items may have the same codes."""
 
     @property
     def adds_level(self) -> bool:
-        """A last level tells such items apart."""
+        """A tie-break level is added."""
         return self in (Collisions.TIE_BREAK, Collisions.POPULARITY)
 
     @property
     def moves_last_code(self) -> bool:
-        """The last code is re-assigned, by the vectors that its level quantizes."""
+        """The last code is re-assigned, by the input vectors of its level."""
         return self in (Collisions.SINKHORN, Collisions.MIN_COST)
 
 
 def warn_of_large_group(size: int, item: str, level_sizes: Sequence[int]) -> None:
-    """Warn where a last level tells apart far more items of equal codes, such as `item`, than the others have codes."""
+    """Warn if a tie-break level separates far more equal items, such as `item`, than other levels have codes."""
     if size > _LARGE * max(level_sizes):
         LOG.warning(
             "%d items, such as %s, share all codes: the last level, which tells them apart, has as many, and every "
@@ -54,7 +54,7 @@ def warn_of_large_group(size: int, item: str, level_sizes: Sequence[int]) -> Non
 
 
 class Residuals(NamedTuple):
-    """Vectors that the last level quantizes, and its codebook: the costs of other last codes."""
+    """Input vectors of the last level and its codebook, which give the costs of other last codes."""
 
     vectors: Float[np.ndarray, "n dim"]
     codebook: Float[np.ndarray, "codes dim"]
@@ -73,12 +73,12 @@ def place(
     residuals: Callable[[], Residuals] | None,
     full: Callable[[int], Exception],
 ) -> Int[np.ndarray, "n level"]:
-    """Codes of newcomers, one after the other, next to those of all rows of a catalogue, which stay.
+    """Codes of new items, one after the other, given the codes of a catalogue's rows, which do not change.
 
-    With a last level that tells items apart, the first free number of the group of equal codes or, where the group is
-    full, that of the nearest last code whose group is not. Where the last code itself moves, the nearest that is free
-    among items of equal prefix; where none is, the item collides (sinkhorn) or cannot be placed. `residuals` (None:
-    there are none, so last codes cannot move) are those of the newcomers; `full` makes the error for one of them.
+    With a tie-break level, an item gets the first free number in its group of equal codes or, if the group is full, in
+    that of the nearest last code whose group is not. If the policy moves the last code, it gets the nearest one that is
+    free among items of equal prefix; if there is none, the item collides (sinkhorn) or cannot be placed. `residuals`
+    are those of the new items (None: last codes cannot move); `full` makes the error for an item that cannot be placed.
     """
     if policy is Collisions.ALLOWED:
         return nearest
@@ -96,12 +96,12 @@ def place(
                 return len(taken.get((*prefix, code), ())) < largest_group
             return code not in taken.get(prefix, ())
 
-        found = last if free(last) else None
-        if found is None and residuals is not None:
-            found = next(filter(free, residuals().nearest(item)), None)
-        if found is None and policy is not Collisions.SINKHORN:
+        chosen = last if free(last) else None
+        if chosen is None and residuals is not None:
+            chosen = next(filter(free, residuals().nearest(item)), None)
+        if chosen is None and policy is not Collisions.SINKHORN:
             raise full(item)
-        group = (*prefix, last if found is None else found)
+        group = (*prefix, last if chosen is None else chosen)
         if breaks:
             numbers = taken.setdefault(group, set())
             group = (*group, next(number for number in range(largest_group) if number not in numbers))
@@ -113,7 +113,7 @@ def place(
 def _sharing(
     codes: Int[np.ndarray, "items level"], others: Int[np.ndarray, "n code"], levels: int
 ) -> Int[np.ndarray, " rows"]:
-    """Rows whose first `levels` codes are those of one of the others, and perhaps a few more: by a hash of them."""
+    """Rows that share their first `levels` codes with one of `others`, found by hash (there may be a few more)."""
     factors = np.random.default_rng(0).integers(1 << 62, size=levels, dtype=np.int64).astype(np.uint64) | np.uint64(1)
 
     def hashed(of: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
-"""The catalogue in others' formats, and others' codes as a catalogue.
+"""Export of a catalogue to other formats, and import of codes made by other tools.
 
-Every export holds the active items alone, in the order of their rows, and is written whole or not at all.
+Exports contain only active items, in row order, and are written atomically.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from semid.errors import SemidError
 SCHEMA_VERSION = 1
 
 _TOKEN = re.compile(r"<([a-z]+)_([0-9]{1,7})>")
-# Items held at once in an Arrow table, or as strings.
+# Items per block of an Arrow table or of strings.
 _BLOCK = 1 << 18
-# What a tokenizer without a base has besides the codes.
+# Tokens of a tokenizer without a base, in addition to the codes.
 _SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
-# A word that no vocabulary has: a hieroglyph. A tokenizer whose unknown token is missing says so only there.
+# A word in no vocabulary (a hieroglyph): a tokenizer without an unknown token fails only at such words.
 _UNKNOWN = "\N{EGYPTIAN HIEROGLYPH A001}"
 
 
@@ -56,13 +56,13 @@ def export(
     version: int = 0,
     digest: str | None = None,
 ) -> None:
-    """Write `catalog` to the file `out`, to a temporary name first.
+    """Write `catalog` to the file `out`, atomically.
 
-    `version` and `digest` are those of its folder's version, as `semid catalog history` shows them; by default 0, and
-    the digest of ids and codes.
-    `base` is a `tokenizer.json`, or a folder with one, that HF_TOKENIZER adds the code tokens to; without one, the
-    tokenizer knows nothing else. Raises SemidError if `out` is a folder, for a base of no use, and for item ids that
-    the format cannot hold.
+    `version` and `digest` are recorded: those that `semid catalog history` shows; by default 0, and the digest of ids
+    and codes.
+    `base` is a `tokenizer.json`, or a folder with one, to which HF_TOKENIZER adds the code tokens; without it, the
+    tokenizer has only these. Raises SemidError if `out` is a folder, for an unsuitable base, and for item ids that the
+    format cannot represent.
     """
     format, out = enum_member(Format, format, "format"), artifacts.try_file(out)
     if base is not None and format is not Format.HF_TOKENIZER:
@@ -82,12 +82,12 @@ def export(
 
 
 def _active_rows(catalog: SemanticCatalog) -> Int[np.ndarray, " n"]:
-    """The item rows that an export holds."""
+    """The item rows of an export."""
     return np.flatnonzero(catalog.active)
 
 
 def _blocks(catalog: SemanticCatalog) -> Iterator[tuple[pa.Array, Int[np.ndarray, "n level"], pa.Array]]:
-    """Item ids, codes and token strings of the active items, some at a time."""
+    """Item ids, codes and token strings of the active items, in blocks."""
     rows = _active_rows(catalog)
     names = [pa.array(tokens) for tokens in code_tokens(catalog.level_sizes)]
     for start in range(0, len(rows), _BLOCK):
@@ -146,8 +146,8 @@ def _pairs(item_ids: pa.Array, tokens: pa.Array) -> Iterable[tuple[str, str]]:
 
 
 def _write_tokenizer(catalog: SemanticCatalog, file: Path, base: Path | None) -> None:
-    """Every code is one token, found whatever stands around it: "<a_12><b_7>" has two. None counts as special, so that
-    a decoder shows them."""
+    """Every code becomes one token, matched in any context: "<a_12><b_7>" has two. They are not special tokens, so that
+    decoders show them."""
     try:
         from tokenizers import AddedToken, Tokenizer
     except ImportError:
@@ -161,8 +161,8 @@ def _write_tokenizer(catalog: SemanticCatalog, file: Path, base: Path | None) ->
 
 
 def _base_tokenizer(base: Path, read: Callable[[str], Any]) -> Any:
-    """The tokenizer of a tokenizer.json. Raises SemidError naming the file where the library cannot read it, or can but
-    fails at a word that it does not know."""
+    """The tokenizer of a tokenizer.json. Raises SemidError naming the file if the library cannot read it, or reads it
+    but fails at an unknown word."""
     file = base / "tokenizer.json" if base.is_dir() else base
     text = json.dumps(artifacts.read_json(file))
     try:
@@ -177,7 +177,7 @@ def _base_tokenizer(base: Path, read: Callable[[str], Any]) -> Any:
 
 
 def _code_vocabulary() -> str:
-    """A word-level tokenizer of the usual special tokens, whose decoder writes tokens without spaces."""
+    """A word-level tokenizer with the usual special tokens, whose decoder joins tokens without spaces."""
     special = [
         {"id": row, "content": token, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
         | {"special": True}
@@ -244,8 +244,8 @@ def read_tokens(
     """A catalogue from token strings: an `index.json` of LC-Rec or MiniOneRec, the `hf-tokens` form, or (by its suffix
     .tsv) lines of item id and token string.
 
-    Without `level_sizes` a level is as large as its largest code (plus one) says. Raises SemidError naming the file,
-    the item (and line) and what is wrong with its tokens, and with `tie_break` two items of equal codes.
+    Without `level_sizes`, the size of a level is its largest code plus one. Raises SemidError naming the file, the item
+    (and line) and what is wrong with its tokens; with `tie_break` also for two items of equal codes.
     """
     path = artifacts.fetched(path)
     items: list[str] = []
@@ -278,10 +278,10 @@ def read_tokens(
 
 
 def _json_items(path: Path) -> Iterator[tuple[str, str, str]]:
-    """Place, item id and token string of every item."""
+    """Location, item id and token string of every item."""
     data = _read_json(path)
     items = data.get("items") if isinstance(data, dict) else None
-    items = items if isinstance(items, dict) else data  # else it is the id of an item
+    items = items if isinstance(items, dict) else data  # in an index.json, "items" is an item id
     if not isinstance(items, dict) or not items:
         raise SemidError(f"{path}: expected an object from item ids to code tokens, got {json.dumps(data)[:40]}")
     for item, tokens in items.items():
@@ -290,7 +290,7 @@ def _json_items(path: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def _read_json(path: Path) -> Any:
-    """JSON whose objects have each name once: of two an item's tokens, the first would be lost without a word."""
+    """Read JSON and refuse repeated names in objects, as the tokens of a repeated item would be lost silently."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {}

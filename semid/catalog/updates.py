@@ -53,18 +53,18 @@ class Known(enum.Enum):
     """Treatment of items that are in the catalogue already."""
 
     ERROR = "error"
-    """They are refused, and with them all others."""
+    """The whole call fails."""
     SKIP = "skip"
-    """They stay as they are, and are counted."""
+    """They are skipped and counted."""
     UPDATE = "update"
-    """They get the vectors that are given, and keep their codes."""
+    """They get the given vectors and keep their codes."""
 
 
 class Appended(NamedTuple):
-    """The version that came of it: the one before where there was nothing to append.
+    """Result of `append`: the new version, or the previous one if there was nothing to append.
 
-    `moved` of the `new` items did not get their nearest codes, `restored` ones came back. `applied` files were appended
-    before, by the versions that are named, and count for nothing.
+    `moved` of the `new` items did not get their nearest codes; `restored` is the number of removed items that are
+    active again. `applied` files had been appended before, by the given versions, and were skipped.
     """
 
     version: Version
@@ -85,19 +85,18 @@ def append(
     columns: Sequence[str] | None = None,
     known: Known | str = Known.ERROR,
 ) -> Appended:
-    """Append the items of files (Parquet, CSV, TSV or JSONL), or folders of such parts, to a catalogue, as its next
+    """Append the items of files (Parquet, CSV, TSV or JSONL), or of folders of parts, to a catalogue, as its next
     version.
 
-    `tokenizer` is the one that made the catalogue's codes. `columns` are the vectors that it reads, as in
-    `encode_files`; its content encoders make those that a file lacks of the raw columns. All other vectors, given or
-    made, are kept with them, for models that read them. Columns have their names in the dataset, or in the tables that
-    it is from (`source_columns` of the catalogue). Codes are those of the frozen tokenizer; where another item, or a
-    removed one, has them, the catalogue's own collision policy finds others for the newcomer, in the order of the
-    input. An item that was removed comes back with its old codes. A file that was appended before, as its sha256 tells,
-    is left out as long as any of its items is there.
-    Raises SemidError naming file, column and row of what cannot be read or encoded, of an id that is given twice or is
-    in the catalogue (unless `known` says otherwise), and of an item for which no codes are left; and for a `tokenizer`
-    that did not make the catalogue's codes.
+    `tokenizer` must be the one that made the catalogue's codes. `columns` are its vector columns, as in `encode_files`;
+    its content encoders compute those that a file lacks from raw columns. All other vectors, stored or computed, are
+    kept for models that read them. Columns have the names of the dataset, or of its source tables (the catalogue's
+    `source_columns`). The frozen tokenizer gives the codes; if another item, even a removed one, has them, the
+    catalogue's collision policy chooses others for the new item, in input order. A removed item is restored with its
+    old codes. A file that was appended before, by its sha256, is skipped while any of its items is active.
+    Raises SemidError naming file, column and row of an item that cannot be read or encoded, is repeated, is in the
+    catalogue (unless `known` allows it), or for which no codes are left; and for a `tokenizer` that did not make the
+    catalogue's codes.
     """
     known = enum_member(Known, known, "known")
     folder, before = open_for_change(folder)
@@ -137,11 +136,10 @@ def append(
 
 
 def extend(catalog: SemanticCatalog, item_ids: Iterable[Id], codes: Int[np.ndarray, "new code"]) -> SemanticCatalog:
-    """`catalog` with new items of these codes, as a tokenizer gives them, behind the others.
+    """`catalog` with new items, with codes from a tokenizer, after the others.
 
-    Where the last level only tells items apart, each gets the first free number of its codes; else items may collide.
-    Raises SemidError for an item that is there, or twice among the new ones, for one that gets no number, and for codes
-    of another shape.
+    With a tie-break level, each item gets the first free number in its group of equal codes; otherwise items may
+    collide. Raises SemidError for an item that exists, is repeated, or gets no number, and for codes of another shape.
     """
     ids, levels = as_ids(item_ids), catalog.num_levels - catalog.tie_break
     if codes.shape != (len(ids), levels) or codes.dtype.kind not in "iu":
@@ -171,7 +169,7 @@ def extend(catalog: SemanticCatalog, item_ids: Iterable[Id], codes: Int[np.ndarr
 def remove(folder: str | Path, item_ids: Iterable[Id]) -> Version:
     """Remove items, as the catalogue's next version: they keep rows and codes.
 
-    Raises SemidError for an id that is unknown, removed already or given twice, and where no item would be left.
+    Raises SemidError for an id that is unknown, already removed or repeated, and if no item would be left.
     """
     folder, before = open_for_change(folder)
     ids = as_ids(item_ids)
@@ -195,7 +193,7 @@ class _Given:
     """Columns that the tokenizer reads."""
     vectors: dict[str, Float[np.ndarray, "n _"]]
     files: list[tuple[int, VectorFile]]
-    """Each file with the place of its first item."""
+    """Files, each with the index of its first item."""
 
     @classmethod
     def read(
@@ -207,7 +205,7 @@ class _Given:
         columns: Sequence[str] | None,
         names: Mapping[str, str],
     ) -> _Given:
-        """Raises SemidError naming file, column and row of what is wrong with it."""
+        """Read the files. Raises SemidError naming file, column and row of an error."""
         ids: list[pa.Array] = []
         found: list[dict[str, np.ndarray]] = []
         files: list[tuple[int, VectorFile]] = []
@@ -236,13 +234,13 @@ class _Given:
         return cls(pa.concat_arrays([pa.array([], pa.string()), *ids]), inputs, vectors, files)
 
     def repeated(self, kept: Int[np.ndarray, " kept"]) -> Bool[np.ndarray, " kept"]:
-        """Tell which of the `kept` items are given before among them."""
+        """Mask of the `kept` items that occur earlier among them."""
         codes = self.item_ids.dictionary_encode().indices.to_numpy()[kept]
         return ~np.isin(np.arange(len(codes)), np.unique(codes, return_index=True)[1])
 
     @property
     def encoded(self) -> Float[np.ndarray, "n dim"]:
-        """The vectors that the tokenizer reads, side by side."""
+        """The concatenated vectors that the tokenizer reads."""
         return np.concatenate([self.vectors[name] for name in self.inputs], axis=1)
 
     def at(self, item: int) -> str:
@@ -251,7 +249,7 @@ class _Given:
         return f"{file.at(file.id_column, item - first)}: item {self.item_ids[item].as_py()!r}"
 
     def check_new(self, kept: Int[np.ndarray, " kept"], active: Bool[np.ndarray, " n"]) -> None:
-        """Raises SemidError for `kept` items that are in the catalogue, or twice among them."""
+        """Raise SemidError for `kept` items that are in the catalogue, or repeated."""
         for item in kept[active[kept]][:1].tolist():
             raise SemidError(
                 f"{self.at(item)} is in the catalogue already; its codes never change, leave it out (--known skip), or "
@@ -263,16 +261,16 @@ class _Given:
 
 
 def _check_names(path: str, columns: Iterable[str]) -> None:
-    """Raise SemidError for a column of vectors that has the name of what a change says of its items."""
+    """Raise SemidError for a vector column with a reserved name of change files."""
     for name in columns:
         if name in STATE_COLUMNS:
             raise SemidError(f"{path}: column {name!r} has the name of a catalogue's own; rename or drop it")
 
 
 def _check_tokenizer(folder: Path, tokenizer: Encoder) -> None:
-    """Raise SemidError for a tokenizer of other arrays than the one that made the catalogue's codes."""
+    """Raise SemidError for a tokenizer whose arrays differ from those of the one that made the catalogue's codes."""
     file = folder / TOKENIZER_FILE
-    if not file.exists():  # imported codes, of which nothing tells what made them
+    if not file.exists():  # imported codes: their tokenizer is unknown
         return
     own, given = artifacts.load_tensors(file), tokenizer.tensors()
     if own.keys() != given.keys() or not all(np.array_equal(own[name], given[name]) for name in own):
@@ -282,7 +280,7 @@ def _check_tokenizer(folder: Path, tokenizer: Encoder) -> None:
 
 @contextlib.contextmanager
 def _reading(path: str) -> Iterator[None]:
-    """Errors of reading a file as SemidErrors that name it."""
+    """Convert errors of reading a file to SemidErrors that name it."""
     try:
         yield
     except FileNotFoundError:
@@ -292,7 +290,7 @@ def _reading(path: str) -> Iterator[None]:
 
 
 def _digest(path: str) -> str:
-    """sha256 of a file. Raises SemidError naming it where it cannot be read."""
+    """sha256 of a file. Raises SemidError naming it if it cannot be read."""
     with _reading(path):
         return storage.sha256(path)
 
@@ -301,14 +299,14 @@ def _item_ids(path: str, id_column: str, names: Mapping[str, str]) -> pa.Array:
     """Ids of a file that was appended before, without its vectors; none if it has no such column."""
     source: str | pa.Table = path
     with _reading(path):
-        with contextlib.suppress(SemidError), storage.open_parquet(path) as file:  # else it is text
+        with contextlib.suppress(SemidError), storage.open_parquet(path) as file:  # fails for text files
             source = file.read(columns=[*{id_column, names.get(id_column, id_column)}])
         table = as_mapped_table(source, names, strings=(id_column,))
     return as_ids(table[id_column]) if id_column in table.column_names else pa.array([], pa.string())
 
 
 def _are_active(catalog: SemanticCatalog, item_ids: pa.Array) -> Bool[np.ndarray, " n"]:
-    """Tell which items a catalogue has and recommends."""
+    """Mask of the items that are active in the catalogue."""
     rows, known = catalog.find_rows(item_ids)
     return known & catalog.active[rows]
 
@@ -327,7 +325,7 @@ def _by_column(block: Block) -> dict[str, Float[np.ndarray, "n _"]]:
 def _placed(
     catalog: SemanticCatalog, tokenizer: Encoder, given: _Given, new: Int[np.ndarray, " new"]
 ) -> tuple[Int[np.ndarray, "n level"], int]:
-    """Codes for the `new` items (of the others, any), and how many of them got others than their nearest."""
+    """Codes for the `new` items (arbitrary for others), and how many of these did not get their nearest codes."""
     vectors = given.encoded[new]
     nearest = tokenizer.encode(vectors).astype(np.int32) if len(new) else np.zeros((0, len(tokenizer.level_sizes)), int)
     policy = tokenizer.collisions

@@ -1,4 +1,4 @@
-"""Versions of a catalogue: its artifact never changes, and each file of `semid.catalog.changes` makes a later one."""
+"""Versions of a catalogue: version 0 is its artifact, and each file of `semid.catalog.changes` makes the next one."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ class Version:
     tokenizer: str
     """sha256 of the tokenizer's file; empty: codes were imported."""
     sources: Mapping[str, int] = field(default_factory=dict)
-    """sha256 of the files that were appended so far, and by which version."""
+    """sha256 of the files appended so far, each with its version."""
 
 
 class Entry(NamedTuple):
-    """A line of the history; `items` is how many a change is about, `active` how many the version has."""
+    """A line of the history: `items` is the number of items in the change, `active` that of active items after it."""
 
     version: int
     kind: str
@@ -63,22 +63,22 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Difference:
-    """Difference of two catalogues: items that came and went, and codes of the others that changed."""
+    """Difference of two catalogues: added and removed items, and changed codes of the others."""
 
     appended: list[str]
     removed: list[str]
     common: int
-    """Items of both."""
+    """Number of items in both."""
     changed: float
-    """Share of these whose codes are others."""
+    """Share of these with other codes."""
     changed_by_level: tuple[float, ...]
-    """Share of these whose code at a level is another; 1 at levels that only one of the two has."""
+    """Share of these with another code, per level; 1 at levels that only one of the two has."""
 
 
 def current(folder: str | Path, version: int | None = None) -> Version:
-    """Read the current, or a given, version of a catalogue folder ("folder@3"), with number and digest.
+    """Read the current or a given version of a catalogue folder ("folder@3"), with number and digest.
 
-    Raises SemidError naming a file that does not fit.
+    Raises SemidError naming a file that is missing or damaged.
     """
     folder, version = CatalogPath.parse(folder, version)
     base = _base(folder)
@@ -86,7 +86,7 @@ def current(folder: str | Path, version: int | None = None) -> Version:
 
 
 def _after(base: Version, changes: Sequence[Change]) -> Version:
-    """The version that changes of version 0 make."""
+    """The version after these changes of version 0."""
     if not changes:
         return base
     last = changes[-1].header
@@ -96,7 +96,7 @@ def _after(base: Version, changes: Sequence[Change]) -> Version:
 
 
 def history(folder: str | Path) -> list[Entry]:
-    """All versions, the artifact itself first. Reads no items."""
+    """All versions, from the artifact on. Reads no items."""
     folder = CatalogPath.writable(folder, because="the history is of all versions")
     base = _base(folder)
     made = artifacts.read_manifest(folder)
@@ -113,13 +113,13 @@ def history(folder: str | Path) -> list[Entry]:
 
 
 def verify(folder: str | Path) -> Version:
-    """Read every byte of every version. Raises SemidError naming the first file that does not fit: edited, missing, of
-    another catalogue or tokenizer, with codes out of range, an item twice or moved, or codes of two items; and a
-    snapshot that is not what the changes come to."""
+    """Verify every byte of every version. Raises SemidError naming the first bad file: edited, missing, of another
+    catalogue or tokenizer, with codes out of range, an item twice or with changed codes, or codes of two items; or a
+    snapshot that differs from the merged changes."""
     folder = CatalogPath.writable(folder, because="all versions are verified")
     base, snapshots = _base(folder), list_files(folder).snapshots
     changes = list(_changes(folder, base, None, None if snapshots else STATE_COLUMNS, snapshots=False))
-    if not snapshots:  # the vectors too, which need not be in memory together
+    if not snapshots:  # also verifies the vectors, without holding them all in memory
         for change in changes:
             read_change(change.file, None)
     for number in snapshots:
@@ -135,9 +135,9 @@ def verify(folder: str | Path) -> Version:
 
 
 def open_for_change(folder: str | Path) -> tuple[Path, Version]:
-    """Folder and current version of a catalogue, where the next one can be written: its place is tried.
+    """Folder and current version of a catalogue, after checking that the next version can be written.
 
-    Raises SemidError for FOLDER@VERSION, and where nothing can be written.
+    Raises SemidError for FOLDER@VERSION, and if the folder cannot be written.
     """
     folder = CatalogPath.writable(folder)
     before = current(folder)
@@ -149,10 +149,10 @@ def open_for_change(folder: str | Path) -> tuple[Path, Version]:
 def commit(
     folder: str | Path, before: Version, kind: ChangeKind, items: pa.Table, *, sources: Sequence[str] = ()
 ) -> Version:
-    """Write the change that makes the next version of `before`, whole or not at all; `sources` are the sha256 of the
-    files that it comes from.
+    """Write atomically the change that makes the next version after `before`; `sources` are the sha256 of its input
+    files.
 
-    Raises SemidError where it does not fit, where another process came first, and where the disk does not take it.
+    Raises SemidError if the change is invalid, another process has made this version, or the disk is full.
     """
     header = _header(before, kind, items, version=before.number + 1, parent=before.digest)
     folder = artifacts.place(folder)
@@ -169,14 +169,14 @@ def _header(before: Version, kind: ChangeKind, items: pa.Table, *, version: int,
 
 
 def revert(folder: str | Path, version: int) -> Version:
-    """Make a version whose active items are those of an earlier one; codes never change. None is made where they are.
+    """Make a version with the active items of an earlier one, unless they are the same now; codes never change.
 
-    Raises SemidError where there is no such version.
+    Raises SemidError if there is no such version.
     """
     folder, before = open_for_change(folder)
     target = current(folder, version).catalog
     active = np.zeros(len(before.catalog), bool)
-    active[: len(target)] = target.active  # rows of later versions follow those of earlier ones
+    active[: len(target)] = target.active  # later versions only append rows
     changed = np.flatnonzero(active != before.catalog.active)
     if not len(changed):
         return before
@@ -187,8 +187,8 @@ def revert(folder: str | Path, version: int) -> Version:
 def compact(folder: str | Path) -> Version:
     """Write a snapshot of the current version next to the changes, which stay, and remove earlier snapshots.
 
-    Loading reads it in their place; the last one before it stays, as others may be reading it.
-    Raises SemidError naming a file that does not fit.
+    It is loaded instead of the changes; the snapshot before it stays, as other processes may be reading it.
+    Raises SemidError naming a file that is missing or damaged.
     """
     folder = CatalogPath.writable(folder, because="a snapshot is of the current version")
     base, found = _base(folder), list_files(folder)
@@ -206,7 +206,7 @@ def compact(folder: str | Path) -> Version:
 
 
 def _snapshot(base: Version, after: Version, changes: Sequence[Change]) -> tuple[Header, pa.Table]:
-    """Sum of changes of version 0: a row for each item that they touch, in the catalogue's order."""
+    """Merge changes of version 0: a row for each item that they touch, in the catalogue's order."""
     touched = pa.concat_arrays([change.items["item_id"].combine_chunks() for change in changes])
     rows = np.unique(after.catalog.rows(touched))
     ids, codes, active = after.catalog.item_ids.take(pa.array(rows)), after.catalog.codes, after.catalog.active
@@ -219,7 +219,7 @@ def _snapshot(base: Version, after: Version, changes: Sequence[Change]) -> tuple
 
 
 def _last_given(name: str, item_ids: pa.Array, changes: Sequence[Change]) -> pa.Array:
-    """Vectors of a column as the latest change gives them, float32; null where none does."""
+    """Vectors of a column by the latest change that has each, float32; null if none does."""
     vectors: list[np.ndarray | None] = [None] * len(item_ids)
     for change, places in zip(changes, _places(changes, item_ids), strict=True):
         if name in change.items.column_names:
@@ -233,7 +233,7 @@ def _last_given(name: str, item_ids: pa.Array, changes: Sequence[Change]) -> pa.
 
 
 def _places(changes: Sequence[Change], item_ids: pa.Array) -> list[list[int | None]]:
-    """Place of each item of each change among `item_ids`; None: it is not there."""
+    """Index of each item of each change in `item_ids`; None if it is missing."""
     if not changes:
         return []
     items = pa.concat_arrays([change.items["item_id"].combine_chunks() for change in changes])
@@ -243,7 +243,7 @@ def _places(changes: Sequence[Change], item_ids: pa.Array) -> list[list[int | No
 
 
 def _check_snapshot(folder: Path, base: Version, number: int, changes: Sequence[Change]) -> None:
-    """Raise SemidError for a snapshot that is not what these changes come to."""
+    """Raise SemidError for a snapshot that differs from the merged changes."""
     origin = BaseVersion(folder, base.digest, base.tokenizer, base.catalog.level_sizes)
     found, (expected, _) = read_snapshot(origin, number, None), _snapshot(base, _after(base, changes), changes)
     if replace(found.header, created=expected.created) != expected:
@@ -251,10 +251,10 @@ def _check_snapshot(folder: Path, base: Version, number: int, changes: Sequence[
 
 
 def apply(folder: str | Path, file: str | Path) -> Version:
-    """Make a replica's next version of the file of a change that was made elsewhere.
+    """Make a replica's next version from a change file that was made elsewhere.
 
-    Raises SemidError, naming the version that is expected, for a file that was applied before, that comes too early,
-    or that belongs to another catalogue.
+    Raises SemidError, naming the expected version, for a file that was applied before, comes too early, or belongs to
+    another catalogue.
     """
     folder, before = open_for_change(folder)
     file = artifacts.fetched(file)
@@ -288,10 +288,10 @@ def vectors(
     *,
     removed: Bool[np.ndarray, " n"] | None = None,
 ) -> Float[np.ndarray, "n dim"]:
-    """Raw vectors of appended items, `columns` side by side, each as the latest change that has it gives it.
+    """Raw vectors of appended items, with `columns` concatenated, each from the latest change that has it.
 
-    `removed` items may lack vectors: theirs are then zeros, of dim 0 if no item has any.
-    Raises SemidError naming a column that an item has from no change, vectors of another width, and an item that no
+    `removed` items may lack vectors and then get zeros, of dim 0 if no item has any.
+    Raises SemidError naming a column that an item has in no change, vectors of different widths, and an item that no
     change appended.
     """
     folder, version = CatalogPath.parse(folder, version)

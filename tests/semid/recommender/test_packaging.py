@@ -446,7 +446,7 @@ def test_a_repository_is_downloaded_where_there_is_no_such_folder(folder, recomm
     monkeypatch.chdir(tmp_path)
     found = Recommender.from_pretrained("org/name", revision="v1")
     assert found.recommend(HISTORIES).item_ids == recommender.recommend(HISTORIES).item_ids
-    with pytest.raises(SemidError, match=r"^org/gone: no such folder, and not to be had from the hub \(404: no repo"):
+    with pytest.raises(SemidError, match=r"^org/gone: no such folder, and not available from the hub \(404: no repo"):
         Recommender.from_pretrained("org/gone")
     assert asked == [("org/name", "v1"), ("org/gone", None)]
     (tmp_path / "runs").mkdir()
