@@ -29,13 +29,13 @@ class Kind(enum.StrEnum):
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
-# The page that says what a folder is, which its readers may edit: no code reads it, and no load verifies it.
+# The page that describes a folder. Users may edit it: it is neither read nor verified.
 PAGE = "README.md"
-# All options of the command that made an artifact, for `--config`: they name paths, so that no digest covers it.
+# All options of the command that made an artifact, for `--config`. It names local paths, so no digest covers it.
 CONFIG = "config.yaml"
-# A manifest has some kilobytes.
+# Maximum size; a manifest usually has some kilobytes.
 MAX_BYTES = 16 << 20
-# What is done with an item graph, said where one is given in place of a model.
+# Advice for an item graph that is given in place of a model.
 _USES_OF_GRAPH = (
     "an item graph is measured by `semid evaluate` (without --catalog), mixed with a model (--graph) and taught from "
     "(--teacher of `semid train`)"
@@ -119,7 +119,7 @@ class Origin:
 
 
 def read_artifact(path: str | Path, kind: str, *others: str) -> Manifest:
-    """Read the manifest of the artifact at `path`, of one of these kinds, every file but its `PAGE` verified.
+    """Read the manifest of the artifact at `path`, of one of these kinds, and verify every file but its `PAGE`.
 
     Raises SemidError for: no artifact, one of another kind or of a newer schema, a missing or changed file.
     """
@@ -141,7 +141,7 @@ def read_artifact(path: str | Path, kind: str, *others: str) -> Manifest:
 
 @contextlib.contextmanager
 def opened(path: str | Path, kind: str, *others: str) -> Iterator[Origin]:
-    """Verify the artifact at `path`, as `read_artifact` does, to read its files in the body.
+    """Verify the artifact at `path`, as `read_artifact` does, and yield it to read its files.
 
     Raises SemidError, also in place of an error of the body, if another process has replaced the artifact meanwhile.
     """
@@ -152,7 +152,7 @@ def opened(path: str | Path, kind: str, *others: str) -> Iterator[Origin]:
 
 @contextlib.contextmanager
 def _unreplaced(path: Path, manifest: Manifest) -> Iterator[None]:
-    """Raise SemidError after the body, also in place of its error, where the artifact is another by then."""
+    """Raise SemidError after the body, also in place of its error, if the artifact was replaced meanwhile."""
     try:
         yield
     finally:
@@ -193,7 +193,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def _check_entries(file: Path, data: dict[str, Any]) -> None:
-    """Raise SemidError for an entry of another type, a name of a file outside the folder, and what is no digest."""
+    """Raise SemidError for an entry of a wrong type, a file name outside the folder, or an invalid digest."""
     for name, expected in _TYPES.items():
         if not isinstance(data[name], expected) or isinstance(data[name], bool):
             raise SemidError(f"{file}: {name} is not what a manifest of semid has there; write the artifact again")
@@ -208,13 +208,13 @@ def _check_entries(file: Path, data: dict[str, Any]) -> None:
 
 
 def _is_below(name: str) -> bool:
-    """Tell whether a name is relative, plain, and of something else than the manifest."""
+    """Tell whether a file name is relative, without special parts, and not the manifest's."""
     parts = name.split("/")
     return name.isprintable() and "\\" not in name and not {"", ".", ".."} & set(parts) and name != MANIFEST
 
 
 def regular_file(folder: Path, name: str) -> Path:
-    """A file of an artifact. Raises SemidError where it is a link, device or pipe, or is below a link.
+    """A file of an artifact. Raises SemidError if it is a link, device or pipe, or is below a link.
 
     Links in a snapshot of the Hugging Face hub's cache to its own store, `snapshots/REVISION` to `blobs`, are followed.
     """
@@ -228,6 +228,6 @@ def regular_file(folder: Path, name: str) -> Path:
 
 
 def _is_in_store(folder: Path, link: Path) -> bool:
-    """Tell whether `folder` is a snapshot in a cache of the hub, and `link` leads to a file of its store."""
+    """Tell whether `folder` is a snapshot in the hub's cache, and `link` points to a file of its store."""
     home = folder.resolve().parent
     return home.name == "snapshots" and link.resolve().parent == home.parent / "blobs"

@@ -37,7 +37,7 @@ def write_artifact(
     seed: int | None = None,
     devices: str = "",
 ) -> Iterator[Path]:
-    """Yield a temporary directory for the files of the artifact `path`, which stands there when all are written.
+    """Yield a temporary directory for the files of the artifact `path`, which is published there at the end.
 
     An existing artifact at `path` is replaced; anything else there is refused (see `output_folder`).
     `parents` are digests of the artifacts that it is made from, by role.
@@ -51,7 +51,7 @@ def write_artifact(
 
 @contextlib.contextmanager
 def fill(place: Place, wanted: Manifest, *, devices: str = "") -> Iterator[Path]:
-    """`write_artifact` at a place that was tried and is locked: yield a temporary directory, seal and show it."""
+    """`write_artifact` for a checked and locked place: yield a temporary directory, then seal and publish it."""
     _remove_leftovers(place.path, locked_here=True)
     _check_use(place.path, kind=wanted.kind)
     temporary = place.hidden(in_use("writing"))
@@ -68,7 +68,7 @@ def fill(place: Place, wanted: Manifest, *, devices: str = "") -> Iterator[Path]
 
 
 def _show(temporary: Path, place: Place) -> None:
-    """Put a sealed folder in its place, first in that of the URL whose copy the place is."""
+    """Publish a sealed folder, first at the URL if the place is the copy of one."""
     path = place.path
     remote.upload(temporary, path, last=MANIFEST)
     if place.inside:
@@ -82,7 +82,7 @@ def _show(temporary: Path, place: Place) -> None:
 
 
 def _move_up(sealed: Path, path: Path) -> None:
-    """Move the files of a sealed folder to the one above in place of its artifact's, the manifest last.
+    """Move the files of a sealed folder into its parent, replacing those of an old artifact, the manifest last.
 
     Another call completes it after a kill.
     """
@@ -99,7 +99,7 @@ def _move_up(sealed: Path, path: Path) -> None:
 
 
 def is_current(path: str | Path, *, kind: str, config: dict, parents: Mapping[str, str], seed: int | None) -> bool:
-    """Tell whether `path` holds the artifact that this request would write, and log that the stage is skipped.
+    """Tell whether `path` has the artifact that this request would write, and log that the stage is skipped.
 
     Raises SemidError if it has another one, naming what differs: an output folder in use is never overwritten.
     """
@@ -125,7 +125,7 @@ def is_current(path: str | Path, *, kind: str, config: dict, parents: Mapping[st
 
 
 def check_output(path: str | Path, *, kind: str) -> Path:
-    """Path, without `~` and links, where an artifact of this kind stands or can be written, tried before any work.
+    """Check, before any work, that `path` has an artifact of this kind or that one can be written; return it resolved.
 
     Raises SemidError if the path cannot be written, or if it has something other than such an artifact.
     """
@@ -139,7 +139,7 @@ def check_output(path: str | Path, *, kind: str) -> Path:
 
 
 def output_folder(path: str | Path, *, kind: str) -> Place:
-    """Where an artifact of this kind can be written, also in place of one that stands; else as `check_output`.
+    """How an artifact of this kind can be written, also if it replaces an existing one; otherwise as `check_output`.
 
     Raises SemidError, too, where one stands with a file that is not its own, such as another artifact in its folder.
     """
@@ -150,7 +150,7 @@ def output_folder(path: str | Path, *, kind: str) -> Place:
 
 
 def _check_nothing_else(folder: Path, *, kind: str) -> None:
-    """Raise SemidError for a file in the folder of an artifact that is not its own: it would go with the artifact."""
+    """Raise SemidError for a foreign file in the folder of an artifact, which would be deleted with it."""
     own = {*read_manifest(folder).files, MANIFEST, CONFIG}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -162,7 +162,7 @@ def _check_nothing_else(folder: Path, *, kind: str) -> None:
 
 
 def _check_use(path: Path, *, kind: str) -> None:
-    """Raise SemidError if something other than an artifact of this kind stands at `path`."""
+    """Raise SemidError if `path` has something other than an artifact of this kind."""
     if above := next((p for p in path.absolute().parents if p.exists() and not p.is_dir()), None):
         raise SemidError(f"{above}: is a file, and {path} should go below it; choose another path (--out)")
     if not path.exists():
@@ -182,7 +182,7 @@ def _request(kind: str, config: dict, parents: Mapping[str, str] | None, seed: i
 
 
 def _remove_leftovers(path: Path, *, locked_here: bool = False) -> None:
-    """Undo what killed processes of this host left of their attempts to write `path`.
+    """Clean up after killed processes of this host that were writing `path`.
 
     An artifact that was moved away for one that was never completed is put back, and one that was sealed inside its
     folder is published. With the lock, this process's own leftovers are removed, too, and all those inside the folder.
@@ -205,7 +205,7 @@ def _remove_leftovers(path: Path, *, locked_here: bool = False) -> None:
 
 
 def _ended(name: Path, *, own: bool = False) -> list[Path]:
-    """Hidden paths that begin so, of killed processes, and of this one if its own count."""
+    """Hidden paths with this prefix of killed processes, and with `own` of this process."""
     found = name.parent.glob(f"{glob.escape(name.name)}*")
     return [path for path in found if has_ended(path) or (own and path.name.rpartition("-")[2] == str(os.getpid()))]
 

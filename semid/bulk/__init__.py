@@ -1,4 +1,4 @@
-"""Catalogues larger than memory or one machine: files of vectors in, files of codes out, one catalogue of them."""
+"""Catalogues larger than memory or than one machine: encode files of vectors to files of codes, join them."""
 
 from semid.bulk.collisions import check_catalog, write_catalog
 from semid.bulk.scheduling import Encoded, encode_files

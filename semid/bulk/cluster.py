@@ -1,6 +1,6 @@
 """Encoding on a Dask cluster: a file is a task, and every worker process builds the tokenizer once.
 
-Dask keeps the tasks, gives those of a worker that died to others, and repeats what failed; nothing of it is on disk.
+Dask manages the tasks in memory, reassigns those of dead workers, and retries failures.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ADDRESS = re.compile(r"(tcp|tls|ucx)://[^/\s]+:[0-9]+")
 
 
 class Carrier(WorkerPlugin):
-    """Takes a tokenizer, in plain values, to every worker of a cluster, those that join later included."""
+    """Sends a tokenizer, in plain values, to every worker of a cluster, including those that join later."""
 
     def __init__(self, tokenizer: SemanticTokenizer) -> None:
         self.name = f"semid-tokenizer-{uuid.uuid4().hex}"
@@ -59,8 +59,7 @@ def encode_on_cluster(
 ) -> Iterator[tuple[Job, Done]]:
     """Encode on a cluster: yield the outcome of every job in the order in which the workers of `scheduler` finish them.
 
-    Raises SemidError for an address that is none, where no scheduler answers within `timeout` seconds, and where it
-    goes away.
+    Raises SemidError for an invalid address, if no scheduler answers within `timeout` seconds, and if it disappears.
     """
     with _connect(scheduler, timeout) as client:
         _check_workers(client)
@@ -68,7 +67,7 @@ def encode_on_cluster(
             with _carried(tokenizer, client) as name:
                 futures = client.map(_encode, jobs, plugin=name, retries=retries, pure=False)
                 job_of = dict(zip(futures, jobs, strict=True))
-                del futures  # the cluster forgets a task as soon as nothing here knows it
+                del futures  # the cluster drops the result of a task without references
                 for future in as_completed(list(job_of), loop=client.loop):
                     job = job_of.pop(future)
                     done = _done(job, future)
@@ -82,7 +81,7 @@ def encode_on_cluster(
 
 @contextlib.contextmanager
 def _carried(tokenizer: SemanticTokenizer, client: Client) -> Iterator[str]:
-    """The name under which the workers have the tokenizer meanwhile."""
+    """Yield the plugin name under which the workers have the tokenizer."""
     carrier = Carrier(tokenizer)
     client.register_plugin(carrier)
     try:
@@ -102,7 +101,7 @@ def _connect(scheduler: str, timeout: float) -> Client:
 
 
 def _check_workers(client: Client) -> None:
-    """Warn if there are none yet. Raises SemidError for one that has another semid: its codes might be others."""
+    """Warn if there are no workers yet. Raises SemidError for a worker with another semid, whose codes may differ."""
     own, found = version("semid"), client.run(version, "semid", on_error="return")
     if not found:
         warnings.warn("the scheduler has no workers yet; waiting for some", stacklevel=3)
@@ -116,9 +115,9 @@ def _encode(job: Job, *, plugin: str) -> Done:
 
 
 def _done(job: Job, future: Future) -> Done:
-    """The result of a finished task; a fault where all tries failed, their workers died, or the scheduler is gone."""
-    while future.status == "lost":  # the worker that held the result died, and the scheduler repeats the task:
-        future.exception()  # waits for that
+    """The result of a finished task; a fault if all tries failed, the workers died, or the scheduler is gone."""
+    while future.status == "lost":  # the worker with the result died, and the scheduler repeats the task
+        future.exception()  # waits for the repetition
     if future.status == "finished":
         return future.result()
     if future.status == "error":

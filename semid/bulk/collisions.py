@@ -1,4 +1,4 @@
-"""One catalogue of many files of codes, larger than memory: DuckDB sorts, counts and spills."""
+"""One catalogue from many files of codes, possibly larger than memory: DuckDB sorts, counts and spills to disk."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from semid.data import storage
 from semid.errors import SemidError
 from semid.tokenizers import SemanticTokenizer
 
-_ROWS = 1 << 17  # of a row group
+_ROWS = 1 << 17  # rows per row group
 # The number of an item among those of equal codes, in the order of the ids' bytes.
 _TABLE = """
     CREATE TABLE items AS
@@ -50,15 +50,15 @@ def write_catalog(
 ) -> None:
     """Write the catalogue artifact `out` of all items in the files that `encode_files` wrote.
 
-    Items are in the order of their ids (of the bytes in UTF-8), whatever file they come from. With `TIE_BREAK` a last
-    level counts the items of equal codes in that order, as `quantizers.tie_break` does; with `ALLOWED` collisions stay.
-    `tokenizer` is the catalogue folder whose tokenizer made the codes: it goes along, so that `out` can be used in its
-    place. DuckDB keeps to `memory_limit` and spills to `temp_directory` (a folder next to `out`).
+    Items of all files are sorted by id (by its UTF-8 bytes). With `TIE_BREAK`, a tie-break level numbers the items of
+    equal codes in that order, as `quantizers.tie_break` does; with `ALLOWED`, collisions stay. `tokenizer` is the
+    catalogue folder whose tokenizer made the codes; the tokenizer is copied, so that `out` can replace that folder.
+    DuckDB uses at most `memory_limit` and spills to `temp_directory` (default: a folder next to `out`).
 
-    Items of equal codes get new last numbers, whatever they have in `tokenizer`'s catalogue: this one is to train on.
+    Tie-breaks are numbered from 0 regardless of `tokenizer`'s own catalogue, so train a new model on this one.
 
-    Raises SemidError for what `check_catalog` refuses, naming an id that is there twice, with its files, codes of
-    another tokenizer, and where the disk or the memory is too small.
+    Raises SemidError for what `check_catalog` refuses, for a repeated id, naming its files, for codes of another
+    tokenizer, and for too little disk space or memory.
     """
     collisions = enum_member(Collisions, collisions, "collisions")
     if not codes:
@@ -88,10 +88,10 @@ def write_catalog(
 def check_catalog(
     out: str | Path, *, tokenizer: str | Path, collisions: Collisions | str, memory_limit: str
 ) -> Manifest:
-    """The manifest of the catalogue `tokenizer`, if `write_catalog` may go on: what it can know without files of codes.
+    """Check all arguments of `write_catalog` but the files of codes; return the manifest of the catalogue `tokenizer`.
 
     Raises SemidError for a policy that needs all vectors, a `tokenizer` that is no catalogue, an `out` that is in use,
-    a memory limit that is none, and where there is no DuckDB.
+    an invalid memory limit, and a missing DuckDB.
     """
     collisions = enum_member(Collisions, collisions, "collisions")
     if collisions not in (Collisions.TIE_BREAK, Collisions.ALLOWED):
@@ -115,7 +115,7 @@ def check_catalog(
 
 
 def _requests(codes: Sequence[str], tokenizer: str) -> str:
-    """Hash of the requests that files of codes answer, in any order. Raises SemidError for one of another tokenizer."""
+    """Hash of the requests that files of codes record, in any order. Raises SemidError for another tokenizer's file."""
     requests = []
     for path in codes:
         with _opened(path) as file:
@@ -124,7 +124,7 @@ def _requests(codes: Sequence[str], tokenizer: str) -> str:
             raise SemidError(f"{path}: its codes are not of this catalogue's tokenizer; encode its items with it")
         if REQUEST.encode() not in metadata:
             raise SemidError(f"{path}: is damaged (names no input); delete it, and encode its items again")
-        if missing := {"item_id", "codes"} - set(names):  # DuckDB would take a name of other capitals
+        if missing := {"item_id", "codes"} - set(names):  # DuckDB itself ignores case
             raise SemidError(
                 f"{path}: is damaged (has no column {min(missing)!r}); delete it, and encode its items again"
             )
@@ -133,18 +133,18 @@ def _requests(codes: Sequence[str], tokenizer: str) -> str:
 
 
 def _verify(path: str) -> None:
-    """Read a file of codes with the checksums of its pages, which DuckDB does not look at."""
+    """Read a file of codes and verify the checksums of its pages, which DuckDB does not do."""
     with _opened(path) as file:
         for _ in file.iter_batches(_ROWS):
             pass
 
 
 def _fill(database: Any, codes: Sequence[str]) -> None:
-    """Make the table of all items. Raises SemidError naming a file that DuckDB alone cannot read."""
+    """Make the table of all items. Raises SemidError naming a file that DuckDB cannot read."""
     duckdb = _duckdb()
     try:
         database.execute(_TABLE, {"files": _patterns(codes)})
-    except duckdb.OutOfMemoryException:  # of no file
+    except duckdb.OutOfMemoryException:  # not the fault of a file
         raise
     except duckdb.Error:
         for path in codes:
@@ -159,13 +159,13 @@ def _fill(database: Any, codes: Sequence[str]) -> None:
 
 
 def _patterns(codes: Sequence[str]) -> list[str]:
-    """Patterns that match these very files: DuckDB takes names for such."""
+    """Patterns that match exactly these files, as DuckDB interprets names as patterns."""
     return [glob.escape(path) for path in codes]
 
 
 @contextlib.contextmanager
 def _opened(path: str) -> Iterator[pq.ParquetFile]:
-    """A file of codes. Raises SemidError, also while it is read, for one that is damaged."""
+    """Open a file of codes. Raises SemidError, also while it is read, if it is damaged."""
     try:
         with storage.open_parquet(path) as file:
             yield file
@@ -183,7 +183,7 @@ def _duckdb() -> Any:
 
 @contextlib.contextmanager
 def _database(codes: Sequence[str], scratch: Path, memory_limit: str, out: Path) -> Iterator[Any]:
-    """A database on disk that can read the files. Its errors meanwhile become SemidErrors that name `out`."""
+    """A database on disk that can read the files. Its errors in the block become SemidErrors that name `out`."""
     duckdb = _duckdb()
     config = {"memory_limit": memory_limit, "temp_directory": str(scratch), "preserve_insertion_order": False}
     try:
@@ -232,7 +232,7 @@ def _write(
 
 
 def _distinct(batches: Iterator[pa.RecordBatch], database: Any, codes: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """The same batches, sorted by id. Raises SemidError for an id that is there twice, naming the files."""
+    """The same batches, which are sorted by id. Raises SemidError for a repeated id, naming its files."""
     last = pa.array([], pa.string())
     for batch in batches:
         item_ids = pa.concat_arrays([last, batch["item_id"].cast(pa.string())])

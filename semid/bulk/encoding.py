@@ -1,4 +1,4 @@
-"""One file of vectors to one file of codes."""
+"""Encoding of one file of vectors to one file of codes."""
 
 from __future__ import annotations
 
@@ -24,14 +24,13 @@ from semid.tokenizers import SemanticTokenizer, pad_rows
 
 T = TypeVar("T")
 
-# Rows of an output's row group: what is held back before it is written.
+# Rows per row group of an output, which are held in memory before they are written.
 _ROW_GROUP = 1 << 19
 REQUEST, TOKENIZER = "semid.request", "semid.tokenizer"
 
 
 class Done(NamedTuple):
-    """Outcome for one file: the number of items of its output, or the fault for which there is none; and the columns
-    that nothing read."""
+    """Outcome for one file: the number of encoded items, or a fault; and the columns that nothing reads."""
 
     items: int = 0
     fault: str = ""
@@ -40,7 +39,7 @@ class Done(NamedTuple):
 
 @dataclass(frozen=True)
 class Job:
-    """One file to encode: plain values that any process understands. `tokenizer` is the digest of the one to use."""
+    """One file to encode, in plain values for any process. `tokenizer` is the digest of the tokenizer to use."""
 
     source: str
     output: str
@@ -50,8 +49,8 @@ class Job:
     block: int
 
 
-# What may go well the next time: a network, a disk, an object store. Damaged pages of a file that opens look the same.
-# One that opens and is no Parquet file does not: `open_parquet` makes a SemidError of that, and it is not tried again.
+# Errors that a retry may fix: of network, disk or object store. Damaged pages raise the same errors and are retried,
+# too. A file that is not Parquet raises SemidError (`open_parquet`) and is not retried.
 UNSTEADY = (OSError, pa.ArrowException)
 
 
@@ -64,8 +63,8 @@ def failed(job: Job, error: BaseException) -> str:
 def encode_file(
     tokenizer: SemanticTokenizer, job: Job, *, on_items: Callable[[int], None] = lambda items: None
 ) -> Done:
-    """Encode one file to its output, unless that stands. Faults of the content are returned: another try finds them
-    again. Raises `UNSTEADY` errors."""
+    """Encode one file, unless its output exists. Faults of the content are returned, as a retry would find them again.
+    Raises `UNSTEADY` errors."""
     try:
         file = VectorFile.open(
             job.source,
@@ -93,7 +92,7 @@ def encode_file(
 
 
 def _check_finite(block: Block, codes: Int[np.ndarray, "n level"]) -> None:
-    """Raises SemidError naming file, column and row where the tokenizer found NaN or infinity."""
+    """Raise SemidError naming file, column and row of a vector with NaN or infinity."""
     for row in np.flatnonzero(codes[:, 0] < 0)[:1]:
         at = 0
         for column, width in block.file.widths.items():
@@ -107,7 +106,7 @@ def _check_finite(block: Block, codes: Int[np.ndarray, "n level"]) -> None:
 def _writing(
     path: str, level_sizes: tuple[int, ...], metadata: dict[str, str]
 ) -> Iterator[Callable[[pa.Array, Int[np.ndarray, "n level"]], None]]:
-    """A function that appends ids and codes to a Parquet file, which stands at `path` once all are written."""
+    """Yield a function that appends ids and codes to a Parquet file, which is published at `path` at the end."""
     schema = pa.schema(
         {"item_id": pa.string(), "codes": pa.list_(pa.int32(), len(level_sizes))},
         metadata=file_metadata(level_sizes, tie_break=False, source_columns={}) | metadata,
@@ -132,8 +131,8 @@ def _writing(
 
 
 def _items_of(output: str, request: str) -> int | None:
-    """Number of items of `output`, if it was written for this request; None if there is no such file. Raises SemidError
-    for anything else."""
+    """Number of items in `output`, if it was written for this request; None if it does not exist. Raises SemidError for
+    any other file."""
     if not storage.exists(output):
         return None
     with storage.open_parquet(output) as file:
@@ -145,7 +144,7 @@ def _items_of(output: str, request: str) -> int | None:
 
 
 def digest_of(tokenizer: SemanticTokenizer) -> str:
-    """sha256 of all that a tokenizer's codes depend on."""
+    """sha256 of everything that a tokenizer's codes depend on."""
     arrays = [tokenizer.standardizer.mean, tokenizer.standardizer.scale, *jax.tree.leaves(tokenizer.model)]
     digests = [encoder.digest for encoder in tokenizer.encoders]
     values = [np.asarray(array).tobytes().hex() for array in arrays]
@@ -153,7 +152,7 @@ def digest_of(tokenizer: SemanticTokenizer) -> str:
 
 
 def _one_ahead(values: Iterator[T]) -> Iterator[T]:
-    """The same values, each made in a thread while the one before it is in use."""
+    """The same values, each computed in a thread while the previous one is used."""
     end = object()
     with ThreadPoolExecutor(max_workers=1) as thread:
         coming = thread.submit(next, values, end)

@@ -1,4 +1,4 @@
-"""Many files of vectors to as many of codes: one after the other here, or side by side on a cluster."""
+"""Encoding of many files of vectors: sequentially in this process, or in parallel on a cluster."""
 
 from __future__ import annotations
 
@@ -37,21 +37,20 @@ def encode_files(
     block: int = BLOCK,
     on_progress: Callable[[int, int], None] = lambda items, files: None,
 ) -> Encoded:
-    """Write `out/NAME` for every Parquet file NAME of `inputs`: `item_id` and `codes` as a catalogue's columns.
+    """Write `out/NAME` for every Parquet file NAME of `inputs`, with columns `item_id` and `codes` as in a catalogue.
 
-    Inputs are files, patterns of them, and folders of parts; the name of a part of partitions begins with theirs.
-    Codes are those of `tokenizer.encode`; collisions stay (see `write_catalog`). Paths may be URLs of file systems
-    that fsspec knows. With a `scheduler`, `tcp://HOST:PORT`, the workers of that Dask cluster take a file each;
-    otherwise this process takes one after the other. A file is streamed: while one block is encoded the next is read,
-    and no more than that is in memory, with the codes of half a million rows. `columns` are those that the tokenizer
-    was fitted to, in their order; where it does not know them, the only list of floats of a file. An output is complete
-    or absent: run again, a stopped call goes on with the files that it lacks. A file that a disk or a network fails to
-    read or write is tried `retries` more times, one that is no Parquet file is not. `on_progress` gets the items and
-    files that were encoded since it was called last.
+    Inputs are files, patterns, and folders of parts, whose output names begin with the names of their partitions. Codes
+    are those of `tokenizer.encode`; collisions stay (see `write_catalog`). Paths may be URLs known to fsspec. With a
+    `scheduler`, `tcp://HOST:PORT`, the workers of that Dask cluster encode files in parallel; otherwise this process
+    encodes one after the other. A file is streamed: memory holds the block being encoded, the next one, and the codes
+    of half a million rows. `columns` are those that the tokenizer was fitted to, in that order; if it does not record
+    them, a file's only list of floats. An output is complete or absent: calling again after an interruption encodes
+    only the missing files. A file with disk or network errors is retried up to `retries` times, unlike one that is not
+    Parquet. `on_progress` gets the numbers of items and files encoded since its last call.
 
-    Raises SemidError when all others are done, naming the files that failed, each with its reason: column and row of a
-    missing column or id, of a vector that is not finite or of another width, or an output made from something else;
-    and before all work for negative `retries` and a `block` of no rows.
+    Raises SemidError after all other files are done, naming each failed file with its reason: column and row of a
+    missing column or id, of a vector that is not finite or of another width, or an output made from another input; and
+    before any work for negative `retries` or a `block` without rows.
     """
     if retries < 0 or block < 1:
         raise SemidError(
@@ -63,7 +62,7 @@ def encode_files(
     if storage.exists(f"{folder}/{artifacts.MANIFEST}"):
         raise SemidError(f"{folder}: is an artifact of semid; choose another folder for the files of codes (--out)")
     with _claimed(folder, jobs):
-        before = storage.names_in(folder)  # a task that is repeated finds the output of its first run
+        before = storage.names_in(folder)  # read now, as a repeated task would find the output of its first run
         if scheduler == LOCAL:
             results = encode_here(tokenizer, jobs, retries=retries, on_progress=on_progress)
         else:
@@ -79,7 +78,7 @@ def encode_files(
 
 @contextlib.contextmanager
 def _claimed(folder: str, jobs: Sequence[Job]) -> Iterator[None]:
-    """Try the folder of the outputs and lock it meanwhile, where it is one of this system; no URL has locks."""
+    """Check that the output folder can be written, and lock it if it is local; URLs have no locks."""
     if not jobs or not storage.is_local(storage.locate(folder)[0]):
         yield
         return
@@ -113,7 +112,7 @@ def _jobs(
     columns: Sequence[str] | None,
     block: int,
 ) -> list[Job]:
-    """One a file. Raises SemidError where two inputs would have the same output, or one would be its own."""
+    """One job per file. Raises SemidError if two inputs have the same output, or an input would be overwritten."""
     folder, made = storage.absolute(out), dict[str, str]()
     for source in storage.find_all(inputs):
         name = output_name(source)
