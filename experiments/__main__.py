@@ -6,10 +6,10 @@
     python -m experiments tiger --help                                     # every field of its config
     python -m experiments table runs/amazon14_beauty --baseline item-graph
 
-Several names run one after the other in one folder, a file's name runs all of its variants (`recipe` is
-recipe.sasrec-text and the others), and what an experiment needs runs first. The same command again skips what is
-finished, goes on with what was interrupted, and refuses another dataset or other settings in the same folder. On
-several hosts that share the folder, start it on each as `semid train`. With every command: --quiet, --verbose, --debug.
+Several experiments run one after the other in one folder; the name of a file runs all of its variants (`recipe` is
+recipe.sasrec-text and the others), and experiments that another one needs run first. The same command again skips what
+is finished, resumes what was interrupted, and refuses another dataset or other settings in the same folder. On several
+hosts that share the folder, start it on each like `semid train`. Every command takes --quiet, --verbose and --debug.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _run(words: Sequence[str]) -> None:
     if not names:
         print(__doc__)
         return
-    from experiments import command, table  # here: JAX reads its settings when it is imported
+    from experiments import command, table  # imported here, as JAX reads its settings when it is imported
 
     match names:
         case ["list"]:

@@ -1,4 +1,4 @@
-"""Budgets of experiments: everything as the config says, a share of it, or a few steps of tiny models."""
+"""Budgets of experiments: the full config, a share of its epochs, or a few steps of tiny models."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ class Budget(enum.Enum):
     """Size of a run."""
 
     SMOKE = "smoke"
-    """A few steps of tiny models: does it run?"""
+    """A few steps of tiny models, to test that it runs."""
     CPU = "cpu"
-    """The share of all epochs that the experiment names."""
+    """The share of all epochs that the experiment gives for CPUs."""
     FULL = "full"
     """Everything as the experiment says."""
 
 
 def within(experiment: Experiment, budget: Budget, *, interactions: int) -> Experiment:
-    """The experiment at this budget, for so many training interactions."""
+    """The experiment at this budget, for a number of training interactions."""
     if budget is Budget.CPU and experiment.cpu != 1:
         return rewritten(experiment, _epochs(experiment.cpu))
     return _tiny(experiment, interactions) if budget is Budget.SMOKE else experiment
 
 
 def rewritten(value: T, rules: Mapping[type, Callable[[Any], Any]]) -> T:
-    """The value with every dataclass in it, the innermost first, as the rule of its type has it."""
+    """The value with every nested dataclass, innermost first, replaced by the rule of its type, if there is one."""
     if isinstance(value, tuple):
         return type(value)(rewritten(one, rules) for one in value)
     if isinstance(value, dict):
@@ -46,8 +46,8 @@ def rewritten(value: T, rules: Mapping[type, Callable[[Any], Any]]) -> T:
         return value
     parts = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
     changed = {name: new for name, old in parts.items() if (new := rewritten(old, rules)) is not old}
-    made = dataclasses.replace(value, **changed) if changed else value
-    return rules[type(made)](made) if type(made) in rules else made
+    replaced = dataclasses.replace(value, **changed) if changed else value
+    return rules[type(replaced)](replaced) if type(replaced) in rules else replaced
 
 
 def _epochs(share: float) -> dict[type, Callable[[Any], Any]]:

@@ -27,20 +27,20 @@ class Options:
     """Data, folder and size of the runs."""
 
     dataset: Path | None = None
-    """Dataset folder (`semid prepare`), or one that `experiments.layout` reads; none given: a simulated world per
+    """Dataset folder of `semid prepare`, or a folder that `experiments.layout` reads; none given: a simulated world per
     seed."""
     out: Path | None = None
     """Folder for all results; none given: runs/ and the dataset's name."""
     seeds: tuple[int, ...] = (0,)
-    """One run each, of everything that is trained."""
+    """Seeds; each is a run of everything that is trained."""
     budget: Budget = Budget.FULL
-    """Everything as the experiment says, its share for a CPU, or a few steps of tiny models."""
+    """The full experiment, its share of epochs for CPUs, or a few steps of tiny models."""
     ties: Ties = SourceOrder()
-    """Order of a user's interactions of equal time: that of the source, or drawn by a seed (0 if none is given)."""
+    """Order of a user's interactions of equal time: that of the source, or random by a seed (0 if none is given)."""
 
     @property
     def folder(self) -> Path:
-        """Folder for all results, tried."""
+        """Folder for all results, checked to be writable."""
         name = twin_name(self.dataset.resolve().name if self.dataset else "simulated", self.ties)
         name += "" if self.budget is Budget.FULL else f"_{self.budget.value}"
         return try_file((self.out or Path("runs") / name) / "results.json").parent
@@ -53,7 +53,7 @@ class _Command:
 
 
 def run(names: Sequence[str], words: Sequence[str]) -> None:
-    """Run the experiments of these names, their fields changed by the words of a command line."""
+    """Run the experiments of these names, with fields changed by the words of a command line."""
     known, named = dict(experiments()), chosen(names)
     options = Options()
     for name in named:
@@ -62,7 +62,7 @@ def run(names: Sequence[str], words: Sequence[str]) -> None:
 
 
 def parsed(name: str, experiment: Experiment, words: Sequence[str]) -> tuple[Options, Experiment]:
-    """Options, and the experiment with the fields that the words change."""
+    """Options, and the experiment with the fields changed by the words."""
     found = tyro.cli(
         _Command,
         args=list(words),
@@ -75,9 +75,9 @@ def parsed(name: str, experiment: Experiment, words: Sequence[str]) -> tuple[Opt
 
 
 def run_all(names: Sequence[str], options: Options, known: Mapping[str, Experiment]) -> list[dict[str, Any]]:
-    """Train and measure each experiment for each seed, skipping what is finished; the results of all."""
+    """Train and measure each experiment for each seed, skipping what is finished; return all results."""
     join_processes()
-    code()  # as it is now, whatever is committed meanwhile
+    code()  # cached now, before anything else is committed
     out, results = options.folder, []
     for seed in options.seeds:
         path = out / ("dataset" if options.dataset else f"dataset_{seed}")

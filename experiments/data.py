@@ -1,4 +1,4 @@
-"""Datasets of experiments: of a folder or simulated, written once, refused where they are others."""
+"""Datasets of experiments: from a folder or simulated, written once, and refused if they differ later."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from semid.errors import SemidError
 from semid.stage import store_dataset
 from semid.training import on_first
 
-# World of the runs without a dataset, another for each seed; its products have no variants.
+# World of runs without a dataset, with another seed for each run; its products have no variants.
 WORLD = SimulatedConfig(num_items=1_000, family_size=1.0)
 
 
 def twin_name(name: str, ties: TieRule) -> str:
-    """Name of a dataset with that of its tie rule, which has tables of its own."""
+    """Name of a dataset with its tie rule, as other rules have tables of their own."""
     return name if ties == SourceOrder() else f"{name}_{ties.description.replace(' ', '_')}"
 
 
 def read_dataset(folder: Path) -> Dataset:
-    """The dataset of a folder that `semid prepare` wrote, or of one in the layout of the development data."""
+    """Read a dataset from a folder that `semid prepare` wrote, or in the layout of the development data."""
     return Dataset.load(folder) if (folder / MANIFEST).is_file() else read_layout(folder)
 
 
 def stored_dataset(source: Path | None, path: Path, *, world: SimulatedConfig, ties: TieRule) -> Dataset:
-    """The dataset of a folder that `semid prepare` wrote, of a layout folder, or of a simulated world, as an artifact.
+    """A dataset from a folder of `semid prepare`, a layout folder, or a simulated world, stored as an artifact.
 
-    Raises SemidError if `path` holds the dataset of another source, and where `ties` cannot be put in order any more.
+    Raises SemidError if `path` has a dataset of another source, or if `source` is prepared with other `ties`.
     """
 
     def read() -> Dataset:

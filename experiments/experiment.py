@@ -1,4 +1,4 @@
-"""One recipe for one seed, and the registry of the recipes in `experiments.configs`."""
+"""`Experiment`: a model and everything needed to train it, and the registry of `experiments.configs`."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from semid.joint import JointConfig
 from semid.tokenizers import TokenizerConfig
 
 T = TypeVar("T")
-_About = Annotated[T, tyro.conf.Suppress]  # no options of the command line
+_About = Annotated[T, tyro.conf.Suppress]  # fields that are no command-line options
 
-# Stands in `columns` and `features` for the dataset's own vector columns, as does leaving them open.
+# In `columns` and `features`, stands for the dataset's own vector columns; None means the same.
 CONTENT = "content"
 # The vector column of the teacher's item vectors.
 TEACHER = "sasrec"
 
 
 class Baseline(enum.Enum):
-    """Rankers without settings, counted from training interactions."""
+    """Rankers without settings, from counts of training interactions."""
 
     POPULARITY = "popularity"
     BIGRAM = "bigram"
@@ -43,71 +43,71 @@ class Baseline(enum.Enum):
 
 
 class TeacherVectors(enum.Enum):
-    """Vectors in the column `TEACHER`; all but the first are controls."""
+    """Content of the column `TEACHER`; all but the first are controls."""
 
     OWN = "own"
     NOISE = "noise"
     SHUFFLED = "shuffled"
-    """Those of other items."""
+    """Vectors of other items."""
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A model, what it needs to be trained, and what is known of it. Names are those of other experiments."""
+    """A model, everything needed to train it, and its expected results. Names refer to other experiments."""
 
     title: _About[str]
-    """The model in a table of results."""
+    """Name of the model in tables of results."""
     model: GeneratorConfig | JointConfig | ItemGraphConfig | Baseline
     """The model to train and measure; the constants of an item graph are chosen on validation."""
     tokenizer: TokenizerConfig | None = None
-    """Makes the codes that a generator reads; None: item numbers stand for them, as for SASRec alone."""
+    """Tokenizer of the codes that a generator reads; None: item numbers as codes, for SASRec only."""
     sequences: dict[str, TokenizerConfig] = later_field({})
     """Tokenizers of further code sequences that a generator reads, by name."""
     teacher: str | None = None
-    """The model whose ranking a generator is taught where its objective distills, and whose item vectors are the column
-    `TEACHER` for tokenizers and models that name it."""
+    """Model whose ranking a generator learns if its objective distills, and whose item vectors are the column `TEACHER`
+    for tokenizers and models that use it."""
     vectors: TeacherVectors = TeacherVectors.OWN
-    """Content of that column."""
+    """Content of the column `TEACHER`."""
     columns: dict[str, str] = later_field({})
-    """Further vector columns for its tokenizers: the item vectors of these experiments, by the column's name."""
+    """Further vector columns for its tokenizers: column names and the experiments whose item vectors they hold."""
     graph: str | None = None
-    """The item graph that is mixed with the model: measured without and with it."""
+    """Item graph to mix with the model, which is measured with and without it."""
     encoders: ContentConfig | None = None
-    """Encoders of an end-to-end model (pictures where there are any); None: items come as vectors."""
+    """Encoders of an end-to-end model (of pictures, if there are any); None: items are given as vectors."""
     weights: str | None = None
-    """Folder of a pretrained encoder of texts, of pictures where these alone are read. In place of one from scratch it
-    has side adapters; else it is tuned as `encoders` says."""
+    """Folder of a pretrained encoder of texts, or of pictures if only these are read. If it replaces one from scratch,
+    it gets side adapters; otherwise `encoders` gives its tuning."""
     beam_size: int = 50
-    """Beams per user when it is measured."""
+    """Beams per user in the measurement."""
     cpu: float = 1.0
     """Share of all epochs under `--budget cpu`."""
     paper: _About[str] = ""
     datasets: _About[tuple[str, ...]] = ("amazon14_beauty",)
-    """Those that the expected figure is of."""
+    """Datasets of the expected figures."""
     expected: _About[str] = ""
     """Expected figures."""
     minutes: _About[float | None] = None
-    """Minutes of its own training on 2 CPU cores, where that was measured."""
+    """Minutes of its own training on 2 CPU cores, if measured."""
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Experiments that come before it."""
+        """Experiments that must run before it."""
         return tuple(name for name in (self.teacher, *self.columns.values(), self.graph) if name is not None)
 
     @property
     def seeded(self) -> bool:
-        """Another seed gives another model of the same data."""
+        """True if another seed gives another model of the same data."""
         return isinstance(self.model, GeneratorConfig | JointConfig)
 
 
 @functools.cache
 def experiments() -> dict[str, Experiment]:
-    """All experiments by name, that of their file; of a file with several, FILE.VARIANT."""
+    """All experiments by name: FILE, or FILE.VARIANT for a file with several."""
     found: dict[str, Experiment] = {}
     for module in pkgutil.iter_modules(configs.__path__):
-        made = importlib.import_module(f"{configs.__name__}.{module.name}").config()
+        config = importlib.import_module(f"{configs.__name__}.{module.name}").config()
         stem = module.name.replace("_", "-")
-        own = {stem: made} if isinstance(made, Experiment) else {f"{stem}.{one}": made[one] for one in made}
+        own = {stem: config} if isinstance(config, Experiment) else {f"{stem}.{one}": config[one] for one in config}
         found |= own
     return found
 

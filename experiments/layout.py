@@ -9,8 +9,8 @@ items.parquet          a row for each item_id, in that order; optional `asin` or
 <name>_f16.npy         vectors [items, dim], row i for item_id i: the vector column `<name>`
 posters_<size>.npz     item_id, offset, jpeg: image k of item item_id[k] is jpeg[offset[k]:offset[k + 1]]
 
-Other columns of the interactions are left out. `rel_time` has the seconds since the user's own first interaction, so it
-is no time that users share, which the split by global time needs: it is read where ties are shuffled, and tells them.
+Other columns of the interactions are dropped. `rel_time` has the seconds since the user's own first interaction. As
+users do not share this clock, it is no time for the split by global time; it only defines ties if they are shuffled.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ _KEPT = ("user_id", "position", "timestamp", "event", "weight")
 
 
 def read_layout(folder: str | Path, *, split_rule: SplitRule = LeaveOneOut(), ties: TieRule = SourceOrder()) -> Dataset:
-    """The dataset in `folder`, named after it; all columns of `items.parquet` that hold anything are kept.
+    """The dataset in `folder`, named after it, with all columns of `items.parquet` that are not empty.
 
-    Where `ties` are not in source order and there is no `timestamp`, the time is `rel_time`, and its unit "relative".
-    Raises SemidError naming the file for whatever is absent or is not as the layout says.
+    If `ties` are not in source order and there is no `timestamp`, the time is `rel_time`, with the unit "relative".
+    Raises SemidError naming a file that is missing or does not follow the layout.
     """
     folder = Path(folder)
     items = read_table(folder / "items.parquet")

@@ -25,9 +25,9 @@ RESULTS = "results.json"
 
 
 def measured(run: Run, data: Dataset, *, budget: str) -> dict[str, Any]:
-    """The results of a run, as `results.json` of its folder holds them: measured now, or read where they were before.
+    """The results of a run: read from `results.json` in its folder, or measured now and written there.
 
-    Test is read once per finished run: raises SemidError where it was read by another request.
+    Test is measured once per finished run: raises SemidError if it was measured by another request.
     """
     file = run.folder / RESULTS
     request = {
@@ -62,17 +62,17 @@ def _measure(run: Run, data: Dataset, budget: str) -> dict[str, Any]:
         row: dict[str, Any] = {}
         for split in ("validation", "test"):
             included = _compared(run, ranker, data, split, exclude_seen=False)
-            left_out = not getattr(ranker, "repeats", True)  # then it leaves them out by itself
+            left_out = not getattr(ranker, "repeats", True)  # the ranker leaves the history out in any case
             excluded = included if left_out else _compared(run, ranker, data, split, exclude_seen=True)
             row[split] = {"included": included.values, "excluded": excluded.values}
-        row["recall@10"] = included.per_example["recall@10"].tolist()  # of test, by example
+        row["recall@10"] = included.per_example["recall@10"].tolist()  # per test example
         if isinstance(ranker, Recommender) and ranker.codes is not None and budget == Budget.FULL.value:
             row["beam"] = against_exact(ranker, data, split="validation", beam_size=run.experiment.beam_size)
         rows[label], provenance = row, included.provenance
     users = data.splits.examples("test").histories.users
     return {
         "rows": rows,
-        **({"users": users.tolist()} if len(np.unique(users)) < len(users) else {}),  # of test, where they repeat
+        **({"users": users.tolist()} if len(np.unique(users)) < len(users) else {}),  # per test example, if repeated
         "provenance": {
             "measured": datetime.now(UTC).isoformat(timespec="seconds"),
             "command": command(),
@@ -89,7 +89,7 @@ def _measure(run: Run, data: Dataset, budget: str) -> dict[str, Any]:
 
 
 def _parts(run: Run) -> dict[str, Ranker]:
-    """The model alone, and mixed with its graph if it has one, by their labels."""
+    """The model alone and, if it has a graph, mixed with it, by label."""
     if isinstance(run.ranker, Recommender) and run.ranker.graph is not None:
         return {run.name: run.ranker.with_graph(None), f"{run.name} + graph": run.ranker}
     return {run.name: run.ranker}

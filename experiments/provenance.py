@@ -1,4 +1,4 @@
-"""Where a result comes from: the code, the command and the machine."""
+"""Provenance of a result: the code, the command and the machine."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ import jax
 
 from semid import __version__
 
-# The commit, in an archive of it (`git archive`, by .gitattributes), which is no checkout.
+# Replaced by the commit in archives (`git archive`, by .gitattributes), which are no checkouts.
 _ARCHIVED = "$Format:%H$"
 _PACKAGES = ("jax", "flax", "optax", "numpy", "pyarrow")
 
 
 @functools.cache
 def code() -> dict[str, str | None]:
-    """Version of semid, and commit of the checkout (`+changes` where files differ from it), if there is one."""
+    """Version of semid, and commit of the checkout, if there is one (with `+changes` if files differ from it)."""
     root = Path(__file__).parent.parent
 
     def git(*words: str) -> str | None:
@@ -40,7 +40,7 @@ def code() -> dict[str, str | None]:
 
 
 def command() -> str:
-    """The words of this process, as one would type them again."""
+    """The command line of this process."""
     return shlex.join(["python", "-m", "experiments", *sys.argv[1:]])
 
 

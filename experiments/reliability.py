@@ -1,12 +1,12 @@
-"""Integrity in figures: damaged artifacts, killed processes, full disks, bad input, and fuzzed parsers.
+"""Reliability tests: damaged artifacts, killed processes, full disks, bad input, and fuzzed parsers.
 
     python -m experiments.reliability --out runs/reliability                     # hours
     python -m experiments.reliability --out runs/reliability --small             # minutes
     python -m experiments.reliability --out runs/reliability --parts kills disks
 
-A tiny world of every kind of artifact is made once, in OUT/world. Each part writes its figures to OUT/PART.json (before
-that, damage those of each kind to OUT/damage, fuzz those of each parser to OUT/fuzz), and figures that stand there of
-the same counts are read. Full disks are small tmpfs, which need root: without, none are tried.
+Tiny artifacts of every kind are made once, in OUT/world. Each part writes its figures to OUT/PART.json (damage first
+those of each kind to OUT/damage, fuzz those of each parser to OUT/fuzz); existing figures of the same counts are read.
+Full disks are small tmpfs, which need root; without root they are skipped.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class Counts:
     others: int = 200
     """Truncations, deletions, swaps, edits of JSON, and added files, each, of each kind."""
     kills: int = 300
-    """Kills over all commands, at random times; every third while a file is written."""
+    """Kills over all commands, at random times, every third one while a file is being written."""
     disks: int = 20
     """Full disks."""
     seconds: float = 3_600
-    """Fuzzing of each parser."""
+    """Seconds of fuzzing per parser."""
 
 
 SMALL = Counts(flips=50, others=10, kills=10, disks=3, seconds=10)
@@ -63,7 +63,7 @@ def main(
     Args:
         out: Folder for the world and the results.
         parts: What to measure.
-        small: Take small counts, whatever else is said of them.
+        small: Use small counts, whatever `counts` are.
         seed: Seed of damages, times and mutations.
         counts: How much of each.
     """
@@ -80,7 +80,7 @@ def main(
 
 
 def _trials(part: Part, world: Path, counts: Counts, seed: int) -> Measure | Mapping[str, Measure]:
-    """Measurements of a part, whole or by what is tried."""
+    """Measurement of a part, or several by name."""
     if part == "damage":
         of_each = {how: counts.flips if how == "flip" else counts.others for how in damage.DAMAGES}
         return {kind: partial(damage.measure, world, kind, counts=of_each, seed=seed) for kind in damage.DOORS}
@@ -96,12 +96,12 @@ def _trials(part: Part, world: Path, counts: Counts, seed: int) -> Measure | Map
 
 
 def _each(request: dict[str, Any], trials: Mapping[str, Measure], files: Mapping[str, Path]) -> dict[str, Any]:
-    """The outcomes of each, kept in its file: a run of hours that is stopped goes on where it was."""
+    """The outcomes of each trial, stored in its file, so that a stopped run of hours can resume."""
     return {name: run_recorded(request | {"of": name}, files[name], trial) for name, trial in trials.items()}
 
 
 def show(part: str, results: Mapping[str, Any]) -> None:
-    """Print a line for each thing that was tried, and every outcome that should not be."""
+    """Print a line per trial, and every bad outcome."""
     print(f"\n{part}\n")
     for name, result in results.items():
         nested = result["outcomes"]

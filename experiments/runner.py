@@ -1,11 +1,11 @@
-"""Runs of experiments: each need, then the codes, then the model, as stages in one folder.
+"""Runs of experiments: first the experiments that they need, then codes, then the model, as stages in one folder.
 
     OUT/dataset                the dataset (simulated: one per seed, dataset_SEED)
     OUT/shared/...             stages that several runs read: codes, warm-ups of end-to-end training
     OUT/NAME_SEED/model        the trained model (item graphs know no seed: NAME/model)
     OUT/NAME_SEED/results.json its measurement
 
-Next to a stage's folder stands `FOLDER.made.json`: the minutes that it took, and the code that made it.
+`FOLDER.made.json` next to a stage's folder records the minutes it took, and the code that made it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _TEXT = "text_minilm"
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its experiment as it was resolved, the model, its folder, and how its stages were made."""
+    """A finished run: the resolved experiment, the model, its folder, and the records of its stages."""
 
     name: str
     experiment: Experiment
@@ -52,11 +52,11 @@ class Run:
     ranker: Ranker
     made: dict[str, Any]
     changed: str
-    """Settings that are not those of the experiment's file."""
+    """Settings that differ from the experiment's file."""
 
 
 class Runner:
-    """Trains experiments on one dataset for one seed; what is finished is read."""
+    """Trains experiments on one dataset for one seed; finished stages are read."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class Runner:
         self.content = (_TEXT,) if _TEXT in data.vector_columns else tuple(data.vector_columns)
 
     def resolved(self, name: str) -> Experiment:
-        """The experiment at this budget, with the dataset's own columns where it leaves them open."""
+        """The experiment at this budget, with the dataset's own columns if it leaves them open."""
         experiment = within(self._known[name], self.budget, interactions=self.data.num_training_interactions)
         if experiment.tokenizer is not None:
             experiment = replace(experiment, tokenizer=self._of_columns(experiment.tokenizer))
@@ -90,7 +90,7 @@ class Runner:
     def check(self, name: str, *, needed_by: tuple[str, ...] = ()) -> None:
         """Resolve an experiment and all that it needs, before any is trained.
 
-        Raises SemidError for one that reads what the dataset lacks, that does not exist, or that needs itself.
+        Raises SemidError for one that reads inputs missing in the dataset, does not exist, or needs itself.
         """
         if name not in self._known:
             raise SemidError(f"{needed_by[-1]} needs {name!r}, which is no experiment{did_you_mean(name, self._known)}")
@@ -98,12 +98,12 @@ class Runner:
             raise SemidError(f"{' needs '.join((*needed_by, name))}; name another teacher, graph or column")
         experiment = self.resolved(name)
         if experiment.model is Baseline.ORACLE:
-            self._baseline(experiment.model)  # raises where there is none
+            self._baseline(experiment.model)  # raises if the dataset has no such baseline
         for need in experiment.needs:
             self.check(need, needed_by=(*needed_by, name))
 
     def run(self, name: str) -> Run:
-        """Train an experiment, and what it needs first."""
+        """Train an experiment, after those it needs."""
         if name not in self._runs:
             experiment = self.resolved(name)
             before: dict[str, Any] = {}
@@ -189,7 +189,7 @@ class Runner:
         return self._stage(role, out, lambda: tokenize(data, config, out=out, seed=self.seed))
 
     def _sequence(self, role: str, experiment: Experiment, config: TokenizerConfig) -> SemanticCatalog:
-        """Codes to read: without a picture, none where they are of vectors of pictures alone."""
+        """Codes of a further sequence; items without a picture have none if the codes are only of picture vectors."""
         catalog = self._codes(role, experiment, config)
         encoders = [
             self.resolved(experiment.columns[name]).encoders
@@ -222,7 +222,7 @@ class Runner:
         return self.run(experiment.teacher).ranker
 
     def _with_columns(self, experiment: Experiment, names: Collection[str | None]) -> Dataset:
-        """The dataset with those of these vector columns that are item vectors of other experiments."""
+        """The dataset with the vector columns of these names that are item vectors of other experiments."""
         data = self._taught(experiment) if TEACHER in names else self.data
         for column in sorted(set(experiment.columns) & set(names)):
             model: Any = self.run(experiment.columns[column]).ranker
@@ -240,12 +240,12 @@ class Runner:
         return self.data.with_vectors(TEACHER, drawn)
 
     def _shared(self, kind: str, settings: Any) -> Path:
-        """Folder of a stage that runs of the same settings share; what is None may have been added since."""
+        """Folder of a stage that runs of equal settings share. None values are ignored, so that fields can be added."""
         return self.out / "shared" / f"{kind}_{sha256_json(_without_none(settings))[:8]}_{self.seed}"
 
     def _stage(self, role: str, out: Path, work: Callable[[], T], *, warm_up: Path | None = None) -> T:
-        """Run a stage. The minutes until the last checkpoint in the folder `warm_up`, which other runs read too, are a
-        stage of their own."""
+        """Run a stage. The time until the last checkpoint in the folder `warm_up`, which other runs share, is recorded
+        as a stage of its own."""
         self._record(role, out)
         if warm_up is not None:
             self._record("warm-up", warm_up)
@@ -257,7 +257,7 @@ class Runner:
         finally:
             ended = time.time()
             if warm_up is not None:
-                steps = warm_up.glob("*/[0-9]*")  # which are never written again, as other files are
+                steps = warm_up.glob("*/[0-9]*")  # checkpoints, which are never rewritten, unlike other files
                 warm = max((step.stat().st_mtime for step in steps), default=started)
                 if warm > started:
                     self._record("warm-up", warm_up, seconds=warm - started)
@@ -265,8 +265,8 @@ class Runner:
             self._record(role, out, seconds=ended - started)
 
     def _record(self, role: str, out: Path, *, seconds: float | None = None) -> None:
-        """Record a stage as it was made: the minutes of all tries, with these seconds, and the code of the last, which
-        are kept next to its folder."""
+        """Record a stage next to its folder: the minutes of all attempts, these `seconds` included, and the code of the
+        last one."""
         file = out.with_name(f"{out.name}.made.json")
         made: dict[str, Any] = {"minutes": None, "semid": None, "commit": None}
         made |= read_json(file) if file.is_file() else {}
@@ -278,13 +278,13 @@ class Runner:
 
 
 def _settings(experiment: Experiment) -> dict[str, Any]:
-    """Settings that tell it from others in a table: of a folder of weights the name, where it reads any."""
+    """Settings that distinguish it in a table; of a folder of weights only the name, if it is used."""
     weights = experiment.weights if experiment.encoders is not None else None
     return to_dict(replace(experiment, weights=weights and Path(weights).name))
 
 
 def _from_weights(encoders: ContentConfig, title: str, folder: str) -> ContentConfig:
-    """The encoders with one of texts, or of pictures where these alone are read, that starts from given weights."""
+    """The encoders with that of texts (or of pictures, if only these are read) starting from given weights."""
     if encoders.text is None and encoders.image is None:
         raise SemidError(f"{title}: it reads vectors, no weights of an encoder; leave --weights out")
     if encoders.text is None:
@@ -294,7 +294,7 @@ def _from_weights(encoders: ContentConfig, title: str, folder: str) -> ContentCo
 
 
 def item_numbers(data: Dataset) -> SemanticCatalog:
-    """Item numbers as codes, for models that read none."""
+    """Item numbers as codes, for models that do not read codes."""
     return SemanticCatalog(data.item_ids, np.arange(data.num_items, dtype=np.int32)[:, None], (data.num_items,))
 
 

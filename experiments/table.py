@@ -2,13 +2,13 @@
 
     python -m experiments table runs/amazon14_beauty                                # prints the tables
     python -m experiments table runs/amazon14_beauty --page docs/results.md         # docs/results.json too
-    python -m experiments table --page docs/results.md                              # from docs/results.json alone
+    python -m experiments table --page docs/results.md                              # only from docs/results.json
 
-A table of a page stands between `<!-- table DATASET [NAME ...] -->` and `<!-- end of table -->`; names are of
-experiments or of their files, none: all. Values are means and sample standard deviations over seeds; differences of
-Recall@10 are bootstrapped over users, each example's value averaged over seeds (simulated worlds have users of their
-own: over all). A `results.json` without `users` (of one target per user, or of an earlier version) is read as one user
-for each example.
+A table of a page is between `<!-- table DATASET [NAME ...] -->` and `<!-- end of table -->`; names are those of
+experiments or their files, by default all. Values are means and sample standard deviations over seeds. Differences of
+Recall@10 are bootstrapped over users, with each example's value averaged over seeds (simulated worlds, which have
+different users, are pooled). A `results.json` without `users` (from an earlier version, or with one target per user) is
+read as one user per example.
 """
 
 from __future__ import annotations
@@ -64,12 +64,12 @@ def _table(
     """Print tables of finished runs, and write them.
 
     Args:
-        folders: Folders of `python -m experiments`; none given: the rows that the JSON file has.
-        baseline: Row of the folders that their others are compared with; none given: item-graph, if there is one.
+        folders: Folders of `python -m experiments`; none given: the rows of the JSON file.
+        baseline: Row that the other rows are compared with; none given: item-graph, if there is one.
         experiments: Names of experiments or of their files; none given: all.
         seeds: Seeds of the folders' runs; none given: all.
-        page: Page whose tables are written again; its rows are those of the JSON file next to it.
-        json: File of rows, which those of the folders join; none given: that of the page.
+        page: Page whose tables are updated, with the rows of the JSON file next to it.
+        json: File of rows, to which those of the folders are added; none given: that of the page.
     """
     if not folders and (baseline or seeds):
         raise SemidError(f"--{'baseline' if baseline else 'seeds'} is of folders of runs; name some, or leave it out")
@@ -97,7 +97,7 @@ def _table(
 
 
 def collected(folders: Sequence[Path], names: Sequence[str] = (), seeds: Sequence[int] = ()) -> list[dict[str, Any]]:
-    """The results of all finished runs in these folders. Raises SemidError where there are none."""
+    """The results of all finished runs in these folders. Raises SemidError if there are none."""
     wanted = chosen(names) if names else None
     found = [read_json(file) for folder in folders for file in sorted(folder.glob(f"*/{RESULTS}"))]
     kept = [
@@ -131,7 +131,7 @@ def entries(records: Sequence[Mapping[str, Any]], baseline: str) -> list[Entry]:
 
 
 def joined(rows: Sequence[Entry], fresh: Sequence[Entry]) -> list[Entry]:
-    """All rows, fresh ones in place of those of before, in the order of datasets and experiments."""
+    """All rows, with fresh ones replacing old ones, in the order of datasets and experiments."""
     by_row = {(row["dataset"], row["row"]): row for row in (*rows, *fresh)}
     order = list(experiments())
     place = {name: at for at, name in enumerate(order)}
@@ -140,7 +140,7 @@ def joined(rows: Sequence[Entry], fresh: Sequence[Entry]) -> list[Entry]:
 
 
 def _dataset(record: Mapping[str, Any]) -> str:
-    """Name of the dataset, its split where that is not by users, and its ties where they are shuffled."""
+    """Name of the dataset, with its split if that is not leave-one-out, and its ties if they are shuffled."""
     evaluation = record["result"]["provenance"]["evaluation"]
     split = _SPLITS.get(evaluation["split_rule"]["type"], "")
     return str(evaluation["dataset"]) + split + ("" if "source order" in evaluation["tie_rule"] else "_shuffled")
@@ -210,7 +210,7 @@ def _commits(provenance: Mapping[str, Any]) -> list[str | None]:
 
 
 def _minutes(stages: Mapping[str, Mapping[str, Any]]) -> float | None:
-    """Minutes of all stages that the model needs, each once; None where one is not known."""
+    """Minutes of all stages that the model needs, each once; None if one is unknown."""
     minutes = {stage["folder"]: stage["minutes"] for of_run in stages.values() for stage in of_run.values()}.values()
     return None if not minutes or None in minutes else round(sum(minutes), 2)
 
@@ -225,8 +225,8 @@ def _difference(
     baseline: str,
     against: Mapping[int | None, Mapping[str, Any]],
 ) -> Entry | None:
-    """Recall@10 of a row less the baseline's on the same dataset, by the seeds that both have; one without seeds goes
-    with all."""
+    """Recall@10 of a row minus the baseline's on the same dataset, for their common seeds; a run without seeds is used
+    for all."""
 
     def users(record: Mapping[str, Any]) -> str:
         return str(record["request"]["dataset"])
@@ -249,7 +249,7 @@ def _difference(
 
 
 def _users(records: Sequence[Sequence[Any]]) -> Int[np.ndarray, " n"] | None:
-    """Numbers of the examples' users by the records of each dataset; None: each has its own."""
+    """Numbers of the examples' users, from the records of each dataset; None: one user per example."""
     stored = [next((one["result"]["users"] for one in some if "users" in one["result"]), None) for some in records]
     if None in stored:
         return None
@@ -257,8 +257,8 @@ def _users(records: Sequence[Sequence[Any]]) -> Int[np.ndarray, " n"] | None:
 
 
 def markdown(rows: Sequence[Entry], dataset: str, names: Sequence[str] = ()) -> str:
-    """The tables of a dataset, of all experiments or of those named, in their order: seen items included, and excluded
-    where that differs; then where they come from."""
+    """The tables of a dataset, for all experiments or those named, in that order: with seen items, then without them
+    where that differs; and their provenance."""
     own = [row for row in rows if row["dataset"] == dataset]
     if not own:
         raise SemidError(f"no rows of dataset {dataset!r}; those there are of {_distinct(r['dataset'] for r in rows)}")
@@ -289,7 +289,7 @@ def _grid(rows: Sequence[Entry], seen: str) -> str:
 
 
 def _title(row: Entry) -> str:
-    """The row's title, with what sets it apart: another version, a budget, changed settings."""
+    """The row's title, with a note on another version, budget or changed settings."""
     others = [f"semid {version}" for version in row["semid"] if version != __version__]
     others += [f"budget {row['budget']}"] if row["budget"] != "full" else []
     others += [row["changed"]] if row["changed"] else []
@@ -309,7 +309,7 @@ def _figure(value: float) -> str:
 
 
 def _interval(difference: Mapping[str, Any] | None, baseline: str | None) -> str:
-    """Mean and interval of a difference, and what it is to where that is not the column's baseline."""
+    """Mean and interval of a difference, with its baseline if that is not the column's."""
     if difference is None:
         return ""
     mean, low, high = (f"{difference[name]:+.4f}".replace("0.", ".", 1) for name in ("mean", "low", "high"))
@@ -324,7 +324,7 @@ def _makers(rows: Sequence[Entry]) -> str:
 
 
 def rewritten(page: str, rows: Sequence[Entry], *, where: str) -> str:
-    """The page with its tables made of these rows. Raises SemidError for a page without tables."""
+    """The page with its tables replaced by these rows. Raises SemidError for a page without tables."""
     if not _MARKED.search(page):
         raise SemidError(f"{where}: no table; expected {_MARKERS}")
     return _MARKED.sub(lambda mark: f"{mark[1]}\n{markdown(rows, mark[2], mark[3].split())}\n\n{mark[4]}", page)

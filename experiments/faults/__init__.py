@@ -1,1 +1,1 @@
-"""Faults that are done to semid on purpose: damaged files, kills, full disks, bad input. `experiments.reliability`."""
+"""Fault injection for `experiments.reliability`: damaged files, kills, full disks, bad input."""

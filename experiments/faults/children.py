@@ -1,4 +1,4 @@
-"""Work in processes that may be killed or die: forked from one that has imported semid and started no device."""
+"""Child processes that may be killed: forked from a process that has imported semid without starting a device."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ AuditHook = Callable[[str, tuple[Any, ...]], None]
 
 
 class Ended(NamedTuple):
-    """End of a command: exit status (of a signal: its negative number), what it printed, seconds of processor time, and
-    peak memory."""
+    """End of a command: exit status (negative for a signal), output, seconds of processor time, and peak memory."""
 
     status: int
     text: str
@@ -31,14 +30,14 @@ class Ended(NamedTuple):
 
 
 def start(function: Callable[..., None], *arguments: Any) -> BaseProcess:
-    """Begin a function in a process of its own."""
+    """Start a function in a process of its own."""
     process = _CONTEXT.Process(target=function, args=arguments)
     process.start()
     return process
 
 
 def start_command(words: Sequence[str], *, log: Path, hook: AuditHook | None = None) -> BaseProcess:
-    """Begin a command of semid; what it prints goes to `log`. `hook` hears of what it does (see `sys.addaudithook`)."""
+    """Start a command of semid, with output to `log`. `hook` is an audit hook of the process (`sys.addaudithook`)."""
     return start(_command, list(words), log, hook)
 
 

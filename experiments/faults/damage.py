@@ -1,4 +1,4 @@
-"""Damaged artifacts: one change to one file, then the artifact is read as its users read it."""
+"""Damaged artifacts: one change to one file, then the artifact is read as users would."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _CONTROL_EVERY = 100
 _REQUEST = {"config": {"epochs": 3}, "seed": 0}
 
 
-# Doors: what a user gets of an artifact's folder, as a digest.
+# Readers of artifacts, by kind: each returns a digest of what a user gets from an artifact's folder.
 
 
 def _dataset(folder: Path) -> str:
@@ -79,7 +79,7 @@ def _program(folder: Path) -> str:
     made: dict[str, Any] = {}
     try:
         exec(LOADER.replace('"program"', repr(str(folder)), 1), made)
-    except (ValueError, KeyError) as error:  # it knows no SemidError
+    except (ValueError, KeyError) as error:  # that code does not raise SemidError
         raise SemidError(str(error)) from None
     program = (folder / "program.stablehlo").read_bytes()
     return sha256_json([made["settings"], made["item_ids"], program.hex()]) + _of_arrays(jax.device_get(made["arrays"]))
@@ -91,7 +91,7 @@ def _report(folder: Path) -> str:
 
 
 def _codes(folder: Path) -> str:
-    """The catalogue of files of codes, as `--new-catalog` makes it."""
+    """The catalogue made from files of codes, as by `--new-catalog`."""
     files = [str(folder / f"{name}_items.parquet") for name in ("new", "other")]
     with tempfile.TemporaryDirectory() as name:
         write_catalog(files, Path(name) / "joined", tokenizer=folder / "tokenizer")
@@ -99,7 +99,7 @@ def _codes(folder: Path) -> str:
 
 
 def _checkpoints(folder: Path) -> str:
-    """The state that a run goes on from. Raises SemidError of a warning: it names what was forgotten."""
+    """The state that a run resumes from. A warning, which names removed checkpoints, is raised as SemidError."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         try:
@@ -118,7 +118,7 @@ def _checkpoints(folder: Path) -> str:
 
 
 class _Position:
-    """Stands for a position in the data."""
+    """Stub of a position in the data."""
 
     def __init__(self, at: int = 0) -> None:
         self.at = at
@@ -133,7 +133,7 @@ def _state() -> TrainState:
 
 
 def make_checkpoints(folder: Path) -> None:
-    """Checkpoints of three steps, of which the first is the best."""
+    """Write checkpoints of three steps, the first of which is the best."""
     checkpoints = Checkpoints(folder, request=_REQUEST, select="score")
     state = _state()
     for step in (1, 2, 3):
@@ -172,7 +172,7 @@ _FOLDERS = {
 
 
 def lay_out(kind: str, world: Path, folder: Path) -> tuple[Path, ...]:
-    """Copy an artifact of the world to `folder`, and give the parts that are damaged."""
+    """Copy an artifact of the world to `folder`; return the parts to damage."""
     if kind == "changes":
         shutil.copytree(world / "grown", folder)
         return (*sorted((folder / "changes").iterdir()), folder / "head.json")
@@ -192,7 +192,7 @@ def lay_out(kind: str, world: Path, folder: Path) -> tuple[Path, ...]:
     return tuple(path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "config.yaml")
 
 
-# Damages: each changes a file, or two, and gives the one that it chose; None where it could not.
+# Damages: each changes a file, or two, and returns the chosen one; None if it could not.
 
 
 def _flip(parts: Sequence[Path], dice: random.Random) -> Path | None:
@@ -252,7 +252,7 @@ def _edit(parts: Sequence[Path], dice: random.Random) -> Path | None:
 
 
 def json_places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """All places in a JSON value: what holds each, and its key there."""
+    """All entries in a JSON value, as pairs of container and key."""
     keys: Iterable[Any] = value.keys() if isinstance(value, dict) else range(len(value))
     for key in keys if isinstance(value, dict | list) else ():
         yield value, key
@@ -261,7 +261,7 @@ def json_places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _add(parts: Sequence[Path], dice: random.Random) -> Path | None:
-    """A file that nobody wrote: a copy under another name, or noise."""
+    """Add a foreign file: a copy under another name, or noise."""
     part, name = dice.choice(parts), "".join(dice.choices(string.ascii_lowercase, k=6))
     new = part.parent / dice.choice((f".{name}", name, f"{name}{part.suffix}", f"{name}/{part.name}"))
     new.parent.mkdir(exist_ok=True)
@@ -273,7 +273,7 @@ DAMAGES = {"flip": _flip, "truncate": _truncate, "delete": _delete, "swap": _swa
 
 
 def measure(world: Path, kind: str, *, counts: Mapping[str, int], seed: int) -> dict[str, Any]:
-    """Outcomes by damage, and the first records of those that should not be."""
+    """Outcomes by damage, and the first records of bad ones."""
     tasks = [how for how in counts for _ in range(counts[how])]
     with tempfile.TemporaryDirectory() as name:
         records = list(run_trials(_Trials, (world, kind), tasks, seed=seed, folder=Path(name)))
@@ -283,7 +283,7 @@ def measure(world: Path, kind: str, *, counts: Mapping[str, int], seed: int) -> 
 
 
 class _Trials:
-    """The trials of one kind in one process: each on a copy of its own, a clean control after every hundredth."""
+    """Trials of one kind in one process, each on its own copy, with a clean control after every hundredth."""
 
     def __init__(self, world: Path, kind: str) -> None:
         self._home = tempfile.TemporaryDirectory()

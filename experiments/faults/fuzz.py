@@ -1,4 +1,4 @@
-"""Mutated small files: each parser reads them, refuses them with a SemidError, or has a fault."""
+"""Fuzzing with mutated small files: a parser must read them or refuse them with a SemidError."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from experiments.faults.parsers import parsers
 from experiments.faults.trials import run_trials
 from semid.errors import SemidError
 
-_HANG = 20  # seconds of the processor
-_BATCH = 1_000  # to a process, which first imports what it needs
+_HANG = 20  # seconds of processor time
+_BATCH = 1_000  # trials per process, as each must import its modules first
 _WORDS = (
     b"\x00",
     b"\xff\xfe",
@@ -44,9 +44,9 @@ _ODD: tuple[Any, ...] = (
 
 
 def mutated(content: bytes, dice: random.Random) -> bytes:
-    """One to four changes: bits, slices that go, come again or move, and words that parsers stumble over.
+    """One to four mutations: flipped bits, slices removed, repeated or moved, and words that are hard to parse.
 
-    Of JSON, in half of the cases, other names, and values of another type or size.
+    For JSON, in half of the cases, other names, and values of another type or size.
     """
     if dice.random() < 0.5 and (edited := _edited(content, dice)) is not None:
         return edited
@@ -69,7 +69,7 @@ def mutated(content: bytes, dice: random.Random) -> bytes:
 
 
 def _edited(content: bytes, dice: random.Random) -> bytes | None:
-    """JSON, or a line of JSON, with one or two odd names or values; None of anything else."""
+    """JSON, or a line of JSON, with one or two odd names or values; None for other content."""
     lines = content.splitlines()
     whole = len(lines) < 2 or not lines[0].endswith(b"}")
     at = 0 if whole else dice.randrange(len(lines))
@@ -80,7 +80,7 @@ def _edited(content: bytes, dice: random.Random) -> bytes | None:
     for _ in range(dice.randint(1, 2)):
         if places := list(json_places(value)):
             holder, key = dice.choice(places)
-            odd = copy.deepcopy(dice.choice(_ODD))  # which the next may change
+            odd = copy.deepcopy(dice.choice(_ODD))  # a copy, as the next edit may change it
             if isinstance(holder, dict) and isinstance(odd, str):
                 holder[odd] = holder.pop(key)
             else:
@@ -90,7 +90,7 @@ def _edited(content: bytes, dice: random.Random) -> bytes | None:
 
 
 def measure(world: Path, name: str, *, seconds: float, seed: int) -> dict[str, Any]:
-    """Number of tries, their outcomes, and the first faults, of one parser."""
+    """Number of trials, their outcomes, and the first faults, of one parser."""
     outcomes, bad = Counter[str](), list[dict[str, Any]]()
     with tempfile.TemporaryDirectory() as home:
         list(run_trials(_Parser, (world, name, math.inf), [name], seed=seed, folder=Path(home)))  # imports take a while
@@ -140,7 +140,7 @@ class _Parser:
 
 
 class _Hang(BaseException):
-    """A parser that takes too long: no `OSError`, which it may catch."""
+    """Raised in a parser that takes too long; a BaseException, so that the parser does not catch it."""
 
 
 def _hang(*_: Any) -> None:

@@ -11,7 +11,7 @@ from experiments.faults.children import Ended, run_command
 
 _ITEMS = "item_id,title\na,x\nb,y\nc,z\n"
 _SEEN = "user_id,item_id,timestamp\nu,a,1\nu,b,2\nu,c,3\n"
-# Names of files, and what they hold.
+# Names and contents of files.
 FILES: dict[str, bytes] = {
     "items.csv": _ITEMS.encode(),
     "seen.csv": _SEEN.encode(),
@@ -107,7 +107,7 @@ _SECONDS, _TIMES_MEMORY = 5.0, 2.0
 
 
 def measure(world: Path) -> dict[str, Any]:
-    """Faults of the answers to all inputs, and the longest time and the largest memory next to those of a clean run."""
+    """Faults in the responses to all inputs, and the maximum time and memory next to those of a clean run."""
     bad: list[str] = []
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
@@ -132,7 +132,7 @@ def measure(world: Path) -> dict[str, Any]:
 
 
 def _run(line: str, world: Path, home: Path) -> tuple[Ended, list[str]]:
-    """The end of a command, and what it has written or changed, the world's files included."""
+    """The end of a command, and the files that it has written or changed, including the world's."""
     out = home / "out"
     out.mkdir(exist_ok=True)
     places = {"world": world, "out": out, "in": home / "in"}
@@ -146,7 +146,7 @@ def _run(line: str, world: Path, home: Path) -> tuple[Ended, list[str]]:
 
 
 def _listed(folder: Path) -> dict[Path, tuple[int, int]]:
-    """Size and time of all files but logs, nothing of folders."""
+    """Size and time of all files but logs."""
     paths = (path for path in folder.rglob("*") if not path.name.startswith("log."))
     states = ((path, path.stat()) for path in paths)
     return {path: (0, 0) if path.is_dir() else (state.st_size, state.st_mtime_ns) for path, state in states}
@@ -155,7 +155,7 @@ def _listed(folder: Path) -> dict[Path, tuple[int, int]]:
 def _faults(end: Ended, written: list[str], clean: Ended) -> list[str]:
     lines = [line for line in end.text.splitlines() if line.strip()]
     of_semid = [line for line in lines if line.startswith("semid")]
-    boxed = bool(lines) and lines[0].startswith("╭")  # words that do not fit a command are answered by its parser
+    boxed = bool(lines) and lines[0].startswith("╭")  # the parser's own message about wrong words
     faults = []
     if end.status not in (1, 2):
         faults.append(f"status {end.status}")

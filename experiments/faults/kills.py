@@ -1,4 +1,4 @@
-"""Commands that are killed, or meet a full disk, and are then given again: the same bytes, and nothing else."""
+"""Commands that are killed or meet a full disk, and are then repeated: the result must equal that of a clean run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _TIMES = {"created", "digest", "sha256"}  # of a manifest: the first is a time, 
 
 
 class Clean(NamedTuple):
-    """A command's run that nothing ends: what it leaves, its seconds, and its moments inside a write."""
+    """An undisturbed run of a command: its files, its seconds, and its number of moments inside a write."""
 
     files: dict[str, str]
     seconds: float
@@ -39,8 +39,8 @@ class Clean(NamedTuple):
 
 @dataclass
 class Moments:
-    """Audit hook of the moments inside a write: files and folders are opened to write, made, renamed or removed below
-    `out` while something there has the name of what is being written. Each adds a byte to `log`; the last kills."""
+    """Audit hook for moments inside a write: a file or folder below `out` is opened for writing, made, renamed or
+    removed while a temporary name exists there. Each moment adds a byte to `log`; the last one kills the process."""
 
     out: Path
     log: Path
@@ -59,7 +59,7 @@ class Moments:
 
 
 def measure(world: Path, *, trials: int, seed: int) -> dict[str, Any]:
-    """Kill every command in turn, every third time at a moment inside a write; then give it again."""
+    """Kill every command in turn, every third time at a moment inside a write; then run it again."""
     results: dict[str, Any] = {}
     for number in range(trials):
         command = list(COMMANDS)[number % len(COMMANDS)]
@@ -72,7 +72,7 @@ def measure(world: Path, *, trials: int, seed: int) -> dict[str, Any]:
 
 
 def fill_disks(world: Path, *, trials: int, seed: int) -> dict[str, Any]:
-    """Run commands on disks that are too small, then on the same ones grown."""
+    """Run commands on disks that are too small, then again after enlarging the disks."""
     results: dict[str, Any] = {}
     for number in range(trials):
         command = list(COMMANDS)[number % len(COMMANDS)]
@@ -85,7 +85,7 @@ def fill_disks(world: Path, *, trials: int, seed: int) -> dict[str, Any]:
             try:
                 fault = _filled(command, world, Path(home), _clean(command, world))
             finally:
-                subprocess.run(["umount", "--lazy", disk], check=True)  # a killed writer may not be gone yet
+                subprocess.run(["umount", "--lazy", disk], check=True)  # a killed writer may still be ending
         _note(results, command, fault, None)
     return results
 
@@ -102,7 +102,7 @@ def _note(results: dict[str, Any], command: str, fault: str | None, more: str | 
 
 @functools.cache
 def _clean(command: str, world: Path) -> Clean:
-    """The second of two runs: in the first programs are compiled."""
+    """The second of two runs, as the first one compiles programs."""
     for _ in range(2):
         with tempfile.TemporaryDirectory() as name:
             out, moments = Path(name) / "out", Path(name) / "moments"
