@@ -1,4 +1,4 @@
-"""Training step and search at three sizes on this machine's accelerators: rates, and shares of what the chip promises.
+"""Training step and search at three sizes on this machine's accelerators: rates, and shares of the chip's peak.
 
     python -m experiments.benchmarks.accelerator_speed --out runs/accelerator_speed.json
 
@@ -40,20 +40,20 @@ from semid.training import (
 )
 from seq_models import CodeTrie, ItemTables, Remat, RequestBatch, RQTransformerConfig
 
-# Times that a program runs before it is timed, and how often it is.
+# Warm-up runs of a program, and timed rounds.
 _WARM_UP, _ROUNDS = 2, 3
 
 
 @dataclass(frozen=True)
 class Size:
-    """A generator and the catalogue that it is for."""
+    """A generator, and the sizes of its catalogue."""
 
     name: str
     config: GeneratorConfig
     items: int
     level_sizes: tuple[int, ...]
     users: int = 256
-    """Histories that a search answers at once."""
+    """Batch sizes of the search."""
     beam_size: int = 50
 
 
@@ -71,13 +71,13 @@ def main(out: Path = Path("runs/accelerator_speed.json"), steps: int = 10, minut
 
     Args:
         out: File to write.
-        steps: Times that a program runs in a round; three rounds are timed.
-        minutes: Time after which no further program is begun.
+        steps: Runs of a program per round; three rounds are timed.
+        minutes: Time after which no further program is started.
     """
     out, started = try_file(out), time.monotonic()
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     figures: dict[str, Any] = {"devices": devices, "jax": jax.__version__, "left out": [], "programs": []}
-    with tempfile.TemporaryDirectory() as cache:  # a program is compiled to be read, and found when it runs
+    with tempfile.TemporaryDirectory() as cache:  # programs are compiled for analysis, and cached for their runs
         jax.config.update("jax_compilation_cache_dir", cache)
         for size in _sizes():
             for name, program in (("step", _training), ("search", _search)):
@@ -90,7 +90,7 @@ def main(out: Path = Path("runs/accelerator_speed.json"), steps: int = 10, minut
 
 
 def _training(size: Size, steps: int) -> dict[str, Any]:
-    """The training step on batches of the config's size."""
+    """The training step with the config's batch size."""
     config, mesh, (model, tables, _, history) = size.config, make_mesh(), _parts(size)
     optimizer = make_optimizer(config.training.optimizer, num_steps=10_000)
     loss = functools.partial(generator_loss, objective=config.objective)
@@ -109,7 +109,7 @@ def _training(size: Size, steps: int) -> dict[str, Any]:
 
 
 def _search(size: Size, steps: int) -> dict[str, Any]:
-    """The search for so many users at once, on one device."""
+    """The search for a batch of users, on one device."""
     model, tables, trie, history = _parts(size)
     rows = jnp.asarray(history(size.users, size.config.max_history))
     scorer = Scorer.from_model(model, tables=tables, trie=trie, softmax_over=size.config.objective.normalization)
@@ -120,7 +120,7 @@ def _search(size: Size, steps: int) -> dict[str, Any]:
 
 
 def _parts(size: Size) -> tuple[Any, ItemTables, CodeTrie, Callable[..., np.ndarray]]:
-    """An untrained model, its tables and trie of random codes, and a maker of random histories."""
+    """An untrained model, tables and trie of random codes, and a function that makes random histories."""
     rng = np.random.default_rng(0)
     codes = np.stack([rng.integers(0, codes, size.items, np.int32) for codes in size.level_sizes], axis=1)
     spec = ModelSpec(size.config.model, size.level_sizes, size.items, 0, size.config.max_history)
@@ -134,7 +134,7 @@ def _chip() -> Any:
 
 
 def _figures(run: Callable[[], Any], needs: Compiled, steps: int) -> dict[str, Any]:
-    """Seconds of a run, the median of the rounds, and the shares of peak and promise that this is."""
+    """Seconds per run (median of the rounds), and the shares of the chip's peak and of its roofline."""
     for _ in range(_WARM_UP):
         jax.block_until_ready(run())
     rounds = []

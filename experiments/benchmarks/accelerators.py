@@ -1,4 +1,4 @@
-"""Programs compiled for slices of TPUs that are not there: what they need of a chip, and the time its rates allow.
+"""Programs compiled for TPU slices that need not be present: their needs per chip, and the time at its peak rates.
 
     python -m experiments.benchmarks.accelerators --out runs/accelerators.json --page docs/accelerators.md
 
@@ -54,18 +54,18 @@ class Case:
     )
     """The program, and the state that it takes if it has one."""
     table: str = "table"
-    """Table of the page that it is in."""
+    """Table of the page to add it to."""
     plain: bool = False
-    """Attention holds all scores, however long the rows."""
+    """Attention computes all scores at once, for rows of any length."""
 
     @property
     def name(self) -> str:
-        """Name that tells it from the others."""
+        """Unique name."""
         return f"{self.what}, {self.topology}, fsdp {self.mesh.fsdp} x tensor {self.mesh.tensor}"
 
 
 def decoder(dim: int, layers: int, hidden: int, remat: Remat, rows: int) -> GeneratorConfig:
-    """An RQ-Transformer over rows of 64 items in bfloat16, with batches of so many rows."""
+    """An RQ-Transformer over rows of 64 items in bfloat16, with this batch size."""
     backbone = TransformerConfig(
         dim, layers=layers, heads=dim // 64, hidden=hidden, dropout=0.1, dtype=Precision.BFLOAT16, remat=remat
     )
@@ -112,7 +112,7 @@ def _cases() -> list[Case]:
 
 
 def _lengths() -> list[Case]:
-    """The step for one row a device, of ever more items."""
+    """Steps with one row per device, of increasing length."""
     cases = []
     for length in (200, 2_000, 20_000):
         for topology, rows in (("v5e:2x2", 4), ("cpu", 1)):
@@ -154,12 +154,12 @@ def _needs(case: Case) -> dict[str, Any]:
 
 
 def main(out: Path = Path("runs/accelerators.json"), page: Path | None = None, only: tuple[str, ...] = ()) -> None:
-    """Compile what is not in the file yet, and write the page's table.
+    """Compile programs that are not in the file yet, and update the page's tables.
 
     Args:
         out: File of the figures.
-        page: Page whose table is written anew.
-        only: Beginnings of the names of programs to compile; none given: all.
+        page: Page whose tables are updated.
+        only: Prefixes of the names of programs to compile; none given: all.
     """
     out = try_file(out)
     wanted: Callable[[str], bool] = lambda name: not only or name.startswith(only)  # noqa: E731

@@ -44,8 +44,8 @@ def main(
         dim: Width of the states.
         layers: Blocks.
         heads: Heads.
-        state_size: Numbers that the recurrence keeps for each number of a state.
-        rounds: Times that each variant runs.
+        state_size: State size of the recurrence per dimension.
+        rounds: Runs of each variant.
     """
     out, rows = try_file(out), []
     plain = TransformerConfig(dim, layers, heads, hidden=2 * dim, dropout=0.0, state_size=state_size)
@@ -79,7 +79,7 @@ def _row(seconds: dict[tuple[str, str], list[float]], name: str) -> dict[str, fl
 
 
 def _programs(config: TransformerConfig, shape: tuple[int, int]) -> dict[str, Callable[[], Any]]:
-    """A forward pass, and one with the gradient of the parameters, compiled."""
+    """Compiled forward pass, and forward pass with the gradient of the parameters."""
     graph, parameters = nnx.split(build_backbone(config, rngs=nnx.Rngs(0)))
     x = jax.random.normal(jax.random.key(0), (*shape, config.dim))
     segments = jnp.ones(shape, jnp.int32)
@@ -93,13 +93,13 @@ def _programs(config: TransformerConfig, shape: tuple[int, int]) -> dict[str, Ca
 
 
 def _times(runs: dict[tuple[str, str], Callable[[], Any]], rounds: int) -> dict[tuple[str, str], list[float]]:
-    """Seconds of every round, of each variant."""
+    """Seconds per round for each variant."""
     taken: dict[tuple[str, str], list[float]] = {name: [] for name in runs}
     for at in range(rounds + 1):
         for name, run in runs.items():
             start = time.perf_counter()
             jax.block_until_ready(run())
-            if at:  # the first warms up
+            if at:  # the first round is a warm-up
                 taken[name].append(time.perf_counter() - start)
     return taken
 

@@ -1,4 +1,4 @@
-"""Speed of encoding files of vectors into files of codes, against reading alone, and of joining them into a catalogue.
+"""Speed of encoding files of vectors to files of codes, compared with reading, and of joining them into a catalogue.
 
     python -m experiments.benchmarks.bulk --out runs/bulk.json --plot docs/bulk.svg --folder /data/scratch
 
@@ -47,18 +47,18 @@ def main(
     folder: Path | None = None,
     keep: bool = False,
 ) -> None:
-    """Measure, print, write JSON and draw the microseconds an item.
+    """Measure, print, write JSON, and plot the microseconds per item.
 
-    At the smallest size float32, and float16 without a dictionary, are measured too.
+    At the smallest size, float32, and float16 without a dictionary, are measured, too.
 
     Args:
         out: File to write.
         plot: SVG to draw.
         sizes: Items of the catalogues.
         rows: Items of a file.
-        workers: Processes of a Dask cluster on this machine that encodes them too, a thread each; 0: none.
-        folder: Where to write the files, 1.6 GB a million items; none given: a temporary folder.
-        keep: Leave the files in `folder`, for another run.
+        workers: Processes (with one thread each) of a local Dask cluster to measure, too; 0: none.
+        folder: Folder for the files, 1.6 GB per million items; none given: a temporary folder.
+        keep: Keep the files in `folder`, for another run.
     """
     out, plot = try_file(out), try_file(plot)
     rate = matmul_rate()
@@ -78,7 +78,7 @@ def main(
 
 
 def measure(catalog: Path, paths: Sequence[Path], work: Path, workers: int) -> dict[str, float]:
-    """Microseconds an item of reading, encoding and joining the files; peak memory of this process (of a worker)."""
+    """Microseconds per item of reading, encoding and joining files, and peak memory of this process (or a worker)."""
     tokenizer = SemanticTokenizer.from_pretrained(catalog)
     options: dict[str, Any] = {"dim": tokenizer.dim, "id_column": "item_id", "columns": tokenizer.input_columns}
     files = [VectorFile.open(str(path), **options) for path in paths]
@@ -120,7 +120,7 @@ def _on_cluster(tokenizer: SemanticTokenizer, paths: Sequence[Path], out: Path, 
 
 
 def write_tokenizer(folder: Path) -> Path:
-    """A catalogue of a tokenizer of the default size; what its weights are makes no difference here."""
+    """A catalogue with a tokenizer of the default size and random weights, which do not affect the speed."""
     x = np.random.default_rng(0).standard_normal((4096, DIM), dtype=np.float32)
     model = RQVAE(CONFIG, dim=DIM, rngs=nnx.Rngs(0))
     model.initialize(x, iterations=1, seed=0)
@@ -133,7 +133,7 @@ def write_tokenizer(folder: Path) -> Path:
 
 
 def write_files(folder: Path, items: int, rows: int, kind: str) -> list[Path]:
-    """Files of random vectors; those that stand are kept."""
+    """Write files of random vectors, except existing ones."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{number:05d}.parquet" for number in range(-(-items // rows))]
     for number, path in enumerate(paths):
@@ -153,7 +153,7 @@ def write_files(folder: Path, items: int, rows: int, kind: str) -> list[Path]:
 
 
 def draw(figures: dict[int, dict[str, float]], out: Path) -> None:
-    """Microseconds an item over the number of items, which is on a logarithmic scale, as an SVG."""
+    """Plot microseconds per item over the number of items (logarithmic) as an SVG."""
     width, height, left, bottom = 560, 300, 60, 40
     shown = {
         line: {n: of[name] for n, of in figures.items() if name in of} for line in LINES if (name := f"{line}, us/item")
@@ -175,7 +175,7 @@ def draw(figures: dict[int, dict[str, float]], out: Path) -> None:
     for end, line in ends:
         points = " ".join("{:.1f},{:.1f}".format(*at(*point)) for point in shown[line].items())
         parts.append(f'<polyline points="{points}" fill="none" stroke="{LINES[line]}" stroke-width="2"/>')
-        label = max(end, label + 14)  # labels of lines that meet stand below each other
+        label = max(end, label + 14)  # labels of lines with close ends are placed below each other
         parts.append(_text(width - 145, label + 4, line, color=LINES[line]))
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Gain of asking for an event: simulated shops whose users are shown, click and buy, and whose oracle is exact.
+"""Gain of conditions on events: simulated shops with exposures, clicks and purchases, and an exact oracle.
 
     python -m experiments.benchmarks.conditions --out runs/conditions --seeds 0 1 2 3 4
 
@@ -91,7 +91,7 @@ def _measured(shop: SimulatedConfig, model: ModelConfig, epochs: float) -> dict[
 
 
 def _shuffled(dataset: Dataset, seed: int) -> Dataset:
-    """The dataset with the same events on other interactions."""
+    """The dataset with its events shuffled over interactions."""
     order = np.random.default_rng(seed).permutation(len(dataset.item))
     return dataset.replace(event=pc.take(dataset.event, pa.array(order)))
 
@@ -104,12 +104,12 @@ def _ranked(model: Recommender, test: Examples, events: Int[np.ndarray, " n"] | 
 def ndcg_at_10(
     ranked: Int[np.ndarray, "n k"], test: Examples, groups: Int[np.ndarray, " items"]
 ) -> Float[np.ndarray, " n"]:
-    """NDCG@10 of lists of item rows; items of one group cannot be told apart."""
+    """NDCG@10 of lists of item rows; items of one group are tied."""
     return accuracy(item_places(ranked, test.targets, groups), (10,))["ndcg@10"]
 
 
 def table(measured: list[dict[str, float]]) -> list[str]:
-    """Means over the seeds, standard errors, and the paired differences that are claimed."""
+    """Print means over the seeds, standard errors, and the paired differences of interest."""
     values = {name: np.array([one[name] for one in measured]) for name in measured[0]}
     share = values["own"] / values["oracle, own"] - values["never told"] / values["oracle"]
     pairs = {

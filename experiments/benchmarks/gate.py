@@ -45,9 +45,9 @@ def main(dataset: Path, model: Path, out: Path, users: int | None = None, seed: 
     Args:
         dataset: Folder of research data (see `experiments.layout`).
         model: A recommender with its item graph, trained on these data.
-        out: JSON file of features and NDCG by user; what is in it already is read.
-        users: Validation users, drawn by the seed; all, if not given.
-        seed: Of the halves.
+        out: JSON file of features and NDCG by user; it is read if it exists.
+        users: Number of random validation users; none given: all.
+        seed: Seed of the users and of the halves.
     """
     request = {"model": Recommender.from_pretrained(model).digest, "dataset": dataset.name, "users": users}
     measured = run_recorded(request, out, partial(_measured, dataset, model, users))
@@ -71,7 +71,7 @@ def main(dataset: Path, model: Path, out: Path, users: int | None = None, seed: 
 
 
 def _measured(folder: Path, model: Path, users: int | None) -> dict[str, Any]:
-    """Features of validation histories, and NDCG@10 of each by weight of the graph."""
+    """Features of validation histories, and their NDCG@10 by weight of the graph."""
     dataset, recommender = read_layout(folder), Recommender.from_pretrained(model)
     examples = dataset.splits.examples("validation")
     if users is not None:
@@ -127,7 +127,7 @@ def _features(
 
 
 def _evidence(graph: ItemGraph, examples: Examples) -> Float[np.ndarray, " n"]:
-    """Counted transitions from the items of each history, the latest counting most."""
+    """Counted transitions from the items of each history, weighted towards the latest."""
     rows, real = examples.histories.padded(graph.config.window)
     ages = real.sum(axis=1, keepdims=True) - 1 - np.arange(rows.shape[1])
     degrees = np.asarray(graph.counts.sum(axis=1))
@@ -135,7 +135,7 @@ def _evidence(graph: ItemGraph, examples: Examples) -> Float[np.ndarray, " n"]:
 
 
 def _ages(folder: Path, dataset: Dataset, examples: Examples) -> dict[str, Float[np.ndarray, " n"]]:
-    """Log of the days between the history's end and its target, where the data have times."""
+    """Log of the days between the history's end and its target, if the data have times."""
     table = pq.read_table(folder / "interactions.parquet")
     if "rel_time" not in table.column_names:
         return {}
@@ -147,7 +147,7 @@ def _ages(folder: Path, dataset: Dataset, examples: Examples) -> dict[str, Float
 
 
 def _exchanged(halves: Sequence[Rows], choose: Callable[[Rows, Rows], Rows]) -> Rows:
-    """Indices of weights, those of each half chosen by the other."""
+    """Indices of weights; the weights of each half are chosen on the other."""
     chosen = np.zeros(sum(map(len, halves)), int)
     for fitted, asked in (halves, halves[::-1]):
         chosen[asked] = choose(fitted, asked)
@@ -161,7 +161,7 @@ def _gated(
     fitted: Rows,
     asked: Rows,
 ) -> Rows:
-    """Indices of the weights that the gate gives `asked`, fitted to others."""
+    """Indices of the weights that the gate, fitted to `fitted`, gives the users `asked`."""
     x = (x - x[fitted].mean(axis=0)) / np.maximum(x[fitted].std(axis=0), 1e-9)
     x = np.column_stack([np.ones(len(x)), x])
     p, q = of_target[fitted].T

@@ -1,4 +1,4 @@
-"""Speed of generators against the same encoder-decoder in PyTorch and Hugging Face transformers, in the same run.
+"""Speed of generators compared with the same encoder-decoder in PyTorch and Hugging Face transformers.
 
     python -m experiments.benchmarks.generators train --out runs/train.json --peer-python peer/bin/python
     python -m experiments.benchmarks.generators search --out runs/search.json --peer-python peer/bin/python
@@ -69,7 +69,7 @@ USERS, ITEMS, LEVELS = 22_363, 12_101, (256, 256, 256, 9)  # as Amazon's Beauty
 SEARCH_LEVELS = (256, 256, 256, 256)
 HISTORY_ITEMS = 20
 MICROBATCHES = FAMILIES["encoder-decoder"].training.accumulate
-MANY = 200  # batches, by which the work of one is known
+MANY = 200  # batches to average the work of one batch
 
 
 def train(
@@ -80,7 +80,7 @@ def train(
     batch: int = 256,
     compiled: bool = False,
 ) -> None:
-    """Training steps of all, alternating in rounds; medians over rounds of examples per second.
+    """Time training steps of all contenders, alternating in rounds: medians over rounds of examples per second.
 
     The floor is the time of the matrix products alone at the rate that the same framework reaches, in the same run,
     on the largest of them. Codes are random, and so are histories, about as long as those of Beauty.
@@ -89,8 +89,8 @@ def train(
         out: File to write.
         peer_python: Python with torch and transformers; none given: semid alone.
         rounds: Rounds; each trains every contender.
-        steps: Steps of a contender in a round, of the larger model a tenth.
-        batch: Examples of a step.
+        steps: Steps per contender and round; a tenth for the larger model.
+        batch: Examples per step.
         compiled: Time the peer under `torch.compile` as well (minutes of compilation).
     """
     out = try_file(out)
@@ -121,7 +121,7 @@ def _trainings(
     compiled: bool,
     steps: int,
 ) -> tuple[dict[str, Turn], dict[str, int]]:
-    """Everyone who trains, the largest product of each library, and numbers of parameters."""
+    """The contenders, the largest matrix product of each library, and numbers of parameters."""
     shape = _largest_product(model, batch)
     own = nnx.state(ModelSpec(model, LEVELS, ITEMS, 0, HISTORY_ITEMS).build(seed=0), nnx.Param)
     counts = {"semid": sum(leaf.size for leaf in jax.tree.leaves(own))}
@@ -153,7 +153,7 @@ def _largest_product(model: EncoderDecoderConfig, batch: int) -> tuple[int, int,
 def _training_figures(
     name: str, seconds: dict[str, np.ndarray], model: EncoderDecoderConfig, batch: int, items: list[int]
 ) -> dict[str, float]:
-    """`seconds` of a step (of a product) in each round, by contender; `items` are the lengths of batches."""
+    """Figures from the `seconds` per step (or product) in each round, by contender; `items` are lengths of batches."""
     library = name.partition(",")[0]
     rival = name.replace("peer", "semid").replace(", compiled", "")
     rate = 2.0 * np.prod(_largest_product(model, batch)) / np.median(seconds[f"{library}, matmul"])
@@ -175,7 +175,7 @@ def _training_figures(
 def step_flops(
     model: EncoderDecoderConfig, batch: int, *, level_sizes: tuple[int, ...], shared: bool, items: int = HISTORY_ITEMS
 ) -> float:
-    """Multiply-adds, counted twice, of a training step's products; the backward pass has twice the forward pass's.
+    """FLOPs (two per multiply-add) of a training step's products; the backward pass has twice the forward pass's.
 
     `shared`: all levels share one vocabulary, as in T5.
     """
@@ -200,9 +200,9 @@ def search(
     results: int = 10,
     rounds: int = 3,
 ) -> None:
-    """Users per second of a search, the reading of their histories included; medians over alternating rounds.
+    """Time searches, including the encoding of histories: users per second, medians over alternating rounds.
 
-    Codes are random; models are as they were drawn. The peer is asked without a constraint, with
+    Codes and model weights are random. The peer is measured without a constraint, with
     `prefix_allowed_tokens_fn` (`trie`: nested dicts, up to 100,000 items; `sorted`: binary search among the sorted
     prefixes) and with `mask`, a processor of our own that does the same for all beams at once.
 
@@ -210,12 +210,12 @@ def search(
         out: File to write; a plot goes beside it.
         peer_python: Python with torch and transformers; none given: semid alone.
         items: Items of each catalogue.
-        users: Users of a turn, all at once.
-        peer_users: Users of a turn of the peer.
-        peer_at_once: Users in one call of `generate`.
+        users: Users per turn, in one batch.
+        peer_users: Users per turn of the peer.
+        peer_at_once: Users per call of `generate`.
         beam_size: Beams per user.
         results: Items returned to each user.
-        rounds: Rounds; in each, everyone searches once.
+        rounds: Rounds, in each of which every contender searches once.
     """
     out = try_file(out)
     figures: dict[str, Any] = {"users": users, "beam size": beam_size, "catalogues": []}
@@ -259,7 +259,7 @@ def search(
 def _semid_searches(
     codes: np.ndarray, history: np.ndarray, real: np.ndarray, *, beam_size: int, results: int
 ) -> dict[str, Callable[[], Any]]:
-    """Both of our families, constrained as `Recommender` does it, and not at all."""
+    """semid's two families, with the constraint of `Recommender` and without one."""
     requests = RequestBatch(jnp.asarray(history), jnp.asarray(real.astype(np.int32)))
     trie = CodeTrie.from_codes(codes, SEARCH_LEVELS)
     tables = ItemTables.from_arrays(codes, None, np.ones(len(codes), np.int32))
@@ -293,7 +293,7 @@ def _unconstrained(
     k: int,
     beam_size: int,
 ) -> Any:
-    """A beam search over all products of the vocabularies: its results need not exist."""
+    """Unconstrained beam search over all code sequences: its results need not be items."""
     model = nnx.merge(graph, params)
     context = model.encode_history(tables.inputs(requests.history), requests.segments)
     cache, users = model.init_cache(context), len(requests.history)

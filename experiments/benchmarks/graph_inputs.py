@@ -51,7 +51,7 @@ _WEIGHTS = np.arange(10) / 10
 
 
 class GraphReader(DenseTransformer):
-    """SASRec whose states read the graph's best items, if `reads`."""
+    """SASRec whose states use the graph's best items as input, if `reads`."""
 
     def __init__(self, config: DenseConfig, *, num_items: int, num_features: int, reads: bool, rngs: nnx.Rngs) -> None:
         super().__init__(config, num_items=num_items, num_features=num_features, rngs=rngs)
@@ -62,7 +62,7 @@ class GraphReader(DenseTransformer):
     def with_found(
         self, states: Float[Array, "*n dim"], vectors: Float[Array, "items dim"], found: TeacherItems
     ) -> Float[Array, "*n dim"]:
-        """States with what the graph finds after the same items; nothing where it finds none."""
+        """States plus the input from the graph's items for the same history; unchanged without such items."""
         if not self.reads:
             return states
         shares = jnp.where(found.rows >= 0, jnp.exp(found.scores), 0.0)
@@ -79,7 +79,7 @@ class GraphReader(DenseTransformer):
         smoothing: float = 0.0,
         key: Key[Array, ""] | None = None,
     ) -> dict[str, Float[Array, "..."]]:
-        """SASRec's loss, of these states."""
+        """SASRec's loss for these states."""
         vectors = self.vectors(tables.features)
         states = self.history_states(vectors, batch.history, batch.segments, key=key)
         assert batch.teacher is not None
@@ -95,7 +95,7 @@ def main(dataset: Path, graph: Path, out: Path, epochs: float = 20, seed: int = 
         graph: Item graph of these data.
         out: Folder for the trainings.
         epochs: Passes over the training data.
-        seed: Of parameters, shuffling and dropout.
+        seed: Seed of parameters, shuffling and dropout.
     """
     data, memory = read_layout(dataset), ItemGraph.load(graph)
     config = recipe.sasrec(features=None, epochs=epochs)
@@ -151,7 +151,7 @@ def _by_weight(
     examples: Examples,
     weights: Float[np.ndarray, " w"] = _WEIGHTS,
 ) -> Float[np.ndarray, "w n"]:
-    """NDCG@10 of every example at every weight of the graph, histories left out."""
+    """NDCG@10 of every example at every weight of the graph, without items of the history."""
     items, found = np.arange(len(tables.known)), []
     for start in range(0, len(examples), _USERS):
         block = examples.take(np.arange(start, min(start + _USERS, len(examples))))
@@ -191,7 +191,7 @@ def _padded(histories: Histories) -> tuple[Int[np.ndarray, "b t"], Int[np.ndarra
 
 
 def _largest(q: Any) -> TeacherItems:
-    """The largest shares of each row, -1 behind them."""
+    """The largest shares of each row, padded with -1."""
     best = pruned(q, _ITEMS)
     rows, scores = np.full((_USERS, _ITEMS), -1, np.int32), np.full((_USERS, _ITEMS), -np.inf, np.float32)
     owner = np.repeat(np.arange(best.shape[0]), np.diff(best.indptr))

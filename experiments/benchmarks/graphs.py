@@ -1,4 +1,4 @@
-"""Time and memory of item graphs at size: simulated shops with ten interactions an item, with content and without.
+"""Time and memory of large item graphs: simulated shops with ten interactions per item, with and without content.
 
     python -m experiments.benchmarks.graphs --out runs/graphs.json
 
@@ -23,7 +23,7 @@ from semid.data.simulated import SimulatedConfig, simulate
 from semid.graphs import ItemGraph, ItemGraphConfig
 from semid.graphs.neighbors import neighbors
 
-# Items whose neighbors are looked for by comparing all.
+# Items whose neighbors are compared with exact ones.
 _FEW = 256
 
 
@@ -38,16 +38,16 @@ def main(
 
     Args:
         out: File to write.
-        items: Items, of as many users of ten interactions each on average.
-        content_dim: Numbers of an item's content vector.
+        items: Numbers of items, with as many users of ten interactions on average.
+        content_dim: Dimensions of content vectors.
         users: Users whose next items are ranked.
-        exact: Most items whose neighbors are compared with exact ones, for which they are looked for once more.
+        exact: Largest number of items for which neighbors are searched again and compared with exact ones.
     """
     out, rows = try_file(out), []
     context = multiprocessing.get_context("spawn")
     for number in items:
         for content in (False, True):
-            with context.Pool(1) as pool:  # a process each, for its peak memory
+            with context.Pool(1) as pool:  # a process of its own, to measure its peak memory
                 rows.append(pool.apply(_measured, (number, content_dim if content else 0, users, number <= exact)))
             print(rows[-1], flush=True)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +81,7 @@ def _measured(items: int, content_dim: int, users: int, exact: bool) -> dict[str
 
 
 def _recall(vectors: Float[np.ndarray, "items dim"], k: int) -> float:
-    """Share of the `k` nearest neighbors of a few items, by comparing all, that the graph's search finds."""
+    """Share of the exact `k` nearest neighbors of a few items that the graph's search finds."""
     few = np.random.default_rng(0).permutation(len(vectors))[:_FEW]
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     cosine = unit[few] @ unit.T

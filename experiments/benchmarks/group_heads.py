@@ -1,4 +1,4 @@
-"""Worth of a model per group of items, such as a section of the shop, below a switch between the groups.
+"""Value of one model per group of items, such as a section of a shop, combined by a distribution over groups.
 
     python -m experiments.benchmarks.group_heads --dataset ../shared/data/amazon14_beauty --film
 
@@ -38,7 +38,7 @@ from semid.stage import run_recorded
 from semid.tokenizers import RQKmeansConfig, TokenizerConfig, tokenize
 
 _COLUMN = "section"
-_BLOCK = 256  # histories whose scores of all items are held at once
+_BLOCK = 256  # histories per batch of scores of all items
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,12 @@ class GroupHeads:
     dataset: Path
     """Dataset folder (`semid prepare`), or one that `experiments.layout` reads."""
     epochs: float | None = None
-    """Passes over the training data; none given: as `semid train` has them."""
+    """Passes over the training data; none given: the default of `semid train`."""
     film: bool = False
     """Groups scale and shift the state that an item is decoded from, instead of being added to the input."""
     split: Literal["validation", "test"] = "test"
     users: int = 2048
-    """Users, drawn by the seed."""
+    """Number of random users."""
     seed: int = 0
 
 
@@ -61,7 +61,7 @@ def main(config: tyro.conf.OmitArgPrefixes[GroupHeads], out: Path = Path("runs/g
     """Train, measure and print.
 
     Args:
-        config: What is measured.
+        config: Settings of the measurement.
         out: Folder for data, codes, models and group_heads.json.
     """
     file = try_file(out / "group_heads.json")
@@ -120,7 +120,7 @@ def _of_users(
 
 
 def sections(dataset: Dataset) -> tuple[list[str], Int[np.ndarray, " items"]]:
-    """The second steps of the paths of categories, sorted, and the number of each item's; "" where there is none."""
+    """The sorted second steps of category paths, and the index of each item's; "" if it has none."""
     steps = [(path or [])[1:2] for path in dataset.items["categories"].to_pylist()]
     names, group = np.unique([step[0] if step else "" for step in steps], return_inverse=True)
     return [name or "none" for name in names.tolist()], group
@@ -139,7 +139,7 @@ def inside(
     group: Int[np.ndarray, " items"],
     codes: Int[np.ndarray, "items level"],
 ) -> Float[np.ndarray, "level n"]:
-    """Losses of the targets' codes, each given those before it, among the items of the target's group."""
+    """Losses of the targets' codes, given the codes before, among the items of the target's group."""
     same = group[targets][:, None] == group[None]
     mass = [logsumexp(np.where(same, log_probs, -np.inf), axis=1)]
     for level in range(codes.shape[1]):

@@ -90,7 +90,7 @@ class Sizes:
     """Histories, each with one target."""
     history: int = 20
     pieces: int = 32
-    """Of an item's text."""
+    """Tokens of an item's text."""
     vocabulary: int = 1000
     text: BlocksConfig = BlocksConfig()
     image: BlocksConfig | None = None
@@ -98,13 +98,13 @@ class Sizes:
     dim: int = 64
     """Width of an item's vector."""
     level_sizes: tuple[int, ...] = (256, 256, 256, 64)
-    """The last tells items apart that share the others."""
+    """Level sizes; the last level is the tie-break."""
     generator: TransformerConfig = TransformerConfig()
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """An encoder of MiniLM's size, and how many texts it reads at once."""
+    """An encoder of MiniLM's size, and its batch size."""
 
     blocks: BlocksConfig = BlocksConfig(dim=384, layers=6, heads=12, hidden=1536, architecture=PostNorm())
     vocabulary: int = 30_522
@@ -116,7 +116,7 @@ class Pretrained:
 
 @dataclass(frozen=True)
 class Way:
-    """A training step, and all it works on; nothing is made before it is asked for."""
+    """A training step and its inputs, which are made on first use."""
 
     model: Callable[[], nnx.Module]
     loss: Loss
@@ -138,10 +138,10 @@ def main(
 
     Args:
         out: File to write.
-        rounds: Times that every way takes its turn; 0: nothing is run, and the steps' FLOPs and memory are all, or with
-            `bank` the bank's.
-        steps: Steps of a turn.
-        windows: Last items of a history that are encoded afresh, w.
+        rounds: Rounds over all variants; 0: nothing is run, and only the FLOPs and memory of the steps (with `bank`,
+            those of the bank) are measured.
+        steps: Steps per turn.
+        windows: Last items of a history that are encoded in a step, w.
         rates: Shares that are encoded and differentiated, p and q.
         bank: Items of a bank of width 256 on all devices; 0: none.
         sizes: Of catalogue, batch and models.
