@@ -165,7 +165,7 @@ def main(
 
 
 class _Program:
-    """A way's step, compiled. What it works on is made by `start`."""
+    """A variant's compiled step. Its state and inputs are made by `start`."""
 
     def __init__(self, way: Way) -> None:
         self.way, self.mesh, self.optimizer = way, make_mesh(), make_optimizer(OptimizerConfig(), num_steps=10_000)
@@ -188,7 +188,7 @@ class _Program:
         self.state, *self.given = (jax.jit(make, out_shardings=lay)() for make, lay in self.made)
 
     def take(self, steps: int) -> float:
-        """Seconds of so many steps."""
+        """Seconds of a number of steps."""
         started = time.perf_counter()
         for _ in range(steps):
             self.state, self.metrics = self.program(self.state, *self.given, self.key)
@@ -196,7 +196,7 @@ class _Program:
         return time.perf_counter() - started
 
     def needs(self) -> dict[str, float]:
-        """MiB of a device: what is trained and its moments, what a step takes beside all that it is given, and both."""
+        """MiB per device: parameters with their moments, temporary arrays of a step, and the sum of both."""
         need: Any = self.program.memory_analysis()
         given = need.argument_size_in_bytes + need.output_size_in_bytes - need.alias_size_in_bytes
         trained = jax.tree.leaves((self.state.params, self.state.opt_state))
@@ -208,12 +208,12 @@ class _Program:
 
 
 def _bytes(leaf: Any) -> int:
-    """Those of the part of an array that a device holds."""
+    """Bytes of the part of an array that a device holds."""
     return int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
 
 
 def _placed(tree: Any, lay: Any) -> Any:
-    """Shapes that know where they lie, for a program that is compiled before there are arrays."""
+    """Shapes with shardings, for a program that is compiled without arrays."""
     of_leaves = jax.tree.broadcast(lay, tree)
     return jax.tree.map(lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), tree, of_leaves)
 
@@ -263,7 +263,7 @@ def _joint_steps(
 
 
 def _encoding(sizes: Sizes, config: StepConfig, flops: tuple[float, float]) -> dict[str, float]:
-    """Items that a step encodes: its program is fixed, so as many however often a batch repeats them."""
+    """Number of items that a step encodes. Its program has fixed shapes, so repeated items in a batch count, too."""
     most = sizes.batch * (config.reads_targets + min(config.window, sizes.history))
     forward, backward = bucket_sizes(most, forward=config.forward, backward=config.backward)
     still, learning = flops
@@ -295,8 +295,8 @@ def _flops(program: jax.stages.Lowered | jax.stages.Compiled) -> float:
 
 
 def _staged(sizes: Sizes) -> dict[str, Way]:
-    """The generator alone on codes and vectors that are what they are: one target a row, and as it is trained in
-    truth, every item a target."""
+    """The generator alone on fixed codes and vectors: with one target per row, and as in actual training, with every
+    item as a target."""
 
     def loss(model: RQTransformer, batch: PackedRows, tables: LossTables, context: StepContext) -> Any:
         codes, (backbone, depth) = tables.items.codes[batch.targets], jax.random.split(context.key)
@@ -354,7 +354,7 @@ def _content(sizes: Sizes) -> Content:
 
 
 def _texts(items: int, tokens: int, vocabulary: int) -> TextRows:
-    """All of full length: padding costs as much."""
+    """Full-length histories: padding would cost as much."""
     return TextRows(
         jax.random.randint(jax.random.key(0), (items, tokens), 0, vocabulary), jnp.ones((items, tokens), bool)
     )
@@ -367,14 +367,14 @@ def _codes(sizes: Sizes) -> Any:
 
 
 def _rows(sizes: Sizes) -> PackedRows:
-    """One full history and one target a row."""
+    """One full history and one target per row."""
     items = jax.random.randint(jax.random.key(3), (sizes.batch, sizes.history + 1), 0, sizes.items)
     segments = jnp.broadcast_to(jnp.arange(1, sizes.batch + 1)[:, None], (sizes.batch, sizes.history))
     return PackedRows(items[:, :-1], items[:, -1], segments)
 
 
 def _tunings(sizes: Pretrained, rounds: int, steps: int) -> list[dict[str, Any]]:
-    """A step of the encoder and of the layers that fuse, in which items find each other two by two."""
+    """A step of the encoders and fusion layers, with a loss by which pairs of items find each other."""
 
     def loss(model: ItemEncoder, batch: Content, tables: None, context: StepContext) -> Any:
         vectors = model(batch, key=context.key)
@@ -417,7 +417,7 @@ def _tunings(sizes: Pretrained, rounds: int, steps: int) -> list[dict[str, Any]]
 
 
 def _bank(sizes: Sizes) -> dict[str, Any]:
-    """The joint step on a bank that lies in parts on all devices: compiled, and nothing of it made."""
+    """The joint step on a bank split over all devices, compiled without making any array."""
     program = _Program(_joint(sizes, StepConfig(OBJECTIVE)))
     bank = {name: leaf for name, leaf in named_leaves(program.state.rest).items() if name.startswith("bank/")}
     whole = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in bank.values())

@@ -25,7 +25,7 @@ from semid.errors import SemidError
 from semid.recommender import Recommender
 from semid.stage import run_recorded
 
-# Users whose probabilities of all items are held at once.
+# Users per batch of probabilities of all items.
 _USERS = 256
 
 
@@ -34,10 +34,10 @@ def main(dataset: Path, models: list[Path], out: Path, users: int = 2048, seed: 
 
     Args:
         dataset: Folder of research data (see `experiments.layout`).
-        models: Models trained on these data, of which the first has codes.
-        out: JSON file of the figures; what is in it already is read.
-        users: Validation users, drawn by the seed.
-        seed: Of the users.
+        models: Models trained on these data; the first one has codes.
+        out: JSON file of the figures; it is read if it exists.
+        users: Number of random validation users.
+        seed: Seed of the users.
     """
     digests = [Recommender.from_pretrained(model).digest for model in models]
     request = {"models": digests, "dataset": dataset.name, "users": users, "seed": seed}
@@ -74,8 +74,8 @@ def _of_block(
 def level_losses(
     probs: Float[np.ndarray, "n items"], targets: Int[np.ndarray, " n"], codes: Int[np.ndarray, "items level"]
 ) -> Float[np.ndarray, "n levels"]:
-    """-log of each code of the targets given the codes before it, and of the item given its codes; rows of `probs` are
-    normalized first, so that the sum is -log of the target's share."""
+    """-log p of each code of the targets given the codes before, and of the item given its codes. Rows of `probs` are
+    normalized first, so that these sum to -log of the target's probability."""
     user, items = np.arange(len(probs)), len(codes)
     before, losses = probs.sum(axis=1), []
     for level in range(1, codes.shape[1] + 1):

@@ -62,16 +62,16 @@ def minutes(
     are asked, with the beams of `GeneratorConfig.validation_beam`; T5's lists are those of `generate` under `mask`.
 
     Args:
-        out: Folder for all results; training goes on from the last look there.
+        out: Folder for all results; training resumes from the last validation there.
         generators: Folder of `python -m experiments families`: dataset, catalogue, histories of training.
         peer_python: Python with torch and transformers; none given: semid alone.
-        learning_rates: T5's peaks, one training each.
+        learning_rates: T5's peak learning rates, one training each.
         epochs: T5's schedules, one training each.
-        looks: At validation, in each of T5's trainings.
-        at_once: Users in one call of `generate`.
+        looks: Validations per training of T5.
+        at_once: Users per call of `generate`.
         rounds: Rounds of measuring steps; 0: times are read from an earlier run.
-        steps: Steps of a contender in a round.
-        families: Which of ours.
+        steps: Steps per contender and round.
+        families: Families of semid to measure.
     """
     out = try_file(out / "minutes.json").parent
     out.mkdir(parents=True, exist_ok=True)
@@ -112,7 +112,7 @@ def _catalog(generators: Path) -> SemanticCatalog:
 
 @dataclass(frozen=True)
 class _PeerFit:
-    """One training of T5, looked at now and then; it goes on from the last look."""
+    """One training of T5 with some validations; it resumes from the last one."""
 
     name: str
     learning_rate: float
@@ -162,7 +162,7 @@ class _PeerFit:
 
 
 def _validation_examples(data: Dataset, config: GeneratorConfig) -> Examples:
-    """Those that `train` validates on with seed 0."""
+    """The validation examples that `train` uses with seed 0."""
     examples = data.splits.examples("validation")
     if len(examples) <= config.validation_users:
         return examples
@@ -178,7 +178,7 @@ def _step_seconds(
     rounds: int,
     steps: int,
 ) -> dict[str, float]:
-    """The median time of a training step of everyone, on the real examples."""
+    """The median time of a training step of every contender, on the real examples."""
     turns: dict[str, Turn] = {}
     for name, config in ours.items():
         features, counts = content_features(data, config.features), training_counts(data)
@@ -198,7 +198,7 @@ def _step_seconds(
 
 
 def _figures(name: str, records: list[dict[str, float]], seconds: float) -> dict[str, Any]:
-    """Looks as (training minutes, validation Recall@10), and the first minute beyond each mark."""
+    """Validations as (training minutes, Recall@10), and the first minute beyond each mark."""
     looks = [(r["step"] * seconds / 60, r["validation/recall@10"]) for r in records if "validation/recall@10" in r]
     return {
         "model": name,

@@ -1,4 +1,4 @@
-"""Share that items that came today get of an item graph, and what that costs the others.
+"""Weight of items added today in an item graph, and what it costs the other items.
 
     python -m experiments.benchmarks.new_items --dataset ../shared/data/amazon14_beauty --out runs/new_items/beauty.json
 
@@ -39,11 +39,11 @@ def main(
 
     Args:
         dataset: Dataset folder, or one in the layout of the development data.
-        out: JSON file of the figures; what is in it already is read.
+        out: JSON file of the figures; it is read if it exists.
         weights: Values of `new_items`.
         fraction: Share of the items that are new.
-        users: Validation users, drawn by the seed; all, if not given.
-        seed: Of the new items, and the users.
+        users: Number of random validation users; none given: all.
+        seed: Seed of the new items and the users.
     """
     data = read_dataset(dataset)
     request = {"dataset": data.digest, "weights": list(weights), "fraction": fraction, "users": users, "seed": seed}

@@ -1,4 +1,4 @@
-"""Turns of semid and of a peer process that trains and searches with another library, taken one after the other."""
+"""Alternating measurements of semid and of a peer process that trains and searches with another library."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from semid.training import Rows, SingleRows, batches, create_state, make_mesh, m
 from seq_models import EncoderDecoderConfig, ItemTables
 
 SCRIPT = Path(__file__).with_name("peer_generator.py")
-# OpenMP's threads go on spinning for .2 s after PyTorch's last product, and would take the cores from who is next.
+# OpenMP's threads spin for .2 s after PyTorch's last product, and would take cores from the next contender.
 _PAUSE = 0.5
 
 Ask = Callable[..., dict[str, Any]]
@@ -32,7 +32,7 @@ Turn = Callable[[int], float]
 
 @contextlib.contextmanager
 def peer(python: Path | None, codes: np.ndarray, level_sizes: tuple[int, ...], *, search: bool) -> Iterator[Ask | None]:
-    """A process of `peer_generator.py` that knows the codes, asked a line at a time; None without a Python for it."""
+    """A process of `peer_generator.py` with the codes, controlled line by line; None without a Python for it."""
     if python is None:
         yield None
         return
@@ -89,12 +89,12 @@ class _Numbers(Rows):
 
 
 def semid_order(rows: SingleRows, *, batch_size: int, num_batches: int) -> np.ndarray:
-    """The numbers of the examples in the order in which semid takes them."""
+    """The numbers of the examples in semid's order."""
     return np.concatenate(list(batches(_Numbers(rows), batch_size=batch_size, num_batches=num_batches, seed=0)))
 
 
 def give_examples(ask: Ask, rows: SingleRows, names: list[str], *, order: np.ndarray | None = None) -> None:
-    """Every training example of ours, to be taken in that order, or else in a fresh permutation each epoch."""
+    """Send every training example of semid, to be used in that order, or else in a new permutation per epoch."""
     history, targets, segments = rows[np.arange(len(rows))][:3]
     arrays = {"history": history, "real": segments != 0, "targets": targets}
     with tempfile.TemporaryDirectory() as home:
@@ -109,7 +109,7 @@ def peer_steps(ask: Ask, name: str, batch: int, steps: int) -> float:
 
 
 def take_turns(turns: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of everyone's turns, after one that warms up."""
+    """Seconds of every contender's turns, after a warm-up turn."""
     seconds: dict[str, list[float]] = {name: [] for name in turns}
     for _ in range(rounds + 1):
         for name, turn in turns.items():
@@ -119,7 +119,7 @@ def take_turns(turns: dict[str, Callable[[], float]], rounds: int) -> dict[str, 
 
 
 def timed(work: Callable[..., Any], *arguments: Any, **options: Any) -> float:
-    """Seconds until all of it is there."""
+    """Seconds until all results are computed."""
     started = time.perf_counter()
     jax.block_until_ready(work(*arguments, **options))
     return time.perf_counter() - started

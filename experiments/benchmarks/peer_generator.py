@@ -23,12 +23,12 @@ import torch
 import transformers
 from transformers import LogitsProcessor, LogitsProcessorList, T5Config, T5ForConditionalGeneration
 
-# Of the same training as semid's: AdamW, warm-up, cosine decay, gradients clipped.
+# Settings equal to semid's training: AdamW, warm-up, cosine decay, gradient clipping.
 _BETAS, _DECAY, _WARMUP, _FINAL, _CLIP = (0.9, 0.98), 0.01, 0.05, 0.02, 1.0
 
 
 class Prefixes:
-    """The distinct prefixes of a catalogue's codes, sorted, a 64-bit key each: what may follow one is a range."""
+    """The distinct prefixes of a catalogue's codes as sorted 64-bit keys: the successors of a prefix are a range."""
 
     def __init__(self, codes: np.ndarray, level_sizes: tuple[int, ...]) -> None:
         self.level_sizes = level_sizes
@@ -58,7 +58,7 @@ class Prefixes:
         return (keys[start:end] - key * size + self.offsets[level]).tolist()
 
     def allowed(self, tokens: torch.Tensor, vocabulary: int) -> torch.Tensor:
-        """The same for all prefixes [n, level] at once, as booleans [n, vocabulary]."""
+        """Masks [n, vocabulary] of these tokens for all prefixes [n, level] at once."""
         level, key = tokens.shape[1], torch.zeros(len(tokens), dtype=torch.int64)
         for at in range(level):
             code = tokens[:, at] - int(self.offsets[at])
@@ -68,7 +68,7 @@ class Prefixes:
         index = start[:, None] + torch.arange(self.widest[level])
         inside = index < end[:, None]
         found = keys[index.clamp(max=len(keys) - 1)] - key[:, None] * size + int(self.offsets[level])
-        mask = torch.zeros(len(tokens), vocabulary + 1, dtype=torch.bool)  # the last column takes what is outside
+        mask = torch.zeros(len(tokens), vocabulary + 1, dtype=torch.bool)  # the last column absorbs padding
         return mask.scatter_(1, torch.where(inside, found, vocabulary), True)[:, :vocabulary]
 
     def rows(self, tokens: np.ndarray) -> np.ndarray:
@@ -228,7 +228,7 @@ def _through(root: dict[int, dict]) -> Callable[[int, torch.Tensor], list[int]]:
 
 
 class Training:
-    """A T5, its optimizer, and where in the data it is."""
+    """A T5, its optimizer, and its position in the data."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Speed of training the RQ-VAE, against vector-quantize-pytorch, and of resolving collisions.
+"""Speed of training the RQ-VAE, compared with vector-quantize-pytorch, and of resolving collisions.
 
     python -m experiments.benchmarks.quantizers train --out runs/train.json --peer-python peer/bin/python
     python -m experiments.benchmarks.quantizers collisions --out runs/collisions.json
@@ -35,18 +35,18 @@ from semid.training import create_state, make_mesh, make_optimizer, make_step, p
 
 DIM, ITEMS, BATCH = 768, 65_536, 2048
 CONFIG = RQVaeConfig((256, 256, 256))
-# OpenMP's threads go on spinning for .2 s after PyTorch's last product, and would take the cores from who is next.
+# OpenMP's threads spin for .2 s after PyTorch's last product, and would take cores from the next contender.
 _PAUSE = 0.5
 
 
 def train(out: Path, peer_python: Path | None = None, rounds: int = 7, steps: int = 20) -> None:
-    """Training steps of both, alternating in rounds; medians over rounds of items per second.
+    """Time training steps of both, alternating in rounds: medians over rounds of items per second.
 
     Args:
         out: File to write.
         peer_python: Python with torch and vector-quantize-pytorch; none given: semid alone.
         rounds: Rounds; each trains every contender.
-        steps: Steps of a contender in a round.
+        steps: Steps per contender and round.
     """
     out = try_file(out)
     contenders = {"semid": _semid_steps()}
@@ -84,21 +84,21 @@ def train(out: Path, peer_python: Path | None = None, rounds: int = 7, steps: in
 
 
 def step_flops() -> float:
-    """Multiply-adds, counted twice, of a training step's products: forward, gradients of weights and of inputs."""
+    """FLOPs (two per multiply-add) of a training step's products: forward, gradients of weights and of inputs."""
     widths = (DIM, *CONFIG.hidden, CONFIG.latent)
     one_way = 2 * BATCH * sum(a * b for a, b in itertools.pairwise(widths))
-    first = 2 * BATCH * widths[0] * widths[1]  # nothing asks for the gradient of the inputs
+    first = 2 * BATCH * widths[0] * widths[1]  # the gradient of the inputs is not needed
     return 6 * one_way - first + encode_flops(BATCH) - one_way
 
 
 def encode_flops(items: int) -> float:
-    """The same of encoding: the encoder and a distance to every code."""
+    """FLOPs of encoding: the encoder and a distance to every code."""
     widths = (DIM, *CONFIG.hidden, CONFIG.latent)
     return 2.0 * items * (sum(a * b for a, b in itertools.pairwise(widths)) + sum(CONFIG.level_sizes) * CONFIG.latent)
 
 
 def collisions(out: Path, items: int = 1_000_000) -> None:
-    """Every collision policy on the codes of clustered vectors, 3 x 256.
+    """Time every collision policy on 3 x 256 codes of clustered vectors.
 
     Args:
         out: File to write.
@@ -130,7 +130,7 @@ def collisions(out: Path, items: int = 1_000_000) -> None:
 
 
 def _semid_steps() -> Callable[[int], float]:
-    """The step as `semid tokenize` runs it, on random rows of vectors that lie on the device."""
+    """The step of `semid tokenize`, on random rows of vectors on the device."""
     x = np.random.default_rng(0).standard_normal((ITEMS, DIM), dtype=np.float32)
     model = RQVAE(CONFIG, dim=DIM, rngs=nnx.Rngs(0))
     model.initialize(x[:4096], iterations=1, seed=0)
@@ -157,7 +157,7 @@ def _semid_steps() -> Callable[[int], float]:
 
 @contextlib.contextmanager
 def _peer(python: Path) -> Iterator[Callable[[str], list[float]]]:
-    """A process of `peer_rqvae.py`, asked a line at a time."""
+    """A process of `peer_rqvae.py`, controlled line by line."""
     script = Path(__file__).with_name("peer_rqvae.py")
     with subprocess.Popen(
         [python, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
@@ -188,7 +188,7 @@ def matmul_rate(repeats: int = 20) -> float:
 
 
 def report(figures: dict[str, Any], out: Path) -> None:
-    """Print, and write JSON with what the machine is."""
+    """Print, and write JSON with a description of the machine."""
     shown = {"devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}", "jax": jax.__version__} | figures
     for name, value in shown.items():
         print(f"{name}: {value}")

@@ -1,4 +1,4 @@
-"""The code trie and the search over it: seconds and bytes to build, users per second, and what the constraint costs.
+"""The code trie and the search over it: seconds and bytes to build, users per second, and cost of the constraint.
 
     python -m experiments.benchmarks.search --out runs/search.json
     python -m experiments.benchmarks.search --out runs/build.json --build-items 20000000
@@ -67,12 +67,12 @@ def main(
         out: File to write.
         items: Items of each catalogue.
         level_sizes: Codebook sizes, first level first.
-        users: Users searched at once.
+        users: Users per batch.
         beam_size: Beams per user.
-        denied: Items denied to each user where a mask is measured.
-        rounds: Times that each search runs.
+        denied: Items denied to each user when masks are measured.
+        rounds: Runs of each search.
         edges: Neighbors of each item in the graph of the mixture; 0: no mixture is measured.
-        build_items: Items of a catalogue of 8 levels of 2048 codes that is built, not searched; 0: none.
+        build_items: Items of a catalogue of 8 levels of 2048 codes whose trie is only built; 0: none.
     """
     out = try_file(out)
     figures: dict[str, Any] = {
@@ -137,7 +137,7 @@ def _contenders(
     denied: int,
     rng: np.random.Generator,
 ) -> Contenders:
-    """Searches that differ in what they may return, and in nothing else."""
+    """Searches that differ only in the items that they may return."""
     lists = (jnp.asarray(rng.integers(0, trie.num_items, (users, denied), np.int32)), jnp.asarray(codes))
     shared = ItemMask.from_items(trie, allowed=rng.random((1, trie.num_items)) < 0.5)
     constrained = functools.partial(_constrained, tables, trie, users=users, beam_size=beam_size)
@@ -152,7 +152,7 @@ def _contenders(
 def _seconds(contenders: Contenders, rounds: int) -> dict[str, list[tuple[float, float]]]:
     """Times of each contender's rounds, and their processor times."""
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
-    for _ in range(rounds + 1):  # the first compiles
+    for _ in range(rounds + 1):  # the first round compiles
         for name, run in contenders.items():
             started, processor = time.monotonic(), time.process_time()
             jax.block_until_ready(run())
@@ -219,7 +219,7 @@ def _constrained(
     users: int,
     beam_size: int,
 ) -> Beams:
-    """With denied rows and the catalogue's codes, the mask of a request is made in the time measured."""
+    """With denied rows and the catalogue's codes, the time includes making the mask of a request."""
     if denied is not None:
         mask = ItemMask.from_items(trie, denied=denied[0], codes=denied[1])
     return beam_search(_step(tables), (), trie, batch=users, beam_size=beam_size, mask=mask)

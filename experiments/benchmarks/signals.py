@@ -1,4 +1,4 @@
-"""Signals and vector columns alone: what they recommend, how long they take, and whose neighbors they keep.
+"""Signals and vector columns alone: accuracy of their recommendations, time, and overlap of neighbors.
 
     python -m experiments.benchmarks.signals --dataset ../shared/data/amazon14_beauty --out runs/signals.json
 
@@ -97,7 +97,7 @@ def _fitted(data: Dataset, config: GraphConfig, seed: int) -> Callable[[], Ranke
 
 
 def columns(data: Dataset, column: str, seed: int) -> dict[str, Callable[[], dict[str, Any]]]:
-    """Overlaps of columns that join content and behavior: as they come, with equal variance, and made by semid."""
+    """Overlaps of columns that join content and behavior: concatenated, with equal variance, and as made by semid."""
 
     def measured(vectors: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> dict[str, Any]:
         content, behavior = data.vectors(column), PpmiConfig().item_vectors(data, seed=seed)

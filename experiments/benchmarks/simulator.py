@@ -1,4 +1,4 @@
-"""Time and memory of the simulator at size: by default a million items and ten million interactions, without images.
+"""Time and memory of a large simulation: by default a million items and ten million interactions, without images.
 
     python -m experiments.benchmarks.simulator --out runs/simulator.json
 
@@ -31,8 +31,8 @@ def main(
         out: File to write.
         num_items: Items.
         num_users: Users.
-        mean_length: Interactions of a user, on average before the longest are cut.
-        content_dim: Numbers of an item's content vector.
+        mean_length: Mean interactions per user, before the longest are cut.
+        content_dim: Dimensions of content vectors.
     """
     out = try_file(out)
     world = SimulatedConfig(

@@ -1,4 +1,4 @@
-"""Obedience of lists to a group that is asked for, such as a genre or brand, on the interactions of a real shop.
+"""How well lists follow a requested group, such as a genre or brand, on the interactions of a real shop.
 
     python -m experiments.benchmarks.steering --dataset ../shared/data/ml1m --group categories --epochs 4
     python -m experiments.benchmarks.steering --dataset ../shared/data/amazon14_beauty --group brand --held-out .2
@@ -51,28 +51,28 @@ class Steering:
     dataset: Path
     """Dataset folder (`semid prepare`), or one that `experiments.layout` reads."""
     group: str
-    """Column of items to ask by."""
+    """Column of items with their groups."""
     epochs: float | None = None
-    """Passes over the training data; none given: as `semid train` has them."""
+    """Passes over the training data; none given: the default of `semid train`."""
     drop_conditions: float = 0.1
-    """Share of the conditions that training leaves out."""
+    """Share of the conditions that training drops."""
     film: bool = False
     """Conditions scale and shift the state."""
     held_out: float = 0.0
-    """Share of the groups whose names training never has as texts; 0: no texts."""
+    """Share of the groups whose names are held out from training texts; 0: no texts."""
     text_columns: tuple[str, ...] = ()
-    """Columns of items that texts are written of; none given: that of the groups."""
+    """Columns of items from which texts are written; none given: that of the groups."""
     split: Literal["validation", "test"] = "test"
-    """Targets to ask for."""
+    """Split of the targets."""
     users: int = 4096
-    """Users, drawn by the seed."""
+    """Number of random users."""
     seed: int = 0
     """Seed of codes, models and users."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """Users, the group that each target is in, the items of each group, and those that codes cannot tell apart."""
+    """Users, the group of each target, the items of each group, and the groups of items with equal codes."""
 
     examples: Examples
     own: Int[np.ndarray, " n"]
@@ -81,11 +81,11 @@ class Question:
     alike: Int[np.ndarray, " items"]
 
     def take(self, rows: Int[np.ndarray, " m"]) -> Question:
-        """These users."""
+        """Some of the users."""
         return replace(self, examples=self.examples.take(rows), own=self.own[rows])
 
     def asked(self, part: str, groups: Int[np.ndarray, " n"]) -> list[dict[str, str]]:
-        """Conditions that ask each user for a group by its name."""
+        """One condition per user, which asks for a group by its name."""
         return [{part: self.names[number]} for number in groups]
 
     def gains(self, ranked: Int[np.ndarray, "n k"]) -> Float[np.ndarray, " n"]:
@@ -95,7 +95,7 @@ class Question:
     def figures(
         self, lists: dict[str, Int[np.ndarray, "n k"]], groups: Int[np.ndarray, " n"], what: str = "obedience"
     ) -> dict[str, float]:
-        """Mean NDCG@10 of lists, and `what`, the share of them that is in each user's group."""
+        """Mean NDCG@10 of lists, and `what`, the share of their items in each user's group."""
         inside = {name: self.members[groups[:, None], ranked] & (ranked >= 0) for name, ranked in lists.items()}
         found = {f"NDCG@10, {name}": float(self.gains(ranked).mean()) for name, ranked in lists.items()}
         return found | {f"{what}, {name}": float(share.mean()) for name, share in inside.items()}
@@ -105,7 +105,7 @@ def main(config: tyro.conf.OmitArgPrefixes[Steering], out: Path = Path("runs/ste
     """Train, measure and print.
 
     Args:
-        config: What is measured.
+        config: Settings of the measurement.
         out: Folder for data, codes, models and a JSON file per split.
     """
     file = try_file(out / f"{config.split}.json")
@@ -146,7 +146,7 @@ def _measured(dataset: Dataset, config: Steering, out: Path) -> dict[str, float]
 
 
 def _question(dataset: Dataset, config: Steering, alike: Int[np.ndarray, " items"]) -> Question:
-    """Users whose target is in a group, its first."""
+    """Users whose target has a group; its first one counts."""
     tags, examples = Tags.from_column(dataset.items, config.group), dataset.splits.examples(config.split)
     first = tags.padded()[:, 0]
     examples = examples.take(np.flatnonzero(first[examples.targets] >= 0))
@@ -178,7 +178,7 @@ def _held_out_words(
     question: Question,
     out: Path,
 ) -> dict[str, float]:
-    """Users whose target is in a group whose name training never had, asked by this name or by another such one."""
+    """Users whose target is in a group with a held-out name, asked by this name or by another held-out one."""
     rng, count = np.random.default_rng(config.seed), len(question.names)
     secret = rng.permutation(count)[: max(1, round(config.held_out * count))]
     data = with_text_vectors(dataset)
@@ -242,7 +242,7 @@ def _ranked(
 
 
 def _difference(name: str, values: Float[np.ndarray, " n"]) -> dict[str, float]:
-    """The mean over users, and its standard error."""
+    """Mean over users, and its standard error."""
     return {
         f"NDCG@10, {name}": float(values.mean()),
         f"{name}, standard error": float(values.std(ddof=1) / len(values) ** 0.5),

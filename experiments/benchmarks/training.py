@@ -45,7 +45,7 @@ from seq_models.layers import Precision, Remat
 
 ITEMS, SIZES = 12_101, (256, 256, 256)
 HISTORY, ROW = 20, 32  # as GeneratorConfig has them
-POSITIONS = 2048  # items of a batch, however long its rows are
+POSITIONS = 2048  # items per batch, for rows of any length
 FAMILIES: dict[str, CodeConfig] = {"rq-transformer": RQTransformerConfig(), "flat": FlatDecoderConfig()}
 _EVENTS = ("buy", "click", "look")
 _CONDITIONS = {
@@ -67,7 +67,7 @@ class Variant:
     accumulate: int = 1
     donate: bool = True
     ahead: bool = False
-    """Put each batch on the device before the step of the one before it."""
+    """Put each batch on the device before the previous step starts."""
     sequences: int = 0
     """Further code sequences of every item, as long as the first."""
     conditions: ConditionSpec | None = None
@@ -88,8 +88,8 @@ def main(
 
     Args:
         out: File to write.
-        rounds: Times that every variant takes its turn; 0: devices alone are compared.
-        steps: Steps of a turn; of long histories, of all turns together.
+        rounds: Rounds over all variants; 0: only devices are compared.
+        steps: Steps per turn; for long histories, of all turns together.
         lengths: Items of the histories whose cost is compared.
         only: Variants to compare with the plain one, by name; none given: all.
     """
@@ -168,7 +168,7 @@ class _Training:
         self.given, self.program = (step.tables, step.key), step.lower(self.state, next(self.batches)).compile()
 
     def take(self, steps: int) -> dict[str, float]:
-        """Take so many steps: the seconds, those of the processor, and the targets they had."""
+        """Run a number of steps: wall seconds, processor seconds, and number of targets."""
         found, started, before = [], time.monotonic(), time.process_time()
         for batch in itertools.islice(self.batches, steps):
             self.state, metrics = self.program(self.state, batch, *self.given)
@@ -178,7 +178,7 @@ class _Training:
         return {"seconds": seconds, "processor": processor, "targets": float(sum(found))}
 
     def memory(self) -> dict[str, float]:
-        """MiB beside the state and the batch, and in all."""
+        """MiB of temporary arrays (beyond state and batch), and in total."""
         need: Any = self.program.memory_analysis()
         whole = need.argument_size_in_bytes + need.output_size_in_bytes - need.alias_size_in_bytes
         return {"temporaries": need.temp_size_in_bytes / MIB, "in all": (whole + need.temp_size_in_bytes) / MIB}
@@ -190,7 +190,7 @@ def _tables(sequences: int) -> LossTables:
 
 
 def _ahead(stream: Iterator[Any]) -> Iterator[Any]:
-    """The same batches, each put on the device before the step of the one before it starts."""
+    """The same batches, each put on the device before the previous step starts."""
     before = next(stream)
     for batch in stream:
         yield before
@@ -198,7 +198,7 @@ def _ahead(stream: Iterator[Any]) -> Iterator[Any]:
 
 
 def _compared(variants: dict[str, Variant], rounds: int, steps: int) -> list[dict[str, Any]]:
-    """Targets a second of every variant, over those of the first in the same round, and memory."""
+    """Targets per second of every variant, relative to the first one in the same round, and memory."""
     trained = {name: _Training(variant) for name, variant in variants.items()}
     takes = [{name: one.take(steps) for name, one in trained.items()} for _ in range(rounds + 1)][1:]
     rates = {name: np.array([take[name]["targets"] / take[name]["seconds"] for take in takes]) for name in variants}
@@ -220,7 +220,7 @@ def _compared(variants: dict[str, Variant], rounds: int, steps: int) -> list[dic
 
 
 def _of_length(name: str, length: int, steps: int) -> dict[str, Any]:
-    """A step of as many positions in rows of one history of `length` items each."""
+    """A step with the same number of positions, in rows of one history of `length` items each."""
     config = FAMILIES[name]
     append_last = name == "flat"
     train = _histories(np.full(max(POSITIONS // length, 1) * 2, length + 1))

@@ -1,4 +1,4 @@
-"""Memory of the processes of a distilled training: the data, the training rows, and what the teacher ranks best.
+"""Memory of the processes of training with distillation: the data, the training rows, and the teacher's best items.
 
     python -m experiments.benchmarks.training_input --out runs/training_input.json
 
@@ -53,7 +53,7 @@ def main(out: Path = Path("runs/training_input.json"), interactions: int = 4_000
 
     Args:
         out: File to write.
-        interactions: Interactions of the dataset, ten a user.
+        interactions: Interactions of the dataset, ten per user.
         items: Items of the dataset.
     """
     out = try_file(out)
@@ -78,7 +78,7 @@ def _dataset(interactions: int, items: int) -> Dataset:
 
 
 def _measured(folder: Path, count: int) -> list[dict[str, Any]]:
-    """The measurements of each of so many processes."""
+    """The measurements of each of a number of processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -93,7 +93,7 @@ def _measured(folder: Path, count: int) -> list[dict[str, Any]]:
 
 
 def _work(folder: Path) -> None:
-    """Read the dataset and some batches as each process of a training does, and write what memory that took."""
+    """Read the dataset and some batches like a process of a training, and write the memory used."""
     join_processes()
     process, figures = (jax.process_index(), jax.process_count()), {}
     jax.devices()
@@ -114,7 +114,7 @@ def _work(folder: Path) -> None:
 
 
 def _memory() -> dict[str, int]:
-    """MiB of this process: its own, the most that it had, and of files that it has mapped."""
+    """MiB of this process: private memory, its peak, and mapped files."""
     status = Path("/proc/self/status").read_text()
     sizes = {name: int(re.search(rf"{name}:\s+(\d+)", status)[1]) for name in ("RssAnon", "RssFile", "VmHWM")}  # type: ignore[index]
     return {name: size >> 10 for name, size in sizes.items()}

@@ -1,4 +1,4 @@
-"""Worth of ranking by expected value, and calibration of event heads: simulated shops whose oracle is exact.
+"""Gain of ranking by expected value, and calibration of event heads, on simulated shops with an exact oracle.
 
     python -m experiments.benchmarks.values --out runs/values --seeds 0 1 2 3 4
 
