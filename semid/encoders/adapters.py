@@ -128,15 +128,15 @@ class LowRankLinear(nnx.Module):
 
 def with_low_rank(module: Any, config: LowRank, *, rngs: nnx.Rngs) -> Any:
     """Wrap every `nnx.Linear` that `config.layers` names, in place."""
-    found = [
+    layers = [
         (part, name)
         for _, part in list(nnx.iter_modules(module))
         for name in config.layers
         if isinstance(getattr(part, name, None), nnx.Linear)
     ]
-    if missing := set(config.layers) - {name for _, name in found}:
+    if missing := set(config.layers) - {name for _, name in layers}:
         raise SemidError(f"low-rank adapters: the encoder has no matrix {sorted(missing)[0]!r}; correct the layers")
-    for part, name in found:
+    for part, name in layers:
         setattr(part, name, LowRankLinear(getattr(part, name), config, rngs=rngs))
     return module
 

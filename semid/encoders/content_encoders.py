@@ -52,8 +52,8 @@ def with_content_vectors(dataset: Dataset, config: ContentEncoderConfig) -> Data
     config = config.resolved()
     (encoder, vectors), recipe = config.fitted(dataset), to_dict(config)
     stored = StoredEncoder(encoder.column, encoder.inputs, recipe, encoder.tensors())
-    made = dataset.with_vectors(encoder.column, vectors)
-    return made.replace(source={**(dataset.source or {}), encoder.column: recipe}, encoders=(*made.encoders, stored))
+    extended, source = dataset.with_vectors(encoder.column, vectors), {**(dataset.source or {}), encoder.column: recipe}
+    return extended.replace(source=source, encoders=(*extended.encoders, stored))
 
 
 def restore_encoders(stored: Iterable[StoredEncoder]) -> dict[str, ContentEncoder]:
@@ -61,7 +61,7 @@ def restore_encoders(stored: Iterable[StoredEncoder]) -> dict[str, ContentEncode
 
     Raises SemidError for one of an unknown config.
     """
-    found: dict[str, ContentEncoder] = {
+    encoders: dict[str, ContentEncoder] = {
         one.column: from_dict(
             ContentEncoderConfig,  # type: ignore[type-abstract]  # read by the type that it names
             one.settings,
@@ -69,7 +69,7 @@ def restore_encoders(stored: Iterable[StoredEncoder]) -> dict[str, ContentEncode
         ).restore(one)
         for one in stored
     }
-    return {column: _Chain.of(encoder, found) for column, encoder in found.items()}
+    return {column: _Chain.of(encoder, encoders) for column, encoder in encoders.items()}
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,8 @@ class _Chain:
     @property
     def inputs(self) -> tuple[str, ...]:
         """Raw columns that any of them reads."""
-        made = {encoder.column for encoder in self.first}
-        raw = [name for name in self.last.inputs if name not in made]
+        derived = {encoder.column for encoder in self.first}
+        raw = [name for name in self.last.inputs if name not in derived]
         return tuple(dict.fromkeys([*raw, *(name for encoder in self.first for name in encoder.inputs)]))
 
     def encode(self, items: pa.Table) -> Float[np.ndarray, "n width"]:

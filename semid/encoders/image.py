@@ -278,11 +278,11 @@ def _preprocessing(config: ImageConfig, file: Path) -> ImageConfig:
         )
 
 
-def _resampled(positions: Float[Array, "t dim"], wanted: int) -> Float[Array, "wanted dim"]:
-    """Positions for a square of another number of patches, bicubic; the class token's, the first, stays."""
-    if len(positions) == wanted:
+def _resampled(positions: Float[Array, "t dim"], number: int) -> Float[Array, "number dim"]:
+    """`number` positions, for a square of more or fewer patches, bicubic; the class token's, the first, stays."""
+    if len(positions) == number:
         return positions
-    old, new = (round((n - 1) ** 0.5) for n in (len(positions), wanted))
+    old, new = (round((n - 1) ** 0.5) for n in (len(positions), number))
     grid = np.asarray(positions[1:], np.float64).reshape(old, old, -1)
     weights = _bicubic(old, new)
     patches = np.einsum("ya,xb,abd->yxd", weights, weights, grid).reshape(new * new, -1)

@@ -208,12 +208,12 @@ class ContentConfig:
     def located(self, digests: Mapping[str, str], *, reader: str) -> ContentConfig:
         """The config with the folders where the pretrained weights of these digests are now."""
         named = {"text": self.text, "image": self.image}
-        found = {
+        located = {
             name: source.located(digests.get(f"{name}_weights"), reader=reader)
             for name, source in named.items()
             if source is not None
         }
-        return replace(self, **found)  # type: ignore[arg-type]
+        return replace(self, **located)  # type: ignore[arg-type]
 
 
 class ContentReader:

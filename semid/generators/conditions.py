@@ -121,13 +121,13 @@ def _groups(dataset: Dataset, column: str) -> tuple[tuple[str, ...], Int[np.ndar
 
 def _text_encoder(dataset: Dataset, column: str) -> StoredEncoder:
     by_column = {encoder.column: encoder for encoder in dataset.encoders}
-    found = by_column.get(column)
-    if found is None or not set(found.inputs) <= set(dataset.text_columns):
+    encoder = by_column.get(column)
+    if encoder is None or not set(encoder.inputs) <= set(dataset.text_columns):
         raise SemidError(
             f"dataset {dataset.name!r}: no text encoder made a column {column!r}, to encode conditions with; "
             f"there are {', '.join(by_column) or 'none'}; make one (`semid prepare --encoder`, or --text-vectors)"
         )
-    return found
+    return encoder
 
 
 def _texts(dataset: Dataset, encoder: StoredEncoder, columns: tuple[str, ...]) -> Float[np.ndarray, "items width"]:

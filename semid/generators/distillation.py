@@ -122,7 +122,7 @@ def as_teacher(
 ) -> Teacher:
     """Make a teacher of an item graph, or of a dense recommender, which is mixed with `graph` if the objective says so.
 
-    A teacher stays as it is, but item vectors leave the history out where the objective does. A generator of codes
+    Other teachers stay as they are, but item vectors leave the history out if the objective does. A generator of codes
     raises SemidError when it is to rank.
     """
     if isinstance(teacher, ItemGraph):

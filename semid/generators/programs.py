@@ -44,9 +44,9 @@ class ProgramSizes:
     level_sizes: tuple[int, ...] = (256, 256, 256)
     """Codebook size of each level."""
     num_features: int = 0
-    """Width of the dense input; 0: none. End to end: of the content vectors."""
+    """Width of the dense input; 0: none. End to end: width of the content vectors."""
     item_dim: int = 64
-    """Width of the item vectors that end-to-end training makes of content."""
+    """Width of the item vectors that end-to-end training computes from content."""
     users: int = 512
     """Histories per search, over all devices."""
     beam_size: int = 50

@@ -320,14 +320,14 @@ def fit_generator(
 
 def _drop_state_head(model: ItemModel) -> ItemModel:
     """Remove the state head, which training alone reads, in place."""
-    if model.state_head is not None:  # else its structure would change, and its programs be compiled again
+    if model.state_head is not None:  # setting None anyway would change its structure, and compile again
         model.state_head = None
     return model
 
 
 def check_teacher(teacher: Teacher | None, dataset: Dataset, config: GeneratorConfig) -> None:
-    """Raise SemidError unless there is a teacher exactly if the objective distills, trained on this dataset, and mixed
-    with an item graph if the objective has a share for it."""
+    """Raise SemidError unless a teacher is given exactly if the objective distills. It must be trained on this dataset,
+    and mixed with an item graph if the objective has a share for one."""
     if (teacher is not None) != bool(config.objective.distillation):
         raise SemidError("distillation needs a weight above 0 and a teacher: give both (--teacher), or neither")
     if (share := config.objective.teacher_graph) and not isinstance(teacher, MixedTeacher):
@@ -374,7 +374,7 @@ def training_rows(dataset: Dataset, config: GeneratorConfig, layout: Layout) -> 
 
 
 def _check_weights(dataset: Dataset) -> None:
-    """Raise SemidError unless targets can be weighed by the column of weights."""
+    """Raise SemidError unless the column `weight` can weigh targets."""
     weight, remedy = dataset.weight, "mend the column, or train without interaction_weights"
     if weight is None:
         raise SemidError(
@@ -464,7 +464,7 @@ def with_tuned_mixture(
     """Mix in the graph, if there is one, at the best weight on validation; where items repeat in the training data,
     also choose the factor on the probabilities of the history's items.
 
-    More users decide than about a checkpoint, as NDCG@10 is flat in both.
+    More users decide than for a checkpoint, as NDCG@10 is flat in both.
     """
     more_users = replace(config, validation_users=_MIXTURE_USERS * config.validation_users)
     score = validation(dataset, more_users, seed=seed)

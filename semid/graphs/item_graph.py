@@ -198,11 +198,11 @@ class ItemGraph(ItemRanker):
         Where items do not repeat, those of the history are never listed, whatever `exclude_seen` says.
         """
         lists = [np.zeros((0, k), np.int32)]
-        for part, some in self._blocks(histories, allowed):
+        for part, masks in self._blocks(histories, allowed):
             q = self.distribution(part)
             seen = part if exclude_seen or not self.repeats else None
             q = without_history(q, part) if exclude_seen else q
-            lists.append(best_items(q, k=k, popular=self._popular, seen=seen, allowed=some))
+            lists.append(best_items(q, k=k, popular=self._popular, seen=seen, allowed=masks))
         return np.concatenate(lists)
 
     def log_probs(self, histories: Histories, rows: Int[np.ndarray, " n"]) -> Float[np.ndarray, "histories n"]:
@@ -272,7 +272,7 @@ class ItemGraph(ItemRanker):
         dataset.check_source(self.origin or self.dataset, what="the item graph", remedy=remedy)
 
     def with_origin(self, origin: Origin) -> ItemGraph:
-        """Name the artifact that holds this very graph."""
+        """The same graph, with the artifact that holds it as origin."""
         return replace(self, origin=origin)
 
 

@@ -41,10 +41,10 @@ class ItemKNN(ItemRanker):
         if neighbors < 1:
             raise SemidError(f"expected neighbors of at least 1, got {neighbors}")
         train, users = dataset.splits.train, dataset.num_users
-        taken = interactions_matrix(train, num_items=dataset.num_items, num_users=users)
-        counts = np.asarray(taken.sum(axis=0)).ravel()
+        matrix = interactions_matrix(train, num_items=dataset.num_items, num_users=users)
+        counts = np.asarray(matrix.sum(axis=0)).ravel()
         scale = np.where(counts > 0, counts, 1) ** -0.5
-        cosines = sparse.csr_array(scaled_rows(sparse.csr_array(taken.T @ taken), scale) @ sparse.diags_array(scale))
+        cosines = sparse.csr_array(scaled_rows(sparse.csr_array(matrix.T @ matrix), scale) @ sparse.diags_array(scale))
         cosines.setdiag(0)
         return cls(**_ranker_fields(dataset), similarity=pruned(cosines, neighbors))
 
@@ -53,14 +53,14 @@ class ItemKNN(ItemRanker):
     ) -> Int[np.ndarray, "n k"]:
         """The `k` best item rows for each history, then the most popular; -1 where there are fewer."""
         leave_out, lists = exclude_seen or not self.repeats, [np.zeros((0, k), np.int32)]
-        for part, some in self._blocks(histories, allowed):
+        for part, masks in self._blocks(histories, allowed):
             items, owner = part.flat()
             shape = (len(part), len(self.item_ids))
-            taken = sparse.coo_array((np.ones(len(items), np.float32), (owner, items)), shape=shape).tocsr()
-            scores = sparse.csr_array((taken > 0).astype(np.float32) @ self.similarity)
+            counts = sparse.coo_array((np.ones(len(items), np.float32), (owner, items)), shape=shape).tocsr()
+            scores = sparse.csr_array((counts > 0).astype(np.float32) @ self.similarity)
             seen = part if leave_out else None
             scores = scores if seen is None else without_history(scores, seen)
-            lists.append(best_items(scores, k=k, popular=self._popular, seen=seen, allowed=some))
+            lists.append(best_items(scores, k=k, popular=self._popular, seen=seen, allowed=masks))
         return np.concatenate(lists)
 
 
@@ -155,15 +155,15 @@ def _rank_by_scores(
     """The `k` allowed items of the largest scores, those of the history left out; ties by popularity."""
     order, lists = ranker._popular, [np.full((0, k), -1, np.int32)]
     size = max(min(BATCH, _SCORES // max(len(order), 1)), 1)
-    for part, some in ranker._blocks(histories, allowed, size=size):
+    for part, masks in ranker._blocks(histories, allowed, size=size):
         table = scores(part)
         if exclude_seen or not ranker.repeats:
             items, owner = part.flat()
             table[owner, items] = -np.inf
-        if some is not None:
-            table = np.where(some, table, -np.inf)
+        if masks is not None:
+            table = np.where(masks, table, -np.inf)
         table = table[:, order]
         best = largest(table, k)
-        found = np.where(np.isneginf(np.take_along_axis(table, best, axis=1)), -1, order[best])
-        lists.append(np.pad(found, ((0, 0), (0, k - best.shape[1])), constant_values=-1).astype(np.int32))
+        rows = np.where(np.isneginf(np.take_along_axis(table, best, axis=1)), -1, order[best])
+        lists.append(np.pad(rows, ((0, 0), (0, k - best.shape[1])), constant_values=-1).astype(np.int32))
     return np.concatenate(lists)

@@ -330,18 +330,18 @@ def _epoch(
     ) -> Array:
         final = by_edges if by_hyperedges is None else by_edges + by_hyperedges
         content, rows = None, triples[:, 1] - num_users
-        there = None if present is None else present[rows]
+        mask = None if present is None else present[rows]
         if heads.content is not None and features is not None:
             content = features[rows] @ heads.content
         if content is not None and heads.predictor is not None:
             head, dropout = heads.predictor, config.dropout
-            value = bootstrap_loss(final, triples, content, head, key, dropout=dropout, present=there)
+            value = bootstrap_loss(final, triples, content, head, key, dropout=dropout, present=mask)
         elif features is not None and config.objective is TripleLoss.UNIFORM:
             value = uniform_loss(final, triples, features[rows], weight=config.uniformity)
         else:
             value = bpr_loss(final, triples)
         if content is not None and config.contrast:
-            value += config.contrast * content_contrast(final, triples, content, present=there)
+            value += config.contrast * content_contrast(final, triples, content, present=mask)
         if by_hyperedges is not None and config.views:
             value += config.views * view_contrast(by_edges, by_hyperedges, triples)
         return value

@@ -27,11 +27,11 @@ def neighbors(vectors: Float[np.ndarray, "n dim"], *, k: int, block: int = 1024)
     if k < 1 or block < 1:
         raise SemidError(f"expected k and block of 1 or more, got {k} and {block}")
     norms = np.linalg.norm(vectors, axis=1)
-    there = np.flatnonzero(norms > 0)
-    unit = (vectors[there] / norms[there, None]).astype(np.float32)
-    found = _all_pairs(unit, k, block) if len(unit) <= _EXACT else _by_lists(unit, k, block)
+    nonzero = np.flatnonzero(norms > 0)
+    unit = (vectors[nonzero] / norms[nonzero, None]).astype(np.float32)
+    nearest_unit = _all_pairs(unit, k, block) if len(unit) <= _EXACT else _by_lists(unit, k, block)
     nearest = np.full((len(vectors), k), -1, np.int32)
-    nearest[there] = np.where(found >= 0, there[found], -1)
+    nearest[nonzero] = np.where(nearest_unit >= 0, nonzero[nearest_unit], -1)
     return nearest
 
 
@@ -101,8 +101,8 @@ def _nearest(
     values = np.take_along_axis(similarity, best, axis=1)
     order = np.argsort(-values, axis=1, kind="stable")
     best, values = (np.take_along_axis(x, order, axis=1) for x in (best, values))
-    found = np.where(np.isneginf(values), -1, candidates[best])
-    return np.pad(found, ((0, 0), (0, k - width)), constant_values=-1).astype(np.int32)
+    nearest = np.where(np.isneginf(values), -1, candidates[best])
+    return np.pad(nearest, ((0, 0), (0, k - width)), constant_values=-1).astype(np.int32)
 
 
 def _largest(values: Float[np.ndarray, "r c"], k: int) -> Int[np.ndarray, "r k"]:

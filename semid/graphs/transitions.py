@@ -39,7 +39,7 @@ class ItemGraphConfig:
     backward: float = 0.1
     """Weight of the reverse of each transition."""
     neighbors: int = 10
-    """Content edges of an item: to its nearest items by cosine of the content vectors."""
+    """Number of content edges per item, to the nearest items by cosine of the content vectors."""
     temperature: float = 0.1
     """Divides the cosines before their softmax."""
     smoothing: float | None = None

@@ -36,14 +36,14 @@ def joint_program(config: GeneratorConfig, sizes: ProgramSizes, mesh: Mesh) -> t
     An encoder maps content vectors of width `sizes.num_features` to item vectors of width `sizes.item_dim`; the last of
     `sizes.level_sizes` is the tie-break.
     """
-    given, training = JointConfig(generator=config), config.training
+    joint, training = JointConfig(generator=config), config.training
     check_sizes(config)
     if not sizes.num_features or len(sizes.level_sizes) < 2:
         raise SemidError(
             "an end-to-end step reads content vectors (num_features above 0) and has two levels or more, the last of "
             f"which tells items apart; got num_features {sizes.num_features} and level_sizes {sizes.level_sizes}"
         )
-    tokenizer = replace(given.tokenizer, level_sizes=sizes.level_sizes[:-1])
+    tokenizer = replace(joint.tokenizer, level_sizes=sizes.level_sizes[:-1])
 
     def build() -> JointModel:
         rngs, fusion = nnx.Rngs(0), FusionConfig(dim=sizes.item_dim)
@@ -53,7 +53,7 @@ def joint_program(config: GeneratorConfig, sizes: ProgramSizes, mesh: Mesh) -> t
         autoencoder = RQVAE(tokenizer, dim=sizes.item_dim, rngs=rngs)
         return JointModel(encoder, autoencoder, cast(RQTransformer, spec.build(seed=0)), codes=codes, rngs=rngs)
 
-    model, phase = nnx.eval_shape(build), given.joint[0]
+    model, phase = nnx.eval_shape(build), joint.joint[0]
     optimizer = make_optimizer(phase.training.optimizer, num_steps=10_000)
     array: Any = jax.ShapeDtypeStruct
     content = FeatureRows(array((sizes.items, sizes.num_features), jnp.float32), array((sizes.items,), jnp.bool))

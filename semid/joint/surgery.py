@@ -25,16 +25,16 @@ def projected(gradients: Any, against: Any) -> Projected:
     """
     leaves, structure = jax.tree.flatten(gradients)
     others = jax.tree.leaves(against)
-    found = [_project_leaf(leaf, other) for leaf, other in zip(leaves, others, strict=True)]
-    conflicts, shared = (jnp.stack(flags).sum().astype(jnp.float32) for flags in list(zip(*found, strict=True))[1:])
-    return Projected(jax.tree.unflatten(structure, [leaf for leaf, *_ in found]), conflicts / jnp.maximum(shared, 1.0))
+    parts = [_project_leaf(leaf, other) for leaf, other in zip(leaves, others, strict=True)]
+    conflicts, shared = (jnp.stack(flags).sum().astype(jnp.float32) for flags in list(zip(*parts, strict=True))[1:])
+    return Projected(jax.tree.unflatten(structure, [leaf for leaf, *_ in parts]), conflicts / jnp.maximum(shared, 1.0))
 
 
 def sum_without_conflict(gradients: Sequence[Any]) -> tuple[Any, dict[str, Array]]:
     """Sum of the gradients of two losses, the second projected; and the share of leaves in conflict, to log."""
-    kept, other = gradients
-    found = projected(other, kept)
-    return jax.tree.map(jnp.add, kept, found.gradients), {"conflicts": found.conflicts}
+    first, second = gradients
+    second, conflicts = projected(second, first)
+    return jax.tree.map(jnp.add, first, second), {"conflicts": conflicts}
 
 
 def _project_leaf(x: Array, other: Array) -> tuple[Array, Array, Array]:

@@ -83,15 +83,15 @@ def write_package(
             copy_files_to(folder, origin, metrics=not catalog_updated)
             if TRAINING not in origin.manifest.files:
                 artifacts.write_json(folder / TRAINING, _training(manifest))
-        found = {name: _json(folder / name) for name in (METRICS, DATASET_FILE, TOKENIZER_CONFIG, TRAINING)}
+        records = {name: _json(folder / name) for name in (METRICS, DATASET_FILE, TOKENIZER_CONFIG, TRAINING)}
         card = model_card(
             spec=spec,
             catalog=catalog,
             parameters=parameters,
-            training=found[TRAINING],
-            dataset=found[DATASET_FILE],
-            tokenizer=found[TOKENIZER_CONFIG],
-            metrics=found[METRICS],
+            training=records[TRAINING],
+            dataset=records[DATASET_FILE],
+            tokenizer=records[TOKENIZER_CONFIG],
+            metrics=records[METRICS],
             license=license,
         )
         (folder / PAGE).write_text(card, encoding="utf-8")

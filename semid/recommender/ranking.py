@@ -94,13 +94,13 @@ class Ranking(NamedTuple):
         )
         for index, requests in batches:
             noise = None if sample is None else sample.noise(index[0] + np.arange(len(requests.history)))
-            asked_for = requests._replace(limits=limits if values is None else None, noise=noise)
+            limited = requests._replace(limits=limits if values is None else None, noise=noise)
             length = max(beam_size, k) if values is not None else self._list_length(k, beam_size, limits)
-            found = self.scorer.top(asked_for, k=length, beam_size=beam_size)
+            top = self.scorer.top(limited, k=length, beam_size=beam_size)
             if values is not None:  # for the padded batch, so that shapes are few
-                by_value = TopK(*jax.device_put(self._by_value(requests, found, values)))
-                found = _first_within(by_value, limits, self._list_length(k, beam_size, limits))
-            rows, of_rows = (np.asarray(part)[: len(index)] for part in found)
+                by_value = TopK(*jax.device_put(self._by_value(requests, top, values)))
+                top = _first_within(by_value, limits, self._list_length(k, beam_size, limits))
+            rows, of_rows = (np.asarray(part)[: len(index)] for part in top)
             ranked[index], scores[index] = rows[:, :k], of_rows[:, :k]
         if len(empty := np.flatnonzero(histories.lengths == 0)):
             noise = None if sample is None else sample.noise(np.resize(empty, power_of_two(len(empty))))
@@ -116,16 +116,16 @@ class Ranking(NamedTuple):
         return max(beam_size, k) if limits is None else min(_rounded(k), max(beam_size, k))
 
     def _by_value(
-        self, requests: RequestBatch, found: TopK, values: Float[np.ndarray, " events"]
+        self, requests: RequestBatch, top: TopK, values: Float[np.ndarray, " events"]
     ) -> tuple[Int[np.ndarray, "n m"], Float[np.ndarray, "n m"]]:
-        """Items by expected value, and its logarithm: of p(item) sum over events of value p(event | item, history)."""
-        events = np.exp(np.asarray(self.scorer.event_log_probs(requests, found.rows)))
-        rows, log_probs = (np.asarray(part) for part in found)
+        """Items by expected value, p(item) times the sum of value p(event | item, history), and its logarithm."""
+        events = np.exp(np.asarray(self.scorer.event_log_probs(requests, top.rows)))
+        rows, log_probs = (np.asarray(part) for part in top)
         with np.errstate(divide="ignore"):
-            worth = np.where(rows >= 0, log_probs + np.log(events @ values), -np.inf).astype(np.float32)
-        order = np.argsort(-worth, axis=1, kind="stable")
-        worth = np.take_along_axis(worth, order, axis=1)
-        return np.where(worth > -np.inf, np.take_along_axis(rows, order, axis=1), -1), worth
+            log_values = np.where(rows >= 0, log_probs + np.log(events @ values), -np.inf).astype(np.float32)
+        order = np.argsort(-log_values, axis=1, kind="stable")
+        log_values = np.take_along_axis(log_values, order, axis=1)
+        return np.where(log_values > -np.inf, np.take_along_axis(rows, order, axis=1), -1), log_values
 
     def event_log_probs(
         self,
@@ -137,12 +137,12 @@ class Ranking(NamedTuple):
         """Logarithms of p(event | item, history) of item rows, the same for all histories or each one's own."""
         number, events = rows.shape[-1], 0 if self.spec.conditions is None else len(self.spec.conditions.events)
         log_probs = np.empty((len(histories), number, events), np.float32)
-        every = np.broadcast_to(rows, (len(histories), number))
+        rows = np.broadcast_to(rows, (len(histories), number))
         width = power_of_two(max(number, 1))
         size = self._batch_size(min(_PAIRS // width, _BATCH))
         for index, requests in self._requests(histories, size, conditions=conditions):
             padded = np.full((len(requests.history), width), -1, np.int32)
-            padded[: len(index), :number] = every[index]
+            padded[: len(index), :number] = rows[index]
             values = np.asarray(self.scorer.event_log_probs(requests, jax.device_put(padded)))
             log_probs[index] = values[: len(index), :number]
         return log_probs
@@ -173,8 +173,8 @@ class Ranking(NamedTuple):
         """`log_probs` of all items, at less cost: items whose codes begin alike share the computation."""
         scores = np.empty((len(histories), len(self.catalog)), np.float32)
         for index, requests in self._requests(histories, self._batch_size(_USERS), conditions=conditions):
-            found = np.asarray(self.scorer.catalog_log_probs(requests))
-            scores[index] = found[: len(index), : len(self.catalog)]
+            log_probs = np.asarray(self.scorer.catalog_log_probs(requests))
+            scores[index] = log_probs[: len(index), : len(self.catalog)]
         for user in self._with_older(histories):
             scores[user, histories[user]] = -np.inf
         scores[histories.lengths == 0] = self.popularity.log_shares
@@ -206,9 +206,9 @@ class Ranking(NamedTuple):
         for start in range(0, len(rows), size):
             index = np.arange(start, min(start + size, len(rows)))
             padded = (min(size, power_of_two(len(index))), slots)
-            drawn = None if noise is None else noise._replace(keys=noise.keys[np.resize(index, padded[0])])
-            every = np.broadcast_to(popularity, (len(index), len(popularity)))
-            rows[index], scores[index] = _best(every, k, select_masks(allowed, index), limits, drawn, padded=padded)
+            own_noise = None if noise is None else noise._replace(keys=noise.keys[np.resize(index, padded[0])])
+            block, masks = np.broadcast_to(popularity, (len(index), len(popularity))), select_masks(allowed, index)
+            rows[index], scores[index] = _best(block, k, masks, limits, own_noise, padded=padded)
         return np.broadcast_to(rows, (n, k)), np.broadcast_to(scores, (n, k))
 
     def _with_older(self, histories: Histories) -> list[int]:
@@ -286,8 +286,8 @@ def _best(
         nothing = jax.device_put(np.zeros((padded[0], 1), np.int32))
         requests = RequestBatch(nothing, nothing, limits=limits, noise=noise)
         scores = np.pad(scores, spare, constant_values=-np.inf)
-        found = _best_allowed(jax.device_put(scores), requests, _rounded(k))
-        return np.asarray(found.rows)[:n, :k], np.asarray(found.scores)[:n, :k]
+        top = _best_allowed(jax.device_put(scores), requests, _rounded(k))
+        return np.asarray(top.rows)[:n, :k], np.asarray(top.scores)[:n, :k]
     return _listed(largest(scores, k), scores, k)
 
 

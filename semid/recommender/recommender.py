@@ -378,12 +378,12 @@ class Recommender:
         the catalogues of further code sequences, by name. A recommender cannot go back to a version that lacks some of
         its items: load the model again with that version, or revert the catalogue, which makes a later version.
         """
-        found = read_version(folder, version)
-        catalog, first = self._reordered(found.catalog), self._trained_items
+        stored = read_version(folder, version)
+        catalog, first = self._reordered(stored.catalog), self._trained_items
         new, removed = catalog.item_ids[first:], ~catalog.active[first:]
 
         def appended(columns: tuple[str, ...], width: int) -> Float[np.ndarray, "new dim"]:
-            vectors = appended_vectors(folder, columns, new, found.number, removed=removed)  # as of this version
+            vectors = appended_vectors(folder, columns, new, stored.number, removed=removed)  # as of this version
             unread = removed.all() and vectors.shape[1] != width  # a column lacks vectors of removed items
             return np.zeros((len(new), width), np.float32) if unread else vectors
 

@@ -30,8 +30,8 @@ def read_histories(
     Raises SemidError for ids that the catalogue does not know, unless `skip_unknown` drops them, for events and times
     that a model of these `conditions` does not read, and if some are missing.
     """
-    found = _known_rows(histories, catalog, skip_unknown)
-    rows, known = [rows[known].tolist() for rows, known in found], [known for _, known in found]
+    items = _known_rows(histories, catalog, skip_unknown)
+    rows, known = [rows[known].tolist() for rows, known in items], [known for _, known in items]
     seconds = None if times is None else _seconds(times, known, conditions)
     if events is None:
         return Histories.from_lists(rows, times=seconds)

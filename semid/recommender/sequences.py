@@ -62,15 +62,15 @@ class SequencesSpec:
 
 def sequence_codes(catalogs: Mapping[str, SemanticCatalog], item_ids: pa.Array) -> SequenceCodes:
     """Codes of these items in each of the catalogues. Raises SemidError for a catalogue that has none of them."""
-    found = tuple(_codes(catalog, item_ids) for catalog in catalogs.values())
-    for (name, catalog), codes in zip(catalogs.items(), found, strict=True):
+    all_codes = tuple(_codes(catalog, item_ids) for catalog in catalogs.values())
+    for (name, catalog), codes in zip(catalogs.items(), all_codes, strict=True):
         if not (codes >= 0).any():
             where = "" if catalog.origin is None else f"{catalog.origin.folder}: "
             raise SemidError(
                 f"{where}the code sequence {name!r} has none of the {len(item_ids)} items; give a catalogue of the "
                 "same item ids"
             )
-    return found
+    return all_codes
 
 
 def _codes(catalog: SemanticCatalog, item_ids: pa.Array) -> Int[np.ndarray, "items level"]:

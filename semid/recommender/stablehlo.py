@@ -97,10 +97,10 @@ def as_program(recommender: Recommender, *, k: int, beam_size: int) -> tuple[dic
             requests = requests._replace(events=conditions["events"], target_conditions=Conditions(**parts))
             requests = requests._replace(times=conditions.get("times"))
         top = replace(scorer, **own).top(requests, k=k, beam_size=beam_size)
-        some = (lengths > 0)[:, None]
+        has_items = (lengths > 0)[:, None]
         return (
-            jnp.where(some, top.rows, arrays["popular/rows"][None]),
-            jnp.where(some, top.scores, arrays["popular/scores"][None]),
+            jnp.where(has_items, top.rows, arrays["popular/rows"][None]),
+            jnp.where(has_items, top.scores, arrays["popular/scores"][None]),
         )
 
     return named_leaves(fields) | popular, program

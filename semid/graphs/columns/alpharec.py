@@ -101,7 +101,7 @@ class AlphaRecConfig(ColumnConfig, Signal):
 
 @dataclass(frozen=True, eq=False)
 class Mapped(ColumnEncoder):
-    """Content vectors under the map."""
+    """Content vectors mapped by the fitted layers."""
 
     @property
     def source_width(self) -> int:

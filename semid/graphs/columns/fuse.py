@@ -85,7 +85,7 @@ class FuseConfig(ColumnConfig):
 
 @dataclass(frozen=True, eq=False)
 class Fused(ColumnEncoder):
-    """Projected content in both halves."""
+    """Vectors of items without interactions: projected content in both halves."""
 
     @property
     def source_width(self) -> int:
