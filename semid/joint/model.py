@@ -58,10 +58,11 @@ class Objective:
     preference: Schedule = Schedule(0.0)
     """InfoNCE between the generator's state and the target's reconstruction, both ways (ETEGRec's PSA)."""
     teacher_codes: Schedule = Schedule(0.0)
-    """KL divergences from and to the codes of a teacher's item vectors (UniGRec's distillation into the tokenizer)."""
+    """KL divergences between the code probabilities of an item's own and the teacher's vector (UniGRec's distillation
+    into the tokenizer)."""
     teacher_states: Schedule = Schedule(0.0)
-    """InfoNCE between the generator's state and the teacher's vector of the target, both ways (UniGRec's into the
-    generator)."""
+    """InfoNCE between the generator's state and the teacher's vector of the target, both ways (UniGRec's distillation
+    into the generator)."""
 
     @classmethod
     def only(cls, **terms: Schedule) -> Objective:

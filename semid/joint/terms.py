@@ -1,4 +1,4 @@
-"""Losses between tokenizer and generator, next to the generation loss."""
+"""Losses between tokenizer and generator, besides the generation loss."""
 
 from __future__ import annotations
 

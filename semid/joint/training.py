@@ -106,7 +106,7 @@ def train_end_to_end(
 
     Raises SemidError if content is missing or of other items, if more than `tie_break` items have none, if the
     objective needs a teacher and none is given, or the reverse, if `previous` has other settings, embeddings of other
-    items, or histories that those here do not begin with, if codes collapse, and if `out` is in use.
+    items, or histories that are not the beginning of those here, if codes collapse, and if `out` is in use.
     """
     refuse_path(dataset, "Dataset.load")
     refuse_path(teacher, "Recommender.from_pretrained")

@@ -23,7 +23,7 @@ class MatchConfig(AlignmentConfig):
     weight: Schedule = Schedule(1.0)
     """Weight of both mean squared errors; the content's has a weight of 1."""
     reconstruction: float = 0.5
-    """Weight of the collaborative vectors' reconstruction, which keeps their latents apart; the match has 1."""
+    """Weight of the collaborative vectors' reconstruction, which keeps their latents apart (of the match: 1)."""
     name = "match"
     needs = frozenset({"vectors"})
 
