@@ -291,7 +291,7 @@ def test_a_warm_up_is_shared_by_url(world, runs, tmp_path, monkeypatch):
         with pytest.raises(SemidError, match=f"{shared}: tensorboard writes its events while"):
             run(world, watched, tmp_path / "out", shared=shared)
         monkeypatch.setattr("jax.process_count", lambda: 2)
-        with pytest.raises(SemidError, match=f"{shared}: several processes write one folder"):
+        with pytest.raises(SemidError, match=f"{shared}: several processes need a folder on a disk"):
             shared_folder(shared)
     finally:
         there.store.clear()
