@@ -1,4 +1,4 @@
-"""Scores by the value of what was done with the targets, as in the Tencent Advertising Algorithm Challenge 2025
+"""Scores weighted by the value of the targets' events, as in the Tencent Advertising Algorithm Challenge 2025
 (Pan et al., arXiv 2604.04976), in both readings of them.
 
 The paper weighs the targets of a list by their events and then takes a plain mean over lists (`weighted_*`). Where each
@@ -66,15 +66,15 @@ class TargetValues(NamedTuple):
     events: dict[str, float]
     """Value of each event of the dataset."""
     targets: dict[str, int]
-    """Number of targets of each."""
+    """Number of targets per event."""
     values: Float[np.ndarray, " examples"]
-    """Value of each example's target; 0 where its event is unknown."""
+    """Value of each example's target; 0 if its event is unknown."""
 
 
 def target_values(
     dataset: Dataset, *, split: str = "test", values: Mapping[str, float] | None = None
 ) -> TargetValues | None:
-    """Values of the targets of a split, by the values of events that are named, 0 for others.
+    """Values of the targets of a split, by the given values of events; 0 for other events.
 
     None given: `EVENT_VALUES`; then None where these are not the events of the dataset, or no target has a value.
     Raises SemidError for an event that the dataset does not have, naming the nearest, and where no target has a value.

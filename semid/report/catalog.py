@@ -1,5 +1,5 @@
-"""The report's view of a catalogue: its items as the dataset's file holds them, codebook usage, what the codes know of
-the users, the tree of codes."""
+"""The report's parts about a catalogue: its items, codebook usage, collaborative information in the codes, and the tree
+of codes."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Items:
         return (text if len(text) <= 72 else text[:71].rstrip() + "…") or None
 
     def images(self, item_ids: Sequence[str], limit: int) -> dict[str, str]:
-        """Data URIs of those items that have a PNG or JPEG, in the order given, until `limit` bytes are spent."""
+        """Data URIs of the items that have a PNG or JPEG, in the given order, up to `limit` bytes in total."""
         if not item_ids or self.file is None or "image" not in pq.read_schema(self.file).names:
             return {}
         table = pq.read_table(self.file, columns=["item_id", "image"], filters=[("item_id", "in", item_ids)])
@@ -81,7 +81,7 @@ class Items:
 
 
 def usage(health: Mapping[str, Any], *, tie_break: bool) -> list[dict[str, Any]]:
-    """Sorted item counts, codes in use and perplexity of each level, as `health.json` has them."""
+    """Sorted item counts, codes in use and perplexity of each level, from `health.json`."""
     levels, found = [], health.get("levels", [])
     for level, entry in enumerate(found):
         size, last = entry["size"], tie_break and level == len(found) - 1
@@ -93,8 +93,8 @@ def usage(health: Mapping[str, Any], *, tie_break: bool) -> list[dict[str, Any]]
 
 
 def learned(health: Mapping[str, Any]) -> Learned:
-    """Collaborative part of `health.json`: of the run's "codes", per level, and of "content_only" codes (none
-    unless aligned). Empty where the file says nothing of it."""
+    """Collaborative information in `health.json`, per level: of the run's "codes", and of "content_only" codes (only
+    for aligned ones). Empty if the file has none."""
     found = health.get("collaborative") or {}
     if "codes" not in found:
         return {}
@@ -104,7 +104,7 @@ def learned(health: Mapping[str, Any]) -> Learned:
 
 
 def comparison(runs: Mapping[str, Learned]) -> dict[str, Any]:
-    """Compare runs in a table and lines. Rows of one level, one per run, stand together."""
+    """Compare runs in a table and in curves. The table is sorted by level, with one row per run."""
     depth = {name: len(run["codes"]["usage"]) for name, run in runs.items()}
     rows = [
         {"level": level_name(level), "run": name, "cells": _cells(run, level)}
@@ -127,7 +127,7 @@ def _shown(levels: int) -> set[int]:
 
 
 def _cells(run: Learned, level: int) -> list[tuple[str, str, str]]:
-    """For each quantity: of the codes, of content only, and the ratio of the two, as text."""
+    """For each quantity its value for the codes, for content only, and their ratio, as text."""
     cells = []
     for key, (_, is_share) in _LEARNED.items():
         values = [run[side].get(key, ())[level : level + 1] for side in ("codes", "content_only")]
@@ -158,7 +158,7 @@ def _lines(runs: Mapping[str, Learned], key: str) -> dict[str, Any]:
 
 
 def tree(catalog: SemanticCatalog, items: Items, limit: int) -> dict[str, Any]:
-    """The first two levels of codes and items below them as the tiles of a treemap, `limit` at most."""
+    """The first two levels of codes, and the items below them, as at most `limit` tiles of a treemap."""
     rows = items.rows(catalog.item_ids)
     names, colors = numbered_categories([items.categories[row] if row is not None else None for row in rows])
     treemap = _Treemap(catalog, items, rows, names, colors)
@@ -171,7 +171,7 @@ def tree(catalog: SemanticCatalog, items: Items, limit: int) -> dict[str, Any]:
 
 @dataclass
 class _Treemap:
-    """Collects tiles. A subtree may have tiles in proportion to its items: the largest groups get one each, the others
+    """Collects tiles. A subtree gets tiles in proportion to its items: the largest groups get one each and the others
     share one, so that the page stays small for any catalogue."""
 
     catalog: SemanticCatalog
@@ -230,7 +230,7 @@ def numbered_categories(values: Sequence[str | None]) -> tuple[list[str], Int[np
 
 
 def _dividing(values: Sequence[Sequence[str] | None]) -> list[str | None]:
-    """One category an item. Of paths such as Beauty > Hair Care > Shampoos: the first step that divides the items."""
+    """One category per item; of paths such as Beauty > Hair Care > Shampoos, the first step that varies."""
     paths: list[Sequence[str | None]] = [value or [None] for value in values]
     for step in range(max((len(path) for path in paths), default=0)):
         column = [path[step] if len(path) > step else None for path in paths]

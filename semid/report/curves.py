@@ -1,4 +1,4 @@
-"""Curves of trainings, from their `history.jsonl`."""
+"""Training curves from `history.jsonl`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NO_CURVES = {"stage", "step", "epoch", "seconds", "time", "elapsed", "targets"}
 
 
 def curves(run: Path) -> list[dict[str, Any]]:
-    """The panels of each subfolder that has a `history.jsonl`, and of each stage that its records name."""
+    """The panels of each subfolder with a `history.jsonl`, and of each stage named in its records."""
     found = []
     for file in sorted(file for file in run.glob("*/history.jsonl") if not is_hidden(file.parent)):
         stages: dict[str, list[dict[str, Any]]] = {}
@@ -32,12 +32,12 @@ def curves(run: Path) -> list[dict[str, Any]]:
 
 
 def is_hidden(folder: Path) -> bool:
-    """Tell whether a folder is no artifact by its name, such as one that is being written."""
+    """Tell whether a folder's name marks it as no artifact, such as one that is being written."""
     return folder.name.startswith(".")
 
 
 def goes_on(folder: Path) -> bool:
-    """Tell whether a folder holds the checkpoints of a training that is not finished."""
+    """Tell whether a folder has the checkpoints of an unfinished training."""
     return (folder / "request.json").is_file()
 
 
@@ -83,7 +83,7 @@ def _spread(curves: Sequence[dict[str, Any]]) -> float:
 
 
 def _read_history(file: Path) -> list[dict[str, Any]]:
-    """The records of a history; a last line that a killed run left unfinished is left out."""
+    """The records of a history, without a last line that a killed run left incomplete."""
     lines = file.read_bytes().splitlines()
     records = []
     for at, line in enumerate(lines, start=1):

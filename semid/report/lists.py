@@ -1,4 +1,4 @@
-"""Metrics of lists, as `semid evaluate` writes them: a table with intervals, figures of accuracy against some."""
+"""Metrics of lists written by `semid evaluate`: a table with intervals, and plots of accuracy by some of them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _SOURCES = {"vectors": "Vectors: column", "codes_of": "Codes: those of", "tags":
 
 
 class About(NamedTuple):
-    """Length of lists, and what their metrics read; lists that differ in it never meet in one table."""
+    """Length of lists, and the inputs of their metrics; lists that differ in these are in separate tables."""
 
     k: int
     sources: tuple[str, ...]
@@ -44,7 +44,7 @@ class About(NamedTuple):
 
 
 def list_sections(rows: Sequence[dict]) -> list[dict[str, Any]]:
-    """Table and figures of the rows that have metrics of lists, for each kind of list."""
+    """Table and plots of the rows with metrics of lists, for each kind of list."""
     return [_section(rows, about) for about in dict.fromkeys(about for row in rows for about in row["lists"])]
 
 

@@ -1,4 +1,4 @@
-"""Tables and figures of metrics: one for each dataset, split and way of measuring, all runs together."""
+"""Tables and plots of metrics: one per dataset, split and way of measuring, with all runs."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from semid.report.lists import About, list_sections
 from semid.report.text import formatted, number, number_of, safe, words
 from semid.report.users import error, paired
 
-# What a reader compares models by; other columns stand in a table that one opens.
+# Main columns, by which models are compared; the others are in a collapsed table.
 _MAIN = r"(recall|ndcg|hit)@\d+|mrr|coverage@\d+|gini@\d+"
 _GROUP_TITLES = {"activity": "by length of the history", "popularity": "by training count of the target"}
 MAX_SERIES = 6  # models in the figures of groups: the best
-# What a row says of how it was measured; rows that differ in it never meet in one table.
+# Keys about how a row was measured; rows that differ in them are in separate tables.
 _MEASURED = {"seen": "seen items {}", "asked": "asked for {}", "catalog": "catalogue {}"}
 
 
 def metric_tables(sections: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One table for each dataset, split and way of measuring: figures of two kinds never meet in one column."""
+    """One table per dataset, split and way of measuring, so that a column has only comparable figures."""
     groups: dict[tuple[str, ...], list[dict]] = {}
     for section, result in ((run, result) for run in sections for result in run["results"]):
         for row in result["rows"]:
@@ -39,7 +39,7 @@ def metric_tables(sections: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 same = {"model": row["model"], "values": values, "runs": [], "file": Path(result["file"]).stem}
                 same |= {"users": result["users"].get(row["model"]), "lists": {}}
                 rows.append(same)
-            if section["name"] not in same["runs"]:  # a baseline that several runs share is shown once
+            if section["name"] not in same["runs"]:  # a baseline of several runs is shown once
                 same["runs"].append(section["name"])
             if of_lists := next((r for r in result["lists"]["rows"] if r["model"] == row["model"]), None):
                 same["lists"].setdefault(About.read(result["lists"]), of_lists)
@@ -47,7 +47,7 @@ def metric_tables(sections: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _ranking(columns: Sequence[str]) -> str:
-    """The column that models are ranked by: NDCG, else recall, at the main cut-off; "" where there is neither."""
+    """The column that models are ranked by: NDCG, else recall, at the main cut-off; "" if there is neither."""
     for metric in ("ndcg", "recall"):
         if ks := [int(match[1]) for c in columns if (match := re.fullmatch(rf"{metric}@(\d+)", c))]:
             return f"{metric}@{main_cutoff(ks)}"
@@ -96,7 +96,7 @@ def _cells(rows: Sequence[dict], columns: Sequence[str], models: Sequence[dict])
 
 
 def _label(row: dict, runs: set[str], *, by_file: bool = False) -> str:
-    """The model's name, with its run where the table's runs differ in it, and with its file of metrics `by_file`."""
+    """The model's name, with its run if there are several in the table, and with its metrics file if `by_file`."""
     of_runs = row["runs"][0] if len(row["runs"]) == 1 else f"{len(row['runs'])} runs"
     parts = [of_runs] * (set(row["runs"]) != runs) + [row["file"]] * by_file
     return f"{row['model']} ({', '.join(parts)})" if parts else str(row["model"])
@@ -116,7 +116,7 @@ def _summary(models: Sequence[dict], ranking: str) -> str:
 
 
 def _paired(models: Sequence[dict], ranking: str) -> dict[str, Any] | None:
-    """The best model against each other one on the same users; None where no file has every user's figures."""
+    """The best model compared with each other one on the same users; None if no file has every user's figures."""
     best = models[0] if models else None
     if best is None or best["users"] is None:
         return None
@@ -128,7 +128,7 @@ def _paired(models: Sequence[dict], ranking: str) -> dict[str, Any] | None:
 
 
 def _dots(rows: Sequence[dict], column: str) -> dict[str, Any]:
-    """A dot for each model, with the 95% interval over users where every user's figures are there."""
+    """A dot per model, with a 95% interval over users if every user's figures are known."""
     shown = [row for row in reversed(rows) if _value(row, column) >= 0]  # plotly draws from below
     kinds = ["oracle" if row["model"] == "oracle" else "best" if row["best"] else "other" for row in shown]
     return {

@@ -95,13 +95,13 @@ def _write(out: Path, page: str) -> Path:
 
 
 def _names(runs: Sequence[str | Path]) -> list[str]:
-    """Folder names, or the paths as given where two folders have the same name."""
+    """Folder names, or the given paths if two folders have the same name."""
     names = [artifacts.resolved(run).name for run in runs]
     return names if len(set(names)) == len(names) else [str(run) for run in runs]
 
 
 def _tell_datasets_apart(sections: Sequence[dict[str, Any]]) -> None:
-    """Add the runs' names to a dataset's name that several datasets have."""
+    """Add the runs' names to the name of a dataset if several datasets have it."""
     found: dict[str, dict[tuple[str, ...], dict[str, None]]] = {}
     for section, result in ((run, result) for run in sections for result in run["results"]):
         found.setdefault(result["dataset"], {}).setdefault(result["identity"], {})[section["name"]] = None
@@ -116,10 +116,10 @@ def _tell_datasets_apart(sections: Sequence[dict[str, Any]]) -> None:
 
 
 def _section(name: str, run: Path, dataset: Path | None, num_runs: int) -> dict[str, Any]:
-    """All that the page shows of one run; items as in `dataset` where the run has none."""
+    """Everything that the page shows of one run; items are from `dataset` if the run has none."""
     of_test, of_others = run / "metrics.json", sorted(run.glob("metrics_*.json"))
     first, *others = map(_result, [of_test, *of_others] if of_test.is_file() or not of_others else of_others)
-    for other in others:  # what differs is all that is worth saying again
+    for other in others:  # repeat only what differs
         stated = other["provenance"].items()
         other["provenance"] = {key: value for key, value in stated if first["provenance"].get(key) != value}
     examples = _verified(run / "examples.json", [result["files"] for result in (first, *others)])
@@ -153,13 +153,13 @@ def _section(name: str, run: Path, dataset: Path | None, num_runs: int) -> dict[
 
 
 def _catalog(folder: Path) -> SemanticCatalog | None:
-    """The codes of a catalogue or of a model; None where there are none."""
+    """The codes of a catalogue or of a model; None if there are none."""
     file = folder / CATALOG_FILE
     return SemanticCatalog.read(file) if file.is_file() else None
 
 
 def _result(file: Path) -> dict[str, Any]:
-    """The rows of one file, of what they are, and how they were measured."""
+    """The rows of one file, what they are of, and how they were measured."""
     metrics = _metrics(file)
     provenance, files = dict(metrics.get("provenance") or {}), metrics.get("files") or {}
     users = users_file(file)
@@ -179,7 +179,7 @@ def _result(file: Path) -> dict[str, Any]:
 
 
 def _lists(metrics: dict[str, Any], file: Path) -> dict[str, Any]:
-    """Metrics of lists, no rows where the file has none."""
+    """Metrics of lists; no rows if the file has none."""
     lists = metrics.get("lists") or {"k": 0, "rows": []}
     try:
         for row in lists["rows"]:
@@ -198,7 +198,7 @@ def _names_model(row: Any) -> bool:
 
 
 def _folders(models: Any) -> dict[str, list[str]]:
-    """Digests of the measured models, which stand by their paths, by the names of their folders."""
+    """Digests of the measured models by folder name; the file has them by path."""
     found: dict[str, list[str]] = {}
     for path, digest in models.items() if isinstance(models, dict) else ():
         if name := Path(path).name:
@@ -207,7 +207,7 @@ def _folders(models: Any) -> dict[str, list[str]]:
 
 
 def _check_measured(run: Path, result: Mapping[str, Any], made: Sequence[Mapping[str, Any]]) -> None:
-    """Raise SemidError for a model in the run's folder that is not what the file's figures are of, nor its package."""
+    """Raise SemidError for a model in the run's folder that is neither the measured one nor its package."""
     for folder, manifest in ((entry["folder"], entry["manifest"]) for entry in made):
         measured = result["models"].get(folder)
         if measured and not {manifest.digest, manifest.parents.get("model")} & set(measured):
@@ -230,7 +230,7 @@ def _metrics(file: Path) -> dict[str, Any]:
 
 
 def _learned(sections: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Collaborative information in the codes, all runs of one dataset together."""
+    """Collaborative information in the codes, for all runs of one dataset."""
     found = [section for section in sections if section["learned"]]
     return [
         {"dataset": name} | comparison({run["name"]: run["learned"] for run in found if run["dataset"] == name})
@@ -247,7 +247,7 @@ def _health(health: dict[str, Any]) -> dict[str, str]:
 
 
 def _verified(file: Path, of_metrics: Iterable[Mapping[str, str]]) -> Path:
-    """A file that metrics were written with. Raises SemidError if it is gone, or not what it was then."""
+    """A file that metrics were written with. Raises SemidError if it is missing or has changed."""
     digests = [files[file.name] for files in of_metrics if file.name in files]
     if digests and not (file.is_file() and artifacts.sha256(file) in digests):
         raise SemidError(f"{file}: not what was written with the metrics next to it; evaluate again")
@@ -313,21 +313,21 @@ def _example(example: dict[str, Any], cards: dict[str, dict[str, Any]]) -> dict[
 
 
 def _against(stated: dict[str, Any]) -> dict[str, Any]:
-    """The comparison with another model for whose sake a user is shown."""
+    """The comparison with another model that is the reason to show a user."""
     ours, theirs = (formatted(number(stated[key])) for key in ("ours", "theirs"))
     better = stated["ours"] > stated["theirs"]
     return {"better": better, "text": f"{words(stated['metric'])} {ours}, {stated['model']} {theirs}"}
 
 
 def _shared(tokens: Sequence[str], target: Sequence[str]) -> int:
-    """Number of tokens, from the first on, that are those of the target."""
+    """Length of the common prefix of the tokens and the target's."""
     pairs = zip(tokens, target, strict=False)
     return next((n for n, (own, wanted) in enumerate(pairs) if own != wanted), min(len(tokens), len(target)))
 
 
 def _artifacts(run: Path, models: Iterable[str]) -> list[dict[str, Any]]:
-    """The artifacts in a run's folder, every file verified: `dataset`, `catalog`, the measured models, and what holds a
-    manifest, codes or a finished log."""
+    """The artifacts in a run's folder, every file verified: `dataset`, `catalog`, the measured models, and folders with
+    a manifest, codes or a finished log."""
     files = [file for name in (artifacts.MANIFEST, CATALOG_FILE, "history.jsonl") for file in run.glob(f"*/{name}")]
     folders = {file.parent for file in files} | {run / name for name in ("dataset", "catalog", *models)}
     folders = {folder for folder in folders if folder.is_dir() and not is_hidden(folder) and not goes_on(folder)}

@@ -1,4 +1,4 @@
-"""Values of JSON files as text, and the words of metrics."""
+"""Values of JSON files as text, and display names of metrics."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _WORDS = {"ndcg": "NDCG", "mrr": "MRR", "code_recall": "Code-level recall", "cod
 
 
 def words(key: str) -> str:
-    """A metric's key as a reader knows it: ndcg@10 is NDCG@10."""
+    """Display name of a metric's key: NDCG@10 for ndcg@10."""
     name, at, k = key.partition("@")
     return (_WORDS.get(name) or name.replace("_", " ").replace("/", " ").capitalize()) + at + k
 
@@ -45,7 +45,7 @@ def number_of(values: Mapping[str, Any], column: str, *, default: float = math.n
 
 
 def formatted(value: Any) -> str:
-    """A cell of a table; nothing is a dash."""
+    """A cell of a table; a dash for no value."""
     if value is None:
         return DASH
     return f"{value:.4f}" if isinstance(value, float) else plain(value)
@@ -57,5 +57,5 @@ def signed(value: float) -> str:
 
 
 def safe(text: str) -> str:
-    """Text for plotly, which reads tags in labels."""
+    """Escaped text for plotly, which interprets tags in labels."""
     return html.escape(text, quote=False)

@@ -1,4 +1,4 @@
-"""Every user's accuracies, as `semid evaluate` writes them: intervals of means, and paired comparisons of models."""
+"""Every user's accuracies, written by `semid evaluate`: intervals of means, and paired comparisons of models."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class UserFigures:
 
 
 def read_users(file: Path) -> dict[str, UserFigures]:
-    """The figures of each model by name; none without the file. Raises SemidError for a file of another kind."""
+    """The figures of each model by name; empty without the file. Raises SemidError for another kind of file."""
     if not file.is_file():
         return {}
     table = read_parquet(file)
@@ -60,7 +60,7 @@ def _numbers(column: pa.ChunkedArray, names: tuple[str, ...], file: Path) -> Int
 
 
 def error(figures: UserFigures | None, metric: str, some: Bool[np.ndarray, " n"] | None = None) -> float | None:
-    """Half of the 95% interval of a model's mean over all examples, or some; None where no file has each user's."""
+    """Half the 95% interval of a model's mean over all or some examples; None if every user's figures are unknown."""
     if figures is None or metric not in figures.values:
         return None
     rows = slice(None) if some is None else some
@@ -68,8 +68,8 @@ def error(figures: UserFigures | None, metric: str, some: Bool[np.ndarray, " n"]
 
 
 def paired(ours: UserFigures, theirs: UserFigures, metrics: tuple[str, ...]) -> dict[str, Any] | None:
-    """Differences of two models on the same users, with 95% intervals, and how many users gain and lose; None where
-    they were measured on other users, or by other metrics."""
+    """Differences of two models on the same users, with 95% intervals, and the numbers of users that gain and lose;
+    None if they were measured on different users, or by other metrics."""
     if not ours.examples.equals(theirs.examples) or not set(metrics) <= ours.values.keys() & theirs.values.keys():
         return None
     cells, users = [], ours.users

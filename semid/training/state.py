@@ -31,14 +31,14 @@ from semid.training.mesh import (
 
 Tree = TypeVar("Tree")
 Loss = Callable[[Any, Any, Any, "StepContext"], tuple[Array, dict[str, Array]]]
-# What becomes of the gradients of several losses: one gradient, and scalars to log.
+# Combines the gradients of several losses into one gradient, and scalars to log.
 Combine = Callable[[Sequence[nnx.State]], tuple[nnx.State, dict[str, Array]]]
 Step = Callable[["TrainState", Any], tuple["TrainState", dict[str, Array]]]
 
-# The hardware generator costs a fraction of threefry; keys of different steps never meet.
+# The hardware generator is much faster than threefry; keys of different steps are distinct.
 _IMPL = "rbg"
 
-# `functools.partial`, the same object for equal arguments: trainings of equal losses share a program (`make_step`).
+# `functools.partial` that returns one object for equal arguments, so that equal losses share a program (`make_step`).
 bound_loss = functools.lru_cache(maxsize=64)(functools.partial)
 
 
@@ -79,18 +79,18 @@ class TrainStep:
             return self.program(state, batch, self.tables, self.key)
 
     def trace(self, state: TrainState, batch: Any) -> jax.stages.Traced:
-        """The program for these arguments, arrays or shapes, before it is lowered for a platform."""
+        """The traced program for these arguments (arrays or shapes), before lowering for a platform."""
         with jax.set_mesh(self.mesh):
             key = jax.eval_shape(lambda: _key_numbers(self.seed))
             return self.program.trace(state, batch, self.tables, _placed(key, replicated(self.mesh)))
 
     @functools.cached_property
     def key(self) -> Array:
-        """The numbers of the seed's key, the program's last argument: trainings of other seeds run in the same one."""
+        """The seed's key as numbers. It is the program's last argument, so that all seeds share one program."""
         return jax.device_put(_key_numbers(self.seed), replicated(self.mesh))
 
     def lower(self, state: TrainState, batch: Any) -> jax.stages.Lowered:
-        """The program lowered; it has a `cost_analysis`, compiled a `memory_analysis`."""
+        """The lowered program, which has a `cost_analysis` and, when compiled, a `memory_analysis`."""
         return self.trace(state, batch).lower()
 
 
@@ -108,19 +108,19 @@ def create_state(model: nnx.Module, optimizer: optax.GradientTransformation, mes
     _, *variables = split_variables(model)
     params, rest = (jax.device_put(part, shardings(part, mesh)) for part in _copy(variables))
     moments = shardings(jax.eval_shape(optimizer.init, params), mesh)
-    opt_state = jax.jit(optimizer.init, out_shardings=moments)(params)  # born in parts: one device may not hold it
+    opt_state = jax.jit(optimizer.init, out_shardings=moments)(params)  # made sharded: one device may not hold it
     return TrainState(jax.device_put(jnp.zeros((), jnp.int32), replicated(mesh)), params, rest, opt_state)
 
 
 @jax.jit
 def _copy(tree: Tree) -> Tree:
-    """Copies of the types that a step returns: where the first step's were weak, the second would compile again."""
+    """Copies with the types that a step returns: with weak types at first, the second step would compile again."""
     return jax.tree.map(lambda x: jnp.copy(x).astype(x.dtype), tree)
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:
-    """The layout of each leaf on the mesh: by rows if its variable is `ShardedByRows` or a large `TableByRows`, else by
-    its name and shape."""
+    """The sharding of each leaf: by rows if its variable is `ShardedByRows` or a large `TableByRows`, else by its name
+    and shape."""
 
     def layout(path: Any, node: Any) -> Any:
         if isinstance(node, ShardedByRows):
@@ -134,7 +134,7 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
 
 
 def used_shardings(tree: Any, mesh: Mesh) -> Any:
-    """The layout of each leaf where it is computed with: as stored, but whole along `fsdp`."""
+    """The sharding of each leaf for computation: as stored, but not split over `fsdp`."""
     return jax.tree.map(used_sharding, shardings(tree, mesh))
 
 
@@ -189,7 +189,7 @@ def _program(
     accumulate: int,
     combine: Combine | None,
 ) -> Any:
-    """The step's program: one for all trainings of these arguments, which compile it once."""
+    """The step's program, cached, so that trainings with equal arguments compile it once."""
     layout = jax.tree.unflatten(structure, shardings_of_state)
 
     def row_gradients(
@@ -197,7 +197,7 @@ def _program(
     ) -> Gradients:
         def compute(params: nnx.State) -> tuple[Array, tuple[dict[str, Array], nnx.State]]:
             params = _without_gradients(as_used(params, layout.params), held)
-            current = nnx.merge(graph, params, rest, copy=True)  # a loss may set variables of its own
+            current = nnx.merge(graph, params, rest, copy=True)  # a copy, as a loss may set variables
             value, metrics = loss(current, rows, tables, StepContext(key, progress))
             return value, ({"loss": jnp.sum(value), **metrics}, split_variables(current)[2])
 
@@ -230,14 +230,14 @@ def _key_numbers(seed: int) -> Array:
 
 
 def _without_gradients(params: nnx.State, held: tuple[str, ...]) -> nnx.State:
-    """`params`, those of these names behind a `stop_gradient`."""
+    """`params`, with a `stop_gradient` on those of these names."""
     return jax.tree_util.tree_map_with_path(
         lambda path, x: jax.lax.stop_gradient(x) if leaf_name(path) in held else x, params
     )
 
 
 def _placed(x: Any, sharding: NamedSharding) -> Any:
-    """An array in a layout; of a shape, the shape with the layout."""
+    """An array with a sharding; a shape gets the sharding as an attribute."""
     if isinstance(x, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
     return jax.device_put(x, sharding)
@@ -253,7 +253,7 @@ def abstract_state(model: nnx.Module, optimizer: optax.GradientTransformation, m
 
 
 def _untrained(model: nnx.Module, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step, without layout or moments' arrays."""
+    """The state before the first step, without shardings, and with only the shapes of moments."""
     _, params, rest = split_variables(model)
     step = jax.ShapeDtypeStruct((), jnp.int32)
     return TrainState(step, params, rest, jax.eval_shape(optimizer.init, params))  # type: ignore[arg-type]
@@ -271,7 +271,7 @@ def with_variables(model: nnx.Module, params: nnx.State, rest: nnx.State) -> Any
 
 
 def edit_variables(model: nnx.Module, state: TrainState, edit: Callable[[Any], None]) -> TrainState:
-    """`state` after `edit` has set variables of a model that holds copies of all of them."""
+    """`state` after `edit` has set variables of a model with copies of all variables."""
     graph, *_ = split_variables(model)
     current = nnx.merge(graph, state.params, state.rest, copy=True)
     edit(current)
@@ -323,7 +323,7 @@ def replace_leaves(tree: Tree, leaves: Mapping[str, Any], *, where: str) -> Tree
 
 
 def _fused(leaf: Any, shape: tuple[int, ...]) -> Any:
-    """A matrix that was stored with all its outputs on one axis, in the shape [inputs, matrices, ...] of today.
+    """A matrix that was stored with all outputs on one axis, in the current shape [inputs, matrices, ...].
 
     Of attention these were queries by head, then keys, then values, and are [inputs, group + 2, heads, width].
     """
@@ -338,5 +338,5 @@ def _fused(leaf: Any, shape: tuple[int, ...]) -> Any:
 
 
 def leaf_name(path: Any) -> str:
-    """The name of a leaf by its key path, as files and checkpoints have it."""
+    """The name of a leaf in files and checkpoints, from its key path."""
     return jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")

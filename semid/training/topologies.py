@@ -1,4 +1,4 @@
-"""Accelerators that programs are compiled for, here or not: their devices by name, and their published rates."""
+"""Accelerators to compile programs for, present or not: their devices by name, and their published rates."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from semid.errors import SemidError
 
 @dataclass(frozen=True)
 class Chip:
-    """Published rates of one chip. Numbers are decimal, memory is what the maker calls GB."""
+    """Published rates of one chip. Units are decimal; memory is in the maker's GB."""
 
     name: str
     flops: float
-    """Products and sums of bfloat16 matrices in a second, by two for each pair."""
+    """FLOPs per second of bfloat16 matrix products (two per multiply-add)."""
     memory: float
     """Bytes."""
     bandwidth: float
-    """Bytes read or written in a second."""
+    """Bytes read or written per second."""
     links: float
-    """Bytes sent to other chips in a second: half of what is published for both directions."""
+    """Bytes sent to other chips per second: half the rate published for both directions."""
 
 
 # TPU: docs.cloud.google.com/tpu/docs, pages v5e, v5p and v6e ("System architecture"); H200 SXM, H100 SXM and A100 SXM
@@ -44,7 +44,7 @@ _TPU = re.compile(r"(v5e|v5p|v6e):(\d+(?:x\d+)+)")
 
 
 def chip_of(topology: str) -> Chip | None:
-    """The chip of a topology; None: no rates are published, as of a CPU."""
+    """The chip of a topology; None if it has no published rates, such as a CPU."""
     if topology.startswith("cuda"):
         kind = jax.devices("cuda")[0].device_kind.lower()
         return next((chip for name, chip in CHIPS.items() if name in kind), None)
