@@ -591,16 +591,19 @@ _JOIN = "--catalog {home}/catalog --input {home}/items.parquet --collisions tie-
     [
         ("--catalog {home}/catalog --input {home}/none*.parquet", r"none\*.parquet: no such file"),
         ("--catalog {home}/catalog --input {home}/items.parquet --columns title", "column 'title' is missing"),
-        ("--catalog {home}/catalog", "--catalog FOLDER and --input FILES go together"),
+        ("--catalog {home}/catalog", "--catalog FOLDER .the tokenizer. and --input FILES .the items. go together"),
         ("--input {home}/items.parquet", "expected either --dataset FOLDER to train on, or --catalog and --input"),
         ("--dataset {home} --catalog {home}/catalog", "expected either --dataset FOLDER to train on, or --catalog"),
         ("--dataset {home} --id-column asin", "--id-column is for encoding files with --catalog"),
         ("--catalog {home}/catalog --input {home}/items.parquet --seed 1", "--seed is for training"),
         (
             "--catalog {home}/catalog --input {home}/items.parquet --collisions allowed",
-            "--collisions is of a catalogue",
+            "--collisions is for --new-catalog",
         ),
-        ("--catalog {home}/catalog --input {home}/items.parquet --memory-limit 2GiB", "--memory-limit is of a catal"),
+        (
+            "--catalog {home}/catalog --input {home}/items.parquet --memory-limit 2GiB",
+            "--memory-limit is for --new-catalog",
+        ),
         ("--catalog {home}/catalog --input {home}/items.parquet rq-kmeans", "a method is for training"),
         ("--catalog {home}/catalog --input {home}/items.parquet --scheduler 10.0.0.1", "expected local, or an address"),
         (

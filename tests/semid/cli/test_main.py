@@ -573,7 +573,7 @@ BAD = [
     (PREPARE + "{t}/d --columns title=a title=b", "--columns title=b: title is given already .a.; give it once"),
     (PREPARE + "{t}/d --encoder-tokens 9", "--encoder-tokens is for text encoders; name one after --encoder"),
     ("prepare tencentgr --release 1m --manual-dir {t} --out {t}/d --seed 1", "--seed is for a random choice of users"),
-    ("prepare tencentgr --release 1m --manual-dir {t} --out {t}/d --item-ids {t}/i", "--item-ids joins embeddings to"),
+    ("prepare tencentgr --release 1m --manual-dir {t} --out {t}/d --item-ids {t}/i", "--item-ids is for embeddings"),
     (PREPARE + "{h}/dataset --text-vectors 5",
      r"in use by a dataset of other settings \(source.text_lsa.dim: 6 -> 5\)"),
 ]  # fmt: skip

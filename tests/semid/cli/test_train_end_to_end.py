@@ -79,7 +79,7 @@ def test_a_finished_run_is_read_and_another_request_refused(home, capsys):
         (("--text", "none"), "expected text, image or vectors to encode items from, got none of them"),
         (("--teacher", "no_such"), "no_such: no such artifact"),
         (("--teacher", "{home}/model"), "no term learns from the teacher: weigh teacher_codes or teacher_states"),
-        (("--text", "no_such"), "--text no_such: expected scratch, none or the folder of a pretrained model"),
+        (("--text", "no_such"), "--text no_such: no such folder; expected scratch, none or that of a pretrained model"),
         (("--config", "{home}/dataset/manifest.json"), "manifest.json: line 2: kind: unknown key"),
         (("--config", "{home}/no.json"), "no.json: no such file"),
     ],

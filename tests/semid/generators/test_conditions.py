@@ -519,7 +519,7 @@ def test_values_are_of_all_events(dataset):
     with pytest.raises(SemidError, match="ask for no event next to them"):
         trained.recommend([HISTORY], values={"buy": 1}, condition={"event": "buy"})
     for family in ("encoder-decoder", "flat"):
-        with pytest.raises(ValueError, match="events are read from one state that an item is decoded from"):
+        with pytest.raises(ValueError, match="an event head needs one state that an item is decoded from"):
             train(dataset, catalog_of(dataset), dataclasses.replace(config, model=FAMILIES[family]))
 
 
