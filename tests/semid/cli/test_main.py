@@ -505,7 +505,7 @@ BAD = [
     ("recommend --model {h}/model --history i1 -k 0", "expected k and beam_size of at least 1, got 0 and 50"),
     ("recommend --model {h}/model --history i1 --at-most title", "--at-most title: expected COLUMN=NUMBER, a whole"),
     ("recommend --model {h}/model --history i1 --items {h}/dataset", "--items has the groups of --at-most"),
-    ("recommend --model {h}/model --history i1 --temperature 2", "--temperature and --seed are for random lists; add --sample"),
+    ("recommend --model {h}/model --history i1 --temperature 2", "are for random lists; add --sample"),
     ("recommend --model {h}/model --history i1 --seed 2", "--temperature and --seed are for random lists"),
     ("recommend --model {h}/model --history i1 --at-most title=0", "expected COLUMN=NUMBER, a whole number from 1"),
     ("recommend --model {h}/model --history i1 --at-most title=2 title=3", "title=3: title is given already .2.; give"),
