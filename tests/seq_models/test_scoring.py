@@ -93,7 +93,7 @@ def test_codes_of_no_item_score_minus_infinity():
     assert np.isfinite(children[0]).tolist() == [True, False, False, False, True]
     assert not np.isnan(vocabulary).any()
     assert not np.isnan(children).any()
-    with pytest.raises(ValueError, match="CHILDREN needs the trie"):
+    with pytest.raises(ValueError, match="CHILDREN needs a trie"):
         item_log_probs(step_of(make_tables(0)), (), codes, softmax_over=SoftmaxOver.CHILDREN)
 
 
