@@ -15,7 +15,7 @@ each measured alone and with the item graph. Under `--budget cpu` the tokenizer 
 `mscgrec.joint --tokenizer.method.training.epochs 150`, of which it trains a third. The paper (arXiv 2602.03713) has T5,
 a position for each code and a third sequence from images; it reports Recall@10 .0315 on Beauty of 2023, where SASRec
 has .0317. Measured on Beauty of 2014 (Recall@10, three seeds): text .0428, behavior .0592, both-text .0520,
-both-behavior .0607; concatenation, seed 0: .0597; joint, seed 2: .0583.
+both-behavior .0607; concatenation, seeds 0 and 2: .0597, .0583; joint, seed 2: .0583.
 """
 
 from dataclasses import replace
