@@ -146,7 +146,7 @@ def parse(words: Sequence[str]) -> Any:
     """
     import tyro
 
-    from semid.cli.options import OPTIONS, REGISTRY, as_typed, file_of_options, hints
+    from semid.cli.options import OPTIONS, REGISTRY, as_typed, check_once, file_of_options, hints
 
     name, rest = (words[0], list(words[1:])) if words else ("--help", [])
     if name.startswith("-"):
@@ -159,6 +159,7 @@ def parse(words: Sequence[str]) -> Any:
         raise SystemExit(2)
     file, rest = file_of_options(name, rest)
     cls, args = _load(name), as_typed(name, rest)
+    check_once(name, args)
 
     def parsed(**default: Any) -> Any:
         with hints(name, rest), warnings.catch_warnings():

@@ -8,9 +8,10 @@ import io
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import FrameType
-from typing import Annotated, cast
+from typing import Annotated, Any, TypeVar, cast
 
 import tyro
 
@@ -22,24 +23,48 @@ from semid.errors import SemidError
 OPTIONS = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.EnumChoicesFromValues, tyro.conf.CascadeSubcommandArgs)
 
 REGISTRY = tyro.constructors.ConstructorRegistry()
-_asked: list[tyro.constructors.StructTypeInfo] = []
+T = TypeVar("T")
+_asked: list[object] = []
+
+
+def _own_spec(info: Any, spec_of: Callable[[Any], T]) -> T | None:
+    """What the parser makes of a type without the rule that calls this; None in the parser's call of that rule."""
+    if any(info is one for one in _asked):
+        return None
+    _asked.append(info)
+    try:
+        return spec_of(info)
+    finally:
+        _asked.pop()
 
 
 @REGISTRY.struct_rule
 def _with_joined_helps(info: tyro.constructors.StructTypeInfo) -> tyro.constructors.StructConstructorSpec | None:
     """The parser's fields with unwrapped help texts, since it keeps the line breaks of their source."""
-    if any(info is one for one in _asked):
-        return None
-    _asked.append(info)
-    try:
-        spec = tyro.constructors.ConstructorRegistry.get_struct_spec(info)
-    finally:
-        _asked.pop()
+    spec = _own_spec(info, tyro.constructors.ConstructorRegistry.get_struct_spec)
     if not isinstance(spec, tyro.constructors.StructConstructorSpec):
         return None
     return dataclasses.replace(
         spec, fields=tuple(dataclasses.replace(field, helptext=_joined(field.helptext)) for field in spec.fields)
     )
+
+
+@REGISTRY.primitive_rule
+def _names_once(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
+    """Mappings of NAME VALUE pairs, refused if a name is given twice: the parser takes the last."""
+    if info.type_origin is not dict:
+        return None
+    spec = _own_spec(info, tyro.constructors.ConstructorRegistry.get_primitive_spec)
+    if not isinstance(spec, tyro.constructors.PrimitiveConstructorSpec):
+        return None
+
+    def distinct(words: list[str]) -> Any:
+        names = words[::2]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"expected every name once, got {twice[0]!r} twice; keep one")
+        return spec.instance_from_str(words)
+
+    return dataclasses.replace(spec, instance_from_str=distinct)
 
 
 def _joined(text: str | Callable[[], str | None] | None) -> Callable[[], str | None]:
@@ -112,6 +137,14 @@ def file_of_options(command: str, words: Sequence[str]) -> tuple[str | None, lis
 def split_equals(words: Sequence[str], option: str) -> list[str]:
     """Words with `OPTION=VALUE` split into two words."""
     return [part for word in words for part in (word.split("=", 1) if word.startswith(f"{option}=") else [word])]
+
+
+def check_once(command: str, words: Iterable[str]) -> None:
+    """Raise SemidError for an option that is given twice: the parser takes the last and drops the values before."""
+    options = Counter(word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--"))
+    for option, times in options.items():
+        if times > 1:
+            raise SemidError(f"{command}: {option} is given {times} times; give it once, with all of its values")
 
 
 def as_typed(command: str, words: Sequence[str]) -> list[str]:

@@ -269,6 +269,10 @@ def test_a_simulated_world_and_the_draw_of_its_held_out_items_have_a_seed_each()
             "prepare csv --items i.csv --interactions j.csv --out o --columns item_id",
             "semid prepare: --columns item_id: expected columns as NAME=COLUMN, such as item_id=asin, got 'item_id'\n",
         ),
+        (
+            "prepare csv --items i.csv --interactions j.csv --out o --vectors a x.npy b y.npy a z.npy",
+            "semid prepare: expected every name once, got 'a' twice; keep one\n",
+        ),
         (f"{TRAIN} --lr 0.1", "semid train: --lr is called --learning-rate here\n"),
         ("tokenise --dataset d", "semid: no command 'tokenise'; did you mean tokenize?\n"),
         ("xyz", "semid: no command 'xyz'; semid --help lists them\n"),
@@ -279,6 +283,20 @@ def test_what_does_not_fit_is_said_by_its_option(capsys, line, said):
         main(line.split())
     assert exit.value.code == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "tokenize --dataset d --out o --columns text --columns image",
+        "prepare simulated --out o --num-items 80 --num_items=90",
+        f"{TRAIN} --model.dim 64 --dim 128",
+    ],
+)
+def test_an_option_given_twice_is_refused_as_the_parser_would_drop_the_first(capsys, line):
+    with pytest.raises(SystemExit):
+        main(line.split())
+    assert " is given 2 times; give it once, with all of its values" in capsys.readouterr().err
 
 
 class _Asked(Recommender):
