@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from semid.cli.app import run_command
+from semid.cli.options import check_once
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -32,6 +33,7 @@ def _run(words: Sequence[str]) -> None:
         return
     from experiments import command, table  # imported here, as JAX reads its settings when it is imported
 
+    check_once("experiments", options)
     match names:
         case ["list"]:
             command.print_list()

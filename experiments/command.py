@@ -18,7 +18,6 @@ from experiments.runner import Runner
 from experiments.table import print_results
 from semid.artifacts import try_file
 from semid.cli.choices import Ties
-from semid.cli.options import check_once
 from semid.data import SourceOrder
 from semid.training import join_processes, on_first
 
@@ -55,7 +54,6 @@ class _Command:
 
 def run(names: Sequence[str], words: Sequence[str]) -> None:
     """Run the experiments of these names, with fields changed by the words of a command line."""
-    check_once("experiments", words)
     known, named = dict(experiments()), chosen(names)
     options = Options()
     for name in named:

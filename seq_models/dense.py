@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -35,8 +36,9 @@ class DenseConfig(ModelConfig):
     backbone: TransformerConfig = TransformerConfig(dropout=0.3)
     # "later": added after configs were stored, which omit these fields at their defaults.
     widths: tuple[int, ...] = field(default=(), metadata={"later": True})
-    """Numbers of leading dimensions that can rank items alone: the loss is summed over these widths and the full one
-    (fMRLRec)."""
+    """Numbers of leading dimensions that can rank items alone: the loss of each is added to that of all (fMRLRec)."""
+    width_weight: float = field(default=0.1, metadata={"later": True})
+    """Weight of each of these losses: at 1, as in the paper, narrow widths find more and all dimensions find less."""
     width: int | None = field(default=None, metadata={"later": True})
     """Number of leading dimensions that rank items: one of widths, or None for all. Chosen after training."""
 
@@ -44,6 +46,8 @@ class DenseConfig(ModelConfig):
         for width in self.widths:
             if not 1 <= width <= self.backbone.dim:
                 raise ValueError(f"expected widths of 1 to dim {self.backbone.dim}, got {width}")
+        if not 0 < self.width_weight < math.inf:
+            raise ValueError(f"expected a width_weight above 0, got {self.width_weight}")
         trained = (*self.widths, self.backbone.dim)
         if self.width is not None and self.width not in trained:
             raise ValueError(f"expected a width that is trained, of {', '.join(map(str, trained))}, got {self.width}")
@@ -74,7 +78,7 @@ class DenseTransformer(ItemModel):
 
     def __init__(self, config: DenseConfig, *, num_items: int, num_features: int = 0, rngs: nnx.Rngs) -> None:
         dim, self.dtype = config.backbone.dim, config.backbone.dtype
-        self.widths, self.width = config.widths, config.width
+        self.widths, self.width, self.width_weight = config.widths, config.width, config.width_weight
         self.ids = nnx.Embed(num_items, dim, embedding_init=nnx.initializers.normal(dim**-0.5), rngs=rngs)
         self.project = linear(config.backbone, num_features, dim, rngs, bias=True) if num_features else None
         self.backbone = build_backbone(config.backbone, rngs=rngs)
@@ -158,8 +162,8 @@ class DenseTransformer(ItemModel):
         smoothing: float = 0.0,
         key: Key[Array, ""] | None = None,
     ) -> dict[str, Float[Array, "..."]]:
-        """Full-softmax cross-entropy of the next item, a sum over widths (`loss/item`), and the terms of events and
-        states."""
+        """Full-softmax cross-entropy of the next item, those of `widths` added (`loss/item`), and the terms of events
+        and states."""
         vectors = self.vectors(tables.features)
         events, conditions = self.training_conditions(tables, batch, key)
         inputs: dict[str, Any] = {"events": events, "conditions": conditions, "times": self.training_times(batch, key)}
@@ -168,7 +172,7 @@ class DenseTransformer(ItemModel):
         loss = item_cross_entropy(queries, vectors, batch.targets, batch.weights, seen=batch.seen)
         for width in self.widths:
             narrow = (queries[..., :width], vectors[:, :width])
-            loss += item_cross_entropy(*narrow, batch.targets, batch.weights, seen=batch.seen)
+            loss += self.width_weight * item_cross_entropy(*narrow, batch.targets, batch.weights, seen=batch.seen)
         terms = {"loss/item": loss} | self.state_terms(queries, tables, batch)
         if self.event_head is None:
             return terms

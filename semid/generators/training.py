@@ -47,7 +47,16 @@ from semid.training import (
     bound_loss,
 )
 from semid.training import train as run_training
-from seq_models import CodeTrie, EncoderDecoderConfig, ItemModel, Layout, ModelConfig, RQTransformerConfig, SoftmaxOver
+from seq_models import (
+    CodeTrie,
+    DenseConfig,
+    EncoderDecoderConfig,
+    ItemModel,
+    Layout,
+    ModelConfig,
+    RQTransformerConfig,
+    SoftmaxOver,
+)
 
 # Version of the `train` stage: changed code that trains another model from the same settings needs another version, so
 # that older artifacts are not taken for current ones. The second: graph weight or repeat factor chosen after training.
@@ -56,6 +65,7 @@ _VERSION, _VERSION_WITH_MIXTURE = 1, 3
 _TEACHER_CHANGE = 4  # rows with a teacher are batched by length; a teacher leaves the history out even if items repeat
 _SEQUENCES_FIX = 8  # nearly all rows of one history lacked the further code sequences
 _REPEAT_FACTOR_FIX = 16  # large factors, among which validation chooses, left some histories without recommendations
+_WIDTH_WEIGHT = 32  # the losses of narrow widths counted as much as that of all dimensions
 
 # Validation users that tune the mixture, as a multiple of those that select a checkpoint.
 _MIXTURE_USERS = 4
@@ -174,6 +184,7 @@ def train(
     version += _TEACHER_CHANGE * (teacher is not None and (single or unseen))
     version += _SEQUENCES_FIX * (single and bool(sequences))
     version += _REPEAT_FACTOR_FIX * (repeats and config.objective.repeats is not False)
+    version += _WIDTH_WEIGHT * (isinstance(config.model, DenseConfig) and bool(config.model.widths))
     request = Request(Kind.MODEL, {"generator": to_dict(config)}, parents, seed, version)
 
     def work(folder: Path) -> Recommender:

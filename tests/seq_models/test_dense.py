@@ -136,10 +136,13 @@ def test_the_loss_is_summed_over_widths_and_a_slice_ranks_alone():
         log_probs = jax.nn.log_softmax(states[..., :width] @ vectors[:, :width].T)
         own = np.take_along_axis(np.asarray(log_probs), np.maximum(targets, 0)[..., None], axis=-1)[..., 0]
         of_width[width] = -(own * weights).sum() / weights.sum()
-    assert loss(nested) == pytest.approx(sum(of_width.values()), rel=1e-5)
+    assert loss(nested) == pytest.approx(of_width[8] + 0.1 * (of_width[2] + of_width[4]), rel=1e-5)
+    assert loss(replace(nested, width_weight=1.0)) == pytest.approx(sum(of_width.values()), rel=1e-5)
     assert loss(CONFIG) == pytest.approx(of_width[8], rel=1e-5)  # control: without widths the full one alone
     scores = scores_of(m, m.vectors(None))
     last = np.stack([states[0, 3], states[1, 4]])
     np.testing.assert_allclose(scores, last[:, :4] @ vectors[:, :4].T, atol=1e-5)
     with pytest.raises(ValueError, match="expected widths of 1 to dim 8, got 9"):
         DenseConfig(CONFIG.backbone, widths=(4, 9))
+    with pytest.raises(ValueError, match="expected a width_weight above 0, got 0"):
+        DenseConfig(CONFIG.backbone, width_weight=0)
