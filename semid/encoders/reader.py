@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import functools
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ from flax import nnx
 
 from semid import artifacts
 from semid.config import from_dict, to_dict
-from semid.data import Dataset
+from semid.data import Dataset, joined_texts
 from semid.encoders.adapters import Backbone, Encoder, SideAdapters, SideTower, Tuning, cached_states, tuned
 from semid.encoders.content import FeatureRows, ImageRows, Rows, TextRows, arrays_digest, named_variables
 from semid.encoders.fusion import Content, FeatureEncoder, FusionConfig, ItemEncoder
@@ -81,14 +82,8 @@ class _Pretrained(Source):
     """Parameters that are trained."""
 
     @abc.abstractmethod
-    def build(self) -> Modality:
-        """Read the encoder; nothing is fitted to a dataset."""
-
     def fit(self, dataset: Dataset) -> Modality:
-        return self.build()
-
-    def load(self, folder: Path, written: dict[str, Any]) -> Modality:
-        return self.build()
+        """Read the encoder; nothing of it is fitted to the dataset."""
 
     def weights_digest(self) -> str:
         return folder_digest(self.folder)
@@ -109,10 +104,12 @@ class TextFromScratch(TextSource):
     """Largest number of subwords."""
 
     def fit(self, dataset: Dataset) -> Modality:
-        return _ScratchText(self.encoder, Vocabulary.train(dataset.texts(), size=self.vocabulary))
+        vocabulary = Vocabulary.train(dataset.texts(), size=self.vocabulary)
+        return _ScratchText(self.encoder, vocabulary, dataset.text_inputs())
 
     def load(self, folder: Path, written: dict[str, Any]) -> Modality:
-        return _ScratchText(self.encoder, Vocabulary((folder / VOCABULARY_FILE).read_bytes()))
+        vocabulary = Vocabulary((folder / VOCABULARY_FILE).read_bytes())
+        return _ScratchText(self.encoder, vocabulary, _written_columns(written))
 
 
 @dataclass(frozen=True)
@@ -126,10 +123,17 @@ class PretrainedText(_Pretrained, TextSource):
     max_length: int = 64
     """Maximum tokens of a text; fewer if the model reads fewer."""
 
-    def build(self) -> Modality:
+    def fit(self, dataset: Dataset) -> Modality:
+        return self._build(dataset.text_inputs())
+
+    def load(self, folder: Path, written: dict[str, Any]) -> Modality:
+        return self._build(_written_columns(written))
+
+    def _build(self, columns: tuple[str, ...] | None) -> Modality:
         backbone, tokenizer = load_text_encoder(self.folder)
         longest = min(self.max_length, backbone.config.max_length)
-        return _Tuned(backbone, self.tuning, lambda dataset: _text_rows(dataset, tokenizer, longest))
+        read = functools.partial(_text_rows, tokenizer=tokenizer, max_length=longest, columns=columns)
+        return _Tuned(backbone, self.tuning, read, columns=columns)
 
 
 @dataclass(frozen=True)
@@ -157,9 +161,15 @@ class PretrainedImage(_Pretrained, ImageSource):
     folder: str
     """config.json, preprocessor_config.json and safetensors."""
 
-    def build(self) -> Modality:
+    def fit(self, dataset: Dataset) -> Modality:
+        return self._build()
+
+    def load(self, folder: Path, written: dict[str, Any]) -> Modality:
+        return self._build()
+
+    def _build(self) -> Modality:
         backbone = load_image_encoder(self.folder)
-        return _Tuned(backbone, self.tuning, lambda dataset: _image_rows(dataset, backbone.config))
+        return _Tuned(backbone, self.tuning, functools.partial(_image_rows, config=backbone.config))
 
 
 @dataclass(frozen=True)
@@ -214,6 +224,12 @@ class ContentConfig:
             if source is not None
         }
         return replace(self, **located)  # type: ignore[arg-type]
+
+    def without_folders(self) -> ContentConfig:
+        """The config without the folders of pretrained weights, which are known by their digests wherever they lie."""
+        named = {"text": self.text, "image": self.image}
+        nowhere = {name: replace(of, folder="") for name, of in named.items() if isinstance(of, _Pretrained)}
+        return replace(self, **nowhere)  # type: ignore[arg-type]
 
 
 class ContentReader:
@@ -292,18 +308,19 @@ def read_content(
 
 
 class _ScratchText(Modality):
-    def __init__(self, config: TextEncoderConfig, vocabulary: Vocabulary) -> None:
-        self.config, self.vocabulary = config, vocabulary
+    def __init__(self, config: TextEncoderConfig, vocabulary: Vocabulary, columns: tuple[str, ...] | None) -> None:
+        self.config, self.vocabulary, self.columns = config, vocabulary, columns
 
     def rows(self, dataset: Dataset, *, cache: Path) -> Rows:
-        return _text_rows(dataset, self.vocabulary, self.config.max_length)
+        max_length = self.config.max_length
+        return _text_rows(dataset, tokenizer=self.vocabulary, max_length=max_length, columns=self.columns)
 
     def encoder(self, rngs: nnx.Rngs) -> Encoder:
         return TextEncoder(self.config, vocabulary=self.vocabulary.size, rngs=rngs)
 
     def write(self, folder: Path) -> dict[str, Any]:
         (folder / VOCABULARY_FILE).write_bytes(self.vocabulary.model)
-        return {}
+        return _columns_to_write(self.columns)
 
 
 class _ScratchImage(Modality):
@@ -311,17 +328,24 @@ class _ScratchImage(Modality):
         self.config = config
 
     def rows(self, dataset: Dataset, *, cache: Path) -> Rows:
-        return _image_rows(dataset, self.config)
+        return _image_rows(dataset, config=self.config)
 
     def encoder(self, rngs: nnx.Rngs) -> Encoder:
         return ImageEncoder(self.config, rngs=rngs)
 
 
 class _Tuned(Modality):
-    """A pretrained backbone, its tuning, and the function that reads its rows."""
+    """A pretrained backbone, its tuning, the function that reads its rows, and the text columns that this reads."""
 
-    def __init__(self, backbone: Backbone, tuning: Tuning, read: Callable[[Dataset], Rows]) -> None:
-        self.backbone, self.tuning, self.read = backbone, tuning, read
+    def __init__(
+        self,
+        backbone: Backbone,
+        tuning: Tuning,
+        read: Callable[[Dataset], Rows],
+        *,
+        columns: tuple[str, ...] | None = None,
+    ) -> None:
+        self.backbone, self.tuning, self.read, self.columns = backbone, tuning, read, columns
 
     def rows(self, dataset: Dataset, *, cache: Path) -> Rows:
         """The content or, for side adapters, the frozen states that they read."""
@@ -333,6 +357,9 @@ class _Tuned(Modality):
             return SideTower(self.backbone.dim, self.tuning, rngs=rngs)
         return tuned(nnx.clone(self.backbone), self.tuning, rngs=rngs)
 
+    def write(self, folder: Path) -> dict[str, Any]:
+        return _columns_to_write(self.columns)
+
 
 class _Vectors(Modality):
     def __init__(self, column: str, dim: int) -> None:
@@ -340,6 +367,11 @@ class _Vectors(Modality):
 
     def rows(self, dataset: Dataset, *, cache: Path) -> Rows:
         vectors = dataset.vectors(self.column)
+        if vectors.shape[1] != self.dim:
+            raise SemidError(
+                f"dataset {dataset.name!r}: column {self.column!r}: expected vectors of {self.dim} dimensions, as the "
+                f"encoder was trained on, got {vectors.shape[1]}; give those of the same source"
+            )
         return FeatureRows(jnp.asarray(vectors), jnp.ones(len(vectors), bool))
 
     def encoder(self, rngs: nnx.Rngs) -> Encoder:
@@ -349,15 +381,26 @@ class _Vectors(Modality):
         return {"dim": self.dim}
 
 
-def _text_rows(dataset: Dataset, tokenizer: Tokenizer, max_length: int) -> TextRows:
-    texts = dataset.texts()
+def _written_columns(written: dict[str, Any]) -> tuple[str, ...] | None:
+    """Text columns that a reader was fitted to; None: written before they were recorded."""
+    return tuple(written["columns"]) if "columns" in written else None
+
+
+def _columns_to_write(columns: tuple[str, ...] | None) -> dict[str, Any]:
+    return {} if columns is None else {"columns": list(columns)}
+
+
+def _text_rows(dataset: Dataset, *, tokenizer: Tokenizer, max_length: int, columns: tuple[str, ...] | None) -> TextRows:
+    """Tokens of the items' texts: those of `columns` alone, so that a column that came later changes no text; None: all
+    that the dataset has."""
+    texts = dataset.texts() if columns is None else joined_texts(dataset.items, columns)
     rows, cut = tokenizer.rows(texts, max_length=max_length)
     if cut:
         warnings.warn(f"{cut} of {len(texts)} texts are cut to {max_length} tokens", stacklevel=2)
     return rows
 
 
-def _image_rows(dataset: Dataset, config: ImageConfig) -> ImageRows:
+def _image_rows(dataset: Dataset, *, config: ImageConfig) -> ImageRows:
     if "image" not in dataset.items.column_names:
         raise SemidError(f"dataset {dataset.name!r} has no column 'image' of pictures; leave the image encoder out")
     return image_rows(dataset.items["image"].to_pylist(), item_ids=dataset.item_ids.to_pylist(), config=config)

@@ -25,7 +25,7 @@ from jaxtyping import Float
 from semid import artifacts
 from semid.artifacts import Kind, Origin
 from semid.catalog import TOKENIZER_CONFIG
-from semid.config import to_dict
+from semid.config import difference, to_dict
 from semid.data import Dataset, LeaveOneOut, Standardizer
 from semid.encoders import (
     ContentConfig,
@@ -66,6 +66,7 @@ _REPEAT_FACTOR_CHANGE = 2  # where items repeat, a repeat factor is chosen
 _NO_REPEATS_FIX = 4  # targets that repeat do not count in joint steps without `repeats`
 _NEW_ITEMS_FIX = 8  # new items of a run that is continued without joint steps enter the bank
 _REPEAT_FACTOR_FIX = 16  # large factors, among which validation chooses, left some histories without recommendations
+_PREVIOUS_TEXTS_FIX = 32  # a run that is continued has the vocabulary and text columns of the previous one
 
 _SCRATCH = "scratch"
 
@@ -101,7 +102,8 @@ def train_end_to_end(
     the checkpoints of the first three stages, which runs that differ only in later stages can share.
 
     `previous` is a run to continue from its variables and bank: the first three stages are skipped, and joint steps
-    train on the targets that it did not have. New items enter the bank when a joint step first encodes them, or at once
+    train on the targets that it did not have. `text` and `image` must be those of that run, whose vocabulary and text
+    columns are used. New items enter the bank when a joint step first encodes them, or at once
     without joint steps. The last stage trains on all histories, so that the generator forgets none.
 
     Raises SemidError if content is missing or of other items, if more than `tie_break` items have none, if the
@@ -128,7 +130,9 @@ def train_end_to_end(
 
     def work(folder: Path) -> _Trained:
         warm_up = folder if shared is None else _shared_folder(shared, request)
-        read = content if content is not None else read_content(dataset, source, seed=seed, cache=warm_up / "states")
+        read = content
+        if read is None:
+            read = _read_content(dataset, cast(ContentConfig, source), previous, seed=seed, cache=warm_up / "states")
         _check(dataset, read, config)
         context = Context(
             dataset=dataset,
@@ -215,6 +219,23 @@ def _content_config(
     return ContentConfig(text, image)
 
 
+def _read_content(
+    dataset: Dataset, source: ContentConfig, previous: PreviousRun | None, *, seed: int, cache: Path
+) -> ItemContent:
+    """Read the content; for a run that is continued as the previous one did, whose encoders know its tokens alone: a
+    vocabulary of today's texts would give them other numbers.
+
+    Raises SemidError if the previous run has other encoders.
+    """
+    if previous is None:
+        return read_content(dataset, source, seed=seed, cache=cache)
+    reader = ContentReader.load(previous.path)
+    before, now = ({"content": to_dict(of.without_folders()), **of.weights_digests()} for of in (reader.config, source))
+    if change := difference(before, now):
+        raise SemidError(f"previous: {previous.path} has other encoders ({change}); give the same text and image")
+    return ItemContent(reader.read(dataset, cache=cache), reader.encoder(seed=seed), reader)
+
+
 def _request(
     dataset: Dataset,
     config: JointConfig,
@@ -255,6 +276,8 @@ def _request(
         version += _NO_REPEATS_FIX
     if previous is not None and not config.joint and not dataset.item_ids.equals(previous.dataset.item_ids):
         version += _NEW_ITEMS_FIX
+    if previous is not None and source is not None and source.text is not None:
+        version += _PREVIOUS_TEXTS_FIX
     return Request(Kind.MODEL, settings, parents, seed, version)
 
 

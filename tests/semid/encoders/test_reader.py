@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from semid.config import from_dict, to_dict
@@ -69,6 +70,26 @@ def test_what_is_written_reads_the_same_content_and_builds_the_same_encoder(worl
     assert later.digest() == content.digest()
     np.testing.assert_array_equal(encoded(later), encoded(content))
     assert read_content(world, SCRATCH, seed=4).digest() != content.digest()  # other parameters
+
+
+def test_a_text_column_that_came_later_is_not_read(world, pretrained, tmp_path):
+    world = world.replace(items=world.items.select(["item_id", "title"]))
+    today = world.replace(items=world.items.add_column(1, "later", pa.array(["new"] * len(world.items))))
+    for source in (SCRATCH.text, PretrainedText(str(pretrained[0]), tuning=LowRank(rank=2))):
+        content = read_content(world, ContentConfig(source))
+        content.reader.write(tmp_path)
+        rows = ContentReader.load(tmp_path).read(today)["text"]
+        jax.tree.map(np.testing.assert_array_equal, rows, content.rows["text"])
+        assert read_content(today, ContentConfig(source)).digest() != content.digest()  # control
+
+
+def test_vectors_of_another_width_than_the_encoder_reads_are_named(world, tmp_path):
+    read_content(world, ContentConfig(text=None, vectors=("content",))).reader.write(tmp_path)
+    today = world.with_vectors("content", world.vectors("content")[:, :4])
+    with pytest.raises(
+        SemidError, match=r"column 'content': expected vectors of 8 dimensions, .* got 4; give those of"
+    ):
+        ContentReader.load(tmp_path).read(today)
 
 
 def test_a_config_survives_json():

@@ -19,7 +19,16 @@ from semid.artifacts import Kind, load_tensors, read_artifact
 from semid.catalog import SemanticCatalog, extend
 from semid.data import GlobalTime, LeaveOneOut
 from semid.data.simulated import SimulatedConfig, simulate
-from semid.encoders import FeatureEncoder, FeatureRows, FusionConfig, ItemContent, ItemEncoder
+from semid.encoders import (
+    ContentConfig,
+    FeatureEncoder,
+    FeatureRows,
+    FusionConfig,
+    ItemContent,
+    ItemEncoder,
+    TextFromScratch,
+    read_content,
+)
 from semid.errors import SemidError
 from semid.generators import ConditionsConfig, GeneratorConfig, ObjectiveConfig
 from semid.graphs import ItemGraph
@@ -43,7 +52,7 @@ from semid.joint import (
 )
 from semid.joint import stages as joint_stages
 from semid.joint.context import WARM_UP, Context
-from semid.joint.training import STATE_FILE, _check, _check_continued, _request, _teacher_vectors
+from semid.joint.training import STATE_FILE, _check, _check_continued, _read_content, _request, _teacher_vectors
 from semid.recommender import ItemData, ModelSpec
 from semid.stage import shared_folder
 from semid.tokenizers import RQVAE, RQVaeConfig, SemanticTokenizer
@@ -415,6 +424,25 @@ def test_the_earlier_dataset_is_that_of_the_artifact(next_day, runs, tmp_path):
         match=r"end-to-end: trained on dataset digest .*, not on this one of .*; give the dataset of that run",
     ):
         run(next_day, CONFIG, tmp_path / "other", previous=PreviousRun(home / "end-to-end", next_day))
+
+
+@pytest.mark.filterwarnings("ignore:.* of 120 texts are cut to 64 tokens")
+def test_the_next_day_has_the_tokens_that_the_encoders_know(world, tmp_path):
+    source = ContentConfig(TextFromScratch(vocabulary=200))
+    first = read_content(world, source)
+    first.reader.write(tmp_path)
+    texts = pa.array([f"Number {row} " + text for row, text in enumerate(world.texts())])
+    today = world.replace(items=world.items.drop_columns(["text"]).append_column("text", texts))
+    read = _read_content(today, source, PreviousRun(tmp_path, world), seed=0, cache=tmp_path)
+    vocabulary = first.reader.modalities["text"].vocabulary.model
+    assert read.reader.modalities["text"].vocabulary.model == vocabulary
+    assert read_content(today, source).reader.modalities["text"].vocabulary.model != vocabulary  # control
+    with pytest.raises(
+        SemidError, match=r"has other encoders \(content.text.vocabulary: 200 -> 100\); give the same t"
+    ):
+        _read_content(
+            world, ContentConfig(TextFromScratch(vocabulary=100)), PreviousRun(tmp_path, world), seed=0, cache=tmp_path
+        )
 
 
 def test_embeddings_of_item_ids_are_not_continued_with_other_items(world, next_day, runs, tmp_path):
