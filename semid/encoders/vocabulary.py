@@ -20,6 +20,8 @@ from semid.errors import SemidError
 
 # Texts to tokenize at once: the objects of the package tokenizers take 130 bytes a token.
 _AT_ONCE = 4096
+# The least limit of bytes in a text that SentencePiece accepts.
+_SHORTEST_LIMIT = 10
 
 
 class Tokenized(NamedTuple):
@@ -70,7 +72,7 @@ class Vocabulary:
                 model_writer=written,
                 vocab_size=size,
                 hard_vocab_limit=False,  # few texts have fewer pieces than asked for
-                max_sentence_length=max(len(line.encode()) for line in lines),
+                max_sentence_length=max(_SHORTEST_LIMIT, *(len(line.encode()) for line in lines)),
                 pad_id=cls.PAD,
                 unk_id=1,
                 bos_id=-1,

@@ -59,6 +59,12 @@ def test_rows_are_padded_cut_and_counted():
     np.testing.assert_array_equal(short.tokens, rows.tokens[:, :5])
 
 
+def test_texts_may_be_shorter_than_ten_bytes():
+    vocabulary = Vocabulary.train(["hat", "coat", "靴"], size=60)
+    assert len(_words(vocabulary, "hat coat")) > 1
+    assert 1 not in _words(vocabulary, "靴")
+
+
 def test_unknown_characters_are_a_token_too():
     vocabulary = Vocabulary.train(TEXTS * 5, size=60)
     assert 1 in _words(vocabulary, "red 漢")
