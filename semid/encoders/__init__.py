@@ -2,7 +2,7 @@
 
 from semid.encoders.adapters import Frozen, Full, LowRank, SideAdapters, SideTower, Tuning, cached_states, tuned
 from semid.encoders.blocks import T5, Architecture, BlocksConfig, LayerScale, PostNorm, PreNorm
-from semid.encoders.content import FeatureRows, HiddenRows, ImageRows, Rows, TextRows, present_of, take
+from semid.encoders.content import FeatureRows, HiddenRows, ImageRows, Rows, TextRows, present_of, row_digests, take
 from semid.encoders.content_encoders import (
     ContentEncoderConfig,
     FittedEncoder,
@@ -80,6 +80,7 @@ __all__ = [
     "present_of",
     "read_content",
     "restore_encoders",
+    "row_digests",
     "take",
     "tuned",
     "with_content_vectors",

@@ -160,7 +160,10 @@ def read_states(hidden: Float[Array, "n layer dim"], states: int) -> Float16[Arr
     """
     layers = hidden.shape[1]
     if layers < states:
-        raise SemidError(f"side adapters: expected at most the encoder's {layers} states, got {states}; lower `states`")
+        raise SemidError(
+            f"side adapters: expected at most the encoder's {layers} states, got {states}; lower `states`, or take "
+            "another tuning (--tuning low-rank)"
+        )
     chosen = np.linspace(layers - 1, 0, states).round().astype(int)[::-1]  # the last always
     largest = float(np.finfo(np.float16).max)
     return jnp.clip(jax.lax.stop_gradient(hidden)[:, chosen], -largest, largest).astype(jnp.float16)

@@ -41,6 +41,7 @@ from semid.encoders import (
     check_content,
     present_of,
     read_content,
+    row_digests,
 )
 from semid.errors import SemidError
 from semid.generators import with_tuned_mixture, write_statistics
@@ -129,6 +130,7 @@ def train_end_to_end(
         request = dataclasses.replace(request, parents={**request.parents, "graph": graph.digest})
 
     def work(folder: Path) -> _Trained:
+        dataset.splits.examples("validation")  # raises without any, as the stages after the warm-up of encoders would
         warm_up = folder if shared is None else _shared_folder(shared, request)
         read = content
         if read is None:
@@ -412,12 +414,21 @@ def _check_teacher(
 
 
 def _check(dataset: Dataset, content: ItemContent, config: JointConfig) -> None:
+    """Raise SemidError unless the content is of the dataset's items, and so few have none or equal content that the
+    tie-break tells them apart: no training could."""
     check_content(content.rows)
     present = np.stack([np.asarray(present_of(rows)) for rows in content.rows.values()])
+    if (rows := present.shape[1]) != dataset.num_items:
+        raise SemidError(f"expected content of the dataset's {dataset.num_items} items, got {rows} rows; read it again")
     if (alike := int((~present.any(axis=0)).sum())) > config.tie_break:
         raise SemidError(
             f"{alike} items have nothing that the encoders read, so they share their codes, and tie_break leaves room "
             f"for {config.tie_break}; give tie_break {alike} or more, or leave these items out"
         )
-    if (rows := len(jax.tree.leaves(dict(content.rows))[0])) != dataset.num_items:
-        raise SemidError(f"expected content of the dataset's {dataset.num_items} items, got {rows} rows; read it again")
+    _, first, sizes = np.unique(row_digests(content.rows), return_index=True, return_counts=True)
+    if (alike := int(sizes.max())) > config.tie_break:
+        item = dataset.item_ids[int(first[sizes.argmax()])].as_py()
+        raise SemidError(
+            f"{alike} items have the same content as item {item!r}, so they share their codes, and tie_break leaves "
+            f"room for {config.tie_break}; give tie_break {alike} or more, or content that tells them apart"
+        )

@@ -565,6 +565,27 @@ def test_more_items_without_content_than_the_tie_break_tells_apart_are_refused_b
             _check(world, ItemContent(rows, encoder), few)
 
 
+def test_more_items_of_equal_content_than_the_tie_break_tells_apart_are_refused_before_any_work(world):
+    content, encoder, _ = item_encoder(world)
+    rows = content["content"]
+    equal = {"content": rows._replace(vectors=rows.vectors.at[7:12].set(rows.vectors[7]))}
+    other = equal | {"other": rows._replace(present=jnp.arange(120) == 8)}  # tells one of the five apart
+    for given, alike in ((equal, 5), (other, 4)):
+        _check(world, ItemContent(given, encoder), dataclasses.replace(CONFIG, tie_break=alike))
+        few = dataclasses.replace(CONFIG, tie_break=alike - 1)
+        item = world.item_ids[7].as_py()
+        with pytest.raises(SemidError, match=rf"{alike} items have the same content as item '{item}', .* {alike} or m"):
+            _check(world, ItemContent(given, encoder), few)
+
+
+def test_a_dataset_without_validation_is_refused_before_any_work(world, monkeypatch):
+    monkeypatch.setattr("semid.joint.training._run_stages", None)
+    first = np.arange(len(world.user)) - world.offsets[world.user] < 2  # two interactions of each user
+    short = world.replace(user=world.user[first], item=world.item[first], time=world.time[first])
+    with pytest.raises(SemidError, match="the validation split has no examples: no user has 3 interactions or more"):
+        run(short, CONFIG, None)
+
+
 def test_a_phase_that_leaves_the_encoders_without_a_gradient_is_refused():
     alone = Objective.only(generation=Schedule(1.0))
     with pytest.raises(SemidError, match=r"no loss reaches the encoders: .* give a window of at least 1"):
