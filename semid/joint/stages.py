@@ -16,13 +16,23 @@ from jaxtyping import Int
 
 from quantizers import Schedule, health
 from semid import artifacts
+from semid.errors import SemidError
 from semid.generators import GeneratorConfig, fit_generator, validation
 from semid.joint.config import JointConfig, Phase, Surgery
 from semid.joint.context import WARM_UP, Context
 from semid.joint.model import JointModel, Objective, StepConfig
 from semid.joint.surgery import sum_without_conflict
 from semid.tokenizers import RQVAE, AlignedRQVAE, reseeding, train_autoencoder
-from semid.training import SingleRows, Task, TrainState, edit_variables, train, with_variables
+from semid.training import (
+    SingleRows,
+    Task,
+    TrainingConfig,
+    TrainState,
+    check_training,
+    edit_variables,
+    train,
+    with_variables,
+)
 from seq_models import RQTransformer
 
 Hook = Callable[[int, TrainState, dict[str, Any]], TrainState]
@@ -37,6 +47,19 @@ class Stage(abc.ABC):
     @abc.abstractmethod
     def __call__(self, model: JointModel, context: Context) -> JointModel:
         """Run the stage, from its last checkpoint if there is one, and return the trained model."""
+
+    @abc.abstractmethod
+    def training(self, model: JointModel, config: JointConfig) -> tuple[nnx.Module, TrainingConfig | None]:
+        """The part of the model that the stage trains, and the settings of that training."""
+
+    def check(self, model: JointModel, context: Context) -> None:
+        """Raise SemidError, naming the stage, for settings that its training would refuse after the stages before."""
+        part, training = self.training(model, context.config)
+        try:
+            if training is not None:
+                check_training(part, training, mesh=context.mesh)
+        except SemidError as error:
+            raise SemidError(f"stage {self.name}: {error}") from None
 
 
 def plan(config: JointConfig, *, warm_up: bool) -> list[Stage]:
@@ -73,6 +96,9 @@ class WarmUpEncoder(Stage):
 
         return _take_steps(self.name, model, Phase(training, contrast), context, validate=coverage)
 
+    def training(self, model: JointModel, config: JointConfig) -> tuple[nnx.Module, TrainingConfig | None]:
+        return model, config.encoder
+
 
 @dataclass(frozen=True)
 class FitTokenizer(Stage):
@@ -100,6 +126,9 @@ class FitTokenizer(Stage):
         model.codes[...] = jnp.asarray(context.codes_from_bank(model))
         return model
 
+    def training(self, model: JointModel, config: JointConfig) -> tuple[nnx.Module, TrainingConfig | None]:
+        return AlignedRQVAE(model.autoencoder, []), config.tokenizer.training
+
 
 @dataclass(frozen=True)
 class FitGenerator(Stage):
@@ -108,6 +137,9 @@ class FitGenerator(Stage):
     def __call__(self, model: JointModel, context: Context) -> JointModel:
         model.generator = cast(RQTransformer, context.spec(model.encoder.dim).build(seed=context.seed))
         return _train_generator(self.name, model, context.config.generator, context)
+
+    def training(self, model: JointModel, config: JointConfig) -> tuple[nnx.Module, TrainingConfig | None]:
+        return model.generator, config.generator.training
 
 
 @dataclass(frozen=True)
@@ -130,6 +162,9 @@ class JointSteps(Stage):
             model.codes[...] = jnp.asarray(context.codes_from_bank(model))
         return model
 
+    def training(self, model: JointModel, config: JointConfig) -> tuple[nnx.Module, TrainingConfig | None]:
+        return model, self.phase.training
+
 
 @dataclass(frozen=True)
 class Finetune(Stage):
@@ -138,6 +173,9 @@ class Finetune(Stage):
     def __call__(self, model: JointModel, context: Context) -> JointModel:
         config = replace(context.config.generator, training=context.config.finetune)
         return _train_generator(self.name, model, config, context)
+
+    def training(self, model: JointModel, config: JointConfig) -> tuple[nnx.Module, TrainingConfig | None]:
+        return model.generator, config.finetune
 
 
 def _train_generator(name: str, model: JointModel, config: GeneratorConfig, context: Context) -> JointModel:

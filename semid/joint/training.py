@@ -332,6 +332,8 @@ def _run_stages(encoder: ItemEncoder, context: Context) -> JointModel:
     else:
         model = _load_previous(encoder, context, context.previous)
     for stage in stages:
+        stage.check(model, context)
+    for stage in stages:
         with contextlib.ExitStack() as stack:
             if context.shared is not None and stage.name in WARM_UP:
                 on_first(functools.partial(_lock, context.run_folder(stage.name).folder, stack))

@@ -4,7 +4,7 @@ from semid.training.batches import batches
 from semid.training.checkpoints import discard_checkpoints
 from semid.training.compiled import Compiled, DoesNotFit, compile_for, size_on_a_device
 from semid.training.gradients import rate_of
-from semid.training.loop import RunFolder, StopTraining, Task, TrainingConfig, fit, train
+from semid.training.loop import RunFolder, StopTraining, Task, TrainingConfig, check_training, fit, train
 from semid.training.mesh import (
     ROWS,
     MeshConfig,
@@ -76,6 +76,7 @@ __all__ = [
     "batches",
     "bound_loss",
     "check_events",
+    "check_training",
     "chip_of",
     "compile_for",
     "create_state",

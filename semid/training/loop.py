@@ -202,6 +202,14 @@ def train(task: Task, config: TrainingConfig, *, run: RunFolder, seed: int, mesh
         checkpoints.close()
 
 
+def check_training(model: nnx.Module, config: TrainingConfig, *, mesh: Mesh | None = None) -> None:
+    """Raise SemidError if `train` would refuse the config before its first step: for a batch that does not divide among
+    the mesh's devices, or a rate of a part that the model does not have."""
+    mesh = make_mesh() if mesh is None else mesh
+    divisible_batch_size(config.batch_size, rows=config.batch_size, mesh=mesh, accumulate=config.accumulate)
+    _check_parts(model, config.optimizer.rates)
+
+
 def _check_parts(model: nnx.Module, rates: Rates) -> None:
     """Raise SemidError for a rate whose part does not exist in the model, as it would have no effect."""
     parts = {*vars(model), *named_leaves(nnx.state(model))}

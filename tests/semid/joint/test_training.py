@@ -586,6 +586,21 @@ def test_a_dataset_without_validation_is_refused_before_any_work(world, monkeypa
         run(short, CONFIG, None)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"finetune": dataclasses.replace(short(), batch_size=100)}, "stage finetune: batch_size 100 does not divide"),
+        ({"finetune": short(generatr=0.0)}, "stage finetune: rates: no part of the model begins with 'generatr'"),
+        ({"tokenizer": RQVaeConfig(training=short(decodr=0.0))}, "stage tokenizer: rates: no part of the .* 'decodr'"),
+        ({"joint": (Phase(short(**{"generator/depht": 0.5})),)}, "stage joint: rates: no part of the .*ator/depht'"),
+    ],
+)
+def test_settings_that_a_later_stage_would_refuse_are_named_before_any_work(world, monkeypatch, change, message):
+    monkeypatch.setattr(joint_stages, "_take_steps", None)
+    with pytest.raises(SemidError, match=message):
+        run(world, dataclasses.replace(CONFIG, **change), None)
+
+
 def test_a_phase_that_leaves_the_encoders_without_a_gradient_is_refused():
     alone = Objective.only(generation=Schedule(1.0))
     with pytest.raises(SemidError, match=r"no loss reaches the encoders: .* give a window of at least 1"):
