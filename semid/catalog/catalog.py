@@ -145,8 +145,11 @@ class SemanticCatalog:
         return artifacts.sha256_json([origin.digest, replace(self, removed=None).digest])
 
     def __post_init__(self) -> None:
-        if getattr(self.item_ids, "type", None) != pa.string() or self.item_ids.null_count:
-            object.__setattr__(self, "item_ids", as_ids(self.item_ids))
+        object.__setattr__(self, "item_ids", as_ids(self.item_ids))
+        object.__setattr__(self, "level_sizes", _checked_sizes(self.level_sizes))
+        for name, kind in (("codes", np.ndarray), ("removed", np.ndarray | None)):
+            if not isinstance(given := getattr(self, name), kind):
+                raise SemidError(f"expected {name} as a NumPy array, got {type(given).__name__}; convert it")
         if not len(self.item_ids):
             raise SemidError("a catalogue needs at least one item; got none")
         if self.removed is not None:
@@ -317,6 +320,13 @@ class SemanticCatalog:
             removed = table["removed"].to_numpy()
         columns = artifacts.parse_json(metadata.get(_SOURCE_COLUMNS.encode(), b"{}").decode(), where=file)
         return cls(table["item_id"].combine_chunks(), codes, sizes, tie_break, removed, source_columns=columns)
+
+
+def _checked_sizes(level_sizes: Sequence[int]) -> tuple[int, ...]:
+    """Level sizes as Python integers: catalogues of equal sizes are to be equal, and digests are of JSON."""
+    if not isinstance(level_sizes, Iterable) or not all(isinstance(size, int | np.integer) for size in level_sizes):
+        raise SemidError(f"expected level_sizes as whole numbers, such as (256, 256), got {level_sizes!r}")
+    return tuple(int(size) for size in level_sizes)
 
 
 def file_metadata(level_sizes: Sequence[int], *, tie_break: bool, source_columns: Mapping[str, str]) -> dict[str, str]:

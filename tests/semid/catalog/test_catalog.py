@@ -7,8 +7,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import shapes
 
-from semid.catalog import SemanticCatalog, level_name
+from semid.catalog import SemanticCatalog, extend, level_name
 from semid.errors import SemidError
 
 IDS = ["a", "b", "c", "d"]
@@ -48,6 +49,22 @@ def test_ids_are_strings_and_codes_integers():
         SemanticCatalog(pa.array([*"abc", None]), codes, (3, 2))
     with pytest.raises(SemidError, match="expected codes as integers, got float32; convert them"):
         SemanticCatalog(pa.array(IDS), codes.astype(np.float32), (3, 2))
+
+
+def test_a_column_of_a_table_is_a_list_of_ids_and_sizes_are_any_whole_numbers():
+    ids, sizes = pa.chunked_array([IDS[:2], IDS[2:]]), np.array([3, 2])
+    with shapes.unchecked():
+        same = SemanticCatalog(ids, np.array(CODES, np.int32), sizes)
+        with pytest.raises(SemidError, match=r"expected codes as a NumPy array, got list; convert it"):
+            SemanticCatalog(ids, CODES, (3, 2))
+        with pytest.raises(SemidError, match=r"expected removed as a NumPy array, got list; convert it"):
+            make(removed=[False] * 4)
+        for wrong in (3, (3.0, 2), "32"):
+            with pytest.raises(SemidError, match="expected level_sizes as whole numbers, such as"):
+                make(sizes=wrong)
+    assert (same.item_ids.type, same.level_sizes, same.digest) == (pa.string(), (3, 2), make().digest)
+    assert same.incompatibility_with(make()) is None
+    assert extend(same, ["e"], np.array([[2, 1]])).item_ids.to_pylist() == [*IDS, "e"]
 
 
 def test_rows_and_lookup_follow_the_order_asked_for():
