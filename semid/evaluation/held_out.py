@@ -54,8 +54,10 @@ def examples_from_table(ranker: Named, table: str | Path | pa.Table | Any, *, dr
     faults = Faults(name)
     read = as_table(table, strings=tuple(_COLUMNS))
     for column, what in _COLUMNS.items():
-        if column not in read.column_names:
+        if (count := read.column_names.count(column)) == 0:
             faults.column(column, f"missing; expected {what}; there are {read.column_names}")
+        elif count > 1:
+            faults.column(column, "occurs more than once; rename or drop one")
     raise_faults(faults.lines)
     log_unused(name for name in read.column_names if name not in _COLUMNS)
     if not read.num_rows:

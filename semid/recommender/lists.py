@@ -50,12 +50,23 @@ def is_whole(number: object) -> bool:
 def item_groups(items: pa.Table, columns: tuple[str, ...], item_ids: pa.Array) -> dict[str, Tags]:
     """Groups of a catalogue's items by columns of a table with `item_id`; items that it lacks have none.
 
-    Raises SemidError for a column that is missing or holds no groups, and if the table has none of the items.
+    Raises SemidError for a column that is missing, occurs twice or holds no groups, for an item that is given twice,
+    and if the table has none of the items.
     """
+    for column in ("item_id", *columns):
+        if items.column_names.count(column) > 1:
+            raise SemidError(f"the items' column {column!r} occurs more than once; rename or drop one")
     groups = {column: Tags.from_column(items, column) for column in columns}
     if "item_id" not in items.column_names:
         raise SemidError(f"no column 'item_id' among the items' {items.column_names}; rename the column of the ids")
-    rows = pc.fill_null(pc.index_in(item_ids, as_ids(items["item_id"])), -1).to_numpy().astype(np.int64)
+    ids = as_ids(items["item_id"])
+    first = pc.index_in(ids, ids).to_numpy()
+    for row in np.flatnonzero(first < np.arange(len(ids)))[:1].tolist():
+        raise SemidError(
+            f"item id {ids[row].as_py()!r} is given twice, in rows {first[row] + 1} and {row + 1} of the items; keep "
+            "one row for each item, with its groups as a list"
+        )
+    rows = pc.fill_null(pc.index_in(item_ids, ids), -1).to_numpy().astype(np.int64)
     if (lacking := int((rows < 0).sum())) == len(rows):
         raise SemidError(f"the table of {items.num_rows:,} items has none of the model's; give that of its dataset")
     if lacking:

@@ -212,6 +212,11 @@ def test_each_fault_of_a_table_is_named(ranker, columns, says):
         evaluate(ranker, pa.table(columns))
 
 
+def test_a_column_that_occurs_twice_is_named(ranker):
+    with pytest.raises(SemidError, match="column 'target': occurs more than once; rename or drop one"):
+        evaluate(ranker, TABLE.append_column("target", TABLE["target"]))
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

@@ -151,6 +151,10 @@ def test_what_cannot_be_is_said(model):
         model.with_groups(TABLE, "brnd")
     with pytest.raises(SemidError, match="has none of the model's"):
         model.with_groups(TABLE.set_column(0, "item_id", pa.array([f"x{row}" for row in range(ITEMS)])), "brand")
+    with pytest.raises(SemidError, match=r"item id 'i23' is given twice, in rows 1 and 25 of the items; keep one row"):
+        model.with_groups(pa.concat_tables([TABLE, TABLE.slice(0, 1)]), "brand")
+    with pytest.raises(SemidError, match="the items' column 'brand' occurs more than once; rename or drop one"):
+        model.with_groups(TABLE.append_column("brand", TABLE["brand"]), "brand")
     for wrong in (0.0, float("nan"), float("inf")):
         with pytest.raises(SemidError, match="expected a temperature above 0"):
             Sampling(temperature=wrong)
