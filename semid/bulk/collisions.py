@@ -40,7 +40,7 @@ _TABLE = """
 
 
 def write_catalog(
-    codes: Sequence[str],
+    codes: str | Path | Sequence[str | Path],
     out: str | Path,
     *,
     tokenizer: str | Path,
@@ -48,7 +48,7 @@ def write_catalog(
     memory_limit: str = "1GiB",
     temp_directory: str | Path | None = None,
 ) -> None:
-    """Write the catalogue artifact `out` of all items in the files that `encode_files` wrote.
+    """Write the catalogue artifact `out` of all items in the files that `encode_files` wrote, or in its folder.
 
     Items of all files are sorted by id (by its UTF-8 bytes). With `TIE_BREAK`, a tie-break level numbers the items of
     equal codes in that order, as `quantizers.tie_break` does; with `ALLOWED`, collisions stay. `tokenizer` is the
@@ -61,6 +61,7 @@ def write_catalog(
     tokenizer, and for too little disk space or memory.
     """
     collisions = enum_member(Collisions, collisions, "collisions")
+    codes = storage.find_all(codes)
     if not codes:
         raise SemidError("expected at least one file of codes, got none")
     if temp_directory is not None:

@@ -31,7 +31,7 @@ def encode_files(
     out: str | Path,
     *,
     id_column: str = "item_id",
-    columns: Sequence[str] | None = None,
+    columns: str | Sequence[str] | None = None,
     scheduler: str = LOCAL,
     retries: int = 2,
     block: int = BLOCK,
@@ -109,7 +109,7 @@ def _jobs(
     out: str | Path,
     *,
     id_column: str,
-    columns: Sequence[str] | None,
+    columns: str | Sequence[str] | None,
     block: int,
 ) -> list[Job]:
     """One job per file. Raises SemidError if two inputs have the same output, or an input would be overwritten."""
@@ -120,7 +120,7 @@ def _jobs(
             raise SemidError(f"{other} and {source} would both be written to {folder}/{name}; encode them apart")
         if storage.is_same(source, f"{folder}/{name}"):
             raise SemidError(f"{source}: its codes would be written to this very file; choose another folder (--out)")
-    digest, chosen = digest_of(tokenizer), tuple(columns or ())
+    digest, chosen = digest_of(tokenizer), (columns,) if isinstance(columns, str) else tuple(columns or ())
     return [Job(source, f"{folder}/{name}", digest, id_column, chosen, block) for name, source in made.items()]
 
 

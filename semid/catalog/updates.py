@@ -82,7 +82,7 @@ def append(
     *,
     tokenizer: Encoder,
     id_column: str = "item_id",
-    columns: Sequence[str] | None = None,
+    columns: str | Sequence[str] | None = None,
     known: Known | str = Known.ERROR,
 ) -> Appended:
     """Append the items of files (Parquet, CSV, TSV or JSONL), or of folders of parts, to a catalogue, as its next
@@ -98,7 +98,7 @@ def append(
     catalogue (unless `known` allows it), or for which no codes are left; and for a `tokenizer` that did not make the
     catalogue's codes.
     """
-    known = enum_member(Known, known, "known")
+    known, columns = enum_member(Known, known, "known"), [columns] if isinstance(columns, str) else columns
     folder, before = open_for_change(folder)
     _check_tokenizer(folder, tokenizer)
     files = storage.find_all(inputs)

@@ -139,7 +139,7 @@ def test_the_tokenizers_columns_are_taken_unless_others_are_named(tokenizer, tmp
     _write(tmp_path / "part.parquet", x, other=_lists(other), v=_lists(x))
     named = dataclasses.replace(tokenizer, config=dataclasses.replace(tokenizer.config, columns=("v",)))
     encode_files(named, [tmp_path / "part.parquet"], tmp_path / "codes")
-    encode_files(named, [tmp_path / "part.parquet"], tmp_path / "other", columns=["other"])
+    encode_files(named, [tmp_path / "part.parquet"], tmp_path / "other", columns="other")
     codes = [pq.read_table(tmp_path / name / "part.parquet")["codes"].to_pylist() for name in ("codes", "other")]
     assert codes == [tokenizer.encode(x).tolist(), tokenizer.encode(other).tolist()]
     with pytest.raises(SemidError, match=r"8 dimensions in all, got other: 8, v: 8"):
@@ -425,6 +425,10 @@ def test_the_catalog_does_not_depend_on_the_order_of_the_files_and_is_written_on
     assert one.digest == two.digest
     write_catalog(files, tmp_path / "two", tokenizer=home / "catalog")
     assert "skipped" in caplog.text
+    for same in (tmp_path / "codes", f"{tmp_path}/codes/*.parquet"):  # the folder of encode_files, or a pattern
+        write_catalog(same, tmp_path / "two", tokenizer=home / "catalog")
+    write_catalog(files[0], tmp_path / "first", tokenizer=home / "catalog")
+    assert len(SemanticCatalog.load(tmp_path / "first")) == ROWS
     with pytest.raises(SemidError, match="in use by a catalog of other settings"):
         write_catalog(files[:2], tmp_path / "two", tokenizer=home / "catalog")
 

@@ -242,7 +242,7 @@ def test_bad_items_are_named_and_nothing_is_written(folder, tmp_path, ids, point
 def test_vectors_of_a_name_that_catalogues_use_are_refused(folder, tmp_path, name):
     file = _file(tmp_path / "f.parquet", ["x"], _points(1, 0), **{name: np.ones((1, 2), np.float32)})
     with pytest.raises(SemidError, match=rf"f\.parquet: column '{name}' has the name of a catalogue's own; rename"):
-        updates.append(folder, [file], tokenizer=_tokenizer(Collisions.TIE_BREAK), columns=["v"])
+        updates.append(folder, [file], tokenizer=_tokenizer(Collisions.TIE_BREAK), columns="v")
     assert not (folder / "changes").exists()
 
 
