@@ -16,7 +16,7 @@ from jaxtyping import Float, Int, Shaped
 
 from semid.data import Dataset, Histories, Tags, usual_tags
 from semid.evaluation.evaluator import GROUPS, Metrics, Ranker, check_cutoff, examples_for_ranker
-from semid.evaluation.metrics import user_numbers
+from semid.evaluation.metrics import check_samples, user_numbers
 
 # Smoothing of the calibration (Steck, RecSys 2018, eq. 7).
 _ALPHA = 0.01
@@ -110,6 +110,7 @@ def compare_lists(
     once per target). All models use the codes of the first ranker that has any.
     """
     check_cutoff(measured, k)
+    check_samples(samples)
     coded = next((name for name, ranker in rankers.items() if ranker.codes is not None), None)
     traits = ListTraits.from_dataset(dataset, tags=tags, coded=None if coded is None else rankers[coded])
     users = user_numbers(dataset.splits.examples(split).histories.users)

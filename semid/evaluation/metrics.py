@@ -313,6 +313,12 @@ def half_width(values: Float[np.ndarray, " n"], *, users: Int[np.ndarray, " n"] 
     return 1.96 * float(np.sqrt(np.square(deviations).sum())) / len(values) if len(deviations) > 1 else 0.0
 
 
+def check_samples(samples: int) -> None:
+    """Raise SemidError for fewer than one sample of a bootstrap."""
+    if samples < 1:
+        raise SemidError(f"expected samples of the bootstrap of at least 1, got {samples}")
+
+
 def _user_sums(values: Float[np.ndarray, " n"], users: Int[np.ndarray, " n"] | None) -> Float[np.ndarray, " users"]:
     return values if users is None else np.bincount(user_numbers(users), values)
 
@@ -331,10 +337,13 @@ def paired_bootstrap(
     Drawing with replacement is a multinomial draw over the users' distinct sums of differences and counts of examples,
     of which ranking metrics have few; a drawn mean is the sum of the drawn sums by that of the drawn counts. The
     p-value is 2 min(P(mean* <= 0), P(mean* >= 0)), with one added to counts so that it is never 0.
-    Raises SemidError if the arrays are not of one length.
+    Raises SemidError if the arrays are not of one length, and without samples.
     """
     if a.shape != b.shape or not len(a):
         raise SemidError(f"expected two equally long arrays of values per example, got {a.shape} and {b.shape}")
+    if users is not None and users.shape != a.shape:
+        raise SemidError(f"expected the user of each of {len(a)} examples, got users {users.shape}")
+    check_samples(samples)
     sums, examples = _user_sums(a - b, users), _user_sums(np.ones(len(a)), users)
     pairs, counts = np.unique(sums + 1j * examples, return_counts=True)
     rng = np.random.default_rng(seed)

@@ -123,6 +123,8 @@ def test_lists_alike_of_a_catalogue_with_removed_and_appended_items_have_the_sam
         row["novelty"] for row in compare_lists({"model": ours, "popularity": theirs}, rankers, dataset, k=5)["rows"]
     ]
     assert novelty[0] == novelty[1]
+    with pytest.raises(SemidError, match="expected samples of the bootstrap of at least 1, got 0"):
+        compare_lists({"model": ours, "popularity": theirs}, rankers, dataset, k=5, samples=0)
 
 
 def test_baselines_learn_from_training_alone(dataset):

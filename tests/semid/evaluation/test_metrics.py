@@ -213,6 +213,10 @@ def test_bootstrap_interval_is_that_of_resampling_examples():
     np.testing.assert_allclose([got.low, got.high], np.quantile(means, [0.025, 0.975]), atol=0.004)
     assert got == metrics.paired_bootstrap(a, b, samples=5000, seed=2)
     assert got != metrics.paired_bootstrap(a, b, samples=5000, seed=3)
+    with pytest.raises(SemidError, match="expected samples of the bootstrap of at least 1, got 0"):
+        metrics.paired_bootstrap(a, b, samples=0)
+    with pytest.raises(SemidError, match=rf"the user of each of {len(a)} examples, got users \(2,\)"):
+        metrics.paired_bootstrap(a, b, users=np.zeros(2, np.int64))
 
 
 def test_intervals_are_over_users_and_not_over_their_examples():
