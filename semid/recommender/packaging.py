@@ -158,12 +158,15 @@ def _read_metrics(
         )
     row, path = read["rows"][own[0]], list(measured)[own[0]]
     controls = [row for row in read["rows"][len(measured) :] if row["model"] in ("popularity", "bigram", "oracle")]
-    provenance = {**read["provenance"], "models": {Path(path).name: measured[path]}}  # others' models and paths stay
+    folder = Path(path).name  # others' models and paths stay
+    model = folder if row["model"] == path else row["model"]  # several models of one kind and folder are named by path
+    provenance = {**read["provenance"], "models": {folder: measured[path]}}
     for name, key, renamed in (
-        ("beam_against_exact", row["model"], row["model"]),
-        ("trained_on_other_dataset", path, Path(path).name),
+        ("beam_against_exact", row["model"], model),
+        ("half_width_95", row["model"], model),
+        ("trained_on_other_dataset", path, folder),
     ):
         of_models = provenance.pop(name, {})
         if key in of_models:
             provenance[name] = {renamed: of_models[key]}
-    return {"split": read["split"], "rows": [row, *controls], "provenance": provenance}
+    return {"split": read["split"], "rows": [row | {"model": model}, *controls], "provenance": provenance}

@@ -35,6 +35,7 @@ MAX_IMAGE_BYTES = 3_000_000
 MAX_EXAMPLES = 14
 MAX_HISTORY = 12
 MAX_DIFFERENCES = 60
+_RESULTS = (".json", ".jsonl", ".parquet")  # suffixes of the files that it reads
 _IN_HEADINGS = {"dataset", "split", "exclude_seen"}  # of each table: a run may hold rows of both kinds
 # Datasets of one name that differ in one of these are shown apart.
 _IDENTITY = ("users", "items", "interactions", "split_rule", "tie_rule")
@@ -44,11 +45,16 @@ def write_report(runs: Sequence[str | Path], out: str | Path, *, dataset: str | 
     """Write the report of `runs` to the HTML file `out` and return its path. Titles, pictures and categories of items
     are those of a run's folder `dataset`, of `dataset` for runs that have none.
 
-    Raises SemidError for no run, a run without metrics, an unreadable file, or a damaged artifact.
+    Raises SemidError for no run, a run without metrics, an unreadable file, a damaged artifact, and for an `out` with
+    the suffix of a result file.
     """
     if not runs:
         raise SemidError("report: expected at least one run folder, got none; name folders that hold metrics.json")
     out = artifacts.try_file(out)
+    if out.suffix in _RESULTS:
+        raise SemidError(
+            f"{out}: the report is an HTML page, and would replace a result file; name it such as report.html"
+        )
     plotly_js, folder = _plotly(), None
     if dataset is not None:
         artifacts.read_artifact(folder := artifacts.fetched(dataset), artifacts.Kind.DATASET)

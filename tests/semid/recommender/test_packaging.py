@@ -226,6 +226,17 @@ def test_of_two_models_measured_together_each_gets_its_own(home, recommender, tm
     assert written["rows"][0] == row
     assert written["provenance"]["models"] == {"model": digest}
     assert list(written["provenance"]["beam_against_exact"]) == ["semid"]
+    row["model"] = "secret/model"  # as `semid evaluate` names models of one kind whose folders have one name
+    metrics["rows"][:2] = [{**row, "model": "secret/other/model"}, row]
+    for name in ("beam_against_exact", "half_width_95"):
+        own = metrics["provenance"][name].pop("semid")
+        metrics["provenance"][name] |= {"secret/other/model": own, "secret/model": own}
+    metrics["provenance"]["models"] = {"secret/other/model": "f00", "secret/model": digest}
+    artifacts.write_json(tmp_path / "metrics.json", metrics)
+    recommender.save_pretrained(tmp_path / "out", metrics=tmp_path / "metrics.json")
+    text = (tmp_path / "out" / "metrics.json").read_text()
+    assert "secret" not in text
+    assert list(json.loads(text)["provenance"]["half_width_95"]) == ["model"] == [json.loads(text)["rows"][0]["model"]]
 
 
 def test_a_later_version_is_handed_over_with_its_own_metrics_or_none(home, tmp_path):

@@ -665,6 +665,10 @@ def test_no_runs_and_a_folder_as_output_are_refused(run, tmp_path):
         write_report([], tmp_path / "report.html")
     with pytest.raises(SemidError, match="is a folder"):
         write_report([run], tmp_path)
+    before = (run / "metrics.json").read_bytes()
+    with pytest.raises(SemidError, match=r"metrics\.json: the report is an HTML page, and would replace a result file"):
+        write_report([run], run / "metrics.json")
+    assert (run / "metrics.json").read_bytes() == before
 
 
 def test_the_report_replaces_an_older_one_and_leaves_nothing_else(run, tmp_path):
