@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,13 +19,13 @@ from quantizers import tie_break
 from semid.catalog import SemanticCatalog
 from semid.config import to_dict
 from semid.data import Dataset, Standardizer
-from semid.encoders import Content, ItemEncoder, take
+from semid.encoders import Content, ItemEncoder, TextRows, take
 from semid.errors import SemidError
 from semid.generators import FittedConditions, training_counts
 from semid.joint.config import JointConfig
 from semid.joint.model import ContentTables, JointModel
 from semid.recommender import ItemData, ModelSpec, Recommender
-from semid.tokenizers import map_blocks
+from semid.tokenizers import BLOCK, map_blocks
 from semid.training import RunFolder
 
 # The first stages, in order: runs that differ only in later ones may share their results.
@@ -142,6 +143,11 @@ class Context:
         return broken.codes.astype(np.int32)
 
 
+# Items with more numbers, such as pictures of 224 pixels or long texts of wide encoders, are encoded few at once: the
+# states of a whole block would take tens of gigabytes.
+_LARGE_ITEM, _FEW_ITEMS = 64 * 384, 256
+
+
 def encode_items(
     encoder: ItemEncoder, content: Content, rows: Int[np.ndarray, " items"] | None = None
 ) -> Float[np.ndarray, "items dim"]:
@@ -149,7 +155,14 @@ def encode_items(
     rows = np.arange(len(jax.tree.leaves(dict(content))[0])) if rows is None else rows
 
     graph, variables = nnx.split(encoder)
-    return map_blocks(lambda block: _encode(graph, variables, block, dict(content)), rows.astype(np.int32))
+    size = _FEW_ITEMS if _numbers_per_item(encoder, content) > _LARGE_ITEM else BLOCK
+    return map_blocks(lambda block: _encode(graph, variables, block, dict(content)), rows.astype(np.int32), size=size)
+
+
+def _numbers_per_item(encoder: ItemEncoder, content: Content) -> int:
+    """Numbers in an item's largest array, or in the states of its tokens."""
+    widths = {name: of.dim if isinstance(content[name], TextRows) else 1 for name, of in encoder.encoders.items()}
+    return max(math.prod(x.shape[1:]) * widths[name] for name, of in content.items() for x in of)
 
 
 # Variables are arguments: XLA takes long to fold them as constants, and on CPUs has given garbage for a layer of zeros.

@@ -12,14 +12,15 @@ from jaxtyping import Array
 BLOCK = 8192
 
 
-def map_blocks(function: Callable[[Array], Array], x: Array | np.ndarray) -> np.ndarray:
-    """Apply `function`, which works row by row, to all rows of `x`, a block at a time; the result is on the host.
+def map_blocks(function: Callable[[Array], Array], x: Array | np.ndarray, *, size: int = BLOCK) -> np.ndarray:
+    """Apply `function`, which works row by row, to all rows of `x`, a block of `size` at a time; the result is on the
+    host.
 
     A short block is padded to a power of two, so that few shapes are compiled.
     """
-    blocks = [x[at : at + BLOCK] for at in range(0, len(x), BLOCK)] or [x]
-    sizes = [min(1 << (len(block) - 1).bit_length(), BLOCK) for block in blocks]
-    results = (function(jnp.asarray(pad_rows(block, rows=size))) for block, size in zip(blocks, sizes, strict=True))
+    blocks = [x[at : at + size] for at in range(0, len(x), size)] or [x]
+    padded = [min(1 << (len(block) - 1).bit_length(), size) for block in blocks]
+    results = (function(jnp.asarray(pad_rows(block, rows=rows))) for block, rows in zip(blocks, padded, strict=True))
     return np.concatenate([np.asarray(out)[: len(block)] for out, block in zip(results, blocks, strict=True)])
 
 

@@ -20,10 +20,14 @@ from semid.catalog import SemanticCatalog, extend
 from semid.data import GlobalTime, LeaveOneOut
 from semid.data.simulated import SimulatedConfig, simulate
 from semid.encoders import (
+    BlocksConfig,
     ContentConfig,
     FeatureEncoder,
     FeatureRows,
     FusionConfig,
+    ImageConfig,
+    ImageEncoder,
+    ImageRows,
     ItemContent,
     ItemEncoder,
     TextFromScratch,
@@ -228,6 +232,22 @@ def test_all_items_are_encoded_as_each_is():
     vectors = jnp.asarray(np.random.default_rng(0).normal(size=(4096, 128)), jnp.float32)
     content = {"x": FeatureRows(vectors, jnp.ones(len(vectors), bool))}
     np.testing.assert_allclose(encode_items(encoder, content), encoder(content), atol=1e-5)
+
+
+@pytest.mark.parametrize(("side", "blocks"), [(80, [512]), (96, [256, 64])])  # 19,200 and 27,648 numbers a picture
+def test_large_pictures_are_encoded_few_at_once(monkeypatch, side, blocks):
+    seen = []
+
+    def encode(graph, variables, rows, content):
+        seen.append(len(rows))
+        return jnp.zeros((len(rows), 4))
+
+    monkeypatch.setattr("semid.joint.context._encode", encode)
+    image = ImageEncoder(ImageConfig(size=side, patch=side, blocks=BlocksConfig(dim=2, heads=1)), rngs=nnx.Rngs(0))
+    pictures = ImageRows(np.zeros((300, side, side, 3), np.uint8), np.ones(300, bool))
+    encoder = ItemEncoder({"image": image}, FusionConfig(dim=4, hidden=2), rngs=nnx.Rngs(0))
+    assert encode_items(encoder, {"image": pictures}).shape == (300, 4)
+    assert seen == blocks
 
 
 def test_items_are_encoded_by_float32_products():
