@@ -227,8 +227,7 @@ class ContentConfig:
 
     def without_folders(self) -> ContentConfig:
         """The config without the folders of pretrained weights, which are known by their digests wherever they lie."""
-        named = {"text": self.text, "image": self.image}
-        nowhere = {name: replace(of, folder="") for name, of in named.items() if isinstance(of, _Pretrained)}
+        nowhere = {name: replace(of, folder="") for name, of in self.sources.items() if isinstance(of, _Pretrained)}
         return replace(self, **nowhere)  # type: ignore[arg-type]
 
 

@@ -200,9 +200,10 @@ class SemanticTokenizer:
         column, and naming the first row that is not finite.
         """
         vectors = items if isinstance(items, np.ndarray | jax.Array) else self.content_vectors(items)
-        if vectors.ndim != 2:
+        if vectors.ndim != 2 or vectors.dtype.kind not in "fiubV":  # V: bfloat16
             raise SemidError(
-                f"expected content vectors [items, {self.dim}], got {list(vectors.shape)}; give a row per item"
+                f"expected content vectors [items, {self.dim}] of numbers, got {vectors.dtype} {list(vectors.shape)}; "
+                "give a row per item"
             )
         codes = map_blocks(self.encode_block, vectors)
         bad = np.flatnonzero(codes[:, 0] < 0)

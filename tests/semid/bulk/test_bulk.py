@@ -82,8 +82,9 @@ def test_codes_are_those_of_encode_standardized_by_hand(any_tokenizer):
     np.testing.assert_array_equal(any_tokenizer.encode(x), by_hand)
     half = x.astype(np.float16)
     np.testing.assert_array_equal(any_tokenizer.encode(half), any_tokenizer.encode(half.astype(np.float32)))
-    with pytest.raises(SemidError, match=r"expected content vectors \[items, 8\], got \[8\]; give a row per item"):
-        any_tokenizer.encode(x[0])
+    for wrong, got in ((x[0], r"float32 \[8\]"), (x.astype(object), rf"object \[{len(x)}, 8\]")):
+        with pytest.raises(SemidError, match=rf"vectors \[items, 8\] of numbers, got {got}; give a row per item"):
+            any_tokenizer.encode(wrong)
 
 
 @pytest.mark.parametrize("rows", [ROWS, 32, 31, 1, 0])
