@@ -69,14 +69,6 @@ class Request:
         return {"config": self.config, "seed": self.seed, "parents": dict(self.parents)}
 
 
-def refuse_path(given: Any, *loaders: str) -> None:
-    """Raise SemidError if `given` is a path and not the object that one of `loaders`, e.g. `Dataset.load`, returns."""
-    if isinstance(given, str | Path):
-        kinds = " or ".join(loader.partition(".")[0] for loader in loaders)
-        loads = " or ".join(f"{loader}({str(given)!r})" for loader in loaders)
-        raise SemidError(f"expected {'an' if kinds[0] in 'AEIOU' else 'a'} {kinds}, got a path: {loads}")
-
-
 def run_stage(
     request: Request,
     out: str | Path | None,

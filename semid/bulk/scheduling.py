@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from semid import artifacts
 from semid.bulk.encoding import UNSTEADY, Done, Job, digest_of, encode_file, failed
 from semid.data import log_unused, output_name, storage
-from semid.errors import SemidError
+from semid.errors import SemidError, refuse_path
 from semid.tokenizers import BLOCK, SemanticTokenizer
 
 LOCAL = "local"
@@ -52,6 +52,7 @@ def encode_files(
     missing column or id, of a vector that is not finite or of another width, or an output made from another input; and
     before any work for negative `retries` or a `block` without rows.
     """
+    refuse_path(tokenizer, "SemanticTokenizer.from_pretrained")
     if retries < 0 or block < 1:
         raise SemidError(
             f"expected 0 or more retries (--retries) and a block of 1 row or more, got {retries} and {block}; correct "

@@ -23,7 +23,7 @@ from semid.arrow import to_lists
 from semid.catalog.catalog import SemanticCatalog, code_tokens, file_metadata, level_name
 from semid.config import enum_member
 from semid.data import as_ids, read_text
-from semid.errors import SemidError
+from semid.errors import SemidError, refuse_path
 
 SCHEMA_VERSION = 1
 
@@ -64,6 +64,7 @@ def export(
     tokenizer has only these. Raises SemidError if `out` is a folder, for an unsuitable base, and for item ids that the
     format cannot represent.
     """
+    refuse_path(catalog, "SemanticCatalog.load")
     format, out = enum_member(Format, format, "format"), artifacts.try_file(out)
     if base is not None and format is not Format.HF_TOKENIZER:
         raise SemidError(f"a base tokenizer is for the format hf-tokenizer, not for {format.value}; leave out the base")

@@ -22,7 +22,7 @@ from semid.catalog.collisions import Collisions, Residuals, place
 from semid.catalog.versions import Version, commit, open_for_change
 from semid.config import enum_member
 from semid.data import Block, ContentEncoder, Id, VectorFile, as_ids, as_mapped_table, log_unused, storage
-from semid.errors import SemidError
+from semid.errors import SemidError, refuse_path
 
 # Rows that are read at once.
 _ROWS = 8192
@@ -99,6 +99,7 @@ def append(
     catalogue's codes.
     """
     known, columns = enum_member(Known, known, "known"), [columns] if isinstance(columns, str) else columns
+    refuse_path(tokenizer, "SemanticTokenizer.from_pretrained")
     folder, before = open_for_change(folder)
     _check_tokenizer(folder, tokenizer)
     files = storage.find_all(inputs)
@@ -141,6 +142,7 @@ def extend(catalog: SemanticCatalog, item_ids: Iterable[Id], codes: Int[np.ndarr
     With a tie-break level, each item gets the first free number in its group of equal codes; otherwise items may
     collide. Raises SemidError for an item that exists, is repeated, or gets no number, and for codes of another shape.
     """
+    refuse_path(catalog, "SemanticCatalog.load")
     ids, levels = as_ids(item_ids), catalog.num_levels - catalog.tie_break
     if codes.shape != (len(ids), levels) or codes.dtype.kind not in "iu":
         got = f"{codes.dtype} {codes.shape}"

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from semid.config import from_dict
 from semid.data import Dataset, Examples, HeldOutItems
 from semid.data.simulated import SimulatedConfig, simulate
+from semid.errors import refuse_path
 from semid.evaluation.baselines import Bigram, Popularity
 from semid.evaluation.evaluator import (
     GROUPS,
@@ -38,6 +39,7 @@ def baselines(dataset: Dataset, *, asked: Collection[str] = ()) -> dict[str, Ran
     held-out items (with gaps in the histories it is no ceiling), if models are `asked` for parts of a condition other
     than the event, and for datasets that this version of the simulator does not reproduce (with a warning).
     """
+    refuse_path(dataset, "Dataset.load")
     train, repeats = dataset.splits.train, dataset.repeats.common
     rankers: dict[str, Ranker] = {
         "popularity": Popularity.fit(train, dataset.item_ids, repeats=repeats),
@@ -75,6 +77,7 @@ def compare(
     """Metrics of each ranker by name, with progress. `beam_size` is for rankers with codes, `own` and `condition` for
     those with conditions. Rankers without `active` are measured on the items `item_ids`, others on their own active
     items. See `evaluate` for `own` and `other_dataset`."""
+    refuse_path(dataset, "Dataset.load")
     users = len(dataset.splits.examples(split))
 
     def measure(name: str, ranker: Ranker) -> Metrics:

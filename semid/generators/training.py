@@ -17,7 +17,7 @@ from semid.artifacts import Kind, Origin
 from semid.catalog import SemanticCatalog
 from semid.config import check_range, later_field, to_dict
 from semid.data import Dataset, Examples, Standardizer, content_blocks, read_encoders
-from semid.errors import SemidError
+from semid.errors import SemidError, refuse_path
 from semid.evaluation import accuracy, group_ids, item_places
 from semid.generators.calibration import with_calibrated_events
 from semid.generators.conditions import ConditionsConfig
@@ -35,7 +35,7 @@ from semid.recommender import (
     copy_tokenizer,
     sequence_codes,
 )
-from semid.stage import Request, refuse_path, run_stage
+from semid.stage import Request, run_stage
 from semid.training import (
     OptimizerConfig,
     PackedHistories,

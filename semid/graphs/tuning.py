@@ -14,6 +14,7 @@ from scipy import sparse
 from semid.artifacts import Kind
 from semid.config import to_dict
 from semid.data import Dataset, Examples
+from semid.errors import refuse_path
 from semid.graphs.item_graph import ItemGraph, content_vectors, next_item
 from semid.graphs.transitions import (
     ItemGraphConfig,
@@ -24,7 +25,7 @@ from semid.graphs.transitions import (
     spreading_matrix,
 )
 from semid.progress import show_progress
-from semid.stage import Request, refuse_path, run_stage
+from semid.stage import Request, run_stage
 
 # Version of the `fit_graph` stage: raised where the same settings come to give another graph.
 _VERSION = 2

@@ -43,7 +43,7 @@ from semid.encoders import (
     read_content,
     row_digests,
 )
-from semid.errors import SemidError
+from semid.errors import SemidError, refuse_path
 from semid.generators import with_tuned_mixture, write_statistics
 from semid.graphs import ItemGraph
 from semid.joint.config import JointConfig
@@ -52,7 +52,7 @@ from semid.joint.model import TEACHER_TERMS, JointModel
 from semid.joint.stages import Stage, plan
 from semid.progress import LOG
 from semid.recommender import Recommender, read_spec
-from semid.stage import Request, refuse_path, run_stage, shared_folder
+from semid.stage import Request, run_stage, shared_folder
 from semid.tokenizers import RQVAE, SemanticTokenizer, TokenizerConfig, map_blocks
 from semid.training import HISTORY, REQUEST, check_events, named_leaves, on_first, read_history, replace_leaves
 from seq_models import RQTransformer

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import hashlib
 import json
+import math
 import tempfile
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +24,7 @@ from semid.catalog import CATALOG_FILE, SemanticCatalog
 from semid.catalog.versions import current as read_version
 from semid.catalog.versions import vectors as appended_vectors
 from semid.data import Dataset, Histories, Id, Tags, as_ids, as_mapped_table
-from semid.errors import SemidError
+from semid.errors import SemidError, refuse_path
 from semid.graphs import ItemGraph
 from semid.notebooks import Facts
 from semid.recommender.conditions import Condition, ConditionLike, ConditionSpec, as_conditions, own_conditions
@@ -82,8 +83,8 @@ class Recommender:
                 f"the model was trained on the codes of another catalogue (digest {spec.catalog[:12]}) than the one "
                 f"given ({catalog.digest[:12]}); give that one, or train on this one"
             )
-        if capacity_factor is not None and capacity_factor < 1:
-            raise SemidError(f"expected a capacity_factor of 1 or more, got {capacity_factor}")
+        if capacity_factor is not None and not 1 <= capacity_factor < math.inf:
+            raise SemidError(f"expected a capacity_factor of 1 or more, and finite, got {capacity_factor}")
         self.catalog, self.spec = catalog, spec
         self.items, self._capacity_factor, self._graph = items, capacity_factor, graph
         self._groups: dict[str, Tags] = {}
@@ -269,6 +270,7 @@ class Recommender:
 
         Raises SemidError for a graph of other items than the catalogue's and for a weight out of range.
         """
+        refuse_path(graph, "ItemGraph.load")
         check_graph_weight(weight)
         if graph is not None:
             check_graph(graph, self.catalog.item_ids)
@@ -334,6 +336,7 @@ class Recommender:
         items of a model with a learned vector per item. New items are in no group until `with_groups` is called again
         with a table that has them.
         """
+        refuse_path(catalog, "SemanticCatalog.load")
         first, catalog = len(self.catalog), self._reordered(catalog)
         return self._updated(catalog, first, vectors=vectors, graph_vectors=graph_vectors, sequences=sequences or {})
 

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 from semid import artifacts
 from semid.arrow import write_parquet
 from semid.artifacts import Kind
-from semid.errors import SemidError
+from semid.errors import SemidError, refuse_path
 from semid.recommender.ranking import list_sizes
 from semid.recommender.recommender import Recommender
 from semid.recommender.scorers import Scorer
@@ -59,6 +59,7 @@ def export_program(
 
     Raises SemidError for numbers out of range, platforms that JAX does not know, and where flatbuffers is missing.
     """
+    refuse_path(recommender, "Recommender.from_pretrained")
     k, beam_size = list_sizes(k, beam_size)
     artifacts.output_folder(out, kind=Kind.PROGRAM)
     if importlib.util.find_spec("flatbuffers") is None:  # jax.export writes and reads with it

@@ -28,9 +28,9 @@ from semid.artifacts import Kind, Origin
 from semid.catalog import CATALOG_FILE, Collisions, SemanticCatalog, warn_of_large_group
 from semid.config import to_dict
 from semid.data import Dataset, Histories
-from semid.errors import SemidError
+from semid.errors import SemidError, refuse_path
 from semid.graphs import PpmiConfig, co_consumed
-from semid.stage import Request, refuse_path, run_stage
+from semid.stage import Request, run_stage
 from semid.tokenizers.blocks import map_blocks
 from semid.tokenizers.kmeans import RQKmeansConfig, fit_kmeans
 from semid.tokenizers.method import FitContext

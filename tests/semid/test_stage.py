@@ -18,11 +18,15 @@ from semid import artifacts
 from semid import stage as stage_module
 from semid.artifacts import Kind, Origin, files
 from semid.artifacts.locks import Owner
+from semid.bulk import encode_files
+from semid.catalog import append, export, extend
 from semid.data import Dataset
 from semid.errors import SemidError
+from semid.evaluation import baselines, compare
 from semid.generators import train
 from semid.graphs import SmoothConfig, add_column, fit_graph
 from semid.joint import train_end_to_end
+from semid.recommender import Recommender, export_program
 from semid.stage import Request, run_recorded, run_stage
 from semid.tokenizers import tokenize
 
@@ -85,9 +89,30 @@ def test_programs_are_forgotten_where_they_hold_too_many_maps_of_memory(limit, t
             "expected a Recommender, got a path: Recommender.from_pretrained('x')",
         ),
         (lambda path: train_end_to_end(None, graph=path), "expected an ItemGraph, got a path: ItemGraph.load('x')"),
+        (partial(compare, {}), "expected a Dataset, got a path: Dataset.load('x')"),
+        (baselines, "expected a Dataset, got a path: Dataset.load('x')"),
+        (lambda path: export(path, "tsv", "y"), "expected a SemanticCatalog, got a path: SemanticCatalog.load('x')"),
+        (lambda path: extend(path, [], []), "expected a SemanticCatalog, got a path: SemanticCatalog.load('x')"),
+        (
+            lambda path: append("y", "z", tokenizer=path),
+            "expected a SemanticTokenizer, got a path: SemanticTokenizer.from_pretrained('x')",
+        ),
+        (
+            lambda path: encode_files(path, "y", "z"),
+            "expected a SemanticTokenizer, got a path: SemanticTokenizer.from_pretrained('x')",
+        ),
+        (
+            lambda path: export_program(path, "y"),
+            "expected a Recommender, got a path: Recommender.from_pretrained('x')",
+        ),
+        (
+            partial(Recommender.with_catalog, None),
+            "expected a SemanticCatalog, got a path: SemanticCatalog.load('x')",
+        ),
+        (partial(Recommender.with_graph, None), "expected an ItemGraph, got a path: ItemGraph.load('x')"),
     ],
 )
-def test_a_path_where_a_stage_takes_what_it_holds_is_answered_with_its_loader(call, message):
+def test_a_path_in_place_of_what_it_holds_is_answered_with_its_loader(call, message):
     with pytest.raises(SemidError, match=re.escape(message)):
         call("x")
 

@@ -19,10 +19,10 @@ from semid.artifacts import Kind
 from semid.config import check_range, from_dict, to_dict
 from semid.data import Dataset, StoredEncoder
 from semid.encoders import ContentEncoderConfig, FittedEncoder, with_content_vectors
-from semid.errors import SemidError
+from semid.errors import SemidError, refuse_path
 from semid.graphs.signals import has_content, vector_column
 from semid.progress import show_progress
-from semid.stage import STAGE_VERSION, Request, refuse_path, run_stage
+from semid.stage import STAGE_VERSION, Request, run_stage
 
 _SCAN_STEPS = 50  # training steps per compiled call
 _ABSENT_CONTENT_VERSION = 1  # stage version of training with items that lack content; recipes before it have none

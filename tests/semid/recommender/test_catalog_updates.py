@@ -189,8 +189,9 @@ def test_beyond_its_room_it_compiles_and_answers_all_the_same(model):
     _agree(_answers(updated), _answers(model.with_catalog(_catalog(LATER), vectors=RAW[ITEMS:])))
     again = updated.with_catalog(_catalog(LATER, GONE))
     assert again._capacity == updated._capacity != small._capacity
-    with pytest.raises(SemidError, match=r"expected a capacity_factor of 1 or more, got 0\.5"):
-        _make(model.spec.model, _catalog(ITEMS), capacity_factor=0.5)
+    for factor in (0.5, float("inf"), float("nan")):
+        with pytest.raises(SemidError, match=rf"expected a capacity_factor of 1 or more, and finite, got {factor}"):
+            _make(model.spec.model, _catalog(ITEMS), capacity_factor=factor)
 
 
 def _same(one: Recommender, other: Recommender) -> None:
