@@ -404,7 +404,8 @@ def _check_teacher(
     config: JointConfig,
     previous: PreviousRun | None,
 ) -> None:
-    """Raise SemidError unless a teacher's vectors, of all items, are given exactly if a term learns from them."""
+    """Raise SemidError unless a teacher's vectors, finite and of all items, are given exactly if a term learns from
+    them."""
     terms = {name for phase in config.joint for name in phase.step.objective.weights(0.0)}
     if teacher is None and (lacking := sorted(terms & TEACHER_TERMS)):
         raise SemidError(f"the term {lacking[0]} learns from a teacher: give one (--teacher), or weight 0")
@@ -413,6 +414,9 @@ def _check_teacher(
         raise SemidError("no term learns from the teacher: weigh teacher_codes or teacher_states, or give no teacher")
     if teacher is not None and len(teacher) != dataset.num_items:
         raise SemidError(f"expected a teacher's vectors of {dataset.num_items} items, got {len(teacher)}")
+    if teacher is not None and len(bad := np.flatnonzero(~np.isfinite(teacher).all(axis=1))):
+        item = dataset.item_ids[int(bad[0])].as_py()
+        raise SemidError(f"the teacher's vector of item {item!r} has NaN or infinity, as do {len(bad):,} in all")
 
 
 def _check(dataset: Dataset, content: ItemContent, config: JointConfig) -> None:

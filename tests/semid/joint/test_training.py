@@ -542,6 +542,9 @@ def test_a_term_that_learns_from_a_teacher_wants_one(world, tmp_path):
     few = np.zeros((3, 4), np.float32)
     with pytest.raises(SemidError, match="expected a teacher's vectors of 120 items, got 3"):
         run(world, taught, tmp_path / "few", teacher=few)
+    gaps = np.where(np.arange(120)[:, None] == 7, np.nan, np.zeros((120, 4), np.float32))
+    with pytest.raises(SemidError, match=f"vector of item '{world.item_ids[7]}' has NaN or infinity, as do 1 in all"):
+        run(world, taught, tmp_path / "gaps", teacher=gaps)
     with pytest.raises(SemidError, match="no term learns from the teacher: weigh teacher_codes or teacher_states"):
         run(world, CONFIG, tmp_path / "untaught", teacher=np.zeros((120, 4), np.float32))
     with pytest.raises(SemidError, match="expected a Recommender or item vectors as the teacher, got ItemGraph"):
