@@ -45,6 +45,7 @@ class LowRank:
 
     def __post_init__(self) -> None:
         check_range(self, "rank", at_least=1)
+        check_range(self, "alpha", above=0)
         if not self.layers:
             raise SemidError("expected the names of matrices in layers, got none; give some, such as query and value")
 

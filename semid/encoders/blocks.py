@@ -129,7 +129,7 @@ class BlocksConfig:
     """Recompute each block in the backward pass instead of keeping its activations."""
 
     def __post_init__(self) -> None:
-        check_range(self, "dim", "layers", "heads", "hidden", at_least=1)
+        check_range(self, "dim", "layers", "heads", "hidden", "head_width", at_least=1)
         check_range(self, "dropout", at_least=0, below=1)
         if self.head_width is None and self.dim % self.heads:
             raise SemidError(f"dim {self.dim} must divide into {self.heads} heads; change either or give head_width")

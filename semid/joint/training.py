@@ -75,8 +75,8 @@ _SCRATCH = "scratch"
 def train_end_to_end(
     dataset: Dataset,
     *,
-    text: TextSource | str | None = _SCRATCH,
-    image: ImageSource | str | None = None,
+    text: TextSource | str | Path | None = _SCRATCH,
+    image: ImageSource | str | Path | None = None,
     content: ItemContent | None = None,
     config: JointConfig = JointConfig(),
     out: str | Path | None = None,
@@ -207,17 +207,17 @@ def trained_encoder(path: str | Path, encoder: ItemEncoder | None = None) -> Ite
 
 
 def _content_config(
-    text: TextSource | str | None, image: ImageSource | str | None, content: ItemContent | None
+    text: TextSource | str | Path | None, image: ImageSource | str | Path | None, content: ItemContent | None
 ) -> ContentConfig | None:
     """Config of the content to read; None if `content` is given."""
     if content is not None:
         if (text, image) != (_SCRATCH, None):
             raise SemidError("expected text and image, or content, got both; content has its own encoders")
         return None
-    if isinstance(text, str):
-        text = TextFromScratch() if text == _SCRATCH else PretrainedText(text)
-    if isinstance(image, str):
-        image = ImageFromScratch() if image == _SCRATCH else PretrainedImage(image)
+    if isinstance(text, str | Path):
+        text = TextFromScratch() if text == _SCRATCH else PretrainedText(str(text))
+    if isinstance(image, str | Path):
+        image = ImageFromScratch() if image == _SCRATCH else PretrainedImage(str(image))
     return ContentConfig(text, image)
 
 

@@ -140,6 +140,14 @@ def test_pretrained_folders_are_found_where_they_have_moved_and_other_weights_re
 def test_what_does_not_fit_is_refused(world, tmp_path):
     with pytest.raises(SemidError, match="expected text, image or vectors to encode items from, got none"):
         ContentConfig(text=None)
+    with pytest.raises(SemidError, match=r"image: expected the config .* ImageFromScratch\(\) or .*, got 'scratch'"):
+        ContentConfig(image="scratch")
+    with pytest.raises(SemidError, match=r"vectors: expected names of columns, got 'content'; give \('content',\)"):
+        ContentConfig(vectors="content")
+    with pytest.raises(SemidError, match="expected alpha above 0"):
+        LowRank(alpha=0.0)
+    with pytest.raises(SemidError, match="expected head_width of at least 1, got 0"):
+        BlocksConfig(head_width=0)
     with pytest.raises(SemidError, match="a vector column named 'image' cannot be told from a part of the"):
         ContentConfig(vectors=("image",))
     for fusion, column in ((FusionConfig(), "items"), (FusionConfig(cross=True), "cross")):

@@ -30,6 +30,8 @@ from semid.encoders import (
     ImageRows,
     ItemContent,
     ItemEncoder,
+    PretrainedImage,
+    PretrainedText,
     TextFromScratch,
     read_content,
 )
@@ -56,7 +58,15 @@ from semid.joint import (
 )
 from semid.joint import stages as joint_stages
 from semid.joint.context import WARM_UP, Context
-from semid.joint.training import STATE_FILE, _check, _check_continued, _read_content, _request, _teacher_vectors
+from semid.joint.training import (
+    STATE_FILE,
+    _check,
+    _check_continued,
+    _content_config,
+    _read_content,
+    _request,
+    _teacher_vectors,
+)
 from semid.recommender import ItemData, ModelSpec
 from semid.stage import shared_folder
 from semid.tokenizers import RQVAE, RQVaeConfig, SemanticTokenizer
@@ -599,6 +609,14 @@ def test_more_items_of_equal_content_than_the_tie_break_tells_apart_are_refused_
         item = world.item_ids[7].as_py()
         with pytest.raises(SemidError, match=rf"{alike} items have the same content as item '{item}', .* {alike} or m"):
             _check(world, ItemContent(given, encoder), few)
+
+
+def test_folders_of_encoders_may_be_paths(tmp_path):
+    config = _content_config(tmp_path / "text", tmp_path / "image", None)
+    assert (config.text, config.image) == (
+        PretrainedText(str(tmp_path / "text")),
+        PretrainedImage(str(tmp_path / "image")),
+    )
 
 
 def test_a_dataset_without_validation_is_refused_before_any_work(world, monkeypatch):
