@@ -365,7 +365,8 @@ class Dataset:
         """The text columns to read: `text` if it exists, else all. Raises SemidError if there are none."""
         columns = ("text",) if "text" in self.text_columns else tuple(self.text_columns)
         if not columns:
-            raise SemidError(f"dataset {self.name!r} has neither vector nor text columns; add one to the items table")
+            lacks = "no text columns" if self.vector_columns else "neither vector nor text columns"
+            raise SemidError(f"dataset {self.name!r} has {lacks}; add one to the items table")
         return columns
 
     def texts(self) -> list[str]:

@@ -156,6 +156,9 @@ def test_what_does_not_fit_is_refused(world, tmp_path):
     ContentConfig(vectors=("cross",))  # control
     with pytest.raises(SemidError, match="no vector column 'absent'"):
         read_content(world, ContentConfig(text=None, vectors=("absent",)))
+    mute = world.replace(items=world.items.select(["item_id", "content"]))
+    with pytest.raises(SemidError, match="dataset 'simulated' has no text columns; add one to the items table"):
+        read_content(mute)
     blind = world.replace(items=world.items.drop_columns(["image"]))
     with pytest.raises(SemidError, match="has no column 'image' of pictures; leave the image encoder out"):
         read_content(blind, SCRATCH)
