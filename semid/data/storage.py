@@ -44,8 +44,9 @@ def find(pattern: str | Path) -> list[str]:
 
 
 def find_all(inputs: str | Path | Sequence[str | Path]) -> list[str]:
-    """The files of one or several paths, URLs or patterns (see `find`)."""
-    return [file for path in ([inputs] if isinstance(inputs, str | Path) else inputs) for file in find(path)]
+    """The files of one or several paths, URLs or patterns (see `find`), each once."""
+    paths = [inputs] if isinstance(inputs, str | Path) else inputs
+    return list(dict.fromkeys(file for path in paths for file in find(path)))
 
 
 def table_files(fs: AbstractFileSystem, path: str) -> list[str]:

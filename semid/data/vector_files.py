@@ -146,8 +146,8 @@ class VectorFile:
         With `others`, all further vectors are read too: stored columns, and those that the encoders can compute. A
         column of lists without a fixed size is as wide as its first row.
 
-        Raises SemidError naming a column that is missing or no list of numbers; if `columns` is empty and the file has
-        several; and for widths that do not add up to `dim`.
+        Raises SemidError naming a column that is missing, named twice, or no list of numbers; if `columns` is empty and
+        the file has several; and for widths that do not add up to `dim`.
         """
         encoders, names, table = encoders or {}, names or {}, None
         if _text_suffix(path):
@@ -189,6 +189,8 @@ class VectorFile:
             for name, count in Counter(schema.names).items():
                 if count > 1:
                     raise SemidError(f"{self.path}: column {name!r} occurs more than once; rename or drop one")
+            if twice := next((name for name, count in Counter(columns).items() if count > 1), None):
+                raise SemidError(f"{self.path}: vector column {twice!r} is named twice; name it once (--columns)")
             vectors = list(columns) or self._only_vectors(schema)
             computed = {name: encoder for name, encoder in encoders.items() if name not in schema.names}
             self._check_columns(source, vectors, computed)

@@ -145,6 +145,8 @@ def test_the_tokenizers_columns_are_taken_unless_others_are_named(tokenizer, tmp
     assert codes == [tokenizer.encode(x).tolist(), tokenizer.encode(other).tolist()]
     with pytest.raises(SemidError, match=r"8 dimensions in all, got other: 8, v: 8"):
         encode_files(tokenizer, [tmp_path / "part.parquet"], tmp_path / "all", columns=["other", "v"])
+    with pytest.raises(SemidError, match="vector column 'v' is named twice; name it once"):
+        encode_files(tokenizer, [tmp_path / "part.parquet"], tmp_path / "all", columns=["v", "v"])
 
 
 def test_columns_of_another_order_get_the_codes_of_the_order_that_was_fitted(tmp_path):
@@ -428,6 +430,7 @@ def test_the_catalog_does_not_depend_on_the_order_of_the_files_and_is_written_on
     assert "skipped" in caplog.text
     for same in (tmp_path / "codes", f"{tmp_path}/codes/*.parquet"):  # the folder of encode_files, or a pattern
         write_catalog(same, tmp_path / "two", tokenizer=home / "catalog")
+    write_catalog([files[0], *files[:1]], tmp_path / "first", tokenizer=home / "catalog")
     write_catalog(files[0], tmp_path / "first", tokenizer=home / "catalog")
     assert len(SemanticCatalog.load(tmp_path / "first")) == ROWS
     with pytest.raises(SemidError, match="in use by a catalog of other settings"):

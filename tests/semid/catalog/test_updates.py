@@ -301,7 +301,8 @@ def test_what_cannot_be_removed_is_named(folder):
 def test_the_command_appends_what_a_pattern_finds(folder, tmp_path, capsys):
     for at in (0, 1):
         _file(tmp_path / f"new-{at}.parquet", [f"n{at}"], _points(1, seed=at))
-    main(["catalog", "append", "--catalog", str(folder), "--input", f"{tmp_path}/new-*.parquet"])
+    inputs = (f"{tmp_path}/new-*.parquet", f"{tmp_path}/new-1.parquet")  # the second is found by the first
+    main(["catalog", "append", "--catalog", str(folder), "--input", *inputs])
     assert "version 1: 2 items appended" in " ".join(capsys.readouterr().out.split())
     assert SemanticCatalog.load(folder).item_ids[6:].to_pylist() == ["n0", "n1"]
     main(["catalog", "append", "--catalog", str(folder), "--input", f"{tmp_path}/new-*.parquet"])
