@@ -180,7 +180,6 @@ class Evaluate:
         provenance |= {"beam_against_exact": searched, "half_width_95": half}
         self._print({"rows": rows, "lists": lists, "values": values, "provenance": provenance}, models, dataset)
         first = next(iter(models))
-        out.parent.mkdir(parents=True, exist_ok=True)
         shown = self._examples(models[first], first, measured, dataset, shared) if examples else None
         provenance = {k: v for k, v in measured[first].provenance.items() if k != "model"} | provenance
         users = user_table(measured, dataset, split=self.split)

@@ -21,6 +21,7 @@ from semid.evaluation.evaluator import (
     GROUPS,
     Metrics,
     Ranker,
+    check_examples,
     condition_option,
     evaluate,
     examples_for_ranker,
@@ -123,8 +124,9 @@ def _condition(
 def user_table(measured: Mapping[str, Metrics], dataset: Dataset, *, split: str = "test") -> pa.Table:
     """Every example of a split: user, target, its groups, and Recall@K and NDCG@K of each model (`ndcg@10:semid`).
 
-    Rows are in the split's order.
+    Rows are in the split's order. Raises SemidError for a model that was measured on another dataset or split.
     """
+    check_examples(measured, dataset, split)
     examples, first = dataset.splits.examples(split), next(iter(measured.values()))
     columns: dict[str, pa.Array] = {
         "user": dataset.users.take(pa.array(examples.histories.users)),

@@ -342,6 +342,17 @@ def check_cutoff(measured: Mapping[str, Metrics], k: int) -> None:
             raise SemidError(f"{name} was measured at {there}, not at {k}; give a k of these, or ks with {k}")
 
 
+def check_examples(measured: Mapping[str, Metrics], dataset: Dataset, split: str) -> None:
+    """Raise SemidError naming a model that was measured on another dataset or split, so on other users."""
+    expected = {"dataset": dataset.name, "split": split, "examples": len(dataset.splits.examples(split))}
+    for name, model_metrics in measured.items():
+        found = {key: model_metrics.provenance.get(key, value) for key, value in expected.items()}
+        found["examples"] = len(model_metrics.ranked)
+        if found != expected:
+            there, here = ("{examples:,} examples of {dataset}/{split}".format(**one) for one in (found, expected))
+            raise SemidError(f"{name} was measured on {there}, not on the {here}; measure all on one split")
+
+
 def main_cutoff(ks: Sequence[int]) -> int:
     """The cut-off by which models are compared: 10, or the largest."""
     return 10 if 10 in ks else max(ks)
@@ -527,6 +538,7 @@ def write_metrics(
     `user_table`) to `users_file`, both next to it, and it records their digests.
     """
     path = artifacts.place(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     content: dict[str, Any] = {"split": split, "rows": [dict(row) for row in rows], "provenance": dict(provenance)}
     content |= {name: dict(part) for name, part in (("lists", lists), ("values", values)) if part is not None}
     written = []

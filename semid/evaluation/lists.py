@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from jaxtyping import Float, Int, Shaped
 
 from semid.data import Dataset, Histories, Tags, usual_tags
-from semid.evaluation.evaluator import GROUPS, Metrics, Ranker, check_cutoff, examples_for_ranker
+from semid.evaluation.evaluator import GROUPS, Metrics, Ranker, check_cutoff, check_examples, examples_for_ranker
 from semid.evaluation.metrics import check_samples, user_numbers
 
 # Smoothing of the calibration (Steck, RecSys 2018, eq. 7).
@@ -110,6 +110,7 @@ def compare_lists(
     once per target). All models use the codes of the first ranker that has any.
     """
     check_cutoff(measured, k)
+    check_examples(measured, dataset, split)
     check_samples(samples)
     coded = next((name for name, ranker in rankers.items() if ranker.codes is not None), None)
     traits = ListTraits.from_dataset(dataset, tags=tags, coded=None if coded is None else rankers[coded])

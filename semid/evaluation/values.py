@@ -100,6 +100,10 @@ def compare_values(measured: Mapping[str, Metrics], targets: TargetValues, *, k:
     """Both readings for each model that `compare` has measured on these targets, every example a list with one target,
     as `metrics.json` holds them."""
     check_cutoff(measured, k)
+    for name, found in measured.items():
+        if (examples := len(found.per_example[f"recall@{k}"])) != len(targets.values):
+            there = f"{examples:,} examples, and the values are of {len(targets.values):,}"
+            raise SemidError(f"{name} was measured on {there}; take those of its dataset and split")
     lists = np.arange(len(targets.values))
     scores = {
         name: value_scores(found.per_example[f"recall@{k}"], found.per_example[f"ndcg@{k}"], targets.values, lists, k=k)

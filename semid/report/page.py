@@ -41,13 +41,17 @@ _IN_HEADINGS = {"dataset", "split", "exclude_seen"}  # of each table: a run may 
 _IDENTITY = ("users", "items", "interactions", "split_rule", "tie_rule")
 
 
-def write_report(runs: Sequence[str | Path], out: str | Path, *, dataset: str | Path | None = None) -> Path:
-    """Write the report of `runs` to the HTML file `out` and return its path. Titles, pictures and categories of items
-    are those of a run's folder `dataset`, of `dataset` for runs that have none.
+def write_report(
+    runs: str | Path | Sequence[str | Path], out: str | Path, *, dataset: str | Path | None = None
+) -> Path:
+    """Write the report of `runs`, or of one run, to the HTML file `out` and return its path.
+
+    Titles, pictures and categories of items are those of a run's folder `dataset`, for runs without one of `dataset`.
 
     Raises SemidError for no run, a run without metrics, an unreadable file, a damaged artifact, and for an `out` with
     the suffix of a result file.
     """
+    runs = [runs] if isinstance(runs, str | Path) else runs
     if not runs:
         raise SemidError("report: expected at least one run folder, got none; name folders that hold metrics.json")
     out = artifacts.try_file(out)

@@ -127,6 +127,21 @@ def test_lists_alike_of_a_catalogue_with_removed_and_appended_items_have_the_sam
         compare_lists({"model": ours, "popularity": theirs}, rankers, dataset, k=5, samples=0)
 
 
+def test_models_measured_on_other_examples_are_not_put_side_by_side(dataset):
+    """As many examples of the other split, and another dataset, would be taken for those of the same users."""
+    rankers = baselines(dataset)
+    wrong = {"bigram": compare(rankers, dataset, ks=(3,))["bigram"]}
+    wrong |= {"popularity": compare(rankers, dataset, split="validation", ks=(3,))["popularity"]}
+    says = r"popularity was measured on 9 examples of toy/validation, not on the 9 examples of toy/test; measure all"
+    for call in (user_table, lambda *given: compare_lists(given[0], rankers, given[1], k=3)):
+        with pytest.raises(SemidError, match=says):
+            call(wrong, dataset)
+        with pytest.raises(
+            SemidError, match=r"bigram was measured on 9 examples of toy/test, not on the .* other/test"
+        ):
+            call(wrong, dataset.replace(name="other"))
+
+
 def test_baselines_learn_from_training_alone(dataset):
     found = baselines(dataset)
     assert list(found) == ["popularity", "bigram"]  # no oracle: nobody knows this world

@@ -357,6 +357,7 @@ def test_metrics_file(dataset, bigram, tmp_path):
     assert written["provenance"]["split_rule"] == {"type": "LeaveOneOut"}
     examples = [{"user": "u1"}]
     write_metrics(tmp_path / "metrics.json", "test", [row], {}, examples=examples)
+    write_metrics(tmp_path / "new/folder/metrics.json", "test", [row], {}, examples=examples)
     assert json.loads((tmp_path / "examples.json").read_text()) == examples
     digest = hashlib.sha256((tmp_path / "examples.json").read_bytes()).hexdigest()
     assert json.loads((tmp_path / "metrics.json").read_text())["files"] == {"examples.json": digest}

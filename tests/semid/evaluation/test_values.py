@@ -101,6 +101,9 @@ def test_models_of_a_dataset_with_events(dataset):
     assert row["value_ndcg"] == pytest.approx((1 + 1 / np.log2(3)) / 4.5)
     with pytest.raises(SemidError, match=r"popularity was measured at recall@2, recall@10, not at 5; give a k of"):
         compare_values(measured, target_values(dataset), k=5)
+    half = target_values(dataset)._replace(values=np.ones(2))
+    with pytest.raises(SemidError, match="popularity was measured on 4 examples, and the values are of 2; take those"):
+        compare_values(measured, half, k=2)
     of_exposures = compare_values(measured, target_values(dataset, values={"exposure": 3}), k=2)["rows"][0]
     assert of_exposures["value_recall"] == of_exposures["weighted_recall"] == 0
 

@@ -673,7 +673,7 @@ def test_no_runs_and_a_folder_as_output_are_refused(run, tmp_path):
 
 def test_the_report_replaces_an_older_one_and_leaves_nothing_else(run, tmp_path):
     out = tmp_path / "new" / "report.html"
-    assert write_report([run], out) == write_report([run], out) == out
+    assert write_report([run], out) == write_report(run, out) == out
     assert list(out.parent.iterdir()) == [out]
 
 
