@@ -119,7 +119,7 @@ def evaluate(
     Raises SemidError if the ranker does not know an item of the data, was trained on another dataset, or lists an item
     that is repeated, unknown or not allowed; and for `item_ids` with repeats, or none of the ranker's items.
     """
-    _check_arguments(ranker, ks, batch_size)
+    ks, exclude_seen = _checked_ks(ranker, ks, batch_size), bool(exclude_seen)
     item_ids = _checked_item_ids(item_ids, options)
     options = search_options(ranker, options)
     evaluation_set = _evaluation_set(ranker, data, split, drop_unknown, other_dataset)
@@ -439,13 +439,19 @@ def _measure(
     return metrics.measure(values, ranked, available=available, popularity=task.popularity), per_example
 
 
-def _check_arguments(ranker: Ranker, ks: Sequence[int], batch_size: int) -> None:
+def _checked_ks(ranker: Ranker, ks: Sequence[int], batch_size: int) -> tuple[int, ...]:
+    """The cut-offs as Python integers, as JSON takes them. Raises SemidError for arguments of `evaluate` out of range."""
     if not isinstance(ranker, Ranker):
         raise SemidError(f"expected a ranker with item_ids, codes, tie_break and rank(), got {type(ranker).__name__}")
-    if not isinstance(ks, Sequence) or not all(isinstance(k, int | np.integer) for k in ks):
+    if not isinstance(ks, Sequence) or not all(_is_whole(k) for k in ks):
         raise SemidError(f"expected ks as a list of whole numbers, such as (5, 10), got {ks!r}")
-    if not ks or min(ks) < 1 or batch_size < 1:
+    if not ks or min(ks) < 1 or not _is_whole(batch_size) or batch_size < 1:
         raise SemidError(f"expected ks and batch_size of at least 1, got ks {tuple(ks)} and batch_size {batch_size}")
+    return tuple(int(k) for k in ks)
+
+
+def _is_whole(number: object) -> bool:
+    return isinstance(number, int | np.integer) and not isinstance(number, bool)
 
 
 def _checked_item_ids(item_ids: Any, options: Mapping[str, Any]) -> pa.Array | None:

@@ -124,7 +124,7 @@ def compare_lists(
             found["serendipity"] = metrics.per_example[f"recall@{k}"] * surprising
         values[name] = _Lists(found, metrics.per_example[f"ndcg@{k}"], metrics.groups["activity"])
     return {
-        "k": k,
+        "k": int(k),
         "tags": None if traits.tags is None else traits.tags.column,
         "vectors": dataset.vector_columns[0] if dataset.vector_columns else None,
         "codes_of": coded,

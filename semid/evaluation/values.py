@@ -110,7 +110,7 @@ def compare_values(measured: Mapping[str, Metrics], targets: TargetValues, *, k:
         for name, found in measured.items()
     }
     rows = [{"model": name, **row} for name, row in scores.items()]
-    return {"k": k, "values": targets.events, "targets": targets.targets, "rows": rows}
+    return {"k": int(k), "values": targets.events, "targets": targets.targets, "rows": rows}
 
 
 def _check(values: Float[np.ndarray, " targets"], found: str) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pytest
+import shapes
 
 from semid.artifacts import Manifest, Origin
 from semid.catalog import SemanticCatalog
@@ -239,6 +240,8 @@ def test_lists_of_another_shape_or_type_are_refused(dataset):
         ({"ks": (0,)}, "got ks"),
         ({"ks": 10}, r"ks as a list of whole numbers, such as \(5, 10\), got 10"),
         ({"ks": (5.0,)}, r"whole numbers, .* got \(5.0,\)"),
+        ({"ks": (True,)}, r"whole numbers, .* got \(True,\)"),
+        ({"batch_size": 2.5}, "batch_size of at least 1, got .* 2.5"),
         ({"batch_size": 0}, "batch_size 0"),
         ({"split": "train"}, "train"),
     ],
@@ -357,7 +360,10 @@ def test_metrics_file(dataset, bigram, tmp_path):
     assert written["provenance"]["split_rule"] == {"type": "LeaveOneOut"}
     examples = [{"user": "u1"}]
     write_metrics(tmp_path / "metrics.json", "test", [row], {}, examples=examples)
-    write_metrics(tmp_path / "new/folder/metrics.json", "test", [row], {}, examples=examples)
+    with shapes.unchecked():
+        of_numpy = evaluate(bigram, dataset, ks=(np.int64(5), np.int64(10)), exclude_seen=np.False_)
+    assert of_numpy.provenance == result.provenance
+    write_metrics(tmp_path / "new/folder/metrics.json", "test", [row], of_numpy.provenance, examples=examples)
     assert json.loads((tmp_path / "examples.json").read_text()) == examples
     digest = hashlib.sha256((tmp_path / "examples.json").read_bytes()).hexdigest()
     assert json.loads((tmp_path / "metrics.json").read_text())["files"] == {"examples.json": digest}
