@@ -440,7 +440,7 @@ def _measure(
 
 
 def _checked_ks(ranker: Ranker, ks: Sequence[int], batch_size: int) -> tuple[int, ...]:
-    """The cut-offs as Python integers, as JSON takes them. Raises SemidError for arguments of `evaluate` out of range."""
+    """Cut-offs as Python integers, as JSON takes them. Raises SemidError for wrong arguments of `evaluate`."""
     if not isinstance(ranker, Ranker):
         raise SemidError(f"expected a ranker with item_ids, codes, tie_break and rank(), got {type(ranker).__name__}")
     if not isinstance(ks, Sequence) or not all(_is_whole(k) for k in ks):
