@@ -236,10 +236,8 @@ def test_what_a_kill_leaves_does_not_break_a_resumed_run(tmp_path, state, leave)
 def test_a_position_in_other_data_is_refused_in_one_line(tmp_path, state):
     checkpoints = opened(tmp_path)
     save(checkpoints, state, {1: 0.5})
-    with pytest.raises(
-        SemidError,
-        match=r"1: cannot go on from here \(data in checkpoint: these .*\); delete this folder and run again$",
-    ):
+    remedy = f"take the settings of that run, or delete {re.escape(str(tmp_path))} and run again$"
+    with pytest.raises(SemidError, match=rf"1: cannot go on from here, .* \(data in checkpoint: these .*\); {remedy}"):
         checkpoints.restore(state, 1, Position(data="others"))
     checkpoints.close()
 
