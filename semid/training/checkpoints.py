@@ -147,8 +147,8 @@ class Checkpoints:
         except (ValueError, KeyError, OSError) as error:  # messages of Orbax and Grain have several lines
             why = " ".join(str(error).split())[:300]
             raise SemidError(
-                f"{where}: cannot go on from here, as it may be of another model or other data ({why}); take the settings "
-                f"of that run, or delete {self.folder} and run again"
+                f"{where}: cannot go on from here, as it may be of another model or other data ({why}); take the "
+                f"settings of that run, or delete {self.folder} and run again"
             ) from None
         found = {name: replace_leaves(part, _with_keys(part, read[name]), where=where) for name, part in parts.items()}
         return dataclasses.replace(like, step=like.step * 0 + step, **found)
