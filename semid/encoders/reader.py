@@ -197,13 +197,18 @@ class ContentConfig:
     """The layer that fuses the vectors of an item's modalities into one."""
 
     def __post_init__(self) -> None:
-        kinds = {"text": (self.text, TextSource, "Text"), "image": (self.image, ImageSource, "Image")}
+        # Of any type, as a caller may give others than the annotated ones.
+        kinds: dict[str, tuple[Any, type[Source], str]] = {
+            "text": (self.text, TextSource, "Text"),
+            "image": (self.image, ImageSource, "Image"),
+        }
+        vectors: Any = self.vectors
         for name, (given, kind, title) in kinds.items():
             if given is not None and not isinstance(given, kind):
                 such = f"{title}FromScratch() or Pretrained{title}(folder)"
                 raise SemidError(f"{name}: expected the config of an encoder, such as {such}, or None, got {given!r}")
-        if isinstance(self.vectors, str):
-            raise SemidError(f"vectors: expected names of columns, got {self.vectors!r}; give ({self.vectors!r},)")
+        if isinstance(vectors, str):
+            raise SemidError(f"vectors: expected names of columns, got {vectors!r}; give ({vectors!r},)")
         if not self.sources:
             raise SemidError("expected text, image or vectors to encode items from, got none of them")
         # `items` is a method of the mapping that holds the encoders.
