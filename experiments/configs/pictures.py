@@ -15,7 +15,7 @@ pictures are read, these films have none, which is a learned row. `pictures.enco
 pretrained encoder.
 
 All else is as in `mscgrec`, which has the arms of one and of two sequences. Measured on MovieLens-1M at a third of the
-epochs (Recall@10): behavior .2133, with text read too .2228, with pictures as well .2240 (seeds 0 and 1); text .1470,
+epochs (Recall@10): behavior .2127, with text read too .2208, with pictures as well .2230 (three seeds); text .1470,
 with behavior read too .1901, with pictures as well .1978; pictures .0942, with text and behavior read too .1712 (seed
 0). The paper (arXiv 2602.03713) has codes of pictures by self-supervision (`semid.tokenizers.rq_dino_loss`, for
 accelerators).
