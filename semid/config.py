@@ -14,6 +14,7 @@ import inspect
 import math
 import types
 import typing
+from numbers import Integral
 from typing import Any, TypeVar
 
 from semid.errors import SemidError, did_you_mean
@@ -202,6 +203,11 @@ def difference(old: dict, new: dict, *, prefix: str = "", most: int | None = 4) 
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def is_whole(number: object) -> bool:
+    """True for integers, numpy's too, but not for booleans."""
+    return isinstance(number, Integral) and not isinstance(number, bool)
 
 
 def check_range(

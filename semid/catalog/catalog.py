@@ -20,6 +20,7 @@ from semid import artifacts
 from semid.arrow import read_parquet, to_lists, to_matrix, write_parquet
 from semid.artifacts import Kind, Origin
 from semid.catalog.changes import STATE_COLUMNS, BaseVersion, Change, ItemCodes, read_changes, replay
+from semid.config import is_whole
 from semid.data import Id, as_ids, is_encoder_file
 from semid.errors import SemidError
 from semid.notebooks import Facts, as_pandas
@@ -324,7 +325,7 @@ class SemanticCatalog:
 
 def _checked_sizes(level_sizes: Sequence[int]) -> tuple[int, ...]:
     """Level sizes as Python integers: catalogues of equal sizes are to be equal, and digests are of JSON."""
-    if not isinstance(level_sizes, Iterable) or not all(isinstance(size, int | np.integer) for size in level_sizes):
+    if not isinstance(level_sizes, Iterable) or not all(map(is_whole, level_sizes)):
         raise SemidError(f"expected level_sizes as whole numbers, such as (256, 256), got {level_sizes!r}")
     return tuple(int(size) for size in level_sizes)
 

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from semid import artifacts
 from semid.arrow import write_parquet
 from semid.artifacts import Origin
+from semid.config import is_whole
 from semid.data import Dataset, Examples, Histories, SourceOrder, TieRule, as_ids, as_masks
 from semid.errors import SemidError
 from semid.evaluation import metrics
@@ -443,15 +444,11 @@ def _checked_ks(ranker: Ranker, ks: Sequence[int], batch_size: int) -> tuple[int
     """Cut-offs as Python integers, as JSON takes them. Raises SemidError for wrong arguments of `evaluate`."""
     if not isinstance(ranker, Ranker):
         raise SemidError(f"expected a ranker with item_ids, codes, tie_break and rank(), got {type(ranker).__name__}")
-    if not isinstance(ks, Sequence) or not all(_is_whole(k) for k in ks):
+    if not isinstance(ks, Sequence) or not all(is_whole(k) for k in ks):
         raise SemidError(f"expected ks as a list of whole numbers, such as (5, 10), got {ks!r}")
-    if not ks or min(ks) < 1 or not _is_whole(batch_size) or batch_size < 1:
+    if not ks or min(ks) < 1 or not is_whole(batch_size) or batch_size < 1:
         raise SemidError(f"expected ks and batch_size of at least 1, got ks {tuple(ks)} and batch_size {batch_size}")
     return tuple(int(k) for k in ks)
-
-
-def _is_whole(number: object) -> bool:
-    return isinstance(number, int | np.integer) and not isinstance(number, bool)
 
 
 def _checked_item_ids(item_ids: Any, options: Mapping[str, Any]) -> pa.Array | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import NamedTuple
 
 import jax
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Array, Int
 
+from semid.config import is_whole
 from semid.data import Tags, as_ids
 from semid.errors import SemidError
 from semid.progress import LOG
@@ -40,11 +40,6 @@ class Sampling:
     def noise(self, index: Int[np.ndarray, " b"]) -> GumbelNoise:
         """Noise for the histories of these indices."""
         return request_noise(self.seed, jax.device_put(index.astype(np.int32)), temperature=self.temperature)
-
-
-def is_whole(number: object) -> bool:
-    """True for integers, numpy's too, but not for booleans."""
-    return isinstance(number, Integral) and not isinstance(number, bool)
 
 
 def item_groups(items: pa.Table, columns: tuple[str, ...], item_ids: pa.Array) -> dict[str, Tags]:

@@ -12,10 +12,11 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from semid.catalog import SemanticCatalog
+from semid.config import is_whole
 from semid.data import Histories, as_masks
 from semid.errors import SemidError
 from semid.graphs.ranking import largest
-from semid.recommender.lists import Sampling, is_whole
+from semid.recommender.lists import Sampling
 from semid.recommender.mixing import log_factors
 from semid.recommender.requests import power_of_two, request_batches, select_masks
 from semid.recommender.scorers import Scorer
